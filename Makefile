@@ -1,0 +1,67 @@
+# Needs Python 3.10 or newer and GNU make; everything else goes into .venv.
+#   make train      train the row-LSTM on MNIST, results in runs/row-lstm    make train ARGS="--seed 1 --compare"
+#   make test       the test suite                                           make test ARGS="-k mask"
+#   make test-slow  the tests that take minutes
+#   make lint       ruff, mypy, import-linter
+#   make bench      the benchmark grid against torch.nn.LSTM                 make bench ARGS="--only T28-B128-I28-H128"
+#   make clean      remove .venv and what was built
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+ifeq ($(OS),Windows_NT)
+BIN := $(VENV)/Scripts
+else
+BIN := $(VENV)/bin
+endif
+
+define CHECK_PYTHON
+import sys
+if sys.version_info < (3, 10):
+    sys.exit("fastlstm needs Python 3.10 or newer, but %s is Python %d.%d; name another: make PYTHON=python3.12" % ((sys.executable,) + sys.version_info[:2]))
+try:
+    import ensurepip, venv
+except ImportError:
+    sys.exit("%s cannot make virtual environments; on Debian and Ubuntu: apt-get install python3-venv" % sys.executable)
+endef
+export CHECK_PYTHON
+
+.PHONY: train test test-slow lint bench clean
+.NOTPARALLEL: # pip installs into one environment, one at a time
+
+train: $(VENV)/.installed
+	$(BIN)/python -m fastlstm.train --out runs/row-lstm $(ARGS)
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.installed-bench
+	$(BIN)/python -m benchmarks.run $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .benchmarks .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+
+# Stamps inside the environment: installed again only when the packaging changes.
+$(VENV)/.created:
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) was not found; name a Python 3.10 or newer: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c "$$CHECK_PYTHON"
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.created pyproject.toml setup.py
+	$(BIN)/python -m pip install -e .
+	@touch $@
+
+$(VENV)/.installed-%: $(VENV)/.created pyproject.toml setup.py
+	$(BIN)/python -m pip install -e ".[$*]"
+	@touch $@
