@@ -1,0 +1,1 @@
+"""One module a machine, each with ``supports``, ``saved_shape``, ``forward`` and ``backward``: see CONTRIBUTING.md."""

@@ -1,0 +1,230 @@
+"""LSTM layers on the CPU: kernels compiled by Numba when first used, all time steps of a layer in one call.
+
+A tile of batch rows by four vectors stays in registers over the whole sum; weights are packed for it at every call. Threads
+split the batch rows, or the hidden units where rows are few. See `forward_kernel` and `backward_kernel` for the loops.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastlstm.backends.numba.memory import empty
+
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def supports(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why these tensors cannot be taken, or None. 16-bit tensors are computed in float32."""
+    if device.type not in ("cpu", "meta"):
+        return f"the numba backend needs CPU tensors, got {device.type}"
+    if dtype not in _DTYPES:
+        return f"the numba backend needs float32, float64, bfloat16 or float16, got {dtype}"
+    return None
+
+
+@cache
+def _lanes(dtype: torch.dtype) -> int:
+    from fastlstm.backends.numba.simd import VECTOR_BYTES
+
+    return VECTOR_BYTES // dtype.itemsize
+
+
+def _panels(size: int, lanes: int) -> int:
+    return (size + lanes - 1) // lanes
+
+
+def saved_shape(T: int, B: int, H: int, dtype: torch.dtype) -> tuple[int, ...]:
+    """Shape of the gates kept for the backward pass: for each panel of units its rows side by side, as both passes read them."""
+    lanes = _lanes(dtype)
+    return T, _panels(H, lanes), B, 4 * lanes
+
+
+def _rows_contiguous(a: Tensor) -> Tensor:
+    return a if a.stride(-1) == 1 or a.shape[-1] == 1 else a.contiguous()
+
+
+def _split(B: int, H: int, work: int) -> tuple[int, int]:
+    """Threads, and into how many parts they split the batch rows; threads within a part split the units."""
+    from fastlstm.backends.numba import tasks
+
+    if work < 500_000:  # multiply-adds: below this a parallel region costs more than it saves
+        return 1, 1
+    threads = tasks.threads_now()
+    return threads, max(1, min(threads, B // 4))
+
+
+def _workspace(like: Tensor, threads: int, parts: int, floats: int) -> tuple[Tensor, dict[str, int]]:
+    """Barrier counters, constants and each thread's scratch, in one allocation; and the fields that every task has."""
+    from fastlstm.backends.numba import tasks
+
+    size = like.element_size()
+    barriers, constants, each = 16 * (threads + 1), 272, (floats + 15) // 16 * 16  # in elements of 4 or 8 bytes
+    memory = like.new_empty(barriers + constants + threads * each)
+    memory[: barriers + constants].zero_()
+    memory[barriers + 1024 // size] = 1.0
+    at = memory.data_ptr()
+    return memory, {
+        **tasks.primitives(size),
+        "parts": parts,
+        "barrier": at,
+        "relax": tasks.relax(),
+        "constants": at + barriers * size,
+        "scratch": at + (barriers + constants) * size,
+        "scratch_bytes": each * size,
+    }
+
+
+def _strides(name: str, a: Tensor | None, *suffixes: str) -> dict[str, int]:
+    """The address of `a` and its leading strides in bytes, as fields of an argument struct."""
+    if a is None:
+        return {}
+    size = a.element_size()
+    return {name: a.data_ptr(), **{f"{name}_{s}": stride * size for s, stride in zip(suffixes, a.stride())}}
+
+
+def _address(a: Tensor | None) -> int:
+    return 0 if a is None else a.data_ptr()
+
+
+def forward(
+    x: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias: Tensor | None,
+    h_0: Tensor,
+    c_0: Tensor,
+    mask: Tensor | None,
+    reverse: bool,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """See `fastlstm.backends.reference.forward`; the gates have `saved_shape`."""
+    from fastlstm.backends.numba import tasks
+    from fastlstm.backends.numba.arguments import ForwardArguments
+
+    (T, B, I), H = x.shape, weight_hh.shape[-1]
+    lanes = _lanes(x.dtype)
+    panels = _panels(H, lanes)
+    h, h_n, c_n = x.new_empty(T, B, H), x.new_empty(B, H), x.new_empty(B, H)
+    c = empty(x, T, B, H) if save else x.new_empty(0)
+    gates = empty(x, T, panels, B, 4 * lanes) if save else x.new_empty(0)
+    if weight_ih.dim() == 3:
+        return _stacked_forward(x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, save)
+    x, weight_ih, weight_hh, h_0, c_0 = (_rows_contiguous(a) for a in (x, weight_ih, weight_hh, h_0, c_0))
+    bias = bias if bias is None else bias.contiguous()
+    mask = mask if mask is None else mask.to(torch.int32).contiguous()
+    threads, parts = _split(B, H, T * B * 4 * H * (I + H))
+    packed = x.new_empty(panels * (I + H + 1) * 4 * lanes)
+    scratch, fields = _workspace(x, threads, parts, 64 * 7 * lanes + (B * H if mask is not None else 0))
+    arguments = ForwardArguments(
+        T=T, B=B, I=I, H=H, reverse=reverse, mask=_address(mask), bias=_address(bias),
+        h=h.data_ptr(), c=c.data_ptr() if save else c_n.data_ptr(), c_step=B * H * x.element_size() if save else 0,
+        gates=gates.data_ptr() if save else 0, h_n=h_n.data_ptr(), c_n=c_n.data_ptr(),
+        packed=packed.data_ptr(), pack=1, **fields,
+        **_strides("x", x, "step", "row"), **_strides("weight_ih", weight_ih, "row"), **_strides("weight_hh", weight_hh, "row"),
+        **_strides("h_0", h_0, "row"), **_strides("c_0", c_0, "row"),
+    )  # fmt: skip
+    tasks.run("forward", arguments, threads)
+    return h, h_n, c_n, c, gates
+
+
+def backward(
+    dh: Tensor | None,
+    dh_n: Tensor | None,
+    dc_n: Tensor | None,
+    dc: Tensor | None,
+    x: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias: Tensor | None,
+    h_0: Tensor,
+    c_0: Tensor,
+    mask: Tensor | None,
+    h: Tensor,
+    c: Tensor,
+    gates: Tensor,
+    reverse: bool,
+    needs: list[bool],
+) -> tuple[Tensor | None, ...]:
+    """See `fastlstm.backends.reference.backward`."""
+    from fastlstm.backends.numba import tasks
+    from fastlstm.backends.numba.arguments import BackwardArguments
+
+    if weight_ih.dim() == 3:
+        return _stacked_backward(
+            dh, dh_n, dc_n, dc, x, weight_ih, weight_hh, bias, h_0, c_0, mask, h, c, gates, reverse, needs
+        )
+    (T, B, I), H = x.shape, weight_hh.shape[-1]
+    lanes = _lanes(x.dtype)
+    panels = _panels(H, lanes)
+    x, weight_ih, weight_hh, h_0, c_0 = (_rows_contiguous(a) for a in (x, weight_ih, weight_hh, h_0, c_0))
+    h, c, gates = h.contiguous(), c.contiguous(), gates.contiguous()
+    dh, dh_n, dc_n, dc = (a if a is None else _rows_contiguous(a) for a in (dh, dh_n, dc_n, dc))
+    mask = mask if mask is None else mask.to(torch.int32).contiguous()
+    dx = x.new_empty(T, B, I) if needs[0] else None
+    dweight_ih = x.new_empty(4 * H, I) if needs[1] else None
+    dweight_hh = x.new_empty(4 * H, H) if needs[2] else None
+    dbias = x.new_empty(4 * H) if needs[3] and bias is not None else None
+    dh_0, dc_0 = x.new_empty(B, H), x.new_empty(B, H)
+    threads, parts = _split(B, H, T * B * 4 * H * (2 * H + I))
+    dpreact, dc_carried = empty(x, *gates.shape), x.new_empty(panels * B * lanes * (1 if mask is None else 2))
+    packed = panels * 4 * lanes * 4 * lanes  # of one group of four vectors
+    packed_hh = x.new_empty(_panels(H, 4 * lanes) * packed)
+    packed_ih = x.new_empty(_panels(I, 4 * lanes) * packed) if needs[0] else None
+    sums = any(needs[1:])
+    dweights = x.new_empty(panels * (I + H + 1) * 4 * lanes) if sums else None
+    floats = max(64 * 7 * lanes, 128 * _panels(I + H + 1, 24) * 24 if sums else 0)
+    scratch, fields = _workspace(x, threads, parts, floats)
+    arguments = BackwardArguments(
+        T=T, B=B, I=I, H=H, reverse=reverse, mask=_address(mask), h=h.data_ptr(), c=c.data_ptr(), gates=gates.data_ptr(),
+        dpreact=dpreact.data_ptr(), dc_carried=dc_carried.data_ptr(), packed_hh=packed_hh.data_ptr(),
+        packed_ih=_address(packed_ih), dweights=_address(dweights), dx=_address(dx), dweight_ih=_address(dweight_ih),
+        dweight_hh=_address(dweight_hh), dbias=_address(dbias), dh_0=dh_0.data_ptr(), dc_0=dc_0.data_ptr(), **fields,
+        **_strides("x", x, "step", "row"), **_strides("weight_ih", weight_ih, "row"), **_strides("weight_hh", weight_hh, "row"),
+        **_strides("h_0", h_0, "row"), **_strides("c_0", c_0, "row"), **_strides("dh", dh, "step", "row"),
+        **_strides("dh_n", dh_n, "row"), **_strides("dc_n", dc_n, "row"), **_strides("dc", dc, "step", "row"),
+    )  # fmt: skip
+    tasks.run("backward", arguments, threads)
+    return dx, dweight_ih, dweight_hh, dbias, dh_0, dc_0
+
+
+def _group(a: Tensor | None, axis: int, g: int, groups: int) -> Any:
+    return None if a is None else a.unflatten(axis, (groups, -1)).select(axis, g)
+
+
+def _stacked_forward(
+    x: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor | None, h_0: Tensor, c_0: Tensor, mask: Tensor | None,
+    reverse: bool, save: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """A stack of layers, each with its group of batch rows."""
+    G = weight_ih.shape[0]
+    results = [
+        forward(
+            _group(x, 1, g, G), weight_ih[g], weight_hh[g], None if bias is None else bias[g], _group(h_0, 0, g, G),
+            _group(c_0, 0, g, G), _group(mask, 1, g, G), reverse, save,
+        )
+        for g in range(G)
+    ]  # fmt: skip
+    h, h_n, c_n, c, gates = zip(*results)
+    if save:
+        return torch.cat(h, 1), torch.cat(h_n), torch.cat(c_n), torch.cat(c, 1), torch.cat(gates, 2)
+    return torch.cat(h, 1), torch.cat(h_n), torch.cat(c_n), c[0], gates[0]
+
+
+def _stacked_backward(*args: Any) -> tuple[Tensor | None, ...]:
+    """The gradients of a stack of layers."""
+    dh, dh_n, dc_n, dc, x, weight_ih, weight_hh, bias, h_0, c_0, mask, h, c, gates, reverse, needs = args
+    G = weight_ih.shape[0]
+    results = [
+        backward(
+            _group(dh, 1, g, G), _group(dh_n, 0, g, G), _group(dc_n, 0, g, G), _group(dc, 1, g, G), _group(x, 1, g, G),
+            weight_ih[g], weight_hh[g], None if bias is None else bias[g], _group(h_0, 0, g, G), _group(c_0, 0, g, G),
+            _group(mask, 1, g, G), _group(h, 1, g, G), _group(c, 1, g, G), _group(gates, 2, g, G), reverse, needs,
+        )
+        for g in range(G)
+    ]  # fmt: skip
+    joins = (lambda a: torch.cat(a, 1), torch.stack, torch.stack, torch.stack, torch.cat, torch.cat)
+    return tuple(None if column[0] is None else join(column) for join, column in zip(joins, zip(*results)))

@@ -1,0 +1,114 @@
+"""The backward pass of a layer: dpreact for every time step, then the gradients that are sums over all rows."""
+
+from fastlstm.backends.numba.gradients import back_product, group, groups_of, input_gradient, pack_transposed, weight_gradients
+from fastlstm.backends.numba.intrinsics import call, get_int32
+from fastlstm.backends.numba.shared import (
+    BARRIERS, CHUNK, HOLD, RESET, VECTOR, any_row, jit, share, wait, zero_resets,
+)  # fmt: skip
+
+
+@jit
+def cells(a, p, t, b, rows, first, scratch, dh, mask, dh_held):  # type: ignore[no-untyped-def]
+    """dpreact of one panel for `rows` rows from `b` on. `dh` is the gradient from the step after; `first`: c_prev is c_0."""
+    L, S, H, B = a.lanes, a.size, a.H, a.B
+    panels, valid, unit = (H + L - 1) // L, min(L, H - p * L), p * L * S
+    c_old, dh_old, dc_held = scratch + CHUNK * 4 * VECTOR, scratch + CHUNK * 5 * VECTOR, scratch + CHUNK * 6 * VECTOR
+    resets, holds = any_row(mask, rows, RESET), any_row(mask, rows, HOLD)
+    carried = a.dc_carried + (p * B + b) * VECTOR
+    if a.dc != 0:
+        call(a.add_rows, rows, valid, a.dc + t * a.dc_step + b * a.dc_row + unit, a.dc_row, carried, VECTOR)
+    t_prev = t + 1 if a.reverse != 0 else t - 1
+    old, old_row = a.c + (t_prev * B + b) * H * S + unit, H * S
+    if first:
+        old, old_row = a.c_0 + b * a.c_0_row + unit, a.c_0_row
+    dh_out, dh_out_row = a.constants, 0
+    if a.dh != 0:
+        dh_out, dh_out_row = a.dh + t * a.dh_step + b * a.dh_row + unit, a.dh_row
+    if valid < L or resets:
+        call(a.copy_rows, rows, valid, L, old, old_row, c_old, VECTOR)
+        if resets:
+            zero_resets(a, rows, L, mask, c_old, VECTOR)
+        old, old_row = c_old, VECTOR
+        if a.dh != 0:
+            call(a.copy_rows, rows, valid, L, dh_out, dh_out_row, dh_old, VECTOR)
+            dh_out, dh_out_row = dh_old, VECTOR
+    if holds:  # a held row hands on what it got: dh and dc pass, dpreact is zero
+        call(a.copy_rows, rows, L, L, carried, VECTOR, dc_held, VECTOR)
+        held = dh_held + (p * B + b) * VECTOR
+        call(a.copy_rows, rows, valid, L, dh, 4 * VECTOR, held, VECTOR)
+        call(a.add_rows, rows, valid, dh_out, dh_out_row, held, VECTOR)
+    at = ((t * panels + p) * B + b) * 4 * VECTOR
+    call(a.cell_backward, rows, valid, dh, 4 * VECTOR, dh_out, dh_out_row, carried, a.gates + at, old, old_row, a.dpreact + at)
+    if holds:
+        for r in range(rows):
+            if get_int32(mask + 4 * r) == HOLD:
+                call(a.copy_rows, 1, L, L, dc_held + r * VECTOR, 0, carried + r * VECTOR, 0)
+                call(a.copy_rows, 1, 0, 4 * L, dc_held, 0, a.dpreact + at + r * 4 * VECTOR, 0)
+
+
+@jit
+def backward(a, thread, threads):  # type: ignore[no-untyped-def]
+    """This thread's share: rows and units are split as in the forward pass, the sums over rows by panels."""
+    L, S, I, H, B, T = a.lanes, a.size, a.I, a.H, a.B, a.T
+    panels = (H + L - 1) // L
+    groups, groups_x = groups_of(panels), groups_of((I + L - 1) // L)
+    parts = min(threads, a.parts)
+    team = threads // parts
+    everyone = parts * team
+    if thread >= everyone:
+        return
+    part, member = thread // team, thread % team
+    pack_transposed(a, a.weight_hh, a.weight_hh_row, H, a.packed_hh, share(groups, thread, everyone), share(groups, thread + 1, everyone))
+    if a.dx != 0:
+        pack_transposed(a, a.weight_ih, a.weight_ih_row, I, a.packed_ih, share(groups_x, thread, everyone), share(groups_x, thread + 1, everyone))
+    met = wait(a.barrier, everyone, 0, a.relax)
+    barrier, passed = a.barrier + (1 + part) * BARRIERS, 0
+
+    b_first, b_last = share(B, part, parts), share(B, part + 1, parts)
+    q_first, q_last = share(groups, member, team), share(groups, member + 1, team)
+    scratch = a.scratch + thread * a.scratch_bytes
+    dh_held = a.dc_carried + panels * B * VECTOR  # (panels, B, lanes): what a held step hands to the one before
+
+    for s in range(T - 1, -2, -1):  # -1: only the gradients that arrive at h_0 and c_0
+        t, t_next = (T - 1 - s, T - 2 - s) if a.reverse != 0 else (s, s + 1)
+        for q in range(q_first, q_last):
+            p_first, p_last = group(panels, q), group(panels, q + 1)
+            column = p_first * L
+            width = min((p_last - p_first) * L, H - column)
+            for b in range(b_first, b_last, CHUNK):
+                rows = min(CHUNK, b_last - b)
+                mask = a.mask + (t * B + b) * 4 if a.mask != 0 and s >= 0 else 0
+                mask_next = a.mask + (t_next * B + b) * 4 if a.mask != 0 and s < T - 1 else 0
+                if s < T - 1:
+                    back_product(a, rows, b, t_next, a.packed_hh, panels, q, scratch)
+                elif a.dh_n != 0:
+                    call(a.copy_rows, rows, width, 4 * L, a.dh_n + b * a.dh_n_row + column * S, a.dh_n_row, scratch, 4 * VECTOR)
+                else:
+                    call(a.copy_rows, rows, 0, 4 * L, scratch, 0, scratch, 4 * VECTOR)
+                resets, holds = any_row(mask_next, rows, RESET), any_row(mask_next, rows, HOLD)
+                if resets:
+                    zero_resets(a, rows, 4 * L, mask_next, scratch, 4 * VECTOR)
+                for p in range(p_first, p_last):
+                    dh, carried, valid = scratch + (p - p_first) * VECTOR, a.dc_carried + (p * B + b) * VECTOR, min(L, H - p * L)
+                    if s == T - 1:
+                        dc_n, given = a.dc_n + b * a.dc_n_row + p * L * S, valid if a.dc_n != 0 else 0
+                        call(a.copy_rows, rows, given, L, dc_n, a.dc_n_row, carried, VECTOR)
+                    if resets:
+                        zero_resets(a, rows, L, mask_next, carried, VECTOR)
+                    if holds:
+                        for r in range(rows):
+                            if get_int32(mask_next + 4 * r) == HOLD:
+                                call(a.copy_rows, 1, L, L, dh_held + (p * B + b + r) * VECTOR, 0, dh + r * 4 * VECTOR, 0)
+                    if s >= 0:
+                        cells(a, p, t, b, rows, s == 0, scratch, dh, mask, dh_held)
+                    else:
+                        at = (b * H + p * L) * S
+                        call(a.copy_rows, rows, valid, valid, dh, 4 * VECTOR, a.dh_0 + at, H * S)
+                        call(a.copy_rows, rows, valid, valid, carried, VECTOR, a.dc_0 + at, H * S)
+        passed = wait(barrier, team, passed, a.relax)
+
+    met = wait(a.barrier, everyone, met, a.relax)
+    if a.dweights != 0:
+        weight_gradients(a, scratch, share(panels, thread, everyone), share(panels, thread + 1, everyone))
+    if a.dx != 0:
+        input_gradient(a, scratch, thread, everyone)

@@ -1,0 +1,103 @@
+"""The forward pass of a layer: every time step for this thread's rows and units."""
+
+from fastlstm.backends.numba.intrinsics import call, get_int32
+from fastlstm.backends.numba.shared import (
+    BARRIERS, BLOCK_K, CHUNK, HOLD, RESET, VECTOR, any_row, jit, share, wait, zero_resets,
+)  # fmt: skip
+
+
+@jit
+def pack_weights(a, first, last):  # type: ignore[no-untyped-def]
+    """Panels `first` to `last`: rows of weight_ih and weight_hh to [k][gate][lane], units past H zero; and the biases."""
+    L, S, I, H = a.lanes, a.size, a.I, a.H
+    panels, K = (H + L - 1) // L, I + H
+    for p in range(first, last):
+        panel, bias, valid = a.packed + p * K * 4 * VECTOR, a.packed + (panels * K + p) * 4 * VECTOR, min(L, H - p * L)
+        if valid < L:
+            call(a.copy_rows, K, 0, 4 * L, panel, 0, panel, 4 * VECTOR)
+        call(a.copy_rows, 1, 0, 4 * L, bias, 0, bias, 0)
+        for gate in range(4):
+            row, to = gate * H + p * L, panel + gate * VECTOR
+            call(a.transpose, valid, I, a.weight_ih + row * a.weight_ih_row, a.weight_ih_row, to, 4 * VECTOR)
+            to += I * 4 * VECTOR
+            call(a.transpose, valid, H, a.weight_hh + row * a.weight_hh_row, a.weight_hh_row, to, 4 * VECTOR)
+            if a.bias != 0:
+                call(a.copy_rows, 1, valid, valid, a.bias + row * S, 0, bias + gate * VECTOR, 0)
+
+
+@jit
+def forward(a, thread, threads):  # type: ignore[no-untyped-def]
+    """This thread's share. `parts` teams split the batch rows and meet nobody; within a team units are split, one barrier a step."""
+    L, S, I, H, B, T = a.lanes, a.size, a.I, a.H, a.B, a.T
+    panels, K = (H + L - 1) // L, I + H
+    parts = min(threads, a.parts)
+    team = threads // parts
+    if thread >= parts * team:
+        return
+    part, member = thread // team, thread % team
+    if a.pack != 0:
+        pack_weights(a, share(panels, thread, parts * team), share(panels, thread + 1, parts * team))
+        wait(a.barrier, parts * team, 0, a.relax)
+    barrier, passed = a.barrier + (1 + part) * BARRIERS, 0
+
+    b_first, b_last = share(B, part, parts), share(B, part + 1, parts)
+    p_first, p_last = share(panels, member, team), share(panels, member + 1, team)
+    block = (K + BLOCK_K - 1) // BLOCK_K
+    block = (K + block - 1) // block
+    biases, scratch = a.packed + panels * K * 4 * VECTOR, a.scratch + thread * a.scratch_bytes
+    c_old, c_new, h_new = scratch + CHUNK * 4 * VECTOR, scratch + CHUNK * 5 * VECTOR, scratch + CHUNK * 6 * VECTOR
+    h_reset = scratch + CHUNK * 7 * VECTOR  # (rows, H)
+    kernel = a.cell_forward_saving if a.gates != 0 else a.cell_forward
+    h_prev, h_prev_row, c_prev, c_prev_row = a.h_0, a.h_0_row, a.c_0, a.c_0_row
+
+    for s in range(T):
+        t = T - 1 - s if a.reverse != 0 else s
+        h, c, x = a.h + t * B * H * S, a.c + t * a.c_step, a.x + t * a.x_step
+        mask = a.mask + t * B * 4 if a.mask != 0 else 0
+        h_seen, h_seen_row = h_prev, h_prev_row
+        if any_row(mask + b_first * 4 if mask != 0 else 0, b_last - b_first, RESET):
+            h_seen, h_seen_row = h_reset - b_first * H * S, H * S
+            call(a.copy_rows, b_last - b_first, H, H, h_prev + b_first * h_prev_row, h_prev_row, h_reset, H * S)
+            zero_resets(a, b_last - b_first, H, mask + b_first * 4, h_reset, H * S)
+        for p in range(p_first, p_last):
+            w, valid = a.packed + p * K * 4 * VECTOR, min(L, H - p * L)
+            for b in range(b_first, b_last, CHUNK):
+                rows = min(CHUNK, b_last - b)
+                init, init_row = biases + p * 4 * VECTOR, 0
+                for k in range(0, K, block):
+                    k_last = min(k + block, K)
+                    of_x = max(0, min(k_last, I) - k)
+                    x_k, h_k = x + b * a.x_row + k * S, h_seen + b * h_seen_row + max(0, k - I) * S
+                    call(
+                        a.product4, rows, init, init_row, scratch, 4 * VECTOR, w + k * 4 * VECTOR,
+                        x_k, a.x_row, S, of_x, 1, 0, of_x * 4 * VECTOR, h_k, h_seen_row, k_last - k - of_x,
+                    )  # fmt: skip
+                    init, init_row = scratch, 4 * VECTOR
+
+                at, mask_b = b * H * S + p * L * S, mask + b * 4 if mask != 0 else 0
+                resets, holds = any_row(mask_b, rows, RESET), any_row(mask_b, rows, HOLD)
+                old, old_row, new, new_row = c_prev + b * c_prev_row + p * L * S, c_prev_row, c + at, H * S
+                out, out_row, gates = h + at, H * S, a.gates + ((t * panels + p) * B + b) * 4 * VECTOR
+                aside = valid < L or resets or holds  # whole vectors in scratch, then what belongs to the user's rows
+                if aside:
+                    call(a.copy_rows, rows, valid, L, old, old_row, c_old, VECTOR)
+                    if resets:
+                        zero_resets(a, rows, L, mask_b, c_old, VECTOR)
+                    old, old_row, new, new_row, out, out_row = c_old, VECTOR, c_new, VECTOR, h_new, VECTOR
+                call(kernel, rows, scratch, old, old_row, new, new_row, out, out_row, gates)
+                if aside:
+                    for r in range(rows):
+                        h_from, c_from = h_new + r * VECTOR, c_new + r * VECTOR
+                        if holds and get_int32(mask_b + 4 * r) == HOLD:
+                            h_from = h_prev + (b + r) * h_prev_row + p * L * S
+                            c_from = c_prev + (b + r) * c_prev_row + p * L * S
+                        call(a.copy_rows, 1, valid, valid, h_from, 0, h + at + r * H * S, 0)
+                        call(a.copy_rows, 1, valid, valid, c_from, 0, c + at + r * H * S, 0)
+        h_prev, h_prev_row, c_prev, c_prev_row = h, H * S, c, H * S
+        passed = wait(barrier, team, passed, a.relax)
+
+    if member == 0:
+        at, rows = b_first * H * S, b_last - b_first
+        call(a.copy_rows, rows, H, H, h_prev + at, H * S, a.h_n + at, H * S)
+        if a.c_step != 0:
+            call(a.copy_rows, rows, H, H, c_prev + at, H * S, a.c_n + at, H * S)

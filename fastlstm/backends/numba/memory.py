@@ -1,0 +1,55 @@
+"""Large buffers that are used again. A fresh one costs more in page faults than the layer's arithmetic saves.
+
+The gates of a forward pass and the dpreact of a backward pass are tens of megabytes that live for one training step. malloc maps
+them anew every time; here their pages go back to a small pool when the tensor dies, in huge pages where the system has them.
+"""
+
+import ctypes
+import mmap
+import weakref
+from collections import deque
+
+import torch
+from torch import Tensor
+
+SMALL = 1 << 20  # below this malloc keeps the memory anyway
+LIMIT = 256 << 20  # bytes the pool may hold while nobody uses them
+PAGE = 2 << 20
+
+_free: deque[mmap.mmap] = deque()  # append and pop are atomic, and finalizers run anywhere
+
+
+def _release(pages: mmap.mmap) -> None:
+    _free.append(pages)
+    held = sum(len(p) for p in list(_free))
+    while held > LIMIT and _free:
+        held -= len(_free.popleft())
+
+
+def _take(size: int) -> mmap.mmap:
+    for _ in range(len(_free)):
+        try:
+            pages = _free.pop()
+        except IndexError:
+            break
+        if len(pages) == size:
+            return pages
+        _free.appendleft(pages)
+    pages = mmap.mmap(-1, size)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    return pages
+
+
+def empty(like: Tensor, *shape: int) -> Tensor:
+    """`like.new_empty(shape)` on the CPU, from the pool where it is large."""
+    count = 1
+    for n in shape:
+        count *= n
+    size = count * like.element_size()
+    if size < SMALL:
+        return like.new_empty(shape)
+    pages = _take((size + PAGE - 1) // PAGE * PAGE)
+    owner = (ctypes.c_char * size).from_buffer(pages)
+    weakref.finalize(owner, _release, pages).atexit = False
+    return torch.frombuffer(owner, dtype=like.dtype).view(shape)

@@ -1,0 +1,296 @@
+"""The arithmetic as LLVM functions: tiles of a matrix product, rows of cells, transposes, copies.
+
+They are built once for an element type, as one module, and called by address: the kernels that drive them are then free of
+types, small, and quick to compile. All arguments are 64-bit integers: addresses, strides in bytes, counts.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from fastlstm.backends.numba.simd import I1, I32, I64, TILE_ROWS, Lanes, Vector, cell_functions
+
+Builder = Callable[..., None]
+NAMES = (
+    "product4", "product3", "cell_forward", "cell_forward_saving", "cell_backward", "transpose", "add_rows", "copy_rows",
+)  # fmt: skip
+
+
+def counted(b: ir.IRBuilder, count: ir.Value, carried: list[ir.Value], body: Any) -> list[ir.Value]:
+    """``for _ in range(count): carried = body(*carried)``, the values in registers."""
+    before, loop, after = b.block, b.append_basic_block("loop"), b.append_basic_block("done")
+    b.cbranch(b.icmp_signed(">", count, I64(0)), loop, after)
+    b.position_at_end(loop)
+    k = b.phi(I64)
+    phis = [b.phi(value.type) for value in carried]
+    new = body(*phis)
+    k_next = b.add(k, I64(1))
+    latch = b.block
+    b.cbranch(b.icmp_signed("<", k_next, count), loop, after)
+    for phi, start, value in zip([k, *phis], [I64(0), *carried], [k_next, *new]):
+        phi.add_incoming(start, before)
+        phi.add_incoming(value, latch)
+    b.position_at_end(after)
+    results = []
+    for start, value in zip(carried, new):
+        result = b.phi(value.type)
+        result.add_incoming(start, before)
+        result.add_incoming(value, latch)
+        results.append(result)
+    return results
+
+
+def offsets(b: ir.IRBuilder, stride: ir.Value, count: int) -> list[ir.Value]:
+    return [b.mul(stride, I64(m)) for m in range(count)]
+
+
+def function(module: ir.Module, name: str, arguments: int, body: Builder) -> ir.Function:
+    """A function of integers in this module, built by ``body(builder, *arguments)`` when first asked for."""
+    found = module.globals.get(name)
+    if found is None:
+        found = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64] * arguments), name)
+        found.linkage = "internal"
+        found.attributes.add("noinline")
+        b = ir.IRBuilder(found.append_basic_block("entry"))
+        body(b, *found.args)
+        b.ret_void()
+    return found
+
+
+def tile(lanes: Lanes, rows: int, vecs: int) -> Builder:
+    """`product` for `rows` rows: `rows` x `vecs` accumulators stay in registers over the whole sum."""
+    vector = lanes.size * lanes.count
+
+    def build(b, init, init_row, out, out_row, w, a, a_row, a_step, count, outer, a_outer, w_outer, a2, a2_row, count2):  # type: ignore[no-untyped-def]
+        def accumulate(a, a_row, a_step, w, count, acc):  # type: ignore[no-untyped-def]
+            at = offsets(b, a_row, rows)
+
+            def body(a_k, w_k, *acc):  # type: ignore[no-untyped-def]
+                def scalar(m):  # type: ignore[no-untyped-def]
+                    return lanes.broadcast(b, b.add(a_k, at[m]))
+
+                def weight(n):  # type: ignore[no-untyped-def]
+                    return lanes.load(b, b.add(w_k, I64(n * vector)))
+
+                new, short, long = list(acc), min(rows, vecs), max(rows, vecs)
+                held = [scalar(m) for m in range(rows)] if rows == short else [weight(n) for n in range(vecs)]
+                for k in range(long):  # the longer side one at a time: no registers are left for more
+                    one = weight(k) if rows == short else scalar(k)
+                    for j in range(short):
+                        at_acc = j * vecs + k if rows == short else k * vecs + j
+                        new[at_acc] = lanes.fma(b, one, held[j], acc[at_acc])
+                return [b.add(a_k, a_step), b.add(w_k, I64(vecs * vector)), *new]
+
+            return counted(b, count, [a, w, *acc], body)[1:]
+
+        def block(a, w, *acc):  # type: ignore[no-untyped-def]
+            new = accumulate(a, a_row, a_step, w, count, acc)[1:]
+            return [b.add(a, a_outer), b.add(w, w_outer), *new]
+
+        _, w, *acc = counted(b, outer, [a, w, *[lanes.splat(0.0)] * (rows * vecs)], block)
+        acc = accumulate(a2, a2_row, I64(lanes.size), w, count2, acc)[1:]
+        for m, (at_init, at_out) in enumerate(zip(offsets(b, init_row, rows), offsets(b, out_row, rows))):
+            for n in range(vecs):
+                start = lanes.load(b, b.add(b.add(init, at_init), I64(n * vector)))
+                lanes.store(b, b.fadd(start, acc[m * vecs + n]), b.add(b.add(out, at_out), I64(n * vector)))
+
+    return build
+
+
+def cover(rows: int, height: int) -> tuple[int, ...]:
+    """Tiles for a remainder of up to `height` + 1 rows, none of them 1 high unless `rows` is 1."""
+    if rows <= min(height, 4):
+        return (rows,)
+    return (3, *cover(rows - 3, height)) if rows % 3 != 1 else (2, *cover(rows - 2, height))
+
+
+def product(lanes: Lanes, vecs: int) -> Builder:
+    """``out[m, n] = init[m, n] + sum of a[m, k] * w[k, n]`` for `rows` values of m and `vecs` vectors of n.
+
+    k runs over `outer` blocks of `count`, `w_outer` apart in w, then over the `count2` columns of a second matrix. The sum
+    has one order whatever tile a row falls into, and meets `init` last: the error of a long sum that comes in blocks grows
+    with the block. A single row left over would run at a third of the speed, so the last tiles share the rows.
+    """
+    height = TILE_ROWS * 4 // vecs
+
+    def build(b, rows, init, init_row, out, out_row, w, a, a_row, a_step, count, outer, a_outer, w_outer, a2, a2_row, count2):  # type: ignore[no-untyped-def]
+        high, full, left = I64(height), b.udiv(rows, I64(height)), b.urem(rows, I64(height))
+        split = b.and_(b.icmp_signed("==", left, I64(1)), b.icmp_signed(">", rows, high))
+        full, left = b.sub(full, b.zext(split, I64)), b.add(left, b.select(split, high, I64(0)))
+        covers = {rest: cover(rest, height) for rest in range(1, height + 2) if rest != height}
+        for size in sorted({height, *(h for c in covers.values() for h in c)}, reverse=True):
+            number = full if size == height else I64(0)
+            for rest, heights in covers.items():
+                if size in heights and size != height:
+                    number = b.select(b.icmp_signed("==", left, I64(rest)), I64(heights.count(size)), number)
+
+            def body(init, out, a, a2, size=size):  # type: ignore[no-untyped-def]
+                args = [init, init_row, out, out_row, w, a, a_row, a_step, count, outer, a_outer, w_outer, a2, a2_row, count2]
+                b.call(function(b.module, f"tile{size}x{vecs}", len(args), tile(lanes, size, vecs)), args)
+                steps = (b.mul(row, I64(size)) for row in (init_row, out_row, a_row, a2_row))
+                return [b.add(place, step) for place, step in zip((init, out, a, a2), steps)]
+
+            init, out, a, a2 = counted(b, number, [init, out, a, a2], body)
+
+    return build
+
+
+def cell_forward(lanes: Lanes, save: bool) -> Builder:
+    """One vector of units for `rows` batch rows: preact (rows, 4, lanes) to h, c and, if `save`, gates (rows, 4, lanes)."""
+    forward, vector = cell_functions()[0], lanes.size * lanes.count
+
+    def build(b, rows, preact, c_prev, c_prev_row, c_next, c_row, h_next, h_row, gates):  # type: ignore[no-untyped-def]
+        def body(preact, c_prev, c_next, h_next, gates):  # type: ignore[no-untyped-def]
+            pre = [Vector(b, lanes, lanes.load(b, b.add(preact, I64(n * vector)))) for n in range(4)]
+            h, c, *ifgo = forward(*pre, Vector(b, lanes, lanes.load(b, c_prev)))
+            lanes.store(b, c.value, c_next)
+            lanes.store(b, h.value, h_next)
+            for n in range(4 if save else 0):
+                lanes.store(b, ifgo[n].value, b.add(gates, I64(n * vector)))
+            steps = (I64(4 * vector), c_prev_row, c_row, h_row, I64(4 * vector))
+            return [b.add(p, s) for p, s in zip((preact, c_prev, c_next, h_next, gates), steps)]
+
+        counted(b, rows, [preact, c_prev, c_next, h_next, gates], body)
+
+    return build
+
+
+def cell_backward(lanes: Lanes) -> Builder:
+    """One vector of units for `rows` batch rows: dpreact (rows, 4, lanes) from the gates; dc (rows, lanes) in place.
+
+    The gradient of h is dh + dh_out. Lanes from `valid` on get zeros, since a product sums over them.
+    """
+    backward, vector = cell_functions()[1], lanes.size * lanes.count
+
+    def build(b, rows, valid, dh, dh_row, dh_out, dh_out_row, dc, gates, c_prev, c_prev_row, dpreact):  # type: ignore[no-untyped-def]
+        inside = lanes.first(b, valid)
+
+        def body(dh, dh_out, dc, gates, c_prev, dpreact):  # type: ignore[no-untyped-def]
+            def load(address: ir.Value) -> Vector:
+                return Vector(b, lanes, lanes.load(b, address))
+
+            ifgo = [load(b.add(gates, I64(n * vector))) for n in range(4)]
+            dpre, dc_prev = backward(load(dh) + load(dh_out), load(dc), *ifgo, load(c_prev))
+            lanes.store(b, dc_prev.value, dc)
+            for n, value in enumerate(dpre):
+                lanes.store(b, b.select(inside, value.value, lanes.splat(0.0)), b.add(dpreact, I64(n * vector)))
+            steps = (dh_row, dh_out_row, I64(vector), I64(4 * vector), c_prev_row, I64(4 * vector))
+            return [b.add(p, s) for p, s in zip((dh, dh_out, dc, gates, c_prev, dpreact), steps)]
+
+        counted(b, rows, [dh, dh_out, dc, gates, c_prev, dpreact], body)
+
+    return build
+
+
+def _square(b: ir.IRBuilder, lanes: Lanes, rows: list[ir.Value]) -> list[ir.Value]:
+    """As many vectors as lanes, transposed in log2(lanes) rounds: each swaps the off-diagonal blocks of twice the size."""
+    half = 1
+    while half < lanes.count:
+        low = [k + (lanes.count - half) * (k // half % 2) for k in range(lanes.count)]
+        new = list(rows)
+        for r in range(lanes.count):
+            if r // half % 2 == 0:
+                for target, order in ((r, low), (r + half, [k + half for k in low])):
+                    mask = ir.Constant(ir.VectorType(I32, lanes.count), order)
+                    new[target] = b.shuffle_vector(rows[r], rows[r + half], mask)
+        rows, half = new, half * 2
+    return rows
+
+
+def transpose(lanes: Lanes) -> Builder:
+    """``target[k, r] = source[r, k]`` for `rows` <= lanes and any number of `columns`."""
+    size, count = I64(lanes.size), I64(lanes.count)
+
+    def build(b, rows, columns, source, source_row, target, target_row):  # type: ignore[no-untyped-def]
+        full = b.and_(b.icmp_signed("==", rows, count), b.icmp_signed(">=", columns, count))
+
+        def square(k):  # type: ignore[no-untyped-def]
+            k = b.select(b.icmp_signed("<", k, b.sub(columns, count)), k, b.sub(columns, count))  # the last may overlap
+            at = b.add(source, b.mul(k, size))
+            vectors = [lanes.load(b, b.add(at, offset)) for offset in offsets(b, source_row, lanes.count)]
+            at = b.add(target, b.mul(k, target_row))
+            for value, offset in zip(_square(b, lanes, vectors), offsets(b, target_row, lanes.count)):
+                lanes.store(b, value, b.add(at, offset))
+            return [b.add(k, count)]
+
+        def ragged(source, target):  # type: ignore[no-untyped-def]
+            def element(source, target):  # type: ignore[no-untyped-def]
+                b.store(b.load(b.inttoptr(source, lanes.scalar.as_pointer())), b.inttoptr(target, lanes.scalar.as_pointer()))
+                return [b.add(source, size), b.add(target, target_row)]
+
+            counted(b, columns, [source, target], element)
+            return [b.add(source, source_row), b.add(target, size)]
+
+        blocks = b.sdiv(b.add(columns, b.sub(count, I64(1))), count)
+        counted(b, b.select(full, blocks, I64(0)), [I64(0)], square)
+        counted(b, b.select(full, I64(0), rows), [source, target], ragged)
+
+    return build
+
+
+def add_rows(lanes: Lanes) -> Builder:
+    """Add `width` elements of each row of the source to the target's."""
+    pointer, size = lanes.scalar.as_pointer(), I64(lanes.size)
+
+    def build(b, rows, width, source, source_row, target, target_row):  # type: ignore[no-untyped-def]
+        def row(source, target):  # type: ignore[no-untyped-def]
+            def element(source, target):  # type: ignore[no-untyped-def]
+                at = b.inttoptr(target, pointer)
+                b.store(b.fadd(b.load(at), b.load(b.inttoptr(source, pointer))), at)
+                return [b.add(source, size), b.add(target, size)]
+
+            counted(b, width, [source, target], element)
+            return [b.add(source, source_row), b.add(target, target_row)]
+
+        counted(b, rows, [source, target], row)
+
+    return build
+
+
+def copy_rows(lanes: Lanes) -> Builder:
+    """Copy `valid` elements of each row, then zeros up to `width`."""
+    byte = ir.IntType(8).as_pointer()
+
+    def build(b, rows, valid, width, source, source_row, target, target_row):  # type: ignore[no-untyped-def]
+        kinds = {"llvm.memmove.p0.p0.i64": [byte, byte, I64, I1], "llvm.memset.p0.i64": [byte, ir.IntType(8), I64, I1]}
+        move, fill = (
+            cgutils.get_or_insert_function(b.module, ir.FunctionType(ir.VoidType(), kind), name)
+            for name, kind in kinds.items()
+        )
+        bytes_valid, bytes_rest = b.mul(valid, I64(lanes.size)), b.mul(b.sub(width, valid), I64(lanes.size))
+
+        def body(source, target):  # type: ignore[no-untyped-def]
+            b.call(move, [b.inttoptr(target, byte), b.inttoptr(source, byte), bytes_valid, I1(0)])
+            b.call(fill, [b.inttoptr(b.add(target, bytes_valid), byte), ir.IntType(8)(0), bytes_rest, I1(0)])
+            return [b.add(source, source_row), b.add(target, target_row)]
+
+        counted(b, rows, [source, target], body)
+
+    return build
+
+
+@intrinsic
+def store_addresses(typingctx, zero, target):  # type: ignore[no-untyped-def]
+    """Write the addresses of the primitives for ``zero``'s type, in the order of `NAMES`, to an array of int64."""
+    lanes = Lanes(zero)
+    builders = {
+        "product4": (16, product(lanes, 4)),
+        "product3": (16, product(lanes, 3)),
+        "cell_forward": (9, cell_forward(lanes, False)),
+        "cell_forward_saving": (9, cell_forward(lanes, True)),
+        "cell_backward": (11, cell_backward(lanes)),
+        "transpose": (6, transpose(lanes)),
+        "add_rows": (6, add_rows(lanes)),
+        "copy_rows": (7, copy_rows(lanes)),
+    }
+
+    def codegen(context, b, signature, args):  # type: ignore[no-untyped-def]
+        for k, name in enumerate(NAMES):
+            found = function(b.module, f"fastlstm.{name}", *builders[name])
+            b.store(b.ptrtoint(found, I64), b.inttoptr(b.add(args[1], I64(8 * k)), I64.as_pointer()))
+        return context.get_dummy_value()
+
+    return types.void(zero, types.intp), codegen

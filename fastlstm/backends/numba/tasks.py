@@ -1,0 +1,156 @@
+"""The kernels compiled: C functions by address, and the team of threads that runs them."""
+
+import ctypes
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numba import carray, cfunc
+from numba import types as nb
+
+from fastlstm import cell
+from fastlstm.backends.numba.arguments import BACKWARD, FORWARD, REGION, RegionArguments
+from fastlstm.backends.numba.backward_kernel import backward
+from fastlstm.backends.numba.forward_kernel import forward
+from fastlstm.backends.numba.intrinsics import call, call_int
+from fastlstm.backends.numba.primitives import NAMES, store_addresses
+from fastlstm.backends.numba.simd import VECTOR_BYTES
+
+_TASK = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
+
+
+def _fingerprint() -> int:
+    """A number of all sources a kernel is made of: numba's cache looks only at the file that a function stands in."""
+    digest = hashlib.sha256()
+    for path in [Path(cell.__file__), *sorted(Path(__file__).parent.glob("*.py"))]:
+        digest.update(path.read_bytes())
+    return int.from_bytes(digest.digest()[:7], "little")
+
+
+def _functions(fingerprint: int) -> dict[str, tuple[Any, Any]]:
+    # the number is closed over, and so part of the key of numba's cache
+    def forward_task(args, thread, threads):  # type: ignore[no-untyped-def]
+        if threads < fingerprint:
+            forward(carray(args, 1, FORWARD)[0], thread, threads)
+
+    def backward_task(args, thread, threads):  # type: ignore[no-untyped-def]
+        if threads < fingerprint:
+            backward(carray(args, 1, BACKWARD)[0], thread, threads)
+
+    def region(args):  # type: ignore[no-untyped-def]
+        a = carray(args, 1, REGION)[0]
+        size = call_int(a.team_size)
+        if size < fingerprint:
+            call(a.task, a.arguments, call_int(a.thread_number), size)
+
+    def primitives32(target):  # type: ignore[no-untyped-def]
+        if fingerprint != 0:
+            store_addresses(np.float32(0), target)
+
+    def primitives64(target):  # type: ignore[no-untyped-def]
+        if fingerprint != 0:
+            store_addresses(np.float64(0), target)
+
+    task = nb.void(nb.voidptr, nb.intp, nb.intp)
+    return {
+        "forward": (forward_task, task),
+        "backward": (backward_task, task),
+        "region": (region, nb.void(nb.voidptr)),
+        "primitives4": (primitives32, nb.void(nb.intp)),
+        "primitives8": (primitives64, nb.void(nb.intp)),
+    }
+
+
+_sources = _functions(_fingerprint())
+
+
+@cache
+def _compiled(name: str) -> Any:
+    function, signature = _sources[name]
+    options = {"nopython": True, "nogil": True, "error_model": "numpy", "boundscheck": False}
+    try:
+        return cfunc(signature, cache=True, **options)(function)
+    except RuntimeError:  # no folder that could hold a cache can be written
+        return cfunc(signature, **options)(function)
+
+
+@cache
+def primitives(size: int) -> dict[str, int]:
+    """The addresses of the primitives for elements of `size` bytes, and the vectors they work on."""
+    addresses = (ctypes.c_int64 * len(NAMES))()
+    ctypes.CFUNCTYPE(None, ctypes.c_int64)(_compiled(f"primitives{size}").address)(ctypes.addressof(addresses))
+    return {**dict(zip(NAMES, addresses)), "size": size, "lanes": VECTOR_BYTES // size}
+
+
+@cache
+def task(name: str) -> Any:
+    """The C function of this name, callable through ctypes without the interpreter lock."""
+    return _TASK(_compiled(name).address)
+
+
+@cache
+def _openmp() -> Any:
+    """libgomp as torch itself loaded it, or None. One pool of threads for both: two pools would fight for the cores."""
+    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    try:
+        found = ctypes.CDLL(str(library))
+        found.GOMP_parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+        found.GOMP_parallel.restype = None
+        return found, *(ctypes.cast(f, ctypes.c_void_p).value for f in (found.omp_get_thread_num, found.omp_get_num_threads))
+    except (OSError, AttributeError):
+        return None
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads - 1, thread_name_prefix="fastlstm")
+
+
+@cache
+def relax() -> int:
+    """The address of sched_yield, which a waiting thread calls, or 0."""
+    try:
+        return ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p).value or 0
+    except (OSError, AttributeError, TypeError):
+        return 0
+
+
+_forked = False
+
+
+def _after_fork() -> None:
+    global _forked
+    _forked = True  # the parent's threads do not exist here, and libgomp would wait for them
+    _pool.cache_clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def threads_now() -> int:
+    """Threads a call may use: torch's number, or one in a forked child."""
+    return 1 if _forked else torch.get_num_threads()
+
+
+def run(name: str, arguments: ctypes.Structure, threads: int) -> None:
+    """Run a task on `threads` threads; one thread is a plain call, with no parallel region at all."""
+    function, address = task(name), ctypes.addressof(arguments)
+    if threads == 1:
+        function(address, 0, 1)
+        return
+    openmp = _openmp()
+    if openmp is not None:
+        library, thread_number, team_size = openmp
+        data = RegionArguments(_compiled(name).address, address, thread_number, team_size)
+        library.GOMP_parallel(_compiled("region").address, ctypes.addressof(data), threads, 0)
+        return
+    others = [_pool(threads).submit(function, address, k, threads) for k in range(1, threads)]
+    function(address, 0, threads)
+    for other in others:
+        other.result()

@@ -1,0 +1,78 @@
+"""Which backend runs, and why: a ladder that a person can read.
+
+`auto` takes, for CPU tensors, numba; elsewhere aten. What aten lacks (a step mask, all cell states) goes to reference.
+A backend asked for by name runs or raises its reason: nothing is handed over silently.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
+import torch
+
+from fastlstm.backends import aten, numba, reference
+
+FUSED = ("numba", "reference")  # these have forward, backward and saved_shape, and run under LSTMFunction
+NAMES = ("auto", *FUSED, "aten")
+_MODULES: dict[str, ModuleType] = {"numba": numba, "reference": reference, "aten": aten}  # light: kernels load when first run
+
+
+def check_name(name: str, argument: str = "backend") -> str:
+    """Return `name`, or raise ValueError with the names there are."""
+    if name not in NAMES:
+        raise ValueError(f"{argument} must be one of {', '.join(NAMES)}, got {name!r}")
+    return name
+
+
+# A plain module variable: dynamo guards on it, while it can neither trace a ContextVar nor guard os.environ.
+_default = check_name(os.environ.get("FASTLSTM_BACKEND", "auto"), "FASTLSTM_BACKEND")
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Within this context, layers that name no backend of their own use `name`: one of `NAMES`.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    global _default
+    previous, _default = _default, check_name(name)
+    try:
+        yield
+    finally:
+        _default = previous
+
+
+def module(name: str) -> ModuleType:
+    """The backend's module."""
+    return _MODULES[name]
+
+
+def choose(
+    name: str | None, device: torch.device, dtype: torch.dtype, *, projected: bool, masked: bool, cells: bool
+) -> str:
+    """The backend that runs a layer with these tensors.
+
+    Raises:
+        RuntimeError: when the backend asked for by name cannot run them, with its reason.
+        ValueError: for an unknown name.
+    """
+    name = _default if name is None else name
+    if name == "auto":
+        if projected:
+            return "reference" if masked or cells else "aten"
+        if device.type in ("cpu", "meta"):
+            return "numba" if module("numba").supports(device, dtype) is None else "reference"
+        return "reference" if masked or cells else "aten"
+    check_name(name)
+    reason = module(name).supports(device, dtype)
+    if reason is None and projected and name not in ("aten", "reference"):
+        reason = f"the {name} backend has no projections (proj_size)"
+    if reason is None and name == "aten" and masked:
+        reason = "the aten backend has no step mask (reset, lengths)"
+    if reason is None and name == "aten" and cells:
+        reason = "the aten backend does not return the cell states"
+    if reason is not None:
+        raise RuntimeError(reason)
+    return name

@@ -1,0 +1,141 @@
+"""One LSTM layer as a function: choose a backend, cast, apply.
+
+`lstm` takes whole sequences, `lstm_cell` one time step; `fastlstm.LSTM` and `fastlstm.LSTMCell` are built on them.
+"""
+
+import torch
+from torch import Tensor
+
+from fastlstm import dispatch, ops
+from fastlstm.backends import aten, reference
+from fastlstm.function import LSTMFunction
+from fastlstm.tracing import allow_in_graph
+
+State = tuple[Tensor, Tensor]
+
+
+@allow_in_graph  # dynamo refuses a Function with its own jvp; tracing goes through this and finds the operator
+def _apply(
+    x: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias: Tensor | None,
+    h_0: Tensor,
+    c_0: Tensor,
+    mask: Tensor | None,
+    reverse: bool,
+    backend: str,
+) -> tuple[Tensor, ...]:
+    return LSTMFunction.apply(x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, backend)
+
+
+def lstm(
+    x: Tensor,
+    hx: State | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None = None,
+    bias_hh: Tensor | None = None,
+    weight_hr: Tensor | None = None,
+    *,
+    mask: Tensor | None = None,
+    reverse: bool = False,
+    return_cells: bool = False,
+    backend: str | None = None,
+) -> tuple[Tensor, State] | tuple[Tensor, State, Tensor]:
+    """One LSTM layer in one direction over a whole sequence, time first.
+
+    Args:
+        x: (T, B, I), any strides.
+        hx: initial states ``h_0`` (B, H) and ``c_0`` (B, H), or None for zeros.
+        weight_ih: (4H, I), row blocks in the order i, f, g, o. weight_hh: (4H, H). bias_ih, bias_hh: (4H,).
+        weight_hr: (P, H): projects the hidden state; ``h_0`` and the output are then P wide, and weight_hh is (4H, P).
+        mask: int32 (T, B): 0 an ordinary step; 1 reset, the state is zero before the step; 2 hold, the state is
+            carried through and the output is zero.
+        reverse: run from the last step to the first; outputs stay in the order of `x`.
+        return_cells: also return every cell state.
+        backend: a name of `fastlstm.dispatch.NAMES`; None takes `use_backend`'s.
+
+    Returns:
+        ``output`` (T, B, H), ``(h_n, c_n)`` each (B, H), and with `return_cells` the cell states (T, B, H).
+
+    Raises:
+        RuntimeError: when the backend asked for by name cannot run these tensors, with its reason.
+        ValueError: for an unknown backend.
+
+    Equivalent to one layer and direction of `torch.nn.LSTM`.
+    """
+    T, B = x.shape[0], x.shape[1]
+    if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, weight_ih, weight_hh = x.to(dtype), weight_ih.to(dtype), weight_hh.to(dtype)
+        bias_ih, bias_hh, weight_hr = (a if a is None else a.to(dtype) for a in (bias_ih, bias_hh, weight_hr))
+        hx = hx if hx is None else (hx[0].to(dtype), hx[1].to(dtype))
+    if hx is None:
+        h_0 = x.new_zeros(B, (weight_hh if weight_hr is None else weight_hr.mT).shape[-1])
+        c_0 = h_0 if weight_hr is None else x.new_zeros(B, weight_hr.shape[-1])
+    else:
+        h_0, c_0 = hx
+    if T == 0:
+        output, cells = h_0.unsqueeze(0)[:0], c_0.unsqueeze(0)[:0]
+        states = h_0.clone(), c_0.clone()
+        return (output, states, cells) if return_cells else (output, states)
+
+    dtype = x.dtype
+    name = dispatch.choose(
+        backend, x.device, dtype, projected=weight_hr is not None, masked=mask is not None, cells=return_cells
+    )
+    if name == "aten":
+        weights = [a for a in (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr) if a is not None]
+        output, h_n, c_n = aten.forward(x, weights, h_0, c_0, reverse, bias_ih is not None, torch.is_grad_enabled())
+        return output, (h_n, c_n)
+    bias = bias_hh if bias_ih is None else bias_ih if bias_hh is None else bias_ih + bias_hh
+    if dtype in (torch.bfloat16, torch.float16):  # float32 arithmetic on the CPU, 16 bits in memory
+        x, weight_ih, weight_hh, h_0, c_0 = (a.float() for a in (x, weight_ih, weight_hh, h_0, c_0))
+        bias, weight_hr = (a if a is None else a.float() for a in (bias, weight_hr))
+
+    if weight_hr is not None or _forward_levels() > 1:
+        h, h_n, c_n, c, _ = reference.forward(x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, True, weight_hr)
+    elif _wants_autograd(x, weight_ih, weight_hh, bias, h_0, c_0):
+        h, h_n, c_n, c, _ = _apply(x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, name)
+    else:
+        h, h_n, c_n, c, _ = ops.forward(x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, return_cells, name)
+    if mask is not None:
+        h = h.masked_fill((mask == reference.HOLD).unsqueeze(-1), 0)
+    if h.dtype != dtype:
+        h, h_n, c_n, c = h.to(dtype), h_n.to(dtype), c_n.to(dtype), c.to(dtype)
+    return (h, (h_n, c_n), c) if return_cells else (h, (h_n, c_n))
+
+
+def lstm_cell(
+    x: Tensor,
+    hx: State | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None = None,
+    bias_hh: Tensor | None = None,
+    *,
+    backend: str | None = None,
+) -> State:
+    """One time step: `x` (B, I), states (B, H) or None for zeros; returns ``(h, c)``, each (B, H).
+
+    Raises what `lstm` raises. Equivalent to `torch.nn.LSTMCell`.
+    """
+    return lstm(x.unsqueeze(0), hx, weight_ih, weight_hh, bias_ih, bias_hh, backend=backend)[1]
+
+
+def _wants_autograd(*tensors: Tensor | None) -> bool:
+    """True where the call must leave a trace for a derivative of any kind, or runs under a transform."""
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        return True
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+
+
+def _forward_levels() -> int:
+    """Nested forward-mode levels: over more than one, any Function's derivative is silently zero."""
+    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+        return 0
+    stack = torch._C._functorch.get_interpreter_stack() or ()
+    return sum(level.key() == torch._C._functorch.TransformType.Jvp for level in stack)

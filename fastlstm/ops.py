@@ -1,0 +1,135 @@
+"""The kernels as ``torch.library`` operators: what compilers, exporters and fake tensors see. Eager calls go past them.
+
+``fastlstm::forward`` and ``fastlstm::backward`` run one layer in one direction on the backend named in their last argument.
+Their outputs never alias each other or an input; what is not wanted comes back with no elements.
+"""
+
+import torch
+from torch import Tensor
+
+from fastlstm import dispatch
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def _forward(
+    x: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias: Tensor | None,
+    h_0: Tensor,
+    c_0: Tensor,
+    mask: Tensor | None,
+    reverse: bool,
+    save: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return dispatch.module(backend).forward(x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, save)
+
+
+def _backward(
+    dh: Tensor | None,
+    dh_n: Tensor | None,
+    dc_n: Tensor | None,
+    dc: Tensor | None,
+    x: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias: Tensor | None,
+    h_0: Tensor,
+    c_0: Tensor,
+    mask: Tensor | None,
+    h: Tensor,
+    c: Tensor,
+    gates: Tensor,
+    reverse: bool,
+    needs: list[bool],
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    gradients = dispatch.module(backend).backward(
+        dh, dh_n, dc_n, dc, x, weight_ih, weight_hh, bias, h_0, c_0, mask, h, c, gates, reverse, needs
+    )
+    dx, dweight_ih, dweight_hh, dbias, dh_0, dc_0 = (x.new_empty(0) if g is None else g for g in gradients)
+    return dx, dweight_ih, dweight_hh, dbias, dh_0, dc_0
+
+
+forward_op = torch.library.custom_op("fastlstm::forward", _forward, mutates_args=())
+backward_op = torch.library.custom_op("fastlstm::backward", _backward, mutates_args=())
+
+
+@forward_op.register_fake
+def _(x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, save, backend):  # type: ignore[no-untyped-def]
+    (T, B), H = x.shape[:2], weight_hh.shape[-1]
+    saved = dispatch.module(backend).saved_shape(T, B, H, x.dtype)
+    return (
+        x.new_empty(T, B, H),
+        x.new_empty(B, H),
+        x.new_empty(B, H),
+        x.new_empty((T, B, H) if save else (0,)),
+        x.new_empty(saved if save else (0,)),
+    )
+
+
+@backward_op.register_fake
+def _(dh, dh_n, dc_n, dc, x, weight_ih, weight_hh, bias, h_0, c_0, mask, h, c, gates, reverse, needs, backend):  # type: ignore[no-untyped-def]
+    likes = (x, weight_ih, weight_hh, bias)
+    firsts = [x.new_empty(like.shape if need and like is not None else (0,)) for need, like in zip(needs, likes)]
+    return *firsts, x.new_empty(h_0.shape), x.new_empty(c_0.shape)
+
+
+def is_plain(*tensors: Tensor | None) -> bool:
+    """True where every tensor has memory of its own, so that a kernel can be called past the dispatcher."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return False
+    try:
+        for tensor in tensors:
+            if tensor is not None:
+                if type(tensor) not in _PLAIN or tensor.device.type == "meta":
+                    return False
+                tensor.data_ptr()  # a batched or functional tensor has none
+    except RuntimeError:
+        return False
+    return True
+
+
+def forward(
+    x: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias: Tensor | None,
+    h_0: Tensor,
+    c_0: Tensor,
+    mask: Tensor | None,
+    reverse: bool,
+    save: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """``h`` (T,B,H), ``h_n``, ``c_n`` (B,H), ``c`` (T,B,H) and the backend's own ``gates``; the last two empty unless `save`."""
+    call = _forward if is_plain(x, weight_ih, weight_hh, bias, h_0, c_0, mask) else forward_op
+    return call(x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, save, backend)
+
+
+def backward(
+    dh: Tensor | None,
+    dh_n: Tensor | None,
+    dc_n: Tensor | None,
+    dc: Tensor | None,
+    x: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias: Tensor | None,
+    h_0: Tensor,
+    c_0: Tensor,
+    mask: Tensor | None,
+    h: Tensor,
+    c: Tensor,
+    gates: Tensor,
+    reverse: bool,
+    needs: list[bool],
+    backend: str,
+) -> tuple[Tensor | None, ...]:
+    """Gradients of x, weight_ih, weight_hh, bias (each None unless its place in `needs` is true), h_0 and c_0."""
+    tensors = (dh, dh_n, dc_n, dc, x, weight_ih, weight_hh, bias, h_0, c_0, mask, h, c, gates)
+    call = _backward if is_plain(*tensors) else backward_op
+    *firsts, dh_0, dc_0 = call(*tensors, reverse, needs, backend)
+    return *(g if need else None for g, need in zip(firsts, needs)), dh_0, dc_0

@@ -1,0 +1,79 @@
+"""What the layer tests share: a layer's inputs, the float64 truth, and errors as fixed fractions of the largest value."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fastlstm.backends import reference
+from fastlstm.functional import lstm
+
+
+@dataclass
+class Layer:
+    """Random inputs of one layer in one direction, in float64, and random gradients for its outputs."""
+
+    T: int
+    B: int
+    I: int
+    H: int
+    reverse: bool = False
+    masked: bool = False
+    bias: bool = True
+    inputs: list[Tensor] = field(init=False)
+    mask: Tensor | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        T, B, I, H = self.T, self.B, self.I, self.H
+        bound = H**-0.5
+        shapes = [(T, B, I), (B, H), (B, H), (4 * H, I), (4 * H, H)] + [(4 * H,), (4 * H,)] * self.bias
+        scales = [1.0, 0.5, 0.5, bound, bound, bound, bound]
+        self.inputs = [torch.randn(s, dtype=torch.double) * k for s, k in zip(shapes, scales)]
+        if self.masked:
+            self.mask = torch.randint(0, 3, (T, B), dtype=torch.int32)
+        self.gradients = [torch.randn(s, dtype=torch.double) for s in ((T, B, H), (B, H), (B, H), (T, B, H))]
+
+    def to(self, dtype: torch.dtype, requires_grad: bool = True) -> list[Tensor]:
+        return [a.to(dtype).requires_grad_(requires_grad) for a in self.inputs]
+
+    def run(self, inputs: list[Tensor], backend: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Output, h_n, c_n and the cell states."""
+        x, h_0, c_0, *weights = inputs
+        output, (h_n, c_n), cells = lstm(
+            x, (h_0, c_0), *weights, mask=self.mask, reverse=self.reverse, return_cells=True, backend=backend
+        )
+        return output, h_n, c_n, cells
+
+    def truth(self, inputs: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The same through autograd over the reference's steps, past every Function of ours."""
+        x, h_0, c_0, w_ih, w_hh, *biases = inputs
+        bias = sum(biases) if biases else None
+        h, h_n, c_n, c, _ = reference.forward(x, w_ih, w_hh, bias, h_0, c_0, self.mask, self.reverse, True)
+        if self.mask is not None:
+            h = h.masked_fill((self.mask == reference.HOLD).unsqueeze(-1), 0)
+        return h, h_n, c_n, c
+
+
+def error(got: Tensor, want: Tensor) -> float:
+    """The largest difference, relative to the largest value there should be. NaN counts as infinitely wrong."""
+    if want.numel() == 0:
+        return 0.0 if got.shape == want.shape else float("inf")
+    assert got.shape == want.shape, (got.shape, want.shape)
+    scale = max(want.abs().max().item(), 1e-30)
+    return torch.nan_to_num((got.double() - want).abs().max() / scale, nan=float("inf")).item()
+
+
+def nn_lstm_errors(layer: Layer) -> tuple[float, float]:
+    """How far torch.nn.LSTM in float32 is from float64: of the outputs and of the gradients, on an unmasked forward layer."""
+    x, h_0, c_0, *weights = layer.to(torch.float32)
+    module = torch.nn.LSTM(layer.I, layer.H)
+    for parameter, weight in zip(module.parameters(), weights):
+        parameter.data = weight.detach().clone()
+    output, (h_n, c_n) = module(x, (h_0[None], c_0[None]))
+    grads = [g.float() for g in layer.gradients]
+    outputs = (output, h_n[0], c_n[0])
+    got = torch.autograd.grad(outputs, [x, h_0, c_0, *module.parameters()], grads[:3])
+    inputs = layer.to(torch.double)
+    want = layer.truth(inputs)[:3]
+    want_grads = torch.autograd.grad(want, inputs, layer.gradients[:3])
+    return max(map(error, outputs, want)), max(map(error, got, want_grads))
