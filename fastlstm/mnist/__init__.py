@@ -1,0 +1,1 @@
+"""The demonstration: an MNIST image read row by row by an LSTM. Nothing of the kernels lives here."""
