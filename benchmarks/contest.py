@@ -1,0 +1,75 @@
+"""One shape: torch.nn.LSTM and fastlstm.LSTM with the same weights and inputs, and the check that they agree."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import fastlstm
+from benchmarks.shapes import Shape
+
+
+def inference(module: nn.Module, x: Tensor) -> Callable[[], Any]:
+    module.eval()
+
+    def run() -> Any:
+        with torch.no_grad():
+            return module(x)
+
+    return run
+
+
+def training(module: nn.Module, x: Tensor, doutput: Tensor) -> Callable[[], object]:
+    """Forward and backward to every parameter, with fresh gradients as after zero_grad; x needs none."""
+    module.train()
+    parameters = list(module.parameters())
+
+    def run() -> None:
+        for parameter in parameters:
+            parameter.grad = None
+        module(x)[0].backward(doutput)
+
+    return run
+
+
+class Contest:
+    def __init__(self, shape: Shape, seed: int = 0, null: bool = False):
+        """`null` puts nn.LSTM in our place: what the clock then shows is its own error."""
+        torch.manual_seed(seed)
+        self.shape = shape
+        sizes = shape.I, shape.H, shape.layers
+        ours = nn.LSTM if null else fastlstm.LSTM
+        self.baseline = nn.LSTM(*sizes, bidirectional=shape.bidirectional)
+        self.ours: nn.Module = ours(*sizes, bidirectional=shape.bidirectional)
+        self.ours.load_state_dict(self.baseline.state_dict())
+        self.x = torch.randn(shape.T, shape.B, shape.I)
+        self.doutput = torch.randn(shape.T, shape.B, shape.directions * shape.H)
+
+    def run(self, module: nn.Module, mode: str) -> Callable[[], object]:
+        return inference(module, self.x) if mode == "inference" else training(module, self.x, self.doutput)
+
+    def check(self) -> None:
+        """Outputs and gradients against float64: at most three times nn.LSTM's own error, or a fixed floor."""
+        exact = self._results(copy.deepcopy(self.baseline).double())
+        theirs, ours = self._results(self.baseline), self._results(self.ours)
+        for name, value in exact.items():
+            floor = 1e-6 * value.abs().max().item() if name.startswith("d") else 5e-7
+            limit = max(3 * (theirs[name] - value).abs().max().item(), floor)
+            error = (ours[name] - value).abs().max().item()
+            if not error <= limit:  # NaN is an error too
+                raise AssertionError(f"{self.shape}: {name} is {error:.1e} from float64, allowed {limit:.1e}")
+
+    def _results(self, module: nn.Module) -> dict[str, Tensor]:
+        dtype = next(module.parameters()).dtype
+        x, doutput = self.x.to(dtype), self.doutput.to(dtype)
+        output, (h_n, c_n) = inference(module, x)()
+        results = {"output of inference": output, "h_n of inference": h_n, "c_n of inference": c_n}
+        module.train()
+        output, (h_n, c_n) = module(x)
+        gradients = torch.autograd.grad(output, list(module.parameters()), doutput)
+        results |= {"output": output.detach(), "h_n": h_n.detach(), "c_n": c_n.detach()}
+        return results | {
+            f"d{name}": grad for (name, _), grad in zip(module.named_parameters(), gradients, strict=True)
+        }

@@ -1,0 +1,78 @@
+"""Peak memory of a call: how far the process' resident memory rises while it runs, in a process of its own.
+
+Resident memory sees every allocator, torch's, NumPy's and a library's own scratch space alike, where a profiler of
+torch's allocator sees only the first. Linux resets its high-water mark on request; elsewhere nothing is measured.
+A call with two time steps goes first, so that compiled code does not count, and buffers that grow with T do.
+"""
+
+import ctypes
+import gc
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+from benchmarks.contest import Contest
+from benchmarks.shapes import MODES, Shape
+
+PROC = Path("/proc/self")
+# Every larger block is mapped by itself and unmapped when freed: nothing is kept from one call to the next.
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+
+
+def resident(field: str) -> int:
+    """Bytes: "VmRSS" is now, "VmHWM" the highest since the last reset."""
+    line = next(line for line in (PROC / "status").read_text().splitlines() if line.startswith(f"{field}:"))
+    return int(line.split()[1]) * 1024
+
+
+def reset_peak() -> None:
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
+    if trim is not None:
+        trim(0)
+    (PROC / "clear_refs").write_text("5")
+
+
+def peaks(shape: Shape, implementation: str, threads: int) -> dict[str, int]:
+    """Bytes by mode, in this process."""
+    torch.set_num_threads(threads)
+    warm_up = Contest(replace(shape, T=min(shape.T, 2)))
+    for mode in MODES:
+        warm_up.run(getattr(warm_up, implementation), mode)()
+    del warm_up
+    contest, result = Contest(shape), {}
+    for mode in MODES:
+        run = contest.run(getattr(contest, implementation), mode)
+        reset_peak()
+        before = resident("VmRSS")
+        for _ in range(3):
+            run()
+        result[mode] = max(0, resident("VmHWM") - before)
+    return result
+
+
+def peak_memory(shape: Shape, implementation: str, threads: int) -> dict[str, int] | None:
+    """Bytes by mode, for Contest's "baseline" or "ours", in a fresh process; None where it cannot be measured."""
+    if not os.access(PROC / "clear_refs", os.W_OK):
+        return None
+    request = json.dumps({"shape": asdict(shape), "implementation": implementation, "threads": threads})
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.memory", request],
+        env=os.environ | MALLOC,
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{shape}: measuring the memory of {implementation} failed:\n{done.stderr}")
+    return json.loads(done.stdout)
+
+
+if __name__ == "__main__":
+    request = json.loads(sys.argv[1])
+    print(json.dumps(peaks(Shape(**request["shape"]), request["implementation"], request["threads"])))

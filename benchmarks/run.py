@@ -1,0 +1,132 @@
+"""The benchmark grid, fastlstm.LSTM against torch.nn.LSTM and whatever else is installed; writes a report.
+
+python -m benchmarks.run [--only T28-B128-I28-H128 ...] [--random 20] [--pairs 31] [--out benchmarks/results]
+"""
+
+import argparse
+import datetime
+import statistics
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from benchmarks import machine, memory
+from benchmarks.clock import Contender, fastest, interleaved, ratio_of, thread_counts
+from benchmarks.contest import Contest
+from benchmarks.peak import fma_peak
+from benchmarks.report import write_report
+from benchmarks.rivals import SETTLE as RIVAL_SETTLE
+from benchmarks.rivals import rivals
+from benchmarks.shapes import GRID, MODES, Shape, random_shapes
+
+RIVAL_ROUNDS = 11
+
+
+def measure(shape: Shape, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A row for each mode. Correctness before the clock starts, and the peak on both sides of it."""
+    threads: int = options.threads
+    contest = Contest(shape, options.seed, options.null)
+    contest.check()
+    used: dict[str, dict[str, int]] = {"ours": {}, "baseline": {}}
+    if not options.null:
+        used = {name: memory.peak_memory(shape, name, threads) or {} for name in used}
+    for mode in MODES:
+        baseline = fastest(dict.fromkeys(thread_counts(threads), contest.run(contest.baseline, mode)))
+        ours = Contender(contest.run(contest.ours, mode), baseline.threads if options.null else threads)
+        before = fma_peak(threads)
+        times = interleaved({"baseline": baseline, "ours": ours}, options.pairs)
+        peak = max(before, fma_peak(threads))
+        seconds = {name: statistics.median(values) for name, values in times.items()}
+        gflops = shape.flops(mode) / seconds["ours"] / 1e9
+        others = against_rivals(contest, ours, threads) if mode == "inference" else {}
+        yield {
+            "name": str(shape),
+            "shape": asdict(shape),
+            "mode": mode,
+            "random": False,
+            "seconds": seconds["ours"],
+            "baseline_seconds": seconds["baseline"],
+            "baseline_threads": baseline.threads,
+            "ratio": asdict(ratio_of(times["baseline"], times["ours"])),
+            "gflops": gflops,
+            "fma_peak": peak,
+            "fraction_of_peak": gflops / peak,
+            "peak_memory": {name: used[name].get(mode) for name in used},
+            "rivals": others,
+        }
+
+
+def against_rivals(contest: Contest, ours: Contender, threads: int) -> dict[str, dict[str, float]]:
+    """In rounds of their own: their threads would disturb the pairs with nn.LSTM."""
+    others = dict(rivals(contest.baseline, contest.x, contest.shape, threads))
+    times = interleaved({"ours": ours, **others}, RIVAL_ROUNDS, RIVAL_SETTLE) if others else {}
+    return {
+        name: asdict(ratio_of(times[name], times["ours"])) | {"seconds": statistics.median(times[name])}
+        for name in others
+    }
+
+
+def line(row: dict[str, Any]) -> str:
+    ratio, peak = row["ratio"], row["fraction_of_peak"] * 100
+    speed = f"{ratio['median']:5.2f} times nn.LSTM ({ratio['low']:.2f} to {ratio['high']:.2f})"
+    return f"{row['name']:28} {row['mode']:10} {row['seconds'] * 1e3:9.3f} ms {speed}, {peak:3.0f} % of peak"
+
+
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__.splitlines()[0])
+    named = {str(shape): shape for shape in GRID}
+    parser.add_argument("--only", nargs="+", default=[], metavar="SHAPE", help=f"of the grid: {', '.join(named)}")
+    parser.add_argument("--random", type=int, metavar="N", help="random shapes beside the grid (20; 0 with --only)")
+    parser.add_argument("--pairs", type=int, default=31, help="interleaved rounds (31)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="as torch chooses")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, inputs and random shapes (0)")
+    parser.add_argument("--null", action="store_true", help="nn.LSTM against itself: the error of the clock")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder of the report")
+    options = parser.parse_args(argv)
+    unknown = sorted(set(options.only) - set(named))
+    if unknown:
+        parser.error(f"argument --only: no shape {', '.join(unknown)}; the grid has {', '.join(named)}")
+    for name, least in (("pairs", 1), ("threads", 1), ("random", 0)):
+        if getattr(options, name) is not None and getattr(options, name) < least:
+            parser.error(f"argument --{name}: must be at least {least}, got {getattr(options, name)}")
+    options.shapes = [named[name] for name in options.only] or list(GRID)
+    if options.random is None:
+        options.random = 0 if options.only else 20
+    return options
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = arguments(argv)
+    torch.set_num_threads(options.threads)
+    description = machine.describe(options.threads)
+    if (description["load"] or 0) > 0.5:
+        print(f"warning: load average {description['load']}: other work on this machine disturbs what is measured")
+    peak = {str(n): fma_peak(n) for n in thread_counts(options.threads)}
+    drawn = list(random_shapes(options.random, options.seed))
+    results = []
+    for n, shape in enumerate(tqdm([*options.shapes, *drawn], unit="shape")):
+        for row in measure(shape, options):
+            row["random"] = n >= len(options.shapes)
+            results.append(row)
+            tqdm.write(line(row))
+    today = datetime.date.today().isoformat()
+    report = {
+        "title": "torch.nn.LSTM against itself" if options.null else "fastlstm against torch.nn.LSTM",
+        "date": today,
+        "machine": description,
+        "peak": peak,
+        "pairs": options.pairs,
+        "seed": options.seed,
+        "results": results,
+    }
+    name = f"{machine.slug(machine.cpu_name())}-{today}" + ("-null" if options.null else "")
+    for path in write_report(report, options.out, name):
+        print(path)
+
+
+if __name__ == "__main__":
+    main()

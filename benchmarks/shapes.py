@@ -1,0 +1,66 @@
+"""The sizes that are measured, and the arithmetic that each of them needs."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Shape:
+    """T time steps, B batch rows, I inputs, H hidden units."""
+
+    T: int
+    B: int
+    I: int
+    H: int
+    layers: int = 1
+    bidirectional: bool = False
+
+    def __str__(self) -> str:
+        name = f"T{self.T}-B{self.B}-I{self.I}-H{self.H}"
+        return name + (f"-L{self.layers}" if self.layers > 1 else "") + ("-bi" if self.bidirectional else "")
+
+    @property
+    def directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    def flops(self, mode: str) -> int:
+        """A multiply-add counts as two. `mode` is "inference" or "training"; x needs no gradient, inner layers do."""
+        total = 0
+        for layer in range(self.layers):
+            I, H = (self.I if layer == 0 else self.directions * self.H), self.H
+            terms = I + H  # preact
+            if mode == "training":
+                terms += I + H + H  # dweight_ih, dweight_hh, dh
+                terms += I if layer else 0  # dx
+            total += self.directions * 2 * self.T * self.B * 4 * H * terms
+        return total
+
+
+GRID = (
+    Shape(28, 128, 28, 128),  # the row-LSTM
+    Shape(28, 128, 28, 256),
+    Shape(20, 256, 100, 100),
+    Shape(512, 16, 64, 64),
+    Shape(128, 64, 256, 256),
+    Shape(100, 32, 128, 512),
+    Shape(35, 8, 650, 650),
+    Shape(28, 1, 28, 128),
+    Shape(1, 1, 128, 512),
+    Shape(50, 32, 80, 256, layers=2, bidirectional=True),
+)
+MODES = ("inference", "training")
+
+
+def random_shapes(count: int, seed: int, limit: float = 8e9) -> Iterator[Shape]:
+    """`count` shapes, each size drawn evenly in its logarithm, a training step of at most `limit` operations."""
+    draw = random.Random(seed)
+
+    def size(largest: int) -> int:
+        return round(largest ** draw.random())
+
+    while count:
+        shape = Shape(size(512), size(256), size(512), size(768), draw.choice((1, 1, 2)), draw.random() < 0.25)
+        if shape.flops("training") <= limit:
+            yield shape
+            count -= 1
