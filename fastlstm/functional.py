@@ -6,7 +6,7 @@
 import torch
 from torch import Tensor
 
-from fastlstm import dispatch, ops
+from fastlstm import checks, dispatch, ops
 from fastlstm.backends import aten, reference
 from fastlstm.function import LSTMFunction
 from fastlstm.tracing import allow_in_graph
@@ -60,17 +60,18 @@ def lstm(
         ``output`` (T, B, H), ``(h_n, c_n)`` each (B, H), and with `return_cells` the cell states (T, B, H).
 
     Raises:
+        ValueError: for a shape, dtype or device that does not fit, and for an unknown backend.
         RuntimeError: when the backend asked for by name cannot run these tensors, with its reason.
-        ValueError: for an unknown backend.
 
     Equivalent to one layer and direction of `torch.nn.LSTM`.
     """
-    T, B = x.shape[0], x.shape[1]
     if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight_ih, weight_hh = x.to(dtype), weight_ih.to(dtype), weight_hh.to(dtype)
         bias_ih, bias_hh, weight_hr = (a if a is None else a.to(dtype) for a in (bias_ih, bias_hh, weight_hr))
         hx = hx if hx is None else (hx[0].to(dtype), hx[1].to(dtype))
+    checks.check_layer(x, hx, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, mask)
+    T, B, _ = x.shape
     if hx is None:
         h_0 = x.new_zeros(B, (weight_hh if weight_hr is None else weight_hr.mT).shape[-1])
         c_0 = h_0 if weight_hr is None else x.new_zeros(B, weight_hr.shape[-1])

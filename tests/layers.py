@@ -28,10 +28,11 @@ class Layer:
         bound = H**-0.5
         shapes = [(T, B, I), (B, H), (B, H), (4 * H, I), (4 * H, H)] + [(4 * H,), (4 * H,)] * self.bias
         scales = [1.0, 0.5, 0.5, bound, bound, bound, bound]
-        self.inputs = [torch.randn(s, dtype=torch.double) * k for s, k in zip(shapes, scales)]
+        # values that float32 holds exactly, so that every precision computes the same thing
+        self.inputs = [(torch.randn(s) * k).double() for s, k in zip(shapes, scales)]
         if self.masked:
             self.mask = torch.randint(0, 3, (T, B), dtype=torch.int32)
-        self.gradients = [torch.randn(s, dtype=torch.double) for s in ((T, B, H), (B, H), (B, H), (T, B, H))]
+        self.gradients = [torch.randn(s).double() for s in ((T, B, H), (B, H), (B, H), (T, B, H))]
 
     def to(self, dtype: torch.dtype, requires_grad: bool = True) -> list[Tensor]:
         return [a.to(dtype).requires_grad_(requires_grad) for a in self.inputs]

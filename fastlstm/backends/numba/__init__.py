@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastlstm.backends.numba.memory import empty
 
+_CHUNK_ROWS = 256  # (step, row) pairs whose dpreact is turned into gradients together
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -170,17 +171,19 @@ def backward(
     dbias = x.new_empty(4 * H) if needs[3] and bias is not None else None
     dh_0, dc_0 = x.new_empty(B, H), x.new_empty(B, H)
     threads, parts = _split(B, H, T * B * 4 * H * (2 * H + I))
-    dpreact, dc_carried = empty(x, *gates.shape), x.new_empty(panels * B * lanes * (1 if mask is None else 2))
+    chunk = max(1, min(T, _CHUNK_ROWS // max(B, 1)))
+    dpreact = empty(x, panels, 2 * chunk, B, 4 * lanes)
+    dc_carried = x.new_empty(panels * B * lanes * (1 if mask is None else 2))
     packed = panels * 4 * lanes * 4 * lanes  # of one group of four vectors
     packed_hh = x.new_empty(_panels(H, 4 * lanes) * packed)
     packed_ih = x.new_empty(_panels(I, 4 * lanes) * packed) if needs[0] else None
     sums = any(needs[1:])
     dweights = x.new_empty(panels * (I + H + 1) * 4 * lanes) if sums else None
-    floats = max(64 * 7 * lanes, 128 * _panels(I + H + 1, 24) * 24 if sums else 0)
+    floats = max(64 * 7 * lanes, chunk * B * _panels(I + H + 1, 24) * 24 if sums else 0)
     scratch, fields = _workspace(x, threads, parts, floats)
     arguments = BackwardArguments(
         T=T, B=B, I=I, H=H, reverse=reverse, mask=_address(mask), h=h.data_ptr(), c=c.data_ptr(), gates=gates.data_ptr(),
-        dpreact=dpreact.data_ptr(), dc_carried=dc_carried.data_ptr(), packed_hh=packed_hh.data_ptr(),
+        chunk=chunk, dpreact=dpreact.data_ptr(), dc_carried=dc_carried.data_ptr(), packed_hh=packed_hh.data_ptr(),
         packed_ih=_address(packed_ih), dweights=_address(dweights), dx=_address(dx), dweight_ih=_address(dweight_ih),
         dweight_hh=_address(dweight_hh), dbias=_address(dbias), dh_0=dh_0.data_ptr(), dc_0=dc_0.data_ptr(), **fields,
         **_strides("x", x, "step", "row"), **_strides("weight_ih", weight_ih, "row"), **_strides("weight_hh", weight_hh, "row"),

@@ -1,6 +1,11 @@
-"""The backward pass of a layer: dpreact for every time step, then the gradients that are sums over all rows."""
+"""The backward pass of a layer: dpreact step by step, and after each chunk of steps its part of the gradients that sum over rows.
 
-from fastlstm.backends.numba.gradients import back_product, group, groups_of, input_gradient, pack_transposed, weight_gradients
+What a chunk leaves is used while it is in the cache, and never written out: dpreact of two chunks is all there ever is.
+"""
+
+from fastlstm.backends.numba.gradients import (
+    add_weight_gradients, back_product, dpreact_of, group, groups_of, input_gradient, pack_transposed, unpack_weight_gradients,
+)  # fmt: skip
 from fastlstm.backends.numba.intrinsics import call, get_int32
 from fastlstm.backends.numba.shared import (
     BARRIERS, CHUNK, HOLD, RESET, VECTOR, any_row, jit, share, wait, zero_resets,
@@ -8,8 +13,8 @@ from fastlstm.backends.numba.shared import (
 
 
 @jit
-def cells(a, p, t, b, rows, first, scratch, dh, mask, dh_held):  # type: ignore[no-untyped-def]
-    """dpreact of one panel for `rows` rows from `b` on. `dh` is the gradient from the step after; `first`: c_prev is c_0."""
+def cells(a, p, s, t, b, rows, scratch, dh, mask, dh_held):  # type: ignore[no-untyped-def]
+    """dpreact of one panel for `rows` rows from `b` on. `dh` is the gradient from the step after."""
     L, S, H, B = a.lanes, a.size, a.H, a.B
     panels, valid, unit = (H + L - 1) // L, min(L, H - p * L), p * L * S
     c_old, dh_old, dc_held = scratch + CHUNK * 4 * VECTOR, scratch + CHUNK * 5 * VECTOR, scratch + CHUNK * 6 * VECTOR
@@ -19,7 +24,7 @@ def cells(a, p, t, b, rows, first, scratch, dh, mask, dh_held):  # type: ignore[
         call(a.add_rows, rows, valid, a.dc + t * a.dc_step + b * a.dc_row + unit, a.dc_row, carried, VECTOR)
     t_prev = t + 1 if a.reverse != 0 else t - 1
     old, old_row = a.c + (t_prev * B + b) * H * S + unit, H * S
-    if first:
+    if s == 0:
         old, old_row = a.c_0 + b * a.c_0_row + unit, a.c_0_row
     dh_out, dh_out_row = a.constants, 0
     if a.dh != 0:
@@ -37,13 +42,13 @@ def cells(a, p, t, b, rows, first, scratch, dh, mask, dh_held):  # type: ignore[
         held = dh_held + (p * B + b) * VECTOR
         call(a.copy_rows, rows, valid, L, dh, 4 * VECTOR, held, VECTOR)
         call(a.add_rows, rows, valid, dh_out, dh_out_row, held, VECTOR)
-    at = ((t * panels + p) * B + b) * 4 * VECTOR
-    call(a.cell_backward, rows, valid, dh, 4 * VECTOR, dh_out, dh_out_row, carried, a.gates + at, old, old_row, a.dpreact + at)
+    gates, dpre = a.gates + ((t * panels + p) * B + b) * 4 * VECTOR, dpreact_of(a, p, s, b)
+    call(a.cell_backward, rows, valid, dh, 4 * VECTOR, dh_out, dh_out_row, carried, gates, old, old_row, dpre)
     if holds:
         for r in range(rows):
             if get_int32(mask + 4 * r) == HOLD:
                 call(a.copy_rows, 1, L, L, dc_held + r * VECTOR, 0, carried + r * VECTOR, 0)
-                call(a.copy_rows, 1, 0, 4 * L, dc_held, 0, a.dpreact + at + r * 4 * VECTOR, 0)
+                call(a.copy_rows, 1, 0, 4 * L, dc_held, 0, dpre + r * 4 * VECTOR, 0)
 
 
 @jit
@@ -66,7 +71,11 @@ def backward(a, thread, threads):  # type: ignore[no-untyped-def]
 
     b_first, b_last = share(B, part, parts), share(B, part + 1, parts)
     q_first, q_last = share(groups, member, team), share(groups, member + 1, team)
+    w_first, w_last = share(panels, thread, everyone), share(panels, thread + 1, everyone)
     scratch = a.scratch + thread * a.scratch_bytes
+    if a.dweights != 0:
+        sums = a.dweights + w_first * (I + H + 1) * 4 * VECTOR
+        call(a.copy_rows, 1, 0, (w_last - w_first) * (I + H + 1) * 4 * L, sums, 0, sums, 0)
     dh_held = a.dc_carried + panels * B * VECTOR  # (panels, B, lanes): what a held step hands to the one before
 
     for s in range(T - 1, -2, -1):  # -1: only the gradients that arrive at h_0 and c_0
@@ -79,8 +88,16 @@ def backward(a, thread, threads):  # type: ignore[no-untyped-def]
                 rows = min(CHUNK, b_last - b)
                 mask = a.mask + (t * B + b) * 4 if a.mask != 0 and s >= 0 else 0
                 mask_next = a.mask + (t_next * B + b) * 4 if a.mask != 0 and s < T - 1 else 0
+                if s >= 0:
+                    for p in range(p_first, p_last):
+                        call(a.prefetch, 1, rows * 4 * L, a.gates + ((t * panels + p) * B + b) * 4 * VECTOR, 0)
+                    if a.dh != 0:
+                        call(a.prefetch, rows, width, a.dh + t * a.dh_step + b * a.dh_row + column * S, a.dh_row)
+                    if s > 0:
+                        t_prev = t + 1 if a.reverse != 0 else t - 1
+                        call(a.prefetch, rows, width, a.c + (t_prev * B + b) * H * S + column * S, H * S)
                 if s < T - 1:
-                    back_product(a, rows, b, t_next, a.packed_hh, panels, q, scratch)
+                    back_product(a, rows, b, s + 1, a.packed_hh, panels, q, scratch)
                 elif a.dh_n != 0:
                     call(a.copy_rows, rows, width, 4 * L, a.dh_n + b * a.dh_n_row + column * S, a.dh_n_row, scratch, 4 * VECTOR)
                 else:
@@ -100,15 +117,20 @@ def backward(a, thread, threads):  # type: ignore[no-untyped-def]
                             if get_int32(mask_next + 4 * r) == HOLD:
                                 call(a.copy_rows, 1, L, L, dh_held + (p * B + b + r) * VECTOR, 0, dh + r * 4 * VECTOR, 0)
                     if s >= 0:
-                        cells(a, p, t, b, rows, s == 0, scratch, dh, mask, dh_held)
+                        cells(a, p, s, t, b, rows, scratch, dh, mask, dh_held)
                     else:
                         at = (b * H + p * L) * S
                         call(a.copy_rows, rows, valid, valid, dh, 4 * VECTOR, a.dh_0 + at, H * S)
                         call(a.copy_rows, rows, valid, valid, carried, VECTOR, a.dc_0 + at, H * S)
         passed = wait(barrier, team, passed, a.relax)
+        if s >= 0 and s % a.chunk == 0 and (a.dweights != 0 or a.dx != 0):
+            # The chunk before this one may be written over: all have read it before anybody could come to this meeting.
+            met = wait(a.barrier, everyone, met, a.relax)
+            s_last = min(s + a.chunk, T)
+            if a.dweights != 0:
+                add_weight_gradients(a, scratch, s, s_last, w_first, w_last)
+            if a.dx != 0:
+                input_gradient(a, scratch, s, s_last, thread, everyone)
 
-    met = wait(a.barrier, everyone, met, a.relax)
     if a.dweights != 0:
-        weight_gradients(a, scratch, share(panels, thread, everyone), share(panels, thread + 1, everyone))
-    if a.dx != 0:
-        input_gradient(a, scratch, thread, everyone)
+        unpack_weight_gradients(a, w_first, w_last)

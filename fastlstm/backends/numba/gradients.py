@@ -1,7 +1,7 @@
 """Products with dpreact: against the weights, for the step before and the input, and over all T B rows, for the weights."""
 
-from fastlstm.backends.numba.intrinsics import call, get_int32
-from fastlstm.backends.numba.shared import BLOCK_K, CHUNK, ONE, RESET, VECTOR, jit, share
+from fastlstm.backends.numba.intrinsics import call
+from fastlstm.backends.numba.shared import BLOCK_K, CHUNK, ONE, VECTOR, jit, share, zero_resets
 
 STRIP = 24  # columns of [x, h, 1] packed side by side: 8 tiles of 3, or 4 of 6
 BLOCK_ROWS = 128  # rows of dpreact and of a strip that stay in the L1 cache together: 16 + 12 KB at 8 lanes
@@ -38,9 +38,15 @@ def pack_transposed(a, weight, weight_row, N, packed, first, last):  # type: ign
 
 
 @jit
-def back_product(a, rows, b, t, packed, vectors, q, scratch):  # type: ignore[no-untyped-def]
-    """``scratch`` (rows, 4 vectors) = dpreact[t] times column group q of the transposed weights."""
-    L, B = a.lanes, a.B
+def dpreact_of(a, p, s, b):  # type: ignore[no-untyped-def]
+    """Where dpreact of panel p, step s and row b lies: the last two chunks of steps are kept, each panel's rows side by side."""
+    return a.dpreact + ((p * 2 * a.chunk + s % (2 * a.chunk)) * a.B + b) * 4 * VECTOR
+
+
+@jit
+def back_product(a, rows, b, s, packed, vectors, q, scratch):  # type: ignore[no-untyped-def]
+    """``scratch`` (rows, 4 vectors) = dpreact of step s times column group q of the transposed weights."""
+    L = a.lanes
     panels = (a.H + L - 1) // L
     wide = 4 if group(vectors, q + 1) - group(vectors, q) == 4 else 3
     kernel = a.product4 if wide == 4 else a.product3
@@ -48,89 +54,100 @@ def back_product(a, rows, b, t, packed, vectors, q, scratch):  # type: ignore[no
     block = (panels + blocks - 1) // blocks  # panels
     init, init_row = a.constants, 0
     for p in range(0, panels, block):
-        dpre = a.dpreact + ((t * panels + p) * B + b) * 4 * VECTOR
-        w = packed + q * panels * 16 * L * VECTOR + p * 4 * L * wide * VECTOR
+        dpre, w = dpreact_of(a, p, s, b), packed + q * panels * 16 * L * VECTOR + p * 4 * L * wide * VECTOR
         call(
             kernel, rows, init, init_row, scratch, 4 * VECTOR, w, dpre, 4 * VECTOR, a.size, 4 * L,
-            min(block, panels - p), B * 4 * VECTOR, 4 * L * wide * VECTOR, dpre, 0, 0,
+            min(block, panels - p), 2 * a.chunk * a.B * 4 * VECTOR, 4 * L * wide * VECTOR, dpre, 0, 0,
         )  # fmt: skip
         init, init_row = scratch, 4 * VECTOR
 
 
 @jit
-def pack_strips(a, strips, t_first, t_last, b_first, b_last):  # type: ignore[no-untyped-def]
-    """Rows (t, b) of [x, h_prev, 1] to [strip][row][column]; h_prev is what the step saw: zero after a reset."""
+def pack_strips(a, strips, s_first, s_last):  # type: ignore[no-untyped-def]
+    """Rows (s, b) of [x, h_prev, 1] to [strip][row][column]; h_prev is what the step saw: zero after a reset."""
     S, I, H, B, T = a.size, a.I, a.H, a.B, a.T
-    block = (t_last - t_first) * (b_last - b_first) * STRIP * S
-    row = strips
-    for t in range(t_first, t_last):
-        t_prev = t + 1 if a.reverse != 0 else t - 1
-        first = t == (T - 1 if a.reverse != 0 else 0)
-        for b in range(b_first, b_last):
-            x = a.x + t * a.x_step + b * a.x_row
-            h = a.h_0 + b * a.h_0_row if first else a.h + (t_prev * B + b) * H * S
-            reset = a.mask != 0 and get_int32(a.mask + (t * B + b) * 4) == RESET
-            column = 0
-            while column < I + H:
-                run = min((I if column < I else I + H) - column, STRIP - column % STRIP)
-                source = x + column * S if column < I else h + (column - I) * S
-                to = row + column // STRIP * block + column % STRIP * S
-                call(a.copy_rows, 1, 0 if reset and column >= I else run, run, source, 0, to, 0)
-                column += run
-            call(a.copy_rows, 1, 1, 1, a.constants + ONE, 0, row + column // STRIP * block + column % STRIP * S, 0)
-            row += STRIP * S
+    columns = I + H + 1
+    block = (s_last - s_first) * B * STRIP * S
+    for s in range(s_first, s_last):
+        t, t_prev = (T - 1 - s, T - s) if a.reverse != 0 else (s, s - 1)
+        x, h, h_row = a.x + t * a.x_step, a.h + t_prev * B * H * S, H * S
+        if s == 0:
+            h, h_row = a.h_0, a.h_0_row
+        rows = strips + (s - s_first) * B * STRIP * S
+        column = 0
+        while column < columns:
+            to = rows + column // STRIP * block + column % STRIP * S
+            room = STRIP - column % STRIP
+            if column < I:
+                run = min(I - column, room)
+                call(a.copy_rows, B, run, run, x + column * S, a.x_row, to, STRIP * S)
+            elif column < I + H:
+                run = min(I + H - column, room)
+                call(a.copy_rows, B, run, run, h + (column - I) * S, h_row, to, STRIP * S)
+                if a.mask != 0:
+                    zero_resets(a, B, run, a.mask + t * B * 4, to, STRIP * S)
+            else:
+                run = 1
+                call(a.copy_rows, B, 1, 1, a.constants + ONE, 0, to, STRIP * S)
+            column += run
 
 
 @jit
-def weight_gradients(a, scratch, p_first, p_last):  # type: ignore[no-untyped-def]
-    """Panels `p_first` to `p_last` of dweight_ih, dweight_hh and dbias: every row in one order, whoever else works beside."""
-    L, S, I, H, B, T = a.lanes, a.size, a.I, a.H, a.B, a.T
-    panels, columns = (H + L - 1) // L, I + H + 1
-    times, batch = max(1, BLOCK_ROWS // max(B, 1)), max(1, min(B, BLOCK_ROWS))
-    sums = a.dweights + p_first * columns * 4 * VECTOR
-    call(a.copy_rows, 1, 0, (p_last - p_first) * columns * 4 * L, sums, 0, sums, 0)
-    for t in range(0, T, times):
-        t_last = min(t + times, T)
-        for b in range(0, B, batch):
-            count = min(b + batch, B) - b
-            block = (t_last - t) * count * STRIP * S
-            pack_strips(a, scratch, t, t_last, b, b + count)
-            for k in range(0, columns, STRIP):
-                strip = scratch + k // STRIP * block
-                for p in range(p_first, p_last):
-                    dpre, out = a.dpreact + ((t * panels + p) * B + b) * 4 * VECTOR, a.dweights + (p * columns + k) * 4 * VECTOR
-                    call(
-                        a.product4, min(STRIP, columns - k), out, 4 * VECTOR, out, 4 * VECTOR, dpre, strip, S, STRIP * S,
-                        count, t_last - t, count * STRIP * S, panels * B * 4 * VECTOR, strip, 0, 0,
-                    )  # fmt: skip
+def add_weight_gradients(a, strips, s_first, s_last, p_first, p_last):  # type: ignore[no-untyped-def]
+    """Add a chunk of steps to panels `p_first` to `p_last` of dweights: every row in one order, whoever else works beside."""
+    columns, B = a.I + a.H + 1, a.B
+    rows = (s_last - s_first) * B
+    blocks = (rows + BLOCK_ROWS - 1) // BLOCK_ROWS
+    block = (rows + blocks - 1) // max(blocks, 1)
+    pack_strips(a, strips, s_first, s_last)
+    for k in range(0, columns, STRIP):
+        for p in range(p_first, p_last):
+            out = a.dweights + (p * columns + k) * 4 * VECTOR
+            dpre, strip = dpreact_of(a, p, s_first, 0), strips + k // STRIP * rows * STRIP * a.size
+            for r in range(0, rows, max(block, 1)):
+                count = min(block, rows - r)
+                call(
+                    a.product4, min(STRIP, columns - k), out, 4 * VECTOR, out, 4 * VECTOR, dpre + r * 4 * VECTOR,
+                    strip + r * STRIP * a.size, a.size, STRIP * a.size, count, 1, 0, 0, strip, 0, 0,
+                )  # fmt: skip
+
+
+@jit
+def unpack_weight_gradients(a, p_first, p_last):  # type: ignore[no-untyped-def]
+    """Panels of dweights to dweight_ih, dweight_hh and dbias, those that are wanted."""
+    L, S, I, H = a.lanes, a.size, a.I, a.H
+    columns = I + H + 1
     for p in range(p_first, p_last):
         for gate in range(4):
             row, valid = gate * H + p * L, min(L, H - p * L)
             at = a.dweights + p * columns * 4 * VECTOR + gate * VECTOR
             if a.dweight_ih != 0:
                 for k in range(0, I, L):
-                    call(a.transpose, min(L, I - k), valid, at + k * 4 * VECTOR, 4 * VECTOR, a.dweight_ih + (row * I + k) * S, I * S)
+                    to = a.dweight_ih + (row * I + k) * S
+                    call(a.transpose, min(L, I - k), valid, at + k * 4 * VECTOR, 4 * VECTOR, to, I * S)
             at += I * 4 * VECTOR
             if a.dweight_hh != 0:
                 for k in range(0, H, L):
-                    call(a.transpose, min(L, H - k), valid, at + k * 4 * VECTOR, 4 * VECTOR, a.dweight_hh + (row * H + k) * S, H * S)
+                    to = a.dweight_hh + (row * H + k) * S
+                    call(a.transpose, min(L, H - k), valid, at + k * 4 * VECTOR, 4 * VECTOR, to, H * S)
             if a.dbias != 0:
                 call(a.copy_rows, 1, valid, valid, at + H * 4 * VECTOR, 0, a.dbias + row * S, 0)
 
 
 @jit
-def input_gradient(a, scratch, thread, threads):  # type: ignore[no-untyped-def]
-    """dx = dpreact times weight_ih, for this thread's rows of every step."""
-    L, S, I, B = a.lanes, a.size, a.I, a.B
+def input_gradient(a, scratch, s_first, s_last, thread, threads):  # type: ignore[no-untyped-def]
+    """dx = dpreact times weight_ih for a chunk of steps, this thread's rows of it."""
+    L, S, I, B, T = a.lanes, a.size, a.I, a.B, a.T
     vectors = (I + L - 1) // L
-    split_time = a.T >= threads  # a row's bits do not depend on the split: each sums over k alone
-    t_first, t_last = (share(a.T, thread, threads), share(a.T, thread + 1, threads)) if split_time else (0, a.T)
-    b_first, b_last = (0, B) if split_time else (share(B, thread, threads), share(B, thread + 1, threads))
-    for t in range(t_first, t_last):
+    rows = (s_last - s_first) * B
+    first, last = share(rows, thread, threads), share(rows, thread + 1, threads)
+    while first < last:
+        s, b = s_first + first // B, first % B
+        count = min(min(CHUNK, B - b), last - first)
+        t = T - 1 - s if a.reverse != 0 else s
         for q in range(groups_of(vectors)):
             column = group(vectors, q) * L
             width = min((group(vectors, q + 1) - group(vectors, q)) * L, I - column)
-            for b in range(b_first, b_last, CHUNK):
-                rows = min(CHUNK, b_last - b)
-                back_product(a, rows, b, t, a.packed_ih, vectors, q, scratch)
-                call(a.copy_rows, rows, width, width, scratch, 4 * VECTOR, a.dx + ((t * B + b) * I + column) * S, I * S)
+            back_product(a, count, b, s, a.packed_ih, vectors, q, scratch)
+            call(a.copy_rows, count, width, width, scratch, 4 * VECTOR, a.dx + ((t * B + b) * I + column) * S, I * S)
+        first += count

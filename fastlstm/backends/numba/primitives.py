@@ -11,12 +11,9 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from fastlstm.backends.numba.simd import I1, I32, I64, TILE_ROWS, Lanes, Vector, cell_functions
+from fastlstm.backends.numba.simd import I32, I64, TILE_ROWS, Lanes, Vector, cell_functions
 
 Builder = Callable[..., None]
-NAMES = (
-    "product4", "product3", "cell_forward", "cell_forward_saving", "cell_backward", "transpose", "add_rows", "copy_rows",
-)  # fmt: skip
 
 
 def counted(b: ir.IRBuilder, count: ir.Value, carried: list[ir.Value], body: Any) -> list[ir.Value]:
@@ -251,32 +248,59 @@ def add_rows(lanes: Lanes) -> Builder:
 
 
 def copy_rows(lanes: Lanes) -> Builder:
-    """Copy `valid` elements of each row, then zeros up to `width`."""
-    byte = ir.IntType(8).as_pointer()
+    """Copy `valid` elements of each row, then zeros up to `width`. Rows are short: a call of memmove would cost more than the copy."""
+    pointer, size, vector = lanes.scalar.as_pointer(), I64(lanes.size), I64(lanes.size * lanes.count)
 
     def build(b, rows, valid, width, source, source_row, target, target_row):  # type: ignore[no-untyped-def]
-        kinds = {"llvm.memmove.p0.p0.i64": [byte, byte, I64, I1], "llvm.memset.p0.i64": [byte, ir.IntType(8), I64, I1]}
-        move, fill = (
-            cgutils.get_or_insert_function(b.module, ir.FunctionType(ir.VoidType(), kind), name)
-            for name, kind in kinds.items()
-        )
-        bytes_valid, bytes_rest = b.mul(valid, I64(lanes.size)), b.mul(b.sub(width, valid), I64(lanes.size))
+        def whole(source, target):  # type: ignore[no-untyped-def]
+            lanes.store(b, lanes.load(b, source), target)
+            return [b.add(source, vector), b.add(target, vector)]
 
-        def body(source, target):  # type: ignore[no-untyped-def]
-            b.call(move, [b.inttoptr(target, byte), b.inttoptr(source, byte), bytes_valid, I1(0)])
-            b.call(fill, [b.inttoptr(b.add(target, bytes_valid), byte), ir.IntType(8)(0), bytes_rest, I1(0)])
+        def one(source, target):  # type: ignore[no-untyped-def]
+            b.store(b.load(b.inttoptr(source, pointer)), b.inttoptr(target, pointer))
+            return [b.add(source, size), b.add(target, size)]
+
+        def zero(target):  # type: ignore[no-untyped-def]
+            b.store(lanes.scalar(0.0), b.inttoptr(target, pointer))
+            return [b.add(target, size)]
+
+        vectors, rest = b.udiv(valid, I64(lanes.count)), b.urem(valid, I64(lanes.count))
+
+        def row(source, target):  # type: ignore[no-untyped-def]
+            end = counted(b, rest, counted(b, vectors, [source, target], whole), one)[1]
+            counted(b, b.sub(width, valid), [end], zero)
             return [b.add(source, source_row), b.add(target, target_row)]
 
-        counted(b, rows, [source, target], body)
+        counted(b, rows, [source, target], row)
 
     return build
 
 
-@intrinsic
-def store_addresses(typingctx, zero, target):  # type: ignore[no-untyped-def]
-    """Write the addresses of the primitives for ``zero``'s type, in the order of `NAMES`, to an array of int64."""
-    lanes = Lanes(zero)
-    builders = {
+def prefetch(lanes: Lanes) -> Builder:
+    """Ask for `width` elements of each row: what the next rows of cells read arrives while a product keeps the processor busy."""
+    byte = ir.IntType(8).as_pointer()
+
+    def build(b, rows, width, source, source_row):  # type: ignore[no-untyped-def]
+        signature = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
+        fetch = cgutils.get_or_insert_function(b.module, signature, "llvm.prefetch.p0")
+        lines = b.udiv(b.add(b.mul(width, I64(lanes.size)), I64(63)), I64(64))
+
+        def row(source):  # type: ignore[no-untyped-def]
+            def line(source):  # type: ignore[no-untyped-def]
+                b.call(fetch, [b.inttoptr(source, byte), I32(0), I32(2), I32(1)])
+                return [b.add(source, I64(64))]
+
+            counted(b, lines, [source], line)
+            return [b.add(source, source_row)]
+
+        counted(b, rows, [source], row)
+
+    return build
+
+
+def builders(lanes: Lanes) -> dict[str, tuple[int, Builder]]:
+    """For each primitive how many arguments it takes, and what builds it."""
+    return {
         "product4": (16, product(lanes, 4)),
         "product3": (16, product(lanes, 3)),
         "cell_forward": (9, cell_forward(lanes, False)),
@@ -285,11 +309,20 @@ def store_addresses(typingctx, zero, target):  # type: ignore[no-untyped-def]
         "transpose": (6, transpose(lanes)),
         "add_rows": (6, add_rows(lanes)),
         "copy_rows": (7, copy_rows(lanes)),
+        "prefetch": (4, prefetch(lanes)),
     }
 
+
+NAMES = tuple(builders(Lanes(types.float32)))
+
+
+@intrinsic
+def store_addresses(typingctx, zero, target):  # type: ignore[no-untyped-def]
+    """Write the addresses of the primitives for ``zero``'s type, in the order of `NAMES`, to an array of int64."""
+
     def codegen(context, b, signature, args):  # type: ignore[no-untyped-def]
-        for k, name in enumerate(NAMES):
-            found = function(b.module, f"fastlstm.{name}", *builders[name])
+        for k, (name, (arguments, builder)) in enumerate(builders(Lanes(zero)).items()):
+            found = function(b.module, f"fastlstm.{name}", arguments, builder)
             b.store(b.ptrtoint(found, I64), b.inttoptr(b.add(args[1], I64(8 * k)), I64.as_pointer()))
         return context.get_dummy_value()
 

@@ -1,0 +1,269 @@
+"""Every shape, dtype and device message. What runs at each call is cheap; details are looked up only to raise.
+
+Where `torch.nn.LSTM` raises, the type and the words are its own.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def check_forward(module: Any, x: Tensor, hx: Any, weight: Tensor, batch_sizes: Tensor | None = None) -> Any:
+    """Raise as `torch.nn.LSTM` does unless `x` and `hx` suit the module; `hx` as a pair of (D*L, B, H) or None.
+
+    Args:
+        module: the `fastlstm.LSTM`.
+        x: the input as the caller gave it, or a PackedSequence's data (N, I).
+        hx: None, or a tuple or list of two tensors, both without the batch dimension where `x` has none.
+        weight: any of the module's weights, for its dtype and device.
+        batch_sizes: a PackedSequence's, whose input and states `torch.nn.LSTM` leaves unchecked.
+
+    Raises:
+        TypeError: when `hx` is no tuple or list.
+        ValueError: for the number of dimensions or the dtype of `x` (any dtype is taken under autocast).
+        RuntimeError: for other sizes and dtypes, and for devices.
+    """
+    dims = x.dim()
+    if dims != 3 and dims != 2 and batch_sizes is None:
+        raise ValueError(f"LSTM: Expected input to be 2D or 3D, got {dims}D instead")
+    if hx is not None:
+        return _check_with_states(module, x, hx, weight, batch_sizes)
+    if x.dtype is not weight.dtype or x.shape[-1] != module.input_size or batch_sizes is not None:
+        module.check_input(x.unsqueeze(1) if dims == 2 and batch_sizes is None else x, batch_sizes)
+    if x.device != weight.device:
+        raise RuntimeError(_devices("parameter", x, weight))
+    return None
+
+
+def _check_with_states(module: Any, x: Tensor, hx: Any, weight: Tensor, batch_sizes: Tensor | None) -> Any:
+    h_0, c_0 = _pair(hx, "lstm")
+    dims, kind = (2, "unbatched 2-D") if batch_sizes is None and x.dim() == 2 else (3, "batched 3-D")
+    if h_0.dim() != dims or c_0.dim() != dims:
+        raise RuntimeError(
+            f"For {kind} input, hx and cx should also be {dims}-D but got ({h_0.dim()}-D, {c_0.dim()}-D) tensors"
+        )
+    if dims == 2:
+        h_0, c_0 = h_0.unsqueeze(1), c_0.unsqueeze(1)
+        x = x.unsqueeze(0 if module.batch_first else 1)
+    B = x.shape[0 if module.batch_first else 1] if batch_sizes is None else int(batch_sizes[0])
+    states, hidden = module.num_layers * (2 if module.bidirectional else 1), module.hidden_size
+    if (
+        x.dtype is not weight.dtype
+        or x.shape[-1] != module.input_size
+        or batch_sizes is not None
+        or h_0.shape != (states, B, module.proj_size or hidden)
+        or c_0.shape != (states, B, hidden)
+    ):
+        module.check_forward_args(x, (h_0, c_0), batch_sizes)
+    _check_states(x, h_0, c_0)
+    if x.device != weight.device:
+        raise RuntimeError(_devices("parameter", x, weight))
+    return h_0, c_0
+
+
+def check_step(module: Any, x: Tensor, state: Any, weight: Tensor) -> Any:
+    """`state` as a pair of (L, B, H) or None, when `x` (B, I) or (I,) and `state` suit `LSTM.step`.
+
+    Raises:
+        ValueError: for a bidirectional module, or the number of dimensions or the dtype of `x`.
+        TypeError: when `state` is no tuple or list.
+        RuntimeError: for other sizes and dtypes, and for devices.
+    """
+    if module.bidirectional:
+        raise ValueError("step needs a module of one direction, and this one is bidirectional")
+    dims = x.dim()
+    if dims != 2 and dims != 1:
+        raise ValueError(f"LSTM.step: Expected x_t to be 1D or 2D, got {dims}D instead")
+    if x.dtype is not weight.dtype or x.shape[-1] != module.input_size:
+        module.check_input(x.unsqueeze(0) if dims == 2 else x.view(1, 1, -1), None)
+    if x.device != weight.device:
+        raise RuntimeError(_devices("parameter", x, weight))
+    if state is None:
+        return None
+    h_0, c_0 = _pair(state, "lstm")
+    batch, layers, hidden = x.shape[:-1], module.num_layers, module.hidden_size
+    module.check_hidden_size(h_0, (layers, *batch, module.proj_size or hidden), "Expected state[0] size {}, got {}")
+    module.check_hidden_size(c_0, (layers, *batch, hidden), "Expected state[1] size {}, got {}")
+    _check_states(x, h_0, c_0)
+    return h_0, c_0
+
+
+def check_cell(module: Any, x: Tensor, hx: Any, weight: Tensor) -> Any:
+    """`hx` as a pair or None, when it and `x` (B, I) or (I,) suit `LSTMCell`; raises as `torch.nn.LSTMCell` does.
+
+    Raises:
+        TypeError: when `hx` is no tuple or list.
+        ValueError: for the number of dimensions.
+        RuntimeError: for other sizes, for dtypes (any dtype is taken under autocast) and for devices.
+    """
+    dims = x.dim()
+    if dims != 2 and dims != 1:
+        raise ValueError(f"LSTMCell: Expected input to be 1D or 2D, got {dims}D instead")
+    if hx is not None:
+        hx = _pair(hx, "lstm_cell")
+        for k, state in enumerate(hx):
+            if state.dim() not in (1, 2):
+                raise ValueError(f"LSTMCell: Expected hx[{k}] to be 1D or 2D, got {state.dim()}D instead")
+    if x.shape[-1] != module.input_size:
+        raise RuntimeError(f"input has inconsistent input_size: got {x.shape[-1]} expected {module.input_size}")
+    if hx is not None:
+        size = (*x.shape[:-1], module.hidden_size)
+        for k, state in enumerate(hx):
+            if state.shape != size:
+                _raise_cell_state(module, x, k, state)
+        _check_states(x, *hx)
+    if x.dtype is not weight.dtype and not torch._C._is_any_autocast_enabled():
+        raise RuntimeError(_dtypes("parameter", x, weight))
+    if x.device != weight.device:
+        raise RuntimeError(_devices("parameter", x, weight))
+    return hx
+
+
+def _raise_cell_state(module: Any, x: Tensor, k: int, state: Tensor) -> None:
+    batch, batched = (x.shape[0], state) if x.dim() == 2 else (1, state.unsqueeze(0))
+    if batched.shape[0] != batch:
+        raise RuntimeError(f"Input batch size {batch} doesn't match hidden{k} batch size {batched.shape[0]}")
+    if batched.dim() > 1 and batched.shape[1] != module.hidden_size:
+        size = batched.shape[1]
+        raise RuntimeError(f"hidden{k} has inconsistent hidden_size: got {size}, expected {module.hidden_size}")
+    raise ValueError(f"LSTMCell: Expected hx[{k}] to be {x.dim()}D as the input is, got {state.dim()}D instead")
+
+
+def check_layer(
+    x: Tensor,
+    hx: tuple[Tensor, Tensor] | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    weight_hr: Tensor | None,
+    mask: Tensor | None = None,
+) -> None:
+    """Raise unless the tensors make one layer in one direction, as `fastlstm.functional.lstm` takes it.
+
+    Raises:
+        ValueError: naming the argument, the shape, dtype or device it must have, and the one it has.
+    """
+    shape, rows = x.shape, weight_ih.shape[0]
+    if len(shape) != 3:
+        raise ValueError(f"x must have shape (T, B, I), got {tuple(shape)}")
+    hidden, odd = rows // 4, rows % 4  # dynamo has no divmod of symbols
+    if odd or weight_ih.dim() != 2 or weight_ih.shape[1] != shape[2]:
+        raise ValueError(f"weight_ih must have shape (4H, I) with I = {shape[2]}, got {tuple(weight_ih.shape)}")
+    out = hidden if weight_hr is None else weight_hr.shape[0]
+    if weight_hh.shape != (rows, out):
+        raise ValueError(f"weight_hh must have shape {(rows, out)}, got {tuple(weight_hh.shape)}")
+    if weight_hr is not None and weight_hr.shape != (out, hidden):
+        raise ValueError(f"weight_hr must have shape (P, H) with H = {hidden}, got {tuple(weight_hr.shape)}")
+    if bias_ih is not None and bias_ih.shape != (rows,):
+        raise ValueError(f"bias_ih must have shape {(rows,)}, got {tuple(bias_ih.shape)}")
+    if bias_hh is not None and bias_hh.shape != (rows,):
+        raise ValueError(f"bias_hh must have shape {(rows,)}, got {tuple(bias_hh.shape)}")
+    tensors: tuple[Tensor | None, ...] = (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
+    if hx is not None:
+        h_0, c_0 = hx
+        if h_0.shape != (shape[1], out):
+            raise ValueError(f"h_0 must have shape {(shape[1], out)}, got {tuple(h_0.shape)}")
+        if c_0.shape != (shape[1], hidden):
+            raise ValueError(f"c_0 must have shape {(shape[1], hidden)}, got {tuple(c_0.shape)}")
+        tensors = (*tensors, h_0, c_0)
+    if mask is not None and (mask.shape != shape[:2] or mask.dtype is not torch.int32):
+        raise ValueError(f"mask must be int32 of shape {tuple(shape[:2])}, got {mask.dtype} {tuple(mask.shape)}")
+    dtype, device = x.dtype, x.device
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "h_0", "c_0")
+    for tensor, name in zip(tensors, names, strict=False):
+        if tensor is None:
+            continue
+        if tensor.device != device:
+            raise ValueError(f"{name} must be on the device of x, {device}, got {tensor.device}")
+        if tensor.dtype is not dtype and not torch._C._is_any_autocast_enabled():
+            raise ValueError(f"{name} must have the dtype of x, {dtype}, got {tensor.dtype}")
+    if mask is not None and mask.device != device:
+        raise ValueError(f"mask must be on the device of x, {device}, got {mask.device}")
+
+
+def check_lengths(lengths: Any, batch: tuple[int, ...]) -> None:
+    """Raise unless `lengths` is an integer tensor of shape `batch`: (B,), or () for unbatched input.
+
+    Its values are not looked at: that would wait for the device.
+
+    Raises:
+        TypeError: for anything else than an integer tensor.
+        ValueError: for another shape.
+    """
+    if not isinstance(lengths, Tensor):
+        raise TypeError(f"lengths must be an integer tensor of shape (B,), got {type(lengths).__name__}")
+    if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
+        raise TypeError(f"lengths must be an integer tensor of shape (B,), got {lengths.dtype}")
+    if lengths.shape != batch:
+        raise ValueError(f"lengths must have shape (B,) = {batch}, got {tuple(lengths.shape)}")
+
+
+def check_reset(reset: Any, steps: tuple[int, ...], layout: str, bidirectional: bool) -> None:
+    """Raise unless `reset` is a boolean tensor of shape `steps`, spelt `layout`, and the module has one direction.
+
+    Raises:
+        TypeError: for anything else than a boolean tensor.
+        ValueError: for another shape, or a bidirectional module.
+    """
+    if bidirectional:
+        raise ValueError("reset needs a module of one direction, and this one is bidirectional")
+    if not isinstance(reset, Tensor):
+        raise TypeError(f"reset must be a boolean tensor of shape {layout}, got {type(reset).__name__}")
+    if reset.dtype != torch.bool:
+        raise TypeError(f"reset must be a boolean tensor of shape {layout}, got {reset.dtype}")
+    if reset.shape != steps:
+        raise ValueError(f"reset must have shape {layout} = {steps}, got {tuple(reset.shape)}")
+
+
+def check_no_masks(reset: Any, lengths: Any) -> None:
+    """Raise ValueError when a PackedSequence came with `reset` or `lengths`."""
+    for name, value in (("reset", reset), ("lengths", lengths)):
+        if value is not None:
+            raise ValueError(f"{name} must be None for a PackedSequence, which carries its own lengths")
+
+
+def check_forget_bias(forget_bias: Any, bias: bool) -> float:
+    """`forget_bias` as a float.
+
+    Raises:
+        TypeError: when it is no real number.
+        ValueError: when the module has no biases.
+    """
+    if isinstance(forget_bias, bool) or not isinstance(forget_bias, int | float):
+        raise TypeError(f"forget_bias should be a number or None, got: {type(forget_bias).__name__}")
+    if not bias:
+        raise ValueError(f"forget_bias needs bias=True, got forget_bias={forget_bias} and bias=False")
+    return float(forget_bias)
+
+
+def _pair(hx: Any, function: str) -> Sequence[Tensor]:
+    if not isinstance(hx, tuple | list):
+        raise TypeError(f"hx must be a tuple of two tensors, h_0 and c_0, got {type(hx).__name__}")
+    if len(hx) != 2:
+        raise RuntimeError(f"{function} expects two hidden states")
+    return hx
+
+
+def _check_states(x: Tensor, h_0: Tensor, c_0: Tensor) -> None:
+    for state in (h_0, c_0):
+        if state.device != x.device:
+            raise RuntimeError(_devices("hidden", x, state))
+        if state.dtype != x.dtype and not torch._C._is_any_autocast_enabled():
+            raise RuntimeError(_dtypes("hidden", x, state))
+
+
+def _devices(name: str, x: Tensor, other: Tensor) -> str:
+    return (
+        f"Input and {name} tensors are not at the same device, "
+        f"found input tensor at {x.device} and {name} tensor at {other.device}"
+    )
+
+
+def _dtypes(name: str, x: Tensor, other: Tensor) -> str:
+    return (
+        f"Input and {name} tensors are not the same dtype, "
+        f"found input tensor with {x.dtype} and {name} tensor with {other.dtype}"
+    )

@@ -1,0 +1,202 @@
+"""Models over to `fastlstm.LSTM` and back, and weights from TensorFlow and Keras.
+
+`replace_lstm` changes the class of each module in place: the object, its parameters, hooks, mode and names stay.
+"""
+
+import warnings
+from functools import cache
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from fastlstm import dispatch
+from fastlstm.module import LSTM, LSTMCell
+
+M = TypeVar("M", bound=nn.Module)
+
+_PAIRS: Any = ((nn.LSTM, LSTM), (nn.LSTMCell, LSTMCell))
+
+
+class _Subclass:
+    """Marks the classes that `replace_lstm` made from a subclass of torch's, which is their first base."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # such a class has no name to import, so a pickle holds the class it was made from
+        parts: Any = super().__reduce_ex__(protocol)
+        return _new, (type(self).__bases__[0],), *parts[2:]
+
+
+def replace_lstm(model: M, *, backend: str | None = None) -> M:
+    """Make every `torch.nn.LSTM` and `torch.nn.LSTMCell` in `model` a `fastlstm.LSTM` or `fastlstm.LSTMCell`.
+
+    The modules themselves change their class, so parameters (an optimiser keeps working), hooks, training mode,
+    devices, dtypes, parametrizations and whatever refers to them stay. The same seed gives the same dropout.
+
+    A subclass of torch's is replaced by a class made of both: its own methods stay, and what it inherited from torch's
+    class it now inherits from ours; its instances remain instances of `torch.nn.LSTM`.
+
+    Args:
+        model: any module, or an LSTM itself.
+        backend: for the replaced modules, as `fastlstm.LSTM`'s.
+
+    Returns:
+        `model`, changed.
+
+    Raises:
+        TypeError: when `model` is no module, or a scripted one, whose code is fixed.
+        ValueError: for an unknown backend.
+    """
+    if backend is not None:
+        dispatch.check_name(backend)
+    for module in _modules(model, "replace_lstm"):
+        for theirs, ours in _PAIRS:
+            if isinstance(module, theirs) and not isinstance(module, ours):
+                module.__class__ = _replacement(type(module), parametrize.is_parametrized(module), theirs, ours)
+                vars(module).pop("_flat_weights", None)  # a second list of the weights, which ours does not keep
+                if backend is not None:
+                    vars(module)["backend"] = backend
+    return model
+
+
+def restore_lstm(model: M) -> M:
+    """The inverse of `replace_lstm`: each `fastlstm.LSTM` and `fastlstm.LSTMCell` in `model` becomes torch's, in place.
+
+    Modules built as `fastlstm.LSTM` become `torch.nn.LSTM` too, and forget their `backend` and `forget_bias`. Your own
+    subclasses of `fastlstm.LSTM` are left as they are, with a UserWarning: torch's class may lack what they call.
+
+    Returns:
+        `model`, changed.
+
+    Raises:
+        TypeError: when `model` is no module, or a scripted one.
+    """
+    for module in _modules(model, "restore_lstm"):
+        for theirs, ours in _PAIRS:
+            if isinstance(module, ours):
+                original = _original(type(module), parametrize.is_parametrized(module), theirs, ours)
+                if original is None:
+                    warnings.warn(f"{type(module).__name__} is a subclass of {ours.__name__} and stays", stacklevel=2)
+                    continue
+                module.__class__ = original
+                for name in ("backend", "forget_bias"):
+                    vars(module).pop(name, None)
+                if isinstance(module, nn.LSTM):
+                    module._init_flat_weights()
+    return model
+
+
+def tensorflow_weights(kernel: Any, bias: Any, *, forget_bias: float = 1.0, suffix: str = "_l0") -> dict[str, Tensor]:
+    """The parameters of a layer with the weights of TensorFlow 1's BasicLSTMCell, for `load_state_dict`.
+
+    BasicLSTMCell holds one kernel for input and hidden state, column blocks in the order i, j, f, o (j is g here), and
+    adds its forget bias at run time; here it becomes part of ``bias_ih``.
+
+    Args:
+        kernel: (I + H, 4H), the input's rows first: a tensor or an array.
+        bias: (4H,).
+        forget_bias: the cell's argument of that name.
+        suffix: ``_l{k}`` for layer k of an `LSTM`, the empty string for an `LSTMCell`.
+
+    Returns:
+        ``weight_ih`` (4H, I), ``weight_hh`` (4H, H), ``bias_ih`` and ``bias_hh`` (4H,) under the names with `suffix`.
+
+    Raises:
+        ValueError: for shapes that do not go together.
+
+    Source: ``tf.nn.rnn_cell.BasicLSTMCell`` (TensorFlow 1).
+    """
+    kernel, bias = torch.as_tensor(kernel), torch.as_tensor(bias)
+    H = _hidden_size(bias)
+    if kernel.dim() != 2 or kernel.shape[1] != 4 * H or kernel.shape[0] <= H:
+        raise ValueError(f"kernel must have shape (I + H, 4H) with H = {H}, got {tuple(kernel.shape)}")
+    i, g, f, o = kernel.mT.chunk(4)
+    b_i, b_g, b_f, b_o = bias.chunk(4)
+    weight = torch.cat([i, f, g, o])
+    input_size = kernel.shape[0] - H
+    return _named(weight[:, :input_size], weight[:, input_size:], torch.cat([b_i, b_f + forget_bias, b_g, b_o]), suffix)
+
+
+def keras_weights(kernel: Any, recurrent_kernel: Any, bias: Any, *, suffix: str = "_l0") -> dict[str, Tensor]:
+    """The parameters of a layer with the weights of a Keras LSTM layer (``get_weights()``), for `load_state_dict`.
+
+    Keras has the gates in the order i, f, c, o (c is g here), and its forget bias is part of the bias.
+
+    Args:
+        kernel: (I, 4H): a tensor or an array.
+        recurrent_kernel: (H, 4H).
+        bias: (4H,).
+        suffix: ``_l{k}`` for layer k of an `LSTM`, with ``_reverse`` for the backward half of Keras' Bidirectional, the
+            empty string for an `LSTMCell`.
+
+    Returns:
+        ``weight_ih`` (4H, I), ``weight_hh`` (4H, H), ``bias_ih`` and ``bias_hh`` (4H,) under the names with `suffix`.
+
+    Raises:
+        ValueError: for shapes that do not go together.
+
+    Source: ``keras.layers.LSTM``.
+    """
+    kernel, recurrent_kernel, bias = (torch.as_tensor(a) for a in (kernel, recurrent_kernel, bias))
+    H = _hidden_size(bias)
+    if kernel.dim() != 2 or kernel.shape[1] != 4 * H:
+        raise ValueError(f"kernel must have shape (I, 4H) with H = {H}, got {tuple(kernel.shape)}")
+    if recurrent_kernel.shape != (H, 4 * H):
+        raise ValueError(f"recurrent_kernel must have shape {(H, 4 * H)}, got {tuple(recurrent_kernel.shape)}")
+    return _named(kernel.mT, recurrent_kernel.mT, bias, suffix)
+
+
+def _modules(model: Any, function: str) -> list[nn.Module]:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{function} takes a torch.nn.Module, got {type(model).__name__}")
+    modules = list(model.modules())
+    if any(isinstance(module, torch.jit.ScriptModule) for module in modules):
+        raise TypeError(f"{function} cannot change a scripted module: its code is fixed")
+    return modules
+
+
+def _replacement(cls: type, parametrized: bool, theirs: type, ours: type) -> type:
+    if cls is theirs:
+        return ours
+    if parametrized:  # a class made for this one module; torch finds the class to go back to as its first base
+        return _rebased(cls, _replacement(cls.__bases__[0], False, theirs, ours))
+    return _mixed(cls, theirs, ours)
+
+
+def _original(cls: type, parametrized: bool, theirs: type, ours: type) -> type | None:
+    if cls is ours:
+        return theirs
+    if parametrized:
+        base = _original(cls.__bases__[0], False, theirs, ours)
+        return None if base is None else _rebased(cls, base)
+    return cls.__bases__[0] if issubclass(cls, _Subclass) else None
+
+
+def _rebased(cls: type, base: type) -> type:
+    """A class parametrize made, on another base."""
+    return type(cls.__name__, (base,), {k: v for k, v in vars(cls).items() if k not in ("__dict__", "__weakref__")})
+
+
+@cache
+def _mixed(cls: type, theirs: type, ours: type) -> Any:
+    """`cls`, a subclass of `theirs`, with `ours` between: the order of resolution is cls, ..., ours, theirs, ..."""
+    between = type(ours.__name__, (ours, theirs), {})
+    return type(cls.__name__, (cls, _Subclass, between), {"__module__": cls.__module__})
+
+
+def _new(cls: type) -> Any:
+    made = next(_mixed(cls, theirs, ours) for theirs, ours in _PAIRS if issubclass(cls, theirs))
+    return made.__new__(made)
+
+
+def _hidden_size(bias: Tensor) -> int:
+    if bias.dim() != 1 or bias.shape[0] % 4:
+        raise ValueError(f"bias must have shape (4H,), got {tuple(bias.shape)}")
+    return bias.shape[0] // 4
+
+
+def _named(weight_ih: Tensor, weight_hh: Tensor, bias: Tensor, suffix: str) -> dict[str, Tensor]:
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    tensors = (weight_ih.contiguous(), weight_hh.contiguous(), bias, torch.zeros_like(bias))
+    return {name + suffix: tensor for name, tensor in zip(names, tensors, strict=True)}

@@ -1,0 +1,45 @@
+"""Sequences of different lengths: packed data to a padded batch and back, and the step mask."""
+
+import torch
+from torch import Tensor
+
+from fastlstm.backends.reference import HOLD
+
+
+def step_mask(T: int, device: torch.device, reset: Tensor | None, lengths: Tensor | None) -> Tensor | None:
+    """The step mask, int32 (T, B), of `reset` (T, B) and `lengths` (B,): hold wins over reset. Waits for no device."""
+    if lengths is None:
+        return None if reset is None else reset.to(device, torch.int32, non_blocking=True)
+    steps = torch.arange(T, device=device)
+    past_end = steps.unsqueeze(1) >= lengths.to(device, non_blocking=True)  # (T,B)
+    if reset is None:
+        return past_end.to(torch.int32) * HOLD
+    return reset.to(device, torch.int32, non_blocking=True).masked_fill(past_end, HOLD)
+
+
+def unpack(data: Tensor, batch_sizes: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """A PackedSequence's data (N, I) as ``x`` (T, B, I), its step mask, and its rows' places for `pad` and `pack`.
+
+    Mask and places are None where all sequences are equally long, and nothing is copied. `batch_sizes` lies on the
+    CPU, so no device is waited for.
+    """
+    T, B = batch_sizes.shape[0], int(batch_sizes[0])
+    if int(batch_sizes[-1]) == B:
+        return data.unflatten(0, (T, B)), None, None
+    runs = torch.arange(B) < batch_sizes.unsqueeze(1)  # (T,B)
+    mask = (~runs).to(torch.int32).mul_(HOLD).to(data.device, non_blocking=True)
+    places = runs.flatten().nonzero().squeeze(1).to(data.device, non_blocking=True)  # (N,)
+    return pad(data, places, T, B), mask, places
+
+
+def pad(data: Tensor, places: Tensor | None, T: int, B: int) -> Tensor:
+    """Rows (N, I) to (T, B, I), zero past each sequence's end. The inverse of `pack`."""
+    if places is None:
+        return data.unflatten(0, (T, B))
+    return data.new_zeros(T * B, data.shape[1]).index_copy(0, places, data).unflatten(0, (T, B))
+
+
+def pack(x: Tensor, places: Tensor | None) -> Tensor:
+    """The rows (N, I) of ``x`` (T, B, I) that lie within their sequences, in a PackedSequence's order."""
+    rows = x.flatten(0, 1)
+    return rows if places is None else rows.index_select(0, places)

@@ -1,0 +1,79 @@
+"""The messages of `check_layer`: one layer in one direction. The module's are in test_contract and test_module."""
+
+import re
+
+import pytest
+import torch
+
+from fastlstm.checks import check_layer
+
+T, B, I, H, P = 4, 2, 3, 5, 2
+
+
+def layer(**replaced):
+    """The arguments of a good call, without projection, with some replaced."""
+    sizes = {"x": (T, B, I), "weight_ih": (4 * H, I), "weight_hh": (4 * H, H), "bias_ih": (4 * H,), "bias_hh": (4 * H,)}
+    arguments = {name: torch.zeros(size) for name, size in sizes.items()}
+    arguments |= {"hx": (torch.zeros(B, H), torch.zeros(B, H)), "weight_hr": None}
+    return arguments | {"mask": torch.zeros(T, B, dtype=torch.int32)} | replaced
+
+
+def projected(**replaced):
+    arguments = {"weight_hh": torch.zeros(4 * H, P), "weight_hr": torch.zeros(P, H)}
+    return layer(hx=(torch.zeros(B, P), torch.zeros(B, H))) | arguments | replaced
+
+
+def z(*size, **kwargs):
+    return torch.zeros(size, **kwargs)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        layer(),
+        layer(hx=None, mask=None, bias_ih=None, bias_hh=None),
+        layer(x=z(0, 0, I), hx=None, mask=z(0, 0, dtype=torch.int32)),
+        projected(),
+        projected(hx=None),
+    ],
+)
+def test_good_layers(arguments):
+    check_layer(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (layer(x=z(B, I)), "x must have shape (T, B, I), got (2, 3)"),
+        (layer(weight_ih=z(4 * H, 7)), "weight_ih must have shape (4H, I) with I = 3, got (20, 7)"),
+        (layer(weight_ih=z(18, I)), "weight_ih must have shape (4H, I) with I = 3, got (18, 3)"),
+        (layer(weight_ih=z(4 * H)), "weight_ih must have shape (4H, I) with I = 3, got (20,)"),
+        (layer(weight_hh=z(4 * H, 6)), "weight_hh must have shape (20, 5), got (20, 6)"),
+        (layer(weight_hh=z(H, 4 * H)), "weight_hh must have shape (20, 5), got (5, 20)"),
+        (layer(bias_ih=z(H)), "bias_ih must have shape (20,), got (5,)"),
+        (layer(bias_hh=z(4 * H, 1)), "bias_hh must have shape (20,), got (20, 1)"),
+        (layer(hx=(z(B, H + 1), z(B, H))), "h_0 must have shape (2, 5), got (2, 6)"),
+        (layer(hx=(z(B, H), z(1, H))), "c_0 must have shape (2, 5), got (1, 5)"),
+        (layer(mask=z(T, B)), "mask must be int32 of shape (4, 2), got torch.float32 (4, 2)"),
+        (layer(mask=z(B, T, dtype=torch.int32)), "mask must be int32 of shape (4, 2), got torch.int32 (2, 4)"),
+        (layer(mask=z(T, B, dtype=torch.int32, device="meta")), "mask must be on the device of x, cpu, got meta"),
+        (
+            layer(bias_hh=z(4 * H, dtype=torch.float64)),
+            "bias_hh must have the dtype of x, torch.float32, got torch.float64",
+        ),
+        (layer(hx=(z(B, H), z(B, H, device="meta"))), "c_0 must be on the device of x, cpu, got meta"),
+        (layer(x=z(T, B, I, device="meta")), "weight_ih must be on the device of x, meta, got cpu"),
+        (projected(weight_hr=z(P, H + 1)), "weight_hr must have shape (P, H) with H = 5, got (2, 6)"),
+        (projected(weight_hr=z(P)), "weight_hr must have shape (P, H) with H = 5, got (2,)"),
+        (projected(weight_hh=z(4 * H, H)), "weight_hh must have shape (20, 2), got (20, 5)"),
+        (projected(hx=(z(B, H), z(B, H))), "h_0 must have shape (2, 2), got (2, 5)"),
+    ],
+)
+def test_bad_layers(arguments, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check_layer(**arguments)
+
+
+def test_autocast_takes_any_dtype():
+    with torch.autocast("cpu", torch.bfloat16):
+        check_layer(**layer(x=z(T, B, I, dtype=torch.float64)))

@@ -1,0 +1,350 @@
+"""Models over to fastlstm and back, and weights from TensorFlow and Keras."""
+
+import io
+import pickle
+import re
+from abc import ABC, abstractmethod
+from copy import deepcopy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations, parametrize
+
+import fastlstm
+from fastlstm.convert import keras_weights, replace_lstm, restore_lstm, tensorflow_weights
+
+TOLERANCE = 1e-12  # float64, a few dozen terms below 10 each
+
+
+class Tagger(nn.Module):
+    """LSTMs at several depths, one under two names, one outside the registered modules."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(4, 3)
+        self.encoder = nn.Sequential(nn.LSTM(3, 5, 2, bidirectional=True, batch_first=True, dropout=0.4))
+        self.cells = nn.ModuleDict({"a": nn.LSTMCell(10, 6), "b": nn.LSTMCell(6, 6, bias=False)})
+        self.tied = self.encoder[0]
+        self.seen = [self.encoder[0]]
+        self.double()
+
+    def forward(self, x):
+        output, (h_n, _) = self.tied(self.embed(x))
+        h, c = self.cells["a"](output[:, -1])
+        h, c = self.cells["b"](h, (h, c))
+        return h.sum() + h_n.cos().sum()
+
+
+class Bare(nn.LSTM):
+    """A subclass that adds to a method and inherits the rest."""
+
+    def forward(self, input, hx=None):  # noqa: A002
+        output, state = super().forward(input, hx)
+        return 2 * output, state
+
+
+class Recurrent(ABC, nn.RNNBase):
+    @abstractmethod
+    def zero_state(self, batch): ...
+
+    def run(self, x):
+        return super().forward(x, self.zero_state(x.shape[1]))
+
+
+class Abstract(Recurrent, nn.LSTM):
+    """Two levels and a metaclass, as forecasting libraries have them."""
+
+    def zero_state(self, batch):
+        zeros = torch.zeros(self.num_layers, batch, self.hidden_size, dtype=self.weight_ih_l0.dtype)
+        return zeros, zeros
+
+
+class Double(nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+def assert_close(got, expected):
+    torch.testing.assert_close(got, expected, rtol=0, atol=TOLERANCE)
+
+
+def test_replace_and_restore():
+    torch.manual_seed(0)
+    model = Tagger().train()
+    model.encoder[0].weight_hh_l1.requires_grad_(False)
+    reference = deepcopy(model)
+    parameters, modules = dict(model.named_parameters()), dict(model.named_modules())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    assert replace_lstm(model, backend="reference") is model
+    assert type(model.tied) is fastlstm.LSTM
+    assert model.tied is model.encoder[0] is model.seen[0]
+    assert model.tied.backend == "reference"
+    assert [type(cell) for cell in model.cells.values()] == [fastlstm.LSTMCell] * 2
+    assert {type(m) for m in model.modules()}.isdisjoint({nn.LSTM, nn.LSTMCell})
+    assert all(a is b for a, b in zip(model.parameters(), parameters.values(), strict=True))
+    assert dict(model.named_modules()) == modules
+    assert list(model.state_dict()) == list(reference.state_dict())
+    assert not model.encoder[0].weight_hh_l1.requires_grad
+
+    x, losses = torch.randn(3, 6, 4, dtype=torch.float64), []
+    for m, optim in ((model, optimizer), (reference, torch.optim.SGD(reference.parameters(), lr=0.1))):
+        torch.manual_seed(1)  # the same features dropped
+        losses.append(m(x))
+        optim.zero_grad()
+        losses[-1].backward()
+        optim.step()
+    assert_close(*losses)
+    for a, b in zip(model.parameters(), reference.parameters(), strict=True):
+        assert_close(a, b)
+
+    assert restore_lstm(model) is model
+    assert type(model.tied) is nn.LSTM
+    assert [type(cell) for cell in model.cells.values()] == [nn.LSTMCell] * 2
+    assert all(a is b for a, b in zip(model.parameters(), parameters.values(), strict=True))
+    assert vars(model.tied).keys() == vars(reference.tied).keys()
+    assert vars(model.cells["a"]).keys() == vars(reference.cells["a"]).keys()
+    assert_close(model.eval()(x), reference.eval()(x))
+
+
+def test_replace_the_model_itself():
+    for make, cls in ((lambda: nn.LSTM(3, 5), fastlstm.LSTM), (lambda: nn.LSTMCell(3, 5), fastlstm.LSTMCell)):
+        module = make()
+        assert replace_lstm(module) is module
+        assert type(module) is cls
+        assert replace_lstm(module) is module  # a second time changes nothing
+        assert type(restore_lstm(module)) is type(make())
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_device_dtype_mode_and_hooks_stay(device):
+    lstm = nn.LSTM(3, 5, device=device, dtype=torch.bfloat16).eval()
+    calls = []
+    lstm.register_forward_pre_hook(lambda module, args: calls.append("before"))
+    lstm.register_forward_hook(lambda module, args, output: calls.append("after"))
+    lstm.register_full_backward_hook(lambda module, dx, dy: calls.append("backward"))
+    lstm.register_state_dict_post_hook(lambda *args: calls.append("state"))
+    lstm.note = "mine"
+    replace_lstm(lstm)
+    assert not lstm.training
+    assert lstm.note == "mine"
+    x = torch.zeros(4, 2, 3, device=device, dtype=torch.bfloat16, requires_grad=True)
+    output, _ = lstm(x)
+    assert (output.device.type, output.dtype) == (device, torch.bfloat16)
+    output.sum().backward()
+    lstm.state_dict()
+    assert calls == ["before", "after", "backward", "state"]
+
+
+@pytest.mark.parametrize("base", [nn.LSTM, Bare])
+@pytest.mark.parametrize("name", ["weight_hh_l0", "bias_ih_l0"])
+@pytest.mark.parametrize("restored", [False, True])
+def test_parametrized(base, name, restored):
+    lstm, x = base(3, 5, dtype=torch.float64), torch.randn(4, 2, 3, dtype=torch.float64)
+    parametrize.register_parametrization(lstm, name, Double())
+    original, expected = lstm.parametrizations[name].original, lstm(x)[0]
+    replace_lstm(lstm)
+    assert isinstance(lstm, fastlstm.LSTM)
+    assert parametrize.is_parametrized(lstm, name)
+    assert lstm.parametrizations[name].original is original
+    assert_close(lstm(x)[0], expected)
+    assert_close(deepcopy(lstm)(x)[0], expected)
+    if restored:
+        restore_lstm(lstm)
+        assert isinstance(lstm, base)
+        assert_close(lstm(x)[0], expected)
+    parametrize.remove_parametrizations(lstm, name)
+    assert isinstance(lstm, fastlstm.LSTM) is not restored
+    assert type(lstm).__name__ == base.__name__
+    assert_close(lstm(x)[0], expected)
+    assert type(restore_lstm(lstm)) is base
+
+
+def test_weight_norm_stays():
+    cell = parametrizations.weight_norm(nn.LSTMCell(3, 5, dtype=torch.float64), "weight_hh")
+    x = torch.randn(2, 3, dtype=torch.float64)
+    expected = cell(x)
+    for got, reference in zip(replace_lstm(cell)(x), expected, strict=True):
+        assert_close(got, reference)
+    names = set(dict(cell.named_parameters()))
+    assert names >= {"parametrizations.weight_hh.original0", "parametrizations.weight_hh.original1"}
+
+
+@pytest.mark.parametrize("cls", [Bare, Abstract])
+def test_subclasses_keep_their_methods(cls):
+    lstm, x = cls(3, 5, 2, dtype=torch.float64), torch.randn(4, 2, 3, dtype=torch.float64)
+    other = cls(3, 5, dtype=torch.float64)
+    run = type(lstm).run if cls is Abstract else type(lstm).forward
+    expected = run(lstm, x)[0]
+    model = nn.ModuleList([lstm, other])
+    replace_lstm(model)
+    assert type(lstm) is type(other)
+    assert isinstance(lstm, fastlstm.LSTM)
+    assert isinstance(lstm, cls)
+    assert type(lstm).__name__ == cls.__name__
+    calls = []
+    lstm._run, run_layers = lambda *args: calls.append(args) or run_layers(*args), lstm._run  # ours runs beneath
+    assert_close((lstm.run if cls is Abstract else lstm)(x)[0], expected)
+    assert len(calls) == 1
+    del lstm._run
+    buffer = io.BytesIO()
+    torch.save(lstm, buffer)
+    buffer.seek(0)
+    for copy in (deepcopy(lstm), pickle.loads(pickle.dumps(lstm)), torch.load(buffer, weights_only=False)):
+        assert type(copy) is type(lstm)
+        assert_close((copy.run if cls is Abstract else copy)(x)[0], expected)
+    restore_lstm(model)
+    assert type(lstm) is cls
+    assert_close((lstm.run if cls is Abstract else lstm)(x)[0], expected)
+
+
+def test_own_subclasses_stay():
+    class Mine(fastlstm.LSTM):
+        pass
+
+    model = nn.Sequential(Mine(3, 5))
+    with pytest.warns(UserWarning, match="Mine is a subclass of LSTM and stays"):
+        restore_lstm(model)
+    assert type(model[0]) is Mine
+
+
+def test_restore_what_was_built_as_ours():
+    lstm = restore_lstm(fastlstm.LSTM(3, 5, 2, bidirectional=True, backend="reference", forget_bias=1.0))
+    assert vars(lstm).keys() == vars(nn.LSTM(3, 5)).keys()
+    assert all(a is b for a, b in zip(lstm._flat_weights, lstm.parameters(), strict=True))
+    assert lstm(torch.zeros(4, 2, 3))[0].shape == (4, 2, 10)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace.* is deprecated")
+@pytest.mark.parametrize("function", [replace_lstm, restore_lstm])
+def test_what_cannot_be_replaced(function):
+    name = function.__name__
+    with pytest.raises(TypeError, match=f"{name} takes a torch.nn.Module, got list"):
+        function([nn.LSTM(3, 5)])
+    traced = torch.jit.trace(nn.Linear(3, 5), torch.zeros(1, 3))
+    with pytest.raises(TypeError, match=f"{name} cannot change a scripted module"):
+        function(nn.Sequential(traced))
+
+
+def test_unknown_backend():
+    model = nn.Sequential(nn.LSTM(3, 5))
+    with pytest.raises(ValueError, match="backend must be one of"):
+        replace_lstm(model, backend="cudnn")
+    assert type(model[0]) is nn.LSTM
+
+
+# one module, not in place
+
+
+@pytest.mark.parametrize(
+    "arguments", [{}, {"num_layers": 2, "bidirectional": True, "batch_first": True, "dropout": 0.4}]
+)
+def test_from_and_to_torch(arguments):
+    theirs = nn.LSTM(3, 5, dtype=torch.float64, **arguments).eval()
+    theirs.register_forward_hook(lambda module, args, output: (2 * output[0], output[1]))
+    ours = fastlstm.LSTM.from_torch(theirs)
+    back = ours.to_torch()
+    assert (type(theirs), type(ours), type(back)) == (nn.LSTM, fastlstm.LSTM, nn.LSTM)
+    x = torch.randn(4, 2, 3, dtype=torch.float64)
+    for other in (ours, back):
+        assert all(a is b for a, b in zip(other.parameters(), theirs.parameters(), strict=True))
+        assert repr(other) == repr(theirs)
+        assert not other.training
+        assert_close(other(x)[0], theirs(x)[0])
+    ours.register_forward_hook(lambda module, args, output: (0 * output[0], output[1]))
+    ours.weight_hh_l0 = nn.Parameter(torch.zeros_like(ours.weight_hh_l0))
+    assert theirs(x)[0].any()  # its hooks and attributes are its own
+    assert theirs.weight_hh_l0.any()
+
+
+def test_from_torch_takes_plain_lstms():
+    with pytest.raises(TypeError, match=re.escape("module must be a torch.nn.modules.rnn.LSTM, got GRU")):
+        fastlstm.LSTM.from_torch(nn.GRU(3, 5))
+    parametrized = parametrizations.weight_norm(nn.LSTM(3, 5), "weight_hh_l0")
+    with pytest.raises(TypeError, match="got ParametrizedLSTM"):
+        fastlstm.LSTM.from_torch(parametrized)
+    with pytest.raises(TypeError, match="got ParametrizedLSTM"):
+        parametrizations.weight_norm(fastlstm.LSTM(3, 5), "weight_hh_l0").to_torch()
+
+
+# TensorFlow and Keras
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def basic_lstm_cell(x, h, c, kernel, bias, forget_bias):
+    """TensorFlow 1's BasicLSTMCell, as its documentation and code state it."""
+    i, j, f, o = np.split(np.concatenate([x, h], 1) @ kernel + bias, 4, 1)
+    c = c * sigmoid(f + forget_bias) + sigmoid(i) * np.tanh(j)
+    return np.tanh(c) * sigmoid(o), c
+
+
+def keras_cell(x, h, c, kernel, recurrent_kernel, bias):
+    """keras.layers.LSTM's step."""
+    i, f, g, o = np.split(x @ kernel + h @ recurrent_kernel + bias, 4, 1)
+    c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+    return sigmoid(o) * np.tanh(c), c
+
+
+def run(cell, x, size):
+    h, c, outputs = np.zeros((x.shape[1], size)), np.zeros((x.shape[1], size)), []
+    for x_t in x:
+        h, c = cell(x_t, h, c)
+        outputs.append(h)
+    return np.stack(outputs), h, c
+
+
+@pytest.mark.parametrize("forget_bias", [1.0, 0.0, 0.3])
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_tensorflow_weights(forget_bias, as_tensor):
+    rng = np.random.default_rng()
+    x, sizes = rng.standard_normal((6, 2, 3)), [(3, 5), (5, 5)]
+    weights = [(rng.standard_normal((i + h, 4 * h)), rng.standard_normal(4 * h)) for i, h in sizes]
+    expected, state = x, {}
+    for layer, (kernel, bias) in enumerate(weights):
+        expected, h, c = run(lambda *a, k=kernel, b=bias: basic_lstm_cell(*a, k, b, forget_bias), expected, 5)
+        given = (torch.from_numpy(kernel), torch.from_numpy(bias)) if as_tensor else (kernel, bias)
+        state |= tensorflow_weights(*given, forget_bias=forget_bias, suffix=f"_l{layer}")
+    lstm = fastlstm.LSTM(3, 5, 2, dtype=torch.float64)
+    lstm.load_state_dict(state)
+    output, (h_n, c_n) = lstm(torch.from_numpy(x))
+    for got, reference in ((output, expected), (h_n[1], h), (c_n[1], c)):
+        assert_close(got.detach(), torch.from_numpy(reference))
+    cell = fastlstm.LSTMCell(3, 5, dtype=torch.float64)
+    cell.load_state_dict(tensorflow_weights(*weights[0], forget_bias=forget_bias, suffix=""))
+    h, c = basic_lstm_cell(x[0], np.zeros((2, 5)), np.zeros((2, 5)), *weights[0], forget_bias)
+    for got, reference in zip(cell(torch.from_numpy(x[0])), (h, c), strict=True):
+        assert_close(got.detach(), torch.from_numpy(reference))
+
+
+def test_keras_weights():
+    rng = np.random.default_rng()
+    x, state, outputs = rng.standard_normal((6, 2, 3)), {}, []
+    for suffix in ("_l0", "_l0_reverse"):  # the two halves of Bidirectional
+        weights = [rng.standard_normal(size) for size in ((3, 20), (5, 20), 20)]
+        state |= keras_weights(*weights, suffix=suffix)
+        steps = x if suffix == "_l0" else x[::-1]
+        output = run(lambda *a, w=weights: keras_cell(*a, *w), steps, 5)[0]
+        outputs.append(output if suffix == "_l0" else output[::-1])
+    lstm = fastlstm.LSTM(3, 5, bidirectional=True, dtype=torch.float64)
+    lstm.load_state_dict(state)
+    assert_close(lstm(torch.from_numpy(x))[0].detach(), torch.from_numpy(np.concatenate(outputs, -1)))
+
+
+@pytest.mark.parametrize(
+    ("function", "shapes", "message"),
+    [
+        (tensorflow_weights, [(8, 20), (5, 4)], "bias must have shape (4H,), got (5, 4)"),
+        (tensorflow_weights, [(8, 20), (18,)], "bias must have shape (4H,), got (18,)"),
+        (tensorflow_weights, [(8, 16), (20,)], "kernel must have shape (I + H, 4H) with H = 5, got (8, 16)"),
+        (tensorflow_weights, [(5, 20), (20,)], "kernel must have shape (I + H, 4H) with H = 5, got (5, 20)"),
+        (keras_weights, [(3, 16), (5, 20), (20,)], "kernel must have shape (I, 4H) with H = 5, got (3, 16)"),
+        (keras_weights, [(3, 20), (4, 20), (20,)], "recurrent_kernel must have shape (5, 20), got (4, 20)"),
+    ],
+)
+def test_weights_that_do_not_go_together(function, shapes, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        function(*(torch.zeros(shape) for shape in shapes))

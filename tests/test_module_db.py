@@ -1,0 +1,277 @@
+"""torch's own inputs for nn.LSTM and nn.LSTMCell (module_db), and batched and packed ones beside them, run on ours.
+
+The checks are those of torch's generic module tests; torch's CUDA expected failures are not taken over.
+"""
+
+import pickle
+from copy import copy, deepcopy
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd import gradcheck, gradgradcheck
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.testing import make_tensor
+from torch.testing._internal.common_modules import FunctionInput, ModuleErrorEnum, ModuleInput, module_db
+
+import fastlstm
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated"),  # torch's own use, in forward mode
+]
+
+OURS = {nn.LSTM: fastlstm.LSTM, nn.LSTMCell: fastlstm.LSTMCell}
+# float32: sums of a few terms, 2**-24 each; float64 alike
+TOLERANCE = {torch.float32: {"rtol": 1e-5, "atol": 1e-6}, torch.float64: {"rtol": 0, "atol": 1e-13}}
+
+
+def clone(info):
+    info = copy(info)
+    info.theirs, info.module_cls = info.module_cls, OURS[info.module_cls]
+    return info
+
+
+INFOS = [clone(info) for info in module_db if info.module_cls in OURS]
+
+
+def batched_samples(dtype, requires_grad):
+    """Batched and packed inputs, which module_db lacks."""
+    tensor = partial(make_tensor, device="cpu", dtype=dtype)
+    leaf = partial(tensor, requires_grad=requires_grad)
+    packed = pack_padded_sequence(tensor((3, 3, 2)), torch.tensor([2, 3, 1]), enforce_sorted=False)
+    packed.data.requires_grad_(requires_grad)
+    equal = pack_padded_sequence(tensor((3, 2, 2)), torch.tensor([3, 3]))
+    calls = [
+        (FunctionInput(2, 3), FunctionInput(leaf((4, 3, 2)))),
+        (FunctionInput(2, 3, 2, batch_first=True), FunctionInput(leaf((3, 4, 2)), (leaf((2, 3, 3)), leaf((2, 3, 3))))),
+        (FunctionInput(2, 3, bidirectional=True, bias=False), FunctionInput(leaf((4, 1, 2)))),
+        (FunctionInput(2, 3, 2, bidirectional=True, proj_size=2), FunctionInput(leaf((2, 3, 2)))),
+        (FunctionInput(2, 3, 2, bidirectional=True), FunctionInput(packed, (leaf((4, 3, 3)), leaf((4, 3, 3))))),
+        (FunctionInput(2, 3), FunctionInput(equal)),
+    ]
+    return [ModuleInput(*call) for call in calls]
+
+
+def samples(info, dtype=torch.float64, requires_grad=False, training=True):
+    arguments = {"device": "cpu", "dtype": dtype, "requires_grad": requires_grad, "training": training}
+    theirs = list(info.module_inputs_func(info, **arguments))
+    return theirs + (batched_samples(dtype, requires_grad) if info.theirs is nn.LSTM else [])
+
+
+def sample(info, k, dtype=torch.float64, requires_grad=False):
+    torch.manual_seed(k)
+    return samples(info, dtype, requires_grad)[k]
+
+
+def over(wanted=lambda info, arguments, x: True):
+    """The samples of which `wanted` is true, by their module, constructor's keywords and first input."""
+    cases = []
+    for info in INFOS:
+        found = [(s.constructor_input.kwargs, s.forward_input.args[0]) for s in samples(info)]
+        cases += [(info, k) for k, (arguments, x) in enumerate(found) if wanted(info, arguments, x)]
+    return pytest.mark.parametrize(("info", "k"), cases, ids=[f"{info.name}-{k}" for info, k in cases])
+
+
+def differs(info, arguments, x):
+    """False where batch_first is all that differs: it means nothing to unbatched input."""
+    return not (isinstance(x, torch.Tensor) and x.dim() == 2 and arguments.get("batch_first"))
+
+
+case = over()
+unpacked_case = over(lambda info, arguments, x: isinstance(x, torch.Tensor))
+grad_case = over(differs)
+# without biases it is a part of the same derivative; one of the batched ones has none
+gradgrad_case = over(
+    lambda info, arguments, x: differs(info, arguments, x) and (arguments.get("bias", True) or x.dim() == 3)
+)
+each = pytest.mark.parametrize("info", INFOS, ids=[info.name for info in INFOS])
+
+
+def build(cls, constructor, dtype=torch.float64, device="cpu"):
+    torch.manual_seed(0)
+    return cls(*constructor.args, **{"dtype": dtype, "device": device, **constructor.kwargs})
+
+
+def tensors(tree):
+    """The tensors of a call's arguments or results, in order."""
+    if isinstance(tree, torch.Tensor):
+        return [tree]
+    if isinstance(tree, PackedSequence):
+        return [tree.data]
+    return [a for branch in tree for a in tensors(branch)]
+
+
+def replaced(tree, values):
+    """The same structure with its tensors taken from the iterator `values`."""
+    if isinstance(tree, torch.Tensor):
+        return next(values)
+    if isinstance(tree, PackedSequence):
+        return tree._replace(data=next(values))
+    return type(tree)(replaced(branch, values) for branch in tree)
+
+
+def call(module, inputs, *values):
+    args = replaced(inputs.args, iter(values)) if values else inputs.args
+    return module(*args, **inputs.kwargs)
+
+
+@case
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("training", [True, False])
+def test_forward(info, k, dtype, training):
+    inputs = sample(info, k, dtype)
+    theirs, ours = (build(cls, inputs.constructor_input, dtype) for cls in (info.theirs, info.module_cls))
+    theirs.train(training)
+    ours.train(training)
+    results = tensors(call(ours, inputs.forward_input))
+    references = [call(theirs, inputs.forward_input)]
+    if inputs.reference_fn is not None:
+        references.append(inputs.reference_fn(ours, *inputs.forward_input.args, **inputs.forward_input.kwargs))
+    for reference in references:
+        for a, b in zip(results, tensors(reference), strict=True):
+            torch.testing.assert_close(a, b, **TOLERANCE[dtype])
+
+
+def differentiable(info, k):
+    """A sample as a function of its floating-point inputs and the module's parameters, and their values."""
+    inputs = sample(info, k, requires_grad=True)
+    module = build(info.module_cls, inputs.constructor_input)
+    leaves = [a for a in tensors(inputs.forward_input.args) if a.requires_grad]
+    parameters = dict(module.named_parameters())
+
+    def function(*values):
+        args = replaced(inputs.forward_input.args, iter(values)) if leaves else inputs.forward_input.args
+        weights = dict(zip(parameters, values[len(leaves) :], strict=True))
+        return tuple(tensors(torch.func.functional_call(module, weights, args)))
+
+    return function, [*leaves, *parameters.values()]
+
+
+@grad_case
+def test_grad(info, k):
+    """Reverse and forward mode, also batched by vmap."""
+    function, values = differentiable(info, k)
+    assert gradcheck(function, values, check_forward_ad=True, check_batched_grad=True, fast_mode=True)
+
+
+@gradgrad_case
+def test_gradgrad(info, k):
+    """Reverse over reverse and forward over reverse; undefined gradients are test_grad's matter."""
+    function, values = differentiable(info, k)
+    assert gradgradcheck(function, values, check_fwd_over_rev=True, check_undefined_grad=False, fast_mode=True)
+
+
+@case
+def test_non_contiguous_tensors(info, k):
+    inputs = sample(info, k, requires_grad=True)
+    module = build(info.module_cls, inputs.constructor_input)
+    results = []
+    values = [a.detach().requires_grad_() for a in tensors(inputs.forward_input.args)]
+    for strided in (False, True):
+        used = [torch.stack([a, torch.full_like(a, torch.nan)], -1)[..., 0] if strided else a for a in values]
+        assert not strided or not any(a.is_contiguous() for a in used)
+        outputs = tensors(call(module, inputs.forward_input, *used))
+        cotangents = [torch.cos(torch.arange(a.numel(), dtype=a.dtype)).view(a.shape) for a in outputs]
+        if strided:
+            cotangents = [torch.stack([a, torch.full_like(a, torch.nan)], -1)[..., 0] for a in cotangents]
+        results.append([*outputs, *torch.autograd.grad(outputs, [*values, *module.parameters()], cotangents)])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, **TOLERANCE[torch.float64])
+
+
+@unpacked_case
+def test_zero_batch(info, k):
+    inputs = sample(info, k)
+    module = build(info.module_cls, inputs.constructor_input)
+    x, *hx = inputs.forward_input.args
+    batched = x.dim() == (3 if info.theirs is nn.LSTM else 2)
+    batch_dim = 0 if info.theirs is nn.LSTMCell or module.batch_first else 1
+    x = (x if batched else x.unsqueeze(batch_dim)).narrow(batch_dim, 0, 0).requires_grad_()
+    state_dim = 0 if info.theirs is nn.LSTMCell else 1
+    hx = [tuple((a if batched else a.unsqueeze(state_dim)).narrow(state_dim, 0, 0) for a in pair) for pair in hx]
+    theirs = build(info.theirs, inputs.constructor_input)
+    expected, got = tensors(theirs(x, *hx)), tensors(module(x, *hx))
+    assert [a.shape for a in got] == [a.shape for a in expected]
+    sum(a.sum() for a in got).backward()
+    assert x.grad.shape == x.shape
+    assert not any(p.grad.any() for p in module.parameters())
+
+
+@case
+def test_pickle_and_state_dict(info, k):
+    inputs = sample(info, k)
+    module = build(info.module_cls, inputs.constructor_input)
+    output = tensors(call(module, inputs.forward_input))
+    theirs = build(info.theirs, inputs.constructor_input)
+    fresh = info.module_cls(*inputs.constructor_input.args, **inputs.constructor_input.kwargs, dtype=torch.float64)
+    fresh.load_state_dict(theirs.state_dict())  # both ways: theirs into ours, ours into theirs
+    theirs.load_state_dict(module.state_dict())
+    for other in (pickle.loads(pickle.dumps(module)), deepcopy(module), fresh):
+        assert type(other) is type(module)
+        for a, b in zip(output, tensors(call(other, inputs.forward_input)), strict=True):
+            assert torch.equal(a, b)
+
+
+@case
+def test_factory_kwargs(info, k):
+    inputs = sample(info, k, torch.float32)
+    constructor = inputs.constructor_input
+    module = info.module_cls(*constructor.args, **constructor.kwargs, device="meta", dtype=torch.float16)
+    with torch.device("meta"):
+        from_context = info.module_cls(*constructor.args, **constructor.kwargs)
+    names = dict(build(info.theirs, constructor, torch.float32).named_parameters())
+    assert list(dict(module.named_parameters())) == list(dict(from_context.named_parameters())) == list(names)
+    assert all(p.device.type == "meta" and p.dtype == torch.float16 for p in module.parameters())
+    assert all(p.device.type == "meta" and p.dtype == torch.float32 for p in from_context.parameters())
+    outputs = tensors(call(module.to_empty(device="cpu").float(), inputs.forward_input))
+    assert all(a.device.type == "cpu" and a.dtype == torch.float32 for a in outputs)
+
+
+@case
+def test_memory_format_and_repr(info, k):
+    inputs = sample(info, k)
+    module = build(info.module_cls, inputs.constructor_input)
+    before = tensors(call(module, inputs.forward_input))
+    after = tensors(call(module.to(memory_format=torch.channels_last), inputs.forward_input))
+    for a, b in zip(before, after, strict=True):
+        assert torch.equal(a, b)
+        assert b.stride() == a.stride()
+    assert repr(module) == str(module) == repr(build(info.theirs, inputs.constructor_input))
+
+
+@case
+def test_to(info, k):
+    """Through other dtypes and another device and back: parameters stay the objects they were, results the values."""
+    inputs = sample(info, k, torch.float32)
+    module = build(info.module_cls, inputs.constructor_input, torch.float32)
+    before, parameters = tensors(call(module, inputs.forward_input)), list(module.parameters())
+    module.double().float()
+    for a, b in zip(before, tensors(call(module, inputs.forward_input)), strict=True):
+        assert torch.equal(a, b)
+    assert all(a is b for a, b in zip(parameters, module.parameters(), strict=True))
+    module.to("meta")
+    assert all(p.device.type == "meta" for p in module.parameters())
+    metas = [a.to("meta") for a in tensors(inputs.forward_input.args)]
+    if not isinstance(inputs.forward_input.args[0], PackedSequence):
+        assert [a.shape for a in tensors(call(module, inputs.forward_input, *metas))] == [a.shape for a in before]
+
+
+@each
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("training", [True, False])
+def test_errors(info, dtype, training):
+    errors = info.module_error_inputs_func(info, device="cpu", dtype=dtype, requires_grad=False, training=training)
+    assert errors
+    for error in errors:
+        inputs = error.module_error_input
+        constructor = inputs.constructor_input
+        if error.error_on == ModuleErrorEnum.CONSTRUCTION_ERROR:
+            with pytest.raises(error.error_type, match=error.error_regex):
+                info.module_cls(*constructor.args, **constructor.kwargs)
+        else:
+            arguments = {"dtype": dtype, **constructor.kwargs}
+            module = info.module_cls(*constructor.args, **arguments).train(training)
+            with pytest.raises(error.error_type, match=error.error_regex):
+                call(module, inputs.forward_input)

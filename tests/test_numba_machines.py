@@ -1,0 +1,158 @@
+"""The Numba backend on machines that this one is not, and where things are missing: other vector units, no cache, no OpenMP."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+from fastlstm.backends.numba import tasks
+from tests.layers import Layer, error
+
+
+def run(code, cwd=None, **environment):
+    """Output of a fresh interpreter; anything but success fails the test with what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+CHECK = """
+    import torch
+    from fastlstm.backends.numba import simd
+    from tests.layers import Layer, error
+    torch.set_num_threads(2)
+    for dtype, bound in ((torch.float32, 6e-6), (torch.float64, 1e-12)):
+        for size in ((3, 7, 5, 9), (2, 13, 28, 40), (1, 1, 1, 1)):
+            layer = Layer(*size, masked=True)
+            truth, inputs = layer.to(torch.double), layer.to(dtype)
+            want, got = layer.truth(truth), layer.run(inputs, "numba")
+            grads = [g.to(dtype) for g in layer.gradients]
+            for a, b in zip(got, want):
+                assert error(a, b) < bound
+            for a, b in zip(torch.autograd.grad(got, inputs, grads), torch.autograd.grad(want, truth, layer.gradients)):
+                assert error(a, b) < bound or b.abs().max() == 0
+    print(simd.VECTOR_BYTES, simd.TILE_ROWS)
+"""
+
+
+@pytest.mark.skipif("x86" not in os.uname().machine, reason="names an x86-64 processor")
+def test_a_processor_with_no_more_than_sse2(tmp_path):
+    output = run(CHECK, NUMBA_CPU_NAME="x86-64", NUMBA_CPU_FEATURES="", NUMBA_CACHE_DIR=str(tmp_path))
+    assert output.split() == ["16", "3"]
+
+
+def test_an_installation_that_cannot_hold_a_cache():
+    nowhere = """
+        from numba.core import caching
+        (getattr(caching, "CacheImpl", None) or caching._CacheImpl)._locator_classes = []
+    """
+    run(textwrap.dedent(nowhere) + textwrap.dedent(CHECK))
+
+
+def test_the_cache_follows_the_sources(tmp_path):
+    """A kernel cached for other sources is not served: numba's own check looks at one file only."""
+    copy = tmp_path / "fastlstm"
+    package = os.path.dirname(os.path.dirname(os.path.dirname(tasks.__file__)))
+    subprocess.run(["cp", "-r", package, copy], check=True)
+    code = """
+        import torch
+        from fastlstm.functional import lstm
+        weights = torch.ones(4, 1), torch.zeros(4, 1)
+        print(lstm(torch.ones(1, 1, 1), None, *weights, backend="numba")[0].item())
+    """
+    environment = {"PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    before = [run(code, tmp_path, **environment) for _ in range(2)]
+    source = copy / "cell.py"
+    source.write_text(source.read_text().replace("return o * tanh(c), c, i, f, g, o", "return o + tanh(c), c, i, f, g, o"))
+    after = run(code, tmp_path, **environment)
+    assert before[0] == before[1] != after
+
+
+def assembly(features, target):
+    """The primitives for float32 as assembly for another processor."""
+    return run(
+        f"""
+        import llvmlite.binding as llvm
+        from llvmlite import ir
+        from numba.core import types
+        from fastlstm.backends.numba import primitives
+        from fastlstm.backends.numba.simd import Lanes
+        llvm.initialize_all_targets()
+        llvm.initialize_all_asmprinters()
+        triple, cpu = {target!r}
+        module = ir.Module("primitives")
+        module.triple = triple
+        for name, (arguments, builder) in primitives.builders(Lanes(types.float32)).items():
+            primitives.function(module, name, arguments, builder).linkage = "external"
+        machine = llvm.Target.from_triple(triple).create_target_machine(cpu=cpu, opt=3)
+        parsed = llvm.parse_assembly(str(module))
+        options = llvm.create_pipeline_tuning_options(speed_level=3)
+        builder = llvm.create_pass_builder(machine, options)
+        builder.getModulePassManager().run(parsed, builder)
+        print(machine.emit_assembly(parsed))
+        """,
+        NUMBA_CPU_FEATURES=features,
+        NUMBA_CPU_NAME=target[1],
+    )
+
+
+def busiest_loop(code, function, multiply_add):
+    """Instructions of the innermost loop of a function that holds most multiply-adds, one list of them."""
+    body = code.split(f"\n{function}:", 1)[1].split("\n.Lfunc_end", 1)[0].splitlines()
+    labels, best = {}, []
+    for n, line in enumerate(body):
+        words = line.split()
+        if line and not line[0].isspace() and words[0].endswith(":"):
+            labels[words[0][:-1]] = n
+        elif words and words[-1] in labels and words[0].startswith(("j", "b")):
+            loop = [text.strip() for text in body[labels[words[-1]] : n + 1]]
+            inner = not any(text.startswith(".L") and text.endswith(":") for text in loop[1:])
+            if inner and sum(multiply_add in text for text in loop) > sum(multiply_add in text for text in best):
+                best = loop
+    return best
+
+
+@pytest.mark.parametrize(
+    ("features", "target", "fma", "rows"),
+    [
+        ("+avx512f,+avx2,+fma", ("x86_64-unknown-linux-gnu", "skylake-avx512"), "vfmadd", 6),
+        ("+avx2,+fma", ("x86_64-unknown-linux-gnu", "haswell"), "vfmadd", 3),
+        ("+neon", ("aarch64-unknown-linux-gnu", "neoverse-n1"), "fmla", 6),
+    ],
+    ids=["avx512", "avx2", "neon"],
+)
+def test_the_tile_stays_in_registers(features, target, fma, rows):
+    """The inner loop holds rows x 4 accumulators and touches no stack, on every vector unit there is a tile for."""
+    pytest.importorskip("llvmlite")
+    loop = busiest_loop(assembly(features, target), f"tile{rows}x4", fma)
+    multiply_adds = sum(fma in line for line in loop)
+    assert multiply_adds >= rows * 4
+    assert multiply_adds % (rows * 4) == 0
+    assert not [line for line in loop if "rsp" in line or "[sp" in line]
+
+
+def test_without_openmp(monkeypatch):
+    """Where torch brings no libgomp, plain Python threads run the same team: the bits are the same."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    layer = Layer(9, 24, 28, 100)
+    results = []
+    for openmp in (tasks._openmp(), None):
+        monkeypatch.setattr(tasks, "_openmp", lambda found=openmp: found)
+        inputs = layer.to(torch.float32)
+        outputs = layer.run(inputs, "numba")
+        grads = torch.autograd.grad(outputs, inputs, [g.float() for g in layer.gradients])
+        results.append([*outputs, *grads])
+    torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*results))
+    assert error(results[0][0], layer.truth(layer.to(torch.double))[0]) < 4e-6

@@ -1,0 +1,126 @@
+"""Threads and processes: called from many at once, after a fork, in workers. Nothing may abort, hang or change a bit."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+import fastlstm
+from fastlstm.backends.numba import tasks
+
+SIZE = (9, 24, 28, 100)  # large enough for a parallel region
+
+
+def work(seed=0):
+    """One training step from a seed, as one tensor."""
+    generator = torch.Generator().manual_seed(seed)
+    T, B, I, H = SIZE
+    model = fastlstm.LSTM(I, H, backend="numba")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.uniform_(-0.1, 0.1, generator=generator)
+    output = model(torch.randn(T, B, I, generator=generator))[0]
+    output.square().sum().backward()
+    # put together by numpy: torch's own parallel copy hangs in a forked child
+    parts = [output.detach(), *(p.grad for p in model.parameters())]
+    return torch.from_numpy(np.concatenate([part.numpy().ravel() for part in parts]))
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_many_python_threads_at_once(two_threads):
+    want = [work(seed) for seed in range(4)]
+    wrong = []
+
+    def loop(seed):
+        for _ in range(15):
+            if not torch.equal(work(seed), want[seed]):
+                wrong.append(seed)
+
+    threads = [threading.Thread(target=loop, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=120)
+    assert not any(thread.is_alive() for thread in threads)
+    assert wrong == []
+
+
+def child(queue, count):
+    torch.set_num_threads(count)
+    queue.put((tasks.threads_now(), work().numpy()))
+
+
+@pytest.mark.parametrize("method", [m for m in ("fork", "spawn") if m in multiprocessing.get_all_start_methods()])
+def test_child_processes(method, two_threads):
+    want = work()  # the parent has used its threads
+    context = multiprocessing.get_context(method)
+    queue = context.Queue()
+    process = context.Process(target=child, args=(queue, 2))
+    process.start()
+    threads, got = queue.get(timeout=120)
+    process.join(timeout=60)
+    assert process.exitcode == 0
+    assert threads == (1 if method == "fork" else 2)
+    assert torch.equal(torch.from_numpy(got), want)
+
+
+class Encoded(Dataset):
+    """A data set whose items go through an LSTM, as encoders in a worker do."""
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        return work(index)
+
+
+@pytest.mark.parametrize("method", [m for m in ("fork", "spawn") if m in multiprocessing.get_all_start_methods()])
+def test_in_data_loader_workers(method, two_threads):
+    want = torch.stack([work(k) for k in range(6)])
+    got = torch.cat(list(DataLoader(Encoded(), batch_size=2, num_workers=2, multiprocessing_context=method, timeout=120)))
+    assert torch.equal(got, want)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads through /proc")
+def test_no_threads_beyond_those_asked_for(two_threads):
+    work()
+    torch.randn(512, 512) @ torch.randn(512, 512)  # torch's own parallel region
+    before = len(os.listdir("/proc/self/task"))
+    for _ in range(3):
+        work()
+        torch.randn(512, 512) @ torch.randn(512, 512)
+    assert len(os.listdir("/proc/self/task")) == before
+
+
+def test_set_num_threads_is_followed_at_once(two_threads, monkeypatch):
+    used = []
+    run = tasks.run
+    monkeypatch.setattr(tasks, "run", lambda name, arguments, threads: used.append(threads) or run(name, arguments, threads))
+    for count in (2, 1, 2):
+        torch.set_num_threads(count)
+        work()
+    assert used == [2, 2, 1, 1, 2, 2]
+
+
+def test_a_team_smaller_than_asked_for(two_threads, tmp_path):
+    """OpenMP may give fewer threads than asked for, as inside another parallel region: the work is split by what came."""
+    want = work()
+    environment = {**os.environ, "OMP_THREAD_LIMIT": "1"}
+    code = "import sys, torch; torch.set_num_threads(2); from tests.test_threads import work; torch.save(work(), sys.argv[1])"
+    path = tmp_path / "result.pt"
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    subprocess.run([sys.executable, "-c", code, path], env=environment, check=True, timeout=120)
+    assert torch.equal(torch.load(path), want)
