@@ -15,7 +15,11 @@ from fastlstm.backends import aten, numba, reference
 
 FUSED = ("numba", "reference")  # these have forward, backward and saved_shape, and run under LSTMFunction
 NAMES = ("auto", *FUSED, "aten")
-_MODULES: dict[str, ModuleType] = {"numba": numba, "reference": reference, "aten": aten}  # light: kernels load when first run
+_MODULES: dict[str, ModuleType] = {
+    "numba": numba,
+    "reference": reference,
+    "aten": aten,
+}  # light: kernels load when first run
 
 
 def check_name(name: str, argument: str = "backend") -> str:

@@ -81,7 +81,9 @@ class LSTMBackward(_Function):
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         size = info.batch_size
         rows = [_fold(a, d, size, axis) for a, d, axis in zip(args, in_dims, (1, 0, 0, 1, 1))]
-        weights = [_stack(a, d, size) for a, d in zip(args[5:8], in_dims[5:8])]  # one gradient a sample: one group a sample
+        weights = [
+            _stack(a, d, size) for a, d in zip(args[5:8], in_dims[5:8])
+        ]  # one gradient a sample: one group a sample
         states = [_fold(a, d, size, axis) for a, d, axis in zip(args[8:14], in_dims[8:14], (0, 0, 1, 1, 1))]
         states.append(_fold(args[13], in_dims[13], size, args[13].dim() - 2 - (in_dims[13] is not None)))
         gradients = LSTMBackward.apply(*rows, *weights, *states, *args[14:])
@@ -143,12 +145,13 @@ class LSTMFunction(_Function):
         weights = args[1:4]
         if any(d is not None for d in in_dims[1:4]) or weights[0].dim() == 3:
             weights = [_stack(a, d, size) for a, d in zip(weights, in_dims[1:4])]
-        x, h_0, c_0, mask = (
-            _fold(args[k], in_dims[k], size, axis) for k, axis in zip((0, 4, 5, 6), (1, 0, 0, 1))
-        )
+        x, h_0, c_0, mask = (_fold(args[k], in_dims[k], size, axis) for k, axis in zip((0, 4, 5, 6), (1, 0, 0, 1)))
         h, h_n, c_n, c, gates = LSTMFunction.apply(x, *weights, h_0, c_0, mask, *args[7:])
         rows = gates.dim() - 2
-        outputs = (*(a.unflatten(axis, (size, -1)) for a, axis in zip((h, h_n, c_n, c), (1, 0, 0, 1))), gates.unflatten(rows, (size, -1)))
+        outputs = (
+            *(a.unflatten(axis, (size, -1)) for a, axis in zip((h, h_n, c_n, c), (1, 0, 0, 1))),
+            gates.unflatten(rows, (size, -1)),
+        )
         return outputs, (1, 0, 0, 1, rows)
 
 

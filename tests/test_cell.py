@@ -43,7 +43,9 @@ def test_on_numba_scalars(numbers):
         h, c, *gates = forward(*pre[:, k], c_prev[k])
         dpre, dc_prev = backward(dh[k], dc[k], *gates, c_prev[k])
         expected = [a[..., k] for a in want]
-        torch.testing.assert_close(torch.tensor([h, c, *dpre, dc_prev], dtype=torch.double), torch.hstack(expected), rtol=1e-13, atol=1e-14)
+        torch.testing.assert_close(
+            torch.tensor([h, c, *dpre, dc_prev], dtype=torch.double), torch.hstack(expected), rtol=1e-13, atol=1e-14
+        )
 
 
 def run_cells(dtype, pre, c_prev):
@@ -53,7 +55,11 @@ def run_cells(dtype, pre, c_prev):
     rows = pre.shape[1] // lanes
     packed = pre.to(dtype).view(4, rows, lanes).transpose(0, 1).contiguous()
     c_prev = c_prev.to(dtype).contiguous()
-    h, c, gates = torch.full_like(c_prev, math.nan), torch.full_like(c_prev, math.nan), torch.full_like(packed, math.nan)
+    h, c, gates = (
+        torch.full_like(c_prev, math.nan),
+        torch.full_like(c_prev, math.nan),
+        torch.full_like(packed, math.nan),
+    )
     function = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 9)(table["cell_forward_saving"])
     row = lanes * dtype.itemsize
     function(rows, packed.data_ptr(), c_prev.data_ptr(), row, c.data_ptr(), row, h.data_ptr(), row, gates.data_ptr())
@@ -70,7 +76,9 @@ def test_on_vectors(dtype, bound):
 
 
 # The bounds of the fits: 1.9e-7 and 1.3e-7 in float32, 3e-16 in float64.
-@pytest.mark.parametrize(("dtype", "sigmoid_bound", "tanh_bound"), [(torch.float32, 2e-7, 1.5e-7), (torch.float64, 4e-16, 4e-16)])
+@pytest.mark.parametrize(
+    ("dtype", "sigmoid_bound", "tanh_bound"), [(torch.float32, 2e-7, 1.5e-7), (torch.float64, 4e-16, 4e-16)]
+)
 def test_sigmoid_and_tanh(dtype, sigmoid_bound, tanh_bound):
     near_zero = torch.logspace(-30, 0, 4096, dtype=torch.double)
     x = torch.cat([torch.linspace(-40, 40, 1 << 17, dtype=torch.double), near_zero, -near_zero]).to(dtype)
@@ -83,7 +91,9 @@ def test_sigmoid_and_tanh(dtype, sigmoid_bound, tanh_bound):
     assert (g - tanh).abs().max() <= tanh_bound
     assert g.abs().max() <= 1
     small = x.abs() < 1e-2
-    assert ((g - tanh) / tanh)[small & (x != 0)].abs().max() <= tanh_bound * 3  # relative, where a gradient must survive
+    assert ((g - tanh) / tanh)[
+        small & (x != 0)
+    ].abs().max() <= tanh_bound * 3  # relative, where a gradient must survive
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -28,14 +28,20 @@ def everything(layer, backend):
 def test_gradcheck(layer, backend):
     inputs = layer.to(torch.double)
     assert torch.autograd.gradcheck(
-        everything(layer, backend), inputs, check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=True
+        everything(layer, backend),
+        inputs,
+        check_forward_ad=True,
+        check_batched_grad=True,
+        check_batched_forward_grad=True,
     )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_gradgradcheck(layer, backend):
     inputs = layer.to(torch.double)
-    assert torch.autograd.gradgradcheck(everything(layer, backend), inputs, check_fwd_over_rev=True, check_rev_over_rev=True)
+    assert torch.autograd.gradgradcheck(
+        everything(layer, backend), inputs, check_fwd_over_rev=True, check_rev_over_rev=True
+    )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -12,7 +12,15 @@ from fastlstm.functional import lstm
 from tests.layers import Layer, error, nn_lstm_errors
 
 BACKENDS = ("numba", "reference")
-SIZES = [(1, 1, 1, 1), (3, 7, 1, 7), (5, 1, 7, 100), (4, 9, 28, 64), (2, 100, 100, 7), (3, 2, 7, 650), (2, 130, 650, 33)]
+SIZES = [
+    (1, 1, 1, 1),
+    (3, 7, 1, 7),
+    (5, 1, 7, 100),
+    (4, 9, 28, 64),
+    (2, 100, 100, 7),
+    (3, 2, 7, 650),
+    (2, 130, 650, 33),
+]
 # Of the largest value: a sum of K terms in order errs by about sqrt(K) eps / 2 of its size, K up to 1300 here; a step adds to it.
 BOUND = {torch.float32: 100 * 1.2e-7, torch.float64: 100 * 2.3e-16}
 
@@ -65,7 +73,9 @@ def test_any_shape(T, B, I, H, reverse, masked, bias, threads):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
 
 
-@pytest.mark.parametrize("size", [(28, 128, 28, 128), (5, 9, 28, 64), (20, 7, 100, 100), (3, 2, 7, 650), (30, 1, 28, 128)])
+@pytest.mark.parametrize(
+    "size", [(28, 128, 28, 128), (5, 9, 28, 64), (20, 7, 100, 100), (3, 2, 7, 650), (30, 1, 28, 128)]
+)
 def test_as_close_to_float64_as_nn_lstm(size):
     layer = Layer(*size)
     outputs, gradients = nn_lstm_errors(layer)

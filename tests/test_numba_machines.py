@@ -73,7 +73,9 @@ def test_the_cache_follows_the_sources(tmp_path):
     environment = {"PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
     before = [run(code, tmp_path, **environment) for _ in range(2)]
     source = copy / "cell.py"
-    source.write_text(source.read_text().replace("return o * tanh(c), c, i, f, g, o", "return o + tanh(c), c, i, f, g, o"))
+    source.write_text(
+        source.read_text().replace("return o * tanh(c), c, i, f, g, o", "return o + tanh(c), c, i, f, g, o")
+    )
     after = run(code, tmp_path, **environment)
     assert before[0] == before[1] != after
 

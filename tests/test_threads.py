@@ -90,7 +90,9 @@ class Encoded(Dataset):
 @pytest.mark.parametrize("method", [m for m in ("fork", "spawn") if m in multiprocessing.get_all_start_methods()])
 def test_in_data_loader_workers(method, two_threads):
     want = torch.stack([work(k) for k in range(6)])
-    got = torch.cat(list(DataLoader(Encoded(), batch_size=2, num_workers=2, multiprocessing_context=method, timeout=120)))
+    got = torch.cat(
+        list(DataLoader(Encoded(), batch_size=2, num_workers=2, multiprocessing_context=method, timeout=120))
+    )
     assert torch.equal(got, want)
 
 
@@ -108,7 +110,9 @@ def test_no_threads_beyond_those_asked_for(two_threads):
 def test_set_num_threads_is_followed_at_once(two_threads, monkeypatch):
     used = []
     run = tasks.run
-    monkeypatch.setattr(tasks, "run", lambda name, arguments, threads: used.append(threads) or run(name, arguments, threads))
+    monkeypatch.setattr(
+        tasks, "run", lambda name, arguments, threads: used.append(threads) or run(name, arguments, threads)
+    )
     for count in (2, 1, 2):
         torch.set_num_threads(count)
         work()

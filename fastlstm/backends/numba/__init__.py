@@ -171,7 +171,7 @@ def backward(
     dbias = x.new_empty(4 * H) if needs[3] and bias is not None else None
     dh_0, dc_0 = x.new_empty(B, H), x.new_empty(B, H)
     threads, parts = _split(B, H, T * B * 4 * H * (2 * H + I))
-    chunk = max(1, min(T, _CHUNK_ROWS // max(B, 1)))
+    chunk = -(-T // max(1, round(T * B / _CHUNK_ROWS)))
     dpreact = empty(x, panels, 2 * chunk, B, 4 * lanes)
     dc_carried = x.new_empty(panels * B * lanes * (1 if mask is None else 2))
     packed = panels * 4 * lanes * 4 * lanes  # of one group of four vectors

@@ -63,9 +63,25 @@ def backward(a, thread, threads):  # type: ignore[no-untyped-def]
     if thread >= everyone:
         return
     part, member = thread // team, thread % team
-    pack_transposed(a, a.weight_hh, a.weight_hh_row, H, a.packed_hh, share(groups, thread, everyone), share(groups, thread + 1, everyone))
+    pack_transposed(
+        a,
+        a.weight_hh,
+        a.weight_hh_row,
+        H,
+        a.packed_hh,
+        share(groups, thread, everyone),
+        share(groups, thread + 1, everyone),
+    )
     if a.dx != 0:
-        pack_transposed(a, a.weight_ih, a.weight_ih_row, I, a.packed_ih, share(groups_x, thread, everyone), share(groups_x, thread + 1, everyone))
+        pack_transposed(
+            a,
+            a.weight_ih,
+            a.weight_ih_row,
+            I,
+            a.packed_ih,
+            share(groups_x, thread, everyone),
+            share(groups_x, thread + 1, everyone),
+        )
     met = wait(a.barrier, everyone, 0, a.relax)
     barrier, passed = a.barrier + (1 + part) * BARRIERS, 0
 
@@ -88,25 +104,30 @@ def backward(a, thread, threads):  # type: ignore[no-untyped-def]
                 rows = min(CHUNK, b_last - b)
                 mask = a.mask + (t * B + b) * 4 if a.mask != 0 and s >= 0 else 0
                 mask_next = a.mask + (t_next * B + b) * 4 if a.mask != 0 and s < T - 1 else 0
-                if s >= 0:
-                    for p in range(p_first, p_last):
-                        call(a.prefetch, 1, rows * 4 * L, a.gates + ((t * panels + p) * B + b) * 4 * VECTOR, 0)
-                    if a.dh != 0:
-                        call(a.prefetch, rows, width, a.dh + t * a.dh_step + b * a.dh_row + column * S, a.dh_row)
-                    if s > 0:
-                        t_prev = t + 1 if a.reverse != 0 else t - 1
-                        call(a.prefetch, rows, width, a.c + (t_prev * B + b) * H * S + column * S, H * S)
                 if s < T - 1:
                     back_product(a, rows, b, s + 1, a.packed_hh, panels, q, scratch)
                 elif a.dh_n != 0:
-                    call(a.copy_rows, rows, width, 4 * L, a.dh_n + b * a.dh_n_row + column * S, a.dh_n_row, scratch, 4 * VECTOR)
+                    call(
+                        a.copy_rows,
+                        rows,
+                        width,
+                        4 * L,
+                        a.dh_n + b * a.dh_n_row + column * S,
+                        a.dh_n_row,
+                        scratch,
+                        4 * VECTOR,
+                    )
                 else:
                     call(a.copy_rows, rows, 0, 4 * L, scratch, 0, scratch, 4 * VECTOR)
                 resets, holds = any_row(mask_next, rows, RESET), any_row(mask_next, rows, HOLD)
                 if resets:
                     zero_resets(a, rows, 4 * L, mask_next, scratch, 4 * VECTOR)
                 for p in range(p_first, p_last):
-                    dh, carried, valid = scratch + (p - p_first) * VECTOR, a.dc_carried + (p * B + b) * VECTOR, min(L, H - p * L)
+                    dh, carried, valid = (
+                        scratch + (p - p_first) * VECTOR,
+                        a.dc_carried + (p * B + b) * VECTOR,
+                        min(L, H - p * L),
+                    )
                     if s == T - 1:
                         dc_n, given = a.dc_n + b * a.dc_n_row + p * L * S, valid if a.dc_n != 0 else 0
                         call(a.copy_rows, rows, given, L, dc_n, a.dc_n_row, carried, VECTOR)
@@ -115,7 +136,9 @@ def backward(a, thread, threads):  # type: ignore[no-untyped-def]
                     if holds:
                         for r in range(rows):
                             if get_int32(mask_next + 4 * r) == HOLD:
-                                call(a.copy_rows, 1, L, L, dh_held + (p * B + b + r) * VECTOR, 0, dh + r * 4 * VECTOR, 0)
+                                call(
+                                    a.copy_rows, 1, L, L, dh_held + (p * B + b + r) * VECTOR, 0, dh + r * 4 * VECTOR, 0
+                                )
                     if s >= 0:
                         cells(a, p, s, t, b, rows, scratch, dh, mask, dh_held)
                     else:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import types
 from numba.extending import intrinsic
 
 from fastlstm.backends.numba.simd import I32, I64, TILE_ROWS, Lanes, Vector, cell_functions
@@ -113,7 +113,9 @@ def product(lanes: Lanes, vecs: int) -> Builder:
     """
     height = TILE_ROWS * 4 // vecs
 
-    def build(b, rows, init, init_row, out, out_row, w, a, a_row, a_step, count, outer, a_outer, w_outer, a2, a2_row, count2):  # type: ignore[no-untyped-def]
+    def build(
+        b, rows, init, init_row, out, out_row, w, a, a_row, a_step, count, outer, a_outer, w_outer, a2, a2_row, count2
+    ):  # type: ignore[no-untyped-def]
         high, full, left = I64(height), b.udiv(rows, I64(height)), b.urem(rows, I64(height))
         split = b.and_(b.icmp_signed("==", left, I64(1)), b.icmp_signed(">", rows, high))
         full, left = b.sub(full, b.zext(split, I64)), b.add(left, b.select(split, high, I64(0)))
@@ -125,7 +127,23 @@ def product(lanes: Lanes, vecs: int) -> Builder:
                     number = b.select(b.icmp_signed("==", left, I64(rest)), I64(heights.count(size)), number)
 
             def body(init, out, a, a2, size=size):  # type: ignore[no-untyped-def]
-                args = [init, init_row, out, out_row, w, a, a_row, a_step, count, outer, a_outer, w_outer, a2, a2_row, count2]
+                args = [
+                    init,
+                    init_row,
+                    out,
+                    out_row,
+                    w,
+                    a,
+                    a_row,
+                    a_step,
+                    count,
+                    outer,
+                    a_outer,
+                    w_outer,
+                    a2,
+                    a2_row,
+                    count2,
+                ]
                 b.call(function(b.module, f"tile{size}x{vecs}", len(args), tile(lanes, size, vecs)), args)
                 steps = (b.mul(row, I64(size)) for row in (init_row, out_row, a_row, a2_row))
                 return [b.add(place, step) for place, step in zip((init, out, a, a2), steps)]
@@ -215,7 +233,9 @@ def transpose(lanes: Lanes) -> Builder:
 
         def ragged(source, target):  # type: ignore[no-untyped-def]
             def element(source, target):  # type: ignore[no-untyped-def]
-                b.store(b.load(b.inttoptr(source, lanes.scalar.as_pointer())), b.inttoptr(target, lanes.scalar.as_pointer()))
+                b.store(
+                    b.load(b.inttoptr(source, lanes.scalar.as_pointer())), b.inttoptr(target, lanes.scalar.as_pointer())
+                )
                 return [b.add(source, size), b.add(target, target_row)]
 
             counted(b, columns, [source, target], element)
@@ -276,28 +296,6 @@ def copy_rows(lanes: Lanes) -> Builder:
     return build
 
 
-def prefetch(lanes: Lanes) -> Builder:
-    """Ask for `width` elements of each row: what the next rows of cells read arrives while a product keeps the processor busy."""
-    byte = ir.IntType(8).as_pointer()
-
-    def build(b, rows, width, source, source_row):  # type: ignore[no-untyped-def]
-        signature = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
-        fetch = cgutils.get_or_insert_function(b.module, signature, "llvm.prefetch.p0")
-        lines = b.udiv(b.add(b.mul(width, I64(lanes.size)), I64(63)), I64(64))
-
-        def row(source):  # type: ignore[no-untyped-def]
-            def line(source):  # type: ignore[no-untyped-def]
-                b.call(fetch, [b.inttoptr(source, byte), I32(0), I32(2), I32(1)])
-                return [b.add(source, I64(64))]
-
-            counted(b, lines, [source], line)
-            return [b.add(source, source_row)]
-
-        counted(b, rows, [source], row)
-
-    return build
-
-
 def builders(lanes: Lanes) -> dict[str, tuple[int, Builder]]:
     """For each primitive how many arguments it takes, and what builds it."""
     return {
@@ -309,7 +307,6 @@ def builders(lanes: Lanes) -> dict[str, tuple[int, Builder]]:
         "transpose": (6, transpose(lanes)),
         "add_rows": (6, add_rows(lanes)),
         "copy_rows": (7, copy_rows(lanes)),
-        "prefetch": (4, prefetch(lanes)),
     }
 
 

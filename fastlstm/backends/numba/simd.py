@@ -151,7 +151,10 @@ _Q64 = tuple(
 )
 SIGMOID64 = (700.0, _LOG2E, _Q64)
 TANH64 = (22.0, tuple(2 * part for part in _LOG2E), _Q64)
-MAGIC = {4: 1.5 * 2**23 + 127, 8: 1.5 * 2**52 + 1023}  # a sum with it has -N, plus the exponent's bias, in its last bits
+MAGIC = {
+    4: 1.5 * 2**23 + 127,
+    8: 1.5 * 2**52 + 1023,
+}  # a sum with it has -N, plus the exponent's bias, in its last bits
 
 
 def _exponential(x: Vector, limit: float, log2e: tuple[float, ...], q: tuple[float, ...]) -> tuple[Vector, ...]:

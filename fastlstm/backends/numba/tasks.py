@@ -101,7 +101,9 @@ def _openmp() -> Any:
         found = ctypes.CDLL(str(library))
         found.GOMP_parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
         found.GOMP_parallel.restype = None
-        return found, *(ctypes.cast(f, ctypes.c_void_p).value for f in (found.omp_get_thread_num, found.omp_get_num_threads))
+        return found, *(
+            ctypes.cast(f, ctypes.c_void_p).value for f in (found.omp_get_thread_num, found.omp_get_num_threads)
+        )
     except (OSError, AttributeError):
         return None
 
