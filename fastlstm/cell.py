@@ -1,7 +1,8 @@
 """One LSTM cell, forward and backward: the only place where its arithmetic is written.
 
-The functions use nothing but ``+ - *`` and calls of ``sigmoid`` and ``tanh``, so the same code runs on torch tensors, on Python or
-Numba scalars, and on the vectors whose operators emit LLVM instructions (`bind` swaps the two functions in).
+The functions use nothing but ``+ - *`` and calls of ``sigmoid`` and ``tanh``, so the same code runs on torch tensors,
+on Python or Numba scalars, and on the vectors whose operators emit LLVM instructions (`bind` swaps the two functions
+in).
 
 Source: Hochreiter and Schmidhuber (1997) with the forget gate of Gers et al. (2000), as in `torch.nn.LSTM`.
 """
@@ -27,8 +28,8 @@ def cell_backward(
 ) -> tuple[tuple[Any, Any, Any, Any], Any]:
     """The gradients of the four pre-activations (in the order of `GATES`), and of ``c_prev``.
 
-    ``dh`` and ``dc`` are the gradients of the new state. The new cell state is computed again from the gates: one product
-    costs less than a load.
+    ``dh`` and ``dc`` are the gradients of the new state. The new cell state is computed again from the gates: one
+    product costs less than a load.
     """
     tanh_c = tanh(f * c_prev + i * g)
     dc = dh * o * (1.0 - tanh_c * tanh_c) + dc

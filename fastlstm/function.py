@@ -1,9 +1,11 @@
 """The autograd Functions: what is saved, which gradients, and every transform of them.
 
-`LSTMFunction` runs a layer in one direction, `LSTMBackward` its gradients. Both define setup_context, jvp and vmap; derivatives
-beyond the fused ones are those of the reference backend's maths. Equivalent to the derivatives of `torch.nn.LSTM`.
+`LSTMFunction` runs a layer in one direction, `LSTMBackward` its gradients. Both define setup_context, jvp and vmap;
+derivatives beyond the fused ones are those of the reference backend's maths. Equivalent to the derivatives of
+`torch.nn.LSTM`.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,12 +24,12 @@ class _Function(Function):
         # with a setup_context, Function.apply binds forward's signature at every call: 18 of its 25 microseconds
         if torch._C._are_functorch_transforms_active():
             return super().apply(*args)
-        return super(Function, cls).apply(*args)
+        return super(Function, cls).apply(*args)  # type: ignore[misc]
 
 
 class LSTMBackward(_Function):
-    """Gradients of one layer. Differentiable in its first ten arguments; h, c and gates are buffers that a second derivative
-    computes again from the inputs.
+    """Gradients of one layer. Differentiable in its first ten arguments; h, c and gates are buffers that a second
+    derivative computes again from the inputs.
     """
 
     @staticmethod
@@ -65,7 +67,7 @@ class LSTMBackward(_Function):
         inputs = ctx.saved_tensors
         with _no_autocast(inputs[4]):
             function, primals, where = _gradients_of(inputs, ctx.reverse, ctx.needs)
-            outputs, vjp = torch.func.vjp(function, *primals)
+            outputs, vjp = torch.func.vjp(function, *primals)  # type: ignore[misc]
             given = [g for g, need in zip(grads, [*ctx.needs, True, True]) if need]
             results = vjp(tuple(torch.zeros_like(o) if g is None else g for o, g in zip(outputs, given)))
         return _scatter(results, where, 17)
@@ -81,9 +83,8 @@ class LSTMBackward(_Function):
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         size = info.batch_size
         rows = [_fold(a, d, size, axis) for a, d, axis in zip(args, in_dims, (1, 0, 0, 1, 1))]
-        weights = [
-            _stack(a, d, size) for a, d in zip(args[5:8], in_dims[5:8])
-        ]  # one gradient a sample: one group a sample
+        # one gradient a sample: one group a sample, even where the weights are shared
+        weights = [_stack(a, d, size, rank) for a, d, rank in zip(args[5:8], in_dims[5:8], (2, 2, 1))]
         states = [_fold(a, d, size, axis) for a, d, axis in zip(args[8:14], in_dims[8:14], (0, 0, 1, 1, 1))]
         states.append(_fold(args[13], in_dims[13], size, args[13].dim() - 2 - (in_dims[13] is not None)))
         gradients = LSTMBackward.apply(*rows, *weights, *states, *args[14:])
@@ -101,7 +102,9 @@ class LSTMBackward(_Function):
 
 
 class LSTMFunction(_Function):
-    """One layer in one direction: ``h`` (T,B,H), ``h_n``, ``c_n`` (B,H), ``c`` (T,B,H) and the gates, which are a buffer."""
+    """One layer in one direction: ``h`` (T,B,H), ``h_n``, ``c_n`` (B,H), ``c`` (T,B,H) and the gates,
+    which are a buffer.
+    """
 
     @staticmethod
     def forward(
@@ -129,7 +132,7 @@ class LSTMFunction(_Function):
     @staticmethod
     def backward(ctx: Any, dh: Optional, dh_n: Optional, dc_n: Optional, dc: Optional, _: Any) -> tuple[Any, ...]:
         inputs, needs = ctx.saved_tensors, list(ctx.needs_input_grad[:4])
-        call = LSTMBackward.apply if torch.is_grad_enabled() else ops.backward
+        call: Callable[..., Any] = LSTMBackward.apply if torch.is_grad_enabled() else ops.backward
         with _no_autocast(inputs[0]):  # backward may run inside the caller's autocast
             gradients = call(dh, dh_n, dc_n, dc, *inputs, ctx.reverse, needs, ctx.backend)
         return *gradients, None, None, None
@@ -142,9 +145,9 @@ class LSTMFunction(_Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         size = info.batch_size
-        weights = args[1:4]
+        weights: Sequence[Any] = args[1:4]
         if any(d is not None for d in in_dims[1:4]) or weights[0].dim() == 3:
-            weights = [_stack(a, d, size) for a, d in zip(weights, in_dims[1:4])]
+            weights = [_stack(a, d, size, rank) for a, d, rank in zip(weights, in_dims[1:4], (2, 2, 1))]
         x, h_0, c_0, mask = (_fold(args[k], in_dims[k], size, axis) for k, axis in zip((0, 4, 5, 6), (1, 0, 0, 1)))
         h, h_n, c_n, c, gates = LSTMFunction.apply(x, *weights, h_0, c_0, mask, *args[7:])
         rows = gates.dim() - 2
@@ -168,13 +171,12 @@ def _fold(a: Optional, dim: int | None, size: int, axis: int) -> Optional:
     return a.movedim(0, axis).flatten(axis, axis + 1)
 
 
-def _stack(a: Optional, dim: int | None, size: int) -> Optional:
-    """vmap's axis becomes the weights' group axis, or its slower part where they had one."""
+def _stack(a: Optional, dim: int | None, size: int, rank: int) -> Optional:
+    """vmap's axis becomes the group axis of a weight (`rank` 2) or bias (1), or its slower part where there was one."""
     if a is None:
         return None
     a = a.unsqueeze(0).expand(size, *a.shape) if dim is None else a.movedim(dim, 0)
-    grouped = 4 if a.dim() > 3 else 3
-    return a.flatten(0, 1) if a.dim() == grouped + 0 and grouped == 4 else a
+    return a.flatten(0, 1) if a.dim() > rank + 1 else a
 
 
 def _present(inputs: tuple[Any, ...], count: int) -> list[int]:
@@ -186,10 +188,10 @@ def _outputs_of(inputs: tuple[Any, ...], reverse: bool) -> tuple[Any, list[Tenso
     where = _present(inputs, 6)
 
     def function(*primals: Tensor) -> tuple[Tensor, ...]:
-        full = list(inputs[:7])
+        full = [*inputs[:7], reverse, True]
         for k, primal in zip(where, primals):
             full[k] = primal
-        return reference.forward(*full, reverse, True)[:4]  # type: ignore[arg-type]
+        return reference.forward(*full)[:4]
 
     return function, [inputs[k] for k in where], where
 
@@ -202,15 +204,16 @@ def _gradients_of(inputs: tuple[Any, ...], reverse: bool, needs: list[bool]) -> 
         full = list(inputs[:11])
         for k, primal in zip(where, primals):
             full[k] = primal
-        h, _, _, c, gates = reference.forward(*full[4:], reverse, True)
-        return tuple(g for g in reference.backward(*full, h, c, gates, reverse, needs) if g is not None)
+        h, _, _, c, gates = reference.forward(*full[4:], reverse, True)  # type: ignore[call-arg]
+        gradients = reference.backward(*full, h, c, gates, reverse, needs)  # type: ignore[call-arg]
+        return tuple(g for g in gradients if g is not None)
 
     return function, [inputs[k] for k in where], where
 
 
 def _jvp(function: Any, primals: list[Tensor], tangents: list[Optional]) -> tuple[Tensor, ...]:
     # torch.func.jvp would nest forward-mode levels, which dual_level refuses: the vjp of the vjp is the same map
-    outputs, vjp = torch.func.vjp(function, *primals)
+    outputs, vjp = torch.func.vjp(function, *primals)  # type: ignore[misc]
     zeros = tuple(torch.zeros_like(o) for o in outputs)
     given = tuple(torch.zeros_like(p) if t is None else t for p, t in zip(primals, tangents))
     return torch.func.vjp(lambda u: vjp(u), zeros)[1](given)[0]

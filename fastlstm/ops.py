@@ -1,7 +1,7 @@
 """The kernels as ``torch.library`` operators: what compilers, exporters and fake tensors see. Eager calls go past them.
 
-``fastlstm::forward`` and ``fastlstm::backward`` run one layer in one direction on the backend named in their last argument.
-Their outputs never alias each other or an input; what is not wanted comes back with no elements.
+``fastlstm::forward`` and ``fastlstm::backward`` run one layer in one direction on the backend named in their last
+argument. Their outputs never alias each other or an input; what is not wanted comes back with no elements.
 """
 
 import torch
@@ -58,7 +58,7 @@ backward_op = torch.library.custom_op("fastlstm::backward", _backward, mutates_a
 
 
 @forward_op.register_fake
-def _(x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, save, backend):  # type: ignore[no-untyped-def]
+def _(x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, save, backend):
     (T, B), H = x.shape[:2], weight_hh.shape[-1]
     saved = dispatch.module(backend).saved_shape(T, B, H, x.dtype)
     return (
@@ -71,7 +71,7 @@ def _(x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, save, backend):  #
 
 
 @backward_op.register_fake
-def _(dh, dh_n, dc_n, dc, x, weight_ih, weight_hh, bias, h_0, c_0, mask, h, c, gates, reverse, needs, backend):  # type: ignore[no-untyped-def]
+def _(dh, dh_n, dc_n, dc, x, weight_ih, weight_hh, bias, h_0, c_0, mask, h, c, gates, reverse, needs, backend):
     likes = (x, weight_ih, weight_hh, bias)
     firsts = [x.new_empty(like.shape if need and like is not None else (0,)) for need, like in zip(needs, likes)]
     return *firsts, x.new_empty(h_0.shape), x.new_empty(c_0.shape)
@@ -104,7 +104,9 @@ def forward(
     save: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """``h`` (T,B,H), ``h_n``, ``c_n`` (B,H), ``c`` (T,B,H) and the backend's own ``gates``; the last two empty unless `save`."""
+    """``h`` (T,B,H), ``h_n``, ``c_n`` (B,H), ``c`` (T,B,H) and the backend's own ``gates``;
+    the last two empty unless `save`.
+    """
     call = _forward if is_plain(x, weight_ih, weight_hh, bias, h_0, c_0, mask) else forward_op
     return call(x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, save, backend)
 

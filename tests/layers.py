@@ -1,4 +1,6 @@
-"""What the layer tests share: a layer's inputs, the float64 truth, and errors as fixed fractions of the largest value."""
+"""What the layer tests share: a layer's inputs, the float64 truth,
+and errors as fixed fractions of the largest value.
+"""
 
 from dataclasses import dataclass, field
 
@@ -65,7 +67,9 @@ def error(got: Tensor, want: Tensor) -> float:
 
 
 def nn_lstm_errors(layer: Layer) -> tuple[float, float]:
-    """How far torch.nn.LSTM in float32 is from float64: of the outputs and of the gradients, on an unmasked forward layer."""
+    """How far torch.nn.LSTM in float32 is from float64:
+    of the outputs and of the gradients, on an unmasked forward layer.
+    """
     x, h_0, c_0, *weights = layer.to(torch.float32)
     module = torch.nn.LSTM(layer.I, layer.H)
     for parameter, weight in zip(module.parameters(), weights):

@@ -1,4 +1,6 @@
-"""The cell's arithmetic, written once, on every kind of number it runs on; and sigmoid and tanh as the kernels compute them."""
+"""The cell's arithmetic, written once, on every kind of number it runs on;
+and sigmoid and tanh as the kernels compute them.
+"""
 
 import ctypes
 import math

@@ -101,7 +101,13 @@ def test_nested_vmap(backend):
         inner = vmap(lambda x, *w: run([x, h_0, c_0, *w])[0], (0, None, None, None, None))
         return vmap(inner, (None, 0, 0, 0, 0))(many_x, *many)
 
+    def nested_stacks(run):
+        loss = lambda x, *w: run([x, h_0, c_0, *w])[0].pow(3).sum()  # noqa: E731
+        more = [torch.stack([w, 0.5 * w, -w]) for w in many]  # (3, 2, ...)
+        return vmap(vmap(grad(loss, (0, 1, 2, 3)), (None, 0, 0, 0, 0)), (0, 0, 0, 0, 0))(many_x, *more)
+
     torch.testing.assert_close(nested(lambda a: layer.run(a, backend)), nested(layer.truth))
+    torch.testing.assert_close(nested_stacks(lambda a: layer.run(a, backend)), nested_stacks(layer.truth))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -128,7 +134,7 @@ def test_opcheck(backend):
     torch.library.opcheck(ops.forward_op, (*args, True, backend))
     torch.library.opcheck(ops.forward_op, (*args, False, backend))
     h, _, _, c, gates = ops.forward_op(*args, True, backend)
-    grads = [g for g in layer.gradients[:3]]
+    grads = list(layer.gradients[:3])
     torch.library.opcheck(
         ops.backward_op, (*grads, None, *args[:7], h, c, gates, True, [True, True, False, True], backend)
     )

@@ -1,4 +1,6 @@
-"""Every backend's layer against float64: outputs, every gradient, masks, directions, odd sizes, strides, NaN and infinity, bits."""
+"""Every backend's layer against float64:
+outputs, every gradient, masks, directions, odd sizes, strides, NaN and infinity, bits.
+"""
 
 import itertools
 
@@ -21,7 +23,8 @@ SIZES = [
     (3, 2, 7, 650),
     (2, 130, 650, 33),
 ]
-# Of the largest value: a sum of K terms in order errs by about sqrt(K) eps / 2 of its size, K up to 1300 here; a step adds to it.
+# Of the largest value: a sum of K terms in order errs by about sqrt(K) eps / 2 of its size, K up to 1300 here; a step
+# adds to it.
 BOUND = {torch.float32: 100 * 1.2e-7, torch.float64: 100 * 2.3e-16}
 
 

@@ -8,6 +8,9 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_np
+
+from fastlstm.mnist import data
+from fastlstm.mnist.data import DataError, batches, load, read_idx
 from tests.idx import (
     NAMES,
     TEST_IMAGES,
@@ -19,9 +22,6 @@ from tests.idx import (
     write_idx,
     write_set,
 )
-
-from fastlstm.mnist import data
-from fastlstm.mnist.data import DataError, batches, load, read_idx
 
 
 def refused(path, text):

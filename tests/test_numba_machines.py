@@ -1,4 +1,6 @@
-"""The Numba backend on machines that this one is not, and where things are missing: other vector units, no cache, no OpenMP."""
+"""The Numba backend on machines that this one is not, and where things are missing:
+other vector units, no cache, no OpenMP.
+"""
 
 import os
 import subprocess

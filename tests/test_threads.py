@@ -1,4 +1,7 @@
-"""Threads and processes: called from many at once, after a fork, in workers. Nothing may abort, hang or change a bit."""
+"""Threads and processes: called from many at once, after a fork, in workers.
+
+Nothing may abort, hang or change a bit.
+"""
 
 import multiprocessing
 import os
@@ -120,10 +123,15 @@ def test_set_num_threads_is_followed_at_once(two_threads, monkeypatch):
 
 
 def test_a_team_smaller_than_asked_for(two_threads, tmp_path):
-    """OpenMP may give fewer threads than asked for, as inside another parallel region: the work is split by what came."""
+    """OpenMP may give fewer threads than asked for, as inside another parallel region:
+    the work is split by what came.
+    """
     want = work()
     environment = {**os.environ, "OMP_THREAD_LIMIT": "1"}
-    code = "import sys, torch; torch.set_num_threads(2); from tests.test_threads import work; torch.save(work(), sys.argv[1])"
+    code = (
+        "import sys, torch; torch.set_num_threads(2); "
+        "from tests.test_threads import work; torch.save(work(), sys.argv[1])"
+    )
     path = tmp_path / "result.pt"
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
     subprocess.run([sys.executable, "-c", code, path], env=environment, check=True, timeout=120)

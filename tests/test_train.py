@@ -7,7 +7,6 @@ import signal
 
 import pytest
 import torch
-from tests.idx import tiny_arrays, write_set
 from torch import nn
 
 import fastlstm.train
@@ -15,6 +14,7 @@ from fastlstm.mnist import report, training
 from fastlstm.mnist.data import Split, batches, load
 from fastlstm.mnist.model import RowLSTM
 from fastlstm.mnist.training import Recipe, evaluate, train
+from tests.idx import tiny_arrays, write_set
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

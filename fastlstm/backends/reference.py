@@ -58,7 +58,8 @@ def forward(
     """One layer in one direction: ``h`` (T,B,H), ``h_n``, ``c_n`` (B,H), ``c`` (T,B,H), ``gates`` (T,B,4H), the last
     two empty unless `save`.
 
-    ``h`` is the carried state: on a held step it repeats the state before. ``weight_hr`` (P,H) projects it, as in `torch.nn.LSTM`.
+    ``h`` is the carried state: on a held step it repeats the state before. ``weight_hr`` (P,H) projects it, as in
+    `torch.nn.LSTM`.
     """
     T = x.shape[0]
     preact_x = add_bias(linear(x, weight_ih), bias)
@@ -68,8 +69,8 @@ def forward(
         if mask is not None:
             reset, hold = (mask[t] == RESET).unsqueeze(-1), (mask[t] == HOLD).unsqueeze(-1)
             h, c = h.masked_fill(reset, 0), c.masked_fill(reset, 0)
-        pre = (preact_x[t] + linear(h, weight_hh)).chunk(4, -1)
-        h_new, c_new, *ifgo = cell_forward(*pre, c)
+        i, f, g, o = (preact_x[t] + linear(h, weight_hh)).chunk(4, -1)
+        h_new, c_new, *ifgo = cell_forward(i, f, g, o, c)
         if weight_hr is not None:
             h_new = linear(h_new, weight_hr)
         if mask is not None:
@@ -112,7 +113,8 @@ def backward(
             h_prev, c_prev = h_prev.masked_fill(reset, 0), c_prev.masked_fill(reset, 0)
         dh_t = dh_t if dh is None else dh_t + dh[t]
         dc_t = dc_t if dc is None else dc_t + dc[t]
-        dpre, dc_prev = cell_backward(dh_t, dc_t, *gates[t].chunk(4, -1), c_prev)
+        i, f, g, o = gates[t].chunk(4, -1)
+        dpre, dc_prev = cell_backward(dh_t, dc_t, i, f, g, o, c_prev)
         dpreact = torch.cat(dpre, -1)
         if mask is not None:
             dpreact = dpreact.masked_fill(hold, 0)

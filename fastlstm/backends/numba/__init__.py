@@ -1,7 +1,8 @@
 """LSTM layers on the CPU: kernels compiled by Numba when first used, all time steps of a layer in one call.
 
-A tile of batch rows by four vectors stays in registers over the whole sum; weights are packed for it at every call. Threads
-split the batch rows, or the hidden units where rows are few. See `forward_kernel` and `backward_kernel` for the loops.
+A tile of batch rows by four vectors stays in registers over the whole sum; weights are packed for it at every call.
+Threads split the batch rows, or the hidden units where rows are few. See `forward_kernel` and `backward_kernel` for the
+loops.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ def _panels(size: int, lanes: int) -> int:
 
 
 def saved_shape(T: int, B: int, H: int, dtype: torch.dtype) -> tuple[int, ...]:
-    """Shape of the gates kept for the backward pass: for each panel of units its rows side by side, as both passes read them."""
+    """Shape of the gates kept for the backward pass:
+    for each panel of units its rows side by side, as both passes read them.
+    """
     lanes = _lanes(dtype)
     return T, _panels(H, lanes), B, 4 * lanes
 
@@ -48,14 +51,18 @@ def _rows_contiguous(a: Tensor) -> Tensor:
     return a if a.stride(-1) == 1 or a.shape[-1] == 1 else a.contiguous()
 
 
-def _split(B: int, H: int, work: int) -> tuple[int, int]:
-    """Threads, and into how many parts they split the batch rows; threads within a part split the units."""
+def _split(B: int, H: int, K: int, panels: int) -> tuple[int, int]:
+    """Threads, and into how many parts they split the batch rows; threads within a part split the units.
+
+    Parts meet nobody, but each reads all weights; a split of units halves what a thread reads, for a barrier of a
+    microsecond a step. So a part is given the rows that fill a pass over a panel, and all other threads go to units.
+    """
     from fastlstm.backends.numba import tasks
 
-    if work < 500_000:  # multiply-adds: below this a parallel region costs more than it saves
+    if B * 4 * H * K < 150_000:  # multiply-adds of a step: the barrier would cost what the second thread saves
         return 1, 1
     threads = tasks.threads_now()
-    return threads, max(1, min(threads, B // 4))
+    return threads, min(threads, max(1, B // 64, _panels(threads, panels)))
 
 
 def _workspace(like: Tensor, threads: int, parts: int, floats: int) -> tuple[Tensor, dict[str, int]]:
@@ -106,27 +113,28 @@ def forward(
     from fastlstm.backends.numba import tasks
     from fastlstm.backends.numba.arguments import ForwardArguments
 
+    if weight_ih.dim() == 3:
+        return _stacked_forward(x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, save)
     (T, B, I), H = x.shape, weight_hh.shape[-1]
     lanes = _lanes(x.dtype)
     panels = _panels(H, lanes)
     h, h_n, c_n = x.new_empty(T, B, H), x.new_empty(B, H), x.new_empty(B, H)
     c = empty(x, T, B, H) if save else x.new_empty(0)
     gates = empty(x, T, panels, B, 4 * lanes) if save else x.new_empty(0)
-    if weight_ih.dim() == 3:
-        return _stacked_forward(x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, save)
     x, weight_ih, weight_hh, h_0, c_0 = (_rows_contiguous(a) for a in (x, weight_ih, weight_hh, h_0, c_0))
     bias = bias if bias is None else bias.contiguous()
     mask = mask if mask is None else mask.to(torch.int32).contiguous()
-    threads, parts = _split(B, H, T * B * 4 * H * (I + H))
+    threads, parts = _split(B, H, I + H, panels)
     packed = x.new_empty(panels * (I + H + 1) * 4 * lanes)
-    scratch, fields = _workspace(x, threads, parts, 64 * 7 * lanes + (B * H if mask is not None else 0))
+    held = B * H if mask is not None else 0
+    _scratch, fields = _workspace(x, threads, parts, 64 * 7 * lanes + held)  # the name keeps the memory alive
     arguments = ForwardArguments(
         T=T, B=B, I=I, H=H, reverse=reverse, mask=_address(mask), bias=_address(bias),
         h=h.data_ptr(), c=c.data_ptr() if save else c_n.data_ptr(), c_step=B * H * x.element_size() if save else 0,
         gates=gates.data_ptr() if save else 0, h_n=h_n.data_ptr(), c_n=c_n.data_ptr(),
         packed=packed.data_ptr(), pack=1, **fields,
-        **_strides("x", x, "step", "row"), **_strides("weight_ih", weight_ih, "row"), **_strides("weight_hh", weight_hh, "row"),
-        **_strides("h_0", h_0, "row"), **_strides("c_0", c_0, "row"),
+        **_strides("x", x, "step", "row"), **_strides("weight_ih", weight_ih, "row"),
+        **_strides("weight_hh", weight_hh, "row"), **_strides("h_0", h_0, "row"), **_strides("c_0", c_0, "row"),
     )  # fmt: skip
     tasks.run("forward", arguments, threads)
     return h, h_n, c_n, c, gates
@@ -170,7 +178,7 @@ def backward(
     dweight_hh = x.new_empty(4 * H, H) if needs[2] else None
     dbias = x.new_empty(4 * H) if needs[3] and bias is not None else None
     dh_0, dc_0 = x.new_empty(B, H), x.new_empty(B, H)
-    threads, parts = _split(B, H, T * B * 4 * H * (2 * H + I))
+    threads, parts = _split(B, H, I + H, panels)
     chunk = -(-T // max(1, round(T * B / _CHUNK_ROWS)))
     dpreact = empty(x, panels, 2 * chunk, B, 4 * lanes)
     dc_carried = x.new_empty(panels * B * lanes * (1 if mask is None else 2))
@@ -180,15 +188,17 @@ def backward(
     sums = any(needs[1:])
     dweights = x.new_empty(panels * (I + H + 1) * 4 * lanes) if sums else None
     floats = max(64 * 7 * lanes, chunk * B * _panels(I + H + 1, 24) * 24 if sums else 0)
-    scratch, fields = _workspace(x, threads, parts, floats)
+    _scratch, fields = _workspace(x, threads, parts, floats)  # the name keeps the memory alive
     arguments = BackwardArguments(
-        T=T, B=B, I=I, H=H, reverse=reverse, mask=_address(mask), h=h.data_ptr(), c=c.data_ptr(), gates=gates.data_ptr(),
-        chunk=chunk, dpreact=dpreact.data_ptr(), dc_carried=dc_carried.data_ptr(), packed_hh=packed_hh.data_ptr(),
+        T=T, B=B, I=I, H=H, reverse=reverse, mask=_address(mask),
+        h=h.data_ptr(), c=c.data_ptr(), gates=gates.data_ptr(), chunk=chunk,
+        dpreact=dpreact.data_ptr(), dc_carried=dc_carried.data_ptr(), packed_hh=packed_hh.data_ptr(),
         packed_ih=_address(packed_ih), dweights=_address(dweights), dx=_address(dx), dweight_ih=_address(dweight_ih),
         dweight_hh=_address(dweight_hh), dbias=_address(dbias), dh_0=dh_0.data_ptr(), dc_0=dc_0.data_ptr(), **fields,
-        **_strides("x", x, "step", "row"), **_strides("weight_ih", weight_ih, "row"), **_strides("weight_hh", weight_hh, "row"),
-        **_strides("h_0", h_0, "row"), **_strides("c_0", c_0, "row"), **_strides("dh", dh, "step", "row"),
-        **_strides("dh_n", dh_n, "row"), **_strides("dc_n", dc_n, "row"), **_strides("dc", dc, "step", "row"),
+        **_strides("x", x, "step", "row"), **_strides("weight_ih", weight_ih, "row"),
+        **_strides("weight_hh", weight_hh, "row"), **_strides("h_0", h_0, "row"), **_strides("c_0", c_0, "row"),
+        **_strides("dh", dh, "step", "row"), **_strides("dh_n", dh_n, "row"), **_strides("dc_n", dc_n, "row"),
+        **_strides("dc", dc, "step", "row"),
     )  # fmt: skip
     tasks.run("backward", arguments, threads)
     return dx, dweight_ih, dweight_hh, dbias, dh_0, dc_0
@@ -201,7 +211,7 @@ def _group(a: Tensor | None, axis: int, g: int, groups: int) -> Any:
 def _stacked_forward(
     x: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor | None, h_0: Tensor, c_0: Tensor, mask: Tensor | None,
     reverse: bool, save: bool,
-) -> tuple[Tensor, ...]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """A stack of layers, each with its group of batch rows."""
     G = weight_ih.shape[0]
     results = [

@@ -1,4 +1,7 @@
-"""What a kernel call is told: one C struct of 64-bit integers a task. Addresses and strides are in bytes; a zero address means absent."""
+"""What a kernel call is told: one C struct of 64-bit integers a task.
+
+Addresses and strides are in bytes; a zero address means absent.
+"""
 
 import ctypes
 
@@ -11,25 +14,28 @@ def _struct(name: str, fields: str) -> type[ctypes.Structure]:
     return type(name, (ctypes.Structure,), {"_fields_": [(field, ctypes.c_int64) for field in fields.split()]})
 
 
-# size: bytes of an element; lanes: elements of a vector. parts: into how many the batch rows are split. barrier: counters;
-# relax: what a waiting thread calls. scratch: each thread's own, scratch_bytes apart. constants: a kilobyte of zeros, then a one.
+# size: bytes of an element; lanes: elements of a vector. parts: into how many the batch rows are split.
+# barrier: counters; relax: what a waiting thread calls. scratch: each thread's own, scratch_bytes apart.
+# constants: a kilobyte of zeros, then a one.
 _COMMON = " ".join(NAMES) + " size lanes T B I H reverse parts barrier relax scratch scratch_bytes constants mask"
 
-# x (T,B,I), h_0 and c_0 (B,H) with any strides but the last; weights (4H,I), (4H,H), bias (4H,). h (T,B,H). c (T,B,H), or with
-# c_step 0 one (B,H), and gates (T,panels,B,4,lanes) if saved. packed: (panels,I+H,4,lanes) weights, then (panels,4,lanes) biases.
+# x (T,B,I), h_0 and c_0 (B,H) with any strides but the last; weights (4H,I), (4H,H), bias (4H,). h (T,B,H). c (T,B,H),
+# or with c_step 0 one (B,H), and gates (T,panels,B,4,lanes) if saved. packed: (panels,I+H,4,lanes) weights, then
+# (panels,4,lanes) biases.
 ForwardArguments = _struct(
     "ForwardArguments",
     f"{_COMMON} x x_step x_row weight_ih weight_ih_row weight_hh weight_hh_row bias h_0 h_0_row c_0 c_0_row "
     "h c c_step gates h_n c_n packed pack",
 )
 
-# dh and dc (T,B,H), dh_n and dc_n (B,H): incoming, or absent. dpreact (panels,2*chunk,B,4,lanes) of `chunk` steps. dc_carried (panels,B,lanes).
-# packed_hh and packed_ih: for each group of panels (4H, its vectors). dweights (panels,I+H+1,4,lanes): the last row is the bias.
+# dh and dc (T,B,H), dh_n and dc_n (B,H): incoming, or absent. dpreact (panels,2*chunk,B,4,lanes) of `chunk` steps.
+# dc_carried (panels,B,lanes). packed_hh and packed_ih: for each group of panels (4H, its vectors).
+# dweights (panels,I+H+1,4,lanes): the last row is the bias.
 BackwardArguments = _struct(
     "BackwardArguments",
     f"{_COMMON} x x_step x_row weight_ih weight_ih_row weight_hh weight_hh_row h_0 h_0_row c_0 c_0_row h c gates "
-    "dh dh_step dh_row dh_n dh_n_row dc_n dc_n_row dc dc_step dc_row chunk dpreact dc_carried packed_hh packed_ih dweights "
-    "dx dweight_ih dweight_hh dbias dh_0 dc_0",
+    "dh dh_step dh_row dh_n dh_n_row dc_n dc_n_row dc dc_step dc_row chunk dpreact dc_carried packed_hh packed_ih "
+    "dweights dx dweight_ih dweight_hh dbias dh_0 dc_0",
 )
 
 # What each thread of a team is handed

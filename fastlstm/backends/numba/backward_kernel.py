@@ -1,19 +1,36 @@
-"""The backward pass of a layer: dpreact step by step, and after each chunk of steps its part of the gradients that sum over rows.
+"""The backward pass of a layer: dpreact step by step, and after each chunk of steps its part of the gradients
+that sum over rows.
 
 What a chunk leaves is used while it is in the cache, and never written out: dpreact of two chunks is all there ever is.
 """
 
 from fastlstm.backends.numba.gradients import (
-    add_weight_gradients, back_product, dpreact_of, group, groups_of, input_gradient, pack_transposed, unpack_weight_gradients,
-)  # fmt: skip
+    add_weight_gradients,
+    back_product,
+    dpreact_of,
+    group,
+    groups_of,
+    input_gradient,
+    pack_transposed,
+    unpack_weight_gradients,
+)
 from fastlstm.backends.numba.intrinsics import call, get_int32
 from fastlstm.backends.numba.shared import (
-    BARRIERS, CHUNK, HOLD, RESET, VECTOR, any_row, jit, share, wait, zero_resets,
-)  # fmt: skip
+    BARRIERS,
+    CHUNK,
+    HOLD,
+    RESET,
+    VECTOR,
+    any_row,
+    jit,
+    share,
+    wait,
+    zero_resets,
+)
 
 
 @jit
-def cells(a, p, s, t, b, rows, scratch, dh, mask, dh_held):  # type: ignore[no-untyped-def]
+def cells(a, p, s, t, b, rows, scratch, dh, mask, dh_held):
     """dpreact of one panel for `rows` rows from `b` on. `dh` is the gradient from the step after."""
     L, S, H, B = a.lanes, a.size, a.H, a.B
     panels, valid, unit = (H + L - 1) // L, min(L, H - p * L), p * L * S
@@ -52,7 +69,7 @@ def cells(a, p, s, t, b, rows, scratch, dh, mask, dh_held):  # type: ignore[no-u
 
 
 @jit
-def backward(a, thread, threads):  # type: ignore[no-untyped-def]
+def backward(a, thread, threads):
     """This thread's share: rows and units are split as in the forward pass, the sums over rows by panels."""
     L, S, I, H, B, T = a.lanes, a.size, a.I, a.H, a.B, a.T
     panels = (H + L - 1) // L
@@ -64,24 +81,14 @@ def backward(a, thread, threads):  # type: ignore[no-untyped-def]
         return
     part, member = thread // team, thread % team
     pack_transposed(
-        a,
-        a.weight_hh,
-        a.weight_hh_row,
-        H,
-        a.packed_hh,
-        share(groups, thread, everyone),
-        share(groups, thread + 1, everyone),
-    )
+        a, a.weight_hh, a.weight_hh_row, H, a.packed_hh,
+        share(groups, thread, everyone), share(groups, thread + 1, everyone),
+    )  # fmt: skip
     if a.dx != 0:
         pack_transposed(
-            a,
-            a.weight_ih,
-            a.weight_ih_row,
-            I,
-            a.packed_ih,
-            share(groups_x, thread, everyone),
-            share(groups_x, thread + 1, everyone),
-        )
+            a, a.weight_ih, a.weight_ih_row, I, a.packed_ih,
+            share(groups_x, thread, everyone), share(groups_x, thread + 1, everyone),
+        )  # fmt: skip
     met = wait(a.barrier, everyone, 0, a.relax)
     barrier, passed = a.barrier + (1 + part) * BARRIERS, 0
 
@@ -108,26 +115,17 @@ def backward(a, thread, threads):  # type: ignore[no-untyped-def]
                     back_product(a, rows, b, s + 1, a.packed_hh, panels, q, scratch)
                 elif a.dh_n != 0:
                     call(
-                        a.copy_rows,
-                        rows,
-                        width,
-                        4 * L,
-                        a.dh_n + b * a.dh_n_row + column * S,
-                        a.dh_n_row,
-                        scratch,
-                        4 * VECTOR,
-                    )
+                        a.copy_rows, rows, width, 4 * L,
+                        a.dh_n + b * a.dh_n_row + column * S, a.dh_n_row, scratch, 4 * VECTOR,
+                    )  # fmt: skip
                 else:
                     call(a.copy_rows, rows, 0, 4 * L, scratch, 0, scratch, 4 * VECTOR)
                 resets, holds = any_row(mask_next, rows, RESET), any_row(mask_next, rows, HOLD)
                 if resets:
                     zero_resets(a, rows, 4 * L, mask_next, scratch, 4 * VECTOR)
                 for p in range(p_first, p_last):
-                    dh, carried, valid = (
-                        scratch + (p - p_first) * VECTOR,
-                        a.dc_carried + (p * B + b) * VECTOR,
-                        min(L, H - p * L),
-                    )
+                    dh, carried = scratch + (p - p_first) * VECTOR, a.dc_carried + (p * B + b) * VECTOR
+                    valid = min(L, H - p * L)
                     if s == T - 1:
                         dc_n, given = a.dc_n + b * a.dc_n_row + p * L * S, valid if a.dc_n != 0 else 0
                         call(a.copy_rows, rows, given, L, dc_n, a.dc_n_row, carried, VECTOR)
@@ -136,9 +134,8 @@ def backward(a, thread, threads):  # type: ignore[no-untyped-def]
                     if holds:
                         for r in range(rows):
                             if get_int32(mask_next + 4 * r) == HOLD:
-                                call(
-                                    a.copy_rows, 1, L, L, dh_held + (p * B + b + r) * VECTOR, 0, dh + r * 4 * VECTOR, 0
-                                )
+                                held = dh_held + (p * B + b + r) * VECTOR
+                                call(a.copy_rows, 1, L, L, held, 0, dh + r * 4 * VECTOR, 0)
                     if s >= 0:
                         cells(a, p, s, t, b, rows, scratch, dh, mask, dh_held)
                     else:

@@ -2,13 +2,25 @@
 
 from fastlstm.backends.numba.intrinsics import call, get_int32
 from fastlstm.backends.numba.shared import (
-    BARRIERS, BLOCK_K, CHUNK, HOLD, RESET, VECTOR, any_row, jit, share, wait, zero_resets,
-)  # fmt: skip
+    BARRIERS,
+    BLOCK_K,
+    CHUNK,
+    HOLD,
+    RESET,
+    VECTOR,
+    any_row,
+    jit,
+    share,
+    wait,
+    zero_resets,
+)
 
 
 @jit
-def pack_weights(a, first, last):  # type: ignore[no-untyped-def]
-    """Panels `first` to `last`: rows of weight_ih and weight_hh to [k][gate][lane], units past H zero; and the biases."""
+def pack_weights(a, first, last):
+    """Panels `first` to `last`: rows of weight_ih and weight_hh to [k][gate][lane], units past H zero;
+    and the biases.
+    """
     L, S, I, H = a.lanes, a.size, a.I, a.H
     panels, K = (H + L - 1) // L, I + H
     for p in range(first, last):
@@ -26,8 +38,11 @@ def pack_weights(a, first, last):  # type: ignore[no-untyped-def]
 
 
 @jit
-def forward(a, thread, threads):  # type: ignore[no-untyped-def]
-    """This thread's share. `parts` teams split the batch rows and meet nobody; within a team units are split, one barrier a step."""
+def forward(a, thread, threads):
+    """This thread's share.
+
+    `parts` teams split the batch rows and meet nobody; within a team units are split, one barrier a step.
+    """
     L, S, I, H, B, T = a.lanes, a.size, a.I, a.H, a.B, a.T
     panels, K = (H + L - 1) // L, I + H
     parts = min(threads, a.parts)

@@ -1,4 +1,6 @@
-"""Products with dpreact: against the weights, for the step before and the input, and over all T B rows, for the weights."""
+"""Products with dpreact: against the weights, for the step before and the input, and over all T B rows,
+for the weights.
+"""
 
 from fastlstm.backends.numba.intrinsics import call
 from fastlstm.backends.numba.shared import BLOCK_K, CHUNK, ONE, VECTOR, jit, share, zero_resets
@@ -8,20 +10,25 @@ BLOCK_ROWS = 128  # rows of dpreact and of a strip that stay in the L1 cache tog
 
 
 @jit
-def groups_of(vectors):  # type: ignore[no-untyped-def]
+def groups_of(vectors):
     """How many groups of at most 4 vectors a row of `vectors` makes."""
     return (vectors + 3) // 4
 
 
 @jit
-def group(vectors, q):  # type: ignore[no-untyped-def]
-    """The first vector of group q. Groups are 4 or 3 wide wherever they can be: a lone vector would leave the tile idle."""
+def group(vectors, q):
+    """The first vector of group q.
+
+    Groups are 4 or 3 wide wherever they can be: a lone vector would leave the tile idle.
+    """
     return (vectors * q + groups_of(vectors) - 1) // groups_of(vectors)
 
 
 @jit
-def pack_transposed(a, weight, weight_row, N, packed, first, last):  # type: ignore[no-untyped-def]
-    """Column groups `first` to `last` of (4H, N) weights to [group][k][3 or 4 vectors], k in the order of dpreact's panels."""
+def pack_transposed(a, weight, weight_row, N, packed, first, last):
+    """Column groups `first` to `last` of (4H, N) weights to [group][k][3 or 4 vectors],
+    k in the order of dpreact's panels.
+    """
     L, S, H = a.lanes, a.size, a.H
     panels, vectors = (H + L - 1) // L, (N + L - 1) // L
     for q in range(first, last):
@@ -38,13 +45,15 @@ def pack_transposed(a, weight, weight_row, N, packed, first, last):  # type: ign
 
 
 @jit
-def dpreact_of(a, p, s, b):  # type: ignore[no-untyped-def]
-    """Where dpreact of panel p, step s and row b lies: the last two chunks of steps are kept, each panel's rows side by side."""
+def dpreact_of(a, p, s, b):
+    """Where dpreact of panel p, step s and row b lies:
+    the last two chunks of steps are kept, each panel's rows side by side.
+    """
     return a.dpreact + ((p * 2 * a.chunk + s % (2 * a.chunk)) * a.B + b) * 4 * VECTOR
 
 
 @jit
-def back_product(a, rows, b, s, packed, vectors, q, scratch):  # type: ignore[no-untyped-def]
+def back_product(a, rows, b, s, packed, vectors, q, scratch):
     """``scratch`` (rows, 4 vectors) = dpreact of step s times column group q of the transposed weights."""
     L = a.lanes
     panels = (a.H + L - 1) // L
@@ -63,7 +72,7 @@ def back_product(a, rows, b, s, packed, vectors, q, scratch):  # type: ignore[no
 
 
 @jit
-def pack_strips(a, strips, s_first, s_last):  # type: ignore[no-untyped-def]
+def pack_strips(a, strips, s_first, s_last):
     """Rows (s, b) of [x, h_prev, 1] to [strip][row][column]; h_prev is what the step saw: zero after a reset."""
     S, I, H, B, T = a.size, a.I, a.H, a.B, a.T
     columns = I + H + 1
@@ -93,8 +102,10 @@ def pack_strips(a, strips, s_first, s_last):  # type: ignore[no-untyped-def]
 
 
 @jit
-def add_weight_gradients(a, strips, s_first, s_last, p_first, p_last):  # type: ignore[no-untyped-def]
-    """Add a chunk of steps to panels `p_first` to `p_last` of dweights: every row in one order, whoever else works beside."""
+def add_weight_gradients(a, strips, s_first, s_last, p_first, p_last):
+    """Add a chunk of steps to panels `p_first` to `p_last` of dweights:
+    every row in one order, whoever else works beside.
+    """
     columns, B = a.I + a.H + 1, a.B
     rows = (s_last - s_first) * B
     blocks = (rows + BLOCK_ROWS - 1) // BLOCK_ROWS
@@ -113,7 +124,7 @@ def add_weight_gradients(a, strips, s_first, s_last, p_first, p_last):  # type: 
 
 
 @jit
-def unpack_weight_gradients(a, p_first, p_last):  # type: ignore[no-untyped-def]
+def unpack_weight_gradients(a, p_first, p_last):
     """Panels of dweights to dweight_ih, dweight_hh and dbias, those that are wanted."""
     L, S, I, H = a.lanes, a.size, a.I, a.H
     columns = I + H + 1
@@ -135,7 +146,7 @@ def unpack_weight_gradients(a, p_first, p_last):  # type: ignore[no-untyped-def]
 
 
 @jit
-def input_gradient(a, scratch, s_first, s_last, thread, threads):  # type: ignore[no-untyped-def]
+def input_gradient(a, scratch, s_first, s_last, thread, threads):
     """dx = dpreact times weight_ih for a chunk of steps, this thread's rows of it."""
     L, S, I, B, T = a.lanes, a.size, a.I, a.B, a.T
     vectors = (I + L - 1) // L

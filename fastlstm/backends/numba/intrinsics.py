@@ -8,11 +8,11 @@ from fastlstm.backends.numba.simd import I32, I64
 
 
 @intrinsic
-def call(typingctx, address, *arguments):  # type: ignore[no-untyped-def]
+def call(typingctx, address, *arguments):
     """Call a function of int64 arguments by address."""
     count = len(arguments)
 
-    def codegen(context, b, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, b, signature, args):
         pointer = ir.FunctionType(ir.VoidType(), [I64] * count).as_pointer()
         b.call(b.inttoptr(args[0], pointer), [b.extract_value(args[1], k) for k in range(count)])
         return context.get_dummy_value()
@@ -21,40 +21,42 @@ def call(typingctx, address, *arguments):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def call_int(typingctx, address):  # type: ignore[no-untyped-def]
+def call_int(typingctx, address):
     """Call ``int f(void)`` by address."""
 
-    def codegen(context, b, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, b, signature, args):
         return b.sext(b.call(b.inttoptr(args[0], ir.FunctionType(I32, []).as_pointer()), []), I64)
 
     return types.intp(types.intp), codegen
 
 
 @intrinsic
-def get_int32(typingctx, address):  # type: ignore[no-untyped-def]
+def get_int32(typingctx, address):
     """The int32 at an address, as a 64-bit integer."""
 
-    def codegen(context, b, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, b, signature, args):
         return b.sext(b.load(b.inttoptr(args[0], I32.as_pointer())), I64)
 
     return types.intp(types.intp), codegen
 
 
 @intrinsic
-def add_atomic(typingctx, address, value):  # type: ignore[no-untyped-def]
-    """Add to the int64 at an address, visible to every thread after what was written before it; returns the new value."""
+def add_atomic(typingctx, address, value):
+    """Add to the int64 at an address, visible to every thread after what was written before it;
+    returns the new value.
+    """
 
-    def codegen(context, b, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, b, signature, args):
         return b.add(b.atomic_rmw("add", b.inttoptr(args[0], I64.as_pointer()), args[1], "acq_rel"), args[1])
 
     return types.intp(types.intp, types.intp), codegen
 
 
 @intrinsic
-def load_atomic(typingctx, address):  # type: ignore[no-untyped-def]
+def load_atomic(typingctx, address):
     """The int64 at an address, with all that was written before another thread stored it."""
 
-    def codegen(context, b, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, b, signature, args):
         return b.load_atomic(b.inttoptr(args[0], I64.as_pointer()), "acquire", 8)
 
     return types.intp(types.intp), codegen

@@ -1,7 +1,8 @@
 """Large buffers that are used again. A fresh one costs more in page faults than the layer's arithmetic saves.
 
-The gates of a forward pass and the dpreact of a backward pass are tens of megabytes that live for one training step. malloc maps
-them anew every time; here their pages go back to a small pool when the tensor dies, in huge pages where the system has them.
+The gates of a forward pass and the dpreact of a backward pass are tens of megabytes that live for one training step.
+malloc maps them anew every time; here their pages go back to a small pool when the tensor dies, in huge pages where the
+system has them.
 """
 
 import ctypes

@@ -1,7 +1,7 @@
 """The arithmetic as LLVM functions: tiles of a matrix product, rows of cells, transposes, copies.
 
-They are built once for an element type, as one module, and called by address: the kernels that drive them are then free of
-types, small, and quick to compile. All arguments are 64-bit integers: addresses, strides in bytes, counts.
+They are built once for an element type, as one module, and called by address: the kernels that drive them are then free
+of types, small, and quick to compile. All arguments are 64-bit integers: addresses, strides in bytes, counts.
 """
 
 from collections.abc import Callable
@@ -61,15 +61,15 @@ def tile(lanes: Lanes, rows: int, vecs: int) -> Builder:
     """`product` for `rows` rows: `rows` x `vecs` accumulators stay in registers over the whole sum."""
     vector = lanes.size * lanes.count
 
-    def build(b, init, init_row, out, out_row, w, a, a_row, a_step, count, outer, a_outer, w_outer, a2, a2_row, count2):  # type: ignore[no-untyped-def]
-        def accumulate(a, a_row, a_step, w, count, acc):  # type: ignore[no-untyped-def]
+    def build(b, init, init_row, out, out_row, w, a, a_row, a_step, count, outer, a_outer, w_outer, a2, a2_row, count2):
+        def accumulate(a, a_row, a_step, w, count, acc):
             at = offsets(b, a_row, rows)
 
-            def body(a_k, w_k, *acc):  # type: ignore[no-untyped-def]
-                def scalar(m):  # type: ignore[no-untyped-def]
+            def body(a_k, w_k, *acc):
+                def scalar(m):
                     return lanes.broadcast(b, b.add(a_k, at[m]))
 
-                def weight(n):  # type: ignore[no-untyped-def]
+                def weight(n):
                     return lanes.load(b, b.add(w_k, I64(n * vector)))
 
                 new, short, long = list(acc), min(rows, vecs), max(rows, vecs)
@@ -83,7 +83,7 @@ def tile(lanes: Lanes, rows: int, vecs: int) -> Builder:
 
             return counted(b, count, [a, w, *acc], body)[1:]
 
-        def block(a, w, *acc):  # type: ignore[no-untyped-def]
+        def block(a, w, *acc):
             new = accumulate(a, a_row, a_step, w, count, acc)[1:]
             return [b.add(a, a_outer), b.add(w, w_outer), *new]
 
@@ -107,15 +107,16 @@ def cover(rows: int, height: int) -> tuple[int, ...]:
 def product(lanes: Lanes, vecs: int) -> Builder:
     """``out[m, n] = init[m, n] + sum of a[m, k] * w[k, n]`` for `rows` values of m and `vecs` vectors of n.
 
-    k runs over `outer` blocks of `count`, `w_outer` apart in w, then over the `count2` columns of a second matrix. The sum
-    has one order whatever tile a row falls into, and meets `init` last: the error of a long sum that comes in blocks grows
-    with the block. A single row left over would run at a third of the speed, so the last tiles share the rows.
+    k runs over `outer` blocks of `count`, `w_outer` apart in w, then over the `count2` columns of a second matrix. The
+    sum has one order whatever tile a row falls into, and meets `init` last: the error of a long sum that comes in
+    blocks grows with the block. A single row left over would run at a third of the speed, so the last tiles share the
+    rows.
     """
     height = TILE_ROWS * 4 // vecs
 
     def build(
         b, rows, init, init_row, out, out_row, w, a, a_row, a_step, count, outer, a_outer, w_outer, a2, a2_row, count2
-    ):  # type: ignore[no-untyped-def]
+    ):
         high, full, left = I64(height), b.udiv(rows, I64(height)), b.urem(rows, I64(height))
         split = b.and_(b.icmp_signed("==", left, I64(1)), b.icmp_signed(">", rows, high))
         full, left = b.sub(full, b.zext(split, I64)), b.add(left, b.select(split, high, I64(0)))
@@ -126,24 +127,11 @@ def product(lanes: Lanes, vecs: int) -> Builder:
                 if size in heights and size != height:
                     number = b.select(b.icmp_signed("==", left, I64(rest)), I64(heights.count(size)), number)
 
-            def body(init, out, a, a2, size=size):  # type: ignore[no-untyped-def]
+            def body(init, out, a, a2, size=size):
                 args = [
-                    init,
-                    init_row,
-                    out,
-                    out_row,
-                    w,
-                    a,
-                    a_row,
-                    a_step,
-                    count,
-                    outer,
-                    a_outer,
-                    w_outer,
-                    a2,
-                    a2_row,
-                    count2,
-                ]
+                    init, init_row, out, out_row, w, a, a_row, a_step, count, outer, a_outer, w_outer,
+                    a2, a2_row, count2,
+                ]  # fmt: skip
                 b.call(function(b.module, f"tile{size}x{vecs}", len(args), tile(lanes, size, vecs)), args)
                 steps = (b.mul(row, I64(size)) for row in (init_row, out_row, a_row, a2_row))
                 return [b.add(place, step) for place, step in zip((init, out, a, a2), steps)]
@@ -154,11 +142,13 @@ def product(lanes: Lanes, vecs: int) -> Builder:
 
 
 def cell_forward(lanes: Lanes, save: bool) -> Builder:
-    """One vector of units for `rows` batch rows: preact (rows, 4, lanes) to h, c and, if `save`, gates (rows, 4, lanes)."""
+    """One vector of units for `rows` batch rows:
+    preact (rows, 4, lanes) to h, c and, if `save`, gates (rows, 4, lanes).
+    """
     forward, vector = cell_functions()[0], lanes.size * lanes.count
 
-    def build(b, rows, preact, c_prev, c_prev_row, c_next, c_row, h_next, h_row, gates):  # type: ignore[no-untyped-def]
-        def body(preact, c_prev, c_next, h_next, gates):  # type: ignore[no-untyped-def]
+    def build(b, rows, preact, c_prev, c_prev_row, c_next, c_row, h_next, h_row, gates):
+        def body(preact, c_prev, c_next, h_next, gates):
             pre = [Vector(b, lanes, lanes.load(b, b.add(preact, I64(n * vector)))) for n in range(4)]
             h, c, *ifgo = forward(*pre, Vector(b, lanes, lanes.load(b, c_prev)))
             lanes.store(b, c.value, c_next)
@@ -180,10 +170,10 @@ def cell_backward(lanes: Lanes) -> Builder:
     """
     backward, vector = cell_functions()[1], lanes.size * lanes.count
 
-    def build(b, rows, valid, dh, dh_row, dh_out, dh_out_row, dc, gates, c_prev, c_prev_row, dpreact):  # type: ignore[no-untyped-def]
+    def build(b, rows, valid, dh, dh_row, dh_out, dh_out_row, dc, gates, c_prev, c_prev_row, dpreact):
         inside = lanes.first(b, valid)
 
-        def body(dh, dh_out, dc, gates, c_prev, dpreact):  # type: ignore[no-untyped-def]
+        def body(dh, dh_out, dc, gates, c_prev, dpreact):
             def load(address: ir.Value) -> Vector:
                 return Vector(b, lanes, lanes.load(b, address))
 
@@ -201,7 +191,9 @@ def cell_backward(lanes: Lanes) -> Builder:
 
 
 def _square(b: ir.IRBuilder, lanes: Lanes, rows: list[ir.Value]) -> list[ir.Value]:
-    """As many vectors as lanes, transposed in log2(lanes) rounds: each swaps the off-diagonal blocks of twice the size."""
+    """As many vectors as lanes, transposed in log2(lanes) rounds:
+    each swaps the off-diagonal blocks of twice the size.
+    """
     half = 1
     while half < lanes.count:
         low = [k + (lanes.count - half) * (k // half % 2) for k in range(lanes.count)]
@@ -217,12 +209,12 @@ def _square(b: ir.IRBuilder, lanes: Lanes, rows: list[ir.Value]) -> list[ir.Valu
 
 def transpose(lanes: Lanes) -> Builder:
     """``target[k, r] = source[r, k]`` for `rows` <= lanes and any number of `columns`."""
-    size, count = I64(lanes.size), I64(lanes.count)
+    pointer, size, count = lanes.scalar.as_pointer(), I64(lanes.size), I64(lanes.count)
 
-    def build(b, rows, columns, source, source_row, target, target_row):  # type: ignore[no-untyped-def]
+    def build(b, rows, columns, source, source_row, target, target_row):
         full = b.and_(b.icmp_signed("==", rows, count), b.icmp_signed(">=", columns, count))
 
-        def square(k):  # type: ignore[no-untyped-def]
+        def square(k):
             k = b.select(b.icmp_signed("<", k, b.sub(columns, count)), k, b.sub(columns, count))  # the last may overlap
             at = b.add(source, b.mul(k, size))
             vectors = [lanes.load(b, b.add(at, offset)) for offset in offsets(b, source_row, lanes.count)]
@@ -231,11 +223,9 @@ def transpose(lanes: Lanes) -> Builder:
                 lanes.store(b, value, b.add(at, offset))
             return [b.add(k, count)]
 
-        def ragged(source, target):  # type: ignore[no-untyped-def]
-            def element(source, target):  # type: ignore[no-untyped-def]
-                b.store(
-                    b.load(b.inttoptr(source, lanes.scalar.as_pointer())), b.inttoptr(target, lanes.scalar.as_pointer())
-                )
+        def ragged(source, target):
+            def element(source, target):
+                b.store(b.load(b.inttoptr(source, pointer)), b.inttoptr(target, pointer))
                 return [b.add(source, size), b.add(target, target_row)]
 
             counted(b, columns, [source, target], element)
@@ -252,9 +242,9 @@ def add_rows(lanes: Lanes) -> Builder:
     """Add `width` elements of each row of the source to the target's."""
     pointer, size = lanes.scalar.as_pointer(), I64(lanes.size)
 
-    def build(b, rows, width, source, source_row, target, target_row):  # type: ignore[no-untyped-def]
-        def row(source, target):  # type: ignore[no-untyped-def]
-            def element(source, target):  # type: ignore[no-untyped-def]
+    def build(b, rows, width, source, source_row, target, target_row):
+        def row(source, target):
+            def element(source, target):
                 at = b.inttoptr(target, pointer)
                 b.store(b.fadd(b.load(at), b.load(b.inttoptr(source, pointer))), at)
                 return [b.add(source, size), b.add(target, size)]
@@ -268,25 +258,28 @@ def add_rows(lanes: Lanes) -> Builder:
 
 
 def copy_rows(lanes: Lanes) -> Builder:
-    """Copy `valid` elements of each row, then zeros up to `width`. Rows are short: a call of memmove would cost more than the copy."""
+    """Copy `valid` elements of each row, then zeros up to `width`.
+
+    Rows are short: a call of memmove would cost more than the copy.
+    """
     pointer, size, vector = lanes.scalar.as_pointer(), I64(lanes.size), I64(lanes.size * lanes.count)
 
-    def build(b, rows, valid, width, source, source_row, target, target_row):  # type: ignore[no-untyped-def]
-        def whole(source, target):  # type: ignore[no-untyped-def]
+    def build(b, rows, valid, width, source, source_row, target, target_row):
+        def whole(source, target):
             lanes.store(b, lanes.load(b, source), target)
             return [b.add(source, vector), b.add(target, vector)]
 
-        def one(source, target):  # type: ignore[no-untyped-def]
+        def one(source, target):
             b.store(b.load(b.inttoptr(source, pointer)), b.inttoptr(target, pointer))
             return [b.add(source, size), b.add(target, size)]
 
-        def zero(target):  # type: ignore[no-untyped-def]
+        def zero(target):
             b.store(lanes.scalar(0.0), b.inttoptr(target, pointer))
             return [b.add(target, size)]
 
         vectors, rest = b.udiv(valid, I64(lanes.count)), b.urem(valid, I64(lanes.count))
 
-        def row(source, target):  # type: ignore[no-untyped-def]
+        def row(source, target):
             end = counted(b, rest, counted(b, vectors, [source, target], whole), one)[1]
             counted(b, b.sub(width, valid), [end], zero)
             return [b.add(source, source_row), b.add(target, target_row)]
@@ -314,10 +307,10 @@ NAMES = tuple(builders(Lanes(types.float32)))
 
 
 @intrinsic
-def store_addresses(typingctx, zero, target):  # type: ignore[no-untyped-def]
+def store_addresses(typingctx, zero, target):
     """Write the addresses of the primitives for ``zero``'s type, in the order of `NAMES`, to an array of int64."""
 
-    def codegen(context, b, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, b, signature, args):
         for k, (name, (arguments, builder)) in enumerate(builders(Lanes(zero)).items()):
             found = function(b.module, f"fastlstm.{name}", arguments, builder)
             b.store(b.ptrtoint(found, I64), b.inttoptr(b.add(args[1], I64(8 * k)), I64.as_pointer()))

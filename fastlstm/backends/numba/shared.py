@@ -6,8 +6,8 @@ from fastlstm.backends.numba.intrinsics import add_atomic, call, call_int, get_i
 from fastlstm.backends.numba.simd import VECTOR_BYTES
 
 VECTOR = VECTOR_BYTES
-# Batch rows that pass a panel together, and rows of packed weights in a block: 8 KB of sums and 20 KB of weights at 8 lanes, so
-# that both stay in a 32 KB L1 cache while the rows' tiles are computed.
+# Batch rows that pass a panel together, and rows of packed weights in a block: 8 KB of sums and 20 KB of weights at 8
+# lanes, so that both stay in a 32 KB L1 cache while the rows' tiles are computed.
 CHUNK, BLOCK_K = 64, 160
 RESET, HOLD = 1, 2
 BARRIERS = 64  # bytes between the counters of two barriers: a cache line
@@ -17,14 +17,17 @@ jit = njit(boundscheck=False, error_model="numpy", nogil=True)
 
 
 @jit
-def share(count, part, parts):  # type: ignore[no-untyped-def]
+def share(count, part, parts):
     """The first of `count` things that belongs to `part` of `parts`."""
     return count * part // parts
 
 
 @jit
-def wait(barrier, threads, passed, relax):  # type: ignore[no-untyped-def]
-    """Return when `threads` threads have called this for the (`passed` + 1)th time. The counter only grows; a spin yields."""
+def wait(barrier, threads, passed, relax):
+    """Return when `threads` threads have called this for the (`passed` + 1)th time.
+
+    The counter only grows; a spin yields.
+    """
     if threads > 1:
         target = threads * (passed + 1)
         if add_atomic(barrier, 1) < target:
@@ -37,7 +40,7 @@ def wait(barrier, threads, passed, relax):  # type: ignore[no-untyped-def]
 
 
 @jit
-def any_row(mask, rows, value):  # type: ignore[no-untyped-def]
+def any_row(mask, rows, value):
     """True where a row of this step has this mask value; False without a mask."""
     if mask != 0:
         for r in range(rows):
@@ -47,7 +50,7 @@ def any_row(mask, rows, value):  # type: ignore[no-untyped-def]
 
 
 @jit
-def zero_resets(a, rows, width, mask, target, target_row):  # type: ignore[no-untyped-def]
+def zero_resets(a, rows, width, mask, target, target_row):
     """Zero the rows whose step starts from a reset."""
     for r in range(rows):
         if get_int32(mask + 4 * r) == RESET:

@@ -1,7 +1,9 @@
-"""Vectors as explicit LLVM: registers of `VECTOR_BYTES`, an arithmetic class whose operators emit instructions, sigmoid and tanh.
+"""Vectors as explicit LLVM: registers of `VECTOR_BYTES`, an arithmetic class whose operators emit instructions,
+sigmoid and tanh.
 
-Nothing is left to a loop vectoriser: the same gate arithmetic written as a loop cost more than the whole matrix product.
-Products are fused into the sums they stand in, in one fixed way, so a row's bits do not depend on the tile it is computed in.
+Nothing is left to a loop vectoriser: the same gate arithmetic written as a loop cost more than the whole matrix
+product. Products are fused into the sums they stand in, in one fixed way, so a row's bits do not depend on the tile it
+is computed in.
 """
 
 from __future__ import annotations
@@ -16,8 +18,9 @@ from fastlstm import cell
 
 
 def _features() -> str:
-    if config.CPU_NAME or config.CPU_FEATURES:  # numba compiles for the machine these name
-        return config.CPU_FEATURES or ""
+    name, features = config.CPU_NAME, config.CPU_FEATURES  # type: ignore[attr-defined]
+    if name or features:  # numba compiles for the machine these name
+        return features or ""
     return llvmlite.binding.get_host_cpu_features().flatten()
 
 
@@ -103,9 +106,11 @@ class Vector:
 
     def __add__(self, other: Vector | float) -> Vector:
         if self.factors and self._value is None:
-            return self._new(self.lanes.fma(self.b, *self.factors, self._raw(other)))
+            x, y = self.factors
+            return self._new(self.lanes.fma(self.b, x, y, self._raw(other)))
         if isinstance(other, Vector) and other.factors and other._value is None:
-            return self._new(self.lanes.fma(self.b, *other.factors, self.value))
+            x, y = other.factors
+            return self._new(self.lanes.fma(self.b, x, y, self.value))
         return self._new(self.b.fadd(self.value, self._raw(other)))
 
     def __sub__(self, other: Vector | float) -> Vector:
@@ -123,7 +128,9 @@ class Vector:
     __radd__, __rmul__ = __add__, __mul__
 
     def clamp(self, low: float, high: float) -> Vector:
-        """Within [low, high]; NaN stays NaN, since a comparison with it is false (minnum and maxnum would swallow it)."""
+        """Within [low, high]; NaN stays NaN,
+        since a comparison with it is false (minnum and maxnum would swallow it).
+        """
         b, x = self.b, self.value
         for order, bound in (("<", high), (">", low)):
             limit = self.lanes.splat(bound)
@@ -132,8 +139,10 @@ class Vector:
 
 
 # sigmoid and tanh from one form. With t = x L = N + f, |f| <= 1/2, and L = log2(e), for tanh twice that:
-#   e^(t ln 2) = (b + f) / (2^-N b),  b = q0 - f/2 + q1 f^2 + q2 f^4 ..,  f / (e^(f ln 2) - 1) being -f/2 and an even function.
-# So sigmoid = a / (a + s b) and tanh = (a - s b) / (a + s b), a = b + f, s = 2^-N: in range by construction, one division each.
+#   e^(t ln 2) = (b + f) / (2^-N b),  b = q0 - f/2 + q1 f^2 + q2 f^4 ..,
+#   f / (e^(f ln 2) - 1) being -f/2 and an even function.
+# So sigmoid = a / (a + s b) and tanh = (a - s b) / (a + s b), a = b + f, s = 2^-N: in range by construction,
+# one division each.
 # Coefficients: minimax fits; sigmoid and tanh are within 1.9e-7 and 1.3e-7 in float32, 2e-16 and 3e-16 in float64.
 SIGMOID32 = (30.0, (1.44269502,), (1.44270408, 0.0576181859))
 TANH32 = (10.0, (2.88539004,), (1.44269502, 0.0577620789, -0.000460556475))
@@ -141,20 +150,14 @@ _LOG2E = (float.fromhex("0x1.71547652b82fep+0"), float.fromhex("0x1.777d0ffda0d2
 _Q64 = tuple(
     float.fromhex(q)
     for q in (
-        "0x1.71547652b82fep+0",
-        "0x1.d9303fea2f7bbp-5",
-        "-0x1.e50096dde992ap-12",
-        "0x1.63144e989154dp-18",
-        "-0x1.10f329f1e0b97p-24",
-        "0x1.a40d209d03a1dp-31",
+        "0x1.71547652b82fep+0", "0x1.d9303fea2f7bbp-5", "-0x1.e50096dde992ap-12",
+        "0x1.63144e989154dp-18", "-0x1.10f329f1e0b97p-24", "0x1.a40d209d03a1dp-31",
     )
-)
+)  # fmt: skip
 SIGMOID64 = (700.0, _LOG2E, _Q64)
 TANH64 = (22.0, tuple(2 * part for part in _LOG2E), _Q64)
-MAGIC = {
-    4: 1.5 * 2**23 + 127,
-    8: 1.5 * 2**52 + 1023,
-}  # a sum with it has -N, plus the exponent's bias, in its last bits
+# A sum with it has -N, plus the exponent's bias, in its last bits
+MAGIC = {4: 1.5 * 2**23 + 127, 8: 1.5 * 2**52 + 1023}
 
 
 def _exponential(x: Vector, limit: float, log2e: tuple[float, ...], q: tuple[float, ...]) -> tuple[Vector, ...]:

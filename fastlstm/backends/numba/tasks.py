@@ -34,25 +34,25 @@ def _fingerprint() -> int:
 
 def _functions(fingerprint: int) -> dict[str, tuple[Any, Any]]:
     # the number is closed over, and so part of the key of numba's cache
-    def forward_task(args, thread, threads):  # type: ignore[no-untyped-def]
+    def forward_task(args, thread, threads):
         if threads < fingerprint:
             forward(carray(args, 1, FORWARD)[0], thread, threads)
 
-    def backward_task(args, thread, threads):  # type: ignore[no-untyped-def]
+    def backward_task(args, thread, threads):
         if threads < fingerprint:
             backward(carray(args, 1, BACKWARD)[0], thread, threads)
 
-    def region(args):  # type: ignore[no-untyped-def]
+    def region(args):
         a = carray(args, 1, REGION)[0]
         size = call_int(a.team_size)
         if size < fingerprint:
             call(a.task, a.arguments, call_int(a.thread_number), size)
 
-    def primitives32(target):  # type: ignore[no-untyped-def]
+    def primitives32(target):
         if fingerprint != 0:
             store_addresses(np.float32(0), target)
 
-    def primitives64(target):  # type: ignore[no-untyped-def]
+    def primitives64(target):
         if fingerprint != 0:
             store_addresses(np.float64(0), target)
 
@@ -72,7 +72,7 @@ _sources = _functions(_fingerprint())
 @cache
 def _compiled(name: str) -> Any:
     function, signature = _sources[name]
-    options = {"nopython": True, "nogil": True, "error_model": "numpy", "boundscheck": False}
+    options: dict[str, Any] = {"nopython": True, "nogil": True, "error_model": "numpy", "boundscheck": False}
     try:
         return cfunc(signature, cache=True, **options)(function)
     except RuntimeError:  # no folder that could hold a cache can be written
