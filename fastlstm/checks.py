@@ -114,7 +114,7 @@ def check_cell(module: Any, x: Tensor, hx: Any, weight: Tensor) -> Any:
             if state.shape != size:
                 _raise_cell_state(module, x, k, state)
         _check_states(x, *hx)
-    if x.dtype is not weight.dtype and not torch._C._is_any_autocast_enabled():
+    if x.dtype is not weight.dtype and not _casts(x):
         raise RuntimeError(_dtypes("parameter", x, weight))
     if x.device != weight.device:
         raise RuntimeError(_devices("parameter", x, weight))
@@ -178,7 +178,7 @@ def check_layer(
             continue
         if tensor.device != device:
             raise ValueError(f"{name} must be on the device of x, {device}, got {tensor.device}")
-        if tensor.dtype is not dtype and not torch._C._is_any_autocast_enabled():
+        if tensor.dtype is not dtype:
             raise ValueError(f"{name} must have the dtype of x, {dtype}, got {tensor.dtype}")
     if mask is not None and mask.device != device:
         raise ValueError(f"mask must be on the device of x, {device}, got {mask.device}")
@@ -251,7 +251,7 @@ def _check_states(x: Tensor, h_0: Tensor, c_0: Tensor) -> None:
     for state in (h_0, c_0):
         if state.device != x.device:
             raise RuntimeError(_devices("hidden", x, state))
-        if state.dtype != x.dtype and not torch._C._is_any_autocast_enabled():
+        if state.dtype != x.dtype and not _casts(x):
             raise RuntimeError(_dtypes("hidden", x, state))
 
 
@@ -267,3 +267,8 @@ def _dtypes(name: str, x: Tensor, other: Tensor) -> str:
         f"Input and {name} tensors are not the same dtype, "
         f"found input tensor with {x.dtype} and {name} tensor with {other.dtype}"
     )
+
+
+def _casts(x: Tensor) -> bool:
+    """True under an autocast for the device of `x`: `fastlstm.functional` then brings the tensors to one dtype."""
+    return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)

@@ -3,6 +3,8 @@
 `lstm` takes whole sequences, `lstm_cell` one time step; `fastlstm.LSTM` and `fastlstm.LSTMCell` are built on them.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -66,10 +68,13 @@ def lstm(
     Equivalent to one layer and direction of `torch.nn.LSTM`.
     """
     if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, weight_ih, weight_hh = x.to(dtype), weight_ih.to(dtype), weight_hh.to(dtype)
-        bias_ih, bias_hh, weight_hr = (a if a is None else a.to(dtype) for a in (bias_ih, bias_hh, weight_hr))
+        # autocast leaves float64 alone
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.get_autocast_dtype(x.device.type)
+        biases = (a if a is None else a.to(dtype) for a in (bias_ih, bias_hh, weight_hr))
+        options: Any = {"mask": mask, "reverse": reverse, "return_cells": return_cells, "backend": backend}
         hx = hx if hx is None else (hx[0].to(dtype), hx[1].to(dtype))
+        with torch.autocast(x.device.type, enabled=False):  # the plain PyTorch maths would be cast once more
+            return lstm(x.to(dtype), hx, weight_ih.to(dtype), weight_hh.to(dtype), *biases, **options)
     checks.check_layer(x, hx, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, mask)
     T, B, _ = x.shape
     if hx is None:
@@ -78,7 +83,7 @@ def lstm(
     else:
         h_0, c_0 = hx
     if T == 0:
-        output, cells = h_0.unsqueeze(0)[:0], c_0.unsqueeze(0)[:0]
+        output, cells = h_0.unsqueeze(0)[:0].clone(), c_0.unsqueeze(0)[:0].clone()
         states = h_0.clone(), c_0.clone()
         return (output, states, cells) if return_cells else (output, states)
 
@@ -90,10 +95,10 @@ def lstm(
         weights = [a for a in (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr) if a is not None]
         output, h_n, c_n = aten.forward(x, weights, h_0, c_0, reverse, bias_ih is not None, torch.is_grad_enabled())
         return output, (h_n, c_n)
-    bias = bias_hh if bias_ih is None else bias_ih if bias_hh is None else bias_ih + bias_hh
     if dtype in (torch.bfloat16, torch.float16):  # float32 arithmetic on the CPU, 16 bits in memory
         x, weight_ih, weight_hh, h_0, c_0 = (a.float() for a in (x, weight_ih, weight_hh, h_0, c_0))
-        bias, weight_hr = (a if a is None else a.float() for a in (bias, weight_hr))
+        bias_ih, bias_hh, weight_hr = (a if a is None else a.float() for a in (bias_ih, bias_hh, weight_hr))
+    bias = bias_hh if bias_ih is None else bias_ih if bias_hh is None else bias_ih + bias_hh
 
     if weight_hr is not None or _forward_levels() > 1:
         h, h_n, c_n, c, _ = reference.forward(x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, True, weight_hr)
@@ -120,8 +125,14 @@ def lstm_cell(
 ) -> State:
     """One time step: `x` (B, I), states (B, H) or None for zeros; returns ``(h, c)``, each (B, H).
 
-    Raises what `lstm` raises. Equivalent to `torch.nn.LSTMCell`.
+    Raises what `lstm` raises. Equivalent to `torch.nn.LSTMCell`, which a CPU's autocast leaves in the weights' dtype: a
+    cell state rounded to 16 bits at every step would not last.
     """
+    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        x = x.to(weight_ih.dtype)
+        hx = hx if hx is None else (hx[0].to(x.dtype), hx[1].to(x.dtype))
+        with torch.autocast("cpu", enabled=False):
+            return lstm_cell(x, hx, weight_ih, weight_hh, bias_ih, bias_hh, backend=backend)
     return lstm(x.unsqueeze(0), hx, weight_ih, weight_hh, bias_ih, bias_hh, backend=backend)[1]
 
 

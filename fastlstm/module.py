@@ -275,8 +275,9 @@ class LSTM(nn.RNNBase):
             return h.squeeze(0), (h_n.squeeze(1), c_n.squeeze(1))
         if self.num_layers == 1 and not self.proj_size:  # the common case, kept short
             hx = None if state is None else (state[0].squeeze(0), state[1].squeeze(0))
-            h, c = lstm_cell(x_t, hx, *weights, backend=self.backend)
-            return h, (h.unsqueeze(0), c.unsqueeze(0))
+            result: Any = lstm(x_t.unsqueeze(0), hx, *weights, backend=self.backend)
+            output, (h, c) = result
+            return output.squeeze(0), (h.unsqueeze(0), c.unsqueeze(0))
         output, state = self._run(x_t.unsqueeze(0), state, None, None, False, weights)
         return output.squeeze(0), state
 

@@ -1,7 +1,8 @@
 """The kernels as ``torch.library`` operators: what compilers, exporters and fake tensors see. Eager calls go past them.
 
 ``fastlstm::forward`` and ``fastlstm::backward`` run one layer in one direction on the backend named in their last
-argument. Their outputs never alias each other or an input; what is not wanted comes back with no elements.
+argument. Their outputs never alias each other or an input; what is not wanted comes back with no elements. They are the
+package's own: arguments are checked in `fastlstm.functional`, not here.
 """
 
 import torch
@@ -79,12 +80,18 @@ def _(dh, dh_n, dc_n, dc, x, weight_ih, weight_hh, bias, h_0, c_0, mask, h, c, g
 
 def is_plain(*tensors: Tensor | None) -> bool:
     """True where every tensor has memory of its own, so that a kernel can be called past the dispatcher."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._get_tracing_state() is not None
+    ):
         return False
     try:
         for tensor in tensors:
             if tensor is not None:
                 if type(tensor) not in _PLAIN or tensor.device.type == "meta":
+                    return False
+                if tensor.is_neg() or tensor._is_zerotensor():  # its memory does not hold its values
                     return False
                 tensor.data_ptr()  # a batched or functional tensor has none
     except RuntimeError:

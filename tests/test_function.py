@@ -234,3 +234,49 @@ def test_reference_maths_equals_nn_lstm():
     want, (h_n, c_n) = module(x, (h_0[None], c_0[None]))
     h, h_last, c_last, _, _ = reference.forward(x, *weights[:2], weights[2] + weights[3], h_0, c_0, None, False, True)
     torch.testing.assert_close((h, h_last, c_last), (want, h_n[0], c_n[0]))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autocast(backend):
+    """The dtypes of torch's rules for a CPU's autocast, and arithmetic in float32 on the rounded values."""
+    x = torch.randn(5, 3, 6)
+    for theirs, ours in ((torch.nn.LSTM(6, 7), fastlstm.LSTM), (torch.nn.LSTMCell(6, 7), fastlstm.LSTMCell)):
+        mine, whole = ours(6, 7, backend=backend), ours is fastlstm.LSTM
+        mine.load_state_dict(theirs.state_dict())
+        for dtype in (torch.float32, torch.float64):
+            data = (x if whole else x[0]).to(dtype)
+            # not under autocast: oneDNN has no bfloat16 LSTM for every processor
+            want = theirs.to(dtype)(data)
+            with torch.autocast("cpu", torch.bfloat16):
+                got = mine.to(dtype)(data)
+            rounded = whole and dtype == torch.float32
+            assert got[0].dtype == (torch.bfloat16 if rounded else dtype)
+            torch.testing.assert_close(got[0].to(dtype), want[0], rtol=0, atol=2e-2 if rounded else 1e-6)
+    x.requires_grad_()
+    lstm = fastlstm.LSTM(6, 7, backend=backend)
+    with torch.autocast("cpu", torch.bfloat16):
+        lstm(x)[0].sum().backward()  # backward inside the context
+    rounded = fastlstm.LSTM(6, 7, backend="reference")
+    rounded.load_state_dict({k: v.bfloat16().float() for k, v in lstm.state_dict().items()})
+    want = torch.autograd.grad(rounded(x.detach().bfloat16().float())[0].sum(), rounded.weight_hh_l0)[0]
+    # the gradient goes through bfloat16 once on its way to the parameter
+    torch.testing.assert_close(lstm.weight_hh_l0.grad, want, rtol=8e-3, atol=8e-3 * want.abs().max().item())
+
+
+def test_an_autocast_for_another_device_casts_nothing():
+    lstm = fastlstm.LSTM(4, 6)
+    before = torch.is_autocast_enabled("cuda")
+    torch.set_autocast_enabled("cuda", True)
+    with pytest.raises(ValueError, match="dtype"):
+        lstm(torch.randn(3, 2, 4, dtype=torch.double))
+    torch.set_autocast_enabled("cuda", before)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # shapes are checked, and traced as they are
+def test_trace_records_the_operator():
+    lstm = fastlstm.LSTM(4, 6)
+    x = torch.randn(5, 3, 4)
+    with torch.no_grad():
+        traced = torch.jit.trace(lstm, x)
+        other = torch.randn(5, 3, 4)
+        assert torch.equal(traced(other)[0], lstm(other)[0])

@@ -240,5 +240,39 @@ def test_sixteen_bit_tensors_compute_in_float32(dtype):
     output, (h_n, c_n) = lstm(x, (h_0, c_0), *weights, backend="numba")
     want = lstm(x.float(), (h_0.float(), c_0.float()), *(w.float() for w in weights), backend="numba")[0]
     assert output.dtype == h_n.dtype == c_n.dtype == dtype
-    # bias_ih + bias_hh is rounded to 16 bits: one unit in the last place of about 0.6
-    torch.testing.assert_close(output.float(), want, rtol=0, atol=8e-3 if dtype == torch.bfloat16 else 1e-3)
+    assert torch.equal(output, want.to(dtype))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_nan_in_the_padding_reaches_nothing(backend, reverse):
+    layer = Layer(6, 4, 5, 9, reverse=reverse)
+    lengths = torch.tensor([6, 0, 3, 5])
+    layer.mask = (torch.arange(6).unsqueeze(1) >= lengths).to(torch.int32) * 2
+    clean, dirty = layer.to(torch.double), layer.to(torch.double)
+    with torch.no_grad():
+        dirty[0][layer.mask == 2] = float("nan")
+        clean[0][layer.mask == 2] = 0
+    want, got = layer.run(clean, "reference"), layer.run(dirty, backend)
+    torch.testing.assert_close(got, want)
+    wanted = torch.autograd.grad(want, clean, layer.gradients)
+    for a, b in zip(torch.autograd.grad(got, dirty, layer.gradients), wanted):
+        torch.testing.assert_close(a, b)
+
+
+def test_tensors_whose_memory_does_not_hold_their_values():
+    layer = Layer(5, 3, 1, 4)
+    x, _, _, *weights = layer.to(torch.float32, requires_grad=False)
+    negative = torch.complex(torch.zeros_like(x), x).conj().imag
+    assert negative.is_neg()
+    assert torch.equal(lstm(negative, None, *weights)[0], lstm(-x, None, *weights)[0])
+    zeros = torch._efficientzerotensor(5, 3, 1)
+    assert torch.equal(lstm(zeros, None, *weights)[0], lstm(torch.zeros(5, 3, 1), None, *weights)[0])
+
+
+@pytest.mark.parametrize("size", [(3, 2, 5, 6), (40, 64, 5, 128)])  # in and out of the pool of large buffers
+def test_cell_states_may_be_changed_in_place(size):
+    inputs = Layer(*size).to(torch.float32)
+    cells = lstm(inputs[0], None, *inputs[3:], return_cells=True, backend="numba")[2]
+    assert not cells._is_view()
+    cells.mul_(2)

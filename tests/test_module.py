@@ -697,3 +697,12 @@ def test_subclass_may_wrap_the_constructor():
             return super().forward(input, hx)[0]
 
     assert Stacked(3, 5)(torch.zeros(4, 2, 3)).shape == (4, 2, 5)
+
+
+def test_step_gives_an_output_of_its_own():
+    lstm = fastlstm.LSTM(3, 4)
+    with torch.no_grad():
+        h, (h_n, _) = lstm.step(torch.randn(2, 3))
+        before = h_n.clone()
+        h.zero_()
+    assert torch.equal(h_n, before)

@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 import fastlstm
-from fastlstm.backends.numba import tasks
+from fastlstm.backends import numba
 
 SIZE = (9, 24, 28, 100)  # large enough for a parallel region
 
@@ -63,7 +63,7 @@ def test_many_python_threads_at_once(two_threads):
 
 def child(queue, count):
     torch.set_num_threads(count)
-    queue.put((tasks.threads_now(), work().numpy()))
+    queue.put((numba.threads_now(), work().numpy()))
 
 
 @pytest.mark.parametrize("method", [m for m in ("fork", "spawn") if m in multiprocessing.get_all_start_methods()])
@@ -112,9 +112,9 @@ def test_no_threads_beyond_those_asked_for(two_threads):
 
 def test_set_num_threads_is_followed_at_once(two_threads, monkeypatch):
     used = []
-    run = tasks.run
+    run = numba.tasks.run
     monkeypatch.setattr(
-        tasks, "run", lambda name, arguments, threads: used.append(threads) or run(name, arguments, threads)
+        numba.tasks, "run", lambda name, arguments, threads: used.append(threads) or run(name, arguments, threads)
     )
     for count in (2, 1, 2):
         torch.set_num_threads(count)
@@ -136,3 +136,29 @@ def test_a_team_smaller_than_asked_for(two_threads, tmp_path):
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
     subprocess.run([sys.executable, "-c", code, path], env=environment, check=True, timeout=120)
     assert torch.equal(torch.load(path), want)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks a process that keeps its parent's memory")
+def test_a_forked_child_does_not_write_into_its_parents_buffers():
+    """Buffers of a megabyte and more come from a pool: a child gets its own copy of it."""
+    lstm = fastlstm.LSTM(28, 128, backend="numba")
+    x = torch.randn(28, 128, 28)
+
+    def step(child):
+        lstm.zero_grad()
+        loss = lstm(x)[0].square().sum(0).mean()  # sums that torch keeps on one thread
+        if child:
+            pid = os.fork()
+            if pid == 0:
+                lstm(2 * x)
+                os._exit(0)
+            assert os.waitpid(pid, 0)[1] == 0
+        loss.backward()
+        return [p.grad.clone() for p in lstm.parameters()]
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    want = step(child=False)
+    got = step(child=True)
+    torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(got, want))

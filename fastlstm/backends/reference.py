@@ -123,10 +123,13 @@ def backward(
             dh_prev = torch.where(hold, dh_t, dh_prev).masked_fill(reset, 0)
             dc_prev = torch.where(hold, dc_t, dc_prev).masked_fill(reset, 0)
         dpreacts[t], h_prevs[t], dh_t, dc_t = dpreact, h_prev, dh_prev, dc_prev
-    dpreact, h_prev = torch.stack(dpreacts), torch.stack(h_prevs)
+    dpreact, h_prev, seen = torch.stack(dpreacts), torch.stack(h_prevs), x
+    if mask is not None:  # zero times the NaN of a padding would be NaN
+        held = (mask == HOLD).unsqueeze(-1)
+        h_prev, seen = h_prev.masked_fill(held, 0), x.masked_fill(held, 0)
     return (
         linear(dpreact, weight_ih.mT) if needs[0] else None,
-        weight_gradient(dpreact, x, weight_ih) if needs[1] else None,
+        weight_gradient(dpreact, seen, weight_ih) if needs[1] else None,
         weight_gradient(dpreact, h_prev, weight_hh) if needs[2] else None,
         bias_gradient(dpreact, bias) if needs[3] and bias is not None else None,
         dh_t,

@@ -7,6 +7,7 @@ loops.
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from typing import Any
 
@@ -51,17 +52,32 @@ def _rows_contiguous(a: Tensor) -> Tensor:
     return a if a.stride(-1) == 1 or a.shape[-1] == 1 else a.contiguous()
 
 
+_forked = False
+
+
+def _after_fork() -> None:
+    global _forked
+    _forked = True  # the parent's threads do not exist here, and libgomp would wait for them
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def threads_now() -> int:
+    """Threads a call may use: torch's number, or one in a forked child."""
+    return 1 if _forked else torch.get_num_threads()
+
+
 def _split(B: int, H: int, K: int, panels: int) -> tuple[int, int]:
     """Threads, and into how many parts they split the batch rows; threads within a part split the units.
 
     Parts meet nobody, but each reads all weights; a split of units halves what a thread reads, for a barrier of a
     microsecond a step. So a part is given the rows that fill a pass over a panel, and all other threads go to units.
     """
-    from fastlstm.backends.numba import tasks
-
     if B * 4 * H * K < 150_000:  # multiply-adds of a step: the barrier would cost what the second thread saves
         return 1, 1
-    threads = tasks.threads_now()
+    threads = threads_now()
     return threads, min(threads, max(1, B // 64, _panels(threads, panels)))
 
 

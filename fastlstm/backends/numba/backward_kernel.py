@@ -25,7 +25,7 @@ from fastlstm.backends.numba.shared import (
     jit,
     share,
     wait,
-    zero_resets,
+    zero_rows,
 )
 
 
@@ -49,7 +49,7 @@ def cells(a, p, s, t, b, rows, scratch, dh, mask, dh_held):
     if valid < L or resets:
         call(a.copy_rows, rows, valid, L, old, old_row, c_old, VECTOR)
         if resets:
-            zero_resets(a, rows, L, mask, c_old, VECTOR)
+            zero_rows(a, rows, L, mask, RESET, c_old, VECTOR)
         old, old_row = c_old, VECTOR
         if a.dh != 0:
             call(a.copy_rows, rows, valid, L, dh_out, dh_out_row, dh_old, VECTOR)
@@ -122,7 +122,7 @@ def backward(a, thread, threads):
                     call(a.copy_rows, rows, 0, 4 * L, scratch, 0, scratch, 4 * VECTOR)
                 resets, holds = any_row(mask_next, rows, RESET), any_row(mask_next, rows, HOLD)
                 if resets:
-                    zero_resets(a, rows, 4 * L, mask_next, scratch, 4 * VECTOR)
+                    zero_rows(a, rows, 4 * L, mask_next, RESET, scratch, 4 * VECTOR)
                 for p in range(p_first, p_last):
                     dh, carried = scratch + (p - p_first) * VECTOR, a.dc_carried + (p * B + b) * VECTOR
                     valid = min(L, H - p * L)
@@ -130,7 +130,7 @@ def backward(a, thread, threads):
                         dc_n, given = a.dc_n + b * a.dc_n_row + p * L * S, valid if a.dc_n != 0 else 0
                         call(a.copy_rows, rows, given, L, dc_n, a.dc_n_row, carried, VECTOR)
                     if resets:
-                        zero_resets(a, rows, L, mask_next, carried, VECTOR)
+                        zero_rows(a, rows, L, mask_next, RESET, carried, VECTOR)
                     if holds:
                         for r in range(rows):
                             if get_int32(mask_next + 4 * r) == HOLD:

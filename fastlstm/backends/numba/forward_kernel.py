@@ -12,7 +12,7 @@ from fastlstm.backends.numba.shared import (
     jit,
     share,
     wait,
-    zero_resets,
+    zero_rows,
 )
 
 
@@ -73,7 +73,7 @@ def forward(a, thread, threads):
         if any_row(mask + b_first * 4 if mask != 0 else 0, b_last - b_first, RESET):
             h_seen, h_seen_row = h_reset - b_first * H * S, H * S
             call(a.copy_rows, b_last - b_first, H, H, h_prev + b_first * h_prev_row, h_prev_row, h_reset, H * S)
-            zero_resets(a, b_last - b_first, H, mask + b_first * 4, h_reset, H * S)
+            zero_rows(a, b_last - b_first, H, mask + b_first * 4, RESET, h_reset, H * S)
         for p in range(p_first, p_last):
             w, valid = a.packed + p * K * 4 * VECTOR, min(L, H - p * L)
             for b in range(b_first, b_last, CHUNK):
@@ -97,7 +97,7 @@ def forward(a, thread, threads):
                 if aside:
                     call(a.copy_rows, rows, valid, L, old, old_row, c_old, VECTOR)
                     if resets:
-                        zero_resets(a, rows, L, mask_b, c_old, VECTOR)
+                        zero_rows(a, rows, L, mask_b, RESET, c_old, VECTOR)
                     old, old_row, new, new_row, out, out_row = c_old, VECTOR, c_new, VECTOR, h_new, VECTOR
                 call(kernel, rows, scratch, old, old_row, new, new_row, out, out_row, gates)
                 if aside:

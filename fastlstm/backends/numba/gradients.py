@@ -3,7 +3,7 @@ for the weights.
 """
 
 from fastlstm.backends.numba.intrinsics import call
-from fastlstm.backends.numba.shared import BLOCK_K, CHUNK, ONE, VECTOR, jit, share, zero_resets
+from fastlstm.backends.numba.shared import BLOCK_K, CHUNK, HOLD, ONE, RESET, VECTOR, jit, share, zero_rows
 
 STRIP = 24  # columns of [x, h, 1] packed side by side: 8 tiles of 3, or 4 of 6
 BLOCK_ROWS = 128  # rows of dpreact and of a strip that stay in the L1 cache together: 16 + 12 KB at 8 lanes
@@ -94,10 +94,12 @@ def pack_strips(a, strips, s_first, s_last):
                 run = min(I + H - column, room)
                 call(a.copy_rows, B, run, run, h + (column - I) * S, h_row, to, STRIP * S)
                 if a.mask != 0:
-                    zero_resets(a, B, run, a.mask + t * B * 4, to, STRIP * S)
+                    zero_rows(a, B, run, a.mask + t * B * 4, RESET, to, STRIP * S)
             else:
                 run = 1
                 call(a.copy_rows, B, 1, 1, a.constants + ONE, 0, to, STRIP * S)
+            if a.mask != 0 and column < I + H:  # a held row has no part: its padding may be NaN
+                zero_rows(a, B, run, a.mask + t * B * 4, HOLD, to, STRIP * S)
             column += run
 
 

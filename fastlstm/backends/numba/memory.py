@@ -6,7 +6,9 @@ system has them.
 """
 
 import ctypes
+import math
 import mmap
+import os
 import weakref
 from collections import deque
 
@@ -36,7 +38,9 @@ def _take(size: int) -> mmap.mmap:
         if len(pages) == size:
             return pages
         _free.appendleft(pages)
-    pages = mmap.mmap(-1, size)
+    if os.name == "nt":
+        return mmap.mmap(-1, size)
+    pages = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared, a forked child would write into them
     if hasattr(mmap, "MADV_HUGEPAGE"):
         pages.madvise(mmap.MADV_HUGEPAGE)
     return pages
@@ -44,13 +48,13 @@ def _take(size: int) -> mmap.mmap:
 
 def empty(like: Tensor, *shape: int) -> Tensor:
     """`like.new_empty(shape)` on the CPU, from the pool where it is large."""
-    count = 1
-    for n in shape:
-        count *= n
-    size = count * like.element_size()
+    size = math.prod(shape) * like.element_size()
     if size < SMALL:
         return like.new_empty(shape)
     pages = _take((size + PAGE - 1) // PAGE * PAGE)
     owner = (ctypes.c_char * size).from_buffer(pages)
     weakref.finalize(owner, _release, pages).atexit = False
-    return torch.frombuffer(owner, dtype=like.dtype).view(shape)
+    flat = torch.frombuffer(owner, dtype=like.dtype)
+    strides = [math.prod(shape[k + 1 :]) for k in range(len(shape))]
+    # not a view, so that a user may change cell states in place
+    return like.new_empty(0).set_(flat.untyped_storage(), 0, shape, strides)

@@ -50,8 +50,8 @@ def any_row(mask, rows, value):
 
 
 @jit
-def zero_resets(a, rows, width, mask, target, target_row):
-    """Zero the rows whose step starts from a reset."""
+def zero_rows(a, rows, width, mask, value, target, target_row):
+    """Zero the rows whose step has this mask value."""
     for r in range(rows):
-        if get_int32(mask + 4 * r) == RESET:
+        if get_int32(mask + 4 * r) == value:
             call(a.copy_rows, 1, 0, width, target, 0, target + r * target_row, 0)

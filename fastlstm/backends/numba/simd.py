@@ -144,7 +144,7 @@ class Vector:
 # So sigmoid = a / (a + s b) and tanh = (a - s b) / (a + s b), a = b + f, s = 2^-N: in range by construction,
 # one division each.
 # Coefficients: minimax fits; sigmoid and tanh are within 1.9e-7 and 1.3e-7 in float32, 2e-16 and 3e-16 in float64.
-SIGMOID32 = (30.0, (1.44269502,), (1.44270408, 0.0576181859))
+SIGMOID32 = (87.0, (1.44269502,), (1.44270408, 0.0576181859))
 TANH32 = (10.0, (2.88539004,), (1.44269502, 0.0577620789, -0.000460556475))
 _LOG2E = (float.fromhex("0x1.71547652b82fep+0"), float.fromhex("0x1.777d0ffda0d24p-56"))
 _Q64 = tuple(

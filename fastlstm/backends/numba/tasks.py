@@ -2,7 +2,7 @@
 
 import ctypes
 import hashlib
-import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -108,6 +108,9 @@ def _openmp() -> Any:
         return None
 
 
+_submitting = threading.Lock()
+
+
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads - 1, thread_name_prefix="fastlstm")
@@ -122,24 +125,6 @@ def relax() -> int:
         return 0
 
 
-_forked = False
-
-
-def _after_fork() -> None:
-    global _forked
-    _forked = True  # the parent's threads do not exist here, and libgomp would wait for them
-    _pool.cache_clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
-
-
-def threads_now() -> int:
-    """Threads a call may use: torch's number, or one in a forked child."""
-    return 1 if _forked else torch.get_num_threads()
-
-
 def run(name: str, arguments: ctypes.Structure, threads: int) -> None:
     """Run a task on `threads` threads; one thread is a plain call, with no parallel region at all."""
     function, address = task(name), ctypes.addressof(arguments)
@@ -152,7 +137,8 @@ def run(name: str, arguments: ctypes.Structure, threads: int) -> None:
         data = RegionArguments(_compiled(name).address, address, thread_number, team_size)
         library.GOMP_parallel(_compiled("region").address, ctypes.addressof(data), threads, 0)
         return
-    others = [_pool(threads).submit(function, address, k, threads) for k in range(1, threads)]
+    with _submitting:  # a team is queued whole: two that wait for each other's members would never end
+        others = [_pool(threads).submit(function, address, k, threads) for k in range(1, threads)]
     function(address, 0, threads)
     for other in others:
         other.result()
