@@ -1,7 +1,8 @@
 """Which backend runs, and why: a ladder that a person can read.
 
 `auto` takes, for CPU tensors, numba; elsewhere aten. What aten lacks (a step mask, all cell states) goes to reference.
-A backend asked for by name runs or raises its reason: nothing is handed over silently.
+A backend asked for by name runs or raises its reason: nothing is handed over silently, except that derivatives beyond
+the first, and forward mode, are the reference's maths whatever the backend.
 """
 
 import os
