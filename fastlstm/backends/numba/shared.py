@@ -8,7 +8,7 @@ from fastlstm.backends.numba.simd import VECTOR_BYTES
 VECTOR = VECTOR_BYTES
 # Batch rows that pass a panel together, and rows of packed weights in a block: 8 KB of sums and 20 KB of weights at 8
 # lanes, so that both stay in a 32 KB L1 cache while the rows' tiles are computed.
-CHUNK, BLOCK_K = 64, 160
+CHUNK, BLOCK_K = 64, 64
 RESET, HOLD = 1, 2
 BARRIERS = 64  # bytes between the counters of two barriers: a cache line
 ONE = 1024  # where the constants' one lies, after the zeros
