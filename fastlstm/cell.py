@@ -1,4 +1,4 @@
-"""One LSTM cell, forward and backward: the only place where its arithmetic is written.
+"""One LSTM cell, its derivative and its second derivative: the only place where its arithmetic is written.
 
 The functions use nothing but ``+ - *`` and calls of ``sigmoid`` and ``tanh``, so the same code runs on torch tensors,
 on Python or Numba scalars, and on the vectors whose operators emit LLVM instructions (`bind` swaps the two functions
@@ -35,6 +35,36 @@ def cell_backward(
     dc = dh * o * (1.0 - tanh_c * tanh_c) + dc
     di, df, dg, do = dc * g, dc * c_prev, dc * i, dh * tanh_c
     return (di * i * (1.0 - i), df * f * (1.0 - f), dg * (1.0 - g * g), do * o * (1.0 - o)), dc * f
+
+
+def cell_slopes(i: Any, f: Any, g: Any, o: Any, c_prev: Any) -> tuple[tuple[Any, Any, Any, Any], Any]:
+    """What one more of each pre-activation adds: to the cell state for i, f and g, to the hidden state for o; and what
+    one more of the cell state adds to the hidden state. ``f`` is what one more of ``c_prev`` adds to the cell state.
+    """
+    tanh_c = tanh(f * c_prev + i * g)
+    slopes = (g * i * (1.0 - i), c_prev * f * (1.0 - f), i * (1.0 - g * g), tanh_c * o * (1.0 - o))
+    return slopes, o * (1.0 - tanh_c * tanh_c)
+
+
+def cell_curvature(
+    dh: Any, dc: Any, i: Any, f: Any, g: Any, o: Any, c_prev: Any, tangents: tuple[Any, Any, Any, Any], c_prev_t: Any
+) -> tuple[tuple[Any, Any, Any, Any], Any]:
+    """How the results of `cell_backward` change along tangents of the pre-activations and of ``c_prev``, with ``dh``
+    and ``dc`` held fixed. ``dc`` is the whole gradient of the new cell state, what comes by way of ``dh`` included.
+
+    The map is symmetric: the same arithmetic is `cell_backward`'s own backward pass.
+    """
+    i_t, f_t, g_t, o_t = tangents
+    i_t, f_t, g_t, o_t = i * (1.0 - i) * i_t, f * (1.0 - f) * f_t, (1.0 - g * g) * g_t, o * (1.0 - o) * o_t
+    tanh_c = tanh(f * c_prev + i * g)
+    bend = 1.0 - tanh_c * tanh_c
+    c_t = f_t * c_prev + f * c_prev_t + i_t * g + i * g_t
+    dc_t = dh * bend * (o_t - 2.0 * o * tanh_c * c_t)
+    di = i * (1.0 - i) * (dc * g_t + dc_t * g) + dc * g * (1.0 - 2.0 * i) * i_t
+    df = f * (1.0 - f) * (dc * c_prev_t + dc_t * c_prev) + dc * c_prev * (1.0 - 2.0 * f) * f_t
+    dg = (1.0 - g * g) * (dc * i_t + dc_t * i) - 2.0 * dc * i * g * g_t
+    do = dh * (o * (1.0 - o) * bend * c_t + tanh_c * (1.0 - 2.0 * o) * o_t)
+    return (di, df, dg, do), dc * f_t + dc_t * f
 
 
 def bind(function: Callable[..., Any], **names: Any) -> Callable[..., Any]:

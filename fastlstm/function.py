@@ -1,7 +1,8 @@
 """The autograd Functions: what is saved, which gradients, and every transform of them.
 
 `LSTMFunction` runs a layer in one direction, `LSTMBackward` its gradients. Both define setup_context, jvp and vmap;
-derivatives beyond the fused ones are those of the reference backend's maths. Equivalent to the derivatives of
+derivatives beyond the fused ones are `fastlstm.linearized`'s maths, with the fused backward where it is linear.
+Equivalent to the derivatives of
 `torch.nn.LSTM`.
 """
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from fastlstm import ops
-from fastlstm.backends import reference
+from fastlstm.linearized import Linearized, WeightTangents
 
 Optional = Tensor | None
 
@@ -28,8 +29,8 @@ class _Function(Function):
 
 
 class LSTMBackward(_Function):
-    """Gradients of one layer. Differentiable in its first ten arguments; h, c and gates are buffers that a second
-    derivative computes again from the inputs.
+    """Gradients of one layer. Differentiable in all tensors but mask and gates, a buffer that is computed again from
+    x and h. As h and c are arguments here, a second derivative is a loop each way and then LSTMFunction's backward.
     """
 
     @staticmethod
@@ -58,26 +59,49 @@ class LSTMBackward(_Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.set_materialize_grads(False)
-        ctx.reverse, ctx.needs = inputs[14:16]
-        ctx.save_for_backward(*inputs[:11])
-        ctx.save_for_forward(*inputs[:11])
+        ctx.reverse, ctx.needs, ctx.backend = inputs[14:]
+        ctx.save_for_backward(*inputs[:14])
+        ctx.save_for_forward(*inputs[:14])
 
     @staticmethod
     def backward(ctx: Any, *grads: Optional) -> tuple[Any, ...]:
-        inputs = ctx.saved_tensors
-        with _no_autocast(inputs[4]):
-            function, primals, where = _gradients_of(inputs, ctx.reverse, ctx.needs)
-            outputs, vjp = torch.func.vjp(function, *primals)  # type: ignore[misc]
-            given = [g for g, need in zip(grads, [*ctx.needs, True, True]) if need]
-            results = vjp(tuple(torch.zeros_like(o) if g is None else g for o, g in zip(outputs, given)))
-        return _scatter(results, where, 17)
+        dh, dh_n, dc_n, dc, x, _, _, _, h_0, c_0, *_ = inputs = ctx.saved_tensors
+        v_x, v_ih, v_hh, v_bias, v_h_0, v_c_0 = grads
+        with _no_autocast(x):
+            layer, along = Linearized(*inputs[4:13], reverse=ctx.reverse), WeightTangents(v_ih, v_hh, v_bias)
+            dpreact, dh_all, dc_all = layer.gradient(dh, dh_n, dc_n, dc)
+            v_h_0 = torch.zeros_like(h_0) if v_h_0 is None else v_h_0
+            v_c_0 = torch.zeros_like(c_0) if v_c_0 is None else v_c_0
+            preact, h, c = layer.tangent(layer.preact_tangent(v_x, along, None), v_h_0, v_c_0)
+            h_prev, c_prev = layer.before(h, v_h_0), layer.before(c, v_c_0)
+            change, d_c_prev = layer.curvature(dh_all, dc_all, preact, c_prev)
+            wanted = list(ctx.needs_input_grad[4:8])
+            *products, d_h_prev = layer.products(change, dpreact, v_x, along, h_prev, wanted)
+            (d_h, d_h_0), (d_c, d_c_0) = layer.after(d_h_prev), layer.after(d_c_prev)
+        last = layer.order[-1]
+        incoming = [None if a is None else g for a, g in zip((dh, dh_n, dc_n, dc), (h, h[last], c[last], c))]
+        # what h and c get goes on through LSTMFunction's own backward
+        return *incoming, *products, d_h_0, d_c_0, None, d_h, d_c, None, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Optional, ...]:
-        inputs = ctx.saved_tensors
-        function, primals, where = _gradients_of(inputs, ctx.reverse, ctx.needs)
-        results = iter(_jvp(function, primals, [tangents[i] for i in where]))
-        return tuple(next(results) if need else None for need in [*ctx.needs, True, True])
+        dh, dh_n, dc_n, dc, *inputs, gates = ctx.saved_tensors
+        dh_t, dh_n_t, dc_n_t, dc_t, x_t, ih_t, hh_t, bias_t, h_0_t, c_0_t, _, h_t, c_t, *_ = tangents
+        layer, along = Linearized(*inputs, reverse=ctx.reverse), WeightTangents(ih_t, hh_t, bias_t)
+        h_0, c_0, _, h, c = inputs[4:]
+        h_t, h_0_t, c_t, c_0_t = (
+            torch.zeros_like(a) if t is None else t for a, t in ((h, h_t), (h_0, h_0_t), (c, c_t), (c_0, c_0_t))
+        )
+        dpreact, dh_all, dc_all = layer.gradient(dh, dh_n, dc_n, dc)
+        h_prev, c_prev = layer.before(h_t, h_0_t), layer.before(c_t, c_0_t)
+        preact = layer.preact_tangent(x_t, along, h_prev)
+        change, d_c_prev = layer.curvature(dh_all, dc_all, preact, c_prev)
+        *products, d_h_prev = layer.products(change, dpreact, x_t, along, h_prev, ctx.needs)
+        (d_h, d_h_0), (d_c, d_c_0) = layer.after(d_h_prev), layer.after(d_c_prev)
+        d_h, d_c = d_h if dh_t is None else d_h + dh_t, d_c if dc_t is None else d_c + dc_t
+        # linear in the incoming gradients: the fused backward takes what the steps change by as more of them
+        call = LSTMBackward.apply(d_h, dh_n_t, dc_n_t, d_c, *inputs, gates, ctx.reverse, ctx.needs, ctx.backend)
+        return (*(a if b is None else a + b for a, b in zip(call, (*products, d_h_0, d_c_0))),)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
@@ -127,7 +151,7 @@ class LSTMFunction(_Function):
         ctx.set_materialize_grads(False)
         ctx.reverse, ctx.backend = inputs[7:9]
         ctx.save_for_backward(*inputs[:7], h, c, gates)
-        ctx.save_for_forward(*inputs[:7])
+        ctx.save_for_forward(*inputs[:7], h, c)
 
     @staticmethod
     def backward(ctx: Any, dh: Optional, dh_n: Optional, dc_n: Optional, dc: Optional, _: Any) -> tuple[Any, ...]:
@@ -139,8 +163,12 @@ class LSTMFunction(_Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Optional, ...]:
-        function, primals, where = _outputs_of(ctx.saved_tensors, ctx.reverse)
-        return *_jvp(function, primals, [tangents[i] for i in where]), None
+        x_t, ih_t, hh_t, bias_t, h_0_t, c_0_t, *_ = tangents
+        layer = Linearized(*ctx.saved_tensors, reverse=ctx.reverse)
+        h_0_t, c_0_t = (torch.zeros_like(layer.c_prev[0]) if t is None else t for t in (h_0_t, c_0_t))
+        _, h, c = layer.tangent(layer.preact_tangent(x_t, WeightTangents(ih_t, hh_t, bias_t), None), h_0_t, c_0_t)
+        last = layer.order[-1]
+        return h, h[last].clone(), c[last].clone(), c, None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
@@ -177,50 +205,3 @@ def _stack(a: Optional, dim: int | None, size: int, rank: int) -> Optional:
         return None
     a = a.unsqueeze(0).expand(size, *a.shape) if dim is None else a.movedim(dim, 0)
     return a.flatten(0, 1) if a.dim() > rank + 1 else a
-
-
-def _present(inputs: tuple[Any, ...], count: int) -> list[int]:
-    return [k for k in range(count) if inputs[k] is not None]
-
-
-def _outputs_of(inputs: tuple[Any, ...], reverse: bool) -> tuple[Any, list[Tensor], list[int]]:
-    """The reference forward as a function of those of its first six inputs that are there."""
-    where = _present(inputs, 6)
-
-    def function(*primals: Tensor) -> tuple[Tensor, ...]:
-        full = [*inputs[:7], reverse, True]
-        for k, primal in zip(where, primals):
-            full[k] = primal
-        return reference.forward(*full)[:4]
-
-    return function, [inputs[k] for k in where], where
-
-
-def _gradients_of(inputs: tuple[Any, ...], reverse: bool, needs: list[bool]) -> tuple[Any, list[Tensor], list[int]]:
-    """The reference backward, the forward included, as a function of those of its first ten inputs that are there."""
-    where = _present(inputs, 10)
-
-    def function(*primals: Tensor) -> tuple[Tensor, ...]:
-        full = list(inputs[:11])
-        for k, primal in zip(where, primals):
-            full[k] = primal
-        h, _, _, c, gates = reference.forward(*full[4:], reverse, True)  # type: ignore[call-arg]
-        gradients = reference.backward(*full, h, c, gates, reverse, needs)  # type: ignore[call-arg]
-        return tuple(g for g in gradients if g is not None)
-
-    return function, [inputs[k] for k in where], where
-
-
-def _jvp(function: Any, primals: list[Tensor], tangents: list[Optional]) -> tuple[Tensor, ...]:
-    # torch.func.jvp would nest forward-mode levels, which dual_level refuses: the vjp of the vjp is the same map
-    outputs, vjp = torch.func.vjp(function, *primals)  # type: ignore[misc]
-    zeros = tuple(torch.zeros_like(o) for o in outputs)
-    given = tuple(torch.zeros_like(p) if t is None else t for p, t in zip(primals, tangents))
-    return torch.func.vjp(lambda u: vjp(u), zeros)[1](given)[0]
-
-
-def _scatter(values: tuple[Tensor, ...], where: list[int], size: int) -> tuple[Optional, ...]:
-    slots: list[Optional] = [None] * size
-    for k, value in zip(where, values):
-        slots[k] = value
-    return tuple(slots)
