@@ -105,24 +105,7 @@ class LSTMBackward(_Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
-        size = info.batch_size
-        rows = [_fold(a, d, size, axis) for a, d, axis in zip(args, in_dims, (1, 0, 0, 1, 1))]
-        # one gradient a sample: one group a sample, even where the weights are shared
-        weights = [_stack(a, d, size, rank) for a, d, rank in zip(args[5:8], in_dims[5:8], (2, 2, 1))]
-        states = [_fold(a, d, size, axis) for a, d, axis in zip(args[8:14], in_dims[8:14], (0, 0, 1, 1, 1))]
-        states.append(_fold(args[13], in_dims[13], size, args[13].dim() - 2 - (in_dims[13] is not None)))
-        gradients = LSTMBackward.apply(*rows, *weights, *states, *args[14:])
-        axes = (1, 0, 0, 0, 0, 0)
-        groups = [None if a is None else a.dim() - (d is not None) for a, d in zip(args[5:8], in_dims[5:8])]
-        for index, dims in zip((1, 2, 3), groups):
-            gradient = gradients[index]
-            if gradient is not None and dims == (2 if index == 3 else 3):  # the stack held groups of its own
-                gradients = (*gradients[:index], gradient.unflatten(0, (size, -1)), *gradients[index + 1 :])
-        out = [
-            g if g is None or k in (1, 2, 3) else g.unflatten(axis, (size, -1))
-            for k, (g, axis) in enumerate(zip(gradients, axes))
-        ]
-        return tuple(out), tuple(None if g is None else axis for g, axis in zip(out, axes))
+        return _vmap_backward(LSTMBackward.apply, info.batch_size, in_dims, *args)
 
 
 class LSTMFunction(_Function):
@@ -172,18 +155,7 @@ class LSTMFunction(_Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
-        size = info.batch_size
-        weights: Sequence[Any] = args[1:4]
-        if any(d is not None for d in in_dims[1:4]) or weights[0].dim() == 3:
-            weights = [_stack(a, d, size, rank) for a, d, rank in zip(weights, in_dims[1:4], (2, 2, 1))]
-        x, h_0, c_0, mask = (_fold(args[k], in_dims[k], size, axis) for k, axis in zip((0, 4, 5, 6), (1, 0, 0, 1)))
-        h, h_n, c_n, c, gates = LSTMFunction.apply(x, *weights, h_0, c_0, mask, *args[7:])
-        rows = gates.dim() - 2
-        outputs = (
-            *(a.unflatten(axis, (size, -1)) for a, axis in zip((h, h_n, c_n, c), (1, 0, 0, 1))),
-            gates.unflatten(rows, (size, -1)),
-        )
-        return outputs, (1, 0, 0, 1, rows)
+        return _vmap_forward(LSTMFunction.apply, info.batch_size, in_dims, *args)
 
 
 def _no_autocast(tensor: Tensor) -> torch.autocast:
@@ -205,3 +177,65 @@ def _stack(a: Optional, dim: int | None, size: int, rank: int) -> Optional:
         return None
     a = a.unsqueeze(0).expand(size, *a.shape) if dim is None else a.movedim(dim, 0)
     return a.flatten(0, 1) if a.dim() > rank + 1 else a
+
+
+def _vmap_forward(call: Callable[..., Any], size: int, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+    weights: Sequence[Any] = args[1:4]
+    if any(d is not None for d in in_dims[1:4]) or weights[0].dim() == 3:
+        weights = [_stack(a, d, size, rank) for a, d, rank in zip(weights, in_dims[1:4], (2, 2, 1))]
+    x, h_0, c_0, mask = (_fold(args[k], in_dims[k], size, axis) for k, axis in zip((0, 4, 5, 6), (1, 0, 0, 1)))
+    outputs = call(x, *weights, h_0, c_0, mask, *args[7:])
+    axes = [None if a.dim() == 1 else axis for a, axis in zip(outputs, (1, 0, 0, 1, outputs[4].dim() - 2))]
+    return tuple(a if axis is None else a.unflatten(axis, (size, -1)) for a, axis in zip(outputs, axes)), tuple(axes)
+
+
+def _vmap_backward(call: Callable[..., Any], size: int, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+    rows = [_fold(a, d, size, axis) for a, d, axis in zip(args, in_dims, (1, 0, 0, 1, 1))]
+    # one gradient a sample: one group a sample, even where the weights are shared
+    weights = [_stack(a, d, size, rank) for a, d, rank in zip(args[5:8], in_dims[5:8], (2, 2, 1))]
+    states = [_fold(a, d, size, axis) for a, d, axis in zip(args[8:13], in_dims[8:13], (0, 0, 1, 1, 1))]
+    gates = _fold(args[13], in_dims[13], size, args[13].dim() - 2 - (in_dims[13] is not None))
+    dx, *of_weights, dh_0, dc_0 = call(*rows, *weights, *states, gates, *args[14:])
+    for k, rank in enumerate((2, 2, 1)):
+        a, d = args[5 + k], in_dims[5 + k]
+        if of_weights[k] is not None and a.dim() - (d is not None) > rank:  # the stack held groups of its own
+            of_weights[k] = of_weights[k].unflatten(0, (size, -1))
+    dx, dh_0, dc_0 = (a if a is None else a.unflatten(axis, (size, -1)) for a, axis in zip((dx, dh_0, dc_0), (1, 0, 0)))
+    out = (dx, *of_weights, dh_0, dc_0)
+    return out, tuple(None if a is None else axis for a, axis in zip(out, (1, 0, 0, 0, 0, 0)))
+
+
+# The operators' own rules: a loaded export, whose graph holds operators and no Functions, trains and takes vmap too.
+
+
+def _setup_forward_op(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    LSTMFunction.setup_context(ctx, (*inputs[:8], inputs[9]), output)
+    ctx.saved = inputs[8]
+
+
+def _backward_of_forward_op(ctx: Any, *grads: Optional) -> tuple[Any, ...]:
+    if not ctx.saved:
+        raise RuntimeError(
+            "fastlstm::forward was recorded with save=False: to train an export, record it with gradients"
+        )
+    return *LSTMFunction.backward(ctx, *grads), None
+
+
+def _backward_of_backward_op(ctx: Any, *grads: Optional) -> tuple[Any, ...]:
+    wanted = (g if need else None for g, need in zip(grads, [*ctx.needs, True, True]))
+    return LSTMBackward.backward(ctx, *wanted)
+
+
+def _vmap_forward_op(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+    return _vmap_forward(ops.forward, info.batch_size, in_dims, *args)
+
+
+def _vmap_backward_op(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+    outputs, dims = _vmap_backward(ops.backward, info.batch_size, in_dims, *args)
+    return tuple(args[4].new_empty(0) if a is None else a for a in outputs), dims
+
+
+ops.forward_op.register_autograd(_backward_of_forward_op, setup_context=_setup_forward_op)
+ops.backward_op.register_autograd(_backward_of_backward_op, setup_context=LSTMBackward.setup_context)
+ops.forward_op.register_vmap(_vmap_forward_op)
+ops.backward_op.register_vmap(_vmap_backward_op)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType
 
 from fastlstm import checks, dispatch, ops
 from fastlstm.backends import aten, reference
@@ -100,7 +101,7 @@ def lstm(
         bias_ih, bias_hh, weight_hr = (a if a is None else a.float() for a in (bias_ih, bias_hh, weight_hr))
     bias = bias_hh if bias_ih is None else bias_ih if bias_hh is None else bias_ih + bias_hh
 
-    if weight_hr is not None or _forward_levels() > 1:
+    if weight_hr is not None or _nested_forward_mode():
         h, h_n, c_n, c, _ = reference.forward(x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, True, weight_hr)
     elif _wants_autograd(x, weight_ih, weight_hh, bias, h_0, c_0):
         h, h_n, c_n, c, _ = _apply(x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, name)
@@ -142,12 +143,22 @@ def _wants_autograd(*tensors: Tensor | None) -> bool:
         return True
     if torch.compiler.is_compiling():
         return False
-    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+    if torch.autograd.forward_ad._current_level >= 0:
+        return True
+    # a batched tensor does not tell whether what it holds requires a gradient
+    only_vmap = not torch.is_grad_enabled() and _levels(TransformType.Vmap) == len(_interpreters())
+    return torch._C._are_functorch_transforms_active() and not only_vmap
 
 
-def _forward_levels() -> int:
-    """Nested forward-mode levels: over more than one, any Function's derivative is silently zero."""
-    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
-        return 0
-    stack = torch._C._functorch.get_interpreter_stack() or ()
-    return sum(level.key() == torch._C._functorch.TransformType.Jvp for level in stack)
+def _interpreters() -> list[Any]:
+    return torch._C._functorch.get_interpreter_stack() or []
+
+
+def _levels(kind: TransformType) -> int:
+    """How many transforms of this kind are active, one inside the other."""
+    return sum(level.key() == kind for level in _interpreters())
+
+
+def _nested_forward_mode() -> bool:
+    """Over more than one forward-mode level, any Function's derivative is silently zero."""
+    return not torch.compiler.is_compiling() and _levels(TransformType.Jvp) > 1

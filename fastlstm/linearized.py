@@ -50,6 +50,7 @@ class Linearized:
         mask: Optional,
         h: Tensor,
         c: Tensor,
+        *,
         reverse: bool,
     ) -> None:
         self.weight_ih, self.weight_hh, self.bias = weight_ih, weight_hh, bias

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -110,6 +109,29 @@ def _strides(name: str, a: Tensor | None, *suffixes: str) -> dict[str, int]:
     return {name: a.data_ptr(), **{f"{name}_{s}": stride * size for s, stride in zip(suffixes, a.stride())}}
 
 
+def _groups(weight: Tensor) -> int:
+    """How many layers these weights are: 3 dimensions are a stack, each with its group of batch rows."""
+    return weight.shape[0] if weight.dim() == 3 else 1
+
+
+def _split_stack(groups: int, B: int, H: int, K: int) -> tuple[int, int]:
+    """As `_split`, for groups of B rows: each runs on one thread, and needs no barrier."""
+    return (1 if groups * B * 4 * H * K < 150_000 else min(threads_now(), groups)), 1
+
+
+def _weight(name: str, a: Tensor) -> dict[str, int]:
+    return _strides(name, a if a.dim() == 2 else a[0], "row")
+
+
+def _row_steps(B: int, **tensors: Tensor | None) -> dict[str, int]:
+    """Bytes from one group's B rows to the next one's."""
+    return {k: B * a.stride(-2) * a.element_size() for k, a in tensors.items() if a is not None and a.dim() > 1}
+
+
+def _first_steps(**tensors: Tensor | None) -> dict[str, int]:
+    return {k: a.stride(0) * a.element_size() for k, a in tensors.items() if a is not None}
+
+
 def _address(a: Tensor | None) -> int:
     return 0 if a is None else a.data_ptr()
 
@@ -129,30 +151,35 @@ def forward(
     from fastlstm.backends.numba import tasks
     from fastlstm.backends.numba.arguments import ForwardArguments
 
-    if weight_ih.dim() == 3:
-        return _stacked_forward(x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, save)
-    (T, B, I), H = x.shape, weight_hh.shape[-1]
+    (T, R, I), H, groups = x.shape, weight_hh.shape[-1], _groups(weight_ih)
+    B = R // groups
     lanes = _lanes(x.dtype)
     panels = _panels(H, lanes)
-    h, h_n, c_n = x.new_empty(T, B, H), x.new_empty(B, H), x.new_empty(B, H)
-    c = empty(x, T, B, H) if save else x.new_empty(0)
-    gates = empty(x, T, panels, B, 4 * lanes) if save else x.new_empty(0)
+    h, h_n, c_n = x.new_empty(T, R, H), x.new_empty(R, H), x.new_empty(R, H)
+    c = empty(x, T, R, H) if save else x.new_empty(0)
+    gates = empty(x, T, panels, R, 4 * lanes) if save else x.new_empty(0)
     x, weight_ih, weight_hh, h_0, c_0 = (_rows_contiguous(a) for a in (x, weight_ih, weight_hh, h_0, c_0))
     bias = bias if bias is None else bias.contiguous()
-    mask = mask if mask is None else mask.to(torch.int32).contiguous()
-    threads, parts = _split(B, H, I + H, panels)
-    packed = x.new_empty(panels * (I + H + 1) * 4 * lanes)
+    mask = mask if mask is None else mask.to(torch.int32).contiguous().unsqueeze(-1)
+    threads, parts = _split(B, H, I + H, panels) if groups == 1 else _split_stack(groups, B, H, I + H)
+    packed = x.new_empty(1 if groups == 1 else threads, panels * (I + H + 1) * 4 * lanes)
     held = B * H if mask is not None else 0
     _scratch, fields = _workspace(x, threads, parts, 64 * 7 * lanes + held)  # the name keeps the memory alive
     arguments = ForwardArguments(
-        T=T, B=B, I=I, H=H, reverse=reverse, mask=_address(mask), bias=_address(bias),
-        h=h.data_ptr(), c=c.data_ptr() if save else c_n.data_ptr(), c_step=B * H * x.element_size() if save else 0,
+        T=T, B=B, rows=R, I=I, H=H, reverse=reverse, mask=_address(mask), bias=_address(bias),
+        h=h.data_ptr(), c=c.data_ptr() if save else c_n.data_ptr(), c_step=R * H * x.element_size() if save else 0,
         gates=gates.data_ptr() if save else 0, h_n=h_n.data_ptr(), c_n=c_n.data_ptr(),
         packed=packed.data_ptr(), pack=1, **fields,
-        **_strides("x", x, "step", "row"), **_strides("weight_ih", weight_ih, "row"),
-        **_strides("weight_hh", weight_hh, "row"), **_strides("h_0", h_0, "row"), **_strides("c_0", c_0, "row"),
+        **_strides("x", x, "step", "row"), **_weight("weight_ih", weight_ih),
+        **_weight("weight_hh", weight_hh), **_strides("h_0", h_0, "row"), **_strides("c_0", c_0, "row"),
     )  # fmt: skip
-    tasks.run("forward", arguments, threads)
+    if groups == 1:
+        tasks.run("forward", arguments, threads)
+    else:
+        of_rows = _row_steps(B, x=x, h_0=h_0, c_0=c_0, mask=mask, h=h, c=c_n, gates=gates, h_n=h_n, c_n=c_n)
+        of_weights = _first_steps(weight_ih=weight_ih, weight_hh=weight_hh, bias=bias)
+        by_lane = {"scratch": arguments.scratch_bytes, **_first_steps(packed=packed)}
+        tasks.run_stack("forward", arguments, groups, of_rows | of_weights, by_lane, threads)
     return h, h_n, c_n, c, gates
 
 
@@ -178,82 +205,54 @@ def backward(
     from fastlstm.backends.numba import tasks
     from fastlstm.backends.numba.arguments import BackwardArguments
 
-    if weight_ih.dim() == 3:
-        return _stacked_backward(
-            dh, dh_n, dc_n, dc, x, weight_ih, weight_hh, bias, h_0, c_0, mask, h, c, gates, reverse, needs
-        )
-    (T, B, I), H = x.shape, weight_hh.shape[-1]
+    (T, R, I), H, groups = x.shape, weight_hh.shape[-1], _groups(weight_ih)
+    B = R // groups
     lanes = _lanes(x.dtype)
     panels = _panels(H, lanes)
     x, weight_ih, weight_hh, h_0, c_0 = (_rows_contiguous(a) for a in (x, weight_ih, weight_hh, h_0, c_0))
     h, c, gates = h.contiguous(), c.contiguous(), gates.contiguous()
     dh, dh_n, dc_n, dc = (a if a is None else _rows_contiguous(a) for a in (dh, dh_n, dc_n, dc))
-    mask = mask if mask is None else mask.to(torch.int32).contiguous()
-    dx = x.new_empty(T, B, I) if needs[0] else None
-    dweight_ih = x.new_empty(4 * H, I) if needs[1] else None
-    dweight_hh = x.new_empty(4 * H, H) if needs[2] else None
-    dbias = x.new_empty(4 * H) if needs[3] and bias is not None else None
-    dh_0, dc_0 = x.new_empty(B, H), x.new_empty(B, H)
-    threads, parts = _split(B, H, I + H, panels)
+    mask = mask if mask is None else mask.to(torch.int32).contiguous().unsqueeze(-1)
+    dx = x.new_empty(T, R, I) if needs[0] else None
+    dweight_ih = x.new_empty(weight_ih.shape) if needs[1] else None
+    dweight_hh = x.new_empty(weight_hh.shape) if needs[2] else None
+    dbias = x.new_empty(bias.shape) if needs[3] and bias is not None else None
+    dh_0, dc_0 = x.new_empty(R, H), x.new_empty(R, H)
+    threads, parts = _split(B, H, I + H, panels) if groups == 1 else _split_stack(groups, B, H, I + H)
+    sets = 1 if groups == 1 else threads  # of buffers
     chunk = -(-T // max(1, round(T * B / _CHUNK_ROWS)))
-    dpreact = empty(x, panels, 2 * chunk, B, 4 * lanes)
-    dc_carried = x.new_empty(panels * B * lanes * (1 if mask is None else 2))
+    dpreact = empty(x, sets, panels, 2 * chunk, B, 4 * lanes)
+    dc_carried = x.new_empty(sets, panels * B * lanes * (1 if mask is None else 2))
     packed = panels * 4 * lanes * 4 * lanes  # of one group of four vectors
-    packed_hh = x.new_empty(_panels(H, 4 * lanes) * packed)
-    packed_ih = x.new_empty(_panels(I, 4 * lanes) * packed) if needs[0] else None
+    packed_hh = x.new_empty(sets, _panels(H, 4 * lanes) * packed)
+    packed_ih = x.new_empty(sets, _panels(I, 4 * lanes) * packed) if needs[0] else None
     sums = any(needs[1:])
-    dweights = x.new_empty(panels * (I + H + 1) * 4 * lanes) if sums else None
+    dweights = x.new_empty(sets, panels * (I + H + 1) * 4 * lanes) if sums else None
     floats = max(64 * 7 * lanes, chunk * B * _panels(I + H + 1, 24) * 24 if sums else 0)
     _scratch, fields = _workspace(x, threads, parts, floats)  # the name keeps the memory alive
     arguments = BackwardArguments(
-        T=T, B=B, I=I, H=H, reverse=reverse, mask=_address(mask),
+        T=T, B=B, rows=R, I=I, H=H, reverse=reverse, mask=_address(mask),
         h=h.data_ptr(), c=c.data_ptr(), gates=gates.data_ptr(), chunk=chunk,
         dpreact=dpreact.data_ptr(), dc_carried=dc_carried.data_ptr(), packed_hh=packed_hh.data_ptr(),
         packed_ih=_address(packed_ih), dweights=_address(dweights), dx=_address(dx), dweight_ih=_address(dweight_ih),
         dweight_hh=_address(dweight_hh), dbias=_address(dbias), dh_0=dh_0.data_ptr(), dc_0=dc_0.data_ptr(), **fields,
-        **_strides("x", x, "step", "row"), **_strides("weight_ih", weight_ih, "row"),
-        **_strides("weight_hh", weight_hh, "row"), **_strides("h_0", h_0, "row"), **_strides("c_0", c_0, "row"),
+        **_strides("x", x, "step", "row"), **_weight("weight_ih", weight_ih),
+        **_weight("weight_hh", weight_hh), **_strides("h_0", h_0, "row"), **_strides("c_0", c_0, "row"),
         **_strides("dh", dh, "step", "row"), **_strides("dh_n", dh_n, "row"), **_strides("dc_n", dc_n, "row"),
         **_strides("dc", dc, "step", "row"),
     )  # fmt: skip
-    tasks.run("backward", arguments, threads)
+    if groups == 1:
+        tasks.run("backward", arguments, threads)
+    else:
+        of_rows = _row_steps(
+            B, x=x, h_0=h_0, c_0=c_0, mask=mask, h=h, c=c, gates=gates, dh=dh, dh_n=dh_n, dc_n=dc_n, dc=dc, dx=dx,
+            dh_0=dh_0, dc_0=dc_0,
+        )  # fmt: skip
+        of_weights = _first_steps(
+            weight_ih=weight_ih, weight_hh=weight_hh, dweight_ih=dweight_ih, dweight_hh=dweight_hh, dbias=dbias
+        )
+        by_lane = {"scratch": arguments.scratch_bytes} | _first_steps(
+            dpreact=dpreact, dc_carried=dc_carried, packed_hh=packed_hh, packed_ih=packed_ih, dweights=dweights
+        )
+        tasks.run_stack("backward", arguments, groups, of_rows | of_weights, by_lane, threads)
     return dx, dweight_ih, dweight_hh, dbias, dh_0, dc_0
-
-
-def _group(a: Tensor | None, axis: int, g: int, groups: int) -> Any:
-    return None if a is None else a.unflatten(axis, (groups, -1)).select(axis, g)
-
-
-def _stacked_forward(
-    x: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor | None, h_0: Tensor, c_0: Tensor, mask: Tensor | None,
-    reverse: bool, save: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """A stack of layers, each with its group of batch rows."""
-    G = weight_ih.shape[0]
-    results = [
-        forward(
-            _group(x, 1, g, G), weight_ih[g], weight_hh[g], None if bias is None else bias[g], _group(h_0, 0, g, G),
-            _group(c_0, 0, g, G), _group(mask, 1, g, G), reverse, save,
-        )
-        for g in range(G)
-    ]  # fmt: skip
-    h, h_n, c_n, c, gates = zip(*results)
-    if save:
-        return torch.cat(h, 1), torch.cat(h_n), torch.cat(c_n), torch.cat(c, 1), torch.cat(gates, 2)
-    return torch.cat(h, 1), torch.cat(h_n), torch.cat(c_n), c[0], gates[0]
-
-
-def _stacked_backward(*args: Any) -> tuple[Tensor | None, ...]:
-    """The gradients of a stack of layers."""
-    dh, dh_n, dc_n, dc, x, weight_ih, weight_hh, bias, h_0, c_0, mask, h, c, gates, reverse, needs = args
-    G = weight_ih.shape[0]
-    results = [
-        backward(
-            _group(dh, 1, g, G), _group(dh_n, 0, g, G), _group(dc_n, 0, g, G), _group(dc, 1, g, G), _group(x, 1, g, G),
-            weight_ih[g], weight_hh[g], None if bias is None else bias[g], _group(h_0, 0, g, G), _group(c_0, 0, g, G),
-            _group(mask, 1, g, G), _group(h, 1, g, G), _group(c, 1, g, G), _group(gates, 2, g, G), reverse, needs,
-        )
-        for g in range(G)
-    ]  # fmt: skip
-    joins = (lambda a: torch.cat(a, 1), torch.stack, torch.stack, torch.stack, torch.cat, torch.cat)
-    return tuple(None if column[0] is None else join(column) for join, column in zip(joins, zip(*results)))

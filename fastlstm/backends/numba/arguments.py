@@ -16,8 +16,9 @@ def _struct(name: str, fields: str) -> type[ctypes.Structure]:
 
 # size: bytes of an element; lanes: elements of a vector. parts: into how many the batch rows are split.
 # barrier: counters; relax: what a waiting thread calls. scratch: each thread's own, scratch_bytes apart.
-# constants: a kilobyte of zeros, then a one.
-_COMMON = " ".join(NAMES) + " size lanes T B I H reverse parts barrier relax scratch scratch_bytes constants mask"
+# constants: a kilobyte of zeros, then a one. rows: batch rows from one step of h, c, gates, dx and mask to the next:
+# B, or those of all groups of a stack.
+_COMMON = " ".join(NAMES) + " size lanes T B rows I H reverse parts barrier relax scratch scratch_bytes constants mask"
 
 # x (T,B,I), h_0 and c_0 (B,H) with any strides but the last; weights (4H,I), (4H,H), bias (4H,). h (T,B,H). c (T,B,H),
 # or with c_step 0 one (B,H), and gates (T,panels,B,4,lanes) if saved. packed: (panels,I+H,4,lanes) weights, then
@@ -38,7 +39,12 @@ BackwardArguments = _struct(
     "dweights dx dweight_ih dweight_hh dbias dh_0 dc_0",
 )
 
+# Tasks of one kind that know nothing of each other: `count` structs from `first` on, `bytes` apart. A lane is what has
+# buffers of its own: struct k runs in lane k % lanes.
+StackArguments = _struct("StackArguments", "task first bytes count lanes")
+
 # What each thread of a team is handed
 RegionArguments = _struct("RegionArguments", "task arguments thread_number team_size")
 
-FORWARD, BACKWARD, REGION = np.dtype(ForwardArguments), np.dtype(BackwardArguments), np.dtype(RegionArguments)
+FORWARD, BACKWARD = np.dtype(ForwardArguments), np.dtype(BackwardArguments)
+STACK, REGION = np.dtype(StackArguments), np.dtype(RegionArguments)

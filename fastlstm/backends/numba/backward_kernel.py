@@ -32,7 +32,7 @@ from fastlstm.backends.numba.shared import (
 @jit
 def cells(a, p, s, t, b, rows, scratch, dh, mask, dh_held):
     """dpreact of one panel for `rows` rows from `b` on. `dh` is the gradient from the step after."""
-    L, S, H, B = a.lanes, a.size, a.H, a.B
+    L, S, H, B, R = a.lanes, a.size, a.H, a.B, a.rows
     panels, valid, unit = (H + L - 1) // L, min(L, H - p * L), p * L * S
     c_old, dh_old, dc_held = scratch + CHUNK * 4 * VECTOR, scratch + CHUNK * 5 * VECTOR, scratch + CHUNK * 6 * VECTOR
     resets, holds = any_row(mask, rows, RESET), any_row(mask, rows, HOLD)
@@ -40,7 +40,7 @@ def cells(a, p, s, t, b, rows, scratch, dh, mask, dh_held):
     if a.dc != 0:
         call(a.add_rows, rows, valid, a.dc + t * a.dc_step + b * a.dc_row + unit, a.dc_row, carried, VECTOR)
     t_prev = t + 1 if a.reverse != 0 else t - 1
-    old, old_row = a.c + (t_prev * B + b) * H * S + unit, H * S
+    old, old_row = a.c + (t_prev * R + b) * H * S + unit, H * S
     if s == 0:
         old, old_row = a.c_0 + b * a.c_0_row + unit, a.c_0_row
     dh_out, dh_out_row = a.constants, 0
@@ -59,7 +59,7 @@ def cells(a, p, s, t, b, rows, scratch, dh, mask, dh_held):
         held = dh_held + (p * B + b) * VECTOR
         call(a.copy_rows, rows, valid, L, dh, 4 * VECTOR, held, VECTOR)
         call(a.add_rows, rows, valid, dh_out, dh_out_row, held, VECTOR)
-    gates, dpre = a.gates + ((t * panels + p) * B + b) * 4 * VECTOR, dpreact_of(a, p, s, b)
+    gates, dpre = a.gates + ((t * panels + p) * R + b) * 4 * VECTOR, dpreact_of(a, p, s, b)
     call(a.cell_backward, rows, valid, dh, 4 * VECTOR, dh_out, dh_out_row, carried, gates, old, old_row, dpre)
     if holds:
         for r in range(rows):
@@ -71,7 +71,7 @@ def cells(a, p, s, t, b, rows, scratch, dh, mask, dh_held):
 @jit
 def backward(a, thread, threads):
     """This thread's share: rows and units are split as in the forward pass, the sums over rows by panels."""
-    L, S, I, H, B, T = a.lanes, a.size, a.I, a.H, a.B, a.T
+    L, S, I, H, B, T, R = a.lanes, a.size, a.I, a.H, a.B, a.T, a.rows
     panels = (H + L - 1) // L
     groups, groups_x = groups_of(panels), groups_of((I + L - 1) // L)
     parts = min(threads, a.parts)
@@ -109,8 +109,8 @@ def backward(a, thread, threads):
             width = min((p_last - p_first) * L, H - column)
             for b in range(b_first, b_last, CHUNK):
                 rows = min(CHUNK, b_last - b)
-                mask = a.mask + (t * B + b) * 4 if a.mask != 0 and s >= 0 else 0
-                mask_next = a.mask + (t_next * B + b) * 4 if a.mask != 0 and s < T - 1 else 0
+                mask = a.mask + (t * R + b) * 4 if a.mask != 0 and s >= 0 else 0
+                mask_next = a.mask + (t_next * R + b) * 4 if a.mask != 0 and s < T - 1 else 0
                 if s < T - 1:
                     back_product(a, rows, b, s + 1, a.packed_hh, panels, q, scratch)
                 elif a.dh_n != 0:

@@ -43,7 +43,7 @@ def forward(a, thread, threads):
 
     `parts` teams split the batch rows and meet nobody; within a team units are split, one barrier a step.
     """
-    L, S, I, H, B, T = a.lanes, a.size, a.I, a.H, a.B, a.T
+    L, S, I, H, B, T, R = a.lanes, a.size, a.I, a.H, a.B, a.T, a.rows
     panels, K = (H + L - 1) // L, I + H
     parts = min(threads, a.parts)
     team = threads // parts
@@ -67,8 +67,8 @@ def forward(a, thread, threads):
 
     for s in range(T):
         t = T - 1 - s if a.reverse != 0 else s
-        h, c, x = a.h + t * B * H * S, a.c + t * a.c_step, a.x + t * a.x_step
-        mask = a.mask + t * B * 4 if a.mask != 0 else 0
+        h, c, x = a.h + t * R * H * S, a.c + t * a.c_step, a.x + t * a.x_step
+        mask = a.mask + t * R * 4 if a.mask != 0 else 0
         h_seen, h_seen_row = h_prev, h_prev_row
         if any_row(mask + b_first * 4 if mask != 0 else 0, b_last - b_first, RESET):
             h_seen, h_seen_row = h_reset - b_first * H * S, H * S
@@ -92,7 +92,7 @@ def forward(a, thread, threads):
                 at, mask_b = b * H * S + p * L * S, mask + b * 4 if mask != 0 else 0
                 resets, holds = any_row(mask_b, rows, RESET), any_row(mask_b, rows, HOLD)
                 old, old_row, new, new_row = c_prev + b * c_prev_row + p * L * S, c_prev_row, c + at, H * S
-                out, out_row, gates = h + at, H * S, a.gates + ((t * panels + p) * B + b) * 4 * VECTOR
+                out, out_row, gates = h + at, H * S, a.gates + ((t * panels + p) * R + b) * 4 * VECTOR
                 aside = valid < L or resets or holds  # whole vectors in scratch, then what belongs to the user's rows
                 if aside:
                     call(a.copy_rows, rows, valid, L, old, old_row, c_old, VECTOR)

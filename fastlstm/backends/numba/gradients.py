@@ -74,12 +74,12 @@ def back_product(a, rows, b, s, packed, vectors, q, scratch):
 @jit
 def pack_strips(a, strips, s_first, s_last):
     """Rows (s, b) of [x, h_prev, 1] to [strip][row][column]; h_prev is what the step saw: zero after a reset."""
-    S, I, H, B, T = a.size, a.I, a.H, a.B, a.T
+    S, I, H, B, T, R = a.size, a.I, a.H, a.B, a.T, a.rows
     columns = I + H + 1
     block = (s_last - s_first) * B * STRIP * S
     for s in range(s_first, s_last):
         t, t_prev = (T - 1 - s, T - s) if a.reverse != 0 else (s, s - 1)
-        x, h, h_row = a.x + t * a.x_step, a.h + t_prev * B * H * S, H * S
+        x, h, h_row = a.x + t * a.x_step, a.h + t_prev * R * H * S, H * S
         if s == 0:
             h, h_row = a.h_0, a.h_0_row
         rows = strips + (s - s_first) * B * STRIP * S
@@ -94,12 +94,12 @@ def pack_strips(a, strips, s_first, s_last):
                 run = min(I + H - column, room)
                 call(a.copy_rows, B, run, run, h + (column - I) * S, h_row, to, STRIP * S)
                 if a.mask != 0:
-                    zero_rows(a, B, run, a.mask + t * B * 4, RESET, to, STRIP * S)
+                    zero_rows(a, B, run, a.mask + t * R * 4, RESET, to, STRIP * S)
             else:
                 run = 1
                 call(a.copy_rows, B, 1, 1, a.constants + ONE, 0, to, STRIP * S)
             if a.mask != 0 and column < I + H:  # a held row has no part: its padding may be NaN
-                zero_rows(a, B, run, a.mask + t * B * 4, HOLD, to, STRIP * S)
+                zero_rows(a, B, run, a.mask + t * R * 4, HOLD, to, STRIP * S)
             column += run
 
 
@@ -162,5 +162,7 @@ def input_gradient(a, scratch, s_first, s_last, thread, threads):
             column = group(vectors, q) * L
             width = min((group(vectors, q + 1) - group(vectors, q)) * L, I - column)
             back_product(a, count, b, s, a.packed_ih, vectors, q, scratch)
-            call(a.copy_rows, count, width, width, scratch, 4 * VECTOR, a.dx + ((t * B + b) * I + column) * S, I * S)
+            call(
+                a.copy_rows, count, width, width, scratch, 4 * VECTOR, a.dx + ((t * a.rows + b) * I + column) * S, I * S
+            )
         first += count

@@ -14,7 +14,7 @@ from numba import carray, cfunc
 from numba import types as nb
 
 from fastlstm import cell
-from fastlstm.backends.numba.arguments import BACKWARD, FORWARD, REGION, RegionArguments
+from fastlstm.backends.numba.arguments import BACKWARD, FORWARD, REGION, STACK, RegionArguments, StackArguments
 from fastlstm.backends.numba.backward_kernel import backward
 from fastlstm.backends.numba.forward_kernel import forward
 from fastlstm.backends.numba.intrinsics import call, call_int
@@ -42,6 +42,13 @@ def _functions(fingerprint: int) -> dict[str, tuple[Any, Any]]:
         if threads < fingerprint:
             backward(carray(args, 1, BACKWARD)[0], thread, threads)
 
+    def stack_task(args, thread, threads):
+        a = carray(args, 1, STACK)[0]
+        for lane in range(thread, a.lanes, threads):
+            for k in range(lane, a.count, a.lanes):
+                if k < fingerprint:
+                    call(a.task, a.first + k * a.bytes, 0, 1)
+
     def region(args):
         a = carray(args, 1, REGION)[0]
         size = call_int(a.team_size)
@@ -60,6 +67,7 @@ def _functions(fingerprint: int) -> dict[str, tuple[Any, Any]]:
     return {
         "forward": (forward_task, task),
         "backward": (backward_task, task),
+        "stack": (stack_task, task),
         "region": (region, nb.void(nb.voidptr)),
         "primitives4": (primitives32, nb.void(nb.intp)),
         "primitives8": (primitives64, nb.void(nb.intp)),
@@ -142,3 +150,24 @@ def run(name: str, arguments: ctypes.Structure, threads: int) -> None:
     function(address, 0, threads)
     for other in others:
         other.result()
+
+
+def run_stack(
+    name: str, arguments: ctypes.Structure, groups: int, by_group: dict[str, int], by_lane: dict[str, int], lanes: int
+) -> None:
+    """Run a task for each group of a stack, each on one thread, `lanes` at a time.
+
+    `arguments` are the first group's; a group's addresses lie so many bytes further for each group before it, or for
+    each lane. An absent address stays absent.
+    """
+    many = (type(arguments) * groups)()
+    for k in range(groups):
+        ctypes.memmove(
+            ctypes.byref(many, k * ctypes.sizeof(arguments)), ctypes.byref(arguments), ctypes.sizeof(arguments)
+        )
+        for steps, times in ((by_group, k), (by_lane, k % lanes)):
+            for field, step in steps.items():
+                if address := getattr(arguments, field):
+                    setattr(many[k], field, address + times * step)
+    stack = StackArguments(_compiled(name).address, ctypes.addressof(many), ctypes.sizeof(arguments), groups, lanes)
+    run("stack", stack, lanes)
