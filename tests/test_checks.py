@@ -1,4 +1,4 @@
-"""The messages of `check_layer`: one layer in one direction. The module's are in test_contract and test_module."""
+"""The messages of `check_layer`: one layer in one direction. The module's are in test_contract_* and test_masks."""
 
 import re
 

@@ -1,0 +1,132 @@
+"""What the differential tests share: drawn calls, what came of them, and comparisons."""
+
+import warnings
+from functools import partial
+
+import torch
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+import fastlstm
+
+TOLERANCE = 1e-12  # float64 sums of at most a few hundred terms, each below 10: 1e-14 apart at worst
+
+sizes = st.sampled_from([1, 2, 3, 5])
+bad_sizes = st.sampled_from([0, -1, 2.0, "a", None])
+
+
+def outcome(call):
+    """What `call` did: its result or exception, and the warnings it gave."""
+    with warnings.catch_warnings(record=True) as given_warnings:
+        warnings.simplefilter("always")
+        warnings.filterwarnings("ignore", "LSTM with projections is not supported with oneDNN")
+        try:
+            result = call()
+        except Exception as error:
+            result = error
+    return result, [(w.category, str(w.message)) for w in given_warnings]
+
+
+def assert_same_outcome(theirs, ours):
+    (result, expected_warnings), (got, got_warnings) = theirs, ours
+    assert got_warnings == expected_warnings
+    if isinstance(result, Exception):
+        assert type(got) is type(result), f"expected {result!r}, got {got!r}"
+        assert str(got) == str(result)
+        return
+    assert not isinstance(got, Exception), repr(got)
+    assert_same(result, got)
+
+
+def assert_same(expected, got):
+    """Equal in structure, types, shapes, strides and, to TOLERANCE, in values."""
+    if isinstance(expected, torch.Tensor):
+        assert got.dtype == expected.dtype
+        assert got.device == expected.device
+        assert got.shape == expected.shape
+        assert got.stride() == expected.stride() or expected.numel() == 0
+        assert got.requires_grad == expected.requires_grad
+        if expected.device.type != "meta":
+            torch.testing.assert_close(got, expected, rtol=0, atol=TOLERANCE)
+    elif isinstance(expected, PackedSequence):
+        assert type(got) is PackedSequence
+        assert_same(expected.data, got.data)
+        for name in ("batch_sizes", "sorted_indices", "unsorted_indices"):
+            a, b = getattr(expected, name), getattr(got, name)
+            assert (a is None and b is None) or torch.equal(a, b)
+    else:
+        assert type(got) is type(expected)
+        assert len(got) == len(expected)
+        for a, b in zip(expected, got, strict=True):
+            assert_same(a, b)
+
+
+def pair(seed=0, **arguments):
+    """A `torch.nn.LSTM` and a `fastlstm.LSTM` from the same seed, float64 unless said otherwise."""
+    arguments = {"dtype": torch.float64, **arguments}
+    modules = []
+    for cls in (nn.LSTM, fastlstm.LSTM):
+        torch.manual_seed(seed)
+        modules.append(cls(**arguments))
+    return modules
+
+
+modules = st.fixed_dictionaries(
+    {"input_size": sizes, "hidden_size": st.sampled_from([2, 3, 7])},
+    optional={
+        "num_layers": st.integers(1, 3),
+        "bias": st.booleans(),
+        "batch_first": st.booleans(),
+        "dropout": st.sampled_from([0.0, 0.4, 1.0]),
+        "bidirectional": st.booleans(),
+        "proj_size": st.sampled_from([0, 1]),
+    },
+)
+
+
+@st.composite
+def calls(draw):
+    """Constructor arguments, an input and states for it."""
+    arguments = draw(modules)
+    lengths = draw(st.lists(st.integers(1, 5), min_size=1, max_size=4))
+    form = draw(st.sampled_from(["unbatched", "batched", "batched", "packed", "packed unsorted", "packed equal"]))
+    batch_first, I, H = arguments.get("batch_first", False), arguments["input_size"], arguments["hidden_size"]
+    states = arguments.get("num_layers", 1) * (2 if arguments.get("bidirectional") else 1)
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    randn = partial(torch.randn, dtype=torch.float64, generator=generator)
+    T, B = max(lengths), draw(st.sampled_from([0, 1, 2, 3])) if form == "batched" else len(lengths)
+    if form == "unbatched":
+        x, batch = randn(T, I), ()
+    elif form == "batched":
+        x, batch = randn(*((B, T) if batch_first else (T, B)), I), (B,)
+        if draw(st.booleans()):
+            x = x.transpose(0, 1).contiguous().transpose(0, 1)
+    else:
+        lengths = [T] * B if form == "packed equal" else lengths if "un" in form else sorted(lengths, reverse=True)
+        x = pack_padded_sequence(randn(T, B, I), torch.tensor(lengths), enforce_sorted="un" not in form)
+        batch = (B,)
+    hx = None
+    if draw(st.booleans()):
+        h_0 = randn(states, *batch, arguments.get("proj_size", 0) or H)
+        c_0 = randn(states, *batch, H)
+        if draw(st.booleans()):  # any strides
+            h_0, c_0 = h_0.mT.contiguous().mT, torch.stack([c_0, c_0], -1)[..., 0]
+        hx = draw(st.sampled_from([tuple, list]))((h_0, c_0))
+    return arguments, x, hx, draw(st.integers(0, 2**31)), draw(st.booleans())
+
+
+def wrong(a, kind, I):
+    """The tensor `a` with a fault."""
+    return {
+        "dims": lambda: a.unsqueeze(0),
+        "no dims": lambda: a.reshape(-1)[:1].squeeze(0) if a.numel() else a.new_zeros(()),
+        "features": lambda: a.new_zeros(*a.shape[:-1], a.shape[-1] + I),
+        "rows": lambda: a.new_zeros(a.shape[0] + 1, *a.shape[1:]),
+        "batch": lambda: torch.cat([a, a], -2) if a.dim() > 1 else a,
+        "dtype": lambda: a.to(torch.float32),
+        "integers": lambda: a.to(torch.long),
+        "device": lambda: a.to("meta"),
+        "none": lambda: None,
+        "list": lambda: a.tolist(),
+    }[kind]()

@@ -1,0 +1,211 @@
+"""Resets and lengths: equal to running the pieces apart, and to packed sequences, in outputs and gradients."""
+
+import itertools
+import re
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+import fastlstm
+from tests.modules import assert_close, assert_same_gradients, both_backends, pair, randn
+
+pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+
+
+def run_in_pieces(lstm, x, reset, hx):
+    """Each row's pieces between resets run apart: what `reset` is equal to. All tensors time first."""
+    outputs, ends = [], []
+    for b in range(x.shape[1]):
+        state = tuple(a[:, b : b + 1] for a in hx)
+        starts = [0, *[t for t in range(x.shape[0]) if reset[t, b] and t], x.shape[0]]
+        row = []
+        for begin, end in itertools.pairwise(starts):
+            if reset[begin, b]:
+                state = tuple(torch.zeros_like(a) for a in state)
+            output, state = lstm(x[begin:end, b : b + 1], state)
+            row.append(output)
+        outputs.append(torch.cat(row))
+        ends.append(state)
+    return torch.cat(outputs, 1), tuple(torch.cat(a, 1) for a in zip(*ends, strict=True))
+
+
+@both_backends
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(1, 7),
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.booleans(),
+    st.sampled_from([0.0, 0.3, 1.0]),
+    st.integers(0, 2**31),
+)
+def test_reset_equals_pieces(backend, T, B, layers, batch_first, rate, seed):
+    torch.manual_seed(seed)
+    theirs, ours = pair(3, 5, layers, backend=backend)
+    x, h_0, c_0, reset = randn(T, B, 3), randn(layers, B, 5), randn(layers, B, 5), torch.rand(T, B) < rate
+    expected, states = run_in_pieces(theirs, x, reset, (h_0, c_0))
+    ours.batch_first = batch_first
+    if batch_first:
+        got, got_states = ours(x.transpose(0, 1), (h_0, c_0), reset=reset.T)
+        got = got.transpose(0, 1)
+    else:
+        got, got_states = ours(x, (h_0, c_0), reset=reset)
+    assert_same_gradients(ours, theirs, [got, *got_states], [expected, *states], [x, h_0, c_0])
+
+
+def test_reset_with_projection():
+    theirs, ours = pair(3, 5, 2, proj_size=2)
+    x, h_0, c_0 = randn(6, 2, 3), randn(2, 2, 2), randn(2, 2, 5)
+    reset = torch.tensor([[0, 1, 0, 0, 1, 0], [1, 0, 0, 0, 0, 1]], dtype=torch.bool).T
+    expected, states = run_in_pieces(theirs, x, reset, (h_0, c_0))
+    got, got_states = ours(x, (h_0, c_0), reset=reset)
+    assert_same_gradients(ours, theirs, [got, *got_states], [expected, *states], [x, h_0, c_0])
+
+
+def test_reset_stops_gradients():
+    _, ours = pair(3, 5)
+    x, h_0, c_0 = randn(6, 1, 3), randn(1, 1, 5), randn(1, 1, 5)
+    output, _ = ours(x, (h_0, c_0), reset=torch.tensor([0, 0, 0, 1, 0, 0], dtype=torch.bool).unsqueeze(1))
+    dx, dh_0, dc_0 = torch.autograd.grad(output[3:].sum(), [x, h_0, c_0])
+    assert dx[3:].abs().min() > 0
+    assert not dx[:3].any()
+    assert not dh_0.any()
+    assert not dc_0.any()
+
+
+@both_backends
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.integers(0, 6), min_size=1, max_size=5),
+    st.integers(1, 3),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([torch.int64, torch.int32, torch.uint8]),
+    st.integers(0, 2**31),
+)
+def test_lengths_equal_packed(backend, lengths, layers, bidirectional, batch_first, with_states, dtype, seed):
+    torch.manual_seed(seed)
+    theirs, ours = pair(3, 5, layers, bidirectional=bidirectional, backend=backend)
+    T, B, states = 6, len(lengths), layers * (2 if bidirectional else 1)
+    x, h_0, c_0 = randn(T, B, 3), randn(states, B, 5), randn(states, B, 5)
+    if not with_states:
+        h_0, c_0 = torch.zeros_like(h_0, requires_grad=True), torch.zeros_like(c_0, requires_grad=True)
+    expected, ends = x.sum() * x.new_zeros(T, B, 5 * (2 if bidirectional else 1)), [h_0.clone(), c_0.clone()]
+    rows = [b for b in range(B) if lengths[b]]  # torch takes no empty row: its output is zero, its state what it was
+    if rows:
+        kept = torch.tensor([lengths[b] for b in rows])
+        packed = pack_padded_sequence(x[:, rows], kept, enforce_sorted=False)
+        output, new = theirs(packed, (h_0[:, rows], c_0[:, rows]))
+        output, _ = pad_packed_sequence(output, total_length=T)
+        expected = expected.index_copy(1, torch.tensor(rows), output)
+        ends = [a.index_copy(1, torch.tensor(rows), b) for a, b in zip(ends, new, strict=True)]
+    ours.batch_first = batch_first
+    hx = (h_0, c_0) if with_states else None
+    n = torch.tensor(lengths, dtype=dtype)
+    got, new = ours(x.transpose(0, 1) if batch_first else x, hx, lengths=n)
+    got = got.transpose(0, 1) if batch_first else got
+    for b in range(B):
+        assert not got[lengths[b] :, b].any()
+    inputs = [x, h_0, c_0] if with_states else [x]
+    assert_same_gradients(ours, theirs, [got, *new], [expected, *ends], inputs)
+
+
+def test_lengths_beyond_the_input():
+    _, ours = pair(3, 5)
+    x = randn(4, 2, 3)
+    for got, expected in zip(ours(x, lengths=torch.tensor([9, -1]))[1], ours(x[:, :1])[1], strict=True):
+        assert_close(got[:, :1], expected)
+        assert not got[:, 1].any()
+
+
+@both_backends
+def test_lengths_win_over_reset(backend):
+    _, ours = pair(3, 5, 2, backend=backend)
+    x, reset = randn(6, 3, 3), torch.rand(6, 3) < 0.5
+    reset[4:, 0] = True  # past row 0's end
+    lengths = torch.tensor([4, 6, 1])
+    got, states = ours(x, reset=reset, lengths=lengths)
+    for b, n in enumerate(lengths.tolist()):
+        expected, ends = ours(x[:n, b : b + 1], reset=reset[:n, b : b + 1])
+        assert_close(got[:n, b : b + 1], expected)
+        assert not got[n:, b].any()
+        for a, e in zip(states, ends, strict=True):
+            assert_close(a[:, b : b + 1], e)
+
+
+def test_unbatched_reset_and_lengths():
+    _, ours = pair(3, 5, batch_first=True)
+    x, reset = randn(6, 3), torch.tensor([0, 1, 0, 0, 1, 0], dtype=torch.bool)
+    expected, (h_n, c_n), cells = ours(
+        x.unsqueeze(0), reset=reset.unsqueeze(0), lengths=torch.tensor([5]), return_cells=True
+    )
+    got = ours(x, reset=reset, lengths=torch.tensor(5), return_cells=True)
+    for a, b in zip([got[0], *got[1], got[2]], [expected[0], h_n[:, 0], c_n[:, 0], cells[0]], strict=True):
+        assert_close(a, b)
+
+
+def test_masks_wait_for_no_device():
+    """Fake tensors have no values: reading one, or a shape that depends on one, raises there."""
+    with FakeTensorMode():
+        lstm = fastlstm.LSTM(3, 5, 2)
+        x = torch.empty(6, 4, 3)
+        output, (h_n, _) = lstm(x, lengths=torch.empty(4, dtype=torch.int64), reset=torch.empty(6, 4, dtype=torch.bool))
+        assert output.shape == (6, 4, 5)
+        assert h_n.shape == (2, 4, 5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "call", "error", "message"),
+    [
+        ({}, {"reset": [True]}, TypeError, "reset must be a boolean tensor of shape (T, B), got list"),
+        (
+            {},
+            {"reset": torch.zeros(5, 2)},
+            TypeError,
+            "reset must be a boolean tensor of shape (T, B), got torch.float32",
+        ),
+        ({}, {"reset": torch.zeros(2, 5) > 0}, ValueError, "reset must have shape (T, B) = (5, 2), got (2, 5)"),
+        (
+            {"batch_first": True},
+            {"reset": torch.zeros(2, 5) > 0},
+            ValueError,
+            "reset must have shape (B, T) = (5, 2), got (2, 5)",
+        ),
+        (
+            {"bidirectional": True},
+            {"reset": torch.zeros(5, 2) > 0},
+            ValueError,
+            "reset needs a module of one direction, and this one is bidirectional",
+        ),
+        ({}, {"lengths": [1, 2]}, TypeError, "lengths must be an integer tensor of shape (B,), got list"),
+        (
+            {},
+            {"lengths": torch.ones(2)},
+            TypeError,
+            "lengths must be an integer tensor of shape (B,), got torch.float32",
+        ),
+        (
+            {},
+            {"lengths": torch.ones(2) > 0},
+            TypeError,
+            "lengths must be an integer tensor of shape (B,), got torch.bool",
+        ),
+        ({}, {"lengths": torch.ones(5).long()}, ValueError, "lengths must have shape (B,) = (2,), got (5,)"),
+    ],
+)
+def test_bad_masks(arguments, call, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        fastlstm.LSTM(3, 5, **arguments)(torch.zeros(5, 2, 3), **call)
+
+
+@pytest.mark.parametrize("name", ["reset", "lengths"])
+def test_packed_input_takes_no_masks(name):
+    packed = pack_padded_sequence(torch.zeros(5, 2, 3), torch.tensor([5, 3]))
+    value = torch.zeros(5, 2, dtype=torch.bool) if name == "reset" else torch.tensor([5, 3])
+    with pytest.raises(ValueError, match=f"{name} must be None for a PackedSequence"):
+        fastlstm.LSTM(3, 5)(packed, **{name: value})
