@@ -19,16 +19,18 @@ M = TypeVar("M", bound=nn.Module)
 _PAIRS: Any = ((nn.LSTM, LSTM), (nn.LSTMCell, LSTMCell))
 
 
-class _Subclass:
-    """Marks the classes that `replace_lstm` made from a subclass of torch's, which is their first base."""
+class _Mixed:
+    """Marks the classes that `replace_lstm` makes of torch's class, or a subclass of it, and ours."""
+
+    _made_from: type
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # such a class has no name to import, so a pickle holds the class it was made from
         parts: Any = super().__reduce_ex__(protocol)
-        return _new, (type(self).__bases__[0],), *parts[2:]
+        return _new, (self._made_from,), *parts[2:]
 
 
-def replace_lstm(model: M, *, backend: str | None = None) -> M:
+def replace_lstm(model: M, *, backend: str | None = None, keep_type: bool = False) -> M:
     """Make every `torch.nn.LSTM` and `torch.nn.LSTMCell` in `model` a `fastlstm.LSTM` or `fastlstm.LSTMCell`.
 
     The modules themselves change their class, so parameters (an optimiser keeps working), hooks, training mode,
@@ -40,6 +42,8 @@ def replace_lstm(model: M, *, backend: str | None = None) -> M:
     Args:
         model: any module, or an LSTM itself.
         backend: for the replaced modules, as `fastlstm.LSTM`'s.
+        keep_type: every replaced module remains an instance of `torch.nn.LSTM` or `torch.nn.LSTMCell`, for a model that
+            asks. `torch.compile` then breaks its graph at each of them, as it does at torch's own.
 
     Returns:
         `model`, changed.
@@ -50,13 +54,17 @@ def replace_lstm(model: M, *, backend: str | None = None) -> M:
     """
     if backend is not None:
         dispatch.check_name(backend)
-    for module in _modules(model, "replace_lstm"):
-        for theirs, ours in _PAIRS:
-            if isinstance(module, theirs) and not isinstance(module, ours):
-                module.__class__ = _replacement(type(module), parametrize.is_parametrized(module), theirs, ours)
-                vars(module).pop("_flat_weights", None)  # a second list of the weights, which ours does not keep
-                if backend is not None:
-                    vars(module)["backend"] = backend
+    replacements = [
+        (module, _replacement(type(module), parametrize.is_parametrized(module), theirs, ours, keep_type))
+        for module in _modules(model, "replace_lstm")
+        for theirs, ours in _PAIRS
+        if isinstance(module, theirs) and not isinstance(module, ours)
+    ]
+    for module, cls in replacements:  # all classes exist: no model is left half replaced
+        module.__class__ = cls
+        vars(module).pop("_flat_weights", None)  # a second list of the weights, which ours does not keep
+        if backend is not None:
+            vars(module)["backend"] = backend
     return model
 
 
@@ -156,11 +164,11 @@ def _modules(model: Any, function: str) -> list[nn.Module]:
     return modules
 
 
-def _replacement(cls: type, parametrized: bool, theirs: type, ours: type) -> type:
-    if cls is theirs:
+def _replacement(cls: type, parametrized: bool, theirs: type, ours: type, keep_type: bool) -> type:
+    if cls is theirs and not keep_type:
         return ours
     if parametrized:  # a class made for this one module; torch finds the class to go back to as its first base
-        return _rebased(cls, _replacement(cls.__bases__[0], False, theirs, ours))
+        return _rebased(cls, _replacement(cls.__bases__[0], False, theirs, ours, keep_type))
     return _mixed(cls, theirs, ours)
 
 
@@ -170,7 +178,7 @@ def _original(cls: type, parametrized: bool, theirs: type, ours: type) -> type |
     if parametrized:
         base = _original(cls.__bases__[0], False, theirs, ours)
         return None if base is None else _rebased(cls, base)
-    return cls.__bases__[0] if issubclass(cls, _Subclass) else None
+    return cls._made_from if issubclass(cls, _Mixed) else None
 
 
 def _rebased(cls: type, base: type) -> type:
@@ -180,9 +188,10 @@ def _rebased(cls: type, base: type) -> type:
 
 @cache
 def _mixed(cls: type, theirs: type, ours: type) -> Any:
-    """`cls`, a subclass of `theirs`, with `ours` between: the order of resolution is cls, ..., ours, theirs, ..."""
+    """`cls`, which is `theirs` or a subclass, with `ours` before `theirs`: resolved as cls, ..., ours, theirs, ..."""
     between = type(ours.__name__, (ours, theirs), {})
-    return type(cls.__name__, (cls, _Subclass, between), {"__module__": cls.__module__})
+    bases = (_Mixed, between) if cls is theirs else (cls, _Mixed, between)
+    return type(cls.__name__, bases, {"__module__": cls.__module__, "_made_from": cls})
 
 
 def _new(cls: type) -> Any:

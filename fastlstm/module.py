@@ -289,7 +289,9 @@ class LSTM(nn.RNNBase):
             TypeError: when `module` is no plain `torch.nn.LSTM`; `fastlstm.replace_lstm` takes subclasses and
                 parametrized modules.
         """
-        return _with_class(module, nn.LSTM, cls)
+        new = _with_class(module, nn.LSTM, cls)
+        vars(new).pop("_flat_weights")  # see the property of that name
+        return new
 
     def to_torch(self) -> nn.LSTM:
         """A `torch.nn.LSTM` with the arguments, mode, hooks and the very parameters of this one.
@@ -297,9 +299,11 @@ class LSTM(nn.RNNBase):
         Raises:
             TypeError: when this is a subclass's or a parametrized module; `fastlstm.restore_lstm` takes those.
         """
-        module = _with_class(self, LSTM, nn.LSTM)
-        module._init_flat_weights()
-        return module
+        new = _with_class(self, LSTM, nn.LSTM)
+        for name in ("backend", "forget_bias"):
+            vars(new).pop(name, None)
+        new._init_flat_weights()
+        return new
 
 
 class LSTMCell(nn.RNNCellBase):

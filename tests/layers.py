@@ -2,6 +2,7 @@
 and errors as fixed fractions of the largest value.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -9,6 +10,9 @@ from torch import Tensor
 
 from fastlstm.backends import reference
 from fastlstm.functional import lstm
+
+OUTPUTS = ("output", "h_n", "c_n", "cells")
+NAMES = (*OUTPUTS, "dx", "dh_0", "dc_0", "dweight_ih", "dweight_hh", "dbias_ih", "dbias_hh")
 
 
 @dataclass
@@ -57,17 +61,34 @@ class Layer:
         return h, h_n, c_n, c
 
 
-def error(got: Tensor, want: Tensor) -> float:
-    """The largest difference, relative to the largest value there should be. NaN counts as infinitely wrong.
+def draws(*size: int, **options: bool) -> list[Layer]:
+    """Layers of one size, as many as give every output and gradient 64 values in all.
 
-    That value counts as 0.1 at least: inputs and incoming gradients are of size one, and what cancels to less than a
-    tenth of that (a tensor of one element may) still carries the rounding of its terms.
+    A value may cancel to almost nothing and still carries the rounding of its terms; the largest of 64 is as large as
+    its terms make it. That is what errors are relative to.
     """
-    if want.numel() == 0:
-        return 0.0 if got.shape == want.shape else float("inf")
+    T, B, I, H = size
+    return [Layer(T, B, I, H, **options) for _ in range(-(-64 // min(B * H, T * B * I, 4 * H)))]
+
+
+def compare(layers: list[Layer], dtype: torch.dtype, backend: str) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Every output and gradient: its name, as `backend` computes it and as it should be, stacked over the layers."""
+    results = []
+    for layer in layers:
+        inputs, exact = layer.to(dtype), layer.to(torch.double)
+        got, want = layer.run(inputs, backend), layer.truth(exact)
+        got += torch.autograd.grad(got, inputs, [g.to(dtype) for g in layer.gradients])
+        want += torch.autograd.grad(want, exact, layer.gradients)
+        results.append(zip(NAMES, got, want))
+    for parts in zip(*results):
+        yield parts[0][0], torch.stack([got for _, got, _ in parts]), torch.stack([want for _, _, want in parts])
+
+
+def error(got: Tensor, want: Tensor) -> float:
+    """The largest difference, relative to the largest value there should be. NaN counts as infinitely wrong."""
     assert got.shape == want.shape, (got.shape, want.shape)
-    scale = max(want.abs().max().item(), 0.1)
-    return torch.nan_to_num((got.double() - want).abs().max() / scale, nan=float("inf")).item()
+    difference = (got.double() - want).abs().max() if want.numel() else torch.tensor(0.0)
+    return 0.0 if difference == 0 else torch.nan_to_num(difference / want.abs().max(), nan=float("inf")).item()
 
 
 def nn_lstm_errors(layer: Layer) -> tuple[float, float]:

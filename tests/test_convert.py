@@ -216,6 +216,36 @@ def test_restore_what_was_built_as_ours():
     assert lstm(torch.zeros(4, 2, 3))[0].shape == (4, 2, 10)
 
 
+@pytest.mark.parametrize("cls", [nn.LSTM, nn.LSTMCell, Bare])
+def test_keep_type(cls):
+    """For models that ask isinstance in forward, as TorchRL's do."""
+    module, x = cls(3, 5, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
+    original = deepcopy(module)
+    expected = original(x)[0]
+    assert replace_lstm(module, keep_type=True) is module
+    assert isinstance(module, cls)
+    assert isinstance(module, fastlstm.LSTMCell if cls is nn.LSTMCell else fastlstm.LSTM)
+    assert type(module).__name__ == cls.__name__
+    assert repr(module) == repr(original)
+    for copy in (module, deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert type(copy) is type(module)
+        assert_close(copy(x)[0], expected)
+    assert_close(torch.compile(deepcopy(module), backend="eager")(x)[0], expected)
+    assert type(restore_lstm(module)) is cls
+    assert vars(module).keys() == vars(original).keys()
+
+
+def test_a_model_is_replaced_whole_or_not_at_all():
+    class Final(nn.LSTM):
+        def __init_subclass__(cls):
+            raise TypeError("no subclasses")
+
+    model = nn.Sequential(nn.LSTM(3, 5), Final(5, 5))
+    with pytest.raises(TypeError, match="no subclasses"):
+        replace_lstm(model)
+    assert [type(module) for module in model] == [nn.LSTM, Final]
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace.* is deprecated")
 @pytest.mark.parametrize("function", [replace_lstm, restore_lstm])
 def test_what_cannot_be_replaced(function):
@@ -244,7 +274,11 @@ def test_from_and_to_torch(arguments):
     theirs = nn.LSTM(3, 5, dtype=torch.float64, **arguments).eval()
     theirs.register_forward_hook(lambda module, args, output: (2 * output[0], output[1]))
     ours = fastlstm.LSTM.from_torch(theirs)
+    assert "_flat_weights" not in vars(ours)  # a second list would keep weights alive that were replaced
+    ours.backend = "reference"
     back = ours.to_torch()
+    assert vars(back).keys() == vars(theirs).keys()
+    ours.backend = None
     assert (type(theirs), type(ours), type(back)) == (nn.LSTM, fastlstm.LSTM, nn.LSTM)
     x = torch.randn(4, 2, 3, dtype=torch.float64)
     for other in (ours, back):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fastlstm.backends.numba import memory
 from fastlstm.functional import lstm
-from tests.layers import Layer, error, nn_lstm_errors
+from tests.layers import OUTPUTS, Layer, compare, draws, error, nn_lstm_errors
 
 BACKENDS = ("numba", "reference")
 SIZES = [
@@ -44,17 +44,8 @@ def poisoned():
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_outputs_and_gradients(backend, size, dtype, reverse, masked, poisoned):
-    layer = Layer(*size, reverse=reverse, masked=masked)
-    truth = layer.to(torch.double)
-    want = layer.truth(truth)
-    inputs = layer.to(dtype)
-    got = layer.run(inputs, backend)
-    for name, a, b in zip(("output", "h_n", "c_n", "cells"), got, want):
-        assert error(a, b) < BOUND[dtype], name
-    want_grads = torch.autograd.grad(want, truth, layer.gradients)
-    got_grads = torch.autograd.grad(got, inputs, [g.to(dtype) for g in layer.gradients])
-    for name, a, b in zip(("x", "h_0", "c_0", "weight_ih", "weight_hh", "bias_ih", "bias_hh"), got_grads, want_grads):
-        assert error(a, b) < BOUND[dtype] or b.abs().max() == 0 == a.abs().max(), name
+    for name, got, want in compare(draws(*size, reverse=reverse, masked=masked), dtype, backend):
+        assert error(got, want) < BOUND[dtype], name
 
 
 @settings(max_examples=40, deadline=None)
@@ -65,15 +56,13 @@ def test_outputs_and_gradients(backend, size, dtype, reverse, masked, poisoned):
 def test_any_shape(T, B, I, H, reverse, masked, bias, threads):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    layer = Layer(T, B, I, H, reverse=reverse, masked=masked, bias=bias)
-    truth, inputs = layer.to(torch.double), layer.to(torch.double)
-    want, got = layer.truth(truth), layer.run(inputs, "numba")
-    want_grads = torch.autograd.grad(want, truth, layer.gradients)
-    got_grads = torch.autograd.grad(got, inputs, layer.gradients)
+    results = list(compare(draws(T, B, I, H, reverse=reverse, masked=masked, bias=bias), torch.double, "numba"))
     torch.set_num_threads(before)
-    assert max(map(error, got, want)) < BOUND[torch.float64]
-    for a, b in zip(got_grads, want_grads):
-        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
+    for name, got, want in results:
+        if name in OUTPUTS:
+            assert error(got, want) < BOUND[torch.double], name
+        else:
+            torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-12)
 
 
 @pytest.mark.parametrize(

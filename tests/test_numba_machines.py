@@ -31,18 +31,12 @@ def run(code, cwd=None, **environment):
 CHECK = """
     import torch
     from fastlstm.backends.numba import simd
-    from tests.layers import Layer, error
+    from tests.layers import compare, draws, error
     torch.set_num_threads(2)
     for dtype, bound in ((torch.float32, 6e-6), (torch.float64, 1e-12)):
         for size in ((3, 7, 5, 9), (2, 13, 28, 40), (1, 1, 1, 1)):
-            layer = Layer(*size, masked=True)
-            truth, inputs = layer.to(torch.double), layer.to(dtype)
-            want, got = layer.truth(truth), layer.run(inputs, "numba")
-            grads = [g.to(dtype) for g in layer.gradients]
-            for a, b in zip(got, want):
-                assert error(a, b) < bound
-            for a, b in zip(torch.autograd.grad(got, inputs, grads), torch.autograd.grad(want, truth, layer.gradients)):
-                assert error(a, b) < bound or b.abs().max() == 0
+            for name, got, want in compare(draws(*size, masked=True), dtype, "numba"):
+                assert error(got, want) < bound, name
     print(simd.VECTOR_BYTES, simd.TILE_ROWS)
 """
 
