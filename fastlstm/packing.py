@@ -11,7 +11,7 @@ def step_mask(T: int, device: torch.device, reset: Tensor | None, lengths: Tenso
     if lengths is None:
         return None if reset is None else reset.to(device, torch.int32, non_blocking=True)
     steps = torch.arange(T, device=device)
-    past_end = steps.unsqueeze(1) >= lengths.to(device, non_blocking=True)  # (T,B)
+    past_end = steps.unsqueeze(1) >= lengths.to(device, torch.int64, non_blocking=True)  # (T,B)
     if reset is None:
         return past_end.to(torch.int32) * HOLD
     return reset.to(device, torch.int32, non_blocking=True).masked_fill(past_end, HOLD)

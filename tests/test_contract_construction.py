@@ -99,6 +99,41 @@ def test_cell_construction(arguments, seed):
         assert (parameter is None and other is None) or torch.equal(other, parameter)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"input_size": 3.0}, TypeError, "input_size should be of type int, got: float"),
+        ({"hidden_size": "4"}, TypeError, "hidden_size should be of type int, got: str"),
+        ({"bias": 1}, TypeError, "bias should be of type bool, got: int"),
+        ({"batch_first": None}, TypeError, "batch_first should be of type bool, got: NoneType"),
+        ({"input_size": 0}, ValueError, "input_size must be greater than zero"),
+        ({"hidden_size": -1}, ValueError, "hidden_size must be greater than zero"),
+        ({"num_layers": 0}, ValueError, "num_layers must be greater than zero"),
+        ({"dropout": 1.5}, ValueError, "dropout should be a number in range"),
+        ({"dropout": -0.1}, ValueError, "dropout should be a number in range"),
+        ({"dropout": True}, ValueError, "dropout should be a number in range"),
+        ({"proj_size": -1}, ValueError, "proj_size should be a positive integer or zero"),
+        ({"proj_size": 4}, ValueError, "proj_size has to be smaller than hidden_size"),
+    ],
+)
+def test_errors_of_construction(arguments, error, words):
+    for cls in (nn.LSTM, fastlstm.LSTM):
+        with pytest.raises(error, match=words):
+            cls(**{"input_size": 3, "hidden_size": 4, **arguments})
+
+
+@pytest.mark.parametrize("cls", [nn.LSTM, fastlstm.LSTM])
+def test_dropout_of_one_layer_warns(cls):
+    with pytest.warns(UserWarning, match="non-zero dropout expects num_layers greater than 1"):
+        cls(3, 4, dropout=0.5)
+
+
+def test_a_cell_without_biases_registers_none():
+    for cls in (nn.LSTMCell, fastlstm.LSTMCell):
+        assert cls(3, 4, bias=False)._parameters.keys() == {"weight_ih", "weight_hh", "bias_ih", "bias_hh"}
+        assert cls(3, 4, bias=False).bias_ih is None
+
+
 def test_positional_order():
     arguments = (3, 4, 2, False, True, 0.5, True, 2, "meta", torch.float64)
     assert_same_module(nn.LSTM(*arguments), fastlstm.LSTM(*arguments))

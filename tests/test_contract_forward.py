@@ -1,5 +1,6 @@
 """The same forward calls, good and bad, to `torch.nn.LSTM` and ours: results, exceptions and messages compared."""
 
+import re
 import warnings
 from functools import partial
 
@@ -7,8 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
+import fastlstm
 from tests.contract import TOLERANCE, assert_same, assert_same_outcome, calls, outcome, pair, wrong
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
@@ -90,6 +93,36 @@ def test_bad_calls(call, x_fault, h_fault, c_fault):
         return module.train(training)(x, hx)
 
     assert_same_outcome(outcome(partial(run, theirs)), outcome(partial(run, ours)))
+
+
+X, STATE, UNBATCHED = (5, 2, 3), (1, 2, 4), (1, 4)
+
+
+@pytest.mark.parametrize(
+    ("x", "h_0", "c_0", "error", "words"),
+    [
+        ((3,), None, None, ValueError, "LSTM: Expected input to be 2D or 3D, got 1D instead"),
+        ((1, *X), None, None, ValueError, "LSTM: Expected input to be 2D or 3D, got 4D instead"),
+        ((5, 2, 7), None, None, RuntimeError, "input.size(-1) must be equal to input_size. Expected 3, got 7"),
+        ((5, 7), None, None, RuntimeError, "input.size(-1) must be equal to input_size. Expected 3, got 7"),
+        (X, (1, 3, 4), STATE, RuntimeError, "Expected hidden[0] size (1, 2, 4), got [1, 3, 4]"),
+        (X, (2, 2, 4), (2, 2, 4), RuntimeError, "Expected hidden[0] size (1, 2, 4), got [2, 2, 4]"),
+        (X, STATE, (1, 2, 5), RuntimeError, "Expected hidden[1] size (1, 2, 4), got [1, 2, 5]"),
+        (X, UNBATCHED, UNBATCHED, RuntimeError, "For batched 3-D input, hx and cx should also be 3-D but got (2-D, 2"),
+        ((5, 3), STATE, STATE, RuntimeError, "For unbatched 2-D input, hx and cx should also be 2-D but got (3-D, 3"),
+    ],
+)
+def test_errors_of_forward(x, h_0, c_0, error, words):
+    hx = None if h_0 is None else (torch.zeros(h_0), torch.zeros(c_0))
+    for cls in (nn.LSTM, fastlstm.LSTM):
+        with pytest.raises(error, match=re.escape(words)):
+            cls(3, 4)(torch.zeros(x), hx)
+
+
+@pytest.mark.parametrize("cls", [nn.LSTM, fastlstm.LSTM])
+def test_dtypes_must_agree(cls):
+    with pytest.raises(ValueError, match=r"RNN input dtype \(torch.float64\) does not match weight dtype"):
+        cls(3, 4)(torch.zeros(X, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("call", [{"args": ()}, {"args": (1, 2, 3)}, {"args": (torch.zeros(1, 3),), "foo": 1}])

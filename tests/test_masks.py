@@ -115,12 +115,21 @@ def test_lengths_equal_packed(backend, lengths, layers, bidirectional, batch_fir
     assert_same_gradients(ours, theirs, [got, *new], [expected, *ends], inputs)
 
 
-def test_lengths_beyond_the_input():
+@both_backends
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.int64])
+def test_lengths_outside_the_input_count_as_its_ends(backend, dtype):
+    """Checking them would wait for the device."""
+    _, ours = pair(3, 5, 2, bidirectional=True, backend=backend)
+    x, lengths = randn(4, 6, 3), torch.tensor([9, -1, 5, 4, 0, torch.iinfo(dtype).min], dtype=dtype)
+    got, expected = ours(x, lengths=lengths), ours(x, lengths=lengths.clamp(0, 4))
+    assert_same_gradients(ours, ours, [got[0], *got[1]], [expected[0], *expected[1]], [x])
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int16])
+def test_lengths_of_any_integer_dtype(dtype):
     _, ours = pair(3, 5)
-    x = randn(4, 2, 3)
-    for got, expected in zip(ours(x, lengths=torch.tensor([9, -1]))[1], ours(x[:, :1])[1], strict=True):
-        assert_close(got[:, :1], expected)
-        assert not got[:, 1].any()
+    x, lengths = randn(4, 3, 3), torch.tensor([4, 0, 3])
+    assert torch.equal(ours(x, lengths=lengths.to(dtype))[0], ours(x, lengths=lengths)[0])
 
 
 @both_backends

@@ -8,12 +8,12 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrizations, parametrize, prune
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.checkpoint import checkpoint
 
 import fastlstm
-from tests.modules import TOLERANCE, assert_close, pair, randn
+from tests.modules import TOLERANCE, assert_close, assert_same_gradients, pair, randn
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 
@@ -158,6 +158,39 @@ def test_weight_norm(weight_norm):
     assert not torch.allclose(ours(x)[0], expected)
 
 
+def test_pruned():
+    """torch.nn.utils.prune replaces a weight by a plain tensor before every call."""
+    modules = pair(3, 5)
+    for module in modules:
+        prune.l1_unstructured(module, "weight_hh_l0", amount=0.5)
+    ours, theirs = reversed(modules)
+    x = randn(4, 2, 3)
+    assert_same_gradients(ours, theirs, [ours(x)[0]], [theirs(x)[0]], [x])
+
+
+def test_truncated_backpropagation():
+    theirs, ours = pair(3, 5, 2)
+    x, gradients = randn(12, 2, 3), []
+    for module in (ours, theirs):
+        state = None
+        for chunk in x.split(4):
+            output, state = module(chunk, state)
+            output.cos().sum().backward()
+            state = tuple(a.detach() for a in state)
+        gradients.append([p.grad for p in module.parameters()])
+    for a, b in zip(*gradients, strict=True):
+        assert_close(a, b, 10 * TOLERANCE)
+
+
+@pytest.mark.parametrize("size", [(70_001, 1, 2), (2, 70_001, 2)])
+def test_more_steps_or_rows_than_16_bits_count(size):
+    theirs, ours = pair(2, 3)
+    x = randn(*size)
+    (output, states), (expected, ends) = ours(x), theirs(x)
+    for a, b in zip([output, *states], [expected, *ends], strict=True):
+        assert_close(a, b)
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_frozen_weights_with_an_input_gradient(training):
     theirs, ours = (module.requires_grad_(False).train(training) for module in pair(3, 5, 2, dropout=0.0))
@@ -267,6 +300,16 @@ def test_traced_whole(arguments, size, call):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6)  # float32, terms below 1
     gradients = [torch.autograd.grad(result[0].cos().sum(), lstm.weight_hh_l0)[0] for result in (got, expected)]
     torch.testing.assert_close(*gradients, rtol=0, atol=1e-5)
+
+
+def test_exported_with_a_dynamic_length():
+    """One node for the layer, whatever the number of steps."""
+    lstm = fastlstm.LSTM(3, 5).eval()
+    program = torch.export.export(lstm, (torch.randn(4, 2, 3),), dynamic_shapes=({0: torch.export.Dim("T")},))
+    assert [str(node.target) for node in program.graph.nodes].count("fastlstm.forward.default") == 1
+    x = torch.randn(9, 2, 3)
+    with torch.no_grad():
+        assert torch.equal(program.module()(x)[0], lstm(x)[0])
 
 
 def test_traced_step_and_cell():
