@@ -157,7 +157,7 @@ def sar() -> tuple[nn.Module, Run]:
     from doctr.models import sar_resnet31
 
     words = torch.rand(4, 3, 32, 128)
-    model = sar_resnet31(pretrained=False)
+    model = sar_resnet31(pretrained=False, pretrained_backbone=False)
     labels = ["word", "recognition"] * 2
 
     def run(model: nn.Module) -> tuple[Tensor, ...]:

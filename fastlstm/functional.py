@@ -42,6 +42,7 @@ def lstm(
     weight_hr: Tensor | None = None,
     *,
     mask: Tensor | None = None,
+    holds: bool = True,
     reverse: bool = False,
     return_cells: bool = False,
     backend: str | None = None,
@@ -55,6 +56,7 @@ def lstm(
         weight_hr: (P, H): projects the hidden state; ``h_0`` and the output are then P wide, and weight_hh is (4H, P).
         mask: int32 (T, B): 0 an ordinary step; 1 reset, the state is zero before the step; 2 hold, the state is
             carried through and the output is zero.
+        holds: False where the mask is known to hold no step, which saves a pass over the output.
         reverse: run from the last step to the first; outputs stay in the order of `x`.
         return_cells: also return every cell state.
         backend: a name of `fastlstm.dispatch.NAMES`; None takes `use_backend`'s.
@@ -72,7 +74,8 @@ def lstm(
         # autocast leaves float64 alone
         dtype = torch.float64 if x.dtype == torch.float64 else torch.get_autocast_dtype(x.device.type)
         biases = (a if a is None else a.to(dtype) for a in (bias_ih, bias_hh, weight_hr))
-        options: Any = {"mask": mask, "reverse": reverse, "return_cells": return_cells, "backend": backend}
+        options: Any = {"mask": mask, "holds": holds, "reverse": reverse}
+        options |= {"return_cells": return_cells, "backend": backend}
         hx = hx if hx is None else (hx[0].to(dtype), hx[1].to(dtype))
         with torch.autocast(x.device.type, enabled=False):  # the plain PyTorch maths would be cast once more
             return lstm(x.to(dtype), hx, weight_ih.to(dtype), weight_hh.to(dtype), *biases, **options)
@@ -107,7 +110,7 @@ def lstm(
         h, h_n, c_n, c, _ = _apply(x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, name)
     else:
         h, h_n, c_n, c, _ = ops.forward(x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, return_cells, name)
-    if mask is not None:
+    if mask is not None and holds:
         h = h.masked_fill((mask == reference.HOLD).unsqueeze(-1), 0)
     if h.dtype != dtype:
         h, h_n, c_n, c = h.to(dtype), h_n.to(dtype), c_n.to(dtype), c.to(dtype)

@@ -177,13 +177,14 @@ class LSTM(nn.RNNBase):
         weights = self._layer_weights(0)
         hx = checks.check_forward(self, input, hx, weights[0])
         mask = None if reset is None and lengths is None else self._step_mask(input, reset, lengths)
+        holds = lengths is not None
         if input.dim() == 2:
-            output, (h_n, c_n), *cells = self._run(input.unsqueeze(1), hx, mask, None, return_cells, weights)
+            output, (h_n, c_n), *cells = self._run(input.unsqueeze(1), hx, mask, None, return_cells, weights, holds)
             return output.squeeze(1), (h_n.squeeze(1), c_n.squeeze(1)), *(c.squeeze(1) for c in cells)
         if self.batch_first:
-            output, states, *cells = self._run(input.transpose(0, 1), hx, mask, None, return_cells, weights)
+            output, states, *cells = self._run(input.transpose(0, 1), hx, mask, None, return_cells, weights, holds)
             return output.transpose(0, 1), states, *(c.transpose(0, 1) for c in cells)
-        return self._run(input, hx, mask, None, return_cells, weights)
+        return self._run(input, hx, mask, None, return_cells, weights, holds)
 
     def _forward_packed(self, packed: PackedSequence, hx: State | None, return_cells: bool) -> tuple[Any, ...]:
         data, batch_sizes, sorted_indices, unsorted_indices = packed
@@ -219,10 +220,11 @@ class LSTM(nn.RNNBase):
         places: Tensor | None,
         return_cells: bool,
         weights: list[Tensor],  # of layer 0, direction 0
+        holds: bool = True,  # False: the mask only resets
     ) -> tuple[Any, ...]:
         if self.num_layers == 1 and not self.bidirectional and not return_cells:  # the common case, kept short
             state = None if hx is None else (hx[0][0], hx[1][0])
-            result: Any = lstm(x, state, *weights, mask=mask, backend=self.backend)
+            result: Any = lstm(x, state, *weights, mask=mask, holds=holds, backend=self.backend)
             output, (h_n, c_n) = result
             return output, (h_n.unsqueeze(0), c_n.unsqueeze(0))
         T, B, directions = x.shape[0], x.shape[1], 2 if self.bidirectional else 1
@@ -238,6 +240,7 @@ class LSTM(nn.RNNBase):
                     None if hx is None else (hx[0][k], hx[1][k]),
                     *weights,
                     mask=mask,
+                    holds=holds,
                     reverse=direction == 1,
                     return_cells=return_cells and is_last,
                     backend=self.backend,

@@ -14,8 +14,10 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.testing import make_tensor
 from torch.testing._internal.common_modules import FunctionInput, ModuleErrorEnum, ModuleInput, module_db
+from torch.testing._internal.common_pruning import LSTMLayerNormLinearModel, LSTMLinearModel
 
 import fastlstm
+from fastlstm.convert import replace_lstm
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"),
@@ -275,3 +277,17 @@ def test_errors(info, dtype, training):
             module = info.module_cls(*constructor.args, **arguments).train(training)
             with pytest.raises(error.error_type, match=error.error_regex):
                 call(module, inputs.forward_input)
+
+
+@pytest.mark.parametrize("make", [LSTMLinearModel, LSTMLayerNormLinearModel])
+def test_the_models_of_torch_s_pruning_tests(make):
+    theirs = make(4, 5, 3, 2).double()
+    ours = replace_lstm(deepcopy(theirs))
+    x = torch.randn(6, 2, 4, dtype=torch.float64, requires_grad=True)
+    results = []
+    for model in (ours, theirs):
+        outputs = tensors(model(x))
+        gradients = torch.autograd.grad([a.cos().sum() for a in outputs], [x, *model.parameters()])
+        results.append([*outputs, *gradients])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)

@@ -150,6 +150,7 @@ def test_weight_norm(weight_norm):
     x = randn(4, 2, 3)
     expected = theirs(x)[0]  # the norms start as the weights' own
     weight_norm(ours, "weight_hh_l0")
+    assert sum(isinstance(w, nn.Parameter) for w in ours._flat_weights) == 3  # as torch's own test counts them
     assert_close(ours(x)[0], expected)
     optimizer = torch.optim.SGD(ours.parameters(), lr=0.1)
     ours(x)[0].sum().backward()
@@ -166,6 +167,11 @@ def test_pruned():
     ours, theirs = reversed(modules)
     x = randn(4, 2, 3)
     assert_same_gradients(ours, theirs, [ours(x)[0]], [theirs(x)[0]], [x])
+    for module in modules:
+        assert sum(isinstance(w, nn.Parameter) for w in module._flat_weights) == 3
+        prune.remove(module, "weight_hh_l0")
+        assert all(isinstance(w, nn.Parameter) for w in module._flat_weights)
+    assert_close(ours(x)[0], theirs(x)[0])
 
 
 def test_truncated_backpropagation():
