@@ -88,7 +88,7 @@ def restore_lstm(model: M) -> M:
                     warnings.warn(f"{type(module).__name__} is a subclass of {ours.__name__} and stays", stacklevel=2)
                     continue
                 module.__class__ = original
-                for name in ("backend", "forget_bias"):
+                for name in ("backend", "forget_bias", "_slots"):
                     vars(module).pop(name, None)
                 if isinstance(module, nn.LSTM):
                     module._init_flat_weights()

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -52,6 +53,14 @@ def use_backend(name: str) -> Iterator[None]:
 def module(name: str) -> ModuleType:
     """The backend's module."""
     return _MODULES[name]
+
+
+def packing(name: str | None, device: torch.device, dtype: torch.dtype) -> Any:
+    """The backend that runs these tensors, where it can keep weights packed (has `pack`), or None."""
+    name = _default if name is None else name
+    if device.type != "cpu" or dtype not in (torch.float32, torch.float64):
+        return None
+    return numba if name in ("auto", "numba") else None
 
 
 def choose(

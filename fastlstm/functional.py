@@ -12,6 +12,7 @@ from torch._C._functorch import TransformType
 from fastlstm import checks, dispatch, ops
 from fastlstm.backends import aten, reference
 from fastlstm.function import LSTMFunction
+from fastlstm.inference import Slot, infer
 from fastlstm.tracing import allow_in_graph
 
 State = tuple[Tensor, Tensor]
@@ -46,6 +47,7 @@ def lstm(
     reverse: bool = False,
     return_cells: bool = False,
     backend: str | None = None,
+    slot: Slot | None = None,
 ) -> tuple[Tensor, State] | tuple[Tensor, State, Tensor]:
     """One LSTM layer in one direction over a whole sequence, time first.
 
@@ -60,6 +62,7 @@ def lstm(
         reverse: run from the last step to the first; outputs stay in the order of `x`.
         return_cells: also return every cell state.
         backend: a name of `fastlstm.dispatch.NAMES`; None takes `use_backend`'s.
+        slot: a module's own, which keeps these weights packed while no gradient is wanted.
 
     Returns:
         ``output`` (T, B, H), ``(h_n, c_n)`` each (B, H), and with `return_cells` the cell states (T, B, H).
@@ -70,6 +73,11 @@ def lstm(
 
     Equivalent to one layer and direction of `torch.nn.LSTM`.
     """
+    if slot is not None and mask is None and weight_hr is None and not return_cells:
+        weights = weight_ih, weight_hh, bias_ih, bias_hh
+        if (result := infer(slot, x, hx, weights, reverse, backend)) is not None:
+            h, h_n, c_n = result
+            return h, (h_n, c_n)
     if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
         # autocast leaves float64 alone
         dtype = torch.float64 if x.dtype == torch.float64 else torch.get_autocast_dtype(x.device.type)
@@ -96,8 +104,8 @@ def lstm(
         backend, x.device, dtype, projected=weight_hr is not None, masked=mask is not None, cells=return_cells
     )
     if name == "aten":
-        weights = [a for a in (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr) if a is not None]
-        output, h_n, c_n = aten.forward(x, weights, h_0, c_0, reverse, bias_ih is not None, torch.is_grad_enabled())
+        present = [a for a in (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr) if a is not None]
+        output, h_n, c_n = aten.forward(x, present, h_0, c_0, reverse, bias_ih is not None, torch.is_grad_enabled())
         return output, (h_n, c_n)
     if dtype in (torch.bfloat16, torch.float16):  # float32 arithmetic on the CPU, 16 bits in memory
         x, weight_ih, weight_hh, h_0, c_0 = (a.float() for a in (x, weight_ih, weight_hh, h_0, c_0))
@@ -126,6 +134,7 @@ def lstm_cell(
     bias_hh: Tensor | None = None,
     *,
     backend: str | None = None,
+    slot: Slot | None = None,
 ) -> State:
     """One time step: `x` (B, I), states (B, H) or None for zeros; returns ``(h, c)``, each (B, H).
 
@@ -137,7 +146,7 @@ def lstm_cell(
         hx = hx if hx is None else (hx[0].to(x.dtype), hx[1].to(x.dtype))
         with torch.autocast("cpu", enabled=False):
             return lstm_cell(x, hx, weight_ih, weight_hh, bias_ih, bias_hh, backend=backend)
-    return lstm(x.unsqueeze(0), hx, weight_ih, weight_hh, bias_ih, bias_hh, backend=backend)[1]
+    return lstm(x.unsqueeze(0), hx, weight_ih, weight_hh, bias_ih, bias_hh, backend=backend, slot=slot)[1]
 
 
 def _wants_autograd(*tensors: Tensor | None) -> bool:

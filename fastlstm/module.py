@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastlstm import checks, dispatch
 from fastlstm.functional import lstm, lstm_cell
+from fastlstm.inference import slot_of
 from fastlstm.packing import pack, pad, step_mask, unpack
 
 State = tuple[Tensor, Tensor]
@@ -132,6 +133,14 @@ class LSTM(nn.RNNBase):
             weights[2:2] = (None, None)
         return weights
 
+    def flatten_parameters(self) -> None:
+        """Drop the weights that were packed for inference: they are packed again at the next call without gradients.
+
+        That happens by itself when a weight is replaced, moved or changed in place. What it may miss is one element
+        written past PyTorch, through ``.data`` or numpy.
+        """
+        self.__dict__.pop("_slots", None)
+
     get_expected_cell_size: Any = nn.LSTM.get_expected_cell_size
     check_forward_args: Any = nn.LSTM.check_forward_args
     permute_hidden: Any = nn.LSTM.permute_hidden
@@ -224,7 +233,15 @@ class LSTM(nn.RNNBase):
     ) -> tuple[Any, ...]:
         if self.num_layers == 1 and not self.bidirectional and not return_cells:  # the common case, kept short
             state = None if hx is None else (hx[0][0], hx[1][0])
-            result: Any = lstm(x, state, *weights, mask=mask, holds=holds, backend=self.backend)
+            result: Any = lstm(
+                x,
+                state,
+                *weights,
+                mask=mask,
+                holds=holds,
+                backend=self.backend,
+                slot=slot_of(self),
+            )
             output, (h_n, c_n) = result
             return output, (h_n.unsqueeze(0), c_n.unsqueeze(0))
         T, B, directions = x.shape[0], x.shape[1], 2 if self.bidirectional else 1
@@ -244,6 +261,7 @@ class LSTM(nn.RNNBase):
                     reverse=direction == 1,
                     return_cells=return_cells and is_last,
                     backend=self.backend,
+                    slot=slot_of(self, k),
                 )
                 outputs.append(result[0])
                 ends.append(result[1])
@@ -279,7 +297,7 @@ class LSTM(nn.RNNBase):
             return h.squeeze(0), (h_n.squeeze(1), c_n.squeeze(1))
         if self.num_layers == 1 and not self.proj_size:  # the common case, kept short
             hx = None if state is None else (state[0].squeeze(0), state[1].squeeze(0))
-            result: Any = lstm(x_t.unsqueeze(0), hx, *weights, backend=self.backend)
+            result: Any = lstm(x_t.unsqueeze(0), hx, *weights, backend=self.backend, slot=slot_of(self))
             output, (h, c) = result
             return output.squeeze(0), (h.unsqueeze(0), c.unsqueeze(0))
         output, state = self._run(x_t.unsqueeze(0), state, None, None, False, weights)
@@ -304,7 +322,7 @@ class LSTM(nn.RNNBase):
             TypeError: when this is a subclass's or a parametrized module; `fastlstm.restore_lstm` takes those.
         """
         new = _with_class(self, LSTM, nn.LSTM)
-        for name in ("backend", "forget_bias"):
+        for name in ("backend", "forget_bias", "_slots"):
             vars(new).pop(name, None)
         new._init_flat_weights()
         return new
@@ -366,13 +384,12 @@ class LSTMCell(nn.RNNCellBase):
 
         Equivalent to `torch.nn.LSTMCell.forward`.
         """
-        weight_ih = self.weight_ih
-        hx = checks.check_cell(self, input, hx, weight_ih)
-        weights = (weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        weights = self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
+        hx = checks.check_cell(self, input, hx, weights[0])
         if input.dim() == 2:
-            return lstm_cell(input, hx, *weights, backend=self.backend)
+            return lstm_cell(input, hx, *weights, backend=self.backend, slot=slot_of(self))
         hx = None if hx is None else (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
-        h, c = lstm_cell(input.unsqueeze(0), hx, *weights, backend=self.backend)
+        h, c = lstm_cell(input.unsqueeze(0), hx, *weights, backend=self.backend, slot=slot_of(self))
         return h.squeeze(0), c.squeeze(0)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 import fastlstm
-from fastlstm.backends import numba
+from fastlstm.backends.numba import host, tasks
 
 SIZE = (9, 24, 28, 100)  # large enough for a parallel region
 
@@ -63,7 +63,7 @@ def test_many_python_threads_at_once(two_threads):
 
 def child(queue, count):
     torch.set_num_threads(count)
-    queue.put((numba.threads_now(), work().numpy()))
+    queue.put((host.threads_now(), work().numpy()))
 
 
 @pytest.mark.parametrize("method", [m for m in ("fork", "spawn") if m in multiprocessing.get_all_start_methods()])
@@ -112,9 +112,9 @@ def test_no_threads_beyond_those_asked_for(two_threads):
 
 def test_set_num_threads_is_followed_at_once(two_threads, monkeypatch):
     used = []
-    run = numba.tasks.run
+    run = tasks.run
     monkeypatch.setattr(
-        numba.tasks, "run", lambda name, arguments, threads: used.append(threads) or run(name, arguments, threads)
+        tasks, "run", lambda name, arguments, threads: used.append(threads) or run(name, arguments, threads)
     )
     for count in (2, 1, 2):
         torch.set_num_threads(count)

@@ -14,9 +14,9 @@ from fastlstm.backends.numba.gradients import (
     pack_transposed,
     unpack_weight_gradients,
 )
+from fastlstm.backends.numba.host import BARRIERS
 from fastlstm.backends.numba.intrinsics import call, get_int32
 from fastlstm.backends.numba.shared import (
-    BARRIERS,
     CHUNK,
     HOLD,
     RESET,

@@ -1,11 +1,12 @@
 """The forward pass of a layer: every time step for this thread's rows and units."""
 
+from fastlstm.backends.numba.host import BARRIERS
 from fastlstm.backends.numba.intrinsics import call, get_int32
 from fastlstm.backends.numba.shared import (
-    BARRIERS,
     BLOCK_K,
     CHUNK,
     HOLD,
+    KEEP,
     RESET,
     VECTOR,
     any_row,
@@ -17,24 +18,56 @@ from fastlstm.backends.numba.shared import (
 
 
 @jit
+def same(a, x, y):
+    """True where the elements at two addresses have the same bits."""
+    return get_int32(x) == get_int32(y) and (a.size == 4 or get_int32(x + 4) == get_int32(y + 4))
+
+
+@jit
+def holds_samples(a, p):
+    """True where panel p still has one element of each of its weights' rows, from a column that moves on with the row:
+    any column is met, since there are no fewer rows. A write past the version counter that changes a whole row, a whole
+    column or everything is found.
+    """
+    L, S, I, H = a.lanes, a.size, a.I, a.H
+    panel = a.packed + p * (I + H) * 4 * VECTOR
+    for gate in range(4):
+        first = gate * H + p * L
+        k, j = first % I, first % H
+        for lane in range(min(L, H - p * L)):
+            row, at = first + lane, panel + gate * VECTOR + lane * S
+            of_x, of_h = a.weight_ih + row * a.weight_ih_row + k * S, a.weight_hh + row * a.weight_hh_row + j * S
+            if not (same(a, of_x, at + k * 4 * VECTOR) and same(a, of_h, at + (I + j) * 4 * VECTOR)):
+                return False
+            k, j = k + 1 if k + 1 < I else 0, j + 1 if j + 1 < H else 0
+    return True
+
+
+@jit
 def pack_weights(a, first, last):
     """Panels `first` to `last`: rows of weight_ih and weight_hh to [k][gate][lane], units past H zero;
-    and the biases.
+    and the biases. With `pack` KEEP only what is not there already.
     """
     L, S, I, H = a.lanes, a.size, a.I, a.H
     panels, K = (H + L - 1) // L, I + H
     for p in range(first, last):
         panel, bias, valid = a.packed + p * K * 4 * VECTOR, a.packed + (panels * K + p) * 4 * VECTOR, min(L, H - p * L)
+        call(a.copy_rows, 1, 0, 4 * L, bias, 0, bias, 0)
+        for gate in range(4):
+            unit, to = (gate * H + p * L) * S, bias + gate * VECTOR
+            if a.bias != 0:
+                call(a.copy_rows, 1, valid, valid, a.bias + unit, 0, to, 0)
+            if a.bias_hh != 0:
+                call(a.add_rows, 1, valid, a.bias_hh + unit, 0, to, 0)
+        if a.pack == KEEP and holds_samples(a, p):
+            continue
         if valid < L:
             call(a.copy_rows, K, 0, 4 * L, panel, 0, panel, 4 * VECTOR)
-        call(a.copy_rows, 1, 0, 4 * L, bias, 0, bias, 0)
         for gate in range(4):
             row, to = gate * H + p * L, panel + gate * VECTOR
             call(a.transpose, valid, I, a.weight_ih + row * a.weight_ih_row, a.weight_ih_row, to, 4 * VECTOR)
             to += I * 4 * VECTOR
             call(a.transpose, valid, H, a.weight_hh + row * a.weight_hh_row, a.weight_hh_row, to, 4 * VECTOR)
-            if a.bias != 0:
-                call(a.copy_rows, 1, valid, valid, a.bias + row * S, 0, bias + gate * VECTOR, 0)
 
 
 @jit
@@ -50,8 +83,8 @@ def forward(a, thread, threads):
     if thread >= parts * team:
         return
     part, member = thread // team, thread % team
-    if a.pack != 0:
-        pack_weights(a, share(panels, thread, parts * team), share(panels, thread + 1, parts * team))
+    pack_weights(a, share(panels, thread, parts * team), share(panels, thread + 1, parts * team))
+    if parts > 1:  # otherwise everybody has packed what it will use
         wait(a.barrier, parts * team, 0, a.relax)
     barrier, passed = a.barrier + (1 + part) * BARRIERS, 0
 

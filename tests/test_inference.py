@@ -1,0 +1,207 @@
+"""Weights that stay packed while no gradient is wanted: the same bits as without, and never stale."""
+
+import copy
+import gc
+import os
+import pickle
+import threading
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fastlstm
+
+
+def both(module, x, hx=None):
+    """What the module gives without gradients, and with: the second packs its weights at every call."""
+    with torch.no_grad():
+        packed = module(x, hx)
+    return packed, module(x, hx)
+
+
+def flat(result):
+    output, states = result
+    return [output, *states] if isinstance(states, tuple) else [output, states]
+
+
+def assert_same_bits(module, x, hx=None):
+    for got, want in zip(*map(flat, both(module, x, hx)), strict=True):
+        assert torch.equal(got, want.detach())
+
+
+def slots(module):
+    return [slot.layer for slot in vars(module).get("_slots", {}).values()]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=st.tuples(*(st.sampled_from([1, 2, 7, 19]) for _ in range(3)), st.sampled_from([1, 7, 16, 33, 100])),
+    options=st.fixed_dictionaries(
+        {"num_layers": st.integers(1, 2), "bidirectional": st.booleans(), "bias": st.booleans()}
+    ),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    states=st.booleans(),
+)
+def test_the_same_bits_as_with_gradients(sizes, options, dtype, states):
+    T, B, I, H = sizes
+    lstm = fastlstm.LSTM(I, H, dtype=dtype, **options)
+    k = options["num_layers"] * (1 + options["bidirectional"])
+    hx = (torch.randn(k, B, H, dtype=dtype), torch.randn(k, B, H, dtype=dtype)) if states else None
+    x = torch.randn(T, B, I, dtype=dtype)
+    for _ in range(2):  # packs, then finds them packed
+        assert_same_bits(lstm, x, hx)
+
+
+@pytest.mark.parametrize("B", [1, 7])
+def test_a_cell_and_a_step(B):
+    cell, lstm = fastlstm.LSTMCell(5, 33), fastlstm.LSTM(5, 33)
+    lstm.load_state_dict({f"{name}_l0": value for name, value in cell.state_dict().items()})
+    x, hx = torch.randn(B, 5), (torch.randn(B, 33), torch.randn(B, 33))
+    with torch.no_grad():
+        for _ in range(2):
+            h, c = cell(x, hx)
+            h_t, (h_n, c_n) = lstm.step(x, (hx[0][None], hx[1][None]))
+    h_want, c_want = cell(x, hx)
+    for got, want in ((h, h_want), (c, c_want), (h_t, h_want), (h_n[0], h_want), (c_n[0], c_want)):
+        assert torch.equal(got, want.detach())
+
+
+def test_packed_weights_are_kept_from_call_to_call():
+    lstm, x = fastlstm.LSTM(5, 7, num_layers=2), torch.randn(3, 2, 5)
+    with torch.no_grad():
+        lstm(x)
+        first = slots(lstm)
+        lstm(x)
+    assert len(first) == 2
+    assert all(a is b for a, b in zip(first, slots(lstm), strict=True))
+    lstm.flatten_parameters()
+    assert slots(lstm) == []
+
+
+def set_row(a):
+    a[3] = 0.25
+
+
+def set_column(a):
+    a[:, 2] = 0.25
+
+
+CHANGES = {
+    "in place": lambda m: torch.no_grad()(m.weight_hh_l0.mul_)(1.5),
+    "one element": lambda m: torch.no_grad()(m.weight_ih_l0[6, 1].fill_)(3.0),
+    "replaced": lambda m: setattr(m, "weight_ih_l0", torch.nn.Parameter(torch.randn(28, 5))),
+    "loaded": lambda m: m.load_state_dict({k: v + 0.5 for k, v in m.state_dict().items()}),
+    "optimised": lambda m: m(torch.randn(2, 2, 5))[0].sum().backward() or torch.optim.SGD(m.parameters(), 1.0).step(),
+    "other data": lambda m: setattr(m.weight_hh_l0, "data", torch.randn(28, 7)),
+    "data, all of it": lambda m: m.weight_ih_l0.data.mul_(1.5),
+    "data, a row": lambda m: set_row(m.weight_hh_l0.data),
+    "data, a column of weight_ih": lambda m: set_column(m.weight_ih_l0.data),
+    "data, a column of weight_hh": lambda m: set_column(m.weight_hh_l0.data),
+    "data, one bias": lambda m: m.bias_hh_l0.data[5].fill_(2.0),
+    "numpy, a row": lambda m: set_row(m.weight_ih_l0.detach().numpy()),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_of_the_weights_is_seen(change):
+    lstm, x = fastlstm.LSTM(5, 7), torch.randn(3, 2, 5)
+    with torch.no_grad():
+        before = lstm(x)[0]
+    CHANGES[change](lstm)
+    assert_same_bits(lstm, x)
+    with torch.no_grad():
+        assert not torch.equal(lstm(x)[0], before)
+
+
+def test_other_weights_for_one_call():
+    lstm, x = fastlstm.LSTM(5, 7), torch.randn(3, 2, 5)
+    other = {name: torch.randn_like(value) for name, value in lstm.named_parameters()}
+    with torch.no_grad():
+        before = lstm(x)[0]
+        got = torch.func.functional_call(lstm, other, (x,))[0]
+        assert torch.equal(lstm(x)[0], before)
+    assert torch.equal(got, torch.func.functional_call(lstm, other, (x,))[0])
+    assert not torch.equal(got, before)
+
+
+def test_gradients_are_never_lost():
+    lstm, x = fastlstm.LSTM(5, 7), torch.randn(3, 2, 5)
+    with torch.no_grad():
+        lstm(x)
+    assert lstm(x)[0].requires_grad
+    lstm.requires_grad_(False)
+    assert not lstm(x)[0].requires_grad
+    assert lstm(x.clone().requires_grad_())[0].requires_grad
+    assert lstm(x, (torch.zeros(1, 2, 7, requires_grad=True), torch.zeros(1, 2, 7)))[0].requires_grad
+    with torch.inference_mode():
+        assert torch.equal(lstm(x)[0], lstm(x.clone())[0])
+
+
+def test_copies_and_pickles_hold_no_packed_weights():
+    lstm, x = fastlstm.LSTM(5, 7), torch.randn(3, 2, 5)
+    with torch.no_grad():
+        want = lstm(x)[0]
+    for twin in (copy.deepcopy(lstm), pickle.loads(pickle.dumps(lstm))):
+        assert slots(twin) in ([], [None])
+        with torch.no_grad():
+            assert torch.equal(twin(x)[0], want)
+    assert "_slots" not in vars(lstm.to_torch())
+    assert list(lstm.state_dict()) == ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"]
+
+
+def test_wrong_input_still_gets_its_error():
+    lstm, x = fastlstm.LSTM(5, 7), torch.randn(3, 2, 5)
+    with torch.no_grad():
+        lstm(x)
+        with pytest.raises(RuntimeError, match=r"Expected 5, got 6"):
+            lstm(torch.randn(3, 2, 6))
+        with pytest.raises(RuntimeError, match=r"hidden"):
+            lstm(x, (torch.zeros(1, 2, 8), torch.zeros(1, 2, 7)))
+        lstm.weight_hh_l0 = torch.nn.Parameter(torch.randn(28, 6))
+        with pytest.raises(ValueError, match=r"weight_hh must have shape \(28, 7\), got \(28, 6\)"):
+            lstm(x)
+
+
+def test_many_threads_share_a_module():
+    lstm, inputs = fastlstm.LSTM(28, 64), [torch.randn(9, k + 1, 28) for k in range(4)]
+    with torch.no_grad():
+        want = [lstm(x)[0] for x in inputs]
+    lstm.flatten_parameters()
+    wrong = []
+
+    def loop(k):
+        with torch.no_grad():
+            wrong.extend(k for _ in range(50) if not torch.equal(lstm(inputs[k])[0], want[k]))
+
+    threads = [threading.Thread(target=loop, args=(k,)) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=120)
+    assert not any(thread.is_alive() for thread in threads)
+    assert wrong == []
+
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs Linux's /proc")
+def test_resident_memory_stays_flat():
+    lstm, x = fastlstm.LSTM(8, 16), torch.randn(1, 1, 8)
+
+    def run(calls):
+        with torch.no_grad():
+            for _ in range(calls):
+                lstm(x)
+        for _ in range(calls // 20):
+            lstm(x)[0].sum().backward()
+        gc.collect()
+
+    run(2_000)
+    before = resident()
+    run(100_000)
+    assert resident() - before < 4 << 20  # 100 000 calls that keep 42 bytes each would show
