@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import fastlstm
-from benchmarks.clock import fastest, interleaved, ratio_of, thread_counts
+from benchmarks.clock import Contender, interleaved, ratio_of
 from benchmarks.third_party import MODELS, Run, ThirdParty
 
 
@@ -47,18 +47,16 @@ def measure(chosen: ThirdParty, threads: int, rounds: int) -> Iterator[tuple[str
     theirs, run = chosen.build()
     ours = fastlstm.replace_lstm(deepcopy(theirs), keep_type=chosen.keep_type)
     for prepare in (training_step, inference):
-        calls = prepare(theirs, run), prepare(ours, run)
-        # each at its faster thread count: the rest of a small model may prefer one
-        contenders = [fastest(dict.fromkeys(thread_counts(threads), call), rounds=3) for call in calls]
-        times = interleaved(dict(zip(("theirs", "ours"), contenders)), rounds)
+        contenders = {
+            "theirs": Contender(prepare(theirs, run), threads),
+            "ours": Contender(prepare(ours, run), threads),
+        }
+        times = interleaved(contenders, rounds)
         before, after = (statistics.median(times[name]) * 1e3 for name in ("theirs", "ours"))
         ratio = ratio_of(times["theirs"], times["ours"])
         yield (
             prepare.__name__.replace("_", " "),
-            (
-                f"{before:8.1f} {after:8.1f} ms, {ratio.median:.2f} times ({ratio.low:.2f} to {ratio.high:.2f}), "
-                f"on {contenders[0].threads} and {contenders[1].threads} threads"
-            ),
+            f"{before:8.1f} {after:8.1f} ms, {ratio.median:.2f} times ({ratio.low:.2f} to {ratio.high:.2f})",
         )
 
 

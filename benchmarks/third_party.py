@@ -141,9 +141,9 @@ def crnn() -> tuple[nn.Module, Run]:
     """Columns of convolutional features into a bidirectional LSTM of two layers, trained by CTC."""
     from doctr.models import crnn_vgg16_bn
 
-    words = torch.rand(16, 3, 32, 128)
+    words = torch.rand(4, 3, 32, 128)
     model = crnn_vgg16_bn(pretrained=False, pretrained_backbone=False)
-    labels = ["word", "recognition"] * 8
+    labels = ["word", "recognition"] * 2
 
     def run(model: nn.Module) -> tuple[Tensor, ...]:
         out = model(words, labels, return_model_output=True)
@@ -179,6 +179,6 @@ MODELS = {
     "LSTMModule": ThirdParty("torchrl", "reinforcement learning", "B 8, T 64, H 128", torchrl_lstm, keep_type=True),
     "VoiceEncoder": ThirdParty("resemblyzer", "speaker recognition", "B 16, T 160, H 256, 3 layers", voice_encoder),
     "Seq2SeqModel": ThirdParty("stanza", "lemmatisation", "B 50, T 16, H 200", stanza_seq2seq),
-    "CRNN": ThirdParty("doctr", "text recognition", "B 16, T 32, H 128, 2 layers, both directions", crnn),
+    "CRNN": ThirdParty("doctr", "text recognition", "B 4, T 32, H 128, 2 layers, both directions", crnn),
     "SAR": ThirdParty("doctr", "text recognition", "B 4, H 512, 2 layers, then cells", sar),
 }
