@@ -156,9 +156,9 @@ def sar() -> tuple[nn.Module, Run]:
     """An LSTM of two layers, then LSTMCell with attention, letter by letter."""
     from doctr.models import sar_resnet31
 
-    words = torch.rand(4, 3, 32, 128)
+    words = torch.rand(2, 3, 32, 128)
     model = sar_resnet31(pretrained=False, pretrained_backbone=False)
-    labels = ["word", "recognition"] * 2
+    labels = ["word", "recognition"]
 
     def run(model: nn.Module) -> tuple[Tensor, ...]:
         out = model(words, labels, return_model_output=True)
@@ -169,7 +169,7 @@ def sar() -> tuple[nn.Module, Run]:
 
 MODELS = {
     "Demucs": ThirdParty("demucs", "music separation", "2 x 0.5 s of stereo", demucs),
-    "DeepAR": ThirdParty("gluonts", "forecasting", "B 32, T 72, H 40, 2 layers", deepar),
+    "DeepAR": ThirdParty("gluonts", "forecasting", "B 32, T 71, H 40, 2 layers", deepar),
     "TemporalFusionTransformer": ThirdParty(
         "pytorch_forecasting", "forecasting", "B 64, T 48 + 24, H 32, 2 layers", temporal_fusion_transformer
     ),
@@ -180,5 +180,5 @@ MODELS = {
     "VoiceEncoder": ThirdParty("resemblyzer", "speaker recognition", "B 16, T 160, H 256, 3 layers", voice_encoder),
     "Seq2SeqModel": ThirdParty("stanza", "lemmatisation", "B 50, T 16, H 200", stanza_seq2seq),
     "CRNN": ThirdParty("doctr", "text recognition", "B 4, T 32, H 128, 2 layers, both directions", crnn),
-    "SAR": ThirdParty("doctr", "text recognition", "B 4, H 512, 2 layers, then cells", sar),
+    "SAR": ThirdParty("doctr", "text recognition", "B 2, H 512, 2 layers, then 33 cells", sar),
 }
