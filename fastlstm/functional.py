@@ -89,8 +89,8 @@ def lstm(
             return lstm(x.to(dtype), hx, weight_ih.to(dtype), weight_hh.to(dtype), *biases, **options)
     checks.check_layer(x, hx, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, mask)
     T, B, _ = x.shape
-    if hx is None:
-        h_0 = x.new_zeros(B, (weight_hh if weight_hr is None else weight_hr.mT).shape[-1])
+    if hx is None:  # one row for all: a compiler would fill B rows with threads of its own, which hinder the kernel's
+        h_0 = x.new_zeros(1, (weight_hh if weight_hr is None else weight_hr.mT).shape[-1]).expand(B, -1)
         c_0 = h_0 if weight_hr is None else x.new_zeros(B, weight_hr.shape[-1])
     else:
         h_0, c_0 = hx

@@ -140,7 +140,7 @@ def backward(
 def weight_gradient(dpreact: Tensor, inputs: Tensor, weight: Tensor) -> Tensor:
     """The sum over all (T, B) rows of ``dpreact`` outer ``inputs``, by groups of rows where `weight` is a stack."""
     if weight.dim() == 2:
-        return dpreact.flatten(0, 1).mT @ inputs.flatten(0, 1)
+        return dpreact.reshape(-1, dpreact.shape[-1]).mT @ inputs.reshape(-1, inputs.shape[-1])
     dpreact, inputs = (a.unflatten(1, (weight.shape[0], -1)).transpose(0, 1).flatten(1, 2) for a in (dpreact, inputs))
     return dpreact.mT @ inputs
 
@@ -148,5 +148,5 @@ def weight_gradient(dpreact: Tensor, inputs: Tensor, weight: Tensor) -> Tensor:
 def bias_gradient(dpreact: Tensor, bias: Tensor) -> Tensor:
     """Column sums of ``dpreact``, by groups of rows where `bias` is (G, 4H)."""
     if bias.dim() == 1:
-        return dpreact.flatten(0, 1).sum(0)
+        return dpreact.sum((0, 1))
     return dpreact.unflatten(1, (bias.shape[0], -1)).sum((0, 2))

@@ -1,0 +1,189 @@
+"""torch.compile and torch.export: one node a layer and direction whatever T, sizes left open, results equal to eager's."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._dynamo.utils import counters
+from torch.export import Dim
+from torch.func import grad, hessian, jacfwd, jvp, vmap
+
+import fastlstm
+
+backends = pytest.mark.parametrize("backend", ["numba", "reference"])
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    torch._dynamo.reset()
+    counters.clear()
+
+
+def graph_of(lstm, T):
+    counter = CompileCounterWithBackend("eager")
+    torch._dynamo.reset()
+    torch.compile(lstm, backend=counter, fullgraph=True, dynamic=False)(torch.randn(T, 2, 3))
+    return [(node.op, str(node.target)) for node in counter.graphs[0].graph.nodes]
+
+
+@backends
+def test_the_graph_is_the_same_for_every_length(backend):
+    lstm = fastlstm.LSTM(3, 4, num_layers=2, bidirectional=True, backend=backend)
+    short, long = graph_of(lstm, 16), graph_of(lstm, 1024)
+    assert short == long
+    assert sum("_apply" in target for _, target in short) == 4
+
+
+@backends
+def test_operators_in_the_traced_graph(backend):
+    """What a compiler sees of training: two operators a layer and direction."""
+    seen = []
+
+    def collect(graph, example):
+        seen.append([str(node.target) for node in graph.graph.nodes])
+        return graph
+
+    from torch._dynamo.backends.common import aot_autograd
+
+    lstm = fastlstm.LSTM(3, 4, num_layers=2, bidirectional=True, backend=backend)
+    compiled = torch.compile(lstm, backend=aot_autograd(fw_compiler=collect), fullgraph=True)
+    compiled(torch.randn(5, 2, 3))[0].sum().backward()
+    assert [sum(t == f"fastlstm.{n}.default" for t in g) for g, n in zip(seen, ("forward", "backward"))] == [4, 4]
+
+
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True, "batch_first": True}])
+def test_no_second_compilation(options):
+    """Sizes marked as open compile once; sizes that are merely found to vary, as often as torch itself takes."""
+    lstm = fastlstm.LSTM(11, 13, dtype=torch.double, **options)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(lstm, backend=counter, fullgraph=True, dynamic=True)
+    for T, B in ((4, 3), (9, 3), (17, 5), (2, 33)):
+        x = torch.randn(T, B, 11, dtype=torch.double, requires_grad=True)
+        got, want = compiled(x), lstm(x)
+        assert torch.equal(got[0], want[0])
+        assert all(torch.equal(a, b) for a, b in zip(got[1], want[1]))
+        direction, of = torch.randn_like(want[0]), [x, *lstm.parameters()]
+        gradients = torch.autograd.grad(got[0], of, direction), torch.autograd.grad(want[0], of, direction)
+        assert all(torch.equal(a, b) for a, b in zip(*gradients))
+    assert counter.frame_count == 1
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["recompile_limit"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_inductor_equals_eager(dynamic):
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm, self.head = fastlstm.LSTM(7, 33, num_layers=2), torch.nn.Linear(33, 10)
+
+        def forward(self, x):
+            return self.head(torch.relu(self.lstm(x)[0]))
+
+    net = Net().double()
+    compiled = torch.compile(net, fullgraph=True, dynamic=dynamic)
+    for T, B in ((6, 5), (9, 3)):
+        x = torch.randn(T, B, 7, dtype=torch.double, requires_grad=True)
+        got, want, of = compiled(x), net(x), [x, *net.parameters()]
+        torch.testing.assert_close(got, want)
+        direction = torch.randn_like(want)
+        torch.testing.assert_close(torch.autograd.grad(got, of, direction), torch.autograd.grad(want, of, direction))
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(x), net(x))
+
+
+@backends
+@pytest.mark.parametrize(
+    "transform",
+    [
+        lambda f: lambda x: grad(lambda x: f(x).pow(2).sum())(x),
+        lambda f: lambda x: vmap(f, 1, 1)(x.unsqueeze(2)),
+        lambda f: lambda x: jvp(f, (x,), (x,))[1],
+        lambda f: lambda x: jacfwd(lambda x: f(x).sum(0))(x),
+        lambda f: lambda x: hessian(lambda x: f(x).pow(2).sum())(x),
+        lambda f: lambda x: vmap(grad(lambda x: f(x).pow(2).sum()), 1, 1)(x.unsqueeze(2)),
+    ],
+    ids=["grad", "vmap", "jvp", "jacfwd", "hessian", "per sample"],
+)
+def test_compiled_transforms(backend, transform):
+    lstm, x = fastlstm.LSTM(3, 4, dtype=torch.double, backend=backend), torch.randn(4, 2, 3).double()
+    function = transform(lambda x: lstm(x)[0])
+    torch.testing.assert_close(torch.compile(function, backend="aot_eager", fullgraph=True)(x), function(x))
+
+
+def test_compiled_autocast():
+    lstm, x = fastlstm.LSTM(3, 4), torch.randn(5, 2, 3)
+
+    def run(x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return lstm(x)[0]
+
+    got = torch.compile(run, backend="aot_eager", fullgraph=True)(x)
+    assert got.dtype == torch.bfloat16
+    assert torch.equal(got, run(x))
+
+
+def test_double_backward_of_compiled_code_is_refused():
+    """Torch's own limit; what must not happen is an answer."""
+    lstm, x = fastlstm.LSTM(3, 4), torch.randn(5, 2, 3, requires_grad=True)
+    output = torch.compile(lstm, backend="aot_eager")(x)[0]
+    (gradient,) = torch.autograd.grad(output.pow(2).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="does not currently support double backward"):
+        gradient.sum().backward()
+
+
+LOADED = """
+import sys, torch, fastlstm
+folder = sys.argv[1]
+program, results = torch.export.load(folder + "/model.pt2").module(), []
+for x in torch.load(folder + "/inputs.pt"):
+    x.requires_grad_()
+    output, (h_n, c_n) = program(x)
+    results.append([output.detach(), h_n.detach(), c_n.detach(), *torch.autograd.grad(output.pow(2).sum(), x)])
+torch.save(results, folder + "/results.pt")
+"""
+
+
+@backends
+@pytest.mark.parametrize("strict", [False, True])
+def test_export_in_another_process(tmp_path, backend, strict):
+    """T and B stay open, and a loaded program trains."""
+    lstm = fastlstm.LSTM(11, 13, num_layers=2, bidirectional=True, dtype=torch.double, backend=backend)
+    open_sizes = {"input": {0: Dim("T", max=100_000), 1: Dim("B", max=100_000)}}
+    example = torch.randn(6, 5, 11, dtype=torch.double)
+    program = torch.export.export(lstm, (example,), dynamic_shapes=open_sizes, strict=strict)
+    assert sum(node.target == torch.ops.fastlstm.forward.default for node in program.graph.nodes) == 4
+    torch.export.save(program, tmp_path / "model.pt2")
+    inputs = [torch.randn(T, B, 11, dtype=torch.double) for T, B in ((1, 1), (1, 3), (5, 1), (50, 7))]
+    torch.save(inputs, tmp_path / "inputs.pt")
+    subprocess.run([sys.executable, "-c", LOADED, str(tmp_path)], check=True)
+    for x, got in zip(inputs, torch.load(tmp_path / "results.pt")):
+        x.requires_grad_()
+        output, states = lstm(x)
+        want = [output, *states, *torch.autograd.grad(output.pow(2).sum(), x)]
+        assert all(torch.equal(a, b) for a, b in zip(got, want))
+
+
+def test_an_export_without_gradients_says_so():
+    lstm, x = fastlstm.LSTM(3, 4), torch.randn(5, 2, 3)
+    with torch.no_grad():
+        program = torch.export.export(lstm, (x,)).module()
+    with torch.no_grad():
+        assert torch.equal(program(x)[0], lstm(x)[0])
+    with pytest.raises(RuntimeError, match="save=False"):
+        program(x)[0].sum().backward()
+
+
+@pytest.mark.slow
+def test_aot_inductor(tmp_path):
+    """Compiled to a shared library; the LSTM in it is still called through Python."""
+    lstm = fastlstm.LSTM(11, 13).eval()
+    open_sizes = {"input": {0: Dim("T", max=100_000), 1: Dim("B", max=100_000)}}
+    with torch.no_grad():
+        program = torch.export.export(lstm, (torch.randn(6, 5, 11),), dynamic_shapes=open_sizes)
+        package = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "model.pt2"))
+        run, x = torch._inductor.aoti_load_package(package), torch.randn(9, 4, 11)
+        torch.testing.assert_close(run(x), lstm(x))

@@ -1,0 +1,183 @@
+"""Derivatives beyond the first, in float64, against autograd over the reference's steps or torch.nn.LSTM's own."""
+
+import pytest
+import torch
+from torch.autograd import forward_ad
+from torch.func import grad, hessian, jacfwd, jacrev, jvp
+
+import fastlstm
+from fastlstm import function, ops
+from tests.layers import Layer
+
+backends = pytest.mark.parametrize("backend", ["numba", "reference"])
+
+
+@pytest.fixture(params=["numba", "reference"])
+def pair(request):
+    theirs = torch.nn.LSTM(4, 5, num_layers=2, bidirectional=True, dtype=torch.double)
+    ours = fastlstm.LSTM(4, 5, num_layers=2, bidirectional=True, dtype=torch.double, backend=request.param)
+    ours.load_state_dict(theirs.state_dict())
+    return theirs, ours
+
+
+def test_gradient_penalty(pair):
+    """A WGAN-GP critic's step."""
+    real, fake, mix = torch.randn(6, 3, 4).double(), torch.randn(6, 3, 4).double(), torch.rand(3, 1).double()
+    results = []
+    for critic in pair:
+        x = (mix * real + (1 - mix) * fake).requires_grad_()
+        (gradient,) = torch.autograd.grad(critic(x)[0][-1].sum(), x, create_graph=True)
+        penalty = ((gradient.transpose(0, 1).flatten(1).norm(dim=1) - 1) ** 2).mean()
+        loss = critic(fake)[0][-1].mean() - critic(real)[0][-1].mean() + 10 * penalty
+        results.append(torch.autograd.grad(loss, [*critic.parameters(), x]))
+    for got, want in zip(results[1], results[0]):
+        torch.testing.assert_close(got, want)
+
+
+def test_hessian_vector_product(pair):
+    x = torch.randn(6, 3, 4).double()
+    directions = [torch.randn_like(p) for p in pair[0].parameters()]
+    results = []
+    for module in pair:
+        parameters = list(module.parameters())
+        gradients = torch.autograd.grad(module(x)[0].pow(3).sum(), parameters, create_graph=True)
+        results.append(torch.autograd.grad(gradients, parameters, directions))
+    for got, want in zip(results[1], results[0]):
+        torch.testing.assert_close(got, want)
+
+
+def test_a_step_that_learns_from_a_step(pair):
+    """MAML: the loss after one step of descent, differentiated by the weights before it."""
+    x = torch.randn(6, 3, 4).double()
+    results = []
+    for module in pair:
+        names = [name for name, _ in module.named_parameters()]
+        parameters = [p.detach().clone().requires_grad_() for p in module.parameters()]
+        twin = fastlstm.LSTM(4, 5, num_layers=2, bidirectional=True, dtype=torch.double, backend="reference")
+        model = module if isinstance(module, fastlstm.LSTM) else twin
+        call = lambda p: torch.func.functional_call(model, dict(zip(names, p)), (x,))[0].pow(2).sum()  # noqa: E731
+        gradients = torch.autograd.grad(call(parameters), parameters, create_graph=True)
+        after = [p - 0.1 * g for p, g in zip(parameters, gradients)]
+        results.append(torch.autograd.grad(call(after), parameters))
+    for got, want in zip(results[1], results[0]):
+        torch.testing.assert_close(got, want)
+
+
+@backends
+@pytest.mark.parametrize(("reverse", "masked"), [(False, False), (True, True)])
+@pytest.mark.parametrize(
+    "third",
+    [
+        lambda f, n: jacrev(jacrev(jacrev(f, n), n), n),
+        lambda f, n: jacfwd(jacrev(jacrev(f, n), n), n),
+        lambda f, n: jacrev(jacfwd(jacrev(f, n), n), n),
+        lambda f, n: jacrev(jacrev(jacfwd(f, n), n), n),
+        lambda f, n: jacfwd(jacfwd(jacrev(f, n), n), n),
+    ],
+    ids=["rrr", "frr", "rfr", "rrf", "ffr"],
+)
+def test_third_derivatives(backend, reverse, masked, third):
+    layer = Layer(3, 2, 2, 2, reverse=reverse, masked=masked)
+    inputs = layer.to(torch.double, requires_grad=False)
+    ours = lambda *a: sum((out**3).sum() for out in layer.run(list(a), backend))  # noqa: E731
+    truth = lambda *a: sum((out**3).sum() for out in layer.truth(list(a)))  # noqa: E731
+    torch.testing.assert_close(third(ours, 1)(*inputs), third(truth, 1)(*inputs))
+
+
+@backends
+def test_forward_over_forward(backend):
+    """Nested forward levels give zeros through any autograd Function: here they must not."""
+    layer = Layer(3, 2, 3, 2)
+    inputs = layer.to(torch.double, requires_grad=False)
+    ours = lambda *a: sum((out**3).sum() for out in layer.run(list(a), backend))  # noqa: E731
+    truth = lambda *a: sum((out**3).sum() for out in layer.truth(list(a)))  # noqa: E731
+    want = jacrev(jacrev(truth, 4), 4)(*inputs)
+    assert want.abs().max() > 1e-3
+    torch.testing.assert_close(jacfwd(jacfwd(ours, 4), 4)(*inputs), want)
+    tangent = torch.randn_like(inputs[4])
+    at = lambda w: ours(*inputs[:4], w, *inputs[5:])  # noqa: E731
+    twice = jvp(lambda w: jvp(at, (w,), (tangent,))[1], (inputs[4],), (tangent,))[1]
+    torch.testing.assert_close(twice, (want.flatten(0, 1).flatten(1) @ tangent.flatten()) @ tangent.flatten())
+
+
+@backends
+def test_reverse_over_dual_numbers(backend):
+    layer = Layer(3, 2, 3, 2)
+    inputs = layer.to(torch.double)
+    loss = lambda run, a: sum((out**3).sum() for out in run(a))  # noqa: E731
+    tangents = [torch.randn_like(a) for a in inputs]
+    with forward_ad.dual_level():
+        dual = [forward_ad.make_dual(a, t) for a, t in zip(inputs, tangents)]
+        tangent = forward_ad.unpack_dual(loss(lambda a: layer.run(a, backend), dual)).tangent
+        got = torch.autograd.grad(tangent, inputs)
+    gradients = torch.autograd.grad(loss(layer.truth, inputs), inputs, create_graph=True)
+    torch.testing.assert_close(got, torch.autograd.grad(gradients, inputs, tangents))
+
+
+def test_nested_dual_numbers_are_refused():
+    """Torch's own limit; what must not happen is an answer."""
+    lstm, x = fastlstm.LSTM(3, 4), torch.randn(5, 2, 3)
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="Nested forward mode"):
+        jvp(lambda a: lstm(a)[0], (forward_ad.make_dual(x, x),), (x,))
+
+
+@pytest.mark.parametrize("which", ["hessian", "jacobian"])
+def test_vectorized_functional(which):
+    """torch.autograd.functional batches with rules of its own, which know fewer operators than vmap's."""
+    lstm, x = fastlstm.LSTM(3, 4, dtype=torch.double), torch.randn(4, 2, 3).double()
+    loss = lambda a: lstm(a)[0].pow(3).sum(0)  # noqa: E731
+    if which == "hessian":
+        total = lambda a: loss(a).sum()  # noqa: E731
+        for mode in ("reverse-mode", "forward-mode"):
+            got = torch.autograd.functional.hessian(total, x, vectorize=True, outer_jacobian_strategy=mode)
+            torch.testing.assert_close(got, hessian(total)(x))
+    else:
+        for mode in ("reverse-mode", "forward-mode"):
+            got = torch.autograd.functional.jacobian(loss, x, vectorize=True, strategy=mode)
+            torch.testing.assert_close(got, jacrev(loss)(x))
+
+
+def test_padding_that_is_nan_leaves_no_trace():
+    layer = Layer(4, 3, 5, 6, masked=True)
+    layer.mask[:] = 0
+    layer.mask[2:, 1] = 2
+
+    def penalty(fill):
+        inputs = layer.to(torch.double)
+        x = inputs[0].detach().clone()
+        x[2:, 1] = fill
+        inputs[0] = x.requires_grad_()
+        outputs = layer.run(inputs, "numba")[:3]
+        gradients = torch.autograd.grad(sum(a.pow(2).sum() for a in outputs), inputs, create_graph=True)
+        return torch.autograd.grad(sum(g.pow(2).sum() for g in gradients), inputs)
+
+    for got, want in zip(penalty(float("nan")), penalty(0.0)):
+        torch.testing.assert_close(got, want)
+
+
+def test_the_first_backward_pays_nothing_for_a_second(monkeypatch):
+    """Without create_graph nothing but the kernel runs; with it, nothing more but an autograd node."""
+    layer, calls = Layer(4, 3, 5, 6), []
+    for name in ("forward", "backward"):
+        monkeypatch.setattr(ops, name, lambda *a, _f=getattr(ops, name), _n=name: calls.append(_n) or _f(*a))
+    apply = function.LSTMBackward.apply
+    monkeypatch.setattr(function.LSTMBackward, "apply", lambda *a: calls.append("node") or apply(*a))
+    inputs = layer.to(torch.double)
+    torch.autograd.grad(layer.run(inputs, "numba")[0].sum(), inputs)
+    assert calls == ["forward", "backward"]
+    calls.clear()
+    (gradient,) = torch.autograd.grad(layer.run(inputs, "numba")[0].sum(), inputs[:1], create_graph=True)
+    assert calls == ["forward", "node", "backward"]
+    calls.clear()
+    gradient.sum().backward()
+    assert calls == ["backward"]  # of what h and c got
+
+
+@backends
+def test_gradients_of_gradients_by_func(backend):
+    layer = Layer(3, 2, 3, 2)
+    inputs = layer.to(torch.double, requires_grad=False)
+    loss = lambda run: lambda *a: sum((out**3).sum() for out in run(list(a)))  # noqa: E731
+    twice = lambda f: grad(lambda *a: sum(g.pow(2).sum() for g in grad(f, tuple(range(7)))(*a)), tuple(range(7)))  # noqa: E731
+    got = twice(loss(lambda a: layer.run(a, backend)))(*inputs)
+    torch.testing.assert_close(got, twice(loss(layer.truth))(*inputs))

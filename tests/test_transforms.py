@@ -1,0 +1,156 @@
+"""Operators under opcheck, and the tools around autograd: checkpoints, hooks, autocast with a scaler, tracers."""
+
+import pytest
+import torch
+from torch.autograd import forward_ad
+from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
+from torch.func import functional_call, jvp
+from torch.utils.checkpoint import checkpoint
+
+import fastlstm
+from fastlstm import ops
+from tests.layers import Layer
+
+backends = pytest.mark.parametrize("backend", ["numba", "reference"])
+
+
+@backends
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize(("reverse", "masked"), [(False, False), (True, False), (False, True)])
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_opcheck(backend, stacked, reverse, masked, requires_grad):
+    layer = Layer(3, 4, 5, 6, reverse=reverse, masked=masked)
+    x, h_0, c_0, w_ih, w_hh, b_ih, _ = layer.to(torch.double, requires_grad=False)
+    weights = [torch.stack([a, a / 2]) if stacked else a for a in (w_ih, w_hh, b_ih)]
+    tensors = [a.requires_grad_(requires_grad) for a in (x, *weights, h_0, c_0)]
+    args = (*tensors, layer.mask, reverse)
+    torch.library.opcheck(ops.forward_op, (*args, True, backend))
+    with torch.no_grad():
+        torch.library.opcheck(ops.forward_op, (*args, False, backend))
+        h, _, _, c, gates = ops.forward_op(*args, True, backend)
+    dh, dh_n, dc_n, _ = layer.gradients
+    inputs = (dh, dh_n, dc_n, None, *args[:7], h, c, gates, reverse)
+    torch.library.opcheck(ops.backward_op, (*inputs, [True, True, False, True], backend))
+
+
+@backends
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpointed_layers(backend, use_reentrant):
+    lstm = fastlstm.LSTM(5, 6, num_layers=2, dtype=torch.double, backend=backend)
+    x = torch.randn(4, 3, 5, dtype=torch.double, requires_grad=True)
+    checkpoint(lstm, x, use_reentrant=use_reentrant)[0].pow(2).sum().backward()
+    got = [x.grad, *(p.grad for p in lstm.parameters())]
+    want = torch.autograd.grad(lstm(x)[0].pow(2).sum(), [x, *lstm.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(got, want))
+
+
+@backends
+@pytest.mark.parametrize("hooks", [save_on_cpu, lambda: saved_tensors_hooks(lambda t: t.numpy(), torch.from_numpy)])
+def test_saved_tensors_may_be_moved(backend, hooks):
+    lstm = fastlstm.LSTM(5, 6, num_layers=2, dtype=torch.double, backend=backend)
+    x = torch.randn(4, 3, 5, dtype=torch.double)
+    with hooks():
+        output = lstm(x)[0]
+    got = torch.autograd.grad(output.sum(), list(lstm.parameters()))
+    want = torch.autograd.grad(lstm(x)[0].sum(), list(lstm.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(got, want))
+
+
+@backends
+def test_functional_call_differentiates_by_what_is_given(backend):
+    lstm, x = fastlstm.LSTM(5, 6, dtype=torch.double, backend=backend), torch.randn(4, 3, 5, dtype=torch.double)
+    given = {k: (v.detach() * 2).requires_grad_() for k, v in lstm.named_parameters()}
+    got = torch.autograd.grad(functional_call(lstm, given, (x,))[0].sum(), list(given.values()))
+    twin = fastlstm.LSTM(5, 6, dtype=torch.double, backend=backend)
+    twin.load_state_dict(given)
+    assert all(torch.equal(a, b) for a, b in zip(got, torch.autograd.grad(twin(x)[0].sum(), list(twin.parameters()))))
+    assert all(p.grad is None for p in lstm.parameters())
+
+
+@backends
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("given", [torch.float32, None])
+def test_autocast_training(backend, dtype, given):
+    """Whatever the dtype of input and state, as under autocast every matrix product of torch takes it."""
+    lstm, x = fastlstm.LSTM(6, 7, backend=backend), torch.randn(5, 3, 6).to(given or dtype)
+    state = torch.zeros(1, 3, 7, dtype=dtype), torch.zeros(1, 3, 7)
+    optimizer, scaler = torch.optim.SGD(lstm.parameters(), lr=0.1), torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    before = [p.detach().clone() for p in lstm.parameters()]
+    with torch.autocast("cpu", dtype):
+        output, (h_n, c_n) = lstm(x, state)
+        loss = output.float().pow(2).mean()
+    assert output.dtype == h_n.dtype == c_n.dtype == dtype
+    scaler.scale(loss).backward()
+    rounded = fastlstm.LSTM(6, 7, backend="reference")
+    rounded.load_state_dict({k: v.to(dtype).float() for k, v in lstm.state_dict().items()})
+    want = rounded(x.to(dtype).float())[0].pow(2).mean()
+    wanted = torch.autograd.grad(want, list(rounded.parameters()))
+    epsilon = torch.finfo(dtype).eps
+    for p, gradient in zip(lstm.parameters(), wanted):
+        assert p.grad.dtype == torch.float32
+        # the output, its gradient and the parameter's gradient are each rounded once
+        atol = 4 * epsilon * gradient.abs().max().item()
+        torch.testing.assert_close(p.grad / 2.0**10, gradient, rtol=4 * epsilon, atol=atol)
+    scaler.step(optimizer)
+    scaler.update()
+    for p, old, gradient in zip(lstm.parameters(), before, wanted):
+        torch.testing.assert_close(p, old - 0.1 * gradient, rtol=0, atol=0.4 * epsilon * gradient.abs().max().item())
+
+
+def test_a_scaler_skips_a_step_that_overflows():
+    lstm, x = fastlstm.LSTM(6, 7), torch.randn(5, 3, 6)
+    optimizer, scaler = torch.optim.SGD(lstm.parameters(), lr=0.1), torch.amp.GradScaler("cpu", init_scale=2.0**100)
+    before = [p.detach().clone() for p in lstm.parameters()]
+    with torch.autocast("cpu", torch.float16):
+        loss = lstm(x)[0].float().sum() * 2.0**30
+    scaler.scale(loss).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert scaler.get_scale() == 2.0**99
+    assert all(torch.equal(a, b) for a, b in zip(lstm.parameters(), before))
+
+
+def test_mixed_dtypes_without_autocast_are_refused():
+    with pytest.raises(ValueError, match="dtype"):
+        fastlstm.LSTM(6, 7)(torch.randn(5, 3, 6).bfloat16())
+
+
+def test_an_operator_alone_has_no_tangent():
+    """A registered operator cannot be given forward mode: called past its Function it must not answer zero."""
+    layer = Layer(3, 2, 4, 5)
+    x, h_0, c_0, w_ih, w_hh, b_ih, _ = layer.to(torch.double, requires_grad=False)
+    run = lambda x: ops.forward_op(x, w_ih, w_hh, b_ih, h_0, c_0, None, False, True, "numba")[0]  # noqa: E731
+    with pytest.raises(NotImplementedError, match="forward mode"):
+        jvp(run, (x,), (x,))
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward mode"):
+        run(forward_ad.make_dual(x, x))
+
+
+def test_script_is_refused():
+    """TorchScript compiles no keyword-only arguments with defaults."""
+    with pytest.raises(torch.jit.frontend.NotSupportedError, match="keyword-only arguments"):
+        torch.jit.script(fastlstm.LSTM(3, 4))
+
+
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm = fastlstm.LSTM(3, 4)
+
+    def forward(self, x):
+        return self.lstm(x)[0].relu()
+
+
+class Tracer(torch.fx.Tracer):
+    def is_leaf_module(self, module, name):
+        return isinstance(module, torch.nn.RNNBase) or super().is_leaf_module(module, name)
+
+
+def test_symbolic_trace_needs_a_leaf():
+    """FX cannot trace through checks of shapes, neither torch.nn.LSTM's nor ours; it spares modules of torch.nn."""
+    for module in (torch.nn.LSTM(3, 4), fastlstm.LSTM(3, 4), Model()):
+        with pytest.raises(torch.fx.proxy.TraceError, match="control flow"):
+            torch.fx.symbolic_trace(module)
+    model, x = Model(), torch.randn(5, 2, 3)
+    traced = torch.fx.GraphModule(model, Tracer().trace(model))
+    assert torch.equal(traced(x), model(x))
