@@ -2,28 +2,32 @@
 
 import argparse
 import functools
-import math
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import NoReturn
+from typing import Any
 
 import torch
 from torch import nn
 
 from fastlstm import dispatch
-from fastlstm.mnist import report
-from fastlstm.mnist.data import DataError, Dataset, load
-from fastlstm.mnist.training import Recipe, run
+from fastlstm.mnist import checkpoint, report
+from fastlstm.mnist.arguments import Parser, positive, positive_float, probability, whole
+from fastlstm.mnist.board import Board
+from fastlstm.mnist.checkpoint import CheckpointError, Keeper
+from fastlstm.mnist.data import DataError, Dataset, fingerprint, load
+from fastlstm.mnist.processes import joined, started
+from fastlstm.mnist.recipe import PARTS, RECIPES, Recipe, iterations
+from fastlstm.mnist.training import run
 from fastlstm.module import LSTM
 
 OURS, THEIRS = "fastlstm.LSTM", "torch.nn.LSTM"
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n")  # one line, without the usage
+CHECKPOINTS = {OURS: "checkpoint.pt", THEIRS: "checkpoint-compare.pt"}
+SIZES = ("batch_size", "hidden_size", "lr", "seed", "layers", "bidirectional", "proj_size", "dropout")
+OPTIONS = (*SIZES, "steps", "permuted", "precision", "compile")  # of Recipe, under the same names
+FIXED = (*OPTIONS, "recipe", "iterations", "epochs", "without", "backend", "compare", "out")  # once a run has begun
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,110 +41,194 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _arguments() -> _Parser:
+def _arguments() -> Parser:
     recipe = Recipe()
-    positive = functools.partial(_whole, 1, 2**31 - 1)
-    parser = _Parser(
+    parser = Parser(
         prog="python -m fastlstm.train",
         description="Train an LSTM that reads each MNIST image row by row, as 28 time steps of 28 pixels.",
-        epilog="Ctrl-C ends the training early: what there is is reported and written, and the exit code is 130.",
+        epilog="Ctrl-C ends the training early: what there is is reported and written, and the exit code is 130. "
+        "On several processes: torchrun --nproc-per-node=N -m fastlstm.train ...",
     )
     add = parser.add_argument
+    add("--recipe", choices=RECIPES, help="tutorial, the default: plain Adam for 800 iterations; best: see below")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--iterations", type=positive, metavar="N", help=f"default: {recipe.iterations}")
+    length.add_argument("--epochs", type=positive, metavar="N", help="passes over the training images instead")
+    add("--batch-size", type=positive, metavar="N", help=f"over all processes (default: {recipe.batch_size})")
+    add("--lr", type=positive_float, metavar="X", help=f"Adam's step size, the largest (default: {recipe.lr})")
+    seed = functools.partial(whole, 0, 2**63 - 1)
+    add("--seed", type=seed, metavar="N", help=f"of the initial weights and the batches (default: {recipe.seed})")
+    add("--hidden-size", type=positive, metavar="N", help=f"default: {recipe.hidden_size}")
+    add("--layers", type=positive, metavar="N", help=f"of the LSTM (default: {recipe.layers})")
+    add("--bidirectional", action="store_true", default=None, help="also read from the last step to the first")
+    add("--proj-size", type=positive, metavar="N", help="project the hidden state to N features")
+    add("--dropout", type=probability, metavar="P", help="between the layers and on the last state (default: 0)")
+    add("--steps", type=positive, metavar="N", help="read the pixels in N steps: 784, one by one (default: by row)")
+    add("--permuted", action="store_true", default=None, help="read the pixels in one fixed random order")
+    add("--precision", choices=("fp32", "bf16"), help="bf16: under torch.autocast (default: fp32)")
+    add("--compile", action="store_true", default=None, help="run the model through torch.compile")
+    add("--without", action="append", choices=PARTS, help="leave a part of the recipe out; may be repeated")
     add(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto, the default: cuda where there is a GPU"
     )
     add("--backend", choices=dispatch.NAMES, help="what runs the LSTM (default: FASTLSTM_BACKEND, else auto)")
-    add("--iterations", type=positive, default=recipe.iterations, metavar="N", help="default: %(default)s")
-    add("--batch-size", type=positive, default=recipe.batch_size, metavar="N", help="default: %(default)s")
-    add("--hidden-size", type=positive, default=recipe.hidden_size, metavar="N", help="default: %(default)s")
-    add("--lr", type=_positive_float, default=recipe.lr, metavar="X", help="Adam's step size (default: %(default)s)")
-    add(
-        "--seed",
-        type=functools.partial(_whole, 0, 2**63 - 1),
-        default=recipe.seed,
-        metavar="N",
-        help="of the initial weights and the batches (default: %(default)s)",
-    )
     add("--threads", type=positive, metavar="N", help="of the CPU (default: torch's own number)")
     add("--data", type=Path, metavar="DIR", help="another set of four IDX files, gzipped or not (default: MNIST)")
-    add("--out", type=Path, metavar="DIR", help="write metrics.json, model.pt and training.png there")
-    add("--compare", action="store_true", help=f"also train {THEIRS} from the same weights on the same batches")
+    add("--out", type=Path, metavar="DIR", help="write metrics.json, model.pt, checkpoints and pictures there")
+    add("--resume", type=Path, metavar="DIR", help="continue the run that wrote to DIR where its last checkpoint is")
+    add("--checkpoint-every", type=positive, default=200, metavar="N", help="iterations (default: %(default)s)")
+    add("--tensorboard", type=Path, metavar="DIR", help="log there for TensorBoard (extra: fastlstm[tensorboard])")
+    add("--compare", action="store_true", default=None, help=f"also train {THEIRS} from the same weights and batches")
     add("--verbose", action="store_true", help="print loss and accuracy every 10 iterations")
     return parser
 
 
-def _whole(low: int, high: int, text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = low - 1
-    if not low <= value <= high:
-        raise argparse.ArgumentTypeError(f"must be a whole number from {low} to {high}, got {text!r}")
-    return value
-
-
-def _positive_float(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
-    return value
-
-
-def _run(parser: _Parser, args: argparse.Namespace) -> int:
-    recipe = Recipe(args.iterations, args.batch_size, args.hidden_size, args.lr, args.seed)
-    device, backend = _machine(parser, args)
+def _run(parser: Parser, args: argparse.Namespace) -> int:
+    processes = started()
+    resumed = _resumed(parser, args) if args.resume else None
+    device = _device(parser, args)
     data = _data(parser, args, device)
-    if args.out:
-        _make_directory(parser, args.out)
+    recipe = Recipe(**resumed["recipe"]) if resumed else _recipe(parser, args, data)
+    if recipe.batch_size % processes.number:
+        parser.error(
+            f"argument --batch-size: must be a multiple of {processes.number}, the number of processes, "
+            f"got {recipe.batch_size}"
+        )
+    backend = _backend(parser, args, device, recipe)
+    board = _board(parser, args) if args.tensorboard and processes.rank == 0 else None
+    out = args.resume or args.out
+    if out:
+        parser.make_directory("--resume" if args.resume else "--out", out)
 
-    lstm_classes: dict[str, Callable[[int, int], nn.RNNBase]] = {OURS: functools.partial(LSTM, backend=args.backend)}
+    lstm_classes: dict[str, Callable[..., nn.RNNBase]] = {OURS: functools.partial(LSTM, backend=args.backend)}
     if args.compare:
         lstm_classes[THEIRS] = nn.LSTM
-    runs = run(lstm_classes, data, recipe, verbose=args.verbose)
-    metrics = report.metrics(recipe, runs, backend)
+    about = {"recipe": asdict(recipe), "backend": backend, "images": fingerprint(data.train)} if out else {}
+    keepers = _keepers(args, out, about) if out else None
+    try:
+        with joined(processes, device):
+            runs = run(
+                lstm_classes,
+                data,
+                recipe,
+                verbose=args.verbose,
+                keepers=keepers,
+                board=board,
+                processes=processes,
+            )
+    except CheckpointError as error:
+        parser.error(f"argument --resume: {error}")
+    if processes.rank:
+        return 0
+    metrics = report.metrics(recipe, runs, backend, processes.number)
     print(report.summary(metrics))
-    if args.out:
-        report.write(args.out, metrics, runs, data.test)
-        print(f"metrics.json, model.pt and training.png are in {args.out}")
-    return 130 if any(each.history.interrupted for each in runs.values()) else 0
+    if out:
+        report.write(out, metrics, runs, data.test)
+        print(f"metrics.json, model.pt and the pictures are in {out}")
+    if board:
+        board.close(metrics["iterations"], report.draw(runs, data.test))
+    if any(each.history.interrupted for each in runs.values()):
+        if out:
+            print(f"continue with --resume {out}")
+        return 130
+    return 0
 
 
-def _machine(parser: _Parser, args: argparse.Namespace) -> tuple[torch.device, str]:
+def _resumed(parser: Parser, args: argparse.Namespace) -> dict[str, Any]:
+    """What the run in `args.resume` is; the arguments that it was begun with are put into `args`."""
+    for name in FIXED:
+        if getattr(args, name) is not None:
+            parser.error(f"argument --{name.replace('_', '-')}: must be left out with --resume, the run keeps its own")
+    try:
+        kept = checkpoint.load(args.resume / CHECKPOINTS[OURS])
+    except CheckpointError as error:
+        parser.error(f"argument --resume: {error}")
+    begun = kept["begun"]
+    args.backend, args.compare = begun["backend"], begun["compare"]
+    args.threads = args.threads or begun["threads"]
+    args.data = args.data or (Path(begun["data"]) if begun["data"] else None)
+    return kept["about"]
+
+
+def _keepers(args: argparse.Namespace, out: Path, about: dict[str, Any]) -> dict[str, Keeper]:
+    if not args.resume and started().rank == 0:
+        for name in CHECKPOINTS.values():  # of an earlier run in this directory
+            (out / name).unlink(missing_ok=True)
+    begun = {
+        "backend": args.backend,
+        "compare": args.compare,
+        "threads": args.threads,
+        "data": str(args.data.resolve()) if args.data else None,
+    }
+    return {
+        lstm: Keeper(out / name, {**about, "lstm": lstm}, begun, args.checkpoint_every, bool(args.resume))
+        for lstm, name in CHECKPOINTS.items()
+    }
+
+
+def _recipe(parser: Parser, args: argparse.Namespace, data: Dataset) -> Recipe:
+    chosen = dict(RECIPES[args.recipe or "tutorial"])
+    chosen |= {name: value for name in OPTIONS if (value := getattr(args, name)) is not None}
+    parts = chosen.pop("parts", ())
+    for part in args.without or ():
+        if part not in parts:
+            parser.error(f"argument --without: must be one of {', '.join(parts) or 'none'} in this recipe, got {part}")
+    chosen["parts"] = tuple(part for part in parts if part not in (args.without or ()))
+    images, batch_size = len(data.train.labels), chosen.get("batch_size", Recipe.batch_size)
+    if batch_size > images:
+        parser.error(
+            f"argument --batch-size: must be at most {images}, the number of training images, got {batch_size}"
+        )
+    epochs = chosen.pop("epochs", None)
+    epochs = args.epochs or epochs
+    if args.iterations:
+        chosen["iterations"] = args.iterations
+    elif epochs:
+        chosen["iterations"] = iterations(epochs, images, batch_size)
+    recipe = Recipe(**chosen)
+    pixels = data.train.images[0].numel()
+    if recipe.steps is not None and pixels % recipe.steps:
+        parser.error(f"argument --steps: must divide {pixels}, the number of pixels, got {recipe.steps}")
+    if recipe.proj_size >= recipe.hidden_size:
+        parser.error(
+            f"argument --proj-size: must be below the hidden size, {recipe.hidden_size}, got {recipe.proj_size}"
+        )
+    return recipe
+
+
+def _device(parser: Parser, args: argparse.Namespace) -> torch.device:
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("argument --device: cuda needs a GPU that torch can use, found none")
-    device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
     if args.threads:
         torch.set_num_threads(args.threads)
+    if args.device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def _backend(parser: Parser, args: argparse.Namespace, device: torch.device, recipe: Recipe) -> str:
+    dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
+    projected = recipe.proj_size > 0
     try:
-        backend = dispatch.choose(args.backend, device, torch.float32, projected=False, masked=False, cells=False)
+        return dispatch.choose(args.backend, device, dtype, projected=projected, masked=False, cells=False)
     except RuntimeError as error:
         parser.error(f"argument --backend: {error}")
-    return device, backend
 
 
-def _data(parser: _Parser, args: argparse.Namespace, device: torch.device) -> Dataset:
+def _data(parser: Parser, args: argparse.Namespace, device: torch.device) -> Dataset:
     try:
-        data = load(args.data, device)
+        return load(args.data, device)
     except DataError as error:
         parser.error(f"argument --data: {error}")
-    if args.batch_size > len(data.train.labels):
-        parser.error(
-            f"argument --batch-size: must be at most {len(data.train.labels)}, the number of training images, "
-            f"got {args.batch_size}"
-        )
-    return data
 
 
-def _make_directory(parser: _Parser, path: Path) -> None:
+def _board(parser: Parser, args: argparse.Namespace) -> Board:
+    parser.make_directory("--tensorboard", args.tensorboard)
     try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        parser.error(f"argument --out: must be a directory or the name of a new one, got {path} ({error.strerror})")
-    if not os.access(path, os.W_OK):
-        parser.error(f"argument --out: must be a directory that can be written, got {path}")
+        return Board(args.tensorboard)
+    except ImportError:
+        parser.error("argument --tensorboard: needs the package tensorboard; pip install 'fastlstm[tensorboard]'")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_np
 
 from fastlstm.mnist import data
-from fastlstm.mnist.data import DataError, batches, load, read_idx
+from fastlstm.mnist.data import Batches, DataError, load, read_idx
 from tests.idx import (
     NAMES,
     TEST_IMAGES,
@@ -166,7 +166,7 @@ def test_a_set_without_images_beyond_the_validation_split_is_refused(tmp_path):
 
 
 def take(count, batch_size, seed, batches_taken):
-    stream = batches(count, batch_size, torch.Generator().manual_seed(seed), "cpu")
+    stream = Batches(count, batch_size, torch.Generator().manual_seed(seed), "cpu")
     return [next(stream) for _ in range(batches_taken)]
 
 

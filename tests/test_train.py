@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 import fastlstm.train
-from fastlstm.mnist import report, training
-from fastlstm.mnist.data import Split, batches, load
+from fastlstm.mnist import pictures, report, training
+from fastlstm.mnist.data import Batches, Split, load
+from fastlstm.mnist.history import History, compare
 from fastlstm.mnist.model import RowLSTM
 from fastlstm.mnist.training import Recipe, evaluate, train
 from tests.idx import tiny_arrays, write_set
@@ -94,7 +95,7 @@ def test_the_loop_is_adam_on_the_batches(tiny):
     history = train(seeded(), split, Recipe(iterations=12, batch_size=32, lr=0.01, seed=4))
     model = seeded()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01, foreach=False)
-    stream = batches(len(split.labels), 32, torch.Generator().manual_seed(4), "cpu")
+    stream = Batches(len(split.labels), 32, torch.Generator().manual_seed(4), "cpu")
     for step in range(12):
         indices = next(stream)
         logits = model(split.images[indices])
@@ -153,7 +154,8 @@ def test_the_progress_bar_tells_loss_and_accuracy(tiny, capsys):
 def test_a_run_reports_and_writes(tiny, tmp_path, capsys):
     out = tmp_path / "new" / "run"
     assert command(tiny, "--out", out, "--seed", 3) == 0
-    assert {path.name for path in out.iterdir()} == {"metrics.json", "model.pt", "training.png"}  # no temporary names
+    written = {"metrics.json", "model.pt", "checkpoint.pt", "training.png", "mistakes.png", "reading.png"}
+    assert {path.name for path in out.iterdir()} == written  # no temporary names
 
     metrics = strict_json(out / "metrics.json")
     assert len(metrics["loss"]) == len(metrics["accuracy"]) == metrics["iterations"] == 5
@@ -216,10 +218,10 @@ def test_compare_trains_torchs_lstm_on_the_same_batches(tiny, tmp_path, capsys):
 
 
 def test_the_difference_of_the_first_100_losses_stops_there():
-    ours, theirs = (training.History(1, loss=[1.0] * 150, seconds=[0.5] * 150) for _ in range(2))
+    ours, theirs = (History(1, loss=[1.0] * 150, seconds=[0.5] * 150) for _ in range(2))
     theirs.loss[40], theirs.loss[100] = 1.25, 3.0
     theirs.seconds = [1.0] * 150
-    assert training.compare(ours, theirs) == {
+    assert compare(ours, theirs) == {
         "loss_difference": 2.0,
         "loss_difference_first_100": 0.25,
         "time_ratio": 2.0,
@@ -228,9 +230,9 @@ def test_the_difference_of_the_first_100_losses_stops_there():
 
 
 def test_a_comparison_of_nothing_and_of_nan():
-    done = training.History(1, loss=[1.0, math.nan, 1.0], seconds=[0.5] * 3)
-    assert set(training.compare(done, training.History(1)).values()) == {None}
-    assert math.isnan(training.compare(done, done)["loss_difference"])
+    done = History(1, loss=[1.0, math.nan, 1.0], seconds=[0.5] * 3)
+    assert set(compare(done, History(1)).values()) == {None}
+    assert math.isnan(compare(done, done)["loss_difference"])
 
 
 def interrupting(after):
@@ -304,8 +306,9 @@ def test_any_number_of_mistakes_is_drawn(tmp_path, wrong):
     test = Split(torch.rand(60, 5, 3), torch.arange(60) % 10)
     read = test.labels.clone()
     read[:wrong] = 9 - read[:wrong]
-    history = training.History(8, loss=[1.0] * 30, accuracy=[0.5] * 30)
-    figure = report._draw({"small": training.Run(seeded(), history, training.Scores(0.1, 0.2, 0.3, read))}, test)
+    curves = History(8, loss=[1.0] * 30, accuracy=[0.5] * 30)
+    scores = training.Scores(0.1, 0.2, 0.3, nn.functional.one_hot(read, 10).float())
+    figure = pictures.training({"small": training.Run(seeded(), curves, scores)}, test)
     mistakes = figure.axes[2]
     assert [text.get_text() for text in mistakes.texts] == [f"{i % 10} → {9 - i % 10}" for i in range(min(wrong, 48))]
     assert mistakes.get_title().startswith(f"{wrong} of 60 test images read wrongly")

@@ -9,9 +9,8 @@ import hashlib
 import math
 import struct
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -89,23 +88,53 @@ def read_idx(path: Path, ndim: int) -> np.ndarray:
     return _parse(path, _content(path), ndim)
 
 
-def batches(count: int, batch_size: int, generator: torch.Generator, device: torch.device) -> Iterator[Tensor]:
+class Batches:
     """Endless batches of indices (batch_size,) into `count` examples, `batch_size` at most `count`.
 
     Each epoch is shuffled anew and gives every example once; the tail of one epoch is joined with the head of the
     next. Equivalent to `input_data`'s `next_batch`. The order depends on the CPU `generator`, not on the device.
     """
-    order = torch.randperm(count, generator=generator).to(device)
-    start = 0
-    while True:
-        if start + batch_size <= count:
-            yield order[start : start + batch_size]
-            start += batch_size
+
+    def __init__(self, count: int, batch_size: int, generator: torch.Generator, device: torch.device | str = "cpu"):
+        self._count, self._batch_size, self._generator, self._device = count, batch_size, generator, device
+        self._start = 0
+        self._shuffle()
+
+    def __iter__(self) -> "Batches":
+        return self
+
+    def __next__(self) -> Tensor:
+        end = self._start + self._batch_size
+        if end <= self._count:
+            taken = self._order[self._start : end]
         else:
-            tail = order[start:]
-            order = torch.randperm(count, generator=generator).to(device)
-            start = batch_size - len(tail)
-            yield torch.cat((tail, order[:start]))
+            tail = self._order[self._start :]
+            self._shuffle()
+            end -= self._count
+            taken = torch.cat((tail, self._order[:end]))
+        self._start = end
+        return taken
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position: the generator as it was before this epoch's shuffle, and the examples taken since."""
+        return {"generator": self._before, "start": self._start}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._generator.set_state(state["generator"])
+        self._shuffle()
+        self._start = state["start"]
+
+    def _shuffle(self) -> None:
+        self._before = self._generator.get_state()
+        self._order = torch.randperm(self._count, generator=self._generator).to(self._device)
+
+
+def fingerprint(split: Split) -> str:
+    """The SHA-256 sum of the images and labels, whatever device they are on."""
+    digest = hashlib.sha256()
+    for tensor in split:
+        digest.update(tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _sums() -> dict[str, str]:

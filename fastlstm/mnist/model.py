@@ -1,6 +1,7 @@
 """The row-LSTM: the rows of an image are the time steps, the last state gives the class."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,15 +10,22 @@ from fastlstm.module import LSTM
 
 
 class RowLSTM(nn.Module):
-    """Images (B, rows, columns) to logits (B, classes): an LSTM over the rows, then `nn.Linear` on h_n.
+    """Images (B, rows, columns) to logits (B, classes): an LSTM over the pixels in order, then `nn.Linear` on h_n.
 
     Args:
-        input_size: columns of an image, the width of a time step.
+        input_size: pixels in a time step: the columns of an image to read it by row, 1 to read it by pixel.
         hidden_size: units of the LSTM.
         num_classes: classes to tell apart.
-        lstm_class: called as `lstm_class(input_size, hidden_size)`: `fastlstm.LSTM`, `torch.nn.LSTM`, or one's partial.
+        num_layers, bidirectional, proj_size: of the LSTM.
+        dropout: probability of dropout on the output of each layer, the last state included.
+        permuted: the number of pixels of an image, to read them in one random order, the same in every model;
+            0 for their own.
+        lstm_class: called as `lstm_class(input_size, hidden_size)`, with those of num_layers, bidirectional, proj_size
+            and dropout that are not torch's defaults: `fastlstm.LSTM`, `torch.nn.LSTM`, or one's partial.
         generator: source of the initial weights, on the CPU; torch's own when None.
     """
+
+    order: Tensor | None
 
     def __init__(
         self,
@@ -25,31 +33,88 @@ class RowLSTM(nn.Module):
         hidden_size: int = 128,
         num_classes: int = 10,
         *,
-        lstm_class: Callable[[int, int], nn.RNNBase] = LSTM,
+        num_layers: int = 1,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        dropout: float = 0.0,
+        permuted: int = 0,
+        lstm_class: Callable[..., nn.RNNBase] = LSTM,
         generator: torch.Generator | None = None,
     ):
         super().__init__()
-        self.lstm = lstm_class(input_size, hidden_size)
-        self.linear = nn.Linear(hidden_size, num_classes)
+        options: dict[str, Any] = {
+            "num_layers": num_layers,
+            "bidirectional": bidirectional,
+            "proj_size": proj_size,
+            "dropout": dropout if num_layers > 1 else 0.0,  # torch warns where there is nothing between layers
+        }
+        given = {name: value for name, value in options.items() if value != _TORCH_DEFAULTS[name]}
+        self.lstm = lstm_class(input_size, hidden_size, **given)
+        self.dropout = dropout
+        self.linear = nn.Linear((1 + bidirectional) * (proj_size or hidden_size), num_classes)
+        order = torch.randperm(permuted, generator=torch.Generator().manual_seed(0)) if permuted else None
+        self.register_buffer("order", order)
         self.reset_parameters(generator)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The arguments that build a model with this one's state_dict."""
+        lstm = self.lstm
+        return {
+            "input_size": lstm.input_size,
+            "hidden_size": lstm.hidden_size,
+            "num_classes": self.linear.out_features,
+            "num_layers": lstm.num_layers,
+            "bidirectional": lstm.bidirectional,
+            "proj_size": lstm.proj_size,
+            "dropout": self.dropout,
+            "permuted": 0 if self.order is None else len(self.order),
+        }
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """The tutorial's initial weights: those of TensorFlow's BasicLSTMCell, and a standard normal output layer.
 
         TensorFlow holds both weights as one kernel of shape (I + H, 4H), which sets the limit of its Glorot-uniform
-        (Glorot and Bengio, 2010), and adds the forget bias of 1 (Jozefowicz et al., 2015) at run time.
+        (Glorot and Bengio, 2010), and adds the forget bias of 1 (Jozefowicz et al., 2015) at run time. Later layers,
+        reverse directions and projections likewise.
         """
         H = self.lstm.hidden_size
-        limit = (6 / (self.lstm.input_size + H + 4 * H)) ** 0.5
-        weight_ih, weight_hh, bias_ih, bias_hh = self.lstm.all_weights[0]
-        for weight in (weight_ih, weight_hh):
-            nn.init.uniform_(weight, -limit, limit, generator=generator)
-        nn.init.zeros_(bias_hh)
-        nn.init.zeros_(bias_ih)[H : 2 * H] = 1  # the block of f
+        for weight_ih, weight_hh, bias_ih, bias_hh, *projection in self.lstm.all_weights:
+            limit = (6 / (weight_ih.shape[1] + weight_hh.shape[1] + 4 * H)) ** 0.5
+            for weight in (weight_ih, weight_hh):
+                nn.init.uniform_(weight, -limit, limit, generator=generator)
+            nn.init.zeros_(bias_hh)
+            nn.init.zeros_(bias_ih)[H : 2 * H] = 1  # the block of f
+            for weight_hr in projection:
+                nn.init.xavier_uniform_(weight_hr, generator=generator)
         for parameter in (self.linear.weight, self.linear.bias):
             nn.init.normal_(parameter, generator=generator)
 
     def forward(self, images: Tensor) -> Tensor:
-        _, (h_n, _) = self.lstm(images.transpose(0, 1))  # (T, B, I)
-        return self.linear(h_n[-1])
+        _, (h_n, _) = self.lstm(self._sequence(images))
+        h = torch.cat((h_n[-2], h_n[-1]), 1) if self.lstm.bidirectional else h_n[-1]
+        if self.dropout:
+            h = nn.functional.dropout(h, self.dropout, self.training)
+        return self.linear(h)
+
+    @torch.no_grad()
+    def read(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """What the model holds after each time step.
+
+        Returns:
+            The last layer's state (B, T, D*H_out), and the probability of each class were the reading to end there
+            (B, T, classes).
+        """
+        output, _ = self.lstm(self._sequence(images))
+        output = output.transpose(0, 1)
+        return output, self.linear(output).softmax(-1)
+
+    def _sequence(self, images: Tensor) -> Tensor:
+        """(T, B, I)"""
+        if self.order is not None:
+            images = images.flatten(1)[:, self.order]
+        return images.reshape(len(images), -1, self.lstm.input_size).transpose(0, 1)
+
+
+_TORCH_DEFAULTS = {"num_layers": 1, "bidirectional": False, "proj_size": 0, "dropout": 0.0}

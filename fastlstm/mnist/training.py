@@ -1,62 +1,35 @@
-"""The training loop and the figures of a run. The clock, the losses and the bar stay out of the LSTM's way."""
+"""The training loop, and how well a model reads."""
 
-import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from fastlstm.mnist.data import CLASSES, Dataset, Split, batches
+from fastlstm.mnist import augment
+from fastlstm.mnist.board import Board
+from fastlstm.mnist.checkpoint import Keeper
+from fastlstm.mnist.data import CLASSES, Dataset, Split
+from fastlstm.mnist.history import History, Recorder
 from fastlstm.mnist.model import RowLSTM
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What a run is: the same recipe gives the same weights, batches and losses. The defaults are the tutorial's."""
-
-    iterations: int = 800
-    batch_size: int = 128
-    hidden_size: int = 128
-    lr: float = 1e-3
-    seed: int = 0
-
-
-@dataclass
-class History:
-    """One entry for each iteration done: loss and accuracy on its batch, before its step, and its time."""
-
-    batch_size: int
-    loss: list[float] = field(default_factory=list)
-    accuracy: list[float] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-    interrupted: bool = False
-
-    def figures(self) -> dict[str, Any]:
-        """Iterations and times; None for a time where there was no iteration."""
-        done, seconds = len(self.loss), sum(self.seconds)
-        return {
-            "iterations": done,
-            "interrupted": self.interrupted,
-            "seconds": seconds,
-            "ms_per_iteration": 1000 * seconds / done if done else None,
-            "ms_per_iteration_median": 1000 * statistics.median(self.seconds) if done else None,
-            "images_per_second": self.batch_size * done / seconds if done else None,
-        }
+from fastlstm.mnist.processes import ALONE, Processes
+from fastlstm.mnist.recipe import Recipe, iterations
+from fastlstm.mnist.state import State
 
 
 class Scores(NamedTuple):
     validation_accuracy: float
     test_accuracy: float
     test_accuracy_first_128: float
-    predictions: Tensor  # (N,) int64 on the CPU, of the test images
+    probabilities: Tensor  # (N, classes) on the CPU, of the test images
+
+    @property
+    def predictions(self) -> Tensor:
+        return self.probabilities.argmax(1)
 
 
 class Run(NamedTuple):
@@ -65,151 +38,207 @@ class Run(NamedTuple):
     scores: Scores
 
 
-class _Recorder:
-    """Losses, accuracies and times, kept on the device and fetched many at once, so that a GPU is not waited for."""
-
-    def __init__(self, history: History, device: torch.device):
-        self._history = history
-        self._cuda = device.type == "cuda"
-        self._pending: list[tuple[Tensor, Tensor, Any]] = []
-        self._last = self._mark()
-
-    def add(self, loss: Tensor, accuracy: Tensor) -> None:
-        self._pending.append((loss, accuracy, self._mark()))
-
-    def fetch(self) -> int:
-        """Move what was added to the history, and return how many iterations that is."""
-        if not self._pending:
-            return 0
-        losses, accuracies, marks = zip(*self._pending, strict=True)
-        fetched = torch.stack(losses).tolist(), torch.stack(accuracies).tolist()  # the GPU has now passed the marks
-        seconds = [b - a if not self._cuda else a.elapsed_time(b) / 1000 for a, b in pairwise((self._last, *marks))]
-        # All at once: Ctrl-C falls into the wait above.
-        self._history.loss += fetched[0]
-        self._history.accuracy += fetched[1]
-        self._history.seconds += seconds
-        self._last, self._pending = marks[-1], []
-        return len(marks)
-
-    def _mark(self) -> Any:
-        if not self._cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-
 def run(
-    lstm_classes: Mapping[str, Callable[[int, int], nn.RNNBase]],
+    lstm_classes: Mapping[str, Callable[..., nn.RNNBase]],
     data: Dataset,
     recipe: Recipe,
     *,
     verbose: bool = False,
+    keepers: Mapping[str, Keeper] | None = None,
+    board: Board | None = None,
+    processes: Processes = ALONE,
 ) -> dict[str, Run]:
     """Train and evaluate a `RowLSTM` of each class by name, all from the same weights on the same batches.
 
-    After a run that Ctrl-C ended there is no next one.
+    After a run that Ctrl-C ended there is no next one. Processes other than the first train along and return nothing.
+
+    Args:
+        keepers: where each run is kept and taken up.
+        board: is told the first run.
     """
-    models = {
-        name: RowLSTM(
-            data.train.images.shape[2],
-            recipe.hidden_size,
-            CLASSES,
-            lstm_class=lstm_class,
-            generator=torch.Generator().manual_seed(recipe.seed),
-        ).to(data.train.images.device)
-        for name, lstm_class in lstm_classes.items()
+    models = {name: build(lstm_class, data.train, recipe) for name, lstm_class in lstm_classes.items()}
+    wrapped = {
+        name: processes.wrap(torch.compile(model) if recipe.compile else model)  # type: ignore[arg-type]
+        for name, model in models.items()
     }
-    for model in models.values():
-        warm_up(model, data.train, recipe.batch_size)
+    for model in wrapped.values():
+        warm_up(model, data.train, recipe, processes)
     runs: dict[str, Run] = {}
     for name, model in models.items():
-        history = train(model, data.train, recipe, name=name, verbose=verbose)
-        runs[name] = Run(model, history, evaluate(model, data))
+        history = train(
+            model,
+            data.train,
+            recipe,
+            name=name,
+            verbose=verbose,
+            validation=data.validation,
+            wrapped=wrapped[name],
+            keeper=keepers[name] if keepers else None,
+            board=board,
+            processes=processes,
+        )
+        board = None
+        if processes.rank == 0:
+            runs[name] = Run(model, history, evaluate(model, data, recipe.precision))
         if history.interrupted:
             break
     return runs
 
 
-def warm_up(model: nn.Module, split: Split, batch_size: int) -> None:
+def build(lstm_class: Callable[..., nn.RNNBase], split: Split, recipe: Recipe) -> RowLSTM:
+    """The model of `recipe` for the images of `split`, on their device."""
+    rows, columns = split.images.shape[1:]
+    return RowLSTM(
+        columns if recipe.steps is None else rows * columns // recipe.steps,
+        recipe.hidden_size,
+        CLASSES,
+        num_layers=recipe.layers,
+        bidirectional=recipe.bidirectional,
+        proj_size=recipe.proj_size,
+        dropout=recipe.dropout,
+        permuted=rows * columns if recipe.permuted else 0,
+        lstm_class=lstm_class,
+        generator=torch.Generator().manual_seed(recipe.seed),
+    ).to(split.images.device)
+
+
+def warm_up(model: nn.Module, split: Split, recipe: Recipe, processes: Processes = ALONE) -> None:
     """Three passes over one batch, weights unchanged, so that no compilation falls into a run's time."""
+    images, labels = (processes.share(part[: recipe.batch_size]) for part in split)
     for _ in range(3):
-        cross_entropy(model(split.images[:batch_size]), split.labels[:batch_size]).backward()
+        cross_entropy(_logits(model, images, recipe.precision), labels).backward()
     model.zero_grad()
 
 
-def train(model: nn.Module, split: Split, recipe: Recipe, *, name: str = "", verbose: bool = False) -> History:
-    """Train `model` with Adam on batches of `split`, which lies on the model's device; Ctrl-C ends the run early.
+def train(
+    model: RowLSTM,
+    split: Split,
+    recipe: Recipe,
+    *,
+    name: str = "",
+    verbose: bool = False,
+    validation: Split | None = None,
+    wrapped: nn.Module | None = None,
+    keeper: Keeper | None = None,
+    board: Board | None = None,
+    processes: Processes = ALONE,
+) -> History:
+    """Train `model` by `recipe` on batches of `split`, which lies on the model's device; Ctrl-C ends the run early.
 
     Args:
         name: stands before the progress bar.
         verbose: also print loss and accuracy every 10 iterations, in the tutorial's words.
+        validation: what the accuracy is taken of after each epoch, outside the clock.
+        wrapped: what runs in the place of `model`: itself, compiled or made parallel.
+        keeper: keeps the state as it goes; a run taken up continues bit for bit.
+        board: is told what the progress bar is told.
+        processes: each trains on its share of every batch.
+
+    Raises:
+        CheckpointError: when what `keeper` is to take up is damaged or of another run.
     """
-    history = History(recipe.batch_size)
-    order = batches(
-        len(split.labels), recipe.batch_size, torch.Generator().manual_seed(recipe.seed), split.labels.device
-    )
-    optimizer = torch.optim.Adam(model.parameters(), recipe.lr, fused=True)  # a third of foreach's time on a CPU
-    recorder = _Recorder(history, split.labels.device)
+    device, first = split.labels.device, processes.rank == 0
+    wrapped = wrapped or model
+    state = State(model, recipe, len(split.labels), device)
+    if keeper is not None:
+        keeper.take_up(state)
+        if first:
+            keeper.keep(state)
+    history, done = state.history, len(state.history.loss)
+    if board is not None:
+        board.start(done)
+    epoch = iterations(1, len(split.labels), recipe.batch_size)
+    recorder = Recorder(history, device)
     refresh = 0.2 if sys.stderr.isatty() else 10.0  # seconds; a log file is spared
     shown = time.perf_counter()
 
     def show() -> None:
+        nonlocal shown
         if new := recorder.fetch():
             bar.set_postfix_str(f"loss {history.loss[-1]:.4f}, accuracy {history.accuracy[-1]:.3f}", refresh=False)
             bar.update(new)
+            if board is not None:
+                board.tell(history, new)
+        shown = time.perf_counter()
 
-    model.train()
-    with tqdm(total=recipe.iterations, desc=name, unit="it", mininterval=0, dynamic_ncols=True) as bar:
+    wrapped.train()
+    bar_options = {"mininterval": 0, "dynamic_ncols": True, "disable": not first}
+    with tqdm(total=recipe.iterations, initial=done, desc=name, unit="it", **bar_options) as bar:
         try:
-            for iteration in range(1, recipe.iterations + 1):
-                indices = next(order)
-                labels = split.labels[indices]
-                logits = model(split.images[indices])
-                loss = cross_entropy(logits, labels)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                recorder.add(loss.detach(), (logits.argmax(1) == labels).float().mean())
-                tell = verbose and iteration % 10 == 0
+            for iteration in range(done + 1, recipe.iterations + 1):
+                recorder.add(_iterate(state, wrapped, split, recipe, processes))
+                tell = verbose and first and iteration % 10 == 0
                 if tell or time.perf_counter() - shown > refresh:
                     show()
-                    shown = time.perf_counter()
                 if tell:
                     bar.write(
                         f"Iter {iteration * recipe.batch_size}, Minibatch Loss= {history.loss[-1]:.6f}, "
                         f"Training Accuracy= {history.accuracy[-1]:.5f}"
                     )
+                if not first:
+                    continue
+                ended = iteration == recipe.iterations
+                if validation is not None and (ended or iteration % epoch == 0):
+                    show()
+                    found = _accuracy(state.tested, validation, recipe.precision)
+                    history.validation.append((iteration, found))
+                    if board is not None:
+                        board.tell_validation(iteration, found)
+                    recorder.restart()
+                if keeper is not None and (ended or iteration % keeper.every == 0):
+                    show()
+                    keeper.keep(state)
+                    recorder.restart()
         except KeyboardInterrupt:
             history.interrupted = True
         show()
+    if state.average is not None:
+        model.load_state_dict(state.average.module.state_dict())
     return history
 
 
-@torch.no_grad()
-def evaluate(model: nn.Module, data: Dataset) -> Scores:
+def _iterate(state: State, model: nn.Module, split: Split, recipe: Recipe, processes: Processes) -> Tensor:
+    """One iteration; the batch's loss and accuracy before it, (2,)."""
+    indices = processes.share(next(state.batches))
+    images, labels = split.images[indices], split.labels[indices]
+    if "augmentation" in recipe.parts:
+        images = augment.move(images, processes.share(augment.draw(recipe.batch_size, state.chances)))
+    if recipe.dropout:  # the global generator is nobody's: what it draws here is this iteration's and this process's
+        seeds = torch.randint(2**62, (processes.number,), generator=state.chances)
+        torch.manual_seed(int(seeds[processes.rank]))
+    logits = _logits(model, images, recipe.precision)
+    loss = cross_entropy(logits, labels)
+    state.optimizer.zero_grad()
+    loss.backward()
+    state.step()
+    return processes.mean(torch.stack((loss.detach(), (logits.argmax(1) == labels).float().mean())))
+
+
+def _logits(model: nn.Module, images: Tensor, precision: str) -> Tensor:
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        return model(images).float()
+
+
+def evaluate(model: RowLSTM, data: Dataset, precision: str = "fp32") -> Scores:
     """Accuracies on the validation and the test images."""
+    validation = _accuracy(model, data.validation, precision)
+    probabilities = predict(model, data.test.images, precision).softmax(1)
+    right = (probabilities.argmax(1) == data.test.labels).float()
+    return Scores(validation, right.mean().item(), right[:128].mean().item(), probabilities.cpu())
+
+
+@torch.no_grad()
+def predict(model: RowLSTM, images: Tensor, precision: str = "fp32") -> Tensor:
+    """The logits (N, classes) of `images` (N, rows, columns); the model is left as it was."""
+    training = model.training
     model.eval()
-    validation = (_predict(model, data.validation.images) == data.validation.labels).float().mean().item()
-    predictions = _predict(model, data.test.images)
-    right = (predictions == data.test.labels).float()
-    return Scores(validation, right.mean().item(), right[:128].mean().item(), predictions.cpu())
+    steps = images[0].numel() // model.lstm.input_size
+    batch_size = max(100, 28_000 // steps)  # the states of all steps lie in memory
+    try:
+        return torch.cat([_logits(model, batch, precision) for batch in images.split(batch_size)])
+    finally:
+        model.train(training)
 
 
-def compare(ours: History, theirs: History) -> dict[str, float | None]:
-    """Largest differences of the two loss curves over the iterations both did, and how many times ours is faster."""
-    both = min(len(ours.loss), len(theirs.loss))
-    a, b = ours.figures(), theirs.figures()
-    if not both:
-        return dict.fromkeys(("loss_difference", "loss_difference_first_100", "time_ratio", "time_ratio_mean"))
-    differences = np.abs(np.subtract(ours.loss[:both], theirs.loss[:both]))
-    return {
-        "loss_difference": differences.max().item(),  # NaN where a loss is
-        "loss_difference_first_100": differences[:100].max().item(),
-        "time_ratio": b["ms_per_iteration_median"] / a["ms_per_iteration_median"],
-        "time_ratio_mean": b["ms_per_iteration"] / a["ms_per_iteration"],
-    }
-
-
-def _predict(model: nn.Module, images: Tensor, batch_size: int = 1000) -> Tensor:
-    return torch.cat([model(batch).argmax(1) for batch in images.split(batch_size)])
+def _accuracy(model: RowLSTM, split: Split, precision: str) -> float:
+    return (predict(model, split.images, precision).argmax(1) == split.labels).float().mean().item()

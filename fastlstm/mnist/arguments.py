@@ -1,0 +1,58 @@
+"""Command lines whose errors are one line that names the argument, what it must be and what it was."""
+
+import argparse
+import math
+import os
+from pathlib import Path
+from typing import NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")  # one line, without the usage
+
+    def make_directory(self, argument: str, path: Path) -> None:
+        """Make `path`, or end with an error that names `argument`."""
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            self.error(
+                f"argument {argument}: must be a directory or the name of a new one, got {path} ({error.strerror})"
+            )
+        if not os.access(path, os.W_OK):
+            self.error(f"argument {argument}: must be a directory that can be written, got {path}")
+
+
+def whole(low: int, high: int, text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = low - 1
+    if not low <= value <= high:
+        raise argparse.ArgumentTypeError(f"must be a whole number from {low} to {high}, got {text!r}")
+    return value
+
+
+def positive(text: str) -> int:
+    return whole(1, 2**31 - 1, text)
+
+
+def positive_float(text: str) -> float:
+    value = _float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
+    return value
+
+
+def probability(text: str) -> float:
+    value = _float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to below 1, got {text!r}")
+    return value
+
+
+def _float(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

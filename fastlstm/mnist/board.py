@@ -1,0 +1,44 @@
+"""A run as TensorBoard shows it while it trains."""
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from fastlstm.mnist.history import History
+
+
+class Board:
+    """Writes loss, accuracy, time, validation accuracy and pictures to `directory`, for `tensorboard --logdir`.
+
+    Raises:
+        ImportError: where the package tensorboard is not installed.
+    """
+
+    def __init__(self, directory: Path):
+        # slow to import, and an extra of this package
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._class, self._directory = SummaryWriter, directory
+        self._writer: Any = None
+
+    def start(self, done: int) -> None:
+        """Open the log; what an earlier run logged beyond `done` iterations is hidden."""
+        self._writer = self._class(str(self._directory), purge_step=done + 1)
+
+    def tell(self, history: History, new: int) -> None:
+        """The last `new` iterations of `history`."""
+        done = len(history.loss)
+        for k in range(done - new, done):
+            self._writer.add_scalar("training/loss", history.loss[k], k + 1)
+            self._writer.add_scalar("training/accuracy", history.accuracy[k], k + 1)
+            self._writer.add_scalar("training/ms per iteration", 1000 * history.seconds[k], k + 1)
+
+    def tell_validation(self, iteration: int, accuracy: float) -> None:
+        self._writer.add_scalar("validation/accuracy", accuracy, iteration)
+
+    def close(self, iteration: int, pictures: dict[str, Figure]) -> None:
+        """Add the pictures, and write what is still held back."""
+        for name, picture in pictures.items():
+            self._writer.add_figure(name, picture, iteration, close=False)
+        self._writer.close()

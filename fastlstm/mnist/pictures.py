@@ -1,0 +1,165 @@
+"""The pictures of a run: how it trained, where it errs, how it reads an image step by step."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
+from torch import Tensor
+
+from fastlstm.mnist.data import CLASSES, Split
+from fastlstm.mnist.history import History
+from fastlstm.mnist.model import RowLSTM
+from fastlstm.mnist.training import Run, Scores
+
+ROWS, COLUMNS = 4, 12  # of the grid of mistakes
+CONFIDENT_ROWS, CONFIDENT_COLUMNS = 4, 6
+COLOURS = ("#0072b2", "#d55e00")  # told apart by colour-blind eyes too
+STYLES: tuple[Any, ...] = ("-", (0, (3, 3)))  # curves that lie on each other are both seen
+WINDOW = 25  # iterations in a running mean, odd
+
+
+def training(runs: Mapping[str, Run], test: Split) -> Figure:
+    """The curves of all runs, and the first test images that the first one reads wrongly."""
+    figure = Figure(figsize=(12, 9), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplot_mosaic([["loss", "accuracy"], ["mistakes", "mistakes"]])
+    for (name, run), colour, style in zip(runs.items(), COLOURS, STYLES, strict=False):
+        _draw_curve(axes["loss"], name, run.history.loss, colour, style)
+        _draw_curve(axes["accuracy"], name, [100 * value for value in run.history.accuracy], colour, style)
+        _draw_validation(axes["accuracy"], name, run.history, colour)
+    axes["loss"].set(title="Loss on the training batches", ylabel="cross-entropy (nats)", yscale="log")
+    axes["loss"].yaxis.set(
+        major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_formatter=NullFormatter()
+    )
+    axes["accuracy"].set(title="Accuracy", ylabel="accuracy (%)", ylim=(0, 101))
+    for curve in (axes["loss"], axes["accuracy"]):
+        curve.set_xlabel("iteration")
+        curve.grid(alpha=0.3)
+        curve.legend()
+    labels, read = test.labels.cpu(), next(iter(runs.values())).scores.predictions
+    wrong = (read != labels).nonzero().flatten().tolist()
+    shown = wrong[: ROWS * COLUMNS]
+    title = f"{len(wrong)} of {len(labels)} test images read wrongly"
+    if len(wrong) > len(shown):
+        title += f"; here the first {len(shown)}"
+    axes["mistakes"].set_title(f"{title} (true → read)", pad=12)
+    captions = [f"{labels[index]} → {read[index]}" for index in shown]
+    _draw_grid(axes["mistakes"], test.images[shown], captions, ROWS, COLUMNS)
+    return figure
+
+
+def mistakes(scores: Scores, test: Split) -> Figure:
+    """The confusion matrix, and the mistakes whose wrong class had the highest probability."""
+    figure = Figure(figsize=(15, 6.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    matrix_axes, grid_axes = figure.subplots(1, 2, width_ratios=(1, 1.25))
+    labels, read = test.labels.cpu(), scores.predictions
+    counts = np.zeros((CLASSES, CLASSES), int)
+    np.add.at(counts, (labels.numpy(), read.numpy()), 1)
+    _draw_confusion(matrix_axes, counts)
+    wrong = confident_mistakes(scores, test)[: CONFIDENT_ROWS * CONFIDENT_COLUMNS]
+    grid_axes.set_title("The most confident mistakes (true → read, its probability)", pad=12)
+    captions = [f"{labels[i]} → {read[i]}, {100 * scores.probabilities[i, read[i]]:.1f} %" for i in wrong]
+    _draw_grid(grid_axes, test.images[wrong], captions, CONFIDENT_ROWS, CONFIDENT_COLUMNS)
+    return figure
+
+
+def confident_mistakes(scores: Scores, test: Split) -> list[int]:
+    """The test images read wrongly, the surest first."""
+    sure, read = scores.probabilities.max(1)
+    wrong = (read != test.labels.cpu()).nonzero().flatten()
+    return wrong[sure[wrong].argsort(descending=True, stable=True)].tolist()
+
+
+def reading(model: RowLSTM, images: Tensor, titles: Sequence[str]) -> Figure:
+    """`images` (N, rows, columns), each beside the hidden state and the class probabilities as it is read, top down."""
+    model.eval()
+    states, probabilities = (part.cpu().numpy() for part in model.read(images))
+    steps = states.shape[1]
+    unit = "row" if steps == images.shape[1] else "pixel" if steps == images[0].numel() else "step"
+    in_order = model.order is None
+    figure = Figure(figsize=(13, 4.6 * len(images)), layout="constrained")
+    FigureCanvasAgg(figure)
+    for k, axes in enumerate(figure.subplots(len(images), 3, squeeze=False, width_ratios=(1, 1.7, 0.9))):
+        # where the pixels are read in their order, an image is as high as its steps, so that the three are in line
+        height, width = steps if in_order else images.shape[1], images.shape[2]
+        extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+        axes[0].imshow(images[k].cpu().numpy(), cmap="gray_r", vmin=0, vmax=1, extent=extent, aspect="auto")
+        axes[0].set(title=titles[k], xlabel="column", ylabel=f"{unit if in_order else 'row'}, read top down")
+        state = axes[1].imshow(
+            _by_time(states[k]), cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto", interpolation="nearest"
+        )
+        axes[1].set(title="hidden state", xlabel="hidden unit, ordered by when it is largest", ylabel=f"{unit} read")
+        figure.colorbar(state, ax=axes[1], label="h")
+        chance = axes[2].imshow(
+            100 * probabilities[k], cmap="Blues", vmin=0, vmax=100, aspect="auto", interpolation="nearest"
+        )
+        last = probabilities[k, -1]
+        axes[2].set(
+            title=f"class; at the end {last.argmax()} with {100 * last.max():.1f} %",
+            xlabel="class",
+            ylabel=f"{unit} read",
+            xticks=range(last.size),
+        )
+        figure.colorbar(chance, ax=axes[2], label="probability (%)")
+        for each, aspect in zip(axes, (1, 0.6, 1.2)):
+            each.set_box_aspect(aspect)
+    return figure
+
+
+def _by_time(states: np.ndarray) -> np.ndarray:
+    """The units (T, H) in the order of the steps at which they are furthest from zero."""
+    return states[:, np.argsort(np.abs(states).argmax(0), kind="stable")]
+
+
+def _draw_confusion(axes: Axes, counts: np.ndarray) -> None:
+    wrong = counts * (1 - np.eye(len(counts), dtype=int))
+    axes.imshow(wrong, cmap="Oranges", vmin=0, vmax=max(1, wrong.max()))
+    for true, row in enumerate(counts):
+        for read, count in enumerate(row):
+            if count:
+                dark = true != read and count > 0.6 * wrong.max()
+                axes.text(read, true, count, ha="center", va="center", color="white" if dark else "black", fontsize=9)
+    right = counts.trace()
+    axes.set(
+        title=f"{right} of {counts.sum()} test images read rightly ({100 * right / counts.sum():.2f} %)",
+        xlabel="class read",
+        ylabel="true class",
+        xticks=range(len(counts)),
+        yticks=range(len(counts)),
+    )
+
+
+def _draw_validation(axes: Axes, name: str, history: History, colour: str) -> None:
+    if history.validation:
+        done, found = zip(*history.validation)
+        percent = [100 * value for value in found]
+        axes.plot(
+            done, percent, color=colour, marker="o", markersize=4, linewidth=0, label=f"{name}, validation images"
+        )
+
+
+def _draw_curve(axes: Axes, name: str, values: Sequence[float], colour: str, style: Any) -> None:
+    iterations = np.arange(1, len(values) + 1)
+    axes.plot(iterations, values, color=colour, alpha=0.3, linewidth=0.8, label=f"{name}, each batch")
+    if len(values) >= WINDOW:
+        mean = np.convolve(values, np.full(WINDOW, 1 / WINDOW), mode="valid")
+        middle = iterations[WINDOW // 2 : -(WINDOW // 2)]
+        axes.plot(middle, mean, color=colour, linestyle=style, label=f"{name}, mean over {WINDOW}")
+
+
+def _draw_grid(axes: Axes, images: Tensor, captions: Sequence[str], rows: int, columns: int) -> None:
+    """One picture: many axes are slow to draw."""
+    axes.set_axis_off()
+    size = images.shape[1:]
+    height, width = size[0] + (size[0] + 1) // 2, size[1] + (size[1] + 1) // 2  # of a cell: label above, gap beside
+    sheet = np.zeros((rows * height, columns * width), np.float32)
+    for place, (image, caption) in enumerate(zip(images.cpu().numpy(), captions, strict=True)):
+        bottom, left = (place // columns + 1) * height, place % columns * width
+        sheet[bottom - size[0] : bottom, left : left + size[1]] = image
+        axes.text(left + size[1] / 2, bottom - size[0] - 1, caption, ha="center", va="bottom", fontsize=10)
+    axes.imshow(sheet, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")

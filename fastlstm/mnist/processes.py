@@ -1,0 +1,55 @@
+"""Training on several processes, as `torchrun` starts them: each takes its share of every batch."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, distributed, nn
+
+
+class Processes(NamedTuple):
+    """Their number, and which one this is; rank 0 tells and writes."""
+
+    number: int = 1
+    rank: int = 0
+
+    def share(self, batch: Tensor) -> Tensor:
+        """This process's rows of `batch`, whose length the number of processes divides."""
+        size = len(batch) // self.number
+        return batch[self.rank * size : (self.rank + 1) * size]
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean of `values` over the processes, in all of them."""
+        if self.number > 1:
+            distributed.all_reduce(values)
+            values /= self.number
+        return values
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """`model`, with its gradients averaged over the processes in every backward pass."""
+        if self.number == 1:
+            return model
+        return nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
+
+
+ALONE = Processes()
+
+
+def started() -> Processes:
+    """What torchrun's environment says; alone without it."""
+    return Processes(int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0)))
+
+
+@contextmanager
+def joined(processes: Processes, device: torch.device) -> Iterator[None]:
+    """Join the others, over NCCL on GPUs and gloo on CPUs; each process has its GPU already."""
+    if processes.number == 1:
+        yield
+        return
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()

@@ -1,0 +1,62 @@
+"""Everything that changes while a model trains, so that it can be laid down and taken up again."""
+
+from typing import Any, cast
+
+import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from fastlstm.mnist.data import Batches
+from fastlstm.mnist.history import History
+from fastlstm.mnist.model import RowLSTM
+from fastlstm.mnist.recipe import AVERAGE_DECAY, Recipe
+
+
+class State:
+    """A model in training: its optimiser, its place in the data, its chances and its history."""
+
+    def __init__(self, model: RowLSTM, recipe: Recipe, images: int, device: torch.device):
+        self.model = model
+        self.optimizer = recipe.optimizer(model.parameters())
+        self.schedule = recipe.schedule(self.optimizer)
+        self.average = None
+        if "average" in recipe.parts:
+            self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE_DECAY))
+        self.batches = Batches(images, recipe.batch_size, torch.Generator().manual_seed(recipe.seed), device)
+        # another stream than the batches', and the same whatever the device and the number of processes
+        self.chances = torch.Generator().manual_seed(recipe.seed ^ 0x5EED)
+        self.history = History(recipe.batch_size)
+
+    @property
+    def tested(self) -> RowLSTM:
+        """The model to evaluate: the averaged weights where there are any."""
+        return self.model if self.average is None else cast(RowLSTM, self.average.module)
+
+    def step(self) -> None:
+        """The optimiser's step, and what follows it."""
+        self.optimizer.step()
+        if self.schedule is not None:
+            self.schedule.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            **{name: part.state_dict() for name, part in self._parts().items()},
+            "chances": self.chances.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+        self.chances.set_state(state["chances"])
+
+    def _parts(self) -> dict[str, Any]:
+        parts = {
+            "model": self.model,
+            "optimizer": self.optimizer,
+            "schedule": self.schedule,
+            "average": self.average,
+            "batches": self.batches,
+            "history": self.history,
+        }
+        return {name: part for name, part in parts.items() if part is not None}
