@@ -13,7 +13,7 @@ from torch import Tensor
 from fastlstm.mnist.data import CLASSES, Split
 from fastlstm.mnist.history import History
 from fastlstm.mnist.model import RowLSTM
-from fastlstm.mnist.training import Run, Scores
+from fastlstm.mnist.training import Run, Scores, predict
 
 ROWS, COLUMNS = 4, 12  # of the grid of mistakes
 CONFIDENT_ROWS, CONFIDENT_COLUMNS = 4, 6
@@ -79,17 +79,22 @@ def reading(model: RowLSTM, images: Tensor, titles: Sequence[str]) -> Figure:
     """`images` (N, rows, columns), each beside the hidden state and the class probabilities as it is read, top down."""
     model.eval()
     states, probabilities = (part.cpu().numpy() for part in model.read(images))
+    answers = predict(model, images).softmax(1).cpu().numpy()  # of both ends, where the model also reads backwards
     steps = states.shape[1]
     unit = "row" if steps == images.shape[1] else "pixel" if steps == images[0].numel() else "step"
     in_order = model.order is None
-    figure = Figure(figsize=(13, 4.6 * len(images)), layout="constrained")
+    figure = Figure(figsize=(14, 3.9 * len(images)), layout="constrained")
     FigureCanvasAgg(figure)
-    for k, axes in enumerate(figure.subplots(len(images), 3, squeeze=False, width_ratios=(1, 1.7, 0.9))):
+    for k, axes in enumerate(figure.subplots(len(images), 3, squeeze=False, width_ratios=(1, 1.9, 1.05))):
         # where the pixels are read in their order, an image is as high as its steps, so that the three are in line
         height, width = steps if in_order else images.shape[1], images.shape[2]
         extent = (-0.5, width - 0.5, height - 0.5, -0.5)
         axes[0].imshow(images[k].cpu().numpy(), cmap="gray_r", vmin=0, vmax=1, extent=extent, aspect="auto")
-        axes[0].set(title=titles[k], xlabel="column", ylabel=f"{unit if in_order else 'row'}, read top down")
+        axes[0].set(
+            title=titles[k],
+            xlabel="column",
+            ylabel=f"{unit}, read top down" if in_order else "row, read in random order",
+        )
         state = axes[1].imshow(
             _by_time(states[k]), cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto", interpolation="nearest"
         )
@@ -98,16 +103,13 @@ def reading(model: RowLSTM, images: Tensor, titles: Sequence[str]) -> Figure:
         chance = axes[2].imshow(
             100 * probabilities[k], cmap="Blues", vmin=0, vmax=100, aspect="auto", interpolation="nearest"
         )
-        last = probabilities[k, -1]
         axes[2].set(
-            title=f"class; at the end {last.argmax()} with {100 * last.max():.1f} %",
+            title=f"class; in the end {answers[k].argmax()}, {100 * answers[k].max():.1f} %",
             xlabel="class",
             ylabel=f"{unit} read",
-            xticks=range(last.size),
+            xticks=range(answers.shape[1]),
         )
         figure.colorbar(chance, ax=axes[2], label="probability (%)")
-        for each, aspect in zip(axes, (1, 0.6, 1.2)):
-            each.set_box_aspect(aspect)
     return figure
 
 
@@ -124,9 +126,9 @@ def _draw_confusion(axes: Axes, counts: np.ndarray) -> None:
             if count:
                 dark = true != read and count > 0.6 * wrong.max()
                 axes.text(read, true, count, ha="center", va="center", color="white" if dark else "black", fontsize=9)
-    right = counts.trace()
+    right, total = counts.trace(), counts.sum()
     axes.set(
-        title=f"{right} of {counts.sum()} test images read rightly ({100 * right / counts.sum():.2f} %)",
+        title=f"{right} of {total} test images read rightly ({100 * right / total:.2f} %); mistakes coloured",
         xlabel="class read",
         ylabel="true class",
         xticks=range(len(counts)),

@@ -14,7 +14,7 @@ PARTS = {
 }
 RECIPES: dict[str, dict[str, Any]] = {
     "tutorial": {},
-    "best": {"epochs": 20, "lr": 4e-3, "parts": tuple(PARTS)},
+    "best": {"epochs": 15, "lr": 4e-3, "parts": tuple(PARTS)},
 }
 AVERAGE_DECAY = 0.999
 

@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from fastlstm.mnist import pictures
+from fastlstm.mnist import pictures, saved
 from fastlstm.mnist.data import Split
 from fastlstm.mnist.files import replacing
 from fastlstm.mnist.history import compare
 from fastlstm.mnist.recipe import Recipe
 from fastlstm.mnist.training import Run
 
-MODEL = "model.pt"
 TARGET = 0.99  # the validation accuracy whose time is reported
 
 
@@ -80,8 +79,7 @@ def write(directory: Path, metrics: Mapping[str, Any], runs: Mapping[str, Run], 
     run = next(iter(runs.values()))
     with replacing(directory / "metrics.json") as file:
         file.write((json.dumps(_finite(metrics), indent=1, allow_nan=False) + "\n").encode())
-    with replacing(directory / MODEL) as file:
-        torch.save(_state(run, test), file)
+    saved.save(directory / saved.NAME, run.model, test.images.shape[1:])
     drawn = draw(runs, test)
     for name, figure in drawn.items():
         with replacing(directory / f"{name}.png") as file:
@@ -123,9 +121,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _state(run: Run, test: Split) -> dict[str, Any]:
-    """For `torch.load(..., weights_only=True)`: `RowLSTM(**state["config"]).load_state_dict(state["state_dict"])`."""
-    weights = {name: value.cpu() for name, value in run.model.state_dict().items()}
-    return {"config": run.model.config, "image_size": list(test.images.shape[1:]), "state_dict": weights}

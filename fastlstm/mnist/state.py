@@ -20,7 +20,7 @@ class State:
         self.schedule = recipe.schedule(self.optimizer)
         self.average = None
         if "average" in recipe.parts:
-            self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE_DECAY))
+            self.average = AveragedModel(model, multi_avg_fn=_blend)
         self.batches = Batches(images, recipe.batch_size, torch.Generator().manual_seed(recipe.seed), device)
         # another stream than the batches', and the same whatever the device and the number of processes
         self.chances = torch.Generator().manual_seed(recipe.seed ^ 0x5EED)
@@ -60,3 +60,9 @@ class State:
             "history": self.history,
         }
         return {name: part for name, part in parts.items() if part is not None}
+
+
+def _blend(averaged: Any, current: Any, blended: Any) -> None:
+    """Faster than AVERAGE_DECAY at first, so that the initial weights are soon forgotten."""
+    decay = min(AVERAGE_DECAY, (1 + int(blended)) / (10 + int(blended)))
+    get_ema_multi_avg_fn(decay)(averaged, current, blended)

@@ -1,0 +1,107 @@
+"""Read digits with a trained row-LSTM: `python -m fastlstm.predict IMAGE...`."""
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastlstm.mnist import images, pictures, saved
+from fastlstm.mnist.arguments import Parser, whole
+from fastlstm.mnist.data import FILES, DataError, read_idx
+from fastlstm.mnist.files import replacing
+from fastlstm.mnist.training import predict
+
+INVERT = {"auto": None, "yes": True, "no": False}
+
+
+class _Source(NamedTuple):
+    path: Path
+    images: Tensor  # (N, rows, columns)
+    labels: Tensor | None  # (N,)
+
+    def name(self, index: int) -> str:
+        return str(self.path) if len(self.images) == 1 else f"{self.path}[{index}]"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print a line for each image, and draw how it was read; the exit code is 0, or 2 after a bad argument or file."""
+    parser = _arguments()
+    args = parser.parse_args(argv)
+    try:
+        model, size = saved.load(args.model / saved.NAME if args.model.is_dir() else args.model)
+    except DataError as error:
+        parser.error(f"argument --model: {error}")
+    try:
+        sources = [_source(path, size, INVERT[args.invert]) for path in args.images]
+    except DataError as error:
+        parser.error(f"argument IMAGE: {error}")
+    if args.out:
+        parser.make_directory("--out", args.out)
+    for source in sources:
+        probabilities = predict(model, source.images).softmax(1)
+        for index, row in enumerate(probabilities):
+            (best, second), (first, other) = (part[:2].tolist() for part in row.sort(descending=True))
+            print(f"{source.name(index)}: {first} ({100 * best:.1f} %), else {other} ({100 * second:.1f} %)")
+        if source.labels is not None:
+            right = (probabilities.argmax(1) == source.labels).sum().item()
+            total = len(source.labels)
+            print(f"{source.path}: {right} of {total} read rightly ({right / total:.2%})")
+        if args.out:
+            for index in range(min(args.draw, len(source.images))):
+                figure = pictures.reading(model, source.images[index : index + 1], [Path(source.name(index)).name])
+                name = re.sub(r"[^\w.-]+", "-", Path(source.name(index)).name).strip("-")
+                with replacing(args.out / f"{name}.reading.png") as file:
+                    figure.savefig(file, format="png", dpi=110)
+    return 0
+
+
+def _arguments() -> Parser:
+    parser = Parser(
+        prog="python -m fastlstm.predict",
+        description="Read digits from pictures or IDX files with a model that fastlstm.train wrote.",
+        epilog="A picture of another size than the training images is cropped to its ink, scaled and centred as MNIST "
+        "was. An IDX file whose labels lie beside it is also scored.",
+    )
+    add = parser.add_argument
+    add(
+        "images",
+        type=Path,
+        nargs="+",
+        metavar="IMAGE",
+        help="PNG, JPEG or IDX file, gzipped or not, or a directory with the test images of an IDX set",
+    )
+    add(
+        "--model", type=Path, default=Path("runs/row-lstm"), help="a run's directory or model.pt (default: %(default)s)"
+    )
+    add("--out", type=Path, metavar="DIR", help="draw there how each image is read, step by step")
+    add("--draw", type=_count, default=10, metavar="N", help="draw only the first N of a file (default: %(default)s)")
+    add("--invert", choices=INVERT, default="auto", help="dark ink on light paper (default: by the picture's border)")
+    return parser
+
+
+def _count(text: str) -> int:
+    return whole(0, 2**31 - 1, text)
+
+
+def _source(path: Path, size: tuple[int, int], invert: bool | None) -> _Source:
+    if path.is_dir():
+        plain = path / FILES[2]
+        path = plain if plain.exists() else plain.with_name(f"{plain.name}.gz")
+    read = images.read(path, size, invert)
+    beside = path.with_name(path.name.replace("images-idx3", "labels-idx1"))
+    if beside == path or not beside.exists():
+        return _Source(path, read, None)
+    labels = torch.from_numpy(read_idx(beside, 1).astype("int64"))
+    if len(labels) != len(read):
+        raise DataError(
+            f"{beside}: expected {len(read)} labels, one for each image of {path.name}, found {len(labels)}"
+        )
+    return _Source(path, read, labels)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
