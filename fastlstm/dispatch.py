@@ -1,6 +1,9 @@
 """Which backend runs, and why: a ladder that a person can read.
 
-`auto` takes, for CPU tensors, numba; elsewhere aten. What aten lacks (a step mask, all cell states) goes to reference.
+`auto` takes numba for CPU tensors and triton for CUDA tensors; float64, a GPU older than compute capability 8.0, ROCm,
+and an installation without the package triton go to aten, as all other devices do. What aten lacks (a step mask, all
+cell states) goes to reference. `triton` follows torch's setting for the products of float32, `triton-ieee` and
+`triton-tf32` name their precision.
 A backend asked for by name runs or raises its reason: nothing is handed over silently, except that derivatives beyond
 the first, and forward mode, are the reference's maths whatever the backend.
 """
@@ -8,17 +11,20 @@ the first, and forward mode, are the reference's maths whatever the backend.
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType
 from typing import Any
 
 import torch
 
-from fastlstm.backends import aten, numba, reference
+from fastlstm.backends import aten, numba, reference, triton
 
-FUSED = ("numba", "reference")  # these have forward, backward and saved_shape, and run under LSTMFunction
+TRITON = ("triton", "triton-ieee", "triton-tf32")
+FUSED = ("numba", *TRITON, "reference")  # these have forward, backward and saved_shape, and run under LSTMFunction
 NAMES = ("auto", *FUSED, "aten")
-_MODULES: dict[str, ModuleType] = {
+_MODULES: dict[str, Any] = {
     "numba": numba,
+    "triton": triton,
+    "triton-ieee": triton.with_precision("ieee"),
+    "triton-tf32": triton.with_precision("tf32"),
     "reference": reference,
     "aten": aten,
 }  # light: kernels load when first run
@@ -50,8 +56,8 @@ def use_backend(name: str) -> Iterator[None]:
         _default = previous
 
 
-def module(name: str) -> ModuleType:
-    """The backend's module."""
+def module(name: str) -> Any:
+    """The backend: a module, or what has the functions of one."""
     return _MODULES[name]
 
 
@@ -78,6 +84,8 @@ def choose(
             return "reference" if masked or cells else "aten"
         if device.type in ("cpu", "meta"):
             return "numba" if module("numba").supports(device, dtype) is None else "reference"
+        if device.type == "cuda" and triton.supports(device, dtype) is None:
+            return "triton"
         return "reference" if masked or cells else "aten"
     check_name(name)
     reason = module(name).supports(device, dtype)

@@ -107,7 +107,8 @@ def lstm(
         present = [a for a in (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr) if a is not None]
         output, h_n, c_n = aten.forward(x, present, h_0, c_0, reverse, bias_ih is not None, torch.is_grad_enabled())
         return output, (h_n, c_n)
-    if dtype in (torch.bfloat16, torch.float16):  # float32 arithmetic on the CPU, 16 bits in memory
+    if dtype in (torch.bfloat16, torch.float16) and not dispatch.module(name).SIXTEEN_BIT:
+        # 16 bits in memory alone
         x, weight_ih, weight_hh, h_0, c_0 = (a.float() for a in (x, weight_ih, weight_hh, h_0, c_0))
         bias_ih, bias_hh, weight_hr = (a if a is None else a.float() for a in (bias_ih, bias_hh, weight_hr))
     bias = bias_hh if bias_ih is None else bias_ih if bias_hh is None else bias_ih + bias_hh

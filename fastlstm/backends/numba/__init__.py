@@ -29,6 +29,7 @@ from fastlstm.backends.numba.host import (
 )
 from fastlstm.backends.numba.memory import empty
 
+SIXTEEN_BIT = False  # whether forward and backward take 16-bit tensors
 _CHUNK_ROWS = 256  # (step, row) pairs whose dpreact is turned into gradients together
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 

@@ -1,0 +1,101 @@
+"""The host side of the kernels: which ones run, on what grid, with which tile."""
+
+from contextlib import AbstractContextManager, nullcontext
+from itertools import pairwise
+
+import torch
+import triton
+from torch import Tensor
+
+from fastlstm.backends import reference
+from fastlstm.backends.triton import capability, resident, stepwise, tiles
+from fastlstm.backends.triton.products import pack_kernel
+
+PACK_LINES = 16  # rows or columns that a program of pack_kernel takes
+
+
+def on_device(a: Tensor) -> AbstractContextManager[object]:
+    """Triton launches on the current device."""
+    return torch.cuda.device(a.device) if a.is_cuda else nullcontext()
+
+
+def pack(weight: Tensor, by_row: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """High and low parts in fp16, and a scale a row or column, of (4H,H) or (G,4H,H); see `pack_kernel`."""
+    rows, columns = weight.shape[-2:]
+    lines, terms = (rows, columns) if by_row else (columns, rows)
+    groups = weight.numel() // (rows * columns)
+    high, low = (torch.empty_like(weight, dtype=torch.float16) for _ in range(2))
+    scale = weight.new_empty(groups, lines)
+    grid = triton.cdiv(lines, PACK_LINES), groups
+    pack_kernel[grid](weight, high, low, scale, rows, columns, by_row, PACK_LINES, triton.next_power_of_2(terms))
+    return high, low, scale
+
+
+def forward(
+    x: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor | None, h_0: Tensor, c_0: Tensor, mask: Tensor | None,
+    reverse: bool, precision: str, h: Tensor, c: Tensor | None, gates: Tensor | None, h_n: Tensor, c_n: Tensor,
+) -> None:  # fmt: skip
+    """Fill h, h_n, c_n, and c and gates where they are given."""
+    (T, B, I), H = x.shape, weight_hh.shape[-1]
+    G = weight_hh.shape[0] if weight_hh.dim() == 3 else 1
+    tile = tiles.choose(H, precision, capability(x.device))
+    rows = B // G
+    with on_device(x):
+        if isinstance(tile, tiles.Resident):
+            PI = tiles.padded_input(I, precision)
+            if not PI:
+                x = reference.linear(x, weight_ih)
+            weights = pack(weight_hh, by_row=True) if precision != "native" else (weight_hh, None, None)
+            resident.forward_kernel[triton.cdiv(rows, tile.block_b), G](
+                x, weight_ih if PI else None, bias, *weights, h_0, c_0, mask, h, c, gates, h_n, c_n,
+                T, B, rows, I, x.stride(0), x.stride(1), int(reverse), H, tile.P, PI, tile.block_b, precision,
+                num_warps=tile.forward_warps, num_stages=1, enable_fp_fusion=True,
+            )  # fmt: skip
+            return
+        preact = reference.linear(x, weight_ih)
+        c_carried = c_0.float() if c_0.dtype != torch.float32 else c_0.clone()
+        grid, order = tile.grid(H, rows, G), [-1, *reference.step_order(T, reverse)]
+        for t_prev, t in pairwise(order):
+            stepwise.forward_kernel[grid](
+                preact, bias, weight_hh, h_0, mask, h, c, gates, c_carried, t, t_prev, B, rows,
+                H, tile.units, tile.block_k, tile.block_b, tiles.INPUT_PRECISION[precision],
+                num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
+            )  # fmt: skip
+        h_n.copy_(h[order[-1]])
+        c_n.copy_(c_carried)
+
+
+def backward(
+    dh: Tensor | None, dh_n: Tensor | None, dc_n: Tensor | None, dc: Tensor | None, weight_hh: Tensor, c_0: Tensor,
+    mask: Tensor | None, c: Tensor, gates: Tensor, reverse: bool, precision: str,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """dpreact (T,B,4H), dh_0 and dc_0 (B,H)."""
+    (T, B), H = gates.shape[:2], weight_hh.shape[-1]
+    G = weight_hh.shape[0] if weight_hh.dim() == 3 else 1
+    tile = tiles.choose(H, precision, capability(gates.device))
+    rows = B // G
+    dpreact = torch.empty_like(gates)
+    dh_strides, dc_strides = (a.stride()[:2] if a is not None else (0, 0) for a in (dh, dc))
+    with on_device(gates):
+        if isinstance(tile, tiles.Resident):
+            dh_0, dc_0 = torch.empty_like(c_0), torch.empty_like(c_0)
+            weights = pack(weight_hh, by_row=False) if precision != "native" else (weight_hh, None, None)
+            resident.backward_kernel[triton.cdiv(rows, tile.block_b), G](
+                dh, dc, dh_n, dc_n, *weights, c_0, mask, c, gates, dpreact, dh_0, dc_0, T, B, rows,
+                *dh_strides, *dc_strides, int(reverse), H, tile.P, tile.block_b, precision,
+                num_warps=tile.backward_warps, num_stages=1, enable_fp_fusion=True,
+            )  # fmt: skip
+            return dpreact, dh_0, dc_0
+        dh_carried, dc_carried = (
+            torch.zeros_like(c_0, dtype=torch.float32) if a is None else a.to(torch.float32, copy=True)
+            for a in (dh_n, dc_n)
+        )
+        grid, order = tile.grid(H, rows, G), [-1, *reference.step_order(T, reverse), -1]
+        for t_prev, t, t_next in reversed(list(zip([-1, *order], order, order[1:]))):
+            stepwise.backward_kernel[grid](
+                dh, dc, weight_hh, c_0, mask, c, gates, dpreact, dh_carried, dc_carried, t, t_prev, t_next, B, rows,
+                *dh_strides, *dc_strides, H, tile.units, tile.block_k, tile.block_b,
+                tiles.INPUT_PRECISION[precision],
+                num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
+            )  # fmt: skip
+    return dpreact, dh_carried.to(c_0.dtype), dc_carried.to(c_0.dtype)

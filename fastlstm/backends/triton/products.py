@@ -1,0 +1,116 @@
+"""Products with recurrent weights that stay in registers, and the order of rows that makes gates fall into place.
+
+Everything is transposed: gates^T (4H, B) = W (4H, H) h^T (H, B). The gates, always many, are the matrix unit's M, and 8
+batch rows its N. P is H padded to a power of two.
+"""
+
+import triton
+import triton.language as tl
+
+from fastlstm.backends.triton import INTERPRET
+
+
+@triton.jit
+def copied(w, PACK: tl.constexpr):
+    return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [w], dtype=w.dtype, is_pure=True, pack=PACK)
+
+
+@triton.jit
+def pin(w):
+    """`w` in registers: behind a copy that the compiler cannot see through, it is not read from shared memory again."""
+    if INTERPRETED:
+        return w
+    else:
+        return copied(w, 32 // w.dtype.primitive_bitwidth)
+
+
+INTERPRETED = tl.constexpr(INTERPRET)
+
+
+@triton.jit
+def gate_rows(H: tl.constexpr, P: tl.constexpr):
+    """For each of the product's 4P rows its row of (4H, ...), and its unit.
+
+    Bit 3 and the top bit of a row's number lie in registers in the matrix unit's accumulator. They count the gates, so
+    a thread holds all four of its units and `split_gates` moves nothing.
+    """
+    row = tl.arange(0, 4 * P)
+    gate, unit = row // (2 * P) * 2 + row // 8 % 2, row % (2 * P) // 16 * 8 + row % 8
+    return gate * H + unit, unit
+
+
+@triton.jit
+def split_gates(acc, P: tl.constexpr, BLOCK_B: tl.constexpr):
+    """i, f, g, o (P, BLOCK_B) of (4P, BLOCK_B) in the order of `gate_rows`."""
+    acc = tl.permute(tl.reshape(acc, (2, P // 8, 2, 8, BLOCK_B)), (1, 3, 4, 2, 0))
+    i_f, g_o = tl.split(tl.reshape(acc, (P, BLOCK_B, 2, 2)))
+    i, f = tl.split(i_f)
+    g, o = tl.split(g_o)
+    return i, f, g, o
+
+
+@triton.jit
+def join_gates(i, f, g, o, P: tl.constexpr, BLOCK_B: tl.constexpr):
+    """(4P, BLOCK_B): row gate * P + unit."""
+    joined = tl.join(tl.join(i, f), tl.join(g, o))  # (P, BLOCK_B, f or i, g or i)
+    return tl.reshape(tl.permute(joined, (3, 2, 0, 1)), (4 * P, BLOCK_B))
+
+
+@triton.jit
+def power_of_two(largest):
+    """The power of two below a float32, and its inverse: to scale by it rounds nothing."""
+    top = largest.to(tl.int32, bitcast=True) & 0x7F800000
+    top = tl.minimum(tl.maximum(top, 1 << 23), 253 << 23)
+    return top.to(tl.float32, bitcast=True), ((254 << 23) - top).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def high_low(v):
+    """float32 as fp16 numbers: ``v = high + low / 2048``, to 22 bits where |v| is about one. Infinity is all high."""
+    high = v.to(tl.float16)
+    rest = (v - high.to(tl.float32)) * 2048.0
+    return high, tl.where(tl.abs(high.to(tl.float32)) < float("inf"), rest, 0.0).to(tl.float16)
+
+
+@triton.jit
+def pack_kernel(
+    w_ptr, high_ptr, low_ptr, scale_ptr, rows, columns, BY_ROW: tl.constexpr, BLOCK: tl.constexpr, PAD: tl.constexpr
+):  # fmt: skip
+    """A float32 matrix as fp16 high and low parts, times a power of two for each row (or column).
+
+    tf32 rounds to 11 bits and so does fp16, in half the room: with a scale the high part alone is tf32's precision.
+    With the low part it is float32's, for three products instead of one.
+    """
+    group, lines = tl.program_id(1).to(tl.int64), rows if BY_ROW else columns
+    line, k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, PAD)
+    if BY_ROW:
+        offs, ok = line[:, None] * columns + k[None, :], (line < rows)[:, None] & (k < columns)[None, :]
+    else:
+        offs, ok = k[None, :] * columns + line[:, None], (line < columns)[:, None] & (k < rows)[None, :]
+    offs += group * rows * columns
+    w = tl.load(w_ptr + offs, mask=ok, other=0.0)
+    scale, inverse = power_of_two(tl.max(tl.abs(w), 1))
+    high, low = high_low(w * inverse[:, None])
+    tl.store(high_ptr + offs, high, mask=ok)
+    tl.store(low_ptr + offs, low, mask=ok)
+    tl.store(scale_ptr + group * lines + line, scale, mask=line < lines)
+
+
+@triton.jit
+def product(w, w_low, scale, v, PRECISION: tl.constexpr, WIDE: tl.constexpr):
+    """w (M, K) times v (K, BLOCK_B), in float32. Packed weights take v in [-1, 1], or of any size where `WIDE`."""
+    if PRECISION == "native":
+        acc = tl.dot(w, v.to(w.dtype))
+    else:
+        if WIDE:
+            column, inverse = power_of_two(tl.max(tl.abs(v), 0))
+            v *= inverse[None, :]
+            scale *= column[None, :]
+        if PRECISION == "ieee":
+            high, low = high_low(v)
+            finite = tl.where(tl.abs(high.to(tl.float32)) < float("inf"), high, 0.0)  # not infinity less infinity
+            acc = tl.dot(w_low, finite.to(tl.float16), tl.dot(w, low)) * (1.0 / 2048.0) + tl.dot(w, high)
+        else:
+            acc = tl.dot(w, v.to(tl.float16))
+        acc *= scale
+    return acc

@@ -1,0 +1,202 @@
+"""Small layers: one launch, in which a program holds the recurrent weights and takes its batch rows through all steps.
+
+Two things keep the weights in registers, and both are needed: `pin`, and the product at the end of the loop and once
+before it, because the compiler sinks an operand with a single use into the loop. What step s + 1 reads from memory is
+asked for in step s.
+
+Sizes: T steps; G groups (program_id(1)) of `rows` batch rows each, B in all, one matrix of weights a group. Arrays are
+contiguous but for those with strides of their own (`x_step`, `x_row`), and any offset may pass 2^31.
+"""
+
+import triton
+import triton.language as tl
+
+from fastlstm.backends.triton.cells import cell_backward, cell_forward
+from fastlstm.backends.triton.products import gate_rows, join_gates, pin, product, split_gates
+
+RUN, RESET, HOLD = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)  # of the step mask
+
+
+@triton.jit
+def step_at(s, T, reverse):
+    """The time step that is run as number s."""
+    return tl.cast(s + reverse * (T - 1 - 2 * s), tl.int64)
+
+
+@triton.jit(do_not_specialize=["T", "B", "rows", "I", "x_step", "x_row", "reverse"])
+def forward_kernel(
+    x_ptr, weight_ih_ptr, bias_ptr, weight_ptr, weight_low_ptr, scale_ptr, h_0_ptr, c_0_ptr, mask_ptr,
+    h_ptr, c_ptr, gates_ptr, h_n_ptr, c_n_ptr, T, B, rows, I, x_step: tl.int64, x_row: tl.int64, reverse,
+    H: tl.constexpr, P: tl.constexpr, PI: tl.constexpr, BLOCK_B: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """x (T,B,I) and weight_ih (4H,I) where the input's product is done here (PI: I padded), else x (T,B,4H) is that
+    product and PI 0. bias (4H,) or None. weight (4H,H). mask (T,B) or None. h, c (T,B,H) and gates (T,B,4H), the last
+    two None where nothing is saved.
+    """
+    MASK: tl.constexpr = mask_ptr is not None
+    first, group = tl.program_id(0) * BLOCK_B, tl.program_id(1).to(tl.int64)
+    b, unit = tl.arange(0, BLOCK_B), tl.arange(0, P)
+    b_ok, u_ok = first + b < rows, unit < H
+    first = group * rows + first  # 64 bits for the scalars, 32 for the tiles
+    ok, state = u_ok[:, None] & b_ok[None, :], b[None, :] * H + unit[:, None]
+    row, row_unit = gate_rows(H, P)
+    row_ok = row_unit < H
+
+    offs_w, w_ok = group * 4 * H * H + row[:, None] * H + unit[None, :], row_ok[:, None] & u_ok[None, :]
+    w = pin(tl.load(weight_ptr + offs_w, mask=w_ok, other=0.0))
+    w_low, scale = w, 1.0
+    if PRECISION == "ieee":
+        w_low = tl.load(weight_low_ptr + offs_w, mask=w_ok, other=0.0)  # not pinned: it stays in shared memory
+    if PRECISION != "native":
+        scale = tl.load(scale_ptr + group * 4 * H + row, mask=row_ok, other=0.0)[:, None]
+    bias = tl.zeros((4 * P, 1), tl.float32)
+    if bias_ptr is not None:
+        bias = tl.load(bias_ptr + group * 4 * H + row, mask=row_ok, other=0.0).to(tl.float32)[:, None]
+    if PI > 0:
+        k = tl.arange(0, PI)
+        x_offs, x_ok = b[None, :] * x_row + k[:, None], (k < I)[:, None] & b_ok[None, :]
+        offs_w, w_ok = group * 4 * H * I + row[:, None] * I + k[None, :], row_ok[:, None] & (k < I)[None, :]
+        w_ih = pin(tl.load(weight_ih_ptr + offs_w, mask=w_ok, other=0.0))
+    else:
+        x_offs, x_ok = b[None, :] * x_row + row[:, None], row_ok[:, None] & b_ok[None, :]
+
+    x_ptr += first * x_row
+    h = tl.load(h_0_ptr + first * H + state, mask=ok, other=0.0).to(tl.float32)
+    c = tl.load(c_0_ptr + first * H + state, mask=ok, other=0.0).to(tl.float32)
+    t = step_at(0, T, reverse)
+    x = tl.load(x_ptr + t * x_step + x_offs, mask=x_ok, other=0.0)
+    if MASK:
+        now = tl.load(mask_ptr + t * B + first + b, mask=b_ok, other=0)
+        h, c = tl.where((now == RESET)[None, :], 0.0, h), tl.where((now == RESET)[None, :], 0.0, c)
+    acc = product(w, w_low, scale, h, PRECISION, True)
+    acc += tl.dot(w_ih, x) if PI > 0 else x
+    x = tl.load(x_ptr + step_at(tl.minimum(1, T - 1), T, reverse) * x_step + x_offs, mask=x_ok, other=0.0)
+    for s in range(T):
+        r = step_at(s, T, reverse) * B + first  # this program's first row in the step
+        x_next = tl.load(x_ptr + step_at(tl.minimum(s + 2, T - 1), T, reverse) * x_step + x_offs, mask=x_ok, other=0.0)
+        if MASK:
+            then = tl.load(mask_ptr + step_at(tl.minimum(s + 1, T - 1), T, reverse) * B + first + b, mask=b_ok, other=0)
+        i, f, g, o = split_gates(acc + bias, P, BLOCK_B)
+        h_new, c_new, i, f, g, o = cell_forward(i, f, g, o, c, PRECISION)
+        if MASK:
+            hold = (now == HOLD)[None, :]
+            h_new, c_new = tl.where(hold, h, h_new), tl.where(hold, c, c_new)
+        h, c = h_new, c_new
+        tl.store(h_ptr + r * H + state, h.to(h_ptr.dtype.element_ty), mask=ok)
+        if gates_ptr is not None:
+            dtype: tl.constexpr = gates_ptr.dtype.element_ty
+            tl.store(c_ptr + r * H + state, c.to(dtype), mask=ok)
+            at = gates_ptr + r * 4 * H + b[None, :] * (4 * H) + unit[:, None]
+            tl.store(at, i.to(dtype), mask=ok)
+            tl.store(at + H, f.to(dtype), mask=ok)
+            tl.store(at + 2 * H, g.to(dtype), mask=ok)
+            tl.store(at + 3 * H, o.to(dtype), mask=ok)
+        if s == T - 1:
+            tl.store(h_n_ptr + first * H + state, h.to(h_n_ptr.dtype.element_ty), mask=ok)
+            tl.store(c_n_ptr + first * H + state, c.to(c_n_ptr.dtype.element_ty), mask=ok)
+        if MASK:
+            reset = (then == RESET)[None, :]
+            h, c = tl.where(reset, 0.0, h), tl.where(reset, 0.0, c)
+            now = then
+        acc = product(w, w_low, scale, h, PRECISION, MASK)  # a held row may still carry h_0, of any size
+        acc += tl.dot(w_ih, x) if PI > 0 else x
+        x = x_next
+
+
+@triton.jit
+def load_or_zeros(ptr, start, offs, ok):
+    if ptr is None:
+        return tl.zeros(ok.shape, tl.float32)
+    else:
+        return tl.load(ptr + start + offs, mask=ok, other=0.0)
+
+
+@triton.jit
+def load_gates(ptr, H: tl.constexpr, ok):
+    """i, f, g, o of a step, as they lie in memory: to convert them is to wait for them."""
+    i, f = tl.load(ptr, mask=ok, other=0.0), tl.load(ptr + H, mask=ok, other=0.0)
+    g, o = tl.load(ptr + 2 * H, mask=ok, other=0.0), tl.load(ptr + 3 * H, mask=ok, other=0.0)
+    return i, f, g, o
+
+
+@triton.jit
+def load_c_prev(c_ptr, c_0_ptr, s, T, reverse, B, first, H: tl.constexpr, state, ok):
+    """The cell states that step number s saw."""
+    before = step_at(tl.maximum(s - 1, 0), T, reverse)
+    return tl.load(tl.where(s > 0, c_ptr + before * B * H, c_0_ptr) + first * H + state, mask=ok, other=0.0)
+
+
+@triton.jit(do_not_specialize=["T", "B", "rows", "dh_step", "dh_row", "dc_step", "dc_row", "reverse"])
+def backward_kernel(
+    dh_ptr, dc_ptr, dh_n_ptr, dc_n_ptr, weight_ptr, weight_low_ptr, scale_ptr, c_0_ptr, mask_ptr, c_ptr, gates_ptr,
+    dpreact_ptr, dh_0_ptr, dc_0_ptr, T, B, rows, dh_step: tl.int64, dh_row: tl.int64, dc_step: tl.int64,
+    dc_row: tl.int64, reverse, H: tl.constexpr, P: tl.constexpr, BLOCK_B: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dh, dc (T,B,H), dh_n, dc_n (B,H), mask (T,B): each may be None. weight (4H,H). gates, dpreact (T,B,4H)."""
+    MASK: tl.constexpr = mask_ptr is not None
+    first, group = tl.program_id(0) * BLOCK_B, tl.program_id(1).to(tl.int64)
+    b, unit, k = tl.arange(0, BLOCK_B), tl.arange(0, P), tl.arange(0, 4 * P)
+    b_ok, u_ok = first + b < rows, unit < H
+    first = group * rows + first
+    ok, state = u_ok[:, None] & b_ok[None, :], b[None, :] * H + unit[:, None]
+    gate, offs_dh = b[None, :] * (4 * H) + unit[:, None], b[None, :] * dh_row + unit[:, None]
+    offs_dc = b[None, :] * dc_row + unit[:, None]
+    offs_dpreact, dpreact_ok = (
+        b[None, :] * (4 * H) + (k // P * H + k % P)[:, None],
+        (k % P < H)[:, None] & b_ok[None, :],
+    )
+
+    offs_w, w_ok = (k // P * H + k % P)[None, :] * H + unit[:, None], u_ok[:, None] & (k % P < H)[None, :]
+    offs_w += group * 4 * H * H
+    w = pin(tl.load(weight_ptr + offs_w, mask=w_ok, other=0.0))  # W^T (P, 4P)
+    w_low, scale = w, 1.0
+    if PRECISION == "ieee":
+        w_low = tl.load(weight_low_ptr + offs_w, mask=w_ok, other=0.0)
+    if PRECISION != "native":
+        scale = tl.load(scale_ptr + group * H + unit, mask=u_ok, other=0.0)[:, None]
+
+    carried = load_or_zeros(dh_n_ptr, first * H, state, ok).to(tl.float32)
+    dc = load_or_zeros(dc_n_ptr, first * H, state, ok).to(tl.float32)
+    dpreact = tl.zeros((4 * P, BLOCK_B), w.dtype if PRECISION == "native" else tl.float32)
+    now = tl.full((BLOCK_B,), HOLD, tl.int32)
+    t = step_at(T - 1, T, reverse)
+    i, f, g, o = load_gates(gates_ptr + (t * B + first) * 4 * H + gate, H, ok)
+    c_prev = load_c_prev(c_ptr, c_0_ptr, T - 1, T, reverse, B, first, H, state, ok)
+    dh_out = load_or_zeros(dh_ptr, t * dh_step + first * dh_row, offs_dh, ok)
+    dc_out = load_or_zeros(dc_ptr, t * dc_step + first * dc_row, offs_dc, ok)
+    for n in range(T):
+        r, s_next = step_at(T - 1 - n, T, reverse) * B + first, tl.maximum(T - 2 - n, 0)
+        t_next = step_at(s_next, T, reverse)
+        i_next, f_next, g_next, o_next = load_gates(gates_ptr + (t_next * B + first) * 4 * H + gate, H, ok)
+        c_prev_next = load_c_prev(c_ptr, c_0_ptr, s_next, T, reverse, B, first, H, state, ok)
+        dh_next = load_or_zeros(dh_ptr, t_next * dh_step + first * dh_row, offs_dh, ok)
+        dc_next = load_or_zeros(dc_ptr, t_next * dc_step + first * dc_row, offs_dc, ok)
+        if MASK:
+            then = tl.load(mask_ptr + r + b, mask=b_ok, other=0)
+        dh = product(w, w_low, scale, dpreact, PRECISION, True)
+        if MASK:
+            dh = tl.where((now == RUN)[None, :], dh, 0.0)
+        dh = tl.where(n > 0, dh, 0.0) + carried + dh_out.to(tl.float32)
+        dc += dc_out.to(tl.float32)
+        c_prev = c_prev.to(tl.float32)
+        if MASK:
+            c_prev = tl.where((then == RESET)[None, :], 0.0, c_prev)
+        (i, f, g, o), dc_new = cell_backward(
+            dh, dc, i.to(tl.float32), f.to(tl.float32), g.to(tl.float32), o.to(tl.float32), c_prev, PRECISION
+        )
+        dpreact = join_gates(i, f, g, o, P, BLOCK_B)
+        carried = tl.zeros((P, BLOCK_B), tl.float32)
+        if MASK:
+            now, hold = then, (then == HOLD)[None, :]
+            dpreact = tl.where(hold, 0.0, dpreact)
+            carried = tl.where(hold, dh, 0.0)
+            dc_new = tl.where(hold, dc, tl.where((now == RESET)[None, :], 0.0, dc_new))
+        dpreact = dpreact.to(w.dtype if PRECISION == "native" else tl.float32)
+        tl.store(dpreact_ptr + r * 4 * H + offs_dpreact, dpreact, mask=dpreact_ok)
+        dc, c_prev, dh_out, dc_out = dc_new, c_prev_next, dh_next, dc_next
+        i, f, g, o = i_next, f_next, g_next, o_next
+    dh = product(w, w_low, scale, dpreact, PRECISION, True)
+    if MASK:
+        dh = tl.where((now == RUN)[None, :], dh, 0.0)
+    tl.store(dh_0_ptr + first * H + state, (dh + carried).to(dh_0_ptr.dtype.element_ty), mask=ok)
+    tl.store(dc_0_ptr + first * H + state, dc.to(dc_0_ptr.dtype.element_ty), mask=ok)

@@ -1,0 +1,137 @@
+"""Large layers: one launch a step, in which every program computes some units of some batch rows, product and cell.
+
+The weights are read again in every step, from the L2 cache where they fit. The states between launches are float32 and
+change in place: an element is read and written by one program alone. Sizes and names as in `resident`.
+"""
+
+import triton
+import triton.language as tl
+
+from fastlstm.backends.triton.cells import cell_backward, cell_forward
+from fastlstm.backends.triton.products import gate_rows, split_gates
+from fastlstm.backends.triton.resident import HOLD, RESET, RUN, load_gates, load_or_zeros
+
+
+@triton.jit
+def place(B, rows, H: tl.constexpr, UNITS: tl.constexpr, BLOCK_B: tl.constexpr):
+    """This program's group and first unit; its batch rows and units, and which of them exist."""
+    group, first_unit = tl.program_id(2).to(tl.int64), tl.program_id(0) * UNITS
+    b, unit = tl.program_id(1) * BLOCK_B + tl.arange(0, BLOCK_B), first_unit + tl.arange(0, UNITS)
+    return group, first_unit, group * rows + b, unit, b < rows, unit < H
+
+
+@triton.jit(do_not_specialize=["t", "t_prev", "B", "rows"])
+def forward_kernel(
+    preact_ptr, bias_ptr, weight_ptr, h_0_ptr, mask_ptr, h_ptr, c_ptr, gates_ptr, c_carried_ptr, t, t_prev, B, rows,
+    H: tl.constexpr, UNITS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_B: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Step t, after t_prev, which is negative where t is the first. preact (T,B,4H): the input's product, without bias.
+    c_carried (B,H) float32.
+    """
+    MASK: tl.constexpr = mask_ptr is not None
+    t, t_prev = tl.cast(t, tl.int64), tl.cast(t_prev, tl.int64)
+    group, first_unit, b, unit, b_ok, u_ok = place(B, rows, H, UNITS, BLOCK_B)
+    row, row_unit = gate_rows(H, UNITS)
+    row, row_ok, k = row + first_unit, row_unit + first_unit < H, tl.arange(0, BLOCK_K)
+    run_ok = b_ok  # rows whose old state counts
+    if MASK:
+        now = tl.load(mask_ptr + t * B + b, mask=b_ok, other=0)
+        run_ok = b_ok & (now != RESET)
+    h_prev_ptr = tl.where(t_prev < 0, h_0_ptr, h_ptr + t_prev * B * H)
+    weight_ptr += group * 4 * H * H
+    acc = tl.zeros((4 * UNITS, BLOCK_B), tl.float32)
+    for k_0 in range(0, H, BLOCK_K):
+        k_ok = k_0 + k < H
+        w_at, h_at = (
+            weight_ptr + row[:, None] * H + (k_0 + k)[None, :],
+            h_prev_ptr + b[None, :] * H + (k_0 + k)[:, None],
+        )
+        w = tl.load(w_at, mask=row_ok[:, None] & k_ok[None, :], other=0.0)
+        h = tl.load(h_at, mask=k_ok[:, None] & run_ok[None, :], other=0.0)
+        acc = tl.dot(w, h, acc, input_precision=PRECISION)
+    acc += tl.load(
+        preact_ptr + (t * B + b)[None, :] * (4 * H) + row[:, None], mask=row_ok[:, None] & b_ok[None, :], other=0.0
+    )
+    if bias_ptr is not None:
+        acc += tl.load(bias_ptr + group * 4 * H + row, mask=row_ok, other=0.0).to(tl.float32)[:, None]
+
+    ok, state = u_ok[:, None] & b_ok[None, :], b[None, :] * H + unit[:, None]
+    i, f, g, o = split_gates(acc, UNITS, BLOCK_B)
+    c_prev = tl.load(c_carried_ptr + state, mask=u_ok[:, None] & run_ok[None, :], other=0.0)
+    h, c, i, f, g, o = cell_forward(i, f, g, o, c_prev, "ieee" if PRECISION == "tf32x3" else "fast")
+    dtype: tl.constexpr = h_ptr.dtype.element_ty
+    h = h.to(dtype)
+    if MASK:
+        hold = (now == HOLD)[None, :]
+        h, c = tl.where(hold, tl.load(h_prev_ptr + state, mask=ok, other=0.0), h), tl.where(hold, c_prev, c)
+    tl.store(h_ptr + t * B * H + state, h, mask=ok)
+    tl.store(c_carried_ptr + state, c, mask=ok)
+    if gates_ptr is not None:
+        tl.store(c_ptr + t * B * H + state, c.to(dtype), mask=ok)
+        at = gates_ptr + (t * B + b)[None, :] * (4 * H) + unit[:, None]
+        tl.store(at, i.to(dtype), mask=ok)
+        tl.store(at + H, f.to(dtype), mask=ok)
+        tl.store(at + 2 * H, g.to(dtype), mask=ok)
+        tl.store(at + 3 * H, o.to(dtype), mask=ok)
+
+
+@triton.jit(do_not_specialize=["t", "t_prev", "t_next", "B", "rows", "dh_step", "dh_row", "dc_step", "dc_row"])
+def backward_kernel(
+    dh_ptr, dc_ptr, weight_ptr, c_0_ptr, mask_ptr, c_ptr, gates_ptr, dpreact_ptr, dh_carried_ptr, dc_carried_ptr,
+    t, t_prev, t_next, B, rows, dh_step: tl.int64, dh_row: tl.int64, dc_step: tl.int64, dc_row: tl.int64,
+    H: tl.constexpr, UNITS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_B: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The gradient of step t, whose neighbours are t_prev and t_next; negative where there is none.
+
+    The product with dpreact[t_next] comes first; where t is negative, nothing else is left and dh_carried ends as dh_0.
+    dh_carried (B,H), float32: dh_n before the last step; then the gradient of a state that was held, which goes on as
+    it is. dc_carried (B,H), float32.
+    """
+    MASK: tl.constexpr = mask_ptr is not None
+    t, t_prev, t_next = tl.cast(t, tl.int64), tl.cast(t_prev, tl.int64), tl.cast(t_next, tl.int64)
+    group, _, b, unit, b_ok, u_ok = place(B, rows, H, UNITS, BLOCK_B)
+    k, ok, state = tl.arange(0, BLOCK_K), u_ok[:, None] & b_ok[None, :], b[None, :] * H + unit[:, None]
+    weight_ptr += group * 4 * H * H
+    acc = tl.zeros((UNITS, BLOCK_B), tl.float32)
+    for k_0 in range(0, tl.where(t_next < 0, 0, 4 * H), BLOCK_K):
+        k_ok = k_0 + k < 4 * H
+        w_at = weight_ptr + (k_0 + k)[None, :] * H + unit[:, None]
+        d_at = dpreact_ptr + (t_next * B + b)[None, :] * (4 * H) + (k_0 + k)[:, None]
+        w = tl.load(w_at, mask=u_ok[:, None] & k_ok[None, :], other=0.0)
+        dpreact = tl.load(d_at, mask=k_ok[:, None] & b_ok[None, :], other=0.0)
+        acc = tl.dot(w, dpreact, acc, input_precision=PRECISION)
+    dh = tl.load(dh_carried_ptr + state, mask=ok, other=0.0)
+    if MASK:
+        after = tl.load(mask_ptr + tl.maximum(t_next, 0) * B + b, mask=b_ok, other=HOLD)
+        after = tl.where(t_next < 0, HOLD, after)
+        acc = tl.where((after == RUN)[None, :], acc, 0.0)
+        dh = tl.where((after == HOLD)[None, :], dh, 0.0)
+    else:
+        dh = tl.where(t_next < 0, dh, 0.0)
+    dh += acc
+    if t >= 0:
+        dtype: tl.constexpr = gates_ptr.dtype.element_ty
+        dh += load_or_zeros(dh_ptr, t * dh_step, b[None, :] * dh_row + unit[:, None], ok).to(tl.float32)
+        dc = tl.load(dc_carried_ptr + state, mask=ok, other=0.0)
+        dc += load_or_zeros(dc_ptr, t * dc_step, b[None, :] * dc_row + unit[:, None], ok).to(tl.float32)
+        at = (t * B + b)[None, :] * (4 * H) + unit[:, None]
+        i, f, g, o = load_gates(gates_ptr + at, H, ok)
+        c_prev_ptr = tl.where(t_prev < 0, c_0_ptr, c_ptr + t_prev * B * H)
+        c_prev = tl.load(c_prev_ptr + state, mask=ok, other=0.0).to(tl.float32)
+        if MASK:
+            now = tl.load(mask_ptr + t * B + b, mask=b_ok, other=RUN)
+            c_prev = tl.where((now == RESET)[None, :], 0.0, c_prev)
+        (i, f, g, o), dc_prev = cell_backward(
+            dh, dc, i.to(tl.float32), f.to(tl.float32), g.to(tl.float32), o.to(tl.float32), c_prev,
+            "ieee" if PRECISION == "tf32x3" else "fast",
+        )  # fmt: skip
+        if MASK:
+            hold, reset = (now == HOLD)[None, :], (now == RESET)[None, :]
+            i, f, g, o = tl.where(hold, 0.0, i), tl.where(hold, 0.0, f), tl.where(hold, 0.0, g), tl.where(hold, 0.0, o)
+            dc_prev = tl.where(hold, dc, tl.where(reset, 0.0, dc_prev))
+        tl.store(dpreact_ptr + at, i.to(dtype), mask=ok)
+        tl.store(dpreact_ptr + at + H, f.to(dtype), mask=ok)
+        tl.store(dpreact_ptr + at + 2 * H, g.to(dtype), mask=ok)
+        tl.store(dpreact_ptr + at + 3 * H, o.to(dtype), mask=ok)
+        tl.store(dc_carried_ptr + state, dc_prev, mask=ok)
+    tl.store(dh_carried_ptr + state, dh, mask=ok)

@@ -1,0 +1,149 @@
+"""What the Triton kernels cost, from an ahead-of-time compile: registers, spills, shared memory, instructions of a step.
+
+    python -m tests.triton_resources [CAPABILITY]
+
+prints one JSON object a line. It needs no GPU, and must not run under TRITON_INTERPRET=1.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from fastlstm.backends.triton import products, resident, stepwise, tiles
+
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+OPERATIONS = {
+    "mma": r"\b(?:HMMA|HGMMA|UTC\w*MMA)",
+    "wgmma": r"\bHGMMA",
+    "special": r"\bMUFU",
+    "shared": r"\b(?:LDS|STS|LDSM|STSM)\b",
+    "barriers": r"\bBAR\.SYNC",
+    "global": r"\b(?:LDG|STG)",
+}
+CAPABILITIES = ((8, 0), (9, 0), (10, 0))
+DTYPES = {"bf16": "native", "fp16": "native", "tf32": "tf32", "ieee": "ieee"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """direction: forward or backward; kind: bf16, fp16, tf32 or ieee; I 0: the input's product is given."""
+
+    direction: str
+    kind: str
+    H: int
+    I: int = 0
+    mask: bool = False
+    save: bool = True
+    last_step_only: bool = False
+
+    def __str__(self) -> str:
+        flags = [f"I{self.I}"] * bool(self.I) + ["mask"] * self.mask + ["nothing-saved"] * (not self.save)
+        return "-".join([self.direction, self.kind, f"H{self.H}", *flags, *["last"] * self.last_step_only])
+
+
+def cases() -> Iterator[Case]:
+    for kind in DTYPES:
+        for H in (64, 100, 128, 256, 1024):
+            yield Case("forward", kind, H)
+            yield Case("backward", kind, H)
+    for H in (64, 128):
+        yield Case("forward", "bf16", H, I=28)
+    yield Case("forward", "bf16", 128, save=False)
+    for H in (128, 256):
+        for direction in ("forward", "backward"):
+            yield Case(direction, "bf16", H, mask=True)
+    yield Case("backward", "bf16", 128, last_step_only=True)
+
+
+def describe(case: Case, capability: tuple[int, int]) -> tuple[Any, dict[str, str], dict[str, Any], dict[str, int]]:
+    """The kernel, the types of its arguments, its constants and its options, as `launch` would choose them."""
+    precision = DTYPES[case.kind]
+    dtype = "fp32" if precision != "native" else case.kind
+    tile = tiles.choose(case.H, precision, capability)
+    module = resident if isinstance(tile, tiles.Resident) else stepwise
+    kernel = getattr(module, f"{case.direction}_kernel")
+    types = {name: f"*{dtype}" if name.endswith("_ptr") else "i32" for name in kernel.arg_names}
+    types |= {name: "i64" for name in types if name.endswith(("_step", "_row"))}
+    types |= {"mask_ptr": "*i32"} | {name: "*fp32" for name in types if "carried" in name or name == "scale_ptr"}
+    absent = {"mask_ptr"} if not case.mask else set()
+    constants: dict[str, Any] = {"H": case.H, "BLOCK_B": tile.block_b}
+    if module is resident:
+        options = {"num_warps": getattr(tile, f"{case.direction}_warps"), "num_stages": 1}
+        PI = tiles.padded_input(case.I, precision) if case.I else 0
+        constants |= {"P": tile.P, "PI": PI, "PRECISION": precision}
+        packed = ("weight_ptr", "weight_low_ptr")
+        types |= dict.fromkeys(packed, "*fp16") if precision != "native" else {}
+        absent |= {"weight_low_ptr", "scale_ptr"} if precision == "native" else set()
+        absent |= set() if PI else {"weight_ih_ptr"}
+    else:
+        options = {"num_warps": tile.warps, "num_stages": tile.stages}
+        constants |= {"UNITS": tile.units, "BLOCK_K": tile.block_k, "PRECISION": tiles.INPUT_PRECISION[precision]}
+    absent |= {"c_ptr", "gates_ptr"} if not case.save else set()
+    absent |= {"dh_ptr", "dc_ptr", "dc_n_ptr"} if case.last_step_only else {"dc_ptr"}
+    constants |= dict.fromkeys(absent)
+    constants = {name: constants[name] for name in kernel.arg_names if name in constants}
+    types = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
+    return kernel, types, constants, options | {"enable_fp_fusion": True}
+
+
+def resources(case: Case, capability: tuple[int, int]) -> dict[str, Any]:
+    """The kernel's costs; of instructions those of one warp in one step (resident) or one K block (stepwise)."""
+    kernel, types, constants, options = describe(case, capability)
+    aligned = {(n,): [["tt.divisibility", 16]] for n, kind in enumerate(types.values()) if kind.startswith("*")}
+    source = ASTSource(fn=kernel, signature=types, constexprs=constants, attrs=aligned)
+    target = GPUTarget("cuda", 10 * capability[0] + capability[1], 32)
+    compiled = triton.compile(source, target=target, options=options)
+    usage, sass = (dump(flag, compiled.asm["cubin"]) for flag in ("-res-usage", "-sass"))
+    registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())
+    code = [(int(at, 16), text) for at, text in re.findall(r"^\s*/\*([0-9a-f]{4,})\*/\s+(.*?);", sass, re.MULTILINE)]
+    loop = main_loop(code)
+    return {
+        "case": str(case),
+        "capability": list(capability),
+        "warps": options["num_warps"],
+        "registers": registers,
+        "spilled": max(stack, sum(bool(re.search(r"\b(?:LDL|STL)\b", text)) for _, text in code)),
+        "shared_bytes": compiled.metadata.shared,
+        "instructions": len(loop),
+        **{name: sum(bool(re.search(pattern, text)) for text in loop) for name, pattern in OPERATIONS.items()},
+    }
+
+
+def dump(flag: str, cubin: bytes) -> str:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        return subprocess.run([CUOBJDUMP, flag, file.name], capture_output=True, text=True, check=True).stdout
+
+
+def main_loop(code: list[tuple[int, str]]) -> list[str]:
+    """The longest stretch that a backward jump repeats, among those with a product of matrices; where none is left after
+    unrolling, all there is."""
+    stretches = []
+    for at, text in code:
+        jump = re.search(r"\bBRA\b.*?0x([0-9a-f]+)", text)
+        if jump and int(jump[1], 16) < at:
+            stretches.append([other for place, other in code if int(jump[1], 16) <= place <= at])
+    products = [s for s in stretches if re.search(OPERATIONS["mma"], " ".join(s))]
+    return max(products, key=len, default=[text for _, text in code])
+
+
+def main() -> None:
+    wanted = [tuple(map(int, argument.split("."))) for argument in sys.argv[1:]] or CAPABILITIES
+    for capability in wanted:
+        for case in cases():
+            print(json.dumps(resources(case, capability)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
