@@ -25,6 +25,7 @@ CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuob
 OPERATIONS = {
     "mma": r"\b(?:HMMA|HGMMA|UTC\w*MMA)",
     "wgmma": r"\bHGMMA",
+    "streamed": r"\bHGMMA\S* R\d+, gdesc",  # weights that wgmma reads from shared memory
     "special": r"\bMUFU",
     "shared": r"\b(?:LDS|STS|LDSM|STSM)\b",
     "barriers": r"\bBAR\.SYNC",
@@ -73,7 +74,7 @@ def describe(case: Case, capability: tuple[int, int]) -> tuple[Any, dict[str, st
     module = resident if isinstance(tile, tiles.Resident) else stepwise
     kernel = getattr(module, f"{case.direction}_kernel")
     types = {name: f"*{dtype}" if name.endswith("_ptr") else "i32" for name in kernel.arg_names}
-    types |= {name: "i64" for name in types if name.endswith(("_step", "_row"))}
+    types |= {name: "i64" for name in types if name.endswith("_step")}
     types |= {"mask_ptr": "*i32"} | {name: "*fp32" for name in types if "carried" in name or name == "scale_ptr"}
     absent = {"mask_ptr"} if not case.mask else set()
     constants: dict[str, Any] = {"H": case.H, "BLOCK_B": tile.block_b}

@@ -24,7 +24,7 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @cache
-def _installed() -> bool:
+def installed() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
@@ -40,7 +40,7 @@ def supports(device: torch.device, dtype: torch.dtype) -> str | None:
         return f"the triton backend needs float32, bfloat16 or float16, got {dtype}"
     if device.type not in ("cuda", "meta", *["cpu"] * INTERPRET):
         return f"the triton backend needs CUDA tensors (or the environment's TRITON_INTERPRET=1), got {device.type}"
-    if not _installed():
+    if not installed():
         return "the triton backend needs the package triton, which is not installed"
     if device.type == "cuda" and torch.version.hip is not None:
         return "the triton backend needs an NVIDIA GPU, this torch is built for ROCm"
@@ -70,8 +70,9 @@ def resolve_precision(dtype: torch.dtype, precision: str | None) -> str:
     return "tf32" if precision == "tf32" else "ieee"
 
 
-def _last_contiguous(a: Any) -> Any:
-    return a if a is None or a.stride(-1) == 1 else a.contiguous()
+def _strided(a: Any) -> Any:
+    """(T, B, N) as it is, unless the kernels cannot address it: within a tile of rows offsets have 32 bits."""
+    return a if a is None or (a.stride(-1) == 1 and a.stride(1) < 2**25) else a.contiguous()
 
 
 def forward(
@@ -96,7 +97,7 @@ def forward(
         weight_ih, weight_hh, h_0, c_0, bias, mask = map(_contiguous, (weight_ih, weight_hh, h_0, c_0, bias, mask))
         precision = resolve_precision(x.dtype, precision)
         launch.forward(
-            _last_contiguous(x), weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, precision, h, c, gates, h_n, c_n
+            _strided(x), weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, precision, h, c, gates, h_n, c_n
         )
     return h, h_n, c_n, x.new_empty(0) if c is None else c, x.new_empty(0) if gates is None else gates
 
@@ -125,7 +126,7 @@ def backward(
 
     if x.shape[1]:
         weight_hh, c_0, mask, c, gates, dh_n, dc_n = map(_contiguous, (weight_hh, c_0, mask, c, gates, dh_n, dc_n))
-        dh, dc = _last_contiguous(dh), _last_contiguous(dc)
+        dh, dc = _strided(dh), _strided(dc)
         precision = resolve_precision(x.dtype, precision)
         dpreact, dh_0, dc_0 = launch.backward(dh, dh_n, dc_n, dc, weight_hh, c_0, mask, c, gates, reverse, precision)
     else:

@@ -26,7 +26,7 @@ def step_at(s, T, reverse):
 @triton.jit(do_not_specialize=["T", "B", "rows", "I", "x_step", "x_row", "reverse"])
 def forward_kernel(
     x_ptr, weight_ih_ptr, bias_ptr, weight_ptr, weight_low_ptr, scale_ptr, h_0_ptr, c_0_ptr, mask_ptr,
-    h_ptr, c_ptr, gates_ptr, h_n_ptr, c_n_ptr, T, B, rows, I, x_step: tl.int64, x_row: tl.int64, reverse,
+    h_ptr, c_ptr, gates_ptr, h_n_ptr, c_n_ptr, T, B, rows, I, x_step: tl.int64, x_row, reverse,
     H: tl.constexpr, P: tl.constexpr, PI: tl.constexpr, BLOCK_B: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """x (T,B,I) and weight_ih (4H,I) where the input's product is done here (PI: I padded), else x (T,B,4H) is that
@@ -73,7 +73,6 @@ def forward_kernel(
     x = tl.load(x_ptr + step_at(tl.minimum(1, T - 1), T, reverse) * x_step + x_offs, mask=x_ok, other=0.0)
     for s in range(T):
         r = step_at(s, T, reverse) * B + first  # this program's first row in the step
-        x_next = tl.load(x_ptr + step_at(tl.minimum(s + 2, T - 1), T, reverse) * x_step + x_offs, mask=x_ok, other=0.0)
         if MASK:
             then = tl.load(mask_ptr + step_at(tl.minimum(s + 1, T - 1), T, reverse) * B + first + b, mask=b_ok, other=0)
         i, f, g, o = split_gates(acc + bias, P, BLOCK_B)
@@ -98,9 +97,11 @@ def forward_kernel(
             reset = (then == RESET)[None, :]
             h, c = tl.where(reset, 0.0, h), tl.where(reset, 0.0, c)
             now = then
+        if P > H:
+            h = tl.where(u_ok[:, None], h, 0.0)  # padding may be NaN: no weight times infinity
         acc = product(w, w_low, scale, h, PRECISION, MASK)  # a held row may still carry h_0, of any size
         acc += tl.dot(w_ih, x) if PI > 0 else x
-        x = x_next
+        x = tl.load(x_ptr + step_at(tl.minimum(s + 2, T - 1), T, reverse) * x_step + x_offs, mask=x_ok, other=0.0)
 
 
 @triton.jit
@@ -129,8 +130,8 @@ def load_c_prev(c_ptr, c_0_ptr, s, T, reverse, B, first, H: tl.constexpr, state,
 @triton.jit(do_not_specialize=["T", "B", "rows", "dh_step", "dh_row", "dc_step", "dc_row", "reverse"])
 def backward_kernel(
     dh_ptr, dc_ptr, dh_n_ptr, dc_n_ptr, weight_ptr, weight_low_ptr, scale_ptr, c_0_ptr, mask_ptr, c_ptr, gates_ptr,
-    dpreact_ptr, dh_0_ptr, dc_0_ptr, T, B, rows, dh_step: tl.int64, dh_row: tl.int64, dc_step: tl.int64,
-    dc_row: tl.int64, reverse, H: tl.constexpr, P: tl.constexpr, BLOCK_B: tl.constexpr, PRECISION: tl.constexpr,
+    dpreact_ptr, dh_0_ptr, dc_0_ptr, T, B, rows, dh_step: tl.int64, dh_row, dc_step: tl.int64,
+    dc_row, reverse, H: tl.constexpr, P: tl.constexpr, BLOCK_B: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dh, dc (T,B,H), dh_n, dc_n (B,H), mask (T,B): each may be None. weight (4H,H). gates, dpreact (T,B,4H)."""
     MASK: tl.constexpr = mask_ptr is not None
@@ -155,10 +156,10 @@ def backward_kernel(
     if PRECISION != "native":
         scale = tl.load(scale_ptr + group * H + unit, mask=u_ok, other=0.0)[:, None]
 
-    carried = load_or_zeros(dh_n_ptr, first * H, state, ok).to(tl.float32)
+    # Never chosen: a second use of w, or the compiler would sink it into the loop
+    unused = product(w, w_low, scale, tl.zeros((4 * P, BLOCK_B), tl.float32), PRECISION, False)
+    dh = tl.where(T > 0, load_or_zeros(dh_n_ptr, first * H, state, ok).to(tl.float32), unused)
     dc = load_or_zeros(dc_n_ptr, first * H, state, ok).to(tl.float32)
-    dpreact = tl.zeros((4 * P, BLOCK_B), w.dtype if PRECISION == "native" else tl.float32)
-    now = tl.full((BLOCK_B,), HOLD, tl.int32)
     t = step_at(T - 1, T, reverse)
     i, f, g, o = load_gates(gates_ptr + (t * B + first) * 4 * H + gate, H, ok)
     c_prev = load_c_prev(c_ptr, c_0_ptr, T - 1, T, reverse, B, first, H, state, ok)
@@ -172,31 +173,30 @@ def backward_kernel(
         dh_next = load_or_zeros(dh_ptr, t_next * dh_step + first * dh_row, offs_dh, ok)
         dc_next = load_or_zeros(dc_ptr, t_next * dc_step + first * dc_row, offs_dc, ok)
         if MASK:
-            then = tl.load(mask_ptr + r + b, mask=b_ok, other=0)
-        dh = product(w, w_low, scale, dpreact, PRECISION, True)
-        if MASK:
-            dh = tl.where((now == RUN)[None, :], dh, 0.0)
-        dh = tl.where(n > 0, dh, 0.0) + carried + dh_out.to(tl.float32)
+            now = tl.load(mask_ptr + r + b, mask=b_ok, other=0)
+            run, reset = (now == RUN)[None, :], (now == RESET)[None, :]
+        dh += dh_out.to(tl.float32)
         dc += dc_out.to(tl.float32)
         c_prev = c_prev.to(tl.float32)
         if MASK:
-            c_prev = tl.where((then == RESET)[None, :], 0.0, c_prev)
+            c_prev = tl.where(reset, 0.0, c_prev)
         (i, f, g, o), dc_new = cell_backward(
             dh, dc, i.to(tl.float32), f.to(tl.float32), g.to(tl.float32), o.to(tl.float32), c_prev, PRECISION
         )
         dpreact = join_gates(i, f, g, o, P, BLOCK_B)
-        carried = tl.zeros((P, BLOCK_B), tl.float32)
         if MASK:
-            now, hold = then, (then == HOLD)[None, :]
+            hold = (now == HOLD)[None, :]
             dpreact = tl.where(hold, 0.0, dpreact)
-            carried = tl.where(hold, dh, 0.0)
-            dc_new = tl.where(hold, dc, tl.where((now == RESET)[None, :], 0.0, dc_new))
+            dc_new = tl.where(hold, dc, tl.where(reset, 0.0, dc_new))
         dpreact = dpreact.to(w.dtype if PRECISION == "native" else tl.float32)
         tl.store(dpreact_ptr + r * 4 * H + offs_dpreact, dpreact, mask=dpreact_ok)
+        if P > H:
+            dpreact = tl.where(dpreact_ok, dpreact, 0.0).to(dpreact.dtype)
+        dh_prev = product(w, w_low, scale, dpreact, PRECISION, True)
+        if MASK:
+            dh_prev = tl.where(run, dh_prev, tl.where(reset, 0.0, dh))
+        dh = dh_prev
         dc, c_prev, dh_out, dc_out = dc_new, c_prev_next, dh_next, dc_next
         i, f, g, o = i_next, f_next, g_next, o_next
-    dh = product(w, w_low, scale, dpreact, PRECISION, True)
-    if MASK:
-        dh = tl.where((now == RUN)[None, :], dh, 0.0)
-    tl.store(dh_0_ptr + first * H + state, (dh + carried).to(dh_0_ptr.dtype.element_ty), mask=ok)
+    tl.store(dh_0_ptr + first * H + state, dh.to(dh_0_ptr.dtype.element_ty), mask=ok)
     tl.store(dc_0_ptr + first * H + state, dc.to(dc_0_ptr.dtype.element_ty), mask=ok)

@@ -78,7 +78,7 @@ def forward_kernel(
 @triton.jit(do_not_specialize=["t", "t_prev", "t_next", "B", "rows", "dh_step", "dh_row", "dc_step", "dc_row"])
 def backward_kernel(
     dh_ptr, dc_ptr, weight_ptr, c_0_ptr, mask_ptr, c_ptr, gates_ptr, dpreact_ptr, dh_carried_ptr, dc_carried_ptr,
-    t, t_prev, t_next, B, rows, dh_step: tl.int64, dh_row: tl.int64, dc_step: tl.int64, dc_row: tl.int64,
+    t, t_prev, t_next, B, rows, dh_step: tl.int64, dh_row, dc_step: tl.int64, dc_row,
     H: tl.constexpr, UNITS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_B: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The gradient of step t, whose neighbours are t_prev and t_next; negative where there is none.

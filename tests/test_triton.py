@@ -1,0 +1,310 @@
+"""The Triton backend against float64: on the GPU where there is one, in Triton's interpreter on the CPU otherwise.
+
+The interpreter ignores the precision of a product, so of the layers above the resident sizes it tests the arithmetic
+alone; and it multiplies bf16 as integers, so 16 bits are tested in fp16. It cannot show races.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastlstm
+from fastlstm import dispatch
+from fastlstm.backends import triton as backend
+from fastlstm.functional import lstm
+from tests.layers import Layer, error
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("triton is made for Linux on x86-64", allow_module_level=True)
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+SIZES = [(1, 1, 1, 1), (3, 7, 1, 7), (4, 9, 28, 64), (2, 3, 40, 100), (5, 1, 7, 20)]  # resident
+LARGE = [(2, 34, 3, 130)]  # a launch a step; the last programs are left two units, two rows and two terms of the sum
+SLOW = [(3, 5, 40, 260), (3, 2, 7, 650), (2, 100, 100, 33), (20, 17, 28, 128)]
+NAMES = ("output", "h_n", "c_n", "cells", "x", "h_0", "c_0", "weight_ih", "weight_hh", "bias_ih", "bias_hh")
+# Outputs and gradients, of the largest value.
+BOUNDS = {
+    "triton-ieee": (torch.float32, 2e-6, 2e-5),
+    # 2^-11 for each factor of a product, over up to 130 terms of both signs, and as much again for tanh.approx's 2^-11
+    "triton-tf32": (torch.float32, 3e-3, 3e-3),
+    # every input, output and saved gate is rounded to 2^-11, some of them in each of the steps: a few roundings add up
+    "triton": (torch.float16, 4e-3, 8e-3),
+}
+
+
+@pytest.fixture(autouse=True)
+def poisoned():
+    """Uninitialised memory is NaN: what a kernel forgets to write shows. Overflow in exp is meant to be."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "overflow encountered", RuntimeWarning)
+        warnings.filterwarnings("ignore", "invalid value encountered", RuntimeWarning)
+        yield
+    torch.use_deterministic_algorithms(False)
+
+
+def outputs_and_gradients(layer, name, dtype):
+    inputs = [a.to(DEVICE) for a in layer.to(dtype, requires_grad=False)]
+    inputs = [a.requires_grad_() for a in inputs]
+    layer.mask = layer.mask if layer.mask is None else layer.mask.to(DEVICE)
+    outputs = layer.run(inputs, name)
+    return [*outputs, *torch.autograd.grad(outputs, inputs, [g.to(DEVICE, dtype) for g in layer.gradients])]
+
+
+def check(layer, name, dtype=None, bounds=None):
+    default, *fixed = BOUNDS[name]
+    truth = [a.detach().to(dtype or default).double().requires_grad_() for a in layer.inputs]
+    want = layer.truth(truth)
+    want = [*want, *torch.autograd.grad(want, truth, layer.gradients)]
+    got = outputs_and_gradients(layer, name, dtype or default)
+    forward, backward = bounds or fixed
+    for n, (label, a, b) in enumerate(zip(NAMES, got, want)):
+        assert error(a.cpu(), b) < (forward if n < 4 else backward), label
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("size", [*SIZES, *LARGE, *(pytest.param(s, marks=pytest.mark.slow) for s in SLOW)])
+@pytest.mark.parametrize("name", BOUNDS)
+def test_outputs_and_gradients(name, size, reverse, masked):
+    check(Layer(*size, reverse=reverse, masked=masked), name)
+
+
+@pytest.mark.skipif(DEVICE.type == "cpu", reason="the interpreter multiplies the bits of bf16 as integers")
+@pytest.mark.parametrize("size", [*SIZES, *LARGE])
+def test_bf16(size):
+    check(Layer(*size), "triton", torch.bfloat16, (4e-2, 8e-2))  # eight times fp16's: three bits fewer
+
+
+@pytest.mark.parametrize("H", [20, 140])
+@pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (3,), (1, 2)])
+def test_any_output_has_a_gradient(wanted, H):
+    layer = Layer(3, 3, 5, H)
+    truth, inputs = layer.to(torch.double), [a.to(DEVICE).detach().requires_grad_() for a in layer.to(torch.float32)]
+    want, got = layer.truth(truth), layer.run(inputs, "triton-ieee")
+    grads = [layer.gradients[k] for k in wanted]
+    want = torch.autograd.grad([want[k] for k in wanted], truth, grads)
+    got = torch.autograd.grad([got[k] for k in wanted], inputs, [g.to(DEVICE, torch.float32) for g in grads])
+    assert max(map(error, (a.cpu() for a in got), want)) < 2e-5
+
+
+def test_the_last_state_alone_brings_no_gradient_of_every_step(monkeypatch):
+    from fastlstm.backends.triton import launch
+
+    given, original = [], launch.backward
+
+    def backward(dh, dh_n, dc_n, dc, *rest):
+        given.append((dh, dh_n is not None, dc_n, dc))
+        return original(dh, dh_n, dc_n, dc, *rest)
+
+    monkeypatch.setattr(launch, "backward", backward)
+    x, h_0, c_0, *weights = (a.to(DEVICE) for a in Layer(3, 2, 4, 5).to(torch.float32))
+    lstm(x, (h_0, c_0), *weights, backend="triton-ieee")[1][0].sum().backward()
+    assert given == [(None, True, None, None)]
+
+
+def test_precision_follows_torch_unless_it_is_named():
+    rnn = torch.backends.cudnn.rnn
+    before = rnn.fp32_precision
+    try:
+        found = []
+        for setting in ("ieee", "tf32"):
+            rnn.fp32_precision = setting
+            found.append(backend.resolve_precision(torch.float32, None))
+    finally:
+        rnn.fp32_precision = before
+    assert found == ["ieee", "tf32"]
+    assert backend.resolve_precision(torch.float32, "ieee") == "ieee"
+    assert backend.resolve_precision(torch.bfloat16, "ieee") == "native"
+    layer = Layer(3, 2, 4, 50)
+    inputs = [a.to(DEVICE) for a in layer.to(torch.float32, requires_grad=False)]
+    exact, rounded = layer.run(inputs, "triton-ieee")[0], layer.run(inputs, "triton-tf32")[0]
+    assert 1e-6 < (exact - rounded).abs().max() < 1e-2
+
+
+@pytest.mark.parametrize("H", [9, 140])
+def test_strides_are_taken_as_they_are(H):
+    layer = Layer(4, 3, 6, H)
+    plain = [a.to(DEVICE) for a in layer.to(torch.float16, requires_grad=False)]
+    strided = [a.clone() for a in plain]
+    strided[0] = strided[0].transpose(0, 1).contiguous().transpose(0, 1)
+    for k in (1, 2, 3, 4):
+        strided[k] = torch.cat([strided[k], torch.full_like(strided[k], float("nan"))], 1)[:, : strided[k].shape[1]]
+    grads = [g.to(DEVICE, torch.float16) for g in layer.gradients]
+    turned = [g.transpose(0, -1).contiguous().transpose(0, -1) for g in grads]  # last stride not 1
+    turned[0] = grads[0].transpose(0, 1).contiguous().transpose(0, 1)
+    results = []
+    for inputs, gradients in ((plain, grads), (strided, turned)):
+        inputs = [a.requires_grad_() for a in inputs]
+        outputs = layer.run(inputs, "triton")
+        results.append([*outputs, *torch.autograd.grad(outputs, inputs, gradients)])
+    for a, b in zip(*results):
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-3)  # torch may sum x's product in another order: one rounding
+
+
+def test_expanded_gradient():
+    layer = Layer(3, 4, 5, 6)
+    inputs = [a.to(DEVICE).detach().requires_grad_() for a in layer.to(torch.float32)]
+    truth = layer.to(torch.double)
+    got = torch.autograd.grad(layer.run(inputs, "triton-ieee")[0].sum(), inputs)
+    want = torch.autograd.grad(layer.truth(truth)[0].sum(), truth)
+    assert max(error(a.cpu(), b) for a, b in zip(got, want)) < 2e-5
+
+
+@pytest.mark.parametrize("name", ["triton-ieee", "triton-tf32"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("where", ["x", "h_0", "c_0"])
+def test_nan_and_infinity_travel_as_in_nn_lstm(value, where, name):
+    x, h_0, c_0, *weights = Layer(3, 3, 7, 12).to(torch.float32)
+    with torch.no_grad():
+        {"x": x[1], "h_0": h_0, "c_0": c_0}[where][1, 3] = value
+    module = torch.nn.LSTM(7, 12)
+    module.load_state_dict(dict(zip(module.state_dict(), weights)))
+    want, (h_n, c_n) = module(x, (h_0[None], c_0[None]))
+    x, h_0, c_0, *weights = (a.to(DEVICE) for a in (x, h_0, c_0, *weights))
+    got, (h, c) = lstm(x, (h_0, c_0), *weights, backend=name)
+    bound = 1e-5 if name == "triton-ieee" else 3e-3
+    for a, b in ((got, want), (h, h_n[0]), (c, c_n[0])):
+        torch.testing.assert_close(a.cpu(), b, rtol=bound, atol=bound, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_states_of_any_size_are_taken(name):
+    layer = Layer(3, 4, 5, 17, masked=True)
+    layer.inputs[1] *= 3e4  # near fp16's largest number
+    layer.mask[0] = 2  # held: h_0 goes on as it is
+    check(layer, name, bounds=(3e-3, 2e-2) if name != "triton-ieee" else (2e-6, 2e-5))
+
+
+@pytest.mark.parametrize("H", [20, 140])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_nan_in_the_padding_reaches_nothing(reverse, H):
+    layer = Layer(4, 3, 5, H, reverse=reverse, masked=True)
+    clean, dirty = (layer.to(torch.float32, requires_grad=False) for _ in range(2))
+    dirty[0][layer.mask == 2] = float("nan")
+    results = []
+    for inputs in (clean, dirty):
+        inputs = [a.to(DEVICE).requires_grad_() for a in inputs]
+        layer.mask = layer.mask.to(DEVICE)
+        outputs = layer.run(inputs, "triton-ieee")
+        grads = torch.autograd.grad(outputs, inputs, [g.to(DEVICE, torch.float32) for g in layer.gradients])
+        results.append([*outputs, *grads[1:3], *grads[4:]])
+    for a, b in zip(*results):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("H", [9, 140])
+def test_vmap_gives_one_gradient_a_sample(H):
+    layer, samples = Layer(2, 3, 4, H), 3
+    inputs = [a.to(DEVICE) for a in layer.to(torch.float32, requires_grad=False)]
+    x = torch.randn(samples, *inputs[0].shape, device=DEVICE)
+
+    def loss(name):
+        return lambda w, x: sum((a**2).sum() for a in layer.run([x, *inputs[1:4], w, *inputs[5:]], name))
+
+    got, want = (
+        torch.func.vmap(torch.func.grad(loss(name)), (None, 0))(inputs[4], x) for name in ("triton-ieee", "reference")
+    )
+    assert error(got.cpu(), want.cpu().double()) < 2e-5
+
+
+def test_transforms():
+    layer = Layer(2, 2, 3, 4)
+    inputs = [a.to(DEVICE) for a in layer.to(torch.float32, requires_grad=False)]
+
+    def run(name):
+        return lambda w: layer.run([*inputs[:4], w, *inputs[5:]], name)
+
+    tangent = (torch.randn_like(inputs[4]),)
+    got, want = (torch.func.jvp(run(name), (inputs[4],), tangent) for name in ("triton-ieee", "reference"))
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    got, want = (
+        torch.func.hessian(lambda w, f=run(name): f(w)[1].sum())(inputs[4]) for name in ("triton-ieee", "reference")
+    )
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("H", [9, 140])
+def test_empty_batch_and_empty_sequence(H):
+    weights = [a.to(DEVICE) for a in Layer(1, 1, 3, H).to(torch.float32)[3:]]
+    for T, B in ((3, 0), (0, 3), (0, 0)):
+        x, h_0 = (torch.randn(*s, device=DEVICE, requires_grad=True) for s in ((T, B, 3), (B, H)))
+        output, (h_n, c_n) = lstm(x, (h_0, h_0), *weights, backend="triton")
+        assert output.shape == (T, B, H)
+        grads = torch.autograd.grad((output.sum(), h_n.sum(), c_n.sum()), [x, h_0, *weights], allow_unused=T == 0)
+        assert all(g is None or g.isfinite().all() for g in grads)
+
+
+def test_the_same_bits_again():
+    layer = Layer(3, 9, 5, 40)
+    first, second = (outputs_and_gradients(layer, "triton-ieee", torch.float32) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second))
+
+
+def test_sixteen_bits_carry_the_cell_state_in_float32():
+    T, H = 40, 8
+    bias = torch.tensor([30.0, 30.0, 0.1, 0.0]).repeat_interleave(H)  # i = f = 1, g = 0.0997
+    shapes = (T, 1, 1), (1, H), (4 * H, 1), (4 * H, H)
+    x, h_0, w_ih, w_hh, bias = (
+        a.to(DEVICE, torch.float16) for a in (*(torch.zeros(s) for s in shapes), bias)
+    )
+    c_n = lstm(x, (h_0, h_0 + 512), w_ih, w_hh, bias, backend="triton")[1][1]
+    # fp16 is 0.5 apart here, and would never leave 512
+    assert (c_n.float() - 512 - T * torch.tanh(bias[2 * H].float())).abs().max() <= 0.25
+
+
+def test_module_under_autocast_stays_in_sixteen_bits():
+    module = fastlstm.LSTM(4, 6, num_layers=2, bidirectional=True, backend="triton").to(DEVICE, torch.float16)
+    output, (h_n, c_n) = module(torch.randn(3, 2, 4, device=DEVICE, dtype=torch.float16))
+    assert output.dtype == h_n.dtype == c_n.dtype == torch.float16
+    assert output.shape == (3, 2, 12)
+    output.sum().backward()
+    assert all(p.grad.isfinite().all() for p in module.parameters())
+
+
+def choose(name, device, dtype=torch.float32, **options):
+    options = {"projected": False, "masked": False, "cells": False} | options
+    return dispatch.choose(name, torch.device(device), dtype, **options)
+
+
+def test_the_ladder():
+    assert choose("auto", "cpu") == "numba"
+    assert choose("auto", "cuda", torch.float64) == "aten"
+    assert choose("auto", "cuda", torch.float64, masked=True) == "reference"
+    with pytest.raises(RuntimeError, match="the triton backend needs float32, bfloat16 or float16, got torch.float64"):
+        choose("triton", "cuda", torch.float64)
+    with pytest.raises(RuntimeError, match="no projections"):
+        choose("triton", "meta", projected=True)
+
+
+def test_the_ladder_with_a_gpu(monkeypatch):
+    monkeypatch.setattr(backend, "capability", lambda device: (9, 0))
+    assert choose("auto", "cuda") == "triton"
+    monkeypatch.setattr(backend, "capability", lambda device: (7, 5))
+    assert choose("auto", "cuda") == "aten"
+    with pytest.raises(RuntimeError, match=r"the triton backend needs compute capability 8.0, got 7.5"):
+        choose("triton", "cuda")
+    monkeypatch.setattr(backend, "installed", lambda: False)
+    with pytest.raises(RuntimeError, match="the triton backend needs the package triton, which is not installed"):
+        choose("triton-ieee", "cuda")
+
+
+def test_without_the_interpreter_cpu_tensors_are_refused():
+    code = (
+        "import torch, fastlstm\n"
+        "try:\n"
+        "    fastlstm.LSTM(2, 3, backend='triton')(torch.zeros(1, 1, 2))\n"
+        "except RuntimeError as error:\n"
+        "    print(error)\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[1]
+    )
+    assert done.stdout.startswith("the triton backend needs CUDA tensors"), done.stderr
