@@ -1,4 +1,4 @@
-"""Without a GPU the Triton kernels run in Triton's interpreter, which has to be chosen before triton is first imported."""
+"""Without a GPU the Triton kernels run in Triton's interpreter, which has to be chosen before triton is imported."""
 
 import os
 

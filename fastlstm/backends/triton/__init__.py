@@ -31,7 +31,7 @@ def installed() -> bool:
 @cache
 def capability(device: torch.device) -> tuple[int, int]:
     """Compute capability; the interpreter is as large as an H100."""
-    return torch.cuda.get_devicecapability(device) if device.type == "cuda" else (9, 0)
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
 
 
 def supports(device: torch.device, dtype: torch.dtype) -> str | None:

@@ -19,6 +19,13 @@ def on_device(a: Tensor) -> AbstractContextManager[object]:
     return torch.cuda.device(a.device) if a.is_cuda else nullcontext()
 
 
+def project(x: Tensor, weight_ih: Tensor, bias: Tensor | None) -> Tensor:
+    """(T,B,4H): the input's part of all pre-activations."""
+    if weight_ih.dim() == 2:
+        return torch.nn.functional.linear(x, weight_ih, bias)
+    return reference.add_bias(reference.linear(x, weight_ih), bias)
+
+
 def pack(weight: Tensor, by_row: bool) -> tuple[Tensor, Tensor, Tensor]:
     """High and low parts in fp16, and a scale a row or column, of (4H,H) or (G,4H,H); see `pack_kernel`."""
     rows, columns = weight.shape[-2:]
@@ -44,20 +51,20 @@ def forward(
         if isinstance(tile, tiles.Resident):
             PI = tiles.padded_input(I, precision)
             if not PI:
-                x = reference.linear(x, weight_ih)
+                x = project(x, weight_ih, bias)
             weights = pack(weight_hh, by_row=True) if precision != "native" else (weight_hh, None, None)
             resident.forward_kernel[triton.cdiv(rows, tile.block_b), G](
-                x, weight_ih if PI else None, bias, *weights, h_0, c_0, mask, h, c, gates, h_n, c_n,
+                x, *((weight_ih, bias) if PI else (None, None)), *weights, h_0, c_0, mask, h, c, gates, h_n, c_n,
                 T, B, rows, I, x.stride(0), x.stride(1), int(reverse), H, tile.P, PI, tile.block_b, precision,
                 num_warps=tile.forward_warps, num_stages=1, enable_fp_fusion=True,
             )  # fmt: skip
             return
-        preact = reference.linear(x, weight_ih)
+        preact = project(x, weight_ih, bias)
         c_carried = c_0.float() if c_0.dtype != torch.float32 else c_0.clone()
         grid, order = tile.grid(H, rows, G), [-1, *reference.step_order(T, reverse)]
         for t_prev, t in pairwise(order):
             stepwise.forward_kernel[grid](
-                preact, bias, weight_hh, h_0, mask, h, c, gates, c_carried, t, t_prev, B, rows,
+                preact, weight_hh, h_0, mask, h, c, gates, c_carried, t, t_prev, B, rows,
                 H, tile.units, tile.block_k, tile.block_b, tiles.INPUT_PRECISION[precision],
                 num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
             )  # fmt: skip

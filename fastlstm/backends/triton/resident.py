@@ -1,8 +1,8 @@
 """Small layers: one launch, in which a program holds the recurrent weights and takes its batch rows through all steps.
 
 Two things keep the weights in registers, and both are needed: `pin`, and the product at the end of the loop and once
-before it, because the compiler sinks an operand with a single use into the loop. What step s + 1 reads from memory is
-asked for in step s.
+before it, because the compiler sinks an operand with a single use into the loop. What a step reads from memory is asked
+for in the step before.
 
 Sizes: T steps; G groups (program_id(1)) of `rows` batch rows each, B in all, one matrix of weights a group. Arrays are
 contiguous but for those with strides of their own (`x_step`, `x_row`), and any offset may pass 2^31.
@@ -29,9 +29,9 @@ def forward_kernel(
     h_ptr, c_ptr, gates_ptr, h_n_ptr, c_n_ptr, T, B, rows, I, x_step: tl.int64, x_row, reverse,
     H: tl.constexpr, P: tl.constexpr, PI: tl.constexpr, BLOCK_B: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """x (T,B,I) and weight_ih (4H,I) where the input's product is done here (PI: I padded), else x (T,B,4H) is that
-    product and PI 0. bias (4H,) or None. weight (4H,H). mask (T,B) or None. h, c (T,B,H) and gates (T,B,4H), the last
-    two None where nothing is saved.
+    """x (T,B,I), weight_ih (4H,I) and bias (4H,) or None where the input's product is done here (PI: I padded); else x
+    (T,B,4H) is that product, with the bias, and PI 0. weight (4H,H). mask (T,B) or None. h, c (T,B,H) and gates
+    (T,B,4H), the last two None where nothing is saved.
     """
     MASK: tl.constexpr = mask_ptr is not None
     first, group = tl.program_id(0) * BLOCK_B, tl.program_id(1).to(tl.int64)
@@ -49,14 +49,14 @@ def forward_kernel(
         w_low = tl.load(weight_low_ptr + offs_w, mask=w_ok, other=0.0)  # not pinned: it stays in shared memory
     if PRECISION != "native":
         scale = tl.load(scale_ptr + group * 4 * H + row, mask=row_ok, other=0.0)[:, None]
-    bias = tl.zeros((4 * P, 1), tl.float32)
-    if bias_ptr is not None:
-        bias = tl.load(bias_ptr + group * 4 * H + row, mask=row_ok, other=0.0).to(tl.float32)[:, None]
     if PI > 0:
         k = tl.arange(0, PI)
         x_offs, x_ok = b[None, :] * x_row + k[:, None], (k < I)[:, None] & b_ok[None, :]
         offs_w, w_ok = group * 4 * H * I + row[:, None] * I + k[None, :], row_ok[:, None] & (k < I)[None, :]
         w_ih = pin(tl.load(weight_ih_ptr + offs_w, mask=w_ok, other=0.0))
+        bias = tl.zeros((4 * P, 1), tl.float32)
+        if bias_ptr is not None:
+            bias = tl.load(bias_ptr + group * 4 * H + row, mask=row_ok, other=0.0).to(tl.float32)[:, None]
     else:
         x_offs, x_ok = b[None, :] * x_row + row[:, None], row_ok[:, None] & b_ok[None, :]
 
@@ -75,7 +75,7 @@ def forward_kernel(
         r = step_at(s, T, reverse) * B + first  # this program's first row in the step
         if MASK:
             then = tl.load(mask_ptr + step_at(tl.minimum(s + 1, T - 1), T, reverse) * B + first + b, mask=b_ok, other=0)
-        i, f, g, o = split_gates(acc + bias, P, BLOCK_B)
+        i, f, g, o = split_gates(acc + bias if PI > 0 else acc, P, BLOCK_B)
         h_new, c_new, i, f, g, o = cell_forward(i, f, g, o, c, PRECISION)
         if MASK:
             hold = (now == HOLD)[None, :]
@@ -165,38 +165,39 @@ def backward_kernel(
     c_prev = load_c_prev(c_ptr, c_0_ptr, T - 1, T, reverse, B, first, H, state, ok)
     dh_out = load_or_zeros(dh_ptr, t * dh_step + first * dh_row, offs_dh, ok)
     dc_out = load_or_zeros(dc_ptr, t * dc_step + first * dc_row, offs_dc, ok)
+    if MASK:
+        now = tl.load(mask_ptr + t * B + first + b, mask=b_ok, other=0)
     for n in range(T):
-        r, s_next = step_at(T - 1 - n, T, reverse) * B + first, tl.maximum(T - 2 - n, 0)
-        t_next = step_at(s_next, T, reverse)
-        i_next, f_next, g_next, o_next = load_gates(gates_ptr + (t_next * B + first) * 4 * H + gate, H, ok)
-        c_prev_next = load_c_prev(c_ptr, c_0_ptr, s_next, T, reverse, B, first, H, state, ok)
-        dh_next = load_or_zeros(dh_ptr, t_next * dh_step + first * dh_row, offs_dh, ok)
-        dc_next = load_or_zeros(dc_ptr, t_next * dc_step + first * dc_row, offs_dc, ok)
-        if MASK:
-            now = tl.load(mask_ptr + r + b, mask=b_ok, other=0)
-            run, reset = (now == RUN)[None, :], (now == RESET)[None, :]
+        r = t * B + first  # this program's first row in the step
         dh += dh_out.to(tl.float32)
         dc += dc_out.to(tl.float32)
         c_prev = c_prev.to(tl.float32)
         if MASK:
+            run, reset, hold = (now == RUN)[None, :], (now == RESET)[None, :], (now == HOLD)[None, :]
             c_prev = tl.where(reset, 0.0, c_prev)
-        (i, f, g, o), dc_new = cell_backward(
+        (i, f, g, o), dc_prev = cell_backward(
             dh, dc, i.to(tl.float32), f.to(tl.float32), g.to(tl.float32), o.to(tl.float32), c_prev, PRECISION
         )
         dpreact = join_gates(i, f, g, o, P, BLOCK_B)
         if MASK:
-            hold = (now == HOLD)[None, :]
-            dpreact = tl.where(hold, 0.0, dpreact)
-            dc_new = tl.where(hold, dc, tl.where(reset, 0.0, dc_new))
+            dpreact, dh = tl.where(hold, 0.0, dpreact), tl.where(hold, dh, 0.0)
+            dc_prev = tl.where(hold, dc, tl.where(reset, 0.0, dc_prev))
+        dc = dc_prev
         dpreact = dpreact.to(w.dtype if PRECISION == "native" else tl.float32)
         tl.store(dpreact_ptr + r * 4 * H + offs_dpreact, dpreact, mask=dpreact_ok)
         if P > H:
             dpreact = tl.where(dpreact_ok, dpreact, 0.0).to(dpreact.dtype)
+
+        s = tl.maximum(T - 2 - n, 0)  # asked for here, the next step's values arrive while the product is done
+        t = step_at(s, T, reverse)
+        i, f, g, o = load_gates(gates_ptr + (t * B + first) * 4 * H + gate, H, ok)
+        c_prev = load_c_prev(c_ptr, c_0_ptr, s, T, reverse, B, first, H, state, ok)
+        dh_out = load_or_zeros(dh_ptr, t * dh_step + first * dh_row, offs_dh, ok)
+        dc_out = load_or_zeros(dc_ptr, t * dc_step + first * dc_row, offs_dc, ok)
         dh_prev = product(w, w_low, scale, dpreact, PRECISION, True)
         if MASK:
-            dh_prev = tl.where(run, dh_prev, tl.where(reset, 0.0, dh))
+            dh_prev = tl.where(run, dh_prev, dh)
+            now = tl.load(mask_ptr + t * B + first + b, mask=b_ok, other=0)
         dh = dh_prev
-        dc, c_prev, dh_out, dc_out = dc_new, c_prev_next, dh_next, dc_next
-        i, f, g, o = i_next, f_next, g_next, o_next
     tl.store(dh_0_ptr + first * H + state, dh.to(dh_0_ptr.dtype.element_ty), mask=ok)
     tl.store(dc_0_ptr + first * H + state, dc.to(dc_0_ptr.dtype.element_ty), mask=ok)

@@ -22,10 +22,10 @@ def place(B, rows, H: tl.constexpr, UNITS: tl.constexpr, BLOCK_B: tl.constexpr):
 
 @triton.jit(do_not_specialize=["t", "t_prev", "B", "rows"])
 def forward_kernel(
-    preact_ptr, bias_ptr, weight_ptr, h_0_ptr, mask_ptr, h_ptr, c_ptr, gates_ptr, c_carried_ptr, t, t_prev, B, rows,
+    preact_ptr, weight_ptr, h_0_ptr, mask_ptr, h_ptr, c_ptr, gates_ptr, c_carried_ptr, t, t_prev, B, rows,
     H: tl.constexpr, UNITS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_B: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Step t, after t_prev, which is negative where t is the first. preact (T,B,4H): the input's product, without bias.
+    """Step t, after t_prev, which is negative where t is the first. preact (T,B,4H): the input's product and the bias.
     c_carried (B,H) float32.
     """
     MASK: tl.constexpr = mask_ptr is not None
@@ -52,8 +52,6 @@ def forward_kernel(
     acc += tl.load(
         preact_ptr + (t * B + b)[None, :] * (4 * H) + row[:, None], mask=row_ok[:, None] & b_ok[None, :], other=0.0
     )
-    if bias_ptr is not None:
-        acc += tl.load(bias_ptr + group * 4 * H + row, mask=row_ok, other=0.0).to(tl.float32)[:, None]
 
     ok, state = u_ok[:, None] & b_ok[None, :], b[None, :] * H + unit[:, None]
     i, f, g, o = split_gates(acc, UNITS, BLOCK_B)

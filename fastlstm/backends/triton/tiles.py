@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-
 # Kilobytes of shared memory that a program may have, by compute capability; 99 elsewhere (8.6, 8.9, 12.0)
 SHARED_KB = {(8, 0): 163, (8, 7): 163, (9, 0): 227, (10, 0): 227, (10, 3): 227}
 INPUT_PRECISION = {"native": "ieee", "tf32": "tf32", "ieee": "tf32x3"}  # of tl.dot; ieee would go past the matrix unit
@@ -33,11 +32,31 @@ class Stepwise:
 
 
 def choose(H: int, precision: str, capability: tuple[int, int]) -> Resident | Stepwise:
+    """The tile of a layer. `precision` is native (16 bits), tf32 or ieee.
+
+    Resident: 4 P^2 weights of two bytes lie in registers, 128 KB at P 128, half of a multiprocessor's 256 KB, after
+    they passed through shared memory once. Read from there in each step they would take 1024 cycles at 128 bytes a
+    cycle. 8 rows are the matrix unit's smallest N: more programs for the same batch.
+
+    * Warps: at P 128, 8 of them have 255 registers a thread, 128 for weights. 16 with 128 registers, 64 for weights,
+      spill in tf32 and with a mask. Capability 10 takes tcgen05 with 8, and spills; with 16 it takes mma.sync, which
+      fits 16 bits but not tf32.
+    * ieee also holds the low halves, which wgmma reads from shared memory: at P 128 it spills whatever the warps.
+
+    Stepwise: 4 x 32 rows of weights by 32 batch rows, small enough that a step of H 1024 and B 128 is 128 programs, one
+    for each multiprocessor, and that no precision spills; on capability 10 that takes sums of 32 terms at once.
+    """
     P = max(32, 1 << (H - 1).bit_length())
-    if P <= (64 if precision == "ieee" else 128) and 8 * P * P <= SHARED_KB.get(capability, 99) * 1024:
-        return Resident(P, 8, max(4, P // 8), max(4, P // 16))
-    return Stepwise(32, 32, 32 if precision != "native" else 64, 4, 3)
+    newest = capability[0] >= 10
+    largest = 128 if precision == "native" or (precision == "tf32" and not newest) else 64
+    if largest >= P and SHARED_KB.get(capability, 99) * 1024 >= 8 * P * P + 8192:  # and the layouts' conversions
+        return Resident(P, 8, 16 if newest and P == 128 else 8 if P >= 64 else 4, max(4, P // 16))
+    return Stepwise(32, 32, 64 if precision == "native" and not newest else 32, 4, 3)
 
 
 def padded_input(I: int, precision: str) -> int:
+    """I padded, where the resident kernel also does the input's product; 0 where a GEMM does.
+
+    16 bits alone, since x may be of any size, and up to 32 inputs: their weights take 32 more registers at P 128.
+    """
     return 0 if I > 32 or precision != "native" else max(16, 1 << (I - 1).bit_length())

@@ -1,0 +1,106 @@
+"""The Triton kernels compiled ahead of time for sm_80, sm_90 and sm_100: what can be held to without a GPU.
+
+After a change that is meant, write the budgets anew, for each chip:
+
+    python -m tests.triton_resources 9.0 > tests/triton_budgets/sm_90.jsonl
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from fastlstm.backends.triton import tiles
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("triton is made for Linux on x86-64", allow_module_level=True)
+
+ROOT = Path(__file__).parents[1]
+BUDGETS = ROOT / "tests" / "triton_budgets"
+RECORDED_WITH = "3.9.0"  # the Triton whose instructions were counted
+CHIPS = {"sm_80": (8, 0), "sm_90": (9, 0), "sm_100": (10, 0)}
+FAST = [
+    "forward-bf16-H128", "backward-bf16-H128", "forward-tf32-H128", "backward-tf32-H128", "forward-ieee-H64",
+    "backward-ieee-H64", "forward-bf16-H128-I28", "forward-bf16-H1024", "backward-bf16-H1024", "forward-ieee-H1024",
+]  # fmt: skip
+
+
+def recorded(chip):
+    rows = map(json.loads, (BUDGETS / f"{chip}.jsonl").read_text(encoding="utf-8").splitlines())
+    return {row["case"]: row for row in rows}
+
+
+def compiled(chip, names=()):
+    """In a process of its own: this one may run Triton's interpreter."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "tests.triton_resources", ".".join(map(str, CHIPS[chip])), *names]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(rows) == len(names or recorded(chip))
+    return rows
+
+
+def check(chip, rows):
+    limit = tiles.SHARED_KB[CHIPS[chip]] * 1024
+    for row in rows:
+        assert row["spilled"] == 0, row
+        assert row["shared_bytes"] <= limit, row
+        assert row["mma"] > 0, row
+        if chip == "sm_90" and ("forward" in row["case"] or "H1024" not in row["case"]):
+            assert row["wgmma"] == row["mma"], row
+        if "ieee" not in row["case"] and "H1024" not in row["case"]:
+            assert row["streamed"] == 0, row  # weights stay in registers
+    if metadata.version("triton") == RECORDED_WITH:
+        budget = recorded(chip)
+        for row in rows:
+            assert row["instructions"] <= 1.05 * budget[row["case"]]["instructions"], row
+
+
+def test_kernels_on_an_h100():
+    check("sm_90", compiled("sm_90", FAST))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chip", CHIPS)
+def test_every_kernel(chip):
+    check(chip, compiled(chip))
+
+
+VARIANTS = """
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.compiler import make_backend
+from triton.runtime import jit
+from fastlstm.backends import triton
+
+target, variants = make_backend(GPUTarget("cuda", 90, 32)), set()
+
+def run(kernel, *args, grid, warmup, **options):  # what decides whether a launch compiles
+    binder = jit.create_function_from_signature(kernel.signature, kernel.params, target)
+    variants.add((kernel.__name__, str(binder(*args, **options)[1])))
+
+jit.JITFunction.run = run
+for T, B in [(2, 2), (3, 5), (7, 16), (16, 3), (16, 16), (40, 33)]:
+    for H in (33, 200):
+        x, state = torch.randn(T, B, 28).half(), torch.randn(B, H).half()
+        weights = torch.randn(4 * H, 28).half(), torch.randn(4 * H, H).half(), None
+        mask = torch.zeros(T, B, dtype=torch.int32)
+        for turned, reverse in ((x, False), (x, True), (x.transpose(0, 1).contiguous().transpose(0, 1), False)):
+            h, _, _, c, gates = triton.forward(turned, *weights, state, state, mask, reverse, True)
+            grads = h, state, state, c
+            triton.backward(*grads, turned, *weights, state, state, mask, h, c, gates, reverse, [True] * 4)
+print(*sorted(name for name, _ in variants))
+"""
+
+
+def test_a_new_length_or_batch_compiles_nothing_new():
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", VARIANTS], capture_output=True, text=True, env=environment, cwd=ROOT)
+    # one each, of the resident and of the stepwise kernels
+    assert done.stdout.split() == 2 * ["backward_kernel"] + 2 * ["forward_kernel"], done.stderr
