@@ -1,9 +1,9 @@
 """Which backend runs, and why: a ladder that a person can read.
 
-`auto` takes numba for CPU tensors and triton for CUDA tensors; float64, a GPU older than compute capability 8.0, ROCm,
-and an installation without the package triton go to aten, as all other devices do. What aten lacks (a step mask, all
-cell states) goes to reference. `triton` follows torch's setting for the products of float32, `triton-ieee` and
-`triton-tf32` name their precision.
+`auto` takes numba for CPU tensors, or native where numba cannot be imported, and triton for CUDA tensors; float64, a
+GPU older than compute capability 8.0, ROCm, and an installation without the package triton go to aten, as all other
+devices do. What aten lacks (a step mask, all cell states) goes to reference. `triton` follows torch's setting for the
+products of float32, `triton-ieee` and `triton-tf32` name their precision.
 A backend asked for by name runs or raises its reason: nothing is handed over silently, except that derivatives beyond
 the first, and forward mode, are the reference's maths whatever the backend.
 """
@@ -15,13 +15,15 @@ from typing import Any
 
 import torch
 
-from fastlstm.backends import aten, numba, reference, triton
+from fastlstm.backends import aten, native, numba, reference, triton
 
 TRITON = ("triton", "triton-ieee", "triton-tf32")
-FUSED = ("numba", *TRITON, "reference")  # these have forward, backward and saved_shape, and run under LSTMFunction
+# these have forward, backward and saved_shape, and run under LSTMFunction
+FUSED = ("numba", "native", *TRITON, "reference")
 NAMES = ("auto", *FUSED, "aten")
 _MODULES: dict[str, Any] = {
     "numba": numba,
+    "native": native,
     "triton": triton,
     "triton-ieee": triton.with_precision("ieee"),
     "triton-tf32": triton.with_precision("tf32"),
@@ -66,7 +68,7 @@ def packing(name: str | None, device: torch.device, dtype: torch.dtype) -> Any:
     name = _default if name is None else name
     if device.type != "cpu" or dtype not in (torch.float32, torch.float64):
         return None
-    return numba if name in ("auto", "numba") else None
+    return numba if name in ("auto", "numba") and numba.supports(device, dtype) is None else None
 
 
 def choose(
@@ -83,7 +85,8 @@ def choose(
         if projected:
             return "reference" if masked or cells else "aten"
         if device.type in ("cpu", "meta"):
-            return "numba" if module("numba").supports(device, dtype) is None else "reference"
+            able = (fused for fused in ("numba", "native") if module(fused).supports(device, dtype) is None)
+            return next(able, "reference")
         if device.type == "cuda" and triton.supports(device, dtype) is None:
             return "triton"
         return "reference" if masked or cells else "aten"

@@ -5,14 +5,19 @@ and errors as fixed fractions of the largest value.
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import pytest
 import torch
 from torch import Tensor
 
-from fastlstm.backends import reference
+from fastlstm.backends import native, reference
 from fastlstm.functional import lstm
 
 OUTPUTS = ("output", "h_n", "c_n", "cells")
 NAMES = (*OUTPUTS, "dx", "dh_0", "dc_0", "dweight_ih", "dweight_hh", "dbias_ih", "dbias_hh")
+NOT_BUILT = native.supports(torch.device("cpu"), torch.float32)
+needs_native = pytest.mark.skipif(NOT_BUILT is not None, reason=str(NOT_BUILT))
+CPU_BACKENDS = ("numba", pytest.param("native", marks=needs_native))
+BACKENDS = (*CPU_BACKENDS, "reference")
 
 
 @dataclass

@@ -5,10 +5,11 @@ import torch
 from torch import nn
 
 import fastlstm
+from tests.layers import BACKENDS
 
 TOLERANCE = 1e-12  # float64, a few hundred terms below 10 each
 
-both_backends = pytest.mark.parametrize("backend", ["reference", "numba"])
+both_backends = pytest.mark.parametrize("backend", BACKENDS)
 
 
 def pair(*args, **kwargs):

@@ -9,9 +9,7 @@ import fastlstm
 from fastlstm import ops
 from fastlstm.backends import reference
 from fastlstm.functional import lstm
-from tests.layers import Layer
-
-BACKENDS = ("numba", "reference")
+from tests.layers import BACKENDS, Layer
 
 
 @pytest.fixture(params=[(False, False), (True, False), (False, True)], ids=["plain", "reverse", "masked"])
@@ -194,22 +192,27 @@ def test_meta_and_fake_tensors():
         assert x.grad.shape == x.shape
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dynamic", [True, None])
-def test_compile_fullgraph(dynamic):
+def test_compile_fullgraph(backend, dynamic):
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(lambda x, *w: lstm(x, None, *w)[0], fullgraph=True, dynamic=dynamic, backend=counter)
+
+    def run(x, *weights):
+        return lstm(x, None, *weights, backend=backend)[0]
+
+    compiled = torch.compile(run, fullgraph=True, dynamic=dynamic, backend=counter)
     for T, B in ((4, 3), (9, 3), (17, 5), (33, 7)):
         layer = Layer(T, B, 11, 13)  # no two sizes alike, or tracing takes them for one
         inputs = [layer.to(torch.double)[k] for k in (0, 3, 4, 5, 6)]
-        got, want = compiled(*inputs), lstm(inputs[0], None, *inputs[1:])[0]
+        got, want = compiled(*inputs), run(*inputs)
         assert torch.equal(got, want)
         gradient = torch.randn_like(got)
         got, want = torch.autograd.grad(got, inputs, gradient), torch.autograd.grad(want, inputs, gradient)
         assert all(torch.equal(a, b) for a, b in zip(got, want))
     assert counter.frame_count <= (1 if dynamic else 3)  # without `dynamic`: as given, then T free, then B
     with torch.no_grad():
-        assert torch.equal(compiled(*inputs), lstm(inputs[0], None, *inputs[1:])[0])
+        assert torch.equal(compiled(*inputs), run(*inputs))
 
 
 def test_the_second_derivative_recomputes_from_the_inputs():

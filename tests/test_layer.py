@@ -9,11 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastlstm.backends.numba import memory
+from fastlstm.backends import memory
 from fastlstm.functional import lstm
-from tests.layers import OUTPUTS, Layer, compare, draws, error, nn_lstm_errors
+from tests.layers import BACKENDS, CPU_BACKENDS, OUTPUTS, Layer, compare, draws, error, nn_lstm_errors
 
-BACKENDS = ("numba", "reference")
 SIZES = [
     (1, 1, 1, 1),
     (3, 7, 1, 7),
@@ -48,15 +47,16 @@ def test_outputs_and_gradients(backend, size, dtype, reverse, masked, poisoned):
         assert error(got, want) < BOUND[dtype], name
 
 
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
 @settings(max_examples=40, deadline=None)
 @given(
     st.integers(1, 12), st.integers(1, 40), st.integers(1, 40), st.integers(1, 70), st.booleans(), st.booleans(),
     st.booleans(), st.sampled_from([1, 2, 3]),
 )  # fmt: skip
-def test_any_shape(T, B, I, H, reverse, masked, bias, threads):
+def test_any_shape(backend, T, B, I, H, reverse, masked, bias, threads):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    results = list(compare(draws(T, B, I, H, reverse=reverse, masked=masked, bias=bias), torch.double, "numba"))
+    results = list(compare(draws(T, B, I, H, reverse=reverse, masked=masked, bias=bias), torch.double, backend))
     torch.set_num_threads(before)
     for name, got, want in results:
         if name in OUTPUTS:
@@ -65,17 +65,18 @@ def test_any_shape(T, B, I, H, reverse, masked, bias, threads):
             torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize(
     "size", [(28, 128, 28, 128), (5, 9, 28, 64), (20, 7, 100, 100), (3, 2, 7, 650), (30, 1, 28, 128)]
 )
-def test_as_close_to_float64_as_nn_lstm(size):
+def test_as_close_to_float64_as_nn_lstm(backend, size):
     layer = Layer(*size)
     outputs, gradients = nn_lstm_errors(layer)
     truth = layer.to(torch.double)
     want = layer.truth(truth)[:3]
     want_grads = torch.autograd.grad(want, truth, layer.gradients[:3])
     inputs = layer.to(torch.float32)
-    got = layer.run(inputs, "numba")[:3]
+    got = layer.run(inputs, backend)[:3]
     got_grads = torch.autograd.grad(got, inputs, [g.float() for g in layer.gradients[:3]])
     assert max(map(error, got, want)) <= max(3 * outputs, 5e-7)
     assert max(map(error, got_grads, want_grads)) <= max(3 * gradients, 1e-6)
@@ -105,7 +106,8 @@ def test_one_gradient_at_a_time(backend, needed):
     torch.testing.assert_close(got, want)
 
 
-def test_strides_are_taken_as_they_are():
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_strides_are_taken_as_they_are(backend):
     layer = Layer(5, 4, 6, 9)
     plain, strided = layer.to(torch.double), [a.clone() for a in layer.inputs]
     strided[0] = strided[0].transpose(0, 1).contiguous().transpose(0, 1)
@@ -115,25 +117,27 @@ def test_strides_are_taken_as_they_are():
         strided[k] = wide[:, : strided[k].shape[1]]
     strided[5] = strided[5].repeat_interleave(2)[::2]
     strided = [a.requires_grad_() for a in strided]
-    got, want = layer.run(strided, "numba"), layer.run(plain, "numba")
+    got, want = layer.run(strided, backend), layer.run(plain, backend)
     assert all(torch.equal(a, b) for a, b in zip(got, want))
     grads = [g.transpose(0, -1).contiguous().transpose(0, -1) for g in layer.gradients]  # last stride not 1
     for a, b in zip(torch.autograd.grad(got, strided, grads), torch.autograd.grad(want, plain, layer.gradients)):
         assert torch.equal(a, b)
 
 
-def test_expanded_gradient():
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_expanded_gradient(backend):
     layer = Layer(3, 4, 5, 6)
     inputs = layer.to(torch.double)
-    a = torch.autograd.grad(layer.run(inputs, "numba")[0].sum(), inputs)
+    a = torch.autograd.grad(layer.run(inputs, backend)[0].sum(), inputs)
     b = torch.autograd.grad(layer.truth(inputs)[0].sum(), inputs)
     for x, y in zip(a, b):
         torch.testing.assert_close(x, y)
 
 
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("where", ["x", "h_0", "c_0"])
-def test_nan_and_infinity_travel_as_in_nn_lstm(value, where):
+def test_nan_and_infinity_travel_as_in_nn_lstm(backend, value, where):
     layer = Layer(4, 5, 7, 12)
     x, h_0, c_0, *weights = layer.to(torch.float32)
     with torch.no_grad():
@@ -141,7 +145,7 @@ def test_nan_and_infinity_travel_as_in_nn_lstm(value, where):
     module = torch.nn.LSTM(7, 12)
     module.load_state_dict(dict(zip(module.state_dict(), weights)))
     want, (h_n, c_n) = module(x, (h_0[None], c_0[None]))
-    got, (h, c) = lstm(x, (h_0, c_0), *weights, backend="numba")
+    got, (h, c) = lstm(x, (h_0, c_0), *weights, backend=backend)
     for a, b in ((got, want), (h, h_n[0]), (c, c_n[0])):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, equal_nan=True)
     got_grads = torch.autograd.grad(got.sum(), [h_0, c_0, weights[0]])
@@ -151,15 +155,16 @@ def test_nan_and_infinity_travel_as_in_nn_lstm(value, where):
         assert torch.equal(a[3:].isfinite(), b[3:].isfinite())
 
 
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize("size", [(28, 128, 28, 128), (6, 16, 9, 100), (9, 5, 28, 330), (40, 1, 20, 130)])
 @pytest.mark.parametrize("masked", [False, True])
-def test_bits_do_not_depend_on_threads_or_repetition(size, masked):
+def test_bits_do_not_depend_on_threads_or_repetition(backend, size, masked):
     layer = Layer(*size, masked=masked)
     before, results = torch.get_num_threads(), []
     for threads in (1, 2, 1, 2, 3):
         torch.set_num_threads(threads)
         inputs = layer.to(torch.float32)
-        outputs = layer.run(inputs, "numba")
+        outputs = layer.run(inputs, backend)
         grads = torch.autograd.grad(outputs, inputs, [g.float() for g in layer.gradients])
         results.append([*outputs, *grads])
     torch.set_num_threads(before)
@@ -167,17 +172,18 @@ def test_bits_do_not_depend_on_threads_or_repetition(size, masked):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other))
 
 
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_row_does_not_depend_on_the_rows_beside_it(threads):
+def test_a_row_does_not_depend_on_the_rows_beside_it(backend, threads):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     layer = Layer(6, 13, 28, 100)
     x, h_0, c_0, *weights = layer.to(torch.float32)
-    output = lstm(x, (h_0, c_0), *weights, backend="numba")[0]
+    output = lstm(x, (h_0, c_0), *weights, backend=backend)[0]
     dx, dh_0 = torch.autograd.grad(output, [x, h_0], layer.gradients[0].float())
     for b in (0, 4, 12):
         row = [a.detach().narrow(-2, b, 1).requires_grad_() for a in (x, h_0, c_0)]
-        alone = lstm(row[0], (row[1], row[2]), *weights, backend="numba")[0]
+        alone = lstm(row[0], (row[1], row[2]), *weights, backend=backend)[0]
         assert torch.equal(alone, output[:, b : b + 1])
         grads = torch.autograd.grad(alone, row[:2], layer.gradients[0][:, b : b + 1].float())
         assert torch.equal(grads[0], dx[:, b : b + 1])
@@ -185,27 +191,29 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(threads):
     torch.set_num_threads(before)
 
 
-def test_a_sequence_in_chunks_equals_the_whole():
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_a_sequence_in_chunks_equals_the_whole(backend):
     layer = Layer(12, 5, 7, 20)
     x, h_0, c_0, *weights = layer.to(torch.float32, requires_grad=False)
-    whole, (h_n, c_n) = lstm(x, (h_0, c_0), *weights, backend="numba")
+    whole, (h_n, c_n) = lstm(x, (h_0, c_0), *weights, backend=backend)
     state, pieces = (h_0, c_0), []
     for chunk in x.split([1, 4, 7]):
-        piece, state = lstm(chunk, state, *weights, backend="numba")
+        piece, state = lstm(chunk, state, *weights, backend=backend)
         pieces.append(piece)
     assert torch.equal(torch.cat(pieces), whole)
     assert torch.equal(state[0], h_n)
     assert torch.equal(state[1], c_n)
 
 
-def test_nothing_is_saved_without_a_gradient():
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_nothing_is_saved_without_a_gradient(backend):
     layer = Layer(5, 4, 3, 6)
     x, h_0, c_0, *weights = layer.to(torch.float32)
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t), torch.no_grad():
-        quiet = lstm(x, (h_0, c_0), *weights, backend="numba")[0]
+        quiet = lstm(x, (h_0, c_0), *weights, backend=backend)[0]
     assert saved == []
-    assert torch.equal(quiet, lstm(x, (h_0, c_0), *weights, backend="numba")[0])
+    assert torch.equal(quiet, lstm(x, (h_0, c_0), *weights, backend=backend)[0])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -222,12 +230,13 @@ def test_empty_batch_and_empty_sequence(backend):
         assert all(g is None or g.isfinite().all() for g in grads)
 
 
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_sixteen_bit_tensors_compute_in_float32(dtype):
+def test_sixteen_bit_tensors_compute_in_float32(backend, dtype):
     layer = Layer(4, 3, 5, 6)
     x, h_0, c_0, *weights = layer.to(dtype)
-    output, (h_n, c_n) = lstm(x, (h_0, c_0), *weights, backend="numba")
-    want = lstm(x.float(), (h_0.float(), c_0.float()), *(w.float() for w in weights), backend="numba")[0]
+    output, (h_n, c_n) = lstm(x, (h_0, c_0), *weights, backend=backend)
+    want = lstm(x.float(), (h_0.float(), c_0.float()), *(w.float() for w in weights), backend=backend)[0]
     assert output.dtype == h_n.dtype == c_n.dtype == dtype
     assert torch.equal(output, want.to(dtype))
 
@@ -259,9 +268,10 @@ def test_tensors_whose_memory_does_not_hold_their_values():
     assert torch.equal(lstm(zeros, None, *weights)[0], lstm(torch.zeros(5, 3, 1), None, *weights)[0])
 
 
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize("size", [(3, 2, 5, 6), (40, 64, 5, 128)])  # in and out of the pool of large buffers
-def test_cell_states_may_be_changed_in_place(size):
+def test_cell_states_may_be_changed_in_place(backend, size):
     inputs = Layer(*size).to(torch.float32)
-    cells = lstm(inputs[0], None, *inputs[3:], return_cells=True, backend="numba")[2]
+    cells = lstm(inputs[0], None, *inputs[3:], return_cells=True, backend=backend)[2]
     assert not cells._is_view()
     cells.mul_(2)

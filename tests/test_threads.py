@@ -15,16 +15,20 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 import fastlstm
+from fastlstm.backends import native
 from fastlstm.backends.numba import host, tasks
+from tests.layers import CPU_BACKENDS
 
 SIZE = (9, 24, 28, 100)  # large enough for a parallel region
+THREADS_NOW = {"numba": host.threads_now, "native": native.threads_now}
+both_backends = pytest.mark.parametrize("backend", CPU_BACKENDS)
 
 
-def work(seed=0):
+def work(backend, seed=0):
     """One training step from a seed, as one tensor."""
     generator = torch.Generator().manual_seed(seed)
     T, B, I, H = SIZE
-    model = fastlstm.LSTM(I, H, backend="numba")
+    model = fastlstm.LSTM(I, H, backend=backend)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.uniform_(-0.1, 0.1, generator=generator)
@@ -43,13 +47,14 @@ def two_threads():
     torch.set_num_threads(before)
 
 
-def test_many_python_threads_at_once(two_threads):
-    want = [work(seed) for seed in range(4)]
+@both_backends
+def test_many_python_threads_at_once(backend, two_threads):
+    want = [work(backend, seed) for seed in range(4)]
     wrong = []
 
     def loop(seed):
         for _ in range(15):
-            if not torch.equal(work(seed), want[seed]):
+            if not torch.equal(work(backend, seed), want[seed]):
                 wrong.append(seed)
 
     threads = [threading.Thread(target=loop, args=(seed,)) for seed in range(4)]
@@ -61,17 +66,18 @@ def test_many_python_threads_at_once(two_threads):
     assert wrong == []
 
 
-def child(queue, count):
+def child(queue, count, backend):
     torch.set_num_threads(count)
-    queue.put((host.threads_now(), work().numpy()))
+    queue.put((THREADS_NOW[backend](), work(backend).numpy()))
 
 
+@both_backends
 @pytest.mark.parametrize("method", [m for m in ("fork", "spawn") if m in multiprocessing.get_all_start_methods()])
-def test_child_processes(method, two_threads):
-    want = work()  # the parent has used its threads
+def test_child_processes(backend, method, two_threads):
+    want = work(backend)  # the parent has used its threads
     context = multiprocessing.get_context(method)
     queue = context.Queue()
-    process = context.Process(target=child, args=(queue, 2))
+    process = context.Process(target=child, args=(queue, 2, backend))
     process.start()
     threads, got = queue.get(timeout=120)
     process.join(timeout=60)
@@ -83,29 +89,34 @@ def test_child_processes(method, two_threads):
 class Encoded(Dataset):
     """A data set whose items go through an LSTM, as encoders in a worker do."""
 
+    def __init__(self, backend):
+        self.backend = backend
+
     def __len__(self):
         return 6
 
     def __getitem__(self, index):
-        return work(index)
+        return work(self.backend, index)
 
 
+@both_backends
 @pytest.mark.parametrize("method", [m for m in ("fork", "spawn") if m in multiprocessing.get_all_start_methods()])
-def test_in_data_loader_workers(method, two_threads):
-    want = torch.stack([work(k) for k in range(6)])
+def test_in_data_loader_workers(backend, method, two_threads):
+    want = torch.stack([work(backend, k) for k in range(6)])
     got = torch.cat(
-        list(DataLoader(Encoded(), batch_size=2, num_workers=2, multiprocessing_context=method, timeout=120))
+        list(DataLoader(Encoded(backend), batch_size=2, num_workers=2, multiprocessing_context=method, timeout=120))
     )
     assert torch.equal(got, want)
 
 
+@both_backends
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads through /proc")
-def test_no_threads_beyond_those_asked_for(two_threads):
-    work()
+def test_no_threads_beyond_those_asked_for(backend, two_threads):
+    work(backend)
     torch.randn(512, 512) @ torch.randn(512, 512)  # torch's own parallel region
     before = len(os.listdir("/proc/self/task"))
     for _ in range(3):
-        work()
+        work(backend)
         torch.randn(512, 512) @ torch.randn(512, 512)
     assert len(os.listdir("/proc/self/task")) == before
 
@@ -118,23 +129,24 @@ def test_set_num_threads_is_followed_at_once(two_threads, monkeypatch):
     )
     for count in (2, 1, 2):
         torch.set_num_threads(count)
-        work()
+        work("numba")
     assert used == [2, 2, 1, 1, 2, 2]
 
 
-def test_a_team_smaller_than_asked_for(two_threads, tmp_path):
+@both_backends
+def test_a_team_smaller_than_asked_for(backend, two_threads, tmp_path):
     """OpenMP may give fewer threads than asked for, as inside another parallel region:
     the work is split by what came.
     """
-    want = work()
+    want = work(backend)
     environment = {**os.environ, "OMP_THREAD_LIMIT": "1"}
     code = (
         "import sys, torch; torch.set_num_threads(2); "
-        "from tests.test_threads import work; torch.save(work(), sys.argv[1])"
+        "from tests.test_threads import work; torch.save(work(sys.argv[2]), sys.argv[1])"
     )
     path = tmp_path / "result.pt"
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
-    subprocess.run([sys.executable, "-c", code, path], env=environment, check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code, path, backend], env=environment, check=True, timeout=120)
     assert torch.equal(torch.load(path), want)
 
 

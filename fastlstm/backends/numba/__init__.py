@@ -7,12 +7,14 @@ See `forward_kernel` and `backward_kernel` for the loops.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastlstm.backends.memory import empty
 from fastlstm.backends.numba.host import (
     address,
     first_steps,
@@ -27,10 +29,10 @@ from fastlstm.backends.numba.host import (
     weight_fields,
     workspace,
 )
-from fastlstm.backends.numba.memory import empty
 
 SIXTEEN_BIT = False  # whether forward and backward take 16-bit tensors
 _CHUNK_ROWS = 256  # (step, row) pairs whose dpreact is turned into gradients together
+_INSTALLED = importlib.util.find_spec("numba") is not None
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -40,7 +42,7 @@ def supports(device: torch.device, dtype: torch.dtype) -> str | None:
         return f"the numba backend needs CPU tensors, got {device.type}"
     if dtype not in _DTYPES:
         return f"the numba backend needs float32, float64, bfloat16 or float16, got {dtype}"
-    return None
+    return None if _INSTALLED else "the numba backend needs numba, which is not installed"
 
 
 def pack(weights: Sequence[Tensor | None]) -> Any:

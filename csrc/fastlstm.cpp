@@ -1,0 +1,252 @@
+// The functions of fastlstm.h: arguments are checked, a kernel is chosen, memory is found, the threads run.
+#include <stdlib.h>
+#include <string.h>
+
+#include "job.h"
+#include "threads.h"
+
+using namespace fastlstm;
+
+namespace {
+
+constexpr int64_t MAX_THREADS = 256, LARGEST = INT64_C(1) << 40;
+constexpr int64_t CHUNK_ROWS = 256;  // (step, row) pairs whose dpreact is turned into gradients together
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
+int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+
+const Kernels *kernels_of(int64_t instructions) {
+#ifdef __x86_64__
+    __builtin_cpu_init();
+    bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                  __builtin_cpu_supports("avx512vl");
+    if (avx512 && (instructions == FASTLSTM_BEST || instructions == FASTLSTM_AVX512)) return &avx512_kernels;
+    if (avx2 && (instructions == FASTLSTM_BEST || instructions == FASTLSTM_AVX2)) return &avx2_kernels;
+#endif
+    return instructions == FASTLSTM_BEST || instructions == FASTLSTM_BASE ? &base_kernels : nullptr;
+}
+
+bool is_dtype(int64_t dtype) { return dtype == FASTLSTM_FLOAT32 || dtype == FASTLSTM_FLOAT64; }
+int64_t size_of(int64_t dtype) { return dtype == FASTLSTM_FLOAT32 ? 4 : 8; }
+
+// The product of sizes, or -1 where one is below 1 or the result would be no array's size
+int64_t product_of(int64_t a, int64_t b, int64_t c = 1, int64_t d = 1) {
+    int64_t total = 1;
+    const int64_t sizes[] = {a, b, c, d};
+    for (int64_t size : sizes) {
+        if (size < 1 || size > LARGEST || total > LARGEST / size) return -1;
+        total *= size;
+    }
+    return total;
+}
+
+// An array of `rows` rows of `columns` elements can be `row` apart
+bool is_array(const void *data, int64_t rows, int64_t columns, int64_t row) {
+    return data && (rows == 1 || row == 0 || llabs(row) >= columns);
+}
+
+template <class Args> int check_common(const Args &a) {
+    if (a.version != FASTLSTM_VERSION) return FASTLSTM_BAD_VERSION;
+    if (!is_dtype(a.dtype) || product_of(a.T, a.B, a.I + 64) < 0 || product_of(a.T, a.B, a.H + 64, 4) < 0 ||
+        product_of(a.H + 64, a.I + a.H + 64, 4) < 0)
+        return FASTLSTM_BAD_ARGUMENT;
+    return kernels_of(a.instructions) ? FASTLSTM_OK : FASTLSTM_NO_INSTRUCTIONS;
+}
+
+int check_weights(const fastlstm_forward_args &a) {
+    bool right = is_array(a.weight_ih, 4 * a.H, a.I, a.weight_ih_row) && is_array(a.weight_hh, 4 * a.H, a.H, a.weight_hh_row);
+    return right ? FASTLSTM_OK : FASTLSTM_BAD_ARGUMENT;
+}
+
+int check(const fastlstm_forward_args *a) {
+    if (!a) return FASTLSTM_BAD_ARGUMENT;
+    if (int code = check_common(*a)) return code;
+    if (!a->packed)
+        if (int code = check_weights(*a)) return code;
+    bool right = is_array(a->x, a->B, a->I, a->x_row) && a->h && a->h_n && a->c_n && !a->c == !a->gates &&
+                 (!a->h_0 || is_array(a->h_0, a->B, a->H, a->h_0_row)) &&
+                 (!a->c_0 || is_array(a->c_0, a->B, a->H, a->c_0_row));
+    return right ? FASTLSTM_OK : FASTLSTM_BAD_ARGUMENT;
+}
+
+int check(const fastlstm_backward_args *a) {
+    if (!a) return FASTLSTM_BAD_ARGUMENT;
+    if (int code = check_common(*a)) return code;
+    bool right = is_array(a->x, a->B, a->I, a->x_row) && is_array(a->weight_hh, 4 * a->H, a->H, a->weight_hh_row) &&
+                 (!a->dx || is_array(a->weight_ih, 4 * a->H, a->I, a->weight_ih_row)) && a->h && a->c && a->gates &&
+                 a->dh_0 && a->dc_0 && (!a->h_0 || is_array(a->h_0, a->B, a->H, a->h_0_row)) &&
+                 (!a->c_0 || is_array(a->c_0, a->B, a->H, a->c_0_row));
+    return right ? FASTLSTM_OK : FASTLSTM_BAD_ARGUMENT;
+}
+
+// One allocation, handed out in pieces on cache lines: ask for the pieces, allocate, ask again.
+class Memory {
+    char *base = nullptr;
+    int64_t used = 0;
+
+  public:
+    void *take(int64_t bytes) {
+        char *piece = base + used;
+        used += (bytes + 63) / 64 * 64;
+        return base ? piece : nullptr;
+    }
+    bool allocate() {
+        void *memory = nullptr;
+        if (used && posix_memalign(&memory, 64, used)) return false;
+        base = (char *)memory, used = 0;
+        return true;
+    }
+    ~Memory() { free(base); }
+    Memory() = default;
+    Memory(const Memory &) = delete;
+};
+
+// Threads, and into how many parts they split the batch rows; threads within a part split the units.
+//
+// Parts meet nobody, but each reads all weights; a split of units halves what a thread reads, for a barrier of a
+// microsecond a step. So a part is given the rows that fill a pass over a panel, and all other threads go to units.
+struct Split {
+    int64_t threads = 1, parts = 1;
+    Barrier barriers[MAX_THREADS + 1] = {};
+
+    Split(int64_t B, int64_t I, int64_t H, int64_t panels, const fastlstm_threads *asked) {
+        // multiply-adds of a step: for fewer the barrier would cost what the second thread saves
+        if (!asked || asked->count < 2 || (double)B * 4 * H * (I + H) < 150000) return;
+        threads = min(asked->count, MAX_THREADS);
+        parts = min(threads, max(max(1, B / 64), ceil_div(threads, panels)));
+    }
+};
+
+void run(fastlstm_task task, void *job, int64_t threads, const fastlstm_threads *asked) {
+    if (threads == 1)
+        task(job, 0, 1);
+    else if (asked->parallel)
+        asked->parallel(asked->context, task, job, (int)threads);
+    else
+        run_in_pool(task, job, (int)threads);
+}
+
+template <class Args> void fill_states(Args &a, void *zeros) {
+    memset(zeros, 0, a.H * size_of(a.dtype));
+    if (!a.h_0) a.h_0 = zeros, a.h_0_row = 0;
+    if (!a.c_0) a.c_0 = zeros, a.c_0_row = 0;
+}
+
+}  // namespace
+
+int fastlstm_version(void) { return FASTLSTM_VERSION; }
+
+const char *fastlstm_error_text(int code) {
+    static const char *const texts[] = {
+        "no error",
+        "the structure is of another version of the interface",
+        "a size, stride or pointer cannot be",
+        "no memory is left",
+        "the processor or this build lacks the instruction set asked for",
+        "the file cannot be opened or read",
+        "the file is not a fastlstm model",
+        "the file's format is newer than this library",
+        "the file is truncated, or longer than it says",
+        "the file is corrupt",
+    };
+    return code >= 0 && code < (int)(sizeof texts / sizeof *texts) ? texts[code] : "unknown error";
+}
+
+const char *fastlstm_instructions_name(int instructions) {
+    const Kernels *kernels = kernels_of(instructions);
+    return kernels ? kernels->name : nullptr;
+}
+
+int64_t fastlstm_lanes(int64_t dtype, int64_t instructions) {
+    const Kernels *kernels = kernels_of(instructions);
+    return kernels && is_dtype(dtype) ? kernels->vector_bytes / size_of(dtype) : 0;
+}
+
+size_t fastlstm_gates_size(int64_t dtype, int64_t instructions, int64_t T, int64_t B, int64_t H) {
+    int64_t lanes = fastlstm_lanes(dtype, instructions);
+    if (!lanes || product_of(T, B, H + 64, 4) < 0 || H < 1) return 0;
+    return (size_t)(T * B * ceil_div(H, lanes) * 4 * lanes * size_of(dtype));
+}
+
+size_t fastlstm_packed_size(int64_t dtype, int64_t instructions, int64_t I, int64_t H) {
+    int64_t lanes = fastlstm_lanes(dtype, instructions);
+    if (!lanes || I < 1 || H < 1 || product_of(H + 64, I + H + 64, 4) < 0) return 0;
+    return (size_t)(ceil_div(H, lanes) * (I + H + 1) * 4 * lanes * size_of(dtype));
+}
+
+int fastlstm_pack(const fastlstm_forward_args *args, void *packed) {
+    if (!args || !packed) return FASTLSTM_BAD_ARGUMENT;
+    fastlstm_forward_args a = *args;
+    a.T = a.B = 1;
+    if (int code = check_common(a)) return code;
+    if (int code = check_weights(a)) return code;
+    kernels_of(a.instructions)->pack[a.dtype](&a, packed, 0, ceil_div(a.H, fastlstm_lanes(a.dtype, a.instructions)));
+    return FASTLSTM_OK;
+}
+
+int fastlstm_forward(const fastlstm_forward_args *args, const fastlstm_threads *threads) {
+    if (int code = check(args)) return code;
+    fastlstm_forward_args a = *args;
+    const Kernels &kernels = *kernels_of(a.instructions);
+    const int64_t size = size_of(a.dtype), lanes = kernels.vector_bytes / size;
+    Split split(a.B, a.I, a.H, ceil_div(a.H, lanes), threads);
+    ForwardJob job = {};
+    job.args = &a, job.parts = split.parts, job.barriers = split.barriers;
+    job.pack = !a.packed, job.packed = (void *)a.packed;
+    Memory memory;
+    for (int pass = 0; pass < 2; pass++) {
+        if (pass && !memory.allocate()) return FASTLSTM_NO_MEMORY;
+        if (job.pack) job.packed = memory.take((int64_t)fastlstm_packed_size(a.dtype, a.instructions, a.I, a.H));
+        if (a.mask) job.resets = memory.take(split.threads * a.B * a.H * size);
+        if (!a.h_0 || !a.c_0) {
+            void *zeros = memory.take(a.H * size);
+            if (pass) fill_states(a, zeros);
+        }
+    }
+    run(kernels.forward[a.dtype], &job, split.threads, threads);
+    return FASTLSTM_OK;
+}
+
+int fastlstm_step(int64_t dtype, int64_t instructions, int64_t B, int64_t I, int64_t H, const void *packed, const void *x,
+                  const void *h, void *c, void *h_next, const fastlstm_threads *threads) {
+    if (!packed || !h || !c || h == h_next) return FASTLSTM_BAD_ARGUMENT;
+    fastlstm_forward_args a = {};
+    a.version = FASTLSTM_VERSION, a.dtype = dtype, a.instructions = instructions;
+    a.T = 1, a.B = B, a.I = I, a.H = H;
+    a.x = x, a.x_row = I, a.packed = packed, a.h_0 = h, a.h_0_row = H, a.c_0 = c, a.c_0_row = H;
+    a.h = a.h_n = h_next, a.c_n = c;
+    return fastlstm_forward(&a, threads);
+}
+
+int fastlstm_backward(const fastlstm_backward_args *args, const fastlstm_threads *threads) {
+    if (int code = check(args)) return code;
+    fastlstm_backward_args a = *args;
+    const Kernels &kernels = *kernels_of(a.instructions);
+    const int64_t size = size_of(a.dtype), lanes = kernels.vector_bytes / size, panels = ceil_div(a.H, lanes);
+    Split split(a.B, a.I, a.H, panels, threads);
+    BackwardJob job = {};
+    job.args = &a, job.parts = split.parts, job.barriers = split.barriers;
+    job.chunk = ceil_div(a.T, max(1, (a.T * a.B + CHUNK_ROWS / 2) / CHUNK_ROWS));
+    const int64_t group = panels * 4 * lanes * 4 * lanes * size;  // bytes of four vectors of transposed weights
+    const bool sums = a.dweight_ih || a.dweight_hh || a.dbias;
+    Memory memory;
+    for (int pass = 0; pass < 2; pass++) {
+        if (pass && !memory.allocate()) return FASTLSTM_NO_MEMORY;
+        job.dpreact = memory.take(panels * 2 * job.chunk * a.B * 4 * lanes * size);
+        job.carried = memory.take(panels * a.B * lanes * (a.mask ? 2 : 1) * size);
+        job.packed_hh = memory.take(ceil_div(panels, 4) * group);
+        if (a.dx) job.packed_ih = memory.take(ceil_div(ceil_div(a.I, lanes), 4) * group);
+        if (sums) {
+            job.strips = memory.take(2 * job.chunk * a.B * ceil_div(a.I + a.H + 1, STRIP) * STRIP * size);
+            job.dweights = memory.take(panels * (a.I + a.H + 1) * 4 * lanes * size);
+        }
+        if (!a.h_0 || !a.c_0) {
+            void *zeros = memory.take(a.H * size);
+            if (pass) fill_states(a, zeros);
+        }
+    }
+    run(kernels.backward[a.dtype], &job, split.threads, threads);
+    return FASTLSTM_OK;
+}

@@ -1,0 +1,141 @@
+/* LSTM layers on the CPU: one layer in one direction, all its time steps in one call.
+ *
+ * Sizes are T time steps, B batch rows, I inputs, H hidden units, each at least 1. Arrays are row-major and hold float32
+ * or float64; strides count elements, and the last dimension's is always 1. Weights are torch.nn.LSTM's: row blocks in the
+ * order i, f, g, o, and one bias, the sum of its two.
+ *
+ * The caller owns every array, those that are written to as well; they may not overlap unless it says so. Nothing is
+ * kept between calls but the threads of the library's own pool. Functions may be called from several threads at once.
+ * They return FASTLSTM_OK or an error code, before anything is written unless it is FASTLSTM_NO_MEMORY, and never abort.
+ * A row's result is the same bits whatever the number of threads and the rows beside it.
+ */
+#ifndef FASTLSTM_H
+#define FASTLSTM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define FASTLSTM_API __attribute__((visibility("default")))
+#define FASTLSTM_VERSION 1 /* of this interface; raised when a structure or a meaning changes */
+
+enum fastlstm_error {
+    FASTLSTM_OK = 0,
+    FASTLSTM_BAD_VERSION = 1,      /* the structure's `version` is not the library's */
+    FASTLSTM_BAD_ARGUMENT = 2,     /* a size, stride or pointer that cannot be */
+    FASTLSTM_NO_MEMORY = 3,
+    FASTLSTM_NO_INSTRUCTIONS = 4,  /* this processor, or this build, lacks the instruction set asked for */
+    FASTLSTM_CANNOT_READ = 5,      /* the file cannot be opened or read */
+    FASTLSTM_NOT_A_MODEL = 6,      /* the file is something else */
+    FASTLSTM_MODEL_VERSION = 7,    /* the file's format is newer than this library */
+    FASTLSTM_TRUNCATED = 8,        /* the file ends early, or goes on too long */
+    FASTLSTM_CORRUPT = 9           /* the file's checksum or a size in it is wrong */
+};
+
+enum fastlstm_dtype { FASTLSTM_FLOAT32 = 0, FASTLSTM_FLOAT64 = 1 };
+
+/* Which kernels run. Packed weights and saved gates belong to one set; FASTLSTM_BEST is the processor's widest. */
+enum fastlstm_instructions { FASTLSTM_BEST = 0, FASTLSTM_BASE = 1, FASTLSTM_AVX2 = 2, FASTLSTM_AVX512 = 3 };
+
+/* The library's FASTLSTM_VERSION. */
+FASTLSTM_API int fastlstm_version(void);
+
+/* An error code in words, a constant string. */
+FASTLSTM_API const char *fastlstm_error_text(int code);
+
+/* "avx512", "avx2", "neon" or "base": what `instructions` stands for here, or NULL where it cannot run. */
+FASTLSTM_API const char *fastlstm_instructions_name(int instructions);
+
+/* How a call's work is spread. `count` threads are asked for; fewer may come. */
+typedef void (*fastlstm_task)(void *argument, int thread, int threads);
+typedef struct {
+    int64_t count;
+    /* Calls task(argument, k, n) for all k from 0 to n - 1, at the same time, for an n from 1 to `threads`, and returns when
+     * all have returned. NULL: the library's own pool of threads. */
+    void (*parallel)(void *context, fastlstm_task task, void *argument, int threads);
+    void *context;
+} fastlstm_threads;
+
+/* A `parallel` for the GNU OpenMP runtime of the caller's process: `context` points to these three functions of it. */
+typedef struct {
+    void (*GOMP_parallel)(void (*)(void *), void *, unsigned, unsigned);
+    int (*omp_get_thread_num)(void);
+    int (*omp_get_num_threads)(void);
+} fastlstm_openmp;
+FASTLSTM_API void fastlstm_parallel_openmp(void *context, fastlstm_task task, void *argument, int threads);
+
+/* One layer's forward pass. Fields marked "or NULL" may be absent. */
+typedef struct {
+    int64_t version;      /* FASTLSTM_VERSION */
+    int64_t dtype;        /* enum fastlstm_dtype */
+    int64_t instructions; /* enum fastlstm_instructions */
+    int64_t T, B, I, H;
+    int64_t reverse;      /* not 0: from the last step to the first, on the same arrays */
+    const void *x;         int64_t x_step, x_row;  /* (T, B, I) */
+    const void *weight_ih; int64_t weight_ih_row;  /* (4H, I) */
+    const void *weight_hh; int64_t weight_hh_row;  /* (4H, H) */
+    const void *bias;                              /* (4H,), or NULL */
+    const void *packed;                            /* of fastlstm_pack; the weights and the bias are then not read; or NULL */
+    const void *h_0;       int64_t h_0_row;        /* (B, H), or NULL for zeros */
+    const void *c_0;       int64_t c_0_row;        /* (B, H), or NULL for zeros */
+    const int32_t *mask;   /* (T, B), or NULL: 0 an ordinary step, 1 the state is zero before it, 2 the state is held */
+    void *h, *h_n, *c_n;   /* written: (T, B, H), (B, H), (B, H); on a held step h is the state before */
+    void *c, *gates;       /* written for the backward pass: (T, B, H) and fastlstm_gates_size bytes; or both NULL */
+} fastlstm_forward_args;
+FASTLSTM_API int fastlstm_forward(const fastlstm_forward_args *args, const fastlstm_threads *threads);
+
+/* The gradients of one layer. Incoming ones that are NULL are zero, outgoing ones that are NULL are not computed. */
+typedef struct {
+    int64_t version, dtype, instructions, T, B, I, H, reverse; /* as in the forward pass, like all inputs */
+    const void *x;         int64_t x_step, x_row;
+    const void *weight_ih; int64_t weight_ih_row;
+    const void *weight_hh; int64_t weight_hh_row;
+    const void *h_0;       int64_t h_0_row;
+    const void *c_0;       int64_t c_0_row;
+    const int32_t *mask;
+    const void *h, *c, *gates;                     /* what the forward pass wrote */
+    const void *dh;        int64_t dh_step, dh_row; /* (T, B, H), or NULL */
+    const void *dc;        int64_t dc_step, dc_row; /* (T, B, H), or NULL */
+    const void *dh_n;      int64_t dh_n_row;       /* (B, H), or NULL */
+    const void *dc_n;      int64_t dc_n_row;       /* (B, H), or NULL */
+    void *dx, *dweight_ih, *dweight_hh, *dbias;    /* written: (T, B, I), (4H, I), (4H, H), (4H,), each or NULL */
+    void *dh_0, *dc_0;                             /* written: (B, H) */
+} fastlstm_backward_args;
+FASTLSTM_API int fastlstm_backward(const fastlstm_backward_args *args, const fastlstm_threads *threads);
+
+/* Lanes of a vector, or 0 where `dtype` or `instructions` cannot be: gates are (T, ceil(H / lanes), B, 4, lanes). */
+FASTLSTM_API int64_t fastlstm_lanes(int64_t dtype, int64_t instructions);
+/* Bytes of the saved gates, and of packed weights; 0 where a size cannot be. */
+FASTLSTM_API size_t fastlstm_gates_size(int64_t dtype, int64_t instructions, int64_t T, int64_t B, int64_t H);
+FASTLSTM_API size_t fastlstm_packed_size(int64_t dtype, int64_t instructions, int64_t I, int64_t H);
+
+/* Writes fastlstm_packed_size bytes to `packed`, which serve forward passes until the weights change. Of `args`, version,
+ * dtype, instructions, I, H, the weights and the bias are read. */
+FASTLSTM_API int fastlstm_pack(const fastlstm_forward_args *args, void *packed);
+
+/* One time step with packed weights: x (B, I), h (B, H) and c (B, H), contiguous, to h_next (B, H) and c in place. */
+FASTLSTM_API int fastlstm_step(int64_t dtype, int64_t instructions, int64_t B, int64_t I, int64_t H, const void *packed,
+                               const void *x, const void *h, void *c, void *h_next, const fastlstm_threads *threads);
+
+/* A row classifier in float32, as `python -m fastlstm.export` writes it: an LSTM, then a linear layer on its last state. */
+typedef struct fastlstm_model fastlstm_model;
+
+/* Makes a model of a file, or of its bytes, which may then go. The caller frees it. On an error *model is NULL. */
+FASTLSTM_API int fastlstm_model_load(const char *path, fastlstm_model **model);
+FASTLSTM_API int fastlstm_model_read(const void *bytes, size_t size, fastlstm_model **model);
+FASTLSTM_API void fastlstm_model_free(fastlstm_model *model); /* NULL is allowed */
+
+FASTLSTM_API int64_t fastlstm_model_inputs(const fastlstm_model *model);  /* I */
+FASTLSTM_API int64_t fastlstm_model_classes(const fastlstm_model *model); /* C */
+
+/* x (B, T, I), contiguous, to logits (B, C). */
+FASTLSTM_API int fastlstm_model_run(const fastlstm_model *model, int64_t B, int64_t T, const float *x, float *logits,
+                                    const fastlstm_threads *threads);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

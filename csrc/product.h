@@ -1,0 +1,188 @@
+// Tiles of a matrix product that stay in registers, and the small loops over rows: copies, transposes, cells.
+#pragma once
+
+template <class E> using Raw = typename Vector<E>::Raw;
+
+// out[m, n] = init[m, n] + sum over k of a[m, k] w[k, n], for some rows m and 3 or 4 vectors of n. k runs over `outer`
+// blocks of `count` columns of a, a_outer apart, then over `count2` columns of a2; w is contiguous. The sum has one order
+// whatever tile a row falls into, and meets init last: the error of a long sum that comes in blocks grows with the block.
+template <class E> struct Sum {
+    const E *init;
+    int64_t init_row;
+    E *out;
+    int64_t out_row;
+    const E *w, *a;
+    int64_t a_row, a_step, count, outer, a_outer;
+    const E *a2;
+    int64_t a2_row, count2;
+};
+
+template <class E, int R, int N>
+inline const E *accumulate(Raw<E> (&acc)[R][N], const E *a, int64_t row, int64_t step, const E *w, int64_t count) {
+    for (; count > 0; count--, a += step, w += N * Vector<E>::N) {
+        if (R * N + N >= REGISTERS) {  // too few for the weights: they come one at a time
+            Raw<E> held[R];
+            UNROLL for (int m = 0; m < R; m++) held[m] = Vector<E>(a[m * row]).raw;
+            UNROLL for (int n = 0; n < N; n++) {
+                Raw<E> one = Vector<E>::load(w + n * Vector<E>::N).raw;
+                UNROLL for (int m = 0; m < R; m++) acc[m][n] = fused(held[m], one, acc[m][n]);
+            }
+        } else {
+            Raw<E> held[N];
+            UNROLL for (int n = 0; n < N; n++) held[n] = Vector<E>::load(w + n * Vector<E>::N).raw;
+            UNROLL for (int m = 0; m < R; m++) {
+                Raw<E> one = Vector<E>(a[m * row]).raw;
+                UNROLL for (int n = 0; n < N; n++) acc[m][n] = fused(one, held[n], acc[m][n]);
+            }
+        }
+    }
+    return w;
+}
+
+template <class E, int R, int N> NOINLINE void tile(const Sum<E> &s) {
+    Raw<E> acc[R][N] = {};
+    const E *w = s.w, *a = s.a;
+    for (int64_t k = 0; k < s.outer; k++, a += s.a_outer) w = accumulate<E, R, N>(acc, a, s.a_row, s.a_step, w, s.count);
+    accumulate<E, R, N>(acc, s.a2, s.a2_row, 1, w, s.count2);
+    UNROLL for (int m = 0; m < R; m++) {
+        UNROLL for (int n = 0; n < N; n++) {
+            Vector<E> start = Vector<E>::load(s.init + m * s.init_row + n * Vector<E>::N);
+            (start + Vector<E>(acc[m][n])).store(s.out + m * s.out_row + n * Vector<E>::N);
+        }
+    }
+}
+
+template <class E, int N, int R> inline void tile_of(int64_t rows, const Sum<E> &s) {
+    if (rows == R) return tile<E, R, N>(s);
+    if constexpr (R > 1) tile_of<E, N, R - 1>(rows, s);
+}
+
+// The rows are shared evenly by as few tiles as can hold them: one row left over would run at a third of the speed.
+template <class E, int N> void product(int64_t rows, Sum<E> s) {
+    constexpr int height = TILE_ROWS * 4 / N;
+    int64_t tiles = (rows + height - 1) / height;
+    for (int64_t k = 0; k < tiles; k++) {
+        int64_t count = share(rows, k + 1, tiles) - share(rows, k, tiles);
+        tile_of<E, N, height>(count, s);
+        s.init += count * s.init_row, s.out += count * s.out_row, s.a += count * s.a_row, s.a2 += count * s.a2_row;
+    }
+}
+
+// Rows of elements, `row` apart
+template <class E> struct Rows {
+    E *at;
+    int64_t row;
+    E *operator[](int64_t r) const { return at + r * row; }
+    Rows from(int64_t r, int64_t column) const { return {at + r * row + column, row}; }
+    operator Rows<const E>() const { return {at, row}; }
+};
+
+// `valid` elements of each row, then zeros up to `width`
+template <class E> void copy_rows(int64_t rows, int64_t valid, int64_t width, Rows<const E> source, Rows<E> target) {
+    for (int64_t r = 0; r < rows; r++) {
+        const E *from = source[r];
+        E *to = target[r];
+        int64_t k = 0;
+        for (; k + Vector<E>::N <= valid; k += Vector<E>::N) Vector<E>::load(from + k).store(to + k);
+        for (; k < valid; k++) to[k] = from[k];
+        for (; k < width; k++) to[k] = 0;
+    }
+}
+
+template <class E> void zero_rows(int64_t rows, int64_t width, Rows<E> target) {
+    copy_rows<E>(rows, 0, width, target, target);
+}
+
+template <class E> void add_rows(int64_t rows, int64_t width, Rows<const E> source, Rows<E> target) {
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t k = 0; k < width; k++) target[r][k] += source[r][k];
+}
+
+// The step mask: its values, and what is done to the rows that have one
+enum { RESET = 1, HOLD = 2 };
+
+inline bool any_row(const int32_t *mask, int64_t rows, int32_t value) {
+    for (int64_t r = 0; mask && r < rows; r++)
+        if (mask[r] == value) return true;
+    return false;
+}
+
+template <class E>
+void zero_masked(const int32_t *mask, int32_t value, int64_t rows, int64_t width, Rows<E> target) {
+    for (int64_t r = 0; mask && r < rows; r++)
+        if (mask[r] == value) zero_rows<E>(1, width, {target[r], 0});
+}
+
+// Two vectors of a square swap their off-diagonal blocks of HALF elements
+template <class E, int HALF> inline void exchange(Raw<E> &low, Raw<E> &high) {
+    constexpr int N = Vector<E>::N;
+    Raw<E> x = low, y = high;
+#ifdef __clang__
+    UNROLL for (int k = 0; k < N; k++) {
+        low[k] = k / HALF % 2 ? y[k - HALF] : x[k];
+        high[k] = k / HALF % 2 ? y[k] : x[k + HALF];
+    }
+#else
+    typename Vector<E>::Bits of_low, of_high;
+    UNROLL for (int k = 0; k < N; k++) {
+        of_low[k] = k + (N - HALF) * (k / HALF % 2);
+        of_high[k] = of_low[k] + HALF;
+    }
+    low = __builtin_shuffle(x, y, of_low), high = __builtin_shuffle(x, y, of_high);
+#endif
+}
+
+template <class E, int HALF> inline void exchange_all(Raw<E> (&rows)[Vector<E>::N]) {
+    UNROLL for (int r = 0; r < Vector<E>::N; r++)
+        if (r / HALF % 2 == 0) exchange<E, HALF>(rows[r], rows[(r + HALF) % Vector<E>::N]);
+    if constexpr (HALF * 2 < Vector<E>::N) exchange_all<E, HALF * 2>(rows);
+}
+
+// target[k, r] = source[r, k] for `rows` <= the lanes of a vector and any number of columns
+template <class E> NOINLINE void transpose(int64_t rows, int64_t columns, Rows<const E> source, Rows<E> target) {
+    constexpr int N = Vector<E>::N;
+    if (rows == N && columns >= N) {
+        for (int64_t next = 0; next < columns; next += N) {
+            int64_t k = next + N < columns ? next : columns - N;  // the last may overlap
+            Raw<E> square[N];
+            UNROLL for (int r = 0; r < N; r++) square[r] = Vector<E>::load(source[r] + k).raw;
+            exchange_all<E, 1>(square);
+            UNROLL for (int r = 0; r < N; r++) Vector<E>(square[r]).store(target[k + r]);
+        }
+    } else {
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t k = 0; k < columns; k++) target[k][r] = source[r][k];
+    }
+}
+
+// One vector of units for some batch rows: preact (rows, 4, lanes) to h, c and, if SAVE, gates (rows, 4, lanes).
+template <class E, bool SAVE>
+NOINLINE void cells_forward(int64_t rows, const E *preact, Rows<const E> c_prev, Rows<E> c, Rows<E> h, E *gates) {
+    using V = Vector<E>;
+    constexpr int64_t L = V::N;
+    for (int64_t r = 0; r < rows; r++, preact += 4 * L) {
+        V i_pre = V::load(preact), f_pre = V::load(preact + L), g_pre = V::load(preact + 2 * L);
+        Cell<V> cell = cell_forward(i_pre, f_pre, g_pre, V::load(preact + 3 * L), V::load(c_prev[r]));
+        cell.h.store(h[r]), cell.c.store(c[r]);
+        if (!SAVE) continue;
+        cell.i.store(gates), cell.f.store(gates + L), cell.g.store(gates + 2 * L), cell.o.store(gates + 3 * L);
+        gates += 4 * L;
+    }
+}
+
+// One vector of units for some batch rows: dpreact (rows, 4, lanes) from the gates; dc (rows, lanes) in place. The
+// gradient of h is dh + dh_out. Lanes from `valid` on get zeros, since a product sums over them.
+template <class E>
+NOINLINE void cells_backward(int64_t rows, int64_t valid, Rows<const E> dh, Rows<const E> dh_out, E *dc, const E *gates,
+                             Rows<const E> c_prev, E *dpreact) {
+    using V = Vector<E>;
+    constexpr int64_t L = V::N;
+    for (int64_t r = 0; r < rows; r++, dc += L, gates += 4 * L, dpreact += 4 * L) {
+        V i = V::load(gates), f = V::load(gates + L), g = V::load(gates + 2 * L), o = V::load(gates + 3 * L);
+        CellGradients<V> d =
+            cell_backward(V::load(dh[r]) + V::load(dh_out[r]), V::load(dc), i, f, g, o, V::load(c_prev[r]));
+        d.dc_prev.store(dc);
+        d.di_pre.first(valid).store(dpreact), d.df_pre.first(valid).store(dpreact + L);
+        d.dg_pre.first(valid).store(dpreact + 2 * L), d.do_pre.first(valid).store(dpreact + 3 * L);
+    }
+}

@@ -1,0 +1,95 @@
+// The library's own threads: started when first wanted, asleep between calls, one call at a time.
+#include "threads.h"
+
+#include <pthread.h>
+
+namespace {
+
+constexpr int MOST = 255;  // beside the caller
+
+struct Pool {
+    pthread_mutex_t busy = PTHREAD_MUTEX_INITIALIZER;  // held by the call that has the pool
+    pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;  // of everything below
+    pthread_cond_t wake = PTHREAD_COND_INITIALIZER, done = PTHREAD_COND_INITIALIZER;
+    pthread_t threads[MOST];
+    int started = 0;
+    bool closing = false;
+    fastlstm_task task = nullptr;
+    void *argument = nullptr;
+    int team = 0, running = 0;  // threads of this call, and those of them that are not done, the caller aside
+    uint64_t call = 0;
+} pool;
+
+void *work(void *number) {
+    const int thread = (int)(intptr_t)number;
+    pthread_mutex_lock(&pool.lock);
+    uint64_t seen = pool.call;  // the starter holds the lock and counts the call up only later
+    for (;;) {
+        while (pool.call == seen && !pool.closing) pthread_cond_wait(&pool.wake, &pool.lock);
+        if (pool.closing) break;
+        seen = pool.call;
+        if (thread >= pool.team) continue;
+        fastlstm_task task = pool.task;
+        void *argument = pool.argument;
+        int team = pool.team;
+        pthread_mutex_unlock(&pool.lock);
+        task(argument, thread, team);
+        pthread_mutex_lock(&pool.lock);
+        if (--pool.running == 0) pthread_cond_signal(&pool.done);
+    }
+    pthread_mutex_unlock(&pool.lock);
+    return nullptr;
+}
+
+// A forked child has none of its parent's threads, and locks as they stood: it starts its own.
+void start_anew() {
+    pool = Pool();
+}
+
+__attribute__((constructor)) void watch_forks() { pthread_atfork(nullptr, nullptr, start_anew); }
+
+__attribute__((destructor)) void close_pool() {
+    pthread_mutex_lock(&pool.lock);
+    pool.closing = true;
+    pthread_cond_broadcast(&pool.wake);
+    pthread_mutex_unlock(&pool.lock);
+    for (int k = 0; k < pool.started; k++) pthread_join(pool.threads[k], nullptr);
+}
+
+struct Region {
+    const fastlstm_openmp *openmp;
+    fastlstm_task task;
+    void *argument;
+};
+
+void run_region(void *region) {
+    const Region &r = *(const Region *)region;
+    r.task(r.argument, r.openmp->omp_get_thread_num(), r.openmp->omp_get_num_threads());
+}
+
+}  // namespace
+
+void fastlstm::run_in_pool(fastlstm_task task, void *argument, int threads) {
+    if (pthread_mutex_trylock(&pool.busy)) return task(argument, 0, 1);
+    pthread_mutex_lock(&pool.lock);
+    while (pool.started < threads - 1 && pool.started < MOST) {
+        void *number = (void *)(intptr_t)(pool.started + 1);
+        if (pthread_create(&pool.threads[pool.started], nullptr, work, number)) break;
+        pool.started++;
+    }
+    int team = threads - 1 < pool.started ? threads : pool.started + 1;
+    pool.task = task, pool.argument = argument, pool.team = team, pool.running = team - 1, pool.call++;
+    pthread_cond_broadcast(&pool.wake);
+    pthread_mutex_unlock(&pool.lock);
+    task(argument, 0, team);
+    pthread_mutex_lock(&pool.lock);
+    while (pool.running) pthread_cond_wait(&pool.done, &pool.lock);
+    pthread_mutex_unlock(&pool.lock);
+    pthread_mutex_unlock(&pool.busy);
+}
+
+void fastlstm_parallel_openmp(void *context, fastlstm_task task, void *argument, int threads) {
+    const fastlstm_openmp *openmp = (const fastlstm_openmp *)context;
+    Region region = {openmp, task, argument};
+    openmp->GOMP_parallel(run_region, &region, (unsigned)threads, 0);
+}

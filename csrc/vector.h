@@ -1,0 +1,126 @@
+// Vectors of VECTOR_BYTES as a class: arithmetic, sigmoid and tanh.
+//
+// Products are fused into the sums they stand in, in one fixed way, so that a row's bits do not depend on the tile it is
+// computed in: compile with -ffp-contract=off.
+#pragma once
+
+#if VECTOR_BYTES == 64
+inline __m512 fused(__m512 x, __m512 y, __m512 z) { return _mm512_fmadd_ps(x, y, z); }
+inline __m512d fused(__m512d x, __m512d y, __m512d z) { return _mm512_fmadd_pd(x, y, z); }
+#elif VECTOR_BYTES == 32
+inline __m256 fused(__m256 x, __m256 y, __m256 z) { return _mm256_fmadd_ps(x, y, z); }
+inline __m256d fused(__m256d x, __m256d y, __m256d z) { return _mm256_fmadd_pd(x, y, z); }
+#elif defined(__aarch64__)
+inline float32x4_t fused(float32x4_t x, float32x4_t y, float32x4_t z) { return vfmaq_f32(z, x, y); }
+inline float64x2_t fused(float64x2_t x, float64x2_t y, float64x2_t z) { return vfmaq_f64(z, x, y); }
+#else
+template <class Raw> inline Raw fused(Raw x, Raw y, Raw z) { return x * y + z; }
+#endif
+
+template <class E> struct Register;
+template <> struct Register<float> { typedef float Raw __attribute__((vector_size(VECTOR_BYTES))); };
+template <> struct Register<double> { typedef double Raw __attribute__((vector_size(VECTOR_BYTES))); };
+
+template <class E> struct Constants;
+
+template <class E> struct Vector {
+    static constexpr int64_t N = VECTOR_BYTES / sizeof(E);
+    using Raw = typename Register<E>::Raw;
+    using Bits = decltype(Raw{} < Raw{});
+    Raw raw;
+
+    Vector() = default;
+    Vector(Raw raw) : raw(raw) {}
+    Vector(E value) : raw(value - Raw{}) {}  // in every lane; minus zero stays what it is
+    static Vector load(const E *from) {
+        Vector v;
+        __builtin_memcpy(&v, from, sizeof v);
+        return v;
+    }
+    void store(E *to) const { __builtin_memcpy(to, this, sizeof *this); }
+
+    struct Product {  // stays open until it is used, so that a sum can fuse it
+        Raw x, y;
+        operator Vector() const { return x * y; }
+    };
+    friend Product operator*(Vector x, Vector y) { return {x.raw, y.raw}; }
+    friend Vector operator+(Vector x, Vector y) { return x.raw + y.raw; }
+    friend Vector operator+(Product p, Vector z) { return fused(p.x, p.y, z.raw); }
+    friend Vector operator+(Vector z, Product p) { return fused(p.x, p.y, z.raw); }
+    friend Vector operator+(Product p, Product q) { return fused(p.x, p.y, q.x * q.y); }
+    friend Vector operator-(Vector x, Vector y) { return x.raw - y.raw; }
+    friend Vector operator-(E z, Product p) { return fused(-p.x, p.y, Vector(z).raw); }
+    friend Vector operator/(Vector x, Vector y) { return x.raw / y.raw; }
+
+    // NaN stays NaN, since a comparison with it is false
+    Vector clamp(E limit) const {
+        Raw high = Vector(limit).raw, low = -high;
+        Raw x = high < raw ? high : raw;
+        return low > x ? low : x;
+    }
+    Vector first(int64_t count) const {  // the other lanes zero
+        Bits lane;
+        for (int64_t k = 0; k < N; k++) lane[k] = k;
+        return (Raw)((Bits)raw & (lane < (decltype(lane[0] + 0))count));
+    }
+    friend Vector sigmoid(Vector x) { return Exponential(x, Constants<E>::sigmoid_limit, Constants<E>::sigmoid()).sigmoid(); }
+    friend Vector tanh(Vector x) { return Exponential(x, Constants<E>::tanh_limit, Constants<E>::tanh()).tanh(); }
+
+    // sigmoid and tanh from one form. With t = x L = N + f, |f| <= 1/2, and L = log2(e), for tanh twice that:
+    //   e^(t ln 2) = (b + f) / (2^-N b),  b = q0 - f/2 + q1 f^2 + q2 f^4 ..,
+    //   f / (e^(f ln 2) - 1) being -f/2 and an even function.
+    // So sigmoid = a / (a + s b) and tanh = (a - s b) / (a + s b), a = b + f, s = 2^-N: in range by construction.
+    struct Exponential {
+        Vector a, b, f, s;
+        template <class Q> Exponential(Vector x, E limit, Q q) {
+            x = x.clamp(limit);
+            Vector shifted = x * Vector(-q.log2e[0]) + Vector(Constants<E>::magic);  // -N and the bias in its last bits
+            f = x * Vector(q.log2e[0]) + (shifted - Constants<E>::magic);
+            if (Constants<E>::log2e_parts == 2) f = x * Vector(q.log2e[1]) + f;
+            s = (Raw)((Bits)shifted.raw << Constants<E>::mantissa);
+            b = q.base(f);
+            a = b + f;
+        }
+        Vector sigmoid() const { return a / (s * b + a); }
+        // with 1 - s, exact relative behaviour at zero
+        Vector tanh() const { return ((Vector(1) - s) * b + f) / (s * b + a); }
+    };
+};
+
+// Minimax fits: sigmoid and tanh are within 1.9e-7 and 1.3e-7 in float32, 2e-16 and 3e-16 in float64.
+template <> struct Constants<float> {
+    using V = Vector<float>;
+    static constexpr float magic = 1.5f * (1 << 23) + 127, sigmoid_limit = 87, tanh_limit = 10;
+    static constexpr int mantissa = 23, log2e_parts = 1;
+    struct Sigmoid {
+        float log2e[2] = {1.44269502f, 0};
+        V base(V f) const { return (f * V(0.0576181859f) + V(-0.5f)) * f + V(1.44270408f); }
+    };
+    struct Tanh {
+        float log2e[2] = {2.88539004f, 0};
+        V base(V f) const {
+            V w = f * f;
+            return w * (w * V(-0.000460556475f) + V(0.0577620789f)) + (f * V(-0.5f) + V(1.44269502f));
+        }
+    };
+    static constexpr Sigmoid sigmoid() { return {}; }
+    static constexpr Tanh tanh() { return {}; }
+};
+
+template <> struct Constants<double> {
+    using V = Vector<double>;
+    static constexpr double magic = 1.5 * (1LL << 52) + 1023, sigmoid_limit = 700, tanh_limit = 22;
+    static constexpr int mantissa = 52, log2e_parts = 2;
+    struct Fit {
+        double log2e[2];
+        V base(V f) const {
+            V w = f * f, even = -0x1.10f329f1e0b97p-24 + w * V(0x1.a40d209d03a1dp-31);
+            even = w * even + V(0x1.63144e989154dp-18);
+            even = w * even + V(-0x1.e50096dde992ap-12);
+            even = w * even + V(0x1.d9303fea2f7bbp-5);
+            return w * even + (f * V(-0.5) + V(0x1.71547652b82fep+0));
+        }
+    };
+    static constexpr Fit sigmoid() { return {{0x1.71547652b82fep+0, 0x1.777d0ffda0d24p-56}}; }
+    static constexpr Fit tanh() { return {{0x1.71547652b82fep+1, 0x1.777d0ffda0d24p-55}}; }
+};
