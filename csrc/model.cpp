@@ -1,0 +1,129 @@
+// A row classifier from a file: an LSTM, then a linear layer on its last state.
+//
+// The file, all numbers little-endian: the 8 bytes "fastlstm"; uint32 version (1); uint32 I, H, C; uint32 CRC-32 of
+// everything after it; then float32 weight_ih (4H, I), weight_hh (4H, H), bias (4H), weight (C, H), linear bias (C).
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "fastlstm.h"
+
+struct fastlstm_model {
+    int64_t I, H, C;
+    float *packed;                // of fastlstm_pack
+    const float *weight, *bias;   // of the linear layer, (C, H) and (C,)
+};
+
+namespace {
+
+constexpr size_t HEADER = 28;
+constexpr uint32_t FORMAT = 1, LARGEST = 1 << 16;  // of I, H and C
+
+uint32_t uint32_at(const unsigned char *bytes) {
+    return bytes[0] | (uint32_t)bytes[1] << 8 | (uint32_t)bytes[2] << 16 | (uint32_t)bytes[3] << 24;
+}
+
+uint32_t crc32(const unsigned char *bytes, size_t size) {
+    uint32_t crc = ~UINT32_C(0);
+    for (size_t k = 0; k < size; k++) {
+        crc ^= bytes[k];
+        for (int bit = 0; bit < 8; bit++) crc = crc >> 1 ^ (crc & 1 ? UINT32_C(0xEDB88320) : 0);
+    }
+    return ~crc;
+}
+
+size_t padded(size_t bytes) { return (bytes + 63) / 64 * 64; }
+
+}  // namespace
+
+int fastlstm_model_read(const void *bytes, size_t size, fastlstm_model **model) {
+    if (!model) return FASTLSTM_BAD_ARGUMENT;
+    *model = nullptr;
+    if (!bytes) return FASTLSTM_BAD_ARGUMENT;
+    const unsigned char *file = (const unsigned char *)bytes;
+    if (size < 8 || memcmp(file, "fastlstm", 8)) return FASTLSTM_NOT_A_MODEL;
+    if (size < HEADER) return FASTLSTM_TRUNCATED;
+    if (uint32_at(file + 8) != FORMAT) return FASTLSTM_MODEL_VERSION;
+    const int64_t I = uint32_at(file + 12), H = uint32_at(file + 16), C = uint32_at(file + 20);
+    if (I < 1 || H < 1 || C < 1 || I > LARGEST || H > LARGEST || C > LARGEST) return FASTLSTM_CORRUPT;
+    const int64_t floats = 4 * H * (I + H + 1) + C * (H + 1);
+    if ((uint64_t)(size - HEADER) != (uint64_t)floats * 4) return FASTLSTM_TRUNCATED;
+    if (crc32(file + HEADER, size - HEADER) != uint32_at(file + 24)) return FASTLSTM_CORRUPT;
+
+    // one allocation: the model, packed weights, the linear layer; the layer's own weights only while they are packed
+    const size_t head = padded(sizeof(fastlstm_model));
+    const size_t packed = padded(fastlstm_packed_size(FASTLSTM_FLOAT32, FASTLSTM_BEST, I, H));
+    void *memory = nullptr;
+    float *values = (float *)malloc((size_t)floats * 4);
+    if (!values || posix_memalign(&memory, 64, head + packed + (size_t)(C * (H + 1)) * 4)) {
+        free(values);
+        return FASTLSTM_NO_MEMORY;
+    }
+    for (int64_t k = 0; k < floats; k++) {
+        uint32_t bits = uint32_at(file + HEADER + 4 * k);
+        memcpy(values + k, &bits, 4);
+    }
+    float *linear = (float *)((char *)memory + head + packed);
+    memcpy(linear, values + 4 * H * (I + H + 1), (size_t)(C * (H + 1)) * 4);
+    fastlstm_model *made = (fastlstm_model *)memory;
+    *made = {I, H, C, (float *)((char *)memory + head), linear, linear + C * H};
+    fastlstm_forward_args a = {};
+    a.version = FASTLSTM_VERSION, a.dtype = FASTLSTM_FLOAT32, a.I = I, a.H = H;
+    a.weight_ih = values, a.weight_ih_row = I;
+    a.weight_hh = values + 4 * H * I, a.weight_hh_row = H;
+    a.bias = values + 4 * H * (I + H);
+    int code = fastlstm_pack(&a, made->packed);
+    free(values);
+    if (code)
+        fastlstm_model_free(made);
+    else
+        *model = made;
+    return code;
+}
+
+int fastlstm_model_load(const char *path, fastlstm_model **model) {
+    if (!model) return FASTLSTM_BAD_ARGUMENT;
+    *model = nullptr;
+    FILE *file = path ? fopen(path, "rb") : nullptr;
+    if (!file) return FASTLSTM_CANNOT_READ;
+    long size = fseek(file, 0, SEEK_END) ? -1 : ftell(file);
+    int code = size < 0 || fseek(file, 0, SEEK_SET) ? FASTLSTM_CANNOT_READ : FASTLSTM_OK;
+    void *bytes = code ? nullptr : malloc((size_t)size + 1);
+    if (!code && !bytes) code = FASTLSTM_NO_MEMORY;
+    if (!code && fread(bytes, 1, (size_t)size, file) != (size_t)size) code = FASTLSTM_CANNOT_READ;
+    fclose(file);
+    if (!code) code = fastlstm_model_read(bytes, (size_t)size, model);
+    free(bytes);
+    return code;
+}
+
+void fastlstm_model_free(fastlstm_model *model) { free(model); }
+
+int64_t fastlstm_model_inputs(const fastlstm_model *model) { return model ? model->I : 0; }
+int64_t fastlstm_model_classes(const fastlstm_model *model) { return model ? model->C : 0; }
+
+int fastlstm_model_run(const fastlstm_model *model, int64_t B, int64_t T, const float *x, float *logits,
+                       const fastlstm_threads *threads) {
+    const int64_t limit = INT64_C(1) << 40;
+    if (!model || !x || !logits || B < 1 || T < 1 || B > limit / T || B * T > limit / (model->H + model->I))
+        return FASTLSTM_BAD_ARGUMENT;
+    const int64_t H = model->H;
+    float *h = (float *)malloc((size_t)((T + 2) * B * H) * 4);
+    if (!h) return FASTLSTM_NO_MEMORY;
+    float *h_n = h + T * B * H;
+    fastlstm_forward_args a = {};
+    a.version = FASTLSTM_VERSION, a.dtype = FASTLSTM_FLOAT32;
+    a.T = T, a.B = B, a.I = model->I, a.H = H;
+    a.x = x, a.x_step = model->I, a.x_row = T * model->I, a.packed = model->packed;
+    a.h = h, a.h_n = h_n, a.c_n = h_n + B * H;
+    int code = fastlstm_forward(&a, threads);
+    for (int64_t b = 0; !code && b < B; b++) {
+        for (int64_t c = 0; c < model->C; c++) {
+            float sum = model->bias[c];
+            for (int64_t k = 0; k < H; k++) sum += h_n[b * H + k] * model->weight[c * H + k];
+            logits[b * model->C + c] = sum;
+        }
+    }
+    free(h);
+    return code;
+}

@@ -1,0 +1,83 @@
+"""Write a trained row-LSTM for C: `python -m fastlstm.export model.pt row_lstm.flstm`.
+
+The file, all numbers little-endian: the 8 bytes ``fastlstm``; uint32 version (1); uint32 I, H, C; uint32 CRC-32 of
+everything after it; then float32 weight_ih (4H, I), weight_hh (4H, H), bias (4H), and the linear layer's weight (C, H)
+and bias (C). `fastlstm_model_load` of csrc/fastlstm.h reads it.
+"""
+
+import argparse
+import contextlib
+import os
+import pickle
+import struct
+import sys
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MAGIC, VERSION = b"fastlstm", 1
+
+
+def model_bytes(state_dict: dict[str, Tensor]) -> bytes:
+    """The file's content for a `RowLSTM`'s state dict: one layer and direction, with biases, and ``linear``.
+
+    Raises:
+        ValueError: when a tensor is missing or has another shape.
+    """
+    shape = state_dict["lstm.weight_ih_l0"].shape if "lstm.weight_ih_l0" in state_dict else (0, 0)
+    C = len(state_dict.get("linear.bias", ()))
+    H, I = shape[0] // 4, shape[1]
+    shapes = {
+        "lstm.weight_ih_l0": (4 * H, I),
+        "lstm.weight_hh_l0": (4 * H, H),
+        "lstm.bias_ih_l0": (4 * H,),
+        "lstm.bias_hh_l0": (4 * H,),
+        "linear.weight": (C, H),
+        "linear.bias": (C,),
+    }
+    found = {name: tuple(value.shape) for name, value in state_dict.items()}
+    if found != shapes or 0 in (I, H, C):
+        raise ValueError(f"state_dict must hold tensors of the shapes {shapes}, got {found}")
+    weight_ih, weight_hh, bias_ih, bias_hh, weight, linear_bias = (state_dict[name].float() for name in shapes)
+    parts = (weight_ih, weight_hh, bias_ih + bias_hh, weight, linear_bias)
+    payload = b"".join(part.detach().cpu().contiguous().numpy().astype("<f4").tobytes() for part in parts)
+    return MAGIC + struct.pack("<5I", VERSION, I, H, C, zlib.crc32(payload)) + payload
+
+
+def _load(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError) as error:
+        raise ValueError(f"not a model that fastlstm.train wrote ({error})") from error
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Export as `argv` says; the exit code is 0, or 2 after one line that says what was wrong."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fastlstm.export", description="Write a trained row-LSTM as a file that C programs load."
+    )
+    parser.add_argument("model", type=Path, help="model.pt, as fastlstm.train wrote it")
+    parser.add_argument("out", type=Path, help="the file to write, such as row_lstm.flstm")
+    args = parser.parse_args(argv)
+    temporary = args.out.with_name(f".{args.out.name}.{os.getpid()}")
+    try:
+        content = model_bytes(_load(args.model))
+        temporary.write_bytes(content)
+        os.replace(temporary, args.out)
+    except ValueError as error:
+        parser.exit(2, f"{parser.prog}: error: {args.model}: {error}\n")
+    except OSError as error:
+        parser.exit(2, f"{parser.prog}: error: {args.out}: cannot be written ({error.strerror})\n")
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+    print(f"{args.out}: {len(content)} bytes")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
