@@ -23,7 +23,7 @@ struct Pool {
 void *work(void *number) {
     const int thread = (int)(intptr_t)number;
     pthread_mutex_lock(&pool.lock);
-    uint64_t seen = pool.call;  // the starter holds the lock and counts the call up only later
+    uint64_t seen = pool.call - 1;  // the starter kept the lock until it had counted its own call, which is for us too
     for (;;) {
         while (pool.call == seen && !pool.closing) pthread_cond_wait(&pool.wake, &pool.lock);
         if (pool.closing) break;
