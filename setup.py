@@ -15,7 +15,7 @@ from setuptools.errors import PlatformError
 
 SUFFIX = ".dll" if os.name == "nt" else ".so"
 COMPILE = [
-    *("-O2", "-std=c++17", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti"),
+    *("-O2", "-std=c++17", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti", "-fno-asynchronous-unwind-tables"),
     *("-fno-math-errno", "-ffp-contract=off"),  # products are fused where the source says so, and only there
 ]
 LINK = ["-pthread"] if sys.platform == "darwin" else ["-pthread", "-Wl,--as-needed", "-Wl,-s"]

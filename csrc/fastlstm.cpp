@@ -49,7 +49,8 @@ bool is_array(const void *data, int64_t rows, int64_t columns, int64_t row) {
 
 template <class Args> int check_common(const Args &a) {
     if (a.version != FASTLSTM_VERSION) return FASTLSTM_BAD_VERSION;
-    if (!is_dtype(a.dtype) || product_of(a.T, a.B, a.I + 64) < 0 || product_of(a.T, a.B, a.H + 64, 4) < 0 ||
+    if (!is_dtype(a.dtype) || a.I < 1 || a.H < 1 || a.I > LARGEST || a.H > LARGEST ||
+        product_of(a.T, a.B, a.I + 64) < 0 || product_of(a.T, a.B, a.H + 64, 4) < 0 ||
         product_of(a.H + 64, a.I + a.H + 64, 4) < 0)
         return FASTLSTM_BAD_ARGUMENT;
     return kernels_of(a.instructions) ? FASTLSTM_OK : FASTLSTM_NO_INSTRUCTIONS;
@@ -166,13 +167,13 @@ int64_t fastlstm_lanes(int64_t dtype, int64_t instructions) {
 
 size_t fastlstm_gates_size(int64_t dtype, int64_t instructions, int64_t T, int64_t B, int64_t H) {
     int64_t lanes = fastlstm_lanes(dtype, instructions);
-    if (!lanes || product_of(T, B, H + 64, 4) < 0 || H < 1) return 0;
+    if (!lanes || H < 1 || H > LARGEST || product_of(T, B, H + 64, 4) < 0) return 0;
     return (size_t)(T * B * ceil_div(H, lanes) * 4 * lanes * size_of(dtype));
 }
 
 size_t fastlstm_packed_size(int64_t dtype, int64_t instructions, int64_t I, int64_t H) {
     int64_t lanes = fastlstm_lanes(dtype, instructions);
-    if (!lanes || I < 1 || H < 1 || product_of(H + 64, I + H + 64, 4) < 0) return 0;
+    if (!lanes || I < 1 || H < 1 || I > LARGEST || H > LARGEST || product_of(H + 64, I + H + 64, 4) < 0) return 0;
     return (size_t)(ceil_div(H, lanes) * (I + H + 1) * 4 * lanes * size_of(dtype));
 }
 

@@ -135,7 +135,7 @@ template <class E> void check(const Layer &l, int64_t dtype, int instructions, i
         if (fastlstm_forward(&f, &threads)) printf("forward failed\n"), failures++;
         compare("h", h, l.h, bound), compare("c", c, l.c, bound);
         compare("h_n", h_n, l.h_n, bound), compare("c_n", c_n, l.c_n, bound);
-        if (fastlstm_pack(&f, packed.data())) printf("pack failed\n"), failures++;
+        if (pass == 0 && fastlstm_pack(&f, packed.data())) printf("pack failed\n"), failures++;
         f.packed = packed.data(), f.weight_ih = f.weight_hh = f.bias = nullptr;
         h.assign(TBH, NAN), h_n.assign(BH, NAN);
     }
