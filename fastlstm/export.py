@@ -8,16 +8,16 @@ and bias (C). `fastlstm_model_load` of csrc/fastlstm.h reads it.
 import argparse
 import contextlib
 import os
-import pickle
 import struct
 import sys
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
+
+from fastlstm.mnist import saved
+from fastlstm.mnist.data import DataError
 
 MAGIC, VERSION = b"fastlstm", 1
 
@@ -48,13 +48,6 @@ def model_bytes(state_dict: dict[str, Tensor]) -> bytes:
     return MAGIC + struct.pack("<5I", VERSION, I, H, C, zlib.crc32(payload)) + payload
 
 
-def _load(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError) as error:
-        raise ValueError(f"not a model that fastlstm.train wrote ({error})") from error
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Export as `argv` says; the exit code is 0, or 2 after one line that says what was wrong."""
     parser = argparse.ArgumentParser(
@@ -65,9 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     temporary = args.out.with_name(f".{args.out.name}.{os.getpid()}")
     try:
-        content = model_bytes(_load(args.model))
+        content = model_bytes(saved.load(args.model)[0].state_dict())
         temporary.write_bytes(content)
         os.replace(temporary, args.out)
+    except DataError as error:  # names the file
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
     except ValueError as error:
         parser.exit(2, f"{parser.prog}: error: {args.model}: {error}\n")
     except OSError as error:

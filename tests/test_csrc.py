@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fastlstm import export
-from fastlstm.mnist import data, report
+from fastlstm.mnist import data, saved
 from fastlstm.mnist.model import RowLSTM
 from fastlstm.mnist.training import Recipe, evaluate, train
 from tests.test_native import SOURCES
@@ -53,7 +53,7 @@ def example(tmp_path_factory):
 
 def model_file(folder, model):
     """What fastlstm.train writes of this model, exported."""
-    torch.save(report._state(model), folder / "model.pt")
+    saved.save(folder / "model.pt", model, (28, 28))
     assert export.main([str(folder / "model.pt"), str(folder / "row_lstm.flstm")]) == 0
     return folder / "row_lstm.flstm"
 
@@ -128,7 +128,7 @@ def test_export_refuses_what_is_no_model(content, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         export.main([str(tmp_path / "model.pt"), str(tmp_path / "out")])
     assert stopped.value.code == 2
-    assert "not a model that fastlstm.train wrote" in capsys.readouterr().err
+    assert "expected a model that fastlstm.train wrote" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["model.pt"]
 
 

@@ -23,6 +23,7 @@ FORWARD = struct.Struct("@8q Pqq Pq Pq PP Pq Pq P PPP PP")
 BACKWARD = struct.Struct("@8q Pqq Pq Pq Pq Pq P PPP Pqq Pqq Pq Pq PPPP PP")
 THREADS = struct.Struct("@qPP")
 
+SIXTEEN_BIT = False  # whether forward and backward take 16-bit tensors
 _DTYPES = {torch.float32: 0, torch.float64: 1}
 _SIXTEEN_BITS = (torch.bfloat16, torch.float16)
 _instructions = 0  # enum fastlstm_instructions; 0 is the processor's widest
