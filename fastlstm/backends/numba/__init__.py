@@ -152,13 +152,15 @@ def backward(
     packed_ih = empty(x, sets, panels_of(I, 4 * lanes) * packed) if needs[0] else None
     sums = any(needs[1:])
     dweights = empty(x, sets, panels * (I + H + 1) * 4 * lanes) if sums else None
-    floats = max(64 * 7 * lanes, chunk * B * panels_of(I + H + 1, 24) * 24 if sums else 0)
-    _scratch, fields = workspace(x, threads, parts, floats)  # the name keeps the memory alive
+    strips = empty(x, sets, 2, chunk * B * panels_of(I + H + 1, 24) * 24) if sums else None
+    _scratch, fields = workspace(x, threads, parts, 64 * 7 * lanes)  # the name keeps the memory alive
     arguments = BackwardArguments(
         T=T, B=B, rows=R, I=I, H=H, reverse=reverse, mask=address(mask),
         h=h.data_ptr(), c=c.data_ptr(), gates=gates.data_ptr(), chunk=chunk,
         dpreact=dpreact.data_ptr(), dc_carried=dc_carried.data_ptr(), packed_hh=packed_hh.data_ptr(),
-        packed_ih=address(packed_ih), dweights=address(dweights), dx=address(dx), dweight_ih=address(dweight_ih),
+        packed_ih=address(packed_ih), strips=address(strips),
+        strips_bytes=0 if strips is None else strips.stride(1) * x.element_size(), dweights=address(dweights),
+        dx=address(dx), dweight_ih=address(dweight_ih),
         dweight_hh=address(dweight_hh), dbias=address(dbias), dh_0=dh_0.data_ptr(), dc_0=dc_0.data_ptr(), **fields,
         **strides("x", x, "step", "row"), **weight_fields("weight_ih", weight_ih),
         **weight_fields("weight_hh", weight_hh), **strides("h_0", h_0, "row"), **strides("c_0", c_0, "row"),
@@ -176,7 +178,12 @@ def backward(
             weight_ih=weight_ih, weight_hh=weight_hh, dweight_ih=dweight_ih, dweight_hh=dweight_hh, dbias=dbias
         )
         by_lane = {"scratch": arguments.scratch_bytes} | first_steps(
-            dpreact=dpreact, dc_carried=dc_carried, packed_hh=packed_hh, packed_ih=packed_ih, dweights=dweights
+            dpreact=dpreact,
+            dc_carried=dc_carried,
+            packed_hh=packed_hh,
+            packed_ih=packed_ih,
+            strips=strips,
+            dweights=dweights,
         )
         tasks.run_stack("backward", arguments, groups, of_rows | of_weights, by_lane, threads)
     return dx, dweight_ih, dweight_hh, dbias, dh_0, dc_0

@@ -11,6 +11,7 @@ from fastlstm.backends.numba.gradients import (
     group,
     groups_of,
     input_gradient,
+    pack_strips,
     pack_transposed,
     unpack_weight_gradients,
 )
@@ -144,11 +145,14 @@ def backward(a, thread, threads):
                         call(a.copy_rows, rows, valid, valid, carried, VECTOR, a.dc_0 + at, H * S)
         passed = wait(barrier, team, passed, a.relax)
         if s >= 0 and s % a.chunk == 0 and (a.dweights != 0 or a.dx != 0):
-            # The chunk before this one may be written over: all have read it before anybody could come to this meeting.
-            met = wait(a.barrier, everyone, met, a.relax)
-            s_last = min(s + a.chunk, T)
+            s_last, strips = min(s + a.chunk, T), a.strips + s // a.chunk % 2 * a.strips_bytes
             if a.dweights != 0:
-                add_weight_gradients(a, scratch, s, s_last, w_first, w_last)
+                pack_strips(a, strips, s, s_last, share(B, thread, everyone), share(B, thread + 1, everyone))
+            # dpreact and strips of the chunk before this one may be written over from here on: all had read them before
+            # anybody could come to this meeting.
+            met = wait(a.barrier, everyone, met, a.relax)
+            if a.dweights != 0:
+                add_weight_gradients(a, strips, s, s_last, w_first, w_last)
             if a.dx != 0:
                 input_gradient(a, scratch, s, s_last, thread, everyone)
 

@@ -72,34 +72,37 @@ def back_product(a, rows, b, s, packed, vectors, q, scratch):
 
 
 @jit
-def pack_strips(a, strips, s_first, s_last):
-    """Rows (s, b) of [x, h_prev, 1] to [strip][row][column]; h_prev is what the step saw: zero after a reset."""
+def pack_strips(a, strips, s_first, s_last, b_first, b_last):
+    """Rows (s, b) of [x, h_prev, 1], of batch rows `b_first` to `b_last`, to [strip][row][column]; h_prev is what the
+    step saw: zero after a reset.
+    """
     S, I, H, B, T, R = a.size, a.I, a.H, a.B, a.T, a.rows
     columns = I + H + 1
-    block = (s_last - s_first) * B * STRIP * S
+    block, count = (s_last - s_first) * B * STRIP * S, b_last - b_first
     for s in range(s_first, s_last):
         t, t_prev = (T - 1 - s, T - s) if a.reverse != 0 else (s, s - 1)
-        x, h, h_row = a.x + t * a.x_step, a.h + t_prev * R * H * S, H * S
+        x, h, h_row = a.x + t * a.x_step + b_first * a.x_row, a.h + (t_prev * R + b_first) * H * S, H * S
         if s == 0:
-            h, h_row = a.h_0, a.h_0_row
-        rows = strips + (s - s_first) * B * STRIP * S
+            h, h_row = a.h_0 + b_first * a.h_0_row, a.h_0_row
+        rows = strips + ((s - s_first) * B + b_first) * STRIP * S
+        mask = a.mask + (t * R + b_first) * 4 if a.mask != 0 else 0
         column = 0
         while column < columns:
             to = rows + column // STRIP * block + column % STRIP * S
             room = STRIP - column % STRIP
             if column < I:
                 run = min(I - column, room)
-                call(a.copy_rows, B, run, run, x + column * S, a.x_row, to, STRIP * S)
+                call(a.copy_rows, count, run, run, x + column * S, a.x_row, to, STRIP * S)
             elif column < I + H:
                 run = min(I + H - column, room)
-                call(a.copy_rows, B, run, run, h + (column - I) * S, h_row, to, STRIP * S)
-                if a.mask != 0:
-                    zero_rows(a, B, run, a.mask + t * R * 4, RESET, to, STRIP * S)
+                call(a.copy_rows, count, run, run, h + (column - I) * S, h_row, to, STRIP * S)
+                if mask != 0:
+                    zero_rows(a, count, run, mask, RESET, to, STRIP * S)
             else:
                 run = 1
-                call(a.copy_rows, B, 1, 1, a.constants + ONE, 0, to, STRIP * S)
-            if a.mask != 0 and column < I + H:  # a held row has no part: its padding may be NaN
-                zero_rows(a, B, run, a.mask + t * R * 4, HOLD, to, STRIP * S)
+                call(a.copy_rows, count, 1, 1, a.constants + ONE, 0, to, STRIP * S)
+            if mask != 0 and column < I + H:  # a held row has no part: its padding may be NaN
+                zero_rows(a, count, run, mask, HOLD, to, STRIP * S)
             column += run
 
 
@@ -112,7 +115,6 @@ def add_weight_gradients(a, strips, s_first, s_last, p_first, p_last):
     rows = (s_last - s_first) * B
     blocks = (rows + BLOCK_ROWS - 1) // BLOCK_ROWS
     block = (rows + blocks - 1) // max(blocks, 1)
-    pack_strips(a, strips, s_first, s_last)
     for k in range(0, columns, STRIP):
         for p in range(p_first, p_last):
             out = a.dweights + (p * columns + k) * 4 * VECTOR
