@@ -5,7 +5,7 @@ GPU older than compute capability 8.0, ROCm, and an installation without the pac
 devices do. What aten lacks (a step mask, all cell states) goes to reference. `triton` follows torch's setting for the
 products of float32, `triton-ieee` and `triton-tf32` name their precision.
 A backend asked for by name runs or raises its reason: nothing is handed over silently, except that derivatives beyond
-the first, and forward mode, are the reference's maths whatever the backend.
+the first, and forward mode, are partly or wholly plain PyTorch whatever the backend.
 """
 
 import os

@@ -5,16 +5,10 @@ argument. Their outputs never alias each other or an input; what is not wanted c
 package's own: arguments are checked in `fastlstm.functional`, not here.
 """
 
-import functools
-from collections.abc import Callable
-from typing import Any, TypeVar
-
 import torch
 from torch import Tensor
 
 from fastlstm import dispatch
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 
@@ -60,22 +54,8 @@ def _backward(
     return dx, dweight_ih, dweight_hh, dbias, dh_0, dc_0
 
 
-def _without_tangents(kernel: F) -> F:
-    """An operator knows no forward mode: alone, it would answer zero."""
-
-    @functools.wraps(kernel)
-    def checked(*args: Any) -> Any:
-        if torch._C._is_fwd_grad_enabled():
-            for a in args:
-                if isinstance(a, Tensor) and torch._VF._unpack_dual(a, 0)[1] is not None:
-                    raise NotImplementedError(f"{kernel.__name__[1:]} as an operator alone has no forward mode")
-        return kernel(*args)
-
-    return checked  # type: ignore[return-value]
-
-
-forward_op = torch.library.custom_op("fastlstm::forward", _without_tangents(_forward), mutates_args=())
-backward_op = torch.library.custom_op("fastlstm::backward", _without_tangents(_backward), mutates_args=())
+forward_op = torch.library.custom_op("fastlstm::forward", _forward, mutates_args=())
+backward_op = torch.library.custom_op("fastlstm::backward", _backward, mutates_args=())
 
 
 @forward_op.register_fake

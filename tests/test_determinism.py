@@ -1,5 +1,7 @@
 """The same bits: in every run, for a row alone, and for a sequence in chunks."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -53,7 +55,7 @@ def test_a_sequence_in_chunks(backend, bounds):
     """The reference's product over all steps at once may sum in another order for another number of rows."""
     lstm, x, state, outputs = fastlstm.LSTM(28, 65, backend=backend), torch.randn(7, 5, 28), None, []
     whole, ends = lstm(x)
-    for first, last in zip(bounds, bounds[1:]):
+    for first, last in itertools.pairwise(bounds):
         output, state = lstm(x[first:last], state)
         outputs.append(output)
     if backend == "numba":

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch.autograd import forward_ad
-from torch.func import grad, hessian, jacfwd, jacrev, jvp
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp
 
 import fastlstm
 from fastlstm import function, ops
@@ -49,17 +49,18 @@ def test_hessian_vector_product(pair):
 def test_a_step_that_learns_from_a_step(pair):
     """MAML: the loss after one step of descent, differentiated by the weights before it."""
     x = torch.randn(6, 3, 4).double()
-    results = []
-    for module in pair:
+
+    def meta_gradient(module):
         names = [name for name, _ in module.named_parameters()]
         parameters = [p.detach().clone().requires_grad_() for p in module.parameters()]
-        twin = fastlstm.LSTM(4, 5, num_layers=2, bidirectional=True, dtype=torch.double, backend="reference")
-        model = module if isinstance(module, fastlstm.LSTM) else twin
-        call = lambda p: torch.func.functional_call(model, dict(zip(names, p)), (x,))[0].pow(2).sum()  # noqa: E731
-        gradients = torch.autograd.grad(call(parameters), parameters, create_graph=True)
-        after = [p - 0.1 * g for p, g in zip(parameters, gradients)]
-        results.append(torch.autograd.grad(call(after), parameters))
-    for got, want in zip(results[1], results[0]):
+
+        def loss(parameters):
+            return functional_call(module, dict(zip(names, parameters)), (x,))[0].pow(2).sum()
+
+        gradients = torch.autograd.grad(loss(parameters), parameters, create_graph=True)
+        return torch.autograd.grad(loss([p - 0.1 * g for p, g in zip(parameters, gradients)]), parameters)
+
+    for got, want in zip(meta_gradient(pair[1]), meta_gradient(pair[0])):
         torch.testing.assert_close(got, want)
 
 
@@ -158,9 +159,9 @@ def test_padding_that_is_nan_leaves_no_trace():
 def test_the_first_backward_pays_nothing_for_a_second(monkeypatch):
     """Without create_graph nothing but the kernel runs; with it, nothing more but an autograd node."""
     layer, calls = Layer(4, 3, 5, 6), []
-    for name in ("forward", "backward"):
-        monkeypatch.setattr(ops, name, lambda *a, _f=getattr(ops, name), _n=name: calls.append(_n) or _f(*a))
-    apply = function.LSTMBackward.apply
+    forward, backward, apply = ops.forward, ops.backward, function.LSTMBackward.apply
+    monkeypatch.setattr(ops, "forward", lambda *a: calls.append("forward") or forward(*a))
+    monkeypatch.setattr(ops, "backward", lambda *a: calls.append("backward") or backward(*a))
     monkeypatch.setattr(function.LSTMBackward, "apply", lambda *a: calls.append("node") or apply(*a))
     inputs = layer.to(torch.double)
     torch.autograd.grad(layer.run(inputs, "numba")[0].sum(), inputs)
