@@ -52,9 +52,9 @@ def check(chip, rows):
         assert row["spilled"] == 0, row
         assert row["shared_bytes"] <= limit, row
         assert row["mma"] > 0, row
-        if chip == "sm_90" and ("forward" in row["case"] or "H1024" not in row["case"]):
+        if chip == "sm_90" and (row["kernel"] == "resident" or row["case"].startswith("forward")):
             assert row["wgmma"] == row["mma"], row
-        if "ieee" not in row["case"] and "H1024" not in row["case"]:
+        if row["kernel"] == "resident" and "ieee" not in row["case"]:
             assert row["streamed"] == 0, row  # weights stay in registers
     if metadata.version("triton") == RECORDED_WITH:
         budget = recorded(chip)

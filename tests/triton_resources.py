@@ -109,6 +109,7 @@ def resources(case: Case, capability: tuple[int, int]) -> dict[str, Any]:
     loop = main_loop(code)
     return {
         "case": str(case),
+        "kernel": "stepwise" if "UNITS" in constants else "resident",
         "capability": list(capability),
         "warps": options["num_warps"],
         "registers": registers,

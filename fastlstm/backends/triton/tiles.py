@@ -44,14 +44,15 @@ def choose(H: int, precision: str, capability: tuple[int, int]) -> Resident | St
     * ieee also holds the low halves, which wgmma reads from shared memory: at P 128 it spills whatever the warps.
 
     Stepwise: 4 x 32 rows of weights by 32 batch rows, small enough that a step of H 1024 and B 128 is 128 programs, one
-    for each multiprocessor, and that no precision spills; on capability 10 that takes sums of 32 terms at once.
+    for each multiprocessor, and that no precision spills; on capability 10 that takes 8 warps. In backward 32 units are
+    half of wgmma's M, and take mma.sync.
     """
     P = max(32, 1 << (H - 1).bit_length())
     newest = capability[0] >= 10
     largest = 128 if precision == "native" or (precision == "tf32" and not newest) else 64
     if largest >= P and SHARED_KB.get(capability, 99) * 1024 >= 8 * P * P + 8192:  # and the layouts' conversions
         return Resident(P, 8, 16 if newest and P == 128 else 8 if P >= 64 else 4, max(4, P // 16))
-    return Stepwise(32, 32, 64 if precision == "native" and not newest else 32, 4, 3)
+    return Stepwise(32, 32, 64 if precision == "native" else 32, 8 if newest else 4, 3)
 
 
 def padded_input(I: int, precision: str) -> int:
