@@ -57,12 +57,11 @@ template <class E, int N, int R> inline void tile_of(int64_t rows, const Sum<E> 
     if constexpr (R > 1) tile_of<E, N, R - 1>(rows, s);
 }
 
-// The rows are shared evenly by as few tiles as can hold them: one row left over would run at a third of the speed.
+// The first tile brings the weights from afar, so it is a full one; a single row left over would run at half the speed.
 template <class E, int N> void product(int64_t rows, Sum<E> s) {
     constexpr int height = TILE_ROWS * 4 / N;
-    int64_t tiles = (rows + height - 1) / height;
-    for (int64_t k = 0; k < tiles; k++) {
-        int64_t count = share(rows, k + 1, tiles) - share(rows, k, tiles);
+    for (int64_t count; rows > 0; rows -= count) {
+        count = rows == height + 1 ? height - 1 : min(rows, height);
         tile_of<E, N, height>(count, s);
         s.init += count * s.init_row, s.out += count * s.out_row, s.a += count * s.a_row, s.a2 += count * s.a2_row;
     }
