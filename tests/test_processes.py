@@ -13,10 +13,11 @@ import torch
 import fastlstm.train
 from fastlstm.mnist import checkpoint
 from fastlstm.mnist.processes import ALONE, Processes
+from fastlstm.mnist.recipe import PARTS
 from tests.idx import tiny_arrays, write_set
 
 ROOT = Path(__file__).parents[1]
-SMALL = ("--recipe", "best", "--batch-size", "32", "--hidden-size", "7", "--threads", "1", "--checkpoint-every", "4")
+SMALL = ("--batch-size=32", "--hidden-size=7", "--threads=1", "--checkpoint-every=4", "--lr=0.004", "--parts", *PARTS)
 
 
 @pytest.fixture(scope="module")

@@ -53,11 +53,18 @@ def test_the_default_recipe_is_the_tutorials(tiny, tmp_path, monkeypatch):
 
 
 def test_the_best_recipe_lasts_its_epochs_and_has_its_parts(tiny, tmp_path):
-    metrics = run(tiny, tmp_path, "--recipe", "best", "--epochs", 2, "--without", "average")
+    metrics = run(tiny, tmp_path, "--recipe", "best", "--epochs", 2)
     assert metrics["iterations"] == iterations(2, 90, 32) == 6
-    assert metrics["parts"] == [part for part in PARTS if part != "average"]
+    assert metrics["parts"] == ["augmentation", "average"]
     assert [entry["iterations"] for entry in metrics["validation"]] == [3, 6]
     assert metrics["validation"][-1]["accuracy"] == pytest.approx(metrics["validation_accuracy"])
+
+
+def test_parts_take_the_place_of_the_recipes(tiny, tmp_path):
+    none = run(tiny, tmp_path / "none", "--recipe", "best", "--iterations", 2, "--parts")
+    two = run(tiny, tmp_path / "two", "--iterations", 2, "--parts", "schedule", "augmentation")
+    assert (none["parts"], none["lr"]) == ([], 4e-3)
+    assert (two["parts"], two["lr"]) == (["augmentation", "schedule"], 1e-3)
 
 
 @pytest.mark.parametrize("count", [1, 2, 9, 10, 11, 100])
@@ -240,7 +247,7 @@ def test_tensorboards_absence_is_one_line(tiny, tmp_path, monkeypatch, capsys):
         (("--steps", "5"), "argument --steps: must divide 12, the number of pixels, got 5"),
         (("--proj-size", "7"), "argument --proj-size: must be below the hidden size, 7, got 7"),
         (("--dropout", "1"), "argument --dropout: must be a number from 0 to below 1, got '1'"),
-        (("--without", "average"), "argument --without: must be one of none in this recipe, got average"),
+        (("--parts", "average", "luck"), "argument --parts: invalid choice: 'luck'"),
         (("--recipe", "worst"), "argument --recipe: invalid choice: 'worst'"),
         (("--epochs", "0"), "argument --epochs: must be a whole number from 1 to 2147483647, got '0'"),
         (("--epochs", "1", "--iterations", "1"), "argument --iterations: not allowed with argument --epochs"),

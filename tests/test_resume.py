@@ -40,7 +40,7 @@ def _plain(monkeypatch):
     torch.set_num_threads(before)
 
 
-SMALL = ("--recipe", "best", "--batch-size", "32", "--hidden-size", "7", "--backend", "aten", "--threads", "1")
+SMALL = ("--batch-size=32", "--hidden-size=7", "--backend=aten", "--threads=1", "--lr=0.004", "--parts", *PARTS)
 DEEP = ("--layers", "2", "--dropout", "0.3", "--bidirectional")
 
 

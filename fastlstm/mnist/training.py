@@ -138,7 +138,7 @@ def train(
         CheckpointError: when what `keeper` is to take up is damaged or of another run.
     """
     device, first = split.labels.device, processes.rank == 0
-    wrapped = wrapped or model
+    wrapped = model if wrapped is None else wrapped
     state = State(model, recipe, len(split.labels), device)
     if keeper is not None:
         keeper.take_up(state)
