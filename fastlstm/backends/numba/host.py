@@ -49,12 +49,13 @@ def split(B: int, H: int, K: int, panels: int) -> tuple[int, int]:
     Parts meet nobody, but each reads all weights; a split of units halves what a thread reads, for a barrier of a
     microsecond a step. So a part is given the rows that fill a pass over a panel, and all other threads go to units.
     """
-    if B * 4 * H * K < 150_000:  # multiply-adds of a step: the barrier would cost what the second thread saves
+    if B * 4 * H * K < SERIAL:
         return 1, 1
     threads = threads_now()
     return threads, min(threads, max(1, B // 64, panels_of(threads, panels)))
 
 
+SERIAL = 75_000  # multiply-adds of a step, below which a barrier costs what the second thread saves
 BARRIERS = 64  # bytes between the counters of two barriers: a cache line
 
 
@@ -108,7 +109,7 @@ def groups_of(weight: Tensor) -> int:
 
 def split_stack(groups: int, B: int, H: int, K: int) -> tuple[int, int]:
     """As `split`, for groups of B rows: each runs on one thread, and needs no barrier."""
-    return (1 if groups * B * 4 * H * K < 150_000 else min(threads_now(), groups)), 1
+    return (1 if groups * B * 4 * H * K < SERIAL else min(threads_now(), groups)), 1
 
 
 def weight_fields(name: str, a: Tensor) -> dict[str, int]:
