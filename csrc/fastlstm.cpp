@@ -82,24 +82,23 @@ int check(const fastlstm_backward_args *a) {
     return right ? FASTLSTM_OK : FASTLSTM_BAD_ARGUMENT;
 }
 
-// One allocation, handed out in pieces on cache lines: ask for the pieces, allocate, ask again.
+// Scratch of one call, each piece on cache lines of its own; all is freed at the end.
 class Memory {
-    char *base = nullptr;
-    int64_t used = 0;
+    void *pieces[8];
+    int count = 0;
 
   public:
+    bool failed = false;
     void *take(int64_t bytes) {
-        char *piece = base + used;
-        used += (bytes + 63) / 64 * 64;
-        return base ? piece : nullptr;
+        if (posix_memalign(&pieces[count], 64, (size_t)bytes)) {
+            failed = true;
+            return nullptr;
+        }
+        return pieces[count++];
     }
-    bool allocate() {
-        void *memory = nullptr;
-        if (used && posix_memalign(&memory, 64, used)) return false;
-        base = (char *)memory, used = 0;
-        return true;
+    ~Memory() {
+        while (count) free(pieces[--count]);
     }
-    ~Memory() { free(base); }
     Memory() = default;
     Memory(const Memory &) = delete;
 };
@@ -129,8 +128,12 @@ void run(fastlstm_task task, void *job, int64_t threads, const fastlstm_threads 
         run_in_pool(task, job, (int)threads);
 }
 
-template <class Args> void fill_states(Args &a, void *zeros) {
-    memset(zeros, 0, a.H * size_of(a.dtype));
+// Zeros for the initial states that are not given
+template <class Args> void fill_states(Args &a, Memory &memory) {
+    if (a.h_0 && a.c_0) return;
+    void *zeros = memory.take(a.H * size_of(a.dtype));
+    if (!zeros) return;
+    memset(zeros, 0, (size_t)(a.H * size_of(a.dtype)));
     if (!a.h_0) a.h_0 = zeros, a.h_0_row = 0;
     if (!a.c_0) a.c_0 = zeros, a.c_0_row = 0;
 }
@@ -197,15 +200,10 @@ int fastlstm_forward(const fastlstm_forward_args *args, const fastlstm_threads *
     job.args = &a, job.parts = split.parts, job.barriers = split.barriers;
     job.pack = !a.packed, job.packed = (void *)a.packed;
     Memory memory;
-    for (int pass = 0; pass < 2; pass++) {
-        if (pass && !memory.allocate()) return FASTLSTM_NO_MEMORY;
-        if (job.pack) job.packed = memory.take((int64_t)fastlstm_packed_size(a.dtype, a.instructions, a.I, a.H));
-        if (a.mask) job.resets = memory.take(split.threads * a.B * a.H * size);
-        if (!a.h_0 || !a.c_0) {
-            void *zeros = memory.take(a.H * size);
-            if (pass) fill_states(a, zeros);
-        }
-    }
+    if (job.pack) job.packed = memory.take((int64_t)fastlstm_packed_size(a.dtype, a.instructions, a.I, a.H));
+    if (a.mask) job.resets = memory.take(split.threads * a.B * a.H * size);
+    fill_states(a, memory);
+    if (memory.failed) return FASTLSTM_NO_MEMORY;
     run(kernels.forward[a.dtype], &job, split.threads, threads);
     return FASTLSTM_OK;
 }
@@ -233,21 +231,16 @@ int fastlstm_backward(const fastlstm_backward_args *args, const fastlstm_threads
     const int64_t group = panels * 4 * lanes * 4 * lanes * size;  // bytes of four vectors of transposed weights
     const bool sums = a.dweight_ih || a.dweight_hh || a.dbias;
     Memory memory;
-    for (int pass = 0; pass < 2; pass++) {
-        if (pass && !memory.allocate()) return FASTLSTM_NO_MEMORY;
-        job.dpreact = memory.take(panels * 2 * job.chunk * a.B * 4 * lanes * size);
-        job.carried = memory.take(panels * a.B * lanes * (a.mask ? 2 : 1) * size);
-        job.packed_hh = memory.take(ceil_div(panels, 4) * group);
-        if (a.dx) job.packed_ih = memory.take(ceil_div(ceil_div(a.I, lanes), 4) * group);
-        if (sums) {
-            job.strips = memory.take(2 * job.chunk * a.B * ceil_div(a.I + a.H + 1, STRIP) * STRIP * size);
-            job.dweights = memory.take(panels * (a.I + a.H + 1) * 4 * lanes * size);
-        }
-        if (!a.h_0 || !a.c_0) {
-            void *zeros = memory.take(a.H * size);
-            if (pass) fill_states(a, zeros);
-        }
+    job.dpreact = memory.take(panels * 2 * job.chunk * a.B * 4 * lanes * size);
+    job.carried = memory.take(panels * a.B * lanes * (a.mask ? 2 : 1) * size);
+    job.packed_hh = memory.take(ceil_div(panels, 4) * group);
+    if (a.dx) job.packed_ih = memory.take(ceil_div(ceil_div(a.I, lanes), 4) * group);
+    if (sums) {
+        job.strips = memory.take(2 * job.chunk * a.B * ceil_div(a.I + a.H + 1, STRIP) * STRIP * size);
+        job.dweights = memory.take(panels * (a.I + a.H + 1) * 4 * lanes * size);
     }
+    fill_states(a, memory);
+    if (memory.failed) return FASTLSTM_NO_MEMORY;
     run(kernels.backward[a.dtype], &job, split.threads, threads);
     return FASTLSTM_OK;
 }
