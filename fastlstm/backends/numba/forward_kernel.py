@@ -126,21 +126,25 @@ def forward(a, thread, threads):
                 resets, holds = any_row(mask_b, rows, RESET), any_row(mask_b, rows, HOLD)
                 old, old_row, new, new_row = c_prev + b * c_prev_row + p * L * S, c_prev_row, c + at, H * S
                 out, out_row, gates = h + at, H * S, a.gates + ((t * panels + p) * R + b) * 4 * VECTOR
-                aside = valid < L or resets or holds  # whole vectors in scratch, then what belongs to the user's rows
-                if aside:
+                if (
+                    valid < L or resets or (holds and a.c_step == 0)
+                ):  # read aside: cut off, reset or still wanted
                     call(a.copy_rows, rows, valid, L, old, old_row, c_old, VECTOR)
                     if resets:
                         zero_rows(a, rows, L, mask_b, RESET, c_old, VECTOR)
-                    old, old_row, new, new_row, out, out_row = c_old, VECTOR, c_new, VECTOR, h_new, VECTOR
+                    old, old_row = c_old, VECTOR
+                if valid < L:  # write aside: whole vectors would reach into the next row
+                    new, new_row, out, out_row = c_new, VECTOR, h_new, VECTOR
                 call(kernel, rows, scratch, old, old_row, new, new_row, out, out_row, gates)
-                if aside:
+                if valid < L:
+                    call(a.copy_rows, rows, valid, valid, h_new, VECTOR, h + at, H * S)
+                    call(a.copy_rows, rows, valid, valid, c_new, VECTOR, c + at, H * S)
+                if holds:
                     for r in range(rows):
-                        h_from, c_from = h_new + r * VECTOR, c_new + r * VECTOR
-                        if holds and get_int32(mask_b + 4 * r) == HOLD:
-                            h_from = h_prev + (b + r) * h_prev_row + p * L * S
-                            c_from = c_prev + (b + r) * c_prev_row + p * L * S
-                        call(a.copy_rows, 1, valid, valid, h_from, 0, h + at + r * H * S, 0)
-                        call(a.copy_rows, 1, valid, valid, c_from, 0, c + at + r * H * S, 0)
+                        if get_int32(mask_b + 4 * r) == HOLD:
+                            h_held, row = h_prev + (b + r) * h_prev_row + p * L * S, at + r * H * S
+                            call(a.copy_rows, 1, valid, valid, h_held, 0, h + row, 0)
+                            call(a.copy_rows, 1, valid, valid, old + r * old_row, 0, c + row, 0)
         h_prev, h_prev_row, c_prev, c_prev_row = h, H * S, c, H * S
         passed = wait(barrier, team, passed, a.relax)
 
