@@ -57,6 +57,7 @@ def cell_forward(i_pre, f_pre, g_pre, o_pre, c_prev, PRECISION: tl.constexpr):
 @triton.jit
 def cell_backward(dh, dc, i, f, g, o, c_prev, PRECISION: tl.constexpr):
     if PRECISION == "ieee":
-        return exact_backward(dh, dc, i, f, g, o, c_prev)
+        dpreact, dc_prev = exact_backward(dh, dc, i, f, g, o, c_prev)
     else:
-        return fast_backward(dh, dc, i, f, g, o, c_prev)
+        dpreact, dc_prev = fast_backward(dh, dc, i, f, g, o, c_prev)
+    return dpreact[0], dpreact[1], dpreact[2], dpreact[3], dc_prev  # Triton 3.6 cannot unpack a tuple in a tuple

@@ -175,7 +175,7 @@ def backward_kernel(
         if MASK:
             run, reset, hold = (now == RUN)[None, :], (now == RESET)[None, :], (now == HOLD)[None, :]
             c_prev = tl.where(reset, 0.0, c_prev)
-        (i, f, g, o), dc_prev = cell_backward(
+        i, f, g, o, dc_prev = cell_backward(
             dh, dc, i.to(tl.float32), f.to(tl.float32), g.to(tl.float32), o.to(tl.float32), c_prev, PRECISION
         )
         dpreact = join_gates(i, f, g, o, P, BLOCK_B)

@@ -119,7 +119,7 @@ def backward_kernel(
         if MASK:
             now = tl.load(mask_ptr + t * B + b, mask=b_ok, other=RUN)
             c_prev = tl.where((now == RESET)[None, :], 0.0, c_prev)
-        (i, f, g, o), dc_prev = cell_backward(
+        i, f, g, o, dc_prev = cell_backward(
             dh, dc, i.to(tl.float32), f.to(tl.float32), g.to(tl.float32), o.to(tl.float32), c_prev,
             "ieee" if PRECISION == "tf32x3" else "fast",
         )  # fmt: skip
