@@ -19,7 +19,8 @@ ROWS, COLUMNS = 4, 12  # of the grid of mistakes
 CONFIDENT_ROWS, CONFIDENT_COLUMNS = 4, 6
 COLOURS = ("#0072b2", "#d55e00")  # told apart by colour-blind eyes too
 STYLES: tuple[Any, ...] = ("-", (0, (3, 3)))  # curves that lie on each other are both seen
-WINDOW = 25  # iterations in a running mean, odd
+MARKERS = ("o", "x")
+WINDOW = 25  # iterations in a running mean, odd; more in a long run
 
 
 def training(runs: Mapping[str, Run], test: Split) -> Figure:
@@ -27,19 +28,22 @@ def training(runs: Mapping[str, Run], test: Split) -> Figure:
     figure = Figure(figsize=(12, 9), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplot_mosaic([["loss", "accuracy"], ["mistakes", "mistakes"]])
-    for (name, run), colour, style in zip(runs.items(), COLOURS, STYLES, strict=False):
+    for (name, run), colour, style, marker in zip(runs.items(), COLOURS, STYLES, MARKERS, strict=False):
         _draw_curve(axes["loss"], name, run.history.loss, colour, style)
         _draw_curve(axes["accuracy"], name, [100 * value for value in run.history.accuracy], colour, style)
-        _draw_validation(axes["accuracy"], name, run.history, colour)
+        _draw_validation(axes["accuracy"], name, run.history, colour, marker)
     axes["loss"].set(title="Loss on the training batches", ylabel="cross-entropy (nats)", yscale="log")
     axes["loss"].yaxis.set(
         major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_formatter=NullFormatter()
     )
-    axes["accuracy"].set(title="Accuracy", ylabel="accuracy (%)", ylim=(0, 101))
+    axes["accuracy"].set(title="Accuracy on the batches, and after each epoch", ylabel="accuracy (%)")
+    lowest = _lowest_accuracy(runs)
+    axes["accuracy"].set_ylim(lowest, 100 + (100 - lowest) / 50)
     for curve in (axes["loss"], axes["accuracy"]):
         curve.set_xlabel("iteration")
         curve.grid(alpha=0.3)
-        curve.legend()
+        for line in curve.legend().get_lines():
+            line.set_alpha(max(0.4, line.get_alpha() or 1))  # the faint ones are to be seen in the legend
     labels, read = test.labels.cpu(), next(iter(runs.values())).scores.predictions
     wrong = (read != labels).nonzero().flatten().tolist()
     shown = wrong[: ROWS * COLUMNS]
@@ -136,22 +140,37 @@ def _draw_confusion(axes: Axes, counts: np.ndarray) -> None:
     )
 
 
-def _draw_validation(axes: Axes, name: str, history: History, colour: str) -> None:
+def _draw_validation(axes: Axes, name: str, history: History, colour: str, marker: str) -> None:
     if history.validation:
         done, found = zip(*history.validation)
         percent = [100 * value for value in found]
         axes.plot(
-            done, percent, color=colour, marker="o", markersize=4, linewidth=0, label=f"{name}, validation images"
+            done,
+            percent,
+            color=colour,
+            marker=marker,
+            markersize=6,
+            linewidth=0,
+            fillstyle="none",
+            label=f"{name}, validation images",
         )
 
 
 def _draw_curve(axes: Axes, name: str, values: Sequence[float], colour: str, style: Any) -> None:
     iterations = np.arange(1, len(values) + 1)
-    axes.plot(iterations, values, color=colour, alpha=0.3, linewidth=0.8, label=f"{name}, each batch")
-    if len(values) >= WINDOW:
-        mean = np.convolve(values, np.full(WINDOW, 1 / WINDOW), mode="valid")
-        middle = iterations[WINDOW // 2 : -(WINDOW // 2)]
-        axes.plot(middle, mean, color=colour, linestyle=style, label=f"{name}, mean over {WINDOW}")
+    alpha, width = (0.3, 0.8) if len(values) < 2000 else (0.12, 0.4)
+    axes.plot(iterations, values, color=colour, alpha=alpha, linewidth=width, label=f"{name}, each batch")
+    window = max(WINDOW, len(values) // 50 | 1)
+    if len(values) >= window:
+        mean = np.convolve(values, np.full(window, 1 / window), mode="valid")
+        middle = iterations[window // 2 : -(window // 2)]
+        axes.plot(middle, mean, color=colour, linestyle=style, label=f"{name}, mean over {window}")
+
+
+def _lowest_accuracy(runs: Mapping[str, Run]) -> float:
+    """Where the axis of the accuracy begins: the end of a good run is to be seen, at the cost of its beginning."""
+    ends = [np.mean(run.history.accuracy[-WINDOW:] or [0]).item() for run in runs.values()]
+    return max(0.0, 100 - 500 * max(0.01, 1 - min(ends)))
 
 
 def _draw_grid(axes: Axes, images: Tensor, captions: Sequence[str], rows: int, columns: int) -> None:

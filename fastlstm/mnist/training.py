@@ -2,7 +2,8 @@
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -56,33 +57,34 @@ def run(
         keepers: where each run is kept and taken up.
         board: is told the first run.
     """
-    models = {name: build(lstm_class, data.train, recipe) for name, lstm_class in lstm_classes.items()}
-    wrapped = {
-        name: processes.wrap(torch.compile(model) if recipe.compile else model)  # type: ignore[arg-type]
-        for name, model in models.items()
-    }
-    for model in wrapped.values():
-        warm_up(model, data.train, recipe, processes)
-    runs: dict[str, Run] = {}
-    for name, model in models.items():
-        history = train(
-            model,
-            data.train,
-            recipe,
-            name=name,
-            verbose=verbose,
-            validation=data.validation,
-            wrapped=wrapped[name],
-            keeper=keepers[name] if keepers else None,
-            board=board,
-            processes=processes,
-        )
-        board = None
-        if processes.rank == 0:
-            runs[name] = Run(model, history, evaluate(model, data, recipe.precision))
-        if history.interrupted:
-            break
-    return runs
+    with _numbers_for(recipe):
+        models = {name: build(lstm_class, data.train, recipe) for name, lstm_class in lstm_classes.items()}
+        wrapped = {
+            name: processes.wrap(torch.compile(model) if recipe.compile else model)  # type: ignore[arg-type]
+            for name, model in models.items()
+        }
+        for model in wrapped.values():
+            warm_up(model, data.train, recipe, processes)
+        runs: dict[str, Run] = {}
+        for name, model in models.items():
+            history = train(
+                model,
+                data.train,
+                recipe,
+                name=name,
+                verbose=verbose,
+                validation=data.validation,
+                wrapped=wrapped[name],
+                keeper=keepers[name] if keepers else None,
+                board=board,
+                processes=processes,
+            )
+            board = None
+            if processes.rank == 0:
+                runs[name] = Run(model, history, evaluate(model, data, recipe.precision))
+            if history.interrupted:
+                break
+        return runs
 
 
 def build(lstm_class: Callable[..., nn.RNNBase], split: Split, recipe: Recipe) -> RowLSTM:
@@ -212,6 +214,19 @@ def _iterate(state: State, model: nn.Module, split: Split, recipe: Recipe, proce
     loss.backward()
     state.step()
     return processes.mean(torch.stack((loss.detach(), (logits.argmax(1) == labels).float().mean())))
+
+
+@contextmanager
+def _numbers_for(recipe: Recipe) -> Iterator[None]:
+    """Without denormal numbers in long sequences: gradients vanish into them, and a CPU is forty times slower there.
+
+    torch's threads inherit the setting when they start, which is when the first batch is run.
+    """
+    torch.set_flush_denormal(recipe.steps is not None)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def _logits(model: nn.Module, images: Tensor, precision: str) -> Tensor:
