@@ -1,6 +1,6 @@
 """Which backend runs, and why: a ladder that a person can read.
 
-`auto` takes numba for CPU tensors, or native where numba cannot be imported, and triton for CUDA tensors; float64, a
+`auto` takes numba for CPU tensors, or native where numba is not installed, and triton for CUDA tensors; float64, a
 GPU older than compute capability 8.0, ROCm, and an installation without the package triton go to aten, as all other
 devices do. What aten lacks (a step mask, all cell states) goes to reference. `triton` follows torch's setting for the
 products of float32, `triton-ieee` and `triton-tf32` name their precision.

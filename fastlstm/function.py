@@ -2,8 +2,7 @@
 
 `LSTMFunction` runs a layer in one direction, `LSTMBackward` its gradients. Both define setup_context, jvp and vmap;
 derivatives beyond the fused ones are `fastlstm.linearized`'s maths, with the fused backward where it is linear.
-Equivalent to the derivatives of
-`torch.nn.LSTM`.
+Equivalent to the derivatives of `torch.nn.LSTM`.
 """
 
 from collections.abc import Callable, Sequence

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from fastlstm import checks, dispatch, ops
 
@@ -20,6 +21,22 @@ class Slot:
 
     def __reduce__(self) -> tuple[type["Slot"], tuple[()]]:
         return Slot, ()
+
+
+class KeepsPacked:
+    """A module whose layers keep packed weights: what else such a module needs."""
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        vars(self).pop("_slots", None)  # the copy would stay behind on the old device, and hold on to the parameters
+        return super()._apply(*args, **kwargs)  # type: ignore[misc]
+
+    def flatten_parameters(self) -> None:
+        """Drop the weights that were packed for inference: they are packed again at the next call without gradients.
+
+        That happens by itself when a weight is replaced, moved or changed in place. What is written past PyTorch,
+        through ``.data`` or numpy, is found where it changes a bias, or a row or column of a weight; otherwise call this.
+        """
+        vars(self).pop("_slots", None)
 
 
 def slot_of(module: Any, index: int = 0) -> Slot | None:
@@ -52,16 +69,22 @@ def infer(
         h_0, c_0 = hx
         if not ops.is_plain(h_0, c_0) or (torch.is_grad_enabled() and (h_0.requires_grad or c_0.requires_grad)):
             return None
+    if not all(a is None or type(a) is Parameter for a in weights):
+        return None  # parametrized, or another's for one call: they would be packed for nothing
     layer = slot.layer
     if layer is None or not layer.is_of(weights):
-        if not ops.is_plain(*weights) or any(a is not None and a.is_inference() for a in weights):
+        if not all(a is None or (a.is_contiguous() and not a.is_inference()) for a in weights):
             return None  # inference tensors have no version that would tell of a change
         checks.check_layer(x, hx, *weights, None)
         slot.layer = None  # its memory before the new one's
         slot.layer = layer = module.pack(weights)
     if x.dtype is not layer.dtype or x.shape[2] != layer.I or (hx is not None and h_0.shape[1] != layer.H):
         return None  # and have it explained
-    return layer.forward(x, hx, reverse)
+    result = layer.forward(x, hx, reverse)
+    if result is None:  # written to past the version counter
+        slot.layer = layer = module.pack(weights)
+        result = layer.forward(x, hx, reverse)
+    return result
 
 
 def _transformed() -> bool:

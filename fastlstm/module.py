@@ -13,13 +13,13 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastlstm import checks, dispatch
 from fastlstm.functional import lstm, lstm_cell
-from fastlstm.inference import slot_of
+from fastlstm.inference import KeepsPacked, slot_of
 from fastlstm.packing import pack, pad, step_mask, unpack
 
 State = tuple[Tensor, Tensor]
 
 
-class LSTM(nn.RNNBase):
+class LSTM(KeepsPacked, nn.RNNBase):
     """A multi-layer LSTM that takes the place of `torch.nn.LSTM`.
 
     Equivalent to ``torch.nn.LSTM(input_size, hidden_size, ...)``: the same arguments, parameters, initial values for
@@ -132,14 +132,6 @@ class LSTM(nn.RNNBase):
         if not self.bias:
             weights[2:2] = (None, None)
         return weights
-
-    def flatten_parameters(self) -> None:
-        """Drop the weights that were packed for inference: they are packed again at the next call without gradients.
-
-        That happens by itself when a weight is replaced, moved or changed in place. What it may miss is one element
-        written past PyTorch, through ``.data`` or numpy.
-        """
-        self.__dict__.pop("_slots", None)
 
     get_expected_cell_size: Any = nn.LSTM.get_expected_cell_size
     check_forward_args: Any = nn.LSTM.check_forward_args
@@ -328,7 +320,7 @@ class LSTM(nn.RNNBase):
         return new
 
 
-class LSTMCell(nn.RNNCellBase):
+class LSTMCell(KeepsPacked, nn.RNNCellBase):
     """An LSTM cell that takes the place of `torch.nn.LSTMCell`.
 
     Equivalent to ``torch.nn.LSTMCell(input_size, hidden_size, bias)``: the same arguments, parameters, initial values

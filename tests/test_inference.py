@@ -4,6 +4,8 @@ import copy
 import gc
 import os
 import pickle
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -115,6 +117,49 @@ def test_a_change_of_the_weights_is_seen(change):
         assert not torch.equal(lstm(x)[0], before)
 
 
+def test_a_column_far_beyond_the_rows_is_seen():
+    lstm, x = fastlstm.LSTM(100, 7), torch.randn(3, 2, 100)
+    with torch.no_grad():
+        before = lstm(x)[0]
+        lstm.weight_ih_l0.data[:, 50] = 9.0
+        assert not torch.equal(lstm(x)[0], before)
+    assert_same_bits(lstm, x)
+
+
+@pytest.mark.parametrize("name", ["weight_hh_l0", "bias_ih_l0"])
+def test_weights_that_are_not_contiguous_are_not_packed(name):
+    lstm, x = fastlstm.LSTM(5, 7), torch.randn(3, 2, 5)
+    strided = torch.randn(7, 28).mT if name == "weight_hh_l0" else torch.randn(56)[::2]
+    setattr(lstm, name, torch.nn.Parameter(strided))
+    with torch.no_grad():
+        lstm(x)
+    getattr(lstm, name).data.mul_(3)
+    assert_same_bits(lstm, x)
+    assert slots(lstm) == [None]
+
+
+@pytest.mark.parametrize("module", [fastlstm.LSTM(5, 7), fastlstm.LSTMCell(5, 7)])
+def test_a_move_drops_the_packed_weights(module):
+    with torch.no_grad():
+        module(torch.randn(3, 5))
+    assert len(slots(module)) == 1
+    module.to("meta")
+    assert slots(module) == []
+
+
+def test_the_default_device_may_be_another_at_the_first_call():
+    code = """
+import torch, fastlstm
+lstm, x = fastlstm.LSTM(5, 7), torch.randn(3, 2, 5)
+with torch.device("meta"):
+    lstm(x)
+lstm(x)[1][0].sum().backward()
+assert lstm.weight_hh_l0.grad.isfinite().all()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
 def test_other_weights_for_one_call():
     lstm, x = fastlstm.LSTM(5, 7), torch.randn(3, 2, 5)
     other = {name: torch.randn_like(value) for name, value in lstm.named_parameters()}
@@ -165,7 +210,8 @@ def test_wrong_input_still_gets_its_error():
 
 
 def test_many_threads_share_a_module():
-    lstm, inputs = fastlstm.LSTM(28, 64), [torch.randn(9, k + 1, 28) for k in range(4)]
+    # little arithmetic and many biases: a write to what the calls share would show
+    lstm, inputs = fastlstm.LSTM(1, 512), [torch.randn(2, 1, 1) for _ in range(4)]
     with torch.no_grad():
         want = [lstm(x)[0] for x in inputs]
     lstm.flatten_parameters()
@@ -173,7 +219,7 @@ def test_many_threads_share_a_module():
 
     def loop(k):
         with torch.no_grad():
-            wrong.extend(k for _ in range(50) if not torch.equal(lstm(inputs[k])[0], want[k]))
+            wrong.extend(k for _ in range(1000) if not torch.equal(lstm(inputs[k])[0], want[k]))
 
     threads = [threading.Thread(target=loop, args=(k,)) for k in range(4)]
     for thread in threads:

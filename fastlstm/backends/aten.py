@@ -15,7 +15,16 @@ def forward(
     """One layer in one direction: output (T,B,P), h_n (B,P), c_n (B,H). Equivalent to `torch.nn.LSTM`'s forward."""
     if reverse:
         x = x.flip(0)
+    # cuDNN refuses other states
     y, h_n, c_n = torch._VF.lstm(
-        x, (h_0.unsqueeze(0), c_0.unsqueeze(0)), weights, has_biases, 1, 0.0, train, False, False
+        x,
+        (h_0.unsqueeze(0).contiguous(), c_0.unsqueeze(0).contiguous()),
+        weights,
+        has_biases,
+        1,
+        0.0,
+        train,
+        False,
+        False,
     )
     return y.flip(0) if reverse else y, h_n.squeeze(0), c_n.squeeze(0)

@@ -93,7 +93,7 @@ def forward(
         T=T, B=B, rows=R, I=I, H=H, reverse=reverse, mask=address(mask), bias=address(bias),
         h=h.data_ptr(), c=c.data_ptr() if save else c_n.data_ptr(), c_step=R * H * x.element_size() if save else 0,
         gates=gates.data_ptr() if save else 0, h_n=h_n.data_ptr(), c_n=c_n.data_ptr(),
-        packed=packed.data_ptr(), pack=1, **fields,
+        packed=packed.data_ptr(), **fields,
         **strides("x", x, "step", "row"), **weight_fields("weight_ih", weight_ih),
         **weight_fields("weight_hh", weight_hh), **strides("h_0", h_0, "row"), **strides("c_0", c_0, "row"),
     )  # fmt: skip

@@ -1,12 +1,11 @@
 """The forward pass of a layer: every time step for this thread's rows and units."""
 
 from fastlstm.backends.numba.host import BARRIERS
-from fastlstm.backends.numba.intrinsics import call, get_int32
+from fastlstm.backends.numba.intrinsics import add_atomic, call, get_int32
 from fastlstm.backends.numba.shared import (
     BLOCK_K,
     CHUNK,
     HOLD,
-    KEEP,
     RESET,
     VECTOR,
     any_row,
@@ -24,43 +23,52 @@ def same(a, x, y):
 
 
 @jit
-def holds_samples(a, p):
-    """True where panel p still has one element of each of its weights' rows, from a column that moves on with the row:
-    any column is met, since there are no fewer rows. A write past the version counter that changes a whole row, a whole
-    column or everything is found.
+def is_stale(a, p, scratch):
+    """True where panel p differs from the weights in a bias or in one element of each of their rows, from a column that
+    moves on with the row so that every column is met. What changes a whole row, a whole column or everything is found.
     """
     L, S, I, H = a.lanes, a.size, a.I, a.H
-    panel = a.packed + p * (I + H) * 4 * VECTOR
+    panels, K = (H + L - 1) // L, I + H
+    panel, bias = a.packed + p * K * 4 * VECTOR, a.packed + (panels * K + p) * 4 * VECTOR
+    pack_biases(a, p, scratch)
     for gate in range(4):
-        first = gate * H + p * L
-        k, j = first % I, first % H
         for lane in range(min(L, H - p * L)):
-            row, at = first + lane, panel + gate * VECTOR + lane * S
-            of_x, of_h = a.weight_ih + row * a.weight_ih_row + k * S, a.weight_hh + row * a.weight_hh_row + j * S
-            if not (same(a, of_x, at + k * 4 * VECTOR) and same(a, of_h, at + (I + j) * 4 * VECTOR)):
-                return False
-            k, j = k + 1 if k + 1 < I else 0, j + 1 if j + 1 < H else 0
-    return True
+            row, at = gate * H + p * L + lane, gate * VECTOR + lane * S
+            if not same(a, scratch + at, bias + at):
+                return True
+            of_h = a.weight_hh + row * a.weight_hh_row + row % H * S
+            if not same(a, of_h, panel + (I + row % H) * 4 * VECTOR + at):
+                return True
+            for k in range(row % min(I, 4 * H), I, 4 * H):
+                if not same(a, a.weight_ih + row * a.weight_ih_row + k * S, panel + k * 4 * VECTOR + at):
+                    return True
+    return False
+
+
+@jit
+def pack_biases(a, p, to):
+    """The sum of the biases of panel p to [gate][lane], units past H zero."""
+    L, S, H = a.lanes, a.size, a.H
+    valid = min(L, H - p * L)
+    call(a.copy_rows, 1, 0, 4 * L, to, 0, to, 0)
+    for gate in range(4):
+        unit = (gate * H + p * L) * S
+        if a.bias != 0:
+            call(a.copy_rows, 1, valid, valid, a.bias + unit, 0, to + gate * VECTOR, 0)
+        if a.bias_hh != 0:
+            call(a.add_rows, 1, valid, a.bias_hh + unit, 0, to + gate * VECTOR, 0)
 
 
 @jit
 def pack_weights(a, first, last):
     """Panels `first` to `last`: rows of weight_ih and weight_hh to [k][gate][lane], units past H zero;
-    and the biases. With `pack` KEEP only what is not there already.
+    and the biases.
     """
-    L, S, I, H = a.lanes, a.size, a.I, a.H
+    L, I, H = a.lanes, a.I, a.H
     panels, K = (H + L - 1) // L, I + H
     for p in range(first, last):
-        panel, bias, valid = a.packed + p * K * 4 * VECTOR, a.packed + (panels * K + p) * 4 * VECTOR, min(L, H - p * L)
-        call(a.copy_rows, 1, 0, 4 * L, bias, 0, bias, 0)
-        for gate in range(4):
-            unit, to = (gate * H + p * L) * S, bias + gate * VECTOR
-            if a.bias != 0:
-                call(a.copy_rows, 1, valid, valid, a.bias + unit, 0, to, 0)
-            if a.bias_hh != 0:
-                call(a.add_rows, 1, valid, a.bias_hh + unit, 0, to, 0)
-        if a.pack == KEEP and holds_samples(a, p):
-            continue
+        panel, valid = a.packed + p * K * 4 * VECTOR, min(L, H - p * L)
+        pack_biases(a, p, a.packed + (panels * K + p) * 4 * VECTOR)
         if valid < L:
             call(a.copy_rows, K, 0, 4 * L, panel, 0, panel, 4 * VECTOR)
         for gate in range(4):
@@ -83,9 +91,15 @@ def forward(a, thread, threads):
     if thread >= parts * team:
         return
     part, member = thread // team, thread % team
-    pack_weights(a, share(panels, thread, parts * team), share(panels, thread + 1, parts * team))
-    if parts > 1:  # otherwise everybody has packed what it will use
-        wait(a.barrier, parts * team, 0, a.relax)
+    first, last = share(panels, thread, parts * team), share(panels, thread + 1, parts * team)
+    if a.stale != 0:  # packed before, and others may be reading it: nothing is written here
+        for p in range(first, last):
+            if is_stale(a, p, a.scratch + thread * a.scratch_bytes):
+                add_atomic(a.stale, 1)  # the result is thrown away; but the team still meets at its barriers
+    else:
+        pack_weights(a, first, last)
+        if parts > 1:  # otherwise everybody has packed what it will use
+            wait(a.barrier, parts * team, 0, a.relax)
     barrier, passed = a.barrier + (1 + part) * BARRIERS, 0
 
     b_first, b_last = share(B, part, parts), share(B, part + 1, parts)
@@ -126,9 +140,7 @@ def forward(a, thread, threads):
                 resets, holds = any_row(mask_b, rows, RESET), any_row(mask_b, rows, HOLD)
                 old, old_row, new, new_row = c_prev + b * c_prev_row + p * L * S, c_prev_row, c + at, H * S
                 out, out_row, gates = h + at, H * S, a.gates + ((t * panels + p) * R + b) * 4 * VECTOR
-                if (
-                    valid < L or resets or (holds and a.c_step == 0)
-                ):  # read aside: cut off, reset or still wanted
+                if valid < L or resets or (holds and a.c_step == 0):  # read aside: cut off, reset or still wanted
                     call(a.copy_rows, rows, valid, L, old, old_row, c_old, VECTOR)
                     if resets:
                         zero_rows(a, rows, L, mask_b, RESET, c_old, VECTOR)

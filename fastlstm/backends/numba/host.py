@@ -62,7 +62,7 @@ BARRIERS = 64  # bytes between the counters of two barriers: a cache line
 @cache
 def _constants(dtype: torch.dtype) -> Tensor:
     """A kilobyte of zeros, then a one."""
-    memory = torch.zeros(1024 // dtype.itemsize + 1, dtype=dtype)
+    memory = torch.zeros(1024 // dtype.itemsize + 1, dtype=dtype, device="cpu")
     memory[-1] = 1.0
     return memory
 

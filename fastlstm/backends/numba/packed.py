@@ -1,29 +1,27 @@
 """Weights packed for inference and kept between calls, with the arguments of a call made ready."""
 
-import weakref
+import ctypes
 from collections.abc import Sequence
 
 from torch import Tensor
 
 from fastlstm.backends.numba import host, tasks
 from fastlstm.backends.numba.arguments import ForwardArguments
-from fastlstm.backends.numba.shared import CHUNK, KEEP
+from fastlstm.backends.numba.shared import CHUNK
 
 
 class PackedLayer:
     """One layer's weights as the kernel reads them, for calls that need no gradient.
 
     A change that PyTorch counts is seen by `is_of`. One that it does not count, made through ``.data`` or numpy, is
-    looked for by the kernel at every call: in all biases and in one element of each of the weights' rows and columns,
-    which misses a single element.
+    looked for by the kernel at every call: in all biases and in one element of each row and column of the weights. What
+    changes none of those is missed.
     """
 
     def __init__(self, weights: Sequence[Tensor | None]) -> None:
-        """`weights`: weight_ih (4H, I), weight_hh (4H, H), and bias_ih and bias_hh (4H,) or None."""
-        self.keys = [None if a is None else (weakref.ref(a), a.data_ptr(), a._version) for a in weights]
-        weight_ih, weight_hh, *biases = (a.detach() for a in weights if a is not None)
-        weight_ih, weight_hh = host.rows_contiguous(weight_ih), host.rows_contiguous(weight_hh)
-        biases = [a.contiguous() for a in biases]
+        """`weights`: weight_ih (4H, I), weight_hh (4H, H), and bias_ih and bias_hh (4H,) or None, all contiguous."""
+        self.keys = [None if a is None else (a, a.data_ptr(), a._version, a.shape) for a in weights]
+        weight_ih, weight_hh, *biases = (a.detach() for a in weights if a is not None)  # which hold on to the memory
         self.dtype, self.I, self.H = weight_ih.dtype, weight_ih.shape[1], weight_hh.shape[1]
         self.lanes = host.lanes_of(self.dtype)
         self.panels = host.panels_of(self.H, self.lanes)
@@ -37,7 +35,6 @@ class PackedLayer:
             **host.strides("weight_hh", weight_hh, "row"),
         )  # fmt: skip
         tasks.run("forward", self.arguments, 1)  # of no steps and no rows: it only packs
-        self.arguments.pack = KEEP
 
     def is_of(self, weights: Sequence[Tensor | None]) -> bool:
         """True while these are the tensors that were packed, in the same memory and unchanged as far as is counted."""
@@ -45,12 +42,24 @@ class PackedLayer:
             if a is None or key is None:
                 if a is not None or key is not None:
                     return False
-            elif key[0]() is not a or key[1] != a.data_ptr() or key[2] != a._version:
+            elif (
+                key[0] is not a
+                or key[1] != a.data_ptr()
+                or key[2] != a._version
+                or key[3] != a.shape
+                or not a.is_contiguous()
+                or a.dtype is not self.dtype
+            ):
                 return False
         return True
 
-    def forward(self, x: Tensor, hx: tuple[Tensor, Tensor] | None, reverse: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """``h`` (T, B, H), ``h_n`` and ``c_n`` (B, H) from ``x`` (T, B, I) and states (B, H), or None for zeros."""
+    def forward(
+        self, x: Tensor, hx: tuple[Tensor, Tensor] | None, reverse: bool
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        """``h`` (T, B, H), ``h_n`` and ``c_n`` (B, H) from ``x`` (T, B, I) and states (B, H), or None for zeros.
+
+        None when the weights are found to have changed: they have to be packed again.
+        """
         (T, B, _), H, size = x.shape, self.H, self.dtype.itemsize
         threads, parts = host.split(B, H, self.I + H, self.panels)
         x = host.rows_contiguous(x)
@@ -68,6 +77,8 @@ class PackedLayer:
                 c_0.data_ptr(),
                 c_0.stride(0) * size,
             )
+        stale = ctypes.c_int64()
+        a.stale = ctypes.addressof(stale)
         tasks.run("forward", a, threads)
         del memory
-        return h, h_n, c_n
+        return None if stale.value else (h, h_n, c_n)

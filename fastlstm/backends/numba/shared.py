@@ -10,7 +10,6 @@ VECTOR = VECTOR_BYTES
 # lanes, so that both stay in a 32 KB L1 cache while the rows' tiles are computed.
 CHUNK, BLOCK_K = 64, 64
 RESET, HOLD = 1, 2
-KEEP = 2  # `pack`: the weights are packed already, but look
 ONE = 1024  # where the constants' one lies, after the zeros
 
 jit = njit(boundscheck=False, error_model="numpy", nogil=True)
