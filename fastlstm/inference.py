@@ -34,7 +34,8 @@ class KeepsPacked:
         """Drop the weights that were packed for inference: they are packed again at the next call without gradients.
 
         That happens by itself when a weight is replaced, moved or changed in place. What is written past PyTorch,
-        through ``.data`` or numpy, is found where it changes a bias, or a row or column of a weight; otherwise call this.
+        through ``.data`` or numpy, is found where it changes a bias, or a row or column of a weight; otherwise call
+        this.
         """
         vars(self).pop("_slots", None)
 
