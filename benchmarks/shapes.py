@@ -48,6 +48,7 @@ GRID = (
     Shape(28, 1, 28, 128),
     Shape(1, 1, 128, 512),
     Shape(50, 32, 80, 256, layers=2, bidirectional=True),
+    Shape(784, 128, 1, 128),  # MNIST by pixel
 )
 MODES = ("inference", "training")
 
