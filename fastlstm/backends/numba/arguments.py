@@ -33,7 +33,7 @@ ForwardArguments = _struct(
 # dh and dc (T,B,H), dh_n and dc_n (B,H): incoming, or absent. dpreact (panels,2*chunk,B,4,lanes) of `chunk` steps.
 # dc_carried (panels,B,lanes). packed_hh and packed_ih: for each group of panels (4H, its vectors).
 # strips: for two chunks, strips_bytes apart, the columns of [x, h, 1]. dweights (panels,I+H+1,4,lanes): the last row is
-# the bias.
+# the bias. Where dweights is absent and strips are not, rows are few, and strips hold them for `outer`.
 BackwardArguments = _struct(
     "BackwardArguments",
     f"{_COMMON} x x_step x_row weight_ih weight_ih_row weight_hh weight_hh_row h_0 h_0_row c_0 c_0_row h c gates "

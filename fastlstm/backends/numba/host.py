@@ -56,7 +56,7 @@ def split(B: int, H: int, K: int, panels: int) -> tuple[int, int]:
 
 
 SERIAL = 75_000  # multiply-adds of a step, below which a barrier costs what the second thread saves
-BARRIERS = 64  # bytes between the counters of two barriers: a cache line
+LINE = 64  # bytes of a cache line: the counters of two barriers lie so far apart
 
 
 @cache
@@ -67,39 +67,46 @@ def _constants(dtype: torch.dtype) -> Tensor:
     return memory
 
 
-def scratch(like: Tensor, threads: int, parts: int, floats: int) -> tuple[Any, int, int, int]:
-    """Each thread's scratch: what keeps it alive, its address, bytes from one to the next; and where barriers count."""
+@cache
+def _template(kind: str, dtype: torch.dtype) -> Any:
+    """The arguments of a task with what all calls share."""
+    from fastlstm.backends.numba import arguments, tasks
+
+    shared = {**tasks.primitives(dtype.itemsize), "relax": tasks.relax(), "constants": _constants(dtype).data_ptr()}
+    return getattr(arguments, kind)(**shared)
+
+
+def begin(kind: str, like: Tensor, threads: int, parts: int, floats: int) -> tuple[Any, Tensor]:
+    """Arguments of a task with the fields that every task has, and the tensor that keeps their memory alive: the
+    barriers' counters, then each thread's scratch.
+    """
+    arguments = _template(kind, like.dtype)
+    return refresh(arguments, like, threads, parts, floats)
+
+
+def refresh(arguments: Any, like: Tensor, threads: int, parts: int, floats: int) -> tuple[Any, Tensor]:
+    """As `begin`, with all other fields those of `arguments`."""
     size = like.element_size()
-    each = (floats * size + 63) // 64 * 64
-    memory = like.new_empty(threads * each // size)
-    if threads == 1:
-        return memory, memory.data_ptr(), each, 0
-    counters = (ctypes.c_char * (BARRIERS * (parts + 2)))()  # zeros
-    return (memory, counters), memory.data_ptr(), each, -(-ctypes.addressof(counters) // BARRIERS) * BARRIERS
+    each = -(-floats * size // LINE) * LINE
+    counters = LINE * (parts + 2) if threads > 1 else 0
+    memory = like.new_empty((counters + threads * each) // size)
+    at = memory.data_ptr()  # torch aligns memory to 64 bytes
+    a = type(arguments).from_buffer_copy(arguments)  # other threads may be calling
+    a.parts, a.scratch, a.scratch_bytes, a.barrier = parts, at + counters, each, at
+    if counters:
+        ctypes.memset(at, 0, counters)
+    return a, memory
 
 
-def workspace(like: Tensor, threads: int, parts: int, floats: int) -> tuple[Any, dict[str, int]]:
-    """What keeps `scratch` alive, and the fields that every task has."""
-    from fastlstm.backends.numba import tasks
-
-    memory, address, each, barrier = scratch(like, threads, parts, floats)
-    return memory, {
-        **tasks.primitives(like.element_size()),
-        "parts": parts,
-        "barrier": barrier,
-        "relax": tasks.relax(),
-        "constants": _constants(like.dtype).data_ptr(),
-        "scratch": address,
-        "scratch_bytes": each,
-    }
+def row(a: Tensor) -> tuple[int, int]:
+    """The address of (..., rows, columns) and the bytes from one row to the next."""
+    return a.data_ptr(), a.stride(-2) * a.element_size()
 
 
-def strides(name: str, a: Tensor | None, *suffixes: str) -> dict[str, int]:
-    """The address of `a` and its leading strides in bytes, as fields of an argument struct."""
-    if a is None:
-        return {}
-    size = a.element_size()
-    return {name: a.data_ptr(), **{f"{name}_{s}": stride * size for s, stride in zip(suffixes, a.stride())}}
+def step_row(a: Tensor) -> tuple[int, int, int]:
+    """The address of (steps, rows, columns) and the bytes from one step and one row to the next."""
+    size, (step, row, _) = a.element_size(), a.stride()
+    return a.data_ptr(), step * size, row * size
 
 
 def groups_of(weight: Tensor) -> int:
@@ -110,10 +117,6 @@ def groups_of(weight: Tensor) -> int:
 def split_stack(groups: int, B: int, H: int, K: int) -> tuple[int, int]:
     """As `split`, for groups of B rows: each runs on one thread, and needs no barrier."""
     return (1 if groups * B * 4 * H * K < SERIAL else min(threads_now(), groups)), 1
-
-
-def weight_fields(name: str, a: Tensor) -> dict[str, int]:
-    return strides(name, a if a.dim() == 2 else a[0], "row")
 
 
 def row_steps(B: int, **tensors: Tensor | None) -> dict[str, int]:
