@@ -86,12 +86,14 @@ def forward(
     bias = bias if bias is None else bias.contiguous()
     mask = mask if mask is None else mask.to(torch.int32).contiguous().unsqueeze(-1)
     threads, parts = split(B, H, I + H, panels) if groups == 1 else split_stack(groups, B, H, I + H)
-    packed = empty(x, 1 if groups == 1 else threads, panels * (I + H + 1) * 4 * lanes)
-    held = B * H if mask is not None else 0
-    a, _memory = begin("ForwardArguments", x, threads, parts, 64 * 7 * lanes + held)  # the name keeps it alive
+    sets = 1 if groups == 1 else threads  # of buffers
+    a, _memory, by_lane = begin(  # the name keeps it alive
+        "ForwardArguments", x, threads, parts, sets, packed=panels * (I + H + 1) * 4 * lanes,
+        scratch=64 * 7 * lanes + (B * H if mask is not None else 0),
+    )  # fmt: skip
     a.T, a.B, a.rows, a.I, a.H, a.reverse = T, B, R, I, H, reverse
     a.x, a.x_step, a.x_row = step_row(x)
-    a.h, a.h_n, a.c_n, a.packed = h.data_ptr(), h_n.data_ptr(), c_n.data_ptr(), packed.data_ptr()
+    a.h, a.h_n, a.c_n = h.data_ptr(), h_n.data_ptr(), c_n.data_ptr()
     if save:
         a.c, a.c_step, a.gates = c.data_ptr(), R * H * x.element_size(), gates.data_ptr()
     else:
@@ -106,7 +108,6 @@ def forward(
     else:
         of_rows = row_steps(B, x=x, h_0=h_0, c_0=c_0, mask=mask, h=h, c=c_n, gates=gates, h_n=h_n, c_n=c_n)
         of_weights = first_steps(weight_ih=weight_ih, weight_hh=weight_hh, bias=bias)
-        by_lane = {"scratch": a.scratch_bytes, **first_steps(packed=packed)}
         tasks.run_stack("forward", a, groups, of_rows | of_weights, by_lane, threads)
     return h, h_n, c_n, c, gates
 
@@ -149,17 +150,19 @@ def backward(
     threads, parts = split(B, H, I + H, panels) if groups == 1 else split_stack(groups, B, H, I + H)
     sets = 1 if groups == 1 else threads  # of buffers
     chunk = -(-T // max(1, round(T * B / _CHUNK_ROWS)))
-    dpreact = empty(x, sets, panels, 2 * chunk, B, 4 * lanes)
-    dc_carried = x.new_empty(sets, panels * B * lanes * (1 if mask is None else 2))
-    packed = panels * 4 * lanes * 4 * lanes  # of one group of four vectors
-    packed_hh = empty(x, sets, panels_of(H, 4 * lanes) * packed) if T > 1 or needs[4] else None
-    packed_ih = empty(x, sets, panels_of(I, 4 * lanes) * packed) if needs[0] else None
-    sums = any(needs[1:4])
-    few = T * B <= _FEW_ROWS
-    dweights = empty(x, sets, panels * (I + H + 1) * 4 * lanes) if sums and not few else None
-    columns = (panels_of(I, 4 * lanes) + panels_of(H, 4 * lanes)) * 4 * lanes if few else panels_of(I + H + 1, 24) * 24
-    strips = empty(x, sets, 1 if few else 2, chunk * B * columns) if sums else None
-    a, _memory = begin("BackwardArguments", x, threads, parts, 64 * 7 * lanes)  # the name keeps it alive
+    few, sums, wide = T * B <= _FEW_ROWS, any(needs[1:4]), 4 * lanes
+    packed = panels * wide * wide  # of one group of four vectors
+    columns = (panels_of(I, wide) + panels_of(H, wide)) * wide if few else panels_of(I + H + 1, 24) * 24
+    buffers = {
+        "scratch": 64 * 7 * lanes,
+        "dpreact": panels * 2 * chunk * B * wide,
+        "dc_carried": panels * B * lanes * (1 if mask is None else 2),
+        "packed_hh": panels_of(H, wide) * packed if T > 1 or needs[4] else 0,
+        "packed_ih": panels_of(I, wide) * packed if needs[0] else 0,
+        "dweights": panels * (I + H + 1) * wide if sums and not few else 0,
+        "strips": (1 if few else 2) * chunk * B * columns if sums else 0,
+    }
+    a, _memory, by_lane = begin("BackwardArguments", x, threads, parts, sets, **buffers)  # the name keeps it alive
     a.T, a.B, a.rows, a.I, a.H, a.reverse, a.chunk = T, B, R, I, H, reverse, chunk
     a.x, a.x_step, a.x_row = step_row(x)
     a.weight_ih, a.weight_ih_row = row(weight_ih)
@@ -175,10 +178,7 @@ def backward(
         a.dc_n, a.dc_n_row = row(dc_n)
     if dc is not None:
         a.dc, a.dc_step, a.dc_row = step_row(dc)
-    a.dpreact, a.dc_carried = dpreact.data_ptr(), dc_carried.data_ptr()
-    a.packed_hh, a.packed_ih, a.dweights = address(packed_hh), address(packed_ih), address(dweights)
-    if strips is not None:
-        a.strips, a.strips_bytes = strips.data_ptr(), strips.stride(1) * x.element_size()
+    a.strips_bytes = chunk * B * columns * x.element_size()
     a.dx, a.dweight_ih, a.dweight_hh, a.dbias = address(dx), address(dweight_ih), address(dweight_hh), address(dbias)
     a.dh_0, a.dc_0 = address(dh_0), address(dc_0)
     if groups == 1:
@@ -190,14 +190,6 @@ def backward(
         )  # fmt: skip
         of_weights = first_steps(
             weight_ih=weight_ih, weight_hh=weight_hh, dweight_ih=dweight_ih, dweight_hh=dweight_hh, dbias=dbias
-        )
-        by_lane = {"scratch": a.scratch_bytes} | first_steps(
-            dpreact=dpreact,
-            dc_carried=dc_carried,
-            packed_hh=packed_hh,
-            packed_ih=packed_ih,
-            strips=strips,
-            dweights=dweights,
         )
         tasks.run_stack("backward", a, groups, of_rows | of_weights, by_lane, threads)
     return dx, dweight_ih, dweight_hh, dbias, dh_0, dc_0

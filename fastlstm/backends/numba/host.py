@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastlstm.backends.memory import empty
+
 
 @cache
 def lanes_of(dtype: torch.dtype) -> int:
@@ -76,26 +78,40 @@ def _template(kind: str, dtype: torch.dtype) -> Any:
     return getattr(arguments, kind)(**shared)
 
 
-def begin(kind: str, like: Tensor, threads: int, parts: int, floats: int) -> tuple[Any, Tensor]:
-    """Arguments of a task with the fields that every task has, and the tensor that keeps their memory alive: the
-    barriers' counters, then each thread's scratch.
+def begin(
+    kind: str, like: Tensor, threads: int, parts: int, sets: int = 1, **buffers: int
+) -> tuple[Any, Tensor, dict[str, int]]:
+    """Arguments of a task with the fields that every task has, and with buffers.
+
+    Args:
+        buffers: elements of each buffer, of which there are `sets`; of ``scratch``, `threads`.
+
+    Returns:
+        the arguments, the tensor that keeps the buffers alive, and bytes from one of each buffer to the next.
     """
-    arguments = _template(kind, like.dtype)
-    return refresh(arguments, like, threads, parts, floats)
+    return refresh(_template(kind, like.dtype), like, threads, parts, sets, **buffers)
 
 
-def refresh(arguments: Any, like: Tensor, threads: int, parts: int, floats: int) -> tuple[Any, Tensor]:
+def refresh(
+    arguments: Any, like: Tensor, threads: int, parts: int, sets: int = 1, **buffers: int
+) -> tuple[Any, Tensor, dict[str, int]]:
     """As `begin`, with all other fields those of `arguments`."""
     size = like.element_size()
-    each = -(-floats * size // LINE) * LINE
     counters = LINE * (parts + 2) if threads > 1 else 0
-    memory = like.new_empty((counters + threads * each) // size)
-    at = memory.data_ptr()  # torch aligns memory to 64 bytes
+    steps = {name: -(-count * size // LINE) * LINE for name, count in buffers.items()}
+    total = counters + sum(step * (threads if name == "scratch" else sets) for name, step in steps.items())
+    memory = empty(like, total // size)  # aligned to a line, as all of torch's memory
+    at = memory.data_ptr()
     a = type(arguments).from_buffer_copy(arguments)  # other threads may be calling
-    a.parts, a.scratch, a.scratch_bytes, a.barrier = parts, at + counters, each, at
+    a.parts, a.barrier, a.scratch_bytes = parts, at, steps["scratch"]
     if counters:
         ctypes.memset(at, 0, counters)
-    return a, memory
+        at += counters
+    for name, step in steps.items():
+        if step:
+            setattr(a, name, at)
+            at += step * (threads if name == "scratch" else sets)
+    return a, memory, steps
 
 
 def row(a: Tensor) -> tuple[int, int]:

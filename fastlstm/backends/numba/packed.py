@@ -28,7 +28,7 @@ class PackedLayer:
         zeros = weight_ih.new_zeros(self.H)
         self.memory = weight_ih, weight_hh, biases, packed, zeros
         bias, bias_hh = [a.data_ptr() for a in biases] + [0] * (2 - len(biases))
-        a, _ = host.begin("ForwardArguments", packed, 1, 1, 0)
+        a, *_ = host.begin("ForwardArguments", packed, 1, 1, scratch=0)
         a.I, a.H, a.bias, a.bias_hh, a.packed = self.I, self.H, bias, bias_hh, packed.data_ptr()
         a.weight_ih, a.weight_ih_row = host.row(weight_ih)
         a.weight_hh, a.weight_hh_row = host.row(weight_hh)
@@ -64,7 +64,7 @@ class PackedLayer:
         threads, parts = host.split(B, H, self.I + H, self.panels)
         x = host.rows_contiguous(x)
         h, h_n, c_n = x.new_empty(T, B, H), x.new_empty(B, H), x.new_empty(B, H)
-        a, memory = host.refresh(self.arguments, x, threads, parts, 7 * CHUNK * self.lanes)
+        a, memory, _ = host.refresh(self.arguments, x, threads, parts, scratch=7 * CHUNK * self.lanes)
         a.T, a.B, a.rows, a.reverse = T, B, B, reverse
         a.x, a.x_step, a.x_row = host.step_row(x)
         a.h, a.h_n, a.c, a.c_n = h.data_ptr(), h_n.data_ptr(), c_n.data_ptr(), c_n.data_ptr()
