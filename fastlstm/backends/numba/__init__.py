@@ -31,7 +31,7 @@ from fastlstm.backends.numba.host import (
 )
 
 SIXTEEN_BIT = False  # whether forward and backward take 16-bit tensors
-_CHUNK_ROWS = 256  # (step, row) pairs whose dpreact is turned into gradients together
+_CHUNK_ROWS = 128  # (step, row) pairs whose dpreact is turned into gradients together
 _FEW_ROWS = 64  # (step, row) pairs whose weight gradients are written row by row, see `outer`
 _INSTALLED = importlib.util.find_spec("numba") is not None
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -150,20 +150,22 @@ def backward(
     threads, parts = split(B, H, I + H, panels) if groups == 1 else split_stack(groups, B, H, I + H)
     sets = 1 if groups == 1 else threads  # of buffers
     chunk = -(-T // max(1, round(T * B / _CHUNK_ROWS)))
+    ring = min(4, -(-T // chunk))
     few, sums, wide = T * B <= _FEW_ROWS, any(needs[1:4]), 4 * lanes
     packed = panels * wide * wide  # of one group of four vectors
     columns = (panels_of(I, wide) + panels_of(H, wide)) * wide if few else panels_of(I + H + 1, 24) * 24
     buffers = {
         "scratch": 64 * 7 * lanes,
-        "dpreact": panels * 2 * chunk * B * wide,
+        "dpreact": panels * ring * chunk * B * wide,
         "dc_carried": panels * B * lanes * (1 if mask is None else 2),
         "packed_hh": panels_of(H, wide) * packed if T > 1 or needs[4] else 0,
         "packed_ih": panels_of(I, wide) * packed if needs[0] else 0,
         "dweights": panels * (I + H + 1) * wide if sums and not few else 0,
-        "strips": (1 if few else 2) * chunk * B * columns if sums else 0,
+        "strips": ring * chunk * B * columns if sums else 0,
     }
     a, _memory, by_lane = begin("BackwardArguments", x, threads, parts, sets, **buffers)  # the name keeps it alive
-    a.T, a.B, a.rows, a.I, a.H, a.reverse, a.chunk = T, B, R, I, H, reverse, chunk
+    a.T, a.B, a.rows, a.I, a.H, a.reverse = T, B, R, I, H, reverse
+    a.chunk, a.ring = chunk, ring
     a.x, a.x_step, a.x_row = step_row(x)
     a.weight_ih, a.weight_ih_row = row(weight_ih)
     a.weight_hh, a.weight_hh_row = row(weight_hh)

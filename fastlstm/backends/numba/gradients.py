@@ -46,10 +46,9 @@ def pack_transposed(a, weight, weight_row, N, packed, first, last):
 
 @jit
 def dpreact_of(a, p, s, b):
-    """Where dpreact of panel p, step s and row b lies:
-    the last two chunks of steps are kept, each panel's rows side by side.
-    """
-    return a.dpreact + ((p * 2 * a.chunk + s % (2 * a.chunk)) * a.B + b) * 4 * VECTOR
+    """Where dpreact of panel p, step s and row b lies: `ring` chunks of steps, each panel's rows side by side."""
+    kept = a.ring * a.chunk
+    return a.dpreact + ((p * kept + s % kept) * a.B + b) * 4 * VECTOR
 
 
 @jit
@@ -66,7 +65,7 @@ def back_product(a, rows, b, s, packed, vectors, q, scratch):
         dpre, w = dpreact_of(a, p, s, b), packed + q * panels * 16 * L * VECTOR + p * 4 * L * wide * VECTOR
         call(
             kernel, rows, init, init_row, scratch, 4 * VECTOR, w, dpre, 4 * VECTOR, a.size, 4 * L,
-            min(block, panels - p), 2 * a.chunk * a.B * 4 * VECTOR, 4 * L * wide * VECTOR, dpre, 0, 0,
+            min(block, panels - p), a.ring * a.chunk * a.B * 4 * VECTOR, 4 * L * wide * VECTOR, dpre, 0, 0,
         )  # fmt: skip
         init, init_row = scratch, 4 * VECTOR
 
