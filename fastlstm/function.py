@@ -124,7 +124,10 @@ class LSTMFunction(_Function):
         mask: Optional,
         reverse: bool,
         backend: str,
+        packed: Any = None,
     ) -> tuple[Tensor, ...]:
+        if packed is not None and (result := packed.forward(x, (h_0, c_0), reverse, save=True)) is not None:
+            return result
         return ops.forward(x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, True, backend)
 
     @staticmethod
@@ -132,17 +135,20 @@ class LSTMFunction(_Function):
         h, _, _, c, gates = output
         ctx.mark_non_differentiable(gates)
         ctx.set_materialize_grads(False)
-        ctx.reverse, ctx.backend = inputs[7:9]
+        ctx.reverse, ctx.backend, *packed = inputs[7:]
+        ctx.packed = packed[0] if packed and packed[0] is not None and not packed[0].stale else None
         ctx.save_for_backward(*inputs[:7], h, c, gates)
         ctx.save_for_forward(*inputs[:7], h, c)
 
     @staticmethod
     def backward(ctx: Any, dh: Optional, dh_n: Optional, dc_n: Optional, dc: Optional, _: Any) -> tuple[Any, ...]:
         inputs, needs = ctx.saved_tensors, list(ctx.needs_input_grad[:6])
-        call: Callable[..., Any] = LSTMBackward.apply if torch.is_grad_enabled() else ops.backward
+        arguments: tuple[Any, ...] = (dh, dh_n, dc_n, dc, *inputs, ctx.reverse, needs, ctx.backend)
         with _no_autocast(inputs[0]):  # backward may run inside the caller's autocast
-            gradients = call(dh, dh_n, dc_n, dc, *inputs, ctx.reverse, needs, ctx.backend)
-        return *gradients, None, None, None
+            gradients = (
+                LSTMBackward.apply(*arguments) if torch.is_grad_enabled() else ops.backward(*arguments, ctx.packed)
+            )
+        return *gradients, None, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Optional, ...]:
@@ -220,7 +226,7 @@ def _backward_of_forward_op(ctx: Any, *grads: Optional) -> tuple[Any, ...]:
         raise RuntimeError(
             "fastlstm::forward was recorded with save=False: to train an export, record it with gradients"
         )
-    return *LSTMFunction.backward(ctx, *grads), None
+    return LSTMFunction.backward(ctx, *grads)
 
 
 def _backward_of_backward_op(ctx: Any, *grads: Optional) -> tuple[Any, ...]:

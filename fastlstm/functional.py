@@ -12,7 +12,7 @@ from torch._C._functorch import TransformType
 from fastlstm import checks, dispatch, ops
 from fastlstm.backends import aten, reference
 from fastlstm.function import LSTMFunction
-from fastlstm.inference import Slot, infer
+from fastlstm.inference import Slot, infer, packed_layer
 from fastlstm.tracing import allow_in_graph
 
 State = tuple[Tensor, Tensor]
@@ -29,8 +29,9 @@ def _apply(
     mask: Tensor | None,
     reverse: bool,
     backend: str,
+    packed: Any,
 ) -> tuple[Tensor, ...]:
-    return LSTMFunction.apply(x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, backend)
+    return LSTMFunction.apply(x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, backend, packed)
 
 
 def lstm(
@@ -62,7 +63,7 @@ def lstm(
         reverse: run from the last step to the first; outputs stay in the order of `x`.
         return_cells: also return every cell state.
         backend: a name of `fastlstm.dispatch.NAMES`; None takes `use_backend`'s.
-        slot: a module's own, which keeps these weights packed while no gradient is wanted.
+        slot: a module's own, which keeps these weights packed while no gradient is wanted, and from step to step.
 
     Returns:
         ``output`` (T, B, H), ``(h_n, c_n)`` each (B, H), and with `return_cells` the cell states (T, B, H).
@@ -116,7 +117,10 @@ def lstm(
     if weight_hr is not None or _nested_forward_mode():
         h, h_n, c_n, c, _ = reference.forward(x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, True, weight_hr)
     elif _wants_autograd(x, weight_ih, weight_hh, bias, h_0, c_0):
-        h, h_n, c_n, c, _ = _apply(x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, name)
+        packed = None
+        if slot is not None and T == 1 and mask is None and not return_cells:  # in a loop over the steps, as a rule
+            packed = packed_layer(slot, x, hx, (weight_ih, weight_hh, bias_ih, bias_hh), backend)
+        h, h_n, c_n, c, _ = _apply(x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, name, packed)
     else:
         h, h_n, c_n, c, _ = ops.forward(x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, return_cells, name)
     if mask is not None and holds:

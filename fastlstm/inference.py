@@ -1,4 +1,6 @@
-"""A layer without gradients: its weights stay packed from one call to the next."""
+"""Weights that stay packed from one call of a module to the next: while no gradient is wanted, and where a time step is
+a call.
+"""
 
 from typing import Any
 
@@ -10,8 +12,8 @@ from fastlstm import checks, dispatch, ops
 
 
 class Slot:
-    """Where a module keeps the packed weights of one layer and direction. Empty until the layer runs without gradients;
-    a copy or a pickle of it is empty.
+    """Where a module keeps the packed weights of one layer and direction. Empty until they are first used; a copy or a
+    pickle of it is empty.
     """
 
     __slots__ = ("layer",)
@@ -31,7 +33,7 @@ class KeepsPacked:
         return super()._apply(*args, **kwargs)  # type: ignore[misc]
 
     def flatten_parameters(self) -> None:
-        """Drop the weights that were packed for inference: they are packed again at the next call without gradients.
+        """Drop the weights that were kept packed: they are packed again when next used.
 
         That happens by itself when a weight is replaced, moved or changed in place. What is written past PyTorch,
         through ``.data`` or numpy, is found where it changes a bias, or a row or column of a weight; otherwise call
@@ -48,28 +50,68 @@ def slot_of(module: Any, index: int = 0) -> Slot | None:
     return slots.get(index) or slots.setdefault(index, Slot())
 
 
+Weights = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+
+
 def infer(
     slot: Slot,
     x: Tensor,
     hx: tuple[Tensor, Tensor] | None,
-    weights: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
+    weights: Weights,
     reverse: bool,
     backend: str | None,
 ) -> tuple[Tensor, Tensor, Tensor] | None:
-    """``h`` (T, B, H), ``h_n`` and ``c_n`` (B, H), or None where this call is none of a backend that packs weights.
+    """``h`` (T, B, H), ``h_n`` and ``c_n`` (B, H), or None where a gradient may be wanted, and where this call is none
+    of a backend that packs weights.
 
-    Weights are packed again when one of them is another tensor, lies elsewhere or was changed in place. `x`, `hx` and
-    `weights` (weight_ih, weight_hh, bias_ih, bias_hh) are as the module's own checks leave them.
+    `x`, `hx` and `weights` (weight_ih, weight_hh, bias_ih, bias_hh) are as the module's own checks leave them.
+    """
+    states = () if hx is None else hx
+    if torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in (*weights, x, *states)):
+        return None
+    layer = packed_layer(slot, x, hx, weights, backend)
+    if layer is None:
+        return None
+    result = layer.forward(x, hx, reverse)
+    if result is None:  # written to past the version counter
+        slot.layer = layer = type(layer)(weights)
+        result = layer.forward(x, hx, reverse)
+    return result
+
+
+def infer_step(slot: Slot, x: Tensor, hx: Any, weights: Weights, backend: str | None) -> tuple[Tensor, Tensor] | None:
+    """h and c (B, H) after one step from `x` (B, I) and states (B, H) where all is as it was at a call before this one,
+    whatever a caller may have given; None where it is not, and `infer` has to find out why.
+    """
+    layer = slot.layer
+    if layer is None or type(hx) is not tuple or len(hx) != 2:
+        return None
+    h_0, c_0 = hx
+    if torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in (*weights, x, h_0, c_0)):
+        return None
+    shape = x.shape
+    if (
+        len(shape) != 2
+        or shape[1] != layer.I
+        or not h_0.shape == c_0.shape == (shape[0], layer.H)
+        or not x.dtype is h_0.dtype is c_0.dtype is layer.dtype
+        or dispatch.packing(backend, x.device, layer.dtype) is None
+        or _transformed()
+        or not ops.is_plain(x, h_0, c_0)
+        or not layer.is_of(weights)
+    ):
+        return None
+    return layer.step(x, h_0, c_0)
+
+
+def packed_layer(slot: Slot, x: Tensor, hx: tuple[Tensor, Tensor] | None, weights: Weights, backend: str | None) -> Any:
+    """The slot's packed weights for this call, or None where it is none of a backend that packs weights.
+
+    Weights are packed again when one of them is another tensor, lies elsewhere or was changed in place.
     """
     module = dispatch.packing(backend, x.device, x.dtype)
-    if module is None or x.shape[0] == 0 or _transformed() or not ops.is_plain(x):
+    if module is None or x.shape[0] == 0 or _transformed() or not ops.is_plain(x, *(() if hx is None else hx)):
         return None
-    if torch.is_grad_enabled() and (x.requires_grad or any(a is not None and a.requires_grad for a in weights)):
-        return None
-    if hx is not None:
-        h_0, c_0 = hx
-        if not ops.is_plain(h_0, c_0) or (torch.is_grad_enabled() and (h_0.requires_grad or c_0.requires_grad)):
-            return None
     if not all(a is None or type(a) is Parameter for a in weights):
         return None  # parametrized, or another's for one call: they would be packed for nothing
     layer = slot.layer
@@ -79,13 +121,9 @@ def infer(
         checks.check_layer(x, hx, *weights, None)
         slot.layer = None  # its memory before the new one's
         slot.layer = layer = module.pack(weights)
-    if x.dtype is not layer.dtype or x.shape[2] != layer.I or (hx is not None and h_0.shape[1] != layer.H):
+    if x.dtype is not layer.dtype or x.shape[2] != layer.I or (hx is not None and hx[0].shape[1] != layer.H):
         return None  # and have it explained
-    result = layer.forward(x, hx, reverse)
-    if result is None:  # written to past the version counter
-        slot.layer = layer = module.pack(weights)
-        result = layer.forward(x, hx, reverse)
-    return result
+    return layer
 
 
 def _transformed() -> bool:

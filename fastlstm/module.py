@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastlstm import checks, dispatch
 from fastlstm.functional import lstm, lstm_cell
-from fastlstm.inference import KeepsPacked, slot_of
+from fastlstm.inference import KeepsPacked, infer_step, slot_of
 from fastlstm.packing import pack, pad, step_mask, unpack
 
 State = tuple[Tensor, Tensor]
@@ -320,6 +320,9 @@ class LSTM(KeepsPacked, nn.RNNBase):
         return new
 
 
+_CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+
 class LSTMCell(KeepsPacked, nn.RNNCellBase):
     """An LSTM cell that takes the place of `torch.nn.LSTMCell`.
 
@@ -376,12 +379,19 @@ class LSTMCell(KeepsPacked, nn.RNNCellBase):
 
         Equivalent to `torch.nn.LSTMCell.forward`.
         """
-        weights = self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
+        parameters: Any = self._parameters
+        try:
+            weights = tuple(parameters[name] for name in _CELL_WEIGHTS)
+        except KeyError:  # parametrized, or replaced by a plain tensor
+            weights = tuple(getattr(self, name) for name in _CELL_WEIGHTS)
+        slot = slot_of(self)
+        if slot is not None and (state := infer_step(slot, input, hx, weights, self.backend)) is not None:
+            return state
         hx = checks.check_cell(self, input, hx, weights[0])
         if input.dim() == 2:
-            return lstm_cell(input, hx, *weights, backend=self.backend, slot=slot_of(self))
+            return lstm_cell(input, hx, *weights, backend=self.backend, slot=slot)
         hx = None if hx is None else (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
-        h, c = lstm_cell(input.unsqueeze(0), hx, *weights, backend=self.backend, slot=slot_of(self))
+        h, c = lstm_cell(input.unsqueeze(0), hx, *weights, backend=self.backend, slot=slot)
         return h.squeeze(0), c.squeeze(0)
 
 

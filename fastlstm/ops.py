@@ -5,6 +5,8 @@ argument. Their outputs never alias each other or an input; what is not wanted c
 package's own: arguments are checked in `fastlstm.functional`, not here.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -89,7 +91,7 @@ def is_plain(*tensors: Tensor | None) -> bool:
     try:
         for tensor in tensors:
             if tensor is not None:
-                if type(tensor) not in _PLAIN or tensor.device.type == "meta":
+                if type(tensor) not in _PLAIN or tensor.is_meta:
                     return False
                 if tensor.is_neg() or tensor._is_zerotensor():  # its memory does not hold its values
                     return False
@@ -136,9 +138,15 @@ def backward(
     reverse: bool,
     needs: list[bool],
     backend: str,
+    packed: Any = None,
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of x, weight_ih, weight_hh, bias, h_0 and c_0, each None unless its place in `needs` is true."""
+    """Gradients of x, weight_ih, weight_hh, bias, h_0 and c_0, each None unless its place in `needs` is true.
+    `packed`: these weights as the backend's own `pack` left them.
+    """
     tensors = (dh, dh_n, dc_n, dc, x, weight_ih, weight_hh, bias, h_0, c_0, mask, h, c, gates)
-    call = _backward if is_plain(*tensors) else backward_op
-    gradients = call(*tensors, reverse, needs, backend)
+    if is_plain(*tensors):
+        ready = () if packed is None else (packed,)
+        gradients = dispatch.module(backend).backward(*tensors, reverse, needs, *ready)
+    else:
+        gradients = backward_op(*tensors, reverse, needs, backend)
     return (*(g if need else None for g, need in zip(gradients, needs)),)

@@ -28,11 +28,12 @@ from fastlstm.backends.numba.host import (
     split,
     split_stack,
     step_row,
+    transposed_sizes,
 )
 
 SIXTEEN_BIT = False  # whether forward and backward take 16-bit tensors
 _CHUNK_ROWS = 128  # (step, row) pairs whose dpreact is turned into gradients together
-_FEW_ROWS = 64  # (step, row) pairs whose weight gradients are written row by row, see `outer`
+_FEW_ROWS = 128  # (step, row) pairs whose weight gradients are written row by row, less for padding, see `outer`
 _INSTALLED = importlib.util.find_spec("numba") is not None
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -129,8 +130,9 @@ def backward(
     gates: Tensor,
     reverse: bool,
     needs: list[bool],
+    packed: Any = None,
 ) -> tuple[Tensor | None, ...]:
-    """See `fastlstm.backends.reference.backward`."""
+    """See `fastlstm.backends.reference.backward`. `packed`: a `PackedLayer` of these weights."""
     from fastlstm.backends.numba import tasks
 
     (T, R, I), H, groups = x.shape, weight_hh.shape[-1], groups_of(weight_ih)
@@ -151,19 +153,29 @@ def backward(
     sets = 1 if groups == 1 else threads  # of buffers
     chunk = -(-T // max(1, round(T * B / _CHUNK_ROWS)))
     ring = min(4, -(-T // chunk))
-    few, sums, wide = T * B <= _FEW_ROWS, any(needs[1:4]), 4 * lanes
-    packed = panels * wide * wide  # of one group of four vectors
-    columns = (panels_of(I, wide) + panels_of(H, wide)) * wide if few else panels_of(I + H + 1, 24) * 24
+    sums, wide = any(needs[1:4]), 4 * lanes
+    columns = (panels_of(I, wide) + panels_of(H, wide)) * wide
+    few = T * B * columns <= _FEW_ROWS * (I + H)
+    columns = columns if few else panels_of(I + H + 1, 24) * 24
+    transposed = {} if packed is not None else transposed_sizes(I, H, panels, lanes)
+    if not needs[0]:
+        transposed.pop("packed_ih", None)
+    if T == 1 and not needs[4]:
+        transposed.pop("packed_hh", None)
     buffers = {
         "scratch": 64 * 7 * lanes,
         "dpreact": panels * ring * chunk * B * wide,
         "dc_carried": panels * B * lanes * (1 if mask is None else 2),
-        "packed_hh": panels_of(H, wide) * packed if T > 1 or needs[4] else 0,
-        "packed_ih": panels_of(I, wide) * packed if needs[0] else 0,
+        **transposed,
         "dweights": panels * (I + H + 1) * wide if sums and not few else 0,
         "strips": ring * chunk * B * columns if sums else 0,
     }
     a, _memory, by_lane = begin("BackwardArguments", x, threads, parts, sets, **buffers)  # the name keeps it alive
+    if packed is None:
+        a.packs = 1
+    elif T > 1 or needs[0] or needs[4]:
+        ready = packed.transpose()
+        a.packed_ih, a.packed_hh = ready.packed_ih, ready.packed_hh
     a.T, a.B, a.rows, a.I, a.H, a.reverse = T, B, R, I, H, reverse
     a.chunk, a.ring = chunk, ring
     a.x, a.x_step, a.x_row = step_row(x)

@@ -115,18 +115,19 @@ def backward(a, thread, threads):
     if thread >= everyone:
         return
     part, member = thread // team, thread % team
-    if a.packed_hh != 0:
-        pack_transposed(
-            a, a.weight_hh, a.weight_hh_row, H, a.packed_hh,
-            share(groups, thread, everyone), share(groups, thread + 1, everyone),
-        )  # fmt: skip
-    if a.dx != 0:
-        pack_transposed(
-            a, a.weight_ih, a.weight_ih_row, I, a.packed_ih,
-            share(groups_x, thread, everyone), share(groups_x, thread + 1, everyone),
-        )  # fmt: skip
-    wait(meeting(a, 0), everyone, 0, a.relax)
-    met = 1
+    if a.packs != 0:
+        if a.packed_hh != 0:
+            pack_transposed(
+                a, a.weight_hh, a.weight_hh_row, H, a.packed_hh,
+                share(groups, thread, everyone), share(groups, thread + 1, everyone),
+            )  # fmt: skip
+        if a.packed_ih != 0:
+            pack_transposed(
+                a, a.weight_ih, a.weight_ih_row, I, a.packed_ih,
+                share(groups_x, thread, everyone), share(groups_x, thread + 1, everyone),
+            )  # fmt: skip
+        wait(meeting(a, 0), everyone, 0, a.relax)
+    met = 1 if a.packs != 0 else 0
     barrier, passed = a.barrier + (2 + part) * LINE, 0
 
     b_first, b_last = share(B, part, parts), share(B, part + 1, parts)

@@ -96,22 +96,27 @@ def refresh(
     arguments: Any, like: Tensor, threads: int, parts: int, sets: int = 1, **buffers: int
 ) -> tuple[Any, Tensor, dict[str, int]]:
     """As `begin`, with all other fields those of `arguments`."""
-    size = like.element_size()
-    counters = LINE * (parts + 2) if threads > 1 else 0
-    steps = {name: -(-count * size // LINE) * LINE for name, count in buffers.items()}
-    total = counters + sum(step * (threads if name == "scratch" else sets) for name, step in steps.items())
+    size, places, steps = like.element_size(), {}, {}
+    total = counters = LINE * (parts + 2) if threads > 1 else 0
+    for name, count in buffers.items():
+        places[name], steps[name] = total, -(-count * size // LINE) * LINE
+        total += steps[name] * (threads if name == "scratch" else sets)
     memory = empty(like, total // size)  # aligned to a line, as all of torch's memory
     at = memory.data_ptr()
     a = type(arguments).from_buffer_copy(arguments)  # other threads may be calling
     a.parts, a.barrier, a.scratch_bytes = parts, at, steps["scratch"]
     if counters:
         ctypes.memset(at, 0, counters)
-        at += counters
-    for name, step in steps.items():
-        if step:
-            setattr(a, name, at)
-            at += step * (threads if name == "scratch" else sets)
+    for name, place in places.items():
+        if steps[name]:
+            setattr(a, name, at + place)
     return a, memory, steps
+
+
+def transposed_sizes(I: int, H: int, panels: int, lanes: int) -> dict[str, int]:
+    """Elements of the transposed weights packed for products with dpreact: of each group of four vectors."""
+    group = panels * 4 * lanes * 4 * lanes
+    return {"packed_ih": panels_of(I, 4 * lanes) * group, "packed_hh": panels_of(H, 4 * lanes) * group}
 
 
 def row(a: Tensor) -> tuple[int, int]:
