@@ -137,7 +137,8 @@ def backward(a, thread, threads):
 
     for s in range(T - 1, -1 if a.dh_0 == 0 and a.dc_0 == 0 else -2, -1):  # -1: what arrives at h_0 and c_0
         t, t_next = (T - 1 - s, T - 2 - s) if a.reverse != 0 else (s, s + 1)
-        for q in range(q_first, q_last):
+        for j in range(q_first, q_last):  # to and fro, as in the forward pass
+            q = j if s % 2 == 0 else q_first + q_last - 1 - j
             p_first, p_last = group(panels, q), group(panels, q + 1)
             column = p_first * L
             width = min((p_last - p_first) * L, H - column)

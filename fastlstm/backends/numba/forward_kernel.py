@@ -121,7 +121,8 @@ def forward(a, thread, threads):
             h_seen, h_seen_row = h_reset - b_first * H * S, H * S
             call(a.copy_rows, b_last - b_first, H, H, h_prev + b_first * h_prev_row, h_prev_row, h_reset, H * S)
             zero_rows(a, b_last - b_first, H, mask + b_first * 4, RESET, h_reset, H * S)
-        for p in range(p_first, p_last):
+        for j in range(p_first, p_last):  # to and fro: the weights read last are still in the L2 cache
+            p = j if (s + a.flip) % 2 == 0 else p_first + p_last - 1 - j
             w, valid = a.packed + p * K * 4 * VECTOR, min(L, H - p * L)
             for b in range(b_first, b_last, CHUNK):
                 rows = min(CHUNK, b_last - b)

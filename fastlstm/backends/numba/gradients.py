@@ -114,7 +114,9 @@ def add_weight_gradients(a, strips, s_first, s_last, p_first, p_last):
     rows = (s_last - s_first) * B
     blocks = (rows + BLOCK_ROWS - 1) // BLOCK_ROWS
     block = (rows + blocks - 1) // max(blocks, 1)
-    for k in range(0, columns, STRIP):
+    strip_count = (columns + STRIP - 1) // STRIP
+    for j in range(strip_count):  # to and fro: the sums touched last are still in the L2 cache
+        k = (j if s_first // a.chunk % 2 == 0 else strip_count - 1 - j) * STRIP
         for p in range(p_first, p_last):
             out = a.dweights + (p * columns + k) * 4 * VECTOR
             dpre, strip = dpreact_of(a, p, s_first, 0), strips + k // STRIP * rows * STRIP * a.size

@@ -39,6 +39,7 @@ class PackedLayer:
         self._run("forward", a)  # of no steps and no rows: it only packs
         self.transposed: Any = None
         self.stale = False
+        self.calls = 0
 
     def _run(self, name: str, arguments: Any) -> None:
         threads = host.split(1, self.H, self.I + self.H, self.panels)[0]
@@ -83,6 +84,8 @@ class PackedLayer:
         threads, parts = host.split(B, self.H, self.I + self.H, self.panels)
         a, memory, _ = host.refresh(self.arguments, like, threads, parts, scratch=7 * CHUNK * self.lanes)
         a.B = a.rows = B
+        self.calls += 1
+        a.flip = self.calls % 2
         return a, memory, threads
 
     def _run_call(self, a: Any, threads: int) -> bool:
