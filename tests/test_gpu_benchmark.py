@@ -1,13 +1,18 @@
 """The GPU benchmark as far as it goes without a GPU."""
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
-import pytest
+import torch
+
+from benchmarks import gpu_layers
+from benchmarks.gpu import lines
+from benchmarks.gpu_layers import TINY, Bench
+from tests.transforms import needs_triton
 
 
 def run(*arguments, **environment):
@@ -32,7 +37,7 @@ def test_dry_run_outside_the_interpreter_is_refused():
     assert "argument --dry-run: needs TRITON_INTERPRET=1 in the environment" in done.stderr
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is made for Linux on x86-64")
+@needs_triton
 def test_dry_run_writes_one_file_and_one_chart(tmp_path):
     done = run("--dry-run", "--rounds", "1", "--out", str(tmp_path), TRITON_INTERPRET="1")
     assert done.returncode == 0, done.stderr
@@ -40,3 +45,76 @@ def test_dry_run_writes_one_file_and_one_chart(tmp_path):
     results = json.loads((tmp_path / "gpu-dry-run.json").read_text())["results"]
     assert len(results) == 8  # two shapes, two precisions, two modes
     assert all(row["seconds"]["fastlstm"] > 0 for row in results)
+
+
+CHILD = """
+import json, os, sys, time
+for item in sys.argv[1:]:
+    print(json.dumps({"item": item, "began": True}), flush=True)
+    if item == "crashes":
+        os.abort()
+    if item == "hangs":
+        time.sleep(600)
+    print("a library says something")
+    print(json.dumps({"item": item, "row": {}}), flush=True)
+"""
+
+
+def test_what_crashes_or_hangs_loses_no_other_result(capsys):
+    items = ["first", "crashes", "second", "hangs", "third"]
+    found = list(lines([sys.executable, "-c", CHILD], items, time.monotonic() + 600, stall=3.0))
+    assert [line["item"] for line in found if "row" in line] == ["first", "second", "third"]
+    assert [line["item"] for line in found if "ended" in line] == ["crashes", "hangs"]
+    assert "a library says something" in capsys.readouterr().out
+
+
+def test_what_the_time_does_not_reach_is_named():
+    found = list(lines([sys.executable, "-c", CHILD], ["first", "hangs", "second"], time.monotonic() + 3))
+    assert [line["item"] for line in found if "row" in line] == ["first"]
+    assert [line["item"] for line in found if "not_reached" in line] == ["hangs", "second"]
+
+
+def test_a_process_that_cannot_start_is_not_tried_for_every_item():
+    found = list(lines([sys.executable, "-c", "raise SystemExit(4)"], ["first", "second"], time.monotonic() + 600))
+    assert found == [{"item": "first", "ended": 4}]
+
+
+class Wrong(torch.nn.LSTM):
+    def forward(self, *args):
+        output, states = super().forward(*args)
+        return output * 1.1, states
+
+
+@needs_triton
+def test_rivals_are_checked_and_left_out_one_by_one(monkeypatch):
+    """Without a device: one that computes something else, and one that no graph can hold."""
+    bench = Bench(TINY[0], "ieee", "cpu", [])
+    for name, kind in (("wrong", Wrong), ("ungraphed", torch.nn.LSTM)):
+        bench.modules[name] = kind(4, 8)
+        bench.modules[name].load_state_dict(bench.modules["nn.LSTM"].state_dict())
+    bench.check()
+    assert list(bench.modules) == ["nn.LSTM", "fastlstm", "ungraphed"]
+    assert "AssertionError: wrong is " in bench.left_out["wrong"]
+
+    def graphed(run):
+        graphed.calls += 1
+        if graphed.calls % 3 == 0:
+            raise RuntimeError("it waits")
+        return run
+
+    graphed.calls, times = 0, gpu_layers.interleaved
+    monkeypatch.setattr(gpu_layers, "graphed", graphed)
+    monkeypatch.setattr(gpu_layers, "interleaved", lambda runs, rounds, device: times(runs, rounds, "cpu"))
+    bench.device = "cuda"
+    rows = list(bench.rows(1))
+    ways = [(row["mode"], row["way"], list(row["seconds"])) for row in rows]
+    usual = ["nn.LSTM", "fastlstm"]
+    assert ways[:2] == [("inference", "eager", [*usual, "ungraphed"]), ("inference", "graph", usual)]
+    assert [row["mode"] for row in rows[2:]] == ["training", "training"]
+    assert bench.left_out["ungraphed training from a graph"] == "RuntimeError: it waits"
+
+
+def test_rivals_that_are_not_installed_say_so(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    bench = Bench(TINY[0], "bf16", "cpu", ["torchrl"])
+    assert bench.left_out == {"torchrl": "the package torchrl is not installed"}
