@@ -40,7 +40,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [sys.executable, "-m", "benchmarks.gpu_layers"]
 STALL = 150.0  # seconds without a line after which a layer's process counts as hung: to compile the loop takes a minute
 FIRST = 150.0  # seconds for the row-LSTM
-TESTS, TRAINING, TRANSFORMS, SANITIZER = 110.0, 80.0, 60.0, 30.0  # seconds that a command may take
+TESTS, TRAINING, TRANSFORMS, SANITIZER = 100.0, 80.0, 50.0, 45.0  # seconds that a command may take
 SANITIZED = """
 import torch, fastlstm
 for H in (40, 200):  # resident, stepwise
@@ -73,9 +73,7 @@ def lines(
     """
     remaining = list(wanted)
     while remaining and time.monotonic() < deadline:
-        process = subprocess.Popen(
-            [*command, *remaining], stdout=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True
-        )
+        process = _start([*command, *remaining], stdout=subprocess.PIPE)
         assert process.stdout is not None
         at = None
         watch = _watch(process, deadline, stall)
@@ -104,12 +102,17 @@ def lines(
         yield {"item": item, "not_reached": True}
 
 
-def _watch(process: subprocess.Popen[str], deadline: float, stall: float) -> threading.Timer:
-    def kill() -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # with the compiler's helpers, which hold on to the pipe
+def _start(command: Sequence[str], **options: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen(command, cwd=ROOT, start_new_session=True, encoding="utf-8", errors="replace", **options)
 
-    watch = threading.Timer(max(0.0, min(stall, deadline - time.monotonic())), kill)
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # with its helpers, which would hold on to the pipe and the device
+
+
+def _watch(process: subprocess.Popen[str], deadline: float, stall: float) -> threading.Timer:
+    watch = threading.Timer(max(0.0, min(stall, deadline - time.monotonic())), _kill, [process])
     watch.daemon = True
     watch.start()
     return watch
@@ -121,11 +124,13 @@ def run(command: Sequence[str], limit: float) -> dict[str, Any]:
     print(f"{shown}: at most {limit:.0f} s", flush=True)
     status: int | None = None
     began = time.monotonic()
-    with tempfile.TemporaryFile("w+") as file:
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as file:
+        process = _start(command, stdout=file, stderr=subprocess.STDOUT)
         try:
-            status = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, timeout=limit).returncode
-        except (subprocess.TimeoutExpired, OSError) as problem:
-            file.write(f"\n{problem}")
+            status = process.wait(limit)
+        except subprocess.TimeoutExpired:
+            _kill(process)
+            process.wait()
         file.seek(0)
         output = file.read()[-8000:]
     seconds = time.monotonic() - began

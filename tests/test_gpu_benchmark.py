@@ -7,9 +7,10 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import torch
 
-from benchmarks import gpu_layers
+from benchmarks import gpu, gpu_layers
 from benchmarks.gpu import lines
 from benchmarks.gpu_layers import TINY, Bench
 from tests.transforms import needs_triton
@@ -77,6 +78,53 @@ def test_what_the_time_does_not_reach_is_named():
 def test_a_process_that_cannot_start_is_not_tried_for_every_item():
     found = list(lines([sys.executable, "-c", "raise SystemExit(4)"], ["first", "second"], time.monotonic() + 600))
     assert found == [{"item": "first", "ended": 4}]
+
+
+ROWS = """
+import json, os, sys
+for item in sys.argv[3:]:
+    number, precision, _ = item.split(":")
+    print(json.dumps({"item": item, "began": True}), flush=True)
+    if number == "3":
+        os.abort()
+    for mode in ("inference", "training"):
+        row = {"name": number, "precision": precision, "mode": mode, "way": "graph", "microseconds_a_step": 1.0}
+        print(json.dumps({"item": item, "row": {**row, "ratios": {"nn.LSTM": {"median": 1.0}}}}), flush=True)
+"""
+
+
+def test_a_command_is_stopped_at_its_limit():
+    code = "import time; print('begun', flush=True); time.sleep(600)"
+    found = gpu.run([sys.executable, "-c", code], 3.0)
+    assert found["status"] is None
+    assert found["output"] == "begun\n"
+    assert gpu.run([sys.executable, "-c", "raise SystemExit(2)"], 60.0)["status"] == 2
+
+
+def test_what_a_gpu_would_run_is_all_reported(tmp_path, monkeypatch):
+    """Where a shape takes its process down and a command fails."""
+    commands = []
+
+    def command(arguments, limit):
+        commands.append(arguments)
+        return {"command": " ".join(arguments[1:4]), "status": int("fastlstm.train" in arguments)}
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A card")
+    monkeypatch.setattr(gpu.shutil, "which", lambda name: "/bin/" + name)
+    monkeypatch.setattr(gpu, "run", command)
+    monkeypatch.setattr(gpu, "LAYERS", [sys.executable, "-c", ROWS])
+    with pytest.raises(SystemExit, match=r"failed: .*, -m fastlstm.train --device; what they said"):
+        gpu.main(["--out", str(tmp_path)])
+    written, picture = sorted(tmp_path.iterdir())
+    assert (written.suffix, picture.suffix) == (".json", ".png")
+    report = json.loads(written.read_text())
+    assert report["device"] == "A card"
+    assert {(row["name"], row["precision"]) for row in report["results"]} == {
+        (str(n), precision) for n in (0, 1, 2, 4, 5, 6, 7) for precision in gpu_layers.PRECISIONS
+    }
+    assert sum("pytest" in arguments for arguments in commands) == 2
+    assert sum("compute-sanitizer" in arguments[0] for arguments in commands) == 2
 
 
 class Wrong(torch.nn.LSTM):
