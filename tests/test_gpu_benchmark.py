@@ -133,10 +133,16 @@ class Wrong(torch.nn.LSTM):
         return output * 1.1, states
 
 
+@pytest.fixture
+def torch_flags_stay(monkeypatch):
+    """In a process of its own the benchmark sets them; torch's testing tools, which other tests import, forbid it."""
+    monkeypatch.setattr(gpu_layers, "set_precision", lambda name: gpu_layers.PRECISIONS[name][0])
+
+
 @needs_triton
-def test_rivals_are_checked_and_left_out_one_by_one(monkeypatch):
+def test_rivals_are_checked_and_left_out_one_by_one(monkeypatch, torch_flags_stay):
     """Without a device: one that computes something else, and one that no graph can hold."""
-    bench = Bench(TINY[0], "ieee", "cpu", [])
+    bench = Bench(TINY[0], "tf32", "cpu", [])  # torch's default
     for name, kind in (("wrong", Wrong), ("ungraphed", torch.nn.LSTM)):
         bench.modules[name] = kind(4, 8)
         bench.modules[name].load_state_dict(bench.modules["nn.LSTM"].state_dict())
@@ -162,7 +168,7 @@ def test_rivals_are_checked_and_left_out_one_by_one(monkeypatch):
     assert bench.left_out["ungraphed training from a graph"] == "RuntimeError: it waits"
 
 
-def test_rivals_that_are_not_installed_say_so(monkeypatch):
+def test_rivals_that_are_not_installed_say_so(monkeypatch, torch_flags_stay):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     bench = Bench(TINY[0], "bf16", "cpu", ["torchrl"])
     assert bench.left_out == {"torchrl": "the package torchrl is not installed"}
