@@ -47,7 +47,7 @@ def failure() -> str | None:
             importlib.import_module("fastlstm.backends.numba.tasks")
         except Exception as error:  # whatever a broken installation, or a numba newer than this backend, raises
             _failure = f"the numba backend cannot use the numba that is installed: {type(error).__name__}: {error}"
-    _tried = True
+        _tried = True
     return _failure
 
 
