@@ -1,191 +1,200 @@
-"""Everything a GPU has to decide, in under eight minutes: checks, times against cuDNN, training; one JSON, one chart.
+"""Everything a GPU has to decide, in under eight minutes: checks, times against cuDNN and others, training.
 
-    python -m benchmarks.gpu [--minutes 5] [--out benchmarks/results] [--dry-run]
+    python -m benchmarks.gpu [--minutes 7.5] [--out benchmarks/results] [--dry-run]
 
 Times are medians of CUDA events, the L2 cache flushed before each call, eager and replayed from a CUDA graph, rounds of
-all contenders interleaved. `--dry-run`, with TRITON_INTERPRET=1 in the environment, takes tiny layers on the CPU and no
-training: it shows that the script runs.
+all contenders interleaved: torch.nn.LSTM, fastlstm, and where they are installed TorchRL's and FlashRNN's Triton
+kernels. The JSON file is written anew after every result, and every part runs in a process of its own: one that fails,
+hangs or takes the device down loses its own result and no other. A chart follows at the end. `--dry-run`, with
+TRITON_INTERPRET=1 in the environment, takes tiny layers on the CPU and nothing else: it shows that the script runs.
 """
 
 import argparse
+import contextlib
 import datetime
+import importlib.util
 import json
-import statistics
+import os
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from torch import Tensor, nn
 
-import fastlstm
 from benchmarks import machine
-from benchmarks.contest import inference, training
+from benchmarks.gpu_layers import MODES, PRECISIONS, SHAPES, TINY
 from benchmarks.report import replaced
 from benchmarks.shapes import Shape
 from fastlstm.backends.triton import INTERPRET
 
 ROOT = Path(__file__).parents[1]
-SHAPES = (  # in the order of their weight: time may run out
-    Shape(28, 128, 28, 128),  # the row-LSTM
-    Shape(1024, 16, 768, 768),
-    Shape(512, 64, 128, 128),
-    Shape(128, 128, 512, 512),  # cuDNN's best case: fp16, I and H multiples of 128
-    Shape(512, 64, 64, 64),
-    Shape(512, 64, 256, 256),
-    Shape(512, 64, 512, 512),
-    Shape(512, 64, 1024, 1024),
-)
-TINY = (Shape(3, 2, 4, 8), Shape(2, 2, 4, 40))
-# name of a precision: dtype, torch's setting for cuDNN's LSTM, largest error allowed of the largest value
-PRECISIONS = {
-    "tf32": (torch.float32, "tf32", 3e-3),
-    "ieee": (torch.float32, "ieee", 2e-5),
-    "bf16": (torch.bfloat16, "ieee", 8e-2),
-    "fp16": (torch.float16, "ieee", 1e-2),
-}
-MODES = ("inference", "training")
+LAYERS = [sys.executable, "-m", "benchmarks.gpu_layers"]
+STALL = 150.0  # seconds without a line after which a layer's process counts as hung: to compile the loop takes a minute
+FIRST = 150.0  # seconds for the row-LSTM
+TESTS, TRAINING, TRANSFORMS, SANITIZER = 100.0, 80.0, 50.0, 45.0  # seconds that a command may take
+SANITIZED = """
+import torch, fastlstm
+for H in (40, 200):  # resident, stepwise
+    lstm = fastlstm.LSTM(28, H, backend="triton", device="cuda", dtype=torch.bfloat16)
+    lstm(torch.randn(3, 9, 28, device="cuda", dtype=torch.bfloat16))[0].sum().backward()
+torch.cuda.synchronize()
+"""
 
 
-def step_loop(module: nn.LSTM) -> Callable[[Tensor], tuple[Tensor, Any]]:
-    """The layer as a loop of torch operations, compiled: what somebody without a kernel would write."""
-    w_ih, w_hh, b_ih, b_hh = module.all_weights[0]
+def items(dry_run: bool) -> tuple[list[str], list[str]]:
+    """The row-LSTM's, which come before all else, and the others in the order of their weight: time may run out.
 
-    def forward(x: Tensor) -> tuple[Tensor, Any]:
-        preact = x @ w_ih.T + (b_ih + b_hh)
-        h = c = x.new_zeros(x.shape[1], w_hh.shape[1])
-        outputs = []
-        for t in range(x.shape[0]):
-            i, f, g, o = (preact[t] + h @ w_hh.T).chunk(4, 1)
-            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-            h = o.sigmoid() * c.tanh()
-            outputs.append(h)
-        return torch.stack(outputs), (h, c)
-
-    return torch.compile(forward)
-
-
-class Loop(nn.Module):
-    """A compiled loop over the parameters of an nn.LSTM, with a module's face."""
-
-    def __init__(self, lstm: nn.LSTM) -> None:
-        super().__init__()
-        self.lstm, self.run = lstm, step_loop(lstm)
-
-    def forward(self, x: Tensor) -> Any:
-        return self.run(x)
-
-
-def contenders(shape: Shape, dtype: torch.dtype, device: str, loop: bool) -> dict[str, nn.Module]:
-    torch.manual_seed(0)
-    theirs = nn.LSTM(shape.I, shape.H)
-    found: dict[str, nn.Module] = {"nn.LSTM": theirs}
-    ours = fastlstm.LSTM(shape.I, shape.H, backend="triton")
-    ours.load_state_dict(theirs.state_dict())
-    found["fastlstm"] = ours
-    if loop:
-        copy = nn.LSTM(shape.I, shape.H)
-        copy.load_state_dict(theirs.state_dict())
-        found["torch.compile"] = Loop(copy)
-    return {name: module.to(device, dtype) for name, module in found.items()}
-
-
-def check(modules: Mapping[str, nn.Module], x: Tensor, doutput: Tensor, limit: float) -> dict[str, float]:
-    """Largest error of output and gradients against float64, of the largest value.
-
-    Ours may be three times nn.LSTM's own, or `limit`; beyond that this raises.
+    Rivals come in items of their own: TorchRL tries many tiles at its first call, and the loop compiles for a minute.
     """
-    exact = nn.LSTM(modules["nn.LSTM"].input_size, modules["nn.LSTM"].hidden_size).double().to(x.device)
-    exact.load_state_dict(modules["nn.LSTM"].state_dict())
-
-    def results(module: nn.Module, x: Tensor, doutput: Tensor) -> list[Tensor]:
-        output = module(x)[0]
-        gradients = torch.autograd.grad(output, list(module.parameters()), doutput)
-        return [a.detach().double() for a in (output, *gradients)]
-
-    want = results(exact, x.double(), doutput.double())
-    errors = {}
-    for name, module in modules.items():
-        got = results(module, x, doutput)
-        errors[name] = max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(got, want, strict=True))
-    limit = max(limit, 3 * errors["nn.LSTM"])
-    if not errors["fastlstm"] <= limit:  # NaN is an error too
-        raise AssertionError(f"fastlstm is {errors['fastlstm']:.1e} from float64, allowed {limit:.0e}")
-    return errors
+    if dry_run:
+        return [], [f"{n}:{precision}:" for n in range(len(TINY)) for precision in ("ieee", "tf32")]
+    first, *others = range(len(SHAPES))
+    small = SHAPES.index(Shape(512, 64, 64, 64))
+    with_rivals = [f"{first}:{precision}:torchrl" for precision in ("bf16", "tf32")]
+    with_rivals += [f"{small}:{precision}:torchrl,flashrnn" for precision in ("bf16", "tf32")]
+    usual, rest = ([f"{n}:{p}:" for n in others for p in those] for those in (("bf16", "tf32"), ("fp16", "ieee")))
+    return [f"{first}:{p}:" for p in PRECISIONS], [*usual, *with_rivals, f"{first}:tf32:torch.compile", *rest]
 
 
-def graphed(run: Callable[[], object]) -> Callable[[], object]:
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    return graph.replay
+def lines(
+    command: Sequence[str], wanted: Sequence[str], deadline: float, stall: float = STALL
+) -> Iterator[dict[str, Any]]:
+    """What a child says of the items, and which it did not live to say anything of. Where one dies or stalls, another
+    goes on after the item it was at; at the deadline, a moment of time.monotonic, the rest are not reached.
+    """
+    remaining = list(wanted)
+    while remaining and time.monotonic() < deadline:
+        process = _start([*command, *remaining], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        at = None
+        watch = _watch(process, deadline, stall)
+        for text in process.stdout:
+            watch.cancel()
+            watch = _watch(process, deadline, stall)
+            try:
+                line = json.loads(text)
+                at = line["item"]
+            except (ValueError, TypeError, KeyError):
+                print(text, end="", flush=True)  # a library's own chatter
+                continue
+            yield line
+        status = process.wait()
+        watch.cancel()
+        if status == 0:
+            return
+        if at is not None:
+            remaining = remaining[remaining.index(at) :]
+        if time.monotonic() < deadline:
+            yield {"item": remaining[0], "ended": status}
+            if at is None:  # nor would another come further
+                return
+            del remaining[0]
+    for item in remaining:
+        yield {"item": item, "not_reached": True}
 
 
-def medians(runs: Mapping[str, Callable[[], object]], rounds: int, device: str) -> dict[str, float]:
-    """Seconds a call, in interleaved rounds."""
-    flush = torch.empty(256 * 2**20 if device == "cuda" else 1, dtype=torch.int8, device=device)
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for n in range(rounds + 3):  # three to warm up
-        for name, run in runs.items():
-            flush.zero_()
-            if device == "cuda":
-                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                start.record()
-                run()
-                end.record()
-                end.synchronize()
-                seconds = start.elapsed_time(end) / 1e3
-            else:
-                before = time.perf_counter()
-                run()
-                seconds = time.perf_counter() - before
-            if n >= 3:
-                times[name].append(seconds)
-    return {name: statistics.median(values) for name, values in times.items()}
+def _start(command: Sequence[str], **options: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen(command, cwd=ROOT, start_new_session=True, encoding="utf-8", errors="replace", **options)
 
 
-def measure(shape: Shape, name: str, device: str, rounds: int, loop: bool) -> Iterator[dict[str, Any]]:
-    dtype, setting, limit = PRECISIONS[name]
-    rnn: Any = torch.backends.cudnn.rnn
-    rnn.fp32_precision = setting
-    torch.backends.cuda.matmul.fp32_precision = setting
-    modules = contenders(shape, dtype, device, loop)
-    torch.manual_seed(1)
-    x = torch.randn(shape.T, shape.B, shape.I).to(device, dtype)
-    doutput = torch.randn(shape.T, shape.B, shape.H).to(device, dtype)
-    errors = check(modules, x, doutput, limit)
-    for mode in MODES:
-        runs = {
-            key: inference(module, x) if mode == "inference" else training(module, x, doutput)
-            for key, module in modules.items()
-        }
-        ways = {"eager": runs}
-        if device == "cuda":
-            ways["graph"] = {key: graphed(run) for key, run in runs.items()}
-        for way, these in ways.items():
-            seconds = medians(these, rounds, device)
-            yield {
-                "name": str(shape), "shape": asdict(shape), "precision": name, "mode": mode, "way": way,
-                "seconds": seconds, "errors": errors, "microseconds_a_step": 1e6 * seconds["fastlstm"] / shape.T,
-                "ratio": seconds["nn.LSTM"] / seconds["fastlstm"],
-            }  # fmt: skip
+def _kill(process: subprocess.Popen[str]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # with its helpers, which would hold on to the pipe and the device
 
 
-def command(*arguments: str) -> dict[str, Any]:
-    done = subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True, cwd=ROOT)
-    return {"command": " ".join(arguments), "status": done.returncode, "output": (done.stdout + done.stderr)[-4000:]}
+def _watch(process: subprocess.Popen[str], deadline: float, stall: float) -> threading.Timer:
+    watch = threading.Timer(max(0.0, min(stall, deadline - time.monotonic())), _kill, [process])
+    watch.daemon = True
+    watch.start()
+    return watch
+
+
+def run(command: Sequence[str], limit: float) -> dict[str, Any]:
+    """A command's status, None where it was stopped at its limit in seconds, and the end of its output."""
+    shown = " ".join(command).replace(sys.executable, "python").replace(SANITIZED, "...")
+    print(f"{shown}: at most {limit:.0f} s", flush=True)
+    status: int | None = None
+    began = time.monotonic()
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as file:
+        process = _start(command, stdout=file, stderr=subprocess.STDOUT)
+        try:
+            status = process.wait(limit)
+        except subprocess.TimeoutExpired:
+            _kill(process)
+            process.wait()
+        file.seek(0)
+        output = file.read()[-8000:]
+    seconds = time.monotonic() - began
+    print(f"  status {status} after {seconds:.0f} s: {(output.strip().splitlines() or [''])[-1]}", flush=True)
+    return {"command": shown, "status": status, "seconds": seconds, "output": output}
+
+
+def show(line: dict[str, Any]) -> None:
+    if row := line.get("row"):
+        ratios = ", ".join(f"{name} {ratio['median']:.2f}" for name, ratio in row["ratios"].items())
+        print(
+            f"{row['name']:24} {row['precision']:5} {row['mode']:10} {row['way']:6}"
+            f" {row['microseconds_a_step']:9.2f} us a step; times as long: {ratios}", flush=True,
+        )  # fmt: skip
+    for name, reason in line.get("left_out", {}).items():
+        print(f"{line['item']}: without {name}: {reason.splitlines()[0]}", flush=True)
+    if "failed" in line:
+        print(f"{line['item']} failed: {line['failed'].strip().splitlines()[-1]}", flush=True)
+    if "ended" in line:
+        print(f"{line['item']} ended its process with status {line['ended']}", flush=True)
+    if "not_reached" in line:
+        print(f"{line['item']} was not reached", flush=True)
+
+
+class Report:
+    """What has been found so far, and its file, written after each addition."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        device = "none (dry run)" if options.dry_run else torch.cuda.get_device_name()
+        date = datetime.date.today().isoformat()
+        name = "gpu-dry-run" if options.dry_run else f"{machine.slug(device)}-{date}"
+        self.path = options.out / f"{name}.json"
+        versions = {name: machine.version(name) for name in ("fastlstm", "torch", "triton", "torchrl", "flashrnn")}
+        self.found: dict[str, Any] = {
+            "device": device, "date": date, "versions": versions, "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(), "rounds": options.rounds,
+            "results": [], "left_out": {}, "failures": [], "not_reached": [], "commands": [],
+        }  # fmt: skip
+        options.out.mkdir(parents=True, exist_ok=True)
+
+    def take(self, line: dict[str, Any]) -> None:
+        show(line)
+        if "row" in line:
+            self.found["results"].append(line["row"])
+        self.found["left_out"].update({f"{line['item']} {k}": v for k, v in line.get("left_out", {}).items()})
+        if "failed" in line or "ended" in line:
+            self.found["failures"].append(line)
+        if "not_reached" in line:
+            self.found["not_reached"].append(line["item"])
+        if "began" not in line:
+            self.write()
+
+    def command(self, arguments: Sequence[str], limit: float) -> None:
+        self.found["commands"].append(run(arguments, limit))
+        self.write()
+
+    def write(self) -> None:
+        text = json.dumps(self.found, indent=1) + "\n"
+        replaced(self.path, lambda path: path.write_text(text))
+
+    @property
+    def failed(self) -> list[str]:
+        commands = (entry["command"] for entry in self.found["commands"] if entry["status"] != 0)
+        return [*dict.fromkeys(line["item"] for line in self.found["failures"]), *commands]
 
 
 def chart(report: dict[str, Any]) -> Figure:
@@ -203,7 +212,7 @@ def chart(report: dict[str, Any]) -> Figure:
 
 def draw(axes: Axes, rows: list[dict[str, Any]]) -> None:
     labels = [f"{row['name']} {row['precision']}" for row in rows]
-    axes.barh(range(len(rows)), [row["ratio"] for row in rows])
+    axes.barh(range(len(rows)), [row["ratios"]["nn.LSTM"]["median"] for row in rows])
     axes.set_yticks(range(len(rows)), labels, fontsize=7)
     axes.invert_yaxis()
     axes.axvline(1, color="black", linewidth=1)
@@ -211,8 +220,8 @@ def draw(axes: Axes, rows: list[dict[str, Any]]) -> None:
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=5.0, help="after which no new shape is begun (5)")
-    parser.add_argument("--rounds", type=int, default=31, help="of each measurement (31)")
+    parser.add_argument("--minutes", type=float, default=7.5, help="after which what is left is dropped (7.5)")
+    parser.add_argument("--rounds", type=int, default=31, help="of each measurement, at most (31)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder of the two files")
     parser.add_argument("--dry-run", action="store_true", help="tiny layers on the CPU, in Triton's interpreter")
     options = parser.parse_args(argv)
@@ -227,39 +236,30 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     options = arguments(argv)
-    began, device = time.monotonic(), "cpu" if options.dry_run else "cuda"
-    report: dict[str, Any] = {
-        "device": "none (dry run)" if options.dry_run else torch.cuda.get_device_name(),
-        "date": datetime.date.today().isoformat(),
-        "versions": {name: machine.version(name) for name in ("fastlstm", "torch", "triton")},
-        "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
-        "rounds": options.rounds,
-        "results": [],
-        "commands": [],
-    }  # fmt: skip
-    if not options.dry_run:
-        report["commands"].append(command("pytest", "-q", "tests/test_triton.py"))
-    for n, shape in enumerate(TINY if options.dry_run else SHAPES):
-        for name in ("ieee", "tf32") if options.dry_run else PRECISIONS:
-            if (time.monotonic() - began) / 60 < options.minutes:
-                loop = n == 0 and not options.dry_run  # of the row-LSTM alone: to compile it takes a minute
-                for row in measure(shape, name, device, options.rounds, loop):
-                    report["results"].append(row)
-                    took = row["microseconds_a_step"]
-                    print(f"{row['name']:24} {name:5} {row['mode']:10} {row['way']:6} {took:9.2f} us a step,"
-                          f" {row['ratio']:6.2f} times nn.LSTM", flush=True)  # fmt: skip
-    if not options.dry_run:
-        out = str(options.out / "gpu-row-lstm")
-        report["commands"].append(command("fastlstm.train", "--device", "cuda", "--compare", "--out", out))
-    options.out.mkdir(parents=True, exist_ok=True)
-    name = "gpu-dry-run" if options.dry_run else f"{machine.slug(report['device'])}-{report['date']}"
-    text = json.dumps(report, indent=1) + "\n"
-    print(replaced(options.out / f"{name}.json", lambda path: path.write_text(text)))
-    print(replaced(options.out / f"{name}.png", lambda path: chart(report).savefig(path, dpi=150)))
-    failed = [entry["command"] for entry in report["commands"] if entry["status"]]
-    if failed:
-        sys.exit(f"failed: {', '.join(failed)}; their output is in the JSON file")
+    deadline, report = time.monotonic() + 60 * options.minutes, Report(options)
+    first, others = items(options.dry_run)
+    layers = [*LAYERS, "--rounds", str(options.rounds), *["--dry-run"] * options.dry_run]
+    for line in lines(layers, first, min(deadline, time.monotonic() + FIRST)):
+        report.take(line)
+    python, here = sys.executable, not options.dry_run
+    spread = ["-n", "8"] if importlib.util.find_spec("xdist") else []  # most of it is compilation
+    pytest = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *spread]
+    if here:
+        report.command([*pytest, "tests/test_triton.py"], TESTS)
+        report.command([python, "-m", "fastlstm.train", "--device", "cuda", "--compare"], TRAINING)
+    sanitizer = shutil.which("compute-sanitizer") if here else None
+    for line in lines(layers, others, deadline - here * TRANSFORMS - bool(sanitizer) * 2 * SANITIZER):
+        report.take(line)
+    if here:
+        names = ("transforms", "second_order", "ensembles", "determinism", "masks")
+        report.command([*pytest, "-k", "triton", *(f"tests/test_{name}.py" for name in names)], TRANSFORMS)
+    for tool in ("memcheck", "racecheck") if sanitizer else ():
+        report.command([str(sanitizer), "--tool", tool, "--error-exitcode", "1", python, "-c", SANITIZED], SANITIZER)
+    report.write()
+    print(report.path)
+    print(replaced(report.path.with_suffix(".png"), lambda path: chart(report.found).savefig(path, dpi=150)))
+    if report.failed:
+        sys.exit(f"failed: {', '.join(report.failed)}; what they said is in the JSON file")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,16 @@
 """Which backend runs, and why: a ladder that a person can read.
 
-`auto` takes numba for CPU tensors, or native where numba is not installed, and triton for CUDA tensors; float64, a
-GPU older than compute capability 8.0, ROCm, and an installation without the package triton go to aten, as all other
-devices do. What aten lacks (a step mask, all cell states) goes to reference. `triton` follows torch's setting for the
-products of float32, `triton-ieee` and `triton-tf32` name their precision.
+`auto` takes numba for CPU tensors, or native where numba is not installed or, with a warning, cannot be imported, and
+reference where there is neither; for CUDA tensors triton. float64, a GPU older than compute capability 8.0, ROCm, and
+an installation without the package triton go to aten, as all other devices do. What aten lacks (a step mask, all cell
+states) goes to reference. `triton` follows torch's setting for the products of float32, `triton-ieee` and `triton-tf32`
+name their precision.
 A backend asked for by name runs or raises its reason: nothing is handed over silently, except that derivatives beyond
 the first, and forward mode, are partly or wholly plain PyTorch whatever the backend.
 """
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -71,6 +73,19 @@ def packing(name: str | None, device: torch.device, dtype: torch.dtype) -> Any:
     return numba if name in ("auto", "numba") and numba.supports(device, dtype) is None else None
 
 
+_warned = False
+
+
+def _warn(failure: str, taken: str) -> None:
+    global _warned
+    if not _warned:  # whatever the filters say: a layer runs thousands of times
+        _warned = True
+        warnings.warn(f"{failure}; auto takes {taken} instead", RuntimeWarning, stacklevel=2)
+
+
+_warn._dynamo_marked_constant = True  # type: ignore[attr-defined]  # dynamo calls it, and traces nothing
+
+
 def choose(
     name: str | None, device: torch.device, dtype: torch.dtype, *, projected: bool, masked: bool, cells: bool
 ) -> str:
@@ -86,7 +101,10 @@ def choose(
             return "reference" if masked or cells else "aten"
         if device.type in ("cpu", "meta"):
             able = (fused for fused in ("numba", "native") if module(fused).supports(device, dtype) is None)
-            return next(able, "reference")
+            taken = next(able, "reference")
+            if taken != "numba" and (failure := numba.failure()) is not None:
+                _warn(failure, taken)
+            return taken
         if device.type == "cuda" and triton.supports(device, dtype) is None:
             return "triton"
         return "reference" if masked or cells else "aten"

@@ -2,7 +2,17 @@
 
 import os
 
+import pytest
 import torch
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture
+def backend(request):
+    """The name of a backend, parametrized indirectly; new tensors lie on the device that it takes."""
+    on_gpu = request.param.startswith("triton") and torch.cuda.is_available()
+    torch.set_default_device("cuda" if on_gpu else None)
+    yield request.param
+    torch.set_default_device(None)

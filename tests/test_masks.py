@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fastlstm
 from tests.modules import assert_close, assert_same_gradients, both_backends, pair, randn
+from tests.transforms import assert_near, dtype_of, needs_triton
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 
@@ -55,6 +56,30 @@ def test_reset_equals_pieces(backend, T, B, layers, batch_first, rate, seed):
     else:
         got, got_states = ours(x, (h_0, c_0), reset=reset)
     assert_same_gradients(ours, theirs, [got, *got_states], [expected, *states], [x, h_0, c_0])
+
+
+@needs_triton
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("backend", ["triton-ieee"], indirect=True)
+def test_masks_of_a_module_in_float32(backend, bidirectional):
+    """Layers of one or two directions with `lengths`, of one with `reset` too, against the reference in float64."""
+    theirs = fastlstm.LSTM(3, 5, 2, bidirectional=bidirectional, backend="reference").double()
+    ours = fastlstm.LSTM(3, 5, 2, bidirectional=bidirectional, dtype=dtype_of(backend), backend=backend)
+    ours.load_state_dict(theirs.state_dict())
+    directions = 2 if bidirectional else 1
+    x, h_0, c_0 = torch.randn(6, 9, 3), torch.randn(2 * directions, 9, 5), torch.randn(2 * directions, 9, 5)
+    output = torch.randn(6, 9, 5 * directions)
+    masks = {"lengths": torch.tensor([6, 0, 1, 5, 3, 6, 2, 4, 6])}
+    if not bidirectional:
+        masks["reset"] = torch.rand(6, 9) < 0.3
+    results = []
+    for module in (ours, theirs):
+        inputs = [a.to(module.weight_ih_l0.dtype).requires_grad_() for a in (x, h_0, c_0)]
+        got, states = module(inputs[0], tuple(inputs[1:]), **masks)
+        gradients = torch.autograd.grad(got, [*inputs, *module.parameters()], output.to(got.dtype))
+        results.append([got, *states, *gradients])
+    assert_near(*results)
+    assert not results[0][0][1:, 2].any()
 
 
 def test_reset_with_projection():

@@ -8,9 +8,9 @@ from torch.utils.checkpoint import checkpoint
 
 import fastlstm
 from fastlstm import ops
+from fastlstm.backends.triton import INTERPRET
 from tests.layers import Layer
-
-backends = pytest.mark.parametrize("backend", ["numba", "reference"])
+from tests.transforms import backends, dtype_of, needs_triton
 
 
 @pytest.mark.parametrize(
@@ -21,11 +21,14 @@ backends = pytest.mark.parametrize("backend", ["numba", "reference"])
         ("numba", True, False, False, True),
         ("numba", True, True, True, False),
         ("reference", False, False, True, False),
+        pytest.param("triton-ieee", False, True, True, True, marks=needs_triton),
+        pytest.param("triton-ieee", True, False, False, False, marks=needs_triton),
     ],
+    indirect=["backend"],
 )
 def test_opcheck(backend, stacked, reverse, masked, requires_grad):
     layer = Layer(3, 4, 5, 6, reverse=reverse, masked=masked)
-    x, h_0, c_0, w_ih, w_hh, b_ih, _ = layer.to(torch.double, requires_grad=False)
+    x, h_0, c_0, w_ih, w_hh, b_ih, _ = layer.to(dtype_of(backend), requires_grad=False)
     weights = [torch.stack([a, a / 2]) if stacked else a for a in (w_ih, w_hh, b_ih)]
     tensors = [a.requires_grad_(requires_grad) for a in (x, *weights, h_0, c_0)]
     args = (*tensors, layer.mask, reverse)
@@ -33,7 +36,7 @@ def test_opcheck(backend, stacked, reverse, masked, requires_grad):
     with torch.no_grad():
         torch.library.opcheck(ops.forward_op, (*args, False, backend))
         h, _, _, c, gates = ops.forward_op(*args, True, backend)
-    dh, dh_n, dc_n, _ = layer.gradients
+    dh, dh_n, dc_n, _ = (g.to(x.dtype) for g in layer.gradients)
     inputs = (dh, dh_n, dc_n, None, *args[:7], h, c, gates, reverse)
     torch.library.opcheck(ops.backward_op, (*inputs, [True, True, False, True, True, False], backend))
 
@@ -41,19 +44,28 @@ def test_opcheck(backend, stacked, reverse, masked, requires_grad):
 @backends
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_checkpointed_layers(backend, use_reentrant):
-    lstm = fastlstm.LSTM(5, 6, num_layers=2, dtype=torch.double, backend=backend)
-    x = torch.randn(4, 3, 5, dtype=torch.double, requires_grad=True)
+    lstm = fastlstm.LSTM(5, 6, num_layers=2, dtype=dtype_of(backend), backend=backend)
+    x = torch.randn(4, 3, 5, dtype=dtype_of(backend), requires_grad=True)
     checkpoint(lstm, x, use_reentrant=use_reentrant)[0].pow(2).sum().backward()
     got = [x.grad, *(p.grad for p in lstm.parameters())]
     want = torch.autograd.grad(lstm(x)[0].pow(2).sum(), [x, *lstm.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(got, want))
 
 
+def to_numpy(a):
+    return a.device, a.cpu().numpy()
+
+
+def from_numpy(saved):
+    device, array = saved
+    return torch.from_numpy(array).to(device)
+
+
 @backends
-@pytest.mark.parametrize("hooks", [save_on_cpu, lambda: saved_tensors_hooks(lambda t: t.numpy(), torch.from_numpy)])
+@pytest.mark.parametrize("hooks", [save_on_cpu, lambda: saved_tensors_hooks(to_numpy, from_numpy)])
 def test_saved_tensors_may_be_moved(backend, hooks):
-    lstm = fastlstm.LSTM(5, 6, num_layers=2, dtype=torch.double, backend=backend)
-    x = torch.randn(4, 3, 5, dtype=torch.double)
+    lstm = fastlstm.LSTM(5, 6, num_layers=2, dtype=dtype_of(backend), backend=backend)
+    x = torch.randn(4, 3, 5, dtype=dtype_of(backend))
     with hooks():
         output = lstm(x)[0]
     got = torch.autograd.grad(output.sum(), list(lstm.parameters()))
@@ -63,10 +75,11 @@ def test_saved_tensors_may_be_moved(backend, hooks):
 
 @backends
 def test_functional_call_differentiates_by_what_is_given(backend):
-    lstm, x = fastlstm.LSTM(5, 6, dtype=torch.double, backend=backend), torch.randn(4, 3, 5, dtype=torch.double)
+    dtype = dtype_of(backend)
+    lstm, x = fastlstm.LSTM(5, 6, dtype=dtype, backend=backend), torch.randn(4, 3, 5, dtype=dtype)
     given = {k: (v.detach() * 2).requires_grad_() for k, v in lstm.named_parameters()}
     got = torch.autograd.grad(functional_call(lstm, given, (x,))[0].sum(), list(given.values()))
-    twin = fastlstm.LSTM(5, 6, dtype=torch.double, backend=backend)
+    twin = fastlstm.LSTM(5, 6, dtype=dtype, backend=backend)
     twin.load_state_dict(given)
     assert all(torch.equal(a, b) for a, b in zip(got, torch.autograd.grad(twin(x)[0].sum(), list(twin.parameters()))))
     assert all(p.grad is None for p in lstm.parameters())
@@ -77,11 +90,14 @@ def test_functional_call_differentiates_by_what_is_given(backend):
 @pytest.mark.parametrize("given", [torch.float32, None])
 def test_autocast_training(backend, dtype, given):
     """Whatever the dtype of input and state, as under autocast every matrix product of torch takes it."""
+    if backend == "triton-ieee" and dtype == torch.bfloat16 and INTERPRET:
+        pytest.skip("Triton's interpreter multiplies the bits of bf16 as integers")
     lstm, x = fastlstm.LSTM(6, 7, backend=backend), torch.randn(5, 3, 6).to(given or dtype)
     state = torch.zeros(1, 3, 7, dtype=dtype), torch.zeros(1, 3, 7)
-    optimizer, scaler = torch.optim.SGD(lstm.parameters(), lr=0.1), torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    device = x.device.type
+    optimizer, scaler = torch.optim.SGD(lstm.parameters(), lr=0.1), torch.amp.GradScaler(device, init_scale=2.0**10)
     before = [p.detach().clone() for p in lstm.parameters()]
-    with torch.autocast("cpu", dtype):
+    with torch.autocast(device, dtype):
         output, (h_n, c_n) = lstm(x, state)
         loss = output.float().pow(2).mean()
     assert output.dtype == h_n.dtype == c_n.dtype == dtype
@@ -90,23 +106,26 @@ def test_autocast_training(backend, dtype, given):
     rounded.load_state_dict({k: v.to(dtype).float() for k, v in lstm.state_dict().items()})
     want = rounded(x.to(dtype).float())[0].pow(2).mean()
     wanted = torch.autograd.grad(want, list(rounded.parameters()))
-    epsilon = torch.finfo(dtype).eps
+    # the output, its gradient and the parameter's gradient are each rounded once; by kernels of 16 bits also the states
+    # and gates of each step
+    bound = (8 if backend == "triton-ieee" else 4) * torch.finfo(dtype).eps
     for p, gradient in zip(lstm.parameters(), wanted):
         assert p.grad.dtype == torch.float32
-        # the output, its gradient and the parameter's gradient are each rounded once
-        atol = 4 * epsilon * gradient.abs().max().item()
-        torch.testing.assert_close(p.grad / 2.0**10, gradient, rtol=4 * epsilon, atol=atol)
+        atol = bound * gradient.abs().max().item()
+        torch.testing.assert_close(p.grad / 2.0**10, gradient, rtol=bound, atol=atol)
     scaler.step(optimizer)
     scaler.update()
     for p, old, gradient in zip(lstm.parameters(), before, wanted):
-        torch.testing.assert_close(p, old - 0.1 * gradient, rtol=0, atol=0.4 * epsilon * gradient.abs().max().item())
+        torch.testing.assert_close(p, old - 0.1 * gradient, rtol=0, atol=0.1 * bound * gradient.abs().max().item())
 
 
-def test_a_scaler_skips_a_step_that_overflows():
-    lstm, x = fastlstm.LSTM(6, 7), torch.randn(5, 3, 6)
-    optimizer, scaler = torch.optim.SGD(lstm.parameters(), lr=0.1), torch.amp.GradScaler("cpu", init_scale=2.0**100)
+@backends
+def test_a_scaler_skips_a_step_that_overflows(backend):
+    lstm, x = fastlstm.LSTM(6, 7, backend=backend), torch.randn(5, 3, 6)
+    device = x.device.type
+    optimizer, scaler = torch.optim.SGD(lstm.parameters(), lr=0.1), torch.amp.GradScaler(device, init_scale=2.0**100)
     before = [p.detach().clone() for p in lstm.parameters()]
-    with torch.autocast("cpu", torch.float16):
+    with torch.autocast(device, torch.float16):
         loss = lstm(x)[0].float().sum() * 2.0**30
     scaler.scale(loss).backward()
     scaler.step(optimizer)

@@ -8,6 +8,7 @@ After a change that is meant, write the budgets anew, for each chip:
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib import metadata
@@ -19,6 +20,8 @@ from fastlstm.backends.triton import tiles
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is made for Linux on x86-64", allow_module_level=True)
+
+from tests.triton_resources import DTYPES, Case, cases
 
 ROOT = Path(__file__).parents[1]
 BUDGETS = ROOT / "tests" / "triton_budgets"
@@ -58,8 +61,34 @@ def check(chip, rows):
         budget = recorded(chip)
         for row in rows:
             assert row["instructions"] <= 1.05 * budget[row["case"]]["instructions"], row
+            assert row["barriers"] <= budget[row["case"]]["barriers"], row
+            check_ptx(chip, row)
             if chip == "sm_90" and (row["kernel"] == "resident" or row["case"].startswith("forward")):
                 assert row["wgmma"] == row["mma"], row  # 3.6 takes mma.sync at 8 batch rows
+
+
+def check_ptx(chip, row):
+    """What a thread and a warp are meant to do, and nothing twice, in the whole kernel's PTX."""
+    case = next(case for case in cases() if str(case) == row["case"])
+    precision, ptx, warps = DTYPES[case.kind], row["ptx"], row["warps"]
+    tile = tiles.choose(case.H, precision, CHIPS[chip])
+    resident = isinstance(tile, tiles.Resident)
+    cells = (tile.P if resident else tile.units) * tile.block_b // (32 * warps)  # of a thread
+    # forward four gates and tanh of the cell state, which may be had again where h lies otherwise; backward that tanh
+    least, most = (5 * cells, 6 * cells) if case.direction == "forward" else (cells, cells)
+    exact = precision == "ieee"
+    assert ptx["tanh.approx"] == 0 if exact else least <= ptx["tanh.approx"] <= most, row
+    assert least <= ptx["ex2.approx"] == ptx["div"] <= most if exact else ptx["ex2.approx"] == ptx["div"] == 0, row
+    if not resident:
+        assert ptx["cp.async"] > 0, row
+        return
+    assert ptx["cp.async"] == 0, row
+    # (M, K) weights by 8 rows, before the loop and in it: 16 x 16 weights a warp and product
+    M, K = (4 * tile.P, tile.P) if case.direction == "forward" else (tile.P, 4 * tile.P)
+    products = M // (16 * warps) * (K // 16) * (3 if exact else 1)
+    if case.I:
+        products += M // (16 * warps) * (tiles.padded_input(case.I, precision) // 16)
+    assert ptx["wgmma"] + ptx["mma.sync"] + ptx["tcgen05.mma"] == 2 * products, row
 
 
 def test_kernels_on_an_h100():
@@ -70,6 +99,30 @@ def test_kernels_on_an_h100():
 @pytest.mark.parametrize("chip", CHIPS)
 def test_every_kernel(chip):
     check(chip, compiled(chip))
+
+
+PREDICTED = {  # a row of docs/gpu.md's table, and the case that it is about
+    "forward bf16 H 64": Case("forward", "bf16", 64),
+    "forward bf16 H 128": Case("forward", "bf16", 128),
+    "the same, I 28 fused": Case("forward", "bf16", 128, I=28),
+    "the same, masked, not fused": Case("forward", "bf16", 128, mask=True),
+    "forward tf32 H 128": Case("forward", "tf32", 128),
+    "forward ieee H 64": Case("forward", "ieee", 64),
+    "backward bf16 H 64": Case("backward", "bf16", 64),
+    "backward bf16 H 128": Case("backward", "bf16", 128),
+    "backward tf32 H 128": Case("backward", "tf32", 128),
+    "backward ieee H 64": Case("backward", "ieee", 64),
+}
+
+
+def test_the_documents_counts_are_the_recorded_ones():
+    text, found = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8"), {}
+    for line in re.findall(r"^\| (?:forward|backward|the same).*$", text, re.MULTILINE):
+        name, *numbers, _ = (part.strip() for part in line.strip("|").split("|"))
+        found[name] = [int(number) for number in numbers]
+    budget, columns = recorded("sm_90"), ("warps", "registers", "shared_bytes", "instructions", "mma", "barriers")
+    rows = {name: [budget[str(case)][column] for column in columns] for name, case in PREDICTED.items()}
+    assert found == {name: [a, b, shared // 1024, *rest] for name, (a, b, shared, *rest) in rows.items()}
 
 
 VARIANTS = """

@@ -31,6 +31,15 @@ OPERATIONS = {
     "barriers": r"\bBAR\.SYNC",
     "global": r"\b(?:LDG|STG)",
 }
+PTX = {  # of the whole kernel
+    "wgmma": r"\bwgmma\.mma_async",
+    "mma.sync": r"\bmma\.sync",
+    "tcgen05.mma": r"\btcgen05\.mma",
+    "tanh.approx": r"\btanh\.approx",
+    "ex2.approx": r"\bex2\.approx",
+    "div": r"\bdiv\.",
+    "cp.async": r"\bcp\.async\.c[ag]",  # loads on their way while something else is done
+}
 DTYPES = {"bf16": "native", "fp16": "native", "tf32": "tf32", "ieee": "ieee"}
 
 
@@ -97,7 +106,10 @@ def describe(case: Case, capability: tuple[int, int]) -> tuple[Any, dict[str, st
 
 
 def resources(case: Case, capability: tuple[int, int]) -> dict[str, Any]:
-    """The kernel's costs; of instructions those of one warp in one step (resident) or one K block (stepwise)."""
+    """The kernel's costs; of instructions those of one warp in one step (resident) or one K block (stepwise).
+
+    Of PTX those of the whole kernel.
+    """
     kernel, types, constants, options = describe(case, capability)
     aligned = {(n,): [["tt.divisibility", 16]] for n, kind in enumerate(types.values()) if kind.startswith("*")}
     source = ASTSource(fn=kernel, signature=types, constexprs=constants, attrs=aligned)
@@ -117,6 +129,7 @@ def resources(case: Case, capability: tuple[int, int]) -> dict[str, Any]:
         "shared_bytes": compiled.metadata.shared,
         "instructions": len(loop),
         **{name: sum(bool(re.search(pattern, text)) for text in loop) for name, pattern in OPERATIONS.items()},
+        "ptx": {name: len(re.findall(pattern, compiled.asm["ptx"])) for name, pattern in PTX.items()},
     }
 
 

@@ -7,6 +7,7 @@ See `forward_kernel` and `backward_kernel` for the loops.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Sequence
 from typing import Any
@@ -36,6 +37,24 @@ _CHUNK_ROWS = 128  # (step, row) pairs whose dpreact is turned into gradients to
 _FEW_ROWS = 128  # (step, row) pairs whose weight gradients are written row by row, less for padding, see `outer`
 _INSTALLED = importlib.util.find_spec("numba") is not None
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_failure: str | None = None
+_tried = False
+
+
+def failure() -> str | None:
+    """Why the numba that is installed cannot be used, or None. The first call imports it, for all that follow."""
+    global _failure, _tried
+    if not _tried and _INSTALLED:
+        try:
+            importlib.import_module("fastlstm.backends.numba.tasks")
+        except Exception as error:  # whatever a broken installation, or a numba newer than this backend, raises
+            _failure = f"the numba backend cannot use the numba that is installed: {type(error).__name__}: {error}"
+        _tried = True
+    return _failure
+
+
+# torch.compiler.assume_constant_result without torch._dynamo, which takes longer to import than all of this package
+failure._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def supports(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -44,7 +63,7 @@ def supports(device: torch.device, dtype: torch.dtype) -> str | None:
         return f"the numba backend needs CPU tensors, got {device.type}"
     if dtype not in _DTYPES:
         return f"the numba backend needs float32, float64, bfloat16 or float16, got {dtype}"
-    return None if _INSTALLED else "the numba backend needs numba, which is not installed"
+    return failure() if _INSTALLED else "the numba backend needs numba, which is not installed"
 
 
 def pack(weights: Sequence[Tensor | None]) -> Any:

@@ -21,17 +21,15 @@ from fastlstm.backends import reference
 INTERPRET = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")  # as triton reads it
 SIXTEEN_BIT = True
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_INSTALLED = importlib.util.find_spec("triton") is not None
 
 
-@cache
-def installed() -> bool:
-    return importlib.util.find_spec("triton") is not None
-
-
-@cache
-def capability(device: torch.device) -> tuple[int, int]:
+def _capability(device: torch.device) -> tuple[int, int]:
     """Compute capability; the interpreter is as large as an H100."""
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
+
+
+capability = cache(_capability)
 
 
 def supports(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -40,12 +38,13 @@ def supports(device: torch.device, dtype: torch.dtype) -> str | None:
         return f"the triton backend needs float32, bfloat16 or float16, got {dtype}"
     if device.type not in ("cuda", "meta", *["cpu"] * INTERPRET):
         return f"the triton backend needs CUDA tensors (or the environment's TRITON_INTERPRET=1), got {device.type}"
-    if not installed():
+    if not _INSTALLED:
         return "the triton backend needs the package triton, which is not installed"
     if device.type == "cuda" and torch.version.hip is not None:
         return "the triton backend needs an NVIDIA GPU, this torch is built for ROCm"
-    if device.type == "cuda" and capability(device) < (8, 0):
-        return "the triton backend needs compute capability 8.0, got {}.{}".format(*capability(device))
+    found = (_capability if torch.compiler.is_compiling() else capability)(device)  # dynamo warns of a cache
+    if found < (8, 0):
+        return "the triton backend needs compute capability 8.0, got {}.{}".format(*found)
     return None
 
 

@@ -1,0 +1,231 @@
+"""The part of `benchmarks.gpu` that touches the device: layers checked and timed, one JSON object a line.
+
+    python -m benchmarks.gpu_layers [--dry-run] [--rounds N] ITEM ...
+
+An item is a shape's number, a precision and rivals: "0:bf16:torchrl,flashrnn". Each line names its item: that it began,
+what was left out and why, a row of times, or that it failed. After a fault that the device does not get over, the
+process ends with status 3 and leaves the items behind it to another.
+"""
+
+import argparse
+import json
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import fastlstm
+from benchmarks.clock import ratio_of
+from benchmarks.contest import inference, training
+from benchmarks.gpu_rivals import rivals
+from benchmarks.shapes import MODES, Shape
+
+SHAPES = (  # in the order of their weight: time may run out
+    Shape(28, 128, 28, 128),  # the row-LSTM
+    Shape(1024, 16, 768, 768),
+    Shape(512, 64, 128, 128),
+    Shape(128, 128, 512, 512),  # cuDNN's best case: fp16, I and H multiples of 128
+    Shape(512, 64, 64, 64),
+    Shape(512, 64, 256, 256),
+    Shape(512, 64, 512, 512),
+    Shape(512, 64, 1024, 1024),
+)
+TINY = (Shape(3, 2, 4, 8), Shape(2, 2, 4, 40))
+# name of a precision: dtype, whether float32 products may be in tf32, largest error allowed of the largest value
+PRECISIONS = {
+    "tf32": (torch.float32, True, 3e-3),
+    "ieee": (torch.float32, False, 2e-5),
+    "bf16": (torch.bfloat16, False, 8e-2),
+    "fp16": (torch.float16, False, 1e-2),
+}
+WARM_UP, LEAST_ROUNDS, SECONDS = 3, 7, 3.0  # a measurement ends after so long, once it has its least rounds
+FLUSH = 256 * 2**20  # bytes, several times the L2 cache
+
+
+def set_precision(name: str) -> torch.dtype:
+    """Torch's and with it cuDNN's, which the triton backend follows.
+
+    By the older names: once the newer ones are set, torch refuses to read the older, as torch.compile and TorchRL do.
+    """
+    dtype, tf32, _ = PRECISIONS[name]
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
+    return dtype
+
+
+class Bench:
+    """One shape in one precision: the modules with the same weights, and the inputs that each takes."""
+
+    def __init__(self, shape: Shape, precision: str, device: str, names: list[str]) -> None:
+        self.shape, self.precision, self.device = shape, precision, device
+        dtype = set_precision(precision)
+        torch.manual_seed(0)
+        theirs = nn.LSTM(shape.I, shape.H)
+        ours = fastlstm.LSTM(shape.I, shape.H, backend="triton")
+        ours.load_state_dict(theirs.state_dict())
+        others, self.left_out = rivals(theirs, shape, precision, names)
+        modules: dict[str, nn.Module] = {"nn.LSTM": theirs, "fastlstm": ours, **others}
+        self.modules = {name: module.to(device, dtype) for name, module in modules.items()}
+        self.x = torch.randn(shape.T, shape.B, shape.I).to(device, dtype)
+        self.doutput = torch.randn(shape.T, shape.B, shape.H).to(device, dtype)
+        self.errors: dict[str, float] = {}
+
+    def given(self, name: str) -> tuple[Tensor, Tensor]:
+        """x and doutput as this module takes them."""
+        if self.modules[name].batch_first:
+            return self.x.transpose(0, 1).contiguous(), self.doutput.transpose(0, 1).contiguous()
+        return self.x, self.doutput
+
+    def check(self) -> None:
+        """Errors of output and gradients against float64, of the largest value.
+
+        Ours may be three times nn.LSTM's own, or the precision's limit; beyond that this raises. A rival that raises,
+        or is further off, is left out.
+        """
+        exact = nn.LSTM(self.shape.I, self.shape.H).double().to(self.device)
+        exact.load_state_dict(self.modules["nn.LSTM"].state_dict())
+        want = results(exact, self.x.double(), self.doutput.double())
+        limit = PRECISIONS[self.precision][2]
+        for name in list(self.modules):
+            try:
+                got = results(self.modules[name], *self.given(name))
+                error = max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(got, want, strict=True))
+                if name == "nn.LSTM":
+                    limit = max(limit, 3 * error)
+                elif not error <= limit:  # NaN is an error too
+                    raise AssertionError(f"{name} is {error:.1e} from float64, allowed {limit:.0e}")
+            except Exception as problem:
+                if name in ("nn.LSTM", "fastlstm"):
+                    raise
+                self.leave_out(name, problem)
+            else:
+                self.errors[name] = error
+
+    def leave_out(self, name: str, problem: Exception) -> None:
+        self.left_out[name] = f"{type(problem).__name__}: {problem}"[:500]
+        del self.modules[name]
+
+    def run(self, name: str, mode: str) -> Callable[[], object]:
+        x, doutput = self.given(name)
+        module = self.modules[name]
+        return inference(module, x) if mode == "inference" else training(module, x, doutput)
+
+    def rows(self, rounds: int) -> Iterator[dict[str, Any]]:
+        for mode in MODES:
+            eager = {name: self.run(name, mode) for name in self.modules}
+            yield self.row(mode, "eager", eager, rounds)
+            if self.device == "cuda":
+                graphs = {}
+                for name, run in eager.items():
+                    try:
+                        graphs[name] = graphed(run)
+                    except Exception as problem:  # some rivals allocate or wait on their way
+                        if name in ("nn.LSTM", "fastlstm"):
+                            raise
+                        self.left_out[f"{name} {mode} from a graph"] = f"{type(problem).__name__}: {problem}"[:500]
+                yield self.row(mode, "graph", graphs, rounds)
+
+    def row(self, mode: str, way: str, runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Any]:
+        times = interleaved(runs, rounds, self.device)
+        seconds = {name: sorted(values)[len(values) // 2] for name, values in times.items()}
+        ours = times["fastlstm"]
+        ratios = {name: asdict(ratio_of(values, ours)) for name, values in times.items() if name != "fastlstm"}
+        return {
+            "name": str(self.shape), "shape": asdict(self.shape), "precision": self.precision, "mode": mode, "way": way,
+            "seconds": seconds, "errors": self.errors, "rounds": len(ours),
+            "microseconds_a_step": 1e6 * seconds["fastlstm"] / self.shape.T,
+            "ratios": ratios,
+        }  # fmt: skip
+
+
+def results(module: nn.Module, x: Tensor, doutput: Tensor) -> list[Tensor]:
+    """Output and gradients in float64, the output time first."""
+    output = module(x)[0]
+    gradients = torch.autograd.grad(output, list(module.parameters()), doutput)
+    output = output.transpose(0, 1) if module.batch_first else output
+    return [a.detach().double() for a in (output, *gradients)]
+
+
+def graphed(run: Callable[[], object]) -> Callable[[], object]:
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
+
+
+def seconds_of(run: Callable[[], object], device: str) -> float:
+    """By CUDA events where the device has them."""
+    if device != "cuda":
+        before = time.perf_counter()
+        run()
+        return time.perf_counter() - before
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
+
+
+def interleaved(runs: Mapping[str, Callable[[], object]], rounds: int, device: str) -> dict[str, list[float]]:
+    """Seconds a call in each round, the L2 cache flushed before it; every second round runs in the opposite order."""
+    flush = torch.empty(FLUSH if device == "cuda" else 1, dtype=torch.int8, device=device)
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    order, began = list(runs), time.monotonic()
+    for n in range(WARM_UP + rounds):
+        if n >= WARM_UP + LEAST_ROUNDS and time.monotonic() - began > SECONDS:
+            break
+        for name in order if n % 2 == 0 else reversed(order):
+            flush.zero_()
+            seconds = seconds_of(runs[name], device)
+            if n >= WARM_UP:
+                times[name].append(seconds)
+    return times
+
+
+def say(item: str, **found: Any) -> None:
+    print(json.dumps({"item": item, **found}), flush=True)
+
+
+def measure(item: str, rounds: int, dry_run: bool) -> None:
+    number, precision, names = item.split(":")
+    shape = (TINY if dry_run else SHAPES)[int(number)]
+    say(item, began=True)
+    try:
+        bench = Bench(shape, precision, "cpu" if dry_run else "cuda", [name for name in names.split(",") if name])
+        bench.check()
+        for row in bench.rows(rounds):
+            say(item, row=row)
+        if bench.left_out:
+            say(item, left_out=bench.left_out)
+    except Exception:
+        say(item, failed=traceback.format_exc()[-3000:])
+        if not dry_run:
+            try:
+                torch.cuda.synchronize()
+            except Exception:  # an illegal access ends every later call of this process
+                sys.exit(3)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_layers")
+    parser.add_argument("--rounds", type=int, default=31)
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("items", nargs="+", metavar="ITEM")
+    options = parser.parse_args()
+    for item in options.items:
+        measure(item, options.rounds, options.dry_run)
+
+
+if __name__ == "__main__":
+    main()
