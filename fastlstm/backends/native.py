@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastlstm.backends.cpu import address, address_of, openmp, rows_contiguous, threads_now
 from fastlstm.backends.memory import empty
 
 LIBRARY = Path(__file__).parents[1] / ("_native.dll" if os.name == "nt" else "_native.so")
@@ -76,41 +77,19 @@ def saved_shape(T: int, B: int, H: int, dtype: torch.dtype) -> tuple[int, ...]:
     return T, -(-H // lanes), B, 4 * lanes
 
 
-_forked = False
-
-
-def _after_fork() -> None:
-    global _forked
-    _forked = True  # the parent's threads do not exist here, and libgomp would wait for them
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
-
-
-def threads_now() -> int:
-    """Threads a call may use: torch's number, or one in a forked child."""
-    return 1 if _forked else torch.get_num_threads()
-
-
 @cache
 def _openmp() -> Any:
-    """Three functions of the libgomp that torch itself loaded, or None: two pools would fight for the cores."""
-    try:
-        found = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
-        functions = found.GOMP_parallel, found.omp_get_thread_num, found.omp_get_num_threads
-    except (OSError, AttributeError):
-        return None
-    return (ctypes.c_void_p * 3)(*(ctypes.cast(f, ctypes.c_void_p).value for f in functions))
+    """A fastlstm_openmp of torch's libgomp, or None."""
+    found = openmp()
+    return None if found is None else (ctypes.c_void_p * 3)(address_of(found[0]), *found[1:])
 
 
 @cache
 def _team(count: int) -> bytes:
-    openmp = _openmp()
-    if openmp is None:  # the library has a pool of its own
+    functions = _openmp()
+    if functions is None:  # the library has a pool of its own
         return THREADS.pack(count, 0, 0)
-    parallel = ctypes.cast(_library.fastlstm_parallel_openmp, ctypes.c_void_p).value
-    return THREADS.pack(count, parallel, ctypes.addressof(openmp))
+    return THREADS.pack(count, address_of(_library.fastlstm_parallel_openmp), ctypes.addressof(functions))
 
 
 def _call(name: str, arguments: bytes) -> None:
@@ -119,17 +98,9 @@ def _call(name: str, arguments: bytes) -> None:
         raise RuntimeError(f"{name}: {_library.fastlstm_error_text(code).decode()}")
 
 
-def _rows_contiguous(a: Tensor) -> Tensor:
-    return a if a.stride(-1) == 1 or a.shape[-1] == 1 else a.contiguous()
-
-
 def _array(a: Tensor | None, leading: int) -> tuple[int, ...]:
     """The address of `a` and its `leading` strides, all zero where there is none."""
     return (0,) * (leading + 1) if a is None else (a.data_ptr(), *a.stride()[:leading])
-
-
-def _address(a: Tensor | None) -> int:
-    return 0 if a is None else a.data_ptr()
 
 
 def forward(
@@ -152,13 +123,13 @@ def forward(
     gates = empty(x, *saved_shape(T, B, H, x.dtype)) if save else x.new_empty(0)
     if B == 0:
         return h, h_n, c_n, c, gates
-    x, weight_ih, weight_hh, h_0, c_0 = (_rows_contiguous(a) for a in (x, weight_ih, weight_hh, h_0, c_0))
+    x, weight_ih, weight_hh, h_0, c_0 = (rows_contiguous(a) for a in (x, weight_ih, weight_hh, h_0, c_0))
     bias = bias if bias is None else bias.contiguous()
     mask = mask if mask is None else mask.to(torch.int32).contiguous()
     arguments = FORWARD.pack(
         VERSION, _DTYPES[x.dtype], _instructions, T, B, I, H, reverse,
-        *_array(x, 2), *_array(weight_ih, 1), *_array(weight_hh, 1), _address(bias), 0,
-        *_array(h_0, 1), *_array(c_0, 1), _address(mask), h.data_ptr(), h_n.data_ptr(), c_n.data_ptr(),
+        *_array(x, 2), *_array(weight_ih, 1), *_array(weight_hh, 1), address(bias), 0,
+        *_array(h_0, 1), *_array(c_0, 1), address(mask), h.data_ptr(), h_n.data_ptr(), c_n.data_ptr(),
         c.data_ptr() if save else 0, gates.data_ptr() if save else 0,
     )  # fmt: skip
     _call("fastlstm_forward", arguments)
@@ -196,15 +167,15 @@ def backward(
     dh_0, dc_0 = x.new_empty(B, H), x.new_empty(B, H)
     if B == 0:
         return *gradients, dh_0, dc_0
-    x, weight_ih, weight_hh, h_0, c_0 = (_rows_contiguous(a) for a in (x, weight_ih, weight_hh, h_0, c_0))
+    x, weight_ih, weight_hh, h_0, c_0 = (rows_contiguous(a) for a in (x, weight_ih, weight_hh, h_0, c_0))
     h, c, gates = h.contiguous(), c.contiguous(), gates.contiguous()
-    dh, dh_n, dc_n, dc = (a if a is None else _rows_contiguous(a) for a in (dh, dh_n, dc_n, dc))
+    dh, dh_n, dc_n, dc = (a if a is None else rows_contiguous(a) for a in (dh, dh_n, dc_n, dc))
     mask = mask if mask is None else mask.to(torch.int32).contiguous()
     arguments = BACKWARD.pack(
         VERSION, _DTYPES[x.dtype], _instructions, T, B, I, H, reverse,
-        *_array(x, 2), *_array(weight_ih, 1), *_array(weight_hh, 1), *_array(h_0, 1), *_array(c_0, 1), _address(mask),
+        *_array(x, 2), *_array(weight_ih, 1), *_array(weight_hh, 1), *_array(h_0, 1), *_array(c_0, 1), address(mask),
         h.data_ptr(), c.data_ptr(), gates.data_ptr(), *_array(dh, 2), *_array(dc, 2), *_array(dh_n, 1),
-        *_array(dc_n, 1), *(_address(g) for g in gradients), dh_0.data_ptr(), dc_0.data_ptr(),
+        *_array(dc_n, 1), *(address(g) for g in gradients), dh_0.data_ptr(), dc_0.data_ptr(),
     )  # fmt: skip
     _call("fastlstm_backward", arguments)
     return *gradients, dh_0, dc_0

@@ -14,15 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastlstm.backends.cpu import address, rows_contiguous
 from fastlstm.backends.memory import empty
 from fastlstm.backends.numba.host import (
-    address,
     first_steps,
     groups_of,
     lanes_of,
     panels_of,
     row_steps,
-    rows_contiguous,
     split,
     split_stack,
     strides,
