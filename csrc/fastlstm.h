@@ -4,7 +4,7 @@
  * or float64; strides count elements, and the last dimension's is always 1. Weights are torch.nn.LSTM's: row blocks in the
  * order i, f, g, o, and one bias, the sum of its two.
  *
- * The caller owns every array, those that are written to as well; they may not overlap unless it says so. Nothing is
+ * The caller owns every array, those that are written to as well; these may not overlap others unless it says so. Nothing is
  * kept between calls but the threads of the library's own pool. Functions may be called from several threads at once.
  * They return FASTLSTM_OK or an error code, before anything is written unless it is FASTLSTM_NO_MEMORY, and never abort.
  * A row's result is the same bits whatever the number of threads and the rows beside it.

@@ -152,6 +152,18 @@ def test_bad_arguments_give_an_error_code(field, value, code):
 
 
 @needs_native
+def test_rows_of_the_input_may_overlap():
+    results, signal = [], torch.randn(40, dtype=torch.float64)
+    weights = [torch.randn(28, k, dtype=torch.float64, requires_grad=True) for k in (5, 7)]
+    for backend in ("native", "reference"):
+        x = signal.clone().requires_grad_()
+        output = lstm(x.unfold(0, 5, 1)[:30].unfold(0, 3, 1).mT, None, *weights, backend=backend)[0]  # (28, 3, 5)
+        results.append([output, *torch.autograd.grad(output.square().sum(), [x, *weights])])
+    for got, want in zip(*results):
+        assert error(got, want.detach()) < 2.3e-14
+
+
+@needs_native
 def test_a_failing_call_raises(monkeypatch):
     monkeypatch.setattr(native, "VERSION", 99)
     with pytest.raises(RuntimeError, match="fastlstm_forward: the structure is of another version"):
