@@ -54,7 +54,7 @@ template <class Args> int check_common(const Args &a) {
 int check(const fastlstm_forward_args *a) {
     if (!a) return FASTLSTM_BAD_ARGUMENT;
     if (int code = check_common(*a)) return code;
-    bool weights = a->packed || (a->weight_ih && a->weight_hh);
+    bool weights = (a->packed && !a->changed) || (a->weight_ih && a->weight_hh);
     bool right = weights && a->x && a->h && a->h_n && a->c_n && !a->c == !a->gates;
     return right ? FASTLSTM_OK : FASTLSTM_BAD_ARGUMENT;
 }
@@ -188,6 +188,7 @@ int fastlstm_forward(const fastlstm_forward_args *args, const fastlstm_threads *
     if (a.mask) job.resets = memory.take(split.threads * a.B * a.H * size);
     fill_states(a, memory);
     if (memory.failed) return FASTLSTM_NO_MEMORY;
+    if (a.changed) *a.changed = 0;
     run(kernels.forward[a.dtype], &job, split.threads, threads);
     return FASTLSTM_OK;
 }

@@ -58,11 +58,12 @@ def infer(
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     """``h`` (T, B, H), ``h_n`` and ``c_n`` (B, H), or None where this call is none of a backend that packs weights.
 
-    Weights are packed again when one of them is another tensor, lies elsewhere or was changed in place. `x`, `hx` and
+    Weights are packed again when one of them is another tensor, lies elsewhere or was changed in place, and for another
+    backend. `x`, `hx` and
     `weights` (weight_ih, weight_hh, bias_ih, bias_hh) are as the module's own checks leave them.
     """
-    module = dispatch.packing(backend, x.device, x.dtype)
-    if module is None or x.shape[0] == 0 or _transformed() or not ops.is_plain(x):
+    name = dispatch.packing(backend, x.device, x.dtype)
+    if name is None or x.shape[0] == 0 or _transformed() or not ops.is_plain(x):
         return None
     if torch.is_grad_enabled() and (x.requires_grad or any(a is not None and a.requires_grad for a in weights)):
         return None
@@ -73,17 +74,17 @@ def infer(
     if not all(a is None or type(a) is Parameter for a in weights):
         return None  # parametrized, or another's for one call: they would be packed for nothing
     layer = slot.layer
-    if layer is None or not layer.is_of(weights):
+    if layer is None or layer.backend != name or not layer.is_of(weights):
         if not all(a is None or (a.is_contiguous() and not a.is_inference()) for a in weights):
             return None  # inference tensors have no version that would tell of a change
         checks.check_layer(x, hx, *weights, None)
         slot.layer = None  # its memory before the new one's
-        slot.layer = layer = module.pack(weights)
+        slot.layer = layer = dispatch.module(name).pack(weights)
     if x.dtype is not layer.dtype or x.shape[2] != layer.I or (hx is not None and h_0.shape[1] != layer.H):
         return None  # and have it explained
     result = layer.forward(x, hx, reverse)
     if result is None:  # written to past the version counter
-        slot.layer = layer = module.pack(weights)
+        slot.layer = layer = dispatch.module(name).pack(weights)
         result = layer.forward(x, hx, reverse)
     return result
 
