@@ -97,7 +97,7 @@ struct Split {
 
     Split(int64_t B, int64_t I, int64_t H, int64_t panels, const fastlstm_threads *asked) {
         // multiply-adds of a step: for fewer the barrier would cost what the second thread saves
-        if (!asked || asked->count < 2 || (double)B * 4 * H * (I + H) < 150000) return;
+        if (!asked || asked->count < 2 || (double)B * 4 * H * (I + H) < 75000) return;
         threads = min(asked->count, MAX_THREADS);
         parts = min(threads, max(max(1, B / 64), ceil_div(threads, panels)));
     }
