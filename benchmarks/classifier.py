@@ -1,6 +1,6 @@
 """The row classifier of csrc/ beside ONNX Runtime: images a second, the same model and images, on the CPU.
 
-python -m benchmarks.classifier [--batch 1 128] [--rounds 11] [--threads 2]
+python -m benchmarks.classifier [--batch 1 128] [--rounds 31] [--threads 2]
 
 `fastlstm_model_run` and `onnxruntime` are called from Python, with images that lie ready. The program is
 `csrc/examples/mnist.c` as a whole: it starts, loads the model, reads the images' file and writes their classes.
@@ -133,7 +133,7 @@ def best(runs: Mapping[int, Callable[[], object]]) -> Contender:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.classifier", description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 128], help=f"sizes that divide {IMAGES} (1 128)")
-    parser.add_argument("--rounds", type=int, default=11, help="interleaved rounds (11)")
+    parser.add_argument("--rounds", type=int, default=31, help="interleaved rounds (31)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="at most; as torch chooses")
     options = parser.parse_args()
     if wrong := [B for B in options.batch if B < 1 or IMAGES % B]:

@@ -94,6 +94,12 @@ def markdown(report: dict[str, Any]) -> str:
         title = "Inference" if mode == "inference" else "Training step (forward and backward, x without gradient)"
         lines += ["", f"## {title}", "", *table(header, rows)]
     slower = [f"{row['name']} {row['mode']}" for row in results if row["ratio"]["median"] < 0.97]
+    slower += [
+        f"{name} at {row['name']} {row['mode']}"
+        for row in results
+        for name, ratio in row["backends"].items()
+        if ratio["median"] < 0.97
+    ]
     lines += ["", f"Slower than nn.LSTM by more than 3 %: {', '.join(slower) or 'none'}."]
     return "\n".join(lines) + "\n"
 
