@@ -94,7 +94,7 @@ def program(folder: Path, model: RowLSTM, images: torch.Tensor, B: int, threads:
     executable, weights, pixels = folder / "mnist", folder / "row_lstm.flstm", folder / "images"
     if not executable.exists():
         weights.write_bytes(model_bytes(model.state_dict()))
-        pixels.write_bytes(struct.pack(">4I", 0x803, *images.shape) + (images * 255).byte().numpy().tobytes())
+        pixels.write_bytes(struct.pack(">4I", 0x803, *images.shape) + (images * 255).round().byte().numpy().tobytes())
         link = [native.LIBRARY, f"-Wl,-rpath,{native.LIBRARY.parent}"]
         subprocess.run([os.environ.get("CC", "cc"), "-O2", SOURCE, *link, "-o", executable], check=True)
     command = [executable, weights, pixels, str(B), str(threads)]
