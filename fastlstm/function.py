@@ -101,7 +101,7 @@ class LSTMBackward(_Function):
         d_h, d_c = d_h if dh_t is None else d_h + dh_t, d_c if dc_t is None else d_c + dc_t
         # linear in the incoming gradients: the fused backward takes what the steps change by as more of them
         call = LSTMBackward.apply(d_h, dh_n_t, dc_n_t, d_c, *inputs, gates, ctx.reverse, ctx.needs, ctx.backend)
-        return (*(a if b is None else a + b for a, b in zip(call, (*products, d_h_0, d_c_0))),)
+        return (*(a if a is None or b is None else a + b for a, b in zip(call, (*products, d_h_0, d_c_0))),)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
@@ -138,7 +138,7 @@ class LSTMFunction(_Function):
 
     @staticmethod
     def backward(ctx: Any, dh: Optional, dh_n: Optional, dc_n: Optional, dc: Optional, _: Any) -> tuple[Any, ...]:
-        inputs, needs = ctx.saved_tensors, list(ctx.needs_input_grad[:4])
+        inputs, needs = ctx.saved_tensors, list(ctx.needs_input_grad[:6])
         call: Callable[..., Any] = LSTMBackward.apply if torch.is_grad_enabled() else ops.backward
         with _no_autocast(inputs[0]):  # backward may run inside the caller's autocast
             gradients = call(dh, dh_n, dc_n, dc, *inputs, ctx.reverse, needs, ctx.backend)
@@ -224,7 +224,7 @@ def _backward_of_forward_op(ctx: Any, *grads: Optional) -> tuple[Any, ...]:
 
 
 def _backward_of_backward_op(ctx: Any, *grads: Optional) -> tuple[Any, ...]:
-    wanted = (g if need else None for g, need in zip(grads, [*ctx.needs, True, True]))
+    wanted = (g if need else None for g, need in zip(grads, ctx.needs))
     return LSTMBackward.backward(ctx, *wanted)
 
 

@@ -50,6 +50,7 @@ def _backward(
     gradients = dispatch.module(backend).backward(
         dh, dh_n, dc_n, dc, x, weight_ih, weight_hh, bias, h_0, c_0, mask, h, c, gates, reverse, needs
     )
+    gradients = (g if g is not None and need else None for g, need in zip(gradients, needs))
     dx, dweight_ih, dweight_hh, dbias, dh_0, dc_0 = (x.new_empty(0) if g is None else g for g in gradients)
     return dx, dweight_ih, dweight_hh, dbias, dh_0, dc_0
 
@@ -73,9 +74,8 @@ def _(x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, save, backend):
 
 @backward_op.register_fake
 def _(dh, dh_n, dc_n, dc, x, weight_ih, weight_hh, bias, h_0, c_0, mask, h, c, gates, reverse, needs, backend):
-    likes = (x, weight_ih, weight_hh, bias)
-    firsts = [x.new_empty(like.shape if need and like is not None else (0,)) for need, like in zip(needs, likes)]
-    return *firsts, x.new_empty(h_0.shape), x.new_empty(c_0.shape)
+    likes = (x, weight_ih, weight_hh, bias, h_0, c_0)
+    return (*(x.new_empty(like.shape if need and like is not None else (0,)) for need, like in zip(needs, likes)),)
 
 
 def is_plain(*tensors: Tensor | None) -> bool:
@@ -137,8 +137,8 @@ def backward(
     needs: list[bool],
     backend: str,
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of x, weight_ih, weight_hh, bias (each None unless its place in `needs` is true), h_0 and c_0."""
+    """Gradients of x, weight_ih, weight_hh, bias, h_0 and c_0, each None unless its place in `needs` is true."""
     tensors = (dh, dh_n, dc_n, dc, x, weight_ih, weight_hh, bias, h_0, c_0, mask, h, c, gates)
     call = _backward if is_plain(*tensors) else backward_op
-    *firsts, dh_0, dc_0 = call(*tensors, reverse, needs, backend)
-    return *(g if need else None for g, need in zip(firsts, needs)), dh_0, dc_0
+    gradients = call(*tensors, reverse, needs, backend)
+    return (*(g if need else None for g, need in zip(gradients, needs)),)

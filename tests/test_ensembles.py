@@ -89,8 +89,8 @@ def test_a_stack_in_one_call(groups, T, B, I, H, reverse, masked, threads, set_t
     quick = ops.forward(*arguments, False, "numba")
     assert all(torch.equal(a, b) for a, b in zip(quick[:3], got[:3]))
     inputs = (x, *weights, h_0, c_0, layer.mask)
-    gradients = ops.backward(*layer.gradients, *inputs, got[0], *got[3:], reverse, [True] * 4, "numba")
-    wanted = reference.backward(*layer.gradients, *inputs, want[0], *want[3:], reverse, [True] * 4)
+    gradients = ops.backward(*layer.gradients, *inputs, got[0], *got[3:], reverse, [True] * 6, "numba")
+    wanted = reference.backward(*layer.gradients, *inputs, want[0], *want[3:], reverse, [True] * 6)
     assert max(map(error, gradients, wanted)) < 10 * TOLERANCE
 
 

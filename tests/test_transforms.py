@@ -35,7 +35,7 @@ def test_opcheck(backend, stacked, reverse, masked, requires_grad):
         h, _, _, c, gates = ops.forward_op(*args, True, backend)
     dh, dh_n, dc_n, _ = layer.gradients
     inputs = (dh, dh_n, dc_n, None, *args[:7], h, c, gates, reverse)
-    torch.library.opcheck(ops.backward_op, (*inputs, [True, True, False, True], backend))
+    torch.library.opcheck(ops.backward_op, (*inputs, [True, True, False, True, True, False], backend))
 
 
 @backends

@@ -133,8 +133,8 @@ def backward(
         weight_gradient(dpreact, seen, weight_ih) if needs[1] else None,
         weight_gradient(dpreact, h_prev, weight_hh) if needs[2] else None,
         bias_gradient(dpreact, bias) if needs[3] and bias is not None else None,
-        dh_t,
-        dc_t,
+        dh_t if needs[4] else None,
+        dc_t if needs[5] else None,
     )
 
 

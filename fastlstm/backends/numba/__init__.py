@@ -17,20 +17,21 @@ from torch import Tensor
 from fastlstm.backends.cpu import address, rows_contiguous
 from fastlstm.backends.memory import empty
 from fastlstm.backends.numba.host import (
+    begin,
     first_steps,
     groups_of,
     lanes_of,
     panels_of,
+    row,
     row_steps,
     split,
     split_stack,
-    strides,
-    weight_fields,
-    workspace,
+    step_row,
 )
 
 SIXTEEN_BIT = False  # whether forward and backward take 16-bit tensors
-_CHUNK_ROWS = 256  # (step, row) pairs whose dpreact is turned into gradients together
+_CHUNK_ROWS = 128  # (step, row) pairs whose dpreact is turned into gradients together
+_FEW_ROWS = 64  # (step, row) pairs whose weight gradients are written row by row, see `outer`
 _INSTALLED = importlib.util.find_spec("numba") is not None
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -72,7 +73,6 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See `fastlstm.backends.reference.forward`; the gates have `saved_shape`."""
     from fastlstm.backends.numba import tasks
-    from fastlstm.backends.numba.arguments import ForwardArguments
 
     (T, R, I), H, groups = x.shape, weight_hh.shape[-1], groups_of(weight_ih)
     B = R // groups
@@ -85,24 +85,29 @@ def forward(
     bias = bias if bias is None else bias.contiguous()
     mask = mask if mask is None else mask.to(torch.int32).contiguous().unsqueeze(-1)
     threads, parts = split(B, H, I + H, panels) if groups == 1 else split_stack(groups, B, H, I + H)
-    packed = empty(x, 1 if groups == 1 else threads, panels * (I + H + 1) * 4 * lanes)
-    held = B * H if mask is not None else 0
-    _scratch, fields = workspace(x, threads, parts, 64 * 7 * lanes + held)  # the name keeps the memory alive
-    arguments = ForwardArguments(
-        T=T, B=B, rows=R, I=I, H=H, reverse=reverse, mask=address(mask), bias=address(bias),
-        h=h.data_ptr(), c=c.data_ptr() if save else c_n.data_ptr(), c_step=R * H * x.element_size() if save else 0,
-        gates=gates.data_ptr() if save else 0, h_n=h_n.data_ptr(), c_n=c_n.data_ptr(),
-        packed=packed.data_ptr(), **fields,
-        **strides("x", x, "step", "row"), **weight_fields("weight_ih", weight_ih),
-        **weight_fields("weight_hh", weight_hh), **strides("h_0", h_0, "row"), **strides("c_0", c_0, "row"),
+    sets = 1 if groups == 1 else threads  # of buffers
+    a, _memory, by_lane = begin(  # the name keeps it alive
+        "ForwardArguments", x, threads, parts, sets, packed=panels * (I + H + 1) * 4 * lanes,
+        scratch=64 * 7 * lanes + (B * H if mask is not None else 0),
     )  # fmt: skip
+    a.T, a.B, a.rows, a.I, a.H, a.reverse = T, B, R, I, H, reverse
+    a.x, a.x_step, a.x_row = step_row(x)
+    a.h, a.h_n, a.c_n = h.data_ptr(), h_n.data_ptr(), c_n.data_ptr()
+    if save:
+        a.c, a.c_step, a.gates = c.data_ptr(), R * H * x.element_size(), gates.data_ptr()
+    else:
+        a.c = a.c_n
+    a.weight_ih, a.weight_ih_row = row(weight_ih)
+    a.weight_hh, a.weight_hh_row = row(weight_hh)
+    a.h_0, a.h_0_row = row(h_0)
+    a.c_0, a.c_0_row = row(c_0)
+    a.bias, a.mask = address(bias), address(mask)
     if groups == 1:
-        tasks.run("forward", arguments, threads)
+        tasks.run("forward", a, threads)
     else:
         of_rows = row_steps(B, x=x, h_0=h_0, c_0=c_0, mask=mask, h=h, c=c_n, gates=gates, h_n=h_n, c_n=c_n)
         of_weights = first_steps(weight_ih=weight_ih, weight_hh=weight_hh, bias=bias)
-        by_lane = {"scratch": arguments.scratch_bytes, **first_steps(packed=packed)}
-        tasks.run_stack("forward", arguments, groups, of_rows | of_weights, by_lane, threads)
+        tasks.run_stack("forward", a, groups, of_rows | of_weights, by_lane, threads)
     return h, h_n, c_n, c, gates
 
 
@@ -126,7 +131,6 @@ def backward(
 ) -> tuple[Tensor | None, ...]:
     """See `fastlstm.backends.reference.backward`."""
     from fastlstm.backends.numba import tasks
-    from fastlstm.backends.numba.arguments import BackwardArguments
 
     (T, R, I), H, groups = x.shape, weight_hh.shape[-1], groups_of(weight_ih)
     B = R // groups
@@ -140,34 +144,46 @@ def backward(
     dweight_ih = empty(x, *weight_ih.shape) if needs[1] else None
     dweight_hh = empty(x, *weight_hh.shape) if needs[2] else None
     dbias = x.new_empty(bias.shape) if needs[3] and bias is not None else None
-    dh_0, dc_0 = x.new_empty(R, H), x.new_empty(R, H)
+    dh_0 = x.new_empty(R, H) if needs[4] else None
+    dc_0 = x.new_empty(R, H) if needs[5] else None
     threads, parts = split(B, H, I + H, panels) if groups == 1 else split_stack(groups, B, H, I + H)
     sets = 1 if groups == 1 else threads  # of buffers
     chunk = -(-T // max(1, round(T * B / _CHUNK_ROWS)))
-    dpreact = empty(x, sets, panels, 2 * chunk, B, 4 * lanes)
-    dc_carried = x.new_empty(sets, panels * B * lanes * (1 if mask is None else 2))
-    packed = panels * 4 * lanes * 4 * lanes  # of one group of four vectors
-    packed_hh = empty(x, sets, panels_of(H, 4 * lanes) * packed)
-    packed_ih = empty(x, sets, panels_of(I, 4 * lanes) * packed) if needs[0] else None
-    sums = any(needs[1:])
-    dweights = empty(x, sets, panels * (I + H + 1) * 4 * lanes) if sums else None
-    strips = empty(x, sets, 2, chunk * B * panels_of(I + H + 1, 24) * 24) if sums else None
-    _scratch, fields = workspace(x, threads, parts, 64 * 7 * lanes)  # the name keeps the memory alive
-    arguments = BackwardArguments(
-        T=T, B=B, rows=R, I=I, H=H, reverse=reverse, mask=address(mask),
-        h=h.data_ptr(), c=c.data_ptr(), gates=gates.data_ptr(), chunk=chunk,
-        dpreact=dpreact.data_ptr(), dc_carried=dc_carried.data_ptr(), packed_hh=packed_hh.data_ptr(),
-        packed_ih=address(packed_ih), strips=address(strips),
-        strips_bytes=0 if strips is None else strips.stride(1) * x.element_size(), dweights=address(dweights),
-        dx=address(dx), dweight_ih=address(dweight_ih),
-        dweight_hh=address(dweight_hh), dbias=address(dbias), dh_0=dh_0.data_ptr(), dc_0=dc_0.data_ptr(), **fields,
-        **strides("x", x, "step", "row"), **weight_fields("weight_ih", weight_ih),
-        **weight_fields("weight_hh", weight_hh), **strides("h_0", h_0, "row"), **strides("c_0", c_0, "row"),
-        **strides("dh", dh, "step", "row"), **strides("dh_n", dh_n, "row"), **strides("dc_n", dc_n, "row"),
-        **strides("dc", dc, "step", "row"),
-    )  # fmt: skip
+    ring = min(4, -(-T // chunk))
+    few, sums, wide = T * B <= _FEW_ROWS, any(needs[1:4]), 4 * lanes
+    packed = panels * wide * wide  # of one group of four vectors
+    columns = (panels_of(I, wide) + panels_of(H, wide)) * wide if few else panels_of(I + H + 1, 24) * 24
+    buffers = {
+        "scratch": 64 * 7 * lanes,
+        "dpreact": panels * ring * chunk * B * wide,
+        "dc_carried": panels * B * lanes * (1 if mask is None else 2),
+        "packed_hh": panels_of(H, wide) * packed if T > 1 or needs[4] else 0,
+        "packed_ih": panels_of(I, wide) * packed if needs[0] else 0,
+        "dweights": panels * (I + H + 1) * wide if sums and not few else 0,
+        "strips": ring * chunk * B * columns if sums else 0,
+    }
+    a, _memory, by_lane = begin("BackwardArguments", x, threads, parts, sets, **buffers)  # the name keeps it alive
+    a.T, a.B, a.rows, a.I, a.H, a.reverse = T, B, R, I, H, reverse
+    a.chunk, a.ring = chunk, ring
+    a.x, a.x_step, a.x_row = step_row(x)
+    a.weight_ih, a.weight_ih_row = row(weight_ih)
+    a.weight_hh, a.weight_hh_row = row(weight_hh)
+    a.h_0, a.h_0_row = row(h_0)
+    a.c_0, a.c_0_row = row(c_0)
+    a.h, a.c, a.gates, a.mask = h.data_ptr(), c.data_ptr(), gates.data_ptr(), address(mask)
+    if dh is not None:
+        a.dh, a.dh_step, a.dh_row = step_row(dh)
+    if dh_n is not None:
+        a.dh_n, a.dh_n_row = row(dh_n)
+    if dc_n is not None:
+        a.dc_n, a.dc_n_row = row(dc_n)
+    if dc is not None:
+        a.dc, a.dc_step, a.dc_row = step_row(dc)
+    a.strips_bytes = chunk * B * columns * x.element_size()
+    a.dx, a.dweight_ih, a.dweight_hh, a.dbias = address(dx), address(dweight_ih), address(dweight_hh), address(dbias)
+    a.dh_0, a.dc_0 = address(dh_0), address(dc_0)
     if groups == 1:
-        tasks.run("backward", arguments, threads)
+        tasks.run("backward", a, threads)
     else:
         of_rows = row_steps(
             B, x=x, h_0=h_0, c_0=c_0, mask=mask, h=h, c=c, gates=gates, dh=dh, dh_n=dh_n, dc_n=dc_n, dc=dc, dx=dx,
@@ -176,13 +192,5 @@ def backward(
         of_weights = first_steps(
             weight_ih=weight_ih, weight_hh=weight_hh, dweight_ih=dweight_ih, dweight_hh=dweight_hh, dbias=dbias
         )
-        by_lane = {"scratch": arguments.scratch_bytes} | first_steps(
-            dpreact=dpreact,
-            dc_carried=dc_carried,
-            packed_hh=packed_hh,
-            packed_ih=packed_ih,
-            strips=strips,
-            dweights=dweights,
-        )
-        tasks.run_stack("backward", arguments, groups, of_rows | of_weights, by_lane, threads)
+        tasks.run_stack("backward", a, groups, of_rows | of_weights, by_lane, threads)
     return dx, dweight_ih, dweight_hh, dbias, dh_0, dc_0

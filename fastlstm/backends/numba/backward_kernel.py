@@ -1,7 +1,8 @@
 """The backward pass of a layer: dpreact step by step, and after each chunk of steps its part of the gradients
 that sum over rows.
 
-What a chunk leaves is used while it is in the cache, and never written out: dpreact of two chunks is all there ever is.
+What a chunk leaves is used while it is in the cache, and never written out: dpreact of four chunks is all there is. A
+thread turns a chunk into gradients once it has the next one's dpreact, and so waits only when a whole chunk ahead.
 """
 
 from fastlstm.backends.numba.gradients import (
@@ -15,17 +16,20 @@ from fastlstm.backends.numba.gradients import (
     pack_transposed,
     unpack_weight_gradients,
 )
-from fastlstm.backends.numba.host import BARRIERS
+from fastlstm.backends.numba.host import LINE
 from fastlstm.backends.numba.intrinsics import call, get_int32
+from fastlstm.backends.numba.outer import pack_rows, write_weight_gradients
 from fastlstm.backends.numba.shared import (
     CHUNK,
     HOLD,
     RESET,
     VECTOR,
     any_row,
+    arrive,
     jit,
     share,
     wait,
+    wait_for,
     zero_rows,
 )
 
@@ -70,6 +74,36 @@ def cells(a, p, s, t, b, rows, scratch, dh, mask, dh_held):
 
 
 @jit
+def meeting(a, number):
+    """Where threads are counted at the meeting of this number: a thread can be at one while others are at the last."""
+    return a.barrier + number % 2 * LINE
+
+
+@jit
+def pack_inputs(a, chunk, b_first, b_last):
+    """What the weight gradients of a chunk of steps are sums over, batch rows `b_first` to `b_last` of it."""
+    strips, s = a.strips + chunk % a.ring * a.strips_bytes, chunk * a.chunk
+    if a.dweights != 0:
+        pack_strips(a, strips, s, min(s + a.chunk, a.T), b_first, b_last)
+    elif a.strips != 0:
+        pack_rows(a, strips, b_first, b_last)
+
+
+@jit
+def add_gradients(a, scratch, chunk, thread, threads):
+    """This thread's part of the gradients of the weights and of x, for a chunk of steps that all have been through."""
+    panels = (a.H + a.lanes - 1) // a.lanes
+    first, last = share(panels, thread, threads), share(panels, thread + 1, threads)
+    strips, s, s_last = a.strips + chunk % a.ring * a.strips_bytes, chunk * a.chunk, min((chunk + 1) * a.chunk, a.T)
+    if a.dweights != 0:
+        add_weight_gradients(a, strips, s, s_last, first, last)
+    elif a.strips != 0:
+        write_weight_gradients(a, strips, scratch, first, last)
+    if a.dx != 0:
+        input_gradient(a, scratch, s, s_last, thread, threads)
+
+
+@jit
 def backward(a, thread, threads):
     """This thread's share: rows and units are split as in the forward pass, the sums over rows by panels."""
     L, S, I, H, B, T, R = a.lanes, a.size, a.I, a.H, a.B, a.T, a.rows
@@ -81,28 +115,26 @@ def backward(a, thread, threads):
     if thread >= everyone:
         return
     part, member = thread // team, thread % team
-    pack_transposed(
-        a, a.weight_hh, a.weight_hh_row, H, a.packed_hh,
-        share(groups, thread, everyone), share(groups, thread + 1, everyone),
-    )  # fmt: skip
+    if a.packed_hh != 0:
+        pack_transposed(
+            a, a.weight_hh, a.weight_hh_row, H, a.packed_hh,
+            share(groups, thread, everyone), share(groups, thread + 1, everyone),
+        )  # fmt: skip
     if a.dx != 0:
         pack_transposed(
             a, a.weight_ih, a.weight_ih_row, I, a.packed_ih,
             share(groups_x, thread, everyone), share(groups_x, thread + 1, everyone),
         )  # fmt: skip
-    met = wait(a.barrier, everyone, 0, a.relax)
-    barrier, passed = a.barrier + (1 + part) * BARRIERS, 0
+    wait(meeting(a, 0), everyone, 0, a.relax)
+    met = 1
+    barrier, passed = a.barrier + (2 + part) * LINE, 0
 
     b_first, b_last = share(B, part, parts), share(B, part + 1, parts)
     q_first, q_last = share(groups, member, team), share(groups, member + 1, team)
-    w_first, w_last = share(panels, thread, everyone), share(panels, thread + 1, everyone)
     scratch = a.scratch + thread * a.scratch_bytes
-    if a.dweights != 0:
-        sums = a.dweights + w_first * (I + H + 1) * 4 * VECTOR
-        call(a.copy_rows, 1, 0, (w_last - w_first) * (I + H + 1) * 4 * L, sums, 0, sums, 0)
     dh_held = a.dc_carried + panels * B * VECTOR  # (panels, B, lanes): what a held step hands to the one before
 
-    for s in range(T - 1, -2, -1):  # -1: only the gradients that arrive at h_0 and c_0
+    for s in range(T - 1, -1 if a.dh_0 == 0 and a.dc_0 == 0 else -2, -1):  # -1: what arrives at h_0 and c_0
         t, t_next = (T - 1 - s, T - 2 - s) if a.reverse != 0 else (s, s + 1)
         for q in range(q_first, q_last):
             p_first, p_last = group(panels, q), group(panels, q + 1)
@@ -112,9 +144,9 @@ def backward(a, thread, threads):
                 rows = min(CHUNK, b_last - b)
                 mask = a.mask + (t * R + b) * 4 if a.mask != 0 and s >= 0 else 0
                 mask_next = a.mask + (t_next * R + b) * 4 if a.mask != 0 and s < T - 1 else 0
-                if s < T - 1:
+                if s < T - 1 and (s >= 0 or a.dh_0 != 0):
                     back_product(a, rows, b, s + 1, a.packed_hh, panels, q, scratch)
-                elif a.dh_n != 0:
+                elif s == T - 1 and a.dh_n != 0:
                     call(
                         a.copy_rows, rows, width, 4 * L,
                         a.dh_n + b * a.dh_n_row + column * S, a.dh_n_row, scratch, 4 * VECTOR,
@@ -139,22 +171,25 @@ def backward(a, thread, threads):
                                 call(a.copy_rows, 1, L, L, held, 0, dh + r * 4 * VECTOR, 0)
                     if s >= 0:
                         cells(a, p, s, t, b, rows, scratch, dh, mask, dh_held)
-                    else:
-                        at = (b * H + p * L) * S
+                        continue
+                    at = (b * H + p * L) * S
+                    if a.dh_0 != 0:
                         call(a.copy_rows, rows, valid, valid, dh, 4 * VECTOR, a.dh_0 + at, H * S)
+                    if a.dc_0 != 0:
                         call(a.copy_rows, rows, valid, valid, carried, VECTOR, a.dc_0 + at, H * S)
         passed = wait(barrier, team, passed, a.relax)
-        if s >= 0 and s % a.chunk == 0 and (a.dweights != 0 or a.dx != 0):
-            s_last, strips = min(s + a.chunk, T), a.strips + s // a.chunk % 2 * a.strips_bytes
-            if a.dweights != 0:
-                pack_strips(a, strips, s, s_last, share(B, thread, everyone), share(B, thread + 1, everyone))
-            # dpreact and strips of the chunk before this one may be written over from here on: all had read them before
-            # anybody could come to this meeting.
-            met = wait(a.barrier, everyone, met, a.relax)
-            if a.dweights != 0:
-                add_weight_gradients(a, strips, s, s_last, w_first, w_last)
-            if a.dx != 0:
-                input_gradient(a, scratch, s, s_last, thread, everyone)
+        if s >= 0 and s % a.chunk == 0 and (a.strips != 0 or a.dx != 0):
+            chunk = s // a.chunk
+            pack_inputs(a, chunk, share(B, thread, everyone), share(B, thread + 1, everyone))
+            arrive(meeting(a, met), everyone)
+            # Who came to the meeting before this one has read the chunk two before that: the next chunk takes its place
+            if s + a.chunk < T:
+                wait_for(meeting(a, met - 1), everyone, (met - 1) // 2 + 1, a.relax)
+                add_gradients(a, scratch, chunk + 1, thread, everyone)
+            met += 1
 
-    if a.dweights != 0:
-        unpack_weight_gradients(a, w_first, w_last)
+    if a.strips != 0 or a.dx != 0:
+        wait_for(meeting(a, met - 1), everyone, (met - 1) // 2 + 1, a.relax)
+        add_gradients(a, scratch, 0, thread, everyone)
+        if a.dweights != 0:
+            unpack_weight_gradients(a, share(panels, thread, everyone), share(panels, thread + 1, everyone))

@@ -1,6 +1,6 @@
 """The forward pass of a layer: every time step for this thread's rows and units."""
 
-from fastlstm.backends.numba.host import BARRIERS
+from fastlstm.backends.numba.host import LINE
 from fastlstm.backends.numba.intrinsics import add_atomic, call, get_int32
 from fastlstm.backends.numba.shared import (
     BLOCK_K,
@@ -100,7 +100,7 @@ def forward(a, thread, threads):
         pack_weights(a, first, last)
         if parts > 1:  # otherwise everybody has packed what it will use
             wait(a.barrier, parts * team, 0, a.relax)
-    barrier, passed = a.barrier + (1 + part) * BARRIERS, 0
+    barrier, passed = a.barrier + (1 + part) * LINE, 0
 
     b_first, b_last = share(B, part, parts), share(B, part + 1, parts)
     p_first, p_last = share(panels, member, team), share(panels, member + 1, team)

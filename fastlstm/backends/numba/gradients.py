@@ -46,10 +46,9 @@ def pack_transposed(a, weight, weight_row, N, packed, first, last):
 
 @jit
 def dpreact_of(a, p, s, b):
-    """Where dpreact of panel p, step s and row b lies:
-    the last two chunks of steps are kept, each panel's rows side by side.
-    """
-    return a.dpreact + ((p * 2 * a.chunk + s % (2 * a.chunk)) * a.B + b) * 4 * VECTOR
+    """Where dpreact of panel p, step s and row b lies: `ring` chunks of steps, each panel's rows side by side."""
+    kept = a.ring * a.chunk
+    return a.dpreact + ((p * kept + s % kept) * a.B + b) * 4 * VECTOR
 
 
 @jit
@@ -66,7 +65,7 @@ def back_product(a, rows, b, s, packed, vectors, q, scratch):
         dpre, w = dpreact_of(a, p, s, b), packed + q * panels * 16 * L * VECTOR + p * 4 * L * wide * VECTOR
         call(
             kernel, rows, init, init_row, scratch, 4 * VECTOR, w, dpre, 4 * VECTOR, a.size, 4 * L,
-            min(block, panels - p), 2 * a.chunk * a.B * 4 * VECTOR, 4 * L * wide * VECTOR, dpre, 0, 0,
+            min(block, panels - p), a.ring * a.chunk * a.B * 4 * VECTOR, 4 * L * wide * VECTOR, dpre, 0, 0,
         )  # fmt: skip
         init, init_row = scratch, 4 * VECTOR
 
@@ -108,7 +107,7 @@ def pack_strips(a, strips, s_first, s_last, b_first, b_last):
 
 @jit
 def add_weight_gradients(a, strips, s_first, s_last, p_first, p_last):
-    """Add a chunk of steps to panels `p_first` to `p_last` of dweights:
+    """Add a chunk of steps to panels `p_first` to `p_last` of dweights, which start as the sums of the last steps:
     every row in one order, whoever else works beside.
     """
     columns, B = a.I + a.H + 1, a.B
@@ -119,12 +118,14 @@ def add_weight_gradients(a, strips, s_first, s_last, p_first, p_last):
         for p in range(p_first, p_last):
             out = a.dweights + (p * columns + k) * 4 * VECTOR
             dpre, strip = dpreact_of(a, p, s_first, 0), strips + k // STRIP * rows * STRIP * a.size
-            for r in range(0, rows, max(block, 1)):
+            init, init_row = (a.constants, 0) if s_last == a.T else (out, 4 * VECTOR)
+            for r in range(0, max(rows, 1), max(block, 1)):
                 count = min(block, rows - r)
                 call(
-                    a.product4, min(STRIP, columns - k), out, 4 * VECTOR, out, 4 * VECTOR, dpre + r * 4 * VECTOR,
+                    a.product4, min(STRIP, columns - k), init, init_row, out, 4 * VECTOR, dpre + r * 4 * VECTOR,
                     strip + r * STRIP * a.size, a.size, STRIP * a.size, count, 1, 0, 0, strip, 0, 0,
                 )  # fmt: skip
+                init, init_row = out, 4 * VECTOR
 
 
 @jit

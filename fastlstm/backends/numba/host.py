@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastlstm.backends.cpu import threads_now
+from fastlstm.backends.memory import empty
 
 
 @cache
@@ -36,7 +37,7 @@ def split(B: int, H: int, K: int, panels: int) -> tuple[int, int]:
 
 
 SERIAL = 75_000  # multiply-adds of a step, below which a barrier costs what the second thread saves
-BARRIERS = 64  # bytes between the counters of two barriers: a cache line
+LINE = 64  # bytes of a cache line: the counters of two barriers lie so far apart
 
 
 @cache
@@ -47,39 +48,60 @@ def _constants(dtype: torch.dtype) -> Tensor:
     return memory
 
 
-def scratch(like: Tensor, threads: int, parts: int, floats: int) -> tuple[Any, int, int, int]:
-    """Each thread's scratch: what keeps it alive, its address, bytes from one to the next; and where barriers count."""
+@cache
+def _template(kind: str, dtype: torch.dtype) -> Any:
+    """The arguments of a task with what all calls share."""
+    from fastlstm.backends.numba import arguments, tasks
+
+    shared = {**tasks.primitives(dtype.itemsize), "relax": tasks.relax(), "constants": _constants(dtype).data_ptr()}
+    return getattr(arguments, kind)(**shared)
+
+
+def begin(
+    kind: str, like: Tensor, threads: int, parts: int, sets: int = 1, **buffers: int
+) -> tuple[Any, Tensor, dict[str, int]]:
+    """Arguments of a task with the fields that every task has, and with buffers.
+
+    Args:
+        buffers: elements of each buffer, of which there are `sets`; of ``scratch``, `threads`.
+
+    Returns:
+        the arguments, the tensor that keeps the buffers alive, and bytes from one of each buffer to the next.
+    """
+    return refresh(_template(kind, like.dtype), like, threads, parts, sets, **buffers)
+
+
+def refresh(
+    arguments: Any, like: Tensor, threads: int, parts: int, sets: int = 1, **buffers: int
+) -> tuple[Any, Tensor, dict[str, int]]:
+    """As `begin`, with all other fields those of `arguments`."""
     size = like.element_size()
-    each = (floats * size + 63) // 64 * 64
-    memory = like.new_empty(threads * each // size)
-    if threads == 1:
-        return memory, memory.data_ptr(), each, 0
-    counters = (ctypes.c_char * (BARRIERS * (parts + 2)))()  # zeros
-    return (memory, counters), memory.data_ptr(), each, -(-ctypes.addressof(counters) // BARRIERS) * BARRIERS
+    counters = LINE * (parts + 2) if threads > 1 else 0
+    steps = {name: -(-count * size // LINE) * LINE for name, count in buffers.items()}
+    total = counters + sum(step * (threads if name == "scratch" else sets) for name, step in steps.items())
+    memory = empty(like, total // size)  # aligned to a line, as all of torch's memory
+    at = memory.data_ptr()
+    a = type(arguments).from_buffer_copy(arguments)  # other threads may be calling
+    a.parts, a.barrier, a.scratch_bytes = parts, at, steps["scratch"]
+    if counters:
+        ctypes.memset(at, 0, counters)
+        at += counters
+    for name, step in steps.items():
+        if step:
+            setattr(a, name, at)
+            at += step * (threads if name == "scratch" else sets)
+    return a, memory, steps
 
 
-def workspace(like: Tensor, threads: int, parts: int, floats: int) -> tuple[Any, dict[str, int]]:
-    """What keeps `scratch` alive, and the fields that every task has."""
-    from fastlstm.backends.numba import tasks
-
-    memory, address, each, barrier = scratch(like, threads, parts, floats)
-    return memory, {
-        **tasks.primitives(like.element_size()),
-        "parts": parts,
-        "barrier": barrier,
-        "relax": tasks.relax(),
-        "constants": _constants(like.dtype).data_ptr(),
-        "scratch": address,
-        "scratch_bytes": each,
-    }
+def row(a: Tensor) -> tuple[int, int]:
+    """The address of (..., rows, columns) and the bytes from one row to the next."""
+    return a.data_ptr(), a.stride(-2) * a.element_size()
 
 
-def strides(name: str, a: Tensor | None, *suffixes: str) -> dict[str, int]:
-    """The address of `a` and its leading strides in bytes, as fields of an argument struct."""
-    if a is None:
-        return {}
-    size = a.element_size()
-    return {name: a.data_ptr(), **{f"{name}_{s}": stride * size for s, stride in zip(suffixes, a.stride())}}
+def step_row(a: Tensor) -> tuple[int, int, int]:
+    """The address of (steps, rows, columns) and the bytes from one step and one row to the next."""
+    size, (step, row, _) = a.element_size(), a.stride()
+    return a.data_ptr(), step * size, row * size
 
 
 def groups_of(weight: Tensor) -> int:
@@ -90,10 +112,6 @@ def groups_of(weight: Tensor) -> int:
 def split_stack(groups: int, B: int, H: int, K: int) -> tuple[int, int]:
     """As `split`, for groups of B rows: each runs on one thread, and needs no barrier."""
     return (1 if groups * B * 4 * H * K < SERIAL else min(threads_now(), groups)), 1
-
-
-def weight_fields(name: str, a: Tensor) -> dict[str, int]:
-    return strides(name, a if a.dim() == 2 else a[0], "row")
 
 
 def row_steps(B: int, **tensors: Tensor | None) -> dict[str, int]:

@@ -22,19 +22,28 @@ def share(count, part, parts):
 
 
 @jit
-def wait(barrier, threads, passed, relax):
-    """Return when `threads` threads have called this for the (`passed` + 1)th time.
-
-    The counter only grows; a spin yields.
-    """
+def arrive(barrier, threads):
+    """Tell `wait_for` that this thread is there."""
     if threads > 1:
-        target = threads * (passed + 1)
-        if add_atomic(barrier, 1) < target:
-            spins = 0
-            while load_atomic(barrier) < target:
-                spins += 1
-                if spins > 2000 and relax != 0:
-                    call_int(relax)
+        add_atomic(barrier, 1)
+
+
+@jit
+def wait_for(barrier, threads, times, relax):
+    """Return when `threads` threads have arrived `times` times. The counter only grows; a spin yields."""
+    if threads > 1:
+        spins = 0
+        while load_atomic(barrier) < threads * times:
+            spins += 1
+            if spins > 2000 and relax != 0:
+                call_int(relax)
+
+
+@jit
+def wait(barrier, threads, passed, relax):
+    """Return when `threads` threads have called this for the (`passed` + 1)th time."""
+    arrive(barrier, threads)
+    wait_for(barrier, threads, passed + 1, relax)
     return passed + 1
 
 
