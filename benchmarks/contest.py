@@ -1,7 +1,7 @@
 """One shape: torch.nn.LSTM and fastlstm.LSTM with the same weights and inputs, and the check that they agree."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -35,15 +35,21 @@ def training(module: nn.Module, x: Tensor, doutput: Tensor) -> Callable[[], obje
 
 
 class Contest:
-    def __init__(self, shape: Shape, seed: int = 0, null: bool = False):
-        """`null` puts nn.LSTM in our place: what the clock then shows is its own error."""
+    def __init__(self, shape: Shape, seed: int = 0, null: bool = False, backends: Sequence[str] = ()):
+        """`null` puts nn.LSTM in our place: what the clock then shows is its own error. `backends`, by name, run beside
+        the one that runs where none is named.
+        """
         torch.manual_seed(seed)
         self.shape = shape
         sizes = shape.I, shape.H, shape.layers
         ours = nn.LSTM if null else fastlstm.LSTM
         self.baseline = nn.LSTM(*sizes, bidirectional=shape.bidirectional)
         self.ours: nn.Module = ours(*sizes, bidirectional=shape.bidirectional)
-        self.ours.load_state_dict(self.baseline.state_dict())
+        self.backends: dict[str, nn.Module] = {
+            name: fastlstm.LSTM(*sizes, bidirectional=shape.bidirectional, backend=name) for name in backends
+        }
+        for module in (self.ours, *self.backends.values()):
+            module.load_state_dict(self.baseline.state_dict())
         self.x = torch.randn(shape.T, shape.B, shape.I)
         self.doutput = torch.randn(shape.T, shape.B, shape.directions * shape.H)
 
@@ -52,14 +58,15 @@ class Contest:
 
     def check(self) -> None:
         """Outputs and gradients against float64: at most three times nn.LSTM's own error, or a fixed floor."""
-        exact = self._results(copy.deepcopy(self.baseline).double())
-        theirs, ours = self._results(self.baseline), self._results(self.ours)
-        for name, value in exact.items():
-            floor = 1e-6 * value.abs().max().item() if name.startswith("d") else 5e-7
-            limit = max(3 * (theirs[name] - value).abs().max().item(), floor)
-            error = (ours[name] - value).abs().max().item()
-            if not error <= limit:  # NaN is an error too
-                raise AssertionError(f"{self.shape}: {name} is {error:.1e} from float64, allowed {limit:.1e}")
+        exact, theirs = self._results(copy.deepcopy(self.baseline).double()), self._results(self.baseline)
+        for module in (self.ours, *self.backends.values()):
+            ours = self._results(module)
+            for name, value in exact.items():
+                floor = 1e-6 * value.abs().max().item() if name.startswith("d") else 5e-7
+                limit = max(3 * (theirs[name] - value).abs().max().item(), floor)
+                error = (ours[name] - value).abs().max().item()
+                if not error <= limit:  # NaN is an error too
+                    raise AssertionError(f"{self.shape}: {name} is {error:.1e} from float64, allowed {limit:.1e}")
 
     def _results(self, module: nn.Module) -> dict[str, Tensor]:
         dtype = next(module.parameters()).dtype

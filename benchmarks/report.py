@@ -38,8 +38,8 @@ def megabytes(count: int | None) -> str:
     return "–" if count is None else f"{count / 1e6:.1f}"
 
 
-def ratio_text(ratio: dict[str, float] | None) -> str:
-    return "–" if ratio is None else f"{ratio['median']:.2f}"
+def ratio_text(ratio: dict[str, float]) -> str:
+    return f"{ratio['median']:.2f} ({ratio['low']:.2f}–{ratio['high']:.2f})"
 
 
 def table(header: list[str], rows: list[list[str]]) -> list[str]:
@@ -52,6 +52,7 @@ def markdown(report: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items() if number)
     peaks = ", ".join(f"{rate:.0f} on {count}" for count, rate in report["peak"].items())
     rivals = sorted({name for row in results for name in row["rivals"]})
+    backends = list(results[0]["backends"])
     lines = [
         f"# {report['title']}",
         "",
@@ -75,6 +76,7 @@ def markdown(report: dict[str, Any]) -> str:
                     row["name"] + (" (random)" if row["random"] else ""),
                     f"{row['seconds'] * 1e3:.3f}",
                     f"**{ratio['median']:.2f}** ({ratio['low']:.2f}–{ratio['high']:.2f})",
+                    *(ratio_text(row["backends"][name]) for name in backends),
                     f"{row['gflops']:.0f}",
                     f"{row['fraction_of_peak'] * 100:.0f} %",
                     f"{megabytes(memory['ours'])} / {megabytes(memory['baseline'])}",
@@ -85,12 +87,19 @@ def markdown(report: dict[str, Any]) -> str:
                 rows[-1] += [
                     f"{row['rivals'][name]['median']:.2f}" if name in row["rivals"] else "–" for name in rivals
                 ]
-        header = ["shape", "ms", "ratio to nn.LSTM", "GFLOP/s", "of peak", "MB / nn.LSTM's", "nn.LSTM's threads"]
+        header = ["shape", "ms", "ratio to nn.LSTM", *(f"{name}'s ratio to nn.LSTM" for name in backends)]
+        header += ["GFLOP/s", "of peak", "MB / nn.LSTM's", "nn.LSTM's threads"]
         if mode == "inference":
             header += [f"ratio to {name}" for name in rivals]
         title = "Inference" if mode == "inference" else "Training step (forward and backward, x without gradient)"
         lines += ["", f"## {title}", "", *table(header, rows)]
     slower = [f"{row['name']} {row['mode']}" for row in results if row["ratio"]["median"] < 0.97]
+    slower += [
+        f"{name} at {row['name']} {row['mode']}"
+        for row in results
+        for name, ratio in row["backends"].items()
+        if ratio["median"] < 0.97
+    ]
     lines += ["", f"Slower than nn.LSTM by more than 3 %: {', '.join(slower) or 'none'}."]
     return "\n".join(lines) + "\n"
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,13 +62,16 @@ def onnx_model(lstm: nn.LSTM, shape: Shape) -> bytes:
     return model.SerializeToString()
 
 
-def onnxruntime_run(model: bytes, x: Tensor, threads: int) -> Callable[[], np.ndarray]:
+def onnxruntime_session(model: bytes, threads: int) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    feed = {"x": x.numpy()}
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def onnxruntime_run(model: bytes, x: Tensor, threads: int) -> Callable[[], np.ndarray]:
+    session, feed = onnxruntime_session(model, threads), {"x": x.numpy()}
     return lambda: session.run(None, feed)[0]
 
 

@@ -1,6 +1,7 @@
 """The benchmark grid, fastlstm.LSTM against torch.nn.LSTM and whatever else is installed; writes a report.
 
-python -m benchmarks.run [--only T28-B128-I28-H128 ...] [--random 20] [--pairs 31] [--out benchmarks/results]
+python -m benchmarks.run [--only T28-B128-I28-H128 ...] [--random 20] [--pairs 31] [--backend native]
+                         [--out benchmarks/results]
 """
 
 import argparse
@@ -22,6 +23,7 @@ from benchmarks.report import write_report
 from benchmarks.rivals import SETTLE as RIVAL_SETTLE
 from benchmarks.rivals import rivals
 from benchmarks.shapes import GRID, MODES, Shape, random_shapes
+from fastlstm.dispatch import FUSED
 
 RIVAL_ROUNDS = 11
 
@@ -29,7 +31,7 @@ RIVAL_ROUNDS = 11
 def measure(shape: Shape, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """A row for each mode. Correctness before the clock starts, and the peak on both sides of it."""
     threads: int = options.threads
-    contest = Contest(shape, options.seed, options.null)
+    contest = Contest(shape, options.seed, options.null, options.backend)
     contest.check()
     used: dict[str, dict[str, int]] = {"ours": {}, "baseline": {}}
     if not options.null:
@@ -38,7 +40,8 @@ def measure(shape: Shape, options: argparse.Namespace) -> Iterator[dict[str, Any
         baseline = fastest(dict.fromkeys(thread_counts(threads), contest.run(contest.baseline, mode)))
         ours = Contender(contest.run(contest.ours, mode), baseline.threads if options.null else threads)
         before = fma_peak(threads)
-        times = interleaved({"baseline": baseline, "ours": ours}, options.pairs)
+        named = {name: Contender(contest.run(m, mode), threads) for name, m in contest.backends.items()}
+        times = interleaved({"baseline": baseline, "ours": ours, **named}, options.pairs)
         peak = max(before, fma_peak(threads))
         seconds = {name: statistics.median(values) for name, values in times.items()}
         gflops = shape.flops(mode) / seconds["ours"] / 1e9
@@ -52,6 +55,9 @@ def measure(shape: Shape, options: argparse.Namespace) -> Iterator[dict[str, Any
             "baseline_seconds": seconds["baseline"],
             "baseline_threads": baseline.threads,
             "ratio": asdict(ratio_of(times["baseline"], times["ours"])),
+            "backends": {
+                name: asdict(ratio_of(times["baseline"], times[name])) | {"seconds": seconds[name]} for name in named
+            },
             "gflops": gflops,
             "fma_peak": peak,
             "fraction_of_peak": gflops / peak,
@@ -73,7 +79,8 @@ def against_rivals(contest: Contest, ours: Contender, threads: int) -> dict[str,
 def line(row: dict[str, Any]) -> str:
     ratio, peak = row["ratio"], row["fraction_of_peak"] * 100
     speed = f"{ratio['median']:5.2f} times nn.LSTM ({ratio['low']:.2f} to {ratio['high']:.2f})"
-    return f"{row['name']:28} {row['mode']:10} {row['seconds'] * 1e3:9.3f} ms {speed}, {peak:3.0f} % of peak"
+    others = "".join(f", {name} {ratio['median']:5.2f} times" for name, ratio in row["backends"].items())
+    return f"{row['name']:28} {row['mode']:10} {row['seconds'] * 1e3:9.3f} ms {speed}, {peak:3.0f} % of peak{others}"
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -81,6 +88,9 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     named = {str(shape): shape for shape in GRID}
     parser.add_argument("--only", nargs="+", default=[], metavar="SHAPE", help=f"of the grid: {', '.join(named)}")
     parser.add_argument("--random", type=int, metavar="N", help="random shapes beside the grid (20; 0 with --only)")
+    parser.add_argument(
+        "--backend", nargs="+", choices=FUSED, default=[], metavar="NAME", help="backends beside auto's"
+    )
     parser.add_argument("--pairs", type=int, default=31, help="interleaved rounds (31)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="as torch chooses")
     parser.add_argument("--seed", type=int, default=0, help="of weights, inputs and random shapes (0)")

@@ -42,11 +42,6 @@ int64_t product_of(int64_t a, int64_t b, int64_t c = 1, int64_t d = 1) {
     return total;
 }
 
-// An array of `rows` rows of `columns` elements can be `row` apart
-bool is_array(const void *data, int64_t rows, int64_t columns, int64_t row) {
-    return data && (rows == 1 || row == 0 || llabs(row) >= columns);
-}
-
 template <class Args> int check_common(const Args &a) {
     if (a.version != FASTLSTM_VERSION) return FASTLSTM_BAD_VERSION;
     if (!is_dtype(a.dtype) || a.I < 1 || a.H < 1 || a.I > LARGEST || a.H > LARGEST ||
@@ -56,29 +51,18 @@ template <class Args> int check_common(const Args &a) {
     return kernels_of(a.instructions) ? FASTLSTM_OK : FASTLSTM_NO_INSTRUCTIONS;
 }
 
-int check_weights(const fastlstm_forward_args &a) {
-    bool right = is_array(a.weight_ih, 4 * a.H, a.I, a.weight_ih_row) && is_array(a.weight_hh, 4 * a.H, a.H, a.weight_hh_row);
-    return right ? FASTLSTM_OK : FASTLSTM_BAD_ARGUMENT;
-}
-
 int check(const fastlstm_forward_args *a) {
     if (!a) return FASTLSTM_BAD_ARGUMENT;
     if (int code = check_common(*a)) return code;
-    if (!a->packed)
-        if (int code = check_weights(*a)) return code;
-    bool right = is_array(a->x, a->B, a->I, a->x_row) && a->h && a->h_n && a->c_n && !a->c == !a->gates &&
-                 (!a->h_0 || is_array(a->h_0, a->B, a->H, a->h_0_row)) &&
-                 (!a->c_0 || is_array(a->c_0, a->B, a->H, a->c_0_row));
+    bool weights = (a->packed && !a->changed) || (a->weight_ih && a->weight_hh);
+    bool right = weights && a->x && a->h && a->h_n && a->c_n && !a->c == !a->gates;
     return right ? FASTLSTM_OK : FASTLSTM_BAD_ARGUMENT;
 }
 
 int check(const fastlstm_backward_args *a) {
     if (!a) return FASTLSTM_BAD_ARGUMENT;
     if (int code = check_common(*a)) return code;
-    bool right = is_array(a->x, a->B, a->I, a->x_row) && is_array(a->weight_hh, 4 * a->H, a->H, a->weight_hh_row) &&
-                 (!a->dx || is_array(a->weight_ih, 4 * a->H, a->I, a->weight_ih_row)) && a->h && a->c && a->gates &&
-                 a->dh_0 && a->dc_0 && (!a->h_0 || is_array(a->h_0, a->B, a->H, a->h_0_row)) &&
-                 (!a->c_0 || is_array(a->c_0, a->B, a->H, a->c_0_row));
+    bool right = a->x && (!a->dx || a->weight_ih) && a->weight_hh && a->h && a->c && a->gates && a->dh_0 && a->dc_0;
     return right ? FASTLSTM_OK : FASTLSTM_BAD_ARGUMENT;
 }
 
@@ -113,7 +97,7 @@ struct Split {
 
     Split(int64_t B, int64_t I, int64_t H, int64_t panels, const fastlstm_threads *asked) {
         // multiply-adds of a step: for fewer the barrier would cost what the second thread saves
-        if (!asked || asked->count < 2 || (double)B * 4 * H * (I + H) < 150000) return;
+        if (!asked || asked->count < 2 || (double)B * 4 * H * (I + H) < 75000) return;
         threads = min(asked->count, MAX_THREADS);
         parts = min(threads, max(max(1, B / 64), ceil_div(threads, panels)));
     }
@@ -185,7 +169,7 @@ int fastlstm_pack(const fastlstm_forward_args *args, void *packed) {
     fastlstm_forward_args a = *args;
     a.T = a.B = 1;
     if (int code = check_common(a)) return code;
-    if (int code = check_weights(a)) return code;
+    if (!a.weight_ih || !a.weight_hh) return FASTLSTM_BAD_ARGUMENT;
     kernels_of(a.instructions)->pack[a.dtype](&a, packed, 0, ceil_div(a.H, fastlstm_lanes(a.dtype, a.instructions)));
     return FASTLSTM_OK;
 }
@@ -204,6 +188,7 @@ int fastlstm_forward(const fastlstm_forward_args *args, const fastlstm_threads *
     if (a.mask) job.resets = memory.take(split.threads * a.B * a.H * size);
     fill_states(a, memory);
     if (memory.failed) return FASTLSTM_NO_MEMORY;
+    if (a.changed) *a.changed = 0;
     run(kernels.forward[a.dtype], &job, split.threads, threads);
     return FASTLSTM_OK;
 }

@@ -2,9 +2,9 @@
  *
  * Sizes are T time steps, B batch rows, I inputs, H hidden units, each at least 1. Arrays are row-major and hold float32
  * or float64; strides count elements, and the last dimension's is always 1. Weights are torch.nn.LSTM's: row blocks in the
- * order i, f, g, o, and one bias, the sum of its two.
+ * order i, f, g, o.
  *
- * The caller owns every array, those that are written to as well; they may not overlap unless it says so. Nothing is
+ * The caller owns every array, those that are written to as well; these may not overlap others unless it says so. Nothing is
  * kept between calls but the threads of the library's own pool. Functions may be called from several threads at once.
  * They return FASTLSTM_OK or an error code, before anything is written unless it is FASTLSTM_NO_MEMORY, and never abort.
  * A row's result is the same bits whatever the number of threads and the rows beside it.
@@ -20,7 +20,7 @@ extern "C" {
 #endif
 
 #define FASTLSTM_API __attribute__((visibility("default")))
-#define FASTLSTM_VERSION 1 /* of this interface; raised when a structure or a meaning changes */
+#define FASTLSTM_VERSION 2 /* of this interface; raised when a structure or a meaning changes */
 
 enum fastlstm_error {
     FASTLSTM_OK = 0,
@@ -77,8 +77,11 @@ typedef struct {
     const void *x;         int64_t x_step, x_row;  /* (T, B, I) */
     const void *weight_ih; int64_t weight_ih_row;  /* (4H, I) */
     const void *weight_hh; int64_t weight_hh_row;  /* (4H, H) */
-    const void *bias;                              /* (4H,), or NULL */
-    const void *packed;                            /* of fastlstm_pack; the weights and the bias are then not read; or NULL */
+    const void *bias, *bias_hh;                    /* (4H,), each or NULL; their sum is the bias */
+    const void *packed;    /* of fastlstm_pack, or NULL; the weights and biases are then read only if `changed` is given */
+    int64_t *changed;      /* with `packed`, or NULL: written, how many parts of it were found not to be the weights'. All
+                            * biases are compared, and one element of each row and column of the weights. If not 0, the
+                            * results are of no use: pack again. */
     const void *h_0;       int64_t h_0_row;        /* (B, H), or NULL for zeros */
     const void *c_0;       int64_t c_0_row;        /* (B, H), or NULL for zeros */
     const int32_t *mask;   /* (T, B), or NULL: 0 an ordinary step, 1 the state is zero before it, 2 the state is held */
@@ -113,7 +116,7 @@ FASTLSTM_API size_t fastlstm_gates_size(int64_t dtype, int64_t instructions, int
 FASTLSTM_API size_t fastlstm_packed_size(int64_t dtype, int64_t instructions, int64_t I, int64_t H);
 
 /* Writes fastlstm_packed_size bytes to `packed`, which serve forward passes until the weights change. Of `args`, version,
- * dtype, instructions, I, H, the weights and the bias are read. */
+ * dtype, instructions, I, H, the weights and the biases are read. */
 FASTLSTM_API int fastlstm_pack(const fastlstm_forward_args *args, void *packed);
 
 /* One time step with packed weights: x (B, I), h (B, H) and c (B, H), contiguous, to h_next (B, H) and c in place. */

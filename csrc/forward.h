@@ -1,6 +1,44 @@
 // The forward pass of a layer: every time step for this thread's rows and units.
 #pragma once
 
+// The sum of the biases of panel p to [gate][lane], units past H zero.
+template <class E> NOINLINE void pack_biases(const fastlstm_forward_args *a, int64_t p, E *to) {
+    constexpr int64_t L = Vector<E>::N;
+    const int64_t valid = min(L, a->H - p * L);
+    zero_rows<E>(1, 4 * L, {to, 0});
+    for (int64_t gate = 0; gate < 4; gate++) {
+        int64_t row = gate * a->H + p * L;
+        if (a->bias) copy_rows<E>(1, valid, valid, {(const E *)a->bias + row, 0}, {to + gate * L, 0});
+        if (a->bias_hh) add_rows<E>(1, valid, {(const E *)a->bias_hh + row, 0}, {to + gate * L, 0});
+    }
+}
+
+template <class E> bool differ(const E *x, const E *y) { return __builtin_memcmp(x, y, sizeof *x) != 0; }
+
+// Whether panel p is not the weights' in a bias or in one element of each of their rows, from a column that moves on with
+// the row so that every column is met. What changes a whole row, a whole column or everything is found.
+template <class E> NOINLINE bool is_changed(const fastlstm_forward_args *a, const E *packed, int64_t p) {
+    constexpr int64_t L = Vector<E>::N;
+    const int64_t I = a->I, H = a->H, K = I + H, panels = ceil_div(H, L), columns = min(I, 4 * H);
+    const Rows<const E> weight_ih{(const E *)a->weight_ih, a->weight_ih_row};
+    const Rows<const E> weight_hh{(const E *)a->weight_hh, a->weight_hh_row};
+    const E *panel = packed + p * K * 4 * L;
+    alignas(64) E biases[4 * L];
+    pack_biases<E>(a, p, biases);
+    if (__builtin_memcmp(biases, packed + (panels * K + p) * 4 * L, sizeof biases)) return true;
+    for (int64_t gate = 0; gate < 4; gate++) {
+        int64_t row = gate * H + p * L, column = row % columns;
+        const E *at = panel + gate * L;
+        for (int64_t u = p * L; u < min(H, (p + 1) * L); u++, row++, at++) {
+            if (differ(weight_hh[row] + u, at + (I + u) * 4 * L)) return true;
+            for (int64_t k = column; k < I; k += 4 * H)
+                if (differ(weight_ih[row] + k, at + k * 4 * L)) return true;
+            if (++column == columns) column = 0;
+        }
+    }
+    return false;
+}
+
 // Rows of weight_ih and weight_hh to [panel][k][gate][lane], units past H zero; then the biases [panel][gate][lane].
 template <class E> void pack_weights(const fastlstm_forward_args *a, void *packed, int64_t first, int64_t last) {
     constexpr int64_t L = Vector<E>::N;
@@ -8,15 +46,14 @@ template <class E> void pack_weights(const fastlstm_forward_args *a, void *packe
     const Rows<const E> weight_ih{(const E *)a->weight_ih, a->weight_ih_row};
     const Rows<const E> weight_hh{(const E *)a->weight_hh, a->weight_hh_row};
     for (int64_t p = first; p < last; p++) {
-        E *panel = (E *)packed + p * K * 4 * L, *biases = (E *)packed + (panels * K + p) * 4 * L;
+        E *panel = (E *)packed + p * K * 4 * L;
         int64_t valid = min(L, H - p * L);
+        pack_biases<E>(a, p, (E *)packed + (panels * K + p) * 4 * L);
         if (valid < L) zero_rows<E>(1, K * 4 * L, {panel, 0});
-        zero_rows<E>(1, 4 * L, {biases, 0});
         for (int64_t gate = 0; gate < 4; gate++) {
             int64_t row = gate * H + p * L;
             transpose<E>(valid, I, weight_ih.from(row, 0), {panel + gate * L, 4 * L});
             transpose<E>(valid, H, weight_hh.from(row, 0), {panel + I * 4 * L + gate * L, 4 * L});
-            if (a->bias) copy_rows<E>(1, valid, valid, {(const E *)a->bias + row, 0}, {biases + gate * L, 0});
         }
     }
 }
@@ -66,10 +103,13 @@ template <class E> void forward(void *argument, int thread, int threads) {
     Place place(job, thread, threads);
     if (thread >= place.everyone) return;
     const int64_t T = a.T, B = a.B, I = a.I, H = a.H, K = I + H, panels = ceil_div(H, L);
+    const int64_t first = share(panels, thread, place.everyone), last = share(panels, thread + 1, place.everyone);
     if (job.pack) {
-        int64_t last = share(panels, thread + 1, place.everyone);
-        pack_weights<E>(&a, job.packed, share(panels, thread, place.everyone), last);
+        pack_weights<E>(&a, job.packed, first, last);
         place.meet_everyone();
+    } else if (a.changed) {  // the results are then thrown away, but the team still meets at its barriers
+        for (int64_t p = first; p < last; p++)
+            if (is_changed(&a, (const E *)job.packed, p)) __atomic_add_fetch(a.changed, 1, __ATOMIC_RELAXED);
     }
     const int64_t b_first = share(B, place.part, place.parts), b_last = share(B, place.part + 1, place.parts);
     const int64_t p_first = share(panels, place.member, place.members);

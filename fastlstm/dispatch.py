@@ -23,6 +23,7 @@ TRITON = ("triton", "triton-ieee", "triton-tf32")
 # these have forward, backward and saved_shape, and run under LSTMFunction
 FUSED = ("numba", "native", *TRITON, "reference")
 NAMES = ("auto", *FUSED, "aten")
+_CPU = ("numba", "native")  # in the order that auto takes them
 _MODULES: dict[str, Any] = {
     "numba": numba,
     "native": native,
@@ -65,12 +66,15 @@ def module(name: str) -> Any:
     return _MODULES[name]
 
 
-def packing(name: str | None, device: torch.device, dtype: torch.dtype) -> Any:
+def packing(name: str | None, device: torch.device, dtype: torch.dtype) -> str | None:
     """The backend that runs these tensors, where it can keep weights packed (has `pack`), or None."""
     name = _default if name is None else name
     if device.type != "cpu" or dtype not in (torch.float32, torch.float64):
         return None
-    return numba if name in ("auto", "numba") and numba.supports(device, dtype) is None else None
+    for fused in _CPU:
+        if name in ("auto", fused) and module(fused).supports(device, dtype) is None:
+            return fused
+    return None
 
 
 _warned = False
@@ -100,7 +104,7 @@ def choose(
         if projected:
             return "reference" if masked or cells else "aten"
         if device.type in ("cpu", "meta"):
-            able = (fused for fused in ("numba", "native") if module(fused).supports(device, dtype) is None)
+            able = (fused for fused in _CPU if module(fused).supports(device, dtype) is None)
             taken = next(able, "reference")
             if taken != "numba" and (failure := numba.failure()) is not None:
                 _warn(failure, taken)

@@ -143,11 +143,12 @@ class LSTMFunction(_Function):
     @staticmethod
     def backward(ctx: Any, dh: Optional, dh_n: Optional, dc_n: Optional, dc: Optional, _: Any) -> tuple[Any, ...]:
         inputs, needs = ctx.saved_tensors, list(ctx.needs_input_grad[:6])
-        arguments: tuple[Any, ...] = (dh, dh_n, dc_n, dc, *inputs, ctx.reverse, needs, ctx.backend)
+        call: Callable[..., Any] = LSTMBackward.apply
+        ready: tuple[Any, ...] = ()
+        if not torch.is_grad_enabled():
+            call, ready = ops.backward, (ctx.packed,)
         with _no_autocast(inputs[0]):  # backward may run inside the caller's autocast
-            gradients = (
-                LSTMBackward.apply(*arguments) if torch.is_grad_enabled() else ops.backward(*arguments, ctx.packed)
-            )
+            gradients = call(dh, dh_n, dc_n, dc, *inputs, ctx.reverse, needs, ctx.backend, *ready)
         return *gradients, None, None, None, None
 
     @staticmethod

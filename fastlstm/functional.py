@@ -118,7 +118,9 @@ def lstm(
         h, h_n, c_n, c, _ = reference.forward(x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, True, weight_hr)
     elif _wants_autograd(x, weight_ih, weight_hh, bias, h_0, c_0):
         packed = None
-        if slot is not None and T == 1 and mask is None and not return_cells:  # in a loop over the steps, as a rule
+        if (
+            slot is not None and T == 1 and mask is None and dispatch.module(name).PACKED_STEPS
+        ):  # one of many, as a rule
             packed = packed_layer(slot, x, hx, (weight_ih, weight_hh, bias_ih, bias_hh), backend)
         h, h_n, c_n, c, _ = _apply(x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, name, packed)
     else:

@@ -95,7 +95,7 @@ def infer_step(slot: Slot, x: Tensor, hx: Any, weights: Weights, backend: str | 
         or shape[1] != layer.I
         or not h_0.shape == c_0.shape == (shape[0], layer.H)
         or not x.dtype is h_0.dtype is c_0.dtype is layer.dtype
-        or dispatch.packing(backend, x.device, layer.dtype) is None
+        or dispatch.packing(backend, x.device, layer.dtype) != layer.backend
         or _transformed()
         or not ops.is_plain(x, h_0, c_0)
         or not layer.is_of(weights)
@@ -107,20 +107,21 @@ def infer_step(slot: Slot, x: Tensor, hx: Any, weights: Weights, backend: str | 
 def packed_layer(slot: Slot, x: Tensor, hx: tuple[Tensor, Tensor] | None, weights: Weights, backend: str | None) -> Any:
     """The slot's packed weights for this call, or None where it is none of a backend that packs weights.
 
-    Weights are packed again when one of them is another tensor, lies elsewhere or was changed in place.
+    Weights are packed again when one of them is another tensor, lies elsewhere or was changed in place, and for another
+    backend.
     """
-    module = dispatch.packing(backend, x.device, x.dtype)
-    if module is None or x.shape[0] == 0 or _transformed() or not ops.is_plain(x, *(() if hx is None else hx)):
+    name = dispatch.packing(backend, x.device, x.dtype)
+    if name is None or x.shape[0] == 0 or _transformed() or not ops.is_plain(x, *(() if hx is None else hx)):
         return None
     if not all(a is None or type(a) is Parameter for a in weights):
         return None  # parametrized, or another's for one call: they would be packed for nothing
     layer = slot.layer
-    if layer is None or not layer.is_of(weights):
+    if layer is None or layer.backend != name or not layer.is_of(weights):
         if not all(a is None or (a.is_contiguous() and not a.is_inference()) for a in weights):
             return None  # inference tensors have no version that would tell of a change
         checks.check_layer(x, hx, *weights, None)
         slot.layer = None  # its memory before the new one's
-        slot.layer = layer = module.pack(weights)
+        slot.layer = layer = dispatch.module(name).pack(weights)
     if x.dtype is not layer.dtype or x.shape[2] != layer.I or (hx is not None and hx[0].shape[1] != layer.H):
         return None  # and have it explained
     return layer

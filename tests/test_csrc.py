@@ -1,10 +1,12 @@
 """csrc/ as a C program uses it: the example against Python, its binary, bad files, and everything under sanitizers."""
 
 import gzip
+import importlib.util
 import platform
 import shutil
 import struct
 import subprocess
+import sys
 import zlib
 
 import pytest
@@ -28,21 +30,23 @@ FLAGS = (
     "-Werror",
 )
 MACHINE = {"avx2": ["-mavx2", "-mfma"], "avx512": ["-mavx512f", "-mavx512dq", "-mavx512vl"]}
+PROCESSOR = platform.machine()
 SANITIZE = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 
-def build(folder, program, options):
+def build(folder, program, options, compilers=(("gcc",), ("g++",)), processor=PROCESSOR):
     """The program, linked with every file of the library compiled with `options`."""
+    cc, cxx = compilers
     objects = []
     for source in [*sorted(SOURCES.glob("*.cpp")), SOURCES / program]:
         out = folder / f"{source.stem}.o"
         c = source.suffix == ".c"
-        machine = MACHINE.get(source.stem, []) if platform.machine() == "x86_64" else []
-        compiler = ["gcc", "-std=c11"] if c else ["g++", "-std=c++17", *FLAGS[: 3 if source.parent == SOURCES else 1]]
+        machine = MACHINE.get(source.stem, []) if processor == "x86_64" else []
+        compiler = [*cc, "-std=c11"] if c else [*cxx, "-std=c++17", *FLAGS[: 3 if source.parent == SOURCES else 1]]
         subprocess.run([*compiler, *options, *FLAGS[3:], *machine, "-c", source, "-o", out], check=True)
         objects.append(out)
     path = folder / source.stem
-    subprocess.run(["g++", *options, *objects, "-pthread", "-Wl,--as-needed", "-Wl,-s", "-o", path], check=True)
+    subprocess.run([*cxx, *options, *objects, "-pthread", "-Wl,--as-needed", "-Wl,-s", "-o", path], check=True)
     return path
 
 
@@ -146,6 +150,20 @@ def test_the_matrix_under_sanitizers(tmp_path):
     program = build(tmp_path, "checks/matrix.cpp", SANITIZE)
     done = subprocess.run([program], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (importlib.util.find_spec("ziglang") and shutil.which("qemu-aarch64")),
+    reason="compiles with the Clang of PyPI's ziglang, and runs in qemu-aarch64",
+)
+def test_the_matrix_on_arm(tmp_path):
+    zig = sys.executable, "-m", "ziglang"
+    options = "-target", "aarch64-linux-musl", "-O2"
+    program = build(tmp_path, "checks/matrix.cpp", options, ((*zig, "cc"), (*zig, "c++")), "aarch64")
+    done = subprocess.run(["qemu-aarch64", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert done.stdout.endswith("instruction sets 2, 0 failures\n")  # FASTLSTM_BASE alone, which is NEON
 
 
 @needs_compiler

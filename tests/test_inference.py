@@ -14,6 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastlstm
+from tests.layers import CPU_BACKENDS, needs_native
+
+
+@pytest.fixture(params=CPU_BACKENDS, autouse=True, scope="module")
+def backend(request):
+    with fastlstm.use_backend(request.param):
+        yield request.param
 
 
 def both(module, x, hx=None):
@@ -70,16 +77,26 @@ def test_a_cell_and_a_step(B):
         assert torch.equal(got, want.detach())
 
 
-def test_packed_weights_are_kept_from_call_to_call():
+def test_packed_weights_are_kept_from_call_to_call(backend):
     lstm, x = fastlstm.LSTM(5, 7, num_layers=2), torch.randn(3, 2, 5)
     with torch.no_grad():
         lstm(x)
         first = slots(lstm)
         lstm(x)
     assert len(first) == 2
+    assert {layer.backend for layer in first} == {backend}
     assert all(a is b for a, b in zip(first, slots(lstm), strict=True))
     lstm.flatten_parameters()
     assert slots(lstm) == []
+
+
+@needs_native
+def test_another_backend_packs_anew():
+    lstm, x = fastlstm.LSTM(5, 7), torch.randn(3, 2, 5)
+    for name in ("native", "numba", "native"):
+        with fastlstm.use_backend(name):
+            assert_same_bits(lstm, x)
+            assert [layer.backend for layer in slots(lstm)] == [name]
 
 
 def set_row(a):
@@ -138,8 +155,9 @@ def test_weights_that_are_not_contiguous_are_not_packed(name):
     assert slots(lstm) == [None]
 
 
-@pytest.mark.parametrize("module", [fastlstm.LSTM(5, 7), fastlstm.LSTMCell(5, 7)])
-def test_a_move_drops_the_packed_weights(module):
+@pytest.mark.parametrize("kind", [fastlstm.LSTM, fastlstm.LSTMCell])
+def test_a_move_drops_the_packed_weights(kind):
+    module = kind(5, 7)
     with torch.no_grad():
         module(torch.randn(3, 5))
     assert len(slots(module)) == 1
@@ -147,7 +165,7 @@ def test_a_move_drops_the_packed_weights(module):
     assert slots(module) == []
 
 
-def test_the_default_device_may_be_another_at_the_first_call():
+def test_the_default_device_may_be_another_at_the_first_call(backend):
     code = """
 import torch, fastlstm
 lstm, x = fastlstm.LSTM(5, 7), torch.randn(3, 2, 5)
@@ -156,8 +174,23 @@ with torch.device("meta"):
 lstm(x)[1][0].sum().backward()
 assert lstm.weight_hh_l0.grad.isfinite().all()
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    environment = {**os.environ, "FASTLSTM_BACKEND": backend}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_batch_of_none():
+    lstm = fastlstm.LSTM(5, 7)
+    for _ in range(2):
+        assert_same_bits(lstm, torch.randn(3, 0, 5))
+
+
+def test_strided_input_and_states():
+    lstm, signal = fastlstm.LSTM(5, 33), torch.randn(40)
+    windows = signal.unfold(0, 5, 1)[:30].unfold(0, 3, 1).mT  # (28, 3, 5), where even rows of one step overlap
+    state = torch.randn(1, 33, 3).mT
+    for x in (windows, torch.randn(5, 3, 28).permute(2, 1, 0), torch.randn(3, 5).expand(28, 3, 5)):
+        assert_same_bits(lstm, x, (state, state.flip(1)))
 
 
 def test_other_weights_for_one_call():

@@ -139,16 +139,49 @@ def test_threads_are_torchs_at_every_call(monkeypatch):
 
 @needs_native
 @pytest.mark.parametrize(
-    ("field", "value", "code"), [(0, 2, 1), (1, 7, 2), (2, 9, 4), (3, 0, 2), (5, -1, 2), (4, 2**62, 2), (8, 0, 2)]
+    ("field", "value", "code"),
+    [(0, 1, 1), (1, 7, 2), (2, 9, 4), (3, 0, 2), (5, -1, 2), (4, 2**62, 2), (8, 0, 2), (11, 0, 2)],
 )
 def test_bad_arguments_give_an_error_code(field, value, code):
-    """version, dtype, instructions, T, I, B and x."""
+    """version, dtype, instructions, T, I, B, x and weight_ih."""
     buffer = torch.empty(4096)
-    values = [1, 0, 0, 2, 2, 2, 2, 0, *[buffer.data_ptr(), 4, 2], *[buffer.data_ptr(), 2] * 2, 0, 0]
+    values = [native.VERSION, 0, 0, 2, 2, 2, 2, 0, *[buffer.data_ptr(), 4, 2], *[buffer.data_ptr(), 2] * 2, 0, 0, 0, 0]
     values += [buffer.data_ptr(), 2] * 2 + [0] + [buffer.data_ptr()] * 3 + [0, 0]
     values[field] = value
     assert native._library.fastlstm_forward(native.FORWARD.pack(*values), None) == code
     assert native._library.fastlstm_error_text(code)
+
+
+@needs_native
+@pytest.mark.parametrize("shared", [False, True])
+def test_packed_weights_are_searched_for_changes(shared):
+    """Every element of a bias, and a whole row or column of a weight; `shared` over two threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    I, H, B = (5, 19, 100 if shared else 1)
+    x, weights = torch.randn(1, B, I), [torch.randn(4 * H, k) for k in (I, H)] + [torch.randn(4 * H) for _ in range(2)]
+    changes = [(n, row) for n in range(4) for row in range(4 * H)]
+    changes += [(n, (slice(None), column)) for n, size in ((0, I), (1, H)) for column in range(size)]
+    layer = native.pack(weights)
+    for n, index in changes:
+        kept = weights[n][index].clone()
+        weights[n][index] += 1
+        assert layer.forward(x, None, False) is None, (n, index)
+        weights[n][index] = kept
+        assert layer.forward(x, None, False) is not None, (n, index)
+    torch.set_num_threads(before)
+
+
+@needs_native
+def test_rows_of_the_input_may_overlap():
+    results, signal = [], torch.randn(40, dtype=torch.float64)
+    weights = [torch.randn(28, k, dtype=torch.float64, requires_grad=True) for k in (5, 7)]
+    for backend in ("native", "reference"):
+        x = signal.clone().requires_grad_()
+        output = lstm(x.unfold(0, 5, 1)[:30].unfold(0, 3, 1).mT, None, *weights, backend=backend)[0]  # (28, 3, 5)
+        results.append([output, *torch.autograd.grad(output.square().sum(), [x, *weights])])
+    for got, want in zip(*results):
+        assert error(got, want.detach()) < 2.3e-14
 
 
 @needs_native
@@ -186,11 +219,12 @@ lstm(torch.ones(1, 1, 1), None, *weights)
 @needs_native
 def test_auto_takes_native_where_numba_cannot_be_imported(monkeypatch):
     def chosen():
+        tensors = torch.device("cpu"), torch.float32
         options = {"projected": False, "masked": False, "cells": False}
-        return dispatch.choose("auto", torch.device("cpu"), torch.float32, **options)
+        return dispatch.choose("auto", *tensors, **options), dispatch.packing("auto", *tensors)
 
-    assert chosen() == "numba"
+    assert chosen() == ("numba", "numba")
     monkeypatch.setattr(dispatch.module("numba"), "_INSTALLED", False)
-    assert chosen() == "native"
+    assert chosen() == ("native", "native")
     with pytest.raises(RuntimeError, match="numba, which is not installed"):
         lstm(torch.ones(1, 1, 1), None, torch.ones(4, 1), torch.ones(4, 1), backend="numba")

@@ -10,6 +10,7 @@ import textwrap
 import pytest
 import torch
 
+from fastlstm.backends import cpu
 from fastlstm.backends.numba import tasks
 from tests.layers import Layer, error
 
@@ -145,8 +146,8 @@ def test_without_openmp(monkeypatch):
     torch.set_num_threads(2)
     layer = Layer(9, 24, 28, 100)
     results = []
-    for openmp in (tasks._openmp(), None):
-        monkeypatch.setattr(tasks, "_openmp", lambda found=openmp: found)
+    for openmp in (cpu.openmp(), None):
+        monkeypatch.setattr(cpu, "openmp", lambda found=openmp: found)
         inputs = layer.to(torch.float32)
         outputs = layer.run(inputs, "numba")
         grads = torch.autograd.grad(outputs, inputs, [g.float() for g in layer.gradients])

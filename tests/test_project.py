@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from importlinter.cli import lint_imports
 
+from benchmarks import run
 from benchmarks.clock import ratio_of
 from benchmarks.shapes import GRID, Shape, random_shapes
 
@@ -110,3 +111,15 @@ def test_ratio_is_taken_within_pairs():
     assert (ratio.low, ratio.median, ratio.high) == (1.5, 1.5, 1.5)
     spread = ratio_of([1.0, 2.0, 3.0], [1.0, 1.0, 1.0])
     assert spread.low < spread.median == 2.0 < spread.high
+
+
+def test_backends_of_ones_choice_are_measured_beside_the_default(monkeypatch):
+    monkeypatch.setattr(run, "fma_peak", lambda threads: 1.0)
+    monkeypatch.setattr(run.memory, "peak_memory", lambda *_: None)
+    options = run.arguments(["--backend", "reference", "--pairs", "1", "--threads", "1"])
+    rows = list(run.measure(Shape(2, 2, 3, 4), options))
+    assert [row["mode"] for row in rows] == ["inference", "training"]
+    for row in rows:
+        assert list(row["backends"]) == ["reference"]
+        assert row["backends"]["reference"]["seconds"] > 0
+        assert "reference" in run.line(row)

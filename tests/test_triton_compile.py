@@ -147,7 +147,7 @@ for T, B in [(2, 2), (3, 5), (7, 16), (16, 3), (16, 16), (40, 33)]:
         for turned, reverse in ((x, False), (x, True), (x.transpose(0, 1).contiguous().transpose(0, 1), False)):
             h, _, _, c, gates = triton.forward(turned, *weights, state, state, mask, reverse, True)
             grads = h, state, state, c
-            triton.backward(*grads, turned, *weights, state, state, mask, h, c, gates, reverse, [True] * 4)
+            triton.backward(*grads, turned, *weights, state, state, mask, h, c, gates, reverse, [True] * 6)
 print(*sorted(name for name, _ in variants))
 """
 

@@ -128,17 +128,24 @@ template <class E> void check(const Layer &l, int64_t dtype, int instructions, i
     const fastlstm_threads threads = {count, nullptr, nullptr};
     fastlstm_forward_args f = {
         FASTLSTM_VERSION, dtype, instructions, s.T, s.B, s.I, s.H, s.reverse, x.data(), s.B * s.I, s.I,
-        weight_ih.data(), s.I, weight_hh.data(), s.H, bias.data(), nullptr, h_0.data(), s.H, c_0.data(), s.H,
+        weight_ih.data(), s.I, weight_hh.data(), s.H, bias.data(), nullptr, nullptr, nullptr, h_0.data(), s.H, c_0.data(), s.H,
         s.masked ? l.mask.data() : nullptr, h.data(), h_n.data(), c_n.data(), c.data(), gates.data(),
     };
-    for (int pass = 0; pass < 2; pass++) {  // packed inside the call, then before it
+    int64_t changed = 0;
+    for (int pass = 0; pass < 3; pass++) {  // packed inside the call, before it, and held against the weights
         if (fastlstm_forward(&f, &threads)) printf("forward failed\n"), failures++;
         compare("h", h, l.h, bound), compare("c", c, l.c, bound);
         compare("h_n", h_n, l.h_n, bound), compare("c_n", c_n, l.c_n, bound);
         if (pass == 0 && fastlstm_pack(&f, packed.data())) printf("pack failed\n"), failures++;
-        f.packed = packed.data(), f.weight_ih = f.weight_hh = f.bias = nullptr;
+        const bool held = pass == 1;
+        f.packed = packed.data(), f.changed = held ? &changed : nullptr;
+        f.weight_ih = held ? weight_ih.data() : nullptr, f.weight_hh = held ? weight_hh.data() : nullptr;
+        f.bias = held ? bias.data() : nullptr;
         h.assign(TBH, NAN), h_n.assign(BH, NAN);
+        if (changed) printf("unchanged weights were found changed\n"), failures++;
     }
+    f.weight_ih = weight_ih.data(), f.weight_hh = weight_hh.data(), f.changed = &changed;  // and the bias is gone
+    if (fastlstm_forward(&f, &threads) || !changed) printf("a changed bias was not found\n"), failures++;
     h = as<E>(l.h);
     std::vector<E> dx(l.dx.size(), NAN), dweight_ih(l.dweight_ih.size(), NAN), dweight_hh(l.dweight_hh.size(), NAN);
     std::vector<E> dbias(4 * s.H, NAN), dh_0(BH, NAN), dc_0(BH, NAN);

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastlstm.backends.cpu import PackedWeights, address, address_of, openmp, rows_contiguous, threads_now
 from fastlstm.backends.memory import empty
 
 LIBRARY = Path(__file__).parents[1] / ("_native.dll" if os.name == "nt" else "_native.so")
-VERSION = 1  # FASTLSTM_VERSION of csrc/fastlstm.h, whose structures these are, field by field
-FORWARD = struct.Struct("@8q Pqq Pq Pq PP Pq Pq P PPP PP")
+VERSION = 2  # FASTLSTM_VERSION of csrc/fastlstm.h, whose structures these are, field by field
+FORWARD = struct.Struct("@8q Pqq Pq Pq PPPP Pq Pq P PPP PP")
 BACKWARD = struct.Struct("@8q Pqq Pq Pq Pq Pq P PPP Pqq Pqq Pq Pq PPPP PP")
 THREADS = struct.Struct("@qPP")
 
 SIXTEEN_BIT = False  # whether forward and backward take 16-bit tensors
+PACKED_STEPS = False
 _DTYPES = {torch.float32: 0, torch.float64: 1}
 _SIXTEEN_BITS = (torch.bfloat16, torch.float16)
 _instructions = 0  # enum fastlstm_instructions; 0 is the processor's widest
@@ -44,6 +47,7 @@ def _load() -> ctypes.CDLL | str:
         return f"the native backend's {LIBRARY.name} is of another version: install fastlstm again"
     for function in (library.fastlstm_forward, library.fastlstm_backward):
         function.argtypes = [ctypes.c_char_p, ctypes.c_char_p]
+    library.fastlstm_pack.argtypes = [ctypes.c_char_p, ctypes.c_void_p]
     library.fastlstm_lanes.argtypes = [ctypes.c_int64, ctypes.c_int64]
     library.fastlstm_lanes.restype = ctypes.c_int64
     library.fastlstm_error_text.restype = ctypes.c_char_p
@@ -76,60 +80,30 @@ def saved_shape(T: int, B: int, H: int, dtype: torch.dtype) -> tuple[int, ...]:
     return T, -(-H // lanes), B, 4 * lanes
 
 
-_forked = False
-
-
-def _after_fork() -> None:
-    global _forked
-    _forked = True  # the parent's threads do not exist here, and libgomp would wait for them
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
-
-
-def threads_now() -> int:
-    """Threads a call may use: torch's number, or one in a forked child."""
-    return 1 if _forked else torch.get_num_threads()
-
-
 @cache
 def _openmp() -> Any:
-    """Three functions of the libgomp that torch itself loaded, or None: two pools would fight for the cores."""
-    try:
-        found = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
-        functions = found.GOMP_parallel, found.omp_get_thread_num, found.omp_get_num_threads
-    except (OSError, AttributeError):
-        return None
-    return (ctypes.c_void_p * 3)(*(ctypes.cast(f, ctypes.c_void_p).value for f in functions))
+    """A fastlstm_openmp of torch's libgomp, or None."""
+    found = openmp()
+    return None if found is None else (ctypes.c_void_p * 3)(address_of(found[0]), *found[1:])
 
 
 @cache
 def _team(count: int) -> bytes:
-    openmp = _openmp()
-    if openmp is None:  # the library has a pool of its own
+    functions = _openmp()
+    if functions is None:  # the library has a pool of its own
         return THREADS.pack(count, 0, 0)
-    parallel = ctypes.cast(_library.fastlstm_parallel_openmp, ctypes.c_void_p).value
-    return THREADS.pack(count, parallel, ctypes.addressof(openmp))
+    return THREADS.pack(count, address_of(_library.fastlstm_parallel_openmp), ctypes.addressof(functions))
 
 
-def _call(name: str, arguments: bytes) -> None:
-    code = getattr(_library, name)(arguments, _team(threads_now()))
+def _call(name: str, arguments: bytes, other: Any) -> None:
+    code = getattr(_library, name)(arguments, other)
     if code:
         raise RuntimeError(f"{name}: {_library.fastlstm_error_text(code).decode()}")
-
-
-def _rows_contiguous(a: Tensor) -> Tensor:
-    return a if a.stride(-1) == 1 or a.shape[-1] == 1 else a.contiguous()
 
 
 def _array(a: Tensor | None, leading: int) -> tuple[int, ...]:
     """The address of `a` and its `leading` strides, all zero where there is none."""
     return (0,) * (leading + 1) if a is None else (a.data_ptr(), *a.stride()[:leading])
-
-
-def _address(a: Tensor | None) -> int:
-    return 0 if a is None else a.data_ptr()
 
 
 def forward(
@@ -152,16 +126,16 @@ def forward(
     gates = empty(x, *saved_shape(T, B, H, x.dtype)) if save else x.new_empty(0)
     if B == 0:
         return h, h_n, c_n, c, gates
-    x, weight_ih, weight_hh, h_0, c_0 = (_rows_contiguous(a) for a in (x, weight_ih, weight_hh, h_0, c_0))
+    x, weight_ih, weight_hh, h_0, c_0 = (rows_contiguous(a) for a in (x, weight_ih, weight_hh, h_0, c_0))
     bias = bias if bias is None else bias.contiguous()
     mask = mask if mask is None else mask.to(torch.int32).contiguous()
     arguments = FORWARD.pack(
         VERSION, _DTYPES[x.dtype], _instructions, T, B, I, H, reverse,
-        *_array(x, 2), *_array(weight_ih, 1), *_array(weight_hh, 1), _address(bias), 0,
-        *_array(h_0, 1), *_array(c_0, 1), _address(mask), h.data_ptr(), h_n.data_ptr(), c_n.data_ptr(),
+        *_array(x, 2), *_array(weight_ih, 1), *_array(weight_hh, 1), address(bias), 0, 0, 0,
+        *_array(h_0, 1), *_array(c_0, 1), address(mask), h.data_ptr(), h_n.data_ptr(), c_n.data_ptr(),
         c.data_ptr() if save else 0, gates.data_ptr() if save else 0,
     )  # fmt: skip
-    _call("fastlstm_forward", arguments)
+    _call("fastlstm_forward", arguments, _team(threads_now()))
     return h, h_n, c_n, c, gates
 
 
@@ -196,18 +170,56 @@ def backward(
     dh_0, dc_0 = x.new_empty(B, H), x.new_empty(B, H)
     if B == 0:
         return *gradients, dh_0, dc_0
-    x, weight_ih, weight_hh, h_0, c_0 = (_rows_contiguous(a) for a in (x, weight_ih, weight_hh, h_0, c_0))
+    x, weight_ih, weight_hh, h_0, c_0 = (rows_contiguous(a) for a in (x, weight_ih, weight_hh, h_0, c_0))
     h, c, gates = h.contiguous(), c.contiguous(), gates.contiguous()
-    dh, dh_n, dc_n, dc = (a if a is None else _rows_contiguous(a) for a in (dh, dh_n, dc_n, dc))
+    dh, dh_n, dc_n, dc = (a if a is None else rows_contiguous(a) for a in (dh, dh_n, dc_n, dc))
     mask = mask if mask is None else mask.to(torch.int32).contiguous()
     arguments = BACKWARD.pack(
         VERSION, _DTYPES[x.dtype], _instructions, T, B, I, H, reverse,
-        *_array(x, 2), *_array(weight_ih, 1), *_array(weight_hh, 1), *_array(h_0, 1), *_array(c_0, 1), _address(mask),
+        *_array(x, 2), *_array(weight_ih, 1), *_array(weight_hh, 1), *_array(h_0, 1), *_array(c_0, 1), address(mask),
         h.data_ptr(), c.data_ptr(), gates.data_ptr(), *_array(dh, 2), *_array(dc, 2), *_array(dh_n, 1),
-        *_array(dc_n, 1), *(_address(g) for g in gradients), dh_0.data_ptr(), dc_0.data_ptr(),
+        *_array(dc_n, 1), *(address(g) for g in gradients), dh_0.data_ptr(), dc_0.data_ptr(),
     )  # fmt: skip
-    _call("fastlstm_backward", arguments)
+    _call("fastlstm_backward", arguments, _team(threads_now()))
     return *gradients, dh_0, dc_0
+
+
+class PackedLayer(PackedWeights):
+    """See `PackedWeights`."""
+
+    backend = "native"
+
+    def __init__(self, weights: Sequence[Tensor | None]) -> None:
+        super().__init__(weights)
+        I, H, lanes = self.I, self.H, _lanes(self.dtype, _instructions)
+        self.packed = self.weight_ih.new_empty(-(-H // lanes) * (I + H + 1) * 4 * lanes)
+        self.kind = VERSION, _DTYPES[self.dtype], _instructions
+        biases = [a.data_ptr() for a in self.biases] + [0] * (2 - len(self.biases))
+        self.addresses = *_array(self.weight_ih, 1), *_array(self.weight_hh, 1), *biases, self.packed.data_ptr()
+        arguments = FORWARD.pack(*self.kind, 0, 0, I, H, 0, *_array(None, 2), *self.addresses, *(0,) * 11)
+        _call("fastlstm_pack", arguments, self.packed.data_ptr())
+
+    def forward(
+        self, x: Tensor, hx: tuple[Tensor, Tensor] | None, reverse: bool
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        (T, B, I), H = x.shape, self.H
+        h, h_n, c_n = x.new_empty(T, B, H), x.new_empty(B, H), x.new_empty(B, H)
+        if B == 0:
+            return h, h_n, c_n
+        x = rows_contiguous(x)
+        h_0, c_0 = (None, None) if hx is None else (rows_contiguous(state) for state in hx)
+        changed = ctypes.c_int64()
+        arguments = FORWARD.pack(
+            *self.kind, T, B, I, H, reverse, *_array(x, 2), *self.addresses, ctypes.addressof(changed),
+            *_array(h_0, 1), *_array(c_0, 1), 0, h.data_ptr(), h_n.data_ptr(), c_n.data_ptr(), 0, 0,
+        )  # fmt: skip
+        _call("fastlstm_forward", arguments, _team(threads_now()))
+        return None if changed.value else (h, h_n, c_n)
+
+
+def pack(weights: Sequence[Tensor | None]) -> PackedLayer:
+    """Packed weights of weight_ih, weight_hh, bias_ih, bias_hh."""
+    return PackedLayer(weights)
 
 
 def _group(a: Tensor | None, axis: int, g: int, groups: int) -> Any:

@@ -10,6 +10,7 @@ from torch import Tensor
 from fastlstm.cell import cell_backward, cell_forward
 
 SIXTEEN_BIT = False  # rounded at every operation, they would lose their digits
+PACKED_STEPS = False
 RESET, HOLD = 1, 2  # the step mask's values; 0 is an ordinary step
 
 

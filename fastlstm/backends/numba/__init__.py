@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastlstm.backends.cpu import address, rows_contiguous
 from fastlstm.backends.memory import empty
 from fastlstm.backends.numba.host import (
-    address,
     begin,
     first_steps,
     groups_of,
@@ -25,7 +25,6 @@ from fastlstm.backends.numba.host import (
     panels_of,
     row,
     row_steps,
-    rows_contiguous,
     split,
     split_stack,
     step_row,
@@ -33,6 +32,7 @@ from fastlstm.backends.numba.host import (
 )
 
 SIXTEEN_BIT = False  # whether forward and backward take 16-bit tensors
+PACKED_STEPS = True  # whether `pack` serves one step with gradients
 _CHUNK_ROWS = 128  # (step, row) pairs whose dpreact is turned into gradients together
 _FEW_ROWS = 128  # (step, row) pairs whose weight gradients are written row by row, less for padding, see `outer`
 _INSTALLED = importlib.util.find_spec("numba") is not None

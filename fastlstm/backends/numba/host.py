@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-import os
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastlstm.backends.cpu import threads_now
 from fastlstm.backends.memory import empty
 
 
@@ -22,27 +22,6 @@ def lanes_of(dtype: torch.dtype) -> int:
 
 def panels_of(size: int, lanes: int) -> int:
     return (size + lanes - 1) // lanes
-
-
-def rows_contiguous(a: Tensor) -> Tensor:
-    return a if a.stride(-1) == 1 or a.shape[-1] == 1 else a.contiguous()
-
-
-_forked = False
-
-
-def _after_fork() -> None:
-    global _forked
-    _forked = True  # the parent's threads do not exist here, and libgomp would wait for them
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
-
-
-def threads_now() -> int:
-    """Threads a call may use: torch's number, or one in a forked child."""
-    return 1 if _forked else torch.get_num_threads()
 
 
 def split(B: int, H: int, K: int, panels: int) -> tuple[int, int]:
@@ -147,7 +126,3 @@ def row_steps(B: int, **tensors: Tensor | None) -> dict[str, int]:
 
 def first_steps(**tensors: Tensor | None) -> dict[str, int]:
     return {k: a.stride(0) * a.element_size() for k, a in tensors.items() if a is not None}
-
-
-def address(a: Tensor | None) -> int:
-    return 0 if a is None else a.data_ptr()

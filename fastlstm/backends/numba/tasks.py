@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numba import carray, cfunc
 from numba import types as nb
 
 from fastlstm import cell
+from fastlstm.backends import cpu
 from fastlstm.backends.numba.arguments import BACKWARD, FORWARD, REGION, STACK, RegionArguments, StackArguments
 from fastlstm.backends.numba.backward_kernel import backward
 from fastlstm.backends.numba.forward_kernel import forward
@@ -101,21 +101,6 @@ def task(name: str) -> Any:
     return _TASK(_compiled(name).address)
 
 
-@cache
-def _openmp() -> Any:
-    """libgomp as torch itself loaded it, or None. One pool of threads for both: two pools would fight for the cores."""
-    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
-    try:
-        found = ctypes.CDLL(str(library))
-        found.GOMP_parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
-        found.GOMP_parallel.restype = None
-        return found, *(
-            ctypes.cast(f, ctypes.c_void_p).value for f in (found.omp_get_thread_num, found.omp_get_num_threads)
-        )
-    except (OSError, AttributeError):
-        return None
-
-
 _submitting = threading.Lock()
 
 
@@ -139,11 +124,11 @@ def run(name: str, arguments: ctypes.Structure, threads: int) -> None:
     if threads == 1:
         function(address, 0, 1)
         return
-    openmp = _openmp()
+    openmp = cpu.openmp()
     if openmp is not None:
-        library, thread_number, team_size = openmp
+        parallel, thread_number, team_size = openmp
         data = RegionArguments(_compiled(name).address, address, thread_number, team_size)
-        library.GOMP_parallel(_compiled("region").address, ctypes.addressof(data), threads, 0)
+        parallel(_compiled("region").address, ctypes.addressof(data), threads, 0)
         return
     with _submitting:  # a team is queued whole: two that wait for each other's members would never end
         others = [_pool(threads).submit(function, address, k, threads) for k in range(1, threads)]

@@ -20,6 +20,7 @@ from fastlstm.backends import reference
 
 INTERPRET = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")  # as triton reads it
 SIXTEEN_BIT = True
+PACKED_STEPS = False
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _INSTALLED = importlib.util.find_spec("triton") is not None
 
@@ -56,7 +57,9 @@ def saved_shape(T: int, B: int, H: int, dtype: torch.dtype) -> tuple[int, ...]:
 def with_precision(precision: str) -> SimpleNamespace:
     """This backend with "ieee" or "tf32" products in float32, whatever torch's setting says."""
     functions = {function.__name__: partial(function, precision=precision) for function in (forward, backward)}
-    return SimpleNamespace(supports=supports, saved_shape=saved_shape, SIXTEEN_BIT=SIXTEEN_BIT, **functions)
+    return SimpleNamespace(
+        supports=supports, saved_shape=saved_shape, SIXTEEN_BIT=SIXTEEN_BIT, PACKED_STEPS=PACKED_STEPS, **functions
+    )
 
 
 def resolve_precision(dtype: torch.dtype, precision: str | None) -> str:

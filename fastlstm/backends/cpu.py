@@ -1,0 +1,103 @@
+"""What the CPU backends share: how many threads a call may use and whose, addresses, and weights that stay packed."""
+
+import ctypes
+import os
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_forked = False
+
+
+def _after_fork() -> None:
+    global _forked
+    _forked = True  # the parent's threads do not exist here, and libgomp would wait for them
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def threads_now() -> int:
+    """Threads a call may use: torch's number, or one in a forked child."""
+    return 1 if _forked else torch.get_num_threads()
+
+
+@cache
+def openmp() -> Any:
+    """The function GOMP_parallel and the addresses of omp_get_thread_num and omp_get_num_threads, of the libgomp that
+    torch itself loaded, or None. One pool of threads for both: two pools would fight for the cores.
+    """
+    try:
+        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        library.GOMP_parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+        library.GOMP_parallel.restype = None
+        return library.GOMP_parallel, address_of(library.omp_get_thread_num), address_of(library.omp_get_num_threads)
+    except (OSError, AttributeError):
+        return None
+
+
+def address_of(function: Any) -> int:
+    return ctypes.cast(function, ctypes.c_void_p).value or 0
+
+
+def address(a: Tensor | None) -> int:
+    return 0 if a is None else a.data_ptr()
+
+
+def rows_contiguous(a: Tensor) -> Tensor:
+    return a if a.stride(-1) == 1 or a.shape[-1] == 1 else a.contiguous()
+
+
+class PackedWeights:
+    """The weights of one layer that a backend keeps packed.
+
+    A change that PyTorch counts is seen by `is_of`. One that it does not count, made through ``.data`` or numpy, is
+    looked for by the kernel at every call: in all biases and in one element of each row and column of the weights. What
+    changes none of those is missed. Python threads may share it: nothing writes to what a kernel reads.
+    """
+
+    backend: str  # whose layout the packed weights have
+    stale = False  # whether they were found to differ from the weights
+
+    def __init__(self, weights: Sequence[Tensor | None]) -> None:
+        """`weights`: weight_ih (4H, I), weight_hh (4H, H), and bias_ih and bias_hh (4H,) or None, all contiguous."""
+        self.keys = [None if a is None else (a, a.data_ptr(), a._version, a.shape) for a in weights]
+        self.weight_ih, self.weight_hh, *self.biases = (a.detach() for a in weights if a is not None)
+        # the detached hold on to the memory, whatever becomes of the parameters
+        self.dtype, self.I, self.H = self.weight_ih.dtype, self.weight_ih.shape[1], self.weight_hh.shape[1]
+
+    def is_of(self, weights: Sequence[Tensor | None]) -> bool:
+        """True while these are the tensors that were packed, in the same memory and unchanged as far as is counted."""
+        if self.stale:
+            return False
+        for a, key in zip(weights, self.keys):
+            if a is None or key is None:
+                if a is not None or key is not None:
+                    return False
+            elif (
+                key[0] is not a
+                or key[1] != a.data_ptr()
+                or key[2] != a._version
+                or key[3] != a.shape
+                or not a.is_contiguous()
+                or a.dtype is not self.dtype
+            ):
+                return False
+        return True
+
+    def forward(self, x: Tensor, hx: tuple[Tensor, Tensor] | None, reverse: bool) -> tuple[Tensor, ...] | None:
+        """``h`` (T, B, H), ``h_n`` and ``c_n`` (B, H) from ``x`` (T, B, I) and states (B, H), or None for zeros.
+
+        None when the weights are found to have changed: they have to be packed again.
+        """
+        raise NotImplementedError
+
+    def step(self, x: Tensor, h_0: Tensor, c_0: Tensor) -> tuple[Tensor, Tensor] | None:
+        """``h`` and ``c`` (B, H) from ``x`` (B, I) and states (B, H), or None as from `forward`."""
+        result = self.forward(x.unsqueeze(0), (h_0, c_0), False)
+        return None if result is None else (result[1], result[2])
