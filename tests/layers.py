@@ -66,14 +66,14 @@ class Layer:
         return h, h_n, c_n, c
 
 
-def draws(*size: int, **options: bool) -> list[Layer]:
-    """Layers of one size, as many as give every output and gradient 64 values in all.
+def draws(*size: int, values: int = 64, **options: bool) -> list[Layer]:
+    """Layers of one size, as many as give every output and gradient `values` values in all.
 
-    A value may cancel to almost nothing and still carries the rounding of its terms; the largest of 64 is as large as
+    A value may cancel to almost nothing and still carries the rounding of its terms; the largest of many is as large as
     its terms make it. That is what errors are relative to.
     """
     T, B, I, H = size
-    return [Layer(T, B, I, H, **options) for _ in range(-(-64 // min(B * H, T * B * I, 4 * H)))]
+    return [Layer(T, B, I, H, **options) for _ in range(-(-values // min(B * H, T * B * I, 4 * H)))]
 
 
 def compare(layers: list[Layer], dtype: torch.dtype, backend: str) -> Iterator[tuple[str, Tensor, Tensor]]:

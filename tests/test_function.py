@@ -134,7 +134,7 @@ def test_opcheck(backend):
     h, _, _, c, gates = ops.forward_op(*args, True, backend)
     grads = list(layer.gradients[:3])
     torch.library.opcheck(
-        ops.backward_op, (*grads, None, *args[:7], h, c, gates, True, [True, True, False, True], backend)
+        ops.backward_op, (*grads, None, *args[:7], h, c, gates, True, [True, True, False, True, False, True], backend)
     )
 
 

@@ -19,7 +19,7 @@ from fastlstm import dispatch
 from fastlstm.backends import triton as backend
 from fastlstm.backends.triton import tiles
 from fastlstm.functional import lstm
-from tests.layers import Layer, error
+from tests.layers import Layer, draws, error
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is made for Linux on x86-64", allow_module_level=True)
@@ -66,15 +66,18 @@ def outputs_and_gradients(layer, name, dtype):
     return [*outputs, *torch.autograd.grad(outputs, inputs, [g.to(DEVICE, dtype) for g in layer.gradients])]
 
 
-def check(layer, name, dtype=None, bounds=None):
+def check(layers, name, dtype=None, bounds=None):
     default, *fixed = BOUNDS[name]
-    truth = [a.detach().to(dtype or default).double().requires_grad_() for a in layer.inputs]
-    want = layer.truth(truth)
-    want = [*want, *torch.autograd.grad(want, truth, layer.gradients)]
-    got = outputs_and_gradients(layer, name, dtype or default)
+    results = []
+    for layer in layers:
+        truth = [a.detach().to(dtype or default).double().requires_grad_() for a in layer.inputs]
+        want = layer.truth(truth)
+        want = [*want, *torch.autograd.grad(want, truth, layer.gradients)]
+        results.append(zip(outputs_and_gradients(layer, name, dtype or default), want))
     forward, backward = bounds or fixed
-    for n, (label, a, b) in enumerate(zip(NAMES, got, want)):
-        assert error(a.cpu(), b) < (forward if n < 4 else backward), label
+    for n, (label, pairs) in enumerate(zip(NAMES, zip(*results))):
+        got, want = (torch.stack(tensors) for tensors in zip(*((a.cpu(), b) for a, b in pairs)))
+        assert error(got, want) < (forward if n < 4 else backward), label
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -85,7 +88,7 @@ def check(layer, name, dtype=None, bounds=None):
     + [(name, size) for name in ("triton-tf32", "triton") for size in SIZES[1:3]],
 )
 def test_outputs_and_gradients(name, size, reverse, masked, kernels):
-    check(Layer(*size, reverse=reverse, masked=masked), name)
+    check(draws(*size, values=16, reverse=reverse, masked=masked), name)
 
 
 @pytest.mark.slow
@@ -93,13 +96,13 @@ def test_outputs_and_gradients(name, size, reverse, masked, kernels):
 @pytest.mark.parametrize("size", SLOW)
 @pytest.mark.parametrize("name", BOUNDS)
 def test_outputs_and_gradients_of_larger_layers(name, size, masked):
-    check(Layer(*size, reverse=masked, masked=masked), name)
+    check([Layer(*size, reverse=masked, masked=masked)], name)
 
 
 @pytest.mark.skipif(DEVICE.type == "cpu", reason="the interpreter multiplies the bits of bf16 as integers")
 @pytest.mark.parametrize("size", SIZES)
 def test_bf16(size, kernels):
-    check(Layer(*size), "triton", torch.bfloat16, (4e-2, 8e-2))  # eight times fp16's: three bits fewer
+    check(draws(*size, values=16), "triton", torch.bfloat16, (4e-2, 8e-2))  # eight times fp16's: three bits fewer
 
 
 @pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (3,), (1, 2)])

@@ -156,6 +156,9 @@ def backward(
 
     (T, R, I), H, groups = x.shape, weight_hh.shape[-1], groups_of(weight_ih)
     B = R // groups
+    if R == 0:
+        inputs = (x, weight_ih, weight_hh, bias, h_0, c_0)
+        return (*(torch.zeros_like(a) if need and a is not None else None for a, need in zip(inputs, needs)),)
     lanes = lanes_of(x.dtype)
     panels = panels_of(H, lanes)
     x, weight_ih, weight_hh, h_0, c_0 = (rows_contiguous(a) for a in (x, weight_ih, weight_hh, h_0, c_0))
