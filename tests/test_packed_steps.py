@@ -1,0 +1,192 @@
+"""A time step a call, with gradients: the weights stay packed from one step to the next, and nothing else changes."""
+
+import threading
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import fastlstm
+from fastlstm import ops
+from fastlstm.backends import numba
+from fastlstm.functional import lstm_cell
+from tests.layers import Layer
+
+
+def pair(I, H, dtype=torch.float64, **options):
+    theirs, ours = (module(I, H, dtype=dtype, **options) for module in (nn.LSTMCell, fastlstm.LSTMCell))
+    ours.load_state_dict(theirs.state_dict())
+    return theirs, ours
+
+
+def unrolled(cell, xs, state):
+    outputs = []
+    for x in xs:
+        state = cell(x, state)
+        outputs.append(state[0])
+    return torch.stack(outputs), *state
+
+
+def packed_of(cell):
+    return vars(cell)["_slots"][0].layer
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.sampled_from([1, 7, 40, 129]), st.sampled_from([1, 7, 66]), st.sampled_from([1, 7, 33, 100]), st.booleans(),
+    st.booleans(), st.booleans(),
+)  # fmt: skip
+def test_training_a_loop_of_cells(B, I, H, bias, x_grad, state_grad):
+    """Outputs and every gradient, over updates of the weights in place. 1e-12 of the largest: float64, 4 steps."""
+    modules = pair(I, H, bias=bias)
+    xs = torch.randn(4, B, I, dtype=torch.float64)
+    state = torch.randn(2, B, H, dtype=torch.float64)
+    for _ in range(3):
+        results = []
+        for module in modules:
+            leaves = [xs.clone().requires_grad_(x_grad), state.clone().requires_grad_(state_grad)]
+            outputs = unrolled(module, leaves[0], tuple(leaves[1]))
+            inputs = [a for a in leaves if a.requires_grad] + list(module.parameters())
+            loss = sum((a * (k + 1)).sum() for k, a in enumerate(outputs))
+            results.append([*outputs, *torch.autograd.grad(loss, inputs)])
+            with torch.no_grad():
+                for p in module.parameters():
+                    p.mul_(0.9)
+        for theirs, ours in zip(*results, strict=True):
+            assert (theirs - ours).abs().max() <= 1e-12 * theirs.abs().max().clamp(min=1)
+
+
+@pytest.mark.parametrize("size", [(1, 28, 128), (9, 5, 33), (40, 100, 7)])
+def test_the_bits_of_weights_packed_for_one_call(size, threads):
+    B, I, H = size
+    cell = fastlstm.LSTMCell(I, H)
+    x, h, c = (torch.randn(B, n).requires_grad_() for n in (I, H, H))
+    weights = (cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh)
+    inputs = [x, h, c, *weights]
+    cell(x, (h, c))
+    results = []
+    for h_1, c_1 in (cell(x, (h, c)), lstm_cell(x, (h, c), *weights)):
+        results.append([h_1, c_1, *torch.autograd.grad((h_1 * c_1).sum(), inputs)])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_packed_once_for_all_steps_of_an_update():
+    cell = fastlstm.LSTMCell(5, 6)
+    xs = torch.randn(4, 2, 5)
+    state = torch.zeros(2, 6), torch.zeros(2, 6)
+    cell(xs[0], state)
+    first = packed_of(cell)
+    assert first.transposed is None  # until a backward pass wants it
+    unrolled(cell, xs, state)[0].sum().backward()
+    assert packed_of(cell) is first
+    assert first.transposed is not None
+    torch.optim.SGD(cell.parameters(), 0.1).step()
+    cell(xs[0], state)
+    assert packed_of(cell) is not first
+    cell.flatten_parameters()
+    assert "_slots" not in vars(cell)
+
+
+def test_a_single_step_of_a_layer():
+    lstm = fastlstm.LSTM(5, 6)
+    x = torch.randn(1, 2, 5)
+    lstm(x)[0].sum().backward()
+    packed = packed_of(lstm)
+    assert packed.transposed is None  # nobody wanted a gradient of the state or of x
+    lstm(x)
+    assert packed_of(lstm) is packed
+    lstm(torch.randn(2, 2, 5))
+    assert packed_of(lstm) is packed  # more steps pack their own: at the next call the weights are others
+
+
+def test_weights_written_past_the_version_counter():
+    theirs, ours = pair(5, 6)
+    x, state = torch.randn(2, 5, dtype=torch.float64), (torch.randn(2, 6, dtype=torch.float64),) * 2
+    ours(x, state)
+    for module in (theirs, ours):
+        module.weight_hh.data.mul_(1.5)
+    for _ in range(2):
+        results = []
+        for module in (theirs, ours):
+            leaf = state[0].clone().requires_grad_()
+            h, c = module(x, (leaf, state[1]))
+            results.append([h, c, *torch.autograd.grad((h + c).sum(), [leaf, *module.parameters()])])
+        assert max((a - b).abs().max() for a, b in zip(*results, strict=True)) < 1e-13
+
+
+def test_weights_changed_before_the_backward_pass():
+    cell = fastlstm.LSTMCell(5, 6)
+    h, _ = cell(torch.randn(2, 5), (torch.randn(2, 6), torch.randn(2, 6)))
+    with torch.no_grad():
+        cell.weight_hh.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        h.sum().backward()
+
+
+def test_gradients_of_gradients_of_a_loop():
+    results = []
+    xs, state = torch.randn(3, 2, 4, dtype=torch.float64), torch.randn(2, 2, 3, dtype=torch.float64)
+    for module in pair(4, 3):
+        leaf = xs.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(unrolled(module, leaf, tuple(state))[0].sum(), leaf, create_graph=True)
+        results.append(torch.autograd.grad(gradient.pow(2).sum(), [leaf, *module.parameters()]))
+    assert max((a - b).abs().max() for a, b in zip(*results, strict=True)) < 1e-12
+
+
+def test_python_threads_train_one_cell():
+    cell = fastlstm.LSTMCell(20, 40)
+    xs = torch.randn(8, 3, 4, 20)
+    state = torch.zeros(4, 40), torch.zeros(4, 40)
+
+    def gradients(x):
+        return torch.autograd.grad(unrolled(cell, x, state)[0].sum(), list(cell.parameters()))
+
+    want = [gradients(x) for x in xs]
+    cell.flatten_parameters()
+    got: dict[int, object] = {}
+    workers = [threading.Thread(target=lambda k=k: got.update({k: gradients(xs[k])})) for k in range(8)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert all(torch.equal(a, b) for k in range(8) for a, b in zip(got[k], want[k], strict=True))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("size", [(1, 1, 1, 1), (3, 7, 28, 100), (1, 128, 64, 128), (5, 1, 100, 7), (2, 3, 130, 33)])
+def test_weight_gradients_of_few_rows_are_those_of_many(size, reverse, masked, monkeypatch, threads):
+    """Bit for bit: the sums have one order, wherever they are written."""
+    layer = Layer(*size, reverse=reverse, masked=masked)
+    x, h_0, c_0, w_ih, w_hh, b_ih, b_hh = layer.to(torch.float32, requires_grad=False)
+    inputs = (x, w_ih, w_hh, b_ih + b_hh, h_0, c_0, layer.mask)
+    h, _, _, c, gates = ops.forward(*inputs, reverse, True, "numba")
+    grads = [g.float() for g in layer.gradients]
+    results = []
+    for rows in (0, 1 << 30):
+        monkeypatch.setattr(numba, "_FEW_ROWS", rows)
+        results.append(ops.backward(*grads, *inputs, h, c, gates, reverse, [True] * 6, "numba"))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("needs", [[k == n for k in range(6)] for n in range(6)] + [[False] * 6])
+def test_only_the_gradients_that_are_wanted(needs):
+    layer = Layer(3, 4, 5, 20)
+    x, h_0, c_0, w_ih, w_hh, b_ih, b_hh = layer.to(torch.float32, requires_grad=False)
+    inputs = (x, w_ih, w_hh, b_ih + b_hh, h_0, c_0, None)
+    h, _, _, c, gates = ops.forward(*inputs, False, True, "numba")
+    grads = [g.float() for g in layer.gradients]
+    everything = ops.backward(*grads, *inputs, h, c, gates, False, [True] * 6, "numba")
+    wanted = ops.backward(*grads, *inputs, h, c, gates, False, needs, "numba")
+    for need, got, want in zip(needs, wanted, everything, strict=True):
+        assert torch.equal(got, want) if need else got is None
