@@ -69,7 +69,7 @@ def module(name: str) -> Any:
 def packing(name: str | None, device: torch.device, dtype: torch.dtype) -> str | None:
     """The backend that runs these tensors, where it can keep weights packed (has `pack`), or None."""
     name = _default if name is None else name
-    if device.type != "cpu" or dtype not in (torch.float32, torch.float64):
+    if device.type != "cpu":
         return None
     for fused in _CPU:
         if name in ("auto", fused) and module(fused).supports(device, dtype) is None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from fastlstm import checks, dispatch, ops
+from fastlstm.backends.cpu import WidenedWeights
 
 
 class Slot:
@@ -74,7 +75,7 @@ def infer(
         return None
     result = layer.forward(x, hx, reverse)
     if result is None:  # written to past the version counter
-        slot.layer = layer = type(layer)(weights)
+        slot.layer = layer = _pack(layer.backend, weights)
         result = layer.forward(x, hx, reverse)
     return result
 
@@ -121,10 +122,15 @@ def packed_layer(slot: Slot, x: Tensor, hx: tuple[Tensor, Tensor] | None, weight
             return None  # inference tensors have no version that would tell of a change
         checks.check_layer(x, hx, *weights, None)
         slot.layer = None  # its memory before the new one's
-        slot.layer = layer = dispatch.module(name).pack(weights)
+        slot.layer = layer = _pack(name, weights)
     if x.dtype is not layer.dtype or x.shape[2] != layer.I or (hx is not None and hx[0].shape[1] != layer.H):
         return None  # and have it explained
     return layer
+
+
+def _pack(name: str, weights: Weights) -> Any:
+    pack = dispatch.module(name).pack
+    return pack(weights) if weights[0].dtype in (torch.float32, torch.float64) else WidenedWeights(weights, pack)
 
 
 def _transformed() -> bool:

@@ -50,7 +50,7 @@ def slots(module):
     options=st.fixed_dictionaries(
         {"num_layers": st.integers(1, 2), "bidirectional": st.booleans(), "bias": st.booleans()}
     ),
-    dtype=st.sampled_from([torch.float32, torch.float64]),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]),
     states=st.booleans(),
 )
 def test_the_same_bits_as_with_gradients(sizes, options, dtype, states):
@@ -100,7 +100,7 @@ def test_another_backend_packs_anew():
 
 
 def set_row(a):
-    a[3] = 0.25
+    a[3] = 1
 
 
 def set_column(a):
@@ -119,12 +119,20 @@ CHANGES = {
     "data, a column of weight_ih": lambda m: set_column(m.weight_ih_l0.data),
     "data, a column of weight_hh": lambda m: set_column(m.weight_hh_l0.data),
     "data, one bias": lambda m: m.bias_hh_l0.data[5].fill_(2.0),
-    "numpy, a row": lambda m: set_row(m.weight_ih_l0.detach().numpy()),
+    "numpy, a row": lambda m: set_row(m.weight_ih_l0.detach().view(torch.uint8).numpy()),
 }
 
 
+@pytest.fixture(params=[torch.float32, torch.bfloat16])
+def default_dtype(request):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(request.param)
+    yield
+    torch.set_default_dtype(before)
+
+
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_change_of_the_weights_is_seen(change):
+def test_a_change_of_the_weights_is_seen(change, default_dtype):
     lstm, x = fastlstm.LSTM(5, 7), torch.randn(3, 2, 5)
     with torch.no_grad():
         before = lstm(x)[0]

@@ -2,7 +2,7 @@
 
 import ctypes
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -101,3 +101,46 @@ class PackedWeights:
         """``h`` and ``c`` (B, H) from ``x`` (B, I) and states (B, H), or None as from `forward`."""
         result = self.forward(x.unsqueeze(0), (h_0, c_0), False)
         return None if result is None else (result[1], result[2])
+
+
+class WidenedWeights(PackedWeights):
+    """16-bit weights, packed as float32 by a backend that computes in float32.
+
+    The kernel sees no more than their copies, so PyTorch looks at every call for the changes it did not count: at all
+    biases, and one element of each row and column of the weights.
+    """
+
+    def __init__(self, weights: Sequence[Tensor | None], pack: Callable[[Sequence[Tensor | None]], Any]) -> None:
+        """`weights` as for `PackedWeights`; `pack`: the backend's, for float32 weights."""
+        super().__init__(weights)
+        self.packed = pack([None if a is None else a.detach().float() for a in weights])
+        self.backend = self.packed.backend
+        self.places = [_places(a) for a in (self.weight_ih, self.weight_hh)]
+        self.samples = self._samples()
+
+    def _samples(self) -> list[Tensor]:
+        weights = zip((self.weight_ih, self.weight_hh), self.places)
+        return [*(a[place] for a, place in weights), *(a.clone() for a in self.biases)]
+
+    def _unchanged(self) -> bool:
+        self.stale = self.stale or not all(map(torch.equal, self._samples(), self.samples))
+        return not self.stale
+
+    def forward(self, x: Tensor, hx: tuple[Tensor, Tensor] | None, reverse: bool) -> tuple[Tensor, ...] | None:
+        if not self._unchanged():
+            return None
+        hx = None if hx is None else (hx[0].float(), hx[1].float())
+        return (*(a.to(self.dtype) for a in self.packed.forward(x.float(), hx, reverse)),)
+
+    def step(self, x: Tensor, h_0: Tensor, c_0: Tensor) -> tuple[Tensor, Tensor] | None:
+        if not self._unchanged():
+            return None
+        h, c = self.packed.step(x.float(), h_0.float(), c_0.float())
+        return h.to(self.dtype), c.to(self.dtype)
+
+
+def _places(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and columns of elements of which every row and every column has one."""
+    rows, columns = weight.shape
+    numbers = torch.arange(max(rows, columns), device=weight.device)
+    return numbers % rows, numbers % columns
