@@ -34,6 +34,9 @@ from fastlstm.backends.numba.host import (
 SIXTEEN_BIT = False  # whether forward and backward take 16-bit tensors
 PACKED_STEPS = True  # whether `pack` serves one step with gradients
 _CHUNK_ROWS = 128  # (step, row) pairs whose dpreact is turned into gradients together
+# Up to this size of the sums over (step, row) pairs, each half of the batch rows has its own: a thread's are then over
+# what it has in its cache. It depends on nothing but the shape, so that the bits do not on the threads.
+_HALF_BYTES = 1 << 19
 _FEW_ROWS = 128  # (step, row) pairs whose weight gradients are written row by row, less for padding, see `outer`
 _INSTALLED = importlib.util.find_spec("numba") is not None
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -175,6 +178,8 @@ def backward(
     sets = 1 if groups == 1 else threads  # of buffers
     chunk = -(-T // max(1, round(T * B / _CHUNK_ROWS)))
     ring = min(4, -(-T // chunk))
+    sum_size = panels * (I + H + 1) * 4 * lanes
+    halves = 2 if B >= 128 and sum_size * x.element_size() <= _HALF_BYTES else 1
     sums, wide = any(needs[1:4]), 4 * lanes
     columns = (panels_of(I, wide) + panels_of(H, wide)) * wide
     few = T * B * columns <= _FEW_ROWS * (I + H)
@@ -189,7 +194,7 @@ def backward(
         "dpreact": panels * ring * chunk * B * wide,
         "dc_carried": panels * B * lanes * (1 if mask is None else 2),
         **transposed,
-        "dweights": panels * (I + H + 1) * wide if sums and not few else 0,
+        "dweights": halves * sum_size if sums and not few else 0,
         "strips": ring * chunk * B * columns if sums else 0,
     }
     a, _memory, by_lane = begin("BackwardArguments", x, threads, parts, sets, **buffers)  # the name keeps it alive
@@ -199,7 +204,7 @@ def backward(
         ready = packed.transpose()
         a.packed_ih, a.packed_hh = ready.packed_ih, ready.packed_hh
     a.T, a.B, a.rows, a.I, a.H, a.reverse = T, B, R, I, H, reverse
-    a.chunk, a.ring = chunk, ring
+    a.chunk, a.ring, a.halves = chunk, ring, halves
     a.x, a.x_step, a.x_row = step_row(x)
     a.weight_ih, a.weight_ih_row = row(weight_ih)
     a.weight_hh, a.weight_hh_row = row(weight_hh)

@@ -33,14 +33,14 @@ ForwardArguments = _struct(
 
 # dh and dc (T,B,H), dh_n and dc_n (B,H): incoming, or absent. dpreact (panels,ring*chunk,B,4,lanes) of `chunk` steps.
 # dc_carried (panels,B,lanes). packed_hh and packed_ih: for each group of panels (4H, its vectors), packed first if
-# `packs`.
-# strips: for `ring` chunks, strips_bytes apart, the columns of [x, h, 1]. dweights (panels,I+H+1,4,lanes): the last row
-# is the bias. Where dweights is absent and strips are not, rows are few, and strips hold them for `outer`.
+# `packs`. strips: for `ring` chunks, strips_bytes apart, the columns of [x, h, 1]. dweights
+# (halves,panels,I+H+1,4,lanes), over half of the batch rows each where halves is 2: the last row is the bias. Where
+# dweights is absent and strips are not, rows are few, and strips hold them for `outer`.
 BackwardArguments = _struct(
     "BackwardArguments",
     f"{_COMMON} x x_step x_row weight_ih weight_ih_row weight_hh weight_hh_row h_0 h_0_row c_0 c_0_row h c gates "
     "dh dh_step dh_row dh_n dh_n_row dc_n dc_n_row dc dc_step dc_row chunk ring dpreact dc_carried packs packed_hh "
-    "packed_ih strips strips_bytes dweights dx dweight_ih dweight_hh dbias dh_0 dc_0",
+    "packed_ih strips strips_bytes dweights halves dx dweight_ih dweight_hh dbias dh_0 dc_0",
 )
 
 # Tasks of one kind that know nothing of each other: `count` structs from `first` on, `bytes` apart. A lane is what has

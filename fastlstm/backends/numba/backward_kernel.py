@@ -96,7 +96,10 @@ def add_gradients(a, scratch, chunk, thread, threads):
     first, last = share(panels, thread, threads), share(panels, thread + 1, threads)
     strips, s, s_last = a.strips + chunk % a.ring * a.strips_bytes, chunk * a.chunk, min((chunk + 1) * a.chunk, a.T)
     if a.dweights != 0:
-        add_weight_gradients(a, strips, s, s_last, first, last)
+        for half in range(a.halves):  # each thread the sums over rows that it has seen itself, so far as that goes
+            begin = max(share(a.halves * panels, thread, threads) - half * panels, 0)
+            end = min(share(a.halves * panels, thread + 1, threads) - half * panels, panels)
+            add_weight_gradients(a, strips, s, s_last, half, begin, end)
     elif a.strips != 0:
         write_weight_gradients(a, strips, scratch, first, last)
     if a.dx != 0:
@@ -194,4 +197,6 @@ def backward(a, thread, threads):
         wait_for(meeting(a, met - 1), everyone, (met - 1) // 2 + 1, a.relax)
         add_gradients(a, scratch, 0, thread, everyone)
         if a.dweights != 0:
+            if a.halves == 2:  # another's half is added
+                wait(meeting(a, met), everyone, met // 2, a.relax)
             unpack_weight_gradients(a, share(panels, thread, everyone), share(panels, thread + 1, everyone))

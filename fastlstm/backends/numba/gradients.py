@@ -106,26 +106,32 @@ def pack_strips(a, strips, s_first, s_last, b_first, b_last):
 
 
 @jit
-def add_weight_gradients(a, strips, s_first, s_last, p_first, p_last):
-    """Add a chunk of steps to panels `p_first` to `p_last` of dweights, which start as the sums of the last steps:
-    every row in one order, whoever else works beside.
+def sum_at(a, half, p):
+    """Where the sum of panel p over half of the batch rows lies."""
+    panels = (a.H + a.lanes - 1) // a.lanes
+    return a.dweights + (half * panels + p) * (a.I + a.H + 1) * 4 * VECTOR
+
+
+@jit
+def add_weight_gradients(a, strips, s_first, s_last, half, p_first, p_last):
+    """Add a chunk of steps to panels `p_first` to `p_last` of dweights over half of the batch rows, or over all where
+    `halves` is one. The sums start as those of the last steps: every row in one order, whoever else works beside.
     """
-    columns, B = a.I + a.H + 1, a.B
-    rows = (s_last - s_first) * B
+    columns, all_rows = a.I + a.H + 1, (s_last - s_first) * a.B
+    first, rows = share(all_rows, half, a.halves), share(all_rows, half + 1, a.halves) - share(all_rows, half, a.halves)
     blocks = (rows + BLOCK_ROWS - 1) // BLOCK_ROWS
     block = (rows + blocks - 1) // max(blocks, 1)
-    strip_count = (columns + STRIP - 1) // STRIP
-    for j in range(strip_count):  # to and fro: the sums touched last are still in the L2 cache
-        k = (j if s_first // a.chunk % 2 == 0 else strip_count - 1 - j) * STRIP
+    count = (columns + STRIP - 1) // STRIP
+    for j in range(count):  # to and fro: the sums touched last are still in the L2 cache
+        k = (j if s_first // a.chunk % 2 == 0 else count - 1 - j) * STRIP
+        strip = strips + (k // STRIP * all_rows + first) * STRIP * a.size
         for p in range(p_first, p_last):
-            out = a.dweights + (p * columns + k) * 4 * VECTOR
-            dpre, strip = dpreact_of(a, p, s_first, 0), strips + k // STRIP * rows * STRIP * a.size
+            out, dpre = sum_at(a, half, p) + k * 4 * VECTOR, dpreact_of(a, p, s_first, first)
             init, init_row = (a.constants, 0) if s_last == a.T else (out, 4 * VECTOR)
-            for r in range(0, max(rows, 1), max(block, 1)):
-                count = min(block, rows - r)
+            for r in range(0, rows, block):
                 call(
                     a.product4, min(STRIP, columns - k), init, init_row, out, 4 * VECTOR, dpre + r * 4 * VECTOR,
-                    strip + r * STRIP * a.size, a.size, STRIP * a.size, count, 1, 0, 0, strip, 0, 0,
+                    strip + r * STRIP * a.size, a.size, STRIP * a.size, min(block, rows - r), 1, 0, 0, strip, 0, 0,
                 )  # fmt: skip
                 init, init_row = out, 4 * VECTOR
 
@@ -134,11 +140,12 @@ def add_weight_gradients(a, strips, s_first, s_last, p_first, p_last):
 def unpack_weight_gradients(a, p_first, p_last):
     """Panels of dweights to dweight_ih, dweight_hh and dbias, those that are wanted."""
     L, S, I, H = a.lanes, a.size, a.I, a.H
-    columns = I + H + 1
     for p in range(p_first, p_last):
+        if a.halves == 2:
+            call(a.add_rows, 1, (I + H + 1) * 4 * L, sum_at(a, 1, p), 0, sum_at(a, 0, p), 0)
         for gate in range(4):
             row, valid = gate * H + p * L, min(L, H - p * L)
-            at = a.dweights + p * columns * 4 * VECTOR + gate * VECTOR
+            at = sum_at(a, 0, p) + gate * VECTOR
             if a.dweight_ih != 0:
                 for k in range(0, I, L):
                     to = a.dweight_ih + (row * I + k) * S
