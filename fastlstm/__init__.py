@@ -3,7 +3,8 @@
 from fastlstm.convert import replace_lstm, restore_lstm
 from fastlstm.dispatch import use_backend
 from fastlstm.functional import lstm, lstm_cell
-from fastlstm.module import LSTM, LSTMCell
+from fastlstm.lstm_cell import LSTMCell
+from fastlstm.module import LSTM
 
 __all__ = ["LSTM", "LSTMCell", "lstm", "lstm_cell", "replace_lstm", "restore_lstm", "use_backend"]
 __version__ = "0.1.0"

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from fastlstm import dispatch
-from fastlstm.module import LSTM, LSTMCell
+from fastlstm.lstm_cell import LSTMCell
+from fastlstm.module import LSTM
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -5,6 +5,7 @@ derivatives beyond the fused ones are `fastlstm.linearized`'s maths, with the fu
 Equivalent to the derivatives of `torch.nn.LSTM`.
 """
 
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -136,7 +137,8 @@ class LSTMFunction(_Function):
         ctx.mark_non_differentiable(gates)
         ctx.set_materialize_grads(False)
         ctx.reverse, ctx.backend, *packed = inputs[7:]
-        ctx.packed = packed[0] if packed and packed[0] is not None and not packed[0].stale else None
+        # a reference that does not keep the copies of an older update's weights
+        ctx.packed = weakref.ref(packed[0]) if packed and packed[0] is not None else lambda: None
         ctx.save_for_backward(*inputs[:7], h, c, gates)
         ctx.save_for_forward(*inputs[:7], h, c)
 
@@ -146,7 +148,9 @@ class LSTMFunction(_Function):
         call: Callable[..., Any] = LSTMBackward.apply
         ready: tuple[Any, ...] = ()
         if not torch.is_grad_enabled():
-            call, ready = ops.backward, (ctx.packed,)
+            call, packed = ops.backward, ctx.packed()
+            if packed is not None and not packed.stale and packed.is_as_saved(*inputs[1:3]):
+                ready = (packed,)
         with _no_autocast(inputs[0]):  # backward may run inside the caller's autocast
             gradients = call(dh, dh_n, dc_n, dc, *inputs, ctx.reverse, needs, ctx.backend, *ready)
         return *gradients, None, None, None, None

@@ -80,7 +80,7 @@ def infer(
     return result
 
 
-def infer_step(slot: Slot, x: Tensor, hx: Any, weights: Weights, backend: str | None) -> tuple[Tensor, Tensor] | None:
+def infer_step(slot: Slot, x: Any, hx: Any, weights: Weights, backend: str | None) -> tuple[Tensor, Tensor] | None:
     """h and c (B, H) after one step from `x` (B, I) and states (B, H) where all is as it was at a call before this one,
     whatever a caller may have given; None where it is not, and `infer` has to find out why.
     """
@@ -88,6 +88,8 @@ def infer_step(slot: Slot, x: Tensor, hx: Any, weights: Weights, backend: str | 
     if layer is None or type(hx) is not tuple or len(hx) != 2:
         return None
     h_0, c_0 = hx
+    if x is None or h_0 is None or c_0 is None or not ops.is_plain(x, h_0, c_0) or not (h_0.is_cpu and c_0.is_cpu):
+        return None
     if torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in (*weights, x, h_0, c_0)):
         return None
     shape = x.shape
@@ -98,7 +100,6 @@ def infer_step(slot: Slot, x: Tensor, hx: Any, weights: Weights, backend: str | 
         or not x.dtype is h_0.dtype is c_0.dtype is layer.dtype
         or dispatch.packing(backend, x.device, layer.dtype) != layer.backend
         or _transformed()
-        or not ops.is_plain(x, h_0, c_0)
         or not layer.is_of(weights)
     ):
         return None

@@ -250,6 +250,30 @@ def test_wrong_input_still_gets_its_error():
             lstm(x)
 
 
+@pytest.mark.parametrize("bad", ["list", "no state", "half a state", "float state", "width", "device", "dtype"])
+def test_a_cell_that_ran_before_raises_as_one_that_did_not(bad):
+    x, h, c = torch.randn(2, 5), torch.randn(2, 6), torch.randn(2, 6)
+    calls = {
+        "list": ([[0.0] * 5], (h, c)),
+        "no state": (None, (h, c)),
+        "half a state": (x, (h, None)),
+        "float state": (x, (1.0, c)),
+        "width": (x, (h, torch.randn(2, 7))),
+        "device": (x, (h, c.to("meta"))),
+        "dtype": (x, (h.double(), c)),
+    }
+    warm, cold = (fastlstm.LSTMCell(5, 6) for _ in range(2))
+    errors = []
+    with torch.no_grad():
+        for cell in (warm, warm):
+            cell(x, (h, c))
+        for cell in (warm, cold):
+            with pytest.raises((RuntimeError, ValueError, TypeError, AttributeError)) as error:
+                cell(*calls[bad])
+            errors.append((type(error.value), str(error.value)))
+    assert errors[0] == errors[1]
+
+
 def test_many_threads_share_a_module():
     # little arithmetic and many biases: a write to what the calls share would show
     lstm, inputs = fastlstm.LSTM(1, 512), [torch.randn(2, 1, 1) for _ in range(4)]

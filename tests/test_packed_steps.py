@@ -1,12 +1,15 @@
 """A time step a call, with gradients: the weights stay packed from one step to the next, and nothing else changes."""
 
+import gc
 import threading
+import weakref
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
 
 import fastlstm
 from fastlstm import ops
@@ -122,6 +125,81 @@ def test_weights_written_past_the_version_counter():
             h, c = module(x, (leaf, state[1]))
             results.append([h, c, *torch.autograd.grad((h + c).sum(), [leaf, *module.parameters()])])
         assert max((a - b).abs().max() for a, b in zip(*results, strict=True)) < 1e-13
+
+
+def test_a_fused_optimizer_which_no_version_counts():
+    """Ids 12 and 15 touch two columns of 40: a search of some elements would miss what the optimizer changes."""
+    losses = []
+    for module in pair(40, 10, bias=False):
+        x = torch.eye(40, dtype=torch.float64)[[12, 15]]
+        optimizer = torch.optim.SGD(module.parameters(), 1.0, fused=True)
+        losses.append([])
+        for _ in range(4):
+            optimizer.zero_grad()
+            loss = (module(x, (x.new_zeros(2, 10),) * 2)[0] - 1).pow(2).mean()
+            loss.backward()
+            optimizer.step()
+            losses[-1].append(loss.item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-12)
+    assert losses[1][0] > losses[1][-1]
+
+
+@pytest.mark.parametrize("name", ["weight_ih", "weight_hh", "bias_ih", "bias_hh"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_any_single_element_written_past_the_version_counter(dtype, name):
+    cell = fastlstm.LSTMCell(30, 150, dtype=dtype)  # more than one digest for weight_hh
+    x, state = torch.randn(2, 30, dtype=dtype), tuple(torch.randn(2, 2, 150, dtype=dtype))
+    weights = (cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh)
+    flat = getattr(cell, name).data.view(-1)
+    for place in (*range(0, flat.numel(), flat.numel() // 23), flat.numel() - 1):
+        cell(x, state)
+        flat[place] += 1
+        for got, want in zip(cell(x, state), lstm_cell(x, state, *weights), strict=True):
+            assert torch.equal(got, want)
+
+
+def test_gradcheck_which_writes_through_data():
+    cell = fastlstm.LSTMCell(3, 4, dtype=torch.float64)
+    x, state = torch.randn(2, 3, dtype=torch.float64), tuple(torch.randn(2, 2, 4, dtype=torch.float64))
+    assert torch.autograd.gradcheck(lambda *_: cell(x, state), tuple(cell.parameters()))
+
+
+def test_weights_saved_as_copies():
+    """What a hook kept counts, not what the parameter holds by the time of the backward pass."""
+    results = []
+    x, state = torch.randn(2, 5, dtype=torch.float64), torch.randn(2, 2, 6, dtype=torch.float64)
+    for module in pair(5, 6):
+        leaves = [x.clone().requires_grad_(), state.clone().requires_grad_()]
+        with saved_tensors_hooks(lambda t: t.clone(), lambda t: t):
+            h, _ = module(leaves[0], tuple(leaves[1]))
+        with torch.no_grad():
+            module.weight_ih.mul_(2)
+            module.weight_hh.mul_(2)
+        results.append(torch.autograd.grad(h.sum(), leaves))
+    assert max((a - b).abs().max() for a, b in zip(*results, strict=True)) < 1e-14
+
+
+def test_a_graph_that_is_kept_keeps_no_packed_weights():
+    cell = fastlstm.LSTMCell(5, 6)
+    loss = cell(torch.randn(2, 5), (torch.randn(2, 6), torch.randn(2, 6)))[0].sum()
+    packed = weakref.ref(packed_of(cell))
+    cell.flatten_parameters()
+    gc.collect()
+    assert packed() is None
+    loss.backward()
+
+
+def test_transposed_weights_belong_to_the_packed_ones():
+    """Changed and restored in between, through .data: what was packed for one product fits the other's."""
+    theirs, ours = pair(5, 6)
+    x, state = torch.randn(2, 5, dtype=torch.float64).requires_grad_(), tuple(torch.randn(2, 2, 6, dtype=torch.float64))
+    h, _ = ours(x, state)
+    kept = ours.weight_ih.detach().clone()
+    ours.weight_ih.data.mul_(3)
+    h.sum().backward()
+    ours.weight_ih.data.copy_(kept)
+    results = [torch.autograd.grad(module(x, state)[0].sum(), x)[0] for module in (theirs, ours)]
+    assert (results[0] - results[1]).abs().max() < 1e-14
 
 
 def test_weights_changed_before_the_backward_pass():

@@ -90,6 +90,11 @@ class PackedWeights:
                 return False
         return True
 
+    def is_as_saved(self, weight_ih: Tensor, weight_hh: Tensor) -> bool:
+        """True where what autograd saved are the weights themselves, unchanged as far as is counted."""
+        saved = zip((weight_ih, weight_hh), self.keys)
+        return all(key and key[0]._version == key[2] and a.data_ptr() == key[1] for a, key in saved)
+
     def forward(self, x: Tensor, hx: tuple[Tensor, Tensor] | None, reverse: bool) -> tuple[Tensor, ...] | None:
         """``h`` (T, B, H), ``h_n`` and ``c_n`` (B, H) from ``x`` (T, B, I) and states (B, H), or None for zeros.
 

@@ -184,10 +184,12 @@ def backward(
     columns = (panels_of(I, wide) + panels_of(H, wide)) * wide
     few = T * B * columns <= _FEW_ROWS * (I + H)
     columns = columns if few else panels_of(I + H + 1, 24) * 24
-    transposed = {} if packed is not None else transposed_sizes(I, H, panels, lanes)
+    for_hh = T > 1 or needs[4]
+    ready = packed.transpose() if packed is not None and (for_hh or needs[0]) else None  # whose memory it keeps alive
+    transposed = transposed_sizes(I, H, panels, lanes) if ready is None else {}
     if not needs[0]:
         transposed.pop("packed_ih", None)
-    if T == 1 and not needs[4]:
+    if not for_hh:
         transposed.pop("packed_hh", None)
     buffers = {
         "scratch": 64 * 7 * lanes,
@@ -198,11 +200,10 @@ def backward(
         "strips": ring * chunk * B * columns if sums else 0,
     }
     a, _memory, by_lane = begin("BackwardArguments", x, threads, parts, sets, **buffers)  # the name keeps it alive
-    if packed is None:
+    if ready is None:
         a.packs = 1
-    elif T > 1 or needs[0] or needs[4]:
-        ready = packed.transpose()
-        a.packed_ih, a.packed_hh = ready.packed_ih, ready.packed_hh
+    else:
+        a.packed_ih, a.packed_hh = ready[0].packed_ih, ready[0].packed_hh
     a.T, a.B, a.rows, a.I, a.H, a.reverse = T, B, R, I, H, reverse
     a.chunk, a.ring, a.halves = chunk, ring, halves
     a.x, a.x_step, a.x_row = step_row(x)

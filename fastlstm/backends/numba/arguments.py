@@ -23,12 +23,12 @@ _COMMON = " ".join(NAMES) + " size lanes T B rows I H reverse parts barrier rela
 # x (T,B,I), h_0 and c_0 (B,H) with any strides but the last; weights (4H,I), (4H,H), bias and bias_hh (4H,), which are
 # added. h (T,B,H). c (T,B,H), or with c_step 0 one (B,H), and gates (T,panels,B,4,lanes) if saved. packed:
 # (panels,I+H,4,lanes) weights, then (panels,4,lanes) biases. stale: where to count the panels found not to be the
-# weights', if they are packed already; if absent, they are packed first. flip: whether the first step takes the panels
-# from last to first.
+# weights', if they are packed already; if absent, they are packed first. digests: a vector for each block of weights,
+# if each of their elements is to be looked at. flip: whether the first step takes the panels from last to first.
 ForwardArguments = _struct(
     "ForwardArguments",
     f"{_COMMON} x x_step x_row weight_ih weight_ih_row weight_hh weight_hh_row bias bias_hh h_0 h_0_row c_0 "
-    "c_0_row h c c_step gates h_n c_n packed stale flip",
+    "c_0_row h c c_step gates h_n c_n packed stale digests flip",
 )
 
 # dh and dc (T,B,H), dh_n and dc_n (B,H): incoming, or absent. dpreact (panels,ring*chunk,B,4,lanes) of `chunk` steps.

@@ -15,6 +15,8 @@ from fastlstm.backends.numba.shared import (
     zero_rows,
 )
 
+DIGEST = 1 << 14  # words of a block of weights that has one digest: 64 KB
+
 
 @jit
 def same(a, x, y):
@@ -43,6 +45,18 @@ def is_stale(a, p, scratch):
                 if not same(a, a.weight_ih + row * a.weight_ih_row + k * S, panel + k * 4 * VECTOR + at):
                     return True
     return False
+
+
+@jit
+def digest_weights(a, thread, threads):
+    """This thread's blocks of the weights, digested to their vectors at `digests`, or compared to them."""
+    of_ih, of_hh = a.H * a.I * a.size, a.H * a.H * a.size  # words
+    blocks_ih = (of_ih + DIGEST - 1) // DIGEST
+    blocks = blocks_ih + (of_hh + DIGEST - 1) // DIGEST
+    for n in range(share(blocks, thread, threads), share(blocks, thread + 1, threads)):
+        source, words, k = (a.weight_ih, of_ih, n) if n < blocks_ih else (a.weight_hh, of_hh, n - blocks_ih)
+        k *= DIGEST
+        call(a.digest, min(DIGEST, words - k), source + k * 4, a.digests + n * VECTOR, a.stale)
 
 
 @jit
@@ -92,6 +106,8 @@ def forward(a, thread, threads):
         return
     part, member = thread // team, thread % team
     first, last = share(panels, thread, parts * team), share(panels, thread + 1, parts * team)
+    if a.digests != 0:
+        digest_weights(a, thread, parts * team)
     if a.stale != 0:  # packed before, and others may be reading it: nothing is written here
         for p in range(first, last):
             if is_stale(a, p, a.scratch + thread * a.scratch_bytes):

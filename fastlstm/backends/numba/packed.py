@@ -9,6 +9,7 @@ from torch import Tensor
 from fastlstm.backends.cpu import PackedWeights, rows_contiguous
 from fastlstm.backends.memory import empty
 from fastlstm.backends.numba import host, tasks
+from fastlstm.backends.numba.forward_kernel import DIGEST
 from fastlstm.backends.numba.shared import CHUNK
 
 
@@ -25,12 +26,16 @@ class PackedLayer(PackedWeights):
         self.panels = host.panels_of(self.H, self.lanes)
         packed = empty(self.weight_ih, self.panels * (self.I + self.H + 1) * 4 * self.lanes)
         zeros = self.weight_ih.new_zeros(self.H)
-        self.memory = packed, zeros
+        words = [self.H * n * self.dtype.itemsize for n in (self.I, self.H)]
+        digests = packed.new_empty(sum(-(-n // DIGEST) for n in words) * self.lanes)
+        self.memory = packed, zeros, digests
         a, *_ = host.begin("ForwardArguments", packed, 1, 1, scratch=0)
         a.bias, a.bias_hh = [bias.data_ptr() for bias in self.biases] + [0] * (2 - len(self.biases))
         a.packed, a.h_0, a.c_0 = packed.data_ptr(), zeros.data_ptr(), zeros.data_ptr()
-        self.arguments = a
+        a.digests = digests.data_ptr()
         self._pack("forward", a)
+        a.digests = 0
+        self.arguments = a
         self.transposed: Any = None
         self.calls = 0
 
@@ -43,15 +48,22 @@ class PackedLayer(PackedWeights):
         a, _memory, _ = host.refresh(a, self.weight_ih, threads, 1, scratch=0)
         tasks.run(name, a, threads)
 
-    def transpose(self) -> Any:
-        """Arguments of the backward kernel that have the transposed weights packed."""
-        if self.transposed is None:
+    def transpose(self) -> tuple[Any, Tensor] | None:
+        """Arguments of the backward kernel that have the transposed weights packed, and what keeps these alive; None
+        where the weights are no longer those that were packed.
+        """
+        made = self.transposed
+        if made is None:
+            a, _memory, _ = host.refresh(self.arguments, self.weight_ih, 1, 1, scratch=4 * self.lanes)
+            a.digests = self.memory[2].data_ptr()
+            if not self._run(a, 1):  # of no steps: it only looks
+                return None
             sizes = host.transposed_sizes(self.I, self.H, self.panels, self.lanes)
             a, memory, _ = host.begin("BackwardArguments", self.weight_ih, 1, 1, scratch=0, **sizes)
-            a.chunk, a.ring, a.packs = 1, 1, 1
+            a.packs = 1
             self._pack("backward", a)
-            self.transposed = a, memory  # complete: another thread may have made its own by now
-        return self.transposed[0]
+            self.transposed = made = a, memory  # complete: another thread may be making its own
+        return made
 
     def _call(self, like: Tensor, B: int) -> tuple[Any, Tensor, int]:
         """Arguments of the forward kernel for B rows, what keeps their memory alive, and how many threads to run."""
@@ -83,6 +95,7 @@ class PackedLayer(PackedWeights):
         a.h, a.h_n, a.c, a.c_n = h.data_ptr(), h_n.data_ptr(), c_n.data_ptr(), c_n.data_ptr()
         saved: tuple[Tensor, ...] = ()
         if save:
+            a.digests = self.memory[2].data_ptr()  # a training step misses no change at all
             c, gates = saved = empty(x, T, B, H), empty(x, T, self.panels, B, 4 * self.lanes)
             a.c, a.c_step, a.gates = c.data_ptr(), B * H * x.element_size(), gates.data_ptr()
         if hx is not None:

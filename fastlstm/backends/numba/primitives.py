@@ -289,6 +289,60 @@ def copy_rows(lanes: Lanes) -> Builder:
     return build
 
 
+def digest(lanes: Lanes) -> Builder:
+    """Digest `words` 32-bit words: store the vector at `kept`, or where `changed` is an address, add one to what lies
+    there unless that vector is the same.
+
+    Any change of one word changes a digest. Steps of rotation, exclusive or and product keep other changes from
+    cancelling: a turned sign of all weights, two rows swapped.
+    """
+    count = lanes.size * lanes.count // 4
+    vector, chains = ir.VectorType(I32, count), 4
+    bytes_ = 4 * count
+
+    def mix(b: ir.IRBuilder, h: ir.Value, w: ir.Value) -> ir.Value:
+        def constant(value: int) -> ir.Constant:
+            return ir.Constant(h.type, [value] * count if h.type == vector else value)
+
+        h = b.xor(h, w)
+        h = b.or_(b.shl(h, constant(13)), b.lshr(h, constant(19)))
+        return b.mul(h, constant(0x9E3779B1))
+
+    def build(b, words, source, kept, changed):
+        def load(address: ir.Value) -> ir.Value:
+            value = b.load(b.inttoptr(address, vector.as_pointer()))
+            value.align = 4
+            return value
+
+        def many(source, *states):
+            new = [mix(b, h, load(b.add(source, I64(n * bytes_)))) for n, h in enumerate(states)]
+            return [b.add(source, I64(chains * bytes_)), *new]
+
+        def one(source, h):
+            return [b.add(source, I64(4)), mix(b, h, b.load(b.inttoptr(source, I32.as_pointer())))]
+
+        starts = [ir.Constant(vector, [n * count + k + 1 for k in range(count)]) for n in range(chains)]
+        whole = I64(chains * count)
+        source, *states = counted(b, b.udiv(words, whole), [source, *starts], many)
+        rest = counted(b, b.urem(words, whole), [source, I32(1)], one)[1]
+        first, *others = states
+        for state in others:
+            first = mix(b, first, state)
+        zeros = ir.Constant(vector, [0] * count)
+        undefined = ir.Constant(vector, ir.Undefined)
+        first = mix(b, first, b.shuffle_vector(b.insert_element(undefined, rest, I32(0)), undefined, zeros))
+        keep = b.icmp_signed("==", changed, I64(0))
+        with b.if_else(keep) as (then, otherwise):
+            with then:
+                b.store(first, b.inttoptr(kept, vector.as_pointer())).align = 4
+            with otherwise:
+                differs = b.bitcast(b.icmp_signed("!=", first, load(kept)), ir.IntType(count))
+                with b.if_then(b.icmp_signed("!=", differs, ir.IntType(count)(0))):
+                    b.atomic_rmw("add", b.inttoptr(changed, I64.as_pointer()), I64(1), "monotonic")
+
+    return build
+
+
 def builders(lanes: Lanes) -> dict[str, tuple[int, Builder]]:
     """For each primitive how many arguments it takes, and what builds it."""
     return {
@@ -300,6 +354,7 @@ def builders(lanes: Lanes) -> dict[str, tuple[int, Builder]]:
         "transpose": (6, transpose(lanes)),
         "add_rows": (6, add_rows(lanes)),
         "copy_rows": (7, copy_rows(lanes)),
+        "digest": (4, digest(lanes)),
     }
 
 

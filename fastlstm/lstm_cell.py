@@ -1,0 +1,83 @@
+"""`LSTMCell`: the parameters, arguments, results and errors of `torch.nn.LSTMCell`."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from fastlstm import checks, dispatch
+from fastlstm.functional import State, lstm_cell
+from fastlstm.inference import KeepsPacked, infer_step, slot_of
+
+_CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+
+class LSTMCell(KeepsPacked, nn.RNNCellBase):
+    """An LSTM cell that takes the place of `torch.nn.LSTMCell`.
+
+    Equivalent to ``torch.nn.LSTMCell(input_size, hidden_size, bias)``: the same arguments, parameters, initial values
+    for the same seed, state_dict, results and errors.
+
+    Args:
+        input_size: I, the number of input features.
+        hidden_size: H, the number of hidden units.
+        bias: with False, ``bias_ih`` and ``bias_hh`` are None.
+        device, dtype: of the parameters.
+        backend: which implementation runs, one of `fastlstm.dispatch.NAMES`; None takes `fastlstm.use_backend`'s.
+
+    Parameters, row blocks in the order i, f, g, o: ``weight_ih`` (4H, I), ``weight_hh`` (4H, H), ``bias_ih`` and
+    ``bias_hh`` (4H,).
+
+    Raises:
+        ValueError: for an unknown backend.
+    """
+
+    backend: str | None = None
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
+        if backend is not None:
+            self.backend = dispatch.check_name(backend)
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + (f", backend={self.backend}" if self.backend is not None else "")
+
+    def forward(self, input: Tensor, hx: State | None = None) -> State:  # noqa: A002
+        """One time step.
+
+        Args:
+            input: (B, I), or (I,) for one row alone.
+            hx: ``h_0`` and ``c_0``, each (B, H) or (H,); None for zeros.
+
+        Returns:
+            ``(h_1, c_1)``, each (B, H) or (H,).
+
+        Raises:
+            ValueError: for the number of dimensions.
+            RuntimeError: for sizes, dtypes and devices, and from a backend asked for by name that cannot run.
+            TypeError: when `hx` is no tuple or list.
+
+        Equivalent to `torch.nn.LSTMCell.forward`.
+        """
+        parameters: Any = self._parameters
+        try:
+            weights = tuple(parameters[name] for name in _CELL_WEIGHTS)
+        except KeyError:  # parametrized, or replaced by a plain tensor
+            weights = tuple(getattr(self, name) for name in _CELL_WEIGHTS)
+        slot = slot_of(self)
+        if slot is not None and (state := infer_step(slot, input, hx, weights, self.backend)) is not None:
+            return state
+        hx = checks.check_cell(self, input, hx, weights[0])
+        if input.dim() == 2:
+            return lstm_cell(input, hx, *weights, backend=self.backend, slot=slot)
+        hx = None if hx is None else (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
+        h, c = lstm_cell(input.unsqueeze(0), hx, *weights, backend=self.backend, slot=slot)
+        return h.squeeze(0), c.squeeze(0)
