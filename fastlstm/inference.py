@@ -36,8 +36,9 @@ class KeepsPacked:
     def flatten_parameters(self) -> None:
         """Drop the weights that were kept packed: they are packed again when next used.
 
-        That happens by itself when a weight is replaced, moved or changed in place. What is written past PyTorch,
-        through ``.data`` or numpy, is found where it changes a bias, or a row or column of a weight; otherwise call
+        That happens by itself when a weight is replaced, moved or changed in place, and in a call with gradients
+        whatever has changed it. Without gradients, what is written past PyTorch's version counter, through ``.data``,
+        numpy or by a fused optimizer, is found where it changes a bias, or a row or column of a weight; otherwise call
         this.
         """
         vars(self).pop("_slots", None)

@@ -117,7 +117,7 @@ def test_backends_of_ones_choice_are_measured_beside_the_default(monkeypatch):
     monkeypatch.setattr(run, "fma_peak", lambda threads: 1.0)
     monkeypatch.setattr(run.memory, "peak_memory", lambda *_: None)
     options = run.arguments(["--backend", "reference", "--pairs", "1", "--threads", "1"])
-    rows = list(run.measure(Shape(2, 2, 3, 4), options))
+    rows = list(run.measure(Shape(2, 2, 3, 4), options, 1.0))
     assert [row["mode"] for row in rows] == ["inference", "training"]
     for row in rows:
         assert list(row["backends"]) == ["reference"]

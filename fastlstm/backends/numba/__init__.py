@@ -1,7 +1,7 @@
 """LSTM layers on the CPU: kernels compiled by Numba when first used, all time steps of a layer in one call.
 
 A tile of batch rows by four vectors stays in registers over the whole sum; weights are packed for it at every call, or
-once while no gradient is wanted (see `packed`). Threads split the batch rows, or the hidden units where rows are few.
+once for many calls (see `packed`). Threads split the batch rows, or the hidden units where rows are few.
 See `forward_kernel` and `backward_kernel` for the loops.
 """
 
