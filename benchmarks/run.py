@@ -29,8 +29,8 @@ RIVAL_ROUNDS = 11
 
 
 def measure(shape: Shape, options: argparse.Namespace, peak_before: float) -> Iterator[dict[str, Any]]:
-    """A row for each mode. Correctness before the clock starts, and the peak on both sides of it: the highest counts, of
-    these and `peak_before`, since what else runs on the machine can only lower it.
+    """A row for each mode. Correctness before the clock starts, and the peak on both sides of it: the highest of these
+    and `peak_before` counts, since what else runs on the machine can only lower it.
     """
     threads: int = options.threads
     contest = Contest(shape, options.seed, options.null, options.backend)

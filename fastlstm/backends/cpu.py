@@ -56,9 +56,10 @@ def rows_contiguous(a: Tensor) -> Tensor:
 class PackedWeights:
     """The weights of one layer that a backend keeps packed.
 
-    A change that PyTorch counts is seen by `is_of`. One that it does not count, made through ``.data``, numpy or a fused
-    optimizer, is looked for by the kernel at every call: in all biases and in one element of each row and column of the
-    weights. What changes none of those is missed, except by a call that saves for a backward pass, which looks at all.
+    A change that PyTorch counts is seen by `is_of`. One that it does not count, made through ``.data``, numpy or a
+    fused optimizer, is looked for by the kernel at every call: in all biases and in one element of each row and column
+    of the weights. What changes none of those is missed, except by a call that saves for a backward pass, which looks
+    at all.
     Python threads may share it: nothing writes to what a kernel reads.
     """
 
