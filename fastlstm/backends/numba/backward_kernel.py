@@ -138,9 +138,10 @@ def backward(a, thread, threads):
     scratch = a.scratch + thread * a.scratch_bytes
     dh_held = a.dc_carried + panels * B * VECTOR  # (panels, B, lanes): what a held step hands to the one before
 
-    for s in range(T - 1, -1 if a.dh_0 == 0 and a.dc_0 == 0 else -2, -1):  # -1: what arrives at h_0 and c_0
+    for s in range(T - 1, -2, -1):  # -1: what arrives at h_0 and c_0, and the gradients of the last chunk
         t, t_next = (T - 1 - s, T - 2 - s) if a.reverse != 0 else (s, s + 1)
-        for j in range(q_first, q_last):  # to and fro, as in the forward pass
+        wanted = s >= 0 or a.dh_0 != 0 or a.dc_0 != 0
+        for j in range(q_first, q_last if wanted else q_first):  # to and fro, as in the forward pass
             q = j if s % 2 == 0 else q_first + q_last - 1 - j
             p_first, p_last = group(panels, q), group(panels, q + 1)
             column = p_first * L
@@ -183,20 +184,20 @@ def backward(a, thread, threads):
                     if a.dc_0 != 0:
                         call(a.copy_rows, rows, valid, valid, carried, VECTOR, a.dc_0 + at, H * S)
         passed = wait(barrier, team, passed, a.relax)
-        if s >= 0 and s % a.chunk == 0 and (a.strips != 0 or a.dx != 0):
-            chunk = s // a.chunk
-            pack_inputs(a, chunk, share(B, thread, everyone), share(B, thread + 1, everyone))
-            arrive(meeting(a, met), everyone)
-            # Who came to the meeting before this one has read the chunk two before that: the next chunk takes its place
-            if s + a.chunk < T:
-                wait_for(meeting(a, met - 1), everyone, (met - 1) // 2 + 1, a.relax)
-                add_gradients(a, scratch, chunk + 1, thread, everyone)
-            met += 1
+        if a.strips != 0 or a.dx != 0:
+            due, number = 0 if s < 0 else T, met - 1
+            if s >= 0 and s % a.chunk == 0:
+                chunk = s // a.chunk
+                pack_inputs(a, chunk, share(B, thread, everyone), share(B, thread + 1, everyone))
+                arrive(meeting(a, met), everyone)
+                met += 1
+                # Who came to the meeting before this one has read the chunk two before that: the next takes its place
+                due = chunk + 1
+            if due * a.chunk < T:  # one call, since each is compiled into the kernel
+                wait_for(meeting(a, number), everyone, number // 2 + 1, a.relax)
+                add_gradients(a, scratch, due, thread, everyone)
 
-    if a.strips != 0 or a.dx != 0:
-        wait_for(meeting(a, met - 1), everyone, (met - 1) // 2 + 1, a.relax)
-        add_gradients(a, scratch, 0, thread, everyone)
-        if a.dweights != 0:
-            if a.halves == 2:  # another's half is added
-                wait(meeting(a, met), everyone, met // 2, a.relax)
-            unpack_weight_gradients(a, share(panels, thread, everyone), share(panels, thread + 1, everyone))
+    if a.dweights != 0:
+        if a.halves == 2:  # another's half is added
+            wait(meeting(a, met), everyone, met // 2, a.relax)
+        unpack_weight_gradients(a, share(panels, thread, everyone), share(panels, thread + 1, everyone))
