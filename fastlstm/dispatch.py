@@ -20,12 +20,14 @@ import torch
 from fastlstm.backends import aten, native, numba, reference, triton
 
 TRITON = ("triton", "triton-ieee", "triton-tf32")
+NUMBA_PRECISIONS = tuple(f"numba-{precision}" for precision in numba.PIECES)
 # these have forward, backward and saved_shape, and run under LSTMFunction
-FUSED = ("numba", "native", *TRITON, "reference")
+FUSED = ("numba", *NUMBA_PRECISIONS, "native", *TRITON, "reference")
 NAMES = ("auto", *FUSED, "aten")
 _CPU = ("numba", "native")  # in the order that auto takes them
 _MODULES: dict[str, Any] = {
     "numba": numba,
+    **{f"numba-{precision}": numba.with_precision(precision) for precision in numba.PIECES},
     "native": native,
     "triton": triton,
     "triton-ieee": triton.with_precision("ieee"),
@@ -71,10 +73,23 @@ def packing(name: str | None, device: torch.device, dtype: torch.dtype) -> str |
     name = _default if name is None else name
     if device.type != "cpu":
         return None
-    for fused in _CPU:
-        if name in ("auto", fused) and module(fused).supports(device, dtype) is None:
-            return fused
+    for fused in (*_CPU, *NUMBA_PRECISIONS):
+        asked = name == fused or (name == "auto" and fused in _CPU)
+        if asked and module(fused).supports(device, dtype) is None:
+            return _with_precision(fused, dtype)
     return None
+
+
+# What torch's setting for the precision of float32 in RNNs on CPUs asks for; two pieces keep more bits than tf32 does
+_PRECISIONS = {"bf16": "numba-bf16", "tf32": "numba-bf16x3"}
+
+
+def _with_precision(name: str, dtype: torch.dtype) -> str:
+    """numba with the matrix unit's products for bfloat16, and for float32 where torch's setting says so."""
+    mkldnn: Any = torch.backends.mkldnn
+    setting: Any = "bf16" if dtype == torch.bfloat16 else mkldnn.rnn.fp32_precision if dtype == torch.float32 else None
+    precise = _PRECISIONS.get(setting) if name == "numba" else None
+    return precise if precise is not None and numba.has_matrix_unit() else name
 
 
 _warned = False
@@ -108,7 +123,7 @@ def choose(
             taken = next(able, "reference")
             if taken != "numba" and (failure := numba.failure()) is not None:
                 _warn(failure, taken)
-            return taken
+            return _with_precision(taken, dtype)
         if device.type == "cuda" and triton.supports(device, dtype) is None:
             return "triton"
         return "reference" if masked or cells else "aten"
@@ -122,4 +137,4 @@ def choose(
         reason = "the aten backend does not return the cell states"
     if reason is not None:
         raise RuntimeError(reason)
-    return name
+    return _with_precision(name, dtype)

@@ -131,8 +131,10 @@ def packed_layer(slot: Slot, x: Tensor, hx: tuple[Tensor, Tensor] | None, weight
 
 
 def _pack(name: str, weights: Weights) -> Any:
-    pack = dispatch.module(name).pack
-    return pack(weights) if weights[0].dtype in (torch.float32, torch.float64) else WidenedWeights(weights, pack)
+    pack, wide = dispatch.module(name).pack, weights[0].dtype in (torch.float32, torch.float64)
+    layer = pack(weights) if wide else WidenedWeights(weights, pack)
+    layer.backend = name
+    return layer
 
 
 def _transformed() -> bool:

@@ -77,21 +77,23 @@ def test_the_cache_follows_the_sources(tmp_path):
     assert before[0] == before[1] != after
 
 
-def assembly(features, target):
-    """The primitives for float32 as assembly for another processor."""
+def assembly(features, target, pieces=0):
+    """The primitives for float32 as assembly for another processor, or those of a matrix unit for so many pieces."""
     return run(
         f"""
         import llvmlite.binding as llvm
         from llvmlite import ir
         from numba.core import types
-        from fastlstm.backends.numba import primitives
+        from fastlstm.backends.numba import matrix, primitives
         from fastlstm.backends.numba.simd import Lanes
         llvm.initialize_all_targets()
         llvm.initialize_all_asmprinters()
         triple, cpu = {target!r}
         module = ir.Module("primitives")
         module.triple = triple
-        for name, (arguments, builder) in primitives.builders(Lanes(types.float32)).items():
+        pieces = {pieces}
+        builders = matrix.builders(pieces) if pieces else primitives.builders(Lanes(types.float32))
+        for name, (arguments, builder) in builders.items():
             primitives.function(module, name, arguments, builder).linkage = "external"
         machine = llvm.Target.from_triple(triple).create_target_machine(cpu=cpu, opt=3)
         parsed = llvm.parse_assembly(str(module))

@@ -63,7 +63,7 @@ class PackedWeights:
     Python threads may share it: nothing writes to what a kernel reads.
     """
 
-    backend: str  # whose layout the packed weights have
+    backend: str  # whose they are, the name under which they were packed
     stale = False  # whether they were found to differ from the weights
 
     def __init__(self, weights: Sequence[Tensor | None]) -> None:
@@ -121,7 +121,6 @@ class WidenedWeights(PackedWeights):
         """`weights` as for `PackedWeights`; `pack`: the backend's, for float32 weights."""
         super().__init__(weights)
         self.packed = pack([None if a is None else a.detach().float() for a in weights])
-        self.backend = self.packed.backend
         self.places = [_places(a) for a in (self.weight_ih, self.weight_hh)]
         self.samples = self._samples()
 

@@ -7,9 +7,12 @@ See `forward_kernel` and `backward_kernel` for the loops.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import importlib.util
 from collections.abc import Sequence
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -22,6 +25,8 @@ from fastlstm.backends.numba.host import (
     first_steps,
     groups_of,
     lanes_of,
+    operand,
+    packed_size,
     panels_of,
     row,
     row_steps,
@@ -40,6 +45,10 @@ _HALF_BYTES = 1 << 19
 _FEW_ROWS = 128  # (step, row) pairs whose weight gradients are written row by row, less for padding, see `outer`
 _INSTALLED = importlib.util.find_spec("numba") is not None
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+# Of a float32, by the precision of its products. Fewer than 32 rows leave the unit half idle, and three pieces are half
+# as many bytes of weights again: then it beats float32's own instructions from about 32 rows a thread on. How many rows
+# there are must not decide, since a row's bits do not depend on the rows beside it: so each precision has a name.
+PIECES = {"bf16": 1, "bf16x3": 2, "bf16x6": 3}
 _failure: str | None = None
 _tried = False
 
@@ -61,7 +70,9 @@ failure._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def supports(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why these tensors cannot be taken, or None. 16-bit tensors are computed in float32."""
+    """Why these tensors cannot be taken, or None. 16-bit tensors are computed in float32, but for products of bfloat16
+    where the processor has a unit for them.
+    """
     if device.type not in ("cpu", "meta"):
         return f"the numba backend needs CPU tensors, got {device.type}"
     if dtype not in _DTYPES:
@@ -69,11 +80,43 @@ def supports(device: torch.device, dtype: torch.dtype) -> str | None:
     return failure() if _INSTALLED else "the numba backend needs numba, which is not installed"
 
 
-def pack(weights: Sequence[Tensor | None]) -> Any:
+def has_matrix_unit() -> bool:
+    """Whether the processor has a unit for products of bfloat16, and numba can be used."""
+    if not _INSTALLED or failure() is not None:
+        return False
+    from fastlstm.backends.numba import matrix
+
+    return matrix.available()
+
+
+has_matrix_unit._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def with_precision(precision: str) -> SimpleNamespace:
+    """This backend with products of float32 on the matrix unit: of a precision of `PIECES`."""
+    name, pieces = f"numba-{precision}", PIECES[precision]
+
+    def supports_precision(device: torch.device, dtype: torch.dtype) -> str | None:
+        if dtype == torch.float64:
+            return f"the {name} backend needs float32, bfloat16 or float16, got {dtype}"
+        missing = f"the {name} backend needs a processor with AMX, and a system that lets this process use it"
+        return supports(device, dtype) or (None if has_matrix_unit() else missing)
+
+    functions = {f.__name__: partial(f, pieces=pieces) for f in (forward, backward, pack)}
+    return SimpleNamespace(
+        supports=supports_precision,
+        saved_shape=saved_shape,
+        SIXTEEN_BIT=SIXTEEN_BIT,
+        PACKED_STEPS=PACKED_STEPS,
+        **functions,
+    )
+
+
+def pack(weights: Sequence[Tensor | None], pieces: int = 0) -> Any:
     """A `fastlstm.backends.numba.packed.PackedLayer` of weight_ih, weight_hh, bias_ih, bias_hh."""
     from fastlstm.backends.numba import packed
 
-    return packed.PackedLayer(weights)
+    return packed.PackedLayer(weights, pieces)
 
 
 def saved_shape(T: int, B: int, H: int, dtype: torch.dtype) -> tuple[int, ...]:
@@ -94,8 +137,29 @@ def forward(
     mask: Tensor | None,
     reverse: bool,
     save: bool,
+    pieces: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """See `fastlstm.backends.reference.forward`; the gates have `saved_shape`."""
+    """See `fastlstm.backends.reference.forward`; the gates have `saved_shape`. `pieces`: of a number, for the matrix
+    unit; 0 does without it.
+    """
+    call = x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, save
+    result = _forward(*call, pieces)
+    return _forward(*call, 0) if result is None else result  # type: ignore[return-value]  # without pieces, never None
+
+
+def _forward(
+    x: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias: Tensor | None,
+    h_0: Tensor,
+    c_0: Tensor,
+    mask: Tensor | None,
+    reverse: bool,
+    save: bool,
+    pieces: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None:
+    """None where the matrix unit has met an infinite number, which it cannot split into pieces."""
     from fastlstm.backends.numba import tasks
 
     (T, R, I), H, groups = x.shape, weight_hh.shape[-1], groups_of(weight_ih)
@@ -110,10 +174,14 @@ def forward(
     mask = mask if mask is None else mask.to(torch.int32).contiguous().unsqueeze(-1)
     threads, parts = split(B, H, I + H, panels) if groups == 1 else split_stack(groups, B, H, I + H)
     sets = 1 if groups == 1 else threads  # of buffers
+    pitch, of_operand = operand(I, H, B, pieces)
     a, _memory, by_lane = begin(  # the name keeps it alive
-        "ForwardArguments", x, threads, parts, sets, packed=panels * (I + H + 1) * 4 * lanes,
-        scratch=64 * 7 * lanes + (B * H if mask is not None else 0),
+        "ForwardArguments", x, threads, parts, sets, pieces,
+        packed=packed_size(I, H, lanes, pieces), biases=panels * 4 * lanes, operand=of_operand,
+        scratch=64 * 7 * lanes + (B * H if mask is not None and not pieces else 0),
     )  # fmt: skip
+    infinite = ctypes.c_int64()
+    a.pitch, a.infinite = pitch, ctypes.addressof(infinite)
     a.T, a.B, a.rows, a.I, a.H, a.reverse = T, B, R, I, H, reverse
     a.x, a.x_step, a.x_row = step_row(x)
     a.h, a.h_n, a.c_n = h.data_ptr(), h_n.data_ptr(), c_n.data_ptr()
@@ -126,13 +194,14 @@ def forward(
     a.h_0, a.h_0_row = row(h_0)
     a.c_0, a.c_0_row = row(c_0)
     a.bias, a.mask = address(bias), address(mask)
+    kernel = "forward_matrix" if pieces else "forward"
     if groups == 1:
-        tasks.run("forward", a, threads)
+        tasks.run(kernel, a, threads)
     else:
         of_rows = row_steps(B, x=x, h_0=h_0, c_0=c_0, mask=mask, h=h, c=c_n, gates=gates, h_n=h_n, c_n=c_n)
         of_weights = first_steps(weight_ih=weight_ih, weight_hh=weight_hh, bias=bias)
-        tasks.run_stack("forward", a, groups, of_rows | of_weights, by_lane, threads)
-    return h, h_n, c_n, c, gates
+        tasks.run_stack(kernel, a, groups, of_rows | of_weights, by_lane, threads)
+    return None if infinite.value else (h, h_n, c_n, c, gates)
 
 
 def backward(
@@ -153,15 +222,42 @@ def backward(
     reverse: bool,
     needs: list[bool],
     packed: Any = None,
+    pieces: int = 0,
 ) -> tuple[Tensor | None, ...]:
     """See `fastlstm.backends.reference.backward`. `packed`: a `PackedLayer` of these weights."""
+    if x.shape[1] == 0:
+        inputs = (x, weight_ih, weight_hh, bias, h_0, c_0)
+        return (*(torch.zeros_like(a) if need and a is not None else None for a, need in zip(inputs, needs)),)
+    tensors = dh, dh_n, dc_n, dc, x, weight_ih, weight_hh, bias, h_0, c_0, mask, h, c, gates
+    result = _backward(*tensors, reverse, needs, packed, pieces)
+    return _backward(*tensors, reverse, needs, None, 0) if result is None else result  # type: ignore[return-value]
+
+
+def _backward(
+    dh: Tensor | None,
+    dh_n: Tensor | None,
+    dc_n: Tensor | None,
+    dc: Tensor | None,
+    x: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias: Tensor | None,
+    h_0: Tensor,
+    c_0: Tensor,
+    mask: Tensor | None,
+    h: Tensor,
+    c: Tensor,
+    gates: Tensor,
+    reverse: bool,
+    needs: list[bool],
+    packed: Any,
+    pieces: int,
+) -> tuple[Tensor | None, ...] | None:
+    """None where the matrix unit has met an infinite number."""
     from fastlstm.backends.numba import tasks
 
     (T, R, I), H, groups = x.shape, weight_hh.shape[-1], groups_of(weight_ih)
     B = R // groups
-    if R == 0:
-        inputs = (x, weight_ih, weight_hh, bias, h_0, c_0)
-        return (*(torch.zeros_like(a) if need and a is not None else None for a, need in zip(inputs, needs)),)
     lanes = lanes_of(x.dtype)
     panels = panels_of(H, lanes)
     x, weight_ih, weight_hh, h_0, c_0 = (rows_contiguous(a) for a in (x, weight_ih, weight_hh, h_0, c_0))
@@ -178,28 +274,40 @@ def backward(
     sets = 1 if groups == 1 else threads  # of buffers
     chunk = -(-T // max(1, round(T * B / _CHUNK_ROWS)))
     ring = min(4, -(-T // chunk))
-    sum_size = panels * (I + H + 1) * 4 * lanes
+    of_x = -(-(I + 1) // 16) * 16 if pieces else I  # rows of the sums before those of h
+    sum_rows = of_x + (panels * 16 if pieces else H + 1)
+    sum_size = panels * sum_rows * 4 * lanes
     halves = 2 if B >= 128 and sum_size * x.element_size() <= _HALF_BYTES else 1
     sums, wide = any(needs[1:4]), 4 * lanes
     columns = (panels_of(I, wide) + panels_of(H, wide)) * wide
-    few = T * B * columns <= _FEW_ROWS * (I + H)
+    few = not pieces and T * B * columns <= _FEW_ROWS * (I + H)
     columns = columns if few else panels_of(I + H + 1, 24) * 24
     for_hh = T > 1 or needs[4]
-    ready = packed.transpose() if packed is not None and (for_hh or needs[0]) else None  # whose memory it keeps alive
-    transposed = transposed_sizes(I, H, panels, lanes) if ready is None else {}
+    of_same = packed is not None and packed.pieces == pieces
+    ready = packed.transpose() if of_same and (for_hh or needs[0]) else None  # whose memory it keeps alive
+    transposed = transposed_sizes(I, H, panels, lanes, pieces) if ready is None else {}
     if not needs[0]:
         transposed.pop("packed_ih", None)
     if not for_hh:
         transposed.pop("packed_hh", None)
+    kept = ring * chunk if needs[0] else 2  # steps of dpreact as rows, for the matrix unit
+    pitch, blocks = (kept * B + 32) * 64, -(-chunk * (B + B % 2) // 32)
+    strips_bytes = pieces * blocks * sum_rows * 64 if pieces else chunk * B * columns * x.element_size()
+    columns_bytes = panels * blocks * pieces * 4096
     buffers = {
-        "scratch": 64 * 7 * lanes,
-        "dpreact": panels * ring * chunk * B * wide,
+        "scratch": 64 * 7 * lanes + (66 * wide if pieces else 0),
+        "dpreact": pieces * 2 * panels * pitch // 4 if pieces else panels * ring * chunk * B * wide,
         "dc_carried": panels * B * lanes * (1 if mask is None else 2),
         **transposed,
         "dweights": halves * sum_size if sums and not few else 0,
-        "strips": ring * chunk * B * columns if sums else 0,
+        "strips": ring * strips_bytes // x.element_size() if sums else 0,
+        "columns": ring * columns_bytes // 4 if sums else 0,
     }
-    a, _memory, by_lane = begin("BackwardArguments", x, threads, parts, sets, **buffers)  # the name keeps it alive
+    a, _memory, by_lane = begin("BackwardArguments", x, threads, parts, sets, pieces, **buffers)  # keeps them alive
+    infinite = ctypes.c_int64()
+    a.pitch, a.infinite, a.kept = pitch, ctypes.addressof(infinite), kept
+    a.strips_bytes, a.columns_bytes = strips_bytes, columns_bytes
+    a.sum_rows, a.sums_of_h, a.sum_of_one = sum_rows, of_x, I if pieces else I + H
     if ready is None:
         a.packs = 1
     else:
@@ -220,11 +328,11 @@ def backward(
         a.dc_n, a.dc_n_row = row(dc_n)
     if dc is not None:
         a.dc, a.dc_step, a.dc_row = step_row(dc)
-    a.strips_bytes = chunk * B * columns * x.element_size()
     a.dx, a.dweight_ih, a.dweight_hh, a.dbias = address(dx), address(dweight_ih), address(dweight_hh), address(dbias)
     a.dh_0, a.dc_0 = address(dh_0), address(dc_0)
+    kernel = "backward_matrix" if pieces else "backward"
     if groups == 1:
-        tasks.run("backward", a, threads)
+        tasks.run(kernel, a, threads)
     else:
         of_rows = row_steps(
             B, x=x, h_0=h_0, c_0=c_0, mask=mask, h=h, c=c, gates=gates, dh=dh, dh_n=dh_n, dc_n=dc_n, dc=dc, dx=dx,
@@ -233,5 +341,5 @@ def backward(
         of_weights = first_steps(
             weight_ih=weight_ih, weight_hh=weight_hh, dweight_ih=dweight_ih, dweight_hh=dweight_hh, dbias=dbias
         )
-        tasks.run_stack("backward", a, groups, of_rows | of_weights, by_lane, threads)
-    return dx, dweight_ih, dweight_hh, dbias, dh_0, dc_0
+        tasks.run_stack(kernel, a, groups, of_rows | of_weights, by_lane, threads)
+    return None if infinite.value else (dx, dweight_ih, dweight_hh, dbias, dh_0, dc_0)

@@ -7,6 +7,7 @@ import ctypes
 
 import numpy as np
 
+from fastlstm.backends.numba import matrix
 from fastlstm.backends.numba.primitives import NAMES
 
 
@@ -17,30 +18,37 @@ def _struct(name: str, fields: str) -> type[ctypes.Structure]:
 # size: bytes of an element; lanes: elements of a vector. parts: into how many the batch rows are split.
 # barrier: counters; relax: what a waiting thread calls. scratch: each thread's own, scratch_bytes apart.
 # constants: a kilobyte of zeros, then a one. rows: batch rows from one step of h, c, gates, dx and mask to the next:
-# B, or those of all groups of a stack.
-_COMMON = " ".join(NAMES) + " size lanes T B rows I H reverse parts barrier relax scratch scratch_bytes constants mask"
+# B, or those of all groups of a stack. For the matrix unit: pieces of a number; pitch, bytes from one step of 32 to the
+# next of an operand's rows; infinite, where a one is left if there was such a number.
+_COMMON = " ".join((*NAMES, *matrix.NAMES)) + (
+    " size lanes T B rows I H reverse parts barrier relax scratch scratch_bytes constants mask pieces pitch infinite"
+)
 
 # x (T,B,I), h_0 and c_0 (B,H) with any strides but the last; weights (4H,I), (4H,H), bias and bias_hh (4H,), which are
 # added. h (T,B,H). c (T,B,H), or with c_step 0 one (B,H), and gates (T,panels,B,4,lanes) if saved. packed:
-# (panels,I+H,4,lanes) weights, then (panels,4,lanes) biases. stale: where to count the panels found not to be the
-# weights', if they are packed already; if absent, they are packed first. digests: a vector for each block of weights,
-# if each of their elements is to be looked at. flip: whether the first step takes the panels from last to first.
+# (panels,I+H,4,lanes) weights, or a panel's columns; biases (panels,4,lanes); samples: of the weights, if kept.
+# stale: where to count the panels found not to be the weights', if they are packed already; if absent, they are packed
+# first. digests: a vector for each block of weights, if each of their elements is to be looked at. flip: whether the
+# first step takes the panels from last to first. operand: x and h as rows, of two steps.
 ForwardArguments = _struct(
     "ForwardArguments",
     f"{_COMMON} x x_step x_row weight_ih weight_ih_row weight_hh weight_hh_row bias bias_hh h_0 h_0_row c_0 "
-    "c_0_row h c c_step gates h_n c_n packed stale digests flip",
+    "c_0_row h c c_step gates h_n c_n packed biases samples stale digests flip operand",
 )
 
 # dh and dc (T,B,H), dh_n and dc_n (B,H): incoming, or absent. dpreact (panels,ring*chunk,B,4,lanes) of `chunk` steps.
 # dc_carried (panels,B,lanes). packed_hh and packed_ih: for each group of panels (4H, its vectors), packed first if
 # `packs`. strips: for `ring` chunks, strips_bytes apart, the columns of [x, h, 1]. dweights
-# (halves,panels,I+H+1,4,lanes), over half of the batch rows each where halves is 2: the last row is the bias. Where
-# dweights is absent and strips are not, rows are few, and strips hold them for `outer`.
+# (halves,panels,sum_rows,4,lanes), over half of the batch rows each where halves is 2: x's rows first, h's from
+# sums_of_h on, the bias' at sum_of_one. Where dweights is absent and strips are not, rows are few, and strips hold them
+# for `outer`. For the matrix unit dpreact is rows, of `kept` steps, and for `ring` chunks, columns_bytes apart, columns
+# too; strips are rows of the transposed [x, 1, h].
 BackwardArguments = _struct(
     "BackwardArguments",
     f"{_COMMON} x x_step x_row weight_ih weight_ih_row weight_hh weight_hh_row h_0 h_0_row c_0 c_0_row h c gates "
     "dh dh_step dh_row dh_n dh_n_row dc_n dc_n_row dc dc_step dc_row chunk ring dpreact dc_carried packs packed_hh "
-    "packed_ih strips strips_bytes dweights halves dx dweight_ih dweight_hh dbias dh_0 dc_0",
+    "packed_ih strips strips_bytes dweights halves sum_rows sums_of_h sum_of_one kept columns columns_bytes "
+    "dx dweight_ih dweight_hh dbias dh_0 dc_0",
 )
 
 # Tasks of one kind that know nothing of each other: `count` structs from `first` on, `bytes` apart. A lane is what has

@@ -1,12 +1,9 @@
-"""Products with dpreact: against the weights, for the step before and the input, and over all T B rows,
-for the weights.
-"""
+"""What the backward pass's products have in common: groups of columns, sums of weight gradients and where they go."""
+
+from typing import Any
 
 from fastlstm.backends.numba.intrinsics import call
-from fastlstm.backends.numba.shared import BLOCK_K, CHUNK, HOLD, ONE, RESET, VECTOR, jit, share, zero_rows
-
-STRIP = 24  # columns of [x, h, 1] packed side by side: 8 tiles of 3, or 4 of 6
-BLOCK_ROWS = 128  # rows of dpreact and of a strip that stay in the L1 cache together: 16 + 12 KB at 8 lanes
+from fastlstm.backends.numba.shared import CHUNK, VECTOR, jit, share
 
 
 @jit
@@ -25,115 +22,10 @@ def group(vectors, q):
 
 
 @jit
-def pack_transposed(a, weight, weight_row, N, packed, first, last):
-    """Column groups `first` to `last` of (4H, N) weights to [group][k][3 or 4 vectors],
-    k in the order of dpreact's panels.
-    """
-    L, S, H = a.lanes, a.size, a.H
-    panels, vectors = (H + L - 1) // L, (N + L - 1) // L
-    for q in range(first, last):
-        column = group(vectors, q) * L
-        wide = 4 if group(vectors, q + 1) - group(vectors, q) == 4 else 3
-        valid = min(wide * L, N - column)
-        for p in range(panels):
-            for gate in range(4):
-                units = min(L, H - p * L)
-                to = packed + q * panels * 16 * L * VECTOR + (p * 4 + gate) * L * wide * VECTOR
-                source = weight + (gate * H + p * L) * weight_row + column * S
-                call(a.copy_rows, units, valid, wide * L, source, weight_row, to, wide * VECTOR)
-                call(a.copy_rows, L - units, 0, wide * L, source, 0, to + units * wide * VECTOR, wide * VECTOR)
-
-
-@jit
-def dpreact_of(a, p, s, b):
-    """Where dpreact of panel p, step s and row b lies: `ring` chunks of steps, each panel's rows side by side."""
-    kept = a.ring * a.chunk
-    return a.dpreact + ((p * kept + s % kept) * a.B + b) * 4 * VECTOR
-
-
-@jit
-def back_product(a, rows, b, s, packed, vectors, q, scratch):
-    """``scratch`` (rows, 4 vectors) = dpreact of step s times column group q of the transposed weights."""
-    L = a.lanes
-    panels = (a.H + L - 1) // L
-    wide = 4 if group(vectors, q + 1) - group(vectors, q) == 4 else 3
-    kernel = a.product4 if wide == 4 else a.product3
-    blocks = (panels * 4 * L + BLOCK_K - 1) // BLOCK_K
-    block = (panels + blocks - 1) // blocks  # panels
-    init, init_row = a.constants, 0
-    for p in range(0, panels, block):
-        dpre, w = dpreact_of(a, p, s, b), packed + q * panels * 16 * L * VECTOR + p * 4 * L * wide * VECTOR
-        call(
-            kernel, rows, init, init_row, scratch, 4 * VECTOR, w, dpre, 4 * VECTOR, a.size, 4 * L,
-            min(block, panels - p), a.ring * a.chunk * a.B * 4 * VECTOR, 4 * L * wide * VECTOR, dpre, 0, 0,
-        )  # fmt: skip
-        init, init_row = scratch, 4 * VECTOR
-
-
-@jit
-def pack_strips(a, strips, s_first, s_last, b_first, b_last):
-    """Rows (s, b) of [x, h_prev, 1], of batch rows `b_first` to `b_last`, to [strip][row][column]; h_prev is what the
-    step saw: zero after a reset.
-    """
-    S, I, H, B, T, R = a.size, a.I, a.H, a.B, a.T, a.rows
-    columns = I + H + 1
-    block, count = (s_last - s_first) * B * STRIP * S, b_last - b_first
-    for s in range(s_first, s_last):
-        t, t_prev = (T - 1 - s, T - s) if a.reverse != 0 else (s, s - 1)
-        x, h, h_row = a.x + t * a.x_step + b_first * a.x_row, a.h + (t_prev * R + b_first) * H * S, H * S
-        if s == 0:
-            h, h_row = a.h_0 + b_first * a.h_0_row, a.h_0_row
-        rows = strips + ((s - s_first) * B + b_first) * STRIP * S
-        mask = a.mask + (t * R + b_first) * 4 if a.mask != 0 else 0
-        column = 0
-        while column < columns:
-            to = rows + column // STRIP * block + column % STRIP * S
-            room = STRIP - column % STRIP
-            if column < I:
-                run = min(I - column, room)
-                call(a.copy_rows, count, run, run, x + column * S, a.x_row, to, STRIP * S)
-            elif column < I + H:
-                run = min(I + H - column, room)
-                call(a.copy_rows, count, run, run, h + (column - I) * S, h_row, to, STRIP * S)
-                if mask != 0:
-                    zero_rows(a, count, run, mask, RESET, to, STRIP * S)
-            else:
-                run = 1
-                call(a.copy_rows, count, 1, 1, a.constants + ONE, 0, to, STRIP * S)
-            if mask != 0 and column < I + H:  # a held row has no part: its padding may be NaN
-                zero_rows(a, count, run, mask, HOLD, to, STRIP * S)
-            column += run
-
-
-@jit
 def sum_at(a, half, p):
     """Where the sum of panel p over half of the batch rows lies."""
     panels = (a.H + a.lanes - 1) // a.lanes
-    return a.dweights + (half * panels + p) * (a.I + a.H + 1) * 4 * VECTOR
-
-
-@jit
-def add_weight_gradients(a, strips, s_first, s_last, half, p_first, p_last):
-    """Add a chunk of steps to panels `p_first` to `p_last` of dweights over half of the batch rows, or over all where
-    `halves` is one. The sums start as those of the last steps: every row in one order, whoever else works beside.
-    """
-    columns, all_rows = a.I + a.H + 1, (s_last - s_first) * a.B
-    first, rows = share(all_rows, half, a.halves), share(all_rows, half + 1, a.halves) - share(all_rows, half, a.halves)
-    blocks = (rows + BLOCK_ROWS - 1) // BLOCK_ROWS
-    block = (rows + blocks - 1) // max(blocks, 1)
-    count = (columns + STRIP - 1) // STRIP
-    for j in range(count):  # to and fro: the sums touched last are still in the L2 cache
-        k = (j if s_first // a.chunk % 2 == 0 else count - 1 - j) * STRIP
-        strip = strips + (k // STRIP * all_rows + first) * STRIP * a.size
-        for p in range(p_first, p_last):
-            out, dpre = sum_at(a, half, p) + k * 4 * VECTOR, dpreact_of(a, p, s_first, first)
-            init, init_row = (a.constants, 0) if s_last == a.T else (out, 4 * VECTOR)
-            for r in range(0, rows, block):
-                call(
-                    a.product4, min(STRIP, columns - k), init, init_row, out, 4 * VECTOR, dpre + r * 4 * VECTOR,
-                    strip + r * STRIP * a.size, a.size, STRIP * a.size, min(block, rows - r), 1, 0, 0, strip, 0, 0,
-                )  # fmt: skip
-                init, init_row = out, 4 * VECTOR
+    return a.dweights + (half * panels + p) * a.sum_rows * 4 * VECTOR
 
 
 @jit
@@ -142,7 +34,7 @@ def unpack_weight_gradients(a, p_first, p_last):
     L, S, I, H = a.lanes, a.size, a.I, a.H
     for p in range(p_first, p_last):
         if a.halves == 2:
-            call(a.add_rows, 1, (I + H + 1) * 4 * L, sum_at(a, 1, p), 0, sum_at(a, 0, p), 0)
+            call(a.add_rows, 1, a.sum_rows * 4 * L, sum_at(a, 1, p), 0, sum_at(a, 0, p), 0)
         for gate in range(4):
             row, valid = gate * H + p * L, min(L, H - p * L)
             at = sum_at(a, 0, p) + gate * VECTOR
@@ -150,31 +42,33 @@ def unpack_weight_gradients(a, p_first, p_last):
                 for k in range(0, I, L):
                     to = a.dweight_ih + (row * I + k) * S
                     call(a.transpose, min(L, I - k), valid, at + k * 4 * VECTOR, 4 * VECTOR, to, I * S)
-            at += I * 4 * VECTOR
+            of_h = at + a.sums_of_h * 4 * VECTOR
             if a.dweight_hh != 0:
                 for k in range(0, H, L):
                     to = a.dweight_hh + (row * H + k) * S
-                    call(a.transpose, min(L, H - k), valid, at + k * 4 * VECTOR, 4 * VECTOR, to, H * S)
+                    call(a.transpose, min(L, H - k), valid, of_h + k * 4 * VECTOR, 4 * VECTOR, to, H * S)
             if a.dbias != 0:
-                call(a.copy_rows, 1, valid, valid, at + H * 4 * VECTOR, 0, a.dbias + row * S, 0)
+                call(a.copy_rows, 1, valid, valid, at + a.sum_of_one * 4 * VECTOR, 0, a.dbias + row * S, 0)
 
 
-@jit
-def input_gradient(a, scratch, s_first, s_last, thread, threads):
-    """dx = dpreact times weight_ih for a chunk of steps, this thread's rows of it."""
-    L, S, I, B, T = a.lanes, a.size, a.I, a.B, a.T
-    vectors = (I + L - 1) // L
-    rows = (s_last - s_first) * B
-    first, last = share(rows, thread, threads), share(rows, thread + 1, threads)
-    while first < last:
-        s, b = s_first + first // B, first % B
-        count = min(min(CHUNK, B - b), last - first)
-        t = T - 1 - s if a.reverse != 0 else s
-        for q in range(groups_of(vectors)):
-            column = group(vectors, q) * L
-            width = min((group(vectors, q + 1) - group(vectors, q)) * L, I - column)
-            back_product(a, count, b, s, a.packed_ih, vectors, q, scratch)
-            call(
-                a.copy_rows, count, width, width, scratch, 4 * VECTOR, a.dx + ((t * a.rows + b) * I + column) * S, I * S
-            )
-        first += count
+def input_gradient_with(back_product: Any) -> Any:
+    @jit
+    def input_gradient(a, scratch, s_first, s_last, thread, threads):
+        """dx = dpreact times weight_ih for a chunk of steps, this thread's rows of it."""
+        L, S, I, B, T = a.lanes, a.size, a.I, a.B, a.T
+        vectors = (I + L - 1) // L
+        rows = (s_last - s_first) * B
+        first, last = share(rows, thread, threads), share(rows, thread + 1, threads)
+        while first < last:
+            s, b = s_first + first // B, first % B
+            count = min(min(CHUNK, B - b), last - first)
+            t = T - 1 - s if a.reverse != 0 else s
+            for q in range(groups_of(vectors)):
+                column = group(vectors, q) * L
+                width = min((group(vectors, q + 1) - group(vectors, q)) * L, I - column)
+                back_product(a, count, b, s, a.packed_ih, vectors, q, scratch)
+                to = a.dx + ((t * a.rows + b) * I + column) * S
+                call(a.copy_rows, count, width, width, scratch, 4 * VECTOR, to, I * S)
+            first += count
+
+    return input_gradient

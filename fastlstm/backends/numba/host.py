@@ -49,16 +49,17 @@ def _constants(dtype: torch.dtype) -> Tensor:
 
 
 @cache
-def _template(kind: str, dtype: torch.dtype) -> Any:
+def _template(kind: str, dtype: torch.dtype, pieces: int) -> Any:
     """The arguments of a task with what all calls share."""
     from fastlstm.backends.numba import arguments, tasks
 
-    shared = {**tasks.primitives(dtype.itemsize), "relax": tasks.relax(), "constants": _constants(dtype).data_ptr()}
+    constants = _constants(dtype).data_ptr()
+    shared = {**tasks.primitives(dtype.itemsize, pieces), "relax": tasks.relax(), "constants": constants}
     return getattr(arguments, kind)(**shared)
 
 
 def begin(
-    kind: str, like: Tensor, threads: int, parts: int, sets: int = 1, **buffers: int
+    kind: str, like: Tensor, threads: int, parts: int, sets: int = 1, pieces: int = 0, **buffers: int
 ) -> tuple[Any, Tensor, dict[str, int]]:
     """Arguments of a task with the fields that every task has, and with buffers.
 
@@ -68,7 +69,7 @@ def begin(
     Returns:
         the arguments, the tensor that keeps the buffers alive, and bytes from one of each buffer to the next.
     """
-    return refresh(_template(kind, like.dtype), like, threads, parts, sets, **buffers)
+    return refresh(_template(kind, like.dtype, pieces), like, threads, parts, sets, **buffers)
 
 
 def refresh(
@@ -92,10 +93,38 @@ def refresh(
     return a, memory, steps
 
 
-def transposed_sizes(I: int, H: int, panels: int, lanes: int) -> dict[str, int]:
+def transposed_sizes(I: int, H: int, panels: int, lanes: int, pieces: int) -> dict[str, int]:
     """Elements of the transposed weights packed for products with dpreact: of each group of four vectors."""
-    group = panels * 4 * lanes * 4 * lanes
+    group = panels * 2 * pieces * 1024 if pieces else panels * 4 * lanes * 4 * lanes
     return {"packed_ih": panels_of(I, 4 * lanes) * group, "packed_hh": panels_of(H, 4 * lanes) * group}
+
+
+def _operand_steps(I: int, H: int) -> int:
+    """Steps of 32 columns that x and h make, each padded to 16."""
+    return (-(-I // 16) - (-H // 16) + 1) // 2
+
+
+def operand(I: int, H: int, B: int, pieces: int) -> tuple[int, int]:
+    """Bytes from one step of 32 columns to the next in the matrix unit's operand, whose last tile may be cut off; and
+    float32 elements of two such operands.
+    """
+    pitch = (B + 32) * 64
+    return pitch, 2 * pieces * _operand_steps(I, H) * pitch // 4
+
+
+def packed_size(I: int, H: int, lanes: int, pieces: int) -> int:
+    """Elements of the packed weights."""
+    return panels_of(H, lanes) * (_operand_steps(I, H) * pieces * 1024 if pieces else (I + H) * 4 * lanes)
+
+
+def run(name: str, arguments: Any, threads: int, pieces: int) -> bool:
+    """Run a kernel; False where the matrix unit has met an infinite number, which it cannot split into pieces."""
+    from fastlstm.backends.numba import tasks
+
+    infinite = ctypes.c_int64()
+    arguments.infinite = ctypes.addressof(infinite)
+    tasks.run(f"{name}_matrix" if pieces else name, arguments, threads)
+    return not infinite.value
 
 
 def row(a: Tensor) -> tuple[int, int]:

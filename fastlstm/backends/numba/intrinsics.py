@@ -60,3 +60,25 @@ def load_atomic(typingctx, address):
         return b.load_atomic(b.inttoptr(args[0], I64.as_pointer()), "acquire", 8)
 
     return types.intp(types.intp), codegen
+
+
+@intrinsic
+def set_int32(typingctx, address, value):
+    """Store the low 32 bits of a 64-bit integer at an address."""
+
+    def codegen(context, b, signature, args):
+        b.store(b.trunc(args[1], I32), b.inttoptr(args[0], I32.as_pointer()))
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp), codegen
+
+
+@intrinsic
+def call0(typingctx, address):
+    """Call a function of nothing by address."""
+
+    def codegen(context, b, signature, args):
+        b.call(b.inttoptr(args[0], ir.FunctionType(ir.VoidType(), []).as_pointer()), [])
+        return context.get_dummy_value()
+
+    return types.void(types.intp), codegen

@@ -1,12 +1,11 @@
 """Weight gradients summed over few rows, straight into the rows of the weights' own layout.
 
 A sum in the tile's layout has to be zeroed, added to and transposed: over few rows that is all there is to do. The sums
-are those of `gradients.add_weight_gradients`, in the same order.
+are those of `backward_products.add_weight_gradients`, in the same order.
 """
 
-from fastlstm.backends.numba.gradients import dpreact_of
 from fastlstm.backends.numba.intrinsics import call
-from fastlstm.backends.numba.shared import HOLD, ONE, RESET, VECTOR, jit, zero_rows
+from fastlstm.backends.numba.shared import HOLD, ONE, RESET, VECTOR, dpreact_of, jit, zero_rows
 
 
 @jit

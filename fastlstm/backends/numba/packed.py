@@ -8,9 +8,9 @@ from torch import Tensor
 
 from fastlstm.backends.cpu import PackedWeights, rows_contiguous
 from fastlstm.backends.memory import empty
-from fastlstm.backends.numba import host, tasks
-from fastlstm.backends.numba.forward_kernel import DIGEST
+from fastlstm.backends.numba import host
 from fastlstm.backends.numba.shared import CHUNK
+from fastlstm.backends.numba.weights import DIGEST, samples_of
 
 
 class PackedLayer(PackedWeights):
@@ -18,35 +18,45 @@ class PackedLayer(PackedWeights):
     `transpose` has that pass's own products ready.
     """
 
-    backend = "numba"
-
-    def __init__(self, weights: Sequence[Tensor | None]) -> None:
+    def __init__(self, weights: Sequence[Tensor | None], pieces: int) -> None:
+        """`pieces`: of a number, for the matrix unit; 0 does without it."""
         super().__init__(weights)
+        self.weights, self.pieces = weights, pieces
         self.lanes = host.lanes_of(self.dtype)
         self.panels = host.panels_of(self.H, self.lanes)
-        packed = empty(self.weight_ih, self.panels * (self.I + self.H + 1) * 4 * self.lanes)
-        zeros = self.weight_ih.new_zeros(self.H)
-        words = [self.H * n * self.dtype.itemsize for n in (self.I, self.H)]
-        digests = packed.new_empty(sum(-(-n // DIGEST) for n in words) * self.lanes)
-        self.memory = packed, zeros, digests
-        a, *_ = host.begin("ForwardArguments", packed, 1, 1, scratch=0)
-        a.bias, a.bias_hh = [bias.data_ptr() for bias in self.biases] + [0] * (2 - len(self.biases))
-        a.packed, a.h_0, a.c_0 = packed.data_ptr(), zeros.data_ptr(), zeros.data_ptr()
-        a.digests = digests.data_ptr()
-        self._pack("forward", a)
-        a.digests = 0
-        self.arguments = a
+        if not self._pack_forward():  # an infinite weight has no pieces
+            self.pieces = 0
+            self._pack_forward()
         self.transposed: Any = None
+        self.plain: PackedLayer | None = None
         self.calls = 0
 
-    def _pack(self, name: str, a: Any) -> None:
-        """Run a kernel for no steps and no rows: it only packs."""
+    def _pack_forward(self) -> bool:
+        words = [self.H * n * self.dtype.itemsize for n in (self.I, self.H)]
+        sizes = {
+            "packed": host.packed_size(self.I, self.H, self.lanes, self.pieces),
+            "biases": self.panels * 4 * self.lanes,
+            "samples": self.panels * 4 * self.lanes * samples_of.py_func(self.I, self.H),
+            "digests": sum(-(-n // DIGEST) for n in words) * self.lanes,
+        }
+        a, memory, _ = host.begin("ForwardArguments", self.weight_ih, 1, 1, 1, self.pieces, scratch=0, **sizes)
+        self.memory = memory, self.weight_ih.new_zeros(self.H)
+        a.bias, a.bias_hh = [bias.data_ptr() for bias in self.biases] + [0] * (2 - len(self.biases))
+        a.h_0 = a.c_0 = self.memory[1].data_ptr()
+        self.digests = a.digests
+        done = self._pack("forward", a)
+        a.digests = 0
+        self.arguments = a
+        return done
+
+    def _pack(self, name: str, a: Any) -> bool:
+        """Run a kernel for no steps and no rows: it only packs. False where a weight is infinite and has no pieces."""
         a.I, a.H = self.I, self.H
         a.weight_ih, a.weight_ih_row = host.row(self.weight_ih)
         a.weight_hh, a.weight_hh_row = host.row(self.weight_hh)
         threads, _ = host.split(1, self.H, self.I + self.H, self.panels)
-        a, _memory, _ = host.refresh(a, self.weight_ih, threads, 1, scratch=0)
-        tasks.run(name, a, threads)
+        a, _memory, _ = host.refresh(a, self.weight_ih, threads, 1, scratch=7 * CHUNK * self.lanes)
+        return host.run(name, a, threads, self.pieces)
 
     def transpose(self) -> tuple[Any, Tensor] | None:
         """Arguments of the backward kernel that have the transposed weights packed, and what keeps these alive; None
@@ -54,33 +64,42 @@ class PackedLayer(PackedWeights):
         """
         made = self.transposed
         if made is None:
-            a, _memory, _ = host.refresh(self.arguments, self.weight_ih, 1, 1, scratch=4 * self.lanes)
-            a.digests = self.memory[2].data_ptr()
-            if not self._run(a, 1):  # of no steps: it only looks
+            a, _memory, threads = self._call(self.weight_ih, 0, 0)
+            a.digests = self.digests
+            if not self._run(a, threads):  # of no steps: it only looks
                 return None
-            sizes = host.transposed_sizes(self.I, self.H, self.panels, self.lanes)
-            a, memory, _ = host.begin("BackwardArguments", self.weight_ih, 1, 1, scratch=0, **sizes)
+            sizes = host.transposed_sizes(self.I, self.H, self.panels, self.lanes, self.pieces)
+            a, memory, _ = host.begin("BackwardArguments", self.weight_ih, 1, 1, 1, self.pieces, scratch=0, **sizes)
             a.packs = 1
             self._pack("backward", a)
             self.transposed = made = a, memory  # complete: another thread may be making its own
         return made
 
-    def _call(self, like: Tensor, B: int) -> tuple[Any, Tensor, int]:
-        """Arguments of the forward kernel for B rows, what keeps their memory alive, and how many threads to run."""
+    def _call(self, like: Tensor, T: int, B: int) -> tuple[Any, Tensor, int]:
+        """Arguments of the forward kernel for T steps of B rows, what keeps their memory alive, and how many threads to
+        run.
+        """
         threads, parts = host.split(B, self.H, self.I + self.H, self.panels)
-        a, memory, _ = host.refresh(self.arguments, like, threads, parts, scratch=7 * CHUNK * self.lanes)
-        a.B = a.rows = B
+        pitch, size = host.operand(self.I, self.H, B, self.pieces)
+        a, memory, _ = host.refresh(self.arguments, like, threads, parts, scratch=7 * CHUNK * self.lanes, operand=size)
+        a.T, a.B, a.rows, a.pitch = T, B, B, pitch
         self.calls += 1
         a.flip = self.calls % 2
         return a, memory, threads
 
-    def _run(self, a: Any, threads: int) -> bool:
-        """Run the forward kernel; False when it finds that the weights have changed."""
+    def _run(self, a: Any, threads: int) -> bool | None:
+        """Run the forward kernel; False when it finds that the weights have changed, None for an infinite input."""
         stale = ctypes.c_int64()
         a.stale = ctypes.addressof(stale)
-        tasks.run("forward", a, threads)
+        done = host.run("forward", a, threads, self.pieces)
         self.stale = self.stale or stale.value != 0
-        return not stale.value
+        return False if stale.value else True if done else None
+
+    def _plain(self) -> "PackedLayer":
+        """The same without the matrix unit, for inputs that are infinite."""
+        if self.plain is None or not self.plain.is_of(self.weights):
+            self.plain = PackedLayer(self.weights, 0)
+        return self.plain
 
     def forward(
         self, x: Tensor, hx: tuple[Tensor, Tensor] | None, reverse: bool, save: bool = False
@@ -89,30 +108,35 @@ class PackedLayer(PackedWeights):
         (T, B, _), H = x.shape, self.H
         x = rows_contiguous(x)
         h, h_n, c_n = x.new_empty(T, B, H), x.new_empty(B, H), x.new_empty(B, H)
-        a, _memory, threads = self._call(x, B)
-        a.T, a.reverse = T, reverse
+        a, _memory, threads = self._call(x, T, B)
+        a.reverse = reverse
         a.x, a.x_step, a.x_row = host.step_row(x)
         a.h, a.h_n, a.c, a.c_n = h.data_ptr(), h_n.data_ptr(), c_n.data_ptr(), c_n.data_ptr()
         saved: tuple[Tensor, ...] = ()
         if save:
-            a.digests = self.memory[2].data_ptr()  # a training step misses no change at all
+            a.digests = self.digests  # a training step misses no change at all
             c, gates = saved = empty(x, T, B, H), empty(x, T, self.panels, B, 4 * self.lanes)
             a.c, a.c_step, a.gates = c.data_ptr(), B * H * x.element_size(), gates.data_ptr()
         if hx is not None:
             h_0, c_0 = (rows_contiguous(state) for state in hx)
             a.h_0, a.h_0_row = host.row(h_0)
             a.c_0, a.c_0_row = host.row(c_0)
-        return (h, h_n, c_n, *saved) if self._run(a, threads) else None
+        done = self._run(a, threads)
+        if done is None:
+            return self._plain().forward(x, hx, reverse, save)
+        return (h, h_n, c_n, *saved) if done else None
 
     def step(self, x: Tensor, h_0: Tensor, c_0: Tensor) -> tuple[Tensor, Tensor] | None:
         B = x.shape[0]
         x, h_0, c_0 = rows_contiguous(x), rows_contiguous(h_0), rows_contiguous(c_0)
         h, c = x.new_empty(B, self.H), x.new_empty(B, self.H)
-        a, _memory, threads = self._call(x, B)
-        a.T = 1
+        a, _memory, threads = self._call(x, 1, B)
         a.x, a.x_row = host.row(x)
         a.h_0, a.h_0_row = host.row(h_0)
         a.c_0, a.c_0_row = host.row(c_0)
         a.h = a.h_n = h.data_ptr()
         a.c = a.c_n = c.data_ptr()
-        return (h, c) if self._run(a, threads) else None
+        done = self._run(a, threads)
+        if done is None:
+            return self._plain().step(x, h_0, c_0)
+        return (h, c) if done else None

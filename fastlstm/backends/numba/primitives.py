@@ -190,7 +190,7 @@ def cell_backward(lanes: Lanes) -> Builder:
     return build
 
 
-def _square(b: ir.IRBuilder, lanes: Lanes, rows: list[ir.Value]) -> list[ir.Value]:
+def transposed(b: ir.IRBuilder, lanes: Lanes, rows: list[ir.Value]) -> list[ir.Value]:
     """As many vectors as lanes, transposed in log2(lanes) rounds:
     each swaps the off-diagonal blocks of twice the size.
     """
@@ -219,7 +219,7 @@ def transpose(lanes: Lanes) -> Builder:
             at = b.add(source, b.mul(k, size))
             vectors = [lanes.load(b, b.add(at, offset)) for offset in offsets(b, source_row, lanes.count)]
             at = b.add(target, b.mul(k, target_row))
-            for value, offset in zip(_square(b, lanes, vectors), offsets(b, target_row, lanes.count)):
+            for value, offset in zip(transposed(b, lanes, vectors), offsets(b, target_row, lanes.count)):
                 lanes.store(b, value, b.add(at, offset))
             return [b.add(k, count)]
 

@@ -22,6 +22,12 @@ def share(count, part, parts):
 
 
 @jit
+def share_rows(count, part, parts):
+    """As `share`, in pairs, so that no pair of rows is split."""
+    return min(count, 2 * share((count + 1) // 2, part, parts))
+
+
+@jit
 def arrive(barrier, threads):
     """Tell `wait_for` that this thread is there."""
     if threads > 1:
@@ -63,3 +69,10 @@ def zero_rows(a, rows, width, mask, value, target, target_row):
     for r in range(rows):
         if get_int32(mask + 4 * r) == value:
             call(a.copy_rows, 1, 0, width, target, 0, target + r * target_row, 0)
+
+
+@jit
+def dpreact_of(a, p, s, b):
+    """Where dpreact of panel p, step s and row b lies: `ring` chunks of steps, each panel's rows side by side."""
+    kept = a.ring * a.chunk
+    return a.dpreact + ((p * kept + s % kept) * a.B + b) * 4 * VECTOR

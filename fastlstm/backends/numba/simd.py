@@ -17,7 +17,7 @@ from numba.core import cgutils, config, types
 from fastlstm import cell
 
 
-def _features() -> str:
+def machine_features() -> str:
     name, features = config.CPU_NAME, config.CPU_FEATURES  # type: ignore[attr-defined]
     if name or features:  # numba compiles for the machine these name
         return features or ""
@@ -26,7 +26,7 @@ def _features() -> str:
 
 def _machine() -> tuple[int, int]:
     """Bytes of a vector, and batch rows of a tile: 4 vectors a row in accumulators, with room for the operands."""
-    features = _features()
+    features = machine_features()
     if "+avx512f" in features:
         return 64, 6  # 32 registers: 24 accumulators
     if "+avx2" in features and "+fma" in features:

@@ -14,9 +14,10 @@ from numba import types as nb
 
 from fastlstm import cell
 from fastlstm.backends import cpu
+from fastlstm.backends.numba import matrix
 from fastlstm.backends.numba.arguments import BACKWARD, FORWARD, REGION, STACK, RegionArguments, StackArguments
-from fastlstm.backends.numba.backward_kernel import backward
-from fastlstm.backends.numba.forward_kernel import forward
+from fastlstm.backends.numba.backward_kernel import backward, backward_matrix
+from fastlstm.backends.numba.forward_kernel import forward, forward_matrix
 from fastlstm.backends.numba.intrinsics import call, call_int
 from fastlstm.backends.numba.primitives import NAMES, store_addresses
 from fastlstm.backends.numba.simd import VECTOR_BYTES
@@ -42,6 +43,14 @@ def _functions(fingerprint: int) -> dict[str, tuple[Any, Any]]:
         if threads < fingerprint:
             backward(carray(args, 1, BACKWARD)[0], thread, threads)
 
+    def forward_matrix_task(args, thread, threads):
+        if threads < fingerprint:
+            forward_matrix(carray(args, 1, FORWARD)[0], thread, threads)
+
+    def backward_matrix_task(args, thread, threads):
+        if threads < fingerprint:
+            backward_matrix(carray(args, 1, BACKWARD)[0], thread, threads)
+
     def stack_task(args, thread, threads):
         a = carray(args, 1, STACK)[0]
         for lane in range(thread, a.lanes, threads):
@@ -63,14 +72,26 @@ def _functions(fingerprint: int) -> dict[str, tuple[Any, Any]]:
         if fingerprint != 0:
             store_addresses(np.float64(0), target)
 
+    def matrix_primitives(pieces):
+        store_addresses = matrix.store_addresses[pieces]
+
+        def store(target):
+            if fingerprint != 0:
+                store_addresses(target)
+
+        return store, nb.void(nb.intp)
+
     task = nb.void(nb.voidptr, nb.intp, nb.intp)
     return {
         "forward": (forward_task, task),
         "backward": (backward_task, task),
+        "forward_matrix": (forward_matrix_task, task),
+        "backward_matrix": (backward_matrix_task, task),
         "stack": (stack_task, task),
         "region": (region, nb.void(nb.voidptr)),
         "primitives4": (primitives32, nb.void(nb.intp)),
         "primitives8": (primitives64, nb.void(nb.intp)),
+        **{f"matrix{pieces}": matrix_primitives(pieces) for pieces in matrix.PRODUCTS},
     }
 
 
@@ -87,12 +108,25 @@ def _compiled(name: str) -> Any:
         return cfunc(signature, **options)(function)
 
 
+def _addresses(name: str, names: tuple[str, ...]) -> dict[str, int]:
+    addresses = (ctypes.c_int64 * len(names))()
+    ctypes.CFUNCTYPE(None, ctypes.c_int64)(_compiled(name).address)(ctypes.addressof(addresses))
+    return dict(zip(names, addresses))
+
+
 @cache
-def primitives(size: int) -> dict[str, int]:
-    """The addresses of the primitives for elements of `size` bytes, and the vectors they work on."""
-    addresses = (ctypes.c_int64 * len(NAMES))()
-    ctypes.CFUNCTYPE(None, ctypes.c_int64)(_compiled(f"primitives{size}").address)(ctypes.addressof(addresses))
-    return {**dict(zip(NAMES, addresses)), "size": size, "lanes": VECTOR_BYTES // size}
+def primitives(size: int, pieces: int) -> dict[str, int]:
+    """The addresses of the primitives for elements of `size` bytes, and the vectors they work on. `pieces`: what the
+    matrix unit splits a number into, or 0 without it.
+    """
+    of_matrix = _addresses(f"matrix{pieces}", matrix.NAMES) if pieces else {}
+    return {
+        **_addresses(f"primitives{size}", NAMES),
+        **of_matrix,
+        "size": size,
+        "lanes": VECTOR_BYTES // size,
+        "pieces": pieces,
+    }
 
 
 @cache

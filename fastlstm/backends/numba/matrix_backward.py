@@ -1,0 +1,200 @@
+"""The backward pass's products on the matrix unit.
+
+dpreact is laid out twice: as rows, for the products with the weights, a step of 32 being a panel's units of two gates
+beside each other; and as columns, for the sums over all T B rows, where batch rows stand in pairs. These are summed
+against the transposed [x, 1, h] of as many batch rows.
+"""
+
+from fastlstm.backends.numba.gradients import group, input_gradient_with, sum_at
+from fastlstm.backends.numba.intrinsics import call, call0
+from fastlstm.backends.numba.matrix_forward import TILES, square_of
+from fastlstm.backends.numba.shared import CHUNK, HOLD, ONE, RESET, VECTOR, jit, share, zero_rows
+
+
+@jit
+def begin(a, rows):
+    call(a.configure, max(rows, 1))
+
+
+@jit
+def end(a):
+    call0(a.release)
+
+
+@jit
+def even(rows):
+    """Batch rows stand in pairs: an odd one gets zeros beside it."""
+    return rows + rows % 2
+
+
+@jit
+def blocks_of(a, steps):
+    """Blocks of 32 (step, row) pairs."""
+    return (steps * even(a.B) + 31) // 32
+
+
+@jit
+def pack_transposed(a, weight, weight_row, N, packed, first, last, scratch):
+    """Column groups `first` to `last` of (4H, N) weights to columns."""
+    L, H = a.lanes, a.H
+    panels, vectors = (H + L - 1) // L, (N + L - 1) // L
+    aside, beside = scratch, scratch + 16 * VECTOR
+    for q in range(first, last):
+        for p in range(panels):
+            units = min(L, H - p * L)
+            for pair in range(2):
+                for n in range(group(vectors, q + 1) - group(vectors, q)):
+                    column = (group(vectors, q) + n) * L
+                    low = weight + (2 * pair * H + p * L) * weight_row + column * a.size
+                    high, low_row = low + H * weight_row, weight_row
+                    if units < L or N - column < L:
+                        square_of(a, units, min(L, N - column), low, weight_row, aside)
+                        square_of(a, units, min(L, N - column), high, weight_row, beside)
+                        low, high, low_row = aside, beside, VECTOR
+                    to = packed + ((q * panels + p) * 2 + pair) * a.pieces * TILES + n * 1024
+                    call(a.pairs, L, low, low_row, high, low_row, to, TILES, a.infinite)
+
+
+@jit
+def dpreact_place(a, p, s, b, scratch):
+    """Where the cells' backward pass leaves dpreact: `keep` lays it out."""
+    return scratch + CHUNK * 7 * VECTOR
+
+
+@jit
+def rows_at(a, s, b):
+    """Row (s, b) of dpreact as rows, of which `kept` steps are kept."""
+    return a.dpreact + (s % a.kept * a.B + b) * 64
+
+
+@jit
+def keep(a, p, s, b, rows, dpre):
+    """Lay out dpreact (rows, 4, lanes) of panel p, step s and rows from `b` on."""
+    panels, wide = (a.H + a.lanes - 1) // a.lanes, 4 * VECTOR
+    piece = 2 * panels * a.pitch
+    for pair in range(2):
+        low, to = dpre + 2 * pair * VECTOR, rows_at(a, s, b) + (2 * p + pair) * a.pitch
+        call(a.pairs, rows, low, wide, low + VECTOR, wide, to, piece, a.infinite)
+    if a.dweights == 0:
+        return
+    if rows % 2 != 0:
+        call(a.copy_rows, 1, 0, 4 * a.lanes, dpre, 0, dpre + rows * wide, 0)
+    columns, blocks = a.columns + s // a.chunk % a.ring * a.columns_bytes, blocks_of(a, a.chunk)
+    first, count, done = (s % a.chunk * even(a.B) + b) // 2, (rows + 1) // 2, 0
+    while done < count:
+        block, row = (first + done) // 16, (first + done) % 16
+        number = min(16 - row, count - done)
+        for gate in range(4):
+            low = dpre + 2 * done * wide + gate * VECTOR
+            to = columns + (p * blocks + block) * a.pieces * TILES + gate * 1024 + row * 64
+            call(a.pairs, number, low, 2 * wide, low + wide, 2 * wide, to, TILES, a.infinite)
+        done += number
+
+
+@jit
+def back_product(a, rows, b, s, packed, vectors, q, scratch):
+    """``scratch`` (rows, 4 vectors) = dpreact of step s times column group q of the transposed weights."""
+    panels = (a.H + a.lanes - 1) // a.lanes
+    call(
+        a.matrix_product, rows, a.constants, 0, scratch, 4 * VECTOR, rows_at(a, s, b), a.pitch, 2 * panels * a.pitch,
+        packed + q * 2 * panels * a.pieces * TILES, 2 * panels, (group(vectors, q + 1) - group(vectors, q) + 1) // 2,
+    )  # fmt: skip
+
+
+input_gradient = input_gradient_with(back_product)
+
+
+@jit
+def gather(a, j, s_first, s_last, block, to):
+    """Rows (s, b) of one block, 16 columns of [x, 1, padding, h_prev] from 16 j on: to (32, 16), zeros past the last.
+    h_prev is what the step saw: zero after a reset. A held row has no part: its padding may be NaN.
+    """
+    L, S, I, H, B, T, R = a.lanes, a.size, a.I, a.H, a.B, a.T, a.rows
+    row, last, of_x = block * 32, (s_last - s_first) * even(B), a.sums_of_h // L
+    done = 0
+    while done < 32:
+        b, s = (row + done) % even(B), s_first + (row + done) // even(B)
+        at = to + done * VECTOR
+        if row + done >= last or b == B:
+            run = min(even(B) - b if row + done < last else 32, 32 - done)
+            call(a.copy_rows, run, 0, L, at, 0, at, VECTOR)
+            done += run
+            continue
+        run = min(B - b, 32 - done)
+        t, t_prev = (T - 1 - s, T - s) if a.reverse != 0 else (s, s - 1)
+        source, source_row = a.x + t * a.x_step + b * a.x_row + j * VECTOR, a.x_row
+        valid = max(0, min(L, I - j * L))
+        if j >= of_x:
+            unit = (j - of_x) * L
+            source, source_row, valid = a.h + ((t_prev * R + b) * H + unit) * S, H * S, min(L, H - unit)
+            if s == 0:
+                source, source_row = a.h_0 + b * a.h_0_row + unit * S, a.h_0_row
+        call(a.copy_rows, run, valid, L, source, source_row, at, VECTOR)
+        if j == I // L:
+            call(a.copy_rows, run, 1, 1, a.constants + ONE, 0, at + I % L * S, VECTOR)
+        if a.mask != 0:
+            mask = a.mask + (t * R + b) * 4
+            zero_rows(a, run, L, mask, HOLD, at, VECTOR)
+            if j >= of_x:
+                zero_rows(a, run, L, mask, RESET, at, VECTOR)
+        done += run
+
+
+@jit
+def pack_inputs(a, chunk, thread, threads, scratch):
+    """This thread's share of what the weight gradients of a chunk of steps are sums over."""
+    if a.dweights == 0:
+        return
+    panels, groups = (a.H + a.lanes - 1) // a.lanes, a.sum_rows // 16
+    strips, columns = a.strips + chunk % a.ring * a.strips_bytes, a.columns + chunk % a.ring * a.columns_bytes
+    s, blocks = chunk * a.chunk, blocks_of(a, a.chunk)
+    s_last = min(s + a.chunk, a.T)
+    used, filled = blocks_of(a, s_last - s), (s_last - s) * even(a.B)
+    tile, piece = scratch + 32 * VECTOR, blocks * a.sum_rows * 64
+    for unit in range(share(used * groups, thread, threads), share(used * groups, thread + 1, threads)):
+        block, j = unit // groups, unit % groups
+        gather(a, j, s, s_last, block, scratch)
+        call(a.pairs, 16, scratch, 2 * VECTOR, scratch + VECTOR, 2 * VECTOR, tile, 1024, a.infinite)
+        call(a.transpose_tiles, a.pieces, tile, 1024, strips + (block * a.sum_rows + j * 16) * 64, piece)
+    first = filled // 2 % 16  # pairs beyond the last row
+    if first != 0:
+        for p in range(share(panels, thread, threads), share(panels, thread + 1, threads)):
+            for n in range(4 * a.pieces):
+                at = columns + (p * blocks + used - 1) * a.pieces * TILES + n * 1024 + first * 64
+                call(a.copy_rows, 16 - first, 0, 16, at, 0, at, 64)
+
+
+@jit
+def add_weight_gradients(a, chunk, half, p_first, p_last):
+    """Add a chunk of steps to panels `p_first` to `p_last` of dweights over half of the batch rows, or over all where
+    `halves` is one.
+    """
+    blocks, s = blocks_of(a, a.chunk), chunk * a.chunk
+    used = blocks_of(a, min(a.chunk, a.T - s))
+    first, last = share(used, half, a.halves), share(used, half + 1, a.halves)
+    strips, columns = a.strips + chunk % a.ring * a.strips_bytes, a.columns + chunk % a.ring * a.columns_bytes
+    for p in range(p_first, p_last):
+        out = sum_at(a, half, p)
+        init, init_row = (a.constants, 0) if s + a.chunk >= a.T else (out, 4 * VECTOR)
+        call(
+            a.matrix_product, a.sum_rows, init, init_row, out, 4 * VECTOR, strips + first * a.sum_rows * 64,
+            a.sum_rows * 64, blocks * a.sum_rows * 64, columns + (p * blocks + first) * a.pieces * TILES,
+            last - first, 2,
+        )  # fmt: skip
+
+
+@jit
+def add_gradients(a, scratch, chunk, rows, thread, threads):
+    """This thread's part of the gradients of the weights and of x, for a chunk of steps that all have been through."""
+    panels, s = (a.H + a.lanes - 1) // a.lanes, chunk * a.chunk
+    if a.dweights != 0:
+        call(a.configure, 16)
+        for half in range(a.halves):  # each thread the sums over rows that it has seen itself, so far as that goes
+            first = max(share(a.halves * panels, thread, threads) - half * panels, 0)
+            last = min(share(a.halves * panels, thread + 1, threads) - half * panels, panels)
+            add_weight_gradients(a, chunk, half, first, last)
+        call(a.configure, max(rows, 1))
+    if a.dx != 0:
+        call(a.configure, 16)
+        input_gradient(a, scratch, s, min(s + a.chunk, a.T), thread, threads)
+        call(a.configure, max(rows, 1))

@@ -1,0 +1,119 @@
+"""The forward pass's products on the matrix unit: every step's x and h are first laid out as an operand (see `matrix`).
+
+Columns of the operand: x, padded to 16, then h, each panel 16 wide. Two operands take turns, since a step writes the
+next one's while it reads its own.
+"""
+
+from fastlstm.backends.numba.intrinsics import call, call0
+from fastlstm.backends.numba.shared import CHUNK, RESET, VECTOR, jit, zero_rows
+
+READS_STATES = False
+TILES = 4096  # bytes of one piece of a step of columns
+
+
+@jit
+def groups_of_x(a):
+    return (a.I + 15) // 16
+
+
+@jit
+def steps_of(a):
+    return (groups_of_x(a) + (a.H + 15) // 16 + 1) // 2
+
+
+@jit
+def operand(a, s, j, b):
+    """Where 16 columns from 16 j on lie, of step s and row b."""
+    steps = steps_of(a)
+    return a.operand + (s % 2) * a.pieces * steps * a.pitch + j // 2 * a.pitch + b * 64 + j % 2 * 32
+
+
+@jit
+def begin(a, rows):
+    call(a.configure, max(rows, 1))
+
+
+@jit
+def end(a):
+    call0(a.release)
+
+
+@jit
+def square_of(a, rows, columns, source, source_row, target):
+    """16 by 16 numbers in memory of their own, zeros beyond `rows` and `columns`."""
+    call(a.copy_rows, rows, columns, 16, source, source_row, target, VECTOR)
+    call(a.copy_rows, 16 - rows, 0, 16, source, 0, target + rows * VECTOR, VECTOR)
+
+
+@jit
+def pack_weights(a, p, scratch):
+    """Panel p of the weights to columns: one for each gate."""
+    L, I, H = a.lanes, a.I, a.H
+    steps, of_x, units = steps_of(a), groups_of_x(a), min(L, H - p * L)
+    aside, tile = scratch, scratch + 16 * VECTOR
+    for k in range(steps):
+        for gate in range(4):
+            row = gate * H + p * L
+            for half in range(2):
+                j = 2 * k + half
+                source, source_row, columns = (
+                    a.weight_ih + row * a.weight_ih_row + j * VECTOR,
+                    a.weight_ih_row,
+                    I - j * L,
+                )
+                if j >= of_x:
+                    source = a.weight_hh + row * a.weight_hh_row + (j - of_x) * VECTOR
+                    source_row, columns = a.weight_hh_row, H - (j - of_x) * L
+                if columns < L or units < L:
+                    square_of(a, units, max(0, min(L, columns)), source, source_row, aside)
+                    source, source_row = aside, VECTOR
+                call(a.split, L, source, source_row, tile + half * 32, 1024, a.infinite)
+            to = a.packed + (p * steps + k) * a.pieces * TILES + gate * 1024
+            call(a.transpose_tiles, a.pieces, tile, 1024, to, TILES)
+
+
+@jit
+def preact(a, s, p, b, rows, scratch, x, h_seen, h_seen_row):
+    """preact of panel p for `rows` rows from `b` on, to scratch (rows, 4, lanes)."""
+    steps = steps_of(a)
+    call(
+        a.matrix_product, rows, a.biases + p * 4 * VECTOR, 0, scratch, 4 * VECTOR, operand(a, s, 0, b), a.pitch,
+        steps * a.pitch, a.packed + p * steps * a.pieces * TILES, steps, 2,
+    )  # fmt: skip
+
+
+@jit
+def feed_inputs(a, s, b_first, b_last, scratch):
+    """x of step s to its operand."""
+    L, I, T, of_x = a.lanes, a.I, a.T, groups_of_x(a)
+    t, piece = T - 1 - s if a.reverse != 0 else s, steps_of(a) * a.pitch
+    for j in range(of_x):
+        for b in range(b_first, b_last, CHUNK):
+            rows, source, source_row = min(CHUNK, b_last - b), a.x + t * a.x_step + b * a.x_row + j * VECTOR, a.x_row
+            if I - j * L < L:
+                aside = scratch + CHUNK * 4 * VECTOR
+                call(a.copy_rows, rows, I - j * L, L, source, source_row, aside, VECTOR)
+                source, source_row = aside, VECTOR
+            call(a.split, rows, source, source_row, operand(a, s, j, b), piece, a.infinite)
+    columns = of_x + (a.H + L - 1) // L
+    if s == 0 and columns % 2 != 0:  # the half of a step that nothing else fills
+        for n in range(2 * a.pieces):
+            to = operand(a, n % 2, columns, b_first) + n // 2 * piece
+            call(a.copy_rows, b_last - b_first, 0, 8, scratch, 0, to, 64)
+
+
+@jit
+def feed_states(a, s, p, b, rows, h, h_row, scratch):
+    """h before step s, of panel p and `rows` rows from `b` on, to the step's operand: zeros where the step resets."""
+    L, T = a.lanes, a.T
+    piece = steps_of(a) * a.pitch
+    if s == 0 and a.H - p * L < L:  # h_0 has no whole vectors
+        aside = scratch + CHUNK * 6 * VECTOR
+        call(a.copy_rows, rows, a.H - p * L, L, h, h_row, aside, VECTOR)
+        h, h_row = aside, VECTOR
+    to = operand(a, s, groups_of_x(a) + p, b)
+    call(a.split, rows, h, h_row, to, piece, a.infinite)
+    if a.mask != 0:
+        t = T - 1 - s if a.reverse != 0 else s
+        for n in range(a.pieces):
+            zero_rows(a, rows, 8, a.mask + (t * a.rows + b) * 4, RESET, to + n * piece, 64)

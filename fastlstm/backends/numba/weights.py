@@ -1,0 +1,82 @@
+"""What is kept of weights beside their packed form: biases, and how a change of them is seen."""
+
+from fastlstm.backends.numba.intrinsics import call, get_int32, set_int32
+from fastlstm.backends.numba.shared import VECTOR, jit, share
+
+DIGEST = 1 << 14  # words of a block of weights that has one digest: 64 KB
+
+
+@jit
+def pack_biases(a, p, to):
+    """The sum of the biases of panel p to [gate][lane], units past H zero."""
+    L, S, H = a.lanes, a.size, a.H
+    valid = min(L, H - p * L)
+    call(a.copy_rows, 1, 0, 4 * L, to, 0, to, 0)
+    for gate in range(4):
+        unit = (gate * H + p * L) * S
+        if a.bias != 0:
+            call(a.copy_rows, 1, valid, valid, a.bias + unit, 0, to + gate * VECTOR, 0)
+        if a.bias_hh != 0:
+            call(a.add_rows, 1, valid, a.bias_hh + unit, 0, to + gate * VECTOR, 0)
+
+
+@jit
+def meets(a, element, sample, keep):
+    """Keep an element of the weights as a sample, or return whether it still has the sample's bits."""
+    for word in range(0, a.size, 4):
+        if keep:
+            set_int32(sample + word, get_int32(element + word))
+        elif get_int32(element + word) != get_int32(sample + word):
+            return False
+    return True
+
+
+@jit
+def sampled(a, p, keep):
+    """Keep samples of panel p, or return whether the weights still have them: one element of each row, from a column
+    that moves on with the row so that every column is met.
+    """
+    L, S, I, H = a.lanes, a.size, a.I, a.H
+    at = a.samples + p * 4 * L * samples_of(I, H) * S
+    for gate in range(4):
+        for unit in range(p * L, min((p + 1) * L, H)):
+            row = gate * H + unit
+            if not meets(a, a.weight_hh + row * a.weight_hh_row + row % H * S, at, keep):
+                return False
+            at += S
+            for k in range(row % min(I, 4 * H), I, 4 * H):
+                if not meets(a, a.weight_ih + row * a.weight_ih_row + k * S, at, keep):
+                    return False
+                at += S
+    return True
+
+
+@jit
+def samples_of(I, H):
+    """Samples of a row, at most."""
+    return 1 + (I + 4 * H - 1) // (4 * H)
+
+
+@jit
+def is_stale(a, p, scratch):
+    """True where a bias of panel p or a sample of its weights has changed: what changes a whole row, a whole column or
+    everything is found.
+    """
+    pack_biases(a, p, scratch)
+    bias = a.biases + p * 4 * VECTOR
+    for k in range(0, 4 * VECTOR, 4):
+        if get_int32(scratch + k) != get_int32(bias + k):
+            return True
+    return not sampled(a, p, False)
+
+
+@jit
+def digest_weights(a, thread, threads):
+    """This thread's blocks of the weights, digested to their vectors at `digests`, or compared to them."""
+    of_ih, of_hh = a.H * a.I * a.size, a.H * a.H * a.size  # words
+    blocks_ih = (of_ih + DIGEST - 1) // DIGEST
+    blocks = blocks_ih + (of_hh + DIGEST - 1) // DIGEST
+    for n in range(share(blocks, thread, threads), share(blocks, thread + 1, threads)):
+        source, words, k = (a.weight_ih, of_ih, n) if n < blocks_ih else (a.weight_hh, of_hh, n - blocks_ih)
+        k *= DIGEST
+        call(a.digest, min(DIGEST, words - k), source + k * 4, a.digests + n * VECTOR, a.stale)

@@ -1,0 +1,245 @@
+"""The Numba backend on the matrix unit (AMX): exact pieces, the layer with and without the unit, infinite numbers,
+bfloat16.
+"""
+
+import ctypes
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fastlstm
+from fastlstm import dispatch
+from fastlstm.backends import numba
+from fastlstm.backends.numba import matrix, tasks
+from fastlstm.functional import lstm
+from tests.layers import OUTPUTS, Layer, compare, draws, error, nn_lstm_errors
+from tests.test_numba_machines import assembly, busiest_loop
+
+needs_unit = pytest.mark.skipif(not matrix.available(), reason="the processor has no AMX")
+PRECISIONS = ("numba-bf16", "numba-bf16x3", "numba-bf16x6")
+SIZES = [(1, 1, 1, 1), (3, 7, 5, 9), (5, 33, 17, 65), (9, 160, 100, 100), (3, 131, 31, 33), (28, 16, 28, 128)]
+SIZES += [(2, 100, 100, 7), (3, 8, 7, 650)]
+# Of the largest value, in outputs and in gradients, which pass through several products. A factor keeps 8 bits and errs
+# by 2^-9 of itself, with another piece by 2^-17; with three the sums' own rounding is left, as in test_layer.
+BOUNDS = {"numba-bf16": (2e-2, 5e-2), "numba-bf16x3": (1e-4, 2e-4), "numba-bf16x6": (6e-6, 6e-6)}
+
+
+def primitive(name, pieces):
+    arguments, _ = matrix.builders(pieces)[name]
+    return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * arguments)(tasks.primitives(4, pieces)[name])
+
+
+@needs_unit
+@settings(deadline=None)  # the first call compiles
+@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=16, max_size=16))
+def test_three_pieces_are_the_number(values):
+    x, pieces, infinite = torch.tensor(values), torch.zeros(3, 32, dtype=torch.bfloat16), ctypes.c_int64()
+    x = torch.where(x.abs() < 2.0**-100, 0, x)  # whose last piece would be below the smallest normal number
+    primitive("split", 3)(1, x.data_ptr(), 64, pieces.data_ptr(), 64, ctypes.addressof(infinite))
+    too_large = x.abs().max() >= 3.395e38  # bfloat16's largest is 3.39e38
+    assert bool(infinite.value) == bool(too_large)
+    if not too_large:
+        assert torch.equal(pieces.double().sum(0)[:16].float(), x)
+
+
+@needs_unit
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_numbers_without_pieces(pieces):
+    """NaN, whatever its bits, stays NaN; an infinite number is told of where there are pieces after it."""
+    bits = torch.tensor([0x7FC00000, 0x7FFFFFFF, 0x7F800001, -1, -0x400000, 0, 0x3F800000, 0] * 2, dtype=torch.int32)
+    x, out, infinite = bits.view(torch.float32), torch.zeros(pieces, 32, dtype=torch.bfloat16), ctypes.c_int64()
+    primitive("split", pieces)(1, x.data_ptr(), 64, out.data_ptr(), 64, ctypes.addressof(infinite))
+    assert torch.equal(out[0, :16].isnan(), x.isnan())
+    assert not infinite.value
+    x = torch.full((16,), -math.inf)
+    primitive("split", pieces)(1, x.data_ptr(), 64, out.data_ptr(), 64, ctypes.addressof(infinite))
+    assert bool(infinite.value) == (pieces > 1)
+    assert torch.equal(out[0, :16].float(), x)
+
+
+@needs_unit
+def test_bfloat16_is_rounded_as_torch_rounds():
+    x = torch.cat([torch.randn(4096) * 10.0 ** torch.randint(-30, 30, (4096,)), torch.arange(4096) / 256 + 1])
+    out = torch.zeros(512, 32, dtype=torch.bfloat16)
+    primitive("split", 1)(512, x.data_ptr(), 64, out.data_ptr(), 0, 0)
+    assert torch.equal(out[:, :16].flatten(), x.bfloat16())
+
+
+@needs_unit
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("backend", PRECISIONS)
+def test_against_float64(backend, size, masked, reverse):
+    for name, got, want in compare(draws(*size, masked=masked, reverse=reverse), torch.float32, backend):
+        assert error(got, want) < BOUNDS[backend][name not in OUTPUTS], name
+
+
+@needs_unit
+@pytest.mark.parametrize("size", [(35, 8, 650, 650), (512, 5, 7, 64), (28, 128, 28, 128)])
+def test_six_products_are_as_exact_as_nn_lstm(size):
+    """The bounds that float32 has elsewhere."""
+    layer = Layer(*size)
+    outputs, gradients = nn_lstm_errors(layer)
+    inputs, exact = layer.to(torch.float32), layer.to(torch.double)
+    got, want = layer.run(inputs, "numba-bf16x6")[:3], layer.truth(exact)[:3]
+    got_grads = torch.autograd.grad(got, inputs, [g.float() for g in layer.gradients[:3]])
+    want_grads = torch.autograd.grad(want, exact, layer.gradients[:3])
+    assert max(map(error, got, want)) <= max(3 * outputs, 5e-7)
+    assert max(map(error, got_grads, want_grads)) <= max(3 * gradients, 1e-6)
+
+
+def results(layer, backend):
+    inputs = layer.to(torch.float32)
+    outputs = layer.run(inputs, backend)
+    return [*outputs, *torch.autograd.grad(outputs, inputs, [g.float() for g in layer.gradients])]
+
+
+@needs_unit
+@pytest.mark.parametrize("where", [0, 1, 3, 4])  # x, h_0, weight_ih, weight_hh
+@pytest.mark.parametrize("backend", PRECISIONS[1:])
+def test_an_infinite_number_is_computed_without_the_unit(backend, where):
+    layer = Layer(4, 3, 5, 17)
+    layer.inputs[where].view(-1)[7] = math.inf
+    for a, b in zip(results(layer, backend), results(layer, "numba")):
+        assert torch.equal(a.nan_to_num(nan=7.0), b.nan_to_num(nan=7.0))
+
+
+@needs_unit
+@pytest.mark.parametrize("backend", PRECISIONS)
+def test_an_infinite_gradient(backend):
+    layer = Layer(4, 3, 5, 17)
+    layer.gradients[0][2, 1, 3] = math.inf
+    inputs = layer.to(torch.double)
+    want = torch.autograd.grad(layer.truth(inputs), inputs, layer.gradients)
+    for a, b in zip(results(layer, backend)[4:], want):
+        assert torch.equal(a.isfinite(), b.isfinite())
+
+
+@needs_unit
+@pytest.mark.parametrize("what", ["x", "weight", "bias"])
+def test_infinite_numbers_where_weights_stay_packed(what):
+    ours, theirs = fastlstm.LSTM(5, 17, backend="numba-bf16x6"), torch.nn.LSTM(5, 17)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(4, 3, 5)
+    with torch.no_grad():
+        ours(x)
+        for module in (ours, theirs):
+            if what != "x":
+                (module.weight_hh_l0 if what == "weight" else module.bias_ih_l0)[3] = -math.inf
+        if what == "x":
+            x[1, 2, 3] = math.inf
+        for _ in range(2):
+            output, want = ours(x)[0], theirs(x)[0]
+            assert torch.equal(output.isnan(), want.isnan())
+            torch.testing.assert_close(output, want, rtol=0, atol=1e-6, equal_nan=True)
+
+
+@needs_unit
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 6), st.integers(1, 40), st.integers(1, 40), st.integers(1, 70), st.sampled_from(PRECISIONS))
+def test_a_row_alone_has_the_bits_it_has_among_others(T, B, I, H, backend):
+    """One row takes other tiles than many do."""
+    layer = Layer(T, B, I, H)
+    whole = results(layer, backend)
+    for b in range(0, B, 7):
+        alone = Layer(T, 1, I, H)
+        x, h_0, c_0, *weights = layer.inputs
+        alone.inputs = [x[:, b : b + 1], h_0[b : b + 1], c_0[b : b + 1], *weights]
+        dh, *states, dc = layer.gradients
+        alone.gradients = [dh[:, b : b + 1], *(a[b : b + 1] for a in states), dc[:, b : b + 1]]
+        for k, (got, want) in enumerate(zip(results(alone, backend)[:7], whole)):  # to dx, dh_0 and dc_0
+            assert torch.equal(got.squeeze(-2), want.select(-2, b)), k
+
+
+@needs_unit
+@pytest.mark.parametrize("backend", PRECISIONS)
+def test_bits_on_one_thread_and_on_two(backend):
+    before, found = torch.get_num_threads(), []
+    for size in ((9, 130, 28, 100), (40, 6, 100, 150)):
+        layer = Layer(*size)
+        for threads in (1, 2, 2):
+            torch.set_num_threads(threads)
+            found.append(results(layer, backend))
+        torch.set_num_threads(before)
+        for other in found[-2:]:
+            assert all(torch.equal(a, b) for a, b in zip(found[-3], other))
+
+
+@needs_unit
+def test_a_sequence_in_two_pieces():
+    x, h_0, c_0, *weights = Layer(7, 5, 28, 40).to(torch.float32, requires_grad=False)
+    for backend in PRECISIONS:
+        whole, (h_n, c_n) = lstm(x, (h_0, c_0), *weights, backend=backend)
+        first, state = lstm(x[:3], (h_0, c_0), *weights, backend=backend)
+        second, state = lstm(x[3:], state, *weights, backend=backend)
+        assert torch.equal(torch.cat([first, second]), whole)
+        assert torch.equal(torch.stack(state), torch.stack((h_n, c_n)))
+
+
+@needs_unit
+def test_bfloat16_is_closer_than_nn_lstm():
+    torch.manual_seed(0)
+    exact = torch.nn.LSTM(28, 128).bfloat16()
+    x, errors = torch.randn(28, 32, 28).bfloat16(), []
+    for module in (torch.nn.LSTM(28, 128), fastlstm.LSTM(28, 128)):
+        module.bfloat16().load_state_dict(exact.state_dict())
+        errors.append((module(x)[0].double() - copy_of(exact)(x.double())[0]).abs().mean())
+    assert errors[1] < errors[0]
+
+
+def copy_of(module):
+    double = torch.nn.LSTM(module.input_size, module.hidden_size).double()
+    double.load_state_dict(module.state_dict())
+    return double
+
+
+@needs_unit
+def test_which_tensors_take_its_products(monkeypatch):
+    def choose(name, dtype):
+        return dispatch.choose(name, torch.device("cpu"), dtype, projected=False, masked=False, cells=False)
+
+    assert torch.backends.mkldnn.rnn.fp32_precision not in ("bf16", "tf32")  # torch has such a setting
+    assert choose("auto", torch.float32) == choose("numba", torch.float32) == "numba"
+    assert choose("auto", torch.float16) == "numba"
+    assert choose("auto", torch.bfloat16) == choose("numba", torch.bfloat16) == "numba-bf16"
+    x, module = torch.randn(3, 4, 5), fastlstm.LSTM(5, 6)
+    plain = module(x)[0]
+    for setting, name in (("bf16", "numba-bf16"), ("tf32", "numba-bf16x3")):
+        monkeypatch.setattr(torch.backends.mkldnn, "rnn", type("Setting", (), {"fp32_precision": setting}))
+        assert choose("auto", torch.float32) == choose("numba", torch.float32) == name
+        assert choose("auto", torch.bfloat16) == "numba-bf16"
+        assert choose("auto", torch.float64) == "numba"
+        assert dispatch.packing("auto", torch.device("cpu"), torch.float32) == name
+        with torch.no_grad():
+            kept = module(x)[0]
+        assert torch.equal(module(x)[0], kept)
+        assert not torch.equal(kept, plain)
+
+
+def test_asked_for_by_name(monkeypatch):
+    x, *weights = torch.randn(2, 1, 3), torch.randn(4, 3), torch.randn(4, 1)
+    for name in PRECISIONS:
+        with pytest.raises(
+            RuntimeError, match=rf"{name} backend needs float32, bfloat16 or float16, got torch\.float64"
+        ):
+            lstm(x.double(), None, *(w.double() for w in weights), backend=name)
+    monkeypatch.setattr(numba, "has_matrix_unit", lambda: False)
+    for name in PRECISIONS:
+        with pytest.raises(RuntimeError, match=f"{name} backend needs a processor with AMX"):
+            lstm(x, None, *weights, backend=name)
+    assert dispatch.packing("auto", torch.device("cpu"), torch.bfloat16) == "numba"
+
+
+@pytest.mark.parametrize(("pieces", "products"), [(1, 4), (2, 12), (3, 24)])
+def test_the_unit_is_kept_busy(pieces, products):
+    """A step of two tiles by two loads no piece oftener than its products need, and stores nothing."""
+    code = assembly("+avx512f,+amx-tile,+amx-bf16", ("x86_64-unknown-linux-gnu", "sapphirerapids"), pieces)
+    loop = busiest_loop(code, "matrix_product", "tdpbf16ps")
+    used, loaded = (sum(word in line for line in loop) for word in ("tdpbf16ps", "tileload"))
+    assert used % products == 0  # the compiler may write out several steps
+    assert loaded * products == used * {1: 4, 2: 10, 3: 14}[pieces]
+    assert not [line for line in loop if "tilestore" in line]
