@@ -37,7 +37,7 @@ PTX = {  # of the whole kernel
     "tcgen05.mma": r"\btcgen05\.mma",
     "tanh.approx": r"\btanh\.approx",
     "ex2.approx": r"\bex2\.approx",
-    "div": r"\bdiv\.",
+    "div": r"\bdiv\.\w+\.f32",
     "cp.async": r"\bcp\.async\.c[ag]",  # loads on their way while something else is done
 }
 DTYPES = {"bf16": "native", "fp16": "native", "tf32": "tf32", "ieee": "ieee"}
@@ -64,7 +64,7 @@ def cases() -> Iterator[Case]:
     """Every kernel in every precision, the sizes at which a tile changes, and the variants that cost registers."""
     for kind in DTYPES:
         for direction in ("forward", "backward"):
-            for H in (64, 100, 128, 1024):
+            for H in (32, 64, 100, 128, 1024):
                 yield Case(direction, kind, H)
             yield Case(direction, kind, 128, mask=True)
     for H in (64, 100, 128):
