@@ -89,7 +89,7 @@ def describe(case: Case, capability: tuple[int, int]) -> tuple[Any, dict[str, st
     if module is resident:
         options = {"num_warps": getattr(tile, f"{case.direction}_warps"), "num_stages": 1}
         PI = tiles.padded_input(case.I, precision) if case.I else 0
-        constants |= {"P": tile.P, "PI": PI, "PRECISION": precision}
+        constants |= {"P": tile.P, "I": case.I, "PI": PI, "PRECISION": precision}
         packed = ("weight_ptr", "weight_low_ptr")
         types |= dict.fromkeys(packed, "*fp16") if precision != "native" else {}
         absent |= {"weight_low_ptr", "scale_ptr"} if precision == "native" else set()

@@ -56,7 +56,8 @@ def forward(
             weights = pack(weight_hh, by_row=True) if precision != "native" else (weight_hh, None, None)
             resident.forward_kernel[(triton.cdiv(rows, tile.block_b) * G,)](
                 x, *((weight_ih, bias) if PI else (None, None)), *weights, h_0, c_0, mask, h, c, gates, h_n, c_n,
-                T, B, rows, I, x.stride(0), x.stride(1), int(reverse), H, tile.P, PI, tile.block_b, precision,
+                T, B, rows, x.stride(0), x.stride(1), int(reverse),
+                H, tile.P, I if PI else 0, PI, tile.block_b, precision,
                 num_warps=tile.forward_warps, num_stages=1, enable_fp_fusion=True,
             )  # fmt: skip
             return

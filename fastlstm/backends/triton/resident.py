@@ -23,11 +23,11 @@ def step_at(s, T, reverse):
     return tl.cast(s + reverse * (T - 1 - 2 * s), tl.int64)
 
 
-@triton.jit(do_not_specialize=["T", "B", "rows", "I", "x_step", "x_row", "reverse"])
+@triton.jit(do_not_specialize=["T", "B", "rows", "x_step", "x_row", "reverse"])
 def forward_kernel(
     x_ptr, weight_ih_ptr, bias_ptr, weight_ptr, weight_low_ptr, scale_ptr, h_0_ptr, c_0_ptr, mask_ptr,
-    h_ptr, c_ptr, gates_ptr, h_n_ptr, c_n_ptr, T, B, rows, I, x_step: tl.int64, x_row, reverse,
-    H: tl.constexpr, P: tl.constexpr, PI: tl.constexpr, BLOCK_B: tl.constexpr, PRECISION: tl.constexpr,
+    h_ptr, c_ptr, gates_ptr, h_n_ptr, c_n_ptr, T, B, rows, x_step: tl.int64, x_row, reverse,
+    H: tl.constexpr, P: tl.constexpr, I: tl.constexpr, PI: tl.constexpr, BLOCK_B: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """x (T,B,I), weight_ih (4H,I) and bias (4H,) or None where the input's product is done here (PI: I padded); else x
     (T,B,4H) is that product with the bias, contiguous, and PI 0. weight (4H,H). mask (T,B) or None. h, c (T,B,H) and
