@@ -2,6 +2,7 @@
 
     python -m benchmarks.gpu [--minutes 7.5] [--out benchmarks/results] [--dry-run]
 
+All kernels are first compiled, by several processes at once, while the tests run; then nothing but what is timed runs.
 Times are medians of CUDA events, the L2 cache flushed before each call, eager and replayed from a CUDA graph, rounds of
 all contenders interleaved: torch.nn.LSTM, fastlstm, and where they are installed TorchRL's and FlashRNN's Triton
 kernels. The JSON file is written anew after every result, and every part runs in a process of its own: one that fails,
@@ -12,7 +13,6 @@ TRITON_INTERPRET=1 in the environment, takes tiny layers on the CPU and nothing 
 import argparse
 import contextlib
 import datetime
-import importlib.util
 import json
 import os
 import shutil
@@ -39,13 +39,27 @@ from fastlstm.backends.triton import INTERPRET
 ROOT = Path(__file__).parents[1]
 LAYERS = [sys.executable, "-m", "benchmarks.gpu_layers"]
 STALL = 150.0  # seconds without a line after which a layer's process counts as hung: to compile the loop takes a minute
-FIRST = 150.0  # seconds for the row-LSTM
-TESTS, TRAINING, TRANSFORMS, SANITIZER = 100.0, 80.0, 50.0, 45.0  # seconds that a command may take
+# Seconds for each part: tests and compilation; the row-LSTM; its training; transforms and sanitizer at the end
+TESTS, FIRST, TRAINING, LAST = 110.0, 90.0, 60.0, 75.0
+COMPILERS = 4  # processes, beside those of the tests
+PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+# Each test of the kernels runs in one of these, side by side: most of the time is compilation
+KINDS = [
+    f"{kind} and {name}" for kind in ("resident", "stepwise") for name in ("ieee", "tf32", "not ieee and not tf32")
+]
+KINDS += ["not resident and not stepwise"]
 SANITIZED = """
+import os
+
+os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"  # each tensor ends where its memory does
 import torch, fastlstm
-for H in (40, 200):  # resident, stepwise
-    lstm = fastlstm.LSTM(28, H, backend="triton", device="cuda", dtype=torch.bfloat16)
-    lstm(torch.randn(3, 9, 28, device="cuda", dtype=torch.bfloat16))[0].sum().backward()
+
+for backend, dtype in (("triton", torch.bfloat16), ("triton-ieee", torch.float32), ("triton-tf32", torch.float32)):
+    for H in (40, 128, 200):  # resident, both as wide as it is and padded; stepwise
+        lstm = fastlstm.LSTM(28, H, backend=backend, device="cuda", dtype=dtype)
+        x = torch.randn(3, 9, 28, device="cuda", dtype=dtype)
+        lstm(x)[0].sum().backward()
+        lstm(x, lengths=torch.tensor([3, 0, 1, 2, 3, 3, 2, 1, 3]))[0].sum().backward()
 torch.cuda.synchronize()
 """
 
@@ -118,24 +132,32 @@ def _watch(process: subprocess.Popen[str], deadline: float, stall: float) -> thr
     return watch
 
 
-def run(command: Sequence[str], limit: float) -> dict[str, Any]:
-    """A command's status, None where it was stopped at its limit in seconds, and the end of its output."""
-    shown = " ".join(command).replace(sys.executable, "python").replace(SANITIZED, "...")
-    print(f"{shown}: at most {limit:.0f} s", flush=True)
-    status: int | None = None
-    began = time.monotonic()
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as file:
-        process = _start(command, stdout=file, stderr=subprocess.STDOUT)
-        try:
-            status = process.wait(limit)
-        except subprocess.TimeoutExpired:
-            _kill(process)
-            process.wait()
-        file.seek(0)
-        output = file.read()[-8000:]
-    seconds = time.monotonic() - began
-    print(f"  status {status} after {seconds:.0f} s: {(output.strip().splitlines() or [''])[-1]}", flush=True)
-    return {"command": shown, "status": status, "seconds": seconds, "output": output}
+def run(commands: Sequence[Sequence[str]], limit: float) -> list[dict[str, Any]]:
+    """Side by side, each one's status, None where it was stopped at the limit in seconds, and the end of its output."""
+    began, found = time.monotonic(), []
+    with contextlib.ExitStack() as files:
+        started = []
+        for command in commands:
+            file = files.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace"))
+            shown = " ".join(command).replace(sys.executable, "python").replace(SANITIZED, "...")
+            print(f"{shown}: at most {limit:.0f} s", flush=True)
+            started.append((shown, file, _start(command, stdout=file, stderr=subprocess.STDOUT)))
+        for shown, file, process in started:
+            status: int | None = None
+            try:
+                status = process.wait(max(0.0, began + limit - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                _kill(process)
+                process.wait()
+            seconds = time.monotonic() - began  # of the slowest so far
+            file.seek(0)
+            output = file.read()[-8000:]
+            print(
+                f"{shown}: status {status} after {seconds:.0f} s: {(output.strip().splitlines() or [''])[-1]}",
+                flush=True,
+            )
+            found.append({"command": shown, "status": status, "seconds": seconds, "output": output})
+    return found
 
 
 def show(line: dict[str, Any]) -> None:
@@ -183,8 +205,13 @@ class Report:
         if "began" not in line:
             self.write()
 
-    def command(self, arguments: Sequence[str], limit: float) -> None:
-        self.found["commands"].append(run(arguments, limit))
+    def run(self, commands: Sequence[Sequence[str]], limit: float, deadline: float) -> None:
+        """At most until the deadline; what finds no time left is not reached."""
+        left = min(limit, deadline - time.monotonic())
+        if left > 0:
+            self.found["commands"] += run(commands, left)
+        else:
+            self.found["not_reached"] += [" ".join(command) for command in commands]
         self.write()
 
     def write(self) -> None:
@@ -211,6 +238,7 @@ def chart(report: dict[str, Any]) -> Figure:
 
 
 def draw(axes: Axes, rows: list[dict[str, Any]]) -> None:
+    rows = [row for row in rows if "nn.LSTM" in row["ratios"]]
     labels = [f"{row['name']} {row['precision']}" for row in rows]
     axes.barh(range(len(rows)), [row["ratios"]["nn.LSTM"]["median"] for row in rows])
     axes.set_yticks(range(len(rows)), labels, fontsize=7)
@@ -234,27 +262,44 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     return options
 
 
+def sanitizer() -> str | None:
+    return shutil.which("compute-sanitizer", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/cuda/bin"]))
+
+
+def checks(first: list[str], others: list[str]) -> list[list[str]]:
+    """The tests of the kernels, and what compiles those that will be timed or sanitized."""
+    tests = [[*PYTEST, "-k", kind, *(f"tests/test_triton{name}.py" for name in ("", "_choice"))] for kind in KINDS]
+    layers = sorted({item.rsplit(":", 1)[0] + ":" for item in (*first, *others)})
+    compilers = [[*LAYERS, "--compile", *layers[n::COMPILERS]] for n in range(COMPILERS)]
+    return [*tests, *compilers, [sys.executable, "-c", SANITIZED]]
+
+
+def last_checks() -> list[list[str]]:
+    names = ("transforms", "second_order", "ensembles", "determinism", "masks", "triton_offsets")
+    tests = [[*PYTEST, *["-k", "triton"] * (name != "triton_offsets"), f"tests/test_{name}.py"] for name in names]
+    found = sanitizer()
+    tools = ("memcheck", "racecheck") if found else ()
+    code = [sys.executable, "-c", SANITIZED]
+    return [*tests, *([str(found), "--tool", tool, "--error-exitcode", "1", *code] for tool in tools)]
+
+
 def main(argv: list[str] | None = None) -> None:
     options = arguments(argv)
     deadline, report = time.monotonic() + 60 * options.minutes, Report(options)
     first, others = items(options.dry_run)
     layers = [*LAYERS, "--rounds", str(options.rounds), *["--dry-run"] * options.dry_run]
+    here = not options.dry_run
+    if here:
+        report.run(checks(first, others), TESTS, deadline)
     for line in lines(layers, first, min(deadline, time.monotonic() + FIRST)):
         report.take(line)
-    python, here = sys.executable, not options.dry_run
-    spread = ["-n", "8"] if importlib.util.find_spec("xdist") else []  # most of it is compilation
-    pytest = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *spread]
     if here:
-        report.command([*pytest, "tests/test_triton.py"], TESTS)
-        report.command([python, "-m", "fastlstm.train", "--device", "cuda", "--compare"], TRAINING)
-    sanitizer = shutil.which("compute-sanitizer") if here else None
-    for line in lines(layers, others, deadline - here * TRANSFORMS - bool(sanitizer) * 2 * SANITIZER):
+        train = [sys.executable, "-m", "fastlstm.train", "--device", "cuda", "--compare"]
+        report.run([train], TRAINING, deadline)
+    for line in lines(layers, others, deadline - here * LAST):
         report.take(line)
     if here:
-        names = ("transforms", "second_order", "ensembles", "determinism", "masks")
-        report.command([*pytest, "-k", "triton", *(f"tests/test_{name}.py" for name in names)], TRANSFORMS)
-    for tool in ("memcheck", "racecheck") if sanitizer else ():
-        report.command([str(sanitizer), "--tool", tool, "--error-exitcode", "1", python, "-c", SANITIZED], SANITIZER)
+        report.run(last_checks(), LAST, deadline)
     report.write()
     print(report.path)
     print(replaced(report.path.with_suffix(".png"), lambda path: chart(report.found).savefig(path, dpi=150)))

@@ -1,10 +1,11 @@
 """The part of `benchmarks.gpu` that touches the device: layers checked and timed, one JSON object a line.
 
-    python -m benchmarks.gpu_layers [--dry-run] [--rounds N] ITEM ...
+    python -m benchmarks.gpu_layers [--dry-run] [--rounds N] [--compile] ITEM ...
 
 An item is a shape's number, a precision and rivals: "0:bf16:torchrl,flashrnn". Each line names its item: that it began,
 what was left out and why, a row of times, or that it failed. After a fault that the device does not get over, the
-process ends with status 3 and leaves the items behind it to another.
+process ends with status 3 and leaves the items behind it to another. With --compile nothing is timed: each layer of
+ours runs once, so that its kernels lie in Triton's cache.
 """
 
 import argparse
@@ -43,6 +44,7 @@ PRECISIONS = {
     "bf16": (torch.bfloat16, False, 8e-2),
     "fp16": (torch.float16, False, 1e-2),
 }
+WAYS = ("eager", "graph")
 WARM_UP, LEAST_ROUNDS, SECONDS = 3, 7, 3.0  # a measurement ends after so long, once it has its least rounds
 FLUSH = 256 * 2**20  # bytes, several times the L2 cache
 
@@ -55,6 +57,10 @@ def set_precision(name: str) -> torch.dtype:
     dtype, tf32, _ = PRECISIONS[name]
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
     return dtype
+
+
+def is_cuda(device: str) -> bool:
+    return device == "cuda"
 
 
 class Bench:
@@ -114,23 +120,29 @@ class Bench:
         module = self.modules[name]
         return inference(module, x) if mode == "inference" else training(module, x, doutput)
 
-    def rows(self, rounds: int) -> Iterator[dict[str, Any]]:
-        for mode in MODES:
-            eager = {name: self.run(name, mode) for name in self.modules}
-            yield self.row(mode, "eager", eager, rounds)
-            if self.device == "cuda":
-                graphs = {}
-                for name, run in eager.items():
-                    try:
-                        graphs[name] = graphed(run)
-                    except Exception as problem:  # some rivals allocate or wait on their way
-                        if name in ("nn.LSTM", "fastlstm"):
-                            raise
-                        self.left_out[f"{name} {mode} from a graph"] = f"{type(problem).__name__}: {problem}"[:500]
-                yield self.row(mode, "graph", graphs, rounds)
+    def runs(self, mode: str, way: str) -> dict[str, Callable[[], object]]:
+        """Every module's call; from a graph only those that one can hold: some rivals allocate or wait on their way."""
+        runs = {name: self.run(name, mode) for name in self.modules}
+        for name in self.modules if way == "graph" else ():
+            try:
+                runs[name] = graphed(runs[name])
+            except Exception as problem:
+                if name == "fastlstm":
+                    raise
+                self.left_out[f"{name} {mode} from a graph"] = f"{type(problem).__name__}: {problem}"[:500]
+                del runs[name]
+        return runs
 
-    def row(self, mode: str, way: str, runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Any]:
-        times = interleaved(runs, rounds, self.device)
+    def times(self, mode: str, way: str, rounds: int) -> dict[str, list[float]]:
+        """Seconds a call of every module that can run so, round by round."""
+        return interleaved(self.runs(mode, way), rounds, self.device)
+
+    def rows(self, rounds: int) -> Iterator[dict[str, Any]]:
+        for way in WAYS if is_cuda(self.device) else WAYS[:1]:
+            for mode in MODES:
+                yield self.row(mode, way, self.times(mode, way, rounds))
+
+    def row(self, mode: str, way: str, times: Mapping[str, list[float]]) -> dict[str, Any]:
         seconds = {name: sorted(values)[len(values) // 2] for name, values in times.items()}
         ours = times["fastlstm"]
         ratios = {name: asdict(ratio_of(values, ours)) for name, values in times.items() if name != "fastlstm"}
@@ -165,7 +177,7 @@ def graphed(run: Callable[[], object]) -> Callable[[], object]:
 
 def seconds_of(run: Callable[[], object], device: str) -> float:
     """By CUDA events where the device has them."""
-    if device != "cuda":
+    if not is_cuda(device):
         before = time.perf_counter()
         run()
         return time.perf_counter() - before
@@ -177,9 +189,13 @@ def seconds_of(run: Callable[[], object], device: str) -> float:
     return start.elapsed_time(end) / 1e3
 
 
+def memory_beyond_the_cache(device: str) -> Tensor:
+    return torch.empty(FLUSH if is_cuda(device) else 1, dtype=torch.int8, device=device)
+
+
 def interleaved(runs: Mapping[str, Callable[[], object]], rounds: int, device: str) -> dict[str, list[float]]:
     """Seconds a call in each round, the L2 cache flushed before it; every second round runs in the opposite order."""
-    flush = torch.empty(FLUSH if device == "cuda" else 1, dtype=torch.int8, device=device)
+    flush = memory_beyond_the_cache(device)
     times: dict[str, list[float]] = {name: [] for name in runs}
     order, began = list(runs), time.monotonic()
     for n in range(WARM_UP + rounds):
@@ -197,12 +213,23 @@ def say(item: str, **found: Any) -> None:
     print(json.dumps({"item": item, **found}), flush=True)
 
 
-def measure(item: str, rounds: int, dry_run: bool) -> None:
+def parsed(item: str, dry_run: bool) -> tuple[Shape, str, str, list[str]]:
+    """Shape, precision, device and rivals."""
     number, precision, names = item.split(":")
     shape = (TINY if dry_run else SHAPES)[int(number)]
+    return shape, precision, "cpu" if dry_run else "cuda", [name for name in names.split(",") if name]
+
+
+def compile_kernels(item: str, dry_run: bool) -> None:
+    bench = Bench(*parsed(item, dry_run)[:3], [])
+    for mode in MODES:
+        bench.run("fastlstm", mode)()
+
+
+def measure(item: str, rounds: int, dry_run: bool) -> None:
     say(item, began=True)
     try:
-        bench = Bench(shape, precision, "cpu" if dry_run else "cuda", [name for name in names.split(",") if name])
+        bench = Bench(*parsed(item, dry_run))
         bench.check()
         for row in bench.rows(rounds):
             say(item, row=row)
@@ -221,10 +248,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_layers")
     parser.add_argument("--rounds", type=int, default=31)
     parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--compile", action="store_true")
     parser.add_argument("items", nargs="+", metavar="ITEM")
     options = parser.parse_args()
     for item in options.items:
-        measure(item, options.rounds, options.dry_run)
+        if options.compile:
+            compile_kernels(item, options.dry_run)
+        else:
+            measure(item, options.rounds, options.dry_run)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""fastlstm.LSTM beside torch.nn.LSTM, grouped by device, shape and mode.
+"""fastlstm.LSTM on a CPU beside torch.nn.LSTM, grouped by shape and mode.
 
 pytest benchmarks/ --benchmark-only
 """
@@ -10,7 +10,6 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from benchmarks import gpu_layers
 from benchmarks.clock import Contender, fastest, interleaved, num_threads, ratio_of, thread_counts
 from benchmarks.contest import Contest
 from benchmarks.peak import fma_peak
@@ -56,31 +55,3 @@ def test_lstm(benchmark, shape, mode, implementation):
         "fraction of peak": gflops / peak,
         "ratio to nn.LSTM": ratio_of(times["theirs"], times["contender"]).median,
     }
-
-
-@functools.lru_cache(maxsize=1)
-def checked_on_a_gpu(shape: Shape, precision: str) -> gpu_layers.Bench:
-    bench = gpu_layers.Bench(shape, precision, "cuda", [])
-    bench.check()
-    return bench
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
-@pytest.mark.parametrize("implementation", ["nn.LSTM", "fastlstm"])
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("precision", gpu_layers.PRECISIONS)
-@pytest.mark.parametrize("shape", gpu_layers.SHAPES, ids=str)
-def test_lstm_on_a_gpu(benchmark, shape, precision, mode, implementation):
-    """Each call waits for the device; the ratio is of CUDA events."""
-    gpu_layers.set_precision(precision)
-    bench = checked_on_a_gpu(shape, precision)
-    runs = {name: bench.run(name, mode) for name in bench.modules}
-
-    def call() -> None:
-        runs[implementation]()
-        torch.cuda.synchronize()
-
-    benchmark.group = f"{torch.cuda.get_device_name()} {shape} {mode} {precision}"
-    benchmark(call)
-    row = bench.row(mode, "eager", runs, PAIRS)
-    benchmark.extra_info |= {key: row[key] for key in ("shape", "mode", "precision", "errors", "seconds", "ratios")}

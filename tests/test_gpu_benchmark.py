@@ -13,7 +13,10 @@ import torch
 from benchmarks import gpu, gpu_layers
 from benchmarks.gpu import lines
 from benchmarks.gpu_layers import TINY, Bench
+from tests import stand_in
 from tests.transforms import needs_triton
+
+ROOT = Path(__file__).parents[1]
 
 
 def run(*arguments, **environment):
@@ -22,7 +25,7 @@ def run(*arguments, **environment):
         capture_output=True,
         text=True,
         env={**os.environ, **environment},
-        cwd=Path(__file__).parents[1],
+        cwd=ROOT,
     )
 
 
@@ -93,27 +96,43 @@ for item in sys.argv[3:]:
 """
 
 
-def test_a_command_is_stopped_at_its_limit():
-    code = "import time; print('begun', flush=True); time.sleep(600)"
-    found = gpu.run([sys.executable, "-c", code], 3.0)
-    assert found["status"] is None
-    assert found["output"] == "begun\n"
-    assert gpu.run([sys.executable, "-c", "raise SystemExit(2)"], 60.0)["status"] == 2
+MEETS = """
+import pathlib, sys, time
+mine, other = map(pathlib.Path, sys.argv[1:])
+mine.touch()
+while not other.exists():
+    time.sleep(0.01)
+"""
 
 
-def test_what_a_gpu_would_run_is_all_reported(tmp_path, monkeypatch):
-    """Where a shape takes its process down and a command fails."""
+def test_commands_run_side_by_side_and_are_stopped_at_their_limit(tmp_path):
+    hangs = "import time; print('begun', flush=True); time.sleep(600)"
+    names = [str(tmp_path / name) for name in "ab"]
+    waits = [[sys.executable, "-c", MEETS, *order] for order in (names, names[::-1])]
+    found = gpu.run([*waits, [sys.executable, "-c", hangs], [sys.executable, "-c", "raise SystemExit(2)"]], 5.0)
+    assert [entry["status"] for entry in found] == [0, 0, None, 2]
+    assert [entry["output"] for entry in found] == ["", "", "begun\n", ""]
+
+
+@pytest.fixture
+def a_card(monkeypatch):
+    """Of what would be run only the layers are, by ROWS; the others' commands are returned."""
     commands = []
 
-    def command(arguments, limit):
-        commands.append(arguments)
-        return {"command": " ".join(arguments[1:4]), "status": int("fastlstm.train" in arguments)}
+    def run(started, limit):
+        commands.append((started, limit))
+        return [{"command": " ".join(c[1:4]), "status": int("fastlstm.train" in c)} for c in started]
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A card")
-    monkeypatch.setattr(gpu.shutil, "which", lambda name: "/bin/" + name)
-    monkeypatch.setattr(gpu, "run", command)
+    monkeypatch.setattr(gpu.shutil, "which", lambda name, path: "/bin/" + name)
+    monkeypatch.setattr(gpu, "run", run)
     monkeypatch.setattr(gpu, "LAYERS", [sys.executable, "-c", ROWS])
+    return commands
+
+
+def test_what_a_gpu_would_run_is_all_reported(tmp_path, a_card):
+    """Where a shape takes its process down and a command fails."""
     with pytest.raises(SystemExit, match=r"failed: .*, -m fastlstm.train --device; what they said"):
         gpu.main(["--out", str(tmp_path)])
     written, picture = sorted(tmp_path.iterdir())
@@ -123,8 +142,72 @@ def test_what_a_gpu_would_run_is_all_reported(tmp_path, monkeypatch):
     assert {(row["name"], row["precision"]) for row in report["results"]} == {
         (str(n), precision) for n in (0, 1, 2, 4, 5, 6, 7) for precision in gpu_layers.PRECISIONS
     }
-    assert sum("pytest" in arguments for arguments in commands) == 2
-    assert sum("compute-sanitizer" in arguments[0] for arguments in commands) == 2
+    commands = [command for started, _ in a_card for command in started]
+    assert sum("compute-sanitizer" in command[0] for command in commands) == 2
+    assert any("fastlstm.train" in command for command in commands)
+    compiled = [
+        item for command in commands if "--compile" in command for item in command[command.index("--compile") + 1 :]
+    ]
+    assert sorted(compiled) == sorted(f"{n}:{p}:" for n in range(8) for p in gpu_layers.PRECISIONS)
+    files = {argument for command in commands for argument in command if argument.startswith("tests/")}
+    assert all((ROOT / name).exists() for name in files)
+
+
+def test_all_parts_end_in_less_than_eight_minutes(tmp_path, a_card, monkeypatch):
+    """By the clock of this test alone: each part takes all of the time it is given."""
+    now, given = [0.0], []
+
+    def take(seconds):
+        given.append(seconds)
+        now[0] += seconds
+
+    def layers(command, items, deadline):
+        take(deadline - now[0])
+        return iter(())
+
+    monkeypatch.setattr(gpu.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(gpu, "lines", layers)
+    monkeypatch.setattr(gpu, "run", lambda started, limit: take(limit) or [])
+    gpu.main(["--out", str(tmp_path)])
+    assert now[0] <= 450
+    assert len(given) == 5
+    assert min(given) > 40  # and every part has its time
+
+
+class Words(dict):
+    def __init__(self, text):
+        self.text = text
+
+    def __missing__(self, word):
+        return word in self.text
+
+
+def test_each_test_of_the_kernels_runs_once():
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "tests/test_triton.py"]
+    text = subprocess.run(command, capture_output=True, text=True, cwd=ROOT).stdout
+    names = [line for line in text.splitlines() if "::" in line]
+    assert len(names) > 100
+    assert all([eval(kind, {}, Words(name)) for kind in gpu.KINDS].count(True) == 1 for name in names)
+
+
+@needs_triton
+def test_pytest_reports_what_was_measured(tmp_path):
+    """The GPU's benchmarks in pytest, with a stand-in for the device."""
+    file = tmp_path / "found.json"
+    command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "tests.stand_in", "benchmarks/test_gpu.py"]
+    command += ["-p", "no:cacheprovider", "--benchmark-only", f"--benchmark-json={file}"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "TRITON_INTERPRET": "1"}
+    )
+    assert done.returncode == 0, done.stdout
+    found = json.loads(file.read_text())["benchmarks"]
+    assert len(found) == 2 * 2 * 2 * 2  # precisions, modes, ways, implementations
+    assert {each["extra_info"]["way"] for each in found} == {"eager", "graph"}
+    for each in found:
+        info, rounds = each["extra_info"], each["stats"]["data"]
+        assert len(rounds) == 3
+        assert sorted(rounds)[1] == pytest.approx(info["seconds"])
+    assert "torchrl is not installed" in done.stdout or "torchrl" in "".join(each["name"] for each in found)
 
 
 class Wrong(torch.nn.LSTM):
@@ -156,16 +239,34 @@ def test_rivals_are_checked_and_left_out_one_by_one(monkeypatch, torch_flags_sta
             raise RuntimeError("it waits")
         return run
 
-    graphed.calls, times = 0, gpu_layers.interleaved
+    graphed.calls = 0
+    stand_in.install(monkeypatch)
     monkeypatch.setattr(gpu_layers, "graphed", graphed)
-    monkeypatch.setattr(gpu_layers, "interleaved", lambda runs, rounds, device: times(runs, rounds, "cpu"))
-    bench.device = "cuda"
     rows = list(bench.rows(1))
-    ways = [(row["mode"], row["way"], list(row["seconds"])) for row in rows]
+    ways = [(row["way"], row["mode"], list(row["seconds"])) for row in rows]
     usual = ["nn.LSTM", "fastlstm"]
-    assert ways[:2] == [("inference", "eager", [*usual, "ungraphed"]), ("inference", "graph", usual)]
-    assert [row["mode"] for row in rows[2:]] == ["training", "training"]
+    assert ways == [
+        (w, m, [*usual, *["ungraphed"] * (w == "eager")]) for w in gpu_layers.WAYS for m in gpu_layers.MODES
+    ]
     assert bench.left_out["ungraphed training from a graph"] == "RuntimeError: it waits"
+
+
+def test_a_row_without_nn_lstm_is_not_drawn(tmp_path):
+    """cuDNN's kernel might not be captured in a graph."""
+    row = {"name": "a", "precision": "bf16", "mode": "training", "way": "graph", "ratios": {}}
+    gpu.chart({"results": [row], "device": "A card"}).savefig(tmp_path / "empty.png")
+
+
+@needs_triton
+def test_layers_are_timed_by_events_and_from_graphs(monkeypatch, torch_flags_stay, capsys):
+    stand_in.install(monkeypatch)
+    gpu_layers.measure("0:tf32:", 2, dry_run=True)
+    gpu_layers.compile_kernels("1:tf32:", dry_run=True)
+    began, *found = map(json.loads, capsys.readouterr().out.splitlines())
+    assert began == {"item": "0:tf32:", "began": True}
+    assert [(line["row"]["way"], line["row"]["mode"]) for line in found] == [
+        (way, mode) for way in gpu_layers.WAYS for mode in gpu_layers.MODES
+    ]
 
 
 def test_rivals_that_are_not_installed_say_so(monkeypatch, torch_flags_stay):

@@ -37,7 +37,7 @@ PTX = {  # of the whole kernel
     "tcgen05.mma": r"\btcgen05\.mma",
     "tanh.approx": r"\btanh\.approx",
     "ex2.approx": r"\bex2\.approx",
-    "div": r"\bdiv\.",
+    "div": r"\bdiv\.\w+\.f32",
     "cp.async": r"\bcp\.async\.c[ag]",  # loads on their way while something else is done
 }
 DTYPES = {"bf16": "native", "fp16": "native", "tf32": "tf32", "ieee": "ieee"}
@@ -64,7 +64,7 @@ def cases() -> Iterator[Case]:
     """Every kernel in every precision, the sizes at which a tile changes, and the variants that cost registers."""
     for kind in DTYPES:
         for direction in ("forward", "backward"):
-            for H in (64, 100, 128, 1024):
+            for H in (32, 64, 100, 128, 1024):
                 yield Case(direction, kind, H)
             yield Case(direction, kind, 128, mask=True)
     for H in (64, 100, 128):
@@ -89,7 +89,7 @@ def describe(case: Case, capability: tuple[int, int]) -> tuple[Any, dict[str, st
     if module is resident:
         options = {"num_warps": getattr(tile, f"{case.direction}_warps"), "num_stages": 1}
         PI = tiles.padded_input(case.I, precision) if case.I else 0
-        constants |= {"P": tile.P, "PI": PI, "PRECISION": precision}
+        constants |= {"P": tile.P, "I": case.I, "PI": PI, "PRECISION": precision}
         packed = ("weight_ptr", "weight_low_ptr")
         types |= dict.fromkeys(packed, "*fp16") if precision != "native" else {}
         absent |= {"weight_low_ptr", "scale_ptr"} if precision == "native" else set()

@@ -33,8 +33,9 @@ def pack(weight: Tensor, by_row: bool) -> tuple[Tensor, Tensor, Tensor]:
     groups = weight.numel() // (rows * columns)
     high, low = (torch.empty_like(weight, dtype=torch.float16) for _ in range(2))
     scale = weight.new_empty(groups, lines)
-    grid = triton.cdiv(lines, PACK_LINES), groups
-    pack_kernel[grid](weight, high, low, scale, rows, columns, by_row, PACK_LINES, triton.next_power_of_2(terms))
+    pack_kernel[(triton.cdiv(lines, PACK_LINES) * groups,)](
+        weight, high, low, scale, rows, columns, by_row, PACK_LINES, triton.next_power_of_2(terms)
+    )
     return high, low, scale
 
 
@@ -53,9 +54,10 @@ def forward(
             if not PI:
                 x = project(x, weight_ih, bias)
             weights = pack(weight_hh, by_row=True) if precision != "native" else (weight_hh, None, None)
-            resident.forward_kernel[triton.cdiv(rows, tile.block_b), G](
+            resident.forward_kernel[(triton.cdiv(rows, tile.block_b) * G,)](
                 x, *((weight_ih, bias) if PI else (None, None)), *weights, h_0, c_0, mask, h, c, gates, h_n, c_n,
-                T, B, rows, I, x.stride(0), x.stride(1), int(reverse), H, tile.P, PI, tile.block_b, precision,
+                T, B, rows, x.stride(0), x.stride(1), int(reverse),
+                H, tile.P, I if PI else 0, PI, tile.block_b, precision,
                 num_warps=tile.forward_warps, num_stages=1, enable_fp_fusion=True,
             )  # fmt: skip
             return
@@ -87,7 +89,7 @@ def backward(
         if isinstance(tile, tiles.Resident):
             dh_0, dc_0 = torch.empty_like(c_0), torch.empty_like(c_0)
             weights = pack(weight_hh, by_row=False) if precision != "native" else (weight_hh, None, None)
-            resident.backward_kernel[triton.cdiv(rows, tile.block_b), G](
+            resident.backward_kernel[(triton.cdiv(rows, tile.block_b) * G,)](
                 dh, dc, dh_n, dc_n, *weights, c_0, mask, c, gates, dpreact, dh_0, dc_0, T, B, rows,
                 *dh_strides, *dc_strides, int(reverse), H, tile.P, tile.block_b, precision,
                 num_warps=tile.backward_warps, num_stages=1, enable_fp_fusion=True,

@@ -28,6 +28,15 @@ INTERPRETED = tl.constexpr(INTERPRET)
 
 
 @triton.jit
+def block_of(lines, BLOCK: tl.constexpr):
+    """The group of program_id(0), in 64 bits, and the first of the BLOCK lines that it takes there. Groups have no axis
+    of their own: only the first goes beyond 65535.
+    """
+    blocks = tl.cdiv(lines, BLOCK)
+    return (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks * BLOCK
+
+
+@triton.jit
 def gate_rows(H: tl.constexpr, P: tl.constexpr):
     """For each of the product's 4P rows its row of (4H, ...), and its unit.
 
@@ -81,8 +90,9 @@ def pack_kernel(
     tf32 rounds to 11 bits and so does fp16, in half the room: with a scale the high part alone is tf32's precision.
     With the low part it is float32's, for three products instead of one.
     """
-    group, lines = tl.program_id(1).to(tl.int64), rows if BY_ROW else columns
-    line, k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, PAD)
+    lines = rows if BY_ROW else columns
+    group, line = block_of(lines, BLOCK)
+    line, k = line + tl.arange(0, BLOCK), tl.arange(0, PAD)
     if BY_ROW:
         offs, ok = line[:, None] * columns + k[None, :], (line < rows)[:, None] & (k < columns)[None, :]
     else:

@@ -4,7 +4,7 @@ Two things keep the weights in registers, and both are needed: `pin`, and the pr
 before it, because the compiler sinks an operand with a single use into the loop. What a step reads from memory is asked
 for in the step before.
 
-Sizes: T steps; G groups (program_id(1)) of `rows` batch rows each, B in all, one matrix of weights a group. Arrays are
+Sizes: T steps; G groups of `rows` batch rows each, B in all, one matrix of weights a group. Arrays are
 contiguous but for those with strides of their own (`x_step`, `x_row`), and any offset may pass 2^31.
 """
 
@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from fastlstm.backends.triton.cells import cell_backward, cell_forward
-from fastlstm.backends.triton.products import gate_rows, join_gates, pin, product, split_gates
+from fastlstm.backends.triton.products import block_of, gate_rows, join_gates, pin, product, split_gates
 
 RUN, RESET, HOLD = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)  # of the step mask
 
@@ -23,18 +23,18 @@ def step_at(s, T, reverse):
     return tl.cast(s + reverse * (T - 1 - 2 * s), tl.int64)
 
 
-@triton.jit(do_not_specialize=["T", "B", "rows", "I", "x_step", "x_row", "reverse"])
+@triton.jit(do_not_specialize=["T", "B", "rows", "x_step", "x_row", "reverse"])
 def forward_kernel(
     x_ptr, weight_ih_ptr, bias_ptr, weight_ptr, weight_low_ptr, scale_ptr, h_0_ptr, c_0_ptr, mask_ptr,
-    h_ptr, c_ptr, gates_ptr, h_n_ptr, c_n_ptr, T, B, rows, I, x_step: tl.int64, x_row, reverse,
-    H: tl.constexpr, P: tl.constexpr, PI: tl.constexpr, BLOCK_B: tl.constexpr, PRECISION: tl.constexpr,
+    h_ptr, c_ptr, gates_ptr, h_n_ptr, c_n_ptr, T, B, rows, x_step: tl.int64, x_row, reverse,
+    H: tl.constexpr, P: tl.constexpr, I: tl.constexpr, PI: tl.constexpr, BLOCK_B: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """x (T,B,I), weight_ih (4H,I) and bias (4H,) or None where the input's product is done here (PI: I padded); else x
-    (T,B,4H) is that product, with the bias, and PI 0. weight (4H,H). mask (T,B) or None. h, c (T,B,H) and gates
-    (T,B,4H), the last two None where nothing is saved.
+    (T,B,4H) is that product with the bias, contiguous, and PI 0. weight (4H,H). mask (T,B) or None. h, c (T,B,H) and
+    gates (T,B,4H), the last two None where nothing is saved.
     """
     MASK: tl.constexpr = mask_ptr is not None
-    first, group = tl.program_id(0) * BLOCK_B, tl.program_id(1).to(tl.int64)
+    group, first = block_of(rows, BLOCK_B)
     b, unit = tl.arange(0, BLOCK_B), tl.arange(0, P)
     b_ok, u_ok = first + b < rows, unit < H
     first = group * rows + first  # 64 bits for the scalars, 32 for the tiles
@@ -57,7 +57,8 @@ def forward_kernel(
         bias = tl.zeros((4 * P, 1), tl.float32)
         if bias_ptr is not None:
             bias = tl.load(bias_ptr + group * 4 * H + row, mask=row_ok, other=0.0).to(tl.float32)[:, None]
-    else:
+    else:  # strides known to be multiples of H: at P 128 that saves 30 registers
+        x_step, x_row = tl.cast(B, tl.int64) * (4 * H), 4 * H
         x_offs, x_ok = b[None, :] * x_row + row[:, None], row_ok[:, None] & b_ok[None, :]
 
     x_ptr += first * x_row
@@ -135,7 +136,7 @@ def backward_kernel(
 ):  # fmt: skip
     """dh, dc (T,B,H), dh_n, dc_n (B,H), mask (T,B): each may be None. weight (4H,H). gates, dpreact (T,B,4H)."""
     MASK: tl.constexpr = mask_ptr is not None
-    first, group = tl.program_id(0) * BLOCK_B, tl.program_id(1).to(tl.int64)
+    group, first = block_of(rows, BLOCK_B)
     b, unit, k = tl.arange(0, BLOCK_B), tl.arange(0, P), tl.arange(0, 4 * P)
     b_ok, u_ok = first + b < rows, unit < H
     first = group * rows + first

@@ -8,15 +8,16 @@ import triton
 import triton.language as tl
 
 from fastlstm.backends.triton.cells import cell_backward, cell_forward
-from fastlstm.backends.triton.products import gate_rows, split_gates
+from fastlstm.backends.triton.products import block_of, gate_rows, split_gates
 from fastlstm.backends.triton.resident import HOLD, RESET, RUN, load_gates, load_or_zeros
 
 
 @triton.jit
 def place(B, rows, H: tl.constexpr, UNITS: tl.constexpr, BLOCK_B: tl.constexpr):
     """This program's group and first unit; its batch rows and units, and which of them exist."""
-    group, first_unit = tl.program_id(2).to(tl.int64), tl.program_id(0) * UNITS
-    b, unit = tl.program_id(1) * BLOCK_B + tl.arange(0, BLOCK_B), first_unit + tl.arange(0, UNITS)
+    group, first = block_of(rows, BLOCK_B)
+    first_unit = tl.program_id(1) * UNITS
+    b, unit = first + tl.arange(0, BLOCK_B), first_unit + tl.arange(0, UNITS)
     return group, first_unit, group * rows + b, unit, b < rows, unit < H
 
 
@@ -33,6 +34,8 @@ def forward_kernel(
     group, first_unit, b, unit, b_ok, u_ok = place(B, rows, H, UNITS, BLOCK_B)
     row, row_unit = gate_rows(H, UNITS)
     row, row_ok, k = row + first_unit, row_unit + first_unit < H, tl.arange(0, BLOCK_K)
+    if 4 * H * H >= 2**31:
+        row = row.to(tl.int64)
     run_ok = b_ok  # rows whose old state counts
     if MASK:
         now = tl.load(mask_ptr + t * B + b, mask=b_ok, other=0)
@@ -89,6 +92,8 @@ def backward_kernel(
     t, t_prev, t_next = tl.cast(t, tl.int64), tl.cast(t_prev, tl.int64), tl.cast(t_next, tl.int64)
     group, _, b, unit, b_ok, u_ok = place(B, rows, H, UNITS, BLOCK_B)
     k, ok, state = tl.arange(0, BLOCK_K), u_ok[:, None] & b_ok[None, :], b[None, :] * H + unit[:, None]
+    if 4 * H * H >= 2**31:
+        k = k.to(tl.int64)
     weight_ptr += group * 4 * H * H
     acc = tl.zeros((UNITS, BLOCK_B), tl.float32)
     for k_0 in range(0, tl.where(t_next < 0, 0, 4 * H), BLOCK_K):

@@ -27,8 +27,8 @@ class Stepwise:
     warps: int
     stages: int
 
-    def grid(self, H: int, rows: int, groups: int) -> tuple[int, int, int]:
-        return -(-H // self.units), -(-rows // self.block_b), groups
+    def grid(self, H: int, rows: int, groups: int) -> tuple[int, int]:
+        return -(-rows // self.block_b) * groups, -(-H // self.units)
 
 
 def choose(H: int, precision: str, capability: tuple[int, int]) -> Resident | Stepwise:
@@ -38,9 +38,11 @@ def choose(H: int, precision: str, capability: tuple[int, int]) -> Resident | St
     they passed through shared memory once. Read from there in each step they would take 1024 cycles at 128 bytes a
     cycle. 8 rows are the matrix unit's smallest N: more programs for the same batch.
 
-    * Warps: at P 128, 8 of them have 255 registers a thread, 128 for weights. 16 with 128 registers, 64 for weights,
-      spill in tf32 and with a mask. Capability 10 takes tcgen05 with 8, and spills; with 16 it takes mma.sync, which
-      fits 16 bits but not tf32.
+    * Warps forward: P / 4, a thread for each unit of each row, since then memory's layout is the product's, or near it:
+      a third of the barriers of half as many. At P 128 that would be 32; 8 of them have 255 registers a thread,
+      128 for weights; 16, with 128 registers, 64 for weights, spill in tf32 with a mask. Capability 10 takes tcgen05
+      with 8, and spills; with 16 it takes mma.sync, which fits 16 bits but not tf32; at P 32, 4 are its best.
+    * Warps backward: P / 16. More only add instructions.
     * ieee also holds the low halves, which wgmma reads from shared memory: at P 128 it spills whatever the warps.
 
     Stepwise: 4 x 32 rows of weights by 32 batch rows, small enough that a step of H 1024 and B 128 is 128 programs, one
@@ -51,7 +53,8 @@ def choose(H: int, precision: str, capability: tuple[int, int]) -> Resident | St
     newest = capability[0] >= 10
     largest = 128 if precision == "native" or (precision == "tf32" and not newest) else 64
     if largest >= P and SHARED_KB.get(capability, 99) * 1024 >= 8 * P * P + 8192:  # and the layouts' conversions
-        return Resident(P, 8, 16 if newest and P == 128 else 8 if P >= 64 else 4, max(4, P // 16))
+        forward = {32: 4, 64: 16, 128: 16} if newest else {32: 8, 64: 16, 128: 8}
+        return Resident(P, 8, forward[P], P // 16)
     return Stepwise(32, 32, 64 if precision == "native" else 32, 8 if newest else 4, 3)
 
 

@@ -1,0 +1,70 @@
+"""fastlstm.LSTM on a GPU beside torch.nn.LSTM, a compiled loop and what other kernels are installed.
+
+pytest benchmarks/ --benchmark-only
+
+`gpu_layers`, which `benchmarks.gpu` runs too, does the timing: CUDA events, a flushed cache, contenders interleaved.
+pytest-benchmark only reports it.
+"""
+
+import functools
+
+import pytest
+import torch
+
+from benchmarks import gpu_layers
+from benchmarks.gpu_rivals import RIVALS
+from benchmarks.shapes import MODES, Shape
+
+ROUNDS = 31
+LONGEST_LOOP = 128  # time steps that torch.compile takes: it unrolls them
+
+
+class Clock:
+    """Goes on by what has been measured, and by nothing else."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+CLOCK = Clock()
+
+
+@functools.lru_cache(maxsize=1)
+def checked(shape: Shape, precision: str) -> gpu_layers.Bench:
+    names = [name for name in RIVALS if name != "torch.compile" or shape.T <= LONGEST_LOOP]
+    bench = gpu_layers.Bench(shape, precision, "cuda", names)
+    bench.check()
+    return bench
+
+
+@functools.lru_cache(maxsize=1)
+def measured(shape: Shape, precision: str, mode: str, way: str) -> dict[str, list[float]]:
+    bench = checked(shape, precision)
+    gpu_layers.set_precision(precision)
+    return bench.times(mode, way, ROUNDS)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
+@pytest.mark.benchmark(timer=CLOCK)
+@pytest.mark.parametrize("implementation", ["nn.LSTM", "fastlstm", *RIVALS])
+@pytest.mark.parametrize("way", gpu_layers.WAYS)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("precision", gpu_layers.PRECISIONS)
+@pytest.mark.parametrize("shape", gpu_layers.SHAPES, ids=str)
+def test_lstm_on_a_gpu(benchmark, shape, precision, mode, way, implementation):
+    times, bench = measured(shape, precision, mode, way), checked(shape, precision)
+    if implementation not in times:
+        reasons = (bench.left_out.get(key) for key in (implementation, f"{implementation} {mode} from a graph"))
+        pytest.skip(next(filter(None, reasons), f"it would unroll more than {LONGEST_LOOP} time steps"))
+    seconds = iter(times[implementation])
+
+    def call() -> None:
+        CLOCK.now += next(seconds)
+
+    benchmark.group = f"{torch.cuda.get_device_name()} {shape} {mode} {precision} {way}"
+    benchmark.pedantic(call, rounds=len(times[implementation]))
+    row = bench.row(mode, way, times)
+    benchmark.extra_info |= {key: row[key] for key in ("shape", "mode", "precision", "way", "errors", "ratios")}
+    benchmark.extra_info["seconds"] = row["seconds"][implementation]

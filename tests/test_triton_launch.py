@@ -1,0 +1,83 @@
+"""The host side of the Triton kernels on tensors without values, while no kernel runs.
+
+To read a value, as waiting for the device does, or to have a size depend on one, raises there: what passes can be
+captured in a CUDA graph.
+"""
+
+import importlib.util
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from fastlstm.backends import triton as backend
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("triton is made for Linux on x86-64", allow_module_level=True)
+
+from fastlstm.backends.triton import launch, resident, stepwise
+
+
+def test_the_tensors_device_becomes_the_current_one(monkeypatch):
+    current, second = [0], SimpleNamespace(is_cuda=True, device=torch.device("cuda", 1))
+
+    def exchange(device):
+        before, current[0] = current[0], device
+        return before
+
+    for name in ("_exchange_device", "_maybe_exchange_device"):
+        monkeypatch.setattr(torch.cuda, name, exchange)
+    with launch.on_device(second):
+        assert current == [1]
+    assert current == [0]
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """For each launch whether it was made where its tensors' device was the current one."""
+    found, current = [], []
+
+    @contextmanager
+    def on_device(a):
+        current.append(a.device)
+        yield
+        current.pop()
+
+    class Recorded:
+        def __getitem__(self, grid):
+            return self.run
+
+        def run(self, *arguments, **options):
+            found.append({a.device for a in arguments if isinstance(a, torch.Tensor)} == {*current})
+
+    monkeypatch.setattr(launch, "on_device", on_device)
+    monkeypatch.setattr(launch, "capability", lambda device: (9, 0))
+    monkeypatch.setattr(launch, "pack_kernel", Recorded())
+    for kernels in (resident, stepwise):
+        for name in ("forward_kernel", "backward_kernel"):
+            monkeypatch.setattr(kernels, name, Recorded())
+    return found
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("groups", [None, 2])
+@pytest.mark.parametrize("precision", ["native", "tf32", "ieee"])
+@pytest.mark.parametrize("H", [40, 300])
+def test_launches_wait_for_nothing(launches, H, precision, groups, masked):
+    T, B, I = 5, 6, 28
+
+    def empty(*shape, dtype=torch.bfloat16 if precision == "native" else torch.float32):
+        return torch.empty(shape, device="meta", dtype=dtype)
+
+    stack = () if groups is None else (groups,)
+    x, states = empty(B, T, I).transpose(0, 1), (empty(1, H).expand(B, H), empty(B, H))
+    mask = empty(T, B, dtype=torch.int32) if masked else None
+    inputs = x, empty(*stack, 4 * H, I), empty(*stack, 4 * H, H), empty(*stack, 4 * H), *states, mask
+    h, _, _, c, gates = backend.forward(*inputs, True, True, precision)
+    incoming = empty(1, 1, 1).expand(T, B, H), None, empty(B, H), None
+    gradients = backend.backward(*incoming, *inputs, h, c, gates, True, [True] * 6, precision)
+    assert [a.shape for a in gradients] == [a.shape for a in inputs[:6]]
+    # one a pass, and one to pack the weights for it; or one a step, and one for dh_0
+    assert len(launches) == ((2 if precision == "native" else 4) if H == 40 else 2 * T + 1)
+    assert all(launches)

@@ -1,0 +1,143 @@
+"""Offsets beyond 2^31, and more groups than a second axis of a grid may have.
+
+Memory that is never touched costs nothing, so tensors are as large as they must be and one program alone is run.
+"""
+
+import importlib.util
+
+import pytest
+import torch
+
+from fastlstm.backends import triton as backend
+from fastlstm.backends.triton import tiles
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("triton is made for Linux on x86-64", allow_module_level=True)
+
+from fastlstm.backends.triton import launch, resident, stepwise
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+LONG = 2**31 + 64
+STEPWISE = tiles.Stepwise(units=32, block_b=16, block_k=16, warps=4, stages=3)
+
+
+def half(*shape):
+    return torch.randn(shape, device=DEVICE, dtype=torch.float16) / 4
+
+
+def untouched(*shape):
+    return torch.empty(shape, device=DEVICE, dtype=torch.float16)
+
+
+def apart(a):
+    """`a` (T,B,N) with LONG elements from step to step."""
+    far = untouched((a.shape[0] - 1) * LONG + a[0].numel()).as_strided(a.shape, (LONG, a.shape[2], 1))
+    return far.copy_(a)
+
+
+@pytest.fixture(params=["resident", "stepwise"])
+def kernels(request, monkeypatch):
+    if request.param == "stepwise":
+        monkeypatch.setattr(tiles, "choose", lambda *_: STEPWISE)
+    return {"resident": resident, "stepwise": stepwise}[request.param]
+
+
+@pytest.fixture
+def first_program(monkeypatch):
+    """What is launched runs in its first program alone."""
+
+    class First:
+        def __init__(self, kernel):
+            self.kernel = kernel
+
+        def __getitem__(self, grid):
+            return self.kernel[(1,) * len(grid)]
+
+    for module in (resident, stepwise):
+        for name in ("forward_kernel", "backward_kernel"):
+            monkeypatch.setattr(module, name, First(getattr(module, name)))
+
+
+def forward(x, weight_ih, weight_hh, h_0, c_0, mask, preact=None):
+    """h, c and gates, as `launch.forward` leaves them."""
+    (T, B), H = x.shape[:2], h_0.shape[1]
+    h, c, gates, h_n, c_n = untouched(T, B, H), untouched(T, B, H), untouched(T, B, 4 * H), h_0.clone(), h_0.clone()
+    launch.forward(x, weight_ih, weight_hh, None, h_0, c_0, mask, False, "native", h, c, gates, h_n, c_n)
+    return h, c, gates
+
+
+def test_steps_far_apart(kernels):
+    """x and the gradients of h and c; T 2, so that each takes 4 GB of address space."""
+    T, B, I, H = 2, 3, 4, 16
+    x, dh, dc = half(T, B, I), half(T, B, H), half(T, B, H)
+    rest = half(4 * H, I), half(4 * H, H), None, half(B, H), half(B, H), None
+    results = []
+    for far in (False, True):
+        given, *grads = (apart(a) if far else a for a in (x, dh, dc))
+        h, _, _, c, gates = backend.forward(given, *rest, False, True)
+        gradients = backend.backward(grads[0], None, None, grads[1], given, *rest, h, c, gates, False, [True] * 6)
+        results.append([h, c, gates, *(g for g in gradients if g is not None)])
+    for near, far in zip(*results, strict=True):
+        assert torch.equal(near, far)
+
+
+def test_large_batches(kernels, first_program, monkeypatch):
+    """Gates and dpreact of 33 steps: the last one's lie beyond 2^31."""
+    T, B, H, rows = 33, 2**19, 32, 8
+    assert (T - 1) * B * 4 * H >= 2**31
+    x, weights, states = half(T, rows, 4), (half(4 * H, 4), half(4 * H, H)), (half(rows, H), half(rows, H))
+    mask, dh = torch.randint(0, 3, (T, rows), device=DEVICE, dtype=torch.int32), half(T, rows, H)
+    product = launch.project
+    results = []
+    for batch in (rows, B):
+
+        def widened(a, axis, batch=batch):
+            wide = a.new_empty([batch if n == axis else size for n, size in enumerate(a.shape)])
+            wide.narrow(axis, 0, rows).copy_(a)
+            return wide
+
+        monkeypatch.setattr(launch, "project", lambda x, *rest, w=widened: w(product(x[:, :rows], *rest), 1))
+        wide, steps, *both = widened(x, 1), widened(mask, 1), *(widened(a, 0) for a in states)
+        h, c, gates = forward(wide, *weights, *both, steps)
+        dpreact, dh_0, dc_0 = launch.backward(
+            widened(dh, 1), None, None, None, weights[1], both[1], steps, c, gates, False, "native"
+        )
+        of_steps = (a[:, :rows].clone() for a in (h, c, gates, dpreact))
+        results.append([*of_steps, dh_0[:rows].clone(), dc_0[:rows].clone()])
+    for near, far in zip(*results, strict=True):
+        assert torch.equal(near, far)
+
+
+def test_large_weights(first_program, monkeypatch):
+    """Of one step, the 32 units whose weights one program reads; the last of their four rows begins beyond 2^31."""
+    H, T = 27000, 2
+    assert 3 * H * H >= 2**31
+    weight, h_0, x = untouched(4 * H, H), half(1, H), half(T, 1, 1)
+    preact, used = half(T, 1, 4 * H), torch.cat([torch.arange(32) + gate * H for gate in range(4)]).to(DEVICE)
+    weight[used] = half(128, H) / 8
+    monkeypatch.setattr(launch, "project", lambda *_: preact)
+    h = forward(x[:1], half(4 * H, 1), weight, h_0, h_0, None)[0]
+    i, f, g, o = (preact[0, 0, used].double() + weight[used].double() @ h_0[0].double()).chunk(4)
+    c = f.sigmoid() * h_0[0, :32].double() + i.sigmoid() * g.tanh()
+    assert ((h[0, 0, :32].double() - o.sigmoid() * c.tanh()).abs() < 2e-3).all()  # fp16's 2^-11, and tanh.approx's
+
+
+def test_more_groups_than_an_axis_has(kernels, monkeypatch):
+    """Per-sample gradients of 65536 samples are as many groups, which only the first axis of a grid takes."""
+    grids = []
+
+    class Recorded:
+        def __getitem__(self, grid):
+            grids.append(grid)
+            return lambda *_, **__: None
+
+    monkeypatch.setattr(launch, "pack_kernel", Recorded())
+    for name in ("forward_kernel", "backward_kernel"):
+        monkeypatch.setattr(kernels, name, Recorded())
+    G, H = 65536, 2
+    x, state = torch.zeros(1, G, 1, device=DEVICE), torch.zeros(G, H, device=DEVICE)
+    rest = x.new_zeros(G, 4 * H, 1), x.new_zeros(G, 4 * H, H), None, state, state, None
+    h, _, _, c, gates = backend.forward(x, *rest, False, True, "ieee")
+    backend.backward(h, None, None, None, x, *rest, h, c, gates, False, [True] * 6, "ieee")
+    assert len(grids) == (4 if kernels is resident else 3)  # the last of which is for dh_0
+    assert all(grid[0] >= G and all(size <= 65535 for size in grid[1:]) for grid in grids)
