@@ -62,7 +62,7 @@ template <class E> struct Gradients {
             const E *w = packed + q * panels * 16 * L * L + p * 4 * L * wide * L, *d = dpreact_of(p, s, b);
             Sum<E> sum{init.at, init.row, sums, 4 * L, w, d, 4 * L, 1, 4 * L, min(block, panels - p),
                        job.ring * job.chunk * B * 4 * L, d, 0, 0};
-            wide == 4 ? product<E, 4>(rows, sum) : product<E, 3>(rows, sum);
+            wide == 4 ? product<E, 4>(rows, (Sum<E> &&)sum) : product<E, 3>(rows, (Sum<E> &&)sum);
         }
     }
 

@@ -39,23 +39,25 @@ inline const E *accumulate(Raw<E> (&acc)[R][N], const E *a, int64_t row, int64_t
     return w;
 }
 
-template <class E, int R, int N> NOINLINE void tile(const Sum<E> &sum) {
-    const Sum<E> s = sum;  // what is stored below cannot change it
+template <class E, int R, int N> NOINLINE void tile(const Sum<E> &s) {
     Raw<E> acc[R][N] = {};
     const E *w = s.w, *a = s.a;
     for (int64_t k = 0; k < s.outer; k++, a += s.a_outer) w = accumulate<E, R, N>(acc, a, s.a_row, s.a_step, w, s.count);
     accumulate<E, R, N>(acc, s.a2, s.a2_row, 1, w, s.count2);
+    const E *init = s.init;  // copies, which what is stored cannot change
+    E *out = s.out;
+    const int64_t init_row = s.init_row, out_row = s.out_row;
     UNROLL for (int m = 0; m < R; m++) {
         UNROLL for (int n = 0; n < N; n++) {
-            Vector<E> start = Vector<E>::load(s.init + m * s.init_row + n * Vector<E>::N);
-            (start + Vector<E>(acc[m][n])).store(s.out + m * s.out_row + n * Vector<E>::N);
+            Vector<E> start = Vector<E>::load(init + m * init_row + n * Vector<E>::N);
+            (start + Vector<E>(acc[m][n])).store(out + m * out_row + n * Vector<E>::N);
         }
     }
 }
 
 // The first tile brings the weights from afar, so it is a full one; what is left over comes in tiles of 4 rows or fewer, none
 // of them of a single row, which would run at half the speed, unless there is but one.
-template <class E, int N> void product(int64_t rows, Sum<E> s) {
+template <class E, int N> NOINLINE void product(int64_t rows, Sum<E> &&s) {
     constexpr int height = TILE_ROWS * 4 / N;
     for (int64_t count; rows > 0; rows -= count) {
         count = rows >= height && rows != height + 1 ? height : rows <= min(height, 4) ? rows : rows % 3 == 1 ? 2 : 3;
