@@ -32,7 +32,7 @@ const Kernels *kernels_of(int64_t instructions) {
     return instructions == FASTLSTM_BEST || instructions == FASTLSTM_BASE ? &base_kernels : nullptr;
 }
 
-const Tasks &backward_of(const Kernels &kernels) {
+const Tasks &backward_of([[maybe_unused]] const Kernels &kernels) {
 #ifdef __x86_64__
     if (&kernels == &avx512_kernels) return avx512_backward;
     if (&kernels == &avx2_kernels) return avx2_backward;
