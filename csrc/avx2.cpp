@@ -15,4 +15,5 @@ namespace {
 }
 
 const fastlstm::Kernels fastlstm::avx2_kernels = KERNELS("avx2");
+const fastlstm::Tasks fastlstm::avx2_backward = BACKWARD;
 #endif

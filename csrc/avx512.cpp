@@ -15,4 +15,5 @@ namespace {
 }
 
 const fastlstm::Kernels fastlstm::avx512_kernels = KERNELS("avx512");
+const fastlstm::Tasks fastlstm::avx512_backward = BACKWARD;
 #endif

@@ -20,3 +20,4 @@ const fastlstm::Kernels fastlstm::base_kernels = KERNELS("neon");
 #else
 const fastlstm::Kernels fastlstm::base_kernels = KERNELS("base");
 #endif
+const fastlstm::Tasks fastlstm::base_backward = BACKWARD;

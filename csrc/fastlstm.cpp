@@ -10,7 +10,11 @@ using namespace fastlstm;
 namespace {
 
 constexpr int64_t MAX_THREADS = 256, LARGEST = INT64_C(1) << 40;
-constexpr int64_t CHUNK_ROWS = 256;  // (step, row) pairs whose dpreact is turned into gradients together
+constexpr int64_t CHUNK_ROWS = 128;  // (step, row) pairs whose dpreact is turned into gradients together
+// Up to this size of the sums over (step, row) pairs, each half of the batch rows has its own: a thread's are then over what
+// it has in its cache. It depends on nothing but the shape, so that the bits do not on the threads.
+constexpr int64_t HALF_BYTES = 1 << 19;
+constexpr int64_t FEW_ROWS = 128;  // (step, row) pairs whose weight gradients are written row by row, less for padding
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -26,6 +30,14 @@ const Kernels *kernels_of(int64_t instructions) {
     if (avx2 && (instructions == FASTLSTM_BEST || instructions == FASTLSTM_AVX2)) return &avx2_kernels;
 #endif
     return instructions == FASTLSTM_BEST || instructions == FASTLSTM_BASE ? &base_kernels : nullptr;
+}
+
+const Tasks &backward_of([[maybe_unused]] const Kernels &kernels) {
+#ifdef __x86_64__
+    if (&kernels == &avx512_kernels) return avx512_backward;
+    if (&kernels == &avx2_kernels) return avx2_backward;
+#endif
+    return base_backward;
 }
 
 bool is_dtype(int64_t dtype) { return dtype == FASTLSTM_FLOAT32 || dtype == FASTLSTM_FLOAT64; }
@@ -62,27 +74,31 @@ int check(const fastlstm_forward_args *a) {
 int check(const fastlstm_backward_args *a) {
     if (!a) return FASTLSTM_BAD_ARGUMENT;
     if (int code = check_common(*a)) return code;
-    bool right = a->x && (!a->dx || a->weight_ih) && a->weight_hh && a->h && a->c && a->gates && a->dh_0 && a->dc_0;
+    bool right = a->x && (!a->dx || a->weight_ih) && a->weight_hh && a->h && a->c && a->gates;
     return right ? FASTLSTM_OK : FASTLSTM_BAD_ARGUMENT;
 }
 
-// Scratch of one call, each piece on cache lines of its own; all is freed at the end.
+// Scratch of one call, in one piece: told of everything first, then taken. Each part is on cache lines of its own.
 class Memory {
-    void *pieces[8];
+    struct Part {
+        void **place;
+        int64_t at;
+    } parts[8];
     int count = 0;
+    int64_t total = 0;
+    void *memory = nullptr;
 
   public:
-    bool failed = false;
-    void *take(int64_t bytes) {
-        if (posix_memalign(&pieces[count], 64, (size_t)bytes)) {
-            failed = true;
-            return nullptr;
-        }
-        return pieces[count++];
+    void want(void *&place, int64_t bytes) {
+        parts[count++] = {&place, total};
+        total += (bytes + 63) / 64 * 64;
     }
-    ~Memory() {
-        while (count) free(pieces[--count]);
+    bool take() {
+        if (total && posix_memalign(&memory, 64, (size_t)total)) return false;
+        for (int k = 0; k < count; k++) *parts[k].place = (char *)memory + parts[k].at;
+        return true;
     }
+    ~Memory() { free(memory); }
     Memory() = default;
     Memory(const Memory &) = delete;
 };
@@ -93,13 +109,15 @@ class Memory {
 // microsecond a step. So a part is given the rows that fill a pass over a panel, and all other threads go to units.
 struct Split {
     int64_t threads = 1, parts = 1;
-    Barrier barriers[MAX_THREADS + 1] = {};
+    Barrier barriers[MAX_THREADS + 2];  // those of the parts there are
 
     Split(int64_t B, int64_t I, int64_t H, int64_t panels, const fastlstm_threads *asked) {
         // multiply-adds of a step: for fewer the barrier would cost what the second thread saves
-        if (!asked || asked->count < 2 || (double)B * 4 * H * (I + H) < 75000) return;
-        threads = min(asked->count, MAX_THREADS);
-        parts = min(threads, max(max(1, B / 64), ceil_div(threads, panels)));
+        if (asked && asked->count > 1 && (double)B * 4 * H * (I + H) >= 75000) {
+            threads = min(asked->count, MAX_THREADS);
+            parts = min(threads, max(max(1, B / 64), ceil_div(threads, panels)));
+        }
+        for (int64_t k = 0; k < parts + 2; k++) barriers[k].arrived = 0;
     }
 };
 
@@ -113,14 +131,19 @@ void run(fastlstm_task task, void *job, int64_t threads, const fastlstm_threads 
 }
 
 // Zeros for the initial states that are not given
-template <class Args> void fill_states(Args &a, Memory &memory) {
-    if (a.h_0 && a.c_0) return;
-    void *zeros = memory.take(a.H * size_of(a.dtype));
-    if (!zeros) return;
-    memset(zeros, 0, (size_t)(a.H * size_of(a.dtype)));
-    if (!a.h_0) a.h_0 = zeros, a.h_0_row = 0;
-    if (!a.c_0) a.c_0 = zeros, a.c_0_row = 0;
-}
+struct Zeros {
+    void *at = nullptr;
+    int64_t bytes;
+
+    template <class Args> Zeros(const Args &a, Memory &memory) : bytes(a.H * size_of(a.dtype)) {
+        if (!a.h_0 || !a.c_0) memory.want(at, bytes);
+    }
+    template <class Args> void give(Args &a) const {
+        if (at) memset(at, 0, (size_t)bytes);
+        if (!a.h_0) a.h_0 = at, a.h_0_row = 0;
+        if (!a.c_0) a.c_0 = at, a.c_0_row = 0;
+    }
+};
 
 }  // namespace
 
@@ -161,7 +184,7 @@ size_t fastlstm_gates_size(int64_t dtype, int64_t instructions, int64_t T, int64
 size_t fastlstm_packed_size(int64_t dtype, int64_t instructions, int64_t I, int64_t H) {
     int64_t lanes = fastlstm_lanes(dtype, instructions);
     if (!lanes || I < 1 || H < 1 || I > LARGEST || H > LARGEST || product_of(H + 64, I + H + 64, 4) < 0) return 0;
-    return (size_t)(ceil_div(H, lanes) * (I + H + 1) * 4 * lanes * size_of(dtype));
+    return (size_t)(ceil_div(H, lanes) * ((I + H + 1) * 4 + 1) * lanes * size_of(dtype));  // see ForwardJob
 }
 
 int fastlstm_pack(const fastlstm_forward_args *args, void *packed) {
@@ -170,7 +193,7 @@ int fastlstm_pack(const fastlstm_forward_args *args, void *packed) {
     a.T = a.B = 1;
     if (int code = check_common(a)) return code;
     if (!a.weight_ih || !a.weight_hh) return FASTLSTM_BAD_ARGUMENT;
-    kernels_of(a.instructions)->pack[a.dtype](&a, packed, 0, ceil_div(a.H, fastlstm_lanes(a.dtype, a.instructions)));
+    kernels_of(a.instructions)->pack[a.dtype](&a, packed);
     return FASTLSTM_OK;
 }
 
@@ -184,10 +207,11 @@ int fastlstm_forward(const fastlstm_forward_args *args, const fastlstm_threads *
     job.args = &a, job.parts = split.parts, job.barriers = split.barriers;
     job.pack = !a.packed, job.packed = (void *)a.packed;
     Memory memory;
-    if (job.pack) job.packed = memory.take((int64_t)fastlstm_packed_size(a.dtype, a.instructions, a.I, a.H));
-    if (a.mask) job.resets = memory.take(split.threads * a.B * a.H * size);
-    fill_states(a, memory);
-    if (memory.failed) return FASTLSTM_NO_MEMORY;
+    const Zeros zeros(a, memory);
+    if (job.pack) memory.want(job.packed, (int64_t)fastlstm_packed_size(a.dtype, a.instructions, a.I, a.H));
+    if (a.mask) memory.want(job.resets, split.threads * a.B * a.H * size);
+    if (!memory.take()) return FASTLSTM_NO_MEMORY;
+    zeros.give(a);
     if (a.changed) *a.changed = 0;
     run(kernels.forward[a.dtype], &job, split.threads, threads);
     return FASTLSTM_OK;
@@ -208,24 +232,33 @@ int fastlstm_backward(const fastlstm_backward_args *args, const fastlstm_threads
     if (int code = check(args)) return code;
     fastlstm_backward_args a = *args;
     const Kernels &kernels = *kernels_of(a.instructions);
-    const int64_t size = size_of(a.dtype), lanes = kernels.vector_bytes / size, panels = ceil_div(a.H, lanes);
-    Split split(a.B, a.I, a.H, panels, threads);
+    const int64_t size = size_of(a.dtype), lanes = kernels.vector_bytes / size, wide = 4 * lanes;
+    const int64_t T = a.T, B = a.B, I = a.I, H = a.H, panels = ceil_div(H, lanes);
+    Split split(B, I, H, panels, threads);
     BackwardJob job = {};
     job.args = &a, job.parts = split.parts, job.barriers = split.barriers;
-    job.chunk = ceil_div(a.T, max(1, (a.T * a.B + CHUNK_ROWS / 2) / CHUNK_ROWS));
-    const int64_t group = panels * 4 * lanes * 4 * lanes * size;  // bytes of four vectors of transposed weights
-    const bool sums = a.dweight_ih || a.dweight_hh || a.dbias;
+    job.chunk = ceil_div(T, max(1, (T * B + CHUNK_ROWS / 2) / CHUNK_ROWS));
+    job.ring = min(4, ceil_div(T, job.chunk));
+    const int64_t dweights = panels * (I + H + 1) * wide * size;
+    job.halves = B >= 128 && dweights <= HALF_BYTES ? 2 : 1;
+    int64_t columns = (ceil_div(I, wide) + ceil_div(H, wide)) * wide;
+    const bool few = T * B <= FEW_ROWS && T * B * columns <= FEW_ROWS * (I + H);
+    if (!few) columns = ceil_div(I + H + 1, STRIP) * STRIP;
+    job.strip_size = job.chunk * B * columns;
+    const int64_t group = panels * wide * wide * size;  // bytes of four vectors of transposed weights
+
     Memory memory;
-    job.dpreact = memory.take(panels * 2 * job.chunk * a.B * 4 * lanes * size);
-    job.carried = memory.take(panels * a.B * lanes * (a.mask ? 2 : 1) * size);
-    job.packed_hh = memory.take(ceil_div(panels, 4) * group);
-    if (a.dx) job.packed_ih = memory.take(ceil_div(ceil_div(a.I, lanes), 4) * group);
-    if (sums) {
-        job.strips = memory.take(2 * job.chunk * a.B * ceil_div(a.I + a.H + 1, STRIP) * STRIP * size);
-        job.dweights = memory.take(panels * (a.I + a.H + 1) * 4 * lanes * size);
+    const Zeros zeros(a, memory);
+    memory.want(job.dpreact, panels * job.ring * job.chunk * B * wide * size);
+    memory.want(job.carried, panels * B * lanes * (a.mask ? 2 : 1) * size);
+    if (T > 1 || a.dh_0) memory.want(job.packed_hh, ceil_div(H, wide) * group);
+    if (a.dx) memory.want(job.packed_ih, ceil_div(I, wide) * group);
+    if (a.dweight_ih || a.dweight_hh || a.dbias) {
+        memory.want(job.strips, job.ring * job.strip_size * size);
+        if (!few) memory.want(job.dweights, job.halves * dweights);
     }
-    fill_states(a, memory);
-    if (memory.failed) return FASTLSTM_NO_MEMORY;
-    run(kernels.backward[a.dtype], &job, split.threads, threads);
+    if (!memory.take()) return FASTLSTM_NO_MEMORY;
+    zeros.give(a);
+    run(backward_of(kernels)[a.dtype], &job, split.threads, threads);
     return FASTLSTM_OK;
 }

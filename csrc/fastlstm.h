@@ -80,8 +80,8 @@ typedef struct {
     const void *bias, *bias_hh;                    /* (4H,), each or NULL; their sum is the bias */
     const void *packed;    /* of fastlstm_pack, or NULL; the weights and biases are then read only if `changed` is given */
     int64_t *changed;      /* with `packed`, or NULL: written, how many parts of it were found not to be the weights'. All
-                            * biases are compared, and one element of each row and column of the weights. If not 0, the
-                            * results are of no use: pack again. */
+                            * biases are compared, and one element of each row and column of the weights; all of them
+                            * where `gates` are given. If not 0, the results are of no use: pack again. */
     const void *h_0;       int64_t h_0_row;        /* (B, H), or NULL for zeros */
     const void *c_0;       int64_t c_0_row;        /* (B, H), or NULL for zeros */
     const int32_t *mask;   /* (T, B), or NULL: 0 an ordinary step, 1 the state is zero before it, 2 the state is held */
@@ -105,7 +105,7 @@ typedef struct {
     const void *dh_n;      int64_t dh_n_row;       /* (B, H), or NULL */
     const void *dc_n;      int64_t dc_n_row;       /* (B, H), or NULL */
     void *dx, *dweight_ih, *dweight_hh, *dbias;    /* written: (T, B, I), (4H, I), (4H, H), (4H,), each or NULL */
-    void *dh_0, *dc_0;                             /* written: (B, H) */
+    void *dh_0, *dc_0;                             /* written: (B, H), each or NULL */
 } fastlstm_backward_args;
 FASTLSTM_API int fastlstm_backward(const fastlstm_backward_args *args, const fastlstm_threads *threads);
 

@@ -15,36 +15,41 @@ struct alignas(64) Barrier { int64_t arrived; };  // a cache line each
 
 struct Job {
     int64_t parts;      // into how many the batch rows are split; threads within a part split the units
-    Barrier *barriers;  // of all threads, then of each part
-    void *packed;       // forward: weights (panels, I+H, 4, lanes), then biases (panels, 4, lanes)
-    void *resets;       // (threads, B, H) with a mask: the hidden states that a step with resets sees
+    Barrier *barriers;  // two of all threads, then one of each part
 };
 
 struct ForwardJob : Job {
     const fastlstm_forward_args *args;
     bool pack;
+    void *packed;  // weights (panels, I+H, 4, lanes), biases (panels, 4, lanes), digests (panels, lanes)
+    void *resets;  // (threads, B, H) with a mask: the hidden states that a step with resets sees
 };
 
 struct BackwardJob : Job {
     const fastlstm_backward_args *args;
-    int64_t chunk;              // steps whose dpreact is turned into gradients together
-    void *dpreact;              // (panels, 2 chunk, B, 4, lanes): the last two chunks
-    void *carried;              // (panels, B, lanes) dc, and with a mask as much again: dh of held rows
+    int64_t chunk, ring;          // steps whose dpreact is turned into gradients together, and how many chunks are kept
+    void *dpreact;                // (panels, ring * chunk, B, 4, lanes)
+    void *carried;                // (panels, B, lanes) dc, and with a mask as much again: dh of held rows
     void *packed_hh, *packed_ih;  // [group of 3 or 4 vectors][k][vector], k in the order of dpreact's panels; or NULL
-    void *strips;               // 2 chunks of [x, h_prev, 1], or NULL: no sums over rows are wanted
-    void *dweights;             // (panels, I+H+1, 4, lanes): the last row is the bias
+    // What sums over rows are taken of: `ring` chunks, strip_size elements each, or NULL where none is wanted. With
+    // dweights strips of [x, h_prev, 1], otherwise rows are few: x and h_prev for outer.h.
+    void *strips;
+    int64_t strip_size;
+    void *dweights;  // (halves, panels, I+H+1, 4, lanes): the last row is the bias
+    int64_t halves;  // into how many the batch rows are split, each with sums of its own
 };
 
+// For float32 and float64. The backward pass stands apart, so that a program without one can be linked without its code.
+using Tasks = fastlstm_task[2];
 struct Kernels {
     const char *name;
     int64_t vector_bytes;
-    // for float32 and float64
-    void (*pack[2])(const fastlstm_forward_args *, void *packed, int64_t first_panel, int64_t last_panel);
-    void (*forward[2])(void *job, int thread, int threads);
-    void (*backward[2])(void *job, int thread, int threads);
+    void (*pack[2])(const fastlstm_forward_args *, void *packed);
+    Tasks forward;
 };
 
 extern const Kernels avx512_kernels, avx2_kernels, base_kernels;
+extern const Tasks avx512_backward, avx2_backward, base_backward;
 
 constexpr int64_t STRIP = 24;  // columns of [x, h_prev, 1] packed side by side: 8 tiles of 3, or 4 of 6
 

@@ -35,33 +35,49 @@ constexpr int64_t CHUNK = 64, BLOCK_K = 64;
 struct Place {
     int64_t thread, parts, members, everyone, part, member;
     Barrier *barriers;
-    int64_t met = 0, passed = 0;
+    int64_t met = 0, passed = 0;  // meetings of all that this thread has come to, and of its team
 
     Place(const Job &job, int thread, int threads)
         : thread(thread), parts(min(threads, job.parts)), members(threads / parts), everyone(parts * members),
           part(thread / members), member(thread % members), barriers(job.barriers) {}
 
-    void meet_everyone() { wait(barriers[0], everyone, met++); }
-    void meet_team() { wait(barriers[1 + part], members, passed++); }
+    // What of `count` things, of all or of the team's, is this thread's
+    int64_t first(int64_t count) const { return share(count, thread, everyone); }
+    int64_t last(int64_t count) const { return share(count, thread + 1, everyone); }
+    int64_t first_of_team(int64_t count) const { return share(count, member, members); }
+    int64_t last_of_team(int64_t count) const { return share(count, member + 1, members); }
 
-    // Returns when `threads` threads have called this for the (times + 1)th time. A spin yields: there may be more
-    // threads than cores.
-    static void wait(Barrier &barrier, int64_t threads, int64_t times) {
+    // A meeting of all may be left before the others come, and waited for when the next has been come to: so two counters
+    // in turn, or a fast thread's second arrival would stand for a slow one's first.
+    int64_t come() {
+        arrive(barriers[met % 2], everyone);
+        return met++;
+    }
+    void wait_for(int64_t meeting) const { wait(barriers[meeting % 2], everyone, meeting / 2 + 1); }
+    void meet_everyone() { wait_for(come()); }
+    void meet_team() {
+        arrive(barriers[2 + part], members);
+        wait(barriers[2 + part], members, ++passed);
+    }
+
+    static void arrive(Barrier &barrier, int64_t threads) {
+        if (threads > 1) __atomic_add_fetch(&barrier.arrived, 1, __ATOMIC_ACQ_REL);
+    }
+    // Returns when `threads` threads have arrived `times` times. A spin yields: there may be more threads than cores.
+    NOINLINE static void wait(Barrier &barrier, int64_t threads, int64_t times) {
         if (threads == 1) return;
-        int64_t target = threads * (times + 1);
-        if (__atomic_add_fetch(&barrier.arrived, 1, __ATOMIC_ACQ_REL) >= target) return;
-        for (int spins = 0; __atomic_load_n(&barrier.arrived, __ATOMIC_ACQUIRE) < target; spins++)
+        for (int spins = 0; __atomic_load_n(&barrier.arrived, __ATOMIC_ACQUIRE) < threads * times; spins++)
             if (spins > 2000) sched_yield();
     }
 };
 
 #include "forward.h"
 
+#include "gradients.h"
+
+#include "outer.h"
+
 #include "backward.h"
 
-#define KERNELS(name)                                             \
-    {name,                                                        \
-     VECTOR_BYTES,                                                \
-     {pack_weights<float>, pack_weights<double>},                 \
-     {forward<float>, forward<double>},                           \
-     {backward<float>, backward<double>}}
+#define KERNELS(name) {name, VECTOR_BYTES, {pack_weights<float>, pack_weights<double>}, {forward<float>, forward<double>}}
+#define BACKWARD {backward<float>, backward<double>}

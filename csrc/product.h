@@ -44,25 +44,28 @@ template <class E, int R, int N> NOINLINE void tile(const Sum<E> &s) {
     const E *w = s.w, *a = s.a;
     for (int64_t k = 0; k < s.outer; k++, a += s.a_outer) w = accumulate<E, R, N>(acc, a, s.a_row, s.a_step, w, s.count);
     accumulate<E, R, N>(acc, s.a2, s.a2_row, 1, w, s.count2);
+    const E *init = s.init;  // copies, which what is stored cannot change
+    E *out = s.out;
+    const int64_t init_row = s.init_row, out_row = s.out_row;
     UNROLL for (int m = 0; m < R; m++) {
         UNROLL for (int n = 0; n < N; n++) {
-            Vector<E> start = Vector<E>::load(s.init + m * s.init_row + n * Vector<E>::N);
-            (start + Vector<E>(acc[m][n])).store(s.out + m * s.out_row + n * Vector<E>::N);
+            Vector<E> start = Vector<E>::load(init + m * init_row + n * Vector<E>::N);
+            (start + Vector<E>(acc[m][n])).store(out + m * out_row + n * Vector<E>::N);
         }
     }
 }
 
-template <class E, int N, int R> inline void tile_of(int64_t rows, const Sum<E> &s) {
-    if (rows == R) return tile<E, R, N>(s);
-    if constexpr (R > 1) tile_of<E, N, R - 1>(rows, s);
-}
-
-// The first tile brings the weights from afar, so it is a full one; a single row left over would run at half the speed.
-template <class E, int N> void product(int64_t rows, Sum<E> s) {
+// The first tile brings the weights from afar, so it is a full one; what is left over comes in tiles of 4 rows or fewer, none
+// of them of a single row, which would run at half the speed, unless there is but one.
+template <class E, int N> NOINLINE void product(int64_t rows, Sum<E> &&s) {
     constexpr int height = TILE_ROWS * 4 / N;
     for (int64_t count; rows > 0; rows -= count) {
-        count = rows == height + 1 ? height - 1 : min(rows, height);
-        tile_of<E, N, height>(count, s);
+        count = rows >= height && rows != height + 1 ? height : rows <= min(height, 4) ? rows : rows % 3 == 1 ? 2 : 3;
+        if (count == height) tile<E, height, N>(s);
+        else if (count == 4) tile<E, 4, N>(s);
+        else if (count == 3) tile<E, 3, N>(s);
+        else if (count == 2) tile<E, 2, N>(s);
+        else tile<E, 1, N>(s);
         s.init += count * s.init_row, s.out += count * s.out_row, s.a += count * s.a_row, s.a2 += count * s.a2_row;
     }
 }
@@ -77,7 +80,8 @@ template <class E> struct Rows {
 };
 
 // `valid` elements of each row, then zeros up to `width`
-template <class E> void copy_rows(int64_t rows, int64_t valid, int64_t width, Rows<const E> source, Rows<E> target) {
+template <class E>
+NOINLINE void copy_rows(int64_t rows, int64_t valid, int64_t width, Rows<const E> source, Rows<E> target) {
     for (int64_t r = 0; r < rows; r++) {
         const E *from = source[r];
         E *to = target[r];
@@ -92,7 +96,7 @@ template <class E> void zero_rows(int64_t rows, int64_t width, Rows<E> target) {
     copy_rows<E>(rows, 0, width, target, target);
 }
 
-template <class E> void add_rows(int64_t rows, int64_t width, Rows<const E> source, Rows<E> target) {
+template <class E> NOINLINE void add_rows(int64_t rows, int64_t width, Rows<const E> source, Rows<E> target) {
     for (int64_t r = 0; r < rows; r++)
         for (int64_t k = 0; k < width; k++) target[r][k] += source[r][k];
 }

@@ -46,13 +46,15 @@ def build(folder, program, options, compilers=(("gcc",), ("g++",)), processor=PR
         subprocess.run([*compiler, *options, *FLAGS[3:], *machine, "-c", source, "-o", out], check=True)
         objects.append(out)
     path = folder / source.stem
-    subprocess.run([*cxx, *options, *objects, "-pthread", "-Wl,--as-needed", "-Wl,-s", "-o", path], check=True)
+    link = ("-pthread", "-Wl,--as-needed", "-Wl,--gc-sections", "-Wl,-s")
+    subprocess.run([*cxx, *options, *objects, *link, "-o", path], check=True)
     return path
 
 
 @pytest.fixture(scope="module")
 def example(tmp_path_factory):
-    return build(tmp_path_factory.mktemp("example"), "examples/mnist.c", ("-O2",))
+    options = "-O2", "-ffunction-sections", "-fdata-sections"  # what it does not call is left out
+    return build(tmp_path_factory.mktemp("example"), "examples/mnist.c", options)
 
 
 def model_file(folder, model):

@@ -15,7 +15,7 @@ import fastlstm
 from fastlstm import ops
 from fastlstm.backends import numba
 from fastlstm.functional import lstm_cell
-from tests.layers import Layer
+from tests.layers import CPU_BACKENDS, Layer
 
 
 def pair(I, H, dtype=torch.float64, **options):
@@ -36,6 +36,12 @@ def packed_of(cell):
     return vars(cell)["_slots"][0].layer
 
 
+@pytest.fixture(params=CPU_BACKENDS)
+def backend(request):
+    with fastlstm.use_backend(request.param):
+        yield request.param
+
+
 @pytest.fixture
 def threads():
     before = torch.get_num_threads()
@@ -44,33 +50,35 @@ def threads():
     torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
 @settings(max_examples=30, deadline=None)
 @given(
     st.sampled_from([1, 7, 40, 129]), st.sampled_from([1, 7, 66]), st.sampled_from([1, 7, 33, 100]), st.booleans(),
     st.booleans(), st.booleans(),
 )  # fmt: skip
-def test_training_a_loop_of_cells(B, I, H, bias, x_grad, state_grad):
+def test_training_a_loop_of_cells(backend, B, I, H, bias, x_grad, state_grad):
     """Outputs and every gradient, over updates of the weights in place. 1e-12 of the largest: float64, 4 steps."""
     modules = pair(I, H, bias=bias)
     xs = torch.randn(4, B, I, dtype=torch.float64)
     state = torch.randn(2, B, H, dtype=torch.float64)
     for _ in range(3):
         results = []
-        for module in modules:
-            leaves = [xs.clone().requires_grad_(x_grad), state.clone().requires_grad_(state_grad)]
-            outputs = unrolled(module, leaves[0], tuple(leaves[1]))
-            inputs = [a for a in leaves if a.requires_grad] + list(module.parameters())
-            loss = sum((a * (k + 1)).sum() for k, a in enumerate(outputs))
-            results.append([*outputs, *torch.autograd.grad(loss, inputs)])
-            with torch.no_grad():
-                for p in module.parameters():
-                    p.mul_(0.9)
+        with fastlstm.use_backend(backend):
+            for module in modules:
+                leaves = [xs.clone().requires_grad_(x_grad), state.clone().requires_grad_(state_grad)]
+                outputs = unrolled(module, leaves[0], tuple(leaves[1]))
+                inputs = [a for a in leaves if a.requires_grad] + list(module.parameters())
+                loss = sum((a * (k + 1)).sum() for k, a in enumerate(outputs))
+                results.append([*outputs, *torch.autograd.grad(loss, inputs)])
+                with torch.no_grad():
+                    for p in module.parameters():
+                        p.mul_(0.9)
         for theirs, ours in zip(*results, strict=True):
             assert (theirs - ours).abs().max() <= 1e-12 * theirs.abs().max().clamp(min=1)
 
 
 @pytest.mark.parametrize("size", [(1, 28, 128), (9, 5, 33), (40, 100, 7)])
-def test_the_bits_of_weights_packed_for_one_call(size, threads):
+def test_the_bits_of_weights_packed_for_one_call(size, threads, backend):
     B, I, H = size
     cell = fastlstm.LSTMCell(I, H)
     x, h, c = (torch.randn(B, n).requires_grad_() for n in (I, H, H))
@@ -112,7 +120,7 @@ def test_a_single_step_of_a_layer():
     assert packed_of(lstm) is packed  # more steps pack their own: at the next call the weights are others
 
 
-def test_weights_written_past_the_version_counter():
+def test_weights_written_past_the_version_counter(backend):
     theirs, ours = pair(5, 6)
     x, state = torch.randn(2, 5, dtype=torch.float64), (torch.randn(2, 6, dtype=torch.float64),) * 2
     ours(x, state)
@@ -127,7 +135,7 @@ def test_weights_written_past_the_version_counter():
         assert max((a - b).abs().max() for a, b in zip(*results, strict=True)) < 1e-13
 
 
-def test_a_fused_optimizer_which_no_version_counts():
+def test_a_fused_optimizer_which_no_version_counts(backend):
     """Ids 12 and 15 touch two columns of 40: a search of some elements would miss what the optimizer changes."""
     losses = []
     for module in pair(40, 10, bias=False):
@@ -146,7 +154,7 @@ def test_a_fused_optimizer_which_no_version_counts():
 
 @pytest.mark.parametrize("name", ["weight_ih", "weight_hh", "bias_ih", "bias_hh"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_any_single_element_written_past_the_version_counter(dtype, name):
+def test_any_single_element_written_past_the_version_counter(dtype, name, backend):
     cell = fastlstm.LSTMCell(30, 150, dtype=dtype)  # more than one digest for weight_hh
     x, state = torch.randn(2, 30, dtype=dtype), tuple(torch.randn(2, 2, 150, dtype=dtype))
     weights = (cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh)
@@ -158,13 +166,13 @@ def test_any_single_element_written_past_the_version_counter(dtype, name):
             assert torch.equal(got, want)
 
 
-def test_gradcheck_which_writes_through_data():
+def test_gradcheck_which_writes_through_data(backend):
     cell = fastlstm.LSTMCell(3, 4, dtype=torch.float64)
     x, state = torch.randn(2, 3, dtype=torch.float64), tuple(torch.randn(2, 2, 4, dtype=torch.float64))
     assert torch.autograd.gradcheck(lambda *_: cell(x, state), tuple(cell.parameters()))
 
 
-def test_weights_saved_as_copies():
+def test_weights_saved_as_copies(backend):
     """What a hook kept counts, not what the parameter holds by the time of the backward pass."""
     results = []
     x, state = torch.randn(2, 5, dtype=torch.float64), torch.randn(2, 2, 6, dtype=torch.float64)
@@ -179,7 +187,7 @@ def test_weights_saved_as_copies():
     assert max((a - b).abs().max() for a, b in zip(*results, strict=True)) < 1e-14
 
 
-def test_a_graph_that_is_kept_keeps_no_packed_weights():
+def test_a_graph_that_is_kept_keeps_no_packed_weights(backend):
     cell = fastlstm.LSTMCell(5, 6)
     loss = cell(torch.randn(2, 5), (torch.randn(2, 6), torch.randn(2, 6)))[0].sum()
     packed = weakref.ref(packed_of(cell))
@@ -202,7 +210,7 @@ def test_transposed_weights_belong_to_the_packed_ones():
     assert (results[0] - results[1]).abs().max() < 1e-14
 
 
-def test_weights_changed_before_the_backward_pass():
+def test_weights_changed_before_the_backward_pass(backend):
     cell = fastlstm.LSTMCell(5, 6)
     h, _ = cell(torch.randn(2, 5), (torch.randn(2, 6), torch.randn(2, 6)))
     with torch.no_grad():
@@ -221,7 +229,7 @@ def test_gradients_of_gradients_of_a_loop():
     assert max((a - b).abs().max() for a, b in zip(*results, strict=True)) < 1e-12
 
 
-def test_python_threads_train_one_cell():
+def test_python_threads_train_one_cell(backend):
     cell = fastlstm.LSTMCell(20, 40)
     xs = torch.randn(8, 3, 4, 20)
     state = torch.zeros(4, 40), torch.zeros(4, 40)
@@ -258,13 +266,13 @@ def test_weight_gradients_of_few_rows_are_those_of_many(size, reverse, masked, m
 
 
 @pytest.mark.parametrize("needs", [[k == n for k in range(6)] for n in range(6)] + [[False] * 6])
-def test_only_the_gradients_that_are_wanted(needs):
+def test_only_the_gradients_that_are_wanted(needs, backend):
     layer = Layer(3, 4, 5, 20)
     x, h_0, c_0, w_ih, w_hh, b_ih, b_hh = layer.to(torch.float32, requires_grad=False)
     inputs = (x, w_ih, w_hh, b_ih + b_hh, h_0, c_0, None)
-    h, _, _, c, gates = ops.forward(*inputs, False, True, "numba")
+    h, _, _, c, gates = ops.forward(*inputs, False, True, backend)
     grads = [g.float() for g in layer.gradients]
-    everything = ops.backward(*grads, *inputs, h, c, gates, False, [True] * 6, "numba")
-    wanted = ops.backward(*grads, *inputs, h, c, gates, False, needs, "numba")
+    everything = ops.backward(*grads, *inputs, h, c, gates, False, [True] * 6, backend)
+    wanted = ops.backward(*grads, *inputs, h, c, gates, False, needs, backend)
     for need, got, want in zip(needs, wanted, everything, strict=True):
         assert torch.equal(got, want) if need else got is None

@@ -146,6 +146,9 @@ template <class E> void check(const Layer &l, int64_t dtype, int instructions, i
     }
     f.weight_ih = weight_ih.data(), f.weight_hh = weight_hh.data(), f.changed = &changed;  // and the bias is gone
     if (fastlstm_forward(&f, &threads) || !changed) printf("a changed bias was not found\n"), failures++;
+    auto other = weight_hh;
+    other[other.size() - s.H] += 1, f.weight_hh = other.data(), f.bias = bias.data();  // found where gates are saved
+    if (fastlstm_forward(&f, &threads) || !changed) printf("a changed weight was not found\n"), failures++;
     h = as<E>(l.h);
     std::vector<E> dx(l.dx.size(), NAN), dweight_ih(l.dweight_ih.size(), NAN), dweight_hh(l.dweight_hh.size(), NAN);
     std::vector<E> dbias(4 * s.H, NAN), dh_0(BH, NAN), dc_0(BH, NAN);
@@ -160,7 +163,17 @@ template <class E> void check(const Layer &l, int64_t dtype, int instructions, i
     compare("dx", dx, l.dx, bound), compare("dweight_ih", dweight_ih, l.dweight_ih, bound);
     compare("dweight_hh", dweight_hh, l.dweight_hh, bound), compare("dbias", dbias, l.dbias, bound);
     compare("dh_0", dh_0, l.dh_0, bound), compare("dc_0", dc_0, l.dc_0, bound);
-    b.dx = b.dweight_ih = b.dweight_hh = b.dbias = nullptr, b.dh = b.dc = b.dh_n = b.dc_n = nullptr;
+    std::vector<E> *const gradients[] = {&dx, &dweight_ih, &dweight_hh, &dbias, &dh_0, &dc_0};
+    void **const wanted[] = {&b.dx, &b.dweight_ih, &b.dweight_hh, &b.dbias, &b.dh_0, &b.dc_0};
+    for (int k = 0; k < 6; k++) {  // each alone: the same bits
+        const std::vector<E> all = *gradients[k];
+        for (void **other : wanted) *other = nullptr;
+        gradients[k]->assign(all.size(), NAN), *wanted[k] = gradients[k]->data();
+        if (fastlstm_backward(&b, &threads) || *gradients[k] != all) printf("gradient %d alone differs\n", k), failures++;
+    }
+    for (void **other : wanted) *other = nullptr;
+    if (fastlstm_backward(&b, &threads)) printf("backward of no gradient failed\n"), failures++;
+    b.dh_0 = dh_0.data(), b.dh = b.dc = b.dh_n = b.dc_n = nullptr;
     if (fastlstm_backward(&b, &threads)) printf("backward of nothing failed\n"), failures++;
     for (E value : dh_0)
         if (value != 0) failures++;
@@ -168,7 +181,7 @@ template <class E> void check(const Layer &l, int64_t dtype, int instructions, i
 
 int main() {
     const int64_t sizes[][4] = {{1, 1, 1, 1},   {3, 7, 1, 7},   {5, 1, 7, 100}, {4, 9, 28, 64},
-                                {2, 70, 30, 7}, {3, 2, 7, 130}, {2, 130, 65, 33}, {12, 40, 5, 48}};
+                                {2, 70, 30, 7}, {3, 2, 7, 130}, {2, 130, 65, 33}, {12, 40, 5, 48}, {24, 40, 3, 20}};
     int sets = 0, cases = 0;
     for (const auto &size : sizes) {
         for (int kind = 0; kind < 4; kind++) {

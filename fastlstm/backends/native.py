@@ -26,7 +26,7 @@ BACKWARD = struct.Struct("@8q Pqq Pq Pq Pq Pq P PPP Pqq Pqq Pq Pq PPPP PP")
 THREADS = struct.Struct("@qPP")
 
 SIXTEEN_BIT = False  # whether forward and backward take 16-bit tensors
-PACKED_STEPS = False
+PACKED_STEPS = True  # whether `pack` serves one step with gradients
 _DTYPES = {torch.float32: 0, torch.float64: 1}
 _SIXTEEN_BITS = (torch.bfloat16, torch.float16)
 _instructions = 0  # enum fastlstm_instructions; 0 is the processor's widest
@@ -48,6 +48,8 @@ def _load() -> ctypes.CDLL | str:
     for function in (library.fastlstm_forward, library.fastlstm_backward):
         function.argtypes = [ctypes.c_char_p, ctypes.c_char_p]
     library.fastlstm_pack.argtypes = [ctypes.c_char_p, ctypes.c_void_p]
+    library.fastlstm_packed_size.argtypes = [ctypes.c_int64] * 4
+    library.fastlstm_packed_size.restype = ctypes.c_size_t
     library.fastlstm_lanes.argtypes = [ctypes.c_int64, ctypes.c_int64]
     library.fastlstm_lanes.restype = ctypes.c_int64
     library.fastlstm_error_text.restype = ctypes.c_char_p
@@ -121,7 +123,7 @@ def forward(
     if weight_ih.dim() == 3:
         return _stacked_forward(x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, save)
     (T, B, I), H = x.shape, weight_hh.shape[-1]
-    h, h_n, c_n = x.new_empty(T, B, H), x.new_empty(B, H), x.new_empty(B, H)
+    h, h_n, c_n = empty(x, T, B, H), x.new_empty(B, H), x.new_empty(B, H)
     c = empty(x, T, B, H) if save else x.new_empty(0)
     gates = empty(x, *saved_shape(T, B, H, x.dtype)) if save else x.new_empty(0)
     if B == 0:
@@ -156,20 +158,19 @@ def backward(
     gates: Tensor,
     reverse: bool,
     needs: list[bool],
+    packed: Any = None,
 ) -> tuple[Tensor | None, ...]:
-    """See `fastlstm.backends.reference.backward`."""
+    """See `fastlstm.backends.reference.backward`. `packed` does not serve here."""
     if weight_ih.dim() == 3:
         return _stacked_backward(
             dh, dh_n, dc_n, dc, x, weight_ih, weight_hh, bias, h_0, c_0, mask, h, c, gates, reverse, needs
         )
     (T, B, I), H = x.shape, weight_hh.shape[-1]
-    wanted = (needs[0], needs[1], needs[2], needs[3] and bias is not None)
-    shapes = ((T, B, I), (4 * H, I), (4 * H, H), (4 * H,))
-    make = x.new_empty if B else x.new_zeros
-    gradients = [make(shape) if want else None for shape, want in zip(shapes, wanted)]
-    dh_0, dc_0 = x.new_empty(B, H), x.new_empty(B, H)
+    wanted = (*needs[:3], needs[3] and bias is not None, *needs[4:])
+    shapes = ((T, B, I), (4 * H, I), (4 * H, H), (4 * H,), (B, H), (B, H))
+    gradients = [empty(x, *shape) if want else None for shape, want in zip(shapes, wanted)]
     if B == 0:
-        return *gradients, dh_0, dc_0
+        return tuple(a if a is None else a.zero_() for a in gradients)
     x, weight_ih, weight_hh, h_0, c_0 = (rows_contiguous(a) for a in (x, weight_ih, weight_hh, h_0, c_0))
     h, c, gates = h.contiguous(), c.contiguous(), gates.contiguous()
     dh, dh_n, dc_n, dc = (a if a is None else rows_contiguous(a) for a in (dh, dh_n, dc_n, dc))
@@ -178,10 +179,10 @@ def backward(
         VERSION, _DTYPES[x.dtype], _instructions, T, B, I, H, reverse,
         *_array(x, 2), *_array(weight_ih, 1), *_array(weight_hh, 1), *_array(h_0, 1), *_array(c_0, 1), address(mask),
         h.data_ptr(), c.data_ptr(), gates.data_ptr(), *_array(dh, 2), *_array(dc, 2), *_array(dh_n, 1),
-        *_array(dc_n, 1), *(address(g) for g in gradients), dh_0.data_ptr(), dc_0.data_ptr(),
+        *_array(dc_n, 1), *(address(g) for g in gradients),
     )  # fmt: skip
     _call("fastlstm_backward", arguments, _team(threads_now()))
-    return *gradients, dh_0, dc_0
+    return tuple(gradients)
 
 
 class PackedLayer(PackedWeights):
@@ -191,30 +192,37 @@ class PackedLayer(PackedWeights):
 
     def __init__(self, weights: Sequence[Tensor | None]) -> None:
         super().__init__(weights)
-        I, H, lanes = self.I, self.H, _lanes(self.dtype, _instructions)
-        self.packed = self.weight_ih.new_empty(-(-H // lanes) * (I + H + 1) * 4 * lanes)
+        I, H = self.I, self.H
         self.kind = VERSION, _DTYPES[self.dtype], _instructions
+        size = _library.fastlstm_packed_size(*self.kind[1:], I, H)
+        self.packed = empty(self.weight_ih, size // self.dtype.itemsize)
         biases = [a.data_ptr() for a in self.biases] + [0] * (2 - len(self.biases))
         self.addresses = *_array(self.weight_ih, 1), *_array(self.weight_hh, 1), *biases, self.packed.data_ptr()
         arguments = FORWARD.pack(*self.kind, 0, 0, I, H, 0, *_array(None, 2), *self.addresses, *(0,) * 11)
         _call("fastlstm_pack", arguments, self.packed.data_ptr())
 
     def forward(
-        self, x: Tensor, hx: tuple[Tensor, Tensor] | None, reverse: bool
-    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        self, x: Tensor, hx: tuple[Tensor, Tensor] | None, reverse: bool, save: bool = False
+    ) -> tuple[Tensor, ...] | None:
+        """As `PackedWeights.forward`; with `save` also ``c`` (T, B, H) and the gates."""
         (T, B, I), H = x.shape, self.H
         h, h_n, c_n = x.new_empty(T, B, H), x.new_empty(B, H), x.new_empty(B, H)
+        saved: tuple[Tensor, ...] = ()
+        if save:
+            saved = empty(x, T, B, H), empty(x, *saved_shape(T, B, H, x.dtype))
         if B == 0:
-            return h, h_n, c_n
+            return h, h_n, c_n, *saved
         x = rows_contiguous(x)
         h_0, c_0 = (None, None) if hx is None else (rows_contiguous(state) for state in hx)
         changed = ctypes.c_int64()
         arguments = FORWARD.pack(
             *self.kind, T, B, I, H, reverse, *_array(x, 2), *self.addresses, ctypes.addressof(changed),
-            *_array(h_0, 1), *_array(c_0, 1), 0, h.data_ptr(), h_n.data_ptr(), c_n.data_ptr(), 0, 0,
+            *_array(h_0, 1), *_array(c_0, 1), 0, h.data_ptr(), h_n.data_ptr(), c_n.data_ptr(),
+            *((a.data_ptr() for a in saved) if save else (0, 0)),
         )  # fmt: skip
         _call("fastlstm_forward", arguments, _team(threads_now()))
-        return None if changed.value else (h, h_n, c_n)
+        self.stale = self.stale or changed.value != 0
+        return None if changed.value else (h, h_n, c_n, *saved)
 
 
 def pack(weights: Sequence[Tensor | None]) -> PackedLayer:

@@ -1,0 +1,146 @@
+// Products with dpreact: against the weights, for the step before and the input, and over all rows, for the weights.
+#pragma once
+
+constexpr int64_t BLOCK_ROWS = 128;  // rows of dpreact and of a strip that stay in the L1 cache together
+
+// Columns of transposed weights in groups of 4 or 3 vectors wherever it can be: a lone vector would leave the tile idle.
+inline int64_t groups_of(int64_t vectors) { return ceil_div(vectors, 4); }
+inline int64_t group(int64_t vectors, int64_t q) { return ceil_div(vectors * q, groups_of(vectors)); }
+
+// Column groups of (4H, columns) weights to [group][k][3 or 4 vectors]
+template <class E>
+void pack_transposed(Rows<const E> weight, int64_t H, int64_t columns, E *packed, int64_t first, int64_t last) {
+    constexpr int64_t L = Vector<E>::N;
+    const int64_t panels = ceil_div(H, L), vectors = ceil_div(columns, L);
+    for (int64_t q = first; q < last; q++) {
+        int64_t column = group(vectors, q) * L, wide = group(vectors, q + 1) - group(vectors, q) == 4 ? 4 * L : 3 * L;
+        int64_t valid = min(wide, columns - column);
+        for (int64_t p = 0; p < panels; p++) {
+            for (int64_t gate = 0; gate < 4; gate++) {
+                Rows<E> to{packed + q * panels * 16 * L * L + (p * 4 + gate) * L * wide, wide};
+                int64_t units = min(L, H - p * L);
+                copy_rows<E>(units, valid, wide, weight.from(gate * H + p * L, column), to);
+                zero_rows<E>(L - units, wide, to.from(units, 0));
+            }
+        }
+    }
+}
+
+// What the parts of the backward pass share: where things lie, and the product of a step
+template <class E> struct Gradients {
+    static constexpr int64_t L = Vector<E>::N;
+    const BackwardJob &job;
+    const fastlstm_backward_args &a;
+    const int64_t T, B, I, H, panels;
+    alignas(64) E sums[CHUNK * 4 * L];  // a product's, or what stands in for it
+    alignas(64) E zeros[4 * L] = {};
+
+    explicit Gradients(const BackwardJob &job)
+        : job(job), a(*job.args), T(a.T), B(a.B), I(a.I), H(a.H), panels(ceil_div(H, L)) {}
+
+    int64_t time_of(int64_t s) const { return a.reverse ? T - 1 - s : s; }
+    const int32_t *mask_of(int64_t s, int64_t b) const {
+        return a.mask && s >= 0 && s < T ? a.mask + time_of(s) * B + b : nullptr;
+    }
+    // (rows, 4, lanes) of a panel; each panel's rows lie side by side
+    E *dpreact_of(int64_t p, int64_t s, int64_t b) const {
+        const int64_t kept = job.ring * job.chunk;
+        return (E *)job.dpreact + ((p * kept + s % kept) * B + b) * 4 * L;
+    }
+    Rows<const E> x_of(int64_t s) const { return {(const E *)a.x + time_of(s) * a.x_step, a.x_row}; }
+    Rows<const E> h_before(int64_t s) const {  // the state that step s saw, but for resets
+        if (s == 0) return {(const E *)a.h_0, a.h_0_row};
+        return {(const E *)a.h + time_of(s - 1) * B * H, H};
+    }
+
+    // sums (rows, 4 vectors) = dpreact of step s times column group q of the transposed weights
+    void back_product(int64_t rows, int64_t b, int64_t s, const E *packed, int64_t vectors, int64_t q) {
+        const int64_t wide = group(vectors, q + 1) - group(vectors, q) == 4 ? 4 : 3;
+        const int64_t block = ceil_div(panels, ceil_div(panels * 4 * L, BLOCK_K));  // panels
+        Rows<const E> init{zeros, 0};
+        for (int64_t p = 0; p < panels; p += block, init = {sums, 4 * L}) {
+            const E *w = packed + q * panels * 16 * L * L + p * 4 * L * wide * L, *d = dpreact_of(p, s, b);
+            Sum<E> sum{init.at, init.row, sums, 4 * L, w, d, 4 * L, 1, 4 * L, min(block, panels - p),
+                       job.ring * job.chunk * B * 4 * L, d, 0, 0};
+            wide == 4 ? product<E, 4>(rows, (Sum<E> &&)sum) : product<E, 3>(rows, (Sum<E> &&)sum);
+        }
+    }
+
+    // Rows (s, b) of [x, h_prev, 1], of batch rows b_first to b_last, to [strip][row][column]; h_prev is what the step saw:
+    // zero after a reset.
+    void pack_strips(E *strips, int64_t s_first, int64_t s_last, int64_t b_first, int64_t b_last) const {
+        const int64_t columns = I + H + 1, strip = (s_last - s_first) * B * STRIP, count = b_last - b_first;
+        for (int64_t s = s_first; s < s_last; s++) {
+            const Rows<const E> x = x_of(s).from(b_first, 0), h = h_before(s).from(b_first, 0);
+            const int32_t *mask = mask_of(s, b_first);
+            for (int64_t k = 0, run; k < columns; k += run) {
+                const Rows<E> to{strips + k / STRIP * strip + ((s - s_first) * B + b_first) * STRIP + k % STRIP, STRIP};
+                run = min(STRIP - k % STRIP, (k < I ? I : k < I + H ? I + H : columns) - k);
+                if (k == I + H) {
+                    for (int64_t r = 0; r < count; r++) *to[r] = 1;
+                    continue;
+                }
+                copy_rows<E>(count, run, run, k < I ? x.from(0, k) : h.from(0, k - I), to);
+                if (k >= I) zero_masked<E>(mask, RESET, count, run, to);
+                zero_masked<E>(mask, HOLD, count, run, to);  // a held row has no part: its padding may be NaN
+            }
+        }
+    }
+
+    E *sum_of(int64_t half, int64_t p) const { return (E *)job.dweights + (half * panels + p) * (I + H + 1) * 4 * L; }
+
+    // Add a chunk of steps to some panels of dweights, over half of its rows or over all where `halves` is one. The sums
+    // start as those of the last steps: every row in one order, whoever else works beside.
+    void add_weight_gradients(const E *strips, int64_t s_first, int64_t s_last, int64_t half, int64_t p_first,
+                              int64_t p_last) const {
+        const int64_t columns = I + H + 1, all = (s_last - s_first) * B, count = ceil_div(columns, STRIP);
+        const int64_t first = share(all, half, job.halves), rows = share(all, half + 1, job.halves) - first;
+        const int64_t block = ceil_div(rows, ceil_div(rows, BLOCK_ROWS));
+        for (int64_t j = 0; j < count; j++) {  // to and fro: the sums touched last are still in the L2 cache
+            const int64_t k = (s_first / job.chunk % 2 ? count - 1 - j : j) * STRIP;
+            const E *strip = strips + k * all + first * STRIP;
+            for (int64_t p = p_first; p < p_last; p++) {
+                E *out = sum_of(half, p) + k * 4 * L;
+                const E *dpreact = dpreact_of(p, s_first, first);
+                Rows<const E> init{out, 4 * L};
+                if (s_last == T) init = {zeros, 0};
+                for (int64_t r = 0; r < rows; r += block, init = {out, 4 * L}) {
+                    const E *at = strip + r * STRIP;
+                    product<E, 4>(min(STRIP, columns - k), {init.at, init.row, out, 4 * L, dpreact + r * 4 * L, at, 1, STRIP,
+                                                            min(block, rows - r), 1, 0, at, 0, 0});
+                }
+            }
+        }
+    }
+
+    // Panels of dweights to dweight_ih, dweight_hh and dbias, those that are wanted
+    void unpack_weight_gradients(int64_t p_first, int64_t p_last) const {
+        const int64_t size = (I + H + 1) * 4 * L;
+        for (int64_t p = p_first; p < p_last; p++) {
+            if (job.halves == 2) add_rows<E>(1, size, {sum_of(1, p), 0}, {sum_of(0, p), 0});
+            for (int64_t gate = 0; gate < 4; gate++) {
+                const int64_t row = gate * H + p * L, valid = min(L, H - p * L);
+                const Rows<const E> from{sum_of(0, p) + gate * L, 4 * L};
+                for (int64_t k = 0; a.dweight_ih && k < I; k += L)
+                    transpose<E>(min(L, I - k), valid, from.from(k, 0), {(E *)a.dweight_ih + row * I + k, I});
+                for (int64_t k = 0; a.dweight_hh && k < H; k += L)
+                    transpose<E>(min(L, H - k), valid, from.from(I + k, 0), {(E *)a.dweight_hh + row * H + k, H});
+                if (a.dbias) copy_rows<E>(1, valid, valid, from.from(I + H, 0), {(E *)a.dbias + row, 0});
+            }
+        }
+    }
+
+    // dx = dpreact times weight_ih for some rows of a chunk of steps
+    void input_gradient(int64_t s_first, int64_t first, int64_t last) {
+        const int64_t vectors = ceil_div(I, L);
+        for (int64_t rows; first < last; first += rows) {
+            int64_t s = s_first + first / B, b = first % B;
+            rows = min(min(CHUNK, B - b), last - first);
+            for (int64_t q = 0; q < groups_of(vectors); q++) {
+                int64_t column = group(vectors, q) * L, width = min(group(vectors, q + 1) * L, I) - column;
+                back_product(rows, b, s, (const E *)job.packed_ih, vectors, q);
+                copy_rows<E>(rows, width, width, {sums, 4 * L}, Rows<E>{(E *)a.dx, I}.from(time_of(s) * B + b, column));
+            }
+        }
+    }
+};
