@@ -147,7 +147,7 @@ class LSTMFunction(_Function):
         inputs, needs = ctx.saved_tensors, list(ctx.needs_input_grad[:6])
         call: Callable[..., Any] = LSTMBackward.apply
         ready: tuple[Any, ...] = ()
-        if not torch.is_grad_enabled():
+        if not _differentiated():
             call, packed = ops.backward, ctx.packed()
             if packed is not None and not packed.stale and packed.is_as_saved(*inputs[1:3]):
                 ready = (packed,)
@@ -167,6 +167,11 @@ class LSTMFunction(_Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         return _vmap_forward(LSTMFunction.apply, info.batch_size, in_dims, *args)
+
+
+def _differentiated() -> bool:
+    """Whether what a backward pass computes is differentiated itself, in either mode."""
+    return torch.is_grad_enabled() or torch.autograd.forward_ad._current_level >= 0
 
 
 def _no_autocast(tensor: Tensor) -> AbstractContextManager[object]:
