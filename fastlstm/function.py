@@ -20,6 +20,14 @@ from fastlstm.linearized import Linearized, WeightTangents
 Optional = Tensor | None
 
 
+def sum_of_biases(bias_ih: Optional, bias_hh: Optional) -> Optional:
+    return bias_hh if bias_ih is None else bias_ih if bias_hh is None else bias_ih + bias_hh
+
+
+def wants_gradient(*tensors: Optional) -> bool:
+    return torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in tensors)
+
+
 class _Function(Function):
     @classmethod
     def apply(cls, *args: Any) -> Any:

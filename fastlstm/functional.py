@@ -11,7 +11,7 @@ from torch._C._functorch import TransformType
 
 from fastlstm import checks, dispatch, ops
 from fastlstm.backends import aten, reference
-from fastlstm.function import LSTMFunction
+from fastlstm.function import LSTMFunction, sum_of_biases, wants_gradient
 from fastlstm.inference import Slot, infer, packed_layer
 from fastlstm.tracing import allow_in_graph
 
@@ -112,7 +112,7 @@ def lstm(
         # 16 bits in memory alone
         x, weight_ih, weight_hh, h_0, c_0 = (a.float() for a in (x, weight_ih, weight_hh, h_0, c_0))
         bias_ih, bias_hh, weight_hr = (a if a is None else a.float() for a in (bias_ih, bias_hh, weight_hr))
-    bias = bias_hh if bias_ih is None else bias_ih if bias_hh is None else bias_ih + bias_hh
+    bias = sum_of_biases(bias_ih, bias_hh)
 
     if weight_hr is not None or _nested_forward_mode():
         h, h_n, c_n, c, _ = reference.forward(x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, True, weight_hr)
@@ -158,7 +158,7 @@ def lstm_cell(
 
 def _wants_autograd(*tensors: Tensor | None) -> bool:
     """True where the call must leave a trace for a derivative of any kind, or runs under a transform."""
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+    if wants_gradient(*tensors):
         return True
     if torch.compiler.is_compiling():
         return False
