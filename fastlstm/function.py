@@ -15,9 +15,18 @@ from torch import Tensor
 from torch.autograd import Function
 
 from fastlstm import ops
+from fastlstm.backends.memory import empty
 from fastlstm.linearized import Linearized, WeightTangents
 
 Optional = Tensor | None
+
+
+def sum_of_biases(bias_ih: Optional, bias_hh: Optional) -> Optional:
+    return bias_hh if bias_ih is None else bias_ih if bias_hh is None else bias_ih + bias_hh
+
+
+def wants_gradient(*tensors: Optional) -> bool:
+    return torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in tensors)
 
 
 class _Function(Function):
@@ -147,7 +156,7 @@ class LSTMFunction(_Function):
         inputs, needs = ctx.saved_tensors, list(ctx.needs_input_grad[:6])
         call: Callable[..., Any] = LSTMBackward.apply
         ready: tuple[Any, ...] = ()
-        if not torch.is_grad_enabled():
+        if not _differentiated():
             call, packed = ops.backward, ctx.packed()
             if packed is not None and not packed.stale and packed.is_as_saved(*inputs[1:3]):
                 ready = (packed,)
@@ -167,6 +176,31 @@ class LSTMFunction(_Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         return _vmap_forward(LSTMFunction.apply, info.batch_size, in_dims, *args)
+
+
+def zero_held(h: Tensor, held: Tensor) -> Tensor:
+    """`h` (T,B,H) with zeros where `held` (T,B,1). Equivalent to `masked_fill`, but in memory that is used again: fresh
+    pages both ways cost a training step more than the filling does.
+    """
+    if not ops.is_plain(h, held) or torch.autograd.forward_ad._current_level >= 0:
+        return h.masked_fill(held, 0)
+    return _ZeroHeld.apply(h, held)
+
+
+class _ZeroHeld(Function):
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, held: Tensor) -> Tensor:
+        ctx.save_for_backward(held)
+        return torch.where(held, h.new_zeros(()), h, out=empty(h, *h.shape))
+
+    @staticmethod
+    def backward(ctx: Any, dh: Tensor) -> tuple[Tensor, None]:
+        return zero_held(dh, *ctx.saved_tensors), None
+
+
+def _differentiated() -> bool:
+    """Whether what a backward pass computes is differentiated itself, in either mode."""
+    return torch.is_grad_enabled() or torch.autograd.forward_ad._current_level >= 0
 
 
 def _no_autocast(tensor: Tensor) -> AbstractContextManager[object]:

@@ -11,7 +11,7 @@ from torch._C._functorch import TransformType
 
 from fastlstm import checks, dispatch, ops
 from fastlstm.backends import aten, reference
-from fastlstm.function import LSTMFunction
+from fastlstm.function import LSTMFunction, sum_of_biases, wants_gradient, zero_held
 from fastlstm.inference import Slot, infer, packed_layer
 from fastlstm.tracing import allow_in_graph
 
@@ -59,7 +59,8 @@ def lstm(
         weight_hr: (P, H): projects the hidden state; ``h_0`` and the output are then P wide, and weight_hh is (4H, P).
         mask: int32 (T, B): 0 an ordinary step; 1 reset, the state is zero before the step; 2 hold, the state is
             carried through and the output is zero.
-        holds: False where the mask is known to hold no step, which saves a pass over the output.
+        holds: False saves a pass over the output where the mask holds no step, or where the outputs of held steps are
+            not looked at, which are then the states carried through.
         reverse: run from the last step to the first; outputs stay in the order of `x`.
         return_cells: also return every cell state.
         backend: a name of `fastlstm.dispatch.NAMES`; None takes `use_backend`'s.
@@ -112,7 +113,7 @@ def lstm(
         # 16 bits in memory alone
         x, weight_ih, weight_hh, h_0, c_0 = (a.float() for a in (x, weight_ih, weight_hh, h_0, c_0))
         bias_ih, bias_hh, weight_hr = (a if a is None else a.float() for a in (bias_ih, bias_hh, weight_hr))
-    bias = bias_hh if bias_ih is None else bias_ih if bias_hh is None else bias_ih + bias_hh
+    bias = sum_of_biases(bias_ih, bias_hh)
 
     if weight_hr is not None or _nested_forward_mode():
         h, h_n, c_n, c, _ = reference.forward(x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, True, weight_hr)
@@ -126,7 +127,7 @@ def lstm(
     else:
         h, h_n, c_n, c, _ = ops.forward(x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, return_cells, name)
     if mask is not None and holds:
-        h = h.masked_fill((mask == reference.HOLD).unsqueeze(-1), 0)
+        h = zero_held(h, (mask == reference.HOLD).unsqueeze(-1))
     if h.dtype != dtype:
         h, h_n, c_n, c = h.to(dtype), h_n.to(dtype), c_n.to(dtype), c.to(dtype)
     return (h, (h_n, c_n), c) if return_cells else (h, (h_n, c_n))
@@ -158,7 +159,7 @@ def lstm_cell(
 
 def _wants_autograd(*tensors: Tensor | None) -> bool:
     """True where the call must leave a trace for a derivative of any kind, or runs under a transform."""
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+    if wants_gradient(*tensors):
         return True
     if torch.compiler.is_compiling():
         return False

@@ -10,6 +10,7 @@ from torch.nn import Parameter
 
 from fastlstm import checks, dispatch, ops
 from fastlstm.backends.cpu import WidenedWeights
+from fastlstm.function import LSTMFunction, sum_of_biases, wants_gradient
 
 
 class Slot:
@@ -69,7 +70,7 @@ def infer(
     `x`, `hx` and `weights` (weight_ih, weight_hh, bias_ih, bias_hh) are as the module's own checks leave them.
     """
     states = () if hx is None else hx
-    if torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in (*weights, x, *states)):
+    if wants_gradient(*weights, x, *states):
         return None
     layer = packed_layer(slot, x, hx, weights, backend)
     if layer is None:
@@ -81,17 +82,15 @@ def infer(
     return result
 
 
-def infer_step(slot: Slot, x: Any, hx: Any, weights: Weights, backend: str | None) -> tuple[Tensor, Tensor] | None:
-    """h and c (B, H) after one step from `x` (B, I) and states (B, H) where all is as it was at a call before this one,
-    whatever a caller may have given; None where it is not, and `infer` has to find out why.
+def packed_step(slot: Slot, x: Any, hx: Any, weights: Weights, backend: str | None) -> tuple[Tensor, Tensor] | None:
+    """h and c (B, H) after one step from `x` (B, I) and states (B, H), with gradients or without, where all is as it
+    was at a call before this one, whatever a caller may have given; None where it is not, for `lstm` to find out why.
     """
     layer = slot.layer
     if layer is None or type(hx) is not tuple or len(hx) != 2:
         return None
     h_0, c_0 = hx
     if x is None or h_0 is None or c_0 is None or not ops.is_plain(x, h_0, c_0) or not (h_0.is_cpu and c_0.is_cpu):
-        return None
-    if torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in (*weights, x, h_0, c_0)):
         return None
     shape = x.shape
     if (
@@ -104,7 +103,14 @@ def infer_step(slot: Slot, x: Any, hx: Any, weights: Weights, backend: str | Non
         or not layer.is_of(weights)
     ):
         return None
-    return layer.step(x, h_0, c_0)
+    if not wants_gradient(*weights, x, h_0, c_0):
+        return layer.step(x, h_0, c_0)
+    if not dispatch.module(layer.backend).PACKED_STEPS or isinstance(layer, WidenedWeights):
+        return None
+    weight_ih, weight_hh, *biases = weights
+    tensors = x.unsqueeze(0), weight_ih, weight_hh, sum_of_biases(*biases), h_0, c_0, None
+    _, h, c, _, _ = LSTMFunction.apply(*tensors, False, layer.backend, layer)
+    return h, c
 
 
 def packed_layer(slot: Slot, x: Tensor, hx: tuple[Tensor, Tensor] | None, weights: Weights, backend: str | None) -> Any:

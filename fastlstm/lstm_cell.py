@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from fastlstm import checks, dispatch
 from fastlstm.functional import State, lstm_cell
-from fastlstm.inference import KeepsPacked, infer_step, slot_of
+from fastlstm.inference import KeepsPacked, packed_step, slot_of
 
 _CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
@@ -73,7 +73,7 @@ class LSTMCell(KeepsPacked, nn.RNNCellBase):
         except KeyError:  # parametrized, or replaced by a plain tensor
             weights = tuple(getattr(self, name) for name in _CELL_WEIGHTS)
         slot = slot_of(self)
-        if slot is not None and (state := infer_step(slot, input, hx, weights, self.backend)) is not None:
+        if slot is not None and (state := packed_step(slot, input, hx, weights, self.backend)) is not None:
             return state
         hx = checks.check_cell(self, input, hx, weights[0])
         if input.dim() == 2:

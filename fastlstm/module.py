@@ -194,7 +194,7 @@ class LSTM(KeepsPacked, nn.RNNBase):
         if hx is not None:
             hx = self.permute_hidden(hx, sorted_indices)
         x, mask, places = unpack(data, batch_sizes)
-        output, states, *cells = self._run(x, hx, mask, places, return_cells, weights)
+        output, states, *cells = self._run(x, hx, mask, places, return_cells, weights, holds=False)
         output, *cells = (
             PackedSequence(pack(a, places), batch_sizes, sorted_indices, unsorted_indices) for a in (output, *cells)
         )
@@ -221,7 +221,7 @@ class LSTM(KeepsPacked, nn.RNNBase):
         places: Tensor | None,
         return_cells: bool,
         weights: list[Tensor],  # of layer 0, direction 0
-        holds: bool = True,  # False: the mask only resets
+        holds: bool = True,  # False: the mask only resets, or nobody sees the outputs of held steps
     ) -> tuple[Any, ...]:
         if self.num_layers == 1 and not self.bidirectional and not return_cells:  # the common case, kept short
             state = None if hx is None else (hx[0][0], hx[1][0])
@@ -249,7 +249,7 @@ class LSTM(KeepsPacked, nn.RNNBase):
                     None if hx is None else (hx[0][k], hx[1][k]),
                     *weights,
                     mask=mask,
-                    holds=holds,
+                    holds=holds and is_last,
                     reverse=direction == 1,
                     return_cells=return_cells and is_last,
                     backend=self.backend,

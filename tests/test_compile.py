@@ -33,7 +33,8 @@ def graph_of(lstm, T):
 @backends
 def test_the_graph_is_the_same_for_every_length(backend):
     lstm = fastlstm.LSTM(3, 4, num_layers=2, bidirectional=True, backend=backend)
-    short, long = graph_of(lstm, 3), graph_of(lstm, 48)
+    # Triton's interpreter would take minutes over more
+    short, long = (graph_of(lstm, T) for T in ((3, 48) if backend == "triton-ieee" else (16, 1024)))
     assert short == long
     assert sum("_apply" in target for _, target in short) == 4
 

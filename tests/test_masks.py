@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fastlstm
-from tests.modules import assert_close, assert_same_gradients, both_backends, pair, randn
+from tests.modules import TOLERANCE, assert_close, assert_same_gradients, both_backends, pair, randn
 from tests.transforms import assert_near, dtype_of, needs_triton
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
@@ -181,6 +181,26 @@ def test_unbatched_reset_and_lengths():
     got = ours(x, reset=reset, lengths=torch.tensor(5), return_cells=True)
     for a, b in zip([got[0], *got[1], got[2]], [expected[0], h_n[:, 0], c_n[:, 0], cells[0]], strict=True):
         assert_close(a, b)
+
+
+def test_outputs_large_enough_for_memory_that_is_used_again():
+    """Two steps' outputs and gradients at once, and second derivatives: nobody's memory is another's."""
+    theirs, ours = pair(3, 220)  # outputs of a megabyte
+    x, lengths = randn(10, 60, 3), torch.randint(1, 11, (60,))
+    results = []
+    for module in (theirs, ours):
+        results.append([])
+        for scale in (1, 2):
+            if module is theirs:
+                packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
+                output, _ = pad_packed_sequence(module(packed)[0], total_length=10)
+            else:
+                output, _ = module(x, lengths=lengths)
+            inputs = [x, module.weight_hh_l0]
+            gradients = torch.autograd.grad(output.pow(2).sum() * scale, inputs, create_graph=True)
+            results[-1] += [output, *gradients, *torch.autograd.grad(gradients[0].pow(2).sum(), inputs)]
+    for want, got in zip(*results, strict=True):
+        assert_close(got, want, 10 * TOLERANCE * want.abs().max().item())
 
 
 def test_masks_wait_for_no_device():

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.autograd import forward_ad
 from torch.autograd.graph import saved_tensors_hooks
 
 import fastlstm
@@ -227,6 +228,41 @@ def test_gradients_of_gradients_of_a_loop():
         (gradient,) = torch.autograd.grad(unrolled(module, leaf, tuple(state))[0].sum(), leaf, create_graph=True)
         results.append(torch.autograd.grad(gradient.pow(2).sum(), [leaf, *module.parameters()]))
     assert max((a - b).abs().max() for a, b in zip(*results, strict=True)) < 1e-12
+
+
+def test_what_a_backward_pass_may_meet(backend):
+    """Dual numbers and batches of gradients, which the forward pass of the step knew nothing of; autocast."""
+    results = []
+    x, state = torch.randn(2, 4, dtype=torch.float64), tuple(torch.randn(2, 2, 3, dtype=torch.float64))
+    directions = torch.randn(5, 2, 3, dtype=torch.float64)
+    for module in pair(4, 3):
+        module(x, state)
+        leaf = x.clone().requires_grad_()
+        inputs = [leaf, *module.parameters()]
+        h, _ = module(leaf, state)
+        keep = {"retain_graph": True}
+        batches = torch.autograd.grad(h, inputs, directions, is_grads_batched=True, **keep)
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(directions[0], directions[1])
+            duals = [forward_ad.unpack_dual(a) for a in torch.autograd.grad(h, inputs, dual, **keep)]
+        with torch.autocast("cpu", torch.bfloat16):
+            twice = torch.autograd.grad(torch.autograd.grad(h.sum(), leaf, create_graph=True)[0].sum(), inputs[1:3])
+        results.append([*batches, *(a for pair in duals for a in pair), *twice])
+    assert max((a - b).abs().max() for a, b in zip(*results, strict=True)) < 1e-13
+
+
+def test_states_that_are_changed_in_place(backend):
+    results = []
+    xs, state = torch.randn(3, 2, 4, dtype=torch.float64), tuple(torch.randn(2, 2, 3, dtype=torch.float64))
+    for module in pair(4, 3):
+        module(xs[0], state)
+        h, c = module(xs[0], state)
+        h.mul_(2)
+        c.add_(1)
+        h, c = module(xs[1], (h, c))
+        h.mul_(2)
+        results.append(torch.autograd.grad((h * c).sum(), list(module.parameters())))
+    assert max((a - b).abs().max() for a, b in zip(*results, strict=True)) < 1e-13
 
 
 def test_python_threads_train_one_cell(backend):

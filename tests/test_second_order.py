@@ -126,6 +126,22 @@ def test_reverse_over_dual_numbers(backend):
     assert_near(got, torch.autograd.grad(gradients, exact, [t.double() for t in tangents]))
 
 
+@backends
+def test_tangents_that_only_a_backward_pass_meets(pair):
+    """Linear in the incoming gradient: what it is given along a tangent is the gradient of that tangent."""
+    x, direction, tangent = torch.randn(6, 3, 4), torch.randn(6, 3, 10), torch.randn(6, 3, 10)
+    results = []
+    for module in pair:
+        dtype = next(module.parameters()).dtype
+        inputs = [x.to(dtype).requires_grad_(), *module.parameters()]
+        output = module(inputs[0])[0]
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(direction.to(dtype), tangent.to(dtype))
+            gradients = torch.autograd.grad(output, inputs, dual)
+            results.append([forward_ad.unpack_dual(gradient).tangent for gradient in gradients])
+    assert_near(results[1], results[0])
+
+
 def test_nested_dual_numbers_are_refused():
     """Torch's own limit; what must not happen is an answer."""
     lstm, x = fastlstm.LSTM(3, 4), torch.randn(5, 2, 3)

@@ -47,9 +47,9 @@ def _take(size: int) -> mmap.mmap:
 
 
 def empty(like: Tensor, *shape: int) -> Tensor:
-    """`like.new_empty(shape)` on the CPU, from the pool where it is large."""
+    """`like.new_empty(shape)`, on the CPU from the pool where it is large."""
     size = math.prod(shape) * like.element_size()
-    if size < SMALL:
+    if size < SMALL or not like.is_cpu:
         return like.new_empty(shape)
     pages = _take((size + PAGE - 1) // PAGE * PAGE)
     owner = (ctypes.c_char * size).from_buffer(pages)
