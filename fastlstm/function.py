@@ -178,6 +178,62 @@ class LSTMFunction(_Function):
         return _vmap_forward(LSTMFunction.apply, info.batch_size, in_dims, *args)
 
 
+class LSTMStep(Function):
+    """One time step with weights that stay packed, under no transform: ``h`` and ``c`` (B,H) from ``x`` (B,I).
+
+    LSTMFunction's transforms, outputs and nodes around it would take longer than a step's arithmetic. What only that
+    one can do, this leaves to it, and runs it again.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight_ih: Tensor,
+        weight_hh: Tensor,
+        bias_ih: Optional,
+        bias_hh: Optional,
+        h_0: Tensor,
+        c_0: Tensor,
+        packed: Any,
+    ) -> tuple[Tensor, Tensor]:
+        result = packed.step(x, h_0, c_0, save=True)
+        if result is None:  # the weights have changed: the next call packs them again
+            inputs = x.unsqueeze(0), weight_ih, weight_hh, sum_of_biases(bias_ih, bias_hh), h_0, c_0, None
+            result = *ops.forward(*inputs, False, False, packed.backend)[1:3], None
+        h, c, kept = result
+        ctx.set_materialize_grads(False)
+        ctx.backend, ctx.packed = packed.backend, weakref.ref(packed)
+        ctx.save_for_backward(x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0, kept)
+        return h, c
+
+    @staticmethod
+    def backward(ctx: Any, dh: Optional, dc: Optional) -> tuple[Any, ...]:
+        x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0, kept = ctx.saved_tensors
+        to_x, to_ih, to_hh, to_bias_ih, to_bias_hh, to_h_0, to_c_0, _ = ctx.needs_input_grad
+        needs = [to_x, to_ih, to_hh, to_bias_ih or to_bias_hh, to_h_0, to_c_0]
+        packed, gradients = ctx.packed(), None
+        if (
+            packed is not None
+            and kept is not None
+            and not packed.stale
+            and not _differentiated()
+            and ops.is_plain(dh, dc, x, h_0, c_0, kept)
+            and packed.is_as_saved(weight_ih, weight_hh)
+        ):
+            gradients = packed.step_backward(dh, dc, x, h_0, c_0, kept, needs)
+        if gradients is None:
+            inputs = x.unsqueeze(0), weight_ih, weight_hh, sum_of_biases(bias_ih, bias_hh), h_0, c_0, None
+            with _no_autocast(x):
+                h, _, _, c, gates = LSTMFunction.apply(*inputs, False, ctx.backend)
+                tensors = None, dh, dc, None, *inputs, h, c, gates
+                dx, *others = LSTMBackward.apply(*tensors, False, needs, ctx.backend)
+            gradients = dx if dx is None else dx.squeeze(0), *others
+        dx, dweight_ih, dweight_hh, dbias, dh_0, dc_0 = gradients
+        dbias_ih, dbias_hh = dbias if to_bias_ih else None, dbias if to_bias_hh else None
+        return dx, dweight_ih, dweight_hh, dbias_ih, dbias_hh, dh_0, dc_0, None
+
+
 def zero_held(h: Tensor, held: Tensor) -> Tensor:
     """`h` (T,B,H) with zeros where `held` (T,B,1). Equivalent to `masked_fill`, but in memory that is used again: fresh
     pages both ways cost a training step more than the filling does.

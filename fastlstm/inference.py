@@ -10,7 +10,7 @@ from torch.nn import Parameter
 
 from fastlstm import checks, dispatch, ops
 from fastlstm.backends.cpu import WidenedWeights
-from fastlstm.function import LSTMFunction, sum_of_biases, wants_gradient
+from fastlstm.function import LSTMStep, wants_gradient
 
 
 class Slot:
@@ -105,12 +105,7 @@ def packed_step(slot: Slot, x: Any, hx: Any, weights: Weights, backend: str | No
         return None
     if not wants_gradient(*weights, x, h_0, c_0):
         return layer.step(x, h_0, c_0)
-    if not dispatch.module(layer.backend).PACKED_STEPS or isinstance(layer, WidenedWeights):
-        return None
-    weight_ih, weight_hh, *biases = weights
-    tensors = x.unsqueeze(0), weight_ih, weight_hh, sum_of_biases(*biases), h_0, c_0, None
-    _, h, c, _, _ = LSTMFunction.apply(*tensors, False, layer.backend, layer)
-    return h, c
+    return LSTMStep.apply(x, *weights, h_0, c_0, layer) if layer.steps_back else None
 
 
 def packed_layer(slot: Slot, x: Tensor, hx: tuple[Tensor, Tensor] | None, weights: Weights, backend: str | None) -> Any:

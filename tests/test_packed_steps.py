@@ -14,7 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 import fastlstm
 from fastlstm import ops
-from fastlstm.backends import numba
+from fastlstm.backends.numba import host
 from fastlstm.functional import lstm_cell
 from tests.layers import CPU_BACKENDS, Layer
 
@@ -296,8 +296,10 @@ def test_weight_gradients_of_few_rows_are_those_of_many(size, reverse, masked, m
     grads = [g.float() for g in layer.gradients]
     results = []
     for rows in (0, 1 << 30):
-        monkeypatch.setattr(numba, "_FEW_ROWS", rows)
+        monkeypatch.setattr(host, "FEW_ROWS", rows)
+        host.backward_sizes.cache_clear()
         results.append(ops.backward(*grads, *inputs, h, c, gates, reverse, [True] * 6, "numba"))
+    host.backward_sizes.cache_clear()
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 

@@ -65,6 +65,7 @@ class PackedWeights:
 
     backend: str  # whose they are, the name under which they were packed
     stale = False  # whether they were found to differ from the weights
+    steps_back = False  # whether `step` can save for a backward pass, and `step_backward` is one
 
     def __init__(self, weights: Sequence[Tensor | None]) -> None:
         """`weights`: weight_ih (4H, I), weight_hh (4H, H), and bias_ih and bias_hh (4H,) or None, all contiguous."""
@@ -104,7 +105,7 @@ class PackedWeights:
         """
         raise NotImplementedError
 
-    def step(self, x: Tensor, h_0: Tensor, c_0: Tensor) -> tuple[Tensor, Tensor] | None:
+    def step(self, x: Tensor, h_0: Tensor, c_0: Tensor) -> tuple[Tensor, ...] | None:
         """``h`` and ``c`` (B, H) from ``x`` (B, I) and states (B, H), or None as from `forward`."""
         result = self.forward(x.unsqueeze(0), (h_0, c_0), False)
         return None if result is None else (result[1], result[2])

@@ -7,7 +7,6 @@ See `forward_kernel` and `backward_kernel` for the loops.
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import importlib.util
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from torch import Tensor
 from fastlstm.backends.cpu import address, rows_contiguous
 from fastlstm.backends.memory import empty
 from fastlstm.backends.numba.host import (
+    backward_sizes,
     begin,
     first_steps,
     groups_of,
@@ -30,6 +30,8 @@ from fastlstm.backends.numba.host import (
     panels_of,
     row,
     row_steps,
+    run,
+    run_stack,
     split,
     split_stack,
     step_row,
@@ -38,11 +40,6 @@ from fastlstm.backends.numba.host import (
 
 SIXTEEN_BIT = False  # whether forward and backward take 16-bit tensors
 PACKED_STEPS = True  # whether `pack` serves one step with gradients
-_CHUNK_ROWS = 128  # (step, row) pairs whose dpreact is turned into gradients together
-# Up to this size of the sums over (step, row) pairs, each half of the batch rows has its own: a thread's are then over
-# what it has in its cache. It depends on nothing but the shape, so that the bits do not on the threads.
-_HALF_BYTES = 1 << 19
-_FEW_ROWS = 128  # (step, row) pairs whose weight gradients are written row by row, less for padding, see `outer`
 _INSTALLED = importlib.util.find_spec("numba") is not None
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Of a float32, by the precision of its products. Fewer than 32 rows leave the unit half idle, and three pieces are half
@@ -160,8 +157,6 @@ def _forward(
     pieces: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None:
     """None where the matrix unit has met an infinite number, which it cannot split into pieces."""
-    from fastlstm.backends.numba import tasks
-
     (T, R, I), H, groups = x.shape, weight_hh.shape[-1], groups_of(weight_ih)
     B = R // groups
     lanes = lanes_of(x.dtype)
@@ -180,8 +175,7 @@ def _forward(
         packed=packed_size(I, H, lanes, pieces), biases=panels * 4 * lanes, operand=of_operand,
         scratch=64 * 7 * lanes + (B * H if mask is not None and not pieces else 0),
     )  # fmt: skip
-    infinite = ctypes.c_int64()
-    a.pitch, a.infinite = pitch, ctypes.addressof(infinite)
+    a.pitch = pitch
     a.T, a.B, a.rows, a.I, a.H, a.reverse = T, B, R, I, H, reverse
     a.x, a.x_step, a.x_row = step_row(x)
     a.h, a.h_n, a.c_n = h.data_ptr(), h_n.data_ptr(), c_n.data_ptr()
@@ -194,14 +188,13 @@ def _forward(
     a.h_0, a.h_0_row = row(h_0)
     a.c_0, a.c_0_row = row(c_0)
     a.bias, a.mask = address(bias), address(mask)
-    kernel = "forward_matrix" if pieces else "forward"
     if groups == 1:
-        tasks.run(kernel, a, threads)
+        done = run("forward", a, threads, pieces)
     else:
         of_rows = row_steps(B, x=x, h_0=h_0, c_0=c_0, mask=mask, h=h, c=c_n, gates=gates, h_n=h_n, c_n=c_n)
         of_weights = first_steps(weight_ih=weight_ih, weight_hh=weight_hh, bias=bias)
-        tasks.run_stack(kernel, a, groups, of_rows | of_weights, by_lane, threads)
-    return None if infinite.value else (h, h_n, c_n, c, gates)
+        done = run_stack("forward", a, groups, of_rows | of_weights, by_lane, threads, pieces)
+    return (h, h_n, c_n, c, gates) if done else None
 
 
 def backward(
@@ -254,8 +247,6 @@ def _backward(
     pieces: int,
 ) -> tuple[Tensor | None, ...] | None:
     """None where the matrix unit has met an infinite number."""
-    from fastlstm.backends.numba import tasks
-
     (T, R, I), H, groups = x.shape, weight_hh.shape[-1], groups_of(weight_ih)
     B = R // groups
     lanes = lanes_of(x.dtype)
@@ -272,16 +263,6 @@ def _backward(
     dc_0 = x.new_empty(R, H) if needs[5] else None
     threads, parts = split(B, H, I + H, panels) if groups == 1 else split_stack(groups, B, H, I + H)
     sets = 1 if groups == 1 else threads  # of buffers
-    chunk = -(-T // max(1, round(T * B / _CHUNK_ROWS)))
-    ring = min(4, -(-T // chunk))
-    of_x = -(-(I + 1) // 16) * 16 if pieces else I  # rows of the sums before those of h
-    sum_rows = of_x + (panels * 16 if pieces else H + 1)
-    sum_size = panels * sum_rows * 4 * lanes
-    halves = 2 if B >= 128 and sum_size * x.element_size() <= _HALF_BYTES else 1
-    sums, wide = any(needs[1:4]), 4 * lanes
-    columns = (panels_of(I, wide) + panels_of(H, wide)) * wide
-    few = not pieces and T * B * columns <= _FEW_ROWS * (I + H)
-    columns = columns if few else panels_of(I + H + 1, 24) * 24
     for_hh = T > 1 or needs[4]
     of_same = packed is not None and packed.pieces == pieces
     ready = packed.transpose() if of_same and (for_hh or needs[0]) else None  # whose memory it keeps alive
@@ -290,30 +271,15 @@ def _backward(
         transposed.pop("packed_ih", None)
     if not for_hh:
         transposed.pop("packed_hh", None)
-    kept = ring * chunk if needs[0] else 2  # steps of dpreact as rows, for the matrix unit
-    pitch, blocks = (kept * B + 32) * 64, -(-chunk * (B + B % 2) // 32)
-    strips_bytes = pieces * blocks * sum_rows * 64 if pieces else chunk * B * columns * x.element_size()
-    columns_bytes = panels * blocks * pieces * 4096
-    buffers = {
-        "scratch": 64 * 7 * lanes + (66 * wide if pieces else 0),
-        "dpreact": pieces * 2 * panels * pitch // 4 if pieces else panels * ring * chunk * B * wide,
-        "dc_carried": panels * B * lanes * (1 if mask is None else 2),
-        **transposed,
-        "dweights": halves * sum_size if sums and not few else 0,
-        "strips": ring * strips_bytes // x.element_size() if sums else 0,
-        "columns": ring * columns_bytes // 4 if sums else 0,
-    }
-    a, _memory, by_lane = begin("BackwardArguments", x, threads, parts, sets, pieces, **buffers)  # keeps them alive
-    infinite = ctypes.c_int64()
-    a.pitch, a.infinite, a.kept = pitch, ctypes.addressof(infinite), kept
-    a.strips_bytes, a.columns_bytes = strips_bytes, columns_bytes
-    a.sum_rows, a.sums_of_h, a.sum_of_one = sum_rows, of_x, I if pieces else I + H
+    fields, buffers = backward_sizes(T, B, I, H, x.dtype, pieces, any(needs[1:4]), needs[0], mask is not None)
+    a, _memory, by_lane = begin("BackwardArguments", x, threads, parts, sets, pieces, **buffers, **transposed)
+    for field, value in fields.items():
+        setattr(a, field, value)
     if ready is None:
         a.packs = 1
     else:
         a.packed_ih, a.packed_hh = ready[0].packed_ih, ready[0].packed_hh
-    a.T, a.B, a.rows, a.I, a.H, a.reverse = T, B, R, I, H, reverse
-    a.chunk, a.ring, a.halves = chunk, ring, halves
+    a.rows, a.reverse = R, reverse
     a.x, a.x_step, a.x_row = step_row(x)
     a.weight_ih, a.weight_ih_row = row(weight_ih)
     a.weight_hh, a.weight_hh_row = row(weight_hh)
@@ -330,9 +296,8 @@ def _backward(
         a.dc, a.dc_step, a.dc_row = step_row(dc)
     a.dx, a.dweight_ih, a.dweight_hh, a.dbias = address(dx), address(dweight_ih), address(dweight_hh), address(dbias)
     a.dh_0, a.dc_0 = address(dh_0), address(dc_0)
-    kernel = "backward_matrix" if pieces else "backward"
     if groups == 1:
-        tasks.run(kernel, a, threads)
+        done = run("backward", a, threads, pieces)
     else:
         of_rows = row_steps(
             B, x=x, h_0=h_0, c_0=c_0, mask=mask, h=h, c=c, gates=gates, dh=dh, dh_n=dh_n, dc_n=dc_n, dc=dc, dx=dx,
@@ -341,5 +306,5 @@ def _backward(
         of_weights = first_steps(
             weight_ih=weight_ih, weight_hh=weight_hh, dweight_ih=dweight_ih, dweight_hh=dweight_hh, dbias=dbias
         )
-        tasks.run_stack(kernel, a, groups, of_rows | of_weights, by_lane, threads)
-    return None if infinite.value else (dx, dweight_ih, dweight_hh, dbias, dh_0, dc_0)
+        done = run_stack("backward", a, groups, of_rows | of_weights, by_lane, threads, pieces)
+    return (dx, dweight_ih, dweight_hh, dbias, dh_0, dc_0) if done else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -36,6 +36,11 @@ def split(B: int, H: int, K: int, panels: int) -> tuple[int, int]:
     return threads, min(threads, max(1, B // 64, panels_of(threads, panels)))
 
 
+CHUNK_ROWS = 128  # (step, row) pairs whose dpreact is turned into gradients together
+# Up to this size of the sums over (step, row) pairs, each half of the batch rows has its own: a thread's are then over
+# what it has in its cache. It depends on nothing but the shape, so that the bits do not on the threads.
+HALF_BYTES = 1 << 19
+FEW_ROWS = 128  # (step, row) pairs whose weight gradients are written row by row, less for padding, see `outer`
 SERIAL = 75_000  # multiply-adds of a step, below which a barrier costs what the second thread saves
 LINE = 64  # bytes of a cache line: the counters of two barriers lie so far apart
 
@@ -125,6 +130,54 @@ def run(name: str, arguments: Any, threads: int, pieces: int) -> bool:
     arguments.infinite = ctypes.addressof(infinite)
     tasks.run(f"{name}_matrix" if pieces else name, arguments, threads)
     return not infinite.value
+
+
+def run_stack(
+    name: str, arguments: Any, groups: int, by_group: dict[str, int], by_lane: dict[str, int], lanes: int, pieces: int
+) -> bool:
+    """As `run`, for each group of a stack: see `tasks.run_stack`."""
+    from fastlstm.backends.numba import tasks
+
+    infinite = ctypes.c_int64()
+    arguments.infinite = ctypes.addressof(infinite)
+    tasks.run_stack(f"{name}_matrix" if pieces else name, arguments, groups, by_group, by_lane, lanes)
+    return not infinite.value
+
+
+@lru_cache(1024)
+def backward_sizes(
+    T: int, B: int, I: int, H: int, dtype: torch.dtype, pieces: int, sums: bool, to_x: bool, masked: bool
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Fields of the backward kernel's arguments and elements of its buffers, but for transposed weights. `sums`:
+    whether a gradient of the weights or the bias is wanted; `to_x`: whether one of x is.
+    """
+    lanes, size = lanes_of(dtype), dtype.itemsize
+    panels, wide = panels_of(H, lanes), 4 * lanes
+    chunk = -(-T // max(1, round(T * B / CHUNK_ROWS)))
+    ring = min(4, -(-T // chunk))
+    of_x = -(-(I + 1) // 16) * 16 if pieces else I  # rows of the sums before those of h
+    sum_rows = of_x + (panels * 16 if pieces else H + 1)
+    halves = 2 if B >= 128 and panels * sum_rows * wide * size <= HALF_BYTES else 1
+    fields = {"T": T, "B": B, "I": I, "H": H, "chunk": chunk, "ring": ring, "halves": halves}
+    fields |= {"sum_rows": sum_rows, "sums_of_h": of_x, "sum_of_one": I if pieces else I + H}
+    buffers = {"scratch": 64 * 7 * lanes, "dc_carried": panels * B * lanes * (2 if masked else 1)}
+    if pieces:
+        few, kept = False, ring * chunk if to_x else 2
+        pitch, blocks = (kept * B + 32) * 64, -(-chunk * (B + B % 2) // 32)
+        fields |= {"kept": kept, "pitch": pitch, "columns_bytes": panels * blocks * pieces * 4096}
+        fields["strips_bytes"] = pieces * blocks * sum_rows * 64
+        buffers["scratch"] += 66 * wide
+        buffers["dpreact"] = pieces * 2 * panels * pitch // size
+        buffers["columns"] = ring * fields["columns_bytes"] // size if sums else 0
+    else:
+        columns = (panels_of(I, wide) + panels_of(H, wide)) * wide
+        few = T * B * columns <= FEW_ROWS * (I + H)
+        columns = columns if few else panels_of(I + H + 1, 24) * 24
+        fields["strips_bytes"] = chunk * B * columns * size
+        buffers["dpreact"] = panels * ring * chunk * B * wide
+    buffers["dweights"] = halves * panels * sum_rows * wide if sums and not few else 0
+    buffers["strips"] = ring * fields["strips_bytes"] // size if sums else 0
+    return fields, buffers
 
 
 def row(a: Tensor) -> tuple[int, int]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fastlstm.backends.cpu import PackedWeights, rows_contiguous
+from fastlstm.backends.cpu import PackedWeights, address, rows_contiguous
 from fastlstm.backends.memory import empty
 from fastlstm.backends.numba import host
 from fastlstm.backends.numba.shared import CHUNK
@@ -14,9 +14,11 @@ from fastlstm.backends.numba.weights import DIGEST, samples_of
 
 
 class PackedLayer(PackedWeights):
-    """See `PackedWeights`. It serves a step of training too: `forward` saves what the backward pass needs, and
-    `transpose` has that pass's own products ready.
+    """See `PackedWeights`. It serves a step of training too: `forward` and `step` save what the backward pass needs,
+    and `transpose` has that pass's own products ready.
     """
+
+    steps_back = True
 
     def __init__(self, weights: Sequence[Tensor | None], pieces: int) -> None:
         """`pieces`: of a number, for the matrix unit; 0 does without it."""
@@ -126,8 +128,9 @@ class PackedLayer(PackedWeights):
             return self._plain().forward(x, hx, reverse, save)
         return (h, h_n, c_n, *saved) if done else None
 
-    def step(self, x: Tensor, h_0: Tensor, c_0: Tensor) -> tuple[Tensor, Tensor] | None:
-        B = x.shape[0]
+    def step(self, x: Tensor, h_0: Tensor, c_0: Tensor, save: bool = False) -> tuple[Tensor, ...] | None:
+        """As `PackedWeights.step`; with `save` also one tensor for `step_backward`, of the gates and ``c``."""
+        B, size = x.shape[0], self.dtype.itemsize
         x, h_0, c_0 = rows_contiguous(x), rows_contiguous(h_0), rows_contiguous(c_0)
         h, c = x.new_empty(B, self.H), x.new_empty(B, self.H)
         a, _memory, threads = self._call(x, 1, B)
@@ -136,7 +139,50 @@ class PackedLayer(PackedWeights):
         a.c_0, a.c_0_row = host.row(c_0)
         a.h = a.h_n = h.data_ptr()
         a.c = a.c_n = c.data_ptr()
+        saved: tuple[Tensor, ...] = ()
+        if save:
+            gates = self.panels * B * 4 * self.lanes
+            saved = (empty(x, gates + B * self.H),)
+            a.gates = saved[0].data_ptr()
+            a.c, a.c_step = a.gates + gates * size, B * self.H * size
+            a.digests = self.digests  # a training step misses no change at all
         done = self._run(a, threads)
         if done is None:
-            return self._plain().step(x, h_0, c_0)
-        return (h, c) if done else None
+            return self._plain().step(x, h_0, c_0, save)
+        return (h, c, *saved) if done else None
+
+    def step_backward(
+        self, dh: Tensor | None, dc: Tensor | None, x: Tensor, h_0: Tensor, c_0: Tensor, kept: Tensor, needs: list[bool]
+    ) -> tuple[Tensor | None, ...] | None:
+        """Gradients of x (B, I), weight_ih, weight_hh, bias, h_0 and c_0, so far as they are wanted, of a `step`; None
+        where the weights have changed, and where a number is infinite that would need pieces.
+        """
+        B, I, H = x.shape[0], self.I, self.H
+        products = needs[0] or needs[4]
+        ready = self.transpose() if products else None
+        if products and ready is None:
+            return None
+        threads, parts = host.split(B, H, I + H, self.panels)
+        fields, buffers = host.backward_sizes(1, B, I, H, self.dtype, self.pieces, any(needs[1:4]), needs[0], False)
+        a, _memory, _ = host.begin("BackwardArguments", x, threads, parts, 1, self.pieces, **buffers)
+        for field, value in fields.items():
+            setattr(a, field, value)
+        a.rows = B
+        if ready is not None:
+            a.packed_ih, a.packed_hh = ready[0].packed_ih, ready[0].packed_hh
+        x, h_0, c_0 = rows_contiguous(x), rows_contiguous(h_0), rows_contiguous(c_0)
+        a.x, a.x_row = host.row(x)
+        a.h_0, a.h_0_row = host.row(h_0)
+        a.c_0, a.c_0_row = host.row(c_0)
+        a.gates = kept.data_ptr()
+        a.c = a.gates + self.panels * B * 4 * self.lanes * self.dtype.itemsize
+        if dh is not None:
+            dh = rows_contiguous(dh)
+            a.dh_n, a.dh_n_row = host.row(dh)
+        if dc is not None:
+            dc = rows_contiguous(dc)
+            a.dc_n, a.dc_n_row = host.row(dc)
+        shapes = (B, I), (4 * H, I), (4 * H, H), (4 * H,), (B, H), (B, H)
+        gradients = (*(x.new_empty(shape) if need else None for shape, need in zip(shapes, needs)),)
+        a.dx, a.dweight_ih, a.dweight_hh, a.dbias, a.dh_0, a.dc_0 = map(address, gradients)
+        return gradients if host.run("backward", a, threads, self.pieces) else None
