@@ -38,14 +38,15 @@ def reset_peak() -> None:
     (PROC / "clear_refs").write_text("5")
 
 
-def peaks(shape: Shape, implementation: str, threads: int) -> dict[str, int]:
+def peaks(shape: Shape, implementation: str, threads: int, dtype: str) -> dict[str, int]:
     """Bytes by mode, in this process."""
     torch.set_num_threads(threads)
-    warm_up = Contest(replace(shape, T=min(shape.T, 2)))
+    options = {"dtype": getattr(torch, dtype)}
+    warm_up = Contest(replace(shape, T=min(shape.T, 2)), **options)
     for mode in MODES:
         warm_up.run(getattr(warm_up, implementation), mode)()
     del warm_up
-    contest, result = Contest(shape), {}
+    contest, result = Contest(shape, **options), {}
     for mode in MODES:
         run = contest.run(getattr(contest, implementation), mode)
         reset_peak()
@@ -56,11 +57,11 @@ def peaks(shape: Shape, implementation: str, threads: int) -> dict[str, int]:
     return result
 
 
-def peak_memory(shape: Shape, implementation: str, threads: int) -> dict[str, int] | None:
+def peak_memory(shape: Shape, implementation: str, threads: int, dtype: str = "float32") -> dict[str, int] | None:
     """Bytes by mode, for Contest's "baseline" or "ours", in a fresh process; None where it cannot be measured."""
     if not os.access(PROC / "clear_refs", os.W_OK):
         return None
-    request = json.dumps({"shape": asdict(shape), "implementation": implementation, "threads": threads})
+    request = json.dumps({"shape": asdict(shape), "implementation": implementation, "threads": threads, "dtype": dtype})
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.memory", request],
         env=os.environ | MALLOC,
@@ -75,4 +76,4 @@ def peak_memory(shape: Shape, implementation: str, threads: int) -> dict[str, in
 
 if __name__ == "__main__":
     request = json.loads(sys.argv[1])
-    print(json.dumps(peaks(Shape(**request["shape"]), request["implementation"], request["threads"])))
+    print(json.dumps(peaks(Shape(**request.pop("shape")), **request)))

@@ -1,7 +1,7 @@
 """The benchmark grid, fastlstm.LSTM against torch.nn.LSTM and whatever else is installed; writes a report.
 
 python -m benchmarks.run [--only T28-B128-I28-H128 ...] [--random 20] [--pairs 31] [--backend native]
-                         [--out benchmarks/results]
+                         [--dtype float32] [--out benchmarks/results]
 """
 
 import argparse
@@ -33,11 +33,12 @@ def measure(shape: Shape, options: argparse.Namespace, peak_before: float) -> It
     and `peak_before` counts, since what else runs on the machine can only lower it.
     """
     threads: int = options.threads
-    contest = Contest(shape, options.seed, options.null, options.backend)
+    dtype: torch.dtype = getattr(torch, options.dtype)
+    contest = Contest(shape, options.seed, options.null, options.backend, dtype)
     contest.check()
     used: dict[str, dict[str, int]] = {"ours": {}, "baseline": {}}
     if not options.null:
-        used = {name: memory.peak_memory(shape, name, threads) or {} for name in used}
+        used = {name: memory.peak_memory(shape, name, threads, options.dtype) or {} for name in used}
     for mode in MODES:
         baseline = fastest(dict.fromkeys(thread_counts(threads), contest.run(contest.baseline, mode)))
         ours = Contender(contest.run(contest.ours, mode), baseline.threads if options.null else threads)
@@ -47,7 +48,7 @@ def measure(shape: Shape, options: argparse.Namespace, peak_before: float) -> It
         peak = max(peak_before, before, fma_peak(threads))
         seconds = {name: statistics.median(values) for name, values in times.items()}
         gflops = shape.flops(mode) / seconds["ours"] / 1e9
-        others = against_rivals(contest, ours, threads) if mode == "inference" else {}
+        others = against_rivals(contest, ours, threads) if mode == "inference" and dtype == torch.float32 else {}
         yield {
             "name": str(shape),
             "shape": asdict(shape),
@@ -96,6 +97,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=31, help="interleaved rounds (31)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="as torch chooses")
     parser.add_argument("--seed", type=int, default=0, help="of weights, inputs and random shapes (0)")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of everything (float32)")
     parser.add_argument("--null", action="store_true", help="nn.LSTM against itself: the error of the clock")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder of the report")
     options = parser.parse_args(argv)
@@ -126,8 +128,9 @@ def main(argv: list[str] | None = None) -> None:
             results.append(row)
             tqdm.write(line(row))
     today = datetime.date.today().isoformat()
+    title = "torch.nn.LSTM against itself" if options.null else "fastlstm against torch.nn.LSTM"
     report = {
-        "title": "torch.nn.LSTM against itself" if options.null else "fastlstm against torch.nn.LSTM",
+        "title": title if options.dtype == "float32" else f"{title}, in {options.dtype}",
         "date": today,
         "machine": description,
         "peak": peak,
@@ -136,6 +139,7 @@ def main(argv: list[str] | None = None) -> None:
         "results": results,
     }
     name = f"{machine.slug(machine.cpu_name())}-{today}" + ("-null" if options.null else "")
+    name += "" if options.dtype == "float32" else f"-{options.dtype}"
     for path in write_report(report, options.out, name):
         print(path)
 

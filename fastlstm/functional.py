@@ -75,11 +75,11 @@ def lstm(
 
     Equivalent to one layer and direction of `torch.nn.LSTM`.
     """
-    if slot is not None and mask is None and weight_hr is None and not return_cells:
+    if slot is not None and weight_hr is None and not return_cells:
         weights = weight_ih, weight_hh, bias_ih, bias_hh
-        if (result := infer(slot, x, hx, weights, reverse, backend)) is not None:
+        if (result := infer(slot, x, hx, weights, reverse, backend, mask)) is not None:
             h, h_n, c_n = result
-            return h, (h_n, c_n)
+            return h if mask is None or not holds else _zero_held(h, mask), (h_n, c_n)
     if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
         # autocast leaves float64 alone
         dtype = torch.float64 if x.dtype == torch.float64 else torch.get_autocast_dtype(x.device.type)
@@ -127,7 +127,7 @@ def lstm(
     else:
         h, h_n, c_n, c, _ = ops.forward(x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, return_cells, name)
     if mask is not None and holds:
-        h = zero_held(h, (mask == reference.HOLD).unsqueeze(-1))
+        h = _zero_held(h, mask)
     if h.dtype != dtype:
         h, h_n, c_n, c = h.to(dtype), h_n.to(dtype), c_n.to(dtype), c.to(dtype)
     return (h, (h_n, c_n), c) if return_cells else (h, (h_n, c_n))
@@ -155,6 +155,10 @@ def lstm_cell(
         with torch.autocast("cpu", enabled=False):
             return lstm_cell(x, hx, weight_ih, weight_hh, bias_ih, bias_hh, backend=backend)
     return lstm(x.unsqueeze(0), hx, weight_ih, weight_hh, bias_ih, bias_hh, backend=backend, slot=slot)[1]
+
+
+def _zero_held(h: Tensor, mask: Tensor) -> Tensor:
+    return zero_held(h, (mask == reference.HOLD).unsqueeze(-1))
 
 
 def _wants_autograd(*tensors: Tensor | None) -> bool:

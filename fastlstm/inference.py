@@ -63,11 +63,12 @@ def infer(
     weights: Weights,
     reverse: bool,
     backend: str | None,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     """``h`` (T, B, H), ``h_n`` and ``c_n`` (B, H), or None where a gradient may be wanted, and where this call is none
     of a backend that packs weights.
 
-    `x`, `hx` and `weights` (weight_ih, weight_hh, bias_ih, bias_hh) are as the module's own checks leave them.
+    `x`, `hx`, `weights` (weight_ih, weight_hh, bias_ih, bias_hh) and `mask` are as the module's own checks leave them.
     """
     states = () if hx is None else hx
     if wants_gradient(*weights, x, *states):
@@ -75,10 +76,10 @@ def infer(
     layer = packed_layer(slot, x, hx, weights, backend)
     if layer is None:
         return None
-    result = layer.forward(x, hx, reverse)
+    result = layer.forward(x, hx, reverse, mask=mask)
     if result is None:  # written to past the version counter
         slot.layer = layer = _pack(layer.backend, weights)
-        result = layer.forward(x, hx, reverse)
+        result = layer.forward(x, hx, reverse, mask=mask)
     return result
 
 

@@ -316,3 +316,19 @@ def test_resident_memory_stays_flat():
     before = resident()
     run(100_000)
     assert resident() - before < 4 << 20  # 100 000 calls that keep 42 bytes each would show
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_masks_over_packed_weights(backend):
+    """Resets and lengths without gradients take the kept weights, and give what they give with gradients."""
+    module, x = fastlstm.LSTM(5, 33, backend=backend), torch.randn(7, 6, 5)
+    hx = torch.randn(1, 6, 33), torch.randn(1, 6, 33)
+    for options in ({"reset": torch.rand(7, 6) < 0.3}, {"lengths": torch.tensor([7, 0, 3, 1, 7, 5])}):
+        want, states = module(x, hx, **options)
+        with torch.no_grad():
+            module(x)
+            packed = vars(module)["_slots"][0].layer
+            got, kept_states = module(x, hx, **options)
+            assert vars(module)["_slots"][0].layer is packed
+        assert torch.equal(got, want)
+        assert all(map(torch.equal, kept_states, states))

@@ -98,7 +98,9 @@ class PackedWeights:
         saved = zip((weight_ih, weight_hh), self.keys)
         return all(key and key[0]._version == key[2] and a.data_ptr() == key[1] for a, key in saved)
 
-    def forward(self, x: Tensor, hx: tuple[Tensor, Tensor] | None, reverse: bool) -> tuple[Tensor, ...] | None:
+    def forward(
+        self, x: Tensor, hx: tuple[Tensor, Tensor] | None, reverse: bool, *, mask: Tensor | None = None
+    ) -> tuple[Tensor, ...] | None:
         """``h`` (T, B, H), ``h_n`` and ``c_n`` (B, H) from ``x`` (T, B, I) and states (B, H), or None for zeros.
 
         None when the weights are found to have changed: they have to be packed again.
@@ -133,11 +135,13 @@ class WidenedWeights(PackedWeights):
         self.stale = self.stale or not all(map(torch.equal, self._samples(), self.samples))
         return not self.stale
 
-    def forward(self, x: Tensor, hx: tuple[Tensor, Tensor] | None, reverse: bool) -> tuple[Tensor, ...] | None:
+    def forward(
+        self, x: Tensor, hx: tuple[Tensor, Tensor] | None, reverse: bool, *, mask: Tensor | None = None
+    ) -> tuple[Tensor, ...] | None:
         if not self._unchanged():
             return None
         hx = None if hx is None else (hx[0].float(), hx[1].float())
-        return (*(a.to(self.dtype) for a in self.packed.forward(x.float(), hx, reverse)),)
+        return (*(a.to(self.dtype) for a in self.packed.forward(x.float(), hx, reverse, mask=mask)),)
 
     def step(self, x: Tensor, h_0: Tensor, c_0: Tensor) -> tuple[Tensor, Tensor] | None:
         if not self._unchanged():

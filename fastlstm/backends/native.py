@@ -202,7 +202,13 @@ class PackedLayer(PackedWeights):
         _call("fastlstm_pack", arguments, self.packed.data_ptr())
 
     def forward(
-        self, x: Tensor, hx: tuple[Tensor, Tensor] | None, reverse: bool, save: bool = False
+        self,
+        x: Tensor,
+        hx: tuple[Tensor, Tensor] | None,
+        reverse: bool,
+        save: bool = False,
+        *,
+        mask: Tensor | None = None,
     ) -> tuple[Tensor, ...] | None:
         """As `PackedWeights.forward`; with `save` also ``c`` (T, B, H) and the gates."""
         (T, B, I), H = x.shape, self.H
@@ -214,10 +220,11 @@ class PackedLayer(PackedWeights):
             return h, h_n, c_n, *saved
         x = rows_contiguous(x)
         h_0, c_0 = (None, None) if hx is None else (rows_contiguous(state) for state in hx)
+        mask = mask if mask is None else mask.to(torch.int32).contiguous()
         changed = ctypes.c_int64()
         arguments = FORWARD.pack(
             *self.kind, T, B, I, H, reverse, *_array(x, 2), *self.addresses, ctypes.addressof(changed),
-            *_array(h_0, 1), *_array(c_0, 1), 0, h.data_ptr(), h_n.data_ptr(), c_n.data_ptr(),
+            *_array(h_0, 1), *_array(c_0, 1), address(mask), h.data_ptr(), h_n.data_ptr(), c_n.data_ptr(),
             *((a.data_ptr() for a in saved) if save else (0, 0)),
         )  # fmt: skip
         _call("fastlstm_forward", arguments, _team(threads_now()))

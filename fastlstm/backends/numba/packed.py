@@ -77,13 +77,14 @@ class PackedLayer(PackedWeights):
             self.transposed = made = a, memory  # complete: another thread may be making its own
         return made
 
-    def _call(self, like: Tensor, T: int, B: int) -> tuple[Any, Tensor, int]:
+    def _call(self, like: Tensor, T: int, B: int, masked: bool = False) -> tuple[Any, Tensor, int]:
         """Arguments of the forward kernel for T steps of B rows, what keeps their memory alive, and how many threads to
         run.
         """
         threads, parts = host.split(B, self.H, self.I + self.H, self.panels)
         pitch, size = host.operand(self.I, self.H, B, self.pieces)
-        a, memory, _ = host.refresh(self.arguments, like, threads, parts, scratch=7 * CHUNK * self.lanes, operand=size)
+        scratch = 7 * CHUNK * self.lanes + (B * self.H if masked and not self.pieces else 0)
+        a, memory, _ = host.refresh(self.arguments, like, threads, parts, scratch=scratch, operand=size)
         a.T, a.B, a.rows, a.pitch = T, B, B, pitch
         self.calls += 1
         a.flip = self.calls % 2
@@ -104,14 +105,23 @@ class PackedLayer(PackedWeights):
         return self.plain
 
     def forward(
-        self, x: Tensor, hx: tuple[Tensor, Tensor] | None, reverse: bool, save: bool = False
+        self,
+        x: Tensor,
+        hx: tuple[Tensor, Tensor] | None,
+        reverse: bool,
+        save: bool = False,
+        *,
+        mask: Tensor | None = None,
     ) -> tuple[Tensor, ...] | None:
         """As `PackedWeights.forward`; with `save` also ``c`` (T, B, H) and the gates."""
         (T, B, _), H = x.shape, self.H
         x = rows_contiguous(x)
         h, h_n, c_n = x.new_empty(T, B, H), x.new_empty(B, H), x.new_empty(B, H)
-        a, _memory, threads = self._call(x, T, B)
+        a, _memory, threads = self._call(x, T, B, mask is not None)
         a.reverse = reverse
+        if mask is not None:
+            mask = mask.int().contiguous()
+            a.mask = mask.data_ptr()
         a.x, a.x_step, a.x_row = host.step_row(x)
         a.h, a.h_n, a.c, a.c_n = h.data_ptr(), h_n.data_ptr(), c_n.data_ptr(), c_n.data_ptr()
         saved: tuple[Tensor, ...] = ()
@@ -125,7 +135,7 @@ class PackedLayer(PackedWeights):
             a.c_0, a.c_0_row = host.row(c_0)
         done = self._run(a, threads)
         if done is None:
-            return self._plain().forward(x, hx, reverse, save)
+            return self._plain().forward(x, hx, reverse, save, mask=mask)
         return (h, h_n, c_n, *saved) if done else None
 
     def step(self, x: Tensor, h_0: Tensor, c_0: Tensor, save: bool = False) -> tuple[Tensor, ...] | None:
