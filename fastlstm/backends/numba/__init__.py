@@ -167,7 +167,7 @@ def _forward(
     x, weight_ih, weight_hh, h_0, c_0 = (rows_contiguous(a) for a in (x, weight_ih, weight_hh, h_0, c_0))
     bias = bias if bias is None else bias.contiguous()
     mask = mask if mask is None else mask.to(torch.int32).contiguous().unsqueeze(-1)
-    threads, parts = split(B, H, I + H, panels) if groups == 1 else split_stack(groups, B, H, I + H)
+    threads, parts = split(B, H, I + H, panels, pieces) if groups == 1 else split_stack(groups, B, H, I + H)
     sets = 1 if groups == 1 else threads  # of buffers
     pitch, of_operand = operand(I, H, B, pieces)
     a, _memory, by_lane = begin(  # the name keeps it alive
@@ -261,7 +261,7 @@ def _backward(
     dbias = x.new_empty(bias.shape) if needs[3] and bias is not None else None
     dh_0 = x.new_empty(R, H) if needs[4] else None
     dc_0 = x.new_empty(R, H) if needs[5] else None
-    threads, parts = split(B, H, I + H, panels) if groups == 1 else split_stack(groups, B, H, I + H)
+    threads, parts = split(B, H, I + H, panels, pieces) if groups == 1 else split_stack(groups, B, H, I + H)
     sets = 1 if groups == 1 else threads  # of buffers
     for_hh = T > 1 or needs[4]
     of_same = packed is not None and packed.pieces == pieces

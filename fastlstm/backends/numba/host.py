@@ -24,13 +24,13 @@ def panels_of(size: int, lanes: int) -> int:
     return (size + lanes - 1) // lanes
 
 
-def split(B: int, H: int, K: int, panels: int) -> tuple[int, int]:
+def split(B: int, H: int, K: int, panels: int, pieces: int) -> tuple[int, int]:
     """Threads, and into how many parts they split the batch rows; threads within a part split the units.
 
     Parts meet nobody, but each reads all weights; a split of units halves what a thread reads, for a barrier of a
     microsecond a step. So a part is given the rows that fill a pass over a panel, and all other threads go to units.
     """
-    if B * 4 * H * K < SERIAL:
+    if SERIAL * (8 if pieces == 1 else 1) > B * 4 * H * K:  # the matrix unit is so much faster where few rows use it
         return 1, 1
     threads = threads_now()
     return threads, min(threads, max(1, B // 64, panels_of(threads, panels)))

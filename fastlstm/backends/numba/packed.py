@@ -56,7 +56,7 @@ class PackedLayer(PackedWeights):
         a.I, a.H = self.I, self.H
         a.weight_ih, a.weight_ih_row = host.row(self.weight_ih)
         a.weight_hh, a.weight_hh_row = host.row(self.weight_hh)
-        threads, _ = host.split(1, self.H, self.I + self.H, self.panels)
+        threads, _ = host.split(1, self.H, self.I + self.H, self.panels, self.pieces)
         a, _memory, _ = host.refresh(a, self.weight_ih, threads, 1, scratch=7 * CHUNK * self.lanes)
         return host.run(name, a, threads, self.pieces)
 
@@ -81,7 +81,7 @@ class PackedLayer(PackedWeights):
         """Arguments of the forward kernel for T steps of B rows, what keeps their memory alive, and how many threads to
         run.
         """
-        threads, parts = host.split(B, self.H, self.I + self.H, self.panels)
+        threads, parts = host.split(B, self.H, self.I + self.H, self.panels, self.pieces)
         pitch, size = host.operand(self.I, self.H, B, self.pieces)
         scratch = 7 * CHUNK * self.lanes + (B * self.H if masked and not self.pieces else 0)
         a, memory, _ = host.refresh(self.arguments, like, threads, parts, scratch=scratch, operand=size)
@@ -172,7 +172,7 @@ class PackedLayer(PackedWeights):
         ready = self.transpose() if products else None
         if products and ready is None:
             return None
-        threads, parts = host.split(B, H, I + H, self.panels)
+        threads, parts = host.split(B, H, I + H, self.panels, self.pieces)
         fields, buffers = host.backward_sizes(1, B, I, H, self.dtype, self.pieces, any(needs[1:4]), needs[0], False)
         a, _memory, _ = host.begin("BackwardArguments", x, threads, parts, 1, self.pieces, **buffers)
         for field, value in fields.items():
