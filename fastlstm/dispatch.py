@@ -84,11 +84,19 @@ def packing(name: str | None, device: torch.device, dtype: torch.dtype) -> str |
 _PRECISIONS = {"bf16": "numba-bf16", "tf32": "numba-bf16x3"}
 
 
+def _setting() -> str:
+    mkldnn: Any = torch.backends.mkldnn
+    return mkldnn.rnn.fp32_precision
+
+
+_setting._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as it was when the module was compiled
+
+
 def _with_precision(name: str, dtype: torch.dtype) -> str:
     """numba with the matrix unit's products for bfloat16, and for float32 where torch's setting says so."""
-    mkldnn: Any = torch.backends.mkldnn
-    setting: Any = "bf16" if dtype == torch.bfloat16 else mkldnn.rnn.fp32_precision if dtype == torch.float32 else None
-    precise = _PRECISIONS.get(setting) if name == "numba" else None
+    if name != "numba" or dtype not in (torch.bfloat16, torch.float32):
+        return name
+    precise = _PRECISIONS.get("bf16" if dtype == torch.bfloat16 else _setting())
     return precise if precise is not None and numba.has_matrix_unit() else name
 
 
