@@ -38,7 +38,7 @@ from fastlstm.backends.triton import INTERPRET
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [sys.executable, "-m", "benchmarks.gpu_layers"]
-STALL = 150.0  # seconds without a line after which a layer's process counts as hung: to compile the loop takes a minute
+STALL = 75.0  # seconds without a line after which a layer's process counts as hung: to compile the loop takes a minute
 # Seconds for each part: tests and compilation; the row-LSTM; its training; transforms and sanitizer at the end
 TESTS, FIRST, TRAINING, LAST = 110.0, 90.0, 60.0, 75.0
 COMPILERS = 4  # processes, beside those of the tests

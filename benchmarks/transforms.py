@@ -6,8 +6,10 @@ python -m benchmarks.transforms [--pairs 31]
 import argparse
 import statistics
 from collections.abc import Callable
+from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 
@@ -40,13 +42,26 @@ def penalty(module: nn.Module, x: Tensor) -> Run:
 
 def hessian_vector(module: nn.Module, x: Tensor) -> Run:
     weights = list(module.parameters())
-    directions = [torch.randn_like(p) for p in weights]
+    directions = [torch.linspace(-1, 1, p.numel()).reshape(p.shape) for p in weights]
 
     def run() -> object:
         gradients = torch.autograd.grad(module(x)[0].pow(2).sum(), weights, create_graph=True)
         return torch.autograd.grad(gradients, weights, directions)
 
     return run
+
+
+def values(result: Any) -> Tensor:
+    """All numbers of a result."""
+    return torch.cat([a.detach().flatten() for a in pytree.tree_leaves(result) if a is not None])
+
+
+def check(what: str, first: Any, second: Any) -> None:
+    """Both compute the same: a vmap's results are a loop's in another order."""
+    a, b = (values(result).double() for result in (first, second))
+    for way in (lambda v: v.abs().sum(), lambda v: v.square().sum()):
+        if not torch.isclose(way(a), way(b), rtol=1e-3):
+            raise AssertionError(f"{what}: the two differ, {way(a):.6g} and {way(b):.6g}")
 
 
 def comparisons() -> list[tuple[str, str, Run, str, Run]]:
@@ -74,6 +89,8 @@ def comparisons() -> list[tuple[str, str, Run, str, Run]]:
 def ensembles() -> list[tuple[str, str, Run, str, Run]]:
     T, B, I, H = STACK
     theirs, ours = ([module(I, H) for _ in range(MODELS)] for module in (nn.LSTM, fastlstm.LSTM))
+    for a, b in zip(theirs, ours, strict=True):
+        b.load_state_dict(a.state_dict())
     stacked, _ = stack_module_state(ours)
     x, what = torch.randn(T, B, I), f"{MODELS} models, T{T}-B{B}-I{I}-H{H}"
     output = vmap(lambda p: functional_call(ours[0], p, (x,))[0])
@@ -83,7 +100,7 @@ def ensembles() -> list[tuple[str, str, Run, str, Run]]:
         infer = [inference(model, x) for model in models]
         train = [training(model, x, list(model.parameters())) for model in models]
         together: Run = lambda: torch.no_grad()(output)(stacked)  # noqa: E731
-        rows.append((f"{what}, inference", name, lambda runs=infer: [run() for run in runs], "vmap", together))
+        rows.append((f"{what}, inference", name, lambda runs=infer: [run()[0] for run in runs], "vmap", together))
         rows.append(
             (f"{what}, training", name, lambda runs=train: [run() for run in runs], "vmap", lambda: gradient(stacked))
         )
@@ -96,6 +113,8 @@ def main() -> None:
     options, threads = parser.parse_args(), torch.get_num_threads()
     print("| what | | | speed of the second |\n|---|---|---|---|")
     for what, first, run_first, second, run_second in comparisons():
+        if second not in ("reset", "lengths"):  # which compute something else
+            check(what, run_first(), run_second())
         rivals = {first: Contender(run_first, threads), second: Contender(run_second, threads)}
         times = interleaved(rivals, options.pairs)
         ratio = ratio_of(times[first], times[second])

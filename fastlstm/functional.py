@@ -12,7 +12,7 @@ from torch._C._functorch import TransformType
 from fastlstm import checks, dispatch, ops
 from fastlstm.backends import aten, reference
 from fastlstm.function import LSTMFunction, sum_of_biases, wants_gradient, zero_held
-from fastlstm.inference import Slot, infer, packed_layer
+from fastlstm.inference import Slot, infer, packed_layer, packed_step
 from fastlstm.tracing import allow_in_graph
 
 State = tuple[Tensor, Tensor]
@@ -154,6 +154,12 @@ def lstm_cell(
         hx = hx if hx is None else (hx[0].to(x.dtype), hx[1].to(x.dtype))
         with torch.autocast("cpu", enabled=False):
             return lstm_cell(x, hx, weight_ih, weight_hh, bias_ih, bias_hh, backend=backend)
+    if slot is not None and hx is not None:
+        weights = weight_ih, weight_hh, bias_ih, bias_hh
+        layer = packed_layer(slot, x.unsqueeze(0), hx, weights, backend)
+        # what autograd saves must not depend on whether they were packed before: a checkpoint would not take it
+        if layer is not None and (state := packed_step(slot, x, hx, weights, backend)) is not None:
+            return state
     return lstm(x.unsqueeze(0), hx, weight_ih, weight_hh, bias_ih, bias_hh, backend=backend, slot=slot)[1]
 
 

@@ -16,7 +16,7 @@ from fastlstm.backends import numba
 from fastlstm.backends.numba import matrix, tasks
 from fastlstm.functional import lstm
 from tests.layers import OUTPUTS, Layer, compare, draws, error, nn_lstm_errors
-from tests.test_numba_machines import assembly, busiest_loop
+from tests.test_numba_machines import assembly, busiest_loop, run
 
 needs_unit = pytest.mark.skipif(not matrix.available(), reason="the processor has no AMX")
 PRECISIONS = ("numba-bf16", "numba-bf16x3", "numba-bf16x6")
@@ -37,12 +37,11 @@ def primitive(name, pieces):
 @settings(deadline=None)  # the first call compiles
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=16, max_size=16))
 def test_three_pieces_are_the_number(values):
-    x, pieces, infinite = torch.tensor(values), torch.zeros(3, 32, dtype=torch.bfloat16), ctypes.c_int64()
+    x, pieces, large = torch.tensor(values), torch.zeros(3, 32, dtype=torch.bfloat16), ctypes.c_int64()
     x = torch.where(x.abs() < 2.0**-100, 0, x)  # whose last piece would be below the smallest normal number
-    primitive("split", 3)(1, x.data_ptr(), 64, pieces.data_ptr(), 64, ctypes.addressof(infinite))
-    too_large = x.abs().max() >= 3.395e38  # bfloat16's largest is 3.39e38
-    assert bool(infinite.value) == bool(too_large)
-    if not too_large:
+    primitive("split", 3)(1, x.data_ptr(), 64, pieces.data_ptr(), 64, ctypes.addressof(large))
+    assert bool(large.value) == bool(x.bfloat16().abs().max() >= 2.0**63)
+    if x.abs().max() < 3.395e38:  # bfloat16's largest is 3.39e38
         assert torch.equal(pieces.double().sum(0)[:16].float(), x)
 
 
@@ -51,13 +50,13 @@ def test_three_pieces_are_the_number(values):
 def test_numbers_without_pieces(pieces):
     """NaN, whatever its bits, stays NaN; an infinite number is told of where there are pieces after it."""
     bits = torch.tensor([0x7FC00000, 0x7FFFFFFF, 0x7F800001, -1, -0x400000, 0, 0x3F800000, 0] * 2, dtype=torch.int32)
-    x, out, infinite = bits.view(torch.float32), torch.zeros(pieces, 32, dtype=torch.bfloat16), ctypes.c_int64()
-    primitive("split", pieces)(1, x.data_ptr(), 64, out.data_ptr(), 64, ctypes.addressof(infinite))
+    x, out, large = bits.view(torch.float32), torch.zeros(pieces, 32, dtype=torch.bfloat16), ctypes.c_int64()
+    primitive("split", pieces)(1, x.data_ptr(), 64, out.data_ptr(), 64, ctypes.addressof(large))
     assert torch.equal(out[0, :16].isnan(), x.isnan())
-    assert not infinite.value
+    assert not large.value
     x = torch.full((16,), -math.inf)
-    primitive("split", pieces)(1, x.data_ptr(), 64, out.data_ptr(), 64, ctypes.addressof(infinite))
-    assert bool(infinite.value) == (pieces > 1)
+    primitive("split", pieces)(1, x.data_ptr(), 64, out.data_ptr(), 64, ctypes.addressof(large))
+    assert bool(large.value) == (pieces > 1)
     assert torch.equal(out[0, :16].float(), x)
 
 
@@ -107,6 +106,29 @@ def test_an_infinite_number_is_computed_without_the_unit(backend, where):
     layer.inputs[where].view(-1)[7] = math.inf
     for a, b in zip(results(layer, backend), results(layer, "numba")):
         assert torch.equal(a.nan_to_num(nan=7.0), b.nan_to_num(nan=7.0))
+
+
+@needs_unit
+@pytest.mark.parametrize("backend", PRECISIONS)
+def test_large_numbers_overflow_only_where_their_products_do(backend):
+    """Products of pieces could overflow one way and then the other."""
+    x, weight_ih, weight_hh = torch.rand(1, 64, 1) * 1e30, torch.rand(64, 1) * 1e12, torch.zeros(64, 16)
+    outputs = [lstm(x * sign, None, weight_ih, weight_hh, backend=backend)[0] for sign in (1, -1)]
+    assert all(output.isfinite().all() for output in outputs)
+    for output, sign in zip(outputs, (1, -1)):
+        assert torch.equal(output, lstm(x * sign, None, weight_ih, weight_hh, backend="numba")[0])
+
+
+@needs_unit
+@pytest.mark.parametrize("backend", PRECISIONS)
+def test_padding_changes_no_bit(backend):
+    layer, results_ = Layer(6, 4, 5, 9), []
+    layer.mask = (torch.arange(6).unsqueeze(1) >= torch.tensor([6, 0, 3, 5])).to(torch.int32) * 2
+    for padding in (0.0, math.inf, math.nan):
+        layer.inputs[0][layer.mask == 2] = padding
+        results_.append(results(layer, backend))
+    for other in results_[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results_[0], other))
 
 
 @needs_unit
@@ -233,6 +255,38 @@ def test_asked_for_by_name(monkeypatch):
         with pytest.raises(RuntimeError, match=f"{name} backend needs a processor with AMX"):
             lstm(x, None, *weights, backend=name)
     assert dispatch.packing("auto", torch.device("cpu"), torch.bfloat16) == "numba"
+
+
+@needs_unit
+@pytest.mark.parametrize("available", [True, False])
+def test_an_export_in_a_process_of_its_own(available, tmp_path):
+    """A graph names its backend; whoever runs it may not have asked for the unit yet, or have none."""
+    module, x = fastlstm.LSTM(5, 6).bfloat16(), torch.randn(3, 2, 5).bfloat16()
+    torch.export.save(torch.export.export(module, (x,)), tmp_path / "lstm.pt2")
+    torch.save(x, tmp_path / "x.pt")
+    code = f"""
+        import torch
+        import fastlstm
+        from fastlstm.backends.numba import matrix
+        {"" if available else "matrix.available = lambda: False"}
+        x = torch.load("x.pt")
+        torch.save(torch.export.load("lstm.pt2").module()(x)[0].detach(), "output.pt")
+    """
+    run(code, tmp_path)
+    # without the unit float32 arithmetic: eight bits of each factor are what the two may differ by
+    torch.testing.assert_close(torch.load(tmp_path / "output.pt"), module(x)[0], rtol=0, atol=0 if available else 2e-2)
+
+
+@needs_unit
+def test_compiled_code_keeps_the_precision_it_was_compiled_with(monkeypatch):
+    x, module = torch.randn(3, 4, 5), fastlstm.LSTM(5, 6)
+    compiled = torch.compile(module, fullgraph=True, backend="eager")
+    before = compiled(x)[0]
+    monkeypatch.setattr(torch.backends.mkldnn, "rnn", type("Setting", (), {"fp32_precision": "bf16"}))
+    assert torch.equal(compiled(x)[0], before)
+    assert not torch.equal(module(x)[0], before)
+    torch._dynamo.reset()
+    assert torch.equal(torch.compile(module, fullgraph=True, backend="eager")(x)[0], module(x)[0])
 
 
 @pytest.mark.parametrize(("pieces", "products"), [(1, 4), (2, 12), (3, 24)])

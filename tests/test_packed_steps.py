@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.autograd import forward_ad
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import checkpoint
 
 import fastlstm
 from fastlstm import ops
@@ -249,6 +250,20 @@ def test_what_a_backward_pass_may_meet(backend):
             twice = torch.autograd.grad(torch.autograd.grad(h.sum(), leaf, create_graph=True)[0].sum(), inputs[1:3])
         results.append([*batches, *(a for pair in duals for a in pair), *twice])
     assert max((a - b).abs().max() for a, b in zip(*results, strict=True)) < 1e-13
+
+
+def test_checkpointed_steps(backend):
+    """A step that finds its weights packed saves as many tensors as one that packs them."""
+    theirs, ours = pair(4, 3)
+    x, state = torch.randn(2, 4, dtype=torch.float64), tuple(torch.randn(2, 2, 3, dtype=torch.float64))
+    for module in (theirs, ours):
+        optimizer = torch.optim.SGD(module.parameters(), 0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            checkpoint(lambda x, m=module: m(x, state)[0], x, use_reentrant=False).sum().backward()
+            optimizer.step()
+    for a, b in zip(theirs.parameters(), ours.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-13)
 
 
 def test_states_that_are_changed_in_place(backend):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Sequence
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,7 +30,6 @@ from fastlstm.backends.numba.host import (
     row,
     row_steps,
     run,
-    run_stack,
     split,
     split_stack,
     step_row,
@@ -99,7 +97,14 @@ def with_precision(precision: str) -> SimpleNamespace:
         missing = f"the {name} backend needs a processor with AMX, and a system that lets this process use it"
         return supports(device, dtype) or (None if has_matrix_unit() else missing)
 
-    functions = {f.__name__: partial(f, pieces=pieces) for f in (forward, backward, pack)}
+    def with_pieces(function: Any) -> Any:
+        def call(*args: Any) -> Any:
+            # an export may have been recorded on another processor
+            return function(*args, pieces=pieces if has_matrix_unit() else 0)
+
+        return call
+
+    functions = {f.__name__: with_pieces(f) for f in (forward, backward, pack)}
     return SimpleNamespace(
         supports=supports_precision,
         saved_shape=saved_shape,
@@ -156,7 +161,7 @@ def _forward(
     save: bool,
     pieces: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None:
-    """None where the matrix unit has met an infinite number, which it cannot split into pieces."""
+    """None where the matrix unit has met a number that it cannot take, see `host.run`."""
     (T, R, I), H, groups = x.shape, weight_hh.shape[-1], groups_of(weight_ih)
     B = R // groups
     lanes = lanes_of(x.dtype)
@@ -193,7 +198,7 @@ def _forward(
     else:
         of_rows = row_steps(B, x=x, h_0=h_0, c_0=c_0, mask=mask, h=h, c=c_n, gates=gates, h_n=h_n, c_n=c_n)
         of_weights = first_steps(weight_ih=weight_ih, weight_hh=weight_hh, bias=bias)
-        done = run_stack("forward", a, groups, of_rows | of_weights, by_lane, threads, pieces)
+        done = run("forward", a, threads, pieces, groups, of_rows | of_weights, by_lane)
     return (h, h_n, c_n, c, gates) if done else None
 
 
@@ -246,7 +251,7 @@ def _backward(
     packed: Any,
     pieces: int,
 ) -> tuple[Tensor | None, ...] | None:
-    """None where the matrix unit has met an infinite number."""
+    """None where the matrix unit has met a number that it cannot take."""
     (T, R, I), H, groups = x.shape, weight_hh.shape[-1], groups_of(weight_ih)
     B = R // groups
     lanes = lanes_of(x.dtype)
@@ -306,5 +311,5 @@ def _backward(
         of_weights = first_steps(
             weight_ih=weight_ih, weight_hh=weight_hh, dweight_ih=dweight_ih, dweight_hh=dweight_hh, dbias=dbias
         )
-        done = run_stack("backward", a, groups, of_rows | of_weights, by_lane, threads, pieces)
+        done = run("backward", a, threads, pieces, groups, of_rows | of_weights, by_lane)
     return (dx, dweight_ih, dweight_hh, dbias, dh_0, dc_0) if done else None

@@ -19,9 +19,9 @@ def _struct(name: str, fields: str) -> type[ctypes.Structure]:
 # barrier: counters; relax: what a waiting thread calls. scratch: each thread's own, scratch_bytes apart.
 # constants: a kilobyte of zeros, then a one. rows: batch rows from one step of h, c, gates, dx and mask to the next:
 # B, or those of all groups of a stack. For the matrix unit: pieces of a number; pitch, bytes from one step of 32 to the
-# next of an operand's rows; infinite, where a one is left if there was such a number.
+# next of an operand's rows; large, where a one is left if there was a number that the unit cannot take.
 _COMMON = " ".join((*NAMES, *matrix.NAMES)) + (
-    " size lanes T B rows I H reverse parts barrier relax scratch scratch_bytes constants mask pieces pitch infinite"
+    " size lanes T B rows I H reverse parts barrier relax scratch scratch_bytes constants mask pieces pitch large"
 )
 
 # x (T,B,I), h_0 and c_0 (B,H) with any strides but the last; weights (4H,I), (4H,H), bias and bias_hh (4H,), which are

@@ -104,44 +104,37 @@ def transposed_sizes(I: int, H: int, panels: int, lanes: int, pieces: int) -> di
     return {"packed_ih": panels_of(I, 4 * lanes) * group, "packed_hh": panels_of(H, 4 * lanes) * group}
 
 
-def _operand_steps(I: int, H: int) -> int:
-    """Steps of 32 columns that x and h make, each padded to 16."""
-    return (-(-I // 16) - (-H // 16) + 1) // 2
-
-
 def operand(I: int, H: int, B: int, pieces: int) -> tuple[int, int]:
     """Bytes from one step of 32 columns to the next in the matrix unit's operand, whose last tile may be cut off; and
     float32 elements of two such operands.
     """
+    from fastlstm.backends.numba.shared import operand_steps
+
     pitch = (B + 32) * 64
-    return pitch, 2 * pieces * _operand_steps(I, H) * pitch // 4
+    return pitch, 2 * pieces * operand_steps.py_func(I, H) * pitch // 4
 
 
 def packed_size(I: int, H: int, lanes: int, pieces: int) -> int:
     """Elements of the packed weights."""
-    return panels_of(H, lanes) * (_operand_steps(I, H) * pieces * 1024 if pieces else (I + H) * 4 * lanes)
+    from fastlstm.backends.numba.shared import operand_steps
+
+    return panels_of(H, lanes) * (operand_steps.py_func(I, H) * pieces * 1024 if pieces else (I + H) * 4 * lanes)
 
 
-def run(name: str, arguments: Any, threads: int, pieces: int) -> bool:
-    """Run a kernel; False where the matrix unit has met an infinite number, which it cannot split into pieces."""
+def run(name: str, arguments: Any, threads: int, pieces: int, *stack: Any) -> bool:
+    """Run a kernel, or for each group of a stack (the arguments of `tasks.run_stack` from `groups` to `by_lane`). False
+    where the matrix unit has met a number too large to be multiplied in pieces, or infinite.
+    """
     from fastlstm.backends.numba import tasks
 
-    infinite = ctypes.c_int64()
-    arguments.infinite = ctypes.addressof(infinite)
-    tasks.run(f"{name}_matrix" if pieces else name, arguments, threads)
-    return not infinite.value
-
-
-def run_stack(
-    name: str, arguments: Any, groups: int, by_group: dict[str, int], by_lane: dict[str, int], lanes: int, pieces: int
-) -> bool:
-    """As `run`, for each group of a stack: see `tasks.run_stack`."""
-    from fastlstm.backends.numba import tasks
-
-    infinite = ctypes.c_int64()
-    arguments.infinite = ctypes.addressof(infinite)
-    tasks.run_stack(f"{name}_matrix" if pieces else name, arguments, groups, by_group, by_lane, lanes)
-    return not infinite.value
+    large = ctypes.c_int64()
+    arguments.large = ctypes.addressof(large)
+    kernel = f"{name}_matrix" if pieces else name
+    if stack:
+        tasks.run_stack(kernel, arguments, *stack, threads)
+    else:
+        tasks.run(kernel, arguments, threads)
+    return not large.value
 
 
 @lru_cache(1024)

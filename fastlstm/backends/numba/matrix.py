@@ -2,7 +2,7 @@
 
 The unit multiplies bfloat16 and sums in float32. A float32 is the sum of three bfloat16 pieces, exactly, and six of
 the nine products of pieces reach float32's accuracy; two pieces and three products keep 16 bits of each factor, one
-piece 8.
+piece 8. The unit takes pieces below the smallest normal number for zero: numbers below about 1e-31 lose bits.
 
 Operands lie in tiles of 1 KB, as the unit loads them:
   rows     [piece][step of 32 k][row][32 k]: what stands left of a product, 64 bytes a row and step
@@ -146,9 +146,10 @@ def _constant(value: int) -> ir.Constant:
     return ir.Constant(INTS, [ir.Constant(I32, value)] * 16)
 
 
-def _pieces(b: ir.IRBuilder, x: ir.Value, pieces: int, infinite: ir.Value | None) -> tuple[list[ir.Value], Any]:
+def _pieces(b: ir.IRBuilder, x: ir.Value, pieces: int, large: ir.Value | None) -> tuple[list[ir.Value], Any]:
     """The pieces of 16 numbers, each in the upper half of its 32 bits (the lower halves hold anything), and the lanes
-    that are infinite, together with `infinite`.
+    of numbers from 2^63 on, together with `large`: their products may overflow one way and then the other, where the
+    product of the whole numbers is finite; and an infinite number's second piece would be a NaN.
     """
     bits, upper = b.bitcast(x, INTS), _constant(0xFFFF0000)
     half: ir.Value = _constant(0x8000)
@@ -160,20 +161,21 @@ def _pieces(b: ir.IRBuilder, x: ir.Value, pieces: int, infinite: ir.Value | None
         x = b.fsub(x, b.bitcast(b.and_(found[-1], upper), FLOATS.type))  # exact
         bits = b.bitcast(x, INTS)
         found.append(bits if n == 2 else b.add(bits, half))  # the third is what is left
-    if infinite is not None:  # its second piece would be a NaN
+    if large is not None:
         size = b.and_(found[0], _constant(0x7FFF0000))
-        infinite = b.or_(infinite, b.icmp_signed("==", size, _constant(0x7F800000)))
-    return found, infinite
+        above, is_nan = (b.icmp_signed(">", size, _constant(bits)) for bits in (0x5EFFFFFF, 0x7F800000))
+        large = b.or_(large, b.and_(above, b.not_(is_nan)))
+    return found, large
 
 
 def _no_lanes(pieces: int) -> list[ir.Value]:
     return [ir.Constant(ir.VectorType(ir.IntType(1), 16), [0] * 16)] if pieces > 1 else []
 
 
-def _tell(b: ir.IRBuilder, infinite: list[ir.Value], flag: ir.Value) -> None:
-    """Store a one at `flag` where a lane was infinite."""
-    if infinite:
-        some = b.icmp_signed("!=", b.bitcast(infinite[0], ir.IntType(16)), ir.IntType(16)(0))
+def _tell(b: ir.IRBuilder, large: list[ir.Value], flag: ir.Value) -> None:
+    """Store a one at `flag` where a lane was large."""
+    if large:
+        some = b.icmp_signed("!=", b.bitcast(large[0], ir.IntType(16)), ir.IntType(16)(0))
         with b.if_then(some):
             b.store(I64(1), b.inttoptr(flag, I64.as_pointer()))
 
@@ -182,13 +184,13 @@ def split(pieces: int) -> Builder:
     """Each row's 16 numbers to the half of a row of an operand, 64 bytes from one row to the next."""
 
     def build(b, rows, source, source_row, target, piece, flag):
-        def row(source, target, *infinite):
-            found, more = _pieces(b, FLOATS.load(b, source), pieces, infinite[0] if infinite else None)
+        def row(source, target, *large):
+            found, more = _pieces(b, FLOATS.load(b, source), pieces, large[0] if large else None)
             for n, bits in enumerate(found):
                 short = b.trunc(b.lshr(bits, _constant(16)), SHORTS)
                 at = b.inttoptr(b.add(target, b.mul(piece, I64(n))), SHORTS.as_pointer())
                 b.store(short, at).align = 2
-            return [b.add(source, source_row), b.add(target, I64(64)), *([more] if infinite else [])]
+            return [b.add(source, source_row), b.add(target, I64(64)), *([more] if large else [])]
 
         _tell(b, counted(b, rows, [source, target, *_no_lanes(pieces)], row)[2:], flag)
 
@@ -203,15 +205,15 @@ def pairs(pieces: int) -> Builder:
     """The 16 numbers of a row of the first source, each beside the second source's: 64 bytes a row."""
 
     def build(b, rows, first, first_row, second, second_row, target, piece, flag):
-        def row(first, second, target, *infinite):
-            more = infinite[0] if infinite else None
+        def row(first, second, target, *large):
+            more = large[0] if large else None
             low, more = _pieces(b, FLOATS.load(b, first), pieces, more)
             high, more = _pieces(b, FLOATS.load(b, second), pieces, more)
             for n in range(pieces):
                 at = b.inttoptr(b.add(target, b.mul(piece, I64(n))), INTS.as_pointer())
                 b.store(_interleaved(b, low[n], high[n]), at).align = 4
                 target_next = b.add(target, I64(64))
-            return [b.add(first, first_row), b.add(second, second_row), target_next, *([more] if infinite else [])]
+            return [b.add(first, first_row), b.add(second, second_row), target_next, *([more] if large else [])]
 
         _tell(b, counted(b, rows, [first, second, target, *_no_lanes(pieces)], row)[3:], flag)
 

@@ -6,19 +6,9 @@ against the transposed [x, 1, h] of as many batch rows.
 """
 
 from fastlstm.backends.numba.gradients import group, input_gradient_with, sum_at
-from fastlstm.backends.numba.intrinsics import call, call0
-from fastlstm.backends.numba.matrix_forward import TILES, square_of
+from fastlstm.backends.numba.intrinsics import call
+from fastlstm.backends.numba.matrix_forward import TILES, begin, end, square_of  # noqa: F401  begin and end are the kernel's
 from fastlstm.backends.numba.shared import CHUNK, HOLD, ONE, RESET, VECTOR, jit, share, zero_rows
-
-
-@jit
-def begin(a, rows):
-    call(a.configure, max(rows, 1))
-
-
-@jit
-def end(a):
-    call0(a.release)
 
 
 @jit
@@ -52,7 +42,7 @@ def pack_transposed(a, weight, weight_row, N, packed, first, last, scratch):
                         square_of(a, units, min(L, N - column), high, weight_row, beside)
                         low, high, low_row = aside, beside, VECTOR
                     to = packed + ((q * panels + p) * 2 + pair) * a.pieces * TILES + n * 1024
-                    call(a.pairs, L, low, low_row, high, low_row, to, TILES, a.infinite)
+                    call(a.pairs, L, low, low_row, high, low_row, to, TILES, a.large)
 
 
 @jit
@@ -74,7 +64,7 @@ def keep(a, p, s, b, rows, dpre):
     piece = 2 * panels * a.pitch
     for pair in range(2):
         low, to = dpre + 2 * pair * VECTOR, rows_at(a, s, b) + (2 * p + pair) * a.pitch
-        call(a.pairs, rows, low, wide, low + VECTOR, wide, to, piece, a.infinite)
+        call(a.pairs, rows, low, wide, low + VECTOR, wide, to, piece, a.large)
     if a.dweights == 0:
         return
     if rows % 2 != 0:
@@ -87,7 +77,7 @@ def keep(a, p, s, b, rows, dpre):
         for gate in range(4):
             low = dpre + 2 * done * wide + gate * VECTOR
             to = columns + (p * blocks + block) * a.pieces * TILES + gate * 1024 + row * 64
-            call(a.pairs, number, low, 2 * wide, low + wide, 2 * wide, to, TILES, a.infinite)
+            call(a.pairs, number, low, 2 * wide, low + wide, 2 * wide, to, TILES, a.large)
         done += number
 
 
@@ -154,7 +144,7 @@ def pack_inputs(a, chunk, thread, threads, scratch):
     for unit in range(share(used * groups, thread, threads), share(used * groups, thread + 1, threads)):
         block, j = unit // groups, unit % groups
         gather(a, j, s, s_last, block, scratch)
-        call(a.pairs, 16, scratch, 2 * VECTOR, scratch + VECTOR, 2 * VECTOR, tile, 1024, a.infinite)
+        call(a.pairs, 16, scratch, 2 * VECTOR, scratch + VECTOR, 2 * VECTOR, tile, 1024, a.large)
         call(a.transpose_tiles, a.pieces, tile, 1024, strips + (block * a.sum_rows + j * 16) * 64, piece)
     first = filled // 2 % 16  # pairs beyond the last row
     if first != 0:
@@ -187,14 +177,12 @@ def add_weight_gradients(a, chunk, half, p_first, p_last):
 def add_gradients(a, scratch, chunk, rows, thread, threads):
     """This thread's part of the gradients of the weights and of x, for a chunk of steps that all have been through."""
     panels, s = (a.H + a.lanes - 1) // a.lanes, chunk * a.chunk
+    begin(a, 16)
     if a.dweights != 0:
-        call(a.configure, 16)
         for half in range(a.halves):  # each thread the sums over rows that it has seen itself, so far as that goes
             first = max(share(a.halves * panels, thread, threads) - half * panels, 0)
             last = min(share(a.halves * panels, thread + 1, threads) - half * panels, panels)
             add_weight_gradients(a, chunk, half, first, last)
-        call(a.configure, max(rows, 1))
     if a.dx != 0:
-        call(a.configure, 16)
         input_gradient(a, scratch, s, min(s + a.chunk, a.T), thread, threads)
-        call(a.configure, max(rows, 1))
+    begin(a, rows)

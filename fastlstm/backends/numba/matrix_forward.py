@@ -5,7 +5,7 @@ next one's while it reads its own.
 """
 
 from fastlstm.backends.numba.intrinsics import call, call0
-from fastlstm.backends.numba.shared import CHUNK, RESET, VECTOR, jit, zero_rows
+from fastlstm.backends.numba.shared import CHUNK, HOLD, RESET, VECTOR, any_row, jit, operand_steps, zero_rows
 
 READS_STATES = False
 TILES = 4096  # bytes of one piece of a step of columns
@@ -18,7 +18,7 @@ def groups_of_x(a):
 
 @jit
 def steps_of(a):
-    return (groups_of_x(a) + (a.H + 15) // 16 + 1) // 2
+    return operand_steps(a.I, a.H)
 
 
 @jit
@@ -67,7 +67,7 @@ def pack_weights(a, p, scratch):
                 if columns < L or units < L:
                     square_of(a, units, max(0, min(L, columns)), source, source_row, aside)
                     source, source_row = aside, VECTOR
-                call(a.split, L, source, source_row, tile + half * 32, 1024, a.infinite)
+                call(a.split, L, source, source_row, tile + half * 32, 1024, a.large)
             to = a.packed + (p * steps + k) * a.pieces * TILES + gate * 1024
             call(a.transpose_tiles, a.pieces, tile, 1024, to, TILES)
 
@@ -94,7 +94,14 @@ def feed_inputs(a, s, b_first, b_last, scratch):
                 aside = scratch + CHUNK * 4 * VECTOR
                 call(a.copy_rows, rows, I - j * L, L, source, source_row, aside, VECTOR)
                 source, source_row = aside, VECTOR
-            call(a.split, rows, source, source_row, operand(a, s, j, b), piece, a.infinite)
+            mask = a.mask + (t * a.rows + b) * 4 if a.mask != 0 else 0
+            if any_row(mask, rows, HOLD):  # padding may hold what the unit cannot take
+                aside = scratch + CHUNK * 4 * VECTOR
+                if source != aside:
+                    call(a.copy_rows, rows, L, L, source, source_row, aside, VECTOR)
+                    source, source_row = aside, VECTOR
+                zero_rows(a, rows, L, mask, HOLD, aside, VECTOR)
+            call(a.split, rows, source, source_row, operand(a, s, j, b), piece, a.large)
     columns = of_x + (a.H + L - 1) // L
     if s == 0 and columns % 2 != 0:  # the half of a step that nothing else fills
         for n in range(2 * a.pieces):
@@ -112,7 +119,7 @@ def feed_states(a, s, p, b, rows, h, h_row, scratch):
         call(a.copy_rows, rows, a.H - p * L, L, h, h_row, aside, VECTOR)
         h, h_row = aside, VECTOR
     to = operand(a, s, groups_of_x(a) + p, b)
-    call(a.split, rows, h, h_row, to, piece, a.infinite)
+    call(a.split, rows, h, h_row, to, piece, a.large)
     if a.mask != 0:
         t = T - 1 - s if a.reverse != 0 else s
         for n in range(a.pieces):

@@ -26,7 +26,7 @@ class PackedLayer(PackedWeights):
         self.weights, self.pieces = weights, pieces
         self.lanes = host.lanes_of(self.dtype)
         self.panels = host.panels_of(self.H, self.lanes)
-        if not self._pack_forward():  # an infinite weight has no pieces
+        if not self._pack_forward():  # a weight that the matrix unit cannot take
             self.pieces = 0
             self._pack_forward()
         self.transposed: Any = None
@@ -52,7 +52,7 @@ class PackedLayer(PackedWeights):
         return done
 
     def _pack(self, name: str, a: Any) -> bool:
-        """Run a kernel for no steps and no rows: it only packs. False where a weight is infinite and has no pieces."""
+        """Run a kernel for no steps and no rows: it only packs. See `host.run`."""
         a.I, a.H = self.I, self.H
         a.weight_ih, a.weight_ih_row = host.row(self.weight_ih)
         a.weight_hh, a.weight_hh_row = host.row(self.weight_hh)
@@ -91,7 +91,8 @@ class PackedLayer(PackedWeights):
         return a, memory, threads
 
     def _run(self, a: Any, threads: int) -> bool | None:
-        """Run the forward kernel; False when it finds that the weights have changed, None for an infinite input."""
+        """Run the forward kernel; False when it finds that the weights have changed, None for an input that the
+        matrix unit cannot take."""
         stale = ctypes.c_int64()
         a.stale = ctypes.addressof(stale)
         done = host.run("forward", a, threads, self.pieces)
@@ -99,7 +100,7 @@ class PackedLayer(PackedWeights):
         return False if stale.value else True if done else None
 
     def _plain(self) -> "PackedLayer":
-        """The same without the matrix unit, for inputs that are infinite."""
+        """The same without the matrix unit, for inputs that it cannot take."""
         if self.plain is None or not self.plain.is_of(self.weights):
             self.plain = PackedLayer(self.weights, 0)
         return self.plain
@@ -165,7 +166,7 @@ class PackedLayer(PackedWeights):
         self, dh: Tensor | None, dc: Tensor | None, x: Tensor, h_0: Tensor, c_0: Tensor, kept: Tensor, needs: list[bool]
     ) -> tuple[Tensor | None, ...] | None:
         """Gradients of x (B, I), weight_ih, weight_hh, bias, h_0 and c_0, so far as they are wanted, of a `step`; None
-        where the weights have changed, and where a number is infinite that would need pieces.
+        where the weights have changed, and where the matrix unit cannot take a number.
         """
         B, I, H = x.shape[0], self.I, self.H
         products = needs[0] or needs[4]

@@ -28,6 +28,12 @@ def share_rows(count, part, parts):
 
 
 @jit
+def operand_steps(I, H):
+    """Steps of 32 columns that x and h make for the matrix unit, each padded to 16."""
+    return ((I + 15) // 16 + (H + 15) // 16 + 1) // 2
+
+
+@jit
 def arrive(barrier, threads):
     """Tell `wait_for` that this thread is there."""
     if threads > 1:
