@@ -25,6 +25,7 @@ NUMBA_PRECISIONS = tuple(f"numba-{precision}" for precision in numba.PIECES)
 FUSED = ("numba", *NUMBA_PRECISIONS, "native", *TRITON, "reference")
 NAMES = ("auto", *FUSED, "aten")
 _CPU = ("numba", "native")  # in the order that auto takes them
+PACKING = (*_CPU, *NUMBA_PRECISIONS)  # these have `pack`
 _MODULES: dict[str, Any] = {
     "numba": numba,
     **{f"numba-{precision}": numba.with_precision(precision) for precision in numba.PIECES},
@@ -73,9 +74,8 @@ def packing(name: str | None, device: torch.device, dtype: torch.dtype) -> str |
     name = _default if name is None else name
     if device.type != "cpu":
         return None
-    for fused in (*_CPU, *NUMBA_PRECISIONS):
-        asked = name == fused or (name == "auto" and fused in _CPU)
-        if asked and module(fused).supports(device, dtype) is None:
+    for fused in _CPU if name == "auto" else (name,):
+        if fused in PACKING and module(fused).supports(device, dtype) is None:
             return _with_precision(fused, dtype)
     return None
 
@@ -85,8 +85,8 @@ _PRECISIONS = {"bf16": "numba-bf16", "tf32": "numba-bf16x3"}
 
 
 def _setting() -> str:
-    mkldnn: Any = torch.backends.mkldnn
-    return mkldnn.rnn.fp32_precision
+    """`torch.backends.mkldnn.rnn.fp32_precision`, in a tenth of the time."""
+    return torch._C._get_fp32_precision_getter("mkldnn", "rnn")
 
 
 _setting._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as it was when the module was compiled

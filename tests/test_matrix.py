@@ -28,6 +28,15 @@ SIZES += [(2, 100, 100, 7), (3, 8, 7, 650)]
 BOUNDS = {"numba-bf16": (4e-2, 8e-2), "numba-bf16x3": (1.6e-4, 3.2e-4), "numba-bf16x6": (6e-6, 6e-6)}
 
 
+@pytest.fixture
+def setting():
+    """Sets torch's precision for RNNs on CPUs, and puts it back."""
+    rnn = torch.backends.mkldnn.rnn
+    before = rnn.fp32_precision
+    yield lambda precision: setattr(rnn, "fp32_precision", precision)
+    rnn.fp32_precision = before
+
+
 def primitive(name, pieces):
     arguments, _ = matrix.builders(pieces)[name]
     return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * arguments)(tasks.primitives(4, pieces)[name])
@@ -221,18 +230,17 @@ def copy_of(module):
 
 
 @needs_unit
-def test_which_tensors_take_its_products(monkeypatch):
+def test_which_tensors_take_its_products(setting):
     def choose(name, dtype):
         return dispatch.choose(name, torch.device("cpu"), dtype, projected=False, masked=False, cells=False)
 
-    assert torch.backends.mkldnn.rnn.fp32_precision not in ("bf16", "tf32")  # torch has such a setting
     assert choose("auto", torch.float32) == choose("numba", torch.float32) == "numba"
     assert choose("auto", torch.float16) == "numba"
     assert choose("auto", torch.bfloat16) == choose("numba", torch.bfloat16) == "numba-bf16"
     x, module = torch.randn(3, 4, 5), fastlstm.LSTM(5, 6)
     plain = module(x)[0]
-    for setting, name in (("bf16", "numba-bf16"), ("tf32", "numba-bf16x3")):
-        monkeypatch.setattr(torch.backends.mkldnn, "rnn", type("Setting", (), {"fp32_precision": setting}))
+    for precision, name in (("bf16", "numba-bf16"), ("tf32", "numba-bf16x3")):
+        setting(precision)
         assert choose("auto", torch.float32) == choose("numba", torch.float32) == name
         assert choose("auto", torch.bfloat16) == "numba-bf16"
         assert choose("auto", torch.float64) == "numba"
@@ -278,11 +286,11 @@ def test_an_export_in_a_process_of_its_own(available, tmp_path):
 
 
 @needs_unit
-def test_compiled_code_keeps_the_precision_it_was_compiled_with(monkeypatch):
+def test_compiled_code_keeps_the_precision_it_was_compiled_with(setting):
     x, module = torch.randn(3, 4, 5), fastlstm.LSTM(5, 6)
     compiled = torch.compile(module, fullgraph=True, backend="eager")
     before = compiled(x)[0]
-    monkeypatch.setattr(torch.backends.mkldnn, "rnn", type("Setting", (), {"fp32_precision": "bf16"}))
+    setting("bf16")
     assert torch.equal(compiled(x)[0], before)
     assert not torch.equal(module(x)[0], before)
     torch._dynamo.reset()

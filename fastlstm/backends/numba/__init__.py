@@ -198,7 +198,7 @@ def _forward(
     else:
         of_rows = row_steps(B, x=x, h_0=h_0, c_0=c_0, mask=mask, h=h, c=c_n, gates=gates, h_n=h_n, c_n=c_n)
         of_weights = first_steps(weight_ih=weight_ih, weight_hh=weight_hh, bias=bias)
-        done = run("forward", a, threads, pieces, groups, of_rows | of_weights, by_lane)
+        done = run("forward", a, threads, pieces, (groups, of_rows | of_weights, by_lane))
     return (h, h_n, c_n, c, gates) if done else None
 
 
@@ -311,5 +311,5 @@ def _backward(
         of_weights = first_steps(
             weight_ih=weight_ih, weight_hh=weight_hh, dweight_ih=dweight_ih, dweight_hh=dweight_hh, dbias=dbias
         )
-        done = run("backward", a, threads, pieces, groups, of_rows | of_weights, by_lane)
+        done = run("backward", a, threads, pieces, (groups, of_rows | of_weights, by_lane))
     return (dx, dweight_ih, dweight_hh, dbias, dh_0, dc_0) if done else None

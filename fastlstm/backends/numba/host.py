@@ -121,20 +121,26 @@ def packed_size(I: int, H: int, lanes: int, pieces: int) -> int:
     return panels_of(H, lanes) * (operand_steps.py_func(I, H) * pieces * 1024 if pieces else (I + H) * 4 * lanes)
 
 
-def run(name: str, arguments: Any, threads: int, pieces: int, *stack: Any) -> bool:
-    """Run a kernel, or for each group of a stack (the arguments of `tasks.run_stack` from `groups` to `by_lane`). False
-    where the matrix unit has met a number too large to be multiplied in pieces, or infinite.
+def run(
+    name: str,
+    arguments: Any,
+    threads: int,
+    pieces: int,
+    stack: tuple[int, dict[str, int], dict[str, int]] | None = None,
+) -> bool:
+    """Run a kernel, or with `stack` (groups, by_group and by_lane of `tasks.run_stack`) one for each group. False where
+    the matrix unit has met a number too large to be multiplied in pieces, or infinite.
     """
     from fastlstm.backends.numba import tasks
 
-    large = ctypes.c_int64()
-    arguments.large = ctypes.addressof(large)
-    kernel = f"{name}_matrix" if pieces else name
-    if stack:
-        tasks.run_stack(kernel, arguments, *stack, threads)
+    if pieces:
+        large = ctypes.c_int64()
+        arguments.large, name = ctypes.addressof(large), f"{name}_matrix"
+    if stack is None:
+        tasks.run(name, arguments, threads)
     else:
-        tasks.run(kernel, arguments, threads)
-    return not large.value
+        tasks.run_stack(name, arguments, *stack, threads)
+    return not (pieces and large.value)
 
 
 @lru_cache(1024)

@@ -82,10 +82,13 @@ class PackedLayer(PackedWeights):
         run.
         """
         threads, parts = host.split(B, self.H, self.I + self.H, self.panels, self.pieces)
-        pitch, size = host.operand(self.I, self.H, B, self.pieces)
-        scratch = 7 * CHUNK * self.lanes + (B * self.H if masked and not self.pieces else 0)
-        a, memory, _ = host.refresh(self.arguments, like, threads, parts, scratch=scratch, operand=size)
-        a.T, a.B, a.rows, a.pitch = T, B, B, pitch
+        sizes = {"scratch": 7 * CHUNK * self.lanes + (B * self.H if masked and not self.pieces else 0)}
+        if self.pieces:
+            pitch, sizes["operand"] = host.operand(self.I, self.H, B, self.pieces)
+        a, memory, _ = host.refresh(self.arguments, like, threads, parts, **sizes)
+        a.T, a.B, a.rows = T, B, B
+        if self.pieces:
+            a.pitch = pitch
         self.calls += 1
         a.flip = self.calls % 2
         return a, memory, threads
