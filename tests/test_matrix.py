@@ -88,7 +88,7 @@ def test_against_float64(backend, size, masked, reverse):
 
 
 @needs_unit
-@pytest.mark.parametrize("size", [(35, 8, 650, 650), (512, 5, 7, 64), (28, 128, 28, 128)])
+@pytest.mark.parametrize("size", [(35, 8, 650, 650), (512, 5, 7, 64), (512, 16, 64, 64), (28, 128, 28, 128)])
 def test_six_products_are_as_exact_as_nn_lstm(size):
     """The bounds that float32 has elsewhere."""
     layer = Layer(*size)

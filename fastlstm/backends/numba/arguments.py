@@ -39,7 +39,8 @@ ForwardArguments = _struct(
 # dh and dc (T,B,H), dh_n and dc_n (B,H): incoming, or absent. dpreact (panels,ring*chunk,B,4,lanes) of `chunk` steps.
 # dc_carried (panels,B,lanes). packed_hh and packed_ih: for each group of panels (4H, its vectors), packed first if
 # `packs`. strips: for `ring` chunks, strips_bytes apart, the columns of [x, h, 1]. dweights
-# (halves,panels,sum_rows,4,lanes), over half of the batch rows each where halves is 2: x's rows first, h's from
+# (halves,panels,sum_rows,4,lanes), over half of the batch rows each where halves is 2, and for the matrix unit, where
+# there are more than FOLD chunks, as many again for the last of them: x's rows first, h's from
 # sums_of_h on, the bias' at sum_of_one. Where dweights is absent and strips are not, rows are few, and strips hold them
 # for `outer`. For the matrix unit dpreact is rows, of `kept` steps, and for `ring` chunks, columns_bytes apart, columns
 # too; strips are rows of the transposed [x, 1, h].

@@ -174,7 +174,10 @@ def backward_sizes(
         columns = columns if few else panels_of(I + H + 1, 24) * 24
         fields["strips_bytes"] = chunk * B * columns * size
         buffers["dpreact"] = panels * ring * chunk * B * wide
-    buffers["dweights"] = halves * panels * sum_rows * wide if sums and not few else 0
+    from fastlstm.backends.numba.shared import FOLD
+
+    both = 2 if pieces and -(-T // chunk) > FOLD else 1  # the sums, and those of the last chunks
+    buffers["dweights"] = both * halves * panels * sum_rows * wide if sums and not few else 0
     buffers["strips"] = ring * fields["strips_bytes"] // size if sums else 0
     return fields, buffers
 

@@ -8,7 +8,7 @@ against the transposed [x, 1, h] of as many batch rows.
 from fastlstm.backends.numba.gradients import group, input_gradient_with, sum_at
 from fastlstm.backends.numba.intrinsics import call
 from fastlstm.backends.numba.matrix_forward import TILES, begin, end, square_of  # noqa: F401  begin and end are the kernel's
-from fastlstm.backends.numba.shared import CHUNK, HOLD, ONE, RESET, VECTOR, jit, share, zero_rows
+from fastlstm.backends.numba.shared import CHUNK, FOLD, HOLD, ONE, RESET, VECTOR, jit, share, zero_rows
 
 
 @jit
@@ -157,20 +157,29 @@ def pack_inputs(a, chunk, thread, threads, scratch):
 @jit
 def add_weight_gradients(a, chunk, half, p_first, p_last):
     """Add a chunk of steps to panels `p_first` to `p_last` of dweights over half of the batch rows, or over all where
-    `halves` is one.
+    `halves` is one. Sums of many chunks are sums of sums over FOLD: the error of one long sum would grow with it.
     """
     blocks, s = blocks_of(a, a.chunk), chunk * a.chunk
     used = blocks_of(a, min(a.chunk, a.T - s))
     first, last = share(used, half, a.halves), share(used, half + 1, a.halves)
     strips, columns = a.strips + chunk % a.ring * a.strips_bytes, a.columns + chunk % a.ring * a.columns_bytes
+    chunks = (a.T + a.chunk - 1) // a.chunk
+    folds = chunks > FOLD
     for p in range(p_first, p_last):
-        out = sum_at(a, half, p)
-        init, init_row = (a.constants, 0) if s + a.chunk >= a.T else (out, 4 * VECTOR)
+        out = sum_at(a, a.halves + half if folds else half, p)
+        begins = chunk == chunks - 1 or chunk % FOLD == FOLD - 1
+        init, init_row = (a.constants, 0) if begins else (out, 4 * VECTOR)
         call(
             a.matrix_product, a.sum_rows, init, init_row, out, 4 * VECTOR, strips + first * a.sum_rows * 64,
             a.sum_rows * 64, blocks * a.sum_rows * 64, columns + (p * blocks + first) * a.pieces * TILES,
             last - first, 2,
         )  # fmt: skip
+        if folds and chunk % FOLD == 0:
+            total, width = sum_at(a, half, p), a.sum_rows * 4 * a.lanes
+            if chunk + FOLD >= chunks:
+                call(a.copy_rows, 1, width, width, out, 0, total, 0)
+            else:
+                call(a.add_rows, 1, width, out, 0, total, 0)
 
 
 @jit

@@ -240,16 +240,22 @@ def transpose(lanes: Lanes) -> Builder:
 
 def add_rows(lanes: Lanes) -> Builder:
     """Add `width` elements of each row of the source to the target's."""
-    pointer, size = lanes.scalar.as_pointer(), I64(lanes.size)
+    pointer, size, vector = lanes.scalar.as_pointer(), I64(lanes.size), I64(lanes.size * lanes.count)
 
     def build(b, rows, width, source, source_row, target, target_row):
-        def row(source, target):
-            def element(source, target):
-                at = b.inttoptr(target, pointer)
-                b.store(b.fadd(b.load(at), b.load(b.inttoptr(source, pointer))), at)
-                return [b.add(source, size), b.add(target, size)]
+        def whole(source, target):
+            lanes.store(b, b.fadd(lanes.load(b, target), lanes.load(b, source)), target)
+            return [b.add(source, vector), b.add(target, vector)]
 
-            counted(b, width, [source, target], element)
+        def one(source, target):
+            at = b.inttoptr(target, pointer)
+            b.store(b.fadd(b.load(at), b.load(b.inttoptr(source, pointer))), at)
+            return [b.add(source, size), b.add(target, size)]
+
+        vectors, rest = b.udiv(width, I64(lanes.count)), b.urem(width, I64(lanes.count))
+
+        def row(source, target):
+            counted(b, rest, counted(b, vectors, [source, target], whole), one)
             return [b.add(source, source_row), b.add(target, target_row)]
 
         counted(b, rows, [source, target], row)

@@ -9,6 +9,7 @@ VECTOR = VECTOR_BYTES
 # Batch rows that pass a panel together, and rows of packed weights in a block: 8 KB of sums and 20 KB of weights at 8
 # lanes, so that both stay in a 32 KB L1 cache while the rows' tiles are computed.
 CHUNK, BLOCK_K = 64, 64
+FOLD = 8  # chunks of steps that the matrix unit sums together
 RESET, HOLD = 1, 2
 ONE = 1024  # where the constants' one lies, after the zeros
 
