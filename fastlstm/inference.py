@@ -106,7 +106,7 @@ def packed_step(slot: Slot, x: Any, hx: Any, weights: Weights, backend: str | No
         return None
     if not wants_gradient(*weights, x, h_0, c_0):
         return layer.step(x, h_0, c_0)
-    return LSTMStep.apply(x, *weights, h_0, c_0, layer) if layer.steps_back else None
+    return LSTMStep.apply(x, *weights, h_0, c_0, layer) if layer.steps_back and shape[0] else None
 
 
 def packed_layer(slot: Slot, x: Tensor, hx: tuple[Tensor, Tensor] | None, weights: Weights, backend: str | None) -> Any:
