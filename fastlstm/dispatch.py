@@ -4,7 +4,8 @@
 reference where there is neither; for CUDA tensors triton. float64, a GPU older than compute capability 8.0, ROCm, and
 an installation without the package triton go to aten, as all other devices do. What aten lacks (a step mask, all cell
 states) goes to reference. `triton` follows torch's setting for the products of float32, `triton-ieee` and `triton-tf32`
-name their precision.
+name their precision; so do `numba-bf16`, which bfloat16 tensors take by themselves, `numba-bf16x3` and `numba-bf16x6`
+where the processor has a matrix unit.
 A backend asked for by name runs or raises its reason: nothing is handed over silently, except that derivatives beyond
 the first, and forward mode, are partly or wholly plain PyTorch whatever the backend.
 """
