@@ -145,23 +145,6 @@ def forward(
     unit; 0 does without it.
     """
     call = x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, save
-    result = _forward(*call, pieces)
-    return _forward(*call, 0) if result is None else result  # type: ignore[return-value]  # without pieces, never None
-
-
-def _forward(
-    x: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias: Tensor | None,
-    h_0: Tensor,
-    c_0: Tensor,
-    mask: Tensor | None,
-    reverse: bool,
-    save: bool,
-    pieces: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None:
-    """None where the matrix unit has met a number that it cannot take, see `host.run`."""
     (T, R, I), H, groups = x.shape, weight_hh.shape[-1], groups_of(weight_ih)
     B = R // groups
     lanes = lanes_of(x.dtype)
@@ -199,7 +182,8 @@ def _forward(
         of_rows = row_steps(B, x=x, h_0=h_0, c_0=c_0, mask=mask, h=h, c=c_n, gates=gates, h_n=h_n, c_n=c_n)
         of_weights = first_steps(weight_ih=weight_ih, weight_hh=weight_hh, bias=bias)
         done = run("forward", a, threads, pieces, (groups, of_rows | of_weights, by_lane))
-    return (h, h_n, c_n, c, gates) if done else None
+    # a number that the matrix unit cannot take, see `host.run`
+    return (h, h_n, c_n, c, gates) if done else forward(*call)
 
 
 def backward(
@@ -226,32 +210,7 @@ def backward(
     if x.shape[1] == 0:
         inputs = (x, weight_ih, weight_hh, bias, h_0, c_0)
         return (*(torch.zeros_like(a) if need and a is not None else None for a, need in zip(inputs, needs)),)
-    tensors = dh, dh_n, dc_n, dc, x, weight_ih, weight_hh, bias, h_0, c_0, mask, h, c, gates
-    result = _backward(*tensors, reverse, needs, packed, pieces)
-    return _backward(*tensors, reverse, needs, None, 0) if result is None else result  # type: ignore[return-value]
-
-
-def _backward(
-    dh: Tensor | None,
-    dh_n: Tensor | None,
-    dc_n: Tensor | None,
-    dc: Tensor | None,
-    x: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias: Tensor | None,
-    h_0: Tensor,
-    c_0: Tensor,
-    mask: Tensor | None,
-    h: Tensor,
-    c: Tensor,
-    gates: Tensor,
-    reverse: bool,
-    needs: list[bool],
-    packed: Any,
-    pieces: int,
-) -> tuple[Tensor | None, ...] | None:
-    """None where the matrix unit has met a number that it cannot take."""
+    call = dh, dh_n, dc_n, dc, x, weight_ih, weight_hh, bias, h_0, c_0, mask, h, c, gates, reverse, needs
     (T, R, I), H, groups = x.shape, weight_hh.shape[-1], groups_of(weight_ih)
     B = R // groups
     lanes = lanes_of(x.dtype)
@@ -312,4 +271,4 @@ def _backward(
             weight_ih=weight_ih, weight_hh=weight_hh, dweight_ih=dweight_ih, dweight_hh=dweight_hh, dbias=dbias
         )
         done = run("backward", a, threads, pieces, (groups, of_rows | of_weights, by_lane))
-    return (dx, dweight_ih, dweight_hh, dbias, dh_0, dc_0) if done else None
+    return (dx, dweight_ih, dweight_hh, dbias, dh_0, dc_0) if done else backward(*call)

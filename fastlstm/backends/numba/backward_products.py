@@ -2,6 +2,7 @@
 the input, and over all T B rows, for the weights.
 """
 
+from fastlstm.backends.numba.forward_products import begin, end  # noqa: F401  the kernel's
 from fastlstm.backends.numba.gradients import group, input_gradient_with, sum_at
 from fastlstm.backends.numba.intrinsics import call
 from fastlstm.backends.numba.outer import pack_rows, write_weight_gradients
@@ -9,16 +10,6 @@ from fastlstm.backends.numba.shared import BLOCK_K, HOLD, ONE, RESET, VECTOR, dp
 
 STRIP = 24  # columns of [x, h, 1] packed side by side: 8 tiles of 3, or 4 of 6
 BLOCK_ROWS = 128  # rows of dpreact and of a strip that stay in the L1 cache together: 16 + 12 KB at 8 lanes
-
-
-@jit
-def begin(a, rows):
-    pass
-
-
-@jit
-def end(a):
-    pass
 
 
 @jit
