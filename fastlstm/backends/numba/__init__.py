@@ -20,11 +20,14 @@ from fastlstm.backends.cpu import address, rows_contiguous
 from fastlstm.backends.memory import empty
 from fastlstm.backends.numba.host import (
     backward_sizes,
+    backward_task,
     begin,
     first_steps,
+    forward_sizes,
+    forward_task,
     groups_of,
+    input_pieces,
     lanes_of,
-    operand,
     packed_size,
     panels_of,
     row,
@@ -140,9 +143,10 @@ def forward(
     reverse: bool,
     save: bool,
     pieces: int = 0,
+    unit: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See `fastlstm.backends.reference.forward`; the gates have `saved_shape`. `pieces`: of a number, for the matrix
-    unit; 0 does without it.
+    unit; with 0 only products that `host.input_pieces` names take it, and none without `unit`.
     """
     call = x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, save
     (T, R, I), H, groups = x.shape, weight_hh.shape[-1], groups_of(weight_ih)
@@ -157,14 +161,15 @@ def forward(
     mask = mask if mask is None else mask.to(torch.int32).contiguous().unsqueeze(-1)
     threads, parts = split(B, H, I + H, panels, pieces) if groups == 1 else split_stack(groups, B, H, I + H)
     sets = 1 if groups == 1 else threads  # of buffers
-    pitch, of_operand = operand(I, H, B, pieces)
+    of_x = input_pieces(I, H, x.dtype, pieces, unit)
+    fields, buffers = forward_sizes(T, B, I, H, x.dtype, pieces, of_x, parts, mask is not None)
     a, _memory, by_lane = begin(  # the name keeps it alive
-        "ForwardArguments", x, threads, parts, sets, pieces,
-        packed=packed_size(I, H, lanes, pieces), biases=panels * 4 * lanes, operand=of_operand,
-        scratch=64 * 7 * lanes + (B * H if mask is not None and not pieces else 0),
+        "ForwardArguments", x, threads, parts, sets, of_x,
+        packed=packed_size(I, H, lanes, pieces, of_x), biases=panels * 4 * lanes, **buffers,
     )  # fmt: skip
-    a.pitch = pitch
-    a.T, a.B, a.rows, a.I, a.H, a.reverse = T, B, R, I, H, reverse
+    for field, value in fields.items():
+        setattr(a, field, value)
+    a.rows, a.reverse = R, reverse
     a.x, a.x_step, a.x_row = step_row(x)
     a.h, a.h_n, a.c_n = h.data_ptr(), h_n.data_ptr(), c_n.data_ptr()
     if save:
@@ -176,14 +181,15 @@ def forward(
     a.h_0, a.h_0_row = row(h_0)
     a.c_0, a.c_0_row = row(c_0)
     a.bias, a.mask = address(bias), address(mask)
+    kernel = forward_task(pieces, of_x)
     if groups == 1:
-        done = run("forward", a, threads, pieces)
+        done = run(kernel, a, threads)
     else:
         of_rows = row_steps(B, x=x, h_0=h_0, c_0=c_0, mask=mask, h=h, c=c_n, gates=gates, h_n=h_n, c_n=c_n)
         of_weights = first_steps(weight_ih=weight_ih, weight_hh=weight_hh, bias=bias)
-        done = run("forward", a, threads, pieces, (groups, of_rows | of_weights, by_lane))
+        done = run(kernel, a, threads, (groups, of_rows | of_weights, by_lane))
     # a number that the matrix unit cannot take, see `host.run`
-    return (h, h_n, c_n, c, gates) if done else forward(*call)
+    return (h, h_n, c_n, c, gates) if done else forward(*call, unit=False)
 
 
 def backward(
@@ -205,8 +211,11 @@ def backward(
     needs: list[bool],
     packed: Any = None,
     pieces: int = 0,
+    unit: bool = True,
 ) -> tuple[Tensor | None, ...]:
-    """See `fastlstm.backends.reference.backward`. `packed`: a `PackedLayer` of these weights."""
+    """See `fastlstm.backends.reference.backward`. `packed`: a `PackedLayer` of these weights. `unit`: whether the
+    matrix unit may be used.
+    """
     if x.shape[1] == 0:
         inputs = (x, weight_ih, weight_hh, bias, h_0, c_0)
         return (*(torch.zeros_like(a) if need and a is not None else None for a, need in zip(inputs, needs)),)
@@ -228,15 +237,16 @@ def backward(
     threads, parts = split(B, H, I + H, panels, pieces) if groups == 1 else split_stack(groups, B, H, I + H)
     sets = 1 if groups == 1 else threads  # of buffers
     for_hh = T > 1 or needs[4]
-    of_same = packed is not None and packed.pieces == pieces
+    sums = any(needs[1:4])
+    fields, buffers, of_x, of_sums = backward_sizes(T, B, I, H, x.dtype, pieces, sums, needs[0], mask is not None, unit)
+    of_same = packed is not None and packed.pieces == pieces and (not needs[0] or packed.of_x == of_x)
     ready = packed.transpose() if of_same and (for_hh or needs[0]) else None  # whose memory it keeps alive
-    transposed = transposed_sizes(I, H, panels, lanes, pieces) if ready is None else {}
+    transposed = transposed_sizes(I, H, panels, lanes, pieces, of_x) if ready is None else {}
     if not needs[0]:
         transposed.pop("packed_ih", None)
     if not for_hh:
         transposed.pop("packed_hh", None)
-    fields, buffers = backward_sizes(T, B, I, H, x.dtype, pieces, any(needs[1:4]), needs[0], mask is not None)
-    a, _memory, by_lane = begin("BackwardArguments", x, threads, parts, sets, pieces, **buffers, **transposed)
+    a, _memory, by_lane = begin("BackwardArguments", x, threads, parts, sets, of_x or of_sums, **buffers, **transposed)
     for field, value in fields.items():
         setattr(a, field, value)
     if ready is None:
@@ -260,8 +270,9 @@ def backward(
         a.dc, a.dc_step, a.dc_row = step_row(dc)
     a.dx, a.dweight_ih, a.dweight_hh, a.dbias = address(dx), address(dweight_ih), address(dweight_hh), address(dbias)
     a.dh_0, a.dc_0 = address(dh_0), address(dc_0)
+    kernel = backward_task(pieces, of_x, of_sums)
     if groups == 1:
-        done = run("backward", a, threads, pieces)
+        done = run(kernel, a, threads)
     else:
         of_rows = row_steps(
             B, x=x, h_0=h_0, c_0=c_0, mask=mask, h=h, c=c, gates=gates, dh=dh, dh_n=dh_n, dc_n=dc_n, dc=dc, dx=dx,
@@ -270,5 +281,5 @@ def backward(
         of_weights = first_steps(
             weight_ih=weight_ih, weight_hh=weight_hh, dweight_ih=dweight_ih, dweight_hh=dweight_hh, dbias=dbias
         )
-        done = run("backward", a, threads, pieces, (groups, of_rows | of_weights, by_lane))
-    return (dx, dweight_ih, dweight_hh, dbias, dh_0, dc_0) if done else backward(*call)
+        done = run(kernel, a, threads, (groups, of_rows | of_weights, by_lane))
+    return (dx, dweight_ih, dweight_hh, dbias, dh_0, dc_0) if done else backward(*call, unit=False)

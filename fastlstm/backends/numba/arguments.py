@@ -29,27 +29,28 @@ _COMMON = " ".join((*NAMES, *matrix.NAMES)) + (
 # (panels,I+H,4,lanes) weights, or a panel's columns; biases (panels,4,lanes); samples: of the weights, if kept.
 # stale: where to count the panels found not to be the weights', if they are packed already; if absent, they are packed
 # first. digests: a vector for each block of weights, if each of their elements is to be looked at. flip: whether the
-# first step takes the panels from last to first. operand: x and h as rows, of two steps.
+# first step takes the panels from last to first. operand: x and h as rows, of two steps; or, where only x
+# is multiplied on the matrix unit, x alone of twice `feed` steps, whose products go to fed (panels,pitch/64,4,lanes).
 ForwardArguments = _struct(
     "ForwardArguments",
     f"{_COMMON} x x_step x_row weight_ih weight_ih_row weight_hh weight_hh_row bias bias_hh h_0 h_0_row c_0 "
-    "c_0_row h c c_step gates h_n c_n packed biases samples stale digests flip operand",
+    "c_0_row h c c_step gates h_n c_n packed biases samples stale digests flip operand feed fed",
 )
 
-# dh and dc (T,B,H), dh_n and dc_n (B,H): incoming, or absent. dpreact (panels,ring*chunk,B,4,lanes) of `chunk` steps.
-# dc_carried (panels,B,lanes). packed_hh and packed_ih: for each group of panels (4H, its vectors), packed first if
-# `packs`. strips: for `ring` chunks, strips_bytes apart, the columns of [x, h, 1]. dweights
+# dh and dc (T,B,H), dh_n and dc_n (B,H): incoming, or absent. dpreact (panels,kept,B,4,lanes). dc_carried
+# (panels,B,lanes). packed_hh and packed_ih: for each group of panels (4H, its vectors), packed first if `packs`.
+# strips: for `ring` chunks of `chunk` steps, strips_bytes apart, the columns of [x, h, 1]. dweights
 # (halves,panels,sum_rows,4,lanes), over half of the batch rows each where halves is 2, and for the matrix unit, where
 # there are more than FOLD chunks, as many again for the last of them: x's rows first, h's from
 # sums_of_h on, the bias' at sum_of_one. Where dweights is absent and strips are not, rows are few, and strips hold them
-# for `outer`. For the matrix unit dpreact is rows, of `kept` steps, and for `ring` chunks, columns_bytes apart, columns
-# too; strips are rows of the transposed [x, 1, h].
+# for `outer`. For the matrix unit there is dpreact as rows, of `rows_kept` steps, for products with weights, and as
+# columns, for `ring` chunks, columns_bytes apart, for the sums, whose strips are rows of the transposed [x, 1, h].
 BackwardArguments = _struct(
     "BackwardArguments",
     f"{_COMMON} x x_step x_row weight_ih weight_ih_row weight_hh weight_hh_row h_0 h_0_row c_0 c_0_row h c gates "
     "dh dh_step dh_row dh_n dh_n_row dc_n dc_n_row dc dc_step dc_row chunk ring dpreact dc_carried packs packed_hh "
-    "packed_ih strips strips_bytes dweights halves sum_rows sums_of_h sum_of_one kept columns columns_bytes "
-    "dx dweight_ih dweight_hh dbias dh_0 dc_0",
+    "packed_ih strips strips_bytes dweights halves sum_rows sums_of_h sum_of_one kept dpreact_rows rows_kept "
+    "columns columns_bytes dx dweight_ih dweight_hh dbias dh_0 dc_0",
 )
 
 # Tasks of one kind that know nothing of each other: `count` structs from `first` on, `bytes` apart. A lane is what has

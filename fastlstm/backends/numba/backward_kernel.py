@@ -7,7 +7,7 @@ thread turns a chunk into gradients once it has the next one's dpreact, and so w
 
 from typing import Any
 
-from fastlstm.backends.numba import backward_products, matrix_backward
+from fastlstm.backends.numba import backward_products, matrix_backward, mixed_backward
 from fastlstm.backends.numba.gradients import group, groups_of, unpack_weight_gradients
 from fastlstm.backends.numba.host import LINE
 from fastlstm.backends.numba.intrinsics import call, get_int32
@@ -74,7 +74,8 @@ def meeting(a, number):
 
 def backward_with(products: Any) -> Any:
     """The kernel that takes its products from a module: `backward_products`, or one like it."""
-    pack_transposed, dpreact_place, keep = products.pack_transposed, products.dpreact_place, products.keep
+    pack_transposed, pack_transposed_inputs = products.pack_transposed, products.pack_transposed_inputs
+    dpreact_place, keep = products.dpreact_place, products.keep
     back_product, pack_inputs, add_gradients = products.back_product, products.pack_inputs, products.add_gradients
     begin, end = products.begin, products.end
 
@@ -98,7 +99,7 @@ def backward_with(products: Any) -> Any:
                     share(groups, thread, everyone), share(groups, thread + 1, everyone), scratch,
                 )  # fmt: skip
             if a.packed_ih != 0:
-                pack_transposed(
+                pack_transposed_inputs(
                     a, a.weight_ih, a.weight_ih_row, I, a.packed_ih,
                     share(groups_x, thread, everyone), share(groups_x, thread + 1, everyone), scratch,
                 )  # fmt: skip
@@ -183,3 +184,4 @@ def backward_with(products: Any) -> Any:
 
 
 backward, backward_matrix = backward_with(backward_products), backward_with(matrix_backward)
+backward_mixed = backward_with(mixed_backward)

@@ -32,6 +32,9 @@ def pack_transposed(a, weight, weight_row, N, packed, first, last, scratch):
                 call(a.copy_rows, L - units, 0, wide * L, source, 0, to + units * wide * VECTOR, wide * VECTOR)
 
 
+pack_transposed_inputs = pack_transposed
+
+
 @jit
 def dpreact_place(a, p, s, b, scratch):
     """Where the cells' backward pass leaves dpreact."""
@@ -57,7 +60,7 @@ def back_product(a, rows, b, s, packed, vectors, q, scratch):
         dpre, w = dpreact_of(a, p, s, b), packed + q * panels * 16 * L * VECTOR + p * 4 * L * wide * VECTOR
         call(
             kernel, rows, init, init_row, scratch, 4 * VECTOR, w, dpre, 4 * VECTOR, a.size, 4 * L,
-            min(block, panels - p), a.ring * a.chunk * a.B * 4 * VECTOR, 4 * L * wide * VECTOR, dpre, 0, 0,
+            min(block, panels - p), a.kept * a.B * 4 * VECTOR, 4 * L * wide * VECTOR, dpre, 0, 0,
         )  # fmt: skip
         init, init_row = scratch, 4 * VECTOR
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from fastlstm.backends.numba import forward_products, matrix_forward
+from fastlstm.backends.numba import forward_products, matrix_forward, mixed_forward
 from fastlstm.backends.numba.host import LINE
 from fastlstm.backends.numba.intrinsics import add_atomic, call, get_int32
 from fastlstm.backends.numba.shared import (
@@ -58,8 +58,9 @@ def cells(a, t, p, b, rows, scratch, h_prev, h_prev_row, c_prev, c_prev_row):
 def forward_with(products: Any) -> Any:
     """The kernel that takes its products from a module: `forward_products`, or one like it."""
     pack_weights, preact, begin, end = products.pack_weights, products.preact, products.begin, products.end
-    feed_inputs, feed_states = products.feed_inputs, products.feed_states
+    feed_inputs, feed_states, multiply_inputs = products.feed_inputs, products.feed_states, products.multiply_inputs
     reads_states: bool = products.READS_STATES
+    reads_inputs: bool = products.READS_INPUTS
 
     @jit
     def forward(a, thread, threads):
@@ -99,12 +100,13 @@ def forward_with(products: Any) -> Any:
         h_reset = scratch + CHUNK * 7 * VECTOR  # (rows, H)
         h_prev, h_prev_row, c_prev, c_prev_row = a.h_0, a.h_0_row, a.c_0, a.c_0_row
         begin(a, b_last - b_first)
-        if not reads_states and T > 0:
-            feed_inputs(a, 0, x_first, x_last, scratch)
-            for p in range(p_first, p_last):
-                for b in range(b_first, b_last, CHUNK):
-                    at = h_prev + b * h_prev_row + p * L * S
-                    feed_states(a, 0, p, b, min(CHUNK, b_last - b), at, h_prev_row, scratch)
+        if not reads_inputs and T > 0:
+            feed_inputs(a, 0, part, b_first, b_last, x_first, x_last, scratch)
+            if not reads_states:
+                for p in range(p_first, p_last):
+                    for b in range(b_first, b_last, CHUNK):
+                        at = h_prev + b * h_prev_row + p * L * S
+                        feed_states(a, 0, p, b, min(CHUNK, b_last - b), at, h_prev_row, scratch)
             passed = wait(barrier, team, passed, a.relax)
 
         for s in range(T):
@@ -118,15 +120,16 @@ def forward_with(products: Any) -> Any:
                 zero_rows(a, b_last - b_first, H, mask + b_first * 4, RESET, h_reset, H * S)
             for j in range(p_first, p_last):  # to and fro: the weights read last are still in the L2 cache
                 p = j if (s + a.flip) % 2 == 0 else p_first + p_last - 1 - j
+                multiply_inputs(a, s, p, part, b_first, b_last)
                 for b in range(b_first, b_last, CHUNK):
                     rows = min(CHUNK, b_last - b)
-                    preact(a, s, p, b, rows, scratch, x, h_seen, h_seen_row)
+                    preact(a, s, p, b, rows, part, b_first, b_last, scratch, x, h_seen, h_seen_row)
                     new, new_row = cells(a, t, p, b, rows, scratch, h_prev, h_prev_row, c_prev, c_prev_row)
                     if not reads_states and s + 1 < T:
                         feed_states(a, s + 1, p, b, rows, new, new_row, scratch)
             h_prev, h_prev_row, c_prev, c_prev_row = h, H * S, c, H * S
-            if not reads_states and s + 1 < T:
-                feed_inputs(a, s + 1, x_first, x_last, scratch)
+            if not reads_inputs and s + 1 < T:
+                feed_inputs(a, s + 1, part, b_first, b_last, x_first, x_last, scratch)
             passed = wait(barrier, team, passed, a.relax)
         end(a)
 
@@ -140,3 +143,4 @@ def forward_with(products: Any) -> Any:
 
 
 forward, forward_matrix = forward_with(forward_products), forward_with(matrix_forward)
+forward_mixed = forward_with(mixed_forward)

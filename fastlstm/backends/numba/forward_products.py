@@ -3,26 +3,35 @@
 from fastlstm.backends.numba.intrinsics import call
 from fastlstm.backends.numba.shared import BLOCK_K, VECTOR, jit
 
-READS_STATES = True  # preact reads h where the step before left it
+READS_STATES, READS_INPUTS = True, True  # preact reads h where the step before left it, and x where it lies
 
 
 @jit
-def pack_weights(a, p, scratch):
-    """Panel p: rows of weight_ih and weight_hh to [k][gate][lane], units past H zero."""
-    L, I, H = a.lanes, a.I, a.H
-    K = I + H
-    panel, valid = a.packed + p * K * 4 * VECTOR, min(L, H - p * L)
+def pack_states(a, p, panel, before):
+    """Panel p of weight_hh to [k][gate][lane], units past H zero; `before` rows of k are somebody else's."""
+    L, H = a.lanes, a.H
+    valid = min(L, H - p * L)
     if valid < L:
-        call(a.copy_rows, K, 0, 4 * L, panel, 0, panel, 4 * VECTOR)
+        call(a.copy_rows, before + H, 0, 4 * L, panel, 0, panel, 4 * VECTOR)
     for gate in range(4):
-        row, to = gate * H + p * L, panel + gate * VECTOR
-        call(a.transpose, valid, I, a.weight_ih + row * a.weight_ih_row, a.weight_ih_row, to, 4 * VECTOR)
-        to += I * 4 * VECTOR
+        row, to = gate * H + p * L, panel + before * 4 * VECTOR + gate * VECTOR
         call(a.transpose, valid, H, a.weight_hh + row * a.weight_hh_row, a.weight_hh_row, to, 4 * VECTOR)
 
 
 @jit
-def preact(a, s, p, b, rows, scratch, x, h_seen, h_seen_row):
+def pack_weights(a, p, scratch):
+    """Panel p of the weights: rows of weight_ih, then of weight_hh."""
+    L, I, H = a.lanes, a.I, a.H
+    panel = a.packed + p * (I + H) * 4 * VECTOR
+    pack_states(a, p, panel, I)
+    for gate in range(4):
+        row = gate * H + p * L
+        weight = a.weight_ih + row * a.weight_ih_row
+        call(a.transpose, min(L, H - p * L), I, weight, a.weight_ih_row, panel + gate * VECTOR, 4 * VECTOR)
+
+
+@jit
+def preact(a, s, p, b, rows, part, b_first, b_last, scratch, x, h_seen, h_seen_row):
     """preact of panel p for `rows` rows from `b` on, to scratch (rows, 4, lanes)."""
     S, I, K = a.size, a.I, a.I + a.H
     block = (K + BLOCK_K - 1) // BLOCK_K
@@ -50,7 +59,12 @@ def end(a):
 
 
 @jit
-def feed_inputs(a, s, b_first, b_last, scratch):
+def feed_inputs(a, s, part, b_first, b_last, x_first, x_last, scratch):
+    pass
+
+
+@jit
+def multiply_inputs(a, s, p, part, b_first, b_last):
     pass
 
 

@@ -14,6 +14,13 @@ from fastlstm.backends.memory import empty
 
 
 @cache
+def matrix_available() -> bool:
+    from fastlstm.backends.numba import matrix
+
+    return matrix.available()
+
+
+@cache
 def lanes_of(dtype: torch.dtype) -> int:
     from fastlstm.backends.numba.simd import VECTOR_BYTES
 
@@ -41,6 +48,9 @@ CHUNK_ROWS = 128  # (step, row) pairs whose dpreact is turned into gradients tog
 # what it has in its cache. It depends on nothing but the shape, so that the bits do not on the threads.
 HALF_BYTES = 1 << 19
 FEW_ROWS = 128  # (step, row) pairs whose weight gradients are written row by row, less for padding, see `outer`
+UNIT_PIECES = 3  # of a float32, where some products alone run on the matrix unit: all that it has
+MANY_WEIGHTS = 1 << 17  # from which sums for the weights run there: with fewer, laying dpreact out costs what they gain
+MANY_INPUTS = 1 << 18  # weights of the input from which its products run there, see `input_pieces`
 SERIAL = 75_000  # multiply-adds of a step, below which a barrier costs what the second thread saves
 LINE = 64  # bytes of a cache line: the counters of two barriers lie so far apart
 
@@ -98,88 +108,144 @@ def refresh(
     return a, memory, steps
 
 
-def transposed_sizes(I: int, H: int, panels: int, lanes: int, pieces: int) -> dict[str, int]:
+def transposed_sizes(I: int, H: int, panels: int, lanes: int, pieces: int, of_x: int) -> dict[str, int]:
     """Elements of the transposed weights packed for products with dpreact: of each group of four vectors."""
-    group = panels * 2 * pieces * 1024 if pieces else panels * 4 * lanes * 4 * lanes
-    return {"packed_ih": panels_of(I, 4 * lanes) * group, "packed_hh": panels_of(H, 4 * lanes) * group}
+    ih, hh = (panels * 2 * n * 1024 if n else panels * 4 * lanes * 4 * lanes for n in (of_x, pieces))
+    return {"packed_ih": panels_of(I, 4 * lanes) * ih, "packed_hh": panels_of(H, 4 * lanes) * hh}
 
 
-def operand(I: int, H: int, B: int, pieces: int) -> tuple[int, int]:
-    """Bytes from one step of 32 columns to the next in the matrix unit's operand, whose last tile may be cut off; and
-    float32 elements of two such operands.
+def input_pieces(I: int, H: int, dtype: torch.dtype, pieces: int, unit: bool = True) -> int:
+    """Pieces of a number in the products with the input, of both passes: 0 without the matrix unit.
+
+    Where all other products do without it these still take it if they are at least half of all, and many. How many rows
+    there are must not decide: a row's bits would depend on the rows beside it, a step's on the steps around it.
     """
+    many = dtype == torch.float32 and I >= 2 * H and 4 * H * I >= MANY_INPUTS
+    return pieces or (UNIT_PIECES if unit and many and matrix_available() else 0)
+
+
+def forward_task(pieces: int, of_x: int) -> str:
+    """The task for products of so many pieces, 0 without the matrix unit, and those with the input of so many."""
+    return "forward_matrix" if pieces else "forward_mixed" if of_x else "forward"
+
+
+def backward_task(pieces: int, of_x: int, of_sums: int) -> str:
+    """The task for products of so many pieces, 0 without the matrix unit, those with the input of so many, and sums
+    for the weights of so many.
+    """
+    return "backward_matrix" if pieces else "backward_mixed" if of_x or of_sums else "backward"
+
+
+@lru_cache(1024)
+def forward_sizes(
+    T: int, B: int, I: int, H: int, dtype: torch.dtype, pieces: int, of_x: int, parts: int, masked: bool
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Fields of the forward kernel's arguments and elements of its buffers, but for packed weights."""
     from fastlstm.backends.numba.shared import operand_steps
 
-    pitch = (B + 32) * 64
-    return pitch, 2 * pieces * operand_steps.py_func(I, H) * pitch // 4
+    lanes, fields = lanes_of(dtype), {"T": T, "B": B, "I": I, "H": H}
+    buffers = {"scratch": 64 * 7 * lanes + (B * H if masked and not pieces else 0)}
+    if pieces:  # the last tile may be cut off
+        fields["pitch"] = (B + 32) * 64
+        buffers["operand"] = 2 * pieces * operand_steps.py_func(I, H) * fields["pitch"] // 4
+    elif of_x:
+        feed = max(1, min(T, CHUNK_ROWS // max(B, 1)))
+        rows = feed * B + 32 * parts
+        fields |= {"feed": feed, "pitch": rows * 64}
+        buffers["operand"] = 2 * of_x * panels_of(I, 32) * rows * 16
+        buffers["fed"] = panels_of(H, lanes) * rows * 4 * lanes
+    return fields, buffers
 
 
-def packed_size(I: int, H: int, lanes: int, pieces: int) -> int:
+def packed_size(I: int, H: int, lanes: int, pieces: int, of_x: int) -> int:
     """Elements of the packed weights."""
     from fastlstm.backends.numba.shared import operand_steps
 
-    return panels_of(H, lanes) * (operand_steps.py_func(I, H) * pieces * 1024 if pieces else (I + H) * 4 * lanes)
+    if pieces:
+        return panels_of(H, lanes) * operand_steps.py_func(I, H) * pieces * 1024
+    of_inputs = panels_of(I, 32) * of_x * 1024 if of_x else I * 4 * lanes
+    return panels_of(H, lanes) * (H * 4 * lanes + of_inputs)
 
 
 def run(
     name: str,
     arguments: Any,
     threads: int,
-    pieces: int,
     stack: tuple[int, dict[str, int], dict[str, int]] | None = None,
 ) -> bool:
-    """Run a kernel, or with `stack` (groups, by_group and by_lane of `tasks.run_stack`) one for each group. False where
-    the matrix unit has met a number too large to be multiplied in pieces, or infinite.
+    """Run a kernel of `tasks`, or with `stack` (groups, by_group and by_lane of `tasks.run_stack`) one for each group.
+    False where the matrix unit has met a number too large to be multiplied in pieces, or infinite.
     """
     from fastlstm.backends.numba import tasks
 
-    if pieces:
-        large = ctypes.c_int64()
-        arguments.large, name = ctypes.addressof(large), f"{name}_matrix"
+    large = ctypes.c_int64()
+    arguments.large = ctypes.addressof(large)
     if stack is None:
         tasks.run(name, arguments, threads)
     else:
         tasks.run_stack(name, arguments, *stack, threads)
-    return not (pieces and large.value)
+    return not large.value
 
 
 @lru_cache(1024)
 def backward_sizes(
-    T: int, B: int, I: int, H: int, dtype: torch.dtype, pieces: int, sums: bool, to_x: bool, masked: bool
-) -> tuple[dict[str, int], dict[str, int]]:
+    T: int,
+    B: int,
+    I: int,
+    H: int,
+    dtype: torch.dtype,
+    pieces: int,
+    sums: bool,
+    to_x: bool,
+    masked: bool,
+    unit: bool = True,
+) -> tuple[dict[str, int], dict[str, int], int, int]:
     """Fields of the backward kernel's arguments and elements of its buffers, but for transposed weights. `sums`:
-    whether a gradient of the weights or the bias is wanted; `to_x`: whether one of x is.
+    whether a gradient of the weights or the bias is wanted; `to_x`: whether one of x is;
+    `unit`: whether the matrix unit may be used.
+
+    Returns:
+        the fields, the buffers, and the pieces of a number in the products for x and in the sums for the weights: 0
+        without the matrix unit.
     """
     lanes, size = lanes_of(dtype), dtype.itemsize
     panels, wide = panels_of(H, lanes), 4 * lanes
     chunk = -(-T // max(1, round(T * B / CHUNK_ROWS)))
     ring = min(4, -(-T // chunk))
-    of_x = -(-(I + 1) // 16) * 16 if pieces else I  # rows of the sums before those of h
-    sum_rows = of_x + (panels * 16 if pieces else H + 1)
+    columns = (panels_of(I, wide) + panels_of(H, wide)) * wide
+    few = not pieces and T * B * columns <= FEW_ROWS * (I + H)
+    many = dtype == torch.float32 and 4 * H * (I + H) >= MANY_WEIGHTS
+    of_sums = pieces or (UNIT_PIECES if unit and sums and many and not few and matrix_available() else 0)
+    of_x = input_pieces(I, H, dtype, pieces, unit) if to_x else 0
+    rows_of_x = -(-(I + 1) // 16) * 16 if of_sums else I  # of the sums, before those of h
+    sum_rows = rows_of_x + (panels * 16 if of_sums else H + 1)
     halves = 2 if B >= 128 and panels * sum_rows * wide * size <= HALF_BYTES else 1
-    fields = {"T": T, "B": B, "I": I, "H": H, "chunk": chunk, "ring": ring, "halves": halves}
-    fields |= {"sum_rows": sum_rows, "sums_of_h": of_x, "sum_of_one": I if pieces else I + H}
+    kept = ring * chunk if (sums and not of_sums) or (to_x and not of_x) else 2
+    fields = {"T": T, "B": B, "I": I, "H": H, "chunk": chunk, "ring": ring, "halves": halves, "kept": kept}
+    fields |= {"sum_rows": sum_rows, "sums_of_h": rows_of_x, "sum_of_one": I if of_sums else I + H}
     buffers = {"scratch": 64 * 7 * lanes, "dc_carried": panels * B * lanes * (2 if masked else 1)}
     if pieces:
-        few, kept = False, ring * chunk if to_x else 2
-        pitch, blocks = (kept * B + 32) * 64, -(-chunk * (B + B % 2) // 32)
-        fields |= {"kept": kept, "pitch": pitch, "columns_bytes": panels * blocks * pieces * 4096}
-        fields["strips_bytes"] = pieces * blocks * sum_rows * 64
-        buffers["scratch"] += 66 * wide
-        buffers["dpreact"] = pieces * 2 * panels * pitch // size
+        buffers["scratch"] += 64 * wide
+    else:
+        buffers["dpreact"] = panels * kept * B * wide
+    if pieces or of_x:
+        kept = ring * chunk if to_x else 2
+        fields |= {"rows_kept": kept, "pitch": (kept * B + 32) * 64}
+        buffers["dpreact_rows"] = (pieces or of_x) * 2 * panels * fields["pitch"] // size
+    if of_sums:
+        blocks = -(-chunk * (B + B % 2) // 32)
+        fields["columns_bytes"] = panels * blocks * of_sums * 4096
+        fields["strips_bytes"] = of_sums * blocks * sum_rows * 64
         buffers["columns"] = ring * fields["columns_bytes"] // size if sums else 0
     else:
-        columns = (panels_of(I, wide) + panels_of(H, wide)) * wide
-        few = T * B * columns <= FEW_ROWS * (I + H)
         columns = columns if few else panels_of(I + H + 1, 24) * 24
         fields["strips_bytes"] = chunk * B * columns * size
-        buffers["dpreact"] = panels * ring * chunk * B * wide
     from fastlstm.backends.numba.shared import FOLD
 
-    both = 2 if pieces and -(-T // chunk) > FOLD else 1  # the sums, and those of the last chunks
+    both = 2 if of_sums and -(-T // chunk) > FOLD else 1  # the sums, and those of the last chunks
     buffers["dweights"] = both * halves * panels * sum_rows * wide if sums and not few else 0
     buffers["strips"] = ring * fields["strips_bytes"] // size if sums else 0
-    return fields, buffers
+    return fields, buffers, of_x, of_sums
 
 
 def row(a: Tensor) -> tuple[int, int]:

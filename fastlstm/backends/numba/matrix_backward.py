@@ -5,10 +5,10 @@ beside each other; and as columns, for the sums over all T B rows, where batch r
 against the transposed [x, 1, h] of as many batch rows.
 """
 
-from fastlstm.backends.numba.gradients import group, input_gradient_with, sum_at
+from fastlstm.backends.numba.gradients import group, groups_of, sum_at
 from fastlstm.backends.numba.intrinsics import call
 from fastlstm.backends.numba.matrix_forward import TILES, begin, end, square_of  # noqa: F401  begin and end are the kernel's
-from fastlstm.backends.numba.shared import CHUNK, FOLD, HOLD, ONE, RESET, VECTOR, jit, share, zero_rows
+from fastlstm.backends.numba.shared import BLOCK_STEPS, CHUNK, FOLD, HOLD, ONE, RESET, VECTOR, jit, share, zero_rows
 
 
 @jit
@@ -45,6 +45,9 @@ def pack_transposed(a, weight, weight_row, N, packed, first, last, scratch):
                     call(a.pairs, L, low, low_row, high, low_row, to, TILES, a.large)
 
 
+pack_transposed_inputs = pack_transposed
+
+
 @jit
 def dpreact_place(a, p, s, b, scratch):
     """Where the cells' backward pass leaves dpreact: `keep` lays it out."""
@@ -53,32 +56,48 @@ def dpreact_place(a, p, s, b, scratch):
 
 @jit
 def rows_at(a, s, b):
-    """Row (s, b) of dpreact as rows, of which `kept` steps are kept."""
-    return a.dpreact + (s % a.kept * a.B + b) * 64
+    """Row (s, b) of dpreact as rows, of which `rows_kept` steps are kept."""
+    return a.dpreact_rows + (s % a.rows_kept * a.B + b) * 64
 
 
 @jit
-def keep(a, p, s, b, rows, dpre):
-    """Lay out dpreact (rows, 4, lanes) of panel p, step s and rows from `b` on."""
-    panels, wide = (a.H + a.lanes - 1) // a.lanes, 4 * VECTOR
-    piece = 2 * panels * a.pitch
-    for pair in range(2):
-        low, to = dpre + 2 * pair * VECTOR, rows_at(a, s, b) + (2 * p + pair) * a.pitch
-        call(a.pairs, rows, low, wide, low + VECTOR, wide, to, piece, a.large)
+def keep_columns(a, p, s, b, rows, dpre):
+    """Lay out dpreact as `keep` is told of, for the sums over rows: as columns."""
     if a.dweights == 0:
         return
-    if rows % 2 != 0:
-        call(a.copy_rows, 1, 0, 4 * a.lanes, dpre, 0, dpre + rows * wide, 0)
+    wide = 4 * VECTOR
     columns, blocks = a.columns + s // a.chunk % a.ring * a.columns_bytes, blocks_of(a, a.chunk)
-    first, count, done = (s % a.chunk * even(a.B) + b) // 2, (rows + 1) // 2, 0
+    piece, first, count, done = a.pieces * TILES, (s % a.chunk * even(a.B) + b) // 2, rows // 2, 0
     while done < count:
         block, row = (first + done) // 16, (first + done) % 16
         number = min(16 - row, count - done)
         for gate in range(4):
             low = dpre + 2 * done * wide + gate * VECTOR
-            to = columns + (p * blocks + block) * a.pieces * TILES + gate * 1024 + row * 64
+            to = columns + (p * blocks + block) * piece + gate * 1024 + row * 64
             call(a.pairs, number, low, 2 * wide, low + wide, 2 * wide, to, TILES, a.large)
         done += number
+    if rows % 2 != 0:  # beside the last row stand zeros
+        block, row = (first + count) // 16, (first + count) % 16
+        for gate in range(4):
+            low, to = dpre + (rows - 1) * wide + gate * VECTOR, columns + (p * blocks + block) * piece + gate * 1024
+            call(a.pairs, 1, low, 0, a.constants, 0, to + row * 64, TILES, a.large)
+
+
+@jit
+def keep_rows(a, p, s, b, rows, dpre):
+    """Lay out dpreact as `keep` is told of, for products with the weights: as rows."""
+    panels, wide = (a.H + a.lanes - 1) // a.lanes, 4 * VECTOR
+    piece = 2 * panels * a.pitch
+    for pair in range(2):
+        low, to = dpre + 2 * pair * VECTOR, rows_at(a, s, b) + (2 * p + pair) * a.pitch
+        call(a.pairs, rows, low, wide, low + VECTOR, wide, to, piece, a.large)
+
+
+@jit
+def keep(a, p, s, b, rows, dpre):
+    """Lay out dpreact (rows, 4, lanes) of panel p, step s and rows from `b` on."""
+    keep_rows(a, p, s, b, rows, dpre)
+    keep_columns(a, p, s, b, rows, dpre)
 
 
 @jit
@@ -88,10 +107,28 @@ def back_product(a, rows, b, s, packed, vectors, q, scratch):
     call(
         a.matrix_product, rows, a.constants, 0, scratch, 4 * VECTOR, rows_at(a, s, b), a.pitch, 2 * panels * a.pitch,
         packed + q * 2 * panels * a.pieces * TILES, 2 * panels, (group(vectors, q + 1) - group(vectors, q) + 1) // 2,
+        BLOCK_STEPS,
     )  # fmt: skip
 
 
-input_gradient = input_gradient_with(back_product)
+@jit
+def input_gradient(a, scratch, s_first, s_last, thread, threads):
+    """dx = dpreact times weight_ih for a chunk of steps, this thread's columns of it, or rows where columns are few."""
+    L, S, I, B, T = a.lanes, a.size, a.I, a.B, a.T
+    vectors, rows = (I + L - 1) // L, (s_last - s_first) * B
+    blocks = (rows + CHUNK - 1) // CHUNK
+    units = groups_of(vectors) * blocks
+    for unit in range(share(units, thread, threads), share(units, thread + 1, threads)):
+        q, first = unit // blocks, unit % blocks * CHUNK
+        column, count, done = group(vectors, q) * L, min(CHUNK, rows - first), 0
+        width = min((group(vectors, q + 1) - group(vectors, q)) * L, I - column)
+        back_product(a, count, first % B, s_first + first // B, a.packed_ih, vectors, q, scratch)
+        while done < count:
+            s, b = s_first + (first + done) // B, (first + done) % B
+            t, run = T - 1 - s if a.reverse != 0 else s, min(B - b, count - done)
+            to = a.dx + ((t * a.rows + b) * I + column) * S
+            call(a.copy_rows, run, width, width, scratch + done * 4 * VECTOR, 4 * VECTOR, to, I * S)
+            done += run
 
 
 @jit
@@ -172,7 +209,7 @@ def add_weight_gradients(a, chunk, half, p_first, p_last):
         call(
             a.matrix_product, a.sum_rows, init, init_row, out, 4 * VECTOR, strips + first * a.sum_rows * 64,
             a.sum_rows * 64, blocks * a.sum_rows * 64, columns + (p * blocks + first) * a.pieces * TILES,
-            last - first, 2,
+            last - first, 2, max(last - first, 1),
         )  # fmt: skip
         if folds and chunk % FOLD == 0:
             total, width = sum_at(a, half, p), a.sum_rows * 4 * a.lanes
@@ -183,15 +220,22 @@ def add_weight_gradients(a, chunk, half, p_first, p_last):
 
 
 @jit
-def add_gradients(a, scratch, chunk, rows, thread, threads):
-    """This thread's part of the gradients of the weights and of x, for a chunk of steps that all have been through."""
-    panels, s = (a.H + a.lanes - 1) // a.lanes, chunk * a.chunk
-    begin(a, 16)
+def add_sums(a, chunk, thread, threads):
+    """This thread's part of the weights' gradients, for a chunk of steps that all have been through."""
+    panels = (a.H + a.lanes - 1) // a.lanes
     if a.dweights != 0:
         for half in range(a.halves):  # each thread the sums over rows that it has seen itself, so far as that goes
             first = max(share(a.halves * panels, thread, threads) - half * panels, 0)
             last = min(share(a.halves * panels, thread + 1, threads) - half * panels, panels)
             add_weight_gradients(a, chunk, half, first, last)
+
+
+@jit
+def add_gradients(a, scratch, chunk, rows, thread, threads):
+    """This thread's part of the gradients of the weights and of x, for a chunk of steps that all have been through."""
+    s = chunk * a.chunk
+    begin(a, 16)
+    add_sums(a, chunk, thread, threads)
     if a.dx != 0:
         input_gradient(a, scratch, s, min(s + a.chunk, a.T), thread, threads)
     begin(a, rows)

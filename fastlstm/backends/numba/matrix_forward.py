@@ -4,10 +4,21 @@ Columns of the operand: x, padded to 16, then h, each panel 16 wide. Two operand
 next one's while it reads its own.
 """
 
+from fastlstm.backends.numba.forward_products import multiply_inputs  # noqa: F401  the kernel's
 from fastlstm.backends.numba.intrinsics import call, call0
-from fastlstm.backends.numba.shared import CHUNK, HOLD, RESET, VECTOR, any_row, jit, operand_steps, zero_rows
+from fastlstm.backends.numba.shared import (
+    BLOCK_STEPS,
+    CHUNK,
+    HOLD,
+    RESET,
+    VECTOR,
+    any_row,
+    jit,
+    operand_steps,
+    zero_rows,
+)
 
-READS_STATES = False
+READS_STATES, READS_INPUTS = False, False
 TILES = 4096  # bytes of one piece of a step of columns
 
 
@@ -46,12 +57,13 @@ def square_of(a, rows, columns, source, source_row, target):
 
 
 @jit
-def pack_weights(a, p, scratch):
-    """Panel p of the weights to columns: one for each gate."""
+def pack_columns(a, p, of_x, of_h, to, scratch):
+    """Panel p of the weights to columns, one for each gate: 16 columns for each of the first `of_x` steps of 16 of
+    weight_ih, then `of_h` of weight_hh.
+    """
     L, I, H = a.lanes, a.I, a.H
-    steps, of_x, units = steps_of(a), groups_of_x(a), min(L, H - p * L)
-    aside, tile = scratch, scratch + 16 * VECTOR
-    for k in range(steps):
+    units, aside, tile = min(L, H - p * L), scratch, scratch + 16 * VECTOR
+    for k in range((of_x + of_h + 1) // 2):
         for gate in range(4):
             row = gate * H + p * L
             for half in range(2):
@@ -64,49 +76,62 @@ def pack_weights(a, p, scratch):
                 if j >= of_x:
                     source = a.weight_hh + row * a.weight_hh_row + (j - of_x) * VECTOR
                     source_row, columns = a.weight_hh_row, H - (j - of_x) * L
+                    if of_h == 0:
+                        columns = 0
                 if columns < L or units < L:
                     square_of(a, units, max(0, min(L, columns)), source, source_row, aside)
                     source, source_row = aside, VECTOR
                 call(a.split, L, source, source_row, tile + half * 32, 1024, a.large)
-            to = a.packed + (p * steps + k) * a.pieces * TILES + gate * 1024
-            call(a.transpose_tiles, a.pieces, tile, 1024, to, TILES)
+            call(a.transpose_tiles, a.pieces, tile, 1024, to + k * a.pieces * TILES + gate * 1024, TILES)
 
 
 @jit
-def preact(a, s, p, b, rows, scratch, x, h_seen, h_seen_row):
+def pack_weights(a, p, scratch):
+    """Panel p of the weights to columns."""
+    to = a.packed + p * steps_of(a) * a.pieces * TILES
+    pack_columns(a, p, groups_of_x(a), (a.H + a.lanes - 1) // a.lanes, to, scratch)
+
+
+@jit
+def preact(a, s, p, b, rows, part, b_first, b_last, scratch, x, h_seen, h_seen_row):
     """preact of panel p for `rows` rows from `b` on, to scratch (rows, 4, lanes)."""
     steps = steps_of(a)
     call(
         a.matrix_product, rows, a.biases + p * 4 * VECTOR, 0, scratch, 4 * VECTOR, operand(a, s, 0, b), a.pitch,
-        steps * a.pitch, a.packed + p * steps * a.pieces * TILES, steps, 2,
+        steps * a.pitch, a.packed + p * steps * a.pieces * TILES, steps, 2, BLOCK_STEPS,
     )  # fmt: skip
 
 
 @jit
-def feed_inputs(a, s, b_first, b_last, scratch):
-    """x of step s to its operand."""
-    L, I, T, of_x = a.lanes, a.I, a.T, groups_of_x(a)
-    t, piece = T - 1 - s if a.reverse != 0 else s, steps_of(a) * a.pitch
+def split_inputs(a, s, j, b, rows, to, piece, scratch):
+    """16 columns of x from 16 j on, of step s and `rows` rows from `b` on, to an operand."""
+    L, I, T = a.lanes, a.I, a.T
+    t = T - 1 - s if a.reverse != 0 else s
+    source, source_row, aside = a.x + t * a.x_step + b * a.x_row + j * VECTOR, a.x_row, scratch + CHUNK * 4 * VECTOR
+    if I - j * L < L:
+        call(a.copy_rows, rows, I - j * L, L, source, source_row, aside, VECTOR)
+        source, source_row = aside, VECTOR
+    mask = a.mask + (t * a.rows + b) * 4 if a.mask != 0 else 0
+    if any_row(mask, rows, HOLD):  # padding may hold what the unit cannot take
+        if source != aside:
+            call(a.copy_rows, rows, L, L, source, source_row, aside, VECTOR)
+            source, source_row = aside, VECTOR
+        zero_rows(a, rows, L, mask, HOLD, aside, VECTOR)
+    call(a.split, rows, source, source_row, to, piece, a.large)
+
+
+@jit
+def feed_inputs(a, s, part, b_first, b_last, x_first, x_last, scratch):
+    """x of step s, of rows `x_first` to `x_last`, to its operand."""
+    of_x, piece = groups_of_x(a), steps_of(a) * a.pitch
     for j in range(of_x):
-        for b in range(b_first, b_last, CHUNK):
-            rows, source, source_row = min(CHUNK, b_last - b), a.x + t * a.x_step + b * a.x_row + j * VECTOR, a.x_row
-            if I - j * L < L:
-                aside = scratch + CHUNK * 4 * VECTOR
-                call(a.copy_rows, rows, I - j * L, L, source, source_row, aside, VECTOR)
-                source, source_row = aside, VECTOR
-            mask = a.mask + (t * a.rows + b) * 4 if a.mask != 0 else 0
-            if any_row(mask, rows, HOLD):  # padding may hold what the unit cannot take
-                aside = scratch + CHUNK * 4 * VECTOR
-                if source != aside:
-                    call(a.copy_rows, rows, L, L, source, source_row, aside, VECTOR)
-                    source, source_row = aside, VECTOR
-                zero_rows(a, rows, L, mask, HOLD, aside, VECTOR)
-            call(a.split, rows, source, source_row, operand(a, s, j, b), piece, a.large)
-    columns = of_x + (a.H + L - 1) // L
+        for b in range(x_first, x_last, CHUNK):
+            split_inputs(a, s, j, b, min(CHUNK, x_last - b), operand(a, s, j, b), piece, scratch)
+    columns = of_x + (a.H + a.lanes - 1) // a.lanes
     if s == 0 and columns % 2 != 0:  # the half of a step that nothing else fills
         for n in range(2 * a.pieces):
-            to = operand(a, n % 2, columns, b_first) + n // 2 * piece
-            call(a.copy_rows, b_last - b_first, 0, 8, scratch, 0, to, 64)
+            to = operand(a, n % 2, columns, x_first) + n // 2 * piece
+            call(a.copy_rows, x_last - x_first, 0, 8, scratch, 0, to, 64)
 
 
 @jit

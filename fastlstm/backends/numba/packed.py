@@ -20,14 +20,17 @@ class PackedLayer(PackedWeights):
 
     steps_back = True
 
-    def __init__(self, weights: Sequence[Tensor | None], pieces: int) -> None:
-        """`pieces`: of a number, for the matrix unit; 0 does without it."""
+    def __init__(self, weights: Sequence[Tensor | None], pieces: int, unit: bool = True) -> None:
+        """`pieces`: of a number, for the matrix unit; with 0 only products that `host.input_pieces` names take it, and
+        none without `unit`.
+        """
         super().__init__(weights)
         self.weights, self.pieces = weights, pieces
         self.lanes = host.lanes_of(self.dtype)
         self.panels = host.panels_of(self.H, self.lanes)
+        self.of_x = host.input_pieces(self.I, self.H, self.dtype, pieces, unit)
         if not self._pack_forward():  # a weight that the matrix unit cannot take
-            self.pieces = 0
+            self.pieces = self.of_x = 0
             self._pack_forward()
         self.transposed: Any = None
         self.plain: PackedLayer | None = None
@@ -36,17 +39,17 @@ class PackedLayer(PackedWeights):
     def _pack_forward(self) -> bool:
         words = [self.H * n * self.dtype.itemsize for n in (self.I, self.H)]
         sizes = {
-            "packed": host.packed_size(self.I, self.H, self.lanes, self.pieces),
+            "packed": host.packed_size(self.I, self.H, self.lanes, self.pieces, self.of_x),
             "biases": self.panels * 4 * self.lanes,
             "samples": self.panels * 4 * self.lanes * samples_of.py_func(self.I, self.H),
             "digests": sum(-(-n // DIGEST) for n in words) * self.lanes,
         }
-        a, memory, _ = host.begin("ForwardArguments", self.weight_ih, 1, 1, 1, self.pieces, scratch=0, **sizes)
+        a, memory, _ = host.begin("ForwardArguments", self.weight_ih, 1, 1, 1, self.of_x, scratch=0, **sizes)
         self.memory = memory, self.weight_ih.new_zeros(self.H)
         a.bias, a.bias_hh = [bias.data_ptr() for bias in self.biases] + [0] * (2 - len(self.biases))
         a.h_0 = a.c_0 = self.memory[1].data_ptr()
         self.digests = a.digests
-        done = self._pack("forward", a)
+        done = self._pack(host.forward_task(self.pieces, self.of_x), a)
         a.digests = 0
         self.arguments = a
         return done
@@ -58,7 +61,7 @@ class PackedLayer(PackedWeights):
         a.weight_hh, a.weight_hh_row = host.row(self.weight_hh)
         threads, _ = host.split(1, self.H, self.I + self.H, self.panels, self.pieces)
         a, _memory, _ = host.refresh(a, self.weight_ih, threads, 1, scratch=7 * CHUNK * self.lanes)
-        return host.run(name, a, threads, self.pieces)
+        return host.run(name, a, threads)
 
     def transpose(self) -> tuple[Any, Tensor] | None:
         """Arguments of the backward kernel that have the transposed weights packed, and what keeps these alive; None
@@ -70,10 +73,10 @@ class PackedLayer(PackedWeights):
             a.digests = self.digests
             if not self._run(a, threads):  # of no steps: it only looks
                 return None
-            sizes = host.transposed_sizes(self.I, self.H, self.panels, self.lanes, self.pieces)
-            a, memory, _ = host.begin("BackwardArguments", self.weight_ih, 1, 1, 1, self.pieces, scratch=0, **sizes)
-            a.packs = 1
-            self._pack("backward", a)
+            sizes = host.transposed_sizes(self.I, self.H, self.panels, self.lanes, self.pieces, self.of_x)
+            a, memory, _ = host.begin("BackwardArguments", self.weight_ih, 1, 1, 1, self.of_x, scratch=0, **sizes)
+            a.packs, a.rows_kept = 1, 1
+            self._pack(host.backward_task(self.pieces, self.of_x, 0), a)
             self.transposed = made = a, memory  # complete: another thread may be making its own
         return made
 
@@ -82,13 +85,11 @@ class PackedLayer(PackedWeights):
         run.
         """
         threads, parts = host.split(B, self.H, self.I + self.H, self.panels, self.pieces)
-        sizes = {"scratch": 7 * CHUNK * self.lanes + (B * self.H if masked and not self.pieces else 0)}
-        if self.pieces:
-            pitch, sizes["operand"] = host.operand(self.I, self.H, B, self.pieces)
+        fields, sizes = host.forward_sizes(T, B, self.I, self.H, self.dtype, self.pieces, self.of_x, parts, masked)
         a, memory, _ = host.refresh(self.arguments, like, threads, parts, **sizes)
-        a.T, a.B, a.rows = T, B, B
-        if self.pieces:
-            a.pitch = pitch
+        for field, value in fields.items():
+            setattr(a, field, value)
+        a.rows = B
         self.calls += 1
         a.flip = self.calls % 2
         return a, memory, threads
@@ -98,14 +99,14 @@ class PackedLayer(PackedWeights):
         matrix unit cannot take."""
         stale = ctypes.c_int64()
         a.stale = ctypes.addressof(stale)
-        done = host.run("forward", a, threads, self.pieces)
+        done = host.run(host.forward_task(self.pieces, self.of_x), a, threads)
         self.stale = self.stale or stale.value != 0
         return False if stale.value else True if done else None
 
     def _plain(self) -> "PackedLayer":
         """The same without the matrix unit, for inputs that it cannot take."""
         if self.plain is None or not self.plain.is_of(self.weights):
-            self.plain = PackedLayer(self.weights, 0)
+            self.plain = PackedLayer(self.weights, 0, unit=False)
         return self.plain
 
     def forward(
@@ -177,8 +178,12 @@ class PackedLayer(PackedWeights):
         if products and ready is None:
             return None
         threads, parts = host.split(B, H, I + H, self.panels, self.pieces)
-        fields, buffers = host.backward_sizes(1, B, I, H, self.dtype, self.pieces, any(needs[1:4]), needs[0], False)
-        a, _memory, _ = host.begin("BackwardArguments", x, threads, parts, 1, self.pieces, **buffers)
+        fields, buffers, of_x, of_sums = host.backward_sizes(
+            1, B, I, H, self.dtype, self.pieces, any(needs[1:4]), needs[0], False
+        )
+        if needs[0] and of_x != self.of_x:  # a weight that the matrix unit cannot take
+            return None
+        a, _memory, _ = host.begin("BackwardArguments", x, threads, parts, 1, of_x or of_sums, **buffers)
         for field, value in fields.items():
             setattr(a, field, value)
         a.rows = B
@@ -199,4 +204,4 @@ class PackedLayer(PackedWeights):
         shapes = (B, I), (4 * H, I), (4 * H, H), (4 * H,), (B, H), (B, H)
         gradients = (*(x.new_empty(shape) if need else None for shape, need in zip(shapes, needs)),)
         a.dx, a.dweight_ih, a.dweight_hh, a.dbias, a.dh_0, a.dc_0 = map(address, gradients)
-        return gradients if host.run("backward", a, threads, self.pieces) else None
+        return gradients if host.run(host.backward_task(self.pieces, of_x, of_sums), a, threads) else None

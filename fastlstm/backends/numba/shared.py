@@ -9,6 +9,7 @@ VECTOR = VECTOR_BYTES
 # Batch rows that pass a panel together, and rows of packed weights in a block: 8 KB of sums and 20 KB of weights at 8
 # lanes, so that both stay in a 32 KB L1 cache while the rows' tiles are computed.
 CHUNK, BLOCK_K = 64, 64
+BLOCK_STEPS = 2  # steps of k whose operands stay in a 48 KB L1 cache while all their tiles are multiplied: 24 + 12 KB
 FOLD = 8  # chunks of steps that the matrix unit sums together
 RESET, HOLD = 1, 2
 ONE = 1024  # where the constants' one lies, after the zeros
@@ -80,6 +81,5 @@ def zero_rows(a, rows, width, mask, value, target, target_row):
 
 @jit
 def dpreact_of(a, p, s, b):
-    """Where dpreact of panel p, step s and row b lies: `ring` chunks of steps, each panel's rows side by side."""
-    kept = a.ring * a.chunk
-    return a.dpreact + ((p * kept + s % kept) * a.B + b) * 4 * VECTOR
+    """Where dpreact of panel p, step s and row b lies: of `kept` steps, each panel's rows side by side."""
+    return a.dpreact + ((p * a.kept + s % a.kept) * a.B + b) * 4 * VECTOR

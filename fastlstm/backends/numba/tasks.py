@@ -16,8 +16,8 @@ from fastlstm import cell
 from fastlstm.backends import cpu
 from fastlstm.backends.numba import matrix
 from fastlstm.backends.numba.arguments import BACKWARD, FORWARD, REGION, STACK, RegionArguments, StackArguments
-from fastlstm.backends.numba.backward_kernel import backward, backward_matrix
-from fastlstm.backends.numba.forward_kernel import forward, forward_matrix
+from fastlstm.backends.numba.backward_kernel import backward, backward_matrix, backward_mixed
+from fastlstm.backends.numba.forward_kernel import forward, forward_matrix, forward_mixed
 from fastlstm.backends.numba.intrinsics import call, call_int
 from fastlstm.backends.numba.primitives import NAMES, store_addresses
 from fastlstm.backends.numba.simd import VECTOR_BYTES
@@ -50,6 +50,14 @@ def _functions(fingerprint: int) -> dict[str, tuple[Any, Any]]:
     def backward_matrix_task(args, thread, threads):
         if threads < fingerprint:
             backward_matrix(carray(args, 1, BACKWARD)[0], thread, threads)
+
+    def forward_mixed_task(args, thread, threads):
+        if threads < fingerprint:
+            forward_mixed(carray(args, 1, FORWARD)[0], thread, threads)
+
+    def backward_mixed_task(args, thread, threads):
+        if threads < fingerprint:
+            backward_mixed(carray(args, 1, BACKWARD)[0], thread, threads)
 
     def stack_task(args, thread, threads):
         a = carray(args, 1, STACK)[0]
@@ -87,6 +95,8 @@ def _functions(fingerprint: int) -> dict[str, tuple[Any, Any]]:
         "backward": (backward_task, task),
         "forward_matrix": (forward_matrix_task, task),
         "backward_matrix": (backward_matrix_task, task),
+        "forward_mixed": (forward_mixed_task, task),
+        "backward_mixed": (backward_mixed_task, task),
         "stack": (stack_task, task),
         "region": (region, nb.void(nb.voidptr)),
         "primitives4": (primitives32, nb.void(nb.intp)),
