@@ -106,16 +106,22 @@ class Memory {
 // Threads, and into how many parts they split the batch rows; threads within a part split the units.
 //
 // Parts meet nobody, but each reads all weights; a split of units halves what a thread reads, for a barrier of a
-// microsecond a step. So a part is given the rows that fill a pass over a panel, and all other threads go to units.
+// microsecond a step. So a part is given the rows that make its products last longer than its reading, few where weights
+// are few, but no more than fill a pass over a panel; and all other threads go to units.
 struct Split {
     int64_t threads = 1, parts = 1;
     Barrier barriers[MAX_THREADS + 2];  // those of the parts there are
 
-    Split(int64_t B, int64_t I, int64_t H, int64_t panels, const fastlstm_threads *asked) {
-        // multiply-adds of a step: for fewer the barrier would cost what the second thread saves
-        if (asked && asked->count > 1 && (double)B * 4 * H * (I + H) >= 75000) {
+    // K: columns of the products of a step
+    Split(int64_t T, int64_t B, int64_t K, int64_t H, int64_t panels, const fastlstm_threads *asked) {
+        if (asked && asked->count > 1) {
             threads = min(asked->count, MAX_THREADS);
-            parts = min(threads, max(max(1, B / 64), ceil_div(threads, panels)));
+            const int64_t enough = min(64, max(2, 16 * H * K >> 15));
+            parts = min(threads, max(max(1, B / enough), min(ceil_div(threads, panels), B / 2)));
+            // multiply-adds of a step: for fewer the barrier would cost what the second thread saves
+            if (parts < threads && (double)B * 4 * H * K < 75000) threads = parts;
+            // and of a call, with 32 more a sum for the cells: for fewer waking it would
+            if (parts == threads && (double)T * B * 4 * (H + 8) * (K + 32) < 1000000) threads = parts = 1;
         }
         for (int64_t k = 0; k < parts + 2; k++) barriers[k].arrived = 0;
     }
@@ -202,7 +208,7 @@ int fastlstm_forward(const fastlstm_forward_args *args, const fastlstm_threads *
     fastlstm_forward_args a = *args;
     const Kernels &kernels = *kernels_of(a.instructions);
     const int64_t size = size_of(a.dtype), lanes = kernels.vector_bytes / size;
-    Split split(a.B, a.I, a.H, ceil_div(a.H, lanes), threads);
+    Split split(a.T, a.B, a.I + a.H, a.H, ceil_div(a.H, lanes), threads);
     ForwardJob job = {};
     job.args = &a, job.parts = split.parts, job.barriers = split.barriers;
     job.pack = !a.packed, job.packed = (void *)a.packed;
@@ -234,7 +240,7 @@ int fastlstm_backward(const fastlstm_backward_args *args, const fastlstm_threads
     const Kernels &kernels = *kernels_of(a.instructions);
     const int64_t size = size_of(a.dtype), lanes = kernels.vector_bytes / size, wide = 4 * lanes;
     const int64_t T = a.T, B = a.B, I = a.I, H = a.H, panels = ceil_div(H, lanes);
-    Split split(B, I, H, panels, threads);
+    Split split(T, B, H, H, panels, threads);
     BackwardJob job = {};
     job.args = &a, job.parts = split.parts, job.barriers = split.barriers;
     job.chunk = ceil_div(T, max(1, (T * B + CHUNK_ROWS / 2) / CHUNK_ROWS));

@@ -159,7 +159,7 @@ def forward(
     x, weight_ih, weight_hh, h_0, c_0 = (rows_contiguous(a) for a in (x, weight_ih, weight_hh, h_0, c_0))
     bias = bias if bias is None else bias.contiguous()
     mask = mask if mask is None else mask.to(torch.int32).contiguous().unsqueeze(-1)
-    threads, parts = split(B, H, I + H, panels, pieces) if groups == 1 else split_stack(groups, B, H, I + H)
+    threads, parts = split(T, B, H, I + H, panels, pieces) if groups == 1 else split_stack(groups, B, H, I + H)
     sets = 1 if groups == 1 else threads  # of buffers
     of_x = input_pieces(I, H, x.dtype, pieces, unit)
     fields, buffers = forward_sizes(T, B, I, H, x.dtype, pieces, of_x, parts, mask is not None)
@@ -234,7 +234,7 @@ def backward(
     dbias = x.new_empty(bias.shape) if needs[3] and bias is not None else None
     dh_0 = x.new_empty(R, H) if needs[4] else None
     dc_0 = x.new_empty(R, H) if needs[5] else None
-    threads, parts = split(B, H, I + H, panels, pieces) if groups == 1 else split_stack(groups, B, H, I + H)
+    threads, parts = split(T, B, H, H, panels, pieces) if groups == 1 else split_stack(groups, B, H, I + H)
     sets = 1 if groups == 1 else threads  # of buffers
     for_hh = T > 1 or needs[4]
     sums = any(needs[1:4])

@@ -31,16 +31,22 @@ def panels_of(size: int, lanes: int) -> int:
     return (size + lanes - 1) // lanes
 
 
-def split(B: int, H: int, K: int, panels: int, pieces: int) -> tuple[int, int]:
+def split(T: int, B: int, H: int, K: int, panels: int, pieces: int) -> tuple[int, int]:
     """Threads, and into how many parts they split the batch rows; threads within a part split the units.
 
     Parts meet nobody, but each reads all weights; a split of units halves what a thread reads, for a barrier of a
-    microsecond a step. So a part is given the rows that fill a pass over a panel, and all other threads go to units.
+    microsecond a step. So a part is given the rows that make its products last longer than its reading, few where
+    weights are few, but no more than fill a pass over a panel; and all other threads go to units.
     """
-    if SERIAL * (8 if pieces == 1 else 1) > B * 4 * H * K:  # the matrix unit is so much faster where few rows use it
-        return 1, 1
     threads = threads_now()
-    return threads, min(threads, max(1, B // 64, panels_of(threads, panels)))
+    enough = 64 if pieces else min(64, max(2, 16 * H * K // ROW_BYTES))
+    parts = min(threads, max(1, B // enough, min(panels_of(threads, panels), B // 2)))
+    # the matrix unit is so much faster where few rows use it
+    if parts < threads and SERIAL * (8 if pieces == 1 else 1) > B * 4 * H * K:
+        threads = parts
+    if parts == threads and T * B * 4 * (H + 8) * (K + 32) < SERIAL_CALL:
+        return 1, 1
+    return threads, parts
 
 
 CHUNK_ROWS = 128  # (step, row) pairs whose dpreact is turned into gradients together
@@ -52,6 +58,8 @@ UNIT_PIECES = 3  # of a float32, where some products alone run on the matrix uni
 MANY_WEIGHTS = 1 << 17  # from which sums for the weights run there: with fewer, laying dpreact out costs what they gain
 MANY_INPUTS = 1 << 18  # weights of the input from which its products run there, see `input_pieces`
 SERIAL = 75_000  # multiply-adds of a step, below which a barrier costs what the second thread saves
+SERIAL_CALL = 1_000_000  # of a call, with 32 more a sum for the cells, below which waking the second thread does
+ROW_BYTES = 1 << 15  # of weights in float32, for each row of a part
 LINE = 64  # bytes of a cache line: the counters of two barriers lie so far apart
 
 

@@ -59,7 +59,7 @@ class PackedLayer(PackedWeights):
         a.I, a.H = self.I, self.H
         a.weight_ih, a.weight_ih_row = host.row(self.weight_ih)
         a.weight_hh, a.weight_hh_row = host.row(self.weight_hh)
-        threads, _ = host.split(1, self.H, self.I + self.H, self.panels, self.pieces)
+        threads, _ = host.split(1, 1, self.H, self.I + self.H, self.panels, self.pieces)
         a, _memory, _ = host.refresh(a, self.weight_ih, threads, 1, scratch=7 * CHUNK * self.lanes)
         return host.run(name, a, threads)
 
@@ -84,7 +84,7 @@ class PackedLayer(PackedWeights):
         """Arguments of the forward kernel for T steps of B rows, what keeps their memory alive, and how many threads to
         run.
         """
-        threads, parts = host.split(B, self.H, self.I + self.H, self.panels, self.pieces)
+        threads, parts = host.split(T, B, self.H, self.I + self.H, self.panels, self.pieces)
         fields, sizes = host.forward_sizes(T, B, self.I, self.H, self.dtype, self.pieces, self.of_x, parts, masked)
         a, memory, _ = host.refresh(self.arguments, like, threads, parts, **sizes)
         for field, value in fields.items():
@@ -177,7 +177,7 @@ class PackedLayer(PackedWeights):
         ready = self.transpose() if products else None
         if products and ready is None:
             return None
-        threads, parts = host.split(B, H, I + H, self.panels, self.pieces)
+        threads, parts = host.split(1, B, H, I + H, self.panels, self.pieces)
         fields, buffers, of_x, of_sums = host.backward_sizes(
             1, B, I, H, self.dtype, self.pieces, any(needs[1:4]), needs[0], False
         )
