@@ -11,8 +11,9 @@ namespace {
 
 constexpr int64_t MAX_THREADS = 256, LARGEST = INT64_C(1) << 40;
 constexpr int64_t CHUNK_ROWS = 128;  // (step, row) pairs whose dpreact is turned into gradients together
-// Up to this size of the sums over (step, row) pairs, each half of the batch rows has its own: a thread's are then over what
-// it has in its cache. It depends on nothing but the shape, so that the bits do not on the threads.
+// Up to this size of the sums over (step, row) pairs, or half of it where batch rows are few but steps many, each half of
+// the batch rows has its own: a thread's are then over what it has in its cache. It depends on nothing but the shape, so
+// that the bits do not on the threads.
 constexpr int64_t HALF_BYTES = 1 << 19;
 constexpr int64_t FEW_ROWS = 128;  // (step, row) pairs whose weight gradients are written row by row, less for padding
 
@@ -246,7 +247,8 @@ int fastlstm_backward(const fastlstm_backward_args *args, const fastlstm_threads
     job.chunk = ceil_div(T, max(1, (T * B + CHUNK_ROWS / 2) / CHUNK_ROWS));
     job.ring = min(4, ceil_div(T, job.chunk));
     const int64_t dweights = panels * (I + H + 1) * wide * size;
-    job.halves = B >= 128 && dweights <= HALF_BYTES ? 2 : 1;
+    const bool many = B >= 4 && T * B >= 1024 && dweights <= HALF_BYTES / 2;
+    job.halves = many || (B >= 128 && dweights <= HALF_BYTES) ? 2 : 1;
     int64_t columns = (ceil_div(I, wide) + ceil_div(H, wide)) * wide;
     const bool few = T * B <= FEW_ROWS && T * B * columns <= FEW_ROWS * (I + H);
     if (!few) columns = ceil_div(I + H + 1, STRIP) * STRIP;

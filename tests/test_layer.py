@@ -157,7 +157,11 @@ def test_nan_and_infinity_travel_as_in_nn_lstm(backend, value, where):
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize(
-    "size", [(28, 128, 28, 128), (6, 16, 9, 100), (9, 5, 28, 330), (40, 1, 20, 130), (50, 40, 5, 33), (7, 150, 40, 20)]
+    "size",
+    [
+        *[(28, 128, 28, 128), (6, 16, 9, 100), (9, 5, 28, 330), (40, 1, 20, 130), (50, 40, 5, 33), (7, 150, 40, 20)],
+        *[(90, 13, 7, 40), (120, 11, 3, 2)],  # few weights: a thread takes a few rows
+    ],
 )
 @pytest.mark.parametrize("masked", [False, True])
 def test_bits_do_not_depend_on_threads_or_repetition(backend, size, masked):

@@ -24,6 +24,29 @@ THREADS_NOW = {"numba": host.threads_now, "native": native.threads_now}
 both_backends = pytest.mark.parametrize("backend", CPU_BACKENDS)
 
 
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("T", "B", "H", "K", "want"),
+    [
+        (28, 128, 128, 156, (2, 2)),  # rows, to each thread those that fill a pass
+        (28, 64, 512, 640, (2, 1)),  # many weights: units
+        (512, 16, 64, 128, (2, 2)),  # few weights: rows, however few
+        (28, 1, 128, 156, (2, 1)),  # one row has only units to split
+        (28, 1, 64, 92, (1, 1)),  # and too few for a barrier a step
+        (5, 16, 4, 8, (1, 1)),  # a call over before a second thread has woken
+    ],
+)
+def test_how_threads_split_the_work(T, B, H, K, want, two_threads):
+    assert host.split(T, B, H, K, host.panels_of(H, 16), 0) == want
+
+
 def work(backend, seed=0):
     """One training step from a seed, as one tensor."""
     generator = torch.Generator().manual_seed(seed)
@@ -37,14 +60,6 @@ def work(backend, seed=0):
     # put together by numpy: torch's own parallel copy hangs in a forked child
     parts = [output.detach(), *(p.grad for p in model.parameters())]
     return torch.from_numpy(np.concatenate([part.numpy().ravel() for part in parts]))
-
-
-@pytest.fixture
-def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 @both_backends

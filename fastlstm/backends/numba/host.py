@@ -50,8 +50,9 @@ def split(T: int, B: int, H: int, K: int, panels: int, pieces: int) -> tuple[int
 
 
 CHUNK_ROWS = 128  # (step, row) pairs whose dpreact is turned into gradients together
-# Up to this size of the sums over (step, row) pairs, each half of the batch rows has its own: a thread's are then over
-# what it has in its cache. It depends on nothing but the shape, so that the bits do not on the threads.
+# Up to this size of the sums over (step, row) pairs, or half of it where batch rows are few but steps many, each half
+# of the batch rows has its own: a thread's are then over what it has in its cache. It depends on nothing but the shape,
+# so that the bits do not on the threads.
 HALF_BYTES = 1 << 19
 FEW_ROWS = 128  # (step, row) pairs whose weight gradients are written row by row, less for padding, see `outer`
 UNIT_PIECES = 3  # of a float32, where some products alone run on the matrix unit: all that it has
@@ -227,7 +228,9 @@ def backward_sizes(
     of_x = input_pieces(I, H, dtype, pieces, unit) if to_x else 0
     rows_of_x = -(-(I + 1) // 16) * 16 if of_sums else I  # of the sums, before those of h
     sum_rows = rows_of_x + (panels * 16 if of_sums else H + 1)
-    halves = 2 if B >= 128 and panels * sum_rows * wide * size <= HALF_BYTES else 1
+    of_half = panels * sum_rows * wide * size  # bytes
+    many = B >= 4 and T * B >= 1024 and of_half <= HALF_BYTES // 2
+    halves = 2 if many or (B >= 128 and of_half <= HALF_BYTES) else 1
     kept = ring * chunk if (sums and not of_sums) or (to_x and not of_x) else 2
     fields = {"T": T, "B": B, "I": I, "H": H, "chunk": chunk, "ring": ring, "halves": halves, "kept": kept}
     fields |= {"sum_rows": sum_rows, "sums_of_h": rows_of_x, "sum_of_one": I if of_sums else I + H}
