@@ -34,7 +34,7 @@ BOUNDS["numba"] = BOUNDS["numba-bf16x6"]
 def some_products():
     """Small layers, too, multiply inputs wider than two states, and sum the weights' gradients, on the unit."""
     with pytest.MonkeyPatch.context() as patch:
-        for limit in ("MANY_INPUTS", "MANY_WEIGHTS"):
+        for limit in ("MANY_INPUTS", "MANY_SUMS"):
             patch.setattr(host, limit, 0)
         host.backward_sizes.cache_clear()
         yield
@@ -133,8 +133,8 @@ def test_six_products_are_as_exact_as_nn_lstm(backend, size):
 
 
 @needs_unit
-def test_which_products_of_numba_run_on_the_unit():
-    """The input's by the layer's sizes alone; sums for the weights by the rows, too."""
+def test_which_products_of_numba_run_on_the_unit(monkeypatch):
+    """The input's by the layer's sizes alone; sums for the weights by the rows, too, and wherever dx is there."""
 
     def chosen(T, B, I, H, dtype=torch.float32, **options):
         return host.backward_sizes(T, B, I, H, dtype, 0, True, True, False, **options)[2:]
@@ -143,6 +143,13 @@ def test_which_products_of_numba_run_on_the_unit():
     assert chosen(50, 40, 80, 40) == (3, 3)
     assert chosen(50, 40, 79, 40) == (0, 3)
     assert chosen(50, 40, 80, 40, torch.float64) == chosen(50, 40, 80, 40, unit=False) == (0, 0)
+    host.backward_sizes.cache_clear()
+    monkeypatch.setattr(host, "MANY_SUMS", 1 << 60)
+    assert chosen(50, 4, 80, 40) == (3, 3)
+    assert chosen(50, 4, 79, 40) == (0, 0)
+    for name, got, want in compare(draws(50, 4, 80, 40), torch.float32, "numba"):
+        assert error(got, want) < BOUNDS["numba"][name not in OUTPUTS], name
+    host.backward_sizes.cache_clear()
 
 
 def results(layer, backend):

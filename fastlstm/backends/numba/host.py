@@ -56,7 +56,7 @@ CHUNK_ROWS = 128  # (step, row) pairs whose dpreact is turned into gradients tog
 HALF_BYTES = 1 << 19
 FEW_ROWS = 128  # (step, row) pairs whose weight gradients are written row by row, less for padding, see `outer`
 UNIT_PIECES = 3  # of a float32, where some products alone run on the matrix unit: all that it has
-MANY_WEIGHTS = 1 << 17  # from which sums for the weights run there: with fewer, laying dpreact out costs what they gain
+MANY_SUMS = 1 << 22  # multiply-adds a step, from which sums for the weights run there: laying dpreact out costs a tenth
 MANY_INPUTS = 1 << 18  # weights of the input from which its products run there, see `input_pieces`
 SERIAL = 75_000  # multiply-adds of a step, below which a barrier costs what the second thread saves
 SERIAL_CALL = 1_000_000  # of a call, with 32 more a sum for the cells, below which waking the second thread does
@@ -223,9 +223,10 @@ def backward_sizes(
     ring = min(4, -(-T // chunk))
     columns = (panels_of(I, wide) + panels_of(H, wide)) * wide
     few = not pieces and T * B * columns <= FEW_ROWS * (I + H)
-    many = dtype == torch.float32 and 4 * H * (I + H) >= MANY_WEIGHTS
-    of_sums = pieces or (UNIT_PIECES if unit and sums and many and not few and matrix_available() else 0)
     of_x = input_pieces(I, H, dtype, pieces, unit) if to_x else 0
+    # where dx takes the unit its kernel sums there, too
+    long = dtype == torch.float32 and (of_x or B * 4 * H * (I + H) >= MANY_SUMS)
+    of_sums = pieces or (UNIT_PIECES if unit and sums and long and not few and matrix_available() else 0)
     rows_of_x = -(-(I + 1) // 16) * 16 if of_sums else I  # of the sums, before those of h
     sum_rows = rows_of_x + (panels * 16 if of_sums else H + 1)
     of_half = panels * sum_rows * wide * size  # bytes
