@@ -39,7 +39,7 @@ def split(T: int, B: int, H: int, K: int, panels: int, pieces: int) -> tuple[int
     weights are few, but no more than fill a pass over a panel; and all other threads go to units.
     """
     threads = threads_now()
-    enough = 64 if pieces else min(64, max(2, 16 * H * K // ROW_BYTES))
+    enough = min(64, max(2, 16 * H * K // ROW_BYTES))
     parts = min(threads, max(1, B // enough, min(panels_of(threads, panels), B // 2)))
     # the matrix unit is so much faster where few rows use it
     if parts < threads and SERIAL * (8 if pieces == 1 else 1) > B * 4 * H * K:
