@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import fastlstm
 from fastlstm import dispatch
 from fastlstm.backends import numba
-from fastlstm.backends.numba import host, matrix, tasks
+from fastlstm.backends.numba import host, matrix, prepared, tasks
 from fastlstm.functional import lstm
 from tests.layers import OUTPUTS, Layer, compare, draws, error, nn_lstm_errors
 from tests.test_numba_machines import assembly, busiest_loop, run
@@ -30,15 +30,21 @@ BOUNDS = {"numba-bf16": (4e-2, 8e-2), "numba-bf16x3": (1.6e-4, 3.2e-4), "numba-b
 BOUNDS["numba"] = BOUNDS["numba-bf16x6"]
 
 
+def forget():
+    """What is kept by shape knows the limits that held when it was made."""
+    prepared.forward_call.cache_clear()
+    prepared.backward_call.cache_clear()
+
+
 @pytest.fixture(autouse=True, scope="module")
 def some_products():
     """Small layers, too, multiply inputs wider than two states, and sum the weights' gradients, on the unit."""
     with pytest.MonkeyPatch.context() as patch:
         for limit in ("MANY_INPUTS", "MANY_SUMS"):
             patch.setattr(host, limit, 0)
-        host.backward_sizes.cache_clear()
+        forget()
         yield
-    host.backward_sizes.cache_clear()
+    forget()
 
 
 @pytest.fixture
@@ -57,9 +63,9 @@ def without_unit():
     def call(function):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(host, "matrix_available", lambda: False)
-            host.backward_sizes.cache_clear()
+            forget()
             result = function()
-        host.backward_sizes.cache_clear()
+        forget()
         return result
 
     return call
@@ -143,13 +149,13 @@ def test_which_products_of_numba_run_on_the_unit(monkeypatch):
     assert chosen(50, 40, 80, 40) == (3, 3)
     assert chosen(50, 40, 79, 40) == (0, 3)
     assert chosen(50, 40, 80, 40, torch.float64) == chosen(50, 40, 80, 40, unit=False) == (0, 0)
-    host.backward_sizes.cache_clear()
+    forget()
     monkeypatch.setattr(host, "MANY_SUMS", 1 << 60)
     assert chosen(50, 4, 80, 40) == (3, 3)
     assert chosen(50, 4, 79, 40) == (0, 0)
     for name, got, want in compare(draws(50, 4, 80, 40), torch.float32, "numba"):
         assert error(got, want) < BOUNDS["numba"][name not in OUTPUTS], name
-    host.backward_sizes.cache_clear()
+    forget()
 
 
 def results(layer, backend):

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import fastlstm
 from fastlstm import ops
-from fastlstm.backends.numba import host
+from fastlstm.backends.numba import host, prepared
 from fastlstm.functional import lstm_cell
 from tests.layers import CPU_BACKENDS, Layer
 
@@ -313,9 +313,9 @@ def test_weight_gradients_of_few_rows_are_those_of_many(size, reverse, masked, m
     monkeypatch.setattr(host, "MANY_SUMS", 1 << 60)  # few rows are never summed on the matrix unit
     for rows in (0, 1 << 30):
         monkeypatch.setattr(host, "FEW_ROWS", rows)
-        host.backward_sizes.cache_clear()
+        prepared.backward_call.cache_clear()
         results.append(ops.backward(*grads, *inputs, h, c, gates, reverse, [True] * 6, "numba"))
-    host.backward_sizes.cache_clear()
+    prepared.backward_call.cache_clear()
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 

@@ -15,12 +15,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 import fastlstm
-from fastlstm.backends import native
+from fastlstm.backends import native, numba
 from fastlstm.backends.numba import host, tasks
 from tests.layers import CPU_BACKENDS
 
 SIZE = (9, 24, 28, 100)  # large enough for a parallel region
-THREADS_NOW = {"numba": host.threads_now, "native": native.threads_now}
+THREADS_NOW = {"numba": numba.threads_now, "native": native.threads_now}
 both_backends = pytest.mark.parametrize("backend", CPU_BACKENDS)
 
 
@@ -43,8 +43,8 @@ def two_threads():
         (5, 16, 4, 8, (1, 1)),  # a call over before a second thread has woken
     ],
 )
-def test_how_threads_split_the_work(T, B, H, K, want, two_threads):
-    assert host.split(T, B, H, K, host.panels_of(H, 16), 0) == want
+def test_how_threads_split_the_work(T, B, H, K, want):
+    assert host.split(2, T, B, H, K, host.panels_of(H, 16), 0) == want
 
 
 def work(backend, seed=0):

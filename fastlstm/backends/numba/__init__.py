@@ -16,28 +16,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlstm.backends.cpu import address, rows_contiguous
+from fastlstm.backends.cpu import address, rows_contiguous, threads_now
 from fastlstm.backends.memory import empty
 from fastlstm.backends.numba.host import (
-    backward_sizes,
-    backward_task,
-    begin,
     first_steps,
-    forward_sizes,
-    forward_task,
     groups_of,
     input_pieces,
     lanes_of,
-    packed_size,
     panels_of,
     row,
     row_steps,
     run,
-    split,
-    split_stack,
     step_row,
-    transposed_sizes,
 )
+from fastlstm.backends.numba.prepared import backward_call, forward_call
 
 SIXTEEN_BIT = False  # whether forward and backward take 16-bit tensors
 PACKED_STEPS = True  # whether `pack` serves one step with gradients
@@ -159,16 +151,8 @@ def forward(
     x, weight_ih, weight_hh, h_0, c_0 = (rows_contiguous(a) for a in (x, weight_ih, weight_hh, h_0, c_0))
     bias = bias if bias is None else bias.contiguous()
     mask = mask if mask is None else mask.to(torch.int32).contiguous().unsqueeze(-1)
-    threads, parts = split(T, B, H, I + H, panels, pieces) if groups == 1 else split_stack(groups, B, H, I + H)
-    sets = 1 if groups == 1 else threads  # of buffers
-    of_x = input_pieces(I, H, x.dtype, pieces, unit)
-    fields, buffers = forward_sizes(T, B, I, H, x.dtype, pieces, of_x, parts, mask is not None)
-    a, _memory, by_lane = begin(  # the name keeps it alive
-        "ForwardArguments", x, threads, parts, sets, of_x,
-        packed=packed_size(I, H, lanes, pieces, of_x), biases=panels * 4 * lanes, **buffers,
-    )  # fmt: skip
-    for field, value in fields.items():
-        setattr(a, field, value)
+    prepared = forward_call(T, B, groups, I, H, x.dtype, pieces, unit, mask is not None, threads_now())
+    a, _memory = prepared.start(x)  # the name keeps it alive
     a.rows, a.reverse = R, reverse
     a.x, a.x_step, a.x_row = step_row(x)
     a.h, a.h_n, a.c_n = h.data_ptr(), h_n.data_ptr(), c_n.data_ptr()
@@ -181,13 +165,12 @@ def forward(
     a.h_0, a.h_0_row = row(h_0)
     a.c_0, a.c_0_row = row(c_0)
     a.bias, a.mask = address(bias), address(mask)
-    kernel = forward_task(pieces, of_x)
-    if groups == 1:
-        done = run(kernel, a, threads)
-    else:
+    stack = None
+    if groups > 1:
         of_rows = row_steps(B, x=x, h_0=h_0, c_0=c_0, mask=mask, h=h, c=c_n, gates=gates, h_n=h_n, c_n=c_n)
         of_weights = first_steps(weight_ih=weight_ih, weight_hh=weight_hh, bias=bias)
-        done = run(kernel, a, threads, (groups, of_rows | of_weights, by_lane))
+        stack = groups, of_rows | of_weights, prepared.steps
+    done = run(prepared.kernel, a, prepared.threads, stack)
     # a number that the matrix unit cannot take, see `host.run`
     return (h, h_n, c_n, c, gates) if done else forward(*call, unit=False)
 
@@ -222,8 +205,6 @@ def backward(
     call = dh, dh_n, dc_n, dc, x, weight_ih, weight_hh, bias, h_0, c_0, mask, h, c, gates, reverse, needs
     (T, R, I), H, groups = x.shape, weight_hh.shape[-1], groups_of(weight_ih)
     B = R // groups
-    lanes = lanes_of(x.dtype)
-    panels = panels_of(H, lanes)
     x, weight_ih, weight_hh, h_0, c_0 = (rows_contiguous(a) for a in (x, weight_ih, weight_hh, h_0, c_0))
     h, c, gates = h.contiguous(), c.contiguous(), gates.contiguous()
     dh, dh_n, dc_n, dc = (a if a is None else rows_contiguous(a) for a in (dh, dh_n, dc_n, dc))
@@ -234,24 +215,17 @@ def backward(
     dbias = x.new_empty(bias.shape) if needs[3] and bias is not None else None
     dh_0 = x.new_empty(R, H) if needs[4] else None
     dc_0 = x.new_empty(R, H) if needs[5] else None
-    threads, parts = split(T, B, H, H, panels, pieces) if groups == 1 else split_stack(groups, B, H, I + H)
-    sets = 1 if groups == 1 else threads  # of buffers
     for_hh = T > 1 or needs[4]
-    sums = any(needs[1:4])
-    fields, buffers, of_x, of_sums = backward_sizes(T, B, I, H, x.dtype, pieces, sums, needs[0], mask is not None, unit)
-    of_same = packed is not None and packed.pieces == pieces and (not needs[0] or packed.of_x == of_x)
+    of_same = packed is not None and packed.pieces == pieces
+    if of_same and needs[0]:
+        of_same = packed.of_x == input_pieces(I, H, x.dtype, pieces, unit)
     ready = packed.transpose() if of_same and (for_hh or needs[0]) else None  # whose memory it keeps alive
-    transposed = transposed_sizes(I, H, panels, lanes, pieces, of_x) if ready is None else {}
-    if not needs[0]:
-        transposed.pop("packed_ih", None)
-    if not for_hh:
-        transposed.pop("packed_hh", None)
-    a, _memory, by_lane = begin("BackwardArguments", x, threads, parts, sets, of_x or of_sums, **buffers, **transposed)
-    for field, value in fields.items():
-        setattr(a, field, value)
-    if ready is None:
-        a.packs = 1
-    else:
+    prepared = backward_call(
+        T, B, groups, I, H, x.dtype, pieces, unit, mask is not None, threads_now(), any(needs[1:4]), needs[0],
+        ready is None and needs[0], ready is None and for_hh,
+    )  # fmt: skip
+    a, _memory = prepared.start(x)
+    if ready is not None:
         a.packed_ih, a.packed_hh = ready[0].packed_ih, ready[0].packed_hh
     a.rows, a.reverse = R, reverse
     a.x, a.x_step, a.x_row = step_row(x)
@@ -270,10 +244,8 @@ def backward(
         a.dc, a.dc_step, a.dc_row = step_row(dc)
     a.dx, a.dweight_ih, a.dweight_hh, a.dbias = address(dx), address(dweight_ih), address(dweight_hh), address(dbias)
     a.dh_0, a.dc_0 = address(dh_0), address(dc_0)
-    kernel = backward_task(pieces, of_x, of_sums)
-    if groups == 1:
-        done = run(kernel, a, threads)
-    else:
+    stack = None
+    if groups > 1:
         of_rows = row_steps(
             B, x=x, h_0=h_0, c_0=c_0, mask=mask, h=h, c=c, gates=gates, dh=dh, dh_n=dh_n, dc_n=dc_n, dc=dc, dx=dx,
             dh_0=dh_0, dc_0=dc_0,
@@ -281,5 +253,6 @@ def backward(
         of_weights = first_steps(
             weight_ih=weight_ih, weight_hh=weight_hh, dweight_ih=dweight_ih, dweight_hh=dweight_hh, dbias=dbias
         )
-        done = run(kernel, a, threads, (groups, of_rows | of_weights, by_lane))
+        stack = groups, of_rows | of_weights, prepared.steps
+    done = run(prepared.kernel, a, prepared.threads, stack)
     return (dx, dweight_ih, dweight_hh, dbias, dh_0, dc_0) if done else backward(*call, unit=False)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
-
-from fastlstm.backends.cpu import threads_now
-from fastlstm.backends.memory import empty
 
 
 @cache
@@ -31,14 +28,14 @@ def panels_of(size: int, lanes: int) -> int:
     return (size + lanes - 1) // lanes
 
 
-def split(T: int, B: int, H: int, K: int, panels: int, pieces: int) -> tuple[int, int]:
-    """Threads, and into how many parts they split the batch rows; threads within a part split the units.
+def split(team: int, T: int, B: int, H: int, K: int, panels: int, pieces: int) -> tuple[int, int]:
+    """Threads of a `team`, and into how many parts they split the batch rows; threads within a part split the units.
 
     Parts meet nobody, but each reads all weights; a split of units halves what a thread reads, for a barrier of a
     microsecond a step. So a part is given the rows that make its products last longer than its reading, few where
     weights are few, but no more than fill a pass over a panel; and all other threads go to units.
     """
-    threads = threads_now()
+    threads = team
     enough = min(64, max(2, 16 * H * K // ROW_BYTES))
     parts = min(threads, max(1, B // enough, min(panels_of(threads, panels), B // 2)))
     # the matrix unit is so much faster where few rows use it
@@ -62,59 +59,6 @@ SERIAL = 75_000  # multiply-adds of a step, below which a barrier costs what the
 SERIAL_CALL = 1_000_000  # of a call, with 32 more a sum for the cells, below which waking the second thread does
 ROW_BYTES = 1 << 15  # of weights in float32, for each row of a part
 LINE = 64  # bytes of a cache line: the counters of two barriers lie so far apart
-
-
-@cache
-def _constants(dtype: torch.dtype) -> Tensor:
-    """A kilobyte of zeros, then a one."""
-    memory = torch.zeros(1024 // dtype.itemsize + 1, dtype=dtype, device="cpu")
-    memory[-1] = 1.0
-    return memory
-
-
-@cache
-def _template(kind: str, dtype: torch.dtype, pieces: int) -> Any:
-    """The arguments of a task with what all calls share."""
-    from fastlstm.backends.numba import arguments, tasks
-
-    constants = _constants(dtype).data_ptr()
-    shared = {**tasks.primitives(dtype.itemsize, pieces), "relax": tasks.relax(), "constants": constants}
-    return getattr(arguments, kind)(**shared)
-
-
-def begin(
-    kind: str, like: Tensor, threads: int, parts: int, sets: int = 1, pieces: int = 0, **buffers: int
-) -> tuple[Any, Tensor, dict[str, int]]:
-    """Arguments of a task with the fields that every task has, and with buffers.
-
-    Args:
-        buffers: elements of each buffer, of which there are `sets`; of ``scratch``, `threads`.
-
-    Returns:
-        the arguments, the tensor that keeps the buffers alive, and bytes from one of each buffer to the next.
-    """
-    return refresh(_template(kind, like.dtype, pieces), like, threads, parts, sets, **buffers)
-
-
-def refresh(
-    arguments: Any, like: Tensor, threads: int, parts: int, sets: int = 1, **buffers: int
-) -> tuple[Any, Tensor, dict[str, int]]:
-    """As `begin`, with all other fields those of `arguments`."""
-    size, places, steps = like.element_size(), {}, {}
-    total = counters = LINE * (parts + 2) if threads > 1 else 0
-    for name, count in buffers.items():
-        places[name], steps[name] = total, -(-count * size // LINE) * LINE
-        total += steps[name] * (threads if name == "scratch" else sets)
-    memory = empty(like, total // size)  # aligned to a line, as all of torch's memory
-    at = memory.data_ptr()
-    a = type(arguments).from_buffer_copy(arguments)  # other threads may be calling
-    a.parts, a.barrier, a.scratch_bytes = parts, at, steps["scratch"]
-    if counters:
-        ctypes.memset(at, 0, counters)
-    for name, place in places.items():
-        if steps[name]:
-            setattr(a, name, at + place)
-    return a, memory, steps
 
 
 def transposed_sizes(I: int, H: int, panels: int, lanes: int, pieces: int, of_x: int) -> dict[str, int]:
@@ -145,7 +89,6 @@ def backward_task(pieces: int, of_x: int, of_sums: int) -> str:
     return "backward_matrix" if pieces else "backward_mixed" if of_x or of_sums else "backward"
 
 
-@lru_cache(1024)
 def forward_sizes(
     T: int, B: int, I: int, H: int, dtype: torch.dtype, pieces: int, of_x: int, parts: int, masked: bool
 ) -> tuple[dict[str, int], dict[str, int]]:
@@ -196,7 +139,6 @@ def run(
     return not large.value
 
 
-@lru_cache(1024)
 def backward_sizes(
     T: int,
     B: int,
@@ -276,9 +218,9 @@ def groups_of(weight: Tensor) -> int:
     return weight.shape[0] if weight.dim() == 3 else 1
 
 
-def split_stack(groups: int, B: int, H: int, K: int) -> tuple[int, int]:
+def split_stack(team: int, groups: int, B: int, H: int, K: int) -> tuple[int, int]:
     """As `split`, for groups of B rows: each runs on one thread, and needs no barrier."""
-    return (1 if groups * B * 4 * H * K < SERIAL else min(threads_now(), groups)), 1
+    return (1 if groups * B * 4 * H * K < SERIAL else min(team, groups)), 1
 
 
 def row_steps(B: int, **tensors: Tensor | None) -> dict[str, int]:

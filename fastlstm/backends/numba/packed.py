@@ -6,11 +6,14 @@ from typing import Any
 
 from torch import Tensor
 
-from fastlstm.backends.cpu import PackedWeights, address, rows_contiguous
+from fastlstm.backends.cpu import PackedWeights, address, rows_contiguous, threads_now
 from fastlstm.backends.memory import empty
 from fastlstm.backends.numba import host
+from fastlstm.backends.numba.prepared import Prepared, backward_call, prepare, template
 from fastlstm.backends.numba.shared import CHUNK
 from fastlstm.backends.numba.weights import DIGEST, samples_of
+
+SHAPES = 64  # of calls whose arguments a layer keeps
 
 
 class PackedLayer(PackedWeights):
@@ -35,6 +38,7 @@ class PackedLayer(PackedWeights):
         self.transposed: Any = None
         self.plain: PackedLayer | None = None
         self.calls = 0
+        self.prepared: dict[tuple[int, int, bool, int], Prepared] = {}
 
     def _pack_forward(self) -> bool:
         words = [self.H * n * self.dtype.itemsize for n in (self.I, self.H)]
@@ -44,12 +48,14 @@ class PackedLayer(PackedWeights):
             "samples": self.panels * 4 * self.lanes * samples_of.py_func(self.I, self.H),
             "digests": sum(-(-n // DIGEST) for n in words) * self.lanes,
         }
-        a, memory, _ = host.begin("ForwardArguments", self.weight_ih, 1, 1, 1, self.of_x, scratch=0, **sizes)
+        kernel = host.forward_task(self.pieces, self.of_x)
+        a = template("ForwardArguments", self.dtype, self.of_x)
+        a, memory = prepare(kernel, a, self.dtype, 1, 1, scratch=0, **sizes).start(self.weight_ih)
         self.memory = memory, self.weight_ih.new_zeros(self.H)
         a.bias, a.bias_hh = [bias.data_ptr() for bias in self.biases] + [0] * (2 - len(self.biases))
         a.h_0 = a.c_0 = self.memory[1].data_ptr()
         self.digests = a.digests
-        done = self._pack(host.forward_task(self.pieces, self.of_x), a)
+        done = self._pack(kernel, a)
         a.digests = 0
         self.arguments = a
         return done
@@ -59,8 +65,9 @@ class PackedLayer(PackedWeights):
         a.I, a.H = self.I, self.H
         a.weight_ih, a.weight_ih_row = host.row(self.weight_ih)
         a.weight_hh, a.weight_hh_row = host.row(self.weight_hh)
-        threads, _ = host.split(1, 1, self.H, self.I + self.H, self.panels, self.pieces)
-        a, _memory, _ = host.refresh(a, self.weight_ih, threads, 1, scratch=7 * CHUNK * self.lanes)
+        threads, _ = host.split(threads_now(), 1, 1, self.H, self.I + self.H, self.panels, self.pieces)
+        scratch = 7 * CHUNK * self.lanes
+        a, _memory = prepare(name, a, self.dtype, threads, 1, scratch=scratch).start(self.weight_ih)
         return host.run(name, a, threads)
 
     def transpose(self) -> tuple[Any, Tensor] | None:
@@ -74,9 +81,10 @@ class PackedLayer(PackedWeights):
             if not self._run(a, threads):  # of no steps: it only looks
                 return None
             sizes = host.transposed_sizes(self.I, self.H, self.panels, self.lanes, self.pieces, self.of_x)
-            a, memory, _ = host.begin("BackwardArguments", self.weight_ih, 1, 1, 1, self.of_x, scratch=0, **sizes)
-            a.packs, a.rows_kept = 1, 1
-            self._pack(host.backward_task(self.pieces, self.of_x, 0), a)
+            kernel = host.backward_task(self.pieces, self.of_x, 0)
+            a = template("BackwardArguments", self.dtype, self.of_x, packs=1, rows_kept=1)
+            a, memory = prepare(kernel, a, self.dtype, 1, 1, scratch=0, **sizes).start(self.weight_ih)
+            self._pack(kernel, a)
             self.transposed = made = a, memory  # complete: another thread may be making its own
         return made
 
@@ -84,15 +92,23 @@ class PackedLayer(PackedWeights):
         """Arguments of the forward kernel for T steps of B rows, what keeps their memory alive, and how many threads to
         run.
         """
-        threads, parts = host.split(T, B, self.H, self.I + self.H, self.panels, self.pieces)
-        fields, sizes = host.forward_sizes(T, B, self.I, self.H, self.dtype, self.pieces, self.of_x, parts, masked)
-        a, memory, _ = host.refresh(self.arguments, like, threads, parts, **sizes)
-        for field, value in fields.items():
-            setattr(a, field, value)
-        a.rows = B
+        team = threads_now()
+        prepared = self.prepared.get((T, B, masked, team))
+        if prepared is None:
+            threads, parts = host.split(team, T, B, self.H, self.I + self.H, self.panels, self.pieces)
+            fields, sizes = host.forward_sizes(T, B, self.I, self.H, self.dtype, self.pieces, self.of_x, parts, masked)
+            kernel = host.forward_task(self.pieces, self.of_x)
+            prepared = prepare(kernel, self.arguments, self.dtype, threads, parts, **sizes)
+            for field, value in fields.items():
+                setattr(prepared.arguments, field, value)
+            prepared.arguments.rows = B
+            if len(self.prepared) >= SHAPES:
+                self.prepared.clear()
+            self.prepared[T, B, masked, team] = prepared
+        a, memory = prepared.start(like)
         self.calls += 1
         a.flip = self.calls % 2
-        return a, memory, threads
+        return a, memory, prepared.threads
 
     def _run(self, a: Any, threads: int) -> bool | None:
         """Run the forward kernel; False when it finds that the weights have changed, None for an input that the
@@ -177,15 +193,12 @@ class PackedLayer(PackedWeights):
         ready = self.transpose() if products else None
         if products and ready is None:
             return None
-        threads, parts = host.split(1, B, H, I + H, self.panels, self.pieces)
-        fields, buffers, of_x, of_sums = host.backward_sizes(
-            1, B, I, H, self.dtype, self.pieces, any(needs[1:4]), needs[0], False
+        prepared = backward_call(
+            1, B, 1, I, H, self.dtype, self.pieces, True, False, threads_now(), any(needs[1:4]), needs[0], False, False
         )
-        if needs[0] and of_x != self.of_x:  # a weight that the matrix unit cannot take
+        if needs[0] and prepared.of_x != self.of_x:  # a weight that the matrix unit cannot take
             return None
-        a, _memory, _ = host.begin("BackwardArguments", x, threads, parts, 1, of_x or of_sums, **buffers)
-        for field, value in fields.items():
-            setattr(a, field, value)
+        a, _memory = prepared.start(x)
         a.rows = B
         if ready is not None:
             a.packed_ih, a.packed_hh = ready[0].packed_ih, ready[0].packed_hh
@@ -204,4 +217,4 @@ class PackedLayer(PackedWeights):
         shapes = (B, I), (4 * H, I), (4 * H, H), (4 * H,), (B, H), (B, H)
         gradients = (*(x.new_empty(shape) if need else None for shape, need in zip(shapes, needs)),)
         a.dx, a.dweight_ih, a.dweight_hh, a.dbias, a.dh_0, a.dc_0 = map(address, gradients)
-        return gradients if host.run(host.backward_task(self.pieces, of_x, of_sums), a, threads) else None
+        return gradients if host.run(prepared.kernel, a, prepared.threads) else None

@@ -1,0 +1,114 @@
+"""A kernel's arguments made ready, all but what is a call's own.
+
+They are kept by shape: a short call would spend longer on them than on its arithmetic.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastlstm.backends.memory import empty
+from fastlstm.backends.numba import host
+
+
+class Prepared(NamedTuple):
+    kernel: str  # of `tasks`
+    threads: int
+    arguments: Any
+    elements: int  # of the memory of all buffers
+    counters: int  # bytes of it that barriers count in, from its start on
+    places: tuple[tuple[str, int], ...]  # where in it each buffer lies, in bytes
+    steps: dict[str, int]  # bytes from one of a buffer to the next
+    of_x: int = 0  # pieces of a number in the products with the input, 0 without the matrix unit
+
+    def start(self, like: Tensor) -> tuple[Any, Tensor]:
+        """The arguments with buffers for one call, and the tensor that keeps these alive."""
+        memory = empty(like, self.elements)  # aligned to a line, as all of torch's memory
+        at = memory.data_ptr()
+        a = type(self.arguments).from_buffer_copy(self.arguments)  # other threads may be calling
+        a.barrier = at
+        if self.counters:
+            ctypes.memset(at, 0, self.counters)
+        for name, place in self.places:
+            setattr(a, name, at + place)
+        return a, memory
+
+
+def prepare(
+    kernel: str, arguments: Any, like: torch.dtype, threads: int, parts: int, sets: int = 1, of_x: int = 0, **sizes: int
+) -> Prepared:
+    """`arguments` for so many threads in so many parts, with buffers of `sizes` elements: `sets` of each, and `threads`
+    of ``scratch``.
+    """
+    size, places, steps = like.itemsize, [], {}
+    total = counters = host.LINE * (parts + 2) if threads > 1 else 0
+    for name, count in sizes.items():
+        steps[name] = -(-count * size // host.LINE) * host.LINE
+        if count:
+            places.append((name, total))
+        total += steps[name] * (threads if name == "scratch" else sets)
+    a = type(arguments).from_buffer_copy(arguments)
+    a.parts, a.scratch_bytes = parts, steps["scratch"]
+    return Prepared(kernel, threads, a, total // size, counters, tuple(places), steps, of_x)
+
+
+@cache
+def _constants(dtype: torch.dtype) -> Tensor:
+    """A kilobyte of zeros, then a one."""
+    memory = torch.zeros(1024 // dtype.itemsize + 1, dtype=dtype, device="cpu")
+    memory[-1] = 1.0
+    return memory
+
+
+def template(kind: str, dtype: torch.dtype, pieces: int, **fields: int) -> Any:
+    """The arguments of a task with what all calls share, and `fields`. `pieces`: of a number on the matrix unit."""
+    from fastlstm.backends.numba import arguments, tasks
+
+    constants = _constants(dtype).data_ptr()
+    shared = {**tasks.primitives(dtype.itemsize, pieces), "relax": tasks.relax(), "constants": constants}
+    return getattr(arguments, kind)(**shared, **fields)
+
+
+@lru_cache(1024)
+def forward_call(
+    T: int, B: int, groups: int, I: int, H: int, dtype: torch.dtype, pieces: int, unit: bool, masked: bool, team: int
+) -> Prepared:
+    """A forward pass that packs its weights. `groups`: layers in a stack; `team`: threads it may use; the rest is as in
+    `host.input_pieces`.
+    """
+    lanes = host.lanes_of(dtype)
+    panels, of_x = host.panels_of(H, lanes), host.input_pieces(I, H, dtype, pieces, unit)
+    threads, parts = host.split(team, T, B, H, I + H, panels, pieces)
+    if groups > 1:
+        threads, parts = host.split_stack(team, groups, B, H, I + H)
+    fields, sizes = host.forward_sizes(T, B, I, H, dtype, pieces, of_x, parts, masked)
+    sizes |= {"packed": host.packed_size(I, H, lanes, pieces, of_x), "biases": panels * 4 * lanes}
+    arguments, sets = template("ForwardArguments", dtype, of_x, **fields), 1 if groups == 1 else threads
+    return prepare(host.forward_task(pieces, of_x), arguments, dtype, threads, parts, sets, of_x, **sizes)
+
+
+@lru_cache(1024)
+def backward_call(
+    T: int, B: int, groups: int, I: int, H: int, dtype: torch.dtype, pieces: int, unit: bool, masked: bool, team: int,
+    sums: bool, to_x: bool, packs_ih: bool, packs_hh: bool,
+) -> Prepared:  # fmt: skip
+    """A backward pass. `sums` and `to_x` are as in `host.backward_sizes`; `packs_ih` and `packs_hh`: whether it packs
+    the transposed weights.
+    """
+    lanes = host.lanes_of(dtype)
+    panels = host.panels_of(H, lanes)
+    threads, parts = host.split(team, T, B, H, H, panels, pieces)
+    if groups > 1:
+        threads, parts = host.split_stack(team, groups, B, H, I + H)
+    fields, sizes, of_x, of_sums = host.backward_sizes(T, B, I, H, dtype, pieces, sums, to_x, masked, unit)
+    transposed = host.transposed_sizes(I, H, panels, lanes, pieces, of_x)
+    sizes |= {name: transposed[name] for name, packs in (("packed_ih", packs_ih), ("packed_hh", packs_hh)) if packs}
+    fields["packs"] = packs_ih or packs_hh
+    arguments = template("BackwardArguments", dtype, of_x or of_sums, **fields)
+    kernel, sets = host.backward_task(pieces, of_x, of_sums), 1 if groups == 1 else threads
+    return prepare(kernel, arguments, dtype, threads, parts, sets, of_x, **sizes)
