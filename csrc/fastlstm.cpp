@@ -113,11 +113,11 @@ struct Split {
     int64_t threads = 1, parts = 1;
     Barrier barriers[MAX_THREADS + 2];  // those of the parts there are
 
-    // K: columns of the products of a step
-    Split(int64_t T, int64_t B, int64_t K, int64_t H, int64_t panels, const fastlstm_threads *asked) {
+    // back: of the backward pass, whose steps read weight_hh alone
+    Split(int64_t T, int64_t B, int64_t I, int64_t H, int64_t panels, const fastlstm_threads *asked, bool back) {
         if (asked && asked->count > 1) {
             threads = min(asked->count, MAX_THREADS);
-            const int64_t enough = min(64, max(2, 16 * H * K >> 15));
+            const int64_t K = I + H, enough = min(64, max(2, 16 * H * (back ? H : K) >> 15));
             parts = min(threads, max(max(1, B / enough), min(ceil_div(threads, panels), B / 2)));
             // multiply-adds of a step: for fewer the barrier would cost what the second thread saves
             if (parts < threads && (double)B * 4 * H * K < 75000) threads = parts;
@@ -209,7 +209,7 @@ int fastlstm_forward(const fastlstm_forward_args *args, const fastlstm_threads *
     fastlstm_forward_args a = *args;
     const Kernels &kernels = *kernels_of(a.instructions);
     const int64_t size = size_of(a.dtype), lanes = kernels.vector_bytes / size;
-    Split split(a.T, a.B, a.I + a.H, a.H, ceil_div(a.H, lanes), threads);
+    Split split(a.T, a.B, a.I, a.H, ceil_div(a.H, lanes), threads, false);
     ForwardJob job = {};
     job.args = &a, job.parts = split.parts, job.barriers = split.barriers;
     job.pack = !a.packed, job.packed = (void *)a.packed;
@@ -241,7 +241,7 @@ int fastlstm_backward(const fastlstm_backward_args *args, const fastlstm_threads
     const Kernels &kernels = *kernels_of(a.instructions);
     const int64_t size = size_of(a.dtype), lanes = kernels.vector_bytes / size, wide = 4 * lanes;
     const int64_t T = a.T, B = a.B, I = a.I, H = a.H, panels = ceil_div(H, lanes);
-    Split split(T, B, H, H, panels, threads);
+    Split split(T, B, I, H, panels, threads, true);
     BackwardJob job = {};
     job.args = &a, job.parts = split.parts, job.barriers = split.barriers;
     job.chunk = ceil_div(T, max(1, (T * B + CHUNK_ROWS / 2) / CHUNK_ROWS));

@@ -33,18 +33,22 @@ def two_threads():
 
 
 @pytest.mark.parametrize(
-    ("T", "B", "H", "K", "want"),
+    ("T", "B", "I", "H", "forward", "backward"),
     [
-        (28, 128, 128, 156, (2, 2)),  # rows, to each thread those that fill a pass
-        (28, 64, 512, 640, (2, 1)),  # many weights: units
-        (512, 16, 64, 128, (2, 2)),  # few weights: rows, however few
-        (28, 1, 128, 156, (2, 1)),  # one row has only units to split
-        (28, 1, 64, 92, (1, 1)),  # and too few for a barrier a step
-        (5, 16, 4, 8, (1, 1)),  # a call over before a second thread has woken
+        (28, 128, 28, 128, (2, 2), (2, 2)),  # rows, to each thread those that fill a pass
+        (28, 64, 128, 512, (2, 1), (2, 1)),  # many weights: units
+        (512, 16, 64, 64, (2, 2), (2, 2)),  # few weights: rows, however few
+        (28, 16, 28, 128, (2, 1), (2, 2)),  # steps back read weight_hh alone
+        (28, 1, 28, 128, (2, 1), (2, 1)),  # one row has only units to split; a thread that pauses wakes late
+        (28, 1, 28, 64, (1, 1), (1, 1)),  # and too few for a barrier a step
+        (5, 16, 4, 4, (1, 1), (1, 1)),  # a call over before a second thread has woken
     ],
 )
-def test_how_threads_split_the_work(T, B, H, K, want):
-    assert host.split(2, T, B, H, K, host.panels_of(H, 16), 0) == want
+def test_how_threads_split_the_work(T, B, I, H, forward, backward):
+    panels = host.panels_of(H, 16)
+    assert host.split(2, T, B, I, H, panels, 0) == forward
+    assert host.split(2, T, B, I, H, panels, 0, back=True) == backward
+    assert host.split(1, T, B, I, H, panels, 0) == (1, 1)
 
 
 def work(backend, seed=0):

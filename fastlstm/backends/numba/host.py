@@ -28,15 +28,16 @@ def panels_of(size: int, lanes: int) -> int:
     return (size + lanes - 1) // lanes
 
 
-def split(team: int, T: int, B: int, H: int, K: int, panels: int, pieces: int) -> tuple[int, int]:
+def split(team: int, T: int, B: int, I: int, H: int, panels: int, pieces: int, back: bool = False) -> tuple[int, int]:
     """Threads of a `team`, and into how many parts they split the batch rows; threads within a part split the units.
 
     Parts meet nobody, but each reads all weights; a split of units halves what a thread reads, for a barrier of a
     microsecond a step. So a part is given the rows that make its products last longer than its reading, few where
-    weights are few, but no more than fill a pass over a panel; and all other threads go to units.
+    weights are few, but no more than fill a pass over a panel; and all other threads go to units. `back`: of the
+    backward pass, whose steps read weight_hh alone.
     """
-    threads = team
-    enough = min(64, max(2, 16 * H * K // ROW_BYTES))
+    threads, K = team, I + H
+    enough = min(64, max(2, 16 * H * (H if back else K) // ROW_BYTES))
     parts = min(threads, max(1, B // enough, min(panels_of(threads, panels), B // 2)))
     # the matrix unit is so much faster where few rows use it
     if parts < threads and SERIAL * (8 if pieces == 1 else 1) > B * 4 * H * K:

@@ -65,7 +65,7 @@ class PackedLayer(PackedWeights):
         a.I, a.H = self.I, self.H
         a.weight_ih, a.weight_ih_row = host.row(self.weight_ih)
         a.weight_hh, a.weight_hh_row = host.row(self.weight_hh)
-        threads, _ = host.split(threads_now(), 1, 1, self.H, self.I + self.H, self.panels, self.pieces)
+        threads, _ = host.split(threads_now(), 1, 1, self.I, self.H, self.panels, self.pieces)
         scratch = 7 * CHUNK * self.lanes
         a, _memory = prepare(name, a, self.dtype, threads, 1, scratch=scratch).start(self.weight_ih)
         return host.run(name, a, threads)
@@ -95,7 +95,7 @@ class PackedLayer(PackedWeights):
         team = threads_now()
         prepared = self.prepared.get((T, B, masked, team))
         if prepared is None:
-            threads, parts = host.split(team, T, B, self.H, self.I + self.H, self.panels, self.pieces)
+            threads, parts = host.split(team, T, B, self.I, self.H, self.panels, self.pieces)
             fields, sizes = host.forward_sizes(T, B, self.I, self.H, self.dtype, self.pieces, self.of_x, parts, masked)
             kernel = host.forward_task(self.pieces, self.of_x)
             prepared = prepare(kernel, self.arguments, self.dtype, threads, parts, **sizes)

@@ -83,7 +83,7 @@ def forward_call(
     """
     lanes = host.lanes_of(dtype)
     panels, of_x = host.panels_of(H, lanes), host.input_pieces(I, H, dtype, pieces, unit)
-    threads, parts = host.split(team, T, B, H, I + H, panels, pieces)
+    threads, parts = host.split(team, T, B, I, H, panels, pieces)
     if groups > 1:
         threads, parts = host.split_stack(team, groups, B, H, I + H)
     fields, sizes = host.forward_sizes(T, B, I, H, dtype, pieces, of_x, parts, masked)
@@ -102,7 +102,7 @@ def backward_call(
     """
     lanes = host.lanes_of(dtype)
     panels = host.panels_of(H, lanes)
-    threads, parts = host.split(team, T, B, H, H, panels, pieces)
+    threads, parts = host.split(team, T, B, I, H, panels, pieces, back=True)
     if groups > 1:
         threads, parts = host.split_stack(team, groups, B, H, I + H)
     fields, sizes, of_x, of_sums = host.backward_sizes(T, B, I, H, dtype, pieces, sums, to_x, masked, unit)
