@@ -121,6 +121,7 @@ struct Split {
             parts = min(threads, max(max(1, B / enough), min(ceil_div(threads, panels), B / 2)));
             // multiply-adds of a step: for fewer the barrier would cost what the second thread saves
             if (parts < threads && (double)B * 4 * H * K < 75000) threads = parts;
+            threads = min(threads, parts * panels);
             // and of a call, with 32 more a sum for the cells: for fewer waking it would
             if (parts == threads && (double)T * B * 4 * (H + 8) * (K + 32) < 1000000) threads = parts = 1;
         }

@@ -9,9 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.func import functional_call, grad, stack_module_state, vmap
 
 import fastlstm
-from fastlstm import dispatch
+from fastlstm import dispatch, ops
 from fastlstm.backends import numba
 from fastlstm.backends.numba import host, matrix, prepared, tasks
 from fastlstm.functional import lstm
@@ -64,9 +65,10 @@ def without_unit():
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(host, "matrix_available", lambda: False)
             forget()
-            result = function()
-        forget()
-        return result
+            try:
+                return function()
+            finally:
+                forget()
 
     return call
 
@@ -138,24 +140,103 @@ def test_six_products_are_as_exact_as_nn_lstm(backend, size):
     assert max(map(error, got_grads, want_grads)) <= max(3 * gradients, 1e-6)
 
 
+@pytest.fixture
+def vector_sums(monkeypatch):
+    """No sums for the weights are large enough for the unit."""
+    forget()
+    monkeypatch.setattr(host, "MANY_SUMS", 1 << 60)
+    yield
+    forget()
+
+
+def chosen(T, B, I, H, dtype=torch.float32, **options):
+    return host.backward_sizes(T, B, I, H, dtype, 0, True, True, False, **options)[2:]
+
+
 @needs_unit
-def test_which_products_of_numba_run_on_the_unit(monkeypatch):
-    """The input's by the layer's sizes alone; sums for the weights by the rows, too, and wherever dx is there."""
-
-    def chosen(T, B, I, H, dtype=torch.float32, **options):
-        return host.backward_sizes(T, B, I, H, dtype, 0, True, True, False, **options)[2:]
-
+def test_which_products_of_numba_run_on_the_unit():
+    """The input's by the layer's sizes alone; sums for the weights by the rows, too."""
     assert chosen(1, 1, 80, 40) == (3, 0)
     assert chosen(50, 40, 80, 40) == (3, 3)
     assert chosen(50, 40, 79, 40) == (0, 3)
     assert chosen(50, 40, 80, 40, torch.float64) == chosen(50, 40, 80, 40, unit=False) == (0, 0)
-    forget()
-    monkeypatch.setattr(host, "MANY_SUMS", 1 << 60)
+
+
+@needs_unit
+def test_sums_run_on_the_unit_wherever_dx_would(vector_sums):
     assert chosen(50, 4, 80, 40) == (3, 3)
     assert chosen(50, 4, 79, 40) == (0, 0)
-    for name, got, want in compare(draws(50, 4, 80, 40), torch.float32, "numba"):
-        assert error(got, want) < BOUNDS["numba"][name not in OUTPUTS], name
-    forget()
+    x, h_0, c_0, w_ih, w_hh, b_ih, b_hh = Layer(50, 4, 80, 40).to(torch.float32, requires_grad=False)
+    inputs = x, w_ih, w_hh, b_ih + b_hh, h_0, c_0, None
+    h, _, _, c, gates = ops.forward(*inputs, False, True, "numba")
+    with_dx, without = (
+        ops.backward(h, None, None, None, *inputs, h, c, gates, False, [dx, True, True, True, False, False], "numba")
+        for dx in (True, False)
+    )
+    assert without[0] is None
+    assert all(torch.equal(a, b) for a, b in zip(with_dx[1:4], without[1:4]))
+
+
+@needs_unit
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_last_chunk_of_one_block(backend, monkeypatch):
+    """Each half of the batch rows has sums of its own: one of them has no product to start them."""
+    monkeypatch.setattr(prepared, "empty", lambda like, *shape: like.new_full(shape, math.nan))
+    inputs = Layer(833, 4, 5, 7).to(torch.float32)
+    output = lstm(inputs[0], None, *inputs[3:], backend=backend)[0]
+    assert all(g.isfinite().all() for g in torch.autograd.grad(output.sum(), inputs[3:]))
+
+
+def weights_of(module):
+    return [p.grad for p in module.parameters()]
+
+
+@needs_unit
+@pytest.mark.parametrize("size", [(5, 33, 70, 33), (1, 7, 40, 20), (1, 300, 90, 40)])
+def test_weights_that_stay_packed(size):
+    """Without gradients, over a loop of steps, and where a weight is infinite."""
+    T, B, I, H = size
+    layer, cell = fastlstm.LSTM(I, H, backend="numba"), fastlstm.LSTMCell(I, H, backend="numba")
+    cell.load_state_dict({name.removesuffix("_l0"): w for name, w in layer.state_dict().items()})
+    x = torch.randn(T, B, I, requires_grad=True)
+    zeros = torch.zeros(B, H)
+    for _ in range(2):  # packed at the first call, used at the second
+        whole = layer(x)[0]
+        with torch.no_grad():
+            assert torch.equal(layer(x)[0], whole)
+        state, outputs = (zeros, zeros), []
+        for t in range(T):
+            state = cell(x[t], state)
+            outputs.append(state[0])
+        assert torch.equal(torch.stack(outputs), whole)
+        direction, found = torch.randn(T, B, H), []
+        for output in (whole, torch.stack(outputs)):
+            output.backward(direction)
+            found.append([x.grad, *weights_of(layer if output is whole else cell)])
+            x.grad = None
+        for a, b in zip(*found):
+            assert error(a, b.double()) < 2e-6
+        for module in (layer, cell):
+            module.zero_grad()
+    with torch.no_grad():
+        layer.weight_ih_l0[3, 2] = math.inf
+        infinite = [layer(x)[0] for _ in range(2)]
+    want = layer.to_torch()(x)[0]
+    assert torch.equal(infinite[0], infinite[1])
+    torch.testing.assert_close(infinite[0], want, rtol=0, atol=1e-6, equal_nan=True)
+
+
+@needs_unit
+def test_a_stack_of_layers():
+    """The unit's buffers of one thread's layers are not another's."""
+    T, B, I, H = 9, 20, 70, 33
+    models, x = [fastlstm.LSTM(I, H, backend="numba") for _ in range(3)], torch.randn(T, B, I)
+    stacked, _ = stack_module_state(models)
+    gradients = vmap(grad(lambda p: functional_call(models[0], p, (x,))[0].square().sum()))(stacked)
+    for k, model in enumerate(models):
+        model(x)[0].square().sum().backward()
+        for name, parameter in model.named_parameters():
+            assert torch.equal(gradients[name][k], parameter.grad)
 
 
 def results(layer, backend):
@@ -235,6 +316,7 @@ def test_infinite_numbers_where_weights_stay_packed(what):
 @given(st.integers(1, 6), st.integers(1, 40), st.integers(1, 40), st.integers(1, 70), st.sampled_from(BACKENDS))
 def test_a_row_alone_has_the_bits_it_has_among_others(T, B, I, H, backend):
     """One row takes other tiles than many do."""
+    I += 2 * H * (backend == "numba")  # wide enough for the unit
     layer = Layer(T, B, I, H)
     whole = results(layer, backend)
     for b in range(0, B, 7):
@@ -251,7 +333,7 @@ def test_a_row_alone_has_the_bits_it_has_among_others(T, B, I, H, backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_bits_on_one_thread_and_on_two(backend):
     before, found = torch.get_num_threads(), []
-    for size in ((9, 130, 28, 100), (40, 6, 100, 150)):
+    for size in ((9, 130, 28, 100), (40, 6, 100, 150), (9, 131, 70, 33), (40, 6, 300, 50)):
         layer = Layer(*size)
         for threads in (1, 2, 2):
             torch.set_num_threads(threads)
@@ -262,14 +344,15 @@ def test_bits_on_one_thread_and_on_two(backend):
 
 
 @needs_unit
-def test_a_sequence_in_two_pieces():
-    x, h_0, c_0, *weights = Layer(7, 5, 28, 40).to(torch.float32, requires_grad=False)
-    for backend in BACKENDS:
-        whole, (h_n, c_n) = lstm(x, (h_0, c_0), *weights, backend=backend)
-        first, state = lstm(x[:3], (h_0, c_0), *weights, backend=backend)
-        second, state = lstm(x[3:], state, *weights, backend=backend)
-        assert torch.equal(torch.cat([first, second]), whole)
-        assert torch.equal(torch.stack(state), torch.stack((h_n, c_n)))
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("size", [(7, 5, 28, 40), (60, 3, 90, 40)])
+def test_a_sequence_in_two_pieces(backend, size):
+    x, h_0, c_0, *weights = Layer(*size).to(torch.float32, requires_grad=False)
+    whole, (h_n, c_n) = lstm(x, (h_0, c_0), *weights, backend=backend)
+    first, state = lstm(x[:3], (h_0, c_0), *weights, backend=backend)
+    second, state = lstm(x[3:], state, *weights, backend=backend)
+    assert torch.equal(torch.cat([first, second]), whole)
+    assert torch.equal(torch.stack(state), torch.stack((h_n, c_n)))
 
 
 @needs_unit

@@ -49,6 +49,7 @@ def test_how_threads_split_the_work(T, B, I, H, forward, backward):
     assert host.split(2, T, B, I, H, panels, 0) == forward
     assert host.split(2, T, B, I, H, panels, 0, back=True) == backward
     assert host.split(1, T, B, I, H, panels, 0) == (1, 1)
+    assert host.split(8, 100, 1, 2000, 16, 1, 0) == (1, 1)  # no more threads than have something to do
 
 
 def work(backend, seed=0):

@@ -3,10 +3,10 @@ the input, and over all T B rows, for the weights.
 """
 
 from fastlstm.backends.numba.forward_products import begin, end  # noqa: F401  the kernel's
-from fastlstm.backends.numba.gradients import group, input_gradient_with, sum_at
+from fastlstm.backends.numba.gradients import group, groups_of, sum_at
 from fastlstm.backends.numba.intrinsics import call
 from fastlstm.backends.numba.outer import pack_rows, write_weight_gradients
-from fastlstm.backends.numba.shared import BLOCK_K, HOLD, ONE, RESET, VECTOR, dpreact_of, jit, share, zero_rows
+from fastlstm.backends.numba.shared import BLOCK_K, CHUNK, HOLD, ONE, RESET, VECTOR, dpreact_of, jit, share, zero_rows
 
 STRIP = 24  # columns of [x, h, 1] packed side by side: 8 tiles of 3, or 4 of 6
 BLOCK_ROWS = 128  # rows of dpreact and of a strip that stay in the L1 cache together: 16 + 12 KB at 8 lanes
@@ -65,7 +65,24 @@ def back_product(a, rows, b, s, packed, vectors, q, scratch):
         init, init_row = scratch, 4 * VECTOR
 
 
-input_gradient = input_gradient_with(back_product)
+@jit
+def input_gradient(a, scratch, s_first, s_last, thread, threads):
+    """dx = dpreact times weight_ih for a chunk of steps, this thread's rows of it."""
+    L, S, I, B, T = a.lanes, a.size, a.I, a.B, a.T
+    vectors = (I + L - 1) // L
+    rows = (s_last - s_first) * B
+    first, last = share(rows, thread, threads), share(rows, thread + 1, threads)
+    while first < last:
+        s, b = s_first + first // B, first % B
+        count = min(min(CHUNK, B - b), last - first)
+        t = T - 1 - s if a.reverse != 0 else s
+        for q in range(groups_of(vectors)):
+            column = group(vectors, q) * L
+            width = min((group(vectors, q + 1) - group(vectors, q)) * L, I - column)
+            back_product(a, count, b, s, a.packed_ih, vectors, q, scratch)
+            to = a.dx + ((t * a.rows + b) * I + column) * S
+            call(a.copy_rows, count, width, width, scratch, 4 * VECTOR, to, I * S)
+        first += count
 
 
 @jit

@@ -1,9 +1,7 @@
 """What the backward pass's products have in common: groups of columns, sums of weight gradients and where they go."""
 
-from typing import Any
-
 from fastlstm.backends.numba.intrinsics import call
-from fastlstm.backends.numba.shared import CHUNK, VECTOR, jit, share
+from fastlstm.backends.numba.shared import VECTOR, jit
 
 
 @jit
@@ -49,26 +47,3 @@ def unpack_weight_gradients(a, p_first, p_last):
                     call(a.transpose, min(L, H - k), valid, of_h + k * 4 * VECTOR, 4 * VECTOR, to, H * S)
             if a.dbias != 0:
                 call(a.copy_rows, 1, valid, valid, at + a.sum_of_one * 4 * VECTOR, 0, a.dbias + row * S, 0)
-
-
-def input_gradient_with(back_product: Any) -> Any:
-    @jit
-    def input_gradient(a, scratch, s_first, s_last, thread, threads):
-        """dx = dpreact times weight_ih for a chunk of steps, this thread's rows of it."""
-        L, S, I, B, T = a.lanes, a.size, a.I, a.B, a.T
-        vectors = (I + L - 1) // L
-        rows = (s_last - s_first) * B
-        first, last = share(rows, thread, threads), share(rows, thread + 1, threads)
-        while first < last:
-            s, b = s_first + first // B, first % B
-            count = min(min(CHUNK, B - b), last - first)
-            t = T - 1 - s if a.reverse != 0 else s
-            for q in range(groups_of(vectors)):
-                column = group(vectors, q) * L
-                width = min((group(vectors, q + 1) - group(vectors, q)) * L, I - column)
-                back_product(a, count, b, s, a.packed_ih, vectors, q, scratch)
-                to = a.dx + ((t * a.rows + b) * I + column) * S
-                call(a.copy_rows, count, width, width, scratch, 4 * VECTOR, to, I * S)
-            first += count
-
-    return input_gradient

@@ -42,6 +42,7 @@ def split(team: int, T: int, B: int, I: int, H: int, panels: int, pieces: int, b
     # the matrix unit is so much faster where few rows use it
     if parts < threads and SERIAL * (8 if pieces == 1 else 1) > B * 4 * H * K:
         threads = parts
+    threads = min(threads, parts * panels)
     if parts == threads and T * B * 4 * (H + 8) * (K + 32) < SERIAL_CALL:
         return 1, 1
     return threads, parts
@@ -71,7 +72,7 @@ def transposed_sizes(I: int, H: int, panels: int, lanes: int, pieces: int, of_x:
 def input_pieces(I: int, H: int, dtype: torch.dtype, pieces: int, unit: bool = True) -> int:
     """Pieces of a number in the products with the input, of both passes: 0 without the matrix unit.
 
-    Where all other products do without it these still take it if they are at least half of all, and many. How many rows
+    Where all other products do without it these still take it if they are two thirds of all, and many. How many rows
     there are must not decide: a row's bits would depend on the rows beside it, a step's on the steps around it.
     """
     many = dtype == torch.float32 and I >= 2 * H and 4 * H * I >= MANY_INPUTS
@@ -166,9 +167,10 @@ def backward_sizes(
     ring = min(4, -(-T // chunk))
     columns = (panels_of(I, wide) + panels_of(H, wide)) * wide
     few = not pieces and T * B * columns <= FEW_ROWS * (I + H)
-    of_x = input_pieces(I, H, dtype, pieces, unit) if to_x else 0
-    # where dx takes the unit its kernel sums there, too
-    long = dtype == torch.float32 and (of_x or B * 4 * H * (I + H) >= MANY_SUMS)
+    of_inputs = input_pieces(I, H, dtype, pieces, unit)
+    of_x = of_inputs if to_x else 0
+    # where dx takes the unit its kernel sums there, too: then always, since the sums must not depend on who wants dx
+    long = dtype == torch.float32 and (of_inputs or B * 4 * H * (I + H) >= MANY_SUMS)
     of_sums = pieces or (UNIT_PIECES if unit and sums and long and not few and matrix_available() else 0)
     rows_of_x = -(-(I + 1) // 16) * 16 if of_sums else I  # of the sums, before those of h
     sum_rows = rows_of_x + (panels * 16 if of_sums else H + 1)

@@ -206,6 +206,8 @@ def add_weight_gradients(a, chunk, half, p_first, p_last):
         out = sum_at(a, a.halves + half if folds else half, p)
         begins = chunk == chunks - 1 or chunk % FOLD == FOLD - 1
         init, init_row = (a.constants, 0) if begins else (out, 4 * VECTOR)
+        if begins and first == last:  # a lone block is the other half's, and no product starts this one's sums
+            call(a.copy_rows, 1, 0, a.sum_rows * 4 * a.lanes, out, 0, out, 0)
         call(
             a.matrix_product, a.sum_rows, init, init_row, out, 4 * VECTOR, strips + first * a.sum_rows * 64,
             a.sum_rows * 64, blocks * a.sum_rows * 64, columns + (p * blocks + first) * a.pieces * TILES,
