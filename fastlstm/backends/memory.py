@@ -29,15 +29,21 @@ def _release(pages: mmap.mmap) -> None:
         held -= len(_free.popleft())
 
 
+def forget() -> None:
+    """Give back what nobody uses."""
+    _free.clear()
+
+
 def _take(size: int) -> mmap.mmap:
-    for _ in range(len(_free)):
-        try:
-            pages = _free.pop()
-        except IndexError:
-            break
-        if len(pages) == size:
-            return pages
-        _free.appendleft(pages)
+    for limit in (size, 4 * size):  # of this size, or else larger: a layer's buffers serve another's
+        for _ in range(len(_free)):
+            try:
+                pages = _free.pop()
+            except IndexError:
+                break
+            if size <= len(pages) <= limit:
+                return pages
+            _free.appendleft(pages)
     if os.name == "nt":
         return mmap.mmap(-1, size)
     pages = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared, a forked child would write into them

@@ -163,8 +163,6 @@ def backward_sizes(
     """
     lanes, size = lanes_of(dtype), dtype.itemsize
     panels, wide = panels_of(H, lanes), 4 * lanes
-    chunk = -(-T // max(1, round(T * B / CHUNK_ROWS)))
-    ring = min(4, -(-T // chunk))
     columns = (panels_of(I, wide) + panels_of(H, wide)) * wide
     few = not pieces and T * B * columns <= FEW_ROWS * (I + H)
     of_inputs = input_pieces(I, H, dtype, pieces, unit)
@@ -172,6 +170,10 @@ def backward_sizes(
     # where dx takes the unit its kernel sums there, too: then always, since the sums must not depend on who wants dx
     long = dtype == torch.float32 and (of_inputs or B * 4 * H * (I + H) >= MANY_SUMS)
     of_sums = pieces or (UNIT_PIECES if unit and sums and long and not few and matrix_available() else 0)
+    mixed = of_sums and not pieces
+    # on the unit dpreact takes more memory, for which a batch of few rows gets no speed
+    chunk = -(-T // max(1, round(T * B / (CHUNK_ROWS // 2 if mixed and B < 64 else CHUNK_ROWS))))
+    ring = min(4, -(-T // chunk))
     rows_of_x = -(-(I + 1) // 16) * 16 if of_sums else I  # of the sums, before those of h
     sum_rows = rows_of_x + (panels * 16 if of_sums else H + 1)
     of_half = panels * sum_rows * wide * size  # bytes
