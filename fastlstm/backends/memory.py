@@ -29,19 +29,15 @@ def _release(pages: mmap.mmap) -> None:
         held -= len(_free.popleft())
 
 
-def forget() -> None:
-    """Give back what nobody uses."""
-    _free.clear()
-
-
 def _take(size: int) -> mmap.mmap:
-    for limit in (size, 4 * size):  # of this size, or else larger: a layer's buffers serve another's
+    # the smallest that serves: a layer's buffers are another's, but a large one is not spent on a small need
+    for limit in sorted({len(pages) for pages in list(_free) if size <= len(pages) <= 2 * size}):
         for _ in range(len(_free)):
             try:
                 pages = _free.pop()
             except IndexError:
                 break
-            if size <= len(pages) <= limit:
+            if len(pages) == limit:
                 return pages
             _free.appendleft(pages)
     if os.name == "nt":
