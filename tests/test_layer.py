@@ -3,6 +3,7 @@ outputs, every gradient, masks, directions, odd sizes, strides, NaN and infinity
 """
 
 import itertools
+from collections import deque
 
 import pytest
 import torch
@@ -35,6 +36,20 @@ def poisoned():
         memory.empty(torch.empty(0), size // 4).fill_(float("nan"))
     yield
     torch.use_deterministic_algorithms(False)
+
+
+def test_the_smallest_buffer_that_serves_is_lent(monkeypatch):
+    """Of at most twice the size asked for."""
+    monkeypatch.setattr(memory, "_free", deque())
+    like, MB = torch.empty(0, dtype=torch.uint8), 1 << 20
+    buffers = [memory.empty(like, size * MB) for size in (6, 4, 24)]  # the newest is not what is wanted
+    six, four, large = (buffer.data_ptr() for buffer in buffers)
+    del buffers
+    first, second, third = (memory.empty(like, 3 * MB) for _ in range(3))
+    assert first.data_ptr() == four
+    assert second.data_ptr() == six
+    assert third.data_ptr() != large
+    assert memory.empty(like, 23 * MB).data_ptr() == large
 
 
 @pytest.mark.parametrize("masked", [False, True])
