@@ -18,6 +18,7 @@ from fastlstm.mnist.arguments import Parser, positive, positive_float, probabili
 from fastlstm.mnist.board import Board
 from fastlstm.mnist.checkpoint import CheckpointError, Keeper
 from fastlstm.mnist.data import DataError, Dataset, fingerprint, load
+from fastlstm.mnist.model import TorchLSTM, lacks_bf16
 from fastlstm.mnist.processes import joined, started
 from fastlstm.mnist.recipe import PARTS, RECIPES, Recipe, iterations
 from fastlstm.mnist.training import run
@@ -106,7 +107,9 @@ def _run(parser: Parser, args: argparse.Namespace) -> int:
 
     lstm_classes: dict[str, Callable[..., nn.RNNBase]] = {OURS: functools.partial(LSTM, backend=args.backend)}
     if args.compare:
-        lstm_classes[THEIRS] = nn.LSTM
+        lstm_classes[THEIRS] = TorchLSTM
+        if recipe.precision == "bf16" and device.type == "cpu" and lacks_bf16() and not processes.rank:
+            print(f"{THEIRS} runs without oneDNN, which has no bf16 on this processor")
     about = {"recipe": asdict(recipe), "backend": backend, "images": fingerprint(data.train)} if out else {}
     keepers = _keepers(args, out, about) if out else None
     try:

@@ -10,9 +10,10 @@ from torch import nn
 
 import fastlstm.train
 from fastlstm.mnist import augment, report, training
+from fastlstm.mnist import model as model_module
 from fastlstm.mnist.data import load
 from fastlstm.mnist.history import History
-from fastlstm.mnist.model import RowLSTM
+from fastlstm.mnist.model import RowLSTM, TorchLSTM
 from fastlstm.mnist.recipe import AVERAGE_DECAY, PARTS, Recipe, iterations
 from fastlstm.mnist.state import State
 from fastlstm.mnist.training import train
@@ -162,6 +163,20 @@ def test_every_size_trains_and_is_compared(tiny, tmp_path, options):
         "permuted": 12 * options.get("permuted", 0),
     }
     assert config.items() >= told.items()
+
+
+def test_torchs_lstm_runs_in_bf16_on_every_processor(tiny, tmp_path, monkeypatch, capsys):
+    for module in (model_module, fastlstm.train):
+        monkeypatch.setattr(module, "lacks_bf16", lambda: True)
+    lstm, x, enabled = TorchLSTM(3, 7), torch.randn(4, 5, 3), torch.backends.mkldnn.enabled
+    with torch.autocast("cpu", torch.bfloat16):
+        output, _ = lstm(x)
+        with pytest.raises(RuntimeError, match="input"):
+            lstm(x[..., :2])
+    assert torch.backends.mkldnn.enabled is enabled
+    torch.testing.assert_close(output.float(), nn.LSTM.forward(lstm, x)[0], rtol=0, atol=0.02)  # bf16 has 8 bits
+    run(tiny, tmp_path, "--iterations", 1, "--compare", "--precision", "bf16")
+    assert "torch.nn.LSTM runs without oneDNN" in capsys.readouterr().out
 
 
 @pytest.mark.slow

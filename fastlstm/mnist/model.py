@@ -117,4 +117,24 @@ class RowLSTM(nn.Module):
         return images.reshape(len(images), -1, self.lstm.input_size).transpose(0, 1)
 
 
+class TorchLSTM(nn.LSTM):
+    """`torch.nn.LSTM`, which raises under bf16 autocast where oneDNN has no bf16: there torch's own loop runs."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if not (torch.is_autocast_enabled("cpu") and lacks_bf16()):
+            return super().forward(*args, **kwargs)
+        mkldnn = torch.backends.mkldnn
+        enabled = mkldnn.enabled
+        mkldnn.enabled = False  # type: ignore[assignment]
+        try:
+            return super().forward(*args, **kwargs)
+        finally:
+            mkldnn.enabled = enabled
+
+
+def lacks_bf16() -> bool:
+    """Whether this processor lacks what oneDNN asks for to compute in bf16 (AVX-512, on x86)."""
+    return not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 _TORCH_DEFAULTS = {"num_layers": 1, "bidirectional": False, "proj_size": 0, "dropout": 0.0}
