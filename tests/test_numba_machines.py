@@ -77,6 +77,20 @@ def test_the_cache_follows_the_sources(tmp_path):
     assert before[0] == before[1] != after
 
 
+@pytest.mark.skipif("x86" not in os.uname().machine, reason="names an x86-64 processor")
+def test_another_process_finds_what_was_compiled(tmp_path):
+    """Also what only a processor with a matrix unit runs. Kernels are left out: they take a minute."""
+    code = """
+        from fastlstm.backends.numba import tasks
+        names = [name for name in tasks._sources if not name.startswith(("forward", "backward"))]
+        print(all([tasks._compiled(name).cache_hits for name in names]), *names)
+    """
+    processor = {"NUMBA_CPU_NAME": "sapphirerapids", "NUMBA_CPU_FEATURES": "+avx512f,+amx-tile,+amx-bf16"}
+    (first, *names), (second, *_) = (run(code, **processor, NUMBA_CACHE_DIR=str(tmp_path)).split() for _ in range(2))
+    assert (first, second) == ("False", "True")
+    assert {"matrix3", "primitives4", "region", "stack"} <= set(names)
+
+
 def assembly(features, target, pieces=0):
     """The primitives for float32 as assembly for another processor, or those of a matrix unit for so many pieces."""
     return run(

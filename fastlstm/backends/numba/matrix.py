@@ -268,20 +268,16 @@ def builders(pieces: int) -> dict[str, tuple[int, Builder]]:
 NAMES = tuple(builders(1))
 
 
-def _storing(pieces: int) -> Any:
-    @intrinsic
-    def store_addresses(typingctx, target):
-        """Write the addresses of the primitives for numbers of so many pieces to an array of int64."""
+@intrinsic(prefer_literal=True)
+def store_addresses(typingctx, pieces, target):
+    """Write the addresses of the primitives for numbers of so many pieces, a constant, to an array of int64."""
+    if not isinstance(pieces, types.IntegerLiteral):
+        return None
 
-        def codegen(context, b, signature, args):
-            for k, (name, (arguments, builder)) in enumerate(builders(pieces).items()):
-                found = function(b.module, f"fastlstm.{name}{pieces}", arguments, builder)
-                b.store(b.ptrtoint(found, I64), b.inttoptr(b.add(args[0], I64(8 * k)), I64.as_pointer()))
-            return context.get_dummy_value()
+    def codegen(context, b, signature, args):
+        for k, (name, (arguments, builder)) in enumerate(builders(pieces.literal_value).items()):
+            found = function(b.module, f"fastlstm.{name}{pieces.literal_value}", arguments, builder)
+            b.store(b.ptrtoint(found, I64), b.inttoptr(b.add(args[1], I64(8 * k)), I64.as_pointer()))
+        return context.get_dummy_value()
 
-        return types.void(types.intp), codegen
-
-    return store_addresses
-
-
-store_addresses = {pieces: _storing(pieces) for pieces in PRODUCTS}
+    return types.void(pieces, types.intp), codegen

@@ -19,6 +19,7 @@ from fastlstm.backends.numba.arguments import BACKWARD, FORWARD, REGION, STACK, 
 from fastlstm.backends.numba.backward_kernel import backward, backward_matrix, backward_mixed
 from fastlstm.backends.numba.forward_kernel import forward, forward_matrix, forward_mixed
 from fastlstm.backends.numba.intrinsics import call, call_int
+from fastlstm.backends.numba.matrix import store_addresses as store_matrix_addresses
 from fastlstm.backends.numba.primitives import NAMES, store_addresses
 from fastlstm.backends.numba.simd import VECTOR_BYTES
 
@@ -34,7 +35,8 @@ def _fingerprint() -> int:
 
 
 def _functions(fingerprint: int) -> dict[str, tuple[Any, Any]]:
-    # the number is closed over, and so part of the key of numba's cache
+    # What is closed over is part of the key of numba's cache: the number is to be, while a kernel or an intrinsic would
+    # get another key in every process, and be compiled there again.
     def forward_task(args, thread, threads):
         if threads < fingerprint:
             forward(carray(args, 1, FORWARD)[0], thread, threads)
@@ -81,11 +83,9 @@ def _functions(fingerprint: int) -> dict[str, tuple[Any, Any]]:
             store_addresses(np.float64(0), target)
 
     def matrix_primitives(pieces):
-        store_addresses = matrix.store_addresses[pieces]
-
         def store(target):
             if fingerprint != 0:
-                store_addresses(target)
+                store_matrix_addresses(pieces, target)
 
         return store, nb.void(nb.intp)
 
