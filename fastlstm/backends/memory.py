@@ -29,7 +29,13 @@ def _release(pages: mmap.mmap) -> None:
         held -= len(_free.popleft())
 
 
-def _take(size: int) -> mmap.mmap:
+def forget() -> None:
+    """Give back to the system what nobody uses."""
+    _free.clear()
+
+
+def _take(used: int) -> mmap.mmap:
+    size = -(-used // PAGE) * PAGE
     # the smallest that serves: a layer's buffers are another's, but a large one is not spent on a small need
     for limit in sorted({len(pages) for pages in list(_free) if size <= len(pages) <= 2 * size}):
         for _ in range(len(_free)):
@@ -43,8 +49,8 @@ def _take(size: int) -> mmap.mmap:
     if os.name == "nt":
         return mmap.mmap(-1, size)
     pages = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared, a forked child would write into them
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        pages.madvise(mmap.MADV_HUGEPAGE)
+    if used >= PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
+        pages.madvise(mmap.MADV_HUGEPAGE, 0, used // PAGE * PAGE)  # the rest in small pages, as it is used
     return pages
 
 
@@ -53,7 +59,7 @@ def empty(like: Tensor, *shape: int) -> Tensor:
     size = math.prod(shape) * like.element_size()
     if size < SMALL or not like.is_cpu:
         return like.new_empty(shape)
-    pages = _take((size + PAGE - 1) // PAGE * PAGE)
+    pages = _take(size)
     owner = (ctypes.c_char * size).from_buffer(pages)
     weakref.finalize(owner, _release, pages).atexit = False
     flat = torch.frombuffer(owner, dtype=like.dtype)

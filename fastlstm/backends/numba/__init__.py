@@ -209,12 +209,6 @@ def backward(
     h, c, gates = h.contiguous(), c.contiguous(), gates.contiguous()
     dh, dh_n, dc_n, dc = (a if a is None else rows_contiguous(a) for a in (dh, dh_n, dc_n, dc))
     mask = mask if mask is None else mask.to(torch.int32).contiguous().unsqueeze(-1)
-    dx = empty(x, T, R, I) if needs[0] else None
-    dweight_ih = empty(x, *weight_ih.shape) if needs[1] else None
-    dweight_hh = empty(x, *weight_hh.shape) if needs[2] else None
-    dbias = x.new_empty(bias.shape) if needs[3] and bias is not None else None
-    dh_0 = x.new_empty(R, H) if needs[4] else None
-    dc_0 = x.new_empty(R, H) if needs[5] else None
     for_hh = T > 1 or needs[4]
     of_same = packed is not None and packed.pieces == pieces
     if of_same and needs[0]:
@@ -225,6 +219,12 @@ def backward(
         ready is None and needs[0], ready is None and for_hh,
     )  # fmt: skip
     a, _memory = prepared.start(x)
+    dx = empty(x, T, R, I) if needs[0] else None
+    dweight_ih = empty(x, *weight_ih.shape) if needs[1] else None
+    dweight_hh = empty(x, *weight_hh.shape) if needs[2] else None
+    dbias = x.new_empty(bias.shape) if needs[3] and bias is not None else None
+    dh_0 = x.new_empty(R, H) if needs[4] else None
+    dc_0 = x.new_empty(R, H) if needs[5] else None
     if ready is not None:
         a.packed_ih, a.packed_hh = ready[0].packed_ih, ready[0].packed_hh
     a.rows, a.reverse = R, reverse

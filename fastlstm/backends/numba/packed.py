@@ -70,7 +70,7 @@ class PackedLayer(PackedWeights):
         a, _memory = prepare(name, a, self.dtype, threads, 1, scratch=scratch).start(self.weight_ih)
         return host.run(name, a, threads)
 
-    def transpose(self) -> tuple[Any, Tensor] | None:
+    def transpose(self) -> tuple[Any, list[Tensor]] | None:
         """Arguments of the backward kernel that have the transposed weights packed, and what keeps these alive; None
         where the weights are no longer those that were packed.
         """
@@ -88,7 +88,7 @@ class PackedLayer(PackedWeights):
             self.transposed = made = a, memory  # complete: another thread may be making its own
         return made
 
-    def _call(self, like: Tensor, T: int, B: int, masked: bool = False) -> tuple[Any, Tensor, int]:
+    def _call(self, like: Tensor, T: int, B: int, masked: bool = False) -> tuple[Any, list[Tensor], int]:
         """Arguments of the forward kernel for T steps of B rows, what keeps their memory alive, and how many threads to
         run.
         """

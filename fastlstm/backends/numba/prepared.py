@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastlstm.backends.memory import empty
+from fastlstm.backends.memory import SMALL, empty
 from fastlstm.backends.numba import host
 
 
@@ -20,14 +20,15 @@ class Prepared(NamedTuple):
     kernel: str  # of `tasks`
     threads: int
     arguments: Any
-    elements: int  # of the memory of all buffers
+    elements: int  # of the memory that small buffers share
     counters: int  # bytes of it that barriers count in, from its start on
-    places: tuple[tuple[str, int], ...]  # where in it each buffer lies, in bytes
+    places: tuple[tuple[str, int], ...]  # where in it each of them lies, in bytes
+    large: tuple[tuple[str, int], ...]  # elements of the others: each is in memory that another call's buffer may leave
     steps: dict[str, int]  # bytes from one of a buffer to the next
     of_x: int = 0  # pieces of a number in the products with the input, 0 without the matrix unit
 
-    def start(self, like: Tensor) -> tuple[Any, Tensor]:
-        """The arguments with buffers for one call, and the tensor that keeps these alive."""
+    def start(self, like: Tensor) -> tuple[Any, list[Tensor]]:
+        """The arguments with buffers for one call, and the tensors that keep these alive."""
         memory = empty(like, self.elements)  # aligned to a line, as all of torch's memory
         at = memory.data_ptr()
         a = type(self.arguments).from_buffer_copy(self.arguments)  # other threads may be calling
@@ -36,7 +37,11 @@ class Prepared(NamedTuple):
             ctypes.memset(at, 0, self.counters)
         for name, place in self.places:
             setattr(a, name, at + place)
-        return a, memory
+        held = [memory]
+        for name, count in self.large:
+            held.append(empty(like, count))
+            setattr(a, name, held[-1].data_ptr())
+        return a, held
 
 
 def prepare(
@@ -45,16 +50,20 @@ def prepare(
     """`arguments` for so many threads in so many parts, with buffers of `sizes` elements: `sets` of each, and `threads`
     of ``scratch``.
     """
-    size, places, steps = like.itemsize, [], {}
+    size, places, large, steps = like.itemsize, [], [], {}
     total = counters = host.LINE * (parts + 2) if threads > 1 else 0
     for name, count in sizes.items():
         steps[name] = -(-count * size // host.LINE) * host.LINE
-        if count:
+        needed = steps[name] * (threads if name == "scratch" else sets)
+        if needed >= SMALL:
+            large.append((name, needed // size))
+        elif needed:
             places.append((name, total))
-        total += steps[name] * (threads if name == "scratch" else sets)
+            total += needed
+    large.sort(key=lambda entry: -entry[1])  # what the pool has goes to those that it fits
     a = type(arguments).from_buffer_copy(arguments)
     a.parts, a.scratch_bytes = parts, steps["scratch"]
-    return Prepared(kernel, threads, a, total // size, counters, tuple(places), steps, of_x)
+    return Prepared(kernel, threads, a, total // size, counters, tuple(places), tuple(large), steps, of_x)
 
 
 @cache
