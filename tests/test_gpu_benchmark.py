@@ -196,9 +196,9 @@ def test_pytest_reports_what_was_measured(tmp_path):
     file = tmp_path / "found.json"
     command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "tests.stand_in", "benchmarks/test_gpu.py"]
     command += ["-p", "no:cacheprovider", "--benchmark-only", f"--benchmark-json={file}"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "TRITON_INTERPRET": "1"}
-    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    environment["TRITON_INTERPRET"] = "1"
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stdout
     found = json.loads(file.read_text())["benchmarks"]
     assert len(found) == 2 * 2 * 2 * 2  # precisions, modes, ways, implementations

@@ -268,7 +268,7 @@ def test_ctrl_c_ends_the_run_and_what_there_is_is_written(tiny, tmp_path, monkey
 
 
 def test_ctrl_c_in_the_comparison_compares_what_both_did(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(nn, "LSTM", interrupting(4))
+    monkeypatch.setattr(fastlstm.train, "TorchLSTM", interrupting(4))
     assert command(tiny, "--compare", "--out", tmp_path, iterations=10) == 130
     metrics = strict_json(tmp_path / "metrics.json")
     assert (metrics["iterations"], metrics["interrupted"]) == (10, False)

@@ -123,13 +123,12 @@ class TorchLSTM(nn.LSTM):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if not (torch.is_autocast_enabled("cpu") and lacks_bf16()):
             return super().forward(*args, **kwargs)
-        mkldnn = torch.backends.mkldnn
-        enabled = mkldnn.enabled
-        mkldnn.enabled = False  # type: ignore[assignment]
+        enabled = torch._C._get_mkldnn_enabled()
+        torch._C._set_mkldnn_enabled(False)  # the public setting may be frozen, and its context manager sets others too
         try:
             return super().forward(*args, **kwargs)
         finally:
-            mkldnn.enabled = enabled
+            torch._C._set_mkldnn_enabled(enabled)
 
 
 def lacks_bf16() -> bool:
