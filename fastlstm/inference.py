@@ -91,22 +91,61 @@ def packed_step(slot: Slot, x: Any, hx: Any, weights: Weights, backend: str | No
     if layer is None or type(hx) is not tuple or len(hx) != 2:
         return None
     h_0, c_0 = hx
-    if x is None or h_0 is None or c_0 is None or not ops.is_plain(x, h_0, c_0) or not (h_0.is_cpu and c_0.is_cpu):
+    if x is None or h_0 is None or c_0 is None or not ops.is_plain(x, h_0, c_0):
         return None
     shape = x.shape
-    if (
-        len(shape) != 2
-        or shape[1] != layer.I
-        or not h_0.shape == c_0.shape == (shape[0], layer.H)
-        or not x.dtype is h_0.dtype is c_0.dtype is layer.dtype
-        or dispatch.packing(backend, x.device, layer.dtype) != layer.backend
-        or _transformed()
-        or not layer.is_of(weights)
-    ):
+    if len(shape) != 2 or not h_0.shape == c_0.shape == (shape[0], layer.H) or not _serves(layer, weights, backend, x):
+        return None
+    if not (h_0.is_cpu and c_0.is_cpu and h_0.dtype is c_0.dtype is layer.dtype):
         return None
     if not wants_gradient(*weights, x, h_0, c_0):
         return layer.step(x, h_0, c_0)
     return LSTMStep.apply(x, *weights, h_0, c_0, layer) if layer.steps_back and shape[0] else None
+
+
+def packed_sequence(
+    slot: Slot, x: Any, hx: Any, weights: Weights, backend: str | None, batch_first: bool
+) -> tuple[Tensor, tuple[Tensor, Tensor]] | None:
+    """As `packed_step`, for a whole sequence and a module of one layer and direction, without gradients: `x` (T, B, I)
+    and states (1, B, H) or None to what the module returns.
+    """
+    layer = slot.layer
+    if layer is None:
+        return None
+    states: tuple[Any, ...] = ()
+    if hx is not None:
+        if type(hx) is not tuple or len(hx) != 2:
+            return None
+        states = hx
+    if x is None or any(a is None for a in states) or not ops.is_plain(x, *states):
+        return None
+    shape = x.shape
+    if len(shape) != 3 or shape[0] == 0 or shape[1] == 0 or not _serves(layer, weights, backend, x):
+        return None
+    if wants_gradient(*weights, x, *states):
+        return None
+    if states:
+        size = 1, shape[0 if batch_first else 1], layer.H
+        if not all(a.shape == size and a.is_cpu and a.dtype is layer.dtype for a in states):
+            return None
+        hx = states[0][0], states[1][0]
+    result = layer.forward(x.transpose(0, 1) if batch_first else x, hx, False)
+    if result is None:
+        return None
+    h, h_n, c_n = result
+    return h.transpose(0, 1) if batch_first else h, (h_n.unsqueeze(0), c_n.unsqueeze(0))
+
+
+def _serves(layer: Any, weights: Weights, backend: str | None, x: Tensor) -> bool:
+    """Whether the packed `layer` is of these weights, and what a call with `x` would take."""
+    return (
+        x.is_cpu
+        and x.shape[-1] == layer.I
+        and x.dtype is layer.dtype
+        and dispatch.packing(backend, x.device, layer.dtype) == layer.backend
+        and not _transformed()
+        and layer.is_of(weights)
+    )
 
 
 def packed_layer(slot: Slot, x: Tensor, hx: tuple[Tensor, Tensor] | None, weights: Weights, backend: str | None) -> Any:

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastlstm import checks, dispatch
 from fastlstm.functional import lstm
-from fastlstm.inference import KeepsPacked, slot_of
+from fastlstm.inference import KeepsPacked, packed_sequence, slot_of
 from fastlstm.packing import pack, pad, step_mask, unpack
 
 State = tuple[Tensor, Tensor]
@@ -176,6 +176,11 @@ class LSTM(KeepsPacked, nn.RNNBase):
             checks.check_no_masks(reset, lengths)
             return self._forward_packed(input, hx, return_cells)
         weights = self._layer_weights(0)
+        plain = self.num_layers == 1 and not (self.bidirectional or self.proj_size or return_cells)
+        if plain and reset is None and lengths is None and (slot := slot_of(self)) is not None:
+            found = packed_sequence(slot, input, hx, tuple(weights), self.backend, self.batch_first)
+            if found is not None:
+                return found
         hx = checks.check_forward(self, input, hx, weights[0])
         mask = None if reset is None and lengths is None else self._step_mask(input, reset, lengths)
         holds = lengths is not None

@@ -63,6 +63,45 @@ def test_the_same_bits_as_with_gradients(sizes, options, dtype, states):
         assert_same_bits(lstm, x, hx)
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_what_does_not_suit_kept_weights_is_told_as_nn_lstm_tells_it(batch_first):
+    ours, theirs = fastlstm.LSTM(5, 6, batch_first=batch_first), torch.nn.LSTM(5, 6, batch_first=batch_first)
+    x, h, c = torch.randn(3, 3, 5), torch.randn(1, 3, 6), torch.randn(1, 3, 6)
+    bad = [
+        (x[..., :4], None), (x.double(), None), (x[0, 0], None), (x.unsqueeze(0), None), (x, (h, c, c)),
+        (x, (h, c[:, :2])), (x, (h[..., :5], c)), (x, (h.expand(2, 3, 6), c)), (x, (h[0], c[0])),
+    ]  # fmt: skip
+    with torch.no_grad():
+        for _ in range(2):
+            ours(x, (h, c))
+        for arguments in bad:
+            with pytest.raises((RuntimeError, ValueError)) as expected:
+                theirs(*arguments)
+            with pytest.raises(expected.type) as got:
+                ours(*arguments)
+            assert str(got.value) == str(expected.value)
+        for arguments in ((x, [h, c]), (x[0], (h[:, 0], c[:, 0])), (x[:0] if not batch_first else x[:, :0], (h, c))):
+            for a, b in zip(flat(ours(*arguments)), flat(both(ours, *arguments)[1])):
+                assert torch.equal(a, b)
+    assert slots(ours) != [None]
+
+
+@pytest.mark.parametrize("B", [1, 7])
+def test_idle_calls_serve_one_at_a_time_and_keep_nothing(B):
+    """A call's arguments are used by the next of its shape: what one was given does not reach another."""
+    lstm = fastlstm.LSTM(5, 33)
+    x, hx = torch.randn(4, B, 5), (torch.randn(1, B, 33), torch.randn(1, B, 33))
+    with torch.no_grad():
+        first, plain = lstm(x, hx), lstm(x)
+        kept = [a.clone() for a in flat(first)]
+        lengths = torch.full((B,), 2)
+        cut, reset = lstm(x, hx, lengths=lengths), lstm(x, reset=torch.ones(4, B, dtype=torch.bool))
+        for got, want in ((lstm(x, hx), first), (lstm(x), plain), (lstm(x, hx, lengths=lengths), cut)):
+            assert all(map(torch.equal, flat(got), flat(want)))
+        assert not torch.equal(reset[0], plain[0])
+    assert all(map(torch.equal, flat(first), kept))
+
+
 @pytest.mark.parametrize("B", [1, 7])
 def test_a_cell_and_a_step(B):
     cell, lstm = fastlstm.LSTMCell(5, 33), fastlstm.LSTM(5, 33)

@@ -143,9 +143,9 @@ def test_no_threads_beyond_those_asked_for(backend, two_threads):
 
 def test_set_num_threads_is_followed_at_once(two_threads, monkeypatch):
     used = []
-    run = tasks.run
+    ready = tasks.ready
     monkeypatch.setattr(
-        tasks, "run", lambda name, arguments, threads: used.append(threads) or run(name, arguments, threads)
+        tasks, "ready", lambda name, arguments, threads: used.append(threads) or ready(name, arguments, threads)
     )
     for count in (2, 1, 2):
         torch.set_num_threads(count)

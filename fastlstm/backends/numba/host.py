@@ -135,7 +135,7 @@ def run(
     large = ctypes.c_int64()
     arguments.large = ctypes.addressof(large)
     if stack is None:
-        tasks.run(name, arguments, threads)
+        tasks.ready(name, arguments, threads)()
     else:
         tasks.run_stack(name, arguments, *stack, threads)
     return not large.value

@@ -7,13 +7,41 @@ from typing import Any
 from torch import Tensor
 
 from fastlstm.backends.cpu import PackedWeights, address, rows_contiguous, threads_now
-from fastlstm.backends.memory import empty
-from fastlstm.backends.numba import host
+from fastlstm.backends.memory import SMALL, empty
+from fastlstm.backends.numba import host, tasks
 from fastlstm.backends.numba.prepared import Prepared, backward_call, prepare, template
 from fastlstm.backends.numba.shared import CHUNK
 from fastlstm.backends.numba.weights import DIGEST, samples_of
 
 SHAPES = 64  # of calls whose arguments a layer keeps
+
+
+class _Call:
+    """The forward kernel's arguments for one shape with memory of their own, used by one call after another."""
+
+    def __init__(self, prepared: Prepared, like: Tensor, idle: "list[_Call]") -> None:
+        """`idle`: where to leave it for the next, unless it holds much memory."""
+        self.arguments, self.memory = prepared.start(like)
+        self.found = (ctypes.c_int64 * 2)()
+        self.arguments.stale = ctypes.addressof(self.found)
+        self.arguments.large = ctypes.addressof(self.found) + 8
+        self.address, self.fresh = ctypes.addressof(self.arguments), bytes(self.arguments)
+        self.barrier, self.counters = self.arguments.barrier, prepared.counters
+        self.kernel = tasks.ready(prepared.kernel, self.arguments, prepared.threads)
+        self.idle = idle if prepared.elements * like.element_size() <= SMALL and not prepared.large else None
+
+    def run(self) -> tuple[bool, bool]:
+        """Whether weights were found to have changed, and a number that the matrix unit cannot take."""
+        self.kernel()
+        stale, large = self.found
+        if self.idle is not None:
+            ctypes.memmove(self.address, self.fresh, len(self.fresh))
+            if self.counters:
+                ctypes.memset(self.barrier, 0, self.counters)
+            if stale or large:
+                self.found[:] = [0, 0]
+            self.idle.append(self)
+        return stale != 0, large != 0
 
 
 class PackedLayer(PackedWeights):
@@ -37,8 +65,9 @@ class PackedLayer(PackedWeights):
             self._pack_forward()
         self.transposed: Any = None
         self.plain: PackedLayer | None = None
-        self.calls = 0
-        self.prepared: dict[tuple[int, int, bool, int], Prepared] = {}
+        self.count = 0
+        # by shape what a call is made of, and those made that nobody is in
+        self.calls: dict[tuple[int, int, bool, int], tuple[Prepared, list[_Call]]] = {}
 
     def _pack_forward(self) -> bool:
         words = [self.H * n * self.dtype.itemsize for n in (self.I, self.H)]
@@ -76,9 +105,9 @@ class PackedLayer(PackedWeights):
         """
         made = self.transposed
         if made is None:
-            a, _memory, threads = self._call(self.weight_ih, 0, 0)
-            a.digests = self.digests
-            if not self._run(a, threads):  # of no steps: it only looks
+            call = self._call(self.weight_ih, 0, 0)
+            call.arguments.digests = self.digests
+            if not self._run(call):  # of no steps: it only looks
                 return None
             sizes = host.transposed_sizes(self.I, self.H, self.panels, self.lanes, self.pieces, self.of_x)
             kernel = host.backward_task(self.pieces, self.of_x, 0)
@@ -88,36 +117,39 @@ class PackedLayer(PackedWeights):
             self.transposed = made = a, memory  # complete: another thread may be making its own
         return made
 
-    def _call(self, like: Tensor, T: int, B: int, masked: bool = False) -> tuple[Any, list[Tensor], int]:
-        """Arguments of the forward kernel for T steps of B rows, what keeps their memory alive, and how many threads to
-        run.
-        """
-        team = threads_now()
-        prepared = self.prepared.get((T, B, masked, team))
-        if prepared is None:
-            threads, parts = host.split(team, T, B, self.I, self.H, self.panels, self.pieces)
-            fields, sizes = host.forward_sizes(T, B, self.I, self.H, self.dtype, self.pieces, self.of_x, parts, masked)
-            kernel = host.forward_task(self.pieces, self.of_x)
-            prepared = prepare(kernel, self.arguments, self.dtype, threads, parts, **sizes)
-            for field, value in fields.items():
-                setattr(prepared.arguments, field, value)
-            prepared.arguments.rows = B
-            if len(self.prepared) >= SHAPES:
-                self.prepared.clear()
-            self.prepared[T, B, masked, team] = prepared
-        a, memory = prepared.start(like)
-        self.calls += 1
-        a.flip = self.calls % 2
-        return a, memory, prepared.threads
+    def _call(self, like: Tensor, T: int, B: int, masked: bool = False) -> "_Call":
+        """A call of the forward kernel for T steps of B rows. Who has run it hands it to `_run` and leaves it alone."""
+        size = T, B, masked, threads_now()
+        kept = self.calls.get(size)
+        if kept is None:
+            if len(self.calls) >= SHAPES:
+                self.calls.clear()
+            kept = self.calls[size] = self._prepare(*size), []
+        prepared, idle = kept
+        try:
+            call = idle.pop()  # no other thread's
+        except IndexError:
+            call = _Call(prepared, like, idle)
+        self.count += 1
+        call.arguments.flip = self.count % 2
+        return call
 
-    def _run(self, a: Any, threads: int) -> bool | None:
+    def _prepare(self, T: int, B: int, masked: bool, team: int) -> Prepared:
+        threads, parts = host.split(team, T, B, self.I, self.H, self.panels, self.pieces)
+        fields, sizes = host.forward_sizes(T, B, self.I, self.H, self.dtype, self.pieces, self.of_x, parts, masked)
+        kernel = host.forward_task(self.pieces, self.of_x)
+        prepared = prepare(kernel, self.arguments, self.dtype, threads, parts, **sizes)
+        for field, value in fields.items():
+            setattr(prepared.arguments, field, value)
+        prepared.arguments.rows = B
+        return prepared
+
+    def _run(self, call: "_Call") -> bool | None:
         """Run the forward kernel; False when it finds that the weights have changed, None for an input that the
         matrix unit cannot take."""
-        stale = ctypes.c_int64()
-        a.stale = ctypes.addressof(stale)
-        done = host.run(host.forward_task(self.pieces, self.of_x), a, threads)
-        self.stale = self.stale or stale.value != 0
-        return False if stale.value else True if done else None
+        stale, large = call.run()
+        self.stale = self.stale or stale
+        return False if stale else None if large else True
 
     def _plain(self) -> "PackedLayer":
         """The same without the matrix unit, for inputs that it cannot take."""
@@ -138,7 +170,8 @@ class PackedLayer(PackedWeights):
         (T, B, _), H = x.shape, self.H
         x = rows_contiguous(x)
         h, h_n, c_n = x.new_empty(T, B, H), x.new_empty(B, H), x.new_empty(B, H)
-        a, _memory, threads = self._call(x, T, B, mask is not None)
+        call = self._call(x, T, B, mask is not None)
+        a = call.arguments
         a.reverse = reverse
         if mask is not None:
             mask = mask.int().contiguous()
@@ -154,7 +187,7 @@ class PackedLayer(PackedWeights):
             h_0, c_0 = (rows_contiguous(state) for state in hx)
             a.h_0, a.h_0_row = host.row(h_0)
             a.c_0, a.c_0_row = host.row(c_0)
-        done = self._run(a, threads)
+        done = self._run(call)
         if done is None:
             return self._plain().forward(x, hx, reverse, save, mask=mask)
         return (h, h_n, c_n, *saved) if done else None
@@ -164,7 +197,8 @@ class PackedLayer(PackedWeights):
         B, size = x.shape[0], self.dtype.itemsize
         x, h_0, c_0 = rows_contiguous(x), rows_contiguous(h_0), rows_contiguous(c_0)
         h, c = x.new_empty(B, self.H), x.new_empty(B, self.H)
-        a, _memory, threads = self._call(x, 1, B)
+        call = self._call(x, 1, B)
+        a = call.arguments
         a.x, a.x_row = host.row(x)
         a.h_0, a.h_0_row = host.row(h_0)
         a.c_0, a.c_0_row = host.row(c_0)
@@ -177,7 +211,7 @@ class PackedLayer(PackedWeights):
             a.gates = saved[0].data_ptr()
             a.c, a.c_step = a.gates + gates * size, B * self.H * size
             a.digests = self.digests  # a training step misses no change at all
-        done = self._run(a, threads)
+        done = self._run(call)
         if done is None:
             return self._plain().step(x, h_0, c_0, save)
         return (h, c, *saved) if done else None

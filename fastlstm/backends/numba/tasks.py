@@ -3,8 +3,9 @@
 import ctypes
 import hashlib
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -162,18 +163,22 @@ def relax() -> int:
         return 0
 
 
-def run(name: str, arguments: ctypes.Structure, threads: int) -> None:
-    """Run a task on `threads` threads; one thread is a plain call, with no parallel region at all."""
+def ready(name: str, arguments: ctypes.Structure, threads: int) -> Callable[[], object]:
+    """Runs a task with these arguments, which the caller keeps, on `threads` threads; one thread is a plain call, with
+    no parallel region at all.
+    """
     function, address = task(name), ctypes.addressof(arguments)
     if threads == 1:
-        function(address, 0, 1)
-        return
+        return partial(function, address, 0, 1)
     openmp = cpu.openmp()
-    if openmp is not None:
-        parallel, thread_number, team_size = openmp
-        data = RegionArguments(_compiled(name).address, address, thread_number, team_size)
-        parallel(_compiled("region").address, ctypes.addressof(data), threads, 0)
-        return
+    if openmp is None:
+        return partial(_run_in_pool, function, address, threads)
+    parallel, thread_number, team_size = openmp
+    data = RegionArguments(_compiled(name).address, address, thread_number, team_size)
+    return partial(parallel, _compiled("region").address, ctypes.byref(data), threads, 0)  # which keeps the data
+
+
+def _run_in_pool(function: Any, address: int, threads: int) -> None:
     with _submitting:  # a team is queued whole: two that wait for each other's members would never end
         others = [_pool(threads).submit(function, address, k, threads) for k in range(1, threads)]
     function(address, 0, threads)
@@ -199,4 +204,4 @@ def run_stack(
                 if address := getattr(arguments, field):
                     setattr(many[k], field, address + times * step)
     stack = StackArguments(_compiled(name).address, ctypes.addressof(many), ctypes.sizeof(arguments), groups, lanes)
-    run("stack", stack, lanes)
+    ready("stack", stack, lanes)()
