@@ -26,9 +26,9 @@ inline int64_t share(int64_t count, int64_t part, int64_t parts) { return count 
 
 #include "product.h"
 
-// Batch rows that pass a panel together, and rows of packed weights in a block: with 16 lanes 16 KB of sums and 16 KB of
-// weights, so that both stay in the L1 cache while the rows' tiles are computed.
-constexpr int64_t CHUNK = 64, BLOCK_K = 64;
+// Batch rows that pass a panel together, and rows of packed weights in a block: 16 KB of these and, with 16 lanes, of
+// sums, so that both stay in the L1 cache while the rows' tiles are computed.
+constexpr int64_t CHUNK = 64, BLOCK_K = 4096 / VECTOR_BYTES;
 
 // This thread's place. `parts` teams split the batch rows and meet nobody; within a team units are split, one barrier a
 // step.
