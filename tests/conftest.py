@@ -17,3 +17,11 @@ def backend(request):
     torch.set_default_device("cuda" if on_gpu else None)
     yield request.param
     torch.set_default_device(None)
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)

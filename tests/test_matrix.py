@@ -12,12 +12,10 @@ from hypothesis import strategies as st
 from torch.func import functional_call, grad, stack_module_state, vmap
 
 import fastlstm
-from fastlstm import dispatch, ops
-from fastlstm.backends import numba
+from fastlstm import ops
 from fastlstm.backends.numba import host, matrix, prepared, tasks
 from fastlstm.functional import lstm
 from tests.layers import OUTPUTS, Layer, compare, draws, error, nn_lstm_errors
-from tests.test_numba_machines import assembly, busiest_loop, run
 
 needs_unit = pytest.mark.skipif(not matrix.available(), reason="the processor has no AMX")
 PRECISIONS = ("numba-bf16", "numba-bf16x3", "numba-bf16x6")
@@ -46,15 +44,6 @@ def some_products():
         forget()
         yield
     forget()
-
-
-@pytest.fixture
-def setting():
-    """Sets torch's precision for RNNs on CPUs, and puts it back."""
-    rnn = torch.backends.mkldnn.rnn
-    before = rnn.fp32_precision
-    yield lambda precision: setattr(rnn, "fp32_precision", precision)
-    rnn.fp32_precision = before
 
 
 @pytest.fixture
@@ -370,82 +359,3 @@ def copy_of(module):
     double = torch.nn.LSTM(module.input_size, module.hidden_size).double()
     double.load_state_dict(module.state_dict())
     return double
-
-
-@needs_unit
-def test_which_tensors_take_its_products(setting):
-    def choose(name, dtype):
-        return dispatch.choose(name, torch.device("cpu"), dtype, projected=False, masked=False, cells=False)
-
-    assert choose("auto", torch.float32) == choose("numba", torch.float32) == "numba"
-    assert choose("auto", torch.float16) == "numba"
-    assert choose("auto", torch.bfloat16) == choose("numba", torch.bfloat16) == "numba-bf16"
-    x, module = torch.randn(3, 4, 5), fastlstm.LSTM(5, 6)
-    plain = module(x)[0]
-    for precision, name in (("bf16", "numba-bf16"), ("tf32", "numba-bf16x3")):
-        setting(precision)
-        assert choose("auto", torch.float32) == choose("numba", torch.float32) == name
-        assert choose("auto", torch.bfloat16) == "numba-bf16"
-        assert choose("auto", torch.float64) == "numba"
-        assert dispatch.packing("auto", torch.device("cpu"), torch.float32) == name
-        with torch.no_grad():
-            kept = module(x)[0]
-        assert torch.equal(module(x)[0], kept)
-        assert not torch.equal(kept, plain)
-
-
-def test_asked_for_by_name(monkeypatch):
-    x, *weights = torch.randn(2, 1, 3), torch.randn(4, 3), torch.randn(4, 1)
-    for name in PRECISIONS:
-        with pytest.raises(
-            RuntimeError, match=rf"{name} backend needs float32, bfloat16 or float16, got torch\.float64"
-        ):
-            lstm(x.double(), None, *(w.double() for w in weights), backend=name)
-    monkeypatch.setattr(numba, "has_matrix_unit", lambda: False)
-    for name in PRECISIONS:
-        with pytest.raises(RuntimeError, match=f"{name} backend needs a processor with AMX"):
-            lstm(x, None, *weights, backend=name)
-    assert dispatch.packing("auto", torch.device("cpu"), torch.bfloat16) == "numba"
-
-
-@needs_unit
-@pytest.mark.parametrize("available", [True, False])
-def test_an_export_in_a_process_of_its_own(available, tmp_path):
-    """A graph names its backend; whoever runs it may not have asked for the unit yet, or have none."""
-    module, x = fastlstm.LSTM(5, 6).bfloat16(), torch.randn(3, 2, 5).bfloat16()
-    torch.export.save(torch.export.export(module, (x,)), tmp_path / "lstm.pt2")
-    torch.save(x, tmp_path / "x.pt")
-    code = f"""
-        import torch
-        import fastlstm
-        from fastlstm.backends.numba import matrix
-        {"" if available else "matrix.available = lambda: False"}
-        x = torch.load("x.pt")
-        torch.save(torch.export.load("lstm.pt2").module()(x)[0].detach(), "output.pt")
-    """
-    run(code, tmp_path)
-    # without the unit float32 arithmetic: eight bits of each factor are what the two may differ by
-    torch.testing.assert_close(torch.load(tmp_path / "output.pt"), module(x)[0], rtol=0, atol=0 if available else 2e-2)
-
-
-@needs_unit
-def test_compiled_code_keeps_the_precision_it_was_compiled_with(setting):
-    x, module = torch.randn(3, 4, 5), fastlstm.LSTM(5, 6)
-    compiled = torch.compile(module, fullgraph=True, backend="eager")
-    before = compiled(x)[0]
-    setting("bf16")
-    assert torch.equal(compiled(x)[0], before)
-    assert not torch.equal(module(x)[0], before)
-    torch._dynamo.reset()
-    assert torch.equal(torch.compile(module, fullgraph=True, backend="eager")(x)[0], module(x)[0])
-
-
-@pytest.mark.parametrize(("pieces", "products"), [(1, 4), (2, 12), (3, 24)])
-def test_the_unit_is_kept_busy(pieces, products):
-    """A step of two tiles by two loads no piece oftener than its products need, and stores nothing."""
-    code = assembly("+avx512f,+amx-tile,+amx-bf16", ("x86_64-unknown-linux-gnu", "sapphirerapids"), pieces)
-    loop = busiest_loop(code, "matrix_product", "tdpbf16ps")
-    used, loaded = (sum(word in line for line in loop) for word in ("tdpbf16ps", "tileload"))
-    assert used % products == 0  # the compiler may write out several steps
-    assert loaded * products == used * {1: 4, 2: 10, 3: 14}[pieces]
-    assert not [line for line in loop if "tilestore" in line]

@@ -44,14 +44,6 @@ def backend(request):
         yield request.param
 
 
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 @settings(max_examples=30, deadline=None)
 @given(
@@ -80,7 +72,7 @@ def test_training_a_loop_of_cells(backend, B, I, H, bias, x_grad, state_grad):
 
 
 @pytest.mark.parametrize("size", [(1, 28, 128), (9, 5, 33), (40, 100, 7)])
-def test_the_bits_of_weights_packed_for_one_call(size, threads, backend):
+def test_the_bits_of_weights_packed_for_one_call(size, two_threads, backend):
     B, I, H = size
     cell = fastlstm.LSTMCell(I, H)
     x, h, c = (torch.randn(B, n).requires_grad_() for n in (I, H, H))
@@ -302,7 +294,7 @@ def test_python_threads_train_one_cell(backend):
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("size", [(1, 1, 1, 1), (3, 7, 28, 100), (1, 120, 64, 128), (5, 1, 100, 7), (2, 3, 130, 33)])
-def test_weight_gradients_of_few_rows_are_those_of_many(size, reverse, masked, monkeypatch, threads):
+def test_weight_gradients_of_few_rows_are_those_of_many(size, reverse, masked, monkeypatch, two_threads):
     """Bit for bit: the sums have one order, wherever they are written."""
     layer = Layer(*size, reverse=reverse, masked=masked)
     x, h_0, c_0, w_ih, w_hh, b_ih, b_hh = layer.to(torch.float32, requires_grad=False)

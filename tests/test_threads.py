@@ -16,20 +16,12 @@ from torch.utils.data import DataLoader, Dataset
 
 import fastlstm
 from fastlstm.backends import native, numba
-from fastlstm.backends.numba import host, tasks
+from fastlstm.backends.numba import host, prepared
 from tests.layers import CPU_BACKENDS
 
 SIZE = (9, 24, 28, 100)  # large enough for a parallel region
 THREADS_NOW = {"numba": numba.threads_now, "native": native.threads_now}
 both_backends = pytest.mark.parametrize("backend", CPU_BACKENDS)
-
-
-@pytest.fixture
-def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(
@@ -143,9 +135,9 @@ def test_no_threads_beyond_those_asked_for(backend, two_threads):
 
 def test_set_num_threads_is_followed_at_once(two_threads, monkeypatch):
     used = []
-    ready = tasks.ready
+    run = prepared.Call.run
     monkeypatch.setattr(
-        tasks, "ready", lambda name, arguments, threads: used.append(threads) or ready(name, arguments, threads)
+        prepared.Call, "run", lambda call, *stack: used.append(call.prepared.threads) or run(call, *stack)
     )
     for count in (2, 1, 2):
         torch.set_num_threads(count)

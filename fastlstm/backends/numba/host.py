@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -119,26 +117,6 @@ def packed_size(I: int, H: int, lanes: int, pieces: int, of_x: int) -> int:
         return panels_of(H, lanes) * operand_steps.py_func(I, H) * pieces * 1024
     of_inputs = panels_of(I, 32) * of_x * 1024 if of_x else I * 4 * lanes
     return panels_of(H, lanes) * (H * 4 * lanes + of_inputs)
-
-
-def run(
-    name: str,
-    arguments: Any,
-    threads: int,
-    stack: tuple[int, dict[str, int], dict[str, int]] | None = None,
-) -> bool:
-    """Run a kernel of `tasks`, or with `stack` (groups, by_group and by_lane of `tasks.run_stack`) one for each group.
-    False where the matrix unit has met a number too large to be multiplied in pieces, or infinite.
-    """
-    from fastlstm.backends.numba import tasks
-
-    large = ctypes.c_int64()
-    arguments.large = ctypes.addressof(large)
-    if stack is None:
-        tasks.ready(name, arguments, threads)()
-    else:
-        tasks.run_stack(name, arguments, *stack, threads)
-    return not large.value
 
 
 def backward_sizes(

@@ -1,47 +1,18 @@
 """Weights packed once and kept between calls, with the arguments of a call made ready."""
 
-import ctypes
 from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
 from fastlstm.backends.cpu import PackedWeights, address, rows_contiguous, threads_now
-from fastlstm.backends.memory import SMALL, empty
-from fastlstm.backends.numba import host, tasks
-from fastlstm.backends.numba.prepared import Prepared, backward_call, prepare, template
+from fastlstm.backends.memory import empty
+from fastlstm.backends.numba import host
+from fastlstm.backends.numba.prepared import Call, Prepared, backward_call, prepare, template
 from fastlstm.backends.numba.shared import CHUNK
 from fastlstm.backends.numba.weights import DIGEST, samples_of
 
 SHAPES = 64  # of calls whose arguments a layer keeps
-
-
-class _Call:
-    """The forward kernel's arguments for one shape with memory of their own, used by one call after another."""
-
-    def __init__(self, prepared: Prepared, like: Tensor, idle: "list[_Call]") -> None:
-        """`idle`: where to leave it for the next, unless it holds much memory."""
-        self.arguments, self.memory = prepared.start(like)
-        self.found = (ctypes.c_int64 * 2)()
-        self.arguments.stale = ctypes.addressof(self.found)
-        self.arguments.large = ctypes.addressof(self.found) + 8
-        self.address, self.fresh = ctypes.addressof(self.arguments), bytes(self.arguments)
-        self.barrier, self.counters = self.arguments.barrier, prepared.counters
-        self.kernel = tasks.ready(prepared.kernel, self.arguments, prepared.threads)
-        self.idle = idle if prepared.elements * like.element_size() <= SMALL and not prepared.large else None
-
-    def run(self) -> tuple[bool, bool]:
-        """Whether weights were found to have changed, and a number that the matrix unit cannot take."""
-        self.kernel()
-        stale, large = self.found
-        if self.idle is not None:
-            ctypes.memmove(self.address, self.fresh, len(self.fresh))
-            if self.counters:
-                ctypes.memset(self.barrier, 0, self.counters)
-            if stale or large:
-                self.found[:] = [0, 0]
-            self.idle.append(self)
-        return stale != 0, large != 0
 
 
 class PackedLayer(PackedWeights):
@@ -65,9 +36,8 @@ class PackedLayer(PackedWeights):
             self._pack_forward()
         self.transposed: Any = None
         self.plain: PackedLayer | None = None
-        self.count = 0
-        # by shape what a call is made of, and those made that nobody is in
-        self.calls: dict[tuple[int, int, bool, int], tuple[Prepared, list[_Call]]] = {}
+        self.calls = 0
+        self.prepared: dict[tuple[int, int, bool, int], Prepared] = {}
 
     def _pack_forward(self) -> bool:
         words = [self.H * n * self.dtype.itemsize for n in (self.I, self.H)]
@@ -90,14 +60,14 @@ class PackedLayer(PackedWeights):
         return done
 
     def _pack(self, name: str, a: Any) -> bool:
-        """Run a kernel for no steps and no rows: it only packs. See `host.run`."""
+        """Run a kernel for no steps and no rows: it only packs. False for a weight that the matrix unit cannot take."""
         a.I, a.H = self.I, self.H
         a.weight_ih, a.weight_ih_row = host.row(self.weight_ih)
         a.weight_hh, a.weight_hh_row = host.row(self.weight_hh)
         threads, _ = host.split(threads_now(), 1, 1, self.I, self.H, self.panels, self.pieces)
         scratch = 7 * CHUNK * self.lanes
-        a, _memory = prepare(name, a, self.dtype, threads, 1, scratch=scratch).start(self.weight_ih)
-        return host.run(name, a, threads)
+        large, _ = prepare(name, a, self.dtype, threads, 1, scratch=scratch).call(self.weight_ih).run()
+        return not large
 
     def transpose(self) -> tuple[Any, list[Tensor]] | None:
         """Arguments of the backward kernel that have the transposed weights packed, and what keeps these alive; None
@@ -117,21 +87,16 @@ class PackedLayer(PackedWeights):
             self.transposed = made = a, memory  # complete: another thread may be making its own
         return made
 
-    def _call(self, like: Tensor, T: int, B: int, masked: bool = False) -> "_Call":
-        """A call of the forward kernel for T steps of B rows. Who has run it hands it to `_run` and leaves it alone."""
+    def _call(self, like: Tensor, T: int, B: int, masked: bool = False) -> Call:
+        """A call of the forward kernel for T steps of B rows."""
         size = T, B, masked, threads_now()
-        kept = self.calls.get(size)
-        if kept is None:
-            if len(self.calls) >= SHAPES:
-                self.calls.clear()
-            kept = self.calls[size] = self._prepare(*size), []
-        prepared, idle = kept
-        try:
-            call = idle.pop()  # no other thread's
-        except IndexError:
-            call = _Call(prepared, like, idle)
-        self.count += 1
-        call.arguments.flip = self.count % 2
+        prepared = self.prepared.get(size)
+        if prepared is None:
+            if len(self.prepared) >= SHAPES:
+                self.prepared.clear()
+            prepared = self.prepared[size] = self._prepare(*size)
+        call, self.calls = prepared.call(like), self.calls + 1
+        call.arguments.stale, call.arguments.flip = call.stale, self.calls % 2
         return call
 
     def _prepare(self, T: int, B: int, masked: bool, team: int) -> Prepared:
@@ -144,10 +109,10 @@ class PackedLayer(PackedWeights):
         prepared.arguments.rows = B
         return prepared
 
-    def _run(self, call: "_Call") -> bool | None:
+    def _run(self, call: Call) -> bool | None:
         """Run the forward kernel; False when it finds that the weights have changed, None for an input that the
         matrix unit cannot take."""
-        stale, large = call.run()
+        large, stale = call.run()
         self.stale = self.stale or stale
         return False if stale else None if large else True
 
@@ -232,7 +197,8 @@ class PackedLayer(PackedWeights):
         )
         if needs[0] and prepared.of_x != self.of_x:  # a weight that the matrix unit cannot take
             return None
-        a, _memory = prepared.start(x)
+        call = prepared.call(x)
+        a = call.arguments
         a.rows = B
         if ready is not None:
             a.packed_ih, a.packed_hh = ready[0].packed_ih, ready[0].packed_hh
@@ -251,4 +217,5 @@ class PackedLayer(PackedWeights):
         shapes = (B, I), (4 * H, I), (4 * H, H), (4 * H,), (B, H), (B, H)
         gradients = (*(x.new_empty(shape) if need else None for shape, need in zip(shapes, needs)),)
         a.dx, a.dweight_ih, a.dweight_hh, a.dbias, a.dh_0, a.dc_0 = map(address, gradients)
-        return gradients if host.run(prepared.kernel, a, prepared.threads) else None
+        large, _ = call.run()
+        return None if large else gradients

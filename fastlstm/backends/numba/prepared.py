@@ -25,23 +25,83 @@ class Prepared(NamedTuple):
     places: tuple[tuple[str, int], ...]  # where in it each of them lies, in bytes
     large: tuple[tuple[str, int], ...]  # elements of the others: each is in memory that another call's buffer may leave
     steps: dict[str, int]  # bytes from one of a buffer to the next
-    of_x: int = 0  # pieces of a number in the products with the input, 0 without the matrix unit
+    of_x: int  # pieces of a number in the products with the input, 0 without the matrix unit
+    idle: list[Call]  # those made that nobody is in
 
     def start(self, like: Tensor) -> tuple[Any, list[Tensor]]:
-        """The arguments with buffers for one call, and the tensors that keep these alive."""
+        """The arguments with buffers, and the tensors that keep these alive."""
         memory = empty(like, self.elements)  # aligned to a line, as all of torch's memory
-        at = memory.data_ptr()
         a = type(self.arguments).from_buffer_copy(self.arguments)  # other threads may be calling
+        self.place(a, memory.data_ptr())
+        return a, [memory, *self.place_large(a, like)]
+
+    def place(self, a: Any, at: int) -> None:
         a.barrier = at
-        if self.counters:
-            ctypes.memset(at, 0, self.counters)
         for name, place in self.places:
             setattr(a, name, at + place)
-        held = [memory]
-        for name, count in self.large:
-            held.append(empty(like, count))
-            setattr(a, name, held[-1].data_ptr())
-        return a, held
+
+    def place_large(self, a: Any, like: Tensor) -> list[Tensor]:
+        held = [empty(like, count) for _, count in self.large]
+        for (name, _), memory in zip(self.large, held):
+            setattr(a, name, memory.data_ptr())
+        return held
+
+    def call(self, like: Tensor) -> Call:
+        """A call with buffers, nobody else's until it has run."""
+        try:
+            call = self.idle.pop()
+        except IndexError:
+            call = Call(self)
+        call.begin(like)
+        return call
+
+
+class Call:
+    """A kernel's arguments and how to run it, for one call after another."""
+
+    def __init__(self, prepared: Prepared) -> None:
+        self.prepared = prepared
+        self.held: tuple[Any, ...] = ()  # what keeps the buffers alive
+        self.arguments = type(prepared.arguments).from_buffer_copy(prepared.arguments)
+        self.found = (ctypes.c_int64 * 2)()
+        self.arguments.large = ctypes.addressof(self.found)
+        self.stale = ctypes.addressof(self.found) + 8  # for the forward kernel, where weights are packed already
+        self.address, self.at = ctypes.addressof(self.arguments), -1
+        from fastlstm.backends.numba import tasks
+
+        self.kernel = tasks.ready(prepared.kernel, self.arguments, prepared.threads)
+
+    def begin(self, like: Tensor) -> None:
+        prepared = self.prepared
+        memory = empty(like, prepared.elements)
+        at = memory.data_ptr()
+        if at != self.at:  # malloc mostly gives what it gave the last time
+            prepared.place(self.arguments, at)
+            self.at, self.fresh = at, bytes(self.arguments)
+        if prepared.counters:
+            ctypes.memset(at, 0, prepared.counters)
+        self.held = memory, prepared.place_large(self.arguments, like)
+
+    def run(self, stack: tuple[int, dict[str, int], dict[str, int]] | None = None) -> tuple[bool, bool]:
+        """Run the kernel, or with `stack` (groups, by_group and by_lane of `tasks.run_stack`) one for each group.
+
+        Returns:
+            whether the matrix unit has met a number too large to be multiplied in pieces, or infinite, and whether
+            packed weights were found to have changed.
+        """
+        if stack is None:
+            self.kernel()
+        else:
+            from fastlstm.backends.numba import tasks
+
+            tasks.run_stack(self.prepared.kernel, self.arguments, *stack, self.prepared.threads)
+        large, stale = self.found
+        if large or stale:
+            self.found[:] = [0, 0]
+        self.held = ()
+        ctypes.memmove(self.address, self.fresh, len(self.fresh))
+        self.prepared.idle.append(self)
+        return large != 0, stale != 0
 
 
 def prepare(
@@ -63,7 +123,7 @@ def prepare(
     large.sort(key=lambda entry: -entry[1])  # what the pool has goes to those that it fits
     a = type(arguments).from_buffer_copy(arguments)
     a.parts, a.scratch_bytes = parts, steps["scratch"]
-    return Prepared(kernel, threads, a, total // size, counters, tuple(places), tuple(large), steps, of_x)
+    return Prepared(kernel, threads, a, total // size, counters, tuple(places), tuple(large), steps, of_x, [])
 
 
 @cache
