@@ -3,7 +3,6 @@
 `lstm` takes whole sequences, `lstm_cell` one time step; `fastlstm.LSTM` and `fastlstm.LSTMCell` are built on them.
 """
 
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -92,9 +91,7 @@ def lstm(
             return lstm(x.to(dtype), hx, weight_ih.to(dtype), weight_hh.to(dtype), *biases, **options)
     checks.check_layer(x, hx, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, mask)
     T, B, _ = x.shape
-    if hx is None and weight_hr is None and x.is_cpu and ops.is_plain(x):
-        h_0 = c_0 = _zeros(B, weight_hh.shape[-1], x.dtype)
-    elif hx is None:  # one row for all: a compiler would fill B rows with threads of its own, which hinder the kernel's
+    if hx is None:  # one row for all: a compiler would fill B rows with threads of its own, which hinder the kernel's
         h_0 = x.new_zeros(1, (weight_hh if weight_hr is None else weight_hr.mT).shape[-1]).expand(B, -1)
         c_0 = h_0 if weight_hr is None else x.new_zeros(B, weight_hr.shape[-1])
     else:
@@ -134,13 +131,6 @@ def lstm(
     if h.dtype != dtype:
         h, h_n, c_n, c = h.to(dtype), h_n.to(dtype), c_n.to(dtype), c.to(dtype)
     return (h, (h_n, c_n), c) if return_cells else (h, (h_n, c_n))
-
-
-@lru_cache(64)
-def _zeros(B: int, H: int, dtype: torch.dtype) -> Tensor:
-    """Zero states (B, H), which nobody writes to: one row, made once."""
-    with torch.inference_mode(False), torch.no_grad():  # autograd saves no inference tensor
-        return torch.zeros(1, H, dtype=dtype, device="cpu").expand(B, H)
 
 
 def lstm_cell(

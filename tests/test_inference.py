@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import itertools
 import os
 import pickle
 import subprocess
@@ -66,7 +67,7 @@ def test_the_same_bits_as_with_gradients(sizes, options, dtype, states):
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_what_does_not_suit_kept_weights_is_told_as_nn_lstm_tells_it(batch_first):
     ours, theirs = fastlstm.LSTM(5, 6, batch_first=batch_first), torch.nn.LSTM(5, 6, batch_first=batch_first)
-    x, h, c = torch.randn(3, 3, 5), torch.randn(1, 3, 6), torch.randn(1, 3, 6)
+    x, h, c = torch.randn(*((3, 4) if batch_first else (4, 3)), 5), torch.randn(1, 3, 6), torch.randn(1, 3, 6)
     bad = [
         (x[..., :4], None), (x.double(), None), (x[0, 0], None), (x.unsqueeze(0), None), (x, (h, c, c)),
         (x, (h, c[:, :2])), (x, (h[..., :5], c)), (x, (h.expand(2, 3, 6), c)), (x, (h[0], c[0])),
@@ -87,19 +88,43 @@ def test_what_does_not_suit_kept_weights_is_told_as_nn_lstm_tells_it(batch_first
 
 
 @pytest.mark.parametrize("B", [1, 7])
-def test_idle_calls_serve_one_at_a_time_and_keep_nothing(B):
-    """A call's arguments are used by the next of its shape: what one was given does not reach another."""
-    lstm = fastlstm.LSTM(5, 33)
-    x, hx = torch.randn(4, B, 5), (torch.randn(1, B, 33), torch.randn(1, B, 33))
+def test_what_one_call_is_given_does_not_reach_the_next(B):
+    """The arguments of a call serve the next of its shape."""
+    lstm, x = fastlstm.LSTM(5, 33), torch.randn(4, B, 5)
+    hx = torch.randn(1, B, 33), torch.randn(1, B, 33)
+    reset, lengths = torch.zeros(4, B, dtype=torch.bool), torch.full((B,), 2)
+    reset[2] = True
+    calls = [(hx, {}), (None, {}), (hx, {"lengths": lengths}), (None, {"reset": reset}), (hx, {"reset": reset})]
+    want = [[a.detach() for a in flat(lstm(x, states, **masks))] for states, masks in calls]  # packs at every call
+    assert not any(torch.equal(a[0], b[0]) for a, b in itertools.combinations(want, 2))
     with torch.no_grad():
-        first, plain = lstm(x, hx), lstm(x)
-        kept = [a.clone() for a in flat(first)]
-        lengths = torch.full((B,), 2)
-        cut, reset = lstm(x, hx, lengths=lengths), lstm(x, reset=torch.ones(4, B, dtype=torch.bool))
-        for got, want in ((lstm(x, hx), first), (lstm(x), plain), (lstm(x, hx, lengths=lengths), cut)):
-            assert all(map(torch.equal, flat(got), flat(want)))
-        assert not torch.equal(reset[0], plain[0])
-    assert all(map(torch.equal, flat(first), kept))
+        for _ in range(3):
+            for (states, masks), expected in zip(calls, want):
+                assert all(map(torch.equal, flat(lstm(x, states, **masks)), expected))
+
+
+def test_a_layer_that_is_dropped_leaves_no_cycle():
+    """Someone who trains with the collector off packs weights at every step of a cell's loop."""
+    cell, x, hx = fastlstm.LSTMCell(5, 7), torch.randn(3, 5), (torch.randn(3, 7), torch.randn(3, 7))
+
+    def step():
+        cell.zero_grad()
+        sum(state.sum() for state in cell(x, hx)).backward()
+        with torch.no_grad():
+            cell.bias_ih.add_(0.1)
+
+    gc.disable()
+    try:
+        for _ in range(5):
+            step()
+        gc.collect()
+        before = len(gc.get_objects())
+        for _ in range(100):
+            step()
+        grown = len(gc.get_objects()) - before
+    finally:
+        gc.enable()
+    assert grown < 100  # a cycle a step would leave many times that
 
 
 @pytest.mark.parametrize("B", [1, 7])

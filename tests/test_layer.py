@@ -85,16 +85,19 @@ def test_any_shape(backend, T, B, I, H, reverse, masked, bias, threads):
     "size", [(28, 128, 28, 128), (5, 9, 28, 64), (20, 7, 100, 100), (3, 2, 7, 650), (30, 1, 28, 128)]
 )
 def test_as_close_to_float64_as_nn_lstm(backend, size):
-    layer = Layer(*size)
-    outputs, gradients = nn_lstm_errors(layer)
-    truth = layer.to(torch.double)
-    want = layer.truth(truth)[:3]
-    want_grads = torch.autograd.grad(want, truth, layer.gradients[:3])
-    inputs = layer.to(torch.float32)
-    got = layer.run(inputs, backend)[:3]
-    got_grads = torch.autograd.grad(got, inputs, [g.float() for g in layer.gradients[:3]])
-    assert max(map(error, got, want)) <= max(3 * outputs, 5e-7)
-    assert max(map(error, got_grads, want_grads)) <= max(3 * gradients, 1e-6)
+    """The largest errors of some layers: of one alone it is a matter of chance whose is larger by how much."""
+    theirs, ours = [], []
+    for _ in range(2 if size[1] > 100 else 8):
+        layer = Layer(*size)
+        theirs.append(nn_lstm_errors(layer))
+        truth, inputs = layer.to(torch.double), layer.to(torch.float32)
+        want, got = layer.truth(truth)[:3], layer.run(inputs, backend)[:3]
+        want_grads = torch.autograd.grad(want, truth, layer.gradients[:3])
+        got_grads = torch.autograd.grad(got, inputs, [g.float() for g in layer.gradients[:3]])
+        ours.append((max(map(error, got, want)), max(map(error, got_grads, want_grads))))
+    outputs, gradients = map(max, zip(*theirs))
+    assert max(error_of_outputs for error_of_outputs, _ in ours) <= max(3 * outputs, 5e-7)
+    assert max(error_of_gradients for _, error_of_gradients in ours) <= max(3 * gradients, 1e-6)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -169,12 +169,16 @@ def test_torchs_lstm_runs_in_bf16_on_every_processor(tiny, tmp_path, monkeypatch
     for module in (model_module, fastlstm.train):
         monkeypatch.setattr(module, "lacks_bf16", lambda: True)
     lstm, x, enabled = TorchLSTM(3, 7), torch.randn(4, 5, 3), torch.backends.mkldnn.enabled
+    want, without, forward = lstm(x)[0], [], nn.LSTM.forward
+    monkeypatch.setattr(nn.LSTM, "forward", lambda *a: without.append(not torch.backends.mkldnn.enabled) or forward(*a))
     with torch.autocast("cpu", torch.bfloat16):
         output, _ = lstm(x)
         with pytest.raises(RuntimeError, match="input"):
             lstm(x[..., :2])
+    assert without == [True, True]
     assert torch.backends.mkldnn.enabled is enabled
-    torch.testing.assert_close(output.float(), nn.LSTM.forward(lstm, x)[0], rtol=0, atol=0.02)  # bf16 has 8 bits
+    torch.testing.assert_close(output.float(), want, rtol=0, atol=0.02)  # bf16 has 8 bits
+    monkeypatch.setattr(nn.LSTM, "forward", forward)
     run(tiny, tmp_path, "--iterations", 1, "--compare", "--precision", "bf16")
     assert "torch.nn.LSTM runs without oneDNN" in capsys.readouterr().out
 

@@ -135,10 +135,8 @@ def test_no_threads_beyond_those_asked_for(backend, two_threads):
 
 def test_set_num_threads_is_followed_at_once(two_threads, monkeypatch):
     used = []
-    run = prepared.Call.run
-    monkeypatch.setattr(
-        prepared.Call, "run", lambda call, *stack: used.append(call.prepared.threads) or run(call, *stack)
-    )
+    run = prepared.Prepared.run
+    monkeypatch.setattr(prepared.Prepared, "run", lambda self, *call: used.append(self.threads) or run(self, *call))
     for count in (2, 1, 2):
         torch.set_num_threads(count)
         work("numba")

@@ -11,6 +11,7 @@ import mmap
 import os
 import weakref
 from collections import deque
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -50,7 +51,8 @@ def _take(used: int) -> mmap.mmap:
         return mmap.mmap(-1, size)
     pages = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared, a forked child would write into them
     if used >= PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
-        pages.madvise(mmap.MADV_HUGEPAGE, 0, used // PAGE * PAGE)  # the rest in small pages, as it is used
+        with suppress(OSError):  # advice, which not every kernel takes
+            pages.madvise(mmap.MADV_HUGEPAGE, 0, used // PAGE * PAGE)  # the rest in small pages, as it is used
     return pages
 
 

@@ -118,7 +118,10 @@ class RowLSTM(nn.Module):
 
 
 class TorchLSTM(nn.LSTM):
-    """`torch.nn.LSTM`, which raises under bf16 autocast where oneDNN has no bf16: there torch's own loop runs."""
+    """`torch.nn.LSTM`, which raises under bf16 autocast where oneDNN has no bf16: there torch's own loop runs.
+
+    The setting that makes it run is the whole process's: for one Python thread at a time.
+    """
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if not (torch.is_autocast_enabled("cpu") and lacks_bf16()):
@@ -133,7 +136,7 @@ class TorchLSTM(nn.LSTM):
 
 def lacks_bf16() -> bool:
     """Whether this processor lacks what oneDNN asks for to compute in bf16 (AVX-512, on x86)."""
-    return not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.backends.mkldnn.is_available() and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 _TORCH_DEFAULTS = {"num_layers": 1, "bidirectional": False, "proj_size": 0, "dropout": 0.0}

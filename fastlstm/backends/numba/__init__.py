@@ -151,8 +151,8 @@ def forward(
     bias = bias if bias is None else bias.contiguous()
     mask = mask if mask is None else mask.to(torch.int32).contiguous().unsqueeze(-1)
     prepared = forward_call(T, B, groups, I, H, x.dtype, pieces, unit, mask is not None, threads_now())
-    kernel = prepared.call(x)
-    a = kernel.arguments
+    ours = prepared.call(x)
+    a = ours.arguments
     a.rows, a.reverse = R, reverse
     a.x, a.x_step, a.x_row = step_row(x)
     a.h, a.h_n, a.c_n = h.data_ptr(), h_n.data_ptr(), c_n.data_ptr()
@@ -170,7 +170,7 @@ def forward(
         of_rows = row_steps(B, x=x, h_0=h_0, c_0=c_0, mask=mask, h=h, c=c_n, gates=gates, h_n=h_n, c_n=c_n)
         of_weights = first_steps(weight_ih=weight_ih, weight_hh=weight_hh, bias=bias)
         stack = groups, of_rows | of_weights, prepared.steps
-    large, _ = kernel.run(stack)  # a number that the matrix unit cannot take
+    large, _ = prepared.run(ours, stack)  # a number that the matrix unit cannot take
     return forward(*call, unit=False) if large else (h, h_n, c_n, c, gates)
 
 
@@ -217,8 +217,8 @@ def backward(
         T, B, groups, I, H, x.dtype, pieces, unit, mask is not None, threads_now(), any(needs[1:4]), needs[0],
         ready is None and needs[0], ready is None and for_hh,
     )  # fmt: skip
-    kernel = prepared.call(x)
-    a = kernel.arguments
+    ours = prepared.call(x)
+    a = ours.arguments
     dx = empty(x, T, R, I) if needs[0] else None
     dweight_ih = empty(x, *weight_ih.shape) if needs[1] else None
     dweight_hh = empty(x, *weight_hh.shape) if needs[2] else None
@@ -254,5 +254,5 @@ def backward(
             weight_ih=weight_ih, weight_hh=weight_hh, dweight_ih=dweight_ih, dweight_hh=dweight_hh, dbias=dbias
         )
         stack = groups, of_rows | of_weights, prepared.steps
-    large, _ = kernel.run(stack)
+    large, _ = prepared.run(ours, stack)
     return backward(*call, unit=False) if large else (dx, dweight_ih, dweight_hh, dbias, dh_0, dc_0)

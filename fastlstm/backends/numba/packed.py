@@ -66,7 +66,8 @@ class PackedLayer(PackedWeights):
         a.weight_hh, a.weight_hh_row = host.row(self.weight_hh)
         threads, _ = host.split(threads_now(), 1, 1, self.I, self.H, self.panels, self.pieces)
         scratch = 7 * CHUNK * self.lanes
-        large, _ = prepare(name, a, self.dtype, threads, 1, scratch=scratch).call(self.weight_ih).run()
+        prepared = prepare(name, a, self.dtype, threads, 1, scratch=scratch)
+        large, _ = prepared.run(prepared.call(self.weight_ih))
         return not large
 
     def transpose(self) -> tuple[Any, list[Tensor]] | None:
@@ -75,9 +76,9 @@ class PackedLayer(PackedWeights):
         """
         made = self.transposed
         if made is None:
-            call = self._call(self.weight_ih, 0, 0)
+            prepared, call = self._call(self.weight_ih, 0, 0)
             call.arguments.digests = self.digests
-            if not self._run(call):  # of no steps: it only looks
+            if not self._run(prepared, call):  # of no steps: it only looks
                 return None
             sizes = host.transposed_sizes(self.I, self.H, self.panels, self.lanes, self.pieces, self.of_x)
             kernel = host.backward_task(self.pieces, self.of_x, 0)
@@ -87,8 +88,8 @@ class PackedLayer(PackedWeights):
             self.transposed = made = a, memory  # complete: another thread may be making its own
         return made
 
-    def _call(self, like: Tensor, T: int, B: int, masked: bool = False) -> Call:
-        """A call of the forward kernel for T steps of B rows."""
+    def _call(self, like: Tensor, T: int, B: int, masked: bool = False) -> tuple[Prepared, Call]:
+        """A call of the forward kernel for T steps of B rows, as `_run` takes it."""
         size = T, B, masked, threads_now()
         prepared = self.prepared.get(size)
         if prepared is None:
@@ -97,7 +98,7 @@ class PackedLayer(PackedWeights):
             prepared = self.prepared[size] = self._prepare(*size)
         call, self.calls = prepared.call(like), self.calls + 1
         call.arguments.stale, call.arguments.flip = call.stale, self.calls % 2
-        return call
+        return prepared, call
 
     def _prepare(self, T: int, B: int, masked: bool, team: int) -> Prepared:
         threads, parts = host.split(team, T, B, self.I, self.H, self.panels, self.pieces)
@@ -109,10 +110,10 @@ class PackedLayer(PackedWeights):
         prepared.arguments.rows = B
         return prepared
 
-    def _run(self, call: Call) -> bool | None:
+    def _run(self, prepared: Prepared, call: Call) -> bool | None:
         """Run the forward kernel; False when it finds that the weights have changed, None for an input that the
         matrix unit cannot take."""
-        large, stale = call.run()
+        large, stale = prepared.run(call)
         self.stale = self.stale or stale
         return False if stale else None if large else True
 
@@ -135,7 +136,7 @@ class PackedLayer(PackedWeights):
         (T, B, _), H = x.shape, self.H
         x = rows_contiguous(x)
         h, h_n, c_n = x.new_empty(T, B, H), x.new_empty(B, H), x.new_empty(B, H)
-        call = self._call(x, T, B, mask is not None)
+        prepared, call = self._call(x, T, B, mask is not None)
         a = call.arguments
         a.reverse = reverse
         if mask is not None:
@@ -152,7 +153,7 @@ class PackedLayer(PackedWeights):
             h_0, c_0 = (rows_contiguous(state) for state in hx)
             a.h_0, a.h_0_row = host.row(h_0)
             a.c_0, a.c_0_row = host.row(c_0)
-        done = self._run(call)
+        done = self._run(prepared, call)
         if done is None:
             return self._plain().forward(x, hx, reverse, save, mask=mask)
         return (h, h_n, c_n, *saved) if done else None
@@ -162,7 +163,7 @@ class PackedLayer(PackedWeights):
         B, size = x.shape[0], self.dtype.itemsize
         x, h_0, c_0 = rows_contiguous(x), rows_contiguous(h_0), rows_contiguous(c_0)
         h, c = x.new_empty(B, self.H), x.new_empty(B, self.H)
-        call = self._call(x, 1, B)
+        prepared, call = self._call(x, 1, B)
         a = call.arguments
         a.x, a.x_row = host.row(x)
         a.h_0, a.h_0_row = host.row(h_0)
@@ -176,7 +177,7 @@ class PackedLayer(PackedWeights):
             a.gates = saved[0].data_ptr()
             a.c, a.c_step = a.gates + gates * size, B * self.H * size
             a.digests = self.digests  # a training step misses no change at all
-        done = self._run(call)
+        done = self._run(prepared, call)
         if done is None:
             return self._plain().step(x, h_0, c_0, save)
         return (h, c, *saved) if done else None
@@ -217,5 +218,5 @@ class PackedLayer(PackedWeights):
         shapes = (B, I), (4 * H, I), (4 * H, H), (4 * H,), (B, H), (B, H)
         gradients = (*(x.new_empty(shape) if need else None for shape, need in zip(shapes, needs)),)
         a.dx, a.dweight_ih, a.dweight_hh, a.dbias, a.dh_0, a.dc_0 = map(address, gradients)
-        large, _ = call.run()
+        large, _ = prepared.run(call)
         return None if large else gradients

@@ -47,42 +47,22 @@ class Prepared(NamedTuple):
         return held
 
     def call(self, like: Tensor) -> Call:
-        """A call with buffers, nobody else's until it has run."""
+        """A call with buffers of its own, which `run` takes."""
         try:
             call = self.idle.pop()
         except IndexError:
             call = Call(self)
-        call.begin(like)
+        memory = empty(like, self.elements)
+        at = memory.data_ptr()
+        if at != call.at:  # malloc mostly gives what it gave the last time
+            self.place(call.arguments, at)
+            call.at, call.fresh = at, bytes(call.arguments)
+        if self.counters:
+            ctypes.memset(at, 0, self.counters)
+        call.held = memory, self.place_large(call.arguments, like)
         return call
 
-
-class Call:
-    """A kernel's arguments and how to run it, for one call after another."""
-
-    def __init__(self, prepared: Prepared) -> None:
-        self.prepared = prepared
-        self.held: tuple[Any, ...] = ()  # what keeps the buffers alive
-        self.arguments = type(prepared.arguments).from_buffer_copy(prepared.arguments)
-        self.found = (ctypes.c_int64 * 2)()
-        self.arguments.large = ctypes.addressof(self.found)
-        self.stale = ctypes.addressof(self.found) + 8  # for the forward kernel, where weights are packed already
-        self.address, self.at = ctypes.addressof(self.arguments), -1
-        from fastlstm.backends.numba import tasks
-
-        self.kernel = tasks.ready(prepared.kernel, self.arguments, prepared.threads)
-
-    def begin(self, like: Tensor) -> None:
-        prepared = self.prepared
-        memory = empty(like, prepared.elements)
-        at = memory.data_ptr()
-        if at != self.at:  # malloc mostly gives what it gave the last time
-            prepared.place(self.arguments, at)
-            self.at, self.fresh = at, bytes(self.arguments)
-        if prepared.counters:
-            ctypes.memset(at, 0, prepared.counters)
-        self.held = memory, prepared.place_large(self.arguments, like)
-
-    def run(self, stack: tuple[int, dict[str, int], dict[str, int]] | None = None) -> tuple[bool, bool]:
+    def run(self, call: Call, stack: tuple[int, dict[str, int], dict[str, int]] | None = None) -> tuple[bool, bool]:
         """Run the kernel, or with `stack` (groups, by_group and by_lane of `tasks.run_stack`) one for each group.
 
         Returns:
@@ -90,18 +70,35 @@ class Call:
             packed weights were found to have changed.
         """
         if stack is None:
-            self.kernel()
+            call.kernel()
         else:
             from fastlstm.backends.numba import tasks
 
-            tasks.run_stack(self.prepared.kernel, self.arguments, *stack, self.prepared.threads)
-        large, stale = self.found
+            tasks.run_stack(self.kernel, call.arguments, *stack, self.threads)
+        large, stale = call.found
         if large or stale:
-            self.found[:] = [0, 0]
-        self.held = ()
-        ctypes.memmove(self.address, self.fresh, len(self.fresh))
-        self.prepared.idle.append(self)
+            call.found[:] = [0, 0]
+        call.held = ()
+        ctypes.memmove(call.address, call.fresh, len(call.fresh))  # the next call finds nothing of this one's
+        self.idle.append(call)
         return large != 0, stale != 0
+
+
+class Call:
+    """A kernel's arguments and how to run it, for one call after another. It does not know what it was prepared by: a
+    cycle would outlive its layer.
+    """
+
+    def __init__(self, prepared: Prepared) -> None:
+        from fastlstm.backends.numba import tasks
+
+        self.arguments = type(prepared.arguments).from_buffer_copy(prepared.arguments)
+        self.found = (ctypes.c_int64 * 2)()
+        self.arguments.large = ctypes.addressof(self.found)
+        self.stale = ctypes.addressof(self.found) + 8  # for the forward kernel, where weights are packed already
+        self.address, self.at, self.fresh = ctypes.addressof(self.arguments), -1, b""
+        self.held: tuple[Any, ...] = ()  # what keeps the buffers alive
+        self.kernel = tasks.ready(prepared.kernel, self.arguments, prepared.threads)
 
 
 def prepare(
