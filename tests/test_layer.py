@@ -52,6 +52,16 @@ def test_the_smallest_buffer_that_serves_is_lent(monkeypatch):
     assert memory.empty(like, 23 * MB).data_ptr() == large
 
 
+def test_large_buffers_take_each_others_memory(monkeypatch):
+    """A backward pass sums the weights' gradients where the forward pass had packed the weights."""
+    monkeypatch.setattr(memory, "_free", deque())
+    x, shape = torch.empty(0), (70, 8, 1, 650, 650, torch.float32, 0, False, False, 1)
+    forward = numba.forward_call(*shape).call(x)
+    packed, forward.held = forward.arguments.packed, ()
+    backward = numba.backward_call(*shape, True, False, False, True).call(x)
+    assert backward.arguments.dweights == packed
+
+
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

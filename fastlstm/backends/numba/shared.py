@@ -8,7 +8,7 @@ from fastlstm.backends.numba.simd import VECTOR_BYTES
 VECTOR = VECTOR_BYTES
 # Batch rows that pass a panel together, and rows of packed weights in a block: 16 KB of these whatever a vector's size
 # and, at 32 bytes, 8 KB of sums, so that both stay in a 32 KB L1 cache while the rows' tiles are computed. A lower tile
-# wants longer sums: 3 rows took 1.05 to 1.15 times as long in blocks of half of that.
+# wants longer sums: 3 rows took up to 1.2 times as long in blocks of half of that.
 CHUNK, BLOCK_K = 64, 4096 // VECTOR
 BLOCK_STEPS = 2  # steps of k whose operands stay in a 48 KB L1 cache while all their tiles are multiplied: 24 + 12 KB
 FOLD = 8  # chunks of steps that the matrix unit sums together
