@@ -82,7 +82,7 @@ def packing(name: str | None, device: torch.device, dtype: torch.dtype) -> str |
 
 
 # What torch's setting for the precision of float32 in RNNs on CPUs asks for; two pieces keep more bits than tf32 does
-_PRECISIONS = {"bf16": "numba-bf16", "tf32": "numba-bf16x3"}
+_PRECISIONS = {"bf16": "bf16", "tf32": "bf16x3"}
 
 
 def _setting() -> str:
@@ -94,11 +94,15 @@ _setting._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as it w
 
 
 def _with_precision(name: str, dtype: torch.dtype) -> str:
-    """numba with the matrix unit's products for bfloat16, and for float32 where torch's setting says so."""
+    """numba with products of bfloat16 where they are faster: for such tensors, and for float32 where torch's setting
+    says so.
+    """
     if name != "numba" or dtype not in (torch.bfloat16, torch.float32):
         return name
-    precise = _PRECISIONS.get("bf16" if dtype == torch.bfloat16 else _setting())
-    return precise if precise is not None and numba.has_matrix_unit() else name
+    precision = _PRECISIONS.get("bf16" if dtype == torch.bfloat16 else _setting())
+    if precision is None or numba.PIECES[precision] > numba.most_pieces():
+        return name
+    return f"numba-{precision}"
 
 
 _warned = False

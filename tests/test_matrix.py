@@ -1,5 +1,5 @@
-"""The Numba backend on the matrix unit (AMX): exact pieces, the layer with and without the unit, infinite numbers,
-bfloat16.
+"""The Numba backend's products of bfloat16, on AMX or vdpbf16ps: exact pieces, the layer with and without them,
+infinite numbers, bfloat16.
 """
 
 import ctypes
@@ -17,9 +17,14 @@ from fastlstm.backends.numba import host, matrix, prepared, tasks
 from fastlstm.functional import lstm
 from tests.layers import OUTPUTS, Layer, compare, draws, error, nn_lstm_errors
 
-needs_unit = pytest.mark.skipif(not matrix.available(), reason="the processor has no AMX")
+needs_unit = pytest.mark.skipif(not matrix.most_pieces(), reason="the processor has no AMX, and no fast vdpbf16ps")
+needs_pieces = pytest.mark.skipif(matrix.most_pieces() < 3, reason="the processor has no AMX")
 PRECISIONS = ("numba-bf16", "numba-bf16x3", "numba-bf16x6")
-BACKENDS = (*PRECISIONS, "numba")  # numba with all that it ever runs on the unit, see `some_products`
+# the last is numba with all that it ever runs on the unit, see `some_products`
+BACKENDS = (
+    pytest.param("numba-bf16", marks=needs_unit),
+    *(pytest.param(name, marks=needs_pieces) for name in (*PRECISIONS[1:], "numba")),
+)
 SIZES = [(1, 1, 1, 1), (3, 7, 5, 9), (5, 33, 17, 65), (9, 160, 100, 100), (3, 131, 31, 33), (28, 16, 28, 128)]
 SIZES += [(2, 100, 100, 7), (3, 8, 7, 650), (5, 33, 70, 33), (70, 2, 650, 100), (3, 1, 40, 9)]
 # Of the largest value, in outputs and in gradients, which pass through several products. A factor keeps 8 bits and errs
@@ -52,7 +57,7 @@ def without_unit():
 
     def call(function):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(host, "matrix_available", lambda: False)
+            patch.setattr(host, "most_pieces", lambda: 0)
             forget()
             try:
                 return function()
@@ -67,7 +72,7 @@ def primitive(name, pieces):
     return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * arguments)(tasks.primitives(4, pieces)[name])
 
 
-@needs_unit
+@needs_pieces
 @settings(deadline=None)  # the first call compiles
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=16, max_size=16))
 def test_three_pieces_are_the_number(values):
@@ -79,8 +84,7 @@ def test_three_pieces_are_the_number(values):
         assert torch.equal(pieces.double().sum(0)[:16].float(), x)
 
 
-@needs_unit
-@pytest.mark.parametrize("pieces", [1, 3])
+@pytest.mark.parametrize("pieces", [pytest.param(1, marks=needs_unit), pytest.param(3, marks=needs_pieces)])
 def test_numbers_without_pieces(pieces):
     """NaN, whatever its bits, stays NaN; an infinite number is told of where there are pieces after it."""
     bits = torch.tensor([0x7FC00000, 0x7FFFFFFF, 0x7F800001, -1, -0x400000, 0, 0x3F800000, 0] * 2, dtype=torch.int32)
@@ -102,7 +106,6 @@ def test_bfloat16_is_rounded_as_torch_rounds():
     assert torch.equal(out[:, :16].flatten(), x.bfloat16())
 
 
-@needs_unit
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("reverse", [False, True])
@@ -112,7 +115,7 @@ def test_against_float64(backend, size, masked, reverse):
         assert error(got, want) < BOUNDS[backend][name not in OUTPUTS], name
 
 
-@needs_unit
+@needs_pieces
 @pytest.mark.parametrize(
     "size", [(35, 8, 650, 650), (512, 5, 7, 64), (512, 16, 64, 64), (28, 128, 28, 128), (35, 8, 650, 300)]
 )
@@ -142,7 +145,7 @@ def chosen(T, B, I, H, dtype=torch.float32, **options):
     return host.backward_sizes(T, B, I, H, dtype, 0, True, True, False, **options)[2:]
 
 
-@needs_unit
+@needs_pieces
 def test_which_products_of_numba_run_on_the_unit():
     """The input's by the layer's sizes alone; sums for the weights by the rows, too."""
     assert chosen(1, 1, 80, 40) == (3, 0)
@@ -151,7 +154,7 @@ def test_which_products_of_numba_run_on_the_unit():
     assert chosen(50, 40, 80, 40, torch.float64) == chosen(50, 40, 80, 40, unit=False) == (0, 0)
 
 
-@needs_unit
+@needs_pieces
 def test_sums_run_on_the_unit_wherever_dx_would(vector_sums):
     assert chosen(50, 4, 80, 40) == (3, 3)
     assert chosen(50, 4, 79, 40) == (0, 0)
@@ -166,7 +169,6 @@ def test_sums_run_on_the_unit_wherever_dx_would(vector_sums):
     assert all(torch.equal(a, b) for a, b in zip(with_dx[1:4], without[1:4]))
 
 
-@needs_unit
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_last_chunk_of_one_block(backend, monkeypatch):
     """Each half of the batch rows has sums of its own: one of them has no product to start them."""
@@ -180,7 +182,7 @@ def weights_of(module):
     return [p.grad for p in module.parameters()]
 
 
-@needs_unit
+@needs_pieces
 @pytest.mark.parametrize("size", [(5, 33, 70, 33), (1, 7, 40, 20), (1, 300, 90, 40)])
 def test_weights_that_stay_packed(size):
     """Without gradients, over a loop of steps, and where a weight is infinite."""
@@ -215,7 +217,7 @@ def test_weights_that_stay_packed(size):
     torch.testing.assert_close(infinite[0], want, rtol=0, atol=1e-6, equal_nan=True)
 
 
-@needs_unit
+@needs_pieces
 def test_a_stack_of_layers():
     """The unit's buffers of one thread's layers are not another's."""
     T, B, I, H = 9, 20, 70, 33
@@ -234,7 +236,6 @@ def results(layer, backend):
     return [*outputs, *torch.autograd.grad(outputs, inputs, [g.float() for g in layer.gradients])]
 
 
-@needs_unit
 @pytest.mark.parametrize("where", [0, 1, 3, 4])  # x, h_0, weight_ih, weight_hh
 @pytest.mark.parametrize("backend", BACKENDS[1:])
 def test_an_infinite_number_is_computed_without_the_unit(backend, where, without_unit):
@@ -246,7 +247,6 @@ def test_an_infinite_number_is_computed_without_the_unit(backend, where, without
         assert torch.equal(a, b) if met else error(a, b) < 1e-6
 
 
-@needs_unit
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_large_numbers_overflow_only_where_their_products_do(backend, without_unit):
     """Products of pieces could overflow one way and then the other."""
@@ -258,7 +258,6 @@ def test_large_numbers_overflow_only_where_their_products_do(backend, without_un
         assert torch.equal(output, want)
 
 
-@needs_unit
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_padding_changes_no_bit(backend):
     layer, results_ = Layer(6, 40, 25, 9), []
@@ -270,7 +269,6 @@ def test_padding_changes_no_bit(backend):
         assert all(torch.equal(a, b) for a, b in zip(results_[0], other))
 
 
-@needs_unit
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_an_infinite_gradient(backend):
     layer = Layer(4, 70, 40, 17)
@@ -281,7 +279,7 @@ def test_an_infinite_gradient(backend):
         assert torch.equal(a.isfinite(), b.isfinite())
 
 
-@needs_unit
+@needs_pieces
 @pytest.mark.parametrize("what", ["x", "weight", "bias"])
 def test_infinite_numbers_where_weights_stay_packed(what):
     ours, theirs = fastlstm.LSTM(5, 17, backend="numba-bf16x6"), torch.nn.LSTM(5, 17)
@@ -300,10 +298,10 @@ def test_infinite_numbers_where_weights_stay_packed(what):
             torch.testing.assert_close(output, want, rtol=0, atol=1e-6, equal_nan=True)
 
 
-@needs_unit
-@settings(max_examples=20, deadline=None)
-@given(st.integers(1, 6), st.integers(1, 40), st.integers(1, 40), st.integers(1, 70), st.sampled_from(BACKENDS))
-def test_a_row_alone_has_the_bits_it_has_among_others(T, B, I, H, backend):
+@pytest.mark.parametrize("backend", BACKENDS)
+@settings(max_examples=8, deadline=None)
+@given(st.integers(1, 6), st.integers(1, 40), st.integers(1, 40), st.integers(1, 70))
+def test_a_row_alone_has_the_bits_it_has_among_others(backend, T, B, I, H):
     """One row takes other tiles than many do."""
     I += 2 * H * (backend == "numba")  # wide enough for the unit
     layer = Layer(T, B, I, H)
@@ -318,7 +316,6 @@ def test_a_row_alone_has_the_bits_it_has_among_others(T, B, I, H, backend):
             assert torch.equal(got.squeeze(-2), want.select(-2, b)), k
 
 
-@needs_unit
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_bits_on_one_thread_and_on_two(backend):
     before, found = torch.get_num_threads(), []
@@ -332,7 +329,6 @@ def test_bits_on_one_thread_and_on_two(backend):
             assert all(torch.equal(a, b) for a, b in zip(found[-3], other))
 
 
-@needs_unit
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("size", [(7, 5, 28, 40), (60, 3, 90, 40)])
 def test_a_sequence_in_two_pieces(backend, size):

@@ -1,4 +1,4 @@
-"""When the Numba backend takes the matrix unit (AMX): modules, exports, compiled code. How busy it is kept."""
+"""When the Numba backend takes the matrix unit : modules, exports, compiled code. How busy it is kept."""
 
 import pytest
 import torch
@@ -6,6 +6,7 @@ import torch
 import fastlstm
 from fastlstm import dispatch
 from fastlstm.backends import numba
+from fastlstm.backends.numba import amx, dots, matrix
 from fastlstm.functional import lstm
 from tests.test_matrix import PRECISIONS, needs_unit
 from tests.test_numba_machines import assembly, busiest_loop, run
@@ -32,6 +33,8 @@ def test_which_tensors_take_its_products(setting):
     plain = module(x)[0]
     for precision, name in (("bf16", "numba-bf16"), ("tf32", "numba-bf16x3")):
         setting(precision)
+        if numba.PIECES[name.removeprefix("numba-")] > numba.most_pieces():
+            name = "numba"
         assert choose("auto", torch.float32) == choose("numba", torch.float32) == name
         assert choose("auto", torch.bfloat16) == "numba-bf16"
         assert choose("auto", torch.float64) == "numba"
@@ -39,7 +42,7 @@ def test_which_tensors_take_its_products(setting):
         with torch.no_grad():
             kept = module(x)[0]
         assert torch.equal(module(x)[0], kept)
-        assert not torch.equal(kept, plain)
+        assert torch.equal(kept, plain) == (name == "numba")
 
 
 def test_asked_for_by_name(monkeypatch):
@@ -49,7 +52,7 @@ def test_asked_for_by_name(monkeypatch):
             RuntimeError, match=rf"{name} backend needs float32, bfloat16 or float16, got torch\.float64"
         ):
             lstm(x.double(), None, *(w.double() for w in weights), backend=name)
-    monkeypatch.setattr(numba, "has_matrix_unit", lambda: False)
+    monkeypatch.setattr(numba, "most_pieces", lambda: 0)
     for name in PRECISIONS:
         with pytest.raises(RuntimeError, match=f"{name} backend needs a processor with AMX"):
             lstm(x, None, *weights, backend=name)
@@ -67,7 +70,7 @@ def test_an_export_in_a_process_of_its_own(available, tmp_path):
         import torch
         import fastlstm
         from fastlstm.backends.numba import matrix
-        {"" if available else "matrix.available = lambda: False"}
+        {"" if available else "matrix.most_pieces = lambda: 0"}
         x = torch.load("x.pt")
         torch.save(torch.export.load("lstm.pt2").module()(x)[0].detach(), "output.pt")
     """
@@ -97,3 +100,29 @@ def test_the_unit_is_kept_busy(pieces, products):
     assert used % products == 0  # the compiler may write out several steps
     assert loaded * products == used * {1: 4, 2: 10, 3: 14}[pieces]
     assert not [line for line in loop if "tilestore" in line]
+
+
+@pytest.mark.parametrize(
+    ("features", "name", "bytes_", "expected"),
+    [
+        ("+avx512f,+avx512bf16,+amx-tile,+amx-bf16", "sapphirerapids", 64, amx),
+        ("+avx512f,+avx512bf16", "znver5", 64, dots),
+        ("+avx512f,+avx512bf16", "cooperlake", 64, None),  # at half of float32's rate
+        ("+avx512f", "znver5", 64, None),
+        ("+avx2,+fma", "znver3", 32, None),
+    ],
+)
+def test_which_instructions_a_processor_takes(features, name, bytes_, expected, monkeypatch):
+    for attribute, value in (("machine_features", lambda: features), ("machine_name", lambda: name)):
+        monkeypatch.setattr(matrix, attribute, value)
+    monkeypatch.setattr(matrix, "VECTOR_BYTES", bytes_)
+    assert matrix.unit() is expected
+
+
+def test_vectors_are_kept_busy():
+    """A pair of k takes as many products as there are sums in registers, and as few loads as its tile has sides."""
+    code = assembly("+avx512f,+avx512bf16", ("x86_64-unknown-linux-gnu", "znver4"), 1)
+    loop = busiest_loop(code, "dots6x4", "vdpbf16ps")
+    assert sum("vdpbf16ps" in line for line in loop) == 24
+    assert sum("broadcast" in line for line in loop) == 6
+    assert not [line for line in loop if "rsp" in line]

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fastlstm.backends.cpu import address, rows_contiguous, threads_now
 from fastlstm.backends.memory import empty
+from fastlstm.backends.numba import host
 from fastlstm.backends.numba.host import (
     first_steps,
     groups_of,
@@ -69,16 +70,14 @@ def supports(device: torch.device, dtype: torch.dtype) -> str | None:
     return failure() if _INSTALLED else "the numba backend needs numba, which is not installed"
 
 
-def has_matrix_unit() -> bool:
-    """Whether the processor has a unit for products of bfloat16, and numba can be used."""
-    if not _INSTALLED or failure() is not None:
-        return False
-    from fastlstm.backends.numba import matrix
-
-    return matrix.available()
+def most_pieces() -> int:
+    """Into how many pieces of bfloat16 a number may go for products that the processor has a unit for, see `PIECES`: 0
+    where there is none, or numba cannot be used.
+    """
+    return host.most_pieces() if _INSTALLED and failure() is None else 0
 
 
-has_matrix_unit._dynamo_marked_constant = True  # type: ignore[attr-defined]
+most_pieces._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def with_precision(precision: str) -> SimpleNamespace:
@@ -88,13 +87,14 @@ def with_precision(precision: str) -> SimpleNamespace:
     def supports_precision(device: torch.device, dtype: torch.dtype) -> str | None:
         if dtype == torch.float64:
             return f"the {name} backend needs float32, bfloat16 or float16, got {dtype}"
-        missing = f"the {name} backend needs a processor with AMX, and a system that lets this process use it"
-        return supports(device, dtype) or (None if has_matrix_unit() else missing)
+        needed = "AMX" if pieces > 1 else "AMX, or with a vdpbf16ps of twice float32's rate"
+        missing = f"the {name} backend needs a processor with {needed}, and a system that lets this process use it"
+        return supports(device, dtype) or (None if pieces <= most_pieces() else missing)
 
     def with_pieces(function: Any) -> Any:
         def call(*args: Any) -> Any:
             # an export may have been recorded on another processor
-            return function(*args, pieces=pieces if has_matrix_unit() else 0)
+            return function(*args, pieces=pieces if pieces <= most_pieces() else 0)
 
         return call
 

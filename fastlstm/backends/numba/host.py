@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 @cache
-def matrix_available() -> bool:
+def most_pieces() -> int:
     from fastlstm.backends.numba import matrix
 
-    return matrix.available()
+    return matrix.most_pieces()
 
 
 @cache
@@ -37,8 +37,9 @@ def split(team: int, T: int, B: int, I: int, H: int, panels: int, pieces: int, b
     threads, K = team, I + H
     enough = min(64, max(2, 16 * H * (H if back else K) // ROW_BYTES))
     parts = min(threads, max(1, B // enough, min(panels_of(threads, panels), B // 2)))
-    # the matrix unit is so much faster where few rows use it
-    if parts < threads and SERIAL * (8 if pieces == 1 else 1) > B * 4 * H * K:
+    # products of bfloat16 are so much faster where few rows use them: on the matrix unit, or on vectors
+    faster = 1 if pieces != 1 else 8 if most_pieces() > 1 else 2
+    if parts < threads and SERIAL * faster > B * 4 * H * K:
         threads = parts
     threads = min(threads, parts * panels)
     if parts == threads and T * B * 4 * (H + 8) * (K + 32) < SERIAL_CALL:
@@ -74,7 +75,7 @@ def input_pieces(I: int, H: int, dtype: torch.dtype, pieces: int, unit: bool = T
     there are must not decide: a row's bits would depend on the rows beside it, a step's on the steps around it.
     """
     many = dtype == torch.float32 and I >= 2 * H and 4 * H * I >= MANY_INPUTS
-    return pieces or (UNIT_PIECES if unit and many and matrix_available() else 0)
+    return pieces or (UNIT_PIECES if unit and many and most_pieces() >= UNIT_PIECES else 0)
 
 
 def forward_task(pieces: int, of_x: int) -> str:
@@ -147,7 +148,7 @@ def backward_sizes(
     of_x = of_inputs if to_x else 0
     # where dx takes the unit its kernel sums there, too: then always, since the sums must not depend on who wants dx
     long = dtype == torch.float32 and (of_inputs or B * 4 * H * (I + H) >= MANY_SUMS)
-    of_sums = pieces or (UNIT_PIECES if unit and sums and long and not few and matrix_available() else 0)
+    of_sums = pieces or (UNIT_PIECES if unit and sums and long and not few and most_pieces() >= UNIT_PIECES else 0)
     mixed = of_sums and not pieces
     # on the unit dpreact takes more memory, for which a batch of few rows gets no speed
     chunk = -(-T // max(1, round(T * B / (CHUNK_ROWS // 2 if mixed and B < 64 else CHUNK_ROWS))))

@@ -5,6 +5,7 @@ of types, small, and quick to compile. All arguments are 64-bit integers: addres
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from llvmlite import ir
@@ -104,39 +105,43 @@ def cover(rows: int, height: int) -> tuple[int, ...]:
     return (3, *cover(rows - 3, height)) if rows % 3 != 1 else (2, *cover(rows - 2, height))
 
 
+def in_tiles(b: ir.IRBuilder, rows: ir.Value, height: int, carried: list[ir.Value], body: Any) -> None:
+    """``carried = body(size, *carried)`` for tiles of `height` rows, and of fewer for the rest, that cover `rows`.
+
+    A single row left over would run at a third of the speed, so the last tiles share the rows.
+    """
+    high, full, left = I64(height), b.udiv(rows, I64(height)), b.urem(rows, I64(height))
+    split = b.and_(b.icmp_signed("==", left, I64(1)), b.icmp_signed(">", rows, high))
+    full, left = b.sub(full, b.zext(split, I64)), b.add(left, b.select(split, high, I64(0)))
+    covers = {rest: cover(rest, height) for rest in range(1, height + 2) if rest != height}
+    for size in sorted({height, *(h for c in covers.values() for h in c)}, reverse=True):
+        number = full if size == height else I64(0)
+        for rest, heights in covers.items():
+            if size in heights and size != height:
+                number = b.select(b.icmp_signed("==", left, I64(rest)), I64(heights.count(size)), number)
+        carried = counted(b, number, carried, partial(body, size))
+
+
 def product(lanes: Lanes, vecs: int) -> Builder:
     """``out[m, n] = init[m, n] + sum of a[m, k] * w[k, n]`` for `rows` values of m and `vecs` vectors of n.
 
     k runs over `outer` blocks of `count`, `w_outer` apart in w, then over the `count2` columns of a second matrix. The
     sum has one order whatever tile a row falls into, and meets `init` last: the error of a long sum that comes in
-    blocks grows with the block. A single row left over would run at a third of the speed, so the last tiles share the
-    rows.
+    blocks grows with the block.
     """
-    height = TILE_ROWS * 4 // vecs
 
     def build(
         b, rows, init, init_row, out, out_row, w, a, a_row, a_step, count, outer, a_outer, w_outer, a2, a2_row, count2
     ):
-        high, full, left = I64(height), b.udiv(rows, I64(height)), b.urem(rows, I64(height))
-        split = b.and_(b.icmp_signed("==", left, I64(1)), b.icmp_signed(">", rows, high))
-        full, left = b.sub(full, b.zext(split, I64)), b.add(left, b.select(split, high, I64(0)))
-        covers = {rest: cover(rest, height) for rest in range(1, height + 2) if rest != height}
-        for size in sorted({height, *(h for c in covers.values() for h in c)}, reverse=True):
-            number = full if size == height else I64(0)
-            for rest, heights in covers.items():
-                if size in heights and size != height:
-                    number = b.select(b.icmp_signed("==", left, I64(rest)), I64(heights.count(size)), number)
+        def body(size, init, out, a, a2):
+            args = [
+                init, init_row, out, out_row, w, a, a_row, a_step, count, outer, a_outer, w_outer, a2, a2_row, count2
+            ]  # fmt: skip
+            b.call(function(b.module, f"tile{size}x{vecs}", len(args), tile(lanes, size, vecs)), args)
+            steps = (b.mul(row, I64(size)) for row in (init_row, out_row, a_row, a2_row))
+            return [b.add(place, step) for place, step in zip((init, out, a, a2), steps)]
 
-            def body(init, out, a, a2, size=size):
-                args = [
-                    init, init_row, out, out_row, w, a, a_row, a_step, count, outer, a_outer, w_outer,
-                    a2, a2_row, count2,
-                ]  # fmt: skip
-                b.call(function(b.module, f"tile{size}x{vecs}", len(args), tile(lanes, size, vecs)), args)
-                steps = (b.mul(row, I64(size)) for row in (init_row, out_row, a_row, a2_row))
-                return [b.add(place, step) for place, step in zip((init, out, a, a2), steps)]
-
-            init, out, a, a2 = counted(b, number, [init, out, a, a2], body)
+        in_tiles(b, rows, TILE_ROWS * 4 // vecs, [init, out, a, a2], body)
 
     return build
 

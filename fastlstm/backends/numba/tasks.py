@@ -15,7 +15,7 @@ from numba import types as nb
 
 from fastlstm import cell
 from fastlstm.backends import cpu
-from fastlstm.backends.numba import matrix
+from fastlstm.backends.numba import amx, matrix
 from fastlstm.backends.numba.arguments import BACKWARD, FORWARD, REGION, STACK, RegionArguments, StackArguments
 from fastlstm.backends.numba.backward_kernel import backward, backward_matrix, backward_mixed
 from fastlstm.backends.numba.forward_kernel import forward, forward_matrix, forward_mixed
@@ -102,7 +102,7 @@ def _functions(fingerprint: int) -> dict[str, tuple[Any, Any]]:
         "region": (region, nb.void(nb.voidptr)),
         "primitives4": (primitives32, nb.void(nb.intp)),
         "primitives8": (primitives64, nb.void(nb.intp)),
-        **{f"matrix{pieces}": matrix_primitives(pieces) for pieces in matrix.PRODUCTS},
+        **{f"matrix{pieces}": matrix_primitives(pieces) for pieces in amx.PRODUCTS},
     }
 
 
