@@ -27,6 +27,7 @@ FUSED = ("numba", *NUMBA_PRECISIONS, "native", *TRITON, "reference")
 NAMES = ("auto", *FUSED, "aten")
 _CPU = ("numba", "native")  # in the order that auto takes them
 PACKING = (*_CPU, *NUMBA_PRECISIONS)  # these have `pack`
+BIASES_APART = ("numba", *NUMBA_PRECISIONS)  # forward takes bias_hh too, and both passes None for zero states
 _MODULES: dict[str, Any] = {
     "numba": numba,
     **{f"numba-{precision}": numba.with_precision(precision) for precision in numba.PIECES},

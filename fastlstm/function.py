@@ -2,7 +2,7 @@
 
 `LSTMFunction` runs a layer in one direction, `LSTMBackward` its gradients. Both define setup_context, jvp and vmap;
 derivatives beyond the fused ones are `fastlstm.linearized`'s maths, with the fused backward where it is linear.
-Equivalent to the derivatives of `torch.nn.LSTM`.
+Where nothing is transformed `fastlstm.eager` has shorter ones. Equivalent to the derivatives of `torch.nn.LSTM`.
 """
 
 import weakref
@@ -77,7 +77,7 @@ class LSTMBackward(_Function):
     def backward(ctx: Any, *grads: Optional) -> tuple[Any, ...]:
         dh, dh_n, dc_n, dc, x, _, _, _, h_0, c_0, *_ = inputs = ctx.saved_tensors
         v_x, v_ih, v_hh, v_bias, v_h_0, v_c_0 = grads
-        with _no_autocast(x):
+        with no_autocast(x):
             layer, along = Linearized(*inputs[4:13], reverse=ctx.reverse), WeightTangents(v_ih, v_hh, v_bias)
             dpreact, dh_all, dc_all = layer.gradient(dh, dh_n, dc_n, dc)
             v_h_0 = torch.zeros_like(h_0) if v_h_0 is None else v_h_0
@@ -156,11 +156,11 @@ class LSTMFunction(_Function):
         inputs, needs = ctx.saved_tensors, list(ctx.needs_input_grad[:6])
         call: Callable[..., Any] = LSTMBackward.apply
         ready: tuple[Any, ...] = ()
-        if not _differentiated():
+        if not differentiated():
             call, packed = ops.backward, ctx.packed()
             if packed is not None and not packed.stale and packed.is_as_saved(*inputs[1:3]):
                 ready = (packed,)
-        with _no_autocast(inputs[0]):  # backward may run inside the caller's autocast
+        with no_autocast(inputs[0]):  # backward may run inside the caller's autocast
             gradients = call(dh, dh_n, dc_n, dc, *inputs, ctx.reverse, needs, ctx.backend, *ready)
         return *gradients, None, None, None, None
 
@@ -176,62 +176,6 @@ class LSTMFunction(_Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         return _vmap_forward(LSTMFunction.apply, info.batch_size, in_dims, *args)
-
-
-class LSTMStep(Function):
-    """One time step with weights that stay packed, under no transform: ``h`` and ``c`` (B,H) from ``x`` (B,I).
-
-    LSTMFunction's transforms, outputs and nodes around it would take longer than a step's arithmetic. What only that
-    one can do, this leaves to it, and runs it again.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight_ih: Tensor,
-        weight_hh: Tensor,
-        bias_ih: Optional,
-        bias_hh: Optional,
-        h_0: Tensor,
-        c_0: Tensor,
-        packed: Any,
-    ) -> tuple[Tensor, Tensor]:
-        result = packed.step(x, h_0, c_0, save=True)
-        if result is None:  # the weights have changed: the next call packs them again
-            inputs = x.unsqueeze(0), weight_ih, weight_hh, sum_of_biases(bias_ih, bias_hh), h_0, c_0, None
-            result = *ops.forward(*inputs, False, False, packed.backend)[1:3], None
-        h, c, kept = result
-        ctx.set_materialize_grads(False)
-        ctx.backend, ctx.packed = packed.backend, weakref.ref(packed)
-        ctx.save_for_backward(x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0, kept)
-        return h, c
-
-    @staticmethod
-    def backward(ctx: Any, dh: Optional, dc: Optional) -> tuple[Any, ...]:
-        x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0, kept = ctx.saved_tensors
-        to_x, to_ih, to_hh, to_bias_ih, to_bias_hh, to_h_0, to_c_0, _ = ctx.needs_input_grad
-        needs = [to_x, to_ih, to_hh, to_bias_ih or to_bias_hh, to_h_0, to_c_0]
-        packed, gradients = ctx.packed(), None
-        if (
-            packed is not None
-            and kept is not None
-            and not packed.stale
-            and not _differentiated()
-            and ops.is_plain(dh, dc, x, h_0, c_0, kept)
-            and packed.is_as_saved(weight_ih, weight_hh)
-        ):
-            gradients = packed.step_backward(dh, dc, x, h_0, c_0, kept, needs)
-        if gradients is None:
-            inputs = x.unsqueeze(0), weight_ih, weight_hh, sum_of_biases(bias_ih, bias_hh), h_0, c_0, None
-            with _no_autocast(x):
-                h, _, _, c, gates = LSTMFunction.apply(*inputs, False, ctx.backend)
-                tensors = None, dh, dc, None, *inputs, h, c, gates
-                dx, *others = LSTMBackward.apply(*tensors, False, needs, ctx.backend)
-            gradients = dx if dx is None else dx.squeeze(0), *others
-        dx, dweight_ih, dweight_hh, dbias, dh_0, dc_0 = gradients
-        dbias_ih, dbias_hh = dbias if to_bias_ih else None, dbias if to_bias_hh else None
-        return dx, dweight_ih, dweight_hh, dbias_ih, dbias_hh, dh_0, dc_0, None
 
 
 def zero_held(h: Tensor, held: Tensor) -> Tensor:
@@ -254,12 +198,12 @@ class _ZeroHeld(Function):
         return zero_held(dh, *ctx.saved_tensors), None
 
 
-def _differentiated() -> bool:
+def differentiated() -> bool:
     """Whether what a backward pass computes is differentiated itself, in either mode."""
     return torch.is_grad_enabled() or torch.autograd.forward_ad._current_level >= 0
 
 
-def _no_autocast(tensor: Tensor) -> AbstractContextManager[object]:
+def no_autocast(tensor: Tensor) -> AbstractContextManager[object]:
     device = "cpu" if tensor.device.type == "meta" else tensor.device.type
     if not torch.is_autocast_enabled(device):  # a context costs 10 microseconds
         return nullcontext()

@@ -1,5 +1,5 @@
-"""Weights that stay packed from one call of a module to the next: while no gradient is wanted, and where a time step is
-a call.
+"""Short ways through a module's call: Functions for calls under no transform, and weights that stay packed from one
+call to the next, while no gradient is wanted and where a time step is a call.
 """
 
 from typing import Any
@@ -10,7 +10,8 @@ from torch.nn import Parameter
 
 from fastlstm import checks, dispatch, ops
 from fastlstm.backends.cpu import WidenedWeights
-from fastlstm.function import LSTMStep, wants_gradient
+from fastlstm.eager import LSTMSequence, LSTMStep
+from fastlstm.function import wants_gradient
 
 
 class Slot:
@@ -103,15 +104,12 @@ def packed_step(slot: Slot, x: Any, hx: Any, weights: Weights, backend: str | No
     return LSTMStep.apply(x, *weights, h_0, c_0, layer) if layer.steps_back and shape[0] else None
 
 
-def packed_sequence(
+def plain_sequence(
     slot: Slot, x: Any, hx: Any, weights: Weights, backend: str | None, batch_first: bool
 ) -> tuple[Tensor, tuple[Tensor, Tensor]] | None:
-    """As `packed_step`, for a whole sequence and a module of one layer and direction, without gradients: `x` (T, B, I)
-    and states (1, B, H) or None to what the module returns.
+    """As `packed_step`, for a whole sequence and a module of one layer and direction: `x` (T, B, I) and states
+    (1, B, H) or None to what the module returns, or None.
     """
-    layer = slot.layer
-    if layer is None:
-        return None
     states: tuple[Any, ...] = ()
     if hx is not None:
         if type(hx) is not tuple or len(hx) != 2:
@@ -119,21 +117,44 @@ def packed_sequence(
         states = hx
     if x is None or any(a is None for a in states) or not ops.is_plain(x, *states):
         return None
-    shape = x.shape
-    if len(shape) != 3 or shape[0] == 0 or shape[1] == 0 or not _serves(layer, weights, backend, x):
-        return None
-    if wants_gradient(*weights, x, *states):
+    shape, H = x.shape, weights[1].shape[-1]
+    if len(shape) != 3 or shape[0] == 0 or shape[1] == 0:
         return None
     if states:
-        size = 1, shape[0 if batch_first else 1], layer.H
-        if not all(a.shape == size and a.is_cpu and a.dtype is layer.dtype for a in states):
+        size = 1, shape[0 if batch_first else 1], H
+        if not all(a.shape == size and a.is_cpu and a.dtype is x.dtype for a in states):
             return None
-        hx = states[0][0], states[1][0]
-    result = layer.forward(x.transpose(0, 1) if batch_first else x, hx, False)
+    if wants_gradient(*weights, x, *states):
+        result = _trained(slot, x.transpose(0, 1) if batch_first else x, states, weights, backend)
+    else:
+        layer = slot.layer
+        if layer is None or not _serves(layer, weights, backend, x):
+            return None
+        hx = (states[0][0], states[1][0]) if states else None
+        result = layer.forward(x.transpose(0, 1) if batch_first else x, hx, False)
+        if result is not None:
+            result = result[0], result[1].unsqueeze(0), result[2].unsqueeze(0)
     if result is None:
         return None
     h, h_n, c_n = result
-    return h.transpose(0, 1) if batch_first else h, (h_n.unsqueeze(0), c_n.unsqueeze(0))
+    return h.transpose(0, 1) if batch_first else h, (h_n, c_n)
+
+
+def _trained(slot: Slot, x: Tensor, states: tuple[Any, ...], weights: Weights, backend: str | None) -> Any:
+    """``h``, ``h_n`` and ``c_n`` of `LSTMSequence`, or None where it does not take what it would be given."""
+    name = dispatch.packing(backend, x.device, x.dtype)
+    if name not in dispatch.BIASES_APART or x.dtype not in (torch.float32, torch.float64) or _transformed():
+        return None
+    rows = weights[0].shape[0]
+    shapes = (rows, x.shape[2]), (rows, rows // 4), (rows,), (rows,)
+    for a, shape in zip(weights, shapes):
+        if a is not None and not (type(a) is Parameter and a.shape == shape and a.dtype is x.dtype and a.is_cpu):
+            return None
+    packed = None
+    if x.shape[0] == 1:  # one of many, as a rule
+        packed = packed_layer(slot, x, (states[0][0], states[1][0]) if states else None, weights, backend)
+    h_0, c_0 = states or (None, None)
+    return LSTMSequence.apply(x, *weights, h_0, c_0, name, packed)[:3]
 
 
 def _serves(layer: Any, weights: Weights, backend: str | None, x: Tensor) -> bool:

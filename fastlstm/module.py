@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastlstm import checks, dispatch
 from fastlstm.functional import lstm
-from fastlstm.inference import KeepsPacked, packed_sequence, slot_of
+from fastlstm.inference import KeepsPacked, plain_sequence, slot_of
 from fastlstm.packing import pack, pad, step_mask, unpack
 
 State = tuple[Tensor, Tensor]
@@ -178,7 +178,7 @@ class LSTM(KeepsPacked, nn.RNNBase):
         weights = self._layer_weights(0)
         plain = self.num_layers == 1 and not (self.bidirectional or self.proj_size or return_cells)
         if plain and reset is None and lengths is None and (slot := slot_of(self)) is not None:
-            found = packed_sequence(slot, input, hx, tuple(weights), self.backend, self.batch_first)
+            found = plain_sequence(slot, input, hx, tuple(weights), self.backend, self.batch_first)
             if found is not None:
                 return found
         hx = checks.check_forward(self, input, hx, weights[0])

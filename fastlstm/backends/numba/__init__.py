@@ -28,6 +28,7 @@ from fastlstm.backends.numba.host import (
     row,
     row_steps,
     step_row,
+    zeros,
 )
 from fastlstm.backends.numba.prepared import backward_call, forward_call
 
@@ -92,9 +93,9 @@ def with_precision(precision: str) -> SimpleNamespace:
         return supports(device, dtype) or (None if pieces <= most_pieces() else missing)
 
     def with_pieces(function: Any) -> Any:
-        def call(*args: Any) -> Any:
+        def call(*args: Any, **options: Any) -> Any:
             # an export may have been recorded on another processor
-            return function(*args, pieces=pieces if pieces <= most_pieces() else 0)
+            return function(*args, pieces=pieces if pieces <= most_pieces() else 0, **options)
 
         return call
 
@@ -128,16 +129,18 @@ def forward(
     weight_ih: Tensor,
     weight_hh: Tensor,
     bias: Tensor | None,
-    h_0: Tensor,
-    c_0: Tensor,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
     mask: Tensor | None,
     reverse: bool,
     save: bool,
     pieces: int = 0,
     unit: bool = True,
+    bias_hh: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """See `fastlstm.backends.reference.forward`; the gates have `saved_shape`. `pieces`: of a number, for the matrix
-    unit; with 0 only products that `host.input_pieces` names take it, and none without `unit`.
+    """See `fastlstm.backends.reference.forward`; the gates have `saved_shape`. States may be None for zeros, and
+    `bias_hh` is added to `bias`. `pieces`: of a number, for the matrix unit; with 0 only products that
+    `host.input_pieces` names take it, and none without `unit`.
     """
     call = x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, save
     (T, R, I), H, groups = x.shape, weight_hh.shape[-1], groups_of(weight_ih)
@@ -147,8 +150,8 @@ def forward(
     h, h_n, c_n = empty(x, T, R, H), x.new_empty(R, H), x.new_empty(R, H)
     c = empty(x, T, R, H) if save else x.new_empty(0)
     gates = empty(x, T, panels, R, 4 * lanes) if save else x.new_empty(0)
-    x, weight_ih, weight_hh, h_0, c_0 = (rows_contiguous(a) for a in (x, weight_ih, weight_hh, h_0, c_0))
-    bias = bias if bias is None else bias.contiguous()
+    x, weight_ih, weight_hh = rows_contiguous(x), rows_contiguous(weight_ih), rows_contiguous(weight_hh)
+    bias, bias_hh = bias if bias is None else bias.contiguous(), bias_hh if bias_hh is None else bias_hh.contiguous()
     mask = mask if mask is None else mask.to(torch.int32).contiguous().unsqueeze(-1)
     prepared = forward_call(T, B, groups, I, H, x.dtype, pieces, unit, mask is not None, threads_now())
     ours = prepared.call(x)
@@ -162,16 +165,20 @@ def forward(
         a.c = a.c_n
     a.weight_ih, a.weight_ih_row = row(weight_ih)
     a.weight_hh, a.weight_hh_row = row(weight_hh)
-    a.h_0, a.h_0_row = row(h_0)
-    a.c_0, a.c_0_row = row(c_0)
-    a.bias, a.mask = address(bias), address(mask)
+    if h_0 is None or c_0 is None:
+        a.h_0 = a.c_0 = zeros(H * x.element_size())
+    else:
+        h_0, c_0 = rows_contiguous(h_0), rows_contiguous(c_0)
+        a.h_0, a.h_0_row = row(h_0)
+        a.c_0, a.c_0_row = row(c_0)
+    a.bias, a.bias_hh, a.mask = address(bias), address(bias_hh), address(mask)
     stack = None
     if groups > 1:
         of_rows = row_steps(B, x=x, h_0=h_0, c_0=c_0, mask=mask, h=h, c=c_n, gates=gates, h_n=h_n, c_n=c_n)
         of_weights = first_steps(weight_ih=weight_ih, weight_hh=weight_hh, bias=bias)
         stack = groups, of_rows | of_weights, prepared.steps
     large, _ = prepared.run(ours, stack)  # a number that the matrix unit cannot take
-    return forward(*call, unit=False) if large else (h, h_n, c_n, c, gates)
+    return forward(*call, unit=False, bias_hh=bias_hh) if large else (h, h_n, c_n, c, gates)
 
 
 def backward(
@@ -183,8 +190,8 @@ def backward(
     weight_ih: Tensor,
     weight_hh: Tensor,
     bias: Tensor | None,
-    h_0: Tensor,
-    c_0: Tensor,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
     mask: Tensor | None,
     h: Tensor,
     c: Tensor,
@@ -204,9 +211,8 @@ def backward(
     call = dh, dh_n, dc_n, dc, x, weight_ih, weight_hh, bias, h_0, c_0, mask, h, c, gates, reverse, needs
     (T, R, I), H, groups = x.shape, weight_hh.shape[-1], groups_of(weight_ih)
     B = R // groups
-    x, weight_ih, weight_hh, h_0, c_0 = (rows_contiguous(a) for a in (x, weight_ih, weight_hh, h_0, c_0))
+    x, weight_ih, weight_hh = rows_contiguous(x), rows_contiguous(weight_ih), rows_contiguous(weight_hh)
     h, c, gates = h.contiguous(), c.contiguous(), gates.contiguous()
-    dh, dh_n, dc_n, dc = (a if a is None else rows_contiguous(a) for a in (dh, dh_n, dc_n, dc))
     mask = mask if mask is None else mask.to(torch.int32).contiguous().unsqueeze(-1)
     for_hh = T > 1 or needs[4]
     of_same = packed is not None and packed.pieces == pieces
@@ -231,16 +237,24 @@ def backward(
     a.x, a.x_step, a.x_row = step_row(x)
     a.weight_ih, a.weight_ih_row = row(weight_ih)
     a.weight_hh, a.weight_hh_row = row(weight_hh)
-    a.h_0, a.h_0_row = row(h_0)
-    a.c_0, a.c_0_row = row(c_0)
+    if h_0 is None or c_0 is None:
+        a.h_0 = a.c_0 = zeros(H * x.element_size())
+    else:
+        h_0, c_0 = rows_contiguous(h_0), rows_contiguous(c_0)
+        a.h_0, a.h_0_row = row(h_0)
+        a.c_0, a.c_0_row = row(c_0)
     a.h, a.c, a.gates, a.mask = h.data_ptr(), c.data_ptr(), gates.data_ptr(), address(mask)
     if dh is not None:
+        dh = rows_contiguous(dh)
         a.dh, a.dh_step, a.dh_row = step_row(dh)
     if dh_n is not None:
+        dh_n = rows_contiguous(dh_n)
         a.dh_n, a.dh_n_row = row(dh_n)
     if dc_n is not None:
+        dc_n = rows_contiguous(dc_n)
         a.dc_n, a.dc_n_row = row(dc_n)
     if dc is not None:
+        dc = rows_contiguous(dc)
         a.dc, a.dc_step, a.dc_row = step_row(dc)
     a.dx, a.dweight_ih, a.dweight_hh, a.dbias = address(dx), address(dweight_ih), address(dweight_hh), address(dbias)
     a.dh_0, a.dc_0 = address(dh_0), address(dc_0)

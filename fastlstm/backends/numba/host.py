@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from functools import cache
 
 import torch
@@ -195,6 +196,16 @@ def step_row(a: Tensor) -> tuple[int, int, int]:
     """The address of (steps, rows, columns) and the bytes from one step and one row to the next."""
     size, (step, row, _) = a.element_size(), a.stride()
     return a.data_ptr(), step * size, row * size
+
+
+@cache
+def _zeros(size: int) -> ctypes.Array[ctypes.c_char]:
+    return (ctypes.c_char * size)()
+
+
+def zeros(size: int) -> int:
+    """The address of so many bytes of zeros. A kept tensor would keep what a transform wraps it in."""
+    return ctypes.addressof(_zeros(size))
 
 
 def groups_of(weight: Tensor) -> int:

@@ -1,0 +1,127 @@
+"""The autograd Functions of calls under no transform, with weights whose biases are apart.
+
+LSTMFunction's transforms, and the nodes around it for the sum of biases and the states' layer axis, take longer than
+the arithmetic of a step or of a short sequence. What only that one can do, these leave to it.
+"""
+
+import weakref
+from typing import Any
+
+from torch import Tensor
+from torch.autograd import Function
+
+from fastlstm import dispatch, ops
+from fastlstm.function import LSTMBackward, LSTMFunction, differentiated, no_autocast, sum_of_biases
+
+Optional = Tensor | None
+
+
+class LSTMSequence(Function):
+    """A layer over a whole sequence: ``h`` (T,B,H), ``h_n`` and ``c_n`` (1,B,H), and ``c`` (T,B,H), which a second
+    derivative goes through, from ``x`` (T,B,I) and states (1,B,H), or None for zeros. `packed` are the weights as the
+    backend keeps them, or None; it has to be one that takes biases apart.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight_ih: Tensor,
+        weight_hh: Tensor,
+        bias_ih: Optional,
+        bias_hh: Optional,
+        h_0: Optional,
+        c_0: Optional,
+        backend: str,
+        packed: Any,
+    ) -> tuple[Tensor, ...]:
+        result = None
+        if packed is not None:
+            result = packed.forward(x, None if h_0 is None else (h_0, c_0), False, save=True)
+        if result is None:
+            inputs = x, weight_ih, weight_hh, bias_ih, h_0, c_0
+            result = dispatch.module(backend).forward(*inputs, None, False, True, bias_hh=bias_hh)
+        h, h_n, c_n, c, gates = result
+        ctx.set_materialize_grads(False)
+        ctx.backend, ctx.packed = backend, None if packed is None else weakref.ref(packed)
+        ctx.save_for_backward(x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0, h, c, gates)
+        return h, h_n.unsqueeze_(0), c_n.unsqueeze_(0), c
+
+    @staticmethod
+    def backward(ctx: Any, dh: Optional, dh_n: Optional, dc_n: Optional, dc: Optional) -> tuple[Any, ...]:
+        x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0, h, c, gates = ctx.saved_tensors
+        to_x, to_ih, to_hh, to_bias_ih, to_bias_hh, to_h_0, to_c_0, _, _ = ctx.needs_input_grad
+        needs = [to_x, to_ih, to_hh, to_bias_ih or to_bias_hh, to_h_0, to_c_0]
+        incoming, inputs = (dh, dh_n, dc_n, dc), (x, weight_ih, weight_hh)
+        if not differentiated() and ops.is_plain(*incoming, *inputs, h_0, c_0, h, c, gates):
+            packed = None if ctx.packed is None else ctx.packed()
+            if packed is not None and (packed.stale or not packed.is_as_saved(weight_ih, weight_hh)):
+                packed = None
+            bias = bias_ih if bias_hh is None else bias_hh
+            tensors = *incoming, *inputs, bias, h_0, c_0, None, h, c, gates
+            gradients = dispatch.module(ctx.backend).backward(*tensors, False, needs, packed)
+        else:
+            dh_n, dc_n, h_0, c_0 = (a if a is None else a.squeeze(0) for a in (dh_n, dc_n, h_0, c_0))
+            if h_0 is None:
+                h_0 = c_0 = x.new_zeros(h.shape[1:])
+            states = sum_of_biases(bias_ih, bias_hh), h_0, c_0, None, h, c, gates
+            with no_autocast(x):  # backward may run inside the caller's autocast
+                gradients = LSTMBackward.apply(dh, dh_n, dc_n, dc, *inputs, *states, False, needs, ctx.backend)
+        dx, dweight_ih, dweight_hh, dbias, dh_0, dc_0 = gradients
+        dh_0, dc_0 = dh_0 if dh_0 is None else dh_0.unsqueeze(0), dc_0 if dc_0 is None else dc_0.unsqueeze(0)
+        dbias_ih, dbias_hh = dbias if to_bias_ih else None, dbias if to_bias_hh else None
+        return dx, dweight_ih, dweight_hh, dbias_ih, dbias_hh, dh_0, dc_0, None, None
+
+
+class LSTMStep(Function):
+    """One time step with weights that stay packed: ``h`` and ``c`` (B,H) from ``x`` (B,I). A second derivative runs it
+    again.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight_ih: Tensor,
+        weight_hh: Tensor,
+        bias_ih: Optional,
+        bias_hh: Optional,
+        h_0: Tensor,
+        c_0: Tensor,
+        packed: Any,
+    ) -> tuple[Tensor, Tensor]:
+        result = packed.step(x, h_0, c_0, save=True)
+        if result is None:  # the weights have changed: the next call packs them again
+            inputs = x.unsqueeze(0), weight_ih, weight_hh, sum_of_biases(bias_ih, bias_hh), h_0, c_0, None
+            result = *ops.forward(*inputs, False, False, packed.backend)[1:3], None
+        h, c, kept = result
+        ctx.set_materialize_grads(False)
+        ctx.backend, ctx.packed = packed.backend, weakref.ref(packed)
+        ctx.save_for_backward(x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0, kept)
+        return h, c
+
+    @staticmethod
+    def backward(ctx: Any, dh: Optional, dc: Optional) -> tuple[Any, ...]:
+        x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0, kept = ctx.saved_tensors
+        to_x, to_ih, to_hh, to_bias_ih, to_bias_hh, to_h_0, to_c_0, _ = ctx.needs_input_grad
+        needs = [to_x, to_ih, to_hh, to_bias_ih or to_bias_hh, to_h_0, to_c_0]
+        packed, gradients = ctx.packed(), None
+        if (
+            packed is not None
+            and kept is not None
+            and not packed.stale
+            and not differentiated()
+            and ops.is_plain(dh, dc, x, h_0, c_0, kept)
+            and packed.is_as_saved(weight_ih, weight_hh)
+        ):
+            gradients = packed.step_backward(dh, dc, x, h_0, c_0, kept, needs)
+        if gradients is None:
+            inputs = x.unsqueeze(0), weight_ih, weight_hh, sum_of_biases(bias_ih, bias_hh), h_0, c_0, None
+            with no_autocast(x):
+                h, _, _, c, gates = LSTMFunction.apply(*inputs, False, ctx.backend)
+                tensors = None, dh, dc, None, *inputs, h, c, gates
+                dx, *others = LSTMBackward.apply(*tensors, False, needs, ctx.backend)
+            gradients = dx if dx is None else dx.squeeze(0), *others
+        dx, dweight_ih, dweight_hh, dbias, dh_0, dc_0 = gradients
+        dbias_ih, dbias_hh = dbias if to_bias_ih else None, dbias if to_bias_hh else None
+        return dx, dweight_ih, dweight_hh, dbias_ih, dbias_hh, dh_0, dc_0, None

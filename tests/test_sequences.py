@@ -1,0 +1,177 @@
+"""A module's call in training goes a way of its own (`LSTMSequence`): the function's values, and all derivatives."""
+
+import itertools
+
+import pytest
+import torch
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
+
+import fastlstm
+from fastlstm import eager, lstm
+
+SIZES = [(7, 5, 3, 9), (1, 3, 4, 300), (20, 1, 28, 100)]
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """Counts the calls that go this way."""
+    calls, original = [], eager.LSTMSequence.apply
+
+    def counted(*args):
+        calls.append(args)
+        return original(*args)
+
+    monkeypatch.setattr(eager.LSTMSequence, "apply", counted)
+    return calls
+
+
+def gradients_of(outputs, inputs):
+    torch.manual_seed(1)
+    return torch.autograd.grad(outputs, inputs, [torch.randn_like(a) for a in outputs])
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("with_states", [True, False])
+@pytest.mark.parametrize("to_x", [True, False])
+def test_as_the_function(size, bias, batch_first, with_states, to_x, taken):
+    T, B, I, H = size
+    module = fastlstm.LSTM(I, H, bias=bias, batch_first=batch_first, backend="numba")
+    x = torch.randn(T, B, I, requires_grad=to_x)
+    h_0, c_0 = (torch.randn(1, B, H, requires_grad=True) for _ in range(2))
+    inputs = [*module.parameters(), *([x] if to_x else []), *([h_0, c_0] if with_states else [])]
+    given = x.transpose(0, 1).contiguous() if batch_first else x
+    output, states = module(given, (h_0, c_0) if with_states else None)
+    got = [output.transpose(0, 1) if batch_first else output, *states]
+    assert len(taken) == 1
+    output, states = lstm(x, (h_0[0], c_0[0]) if with_states else None, *module.parameters(), backend="numba")
+    want = [output, *(a.unsqueeze(0) for a in states)]
+    for a, b in zip([*got, *gradients_of(got, inputs)], [*want, *gradients_of(want, inputs)]):
+        assert a.shape == b.shape
+        # the kernel adds both biases to its sums, the function adds them to each other first
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-6 * b.abs().max().item())
+
+
+def double(T, B, I, H, **options):
+    module = fastlstm.LSTM(I, H, backend="numba", **options).double()
+    x, h_0, c_0 = (torch.randn(*s, dtype=torch.double) for s in ((T, B, I), (1, B, H), (1, B, H)))
+    return module, [a.requires_grad_() for a in (x, h_0, c_0)]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("with_states", [True, False])
+def test_second_derivatives(bias, with_states, taken):
+    module, (x, h_0, c_0) = double(4, 2, 3, 5, bias=bias)
+    inputs = [x, *module.parameters(), *([h_0, c_0] if with_states else [])]
+
+    def run(*_):  # gradgradcheck changes what it is given in place
+        output, states = module(x, (h_0, c_0) if with_states else None)
+        return output, *states
+
+    assert gradcheck(run, inputs)
+    assert gradgradcheck(run, inputs)
+    assert taken
+
+
+def test_a_direction_given_after_the_forward_pass(taken):
+    """Reverse mode recorded first, forward mode over it: a Hessian-vector product."""
+    module, (x, h_0, c_0) = double(4, 2, 3, 5)
+    direction = torch.randn_like(x)
+    (first,) = torch.autograd.grad(module(x, (h_0, c_0))[0].square().sum(), x, create_graph=True)
+    (want,) = torch.autograd.grad(first, x, direction)
+    with forward_ad.dual_level():
+        outputs = module(x, (h_0, c_0))[0]
+        assert len(taken) == 1  # within the level the other Function
+        dual = forward_ad.make_dual(x, direction)
+        (gradient,) = torch.autograd.grad(module(dual, (h_0, c_0))[0].square().sum(), dual, create_graph=True)
+        torch.testing.assert_close(forward_ad.unpack_dual(gradient).tangent, want)
+        assert torch.equal(outputs, module(x, (h_0, c_0))[0])
+
+
+def test_a_level_opened_before_the_backward_pass(taken):
+    module, (x, h_0, c_0) = double(4, 2, 3, 5)
+    output = module(x, (h_0, c_0))[0]
+    weight, direction = torch.randn_like(output), torch.randn_like(output)
+    (want,) = torch.autograd.grad(output, x, direction, retain_graph=True)
+    with forward_ad.dual_level():
+        (gradient,) = torch.autograd.grad(output, x, forward_ad.make_dual(weight, direction))
+        tangent = forward_ad.unpack_dual(gradient).tangent
+    assert len(taken) == 1
+    torch.testing.assert_close(tangent, want)
+
+
+def test_saved_tensors_may_be_kept_elsewhere(taken):
+    module, x = fastlstm.LSTM(5, 7, backend="numba"), torch.randn(6, 3, 5)
+    module(x)[0].sum().backward()
+    want = [p.grad for p in module.parameters()]
+    module.zero_grad()
+    with torch.autograd.graph.saved_tensors_hooks(lambda a: a.detach().numpy().copy(), torch.from_numpy):
+        output = module(x)[0]
+    output.sum().backward()
+    assert len(taken) == 2
+    assert all(torch.equal(p.grad, w) for p, w in zip(module.parameters(), want))
+
+
+@pytest.mark.parametrize("T", [1, 6])
+def test_a_weight_changed_before_the_backward_pass(T, taken):
+    module, x = fastlstm.LSTM(5, 7, backend="numba"), torch.randn(T, 3, 5)
+    output = module(x)[0]
+    with torch.no_grad():
+        module.weight_hh_l0.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
+    assert taken
+
+
+def test_only_what_is_wanted(taken):
+    """Frozen weights, a bias alone, a state alone: the same gradients as among all of them, and no others."""
+    module, x = fastlstm.LSTM(5, 7, backend="numba"), torch.randn(6, 3, 5)
+    h_0, c_0 = torch.randn(1, 3, 7), torch.randn(1, 3, 7)
+    tensors = [x, h_0, c_0, *module.parameters()]
+
+    def run(wanted):
+        for a in tensors:
+            a.requires_grad_(any(a is b for b in wanted))
+        return gradients_of([module(x, (h_0, c_0))[0]], wanted)
+
+    all_of_them = dict(zip(map(id, tensors), run(tensors)))
+    for count in (1, 2):
+        for wanted in itertools.combinations(tensors, count):
+            for a, gradient in zip(wanted, run(list(wanted))):
+                assert torch.equal(gradient, all_of_them[id(a)])
+    assert len(taken) == 1 + 7 + 21
+
+
+def test_states_may_be_changed_in_place(taken):
+    """As those of nn.LSTM: what the backward pass reads is not the user's."""
+    ours, theirs = fastlstm.LSTM(5, 7, backend="numba"), torch.nn.LSTM(5, 7)
+    theirs.load_state_dict(ours.state_dict())
+    x, found = torch.randn(6, 3, 5), []
+    for module in (ours, theirs):
+        _, (h_n, c_n) = module(x)
+        h_n.mul_(2)
+        c_n.add_(h_n)
+        c_n.square().sum().backward()
+        found.append([p.grad for p in module.parameters()])
+    assert len(taken) == 1
+    for a, b in zip(*found):
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-6 * b.abs().max().item())
+
+
+def test_who_goes_the_other_way(taken):
+    x, module = torch.randn(6, 3, 5), fastlstm.LSTM(5, 7, backend="numba")
+    with torch.autocast("cpu", torch.bfloat16):
+        module(x)
+    fastlstm.LSTM(5, 7, num_layers=2, backend="numba")(x)
+    fastlstm.LSTM(5, 7, backend="reference")(x)
+    fastlstm.LSTM(5, 7, backend="numba").bfloat16()(x.bfloat16())
+    module(x, lengths=torch.tensor([1, 2, 3]))
+    torch.func.functional_call(module, {n: p * 2 for n, p in module.named_parameters()}, (x,))
+    torch.func.grad(lambda x: module(x)[0].sum())(x)
+    assert not taken
+    with pytest.raises(RuntimeError, match=r"input.size\(-1\) must be equal to input_size"):
+        module(torch.randn(6, 3, 4))
+    with pytest.raises(ValueError, match="dtype"):
+        module(x.double())
+    assert not taken
