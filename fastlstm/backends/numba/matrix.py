@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from llvmlite import ir
-from numba.core import types
+from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from fastlstm.backends.numba import amx, dots
@@ -47,11 +47,19 @@ def _constant(value: int) -> ir.Constant:
     return ir.Constant(INTS, [ir.Constant(I32, value)] * 16)
 
 
+def _round(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
+    signature = ir.FunctionType(SHORTS, [FLOATS.type])  # of integers, which LLVM reads as bfloat
+    return b.call(cgutils.get_or_insert_function(b.module, signature, "llvm.x86.avx512bf16.cvtneps2bf16.512"), [x])
+
+
 def _pieces(b: ir.IRBuilder, x: ir.Value, pieces: int, large: ir.Value | None) -> tuple[list[ir.Value], Any]:
     """The pieces of 16 numbers, each in the upper half of its 32 bits (the lower halves hold anything), and the lanes
     of numbers from 2^63 on, together with `large`: their products may overflow one way and then the other, where the
     product of the whole numbers is finite; and an infinite number's second piece would be a NaN.
     """
+    if pieces == 1 and "+avx512bf16" in machine_features().split(","):  # what has AMX has this
+        rounded = _round(b, x)
+        return [b.shl(b.zext(rounded, INTS), _constant(16))], large
     bits, upper = b.bitcast(x, INTS), _constant(0xFFFF0000)
     half: ir.Value = _constant(0x8000)
     if pieces == 1:  # to even: what PyTorch rounds by
