@@ -7,10 +7,12 @@ the arithmetic of a step or of a short sequence. What only that one can do, thes
 import weakref
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd import Function
 
 from fastlstm import dispatch, ops
+from fastlstm.backends.memory import converted
 from fastlstm.function import LSTMBackward, LSTMFunction, differentiated, no_autocast, sum_of_biases
 
 Optional = Tensor | None
@@ -20,6 +22,9 @@ class LSTMSequence(Function):
     """A layer over a whole sequence: ``h`` (T,B,H), ``h_n`` and ``c_n`` (1,B,H), and ``c`` (T,B,H), which a second
     derivative goes through, from ``x`` (T,B,I) and states (1,B,H), or None for zeros. `packed` are the weights as the
     backend keeps them, or None; it has to be one that takes biases apart.
+
+    Numbers of 16 bits are widened here, in memory that is used again; without ``c``, since a second derivative runs the
+    layer once more.
     """
 
     @staticmethod
@@ -35,42 +40,73 @@ class LSTMSequence(Function):
         backend: str,
         packed: Any,
     ) -> tuple[Tensor, ...]:
+        inputs = x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0
+        wide = (*map(_widened, inputs),) if x.itemsize == 2 else inputs
         result = None
         if packed is not None:
             result = packed.forward(x, None if h_0 is None else (h_0, c_0), False, save=True)
         if result is None:
-            inputs = x, weight_ih, weight_hh, bias_ih, h_0, c_0
-            result = dispatch.module(backend).forward(*inputs, None, False, True, bias_hh=bias_hh)
+            a, w_ih, w_hh, b_ih, b_hh, *states = wide
+            run = dispatch.module(backend).forward
+            result = run(a, w_ih, w_hh, b_ih, *states, None, False, True, bias_hh=b_hh)
         h, h_n, c_n, c, gates = result
         ctx.set_materialize_grads(False)
         ctx.backend, ctx.packed = backend, None if packed is None else weakref.ref(packed)
-        ctx.save_for_backward(x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0, h, c, gates)
-        return h, h_n.unsqueeze_(0), c_n.unsqueeze_(0), c
+        ctx.save_for_backward(*inputs, h, c, gates, *(wide if wide is not inputs else ()))
+        outputs = h, h_n.unsqueeze_(0), c_n.unsqueeze_(0)
+        return (*outputs, c) if wide is inputs else (*(converted(a, x.dtype) for a in outputs),)
 
     @staticmethod
-    def backward(ctx: Any, dh: Optional, dh_n: Optional, dc_n: Optional, dc: Optional) -> tuple[Any, ...]:
-        x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0, h, c, gates = ctx.saved_tensors
+    def backward(ctx: Any, *incoming: Optional) -> tuple[Any, ...]:
+        x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0, h, c, gates, *wide = ctx.saved_tensors
         to_x, to_ih, to_hh, to_bias_ih, to_bias_hh, to_h_0, to_c_0, _, _ = ctx.needs_input_grad
         needs = [to_x, to_ih, to_hh, to_bias_ih or to_bias_hh, to_h_0, to_c_0]
-        incoming, inputs = (dh, dh_n, dc_n, dc), (x, weight_ih, weight_hh)
-        if not differentiated() and ops.is_plain(*incoming, *inputs, h_0, c_0, h, c, gates):
+        inputs = x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0
+        if not differentiated() and ops.is_plain(*incoming, *inputs, h, c, gates, *wide):
             packed = None if ctx.packed is None else ctx.packed()
             if packed is not None and (packed.stale or not packed.is_as_saved(weight_ih, weight_hh)):
                 packed = None
-            bias = bias_ih if bias_hh is None else bias_hh
-            tensors = *incoming, *inputs, bias, h_0, c_0, None, h, c, gates
+            if wide:
+                inputs, incoming = (*wide,), (*map(_widened, incoming), None)
+            *weights, b_ih, b_hh, h_0, c_0 = inputs
+            tensors = *incoming, *weights, b_ih if b_hh is None else b_hh, h_0, c_0, None, h, c, gates
             gradients = dispatch.module(ctx.backend).backward(*tensors, False, needs, packed)
+            if wide:
+                gradients = (*(a if a is None else converted(a, x.dtype) for a in gradients),)
         else:
-            dh_n, dc_n, h_0, c_0 = (a if a is None else a.squeeze(0) for a in (dh_n, dc_n, h_0, c_0))
-            if h_0 is None:
-                h_0 = c_0 = x.new_zeros(h.shape[1:])
-            states = sum_of_biases(bias_ih, bias_hh), h_0, c_0, None, h, c, gates
-            with no_autocast(x):  # backward may run inside the caller's autocast
-                gradients = LSTMBackward.apply(dh, dh_n, dc_n, dc, *inputs, *states, False, needs, ctx.backend)
+            gradients = _differentiable(ctx.backend, incoming, inputs, (h, c, gates), needs)
         dx, dweight_ih, dweight_hh, dbias, dh_0, dc_0 = gradients
         dh_0, dc_0 = dh_0 if dh_0 is None else dh_0.unsqueeze(0), dc_0 if dc_0 is None else dc_0.unsqueeze(0)
         dbias_ih, dbias_hh = dbias if to_bias_ih else None, dbias if to_bias_hh else None
         return dx, dweight_ih, dweight_hh, dbias_ih, dbias_hh, dh_0, dc_0, None, None
+
+
+def _differentiable(
+    backend: str, incoming: tuple[Optional, ...], inputs: tuple[Any, ...], kept: tuple[Tensor, ...], needs: list[bool]
+) -> tuple[Optional, ...]:
+    """LSTMSequence's gradients in a way that can be differentiated again."""
+    dtype = inputs[0].dtype
+    narrow = dtype.itemsize == 2
+    with no_autocast(inputs[0]):  # backward may run inside the caller's autocast
+        if narrow:
+            inputs, incoming = (
+                (*(a if a is None else a.float() for a in tensors),) for tensors in (inputs, (*incoming, None))
+            )
+        x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0 = inputs
+        dh, dh_n, dc_n, dc = incoming
+        dh_n, dc_n, h_0, c_0 = (a if a is None else a.squeeze(0) for a in (dh_n, dc_n, h_0, c_0))
+        if h_0 is None:
+            h_0 = c_0 = x.new_zeros(x.shape[1], weight_hh.shape[1])
+        layer = x, weight_ih, weight_hh, sum_of_biases(bias_ih, bias_hh), h_0, c_0, None
+        if narrow:  # what was kept is nobody's output
+            h, _, _, c, gates = LSTMFunction.apply(*layer, False, backend)
+            kept = h, c, gates
+        gradients = LSTMBackward.apply(dh, dh_n, dc_n, dc, *layer, *kept, False, needs, backend)
+    return (*(a if a is None else a.to(dtype) for a in gradients),)
+
+
+def _widened(a: Optional) -> Optional:
+    return a if a is None else converted(a, torch.float32)
 
 
 class LSTMStep(Function):

@@ -143,7 +143,7 @@ def plain_sequence(
 def _trained(slot: Slot, x: Tensor, states: tuple[Any, ...], weights: Weights, backend: str | None) -> Any:
     """``h``, ``h_n`` and ``c_n`` of `LSTMSequence`, or None where it does not take what it would be given."""
     name = dispatch.packing(backend, x.device, x.dtype)
-    if name not in dispatch.BIASES_APART or x.dtype not in (torch.float32, torch.float64) or _transformed():
+    if name not in dispatch.BIASES_APART or _transformed():
         return None
     rows = weights[0].shape[0]
     shapes = (rows, x.shape[2]), (rows, rows // 4), (rows,), (rows,)
@@ -151,7 +151,7 @@ def _trained(slot: Slot, x: Tensor, states: tuple[Any, ...], weights: Weights, b
         if a is not None and not (type(a) is Parameter and a.shape == shape and a.dtype is x.dtype and a.is_cpu):
             return None
     packed = None
-    if x.shape[0] == 1:  # one of many, as a rule
+    if x.shape[0] == 1 and x.itemsize > 2:  # one of many, as a rule
         packed = packed_layer(slot, x, (states[0][0], states[1][0]) if states else None, weights, backend)
     h_0, c_0 = states or (None, None)
     return LSTMSequence.apply(x, *weights, h_0, c_0, name, packed)[:3]

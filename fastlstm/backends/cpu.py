@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastlstm.backends.memory import converted
+
 _forked = False
 
 
@@ -141,7 +143,8 @@ class WidenedWeights(PackedWeights):
         if not self._unchanged():
             return None
         hx = None if hx is None else (hx[0].float(), hx[1].float())
-        return (*(a.to(self.dtype) for a in self.packed.forward(x.float(), hx, reverse, mask=mask)),)
+        results = self.packed.forward(converted(x, torch.float32), hx, reverse, mask=mask)
+        return (*(converted(a, self.dtype) for a in results),)
 
     def step(self, x: Tensor, h_0: Tensor, c_0: Tensor) -> tuple[Tensor, Tensor] | None:
         if not self._unchanged():

@@ -68,3 +68,10 @@ def empty(like: Tensor, *shape: int) -> Tensor:
     strides = [math.prod(shape[k + 1 :]) for k in range(len(shape))]
     # not a view, so that a user may change cell states in place
     return like.new_empty(0).set_(flat.untyped_storage(), 0, shape, strides)
+
+
+def converted(a: Tensor, dtype: torch.dtype) -> Tensor:
+    """Equivalent to ``a.to(dtype)``, in memory that is used again where it is large."""
+    if a.numel() * dtype.itemsize < SMALL:
+        return a.to(dtype)
+    return empty(a.new_empty(0, dtype=dtype), *a.shape).copy_(a)
