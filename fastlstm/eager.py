@@ -19,9 +19,9 @@ Optional = Tensor | None
 
 
 class LSTMSequence(Function):
-    """A layer over a whole sequence: ``h`` (T,B,H), ``h_n`` and ``c_n`` (1,B,H), and ``c`` (T,B,H), which a second
-    derivative goes through, from ``x`` (T,B,I) and states (1,B,H), or None for zeros. `packed` are the weights as the
-    backend keeps them, or None; it has to be one that takes biases apart.
+    """A layer over a whole sequence: ``h`` (T,B,H), ``h_n`` and ``c_n`` (B,H), and ``c`` (T,B,H), which a second
+    derivative goes through, from ``x`` (T,B,I) and states (B,H), or None for zeros; with `layer_axis` states in and out
+    are (1,B,H). `packed` are the weights as the backend keeps them, or None; it has to be one that takes biases apart.
 
     Numbers of 16 bits are widened here, in memory that is used again; without ``c``, since a second derivative runs the
     layer once more.
@@ -37,6 +37,9 @@ class LSTMSequence(Function):
         bias_hh: Optional,
         h_0: Optional,
         c_0: Optional,
+        mask: Optional,
+        reverse: bool,
+        layer_axis: bool,
         backend: str,
         packed: Any,
     ) -> tuple[Tensor, ...]:
@@ -44,45 +47,52 @@ class LSTMSequence(Function):
         wide = (*map(_widened, inputs),) if x.itemsize == 2 else inputs
         result = None
         if packed is not None:
-            result = packed.forward(x, None if h_0 is None else (h_0, c_0), False, save=True)
+            result = packed.forward(x, None if h_0 is None else (h_0, c_0), reverse, save=True)
         if result is None:
             a, w_ih, w_hh, b_ih, b_hh, *states = wide
             run = dispatch.module(backend).forward
-            result = run(a, w_ih, w_hh, b_ih, *states, None, False, True, bias_hh=b_hh)
+            result = run(a, w_ih, w_hh, b_ih, *states, mask, reverse, True, bias_hh=b_hh)
         h, h_n, c_n, c, gates = result
         ctx.set_materialize_grads(False)
-        ctx.backend, ctx.packed = backend, None if packed is None else weakref.ref(packed)
-        ctx.save_for_backward(*inputs, h, c, gates, *(wide if wide is not inputs else ()))
-        outputs = h, h_n.unsqueeze_(0), c_n.unsqueeze_(0)
+        ctx.reverse, ctx.layer_axis, ctx.backend = reverse, layer_axis, backend
+        ctx.packed = None if packed is None else weakref.ref(packed)
+        ctx.save_for_backward(*inputs, mask, h, c, gates, *(wide if wide is not inputs else ()))
+        outputs = (h, h_n.unsqueeze_(0), c_n.unsqueeze_(0)) if layer_axis else (h, h_n, c_n)
         return (*outputs, c) if wide is inputs else (*(converted(a, x.dtype) for a in outputs),)
 
     @staticmethod
     def backward(ctx: Any, *incoming: Optional) -> tuple[Any, ...]:
-        x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0, h, c, gates, *wide = ctx.saved_tensors
-        to_x, to_ih, to_hh, to_bias_ih, to_bias_hh, to_h_0, to_c_0, _, _ = ctx.needs_input_grad
+        x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0, mask, h, c, gates, *wide = ctx.saved_tensors
+        to_x, to_ih, to_hh, to_bias_ih, to_bias_hh, to_h_0, to_c_0, *_ = ctx.needs_input_grad
         needs = [to_x, to_ih, to_hh, to_bias_ih or to_bias_hh, to_h_0, to_c_0]
         inputs = x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0
-        if not differentiated() and ops.is_plain(*incoming, *inputs, h, c, gates, *wide):
+        if not differentiated() and ops.is_plain(*incoming, *inputs, mask, h, c, gates, *wide):
             packed = None if ctx.packed is None else ctx.packed()
             if packed is not None and (packed.stale or not packed.is_as_saved(weight_ih, weight_hh)):
                 packed = None
             if wide:
                 inputs, incoming = (*wide,), (*map(_widened, incoming), None)
             *weights, b_ih, b_hh, h_0, c_0 = inputs
-            tensors = *incoming, *weights, b_ih if b_hh is None else b_hh, h_0, c_0, None, h, c, gates
-            gradients = dispatch.module(ctx.backend).backward(*tensors, False, needs, packed)
+            tensors = *incoming, *weights, b_ih if b_hh is None else b_hh, h_0, c_0, mask, h, c, gates
+            gradients = dispatch.module(ctx.backend).backward(*tensors, ctx.reverse, needs, packed)
             if wide:
                 gradients = (*(a if a is None else converted(a, x.dtype) for a in gradients),)
         else:
-            gradients = _differentiable(ctx.backend, incoming, inputs, (h, c, gates), needs)
+            gradients = _differentiable(ctx, incoming, inputs, mask, (h, c, gates), needs)
         dx, dweight_ih, dweight_hh, dbias, dh_0, dc_0 = gradients
-        dh_0, dc_0 = dh_0 if dh_0 is None else dh_0.unsqueeze(0), dc_0 if dc_0 is None else dc_0.unsqueeze(0)
+        if ctx.layer_axis:
+            dh_0, dc_0 = (a if a is None else a.unsqueeze(0) for a in (dh_0, dc_0))
         dbias_ih, dbias_hh = dbias if to_bias_ih else None, dbias if to_bias_hh else None
-        return dx, dweight_ih, dweight_hh, dbias_ih, dbias_hh, dh_0, dc_0, None, None
+        return dx, dweight_ih, dweight_hh, dbias_ih, dbias_hh, dh_0, dc_0, None, None, None, None, None
 
 
 def _differentiable(
-    backend: str, incoming: tuple[Optional, ...], inputs: tuple[Any, ...], kept: tuple[Tensor, ...], needs: list[bool]
+    ctx: Any,
+    incoming: tuple[Optional, ...],
+    inputs: tuple[Any, ...],
+    mask: Optional,
+    kept: tuple[Tensor, ...],
+    needs: list[bool],
 ) -> tuple[Optional, ...]:
     """LSTMSequence's gradients in a way that can be differentiated again."""
     dtype = inputs[0].dtype
@@ -94,14 +104,15 @@ def _differentiable(
             )
         x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0 = inputs
         dh, dh_n, dc_n, dc = incoming
-        dh_n, dc_n, h_0, c_0 = (a if a is None else a.squeeze(0) for a in (dh_n, dc_n, h_0, c_0))
+        if ctx.layer_axis:
+            dh_n, dc_n, h_0, c_0 = (a if a is None else a.squeeze(0) for a in (dh_n, dc_n, h_0, c_0))
         if h_0 is None:
             h_0 = c_0 = x.new_zeros(x.shape[1], weight_hh.shape[1])
-        layer = x, weight_ih, weight_hh, sum_of_biases(bias_ih, bias_hh), h_0, c_0, None
+        layer = x, weight_ih, weight_hh, sum_of_biases(bias_ih, bias_hh), h_0, c_0, mask
         if narrow:  # what was kept is nobody's output
-            h, _, _, c, gates = LSTMFunction.apply(*layer, False, backend)
+            h, _, _, c, gates = LSTMFunction.apply(*layer, ctx.reverse, ctx.backend)
             kept = h, c, gates
-        gradients = LSTMBackward.apply(dh, dh_n, dc_n, dc, *layer, *kept, False, needs, backend)
+        gradients = LSTMBackward.apply(dh, dh_n, dc_n, dc, *layer, *kept, ctx.reverse, needs, ctx.backend)
     return (*(a if a is None else a.to(dtype) for a in gradients),)
 
 

@@ -12,7 +12,7 @@ from torch._C._functorch import TransformType
 from fastlstm import checks, dispatch, ops
 from fastlstm.backends import aten, reference
 from fastlstm.function import LSTMFunction, sum_of_biases, wants_gradient, zero_held
-from fastlstm.inference import Slot, infer, packed_layer, packed_step
+from fastlstm.inference import Slot, infer, packed_layer, packed_step, train
 from fastlstm.tracing import allow_in_graph
 
 State = tuple[Tensor, Tensor]
@@ -91,6 +91,13 @@ def lstm(
             return lstm(x.to(dtype), hx, weight_ih.to(dtype), weight_hh.to(dtype), *biases, **options)
     checks.check_layer(x, hx, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, mask)
     T, B, _ = x.shape
+    if slot is not None and weight_hr is None and not return_cells and T and B:
+        weights, given = (weight_ih, weight_hh, bias_ih, bias_hh), hx or ()
+        if wants_gradient(*weights, x, *given) and ops.is_plain(x, mask, *given):
+            trained = train(slot, x, given, weights, backend, mask=mask, reverse=reverse)
+            if trained is not None:
+                h, h_n, c_n = trained
+                return h if mask is None or not holds else _zero_held(h, mask), (h_n, c_n)
     if hx is None:  # one row for all: a compiler would fill B rows with threads of its own, which hinder the kernel's
         h_0 = x.new_zeros(1, (weight_hh if weight_hr is None else weight_hr.mT).shape[-1]).expand(B, -1)
         c_0 = h_0 if weight_hr is None else x.new_zeros(B, weight_hr.shape[-1])

@@ -125,7 +125,7 @@ def plain_sequence(
         if not all(a.shape == size and a.is_cpu and a.dtype is x.dtype for a in states):
             return None
     if wants_gradient(*weights, x, *states):
-        result = _trained(slot, x.transpose(0, 1) if batch_first else x, states, weights, backend)
+        result = train(slot, x.transpose(0, 1) if batch_first else x, states, weights, backend, layer_axis=True)
     else:
         layer = slot.layer
         if layer is None or not _serves(layer, weights, backend, x):
@@ -140,8 +140,20 @@ def plain_sequence(
     return h.transpose(0, 1) if batch_first else h, (h_n, c_n)
 
 
-def _trained(slot: Slot, x: Tensor, states: tuple[Any, ...], weights: Weights, backend: str | None) -> Any:
-    """``h``, ``h_n`` and ``c_n`` of `LSTMSequence`, or None where it does not take what it would be given."""
+def train(
+    slot: Slot,
+    x: Tensor,
+    states: tuple[Any, ...],
+    weights: Weights,
+    backend: str | None,
+    *,
+    mask: Tensor | None = None,
+    reverse: bool = False,
+    layer_axis: bool = False,
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """``h``, ``h_n`` and ``c_n`` of `LSTMSequence` from plain tensors and states, or none of these; None where it does
+    not take what it would be given.
+    """
     name = dispatch.packing(backend, x.device, x.dtype)
     if name not in dispatch.BIASES_APART or _transformed():
         return None
@@ -151,10 +163,11 @@ def _trained(slot: Slot, x: Tensor, states: tuple[Any, ...], weights: Weights, b
         if a is not None and not (type(a) is Parameter and a.shape == shape and a.dtype is x.dtype and a.is_cpu):
             return None
     packed = None
-    if x.shape[0] == 1 and x.itemsize > 2:  # one of many, as a rule
-        packed = packed_layer(slot, x, (states[0][0], states[1][0]) if states else None, weights, backend)
     h_0, c_0 = states or (None, None)
-    return LSTMSequence.apply(x, *weights, h_0, c_0, name, packed)[:3]
+    if x.shape[0] == 1 and mask is None and x.itemsize > 2:  # one of many, as a rule
+        hx = None if h_0 is None else (h_0[0], c_0[0]) if layer_axis else (h_0, c_0)
+        packed = packed_layer(slot, x, hx, weights, backend)
+    return LSTMSequence.apply(x, *weights, h_0, c_0, mask, reverse, layer_axis, name, packed)[:3]
 
 
 def _serves(layer: Any, weights: Weights, backend: str | None, x: Tensor) -> bool:

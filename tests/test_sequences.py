@@ -96,6 +96,39 @@ def test_sixteen_bits_changed_before_the_backward_pass(taken):
     assert taken
 
 
+@pytest.mark.parametrize("dtype", [torch.double, torch.bfloat16])
+@pytest.mark.parametrize(
+    "options", [{"lengths": True}, {"reset": True}, {"bidirectional": True, "lengths": True}, {"layers": 2}]
+)
+def test_masks_directions_and_layers(dtype, options, taken, monkeypatch):
+    """First and second derivatives are those of the Function that takes everything."""
+    T, B, I, H = 6, 4, 5, 7
+    layers, bidirectional = options.get("layers", 1), options.get("bidirectional", False)
+    module = fastlstm.LSTM(I, H, layers, bidirectional=bidirectional, backend="numba").to(dtype)
+    x = torch.randn(T, B, I).to(dtype).requires_grad_()
+    given = {}
+    if "lengths" in options:
+        given["lengths"] = torch.tensor([6, 0, 3, 5])
+    if "reset" in options:
+        given["reset"] = torch.rand(T, B) < 0.3
+    inputs, results = [x, *module.parameters()], []
+    for way in ("short", "long"):
+        if way == "long":
+            monkeypatch.setattr(fastlstm.functional, "train", lambda *_, **__: None)
+            monkeypatch.setattr(fastlstm.inference, "train", lambda *_, **__: None)
+        output, states = module(x, **given)
+        torch.manual_seed(1)
+        incoming = [torch.randn_like(a) for a in (output, *states)]
+        gradients = torch.autograd.grad((output, *states), inputs, incoming, create_graph=True)
+        twice = torch.autograd.grad(sum(g.float().square().sum() for g in gradients), inputs)
+        results.append([output, *states, *gradients, *twice])
+    assert len(taken) == layers * (2 if bidirectional else 1)
+    for a, b in zip(*results):
+        # float64's rounding, of a sum of biases taken otherwise; a bit of bfloat16, and sums over such
+        bound = 1e-12 if dtype == torch.double else 3e-2
+        torch.testing.assert_close(a, b, rtol=0, atol=bound * b.abs().max().item())
+
+
 def double(T, B, I, H, **options):
     module = fastlstm.LSTM(I, H, backend="numba", **options).double()
     x, h_0, c_0 = (torch.randn(*s, dtype=torch.double) for s in ((T, B, I), (1, B, H), (1, B, H)))
@@ -206,9 +239,10 @@ def test_who_goes_the_other_way(taken):
     x, module = torch.randn(6, 3, 5), fastlstm.LSTM(5, 7, backend="numba")
     with torch.autocast("cpu", torch.bfloat16):
         module(x)
-    fastlstm.LSTM(5, 7, num_layers=2, backend="numba")(x)
     fastlstm.LSTM(5, 7, backend="reference")(x)
-    module(x, lengths=torch.tensor([1, 2, 3]))
+    module(x, return_cells=True)
+    with torch.no_grad():
+        module(x, lengths=torch.tensor([1, 2, 3]))
     torch.func.functional_call(module, {n: p * 2 for n, p in module.named_parameters()}, (x,))
     torch.func.grad(lambda x: module(x)[0].sum())(x)
     assert not taken
