@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from fastlstm import checks, dispatch
+from fastlstm.function import join
 from fastlstm.functional import lstm
 from fastlstm.inference import KeepsPacked, plain_sequence, slot_of
 from fastlstm.packing import pack, pad, step_mask, unpack
@@ -263,12 +264,12 @@ class LSTM(KeepsPacked, nn.RNNBase):
                 outputs.append(result[0])
                 ends.append(result[1])
                 cells.append(result[-1])
-            x = _join(outputs)
+            x = join(outputs)
             if self.dropout and self.training and not is_last:
                 # over packed rows where torch.nn.LSTM drops over packed rows: the same seed gives the same zeros
                 x = pad(F.dropout(pack(x, places), self.dropout), places, T, B)
         states = _stack(ends)
-        return (x, states, _join(cells)) if return_cells else (x, states)
+        return (x, states, join(cells)) if return_cells else (x, states)
 
     def step(self, x_t: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """One time step through all layers, for streaming. One direction only.
@@ -323,11 +324,6 @@ class LSTM(KeepsPacked, nn.RNNBase):
             vars(new).pop(name, None)
         new._init_flat_weights()
         return new
-
-
-def _join(parts: list[Tensor]) -> Tensor:
-    """The directions' features side by side."""
-    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 
 def _stack(ends: list[State]) -> State:

@@ -135,7 +135,7 @@ class PackedLayer(PackedWeights):
         """As `PackedWeights.forward`; with `save` also ``c`` (T, B, H) and the gates."""
         (T, B, _), H = x.shape, self.H
         x = rows_contiguous(x)
-        h, h_n, c_n = x.new_empty(T, B, H), x.new_empty(B, H), x.new_empty(B, H)
+        h, h_n, c_n = empty(x, T, B, H), x.new_empty(B, H), x.new_empty(B, H)
         prepared, call = self._call(x, T, B, mask is not None)
         a = call.arguments
         a.reverse = reverse
