@@ -206,8 +206,9 @@ def test_a_change_of_the_weights_is_seen(change, default_dtype):
         assert not torch.equal(lstm(x)[0], before)
 
 
-def test_a_column_far_beyond_the_rows_is_seen():
-    lstm, x = fastlstm.LSTM(100, 7), torch.randn(3, 2, 100)
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_column_far_beyond_the_rows_is_seen(default_dtype, bias):
+    lstm, x = fastlstm.LSTM(100, 7, bias=bias), torch.randn(3, 2, 100)
     with torch.no_grad():
         before = lstm(x)[0]
         lstm.weight_ih_l0.data[:, 50] = 9.0

@@ -95,6 +95,12 @@ class PackedWeights:
                 return False
         return True
 
+    def watch(self, weights: Sequence[Tensor | None]) -> bool:
+        """Look at these for changes, of which the packed ones are copies of more bits; False where it cannot. They are
+        contiguous, and the caller keeps them alive.
+        """
+        return False
+
     def is_as_saved(self, weight_ih: Tensor, weight_hh: Tensor) -> bool:
         """True where what autograd saved are the weights themselves, unchanged as far as is counted."""
         saved = zip((weight_ih, weight_hh), self.keys)
@@ -118,24 +124,33 @@ class PackedWeights:
 class WidenedWeights(PackedWeights):
     """16-bit weights, packed as float32 by a backend that computes in float32.
 
-    The kernel sees no more than their copies, so PyTorch looks at every call for the changes it did not count: at all
-    biases, and one element of each row and column of the weights.
+    Where the kernel sees no more than their copies, PyTorch looks at every call for the changes it did not count: at
+    all biases, and one element of each row and column of the weights.
     """
 
     def __init__(self, weights: Sequence[Tensor | None], pack: Callable[[Sequence[Tensor | None]], Any]) -> None:
         """`weights` as for `PackedWeights`; `pack`: the backend's, for float32 weights."""
         super().__init__(weights)
         self.packed = pack([None if a is None else a.detach().float() for a in weights])
-        self.places = [_places(a) for a in (self.weight_ih, self.weight_hh)]
-        self.samples = self._samples()
+        self.watched = self.packed.watch([None if a is None else a.detach() for a in weights])
+        if not self.watched:
+            self.places = [_places(a) for a in (self.weight_ih, self.weight_hh)]
+            self.samples = self._samples()
 
     def _samples(self) -> list[Tensor]:
         weights = zip((self.weight_ih, self.weight_hh), self.places)
         return [*(a[place] for a, place in weights), *(a.clone() for a in self.biases)]
 
     def _unchanged(self) -> bool:
-        self.stale = self.stale or not all(map(torch.equal, self._samples(), self.samples))
+        if not self.watched:
+            self.stale = self.stale or not all(map(torch.equal, self._samples(), self.samples))
         return not self.stale
+
+    def _narrowed(self, results: tuple[Tensor, ...] | None) -> Any:
+        if results is None:
+            self.stale = True
+            return None
+        return (*(converted(a, self.dtype) for a in results),)
 
     def forward(
         self, x: Tensor, hx: tuple[Tensor, Tensor] | None, reverse: bool, *, mask: Tensor | None = None
@@ -144,13 +159,12 @@ class WidenedWeights(PackedWeights):
             return None
         hx = None if hx is None else (hx[0].float(), hx[1].float())
         results = self.packed.forward(converted(x, torch.float32), hx, reverse, mask=mask)
-        return (*(converted(a, self.dtype) for a in results),)
+        return self._narrowed(results)
 
     def step(self, x: Tensor, h_0: Tensor, c_0: Tensor) -> tuple[Tensor, Tensor] | None:
         if not self._unchanged():
             return None
-        h, c = self.packed.step(x.float(), h_0.float(), c_0.float())
-        return h.to(self.dtype), c.to(self.dtype)
+        return self._narrowed(self.packed.step(x.float(), h_0.float(), c_0.float()))
 
 
 def _places(weight: Tensor) -> tuple[Tensor, Tensor]:

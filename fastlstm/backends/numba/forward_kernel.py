@@ -17,7 +17,7 @@ from fastlstm.backends.numba.shared import (
     wait,
     zero_rows,
 )
-from fastlstm.backends.numba.weights import digest_weights, is_stale, pack_biases, sampled
+from fastlstm.backends.numba.weights import digest_weights, is_stale, keep_samples, pack_biases
 
 
 @jit
@@ -87,8 +87,7 @@ def forward_with(products: Any) -> Any:
             for p in range(first, last):
                 pack_biases(a, p, a.biases + p * 4 * VECTOR)
                 pack_weights(a, p, scratch)
-                if a.samples != 0:
-                    sampled(a, p, True)
+                keep_samples(a, p)
             if parts > 1:  # otherwise everybody has packed what it will use
                 wait(a.barrier, parts * team, 0, a.relax)
         barrier, passed = a.barrier + (1 + part) * LINE, 0

@@ -41,6 +41,16 @@ def get_int32(typingctx, address):
 
 
 @intrinsic
+def get_int16(typingctx, address):
+    """The int16 at an address, as a 64-bit integer."""
+
+    def codegen(context, b, signature, args):
+        return b.sext(b.load(b.inttoptr(args[0], ir.IntType(16).as_pointer())), I64)
+
+    return types.intp(types.intp), codegen
+
+
+@intrinsic
 def add_atomic(typingctx, address, value):
     """Add to the int64 at an address, visible to every thread after what was written before it;
     returns the new value.

@@ -59,6 +59,14 @@ class PackedLayer(PackedWeights):
         self.arguments = a
         return done
 
+    def watch(self, weights: Sequence[Tensor | None]) -> bool:
+        weight_ih, weight_hh, *biases = weights
+        a = self.arguments
+        a.narrow_ih, a.narrow_hh = address(weight_ih), address(weight_hh)
+        a.narrow_bias, a.narrow_bias_hh = map(address, biases)
+        self._pack(host.forward_task(self.pieces, self.of_x), a)  # which takes the samples
+        return True
+
     def _pack(self, name: str, a: Any) -> bool:
         """Run a kernel for no steps and no rows: it only packs. False for a weight that the matrix unit cannot take."""
         a.I, a.H = self.I, self.H

@@ -1,6 +1,6 @@
 """What is kept of weights beside their packed form: biases, and how a change of them is seen."""
 
-from fastlstm.backends.numba.intrinsics import call, get_int32, set_int32
+from fastlstm.backends.numba.intrinsics import call, get_int16, get_int32, set_int32
 from fastlstm.backends.numba.shared import VECTOR, jit, share
 
 DIGEST = 1 << 14  # words of a block of weights that has one digest: 64 KB
@@ -32,6 +32,14 @@ def meets(a, element, sample, keep):
 
 
 @jit
+def meets_narrow(element, sample, keep):
+    """As `meets`, for an element of 16 bits."""
+    if keep:
+        set_int32(sample, get_int16(element))
+    return get_int16(element) == get_int32(sample)
+
+
+@jit
 def sampled(a, p, keep):
     """Keep samples of panel p, or return whether the weights still have them: one element of each row, from a column
     that moves on with the row so that every column is met.
@@ -52,9 +60,41 @@ def sampled(a, p, keep):
 
 
 @jit
+def sampled_narrow(a, p, keep):
+    """As `sampled`, of the weights and biases of 16 bits that these are copies of."""
+    L, I, H = a.lanes, a.I, a.H
+    at = a.samples + p * 4 * L * samples_of(I, H) * 4
+    for gate in range(4):
+        for unit in range(p * L, min((p + 1) * L, H)):
+            row = gate * H + unit
+            if not meets_narrow(a.narrow_hh + (row * H + row % H) * 2, at, keep):
+                return False
+            at += 4
+            for bias in (a.narrow_bias, a.narrow_bias_hh):
+                if bias != 0:
+                    if not meets_narrow(bias + row * 2, at, keep):
+                        return False
+                    at += 4
+            for k in range(row % min(I, 4 * H), I, 4 * H):
+                if not meets_narrow(a.narrow_ih + (row * I + k) * 2, at, keep):
+                    return False
+                at += 4
+    return True
+
+
+@jit
+def keep_samples(a, p):
+    if a.samples != 0:
+        if a.narrow_hh != 0:
+            sampled_narrow(a, p, True)
+        else:
+            sampled(a, p, True)
+
+
+@jit
 def samples_of(I, H):
-    """Samples of a row, at most."""
-    return 1 + (I + 4 * H - 1) // (4 * H)
+    """Samples of a row, at most: of both weights, and of narrow biases."""
+    return 3 + (I + 4 * H - 1) // (4 * H)
 
 
 @jit
@@ -62,6 +102,8 @@ def is_stale(a, p, scratch):
     """True where a bias of panel p or a sample of its weights has changed: what changes a whole row, a whole column or
     everything is found.
     """
+    if a.narrow_hh != 0:
+        return not sampled_narrow(a, p, False)
     pack_biases(a, p, scratch)
     bias = a.biases + p * 4 * VECTOR
     for k in range(0, 4 * VECTOR, 4):
