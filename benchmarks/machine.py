@@ -8,12 +8,19 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from llvmlite import binding
+
 from benchmarks.peak import LANES
 
 PACKAGES = ("fastlstm", "torch", "numba", "llvmlite", "numpy", "onnxruntime", "openvino")
 
 
 def cpu_name() -> str:
+    """The processor's name, with LLVM's word for its generation: in a virtual machine the name may not tell."""
+    return f"{_model_name()} ({binding.get_host_cpu_name()})"
+
+
+def _model_name() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         found = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE)

@@ -5,7 +5,7 @@ reference where there is neither; for CUDA tensors triton. float64, a GPU older 
 an installation without the package triton go to aten, as all other devices do. What aten lacks (a step mask, all cell
 states) goes to reference. `triton` follows torch's setting for the products of float32, `triton-ieee` and `triton-tf32`
 name their precision; so do `numba-bf16`, which bfloat16 tensors take by themselves, `numba-bf16x3` and `numba-bf16x6`
-where the processor has a matrix unit.
+where the processor multiplies bfloat16 faster.
 A backend asked for by name runs or raises its reason: nothing is handed over silently, except that derivatives beyond
 the first, and forward mode, are partly or wholly plain PyTorch whatever the backend.
 """
@@ -22,12 +22,13 @@ from fastlstm.backends import aten, native, numba, reference, triton
 
 TRITON = ("triton", "triton-ieee", "triton-tf32")
 NUMBA_PRECISIONS = tuple(f"numba-{precision}" for precision in numba.PIECES)
-# these have forward, backward and saved_shape, and run under LSTMFunction
+# these have forward, backward and saved_shape, and run under the autograd Functions
 FUSED = ("numba", *NUMBA_PRECISIONS, "native", *TRITON, "reference")
 NAMES = ("auto", *FUSED, "aten")
 _CPU = ("numba", "native")  # in the order that auto takes them
 PACKING = (*_CPU, *NUMBA_PRECISIONS)  # these have `pack`
-BIASES_APART = ("numba", *NUMBA_PRECISIONS)  # forward takes bias_hh too, and both passes None for zero states
+# forward takes bias_hh too, both passes None for zero states and states (1, B, H); what is not needed comes back None
+BIASES_APART = ("numba", *NUMBA_PRECISIONS)
 _MODULES: dict[str, Any] = {
     "numba": numba,
     **{f"numba-{precision}": numba.with_precision(precision) for precision in numba.PIECES},

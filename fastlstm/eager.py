@@ -56,29 +56,31 @@ class LSTMSequence(Function):
         ctx.set_materialize_grads(False)
         ctx.reverse, ctx.layer_axis, ctx.backend = reverse, layer_axis, backend
         ctx.packed = None if packed is None else weakref.ref(packed)
-        ctx.save_for_backward(*inputs, mask, h, c, gates, *(wide if wide is not inputs else ()))
+        ctx.save_for_backward(*inputs, mask, h, c, gates)
         outputs = (h, h_n.unsqueeze_(0), c_n.unsqueeze_(0)) if layer_axis else (h, h_n, c_n)
         return (*outputs, c) if wide is inputs else (*(converted(a, x.dtype) for a in outputs),)
 
     @staticmethod
     def backward(ctx: Any, *incoming: Optional) -> tuple[Any, ...]:
-        x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0, mask, h, c, gates, *wide = ctx.saved_tensors
+        x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0, mask, h, c, gates = ctx.saved_tensors
         to_x, to_ih, to_hh, to_bias_ih, to_bias_hh, to_h_0, to_c_0, *_ = ctx.needs_input_grad
         needs = [to_x, to_ih, to_hh, to_bias_ih or to_bias_hh, to_h_0, to_c_0]
         inputs = x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0
-        if not differentiated() and ops.is_plain(*incoming, *inputs, mask, h, c, gates, *wide):
+        if not differentiated() and ops.is_plain(*incoming, *inputs, mask, h, c, gates):
             packed = None if ctx.packed is None else ctx.packed()
             if packed is not None and (packed.stale or not packed.is_as_saved(weight_ih, weight_hh)):
                 packed = None
-            if wide:
-                inputs, incoming = (*wide,), (*map(_widened, incoming), None)
-            *weights, b_ih, b_hh, h_0, c_0 = inputs
-            tensors = *incoming, *weights, b_ih if b_hh is None else b_hh, h_0, c_0, mask, h, c, gates
+            dtype, narrow = x.dtype, x.itemsize == 2
+            if narrow:  # again: kept, they would be twice the memory of what they are copies of
+                x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0 = map(_widened, inputs)
+                incoming = *map(_widened, incoming), None
+            bias = bias_ih if bias_hh is None else bias_hh
+            tensors = *incoming, x, weight_ih, weight_hh, bias, h_0, c_0, mask, h, c, gates
             gradients = dispatch.module(ctx.backend).backward(*tensors, ctx.reverse, needs, packed)
-            if wide:
-                gradients = (*(a if a is None else converted(a, x.dtype) for a in gradients),)
+            if narrow:
+                gradients = (*(a if a is None else converted(a, dtype) for a in gradients),)
         else:
-            gradients = _differentiable(ctx, incoming, inputs, mask, (h, c, gates), needs)
+            gradients = _composed(ctx, incoming, inputs, mask, (h, c, gates), needs)
         dx, dweight_ih, dweight_hh, dbias, dh_0, dc_0 = gradients
         if ctx.layer_axis:
             dh_0, dc_0 = (a if a is None else a.unsqueeze(0) for a in (dh_0, dc_0))
@@ -86,7 +88,7 @@ class LSTMSequence(Function):
         return dx, dweight_ih, dweight_hh, dbias_ih, dbias_hh, dh_0, dc_0, None, None, None, None, None
 
 
-def _differentiable(
+def _composed(
     ctx: Any,
     incoming: tuple[Optional, ...],
     inputs: tuple[Any, ...],
@@ -94,7 +96,7 @@ def _differentiable(
     kept: tuple[Tensor, ...],
     needs: list[bool],
 ) -> tuple[Optional, ...]:
-    """LSTMSequence's gradients in a way that can be differentiated again."""
+    """LSTMSequence's gradients by Functions that can be differentiated again."""
     dtype = inputs[0].dtype
     narrow = dtype.itemsize == 2
     with no_autocast(inputs[0]):  # backward may run inside the caller's autocast

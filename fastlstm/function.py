@@ -182,7 +182,7 @@ def zero_held(h: Tensor, held: Tensor) -> Tensor:
     """`h` (T,B,H) with zeros where `held` (T,B,1). Equivalent to `masked_fill`, but in memory that is used again: fresh
     pages both ways cost a training step more than the filling does.
     """
-    if not ops.is_plain(h, held) or torch.autograd.forward_ad._current_level >= 0:
+    if not ops.is_untransformed(h, held):
         return h.masked_fill(held, 0)
     return _ZeroHeld.apply(h, held)
 
@@ -191,7 +191,7 @@ def join(parts: list[Tensor]) -> Tensor:
     """The directions' features side by side. Equivalent to ``torch.cat(parts, -1)``, in such memory."""
     if len(parts) == 1:
         return parts[0]
-    if not ops.is_plain(*parts) or torch.autograd.forward_ad._current_level >= 0:
+    if not ops.is_untransformed(*parts):
         return torch.cat(parts, -1)
     return _Join.apply(*parts)
 

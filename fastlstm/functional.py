@@ -64,7 +64,8 @@ def lstm(
         reverse: run from the last step to the first; outputs stay in the order of `x`.
         return_cells: also return every cell state.
         backend: a name of `fastlstm.dispatch.NAMES`; None takes `use_backend`'s.
-        slot: a module's own, which keeps these weights packed while no gradient is wanted, and from step to step.
+        slot: a module's own, which keeps these weights packed while no gradient is wanted, and from step to step. With
+            it a call under no transform takes shorter ways, see `fastlstm.inference`.
 
     Returns:
         ``output`` (T, B, H), ``(h_n, c_n)`` each (B, H), and with `return_cells` the cell states (T, B, H).
@@ -161,8 +162,9 @@ def lstm_cell(
         hx = hx if hx is None else (hx[0].to(x.dtype), hx[1].to(x.dtype))
         with torch.autocast("cpu", enabled=False):
             return lstm_cell(x, hx, weight_ih, weight_hh, bias_ih, bias_hh, backend=backend)
-    if slot is not None and hx is not None:
-        weights = weight_ih, weight_hh, bias_ih, bias_hh
+    weights = weight_ih, weight_hh, bias_ih, bias_hh
+    # a step with gradients is served by packed weights of as many bits
+    if slot is not None and hx is not None and (x.itemsize > 2 or not wants_gradient(*weights, x, *hx)):
         layer = packed_layer(slot, x.unsqueeze(0), hx, weights, backend)
         # what autograd saves must not depend on whether they were packed before: a checkpoint would not take it
         if layer is not None and (state := packed_step(slot, x, hx, weights, backend)) is not None:

@@ -101,6 +101,13 @@ def is_plain(*tensors: Tensor | None) -> bool:
     return True
 
 
+def is_untransformed(*tensors: Tensor | None) -> bool:
+    """True where a Function that knows no transform may take these tensors: nothing but reverse mode is active."""
+    if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
+        return False
+    return is_plain(*tensors)
+
+
 def forward(
     x: Tensor,
     weight_ih: Tensor,

@@ -109,7 +109,7 @@ def assembly(features, target, pieces=0):
         builders = matrix.builders(pieces) if pieces else primitives.builders(Lanes(types.float32))
         for name, (arguments, builder) in builders.items():
             primitives.function(module, name, arguments, builder).linkage = "external"
-        machine = llvm.Target.from_triple(triple).create_target_machine(cpu=cpu, opt=3)
+        machine = llvm.Target.from_triple(triple).create_target_machine(cpu=cpu, features={features!r}, opt=3)
         parsed = llvm.parse_assembly(str(module))
         options = llvm.create_pipeline_tuning_options(speed_level=3)
         builder = llvm.create_pass_builder(machine, options)

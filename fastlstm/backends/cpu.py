@@ -67,6 +67,7 @@ class PackedWeights:
 
     backend: str  # whose they are, the name under which they were packed
     stale = False  # whether they were found to differ from the weights
+    watched = False  # whether calls look for changes at the 16-bit weights that these are copies of
     steps_back = False  # whether `step` can save for a backward pass, and `step_backward` is one
 
     def __init__(self, weights: Sequence[Tensor | None]) -> None:
@@ -95,12 +96,6 @@ class PackedWeights:
                 return False
         return True
 
-    def watch(self, weights: Sequence[Tensor | None]) -> bool:
-        """Look at these for changes, of which the packed ones are copies of more bits; False where it cannot. They are
-        contiguous, and the caller keeps them alive.
-        """
-        return False
-
     def is_as_saved(self, weight_ih: Tensor, weight_hh: Tensor) -> bool:
         """True where what autograd saved are the weights themselves, unchanged as far as is counted."""
         saved = zip((weight_ih, weight_hh), self.keys)
@@ -128,12 +123,12 @@ class WidenedWeights(PackedWeights):
     all biases, and one element of each row and column of the weights.
     """
 
-    def __init__(self, weights: Sequence[Tensor | None], pack: Callable[[Sequence[Tensor | None]], Any]) -> None:
-        """`weights` as for `PackedWeights`; `pack`: the backend's, for float32 weights."""
+    def __init__(self, weights: Sequence[Tensor | None], pack: Callable[..., Any]) -> None:
+        """`weights` as for `PackedWeights`; `pack`: the backend's, for float32 weights and these."""
         super().__init__(weights)
-        self.packed = pack([None if a is None else a.detach().float() for a in weights])
-        self.watched = self.packed.watch([None if a is None else a.detach() for a in weights])
-        if not self.watched:
+        narrow = [None if a is None else a.detach() for a in weights]
+        self.packed = pack([a if a is None else a.float() for a in narrow], narrow)
+        if not self.packed.watched:
             self.places = [_places(a) for a in (self.weight_ih, self.weight_hh)]
             self.samples = self._samples()
 
@@ -142,7 +137,7 @@ class WidenedWeights(PackedWeights):
         return [*(a[place] for a, place in weights), *(a.clone() for a in self.biases)]
 
     def _unchanged(self) -> bool:
-        if not self.watched:
+        if not self.packed.watched:
             self.stale = self.stale or not all(map(torch.equal, self._samples(), self.samples))
         return not self.stale
 

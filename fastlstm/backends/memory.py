@@ -71,7 +71,7 @@ def empty(like: Tensor, *shape: int) -> Tensor:
 
 
 def converted(a: Tensor, dtype: torch.dtype) -> Tensor:
-    """Equivalent to ``a.to(dtype)``, in memory that is used again where it is large."""
+    """A contiguous copy, in memory that is used again where it is large. Its values are those of ``a.to(dtype)``."""
     if a.numel() * dtype.itemsize < SMALL:
-        return a.to(dtype)
+        return a.to(dtype).contiguous()
     return empty(a.new_empty(0, dtype=dtype), *a.shape).copy_(a)

@@ -82,7 +82,7 @@ most_pieces._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def with_precision(precision: str) -> SimpleNamespace:
-    """This backend with products of float32 on the matrix unit: of a precision of `PIECES`."""
+    """This backend with products of bfloat16 in place of float32's: of a precision of `PIECES`."""
     name, pieces = f"numba-{precision}", PIECES[precision]
 
     def supports_precision(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -109,11 +109,11 @@ def with_precision(precision: str) -> SimpleNamespace:
     )
 
 
-def pack(weights: Sequence[Tensor | None], pieces: int = 0) -> Any:
-    """A `fastlstm.backends.numba.packed.PackedLayer` of weight_ih, weight_hh, bias_ih, bias_hh."""
+def pack(weights: Sequence[Tensor | None], narrow: Sequence[Tensor | None] = (), pieces: int = 0) -> Any:
+    """A `fastlstm.backends.numba.packed.PackedLayer` of weight_ih, weight_hh, bias_ih, bias_hh, copies of `narrow`."""
     from fastlstm.backends.numba import packed
 
-    return packed.PackedLayer(weights, pieces)
+    return packed.PackedLayer(weights, pieces, narrow)
 
 
 def saved_shape(T: int, B: int, H: int, dtype: torch.dtype) -> tuple[int, ...]:
@@ -175,7 +175,7 @@ def forward(
     stack = None
     if groups > 1:
         of_rows = row_steps(B, x=x, h_0=h_0, c_0=c_0, mask=mask, h=h, c=c_n, gates=gates, h_n=h_n, c_n=c_n)
-        of_weights = first_steps(weight_ih=weight_ih, weight_hh=weight_hh, bias=bias)
+        of_weights = first_steps(weight_ih=weight_ih, weight_hh=weight_hh, bias=bias, bias_hh=bias_hh)
         stack = groups, of_rows | of_weights, prepared.steps
     large, _ = prepared.run(ours, stack)  # a number that the matrix unit cannot take
     return forward(*call, unit=False, bias_hh=bias_hh) if large else (h, h_n, c_n, c, gates)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -198,14 +199,15 @@ def step_row(a: Tensor) -> tuple[int, int, int]:
     return a.data_ptr(), step * size, row * size
 
 
-@cache
-def _zeros(size: int) -> ctypes.Array[ctypes.c_char]:
-    return (ctypes.c_char * size)()
+_zeros: dict[int, Any] = {}
 
 
 def zeros(size: int) -> int:
-    """The address of so many bytes of zeros. A kept tensor would keep what a transform wraps it in."""
-    return ctypes.addressof(_zeros(size))
+    """The address of so many bytes of zeros, for good. A kept tensor would keep what a transform wraps it in."""
+    found = _zeros.get(size)
+    if found is None:  # one for all threads: `setdefault` is atomic
+        found = _zeros.setdefault(size, (ctypes.c_char * size)())
+    return ctypes.addressof(found)
 
 
 def groups_of(weight: Tensor) -> int:

@@ -20,7 +20,7 @@ from numba.extending import intrinsic
 
 from fastlstm.backends.numba import amx, dots
 from fastlstm.backends.numba.primitives import Builder, counted, function, transposed
-from fastlstm.backends.numba.simd import I32, I64, VECTOR_BYTES, Lanes, machine_features, machine_name
+from fastlstm.backends.numba.simd import I32, I64, VECTOR_BYTES, Lanes, machine_features
 
 FLOATS, INTS, SHORTS = Lanes(types.float32), ir.VectorType(I32, 16), ir.VectorType(ir.IntType(16), 16)
 
@@ -32,8 +32,8 @@ def unit() -> ModuleType | None:
         return None
     if {"+amx-tile", "+amx-bf16"} <= features:
         return amx
-    # AMD's, from Zen 4 on; on Intel's it runs at half of float32's rate
-    return dots if "+avx512bf16" in features and machine_name().startswith("znver") else None
+    # AMD's (sse4a is nobody else's), from Zen 4 on; on Intel's it runs at half of float32's rate
+    return dots if {"+avx512bf16", "+sse4a"} <= features else None
 
 
 @cache

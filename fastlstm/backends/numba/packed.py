@@ -22,11 +22,14 @@ class PackedLayer(PackedWeights):
 
     steps_back = True
 
-    def __init__(self, weights: Sequence[Tensor | None], pieces: int, unit: bool = True) -> None:
+    def __init__(
+        self, weights: Sequence[Tensor | None], pieces: int, narrow: Sequence[Tensor | None] = (), unit: bool = True
+    ) -> None:
         """`pieces`: of a number, for the matrix unit; with 0 only products that `host.input_pieces` names take it, and
-        none without `unit`.
+        none without `unit`. `narrow`: the weights of 16 bits that these are copies of, which are looked at for changes.
         """
         super().__init__(weights)
+        self.narrow, self.watched = narrow, len(narrow) > 0
         self.weights, self.pieces = weights, pieces
         self.lanes = host.lanes_of(self.dtype)
         self.panels = host.panels_of(self.H, self.lanes)
@@ -53,19 +56,13 @@ class PackedLayer(PackedWeights):
         self.memory = memory, self.weight_ih.new_zeros(self.H)
         a.bias, a.bias_hh = [bias.data_ptr() for bias in self.biases] + [0] * (2 - len(self.biases))
         a.h_0 = a.c_0 = self.memory[1].data_ptr()
+        if self.narrow:
+            a.narrow_ih, a.narrow_hh, a.narrow_bias, a.narrow_bias_hh = map(address, self.narrow)
         self.digests = a.digests
         done = self._pack(kernel, a)
         a.digests = 0
         self.arguments = a
         return done
-
-    def watch(self, weights: Sequence[Tensor | None]) -> bool:
-        weight_ih, weight_hh, *biases = weights
-        a = self.arguments
-        a.narrow_ih, a.narrow_hh = address(weight_ih), address(weight_hh)
-        a.narrow_bias, a.narrow_bias_hh = map(address, biases)
-        self._pack(host.forward_task(self.pieces, self.of_x), a)  # which takes the samples
-        return True
 
     def _pack(self, name: str, a: Any) -> bool:
         """Run a kernel for no steps and no rows: it only packs. False for a weight that the matrix unit cannot take."""

@@ -6,7 +6,7 @@ They are kept by shape: a short call would spend longer on them than on its arit
 from __future__ import annotations
 
 import ctypes
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -123,12 +123,17 @@ def prepare(
     return Prepared(kernel, threads, a, total // size, counters, tuple(places), tuple(large), steps, of_x, [])
 
 
-@cache
+_kept: dict[torch.dtype, Tensor] = {}
+
+
 def _constants(dtype: torch.dtype) -> Tensor:
-    """A kilobyte of zeros, then a one."""
-    memory = torch.zeros(1024 // dtype.itemsize + 1, dtype=dtype, device="cpu")
-    memory[-1] = 1.0
-    return memory
+    """A kilobyte of zeros, then a one, for good."""
+    found = _kept.get(dtype)
+    if found is None:
+        found = torch.zeros(1024 // dtype.itemsize + 1, dtype=dtype, device="cpu")
+        found[-1] = 1.0
+        found = _kept.setdefault(dtype, found)  # atomic: one for all threads, since its address is kept
+    return found
 
 
 def template(kind: str, dtype: torch.dtype, pieces: int, **fields: int) -> Any:

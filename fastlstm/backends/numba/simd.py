@@ -24,10 +24,6 @@ def machine_features() -> str:
     return llvmlite.binding.get_host_cpu_features().flatten()
 
 
-def machine_name() -> str:
-    return config.CPU_NAME or llvmlite.binding.get_host_cpu_name()  # type: ignore[attr-defined]
-
-
 def _machine() -> tuple[int, int]:
     """Bytes of a vector, and batch rows of a tile: 4 vectors a row in accumulators, with room for the operands."""
     features = machine_features()
