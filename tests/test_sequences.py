@@ -191,11 +191,12 @@ def test_saved_tensors_may_be_kept_elsewhere(taken):
 
 
 @pytest.mark.parametrize("T", [1, 6])
-def test_a_weight_changed_before_the_backward_pass(T, taken):
+@pytest.mark.parametrize("name", ["weight_hh_l0", "bias_ih_l0"])
+def test_a_weight_changed_before_the_backward_pass(T, name, taken):
     module, x = fastlstm.LSTM(5, 7, backend="numba"), torch.randn(T, 3, 5)
     output = module(x)[0]
     with torch.no_grad():
-        module.weight_hh_l0.add_(1)
+        getattr(module, name).add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         output.sum().backward()
     assert taken
