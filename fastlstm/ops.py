@@ -103,9 +103,9 @@ def is_plain(*tensors: Tensor | None) -> bool:
 
 def is_untransformed(*tensors: Tensor | None) -> bool:
     """True where a Function that knows no transform may take these tensors: nothing but reverse mode is active."""
-    if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
+    if not is_plain(*tensors):  # first: a compiler ends here
         return False
-    return is_plain(*tensors)
+    return not torch._C._are_functorch_transforms_active() and torch.autograd.forward_ad._current_level < 0
 
 
 def forward(
