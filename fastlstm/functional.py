@@ -80,7 +80,7 @@ def lstm(
         weights = weight_ih, weight_hh, bias_ih, bias_hh
         if (result := infer(slot, x, hx, weights, reverse, backend, mask)) is not None:
             h, h_n, c_n = result
-            return h if mask is None or not holds else _zero_held(h, mask), (h_n, c_n)
+            return _shown(h, mask, holds), (h_n, c_n)
     if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
         # autocast leaves float64 alone
         dtype = torch.float64 if x.dtype == torch.float64 else torch.get_autocast_dtype(x.device.type)
@@ -98,7 +98,7 @@ def lstm(
             trained = train(slot, x, given, weights, backend, mask=mask, reverse=reverse)
             if trained is not None:
                 h, h_n, c_n = trained
-                return h if mask is None or not holds else _zero_held(h, mask), (h_n, c_n)
+                return _shown(h, mask, holds), (h_n, c_n)
     if hx is None:  # one row for all: a compiler would fill B rows with threads of its own, which hinder the kernel's
         h_0 = x.new_zeros(1, (weight_hh if weight_hr is None else weight_hr.mT).shape[-1]).expand(B, -1)
         c_0 = h_0 if weight_hr is None else x.new_zeros(B, weight_hr.shape[-1])
@@ -134,8 +134,7 @@ def lstm(
         h, h_n, c_n, c, _ = _apply(x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, name, packed)
     else:
         h, h_n, c_n, c, _ = ops.forward(x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, return_cells, name)
-    if mask is not None and holds:
-        h = _zero_held(h, mask)
+    h = _shown(h, mask, holds)
     if h.dtype != dtype:
         h, h_n, c_n, c = h.to(dtype), h_n.to(dtype), c_n.to(dtype), c.to(dtype)
     return (h, (h_n, c_n), c) if return_cells else (h, (h_n, c_n))
@@ -172,8 +171,9 @@ def lstm_cell(
     return lstm(x.unsqueeze(0), hx, weight_ih, weight_hh, bias_ih, bias_hh, backend=backend, slot=slot)[1]
 
 
-def _zero_held(h: Tensor, mask: Tensor) -> Tensor:
-    return zero_held(h, (mask == reference.HOLD).unsqueeze(-1))
+def _shown(h: Tensor, mask: Tensor | None, holds: bool) -> Tensor:
+    """The outputs: zeros at steps that are held, where the mask may hold any."""
+    return zero_held(h, (mask == reference.HOLD).unsqueeze(-1)) if mask is not None and holds else h
 
 
 def _wants_autograd(*tensors: Tensor | None) -> bool:

@@ -124,6 +124,17 @@ def saved_shape(T: int, B: int, H: int, dtype: torch.dtype) -> tuple[int, ...]:
     return T, panels_of(H, lanes), B, 4 * lanes
 
 
+def _set_states(a: Any, h_0: Tensor | None, c_0: Tensor | None, row_bytes: int) -> Any:
+    """Give the arguments their initial states, zeros where there are none. The caller keeps what comes back alive."""
+    if h_0 is None or c_0 is None:
+        a.h_0 = a.c_0 = zeros(row_bytes)
+        return None, None
+    h_0, c_0 = rows_contiguous(h_0), rows_contiguous(c_0)
+    a.h_0, a.h_0_row = row(h_0)
+    a.c_0, a.c_0_row = row(c_0)
+    return h_0, c_0
+
+
 def forward(
     x: Tensor,
     weight_ih: Tensor,
@@ -165,12 +176,7 @@ def forward(
         a.c = a.c_n
     a.weight_ih, a.weight_ih_row = row(weight_ih)
     a.weight_hh, a.weight_hh_row = row(weight_hh)
-    if h_0 is None or c_0 is None:
-        a.h_0 = a.c_0 = zeros(H * x.element_size())
-    else:
-        h_0, c_0 = rows_contiguous(h_0), rows_contiguous(c_0)
-        a.h_0, a.h_0_row = row(h_0)
-        a.c_0, a.c_0_row = row(c_0)
+    h_0, c_0 = _set_states(a, h_0, c_0, H * x.element_size())
     a.bias, a.bias_hh, a.mask = address(bias), address(bias_hh), address(mask)
     stack = None
     if groups > 1:
@@ -237,12 +243,7 @@ def backward(
     a.x, a.x_step, a.x_row = step_row(x)
     a.weight_ih, a.weight_ih_row = row(weight_ih)
     a.weight_hh, a.weight_hh_row = row(weight_hh)
-    if h_0 is None or c_0 is None:
-        a.h_0 = a.c_0 = zeros(H * x.element_size())
-    else:
-        h_0, c_0 = rows_contiguous(h_0), rows_contiguous(c_0)
-        a.h_0, a.h_0_row = row(h_0)
-        a.c_0, a.c_0_row = row(c_0)
+    h_0, c_0 = _set_states(a, h_0, c_0, H * x.element_size())
     a.h, a.c, a.gates, a.mask = h.data_ptr(), c.data_ptr(), gates.data_ptr(), address(mask)
     if dh is not None:
         dh = rows_contiguous(dh)

@@ -1,0 +1,82 @@
+"""Changes of weights that stay packed: every one is seen, counted by PyTorch or not."""
+
+import pytest
+import torch
+
+import fastlstm
+from tests.test_inference import assert_same_bits, backend, slots  # noqa: F401  the backends, for every test
+
+
+def set_row(a):
+    a[3] = 1
+
+
+def set_column(a):
+    a[:, 2] = 0.25
+
+
+CHANGES = {
+    "in place": lambda m: torch.no_grad()(m.weight_hh_l0.mul_)(1.5),
+    "one element": lambda m: torch.no_grad()(m.weight_ih_l0[6, 1].fill_)(3.0),
+    "replaced": lambda m: setattr(m, "weight_ih_l0", torch.nn.Parameter(torch.randn(28, 5))),
+    "loaded": lambda m: m.load_state_dict({k: v + 0.5 for k, v in m.state_dict().items()}),
+    "optimised": lambda m: m(torch.randn(2, 2, 5))[0].sum().backward() or torch.optim.SGD(m.parameters(), 1.0).step(),
+    "other data": lambda m: setattr(m.weight_hh_l0, "data", torch.randn(28, 7)),
+    "data, all of it": lambda m: m.weight_ih_l0.data.mul_(1.5),
+    "data, a row": lambda m: set_row(m.weight_hh_l0.data),
+    "data, a column of weight_ih": lambda m: set_column(m.weight_ih_l0.data),
+    "data, a column of weight_hh": lambda m: set_column(m.weight_hh_l0.data),
+    "data, one bias": lambda m: m.bias_hh_l0.data[5].fill_(2.0),
+    "numpy, a row": lambda m: set_row(m.weight_ih_l0.detach().view(torch.uint8).numpy()),
+}
+
+
+@pytest.fixture(params=[torch.float32, torch.bfloat16])
+def default_dtype(request):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(request.param)
+    yield
+    torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_of_the_weights_is_seen(change, default_dtype):
+    lstm, x = fastlstm.LSTM(5, 7), torch.randn(3, 2, 5)
+    with torch.no_grad():
+        before = lstm(x)[0]
+    CHANGES[change](lstm)
+    assert_same_bits(lstm, x)
+    with torch.no_grad():
+        assert not torch.equal(lstm(x)[0], before)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_column_far_beyond_the_rows_is_seen(default_dtype, bias):
+    lstm, x = fastlstm.LSTM(100, 7, bias=bias), torch.randn(3, 2, 100)
+    with torch.no_grad():
+        before = lstm(x)[0]
+        lstm.weight_ih_l0.data[:, 50] = 9.0
+        assert not torch.equal(lstm(x)[0], before)
+    assert_same_bits(lstm, x)
+
+
+@pytest.mark.parametrize("name", ["weight_hh_l0", "bias_ih_l0"])
+def test_weights_that_are_not_contiguous_are_not_packed(name):
+    lstm, x = fastlstm.LSTM(5, 7), torch.randn(3, 2, 5)
+    strided = torch.randn(7, 28).mT if name == "weight_hh_l0" else torch.randn(56)[::2]
+    setattr(lstm, name, torch.nn.Parameter(strided))
+    with torch.no_grad():
+        lstm(x)
+    getattr(lstm, name).data.mul_(3)
+    assert_same_bits(lstm, x)
+    assert slots(lstm) == [None]
+
+
+@pytest.mark.parametrize("kind", [fastlstm.LSTM, fastlstm.LSTMCell])
+def test_a_move_drops_the_packed_weights(kind):
+    module = kind(5, 7)
+    with torch.no_grad():
+        module(torch.randn(3, 5))
+    assert len(slots(module)) == 1
+    module.to("meta")
+    assert slots(module) == []
