@@ -117,14 +117,15 @@ template <class E> struct ForwardScratch {
         h_new[CHUNK * Vector<E>::N];
 };
 
-// preact (rows, 4, lanes) of one panel: the rows of x and h against its weights, in blocks of at most BLOCK_K
+// preact (rows, 4, lanes) of one panel: the rows of x and h against its weights, in blocks of at most BLOCK_K. No h: it is
+// zero.
 template <class E>
 void preact_of(int64_t rows, int64_t I, int64_t K, const E *w, const E *biases, Rows<const E> x, Rows<const E> h, E *out) {
     constexpr int64_t L = Vector<E>::N;
-    const int64_t block = ceil_div(K, ceil_div(K, BLOCK_K));
+    const int64_t block = ceil_div(K, ceil_div(K, BLOCK_K)), used = h.at ? K : I;
     Rows<const E> init{biases, 0};
-    for (int64_t k = 0; k < K; k += block, init = {out, 4 * L}) {
-        int64_t last = min(k + block, K), of_x = max(0, min(last, I) - k), of_h = last - k - of_x;
+    for (int64_t k = 0; k < used; k += block, init = {out, 4 * L}) {
+        int64_t last = min(k + block, used), of_x = max(0, min(last, I) - k), of_h = last - k - of_x;
         const E *x_k = of_x ? x.at + k : x.at, *h_k = of_h ? h.at + max(0, k - I) : h.at;
         product<E, 4>(rows, {init.at, init.row, out, 4 * L, w + k * 4 * L, x_k, x.row, 1, of_x, 1, 0, h_k, h.row, of_h});
     }
@@ -176,6 +177,7 @@ template <class E> void forward(void *argument, int thread, int threads) {
     E *h_all = (E *)a.h, *c_all = (E *)(a.c ? a.c : a.c_n);
     ForwardScratch<E> scratch;
     Rows<const E> h_prev{(const E *)a.h_0, a.h_0_row}, c_prev{(const E *)a.c_0, a.c_0_row};
+    const bool begins_at_zero = is_zero<E>(b_last - b_first, H, h_prev.from(b_first, 0));
 
     for (int64_t s = 0; s < T; s++) {
         const int64_t t = a.reverse ? T - 1 - s : s;
@@ -194,8 +196,8 @@ template <class E> void forward(void *argument, int thread, int threads) {
             const int64_t valid = min(L, H - p * L), u = p * L;
             for (int64_t b = b_first; b < b_last; b += CHUNK) {
                 int64_t rows = min(CHUNK, b_last - b);
-                preact_of<E>(rows, I, K, packed + p * K * 4 * L, biases + p * 4 * L, x.from(b, 0), h_seen.from(b, 0),
-                             scratch.preact);
+                const Rows<const E> h_rows = s == 0 && begins_at_zero ? Rows<const E>{nullptr, 0} : h_seen.from(b, 0);
+                preact_of<E>(rows, I, K, packed + p * K * 4 * L, biases + p * 4 * L, x.from(b, 0), h_rows, scratch.preact);
                 E *gates = a.gates ? (E *)a.gates + ((t * panels + p) * B + b) * 4 * L : nullptr;
                 finish_cells<E>(rows, valid, mask ? mask + b : mask, scratch, h_prev.from(b, u), c_prev.from(b, u),
                                 h.from(b, u), c.from(b, u), gates);

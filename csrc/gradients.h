@@ -96,18 +96,21 @@ template <class E> struct Gradients {
         const int64_t columns = I + H + 1, all = (s_last - s_first) * B, count = ceil_div(columns, STRIP);
         const int64_t first = share(all, half, job.halves), rows = share(all, half + 1, job.halves) - first;
         const int64_t block = ceil_div(rows, ceil_div(rows, BLOCK_ROWS));
+        const int64_t zero = s_first == 0 && is_zero<E>(B, H, h_before(0)) ? max(0, B - first) : 0;  // rows h begins with
         for (int64_t j = 0; j < count; j++) {  // to and fro: the sums touched last are still in the L2 cache
             const int64_t k = (s_first / job.chunk % 2 ? count - 1 - j : j) * STRIP;
+            const int64_t skipped = k >= I && k + STRIP <= I + H ? zero : 0;
             const E *strip = strips + k * all + first * STRIP;
             for (int64_t p = p_first; p < p_last; p++) {
                 E *out = sum_of(half, p) + k * 4 * L;
                 const E *dpreact = dpreact_of(p, s_first, first);
                 Rows<const E> init{out, 4 * L};
                 if (s_last == T) init = {zeros, 0};
-                for (int64_t r = 0; r < rows; r += block, init = {out, 4 * L}) {
+                for (int64_t r_first = 0; r_first < rows; r_first += block, init = {out, 4 * L}) {
+                    const int64_t r = max(r_first, skipped), r_last = min(r_first + block, rows);
                     const E *at = strip + r * STRIP;
                     product<E, 4>(min(STRIP, columns - k), {init.at, init.row, out, 4 * L, dpreact + r * 4 * L, at, 1, STRIP,
-                                                            min(block, rows - r), 1, 0, at, 0, 0});
+                                                            max(0, r_last - r), 1, 0, at, 0, 0});
                 }
             }
         }

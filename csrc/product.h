@@ -92,6 +92,16 @@ NOINLINE void copy_rows(int64_t rows, int64_t valid, int64_t width, Rows<const E
     }
 }
 
+// Whether every bit of the rows is zero: then a product with them is left out, and no bit of a sum differs.
+template <class E> NOINLINE bool is_zero(int64_t rows, int64_t width, Rows<const E> source) {
+    for (int64_t r = 0; r < (source.row ? rows : min(rows, 1)); r++) {
+        char found = 0;
+        for (int64_t k = 0; k < width * (int64_t)sizeof(E); k++) found |= ((const char *)source[r])[k];
+        if (found) return false;
+    }
+    return true;
+}
+
 template <class E> void zero_rows(int64_t rows, int64_t width, Rows<E> target) {
     copy_rows<E>(rows, 0, width, target, target);
 }

@@ -11,6 +11,7 @@ from fastlstm.backends.numba.shared import (
     RESET,
     VECTOR,
     any_row,
+    is_zero,
     jit,
     share,
     share_rows,
@@ -77,11 +78,12 @@ def forward_with(products: Any) -> Any:
         part, member = thread // team, thread % team
         first, last = share(panels, thread, parts * team), share(panels, thread + 1, parts * team)
         scratch = a.scratch + thread * a.scratch_bytes
+        recurs = T != 1 or not is_zero(B, H * S, a.h_0, a.h_0_row)  # else no product has weight_hh in it
         if a.digests != 0:
-            digest_weights(a, thread, parts * team)
+            digest_weights(a, thread, parts * team, recurs)
         if a.stale != 0:  # packed before, and others may be reading it: nothing is written here
             for p in range(first, last):
-                if is_stale(a, p, scratch):
+                if is_stale(a, p, scratch, recurs):
                     add_atomic(a.stale, 1)  # the result is thrown away; but the team still meets at its barriers
         else:
             for p in range(first, last):
@@ -98,6 +100,7 @@ def forward_with(products: Any) -> Any:
         x_last = b_first + share(b_last - b_first, member + 1, team)
         h_reset = scratch + CHUNK * 7 * VECTOR  # (rows, H)
         h_prev, h_prev_row, c_prev, c_prev_row = a.h_0, a.h_0_row, a.c_0, a.c_0_row
+        begins_at_zero = is_zero(b_last - b_first, H * S, h_prev + b_first * h_prev_row, h_prev_row)
         begin(a, b_last - b_first)
         if not reads_inputs and T > 0:
             feed_inputs(a, 0, part, b_first, b_last, x_first, x_last, scratch)
@@ -117,6 +120,8 @@ def forward_with(products: Any) -> Any:
                 h_seen, h_seen_row = h_reset - b_first * H * S, H * S
                 call(a.copy_rows, b_last - b_first, H, H, h_prev + b_first * h_prev_row, h_prev_row, h_reset, H * S)
                 zero_rows(a, b_last - b_first, H, mask + b_first * 4, RESET, h_reset, H * S)
+            if s == 0 and begins_at_zero:
+                h_seen = 0
             for j in range(p_first, p_last):  # to and fro: the weights read last are still in the L2 cache
                 p = j if (s + a.flip) % 2 == 0 else p_first + p_last - 1 - j
                 multiply_inputs(a, s, p, part, b_first, b_last)

@@ -32,13 +32,14 @@ def pack_weights(a, p, scratch):
 
 @jit
 def preact(a, s, p, b, rows, part, b_first, b_last, scratch, x, h_seen, h_seen_row):
-    """preact of panel p for `rows` rows from `b` on, to scratch (rows, 4, lanes)."""
+    """preact of panel p for `rows` rows from `b` on, to scratch (rows, 4, lanes). No h_seen: it is zero."""
     S, I, K = a.size, a.I, a.I + a.H
     block = (K + BLOCK_K - 1) // BLOCK_K
     block = (K + block - 1) // block
     w, init, init_row = a.packed + p * K * 4 * VECTOR, a.biases + p * 4 * VECTOR, 0
-    for k in range(0, K, block):
-        k_last = min(k + block, K)
+    used = K if h_seen != 0 else I
+    for k in range(0, used, block):
+        k_last = min(k + block, used)
         of_x = max(0, min(k_last, I) - k)
         x_k, h_k = x + b * a.x_row + k * S, h_seen + b * h_seen_row + max(0, k - I) * S
         call(

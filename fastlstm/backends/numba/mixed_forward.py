@@ -84,15 +84,16 @@ def multiply_inputs(a, s, p, part, b_first, b_last):
 
 @jit
 def preact(a, s, p, b, rows, part, b_first, b_last, scratch, x, h_seen, h_seen_row):
-    """preact of panel p for `rows` rows from `b` on, to scratch (rows, 4, lanes)."""
+    """preact of panel p for `rows` rows from `b` on, to scratch (rows, 4, lanes). No h_seen: it is zero."""
     S, H = a.size, a.H
     block = (H + BLOCK_K - 1) // BLOCK_K
     block = (H + block - 1) // block
     w, init = a.packed + p * H * 4 * VECTOR, fed(a, p, row_of(a, s, b, part, b_first, b_last))
-    for k in range(0, H, block):
-        h = h_seen + b * h_seen_row + k * S
+    used = H if h_seen != 0 else 1
+    for k in range(0, used, block):
+        h, count = h_seen + b * h_seen_row + k * S, min(block, H - k) if h_seen != 0 else 0
         call(
             a.product4, rows, init, 4 * VECTOR, scratch, 4 * VECTOR, w + k * 4 * VECTOR,
-            h, h_seen_row, S, min(block, H - k), 1, 0, 0, h, 0, 0,
+            h, h_seen_row, S, count, 1, 0, 0, h, 0, 0,
         )  # fmt: skip
         init = scratch

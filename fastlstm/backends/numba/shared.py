@@ -73,6 +73,18 @@ def any_row(mask, rows, value):
 
 
 @jit
+def is_zero(rows, width, source, source_row):
+    """Whether `width` bytes of each row are zero: then a product with them is left out, and no bit of a sum differs."""
+    for r in range(rows if source_row != 0 else min(rows, 1)):
+        found = 0
+        for k in range(0, width, 4):
+            found |= get_int32(source + r * source_row + k)
+        if found != 0:
+            return False
+    return True
+
+
+@jit
 def zero_rows(a, rows, width, mask, value, target, target_row):
     """Zero the rows whose step has this mask value."""
     for r in range(rows):

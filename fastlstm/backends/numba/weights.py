@@ -40,16 +40,16 @@ def meets_narrow(element, sample, keep):
 
 
 @jit
-def sampled(a, p, keep):
+def sampled(a, p, keep, recurs):
     """Keep samples of panel p, or return whether the weights still have them: one element of each row, from a column
-    that moves on with the row so that every column is met.
+    that moves on with the row so that every column is met. `recurs`: whether weight_hh is looked at.
     """
     L, S, I, H = a.lanes, a.size, a.I, a.H
     at = a.samples + p * 4 * L * samples_of(I, H) * S
     for gate in range(4):
         for unit in range(p * L, min((p + 1) * L, H)):
             row = gate * H + unit
-            if not meets(a, a.weight_hh + row * a.weight_hh_row + row % H * S, at, keep):
+            if recurs and not meets(a, a.weight_hh + row * a.weight_hh_row + row % H * S, at, keep):
                 return False
             at += S
             for k in range(row % min(I, 4 * H), I, 4 * H):
@@ -60,14 +60,14 @@ def sampled(a, p, keep):
 
 
 @jit
-def sampled_narrow(a, p, keep):
+def sampled_narrow(a, p, keep, recurs):
     """As `sampled`, of the weights and biases of 16 bits that these are copies of."""
     L, I, H = a.lanes, a.I, a.H
     at = a.samples + p * 4 * L * samples_of(I, H) * 4
     for gate in range(4):
         for unit in range(p * L, min((p + 1) * L, H)):
             row = gate * H + unit
-            if not meets_narrow(a.narrow_hh + (row * H + row % H) * 2, at, keep):
+            if recurs and not meets_narrow(a.narrow_hh + (row * H + row % H) * 2, at, keep):
                 return False
             at += 4
             for bias in (a.narrow_bias, a.narrow_bias_hh):
@@ -86,9 +86,9 @@ def sampled_narrow(a, p, keep):
 def keep_samples(a, p):
     if a.samples != 0:
         if a.narrow_hh != 0:
-            sampled_narrow(a, p, True)
+            sampled_narrow(a, p, True, True)
         else:
-            sampled(a, p, True)
+            sampled(a, p, True, True)
 
 
 @jit
@@ -98,26 +98,28 @@ def samples_of(I, H):
 
 
 @jit
-def is_stale(a, p, scratch):
+def is_stale(a, p, scratch, recurs):
     """True where a bias of panel p or a sample of its weights has changed: what changes a whole row, a whole column or
-    everything is found.
+    everything is found. `recurs`: whether weight_hh is used at all.
     """
     if a.narrow_hh != 0:
-        return not sampled_narrow(a, p, False)
+        return not sampled_narrow(a, p, False, recurs)
     pack_biases(a, p, scratch)
     bias = a.biases + p * 4 * VECTOR
     for k in range(0, 4 * VECTOR, 4):
         if get_int32(scratch + k) != get_int32(bias + k):
             return True
-    return not sampled(a, p, False)
+    return not sampled(a, p, False, recurs)
 
 
 @jit
-def digest_weights(a, thread, threads):
-    """This thread's blocks of the weights, digested to their vectors at `digests`, or compared to them."""
+def digest_weights(a, thread, threads, recurs):
+    """This thread's blocks of the weights, digested to their vectors at `digests`, or compared to them. `recurs` is as
+    in `is_stale`.
+    """
     of_ih, of_hh = a.H * a.I * a.size, a.H * a.H * a.size  # words
     blocks_ih = (of_ih + DIGEST - 1) // DIGEST
-    blocks = blocks_ih + (of_hh + DIGEST - 1) // DIGEST
+    blocks = blocks_ih + (of_hh + DIGEST - 1) // DIGEST if recurs else blocks_ih
     for n in range(share(blocks, thread, threads), share(blocks, thread + 1, threads)):
         source, words, k = (a.weight_ih, of_ih, n) if n < blocks_ih else (a.weight_hh, of_hh, n - blocks_ih)
         k *= DIGEST
