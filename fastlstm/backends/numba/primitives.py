@@ -271,31 +271,48 @@ def add_rows(lanes: Lanes) -> Builder:
 def copy_rows(lanes: Lanes) -> Builder:
     """Copy `valid` elements of each row, then zeros up to `width`.
 
-    Rows are short: a call of memmove would cost more than the copy.
+    Rows are short: a call of memmove would cost more than the copy, and so would one element after another.
     """
-    pointer, size, vector = lanes.scalar.as_pointer(), I64(lanes.size), I64(lanes.size * lanes.count)
+    vector, size = lanes.count, I64(lanes.size)
+
+    def spans(b, rows, count, places, steps, body):
+        """``body(lanes, *places)`` for vectors that cover `count` elements of each row: of the most lanes that fit, the
+        last of them over the end of those before.
+        """
+        lanes_each = [vector >> k for k in range(vector.bit_length())]
+        for n in lanes_each:
+            fits = b.icmp_signed(">=", count, I64(n))
+            if n < vector:
+                fits = b.and_(fits, b.icmp_signed("<", count, I64(2 * n)))
+            last = b.mul(b.sub(count, I64(n)), size)
+
+            def row(*places, n=n, last=last):
+                def whole(*places):
+                    body(n, *places)
+                    return [b.add(place, I64(n * lanes.size)) for place in places]
+
+                counted(b, b.udiv(b.sub(count, I64(1)), I64(n)), list(places), whole)
+                body(n, *(b.add(place, last) for place in places))
+                return [b.add(place, step) for place, step in zip(places, steps)]
+
+            counted(b, b.select(fits, rows, I64(0)), places, row)
 
     def build(b, rows, valid, width, source, source_row, target, target_row):
-        def whole(source, target):
-            lanes.store(b, lanes.load(b, source), target)
-            return [b.add(source, vector), b.add(target, vector)]
+        def pointer(n, place):
+            return b.inttoptr(place, ir.VectorType(lanes.scalar, n).as_pointer())
 
-        def one(source, target):
-            b.store(b.load(b.inttoptr(source, pointer)), b.inttoptr(target, pointer))
-            return [b.add(source, size), b.add(target, size)]
+        def copy(n, target, source):
+            value = b.load(pointer(n, source))
+            value.align = lanes.size
+            b.store(value, pointer(n, target)).align = lanes.size
 
-        def zero(target):
-            b.store(lanes.scalar(0.0), b.inttoptr(target, pointer))
-            return [b.add(target, size)]
+        def clear(n, target):
+            zeros = ir.Constant(ir.VectorType(lanes.scalar, n), [0.0] * n)
+            b.store(zeros, pointer(n, target)).align = lanes.size
 
-        vectors, rest = b.udiv(valid, I64(lanes.count)), b.urem(valid, I64(lanes.count))
-
-        def row(source, target):
-            end = counted(b, rest, counted(b, vectors, [source, target], whole), one)[1]
-            counted(b, b.sub(width, valid), [end], zero)
-            return [b.add(source, source_row), b.add(target, target_row)]
-
-        counted(b, rows, [source, target], row)
+        spans(b, rows, valid, [target, source], [target_row, source_row], copy)
+        rest = b.add(target, b.mul(valid, size))
+        spans(b, rows, b.sub(width, valid), [rest], [target_row], clear)
 
     return build
 
