@@ -57,7 +57,9 @@ def test_large_buffers_take_each_others_memory(monkeypatch):
     monkeypatch.setattr(memory, "_free", deque())
     x, shape = torch.empty(0), (70, 8, 1, 650, 650, torch.float32, 0, False, False, 1)
     forward = numba.forward_call(*shape).call(x)
-    packed, forward.held = forward.arguments.packed, ()
+    packed = forward.arguments.packed
+    while forward.pages:
+        memory.release(forward.pages.pop())
     backward = numba.backward_call(*shape, True, False, False, True).call(x)
     assert backward.arguments.dweights == packed
 

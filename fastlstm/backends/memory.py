@@ -20,54 +20,76 @@ SMALL = 1 << 20  # below this malloc keeps the memory anyway
 LIMIT = 256 << 20  # bytes the pool may hold while nobody uses them
 PAGE = 2 << 20
 
-_free: deque[mmap.mmap] = deque()  # append and pop are atomic, and finalizers run anywhere
+
+class Pages:
+    """Memory of its own, of `size` bytes at `address`."""
+
+    __slots__ = ("address", "memory", "size")
+
+    def __init__(self, used: int) -> None:
+        self.size = -(-used // PAGE) * PAGE
+        if os.name == "nt":
+            self.memory = mmap.mmap(-1, self.size)
+        else:  # shared, a forked child would write into them
+            self.memory = mmap.mmap(-1, self.size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            if used >= PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
+                with suppress(OSError):  # advice, which not every kernel takes
+                    self.memory.madvise(mmap.MADV_HUGEPAGE, 0, used // PAGE * PAGE)  # the rest as it is used
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
 
 
-def _release(pages: mmap.mmap) -> None:
-    _free.append(pages)
-    held = sum(len(p) for p in list(_free))
-    while held > LIMIT and _free:
-        held -= len(_free.popleft())
+class _Loan(weakref.ref):
+    __slots__ = ("pages",)
+    pages: Pages
 
 
-def forget() -> None:
-    """Give back to the system what nobody uses."""
-    _free.clear()
+_free: deque[Pages] = deque()  # append and remove are atomic, and finalizers run anywhere
+_lent: dict[int, _Loan] = {}
 
 
-def _take(used: int) -> mmap.mmap:
+def take(used: int) -> Pages:
+    """Memory for `used` bytes, of the pool where it has some that serves: the smallest, and of these the newest. A
+    layer's buffers are another's, but a large one is not spent on a small need.
+    """
     size = -(-used // PAGE) * PAGE
-    # the smallest that serves: a layer's buffers are another's, but a large one is not spent on a small need
-    for limit in sorted({len(pages) for pages in list(_free) if size <= len(pages) <= 2 * size}):
-        for _ in range(len(_free)):
-            try:
-                pages = _free.pop()
-            except IndexError:
-                break
-            if len(pages) == limit:
-                return pages
-            _free.appendleft(pages)
-    if os.name == "nt":
-        return mmap.mmap(-1, size)
-    pages = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared, a forked child would write into them
-    if used >= PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):  # advice, which not every kernel takes
-            pages.madvise(mmap.MADV_HUGEPAGE, 0, used // PAGE * PAGE)  # the rest in small pages, as it is used
-    return pages
+    while True:
+        best = None
+        for pages in reversed(tuple(_free)):
+            if size <= pages.size <= 2 * size and (best is None or pages.size < best.size):
+                best = pages
+        if best is None:
+            return Pages(used)
+        with suppress(ValueError):  # another thread's by now
+            _free.remove(best)
+            return best
+
+
+def release(pages: Pages) -> None:
+    """Give back to the pool what `take` gave."""
+    _free.append(pages)
+    held = sum([pages.size for pages in tuple(_free)])
+    while held > LIMIT and _free:
+        held -= _free.popleft().size
+
+
+def _returned(loan: _Loan) -> None:
+    del _lent[id(loan)]
+    release(loan.pages)
 
 
 def empty(like: Tensor, *shape: int) -> Tensor:
     """`like.new_empty(shape)`, on the CPU from the pool where it is large."""
-    size = math.prod(shape) * like.element_size()
+    count = math.prod(shape)
+    size = count * like.itemsize
     if size < SMALL or not like.is_cpu:
         return like.new_empty(shape)
-    pages = _take(size)
-    owner = (ctypes.c_char * size).from_buffer(pages)
-    weakref.finalize(owner, _release, pages).atexit = False
-    flat = torch.frombuffer(owner, dtype=like.dtype)
-    strides = [math.prod(shape[k + 1 :]) for k in range(len(shape))]
+    pages = take(size)
+    owner = memoryview(pages.memory)  # the tensor's alone
+    loan = _Loan(owner, _returned)
+    loan.pages = pages
+    _lent[id(loan)] = loan
     # not a view, so that a user may change cell states in place
-    return like.new_empty(0).set_(flat.untyped_storage(), 0, shape, strides)
+    return torch.frombuffer(owner, dtype=like.dtype, count=count).resize_(shape)
 
 
 def converted(a: Tensor, dtype: torch.dtype) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastlstm.backends.memory import SMALL, empty
+from fastlstm.backends.memory import SMALL, Pages, empty, release, take
 from fastlstm.backends.numba import host
 
 
@@ -20,31 +20,28 @@ class Prepared(NamedTuple):
     kernel: str  # of `tasks`
     threads: int
     arguments: Any
-    elements: int  # of the memory that small buffers share
+    small: int  # bytes of the memory that small buffers share
     counters: int  # bytes of it that barriers count in, from its start on
     places: tuple[tuple[str, int], ...]  # where in it each of them lies, in bytes
-    large: tuple[tuple[str, int], ...]  # elements of the others: each is in memory that another call's buffer may leave
+    large: tuple[tuple[str, int], ...]  # bytes of the others: each is in memory that another call's buffer may leave
     steps: dict[str, int]  # bytes from one of a buffer to the next
     of_x: int  # pieces of a number in the products with the input, 0 without the matrix unit
     idle: list[Call]  # those made that nobody is in
 
     def start(self, like: Tensor) -> tuple[Any, list[Tensor]]:
         """The arguments with buffers, and the tensors that keep these alive."""
-        memory = empty(like, self.elements)  # aligned to a line, as all of torch's memory
+        held = [empty(like, count // like.itemsize) for count in (self.small, *(count for _, count in self.large))]
+        small, *large = (memory.data_ptr() for memory in held)  # aligned to a line, as all of torch's memory
         a = type(self.arguments).from_buffer_copy(self.arguments)  # other threads may be calling
-        self.place(a, memory.data_ptr())
-        return a, [memory, *self.place_large(a, like)]
+        self.place(a, small)
+        for (name, _), at in zip(self.large, large):
+            setattr(a, name, at)
+        return a, held
 
     def place(self, a: Any, at: int) -> None:
         a.barrier = at
         for name, place in self.places:
             setattr(a, name, at + place)
-
-    def place_large(self, a: Any, like: Tensor) -> list[Tensor]:
-        held = [empty(like, count) for _, count in self.large]
-        for (name, _), memory in zip(self.large, held):
-            setattr(a, name, memory.data_ptr())
-        return held
 
     def call(self, like: Tensor) -> Call:
         """A call with buffers of its own, which `run` takes."""
@@ -52,14 +49,21 @@ class Prepared(NamedTuple):
             call = self.idle.pop()
         except IndexError:
             call = Call(self)
-        memory = empty(like, self.elements)
-        at = memory.data_ptr()
+        if self.small < SMALL:
+            call.memory = like.new_empty(self.small // like.itemsize)
+            at = call.memory.data_ptr()
+        else:
+            call.pages.append(take(self.small))
+            at = call.pages[0].address
         if at != call.at:  # malloc mostly gives what it gave the last time
             self.place(call.arguments, at)
             call.at, call.fresh = at, bytes(call.arguments)
         if self.counters:
             ctypes.memset(at, 0, self.counters)
-        call.held = memory, self.place_large(call.arguments, like)
+        for name, count in self.large:
+            pages = take(count)
+            call.pages.append(pages)
+            setattr(call.arguments, name, pages.address)
         return call
 
     def run(self, call: Call, stack: tuple[int, dict[str, int], dict[str, int]] | None = None) -> tuple[bool, bool]:
@@ -78,7 +82,9 @@ class Prepared(NamedTuple):
         large, stale = call.found
         if large or stale:
             call.found[:] = [0, 0]
-        call.held = ()
+        call.memory = None
+        while call.pages:
+            release(call.pages.pop())
         ctypes.memmove(call.address, call.fresh, len(call.fresh))  # the next call finds nothing of this one's
         self.idle.append(call)
         return large != 0, stale != 0
@@ -97,7 +103,8 @@ class Call:
         self.arguments.large = ctypes.addressof(self.found)
         self.stale = ctypes.addressof(self.found) + 8  # for the forward kernel, where weights are packed already
         self.address, self.at, self.fresh = ctypes.addressof(self.arguments), -1, b""
-        self.held: tuple[Any, ...] = ()  # what keeps the buffers alive
+        self.memory: Tensor | None = None  # of the buffers, while it runs
+        self.pages: list[Pages] = []
         self.kernel = tasks.ready(prepared.kernel, self.arguments, prepared.threads)
 
 
@@ -113,14 +120,14 @@ def prepare(
         steps[name] = -(-count * size // host.LINE) * host.LINE
         needed = steps[name] * (threads if name == "scratch" else sets)
         if needed >= SMALL:
-            large.append((name, needed // size))
+            large.append((name, needed))
         elif needed:
             places.append((name, total))
             total += needed
     large.sort(key=lambda entry: -entry[1])  # what the pool has goes to those that it fits
     a = type(arguments).from_buffer_copy(arguments)
     a.parts, a.scratch_bytes = parts, steps["scratch"]
-    return Prepared(kernel, threads, a, total // size, counters, tuple(places), tuple(large), steps, of_x, [])
+    return Prepared(kernel, threads, a, total, counters, tuple(places), tuple(large), steps, of_x, [])
 
 
 _kept: dict[torch.dtype, Tensor] = {}
