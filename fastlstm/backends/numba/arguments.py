@@ -15,13 +15,14 @@ def _struct(name: str, fields: str) -> type[ctypes.Structure]:
     return type(name, (ctypes.Structure,), {"_fields_": [(field, ctypes.c_int64) for field in fields.split()]})
 
 
-# size: bytes of an element; lanes: elements of a vector. parts: into how many the batch rows are split.
-# barrier: counters; relax: what a waiting thread calls. scratch: each thread's own, scratch_bytes apart.
-# constants: a kilobyte of zeros, then a one. rows: batch rows from one step of h, c, gates, dx and mask to the next:
-# B, or those of all groups of a stack. For the matrix unit: pieces of a number; pitch, bytes from one step of 32 to the
-# next of an operand's rows; large, where a one is left if there was a number that the unit cannot take.
+# size: bytes of an element; lanes: elements of a vector; tail: vectors of the last panel's gates, see `vectors_of`.
+# parts: into how many the batch rows are split. barrier: counters; relax: what a waiting thread calls. scratch: each
+# thread's own, scratch_bytes apart. constants: a kilobyte of zeros, then a one. rows: batch rows from one step of h, c,
+# gates, dx and mask to the next: B, or those of all groups of a stack. For the matrix unit: pieces of a number; pitch,
+# bytes from one step of 32 to the next of an operand's rows; large, where a one is left if there was a number that the
+# unit cannot take.
 _COMMON = " ".join((*NAMES, *matrix.NAMES)) + (
-    " size lanes T B rows I H reverse parts barrier relax scratch scratch_bytes constants mask pieces pitch large"
+    " size lanes tail T B rows I H reverse parts barrier relax scratch scratch_bytes constants mask pieces pitch large"
 )
 
 # x (T,B,I), h_0 and c_0 (B,H) with any strides but the last; weights (4H,I), (4H,H), bias and bias_hh (4H,), which are

@@ -14,9 +14,13 @@ from fastlstm.backends.numba.shared import (
     RESET,
     VECTOR,
     dpreact_of,
+    gate_at,
+    gather,
     is_zero,
     jit,
+    product_of,
     share,
+    vectors_of,
     zero_rows,
 )
 
@@ -36,12 +40,14 @@ def pack_transposed(a, weight, weight_row, N, packed, first, last, scratch):
         wide = 4 if group(vectors, q + 1) - group(vectors, q) == 4 else 3
         valid = min(wide * L, N - column)
         for p in range(panels):
+            units, panel = min(L, H - p * L), packed + q * panels * 16 * L * VECTOR + p * 4 * L * wide * VECTOR
             for gate in range(4):
-                units = min(L, H - p * L)
-                to = packed + q * panels * 16 * L * VECTOR + (p * 4 + gate) * L * wide * VECTOR
-                source = weight + (gate * H + p * L) * weight_row + column * S
+                row = gate_at(a, p, gate) // S
+                row_last = gate_at(a, p, gate + 1) // S if gate < 3 else vectors_of(a, p) * L
+                to, source = panel + row * wide * VECTOR, weight + (gate * H + p * L) * weight_row + column * S
                 call(a.copy_rows, units, valid, wide * L, source, weight_row, to, wide * VECTOR)
-                call(a.copy_rows, L - units, 0, wide * L, source, 0, to + units * wide * VECTOR, wide * VECTOR)
+                to += units * wide * VECTOR
+                call(a.copy_rows, row_last - row - units, 0, wide * L, source, 0, to, wide * VECTOR)
 
 
 pack_transposed_inputs = pack_transposed
@@ -49,13 +55,15 @@ pack_transposed_inputs = pack_transposed
 
 @jit
 def dpreact_place(a, p, s, b, scratch):
-    """Where the cells' backward pass leaves dpreact."""
-    return dpreact_of(a, p, s, b)
+    """Where the cells' backward pass leaves dpreact (rows, 4, lanes)."""
+    return dpreact_of(a, p, s, b) if vectors_of(a, p) == 4 else scratch + CHUNK * 7 * VECTOR
 
 
 @jit
 def keep(a, p, s, b, rows, dpre):
-    pass
+    """Lay out dpreact for the products with it."""
+    if vectors_of(a, p) < 4:
+        gather(a, p, rows, dpre, dpreact_of(a, p, s, b))
 
 
 @jit
@@ -68,11 +76,15 @@ def back_product(a, rows, b, s, packed, vectors, q, scratch):
     blocks = (panels * 4 * L + BLOCK_K - 1) // BLOCK_K
     block = (panels + blocks - 1) // blocks  # panels
     init, init_row = a.constants, 0
+    tail = vectors_of(a, panels - 1)
+    last, narrow = dpreact_of(a, panels - 1, s, b), 1 if tail < 4 else 0  # a last panel of its own width
     for p in range(0, panels, block):
         dpre, w = dpreact_of(a, p, s, b), packed + q * panels * 16 * L * VECTOR + p * 4 * L * wide * VECTOR
+        at_end = narrow if p + block >= panels else 0
         call(
             kernel, rows, init, init_row, scratch, 4 * VECTOR, w, dpre, 4 * VECTOR, a.size, 4 * L,
-            min(block, panels - p), a.kept * a.B * 4 * VECTOR, 4 * L * wide * VECTOR, dpre, 0, 0,
+            min(block, panels - p) - at_end, a.kept * a.B * 4 * VECTOR, 4 * L * wide * VECTOR,
+            last, tail * VECTOR, at_end * tail * L,
         )  # fmt: skip
         init, init_row = scratch, 4 * VECTOR
 
@@ -151,11 +163,13 @@ def add_weight_gradients(a, strips, s_first, s_last, half, p_first, p_last):
         skipped = zeros if k >= a.I and k + STRIP <= a.I + a.H else 0
         for p in range(p_first, p_last):
             out, dpre = sum_at(a, half, p) + k * 4 * VECTOR, dpreact_of(a, p, s_first, first)
+            vectors = vectors_of(a, p)
+            kernel = product_of(a, vectors)
             init, init_row = (a.constants, 0) if s_last == a.T else (out, 4 * VECTOR)
             for r_first in range(0, rows, block):
                 r, r_last = max(r_first, skipped), min(r_first + block, rows)
                 call(
-                    a.product4, min(STRIP, columns - k), init, init_row, out, 4 * VECTOR, dpre + r * 4 * VECTOR,
+                    kernel, min(STRIP, columns - k), init, init_row, out, 4 * VECTOR, dpre + r * vectors * VECTOR,
                     strip + r * STRIP * a.size, a.size, STRIP * a.size, r_last - r, 1, 0, 0, strip, 0, 0,
                 )  # fmt: skip
                 init, init_row = out, 4 * VECTOR

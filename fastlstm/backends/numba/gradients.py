@@ -1,7 +1,7 @@
 """What the backward pass's products have in common: groups of columns, sums of weight gradients and where they go."""
 
 from fastlstm.backends.numba.intrinsics import call
-from fastlstm.backends.numba.shared import VECTOR, jit
+from fastlstm.backends.numba.shared import VECTOR, gate_at, jit
 
 
 @jit
@@ -35,7 +35,7 @@ def unpack_weight_gradients(a, p_first, p_last):
             call(a.add_rows, 1, a.sum_rows * 4 * L, sum_at(a, 1, p), 0, sum_at(a, 0, p), 0)
         for gate in range(4):
             row, valid = gate * H + p * L, min(L, H - p * L)
-            at = sum_at(a, 0, p) + gate * VECTOR
+            at = sum_at(a, 0, p) + gate_at(a, p, gate)
             if a.dweight_ih != 0:
                 for k in range(0, I, L):
                     to = a.dweight_ih + (row * I + k) * S

@@ -70,6 +70,13 @@ def transposed_sizes(I: int, H: int, panels: int, lanes: int, pieces: int, of_x:
     return {"packed_ih": panels_of(I, 4 * lanes) * ih, "packed_hh": panels_of(H, 4 * lanes) * hh}
 
 
+def tail_of(H: int, dtype: torch.dtype, pieces: int) -> int:
+    """Vectors of the last panel's gates: 4, or fewer where it is not full and the matrix unit has no part."""
+    lanes = lanes_of(dtype)
+    unit = pieces or (dtype == torch.float32 and most_pieces() >= UNIT_PIECES)
+    return 4 if unit or H % lanes == 0 else -(-4 * (H % lanes) // lanes)
+
+
 def input_pieces(I: int, H: int, dtype: torch.dtype, pieces: int, unit: bool = True) -> int:
     """Pieces of a number in the products with the input, of both passes: 0 without the matrix unit.
 
@@ -98,7 +105,7 @@ def forward_sizes(
     """Fields of the forward kernel's arguments and elements of its buffers, but for packed weights."""
     from fastlstm.backends.numba.shared import operand_steps
 
-    lanes, fields = lanes_of(dtype), {"T": T, "B": B, "I": I, "H": H}
+    lanes, fields = lanes_of(dtype), {"T": T, "B": B, "I": I, "H": H, "tail": tail_of(H, dtype, pieces)}
     buffers = {"scratch": 64 * 7 * lanes + (B * H if masked and not pieces else 0)}
     if pieces:  # the last tile may be cut off
         fields["pitch"] = (B + 32) * 64
@@ -162,11 +169,12 @@ def backward_sizes(
     halves = 2 if many or (B >= 128 and of_half <= HALF_BYTES) else 1
     kept = ring * chunk if (sums and not of_sums) or (to_x and not of_x) else 2
     fields = {"T": T, "B": B, "I": I, "H": H, "chunk": chunk, "ring": ring, "halves": halves, "kept": kept}
+    tail = fields["tail"] = tail_of(H, dtype, pieces)
     fields |= {"sum_rows": sum_rows, "sums_of_h": rows_of_x, "sum_of_one": I if of_sums else I + H}
     buffers = {"scratch": 64 * 7 * lanes, "dc_carried": panels * B * lanes * (2 if masked else 1)}
-    if pieces:
+    if pieces or tail < 4:  # dpreact of a panel before it is laid out
         buffers["scratch"] += 64 * wide
-    else:
+    if not pieces:
         buffers["dpreact"] = panels * kept * B * wide
     if pieces or of_x:
         kept = ring * chunk if to_x else 2

@@ -5,7 +5,19 @@ are those of `backward_products.add_weight_gradients`, in the same order.
 """
 
 from fastlstm.backends.numba.intrinsics import call
-from fastlstm.backends.numba.shared import HOLD, ONE, RESET, VECTOR, dpreact_of, is_zero, jit, zero_rows
+from fastlstm.backends.numba.shared import (
+    HOLD,
+    ONE,
+    RESET,
+    VECTOR,
+    dpreact_of,
+    gate_at,
+    is_zero,
+    jit,
+    product_of,
+    vectors_of,
+    zero_rows,
+)
 
 
 @jit
@@ -37,7 +49,7 @@ def pack_rows(a, packed, b_first, b_last):
 
 
 @jit
-def write_columns(a, scratch, rows, dpre, packed, skipped, weight, width):
+def write_columns(a, scratch, rows, dpre, dpre_row, packed, skipped, weight, width):
     """One gate and panel's `rows` rows of the (4H, `width`) gradient at `weight`, from its dpreact of all steps but the
     `skipped` first rows of these, with which `packed` is zero.
     """
@@ -48,7 +60,7 @@ def write_columns(a, scratch, rows, dpre, packed, skipped, weight, width):
             out, out_row = scratch, 4 * VECTOR
         call(
             a.product4, rows, a.constants, 0, out, out_row, packed + (k // wide * count + skipped) * 4 * VECTOR,
-            dpre + skipped * 4 * VECTOR, S, 4 * VECTOR, count - skipped, 1, 0, 0, dpre, 0, 0,
+            dpre + skipped * dpre_row, S, dpre_row, count - skipped, 1, 0, 0, dpre, 0, 0,
         )  # fmt: skip
         if valid < wide:
             call(a.copy_rows, rows, valid, valid, scratch, 4 * VECTOR, weight + k * S, width * S)
@@ -61,19 +73,19 @@ def write_weight_gradients(a, packed, scratch, p_first, p_last):
     of_h = packed + (I + 4 * L - 1) // (4 * L) * count * 4 * VECTOR
     skipped = a.B if is_zero(a.B, H * S, a.h_0, a.h_0_row) else 0
     for p in range(p_first, p_last):
-        valid, dpreact = min(L, H - p * L), dpreact_of(a, p, 0, 0)
+        valid, dpreact, vectors = min(L, H - p * L), dpreact_of(a, p, 0, 0), vectors_of(a, p)
+        wide = vectors * VECTOR
         for gate in range(4):
-            row, dpre = gate * H + p * L, dpreact + gate * VECTOR
+            row, dpre = gate * H + p * L, dpreact + gate_at(a, p, gate)
             if a.dweight_ih != 0:
-                write_columns(a, scratch, valid, dpre, packed, 0, a.dweight_ih + row * I * S, I)
+                write_columns(a, scratch, valid, dpre, wide, packed, 0, a.dweight_ih + row * I * S, I)
             if a.dweight_hh != 0:
-                write_columns(a, scratch, valid, dpre, of_h, skipped, a.dweight_hh + row * H * S, H)
+                write_columns(a, scratch, valid, dpre, wide, of_h, skipped, a.dweight_hh + row * H * S, H)
         if a.dbias != 0:
             call(
-                a.product4, 1, a.constants, 0, scratch, 0, dpreact, a.constants + ONE, 0, 0, count, 1, 0, 0,
+                product_of(a, vectors), 1, a.constants, 0, scratch, 0, dpreact, a.constants + ONE, 0, 0, count, 1, 0, 0,
                 dpreact, 0, 0,
             )  # fmt: skip
             for gate in range(4):
-                call(
-                    a.copy_rows, 1, valid, valid, scratch + gate * VECTOR, 0, a.dbias + (gate * H + p * L) * S, 0
-                )  # fmt: skip
+                at = scratch + gate_at(a, p, gate)
+                call(a.copy_rows, 1, valid, valid, at, 0, a.dbias + (gate * H + p * L) * S, 0)

@@ -66,7 +66,7 @@ class PackedLayer(PackedWeights):
 
     def _pack(self, name: str, a: Any) -> bool:
         """Run a kernel for no steps and no rows: it only packs. False for a weight that the matrix unit cannot take."""
-        a.I, a.H = self.I, self.H
+        a.I, a.H, a.tail = self.I, self.H, host.tail_of(self.H, self.dtype, self.pieces)
         a.weight_ih, a.weight_ih_row = host.row(self.weight_ih)
         a.weight_hh, a.weight_hh_row = host.row(self.weight_hh)
         threads, _ = host.split(threads_now(), 1, 1, self.I, self.H, self.panels, self.pieces)

@@ -141,7 +141,7 @@ def product(lanes: Lanes, vecs: int) -> Builder:
             steps = (b.mul(row, I64(size)) for row in (init_row, out_row, a_row, a2_row))
             return [b.add(place, step) for place, step in zip((init, out, a, a2), steps)]
 
-        in_tiles(b, rows, TILE_ROWS * 4 // vecs, [init, out, a, a2], body)
+        in_tiles(b, rows, min(TILE_ROWS * 4 // vecs, 12), [init, out, a, a2], body)
 
     return build
 
@@ -376,6 +376,8 @@ def builders(lanes: Lanes) -> dict[str, tuple[int, Builder]]:
     return {
         "product4": (16, product(lanes, 4)),
         "product3": (16, product(lanes, 3)),
+        "product2": (16, product(lanes, 2)),
+        "product1": (16, product(lanes, 1)),
         "cell_forward": (9, cell_forward(lanes, False)),
         "cell_forward_saving": (9, cell_forward(lanes, True)),
         "cell_backward": (11, cell_backward(lanes)),

@@ -1,7 +1,7 @@
 """What is kept of weights beside their packed form: biases, and how a change of them is seen."""
 
 from fastlstm.backends.numba.intrinsics import call, get_int16, get_int32, set_int32
-from fastlstm.backends.numba.shared import VECTOR, jit, share
+from fastlstm.backends.numba.shared import VECTOR, gate_at, jit, share
 
 DIGEST = 1 << 14  # words of a block of weights that has one digest: 64 KB
 
@@ -13,11 +13,11 @@ def pack_biases(a, p, to):
     valid = min(L, H - p * L)
     call(a.copy_rows, 1, 0, 4 * L, to, 0, to, 0)
     for gate in range(4):
-        unit = (gate * H + p * L) * S
+        unit, at = (gate * H + p * L) * S, to + gate_at(a, p, gate)
         if a.bias != 0:
-            call(a.copy_rows, 1, valid, valid, a.bias + unit, 0, to + gate * VECTOR, 0)
+            call(a.copy_rows, 1, valid, valid, a.bias + unit, 0, at, 0)
         if a.bias_hh != 0:
-            call(a.add_rows, 1, valid, a.bias_hh + unit, 0, to + gate * VECTOR, 0)
+            call(a.add_rows, 1, valid, a.bias_hh + unit, 0, at, 0)
 
 
 @jit
