@@ -88,6 +88,10 @@ class LSTMSequence(Function):
         return dx, dweight_ih, dweight_hh, dbias_ih, dbias_hh, dh_0, dc_0, None, None, None, None, None
 
 
+# as `Function.apply`, without its search for a functorch level and for tensors that one has left behind
+sequence = super(Function, LSTMSequence).apply
+
+
 def _composed(
     ctx: Any,
     incoming: tuple[Optional, ...],
@@ -174,3 +178,6 @@ class LSTMStep(Function):
         dx, dweight_ih, dweight_hh, dbias, dh_0, dc_0 = gradients
         dbias_ih, dbias_hh = dbias if to_bias_ih else None, dbias if to_bias_hh else None
         return dx, dweight_ih, dweight_hh, dbias_ih, dbias_hh, dh_0, dc_0, None
+
+
+step = super(Function, LSTMStep).apply

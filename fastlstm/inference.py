@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from fastlstm import checks, dispatch, ops
+from fastlstm import checks, dispatch, eager, ops
 from fastlstm.backends.cpu import WidenedWeights
-from fastlstm.eager import LSTMSequence, LSTMStep
 from fastlstm.function import wants_gradient
 
 
@@ -101,7 +100,7 @@ def packed_step(slot: Slot, x: Any, hx: Any, weights: Weights, backend: str | No
         return None
     if not wants_gradient(*weights, x, h_0, c_0):
         return layer.step(x, h_0, c_0)
-    return LSTMStep.apply(x, *weights, h_0, c_0, layer) if layer.steps_back and shape[0] else None
+    return eager.step(x, *weights, h_0, c_0, layer) if layer.steps_back and shape[0] else None
 
 
 def plain_sequence(
@@ -133,7 +132,7 @@ def plain_sequence(
         hx = (states[0][0], states[1][0]) if states else None
         result = layer.forward(x.transpose(0, 1) if batch_first else x, hx, False)
         if result is not None:
-            result = result[0], result[1].unsqueeze(0), result[2].unsqueeze(0)
+            result = result[0], result[1].unsqueeze_(0), result[2].unsqueeze_(0)
     if result is None:
         return None
     h, h_n, c_n = result
@@ -167,7 +166,7 @@ def train(
     if x.shape[0] == 1 and mask is None and x.itemsize > 2:  # one of many, as a rule
         hx = None if h_0 is None else (h_0[0], c_0[0]) if layer_axis else (h_0, c_0)
         packed = packed_layer(slot, x, hx, weights, backend)
-    return LSTMSequence.apply(x, *weights, h_0, c_0, mask, reverse, layer_axis, name, packed)[:3]
+    return eager.sequence(x, *weights, h_0, c_0, mask, reverse, layer_axis, name, packed)[:3]
 
 
 def _serves(layer: Any, weights: Weights, backend: str | None, x: Tensor) -> bool:

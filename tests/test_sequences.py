@@ -18,13 +18,13 @@ SIZES = [(7, 5, 3, 9), (1, 3, 4, 300), (20, 1, 28, 100)]
 @pytest.fixture
 def taken(monkeypatch):
     """Counts the calls that go this way."""
-    calls, original = [], eager.LSTMSequence.apply
+    calls, original = [], eager.sequence
 
     def counted(*args):
         calls.append(args)
         return original(*args)
 
-    monkeypatch.setattr(eager.LSTMSequence, "apply", counted)
+    monkeypatch.setattr(eager, "sequence", counted)
     return calls
 
 

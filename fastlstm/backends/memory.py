@@ -59,9 +59,11 @@ def take(used: int) -> Pages:
                 best = pages
         if best is None:
             return Pages(used)
-        with suppress(ValueError):  # another thread's by now
+        try:
             _free.remove(best)
-            return best
+        except ValueError:  # another thread's by now
+            continue
+        return best
 
 
 def release(pages: Pages) -> None:
