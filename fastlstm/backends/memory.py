@@ -74,6 +74,11 @@ def release(pages: Pages) -> None:
         held -= _free.popleft().size
 
 
+def forget() -> None:
+    """Give back to the system what nobody uses."""
+    _free.clear()
+
+
 def _returned(loan: _Loan) -> None:
     del _lent[id(loan)]
     release(loan.pages)
