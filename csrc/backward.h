@@ -11,7 +11,7 @@ template <class E> struct Backward : Gradients<E> {
     using Base::a, Base::job, Base::T, Base::B, Base::I, Base::H, Base::L, Base::panels, Base::sums, Base::zeros;
     using Base::back_product, Base::dpreact_of, Base::mask_of, Base::time_of;
     Place &place;
-    alignas(64) E c_old[CHUNK * L], dh_old[CHUNK * L], dc_held[CHUNK * L];
+    alignas(64) E c_old[CHUNK * L], dh_old[CHUNK * L], dc_held[CHUNK * L], apart[CHUNK * 4 * L];
 
     Backward(const BackwardJob &job, Place &place) : Base(job), place(place) {}
 
@@ -27,7 +27,8 @@ template <class E> struct Backward : Gradients<E> {
         const int64_t t = time_of(s), u = p * L, valid = min(L, H - u);
         const int32_t *mask = mask_of(s, b);
         const bool resets = any_row(mask, rows, RESET), holds = any_row(mask, rows, HOLD);
-        E *dc = dc_of(p, b), *dpreact = dpreact_of(p, s, b);
+        const Panel<E> panel(H, p);
+        E *dc = dc_of(p, b), *dpreact = panel.vectors < 4 ? apart : dpreact_of(p, s, b);
         if (a.dc) add_rows<E>(rows, valid, {(const E *)a.dc + t * a.dc_step + b * a.dc_row + u, a.dc_row}, {dc, L});
         Rows<const E> c_prev = c_before(s).from(b, u), dh_out{zeros, 0};
         if (a.dh) dh_out = {(const E *)a.dh + t * a.dh_step + b * a.dh_row + u, a.dh_row};
@@ -52,6 +53,7 @@ template <class E> struct Backward : Gradients<E> {
             copy_rows<E>(1, L, L, {dc_held + r * L, 0}, {dc + r * L, 0});
             zero_rows<E>(1, 4 * L, {dpreact + r * 4 * L, 0});
         }
+        if (panel.vectors < 4) panel.gather(rows, apart, dpreact_of(p, s, b));
     }
 
     // Step s for some rows and one group of panels; step -1 is where the gradients arrive at h_0 and c_0

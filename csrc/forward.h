@@ -4,12 +4,12 @@
 // The sum of the biases of panel p to [gate][lane], units past H zero.
 template <class E> NOINLINE void pack_biases(const fastlstm_forward_args *a, int64_t p, E *to) {
     constexpr int64_t L = Vector<E>::N;
-    const int64_t valid = min(L, a->H - p * L);
+    const Panel<E> panel(a->H, p);
     zero_rows<E>(1, 4 * L, {to, 0});
-    for (int64_t gate = 0; gate < 4; gate++) {
+    for (int64_t gate = 0; gate < 4; gate++, to += panel.gate) {
         int64_t row = gate * a->H + p * L;
-        if (a->bias) copy_rows<E>(1, valid, valid, {(const E *)a->bias + row, 0}, {to + gate * L, 0});
-        if (a->bias_hh) add_rows<E>(1, valid, {(const E *)a->bias_hh + row, 0}, {to + gate * L, 0});
+        if (a->bias) copy_rows<E>(1, panel.valid, panel.valid, {(const E *)a->bias + row, 0}, {to, 0});
+        if (a->bias_hh) add_rows<E>(1, panel.valid, {(const E *)a->bias_hh + row, 0}, {to, 0});
     }
 }
 
@@ -65,7 +65,8 @@ template <class E> NOINLINE bool is_changed(const fastlstm_forward_args *a, cons
     const int64_t I = a->I, H = a->H, K = I + H, panels = ceil_div(H, L), columns = min(I, 4 * H);
     const Rows<const E> weight_ih{(const E *)a->weight_ih, a->weight_ih_row};
     const Rows<const E> weight_hh{(const E *)a->weight_hh, a->weight_hh_row};
-    const E *panel = packed + p * K * 4 * L, *of_biases = packed + panels * K * 4 * L, *digests = of_biases + panels * 4 * L;
+    const Panel<E> panel(H, p);
+    const E *weights = packed + p * K * 4 * L, *of_biases = packed + panels * K * 4 * L, *digests = of_biases + panels * 4 * L;
     alignas(64) E seen[4 * L];
     pack_biases<E>(a, p, seen);
     if (__builtin_memcmp(seen, of_biases + p * 4 * L, sizeof seen)) return true;
@@ -75,11 +76,11 @@ template <class E> NOINLINE bool is_changed(const fastlstm_forward_args *a, cons
     }
     for (int64_t gate = 0; gate < 4; gate++) {
         int64_t row = gate * H + p * L, column = row % columns;
-        const E *at = panel + gate * L;
+        const E *at = weights + gate * panel.gate;
         for (int64_t u = p * L; u < min(H, (p + 1) * L); u++, row++, at++) {
-            if (differ(weight_hh[row] + u, at + (I + u) * 4 * L)) return true;
+            if (differ(weight_hh[row] + u, at + (I + u) * panel.wide())) return true;
             for (int64_t k = column; k < I; k += 4 * H)
-                if (differ(weight_ih[row] + k, at + k * 4 * L)) return true;
+                if (differ(weight_ih[row] + k, at + k * panel.wide())) return true;
             if (++column == columns) column = 0;
         }
     }
@@ -95,15 +96,15 @@ void pack_panels(const fastlstm_forward_args *a, void *packed, int64_t first, in
     const Rows<const E> weight_ih{(const E *)a->weight_ih, a->weight_ih_row};
     const Rows<const E> weight_hh{(const E *)a->weight_hh, a->weight_hh_row};
     for (int64_t p = first; p < last; p++) {
-        E *panel = (E *)packed + p * K * 4 * L;
-        int64_t valid = min(L, H - p * L);
+        const Panel<E> panel(H, p);
+        E *to = (E *)packed + p * K * 4 * L;
         pack_biases<E>(a, p, (E *)packed + (panels * K + p) * 4 * L);
         if (keep) digest<E>(a, p, (E *)packed + panels * (K + 1) * 4 * L + p * L);
-        if (valid < L) zero_rows<E>(1, K * 4 * L, {panel, 0});
-        for (int64_t gate = 0; gate < 4; gate++) {
+        if (panel.valid < L) zero_rows<E>(1, K * panel.wide(), {to, 0});
+        for (int64_t gate = 0; gate < 4; gate++, to += panel.gate) {
             int64_t row = gate * H + p * L;
-            transpose<E>(valid, I, weight_ih.from(row, 0), {panel + gate * L, 4 * L});
-            transpose<E>(valid, H, weight_hh.from(row, 0), {panel + I * 4 * L + gate * L, 4 * L});
+            transpose<E>(panel.valid, I, weight_ih.from(row, 0), {to, panel.wide()});
+            transpose<E>(panel.valid, H, weight_hh.from(row, 0), {to + I * panel.wide(), panel.wide()});
         }
     }
 }
@@ -113,22 +114,25 @@ template <class E> void pack_weights(const fastlstm_forward_args *a, void *packe
 }
 
 template <class E> struct ForwardScratch {
-    alignas(64) E preact[CHUNK * 4 * Vector<E>::N], c_old[CHUNK * Vector<E>::N], c_new[CHUNK * Vector<E>::N],
+    alignas(64) E preact[CHUNK * 4 * Vector<E>::N], side_by_side[CHUNK * 3 * Vector<E>::N], c_old[CHUNK * Vector<E>::N], c_new[CHUNK * Vector<E>::N],
         h_new[CHUNK * Vector<E>::N];
 };
 
 // preact (rows, 4, lanes) of one panel: the rows of x and h against its weights, in blocks of at most BLOCK_K. No h: it is
 // zero.
 template <class E>
-void preact_of(int64_t rows, int64_t I, int64_t K, const E *w, const E *biases, Rows<const E> x, Rows<const E> h, E *out) {
-    constexpr int64_t L = Vector<E>::N;
-    const int64_t block = ceil_div(K, ceil_div(K, BLOCK_K)), used = h.at ? K : I;
+void preact_of(int64_t rows, Panel<E> panel, int64_t I, int64_t K, const E *w, const E *biases, Rows<const E> x,
+               Rows<const E> h, ForwardScratch<E> &scratch) {
+    const int64_t block = ceil_div(K, ceil_div(K, BLOCK_K)), used = h.at ? K : I, wide = panel.wide();
+    E *out = panel.vectors < 4 ? scratch.side_by_side : scratch.preact;
     Rows<const E> init{biases, 0};
-    for (int64_t k = 0; k < used; k += block, init = {out, 4 * L}) {
+    for (int64_t k = 0; k < used; k += block, init = {out, wide}) {
         int64_t last = min(k + block, used), of_x = max(0, min(last, I) - k), of_h = last - k - of_x;
         const E *x_k = of_x ? x.at + k : x.at, *h_k = of_h ? h.at + max(0, k - I) : h.at;
-        product<E, 4>(rows, {init.at, init.row, out, 4 * L, w + k * 4 * L, x_k, x.row, 1, of_x, 1, 0, h_k, h.row, of_h});
+        product_of<E>(panel.vectors, rows,
+                      {init.at, init.row, out, wide, w + k * wide, x_k, x.row, 1, of_x, 1, 0, h_k, h.row, of_h});
     }
+    if (panel.vectors < 4) panel.spread(rows, out, scratch.preact);
 }
 
 // h and c of one panel from its preact. Whole vectors go to scratch, then what belongs to the user's rows, where the
@@ -197,7 +201,7 @@ template <class E> void forward(void *argument, int thread, int threads) {
             for (int64_t b = b_first; b < b_last; b += CHUNK) {
                 int64_t rows = min(CHUNK, b_last - b);
                 const Rows<const E> h_rows = s == 0 && begins_at_zero ? Rows<const E>{nullptr, 0} : h_seen.from(b, 0);
-                preact_of<E>(rows, I, K, packed + p * K * 4 * L, biases + p * 4 * L, x.from(b, 0), h_rows, scratch.preact);
+                preact_of<E>(rows, {H, p}, I, K, packed + p * K * 4 * L, biases + p * 4 * L, x.from(b, 0), h_rows, scratch);
                 E *gates = a.gates ? (E *)a.gates + ((t * panels + p) * B + b) * 4 * L : nullptr;
                 finish_cells<E>(rows, valid, mask ? mask + b : mask, scratch, h_prev.from(b, u), c_prev.from(b, u),
                                 h.from(b, u), c.from(b, u), gates);

@@ -16,12 +16,11 @@ void pack_transposed(Rows<const E> weight, int64_t H, int64_t columns, E *packed
         int64_t column = group(vectors, q) * L, wide = group(vectors, q + 1) - group(vectors, q) == 4 ? 4 * L : 3 * L;
         int64_t valid = min(wide, columns - column);
         for (int64_t p = 0; p < panels; p++) {
-            for (int64_t gate = 0; gate < 4; gate++) {
-                Rows<E> to{packed + q * panels * 16 * L * L + (p * 4 + gate) * L * wide, wide};
-                int64_t units = min(L, H - p * L);
-                copy_rows<E>(units, valid, wide, weight.from(gate * H + p * L, column), to);
-                zero_rows<E>(L - units, wide, to.from(units, 0));
-            }
+            const Panel<E> panel(H, p);
+            const Rows<E> to{packed + q * panels * 16 * L * L + p * 4 * L * wide, wide};
+            if (panel.valid < L) zero_rows<E>(panel.wide(), wide, to);
+            for (int64_t gate = 0; gate < 4; gate++)
+                copy_rows<E>(panel.valid, valid, wide, weight.from(gate * H + p * L, column), to.from(gate * panel.gate, 0));
         }
     }
 }
@@ -42,10 +41,10 @@ template <class E> struct Gradients {
     const int32_t *mask_of(int64_t s, int64_t b) const {
         return a.mask && s >= 0 && s < T ? a.mask + time_of(s) * B + b : nullptr;
     }
-    // (rows, 4, lanes) of a panel; each panel's rows lie side by side
+    // Rows of a panel's gates; each panel's rows lie side by side
     E *dpreact_of(int64_t p, int64_t s, int64_t b) const {
         const int64_t kept = job.ring * job.chunk;
-        return (E *)job.dpreact + ((p * kept + s % kept) * B + b) * 4 * L;
+        return (E *)job.dpreact + p * kept * B * 4 * L + (s % kept * B + b) * Panel<E>(H, p).wide();
     }
     Rows<const E> x_of(int64_t s) const { return {(const E *)a.x + time_of(s) * a.x_step, a.x_row}; }
     Rows<const E> h_before(int64_t s) const {  // the state that step s saw, but for resets
@@ -57,12 +56,14 @@ template <class E> struct Gradients {
     void back_product(int64_t rows, int64_t b, int64_t s, const E *packed, int64_t vectors, int64_t q) {
         const int64_t wide = group(vectors, q + 1) - group(vectors, q) == 4 ? 4 : 3;
         const int64_t block = ceil_div(panels, ceil_div(panels * 4 * L, BLOCK_K));  // panels
+        const Panel<E> last(H, panels - 1);
+        const E *of_last = dpreact_of(panels - 1, s, b);
         Rows<const E> init{zeros, 0};
         for (int64_t p = 0; p < panels; p += block, init = {sums, 4 * L}) {
             const E *w = packed + q * panels * 16 * L * L + p * 4 * L * wide * L, *d = dpreact_of(p, s, b);
-            Sum<E> sum{init.at, init.row, sums, 4 * L, w, d, 4 * L, 1, 4 * L, min(block, panels - p),
-                       job.ring * job.chunk * B * 4 * L, d, 0, 0};
-            wide == 4 ? product<E, 4>(rows, (Sum<E> &&)sum) : product<E, 3>(rows, (Sum<E> &&)sum);
+            const int64_t apart = p + block >= panels && last.vectors < 4;  // whether the last panel has a width of its own
+            product_of<E>(wide, rows, {init.at, init.row, sums, 4 * L, w, d, 4 * L, 1, 4 * L, min(block, panels - p) - apart,
+                                       job.ring * job.chunk * B * 4 * L, of_last, last.wide(), apart * last.wide()});
         }
     }
 
@@ -102,6 +103,7 @@ template <class E> struct Gradients {
             const int64_t skipped = k >= I && k + STRIP <= I + H ? zero : 0;
             const E *strip = strips + k * all + first * STRIP;
             for (int64_t p = p_first; p < p_last; p++) {
+                const int64_t vectors = Panel<E>(H, p).vectors;
                 E *out = sum_of(half, p) + k * 4 * L;
                 const E *dpreact = dpreact_of(p, s_first, first);
                 Rows<const E> init{out, 4 * L};
@@ -109,8 +111,9 @@ template <class E> struct Gradients {
                 for (int64_t r_first = 0; r_first < rows; r_first += block, init = {out, 4 * L}) {
                     const int64_t r = max(r_first, skipped), r_last = min(r_first + block, rows);
                     const E *at = strip + r * STRIP;
-                    product<E, 4>(min(STRIP, columns - k), {init.at, init.row, out, 4 * L, dpreact + r * 4 * L, at, 1, STRIP,
-                                                            max(0, r_last - r), 1, 0, at, 0, 0});
+                    product_of<E>(vectors, min(STRIP, columns - k),
+                                  {init.at, init.row, out, 4 * L, dpreact + r * vectors * L, at, 1, STRIP, max(0, r_last - r),
+                                   1, 0, at, 0, 0});
                 }
             }
         }
@@ -122,8 +125,9 @@ template <class E> struct Gradients {
         for (int64_t p = p_first; p < p_last; p++) {
             if (job.halves == 2) add_rows<E>(1, size, {sum_of(1, p), 0}, {sum_of(0, p), 0});
             for (int64_t gate = 0; gate < 4; gate++) {
-                const int64_t row = gate * H + p * L, valid = min(L, H - p * L);
-                const Rows<const E> from{sum_of(0, p) + gate * L, 4 * L};
+                const Panel<E> panel(H, p);
+                const int64_t row = gate * H + p * L, valid = panel.valid;
+                const Rows<const E> from{sum_of(0, p) + gate * panel.gate, 4 * L};
                 for (int64_t k = 0; a.dweight_ih && k < I; k += L)
                     transpose<E>(min(L, I - k), valid, from.from(k, 0), {(E *)a.dweight_ih + row * I + k, I});
                 for (int64_t k = 0; a.dweight_hh && k < H; k += L)

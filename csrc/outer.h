@@ -27,15 +27,15 @@ void pack_rows(const Gradients<E> &g, E *packed, int64_t b_first, int64_t b_last
 // One gate and panel's rows of a (4H, width) gradient, from its dpreact of all steps but the `skipped` first rows of these,
 // with which `packed` is zero
 template <class E>
-void write_columns(Gradients<E> &g, int64_t rows, const E *dpreact, const E *packed, int64_t skipped, E *weight,
+void write_columns(Gradients<E> &g, Panel<E> panel, const E *dpreact, const E *packed, int64_t skipped, E *weight,
                    int64_t width) {
     constexpr int64_t wide = 4 * Vector<E>::N;
-    const int64_t all = g.T * g.B, count = all - skipped;
-    dpreact += skipped * wide, packed += skipped * wide;
+    const int64_t all = g.T * g.B, count = all - skipped, rows = panel.valid;
+    dpreact += skipped * panel.wide(), packed += skipped * wide;
     for (int64_t k = 0; k < width; k += wide, packed += all * wide) {
         const bool whole = width - k >= wide;  // otherwise vectors would reach into the next row
         Rows<E> out = whole ? Rows<E>{weight + k, width} : Rows<E>{g.sums, wide};
-        product<E, 4>(rows, {g.zeros, 0, out.at, out.row, packed, dpreact, 1, wide, count, 1, 0, dpreact, 0, 0});
+        product<E, 4>(rows, {g.zeros, 0, out.at, out.row, packed, dpreact, 1, panel.wide(), count, 1, 0, dpreact, 0, 0});
         if (!whole) copy_rows<E>(rows, width - k, width - k, out, {weight + k, width});
     }
 }
@@ -48,17 +48,18 @@ void write_weight_gradients(Gradients<E> &g, const E *packed, int64_t p_first, i
     const E one = 1, *of_h = packed + ceil_div(I, 4 * L) * count * 4 * L;
     const int64_t zero = is_zero<E>(g.B, H, g.h_before(0)) ? g.B : 0;  // rows h begins with
     for (int64_t p = p_first; p < p_last; p++) {
-        const int64_t valid = min(L, H - p * L);
+        const Panel<E> panel(H, p);
+        const int64_t valid = panel.valid;
         const E *dpreact = g.dpreact_of(p, 0, 0);
         for (int64_t gate = 0; gate < 4; gate++) {
             const int64_t row = gate * H + p * L;
-            const E *of_gate = dpreact + gate * L;
-            if (g.a.dweight_ih) write_columns<E>(g, valid, of_gate, packed, 0, (E *)g.a.dweight_ih + row * I, I);
-            if (g.a.dweight_hh) write_columns<E>(g, valid, of_gate, of_h, zero, (E *)g.a.dweight_hh + row * H, H);
+            const E *of_gate = dpreact + gate * panel.gate;
+            if (g.a.dweight_ih) write_columns<E>(g, panel, of_gate, packed, 0, (E *)g.a.dweight_ih + row * I, I);
+            if (g.a.dweight_hh) write_columns<E>(g, panel, of_gate, of_h, zero, (E *)g.a.dweight_hh + row * H, H);
         }
         if (!g.a.dbias) continue;
-        product<E, 4>(1, {g.zeros, 0, g.sums, 0, dpreact, &one, 0, 0, count, 1, 0, dpreact, 0, 0});
+        product_of<E>(panel.vectors, 1, {g.zeros, 0, g.sums, 0, dpreact, &one, 0, 0, count, 1, 0, dpreact, 0, 0});
         for (int64_t gate = 0; gate < 4; gate++)
-            copy_rows<E>(1, valid, valid, {g.sums + gate * L, 0}, {(E *)g.a.dbias + gate * H + p * L, 0});
+            copy_rows<E>(1, valid, valid, {g.sums + gate * panel.gate, 0}, {(E *)g.a.dbias + gate * H + p * L, 0});
     }
 }

@@ -3,7 +3,7 @@
 
 template <class E> using Raw = typename Vector<E>::Raw;
 
-// out[m, n] = init[m, n] + sum over k of a[m, k] w[k, n], for some rows m and 3 or 4 vectors of n. k runs over `outer`
+// out[m, n] = init[m, n] + sum over k of a[m, k] w[k, n], for some rows m and up to 4 vectors of n. k runs over `outer`
 // blocks of `count` columns of a, a_outer apart, then over `count2` columns of a2; w is contiguous. The sum has one order
 // whatever tile a row falls into, and meets init last: the error of a long sum that comes in blocks grows with the block.
 template <class E> struct Sum {
@@ -58,7 +58,7 @@ template <class E, int R, int N> NOINLINE void tile(const Sum<E> &s) {
 // The first tile brings the weights from afar, so it is a full one; what is left over comes in tiles of 4 rows or fewer, none
 // of them of a single row, which would run at half the speed, unless there is but one.
 template <class E, int N> NOINLINE void product(int64_t rows, Sum<E> &&s) {
-    constexpr int height = TILE_ROWS * 4 / N;
+    constexpr int height = TILE_ROWS * 4 / N < 12 ? TILE_ROWS * 4 / N : 12;
     for (int64_t count; rows > 0; rows -= count) {
         count = rows >= height && rows != height + 1 ? height : rows <= min(height, 4) ? rows : rows % 3 == 1 ? 2 : 3;
         if (count == height) tile<E, height, N>(s);
@@ -68,6 +68,13 @@ template <class E, int N> NOINLINE void product(int64_t rows, Sum<E> &&s) {
         else tile<E, 1, N>(s);
         s.init += count * s.init_row, s.out += count * s.out_row, s.a += count * s.a_row, s.a2 += count * s.a2_row;
     }
+}
+
+template <class E> void product_of(int64_t vectors, int64_t rows, Sum<E> &&s) {
+    if (vectors == 4) product<E, 4>(rows, (Sum<E> &&)s);
+    else if (vectors == 3) product<E, 3>(rows, (Sum<E> &&)s);
+    else if (vectors == 2) product<E, 2>(rows, (Sum<E> &&)s);
+    else product<E, 1>(rows, (Sum<E> &&)s);
 }
 
 // Rows of elements, `row` apart
@@ -110,6 +117,24 @@ template <class E> NOINLINE void add_rows(int64_t rows, int64_t width, Rows<cons
     for (int64_t r = 0; r < rows; r++)
         for (int64_t k = 0; k < width; k++) target[r][k] += source[r][k];
 }
+
+// How the gates of a panel lie in its weights, preact and dpreact: a vector each; but where H ends within the panel, side by
+// side, in as few vectors as hold them.
+template <class E> struct Panel {
+    static constexpr int64_t L = Vector<E>::N;
+    int64_t valid, vectors, gate;  // units, vectors of a row, elements from one gate to the next
+
+    Panel(int64_t H, int64_t p) : valid(min(L, H - p * L)), vectors(ceil_div(4 * valid, L)), gate(vectors < 4 ? valid : L) {}
+    int64_t wide() const { return vectors * L; }
+    // Rows of gates side by side to (rows, 4, lanes), and back, zeros after them
+    void spread(int64_t rows, const E *source, E *target) const {
+        for (int64_t g = 0; g < 4; g++) copy_rows<E>(rows, valid, L, {source + g * gate, wide()}, {target + g * L, 4 * L});
+    }
+    void gather(int64_t rows, const E *source, E *target) const {
+        for (int64_t g = 0; g < 4; g++) copy_rows<E>(rows, valid, valid, {source + g * L, 4 * L}, {target + g * gate, wide()});
+        zero_rows<E>(rows, wide() - 4 * gate, {target + 4 * gate, wide()});
+    }
+};
 
 // The step mask: its values, and what is done to the rows that have one
 enum { RESET = 1, HOLD = 2 };
