@@ -1,7 +1,7 @@
 // The forward pass of a layer: every time step for this thread's rows and units.
 #pragma once
 
-// The sum of the biases of panel p to [gate][lane], units past H zero.
+// The sum of the biases of panel p as its gates lie (see Panel), then zeros.
 template <class E> NOINLINE void pack_biases(const fastlstm_forward_args *a, int64_t p, E *to) {
     constexpr int64_t L = Vector<E>::N;
     const Panel<E> panel(a->H, p);
@@ -87,8 +87,8 @@ template <class E> NOINLINE bool is_changed(const fastlstm_forward_args *a, cons
     return false;
 }
 
-// Rows of weight_ih and weight_hh to [panel][k][gate][lane], units past H zero; then the biases [panel][gate][lane], and where
-// the packed weights are to be kept a digest of each panel.
+// Rows of weight_ih and weight_hh to [panel][k] and gates as they lie (see Panel), then zeros; then the biases, and where the
+// packed weights are to be kept a digest of each panel.
 template <class E>
 void pack_panels(const fastlstm_forward_args *a, void *packed, int64_t first, int64_t last, bool keep) {
     constexpr int64_t L = Vector<E>::N;
@@ -114,8 +114,8 @@ template <class E> void pack_weights(const fastlstm_forward_args *a, void *packe
 }
 
 template <class E> struct ForwardScratch {
-    alignas(64) E preact[CHUNK * 4 * Vector<E>::N], side_by_side[CHUNK * 3 * Vector<E>::N], c_old[CHUNK * Vector<E>::N], c_new[CHUNK * Vector<E>::N],
-        h_new[CHUNK * Vector<E>::N];
+    alignas(64) E preact[CHUNK * 4 * Vector<E>::N], side_by_side[CHUNK * 3 * Vector<E>::N], c_old[CHUNK * Vector<E>::N],
+        c_new[CHUNK * Vector<E>::N], h_new[CHUNK * Vector<E>::N];
 };
 
 // preact (rows, 4, lanes) of one panel: the rows of x and h against its weights, in blocks of at most BLOCK_K. No h: it is
@@ -129,7 +129,7 @@ void preact_of(int64_t rows, Panel<E> panel, int64_t I, int64_t K, const E *w, c
     for (int64_t k = 0; k < used; k += block, init = {out, wide}) {
         int64_t last = min(k + block, used), of_x = max(0, min(last, I) - k), of_h = last - k - of_x;
         const E *x_k = of_x ? x.at + k : x.at, *h_k = of_h ? h.at + max(0, k - I) : h.at;
-        product_of<E>(panel.vectors, rows,
+        multiply<E>(panel.vectors, rows,
                       {init.at, init.row, out, wide, w + k * wide, x_k, x.row, 1, of_x, 1, 0, h_k, h.row, of_h});
     }
     if (panel.vectors < 4) panel.spread(rows, out, scratch.preact);
@@ -181,7 +181,7 @@ template <class E> void forward(void *argument, int thread, int threads) {
     E *h_all = (E *)a.h, *c_all = (E *)(a.c ? a.c : a.c_n);
     ForwardScratch<E> scratch;
     Rows<const E> h_prev{(const E *)a.h_0, a.h_0_row}, c_prev{(const E *)a.c_0, a.c_0_row};
-    const bool begins_at_zero = is_zero<E>(b_last - b_first, H, h_prev.from(b_first, 0));
+    const bool begins_at_zero = is_zero<E>(B, H, h_prev);  // all rows: who computes which must not decide
 
     for (int64_t s = 0; s < T; s++) {
         const int64_t t = a.reverse ? T - 1 - s : s;

@@ -62,7 +62,7 @@ template <class E> struct Gradients {
         for (int64_t p = 0; p < panels; p += block, init = {sums, 4 * L}) {
             const E *w = packed + q * panels * 16 * L * L + p * 4 * L * wide * L, *d = dpreact_of(p, s, b);
             const int64_t apart = p + block >= panels && last.vectors < 4;  // whether the last panel has a width of its own
-            product_of<E>(wide, rows, {init.at, init.row, sums, 4 * L, w, d, 4 * L, 1, 4 * L, min(block, panels - p) - apart,
+            multiply<E>(wide, rows, {init.at, init.row, sums, 4 * L, w, d, 4 * L, 1, 4 * L, min(block, panels - p) - apart,
                                        job.ring * job.chunk * B * 4 * L, of_last, last.wide(), apart * last.wide()});
         }
     }
@@ -97,10 +97,8 @@ template <class E> struct Gradients {
         const int64_t columns = I + H + 1, all = (s_last - s_first) * B, count = ceil_div(columns, STRIP);
         const int64_t first = share(all, half, job.halves), rows = share(all, half + 1, job.halves) - first;
         const int64_t block = ceil_div(rows, ceil_div(rows, BLOCK_ROWS));
-        const int64_t zero = s_first == 0 && is_zero<E>(B, H, h_before(0)) ? max(0, B - first) : 0;  // rows h begins with
         for (int64_t j = 0; j < count; j++) {  // to and fro: the sums touched last are still in the L2 cache
             const int64_t k = (s_first / job.chunk % 2 ? count - 1 - j : j) * STRIP;
-            const int64_t skipped = k >= I && k + STRIP <= I + H ? zero : 0;
             const E *strip = strips + k * all + first * STRIP;
             for (int64_t p = p_first; p < p_last; p++) {
                 const int64_t vectors = Panel<E>(H, p).vectors;
@@ -108,12 +106,11 @@ template <class E> struct Gradients {
                 const E *dpreact = dpreact_of(p, s_first, first);
                 Rows<const E> init{out, 4 * L};
                 if (s_last == T) init = {zeros, 0};
-                for (int64_t r_first = 0; r_first < rows; r_first += block, init = {out, 4 * L}) {
-                    const int64_t r = max(r_first, skipped), r_last = min(r_first + block, rows);
+                for (int64_t r = 0; r < rows; r += block, init = {out, 4 * L}) {
                     const E *at = strip + r * STRIP;
-                    product_of<E>(vectors, min(STRIP, columns - k),
-                                  {init.at, init.row, out, 4 * L, dpreact + r * vectors * L, at, 1, STRIP, max(0, r_last - r),
-                                   1, 0, at, 0, 0});
+                    multiply<E>(vectors, min(STRIP, columns - k),
+                                  {init.at, init.row, out, 4 * L, dpreact + r * vectors * L, at, 1, STRIP,
+                                   min(block, rows - r), 1, 0, at, 0, 0});
                 }
             }
         }
@@ -123,7 +120,8 @@ template <class E> struct Gradients {
     void unpack_weight_gradients(int64_t p_first, int64_t p_last) const {
         const int64_t size = (I + H + 1) * 4 * L;
         for (int64_t p = p_first; p < p_last; p++) {
-            if (job.halves == 2) add_rows<E>(1, size, {sum_of(1, p), 0}, {sum_of(0, p), 0});
+            if (job.halves == 2)  // of a last panel that is not full, with what its fewer vectors leave unused
+                add_rows<E>(1, size, {sum_of(1, p), 0}, {sum_of(0, p), 0});
             for (int64_t gate = 0; gate < 4; gate++) {
                 const Panel<E> panel(H, p);
                 const int64_t row = gate * H + p * L, valid = panel.valid;

@@ -21,14 +21,14 @@ struct Job {
 struct ForwardJob : Job {
     const fastlstm_forward_args *args;
     bool pack;
-    void *packed;  // weights (panels, I+H, 4, lanes), biases (panels, 4, lanes), digests (panels, lanes)
+    void *packed;  // weights (panels, I+H, 4, lanes), biases (panels, 4, lanes), digests (panels, lanes); see Panel
     void *resets;  // (threads, B, H) with a mask: the hidden states that a step with resets sees
 };
 
 struct BackwardJob : Job {
     const fastlstm_backward_args *args;
     int64_t chunk, ring;          // steps whose dpreact is turned into gradients together, and how many chunks are kept
-    void *dpreact;                // (panels, ring * chunk, B, 4, lanes)
+    void *dpreact;                // (panels, ring * chunk, B, 4, lanes); see Panel
     void *carried;                // (panels, B, lanes) dc, and with a mask as much again: dh of held rows
     void *packed_hh, *packed_ih;  // [group of 3 or 4 vectors][k][vector], k in the order of dpreact's panels; or NULL
     // What sums over rows are taken of: `ring` chunks, strip_size elements each, or NULL where none is wanted. With

@@ -24,15 +24,12 @@ void pack_rows(const Gradients<E> &g, E *packed, int64_t b_first, int64_t b_last
     }
 }
 
-// One gate and panel's rows of a (4H, width) gradient, from its dpreact of all steps but the `skipped` first rows of these,
-// with which `packed` is zero
+// One gate and panel's rows of a (4H, width) gradient, from its dpreact of all steps
 template <class E>
-void write_columns(Gradients<E> &g, Panel<E> panel, const E *dpreact, const E *packed, int64_t skipped, E *weight,
-                   int64_t width) {
+void write_columns(Gradients<E> &g, Panel<E> panel, const E *dpreact, const E *packed, E *weight, int64_t width) {
     constexpr int64_t wide = 4 * Vector<E>::N;
-    const int64_t all = g.T * g.B, count = all - skipped, rows = panel.valid;
-    dpreact += skipped * panel.wide(), packed += skipped * wide;
-    for (int64_t k = 0; k < width; k += wide, packed += all * wide) {
+    const int64_t count = g.T * g.B, rows = panel.valid;
+    for (int64_t k = 0; k < width; k += wide, packed += count * wide) {
         const bool whole = width - k >= wide;  // otherwise vectors would reach into the next row
         Rows<E> out = whole ? Rows<E>{weight + k, width} : Rows<E>{g.sums, wide};
         product<E, 4>(rows, {g.zeros, 0, out.at, out.row, packed, dpreact, 1, panel.wide(), count, 1, 0, dpreact, 0, 0});
@@ -46,7 +43,6 @@ void write_weight_gradients(Gradients<E> &g, const E *packed, int64_t p_first, i
     constexpr int64_t L = Vector<E>::N;
     const int64_t I = g.I, H = g.H, count = g.T * g.B;
     const E one = 1, *of_h = packed + ceil_div(I, 4 * L) * count * 4 * L;
-    const int64_t zero = is_zero<E>(g.B, H, g.h_before(0)) ? g.B : 0;  // rows h begins with
     for (int64_t p = p_first; p < p_last; p++) {
         const Panel<E> panel(H, p);
         const int64_t valid = panel.valid;
@@ -54,11 +50,11 @@ void write_weight_gradients(Gradients<E> &g, const E *packed, int64_t p_first, i
         for (int64_t gate = 0; gate < 4; gate++) {
             const int64_t row = gate * H + p * L;
             const E *of_gate = dpreact + gate * panel.gate;
-            if (g.a.dweight_ih) write_columns<E>(g, panel, of_gate, packed, 0, (E *)g.a.dweight_ih + row * I, I);
-            if (g.a.dweight_hh) write_columns<E>(g, panel, of_gate, of_h, zero, (E *)g.a.dweight_hh + row * H, H);
+            if (g.a.dweight_ih) write_columns<E>(g, panel, of_gate, packed, (E *)g.a.dweight_ih + row * I, I);
+            if (g.a.dweight_hh) write_columns<E>(g, panel, of_gate, of_h, (E *)g.a.dweight_hh + row * H, H);
         }
         if (!g.a.dbias) continue;
-        product_of<E>(panel.vectors, 1, {g.zeros, 0, g.sums, 0, dpreact, &one, 0, 0, count, 1, 0, dpreact, 0, 0});
+        multiply<E>(panel.vectors, 1, {g.zeros, 0, g.sums, 0, dpreact, &one, 0, 0, count, 1, 0, dpreact, 0, 0});
         for (int64_t gate = 0; gate < 4; gate++)
             copy_rows<E>(1, valid, valid, {g.sums + gate * panel.gate, 0}, {(E *)g.a.dbias + gate * H + p * L, 0});
     }

@@ -70,7 +70,7 @@ template <class E, int N> NOINLINE void product(int64_t rows, Sum<E> &&s) {
     }
 }
 
-template <class E> void product_of(int64_t vectors, int64_t rows, Sum<E> &&s) {
+template <class E> void multiply(int64_t vectors, int64_t rows, Sum<E> &&s) {
     if (vectors == 4) product<E, 4>(rows, (Sum<E> &&)s);
     else if (vectors == 3) product<E, 3>(rows, (Sum<E> &&)s);
     else if (vectors == 2) product<E, 2>(rows, (Sum<E> &&)s);
@@ -99,7 +99,7 @@ NOINLINE void copy_rows(int64_t rows, int64_t valid, int64_t width, Rows<const E
     }
 }
 
-// Whether every bit of the rows is zero: then a product with them is left out, and no bit of a sum differs.
+// Whether every bit of the rows is zero: then a product of finite weights with them is left out, and no sum differs.
 template <class E> NOINLINE bool is_zero(int64_t rows, int64_t width, Rows<const E> source) {
     for (int64_t r = 0; r < (source.row ? rows : min(rows, 1)); r++) {
         char found = 0;

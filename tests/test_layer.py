@@ -2,6 +2,7 @@
 outputs, every gradient, masks, directions, odd sizes, strides, NaN and infinity, bits.
 """
 
+import gc
 import itertools
 from collections import deque
 
@@ -50,6 +51,19 @@ def test_the_smallest_buffer_that_serves_is_lent(monkeypatch):
     assert second.data_ptr() == six
     assert third.data_ptr() != large
     assert memory.empty(like, 23 * MB).data_ptr() == large
+
+
+def test_garbage_is_collected_while_the_pool_is_looked_through(monkeypatch):
+    """A finalizer that gives memory back runs wherever the collector does."""
+    monkeypatch.setattr(memory, "_free", deque(memory.Pages(1) for _ in range(40)))
+    before = gc.get_threshold()
+    gc.set_threshold(1)
+    try:
+        for _ in range(300):
+            cycle = [memory.empty(torch.empty(0), memory.SMALL)]
+            cycle.append(cycle)
+    finally:
+        gc.set_threshold(*before)
 
 
 def test_large_buffers_take_each_others_memory(monkeypatch):

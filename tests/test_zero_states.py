@@ -45,9 +45,9 @@ def test_no_bit_differs(backend, dtype, size, reverse, masked):
         outputs = layer.run(inputs, backend)
         gradients = torch.autograd.grad(outputs, inputs, [g.to(dtype) for g in layer.gradients])
         results.append((*outputs, *gradients))
-    for with_product, without in zip(*results):
+    for without, with_product in zip(*results):
         assert without.isfinite().all()
-        assert torch.equal(with_product, without)
+        assert torch.equal(without, with_product)  # takes -0.0 for 0.0: a held step hands on its state's sign
 
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
@@ -57,6 +57,49 @@ def test_weights_that_meet_nothing(backend):
     module.weight_hh_l0.data.fill_(torch.inf)
     assert module(torch.randn(1, 3, 7))[0].isfinite().all()
     assert module(torch.randn(2, 3, 7))[0][1].isnan().all()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_one_row_that_is_not_zero(backend, threads):
+    """Then no row's product is left out, whichever thread has it: what meets infinity is the same on any number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    x, w_ih, w_hh, state = torch.randn(2, 64, 28), torch.randn(256, 28), torch.randn(256, 64), torch.zeros(64, 64)
+    w_hh[5], state[40] = torch.inf, 1.0
+    output = lstm(x, (state, state), w_ih, w_hh, backend=backend)[0]
+    torch.set_num_threads(before)
+    assert output[0, :, 5].isnan().sum() == 63  # 0 times infinity
+    assert output[0, 40].isfinite().all()
+
+
+@pytest.mark.parametrize("state", [0.0, 0.5])
+def test_no_inputs_at_all(state):
+    x, w_ih, w_hh, bias = torch.randn(3, 4, 0), torch.randn(80, 0), torch.randn(80, 20), torch.randn(80)
+    hx = torch.full((4, 20), state), torch.full((4, 20), state)
+    got = lstm(x, hx, w_ih, w_hh, bias, backend="numba")[0]
+    want = lstm(x, hx, w_ih, w_hh, bias, backend="reference")[0]
+    assert (got - want).abs().max() < 2e-6
+
+
+@pytest.mark.parametrize("cell", [False, True])
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_gradients_go_through_weights_that_meet_zeros(backend, cell):
+    """A step with gradients looks at all of weight_hh, though its product is left out: dh_0 goes through it."""
+    ours, x = (fastlstm.LSTMCell if cell else fastlstm.LSTM)(7, 40, backend=backend), torch.randn(3, 7)
+    theirs = (torch.nn.LSTMCell if cell else torch.nn.LSTM)(7, 40)
+    x, size = (x, (3, 40)) if cell else (x.unsqueeze(0), (1, 3, 40))
+    results = []
+    for scale in (1, -2):
+        next(p for name, p in ours.named_parameters() if name.startswith("weight_hh")).data.mul_(scale)
+        theirs.load_state_dict(ours.state_dict())
+        for module in (ours, theirs):
+            states = [torch.zeros(size, requires_grad=True) for _ in range(2)]
+            h = module(x, tuple(states))[0]
+            results.append(torch.autograd.grad(h.sum(), states))
+    for got, want in ((results[0], results[1]), (results[2], results[3])):
+        for a, b in zip(got, want):
+            assert (a - b).abs().max() < 2e-6
 
 
 @pytest.mark.parametrize("T", [1, 3])

@@ -54,7 +54,7 @@ def take(used: int) -> Pages:
     size = -(-used // PAGE) * PAGE
     while True:
         best = None
-        for pages in reversed(tuple(_free)):
+        for pages in reversed(list(_free)):  # tuple() may collect garbage on its way, and a finalizer change the deque
             if size <= pages.size <= 2 * size and (best is None or pages.size < best.size):
                 best = pages
         if best is None:
@@ -69,7 +69,7 @@ def take(used: int) -> Pages:
 def release(pages: Pages) -> None:
     """Give back to the pool what `take` gave."""
     _free.append(pages)
-    held = sum([pages.size for pages in tuple(_free)])
+    held = sum([pages.size for pages in list(_free)])
     while held > LIMIT and _free:
         held -= _free.popleft().size
 

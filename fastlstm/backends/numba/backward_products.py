@@ -16,7 +16,6 @@ from fastlstm.backends.numba.shared import (
     dpreact_of,
     gate_at,
     gather,
-    is_zero,
     jit,
     product_of,
     share,
@@ -154,23 +153,18 @@ def add_weight_gradients(a, strips, s_first, s_last, half, p_first, p_last):
     blocks = (rows + BLOCK_ROWS - 1) // BLOCK_ROWS
     block = (rows + blocks - 1) // max(blocks, 1)
     count = (columns + STRIP - 1) // STRIP
-    zeros = 0  # rows that h_prev begins with
-    if s_first == 0 and is_zero(a.B, a.H * a.size, a.h_0, a.h_0_row):
-        zeros = max(0, a.B - first)
     for j in range(count):  # to and fro: the sums touched last are still in the L2 cache
         k = (j if s_first // a.chunk % 2 == 0 else count - 1 - j) * STRIP
         strip = strips + (k // STRIP * all_rows + first) * STRIP * a.size
-        skipped = zeros if k >= a.I and k + STRIP <= a.I + a.H else 0
         for p in range(p_first, p_last):
             out, dpre = sum_at(a, half, p) + k * 4 * VECTOR, dpreact_of(a, p, s_first, first)
             vectors = vectors_of(a, p)
             kernel = product_of(a, vectors)
             init, init_row = (a.constants, 0) if s_last == a.T else (out, 4 * VECTOR)
-            for r_first in range(0, rows, block):
-                r, r_last = max(r_first, skipped), min(r_first + block, rows)
+            for r in range(0, rows, block):
                 call(
                     kernel, min(STRIP, columns - k), init, init_row, out, 4 * VECTOR, dpre + r * vectors * VECTOR,
-                    strip + r * STRIP * a.size, a.size, STRIP * a.size, r_last - r, 1, 0, 0, strip, 0, 0,
+                    strip + r * STRIP * a.size, a.size, STRIP * a.size, min(block, rows - r), 1, 0, 0, strip, 0, 0,
                 )  # fmt: skip
                 init, init_row = out, 4 * VECTOR
 

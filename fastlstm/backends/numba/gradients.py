@@ -31,7 +31,7 @@ def unpack_weight_gradients(a, p_first, p_last):
     """Panels of dweights to dweight_ih, dweight_hh and dbias, those that are wanted."""
     L, S, I, H = a.lanes, a.size, a.I, a.H
     for p in range(p_first, p_last):
-        if a.halves == 2:
+        if a.halves == 2:  # of a last panel that is not full, with what its fewer vectors leave unused
             call(a.add_rows, 1, a.sum_rows * 4 * L, sum_at(a, 1, p), 0, sum_at(a, 0, p), 0)
         for gate in range(4):
             row, valid = gate * H + p * L, min(L, H - p * L)

@@ -96,7 +96,7 @@ def pack_weights(a, p, scratch):
 def preact(a, s, p, b, rows, part, b_first, b_last, scratch, x, h_seen, h_seen_row):
     """preact of panel p for `rows` rows from `b` on, to scratch (rows, 4, lanes). No h_seen: it is zero."""
     steps = steps_of(a)
-    used = steps if h_seen != 0 else (groups_of_x(a) + 1) // 2
+    used = steps if h_seen != 0 else max(1, (groups_of_x(a) + 1) // 2)
     call(
         a.matrix_product, rows, a.biases + p * 4 * VECTOR, 0, scratch, 4 * VECTOR, operand(a, s, 0, b), a.pitch,
         steps * a.pitch, a.packed + p * steps * a.pieces * TILES, used, 2, BLOCK_STEPS,

@@ -12,7 +12,6 @@ from fastlstm.backends.numba.shared import (
     VECTOR,
     dpreact_of,
     gate_at,
-    is_zero,
     jit,
     product_of,
     vectors_of,
@@ -49,18 +48,16 @@ def pack_rows(a, packed, b_first, b_last):
 
 
 @jit
-def write_columns(a, scratch, rows, dpre, dpre_row, packed, skipped, weight, width):
-    """One gate and panel's `rows` rows of the (4H, `width`) gradient at `weight`, from its dpreact of all steps but the
-    `skipped` first rows of these, with which `packed` is zero.
-    """
+def write_columns(a, scratch, rows, dpre, dpre_row, packed, weight, width):
+    """One gate and panel's `rows` rows of the (4H, `width`) gradient at `weight`, from its dpreact of all steps."""
     S, count, wide = a.size, a.T * a.B, 4 * a.lanes
     for k in range(0, width, wide):
         out, out_row, valid = weight + k * S, width * S, min(wide, width - k)
         if valid < wide:  # whole vectors would reach into the next row
             out, out_row = scratch, 4 * VECTOR
         call(
-            a.product4, rows, a.constants, 0, out, out_row, packed + (k // wide * count + skipped) * 4 * VECTOR,
-            dpre + skipped * dpre_row, S, dpre_row, count - skipped, 1, 0, 0, dpre, 0, 0,
+            a.product4, rows, a.constants, 0, out, out_row, packed + k // wide * count * 4 * VECTOR,
+            dpre, S, dpre_row, count, 1, 0, 0, dpre, 0, 0,
         )  # fmt: skip
         if valid < wide:
             call(a.copy_rows, rows, valid, valid, scratch, 4 * VECTOR, weight + k * S, width * S)
@@ -71,16 +68,15 @@ def write_weight_gradients(a, packed, scratch, p_first, p_last):
     """Panels `p_first` to `p_last` of dweight_ih, dweight_hh and dbias, those that are wanted."""
     L, S, I, H, count = a.lanes, a.size, a.I, a.H, a.T * a.B
     of_h = packed + (I + 4 * L - 1) // (4 * L) * count * 4 * VECTOR
-    skipped = a.B if is_zero(a.B, H * S, a.h_0, a.h_0_row) else 0
     for p in range(p_first, p_last):
         valid, dpreact, vectors = min(L, H - p * L), dpreact_of(a, p, 0, 0), vectors_of(a, p)
         wide = vectors * VECTOR
         for gate in range(4):
             row, dpre = gate * H + p * L, dpreact + gate_at(a, p, gate)
             if a.dweight_ih != 0:
-                write_columns(a, scratch, valid, dpre, wide, packed, 0, a.dweight_ih + row * I * S, I)
+                write_columns(a, scratch, valid, dpre, wide, packed, a.dweight_ih + row * I * S, I)
             if a.dweight_hh != 0:
-                write_columns(a, scratch, valid, dpre, wide, of_h, skipped, a.dweight_hh + row * H * S, H)
+                write_columns(a, scratch, valid, dpre, wide, of_h, a.dweight_hh + row * H * S, H)
         if a.dbias != 0:
             call(
                 product_of(a, vectors), 1, a.constants, 0, scratch, 0, dpreact, a.constants + ONE, 0, 0, count, 1, 0, 0,

@@ -155,6 +155,7 @@ class PackedLayer(PackedWeights):
             c, gates = saved = empty(x, T, B, H), empty(x, T, self.panels, B, 4 * self.lanes)
             a.c, a.c_step, a.gates = c.data_ptr(), B * H * x.element_size(), gates.data_ptr()
         if hx is not None:
+            a.recurs = save  # whose gradient goes through weight_hh
             h_0, c_0 = (rows_contiguous(state) for state in hx)
             a.h_0, a.h_0_row = host.row(h_0)
             a.c_0, a.c_0_row = host.row(c_0)
@@ -181,7 +182,7 @@ class PackedLayer(PackedWeights):
             saved = (empty(x, gates + B * self.H),)
             a.gates = saved[0].data_ptr()
             a.c, a.c_step = a.gates + gates * size, B * self.H * size
-            a.digests = self.digests  # a training step misses no change at all
+            a.digests, a.recurs = self.digests, True  # a training step misses no change at all
         done = self._run(prepared, call)
         if done is None:
             return self._plain().step(x, h_0, c_0, save)
