@@ -98,7 +98,7 @@ def assembly(features, target, pieces=0):
         import llvmlite.binding as llvm
         from llvmlite import ir
         from numba.core import types
-        from fastlstm.backends.numba import matrix, primitives
+        from fastlstm.backends.numba import loops, matrix, primitives
         from fastlstm.backends.numba.simd import Lanes
         llvm.initialize_all_targets()
         llvm.initialize_all_asmprinters()
@@ -108,7 +108,7 @@ def assembly(features, target, pieces=0):
         pieces = {pieces}
         builders = matrix.builders(pieces) if pieces else primitives.builders(Lanes(types.float32))
         for name, (arguments, builder) in builders.items():
-            primitives.function(module, name, arguments, builder).linkage = "external"
+            loops.function(module, name, arguments, builder).linkage = "external"
         machine = llvm.Target.from_triple(triple).create_target_machine(cpu=cpu, features={features!r}, opt=3)
         parsed = llvm.parse_assembly(str(module))
         options = llvm.create_pipeline_tuning_options(speed_level=3)
@@ -138,22 +138,24 @@ def busiest_loop(code, function, multiply_add):
 
 
 @pytest.mark.parametrize(
-    ("features", "target", "fma", "rows"),
+    ("features", "target", "fma", "tiles"),
     [
-        ("+avx512f,+avx2,+fma", ("x86_64-unknown-linux-gnu", "skylake-avx512"), "vfmadd", 6),
-        ("+avx2,+fma", ("x86_64-unknown-linux-gnu", "haswell"), "vfmadd", 3),
-        ("+neon", ("aarch64-unknown-linux-gnu", "neoverse-n1"), "fmla", 6),
+        ("+avx512f,+avx2,+fma", ("x86_64-unknown-linux-gnu", "skylake-avx512"), "vfmadd", (6, 8, 12, 12)),
+        ("+avx2,+fma", ("x86_64-unknown-linux-gnu", "haswell"), "vfmadd", (3, 4, 6, 12)),
+        ("+neon", ("aarch64-unknown-linux-gnu", "neoverse-n1"), "fmla", (6, 8, 12, 12)),
     ],
     ids=["avx512", "avx2", "neon"],
 )
-def test_the_tile_stays_in_registers(features, target, fma, rows):
-    """The inner loop holds rows x 4 accumulators and touches no stack, on every vector unit there is a tile for."""
+def test_the_tiles_stay_in_registers(features, target, fma, tiles):
+    """The inner loops hold all their accumulators and touch no stack, on every vector unit there are tiles for."""
     pytest.importorskip("llvmlite")
-    loop = busiest_loop(assembly(features, target), f"tile{rows}x4", fma)
-    multiply_adds = sum(fma in line for line in loop)
-    assert multiply_adds >= rows * 4
-    assert multiply_adds % (rows * 4) == 0
-    assert not [line for line in loop if "rsp" in line or "[sp" in line]
+    code = assembly(features, target)
+    for rows, vectors in zip(tiles, (4, 3, 2, 1)):
+        loop = busiest_loop(code, f"tile{rows}x{vectors}", fma)
+        multiply_adds = sum(fma in line for line in loop)
+        assert multiply_adds >= rows * vectors
+        assert multiply_adds % (rows * vectors) == 0
+        assert not [line for line in loop if "rsp" in line or "[sp" in line]
 
 
 def test_without_openmp(monkeypatch):

@@ -7,7 +7,7 @@ import sys
 from llvmlite import ir
 from numba.core import cgutils
 
-from fastlstm.backends.numba.primitives import Builder, counted
+from fastlstm.backends.numba.loops import Builder, counted
 from fastlstm.backends.numba.simd import I64
 
 TILE = 1024  # bytes

@@ -4,7 +4,8 @@ from llvmlite import ir
 from numba.core import cgutils, types
 
 from fastlstm.backends.numba.amx import TILE
-from fastlstm.backends.numba.primitives import Builder, counted, function, in_tiles, offsets
+from fastlstm.backends.numba.loops import Builder, counted, function, offsets
+from fastlstm.backends.numba.primitives import in_tiles
 from fastlstm.backends.numba.simd import I32, I64, TILE_ROWS, Lanes
 
 FLOATS = Lanes(types.float32)

@@ -19,7 +19,8 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from fastlstm.backends.numba import amx, dots
-from fastlstm.backends.numba.primitives import Builder, counted, function, transposed
+from fastlstm.backends.numba.loops import Builder, counted, function
+from fastlstm.backends.numba.rows import transposed
 from fastlstm.backends.numba.simd import I32, I64, VECTOR_BYTES, Lanes, machine_features
 
 FLOATS, INTS, SHORTS = Lanes(types.float32), ir.VectorType(I32, 16), ir.VectorType(ir.IntType(16), 16)
