@@ -7,6 +7,7 @@ import torch
 
 import fastlstm
 from fastlstm.backends.triton import INTERPRET
+from fastlstm.functional import lstm
 from tests.transforms import backends, needs_triton
 
 SHAPES = [(7, 70, 28, 128), (5, 3, 7, 65)]  # the first large enough for two threads
@@ -85,6 +86,29 @@ def test_a_sequence_in_chunks(backend, bounds):
         assert all(torch.equal(a, b) for a, b in zip(state, ends))
     else:
         torch.testing.assert_close(torch.cat(outputs), whole, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(("I", "H"), [(33, 40), (7, 40), (150, 130)])
+def test_few_rows_alone(I, H, reverse, masked):
+    """Few rows take x of many steps at once; a row has the bits that it has among many, or in a sequence's pieces."""
+    x = torch.randn(20, 70, I).transpose(0, 1)  # rows and steps with strides of their own
+    weights = [torch.randn(4 * H, n) * H**-0.5 for n in (I, H)]
+    mask = torch.randint(0, 3, (70, 20), dtype=torch.int32) if masked else None
+
+    def run(steps, rows, hx=None):
+        part = None if mask is None else mask[steps, rows]
+        return lstm(x[steps, rows], hx, *weights, mask=part, reverse=reverse, backend="numba")
+
+    whole, all_steps = run(slice(None), slice(None))[0], slice(None)
+    for rows in (slice(0, 1), slice(5, 8), slice(12, 20)):
+        assert torch.equal(run(all_steps, rows)[0], whole[:, rows])
+        outputs, state, pieces = [], None, [slice(0, 1), slice(1, 34), slice(34, 70)]
+        for steps in reversed(pieces) if reverse else pieces:
+            output, state = run(steps, rows, state)
+            outputs.append(output)
+        assert torch.equal(torch.cat(outputs[::-1] if reverse else outputs), whole[:, rows])
 
 
 @needs_triton

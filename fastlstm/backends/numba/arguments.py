@@ -29,16 +29,17 @@ _COMMON = " ".join((*NAMES, *matrix.NAMES)) + (
 # added. h (T,B,H). c (T,B,H), or with c_step 0 one (B,H), and gates (T,panels,B,4,lanes) if saved. packed:
 # (panels,I+H,4,lanes) weights, or a panel's columns, or (panels,H,4,lanes) weight_hh and then the columns of weight_ih
 # where only x is multiplied on the matrix unit; biases (panels,4,lanes); samples: of the weights, if kept, or of the
-# 16-bit ones (narrow) that they are copies of.
-# stale: where to count the panels found not to be the weights', if they are packed already; if absent, they are packed
-# first. digests: a vector for each block of weights, if each of their elements is to be looked at. flip: whether the
-# first step takes the panels from last to first. operand: x and h as rows, of two steps; or x alone, of twice `feed`
-# steps, whose products go to fed (panels,pitch/64,4,lanes).
+# 16-bit ones (narrow) that they are copies of. recurs: whether weight_hh is looked at for changes even by one step from
+# zeros, which does not multiply by it. stale: where to count the panels found not to be the weights', if they are
+# packed already; if absent, they are packed first. digests: a vector for each block of weights, if each of their
+# elements is to be looked at. flip: whether the first step takes the panels from last to first. operand: x and h as
+# rows, of two steps; or x alone, of twice `feed` steps, whose products go to fed (panels,pitch/64,4,lanes). Without the
+# unit: fed (panels,feed,B,4,lanes) if feed; block_x and block are those of `host.blocks_of`.
 ForwardArguments = _struct(
     "ForwardArguments",
     f"{_COMMON} x x_step x_row weight_ih weight_ih_row weight_hh weight_hh_row bias bias_hh h_0 h_0_row c_0 "
     "c_0_row h c c_step gates h_n c_n packed biases samples narrow_ih narrow_hh narrow_bias narrow_bias_hh stale "
-    "digests flip operand feed fed",
+    "recurs digests flip block_x block operand feed fed",
 )
 
 # dh and dc (T,B,H), dh_n and dc_n (B,H): incoming, or absent. dpreact (panels,kept,B,4,lanes). dc_carried

@@ -78,7 +78,8 @@ def forward_with(products: Any) -> Any:
         part, member = thread // team, thread % team
         first, last = share(panels, thread, parts * team), share(panels, thread + 1, parts * team)
         scratch = a.scratch + thread * a.scratch_bytes
-        recurs = T != 1 or not is_zero(B, H * S, a.h_0, a.h_0_row)  # else no product has weight_hh in it
+        begins_at_zero = is_zero(B, H * S, a.h_0, a.h_0_row)  # all rows: who computes which must not decide
+        recurs = T != 1 or a.recurs != 0 or not begins_at_zero
         if a.digests != 0:
             digest_weights(a, thread, parts * team, recurs)
         if a.stale != 0:  # packed before, and others may be reading it: nothing is written here
@@ -100,7 +101,6 @@ def forward_with(products: Any) -> Any:
         x_last = b_first + share(b_last - b_first, member + 1, team)
         h_reset = scratch + CHUNK * 7 * VECTOR  # (rows, H)
         h_prev, h_prev_row, c_prev, c_prev_row = a.h_0, a.h_0_row, a.c_0, a.c_0_row
-        begins_at_zero = is_zero(b_last - b_first, H * S, h_prev + b_first * h_prev_row, h_prev_row)
         begin(a, b_last - b_first)
         if not reads_inputs and T > 0:
             feed_inputs(a, 0, part, b_first, b_last, x_first, x_last, scratch)

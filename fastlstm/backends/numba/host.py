@@ -61,6 +61,7 @@ MANY_INPUTS = 1 << 18  # weights of the input from which its products run there,
 SERIAL = 75_000  # multiply-adds of a step, below which a barrier costs what the second thread saves
 SERIAL_CALL = 1_000_000  # of a call, with 32 more a sum for the cells, below which waking the second thread does
 ROW_BYTES = 1 << 15  # of weights in float32, for each row of a part
+FED_ROWS = 8  # batch rows up to which x of several steps is multiplied at once, if its sum is its own
 LINE = 64  # bytes of a cache line: the counters of two barriers lie so far apart
 
 
@@ -68,6 +69,18 @@ def transposed_sizes(I: int, H: int, panels: int, lanes: int, pieces: int, of_x:
     """Elements of the transposed weights packed for products with dpreact: of each group of four vectors."""
     ih, hh = (panels * 2 * n * 1024 if n else panels * 4 * lanes * 4 * lanes for n in (of_x, pieces))
     return {"packed_ih": panels_of(I, 4 * lanes) * ih, "packed_hh": panels_of(H, 4 * lanes) * hh}
+
+
+def blocks_of(I: int, H: int) -> tuple[int, int]:
+    """Rows of weights in a block of x's sum, 0 where a narrow x is in h's, and of h's. How many batch rows there are
+    must not decide: a row's bits would depend on it.
+    """
+    from fastlstm.backends.numba.shared import BLOCK_K
+
+    def block(rows: int) -> int:
+        return -(-rows // -(-rows // BLOCK_K))
+
+    return (block(I), block(H)) if 4 * I >= H else (0, block(I + H))
 
 
 def tail_of(H: int, dtype: torch.dtype, pieces: int) -> int:
@@ -116,6 +129,11 @@ def forward_sizes(
         fields |= {"feed": feed, "pitch": rows * 64}
         buffers["operand"] = 2 * of_x * panels_of(I, 32) * rows * 16
         buffers["fed"] = panels_of(H, lanes) * rows * 4 * lanes
+    else:
+        fields["block_x"], fields["block"] = blocks_of(I, H)
+        if B <= FED_ROWS and T > 1 and fields["block_x"]:
+            fields["feed"] = -(-T // -(-T // 32))
+            buffers["fed"] = panels_of(H, lanes) * fields["feed"] * B * 4 * lanes
     return fields, buffers
 
 

@@ -58,8 +58,10 @@ class Prepared(NamedTuple):
         if at != call.at:  # malloc mostly gives what it gave the last time
             self.place(call.arguments, at)
             call.at, call.fresh = at, bytes(call.arguments)
+            if self.counters:
+                call.counted = _bytes((ctypes.c_char * self.counters).from_address(at))
         if self.counters:
-            ctypes.memset(at, 0, self.counters)
+            call.counted[:] = bytes(self.counters)
         for name, count in self.large:
             pages = take(count)
             call.pages.append(pages)
@@ -79,15 +81,20 @@ class Prepared(NamedTuple):
             from fastlstm.backends.numba import tasks
 
             tasks.run_stack(self.kernel, call.arguments, *stack, self.threads)
-        large, stale = call.found
+        large, stale = call.found[:]
         if large or stale:
             call.found[:] = [0, 0]
         call.memory = None
         while call.pages:
             release(call.pages.pop())
-        ctypes.memmove(call.address, call.fresh, len(call.fresh))  # the next call finds nothing of this one's
+        call.contents[:] = call.fresh  # the next call finds nothing of this one's
         self.idle.append(call)
         return large != 0, stale != 0
+
+
+def _bytes(memory: Any) -> memoryview:
+    """What lies in a ctypes object. Writing to it takes a tenth of the time of `ctypes.memmove`."""
+    return memoryview(memory).cast("B")
 
 
 class Call:
@@ -102,7 +109,8 @@ class Call:
         self.found = (ctypes.c_int64 * 2)()
         self.arguments.large = ctypes.addressof(self.found)
         self.stale = ctypes.addressof(self.found) + 8  # for the forward kernel, where weights are packed already
-        self.address, self.at, self.fresh = ctypes.addressof(self.arguments), -1, b""
+        self.contents, self.at, self.fresh = _bytes(self.arguments), -1, b""
+        self.counted = memoryview(b"")
         self.memory: Tensor | None = None  # of the buffers, while it runs
         self.pages: list[Pages] = []
         self.kernel = tasks.ready(prepared.kernel, self.arguments, prepared.threads)

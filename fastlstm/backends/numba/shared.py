@@ -74,7 +74,9 @@ def any_row(mask, rows, value):
 
 @jit
 def is_zero(rows, width, source, source_row):
-    """Whether `width` bytes of each row are zero: then a product with them is left out, and no bit of a sum differs."""
+    """Whether `width` bytes of each row are zero: then a product of finite weights with them is left out, and no sum
+    differs.
+    """
     for r in range(rows if source_row != 0 else min(rows, 1)):
         found = 0
         for k in range(0, width, 4):

@@ -8,7 +8,7 @@ DIGEST = 1 << 14  # words of a block of weights that has one digest: 64 KB
 
 @jit
 def pack_biases(a, p, to):
-    """The sum of the biases of panel p to [gate][lane], units past H zero."""
+    """The sum of the biases of panel p to [gate][lane], or its gates side by side (see `vectors_of`), then zeros."""
     L, S, H = a.lanes, a.size, a.H
     valid = min(L, H - p * L)
     call(a.copy_rows, 1, 0, 4 * L, to, 0, to, 0)
@@ -23,11 +23,13 @@ def pack_biases(a, p, to):
 @jit
 def meets(a, element, sample, keep):
     """Keep an element of the weights as a sample, or return whether it still has the sample's bits."""
-    for word in range(0, a.size, 4):
+    word = 0
+    while word < a.size:
         if keep:
             set_int32(sample + word, get_int32(element + word))
         elif get_int32(element + word) != get_int32(sample + word):
             return False
+        word += 4
     return True
 
 
@@ -40,6 +42,12 @@ def meets_narrow(element, sample, keep):
 
 
 @jit
+def first_column(a, gate, p):
+    """The first column of weight_ih that has a sample in a gate's first row of panel p."""
+    return (gate * a.H + p * a.lanes) % max(min(a.I, 4 * a.H), 1)
+
+
+@jit
 def sampled(a, p, keep, recurs):
     """Keep samples of panel p, or return whether the weights still have them: one element of each row, from a column
     that moves on with the row so that every column is met. `recurs`: whether weight_hh is looked at.
@@ -47,15 +55,17 @@ def sampled(a, p, keep, recurs):
     L, S, I, H = a.lanes, a.size, a.I, a.H
     at = a.samples + p * 4 * L * samples_of(I, H) * S
     for gate in range(4):
+        column = first_column(a, gate, p)  # no division from row to row: it took as long as the samples
         for unit in range(p * L, min((p + 1) * L, H)):
-            row = gate * H + unit
-            if recurs and not meets(a, a.weight_hh + row * a.weight_hh_row + row % H * S, at, keep):
+            row, k = gate * H + unit, column
+            if recurs and not meets(a, a.weight_hh + row * a.weight_hh_row + unit * S, at, keep):
                 return False
             at += S
-            for k in range(row % min(I, 4 * H), I, 4 * H):
+            while k < I:
                 if not meets(a, a.weight_ih + row * a.weight_ih_row + k * S, at, keep):
                     return False
-                at += S
+                at, k = at + S, k + 4 * H
+            column = column + 1 if column + 1 < min(I, 4 * H) else 0
     return True
 
 
@@ -65,9 +75,10 @@ def sampled_narrow(a, p, keep, recurs):
     L, I, H = a.lanes, a.I, a.H
     at = a.samples + p * 4 * L * samples_of(I, H) * 4
     for gate in range(4):
+        column = first_column(a, gate, p)
         for unit in range(p * L, min((p + 1) * L, H)):
-            row = gate * H + unit
-            if recurs and not meets_narrow(a.narrow_hh + (row * H + row % H) * 2, at, keep):
+            row, k = gate * H + unit, column
+            if recurs and not meets_narrow(a.narrow_hh + (row * H + unit) * 2, at, keep):
                 return False
             at += 4
             for bias in (a.narrow_bias, a.narrow_bias_hh):
@@ -75,10 +86,11 @@ def sampled_narrow(a, p, keep, recurs):
                     if not meets_narrow(bias + row * 2, at, keep):
                         return False
                     at += 4
-            for k in range(row % min(I, 4 * H), I, 4 * H):
+            while k < I:
                 if not meets_narrow(a.narrow_ih + (row * I + k) * 2, at, keep):
                     return False
-                at += 4
+                at, k = at + 4, k + 4 * H
+            column = column + 1 if column + 1 < min(I, 4 * H) else 0
     return True
 
 
