@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import fastlstm
+from benchmarks.clock import num_threads
 from fastlstm.backends.numba import host
 from fastlstm.functional import lstm
 from tests.layers import CPU_BACKENDS, Layer, needs_native
@@ -63,12 +64,10 @@ def test_weights_that_meet_nothing(backend):
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_one_row_that_is_not_zero(backend, threads):
     """Then no row's product is left out, whichever thread has it: what meets infinity is the same on any number."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
     x, w_ih, w_hh, state = torch.randn(2, 64, 28), torch.randn(256, 28), torch.randn(256, 64), torch.zeros(64, 64)
     w_hh[5], state[40] = torch.inf, 1.0
-    output = lstm(x, (state, state), w_ih, w_hh, backend=backend)[0]
-    torch.set_num_threads(before)
+    with num_threads(threads):
+        output = lstm(x, (state, state), w_ih, w_hh, backend=backend)[0]
     assert output[0, :, 5].isnan().sum() == 63  # 0 times infinity
     assert output[0, 40].isfinite().all()
 
@@ -76,10 +75,14 @@ def test_one_row_that_is_not_zero(backend, threads):
 @pytest.mark.parametrize("state", [0.0, 0.5])
 def test_no_inputs_at_all(state):
     x, w_ih, w_hh, bias = torch.randn(3, 4, 0), torch.randn(80, 0), torch.randn(80, 20), torch.randn(80)
-    hx = torch.full((4, 20), state), torch.full((4, 20), state)
-    got = lstm(x, hx, w_ih, w_hh, bias, backend="numba")[0]
-    want = lstm(x, hx, w_ih, w_hh, bias, backend="reference")[0]
-    assert (got - want).abs().max() < 2e-6
+    hx, results = (torch.full((4, 20), state), torch.full((4, 20), state)), []
+    for backend in ("numba", "reference"):
+        weights = [a.requires_grad_() for a in (w_ih, w_hh, bias)]
+        output = lstm(x, hx, *weights, backend=backend)[0]
+        results.append((output, *torch.autograd.grad(output.sum(), weights)))
+    for got, want in zip(*results):
+        assert got.shape == want.shape
+        assert torch.allclose(got, want, rtol=0, atol=1e-5)  # sums of 12 rows of sums of 20 terms
 
 
 @pytest.mark.parametrize("cell", [False, True])

@@ -63,8 +63,8 @@ def input_product(a, p, rows, x, x_row, out, out_row):
 
 @jit
 def multiply_inputs(a, s, p, part, b_first, b_last):
-    """What panel p's sums of `feed` steps from s on start from, where these begin: few rows read the weights once for
-    all of them.
+    """What panel p's sums of `feed` steps from s on start from, where these begin: a row reads the weights once for all
+    of them.
     """
     if a.feed != 0 and s % a.feed == 0:
         t, x_step = (a.T - 1 - s, -a.x_step) if a.reverse != 0 else (s, a.x_step)

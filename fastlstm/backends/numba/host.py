@@ -61,7 +61,6 @@ MANY_INPUTS = 1 << 18  # weights of the input from which its products run there,
 SERIAL = 75_000  # multiply-adds of a step, below which a barrier costs what the second thread saves
 SERIAL_CALL = 1_000_000  # of a call, with 32 more a sum for the cells, below which waking the second thread does
 ROW_BYTES = 1 << 15  # of weights in float32, for each row of a part
-FED_ROWS = 8  # batch rows up to which x of several steps is multiplied at once, if its sum is its own
 LINE = 64  # bytes of a cache line: the counters of two barriers lie so far apart
 
 
@@ -131,9 +130,10 @@ def forward_sizes(
         buffers["fed"] = panels_of(H, lanes) * rows * 4 * lanes
     else:
         fields["block_x"], fields["block"] = blocks_of(I, H)
-        if B <= FED_ROWS and T > 1 and fields["block_x"]:
-            fields["feed"] = -(-T // -(-T // 32))
-            buffers["fed"] = panels_of(H, lanes) * fields["feed"] * B * 4 * lanes
+        feed = -(-T // -(-T // 32)) if T > 1 and fields["block_x"] else 0
+        if 0 < B * B <= feed:  # a row reads the weights once for all these steps, and not with the rows beside it
+            fields["feed"] = feed
+            buffers["fed"] = panels_of(H, lanes) * feed * B * 4 * lanes
     return fields, buffers
 
 
