@@ -142,7 +142,8 @@ def backward(
 def weight_gradient(dpreact: Tensor, inputs: Tensor, weight: Tensor) -> Tensor:
     """The sum over all (T, B) rows of ``dpreact`` outer ``inputs``, by groups of rows where `weight` is a stack."""
     if weight.dim() == 2:
-        return dpreact.flatten(0, -2).mT @ inputs.flatten(0, -2)  # reshape(-1, 0) would not know how many
+        rows = dpreact.shape[0] * dpreact.shape[1]  # of no columns, reshape could not infer them
+        return dpreact.reshape(rows, dpreact.shape[-1]).mT @ inputs.reshape(rows, inputs.shape[-1])
     dpreact, inputs = (a.unflatten(1, (weight.shape[0], -1)).transpose(0, 1).flatten(1, 2) for a in (dpreact, inputs))
     return dpreact.mT @ inputs
 
