@@ -99,6 +99,7 @@ def product(lanes: Lanes, vecs: int) -> Builder:
             steps = (b.mul(row, I64(size)) for row in (init_row, out_row, a_row, a2_row))
             return [b.add(place, step) for place, step in zip((init, out, a, a2), steps)]
 
+        # 12 chains of sums keep the units busy; a chunk of 64 rows would leave 16 over from tiles of 24, in small ones
         in_tiles(b, rows, min(TILE_ROWS * 4 // vecs, 12), [init, out, a, a2], body)
 
     return build
