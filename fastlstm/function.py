@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from fastlstm import ops
+from fastlstm import levels, ops
 from fastlstm.backends.memory import empty
 from fastlstm.linearized import Linearized, WeightTangents
 
@@ -34,7 +34,7 @@ class _Function(Function):
     def apply(cls, *args: Any) -> Any:
         # with a setup_context, Function.apply binds forward's signature at every call: 18 of its 25 microseconds
         if torch._C._are_functorch_transforms_active():
-            return super().apply(*args)
+            return levels.apply(cls, *args) if levels.takes() else super().apply(*args)
         return super(Function, cls).apply(*args)  # type: ignore[misc]
 
 
@@ -156,7 +156,7 @@ class LSTMFunction(_Function):
         inputs, needs = ctx.saved_tensors, list(ctx.needs_input_grad[:6])
         call: Callable[..., Any] = LSTMBackward.apply
         ready: tuple[Any, ...] = ()
-        if not differentiated():
+        if not (differentiated() or torch._C._are_functorch_transforms_active()):
             call, packed = ops.backward, ctx.packed()
             if packed is not None and not packed.stale and packed.is_as_saved(*inputs[1:3]):
                 ready = (packed,)
@@ -176,6 +176,20 @@ class LSTMFunction(_Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         return _vmap_forward(LSTMFunction.apply, info.batch_size, in_dims, *args)
+
+
+class WithoutGradients:
+    """`ops.forward` under any levels of `vmap`."""
+
+    @staticmethod
+    def apply(*args: Any) -> tuple[Tensor, ...]:
+        if torch._C._are_functorch_transforms_active() and levels.takes():
+            return levels.apply(WithoutGradients, *args)
+        return ops.forward(*args)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        return _vmap_forward(WithoutGradients.apply, info.batch_size, in_dims, *args)
 
 
 def zero_held(h: Tensor, held: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch._C._functorch import TransformType
 
 from fastlstm import checks, dispatch, ops
 from fastlstm.backends import aten, reference
-from fastlstm.function import LSTMFunction, sum_of_biases, wants_gradient, zero_held
+from fastlstm.function import LSTMFunction, WithoutGradients, sum_of_biases, wants_gradient, zero_held
 from fastlstm.inference import Slot, infer, packed_layer, packed_step, train
 from fastlstm.tracing import allow_in_graph
 
@@ -133,7 +133,8 @@ def lstm(
             packed = packed_layer(slot, x, hx, (weight_ih, weight_hh, bias_ih, bias_hh), backend)
         h, h_n, c_n, c, _ = _apply(x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, name, packed)
     else:
-        h, h_n, c_n, c, _ = ops.forward(x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, return_cells, name)
+        inputs = x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, return_cells, name
+        h, h_n, c_n, c, _ = WithoutGradients.apply(*inputs)
     h = _shown(h, mask, holds)
     if h.dtype != dtype:
         h, h_n, c_n, c = h.to(dtype), h_n.to(dtype), c_n.to(dtype), c.to(dtype)

@@ -194,14 +194,13 @@ def run_stack(
     `arguments` are the first group's; a group's addresses lie so many bytes further for each group before it, or for
     each lane. An absent address stays absent.
     """
-    many = (type(arguments) * groups)()
-    for k in range(groups):
-        ctypes.memmove(
-            ctypes.byref(many, k * ctypes.sizeof(arguments)), ctypes.byref(arguments), ctypes.sizeof(arguments)
-        )
-        for steps, times in ((by_group, k), (by_lane, k % lanes)):
-            for field, step in steps.items():
-                if address := getattr(arguments, field):
-                    setattr(many[k], field, address + times * step)
-    stack = StackArguments(_compiled(name).address, ctypes.addressof(many), ctypes.sizeof(arguments), groups, lanes)
+    first = np.frombuffer(bytes(arguments), np.int64)
+    steps = np.zeros((2, len(first)), np.int64)
+    for to, by in zip(steps, (by_group, by_lane)):
+        for field, step in by.items():
+            to[getattr(type(arguments), field).offset // 8] = step
+    group = np.arange(groups)
+    times = np.stack((group, group % lanes), axis=1)
+    many = first + times @ steps * (first != 0)
+    stack = StackArguments(_compiled(name).address, many.ctypes.data, many.strides[0], groups, lanes)
     ready("stack", stack, lanes)()
