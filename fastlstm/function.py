@@ -316,7 +316,9 @@ def _vmap_backward_op(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[
     return tuple(args[4].new_empty(0) if a is None else a for a in outputs), dims
 
 
-ops.forward_op.register_autograd(_backward_of_forward_op, setup_context=_setup_forward_op)
-ops.backward_op.register_autograd(_backward_of_backward_op, setup_context=LSTMBackward.setup_context)
-ops.forward_op.register_vmap(_vmap_forward_op)
-ops.backward_op.register_vmap(_vmap_backward_op)
+for _name, _setup, _gradient, _rule in (
+    ("fastlstm::forward", _setup_forward_op, _backward_of_forward_op, _vmap_forward_op),
+    ("fastlstm::backward", LSTMBackward.setup_context, _backward_of_backward_op, _vmap_backward_op),
+):
+    torch.library.register_autograd(_name, _gradient, setup_context=_setup, lib=ops.LIBRARY)
+    torch.library.register_vmap(_name, _rule, lib=ops.LIBRARY)
