@@ -15,6 +15,7 @@ from torch.func import functional_call, grad, stack_module_state, vmap
 
 import fastlstm
 from benchmarks.clock import Contender, interleaved, ratio_of
+from fastlstm.mnist.model import RowLSTM
 
 Run = Callable[[], object]
 SIZES = [(28, 128, 28, 128), (128, 64, 256, 256)]  # T, B, I, H: resets, lengths, compilation
@@ -27,6 +28,11 @@ def training(module: Callable[..., tuple[Tensor, object]], x: Tensor, weights: l
 
 def inference(module: Callable[..., tuple[Tensor, object]], x: Tensor, **masks: Tensor) -> Run:
     return lambda: torch.no_grad()(module)(x, **masks)
+
+
+def descent(model: nn.Module, loss: Callable[[], Tensor]) -> Run:
+    weights = list(model.parameters())
+    return lambda: torch.autograd.grad(loss(), weights)
 
 
 def penalty(module: nn.Module, x: Tensor) -> Run:
@@ -77,6 +83,11 @@ def comparisons() -> list[tuple[str, str, Run, str, Run]]:
             rows.append((f"{size}, inference", "plain", inference(lstm, x), name, inference(lstm, x, **{name: mask})))
         compiled = training(torch.compile(lstm), x, weights)
         rows.append((f"{size}, training", "eager", training(lstm, x, weights), "compiled", compiled))
+    model, images, labels = RowLSTM(), torch.randn(128, 28, 28), torch.randint(0, 10, (128,))
+    eager = descent(model, lambda: nn.functional.cross_entropy(model(images), labels))
+    loss = torch.compile(lambda images, labels: nn.functional.cross_entropy(model(images), labels))
+    compiled = descent(model, lambda: loss(images, labels))
+    rows.append(("row-LSTM classifier with its loss, training", "eager", eager, "compiled", compiled))
     for B in (128, 16):
         theirs, ours = nn.LSTM(28, 128), fastlstm.LSTM(28, 128)
         ours.load_state_dict(theirs.state_dict())
