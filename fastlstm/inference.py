@@ -10,6 +10,7 @@ from torch.nn import Parameter
 
 from fastlstm import checks, dispatch, eager, ops
 from fastlstm.backends.cpu import WidenedWeights
+from fastlstm.backends.memory import empty
 from fastlstm.function import wants_gradient
 
 
@@ -64,9 +65,10 @@ def infer(
     reverse: bool,
     backend: str | None,
     mask: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor] | None:
-    """``h`` (T, B, H), ``h_n`` and ``c_n`` (B, H), or None where a gradient may be wanted, and where this call is none
-    of a backend that packs weights.
+    """``h`` (T, B, H), in `out` where the backend can leave it there, ``h_n`` and ``c_n`` (B, H), or None where a
+    gradient may be wanted, and where this call is none of a backend that packs weights.
 
     `x`, `hx`, `weights` (weight_ih, weight_hh, bias_ih, bias_hh) and `mask` are as the module's own checks leave them.
     """
@@ -76,11 +78,23 @@ def infer(
     layer = packed_layer(slot, x, hx, weights, backend)
     if layer is None:
         return None
-    result = layer.forward(x, hx, reverse, mask=mask)
+    result = layer.forward(x, hx, reverse, mask=mask, out=out)
     if result is None:  # written to past the version counter
         slot.layer = layer = _pack(layer.backend, weights)
-        result = layer.forward(x, hx, reverse, mask=mask)
+        result = layer.forward(x, hx, reverse, mask=mask, out=out)
     return result
+
+
+def side_by_side(x: Tensor, H: int, backend: str | None) -> list[Any]:
+    """A tensor (T, B, 2H) and its halves, where `infer` leaves the outputs of both directions; None where it is not
+    asked.
+    """
+    if torch.is_grad_enabled() or not ops.is_untransformed(x) or torch.is_autocast_enabled("cpu"):
+        return [None]
+    if dispatch.packing(backend, x.device, x.dtype) is None:
+        return [None]
+    whole = empty(x, x.shape[0], x.shape[1], 2 * H)
+    return [whole, *whole.split(H, -1)]
 
 
 def packed_step(slot: Slot, x: Any, hx: Any, weights: Weights, backend: str | None) -> tuple[Tensor, Tensor] | None:

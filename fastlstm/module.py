@@ -4,6 +4,7 @@ Layers, directions, dropout, packing and `batch_first` end here; below, everythi
 """
 
 from copy import copy
+from operator import is_
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 from fastlstm import checks, dispatch
 from fastlstm.function import join
 from fastlstm.functional import lstm
-from fastlstm.inference import KeepsPacked, plain_sequence, slot_of
+from fastlstm.inference import KeepsPacked, plain_sequence, side_by_side, slot_of
 from fastlstm.packing import pack, pad, step_mask, unpack
 
 State = tuple[Tensor, Tensor]
@@ -246,6 +247,10 @@ class LSTM(KeepsPacked, nn.RNNBase):
         ends: list[State] = []
         for layer in range(self.num_layers):
             is_last, outputs, cells = layer == self.num_layers - 1, [], []
+            together: list[Any] = [None]
+            if directions == 2 and not (self.proj_size or return_cells):
+                together = side_by_side(x, self.hidden_size, self.backend)
+            whole, *halves = together
             for direction in range(directions):
                 k = layer * directions + direction
                 if k:
@@ -260,11 +265,12 @@ class LSTM(KeepsPacked, nn.RNNBase):
                     return_cells=return_cells and is_last,
                     backend=self.backend,
                     slot=slot_of(self, k),
+                    out=halves[direction] if halves else None,
                 )
                 outputs.append(result[0])
                 ends.append(result[1])
                 cells.append(result[-1])
-            x = join(outputs)
+            x = whole if halves and all(map(is_, outputs, halves)) else join(outputs)
             if self.dropout and self.training and not is_last:
                 # over packed rows where torch.nn.LSTM drops over packed rows: the same seed gives the same zeros
                 x = pad(F.dropout(pack(x, places), self.dropout), places, T, B)

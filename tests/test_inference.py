@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastlstm
+from fastlstm import inference
 from tests.layers import CPU_BACKENDS, needs_native
 
 
@@ -306,6 +307,35 @@ def test_resident_memory_stays_flat():
     before = resident()
     run(100_000)
     assert resident() - before < 4 << 20  # 100 000 calls that keep 42 bytes each would show
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("H", [7, 16, 37])
+def test_directions_leave_their_outputs_side_by_side(backend, dtype, H, monkeypatch):
+    lstm = fastlstm.LSTM(5, H, num_layers=2, bidirectional=True, dtype=dtype)
+    x = torch.randn(6, 3, 5, dtype=dtype)
+    want = lstm(x)
+    lengths = torch.tensor([6, 0, 4])
+    masked = lstm(x, lengths=lengths)
+    kept: list[torch.Tensor] = []
+
+    def halves(*args):
+        whole, *parts = inference.side_by_side(*args)
+        for part in parts:
+            part.fill_(torch.nan)
+        kept.append(whole)
+        return whole, *parts
+
+    monkeypatch.setattr("fastlstm.module.side_by_side", halves)
+    with torch.no_grad():
+        got = lstm(x)
+        got_masked = lstm(x, lengths=lengths)
+    for pair in ((got, want), (got_masked, masked)):
+        for a, b in zip(*map(flat, pair), strict=True):
+            assert torch.equal(a, b.detach())
+    if backend != "native":  # which leaves them where it likes
+        assert got[0] is kept[1]
+    assert got[0].is_contiguous()
 
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)

@@ -68,6 +68,7 @@ def test_garbage_is_collected_while_the_pool_is_looked_through(monkeypatch):
 
 def test_large_buffers_take_each_others_memory(monkeypatch):
     """A backward pass sums the weights' gradients where the forward pass had packed the weights."""
+    gc.collect()  # what other tests have left would come back meanwhile
     monkeypatch.setattr(memory, "_free", deque())
     x, shape = torch.empty(0), (70, 8, 1, 650, 650, torch.float32, 0, False, False, 1)
     forward = numba.forward_call(*shape).call(x)

@@ -102,9 +102,16 @@ class PackedWeights:
         return all(key and key[0]._version == key[2] and a.data_ptr() == key[1] for a, key in saved)
 
     def forward(
-        self, x: Tensor, hx: tuple[Tensor, Tensor] | None, reverse: bool, *, mask: Tensor | None = None
+        self,
+        x: Tensor,
+        hx: tuple[Tensor, Tensor] | None,
+        reverse: bool,
+        *,
+        mask: Tensor | None = None,
+        out: Tensor | None = None,
     ) -> tuple[Tensor, ...] | None:
-        """``h`` (T, B, H), ``h_n`` and ``c_n`` (B, H) from ``x`` (T, B, I) and states (B, H), or None for zeros.
+        """``h`` (T, B, H), ``h_n`` and ``c_n`` (B, H) from ``x`` (T, B, I) and states (B, H), or None for zeros. `out`:
+        where a backend may leave ``h``, rows of any stride.
 
         None when the weights are found to have changed: they have to be packed again.
         """
@@ -148,13 +155,21 @@ class WidenedWeights(PackedWeights):
         return (*(converted(a, self.dtype) for a in results),)
 
     def forward(
-        self, x: Tensor, hx: tuple[Tensor, Tensor] | None, reverse: bool, *, mask: Tensor | None = None
+        self,
+        x: Tensor,
+        hx: tuple[Tensor, Tensor] | None,
+        reverse: bool,
+        *,
+        mask: Tensor | None = None,
+        out: Tensor | None = None,
     ) -> tuple[Tensor, ...] | None:
         if not self._unchanged():
             return None
         hx = None if hx is None else (hx[0].float(), hx[1].float())
         results = self.packed.forward(converted(x, torch.float32), hx, reverse, mask=mask)
-        return self._narrowed(results)
+        if out is None or results is None:
+            return self._narrowed(results)
+        return out.copy_(results[0]), *self._narrowed(results[1:])
 
     def step(self, x: Tensor, h_0: Tensor, c_0: Tensor) -> tuple[Tensor, Tensor] | None:
         if not self._unchanged():

@@ -209,6 +209,7 @@ class PackedLayer(PackedWeights):
         save: bool = False,
         *,
         mask: Tensor | None = None,
+        out: Tensor | None = None,
     ) -> tuple[Tensor, ...] | None:
         """As `PackedWeights.forward`; with `save` also ``c`` (T, B, H) and the gates."""
         (T, B, I), H = x.shape, self.H

@@ -169,7 +169,8 @@ def forward(
     a = ours.arguments
     a.rows, a.reverse = R, reverse
     a.x, a.x_step, a.x_row = step_row(x)
-    a.h, a.h_n, a.c_n = h.data_ptr(), h_n.data_ptr(), c_n.data_ptr()
+    a.h, a.h_step, a.h_row = step_row(h)
+    a.h_n, a.c_n = h_n.data_ptr(), c_n.data_ptr()
     if save:
         a.c, a.c_step, a.gates = c.data_ptr(), R * H * x.element_size(), gates.data_ptr()
     else:

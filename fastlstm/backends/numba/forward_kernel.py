@@ -28,11 +28,12 @@ def cells(a, t, p, b, rows, scratch, h_prev, h_prev_row, c_prev, c_prev_row):
     """
     L, S, H, R = a.lanes, a.size, a.H, a.rows
     valid, panels = min(L, H - p * L), (H + L - 1) // L
-    h, c, mask = a.h + t * R * H * S, a.c + t * a.c_step, a.mask + (t * R + b) * 4 if a.mask != 0 else 0
+    h, c, mask = a.h + t * a.h_step, a.c + t * a.c_step, a.mask + (t * R + b) * 4 if a.mask != 0 else 0
     c_old, c_new, h_new = scratch + CHUNK * 4 * VECTOR, scratch + CHUNK * 5 * VECTOR, scratch + CHUNK * 6 * VECTOR
     at, resets, holds = b * H * S + p * L * S, any_row(mask, rows, RESET), any_row(mask, rows, HOLD)
     old, old_row, new, new_row = c_prev + b * c_prev_row + p * L * S, c_prev_row, c + at, H * S
-    out, out_row, gates = h + at, H * S, a.gates + ((t * panels + p) * R + b) * 4 * VECTOR
+    h_at = h + b * a.h_row + p * L * S
+    out, out_row, gates = h_at, a.h_row, a.gates + ((t * panels + p) * R + b) * 4 * VECTOR
     if valid < L or resets or (holds and a.c_step == 0):  # read aside: cut off, reset or still wanted
         call(a.copy_rows, rows, valid, L, old, old_row, c_old, VECTOR)
         if resets:
@@ -43,14 +44,14 @@ def cells(a, t, p, b, rows, scratch, h_prev, h_prev_row, c_prev, c_prev_row):
     kernel = a.cell_forward_saving if a.gates != 0 else a.cell_forward
     call(kernel, rows, scratch, old, old_row, new, new_row, out, out_row, gates)
     if valid < L:
-        call(a.copy_rows, rows, valid, valid, h_new, VECTOR, h + at, H * S)
+        call(a.copy_rows, rows, valid, valid, h_new, VECTOR, h_at, a.h_row)
         call(a.copy_rows, rows, valid, valid, c_new, VECTOR, c + at, H * S)
     if holds:
         for r in range(rows):
             if get_int32(mask + 4 * r) == HOLD:
-                h_held, row = h_prev + (b + r) * h_prev_row + p * L * S, at + r * H * S
-                call(a.copy_rows, 1, valid, valid, h_held, 0, h + row, 0)
-                call(a.copy_rows, 1, valid, valid, old + r * old_row, 0, c + row, 0)
+                h_held = h_prev + (b + r) * h_prev_row + p * L * S
+                call(a.copy_rows, 1, valid, valid, h_held, 0, h_at + r * a.h_row, 0)
+                call(a.copy_rows, 1, valid, valid, old + r * old_row, 0, c + at + r * H * S, 0)
                 if valid < L:
                     call(a.copy_rows, 1, valid, L, h_held, 0, h_new + r * VECTOR, 0)
     return out, out_row
@@ -113,7 +114,7 @@ def forward_with(products: Any) -> Any:
 
         for s in range(T):
             t = T - 1 - s if a.reverse != 0 else s
-            h, c, x = a.h + t * R * H * S, a.c + t * a.c_step, a.x + t * a.x_step
+            h, c, x = a.h + t * a.h_step, a.c + t * a.c_step, a.x + t * a.x_step
             mask = a.mask + t * R * 4 if a.mask != 0 else 0
             h_seen, h_seen_row = h_prev, h_prev_row
             if reads_states and any_row(mask + b_first * 4 if mask != 0 else 0, b_last - b_first, RESET):
@@ -131,7 +132,7 @@ def forward_with(products: Any) -> Any:
                     new, new_row = cells(a, t, p, b, rows, scratch, h_prev, h_prev_row, c_prev, c_prev_row)
                     if not reads_states and s + 1 < T:
                         feed_states(a, s + 1, p, b, rows, new, new_row, scratch)
-            h_prev, h_prev_row, c_prev, c_prev_row = h, H * S, c, H * S
+            h_prev, h_prev_row, c_prev, c_prev_row = h, a.h_row, c, H * S
             if not reads_inputs and s + 1 < T:
                 feed_inputs(a, s + 1, part, b_first, b_last, x_first, x_last, scratch)
             passed = wait(barrier, team, passed, a.relax)
@@ -139,7 +140,7 @@ def forward_with(products: Any) -> Any:
 
         if member == 0:
             at, rows = b_first * H * S, b_last - b_first
-            call(a.copy_rows, rows, H, H, h_prev + at, H * S, a.h_n + at, H * S)
+            call(a.copy_rows, rows, H, H, h_prev + b_first * h_prev_row, h_prev_row, a.h_n + at, H * S)
             if a.c_step != 0:
                 call(a.copy_rows, rows, H, H, c_prev + at, H * S, a.c_n + at, H * S)
 

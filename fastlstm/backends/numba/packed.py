@@ -136,11 +136,13 @@ class PackedLayer(PackedWeights):
         save: bool = False,
         *,
         mask: Tensor | None = None,
+        out: Tensor | None = None,
     ) -> tuple[Tensor, ...] | None:
         """As `PackedWeights.forward`; with `save` also ``c`` (T, B, H) and the gates."""
         (T, B, _), H = x.shape, self.H
         x = rows_contiguous(x)
-        h, h_n, c_n = empty(x, T, B, H), x.new_empty(B, H), x.new_empty(B, H)
+        h = empty(x, T, B, H) if out is None else out
+        h_n, c_n = x.new_empty(B, H), x.new_empty(B, H)
         prepared, call = self._call(x, T, B, mask is not None)
         a = call.arguments
         a.reverse = reverse
@@ -148,7 +150,8 @@ class PackedLayer(PackedWeights):
             mask = mask.int().contiguous()
             a.mask = mask.data_ptr()
         a.x, a.x_step, a.x_row = host.step_row(x)
-        a.h, a.h_n, a.c, a.c_n = h.data_ptr(), h_n.data_ptr(), c_n.data_ptr(), c_n.data_ptr()
+        a.h, a.h_step, a.h_row = host.step_row(h)
+        a.h_n, a.c, a.c_n = h_n.data_ptr(), c_n.data_ptr(), c_n.data_ptr()
         saved: tuple[Tensor, ...] = ()
         if save:
             a.digests = self.digests  # a training step misses no change at all
@@ -161,7 +164,7 @@ class PackedLayer(PackedWeights):
             a.c_0, a.c_0_row = host.row(c_0)
         done = self._run(prepared, call)
         if done is None:
-            return self._plain().forward(x, hx, reverse, save, mask=mask)
+            return self._plain().forward(x, hx, reverse, save, mask=mask, out=out)
         return (h, h_n, c_n, *saved) if done else None
 
     def step(self, x: Tensor, h_0: Tensor, c_0: Tensor, save: bool = False) -> tuple[Tensor, ...] | None:
@@ -175,6 +178,7 @@ class PackedLayer(PackedWeights):
         a.h_0, a.h_0_row = host.row(h_0)
         a.c_0, a.c_0_row = host.row(c_0)
         a.h = a.h_n = h.data_ptr()
+        a.h_row = self.H * size
         a.c = a.c_n = c.data_ptr()
         saved: tuple[Tensor, ...] = ()
         if save:
