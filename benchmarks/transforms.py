@@ -1,4 +1,4 @@
-"""What transforms, masks and compilation cost: each against torch.nn.LSTM, or against the plain call of fastlstm.LSTM.
+"""What transforms, masks, packed input and compilation cost: each against torch.nn.LSTM or the plain fastlstm.LSTM.
 
 python -m benchmarks.transforms [--pairs 31]
 """
@@ -12,6 +12,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.func import functional_call, grad, stack_module_state, vmap
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastlstm
 from benchmarks.clock import Contender, interleaved, ratio_of
@@ -19,6 +20,7 @@ from fastlstm.mnist.model import RowLSTM
 
 Run = Callable[[], object]
 SIZES = [(28, 128, 28, 128), (128, 64, 256, 256)]  # T, B, I, H: resets, lengths, compilation
+PACKED = [(28, 128, 28, 128), (100, 64, 256, 256)]  # lengths of 1 to T
 MODELS, STACK = 8, (28, 16, 28, 128)
 
 
@@ -26,7 +28,7 @@ def training(module: Callable[..., tuple[Tensor, object]], x: Tensor, weights: l
     return lambda: torch.autograd.grad(module(x, **masks)[0].sum(), weights)
 
 
-def inference(module: Callable[..., tuple[Tensor, object]], x: Tensor, **masks: Tensor) -> Run:
+def inference(module: Callable[..., tuple[Tensor, object]], x: Tensor | PackedSequence, **masks: Tensor) -> Run:
     return lambda: torch.no_grad()(module)(x, **masks)
 
 
@@ -83,6 +85,15 @@ def comparisons() -> list[tuple[str, str, Run, str, Run]]:
             rows.append((f"{size}, inference", "plain", inference(lstm, x), name, inference(lstm, x, **{name: mask})))
         compiled = training(torch.compile(lstm), x, weights)
         rows.append((f"{size}, training", "eager", training(lstm, x, weights), "compiled", compiled))
+    for T, B, I, H in PACKED:
+        theirs, ours = nn.LSTM(I, H), fastlstm.LSTM(I, H)
+        ours.load_state_dict(theirs.state_dict())
+        lengths = torch.linspace(T, 1, B).long()
+        x, size = pack_padded_sequence(torch.randn(T, B, I), lengths), f"packed, T{T}-B{B}-I{I}-H{H}"
+        runs = [inference(m, x) for m in (theirs, ours)]
+        rows.append((f"{size}, inference", "nn.LSTM", runs[0], "ours", runs[1]))
+        runs = [descent(m, lambda m=m, x=x: m(x)[0].data.sum()) for m in (theirs, ours)]
+        rows.append((f"{size}, training", "nn.LSTM", runs[0], "ours", runs[1]))
     model, images, labels = RowLSTM(), torch.randn(128, 28, 28), torch.randint(0, 10, (128,))
     eager = descent(model, lambda: nn.functional.cross_entropy(model(images), labels))
     loss = torch.compile(lambda images, labels: nn.functional.cross_entropy(model(images), labels))

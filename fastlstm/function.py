@@ -317,8 +317,9 @@ def _vmap_backward_op(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[
 
 
 for _name, _setup, _gradient, _rule in (
-    ("fastlstm::forward", _setup_forward_op, _backward_of_forward_op, _vmap_forward_op),
-    ("fastlstm::backward", LSTMBackward.setup_context, _backward_of_backward_op, _vmap_backward_op),
+    ("forward", _setup_forward_op, _backward_of_forward_op, _vmap_forward_op),
+    ("backward", LSTMBackward.setup_context, _backward_of_backward_op, _vmap_backward_op),
 ):
-    torch.library.register_autograd(_name, _gradient, setup_context=_setup, lib=ops.LIBRARY)
-    torch.library.register_vmap(_name, _rule, lib=ops.LIBRARY)
+    _lib = ops.LIBRARIES[_name]
+    torch.library.register_autograd(f"fastlstm::{_name}", _gradient, setup_context=_setup, lib=_lib)
+    torch.library.register_vmap(f"fastlstm::{_name}", _rule, lib=_lib)

@@ -49,7 +49,6 @@ def lstm(
     return_cells: bool = False,
     backend: str | None = None,
     slot: Slot | None = None,
-    out: Tensor | None = None,
 ) -> tuple[Tensor, State] | tuple[Tensor, State, Tensor]:
     """One LSTM layer in one direction over a whole sequence, time first.
 
@@ -67,7 +66,6 @@ def lstm(
         backend: a name of `fastlstm.dispatch.NAMES`; None takes `use_backend`'s.
         slot: a module's own, which keeps these weights packed while no gradient is wanted, and from step to step. With
             it a call under no transform takes shorter ways, see `fastlstm.inference`.
-        out: memory from `fastlstm.inference.side_by_side`, where such a way may leave the output; it is then returned.
 
     Returns:
         ``output`` (T, B, H), ``(h_n, c_n)`` each (B, H), and with `return_cells` the cell states (T, B, H).
@@ -80,9 +78,9 @@ def lstm(
     """
     if slot is not None and weight_hr is None and not return_cells:
         weights = weight_ih, weight_hh, bias_ih, bias_hh
-        if (result := infer(slot, x, hx, weights, reverse, backend, mask, out)) is not None:
+        if (result := infer(slot, x, hx, weights, reverse, backend, mask, holds)) is not None:
             h, h_n, c_n = result
-            return _shown(h, mask, holds), (h_n, c_n)
+            return h, (h_n, c_n)
     if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
         # autocast leaves float64 alone
         dtype = torch.float64 if x.dtype == torch.float64 else torch.get_autocast_dtype(x.device.type)

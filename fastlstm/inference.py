@@ -2,6 +2,7 @@
 call to the next, while no gradient is wanted and where a time step is a call.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -65,36 +66,54 @@ def infer(
     reverse: bool,
     backend: str | None,
     mask: Tensor | None = None,
-    out: Tensor | None = None,
+    hides: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor] | None:
-    """``h`` (T, B, H), in `out` where the backend can leave it there, ``h_n`` and ``c_n`` (B, H), or None where a
-    gradient may be wanted, and where this call is none of a backend that packs weights.
+    """``h`` (T, B, H), with zeros at held steps if `hides`, ``h_n`` and ``c_n`` (B, H), or None where a gradient may be
+    wanted, and where this call is none of a backend that packs weights.
 
     `x`, `hx`, `weights` (weight_ih, weight_hh, bias_ih, bias_hh) and `mask` are as the module's own checks leave them.
     """
-    states = () if hx is None else hx
-    if wants_gradient(*weights, x, *states):
+    if wants_gradient(*weights, x, *(hx or ())):
         return None
     layer = packed_layer(slot, x, hx, weights, backend)
-    if layer is None:
-        return None
-    result = layer.forward(x, hx, reverse, mask=mask, out=out)
+    return None if layer is None else _inferred(slot, layer, x, hx, weights, reverse, mask=mask, hides=hides)
+
+
+def infer_both(
+    slots: Sequence[Slot | None],
+    x: Tensor,
+    hx: Sequence[tuple[Tensor, Tensor] | None],
+    weights: Sequence[Weights],
+    backend: str | None,
+    mask: Tensor | None,
+    hides: bool,
+) -> tuple[Tensor, list[tuple[Tensor, Tensor]]] | None:
+    """As `infer`, both directions of a layer: their outputs side by side, (T, B, 2H), and each one's states."""
+    layers = []
+    for slot, states, each in zip(slots, hx, weights):
+        if slot is None or wants_gradient(*each, x, *(states or ())):
+            return None
+        layer = packed_layer(slot, x, states, each, backend)
+        if layer is None or not layer.side_by_side:
+            return None
+        layers.append(layer)
+    (T, B, _), H = x.shape, layers[0].H
+    output, ends = empty(x, T, B, 2 * H), []
+    for k, out in enumerate(output.split(H, -1)):
+        options: Any = {"mask": mask, "hides": hides, "out": out}
+        _, h_n, c_n = _inferred(slots[k], layers[k], x, hx[k], weights[k], k == 1, **options)
+        ends.append((h_n, c_n))
+    return output, ends
+
+
+def _inferred(
+    slot: Any, layer: Any, x: Tensor, hx: tuple[Tensor, Tensor] | None, weights: Weights, reverse: bool, **options: Any
+) -> Any:
+    result = layer.forward(x, hx, reverse, **options)
     if result is None:  # written to past the version counter
         slot.layer = layer = _pack(layer.backend, weights)
-        result = layer.forward(x, hx, reverse, mask=mask, out=out)
+        result = layer.forward(x, hx, reverse, **options)
     return result
-
-
-def side_by_side(x: Tensor, H: int, backend: str | None) -> list[Any]:
-    """A tensor (T, B, 2H) and its halves, where `infer` leaves the outputs of both directions; None where it is not
-    asked.
-    """
-    if torch.is_grad_enabled() or not ops.is_untransformed(x) or torch.is_autocast_enabled("cpu"):
-        return [None]
-    if dispatch.packing(backend, x.device, x.dtype) is None:
-        return [None]
-    whole = empty(x, x.shape[0], x.shape[1], 2 * H)
-    return [whole, *whole.split(H, -1)]
 
 
 def packed_step(slot: Slot, x: Any, hx: Any, weights: Weights, backend: str | None) -> tuple[Tensor, Tensor] | None:

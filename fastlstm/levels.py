@@ -5,7 +5,8 @@ level: a millisecond of an ensemble's training step. Arguments and outputs here 
 ``torch._functorch.autograd_function.custom_function_call``: unwrap for this level, run the level below, wrap.
 """
 
-from typing import Any, Protocol
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,16 +25,6 @@ from torch.autograd.forward_ad import _set_fwd_grad_enabled
 from torch.autograd.function import _SingleLevelFunction
 
 
-class Transformed(Protocol):
-    """What runs under the levels: a `torch.autograd.Function`, or what needs no derivative and has these two alone."""
-
-    @staticmethod
-    def apply(*args: Any) -> Any: ...
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]: ...
-
-
 def takes() -> bool:
     """Whether `apply` knows the innermost of the levels that are active: no forward mode, and nobody traces."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
@@ -41,18 +32,22 @@ def takes() -> bool:
     return torch._C._functorch.peek_interpreter_stack().key() in (TransformType.Vmap, TransformType.Grad)
 
 
-def apply(function: Transformed, *args: Any) -> Any:
-    """``function.apply(*args)`` at the innermost level; the level below calls that again."""
+def apply(function: Any, *args: Any) -> Any:
+    """``function.apply(*args)`` at the innermost level; the level below calls that again.
+
+    `function`: a `torch.autograd.Function` with setup_context and vmap; what has no derivative needs apply and vmap
+    alone, and no level to be one of `grad`.
+    """
     interpreter = retrieve_current_functorch_interpreter()
     args = (*(unwrap_if_dead(a) if isinstance(a, Tensor) else a for a in args),)
     if interpreter.key() == TransformType.Vmap:
         return _batched(interpreter, function, args)
     args = (*(interpreter._cptr.lift(a) if isinstance(a, Tensor) else a for a in args),)
     with enable_single_level_autograd_function():
-        return _Level.apply(*args, function, interpreter)  # type: ignore[attr-defined]
+        return _node(function).apply(*args, function, interpreter)
 
 
-def _batched(interpreter: Any, function: Transformed, args: tuple[Any, ...]) -> Any:
+def _batched(interpreter: Any, function: Any, args: tuple[Any, ...]) -> Any:
     level, operands, dims = interpreter.level(), [], []
     for a in args:
         value, dim = _unwrap_batched(a, level) if isinstance(a, Tensor) else (a, None)
@@ -84,3 +79,13 @@ class _Level(_SingleLevelFunction):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         return *ctx.function.backward(ctx, *grads), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:  # of dual numbers, which are no level
+        return ctx.function.jvp(ctx, *tangents)
+
+
+@cache
+def _node(function: Any) -> Any:
+    """Graphs and errors name a node by its class."""
+    return type(function.__name__, (_Level,), {})

@@ -4,7 +4,6 @@ Layers, directions, dropout, packing and `batch_first` end here; below, everythi
 """
 
 from copy import copy
-from operator import is_
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 from fastlstm import checks, dispatch
 from fastlstm.function import join
 from fastlstm.functional import lstm
-from fastlstm.inference import KeepsPacked, plain_sequence, side_by_side, slot_of
+from fastlstm.inference import KeepsPacked, infer_both, plain_sequence, slot_of
 from fastlstm.packing import pack, pad, step_mask, unpack
 
 State = tuple[Tensor, Tensor]
@@ -247,30 +246,33 @@ class LSTM(KeepsPacked, nn.RNNBase):
         ends: list[State] = []
         for layer in range(self.num_layers):
             is_last, outputs, cells = layer == self.num_layers - 1, [], []
-            together: list[Any] = [None]
+            indices = range(layer * directions, (layer + 1) * directions)
+            each: list[Any] = [self._layer_weights(k) if k else weights for k in indices]
+            begins = [None if hx is None else (hx[0][k], hx[1][k]) for k in indices]
+            shows, slots = holds and is_last, [slot_of(self, k) for k in indices]
+            together = None
             if directions == 2 and not (self.proj_size or return_cells):
-                together = side_by_side(x, self.hidden_size, self.backend)
-            whole, *halves = together
-            for direction in range(directions):
-                k = layer * directions + direction
-                if k:
-                    weights = self._layer_weights(k)
-                result = lstm(
-                    x,
-                    None if hx is None else (hx[0][k], hx[1][k]),
-                    *weights,
-                    mask=mask,
-                    holds=holds and is_last,
-                    reverse=direction == 1,
-                    return_cells=return_cells and is_last,
-                    backend=self.backend,
-                    slot=slot_of(self, k),
-                    out=halves[direction] if halves else None,
-                )
-                outputs.append(result[0])
-                ends.append(result[1])
-                cells.append(result[-1])
-            x = whole if halves and all(map(is_, outputs, halves)) else join(outputs)
+                together = infer_both(slots, x, begins, each, self.backend, mask, shows)
+            if together is not None:
+                x, both_ends = together
+                ends += both_ends
+            else:
+                for direction in range(directions):
+                    result = lstm(
+                        x,
+                        begins[direction],
+                        *each[direction],
+                        mask=mask,
+                        holds=shows,
+                        reverse=direction == 1,
+                        return_cells=return_cells and is_last,
+                        backend=self.backend,
+                        slot=slots[direction],
+                    )
+                    outputs.append(result[0])
+                    ends.append(result[1])
+                    cells.append(result[-1])
+                x = join(outputs)
             if self.dropout and self.training and not is_last:
                 # over packed rows where torch.nn.LSTM drops over packed rows: the same seed gives the same zeros
                 x = pad(F.dropout(pack(x, places), self.dropout), places, T, B)

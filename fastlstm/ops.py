@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._library.custom_ops import get_library_allowing_overwrite
 
 from fastlstm import dispatch
 
@@ -58,21 +59,22 @@ def _backward(
     return dx, dweight_ih, dweight_hh, dbias, dh_0, dc_0
 
 
-LIBRARY = torch.library.Library("fastlstm", "DEF")
+LIBRARIES: dict[str, torch.library.Library] = {}
 
 
 def _define(name: str, function: Callable[..., Any]) -> torch._ops.OpOverload:
     """What `torch.library.custom_op` does, whose wrappers around every call take twice as long as all else here."""
+    library = LIBRARIES[name] = get_library_allowing_overwrite("fastlstm", name)  # a module may be loaded again
     schema = torch.library.infer_schema(function, mutates_args=())
-    LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
-    LIBRARY.impl(name, function, "CompositeExplicitAutograd")
+    library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    library.impl(name, torch._disable_dynamo(function), "CompositeExplicitAutograd")
     return getattr(torch.ops.fastlstm, name).default
 
 
 forward_op, backward_op = _define("forward", _forward), _define("backward", _backward)
 
 
-@torch.library.register_fake("fastlstm::forward", lib=LIBRARY)
+@torch.library.register_fake("fastlstm::forward", lib=LIBRARIES["forward"])
 def _(x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, save, backend):
     (T, B), H = x.shape[:2], weight_hh.shape[-1]
     saved = dispatch.module(backend).saved_shape(T, B, H, x.dtype)
@@ -85,7 +87,7 @@ def _(x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, save, backend):
     )
 
 
-@torch.library.register_fake("fastlstm::backward", lib=LIBRARY)
+@torch.library.register_fake("fastlstm::backward", lib=LIBRARIES["backward"])
 def _(dh, dh_n, dc_n, dc, x, weight_ih, weight_hh, bias, h_0, c_0, mask, h, c, gates, reverse, needs, backend):
     likes = (x, weight_ih, weight_hh, bias, h_0, c_0)
     return (*(x.new_empty(like.shape if need and like is not None else (0,)) for need, like in zip(needs, likes)),)

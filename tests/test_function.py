@@ -1,5 +1,8 @@
 """The autograd Functions under torch's transforms, on every fused backend, in float64 where precision is claimed."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -283,3 +286,20 @@ def test_trace_records_the_operator():
         traced = torch.jit.trace(lstm, x)
         other = torch.randn(5, 3, 4)
         assert torch.equal(traced(other)[0], lstm(other)[0])
+
+
+def test_the_operators_can_be_defined_again():
+    """As a notebook's autoreload does."""
+    code = """
+import sys
+for _ in range(2):
+    for name in [name for name in sys.modules if name.split(".")[0] == "fastlstm"]:
+        del sys.modules[name]
+    import torch, fastlstm
+    from fastlstm import ops
+    x, w, u, h = torch.randn(3, 2, 4), torch.randn(20, 4), torch.randn(20, 5), torch.zeros(2, 5)
+    w.requires_grad_()
+    ops.forward_op(x, w, u, None, h, h, None, False, True, "numba")[0].sum().backward()
+    assert w.grad.shape == w.shape
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacrev, jvp, stack_module_state, vjp, vmap
 from torch.utils import _pytree as pytree
 
@@ -28,6 +29,13 @@ def later(lstm, parameters, x):
     return pull(torch.ones(()))
 
 
+def tangent_of(lstm, parameters, x):
+    """By dual numbers, which are no level of functorch's."""
+    with forward_ad.dual_level():
+        output = functional_call(lstm, parameters, (forward_ad.make_dual(x, x.detach().cos()),))[0]
+        return forward_ad.unpack_dual(output.sin().sum()).tangent
+
+
 CALLS = {
     "grad": lambda lstm, stacked, one, x: grad(lambda p: loss(lstm, p, x))(one),
     "vjp": lambda lstm, stacked, one, x: later(lstm, one, x),
@@ -46,6 +54,7 @@ CALLS = {
     "grad of jvp": lambda lstm, stacked, one, x: grad(lambda x: jvp(lambda x: loss(lstm, one, x), (x,), (x.cos(),))[1])(
         x
     ),
+    "grad of a tangent": lambda lstm, stacked, one, x: grad(lambda x: tangent_of(lstm, one, x))(x),
     "hessian": lambda lstm, stacked, one, x: hessian(lambda x: loss(lstm, one, x))(x[:2, :1]),
 }
 

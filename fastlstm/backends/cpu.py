@@ -68,6 +68,7 @@ class PackedWeights:
     backend: str  # whose they are, the name under which they were packed
     stale = False  # whether they were found to differ from the weights
     watched = False  # whether calls look for changes at the 16-bit weights that these are copies of
+    side_by_side = False  # whether `forward` leaves its output where it is told
     steps_back = False  # whether `step` can save for a backward pass, and `step_backward` is one
 
     def __init__(self, weights: Sequence[Tensor | None]) -> None:
@@ -108,10 +109,11 @@ class PackedWeights:
         reverse: bool,
         *,
         mask: Tensor | None = None,
+        hides: bool = False,
         out: Tensor | None = None,
     ) -> tuple[Tensor, ...] | None:
-        """``h`` (T, B, H), ``h_n`` and ``c_n`` (B, H) from ``x`` (T, B, I) and states (B, H), or None for zeros. `out`:
-        where a backend may leave ``h``, rows of any stride.
+        """``h`` (T, B, H), ``h_n`` and ``c_n`` (B, H) from ``x`` (T, B, I) and states (B, H), or None for zeros.
+        `hides`: ``h`` of held steps is zero. `out`: where to leave ``h``, rows of any stride, if `side_by_side`.
 
         None when the weights are found to have changed: they have to be packed again.
         """
@@ -129,6 +131,8 @@ class WidenedWeights(PackedWeights):
     Where the kernel sees no more than their copies, PyTorch looks at every call for the changes it did not count: at
     all biases, and one element of each row and column of the weights.
     """
+
+    side_by_side = True
 
     def __init__(self, weights: Sequence[Tensor | None], pack: Callable[..., Any]) -> None:
         """`weights` as for `PackedWeights`; `pack`: the backend's, for float32 weights and these."""
@@ -161,12 +165,13 @@ class WidenedWeights(PackedWeights):
         reverse: bool,
         *,
         mask: Tensor | None = None,
+        hides: bool = False,
         out: Tensor | None = None,
     ) -> tuple[Tensor, ...] | None:
         if not self._unchanged():
             return None
         hx = None if hx is None else (hx[0].float(), hx[1].float())
-        results = self.packed.forward(converted(x, torch.float32), hx, reverse, mask=mask)
+        results = self.packed.forward(converted(x, torch.float32), hx, reverse, mask=mask, hides=hides)
         if out is None or results is None:
             return self._narrowed(results)
         return out.copy_(results[0]), *self._narrowed(results[1:])

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fastlstm.backends.cpu import PackedWeights, address, address_of, openmp, rows_contiguous, threads_now
 from fastlstm.backends.memory import empty
+from fastlstm.backends.reference import HOLD
 
 LIBRARY = Path(__file__).parents[1] / ("_native.dll" if os.name == "nt" else "_native.so")
 VERSION = 2  # FASTLSTM_VERSION of csrc/fastlstm.h, whose structures these are, field by field
@@ -209,6 +210,7 @@ class PackedLayer(PackedWeights):
         save: bool = False,
         *,
         mask: Tensor | None = None,
+        hides: bool = False,
         out: Tensor | None = None,
     ) -> tuple[Tensor, ...] | None:
         """As `PackedWeights.forward`; with `save` also ``c`` (T, B, H) and the gates."""
@@ -230,6 +232,8 @@ class PackedLayer(PackedWeights):
         )  # fmt: skip
         _call("fastlstm_forward", arguments, _team(threads_now()))
         self.stale = self.stale or changed.value != 0
+        if hides and mask is not None:
+            h.masked_fill_((mask == HOLD).unsqueeze(-1), 0)
         return None if changed.value else (h, h_n, c_n, *saved)
 
 

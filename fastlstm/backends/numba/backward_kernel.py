@@ -19,8 +19,9 @@ from fastlstm.backends.numba.shared import (
     any_row,
     arrive,
     jit,
+    rows_alive,
     share,
-    share_rows,
+    share_rows_alive,
     wait,
     wait_for,
     zero_rows,
@@ -58,7 +59,20 @@ def cells(a, p, s, t, b, rows, scratch, dh, mask, dh_held, dpre):
         call(a.copy_rows, rows, valid, L, dh, 4 * VECTOR, held, VECTOR)
         call(a.add_rows, rows, valid, dh_out, dh_out_row, held, VECTOR)
     gates = a.gates + ((t * panels + p) * R + b) * 4 * VECTOR
-    call(a.cell_backward, rows, valid, dh, 4 * VECTOR, dh_out, dh_out_row, carried, gates, old, old_row, dpre)
+    call(
+        a.cell_backward,
+        rows_alive(mask, rows),
+        valid,
+        dh,
+        4 * VECTOR,
+        dh_out,
+        dh_out_row,
+        carried,
+        gates,
+        old,
+        old_row,
+        dpre,
+    )
     if holds:
         for r in range(rows):
             if get_int32(mask + 4 * r) == HOLD:
@@ -107,11 +121,11 @@ def backward_with(products: Any) -> Any:
         met = 1 if a.packs != 0 else 0
         barrier, passed = a.barrier + (2 + part) * LINE, 0
 
-        b_first, b_last = share_rows(B, part, parts), share_rows(B, part + 1, parts)
+        b_first, b_last = share_rows_alive(a, part, parts)
         q_first, q_last = share(groups, member, team), share(groups, member + 1, team)
         dh_held = a.dc_carried + panels * B * VECTOR  # (panels, B, lanes): what a held step hands to the one before
 
-        begin(a, b_last - b_first)
+        begin(a, max(b_last - b_first, 1))
         for s in range(T - 1, -2, -1):  # -1: what arrives at h_0 and c_0, and the gradients of the last chunk
             t, t_next = (T - 1 - s, T - 2 - s) if a.reverse != 0 else (s, s + 1)
             wanted = s >= 0 or a.dh_0 != 0 or a.dc_0 != 0
@@ -125,7 +139,7 @@ def backward_with(products: Any) -> Any:
                     mask = a.mask + (t * R + b) * 4 if a.mask != 0 and s >= 0 else 0
                     mask_next = a.mask + (t_next * R + b) * 4 if a.mask != 0 and s < T - 1 else 0
                     if s < T - 1 and (s >= 0 or a.dh_0 != 0):
-                        back_product(a, rows, b, s + 1, a.packed_hh, panels, q, scratch)
+                        back_product(a, rows_alive(mask_next, rows), b, s + 1, a.packed_hh, panels, q, scratch)
                     elif s == T - 1 and a.dh_n != 0:
                         call(
                             a.copy_rows, rows, width, 4 * L,

@@ -18,6 +18,7 @@ from fastlstm.backends.numba.shared import (
     gather,
     jit,
     product_of,
+    rows_alive,
     share,
     vectors_of,
     zero_rows,
@@ -99,12 +100,14 @@ def input_gradient(a, scratch, s_first, s_last, thread, threads):
         s, b = s_first + first // B, first % B
         count = min(min(CHUNK, B - b), last - first)
         t = T - 1 - s if a.reverse != 0 else s
+        alive = rows_alive(a.mask + (t * a.rows + b) * 4 if a.mask != 0 else 0, count)
         for q in range(groups_of(vectors)):
             column = group(vectors, q) * L
             width = min((group(vectors, q + 1) - group(vectors, q)) * L, I - column)
-            back_product(a, count, b, s, a.packed_ih, vectors, q, scratch)
+            back_product(a, alive, b, s, a.packed_ih, vectors, q, scratch)
             to = a.dx + ((t * a.rows + b) * I + column) * S
-            call(a.copy_rows, count, width, width, scratch, 4 * VECTOR, to, I * S)
+            call(a.copy_rows, alive, width, width, scratch, 4 * VECTOR, to, I * S)
+            call(a.copy_rows, count - alive, 0, width, scratch, 0, to + alive * I * S, I * S)
         first += count
 
 
@@ -144,14 +147,28 @@ def pack_strips(a, strips, s_first, s_last, b_first, b_last):
 
 
 @jit
+def live_rows(a, s_first, first, rows):
+    """Steps, and rows of each from `first` on, that all which is not held lies in, of `rows` rows (step, row)."""
+    if a.mask == 0 or (first % a.B + rows > a.B and (first % a.B != 0 or rows % a.B != 0)):
+        return 1, rows
+    steps, row = max(1, rows // a.B), first % a.B
+    each, most = rows // steps, 1  # a row at least: the sums begin with it
+    for s in range(s_first + first // a.B, s_first + first // a.B + steps):
+        t = a.T - 1 - s if a.reverse != 0 else s
+        most = max(most, rows_alive(a.mask + (t * a.rows + row) * 4, each))
+    return steps, most
+
+
+@jit
 def add_weight_gradients(a, strips, s_first, s_last, half, p_first, p_last):
     """Add a chunk of steps to panels `p_first` to `p_last` of dweights over half of the batch rows, or over all where
     `halves` is one. The sums start as those of the last steps: every row in one order, whoever else works beside.
     """
     columns, all_rows = a.I + a.H + 1, (s_last - s_first) * a.B
     first, rows = share(all_rows, half, a.halves), share(all_rows, half + 1, a.halves) - share(all_rows, half, a.halves)
+    steps, rows = live_rows(a, s_first, first, rows)
     blocks = (rows + BLOCK_ROWS - 1) // BLOCK_ROWS
-    block = (rows + blocks - 1) // max(blocks, 1)
+    block = rows if steps > 1 else (rows + blocks - 1) // max(blocks, 1)
     count = (columns + STRIP - 1) // STRIP
     for j in range(count):  # to and fro: the sums touched last are still in the L2 cache
         k = (j if s_first // a.chunk % 2 == 0 else count - 1 - j) * STRIP
@@ -164,7 +181,8 @@ def add_weight_gradients(a, strips, s_first, s_last, half, p_first, p_last):
             for r in range(0, rows, block):
                 call(
                     kernel, min(STRIP, columns - k), init, init_row, out, 4 * VECTOR, dpre + r * vectors * VECTOR,
-                    strip + r * STRIP * a.size, a.size, STRIP * a.size, min(block, rows - r), 1, 0, 0, strip, 0, 0,
+                    strip + r * STRIP * a.size, a.size, STRIP * a.size, min(block, rows - r), steps,
+                    a.B * STRIP * a.size, a.B * vectors * VECTOR, strip, 0, 0,
                 )  # fmt: skip
                 init, init_row = out, 4 * VECTOR
 

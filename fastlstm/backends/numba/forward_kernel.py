@@ -13,8 +13,9 @@ from fastlstm.backends.numba.shared import (
     any_row,
     is_zero,
     jit,
+    rows_alive,
     share,
-    share_rows,
+    share_rows_alive,
     wait,
     zero_rows,
 )
@@ -57,6 +58,21 @@ def cells(a, t, p, b, rows, scratch, h_prev, h_prev_row, c_prev, c_prev_row):
     return out, out_row
 
 
+@jit
+def carry(a, t, p, b, rows, h_prev, h_prev_row, c_prev, c_prev_row):
+    """Hand on one panel's states of `rows` held rows from `b` on. Their gates, which nobody reads, are zero: what an
+    operator returns is to be the same at every run.
+    """
+    L, S, H = a.lanes, a.size, a.H
+    at, width, panels = p * L * S, min(L, H - p * L), (H + L - 1) // L
+    h, c = a.h + t * a.h_step + b * a.h_row + at, a.c + t * a.c_step + b * H * S + at
+    call(a.copy_rows, rows, width, width, h_prev + b * h_prev_row + at, h_prev_row, h, a.h_row)
+    call(a.copy_rows, rows, width, width, c_prev + b * c_prev_row + at, c_prev_row, c, H * S)
+    if a.gates != 0:
+        gates = a.gates + ((t * panels + p) * a.rows + b) * 4 * VECTOR
+        call(a.copy_rows, rows, 0, 4 * L, a.constants, 0, gates, 4 * VECTOR)
+
+
 def forward_with(products: Any) -> Any:
     """The kernel that takes its products from a module: `forward_products`, or one like it."""
     pack_weights, preact, begin, end = products.pack_weights, products.preact, products.begin, products.end
@@ -96,13 +112,13 @@ def forward_with(products: Any) -> Any:
                 wait(a.barrier, parts * team, 0, a.relax)
         barrier, passed = a.barrier + (1 + part) * LINE, 0
 
-        b_first, b_last = share_rows(B, part, parts), share_rows(B, part + 1, parts)
+        b_first, b_last = share_rows_alive(a, part, parts)
         p_first, p_last = share(panels, member, team), share(panels, member + 1, team)
         x_first = b_first + share(b_last - b_first, member, team)
         x_last = b_first + share(b_last - b_first, member + 1, team)
         h_reset = scratch + CHUNK * 7 * VECTOR  # (rows, H)
         h_prev, h_prev_row, c_prev, c_prev_row = a.h_0, a.h_0_row, a.c_0, a.c_0_row
-        begin(a, b_last - b_first)
+        begin(a, max(b_last - b_first, 1))
         if not reads_inputs and T > 0:
             feed_inputs(a, 0, part, b_first, b_last, x_first, x_last, scratch)
             if not reads_states:
@@ -128,6 +144,11 @@ def forward_with(products: Any) -> Any:
                 multiply_inputs(a, s, p, part, b_first, b_last)
                 for b in range(b_first, b_last, CHUNK):
                     rows = min(CHUNK, b_last - b)
+                    if reads_states:
+                        alive = rows_alive(mask + b * 4 if mask != 0 else 0, rows)
+                        if alive < rows:
+                            carry(a, t, p, b + alive, rows - alive, h_prev, h_prev_row, c_prev, c_prev_row)
+                        rows = alive
                     preact(a, s, p, b, rows, part, b_first, b_last, scratch, x, h_seen, h_seen_row)
                     new, new_row = cells(a, t, p, b, rows, scratch, h_prev, h_prev_row, c_prev, c_prev_row)
                     if not reads_states and s + 1 < T:
@@ -138,11 +159,24 @@ def forward_with(products: Any) -> Any:
             passed = wait(barrier, team, passed, a.relax)
         end(a)
 
-        if member == 0:
-            at, rows = b_first * H * S, b_last - b_first
-            call(a.copy_rows, rows, H, H, h_prev + b_first * h_prev_row, h_prev_row, a.h_n + at, H * S)
-            if a.c_step != 0:
-                call(a.copy_rows, rows, H, H, c_prev + at, H * S, a.c_n + at, H * S)
+        rows, width = b_last - b_first, min(p_last * L, H) - p_first * L  # its own, which nobody else writes
+        at = b_first * H * S + p_first * L * S
+        call(
+            a.copy_rows,
+            rows,
+            width,
+            width,
+            h_prev + b_first * h_prev_row + p_first * L * S,
+            h_prev_row,
+            a.h_n + at,
+            H * S,
+        )
+        if a.c_step != 0:
+            call(a.copy_rows, rows, width, width, c_prev + at, H * S, a.c_n + at, H * S)
+        if a.hides != 0:
+            for t in range(T):
+                h = a.h + t * a.h_step + b_first * a.h_row + p_first * L * S
+                zero_rows(a, rows, width, a.mask + (t * R + b_first) * 4, HOLD, h, a.h_row)
 
     return forward
 

@@ -20,7 +20,7 @@ class PackedLayer(PackedWeights):
     and `transpose` has that pass's own products ready.
     """
 
-    steps_back = True
+    side_by_side = steps_back = True
 
     def __init__(
         self, weights: Sequence[Tensor | None], pieces: int, narrow: Sequence[Tensor | None] = (), unit: bool = True
@@ -136,6 +136,7 @@ class PackedLayer(PackedWeights):
         save: bool = False,
         *,
         mask: Tensor | None = None,
+        hides: bool = False,
         out: Tensor | None = None,
     ) -> tuple[Tensor, ...] | None:
         """As `PackedWeights.forward`; with `save` also ``c`` (T, B, H) and the gates."""
@@ -148,7 +149,7 @@ class PackedLayer(PackedWeights):
         a.reverse = reverse
         if mask is not None:
             mask = mask.int().contiguous()
-            a.mask = mask.data_ptr()
+            a.mask, a.hides = mask.data_ptr(), hides
         a.x, a.x_step, a.x_row = host.step_row(x)
         a.h, a.h_step, a.h_row = host.step_row(h)
         a.h_n, a.c, a.c_n = h_n.data_ptr(), c_n.data_ptr(), c_n.data_ptr()
@@ -164,7 +165,7 @@ class PackedLayer(PackedWeights):
             a.c_0, a.c_0_row = host.row(c_0)
         done = self._run(prepared, call)
         if done is None:
-            return self._plain().forward(x, hx, reverse, save, mask=mask, out=out)
+            return self._plain().forward(x, hx, reverse, save, mask=mask, hides=hides, out=out)
         return (h, h_n, c_n, *saved) if done else None
 
     def step(self, x: Tensor, h_0: Tensor, c_0: Tensor, save: bool = False) -> tuple[Tensor, ...] | None:

@@ -73,6 +73,48 @@ def any_row(mask, rows, value):
 
 
 @jit
+def rows_alive(mask, rows):
+    """How many rows there are up to the last that is not held: those of sequences sorted by length that go on."""
+    if mask != 0:
+        while rows > 0 and get_int32(mask + 4 * (rows - 1)) == HOLD:
+            rows -= 1
+    return rows
+
+
+@jit
+def steps_of(a, b):
+    """Steps that do not hold row b."""
+    steps = 0
+    for t in range(a.T):
+        steps += get_int32(a.mask + (t * a.rows + b) * 4) != HOLD
+    return steps
+
+
+@jit
+def share_rows_alive(a, part, parts):
+    """The first batch row of a part and of the next. Where sequences are sorted by length, as packed ones are, parts
+    have as many steps of theirs, not as many rows.
+    """
+    first, last = share_rows(a.B, part, parts), share_rows(a.B, part + 1, parts)
+    if a.mask == 0 or parts == 1:
+        return first, last
+    total, before = 0, a.T
+    for b in range(a.B):
+        steps = steps_of(a, b)
+        if steps > before:
+            return first, last
+        total, before = total + steps, steps
+    first, last, done = 0, 0 if part + 1 < parts else a.B, 0  # rows without a step are the last part's
+    for b in range(0, a.B, 2):
+        if done * parts < total * part:
+            first = b + 2
+        if part + 1 < parts and done * parts < total * (part + 1):
+            last = b + 2
+        done += steps_of(a, b) + (steps_of(a, b + 1) if b + 1 < a.B else 0)
+    return min(first, a.B), min(last, a.B)
+
+
+@jit
 def is_zero(rows, width, source, source_row):
     """Whether `width` bytes of each row are zero: then a product of finite weights with them is left out, and no sum
     differs.

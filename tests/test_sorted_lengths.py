@@ -1,0 +1,91 @@
+"""Batches sorted by length, as packed ones are: rows past their end are left out of products, and of nothing else."""
+
+import pytest
+import torch
+from torch.nn.utils.rnn import pack_padded_sequence
+
+import fastlstm
+from fastlstm.backends import numba
+from fastlstm.backends.reference import HOLD
+from tests.layers import NAMES, Layer, compare, error
+
+# Of the largest value: float64's roundings of a few hundred terms, and of float32's, in sums over up to 1000 rows
+TOLERANCES = {torch.float64: 1e-13, torch.float32: 2e-5}
+# T, B, I, H: rows split between threads or units; chunks of one step, of several, of half a step's rows, and few rows
+SIZES = [
+    (9, 70, 5, 40),
+    (6, 64, 33, 20),
+    (11, 16, 20, 37),
+    (3, 130, 4, 16),
+    (5, 200, 3, 7),
+    (4, 6, 40, 150),
+    (3, 3, 2, 5),
+]
+
+
+def sorted_layer(size, reverse=False, resets=False):
+    layer = Layer(*size, reverse=reverse)
+    T, B = size[:2]
+    lengths = torch.randint(0, T + 1, (B,)).sort(descending=True).values
+    layer.mask = (torch.arange(T).unsqueeze(1) >= lengths).int() * HOLD
+    if resets:
+        layer.mask = torch.where((layer.mask == 0) & (torch.rand(T, B) < 0.2), 1, layer.mask)
+    return layer
+
+
+@pytest.mark.parametrize("resets", [False, True])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", SIZES)
+def test_outputs_and_gradients(size, dtype, reverse, resets):
+    layers = [sorted_layer(size, reverse, resets) for _ in range(2)]
+    seen = set()
+    for name, got, want in compare(layers, dtype, "numba"):
+        assert error(got, want) < TOLERANCES[dtype], name
+        seen.add(name)
+    assert seen == set(NAMES)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_rows_past_their_end_are_not_computed(size, monkeypatch):
+    """Their gates are zero, which no sigmoid is."""
+    layer = sorted_layer(size)
+    monkeypatch.setattr(numba, "empty", lambda like, *shape: like.new_full(shape, torch.nan))
+    x, h_0, c_0, weight_ih, weight_hh, *_ = layer.to(torch.float32, requires_grad=False)
+    h, _, _, c, gates = numba.forward(x, weight_ih, weight_hh, None, h_0, c_0, layer.mask, False, True)
+    rows = (gates == 0).all(-1).all(1)  # (T,B)
+    assert not any(a.isnan().any() for a in (h, c, gates))
+    assert torch.equal(rows, layer.mask == HOLD)
+
+
+@pytest.mark.parametrize("H", [20, 150])
+def test_a_row_alone_has_the_same_bits(H):
+    lstm, x = fastlstm.LSTM(5, H), torch.randn(9, 70, 5)
+    lengths = torch.linspace(9, 1, 70).long()
+    output, (h_n, c_n) = lstm(pack_padded_sequence(x, lengths))
+    padded, _ = torch.nn.utils.rnn.pad_packed_sequence(output)
+    for b in (0, 35, 69):
+        n = int(lengths[b])
+        alone, (h, c) = lstm(x[:n, b : b + 1])
+        assert torch.equal(padded[:n, b : b + 1], alone)
+        assert torch.equal(h_n[:, b], h[:, 0])
+        assert torch.equal(c_n[:, b], c[:, 0])
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_the_number_of_threads_changes_no_bit(shuffled):
+    """Threads share steps where lengths are sorted, and rows where they are not."""
+    lstm, x = fastlstm.LSTM(5, 40), torch.randn(9, 70, 5)
+    lengths = torch.randint(0, 10, (70,)).sort(descending=True).values
+    lengths = lengths[torch.randperm(70)] if shuffled else lengths
+    results, threads = [], torch.get_num_threads()
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            output, (h_n, c_n) = lstm(x, lengths=lengths)
+            gradients = torch.autograd.grad(output.sin().sum() + (h_n * c_n).sum(), list(lstm.parameters()))
+            results.append([output, h_n, c_n, *gradients])
+    finally:
+        torch.set_num_threads(threads)
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
