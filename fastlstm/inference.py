@@ -239,7 +239,8 @@ def packed_layer(slot: Slot, x: Tensor, hx: tuple[Tensor, Tensor] | None, weight
 
 def _pack(name: str, weights: Weights) -> Any:
     pack, wide = dispatch.module(name).pack, weights[0].dtype in (torch.float32, torch.float64)
-    layer = pack(weights) if wide else WidenedWeights(weights, pack)
+    with torch.inference_mode(False):  # copies made in it have no version
+        layer = pack(weights) if wide else WidenedWeights(weights, pack)
     layer.backend = name
     return layer
 

@@ -142,6 +142,38 @@ def test_a_cell_and_a_step(B):
         assert torch.equal(got, want.detach())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_step_of_16_bits_in_memory_used_again(dtype):
+    """Made in inference mode or not, by whichever thread, for another number of rows in between."""
+    cell = fastlstm.LSTMCell(5, 19, dtype=dtype)
+    calls = []
+    for B in (3, 1, 3, 0):
+        x, hx = torch.randn(B, 5, dtype=dtype), (torch.randn(B, 19, dtype=dtype), torch.randn(B, 19, dtype=dtype))
+        calls.append((x, hx, [a.detach() for a in cell(x, hx)]))
+    kept = []
+    for mode in (torch.inference_mode, torch.no_grad, torch.inference_mode):
+        for x, hx, want in calls:
+            with mode():
+                got = cell(x, hx)
+            assert all(map(torch.equal, got, want))
+            kept.append((got, want))
+    for got, want in kept:  # nothing that is used again is handed out
+        assert all(map(torch.equal, got, want))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_the_first_call_may_be_in_inference_mode(dtype):
+    lstm = fastlstm.LSTM(5, 19, num_layers=2, bidirectional=True, dtype=dtype)
+    x = torch.randn(4, 3, 5, dtype=dtype)
+    want = flat(lstm(x))
+    for mode in (torch.inference_mode, torch.no_grad, torch.inference_mode):
+        with mode():
+            got = flat(lstm(x))
+        assert all(map(torch.equal, got, want))
+    lstm(x)[0].float().sum().backward()  # and a training step may follow
+    assert all(parameter.grad is not None for parameter in lstm.parameters())
+
+
 def test_packed_weights_are_kept_from_call_to_call(backend):
     lstm, x = fastlstm.LSTM(5, 7, num_layers=2), torch.randn(3, 2, 5)
     with torch.no_grad():

@@ -177,6 +177,10 @@ class WidenedWeights(PackedWeights):
         return out.copy_(results[0]), *self._narrowed(results[1:])
 
     def step(self, x: Tensor, h_0: Tensor, c_0: Tensor) -> tuple[Tensor, Tensor] | None:
+        if self.packed.watched:  # then it takes them as they are
+            result: tuple[Tensor, Tensor] | None = self.packed.step(x, h_0, c_0)
+            self.stale = result is None
+            return result
         if not self._unchanged():
             return None
         return self._narrowed(self.packed.step(x.float(), h_0.float(), c_0.float()))

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastlstm.backends.cpu import PackedWeights, address, rows_contiguous, threads_now
@@ -40,6 +41,7 @@ class PackedLayer(PackedWeights):
         self.transposed: Any = None
         self.plain: PackedLayer | None = None
         self.calls = 0
+        self.wide: dict[int, list[tuple[list[Tensor], list[Tensor]]]] = {}  # float32 for a 16-bit step, by batch rows
         self.prepared: dict[tuple[int, int, bool, int], Prepared] = {}
 
     def _pack_forward(self) -> bool:
@@ -170,6 +172,8 @@ class PackedLayer(PackedWeights):
 
     def step(self, x: Tensor, h_0: Tensor, c_0: Tensor, save: bool = False) -> tuple[Tensor, ...] | None:
         """As `PackedWeights.step`; with `save` also one tensor for `step_backward`, of the gates and ``c``."""
+        if x.itemsize < self.dtype.itemsize:
+            return self._narrow_step(x, h_0, c_0)
         B, size = x.shape[0], self.dtype.itemsize
         x, h_0, c_0 = rows_contiguous(x), rows_contiguous(h_0), rows_contiguous(c_0)
         h, c = x.new_empty(B, self.H), x.new_empty(B, self.H)
@@ -192,6 +196,34 @@ class PackedLayer(PackedWeights):
         if done is None:
             return self._plain().step(x, h_0, c_0, save)
         return (h, c, *saved) if done else None
+
+    def _narrow_step(self, x: Tensor, h_0: Tensor, c_0: Tensor) -> tuple[Tensor, Tensor] | None:
+        """`step` for 16-bit tensors: through copies in memory that is used again, all of them at once each way."""
+        if len(self.wide) >= SHAPES:
+            self.wide.clear()
+        idle = self.wide.setdefault(x.shape[0], [])
+        try:
+            given, made = idle.pop()  # atomic: Python threads may share the layer
+        except IndexError:
+            with torch.inference_mode(False):  # to be written to outside it as well
+                given = [self.weight_ih.new_empty(a.shape) for a in (x, h_0, c_0)]
+                made = [self.weight_ih.new_empty(a.shape) for a in (h_0, c_0)]
+        torch._foreach_copy_(given, [x, h_0, c_0])
+        prepared, call = self._call(given[0], 1, x.shape[0])
+        a, size = call.arguments, self.dtype.itemsize
+        a.x, a.h_0, a.c_0 = (wide.data_ptr() for wide in given)
+        a.x_row, a.h_row = self.I * size, self.H * size
+        a.h_0_row = a.c_0_row = a.h_row
+        a.h, a.c = (wide.data_ptr() for wide in made)
+        a.h_n, a.c_n = a.h, a.c
+        done = self._run(prepared, call)
+        results = None if done is False else made if done else self._plain().step(given[0], given[1], given[2])
+        if results is None:
+            return None
+        states = x.new_empty(h_0.shape), x.new_empty(c_0.shape)
+        torch._foreach_copy_(list(states), list(results))
+        idle.append((given, made))
+        return states
 
     def step_backward(
         self, dh: Tensor | None, dc: Tensor | None, x: Tensor, h_0: Tensor, c_0: Tensor, kept: Tensor, needs: list[bool]
