@@ -22,6 +22,10 @@ SIZES = [
     (3, 3, 2, 5),
 ]
 
+needs_products_of_16_bits = pytest.mark.skipif(
+    numba.most_pieces() < 1, reason="the processor has no fast products of bfloat16"
+)
+
 
 def sorted_layer(size, reverse=False, resets=False):
     layer = Layer(*size, reverse=reverse)
@@ -46,21 +50,23 @@ def test_outputs_and_gradients(size, dtype, reverse, resets):
     assert seen == set(NAMES)
 
 
+@pytest.mark.parametrize("pieces", [0, pytest.param(1, marks=needs_products_of_16_bits)])
 @pytest.mark.parametrize("size", SIZES)
-def test_rows_past_their_end_are_not_computed(size, monkeypatch):
+def test_rows_past_their_end_are_not_computed(size, pieces, monkeypatch):
     """Their gates are zero, which no sigmoid is."""
     layer = sorted_layer(size)
     monkeypatch.setattr(numba, "empty", lambda like, *shape: like.new_full(shape, torch.nan))
     x, h_0, c_0, weight_ih, weight_hh, *_ = layer.to(torch.float32, requires_grad=False)
-    h, _, _, c, gates = numba.forward(x, weight_ih, weight_hh, None, h_0, c_0, layer.mask, False, True)
+    h, _, _, c, gates = numba.forward(x, weight_ih, weight_hh, None, h_0, c_0, layer.mask, False, True, pieces)
     rows = (gates == 0).all(-1).all(1)  # (T,B)
     assert not any(a.isnan().any() for a in (h, c, gates))
     assert torch.equal(rows, layer.mask == HOLD)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # the second by products of 16 bits, where it can
 @pytest.mark.parametrize("H", [20, 150])
-def test_a_row_alone_has_the_same_bits(H):
-    lstm, x = fastlstm.LSTM(5, H), torch.randn(9, 70, 5)
+def test_a_row_alone_has_the_same_bits(H, dtype):
+    lstm, x = fastlstm.LSTM(5, H, dtype=dtype), torch.randn(9, 70, 5, dtype=dtype)
     lengths = torch.linspace(9, 1, 70).long()
     output, (h_n, c_n) = lstm(pack_padded_sequence(x, lengths))
     padded, _ = torch.nn.utils.rnn.pad_packed_sequence(output)
@@ -89,3 +95,21 @@ def test_the_number_of_threads_changes_no_bit(shuffled):
         torch.set_num_threads(threads)
     for a, b in zip(*results, strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("size", SIZES)
+def test_products_of_16_bits(size, reverse):
+    """Sorted, and in any other order: the same bits, but for the weights' sums, whose terms come in another order."""
+    T, B, I, H = size
+    lstm = fastlstm.LSTM(I, H, bidirectional=reverse, dtype=torch.bfloat16)
+    x, lengths = torch.randn(T, B, I).bfloat16(), torch.randint(0, T + 1, (B,)).sort(descending=True).values
+    order = torch.randperm(B)
+    want, (h_n, c_n) = lstm(x[:, order], lengths=lengths[order])
+    output, states = lstm(x, lengths=lengths)
+    for got, shuffled in zip((output, *states), (want, h_n, c_n)):
+        assert torch.equal(got[:, order], shuffled)
+    got = torch.autograd.grad(output.float().sum(), list(lstm.parameters()))
+    shuffled = torch.autograd.grad(want.float().sum(), list(lstm.parameters()))
+    for a, b in zip(got, shuffled):
+        assert error(a, b.double()) < 1e-2  # two roundings to 8 bits

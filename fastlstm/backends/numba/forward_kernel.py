@@ -125,7 +125,7 @@ def forward_with(products: Any) -> Any:
                 for p in range(p_first, p_last):
                     for b in range(b_first, b_last, CHUNK):
                         at = h_prev + b * h_prev_row + p * L * S
-                        feed_states(a, 0, p, b, min(CHUNK, b_last - b), at, h_prev_row, scratch)
+                        feed_states(a, 0, p, b, min(CHUNK, b_last - b), at, h_prev_row, False, scratch)
             passed = wait(barrier, team, passed, a.relax)
 
         for s in range(T):
@@ -144,15 +144,17 @@ def forward_with(products: Any) -> Any:
                 multiply_inputs(a, s, p, part, b_first, b_last)
                 for b in range(b_first, b_last, CHUNK):
                     rows = min(CHUNK, b_last - b)
-                    if reads_states:
-                        alive = rows_alive(mask + b * 4 if mask != 0 else 0, rows)
-                        if alive < rows:
-                            carry(a, t, p, b + alive, rows - alive, h_prev, h_prev_row, c_prev, c_prev_row)
+                    alive = rows_alive(mask + b * 4 if mask != 0 else 0, rows)
+                    if alive < rows:
+                        carry(a, t, p, b + alive, rows - alive, h_prev, h_prev_row, c_prev, c_prev_row)
+                        if not reads_states and s + 1 < T:
+                            at = h_prev + (b + alive) * h_prev_row + p * L * S
+                            feed_states(a, s + 1, p, b + alive, rows - alive, at, h_prev_row, False, scratch)
                         rows = alive
                     preact(a, s, p, b, rows, part, b_first, b_last, scratch, x, h_seen, h_seen_row)
                     new, new_row = cells(a, t, p, b, rows, scratch, h_prev, h_prev_row, c_prev, c_prev_row)
                     if not reads_states and s + 1 < T:
-                        feed_states(a, s + 1, p, b, rows, new, new_row, scratch)
+                        feed_states(a, s + 1, p, b, rows, new, new_row, True, scratch)
             h_prev, h_prev_row, c_prev, c_prev_row = h, a.h_row, c, H * S
             if not reads_inputs and s + 1 < T:
                 feed_inputs(a, s + 1, part, b_first, b_last, x_first, x_last, scratch)
