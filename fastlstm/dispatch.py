@@ -83,6 +83,12 @@ def packing(name: str | None, device: torch.device, dtype: torch.dtype) -> str |
     return None
 
 
+def skips_ended(name: str | None, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the backend that runs these tensors is faster where rows lie in the order of their lengths."""
+    taken = packing(name, device, dtype)
+    return taken is not None and getattr(module(taken), "SKIPS_ENDED", False)
+
+
 # What torch's setting for the precision of float32 in RNNs on CPUs asks for; two pieces keep more bits than tf32 does
 _PRECISIONS = {"bf16": "bf16", "tf32": "bf16x3"}
 

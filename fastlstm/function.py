@@ -210,6 +210,28 @@ def join(parts: list[Tensor]) -> Tensor:
     return _Join.apply(*parts)
 
 
+def take_rows(a: Tensor, order: Tensor, axis: int) -> Tensor:
+    """The rows of `a` along an axis in `order`, a permutation. Equivalent to ``a.index_select(axis, order)``, in such
+    memory, and the gradient is taken likewise, not added up row by row.
+    """
+    if not ops.is_untransformed(a, order):
+        return a.index_select(axis, order)
+    return _TakeRows.apply(a, order, axis)
+
+
+class _TakeRows(Function):
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, order: Tensor, axis: int) -> Tensor:
+        ctx.axis = axis
+        ctx.save_for_backward(order)
+        return torch.index_select(a, axis, order, out=empty(a, *a.shape))
+
+    @staticmethod
+    def backward(ctx: Any, da: Tensor) -> tuple[Tensor, None, None]:
+        (order,) = ctx.saved_tensors
+        return take_rows(da, order.argsort(), ctx.axis), None, None
+
+
 class _Join(Function):
     @staticmethod
     def forward(ctx: Any, *parts: Tensor) -> Tensor:

@@ -12,10 +12,10 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from fastlstm import checks, dispatch
-from fastlstm.function import join
+from fastlstm.function import join, take_rows
 from fastlstm.functional import lstm
 from fastlstm.inference import KeepsPacked, infer_both, plain_sequence, slot_of
-from fastlstm.packing import pack, pad, step_mask, unpack
+from fastlstm.packing import longest_first, pack, pad, step_mask, unpack
 
 State = tuple[Tensor, Tensor]
 
@@ -185,6 +185,8 @@ class LSTM(KeepsPacked, nn.RNNBase):
         hx = checks.check_forward(self, input, hx, weights[0])
         mask = None if reset is None and lengths is None else self._step_mask(input, reset, lengths)
         holds = lengths is not None
+        if lengths is not None and (order := self._order(input, lengths)) is not None:
+            return self._in_order(order, input, hx, reset, lengths, return_cells)
         if input.dim() == 2:
             output, (h_n, c_n), *cells = self._run(input.unsqueeze(1), hx, mask, None, return_cells, weights, holds)
             return output.squeeze(1), (h_n.squeeze(1), c_n.squeeze(1)), *(c.squeeze(1) for c in cells)
@@ -192,6 +194,31 @@ class LSTM(KeepsPacked, nn.RNNBase):
             output, states, *cells = self._run(input.transpose(0, 1), hx, mask, None, return_cells, weights, holds)
             return output.transpose(0, 1), states, *(c.transpose(0, 1) for c in cells)
         return self._run(input, hx, mask, None, return_cells, weights, holds)
+
+    def _order(self, x: Tensor, lengths: Tensor) -> Tensor | None:
+        if x.dim() == 2 or self.proj_size or not dispatch.skips_ended(self.backend, x.device, x.dtype):
+            return None
+        T, H = x.shape[1 if self.batch_first else 0], self.hidden_size
+        return longest_first(lengths, T, T * len(lengths) * 4 * H * (self.input_size + H))
+
+    def _in_order(
+        self,
+        order: Tensor,
+        x: Tensor,
+        hx: State | None,
+        reset: Tensor | None,
+        lengths: Tensor,
+        return_cells: bool,
+    ) -> tuple[Any, ...]:
+        """`forward` with the batch rows in another order, and its results in theirs."""
+        axis, back = 0 if self.batch_first else 1, order.argsort()
+        hx = None if hx is None else (take_rows(hx[0], order, 1), take_rows(hx[1], order, 1))
+        reset = None if reset is None else reset.index_select(axis, order.to(reset.device))
+        output, (h_n, c_n), *cells = self.forward(
+            take_rows(x, order, axis), hx, reset=reset, lengths=lengths[order], return_cells=return_cells
+        )
+        output, *cells = (take_rows(a, back, axis) for a in (output, *cells))
+        return output, (take_rows(h_n, back, 1), take_rows(c_n, back, 1)), *cells
 
     def _forward_packed(self, packed: PackedSequence, hx: State | None, return_cells: bool) -> tuple[Any, ...]:
         data, batch_sizes, sorted_indices, unsorted_indices = packed

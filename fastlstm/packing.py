@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from fastlstm import ops
 from fastlstm.backends.reference import HOLD
 
 
@@ -15,6 +16,24 @@ def step_mask(T: int, device: torch.device, reset: Tensor | None, lengths: Tenso
     if reset is None:
         return past_end.to(torch.int32) * HOLD
     return reset.to(device, torch.int32, non_blocking=True).masked_fill(past_end, HOLD)
+
+
+WORTH = 1 << 26  # multiply-adds of a layer, from which rows are put in order: of a quarter of a millisecond
+
+
+def longest_first(lengths: Tensor, T: int, multiply_adds: int) -> Tensor | None:
+    """An order of the rows, longest first, where that leaves out a quarter of a layer's `multiply_adds` or more; None
+    where it does not, where they lie so already, and where the lengths are a device's or a transform's.
+    """
+    if (
+        not lengths.is_cpu or not ops.is_untransformed(lengths) or multiply_adds < WORTH
+    ):  # sizes last: a tracer's are open
+        return None
+    steps = lengths.to(torch.int64).clamp(0, T)
+    if 4 * int(steps.sum()) > 3 * T * len(steps):
+        return None
+    ordered, order = steps.sort(descending=True, stable=True)
+    return None if torch.equal(ordered, steps) else order
 
 
 def unpack(data: Tensor, batch_sizes: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:

@@ -5,6 +5,7 @@ import torch
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastlstm
+from fastlstm import packing
 from fastlstm.backends import numba
 from fastlstm.backends.reference import HOLD
 from tests.layers import NAMES, Layer, compare, error
@@ -76,6 +77,58 @@ def test_a_row_alone_has_the_same_bits(H, dtype):
         assert torch.equal(padded[:n, b : b + 1], alone)
         assert torch.equal(h_n[:, b], h[:, 0])
         assert torch.equal(c_n[:, b], c[:, 0])
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}, {"bias": False}])
+def test_rows_in_any_order_are_put_in_order(options, batch_first, monkeypatch):
+    """Where that pays: with the same bits, but for the weights' sums, whose terms come in another order."""
+    T, B = 7, 30
+    lstm = fastlstm.LSTM(5, 9, batch_first=batch_first, dtype=torch.float64, **options)
+    x = torch.randn(B, T, 5, dtype=torch.float64) if batch_first else torch.randn(T, B, 5, dtype=torch.float64)
+    count = lstm.num_layers * (2 if lstm.bidirectional else 1)
+    inputs = [x, *torch.randn(2, count, B, 9, dtype=torch.float64)]
+    inputs = [a.requires_grad_() for a in inputs]
+    lengths = torch.randint(-1, T + 3, (B,), dtype=torch.int16) // 2
+    masks = {"lengths": lengths, "return_cells": True}
+    if not lstm.bidirectional:
+        masks["reset"] = torch.rand(x.shape[:2]) < 0.2
+    orders, results = [], []
+
+    def seen(*args):
+        orders.append(packing.longest_first(*args))
+        return orders[-1]
+
+    monkeypatch.setattr("fastlstm.module.longest_first", seen)
+    for worth in (1 << 60, 0):
+        monkeypatch.setattr(packing, "WORTH", worth)
+        output, (h_n, c_n), cells = lstm(inputs[0], tuple(inputs[1:]), **masks)
+        loss = output.sin().sum() + (h_n * c_n).sum() + cells.cos().sum()
+        gradients = torch.autograd.grad(loss, [*inputs, *lstm.parameters()], create_graph=True)
+        second = torch.autograd.grad(gradients[0].pow(2).sum(), inputs)
+        with torch.no_grad():
+            inferred = lstm(inputs[0], tuple(inputs[1:]), **masks)[0]
+        results.append(([output, h_n, c_n, cells, inferred], [*gradients, *second]))
+    assert orders[0] is None
+    assert torch.equal(orders[-2].sort().values, torch.arange(B))
+    assert orders[-1] is None  # of the same rows in order
+    for a, b in zip(results[0][0], results[1][0], strict=True):
+        assert torch.equal(a, b)
+    for a, b in zip(results[0][1], results[1][1], strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-11)  # sums of up to 210 terms
+
+
+def test_what_is_not_put_in_order(monkeypatch):
+    monkeypatch.setattr(packing, "WORTH", 0)
+    lengths = torch.tensor([1, 4, 2])
+    assert packing.longest_first(lengths, 4, 1).tolist() == [1, 2, 0]
+    assert packing.longest_first(torch.tensor([4, 2, 1]), 4, 1) is None  # it is in order
+    assert packing.longest_first(torch.tensor([4, 3, 4]), 4, 1) is None  # little to leave out
+    assert packing.longest_first(lengths.to("meta"), 4, 1) is None
+    lstm, x = fastlstm.LSTM(5, 9), torch.randn(4, 3, 5)
+    want = lstm(x, lengths=lengths)[0]
+    x_each, lengths_each = x.unsqueeze(0).repeat(2, 1, 1, 1), torch.stack((lengths, lengths))
+    torch.testing.assert_close(torch.func.vmap(lambda x, n: lstm(x, lengths=n)[0])(x_each, lengths_each)[1], want)
 
 
 @pytest.mark.parametrize("shuffled", [False, True])

@@ -34,6 +34,7 @@ from fastlstm.backends.numba.prepared import backward_call, forward_call
 
 SIXTEEN_BIT = False  # whether forward and backward take 16-bit tensors
 PACKED_STEPS = True  # whether `pack` serves one step with gradients
+SKIPS_ENDED = True  # whether it leaves rows past their end out of products, where the longest are first
 _INSTALLED = importlib.util.find_spec("numba") is not None
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Of a float32, by the precision of its products. Fewer than 32 rows leave the unit half idle, and three pieces are half
@@ -105,6 +106,7 @@ def with_precision(precision: str) -> SimpleNamespace:
         saved_shape=saved_shape,
         SIXTEEN_BIT=SIXTEEN_BIT,
         PACKED_STEPS=PACKED_STEPS,
+        SKIPS_ENDED=SKIPS_ENDED,
         **functions,
     )
 
