@@ -25,9 +25,9 @@ def longest_first(lengths: Tensor, T: int, multiply_adds: int) -> Tensor | None:
     """An order of the rows, longest first, where that leaves out a quarter of a layer's `multiply_adds` or more; None
     where it does not, where they lie so already, and where the lengths are a device's or a transform's.
     """
-    if (
-        not lengths.is_cpu or not ops.is_untransformed(lengths) or multiply_adds < WORTH
-    ):  # sizes last: a tracer's are open
+    if not lengths.is_cpu or not ops.is_untransformed(lengths):
+        return None
+    if multiply_adds < WORTH:  # after a tracer has left, whose sizes are open
         return None
     steps = lengths.to(torch.int64).clamp(0, T)
     if 4 * int(steps.sum()) > 3 * T * len(steps):
