@@ -157,8 +157,8 @@ class LSTM(KeepsPacked, nn.RNNBase):
             lengths: integer (B,), or () for one sequence alone, on any device, in any order: row b ends after
                 lengths[b] steps, at once where that is zero. Outputs past the end are zero, ``h_n`` and ``c_n`` are
                 those at the end, and the reverse direction starts there. Equal to a PackedSequence, with nothing to
-                sort, and no device to wait for: its values are not checked, but below 0 counts as 0 and beyond T as T. It
-                wins over `reset`.
+                sort, and no device to wait for: its values are not checked, but below 0 counts as 0 and beyond T as T.
+                It wins over `reset`.
             return_cells: also return the cell states of the last layer.
 
         Returns:
