@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import fastlstm
 from fastlstm.backends import memory, numba
 from fastlstm.functional import lstm
 from tests.layers import BACKENDS, CPU_BACKENDS, OUTPUTS, Layer, compare, draws, error, nn_lstm_errors
@@ -329,3 +330,18 @@ def test_cell_states_may_be_changed_in_place(backend, size):
     cells = lstm(inputs[0], None, *inputs[3:], return_cells=True, backend=backend)[2]
     assert not cells._is_view()
     cells.mul_(2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("H", [1, 5, 16, 20, 33])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_infinite_input_saturates_its_gates(H, dtype, backend):
+    """And nothing else: the columns that fill a vector beyond H take no part."""
+    lstm = fastlstm.LSTM(4, H, dtype=dtype, backend="auto" if backend == "numba" else backend)
+    x = torch.randn(4, 3, 4, dtype=dtype)
+    x[0, 1, 2] = torch.inf
+    with torch.no_grad():
+        inferred = lstm(x)[0]
+    output, states = lstm(x)
+    for a in (inferred, output, *states):
+        assert a.isfinite().all()

@@ -91,6 +91,15 @@ def test_reset_with_projection():
     assert_same_gradients(ours, theirs, [got, *got_states], [expected, *states], [x, h_0, c_0])
 
 
+def test_padding_of_a_projected_layer_may_be_nan():
+    lstm, x = fastlstm.LSTM(3, 4, proj_size=2), torch.randn(5, 2, 3)
+    x[2:, 1] = torch.nan
+    x.requires_grad_()
+    lstm(x, lengths=torch.tensor([5, 2]))[0].sum().backward()
+    for a in (x, *lstm.parameters()):
+        assert a.grad.isfinite().all()
+
+
 def test_reset_stops_gradients():
     _, ours = pair(3, 5)
     x, h_0, c_0 = randn(6, 1, 3), randn(1, 1, 5), randn(1, 1, 5)

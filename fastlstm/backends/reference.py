@@ -64,6 +64,8 @@ def forward(
     `torch.nn.LSTM`.
     """
     T = x.shape[0]
+    if mask is not None:  # padding may be NaN, which a zero gradient would turn to NaN
+        x = x.masked_fill((mask == HOLD).unsqueeze(-1), 0)
     preact_x = add_bias(linear(x, weight_ih), bias)
     h, c = h_0, c_0
     hs, cs, gates = [h_0] * T, [c_0] * T, [preact_x[0]] * T

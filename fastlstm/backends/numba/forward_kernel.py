@@ -24,9 +24,7 @@ from fastlstm.backends.numba.weights import digest_weights, is_stale, keep_sampl
 
 @jit
 def cells(a, t, p, b, rows, scratch, h_prev, h_prev_row, c_prev, c_prev_row):
-    """One panel's cells for `rows` rows from `b` on, from preact in scratch. Returns where and how its h lies, in whole
-    vectors.
-    """
+    """One panel's cells for `rows` rows from `b` on, from preact in scratch."""
     L, S, H, R = a.lanes, a.size, a.H, a.rows
     valid, panels = min(L, H - p * L), (H + L - 1) // L
     h, c, mask = a.h + t * a.h_step, a.c + t * a.c_step, a.mask + (t * R + b) * 4 if a.mask != 0 else 0
@@ -53,9 +51,6 @@ def cells(a, t, p, b, rows, scratch, h_prev, h_prev_row, c_prev, c_prev_row):
                 h_held = h_prev + (b + r) * h_prev_row + p * L * S
                 call(a.copy_rows, 1, valid, valid, h_held, 0, h_at + r * a.h_row, 0)
                 call(a.copy_rows, 1, valid, valid, old + r * old_row, 0, c + at + r * H * S, 0)
-                if valid < L:
-                    call(a.copy_rows, 1, valid, L, h_held, 0, h_new + r * VECTOR, 0)
-    return out, out_row
 
 
 @jit
@@ -125,7 +120,7 @@ def forward_with(products: Any) -> Any:
                 for p in range(p_first, p_last):
                     for b in range(b_first, b_last, CHUNK):
                         at = h_prev + b * h_prev_row + p * L * S
-                        feed_states(a, 0, p, b, min(CHUNK, b_last - b), at, h_prev_row, False, scratch)
+                        feed_states(a, 0, p, b, min(CHUNK, b_last - b), at, h_prev_row, scratch)
             passed = wait(barrier, team, passed, a.relax)
 
         for s in range(T):
@@ -147,14 +142,10 @@ def forward_with(products: Any) -> Any:
                     alive = rows_alive(mask + b * 4 if mask != 0 else 0, rows)
                     if alive < rows:
                         carry(a, t, p, b + alive, rows - alive, h_prev, h_prev_row, c_prev, c_prev_row)
-                        if not reads_states and s + 1 < T:
-                            at = h_prev + (b + alive) * h_prev_row + p * L * S
-                            feed_states(a, s + 1, p, b + alive, rows - alive, at, h_prev_row, False, scratch)
-                        rows = alive
-                    preact(a, s, p, b, rows, part, b_first, b_last, scratch, x, h_seen, h_seen_row)
-                    new, new_row = cells(a, t, p, b, rows, scratch, h_prev, h_prev_row, c_prev, c_prev_row)
+                    preact(a, s, p, b, alive, part, b_first, b_last, scratch, x, h_seen, h_seen_row)
+                    cells(a, t, p, b, alive, scratch, h_prev, h_prev_row, c_prev, c_prev_row)
                     if not reads_states and s + 1 < T:
-                        feed_states(a, s + 1, p, b, rows, new, new_row, True, scratch)
+                        feed_states(a, s + 1, p, b, rows, h + b * a.h_row + p * L * S, a.h_row, scratch)
             h_prev, h_prev_row, c_prev, c_prev_row = h, a.h_row, c, H * S
             if not reads_inputs and s + 1 < T:
                 feed_inputs(a, s + 1, part, b_first, b_last, x_first, x_last, scratch)

@@ -115,5 +115,5 @@ def feed_inputs(a, s, part, b_first, b_last, x_first, x_last, scratch):
 
 
 @jit
-def feed_states(a, s, p, b, rows, h, h_row, whole, scratch):
+def feed_states(a, s, p, b, rows, h, h_row, scratch):
     pass

@@ -136,13 +136,13 @@ def feed_inputs(a, s, part, b_first, b_last, x_first, x_last, scratch):
 
 
 @jit
-def feed_states(a, s, p, b, rows, h, h_row, whole, scratch):
-    """h before step s, of panel p and `rows` rows from `b` on, to the step's operand: zeros where the step resets.
-    `whole`: whether it lies in whole vectors.
+def feed_states(a, s, p, b, rows, h, h_row, scratch):
+    """h before step s, of panel p and `rows` rows from `b` on, to the step's operand: zeros where the step resets, and
+    beyond H, where an infinity in x would leave NaN.
     """
     L, T = a.lanes, a.T
     piece = steps_of(a) * a.pitch
-    if not whole and a.H - p * L < L:
+    if a.H - p * L < L:
         aside = scratch + CHUNK * 6 * VECTOR
         call(a.copy_rows, rows, a.H - p * L, L, h, h_row, aside, VECTOR)
         h, h_row = aside, VECTOR
