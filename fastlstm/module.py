@@ -198,8 +198,7 @@ class LSTM(KeepsPacked, nn.RNNBase):
     def _order(self, x: Tensor, lengths: Tensor) -> Tensor | None:
         if x.dim() == 2 or self.proj_size or not dispatch.skips_ended(self.backend, x.device, x.dtype):
             return None
-        T, H = x.shape[1 if self.batch_first else 0], self.hidden_size
-        return longest_first(lengths, T, T * len(lengths) * 4 * H * (self.input_size + H))
+        return longest_first(lengths, x.shape[1 if self.batch_first else 0], self.input_size, self.hidden_size)
 
     def _in_order(
         self,

@@ -18,16 +18,17 @@ def step_mask(T: int, device: torch.device, reset: Tensor | None, lengths: Tenso
     return reset.to(device, torch.int32, non_blocking=True).masked_fill(past_end, HOLD)
 
 
-WORTH = 1 << 26  # multiply-adds of a layer, from which rows are put in order: of a quarter of a millisecond
+WORTH = 1 << 26  # multiply-adds of a layer from which its rows are put in order, of a quarter of a millisecond; and
+WIDE = 96  # units, since fewer are computed as fast as they are copied
 
 
-def longest_first(lengths: Tensor, T: int, multiply_adds: int) -> Tensor | None:
-    """An order of the rows, longest first, where that leaves out a quarter of a layer's `multiply_adds` or more; None
-    where it does not, where they lie so already, and where the lengths are a device's or a transform's.
+def longest_first(lengths: Tensor, T: int, I: int, H: int) -> Tensor | None:
+    """An order of the rows, longest first, where that leaves out a quarter of a layer's products or more, and these are
+    many; None where they lie so already, and where the lengths are a device's or a transform's.
     """
     if not lengths.is_cpu or not ops.is_untransformed(lengths):
         return None
-    if multiply_adds < WORTH:  # after a tracer has left, whose sizes are open
+    if H < WIDE or T * len(lengths) * 4 * H * (I + H) < WORTH:  # after a tracer has left, whose sizes are open
         return None
     steps = lengths.to(torch.int64).clamp(0, T)
     if 4 * int(steps.sum()) > 3 * T * len(steps):
