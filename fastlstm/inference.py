@@ -101,8 +101,10 @@ def infer_both(
     output, ends = empty(x, T, B, 2 * H), []
     for k, out in enumerate(output.split(H, -1)):
         options: Any = {"mask": mask, "hides": hides, "out": out}
-        _, h_n, c_n = _inferred(slots[k], layers[k], x, hx[k], weights[k], k == 1, **options)
-        ends.append((h_n, c_n))
+        result = _inferred(slots[k], layers[k], x, hx[k], weights[k], k == 1, **options)
+        if result is None:  # somebody is writing to the weights
+            return None
+        ends.append(result[1:])
     return output, ends
 
 

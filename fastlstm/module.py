@@ -4,6 +4,7 @@ Layers, directions, dropout, packing and `batch_first` end here; below, everythi
 """
 
 from copy import copy
+from functools import partial
 from typing import Any
 
 import torch
@@ -185,38 +186,29 @@ class LSTM(KeepsPacked, nn.RNNBase):
         hx = checks.check_forward(self, input, hx, weights[0])
         mask = None if reset is None and lengths is None else self._step_mask(input, reset, lengths)
         holds = lengths is not None
-        if lengths is not None and (order := self._order(input, lengths)) is not None:
-            return self._in_order(order, input, hx, reset, lengths, return_cells)
+        order = None if lengths is None else self._order(input, lengths)
         if input.dim() == 2:
             output, (h_n, c_n), *cells = self._run(input.unsqueeze(1), hx, mask, None, return_cells, weights, holds)
             return output.squeeze(1), (h_n.squeeze(1), c_n.squeeze(1)), *(c.squeeze(1) for c in cells)
+        run, x = self._run, input.transpose(0, 1) if self.batch_first else input
+        if order is not None:
+            run = partial(self._run_in_order, order)
+        output, states, *cells = run(x, hx, mask, None, return_cells, weights, holds)
         if self.batch_first:
-            output, states, *cells = self._run(input.transpose(0, 1), hx, mask, None, return_cells, weights, holds)
-            return output.transpose(0, 1), states, *(c.transpose(0, 1) for c in cells)
-        return self._run(input, hx, mask, None, return_cells, weights, holds)
+            output, *cells = (a.transpose(0, 1) for a in (output, *cells))
+        return output, states, *cells
 
     def _order(self, x: Tensor, lengths: Tensor) -> Tensor | None:
         if x.dim() == 2 or self.proj_size or not dispatch.skips_ended(self.backend, x.device, x.dtype):
             return None
         return longest_first(lengths, x.shape[1 if self.batch_first else 0], self.input_size, self.hidden_size)
 
-    def _in_order(
-        self,
-        order: Tensor,
-        x: Tensor,
-        hx: State | None,
-        reset: Tensor | None,
-        lengths: Tensor,
-        return_cells: bool,
-    ) -> tuple[Any, ...]:
-        """`forward` with the batch rows in another order, and its results in theirs."""
-        axis, back = 0 if self.batch_first else 1, order.argsort()
+    def _run_in_order(self, order: Tensor, x: Tensor, hx: State | None, mask: Tensor, *others: Any) -> tuple[Any, ...]:
+        """`_run` with the batch rows in another order, and its results in theirs."""
         hx = None if hx is None else (take_rows(hx[0], order, 1), take_rows(hx[1], order, 1))
-        reset = None if reset is None else reset.index_select(axis, order.to(reset.device))
-        output, (h_n, c_n), *cells = self.forward(
-            take_rows(x, order, axis), hx, reset=reset, lengths=lengths[order], return_cells=return_cells
-        )
-        output, *cells = (take_rows(a, back, axis) for a in (output, *cells))
+        mask, back = mask.index_select(1, order), order.argsort()
+        output, (h_n, c_n), *cells = self._run(take_rows(x, order, 1), hx, mask, *others)
+        output, *cells = (take_rows(a, back, 1) for a in (output, *cells))
         return output, (take_rows(h_n, back, 1), take_rows(c_n, back, 1)), *cells
 
     def _forward_packed(self, packed: PackedSequence, hx: State | None, return_cells: bool) -> tuple[Any, ...]:
