@@ -249,6 +249,8 @@ def test_states_of_any_size_are_taken(name, kernels):
     # near fp16's largest number, in one unit a row: several would cancel, and leave the rounding of their sizes
     layer.inputs[1] = torch.zeros(4, 17, dtype=torch.double)
     layer.inputs[1][range(4), [0, 5, 11, 16]] = 3e4
+    of_large = layer.inputs[4][:, [0, 5, 11, 16]]  # none so small that its gate has a slope: 3e4 times that overflows
+    layer.inputs[4][:, [0, 5, 11, 16]] = of_large.sign() * of_large.abs().clamp(min=0.01)
     # held at first, and in row 0 to the end: h_0 goes on as it is. The last step sees states of ordinary size
     layer.mask = torch.tensor([[2, 2, 2, 2], [2, 0, 0, 0], [2, 0, 0, 0]], dtype=torch.int32)
     dtype = BOUNDS[name][0]
