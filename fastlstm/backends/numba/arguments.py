@@ -27,15 +27,15 @@ _COMMON = " ".join((*NAMES, *matrix.NAMES)) + (
 
 # x (T,B,I), h (T,B,H), h_0 and c_0 (B,H) with any strides but the last; weights (4H,I), (4H,H), bias and bias_hh
 # (4H,), which are added. c (T,B,H), or with c_step 0 one (B,H), and gates (T,panels,B,4,lanes) if saved. packed:
-# (panels,I+H,4,lanes) weights, or a panel's columns, or (panels,H,4,lanes) weight_hh and then the columns of
-# weight_ih where only x is multiplied on the matrix unit; biases (panels,4,lanes); samples: of the weights, if kept,
+# (panels,H,4,lanes) weight_hh, then (panels,I,4,lanes) weight_ih, or the columns of this one where only x is
+# multiplied on the matrix unit, or of both; biases (panels,4,lanes); samples: of the weights, if kept,
 # or of the 16-bit ones (narrow) that they are copies of. hides: whether h of held steps is left zero. recurs: whether
 # weight_hh is looked at for changes even by one step from zeros, which does not multiply by it. stale: where to count
 # the panels found not to be the weights', if they are packed already; if absent, they are packed first. digests: a
 # vector for each block of weights, if each of their elements is to be looked at. flip: whether the first step takes
 # the panels from last to first. operand: x and h as rows, of two steps; or x alone, of twice `feed` steps, whose
-# products go to fed (panels,pitch/64,4,lanes). Without the unit: fed (panels,feed,B,4,lanes) if feed; block_x and
-# block are those of `host.blocks_of`.
+# products go to fed (panels,pitch/64,4,lanes). Without the unit: fed (panels,feed,B,4,lanes) if feed, with 2 for
+# B where block_x is 0; block_x and block are those of `host.blocks_of`.
 ForwardArguments = _struct(
     "ForwardArguments",
     f"{_COMMON} x x_step x_row weight_ih weight_ih_row weight_hh weight_hh_row bias bias_hh h_0 h_0_row c_0 "

@@ -54,6 +54,15 @@ def cells(a, t, p, b, rows, scratch, h_prev, h_prev_row, c_prev, c_prev_row):
 
 
 @jit
+def cells_of_one(a, t, p, count, scratch, c_prev):
+    """Cells of a lone row for `count` whole panels from p on, as if each were a row: none waits for another."""
+    at, panels = p * VECTOR, a.H // a.lanes
+    kernel = a.cell_forward_saving if a.gates != 0 else a.cell_forward
+    c, h, gates = a.c + t * a.c_step + at, a.h + t * a.h_step + at, a.gates + (t * panels + p) * 4 * VECTOR
+    call(kernel, count, scratch, c_prev + at, VECTOR, c, VECTOR, h, VECTOR, gates)
+
+
+@jit
 def carry(a, t, p, b, rows, h_prev, h_prev_row, c_prev, c_prev_row):
     """Hand on one panel's states of `rows` held rows from `b` on. Their gates, which nobody reads, are zero: what an
     operator returns is to be the same at every run.
@@ -113,6 +122,7 @@ def forward_with(products: Any) -> Any:
         x_last = b_first + share(b_last - b_first, member + 1, team)
         h_reset = scratch + CHUNK * 7 * VECTOR  # (rows, H)
         h_prev, h_prev_row, c_prev, c_prev_row = a.h_0, a.h_0_row, a.c_0, a.c_0_row
+        lone = reads_states and reads_inputs and R == 1 and a.mask == 0 and H % L == 0 and p_last - p_first <= CHUNK
         begin(a, max(b_last - b_first, 1))
         if not reads_inputs and T > 0:
             feed_inputs(a, 0, part, b_first, b_last, x_first, x_last, scratch)
@@ -137,6 +147,10 @@ def forward_with(products: Any) -> Any:
             for j in range(p_first, p_last):  # to and fro: the weights read last are still in the L2 cache
                 p = j if (s + a.flip) % 2 == 0 else p_first + p_last - 1 - j
                 multiply_inputs(a, s, p, part, b_first, b_last)
+                if lone:
+                    at = scratch + (p - p_first) * 4 * VECTOR
+                    preact(a, s, p, 0, 1, part, 0, 1, at, x, h_seen, h_seen_row)
+                    continue
                 for b in range(b_first, b_last, CHUNK):
                     rows = min(CHUNK, b_last - b)
                     alive = rows_alive(mask + b * 4 if mask != 0 else 0, rows)
@@ -146,6 +160,8 @@ def forward_with(products: Any) -> Any:
                     cells(a, t, p, b, alive, scratch, h_prev, h_prev_row, c_prev, c_prev_row)
                     if not reads_states and s + 1 < T:
                         feed_states(a, s + 1, p, b, rows, h + b * a.h_row + p * L * S, a.h_row, scratch)
+            if lone:
+                cells_of_one(a, t, p_first, p_last - p_first, scratch, c_prev)
             h_prev, h_prev_row, c_prev, c_prev_row = h, a.h_row, c, H * S
             if not reads_inputs and s + 1 < T:
                 feed_inputs(a, s + 1, part, b_first, b_last, x_first, x_last, scratch)

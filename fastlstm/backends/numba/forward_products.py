@@ -1,6 +1,7 @@
 """The forward pass's products on the processor's own vectors: x and h are read where they lie.
 
-Where x is wide, it has a sum of its own, for few rows one of several steps at once; a narrow x and h share one.
+Where x is wide, it has a sum of its own; a narrow x and h share one. Few rows multiply a wide x, and a lone row a
+narrow one too, for several steps at once.
 """
 
 from fastlstm.backends.numba.intrinsics import call
@@ -9,6 +10,7 @@ from fastlstm.backends.numba.shared import (
     VECTOR,
     gate_at,
     jit,
+    lone_of,
     product_of,
     spread,
     vectors_of,
@@ -18,45 +20,51 @@ READS_STATES, READS_INPUTS = True, True  # preact reads h where the step before 
 
 
 @jit
-def pack_states(a, p, panel, before):
-    """Panel p of weight_hh to [k][gate][lane], or [k] and its gates side by side (see `vectors_of`), then zeros;
-    `before` rows of k are somebody else's.
+def inputs_at(a, p):
+    """Where panel p of weight_ih lies: behind all panels of weight_hh, so that steps which read these alone read one
+    stream. With gaps between panels a lone row of 256 units took 1.15 times as long.
     """
-    L, H = a.lanes, a.H
+    return a.packed + ((a.H + a.lanes - 1) // a.lanes * a.H + p * a.I) * 4 * VECTOR
+
+
+@jit
+def pack_panel(a, p, weight, weight_row, columns, panel):
+    """Panel p of a weight to [k][gate][lane], or [k] and its gates side by side (see `vectors_of`), then zeros."""
+    L, H, S = a.lanes, a.H, a.size
     valid, wide = min(L, H - p * L), vectors_of(a, p) * VECTOR
     if valid < L:
-        call(a.copy_rows, 1, 0, (before + H) * wide // a.size, panel, 0, panel, 0)
+        call(a.copy_rows, 1, 0, columns * wide // S, panel, 0, panel, 0)
     for gate in range(4):
-        row, to = gate * H + p * L, panel + before * wide + gate_at(a, p, gate)
-        call(a.transpose, valid, H, a.weight_hh + row * a.weight_hh_row, a.weight_hh_row, to, wide)
+        row = gate * H + p * L
+        call(a.transpose, valid, columns, weight + row * weight_row, weight_row, panel + gate_at(a, p, gate), wide)
+
+
+@jit
+def pack_states(a, p):
+    pack_panel(a, p, a.weight_hh, a.weight_hh_row, a.H, a.packed + p * a.H * 4 * VECTOR)
 
 
 @jit
 def pack_weights(a, p, scratch):
-    """Panel p of the weights: rows of weight_ih, then of weight_hh."""
-    L, I, H = a.lanes, a.I, a.H
-    panel = a.packed + p * (I + H) * 4 * VECTOR
-    pack_states(a, p, panel, I)
-    for gate in range(4):
-        row = gate * H + p * L
-        weight, to = a.weight_ih + row * a.weight_ih_row, panel + gate_at(a, p, gate)
-        call(a.transpose, min(L, H - p * L), I, weight, a.weight_ih_row, to, vectors_of(a, p) * VECTOR)
+    pack_states(a, p)
+    pack_panel(a, p, a.weight_ih, a.weight_ih_row, a.I, inputs_at(a, p))
 
 
 @jit
-def fed(a, p, s, b):
-    """Where what preact of panel p, step s and row b starts from lies, where there is memory for it."""
-    return a.fed + ((p * a.feed + s % a.feed) * a.B + b) * 4 * VECTOR
+def fed(a, p, s, row):
+    """Where what x makes of panel p's sums of step s lies, if there is memory for it: each batch row's sum where x has
+    its own; otherwise the lone row's over whole blocks, then over the part of a block in which h follows.
+    """
+    return a.fed + ((p * a.feed + s % a.feed) * (a.B if a.block_x != 0 else 2) + row) * 4 * VECTOR
 
 
 @jit
-def input_product(a, p, rows, x, x_row, out, out_row):
-    """The biases and `rows` rows of x times panel p of weight_ih, in blocks."""
-    I, vectors = a.I, vectors_of(a, p)
-    kernel, w = product_of(a, vectors), a.packed + p * (I + a.H) * 4 * VECTOR
-    init, init_row = a.biases + p * 4 * VECTOR, 0
-    for k in range(0, I, a.block_x):
-        x_k, w_k, count = x + k * a.size, w + k * vectors * VECTOR, min(a.block_x, I - k)
+def input_product(a, p, first, last, block, init, rows, x, x_row, out, out_row):
+    """Columns `first` to `last` of `rows` rows of x times panel p of weight_ih, in blocks."""
+    vectors, init_row = vectors_of(a, p), 0
+    for k in range(first, last, block):
+        x_k, w_k, count = x + k * a.size, inputs_at(a, p) + k * vectors * VECTOR, min(block, last - k)
+        kernel = product_of(a, vectors)
         call(kernel, rows, init, init_row, out, out_row, w_k, x_k, x_row, a.size, count, 1, 0, 0, x, 0, 0)
         init, init_row = out, out_row
 
@@ -68,33 +76,61 @@ def multiply_inputs(a, s, p, part, b_first, b_last):
     """
     if a.feed != 0 and s % a.feed == 0:
         t, x_step = (a.T - 1 - s, -a.x_step) if a.reverse != 0 else (s, a.x_step)
-        for b in range(b_first, b_last):
-            x = a.x + t * a.x_step + b * a.x_row
-            input_product(a, p, min(a.feed, a.T - s), x, x_step, fed(a, p, s, b), a.B * 4 * VECTOR)
+        rows, x, biases = min(a.feed, a.T - s), a.x + t * a.x_step, a.biases + p * 4 * VECTOR
+        if a.block_x != 0:
+            for b in range(b_first, b_last):
+                x_b, out = x + b * a.x_row, fed(a, p, s, b)
+                input_product(a, p, 0, a.I, a.block_x, biases, rows, x_b, x_step, out, a.B * 4 * VECTOR)
+        else:
+            whole, out = a.I // a.block * a.block, fed(a, p, s, 0)
+            input_product(a, p, 0, whole, a.block, biases, rows, x, x_step, out, 8 * VECTOR)
+            input_product(a, p, whole, a.I, a.block, a.constants, rows, x, x_step, out + 4 * VECTOR, 8 * VECTOR)
+
+
+@jit
+def preact_of_one(a, s, p, b, out, x, h_seen):
+    """preact of panel p for row b: the same sums, all blocks in one call."""
+    vectors, I, of_h = vectors_of(a, p), a.I, a.H if h_seen != 0 else 0
+    kernel, w_x, w_h = lone_of(a, vectors), inputs_at(a, p), a.packed + p * a.H * 4 * VECTOR
+    init, part, first = a.biases + p * 4 * VECTOR, a.constants, a.block
+    if a.feed != 0:
+        rest = I % a.block if a.block_x == 0 else 0
+        if rest != I:
+            init = fed(a, p, s, b)
+        if rest != 0:
+            part, first = fed(a, p, s, 1), a.block - rest
+        I = 0
+    elif a.block_x != 0:
+        call(kernel, init, out, x, w_x, I, x, w_x, 0, a.block_x, a.block_x, part)
+        init, I = out, 0
+    call(kernel, init, out, x, w_x, I, h_seen, w_h, of_h, first, a.block, part)
 
 
 @jit
 def preact(a, s, p, b, rows, part, b_first, b_last, scratch, x, h_seen, h_seen_row):
     """preact of panel p for `rows` rows from `b` on, to scratch (rows, 4, lanes). No h_seen: it is zero."""
-    S, I, K, vectors = a.size, a.I, a.I + a.H, vectors_of(a, p)
-    kernel, wide, w = product_of(a, vectors), vectors * VECTOR, a.packed + p * K * 4 * VECTOR
+    S, I, vectors = a.size, a.I, vectors_of(a, p)
+    kernel, wide, w_x, w_h = product_of(a, vectors), vectors * VECTOR, inputs_at(a, p), a.packed + p * a.H * 4 * VECTOR
     out = scratch if vectors == 4 else scratch + CHUNK * 4 * VECTOR
-    init, init_row, k = a.biases + p * 4 * VECTOR, 0, 0
-    if a.feed != 0:
-        init, init_row, k = fed(a, p, s, b), 4 * VECTOR, I
-    used = K if h_seen != 0 else I
-    while True:
-        alone = k < I and a.block_x != 0
-        k_last = min(k + a.block_x, I) if alone else min(k + a.block, used)
-        of_x = max(0, min(k_last, I) - k)
-        x_k, h_k = x + b * a.x_row + k * S, h_seen + b * h_seen_row + max(0, k - I) * S
-        call(
-            kernel, rows, init, init_row, out, wide, w + k * wide,
-            x_k, a.x_row, S, of_x, 1, 0, of_x * wide, h_k, h_seen_row, k_last - k - of_x,
-        )  # fmt: skip
-        init, init_row, k = out, wide, k_last
-        if k >= used:  # at the end: without a product what was fed is still copied
-            break
+    if rows == 1:
+        preact_of_one(a, s, p, b, out, x + b * a.x_row, h_seen + b * h_seen_row if h_seen != 0 else 0)
+    else:
+        init, init_row, k = a.biases + p * 4 * VECTOR, 0, 0
+        if a.feed != 0:
+            init, init_row, k = fed(a, p, s, b), 4 * VECTOR, I
+        used = I + a.H if h_seen != 0 else I
+        while True:
+            alone = k < I and a.block_x != 0
+            k_last = min(k + a.block_x, I) if alone else min(k + a.block, used)
+            of_x, of_h = max(0, min(k_last, I) - k), max(0, k - I)  # columns of x, and of h before them
+            w, x_k, h_k = w_x + k * wide, x + b * a.x_row + k * S, h_seen + b * h_seen_row + of_h * S
+            call(
+                kernel, rows, init, init_row, out, wide, w, x_k, a.x_row, S, of_x, 1, 0, w_h + of_h * wide - w,
+                h_k, h_seen_row, k_last - k - of_x,
+            )  # fmt: skip
+            init, init_row, k = out, wide, k_last
+            if k >= used:  # at the end: without a product what was fed is still copied
+                break
     if vectors < 4:
         spread(a, p, rows, out, scratch)
 

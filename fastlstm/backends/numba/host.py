@@ -130,10 +130,10 @@ def forward_sizes(
         buffers["fed"] = panels_of(H, lanes) * rows * 4 * lanes
     else:
         fields["block_x"], fields["block"] = blocks_of(I, H)
-        feed = -(-T // -(-T // 32)) if T > 1 and fields["block_x"] else 0
-        if 0 < B * B <= feed:  # a row reads the weights once for all these steps, and not with the rows beside it
+        feed, wide = -(-T // -(-T // 32)) if T > 1 else 0, fields["block_x"] > 0
+        if B == 1 < T or (wide and 0 < B * B <= feed):  # each row reads the weights once for all these steps
             fields["feed"] = feed
-            buffers["fed"] = panels_of(H, lanes) * feed * B * 4 * lanes
+            buffers["fed"] = panels_of(H, lanes) * feed * (B if wide else 2) * 4 * lanes
     return fields, buffers
 
 

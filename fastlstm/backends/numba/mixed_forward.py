@@ -50,7 +50,7 @@ def fed(a, p, row):
 
 @jit
 def pack_weights(a, p, scratch):
-    pack_states(a, p, a.packed + p * a.H * 4 * VECTOR, 0)
+    pack_states(a, p)
     pack_columns(a, p, groups_of_x(a), 0, columns_at(a, p), scratch)
 
 

@@ -159,6 +159,14 @@ def product_of(a, vectors):
 
 
 @jit
+def lone_of(a, vectors):
+    """The product of a lone row for so many vectors."""
+    if vectors == 4:
+        return a.lone4
+    return a.lone3 if vectors == 3 else a.lone2 if vectors == 2 else a.lone1
+
+
+@jit
 def spread(a, p, rows, source, target):
     """Rows of the last panel's gates side by side to (rows, 4, lanes)."""
     wide, valid = vectors_of(a, p) * VECTOR, a.H - p * a.lanes
