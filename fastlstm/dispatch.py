@@ -83,6 +83,11 @@ def packing(name: str | None, device: torch.device, dtype: torch.dtype) -> str |
     return None
 
 
+def takes_bfloat16(name: str) -> bool:
+    """Whether this backend takes bfloat16 as it is, beside float32 states and biases."""
+    return getattr(module(name), "TAKES_BFLOAT16", False)
+
+
 def skips_ended(name: str | None, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the backend that runs these tensors is faster where rows lie in the order of their lengths."""
     taken = packing(name, device, dtype)

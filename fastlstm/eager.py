@@ -5,6 +5,7 @@ the arithmetic of a step or of a short sequence. What only that one can do, thes
 """
 
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,8 +24,8 @@ class LSTMSequence(Function):
     derivative goes through, from ``x`` (T,B,I) and states (B,H), or None for zeros; with `layer_axis` states in and out
     are (1,B,H). `packed` are the weights as the backend keeps them, or None; it has to be one that takes biases apart.
 
-    Numbers of 16 bits are widened here, in memory that is used again; without ``c``, since a second derivative runs the
-    layer once more.
+    Numbers of 16 bits are widened here, in memory that is used again, but those of bfloat16 that the backend takes;
+    without ``c``, since a second derivative runs the layer once more.
     """
 
     @staticmethod
@@ -44,7 +45,8 @@ class LSTMSequence(Function):
         packed: Any,
     ) -> tuple[Tensor, ...]:
         inputs = x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0
-        wide = (*map(_widened, inputs),) if x.itemsize == 2 else inputs
+        narrow, taken = x.itemsize == 2, _taken(x, backend)
+        wide = _widened(inputs, taken) if narrow else inputs
         result = None
         if packed is not None:
             result = packed.forward(x, None if h_0 is None else (h_0, c_0), reverse, save=True)
@@ -58,7 +60,7 @@ class LSTMSequence(Function):
         ctx.packed = None if packed is None else weakref.ref(packed)
         ctx.save_for_backward(*inputs, mask, h, c, gates)
         outputs = (h, h_n.unsqueeze_(0), c_n.unsqueeze_(0)) if layer_axis else (h, h_n, c_n)
-        return (*outputs, c) if wide is inputs else (*(converted(a, x.dtype) for a in outputs),)
+        return _narrowed(outputs, x.dtype) if narrow else (*outputs, c)
 
     @staticmethod
     def backward(ctx: Any, *incoming: Optional) -> tuple[Any, ...]:
@@ -70,15 +72,15 @@ class LSTMSequence(Function):
             packed = None if ctx.packed is None else ctx.packed()
             if packed is not None and (packed.stale or not packed.is_as_saved(weight_ih, weight_hh)):
                 packed = None
-            dtype, narrow = x.dtype, x.itemsize == 2
+            dtype, narrow, taken = x.dtype, x.itemsize == 2, _taken(x, ctx.backend)
             if narrow:  # again: kept, they would be twice the memory of what they are copies of
-                x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0 = map(_widened, inputs)
-                incoming = *map(_widened, incoming), None
+                x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0 = _widened(inputs, taken)
+                incoming = *_widened(incoming, 1 if taken else 0), None
             bias = bias_ih if bias_hh is None else bias_hh
             tensors = *incoming, x, weight_ih, weight_hh, bias, h_0, c_0, mask, h, c, gates
             gradients = dispatch.module(ctx.backend).backward(*tensors, ctx.reverse, needs, packed)
             if narrow:
-                gradients = (*(a if a is None else converted(a, dtype) for a in gradients),)
+                gradients = _narrowed(gradients, dtype)
         else:
             gradients = _composed(ctx, incoming, inputs, mask, (h, c, gates), needs)
         dx, dweight_ih, dweight_hh, dbias, dh_0, dc_0 = gradients
@@ -122,8 +124,18 @@ def _composed(
     return (*(a if a is None else a.to(dtype) for a in gradients),)
 
 
-def _widened(a: Optional) -> Optional:
-    return a if a is None else converted(a, torch.float32)
+def _taken(x: Tensor, backend: str) -> int:
+    """How many of the first inputs, x and the weights, the backend takes in 16 bits."""
+    return 3 if x.dtype is torch.bfloat16 and dispatch.takes_bfloat16(backend) else 0
+
+
+def _widened(tensors: Sequence[Optional], taken: int) -> tuple[Optional, ...]:
+    """All but the first `taken` in float32."""
+    return (*(a if a is None or k < taken else converted(a, torch.float32) for k, a in enumerate(tensors)),)
+
+
+def _narrowed(tensors: Sequence[Optional], dtype: torch.dtype) -> tuple[Any, ...]:
+    return (*(a if a is None or a.dtype is dtype else converted(a, dtype) for a in tensors),)
 
 
 class LSTMStep(Function):

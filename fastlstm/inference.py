@@ -240,9 +240,9 @@ def packed_layer(slot: Slot, x: Tensor, hx: tuple[Tensor, Tensor] | None, weight
 
 
 def _pack(name: str, weights: Weights) -> Any:
-    pack, wide = dispatch.module(name).pack, weights[0].dtype in (torch.float32, torch.float64)
+    module, wide = dispatch.module(name), weights[0].dtype in (torch.float32, torch.float64)
     with torch.inference_mode(False):  # copies made in it have no version
-        layer = pack(weights) if wide else WidenedWeights(weights, pack)
+        layer = module.pack(weights) if wide else WidenedWeights(weights, module.pack, dispatch.takes_bfloat16(name))
     layer.backend = name
     return layer
 

@@ -69,6 +69,7 @@ class PackedWeights:
     stale = False  # whether they were found to differ from the weights
     watched = False  # whether calls look for changes at the 16-bit weights that these are copies of
     side_by_side = False  # whether `forward` leaves its output where it is told
+    takes_bfloat16 = False  # whether `forward` takes x, and leaves h, of bfloat16 beside float32 states
     steps_back = False  # whether `step` can save for a backward pass, and `step_backward` is one
 
     def __init__(self, weights: Sequence[Tensor | None]) -> None:
@@ -126,7 +127,7 @@ class PackedWeights:
 
 
 class WidenedWeights(PackedWeights):
-    """16-bit weights, packed as float32 by a backend that computes in float32.
+    """16-bit weights, packed as float32 by a backend that computes in float32, or as they are by one that takes these.
 
     Where the kernel sees no more than their copies, PyTorch looks at every call for the changes it did not count: at
     all biases, and one element of each row and column of the weights.
@@ -134,11 +135,14 @@ class WidenedWeights(PackedWeights):
 
     side_by_side = True
 
-    def __init__(self, weights: Sequence[Tensor | None], pack: Callable[..., Any]) -> None:
-        """`weights` as for `PackedWeights`; `pack`: the backend's, for float32 weights and these."""
+    def __init__(self, weights: Sequence[Tensor | None], pack: Callable[..., Any], takes_bfloat16: bool) -> None:
+        """`weights` as for `PackedWeights`; `pack`: the backend's, for float32 weights and these, or for these alone
+        where it takes bfloat16.
+        """
         super().__init__(weights)
         narrow = [None if a is None else a.detach() for a in weights]
-        self.packed = pack([a if a is None else a.float() for a in narrow], narrow)
+        taken = takes_bfloat16 and self.dtype == torch.bfloat16
+        self.packed = pack(narrow if taken else [a if a is None else a.float() for a in narrow], narrow)
         if not self.packed.watched:
             self.places = [_places(a) for a in (self.weight_ih, self.weight_hh)]
             self.samples = self._samples()
@@ -171,6 +175,9 @@ class WidenedWeights(PackedWeights):
         if not self._unchanged():
             return None
         hx = None if hx is None else (hx[0].float(), hx[1].float())
+        if self.packed.takes_bfloat16:
+            results = self.packed.forward(x, hx, reverse, mask=mask, hides=hides, out=out)
+            return None if results is None else (results[0], *self._narrowed(results[1:]))
         results = self.packed.forward(converted(x, torch.float32), hx, reverse, mask=mask, hides=hides)
         if out is None or results is None:
             return self._narrowed(results)

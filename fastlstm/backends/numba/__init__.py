@@ -33,6 +33,9 @@ from fastlstm.backends.numba.host import (
 from fastlstm.backends.numba.prepared import backward_call, forward_call
 
 SIXTEEN_BIT = False  # whether forward and backward take 16-bit tensors
+# Whether x, weights and dh may be bfloat16 beside float32 states, biases, dh_n and dc_n. Then h and the gradients of x
+# and the weights are bfloat16, while h_n, c_n, c, gates and all other gradients are float32.
+TAKES_BFLOAT16 = False
 PACKED_STEPS = True  # whether `pack` serves one step with gradients
 SKIPS_ENDED = True  # whether it leaves rows past their end out of products, where the longest are first
 _INSTALLED = importlib.util.find_spec("numba") is not None
@@ -105,6 +108,7 @@ def with_precision(precision: str) -> SimpleNamespace:
         supports=supports_precision,
         saved_shape=saved_shape,
         SIXTEEN_BIT=SIXTEEN_BIT,
+        TAKES_BFLOAT16=pieces == 1,
         PACKED_STEPS=PACKED_STEPS,
         SKIPS_ENDED=SKIPS_ENDED,
         **functions,
@@ -112,7 +116,9 @@ def with_precision(precision: str) -> SimpleNamespace:
 
 
 def pack(weights: Sequence[Tensor | None], narrow: Sequence[Tensor | None] = (), pieces: int = 0) -> Any:
-    """A `fastlstm.backends.numba.packed.PackedLayer` of weight_ih, weight_hh, bias_ih, bias_hh, copies of `narrow`."""
+    """A `fastlstm.backends.numba.packed.PackedLayer` of weight_ih, weight_hh, bias_ih, bias_hh, which are copies of
+    `narrow` or, of bfloat16 with one piece, these themselves.
+    """
     from fastlstm.backends.numba import packed
 
     return packed.PackedLayer(weights, pieces, narrow)
@@ -124,6 +130,11 @@ def saved_shape(T: int, B: int, H: int, dtype: torch.dtype) -> tuple[int, ...]:
     """
     lanes = lanes_of(dtype)
     return T, panels_of(H, lanes), B, 4 * lanes
+
+
+def _computed(x: Tensor) -> Tensor:
+    """What tensors in the kernel's own type are made like."""
+    return x.new_empty(0, dtype=torch.float32) if x.dtype == torch.bfloat16 else x
 
 
 def _set_states(a: Any, h_0: Tensor | None, c_0: Tensor | None, row_bytes: int) -> Any:
@@ -156,30 +167,33 @@ def forward(
     `host.input_pieces` names take it, and none without `unit`.
     """
     call = x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, save
-    (T, R, I), H, groups = x.shape, weight_hh.shape[-1], groups_of(weight_ih)
-    B = R // groups
-    lanes = lanes_of(x.dtype)
+    (T, R, I), H, groups, like = x.shape, weight_hh.shape[-1], groups_of(weight_ih), _computed(x)
+    B, dtype, narrow = R // groups, like.dtype, like is not x
+    lanes = lanes_of(dtype)
     panels = panels_of(H, lanes)
-    h, h_n, c_n = empty(x, T, R, H), x.new_empty(R, H), x.new_empty(R, H)
-    c = empty(x, T, R, H) if save else x.new_empty(0)
-    gates = empty(x, T, panels, R, 4 * lanes) if save else x.new_empty(0)
+    h, h_n, c_n = empty(x, T, R, H), like.new_empty(R, H), like.new_empty(R, H)
+    c = empty(like, T, R, H) if save else like.new_empty(0)
+    gates = empty(like, T, panels, R, 4 * lanes) if save else like.new_empty(0)
     x, weight_ih, weight_hh = rows_contiguous(x), rows_contiguous(weight_ih), rows_contiguous(weight_hh)
     bias, bias_hh = bias if bias is None else bias.contiguous(), bias_hh if bias_hh is None else bias_hh.contiguous()
     mask = mask if mask is None else mask.to(torch.int32).contiguous().unsqueeze(-1)
-    prepared = forward_call(T, B, groups, I, H, x.dtype, pieces, unit, mask is not None, threads_now())
+    prepared = forward_call(T, B, groups, I, H, dtype, pieces, unit, mask is not None, threads_now(), narrow)
     ours = prepared.call(x)
     a = ours.arguments
     a.rows, a.reverse = R, reverse
     a.x, a.x_step, a.x_row = step_row(x)
-    a.h, a.h_step, a.h_row = step_row(h)
+    if narrow:
+        a.out, a.out_step, a.out_row = step_row(h)
+    else:
+        a.h, a.h_step, a.h_row = step_row(h)
     a.h_n, a.c_n = h_n.data_ptr(), c_n.data_ptr()
     if save:
-        a.c, a.c_step, a.gates = c.data_ptr(), R * H * x.element_size(), gates.data_ptr()
+        a.c, a.c_step, a.gates = c.data_ptr(), R * H * dtype.itemsize, gates.data_ptr()
     else:
         a.c = a.c_n
     a.weight_ih, a.weight_ih_row = row(weight_ih)
     a.weight_hh, a.weight_hh_row = row(weight_hh)
-    h_0, c_0 = _set_states(a, h_0, c_0, H * x.element_size())
+    h_0, c_0 = _set_states(a, h_0, c_0, H * dtype.itemsize)
     a.bias, a.bias_hh, a.mask = address(bias), address(bias_hh), address(mask)
     stack = None
     if groups > 1:
@@ -218,35 +232,35 @@ def backward(
         inputs = (x, weight_ih, weight_hh, bias, h_0, c_0)
         return (*(torch.zeros_like(a) if need and a is not None else None for a, need in zip(inputs, needs)),)
     call = dh, dh_n, dc_n, dc, x, weight_ih, weight_hh, bias, h_0, c_0, mask, h, c, gates, reverse, needs
-    (T, R, I), H, groups = x.shape, weight_hh.shape[-1], groups_of(weight_ih)
-    B = R // groups
+    (T, R, I), H, groups, like = x.shape, weight_hh.shape[-1], groups_of(weight_ih), _computed(x)
+    B, dtype = R // groups, like.dtype
     x, weight_ih, weight_hh = rows_contiguous(x), rows_contiguous(weight_ih), rows_contiguous(weight_hh)
     h, c, gates = h.contiguous(), c.contiguous(), gates.contiguous()
     mask = mask if mask is None else mask.to(torch.int32).contiguous().unsqueeze(-1)
     for_hh = T > 1 or needs[4]
     of_same = packed is not None and packed.pieces == pieces
     if of_same and needs[0]:
-        of_same = packed.of_x == input_pieces(I, H, x.dtype, pieces, unit)
+        of_same = packed.of_x == input_pieces(I, H, dtype, pieces, unit)
     ready = packed.transpose() if of_same and (for_hh or needs[0]) else None  # whose memory it keeps alive
     prepared = backward_call(
-        T, B, groups, I, H, x.dtype, pieces, unit, mask is not None, threads_now(), any(needs[1:4]), needs[0],
-        ready is None and needs[0], ready is None and for_hh,
+        T, B, groups, I, H, dtype, pieces, unit, mask is not None, threads_now(), any(needs[1:4]), needs[0],
+        ready is None and needs[0], ready is None and for_hh, like is not x,
     )  # fmt: skip
     ours = prepared.call(x)
     a = ours.arguments
     dx = empty(x, T, R, I) if needs[0] else None
     dweight_ih = empty(x, *weight_ih.shape) if needs[1] else None
     dweight_hh = empty(x, *weight_hh.shape) if needs[2] else None
-    dbias = x.new_empty(bias.shape) if needs[3] and bias is not None else None
-    dh_0 = x.new_empty(R, H) if needs[4] else None
-    dc_0 = x.new_empty(R, H) if needs[5] else None
+    dbias = like.new_empty(bias.shape) if needs[3] and bias is not None else None
+    dh_0 = like.new_empty(R, H) if needs[4] else None
+    dc_0 = like.new_empty(R, H) if needs[5] else None
     if ready is not None:
         a.packed_ih, a.packed_hh = ready[0].packed_ih, ready[0].packed_hh
     a.rows, a.reverse = R, reverse
     a.x, a.x_step, a.x_row = step_row(x)
     a.weight_ih, a.weight_ih_row = row(weight_ih)
     a.weight_hh, a.weight_hh_row = row(weight_hh)
-    h_0, c_0 = _set_states(a, h_0, c_0, H * x.element_size())
+    h_0, c_0 = _set_states(a, h_0, c_0, H * dtype.itemsize)
     a.h, a.c, a.gates, a.mask = h.data_ptr(), c.data_ptr(), gates.data_ptr(), address(mask)
     if dh is not None:
         dh = rows_contiguous(dh)

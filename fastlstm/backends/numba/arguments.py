@@ -20,9 +20,12 @@ def _struct(name: str, fields: str) -> type[ctypes.Structure]:
 # thread's own, scratch_bytes apart. constants: a kilobyte of zeros, then a one. rows: batch rows from one step of h, c,
 # gates, dx and mask to the next: B, or those of all groups of a stack. For the matrix unit: pieces of a number; pitch,
 # bytes from one step of 32 to the next of an operand's rows; large, where a one is left if there was a number that the
-# unit cannot take.
+# unit cannot take. narrow_rows and narrow_weights: whether x, dx, dh and h, and the weights and their gradients, are
+# of bfloat16, which only the matrix unit's kernels take. The forward kernel then keeps h as float32 in two steps' rows,
+# (2,B,H), and leaves it to out (T,B,H), as it leaves `h` otherwise.
 _COMMON = " ".join((*NAMES, *matrix.NAMES)) + (
     " size lanes tail T B rows I H reverse parts barrier relax scratch scratch_bytes constants mask pieces pitch large"
+    " narrow_rows narrow_weights"
 )
 
 # x (T,B,I), h (T,B,H), h_0 and c_0 (B,H) with any strides but the last; weights (4H,I), (4H,H), bias and bias_hh
@@ -40,7 +43,7 @@ ForwardArguments = _struct(
     "ForwardArguments",
     f"{_COMMON} x x_step x_row weight_ih weight_ih_row weight_hh weight_hh_row bias bias_hh h_0 h_0_row c_0 "
     "c_0_row h h_step h_row c c_step gates h_n c_n packed biases samples narrow_ih narrow_hh narrow_bias "
-    "narrow_bias_hh stale hides recurs digests flip block_x block operand feed fed",
+    "narrow_bias_hh stale hides recurs digests flip block_x block operand feed fed out out_step out_row",
 )
 
 # dh and dc (T,B,H), dh_n and dc_n (B,H): incoming, or absent. dpreact (panels,kept,B,4,lanes). dc_carried

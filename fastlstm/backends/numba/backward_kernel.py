@@ -18,7 +18,9 @@ from fastlstm.backends.numba.shared import (
     VECTOR,
     any_row,
     arrive,
+    item,
     jit,
+    read_rows,
     rows_alive,
     share,
     share_rows_alive,
@@ -44,15 +46,15 @@ def cells(a, p, s, t, b, rows, scratch, dh, mask, dh_held, dpre):
         old, old_row = a.c_0 + b * a.c_0_row + unit, a.c_0_row
     dh_out, dh_out_row = a.constants, 0
     if a.dh != 0:
-        dh_out, dh_out_row = a.dh + t * a.dh_step + b * a.dh_row + unit, a.dh_row
+        dh_out, dh_out_row = a.dh + t * a.dh_step + b * a.dh_row + p * L * item(a, a.narrow_rows), a.dh_row
     if valid < L or resets:
         call(a.copy_rows, rows, valid, L, old, old_row, c_old, VECTOR)
         if resets:
             zero_rows(a, rows, L, mask, RESET, c_old, VECTOR)
         old, old_row = c_old, VECTOR
-        if a.dh != 0:
-            call(a.copy_rows, rows, valid, L, dh_out, dh_out_row, dh_old, VECTOR)
-            dh_out, dh_out_row = dh_old, VECTOR
+    if a.dh != 0 and (valid < L or resets or a.narrow_rows != 0):
+        read_rows(a, a.narrow_rows, rows, valid, L, dh_out, dh_out_row, dh_old, VECTOR)
+        dh_out, dh_out_row = dh_old, VECTOR
     if holds:  # a held row hands on what it got: dh and dc pass, dpreact is zero
         call(a.copy_rows, rows, L, L, carried, VECTOR, dc_held, VECTOR)
         held = dh_held + (p * B + b) * VECTOR
@@ -180,7 +182,7 @@ def backward_with(products: Any) -> Any:
         if a.dweights != 0:
             if a.halves == 2:  # another's half is added
                 wait(meeting(a, met), everyone, met // 2, a.relax)
-            unpack_weight_gradients(a, share(panels, thread, everyone), share(panels, thread + 1, everyone))
+            unpack_weight_gradients(a, scratch, share(panels, thread, everyone), share(panels, thread + 1, everyone))
 
     return backward
 

@@ -23,11 +23,11 @@ from fastlstm.backends.numba.weights import digest_weights, is_stale, keep_sampl
 
 
 @jit
-def cells(a, t, p, b, rows, scratch, h_prev, h_prev_row, c_prev, c_prev_row):
+def cells(a, t, p, b, rows, scratch, h, h_prev, h_prev_row, c_prev, c_prev_row):
     """One panel's cells for `rows` rows from `b` on, from preact in scratch."""
     L, S, H, R = a.lanes, a.size, a.H, a.rows
     valid, panels = min(L, H - p * L), (H + L - 1) // L
-    h, c, mask = a.h + t * a.h_step, a.c + t * a.c_step, a.mask + (t * R + b) * 4 if a.mask != 0 else 0
+    c, mask = a.c + t * a.c_step, a.mask + (t * R + b) * 4 if a.mask != 0 else 0
     c_old, c_new, h_new = scratch + CHUNK * 4 * VECTOR, scratch + CHUNK * 5 * VECTOR, scratch + CHUNK * 6 * VECTOR
     at, resets, holds = b * H * S + p * L * S, any_row(mask, rows, RESET), any_row(mask, rows, HOLD)
     old, old_row, new, new_row = c_prev + b * c_prev_row + p * L * S, c_prev_row, c + at, H * S
@@ -54,27 +54,39 @@ def cells(a, t, p, b, rows, scratch, h_prev, h_prev_row, c_prev, c_prev_row):
 
 
 @jit
-def cells_of_one(a, t, p, count, scratch, c_prev):
+def cells_of_one(a, t, p, count, scratch, h, c_prev):
     """Cells of a lone row for `count` whole panels from p on, as if each were a row: none waits for another."""
     at, panels = p * VECTOR, a.H // a.lanes
     kernel = a.cell_forward_saving if a.gates != 0 else a.cell_forward
-    c, h, gates = a.c + t * a.c_step + at, a.h + t * a.h_step + at, a.gates + (t * panels + p) * 4 * VECTOR
-    call(kernel, count, scratch, c_prev + at, VECTOR, c, VECTOR, h, VECTOR, gates)
+    c, gates = a.c + t * a.c_step + at, a.gates + (t * panels + p) * 4 * VECTOR
+    call(kernel, count, scratch, c_prev + at, VECTOR, c, VECTOR, h + at, VECTOR, gates)
 
 
 @jit
-def carry(a, t, p, b, rows, h_prev, h_prev_row, c_prev, c_prev_row):
+def carry(a, t, p, b, rows, h, h_prev, h_prev_row, c_prev, c_prev_row):
     """Hand on one panel's states of `rows` held rows from `b` on. Their gates, which nobody reads, are zero: what an
     operator returns is to be the same at every run.
     """
     L, S, H = a.lanes, a.size, a.H
     at, width, panels = p * L * S, min(L, H - p * L), (H + L - 1) // L
-    h, c = a.h + t * a.h_step + b * a.h_row + at, a.c + t * a.c_step + b * H * S + at
-    call(a.copy_rows, rows, width, width, h_prev + b * h_prev_row + at, h_prev_row, h, a.h_row)
+    c = a.c + t * a.c_step + b * H * S + at
+    call(a.copy_rows, rows, width, width, h_prev + b * h_prev_row + at, h_prev_row, h + b * a.h_row + at, a.h_row)
     call(a.copy_rows, rows, width, width, c_prev + b * c_prev_row + at, c_prev_row, c, H * S)
     if a.gates != 0:
         gates = a.gates + ((t * panels + p) * a.rows + b) * 4 * VECTOR
         call(a.copy_rows, rows, 0, 4 * L, a.constants, 0, gates, 4 * VECTOR)
+
+
+@jit
+def leave(a, t, p, b, rows, h, mask):
+    """Round one panel's h of `rows` rows from `b` on to where it is wanted."""
+    L = a.lanes
+    width, to = min(L, a.H - p * L), a.out + t * a.out_step + b * a.out_row + p * L * 2
+    call(a.narrow, rows, width, h + b * a.h_row + p * VECTOR, a.h_row, to, a.out_row)
+    if a.hides != 0 and mask != 0:
+        for r in range(rows):
+            if get_int32(mask + (b + r) * 4) == HOLD:
+                call(a.narrow, 1, width, a.constants, 0, to + r * a.out_row, 0)
 
 
 def forward_with(products: Any) -> Any:
@@ -135,7 +147,7 @@ def forward_with(products: Any) -> Any:
 
         for s in range(T):
             t = T - 1 - s if a.reverse != 0 else s
-            h, c, x = a.h + t * a.h_step, a.c + t * a.c_step, a.x + t * a.x_step
+            h, c, x = a.h + (s % 2 if a.out != 0 else t) * a.h_step, a.c + t * a.c_step, a.x + t * a.x_step
             mask = a.mask + t * R * 4 if a.mask != 0 else 0
             h_seen, h_seen_row = h_prev, h_prev_row
             if reads_states and any_row(mask + b_first * 4 if mask != 0 else 0, b_last - b_first, RESET):
@@ -155,13 +167,16 @@ def forward_with(products: Any) -> Any:
                     rows = min(CHUNK, b_last - b)
                     alive = rows_alive(mask + b * 4 if mask != 0 else 0, rows)
                     if alive < rows:
-                        carry(a, t, p, b + alive, rows - alive, h_prev, h_prev_row, c_prev, c_prev_row)
+                        carry(a, t, p, b + alive, rows - alive, h, h_prev, h_prev_row, c_prev, c_prev_row)
                     preact(a, s, p, b, alive, part, b_first, b_last, scratch, x, h_seen, h_seen_row)
-                    cells(a, t, p, b, alive, scratch, h_prev, h_prev_row, c_prev, c_prev_row)
-                    if not reads_states and s + 1 < T:
-                        feed_states(a, s + 1, p, b, rows, h + b * a.h_row + p * L * S, a.h_row, scratch)
+                    cells(a, t, p, b, alive, scratch, h, h_prev, h_prev_row, c_prev, c_prev_row)
+                    if not reads_states:
+                        if a.out != 0:
+                            leave(a, t, p, b, rows, h, mask)
+                        if s + 1 < T:
+                            feed_states(a, s + 1, p, b, rows, h + b * a.h_row + p * L * S, a.h_row, scratch)
             if lone:
-                cells_of_one(a, t, p_first, p_last - p_first, scratch, c_prev)
+                cells_of_one(a, t, p_first, p_last - p_first, scratch, h, c_prev)
             h_prev, h_prev_row, c_prev, c_prev_row = h, a.h_row, c, H * S
             if not reads_inputs and s + 1 < T:
                 feed_inputs(a, s + 1, part, b_first, b_last, x_first, x_last, scratch)
@@ -182,7 +197,7 @@ def forward_with(products: Any) -> Any:
         )
         if a.c_step != 0:
             call(a.copy_rows, rows, width, width, c_prev + at, H * S, a.c_n + at, H * S)
-        if a.hides != 0:
+        if a.hides != 0 and a.out == 0:
             for t in range(T):
                 h = a.h + t * a.h_step + b_first * a.h_row + p_first * L * S
                 zero_rows(a, rows, width, a.mask + (t * R + b_first) * 4, HOLD, h, a.h_row)

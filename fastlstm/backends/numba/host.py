@@ -112,13 +112,18 @@ def backward_task(pieces: int, of_x: int, of_sums: int) -> str:
 
 
 def forward_sizes(
-    T: int, B: int, I: int, H: int, dtype: torch.dtype, pieces: int, of_x: int, parts: int, masked: bool
+    T: int, B: int, I: int, H: int, dtype: torch.dtype, pieces: int, of_x: int, parts: int, masked: bool, narrow: bool
 ) -> tuple[dict[str, int], dict[str, int]]:
-    """Fields of the forward kernel's arguments and elements of its buffers, but for packed weights."""
+    """Fields of the forward kernel's arguments and elements of its buffers, but for packed weights. `narrow`: whether x
+    and h are of bfloat16.
+    """
     from fastlstm.backends.numba.shared import operand_steps
 
     lanes, fields = lanes_of(dtype), {"T": T, "B": B, "I": I, "H": H, "tail": tail_of(H, dtype, pieces)}
     buffers = {"scratch": 64 * 7 * lanes + (B * H if masked and not pieces else 0)}
+    if narrow:
+        fields |= {"narrow_rows": 1, "h_step": B * H * dtype.itemsize, "h_row": H * dtype.itemsize}
+        buffers["h"] = 2 * B * H
     if pieces:  # the last tile may be cut off
         fields["pitch"] = (B + 32) * 64
         buffers["operand"] = 2 * pieces * operand_steps.py_func(I, H) * fields["pitch"] // 4

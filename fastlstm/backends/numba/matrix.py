@@ -20,7 +20,7 @@ from numba.extending import intrinsic
 
 from fastlstm.backends.numba import amx, dots
 from fastlstm.backends.numba.loops import Builder, counted, function
-from fastlstm.backends.numba.rows import transposed
+from fastlstm.backends.numba.rows import load_some, spans, store_some, transposed
 from fastlstm.backends.numba.simd import I32, I64, VECTOR_BYTES, Lanes, machine_features
 
 FLOATS, INTS, SHORTS = Lanes(types.float32), ir.VectorType(I32, 16), ir.VectorType(ir.IntType(16), 16)
@@ -78,6 +78,10 @@ def _pieces(b: ir.IRBuilder, x: ir.Value, pieces: int, large: ir.Value | None) -
     return found, large
 
 
+def _upper(b: ir.IRBuilder, bits: ir.Value) -> ir.Value:
+    return b.trunc(b.lshr(bits, _constant(16)), SHORTS)
+
+
 def _no_lanes(pieces: int) -> list[ir.Value]:
     return [ir.Constant(ir.VectorType(ir.IntType(1), 16), [0] * 16)] if pieces > 1 else []
 
@@ -97,9 +101,7 @@ def split(pieces: int) -> Builder:
         def row(source, target, *large):
             found, more = _pieces(b, FLOATS.load(b, source), pieces, large[0] if large else None)
             for n, bits in enumerate(found):
-                short = b.trunc(b.lshr(bits, _constant(16)), SHORTS)
-                at = b.inttoptr(b.add(target, b.mul(piece, I64(n))), SHORTS.as_pointer())
-                b.store(short, at).align = 2
+                store_some(b, _upper(b, bits), b.add(target, b.mul(piece, I64(n))), 2)
             return [b.add(source, source_row), b.add(target, I64(64)), *([more] if large else [])]
 
         _tell(b, counted(b, rows, [source, target, *_no_lanes(pieces)], row)[2:], flag)
@@ -146,6 +148,34 @@ def transpose(b, count, source, source_step, target, target_step):
     counted(b, count, [source, target], tile)
 
 
+def widen(b, rows, valid, width, source, source_row, target, target_row):
+    """`copy_rows` from bfloat16 to float32."""
+
+    def copy(n, target, source):
+        short, bits = load_some(b, ir.IntType(16), n, source, 2), ir.VectorType(I32, n)
+        upper = b.shl(b.zext(short, bits), ir.Constant(bits, [16] * n))
+        store_some(b, b.bitcast(upper, ir.VectorType(FLOATS.scalar, n)), target, 4)
+
+    def clear(n, target):
+        store_some(b, ir.Constant(ir.VectorType(FLOATS.scalar, n), [0.0] * n), target, 4)
+
+    spans(b, 16, rows, valid, [target, source], [target_row, source_row], [4, 2], copy)
+    rest = b.add(target, b.mul(valid, I64(4)))
+    spans(b, 16, rows, b.sub(width, valid), [rest], [target_row], [4], clear)
+
+
+def narrow(b, rows, width, source, source_row, target, target_row):
+    """Copy `width` elements of each row from float32 to bfloat16."""
+
+    def copy(n, target, source):
+        value = load_some(b, FLOATS.scalar, n, source, 4)
+        value = b.shuffle_vector(value, value, ir.Constant(INTS, [k % n for k in range(16)]))
+        short = _upper(b, _pieces(b, value, 1, None)[0][0])
+        store_some(b, b.shuffle_vector(short, short, ir.Constant(ir.VectorType(I32, n), list(range(n)))), target, 2)
+
+    spans(b, 16, rows, width, [target, source], [target_row, source_row], [2, 4], copy)
+
+
 def builders(pieces: int) -> dict[str, tuple[int, Builder]]:
     instructions = unit() or amx  # which nothing will run
     return {
@@ -153,6 +183,8 @@ def builders(pieces: int) -> dict[str, tuple[int, Builder]]:
         "split": (6, split(pieces)),
         "pairs": (8, pairs(pieces)),
         "transpose_tiles": (5, transpose),
+        "widen": (7, widen),
+        "narrow": (6, narrow),
         "configure": (1, instructions.configure),
         "release": (0, instructions.release),
     }

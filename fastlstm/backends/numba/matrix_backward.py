@@ -8,7 +8,21 @@ against the transposed [x, 1, h] of as many batch rows.
 from fastlstm.backends.numba.gradients import group, groups_of, sum_at
 from fastlstm.backends.numba.intrinsics import call
 from fastlstm.backends.numba.matrix_forward import TILES, begin, end, square_of  # noqa: F401  begin and end are the kernel's
-from fastlstm.backends.numba.shared import BLOCK_STEPS, CHUNK, FOLD, HOLD, ONE, RESET, VECTOR, jit, share, zero_rows
+from fastlstm.backends.numba.shared import (
+    BLOCK_STEPS,
+    CHUNK,
+    FOLD,
+    HOLD,
+    ONE,
+    RESET,
+    VECTOR,
+    item,
+    jit,
+    read_rows,
+    share,
+    write_rows,
+    zero_rows,
+)
 
 
 @jit
@@ -29,15 +43,15 @@ def pack_transposed(a, weight, weight_row, N, packed, first, last, scratch):
     L, H = a.lanes, a.H
     panels, vectors = (H + L - 1) // L, (N + L - 1) // L
     aside, beside = scratch, scratch + 16 * VECTOR
-    for q in range(first, last):
-        for p in range(panels):
-            units = min(L, H - p * L)
-            for pair in range(2):
+    for p in range(panels):
+        units = min(L, H - p * L)
+        for pair in range(2):
+            for q in range(first, last):  # inside: the rows of weights are read from end to end
                 for n in range(group(vectors, q + 1) - group(vectors, q)):
                     column = (group(vectors, q) + n) * L
-                    low = weight + (2 * pair * H + p * L) * weight_row + column * a.size
+                    low = weight + (2 * pair * H + p * L) * weight_row + column * item(a, a.narrow_weights)
                     high, low_row = low + H * weight_row, weight_row
-                    if units < L or N - column < L:
+                    if units < L or N - column < L or a.narrow_weights != 0:
                         square_of(a, units, min(L, N - column), low, weight_row, aside)
                         square_of(a, units, min(L, N - column), high, weight_row, beside)
                         low, high, low_row = aside, beside, VECTOR
@@ -114,7 +128,7 @@ def back_product(a, rows, b, s, packed, vectors, q, scratch):
 @jit
 def input_gradient(a, scratch, s_first, s_last, thread, threads):
     """dx = dpreact times weight_ih for a chunk of steps, this thread's columns of it, or rows where columns are few."""
-    L, S, I, B, T = a.lanes, a.size, a.I, a.B, a.T
+    L, S, I, B, T = a.lanes, item(a, a.narrow_rows), a.I, a.B, a.T
     vectors, rows = (I + L - 1) // L, (s_last - s_first) * B
     blocks = (rows + CHUNK - 1) // CHUNK
     units = groups_of(vectors) * blocks
@@ -127,7 +141,7 @@ def input_gradient(a, scratch, s_first, s_last, thread, threads):
             s, b = s_first + (first + done) // B, (first + done) % B
             t, run = T - 1 - s if a.reverse != 0 else s, min(B - b, count - done)
             to = a.dx + ((t * a.rows + b) * I + column) * S
-            call(a.copy_rows, run, width, width, scratch + done * 4 * VECTOR, 4 * VECTOR, to, I * S)
+            write_rows(a, a.narrow_rows, run, width, scratch + done * 4 * VECTOR, 4 * VECTOR, to, I * S)
             done += run
 
 
@@ -137,7 +151,7 @@ def gather(a, j, s_first, s_last, block, to):
     h_prev is what the step saw: zero after a reset. A held row has no part: its padding may be NaN.
     """
     L, S, I, H, B, T, R = a.lanes, a.size, a.I, a.H, a.B, a.T, a.rows
-    row, last, of_x = block * 32, (s_last - s_first) * even(B), a.sums_of_h // L
+    row, last, of_x, wide = block * 32, (s_last - s_first) * even(B), a.sums_of_h // L, item(a, a.narrow_rows)
     done = 0
     while done < 32:
         b, s = (row + done) % even(B), s_first + (row + done) // even(B)
@@ -149,14 +163,14 @@ def gather(a, j, s_first, s_last, block, to):
             continue
         run = min(B - b, 32 - done)
         t, t_prev = (T - 1 - s, T - s) if a.reverse != 0 else (s, s - 1)
-        source, source_row = a.x + t * a.x_step + b * a.x_row + j * VECTOR, a.x_row
+        source, source_row, narrow = a.x + t * a.x_step + b * a.x_row + j * L * wide, a.x_row, a.narrow_rows
         valid = max(0, min(L, I - j * L))
         if j >= of_x:
             unit = (j - of_x) * L
-            source, source_row, valid = a.h + ((t_prev * R + b) * H + unit) * S, H * S, min(L, H - unit)
+            source, source_row, valid = a.h + ((t_prev * R + b) * H + unit) * wide, H * wide, min(L, H - unit)
             if s == 0:
-                source, source_row = a.h_0 + b * a.h_0_row + unit * S, a.h_0_row
-        call(a.copy_rows, run, valid, L, source, source_row, at, VECTOR)
+                source, source_row, narrow = a.h_0 + b * a.h_0_row + unit * S, a.h_0_row, 0
+        read_rows(a, narrow, run, valid, L, source, source_row, at, VECTOR)
         if j == I // L:
             call(a.copy_rows, run, 1, 1, a.constants + ONE, 0, at + I % L * S, VECTOR)
         if a.mask != 0:

@@ -13,8 +13,10 @@ from fastlstm.backends.numba.shared import (
     RESET,
     VECTOR,
     any_row,
+    item,
     jit,
     operand_steps,
+    read_rows,
     zero_rows,
 )
 
@@ -51,8 +53,8 @@ def end(a):
 
 @jit
 def square_of(a, rows, columns, source, source_row, target):
-    """16 by 16 numbers in memory of their own, zeros beyond `rows` and `columns`."""
-    call(a.copy_rows, rows, columns, 16, source, source_row, target, VECTOR)
+    """16 by 16 weights in memory of their own, zeros beyond `rows` and `columns`."""
+    read_rows(a, a.narrow_weights, rows, columns, 16, source, source_row, target, VECTOR)
     call(a.copy_rows, 16 - rows, 0, 16, source, 0, target + rows * VECTOR, VECTOR)
 
 
@@ -62,26 +64,29 @@ def pack_columns(a, p, of_x, of_h, to, scratch):
     weight_ih, then `of_h` of weight_hh.
     """
     L, I, H = a.lanes, a.I, a.H
-    units, aside, tile = min(L, H - p * L), scratch, scratch + 16 * VECTOR
-    for k in range((of_x + of_h + 1) // 2):
-        for gate in range(4):
-            row = gate * H + p * L
+    units, aside, tile, wide = min(L, H - p * L), scratch, scratch + 16 * VECTOR, L * item(a, a.narrow_weights)
+    for gate in range(4):
+        row = gate * H + p * L
+        for k in range((of_x + of_h + 1) // 2):
             for half in range(2):
                 j = 2 * k + half
                 source, source_row, columns = (
-                    a.weight_ih + row * a.weight_ih_row + j * VECTOR,
+                    a.weight_ih + row * a.weight_ih_row + j * wide,
                     a.weight_ih_row,
                     I - j * L,
                 )
                 if j >= of_x:
-                    source = a.weight_hh + row * a.weight_hh_row + (j - of_x) * VECTOR
+                    source = a.weight_hh + row * a.weight_hh_row + (j - of_x) * wide
                     source_row, columns = a.weight_hh_row, H - (j - of_x) * L
                     if of_h == 0:
                         columns = 0
                 if columns < L or units < L:
                     square_of(a, units, max(0, min(L, columns)), source, source_row, aside)
-                    source, source_row = aside, VECTOR
-                call(a.split, L, source, source_row, tile + half * 32, 1024, a.large)
+                    call(a.split, L, aside, VECTOR, tile + half * 32, 1024, a.large)
+                elif a.narrow_weights != 0:  # one piece, as they are
+                    call(a.copy_rows, L, 8, 8, source, source_row, tile + half * 32, 64)
+                else:
+                    call(a.split, L, source, source_row, tile + half * 32, 1024, a.large)
             call(a.transpose_tiles, a.pieces, tile, 1024, to + k * a.pieces * TILES + gate * 1024, TILES)
 
 
@@ -108,9 +113,10 @@ def split_inputs(a, s, j, b, rows, to, piece, scratch):
     """16 columns of x from 16 j on, of step s and `rows` rows from `b` on, to an operand."""
     L, I, T = a.lanes, a.I, a.T
     t = T - 1 - s if a.reverse != 0 else s
-    source, source_row, aside = a.x + t * a.x_step + b * a.x_row + j * VECTOR, a.x_row, scratch + CHUNK * 4 * VECTOR
-    if I - j * L < L:
-        call(a.copy_rows, rows, I - j * L, L, source, source_row, aside, VECTOR)
+    source, source_row = a.x + t * a.x_step + b * a.x_row + j * L * item(a, a.narrow_rows), a.x_row
+    aside = scratch + CHUNK * 4 * VECTOR
+    if I - j * L < L or a.narrow_rows != 0:
+        read_rows(a, a.narrow_rows, rows, min(L, I - j * L), L, source, source_row, aside, VECTOR)
         source, source_row = aside, VECTOR
     mask = a.mask + (t * a.rows + b) * 4 if a.mask != 0 else 0
     if any_row(mask, rows, HOLD):  # padding may hold what the unit cannot take

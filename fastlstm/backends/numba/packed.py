@@ -27,9 +27,13 @@ class PackedLayer(PackedWeights):
         self, weights: Sequence[Tensor | None], pieces: int, narrow: Sequence[Tensor | None] = (), unit: bool = True
     ) -> None:
         """`pieces`: of a number, for the matrix unit; with 0 only products that `host.input_pieces` names take it, and
-        none without `unit`. `narrow`: the weights of 16 bits that these are copies of, which are looked at for changes.
+        none without `unit`. `narrow`: the weights of 16 bits that these are copies of, which are looked at for changes;
+        with one piece they may be these themselves, of bfloat16, and then `forward` takes x of it.
         """
         super().__init__(weights)
+        self.takes_bfloat16 = self.dtype == torch.bfloat16
+        if self.takes_bfloat16:
+            self.dtype, self.biases = torch.float32, [bias.float() for bias in self.biases]
         self.narrow, self.watched = narrow, len(narrow) > 0
         self.weights, self.pieces = weights, pieces
         self.lanes = host.lanes_of(self.dtype)
@@ -42,7 +46,7 @@ class PackedLayer(PackedWeights):
         self.plain: PackedLayer | None = None
         self.calls = 0
         self.wide: dict[int, list[tuple[list[Tensor], list[Tensor]]]] = {}  # float32 for a 16-bit step, by batch rows
-        self.prepared: dict[tuple[int, int, bool, int], Prepared] = {}
+        self.prepared: dict[tuple[int, int, bool, bool, int], Prepared] = {}
 
     def _pack_forward(self) -> bool:
         words = [self.H * n * self.dtype.itemsize for n in (self.I, self.H)]
@@ -50,12 +54,12 @@ class PackedLayer(PackedWeights):
             "packed": host.packed_size(self.I, self.H, self.lanes, self.pieces, self.of_x),
             "biases": self.panels * 4 * self.lanes,
             "samples": self.panels * 4 * self.lanes * samples_of.py_func(self.I, self.H),
-            "digests": sum(-(-n // DIGEST) for n in words) * self.lanes,
+            "digests": 0 if self.narrow else sum(-(-n // DIGEST) for n in words) * self.lanes,
         }
         kernel = host.forward_task(self.pieces, self.of_x)
-        a = template("ForwardArguments", self.dtype, self.of_x)
+        a = template("ForwardArguments", self.dtype, self.of_x, narrow_weights=self.takes_bfloat16)
         a, memory = prepare(kernel, a, self.dtype, 1, 1, scratch=0, **sizes).start(self.weight_ih)
-        self.memory = memory, self.weight_ih.new_zeros(self.H)
+        self.memory = memory, self._new(self.H)
         a.bias, a.bias_hh = [bias.data_ptr() for bias in self.biases] + [0] * (2 - len(self.biases))
         a.h_0 = a.c_0 = self.memory[1].data_ptr()
         if self.narrow:
@@ -65,6 +69,10 @@ class PackedLayer(PackedWeights):
         a.digests = 0
         self.arguments = a
         return done
+
+    def _new(self, *shape: int) -> Tensor:
+        """Zeros in the kernel's own type."""
+        return self.weight_ih.new_zeros(shape, dtype=self.dtype)
 
     def _pack(self, name: str, a: Any) -> bool:
         """Run a kernel for no steps and no rows: it only packs. False for a weight that the matrix unit cannot take."""
@@ -95,9 +103,9 @@ class PackedLayer(PackedWeights):
             self.transposed = made = a, memory  # complete: another thread may be making its own
         return made
 
-    def _call(self, like: Tensor, T: int, B: int, masked: bool = False) -> tuple[Prepared, Call]:
-        """A call of the forward kernel for T steps of B rows, as `_run` takes it."""
-        size = T, B, masked, threads_now()
+    def _call(self, like: Tensor, T: int, B: int, masked: bool = False, narrow: bool = False) -> tuple[Prepared, Call]:
+        """A call of the forward kernel for T steps of B rows, of bfloat16 if `narrow`, as `_run` takes it."""
+        size = T, B, masked, narrow, threads_now()
         prepared = self.prepared.get(size)
         if prepared is None:
             if len(self.prepared) >= SHAPES:
@@ -107,9 +115,10 @@ class PackedLayer(PackedWeights):
         call.arguments.stale, call.arguments.flip = call.stale, self.calls % 2
         return prepared, call
 
-    def _prepare(self, T: int, B: int, masked: bool, team: int) -> Prepared:
+    def _prepare(self, T: int, B: int, masked: bool, narrow: bool, team: int) -> Prepared:
         threads, parts = host.split(team, T, B, self.I, self.H, self.panels, self.pieces)
-        fields, sizes = host.forward_sizes(T, B, self.I, self.H, self.dtype, self.pieces, self.of_x, parts, masked)
+        products = self.I, self.H, self.dtype, self.pieces, self.of_x
+        fields, sizes = host.forward_sizes(T, B, *products, parts, masked, narrow)
         kernel = host.forward_task(self.pieces, self.of_x)
         prepared = prepare(kernel, self.arguments, self.dtype, threads, parts, **sizes)
         for field, value in fields.items():
@@ -144,16 +153,19 @@ class PackedLayer(PackedWeights):
         """As `PackedWeights.forward`; with `save` also ``c`` (T, B, H) and the gates."""
         (T, B, _), H = x.shape, self.H
         x = rows_contiguous(x)
-        h = empty(x, T, B, H) if out is None else out
-        h_n, c_n = x.new_empty(B, H), x.new_empty(B, H)
-        prepared, call = self._call(x, T, B, mask is not None)
+        h, narrow, dtype = empty(x, T, B, H) if out is None else out, x.itemsize < self.dtype.itemsize, self.dtype
+        h_n, c_n = x.new_empty(B, H, dtype=dtype), x.new_empty(B, H, dtype=dtype)
+        prepared, call = self._call(x, T, B, mask is not None, narrow)
         a = call.arguments
         a.reverse = reverse
         if mask is not None:
             mask = mask.int().contiguous()
             a.mask, a.hides = mask.data_ptr(), hides
         a.x, a.x_step, a.x_row = host.step_row(x)
-        a.h, a.h_step, a.h_row = host.step_row(h)
+        if narrow:
+            a.out, a.out_step, a.out_row = host.step_row(h)
+        else:
+            a.h, a.h_step, a.h_row = host.step_row(h)
         a.h_n, a.c, a.c_n = h_n.data_ptr(), c_n.data_ptr(), c_n.data_ptr()
         saved: tuple[Tensor, ...] = ()
         if save:
@@ -206,8 +218,8 @@ class PackedLayer(PackedWeights):
             given, made = idle.pop()  # atomic: Python threads may share the layer
         except IndexError:
             with torch.inference_mode(False):  # to be written to outside it as well
-                given = [self.weight_ih.new_empty(a.shape) for a in (x, h_0, c_0)]
-                made = [self.weight_ih.new_empty(a.shape) for a in (h_0, c_0)]
+                given = [self._new(*a.shape) for a in (x, h_0, c_0)]
+                made = [self._new(*a.shape) for a in (h_0, c_0)]
         torch._foreach_copy_(given, [x, h_0, c_0])
         prepared, call = self._call(given[0], 1, x.shape[0])
         a, size = call.arguments, self.dtype.itemsize

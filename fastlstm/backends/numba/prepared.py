@@ -162,17 +162,19 @@ def template(kind: str, dtype: torch.dtype, pieces: int, **fields: int) -> Any:
 
 @lru_cache(1024)
 def forward_call(
-    T: int, B: int, groups: int, I: int, H: int, dtype: torch.dtype, pieces: int, unit: bool, masked: bool, team: int
-) -> Prepared:
-    """A forward pass that packs its weights. `groups`: layers in a stack; `team`: threads it may use; the rest is as in
-    `host.input_pieces`.
+    T: int, B: int, groups: int, I: int, H: int, dtype: torch.dtype, pieces: int, unit: bool, masked: bool, team: int,
+    narrow: bool = False,
+) -> Prepared:  # fmt: skip
+    """A forward pass that packs its weights. `groups`: layers in a stack; `team`: threads it may use; `narrow`: whether
+    x, h and the weights are of bfloat16; the rest is as in `host.input_pieces`.
     """
     lanes = host.lanes_of(dtype)
     panels, of_x = host.panels_of(H, lanes), host.input_pieces(I, H, dtype, pieces, unit)
     threads, parts = host.split(team, T, B, I, H, panels, pieces)
     if groups > 1:
         threads, parts = host.split_stack(team, groups, B, H, I + H)
-    fields, sizes = host.forward_sizes(T, B, I, H, dtype, pieces, of_x, parts, masked)
+    fields, sizes = host.forward_sizes(T, B, I, H, dtype, pieces, of_x, parts, masked, narrow)
+    fields["narrow_weights"] = narrow
     sizes |= {"packed": host.packed_size(I, H, lanes, pieces, of_x), "biases": panels * 4 * lanes}
     arguments, sets = template("ForwardArguments", dtype, of_x, **fields), 1 if groups == 1 else threads
     return prepare(host.forward_task(pieces, of_x), arguments, dtype, threads, parts, sets, of_x, **sizes)
@@ -181,10 +183,10 @@ def forward_call(
 @lru_cache(1024)
 def backward_call(
     T: int, B: int, groups: int, I: int, H: int, dtype: torch.dtype, pieces: int, unit: bool, masked: bool, team: int,
-    sums: bool, to_x: bool, packs_ih: bool, packs_hh: bool,
+    sums: bool, to_x: bool, packs_ih: bool, packs_hh: bool, narrow: bool = False,
 ) -> Prepared:  # fmt: skip
     """A backward pass. `sums` and `to_x` are as in `host.backward_sizes`; `packs_ih` and `packs_hh`: whether it packs
-    the transposed weights.
+    the transposed weights; `narrow`: whether x, h, dh, the weights and the gradients of x and these are of bfloat16.
     """
     lanes = host.lanes_of(dtype)
     panels = host.panels_of(H, lanes)
@@ -194,7 +196,7 @@ def backward_call(
     fields, sizes, of_x, of_sums = host.backward_sizes(T, B, I, H, dtype, pieces, sums, to_x, masked, unit)
     transposed = host.transposed_sizes(I, H, panels, lanes, pieces, of_x)
     sizes |= {name: transposed[name] for name, packs in (("packed_ih", packs_ih), ("packed_hh", packs_hh)) if packs}
-    fields["packs"] = packs_ih or packs_hh
+    fields |= {"packs": packs_ih or packs_hh, "narrow_rows": narrow, "narrow_weights": narrow}
     arguments = template("BackwardArguments", dtype, of_x or of_sums, **fields)
     kernel, sets = host.backward_task(pieces, of_x, of_sums), 1 if groups == 1 else threads
     return prepare(kernel, arguments, dtype, threads, parts, sets, of_x, **sizes)

@@ -1,5 +1,7 @@
 """Rows moved from one layout to another: transposes, sums, copies."""
 
+from typing import Any
+
 from llvmlite import ir
 
 from fastlstm.backends.numba.loops import Builder, counted, offsets
@@ -79,50 +81,63 @@ def add_rows(lanes: Lanes) -> Builder:
     return build
 
 
+def spans(
+    b: ir.IRBuilder,
+    most: int,
+    rows: ir.Value,
+    count: ir.Value,
+    places: list[ir.Value],
+    steps: list[ir.Value],
+    sizes: list[int],
+    body: Any,
+) -> None:
+    """``body(lanes, *places)`` for vectors that cover `count` elements of each row: of the most lanes that fit, the
+    last of them over the end of those before. `steps` and `sizes`: bytes from a place's row, and element, to the next.
+    """
+    for lanes in (most >> k for k in range(most.bit_length())):
+        fits = b.icmp_signed(">=", count, I64(lanes))
+        if lanes < most:
+            fits = b.and_(fits, b.icmp_signed("<", count, I64(2 * lanes)))
+        last = b.sub(count, I64(lanes))
+
+        def row(*places, lanes=lanes, last=last):
+            def whole(*places):
+                body(lanes, *places)
+                return [b.add(place, I64(lanes * size)) for place, size in zip(places, sizes)]
+
+            counted(b, b.udiv(b.sub(count, I64(1)), I64(lanes)), list(places), whole)
+            body(lanes, *(b.add(place, b.mul(last, I64(size))) for place, size in zip(places, sizes)))
+            return [b.add(place, step) for place, step in zip(places, steps)]
+
+        counted(b, b.select(fits, rows, I64(0)), places, row)
+
+
+def load_some(b: ir.IRBuilder, scalar: ir.Type, lanes: int, place: ir.Value, size: int) -> ir.Value:
+    value = b.load(b.inttoptr(place, ir.VectorType(scalar, lanes).as_pointer()))
+    value.align = size
+    return value
+
+
+def store_some(b: ir.IRBuilder, value: ir.Value, place: ir.Value, size: int) -> None:
+    b.store(value, b.inttoptr(place, value.type.as_pointer())).align = size
+
+
 def copy_rows(lanes: Lanes) -> Builder:
     """Copy `valid` elements of each row, then zeros up to `width`.
 
     Rows are short: a call of memmove would cost more than the copy, and so would one element after another.
     """
-    vector, size = lanes.count, I64(lanes.size)
-
-    def spans(b, rows, count, places, steps, body):
-        """``body(lanes, *places)`` for vectors that cover `count` elements of each row: of the most lanes that fit, the
-        last of them over the end of those before.
-        """
-        lanes_each = [vector >> k for k in range(vector.bit_length())]
-        for n in lanes_each:
-            fits = b.icmp_signed(">=", count, I64(n))
-            if n < vector:
-                fits = b.and_(fits, b.icmp_signed("<", count, I64(2 * n)))
-            last = b.mul(b.sub(count, I64(n)), size)
-
-            def row(*places, n=n, last=last):
-                def whole(*places):
-                    body(n, *places)
-                    return [b.add(place, I64(n * lanes.size)) for place in places]
-
-                counted(b, b.udiv(b.sub(count, I64(1)), I64(n)), list(places), whole)
-                body(n, *(b.add(place, last) for place in places))
-                return [b.add(place, step) for place, step in zip(places, steps)]
-
-            counted(b, b.select(fits, rows, I64(0)), places, row)
+    size = lanes.size
 
     def build(b, rows, valid, width, source, source_row, target, target_row):
-        def pointer(n, place):
-            return b.inttoptr(place, ir.VectorType(lanes.scalar, n).as_pointer())
-
         def copy(n, target, source):
-            value = b.load(pointer(n, source))
-            value.align = lanes.size
-            b.store(value, pointer(n, target)).align = lanes.size
+            store_some(b, load_some(b, lanes.scalar, n, source, size), target, size)
 
         def clear(n, target):
-            zeros = ir.Constant(ir.VectorType(lanes.scalar, n), [0.0] * n)
-            b.store(zeros, pointer(n, target)).align = lanes.size
+            store_some(b, ir.Constant(ir.VectorType(lanes.scalar, n), [0.0] * n), target, size)
 
-        spans(b, rows, valid, [target, source], [target_row, source_row], copy)
-        rest = b.add(target, b.mul(valid, size))
-        spans(b, rows, b.sub(width, valid), [rest], [target_row], clear)
+        spans(b, lanes.count, rows, valid, [target, source], [target_row, source_row], [size, size], copy)
+        rest = b.add(target, b.mul(valid, I64(size)))
+        spans(b, lanes.count, rows, b.sub(width, valid), [rest], [target_row], [size], clear)
 
     return build

@@ -115,6 +115,30 @@ def share_rows_alive(a, part, parts):
 
 
 @jit
+def item(a, narrow):
+    """Bytes of an element, of 16 bits if `narrow`."""
+    return 2 if narrow != 0 else a.size
+
+
+@jit
+def read_rows(a, narrow, rows, valid, width, source, source_row, target, target_row):
+    """`valid` elements of each row, then zeros up to `width`."""
+    if narrow != 0:
+        call(a.widen, rows, valid, width, source, source_row, target, target_row)
+    else:
+        call(a.copy_rows, rows, valid, width, source, source_row, target, target_row)
+
+
+@jit
+def write_rows(a, narrow, rows, width, source, source_row, target, target_row):
+    """`width` elements of each row, rounded if `narrow`."""
+    if narrow != 0:
+        call(a.narrow, rows, width, source, source_row, target, target_row)
+    else:
+        call(a.copy_rows, rows, width, width, source, source_row, target, target_row)
+
+
+@jit
 def is_zero(rows, width, source, source_row):
     """Whether `width` bytes of each row are zero: then a product of finite weights with them is left out, and no sum
     differs.
