@@ -50,6 +50,10 @@ def split(team: int, T: int, B: int, I: int, H: int, panels: int, pieces: int, b
 
 
 CHUNK_ROWS = 128  # (step, row) pairs whose dpreact is turned into gradients together
+RING = 4  # chunks of these that are kept: a thread may write one while another reads the chunk three before it
+# Bytes of the sums over these pairs from which they no longer stay in the second-level caches, and four times as many
+# pairs are summed together.
+SUM_BYTES, MATRIX_SUM_BYTES = 9 << 18, 1 << 22
 # Up to this size of the sums over (step, row) pairs, or half of it where batch rows are few but steps many, each half
 # of the batch rows has its own: a thread's are then over what it has in its cache. It depends on nothing but the shape,
 # so that the bits do not on the threads.
@@ -60,6 +64,9 @@ MANY_SUMS = 1 << 22  # multiply-adds a step, from which sums for the weights run
 MANY_INPUTS = 1 << 18  # weights of the input from which its products run there, see `input_pieces`
 SERIAL = 75_000  # multiply-adds of a step, below which a barrier costs what the second thread saves
 SERIAL_CALL = 1_000_000  # of a call, with 32 more a sum for the cells, below which waking the second thread does
+# Bytes of both weights from which more than a few rows, too, multiply a wide input for several steps at once: each step
+# would read them from memory. FED_ROWS: (step, row) pairs at most whose products are kept.
+LARGE, FED_ROWS = 1 << 24, 512
 ROW_BYTES = 1 << 15  # of weights in float32, for each row of a part
 LINE = 64  # bytes of a cache line: the counters of two barriers lie so far apart
 
@@ -117,7 +124,7 @@ def forward_sizes(
     """Fields of the forward kernel's arguments and elements of its buffers, but for packed weights. `narrow`: whether x
     and h are of bfloat16.
     """
-    from fastlstm.backends.numba.shared import operand_steps
+    from fastlstm.backends.numba.shared import CHUNK, operand_steps
 
     lanes, fields = lanes_of(dtype), {"T": T, "B": B, "I": I, "H": H, "tail": tail_of(H, dtype, pieces)}
     buffers = {"scratch": 64 * 7 * lanes + (B * H if masked and not pieces else 0)}
@@ -135,8 +142,11 @@ def forward_sizes(
         buffers["fed"] = panels_of(H, lanes) * rows * 4 * lanes
     else:
         fields["block_x"], fields["block"] = blocks_of(I, H)
-        feed, wide = -(-T // -(-T // 32)) if T > 1 else 0, fields["block_x"] > 0
-        if B == 1 < T or (wide and 0 < B * B <= feed):  # each row reads the weights once for all these steps
+        wide, large = fields["block_x"] > 0, 4 * H * (I + H) * dtype.itemsize > LARGE
+        most = min(32, FED_ROWS // max(B, 1))  # steps for which a row reads the weights once
+        feed = -(-T // -(-T // most)) if T > 1 and most else 0
+        few = CHUNK if large else feed // max(B, 1)
+        if feed and (B == 1 or (wide and 0 < B <= few)):
             fields["feed"] = feed
             buffers["fed"] = panels_of(H, lanes) * feed * (B if wide else 2) * 4 * lanes
     return fields, buffers
@@ -182,12 +192,16 @@ def backward_sizes(
     long = dtype == torch.float32 and (of_inputs or B * 4 * H * (I + H) >= MANY_SUMS)
     of_sums = pieces or (UNIT_PIECES if unit and sums and long and not few and most_pieces() >= UNIT_PIECES else 0)
     mixed = of_sums and not pieces
-    # on the unit dpreact takes more memory, for which a batch of few rows gets no speed
-    chunk = -(-T // max(1, round(T * B / (CHUNK_ROWS // 2 if mixed and B < 64 else CHUNK_ROWS))))
-    ring = min(4, -(-T // chunk))
     rows_of_x = -(-(I + 1) // 16) * 16 if of_sums else I  # of the sums, before those of h
     sum_rows = rows_of_x + (panels * 16 if of_sums else H + 1)
     of_half = panels * sum_rows * wide * size  # bytes
+    rows = CHUNK_ROWS
+    if mixed:  # dpreact takes more memory, for which a batch of few rows gets no speed
+        rows = CHUNK_ROWS // 2 if B < 64 else CHUNK_ROWS
+    elif of_half > (MATRIX_SUM_BYTES if pieces else SUM_BYTES):
+        rows = 4 * CHUNK_ROWS
+    chunk = -(-T // max(1, round(T * B / rows)))
+    ring = min(RING, -(-T // chunk))
     many = B >= 4 and T * B >= 1024 and of_half <= HALF_BYTES // 2
     halves = 2 if many or (B >= 128 and of_half <= HALF_BYTES) else 1
     kept = ring * chunk if (sums and not of_sums) or (to_x and not of_x) else 2
