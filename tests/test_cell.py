@@ -50,8 +50,8 @@ def test_on_numba_scalars(numbers):
         )
 
 
-def run_cells(dtype, pre, c_prev):
-    """h, c and the four gates of cell_forward_saving for as many cells as fill whole vectors."""
+def run_cells(dtype, pre, c_prev, name="cell_forward_saving"):
+    """h, c and the four gates for as many cells as fill whole vectors."""
     table = tasks.primitives(dtype.itemsize, 0)
     lanes = table["lanes"]
     rows = pre.shape[1] // lanes
@@ -62,7 +62,7 @@ def run_cells(dtype, pre, c_prev):
         torch.full_like(c_prev, math.nan),
         torch.full_like(packed, math.nan),
     )
-    function = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 9)(table["cell_forward_saving"])
+    function = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 9)(table[name])
     row = lanes * dtype.itemsize
     function(rows, packed.data_ptr(), c_prev.data_ptr(), row, c.data_ptr(), row, h.data_ptr(), row, gates.data_ptr())
     return h, c, gates.transpose(0, 1).reshape(4, -1)
@@ -75,6 +75,14 @@ def test_on_vectors(dtype, bound):
     h, c, *gates = cell.cell_forward(*pre.double(), c_prev.double())
     for got, want in zip(run_cells(dtype, pre, c_prev), (h, c, torch.stack(gates))):
         assert (got - want).abs().max() <= bound * 4  # c reaches 4, and its products' rounding with it
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gates_past_the_caches(dtype):
+    pre, c_prev = torch.randn(4, 6400, dtype=dtype), torch.randn(6400, dtype=dtype)
+    names = "cell_forward_saving", "cell_forward_streaming"
+    for one, other in zip(*(run_cells(dtype, pre, c_prev, name) for name in names), strict=True):
+        assert torch.equal(one, other)
 
 
 # The bounds of the fits: 1.9e-7 and 1.3e-7 in float32, 3e-16 in float64.

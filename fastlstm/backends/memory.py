@@ -16,8 +16,8 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-# Below this malloc keeps the memory, as a rule. What is nearly a megabyte it may give back to the system at every call: a
-# training step of 2.7 ms then took 4.0.
+# Below this malloc keeps the memory, as a rule. What is nearly a megabyte it may give back to the system at every call:
+# a training step of 2.7 ms then took 4.0.
 SMALL = 1 << 19
 LIMIT = 256 << 20  # bytes the pool may hold while nobody uses them
 PAGE = 2 << 20

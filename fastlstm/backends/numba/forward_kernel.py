@@ -11,6 +11,7 @@ from fastlstm.backends.numba.shared import (
     RESET,
     VECTOR,
     any_row,
+    cell_forward_of,
     is_zero,
     jit,
     rows_alive,
@@ -40,8 +41,7 @@ def cells(a, t, p, b, rows, scratch, h, h_prev, h_prev_row, c_prev, c_prev_row):
         old, old_row = c_old, VECTOR
     if valid < L:  # write aside: whole vectors would reach into the next row
         new, new_row, out, out_row = c_new, VECTOR, h_new, VECTOR
-    kernel = a.cell_forward_saving if a.gates != 0 else a.cell_forward
-    call(kernel, rows, scratch, old, old_row, new, new_row, out, out_row, gates)
+    call(cell_forward_of(a), rows, scratch, old, old_row, new, new_row, out, out_row, gates)
     if valid < L:
         call(a.copy_rows, rows, valid, valid, h_new, VECTOR, h_at, a.h_row)
         call(a.copy_rows, rows, valid, valid, c_new, VECTOR, c + at, H * S)
@@ -57,9 +57,8 @@ def cells(a, t, p, b, rows, scratch, h, h_prev, h_prev_row, c_prev, c_prev_row):
 def cells_of_one(a, t, p, count, scratch, h, c_prev):
     """Cells of a lone row for `count` whole panels from p on, as if each were a row: none waits for another."""
     at, panels = p * VECTOR, a.H // a.lanes
-    kernel = a.cell_forward_saving if a.gates != 0 else a.cell_forward
     c, gates = a.c + t * a.c_step + at, a.gates + (t * panels + p) * 4 * VECTOR
-    call(kernel, count, scratch, c_prev + at, VECTOR, c, VECTOR, h + at, VECTOR, gates)
+    call(cell_forward_of(a), count, scratch, c_prev + at, VECTOR, c, VECTOR, h + at, VECTOR, gates)
 
 
 @jit

@@ -142,9 +142,9 @@ def lone(lanes: Lanes, vecs: int) -> Builder:
     return build
 
 
-def cell_forward(lanes: Lanes, save: bool) -> Builder:
+def cell_forward(lanes: Lanes, save: bool, streams: bool = False) -> Builder:
     """One vector of units for `rows` batch rows:
-    preact (rows, 4, lanes) to h, c and, if `save`, gates (rows, 4, lanes).
+    preact (rows, 4, lanes) to h, c and, if `save`, gates (rows, 4, lanes): past the caches if it `streams`.
     """
     forward, vector = cell_functions()[0], lanes.size * lanes.count
 
@@ -155,7 +155,7 @@ def cell_forward(lanes: Lanes, save: bool) -> Builder:
             lanes.store(b, c.value, c_next)
             lanes.store(b, h.value, h_next)
             for n in range(4 if save else 0):
-                lanes.store(b, ifgo[n].value, b.add(gates, I64(n * vector)))
+                lanes.store(b, ifgo[n].value, b.add(gates, I64(n * vector)), vector if streams else 0)
             steps = (I64(4 * vector), c_prev_row, c_row, h_row, I64(4 * vector))
             return [b.add(p, s) for p, s in zip((preact, c_prev, c_next, h_next, gates), steps)]
 
@@ -258,6 +258,7 @@ def builders(lanes: Lanes) -> dict[str, tuple[int, Builder]]:
         "lone1": (11, lone(lanes, 1)),
         "cell_forward": (9, cell_forward(lanes, False)),
         "cell_forward_saving": (9, cell_forward(lanes, True)),
+        "cell_forward_streaming": (9, cell_forward(lanes, True, streams=True)),
         "cell_backward": (11, cell_backward(lanes)),
         "transpose": (6, transpose(lanes)),
         "add_rows": (6, add_rows(lanes)),

@@ -12,6 +12,7 @@ VECTOR = VECTOR_BYTES
 CHUNK, BLOCK_K = 64, 4096 // VECTOR
 BLOCK_STEPS = 2  # steps of k whose operands stay in a 48 KB L1 cache while all their tiles are multiplied: 24 + 12 KB
 FOLD = 8  # chunks of steps that the matrix unit sums together
+STREAMED = 6 << 20  # bytes of gates that would take the caches from what is wanted sooner, and be gone when they are
 RESET, HOLD = 1, 2
 ONE = 1024  # where the constants' one lies, after the zeros
 
@@ -188,6 +189,15 @@ def lone_of(a, vectors):
     if vectors == 4:
         return a.lone4
     return a.lone3 if vectors == 3 else a.lone2 if vectors == 2 else a.lone1
+
+
+@jit
+def cell_forward_of(a):
+    """The cells' forward pass, and how it leaves gates, which nobody reads before the backward pass."""
+    if a.gates == 0:
+        return a.cell_forward
+    size = a.T * ((a.H + a.lanes - 1) // a.lanes) * a.rows * 4 * VECTOR
+    return a.cell_forward_streaming if size > STREAMED else a.cell_forward_saving
 
 
 @jit

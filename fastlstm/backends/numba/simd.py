@@ -59,8 +59,12 @@ class Lanes:
         value.align = self.size
         return value
 
-    def store(self, b: ir.IRBuilder, value: ir.Value, address: ir.Value) -> None:
-        b.store(value, b.inttoptr(address, self.type.as_pointer())).align = self.size
+    def store(self, b: ir.IRBuilder, value: ir.Value, address: ir.Value, past_caches: int = 0) -> None:
+        """`past_caches`: a whole vector's alignment, for a store that leaves the caches to others."""
+        stored = b.store(value, b.inttoptr(address, self.type.as_pointer()))
+        stored.align = past_caches or self.size
+        if past_caches:
+            stored.set_metadata("nontemporal", b.module.add_metadata([I32(1)]))
 
     def broadcast(self, b: ir.IRBuilder, address: ir.Value) -> ir.Value:
         scalar = b.load(b.inttoptr(address, self.scalar.as_pointer()))
