@@ -57,21 +57,21 @@ def tile(lanes: Lanes, rows: int, vecs: int) -> Builder:
 
 
 def cover(rows: int, height: int) -> tuple[int, ...]:
-    """Tiles for a remainder of up to `height` + 1 rows, none of them 1 high unless `rows` is 1."""
-    if rows <= min(height, 4):
-        return (rows,)
-    return (3, *cover(rows - 3, height)) if rows % 3 != 1 else (2, *cover(rows - 2, height))
+    """Tiles for a remainder of up to `height` + 2 rows, as even as can be: none of them 1 high unless `rows` is 1."""
+    number = -(-rows // min(height, 4))
+    return tuple(rows // number + (k < rows % number) for k in range(number))
 
 
 def in_tiles(b: ir.IRBuilder, rows: ir.Value, height: int, carried: list[ir.Value], body: Any) -> None:
     """``carried = body(size, *carried)`` for tiles of `height` rows, and of fewer for the rest, that cover `rows`.
 
-    A single row left over would run at a third of the speed, so the last tiles share the rows.
+    A single row left over would run at half of the speed, and two at 0.85, so the last tiles share the rows.
     """
     high, full, left = I64(height), b.udiv(rows, I64(height)), b.urem(rows, I64(height))
-    split = b.and_(b.icmp_signed("==", left, I64(1)), b.icmp_signed(">", rows, high))
+    one_or_two = b.icmp_unsigned("<", b.sub(left, I64(1)), I64(2))
+    split = b.and_(one_or_two, b.icmp_signed(">", rows, high))
     full, left = b.sub(full, b.zext(split, I64)), b.add(left, b.select(split, high, I64(0)))
-    covers = {rest: cover(rest, height) for rest in range(1, height + 2) if rest != height}
+    covers = {rest: cover(rest, height) for rest in range(1, height + 3) if rest != height}
     for size in sorted({height, *(h for c in covers.values() for h in c)}, reverse=True):
         number = full if size == height else I64(0)
         for rest, heights in covers.items():
