@@ -152,6 +152,8 @@ def check_layer(
     hidden, odd = rows // 4, rows % 4  # dynamo has no divmod of symbols
     if odd or weight_ih.dim() != 2 or weight_ih.shape[1] != shape[2]:
         raise ValueError(f"weight_ih must have shape (4H, I) with I = {shape[2]}, got {tuple(weight_ih.shape)}")
+    if rows == 0:
+        raise ValueError(f"weight_ih must have shape (4H, I) with H of 1 or more, got {tuple(weight_ih.shape)}")
     out = hidden if weight_hr is None else weight_hr.shape[0]
     if weight_hh.shape != (rows, out):
         raise ValueError(f"weight_hh must have shape {(rows, out)}, got {tuple(weight_hh.shape)}")

@@ -204,7 +204,7 @@ class LSTM(KeepsPacked, nn.RNNBase):
         return longest_first(lengths, x.shape[1 if self.batch_first else 0], self.input_size, self.hidden_size)
 
     def _run_in_order(self, order: Tensor, x: Tensor, hx: State | None, mask: Tensor, *others: Any) -> tuple[Any, ...]:
-        """`_run` with the batch rows in another order, and its results in theirs."""
+        """`_run` with the batch rows in another order, in which dropout falls on them, and its results in theirs."""
         hx = None if hx is None else (take_rows(hx[0], order, 1), take_rows(hx[1], order, 1))
         mask, back = mask.index_select(1, order), order.argsort()
         output, (h_n, c_n), *cells = self._run(take_rows(x, order, 1), hx, mask, *others)

@@ -46,7 +46,7 @@ def unpack(data: Tensor, batch_sizes: Tensor) -> tuple[Tensor, Tensor | None, Te
     T, B = batch_sizes.shape[0], int(batch_sizes[0])
     if int(batch_sizes[-1]) == B:
         return data.unflatten(0, (T, B)), None, None
-    runs = torch.arange(B) < batch_sizes.unsqueeze(1)  # (T,B)
+    runs = torch.arange(B, device=batch_sizes.device) < batch_sizes.unsqueeze(1)  # (T,B)
     mask = (~runs).to(torch.int32).mul_(HOLD).to(data.device, non_blocking=True)
     places = runs.flatten().nonzero().squeeze(1).to(data.device, non_blocking=True)  # (N,)
     return pad(data, places, T, B), mask, places
@@ -56,7 +56,8 @@ def pad(data: Tensor, places: Tensor | None, T: int, B: int) -> Tensor:
     """Rows (N, I) to (T, B, I), zero past each sequence's end. The inverse of `pack`."""
     if places is None:
         return data.unflatten(0, (T, B))
-    return data.new_zeros(T * B, data.shape[1]).index_copy(0, places, data).unflatten(0, (T, B))
+    # in place: autocast, which has only index_copy on its list, has no type that float16 and bfloat16 share
+    return data.new_zeros(T * B, data.shape[1]).index_copy_(0, places, data).unflatten(0, (T, B))
 
 
 def pack(x: Tensor, places: Tensor | None) -> Tensor:

@@ -118,3 +118,15 @@ def test_step_gives_an_output_of_its_own():
         before = h_n.clone()
         h.zero_()
     assert torch.equal(h_n, before)
+
+
+def test_16_bit_steps_keep_no_large_buffers():
+    """What a step of many rows is computed in goes with it."""
+    cell = fastlstm.LSTMCell(64, 64, dtype=torch.bfloat16)
+    with torch.no_grad():
+        for B in (1, 2000, 1, 2001, 2000):
+            x, h, c = (torch.zeros(B, 64, dtype=torch.bfloat16) for _ in range(3))
+            for _ in range(2):  # the second finds the weights packed
+                cell(x, (h, c))
+    kept = getattr(vars(cell)["_slots"][0].layer.packed, "wide", {})  # of the numba backend
+    assert sum(a.nbytes for sets in kept.values() for one in sets for part in one for a in part) < 1 << 16

@@ -48,6 +48,10 @@ def test_good_layers(arguments):
         (layer(weight_ih=z(4 * H, 7)), "weight_ih must have shape (4H, I) with I = 3, got (20, 7)"),
         (layer(weight_ih=z(18, I)), "weight_ih must have shape (4H, I) with I = 3, got (18, 3)"),
         (layer(weight_ih=z(4 * H)), "weight_ih must have shape (4H, I) with I = 3, got (20,)"),
+        (
+            layer(weight_ih=z(0, I), weight_hh=z(0, 0), bias_ih=None, bias_hh=None),
+            f"weight_ih must have shape (4H, I) with H of 1 or more, got (0, {I})",
+        ),
         (layer(weight_hh=z(4 * H, 6)), "weight_hh must have shape (20, 5), got (20, 6)"),
         (layer(weight_hh=z(H, 4 * H)), "weight_hh must have shape (20, 5), got (5, 20)"),
         (layer(bias_ih=z(H)), "bias_ih must have shape (20,), got (5,)"),

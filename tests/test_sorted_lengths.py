@@ -1,12 +1,16 @@
 """Batches sorted by length, as packed ones are: rows past their end are left out of products, and of nothing else."""
 
+import numpy as np
 import pytest
 import torch
+from numba import njit
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastlstm
 from fastlstm import packing
 from fastlstm.backends import numba
+from fastlstm.backends.numba.arguments import FORWARD
+from fastlstm.backends.numba.shared import share_rows_alive
 from fastlstm.backends.reference import HOLD
 from tests.layers import NAMES, Layer, compare, error
 
@@ -143,15 +147,39 @@ def test_the_number_of_threads_changes_no_bit(shuffled):
     lengths = lengths[torch.randperm(70)] if shuffled else lengths
     results, threads = [], torch.get_num_threads()
     try:
-        for count in (1, 2):
+        for count in (1, 2, 3, 5):
             torch.set_num_threads(count)
             output, (h_n, c_n) = lstm(x, lengths=lengths)
             gradients = torch.autograd.grad(output.sin().sum() + (h_n * c_n).sum(), list(lstm.parameters()))
             results.append([output, h_n, c_n, *gradients])
     finally:
         torch.set_num_threads(threads)
-    for a, b in zip(*results, strict=True):
-        assert torch.equal(a, b)
+    for alone, *others in zip(*results, strict=True):
+        for other in others:
+            assert torch.equal(other, alone)
+
+
+@njit
+def rows_of_part(B, T, mask, part, parts):
+    a = np.zeros(1, FORWARD)
+    a[0].B, a[0].T, a[0].rows, a[0].mask = B, T, B, mask
+    return share_rows_alive(a[0], part, parts)
+
+
+def test_every_row_belongs_to_one_part():
+    """Parts of sorted lengths, however many, follow each other and have like shares of the steps."""
+    for _ in range(50):
+        T, B, parts = (int(torch.randint(1, n, ())) for n in (9, 40, 12))
+        lengths = torch.randint(0, T + 1, (B,)).sort(descending=True).values
+        mask = packing.step_mask(T, torch.device("cpu"), None, lengths)
+        bounds = [rows_of_part(B, T, mask.data_ptr(), part, parts) for part in range(parts)]
+        assert [first for first, _ in bounds] == [0, *(last for _, last in bounds[:-1])]
+        assert bounds[-1][1] == B
+        for first, last in bounds:
+            assert first <= last
+            assert first % 2 == 0 or first == B
+            if int((lengths < T).sum()):
+                assert int(lengths[first:last].sum()) <= int(lengths.sum()) / parts + 2 * T
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -170,3 +198,19 @@ def test_products_of_16_bits(size, reverse):
     shuffled = torch.autograd.grad(want.float().sum(), list(lstm.parameters()))
     for a, b in zip(got, shuffled):
         assert error(a, b.double()) < 1e-2  # two roundings to 8 bits
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_packed_input_of_16_bits_under_autocast(dtype):
+    lstm, lengths = fastlstm.LSTM(5, 7, num_layers=2), torch.tensor([6, 4, 2])
+    data = pack_padded_sequence(torch.randn(6, 3, 5).to(dtype), lengths)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = lstm(data)[0].data
+        assert torch.equal(output, lstm(data._replace(data=data.data.bfloat16()))[0].data)
+
+
+def test_packed_input_whatever_the_default_device_is():
+    lstm, data = fastlstm.LSTM(3, 4), pack_padded_sequence(torch.randn(5, 2, 3), torch.tensor([5, 2]))
+    want = lstm(data)[0].data
+    with torch.device("meta"):
+        assert torch.equal(lstm(data)[0].data, want)

@@ -186,7 +186,7 @@ class WidenedWeights(PackedWeights):
     def step(self, x: Tensor, h_0: Tensor, c_0: Tensor) -> tuple[Tensor, Tensor] | None:
         if self.packed.watched:  # then it takes them as they are
             result: tuple[Tensor, Tensor] | None = self.packed.step(x, h_0, c_0)
-            self.stale = result is None
+            self.stale = self.stale or result is None  # another thread's finding stays
             return result
         if not self._unchanged():
             return None

@@ -184,16 +184,8 @@ def forward_with(products: Any) -> Any:
 
         rows, width = b_last - b_first, min(p_last * L, H) - p_first * L  # its own, which nobody else writes
         at = b_first * H * S + p_first * L * S
-        call(
-            a.copy_rows,
-            rows,
-            width,
-            width,
-            h_prev + b_first * h_prev_row + p_first * L * S,
-            h_prev_row,
-            a.h_n + at,
-            H * S,
-        )
+        h_last = h_prev + b_first * h_prev_row + p_first * L * S
+        call(a.copy_rows, rows, width, width, h_last, h_prev_row, a.h_n + at, H * S)
         if a.c_step != 0:
             call(a.copy_rows, rows, width, width, c_prev + at, H * S, a.c_n + at, H * S)
         if a.hides != 0 and a.out == 0:

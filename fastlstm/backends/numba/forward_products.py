@@ -95,7 +95,7 @@ def preact_of_one(a, s, p, b, out, x, h_seen):
     init, part, first = a.biases + p * 4 * VECTOR, a.constants, a.block
     if a.feed != 0:
         rest = I % a.block if a.block_x == 0 else 0
-        if rest != I:
+        if rest != I:  # whole blocks; an x of no columns has none, and feeds nothing
             init = fed(a, p, s, b)
         if rest != 0:
             part, first = fed(a, p, s, 1), a.block - rest

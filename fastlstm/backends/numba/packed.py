@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fastlstm.backends.cpu import PackedWeights, address, rows_contiguous, threads_now
-from fastlstm.backends.memory import empty
+from fastlstm.backends.memory import SMALL, empty
 from fastlstm.backends.numba import host
 from fastlstm.backends.numba.prepared import Call, Prepared, backward_call, prepare, template
 from fastlstm.backends.numba.shared import CHUNK
@@ -211,9 +211,12 @@ class PackedLayer(PackedWeights):
 
     def _narrow_step(self, x: Tensor, h_0: Tensor, c_0: Tensor) -> tuple[Tensor, Tensor] | None:
         """`step` for 16-bit tensors: through copies in memory that is used again, all of them at once each way."""
-        if len(self.wide) >= SHAPES:
-            self.wide.clear()
-        idle = self.wide.setdefault(x.shape[0], [])
+        B = x.shape[0]
+        idle = self.wide.get(B)
+        if idle is None:
+            if len(self.wide) >= SHAPES:
+                self.wide.clear()
+            idle = self.wide.setdefault(B, [])
         try:
             given, made = idle.pop()  # atomic: Python threads may share the layer
         except IndexError:
@@ -221,7 +224,7 @@ class PackedLayer(PackedWeights):
                 given = [self._new(*a.shape) for a in (x, h_0, c_0)]
                 made = [self._new(*a.shape) for a in (h_0, c_0)]
         torch._foreach_copy_(given, [x, h_0, c_0])
-        prepared, call = self._call(given[0], 1, x.shape[0])
+        prepared, call = self._call(given[0], 1, B)
         a, size = call.arguments, self.dtype.itemsize
         a.x, a.h_0, a.c_0 = (wide.data_ptr() for wide in given)
         a.x_row, a.h_row = self.I * size, self.H * size
@@ -234,7 +237,8 @@ class PackedLayer(PackedWeights):
             return None
         states = x.new_empty(h_0.shape), x.new_empty(c_0.shape)
         torch._foreach_copy_(list(states), list(results))
-        idle.append((given, made))
+        if B * (self.I + 4 * self.H) * size < SMALL:  # what is large goes back to malloc
+            idle.append((given, made))
         return states
 
     def step_backward(

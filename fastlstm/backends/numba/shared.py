@@ -83,12 +83,36 @@ def rows_alive(mask, rows):
 
 
 @jit
-def steps_of(a, b):
-    """Steps that do not hold row b."""
+def steps_before(a, rows):
+    """Steps of the first `rows` batch rows, where those that go on come first at every step."""
     steps = 0
     for t in range(a.T):
-        steps += get_int32(a.mask + (t * a.rows + b) * 4) != HOLD
+        mask, low, high = a.mask + t * a.rows * 4, 0, rows
+        while low < high:
+            middle = (low + high) // 2
+            if get_int32(mask + 4 * middle) == HOLD:
+                high = middle
+            else:
+                low = middle + 1
+        steps += low
     return steps
+
+
+@jit
+def begin_alive(a, total, part, parts):
+    """The first batch row of a part, an even one: before it lies the part's share of all steps. One part's end is the
+    next one's begin; rows without a step are the last part's.
+    """
+    if part == parts:
+        return a.B
+    low, high = 0, (a.B + 1) // 2
+    while low < high:
+        middle = (low + high) // 2
+        if steps_before(a, 2 * middle) * parts < total * part:
+            low = middle + 1
+        else:
+            high = middle
+    return min(2 * low, a.B)
 
 
 @jit
@@ -99,20 +123,16 @@ def share_rows_alive(a, part, parts):
     first, last = share_rows(a.B, part, parts), share_rows(a.B, part + 1, parts)
     if a.mask == 0 or parts == 1:
         return first, last
-    total, before = 0, a.T
-    for b in range(a.B):
-        steps = steps_of(a, b)
-        if steps > before:
+    total = 0
+    for t in range(a.T):
+        mask = a.mask + t * a.rows * 4
+        alive = rows_alive(mask, a.B)
+        if any_row(mask, alive, HOLD):
             return first, last
-        total, before = total + steps, steps
-    first, last, done = 0, 0 if part + 1 < parts else a.B, 0  # rows without a step are the last part's
-    for b in range(0, a.B, 2):
-        if done * parts < total * part:
-            first = b + 2
-        if part + 1 < parts and done * parts < total * (part + 1):
-            last = b + 2
-        done += steps_of(a, b) + (steps_of(a, b + 1) if b + 1 < a.B else 0)
-    return min(first, a.B), min(last, a.B)
+        total += alive
+    if total == a.T * a.B:
+        return first, last
+    return begin_alive(a, total, part, parts), begin_alive(a, total, part + 1, parts)
 
 
 @jit
