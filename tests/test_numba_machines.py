@@ -12,6 +12,7 @@ import torch
 
 from fastlstm.backends import cpu
 from fastlstm.backends.numba import tasks
+from fastlstm.backends.numba.simd import machine_features
 from tests.layers import Layer, error
 
 
@@ -33,9 +34,12 @@ CHECK = """
     import torch
     from fastlstm.backends.numba import simd
     from tests.layers import compare, draws, error
+    from tests.test_products import ROWS, largest_error
     torch.set_num_threads(2)
     for dtype, bound in ((torch.float32, 6e-6), (torch.float64, 1e-12)):
-        for size in ((3, 7, 5, 9), (2, 13, 28, 40), (1, 1, 1, 1)):
+        for vectors in (1, 2, 3, 4):
+            assert max(largest_error(dtype, vectors, rows) for rows in ROWS) < 2 * bound
+        for size in ((3, 7, 5, 9), (2, 13, 28, 40), (1, 1, 1, 1), (3, 8, 5, 9), (9, 1, 30, 20)):
             for name, got, want in compare(draws(*size, masked=True), dtype, "numba"):
                 assert error(got, want) < bound, name
     print(simd.VECTOR_BYTES, simd.TILE_ROWS)
@@ -46,6 +50,13 @@ CHECK = """
 def test_a_processor_with_no_more_than_sse2(tmp_path):
     output = run(CHECK, NUMBA_CPU_NAME="x86-64", NUMBA_CPU_FEATURES="", NUMBA_CACHE_DIR=str(tmp_path))
     assert output.split() == ["16", "3"]
+
+
+@pytest.mark.skipif("+avx2" not in machine_features().split(","), reason="the processor has no AVX2")
+def test_a_processor_with_no_more_than_avx2(tmp_path):
+    features = "+avx,+avx2,+fma,+sse4.2,+popcnt,+bmi,+bmi2"
+    output = run(CHECK, NUMBA_CPU_NAME="haswell", NUMBA_CPU_FEATURES=features, NUMBA_CACHE_DIR=str(tmp_path))
+    assert output.split() == ["32", "3"]
 
 
 def test_an_installation_that_cannot_hold_a_cache():

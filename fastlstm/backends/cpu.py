@@ -177,7 +177,7 @@ class WidenedWeights(PackedWeights):
         hx = None if hx is None else (hx[0].float(), hx[1].float())
         if self.packed.takes_bfloat16:
             results = self.packed.forward(x, hx, reverse, mask=mask, hides=hides, out=out)
-            return None if results is None else (results[0], *self._narrowed(results[1:]))
+            return self._narrowed(None) if results is None else (results[0], *self._narrowed(results[1:]))
         results = self.packed.forward(converted(x, torch.float32), hx, reverse, mask=mask, hides=hides)
         if out is None or results is None:
             return self._narrowed(results)

@@ -197,7 +197,8 @@ def forward(
     a.bias, a.bias_hh, a.mask = address(bias), address(bias_hh), address(mask)
     stack = None
     if groups > 1:
-        of_rows = row_steps(B, x=x, h_0=h_0, c_0=c_0, mask=mask, h=h, c=c_n, gates=gates, h_n=h_n, c_n=c_n)
+        of_rows = row_steps(B, x=x, h_0=h_0, c_0=c_0, mask=mask, c=c_n, gates=gates, h_n=h_n, c_n=c_n)
+        of_rows |= row_steps(B, **{"out" if narrow else "h": h})
         of_weights = first_steps(weight_ih=weight_ih, weight_hh=weight_hh, bias=bias, bias_hh=bias_hh)
         stack = groups, of_rows | of_weights, prepared.steps
     large, _ = prepared.run(ours, stack)  # a number that the matrix unit cannot take
@@ -233,7 +234,7 @@ def backward(
         return (*(torch.zeros_like(a) if need and a is not None else None for a, need in zip(inputs, needs)),)
     call = dh, dh_n, dc_n, dc, x, weight_ih, weight_hh, bias, h_0, c_0, mask, h, c, gates, reverse, needs
     (T, R, I), H, groups, like = x.shape, weight_hh.shape[-1], groups_of(weight_ih), _computed(x)
-    B, dtype = R // groups, like.dtype
+    B, dtype, narrow = R // groups, like.dtype, like is not x
     x, weight_ih, weight_hh = rows_contiguous(x), rows_contiguous(weight_ih), rows_contiguous(weight_hh)
     h, c, gates = h.contiguous(), c.contiguous(), gates.contiguous()
     mask = mask if mask is None else mask.to(torch.int32).contiguous().unsqueeze(-1)
@@ -244,7 +245,7 @@ def backward(
     ready = packed.transpose() if of_same and (for_hh or needs[0]) else None  # whose memory it keeps alive
     prepared = backward_call(
         T, B, groups, I, H, dtype, pieces, unit, mask is not None, threads_now(), any(needs[1:4]), needs[0],
-        ready is None and needs[0], ready is None and for_hh, like is not x,
+        ready is None and needs[0], ready is None and for_hh, narrow,
     )  # fmt: skip
     ours = prepared.call(x)
     a = ours.arguments

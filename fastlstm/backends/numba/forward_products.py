@@ -12,6 +12,7 @@ from fastlstm.backends.numba.shared import (
     jit,
     lone_of,
     product_of,
+    rows_alive,
     spread,
     vectors_of,
 )
@@ -70,6 +71,16 @@ def input_product(a, p, first, last, block, init, rows, x, x_row, out, out_row):
 
 
 @jit
+def most_alive(a, s, steps, b_first, b_last):
+    """How many of the batch rows from `b_first` on go on in one of these steps, and those before them."""
+    most = 0 if a.mask != 0 else b_last - b_first
+    for k in range(s, s + steps if a.mask != 0 else s):
+        t = a.T - 1 - k if a.reverse != 0 else k
+        most = max(most, rows_alive(a.mask + (t * a.rows + b_first) * 4, b_last - b_first))
+    return most
+
+
+@jit
 def multiply_inputs(a, s, p, part, b_first, b_last):
     """What panel p's sums of `feed` steps from s on start from, where these begin: a row reads the weights once for all
     of them.
@@ -78,7 +89,7 @@ def multiply_inputs(a, s, p, part, b_first, b_last):
         t, x_step = (a.T - 1 - s, -a.x_step) if a.reverse != 0 else (s, a.x_step)
         rows, x, biases = min(a.feed, a.T - s), a.x + t * a.x_step, a.biases + p * 4 * VECTOR
         if a.block_x != 0:
-            for b in range(b_first, b_last):
+            for b in range(b_first, b_first + most_alive(a, s, rows, b_first, b_last)):
                 x_b, out = x + b * a.x_row, fed(a, p, s, b)
                 input_product(a, p, 0, a.I, a.block_x, biases, rows, x_b, x_step, out, a.B * 4 * VECTOR)
         else:

@@ -97,7 +97,8 @@ class PackedLayer(PackedWeights):
                 return None
             sizes = host.transposed_sizes(self.I, self.H, self.panels, self.lanes, self.pieces, self.of_x)
             kernel = host.backward_task(self.pieces, self.of_x, 0)
-            a = template("BackwardArguments", self.dtype, self.of_x, packs=1, rows_kept=1)
+            options = {"packs": 1, "rows_kept": 1, "narrow_weights": self.takes_bfloat16}
+            a = template("BackwardArguments", self.dtype, self.of_x, **options)
             a, memory = prepare(kernel, a, self.dtype, 1, 1, scratch=0, **sizes).start(self.weight_ih)
             self._pack(kernel, a)
             self.transposed = made = a, memory  # complete: another thread may be making its own
@@ -158,6 +159,7 @@ class PackedLayer(PackedWeights):
         prepared, call = self._call(x, T, B, mask is not None, narrow)
         a = call.arguments
         a.reverse = reverse
+        assert not (save and narrow), "steps of bfloat16 are not saved"
         if mask is not None:
             mask = mask.int().contiguous()
             a.mask, a.hides = mask.data_ptr(), hides

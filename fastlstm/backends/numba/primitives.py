@@ -75,8 +75,9 @@ def in_tiles(b: ir.IRBuilder, rows: ir.Value, height: int, carried: list[ir.Valu
     for size in sorted({height, *(h for c in covers.values() for h in c)}, reverse=True):
         number = full if size == height else I64(0)
         for rest, heights in covers.items():
-            if size in heights and size != height:
-                number = b.select(b.icmp_signed("==", left, I64(rest)), I64(heights.count(size)), number)
+            if size in heights:
+                more = b.add(number, I64(heights.count(size)))
+                number = b.select(b.icmp_signed("==", left, I64(rest)), more, number)
         carried = counted(b, number, carried, partial(body, size))
 
 

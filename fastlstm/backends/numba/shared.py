@@ -213,11 +213,14 @@ def lone_of(a, vectors):
 
 @jit
 def cell_forward_of(a):
-    """The cells' forward pass, and how it leaves gates, which nobody reads before the backward pass."""
+    """The cells' forward pass, and how it leaves gates, which nobody reads before the backward pass: by then threads
+    have met, at locked instructions, which such stores wait for.
+    """
     if a.gates == 0:
         return a.cell_forward
     size = a.T * ((a.H + a.lanes - 1) // a.lanes) * a.rows * 4 * VECTOR
-    return a.cell_forward_streaming if size > STREAMED else a.cell_forward_saving
+    # such stores want whole vectors where they belong, as memory of this size has them
+    return a.cell_forward_streaming if size > STREAMED and a.gates % VECTOR == 0 else a.cell_forward_saving
 
 
 @jit
