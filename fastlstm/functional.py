@@ -92,7 +92,7 @@ def lstm(
             return lstm(x.to(dtype), hx, weight_ih.to(dtype), weight_hh.to(dtype), *biases, **options)
     checks.check_layer(x, hx, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, mask)
     T, B, _ = x.shape
-    if slot is not None and weight_hr is None and not return_cells and T and B:
+    if weight_hr is None and not return_cells and T and B:
         weights, given = (weight_ih, weight_hh, bias_ih, bias_hh), hx or ()
         if wants_gradient(*weights, x, *given) and ops.is_plain(x, mask, *given):
             trained = train(slot, x, given, weights, backend, mask=mask, reverse=reverse)
@@ -117,6 +117,13 @@ def lstm(
         present = [a for a in (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr) if a is not None]
         output, h_n, c_n = aten.forward(x, present, h_0, c_0, reverse, bias_ih is not None, torch.is_grad_enabled())
         return output, (h_n, c_n)
+    if B and dtype == torch.bfloat16 and weight_hr is None and not return_cells and dispatch.takes_bfloat16(name):
+        layer = x, weight_ih, weight_hh, bias_ih, h_0, c_0, mask
+        if not _wants_autograd(*layer, bias_hh) and ops.is_plain(*layer, bias_hh):
+            first, second = (a if a is None else a.float() for a in (bias_ih, bias_hh))
+            call = x, weight_ih, weight_hh, first, h_0.float(), c_0.float(), mask, reverse, False
+            h, h_n, c_n, *_ = dispatch.module(name).forward(*call, bias_hh=second)
+            return _shown(h, mask, holds), (h_n.to(dtype), c_n.to(dtype))
     if dtype in (torch.bfloat16, torch.float16) and not dispatch.module(name).SIXTEEN_BIT:
         # 16 bits in memory alone
         x, weight_ih, weight_hh, h_0, c_0 = (a.float() for a in (x, weight_ih, weight_hh, h_0, c_0))

@@ -175,7 +175,7 @@ def plain_sequence(
 
 
 def train(
-    slot: Slot,
+    slot: Slot | None,
     x: Tensor,
     states: tuple[Any, ...],
     weights: Weights,
@@ -194,11 +194,13 @@ def train(
     rows = weights[0].shape[0]
     shapes = (rows, x.shape[2]), (rows, rows // 4), (rows,), (rows,)
     for a, shape in zip(weights, shapes):
-        if a is not None and not (type(a) is Parameter and a.shape == shape and a.dtype is x.dtype and a.is_cpu):
+        if a is None:
+            continue
+        if not (a.shape == shape and a.dtype is x.dtype and a.is_cpu) or not (type(a) is Parameter or ops.is_plain(a)):
             return None
     packed = None
     h_0, c_0 = states or (None, None)
-    if x.shape[0] == 1 and mask is None and x.itemsize > 2:  # one of many, as a rule
+    if slot is not None and x.shape[0] == 1 and mask is None and x.itemsize > 2:  # one of many, as a rule
         hx = None if h_0 is None else (h_0[0], c_0[0]) if layer_axis else (h_0, c_0)
         packed = packed_layer(slot, x, hx, weights, backend)
     return eager.sequence(x, *weights, h_0, c_0, mask, reverse, layer_axis, name, packed)[:3]

@@ -102,3 +102,27 @@ def test_no_float32_copy_of_the_weights_is_kept():
     kept = vars(lstm)["_slots"][0].layer.packed
     assert kept.takes_bfloat16
     assert {a.dtype for a in (*kept.weights, kept.weight_ih, kept.weight_hh)} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("ended", [False, True])
+def test_autocast_takes_bfloat16_as_it_is(both, ended):
+    """float32 weights under autocast: what a module of bfloat16 computes, with gradients and without."""
+    T, B, I, H = 6, 5, 12, 20
+    lstm = fastlstm.LSTM(I, H, num_layers=2, bidirectional=both)
+    narrow = fastlstm.LSTM(I, H, num_layers=2, bidirectional=both, dtype=torch.bfloat16)
+    narrow.load_state_dict(lstm.state_dict())
+    x, options = torch.randn(T, B, I), {"lengths": torch.randint(1, T + 1, (B,))} if ended else {}
+    with torch.autocast("cpu", torch.bfloat16):
+        got, states = lstm(x, **options)
+        with torch.no_grad():
+            without, ends = lstm(x, **options)
+    want, expected = narrow(x.bfloat16(), **options)
+    assert torch.equal(got, want)
+    assert torch.equal(without, want)
+    assert torch.equal(torch.stack(states), torch.stack(expected))
+    assert torch.equal(torch.stack(ends), torch.stack(expected))
+    ours = torch.autograd.grad(got.float().sum(), list(lstm.parameters()))
+    for a, b in zip(ours, torch.autograd.grad(want.float().sum(), list(narrow.parameters()))):
+        assert a.dtype == torch.float32
+        assert torch.equal(a, b.float())
