@@ -1,4 +1,6 @@
-"""A module's call in training goes a way of its own (`LSTMSequence`): the function's values, and all derivatives."""
+"""A call in training under no transform goes a way of its own (`LSTMSequence`): the values of the way that takes all
+transforms, and all derivatives.
+"""
 
 import itertools
 import threading
@@ -9,7 +11,7 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.utils.checkpoint import checkpoint
 
 import fastlstm
-from fastlstm import eager, lstm
+from fastlstm import eager, functional, lstm
 from fastlstm.backends.numba import host
 
 SIZES = [(7, 5, 3, 9), (1, 3, 4, 300), (20, 1, 28, 100)]
@@ -26,6 +28,13 @@ def taken(monkeypatch):
 
     monkeypatch.setattr(eager, "sequence", counted)
     return calls
+
+
+def the_long_way(*args, **options):
+    """`lstm` as under a transform."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(functional, "train", lambda *_, **__: None)
+        return lstm(*args, **options)
 
 
 def gradients_of(outputs, inputs):
@@ -48,7 +57,8 @@ def test_as_the_function(size, bias, batch_first, with_states, to_x, taken):
     output, states = module(given, (h_0, c_0) if with_states else None)
     got = [output.transpose(0, 1) if batch_first else output, *states]
     assert len(taken) == 1
-    output, states = lstm(x, (h_0[0], c_0[0]) if with_states else None, *module.parameters(), backend="numba")
+    hx = (h_0[0], c_0[0]) if with_states else None
+    output, states = the_long_way(x, hx, *module.parameters(), backend="numba")
     want = [output, *(a.unsqueeze(0) for a in states)]
     for a, b in zip([*got, *gradients_of(got, inputs)], [*want, *gradients_of(want, inputs)]):
         assert torch.equal(a, b)
@@ -58,7 +68,7 @@ def test_as_the_function(size, bias, batch_first, with_states, to_x, taken):
 @pytest.mark.parametrize("size", [*SIZES, (90, 8, 70, 800)])  # the last in memory that is used again
 @pytest.mark.parametrize("with_states", [True, False])
 def test_sixteen_bits(dtype, size, with_states, taken):
-    """As the function, and so do the derivatives of a gradient's square."""
+    """The same both ways, and so do the derivatives of a gradient's square."""
     T, B, I, H = size
     module = fastlstm.LSTM(I, H, backend="numba").to(dtype)
     x, h_0, c_0 = (torch.randn(*s).to(dtype).requires_grad_() for s in ((T, B, I), (1, B, H), (1, B, H)))
@@ -69,7 +79,7 @@ def test_sixteen_bits(dtype, size, with_states, taken):
             output, states = module(x, (h_0, c_0) if with_states else None)
         else:
             hx = (h_0[0], c_0[0]) if with_states else None
-            output, states = lstm(x, hx, *module.parameters(), backend="numba")
+            output, states = the_long_way(x, hx, *module.parameters(), backend="numba")
             states = [a.unsqueeze(0) for a in states]
         outputs, twice = [output, *states], []
         torch.manual_seed(1)
@@ -287,13 +297,10 @@ def test_states_may_be_changed_in_place(taken):
 
 def test_who_goes_the_other_way(taken):
     x, module = torch.randn(6, 3, 5), fastlstm.LSTM(5, 7, backend="numba")
-    with torch.autocast("cpu", torch.bfloat16):
-        module(x)
     fastlstm.LSTM(5, 7, backend="reference")(x)
     module(x, return_cells=True)
     with torch.no_grad():
         module(x, lengths=torch.tensor([1, 2, 3]))
-    torch.func.functional_call(module, {n: p * 2 for n, p in module.named_parameters()}, (x,))
     torch.func.grad(lambda x: module(x)[0].sum())(x)
     assert not taken
     with pytest.raises(RuntimeError, match=r"input.size\(-1\) must be equal to input_size"):
@@ -301,3 +308,21 @@ def test_who_goes_the_other_way(taken):
     with pytest.raises(ValueError, match="dtype"):
         module(x.double())
     assert not taken
+
+
+def test_who_goes_this_way_beside_modules(taken):
+    """Weights that are no parameters, and those that autocast has cast; gradients go through to what they come from."""
+    x, module = torch.randn(6, 3, 5), fastlstm.LSTM(5, 7, backend="numba")
+    doubled = {n: p * 2 for n, p in module.named_parameters()}
+    got = torch.func.functional_call(module, doubled, (x,))[0]
+    want = the_long_way(x, None, *doubled.values(), backend="numba")[0]
+    assert torch.equal(got, want)
+    ours, theirs = (
+        torch.autograd.grad(a.sin().sum(), list(module.parameters()), retain_graph=True) for a in (got, want)
+    )
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.equal(a, b)
+    with torch.autocast("cpu", torch.bfloat16):
+        module(x)[0].sum().backward()
+    assert all(p.grad.dtype == torch.float32 for p in module.parameters())
+    assert len(taken) == 2
