@@ -54,6 +54,18 @@ def test_the_smallest_buffer_that_serves_is_lent(monkeypatch):
     assert memory.empty(like, 23 * MB).data_ptr() == large
 
 
+def test_small_buffers_of_other_sizes_touch_each_their_own_memory(monkeypatch):
+    """Pages that every size touched in its turn would all become as large as the largest."""
+    monkeypatch.setattr(memory, "_free", deque())
+    like, KB = torch.empty(0, dtype=torch.uint8), 1 << 10
+    buffers = [memory.empty(like, size * KB) for size in (700, 1400)]
+    small, large = (buffer.data_ptr() for buffer in buffers)
+    del buffers
+    assert memory.empty(like, 1300 * KB).data_ptr() == large
+    assert memory.empty(like, 690 * KB).data_ptr() == small
+    assert memory.take(300 * KB).size < 400 * KB
+
+
 def test_garbage_is_collected_while_the_pool_is_looked_through(monkeypatch):
     """A finalizer that gives memory back runs wherever the collector does."""
     monkeypatch.setattr(memory, "_free", deque(memory.Pages(1) for _ in range(40)))

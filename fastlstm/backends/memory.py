@@ -20,7 +20,14 @@ from torch import Tensor
 # a training step of 2.7 ms then took 4.0.
 SMALL = 1 << 19
 LIMIT = 256 << 20  # bytes the pool may hold while nobody uses them
-PAGE = 2 << 20
+PAGE = 2 << 20  # a huge one
+# Of memory below a page: what nobody touches is not there, but buffers of other sizes would touch it in their turn
+GRANULE = 1 << 16
+
+
+def _rounded(used: int) -> int:
+    granule = PAGE if used > PAGE else GRANULE
+    return -(-used // granule) * granule
 
 
 class Pages:
@@ -29,7 +36,7 @@ class Pages:
     __slots__ = ("address", "memory", "size")
 
     def __init__(self, used: int) -> None:
-        self.size = -(-used // PAGE) * PAGE
+        self.size = _rounded(used)
         if os.name == "nt":
             self.memory = mmap.mmap(-1, self.size)
         else:  # shared, a forked child would write into them
@@ -53,7 +60,7 @@ def take(used: int) -> Pages:
     """Memory for `used` bytes, of the pool where it has some that serves: the smallest, and of these the newest. A
     layer's buffers are another's, but a large one is not spent on a small need.
     """
-    size = -(-used // PAGE) * PAGE
+    size = _rounded(used)
     while True:
         best = None
         for pages in reversed(list(_free)):  # tuple() may collect garbage on its way, and a finalizer change the deque
