@@ -60,6 +60,47 @@ def test_precision_follows_torch_unless_it_is_named():
     assert 1e-6 < (exact - rounded).abs().max() < 1e-2
 
 
+PRODUCTS = """
+import torch
+from fastlstm.backends import reference
+from fastlstm.backends import triton as backend
+
+def now(): return torch._C._get_fp32_precision_getter("cuda", "matmul")
+
+def recorded(function):
+    def run(*arguments):
+        found.append(now())
+        return function(*arguments)
+    return run
+
+torch.nn.functional.linear = recorded(torch.nn.functional.linear)
+reference.linear, reference.weight_gradient = recorded(reference.linear), recorded(reference.weight_gradient)
+weights, state, dh = (torch.randn(16, 3), torch.randn(16, 4), torch.randn(16)), torch.randn(2, 4), torch.randn(5, 2, 4)
+inputs = torch.randn(5, 2, 3), *weights, state, state, None
+for outside in ("none", "ieee", "tf32", "inherited tf32"):
+    generic, _, own = outside.rpartition(" ")
+    torch.backends.fp32_precision = own if generic else "none"
+    torch._C._set_fp32_precision_setter("cuda", "matmul", "none" if generic else own)
+    for wanted in ("ieee", "tf32"):
+        found = []
+        h, _, _, c, gates = backend.forward(*inputs, False, True, wanted)
+        backend.backward(dh, None, None, None, *inputs, h, c, gates, False, [True] * 6, wanted)
+        print(wanted, *sorted({"tf32" if a == "tf32" else "ieee" for a in found}), len(found), now() == own)
+    if generic:
+        torch.backends.fp32_precision = "ieee"
+        print(now())
+"""
+
+
+def test_torchs_products_have_the_precision_of_the_recurrent_ones():
+    """In a process of its own, whose setting is found again."""
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-c", PRODUCTS]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    each = ["ieee ieee 5 True", "tf32 tf32 5 True"]  # forward x; backward x, weight_ih, weight_hh in two parts
+    assert done.stdout.splitlines() == [*4 * each, "ieee"], done.stderr
+
+
 def choose(name, device, dtype=torch.float32, **options):
     options = {"projected": False, "masked": False, "cells": False} | options
     return dispatch.choose(name, torch.device(device), dtype, **options)

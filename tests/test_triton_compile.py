@@ -149,6 +149,7 @@ jit.JITFunction.run = run
 for T, B in [(1, 1), (2, 2), (3, 5), (7, 16), (16, 3), (16, 16), (40, 33)]:
     for H, dtype in itertools.product((33, 200), (torch.float16, torch.float32)):
         x, state = torch.randn(T, B, 28, dtype=dtype), torch.randn(B, H, dtype=dtype)
+        shifted = torch.randn(B * H + 1, dtype=dtype)[1:].view(B, H)  # as a layer's states among those of many
         weights = torch.randn(4 * H, 28, dtype=dtype), torch.randn(4 * H, H, dtype=dtype), None
         mask = torch.zeros(T, B, dtype=torch.int32)
         for turned, reverse in ((x, False), (x, True), (x.transpose(0, 1).contiguous().transpose(0, 1), False)):
@@ -156,6 +157,10 @@ for T, B in [(1, 1), (2, 2), (3, 5), (7, 16), (16, 3), (16, 16), (40, 33)]:
             grads = h, state, state, c
             inputs = turned, *weights, state, state, mask
             triton.backward(*grads, *inputs, h, c, gates, reverse, [True] * 6, "ieee")
+        odd = torch.randn(x.numel() + 1, dtype=dtype)[1:].view_as(x)
+        h, _, _, c, gates = triton.forward(odd, *weights, shifted, shifted, mask, False, True, "ieee")
+        grads = torch.randn(h.numel() + 1, dtype=dtype)[1:].view_as(h), shifted, shifted, c
+        triton.backward(*grads, odd, *weights, shifted, shifted, mask, h, c, gates, False, [True] * 6, "ieee")
 print(*sorted(name for name, _ in variants))
 """
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastlstm.backends import triton as backend
 
@@ -81,3 +82,29 @@ def test_launches_wait_for_nothing(launches, H, precision, groups, masked):
     # one a pass, and one to pack the weights for it; or one a step, and one for dh_0
     assert len(launches) == ((2 if precision == "native" else 4) if H == 40 else 2 * T + 1)
     assert all(launches)
+
+
+class Products(TorchDispatchMode):
+    """The names of torch's products of matrices."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if "mm" in function.overloadpacket.__name__:
+            self.names.append(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+def test_torch_multiplies_all_steps_at_once(launches):
+    """A batch-first input is no reason for a product a step."""
+    T, B, I, H = 5, 6, 28, 40
+    x, states = torch.empty(B, T, I, device="meta").transpose(0, 1), (torch.empty(B, H, device="meta"),) * 2
+    weights = (torch.empty(4 * H, *end, device="meta") for end in ((I,), (H,), ()))
+    inputs = (x, *weights, *states, None)
+    with Products() as products:
+        h, _, _, c, gates = backend.forward(*inputs, False, True, "tf32")
+        backend.backward(h, None, None, None, *inputs, h, c, gates, False, [True] * 6, "tf32")
+    # x; dx, dweight_ih, dweight_hh of the first step and of the others
+    assert products.names == ["addmm", "mm", "mm", "mm", "addmm"]

@@ -141,13 +141,16 @@ def backward(
     )
 
 
-def weight_gradient(dpreact: Tensor, inputs: Tensor, weight: Tensor) -> Tensor:
-    """The sum over all (T, B) rows of ``dpreact`` outer ``inputs``, by groups of rows where `weight` is a stack."""
+def weight_gradient(dpreact: Tensor, inputs: Tensor, weight: Tensor, start: Tensor | None = None) -> Tensor:
+    """The sum over all (T, B) rows of ``dpreact`` outer ``inputs``, by groups of rows where `weight` is a stack; added
+    to `start`.
+    """
     if weight.dim() == 2:
         rows = dpreact.shape[0] * dpreact.shape[1]  # of no columns, reshape could not infer them
-        return dpreact.reshape(rows, dpreact.shape[-1]).mT @ inputs.reshape(rows, inputs.shape[-1])
+        dpreact, inputs = dpreact.reshape(rows, dpreact.shape[-1]), inputs.reshape(rows, inputs.shape[-1])
+        return dpreact.mT @ inputs if start is None else torch.addmm(start, dpreact.mT, inputs)
     dpreact, inputs = (a.unflatten(1, (weight.shape[0], -1)).transpose(0, 1).flatten(1, 2) for a in (dpreact, inputs))
-    return dpreact.mT @ inputs
+    return dpreact.mT @ inputs if start is None else torch.baddbmm(start, dpreact.mT, inputs)
 
 
 def bias_gradient(dpreact: Tensor, bias: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any
@@ -72,9 +74,37 @@ def resolve_precision(dtype: torch.dtype, precision: str | None) -> str:
     return "tf32" if precision == "tf32" else "ieee"
 
 
+@contextmanager
+def _products(precision: str) -> Iterator[None]:
+    """torch's own products of float32 in the precision of the recurrent ones, whatever those outside a layer have.
+
+    torch has one setting for the process: a product that another Python thread starts meanwhile may follow this one.
+    """
+    get, put = torch._C._get_fp32_precision_getter, torch._C._set_fp32_precision_setter
+    found = get("cuda", "matmul")
+    if precision == "native" or (precision == "tf32") == (found == "tf32"):
+        yield
+        return
+    inherited = found in (get("cuda", "all"), get("generic", "all"))
+    put("cuda", "matmul", precision)
+    try:
+        yield
+    finally:
+        put("cuda", "matmul", "none" if inherited else found)
+
+
 def _strided(a: Any) -> Any:
     """(T, B, N) as it is, unless the kernels cannot address it: within a tile of rows offsets have 32 bits."""
-    return a if a is None or (a.stride(-1) == 1 and a.stride(1) < 2**25) else a.contiguous()
+    return _aligned(a if a is None or (a.stride(-1) == 1 and a.stride(1) < 2**25) else a.contiguous())
+
+
+def _contiguous(a: Any) -> Any:
+    return _aligned(a if a is None else a.contiguous())
+
+
+def _aligned(a: Any) -> Any:
+    """Triton compiles a kernel again for a pointer of another alignment, as a row of the states of many layers has."""
+    return a if a is None or a.data_ptr() % 16 == 0 else a.clone(memory_format=torch.preserve_format)
 
 
 def forward(
@@ -96,11 +126,14 @@ def forward(
     h, h_n, c_n = x.new_empty(T, B, H), x.new_empty(B, H), x.new_empty(B, H)
     c, gates = (x.new_empty(T, B, H), x.new_empty(T, B, 4 * H)) if save else (None, None)
     if B:
-        weight_ih, weight_hh, h_0, c_0, bias, mask = map(_contiguous, (weight_ih, weight_hh, h_0, c_0, bias, mask))
+        same = c_0 is h_0  # zeros
+        weight_ih, weight_hh, h_0, bias, mask = map(_contiguous, (weight_ih, weight_hh, h_0, bias, mask))
+        c_0 = h_0 if same else _contiguous(c_0)
         precision = resolve_precision(x.dtype, precision)
-        launch.forward(
-            _strided(x), weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, precision, h, c, gates, h_n, c_n
-        )
+        with _products(precision):
+            launch.forward(
+                _strided(x), weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, precision, h, c, gates, h_n, c_n
+            )
     return h, h_n, c_n, x.new_empty(0) if c is None else c, x.new_empty(0) if gates is None else gates
 
 
@@ -126,24 +159,25 @@ def backward(
     """See `fastlstm.backends.reference.backward`."""
     from fastlstm.backends.triton import launch
 
+    precision = resolve_precision(x.dtype, precision)
     if x.shape[1]:
         weight_hh, c_0, mask, c, gates, dh_n, dc_n = map(_contiguous, (weight_hh, c_0, mask, c, gates, dh_n, dc_n))
         dh, dc = _strided(dh), _strided(dc)
-        precision = resolve_precision(x.dtype, precision)
         dpreact, dh_0, dc_0 = launch.backward(dh, dh_n, dc_n, dc, weight_hh, c_0, mask, c, gates, reverse, precision)
     else:
         dpreact, dh_0, dc_0 = gates, h_0.clone(), c_0.clone()
     seen = x
     if mask is not None:  # zero times the NaN of a padding would be NaN
         seen = x.masked_fill((mask == reference.HOLD).unsqueeze(-1), 0)
-    return (
-        reference.linear(dpreact, weight_ih.mT) if needs[0] else None,
-        reference.weight_gradient(dpreact, seen, weight_ih) if needs[1] else None,
-        _recurrent_gradient(dpreact, weight_hh, h_0, h, mask, reverse) if needs[2] else None,
-        reference.bias_gradient(dpreact, bias) if needs[3] and bias is not None else None,
-        dh_0,
-        dc_0,
-    )
+    with _products(precision):
+        return (
+            reference.linear(dpreact, weight_ih.mT) if needs[0] else None,
+            reference.weight_gradient(dpreact, seen, weight_ih) if needs[1] else None,
+            _recurrent_gradient(dpreact, weight_hh, h_0, h, mask, reverse) if needs[2] else None,
+            reference.bias_gradient(dpreact, bias) if needs[3] and bias is not None else None,
+            dh_0,
+            dc_0,
+        )
 
 
 def _recurrent_gradient(
@@ -156,10 +190,4 @@ def _recurrent_gradient(
         unseen = (mask != 0).unsqueeze(-1)  # a reset step saw zeros, a held one's dpreact is zero
         h, h_0 = h.masked_fill(unseen[rest], 0), h_0.masked_fill(unseen[first], 0)
     start = reference.weight_gradient(dpreact[first].unsqueeze(0), h_0, weight_hh)
-    if not h.shape[0]:
-        return start
-    return start + reference.weight_gradient(dpreact[rest], h, weight_hh)
-
-
-def _contiguous(a: Any) -> Any:
-    return a if a is None else a.contiguous()
+    return reference.weight_gradient(dpreact[rest], h, weight_hh, start) if h.shape[0] else start

@@ -22,7 +22,7 @@ def on_device(a: Tensor) -> AbstractContextManager[object]:
 def project(x: Tensor, weight_ih: Tensor, bias: Tensor | None) -> Tensor:
     """(T,B,4H): the input's part of all pre-activations."""
     if weight_ih.dim() == 2:
-        return torch.nn.functional.linear(x, weight_ih, bias)
+        return torch.nn.functional.linear(x.contiguous(), weight_ih, bias)  # strided, it would be T products and a sum
     return reference.add_bias(reference.linear(x, weight_ih), bias)
 
 
