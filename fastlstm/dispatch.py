@@ -67,6 +67,11 @@ def use_backend(name: str) -> Iterator[None]:
         _default = previous
 
 
+def named(name: str | None) -> str:
+    """`name`, or where a layer has none of its own `use_backend`'s."""
+    return _default if name is None else name
+
+
 def module(name: str) -> Any:
     """The backend: a module, or what has the functions of one."""
     return _MODULES[name]
@@ -74,7 +79,7 @@ def module(name: str) -> Any:
 
 def packing(name: str | None, device: torch.device, dtype: torch.dtype) -> str | None:
     """The backend that runs these tensors, where it can keep weights packed (has `pack`), or None."""
-    name = _default if name is None else name
+    name = named(name)
     if device.type != "cpu":
         return None
     for fused in _CPU if name == "auto" else (name,):
@@ -140,7 +145,7 @@ def choose(
         RuntimeError: when the backend asked for by name cannot run them, with its reason.
         ValueError: for an unknown name.
     """
-    name = _default if name is None else name
+    name = named(name)
     if name == "auto":
         if projected:
             return "reference" if masked or cells else "aten"

@@ -342,6 +342,5 @@ for _name, _setup, _gradient, _rule in (
     ("forward", _setup_forward_op, _backward_of_forward_op, _vmap_forward_op),
     ("backward", LSTMBackward.setup_context, _backward_of_backward_op, _vmap_backward_op),
 ):
-    _lib = ops.LIBRARIES[_name]
-    torch.library.register_autograd(f"fastlstm::{_name}", _gradient, setup_context=_setup, lib=_lib)
-    torch.library.register_vmap(f"fastlstm::{_name}", _rule, lib=_lib)
+    ops.differentiate(_name, _gradient, _setup)
+    torch.library.register_vmap(f"fastlstm::{_name}", _rule, lib=ops.LIBRARIES[_name])

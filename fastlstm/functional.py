@@ -18,20 +18,24 @@ from fastlstm.tracing import allow_in_graph
 State = tuple[Tensor, Tensor]
 
 
-@allow_in_graph  # dynamo refuses a Function with its own jvp; tracing goes through this and finds the operator
-def _apply(
+@allow_in_graph  # what dynamo traces itself it guards, at every call: a hundred functions, settings and names
+def _in_graph(
     x: Tensor,
+    hx: State | None,
     weight_ih: Tensor,
     weight_hh: Tensor,
-    bias: Tensor | None,
-    h_0: Tensor,
-    c_0: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    weight_hr: Tensor | None,
     mask: Tensor | None,
+    holds: bool,
     reverse: bool,
+    return_cells: bool,
     backend: str,
-    packed: Any,
 ) -> tuple[Tensor, ...]:
-    return LSTMFunction.apply(x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, backend, packed)
+    weights, options = (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr), (mask, holds, reverse, return_cells)
+    output, (h_n, c_n), *cells = _lstm(x, hx, *weights, *options, backend, None)
+    return output, h_n, c_n, *cells
 
 
 def lstm(
@@ -76,6 +80,28 @@ def lstm(
 
     Equivalent to one layer and direction of `torch.nn.LSTM`.
     """
+    weights, options = (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr), (mask, holds, reverse, return_cells)
+    if not torch.compiler.is_compiling():
+        return _lstm(x, hx, *weights, *options, backend, slot)
+    output, h_n, c_n, *cells = _in_graph(x, hx, *weights, *options, dispatch.named(backend))
+    return output, (h_n, c_n), *cells  # type: ignore[return-value]
+
+
+def _lstm(
+    x: Tensor,
+    hx: State | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    weight_hr: Tensor | None,
+    mask: Tensor | None,
+    holds: bool,
+    reverse: bool,
+    return_cells: bool,
+    backend: str | None,
+    slot: Slot | None,
+) -> Any:
     if slot is not None and weight_hr is None and not return_cells:
         weights = weight_ih, weight_hh, bias_ih, bias_hh
         if (result := infer(slot, x, hx, weights, reverse, backend, mask, holds)) is not None:
@@ -84,12 +110,10 @@ def lstm(
     if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
         # autocast leaves float64 alone
         dtype = torch.float64 if x.dtype == torch.float64 else torch.get_autocast_dtype(x.device.type)
-        biases = (a if a is None else a.to(dtype) for a in (bias_ih, bias_hh, weight_hr))
-        options: Any = {"mask": mask, "holds": holds, "reverse": reverse}
-        options |= {"return_cells": return_cells, "backend": backend}
+        others = (a if a is None else a.to(dtype) for a in (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr))
         hx = hx if hx is None else (hx[0].to(dtype), hx[1].to(dtype))
         with torch.autocast(x.device.type, enabled=False):  # the plain PyTorch maths would be cast once more
-            return lstm(x.to(dtype), hx, weight_ih.to(dtype), weight_hh.to(dtype), *biases, **options)
+            return _lstm(x.to(dtype), hx, *others, mask, holds, reverse, return_cells, backend, None)
     checks.check_layer(x, hx, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, mask)
     T, B, _ = x.shape
     if weight_hr is None and not return_cells and T and B:
@@ -138,7 +162,7 @@ def lstm(
             slot is not None and T == 1 and mask is None and dispatch.module(name).PACKED_STEPS
         ):  # one of many, as a rule
             packed = packed_layer(slot, x, hx, (weight_ih, weight_hh, bias_ih, bias_hh), backend)
-        h, h_n, c_n, c, _ = _apply(x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, name, packed)
+        h, h_n, c_n, c, _ = LSTMFunction.apply(x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, name, packed)
     else:
         inputs = x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, return_cells, name
         h, h_n, c_n, c, _ = WithoutGradients.apply(*inputs)

@@ -6,10 +6,13 @@ package's own: arguments are checked in `fastlstm.functional`, not here.
 """
 
 from collections.abc import Callable
+from functools import reduce
+from operator import or_
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._library.autograd import Info, make_autograd_impl
 from torch._library.custom_ops import get_library_allowing_overwrite
 
 from fastlstm import dispatch
@@ -112,6 +115,32 @@ def is_plain(*tensors: Tensor | None) -> bool:
     except RuntimeError:
         return False
     return True
+
+
+def _bits(*keys: str) -> int:
+    """Of a set of these dispatch keys."""
+    return reduce(or_, (torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key)).raw_repr() for key in keys))
+
+
+# What memory of one's own and an autocast that is past have; any mode, transform, wrapper and view of values has more
+_PLAIN_KEYS = _bits(
+    "CPU", "CUDA", "BackendSelect", "ADInplaceOrView", "AutogradCPU", "AutogradCUDA", "AutocastCPU", "AutocastCUDA"
+)  # fmt: skip
+
+
+def differentiate(name: str, backward: Callable[..., Any], setup_context: Callable[..., Any]) -> None:
+    """As `torch.library.register_autograd`; but a call that nobody differentiates, as all of a compiled graph are, goes
+    to the kernel from here, without a second way through the dispatcher.
+    """
+    function = {"forward": _forward, "backward": _backward}[name]
+    by_torch = make_autograd_impl(getattr(torch.ops.fastlstm, name).default, Info(backward, setup_context))
+
+    def run(keyset: Any, *arguments: Any) -> Any:
+        if torch.is_grad_enabled() or keyset.raw_repr() & ~_PLAIN_KEYS:
+            return by_torch(keyset, *arguments)
+        return function(*arguments)
+
+    LIBRARIES[name].impl(name, run, "Autograd", with_keyset=True)
 
 
 def is_untransformed(*tensors: Tensor | None) -> bool:
