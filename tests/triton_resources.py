@@ -54,9 +54,11 @@ class Case:
     mask: bool = False
     save: bool = True
     last_step_only: bool = False
+    cells: bool = False  # backward takes a gradient of every cell state
 
     def __str__(self) -> str:
         flags = [f"I{self.I}"] * bool(self.I) + ["mask"] * self.mask + ["nothing-saved"] * (not self.save)
+        flags += ["cells"] * self.cells
         return "-".join([self.direction, self.kind, f"H{self.H}", *flags, *["last"] * self.last_step_only])
 
 
@@ -66,10 +68,11 @@ def cases() -> Iterator[Case]:
         for direction in ("forward", "backward"):
             for H in (32, 64, 100, 128, 1024):
                 yield Case(direction, kind, H)
-            yield Case(direction, kind, 128, mask=True)
+            for H in (40, 64, 100, 128, 1024):
+                yield Case(direction, kind, H, mask=True, cells=direction == "backward")
     for H in (64, 100, 128):
         yield Case("forward", "bf16", H, I=28)
-    yield Case("forward", "bf16", 128, I=28, mask=True)
+        yield Case("forward", "bf16", H, I=28, mask=True)
     yield Case("forward", "bf16", 128, save=False)
     yield Case("backward", "bf16", 128, last_step_only=True)
 
@@ -98,7 +101,8 @@ def describe(case: Case, capability: tuple[int, int]) -> tuple[Any, dict[str, st
         options = {"num_warps": tile.warps, "num_stages": tile.stages}
         constants |= {"UNITS": tile.units, "BLOCK_K": tile.block_k, "PRECISION": tiles.INPUT_PRECISION[precision]}
     absent |= {"c_ptr", "gates_ptr"} if not case.save else set()
-    absent |= {"dh_ptr", "dc_ptr", "dc_n_ptr"} if case.last_step_only else {"dc_ptr"}
+    absent |= {"dc_ptr"} if not case.cells else set()
+    absent |= {"dh_ptr", "dc_n_ptr"} if case.last_step_only else set()
     constants |= dict.fromkeys(absent)
     constants = {name: constants[name] for name in kernel.arg_names if name in constants}
     types = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
