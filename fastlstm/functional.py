@@ -110,10 +110,12 @@ def _lstm(
     if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
         # autocast leaves float64 alone
         dtype = torch.float64 if x.dtype == torch.float64 else torch.get_autocast_dtype(x.device.type)
-        others = (a if a is None else a.to(dtype) for a in (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr))
         hx = hx if hx is None else (hx[0].to(dtype), hx[1].to(dtype))
+        x, weight_ih, weight_hh = x.to(dtype), weight_ih.to(dtype), weight_hh.to(dtype)
+        bias_ih, bias_hh, weight_hr = (None if a is None else a.to(dtype) for a in (bias_ih, bias_hh, weight_hr))
+        weights, options = (weight_ih, weight_hh, bias_ih, bias_hh), (mask, holds, reverse, return_cells)
         with torch.autocast(x.device.type, enabled=False):  # the plain PyTorch maths would be cast once more
-            return _lstm(x.to(dtype), hx, *others, mask, holds, reverse, return_cells, backend, None)
+            return _lstm(x, hx, *weights, weight_hr, *options, backend, None)
     checks.check_layer(x, hx, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, mask)
     T, B, _ = x.shape
     if weight_hr is None and not return_cells and T and B:

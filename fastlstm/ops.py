@@ -132,7 +132,7 @@ def differentiate(name: str, backward: Callable[..., Any], setup_context: Callab
     """As `torch.library.register_autograd`; but a call that nobody differentiates, as all of a compiled graph are, goes
     to the kernel from here, without a second way through the dispatcher.
     """
-    function = {"forward": _forward, "backward": _backward}[name]
+    function: Any = _forward if name == "forward" else _backward
     by_torch = make_autograd_impl(getattr(torch.ops.fastlstm, name).default, Info(backward, setup_context))
 
     def run(keyset: Any, *arguments: Any) -> Any:
