@@ -12,7 +12,7 @@ from torch._C._functorch import TransformType
 from fastlstm import checks, dispatch, ops
 from fastlstm.backends import aten, reference
 from fastlstm.function import LSTMFunction, WithoutGradients, sum_of_biases, wants_gradient, zero_held
-from fastlstm.inference import Slot, infer, packed_layer, packed_step, train
+from fastlstm.inference import Slot, infer, infer_cast, packed_layer, packed_step, train
 from fastlstm.tracing import allow_in_graph
 
 State = tuple[Tensor, Tensor]
@@ -110,6 +110,11 @@ def _lstm(
     if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
         # autocast leaves float64 alone
         dtype = torch.float64 if x.dtype == torch.float64 else torch.get_autocast_dtype(x.device.type)
+        if slot is not None and weight_hr is None and not return_cells:
+            weights = weight_ih, weight_hh, bias_ih, bias_hh
+            inferred = infer_cast(slot, x, hx, weights, reverse, backend, dtype, mask, holds)
+            if inferred is not None:
+                return inferred[0], (inferred[1], inferred[2])
         hx = hx if hx is None else (hx[0].to(dtype), hx[1].to(dtype))
         x, weight_ih, weight_hh = x.to(dtype), weight_ih.to(dtype), weight_hh.to(dtype)
         bias_ih, bias_hh, weight_hr = (None if a is None else a.to(dtype) for a in (bias_ih, bias_hh, weight_hr))

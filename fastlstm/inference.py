@@ -3,6 +3,7 @@ call to the next, while no gradient is wanted and where a time step is a call.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,20 +11,21 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from fastlstm import checks, dispatch, eager, ops
-from fastlstm.backends.cpu import WidenedWeights
+from fastlstm.backends.cpu import CastWeights, WidenedWeights
 from fastlstm.backends.memory import empty
 from fastlstm.function import wants_gradient
 
 
 class Slot:
-    """Where a module keeps the packed weights of one layer and direction. Empty until they are first used; a copy or a
-    pickle of it is empty.
+    """Where a module keeps the packed weights of one layer and direction, and those that autocast has cast. Empty until
+    they are first used; a copy or a pickle of it is empty.
     """
 
-    __slots__ = ("layer",)
+    __slots__ = ("cast", "layer")
 
     def __init__(self) -> None:
         self.layer: Any = None
+        self.cast: CastWeights | None = None
 
     def __reduce__(self) -> tuple[type["Slot"], tuple[()]]:
         return Slot, ()
@@ -77,6 +79,42 @@ def infer(
         return None
     layer = packed_layer(slot, x, hx, weights, backend)
     return None if layer is None else _inferred(slot, layer, x, hx, weights, reverse, mask=mask, hides=hides)
+
+
+def infer_cast(
+    slot: Slot,
+    x: Tensor,
+    hx: tuple[Tensor, Tensor] | None,
+    weights: Weights,
+    reverse: bool,
+    backend: str | None,
+    dtype: torch.dtype,
+    mask: Tensor | None,
+    hides: bool,
+) -> tuple[Tensor, ...] | None:
+    """As `infer`, under an autocast to `dtype`. Tensors that do not fit are left to be explained."""
+    states = hx or ()
+    if dtype.itemsize > 2 or wants_gradient(*weights, x, *states) or _under_transform():
+        return None
+    name = dispatch.packing(backend, x.device, dtype)
+    if name is None or x.shape[0] == 0 or not ops.is_plain(x, mask, *states) or not _keepable(weights):
+        return None
+    size, (rows, I) = (x.shape[1], weights[1].shape[-1]), weights[0].shape
+    shapes = (rows, I), (rows, rows // 4), (rows,), (rows,)
+    if x.shape[2] != I or not all(a.shape == size and a.is_cpu for a in states):
+        return None
+    if not all(a is None or (a.shape == shape and a.is_cpu) for a, shape in zip(weights, shapes)):
+        return None
+    for _ in range(2):  # once more, if they were written to past the version counter
+        layer = slot.cast
+        if layer is None or layer.to != dtype or layer.backend != name or not layer.is_of(weights):
+            slot.cast = None  # its memory before the new one's
+            with torch.inference_mode(False):
+                slot.cast = layer = CastWeights(weights, dtype, partial(_pack, name))
+            layer.backend = name
+        if (result := layer.forward(x, hx, reverse, mask=mask, hides=hides)) is not None:
+            break
+    return result
 
 
 def infer_both(
@@ -231,14 +269,19 @@ def packed_layer(slot: Slot, x: Tensor, hx: tuple[Tensor, Tensor] | None, weight
         return None  # parametrized, or another's for one call: they would be packed for nothing
     layer = slot.layer
     if layer is None or layer.backend != name or not layer.is_of(weights):
-        if not all(a is None or (a.is_contiguous() and not a.is_inference()) for a in weights):
-            return None  # inference tensors have no version that would tell of a change
+        if not _keepable(weights):
+            return None
         checks.check_layer(x, hx, *weights, None)
         slot.layer = None  # its memory before the new one's
         slot.layer = layer = _pack(name, weights)
     if x.dtype is not layer.dtype or x.shape[2] != layer.I or (hx is not None and hx[0].shape[1] != layer.H):
         return None  # and have it explained
     return layer
+
+
+def _keepable(weights: Weights) -> bool:
+    """Parameters, as a layer has them from call to call. An inference tensor has no version that tells of a change."""
+    return all(a is None or (type(a) is Parameter and a.is_contiguous() and not a.is_inference()) for a in weights)
 
 
 def _pack(name: str, weights: Weights) -> Any:
@@ -250,8 +293,8 @@ def _pack(name: str, weights: Weights) -> Any:
 
 
 def _transformed() -> bool:
-    return (
-        torch._C._are_functorch_transforms_active()
-        or torch.autograd.forward_ad._current_level >= 0
-        or torch.is_autocast_enabled("cpu")
-    )
+    return _under_transform() or torch.is_autocast_enabled("cpu")
+
+
+def _under_transform() -> bool:
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0

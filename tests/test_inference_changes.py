@@ -50,6 +50,45 @@ def test_a_change_of_the_weights_is_seen(change, default_dtype):
         assert not torch.equal(lstm(x)[0], before)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_of_weights_that_autocast_casts_is_seen(change, dtype):
+    lstm, x = fastlstm.LSTM(5, 7), torch.randn(3, 2, 5)
+    state = torch.randn(1, 2, 7), torch.randn(1, 2, 7)
+    with torch.autocast("cpu", dtype), torch.no_grad():
+        before = lstm(x, state)[0]
+        kept = vars(lstm)["_slots"][0].cast
+        assert torch.equal(lstm(x, state)[0], before)
+        assert vars(lstm)["_slots"][0].cast is kept
+    CHANGES[change](lstm)
+    with torch.autocast("cpu", dtype):
+        assert_same_bits(lstm, x, state)
+        with torch.no_grad():
+            assert not torch.equal(lstm(x, state)[0], before)
+
+
+def test_weights_are_kept_as_autocast_casts_them():
+    """For each dtype anew, beside those of calls without autocast, and never what comes from elsewhere."""
+    lstm, x = fastlstm.LSTM(5, 7, bidirectional=True), torch.randn(3, 2, 5)
+    with torch.no_grad():
+        plain = lstm(x)[0]
+        results = {}
+        for dtype in (torch.bfloat16, torch.float16, torch.bfloat16):
+            with torch.autocast("cpu", dtype):
+                output = lstm(x)[0]
+                assert output.dtype == dtype
+                assert torch.equal(results.setdefault(dtype, output), output)
+                assert torch.equal(lstm(x.to(dtype))[0], output)
+        assert torch.equal(lstm(x)[0], plain)
+        for slot in vars(lstm)["_slots"].values():
+            assert slot.layer is not None
+            assert slot.cast.to == torch.bfloat16
+        with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match="5"):
+            lstm(torch.randn(3, 2, 4))
+        with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match="hidden\[0\]"):
+            lstm(x, (torch.randn(2, 3, 7), torch.randn(2, 3, 7)))
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_column_far_beyond_the_rows_is_seen(default_dtype, bias):
     lstm, x = fastlstm.LSTM(100, 7, bias=bias), torch.randn(3, 2, 100)

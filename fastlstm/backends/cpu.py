@@ -126,11 +126,27 @@ class PackedWeights:
         return None if result is None else (result[1], result[2])
 
 
-class WidenedWeights(PackedWeights):
-    """16-bit weights, packed as float32 by a backend that computes in float32, or as they are by one that takes these.
+class Sampled(PackedWeights):
+    """Where the kernel sees no more than copies of the weights, PyTorch looks at every call for the changes it did not
+    count: at all biases, and one element of each row and column of the weights.
+    """
 
-    Where the kernel sees no more than their copies, PyTorch looks at every call for the changes it did not count: at
-    all biases, and one element of each row and column of the weights.
+    def _watch(self) -> None:
+        self.places = [_places(a) for a in (self.weight_ih, self.weight_hh)]
+        self.samples = self._samples()
+
+    def _samples(self) -> list[Tensor]:
+        weights = zip((self.weight_ih, self.weight_hh), self.places)
+        return [*(a[place] for a, place in weights), *(a.clone() for a in self.biases)]
+
+    def _unchanged(self) -> bool:
+        self.stale = self.stale or not all(map(torch.equal, self._samples(), self.samples))
+        return not self.stale
+
+
+class WidenedWeights(Sampled):
+    """16-bit weights, packed as float32 by a backend that computes in float32, or as they are by one that takes these,
+    whose kernel may look for their changes itself.
     """
 
     side_by_side = True
@@ -144,17 +160,10 @@ class WidenedWeights(PackedWeights):
         taken = takes_bfloat16 and self.dtype == torch.bfloat16
         self.packed = pack(narrow if taken else [a if a is None else a.float() for a in narrow], narrow)
         if not self.packed.watched:
-            self.places = [_places(a) for a in (self.weight_ih, self.weight_hh)]
-            self.samples = self._samples()
-
-    def _samples(self) -> list[Tensor]:
-        weights = zip((self.weight_ih, self.weight_hh), self.places)
-        return [*(a[place] for a, place in weights), *(a.clone() for a in self.biases)]
+            self._watch()
 
     def _unchanged(self) -> bool:
-        if not self.packed.watched:
-            self.stale = self.stale or not all(map(torch.equal, self._samples(), self.samples))
-        return not self.stale
+        return not self.stale if self.packed.watched else super()._unchanged()
 
     def _narrowed(self, results: tuple[Tensor, ...] | None) -> Any:
         if results is None:
@@ -191,6 +200,34 @@ class WidenedWeights(PackedWeights):
         if not self._unchanged():
             return None
         return self._narrowed(self.packed.step(x.float(), h_0.float(), c_0.float()))
+
+
+class CastWeights(Sampled):
+    """Weights as autocast casts them `to` 16 bits, which inputs and states are cast to as well."""
+
+    def __init__(self, weights: Sequence[Tensor | None], to: torch.dtype, pack: Callable[..., Any]) -> None:
+        """`weights` as for `PackedWeights`; `pack` gives a `PackedWeights` of those of 16 bits."""
+        super().__init__(weights)
+        self.to = to
+        self.packed = pack([a if a is None else a.detach().to(to) for a in weights])
+        self._watch()
+
+    def forward(
+        self,
+        x: Tensor,
+        hx: tuple[Tensor, Tensor] | None,
+        reverse: bool,
+        *,
+        mask: Tensor | None = None,
+        hides: bool = False,
+        out: Tensor | None = None,
+    ) -> tuple[Tensor, ...] | None:
+        if not self._unchanged():
+            return None
+        hx = None if hx is None else (hx[0].to(self.to), hx[1].to(self.to))
+        result: tuple[Tensor, ...] | None
+        result = self.packed.forward(x.to(self.to), hx, reverse, mask=mask, hides=hides, out=out)
+        return result
 
 
 def _places(weight: Tensor) -> tuple[Tensor, Tensor]:
