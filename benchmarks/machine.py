@@ -8,15 +8,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from llvmlite import binding
-
-from benchmarks.peak import LANES
-
 PACKAGES = ("fastlstm", "torch", "numba", "llvmlite", "numpy", "onnxruntime", "openvino")
 
 
 def cpu_name() -> str:
     """The processor's name, with LLVM's word for its generation: in a virtual machine the name may not tell."""
+    from llvmlite import binding  # not above: a GPU's benchmark needs no numba
+
     return f"{_model_name()} ({binding.get_host_cpu_name()})"
 
 
@@ -48,6 +46,8 @@ def load() -> float | None:
 
 
 def describe(threads: int) -> dict[str, Any]:
+    from benchmarks.peak import LANES
+
     return {
         "cpu": cpu_name(),
         "float32_lanes": LANES,

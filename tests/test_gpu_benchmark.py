@@ -35,6 +35,11 @@ def test_help():
     assert "--dry-run" in done.stdout
 
 
+def test_it_needs_no_numba():
+    code = "import sys, benchmarks.gpu; sys.exit(not {'numba', 'llvmlite'}.isdisjoint(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
 def test_dry_run_outside_the_interpreter_is_refused():
     done = run("--dry-run", TRITON_INTERPRET="0")
     assert done.returncode == 2
