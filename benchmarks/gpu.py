@@ -31,7 +31,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks import machine
-from benchmarks.gpu_layers import MODES, PRECISIONS, SHAPES, TINY
+from benchmarks.gpu_layers import FRESH, MODES, PRECISIONS, SHAPES, TINY
 from benchmarks.report import replaced
 from benchmarks.shapes import Shape
 from fastlstm.backends.triton import INTERPRET
@@ -82,8 +82,8 @@ def items(dry_run: bool) -> tuple[list[str], list[str]]:
 def lines(
     command: Sequence[str], wanted: Sequence[str], deadline: float, stall: float = STALL
 ) -> Iterator[dict[str, Any]]:
-    """What a child says of the items, and which it did not live to say anything of. Where one dies or stalls, another
-    goes on after the item it was at; at the deadline, a moment of time.monotonic, the rest are not reached.
+    """What a child says of the items, and which it did not live to say anything of. Where one dies, stalls or asks for
+    it, another goes on after the item it was at; at the deadline, a moment of time.monotonic, the rest are not reached.
     """
     remaining = list(wanted)
     while remaining and time.monotonic() < deadline:
@@ -107,6 +107,9 @@ def lines(
             return
         if at is not None:
             remaining = remaining[remaining.index(at) :]
+            if status == FRESH:
+                del remaining[0]
+                continue
         if time.monotonic() < deadline:
             yield {"item": remaining[0], "ended": status}
             if at is None:  # nor would another come further

@@ -1,5 +1,6 @@
 """The GPU benchmark as far as it goes without a GPU."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -66,6 +67,8 @@ for item in sys.argv[1:]:
         time.sleep(600)
     print("a library says something")
     print(json.dumps({"item": item, "row": {}}), flush=True)
+    if item == "spoils":
+        sys.exit(5)
 """
 
 
@@ -75,6 +78,14 @@ def test_what_crashes_or_hangs_loses_no_other_result(capsys):
     assert [line["item"] for line in found if "row" in line] == ["first", "second", "third"]
     assert [line["item"] for line in found if "ended" in line] == ["crashes", "hangs"]
     assert "a library says something" in capsys.readouterr().out
+
+
+def test_after_a_failed_capture_another_process_goes_on():
+    """Which is no failure of the item that it was at."""
+    found = list(lines([sys.executable, "-c", CHILD], ["first", "spoils", "second", "spoils"], time.monotonic() + 600))
+    assert [line["item"] for line in found if "row" in line] == ["first", "spoils", "second", "spoils"]
+    assert not any("ended" in line or "failed" in line for line in found)
+    assert gpu_layers.FRESH == 5
 
 
 def test_what_the_time_does_not_reach_is_named():
@@ -240,7 +251,7 @@ def test_rivals_are_checked_and_left_out_one_by_one(monkeypatch, torch_flags_sta
 
     def graphed(run):
         graphed.calls += 1
-        if graphed.calls % 3 == 0:
+        if graphed.calls == 6:  # ours, nn.LSTM's and the first of the rival's can
             raise RuntimeError("it waits")
         return run
 
@@ -248,12 +259,73 @@ def test_rivals_are_checked_and_left_out_one_by_one(monkeypatch, torch_flags_sta
     stand_in.install(monkeypatch)
     monkeypatch.setattr(gpu_layers, "graphed", graphed)
     rows = list(bench.rows(1))
-    ways = [(row["way"], row["mode"], list(row["seconds"])) for row in rows]
-    usual = ["nn.LSTM", "fastlstm"]
-    assert ways == [
-        (w, m, [*usual, *["ungraphed"] * (w == "eager")]) for w in gpu_layers.WAYS for m in gpu_layers.MODES
-    ]
+    ways = {(row["way"], row["mode"]): sorted(row["seconds"]) for row in rows}
+    usual = ["fastlstm", "nn.LSTM"]
+    assert ways == {
+        (way, mode): usual if (way, mode) == ("graph", "training") else [*usual, "ungraphed"]
+        for way in gpu_layers.WAYS
+        for mode in gpu_layers.MODES
+    }
     assert bench.left_out["ungraphed training from a graph"] == "RuntimeError: it waits"
+
+
+@needs_triton
+@pytest.mark.parametrize(("fails", "failed"), [(1, True), (3, False)])
+def test_no_graph_is_captured_after_a_failed_one(fails, failed, monkeypatch, torch_flags_stay, capsys):
+    """nn.LSTM's is left out, with all later ones; ours fails its item. Either way another process goes on."""
+    calls = []
+
+    def graphed(run):
+        calls.append(run)
+        if len(calls) == fails:
+            raise RuntimeError("it waits")
+        return run
+
+    stand_in.install(monkeypatch)
+    monkeypatch.setattr(gpu_layers, "graphed", graphed)
+    with pytest.raises(SystemExit, match="5"):
+        gpu_layers.measure("0:tf32:", 1, dry_run=True)
+    assert len(calls) == fails
+    found = [json.loads(text) for text in capsys.readouterr().out.splitlines()]
+    assert any("failed" in line for line in found) == failed
+    graphs = [line["row"]["mode"] for line in found if "row" in line and line["row"]["way"] == "graph"]
+    assert graphs == ([] if failed else ["inference", "training"])
+    if not failed:
+        reasons = found[-1]["left_out"]
+        assert reasons["nn.LSTM inference from a graph"] == "RuntimeError: it waits"
+        assert "not tried" in reasons["nn.LSTM training from a graph"]
+
+
+def test_a_failed_capture_leaves_the_current_stream(monkeypatch):
+    """As torch does it: `graph` makes its stream the current one, and leaves it so where the capture cannot end."""
+
+    class Stream(str):
+        def wait_stream(self, other):
+            pass
+
+    current = [Stream("usual")]
+
+    @contextlib.contextmanager
+    def stream(name):
+        before, current[0] = current[0], name
+        try:
+            yield
+        finally:
+            current[0] = before
+
+    @contextlib.contextmanager
+    def graph(_):
+        current[0] = Stream("the capture's")
+        yield
+        raise RuntimeError("the capture cannot end")
+
+    stand_in.install(monkeypatch)
+    fakes = {"stream": stream, "graph": graph, "current_stream": lambda: current[0]}
+    for name, fake in {**fakes, "Stream": lambda: Stream("warm-up")}.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    with pytest.raises(RuntimeError, match="cannot end"):
+        gpu_layers.graphed(lambda: None)
+    assert current == ["usual"]
 
 
 def test_a_row_without_nn_lstm_is_not_drawn(tmp_path):
