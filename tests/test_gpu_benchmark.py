@@ -328,6 +328,22 @@ def test_a_failed_capture_leaves_the_current_stream(monkeypatch):
     assert current == ["usual"]
 
 
+@needs_triton
+@pytest.mark.parametrize("way", gpu_layers.WAYS)
+def test_calls_from_the_host_begin_when_the_flush_has_ended(way, monkeypatch, torch_flags_stay):
+    done = []
+    stand_in.install(monkeypatch)
+    monkeypatch.setattr(gpu_layers, "WARM_UP", 0)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: done.append("waited"))
+    monkeypatch.setattr(gpu_layers, "seconds_of", lambda run, device: run() or 1.0)
+    bench = Bench(TINY[0], "tf32", "cpu", [])
+    bench.graphs = {"inference": {"a": lambda: done.append("ran")}}
+    monkeypatch.setattr(bench, "modules", {"a": None})
+    monkeypatch.setattr(bench, "run", lambda name, mode: bench.graphs[mode][name])
+    bench.times("inference", way, 2)
+    assert done == (["waited", "ran"] if way == "eager" else ["ran"]) * 2
+
+
 def test_a_row_without_nn_lstm_is_not_drawn(tmp_path):
     """cuDNN's kernel might not be captured in a graph."""
     row = {"name": "a", "precision": "bf16", "mode": "training", "way": "graph", "ratios": {}}
