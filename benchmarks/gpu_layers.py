@@ -1,17 +1,19 @@
 """The part of `benchmarks.gpu` that touches the device: layers checked and timed, one JSON object a line.
 
     python -m benchmarks.gpu_layers [--dry-run] [--rounds N] [--compile] ITEM ...
+    python -m benchmarks.gpu_layers [--dry-run] --exercise BACKEND ...
 
 An item is a shape's number, a precision and rivals: "0:bf16:torchrl,flashrnn". Each line names its item: that it began,
 what was left out and why, a row of times, or that it failed. After a fault that the device does not get over, the
 process ends with status 3 and leaves the items behind it to another; so it does with status 5, FRESH, after an item in
 which a graph could not be captured, which is no failure. With --compile nothing is timed: each layer of
-ours runs once, so that its kernels lie in Triton's cache.
+ours runs once, so that its kernels lie in Triton's cache. --exercise is what compute-sanitizer looks at.
 """
 
 import argparse
 import functools
 import json
+import os
 import sys
 import time
 import traceback
@@ -21,6 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
 
 import fastlstm
 from benchmarks.clock import ratio_of
@@ -245,6 +248,38 @@ def compile_kernels(item: str, dry_run: bool) -> None:
         bench.run("fastlstm", mode)()
 
 
+def exercise(backend: str, device: str) -> None:
+    """All that the kernels have variants for, on few rows: with and without masks, biases and saved gates; gradients of
+    the output, of cell states and of the last states alone; both directions, and several groups of weights.
+    """
+    from fastlstm.backends.triton import launch
+
+    os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"  # each tensor ends where its memory does
+    launch.project = project
+    dtype = torch.bfloat16 if backend == "triton" else torch.float32
+    x = torch.randn(3, 9, 28, device=device, dtype=dtype)
+    for H in (40, 64 if backend == "triton-ieee" else 128, 200):  # resident, padded and as wide as it is; stepwise
+        lstm, bare, *stack = (
+            fastlstm.LSTM(28, H, bias=bias, bidirectional=both, backend=backend, device=device, dtype=dtype)
+            for bias, both in ((True, True), (False, False), (True, False), (True, False))
+        )
+        with torch.no_grad():
+            lstm(x)
+        lstm(x)[0].sum().backward()
+        output, _, cells = lstm(x, lengths=torch.tensor([3, 0, 1, 2, 3, 3, 2, 1, 3]), return_cells=True)
+        (output.sum() + cells.sum()).backward()
+        sum(state.sum() for state in bare(x)[1]).backward()
+        weights, _ = stack_module_state(stack)
+        vmap(lambda weights, model=stack[0]: functional_call(model, weights, (x,))[0])(weights).sum().backward()
+
+
+def project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """As in `launch`, without the matrix unit: initcheck may not see what cuBLAS writes with bulk copies."""
+    stack = weight.view(-1, 1, *weight.shape[-2:])  # (G,1,4H,I)
+    product = (x.unflatten(1, (stack.shape[0], -1)).unsqueeze(-2) * stack).sum(-1)  # (T,G,rows,4H)
+    return (product if bias is None else product + bias.view(-1, 1, bias.shape[-1])).flatten(1, 2)
+
+
 def measure(item: str, rounds: int, dry_run: bool) -> None:
     say(item, began=True)
     bench = None
@@ -271,10 +306,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=31)
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--exercise", action="store_true")
     parser.add_argument("items", nargs="+", metavar="ITEM")
     options = parser.parse_args()
     for item in options.items:
-        if options.compile:
+        if options.exercise:
+            exercise(item, "cpu" if options.dry_run else "cuda")
+        elif options.compile:
             compile_kernels(item, options.dry_run)
         else:
             measure(item, options.rounds, options.dry_run)

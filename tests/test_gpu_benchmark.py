@@ -14,6 +14,7 @@ import torch
 from benchmarks import gpu, gpu_layers
 from benchmarks.gpu import lines
 from benchmarks.gpu_layers import TINY, Bench
+from fastlstm.backends import reference
 from tests import stand_in
 from tests.transforms import needs_triton
 
@@ -159,7 +160,7 @@ def test_what_a_gpu_would_run_is_all_reported(tmp_path, a_card):
         (str(n), precision) for n in (0, 1, 2, 4, 5, 6, 7) for precision in gpu_layers.PRECISIONS
     }
     commands = [command for started, _ in a_card for command in started]
-    assert sum("compute-sanitizer" in command[0] for command in commands) == 2
+    assert sum("compute-sanitizer" in command[0] for command in commands) == 4 * 3  # tools, backends
     assert any("fastlstm.train" in command for command in commands)
     compiled = [
         item for command in commands if "--compile" in command for item in command[command.index("--compile") + 1 :]
@@ -342,6 +343,48 @@ def test_calls_from_the_host_begin_when_the_flush_has_ended(way, monkeypatch, to
     monkeypatch.setattr(bench, "run", lambda name, mode: bench.graphs[mode][name])
     bench.times("inference", way, 2)
     assert done == (["waited", "ran"] if way == "eager" else ["ran"]) * 2
+
+
+@needs_triton
+@pytest.mark.parametrize("backend", ["triton", "triton-ieee"])
+def test_the_sanitizers_see_every_variant(backend, monkeypatch):
+    from fastlstm.backends.triton import launch, products, resident, stepwise
+
+    monkeypatch.setattr(launch, "project", launch.project)
+    monkeypatch.setenv("PYTORCH_NO_CUDA_MEMORY_CACHING", "")
+    calls = {}
+    for module, names in ((resident, gpu.OURS), (stepwise, gpu.OURS), (launch, ["kns=pack_kernel"])):
+        for name in (option.removeprefix("kns=") for option in names if hasattr(module, option.removeprefix("kns="))):
+            arguments = getattr(products if module is launch else module, name).arg_names
+            made = calls[module, name] = []
+
+            class Recorded:
+                def __getitem__(self, grid, arguments=arguments, made=made):
+                    return lambda *given, **_: made.append(dict(zip(arguments, given)))
+
+            monkeypatch.setattr(module, name, Recorded())
+    gpu_layers.exercise(backend, "cpu")
+    for module in (resident, stepwise):
+        forward, backward = (calls[module, f"{name}_kernel"] for name in ("forward", "backward"))
+        for made, names in ((forward, ("mask", "gates")), (backward, ("mask", "dh", "dc", "dh_n"))):
+            for name in names if module is resident or made is forward else names[:-1]:
+                assert {call[f"{name}_ptr"] is None for call in made} == {False, True}, name
+            assert {call["rows"] < call["B"] for call in made} == {False, True}  # groups
+            if module is resident:
+                assert {call["reverse"] for call in made} == {0, 1}
+            else:
+                assert {call["t"] > call["t_prev"] for call in made} == {False, True}
+    if backend == "triton":
+        assert {call["bias_ptr"] is None for call in calls[resident, "forward_kernel"]} == {False, True}
+    assert bool(calls[launch, "pack_kernel"]) == (backend != "triton")
+
+
+def test_layers_are_projected_without_the_matrix_unit():
+    x = torch.randn(3, 4, 5)
+    for weight, bias in ((torch.randn(8, 5), torch.randn(8)), (torch.randn(2, 8, 5), torch.randn(2, 8))):
+        for given in (bias, None):
+            want = reference.add_bias(reference.linear(x, weight), given)
+            torch.testing.assert_close(gpu_layers.project(x, weight, given), want)
 
 
 def test_a_row_without_nn_lstm_is_not_drawn(tmp_path):
