@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu [--minutes 7.5] [--out benchmarks/results] [--dry-run]
 
-All kernels are first compiled, by several processes at once, while the tests run; then nothing but what is timed runs.
+All kernels are first compiled, by several processes at once; then the tests run, and then nothing but what is timed.
 Times are medians of CUDA events, the L2 cache flushed before each call, eager and replayed from a CUDA graph, rounds of
 all contenders interleaved: torch.nn.LSTM, fastlstm, and where they are installed TorchRL's and FlashRNN's Triton
 kernels. The JSON file is written anew after every result, and every part runs in a process of its own: one that fails,
@@ -39,15 +39,18 @@ from fastlstm.backends.triton import INTERPRET
 ROOT = Path(__file__).parents[1]
 LAYERS = [sys.executable, "-m", "benchmarks.gpu_layers"]
 STALL = 75.0  # seconds without a line after which a layer's process counts as hung: to compile the loop takes a minute
-# Seconds for each part: tests and compilation; the row-LSTM; its training; transforms and sanitizer at the end
-TESTS, FIRST, TRAINING, LAST = 110.0, 90.0, 60.0, 75.0
-COMPILERS = 4  # processes, beside those of the tests
+# Seconds for each part, at most: compilation; tests; the row-LSTM; its training; transforms and sanitizers at the end.
+# A kernel compiles in a second, a process starts in ten. What is left, and what a part leaves, is the other layers'.
+COMPILE, TESTS, FIRST, TRAINING, LAST = 60.0, 100.0, 45.0, 45.0, 85.0
+COMPILERS = 12  # processes, beside those that compile for the sanitizers
+OUTPUT = 100_000  # characters of each command's that are kept: all that a sanitizer reports
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
 # Each test of the kernels runs in one of these, side by side: most of the time is compilation
 KINDS = [
     f"{kind} and {name}" for kind in ("resident", "stepwise") for name in ("ieee", "tf32", "not ieee and not tf32")
 ]
 KINDS += ["not resident and not stepwise"]
+DETERMINISM = [*PYTEST, "-k", "triton", "tests/test_determinism.py"]
 EXERCISE = [*LAYERS, "--exercise"]
 BACKENDS = ("triton", "triton-tf32", "triton-ieee")
 OURS = [option for name in ("forward", "backward", "pack") for option in ("--kernel-name", f"kns={name}_kernel")]
@@ -132,6 +135,10 @@ def _watch(process: subprocess.Popen[str], deadline: float, stall: float) -> thr
     return watch
 
 
+def shown(command: Sequence[str]) -> str:
+    return " ".join(command).replace(sys.executable, "python")
+
+
 def run(commands: Sequence[Sequence[str]], limit: float) -> list[dict[str, Any]]:
     """Side by side, each one's status, None where it was stopped at the limit in seconds, and the end of its output."""
     began, found = time.monotonic(), []
@@ -139,10 +146,10 @@ def run(commands: Sequence[Sequence[str]], limit: float) -> list[dict[str, Any]]
         started = []
         for command in commands:
             file = files.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace"))
-            shown = " ".join(command).replace(sys.executable, "python")
-            print(f"{shown}: at most {limit:.0f} s", flush=True)
-            started.append((shown, file, _start(command, stdout=file, stderr=subprocess.STDOUT)))
-        for shown, file, process in started:
+            name = shown(command)
+            print(f"{name}: at most {limit:.0f} s", flush=True)
+            started.append((name, file, _start(command, stdout=file, stderr=subprocess.STDOUT)))
+        for name, file, process in started:
             status: int | None = None
             try:
                 status = process.wait(max(0.0, began + limit - time.monotonic()))
@@ -151,12 +158,10 @@ def run(commands: Sequence[Sequence[str]], limit: float) -> list[dict[str, Any]]
                 process.wait()
             seconds = time.monotonic() - began  # of the slowest so far
             file.seek(0)
-            output = file.read()[-8000:]
-            print(
-                f"{shown}: status {status} after {seconds:.0f} s: {(output.strip().splitlines() or [''])[-1]}",
-                flush=True,
-            )
-            found.append({"command": shown, "status": status, "seconds": seconds, "output": output})
+            output = file.read()[-OUTPUT:]
+            ended = "no time left" if status is None else f"status {status}"
+            print(f"{name}: {ended} after {seconds:.0f} s: {(output.strip().splitlines() or [''])[-1]}", flush=True)
+            found.append({"command": name, "status": status, "seconds": seconds, "output": output})
     return found
 
 
@@ -209,9 +214,11 @@ class Report:
         """At most until the deadline; what finds no time left is not reached."""
         left = min(limit, deadline - time.monotonic())
         if left > 0:
-            self.found["commands"] += run(commands, left)
+            done = run(commands, left)
+            self.found["commands"] += done
+            self.found["not_reached"] += [entry["command"] for entry in done if entry["status"] is None]
         else:
-            self.found["not_reached"] += [" ".join(command) for command in commands]
+            self.found["not_reached"] += map(shown, commands)
         self.write()
 
     def write(self) -> None:
@@ -220,7 +227,7 @@ class Report:
 
     @property
     def failed(self) -> list[str]:
-        commands = (entry["command"] for entry in self.found["commands"] if entry["status"] != 0)
+        commands = (entry["command"] for entry in self.found["commands"] if entry["status"])
         return [*dict.fromkeys(line["item"] for line in self.found["failures"]), *commands]
 
 
@@ -266,16 +273,21 @@ def sanitizer() -> str | None:
     return shutil.which("compute-sanitizer", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/cuda/bin"]))
 
 
-def checks(first: list[str], others: list[str]) -> list[list[str]]:
-    """The tests of the kernels, and what compiles those that will be timed or sanitized."""
+def compilers(layers: list[str]) -> list[list[str]]:
+    """What compiles all that will be timed or sanitized."""
+    layers = sorted({item.rsplit(":", 1)[0] + ":" for item in layers})
+    parts = [part for n in range(COMPILERS) if (part := layers[n::COMPILERS])]
+    return [*([*LAYERS, "--compile", *part] for part in parts), *([*EXERCISE, backend] for backend in BACKENDS)]
+
+
+def checks() -> list[list[str]]:
+    """The tests of the kernels."""
     tests = [[*PYTEST, "-k", kind, *(f"tests/test_triton{name}.py" for name in ("", "_choice"))] for kind in KINDS]
-    layers = sorted({item.rsplit(":", 1)[0] + ":" for item in (*first, *others)})
-    compilers = [[*LAYERS, "--compile", *layers[n::COMPILERS]] for n in range(COMPILERS)]
-    return [*tests, *compilers, *([*EXERCISE, backend] for backend in BACKENDS)]
+    return [*tests, DETERMINISM]
 
 
 def last_checks() -> list[list[str]]:
-    names = ("transforms", "second_order", "ensembles", "determinism", "masks", "triton_offsets")
+    names = ("transforms", "second_order", "ensembles", "masks", "triton_offsets")
     tests = [[*PYTEST, *["-k", "triton"] * (name != "triton_offsets"), f"tests/test_{name}.py"] for name in names]
     return [*tests, *sanitizers()]
 
@@ -283,9 +295,9 @@ def last_checks() -> list[list[str]]:
 def sanitizers() -> list[list[str]]:
     if (found := sanitizer()) is None:
         return []
-    shown = ["--show-backtrace", "no"]  # of the host, Python's
+    brief = ["--show-backtrace", "no"]  # of the host, Python's
     return [
-        [found, "--tool", tool, *options, *shown, *EXERCISE, backend]
+        [found, "--tool", tool, *options, *brief, *EXERCISE, backend]
         for tool, options in TOOLS.items()
         for backend in BACKENDS
     ]
@@ -298,7 +310,8 @@ def main(argv: list[str] | None = None) -> None:
     layers = [*LAYERS, "--rounds", str(options.rounds), *["--dry-run"] * options.dry_run]
     here = not options.dry_run
     if here:
-        report.run(checks(first, others), TESTS, deadline)
+        report.run(compilers([*first, *others]), COMPILE, deadline)
+        report.run(checks(), TESTS, deadline)
     for line in lines(layers, first, min(deadline, time.monotonic() + FIRST)):
         report.take(line)
     if here:

@@ -138,7 +138,11 @@ def a_card(monkeypatch):
 
     def run(started, limit):
         commands.append((started, limit))
-        return [{"command": " ".join(c[1:4]), "status": int("fastlstm.train" in c)} for c in started]
+        statuses = {"fastlstm.train": 1, "tests/test_masks.py": None}
+        return [
+            {"command": gpu.shown(c), "status": next((statuses[a] for a in c if a in statuses), 0), "output": ""}
+            for c in started
+        ]
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A card")
@@ -150,7 +154,7 @@ def a_card(monkeypatch):
 
 def test_what_a_gpu_would_run_is_all_reported(tmp_path, a_card):
     """Where a shape takes its process down and a command fails."""
-    with pytest.raises(SystemExit, match=r"failed: .*, -m fastlstm.train --device; what they said"):
+    with pytest.raises(SystemExit, match=r"failed: .*, python -m fastlstm.train [^,]*; what they said"):
         gpu.main(["--out", str(tmp_path)])
     written, picture = sorted(tmp_path.iterdir())
     assert (written.suffix, picture.suffix) == (".json", ".png")
@@ -159,9 +163,12 @@ def test_what_a_gpu_would_run_is_all_reported(tmp_path, a_card):
     assert {(row["name"], row["precision"]) for row in report["results"]} == {
         (str(n), precision) for n in (0, 1, 2, 4, 5, 6, 7) for precision in gpu_layers.PRECISIONS
     }
+    assert sum("tests/test_masks.py" in name for name in report["not_reached"]) == 1  # no time left, not failed
     commands = [command for started, _ in a_card for command in started]
     assert sum("compute-sanitizer" in command[0] for command in commands) == 4 * 3  # tools, backends
     assert any("fastlstm.train" in command for command in commands)
+    kinds = [("compile" if "--compile" in started[0] else "tests") for started, _ in a_card[:2]]
+    assert kinds == ["compile", "tests"]  # one after the other
     compiled = [
         item for command in commands if "--compile" in command for item in command[command.index("--compile") + 1 :]
     ]
@@ -187,7 +194,7 @@ def test_all_parts_end_in_less_than_eight_minutes(tmp_path, a_card, monkeypatch)
     monkeypatch.setattr(gpu, "run", lambda started, limit: take(limit) or [])
     gpu.main(["--out", str(tmp_path)])
     assert now[0] <= 450
-    assert len(given) == 5
+    assert len(given) == 6
     assert min(given) > 40  # and every part has its time
 
 
