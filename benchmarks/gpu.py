@@ -31,7 +31,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks import machine
-from benchmarks.gpu_layers import FRESH, MODES, PRECISIONS, SHAPES, TINY
+from benchmarks.gpu_layers import FRESH, MODES, SHAPES, TINY
+from benchmarks.gpu_rivals import installed
 from benchmarks.report import replaced
 from benchmarks.shapes import Shape
 from fastlstm.backends.triton import INTERPRET
@@ -64,19 +65,29 @@ TOOLS = {
 }
 
 
+ROW, BEST_OF_CUDNN = SHAPES[0], Shape(128, 128, 512, 512)
+SMALLEST, *LARGER = (Shape(512, 64, H, H) for H in (64, 128, 256, 512, 1024))
+# The layers that have goals: of the row-LSTM, then those of the others that are likeliest to miss them
+GOALS = [(ROW, "bf16"), (ROW, "tf32"), (BEST_OF_CUDNN, "fp16")]
+GOALS += [(shape, "bf16") for shape in (LARGER[-1], Shape(1024, 16, 768, 768), SMALLEST, *LARGER[:-1])]
+
+
 def items(dry_run: bool) -> tuple[list[str], list[str]]:
     """The row-LSTM's, which come before all else, and the others in the order of their weight: time may run out.
 
-    Rivals come in items of their own: TorchRL tries many tiles at its first call, and the loop compiles for a minute.
+    Rivals come in items of their own, where they are installed: TorchRL tries many tiles at its first call, and the
+    loop compiles for a minute.
     """
     if dry_run:
         return [], [f"{n}:{precision}:" for n in range(len(TINY)) for precision in ("ieee", "tf32")]
-    first, *others = range(len(SHAPES))
-    small = SHAPES.index(Shape(512, 64, 64, 64))
-    with_rivals = [f"{first}:{precision}:torchrl" for precision in ("bf16", "tf32")]
-    with_rivals += [f"{small}:{precision}:torchrl,flashrnn" for precision in ("bf16", "tf32")]
-    usual, rest = ([f"{n}:{p}:" for n in others for p in those] for those in (("bf16", "tf32"), ("fp16", "ieee")))
-    return [f"{first}:{p}:" for p in PRECISIONS], [*usual, *with_rivals, f"{first}:tf32:torch.compile", *rest]
+    goals = [f"{SHAPES.index(shape)}:{precision}:" for shape, precision in GOALS]
+    first, goals = goals[:2], goals[2:]
+    small = SHAPES.index(SMALLEST)
+    rivals = [f"{item}torchrl" for item in (*first, *goals)] * installed("torchrl")
+    rivals += [f"{small}:{precision}:flashrnn" for precision in ("bf16", "tf32")] * installed("flashrnn")
+    every = [f"{n}:{p}:" for p in ("tf32", "bf16", "fp16", "ieee") for n in range(len(SHAPES))]
+    rest = [item for item in every if item not in (*first, *goals)]
+    return first, [*goals, *rivals, *rest, f"{first[1]}torch.compile"]
 
 
 def lines(

@@ -31,7 +31,7 @@ from benchmarks.contest import inference, training
 from benchmarks.gpu_rivals import rivals
 from benchmarks.shapes import MODES, Shape
 
-SHAPES = (  # in the order of their weight: time may run out
+SHAPES = (
     Shape(28, 128, 28, 128),  # the row-LSTM
     Shape(1024, 16, 768, 768),
     Shape(512, 64, 128, 128),

@@ -109,6 +109,10 @@ RIVALS: dict[str, tuple[str, type[Rival]]] = {  # and the package that each need
 }
 
 
+def installed(name: str) -> bool:
+    return importlib.util.find_spec(RIVALS[name][0]) is not None
+
+
 def rivals(
     lstm: nn.LSTM, shape: Shape, precision: str, names: list[str]
 ) -> tuple[dict[str, nn.Module], dict[str, str]]:
@@ -118,7 +122,7 @@ def rivals(
     for name in names:
         package, rival = RIVALS[name]
         reason = rival.reason(shape, precision)
-        if importlib.util.find_spec(package) is None:
+        if not installed(name):
             reason = f"the package {package} is not installed"
         if reason is None:
             twin = nn.LSTM(shape.I, shape.H)

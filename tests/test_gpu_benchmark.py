@@ -177,6 +177,28 @@ def test_what_a_gpu_would_run_is_all_reported(tmp_path, a_card):
     assert all((ROOT / name).exists() for name in files)
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_layers_with_goals_come_first(there, monkeypatch):
+    monkeypatch.setattr(gpu, "installed", lambda name: there)
+    first, others = gpu.items(dry_run=False)
+    assert first == ["0:bf16:", "0:tf32:"]
+    assert others[:2] == ["3:fp16:", "7:bf16:"]
+    assert sorted(others[2:7]) == ["1:bf16:", "2:bf16:", "4:bf16:", "5:bf16:", "6:bf16:"]
+    rivals = [item for item in others if item.endswith(("torchrl", "flashrnn"))]
+    goals = [*first, *others[:7]]
+    wanted = [*(f"{item}torchrl" for item in goals), "4:bf16:flashrnn", "4:tf32:flashrnn"]
+    assert rivals == wanted * there
+    assert len({*first, *others}) == len(first) + len(others) == 8 * 4 + 1 + len(rivals)
+
+
+def test_layers_with_goals_have_their_time():
+    """Four measurements, each as long as it may be, without what parts that end early leave."""
+    measurement = len(gpu_layers.WAYS) * len(gpu_layers.MODES) * gpu_layers.SECONDS
+    left = 450 - gpu.COMPILE - gpu.TESTS - gpu.FIRST - gpu.TRAINING - gpu.LAST
+    assert 2 * measurement + 10 <= gpu.FIRST  # and a process starts
+    assert left >= (len(gpu.GOALS) - 2) * measurement + 10
+
+
 def test_all_parts_end_in_less_than_eight_minutes(tmp_path, a_card, monkeypatch):
     """By the clock of this test alone: each part takes all of the time it is given."""
     now, given = [0.0], []
