@@ -7,8 +7,8 @@ Times are medians of CUDA events, the L2 cache flushed before each call, eager a
 all contenders interleaved: torch.nn.LSTM, fastlstm, and where they are installed TorchRL's and FlashRNN's Triton
 kernels. The JSON file is written anew after every result, and every part runs in a process of its own: one that fails,
 hangs or takes the device down loses its own result and no other. At the end follow a chart, and for each goal whether
-it is met; speeds are judged by eager calls. `--dry-run`, with
-TRITON_INTERPRET=1 in the environment, takes tiny layers on the CPU and nothing else: it shows that the script runs.
+it is met; speeds are judged by eager calls. `--dry-run`, with TRITON_INTERPRET=1 in the environment, takes tiny layers
+on the CPU and nothing else: it shows that the script runs.
 """
 
 import argparse
@@ -33,8 +33,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks import machine
+from benchmarks.gpu_goals import GOALS, SMALLEST, judged, speeds, told
 from benchmarks.gpu_layers import FRESH, MODES, SHAPES, TINY
-from benchmarks.gpu_rivals import GOALS, SMALLEST, installed, judged, speeds, told
+from benchmarks.gpu_rivals import installed
 from benchmarks.report import replaced
 from fastlstm.backends.triton import INTERPRET
 

@@ -85,7 +85,7 @@ def test_weights_are_kept_as_autocast_casts_them():
             assert slot.cast.to == torch.bfloat16
         with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match="5"):
             lstm(torch.randn(3, 2, 4))
-        with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match="hidden\[0\]"):
+        with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match=r"hidden\[0\]"):
             lstm(x, (torch.randn(2, 3, 7), torch.randn(2, 3, 7)))
 
 
