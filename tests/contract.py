@@ -16,6 +16,13 @@ sizes = st.sampled_from([1, 2, 3, 5])
 bad_sizes = st.sampled_from([0, -1, 2.0, "a", None])
 
 
+# of float64 to a float32 layer: torch.nn.LSTM's words, from torch 2.11 on and before
+WRONG_DTYPE = (
+    r"RNN input dtype \(torch.float64\) does not match weight dtype"
+    "|input must have the type torch.float32, got type torch.float64"
+)
+
+
 def outcome(call):
     """What `call` did: its result or exception, and the warnings it gave."""
     with warnings.catch_warnings(record=True) as given_warnings:

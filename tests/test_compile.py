@@ -180,8 +180,10 @@ torch.save(results, folder + "/results.pt")
     ],
     indirect=["backend"],
 )
-def test_export_in_another_process(tmp_path, backend, strict):
+def test_export_in_another_process(tmp_path, backend, strict, monkeypatch):
     """T and B stay open, and a loaded program trains."""
+    if torch.__version__.startswith("2.9."):  # see docs/transforms.md
+        monkeypatch.setattr(torch._dynamo.config, "fake_tensor_cache_enabled", False)
     dtype = dtype_of(backend)
     lstm = fastlstm.LSTM(11, 13, num_layers=2, bidirectional=True, dtype=dtype, backend=backend)
     open_sizes = {"input": {0: Dim("T", max=100_000), 1: Dim("B", max=100_000)}}

@@ -64,7 +64,7 @@ def assert_same_module(theirs, ours):
         assert (other.dtype, other.device, other.shape) == (parameter.dtype, parameter.device, parameter.shape)
         assert parameter.device.type == "meta" or torch.equal(other, parameter)
     for name in (*nn.LSTM.__constants__, "_flat_weights_names", "training"):
-        assert getattr(ours, name) == getattr(theirs, name)
+        assert repr(getattr(ours, name)) == repr(getattr(theirs, name))  # which may be NaN, in torch up to 2.10
         assert type(getattr(ours, name)) is type(getattr(theirs, name))
     assert fastlstm.LSTM.__constants__ == nn.LSTM.__constants__
     layers = zip(theirs.all_weights, ours.all_weights, strict=True)
@@ -100,26 +100,28 @@ def test_cell_construction(arguments, seed):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "words"),
+    "arguments",
     [
-        ({"input_size": 3.0}, TypeError, "input_size should be of type int, got: float"),
-        ({"hidden_size": "4"}, TypeError, "hidden_size should be of type int, got: str"),
-        ({"bias": 1}, TypeError, "bias should be of type bool, got: int"),
-        ({"batch_first": None}, TypeError, "batch_first should be of type bool, got: NoneType"),
-        ({"input_size": 0}, ValueError, "input_size must be greater than zero"),
-        ({"hidden_size": -1}, ValueError, "hidden_size must be greater than zero"),
-        ({"num_layers": 0}, ValueError, "num_layers must be greater than zero"),
-        ({"dropout": 1.5}, ValueError, "dropout should be a number in range"),
-        ({"dropout": -0.1}, ValueError, "dropout should be a number in range"),
-        ({"dropout": True}, ValueError, "dropout should be a number in range"),
-        ({"proj_size": -1}, ValueError, "proj_size should be a positive integer or zero"),
-        ({"proj_size": 4}, ValueError, "proj_size has to be smaller than hidden_size"),
+        {"input_size": 3.0},
+        {"hidden_size": "4"},
+        {"bias": 1},
+        {"batch_first": None},
+        {"input_size": 0},
+        {"hidden_size": -1},
+        {"num_layers": 0},
+        {"dropout": 1.5},
+        {"dropout": -0.1},
+        {"dropout": True},
+        {"proj_size": -1},
+        {"proj_size": 4},
     ],
 )
-def test_errors_of_construction(arguments, error, words):
-    for cls in (nn.LSTM, fastlstm.LSTM):
-        with pytest.raises(error, match=words):
-            cls(**{"input_size": 3, "hidden_size": 4, **arguments})
+def test_errors_of_construction(arguments):
+    given = {"input_size": 3, "hidden_size": 4, **arguments}
+    theirs, ours = (outcome(partial(cls, **given)) for cls in (nn.LSTM, fastlstm.LSTM))
+    assert (repr(ours[0]), ours[1]) == (repr(theirs[0]), theirs[1])
+    if not torch.__version__.startswith(("2.9.", "2.10.")):  # which take some of these
+        assert isinstance(ours[0], TypeError | ValueError)
 
 
 @pytest.mark.parametrize("cls", [nn.LSTM, fastlstm.LSTM])

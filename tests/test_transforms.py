@@ -135,7 +135,7 @@ def test_a_scaler_skips_a_step_that_overflows(backend):
 
 
 def test_mixed_dtypes_without_autocast_are_refused():
-    with pytest.raises(ValueError, match="dtype"):
+    with pytest.raises(ValueError, match=r"(?i)input .*type"):  # in torch.nn.LSTM's words, which releases have changed
         fastlstm.LSTM(6, 7)(torch.randn(5, 3, 6).bfloat16())
 
 
