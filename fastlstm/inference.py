@@ -99,7 +99,9 @@ def infer_cast(
     name = dispatch.packing(backend, x.device, dtype)
     if name is None or x.shape[0] == 0 or not ops.is_plain(x, mask, *states) or not _keepable(weights):
         return None
-    size, (rows, I) = (x.shape[1], weights[1].shape[-1]), weights[0].shape
+    if not weights[0].dim() == weights[1].dim() == 2:
+        return None
+    size, (rows, I) = (x.shape[1], weights[1].shape[1]), weights[0].shape
     shapes = (rows, I), (rows, rows // 4), (rows,), (rows,)
     if x.shape[2] != I or not all(a.shape == size and a.is_cpu for a in states):
         return None
@@ -110,8 +112,9 @@ def infer_cast(
         if layer is None or layer.to != dtype or layer.backend != name or not layer.is_of(weights):
             slot.cast = None  # its memory before the new one's
             with torch.inference_mode(False):
-                slot.cast = layer = CastWeights(weights, dtype, partial(_pack, name))
+                layer = CastWeights(weights, dtype, partial(_pack, name))
             layer.backend = name
+            slot.cast = layer  # complete: another thread may look at it
         if (result := layer.forward(x, hx, reverse, mask=mask, hides=hides)) is not None:
             break
     return result

@@ -1,5 +1,8 @@
 """Changes of weights that stay packed: every one is seen, counted by PyTorch or not."""
 
+import sys
+import threading
+
 import pytest
 import torch
 
@@ -87,6 +90,31 @@ def test_weights_are_kept_as_autocast_casts_them():
             lstm(torch.randn(3, 2, 4))
         with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match=r"hidden\[0\]"):
             lstm(x, (torch.randn(2, 3, 7), torch.randn(2, 3, 7)))
+
+
+def test_threads_share_weights_that_autocast_casts():
+    """While one of them changes a weight, all find kept weights complete."""
+    lstm, x, failures = fastlstm.LSTM(5, 7), torch.randn(3, 2, 5), []
+
+    def work(changes):
+        try:
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+                for _ in range(200):
+                    lstm(x)
+                    if changes:
+                        lstm.weight_ih_l0.add_(0)
+        except Exception as failure:
+            failures.append(failure)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    threads = [threading.Thread(target=work, args=(k == 0,)) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    sys.setswitchinterval(interval)
+    assert failures == []
 
 
 @pytest.mark.parametrize("bias", [True, False])

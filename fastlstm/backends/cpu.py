@@ -227,6 +227,7 @@ class CastWeights(Sampled):
         hx = None if hx is None else (hx[0].to(self.to), hx[1].to(self.to))
         result: tuple[Tensor, ...] | None
         result = self.packed.forward(x.to(self.to), hx, reverse, mask=mask, hides=hides, out=out)
+        self.stale = self.stale or result is None  # parameters of 16 bits are their own copies
         return result
 
 
