@@ -4,6 +4,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,29 @@ def test_torchs_products_have_the_precision_of_the_recurrent_ones():
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
     each = ["ieee ieee 5 True", "tf32 tf32 5 True"]  # forward x; backward x, weight_ih, weight_hh in two parts
     assert done.stdout.splitlines() == [*4 * each, "ieee"], done.stderr
+
+
+def test_layers_of_two_precisions_wait_for_each_other(monkeypatch):
+    """The first to leave would else restore what the second needs, and the second the first one's, for good."""
+    now = ["none"]
+    monkeypatch.setattr(torch._C, "_get_fp32_precision_getter", lambda *_: now[0])
+    monkeypatch.setattr(torch._C, "_set_fp32_precision_setter", lambda *names: now.__setitem__(0, names[-1]))
+    entered, seen = threading.Event(), []
+
+    def second():
+        entered.wait()
+        with backend._products("ieee"):
+            seen.append(now[0])
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    with backend._products("tf32"):
+        entered.set()
+        thread.join(0.2)
+        seen.append(now[0])
+    thread.join()
+    assert seen == ["tf32", "none"]
+    assert now == ["none"]
 
 
 def choose(name, device, dtype=torch.float32, **options):

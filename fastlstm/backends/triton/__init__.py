@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache, partial
+from threading import Lock
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,12 +28,10 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _INSTALLED = importlib.util.find_spec("triton") is not None
 
 
-def _capability(device: torch.device) -> tuple[int, int]:
+@cache
+def capability(device: torch.device) -> tuple[int, int]:
     """Compute capability; the interpreter is as large as an H100."""
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
-
-
-capability = cache(_capability)
 
 
 def supports(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -45,8 +44,7 @@ def supports(device: torch.device, dtype: torch.dtype) -> str | None:
         return "the triton backend needs the package triton, which is not installed"
     if device.type == "cuda" and torch.version.hip is not None:
         return "the triton backend needs an NVIDIA GPU, this torch is built for ROCm"
-    found = (_capability if torch.compiler.is_compiling() else capability)(device)  # dynamo warns of a cache
-    if found < (8, 0):
+    if (found := capability(device)) < (8, 0):
         return "the triton backend needs compute capability 8.0, got {}.{}".format(*found)
     return None
 
@@ -74,23 +72,31 @@ def resolve_precision(dtype: torch.dtype, precision: str | None) -> str:
     return "tf32" if precision == "tf32" else "ieee"
 
 
+_setting = Lock()  # one layer at a time, or the first to leave would restore what the second still needs
+
+
 @contextmanager
 def _products(precision: str) -> Iterator[None]:
     """torch's own products of float32 in the precision of the recurrent ones, whatever those outside a layer have.
 
-    torch has one setting for the process: a product that another Python thread starts meanwhile may follow this one.
+    torch has one setting for the process. Meanwhile, a product of another Python thread may follow this one, and torch
+    does not tell it what ``allow_tf32`` is. A setting that is the general one is taken to follow that.
     """
-    get, put = torch._C._get_fp32_precision_getter, torch._C._set_fp32_precision_setter
-    found = get("cuda", "matmul")
-    if precision == "native" or (precision == "tf32") == (found == "tf32"):
+    if precision == "native":
         yield
         return
-    inherited = found in (get("cuda", "all"), get("generic", "all"))
-    put("cuda", "matmul", precision)
-    try:
-        yield
-    finally:
-        put("cuda", "matmul", "none" if inherited else found)
+    get, put = torch._C._get_fp32_precision_getter, torch._C._set_fp32_precision_setter
+    with _setting:
+        found = get("cuda", "matmul")
+        if (precision == "tf32") == (found == "tf32"):
+            yield
+            return
+        inherited = found in (get("cuda", "all"), get("generic", "all"))
+        put("cuda", "matmul", precision)
+        try:
+            yield
+        finally:
+            put("cuda", "matmul", "none" if inherited else found)
 
 
 def _strided(a: Any) -> Any:
