@@ -133,9 +133,6 @@ def _warn(failure: str, taken: str) -> None:
         warnings.warn(f"{failure}; auto takes {taken} instead", RuntimeWarning, stacklevel=2)
 
 
-_warn._dynamo_marked_constant = True  # type: ignore[attr-defined]  # dynamo calls it, and traces nothing
-
-
 def choose(
     name: str | None, device: torch.device, dtype: torch.dtype, *, projected: bool, masked: bool, cells: bool
 ) -> str:

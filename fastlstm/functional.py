@@ -83,6 +83,10 @@ def lstm(
     weights, options = (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr), (mask, holds, reverse, return_cells)
     if not torch.compiler.is_compiling():
         return _lstm(x, hx, *weights, *options, backend, slot)
+    if backend is not None:
+        dispatch.check_name(backend)
+    if not _is_autocast(x):  # here already: what is raised in a graph becomes an error of dynamo's
+        checks.check_layer(x, hx, *weights, mask)
     output, h_n, c_n, *cells = _in_graph(x, hx, *weights, *options, dispatch.named(backend))
     return output, (h_n, c_n), *cells  # type: ignore[return-value]
 
@@ -107,7 +111,7 @@ def _lstm(
         if (result := infer(slot, x, hx, weights, reverse, backend, mask, holds)) is not None:
             h, h_n, c_n = result
             return h, (h_n, c_n)
-    if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
+    if _is_autocast(x):
         # autocast leaves float64 alone
         dtype = torch.float64 if x.dtype == torch.float64 else torch.get_autocast_dtype(x.device.type)
         if slot is not None and weight_hr is None and not return_cells:
@@ -179,6 +183,10 @@ def _lstm(
     return (h, (h_n, c_n), c) if return_cells else (h, (h_n, c_n))
 
 
+def _is_autocast(x: Tensor) -> bool:
+    return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
+
+
 def lstm_cell(
     x: Tensor,
     hx: State | None,
@@ -219,8 +227,6 @@ def _wants_autograd(*tensors: Tensor | None) -> bool:
     """True where the call must leave a trace for a derivative of any kind, or runs under a transform."""
     if wants_gradient(*tensors):
         return True
-    if torch.compiler.is_compiling():
-        return False
     if torch.autograd.forward_ad._current_level >= 0:
         return True
     # a batched tensor does not tell whether what it holds requires a gradient
@@ -239,4 +245,4 @@ def _levels(kind: TransformType) -> int:
 
 def _nested_forward_mode() -> bool:
     """Over more than one forward-mode level, any Function's derivative is silently zero."""
-    return not torch.compiler.is_compiling() and _levels(TransformType.Jvp) > 1
+    return _levels(TransformType.Jvp) > 1

@@ -140,7 +140,7 @@ def differentiate(name: str, backward: Callable[..., Any], setup_context: Callab
             return by_torch(keyset, *arguments)
         return function(*arguments)
 
-    LIBRARIES[name].impl(name, run, "Autograd", with_keyset=True)
+    LIBRARIES[name].impl(name, torch._disable_dynamo(run), "Autograd", with_keyset=True)
 
 
 def is_untransformed(*tensors: Tensor | None) -> bool:

@@ -9,7 +9,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
 from torch.export import Dim
-from torch.func import grad, hessian, jacfwd, jvp, vmap
+from torch.func import functional_call, grad, hessian, jacfwd, jvp, vmap
 
 import fastlstm
 from tests.transforms import backends, dtype_of, needs_triton
@@ -146,6 +146,53 @@ def test_compiled_autocast(backend):
     got = torch.compile(run, backend="aot_eager", fullgraph=True)(x)
     assert got.dtype == dtype
     assert torch.equal(got, run(x))
+
+
+@pytest.mark.parametrize("freeze", ["parameters", "functional", "no_grad"])
+def test_compiled_forward_mode_where_nothing_wants_a_gradient(freeze):
+    lstm, x = fastlstm.LSTM(3, 4, backend="numba", dtype=torch.double), torch.randn(5, 2, 3, dtype=torch.double)
+    if freeze == "parameters":
+        lstm.requires_grad_(False)
+    detached = {name: parameter.detach() for name, parameter in lstm.named_parameters()}
+    call = (lambda x: functional_call(lstm, detached, (x,))[0]) if freeze == "functional" else lambda x: lstm(x)[0]
+
+    def tangent(x):
+        with torch.set_grad_enabled(freeze != "no_grad"):
+            return jvp(call, (x,), (torch.ones_like(x),))[1]
+
+    got, want = torch.compile(tangent, backend="aot_eager", fullgraph=True)(x), tangent(x)
+    assert want.abs().max() > 0.01
+    torch.testing.assert_close(got, want)
+
+
+def test_operators_in_frames_that_dynamo_sees_are_not_compiled():
+    h = torch.zeros(2, 7)
+    weights = torch.randn(28, 5), torch.randn(28, 7), None
+
+    def alone(x):
+        return torch.ops.fastlstm.forward(x, *weights, h, h, None, False, False, "numba")[0]
+
+    call, x = torch._dynamo.disable(alone, recursive=False), torch.randn(3, 2, 5)
+    with torch.no_grad():
+        got = torch.compile(lambda x: call(x) + 1, backend="eager")(x)
+        assert torch.equal(got, alone(x) + 1)
+    assert counters["frames"]["total"] < 10
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"weight_hh": torch.ones(16, 5)}, ValueError, "weight_hh must have shape"),
+        ({"bias_ih": torch.ones(16).double()}, ValueError, "bias_ih must have the dtype of x"),
+        ({"mask": torch.zeros(5, 2)}, ValueError, "mask must be int32"),
+        ({"backend": "fast"}, ValueError, "backend must be one of"),
+    ],
+)
+def test_errors_are_those_of_eager_calls(change, error, words):
+    arguments = {"x": torch.randn(5, 2, 3), "hx": None, "weight_ih": torch.ones(16, 3), "weight_hh": torch.ones(16, 4)}
+    for call in (fastlstm.lstm, torch.compile(fastlstm.lstm, backend="eager")):
+        with pytest.raises(error, match=words):
+            call(**{**arguments, **change})
 
 
 @backends
