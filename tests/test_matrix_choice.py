@@ -82,13 +82,13 @@ def test_an_export_in_a_process_of_its_own(available, tmp_path):
 @needs_unit
 def test_compiled_code_keeps_the_precision_it_was_compiled_with(setting):
     x, module = torch.randn(3, 4, 5), fastlstm.LSTM(5, 6)
-    compiled = torch.compile(module, fullgraph=True, backend="eager")
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     before = compiled(x)[0]
     setting("bf16")
     assert torch.equal(compiled(x)[0], before)
     assert not torch.equal(module(x)[0], before)
     torch._dynamo.reset()
-    assert torch.equal(torch.compile(module, fullgraph=True, backend="eager")(x)[0], module(x)[0])
+    assert torch.equal(torch.compile(module, fullgraph=True, backend="aot_eager")(x)[0], module(x)[0])
 
 
 @pytest.mark.parametrize(("pieces", "products"), [(1, 4), (2, 12), (3, 24)])
