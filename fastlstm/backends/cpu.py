@@ -133,11 +133,11 @@ class Sampled(PackedWeights):
 
     def _watch(self) -> None:
         self.places = [_places(a) for a in (self.weight_ih, self.weight_hh)]
-        self.samples = self._samples()
+        self.samples = [a.clone() for a in self._samples()]
 
     def _samples(self) -> list[Tensor]:
         weights = zip((self.weight_ih, self.weight_hh), self.places)
-        return [*(a[place] for a, place in weights), *(a.clone() for a in self.biases)]
+        return [*(a.view(-1).index_select(0, place) for a, place in weights), *self.biases]
 
     def _unchanged(self) -> bool:
         self.stale = self.stale or not all(map(torch.equal, self._samples(), self.samples))
@@ -231,8 +231,8 @@ class CastWeights(Sampled):
         return result
 
 
-def _places(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and columns of elements of which every row and every column has one."""
+def _places(weight: Tensor) -> Tensor:
+    """Places, in a row of all of a weight's, of elements of which every row and every column has one."""
     rows, columns = weight.shape
     numbers = torch.arange(max(rows, columns), device=weight.device)
-    return numbers % rows, numbers % columns
+    return numbers % rows * columns + numbers % columns
