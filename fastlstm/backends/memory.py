@@ -79,8 +79,9 @@ def release(pages: Pages) -> None:
     """Give back to the pool what `take` gave."""
     _free.append(pages)
     held = sum([pages.size for pages in list(_free)])
-    while (held > LIMIT or len(_free) > MOST) and _free:
-        held -= _free.popleft().size
+    with suppress(IndexError):  # other threads empty it too
+        while held > LIMIT or len(_free) > MOST:
+            held -= _free.popleft().size
 
 
 def forget() -> None:
