@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C._functorch import TransformType
+from torch._VF import _unpack_dual as unpack_dual
 
 from fastlstm import checks, dispatch, ops
 from fastlstm.backends import aten, reference
@@ -229,6 +230,8 @@ def _wants_autograd(*tensors: Tensor | None) -> bool:
         return True
     if torch.autograd.forward_ad._current_level >= 0:
         return True
+    if torch.compiler.is_compiling() and any(a is not None and unpack_dual(a, level=0)[1] is not None for a in tensors):
+        return True  # a compiler traces dual numbers outside their level
     # a batched tensor does not tell whether what it holds requires a gradient
     only_vmap = not torch.is_grad_enabled() and _levels(TransformType.Vmap) == len(_interpreters())
     return torch._C._are_functorch_transforms_active() and not only_vmap

@@ -8,6 +8,7 @@ import torch
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
+from torch.autograd import forward_ad
 from torch.export import Dim
 from torch.func import functional_call, grad, hessian, jacfwd, jvp, vmap
 
@@ -162,6 +163,18 @@ def test_compiled_forward_mode_where_nothing_wants_a_gradient(freeze):
 
     got, want = torch.compile(tangent, backend="aot_eager", fullgraph=True)(x), tangent(x)
     assert want.abs().max() > 0.01
+    torch.testing.assert_close(got, want)
+
+
+def test_compiled_dual_numbers():
+    lstm, x = fastlstm.LSTM(3, 4, backend="numba", dtype=torch.double), torch.randn(5, 2, 3, dtype=torch.double)
+    lstm.requires_grad_(False)
+
+    def tangent(x):
+        with forward_ad.dual_level():
+            return forward_ad.unpack_dual(lstm(forward_ad.make_dual(x, torch.ones_like(x)))[0]).tangent
+
+    got, want = torch.compile(tangent, backend="aot_eager", fullgraph=True)(x), tangent(x)
     torch.testing.assert_close(got, want)
 
 
