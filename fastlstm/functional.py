@@ -20,22 +20,8 @@ State = tuple[Tensor, Tensor]
 
 
 @allow_in_graph  # what dynamo traces itself it guards, at every call: a hundred functions, settings and names
-def _in_graph(
-    x: Tensor,
-    hx: State | None,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Tensor | None,
-    bias_hh: Tensor | None,
-    weight_hr: Tensor | None,
-    mask: Tensor | None,
-    holds: bool,
-    reverse: bool,
-    return_cells: bool,
-    backend: str,
-) -> tuple[Tensor, ...]:
-    weights, options = (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr), (mask, holds, reverse, return_cells)
-    output, (h_n, c_n), *cells = _lstm(x, hx, *weights, *options, backend, None)
+def _in_graph(*arguments: Any) -> tuple[Tensor, ...]:
+    output, (h_n, c_n), *cells = _lstm(*arguments)
     return output, h_n, c_n, *cells
 
 
@@ -105,7 +91,7 @@ def _lstm(
     reverse: bool,
     return_cells: bool,
     backend: str | None,
-    slot: Slot | None,
+    slot: Slot | None = None,
 ) -> Any:
     if slot is not None and weight_hr is None and not return_cells:
         weights = weight_ih, weight_hh, bias_ih, bias_hh
@@ -125,7 +111,7 @@ def _lstm(
         bias_ih, bias_hh, weight_hr = (None if a is None else a.to(dtype) for a in (bias_ih, bias_hh, weight_hr))
         weights, options = (weight_ih, weight_hh, bias_ih, bias_hh), (mask, holds, reverse, return_cells)
         with torch.autocast(x.device.type, enabled=False):  # the plain PyTorch maths would be cast once more
-            return _lstm(x, hx, *weights, weight_hr, *options, backend, None)
+            return _lstm(x, hx, *weights, weight_hr, *options, backend)
     checks.check_layer(x, hx, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, mask)
     T, B, _ = x.shape
     if weight_hr is None and not return_cells and T and B:

@@ -213,20 +213,13 @@ class CastWeights(Sampled):
         self._watch()
 
     def forward(
-        self,
-        x: Tensor,
-        hx: tuple[Tensor, Tensor] | None,
-        reverse: bool,
-        *,
-        mask: Tensor | None = None,
-        hides: bool = False,
-        out: Tensor | None = None,
+        self, x: Tensor, hx: tuple[Tensor, Tensor] | None, reverse: bool, **options: Any
     ) -> tuple[Tensor, ...] | None:
         if not self._unchanged():
             return None
         hx = None if hx is None else (hx[0].to(self.to), hx[1].to(self.to))
         result: tuple[Tensor, ...] | None
-        result = self.packed.forward(x.to(self.to), hx, reverse, mask=mask, hides=hides, out=out)
+        result = self.packed.forward(x.to(self.to), hx, reverse, **options)
         self.stale = self.stale or result is None  # parameters of 16 bits are their own copies
         return result
 
