@@ -183,11 +183,13 @@ def test_strides_are_taken_as_they_are(backend):
 
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
-def test_expanded_gradient(backend):
-    layer = Layer(3, 4, 5, 6)
-    inputs = layer.to(torch.double)
-    a = torch.autograd.grad(layer.run(inputs, backend)[0].sum(), inputs)
-    b = torch.autograd.grad(layer.truth(inputs)[0].sum(), inputs)
+@pytest.mark.parametrize("size", [(1, 1, 1), (20, 1, 1), (1, 64, 1), (20, 64, 1)])
+def test_expanded_gradient(backend, size):
+    """One number for many, as a sum's gradient is."""
+    layer = Layer(20, 64, 5, 52)  # enough for it to stay one
+    inputs, gradient = layer.to(torch.double), torch.randn(size, dtype=torch.double).expand(20, 64, 52)
+    a = torch.autograd.grad(layer.run(inputs, backend)[0], inputs, gradient)
+    b = torch.autograd.grad(layer.truth(inputs)[0], inputs, gradient)
     for x, y in zip(a, b):
         torch.testing.assert_close(x, y)
 

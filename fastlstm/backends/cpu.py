@@ -52,7 +52,14 @@ def address(a: Tensor | None) -> int:
 
 
 def rows_contiguous(a: Tensor) -> Tensor:
-    return a if a.stride(-1) == 1 or a.shape[-1] == 1 else a.contiguous()
+    """`a` with a row's elements side by side. One number for all, as the gradient of a sum is, becomes one row."""
+    strides = a.stride()
+    if strides[-1] == 1 or a.shape[-1] == 1:
+        return a
+    if strides[-1] != 0 or a.numel() < 1 << 16:  # these calls take longer than to write so many
+        return a.contiguous()
+    sizes = [1 if stride == 0 else size for size, stride in zip(a.shape, strides)]
+    return a.as_strided(sizes, strides).expand(*sizes[:-1], a.shape[-1]).contiguous().expand(a.shape)
 
 
 class PackedWeights:
