@@ -1,6 +1,9 @@
 """What the forward and backward kernels share: who does which part, waiting, and the step mask."""
 
+from typing import Any
+
 from numba import njit
+from numba.core.types import unliteral
 
 from fastlstm.backends.numba.intrinsics import add_atomic, call, call_int, get_int32, load_atomic
 from fastlstm.backends.numba.simd import VECTOR_BYTES
@@ -16,7 +19,16 @@ STREAMED = 6 << 20  # bytes of gates that would take the caches from what is wan
 RESET, HOLD = 1, 2
 ONE = 1024  # where the constants' one lies, after the zeros
 
-jit = njit(boundscheck=False, error_model="numpy", nogil=True)
+
+def jit(function: Any) -> Any:
+    """For functions that kernels call, nobody else: they are compiled without wrappers, and once, not for each constant
+    that they are called with. Compiling the loops takes 8 s for 13.
+    """
+    options: Any = {"boundscheck": False, "error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    compiled = njit(**options)(function)
+    for_types = compiled.get_call_template
+    compiled.get_call_template = lambda args, kws: for_types((*map(unliteral, args),), kws)
+    return compiled
 
 
 @jit
