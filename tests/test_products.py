@@ -36,18 +36,18 @@ def test_every_row_is_computed_once(dtype, bound, vectors):
         assert largest_error(dtype, vectors, rows) < bound, rows  # nine terms of a few units at most
 
 
+def call(name, *arguments):
+    """A primitive for float32."""
+    pointers = [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments]
+    ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * len(pointers))(tasks.primitives(4, 0)[name])(*pointers)
+
+
 @pytest.mark.parametrize("vectors", [1, 2, 3, 4])
 def test_a_lone_row_in_blocks_is_a_row_of_many(vectors):
     """The same bits, wherever blocks begin and whichever part of the first has been summed before."""
-    table, size = tasks.primitives(4, 0), 4
-    width = table["lanes"] * vectors
+    size, width = 4, tasks.primitives(4, 0)["lanes"] * vectors
     x, h, w = torch.randn(13), torch.randn(30), torch.randn(43, width)
     init, zeros = torch.randn(1, width), torch.zeros(1, width)
-
-    def call(name, *arguments):
-        pointers = [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments]
-        ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * len(pointers))(table[name])(*pointers)
-
     for block in (1, 5, 13, 20, 43, 50):
         columns, want, start = torch.cat([x, h]), torch.empty(1, width), init
         for k in range(0, 43, block):
@@ -55,7 +55,7 @@ def test_a_lone_row_in_blocks_is_a_row_of_many(vectors):
             call(f"product{vectors}", 1, start, 0, want, 0, w[k:], columns[k:], 0, size, part, 1, 0, 0, columns, 0, 0)
             start = want
         whole = torch.full((1, width), torch.nan)
-        call(f"lone{vectors}", init, whole, x, w, 13, h, w[13:], 30, block, block, zeros)
+        call(f"lone{vectors}", 1, init, 0, whole, 0, x, w, 0, 13, h, w[13:], 0, 30, block, block, zeros, 0)
         assert torch.equal(whole, want), block
         done = 13 % block  # columns of x in the block in which h follows, after whole ones
         fed, part = init.clone(), zeros.clone()
@@ -64,5 +64,25 @@ def test_a_lone_row_in_blocks_is_a_row_of_many(vectors):
         if done:
             at = 13 - done
             call(f"product{vectors}", 1, zeros, 0, part, 0, w[at:], x[at:], 0, size, done, 1, 0, 0, x, 0, 0)
-        call(f"lone{vectors}", fed, whole.fill_(torch.nan), x, w, 0, h, w[13:], 30, block - done, block, part)
+        whole.fill_(torch.nan)
+        call(f"lone{vectors}", 1, fed, 0, whole, 0, x, w, 0, 0, h, w[13:], 0, 30, block - done, block, part, 0)
         assert torch.equal(whole, want), block
+
+
+@pytest.mark.parametrize("vectors", [1, 2, 3, 4])
+@pytest.mark.parametrize("step", [1, -1])
+def test_a_lone_row_takes_many_panels_to_and_fro(vectors, step):
+    panels, width = 5, tasks.primitives(4, 0)["lanes"] * vectors
+    x, h, of_x, of_h = torch.randn(6), torch.randn(9), torch.randn(panels, 6, width), torch.randn(panels, 9, width)
+    init, part, first = torch.randn(panels, width), torch.randn(panels, width), 0 if step == 1 else panels - 1
+    want, found = torch.empty(panels, width), torch.full((panels, width), torch.nan)
+    for p in range(panels):
+        call(f"lone{vectors}", 1, init[p], 0, want[p], 0, x, of_x[p], 0, 6, h, of_h[p], 0, 9, 3, 4, part[p], 0)
+    row = step * width * 4
+    call(
+        f"lone{vectors}", panels, init[first], row, found[first], row, x, of_x[first], 6 * row, 6, h, of_h[first],
+        9 * row, 9, 3, 4, part[first], row,
+    )  # fmt: skip
+    assert torch.equal(found, want)
+    expected = init.double() + part.double() + (x.double() @ of_x.double()) + (h.double() @ of_h.double())
+    assert (found - expected).abs().max() < 1e-5  # fifteen terms of a few units

@@ -92,6 +92,7 @@ def forward_with(products: Any) -> Any:
     """The kernel that takes its products from a module: `forward_products`, or one like it."""
     pack_weights, preact, begin, end = products.pack_weights, products.preact, products.begin, products.end
     feed_inputs, feed_states, multiply_inputs = products.feed_inputs, products.feed_states, products.multiply_inputs
+    preact_of_lone = products.preact_of_lone
     reads_states: bool = products.READS_STATES
     reads_inputs: bool = products.READS_INPUTS
 
@@ -155,13 +156,13 @@ def forward_with(products: Any) -> Any:
                 zero_rows(a, b_last - b_first, H, mask + b_first * 4, RESET, h_reset, H * S)
             if s == 0 and begins_at_zero:
                 h_seen = 0
-            for j in range(p_first, p_last):  # to and fro: the weights read last are still in the L2 cache
+            if lone:
+                preact_of_lone(a, s, p_first, p_last, scratch, x, h_seen)
+                cells_of_one(a, t, p_first, p_last - p_first, scratch, h, c_prev)
+            # to and fro: the weights read last are still in the L2 cache
+            for j in range(p_last if lone else p_first, p_last):
                 p = j if (s + a.flip) % 2 == 0 else p_first + p_last - 1 - j
                 multiply_inputs(a, s, p, part, b_first, b_last)
-                if lone:
-                    at = scratch + (p - p_first) * 4 * VECTOR
-                    preact(a, s, p, 0, 1, part, 0, 1, at, x, h_seen, h_seen_row)
-                    continue
                 for b in range(b_first, b_last, CHUNK):
                     rows = min(CHUNK, b_last - b)
                     alive = rows_alive(mask + b * 4 if mask != 0 else 0, rows)
@@ -174,8 +175,6 @@ def forward_with(products: Any) -> Any:
                             leave(a, t, p, b, rows, h, mask)
                         if s + 1 < T:
                             feed_states(a, s + 1, p, b, rows, h + b * a.h_row + p * L * S, a.h_row, scratch)
-            if lone:
-                cells_of_one(a, t, p_first, p_last - p_first, scratch, h, c_prev)
             h_prev, h_prev_row, c_prev, c_prev_row = h, a.h_row, c, H * S
             if not reads_inputs and s + 1 < T:
                 feed_inputs(a, s + 1, part, b_first, b_last, x_first, x_last, scratch)

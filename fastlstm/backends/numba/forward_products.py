@@ -99,22 +99,43 @@ def multiply_inputs(a, s, p, part, b_first, b_last):
 
 
 @jit
-def preact_of_one(a, s, p, b, out, x, h_seen):
-    """preact of panel p for row b: the same sums, all blocks in one call."""
+def preact_of_one(a, s, p, panels, step, b, out, x, h_seen):
+    """preact of row b for `panels` panels from p on, `step` 1 or -1: the same sums, all blocks in one call."""
     vectors, I, of_h = vectors_of(a, p), a.I, a.H if h_seen != 0 else 0
+    wide = step * 4 * VECTOR
     kernel, w_x, w_h = lone_of(a, vectors), inputs_at(a, p), a.packed + p * a.H * 4 * VECTOR
-    init, part, first = a.biases + p * 4 * VECTOR, a.constants, a.block
+    init, init_step, part, part_step, first = a.biases + p * 4 * VECTOR, wide, a.constants, 0, a.block
     if a.feed != 0:
-        rest = I % a.block if a.block_x == 0 else 0
+        rest, fed_step = I % a.block if a.block_x == 0 else 0, fed(a, step, 0, 0) - fed(a, 0, 0, 0)
         if rest != I:  # whole blocks; an x of no columns has none, and feeds nothing
-            init = fed(a, p, s, b)
+            init, init_step = fed(a, p, s, b), fed_step
         if rest != 0:
-            part, first = fed(a, p, s, 1), a.block - rest
+            part, part_step, first = fed(a, p, s, 1), fed_step, a.block - rest
         I = 0
     elif a.block_x != 0:
-        call(kernel, init, out, x, w_x, I, x, w_x, 0, a.block_x, a.block_x, part)
-        init, I = out, 0
-    call(kernel, init, out, x, w_x, I, h_seen, w_h, of_h, first, a.block, part)
+        call(
+            kernel, panels, init, init_step, out, wide, x, w_x, wide * I, I, x, w_x, 0, 0, a.block_x, a.block_x, part, 0
+        )  # fmt: skip
+        init, init_step, I = out, wide, 0
+    call(
+        kernel, panels, init, init_step, out, wide, x, w_x, wide * a.I, I, h_seen, w_h, wide * a.H, of_h, first,
+        a.block, part, part_step,
+    )  # fmt: skip
+
+
+@jit
+def preact_of_lone(a, s, p_first, p_last, scratch, x, h_seen):
+    """preact of the only row for panels `p_first` to `p_last`, none of them cut off, side by side in scratch. To and
+    fro, as other rows.
+    """
+    if a.feed != 0 and s % a.feed == 0:
+        for p in range(p_first, p_last):
+            multiply_inputs(a, s, p, 0, 0, 1)
+    if (s + a.flip) % 2 == 0:
+        preact_of_one(a, s, p_first, p_last - p_first, 1, 0, scratch, x, h_seen)
+    else:
+        p = p_last - 1
+        preact_of_one(a, s, p, p_last - p_first, -1, 0, scratch + (p - p_first) * 4 * VECTOR, x, h_seen)
 
 
 @jit
@@ -124,7 +145,7 @@ def preact(a, s, p, b, rows, part, b_first, b_last, scratch, x, h_seen, h_seen_r
     kernel, wide, w_x, w_h = product_of(a, vectors), vectors * VECTOR, inputs_at(a, p), a.packed + p * a.H * 4 * VECTOR
     out = scratch if vectors == 4 else scratch + CHUNK * 4 * VECTOR
     if rows == 1:
-        preact_of_one(a, s, p, b, out, x + b * a.x_row, h_seen + b * h_seen_row if h_seen != 0 else 0)
+        preact_of_one(a, s, p, 1, 1, b, out, x + b * a.x_row, h_seen + b * h_seen_row if h_seen != 0 else 0)
     else:
         init, init_row, k = a.biases + p * 4 * VECTOR, 0, 0
         if a.feed != 0:

@@ -158,3 +158,8 @@ def feed_states(a, s, p, b, rows, h, h_row, scratch):
         t = T - 1 - s if a.reverse != 0 else s
         for n in range(a.pieces):
             zero_rows(a, rows, 8, a.mask + (t * a.rows + b) * 4, RESET, to + n * piece, 64)
+
+
+@jit
+def preact_of_lone(a, s, p_first, p_last, scratch, x, h_seen):
+    pass

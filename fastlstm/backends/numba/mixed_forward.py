@@ -97,3 +97,8 @@ def preact(a, s, p, b, rows, part, b_first, b_last, scratch, x, h_seen, h_seen_r
             h, h_seen_row, S, count, 1, 0, 0, h, 0, 0,
         )  # fmt: skip
         init = scratch
+
+
+@jit
+def preact_of_lone(a, s, p_first, p_last, scratch, x, h_seen):
+    pass

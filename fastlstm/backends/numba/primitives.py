@@ -107,12 +107,16 @@ def product(lanes: Lanes, vecs: int) -> Builder:
 
 
 def lone(lanes: Lanes, vecs: int) -> Builder:
-    """`product` of one row: `count` columns at a with w, then `count2` at a2 with w2, in blocks: one of `first`
-    columns, whose sum starts from `part`, then of `block`. A call a block cost a lone row a tenth of its time.
+    """`product` of one row with `panels` panels: `count` columns at a with w, then `count2` at a2 with w2, in blocks,
+    one of `first` columns, whose sum starts from `part`, then of `block`. The next panel's out is `out_step` further,
+    and so on. A call a block cost a lone row a tenth of its time.
     """
     vector = lanes.size * lanes.count
 
-    def build(b, init, out, a, w, count, a2, w2, count2, first, block, part):
+    def build(
+        b, panels, init, init_step, out, out_step, a, w, w_step, count, a2, w2, w2_step, count2, first, block, part,
+        part_step,
+    ):  # fmt: skip
         def vectors(at):
             return [lanes.load(b, b.add(at, I64(n * vector))) for n in range(vecs)]
 
@@ -136,9 +140,15 @@ def lone(lanes: Lanes, vecs: int) -> Builder:
         rest = b.sub(b.add(count, count2), first)
         rest = b.select(b.icmp_signed(">", rest, I64(0)), rest, I64(0))
         blocks = b.add(I64(1), b.sdiv(b.add(rest, b.sub(block, I64(1))), block))
-        carried = [first, count, count2, a, w, a2, w2, *vectors(init), *vectors(part)]
-        for n, value in enumerate(counted(b, blocks, carried, sums)[7 : 7 + vecs]):
-            lanes.store(b, value, b.add(out, I64(n * vector)))
+
+        def panel(init, out, w, w2, part):
+            carried = [first, count, count2, a, w, a2, w2, *vectors(init), *vectors(part)]
+            for n, value in enumerate(counted(b, blocks, carried, sums)[7 : 7 + vecs]):
+                lanes.store(b, value, b.add(out, I64(n * vector)))
+            steps = (init_step, out_step, w_step, w2_step, part_step)
+            return [b.add(at, step) for at, step in zip((init, out, w, w2, part), steps)]
+
+        counted(b, panels, [init, out, w, w2, part], panel)
 
     return build
 
@@ -253,10 +263,10 @@ def builders(lanes: Lanes) -> dict[str, tuple[int, Builder]]:
         "product3": (16, product(lanes, 3)),
         "product2": (16, product(lanes, 2)),
         "product1": (16, product(lanes, 1)),
-        "lone4": (11, lone(lanes, 4)),
-        "lone3": (11, lone(lanes, 3)),
-        "lone2": (11, lone(lanes, 2)),
-        "lone1": (11, lone(lanes, 1)),
+        "lone4": (17, lone(lanes, 4)),
+        "lone3": (17, lone(lanes, 3)),
+        "lone2": (17, lone(lanes, 2)),
+        "lone1": (17, lone(lanes, 1)),
         "cell_forward": (9, cell_forward(lanes, False)),
         "cell_forward_saving": (9, cell_forward(lanes, True)),
         "cell_forward_streaming": (9, cell_forward(lanes, True, streams=True)),
