@@ -2,9 +2,7 @@
 outputs, every gradient, masks, directions, odd sizes, strides, NaN and infinity, bits.
 """
 
-import gc
 import itertools
-from collections import deque
 
 import pytest
 import torch
@@ -38,58 +36,6 @@ def poisoned():
         memory.empty(torch.empty(0), size // 4).fill_(float("nan"))
     yield
     torch.use_deterministic_algorithms(False)
-
-
-def test_the_smallest_buffer_that_serves_is_lent(monkeypatch):
-    """Of at most twice the size asked for."""
-    monkeypatch.setattr(memory, "_free", deque())
-    like, MB = torch.empty(0, dtype=torch.uint8), 1 << 20
-    buffers = [memory.empty(like, size * MB) for size in (6, 4, 24)]  # the newest is not what is wanted
-    six, four, large = (buffer.data_ptr() for buffer in buffers)
-    del buffers
-    first, second, third = (memory.empty(like, 3 * MB) for _ in range(3))
-    assert first.data_ptr() == four
-    assert second.data_ptr() == six
-    assert third.data_ptr() != large
-    assert memory.empty(like, 23 * MB).data_ptr() == large
-
-
-def test_small_buffers_of_other_sizes_touch_each_their_own_memory(monkeypatch):
-    """Pages that every size touched in its turn would all become as large as the largest."""
-    monkeypatch.setattr(memory, "_free", deque())
-    like, KB = torch.empty(0, dtype=torch.uint8), 1 << 10
-    buffers = [memory.empty(like, size * KB) for size in (700, 1400)]
-    small, large = (buffer.data_ptr() for buffer in buffers)
-    del buffers
-    assert memory.empty(like, 1300 * KB).data_ptr() == large
-    assert memory.empty(like, 690 * KB).data_ptr() == small
-    assert memory.take(300 * KB).size < 400 * KB
-
-
-def test_garbage_is_collected_while_the_pool_is_looked_through(monkeypatch):
-    """A finalizer that gives memory back runs wherever the collector does."""
-    monkeypatch.setattr(memory, "_free", deque(memory.Pages(1) for _ in range(40)))
-    before = gc.get_threshold()
-    gc.set_threshold(1)
-    try:
-        for _ in range(300):
-            cycle = [memory.empty(torch.empty(0), memory.SMALL)]
-            cycle.append(cycle)
-    finally:
-        gc.set_threshold(*before)
-
-
-def test_large_buffers_take_each_others_memory(monkeypatch):
-    """A backward pass sums the weights' gradients where the forward pass had packed the weights."""
-    gc.collect()  # what other tests have left would come back meanwhile
-    monkeypatch.setattr(memory, "_free", deque())
-    x, shape = torch.empty(0), (70, 8, 1, 650, 650, torch.float32, 0, False, False, 1)
-    forward = numba.forward_call(*shape).call(x)
-    packed = forward.arguments.packed
-    while forward.pages:
-        memory.release(forward.pages.pop())
-    backward = numba.backward_call(*shape, True, False, False, True).call(x)
-    assert backward.arguments.dweights == packed
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastlstm.backends.memory import SMALL, Pages, empty, release, take
+from fastlstm.backends.memory import SCRATCH, SMALL, Pages, empty, release, release_scratch, take, take_scratch
 from fastlstm.backends.numba import host
 
 
@@ -50,12 +50,13 @@ class Prepared(NamedTuple):
         except IndexError:
             call = Call(self)
         if self.small < SMALL:
-            call.memory = like.new_empty(self.small // like.itemsize)
+            kept = self.small <= SCRATCH
+            call.memory = take_scratch() if kept else like.new_empty(self.small // like.itemsize)
             at = call.memory.data_ptr()
         else:
             call.pages.append(take(self.small))
             at = call.pages[0].address
-        if at != call.at:  # malloc mostly gives what it gave the last time
+        if at != call.at:  # mostly it is what it was the last time
             self.place(call.arguments, at)
             call.at, call.fresh = at, bytes(call.arguments)
             if self.counters:
@@ -84,6 +85,8 @@ class Prepared(NamedTuple):
         large, stale = call.found[:]
         if large or stale:
             call.found[:] = [0, 0]
+        if self.small <= SCRATCH and call.memory is not None:
+            release_scratch(call.memory)
         call.memory = None
         while call.pages:
             release(call.pages.pop())
