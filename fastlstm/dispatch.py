@@ -88,6 +88,11 @@ def packing(name: str | None, device: torch.device, dtype: torch.dtype) -> str |
     return None
 
 
+def asked(name: str | None) -> tuple[str, str]:
+    """What `packing` follows besides the tensors."""
+    return named(name), _setting()
+
+
 def takes_bfloat16(name: str) -> bool:
     """Whether this backend takes bfloat16 as it is, beside float32 states and biases."""
     return getattr(module(name), "TAKES_BFLOAT16", False)

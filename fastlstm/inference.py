@@ -206,9 +206,7 @@ def plain_sequence(
         if layer is None or not _serves(layer, weights, backend, x):
             return None
         hx = (states[0][0], states[1][0]) if states else None
-        result = layer.forward(x.transpose(0, 1) if batch_first else x, hx, False)
-        if result is not None:
-            result = result[0], result[1].unsqueeze_(0), result[2].unsqueeze_(0)
+        result = layer.forward(x.transpose(0, 1) if batch_first else x, hx, False, layer_axis=True)
     if result is None:
         return None
     h, h_n, c_n = result
@@ -249,14 +247,14 @@ def train(
 
 def _serves(layer: Any, weights: Weights, backend: str | None, x: Tensor) -> bool:
     """Whether the packed `layer` is of these weights, and what a call with `x` would take."""
-    return (
-        x.is_cpu
-        and x.shape[-1] == layer.I
-        and x.dtype is layer.dtype
-        and dispatch.packing(backend, x.device, layer.dtype) == layer.backend
-        and not _transformed()
-        and layer.is_of(weights)
-    )
+    if not (x.is_cpu and x.shape[-1] == layer.I and x.dtype is layer.dtype) or _transformed():
+        return False
+    asked = dispatch.asked(backend)
+    if layer.asked != asked:
+        if dispatch.packing(backend, x.device, layer.dtype) != layer.backend:
+            return False
+        layer.asked = asked
+    return bool(layer.is_of(weights))
 
 
 def packed_layer(slot: Slot, x: Tensor, hx: tuple[Tensor, Tensor] | None, weights: Weights, backend: str | None) -> Any:

@@ -73,6 +73,7 @@ class PackedWeights:
     """
 
     backend: str  # whose they are, the name under which they were packed
+    asked: Any = None  # what they were last found to answer, see `fastlstm.dispatch.asked`
     stale = False  # whether they were found to differ from the weights
     watched = False  # whether calls look for changes at the 16-bit weights that these are copies of
     side_by_side = False  # whether `forward` leaves its output where it is told
@@ -119,9 +120,11 @@ class PackedWeights:
         mask: Tensor | None = None,
         hides: bool = False,
         out: Tensor | None = None,
+        layer_axis: bool = False,
     ) -> tuple[Tensor, ...] | None:
         """``h`` (T, B, H), ``h_n`` and ``c_n`` (B, H) from ``x`` (T, B, I) and states (B, H), or None for zeros.
         `hides`: ``h`` of held steps is zero. `out`: where to leave ``h``, rows of any stride, if `side_by_side`.
+        `layer_axis`: ``h_n`` and ``c_n`` are (1, B, H).
 
         None when the weights are found to have changed: they have to be packed again.
         """
@@ -187,14 +190,16 @@ class WidenedWeights(Sampled):
         mask: Tensor | None = None,
         hides: bool = False,
         out: Tensor | None = None,
+        layer_axis: bool = False,
     ) -> tuple[Tensor, ...] | None:
         if not self._unchanged():
             return None
         hx = None if hx is None else (hx[0].float(), hx[1].float())
+        options: Any = {"mask": mask, "hides": hides, "layer_axis": layer_axis}
         if self.packed.takes_bfloat16:
-            results = self.packed.forward(x, hx, reverse, mask=mask, hides=hides, out=out)
+            results = self.packed.forward(x, hx, reverse, out=out, **options)
             return self._narrowed(None) if results is None else (results[0], *self._narrowed(results[1:]))
-        results = self.packed.forward(converted(x, torch.float32), hx, reverse, mask=mask, hides=hides)
+        results = self.packed.forward(converted(x, torch.float32), hx, reverse, **options)
         if out is None or results is None:
             return self._narrowed(results)
         return out.copy_(results[0]), *self._narrowed(results[1:])

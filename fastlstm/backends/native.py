@@ -212,10 +212,12 @@ class PackedLayer(PackedWeights):
         mask: Tensor | None = None,
         hides: bool = False,
         out: Tensor | None = None,
+        layer_axis: bool = False,
     ) -> tuple[Tensor, ...] | None:
         """As `PackedWeights.forward`; with `save` also ``c`` (T, B, H) and the gates."""
         (T, B, I), H = x.shape, self.H
-        h, h_n, c_n = x.new_empty(T, B, H), x.new_empty(B, H), x.new_empty(B, H)
+        states = (1, B, H) if layer_axis else (B, H)
+        h, h_n, c_n = x.new_empty(T, B, H), x.new_empty(*states), x.new_empty(*states)
         saved: tuple[Tensor, ...] = ()
         if save:
             saved = empty(x, T, B, H), empty(x, *saved_shape(T, B, H, x.dtype))

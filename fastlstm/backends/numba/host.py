@@ -127,9 +127,9 @@ def forward_sizes(
     from fastlstm.backends.numba.shared import CHUNK, operand_steps
 
     lanes, fields = lanes_of(dtype), {"T": T, "B": B, "I": I, "H": H, "tail": tail_of(H, dtype, pieces)}
+    fields |= {"narrow_rows": narrow, "h_step": B * H * dtype.itemsize, "h_row": H * dtype.itemsize}
     buffers = {"scratch": 64 * 7 * lanes + (B * H if masked and not pieces else 0)}
     if narrow:
-        fields |= {"narrow_rows": 1, "h_step": B * H * dtype.itemsize, "h_row": H * dtype.itemsize}
         buffers["h"] = 2 * B * H
     if pieces:  # the last tile may be cut off
         fields["pitch"] = (B + 32) * 64

@@ -150,12 +150,15 @@ class PackedLayer(PackedWeights):
         mask: Tensor | None = None,
         hides: bool = False,
         out: Tensor | None = None,
+        layer_axis: bool = False,
     ) -> tuple[Tensor, ...] | None:
         """As `PackedWeights.forward`; with `save` also ``c`` (T, B, H) and the gates."""
         (T, B, _), H = x.shape, self.H
         x = rows_contiguous(x)
         h, narrow, dtype = empty(x, T, B, H) if out is None else out, x.itemsize < self.dtype.itemsize, self.dtype
-        h_n, c_n = x.new_empty(B, H, dtype=dtype), x.new_empty(B, H, dtype=dtype)
+        like = x.new_empty(0, dtype=dtype) if narrow else x
+        states = (1, B, H) if layer_axis else (B, H)
+        h_n, c_n = like.new_empty(*states), like.new_empty(*states)
         prepared, call = self._call(x, T, B, mask is not None, narrow)
         a = call.arguments
         a.reverse = reverse
@@ -166,6 +169,8 @@ class PackedLayer(PackedWeights):
         a.x, a.x_step, a.x_row = host.step_row(x)
         if narrow:
             a.out, a.out_step, a.out_row = host.step_row(h)
+        elif out is None:
+            a.h = h.data_ptr()
         else:
             a.h, a.h_step, a.h_row = host.step_row(h)
         a.h_n, a.c, a.c_n = h_n.data_ptr(), c_n.data_ptr(), c_n.data_ptr()
@@ -181,7 +186,8 @@ class PackedLayer(PackedWeights):
             a.c_0, a.c_0_row = host.row(c_0)
         done = self._run(prepared, call)
         if done is None:
-            return self._plain().forward(x, hx, reverse, save, mask=mask, hides=hides, out=out)
+            options: Any = {"mask": mask, "hides": hides, "out": out, "layer_axis": layer_axis}
+            return self._plain().forward(x, hx, reverse, save, **options)
         return (h, h_n, c_n, *saved) if done else None
 
     def step(self, x: Tensor, h_0: Tensor, c_0: Tensor, save: bool = False) -> tuple[Tensor, ...] | None:
@@ -197,7 +203,6 @@ class PackedLayer(PackedWeights):
         a.h_0, a.h_0_row = host.row(h_0)
         a.c_0, a.c_0_row = host.row(c_0)
         a.h = a.h_n = h.data_ptr()
-        a.h_row = self.H * size
         a.c = a.c_n = c.data_ptr()
         saved: tuple[Tensor, ...] = ()
         if save:
@@ -229,8 +234,8 @@ class PackedLayer(PackedWeights):
         prepared, call = self._call(given[0], 1, B)
         a, size = call.arguments, self.dtype.itemsize
         a.x, a.h_0, a.c_0 = (wide.data_ptr() for wide in given)
-        a.x_row, a.h_row = self.I * size, self.H * size
-        a.h_0_row = a.c_0_row = a.h_row
+        a.x_row, a.h_0_row = self.I * size, self.H * size
+        a.c_0_row = a.h_0_row
         a.h, a.c = (wide.data_ptr() for wide in made)
         a.h_n, a.c_n = a.h, a.c
         done = self._run(prepared, call)
