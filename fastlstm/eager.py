@@ -49,18 +49,17 @@ class LSTMSequence(Function):
         wide = _widened(inputs, taken) if narrow else inputs
         result = None
         if packed is not None:
-            result = packed.forward(x, None if h_0 is None else (h_0, c_0), reverse, save=True)
+            result = packed.forward(x, None if h_0 is None else (h_0, c_0), reverse, save=True, layer_axis=layer_axis)
         if result is None:
             a, w_ih, w_hh, b_ih, b_hh, *states = wide
             run = dispatch.module(backend).forward
-            result = run(a, w_ih, w_hh, b_ih, *states, mask, reverse, True, bias_hh=b_hh)
+            result = run(a, w_ih, w_hh, b_ih, *states, mask, reverse, True, bias_hh=b_hh, layer_axis=layer_axis)
         h, h_n, c_n, c, gates = result
         ctx.set_materialize_grads(False)
         ctx.reverse, ctx.layer_axis, ctx.backend = reverse, layer_axis, backend
         ctx.packed = None if packed is None else weakref.ref(packed)
         ctx.save_for_backward(*inputs, mask, h, c, gates)
-        outputs = (h, h_n.unsqueeze_(0), c_n.unsqueeze_(0)) if layer_axis else (h, h_n, c_n)
-        return _narrowed(outputs, x.dtype) if narrow else (*outputs, c)
+        return _narrowed((h, h_n, c_n), x.dtype) if narrow else (h, h_n, c_n, c)
 
     @staticmethod
     def backward(ctx: Any, *incoming: Optional) -> tuple[Any, ...]:

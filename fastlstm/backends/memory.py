@@ -80,10 +80,14 @@ def take(used: int) -> Pages:
 def release(pages: Pages) -> None:
     """Give back to the pool what `take` gave."""
     _free.append(pages)
-    held = sum([pages.size for pages in list(_free)])
-    with suppress(IndexError):  # other threads empty it too
+    held = 0
+    for other in list(_free):
+        held += other.size
+    try:
         while held > LIMIT or len(_free) > MOST:
             held -= _free.popleft().size
+    except IndexError:  # other threads empty it too
+        pass
 
 
 def take_scratch() -> Tensor:
@@ -123,7 +127,7 @@ def empty(like: Tensor, *shape: int) -> Tensor:
     loan.pages = pages
     _lent[id(loan)] = loan
     # not a view, so that a user may change cell states in place
-    return torch.frombuffer(owner, dtype=like.dtype, count=count).resize_(shape)
+    return torch.frombuffer(owner, dtype=like.dtype, count=count).resize_(*shape)
 
 
 def converted(a: Tensor, dtype: torch.dtype) -> Tensor:

@@ -161,17 +161,19 @@ def forward(
     pieces: int = 0,
     unit: bool = True,
     bias_hh: Tensor | None = None,
+    layer_axis: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See `fastlstm.backends.reference.forward`; the gates have `saved_shape`. States may be None for zeros, and
-    `bias_hh` is added to `bias`. `pieces`: of a number, for the matrix unit; with 0 only products that
-    `host.input_pieces` names take it, and none without `unit`.
+    `bias_hh` is added to `bias`. `layer_axis`: ``h_n`` and ``c_n`` are (1, B, H). `pieces`: of a number, for the matrix
+    unit; with 0 only products that `host.input_pieces` names take it, and none without `unit`.
     """
     call = x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, save
     (T, R, I), H, groups, like = x.shape, weight_hh.shape[-1], groups_of(weight_ih), _computed(x)
     B, dtype, narrow = R // groups, like.dtype, like is not x
     lanes = lanes_of(dtype)
     panels = panels_of(H, lanes)
-    h, h_n, c_n = empty(x, T, R, H), like.new_empty(R, H), like.new_empty(R, H)
+    states = (1, R, H) if layer_axis else (R, H)
+    h, h_n, c_n = empty(x, T, R, H), like.new_empty(*states), like.new_empty(*states)
     c = empty(like, T, R, H) if save else like.new_empty(0)
     gates = empty(like, T, panels, R, 4 * lanes) if save else like.new_empty(0)
     x, weight_ih, weight_hh = rows_contiguous(x), rows_contiguous(weight_ih), rows_contiguous(weight_hh)
@@ -202,7 +204,9 @@ def forward(
         of_weights = first_steps(weight_ih=weight_ih, weight_hh=weight_hh, bias=bias, bias_hh=bias_hh)
         stack = groups, of_rows | of_weights, prepared.steps
     large, _ = prepared.run(ours, stack)  # a number that the matrix unit cannot take
-    return forward(*call, unit=False, bias_hh=bias_hh) if large else (h, h_n, c_n, c, gates)
+    if large:
+        return forward(*call, unit=False, bias_hh=bias_hh, layer_axis=layer_axis)
+    return h, h_n, c_n, c, gates
 
 
 def backward(
