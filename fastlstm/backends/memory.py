@@ -20,7 +20,7 @@ from torch import Tensor
 # a training step of 2.7 ms then took 4.0.
 SMALL = 1 << 19
 LIMIT, MOST = 256 << 20, 64  # bytes, and pieces, that the pool may hold while nobody uses them
-SCRATCH = 1 << 18  # bytes for the small buffers of a call, which spare a call of microseconds its malloc
+SCRATCH = 1 << 17  # bytes for the small buffers of a call, which spare a call of microseconds its malloc
 PAGE = 2 << 20  # a huge one
 # Of memory below a page: what nobody touches is not there, but buffers of other sizes would touch it in their turn
 GRANULE = 1 << 16
