@@ -14,6 +14,7 @@ from torch.autograd import Function
 
 from fastlstm import dispatch, ops
 from fastlstm.backends.memory import converted
+from fastlstm.backends.reference import HOLD
 from fastlstm.function import LSTMBackward, LSTMFunction, differentiated, no_autocast, sum_of_biases
 
 Optional = Tensor | None
@@ -23,6 +24,8 @@ class LSTMSequence(Function):
     """A layer over a whole sequence: ``h`` (T,B,H), ``h_n`` and ``c_n`` (B,H), and ``c`` (T,B,H), which a second
     derivative goes through, from ``x`` (T,B,I) and states (B,H), or None for zeros; with `layer_axis` states in and out
     are (1,B,H). `packed` are the weights as the backend keeps them, or None; it has to be one that takes biases apart.
+
+    With `hides`, h of held steps is zero, and nobody reads the gradient of it.
 
     Numbers of 16 bits are widened here, in memory that is used again, but those of bfloat16 that the backend takes;
     without ``c``, since a second derivative runs the layer once more.
@@ -40,6 +43,7 @@ class LSTMSequence(Function):
         c_0: Optional,
         mask: Optional,
         reverse: bool,
+        hides: bool,
         layer_axis: bool,
         backend: str,
         packed: Any,
@@ -53,10 +57,11 @@ class LSTMSequence(Function):
         if result is None:
             a, w_ih, w_hh, b_ih, b_hh, *states = wide
             run = dispatch.module(backend).forward
-            result = run(a, w_ih, w_hh, b_ih, *states, mask, reverse, True, bias_hh=b_hh, layer_axis=layer_axis)
+            options: Any = {"bias_hh": b_hh, "layer_axis": layer_axis, "hides": hides}
+            result = run(a, w_ih, w_hh, b_ih, *states, mask, reverse, True, **options)
         h, h_n, c_n, c, gates = result
         ctx.set_materialize_grads(False)
-        ctx.reverse, ctx.layer_axis, ctx.backend = reverse, layer_axis, backend
+        ctx.reverse, ctx.hides, ctx.layer_axis, ctx.backend = reverse, hides, layer_axis, backend
         ctx.packed = None if packed is None else weakref.ref(packed)
         ctx.save_for_backward(*inputs, mask, h, c, gates)
         return _narrowed((h, h_n, c_n), x.dtype) if narrow else (h, h_n, c_n, c)
@@ -77,7 +82,7 @@ class LSTMSequence(Function):
                 incoming = *_widened(incoming, 1 if taken else 0), None
             bias = bias_ih if bias_hh is None else bias_hh
             tensors = *incoming, x, weight_ih, weight_hh, bias, h_0, c_0, mask, h, c, gates
-            gradients = dispatch.module(ctx.backend).backward(*tensors, ctx.reverse, needs, packed)
+            gradients = dispatch.module(ctx.backend).backward(*tensors, ctx.reverse, needs, packed, hides=ctx.hides)
             if narrow:
                 gradients = _narrowed(gradients, dtype)
         else:
@@ -86,7 +91,7 @@ class LSTMSequence(Function):
         if ctx.layer_axis:
             dh_0, dc_0 = (a if a is None else a.unsqueeze(0) for a in (dh_0, dc_0))
         dbias_ih, dbias_hh = dbias if to_bias_ih else None, dbias if to_bias_hh else None
-        return dx, dweight_ih, dweight_hh, dbias_ih, dbias_hh, dh_0, dc_0, None, None, None, None, None
+        return dx, dweight_ih, dweight_hh, dbias_ih, dbias_hh, dh_0, dc_0, None, None, None, None, None, None
 
 
 # as `Function.apply`, without its search for a functorch level and for tensors that one has left behind
@@ -116,7 +121,10 @@ def _composed(
         if h_0 is None:
             h_0 = c_0 = x.new_zeros(x.shape[1], weight_hh.shape[1])
         layer = x, weight_ih, weight_hh, sum_of_biases(bias_ih, bias_hh), h_0, c_0, mask
-        if narrow:  # what was kept is nobody's output
+        if ctx.hides:
+            held: Any = mask == HOLD
+            dh = dh if dh is None else dh.masked_fill(held.unsqueeze(-1), 0)
+        if narrow or ctx.hides:  # what was kept is nobody's output, or not the states
             h, _, _, c, gates = LSTMFunction.apply(*layer, ctx.reverse, ctx.backend)
             kept = h, c, gates
         gradients = LSTMBackward.apply(dh, dh_n, dc_n, dc, *layer, *kept, ctx.reverse, needs, ctx.backend)

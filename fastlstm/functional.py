@@ -117,10 +117,11 @@ def _lstm(
     if weight_hr is None and not return_cells and T and B:
         weights, given = (weight_ih, weight_hh, bias_ih, bias_hh), hx or ()
         if wants_gradient(*weights, x, *given) and ops.is_plain(x, mask, *given):
-            trained = train(slot, x, given, weights, backend, mask=mask, reverse=reverse)
+            hides = mask is not None and holds
+            trained = train(slot, x, given, weights, backend, mask=mask, hides=hides, reverse=reverse)
             if trained is not None:
                 h, h_n, c_n = trained
-                return _shown(h, mask, holds), (h_n, c_n)
+                return h, (h_n, c_n)
     if hx is None:  # one row for all: a compiler would fill B rows with threads of its own, which hinder the kernel's
         h_0 = x.new_zeros(1, (weight_hh if weight_hr is None else weight_hr.mT).shape[-1]).expand(B, -1)
         c_0 = h_0 if weight_hr is None else x.new_zeros(B, weight_hr.shape[-1])

@@ -221,6 +221,7 @@ def train(
     backend: str | None,
     *,
     mask: Tensor | None = None,
+    hides: bool = False,
     reverse: bool = False,
     layer_axis: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -242,7 +243,7 @@ def train(
     if slot is not None and x.shape[0] == 1 and mask is None and x.itemsize > 2:  # one of many, as a rule
         hx = None if h_0 is None else (h_0[0], c_0[0]) if layer_axis else (h_0, c_0)
         packed = packed_layer(slot, x, hx, weights, backend)
-    return eager.sequence(x, *weights, h_0, c_0, mask, reverse, layer_axis, name, packed)[:3]
+    return eager.sequence(x, *weights, h_0, c_0, mask, reverse, hides, layer_axis, name, packed)[:3]
 
 
 def _serves(layer: Any, weights: Weights, backend: str | None, x: Tensor) -> bool:

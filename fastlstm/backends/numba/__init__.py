@@ -162,9 +162,11 @@ def forward(
     unit: bool = True,
     bias_hh: Tensor | None = None,
     layer_axis: bool = False,
+    hides: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See `fastlstm.backends.reference.forward`; the gates have `saved_shape`. States may be None for zeros, and
-    `bias_hh` is added to `bias`. `layer_axis`: ``h_n`` and ``c_n`` are (1, B, H). `pieces`: of a number, for the matrix
+    `bias_hh` is added to `bias`. `layer_axis`: ``h_n`` and ``c_n`` are (1, B, H). `hides`: ``h`` of
+    held steps is zero. `pieces`: of a number, for the matrix
     unit; with 0 only products that `host.input_pieces` names take it, and none without `unit`.
     """
     call = x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, save
@@ -182,7 +184,7 @@ def forward(
     prepared = forward_call(T, B, groups, I, H, dtype, pieces, unit, mask is not None, threads_now(), narrow)
     ours = prepared.call(x)
     a = ours.arguments
-    a.rows, a.reverse = R, reverse
+    a.rows, a.reverse, a.hides = R, reverse, hides
     a.x, a.x_step, a.x_row = step_row(x)
     if narrow:
         a.out, a.out_step, a.out_row = step_row(h)
@@ -205,7 +207,7 @@ def forward(
         stack = groups, of_rows | of_weights, prepared.steps
     large, _ = prepared.run(ours, stack)  # a number that the matrix unit cannot take
     if large:
-        return forward(*call, unit=False, bias_hh=bias_hh, layer_axis=layer_axis)
+        return forward(*call, unit=False, bias_hh=bias_hh, layer_axis=layer_axis, hides=hides)
     return h, h_n, c_n, c, gates
 
 
@@ -229,9 +231,10 @@ def backward(
     packed: Any = None,
     pieces: int = 0,
     unit: bool = True,
+    hides: bool = False,
 ) -> tuple[Tensor | None, ...]:
     """See `fastlstm.backends.reference.backward`. `packed`: a `PackedLayer` of these weights. `unit`: whether the
-    matrix unit may be used.
+    matrix unit may be used. `hides`: as in the forward pass, and ``dh`` of held steps does not count.
     """
     if x.shape[1] == 0:
         inputs = (x, weight_ih, weight_hh, bias, h_0, c_0)
@@ -261,7 +264,7 @@ def backward(
     dc_0 = like.new_empty(R, H) if needs[5] else None
     if ready is not None:
         a.packed_ih, a.packed_hh = ready[0].packed_ih, ready[0].packed_hh
-    a.rows, a.reverse = R, reverse
+    a.rows, a.reverse, a.hides = R, reverse, hides
     a.x, a.x_step, a.x_row = step_row(x)
     a.weight_ih, a.weight_ih_row = row(weight_ih)
     a.weight_hh, a.weight_hh_row = row(weight_hh)
@@ -292,4 +295,4 @@ def backward(
         )
         stack = groups, of_rows | of_weights, prepared.steps
     large, _ = prepared.run(ours, stack)
-    return backward(*call, unit=False) if large else (dx, dweight_ih, dweight_hh, dbias, dh_0, dc_0)
+    return backward(*call, unit=False, hides=hides) if large else (dx, dweight_ih, dweight_hh, dbias, dh_0, dc_0)

@@ -50,16 +50,17 @@ ForwardArguments = _struct(
 # (panels,B,lanes). packed_hh and packed_ih: for each group of panels (4H, its vectors), packed first if `packs`.
 # strips: for `ring` chunks of `chunk` steps, strips_bytes apart, the columns of [x, h, 1]. dweights
 # (halves,panels,sum_rows,4,lanes), over half of the batch rows each where halves is 2, and for the matrix unit, where
-# there are more than FOLD chunks, as many again for the last of them: x's rows first, h's from
-# sums_of_h on, the bias' at sum_of_one. Where dweights is absent and strips are not, rows are few, and strips hold them
-# for `outer`. For the matrix unit there is dpreact as rows, of `rows_kept` steps, for products with weights, and as
-# columns, for `ring` chunks, columns_bytes apart, for the sums, whose strips are rows of the transposed [x, 1, h].
+# there are more than FOLD chunks, as many again for the last of them: x's rows first, h's from sums_of_h on, the bias'
+# at sum_of_one. Where dweights is absent and strips are not, rows are few, and strips hold them for `outer`. hides:
+# whether h of held steps is zero, and dh of them is not looked at. For the matrix unit there is dpreact as rows, of
+# `rows_kept` steps, for products with weights, and as columns, for `ring` chunks, columns_bytes apart, for the sums,
+# whose strips are rows of the transposed [x, 1, h].
 BackwardArguments = _struct(
     "BackwardArguments",
     f"{_COMMON} x x_step x_row weight_ih weight_ih_row weight_hh weight_hh_row h_0 h_0_row c_0 c_0_row h c gates "
     "dh dh_step dh_row dh_n dh_n_row dc_n dc_n_row dc dc_step dc_row chunk ring dpreact dc_carried packs packed_hh "
     "packed_ih strips strips_bytes dweights halves sum_rows sums_of_h sum_of_one kept dpreact_rows rows_kept "
-    "columns columns_bytes dx dweight_ih dweight_hh dbias dh_0 dc_0",
+    "columns columns_bytes hides dx dweight_ih dweight_hh dbias dh_0 dc_0",
 )
 
 # Tasks of one kind that know nothing of each other: `count` structs from `first` on, `bytes` apart. A lane is what has
