@@ -75,7 +75,7 @@ class PackedWeights:
     backend: str  # whose they are, the name under which they were packed
     asked: Any = None  # what they were last found to answer, see `fastlstm.dispatch.asked`
     stale = False  # whether they were found to differ from the weights
-    watched = False  # whether calls look for changes at the 16-bit weights that these are copies of
+    watched = False  # whether calls look for changes at the weights that these are copies of
     side_by_side = False  # whether `forward` leaves its output where it is told
     takes_bfloat16 = False  # whether `forward` takes x, and leaves h, of bfloat16 beside float32 states
     steps_back = False  # whether `step` can save for a backward pass, and `step_backward` is one
@@ -161,19 +161,26 @@ class WidenedWeights(Sampled):
 
     side_by_side = True
 
-    def __init__(self, weights: Sequence[Tensor | None], pack: Callable[..., Any], takes_bfloat16: bool) -> None:
+    def __init__(
+        self,
+        weights: Sequence[Tensor | None],
+        pack: Callable[..., Any],
+        takes_bfloat16: bool,
+        originals: Sequence[Tensor | None] = (),
+    ) -> None:
         """`weights` as for `PackedWeights`; `pack`: the backend's, for float32 weights and these, or for these alone
-        where it takes bfloat16.
+        where it takes bfloat16. `originals`: what these are copies of, if they are.
         """
         super().__init__(weights)
         narrow = [None if a is None else a.detach() for a in weights]
         taken = takes_bfloat16 and self.dtype == torch.bfloat16
-        self.packed = pack(narrow if taken else [a if a is None else a.float() for a in narrow], narrow)
-        if not self.packed.watched:
+        self.packed = pack(narrow if taken else [a if a is None else a.float() for a in narrow], originals or narrow)
+        self.watched = self.packed.watched
+        if not self.watched:
             self._watch()
 
     def _unchanged(self) -> bool:
-        return not self.stale if self.packed.watched else super()._unchanged()
+        return not self.stale if self.watched else super()._unchanged()
 
     def _narrowed(self, results: tuple[Tensor, ...] | None) -> Any:
         if results is None:
@@ -205,7 +212,7 @@ class WidenedWeights(Sampled):
         return out.copy_(results[0]), *self._narrowed(results[1:])
 
     def step(self, x: Tensor, h_0: Tensor, c_0: Tensor) -> tuple[Tensor, Tensor] | None:
-        if self.packed.watched:  # then it takes them as they are
+        if self.watched:  # then it takes them as they are
             result: tuple[Tensor, Tensor] | None = self.packed.step(x, h_0, c_0)
             self.stale = self.stale or result is None  # another thread's finding stays
             return result
@@ -218,16 +225,19 @@ class CastWeights(Sampled):
     """Weights as autocast casts them `to` 16 bits, which inputs and states are cast to as well."""
 
     def __init__(self, weights: Sequence[Tensor | None], to: torch.dtype, pack: Callable[..., Any]) -> None:
-        """`weights` as for `PackedWeights`; `pack` gives a `PackedWeights` of those of 16 bits."""
+        """`weights` as for `PackedWeights`; `pack` gives a `PackedWeights` of those of 16 bits and of these, which
+        it may watch.
+        """
         super().__init__(weights)
-        self.to = to
-        self.packed = pack([a if a is None else a.detach().to(to) for a in weights])
-        self._watch()
+        self.to, originals = to, [None if a is None else a.detach() for a in weights]
+        self.packed = pack([a if a is None else a.to(to) for a in originals], originals)
+        if not self.packed.watched:
+            self._watch()
 
     def forward(
         self, x: Tensor, hx: tuple[Tensor, Tensor] | None, reverse: bool, **options: Any
     ) -> tuple[Tensor, ...] | None:
-        if not self._unchanged():
+        if not (self.packed.watched or self._unchanged()):
             return None
         hx = None if hx is None else (hx[0].to(self.to), hx[1].to(self.to))
         result: tuple[Tensor, ...] | None

@@ -239,7 +239,7 @@ class PackedLayer(PackedWeights):
         return None if changed.value else (h, h_n, c_n, *saved)
 
 
-def pack(weights: Sequence[Tensor | None], narrow: Sequence[Tensor | None] = ()) -> PackedLayer:
+def pack(weights: Sequence[Tensor | None], originals: Sequence[Tensor | None] = ()) -> PackedLayer:
     """Packed weights of weight_ih, weight_hh, bias_ih, bias_hh; whose copies they are is for the caller to look at."""
     return PackedLayer(weights)
 

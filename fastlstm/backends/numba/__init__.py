@@ -115,13 +115,13 @@ def with_precision(precision: str) -> SimpleNamespace:
     )
 
 
-def pack(weights: Sequence[Tensor | None], narrow: Sequence[Tensor | None] = (), pieces: int = 0) -> Any:
+def pack(weights: Sequence[Tensor | None], originals: Sequence[Tensor | None] = (), pieces: int = 0) -> Any:
     """A `fastlstm.backends.numba.packed.PackedLayer` of weight_ih, weight_hh, bias_ih, bias_hh, which are copies of
-    `narrow` or, of bfloat16 with one piece, these themselves.
+    `originals` or, of bfloat16 with one piece, these themselves.
     """
     from fastlstm.backends.numba import packed
 
-    return packed.PackedLayer(weights, pieces, narrow)
+    return packed.PackedLayer(weights, pieces, originals)
 
 
 def saved_shape(T: int, B: int, H: int, dtype: torch.dtype) -> tuple[int, ...]:

@@ -24,17 +24,17 @@ class PackedLayer(PackedWeights):
     side_by_side = steps_back = True
 
     def __init__(
-        self, weights: Sequence[Tensor | None], pieces: int, narrow: Sequence[Tensor | None] = (), unit: bool = True
+        self, weights: Sequence[Tensor | None], pieces: int, originals: Sequence[Tensor | None] = (), unit: bool = True
     ) -> None:
         """`pieces`: of a number, for the matrix unit; with 0 only products that `host.input_pieces` names take it, and
-        none without `unit`. `narrow`: the weights of 16 bits that these are copies of, which are looked at for changes;
-        with one piece they may be these themselves, of bfloat16, and then `forward` takes x of it.
+        none without `unit`. `originals`: the weights of 16 or 32 bits that these are copies of, which are looked at for
+        changes; with one piece these may be of bfloat16, and the originals themselves, and then `forward` takes x of it.
         """
         super().__init__(weights)
         self.takes_bfloat16 = self.dtype == torch.bfloat16
         if self.takes_bfloat16:
             self.dtype, self.biases = torch.float32, [bias.float() for bias in self.biases]
-        self.narrow, self.watched = narrow, len(narrow) > 0
+        self.originals, self.watched = originals, len(originals) > 0
         self.weights, self.pieces = weights, pieces
         self.lanes = host.lanes_of(self.dtype)
         self.panels = host.panels_of(self.H, self.lanes)
@@ -54,7 +54,7 @@ class PackedLayer(PackedWeights):
             "packed": host.packed_size(self.I, self.H, self.lanes, self.pieces, self.of_x),
             "biases": self.panels * 4 * self.lanes,
             "samples": self.panels * 4 * self.lanes * samples_of.py_func(self.I, self.H),
-            "digests": 0 if self.narrow else sum(-(-n // DIGEST) for n in words) * self.lanes,
+            "digests": 0 if self.originals else sum(-(-n // DIGEST) for n in words) * self.lanes,
         }
         kernel = host.forward_task(self.pieces, self.of_x)
         a = template("ForwardArguments", self.dtype, self.of_x, narrow_weights=self.takes_bfloat16)
@@ -62,8 +62,10 @@ class PackedLayer(PackedWeights):
         self.memory = memory, self._new(self.H)
         a.bias, a.bias_hh = [bias.data_ptr() for bias in self.biases] + [0] * (2 - len(self.biases))
         a.h_0 = a.c_0 = self.memory[1].data_ptr()
-        if self.narrow:
-            a.narrow_ih, a.narrow_hh, a.narrow_bias, a.narrow_bias_hh = map(address, self.narrow)
+        if self.originals:
+            weight_ih, *_ = self.originals
+            a.original_size = 0 if weight_ih is None else weight_ih.itemsize
+            a.original_ih, a.original_hh, a.original_bias, a.original_bias_hh = map(address, self.originals)
         self.digests = a.digests
         done = self._pack(kernel, a)
         a.digests = 0

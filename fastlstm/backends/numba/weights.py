@@ -34,11 +34,12 @@ def meets(a, element, sample, keep):
 
 
 @jit
-def meets_narrow(element, sample, keep):
-    """As `meets`, for an element of 16 bits."""
+def meets_original(element, size, sample, keep):
+    """As `meets`, for an element of 16 or 32 bits."""
+    word = get_int16(element) if size == 2 else get_int32(element)
     if keep:
-        set_int32(sample, get_int16(element))
-    return get_int16(element) == get_int32(sample)
+        set_int32(sample, word)
+    return word == get_int32(sample)
 
 
 @jit
@@ -70,24 +71,24 @@ def sampled(a, p, keep, recurs):
 
 
 @jit
-def sampled_narrow(a, p, keep, recurs):
-    """As `sampled`, of the weights and biases of 16 bits that these are copies of."""
-    L, I, H = a.lanes, a.I, a.H
+def sampled_originals(a, p, keep, recurs):
+    """As `sampled`, of the weights and biases that these are copies of."""
+    L, I, H, size = a.lanes, a.I, a.H, a.original_size
     at = a.samples + p * 4 * L * samples_of(I, H) * 4
     for gate in range(4):
         column = first_column(a, gate, p)
         for unit in range(p * L, min((p + 1) * L, H)):
             row, k = gate * H + unit, column
-            if recurs and not meets_narrow(a.narrow_hh + (row * H + unit) * 2, at, keep):
+            if recurs and not meets_original(a.original_hh + (row * H + unit) * size, size, at, keep):
                 return False
             at += 4
-            for bias in (a.narrow_bias, a.narrow_bias_hh):
+            for bias in (a.original_bias, a.original_bias_hh):
                 if bias != 0:
-                    if not meets_narrow(bias + row * 2, at, keep):
+                    if not meets_original(bias + row * size, size, at, keep):
                         return False
                     at += 4
             while k < I:
-                if not meets_narrow(a.narrow_ih + (row * I + k) * 2, at, keep):
+                if not meets_original(a.original_ih + (row * I + k) * size, size, at, keep):
                     return False
                 at, k = at + 4, k + 4 * H
             column = column + 1 if column + 1 < min(I, 4 * H) else 0
@@ -97,15 +98,15 @@ def sampled_narrow(a, p, keep, recurs):
 @jit
 def keep_samples(a, p):
     if a.samples != 0:
-        if a.narrow_hh != 0:
-            sampled_narrow(a, p, True, True)
+        if a.original_hh != 0:
+            sampled_originals(a, p, True, True)
         else:
             sampled(a, p, True, True)
 
 
 @jit
 def samples_of(I, H):
-    """Samples of a row, at most: of both weights, and of narrow biases."""
+    """Samples of a row, at most: of both weights, and of originals' biases."""
     return 3 + (I + 4 * H - 1) // (4 * H)
 
 
@@ -114,8 +115,8 @@ def is_stale(a, p, scratch, recurs):
     """True where a bias of panel p or a sample of its weights has changed: what changes a whole row, a whole column or
     everything is found. `recurs`: whether weight_hh is used at all.
     """
-    if a.narrow_hh != 0:
-        return not sampled_narrow(a, p, False, recurs)
+    if a.original_hh != 0:
+        return not sampled_originals(a, p, False, recurs)
     pack_biases(a, p, scratch)
     bias = a.biases + p * 4 * VECTOR
     for k in range(0, 4 * VECTOR, 4):
