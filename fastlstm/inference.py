@@ -109,7 +109,7 @@ def infer_cast(
         return None
     for _ in range(2):  # once more, if they were written to past the version counter
         layer = slot.cast
-        if layer is None or layer.to != dtype or layer.backend != name or not layer.is_of(weights):
+        if layer is None or layer.takes != dtype or layer.backend != name or not layer.is_of(weights):
             slot.cast = None  # its memory before the new one's
             with torch.inference_mode(False):
                 layer = CastWeights(weights, dtype, partial(_pack, name))
@@ -169,6 +169,8 @@ def packed_step(slot: Slot, x: Any, hx: Any, weights: Weights, backend: str | No
     h_0, c_0 = hx
     if x is None or h_0 is None or c_0 is None or not ops.is_plain(x, h_0, c_0):
         return None
+    if torch.is_autocast_enabled("cpu"):  # which casts what a cell is given to its weights' type
+        return None
     shape = x.shape
     if len(shape) != 2 or not h_0.shape == c_0.shape == (shape[0], layer.H) or not _serves(layer, weights, backend, x):
         return None
@@ -202,7 +204,7 @@ def plain_sequence(
     if wants_gradient(*weights, x, *states):
         result = train(slot, x.transpose(0, 1) if batch_first else x, states, weights, backend, layer_axis=True)
     else:
-        layer = slot.layer
+        layer: Any = slot.cast if torch.is_autocast_enabled("cpu") else slot.layer
         if layer is None or not _serves(layer, weights, backend, x):
             return None
         hx = (states[0][0], states[1][0]) if states else None
@@ -246,13 +248,19 @@ def train(
     return eager.sequence(x, *weights, h_0, c_0, mask, reverse, hides, layer_axis, name, packed)[:3]
 
 
+_CAST = (torch.float32, torch.bfloat16, torch.float16)  # by autocast
+
+
 def _serves(layer: Any, weights: Weights, backend: str | None, x: Tensor) -> bool:
     """Whether the packed `layer` is of these weights, and what a call with `x` would take."""
-    if not (x.is_cpu and x.shape[-1] == layer.I and x.dtype is layer.dtype) or _transformed():
+    dtype = x.dtype
+    if dtype in _CAST and torch.is_autocast_enabled("cpu"):
+        dtype = torch.get_autocast_dtype("cpu")
+    if not (x.is_cpu and x.shape[-1] == layer.I and dtype is layer.takes) or _under_transform():
         return False
     asked = dispatch.asked(backend)
     if layer.asked != asked:
-        if dispatch.packing(backend, x.device, layer.dtype) != layer.backend:
+        if dispatch.packing(backend, x.device, dtype) != layer.backend:
             return False
         layer.asked = asked
     return bool(layer.is_of(weights))

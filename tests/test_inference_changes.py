@@ -85,11 +85,60 @@ def test_weights_are_kept_as_autocast_casts_them():
         assert torch.equal(lstm(x)[0], plain)
         for slot in vars(lstm)["_slots"].values():
             assert slot.layer is not None
-            assert slot.cast.to == torch.bfloat16
+            assert slot.cast.takes == torch.bfloat16
         with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match="5"):
             lstm(torch.randn(3, 2, 4))
         with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match=r"hidden\[0\]"):
             lstm(x, (torch.randn(2, 3, 7), torch.randn(2, 3, 7)))
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("given", [False, True])
+def test_the_short_way_under_autocast_is_the_long_one(batch_first, given):
+    lstm, x = fastlstm.LSTM(5, 7, batch_first=batch_first), torch.randn(3, 3, 5)
+    hx = (torch.randn(1, 3, 7), torch.randn(1, 3, 7)) if given else None
+    with torch.no_grad():
+        lstm(x, hx)
+        for dtype in (torch.bfloat16, torch.float16, torch.bfloat16):
+            with torch.autocast("cpu", dtype):
+                first, short = lstm(x, hx), lstm(x, hx)
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr("fastlstm.module.plain_sequence", lambda *arguments: None)
+                    long = lstm(x, hx)
+                for a, b, c in zip(*([y, *states] for y, states in (first, short, long)), strict=True):
+                    assert a.dtype == b.dtype == c.dtype == dtype
+                    assert a.shape == b.shape == c.shape
+                    assert torch.equal(a, c)
+                    assert torch.equal(b, c)
+                assert lstm(x.double(), None)[0].dtype == torch.float64  # which autocast leaves alone
+                with pytest.raises(RuntimeError, match="5"):
+                    lstm(torch.randn(3, 3, 4), hx)
+        assert lstm(x, hx)[0].dtype == torch.float32
+
+
+def test_a_change_of_float64_weights_under_autocast_is_seen():
+    """Of which the kernel compares no more than half."""
+    lstm, x = fastlstm.LSTM(5, 7).double(), torch.randn(3, 2, 5)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        lstm.weight_ih_l0.fill_(0.5)
+        before = lstm(x)[0]
+        assert torch.equal(lstm(x)[0], before)
+        lstm.weight_ih_l0.data.fill_(0.25)
+        assert not torch.equal(lstm(x)[0], before)
+
+
+def test_a_cell_under_autocast_takes_what_its_weights_do():
+    for dtype, other in ((torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)):
+        cell = fastlstm.LSTMCell(5, 7, dtype=dtype)
+        x, hx = torch.randn(2, 5, dtype=dtype), (torch.randn(2, 7, dtype=dtype), torch.randn(2, 7, dtype=dtype))
+        with torch.no_grad():
+            want, _ = cell(x, hx), cell(x, hx)
+            with torch.autocast("cpu", torch.bfloat16):
+                for given in (x, x.to(other)):
+                    found = cell(given, hx)
+                    assert found[0].dtype == dtype
+                    if given is x or dtype == torch.bfloat16:
+                        assert torch.equal(found[0], want[0])
 
 
 def test_threads_share_weights_that_autocast_casts():

@@ -86,6 +86,7 @@ class PackedWeights:
         self.weight_ih, self.weight_hh, *self.biases = (a.detach() for a in weights if a is not None)
         # the detached hold on to the memory, whatever becomes of the parameters
         self.dtype, self.I, self.H = self.weight_ih.dtype, self.weight_ih.shape[1], self.weight_hh.shape[1]
+        self.takes = self.dtype  # what inputs are of, or are cast to
 
     def is_of(self, weights: Sequence[Tensor | None]) -> bool:
         """True while these are the tensors that were packed, in the same memory and unchanged as far as is counted."""
@@ -229,19 +230,21 @@ class CastWeights(Sampled):
         it may watch.
         """
         super().__init__(weights)
-        self.to, originals = to, [None if a is None else a.detach() for a in weights]
-        self.packed = pack([a if a is None else a.to(to) for a in originals], originals)
-        if not self.packed.watched:
+        self.takes, originals = to, [None if a is None else a.detach() for a in weights]
+        seen = self.dtype.itemsize <= 4  # words that a kernel compares
+        self.packed = pack([a if a is None else a.to(to) for a in originals], originals if seen else ())
+        self.watched = seen and self.packed.watched
+        if not self.watched:
             self._watch()
 
     def forward(
         self, x: Tensor, hx: tuple[Tensor, Tensor] | None, reverse: bool, **options: Any
     ) -> tuple[Tensor, ...] | None:
-        if not (self.packed.watched or self._unchanged()):
+        if not (self.watched or self._unchanged()):
             return None
-        hx = None if hx is None else (hx[0].to(self.to), hx[1].to(self.to))
+        hx = None if hx is None else (hx[0].to(self.takes), hx[1].to(self.takes))
         result: tuple[Tensor, ...] | None
-        result = self.packed.forward(x.to(self.to), hx, reverse, **options)
+        result = self.packed.forward(x.to(self.takes), hx, reverse, **options)
         self.stale = self.stale or result is None  # parameters of 16 bits are their own copies
         return result
 

@@ -28,7 +28,7 @@ class PackedLayer(PackedWeights):
     ) -> None:
         """`pieces`: of a number, for the matrix unit; with 0 only products that `host.input_pieces` names take it, and
         none without `unit`. `originals`: the weights of 16 or 32 bits that these are copies of, which are looked at for
-        changes; with one piece these may be of bfloat16, and the originals themselves, and then `forward` takes x of it.
+        changes; with one piece they may be these themselves, of bfloat16, and then `forward` takes x of it.
         """
         super().__init__(weights)
         self.takes_bfloat16 = self.dtype == torch.bfloat16
