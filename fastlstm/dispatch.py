@@ -27,8 +27,8 @@ FUSED = ("numba", *NUMBA_PRECISIONS, "native", *TRITON, "reference")
 NAMES = ("auto", *FUSED, "aten")
 _CPU = ("numba", "native")  # in the order that auto takes them
 PACKING = (*_CPU, *NUMBA_PRECISIONS)  # these have `pack`
-# forward takes bias_hh and layer_axis too, both passes None for zero states and states (1, B, H); what is not needed
-# comes back None
+# forward takes bias_hh, layer_axis and shown too, backward hides, both None for zero states and states (1, B, H); what
+# is not needed comes back None
 BIASES_APART = ("numba", *NUMBA_PRECISIONS)
 _MODULES: dict[str, Any] = {
     "numba": numba,

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from fastlstm import dispatch, ops
-from fastlstm.backends.memory import converted
+from fastlstm.backends.memory import converted, empty
 from fastlstm.backends.reference import HOLD
 from fastlstm.function import LSTMBackward, LSTMFunction, differentiated, no_autocast, sum_of_biases
 
@@ -25,7 +25,7 @@ class LSTMSequence(Function):
     derivative goes through, from ``x`` (T,B,I) and states (B,H), or None for zeros; with `layer_axis` states in and out
     are (1,B,H). `packed` are the weights as the backend keeps them, or None; it has to be one that takes biases apart.
 
-    With `hides`, h of held steps is zero, and nobody reads the gradient of it.
+    With `hides`, h is a tensor beside the one that is saved, with zeros at held steps, whose gradient nobody reads.
 
     Numbers of 16 bits are widened here, in memory that is used again, but those of bfloat16 that the backend takes;
     without ``c``, since a second derivative runs the layer once more.
@@ -51,20 +51,22 @@ class LSTMSequence(Function):
         inputs = x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0
         narrow, taken = x.itemsize == 2, _taken(x, backend)
         wide = _widened(inputs, taken) if narrow else inputs
-        result = None
+        result = shown = None
         if packed is not None:
             result = packed.forward(x, None if h_0 is None else (h_0, c_0), reverse, save=True, layer_axis=layer_axis)
         if result is None:
             a, w_ih, w_hh, b_ih, b_hh, *states = wide
             run = dispatch.module(backend).forward
-            options: Any = {"bias_hh": b_hh, "layer_axis": layer_axis, "hides": hides}
+            shown = empty(a, *a.shape[:2], weight_hh.shape[1]) if hides else None
+            options: Any = {"bias_hh": b_hh, "layer_axis": layer_axis, "shown": shown}
             result = run(a, w_ih, w_hh, b_ih, *states, mask, reverse, True, **options)
         h, h_n, c_n, c, gates = result
         ctx.set_materialize_grads(False)
         ctx.reverse, ctx.hides, ctx.layer_axis, ctx.backend = reverse, hides, layer_axis, backend
         ctx.packed = None if packed is None else weakref.ref(packed)
         ctx.save_for_backward(*inputs, mask, h, c, gates)
-        return _narrowed((h, h_n, c_n), x.dtype) if narrow else (h, h_n, c_n, c)
+        output = h if shown is None else shown
+        return _narrowed((output, h_n, c_n), x.dtype) if narrow else (output, h_n, c_n, c)
 
     @staticmethod
     def backward(ctx: Any, *incoming: Optional) -> tuple[Any, ...]:
@@ -124,7 +126,7 @@ def _composed(
         if ctx.hides:
             held: Any = mask == HOLD
             dh = dh if dh is None else dh.masked_fill(held.unsqueeze(-1), 0)
-        if narrow or ctx.hides:  # what was kept is nobody's output, or not the states
+        if narrow or ctx.hides:  # what was kept is nobody's output
             h, _, _, c, gates = LSTMFunction.apply(*layer, ctx.reverse, ctx.backend)
             kept = h, c, gates
         gradients = LSTMBackward.apply(dh, dh_n, dc_n, dc, *layer, *kept, ctx.reverse, needs, ctx.backend)

@@ -50,7 +50,7 @@ def lstm(
         weight_hr: (P, H): projects the hidden state; ``h_0`` and the output are then P wide, and weight_hh is (4H, P).
         mask: int32 (T, B): 0 an ordinary step; 1 reset, the state is zero before the step; 2 hold, the state is
             carried through and the output is zero.
-        holds: False saves a pass over the output where the mask holds no step, or where the outputs of held steps are
+        holds: False saves a copy of the output where the mask holds no step, or where the outputs of held steps are
             not looked at, which are then the states carried through.
         reverse: run from the last step to the first; outputs stay in the order of `x`.
         return_cells: also return every cell state.

@@ -262,7 +262,8 @@ def _serves(layer: Any, weights: Weights, backend: str | None, x: Tensor) -> boo
     if layer.asked != asked:
         if dispatch.packing(backend, x.device, dtype) != layer.backend:
             return False
-        layer.asked = asked
+        if dispatch.asked(backend) == asked:  # and no other thread has changed it meanwhile
+            layer.asked = asked
     return bool(layer.is_of(weights))
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import fastlstm
 from fastlstm import ops
 from fastlstm.backends.reference import HOLD
 from fastlstm.functional import lstm
@@ -71,3 +72,16 @@ def test_no_pass_over_the_outputs(monkeypatch):
     assert not called
     assert not output.any()
     assert ops.is_plain(output)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_outputs_may_be_changed_in_place(dtype):
+    """As those of `pad_packed_sequence`: whoever takes the largest of each row's outputs writes to its padding."""
+    module, lengths = fastlstm.LSTM(5, 8, dtype=dtype), torch.tensor([7, 3, 5])
+    x, past = torch.randn(7, 3, 5, dtype=dtype), (torch.arange(7)[:, None] >= lengths).unsqueeze(-1)
+    results = []
+    for change in (torch.Tensor.masked_fill_, torch.Tensor.masked_fill):
+        output = change(module(x, lengths=lengths)[0], past, float("-inf"))
+        results.append(torch.autograd.grad(output.max(0).values.sum(), list(module.parameters())))
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)

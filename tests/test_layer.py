@@ -29,9 +29,10 @@ BOUND = {torch.float32: 100 * 1.2e-7, torch.float64: 100 * 2.3e-16}
 
 
 @pytest.fixture
-def poisoned():
-    """Uninitialised memory is NaN, the pool's included: what a kernel forgets to write shows."""
+def poisoned(monkeypatch):
+    """Uninitialised memory is NaN, the pool's and scratch included: what a kernel forgets to write shows."""
     torch.use_deterministic_algorithms(True)
+    monkeypatch.setattr("fastlstm.backends.numba.prepared.take_scratch", lambda: memory.take_scratch().fill_(0xFF))
     for size in (1 << 21, 1 << 22, 1 << 23):
         memory.empty(torch.empty(0), size // 4).fill_(float("nan"))
     yield

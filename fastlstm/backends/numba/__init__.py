@@ -162,11 +162,11 @@ def forward(
     unit: bool = True,
     bias_hh: Tensor | None = None,
     layer_axis: bool = False,
-    hides: bool = False,
+    shown: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See `fastlstm.backends.reference.forward`; the gates have `saved_shape`. States may be None for zeros, and
-    `bias_hh` is added to `bias`. `layer_axis`: ``h_n`` and ``c_n`` are (1, B, H). `hides`: ``h`` of
-    held steps is zero. `pieces`: of a number, for the matrix
+    `bias_hh` is added to `bias`. `layer_axis`: ``h_n`` and ``c_n`` are (1, B, H). `shown` (T, B, H): where
+    to leave ``h`` as well, with zeros at held steps. `pieces`: of a number, for the matrix
     unit; with 0 only products that `host.input_pieces` names take it, and none without `unit`.
     """
     call = x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, save
@@ -184,7 +184,7 @@ def forward(
     prepared = forward_call(T, B, groups, I, H, dtype, pieces, unit, mask is not None, threads_now(), narrow)
     ours = prepared.call(x)
     a = ours.arguments
-    a.rows, a.reverse, a.hides = R, reverse, hides
+    a.rows, a.reverse, a.shown = R, reverse, address(shown)
     a.x, a.x_step, a.x_row = step_row(x)
     if narrow:
         a.out, a.out_step, a.out_row = step_row(h)
@@ -207,7 +207,7 @@ def forward(
         stack = groups, of_rows | of_weights, prepared.steps
     large, _ = prepared.run(ours, stack)  # a number that the matrix unit cannot take
     if large:
-        return forward(*call, unit=False, bias_hh=bias_hh, layer_axis=layer_axis, hides=hides)
+        return forward(*call, unit=False, bias_hh=bias_hh, layer_axis=layer_axis, shown=shown)
     return h, h_n, c_n, c, gates
 
 
@@ -234,7 +234,7 @@ def backward(
     hides: bool = False,
 ) -> tuple[Tensor | None, ...]:
     """See `fastlstm.backends.reference.backward`. `packed`: a `PackedLayer` of these weights. `unit`: whether the
-    matrix unit may be used. `hides`: as in the forward pass, and ``dh`` of held steps does not count.
+    matrix unit may be used. `hides`: ``dh`` of held steps does not count.
     """
     if x.shape[1] == 0:
         inputs = (x, weight_ih, weight_hh, bias, h_0, c_0)

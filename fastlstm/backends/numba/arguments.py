@@ -32,19 +32,19 @@ _COMMON = " ".join((*NAMES, *matrix.NAMES)) + (
 # (4H,), which are added. c (T,B,H), or with c_step 0 one (B,H), and gates (T,panels,B,4,lanes) if saved. packed:
 # (panels,H,4,lanes) weight_hh, then (panels,I,4,lanes) weight_ih, or the columns of this one where only x is
 # multiplied on the matrix unit, or of both; biases (panels,4,lanes); samples: of the weights, if kept, or of those
-# that they are copies of, original_size bytes each. hides: whether h of held steps is left zero. recurs: whether
-# weight_hh is looked at for changes even by one step from zeros, which does not multiply by it. stale: where to count
-# the panels found not to be the weights', if they are packed already; if absent, they are packed first. digests: a
-# vector for each block of weights, if each of their elements is to be looked at. flip: whether the first step takes
-# the panels from last to first. operand: x and h as rows, of two steps; or x alone, of twice `feed` steps, whose
-# products go to fed (panels,pitch/64,4,lanes). Without the unit: fed (panels,feed,B,4,lanes) if feed, with 2 for B
-# where block_x is 0; block_x and block are those of `host.blocks_of`.
+# that they are copies of, original_size bytes each. hides: whether h of held steps is left zero; shown (T,B,H): where
+# to leave h so as well, if anywhere. recurs: whether weight_hh is looked at for changes even by one step from zeros,
+# which does not multiply by it. stale: where to count the panels found not to be the weights', if they are packed
+# already; if absent, they are packed first. digests: a vector for each block of weights, if each of their elements is
+# to be looked at. flip: whether the first step takes the panels from last to first. operand: x and h as rows, of two
+# steps; or x alone, of twice `feed` steps, whose products go to fed (panels,pitch/64,4,lanes). Without the unit: fed
+# (panels,feed,B,4,lanes) if feed, with 2 for B where block_x is 0; block_x and block are those of `host.blocks_of`.
 ForwardArguments = _struct(
     "ForwardArguments",
     f"{_COMMON} x x_step x_row weight_ih weight_ih_row weight_hh weight_hh_row bias bias_hh h_0 h_0_row c_0 c_0_row "
     "h h_step h_row c c_step gates h_n c_n packed biases samples original_ih original_hh original_bias "
-    "original_bias_hh original_size stale hides recurs digests flip block_x block operand feed fed out "
-    "out_step out_row",
+    "original_bias_hh original_size stale hides shown recurs digests flip block_x block operand feed fed "
+    "out out_step out_row",
 )
 
 # dh and dc (T,B,H), dh_n and dc_n (B,H): incoming, or absent. dpreact (panels,kept,B,4,lanes). dc_carried
@@ -53,9 +53,9 @@ ForwardArguments = _struct(
 # (halves,panels,sum_rows,4,lanes), over half of the batch rows each where halves is 2, and for the matrix unit, where
 # there are more than FOLD chunks, as many again for the last of them: x's rows first, h's from sums_of_h on, the bias'
 # at sum_of_one. Where dweights is absent and strips are not, rows are few, and strips hold them for `outer`. hides:
-# whether h of held steps is zero, and dh of them is not looked at. For the matrix unit there is dpreact as rows, of
-# `rows_kept` steps, for products with weights, and as columns, for `ring` chunks, columns_bytes apart, for the sums,
-# whose strips are rows of the transposed [x, 1, h].
+# whether dh of held steps is not looked at. For the matrix unit there is dpreact as rows, of `rows_kept` steps, for
+# products with weights, and as columns, for `ring` chunks, columns_bytes apart, for the sums, whose strips are rows of
+# the transposed [x, 1, h].
 BackwardArguments = _struct(
     "BackwardArguments",
     f"{_COMMON} x x_step x_row weight_ih weight_ih_row weight_hh weight_hh_row h_0 h_0_row c_0 c_0_row h c gates "

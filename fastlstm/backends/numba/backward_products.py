@@ -18,8 +18,6 @@ from fastlstm.backends.numba.shared import (
     gather,
     jit,
     product_of,
-    read_resumed,
-    resumes,
     rows_alive,
     share,
     vectors_of,
@@ -128,7 +126,7 @@ def pack_strips(a, strips, s_first, s_last, b_first, b_last):
             h, h_row = a.h_0 + b_first * a.h_0_row, a.h_0_row
         rows = strips + ((s - s_first) * B + b_first) * STRIP * S
         mask = a.mask + (t * R + b_first) * 4 if a.mask != 0 else 0
-        again, column = resumes(a, s, b_first, count), 0
+        column = 0
         while column < columns:
             to = rows + column // STRIP * block + column % STRIP * S
             room = STRIP - column % STRIP
@@ -138,8 +136,6 @@ def pack_strips(a, strips, s_first, s_last, b_first, b_last):
             elif column < I + H:
                 run = min(I + H - column, room)
                 call(a.copy_rows, count, run, run, h + (column - I) * S, h_row, to, STRIP * S)
-                if again:
-                    read_resumed(a, s, b_first, count, column - I, run, run, to, STRIP * S)
                 if mask != 0:
                     zero_rows(a, count, run, mask, RESET, to, STRIP * S)
             else:

@@ -13,11 +13,13 @@ from fastlstm.backends.numba.shared import (
     any_row,
     cell_forward_of,
     is_zero,
+    item,
     jit,
     rows_alive,
     share,
     share_rows_alive,
     wait,
+    write_rows,
     zero_rows,
 )
 from fastlstm.backends.numba.weights import digest_weights, is_stale, keep_samples, pack_biases
@@ -77,15 +79,15 @@ def carry(a, t, p, b, rows, h, h_prev, h_prev_row, c_prev, c_prev_row):
 
 
 @jit
-def leave(a, t, p, b, rows, h, mask):
-    """Round one panel's h of `rows` rows from `b` on to where it is wanted."""
-    L = a.lanes
-    width, to = min(L, a.H - p * L), a.out + t * a.out_step + b * a.out_row + p * L * 2
-    call(a.narrow, rows, width, h + b * a.h_row + p * VECTOR, a.h_row, to, a.out_row)
-    if a.hides != 0 and mask != 0:
+def leave(a, p, b, rows, h, mask, to, to_row, hides):
+    """One panel's h of `rows` rows from `b` on to where it is wanted, with zeros at held steps if `hides`."""
+    width = min(a.lanes, a.H - p * a.lanes)
+    to += b * to_row + p * a.lanes * item(a, a.narrow_rows)
+    write_rows(a, a.narrow_rows, rows, width, h + b * a.h_row + p * VECTOR, a.h_row, to, to_row)
+    if hides != 0 and mask != 0:
         for r in range(rows):
             if get_int32(mask + (b + r) * 4) == HOLD:
-                call(a.narrow, 1, width, a.constants, 0, to + r * a.out_row, 0)
+                write_rows(a, a.narrow_rows, 1, width, a.constants, 0, to + r * to_row, 0)
 
 
 def forward_with(products: Any) -> Any:
@@ -170,9 +172,12 @@ def forward_with(products: Any) -> Any:
                         carry(a, t, p, b + alive, rows - alive, h, h_prev, h_prev_row, c_prev, c_prev_row)
                     preact(a, s, p, b, alive, part, b_first, b_last, scratch, x, h_seen, h_seen_row)
                     cells(a, t, p, b, alive, scratch, h, h_prev, h_prev_row, c_prev, c_prev_row)
+                    if a.shown != 0:
+                        wide = H * item(a, a.narrow_rows)
+                        leave(a, p, b, rows, h, mask, a.shown + t * R * wide, wide, 1)
                     if not reads_states:
                         if a.out != 0:
-                            leave(a, t, p, b, rows, h, mask)
+                            leave(a, p, b, rows, h, mask, a.out + t * a.out_step, a.out_row, a.hides)
                         if s + 1 < T:
                             feed_states(a, s + 1, p, b, rows, h + b * a.h_row + p * L * S, a.h_row, scratch)
             h_prev, h_prev_row, c_prev, c_prev_row = h, a.h_row, c, H * S

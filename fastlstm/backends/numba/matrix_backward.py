@@ -18,9 +18,7 @@ from fastlstm.backends.numba.shared import (
     VECTOR,
     item,
     jit,
-    read_resumed,
     read_rows,
-    resumes,
     share,
     write_rows,
     zero_rows,
@@ -173,8 +171,6 @@ def gather(a, j, s_first, s_last, block, to):
             if s == 0:
                 source, source_row, narrow = a.h_0 + b * a.h_0_row + unit * S, a.h_0_row, 0
         read_rows(a, narrow, run, valid, L, source, source_row, at, VECTOR)
-        if j >= of_x and resumes(a, s, b, run):
-            read_resumed(a, s, b, run, (j - of_x) * L, valid, L, at, VECTOR)
         if j == I // L:
             call(a.copy_rows, run, 1, 1, a.constants + ONE, 0, at + I % L * S, VECTOR)
         if a.mask != 0:

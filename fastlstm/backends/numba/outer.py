@@ -14,8 +14,6 @@ from fastlstm.backends.numba.shared import (
     gate_at,
     jit,
     product_of,
-    read_resumed,
-    resumes,
     vectors_of,
     zero_rows,
 )
@@ -33,7 +31,7 @@ def pack_rows(a, packed, b_first, b_last):
         h, h_row = a.h + (t_prev * R + b_first) * H * S, H * S
         if s == 0:
             h, h_row = a.h_0 + b_first * a.h_0_row, a.h_0_row
-        mask, again = a.mask + (t * R + b_first) * 4 if a.mask != 0 else 0, resumes(a, s, b_first, count)
+        mask = a.mask + (t * R + b_first) * 4 if a.mask != 0 else 0
         to = packed + (s * B + b_first) * 4 * VECTOR
         for k in range(0, I, wide):
             x = a.x + t * a.x_step + b_first * a.x_row + k * S
@@ -43,8 +41,6 @@ def pack_rows(a, packed, b_first, b_last):
             to += T * B * 4 * VECTOR
         for k in range(0, H, wide):
             call(a.copy_rows, count, min(wide, H - k), wide, h + k * S, h_row, to, 4 * VECTOR)
-            if again:
-                read_resumed(a, s, b_first, count, k, min(wide, H - k), wide, to, 4 * VECTOR)
             if mask != 0:
                 zero_rows(a, count, wide, mask, HOLD, to, 4 * VECTOR)
                 zero_rows(a, count, wide, mask, RESET, to, 4 * VECTOR)

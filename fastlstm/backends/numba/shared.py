@@ -21,8 +21,8 @@ ONE = 1024  # where the constants' one lies, after the zeros
 
 
 def jit(function: Any) -> Any:
-    """For functions that kernels call, nobody else: they are compiled without wrappers, and once, not for each constant
-    that they are called with. Compiling the loops takes 8 s for 13.
+    """For functions that kernels call: compiled without wrappers, which Python would need (it has `py_func`), and once,
+    not for each constant that they are called with. The loops take 8 s for 13.
     """
     options: Any = {"boundscheck": False, "error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
     compiled = njit(**options)(function)
@@ -169,38 +169,6 @@ def write_rows(a, narrow, rows, width, source, source_row, target, target_row):
         call(a.narrow, rows, width, source, source_row, target, target_row)
     else:
         call(a.copy_rows, rows, width, width, source, source_row, target, target_row)
-
-
-@jit
-def mask_of(a, s, b):
-    """The mask at the step that is run as number s."""
-    return get_int32(a.mask + ((a.T - 1 - s if a.reverse != 0 else s) * a.rows + b) * 4)
-
-
-@jit
-def resumes(a, s, b_first, rows):
-    """Whether a row runs at step s whose step before was held and is hidden."""
-    if a.hides != 0 and a.mask != 0 and s > 0:
-        for b in range(b_first, b_first + rows):
-            if mask_of(a, s, b) == 0 and mask_of(a, s - 1, b) == HOLD:
-                return True
-    return False
-
-
-@jit
-def read_resumed(a, s, b_first, rows, first, valid, width, target, target_row):
-    """Columns from `first` on of the states that rows which run saw at step s, as `read_rows` reads them."""
-    for b in range(b_first, b_first + rows):
-        if mask_of(a, s, b) == 0:
-            k, to = s - 1, target + (b - b_first) * target_row
-            while k >= 0 and mask_of(a, k, b) == HOLD:
-                k -= 1
-            if k < 0:
-                read_rows(a, 0, 1, valid, width, a.h_0 + b * a.h_0_row + first * a.size, 0, to, 0)
-            else:
-                t = a.T - 1 - k if a.reverse != 0 else k
-                source = a.h + ((t * a.rows + b) * a.H + first) * item(a, a.narrow_rows)
-                read_rows(a, a.narrow_rows, 1, valid, width, source, 0, to, 0)
 
 
 @jit
