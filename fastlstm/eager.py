@@ -50,7 +50,7 @@ class LSTMSequence(Function):
     ) -> tuple[Tensor, ...]:
         inputs = x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0
         narrow, taken = x.itemsize == 2, _taken(x, backend)
-        wide = _widened(inputs, taken) if narrow else inputs
+        wide: Any = _widened(inputs, taken) if narrow else inputs
         result = shown = None
         if packed is not None:
             result = packed.forward(x, None if h_0 is None else (h_0, c_0), reverse, save=True, layer_axis=layer_axis)
