@@ -105,8 +105,9 @@ def infer_cast(
     shapes = (rows, I), (rows, rows // 4), (rows,), (rows,)
     if x.shape[2] != I or not all(a.shape == size and a.is_cpu for a in states):
         return None
-    if not all(a is None or (a.shape == shape and a.is_cpu) for a, shape in zip(weights, shapes)):
-        return None
+    for a, other in zip(weights, shapes):
+        if a is not None and not (a.shape == other and a.is_cpu and a.dtype is weights[0].dtype):
+            return None
     for _ in range(2):  # once more, if they were written to past the version counter
         layer = slot.cast
         if layer is None or layer.takes != dtype or layer.backend != name or not layer.is_of(weights):

@@ -25,3 +25,16 @@ def two_threads():
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """Uninitialised memory is NaN, the pool's and scratch included: what a kernel forgets to write shows."""
+    from fastlstm.backends import memory  # after the interpreter has been chosen
+
+    torch.use_deterministic_algorithms(True)
+    monkeypatch.setattr("fastlstm.backends.numba.prepared.take_scratch", lambda: memory.take_scratch().fill_(0xFF))
+    for size in (1 << 21, 1 << 22, 1 << 23):
+        memory.empty(torch.empty(0), size // 4).fill_(float("nan"))
+    yield
+    torch.use_deterministic_algorithms(False)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastlstm
-from fastlstm.backends import memory, numba
+from fastlstm.backends import numba
 from fastlstm.functional import lstm
 from tests.layers import BACKENDS, CPU_BACKENDS, OUTPUTS, Layer, compare, draws, error, nn_lstm_errors
 
@@ -26,17 +26,6 @@ SIZES = [
 # Of the largest value: a sum of K terms in order errs by about sqrt(K) eps / 2 of its size, K up to 1300 here; a step
 # adds to it.
 BOUND = {torch.float32: 100 * 1.2e-7, torch.float64: 100 * 2.3e-16}
-
-
-@pytest.fixture
-def poisoned(monkeypatch):
-    """Uninitialised memory is NaN, the pool's and scratch included: what a kernel forgets to write shows."""
-    torch.use_deterministic_algorithms(True)
-    monkeypatch.setattr("fastlstm.backends.numba.prepared.take_scratch", lambda: memory.take_scratch().fill_(0xFF))
-    for size in (1 << 21, 1 << 22, 1 << 23):
-        memory.empty(torch.empty(0), size // 4).fill_(float("nan"))
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize("masked", [False, True])

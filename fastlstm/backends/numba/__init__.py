@@ -172,6 +172,7 @@ def forward(
     call = x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, save
     (T, R, I), H, groups, like = x.shape, weight_hh.shape[-1], groups_of(weight_ih), _computed(x)
     B, dtype, narrow = R // groups, like.dtype, like is not x
+    assert shown is None or groups == 1, "a stack's outputs are hidden by its caller"
     lanes = lanes_of(dtype)
     panels = panels_of(H, lanes)
     states = (1, R, H) if layer_axis else (R, H)
