@@ -74,6 +74,18 @@ def test_no_pass_over_the_outputs(monkeypatch):
     assert ops.is_plain(output)
 
 
+def test_second_derivatives_of_outputs_changed_in_place():
+    module, lengths = fastlstm.LSTM(3, 4, dtype=torch.double), torch.tensor([5, 2])
+    past, results = (torch.arange(5)[:, None] >= lengths).unsqueeze(-1), []
+    x = torch.randn(5, 2, 3, dtype=torch.double, requires_grad=True)
+    for change in (torch.Tensor.masked_fill_, torch.Tensor.masked_fill):
+        output = change(module(x, lengths=lengths)[0], past, 2.0)
+        (dx,) = torch.autograd.grad(output.square().sum(), x, create_graph=True)
+        results.append(torch.autograd.grad(dx.square().sum(), list(module.parameters())))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_outputs_may_be_changed_in_place(dtype):
     """As those of `pad_packed_sequence`: whoever takes the largest of each row's outputs writes to its padding."""
