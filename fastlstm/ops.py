@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch._library.autograd import Info, make_autograd_impl
 from torch._library.custom_ops import get_library_allowing_overwrite
+from torch._VF import _unpack_dual as unpack_dual
+from torch.autograd import forward_ad
 
 from fastlstm import dispatch
 
@@ -128,14 +130,25 @@ _PLAIN_KEYS = _bits(
 )  # fmt: skip
 
 
+def _any_tangent(*arguments: Any) -> bool:
+    if not torch._C._is_fwd_grad_enabled():
+        return False
+    return any(isinstance(a, Tensor) and unpack_dual(a, level=0)[1] is not None for a in arguments)
+
+
 def differentiate(name: str, backward: Callable[..., Any], setup_context: Callable[..., Any]) -> None:
-    """As `torch.library.register_autograd`; but a call that nobody differentiates, as all of a compiled graph are, goes
-    to the kernel from here, without a second way through the dispatcher.
+    """As `torch.library.register_autograd`; but tangents are refused, and a call that nobody differentiates, as all of
+    a compiled graph are, goes to the kernel from here, without a second way through the dispatcher.
     """
     function: Any = _forward if name == "forward" else _backward
     by_torch = make_autograd_impl(getattr(torch.ops.fastlstm, name).default, Info(backward, setup_context))
 
     def run(keyset: Any, *arguments: Any) -> Any:
+        if forward_ad._current_level >= 0 and _any_tangent(*arguments):  # torch would leave it out, without a word
+            raise NotImplementedError(
+                f"fastlstm::{name} has no forward mode, since torch lets no operator define one: differentiate the "
+                "module itself, or compile the function that does so"
+            )
         if torch.is_grad_enabled() or keyset.raw_repr() & ~_PLAIN_KEYS:
             return by_torch(keyset, *arguments)
         return function(*arguments)

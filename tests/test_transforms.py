@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 from torch.func import functional_call, jvp
 from torch.utils.checkpoint import checkpoint
@@ -139,12 +140,21 @@ def test_mixed_dtypes_without_autocast_are_refused():
         fastlstm.LSTM(6, 7)(torch.randn(5, 3, 6).bfloat16())
 
 
-def test_an_operator_alone_has_no_tangent():
-    """Torch gives an operator no way to define forward mode, so a loaded export answers zero: docs/transforms.md."""
-    lstm, x = fastlstm.LSTM(3, 4), torch.randn(5, 2, 3)
-    program = torch.export.export(lstm, (x,)).module()
+@pytest.mark.parametrize("trained", [True, False])
+def test_an_operator_alone_refuses_a_tangent(trained):
+    """Torch lets no operator define forward mode, and would answer zero: docs/transforms.md."""
+    lstm, x = fastlstm.LSTM(3, 4).requires_grad_(trained), torch.randn(5, 2, 3)
+    alone = [torch.export.export(lstm, (x,)).module()]
+    if not trained:
+        alone.append(torch.compile(lstm, backend="aot_eager"))
     assert jvp(lambda x: lstm(x)[0], (x,), (x,))[1].abs().max() > 0
-    assert jvp(lambda x: program(x)[0], (x,), (x,))[1].abs().max() == 0
+    with pytest.raises(NotImplementedError, match="fastlstm::forward has no forward mode"):
+        jvp(lambda x: alone[0](x)[0], (x,), (x,))
+    for program in alone:
+        with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="fastlstm::forward has no forward mode"):
+            program(forward_ad.make_dual(x, x))
+        with torch.no_grad():  # nothing is left behind
+            assert torch.equal(program(x)[0], lstm(x)[0])
 
 
 def test_script_is_refused():
