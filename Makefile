@@ -2,6 +2,7 @@
 #   make train      train the row-LSTM on MNIST, results in runs/row-lstm    make train ARGS="--seed 1 --compare"
 #   make test       the test suite                                           make test ARGS="-k mask"
 #   make test-slow  the tests that take minutes
+#   make test-oldest  the test suite with the oldest torch and numba that it is for, in .venv-oldest
 #   make lint       ruff, mypy, import-linter
 #   make bench      the benchmark grid against torch.nn.LSTM                 make bench ARGS="--only T28-B128-I28-H128"
 #   make clean      remove .venv and what was built
@@ -27,7 +28,7 @@ except ImportError:
 endef
 export CHECK_PYTHON
 
-.PHONY: train test test-slow lint bench clean
+.PHONY: train test test-slow test-oldest lint bench clean
 .NOTPARALLEL: # pip installs into one environment, one at a time
 
 train: $(VENV)/.installed
@@ -39,6 +40,10 @@ test: $(VENV)/.installed-test
 test-slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
+test-oldest: export PIP_CONSTRAINT := $(CURDIR)/tests/oldest.txt
+test-oldest:
+	$(MAKE) test VENV=.venv-oldest
+
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -49,7 +54,7 @@ bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .benchmarks .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-oldest build dist *.egg-info .benchmarks .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 
 # Stamps inside the environment: installed again only when the packaging changes.
 $(VENV)/.created:

@@ -175,7 +175,7 @@ def check_layer(
         raise ValueError(f"mask must be int32 of shape {tuple(shape[:2])}, got {mask.dtype} {tuple(mask.shape)}")
     dtype, device = x.dtype, x.device
     names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "h_0", "c_0")
-    for tensor, name in zip(tensors, names, strict=False):
+    for tensor, name in zip(tensors, names):  # no `strict`: Dynamo of torch 2.9 takes any for true
         if tensor is None:
             continue
         if tensor.device != device:
@@ -242,7 +242,7 @@ def check_forget_bias(forget_bias: Any, bias: bool) -> float:
 
 
 def _pair(hx: Any, function: str) -> Sequence[Tensor]:
-    if not isinstance(hx, tuple | list):
+    if not isinstance(hx, (tuple, list)):  # Dynamo of torch 2.9 knows no union
         raise TypeError(f"hx must be a tuple of two tensors, h_0 and c_0, got {type(hx).__name__}")
     if len(hx) != 2:
         raise RuntimeError(f"{function} expects two hidden states")

