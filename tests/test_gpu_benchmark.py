@@ -143,6 +143,7 @@ def a_card(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A card")
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91900)  # a CUDA build would ask the card
     monkeypatch.setattr(gpu.shutil, "which", lambda name, path: "/bin/" + name)
     monkeypatch.setattr(gpu, "run", run)
     monkeypatch.setattr(gpu, "LAYERS", [sys.executable, "-c", ROWS])
