@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C._functorch import TransformType
-from torch._VF import _unpack_dual as unpack_dual
+from torch.autograd import forward_ad
 
 from fastlstm import checks, dispatch, ops
 from fastlstm.backends import aten, reference
@@ -19,9 +19,23 @@ from fastlstm.tracing import allow_in_graph
 State = tuple[Tensor, Tensor]
 
 
+def _has_dual_level() -> bool:
+    return forward_ad._current_level >= 0
+
+
+_has_dual_level._dynamo_marked_constant = True  # type: ignore[attr-defined]  # dynamo guards the level itself
+
+
 @allow_in_graph  # what dynamo traces itself it guards, at every call: a hundred functions, settings and names
-def _in_graph(*arguments: Any) -> tuple[Tensor, ...]:
-    output, (h_n, c_n), *cells = _lstm(*arguments, traced=True)
+def _in_graph(dual: bool, *arguments: Any) -> tuple[Tensor, ...]:
+    """`dual`: whether there is a level of dual numbers, which a graph opens past Python's count of them."""
+    level = forward_ad._current_level
+    try:
+        if dual:
+            forward_ad._current_level = max(level, 0)
+        output, (h_n, c_n), *cells = _lstm(*arguments)
+    finally:
+        forward_ad._current_level = level
     return output, h_n, c_n, *cells
 
 
@@ -74,7 +88,7 @@ def lstm(
         dispatch.check_name(backend)
     if not _is_autocast(x):  # here already: what is raised in a graph becomes an error of dynamo's
         checks.check_layer(x, hx, *weights, mask)
-    output, h_n, c_n, *cells = _in_graph(x, hx, *weights, *options, dispatch.named(backend))
+    output, h_n, c_n, *cells = _in_graph(_has_dual_level(), x, hx, *weights, *options, dispatch.named(backend))
     return output, (h_n, c_n), *cells  # type: ignore[return-value]
 
 
@@ -92,8 +106,6 @@ def _lstm(
     return_cells: bool,
     backend: str | None,
     slot: Slot | None = None,
-    *,
-    traced: bool = False,
 ) -> Any:
     if slot is not None and weight_hr is None and not return_cells:
         weights = weight_ih, weight_hh, bias_ih, bias_hh
@@ -113,7 +125,7 @@ def _lstm(
         bias_ih, bias_hh, weight_hr = (None if a is None else a.to(dtype) for a in (bias_ih, bias_hh, weight_hr))
         weights, options = (weight_ih, weight_hh, bias_ih, bias_hh), (mask, holds, reverse, return_cells)
         with torch.autocast(x.device.type, enabled=False):  # the plain PyTorch maths would be cast once more
-            return _lstm(x, hx, *weights, weight_hr, *options, backend, traced=traced)
+            return _lstm(x, hx, *weights, weight_hr, *options, backend)
     checks.check_layer(x, hx, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, mask)
     T, B, _ = x.shape
     if weight_hr is None and not return_cells and T and B:
@@ -144,7 +156,7 @@ def _lstm(
         return output, (h_n, c_n)
     if B and dtype == torch.bfloat16 and weight_hr is None and not return_cells and dispatch.takes_bfloat16(name):
         layer = x, weight_ih, weight_hh, bias_ih, h_0, c_0, mask
-        if not _wants_autograd(*layer, bias_hh, traced=traced) and ops.is_plain(*layer, bias_hh):
+        if not _wants_autograd(*layer, bias_hh) and ops.is_plain(*layer, bias_hh):
             first, second = (a if a is None else a.float() for a in (bias_ih, bias_hh))
             call = x, weight_ih, weight_hh, first, h_0.float(), c_0.float(), mask, reverse, False
             h, h_n, c_n, *_ = dispatch.module(name).forward(*call, bias_hh=second)
@@ -157,7 +169,7 @@ def _lstm(
 
     if weight_hr is not None or _nested_forward_mode():
         h, h_n, c_n, c, _ = reference.forward(x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, True, weight_hr)
-    elif _wants_autograd(x, weight_ih, weight_hh, bias, h_0, c_0, traced=traced):
+    elif _wants_autograd(x, weight_ih, weight_hh, bias, h_0, c_0):
         packed = None
         if (
             slot is not None and T == 1 and mask is None and dispatch.module(name).PACKED_STEPS
@@ -213,15 +225,11 @@ def _shown(h: Tensor, mask: Tensor | None, holds: bool) -> Tensor:
     return zero_held(h, (mask == reference.HOLD).unsqueeze(-1)) if mask is not None and holds else h
 
 
-def _wants_autograd(*tensors: Tensor | None, traced: bool) -> bool:
-    """True where the call must leave a trace for a derivative of any kind, or runs under a transform. `traced`: whether
-    a compiled graph makes it, in which Python's count of levels of dual numbers does not tell.
-    """
+def _wants_autograd(*tensors: Tensor | None) -> bool:
+    """True where the call must leave a trace for a derivative of any kind, or runs under a transform."""
     if wants_gradient(*tensors):
         return True
-    if torch.autograd.forward_ad._current_level >= 0:
-        return True
-    if traced and any(a is not None and unpack_dual(a, level=0)[1] is not None for a in tensors):
+    if forward_ad._current_level >= 0:
         return True
     # a batched tensor does not tell whether what it holds requires a gradient
     only_vmap = not torch.is_grad_enabled() and _levels(TransformType.Vmap) == len(_interpreters())

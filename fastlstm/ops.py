@@ -163,6 +163,11 @@ def is_untransformed(*tensors: Tensor | None) -> bool:
     return not torch._C._are_functorch_transforms_active() and torch.autograd.forward_ad._current_level < 0
 
 
+def _is_direct(*tensors: Tensor | None) -> bool:
+    """True where a kernel is called past the dispatcher: not with dual numbers, for the operator to refuse."""
+    return forward_ad._current_level < 0 and is_plain(*tensors)
+
+
 def forward(
     x: Tensor,
     weight_ih: Tensor,
@@ -178,7 +183,7 @@ def forward(
     """``h`` (T,B,H), ``h_n``, ``c_n`` (B,H), ``c`` (T,B,H) and the backend's own ``gates``;
     the last two empty unless `save`.
     """
-    call = _forward if is_plain(x, weight_ih, weight_hh, bias, h_0, c_0, mask) else forward_op
+    call = _forward if _is_direct(x, weight_ih, weight_hh, bias, h_0, c_0, mask) else forward_op
     return call(x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, save, backend)
 
 
@@ -206,7 +211,7 @@ def backward(
     `packed`: these weights as the backend's own `pack` left them.
     """
     tensors = (dh, dh_n, dc_n, dc, x, weight_ih, weight_hh, bias, h_0, c_0, mask, h, c, gates)
-    if is_plain(*tensors):
+    if _is_direct(*tensors):
         ready = () if packed is None else (packed,)
         gradients = dispatch.module(backend).backward(*tensors, reverse, needs, *ready)
     else:

@@ -167,16 +167,27 @@ def test_compiled_forward_mode_where_nothing_wants_a_gradient(freeze):
 
 
 @pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
-def test_compiled_dual_numbers(compiler):
+@pytest.mark.parametrize(("trained", "lengths"), [(False, None), (False, [5, 2]), (True, None), (True, [0, 4])])
+def test_compiled_dual_numbers(trained, lengths, compiler):
     lstm, x = fastlstm.LSTM(3, 4, backend="numba", dtype=torch.double), torch.randn(5, 2, 3, dtype=torch.double)
-    lstm.requires_grad_(False)
+    lstm.requires_grad_(trained)
+    lengths = lengths if lengths is None else torch.tensor(lengths)
 
     def tangent(x):
         with forward_ad.dual_level():
-            return forward_ad.unpack_dual(lstm(forward_ad.make_dual(x, torch.ones_like(x)))[0]).tangent
+            return forward_ad.unpack_dual(lstm(forward_ad.make_dual(x, torch.ones_like(x)), lengths=lengths)[0]).tangent
 
     got, want = torch.compile(tangent, backend=compiler, fullgraph=True)(x), tangent(x)
+    assert want.abs().max() > 0.01
     torch.testing.assert_close(got, want)
+    assert forward_ad._current_level == -1
+
+
+@pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
+def test_compiled_vmap_where_nothing_wants_a_gradient(compiler):
+    lstm, x = fastlstm.LSTM(3, 4, backend="numba").requires_grad_(False), torch.randn(2, 5, 2, 3)
+    folded = vmap(lambda x: lstm(x)[0])
+    assert torch.equal(torch.compile(folded, backend=compiler, fullgraph=True)(x), folded(x))
 
 
 def test_operators_in_frames_that_dynamo_sees_are_not_compiled():
@@ -259,6 +270,27 @@ def test_export_in_another_process(tmp_path, backend, strict):
         output, states = lstm(x)
         want = [output, *states, *torch.autograd.grad(output.pow(2).sum(), x)]
         assert all(torch.equal(a, b) for a, b in zip(got, want))
+
+
+@pytest.mark.parametrize("freeze", [True, False])
+def test_an_export_holds_operators_alone(freeze):
+    lstm, x = fastlstm.LSTM(3, 4, backend="numba").requires_grad_(not freeze), torch.randn(5, 2, 3)
+    program = torch.export.export(lstm, (x,))
+    names = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert "fastlstm.forward.default" in names
+    assert not [name for name in names if "dual" in name]
+    folded = vmap(lambda x: program.module()(x)[0])(torch.stack((x, x + 1)))
+    torch.testing.assert_close(folded[1], lstm(x + 1)[0], rtol=0, atol=1e-6)  # float32, terms below 1
+
+
+def test_an_export_before_anything_else(tmp_path):
+    """Which exchanges built-in functions while numba is imported."""
+    code = """
+import fastlstm, torch
+program = torch.export.export(fastlstm.LSTM(3, 4, backend="numba"), (torch.randn(5, 2, 3),), strict=False)
+assert max(1, 2) == 2 and type(max) is type(len)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
 
 
 @backends

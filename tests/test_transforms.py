@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.autograd import forward_ad
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
-from torch.func import functional_call, jvp
+from torch.func import functional_call, jvp, vmap
 from torch.utils.checkpoint import checkpoint
 
 import fastlstm
@@ -155,6 +155,15 @@ def test_an_operator_alone_refuses_a_tangent(trained):
             program(forward_ad.make_dual(x, x))
         with torch.no_grad():  # nothing is left behind
             assert torch.equal(program(x)[0], lstm(x)[0])
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="fastlstm::forward has no forward mode"):
+        vmap(lambda x: alone[0](x)[0])(forward_ad.make_dual(torch.stack((x, x)), torch.randn(2, *x.shape)))
+
+
+def test_an_operators_backward_refuses_a_tangent():
+    lstm, x = fastlstm.LSTM(3, 4), torch.randn(5, 2, 3)
+    h = torch.compile(lstm, backend="aot_eager")(x)[0]
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="fastlstm::backward has no forward mode"):
+        torch.autograd.grad(h, lstm.weight_hh_l0, forward_ad.make_dual(torch.ones_like(h), torch.ones_like(h)))
 
 
 def test_script_is_refused():
