@@ -40,9 +40,9 @@ test: $(VENV)/.installed-test
 test-slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
-test-oldest: export PIP_CONSTRAINT := $(CURDIR)/tests/oldest.txt
+test-oldest: export PIP_CONSTRAINT := tests/oldest.txt
 test-oldest:
-	$(MAKE) test VENV=.venv-oldest
+	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=tests/oldest.txt
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -67,6 +67,6 @@ $(VENV)/.installed: $(VENV)/.created pyproject.toml setup.py
 	$(BIN)/python -m pip install -e .
 	@touch $@
 
-$(VENV)/.installed-%: $(VENV)/.created pyproject.toml setup.py
+$(VENV)/.installed-%: $(VENV)/.created pyproject.toml setup.py $(CONSTRAINTS)
 	$(BIN)/python -m pip install -e ".[$*]"
 	@touch $@

@@ -7,9 +7,11 @@ See `forward_kernel` and `backward_kernel` for the loops.
 
 from __future__ import annotations
 
+import builtins
 import importlib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -48,12 +50,24 @@ _failure: str | None = None
 _tried = False
 
 
+@contextmanager
+def _own_builtins() -> Iterator[None]:
+    """In place of those that torch.export puts there while it traces, which an older numba cannot be imported with."""
+    found = builtins.max, builtins.min
+    builtins.max, builtins.min = (getattr(f, "keywords", {}).get("real_callable", f) for f in found)
+    try:
+        yield
+    finally:
+        builtins.max, builtins.min = found
+
+
 def failure() -> str | None:
     """Why the numba that is installed cannot be used, or None. The first call imports it, for all that follow."""
     global _failure, _tried
     if not _tried and _INSTALLED:
         try:
-            importlib.import_module("fastlstm.backends.numba.tasks")
+            with _own_builtins():
+                importlib.import_module("fastlstm.backends.numba.tasks")
         except Exception as error:  # whatever a broken installation, or a numba newer than this backend, raises
             _failure = f"the numba backend cannot use the numba that is installed: {type(error).__name__}: {error}"
         _tried = True
