@@ -63,3 +63,20 @@ def test_sums_over_more_pairs_at_a_time(size, masked, reverse):
     for (name, got, want), (_, other, _) in zip(one, two, strict=True):
         assert torch.equal(got, other), name
         assert error(got, want) < 6e-6, name  # as in test_layer: float32's rounding in sums of a few hundred terms
+
+
+@pytest.mark.parametrize(
+    ("size", "together"),
+    [
+        ((35, 8, 650, 650), True),
+        ((8, 64, 650, 650), True),
+        ((5, 8, 650, 650), False),  # too few steps for 6.8 MB of weights
+        ((2, 32, 900, 900), False),
+        ((3, 16, 1024, 1024), True),
+        ((35, 65, 650, 650), False),  # too many rows
+        ((35, 8, 512, 512), False),  # and too small weights
+    ],
+)
+def test_large_weights_multiply_the_input_of_several_steps(size, together):
+    fields, _ = host.forward_sizes(*size, torch.float32, 0, 0, 1, False, False)
+    assert ("feed" in fields) == together

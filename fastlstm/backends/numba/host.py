@@ -65,9 +65,9 @@ MANY_INPUTS = 1 << 18  # weights of the input from which its products run there,
 SERIAL = 75_000  # multiply-adds of a step, below which a barrier costs what the second thread saves
 SERIAL_CALL = 1_000_000  # of a call, with 32 more a sum for the cells, below which waking the second thread does
 # Bytes of both weights that a call's first 8 steps read, above which more than a few rows, too, multiply a wide input
-# for several steps at once: 6 MB, which a cache shared with others loses from step to step, and more where steps are
+# for several steps at once: 10 MB, which a cache shared with others loses from step to step, and more where steps are
 # fewer. FED_ROWS: (step, row) pairs at most whose products are kept.
-LARGE, FED_ROWS = 3 << 24, 512
+LARGE, FED_ROWS = 5 << 24, 512
 ROW_BYTES = 1 << 15  # of weights in float32, for each row of a part
 LINE = 64  # bytes of a cache line: the counters of two barriers lie so far apart
 
