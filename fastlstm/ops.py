@@ -164,8 +164,10 @@ def is_untransformed(*tensors: Tensor | None) -> bool:
 
 
 def _is_direct(*tensors: Tensor | None) -> bool:
-    """True where a kernel is called past the dispatcher: not with dual numbers, for the operator to refuse."""
-    return forward_ad._current_level < 0 and is_plain(*tensors)
+    """True where a kernel is called past the dispatcher: not where a tangent would be lost, for the operator to refuse
+    it. A Function's forward, whose tangents are its `jvp`'s, runs without forward mode.
+    """
+    return (forward_ad._current_level < 0 or not torch._C._is_fwd_grad_enabled()) and is_plain(*tensors)
 
 
 def forward(
