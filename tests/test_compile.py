@@ -183,6 +183,15 @@ def test_compiled_dual_numbers(trained, lengths, compiler):
     assert forward_ad._current_level == -1
 
 
+def test_a_level_opened_around_what_is_compiled_already():
+    lstm, x = fastlstm.LSTM(3, 4, backend="numba").requires_grad_(False), torch.randn(5, 2, 3)
+    compiled = torch.compile(lstm, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(x)[0], lstm(x)[0])
+    with forward_ad.dual_level():
+        got, want = (forward_ad.unpack_dual(f(forward_ad.make_dual(x, x.cos()))[0]).tangent for f in (compiled, lstm))
+    assert torch.equal(got, want)
+
+
 @pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
 def test_compiled_vmap_where_nothing_wants_a_gradient(compiler):
     lstm, x = fastlstm.LSTM(3, 4, backend="numba").requires_grad_(False), torch.randn(2, 5, 2, 3)
