@@ -29,13 +29,14 @@ _has_dual_level._dynamo_marked_constant = True  # type: ignore[attr-defined]  # 
 @allow_in_graph  # what dynamo traces itself it guards, at every call: a hundred functions, settings and names
 def _in_graph(dual: bool, *arguments: Any) -> tuple[Tensor, ...]:
     """`dual`: whether there is a level of dual numbers, which a graph opens past Python's count of them."""
-    level = forward_ad._current_level
+    uncounted = dual and forward_ad._current_level < 0
     try:
-        if dual:
-            forward_ad._current_level = max(level, 0)
+        if uncounted:
+            forward_ad._current_level = 0
         output, (h_n, c_n), *cells = _lstm(*arguments)
     finally:
-        forward_ad._current_level = level
+        if uncounted:
+            forward_ad._current_level = -1
     return output, h_n, c_n, *cells
 
 

@@ -130,9 +130,12 @@ _PLAIN_KEYS = _bits(
 )  # fmt: skip
 
 
+def _forward_mode() -> bool:
+    """Whether tangents count: not in a Function's forward, whose tangents are its `jvp`'s."""
+    return forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled()
+
+
 def _any_tangent(*arguments: Any) -> bool:
-    if not torch._C._is_fwd_grad_enabled():
-        return False
     return any(isinstance(a, Tensor) and unpack_dual(a, level=0)[1] is not None for a in arguments)
 
 
@@ -144,7 +147,7 @@ def differentiate(name: str, backward: Callable[..., Any], setup_context: Callab
     by_torch = make_autograd_impl(getattr(torch.ops.fastlstm, name).default, Info(backward, setup_context))
 
     def run(keyset: Any, *arguments: Any) -> Any:
-        if forward_ad._current_level >= 0 and _any_tangent(*arguments):  # torch would leave it out, without a word
+        if _forward_mode() and _any_tangent(*arguments):  # torch would leave it out, without a word
             raise NotImplementedError(
                 f"fastlstm::{name} has no forward mode, since torch lets no operator define one: differentiate the "
                 "module itself, or compile the function that does so"
@@ -164,10 +167,8 @@ def is_untransformed(*tensors: Tensor | None) -> bool:
 
 
 def _is_direct(*tensors: Tensor | None) -> bool:
-    """True where a kernel is called past the dispatcher: not where a tangent would be lost, for the operator to refuse
-    it. A Function's forward, whose tangents are its `jvp`'s, runs without forward mode.
-    """
-    return (forward_ad._current_level < 0 or not torch._C._is_fwd_grad_enabled()) and is_plain(*tensors)
+    """True where a kernel is called past the dispatcher: not where a tangent may be lost, which operators refuse."""
+    return not _forward_mode() and is_plain(*tensors)
 
 
 def forward(

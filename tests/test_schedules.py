@@ -70,11 +70,11 @@ def test_sums_over_more_pairs_at_a_time(size, masked, reverse):
     [
         ((35, 8, 650, 650), True),
         ((8, 64, 650, 650), True),
-        ((5, 8, 650, 650), False),  # too few steps for 6.8 MB of weights
+        ((5, 8, 650, 650), False),  # too few steps for 13.5 MB of weights
         ((2, 32, 900, 900), False),
         ((3, 16, 1024, 1024), True),
         ((35, 65, 650, 650), False),  # too many rows
-        ((35, 8, 512, 512), False),  # and too small weights
+        ((35, 8, 512, 512), False),  # 8.4 MB are too few
     ],
 )
 def test_large_weights_multiply_the_input_of_several_steps(size, together):
