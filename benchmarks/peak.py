@@ -55,8 +55,8 @@ def fma_rounds(typingctx, rounds):
         count = builder.phi(I64)
         count.add_incoming(I64(0), before)
         acc = [builder.phi(vec) for _ in range(ACCUMULATORS)]
-        for n, phi in enumerate(acc):  # different starts, or the chains would be one
-            phi.add_incoming(ir.Constant(vec, [float(np.float32(1 + n / 64))] * LANES), before)
+        for n, phi in enumerate(acc):  # different starts, or the chains would be one; 1 would stay 1, a constant
+            phi.add_incoming(ir.Constant(vec, [float(np.float32(1 + (n + 1) / 64))] * LANES), before)
         new = list(acc)
         for _ in range(UNROLL):
             new = [step(value) for value in new]
