@@ -82,7 +82,7 @@ def check_step(module: Any, x: Tensor, state: Any, weight: Tensor) -> Any:
         raise RuntimeError(_devices("parameter", x, weight))
     if state is None:
         return None
-    h_0, c_0 = _pair(state, "lstm")
+    h_0, c_0 = _pair(state, "lstm", "state")
     batch, layers, hidden = x.shape[:-1], module.num_layers, module.hidden_size
     module.check_hidden_size(h_0, (layers, *batch, module.proj_size or hidden), "Expected state[0] size {}, got {}")
     module.check_hidden_size(c_0, (layers, *batch, hidden), "Expected state[1] size {}, got {}")
@@ -186,6 +186,26 @@ def check_layer(
         raise ValueError(f"mask must be on the device of x, {device}, got {mask.device}")
 
 
+def check_batch_sizes(batch_sizes: Tensor, rows: int) -> None:
+    """Raise RuntimeError unless these are how many of `rows` rows each step of a PackedSequence has."""
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:  # their values are open
+        return
+    sizes = batch_sizes.tolist() if batch_sizes.dim() == 1 and batch_sizes.dtype is torch.int64 else [-1]
+    if not sizes or sizes[-1] < 0 or sum(sizes) != rows or sizes != sorted(sizes, reverse=True):
+        raise RuntimeError(
+            "batch_sizes of a PackedSequence must be int64, must not increase, and must sum up to the rows of its "
+            f"data, {rows}, got {batch_sizes.dtype} {batch_sizes.tolist()}"
+        )
+
+
+def check_given(x: Any, hx: Any) -> None:
+    """Raise TypeError unless `x` is a tensor and `hx` None, a tuple or a list; RuntimeError unless that holds two."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a tensor, got {type(x).__name__}")
+    if hx is not None:
+        _pair(hx, "lstm")
+
+
 def check_lengths(lengths: Any, batch: tuple[int, ...]) -> None:
     """Raise unless `lengths` is an integer tensor of shape `batch`: (B,), or () for unbatched input.
 
@@ -241,9 +261,9 @@ def check_forget_bias(forget_bias: Any, bias: bool) -> float:
     return float(forget_bias)
 
 
-def _pair(hx: Any, function: str) -> Sequence[Tensor]:
+def _pair(hx: Any, function: str, name: str = "hx") -> Sequence[Tensor]:
     if not isinstance(hx, (tuple, list)):  # Dynamo of torch 2.9 knows no union
-        raise TypeError(f"hx must be a tuple of two tensors, h_0 and c_0, got {type(hx).__name__}")
+        raise TypeError(f"{name} must be a tuple of two tensors, h_0 and c_0, got {type(hx).__name__}")
     if len(hx) != 2:
         raise RuntimeError(f"{function} expects two hidden states")
     return hx

@@ -344,3 +344,28 @@ for _name, _setup, _gradient, _rule in (
 ):
     ops.differentiate(_name, _gradient, _setup)
     torch.library.register_vmap(f"fastlstm::{_name}", _rule, lib=ops.LIBRARIES[_name])
+
+
+def _layer(
+    x: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias: Optional,
+    h_0: Tensor,
+    c_0: Tensor,
+    mask: Optional,
+    reverse: bool,
+    cells: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    call = x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse
+    if wants_gradient(x, weight_ih, weight_hh, bias, h_0, c_0):
+        h, h_n, c_n, c, _ = LSTMFunction.apply(*call, backend)
+    else:
+        h, h_n, c_n, c, _ = WithoutGradients.apply(*call, cells, backend)
+    return h, h_n, c_n, c if cells else x.new_empty(0)
+
+
+# What `torch.jit.trace` records. It is taken apart at each call, and so may be trained, or run without what training
+# saves, whatever it was traced with.
+layer_op = ops.define("layer", _layer, "CompositeImplicitAutograd")

@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 
 from fastlstm import checks, dispatch, ops
 from fastlstm.backends import aten, reference
-from fastlstm.function import LSTMFunction, WithoutGradients, sum_of_biases, wants_gradient, zero_held
+from fastlstm.function import LSTMFunction, WithoutGradients, layer_op, sum_of_biases, wants_gradient, zero_held
 from fastlstm.inference import Slot, infer, infer_cast, packed_layer, packed_step, train
 from fastlstm.tracing import allow_in_graph
 
@@ -78,10 +78,13 @@ def lstm(
 
     Raises:
         ValueError: for a shape, dtype or device that does not fit, and for an unknown backend.
-        RuntimeError: when the backend asked for by name cannot run these tensors, with its reason.
+        TypeError: where `x` is no tensor, or `hx` no tuple or list.
+        RuntimeError: where `hx` has not two states; when the backend asked for by name cannot run these tensors, with
+            its reason.
 
     Equivalent to one layer and direction of `torch.nn.LSTM`.
     """
+    checks.check_given(x, hx)
     weights, options = (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr), (mask, holds, reverse, return_cells)
     if not torch.compiler.is_compiling():
         return _lstm(x, hx, *weights, *options, backend, slot)
@@ -153,7 +156,9 @@ def _lstm(
     )
     if name == "aten":
         present = [a for a in (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr) if a is not None]
-        output, h_n, c_n = aten.forward(x, present, h_0, c_0, reverse, bias_ih is not None, torch.is_grad_enabled())
+        # a trace is taken once with gradients and once without, and has to be the same
+        learns = torch.is_grad_enabled() or torch._C._get_tracing_state() is not None
+        output, h_n, c_n = aten.forward(x, present, h_0, c_0, reverse, bias_ih is not None, learns)
         return output, (h_n, c_n)
     if B and dtype == torch.bfloat16 and weight_hr is None and not return_cells and dispatch.takes_bfloat16(name):
         layer = x, weight_ih, weight_hh, bias_ih, h_0, c_0, mask
@@ -170,6 +175,8 @@ def _lstm(
 
     if weight_hr is not None or _nested_forward_mode():
         h, h_n, c_n, c, _ = reference.forward(x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, True, weight_hr)
+    elif torch._C._get_tracing_state() is not None:
+        h, h_n, c_n, c = layer_op(x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, return_cells, name)
     elif _wants_autograd(x, weight_ih, weight_hh, bias, h_0, c_0):
         packed = None
         if (
@@ -206,11 +213,17 @@ def lstm_cell(
     Raises what `lstm` raises. Equivalent to `torch.nn.LSTMCell`, which a CPU's autocast leaves in the weights' dtype: a
     cell state rounded to 16 bits at every step would not last.
     """
+    checks.check_given(x, hx)
+    if x.dim() != 2:
+        raise ValueError(f"x must have shape (B, I), got {tuple(x.shape)}")
     if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         x = x.to(weight_ih.dtype)
         hx = hx if hx is None else (hx[0].to(x.dtype), hx[1].to(x.dtype))
         with torch.autocast("cpu", enabled=False):
             return lstm_cell(x, hx, weight_ih, weight_hh, bias_ih, bias_hh, backend=backend)
+    if weight_ih.shape[0] == 0:  # no units, which torch's cell takes
+        h = x @ weight_ih.mT
+        return h, h.clone()
     weights = weight_ih, weight_hh, bias_ih, bias_hh
     # a step with gradients is served by packed weights of as many bits
     if slot is not None and hx is not None and (x.itemsize > 2 or not wants_gradient(*weights, x, *hx)):

@@ -67,16 +67,16 @@ def _backward(
 LIBRARIES: dict[str, torch.library.Library] = {}
 
 
-def _define(name: str, function: Callable[..., Any]) -> torch._ops.OpOverload:
+def define(name: str, function: Callable[..., Any], key: str = "CompositeExplicitAutograd") -> torch._ops.OpOverload:
     """What `torch.library.custom_op` does, whose wrappers around every call take twice as long as all else here."""
     library = LIBRARIES[name] = get_library_allowing_overwrite("fastlstm", name)  # a module may be loaded again
     schema = torch.library.infer_schema(function, mutates_args=())
     library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
-    library.impl(name, torch._disable_dynamo(function), "CompositeExplicitAutograd")
+    library.impl(name, torch._disable_dynamo(function), key)
     return getattr(torch.ops.fastlstm, name).default
 
 
-forward_op, backward_op = _define("forward", _forward), _define("backward", _backward)
+forward_op, backward_op = define("forward", _forward), define("backward", _backward)
 
 
 @torch.library.register_fake("fastlstm::forward", lib=LIBRARIES["forward"])

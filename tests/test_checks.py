@@ -5,7 +5,9 @@ import re
 import pytest
 import torch
 
+import fastlstm
 from fastlstm.checks import check_layer
+from fastlstm.functional import lstm_cell
 
 T, B, I, H, P = 4, 2, 3, 5, 2
 
@@ -82,3 +84,29 @@ def test_an_autocast_excuses_no_dtype():
     """By the time a layer is checked its tensors have been cast: what is left would be read as something it is not."""
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match="must have the dtype of x"):
         check_layer(**layer(x=z(T, B, I, dtype=torch.float64)))
+
+
+@pytest.mark.parametrize(
+    ("x", "hx", "error", "message"),
+    [
+        ([[1.0]], None, TypeError, "x must be a tensor, got list"),
+        (z(2, I), z(2, H), TypeError, "hx must be a tuple of two tensors, h_0 and c_0, got Tensor"),
+        (z(2, I), (z(2, H),), RuntimeError, "lstm expects two hidden states"),
+    ],
+)
+@pytest.mark.parametrize("function", [lambda x: x, lambda x: x if type(x) is list else x.unsqueeze(0)])
+def test_what_a_function_is_given(x, hx, error, message, function):
+    given, weights = function(x), (z(4 * H, I), z(4 * H, H))
+    call = lstm_cell if given is x else fastlstm.lstm
+    with pytest.raises(error, match=re.escape(message)):
+        call(given, hx, *weights)
+
+
+def test_a_cell_function_takes_rows():
+    with pytest.raises(ValueError, match=re.escape("x must have shape (B, I), got (3,)")):
+        lstm_cell(z(I), None, z(4 * H, I), z(4 * H, H))
+
+
+def test_a_step_names_its_own_argument():
+    with pytest.raises(TypeError, match="state must be a tuple of two tensors, h_0 and c_0, got Tensor"):
+        fastlstm.LSTM(I, H).step(z(B, I), z(B, H))

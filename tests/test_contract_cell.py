@@ -98,3 +98,13 @@ def test_cell_gradients(batched, bias):
 def test_cell_messages(x, hx, error, message):
     with pytest.raises(error, match=re.escape(message)):
         fastlstm.LSTMCell(3, 5)(x, hx)
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors is a no-op")
+def test_no_units():
+    x, shapes = torch.randn(3, 4, requires_grad=True), []
+    for cls in (nn.LSTMCell, fastlstm.LSTMCell):
+        h, c = cls(4, 0)(x)
+        (h.sum() + c.sum()).backward()
+        shapes.append((h.shape, c.shape, h.dtype, h.data_ptr() == c.data_ptr() != 0))
+    assert shapes[0] == shapes[1] == ((3, 0), (3, 0), torch.float32, False)

@@ -1,5 +1,6 @@
 """The autograd Functions under torch's transforms, on every fused backend, in float64 where precision is claimed."""
 
+import io
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ import fastlstm
 from fastlstm import ops
 from fastlstm.backends import reference
 from fastlstm.functional import lstm
-from tests.layers import BACKENDS, Layer
+from tests.layers import BACKENDS, Layer, needs_native
 
 
 @pytest.fixture(params=[(False, False), (True, False), (False, True)], ids=["plain", "reverse", "masked"])
@@ -278,14 +279,60 @@ def test_an_autocast_for_another_device_casts_nothing():
     torch.set_autocast_enabled("cuda", before)
 
 
+def traced_again(module, x):
+    """Traced, with torch's own check of a second trace without gradients, saved and loaded."""
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.trace(module, (x,)), buffer)
+    buffer.seek(0)
+    return torch.jit.load(buffer)
+
+
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # shapes are checked, and traced as they are
-def test_trace_records_the_operator():
-    lstm = fastlstm.LSTM(4, 6)
-    x = torch.randn(5, 3, 4)
+@pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated", "ignore:LSTM with projections")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"num_layers": 2, "bidirectional": True, "batch_first": True},
+        {"proj_size": 2},
+        {"backend": "reference"},
+        pytest.param({"backend": "native"}, marks=needs_native),
+    ],
+)
+def test_a_trace_runs_and_trains(options):
+    lstm, x = fastlstm.LSTM(4, 6, **options), torch.randn(5, 3, 4)
+    traced, other = traced_again(lstm, x), torch.randn(7, 2, 4)
     with torch.no_grad():
-        traced = torch.jit.trace(lstm, x)
-        other = torch.randn(5, 3, 4)
         assert torch.equal(traced(other)[0], lstm(other)[0])
+    for module in (traced, lstm):
+        module(other)[0].square().sum().backward()
+    for name, parameter in traced.named_parameters():
+        torch.testing.assert_close(parameter.grad, lstm.get_parameter(name).grad, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.* is deprecated")
+def test_a_trace_of_frozen_weights_and_of_a_cell():
+    x = torch.randn(5, 3, 4)
+    for module in (fastlstm.LSTM(4, 6).requires_grad_(False), fastlstm.LSTMCell(4, 6)):
+        given = x[0] if isinstance(module, fastlstm.LSTMCell) else x
+        traced = traced_again(module, given)
+        assert torch.equal(traced(given)[0], module(given)[0])
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.* is deprecated")
+def test_a_trace_saves_no_gates_where_nobody_differentiates(monkeypatch):
+    lstm, x, saves = fastlstm.LSTM(4, 6, backend="reference"), torch.randn(5, 3, 4), []
+    traced, forward = torch.jit.trace(lstm, (x,)), reference.forward
+
+    def watched(*args):
+        saves.append(args[8])
+        return forward(*args)
+
+    monkeypatch.setattr(reference, "forward", watched)
+    with torch.no_grad():
+        traced(x)
+    traced(x)
+    assert saves == [False, True]
 
 
 def test_the_operators_can_be_defined_again():
