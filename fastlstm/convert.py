@@ -42,7 +42,7 @@ def replace_lstm(model: M, *, backend: str | None = None, keep_type: bool = Fals
 
     Args:
         model: any module, or an LSTM itself.
-        backend: for the replaced modules, as `fastlstm.LSTM`'s.
+        backend: for the replaced modules and those that are ours already, as `fastlstm.LSTM`'s.
         keep_type: every replaced module remains an instance of `torch.nn.LSTM` or `torch.nn.LSTMCell`, for a model that
             asks. `torch.compile` then breaks its graph at each of them, as it does at torch's own.
 
@@ -50,22 +50,26 @@ def replace_lstm(model: M, *, backend: str | None = None, keep_type: bool = Fals
         `model`, changed.
 
     Raises:
-        TypeError: when `model` is no module, or a scripted one, whose code is fixed.
+        TypeError: when `model` is no module, or a scripted one, whose code is fixed; for a subclass that has an
+            attribute of its own where ours keeps another, as `backend`.
         ValueError: for an unknown backend.
     """
     if backend is not None:
         dispatch.check_name(backend)
-    replacements = [
-        (module, _replacement(type(module), parametrize.is_parametrized(module), theirs, ours, keep_type))
-        for module in _modules(model, "replace_lstm")
-        for theirs, ours in _PAIRS
-        if isinstance(module, theirs) and not isinstance(module, ours)
-    ]
+    modules, replacements = _modules(model, "replace_lstm"), []
+    for module in modules:
+        for theirs, ours in _PAIRS:
+            if isinstance(module, theirs) and not isinstance(module, ours):
+                _check_names(module, theirs, ours)
+                cls = _replacement(type(module), parametrize.is_parametrized(module), theirs, ours, keep_type)
+                replacements.append((module, cls))
     for module, cls in replacements:  # all classes exist: no model is left half replaced
         module.__class__ = cls
         vars(module).pop("_flat_weights", None)  # a second list of the weights, which ours does not keep
-        if backend is not None:
-            vars(module)["backend"] = backend
+    if backend is not None:
+        for module in modules:
+            if isinstance(module, (LSTM, LSTMCell)):
+                vars(module)["backend"] = backend
     return model
 
 
@@ -180,6 +184,14 @@ def _original(cls: type, parametrized: bool, theirs: type, ours: type) -> type |
         base = _original(cls.__bases__[0], False, theirs, ours)
         return None if base is None else _rebased(cls, base)
     return cls._made_from if issubclass(cls, _Mixed) else None
+
+
+def _check_names(module: nn.Module, theirs: type, ours: type) -> None:
+    """Raise TypeError where a subclass of torch's, or an instance, has a name that ours keeps something else under."""
+    kept = {name for name in vars(ours) if name.startswith("_") and not name.startswith("__")} - {"_flat_weights"}
+    own = set(vars(module)).union(*(vars(cls) for cls in type(module).__mro__ if not issubclass(theirs, cls)))
+    for name in sorted((kept | {"backend", "forget_bias"}) & own):
+        raise TypeError(f"replace_lstm cannot replace a {type(module).__name__} that has a {name!r} of its own")
 
 
 def _rebased(cls: type, base: type) -> type:

@@ -246,6 +246,38 @@ def test_a_model_is_replaced_whole_or_not_at_all():
     assert [type(module) for module in model] == [nn.LSTM, Final]
 
 
+@pytest.mark.parametrize("base", [nn.LSTM, nn.LSTMCell])
+@pytest.mark.parametrize("name", ["backend", "forget_bias"])
+def test_a_name_that_ours_means_something_else_by(base, name):
+    class Own(base):
+        pass
+
+    on_class, on_instance = Own(3, 5), Own(3, 5)
+    setattr(on_instance, name, "mine")
+    model = nn.Sequential(nn.LSTM(3, 5), on_instance)
+    with pytest.raises(TypeError, match=f"cannot replace a Own that has a '{name}' of its own"):
+        replace_lstm(model)
+    assert type(model[0]) is nn.LSTM
+    setattr(Own, name, "mine")
+    with pytest.raises(TypeError, match=f"cannot replace a Own that has a '{name}' of its own"):
+        replace_lstm(on_class)
+
+
+def test_a_method_that_ours_has_another_of():
+    class Own(nn.LSTM):
+        def _run(self):
+            return "mine"
+
+    with pytest.raises(TypeError, match="cannot replace a Own that has a '_run' of its own"):
+        replace_lstm(Own(3, 5))
+
+
+def test_a_backend_for_what_is_ours_already():
+    model = replace_lstm(nn.Sequential(nn.LSTM(3, 5), fastlstm.LSTMCell(5, 5)))
+    assert replace_lstm(model, backend="reference")[0].backend == model[1].backend == "reference"
+    assert replace_lstm(model)[0].backend == "reference"
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace.* is deprecated")
 @pytest.mark.parametrize("function", [replace_lstm, restore_lstm])
 def test_what_cannot_be_replaced(function):
