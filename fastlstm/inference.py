@@ -34,6 +34,12 @@ class Slot:
 class KeepsPacked:
     """A module whose layers keep packed weights: what else such a module needs."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        of_torch = getattr(super(), "__getstate__", None)  # of RNNBase; Python 3.10's objects have none
+        state = dict(vars(self) if of_torch is None else of_torch())
+        state.pop("_slots", None)  # a pickle is to name no class but the module's
+        return state
+
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         vars(self).pop("_slots", None)  # the copy would stay behind on the old device, and hold on to the parameters
         return super()._apply(*args, **kwargs)  # type: ignore[misc]
@@ -43,8 +49,8 @@ class KeepsPacked:
 
         That happens by itself when a weight is replaced, moved or changed in place, and in a call with gradients
         whatever has changed it. Without gradients, what is written past PyTorch's version counter, through ``.data``,
-        numpy or by a fused optimizer, is found where it changes a bias, or a row or column of a weight; otherwise call
-        this.
+        numpy or by a fused optimizer, is found by long calls (512 pairs of a step and a row) of the numba backend, and
+        by others where it changes a bias, or a row or column of a weight; otherwise call this.
         """
         vars(self).pop("_slots", None)
 

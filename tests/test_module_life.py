@@ -48,6 +48,20 @@ def test_copies(arguments):
     assert lstm.weight_hh_l0.any()
 
 
+@pytest.mark.parametrize("kind", [fastlstm.LSTM, fastlstm.LSTMCell])
+def test_a_pickle_names_no_class_but_the_modules(kind):
+    module, buffer = kind(3, 5), io.BytesIO()
+    with torch.no_grad():
+        expected = module(torch.ones(2, 3))
+        module(torch.ones(2, 3))
+    assert "_slots" in vars(module)
+    torch.save(module, buffer)
+    buffer.seek(0)
+    with torch.serialization.safe_globals([kind]), torch.no_grad():
+        assert torch.equal(torch.load(buffer, weights_only=True)(torch.ones(2, 3))[0], expected[0])
+    assert "_slots" in vars(module)
+
+
 @each_configuration
 def test_state_dicts_both_ways(arguments):
     theirs, ours = nn.LSTM(3, 5, **arguments), fastlstm.LSTM(3, 5, **arguments)
