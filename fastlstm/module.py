@@ -30,7 +30,8 @@ class LSTM(KeepsPacked, nn.RNNBase):
     * ``isinstance(module, torch.nn.LSTM)`` is false (`torch.compile` refuses what passes that test); the base is
       `torch.nn.RNNBase`.
     * The weights are read from the module's attributes at every call: parametrizations, `torch.func.functional_call`
-      and plain tensors in a weight's place all work.
+      and plain tensors in a weight's place all work. Calls without gradients keep them packed, see
+      `flatten_parameters`: a single element written through ``.data`` is not noticed by short ones.
     * An input of no time steps gives an empty output and the state unchanged; initial states of any strides are taken;
       a PackedSequence and its states are checked as a tensor and its states are.
     * `forward` also takes resets and lengths and gives all cell states; `step` runs one time step.
@@ -214,6 +215,7 @@ class LSTM(KeepsPacked, nn.RNNBase):
     def _forward_packed(self, packed: PackedSequence, hx: State | None, return_cells: bool) -> tuple[Any, ...]:
         data, batch_sizes, sorted_indices, unsorted_indices = packed
         weights = self._layer_weights(0)
+        checks.check_batch_sizes(batch_sizes, data.shape[0])
         hx = checks.check_forward(self, data, hx, weights[0], batch_sizes)
         if hx is not None:
             hx = self.permute_hidden(hx, sorted_indices)

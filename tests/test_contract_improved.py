@@ -28,6 +28,22 @@ def test_packed_input_is_checked():
 
 
 @pytest.mark.parametrize(
+    ("sizes", "rows"), [([3, 1, 2], 6), ([2, 3, 1], 6), ([3, 1, 3], 9), ([3, 2, 1], 9), ([3, 2, -1], 4), ([], 0)]
+)
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.float32])
+def test_batch_sizes_of_packed_input_are_checked(sizes, rows, dtype):
+    packed = PackedSequence(torch.randn(rows, 3), torch.tensor(sizes, dtype=dtype))
+    with pytest.raises(RuntimeError, match=rf"must sum up to the rows of its data, {rows}, got {dtype} \["):
+        fastlstm.LSTM(3, 4)(packed)
+
+
+def test_batch_sizes_are_int64():
+    packed = PackedSequence(torch.randn(6, 3), torch.tensor([3, 2, 1], dtype=torch.int32))
+    with pytest.raises(RuntimeError, match="must be int64"):
+        fastlstm.LSTM(3, 4)(packed)
+
+
+@pytest.mark.parametrize(
     ("h_size", "c_size", "message"),
     [
         ((1, 3, 4), (1, 2, 4), "Expected hidden[0] size (1, 2, 4), got [1, 3, 4]"),
