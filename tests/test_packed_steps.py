@@ -3,6 +3,7 @@
 import gc
 import threading
 import weakref
+from copy import deepcopy
 
 import pytest
 import torch
@@ -158,6 +159,19 @@ def test_any_single_element_written_past_the_version_counter(dtype, name, backen
         flat[place] += 1
         for got, want in zip(cell(x, state), lstm_cell(x, state, *weights), strict=True):
             assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("name", ["weight_ih_l0", "weight_hh_l0"])
+@settings(deadline=None, max_examples=20)
+@given(data=st.data())
+def test_any_single_element_is_seen_by_long_calls_without_gradients(name, data):
+    lstm, x = fastlstm.LSTM(30, 150, backend="numba"), torch.randn(16, 32, 30)
+    flat = getattr(lstm, name).data.view(-1)
+    with torch.no_grad():
+        before = lstm(x)[0]
+        flat[data.draw(st.integers(0, len(flat) - 1))] += 0.5
+        assert not torch.equal(lstm(x)[0], before)
+        assert torch.equal(lstm(x)[0], deepcopy(lstm)(x)[0])
 
 
 def test_gradcheck_which_writes_through_data(backend):

@@ -68,7 +68,8 @@ class PackedWeights:
     A change that PyTorch counts is seen by `is_of`. One that it does not count, made through ``.data``, numpy or a
     fused optimizer, is looked for by the kernel at every call: in all biases and in one element of each row and column
     of the weights. What changes none of those is missed, except by a call that saves for a backward pass, which looks
-    at all. Weights that no product of a call has, as weight_hh for one step from zeros, need not be looked at.
+    at all, as a backend may at long ones, too. Weights that no product of a call has, as weight_hh for one step from
+    zeros, need not be looked at.
     Python threads may share it: nothing writes to what a kernel reads.
     """
 
