@@ -2,7 +2,7 @@
 #   make train      train the row-LSTM on MNIST, results in runs/row-lstm    make train ARGS="--seed 1 --compare"
 #   make test       the test suite                                           make test ARGS="-k mask"
 #   make test-slow  the tests that take minutes
-#   make test-oldest  the test suite with the oldest torch and numba that it is for, in .venv-oldest
+#   make test-oldest  the test suite with the oldest torch, numba and Triton that it is for, in .venv-oldest
 #   make lint       ruff, mypy, import-linter
 #   make bench      the benchmark grid against torch.nn.LSTM                 make bench ARGS="--only T28-B128-I28-H128"
 #   make clean      remove .venv and what was built

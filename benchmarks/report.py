@@ -59,6 +59,7 @@ def markdown(report: dict[str, Any]) -> str:
         f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads; {machine['system']};",
         f"Python {machine['python']}, {versions}; backend {machine['backend']}. {report['date']}.",
         f"FMA peak: {peaks} thread(s), GFLOP/s; each row is held against the highest, before the run and beside it.",
+        *([report["note"]] if "note" in report else []),
         f"Load average before the run: {machine['load'] if machine['load'] is not None else 'unknown'}.",
         "",
         f"Medians over {report['pairs']} interleaved rounds. The ratio is nn.LSTM's time, on one thread or on all,",
