@@ -17,6 +17,7 @@ from torch.autograd import Function
 from fastlstm import levels, ops
 from fastlstm.backends.memory import empty
 from fastlstm.linearized import Linearized, WeightTangents
+from fastlstm.tracing import skip_frame
 
 Optional = Tensor | None
 
@@ -31,6 +32,7 @@ def wants_gradient(*tensors: Optional) -> bool:
 
 class _Function(Function):
     @classmethod
+    @skip_frame  # a graph may break around a call, or its backward pass run within: dynamo fails at these `super`s
     def apply(cls, *args: Any) -> Any:
         # with a setup_context, Function.apply binds forward's signature at every call: 18 of its 25 microseconds
         if torch._C._are_functorch_transforms_active():
@@ -359,7 +361,7 @@ def _layer(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     call = x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse
-    if wants_gradient(x, weight_ih, weight_hh, bias, h_0, c_0):
+    if wants_gradient(x, weight_ih, weight_hh, bias, h_0, c_0) or torch.autograd.forward_ad._current_level >= 0:
         h, h_n, c_n, c, _ = LSTMFunction.apply(*call, backend)
     else:
         h, h_n, c_n, c, _ = WithoutGradients.apply(*call, cells, backend)

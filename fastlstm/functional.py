@@ -28,7 +28,9 @@ _has_dual_level._dynamo_marked_constant = True  # type: ignore[attr-defined]  # 
 
 @allow_in_graph  # what dynamo traces itself it guards, at every call: a hundred functions, settings and names
 def _in_graph(dual: bool, *arguments: Any) -> tuple[Tensor, ...]:
-    """`dual`: whether there is a level of dual numbers, which a graph opens past Python's count of them."""
+    """`dual`: whether there is a level of dual numbers, which a graph opens past Python's count of them: one for all
+    threads, as the level itself is.
+    """
     uncounted = dual and forward_ad._current_level < 0
     try:
         if uncounted:
@@ -92,7 +94,9 @@ def lstm(
         dispatch.check_name(backend)
     if not _is_autocast(x):  # here already: what is raised in a graph becomes an error of dynamo's
         checks.check_layer(x, hx, *weights, mask)
-    output, h_n, c_n, *cells = _in_graph(_has_dual_level(), x, hx, *weights, *options, dispatch.named(backend))
+    # the constant first, which guards no name; what a graph opens by `enter_dual_level` is the name's value to dynamo
+    dual = _has_dual_level() or forward_ad._current_level >= 0
+    output, h_n, c_n, *cells = _in_graph(dual, x, hx, *weights, *options, dispatch.named(backend))
     return output, (h_n, c_n), *cells  # type: ignore[return-value]
 
 

@@ -167,7 +167,11 @@ def is_untransformed(*tensors: Tensor | None) -> bool:
 
 
 def _is_direct(*tensors: Tensor | None) -> bool:
-    """True where a kernel is called past the dispatcher: not where a tangent may be lost, which operators refuse."""
+    """True where a kernel is called past the dispatcher: not where a derivative may be lost, of a gradient, which
+    operators have, or a tangent, which they refuse.
+    """
+    if torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in tensors):
+        return False
     return not _forward_mode() and is_plain(*tensors)
 
 

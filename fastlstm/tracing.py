@@ -35,10 +35,21 @@ class _WhenImported(importlib.abc.MetaPathFinder):
         return spec
 
 
-def allow_in_graph(function: F) -> F:
-    """`torch.compiler.allow_in_graph`, which imports torch._dynamo: five times what all of fastlstm takes."""
+def _with_dynamo(then: Callable[[], object]) -> None:
+    """Now, or right after torch._dynamo has been imported, which takes five times what all of fastlstm does."""
     if "torch._dynamo" in sys.modules:
-        torch.compiler.allow_in_graph(function)
+        then()
     else:
-        sys.meta_path.insert(0, _WhenImported("torch._dynamo", lambda: torch.compiler.allow_in_graph(function)))
+        sys.meta_path.insert(0, _WhenImported("torch._dynamo", then))
+
+
+def allow_in_graph(function: F) -> F:
+    """`torch.compiler.allow_in_graph`."""
+    _with_dynamo(lambda: torch.compiler.allow_in_graph(function))
+    return function
+
+
+def skip_frame(function: F) -> F:
+    """Have dynamo leave the function's own frame alone, and look at those that it calls."""
+    _with_dynamo(lambda: torch._dynamo.eval_frame.skip_code(function.__code__))
     return function

@@ -1,5 +1,7 @@
 """torch.compile and torch.export: one node a layer and direction whatever T, sizes left open, results as eager's."""
 
+import builtins
+import functools
 import subprocess
 import sys
 
@@ -13,9 +15,11 @@ from torch.export import Dim
 from torch.func import functional_call, grad, hessian, jacfwd, jvp, vmap
 
 import fastlstm
+from fastlstm.backends import numba
 from tests.transforms import backends, dtype_of, exporting, needs_triton
 
 pytestmark = pytest.mark.filterwarnings("error:.*lru_cache")  # dynamo warns of a cache on its way
+TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 
 
 @pytest.fixture(autouse=True)
@@ -183,6 +187,40 @@ def test_compiled_dual_numbers(trained, lengths, compiler):
     assert forward_ad._current_level == -1
 
 
+@pytest.mark.skipif(TORCH < (2, 13), reason="torch's own Dynamo takes enter_dual_level from 2.13 on")
+@pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
+def test_a_compiled_level_without_its_context(compiler):
+    lstm, x = fastlstm.LSTM(3, 4, backend="numba").requires_grad_(False), torch.randn(5, 2, 3)
+
+    def tangent(x):
+        level = forward_ad.enter_dual_level()
+        result = forward_ad.unpack_dual(lstm(forward_ad.make_dual(x, torch.ones_like(x)))[0]).tangent
+        forward_ad.exit_dual_level(level=level)
+        return result
+
+    got, want = torch.compile(tangent, backend=compiler, fullgraph=True)(x), tangent(x)
+    torch.testing.assert_close(got, want)
+    assert want.abs().max() > 0.01
+
+
+@pytest.mark.parametrize("inside", ["", "disabled", "compiled"])
+def test_second_derivatives_around_a_break_of_the_graph(inside):
+    """What the backward pass runs then lies in frames that dynamo looks at."""
+    lstm, x = fastlstm.LSTM(3, 4, backend="numba"), torch.randn(5, 2, 3, requires_grad=True)
+    layer = torch.compiler.disable(lstm) if inside == "disabled" else lstm
+
+    def penalty(x, y=None):
+        y = layer(x)[0] if y is None else y
+        return torch.autograd.grad(y.sum(), x, create_graph=True)[0].pow(2).sum()
+
+    given = () if inside else (lstm(x)[0],)
+    got, want = torch.compile(penalty, backend="eager")(x, *given), penalty(x, *given)
+    torch.testing.assert_close(got, want)
+    weights = list(lstm.parameters())[:2]
+    for a, b in zip(*(torch.autograd.grad(value, weights, retain_graph=True) for value in (got, want))):
+        torch.testing.assert_close(a, b)
+
+
 def test_a_level_opened_around_what_is_compiled_already():
     lstm, x = fastlstm.LSTM(3, 4, backend="numba").requires_grad_(False), torch.randn(5, 2, 3)
     compiled = torch.compile(lstm, backend="eager", fullgraph=True)
@@ -290,6 +328,39 @@ def test_an_export_holds_operators_alone(freeze):
     assert not [name for name in names if "dual" in name]
     folded = vmap(lambda x: program.module()(x)[0])(torch.stack((x, x + 1)))
     torch.testing.assert_close(folded[1], lstm(x + 1)[0], rtol=0, atol=1e-6)  # float32, terms below 1
+
+
+def test_gradients_of_an_export_under_vmap():
+    """The rules of operators reach weights that no level has wrapped: their gradients are wanted all the same."""
+
+    class Residual(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.lstm = torch.nn.Linear(3, 4), fastlstm.LSTM(4, 4, backend="numba")
+
+        def forward(self, x):
+            y = self.linear(x)
+            return y + self.lstm(y)[0]
+
+    model, x, results = Residual(), torch.randn(3, 5, 2, 3), []
+    program = torch.export.export(model, (x[0],)).module()
+    for module, call in ((model, vmap(model)), (program, vmap(program))):
+        module.zero_grad()
+        call(x).pow(2).sum().backward()
+        results.append({name: p.grad.clone() for name, p in module.named_parameters()})
+    assert results[0].keys() == results[1].keys()
+    for name, gradient in results[0].items():
+        torch.testing.assert_close(results[1][name], gradient)
+
+
+def test_builtins_that_an_export_has_replaced(monkeypatch):
+    own, replaced = max, functools.partial(lambda *args, real_callable: real_callable(*args), real_callable=max)
+    with numba._own_builtins():
+        monkeypatch.setattr(builtins, "max", replaced)  # by an export that begins meanwhile
+    assert builtins.max is replaced
+    with numba._own_builtins():
+        assert builtins.max is own
+    assert builtins.max is replaced
 
 
 def test_an_export_before_anything_else(tmp_path):

@@ -10,6 +10,6 @@ def test_no_accumulator_is_folded_away():
     spin(1)
     (assembly,) = spin.inspect_asm().values()
     blocks = re.split(r"^\.?\w+:", assembly, flags=re.MULTILINE)
-    products = max(len(re.findall(r"^\s+v?f?(?:n?madd|mla|mul)\w*\s", block, re.MULTILINE)) for block in blocks)
+    products = max(len(re.findall(r"^\s+v?f?(?:n?madd|mla|mul)[\w.]*\s", block, re.MULTILINE)) for block in blocks)
     assert products >= ACCUMULATORS * UNROLL
     assert products % (ACCUMULATORS * UNROLL) == 0  # the compiler may unroll further

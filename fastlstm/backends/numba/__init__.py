@@ -53,12 +53,18 @@ _tried = False
 @contextmanager
 def _own_builtins() -> Iterator[None]:
     """In place of those that torch.export puts there while it traces, which an older numba cannot be imported with."""
-    found = builtins.max, builtins.min
-    builtins.max, builtins.min = (getattr(f, "keywords", {}).get("real_callable", f) for f in found)
+    replaced = {}
+    for name in ("max", "min"):
+        found = getattr(builtins, name)
+        if (own := getattr(found, "keywords", {}).get("real_callable")) is not None:
+            replaced[name] = found, own
+            setattr(builtins, name, own)
     try:
         yield
     finally:
-        builtins.max, builtins.min = found
+        for name, (found, own) in replaced.items():
+            if getattr(builtins, name) is own:  # an export of another thread may have begun since
+                setattr(builtins, name, found)
 
 
 def failure() -> str | None:

@@ -216,7 +216,9 @@ class PackedLayer(PackedWeights):
             saved = (empty(x, gates + B * self.H),)
             a.gates = saved[0].data_ptr()
             a.c, a.c_step = a.gates + gates * size, B * self.H * size
-            a.digests, a.recurs = self.digests, True  # a training step misses no change at all
+            a.recurs = True
+        if save or B >= MANY_ROWS:
+            a.digests = self.digests  # a training step misses no change at all
         done = self._run(prepared, call)
         if done is None:
             return self._plain().step(x, h_0, c_0, save)
