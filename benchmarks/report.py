@@ -64,8 +64,8 @@ def markdown(report: dict[str, Any]) -> str:
         "",
         f"Medians over {report['pairs']} interleaved rounds. The ratio is nn.LSTM's time, on one thread or on all,",
         "whichever is faster for it, over fastlstm's, with its 95 % interval. Memory is how far resident memory rises",
-        "in a call. Other rivals are measured in rounds of their own. GFLOP/s counts every product of the formula, those with",
-        "a state of zeros too, which fastlstm leaves out; the peak is float32's.",
+        "in a call. Other rivals are measured in rounds of their own. GFLOP/s counts every product of the formula,",
+        "those with a state of zeros too, which fastlstm leaves out; the peak is float32's.",
     ]
     for mode in MODES:
         rows = []
