@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType
 from torch.autograd import Function
 
 from fastlstm import levels, ops
@@ -28,6 +29,26 @@ def sum_of_biases(bias_ih: Optional, bias_hh: Optional) -> Optional:
 
 def wants_gradient(*tensors: Optional) -> bool:
     return torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in tensors)
+
+
+def wants_autograd(*tensors: Tensor | None) -> bool:
+    """True where the call must leave a trace for a derivative of any kind, or runs under a transform."""
+    if wants_gradient(*tensors):
+        return True
+    if torch.autograd.forward_ad._current_level >= 0:
+        return True
+    # a batched tensor does not tell whether what it holds requires a gradient
+    only_vmap = not torch.is_grad_enabled() and levels_of(TransformType.Vmap) == len(_interpreters())
+    return torch._C._are_functorch_transforms_active() and not only_vmap
+
+
+def _interpreters() -> list[Any]:
+    return torch._C._functorch.get_interpreter_stack() or []
+
+
+def levels_of(kind: TransformType) -> int:
+    """How many transforms of this kind are active, one inside the other."""
+    return sum(level.key() == kind for level in _interpreters())
 
 
 class _Function(Function):
@@ -361,7 +382,7 @@ def _layer(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     call = x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse
-    if wants_gradient(x, weight_ih, weight_hh, bias, h_0, c_0) or torch.autograd.forward_ad._current_level >= 0:
+    if wants_autograd(x, weight_ih, weight_hh, bias, h_0, c_0):
         h, h_n, c_n, c, _ = LSTMFunction.apply(*call, backend)
     else:
         h, h_n, c_n, c, _ = WithoutGradients.apply(*call, cells, backend)

@@ -12,7 +12,16 @@ from torch.autograd import forward_ad
 
 from fastlstm import checks, dispatch, ops
 from fastlstm.backends import aten, reference
-from fastlstm.function import LSTMFunction, WithoutGradients, layer_op, sum_of_biases, wants_gradient, zero_held
+from fastlstm.function import (
+    LSTMFunction,
+    WithoutGradients,
+    layer_op,
+    levels_of,
+    sum_of_biases,
+    wants_autograd,
+    wants_gradient,
+    zero_held,
+)
 from fastlstm.inference import Slot, infer, infer_cast, packed_layer, packed_step, train
 from fastlstm.tracing import allow_in_graph
 
@@ -166,7 +175,7 @@ def _lstm(
         return output, (h_n, c_n)
     if B and dtype == torch.bfloat16 and weight_hr is None and not return_cells and dispatch.takes_bfloat16(name):
         layer = x, weight_ih, weight_hh, bias_ih, h_0, c_0, mask
-        if not _wants_autograd(*layer, bias_hh) and ops.is_plain(*layer, bias_hh):
+        if not wants_autograd(*layer, bias_hh) and ops.is_plain(*layer, bias_hh):
             first, second = (a if a is None else a.float() for a in (bias_ih, bias_hh))
             call = x, weight_ih, weight_hh, first, h_0.float(), c_0.float(), mask, reverse, False
             h, h_n, c_n, *_ = dispatch.module(name).forward(*call, bias_hh=second)
@@ -181,7 +190,7 @@ def _lstm(
         h, h_n, c_n, c, _ = reference.forward(x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, True, weight_hr)
     elif torch._C._get_tracing_state() is not None:
         h, h_n, c_n, c = layer_op(x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, return_cells, name)
-    elif _wants_autograd(x, weight_ih, weight_hh, bias, h_0, c_0):
+    elif wants_autograd(x, weight_ih, weight_hh, bias, h_0, c_0):
         packed = None
         if (
             slot is not None and T == 1 and mask is None and dispatch.module(name).PACKED_STEPS
@@ -243,26 +252,6 @@ def _shown(h: Tensor, mask: Tensor | None, holds: bool) -> Tensor:
     return zero_held(h, (mask == reference.HOLD).unsqueeze(-1)) if mask is not None and holds else h
 
 
-def _wants_autograd(*tensors: Tensor | None) -> bool:
-    """True where the call must leave a trace for a derivative of any kind, or runs under a transform."""
-    if wants_gradient(*tensors):
-        return True
-    if forward_ad._current_level >= 0:
-        return True
-    # a batched tensor does not tell whether what it holds requires a gradient
-    only_vmap = not torch.is_grad_enabled() and _levels(TransformType.Vmap) == len(_interpreters())
-    return torch._C._are_functorch_transforms_active() and not only_vmap
-
-
-def _interpreters() -> list[Any]:
-    return torch._C._functorch.get_interpreter_stack() or []
-
-
-def _levels(kind: TransformType) -> int:
-    """How many transforms of this kind are active, one inside the other."""
-    return sum(level.key() == kind for level in _interpreters())
-
-
 def _nested_forward_mode() -> bool:
     """Over more than one forward-mode level, any Function's derivative is silently zero."""
-    return _levels(TransformType.Jvp) > 1
+    return levels_of(TransformType.Jvp) > 1

@@ -1,4 +1,4 @@
-"""Models over to fastlstm and back, and weights from TensorFlow and Keras."""
+"""Models over to fastlstm and back."""
 
 import io
 import pickle
@@ -6,14 +6,13 @@ import re
 from abc import ABC, abstractmethod
 from copy import deepcopy
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
 import fastlstm
-from fastlstm.convert import keras_weights, replace_lstm, restore_lstm, tensorflow_weights
+from fastlstm.convert import replace_lstm, restore_lstm
 
 TOLERANCE = 1e-12  # float64, a few dozen terms below 10 each
 
@@ -332,85 +331,3 @@ def test_from_torch_takes_plain_lstms():
         fastlstm.LSTM.from_torch(parametrized)
     with pytest.raises(TypeError, match="got ParametrizedLSTM"):
         parametrizations.weight_norm(fastlstm.LSTM(3, 5), "weight_hh_l0").to_torch()
-
-
-# TensorFlow and Keras
-
-
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
-
-
-def basic_lstm_cell(x, h, c, kernel, bias, forget_bias):
-    """TensorFlow 1's BasicLSTMCell, as its documentation and code state it."""
-    i, j, f, o = np.split(np.concatenate([x, h], 1) @ kernel + bias, 4, 1)
-    c = c * sigmoid(f + forget_bias) + sigmoid(i) * np.tanh(j)
-    return np.tanh(c) * sigmoid(o), c
-
-
-def keras_cell(x, h, c, kernel, recurrent_kernel, bias):
-    """keras.layers.LSTM's step."""
-    i, f, g, o = np.split(x @ kernel + h @ recurrent_kernel + bias, 4, 1)
-    c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
-    return sigmoid(o) * np.tanh(c), c
-
-
-def run(cell, x, size):
-    h, c, outputs = np.zeros((x.shape[1], size)), np.zeros((x.shape[1], size)), []
-    for x_t in x:
-        h, c = cell(x_t, h, c)
-        outputs.append(h)
-    return np.stack(outputs), h, c
-
-
-@pytest.mark.parametrize("forget_bias", [1.0, 0.0, 0.3])
-@pytest.mark.parametrize("as_tensor", [False, True])
-def test_tensorflow_weights(forget_bias, as_tensor):
-    rng = np.random.default_rng()
-    x, sizes = rng.standard_normal((6, 2, 3)), [(3, 5), (5, 5)]
-    weights = [(rng.standard_normal((i + h, 4 * h)), rng.standard_normal(4 * h)) for i, h in sizes]
-    expected, state = x, {}
-    for layer, (kernel, bias) in enumerate(weights):
-        expected, h, c = run(lambda *a, k=kernel, b=bias: basic_lstm_cell(*a, k, b, forget_bias), expected, 5)
-        given = (torch.from_numpy(kernel), torch.from_numpy(bias)) if as_tensor else (kernel, bias)
-        state |= tensorflow_weights(*given, forget_bias=forget_bias, suffix=f"_l{layer}")
-    lstm = fastlstm.LSTM(3, 5, 2, dtype=torch.float64)
-    lstm.load_state_dict(state)
-    output, (h_n, c_n) = lstm(torch.from_numpy(x))
-    for got, reference in ((output, expected), (h_n[1], h), (c_n[1], c)):
-        assert_close(got.detach(), torch.from_numpy(reference))
-    cell = fastlstm.LSTMCell(3, 5, dtype=torch.float64)
-    cell.load_state_dict(tensorflow_weights(*weights[0], forget_bias=forget_bias, suffix=""))
-    h, c = basic_lstm_cell(x[0], np.zeros((2, 5)), np.zeros((2, 5)), *weights[0], forget_bias)
-    for got, reference in zip(cell(torch.from_numpy(x[0])), (h, c), strict=True):
-        assert_close(got.detach(), torch.from_numpy(reference))
-
-
-def test_keras_weights():
-    rng = np.random.default_rng()
-    x, state, outputs = rng.standard_normal((6, 2, 3)), {}, []
-    for suffix in ("_l0", "_l0_reverse"):  # the two halves of Bidirectional
-        weights = [rng.standard_normal(size) for size in ((3, 20), (5, 20), 20)]
-        state |= keras_weights(*weights, suffix=suffix)
-        steps = x if suffix == "_l0" else x[::-1]
-        output = run(lambda *a, w=weights: keras_cell(*a, *w), steps, 5)[0]
-        outputs.append(output if suffix == "_l0" else output[::-1])
-    lstm = fastlstm.LSTM(3, 5, bidirectional=True, dtype=torch.float64)
-    lstm.load_state_dict(state)
-    assert_close(lstm(torch.from_numpy(x))[0].detach(), torch.from_numpy(np.concatenate(outputs, -1)))
-
-
-@pytest.mark.parametrize(
-    ("function", "shapes", "message"),
-    [
-        (tensorflow_weights, [(8, 20), (5, 4)], "bias must have shape (4H,), got (5, 4)"),
-        (tensorflow_weights, [(8, 20), (18,)], "bias must have shape (4H,), got (18,)"),
-        (tensorflow_weights, [(8, 16), (20,)], "kernel must have shape (I + H, 4H) with H = 5, got (8, 16)"),
-        (tensorflow_weights, [(5, 20), (20,)], "kernel must have shape (I + H, 4H) with H = 5, got (5, 20)"),
-        (keras_weights, [(3, 16), (5, 20), (20,)], "kernel must have shape (I, 4H) with H = 5, got (3, 16)"),
-        (keras_weights, [(3, 20), (4, 20), (20,)], "recurrent_kernel must have shape (5, 20), got (4, 20)"),
-    ],
-)
-def test_weights_that_do_not_go_together(function, shapes, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        function(*(torch.zeros(shape) for shape in shapes))

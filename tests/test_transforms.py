@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 import fastlstm
 from fastlstm import ops
 from fastlstm.backends.triton import INTERPRET
+from fastlstm.function import layer_op
 from tests.layers import Layer
 from tests.transforms import backends, dtype_of, needs_triton
 
@@ -37,6 +38,8 @@ def test_opcheck(backend, stacked, reverse, masked, requires_grad):
     with torch.no_grad():
         torch.library.opcheck(ops.forward_op, (*args, False, backend))
         h, _, _, c, gates = ops.forward_op(*args, True, backend)
+    for cells in (True, False):
+        torch.library.opcheck(layer_op, (*args, cells, backend))
     dh, dh_n, dc_n, _ = (g.to(x.dtype) for g in layer.gradients)
     inputs = (dh, dh_n, dc_n, None, *args[:7], h, c, gates, reverse)
     torch.library.opcheck(ops.backward_op, (*inputs, [True, True, False, True, True, False], backend))
