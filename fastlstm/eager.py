@@ -15,7 +15,7 @@ from torch.autograd import Function
 from fastlstm import dispatch, ops
 from fastlstm.backends.memory import converted, empty
 from fastlstm.backends.reference import HOLD
-from fastlstm.function import LSTMBackward, LSTMFunction, differentiated, no_autocast, sum_of_biases
+from fastlstm.function import LSTMBackward, LSTMFunction, differentiated, no_autocast
 
 Optional = Tensor | None
 
@@ -120,9 +120,7 @@ def _composed(
         dh, dh_n, dc_n, dc = incoming
         if ctx.layer_axis:
             dh_n, dc_n, h_0, c_0 = (a if a is None else a.squeeze(0) for a in (dh_n, dc_n, h_0, c_0))
-        if h_0 is None:
-            h_0 = c_0 = x.new_zeros(x.shape[1], weight_hh.shape[1])
-        layer = x, weight_ih, weight_hh, sum_of_biases(bias_ih, bias_hh), h_0, c_0, mask
+        layer = x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0, mask
         if ctx.hides:
             held: Any = mask == HOLD
             dh = dh if dh is None else dh.masked_fill(held.unsqueeze(-1), 0)
@@ -166,7 +164,7 @@ class LSTMStep(Function):
     ) -> tuple[Tensor, Tensor]:
         result = packed.step(x, h_0, c_0, save=True)
         if result is None:  # the weights have changed: the next call packs them again
-            inputs = x.unsqueeze(0), weight_ih, weight_hh, sum_of_biases(bias_ih, bias_hh), h_0, c_0, None
+            inputs = x.unsqueeze(0), weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0, None
             result = *ops.forward(*inputs, False, False, packed.backend)[1:3], None
         h, c, kept = result
         ctx.set_materialize_grads(False)
@@ -190,7 +188,7 @@ class LSTMStep(Function):
         ):
             gradients = packed.step_backward(dh, dc, x, h_0, c_0, kept, needs)
         if gradients is None:
-            inputs = x.unsqueeze(0), weight_ih, weight_hh, sum_of_biases(bias_ih, bias_hh), h_0, c_0, None
+            inputs = x.unsqueeze(0), weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0, None
             with no_autocast(x):
                 h, _, _, c, gates = LSTMFunction.apply(*inputs, False, ctx.backend)
                 tensors = None, dh, dc, None, *inputs, h, c, gates

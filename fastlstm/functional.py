@@ -16,13 +16,10 @@ from fastlstm.function import (
     LSTMFunction,
     WithoutGradients,
     layer_op,
-    levels_of,
-    sum_of_biases,
-    wants_autograd,
-    wants_gradient,
     zero_held,
 )
 from fastlstm.inference import Slot, infer, infer_cast, packed_layer, packed_step, train
+from fastlstm.levels import levels_of, wants_autograd, wants_gradient
 from fastlstm.tracing import allow_in_graph
 
 State = tuple[Tensor, Tensor]
@@ -153,12 +150,9 @@ def _lstm(
             if trained is not None:
                 h, h_n, c_n = trained
                 return h, (h_n, c_n)
-    if hx is None:  # one row for all: a compiler would fill B rows with threads of its own, which hinder the kernel's
-        h_0 = x.new_zeros(1, (weight_hh if weight_hr is None else weight_hr.mT).shape[-1]).expand(B, -1)
-        c_0 = h_0 if weight_hr is None else x.new_zeros(B, weight_hr.shape[-1])
-    else:
-        h_0, c_0 = hx
+    h_0, c_0 = hx or (None, None)
     if T == 0:
+        h_0, c_0 = ops.states_of(h_0, c_0, x, weight_hh)
         output, cells = h_0.unsqueeze(0)[:0].clone(), c_0.unsqueeze(0)[:0].clone()
         states = h_0.clone(), c_0.clone()
         return (output, states, cells) if return_cells else (output, states)
@@ -171,35 +165,37 @@ def _lstm(
         present = [a for a in (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr) if a is not None]
         # a trace is taken once with gradients and once without, and has to be the same
         learns = torch.is_grad_enabled() or torch._C._get_tracing_state() is not None
-        output, h_n, c_n = aten.forward(x, present, h_0, c_0, reverse, bias_ih is not None, learns)
+        states = ops.states_of(h_0, c_0, x, weight_hh)
+        output, h_n, c_n = aten.forward(x, present, *states, reverse, bias_ih is not None, learns)
         return output, (h_n, c_n)
     if B and dtype == torch.bfloat16 and weight_hr is None and not return_cells and dispatch.takes_bfloat16(name):
-        layer = x, weight_ih, weight_hh, bias_ih, h_0, c_0, mask
-        if not wants_autograd(*layer, bias_hh) and ops.is_plain(*layer, bias_hh):
-            first, second = (a if a is None else a.float() for a in (bias_ih, bias_hh))
-            call = x, weight_ih, weight_hh, first, h_0.float(), c_0.float(), mask, reverse, False
+        layer = x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0, mask
+        if not wants_autograd(*layer) and ops.is_plain(*layer):
+            first, second, h_0, c_0 = (a if a is None else a.float() for a in (bias_ih, bias_hh, h_0, c_0))
+            call = x, weight_ih, weight_hh, first, h_0, c_0, mask, reverse, False
             h, h_n, c_n, *_ = dispatch.module(name).forward(*call, bias_hh=second)
             return _shown(h, mask, holds), (h_n.to(dtype), c_n.to(dtype))
     if dtype in (torch.bfloat16, torch.float16) and not dispatch.module(name).SIXTEEN_BIT:
         # 16 bits in memory alone
-        x, weight_ih, weight_hh, h_0, c_0 = (a.float() for a in (x, weight_ih, weight_hh, h_0, c_0))
-        bias_ih, bias_hh, weight_hr = (a if a is None else a.float() for a in (bias_ih, bias_hh, weight_hr))
-    bias = sum_of_biases(bias_ih, bias_hh)
+        x, weight_ih, weight_hh = (a.float() for a in (x, weight_ih, weight_hh))
+        others = bias_ih, bias_hh, h_0, c_0, weight_hr
+        bias_ih, bias_hh, h_0, c_0, weight_hr = (a if a is None else a.float() for a in others)
 
+    layer = x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0, mask
     if weight_hr is not None or _nested_forward_mode():
+        bias, (h_0, c_0) = ops.sum_of_biases(bias_ih, bias_hh), ops.states_of(h_0, c_0, x, weight_hh)
         h, h_n, c_n, c, _ = reference.forward(x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, True, weight_hr)
     elif torch._C._get_tracing_state() is not None:
-        h, h_n, c_n, c = layer_op(x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, return_cells, name)
-    elif wants_autograd(x, weight_ih, weight_hh, bias, h_0, c_0):
+        h, h_n, c_n, c = layer_op(*layer, reverse, return_cells, name)
+    elif wants_autograd(*layer):
         packed = None
         if (
             slot is not None and T == 1 and mask is None and dispatch.module(name).PACKED_STEPS
         ):  # one of many, as a rule
             packed = packed_layer(slot, x, hx, (weight_ih, weight_hh, bias_ih, bias_hh), backend)
-        h, h_n, c_n, c, _ = LSTMFunction.apply(x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, name, packed)
+        h, h_n, c_n, c, _ = LSTMFunction.apply(*layer, reverse, name, packed)
     else:
-        inputs = x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, return_cells, name
-        h, h_n, c_n, c, _ = WithoutGradients.apply(*inputs)
+        h, h_n, c_n, c, _ = WithoutGradients.apply(*layer, reverse, return_cells, name)
     h = _shown(h, mask, holds)
     if h.dtype != dtype:
         h, h_n, c_n, c = h.to(dtype), h_n.to(dtype), c_n.to(dtype), c.to(dtype)

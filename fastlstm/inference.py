@@ -13,7 +13,7 @@ from torch.nn import Parameter
 from fastlstm import checks, dispatch, eager, ops
 from fastlstm.backends.cpu import CastWeights, WidenedWeights
 from fastlstm.backends.memory import empty
-from fastlstm.function import wants_gradient
+from fastlstm.levels import wants_gradient
 
 
 class Slot:

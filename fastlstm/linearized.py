@@ -35,8 +35,8 @@ class WeightTangents:
 
 
 class Linearized:
-    """The derivatives of one layer in one direction, around ``x`` (T,B,I), states (B,H) and the ``h``, ``c`` (T,B,H)
-    that came of them.
+    """The derivatives of one layer in one direction, around ``x`` (T,B,I), states (B,H), or None for zeros, and the
+    ``h``, ``c`` (T,B,H) that came of them.
     """
 
     def __init__(
@@ -44,16 +44,18 @@ class Linearized:
         x: Tensor,
         weight_ih: Tensor,
         weight_hh: Tensor,
-        bias: Optional,
-        h_0: Tensor,
-        c_0: Tensor,
+        bias_ih: Optional,
+        bias_hh: Optional,
+        h_0: Optional,
+        c_0: Optional,
         mask: Optional,
         h: Tensor,
         c: Tensor,
         *,
         reverse: bool,
     ) -> None:
-        self.weight_ih, self.weight_hh, self.bias = weight_ih, weight_hh, bias
+        self.weight_ih, self.weight_hh, self.bias = weight_ih, weight_hh, _sum(bias_ih, bias_hh)
+        x = x.flatten(1, 2) if x.dim() == 4 else x  # a stack's, on whose rows nobody asks for a gradient
         self.order, self.reverse = step_order(x.shape[0], reverse), reverse
         self.reset = None if mask is None else (mask == RESET).unsqueeze(-1)
         self.held = None if mask is None else (mask == HOLD).unsqueeze(-1)
@@ -69,8 +71,9 @@ class Linearized:
         if self.held is not None:
             self.carried = self.carried.masked_fill(self.held, 1)
 
-    def before(self, a: Tensor, a_0: Tensor) -> Tensor:
-        """What each step saw of (T,B,H) states that start from `a_0`; a held step counts as having seen zero."""
+    def before(self, a: Tensor, a_0: Optional) -> Tensor:
+        """What each step saw of (T,B,H) states that start from `a_0`, or zeros; a held step saw zero."""
+        a_0 = torch.zeros_like(a[0]) if a_0 is None else a_0
         a = torch.cat([a[1:], a_0.unsqueeze(0)] if self.reverse else [a_0.unsqueeze(0), a[:-1]])
         return _fill(a, self.fresh)
 
@@ -95,10 +98,11 @@ class Linearized:
         )
         return add_bias(torch.zeros_like(self.slopes) if total is None else total, weights.bias)
 
-    def tangent(self, preact: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """From `preact_tangent` without the states' part, and tangents of h_0 and c_0: those of the pre-activations,
-        h and c.
+    def tangent(self, preact: Tensor, h: Optional, c: Optional) -> tuple[Tensor, Tensor, Tensor]:
+        """From `preact_tangent` without the states' part, and tangents of h_0 and c_0, or None for zeros: those of the
+        pre-activations, h and c.
         """
+        h, c = (torch.zeros_like(self.c_prev[0]) if a is None else a for a in (h, c))
         steps = self._steps(preact, self.slopes, self.c_to_h, self.carried, self.reset, self.held)
         results: list[tuple[Tensor, Tensor, Tensor]] = [(preact, h, c)] * len(steps)
         for t in self.order:

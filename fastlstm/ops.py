@@ -22,19 +22,43 @@ from fastlstm import dispatch
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
+def sum_of_biases(bias_ih: Tensor | None, bias_hh: Tensor | None) -> Tensor | None:
+    return bias_hh if bias_ih is None else bias_ih if bias_hh is None else bias_ih + bias_hh
+
+
+def states_of(h_0: Tensor | None, c_0: Tensor | None, x: Tensor, weight_hh: Tensor) -> tuple[Tensor, Tensor]:
+    """These, or where there are none zeros, one row for all; with projection the two differ in width."""
+    if h_0 is not None and c_0 is not None:
+        return h_0, c_0
+    rows, (H4, P) = x.shape[1], weight_hh.shape[-2:]
+    zeros = x.new_zeros(1, P).expand(rows, -1)
+    return zeros, zeros if H4 == 4 * P else x.new_zeros(1, H4 // 4).expand(rows, -1)
+
+
+def _flat(x: Tensor) -> Tensor:
+    """(T, B, I) of what a stack's groups may have on an axis of their own, (T, G, B / G, I)."""
+    return x.flatten(1, 2) if x.dim() == 4 else x
+
+
 def _forward(
     x: Tensor,
     weight_ih: Tensor,
     weight_hh: Tensor,
-    bias: Tensor | None,
-    h_0: Tensor,
-    c_0: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
     mask: Tensor | None,
     reverse: bool,
     save: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return dispatch.module(backend).forward(x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, save)
+    forward = dispatch.module(backend).forward
+    if backend in dispatch.BIASES_APART:
+        return forward(x, weight_ih, weight_hh, bias_ih, h_0, c_0, mask, reverse, save, bias_hh=bias_hh)
+    x = _flat(x)
+    h_0, c_0 = states_of(h_0, c_0, x, weight_hh)
+    return forward(x, weight_ih, weight_hh, sum_of_biases(bias_ih, bias_hh), h_0, c_0, mask, reverse, save)
 
 
 def _backward(
@@ -45,9 +69,10 @@ def _backward(
     x: Tensor,
     weight_ih: Tensor,
     weight_hh: Tensor,
-    bias: Tensor | None,
-    h_0: Tensor,
-    c_0: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
     mask: Tensor | None,
     h: Tensor,
     c: Tensor,
@@ -56,12 +81,23 @@ def _backward(
     needs: list[bool],
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    gradients = dispatch.module(backend).backward(
-        dh, dh_n, dc_n, dc, x, weight_ih, weight_hh, bias, h_0, c_0, mask, h, c, gates, reverse, needs
-    )
-    gradients = (g if g is not None and need else None for g, need in zip(gradients, needs))
-    dx, dweight_ih, dweight_hh, dbias, dh_0, dc_0 = (x.new_empty(0) if g is None else g for g in gradients)
+    tensors = (dh, dh_n, dc_n, dc, x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0, mask, h, c, gates)
+    found = _gradients(tensors, reverse, needs, backend)
+    gradients = (g if g is not None and need else x.new_empty(0) for g, need in zip(found, needs))
+    dx, dweight_ih, dweight_hh, dbias, dh_0, dc_0 = gradients
     return dx, dweight_ih, dweight_hh, dbias, dh_0, dc_0
+
+
+def _gradients(
+    tensors: tuple[Any, ...], reverse: bool, needs: list[bool], backend: str, *packed: Any
+) -> tuple[Tensor | None, ...]:
+    *incoming, x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0, mask, h, c, gates = tensors
+    bias = bias_ih if bias_hh is None else bias_hh
+    if backend not in dispatch.BIASES_APART:
+        x = _flat(x)
+        h_0, c_0 = states_of(h_0, c_0, x, weight_hh)
+    layer = x, weight_ih, weight_hh, bias, h_0, c_0, mask
+    return dispatch.module(backend).backward(*incoming, *layer, h, c, gates, reverse, needs, *packed)
 
 
 LIBRARIES: dict[str, torch.library.Library] = {}
@@ -80,9 +116,10 @@ forward_op, backward_op = define("forward", _forward), define("backward", _backw
 
 
 @torch.library.register_fake("fastlstm::forward", lib=LIBRARIES["forward"])
-def _(x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, save, backend):
+def _(x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0, mask, reverse, save, backend):
     (T, B), H = x.shape[:2], weight_hh.shape[-1]
-    saved = dispatch.module(backend).saved_shape(T, B, H, x.dtype)
+    groups = weight_hh.shape[0] if weight_hh.dim() == 3 else None
+    saved = dispatch.module(backend).saved_shape(T, B, H, x.dtype, groups)
     return (
         x.new_empty(T, B, H),
         x.new_empty(B, H),
@@ -93,8 +130,10 @@ def _(x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, save, backend):
 
 
 @torch.library.register_fake("fastlstm::backward", lib=LIBRARIES["backward"])
-def _(dh, dh_n, dc_n, dc, x, weight_ih, weight_hh, bias, h_0, c_0, mask, h, c, gates, reverse, needs, backend):
-    likes = (x, weight_ih, weight_hh, bias, h_0, c_0)
+def _(
+    dh, dh_n, dc_n, dc, x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0, mask, h, c, gates, reverse, needs, backend
+):
+    likes = (x, weight_ih, weight_hh, bias_ih if bias_hh is None else bias_hh, h_0, c_0)
     return (*(x.new_empty(like.shape if need and like is not None else (0,)) for need, like in zip(needs, likes)),)
 
 
@@ -179,19 +218,22 @@ def forward(
     x: Tensor,
     weight_ih: Tensor,
     weight_hh: Tensor,
-    bias: Tensor | None,
-    h_0: Tensor,
-    c_0: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
     mask: Tensor | None,
     reverse: bool,
     save: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """``h`` (T,B,H), ``h_n``, ``c_n`` (B,H), ``c`` (T,B,H) and the backend's own ``gates``;
-    the last two empty unless `save`.
+    the last two empty unless `save`. States are None for zeros. ``x`` may be (T,G,B/G,I) for a stack of G layers.
     """
-    call = _forward if _is_direct(x, weight_ih, weight_hh, bias, h_0, c_0, mask) else forward_op
-    return call(x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, save, backend)
+    tensors = (weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0, mask)
+    if _is_direct(x, *tensors):
+        return _forward(x, *tensors, reverse, save, backend)
+    return forward_op(_flat(x), *tensors, reverse, save, backend)
 
 
 def backward(
@@ -202,9 +244,10 @@ def backward(
     x: Tensor,
     weight_ih: Tensor,
     weight_hh: Tensor,
-    bias: Tensor | None,
-    h_0: Tensor,
-    c_0: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
     mask: Tensor | None,
     h: Tensor,
     c: Tensor,
@@ -214,13 +257,13 @@ def backward(
     backend: str,
     packed: Any = None,
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of x, weight_ih, weight_hh, bias, h_0 and c_0, each None unless its place in `needs` is true.
+    """Gradients of x, weight_ih, weight_hh, either bias, h_0 and c_0, each None unless its place in `needs` is true.
     `packed`: these weights as the backend's own `pack` left them.
     """
-    tensors = (dh, dh_n, dc_n, dc, x, weight_ih, weight_hh, bias, h_0, c_0, mask, h, c, gates)
+    tensors = (dh, dh_n, dc_n, dc, x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0, mask, h, c, gates)
     if _is_direct(*tensors):
         ready = () if packed is None else (packed,)
-        gradients = dispatch.module(backend).backward(*tensors, reverse, needs, *ready)
+        gradients = _gradients(tensors, reverse, needs, backend, *ready)
     else:
-        gradients = backward_op(*tensors, reverse, needs, backend)
+        gradients = backward_op(*tensors[:4], _flat(x), *tensors[5:], reverse, needs, backend)
     return (*(g if need else None for g, need in zip(gradients, needs)),)

@@ -239,7 +239,7 @@ def test_compiled_vmap_where_nothing_wants_a_gradient(compiler):
 
 def test_operators_in_frames_that_dynamo_sees_are_not_compiled():
     h = torch.zeros(2, 7)
-    weights = torch.randn(28, 5), torch.randn(28, 7), None
+    weights = torch.randn(28, 5), torch.randn(28, 7), None, None
 
     def alone(x):
         return torch.ops.fastlstm.forward(x, *weights, h, h, None, False, False, "numba")[0]

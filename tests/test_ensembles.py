@@ -6,7 +6,7 @@ from torch.func import functional_call, grad, jvp, stack_module_state, vmap
 
 import fastlstm
 from fastlstm import ops
-from fastlstm.backends import reference
+from fastlstm.backends import numba, reference
 from tests.layers import Layer, error
 from tests.transforms import backends, dtype_of, needs_triton
 
@@ -99,14 +99,15 @@ def test_a_stack_in_one_call(backend, threads, size, set_threads):
     x, h_0, c_0, *_ = layer.to(torch.double, requires_grad=False)
     exact = (x, *((torch.randn(groups, 4 * H, *s) * H**-0.5).double() for s in ((I,), (H,), ())), h_0, c_0)
     inputs, grads = ([a.to(dtype_of(backend)) for a in tensors] for tensors in (exact, layer.gradients))
-    got = ops.forward(*inputs, layer.mask, reverse, True, backend)
+    call = *inputs[:4], None, *inputs[4:], layer.mask
+    got = ops.forward(*call, reverse, True, backend)
     want = reference.forward(*exact, layer.mask, reverse, True)
     tolerance = TOLERANCES[inputs[0].dtype]
     assert max(map(error, got[:4], want[:4])) < tolerance
-    quick = ops.forward(*inputs, layer.mask, reverse, False, backend)
+    quick = ops.forward(*call, reverse, False, backend)
     assert all(torch.equal(a, b) for a, b in zip(quick[:3], got[:3]))
     needs = [True] * 6
-    gradients = ops.backward(*grads, *inputs, layer.mask, got[0], *got[3:], reverse, needs, backend)
+    gradients = ops.backward(*grads, *call, got[0], *got[3:], reverse, needs, backend)
     wanted = reference.backward(*layer.gradients, *exact, layer.mask, want[0], *want[3:], reverse, needs)
     assert max(map(error, gradients, wanted)) < 10 * tolerance
 
@@ -117,10 +118,11 @@ def test_a_stack_in_which_each_group_is_alone():
     x, h_0, c_0, *weights = layer.to(torch.float32, requires_grad=False)
     bias = weights[2] + weights[3]
     shared = [a.unsqueeze(0).expand(3, *a.shape) for a in (weights[0], weights[1], bias)]
-    got = ops.forward(x, *shared, h_0, c_0, None, False, True, "numba")
+    got = ops.forward(x, *shared, None, h_0, c_0, None, False, True, "numba")
     for g in range(3):
         rows = slice(4 * g, 4 * g + 4)
-        alone = ops.forward(x[:, rows], *weights[:2], bias, h_0[rows], c_0[rows], None, False, True, "numba")
+        states = h_0[rows], c_0[rows]
+        alone = ops.forward(x[:, rows], *weights[:2], bias, None, *states, None, False, True, "numba")
         assert torch.equal(got[0][:, rows], alone[0])
         assert torch.equal(got[2][rows], alone[2])
 
@@ -128,10 +130,61 @@ def test_a_stack_in_which_each_group_is_alone():
 @backends
 def test_inference_under_vmap_keeps_nothing(backend, monkeypatch):
     kept, forward = [], ops.forward
-    monkeypatch.setattr(ops, "forward", lambda *a: kept.append(a[8]) or forward(*a))
+    monkeypatch.setattr(ops, "forward", lambda *a: kept.append(a[9]) or forward(*a))
     model, x = fastlstm.LSTM(4, 5, backend=backend), torch.randn(3, 6, 2, 4)
     with torch.no_grad():
         got = vmap(lambda x: model(x)[0])(x)
     assert kept
     assert not any(kept)
     torch.testing.assert_close(got, torch.stack([model(a)[0] for a in x]))
+
+
+@pytest.mark.parametrize("samples_outside", [False, True])
+@backends
+def test_per_sample_gradients_of_stacked_models_equal_a_loop(models, samples_outside):
+    """One group a model forward, one a model and sample backward: what the first left is read by the second."""
+    stacked = {k: v.detach() for k, v in stack_module_state(models)[0].items()}
+    x = torch.randn(5, 6, 4, dtype=models[0].weight_ih_l0.dtype)
+
+    def loss(parameters, row):
+        return functional_call(models[0], parameters, (row.unsqueeze(1),))[0].pow(3).sum()
+
+    if samples_outside:
+        got = vmap(vmap(grad(loss), (0, None)), (None, 1), out_dims=1)(stacked, x)
+    else:
+        got = vmap(vmap(grad(loss), (None, 1)), (0, None))(stacked, x)
+    for m, model in enumerate(models):
+        for b in range(6):
+            want = torch.autograd.grad(model(x[:, b : b + 1])[0].pow(3).sum(), list(model.parameters()))
+            for name, each in zip(stacked, want):
+                near(got[name][m, b], each, 10)
+
+
+@pytest.mark.parametrize("of_x", [False, True])
+@backends
+def test_what_all_models_read_has_the_gradients_of_a_loop(models, of_x):
+    """Of the second order, too, by ordinary autograd around `vmap`."""
+    x = torch.randn(5, 2, 4, dtype=models[0].weight_ih_l0.dtype, requires_grad=of_x)
+    stacked, _ = stack_module_state(models)
+    weights = [*stacked.values(), *([x] if of_x else [])]
+
+    def gradients(together):
+        first = torch.autograd.grad(together.pow(2).sum(), weights, create_graph=True)
+        return *first, *torch.autograd.grad(sum(g.pow(2).sum() for g in first), weights)
+
+    got = gradients(vmap(lambda p: functional_call(models[0], p, (x,))[0])(stacked))
+    rows = [{k: v[m] for k, v in stacked.items()} for m in range(3)]
+    want = gradients(torch.stack([functional_call(models[0], each, (x,))[0] for each in rows]))
+    for a, b in zip(got, want):
+        near(a, b, 1000)  # of some hundreds
+
+
+def test_what_all_models_read_is_not_copied(monkeypatch):
+    model, x = fastlstm.LSTM(4, 5), torch.randn(7, 2, 4)
+    stacked = {k: torch.stack([v.detach()] * 3) for k, v in model.named_parameters()}
+    seen, forward, backward = [], numba.forward, numba.backward
+    monkeypatch.setattr(numba, "forward", lambda x, *a, **k: seen.append(x) or forward(x, *a, **k))
+    monkeypatch.setattr(numba, "backward", lambda *a: seen.append(a[4]) or backward(*a))
+    vmap(grad(lambda p: functional_call(model, p, (x,))[0].sum()))(stacked)
+    assert [a.data_ptr() for a in seen] == [x.data_ptr()] * 2
+    assert [a.shape for a in seen] == [(7, 3, 2, 4)] * 2

@@ -132,13 +132,13 @@ def test_ensemble_gradients_in_one_call(backend):
 def test_opcheck(backend):
     layer = Layer(3, 2, 4, 5, masked=True)
     x, h_0, c_0, w_ih, w_hh, b_ih, b_hh = layer.to(torch.double, requires_grad=False)
-    args = (x, w_ih, w_hh, b_ih + b_hh, h_0, c_0, layer.mask, True)
+    args = (x, w_ih, w_hh, b_ih, b_hh, h_0, c_0, layer.mask, True)
     torch.library.opcheck(ops.forward_op, (*args, True, backend))
     torch.library.opcheck(ops.forward_op, (*args, False, backend))
     h, _, _, c, gates = ops.forward_op(*args, True, backend)
     grads = list(layer.gradients[:3])
     torch.library.opcheck(
-        ops.backward_op, (*grads, None, *args[:7], h, c, gates, True, [True, True, False, True, False, True], backend)
+        ops.backward_op, (*grads, None, *args[:8], h, c, gates, True, [True, True, False, True, False, True], backend)
     )
 
 
@@ -346,7 +346,7 @@ for _ in range(2):
     from fastlstm import ops
     x, w, u, h = torch.randn(3, 2, 4), torch.randn(20, 4), torch.randn(20, 5), torch.zeros(2, 5)
     w.requires_grad_()
-    ops.forward_op(x, w, u, None, h, h, None, False, True, "numba")[0].sum().backward()
+    ops.forward_op(x, w, u, None, None, h, h, None, False, True, "numba")[0].sum().backward()
     assert w.grad.shape == w.shape
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)

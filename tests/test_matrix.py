@@ -159,7 +159,7 @@ def test_sums_run_on_the_unit_wherever_dx_would(vector_sums):
     assert chosen(50, 4, 80, 40) == (3, 3)
     assert chosen(50, 4, 79, 40) == (0, 0)
     x, h_0, c_0, w_ih, w_hh, b_ih, b_hh = Layer(50, 4, 80, 40).to(torch.float32, requires_grad=False)
-    inputs = x, w_ih, w_hh, b_ih + b_hh, h_0, c_0, None
+    inputs = x, w_ih, w_hh, b_ih, b_hh, h_0, c_0, None
     h, _, _, c, gates = ops.forward(*inputs, False, True, "numba")
     with_dx, without = (
         ops.backward(h, None, None, None, *inputs, h, c, gates, False, [dx, True, True, True, False, False], "numba")

@@ -317,7 +317,7 @@ def test_weight_gradients_of_few_rows_are_those_of_many(size, reverse, masked, m
     """Bit for bit: the sums have one order, wherever they are written."""
     layer = Layer(*size, reverse=reverse, masked=masked)
     x, h_0, c_0, w_ih, w_hh, b_ih, b_hh = layer.to(torch.float32, requires_grad=False)
-    inputs = (x, w_ih, w_hh, b_ih + b_hh, h_0, c_0, layer.mask)
+    inputs = (x, w_ih, w_hh, b_ih, b_hh, h_0, c_0, layer.mask)
     h, _, _, c, gates = ops.forward(*inputs, reverse, True, "numba")
     grads = [g.float() for g in layer.gradients]
     results = []
@@ -334,7 +334,7 @@ def test_weight_gradients_of_few_rows_are_those_of_many(size, reverse, masked, m
 def test_only_the_gradients_that_are_wanted(needs, backend):
     layer = Layer(3, 4, 5, 20)
     x, h_0, c_0, w_ih, w_hh, b_ih, b_hh = layer.to(torch.float32, requires_grad=False)
-    inputs = (x, w_ih, w_hh, b_ih + b_hh, h_0, c_0, None)
+    inputs = (x, w_ih, w_hh, b_ih, b_hh, h_0, c_0, None)
     h, _, _, c, gates = ops.forward(*inputs, False, True, backend)
     grads = [g.float() for g in layer.gradients]
     everything = ops.backward(*grads, *inputs, h, c, gates, False, [True] * 6, backend)

@@ -16,23 +16,26 @@ from tests.transforms import backends, dtype_of, needs_triton
 
 
 @pytest.mark.parametrize(
-    ("backend", "stacked", "reverse", "masked", "requires_grad"),
+    ("backend", "stacked", "reverse", "masked", "requires_grad", "given"),
     [
-        ("numba", False, False, False, True),
-        ("numba", False, True, True, False),
-        ("numba", True, False, False, True),
-        ("numba", True, True, True, False),
-        ("reference", False, False, True, False),
-        pytest.param("triton-ieee", False, True, True, True, marks=needs_triton),
-        pytest.param("triton-ieee", True, False, False, False, marks=needs_triton),
+        ("numba", False, False, False, True, False),
+        ("numba", False, True, True, False, True),
+        ("numba", True, False, False, True, True),
+        ("numba", True, True, True, False, False),
+        ("reference", False, False, True, False, True),
+        ("reference", False, False, True, True, False),
+        pytest.param("triton-ieee", False, True, True, True, True, marks=needs_triton),
+        pytest.param("triton-ieee", True, False, False, False, False, marks=needs_triton),
     ],
     indirect=["backend"],
 )
-def test_opcheck(backend, stacked, reverse, masked, requires_grad):
+def test_opcheck(backend, stacked, reverse, masked, requires_grad, given):
     layer = Layer(3, 4, 5, 6, reverse=reverse, masked=masked)
-    x, h_0, c_0, w_ih, w_hh, b_ih, _ = layer.to(dtype_of(backend), requires_grad=False)
-    weights = [torch.stack([a, a / 2]) if stacked else a for a in (w_ih, w_hh, b_ih)]
-    tensors = [a.requires_grad_(requires_grad) for a in (x, *weights, h_0, c_0)]
+    x, *states, w_ih, w_hh, b_ih, b_hh = layer.to(dtype_of(backend), requires_grad=False)
+    weights = [torch.stack([a, a / 2]) if stacked else a for a in (w_ih, w_hh, b_ih, b_hh)]
+    tensors = [a.requires_grad_(requires_grad) for a in (x, *weights, *states)]
+    if not given:
+        tensors[4:] = [None] * 3  # one bias, states of zeros
     args = (*tensors, layer.mask, reverse)
     torch.library.opcheck(ops.forward_op, (*args, True, backend))
     with torch.no_grad():
@@ -41,8 +44,8 @@ def test_opcheck(backend, stacked, reverse, masked, requires_grad):
     for cells in (True, False):
         torch.library.opcheck(layer_op, (*args, cells, backend))
     dh, dh_n, dc_n, _ = (g.to(x.dtype) for g in layer.gradients)
-    inputs = (dh, dh_n, dc_n, None, *args[:7], h, c, gates, reverse)
-    torch.library.opcheck(ops.backward_op, (*inputs, [True, True, False, True, True, False], backend))
+    inputs = (dh, dh_n, dc_n, None, *args[:8], h, c, gates, reverse)
+    torch.library.opcheck(ops.backward_op, (*inputs, [True, True, False, True, given, False], backend))
 
 
 @backends

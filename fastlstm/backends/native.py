@@ -75,7 +75,7 @@ def _lanes(dtype: torch.dtype, instructions: int) -> int:
     return _library.fastlstm_lanes(_DTYPES[dtype], instructions)
 
 
-def saved_shape(T: int, B: int, H: int, dtype: torch.dtype) -> tuple[int, ...]:
+def saved_shape(T: int, B: int, H: int, dtype: torch.dtype, groups: int | None = None) -> tuple[int, ...]:
     """Shape of the gates kept for the backward pass:
     for each panel of units its rows side by side, as both passes read them.
     """

@@ -19,7 +19,7 @@ def supports(device: torch.device, dtype: torch.dtype) -> str | None:
     return None if dtype.is_floating_point else f"the reference backend needs floating-point tensors, got {dtype}"
 
 
-def saved_shape(T: int, B: int, H: int, dtype: torch.dtype) -> tuple[int, ...]:
+def saved_shape(T: int, B: int, H: int, dtype: torch.dtype, groups: int | None = None) -> tuple[int, ...]:
     """Shape of the gates kept for the backward pass."""
     return T, B, 4 * H
 

@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from math import prod
 from types import SimpleNamespace
 from typing import Any
 
@@ -144,12 +145,13 @@ def pack(weights: Sequence[Tensor | None], originals: Sequence[Tensor | None] = 
     return packed.PackedLayer(weights, pieces, originals)
 
 
-def saved_shape(T: int, B: int, H: int, dtype: torch.dtype) -> tuple[int, ...]:
-    """Shape of the gates kept for the backward pass:
-    for each panel of units its rows side by side, as both passes read them.
+def saved_shape(T: int, B: int, H: int, dtype: torch.dtype, groups: int | None = None) -> tuple[int, ...]:
+    """Shape of the gates kept for the backward pass: for each panel of units its rows side by side, as both passes read
+    them, and of a stack's groups one after the other.
     """
     lanes = lanes_of(dtype)
-    return T, panels_of(H, lanes), B, 4 * lanes
+    shape = T, panels_of(H, lanes), B if groups is None else B // groups, 4 * lanes
+    return shape if groups is None else (groups, *shape)
 
 
 def _computed(x: Tensor) -> Tensor:
@@ -190,15 +192,15 @@ def forward(
     unit; with 0 only products that `host.input_pieces` names take it, and none without `unit`.
     """
     call = x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, save
-    (T, R, I), H, groups, like = x.shape, weight_hh.shape[-1], groups_of(weight_ih), _computed(x)
-    B, dtype, narrow = R // groups, like.dtype, like is not x
+    (T, *rows, I), H, groups, like = x.shape, weight_hh.shape[-1], groups_of(weight_ih), _computed(x)
+    R, dtype, narrow = prod(rows), like.dtype, like is not x
+    B = R // groups
     assert shown is None or groups == 1, "a stack's outputs are hidden by its caller"
-    lanes = lanes_of(dtype)
-    panels = panels_of(H, lanes)
     states = (1, R, H) if layer_axis else (R, H)
     h, h_n, c_n = empty(x, T, R, H), like.new_empty(*states), like.new_empty(*states)
     c = empty(like, T, R, H) if save else like.new_empty(0)
-    gates = empty(like, T, panels, R, 4 * lanes) if save else like.new_empty(0)
+    stacked = groups if weight_ih.dim() == 3 else None
+    gates = empty(like, *saved_shape(T, R, H, dtype, stacked)) if save else like.new_empty(0)
     x, weight_ih, weight_hh = rows_contiguous(x), rows_contiguous(weight_ih), rows_contiguous(weight_hh)
     bias, bias_hh = bias if bias is None else bias.contiguous(), bias_hh if bias_hh is None else bias_hh.contiguous()
     mask = mask if mask is None else mask.to(torch.int32).contiguous().unsqueeze(-1)
@@ -222,9 +224,11 @@ def forward(
     a.bias, a.bias_hh, a.mask = address(bias), address(bias_hh), address(mask)
     stack = None
     if groups > 1:
-        of_rows = row_steps(B, x=x, h_0=h_0, c_0=c_0, mask=mask, c=c_n, gates=gates, h_n=h_n, c_n=c_n)
-        of_rows |= row_steps(B, **{"out" if narrow else "h": h})
-        of_weights = first_steps(weight_ih=weight_ih, weight_hh=weight_hh, bias=bias, bias_hh=bias_hh)
+        outputs = {"out" if narrow else "h": h, "c": c_n, "h_n": h_n, "c_n": c_n}
+        of_rows = row_steps(B, x, h_0=h_0, c_0=c_0, mask=mask, **outputs)
+        of_weights = first_steps(
+            weight_ih=weight_ih, weight_hh=weight_hh, bias=bias, bias_hh=bias_hh, gates=gates if save else None
+        )
         stack = groups, of_rows | of_weights, prepared.steps
     large, _ = prepared.run(ours, stack)  # a number that the matrix unit cannot take
     if large:
@@ -257,12 +261,13 @@ def backward(
     """See `fastlstm.backends.reference.backward`. `packed`: a `PackedLayer` of these weights. `unit`: whether the
     matrix unit may be used. `hides`: ``dh`` of held steps does not count.
     """
-    if x.shape[1] == 0:
+    (T, *rows, I), H, groups, like = x.shape, weight_hh.shape[-1], groups_of(weight_ih), _computed(x)
+    R, dtype, narrow = prod(rows), like.dtype, like is not x
+    B = R // groups
+    if R == 0:
         inputs = (x, weight_ih, weight_hh, bias, h_0, c_0)
         return (*(torch.zeros_like(a) if need and a is not None else None for a, need in zip(inputs, needs)),)
     call = dh, dh_n, dc_n, dc, x, weight_ih, weight_hh, bias, h_0, c_0, mask, h, c, gates, reverse, needs
-    (T, R, I), H, groups, like = x.shape, weight_hh.shape[-1], groups_of(weight_ih), _computed(x)
-    B, dtype, narrow = R // groups, like.dtype, like is not x
     x, weight_ih, weight_hh = rows_contiguous(x), rows_contiguous(weight_ih), rows_contiguous(weight_hh)
     h, c, gates = h.contiguous(), c.contiguous(), gates.contiguous()
     mask = mask if mask is None else mask.to(torch.int32).contiguous().unsqueeze(-1)
@@ -285,7 +290,8 @@ def backward(
     dc_0 = like.new_empty(R, H) if needs[5] else None
     if ready is not None:
         a.packed_ih, a.packed_hh = ready[0].packed_ih, ready[0].packed_hh
-    a.rows, a.reverse, a.hides = R, reverse, hides
+    in_groups = gates.dim() == 5  # written for these, not by one layer for all rows
+    a.rows, a.reverse, a.hides, a.gate_rows = R, reverse, hides, B if in_groups else R
     a.x, a.x_step, a.x_row = step_row(x)
     a.weight_ih, a.weight_ih_row = row(weight_ih)
     a.weight_hh, a.weight_hh_row = row(weight_hh)
@@ -308,12 +314,13 @@ def backward(
     stack = None
     if groups > 1:
         of_rows = row_steps(
-            B, x=x, h_0=h_0, c_0=c_0, mask=mask, h=h, c=c, gates=gates, dh=dh, dh_n=dh_n, dc_n=dc_n, dc=dc, dx=dx,
-            dh_0=dh_0, dc_0=dc_0,
+            B, x, h_0=h_0, c_0=c_0, mask=mask, h=h, c=c, dh=dh, dh_n=dh_n, dc_n=dc_n, dc=dc, dx=dx, dh_0=dh_0,
+            dc_0=dc_0, gates=None if in_groups else gates,
         )  # fmt: skip
         of_weights = first_steps(
-            weight_ih=weight_ih, weight_hh=weight_hh, dweight_ih=dweight_ih, dweight_hh=dweight_hh, dbias=dbias
-        )
+            weight_ih=weight_ih, weight_hh=weight_hh, dweight_ih=dweight_ih, dweight_hh=dweight_hh, dbias=dbias,
+            gates=gates if in_groups else None,
+        )  # fmt: skip
         stack = groups, of_rows | of_weights, prepared.steps
     large, _ = prepared.run(ours, stack)
     return backward(*call, unit=False, hides=hides) if large else (dx, dweight_ih, dweight_hh, dbias, dh_0, dc_0)

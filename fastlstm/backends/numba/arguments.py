@@ -18,7 +18,7 @@ def _struct(name: str, fields: str) -> type[ctypes.Structure]:
 # size: bytes of an element; lanes: elements of a vector; tail: vectors of the last panel's gates, see `vectors_of`.
 # parts: into how many the batch rows are split. barrier: counters; relax: what a waiting thread calls. scratch: each
 # thread's own, scratch_bytes apart. constants: a kilobyte of zeros, then a one. rows: batch rows from one step of h, c,
-# gates, dx and mask to the next: B, or those of all groups of a stack. For the matrix unit: pieces of a number; pitch,
+# dx and mask to the next: B, or those of all groups of a stack. For the matrix unit: pieces of a number; pitch,
 # bytes from one step of 32 to the next of an operand's rows; large, where a one is left if there was a number that the
 # unit cannot take. narrow_rows and narrow_weights: whether x, dx, dh and h, and the weights and their gradients, are
 # of bfloat16, which only the matrix unit's kernels take. The forward kernel then keeps h as float32 in two steps' rows,
@@ -48,19 +48,19 @@ ForwardArguments = _struct(
 )
 
 # dh and dc (T,B,H), dh_n and dc_n (B,H): incoming, or absent. dpreact (panels,kept,B,4,lanes). dc_carried
-# (panels,B,lanes). packed_hh and packed_ih: for each group of panels (4H, its vectors), packed first if `packs`.
-# strips: for `ring` chunks of `chunk` steps, strips_bytes apart, the columns of [x, h, 1]. dweights
-# (halves,panels,sum_rows,4,lanes), over half of the batch rows each where halves is 2, and for the matrix unit, where
-# there are more than FOLD chunks, as many again for the last of them: x's rows first, h's from sums_of_h on, the bias'
-# at sum_of_one. Where dweights is absent and strips are not, rows are few, and strips hold them for `outer`. hides:
-# whether dh of held steps is not looked at. For the matrix unit there is dpreact as rows, of `rows_kept` steps, for
-# products with weights, and as columns, for `ring` chunks, columns_bytes apart, for the sums, whose strips are rows of
-# the transposed [x, 1, h].
+# (panels,B,lanes). gate_rows: from one panel's gates to the next's. packed_hh and packed_ih: for each group of panels
+# (4H, its vectors), packed first if `packs`. strips: for `ring` chunks of `chunk` steps, strips_bytes apart, the
+# columns of [x, h, 1]. dweights (halves,panels,sum_rows,4,lanes), over half of the batch rows each where halves is 2,
+# and for the matrix unit, where there are more than FOLD chunks, as many again for the last of them: x's rows first,
+# h's from sums_of_h on, the bias' at sum_of_one. Where dweights is absent and strips are not, rows are few, and
+# strips hold them for `outer`. hides: whether dh of held steps is not looked at. For the matrix unit there is dpreact
+# as rows, of `rows_kept` steps, for products with weights, and as columns, for `ring` chunks, columns_bytes apart,
+# for the sums, whose strips are rows of the transposed [x, 1, h].
 BackwardArguments = _struct(
     "BackwardArguments",
     f"{_COMMON} x x_step x_row weight_ih weight_ih_row weight_hh weight_hh_row h_0 h_0_row c_0 c_0_row h c gates "
-    "dh dh_step dh_row dh_n dh_n_row dc_n dc_n_row dc dc_step dc_row chunk ring dpreact dc_carried packs packed_hh "
-    "packed_ih strips strips_bytes dweights halves sum_rows sums_of_h sum_of_one kept dpreact_rows rows_kept "
+    "gate_rows dh dh_step dh_row dh_n dh_n_row dc_n dc_n_row dc dc_step dc_row chunk ring dpreact dc_carried packs "
+    "packed_hh packed_ih strips strips_bytes dweights halves sum_rows sums_of_h sum_of_one kept dpreact_rows rows_kept "
     "columns columns_bytes hides dx dweight_ih dweight_hh dbias dh_0 dc_0",
 )
 

@@ -61,7 +61,7 @@ def cells(a, p, s, t, b, rows, scratch, dh, mask, dh_held, dpre):
         call(a.copy_rows, rows, valid, L, dh, 4 * VECTOR, held, VECTOR)
         if a.hides == 0:
             call(a.add_rows, rows, valid, dh_out, dh_out_row, held, VECTOR)
-    gates = a.gates + ((t * panels + p) * R + b) * 4 * VECTOR
+    gates = a.gates + ((t * panels + p) * a.gate_rows + b) * 4 * VECTOR
     alive = rows_alive(mask, rows)
     call(a.cell_backward, alive, valid, dh, 4 * VECTOR, dh_out, dh_out_row, carried, gates, old, old_row, dpre)
     if holds:

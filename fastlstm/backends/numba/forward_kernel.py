@@ -28,14 +28,14 @@ from fastlstm.backends.numba.weights import digest_weights, is_stale, keep_sampl
 @jit
 def cells(a, t, p, b, rows, scratch, h, h_prev, h_prev_row, c_prev, c_prev_row):
     """One panel's cells for `rows` rows from `b` on, from preact in scratch."""
-    L, S, H, R = a.lanes, a.size, a.H, a.rows
+    L, S, H, B, R = a.lanes, a.size, a.H, a.B, a.rows
     valid, panels = min(L, H - p * L), (H + L - 1) // L
     c, mask = a.c + t * a.c_step, a.mask + (t * R + b) * 4 if a.mask != 0 else 0
     c_old, c_new, h_new = scratch + CHUNK * 4 * VECTOR, scratch + CHUNK * 5 * VECTOR, scratch + CHUNK * 6 * VECTOR
     at, resets, holds = b * H * S + p * L * S, any_row(mask, rows, RESET), any_row(mask, rows, HOLD)
     old, old_row, new, new_row = c_prev + b * c_prev_row + p * L * S, c_prev_row, c + at, H * S
     h_at = h + b * a.h_row + p * L * S
-    out, out_row, gates = h_at, a.h_row, a.gates + ((t * panels + p) * R + b) * 4 * VECTOR
+    out, out_row, gates = h_at, a.h_row, a.gates + ((t * panels + p) * B + b) * 4 * VECTOR
     if valid < L or resets or (holds and a.c_step == 0):  # read aside: cut off, reset or still wanted
         call(a.copy_rows, rows, valid, L, old, old_row, c_old, VECTOR)
         if resets:
@@ -74,7 +74,7 @@ def carry(a, t, p, b, rows, h, h_prev, h_prev_row, c_prev, c_prev_row):
     call(a.copy_rows, rows, width, width, h_prev + b * h_prev_row + at, h_prev_row, h + b * a.h_row + at, a.h_row)
     call(a.copy_rows, rows, width, width, c_prev + b * c_prev_row + at, c_prev_row, c, H * S)
     if a.gates != 0:
-        gates = a.gates + ((t * panels + p) * a.rows + b) * 4 * VECTOR
+        gates = a.gates + ((t * panels + p) * a.B + b) * 4 * VECTOR
         call(a.copy_rows, rows, 0, 4 * L, a.constants, 0, gates, 4 * VECTOR)
 
 

@@ -240,8 +240,8 @@ def row(a: Tensor) -> tuple[int, int]:
 
 
 def step_row(a: Tensor) -> tuple[int, int, int]:
-    """The address of (steps, rows, columns) and the bytes from one step and one row to the next."""
-    size, (step, row, _) = a.element_size(), a.stride()
+    """The address of (steps, ..., rows, columns) and the bytes from one step and one row to the next."""
+    size, (step, *_, row, _) = a.element_size(), a.stride()
     return a.data_ptr(), step * size, row * size
 
 
@@ -266,9 +266,12 @@ def split_stack(team: int, groups: int, B: int, H: int, K: int) -> tuple[int, in
     return (1 if groups * B * 4 * H * K < SERIAL else min(team, groups)), 1
 
 
-def row_steps(B: int, **tensors: Tensor | None) -> dict[str, int]:
+def row_steps(B: int, x: Tensor, **tensors: Tensor | None) -> dict[str, int]:
     """Bytes from one group's B rows to the next one's."""
-    return {k: B * a.stride(-2) * a.element_size() for k, a in tensors.items() if a is not None and a.dim() > 1}
+    steps = {k: B * a.stride(-2) * a.element_size() for k, a in tensors.items() if a is not None and a.dim() > 1}
+    # (T, G, B, I) where all may read the same
+    steps["x"] = (x.stride(1) if x.dim() == 4 else B * x.stride(-2)) * x.element_size()
+    return steps
 
 
 def first_steps(**tensors: Tensor | None) -> dict[str, int]:

@@ -274,7 +274,7 @@ class PackedLayer(PackedWeights):
             return None
         call = prepared.call(x)
         a = call.arguments
-        a.rows = B
+        a.rows = a.gate_rows = B
         if ready is not None:
             a.packed_ih, a.packed_hh = ready[0].packed_ih, ready[0].packed_hh
         x, h_0, c_0 = rows_contiguous(x), rows_contiguous(h_0), rows_contiguous(c_0)

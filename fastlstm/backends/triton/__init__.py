@@ -49,7 +49,7 @@ def supports(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
-def saved_shape(T: int, B: int, H: int, dtype: torch.dtype) -> tuple[int, ...]:
+def saved_shape(T: int, B: int, H: int, dtype: torch.dtype, groups: int | None = None) -> tuple[int, ...]:
     """Shape of the gates kept for the backward pass."""
     return T, B, 4 * H
 
