@@ -99,6 +99,11 @@ def takes_bfloat16(name: str) -> bool:
     return getattr(module(name), "TAKES_BFLOAT16", False)
 
 
+def keeps_steps(name: str, dtype: torch.dtype) -> bool:
+    """Whether this backend's packed weights of a type serve one step with gradients."""
+    return getattr(module(name), "PACKED_STEPS" if dtype.itemsize > 2 else "NARROW_STEPS", False)
+
+
 def skips_ended(name: str | None, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the backend that runs these tensors is faster where rows lie in the order of their lengths."""
     taken = packing(name, device, dtype)

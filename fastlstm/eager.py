@@ -50,11 +50,14 @@ class LSTMSequence(Function):
     ) -> tuple[Tensor, ...]:
         inputs = x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0
         narrow, taken = x.itemsize == 2, _taken(x, backend)
-        wide: Any = _widened(inputs, taken) if narrow else inputs
         result = shown = None
         if packed is not None:
-            result = packed.forward(x, None if h_0 is None else (h_0, c_0), reverse, save=True, layer_axis=layer_axis)
+            a, *states = _widened((x, h_0, c_0), 0) if narrow else (x, h_0, c_0)
+            hx = None if h_0 is None else states
+            result = packed.inner.forward(a, hx, reverse, save=True, layer_axis=layer_axis)
+            packed.stale = packed.stale or result is None
         if result is None:
+            wide: Any = _widened(inputs, taken) if narrow else inputs
             a, w_ih, w_hh, b_ih, b_hh, *states = wide
             run = dispatch.module(backend).forward
             shown = empty(a, *a.shape[:2], weight_hh.shape[1]) if hides else None
@@ -76,10 +79,13 @@ class LSTMSequence(Function):
         inputs = x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0
         if not differentiated() and ops.is_plain(*incoming, *inputs, mask, h, c, gates):
             packed = None if ctx.packed is None else ctx.packed()
-            if packed is not None and (packed.stale or not packed.is_as_saved(weight_ih, weight_hh)):
-                packed = None
+            if packed is not None:
+                unchanged = not packed.stale and packed.is_as_saved(weight_ih, weight_hh)
+                packed = packed.inner if unchanged and not packed.inner.stale else None
             dtype, narrow, taken = x.dtype, x.itemsize == 2, _taken(x, ctx.backend)
             if narrow:  # again: kept, they would be twice the memory of what they are copies of
+                if packed is not None:
+                    inputs = x, packed.weight_ih, packed.weight_hh, *inputs[3:]
                 x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0 = _widened(inputs, taken)
                 incoming = *_widened(incoming, 1 if taken else 0), None
             bias = bias_ih if bias_hh is None else bias_hh
@@ -138,7 +144,12 @@ def _taken(x: Tensor, backend: str) -> int:
 
 def _widened(tensors: Sequence[Optional], taken: int) -> tuple[Optional, ...]:
     """All but the first `taken` in float32."""
-    return (*(a if a is None or k < taken else converted(a, torch.float32) for k, a in enumerate(tensors)),)
+    return (
+        *(
+            a if a is None or k < taken or a.itemsize > 2 else converted(a, torch.float32)
+            for k, a in enumerate(tensors)
+        ),
+    )
 
 
 def _narrowed(tensors: Sequence[Optional], dtype: torch.dtype) -> tuple[Any, ...]:

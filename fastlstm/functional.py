@@ -189,9 +189,7 @@ def _lstm(
         h, h_n, c_n, c = layer_op(*layer, reverse, return_cells, name)
     elif wants_autograd(*layer):
         packed = None
-        if (
-            slot is not None and T == 1 and mask is None and dispatch.module(name).PACKED_STEPS
-        ):  # one of many, as a rule
+        if slot is not None and T == 1 and mask is None and dispatch.keeps_steps(name, dtype):  # one of many, as a rule
             packed = packed_layer(slot, x, hx, (weight_ih, weight_hh, bias_ih, bias_hh), backend)
         h, h_n, c_n, c, _ = LSTMFunction.apply(*layer, reverse, name, packed)
     else:

@@ -249,7 +249,7 @@ def train(
             return None
     packed = None
     h_0, c_0 = states or (None, None)
-    if slot is not None and x.shape[0] == 1 and mask is None and x.itemsize > 2:  # one of many, as a rule
+    if slot is not None and x.shape[0] == 1 and mask is None and dispatch.keeps_steps(name, x.dtype):  # one of many
         hx = None if h_0 is None else (h_0[0], c_0[0]) if layer_axis else (h_0, c_0)
         packed = packed_layer(slot, x, hx, weights, backend)
     return eager.sequence(x, *weights, h_0, c_0, mask, reverse, hides, layer_axis, name, packed)[:3]

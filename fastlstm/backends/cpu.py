@@ -113,6 +113,11 @@ class PackedWeights:
         saved = zip((weight_ih, weight_hh), self.keys)
         return all(key and key[0]._version == key[2] and a.data_ptr() == key[1] for a, key in saved)
 
+    @property
+    def inner(self) -> "PackedWeights":
+        """The packed weights that a step of training is computed with, which may be copies of these."""
+        return self
+
     def forward(
         self,
         x: Tensor,
@@ -180,6 +185,10 @@ class WidenedWeights(Sampled):
         self.watched = self.packed.watched
         if not self.watched:
             self._watch()
+
+    @property
+    def inner(self) -> Any:
+        return self.packed
 
     def _unchanged(self) -> bool:
         return not self.stale if self.watched else super()._unchanged()

@@ -40,6 +40,7 @@ SIXTEEN_BIT = False  # whether forward and backward take 16-bit tensors
 # and the weights are bfloat16, while h_n, c_n, c, gates and all other gradients are float32.
 TAKES_BFLOAT16 = False
 PACKED_STEPS = True  # whether `pack` serves one step with gradients
+NARROW_STEPS = True  # and of 16-bit weights, at whose every element its kernel then looks
 SKIPS_ENDED = True  # whether it leaves rows past their end out of products, where the longest are first
 _INSTALLED = importlib.util.find_spec("numba") is not None
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

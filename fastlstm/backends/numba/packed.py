@@ -37,7 +37,8 @@ class PackedLayer(PackedWeights):
         self.takes_bfloat16 = self.dtype == torch.bfloat16
         if self.takes_bfloat16:
             self.dtype, self.biases = torch.float32, [bias.float() for bias in self.biases]
-        self.originals, self.watched = originals, len(originals) > 0
+        self.originals: Any = originals
+        self.watched = len(originals) > 0
         self.weights, self.pieces = weights, pieces
         self.lanes = host.lanes_of(self.dtype)
         self.panels = host.panels_of(self.H, self.lanes)
@@ -52,12 +53,13 @@ class PackedLayer(PackedWeights):
         self.prepared: dict[tuple[int, int, bool, bool, int], Prepared] = {}
 
     def _pack_forward(self) -> bool:
-        words = [self.H * n * self.dtype.itemsize for n in (self.I, self.H)]
+        size = self.originals[1].itemsize if self.watched else self.dtype.itemsize
+        words = [self.H * n * size for n in (self.I, self.H)]
         sizes = {
             "packed": host.packed_size(self.I, self.H, self.lanes, self.pieces, self.of_x),
             "biases": self.panels * 4 * self.lanes,
             "samples": self.panels * 4 * self.lanes * samples_of.py_func(self.I, self.H),
-            "digests": 0 if self.originals else sum(-(-n // DIGEST) for n in words) * self.lanes,
+            "digests": sum(-(-n // DIGEST) for n in words) * self.lanes,
         }
         kernel = host.forward_task(self.pieces, self.of_x)
         a = template("ForwardArguments", self.dtype, self.of_x, narrow_weights=self.takes_bfloat16)
@@ -65,9 +67,8 @@ class PackedLayer(PackedWeights):
         self.memory = memory, self._new(self.H)
         a.bias, a.bias_hh = [bias.data_ptr() for bias in self.biases] + [0] * (2 - len(self.biases))
         a.h_0 = a.c_0 = self.memory[1].data_ptr()
-        if self.originals:
-            weight_ih, *_ = self.originals
-            a.original_size = 0 if weight_ih is None else weight_ih.itemsize
+        if self.watched:
+            a.original_size = size
             a.original_ih, a.original_hh, a.original_bias, a.original_bias_hh = map(address, self.originals)
         self.digests = a.digests
         done = self._pack(kernel, a)

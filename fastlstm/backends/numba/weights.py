@@ -127,13 +127,16 @@ def is_stale(a, p, scratch, recurs):
 
 @jit
 def digest_weights(a, thread, threads, recurs):
-    """This thread's blocks of the weights, digested to their vectors at `digests`, or compared to them. `recurs` is as
-    in `is_stale`.
+    """This thread's blocks of the weights, or of what these are copies of, digested to their vectors at `digests`, or
+    compared to them. `recurs` is as in `is_stale`.
     """
-    of_ih, of_hh = a.H * a.I * a.size, a.H * a.H * a.size  # words
+    weight_ih, weight_hh, size = a.weight_ih, a.weight_hh, a.size
+    if a.original_hh != 0:
+        weight_ih, weight_hh, size = a.original_ih, a.original_hh, a.original_size
+    of_ih, of_hh = a.H * a.I * size, a.H * a.H * size  # words
     blocks_ih = (of_ih + DIGEST - 1) // DIGEST
     blocks = blocks_ih + (of_hh + DIGEST - 1) // DIGEST if recurs else blocks_ih
     for n in range(share(blocks, thread, threads), share(blocks, thread + 1, threads)):
-        source, words, k = (a.weight_ih, of_ih, n) if n < blocks_ih else (a.weight_hh, of_hh, n - blocks_ih)
+        source, words, k = (weight_ih, of_ih, n) if n < blocks_ih else (weight_hh, of_hh, n - blocks_ih)
         k *= DIGEST
         call(a.digest, min(DIGEST, words - k), source + k * 4, a.digests + n * VECTOR, a.stale)
