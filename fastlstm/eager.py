@@ -84,7 +84,7 @@ class LSTMSequence(Function):
                 packed = packed.inner if unchanged and not packed.inner.stale else None
             dtype, narrow, taken = x.dtype, x.itemsize == 2, _taken(x, ctx.backend)
             if narrow:  # again: kept, they would be twice the memory of what they are copies of
-                if packed is not None:
+                if packed is not None:  # those of the forward pass, whatever has been written to theirs since
                     inputs = x, packed.weight_ih, packed.weight_hh, *inputs[3:]
                 x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0 = _widened(inputs, taken)
                 incoming = *_widened(incoming, 1 if taken else 0), None

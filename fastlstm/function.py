@@ -186,7 +186,7 @@ class LSTMFunction(_Function):
 
 
 def _saving(*args: Any) -> tuple[Tensor, ...]:
-    *layer, reverse, backend, _ = args
+    *layer, reverse, backend = args[:10]
     return ops.forward(*layer, reverse, True, backend)  # type: ignore[call-arg]
 
 

@@ -21,10 +21,11 @@ class Slot:
     they are first used; a copy or a pickle of it is empty.
     """
 
-    __slots__ = ("cast", "layer")
+    __slots__ = ("cast", "layer", "seen")
 
     def __init__(self) -> None:
         self.layer: Any = None
+        self.seen: list[tuple[int, int]] | None = None  # where the weights of the last narrow step lay, their versions
         self.cast: CastWeights | None = None
 
     def __reduce__(self) -> tuple[type["Slot"], tuple[()]]:
@@ -49,8 +50,9 @@ class KeepsPacked:
 
         That happens by itself when a weight is replaced, moved or changed in place, and in a call with gradients
         whatever has changed it. Without gradients, what is written past PyTorch's version counter, through ``.data``,
-        numpy or by a fused optimizer, is found by long calls (512 pairs of a step and a row) of the numba backend, and
-        by others where it changes a bias, or a row or column of a weight; otherwise call this.
+        numpy or by a fused optimizer, is found by long calls (512 pairs of a step and a row) of the numba backend, but
+        of float64 weights under autocast, and by others where it changes a bias, or a row or column of a weight;
+        otherwise call this.
         """
         vars(self).pop("_slots", None)
 
@@ -250,9 +252,21 @@ def train(
     packed = None
     h_0, c_0 = states or (None, None)
     if slot is not None and x.shape[0] == 1 and mask is None and dispatch.keeps_steps(name, x.dtype):  # one of many
+        settled = x.itemsize > 2 or _is_settled(slot, weights)
         hx = None if h_0 is None else (h_0[0], c_0[0]) if layer_axis else (h_0, c_0)
-        packed = packed_layer(slot, x, hx, weights, backend)
+        packed = packed_layer(slot, x, hx, weights, backend) if settled else None
     return eager.sequence(x, *weights, h_0, c_0, mask, reverse, hides, layer_axis, name, packed)[:3]
+
+
+def _is_settled(slot: Slot, weights: Weights) -> bool:
+    """Whether these weights are packed, or the step before had them. To widen and pack those of 16 bits takes longer
+    than a step without, for nothing where each step is followed by an update.
+    """
+    now = [(a.data_ptr(), a._version) for a in weights if a is not None]
+    if slot.layer is not None and slot.layer.stale:  # an update that is not counted
+        slot.layer = slot.seen = None
+    settled, slot.seen = slot.seen == now, now
+    return settled or (slot.layer is not None and slot.layer.is_of(weights))
 
 
 _CAST = (torch.float32, torch.bfloat16, torch.float16)  # by autocast

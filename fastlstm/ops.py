@@ -27,7 +27,7 @@ def sum_of_biases(bias_ih: Tensor | None, bias_hh: Tensor | None) -> Tensor | No
 
 
 def states_of(h_0: Tensor | None, c_0: Tensor | None, x: Tensor, weight_hh: Tensor) -> tuple[Tensor, Tensor]:
-    """These, or where there are none zeros, one row for all; with projection the two differ in width."""
+    """These two, or where there are none zeros, one row for all; with projection they differ in width."""
     if h_0 is not None and c_0 is not None:
         return h_0, c_0
     rows, (H4, P) = x.shape[1], weight_hh.shape[-2:]

@@ -188,3 +188,14 @@ def test_what_all_models_read_is_not_copied(monkeypatch):
     vmap(grad(lambda p: functional_call(model, p, (x,))[0].sum()))(stacked)
     assert [a.data_ptr() for a in seen] == [x.data_ptr()] * 2
     assert [a.shape for a in seen] == [(7, 3, 2, 4)] * 2
+
+
+@backends
+def test_models_that_read_the_same_empty_batch(models):
+    x = torch.randn(3, 0, 4, dtype=models[0].weight_ih_l0.dtype)
+    stacked = {k: v.detach() for k, v in stack_module_state(models)[0].items()}
+    loss = lambda p, x: functional_call(models[0], p, (x,))[0].sum()  # noqa: E731
+    of_weights, dx = vmap(grad(loss, argnums=(0, 1)), (0, None))(stacked, x)
+    assert dx.shape == (3, 3, 0, 4)
+    for name, each in of_weights.items():
+        assert torch.equal(each, torch.zeros_like(stacked[name]))

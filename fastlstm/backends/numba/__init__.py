@@ -266,7 +266,7 @@ def backward(
     R, dtype, narrow = prod(rows), like.dtype, like is not x
     B = R // groups
     if R == 0:
-        inputs = (x, weight_ih, weight_hh, bias, h_0, c_0)
+        inputs = (x.new_empty(T, R, I), weight_ih, weight_hh, bias, h_0, c_0)
         return (*(torch.zeros_like(a) if need and a is not None else None for a, need in zip(inputs, needs)),)
     call = dh, dh_n, dc_n, dc, x, weight_ih, weight_hh, bias, h_0, c_0, mask, h, c, gates, reverse, needs
     x, weight_ih, weight_hh = rows_contiguous(x), rows_contiguous(weight_ih), rows_contiguous(weight_hh)
