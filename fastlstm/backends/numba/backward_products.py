@@ -35,17 +35,18 @@ def pack_transposed(a, weight, weight_row, N, packed, first, last, scratch):
     """
     L, S, H = a.lanes, a.size, a.H
     panels, vectors = (H + L - 1) // L, (N + L - 1) // L
-    for q in range(first, last):
-        column = group(vectors, q) * L
-        wide = 4 if group(vectors, q + 1) - group(vectors, q) == 4 else 3
-        valid = min(wide * L, N - column)
-        for p in range(panels):
-            units, panel = min(L, H - p * L), packed + q * panels * 16 * L * VECTOR + p * 4 * L * wide * VECTOR
-            for gate in range(4):
-                row = gate_at(a, p, gate) // S
-                row_last = gate_at(a, p, gate + 1) // S if gate < 3 else vectors_of(a, p) * L
-                to, source = panel + row * wide * VECTOR, weight + (gate * H + p * L) * weight_row + column * S
-                call(a.copy_rows, units, valid, wide * L, source, weight_row, to, wide * VECTOR)
+    for p in range(panels):
+        units = min(L, H - p * L)
+        for gate in range(4):
+            row = gate_at(a, p, gate) // S
+            row_last = gate_at(a, p, gate + 1) // S if gate < 3 else vectors_of(a, p) * L
+            source = weight + (gate * H + p * L) * weight_row
+            for q in range(first, last):  # innermost: whole rows of weights are read one after the other
+                column = group(vectors, q) * L
+                wide = 4 if group(vectors, q + 1) - group(vectors, q) == 4 else 3
+                to = packed + q * panels * 16 * L * VECTOR + (p * 4 * L + row) * wide * VECTOR
+                valid = min(wide * L, N - column)
+                call(a.copy_rows, units, valid, wide * L, source + column * S, weight_row, to, wide * VECTOR)
                 to += units * wide * VECTOR
                 call(a.copy_rows, row_last - row - units, 0, wide * L, source, 0, to, wide * VECTOR)
 
