@@ -12,12 +12,7 @@ from torch.autograd import forward_ad
 
 from fastlstm import checks, dispatch, ops
 from fastlstm.backends import aten, reference
-from fastlstm.function import (
-    LSTMFunction,
-    WithoutGradients,
-    layer_op,
-    zero_held,
-)
+from fastlstm.function import LSTMFunction, WithoutGradients, layer_op, zero_held
 from fastlstm.inference import Slot, infer, infer_cast, packed_layer, packed_step, train
 from fastlstm.levels import levels_of, wants_autograd, wants_gradient
 from fastlstm.tracing import allow_in_graph

@@ -252,7 +252,7 @@ def train(
     packed = None
     h_0, c_0 = states or (None, None)
     if slot is not None and x.shape[0] == 1 and mask is None and dispatch.keeps_steps(name, x.dtype):  # one of many
-        settled = x.itemsize > 2 or _is_settled(slot, weights)
+        settled = x.itemsize > 2 or (_keepable(weights) and _is_settled(slot, weights))
         hx = None if h_0 is None else (h_0[0], c_0[0]) if layer_axis else (h_0, c_0)
         packed = packed_layer(slot, x, hx, weights, backend) if settled else None
     return eager.sequence(x, *weights, h_0, c_0, mask, reverse, hides, layer_axis, name, packed)[:3]
@@ -262,11 +262,13 @@ def _is_settled(slot: Slot, weights: Weights) -> bool:
     """Whether these weights are packed, or the step before had them. To widen and pack those of 16 bits takes longer
     than a step without, for nothing where each step is followed by an update.
     """
-    now = [(a.data_ptr(), a._version) for a in weights if a is not None]
-    if slot.layer is not None and slot.layer.stale:  # an update that is not counted
-        slot.layer = slot.seen = None
-    settled, slot.seen = slot.seen == now, now
-    return settled or (slot.layer is not None and slot.layer.is_of(weights))
+    now, layer, settled = [(a.data_ptr(), a._version) for a in weights if a is not None], slot.layer, False
+    if layer is not None and layer.stale:  # an update that is not counted: it is as if this were the first step
+        slot.layer = layer = None
+    else:
+        settled = slot.seen == now
+    slot.seen = now
+    return settled or (layer is not None and layer.is_of(weights))
 
 
 _CAST = (torch.float32, torch.bfloat16, torch.float16)  # by autocast

@@ -135,3 +135,12 @@ def test_where_each_step_is_followed_by_an_update_nothing_is_packed(dtype, fused
         for p in module.parameters():
             (p.data if fused else p.detach()).sub_(p.grad)
     assert len(count) <= (12 if fused else 0)
+
+
+@dtypes
+def test_weights_made_in_inference_mode_are_refused_as_in_float32(dtype):
+    with torch.inference_mode():
+        module = module_of(False, 5, 6, dtype)
+    x = torch.randn(1, 2, 5).to(dtype).requires_grad_()
+    with pytest.raises(RuntimeError, match="Inference tensors cannot be saved for backward"):
+        module(x)
