@@ -95,7 +95,7 @@ def check_cell(module: Any, x: Tensor, hx: Any, weight: Tensor) -> Any:
 
     Raises:
         TypeError: when `hx` is no tuple or list.
-        ValueError: for the number of dimensions.
+        ValueError: for a number of dimensions other than 1 and 2.
         RuntimeError: for other sizes, for dtypes (any dtype is taken under autocast) and for devices.
     """
     dims = x.dim()
@@ -122,13 +122,13 @@ def check_cell(module: Any, x: Tensor, hx: Any, weight: Tensor) -> Any:
 
 
 def _raise_cell_state(module: Any, x: Tensor, k: int, state: Tensor) -> None:
-    batch, batched = (x.shape[0], state) if x.dim() == 2 else (1, state.unsqueeze(0))
-    if batched.shape[0] != batch:
-        raise RuntimeError(f"Input batch size {batch} doesn't match hidden{k} batch size {batched.shape[0]}")
-    if batched.dim() > 1 and batched.shape[1] != module.hidden_size:
-        size = batched.shape[1]
-        raise RuntimeError(f"hidden{k} has inconsistent hidden_size: got {size}, expected {module.hidden_size}")
-    raise ValueError(f"LSTMCell: Expected hx[{k}] to be {x.dim()}D as the input is, got {state.dim()}D instead")
+    if state.dim() != x.dim():  # in the words of torch 2.15; before, it took one size for another, and crashed on some
+        size = "batch x hidden_size" if x.dim() == 2 else "hidden_size"
+        raise RuntimeError(f"Expected {x.dim()}D hidden{k} ({size}), but got {state.dim()}D tensor")
+    if x.dim() == 2 and state.shape[0] != x.shape[0]:
+        raise RuntimeError(f"Input batch size {x.shape[0]} doesn't match hidden{k} batch size {state.shape[0]}")
+    got = state.shape[-1]
+    raise RuntimeError(f"hidden{k} has inconsistent hidden_size: got {got}, expected {module.hidden_size}")
 
 
 def check_layer(

@@ -61,8 +61,8 @@ class LSTMCell(KeepsPacked, nn.RNNCellBase):
             ``(h_1, c_1)``, each (B, H) or (H,).
 
         Raises:
-            ValueError: for the number of dimensions.
-            RuntimeError: for sizes, dtypes and devices, and from a backend asked for by name that cannot run.
+            ValueError: for a number of dimensions other than 1 and 2.
+            RuntimeError: for other sizes, dtypes and devices, and from a backend asked for by name that cannot run.
             TypeError: when `hx` is no tuple or list.
 
         Equivalent to `torch.nn.LSTMCell.forward`.

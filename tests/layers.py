@@ -12,6 +12,7 @@ from torch import Tensor
 from fastlstm.backends import native, reference
 from fastlstm.functional import lstm
 
+TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 OUTPUTS = ("output", "h_n", "c_n", "cells")
 NAMES = (*OUTPUTS, "dx", "dh_0", "dc_0", "dweight_ih", "dweight_hh", "dbias_ih", "dbias_hh")
 NOT_BUILT = native.supports(torch.device("cpu"), torch.float32)

@@ -10,6 +10,7 @@ from torch import nn
 
 import fastlstm
 from tests.contract import TOLERANCE, assert_same_outcome, outcome, wrong
+from tests.layers import TORCH
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 
@@ -42,7 +43,11 @@ def test_cell(batched, B, with_states, bias, x_fault, h_fault, c_fault, seed):
 
     x, h_0, c_0 = faulty(x, x_fault), faulty(h_0, h_fault), faulty(c_0, c_fault)
     hx = (h_0, c_0) if with_states else None
-    assert_same_outcome(outcome(lambda: cells[0](x, hx)), outcome(lambda: cells[1](x, hx)))
+    theirs, ours = (outcome(lambda cell=cell: cell(x, hx)) for cell in cells)
+    if TORCH < (2, 15) and str(ours[0]).startswith("Expected 2D hidden"):  # which torch has checked since
+        assert isinstance(theirs[0], Exception)
+    else:
+        assert_same_outcome(theirs, ours)
 
 
 @pytest.mark.parametrize("batched", [False, True])
@@ -78,20 +83,20 @@ def test_cell_gradients(batched, bias):
         (
             torch.zeros(5, 3),
             (torch.zeros(5), torch.zeros(5)),
-            ValueError,
-            "Expected hx[0] to be 2D as the input is, got 1D",
+            RuntimeError,
+            "Expected 2D hidden0 (batch x hidden_size), but got 1D tensor",
         ),
         (
             torch.zeros(3),
             (torch.zeros(5, 5), torch.zeros(5, 5)),
-            ValueError,
-            "Expected hx[0] to be 1D as the input is, got 2D",
+            RuntimeError,
+            "Expected 1D hidden0 (hidden_size), but got 2D tensor",
         ),
         (
             torch.zeros(3),
-            (torch.zeros(1, 5), torch.zeros(1, 5)),
+            (torch.zeros(5), torch.zeros(1)),
             RuntimeError,
-            "inconsistent hidden_size: got 1, expected 5",
+            "hidden1 has inconsistent hidden_size: got 1, expected 5",
         ),
     ],
 )

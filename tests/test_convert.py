@@ -13,6 +13,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 import fastlstm
 from fastlstm.convert import replace_lstm, restore_lstm
+from tests.layers import TORCH
 
 TOLERANCE = 1e-12  # float64, a few dozen terms below 10 each
 
@@ -229,7 +230,10 @@ def test_keep_type(cls):
     for copy in (module, deepcopy(module), pickle.loads(pickle.dumps(module))):
         assert type(copy) is type(module)
         assert_close(copy(x)[0], expected)
-    assert_close(torch.compile(deepcopy(module), backend="eager")(x)[0], expected)
+    if cls is not Bare or TORCH < (2, 15):  # which fails on any subclass of nn.LSTM that calls super().forward
+        assert_close(torch.compile(deepcopy(module), backend="eager")(x)[0], expected)
+    with torch._dynamo.config.patch(allow_rnn=True):
+        assert_close(torch.compile(deepcopy(module), backend="eager", fullgraph=True)(x)[0], expected)
     assert type(restore_lstm(module)) is cls
     assert vars(module).keys() == vars(original).keys()
 

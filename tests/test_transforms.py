@@ -11,7 +11,7 @@ import fastlstm
 from fastlstm import ops
 from fastlstm.backends.triton import INTERPRET
 from fastlstm.function import layer_op
-from tests.layers import Layer
+from tests.layers import TORCH, Layer
 from tests.transforms import backends, dtype_of, needs_triton
 
 
@@ -151,7 +151,7 @@ def test_an_operator_alone_refuses_a_tangent(trained):
     """Torch lets no operator define forward mode, and would answer zero: docs/transforms.md."""
     lstm, x = fastlstm.LSTM(3, 4).requires_grad_(trained), torch.randn(5, 2, 3)
     alone = [torch.export.export(lstm, (x,)).module()]
-    if not trained:
+    if not trained and TORCH < (2, 14):  # which lets no tangent into compiled code
         alone.append(torch.compile(lstm, backend="aot_eager"))
     assert jvp(lambda x: lstm(x)[0], (x,), (x,))[1].abs().max() > 0
     with pytest.raises(NotImplementedError, match="fastlstm::forward has no forward mode"):
@@ -167,7 +167,8 @@ def test_an_operator_alone_refuses_a_tangent(trained):
 
 def test_an_operators_backward_refuses_a_tangent():
     lstm, x = fastlstm.LSTM(3, 4), torch.randn(5, 2, 3)
-    h = torch.compile(lstm, backend="aot_eager")(x)[0]
+    torch._dynamo.reset()
+    h = torch.compile(lstm, backend="aot_eager", fullgraph=True)(x)[0]
     with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="fastlstm::backward has no forward mode"):
         torch.autograd.grad(h, lstm.weight_hh_l0, forward_ad.make_dual(torch.ones_like(h), torch.ones_like(h)))
 

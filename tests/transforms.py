@@ -27,8 +27,7 @@ BOUNDS = {torch.float64: 1e-11, torch.float32: 3e-5}
 
 def exporting() -> AbstractContextManager[None]:
     """In which torch 2.9, too, exports open sizes with gradients, see docs/transforms.md."""
-    old = torch.__version__.startswith("2.9.")
-    return torch._dynamo.config.patch(fake_tensor_cache_enabled=False) if old else nullcontext()
+    return torch._dynamo.config.patch(fake_tensor_cache_enabled=False) if TORCH < (2, 10) else nullcontext()
 
 
 def dtype_of(backend: str) -> torch.dtype:
