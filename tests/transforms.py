@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.layers import error
+from tests.layers import TORCH, error
 
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is made for Linux on x86-64"
