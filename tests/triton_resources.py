@@ -91,7 +91,7 @@ def describe(case: Case, capability: tuple[int, int]) -> tuple[Any, dict[str, st
     constants: dict[str, Any] = {"H": case.H, "BLOCK_B": tile.block_b}
     if module is resident:
         options = {"num_warps": getattr(tile, f"{case.direction}_warps"), "num_stages": 1}
-        PI = tiles.padded_input(case.I, precision) if case.I else 0
+        PI = tiles.padded_input(case.I, tile.P, precision, capability) if case.I else 0
         constants |= {"P": tile.P, "I": case.I, "PI": PI, "PRECISION": precision}
         packed = ("weight_ptr", "weight_low_ptr")
         types |= dict.fromkeys(packed, "*fp16") if precision != "native" else {}

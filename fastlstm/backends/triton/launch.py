@@ -46,11 +46,12 @@ def forward(
     """Fill h, h_n, c_n, and c and gates where they are given."""
     (T, B, I), H = x.shape, weight_hh.shape[-1]
     G = weight_hh.shape[0] if weight_hh.dim() == 3 else 1
-    tile = tiles.choose(H, precision, capability(x.device))
+    chip = capability(x.device)
+    tile = tiles.choose(H, precision, chip)
     rows = B // G
     with on_device(x):
         if isinstance(tile, tiles.Resident):
-            PI = tiles.padded_input(I, precision)
+            PI = tiles.padded_input(I, tile.P, precision, chip)
             if not PI:
                 x = project(x, weight_ih, bias)
             weights = pack(weight_hh, by_row=True) if precision != "native" else (weight_hh, None, None)

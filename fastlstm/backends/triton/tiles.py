@@ -52,15 +52,24 @@ def choose(H: int, precision: str, capability: tuple[int, int]) -> Resident | St
     P = max(32, 1 << (H - 1).bit_length())
     newest = capability[0] >= 10
     largest = 128 if precision == "native" or (precision == "tf32" and not newest) else 64
-    if largest >= P and SHARED_KB.get(capability, 99) * 1024 >= 8 * P * P + 8192:  # and the layouts' conversions
+    if largest >= P and _fits(8 * P * P, capability):
         forward = {32: 4, 64: 16, 128: 16} if newest else {32: 8, 64: 16, 128: 8}
         return Resident(P, 8, forward[P], P // 16)
     return Stepwise(32, 32, 64 if precision == "native" else 32, 8 if newest else 4, 3)
 
 
-def padded_input(I: int, precision: str) -> int:
+def padded_input(I: int, P: int, precision: str, capability: tuple[int, int]) -> int:
     """I padded, where the resident kernel also does the input's product; 0 where a GEMM does.
 
-    16 bits alone, since x may be of any size, and up to 32 inputs: their weights take 32 more registers at P 128.
+    16 bits alone, since x may be of any size, and up to 32 inputs: their weights take 32 more registers at P 128. And
+    only where shared memory has room for both weights: Triton 3.8 puts them there at once, others one after the other.
     """
-    return 0 if I > 32 or precision != "native" else max(16, 1 << (I - 1).bit_length())
+    if I > 32 or precision != "native":
+        return 0
+    padded = max(16, 1 << (I - 1).bit_length())
+    return padded if _fits(8 * P * (P + padded), capability) else 0
+
+
+def _fits(weights: int, capability: tuple[int, int]) -> bool:
+    """Whether shared memory has room for so many bytes of weights and the layouts' conversions."""
+    return SHARED_KB.get(capability, 99) * 1024 >= weights + 8192
