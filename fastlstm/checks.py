@@ -122,7 +122,7 @@ def check_cell(module: Any, x: Tensor, hx: Any, weight: Tensor) -> Any:
 
 
 def _raise_cell_state(module: Any, x: Tensor, k: int, state: Tensor) -> None:
-    if state.dim() != x.dim():  # in the words of torch 2.15; before, it took one size for another, and crashed on some
+    if state.dim() != x.dim():  # torch before 2.15 takes one size for another, or crashes
         size = "batch x hidden_size" if x.dim() == 2 else "hidden_size"
         raise RuntimeError(f"Expected {x.dim()}D hidden{k} ({size}), but got {state.dim()}D tensor")
     if x.dim() == 2 and state.shape[0] != x.shape[0]:

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 BUDGETS = ROOT / "tests" / "triton_budgets"
 TRITON = ".".join(metadata.version("triton").split(".")[:2])
 COUNTED = "3.9"  # the Triton whose resident kernels take wgmma
-# Registers that do not suffice. More warps spill more of the one; and the other has no more that it could have.
+# Registers that do not suffice. More warps spill more, or have no more that they could have.
 SPILLED = {
     ("sm_90", "3.7", "backward-bf16-H32"): 4,
     ("sm_100", "3.7", "backward-bf16-H100-mask-cells"): 18,
@@ -37,7 +37,13 @@ SPILLED = {
     ("sm_90", "3.9", "backward-ieee-H64-mask-cells"): 4,
     ("sm_100", "3.9", "forward-bf16-H100-I28-mask"): 4,
 }
-SPILLS = "3.8"  # the Triton, of torch 2.14, that has no registers for the largest weights: docs/gpu.md says how far
+# Of resident kernels with Triton 3.8, torch 2.14's
+SPILLED_BY_3_8 = {
+    ("sm_80", "forward"): 30,
+    ("sm_90", "forward"): 48,
+    ("sm_90", "backward"): 172,
+    ("sm_100", "forward"): 29,
+}
 CHIPS = {"sm_80": (8, 0), "sm_90": (9, 0), "sm_100": (10, 0)}
 FAST = [
     "forward-bf16-H128", "backward-bf16-H128", "forward-tf32-H128", "backward-tf32-H128", "forward-ieee-H64",
@@ -64,7 +70,10 @@ def compiled(chip, names=()):
 def check(chip, rows):
     limit = tiles.SHARED_KB[CHIPS[chip]] * 1024
     for row in rows:
-        assert row["spilled"] <= SPILLED.get((chip, TRITON, row["case"]), 180 if TRITON == SPILLS else 0), row
+        most = SPILLED.get((chip, TRITON, row["case"]), 0)
+        if TRITON == "3.8" and row["kernel"] == "resident":
+            most = SPILLED_BY_3_8.get((chip, row["case"].split("-")[0]), 0)
+        assert row["spilled"] <= most, row
         assert row["shared_bytes"] <= limit, row
         assert row["mma"] > 0, row
         if row["kernel"] == "resident" and "ieee" not in row["case"]:
@@ -110,7 +119,8 @@ def check_ptx(chip, row):
 
 def test_an_input_is_fused_where_both_weights_have_room():
     """Triton 3.8 has them in shared memory at once: 164 KB of the 163 that an A100 would give."""
-    assert [tiles.padded_input(I, 128, "native", (8, 0)) for I in (1, 16, 17, 32)] == [16, 16, 0, 0]
+    for chip in ((8, 0), (8, 7)):
+        assert [tiles.padded_input(I, 128, "native", chip) for I in (1, 16, 17, 32)] == [16, 16, 0, 0]
     assert [tiles.padded_input(I, 128, "native", (9, 0)) for I in (1, 17, 32, 33)] == [16, 32, 32, 0]
     assert tiles.padded_input(32, 64, "native", (8, 6)) == 32
 

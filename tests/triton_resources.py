@@ -73,6 +73,7 @@ def cases() -> Iterator[Case]:
     for H in (64, 100, 128):
         yield Case("forward", "bf16", H, I=28)
         yield Case("forward", "bf16", H, I=28, mask=True)
+    yield Case("forward", "bf16", 128, I=16)
     yield Case("forward", "bf16", 128, save=False)
     yield Case("backward", "bf16", 128, last_step_only=True)
 
@@ -92,7 +93,7 @@ def describe(case: Case, capability: tuple[int, int]) -> tuple[Any, dict[str, st
     if module is resident:
         options = {"num_warps": getattr(tile, f"{case.direction}_warps"), "num_stages": 1}
         PI = tiles.padded_input(case.I, tile.P, precision, capability) if case.I else 0
-        constants |= {"P": tile.P, "I": case.I, "PI": PI, "PRECISION": precision}
+        constants |= {"P": tile.P, "I": case.I if PI else 0, "PI": PI, "PRECISION": precision}
         packed = ("weight_ptr", "weight_low_ptr")
         types |= dict.fromkeys(packed, "*fp16") if precision != "native" else {}
         absent |= {"weight_low_ptr", "scale_ptr"} if precision == "native" else set()
