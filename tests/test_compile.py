@@ -221,19 +221,6 @@ def test_second_derivatives_around_a_break_of_the_graph(inside):
         torch.testing.assert_close(a, b)
 
 
-def test_a_level_opened_around_what_is_compiled_already():
-    lstm, x = fastlstm.LSTM(3, 4, backend="numba").requires_grad_(False), torch.randn(5, 2, 3)
-    compiled = torch.compile(lstm, backend="eager", fullgraph=True)
-    assert torch.equal(compiled(x)[0], lstm(x)[0])
-    if TORCH >= (2, 14):  # torch breaks its graph at a dual number, and runs what follows uncompiled
-        with forward_ad.dual_level(), pytest.raises(torch._dynamo.exc.Unsupported, match="dual tensor"):
-            compiled(forward_ad.make_dual(x, x))
-        compiled = torch.compile(lstm, backend="eager")
-    with forward_ad.dual_level():
-        got, want = (forward_ad.unpack_dual(f(forward_ad.make_dual(x, x.cos()))[0]).tangent for f in (compiled, lstm))
-    assert torch.equal(got, want)
-
-
 @pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
 def test_compiled_vmap_where_nothing_wants_a_gradient(compiler):
     lstm, x = fastlstm.LSTM(3, 4, backend="numba").requires_grad_(False), torch.randn(2, 5, 2, 3)

@@ -230,7 +230,11 @@ def test_keep_type(cls):
     for copy in (module, deepcopy(module), pickle.loads(pickle.dumps(module))):
         assert type(copy) is type(module)
         assert_close(copy(x)[0], expected)
-    if cls is not Bare or TORCH < (2, 15):  # which fails on any subclass of nn.LSTM that calls super().forward
+    if cls is Bare and TORCH == (2, 15):  # torch's gap: it was so before, too
+        for each in (original, module):
+            with pytest.raises(torch._dynamo.exc.InternalTorchDynamoError, match="DelayGraphBreakVariable"):
+                torch.compile(deepcopy(each), backend="eager")(x)
+    else:
         assert_close(torch.compile(deepcopy(module), backend="eager")(x)[0], expected)
     torch._dynamo.reset()
     with torch._dynamo.config.patch(allow_rnn=True):

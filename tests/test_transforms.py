@@ -173,6 +173,25 @@ def test_an_operators_backward_refuses_a_tangent():
         torch.autograd.grad(h, lstm.weight_hh_l0, forward_ad.make_dual(torch.ones_like(h), torch.ones_like(h)))
 
 
+def test_a_level_opened_around_what_is_compiled_already():
+    lstm, x = fastlstm.LSTM(3, 4, backend="numba").requires_grad_(False), torch.randn(5, 2, 3)
+
+    def compiled(fullgraph):
+        torch._dynamo.reset()
+        program = torch.compile(lstm, backend="eager", fullgraph=fullgraph)
+        assert torch.equal(program(x)[0], lstm(x)[0])
+        return program
+
+    if TORCH >= (2, 14):  # torch breaks its graph at a dual number, and runs what follows uncompiled
+        program = compiled(fullgraph=True)
+        with forward_ad.dual_level(), pytest.raises(torch._dynamo.exc.Unsupported, match="dual tensor"):
+            program(forward_ad.make_dual(x, x))
+    program = compiled(fullgraph=TORCH < (2, 14))
+    with forward_ad.dual_level():
+        got, want = (forward_ad.unpack_dual(f(forward_ad.make_dual(x, x.cos()))[0]).tangent for f in (program, lstm))
+    assert torch.equal(got, want)
+
+
 def test_script_is_refused():
     """TorchScript compiles no keyword-only arguments with defaults; in Python 3.10 an annotation stops it before."""
     refused = torch.jit.frontend.NotSupportedError, TypeError
