@@ -123,3 +123,22 @@ def test_backends_of_ones_choice_are_measured_beside_the_default(monkeypatch):
         assert list(row["backends"]) == ["reference"]
         assert row["backends"]["reference"]["seconds"] > 0
         assert "reference" in run.line(row)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "threads"), [({"baseline-1": 3.0, "baseline-2": 2.0}, 2), ({"baseline-1": 2.0, "baseline-2": 3.0}, 1)]
+)
+def test_the_ratio_is_to_the_thread_count_that_was_faster_in_the_rounds(monkeypatch, seconds, threads):
+    monkeypatch.setattr(run, "fma_peak", lambda threads: 1.0)
+    monkeypatch.setattr(run.memory, "peak_memory", lambda *_: None)
+    monkeypatch.setattr(run, "rivals", lambda *_: [])
+
+    def interleaved(contenders, rounds):
+        assert set(contenders) == {"baseline-1", "baseline-2", "ours"}
+        assert [contenders[name].threads for name in ("baseline-1", "baseline-2", "ours")] == [1, 2, 2]
+        return {name: [seconds.get(name, 1.0)] * rounds for name in contenders}
+
+    monkeypatch.setattr(run, "interleaved", interleaved)
+    options = run.arguments(["--pairs", "3", "--threads", "2"])
+    for row in run.measure(Shape(2, 2, 3, 4), options, 1.0):
+        assert (row["baseline_threads"], row["baseline_seconds"], row["ratio"]["median"]) == (threads, 2.0, 2.0)
