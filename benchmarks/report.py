@@ -53,10 +53,11 @@ def markdown(report: dict[str, Any]) -> str:
     peaks = ", ".join(f"{rate:.0f} on {count}" for count, rate in report["peak"].items())
     rivals = sorted({name for row in results for name in row["rivals"]})
     backends = list(results[0]["backends"])
+    vectors, counts = machine["float32_lanes"], f"{machine['cores']} cores, {machine['threads']} threads"
     lines = [
         f"# {report['title']}",
         "",
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads; {machine['system']};",
+        f"{machine['cpu']}, vectors of {vectors} float32, {counts}; {machine['system']};",
         f"Python {machine['python']}, {versions}; backend {machine['backend']}. {report['date']}.",
         f"FMA peak: {peaks} thread(s), GFLOP/s; each row is held against the highest, before the run and beside it.",
         *([report["note"]] if "note" in report else []),
