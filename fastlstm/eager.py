@@ -15,7 +15,7 @@ from torch.autograd import Function
 from fastlstm import dispatch, ops
 from fastlstm.backends.memory import converted, empty
 from fastlstm.backends.reference import HOLD
-from fastlstm.function import LSTMBackward, LSTMFunction, differentiated, no_autocast
+from fastlstm.function import LSTMBackward, LSTMFunction, differentiated, for_biases, no_autocast
 
 Optional = Tensor | None
 
@@ -98,7 +98,7 @@ class LSTMSequence(Function):
         dx, dweight_ih, dweight_hh, dbias, dh_0, dc_0 = gradients
         if ctx.layer_axis:
             dh_0, dc_0 = (a if a is None else a.unsqueeze(0) for a in (dh_0, dc_0))
-        dbias_ih, dbias_hh = dbias if to_bias_ih else None, dbias if to_bias_hh else None
+        dbias_ih, dbias_hh = for_biases(dbias, to_bias_ih, to_bias_hh)
         return dx, dweight_ih, dweight_hh, dbias_ih, dbias_hh, dh_0, dc_0, None, None, None, None, None, None
 
 
@@ -206,7 +206,7 @@ class LSTMStep(Function):
                 dx, *others = LSTMBackward.apply(*tensors, False, needs, ctx.backend)
             gradients = dx if dx is None else dx.squeeze(0), *others
         dx, dweight_ih, dweight_hh, dbias, dh_0, dc_0 = gradients
-        dbias_ih, dbias_hh = dbias if to_bias_ih else None, dbias if to_bias_hh else None
+        dbias_ih, dbias_hh = for_biases(dbias, to_bias_ih, to_bias_hh)
         return dx, dweight_ih, dweight_hh, dbias_ih, dbias_hh, dh_0, dc_0, None
 
 

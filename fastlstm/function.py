@@ -88,7 +88,7 @@ class LSTMBackward(_Function):
         last = layer.order[-1]
         incoming = [None if a is None else g for a, g in zip((dh, dh_n, dc_n, dc), (h, h[last], c[last], c))]
         # what h and c get goes on through LSTMFunction's own backward
-        d_biases = d_bias if to_bias_ih else None, d_bias if to_bias_hh else None
+        d_biases = for_biases(d_bias, to_bias_ih, to_bias_hh)
         d_states = (None, None) if inputs[9] is None else (d_h_0, d_c_0)
         return *incoming, *products, *d_biases, *d_states, None, d_h, d_c, None, None, None, None
 
@@ -168,7 +168,7 @@ class LSTMFunction(_Function):
         with no_autocast(inputs[0]):  # backward may run inside the caller's autocast
             gradients = call(dh, dh_n, dc_n, dc, *inputs, ctx.reverse, needs, ctx.backend, *ready)
         dx, dweight_ih, dweight_hh, dbias, dh_0, dc_0 = gradients
-        dbias_ih, dbias_hh = dbias if to_bias_ih else None, dbias if to_bias_hh else None
+        dbias_ih, dbias_hh = for_biases(dbias, to_bias_ih, to_bias_hh)
         return dx, dweight_ih, dweight_hh, dbias_ih, dbias_hh, dh_0, dc_0, None, None, None, None
 
     @staticmethod
@@ -264,6 +264,14 @@ class _ZeroHeld(Function):
     @staticmethod
     def backward(ctx: Any, dh: Tensor) -> tuple[Tensor, None]:
         return zero_held(dh, *ctx.saved_tensors), None
+
+
+def for_biases(dbias: Optional, to_ih: bool, to_hh: bool) -> tuple[Optional, Optional]:
+    """The gradient of their sum to each bias that wants it: a tensor of its own, since what is done to one in place is
+    not to be done to the other's.
+    """
+    first, second = dbias if to_ih else None, dbias if to_hh else None
+    return first, second.clone() if second is not None and to_ih else second
 
 
 def differentiated() -> bool:

@@ -260,8 +260,7 @@ class LSTM(KeepsPacked, nn.RNNBase):
                 backend=self.backend,
                 slot=slot_of(self),
             )
-            output, (h_n, c_n) = result
-            return output, (h_n.unsqueeze(0), c_n.unsqueeze(0))
+            return result[0], _stack([result[1]])
         T, B, directions = x.shape[0], x.shape[1], 2 if self.bidirectional else 1
         ends: list[State] = []
         for layer in range(self.num_layers):
@@ -355,7 +354,9 @@ class LSTM(KeepsPacked, nn.RNNBase):
 
 
 def _stack(ends: list[State]) -> State:
-    """The ends of each layer and direction as h_n (D*L, B, H_out) and c_n (D*L, B, H)."""
+    """The ends of each layer and direction as h_n (D*L, B, H_out) and c_n (D*L, B, H), which are no views: these can be
+    detached in place, and changed in place where they were made without gradients.
+    """
     return torch.stack([h for h, _ in ends]), torch.stack([c for _, c in ends])
 
 
