@@ -220,5 +220,6 @@ def _hidden_size(bias: Tensor) -> int:
 
 def _named(weight_ih: Tensor, weight_hh: Tensor, bias: Tensor, suffix: str) -> dict[str, Tensor]:
     names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-    tensors = (weight_ih.contiguous(), weight_hh.contiguous(), bias, torch.zeros_like(bias))
+    copies = (a.clone(memory_format=torch.contiguous_format) for a in (weight_ih, weight_hh, bias))
+    tensors = (*copies, torch.zeros_like(bias))
     return {name + suffix: tensor for name, tensor in zip(names, tensors, strict=True)}

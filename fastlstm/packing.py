@@ -1,5 +1,7 @@
 """Sequences of different lengths: packed data to a padded batch and back, and the step mask."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -43,10 +45,15 @@ def unpack(data: Tensor, batch_sizes: Tensor) -> tuple[Tensor, Tensor | None, Te
     Mask and places are None where all sequences are equally long, and nothing is copied. `batch_sizes` lies on the
     CPU, so no device is waited for.
     """
-    T, B = batch_sizes.shape[0], int(batch_sizes[0])
-    if int(batch_sizes[-1]) == B:
-        return data.unflatten(0, (T, B)), None, None
-    runs = torch.arange(B, device=batch_sizes.device) < batch_sizes.unsqueeze(1)  # (T,B)
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is None:
+        T, B = batch_sizes.shape[0], int(batch_sizes[0])
+        if int(batch_sizes[-1]) == B:
+            return data.unflatten(0, (T, B)), None, None
+        runs = torch.arange(B, device=batch_sizes.device) < batch_sizes.unsqueeze(1)  # (T,B)
+    else:  # a trace would keep the number of rows that it read here
+        rows: Any = batch_sizes[0]
+        runs = torch.arange(rows, device=batch_sizes.device) < batch_sizes.unsqueeze(1)
+        T, B = runs.shape
     mask = (~runs).to(torch.int32).mul_(HOLD).to(data.device, non_blocking=True)
     places = runs.flatten().nonzero().squeeze(1).to(data.device, non_blocking=True)  # (N,)
     return pad(data, places, T, B), mask, places

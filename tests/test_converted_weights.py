@@ -93,3 +93,12 @@ def test_keras_weights():
 def test_weights_that_do_not_go_together(function, shapes, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         function(*(torch.zeros(shape) for shape in shapes))
+
+
+def test_what_is_converted_is_a_copy():
+    arrays = np.ones((3, 8), np.float32), np.ones((2, 8), np.float32), np.ones(8, np.float32)
+    tensors = [torch.ones(3, 8), torch.ones(2, 8), torch.ones(8)]
+    for given in (arrays, tensors):
+        for a in keras_weights(*given).values():
+            a.zero_()
+        assert all(a.all() for a in given)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fastlstm
 from fastlstm import ops
@@ -308,6 +309,32 @@ def test_a_trace_runs_and_trains(options):
         module(other)[0].square().sum().backward()
     for name, parameter in traced.named_parameters():
         torch.testing.assert_close(parameter.grad, lstm.get_parameter(name).grad, rtol=1e-5, atol=1e-6)
+
+
+class Packing(torch.nn.Module):
+    def __init__(self, lstm, is_sorted):
+        super().__init__()
+        self.lstm, self.is_sorted = lstm, is_sorted
+
+    def forward(self, x, lengths):
+        output, states = self.lstm(pack_padded_sequence(x, lengths, enforce_sorted=self.is_sorted))
+        return pad_packed_sequence(output)[0], *states
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.* is deprecated")
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}], ids=str)
+@pytest.mark.parametrize("is_sorted", [True, False])
+@pytest.mark.parametrize("traced", [[2, 2], [5, 3, 2], [3, 3, 3]])
+def test_a_trace_takes_packed_batches_of_other_lengths(traced, is_sorted, options):
+    """Of as many rows in all, too, which another batch size would take for its own."""
+    lstm = fastlstm.LSTM(4, 6, **options)
+    want, example = Packing(lstm, is_sorted), (torch.randn(max(traced), len(traced), 4), torch.tensor(traced))
+    got = torch.jit.trace(want, example, check_trace=False)
+    for lengths in ([2, 1, 1], [4, 4, 4, 4], [1], [7, 5, 5, 3, 1]):
+        lengths = lengths if is_sorted else lengths[::-1]
+        batch = torch.randn(max(lengths), len(lengths), 4), torch.tensor(lengths)
+        for a, b in zip(got(*batch), want(*batch), strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-6)  # roundings of values within 1
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.* is deprecated")
