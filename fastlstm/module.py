@@ -219,7 +219,8 @@ class LSTM(KeepsPacked, nn.RNNBase):
         hx = checks.check_forward(self, data, hx, weights[0], batch_sizes)
         if hx is not None:
             hx = self.permute_hidden(hx, sorted_indices)
-        x, mask, places = unpack(data, batch_sizes)
+        takes_mask = not self.proj_size and dispatch.named(self.backend) != "aten"
+        x, mask, places = unpack(data, batch_sizes, takes_mask)
         output, states, *cells = self._run(x, hx, mask, places, return_cells, weights, holds=False)
         output, *cells = (
             PackedSequence(pack(a, places), batch_sizes, sorted_indices, unsorted_indices) for a in (output, *cells)

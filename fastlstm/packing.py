@@ -39,13 +39,14 @@ def longest_first(lengths: Tensor, T: int, I: int, H: int) -> Tensor | None:
     return None if torch.equal(ordered, steps) else order
 
 
-def unpack(data: Tensor, batch_sizes: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def unpack(data: Tensor, batch_sizes: Tensor, takes_mask: bool = True) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """A PackedSequence's data (N, I) as ``x`` (T, B, I), its step mask, and its rows' places for `pad` and `pack`.
 
-    Mask and places are None where all sequences are equally long, and nothing is copied. `batch_sizes` lies on the
+    Mask and places are None where all sequences are equally long, and nothing is copied; but in a trace, which is to
+    serve other sequences, they are there if the layer `takes_mask` as well as not. `batch_sizes` lies on the
     CPU, so no device is waited for.
     """
-    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is None:
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is None or not takes_mask:
         T, B = batch_sizes.shape[0], int(batch_sizes[0])
         if int(batch_sizes[-1]) == B:
             return data.unflatten(0, (T, B)), None, None

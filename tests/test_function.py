@@ -337,6 +337,30 @@ def test_a_trace_takes_packed_batches_of_other_lengths(traced, is_sorted, option
             torch.testing.assert_close(a, b, rtol=0, atol=1e-6)  # roundings of values within 1
 
 
+class LastState(Packing):
+    def forward(self, x, lengths):
+        return super().forward(x, lengths)[1]
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.* is deprecated")
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+@pytest.mark.parametrize("options", [{"proj_size": 3}, {"backend": "aten"}], ids=str)
+def test_a_trace_of_packed_input_without_a_mask(options):
+    """Where all are equally long it serves others of that kind; where not, a projection's steps are what they are."""
+    h_n = LastState(fastlstm.LSTM(4, 6, **options), True)
+    traced = torch.jit.trace(h_n, (torch.randn(2, 2, 4), torch.tensor([2, 2])), check_trace=False)
+    for T in (2, 3, 5):
+        batch = torch.randn(T, 2, 4), torch.tensor([T, T])
+        torch.testing.assert_close(traced(*batch), h_n(*batch), rtol=0, atol=1e-6)  # roundings of values within 1
+    if "proj_size" in options:
+        traced = torch.jit.trace(h_n, (torch.randn(3, 2, 4), torch.tensor([3, 2])), check_trace=False)
+        batch = torch.randn(3, 2, 4), torch.tensor([3, 1])
+        torch.testing.assert_close(traced(*batch), h_n(*batch), rtol=0, atol=1e-6)
+        for T in (2, 4):
+            with pytest.raises(RuntimeError):
+                traced(torch.randn(T, 2, 4), torch.tensor([T, 1]))
+
+
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.* is deprecated")
 def test_a_trace_of_frozen_weights_and_of_a_cell():
     x = torch.randn(5, 3, 4)

@@ -64,6 +64,8 @@ def forward(
     `torch.nn.LSTM`.
     """
     T = x.shape[0]
+    if torch._C._get_tracing_state() is not None:
+        x = torch.stack(x.unbind(0))  # a trace has these steps, and raises here where there are others
     if mask is not None:  # padding may be NaN, which a zero gradient would turn to NaN
         x = x.masked_fill((mask == HOLD).unsqueeze(-1), 0)
     preact_x = add_bias(linear(x, weight_ih), bias)
