@@ -64,11 +64,9 @@ def forward(
     `torch.nn.LSTM`.
     """
     T = x.shape[0]
-    if torch._C._get_tracing_state() is not None:
-        x = torch.stack(x.unbind(0))  # a trace has these steps, and raises here where there are others
     if mask is not None:  # padding may be NaN, which a zero gradient would turn to NaN
         x = x.masked_fill((mask == HOLD).unsqueeze(-1), 0)
-    preact_x = add_bias(linear(x, weight_ih), bias)
+    preact_x = add_bias(linear(x, weight_ih), bias).unbind(0)  # a trace has these steps, and raises at others
     h, c = h_0, c_0
     hs, cs, gates = [h_0] * T, [c_0] * T, [preact_x[0]] * T
     for t in step_order(T, reverse):
