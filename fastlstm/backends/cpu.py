@@ -66,17 +66,15 @@ class PackedWeights:
     """The weights of one layer that a backend keeps packed.
 
     A change that PyTorch counts is seen by `is_of`. One that it does not count, made through ``.data``, numpy or a
-    fused optimizer, is looked for by the kernel at every call: in all biases and in one element of each row and column
-    of the weights. What changes none of those is missed, except by a call that saves for a backward pass, which looks
-    at all, as a backend may at long ones, too. Weights that no product of a call has, as weight_hh for one step from
-    zeros, need not be looked at.
+    fused optimizer, is seen by the kernel, which looks at all weights in every call. Weights that no product of a call
+    has, as weight_hh for one step from zeros, need not be looked at.
     Python threads may share it: nothing writes to what a kernel reads.
     """
 
     backend: str  # whose they are, the name under which they were packed
     asked: Any = None  # what they were last found to answer, see `fastlstm.dispatch.asked`
     stale = False  # whether they were found to differ from the weights
-    watched = False  # whether calls look for changes at the weights that these are copies of
+    watches_originals = False  # whether its kernel looks at the weights that those it packed are copies of
     side_by_side = False  # whether `forward` leaves its output where it is told
     takes_bfloat16 = False  # whether `forward` takes x, and leaves h, of bfloat16 beside float32 states
     steps_back = False  # whether `step` can save for a backward pass, and `step_backward` is one
@@ -143,28 +141,29 @@ class PackedWeights:
         return None if result is None else (result[1], result[2])
 
 
-class Sampled(PackedWeights):
-    """Where the kernel sees no more than copies of the weights, PyTorch looks at every call for the changes it did not
-    count: at all biases, and one element of each row and column of the weights.
+class PackedCopies(PackedWeights):
+    """Packed weights of copies, in another type, of a layer's weights. A backend whose kernel sees no more than the
+    copies leaves it to PyTorch to look at the weights themselves: every call compares all their bits with those kept.
     """
 
-    def _watch(self) -> None:
-        self.places = [_places(a) for a in (self.weight_ih, self.weight_hh)]
-        self.samples = [a.clone() for a in self._samples()]
+    packed: Any
 
-    def _samples(self) -> list[Tensor]:
-        weights = zip((self.weight_ih, self.weight_hh), self.places)
-        return [*(a.view(-1).index_select(0, place) for a, place in weights), *self.biases]
+    def _keep_bits(self) -> None:
+        if not self.watches_originals:
+            self.bits = [a.clone() for a in self._bits()]
+
+    def _bits(self) -> list[Tensor]:
+        integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[self.dtype.itemsize]  # a NaN equals itself
+        return [a.view(integers) for a in (self.weight_ih, self.weight_hh, *self.biases)]
 
     def _unchanged(self) -> bool:
-        self.stale = self.stale or not all(map(torch.equal, self._samples(), self.samples))
+        if not self.watches_originals and not all(map(torch.equal, self._bits(), self.bits)):
+            self.stale = True
         return not self.stale
 
 
-class WidenedWeights(Sampled):
-    """16-bit weights, packed as float32 by a backend that computes in float32, or as they are by one that takes these,
-    whose kernel may look for their changes itself.
-    """
+class WidenedWeights(PackedCopies):
+    """16-bit weights, packed as float32 by a backend that computes in it, or as they are by one that takes these."""
 
     side_by_side = True
 
@@ -182,16 +181,12 @@ class WidenedWeights(Sampled):
         narrow = [None if a is None else a.detach() for a in weights]
         taken = takes_bfloat16 and self.dtype == torch.bfloat16
         self.packed = pack(narrow if taken else [a if a is None else a.float() for a in narrow], originals or narrow)
-        self.watched = self.packed.watched
-        if not self.watched:
-            self._watch()
+        self.watches_originals = self.packed.watches_originals
+        self._keep_bits()
 
     @property
     def inner(self) -> Any:
         return self.packed
-
-    def _unchanged(self) -> bool:
-        return not self.stale if self.watched else super()._unchanged()
 
     def _narrowed(self, results: tuple[Tensor, ...] | None) -> Any:
         if results is None:
@@ -223,7 +218,7 @@ class WidenedWeights(Sampled):
         return out.copy_(results[0]), *self._narrowed(results[1:])
 
     def step(self, x: Tensor, h_0: Tensor, c_0: Tensor) -> tuple[Tensor, Tensor] | None:
-        if self.watched:  # then it takes them as they are
+        if self.watches_originals:  # then it takes them as they are
             result: tuple[Tensor, Tensor] | None = self.packed.step(x, h_0, c_0)
             self.stale = self.stale or result is None  # another thread's finding stays
             return result
@@ -232,35 +227,26 @@ class WidenedWeights(Sampled):
         return self._narrowed(self.packed.step(x.float(), h_0.float(), c_0.float()))
 
 
-class CastWeights(Sampled):
+class CastWeights(PackedCopies):
     """Weights as autocast casts them `to` 16 bits, which inputs and states are cast to as well."""
 
     def __init__(self, weights: Sequence[Tensor | None], to: torch.dtype, pack: Callable[..., Any]) -> None:
-        """`weights` as for `PackedWeights`; `pack` gives a `PackedWeights` of those of 16 bits and of these, which
-        it may watch.
+        """`weights` as for `PackedWeights`; `pack` gives a `WidenedWeights` of those of 16 bits and of these, which
+        they are copies of.
         """
         super().__init__(weights)
         self.takes, originals = to, [None if a is None else a.detach() for a in weights]
-        seen = self.dtype.itemsize <= 4  # words that a kernel compares
-        self.packed = pack([a if a is None else a.to(to) for a in originals], originals if seen else ())
-        self.watched = seen and self.packed.watched
-        if not self.watched:
-            self._watch()
+        self.packed = pack([a if a is None else a.to(to) for a in originals], originals)
+        self.watches_originals = self.packed.watches_originals
+        self._keep_bits()
 
     def forward(
         self, x: Tensor, hx: tuple[Tensor, Tensor] | None, reverse: bool, **options: Any
     ) -> tuple[Tensor, ...] | None:
-        if not (self.watched or self._unchanged()):
+        if not self._unchanged():
             return None
         hx = None if hx is None else (hx[0].to(self.takes), hx[1].to(self.takes))
         result: tuple[Tensor, ...] | None
         result = self.packed.forward(x.to(self.takes), hx, reverse, **options)
         self.stale = self.stale or result is None  # parameters of 16 bits are their own copies
         return result
-
-
-def _places(weight: Tensor) -> Tensor:
-    """Places, in a row of all of a weight's, of elements of which every row and every column has one."""
-    rows, columns = weight.shape
-    numbers = torch.arange(max(rows, columns), device=weight.device)
-    return numbers % rows * columns + numbers % columns

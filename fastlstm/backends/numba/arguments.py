@@ -30,20 +30,22 @@ _COMMON = " ".join((*NAMES, *matrix.NAMES)) + (
 
 # x (T,B,I), h (T,B,H), h_0 and c_0 (B,H) with any strides but the last; weights (4H,I), (4H,H), bias and bias_hh
 # (4H,), which are added. c (T,B,H), or with c_step 0 one (B,H), and gates (T,panels,B,4,lanes) if saved. packed:
-# (panels,H,4,lanes) weight_hh, then (panels,I,4,lanes) weight_ih, or the columns of this one where only x is
-# multiplied on the matrix unit, or of both; biases (panels,4,lanes); samples: of the weights, if kept, or of those
-# that they are copies of, original_size bytes each. hides: whether h of held steps is left zero; shown (T,B,H): where
-# to leave h so as well, if anywhere. recurs: whether weight_hh is looked at for changes even by one step from zeros,
-# which does not multiply by it. stale: where to count the panels found not to be the weights', if they are packed
-# already; if absent, they are packed first. digests: a vector for each block of weights, if each of their elements is
-# to be looked at. flip: whether the first step takes the panels from last to first. operand: x and h as rows, of two
-# steps; or x alone, of twice `feed` steps, whose products go to fed (panels,pitch/64,4,lanes). Without the unit: fed
-# (panels,feed,B,4,lanes) if feed, with 2 for B where block_x is 0; block_x and block are those of `host.blocks_of`.
+# (places,H,4,lanes) weight_hh, then (places,I,4,lanes) weight_ih, or the columns of this one where only x is
+# multiplied on the matrix unit, or of both; a place for each panel, or where there are fewer one for each
+# thread, which packs a panel there when it comes to it; biases (panels,4,lanes). stale: where to count the blocks of
+# weights found to have changed, if they are packed already; if absent, they are packed first. digests: one for each
+# block of the originals, contiguous weights and biases of original_size bytes an element, which were packed or copied
+# to be packed; they are compared where stale is given, and otherwise stored, so that packed weights can be kept.
+# recurs: whether weight_hh is looked at for changes even by one step from zeros, which does not multiply by it. hides:
+# whether h of held steps is left zero; shown (T,B,H): where to leave h so as well, if anywhere. flip: whether the first
+# step takes the panels from last to first. operand: x and h as rows, of two steps; or x alone, of twice `feed` steps,
+# whose products go to fed (panels,pitch/64,4,lanes). Without the unit: fed (panels,feed,B,4,lanes) if feed, with 2 for
+# B where block_x is 0; block_x and block are those of `host.blocks_of`.
 ForwardArguments = _struct(
     "ForwardArguments",
     f"{_COMMON} x x_step x_row weight_ih weight_ih_row weight_hh weight_hh_row bias bias_hh h_0 h_0_row c_0 c_0_row "
-    "h h_step h_row c c_step gates h_n c_n packed biases samples original_ih original_hh original_bias "
-    "original_bias_hh original_size stale hides shown recurs digests flip block_x block operand feed fed "
+    "h h_step h_row c c_step gates h_n c_n packed places biases original_ih original_hh original_bias original_bias_hh "
+    "original_size stale hides shown recurs digests flip block_x block operand feed fed "
     "out out_step out_row",
 )
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from fastlstm.backends.numba import forward_products, matrix_forward, mixed_forward
 from fastlstm.backends.numba.host import LINE
-from fastlstm.backends.numba.intrinsics import add_atomic, call, get_int32
+from fastlstm.backends.numba.intrinsics import call, get_int32
 from fastlstm.backends.numba.shared import (
     CHUNK,
     HOLD,
@@ -22,7 +22,7 @@ from fastlstm.backends.numba.shared import (
     write_rows,
     zero_rows,
 )
-from fastlstm.backends.numba.weights import digest_weights, is_stale, keep_samples, pack_biases
+from fastlstm.backends.numba.weights import digest_weights, pack_biases
 
 
 @jit
@@ -115,19 +115,18 @@ def forward_with(products: Any) -> Any:
         scratch = a.scratch + thread * a.scratch_bytes
         begins_at_zero = is_zero(B, H * S, a.h_0, a.h_0_row)  # all rows: who computes which must not decide
         recurs = T != 1 or a.recurs != 0 or not begins_at_zero
-        if a.digests != 0:
+        packs_as_used, met = a.places < panels, 0
+        if a.digests != 0:  # if they differ, the result is thrown away; but the team still meets at its barriers
             digest_weights(a, thread, parts * team, recurs)
-        if a.stale != 0:  # packed before, and others may be reading it: nothing is written here
-            for p in range(first, last):
-                if is_stale(a, p, scratch, recurs):
-                    add_atomic(a.stale, 1)  # the result is thrown away; but the team still meets at its barriers
-        else:
+        if a.stale == 0:  # otherwise they are packed, and others may be reading them
+            if a.digests != 0:  # what is written to the weights from now on makes their digests differ
+                met = wait(a.barrier, parts * team, met, a.relax)
             for p in range(first, last):
                 pack_biases(a, p, a.biases + p * 4 * VECTOR)
-                pack_weights(a, p, scratch)
-                keep_samples(a, p)
+                if not packs_as_used:
+                    pack_weights(a, p, p, scratch)
             if parts > 1:  # otherwise everybody has packed what it will use
-                wait(a.barrier, parts * team, 0, a.relax)
+                wait(a.barrier, parts * team, met, a.relax)
         barrier, passed = a.barrier + (1 + part) * LINE, 0
 
         b_first, b_last = share_rows_alive(a, part, parts)
@@ -137,6 +136,7 @@ def forward_with(products: Any) -> Any:
         h_reset = scratch + CHUNK * 7 * VECTOR  # (rows, H)
         h_prev, h_prev_row, c_prev, c_prev_row = a.h_0, a.h_0_row, a.c_0, a.c_0_row
         lone = reads_states and reads_inputs and R == 1 and a.mask == 0 and H % L == 0 and p_last - p_first <= CHUNK
+        lone = lone and not packs_as_used
         begin(a, max(b_last - b_first, 1))
         if not reads_inputs and T > 0:
             feed_inputs(a, 0, part, b_first, b_last, x_first, x_last, scratch)
@@ -164,13 +164,17 @@ def forward_with(products: Any) -> Any:
             # to and fro: the weights read last are still in the L2 cache
             for j in range(p_last if lone else p_first, p_last):
                 p = j if (s + a.flip) % 2 == 0 else p_first + p_last - 1 - j
+                place = p
+                if packs_as_used:
+                    place = thread
+                    pack_weights(a, p, place, scratch)
                 multiply_inputs(a, s, p, part, b_first, b_last)
                 for b in range(b_first, b_last, CHUNK):
                     rows = min(CHUNK, b_last - b)
                     alive = rows_alive(mask + b * 4 if mask != 0 else 0, rows)
                     if alive < rows:
                         carry(a, t, p, b + alive, rows - alive, h, h_prev, h_prev_row, c_prev, c_prev_row)
-                    preact(a, s, p, b, alive, part, b_first, b_last, scratch, x, h_seen, h_seen_row)
+                    preact(a, s, p, place, b, alive, part, b_first, b_last, scratch, x, h_seen, h_seen_row)
                     cells(a, t, p, b, alive, scratch, h, h_prev, h_prev_row, c_prev, c_prev_row)
                     if a.shown != 0:
                         wide = H * item(a, a.narrow_rows)

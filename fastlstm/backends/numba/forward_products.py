@@ -21,11 +21,17 @@ READS_STATES, READS_INPUTS = True, True  # preact reads h where the step before 
 
 
 @jit
-def inputs_at(a, p):
-    """Where panel p of weight_ih lies: behind all panels of weight_hh, so that steps which read these alone read one
+def states_at(a, place):
+    """Where the panel of weight_hh lies that is packed at a place: a panel's own number, unless panels take turns."""
+    return a.packed + place * a.H * 4 * VECTOR
+
+
+@jit
+def inputs_at(a, place):
+    """Where the panel of weight_ih lies: behind all panels of weight_hh, so that steps which read these alone read one
     stream. With gaps between panels a lone row of 256 units took 1.15 times as long.
     """
-    return a.packed + ((a.H + a.lanes - 1) // a.lanes * a.H + p * a.I) * 4 * VECTOR
+    return states_at(a, a.places) + place * a.I * 4 * VECTOR
 
 
 @jit
@@ -41,14 +47,14 @@ def pack_panel(a, p, weight, weight_row, columns, panel):
 
 
 @jit
-def pack_states(a, p):
-    pack_panel(a, p, a.weight_hh, a.weight_hh_row, a.H, a.packed + p * a.H * 4 * VECTOR)
+def pack_states(a, p, place):
+    pack_panel(a, p, a.weight_hh, a.weight_hh_row, a.H, states_at(a, place))
 
 
 @jit
-def pack_weights(a, p, scratch):
-    pack_states(a, p)
-    pack_panel(a, p, a.weight_ih, a.weight_ih_row, a.I, inputs_at(a, p))
+def pack_weights(a, p, place, scratch):
+    pack_states(a, p, place)
+    pack_panel(a, p, a.weight_ih, a.weight_ih_row, a.I, inputs_at(a, place))
 
 
 @jit
@@ -99,11 +105,11 @@ def multiply_inputs(a, s, p, part, b_first, b_last):
 
 
 @jit
-def preact_of_one(a, s, p, panels, step, b, out, x, h_seen):
+def preact_of_one(a, s, p, place, panels, step, b, out, x, h_seen):
     """preact of row b for `panels` panels from p on, `step` 1 or -1: the same sums, all blocks in one call."""
     vectors, I, of_h = vectors_of(a, p), a.I, a.H if h_seen != 0 else 0
     wide = step * 4 * VECTOR
-    kernel, w_x, w_h = lone_of(a, vectors), inputs_at(a, p), a.packed + p * a.H * 4 * VECTOR
+    kernel, w_x, w_h = lone_of(a, vectors), inputs_at(a, place), states_at(a, place)
     init, init_step, part, part_step, first = a.biases + p * 4 * VECTOR, wide, a.constants, 0, a.block
     if a.feed != 0:
         rest, fed_step = I % a.block if a.block_x == 0 else 0, fed(a, step, 0, 0) - fed(a, 0, 0, 0)
@@ -132,20 +138,22 @@ def preact_of_lone(a, s, p_first, p_last, scratch, x, h_seen):
         for p in range(p_first, p_last):
             multiply_inputs(a, s, p, 0, 0, 1)
     if (s + a.flip) % 2 == 0:
-        preact_of_one(a, s, p_first, p_last - p_first, 1, 0, scratch, x, h_seen)
+        preact_of_one(a, s, p_first, p_first, p_last - p_first, 1, 0, scratch, x, h_seen)
     else:
         p = p_last - 1
-        preact_of_one(a, s, p, p_last - p_first, -1, 0, scratch + (p - p_first) * 4 * VECTOR, x, h_seen)
+        preact_of_one(a, s, p, p, p_last - p_first, -1, 0, scratch + (p - p_first) * 4 * VECTOR, x, h_seen)
 
 
 @jit
-def preact(a, s, p, b, rows, part, b_first, b_last, scratch, x, h_seen, h_seen_row):
-    """preact of panel p for `rows` rows from `b` on, to scratch (rows, 4, lanes). No h_seen: it is zero."""
+def preact(a, s, p, place, b, rows, part, b_first, b_last, scratch, x, h_seen, h_seen_row):
+    """preact of panel p, packed at `place`, for `rows` rows from `b` on, to scratch (rows, 4, lanes). No h_seen: it is
+    zero.
+    """
     S, I, vectors = a.size, a.I, vectors_of(a, p)
-    kernel, wide, w_x, w_h = product_of(a, vectors), vectors * VECTOR, inputs_at(a, p), a.packed + p * a.H * 4 * VECTOR
+    kernel, wide, w_x, w_h = product_of(a, vectors), vectors * VECTOR, inputs_at(a, place), states_at(a, place)
     out = scratch if vectors == 4 else scratch + CHUNK * 4 * VECTOR
     if rows == 1:
-        preact_of_one(a, s, p, 1, 1, b, out, x + b * a.x_row, h_seen + b * h_seen_row if h_seen != 0 else 0)
+        preact_of_one(a, s, p, place, 1, 1, b, out, x + b * a.x_row, h_seen + b * h_seen_row if h_seen != 0 else 0)
     else:
         init, init_row, k = a.biases + p * 4 * VECTOR, 0, 0
         if a.feed != 0:

@@ -153,14 +153,14 @@ def forward_sizes(
     return fields, buffers
 
 
-def packed_size(I: int, H: int, lanes: int, pieces: int, of_x: int) -> int:
-    """Elements of the packed weights."""
+def packed_size(I: int, H: int, lanes: int, pieces: int, of_x: int, places: int) -> int:
+    """Elements of the packed weights of so many panels."""
     from fastlstm.backends.numba.shared import operand_steps
 
     if pieces:
-        return panels_of(H, lanes) * operand_steps.py_func(I, H) * pieces * 1024
+        return places * operand_steps.py_func(I, H) * pieces * 1024
     of_inputs = panels_of(I, 32) * of_x * 1024 if of_x else I * 4 * lanes
-    return panels_of(H, lanes) * (H * 4 * lanes + of_inputs)
+    return places * (H * 4 * lanes + of_inputs)
 
 
 def backward_sizes(

@@ -41,16 +41,6 @@ def get_int32(typingctx, address):
 
 
 @intrinsic
-def get_int16(typingctx, address):
-    """The int16 at an address, as a 64-bit integer."""
-
-    def codegen(context, b, signature, args):
-        return b.sext(b.load(b.inttoptr(args[0], ir.IntType(16).as_pointer())), I64)
-
-    return types.intp(types.intp), codegen
-
-
-@intrinsic
 def add_atomic(typingctx, address, value):
     """Add to the int64 at an address, visible to every thread after what was written before it;
     returns the new value.
@@ -70,17 +60,6 @@ def load_atomic(typingctx, address):
         return b.load_atomic(b.inttoptr(args[0], I64.as_pointer()), "acquire", 8)
 
     return types.intp(types.intp), codegen
-
-
-@intrinsic
-def set_int32(typingctx, address, value):
-    """Store the low 32 bits of a 64-bit integer at an address."""
-
-    def codegen(context, b, signature, args):
-        b.store(b.trunc(args[1], I32), b.inttoptr(args[0], I32.as_pointer()))
-        return context.get_dummy_value()
-
-    return types.void(types.intp, types.intp), codegen
 
 
 @intrinsic

@@ -91,20 +91,20 @@ def pack_columns(a, p, of_x, of_h, to, scratch):
 
 
 @jit
-def pack_weights(a, p, scratch):
+def pack_weights(a, p, place, scratch):
     """Panel p of the weights to columns."""
-    to = a.packed + p * steps_of(a) * a.pieces * TILES
+    to = a.packed + place * steps_of(a) * a.pieces * TILES
     pack_columns(a, p, groups_of_x(a), (a.H + a.lanes - 1) // a.lanes, to, scratch)
 
 
 @jit
-def preact(a, s, p, b, rows, part, b_first, b_last, scratch, x, h_seen, h_seen_row):
-    """preact of panel p for `rows` rows from `b` on, to scratch (rows, 4, lanes). No h_seen: it is zero."""
+def preact(a, s, p, place, b, rows, part, b_first, b_last, scratch, x, h_seen, h_seen_row):
+    """See `forward_products.preact`."""
     steps = steps_of(a)
     used = steps if h_seen != 0 else max(1, (groups_of_x(a) + 1) // 2)
     call(
         a.matrix_product, rows, a.biases + p * 4 * VECTOR, 0, scratch, 4 * VECTOR, operand(a, s, 0, b), a.pitch,
-        steps * a.pitch, a.packed + p * steps * a.pieces * TILES, used, 2, BLOCK_STEPS,
+        steps * a.pitch, a.packed + place * steps * a.pieces * TILES, used, 2, BLOCK_STEPS,
     )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ ones on the processor's own vectors: a batch row takes its own part of both, so 
 x of `feed` steps is laid out as an operand, in two that take turns; its product is what the steps' sums start from.
 """
 
-from fastlstm.backends.numba.forward_products import feed_states, pack_states  # noqa: F401  feed_states is the kernel's
+from fastlstm.backends.numba.forward_products import feed_states, pack_states, states_at  # noqa: F401  feed_states is the kernel's
 from fastlstm.backends.numba.intrinsics import call
 from fastlstm.backends.numba.matrix_forward import TILES, end, groups_of_x, pack_columns, split_inputs  # noqa: F401
 from fastlstm.backends.numba.shared import BLOCK_K, BLOCK_STEPS, CHUNK, VECTOR, jit
@@ -49,9 +49,9 @@ def fed(a, p, row):
 
 
 @jit
-def pack_weights(a, p, scratch):
-    pack_states(a, p)
-    pack_columns(a, p, groups_of_x(a), 0, columns_at(a, p), scratch)
+def pack_weights(a, p, place, scratch):
+    pack_states(a, p, place)
+    pack_columns(a, p, groups_of_x(a), 0, columns_at(a, place), scratch)
 
 
 @jit
@@ -83,12 +83,12 @@ def multiply_inputs(a, s, p, part, b_first, b_last):
 
 
 @jit
-def preact(a, s, p, b, rows, part, b_first, b_last, scratch, x, h_seen, h_seen_row):
-    """preact of panel p for `rows` rows from `b` on, to scratch (rows, 4, lanes). No h_seen: it is zero."""
+def preact(a, s, p, place, b, rows, part, b_first, b_last, scratch, x, h_seen, h_seen_row):
+    """See `forward_products.preact`."""
     S, H = a.size, a.H
     block = (H + BLOCK_K - 1) // BLOCK_K
     block = (H + block - 1) // block
-    w, init = a.packed + p * H * 4 * VECTOR, fed(a, p, row_of(a, s, b, part, b_first, b_last))
+    w, init = states_at(a, place), fed(a, p, row_of(a, s, b, part, b_first, b_last))
     used = H if h_seen != 0 else 1
     for k in range(0, used, block):
         h, count = h_seen + b * h_seen_row + k * S, min(block, H - k) if h_seen != 0 else 0

@@ -10,13 +10,15 @@ from fastlstm.backends.cpu import PackedWeights, address, rows_contiguous, threa
 from fastlstm.backends.memory import SMALL, empty
 from fastlstm.backends.numba import host
 from fastlstm.backends.numba.prepared import Call, Prepared, backward_call, prepare, template
+from fastlstm.backends.numba.primitives import DIGEST_BYTES
 from fastlstm.backends.numba.shared import CHUNK
-from fastlstm.backends.numba.weights import DIGEST, samples_of
+from fastlstm.backends.numba.weights import digested_blocks
 
 SHAPES = 64  # of calls whose arguments a layer keeps
-# (step, row) pairs from which a call without gradients, too, looks at every element of the weights, for 2 % of its time
-# at this number and the less the more there are
-MANY_ROWS = 512
+# Bytes of weights above which they and their packed form do not both stay in a second-level cache. One step without
+# gradients then packs each panel as it comes to it: that reads the weights once, where to look at all of them and then
+# at the packed ones reads as much twice, and takes 0.7 of the time at 512 units.
+LARGE = 1 << 20
 
 
 class PackedLayer(PackedWeights):
@@ -24,25 +26,26 @@ class PackedLayer(PackedWeights):
     and `transpose` has that pass's own products ready.
     """
 
-    side_by_side = steps_back = True
+    side_by_side = steps_back = watches_originals = True
 
     def __init__(
         self, weights: Sequence[Tensor | None], pieces: int, originals: Sequence[Tensor | None] = (), unit: bool = True
     ) -> None:
         """`pieces`: of a number, for the matrix unit; with 0 only products that `host.input_pieces` names take it, and
-        none without `unit`. `originals`: the weights of 16 or 32 bits that these are copies of, which are looked at for
-        changes; with one piece they may be these themselves, of bfloat16, and then `forward` takes x of it.
+        none without `unit`. `originals`: what these are copies of, if they are: they are looked at for changes in
+        place of these. With one piece these may be of bfloat16, and then `forward` takes x of it.
         """
         super().__init__(weights)
         self.takes_bfloat16 = self.dtype == torch.bfloat16
         if self.takes_bfloat16:
             self.dtype, self.biases = torch.float32, [bias.float() for bias in self.biases]
-        self.originals: Any = originals
-        self.watched = len(originals) > 0
+        self.originals: Any = originals or weights
         self.weights, self.pieces = weights, pieces
         self.lanes = host.lanes_of(self.dtype)
         self.panels = host.panels_of(self.H, self.lanes)
         self.of_x = host.input_pieces(self.I, self.H, self.dtype, pieces, unit)
+        own = originals == () and not (self.pieces or self.of_x)
+        self.large = own and 4 * self.H * (self.I + self.H) * self.dtype.itemsize > LARGE
         if not self._pack_forward():  # a weight that the matrix unit cannot take
             self.pieces = self.of_x = 0
             self._pack_forward()
@@ -50,16 +53,15 @@ class PackedLayer(PackedWeights):
         self.plain: PackedLayer | None = None
         self.calls = 0
         self.wide: dict[int, list[tuple[list[Tensor], list[Tensor]]]] = {}  # float32 for a 16-bit step, by batch rows
-        self.prepared: dict[tuple[int, int, bool, bool, int], Prepared] = {}
+        self.prepared: dict[tuple[int, int, bool, bool, bool, int], Prepared] = {}
 
     def _pack_forward(self) -> bool:
-        size = self.originals[1].itemsize if self.watched else self.dtype.itemsize
-        words = [self.H * n * size for n in (self.I, self.H)]
+        size = self.originals[1].itemsize
+        words = [self.H * n * size for n in (self.I, self.H, *(1 for _ in self.biases))]
         sizes = {
-            "packed": host.packed_size(self.I, self.H, self.lanes, self.pieces, self.of_x),
+            "packed": host.packed_size(self.I, self.H, self.lanes, self.pieces, self.of_x, self.panels),
             "biases": self.panels * 4 * self.lanes,
-            "samples": self.panels * 4 * self.lanes * samples_of.py_func(self.I, self.H),
-            "digests": sum(-(-n // DIGEST) for n in words) * self.lanes,
+            "digests": sum(map(digested_blocks.py_func, words)) * DIGEST_BYTES // self.dtype.itemsize,
         }
         kernel = host.forward_task(self.pieces, self.of_x)
         a = template("ForwardArguments", self.dtype, self.of_x, narrow_weights=self.takes_bfloat16)
@@ -67,14 +69,10 @@ class PackedLayer(PackedWeights):
         self.memory = memory, self._new(self.H)
         a.bias, a.bias_hh = [bias.data_ptr() for bias in self.biases] + [0] * (2 - len(self.biases))
         a.h_0 = a.c_0 = self.memory[1].data_ptr()
-        if self.watched:
-            a.original_size = size
-            a.original_ih, a.original_hh, a.original_bias, a.original_bias_hh = map(address, self.originals)
-        self.digests = a.digests
-        done = self._pack(kernel, a)
-        a.digests = 0
+        a.places, a.original_size = self.panels, size
+        a.original_ih, a.original_hh, a.original_bias, a.original_bias_hh = map(address, self.originals)
         self.arguments = a
-        return done
+        return self._pack(kernel, a)
 
     def _new(self, *shape: int) -> Tensor:
         """Zeros in the kernel's own type."""
@@ -98,7 +96,6 @@ class PackedLayer(PackedWeights):
         made = self.transposed
         if made is None:
             prepared, call = self._call(self.weight_ih, 0, 0)
-            call.arguments.digests = self.digests
             if not self._run(prepared, call):  # of no steps: it only looks
                 return None
             sizes = host.transposed_sizes(self.I, self.H, self.panels, self.lanes, self.pieces, self.of_x)
@@ -110,22 +107,32 @@ class PackedLayer(PackedWeights):
             self.transposed = made = a, memory  # complete: another thread may be making its own
         return made
 
-    def _call(self, like: Tensor, T: int, B: int, masked: bool = False, narrow: bool = False) -> tuple[Prepared, Call]:
-        """A call of the forward kernel for T steps of B rows, of bfloat16 if `narrow`, as `_run` takes it."""
-        size = T, B, masked, narrow, threads_now()
+    def _call(
+        self, like: Tensor, T: int, B: int, masked: bool = False, narrow: bool = False, save: bool = False
+    ) -> tuple[Prepared, Call]:
+        """A call of the forward kernel for T steps of B rows, of bfloat16 if `narrow`, as `_run` takes it. `save`: for
+        a backward pass, which may use what is packed here.
+        """
+        size = T, B, masked, narrow, save, threads_now()
         prepared = self.prepared.get(size)
         if prepared is None:
             if len(self.prepared) >= SHAPES:
                 self.prepared.clear()
             prepared = self.prepared[size] = self._prepare(*size)
         call, self.calls = prepared.call(like), self.calls + 1
-        call.arguments.stale, call.arguments.flip = call.stale, self.calls % 2
+        call.arguments.flip = self.calls % 2
+        if call.arguments.digests:  # otherwise it packs the weights itself
+            call.arguments.stale = call.stale
         return prepared, call
 
-    def _prepare(self, T: int, B: int, masked: bool, narrow: bool, team: int) -> Prepared:
+    def _prepare(self, T: int, B: int, masked: bool, narrow: bool, save: bool, team: int) -> Prepared:
         threads, parts = host.split(team, T, B, self.I, self.H, self.panels, self.pieces)
         products = self.I, self.H, self.dtype, self.pieces, self.of_x
         fields, sizes = host.forward_sizes(T, B, *products, parts, masked, narrow)
+        if self.large and T == 1 and parts == 1 and not save:
+            fields |= {"places": threads, "digests": 0}
+            packed = host.packed_size(self.I, self.H, self.lanes, 0, 0, threads)
+            sizes |= {"packed": packed, "biases": self.panels * 4 * self.lanes}
         kernel = host.forward_task(self.pieces, self.of_x)
         prepared = prepare(kernel, self.arguments, self.dtype, threads, parts, **sizes)
         for field, value in fields.items():
@@ -165,7 +172,7 @@ class PackedLayer(PackedWeights):
         like = x.new_empty(0, dtype=dtype) if narrow else x
         states = (1, B, H) if layer_axis else (B, H)
         h_n, c_n = like.new_empty(*states), like.new_empty(*states)
-        prepared, call = self._call(x, T, B, mask is not None, narrow)
+        prepared, call = self._call(x, T, B, mask is not None, narrow, save)
         a = call.arguments
         a.reverse = reverse
         assert not (save and narrow), "steps of bfloat16 are not saved"
@@ -181,8 +188,6 @@ class PackedLayer(PackedWeights):
             a.h, a.h_step, a.h_row = host.step_row(h)
         a.h_n, a.c, a.c_n = h_n.data_ptr(), c_n.data_ptr(), c_n.data_ptr()
         saved: tuple[Tensor, ...] = ()
-        if save or T * B >= MANY_ROWS:
-            a.digests = self.digests  # a training step misses no change at all
         if save:
             c, gates = saved = empty(x, T, B, H), empty(x, T, self.panels, B, 4 * self.lanes)
             a.c, a.c_step, a.gates = c.data_ptr(), B * H * x.element_size(), gates.data_ptr()
@@ -204,7 +209,7 @@ class PackedLayer(PackedWeights):
         B, size = x.shape[0], self.dtype.itemsize
         x, h_0, c_0 = rows_contiguous(x), rows_contiguous(h_0), rows_contiguous(c_0)
         h, c = x.new_empty(B, self.H), x.new_empty(B, self.H)
-        prepared, call = self._call(x, 1, B)
+        prepared, call = self._call(x, 1, B, save=save)
         a = call.arguments
         a.x, a.x_row = host.row(x)
         a.h_0, a.h_0_row = host.row(h_0)
@@ -218,8 +223,6 @@ class PackedLayer(PackedWeights):
             a.gates = saved[0].data_ptr()
             a.c, a.c_step = a.gates + gates * size, B * self.H * size
             a.recurs = True
-        if save or B >= MANY_ROWS:
-            a.digests = self.digests  # a training step misses no change at all
         done = self._run(prepared, call)
         if done is None:
             return self._plain().step(x, h_0, c_0, save)

@@ -13,7 +13,11 @@ from numba.extending import intrinsic
 
 from fastlstm.backends.numba.loops import Builder, counted, function, offsets
 from fastlstm.backends.numba.rows import add_rows, copy_rows, transpose
-from fastlstm.backends.numba.simd import I32, I64, TILE_ROWS, Lanes, Vector, cell_functions
+from fastlstm.backends.numba.simd import I32, I64, TILE_ROWS, VECTOR_BYTES, Lanes, Vector, cell_functions
+
+# As many vectors as keep the multipliers of a digest busy and stay in registers.
+DIGEST_CHAINS = 16 if VECTOR_BYTES == 64 else 8
+DIGEST_BYTES = (DIGEST_CHAINS + 1) * VECTOR_BYTES
 
 
 def tile(lanes: Lanes, rows: int, vecs: int) -> Builder:
@@ -203,23 +207,30 @@ def cell_backward(lanes: Lanes) -> Builder:
 
 
 def digest(lanes: Lanes) -> Builder:
-    """Digest `words` 32-bit words: store the vector at `kept`, or where `changed` is an address, add one to what lies
-    there unless that vector is the same.
+    """Digest `words` 32-bit words: store DIGEST_BYTES at `kept`, or where `changed` is an address, add one to what lies
+    there unless the same bytes lie at `kept`.
 
-    Any change of one word changes a digest. Steps of rotation, exclusive or and product keep other changes from
-    cancelling: a turned sign of all weights, two rows swapped.
+    The words are read as 64-bit pairs, and each pair goes to one of many 64-bit numbers, here called lanes::
+
+        lane = rotate_left(lane + pair, 13) * FACTOR        (mod 2**64)
+
+    No pair goes to two lanes, but at the end of the words, whose last vector has lanes of its own. All lanes are kept
+    and compared, so that nothing in one lane can make up for another. A step is one-to-one in its lane and in its
+    pair. A change within one pair is therefore always seen. Several changes in the same lane go unseen with odds of
+    about 2**-64, in several lanes with the product of their odds. It is no cryptography: who wants a collision can
+    compute one.
     """
-    count = lanes.size * lanes.count // 4
-    vector, chains = ir.VectorType(I32, count), 4
-    bytes_ = 4 * count
+    bytes_ = lanes.size * lanes.count
+    count, chains = bytes_ // 8, DIGEST_CHAINS
+    vector = ir.VectorType(I64, count)
 
-    def mix(b: ir.IRBuilder, h: ir.Value, w: ir.Value) -> ir.Value:
+    def step(b: ir.IRBuilder, lane: ir.Value, pair: ir.Value) -> ir.Value:
         def constant(value: int) -> ir.Constant:
-            return ir.Constant(h.type, [value] * count if h.type == vector else value)
+            return ir.Constant(lane.type, [value] * count if lane.type == vector else value)
 
-        h = b.xor(h, w)
-        h = b.or_(b.shl(h, constant(13)), b.lshr(h, constant(19)))
-        return b.mul(h, constant(0x9E3779B1))
+        lane = b.add(lane, pair)
+        lane = b.or_(b.shl(lane, constant(13)), b.lshr(lane, constant(51)))
+        return b.mul(lane, constant(0x9E3779B1))
 
     def build(b, words, source, kept, changed):
         def load(address: ir.Value) -> ir.Value:
@@ -228,29 +239,41 @@ def digest(lanes: Lanes) -> Builder:
             return value
 
         def many(source, *states):
-            new = [mix(b, h, load(b.add(source, I64(n * bytes_)))) for n, h in enumerate(states)]
+            new = [step(b, state, load(b.add(source, I64(n * bytes_)))) for n, state in enumerate(states)]
             return [b.add(source, I64(chains * bytes_)), *new]
 
-        def one(source, h):
-            return [b.add(source, I64(4)), mix(b, h, b.load(b.inttoptr(source, I32.as_pointer())))]
+        def one(source, state):
+            return [b.add(source, I64(bytes_)), step(b, state, load(source))]
 
-        starts = [ir.Constant(vector, [n * count + k + 1 for k in range(count)]) for n in range(chains)]
-        whole = I64(chains * count)
-        source, *states = counted(b, b.udiv(words, whole), [source, *starts], many)
-        rest = counted(b, b.urem(words, whole), [source, I32(1)], one)[1]
-        first, *others = states
-        for state in others:
-            first = mix(b, first, state)
-        zeros = ir.Constant(vector, [0] * count)
-        undefined = ir.Constant(vector, ir.Undefined)
-        first = mix(b, first, b.shuffle_vector(b.insert_element(undefined, rest, I32(0)), undefined, zeros))
+        def word(source, state):
+            wide = b.zext(b.load(b.inttoptr(source, I32.as_pointer())), I64)
+            return [b.add(source, I64(4)), step(b, state, wide)]
+
+        size, start = bytes_ // 4, source
+        states = [ir.Constant(vector, [n * count + k + 1 for k in range(count)]) for n in range(chains)]
+        source, *states = counted(b, b.udiv(words, I64(chains * size)), [source, *states], many)
+        rest = b.urem(words, I64(chains * size))
+        source, states[0] = counted(b, b.udiv(rest, I64(size)), [source, states[0]], one)
+        # What is left over is less than a vector: the last whole one, or where there is none a word at a time.
+        left, has_whole = b.urem(words, I64(size)), b.icmp_signed(">=", words, I64(size))
+        overlaps = b.zext(b.and_(b.icmp_signed(">", left, I64(0)), has_whole), I64)
+        last = b.sub(b.add(start, b.mul(words, I64(4))), I64(bytes_))
+        tail = counted(b, overlaps, [last, ir.Constant(vector, [7] * count)], one)[1]
+        lone = counted(b, b.select(has_whole, I64(0), left), [source, I64(7)], word)[1]
+        states.append(b.insert_element(tail, b.xor(b.extract_element(tail, I32(0)), lone), I32(0)))
+
+        places, zeros = [b.add(kept, I64(n * bytes_)) for n in range(chains + 1)], ir.Constant(vector, [0] * count)
         keep = b.icmp_signed("==", changed, I64(0))
         with b.if_else(keep) as (then, otherwise):
             with then:
-                b.store(first, b.inttoptr(kept, vector.as_pointer())).align = 4
+                for state, place in zip(states, places):
+                    b.store(state, b.inttoptr(place, vector.as_pointer())).align = 4
             with otherwise:
-                differs = b.bitcast(b.icmp_signed("!=", first, load(kept)), ir.IntType(count))
-                with b.if_then(b.icmp_signed("!=", differs, ir.IntType(count)(0))):
+                differs = zeros
+                for state, place in zip(states, places):
+                    differs = b.or_(differs, b.xor(state, load(place)))
+                lanes_differ = b.bitcast(b.icmp_signed("!=", differs, zeros), ir.IntType(count))
+                with b.if_then(b.icmp_signed("!=", lanes_differ, ir.IntType(count)(0))):
                     b.atomic_rmw("add", b.inttoptr(changed, I64.as_pointer()), I64(1), "monotonic")
 
     return build
