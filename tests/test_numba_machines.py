@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fastlstm.backends import cpu
-from fastlstm.backends.numba import tasks
+from fastlstm.backends.numba import most_pieces, tasks
 from fastlstm.backends.numba.simd import machine_features
 from tests.layers import Layer, error
 
@@ -92,7 +92,7 @@ def test_the_cache_follows_the_sources(tmp_path):
 def test_another_process_finds_what_was_compiled(tmp_path):
     """Also what only a processor with a matrix unit runs. Kernels are left out: they take a minute."""
     code = """
-        from fastlstm.backends.numba import tasks
+        from fastlstm.backends.numba import most_pieces, tasks
         names = [name for name in tasks._sources if not name.startswith(("forward", "backward"))]
         print(all([tasks._compiled(name).cache_hits for name in names]), *names)
     """
@@ -100,6 +100,24 @@ def test_another_process_finds_what_was_compiled(tmp_path):
     (first, *names), (second, *_) = (run(code, **processor, NUMBA_CACHE_DIR=str(tmp_path)).split() for _ in range(2))
     assert (first, second) == ("False", "True")
     assert {"matrix3", "primitives4", "region", "stack"} <= set(names)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(most_pieces() == 0, reason="the processor has no unit for products of bfloat16")
+def test_kernels_from_different_processes_are_not_taken_for_each_other(tmp_path):
+    code = """
+        import sys, torch, fastlstm
+        outputs = []
+        for backend in {backends}:
+            torch.manual_seed(0)
+            module, x = fastlstm.LSTM(5, 17, backend=backend), torch.randn(4, 3, 5)
+            outputs.append(module(x)[0])
+            outputs[-1].sum().backward()
+        for output in outputs:
+            torch.testing.assert_close(output, outputs[0], rtol=0, atol=2e-2)
+    """
+    for backends in (["numba"], ["numba-bf16"], ["numba", "numba-bf16"]):
+        run(code.format(backends=backends), NUMBA_CACHE_DIR=str(tmp_path))
 
 
 def assembly(features, target, pieces=0):

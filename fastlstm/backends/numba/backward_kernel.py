@@ -20,6 +20,7 @@ from fastlstm.backends.numba.shared import (
     arrive,
     item,
     jit,
+    named_for,
     read_rows,
     rows_alive,
     share,
@@ -85,6 +86,7 @@ def backward_with(products: Any) -> Any:
     begin, end = products.begin, products.end
 
     @jit
+    @named_for(products.__name__)
     def backward(a, thread, threads):
         """This thread's share: rows and units are split as in the forward pass, the sums over rows by panels."""
         L, S, I, H, B, T, R = a.lanes, a.size, a.I, a.H, a.B, a.T, a.rows

@@ -15,6 +15,7 @@ from fastlstm.backends.numba.shared import (
     is_zero,
     item,
     jit,
+    named_for,
     rows_alive,
     share,
     share_rows_alive,
@@ -99,6 +100,7 @@ def forward_with(products: Any) -> Any:
     reads_inputs: bool = products.READS_INPUTS
 
     @jit
+    @named_for(products.__name__)
     def forward(a, thread, threads):
         """This thread's share.
 

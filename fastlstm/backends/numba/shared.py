@@ -31,6 +31,18 @@ def jit(function: Any) -> Any:
     return compiled
 
 
+def named_for(what: object) -> Any:
+    """A decorator that names a function for what it closes over. Functions of one name that numba's cache keeps from
+    different processes can be taken for each other: a kernel then ran another's code.
+    """
+
+    def name(function: Any) -> Any:
+        function.__qualname__ = f"{function.__qualname__}.{what}"
+        return function
+
+    return name
+
+
 @jit
 def share(count, part, parts):
     """The first of `count` things that belongs to `part` of `parts`."""

@@ -22,6 +22,7 @@ from fastlstm.backends.numba.forward_kernel import forward, forward_matrix, forw
 from fastlstm.backends.numba.intrinsics import call, call_int
 from fastlstm.backends.numba.matrix import store_addresses as store_matrix_addresses
 from fastlstm.backends.numba.primitives import NAMES, store_addresses
+from fastlstm.backends.numba.shared import named_for
 from fastlstm.backends.numba.simd import VECTOR_BYTES
 
 _TASK = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
@@ -84,6 +85,7 @@ def _functions(fingerprint: int) -> dict[str, tuple[Any, Any]]:
             store_addresses(np.float64(0), target)
 
     def matrix_primitives(pieces):
+        @named_for(pieces)
         def store(target):
             if fingerprint != 0:
                 store_matrix_addresses(pieces, target)
