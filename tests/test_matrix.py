@@ -284,16 +284,19 @@ def test_an_infinite_gradient(backend):
 def test_infinite_numbers_where_weights_stay_packed(what):
     ours, theirs = fastlstm.LSTM(5, 17, backend="numba-bf16x6"), torch.nn.LSTM(5, 17)
     theirs.load_state_dict(ours.state_dict())
-    x = torch.randn(4, 3, 5)
+    x, state = (
+        torch.randn(4, 3, 5),
+        (torch.randn(1, 3, 17), torch.randn(1, 3, 17)),
+    )  # a state of zeros is not multiplied
     with torch.no_grad():
-        ours(x)
+        ours(x, state)
         for module in (ours, theirs):
             if what != "x":
                 (module.weight_hh_l0 if what == "weight" else module.bias_ih_l0)[3] = -math.inf
         if what == "x":
             x[1, 2, 3] = math.inf
         for _ in range(2):
-            output, want = ours(x)[0], theirs(x)[0]
+            output, want = ours(x, state)[0], theirs(x, state)[0]
             assert torch.equal(output.isnan(), want.isnan())
             torch.testing.assert_close(output, want, rtol=0, atol=1e-6, equal_nan=True)
 
