@@ -12,9 +12,9 @@ the first, and forward mode, are partly or wholly plain PyTorch whatever the bac
 
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 
@@ -25,6 +25,20 @@ NUMBA_PRECISIONS = tuple(f"numba-{precision}" for precision in numba.PIECES)
 # these have forward, backward and saved_shape, and run under the autograd Functions
 FUSED = ("numba", *NUMBA_PRECISIONS, "native", *TRITON, "reference")
 NAMES = ("auto", *FUSED, "aten")
+Backend = Literal[  # the same names, for type checkers, which compute none
+    "auto",
+    "numba",
+    "numba-bf16",
+    "numba-bf16x3",
+    "numba-bf16x6",
+    "native",
+    "triton",
+    "triton-ieee",
+    "triton-tf32",
+    "reference",
+    "aten",
+]
+F = TypeVar("F", bound=Callable[..., Any])
 _CPU = ("numba", "native")  # in the order that auto takes them
 PACKING = (*_CPU, *NUMBA_PRECISIONS)  # these have `pack`
 # forward takes bias_hh, layer_axis and shown too, backward hides, both None for zero states and states (1, B, H); what
@@ -53,19 +67,38 @@ def check_name(name: str, argument: str = "backend") -> str:
 _default = check_name(os.environ.get("FASTLSTM_BACKEND", "auto"), "FASTLSTM_BACKEND")
 
 
-@contextmanager
-def use_backend(name: str) -> Iterator[None]:
-    """Within this context, layers that name no backend of their own use `name`: one of `NAMES`.
+class use_backend:
+    """From this call on, layers that name no backend of their own use `name`: one of `NAMES`.
+
+    As a context manager, ``with use_backend(name):``, it puts the default that was there before back at the end. As a
+    decorator it does so for each call of the function.
 
     Raises:
-        ValueError: for an unknown name.
+        ValueError: for an unknown name; the default then stays.
     """
-    global _default
-    previous, _default = _default, check_name(name)
-    try:
-        yield
-    finally:
-        _default = previous
+
+    def __init__(self, name: Backend) -> None:
+        global _default
+        self._name, self._previous = name, _default
+        _default = check_name(name)
+
+    def __call__(self, function: F) -> F:
+        self.__exit__()  # the function alone is to run with this default
+
+        @wraps(function)
+        def within(*args: Any, **kwargs: Any) -> Any:
+            with use_backend(self._name):
+                return function(*args, **kwargs)
+
+        return cast(F, within)
+
+    def __enter__(self) -> None:
+        global _default
+        _default = self._name  # again: another default may have been set since this was made
+
+    def __exit__(self, *exception: object) -> None:
+        global _default
+        _default = self._previous
 
 
 def named(name: str | None) -> str:
