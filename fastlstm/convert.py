@@ -18,6 +18,7 @@ from fastlstm.module import LSTM
 M = TypeVar("M", bound=nn.Module)
 
 _PAIRS: Any = ((nn.LSTM, LSTM), (nn.LSTMCell, LSTMCell))
+_OTHERS = (nn.GRU, nn.RNN, nn.GRUCell, nn.RNNCell)  # these have no counterpart here
 
 
 class _Mixed:
@@ -47,7 +48,8 @@ def replace_lstm(model: M, *, backend: str | None = None, keep_type: bool = Fals
             asks. `torch.compile` then breaks its graph at each of them, as it does at torch's own.
 
     Returns:
-        `model`, changed.
+        `model`, changed. Where it has no LSTM, neither torch's nor ours, a UserWarning says so, and which other
+        recurrent layers it has, since these are not replaced.
 
     Raises:
         TypeError: when `model` is no module, or a scripted one, whose code is fixed; for a subclass that has an
@@ -57,6 +59,8 @@ def replace_lstm(model: M, *, backend: str | None = None, keep_type: bool = Fals
     if backend is not None:
         dispatch.check_name(backend)
     modules, replacements = _modules(model, "replace_lstm"), []
+    if not any(isinstance(module, pair) for module in modules for pair in _PAIRS):
+        warnings.warn(_nothing_found(model, modules), stacklevel=2)
     for module in modules:
         for theirs, ours in _PAIRS:
             if isinstance(module, theirs) and not isinstance(module, ours):
@@ -167,6 +171,12 @@ def _modules(model: Any, function: str) -> list[nn.Module]:
     if any(isinstance(module, torch.jit.ScriptModule) for module in modules):
         raise TypeError(f"{function} cannot change a scripted module: its code is fixed")
     return modules
+
+
+def _nothing_found(model: nn.Module, modules: list[nn.Module]) -> str:
+    text = f"replace_lstm found no torch.nn.LSTM or torch.nn.LSTMCell in the {type(model).__name__}"
+    others = [f"torch.nn.{cls.__name__}" for cls in _OTHERS if any(isinstance(module, cls) for module in modules)]
+    return f"{text}; what it has of {' and '.join(others)} is not replaced" if others else text
 
 
 def _replacement(cls: type, parametrized: bool, theirs: type, ours: type, keep_type: bool) -> type:

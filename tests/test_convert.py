@@ -3,6 +3,7 @@
 import io
 import pickle
 import re
+import warnings
 from abc import ABC, abstractmethod
 from copy import deepcopy
 
@@ -295,6 +296,35 @@ def test_what_cannot_be_replaced(function):
     traced = torch.jit.trace(nn.Linear(3, 5), torch.zeros(1, 3))
     with pytest.raises(TypeError, match=f"{name} cannot change a scripted module"):
         function(nn.Sequential(traced))
+
+
+@pytest.mark.parametrize(
+    ("others", "named"),
+    [
+        ([], ""),
+        ([nn.GRU], "; what it has of torch.nn.GRU is not replaced"),
+        ([nn.RNN, nn.GRU, nn.GRU], "; what it has of torch.nn.GRU and torch.nn.RNN is not replaced"),
+        ([nn.GRUCell, nn.RNNCell], "; what it has of torch.nn.GRUCell and torch.nn.RNNCell is not replaced"),
+    ],
+)
+@pytest.mark.parametrize("options", [{}, {"backend": "reference"}, {"keep_type": True}])
+def test_a_model_without_lstms_is_warned_of(others, named, options):
+    model = nn.Sequential(nn.Linear(3, 3), *(cls(3, 5) for cls in others))
+    types = [type(module) for module in model]
+    with pytest.warns(UserWarning, match="replace_lstm found no") as caught:
+        assert replace_lstm(model, **options) is model
+    assert [type(module) for module in model] == types
+    found = "replace_lstm found no torch.nn.LSTM or torch.nn.LSTMCell in the Sequential"
+    assert [str(warning.message) for warning in caught] == [found + named]
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("make", [nn.LSTM, nn.LSTMCell, fastlstm.LSTM, fastlstm.LSTMCell, Bare])
+def test_a_model_with_lstms_is_not_warned_of(make):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = replace_lstm(nn.Sequential(nn.GRU(3, 3), make(3, 5)), keep_type=True)
+        replace_lstm(model, backend="reference")
 
 
 def test_unknown_backend():
