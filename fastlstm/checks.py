@@ -235,7 +235,7 @@ def check_reset(reset: Any, steps: tuple[int, ...], layout: str, bidirectional: 
     if not isinstance(reset, Tensor):
         raise TypeError(f"reset must be a boolean tensor of shape {layout}, got {type(reset).__name__}")
     if reset.dtype != torch.bool:
-        raise TypeError(f"reset must be a boolean tensor of shape {layout}, got {reset.dtype}")
+        raise TypeError(f"reset must be a boolean tensor of shape {layout}, got {reset.dtype}: reset.bool() is one")
     if reset.shape != steps:
         raise ValueError(f"reset must have shape {layout} = {steps}, got {tuple(reset.shape)}")
 

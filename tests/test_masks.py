@@ -230,7 +230,7 @@ def test_masks_wait_for_no_device():
             {},
             {"reset": torch.zeros(5, 2)},
             TypeError,
-            "reset must be a boolean tensor of shape (T, B), got torch.float32",
+            "reset must be a boolean tensor of shape (T, B), got torch.float32: reset.bool() is one",
         ),
         ({}, {"reset": torch.zeros(2, 5) > 0}, ValueError, "reset must have shape (T, B) = (5, 2), got (2, 5)"),
         (
