@@ -21,10 +21,12 @@ def check_forward(module: Any, x: Tensor, hx: Any, weight: Tensor, batch_sizes: 
         batch_sizes: a PackedSequence's, whose input and states `torch.nn.LSTM` leaves unchecked.
 
     Raises:
-        TypeError: when `hx` is no tuple or list.
+        TypeError: when `x` is no tensor, or `hx` no tuple or list of tensors.
         ValueError: for the number of dimensions or the dtype of `x` (any dtype is taken under autocast).
         RuntimeError: for other sizes and dtypes, and for devices.
     """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"input must be a tensor or a PackedSequence, got {type(x).__name__}")
     dims = x.dim()
     if dims != 3 and dims != 2 and batch_sizes is None:
         raise ValueError(f"LSTM: Expected input to be 2D or 3D, got {dims}D instead")
@@ -68,9 +70,11 @@ def check_step(module: Any, x: Tensor, state: Any, weight: Tensor) -> Any:
 
     Raises:
         ValueError: for a bidirectional module, or the number of dimensions or the dtype of `x`.
-        TypeError: when `state` is no tuple or list.
+        TypeError: when `x` is no tensor, or `state` no tuple or list of tensors.
         RuntimeError: for other sizes and dtypes, and for devices.
     """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x_t must be a tensor, got {type(x).__name__}")
     if module.bidirectional:
         raise ValueError("step needs a module of one direction, and this one is bidirectional")
     dims = x.dim()
@@ -94,10 +98,12 @@ def check_cell(module: Any, x: Tensor, hx: Any, weight: Tensor) -> Any:
     """`hx` as a pair or None, when it and `x` (B, I) or (I,) suit `LSTMCell`; raises as `torch.nn.LSTMCell` does.
 
     Raises:
-        TypeError: when `hx` is no tuple or list.
+        TypeError: when `x` is no tensor, or `hx` no tuple or list of tensors.
         ValueError: for a number of dimensions other than 1 and 2.
         RuntimeError: for other sizes, for dtypes (any dtype is taken under autocast) and for devices.
     """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"input must be a tensor, got {type(x).__name__}")
     dims = x.dim()
     if dims != 2 and dims != 1:
         raise ValueError(f"LSTMCell: Expected input to be 1D or 2D, got {dims}D instead")
@@ -199,7 +205,7 @@ def check_batch_sizes(batch_sizes: Tensor, rows: int) -> None:
 
 
 def check_given(x: Any, hx: Any) -> None:
-    """Raise TypeError unless `x` is a tensor and `hx` None, a tuple or a list; RuntimeError unless that holds two."""
+    """Raise TypeError unless `x` is a tensor and `hx` None or tensors in a tuple or list; RuntimeError unless two."""
     if not isinstance(x, Tensor):
         raise TypeError(f"x must be a tensor, got {type(x).__name__}")
     if hx is not None:
@@ -266,6 +272,10 @@ def _pair(hx: Any, function: str, name: str = "hx") -> Sequence[Tensor]:
         raise TypeError(f"{name} must be a tuple of two tensors, h_0 and c_0, got {type(hx).__name__}")
     if len(hx) != 2:
         raise RuntimeError(f"{function} expects two hidden states")
+    h_0, c_0 = hx
+    if not (isinstance(h_0, Tensor) and isinstance(c_0, Tensor)):
+        given = f"a {type(hx).__name__} of {type(h_0).__name__} and {type(c_0).__name__}"
+        raise TypeError(f"{name} must be a tuple of two tensors, h_0 and c_0, got {given}")
     return hx
 
 

@@ -81,7 +81,7 @@ def lstm(
 
     Raises:
         ValueError: for a shape, dtype or device that does not fit, and for an unknown backend.
-        TypeError: where `x` is no tensor, or `hx` no tuple or list.
+        TypeError: where `x` is no tensor, or `hx` no tuple or list of tensors.
         RuntimeError: where `hx` has not two states; when the backend asked for by name cannot run these tensors, with
             its reason.
 

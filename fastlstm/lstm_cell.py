@@ -63,7 +63,7 @@ class LSTMCell(KeepsPacked, nn.RNNCellBase):
         Raises:
             ValueError: for a number of dimensions other than 1 and 2.
             RuntimeError: for other sizes, dtypes and devices, and from a backend asked for by name that cannot run.
-            TypeError: when `hx` is no tuple or list.
+            TypeError: when `input` is no tensor, or `hx` no tuple or list of tensors.
 
         Equivalent to `torch.nn.LSTMCell.forward`.
         """

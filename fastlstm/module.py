@@ -171,7 +171,7 @@ class LSTM(KeepsPacked, nn.RNNBase):
             ValueError: for the number of dimensions or dtype of `input`, the shape of `reset` or `lengths`, `reset`
                 where bidirectional, `reset` or `lengths` with a PackedSequence.
             RuntimeError: for other sizes, dtypes and devices, and from a backend asked for by name that cannot run.
-            TypeError: for `hx`, `reset` or `lengths` of the wrong type.
+            TypeError: for `input`, `hx`, `reset` or `lengths` of the wrong type.
 
         Equivalent to `torch.nn.LSTM.forward`.
         """
@@ -311,7 +311,8 @@ class LSTM(KeepsPacked, nn.RNNBase):
 
         Raises:
             ValueError: where bidirectional, and for the number of dimensions or dtype of `x_t`.
-            RuntimeError, TypeError: for `state` and sizes, as `forward`.
+            TypeError: when `x_t` is no tensor, or `state` no tuple or list of tensors.
+            RuntimeError: for other sizes, dtypes and devices, as `forward`.
 
         Equivalent to `forward` with T = 1.
         """

@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -110,3 +111,37 @@ def test_a_cell_function_takes_rows():
 def test_a_step_names_its_own_argument():
     with pytest.raises(TypeError, match="state must be a tuple of two tensors, h_0 and c_0, got Tensor"):
         fastlstm.LSTM(I, H).step(z(B, I), z(B, H))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (fastlstm.LSTM(I, H), "input must be a tensor or a PackedSequence, got"),
+        (fastlstm.LSTM(I, H).step, "x_t must be a tensor, got"),
+        (fastlstm.LSTMCell(I, H), "input must be a tensor, got"),
+    ],
+    ids=["forward", "step", "cell"],
+)
+@pytest.mark.parametrize(
+    ("given", "name"), [(np.zeros((B, I), np.float32), "ndarray"), ([1.0], "list"), (None, "None")]
+)
+def test_what_is_no_tensor_is_named(call, message, given, name):
+    state = z(1, B, H), z(1, B, H)
+    for arguments in ((given,), (given, state)):
+        with pytest.raises(TypeError, match=f"{message} {name}"), torch.no_grad():
+            call(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("call", "given", "name"),
+    [
+        (fastlstm.LSTM(I, H), z(T, B, I), "hx"),
+        (fastlstm.LSTM(I, H).step, z(B, I), "state"),
+        (fastlstm.LSTMCell(I, H), z(B, I), "hx"),
+    ],
+    ids=["forward", "step", "cell"],
+)
+def test_states_that_are_no_tensors_are_named(call, given, name):
+    message = f"{name} must be a tuple of two tensors, h_0 and c_0, got a tuple of Tensor and ndarray"
+    with pytest.raises(TypeError, match=message):
+        call(given, (z(1, B, H), np.zeros((1, B, H), np.float32)))
