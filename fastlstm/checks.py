@@ -212,21 +212,28 @@ def check_given(x: Any, hx: Any) -> None:
         _pair(hx, "lstm")
 
 
-def check_lengths(lengths: Any, batch: tuple[int, ...]) -> None:
+def check_lengths(lengths: Any, batch: tuple[int, ...], steps: int | None) -> None:
     """Raise unless `lengths` is an integer tensor of shape `batch`: (B,), or () for unbatched input.
 
-    Its values are not looked at: that would wait for the device.
+    Args:
+        steps: T, which no length may exceed; None where the values are not to be looked at.
 
     Raises:
         TypeError: for anything else than an integer tensor.
-        ValueError: for another shape.
+        ValueError: for another shape, and for a length below 0 or beyond T.
     """
+    integers = "lengths must be integers of shape (B,), as a tensor, an array or a list"
     if not isinstance(lengths, Tensor):
-        raise TypeError(f"lengths must be an integer tensor of shape (B,), got {type(lengths).__name__}")
+        raise TypeError(f"{integers}, got {type(lengths).__name__}")
     if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
-        raise TypeError(f"lengths must be an integer tensor of shape (B,), got {lengths.dtype}")
+        raise TypeError(f"{integers}, got {lengths.dtype}")
     if lengths.shape != batch:
         raise ValueError(f"lengths must have shape (B,) = {batch}, got {tuple(lengths.shape)}")
+    if steps is not None:
+        values = lengths.tolist() if batch else [lengths.item()]
+        if values and (min(values) < 0 or max(values) > steps):
+            wrong = next(n for n in values if not 0 <= n <= steps)
+            raise ValueError(f"lengths must be from 0 to T = {steps}, got {wrong}")
 
 
 def check_reset(reset: Any, steps: tuple[int, ...], layout: str, bidirectional: bool) -> None:

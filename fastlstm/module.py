@@ -16,7 +16,7 @@ from fastlstm import checks, dispatch
 from fastlstm.function import join, take_rows
 from fastlstm.functional import lstm
 from fastlstm.inference import KeepsPacked, infer_both, plain_sequence, slot_of
-from fastlstm.packing import longest_first, pack, pad, step_mask, unpack
+from fastlstm.packing import Lengths, is_readable, longest_first, pack, pad, step_mask, tensor_of, unpack
 
 State = tuple[Tensor, Tensor]
 
@@ -146,7 +146,7 @@ class LSTM(KeepsPacked, nn.RNNBase):
         hx: State | None = None,
         *,
         reset: Tensor | None = None,
-        lengths: Tensor | None = None,
+        lengths: Lengths | None = None,
         return_cells: bool = False,
     ) -> tuple[Any, ...]:
         """Run all layers over whole sequences.
@@ -156,11 +156,12 @@ class LSTM(KeepsPacked, nn.RNNBase):
             hx: ``h_0`` (D*L, B, H_out) and ``c_0`` (D*L, B, H), without B for one sequence alone; None for zeros.
             reset: boolean (T, B), (B, T) with batch_first, (T,) for one sequence alone: the states are zero before the
                 steps that are True, and gradients stop there. Equal to running the pieces apart. One direction only.
-            lengths: integer (B,), or () for one sequence alone, on any device, in any order: row b ends after
-                lengths[b] steps, at once where that is zero. Outputs past the end are zero, ``h_n`` and ``c_n`` are
-                those at the end, and the reverse direction starts there. Equal to a PackedSequence, with nothing to
-                sort, and no device to wait for: its values are not checked, but below 0 counts as 0 and beyond T as T.
-                It wins over `reset`.
+            lengths: integer (B,), or () for one sequence alone, in any order: a tensor on any device, a list, or an
+                array. Row b ends after lengths[b] steps, at once where that is zero. Outputs past the end are zero,
+                ``h_n`` and ``c_n`` are those at the end, and the reverse direction starts there. Equal to a
+                PackedSequence, with nothing to sort, and no device to wait for. Each is from 0 to T. Where the values
+                cannot be read, on another device than the CPU, while `torch.compile`, an export or a trace runs, and
+                under torch.func's transforms, below 0 counts as 0 and beyond T as T. `lengths` win over `reset`.
             return_cells: also return the cell states of the last layer.
 
         Returns:
@@ -168,8 +169,8 @@ class LSTM(KeepsPacked, nn.RNNBase):
             with `return_cells` the cell states (T, B, D*H) in the form of `input` (those held there past a row's end).
 
         Raises:
-            ValueError: for the number of dimensions or dtype of `input`, the shape of `reset` or `lengths`, `reset`
-                where bidirectional, `reset` or `lengths` with a PackedSequence.
+            ValueError: for the number of dimensions or dtype of `input`, the shape of `reset` or `lengths`, a length
+                below 0 or beyond T, `reset` where bidirectional, `reset` or `lengths` with a PackedSequence.
             RuntimeError: for other sizes, dtypes and devices, and from a backend asked for by name that cannot run.
             TypeError: for `input`, `hx`, `reset` or `lengths` of the wrong type.
 
@@ -185,6 +186,7 @@ class LSTM(KeepsPacked, nn.RNNBase):
             if found is not None:
                 return found
         hx = checks.check_forward(self, input, hx, weights[0])
+        lengths = None if lengths is None else tensor_of(lengths)
         mask = None if reset is None and lengths is None else self._step_mask(input, reset, lengths)
         holds = lengths is not None
         order = None if lengths is None else self._order(input, lengths)
@@ -236,7 +238,7 @@ class LSTM(KeepsPacked, nn.RNNBase):
             checks.check_reset(reset, size, layout if batch else "(T,)", self.bidirectional)
             reset = reset.unsqueeze(1) if not batch else reset.transpose(0, 1) if self.batch_first else reset
         if lengths is not None:
-            checks.check_lengths(lengths, batch)
+            checks.check_lengths(lengths, batch, steps if is_readable(lengths) else None)
             lengths = lengths if batch else lengths.unsqueeze(0)
         return step_mask(steps, x.device, reset, lengths)
 

@@ -1,12 +1,32 @@
 """Sequences of different lengths: packed data to a padded batch and back, and the step mask."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fastlstm import ops
 from fastlstm.backends.reference import HOLD
+
+Lengths = Tensor | Sequence[int] | np.ndarray[Any, np.dtype[np.integer[Any]]] | int  # (B,); () for one sequence alone
+
+
+def tensor_of(lengths: Any) -> Any:
+    """Lengths as a tensor. What cannot be one stays as it is, and is left to be explained."""
+    if isinstance(lengths, Tensor):
+        return lengths
+    try:
+        array = np.array(lengths)  # a copy: torch takes no negative strides, and warns of what is read-only
+        return torch.as_tensor(array if array.size else array.astype(np.int64), device="cpu")
+    except (TypeError, ValueError):
+        return lengths
+
+
+def is_readable(lengths: Any) -> bool:
+    """Whether the lengths are a tensor whose values can be looked at: no device's, no tracer's and no transform's."""
+    return isinstance(lengths, Tensor) and lengths.is_cpu and ops.is_untransformed(lengths)
 
 
 def step_mask(T: int, device: torch.device, reset: Tensor | None, lengths: Tensor | None) -> Tensor | None:
@@ -26,13 +46,13 @@ WIDE = 96  # units, since fewer are computed as fast as they are copied
 
 def longest_first(lengths: Tensor, T: int, I: int, H: int) -> Tensor | None:
     """An order of the rows, longest first, where that leaves out a quarter of a layer's products or more, and these are
-    many; None where they lie so already, and where the lengths are a device's or a transform's.
+    many; None where they lie so already, and where the lengths cannot be read. Each is from 0 to T.
     """
-    if not lengths.is_cpu or not ops.is_untransformed(lengths):
+    if not is_readable(lengths):
         return None
     if H < WIDE or T * len(lengths) * 4 * H * (I + H) < WORTH:  # after a tracer has left, whose sizes are open
         return None
-    steps = lengths.to(torch.int64).clamp(0, T)
+    steps = lengths.to(torch.int64)
     if 4 * int(steps.sum()) > 3 * T * len(steps):
         return None
     ordered, order = steps.sort(descending=True, stable=True)

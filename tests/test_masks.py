@@ -2,7 +2,9 @@
 
 import itertools
 import re
+import warnings
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -151,12 +153,102 @@ def test_lengths_equal_packed(backend, lengths, layers, bidirectional, batch_fir
 
 @both_backends
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.int64])
-def test_lengths_outside_the_input_count_as_its_ends(backend, dtype):
-    """Checking them would wait for the device."""
+def test_lengths_outside_the_input_count_as_its_ends_under_vmap(backend, dtype):
+    """Their values are not looked at there."""
     _, ours = pair(3, 5, 2, bidirectional=True, backend=backend)
-    x, lengths = randn(4, 6, 3), torch.tensor([9, -1, 5, 4, 0, torch.iinfo(dtype).min], dtype=dtype)
-    got, expected = ours(x, lengths=lengths), ours(x, lengths=lengths.clamp(0, 4))
+    x, lengths = randn(1, 4, 6, 3), torch.tensor([[9, -1, 5, 4, 0, torch.iinfo(dtype).min]], dtype=dtype)
+    mapped = torch.func.vmap(lambda x, lengths: ours(x, lengths=lengths))
+    got, expected = mapped(x, lengths), mapped(x, lengths.clamp(0, 4))
     assert_same_gradients(ours, ours, [got[0], *got[1]], [expected[0], *expected[1]], [x])
+
+
+def of_a_compiled_module(lstm, x, lengths):
+    torch._dynamo.reset()
+    return torch.compile(lstm, backend="eager", fullgraph=True)(x, lengths=lengths)[0]
+
+
+def of_an_exported_module(lstm, x, lengths):
+    return torch.export.export(lstm, (x,), {"lengths": lengths}).module()(x, lengths=lengths)[0]
+
+
+def of_a_trace(lstm, x, lengths):
+    class Padded(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm = lstm
+
+        def forward(self, x, lengths):
+            return self.lstm(x, lengths=lengths)[0]
+
+    return torch.jit.trace(Padded(), (x, lengths), check_trace=False)(x, lengths)
+
+
+def of_one_of_many(lstm, x, lengths):
+    return torch.func.vmap(lambda x: lstm(x, lengths=lengths)[0])(x.unsqueeze(0)).squeeze(0)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace.* is deprecated", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("run", [of_a_compiled_module, of_an_exported_module, of_a_trace, of_one_of_many])
+def test_lengths_outside_the_input_where_they_cannot_be_read(run):
+    lstm, x = fastlstm.LSTM(3, 5), torch.randn(4, 4, 3)
+    got = run(lstm, x, torch.tensor([9, -1, 5, 2]))
+    torch.testing.assert_close(got, lstm(x, lengths=torch.tensor([4, 0, 4, 2]))[0])
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint64, torch.int64])
+@pytest.mark.parametrize("bad", [7, -1, 100])
+def test_lengths_outside_the_input(bad, dtype, batch_first):
+    if bad < 0 and dtype == torch.uint64:
+        bad = 2**64 - 1
+    lengths = torch.tensor([6, bad, 0], dtype=dtype)
+    lstm = fastlstm.LSTM(3, 5, backend="aten", batch_first=batch_first)  # which would refuse any lengths
+    x = torch.zeros(6, 3, 3)
+    with pytest.raises(ValueError, match=re.escape(f"lengths must be from 0 to T = 6, got {bad}")):
+        lstm(x.transpose(0, 1) if batch_first else x, lengths=lengths)
+
+
+def test_a_length_outside_one_sequence_alone():
+    for bad in (torch.tensor(7), 7):
+        with pytest.raises(ValueError, match="lengths must be from 0 to T = 6, got 7"):
+            fastlstm.LSTM(3, 5)(torch.zeros(6, 3), lengths=bad)
+
+
+def read_only(array):
+    array.flags.writeable = False
+    return array
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        [4, 0, 3],
+        (4, 0, 3),
+        [np.int64(4), np.int64(0), np.int64(3)],
+        np.array([4, 0, 3]),
+        np.array([4, 0, 3], dtype=np.uint16),
+        np.array([3, 0, 4])[::-1],
+        read_only(np.array([4, 0, 3])),
+    ],
+    ids=["list", "tuple", "list of numpy's", "int64", "uint16", "from the end", "read-only"],
+)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_lengths_that_are_no_tensor(lengths, compiled):
+    torch._dynamo.reset()
+    lstm, x = fastlstm.LSTM(3, 5), torch.randn(4, 3, 3)
+    call = torch.compile(lstm, backend="eager") if compiled else lstm
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        got = call(x, lengths=lengths)[0]
+    torch.testing.assert_close(got, lstm(x, lengths=torch.tensor([4, 0, 3]))[0])
+
+
+def test_lengths_of_no_rows_and_of_one_sequence_alone():
+    lstm, x = fastlstm.LSTM(3, 5), torch.randn(4, 3)
+    assert lstm(torch.zeros(4, 0, 3), lengths=[])[0].shape == (4, 0, 5)
+    expected = lstm(x, lengths=torch.tensor(2))[0]
+    for lengths in (2, np.int32(2), np.array(2)):
+        assert torch.equal(lstm(x, lengths=lengths)[0], expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int16])
@@ -222,6 +314,9 @@ def test_masks_wait_for_no_device():
         assert h_n.shape == (2, 4, 5)
 
 
+INTEGERS = "lengths must be integers of shape (B,), as a tensor, an array or a list"
+
+
 @pytest.mark.parametrize(
     ("arguments", "call", "error", "message"),
     [
@@ -245,19 +340,15 @@ def test_masks_wait_for_no_device():
             ValueError,
             "reset needs a module of one direction, and this one is bidirectional",
         ),
-        ({}, {"lengths": [1, 2]}, TypeError, "lengths must be an integer tensor of shape (B,), got list"),
-        (
-            {},
-            {"lengths": torch.ones(2)},
-            TypeError,
-            "lengths must be an integer tensor of shape (B,), got torch.float32",
-        ),
-        (
-            {},
-            {"lengths": torch.ones(2) > 0},
-            TypeError,
-            "lengths must be an integer tensor of shape (B,), got torch.bool",
-        ),
+        ({}, {"reset": torch.zeros(5, 2).int()}, TypeError, "got torch.int32: reset.bool() is one"),
+        ({}, {"lengths": ["1", "2"]}, TypeError, f"{INTEGERS}, got list"),
+        ({}, {"lengths": [[1], [1, 2]]}, TypeError, f"{INTEGERS}, got list"),
+        ({}, {"lengths": {1, 2}}, TypeError, f"{INTEGERS}, got set"),
+        ({}, {"lengths": [1.0, 2.0]}, TypeError, f"{INTEGERS}, got torch.float64"),
+        ({}, {"lengths": np.ones(2) > 0}, TypeError, f"{INTEGERS}, got torch.bool"),
+        ({}, {"lengths": torch.ones(2)}, TypeError, f"{INTEGERS}, got torch.float32"),
+        ({}, {"lengths": torch.ones(2) > 0}, TypeError, f"{INTEGERS}, got torch.bool"),
+        ({}, {"lengths": [1, 2, 3]}, ValueError, "lengths must have shape (B,) = (2,), got (3,)"),
         ({}, {"lengths": torch.ones(5).long()}, ValueError, "lengths must have shape (B,) = (2,), got (5,)"),
     ],
 )

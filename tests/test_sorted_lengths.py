@@ -93,7 +93,7 @@ def test_rows_in_any_order_are_put_in_order(options, batch_first, monkeypatch):
     count = lstm.num_layers * (2 if lstm.bidirectional else 1)
     inputs = [x, *torch.randn(2, count, B, 9, dtype=torch.float64)]
     inputs = [a.requires_grad_() for a in inputs]
-    lengths = torch.randint(-1, T + 3, (B,), dtype=torch.int16) // 2
+    lengths = torch.randint(0, T + 3, (B,), dtype=torch.int16) // 2
     masks = {"lengths": lengths, "return_cells": True}
     if not lstm.bidirectional:
         masks["reset"] = torch.rand(x.shape[:2]) < 0.2
