@@ -8,3 +8,7 @@ from fastlstm.module import LSTM
 
 __all__ = ["LSTM", "LSTMCell", "lstm", "lstm_cell", "replace_lstm", "restore_lstm", "use_backend"]
 __version__ = "0.1.0"
+
+
+def __dir__() -> list[str]:
+    return ["__version__", *__all__]

@@ -48,6 +48,13 @@ def test_version_is_the_package_s():
     assert fastlstm.__version__ == declared[1]
 
 
+def test_the_package_shows_its_public_names_alone():
+    import fastlstm
+
+    assert dir(fastlstm) == sorted(["__version__", *fastlstm.__all__])
+    assert all(getattr(fastlstm, name) is not None for name in dir(fastlstm))
+
+
 FORBIDDEN = {
     "a path on somebody's machine": re.compile(r"(?<![\w.\-/}])/(?:home|root|work|tmp|Users|mnt)/\w"),
     "a note to oneself": re.compile(r"\b(?:TO" + r"DO|FIX" + r"ME|XX" + r"X|HA" + r"CK)\b"),
