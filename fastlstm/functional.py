@@ -1,6 +1,7 @@
 """One LSTM layer as a function: choose a backend, cast, apply.
 
-`lstm` takes whole sequences, `lstm_cell` one time step; `fastlstm.LSTM` and `fastlstm.LSTMCell` are built on them.
+`lstm` takes whole sequences, `lstm_cell` one time step. `run_layer` and `run_cell`, which also take what a module keeps
+from call to call, are what `fastlstm.LSTM` and `fastlstm.LSTMCell` are built on.
 """
 
 from typing import Any
@@ -43,13 +44,13 @@ def _in_graph(dual: bool, *arguments: Any) -> tuple[Tensor, ...]:
     return output, h_n, c_n, *cells
 
 
-def lstm(
+def run_layer(
     x: Tensor,
     hx: State | None,
     weight_ih: Tensor,
     weight_hh: Tensor,
-    bias_ih: Tensor | None = None,
-    bias_hh: Tensor | None = None,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
     weight_hr: Tensor | None = None,
     *,
     mask: Tensor | None = None,
@@ -58,34 +59,14 @@ def lstm(
     return_cells: bool = False,
     backend: str | None = None,
     slot: Slot | None = None,
-) -> tuple[Tensor, State] | tuple[Tensor, State, Tensor]:
-    """One LSTM layer in one direction over a whole sequence, time first.
+) -> Any:
+    """What `lstm` does, for modules.
 
-    Args:
-        x: (T, B, I), any strides.
-        hx: initial states ``h_0`` (B, H) and ``c_0`` (B, H), or None for zeros.
-        weight_ih: (4H, I), row blocks in the order i, f, g, o. weight_hh: (4H, H). bias_ih, bias_hh: (4H,).
-        weight_hr: (P, H): projects the hidden state; ``h_0`` and the output are then P wide, and weight_hh is (4H, P).
-        mask: int32 (T, B): 0 an ordinary step; 1 reset, the state is zero before the step; 2 hold, the state is
-            carried through and the output is zero.
+    Args, beside those of `lstm`:
         holds: False saves a copy of the output where the mask holds no step, or where the outputs of held steps are
             not looked at, which are then the states carried through.
-        reverse: run from the last step to the first; outputs stay in the order of `x`.
-        return_cells: also return every cell state.
-        backend: a name of `fastlstm.dispatch.NAMES`; None takes `use_backend`'s.
         slot: a module's own, which keeps these weights packed while no gradient is wanted, and from step to step. With
             it a call under no transform takes shorter ways, see `fastlstm.inference`.
-
-    Returns:
-        ``output`` (T, B, H), ``(h_n, c_n)`` each (B, H), and with `return_cells` the cell states (T, B, H).
-
-    Raises:
-        ValueError: for a shape, dtype or device that does not fit, and for an unknown backend.
-        TypeError: where `x` is no tensor, or `hx` no tuple or list of tensors.
-        RuntimeError: where `hx` has not two states; when the backend asked for by name cannot run these tensors, with
-            its reason.
-
-    Equivalent to one layer and direction of `torch.nn.LSTM`.
     """
     checks.check_given(x, hx)
     weights, options = (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr), (mask, holds, reverse, return_cells)
@@ -98,7 +79,49 @@ def lstm(
     # the constant first, which guards no name; what a graph opens by `enter_dual_level` is the name's value to dynamo
     dual = _has_dual_level() or forward_ad._current_level >= 0
     output, h_n, c_n, *cells = _in_graph(dual, x, hx, *weights, *options, dispatch.named(backend))
-    return output, (h_n, c_n), *cells  # type: ignore[return-value]
+    return output, (h_n, c_n), *cells
+
+
+def lstm(
+    x: Tensor,
+    hx: State | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None = None,
+    bias_hh: Tensor | None = None,
+    weight_hr: Tensor | None = None,
+    *,
+    mask: Tensor | None = None,
+    reverse: bool = False,
+    return_cells: bool = False,
+    backend: str | None = None,
+) -> tuple[Tensor, State] | tuple[Tensor, State, Tensor]:
+    """One LSTM layer in one direction over a whole sequence, time first.
+
+    Args:
+        x: (T, B, I), any strides.
+        hx: initial states ``h_0`` (B, H) and ``c_0`` (B, H), or None for zeros.
+        weight_ih: (4H, I), row blocks in the order i, f, g, o. weight_hh: (4H, H). bias_ih, bias_hh: (4H,).
+        weight_hr: (P, H): projects the hidden state; ``h_0`` and the output are then P wide, and weight_hh is (4H, P).
+        mask: int32 (T, B): 0 an ordinary step; 1 reset, the state is zero before the step; 2 hold, the state is
+            carried through and the output is zero.
+        reverse: run from the last step to the first; outputs stay in the order of `x`.
+        return_cells: also return every cell state.
+        backend: a name of `fastlstm.dispatch.NAMES`; None takes `use_backend`'s.
+
+    Returns:
+        ``output`` (T, B, H), ``(h_n, c_n)`` each (B, H), and with `return_cells` the cell states (T, B, H).
+
+    Raises:
+        ValueError: for a shape, dtype or device that does not fit, and for an unknown backend.
+        TypeError: where `x` is no tensor, or `hx` no tuple or list of tensors.
+        RuntimeError: where `hx` has not two states; when the backend asked for by name cannot run these tensors, with
+            its reason.
+
+    Equivalent to one layer and direction of `torch.nn.LSTM`.
+    """
+    weights = weight_ih, weight_hh, bias_ih, bias_hh, weight_hr
+    return run_layer(x, hx, *weights, mask=mask, reverse=reverse, return_cells=return_cells, backend=backend)
 
 
 def _lstm(
@@ -199,22 +222,18 @@ def _is_autocast(x: Tensor) -> bool:
     return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
 
 
-def lstm_cell(
+def run_cell(
     x: Tensor,
     hx: State | None,
     weight_ih: Tensor,
     weight_hh: Tensor,
-    bias_ih: Tensor | None = None,
-    bias_hh: Tensor | None = None,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
     *,
-    backend: str | None = None,
+    backend: str | None,
     slot: Slot | None = None,
 ) -> State:
-    """One time step: `x` (B, I), states (B, H) or None for zeros; returns ``(h, c)``, each (B, H).
-
-    Raises what `lstm` raises. Equivalent to `torch.nn.LSTMCell`, which a CPU's autocast leaves in the weights' dtype: a
-    cell state rounded to 16 bits at every step would not last.
-    """
+    """What `lstm_cell` does, for modules; `slot` is as in `run_layer`."""
     checks.check_given(x, hx)
     if x.dim() != 2:
         raise ValueError(f"x must have shape (B, I), got {tuple(x.shape)}")
@@ -222,7 +241,7 @@ def lstm_cell(
         x = x.to(weight_ih.dtype)
         hx = hx if hx is None else (hx[0].to(x.dtype), hx[1].to(x.dtype))
         with torch.autocast("cpu", enabled=False):
-            return lstm_cell(x, hx, weight_ih, weight_hh, bias_ih, bias_hh, backend=backend)
+            return run_cell(x, hx, weight_ih, weight_hh, bias_ih, bias_hh, backend=backend)
     if weight_ih.shape[0] == 0:  # no units, which torch's cell takes
         h = x @ weight_ih.mT
         return h, h.clone()
@@ -233,7 +252,25 @@ def lstm_cell(
         # what autograd saves must not depend on whether they were packed before: a checkpoint would not take it
         if layer is not None and (state := packed_step(slot, x, hx, weights, backend)) is not None:
             return state
-    return lstm(x.unsqueeze(0), hx, weight_ih, weight_hh, bias_ih, bias_hh, backend=backend, slot=slot)[1]
+    return run_layer(x.unsqueeze(0), hx, weight_ih, weight_hh, bias_ih, bias_hh, backend=backend, slot=slot)[1]
+
+
+def lstm_cell(
+    x: Tensor,
+    hx: State | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None = None,
+    bias_hh: Tensor | None = None,
+    *,
+    backend: str | None = None,
+) -> State:
+    """One time step: `x` (B, I), states (B, H) or None for zeros; returns ``(h, c)``, each (B, H).
+
+    Raises what `lstm` raises. Equivalent to `torch.nn.LSTMCell`, which a CPU's autocast leaves in the weights' dtype: a
+    cell state rounded to 16 bits at every step would not last.
+    """
+    return run_cell(x, hx, weight_ih, weight_hh, bias_ih, bias_hh, backend=backend)
 
 
 def _shown(h: Tensor, mask: Tensor | None, holds: bool) -> Tensor:

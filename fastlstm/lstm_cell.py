@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastlstm import checks, dispatch
-from fastlstm.functional import State, lstm_cell
+from fastlstm.functional import State, run_cell
 from fastlstm.inference import KeepsPacked, packed_step, slot_of
 
 _CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -77,7 +77,7 @@ class LSTMCell(KeepsPacked, nn.RNNCellBase):
             return state
         hx = checks.check_cell(self, input, hx, weights[0])
         if input.dim() == 2:
-            return lstm_cell(input, hx, *weights, backend=self.backend, slot=slot)
+            return run_cell(input, hx, *weights, backend=self.backend, slot=slot)
         hx = None if hx is None else (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
-        h, c = lstm_cell(input.unsqueeze(0), hx, *weights, backend=self.backend, slot=slot)
+        h, c = run_cell(input.unsqueeze(0), hx, *weights, backend=self.backend, slot=slot)
         return h.squeeze(0), c.squeeze(0)

@@ -14,11 +14,9 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastlstm import checks, dispatch
 from fastlstm.function import join, take_rows
-from fastlstm.functional import lstm
+from fastlstm.functional import State, run_layer
 from fastlstm.inference import KeepsPacked, infer_both, plain_sequence, slot_of
 from fastlstm.packing import Lengths, is_readable, longest_first, pack, pad, step_mask, tensor_of, unpack
-
-State = tuple[Tensor, Tensor]
 
 
 class LSTM(KeepsPacked, nn.RNNBase):
@@ -77,19 +75,8 @@ class LSTM(KeepsPacked, nn.RNNBase):
         backend: str | None = None,
         forget_bias: float | None = None,
     ) -> None:
-        super().__init__(
-            "LSTM",
-            input_size,
-            hidden_size,
-            num_layers,
-            bias,
-            batch_first,
-            dropout,
-            bidirectional,
-            proj_size,
-            device,
-            dtype,
-        )
+        options = bias, batch_first, dropout, bidirectional, proj_size, device, dtype
+        super().__init__("LSTM", input_size, hidden_size, num_layers, *options)
         if backend is not None:
             self.backend = dispatch.check_name(backend)
         if forget_bias is not None:
@@ -254,15 +241,7 @@ class LSTM(KeepsPacked, nn.RNNBase):
     ) -> tuple[Any, ...]:
         if self.num_layers == 1 and not self.bidirectional and not return_cells:  # the common case, kept short
             state = None if hx is None else (hx[0][0], hx[1][0])
-            result: Any = lstm(
-                x,
-                state,
-                *weights,
-                mask=mask,
-                holds=holds,
-                backend=self.backend,
-                slot=slot_of(self),
-            )
+            result = run_layer(x, state, *weights, mask=mask, holds=holds, backend=self.backend, slot=slot_of(self))
             return result[0], _stack([result[1]])
         T, B, directions = x.shape[0], x.shape[1], 2 if self.bidirectional else 1
         ends: list[State] = []
@@ -280,7 +259,7 @@ class LSTM(KeepsPacked, nn.RNNBase):
                 ends += both_ends
             else:
                 for direction in range(directions):
-                    result = lstm(
+                    result = run_layer(
                         x,
                         begins[direction],
                         *each[direction],
@@ -326,8 +305,8 @@ class LSTM(KeepsPacked, nn.RNNBase):
             return h.squeeze(0), (h_n.squeeze(1), c_n.squeeze(1))
         if self.num_layers == 1 and not self.proj_size:  # the common case, kept short
             hx = None if state is None else (state[0].squeeze(0), state[1].squeeze(0))
-            result: Any = lstm(x_t.unsqueeze(0), hx, *weights, backend=self.backend, slot=slot_of(self))
-            output, (h, c) = result
+            x = x_t.unsqueeze(0)
+            output, (h, c) = run_layer(x, hx, *weights, backend=self.backend, slot=slot_of(self))
             return output.squeeze(0), (h.unsqueeze(0), c.unsqueeze(0))
         output, state = self._run(x_t.unsqueeze(0), state, None, None, False, weights)
         return output.squeeze(0), state

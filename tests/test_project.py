@@ -1,5 +1,6 @@
 """The project's own rules: imports point down, `import fastlstm` stays light, the text speaks of the project alone."""
 
+import inspect
 import json
 import re
 import subprocess
@@ -53,6 +54,17 @@ def test_the_package_shows_its_public_names_alone():
 
     assert dir(fastlstm) == sorted(["__version__", *fastlstm.__all__])
     assert all(getattr(fastlstm, name) is not None for name in dir(fastlstm))
+
+
+@pytest.mark.parametrize(
+    ("function", "options"),
+    [("lstm", ["weight_hr", "mask", "reverse", "return_cells", "backend"]), ("lstm_cell", ["backend"])],
+)
+def test_the_arguments_of_the_functions(function, options):
+    import fastlstm
+
+    parameters = inspect.signature(getattr(fastlstm, function)).parameters
+    assert list(parameters) == ["x", "hx", "weight_ih", "weight_hh", "bias_ih", "bias_hh", *options]
 
 
 FORBIDDEN = {
