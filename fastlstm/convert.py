@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from fastlstm import dispatch
+from fastlstm.dispatch import Backend
 from fastlstm.lstm_cell import LSTMCell
 from fastlstm.module import LSTM
 
@@ -32,7 +33,7 @@ class _Mixed:
         return _new, (self._made_from,), *parts[2:]
 
 
-def replace_lstm(model: M, *, backend: str | None = None, keep_type: bool = False) -> M:
+def replace_lstm(model: M, *, backend: Backend | None = None, keep_type: bool = False) -> M:
     """Make every `torch.nn.LSTM` and `torch.nn.LSTMCell` in `model` a `fastlstm.LSTM` or `fastlstm.LSTMCell`.
 
     The modules themselves change their class, so parameters (an optimiser keeps working), hooks, training mode,

@@ -4,7 +4,7 @@
 from call to call, are what `fastlstm.LSTM` and `fastlstm.LSTMCell` are built on.
 """
 
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch.autograd import forward_ad
 
 from fastlstm import checks, dispatch, ops
 from fastlstm.backends import aten, reference
+from fastlstm.dispatch import Backend
 from fastlstm.function import LSTMFunction, WithoutGradients, layer_op, zero_held
 from fastlstm.inference import Slot, infer, infer_cast, packed_layer, packed_step, train
 from fastlstm.levels import levels_of, wants_autograd, wants_gradient
@@ -82,6 +83,57 @@ def run_layer(
     return output, (h_n, c_n), *cells
 
 
+@overload
+def lstm(
+    x: Tensor,
+    hx: State | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None = None,
+    bias_hh: Tensor | None = None,
+    weight_hr: Tensor | None = None,
+    *,
+    mask: Tensor | None = None,
+    reverse: bool = False,
+    return_cells: Literal[False] = False,
+    backend: Backend | None = None,
+) -> tuple[Tensor, State]: ...
+
+
+@overload
+def lstm(
+    x: Tensor,
+    hx: State | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None = None,
+    bias_hh: Tensor | None = None,
+    weight_hr: Tensor | None = None,
+    *,
+    mask: Tensor | None = None,
+    reverse: bool = False,
+    return_cells: Literal[True],
+    backend: Backend | None = None,
+) -> tuple[Tensor, State, Tensor]: ...
+
+
+@overload
+def lstm(
+    x: Tensor,
+    hx: State | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None = None,
+    bias_hh: Tensor | None = None,
+    weight_hr: Tensor | None = None,
+    *,
+    mask: Tensor | None = None,
+    reverse: bool = False,
+    return_cells: bool,
+    backend: Backend | None = None,
+) -> tuple[Tensor, State] | tuple[Tensor, State, Tensor]: ...
+
+
 def lstm(
     x: Tensor,
     hx: State | None,
@@ -94,7 +146,7 @@ def lstm(
     mask: Tensor | None = None,
     reverse: bool = False,
     return_cells: bool = False,
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> tuple[Tensor, State] | tuple[Tensor, State, Tensor]:
     """One LSTM layer in one direction over a whole sequence, time first.
 
@@ -263,7 +315,7 @@ def lstm_cell(
     bias_ih: Tensor | None = None,
     bias_hh: Tensor | None = None,
     *,
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> State:
     """One time step: `x` (B, I), states (B, H) or None for zeros; returns ``(h, c)``, each (B, H).
 

@@ -1,10 +1,11 @@
 """`LSTMCell`: the parameters, arguments, results and errors of `torch.nn.LSTMCell`."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from fastlstm import checks, dispatch
+from fastlstm.dispatch import Backend
 from fastlstm.functional import State, run_cell
 from fastlstm.inference import KeepsPacked, packed_step, slot_of
 
@@ -31,7 +32,7 @@ class LSTMCell(KeepsPacked, nn.RNNCellBase):
         ValueError: for an unknown backend.
     """
 
-    backend: str | None = None
+    backend: Backend | None = None
 
     def __init__(
         self,
@@ -41,11 +42,12 @@ class LSTMCell(KeepsPacked, nn.RNNCellBase):
         device: Any = None,
         dtype: Any = None,
         *,
-        backend: str | None = None,
+        backend: Backend | None = None,
     ) -> None:
         super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
         if backend is not None:
-            self.backend = dispatch.check_name(backend)
+            dispatch.check_name(backend)
+            self.backend = backend
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (f", backend={self.backend}" if self.backend is not None else "")
@@ -81,3 +83,7 @@ class LSTMCell(KeepsPacked, nn.RNNCellBase):
         hx = None if hx is None else (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
         h, c = run_cell(input.unsqueeze(0), hx, *weights, backend=self.backend, slot=slot)
         return h.squeeze(0), c.squeeze(0)
+
+    if TYPE_CHECKING:  # torch.nn.Module leaves it untyped
+
+        def __call__(self, input: Tensor, hx: State | None = None) -> State: ...  # noqa: A002

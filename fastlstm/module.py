@@ -3,9 +3,10 @@
 Layers, directions, dropout, packing and `batch_first` end here; below, everything is one layer, time first.
 """
 
+from collections.abc import Callable
 from copy import copy
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +14,17 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from fastlstm import checks, dispatch
+from fastlstm.dispatch import Backend
 from fastlstm.function import join, take_rows
 from fastlstm.functional import State, run_layer
 from fastlstm.inference import KeepsPacked, infer_both, plain_sequence, slot_of
 from fastlstm.packing import Lengths, is_readable, longest_first, pack, pad, step_mask, tensor_of, unpack
+
+X = TypeVar("X", Tensor, PackedSequence)  # outputs have the form of the input
+if TYPE_CHECKING:
+    Method = TypeVar("Method", bound=Callable[..., Any])
+
+    def _typed_as(method: Method) -> Callable[[Any], Method]: ...
 
 
 class LSTM(KeepsPacked, nn.RNNBase):
@@ -56,7 +64,7 @@ class LSTM(KeepsPacked, nn.RNNBase):
             backend; for a forget_bias without biases.
     """
 
-    backend: str | None = None
+    backend: Backend | None = None
     forget_bias: float | None = None
 
     def __init__(
@@ -72,13 +80,14 @@ class LSTM(KeepsPacked, nn.RNNBase):
         device: Any = None,
         dtype: Any = None,
         *,
-        backend: str | None = None,
+        backend: Backend | None = None,
         forget_bias: float | None = None,
     ) -> None:
         options = bias, batch_first, dropout, bidirectional, proj_size, device, dtype
         super().__init__("LSTM", input_size, hidden_size, num_layers, *options)
         if backend is not None:
-            self.backend = dispatch.check_name(backend)
+            dispatch.check_name(backend)
+            self.backend = backend
         if forget_bias is not None:
             self.forget_bias = checks.check_forget_bias(forget_bias, bias)
             self._set_forget_bias(self.forget_bias)
@@ -127,6 +136,36 @@ class LSTM(KeepsPacked, nn.RNNBase):
     check_forward_args: Any = nn.LSTM.check_forward_args
     permute_hidden: Any = nn.LSTM.permute_hidden
 
+    @overload
+    def forward(
+        self,
+        input: X,
+        hx: State | None = None,
+        *,
+        reset: Tensor | None = None,
+        lengths: Lengths | None = None,
+        return_cells: Literal[False] = False,
+    ) -> tuple[X, State]: ...
+    @overload
+    def forward(
+        self,
+        input: X,
+        hx: State | None = None,
+        *,
+        reset: Tensor | None = None,
+        lengths: Lengths | None = None,
+        return_cells: Literal[True],
+    ) -> tuple[X, State, X]: ...
+    @overload
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: State | None = None,
+        *,
+        reset: Tensor | None = None,
+        lengths: Lengths | None = None,
+        return_cells: bool = False,
+    ) -> tuple[Any, ...]: ...
     def forward(
         self,
         input: Tensor | PackedSequence,  # noqa: A002
@@ -187,6 +226,11 @@ class LSTM(KeepsPacked, nn.RNNBase):
         if self.batch_first:
             output, *cells = (a.transpose(0, 1) for a in (output, *cells))
         return output, states, *cells
+
+    if TYPE_CHECKING:  # torch.nn.Module leaves it untyped
+
+        @_typed_as(forward)
+        def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
     def _order(self, x: Tensor, lengths: Tensor) -> Tensor | None:
         if x.dim() == 2 or self.proj_size or not dispatch.skips_ended(self.backend, x.device, x.dtype):

@@ -1,0 +1,116 @@
+# pyright: basic, reportUnnecessaryTypeIgnoreComment=true
+"""A user's program, for type checkers alone: test_typing.py hands it to them, and nobody runs it.
+
+A line that ends in `type: ignore` is one that they have to refuse: they report such a comment where it is not needed.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+from typing_extensions import assert_type
+
+import fastlstm
+
+State = tuple[Tensor, Tensor]
+
+
+class Tagger(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = fastlstm.LSTM(3, 5, 2, batch_first=True, backend="numba-bf16")
+        self.cell = fastlstm.LSTMCell(5, 5, backend=None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output, (h, c) = self.lstm(x)
+        h, c = self.cell(output[:, -1], (h[-1], c[-1]))
+        return h
+
+
+def whole_sequences(lstm: fastlstm.LSTM, x: Tensor, state: State, packed: PackedSequence, flag: bool) -> None:
+    output, (h, c) = lstm(x)
+    assert_type(output, Tensor)
+    assert_type(h, Tensor)
+    assert_type(c, Tensor)
+    assert_type(lstm(input=x, hx=state), tuple[Tensor, State])
+    assert_type(lstm(x, None, return_cells=False), tuple[Tensor, State])
+    assert_type(lstm(x, return_cells=True), tuple[Tensor, State, Tensor])
+    assert_type(lstm(x, return_cells=flag), tuple[Any, ...])
+    assert_type(lstm(packed, state), tuple[PackedSequence, State])
+    assert_type(lstm(packed, return_cells=True), tuple[PackedSequence, State, PackedSequence])
+    assert_type(lstm(packed if flag else x), tuple[Any, ...])
+    assert_type(lstm.forward(x), tuple[Tensor, State])
+    assert_type(lstm(nn.Parameter(x)), tuple[Tensor, State])
+    lstm(np.zeros((4, 2, 3)))  # type: ignore[call-overload]
+    lstm(x, h)  # type: ignore[call-overload]
+    lstm(x, foo=1)  # type: ignore[call-overload]
+    output, state = lstm(x, return_cells=True)  # type: ignore[misc]
+
+
+def masks(lstm: fastlstm.LSTM, x: Tensor) -> None:
+    lstm(x, reset=torch.zeros(4, 2, dtype=torch.bool), lengths=torch.tensor([4, 2]))
+    lstm(x, lengths=[4, 2])
+    lstm(x, lengths=(4, 2))
+    lstm(x, lengths=np.array([4, 2]))
+    lstm(x[:, 0], lengths=4)
+    lstm(x, lengths=[1.5, 2.0])  # type: ignore[list-item]
+    lstm(x, lengths="42")  # type: ignore[arg-type]
+    lstm(x, reset=[True, False])  # type: ignore[call-overload]
+
+
+def steps(lstm: fastlstm.LSTM, cell: fastlstm.LSTMCell, x: Tensor, state: State) -> None:
+    h, state = lstm.step(x)
+    assert_type(h, Tensor)
+    assert_type(lstm.step(x, state), tuple[Tensor, State])
+    assert_type(cell(x), State)
+    assert_type(cell(input=x, hx=state), State)
+    lstm.step(np.zeros(3))  # type: ignore[arg-type]
+    cell(np.zeros(3))  # type: ignore[arg-type]
+
+
+def functions(x: Tensor, weights: tuple[Tensor, Tensor, Tensor, Tensor], flag: bool) -> None:
+    output, (h, c) = fastlstm.lstm(x, None, *weights)
+    assert_type(output, Tensor)
+    assert_type(h, Tensor)
+    assert_type(fastlstm.lstm(x, (h, c), *weights, mask=None, reverse=True, backend="numba"), tuple[Tensor, State])
+    assert_type(fastlstm.lstm(x, None, *weights, return_cells=True), tuple[Tensor, State, Tensor])
+    either = fastlstm.lstm(x, None, *weights, return_cells=flag)
+    assert_type(either, tuple[Tensor, State] | tuple[Tensor, State, Tensor])
+    h, c = fastlstm.lstm_cell(x, (h, c), *weights, backend="reference")
+    assert_type(h, Tensor)
+    fastlstm.lstm(x, None, *weights, slot=None)  # type: ignore[call-overload]
+    fastlstm.lstm(x, None, *weights, holds=False)  # type: ignore[call-overload]
+    fastlstm.lstm(x, None, *weights, backend="nativ")  # type: ignore[call-overload]
+    fastlstm.lstm_cell(x, None, *weights, slot=None)  # type: ignore[call-arg]
+    fastlstm.lstm_cell(x, None, *weights, backend="nativ")  # type: ignore[arg-type]
+
+
+def models() -> None:
+    model = fastlstm.replace_lstm(Tagger(), backend="native", keep_type=True)
+    assert_type(model, Tagger)
+    assert_type(fastlstm.restore_lstm(model), Tagger)
+    assert_type(fastlstm.LSTM.from_torch(nn.LSTM(3, 5)).to_torch(), nn.LSTM)
+    model.lstm.backend = "triton"
+    model.lstm.backend = "cudnn"  # type: ignore[assignment]
+    fastlstm.LSTM(3, 5, backend="cudnn")  # type: ignore[arg-type]
+    fastlstm.LSTMCell(3, 5, backend="cudnn")  # type: ignore[arg-type]
+    fastlstm.replace_lstm(model, backend="cudnn")  # type: ignore[arg-type]
+    fastlstm.replace_lstm([model])  # type: ignore[type-var]
+
+
+@fastlstm.use_backend("native")
+def decorated(count: int) -> str:
+    return "a" * count
+
+
+def backends() -> None:
+    fastlstm.use_backend("triton-tf32")
+    with fastlstm.use_backend("auto"):
+        assert_type(decorated(3), str)
+    decorated("3")  # type: ignore[arg-type]
+    fastlstm.use_backend("nativ")  # type: ignore[arg-type]
+
+
+assert_type(fastlstm.__version__, str)
