@@ -55,6 +55,23 @@ int64_t product_of(int64_t a, int64_t b, int64_t c = 1, int64_t d = 1) {
     return total;
 }
 
+// Whether the last of so many things, so many elements apart in either direction, is in reach.
+bool is_stride(int64_t count, int64_t stride) {
+    const int64_t most = LARGEST / count;
+    return -most <= stride && stride <= most;
+}
+
+// Whether 4H rows of so many columns lie so many elements apart: a weight's rows do not overlap.
+template <class Args> bool is_weight_row(const Args &a, int64_t columns, int64_t row) {
+    return row >= columns && is_stride(4 * a.H, row);
+}
+template <class Args> bool are_weight_rows(const Args &a) {
+    return is_weight_row(a, a.I, a.weight_ih_row) && is_weight_row(a, a.H, a.weight_hh_row);
+}
+template <class Args> bool are_input_strides(const Args &a) {
+    return is_stride(a.T, a.x_step) && is_stride(a.B, a.x_row) && is_stride(a.B, a.h_0_row) && is_stride(a.B, a.c_0_row);
+}
+
 template <class Args> int check_common(const Args &a) {
     if (a.version != FASTLSTM_VERSION) return FASTLSTM_BAD_VERSION;
     if (!is_dtype(a.dtype) || a.I < 1 || a.H < 1 || a.I > LARGEST || a.H > LARGEST ||
@@ -67,8 +84,8 @@ template <class Args> int check_common(const Args &a) {
 int check(const fastlstm_forward_args *a) {
     if (!a) return FASTLSTM_BAD_ARGUMENT;
     if (int code = check_common(*a)) return code;
-    bool weights = (a->packed && !a->changed) || (a->weight_ih && a->weight_hh);
-    bool right = weights && a->x && a->h && a->h_n && a->c_n && !a->c == !a->gates;
+    bool weights = (a->packed && !a->changed) || (a->weight_ih && a->weight_hh && are_weight_rows(*a));
+    bool right = weights && a->x && a->h && a->h_n && a->c_n && !a->c == !a->gates && are_input_strides(*a);
     return right ? FASTLSTM_OK : FASTLSTM_BAD_ARGUMENT;
 }
 
@@ -76,6 +93,10 @@ int check(const fastlstm_backward_args *a) {
     if (!a) return FASTLSTM_BAD_ARGUMENT;
     if (int code = check_common(*a)) return code;
     bool right = a->x && (!a->dx || a->weight_ih) && a->weight_hh && a->h && a->c && a->gates;
+    right = right && is_weight_row(*a, a->H, a->weight_hh_row) && (!a->dx || is_weight_row(*a, a->I, a->weight_ih_row));
+    right = right && are_input_strides(*a) && is_stride(a->T, a->dh_step) && is_stride(a->B, a->dh_row) &&
+            is_stride(a->T, a->dc_step) && is_stride(a->B, a->dc_row) && is_stride(a->B, a->dh_n_row) &&
+            is_stride(a->B, a->dc_n_row);
     return right ? FASTLSTM_OK : FASTLSTM_BAD_ARGUMENT;
 }
 
@@ -192,7 +213,8 @@ size_t fastlstm_gates_size(int64_t dtype, int64_t instructions, int64_t T, int64
 size_t fastlstm_packed_size(int64_t dtype, int64_t instructions, int64_t I, int64_t H) {
     int64_t lanes = fastlstm_lanes(dtype, instructions);
     if (!lanes || I < 1 || H < 1 || I > LARGEST || H > LARGEST || product_of(H + 64, I + H + 64, 4) < 0) return 0;
-    return (size_t)(ceil_div(H, lanes) * ((I + H + 1) * 4 + 1) * lanes * size_of(dtype));  // see ForwardJob
+    const int64_t vectors = (I + H + 1) * 4 + digest_vectors(lanes * size_of(dtype));  // see ForwardJob
+    return (size_t)(ceil_div(H, lanes) * vectors * lanes * size_of(dtype));
 }
 
 int fastlstm_pack(const fastlstm_forward_args *args, void *packed) {
@@ -200,7 +222,7 @@ int fastlstm_pack(const fastlstm_forward_args *args, void *packed) {
     fastlstm_forward_args a = *args;
     a.T = a.B = 1;
     if (int code = check_common(a)) return code;
-    if (!a.weight_ih || !a.weight_hh) return FASTLSTM_BAD_ARGUMENT;
+    if (!a.weight_ih || !a.weight_hh || !are_weight_rows(a)) return FASTLSTM_BAD_ARGUMENT;
     kernels_of(a.instructions)->pack[a.dtype](&a, packed);
     return FASTLSTM_OK;
 }

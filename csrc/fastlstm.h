@@ -2,7 +2,8 @@
  *
  * Sizes are T time steps, B batch rows, I inputs, H hidden units, each at least 1. Arrays are row-major and hold float32
  * or float64; strides count elements, and the last dimension's is always 1. Weights are torch.nn.LSTM's: row blocks in the
- * order i, f, g, o.
+ * order i, f, g, o. Their rows do not overlap: a row stride is at least the number of columns. Other strides may be 0 or
+ * negative.
  *
  * The caller owns every array, those that are written to as well; these may not overlap others unless it says so. Nothing is
  * kept between calls but the threads of the library's own pool. Functions may be called from several threads at once.
@@ -20,7 +21,7 @@ extern "C" {
 #endif
 
 #define FASTLSTM_API __attribute__((visibility("default")))
-#define FASTLSTM_VERSION 2 /* of this interface; raised when a structure or a meaning changes */
+#define FASTLSTM_VERSION 3 /* of this interface; raised when a structure or a meaning changes */
 
 enum fastlstm_error {
     FASTLSTM_OK = 0,
@@ -80,8 +81,8 @@ typedef struct {
     const void *bias, *bias_hh;                    /* (4H,), each or NULL; their sum is the bias */
     const void *packed;    /* of fastlstm_pack, or NULL; the weights and biases are then read only if `changed` is given */
     int64_t *changed;      /* with `packed`, or NULL: written, how many parts of it were found not to be the weights'. All
-                            * biases are compared, and one element of each row and column of the weights; all of them
-                            * where `gates` are given. If not 0, the results are of no use: pack again. */
+                            * weights and biases are looked at; the weights' row strides must be those that were packed. If
+                            * not 0, the results are of no use: pack again. */
     const void *h_0;       int64_t h_0_row;        /* (B, H), or NULL for zeros */
     const void *c_0;       int64_t c_0_row;        /* (B, H), or NULL for zeros */
     const int32_t *mask;   /* (T, B), or NULL: 0 an ordinary step, 1 the state is zero before it, 2 the state is held */

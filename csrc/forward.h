@@ -13,78 +13,68 @@ template <class E> NOINLINE void pack_biases(const fastlstm_forward_args *a, int
     }
 }
 
-// A vector of bits over all weights of a panel. Any change of one 32-bit word changes it; rotation, exclusive or and product
-// keep other changes from cancelling: a turned sign of all weights, two rows swapped.
+// A digest of all weights of a panel, that of fastlstm/backends/numba/primitives.py: each 64-bit pair of words goes to one of
+// many lanes, lane = rotate_left(lane + pair, 13) * FACTOR. All lanes are kept and compared. A change within one pair is always
+// seen; several changes in the same lane go unseen with odds of about 2**-64.
 struct Digest {
-    static constexpr int64_t CHAINS = 4;
-    typedef uint32_t Words __attribute__((vector_size(VECTOR_BYTES)));
-    Words state[CHAINS];
+    static constexpr int64_t CHAINS = fastlstm::digest_vectors(VECTOR_BYTES);
+    typedef uint64_t Pairs __attribute__((vector_size(VECTOR_BYTES)));
+    Pairs lanes[CHAINS];
 
     Digest() {
-        for (uint32_t n = 0; n < CHAINS; n++)
-            for (uint32_t k = 0; k < VECTOR_BYTES / 4; k++) state[n][k] = n * VECTOR_BYTES / 4 + k + 1;
+        for (uint64_t n = 0; n < CHAINS; n++)
+            for (uint64_t k = 0; k < VECTOR_BYTES / 8; k++) lanes[n][k] = n * VECTOR_BYTES / 8 + k + 1;
     }
-    void mix(int64_t n, const char *from, int64_t bytes) {
-        Words words = {};
-        __builtin_memcpy(&words, from, bytes);
-        words ^= state[n];
-        state[n] = (words << 13 | words >> 19) * UINT32_C(0x9E3779B1);
+    static Pairs mix(Pairs lane, const char *from, int64_t bytes) {
+        Pairs pairs = {};
+        __builtin_memcpy(&pairs, from, bytes);
+        lane += pairs;
+        return (lane << 13 | lane >> 51) * UINT64_C(0x9E3779B1);
     }
-    NOINLINE void add(const void *row, int64_t bytes) {
-        const char *at = (const char *)row;
+    NOINLINE void add(const void *words, int64_t bytes) {
+        const char *at = (const char *)words;
+        Pairs own[CHAINS];  // which stay in registers
+        UNROLL for (int64_t n = 0; n < CHAINS; n++) own[n] = lanes[n];
         for (; bytes >= CHAINS * VECTOR_BYTES; bytes -= CHAINS * VECTOR_BYTES)
-            UNROLL for (int64_t n = 0; n < CHAINS; n++, at += VECTOR_BYTES) mix(n, at, VECTOR_BYTES);
-        for (; bytes >= VECTOR_BYTES; bytes -= VECTOR_BYTES, at += VECTOR_BYTES) mix(0, at, VECTOR_BYTES);
-        if (bytes) mix(0, at, bytes);
+            UNROLL for (int64_t n = 0; n < CHAINS; n++, at += VECTOR_BYTES) own[n] = mix(own[n], at, VECTOR_BYTES);
+        for (; bytes >= VECTOR_BYTES; bytes -= VECTOR_BYTES, at += VECTOR_BYTES) own[0] = mix(own[0], at, VECTOR_BYTES);
+        if (bytes) own[1] = mix(own[1], at, bytes);
+        UNROLL for (int64_t n = 0; n < CHAINS; n++) lanes[n] = own[n];
     }
-    void store(void *to) {
-        for (int64_t n = 1; n < CHAINS; n++) mix(0, (const char *)&state[n], VECTOR_BYTES);
-        __builtin_memcpy(to, &state[0], VECTOR_BYTES);
+    template <class E> void add_rows(int64_t rows, int64_t columns, Rows<const E> weight) {
+        if (weight.row == columns) columns *= rows, rows = 1;  // side by side: as one
+        for (int64_t r = 0; r < rows; r++) add(weight[r], columns * sizeof(E));
     }
 };
 
-template <class E> NOINLINE void digest(const fastlstm_forward_args *a, int64_t p, E *to) {
+template <class E> NOINLINE Digest digest(const fastlstm_forward_args *a, int64_t p) {
     constexpr int64_t L = Vector<E>::N;
+    const int64_t valid = min(L, a->H - p * L);
     Digest digest;
     for (int64_t gate = 0; gate < 4; gate++) {
-        for (int64_t row = gate * a->H + p * L, end = row + min(L, a->H - p * L); row < end; row++) {
-            digest.add((const E *)a->weight_ih + row * a->weight_ih_row, a->I * sizeof(E));
-            digest.add((const E *)a->weight_hh + row * a->weight_hh_row, a->H * sizeof(E));
-        }
+        const int64_t row = gate * a->H + p * L;
+        digest.add_rows<E>(valid, a->I, {(const E *)a->weight_ih + row * a->weight_ih_row, a->weight_ih_row});
+        digest.add_rows<E>(valid, a->H, {(const E *)a->weight_hh + row * a->weight_hh_row, a->weight_hh_row});
     }
-    digest.store(to);
+    return digest;
 }
 
-template <class E> bool differ(const E *x, const E *y) { return __builtin_memcmp(x, y, sizeof *x) != 0; }
+// Where packed biases lie, and after them the digests.
+template <class E> E *biases_of(const fastlstm_forward_args *a, void *packed) {
+    return (E *)packed + ceil_div(a->H, Vector<E>::N) * (a->I + a->H) * 4 * Vector<E>::N;
+}
+template <class E> Digest *digests_of(const fastlstm_forward_args *a, void *packed) {
+    return (Digest *)(biases_of<E>(a, packed) + ceil_div(a->H, Vector<E>::N) * 4 * Vector<E>::N);
+}
 
-// Whether panel p is not the weights' in a bias or in one element of each of their rows, from a column that moves on with
-// the row so that every column is met: what changes a whole row, a whole column or everything is found. Where a backward
-// pass follows, in any element.
-template <class E> NOINLINE bool is_changed(const fastlstm_forward_args *a, const E *packed, int64_t p) {
+// Whether the weights or biases of panel p have changed since they were packed.
+template <class E> NOINLINE bool is_changed(const fastlstm_forward_args *a, void *packed, int64_t p) {
     constexpr int64_t L = Vector<E>::N;
-    const int64_t I = a->I, H = a->H, K = I + H, panels = ceil_div(H, L), columns = min(I, 4 * H);
-    const Rows<const E> weight_ih{(const E *)a->weight_ih, a->weight_ih_row};
-    const Rows<const E> weight_hh{(const E *)a->weight_hh, a->weight_hh_row};
-    const Panel<E> panel(H, p);
-    const E *weights = packed + p * K * 4 * L, *of_biases = packed + panels * K * 4 * L, *digests = of_biases + panels * 4 * L;
-    alignas(64) E seen[4 * L];
-    pack_biases<E>(a, p, seen);
-    if (__builtin_memcmp(seen, of_biases + p * 4 * L, sizeof seen)) return true;
-    if (a->gates) {
-        digest<E>(a, p, seen);
-        return __builtin_memcmp(seen, digests + p * L, VECTOR_BYTES) != 0;
-    }
-    for (int64_t gate = 0; gate < 4; gate++) {
-        int64_t row = gate * H + p * L, column = row % columns;
-        const E *at = weights + gate * panel.gate;
-        for (int64_t u = p * L; u < min(H, (p + 1) * L); u++, row++, at++) {
-            if (differ(weight_hh[row] + u, at + (I + u) * panel.wide())) return true;
-            for (int64_t k = column; k < I; k += 4 * H)
-                if (differ(weight_ih[row] + k, at + k * panel.wide())) return true;
-            if (++column == columns) column = 0;
-        }
-    }
-    return false;
+    alignas(64) E biases[4 * L];
+    pack_biases<E>(a, p, biases);
+    if (__builtin_memcmp(biases, biases_of<E>(a, packed) + p * 4 * L, sizeof biases)) return true;
+    const Digest seen = digest<E>(a, p);
+    return __builtin_memcmp(&seen, (const char *)(digests_of<E>(a, packed) + p), sizeof seen) != 0;
 }
 
 // Rows of weight_ih and weight_hh to [panel][k] and gates as they lie (see Panel), then zeros; then the biases, and where the
@@ -92,14 +82,17 @@ template <class E> NOINLINE bool is_changed(const fastlstm_forward_args *a, cons
 template <class E>
 void pack_panels(const fastlstm_forward_args *a, void *packed, int64_t first, int64_t last, bool keep) {
     constexpr int64_t L = Vector<E>::N;
-    const int64_t I = a->I, H = a->H, K = I + H, panels = ceil_div(H, L);
+    const int64_t I = a->I, H = a->H, K = I + H;
     const Rows<const E> weight_ih{(const E *)a->weight_ih, a->weight_ih_row};
     const Rows<const E> weight_hh{(const E *)a->weight_hh, a->weight_hh_row};
     for (int64_t p = first; p < last; p++) {
         const Panel<E> panel(H, p);
         E *to = (E *)packed + p * K * 4 * L;
-        pack_biases<E>(a, p, (E *)packed + (panels * K + p) * 4 * L);
-        if (keep) digest<E>(a, p, (E *)packed + panels * (K + 1) * 4 * L + p * L);
+        pack_biases<E>(a, p, biases_of<E>(a, packed) + p * 4 * L);
+        if (keep) {  // first: what is written to the weights from now on makes them differ from it
+            const Digest digest_of_p = digest<E>(a, p);
+            __builtin_memcpy((char *)(digests_of<E>(a, packed) + p), &digest_of_p, sizeof digest_of_p);
+        }
         if (panel.valid < L) zero_rows<E>(1, K * panel.wide(), {to, 0});
         for (int64_t gate = 0; gate < 4; gate++, to += panel.gate) {
             int64_t row = gate * H + p * L;
@@ -173,7 +166,7 @@ template <class E> void forward(void *argument, int thread, int threads) {
         if (place.parts > 1) place.meet_everyone();  // otherwise everybody has packed what it will use
     } else if (a.changed) {  // the results are then thrown away, but the team still meets at its barriers
         for (int64_t p = first; p < last; p++)
-            if (is_changed(&a, (const E *)job.packed, p)) __atomic_add_fetch(a.changed, 1, __ATOMIC_RELAXED);
+            if (is_changed<E>(&a, job.packed, p)) __atomic_add_fetch(a.changed, 1, __ATOMIC_RELAXED);
     }
     const int64_t b_first = share(B, place.part, place.parts), b_last = share(B, place.part + 1, place.parts);
     const int64_t p_first = place.first_of_team(panels), p_last = place.last_of_team(panels);

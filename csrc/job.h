@@ -11,6 +11,9 @@
 
 namespace fastlstm {
 
+// Vectors of a digest: as many as keep the multipliers busy and stay in registers.
+constexpr int64_t digest_vectors(int64_t vector_bytes) { return vector_bytes == 64 ? 16 : 8; }
+
 struct alignas(64) Barrier { int64_t arrived; };  // a cache line each
 
 struct Job {
@@ -21,7 +24,7 @@ struct Job {
 struct ForwardJob : Job {
     const fastlstm_forward_args *args;
     bool pack;
-    void *packed;  // weights (panels, I+H, 4, lanes), biases (panels, 4, lanes), digests (panels, lanes); see Panel
+    void *packed;  // weights (panels, I+H, 4, lanes), biases (panels, 4, lanes), digests (panels, digest_vectors, lanes); see Panel
     void *resets;  // (threads, B, H) with a mask: the hidden states that a step with resets sees
 };
 

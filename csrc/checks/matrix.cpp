@@ -146,9 +146,29 @@ template <class E> void check(const Layer &l, int64_t dtype, int instructions, i
     }
     f.weight_ih = weight_ih.data(), f.weight_hh = weight_hh.data(), f.changed = &changed;  // and the bias is gone
     if (fastlstm_forward(&f, &threads) || !changed) printf("a changed bias was not found\n"), failures++;
+    f.c = f.gates = nullptr, f.bias = bias.data();
+    if (fastlstm_forward(&f, &threads) || changed) printf("unchanged weights were found changed\n"), failures++;
     auto other = weight_hh;
-    other[other.size() - s.H] += 1, f.weight_hh = other.data(), f.bias = bias.data();  // found where gates are saved
-    if (fastlstm_forward(&f, &threads) || !changed) printf("a changed weight was not found\n"), failures++;
+    f.weight_hh = other.data();
+    for (size_t k = 0; k < other.size(); k += 1 + other.size() / 50) {
+        other[k] += 1;
+        if (fastlstm_forward(&f, &threads) || !changed) printf("a changed weight was not found\n"), failures++;
+        other[k] = weight_hh[k];
+    }
+    std::swap(other.front(), other.back());
+    if (other != weight_hh && (fastlstm_forward(&f, &threads) || !changed))
+        printf("two weights that changed places were not found\n"), failures++;
+    f.weight_hh = weight_hh.data();
+    int64_t *const strides[] = {&f.weight_ih_row, &f.weight_hh_row, &f.x_step, &f.x_row, &f.h_0_row, &f.c_0_row};
+    for (int64_t *stride : strides) {
+        const int64_t kept = *stride, far = INT64_C(1) << 60, wrong[] = {far, -far, kept - 1, 0, -kept};
+        const int count = stride == &f.weight_ih_row || stride == &f.weight_hh_row ? 5 : 2;  // others may be any in reach
+        for (int k = 0; k < count; k++) {
+            *stride = wrong[k];
+            if (fastlstm_forward(&f, &threads) != FASTLSTM_BAD_ARGUMENT) printf("stride %ld was taken\n", (long)wrong[k]), failures++;
+        }
+        *stride = kept;
+    }
     h = as<E>(l.h);
     std::vector<E> dx(l.dx.size(), NAN), dweight_ih(l.dweight_ih.size(), NAN), dweight_hh(l.dweight_hh.size(), NAN);
     std::vector<E> dbias(4 * s.H, NAN), dh_0(BH, NAN), dc_0(BH, NAN);

@@ -21,7 +21,7 @@ from fastlstm.backends.memory import empty
 from fastlstm.backends.reference import HOLD
 
 LIBRARY = Path(__file__).parents[1] / ("_native.dll" if os.name == "nt" else "_native.so")
-VERSION = 2  # FASTLSTM_VERSION of csrc/fastlstm.h, whose structures these are, field by field
+VERSION = 3  # FASTLSTM_VERSION of csrc/fastlstm.h, whose structures these are, field by field
 FORWARD = struct.Struct("@8q Pqq Pq Pq PPPP Pq Pq P PPP PP")
 BACKWARD = struct.Struct("@8q Pqq Pq Pq Pq Pq P PPP Pqq Pqq Pq Pq PPPP PP")
 THREADS = struct.Struct("@qPP")
@@ -109,6 +109,11 @@ def _array(a: Tensor | None, leading: int) -> tuple[int, ...]:
     return (0,) * (leading + 1) if a is None else (a.data_ptr(), *a.stride()[:leading])
 
 
+def _weight(a: Tensor) -> Tensor:
+    """`a` with rows that do not overlap, as those of an expanded tensor do."""
+    return a if a.stride(-1) == 1 and a.stride(-2) >= a.shape[-1] else a.contiguous()
+
+
 def forward(
     x: Tensor,
     weight_ih: Tensor,
@@ -129,7 +134,8 @@ def forward(
     gates = empty(x, *saved_shape(T, B, H, x.dtype)) if save else x.new_empty(0)
     if B == 0:
         return h, h_n, c_n, c, gates
-    x, weight_ih, weight_hh, h_0, c_0 = (rows_contiguous(a) for a in (x, weight_ih, weight_hh, h_0, c_0))
+    x, h_0, c_0 = (rows_contiguous(a) for a in (x, h_0, c_0))
+    weight_ih, weight_hh = _weight(weight_ih), _weight(weight_hh)
     bias = bias if bias is None else bias.contiguous()
     mask = mask if mask is None else mask.to(torch.int32).contiguous()
     arguments = FORWARD.pack(
@@ -172,7 +178,8 @@ def backward(
     gradients = [empty(x, *shape) if want else None for shape, want in zip(shapes, wanted)]
     if B == 0:
         return tuple(a if a is None else a.zero_() for a in gradients)
-    x, weight_ih, weight_hh, h_0, c_0 = (rows_contiguous(a) for a in (x, weight_ih, weight_hh, h_0, c_0))
+    x, h_0, c_0 = (rows_contiguous(a) for a in (x, h_0, c_0))
+    weight_ih, weight_hh = _weight(weight_ih), _weight(weight_hh)
     h, c, gates = h.contiguous(), c.contiguous(), gates.contiguous()
     dh, dh_n, dc_n, dc = (a if a is None else rows_contiguous(a) for a in (dh, dh_n, dc_n, dc))
     mask = mask if mask is None else mask.to(torch.int32).contiguous()
