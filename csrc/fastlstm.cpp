@@ -238,7 +238,9 @@ int fastlstm_forward(const fastlstm_forward_args *args, const fastlstm_threads *
     job.pack = !a.packed, job.packed = (void *)a.packed;
     Memory memory;
     const Zeros zeros(a, memory);
-    if (job.pack) memory.want(job.packed, (int64_t)fastlstm_packed_size(a.dtype, a.instructions, a.I, a.H));
+    const int64_t panels = ceil_div(a.H, lanes);
+    job.panels = job.pack && a.T == 1 && split.parts == 1 ? split.threads : panels;
+    if (job.pack) memory.want(job.packed, (job.panels * (a.I + a.H) + panels) * 4 * lanes * size);
     if (a.mask) memory.want(job.resets, split.threads * a.B * a.H * size);
     if (!memory.take()) return FASTLSTM_NO_MEMORY;
     zeros.give(a);

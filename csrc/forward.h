@@ -59,9 +59,10 @@ template <class E> NOINLINE Digest digest(const fastlstm_forward_args *a, int64_
     return digest;
 }
 
-// Where packed biases lie, and after them the digests.
-template <class E> E *biases_of(const fastlstm_forward_args *a, void *packed) {
-    return (E *)packed + ceil_div(a->H, Vector<E>::N) * (a->I + a->H) * 4 * Vector<E>::N;
+// Where packed biases lie, behind all panels of the weights or those that there is room for, and after them the digests.
+template <class E> E *biases_of(const fastlstm_forward_args *a, void *packed, int64_t panels = -1) {
+    if (panels < 0) panels = ceil_div(a->H, Vector<E>::N);
+    return (E *)packed + panels * (a->I + a->H) * 4 * Vector<E>::N;
 }
 template <class E> Digest *digests_of(const fastlstm_forward_args *a, void *packed) {
     return (Digest *)(biases_of<E>(a, packed) + ceil_div(a->H, Vector<E>::N) * 4 * Vector<E>::N);
@@ -77,33 +78,31 @@ template <class E> NOINLINE bool is_changed(const fastlstm_forward_args *a, void
     return __builtin_memcmp(&seen, (const char *)(digests_of<E>(a, packed) + p), sizeof seen) != 0;
 }
 
-// Rows of weight_ih and weight_hh to [panel][k] and gates as they lie (see Panel), then zeros; then the biases, and where the
-// packed weights are to be kept a digest of each panel.
-template <class E>
-void pack_panels(const fastlstm_forward_args *a, void *packed, int64_t first, int64_t last, bool keep) {
+// Rows of weight_ih and weight_hh of panel p to [k] and gates as they lie (see Panel), then zeros.
+template <class E> void pack_panel(const fastlstm_forward_args *a, int64_t p, E *to) {
     constexpr int64_t L = Vector<E>::N;
     const int64_t I = a->I, H = a->H, K = I + H;
     const Rows<const E> weight_ih{(const E *)a->weight_ih, a->weight_ih_row};
     const Rows<const E> weight_hh{(const E *)a->weight_hh, a->weight_hh_row};
-    for (int64_t p = first; p < last; p++) {
-        const Panel<E> panel(H, p);
-        E *to = (E *)packed + p * K * 4 * L;
-        pack_biases<E>(a, p, biases_of<E>(a, packed) + p * 4 * L);
-        if (keep) {  // first: what is written to the weights from now on makes them differ from it
-            const Digest digest_of_p = digest<E>(a, p);
-            __builtin_memcpy((char *)(digests_of<E>(a, packed) + p), &digest_of_p, sizeof digest_of_p);
-        }
-        if (panel.valid < L) zero_rows<E>(1, K * panel.wide(), {to, 0});
-        for (int64_t gate = 0; gate < 4; gate++, to += panel.gate) {
-            int64_t row = gate * H + p * L;
-            transpose<E>(panel.valid, I, weight_ih.from(row, 0), {to, panel.wide()});
-            transpose<E>(panel.valid, H, weight_hh.from(row, 0), {to + I * panel.wide(), panel.wide()});
-        }
+    const Panel<E> panel(H, p);
+    if (panel.valid < L) zero_rows<E>(1, K * panel.wide(), {to, 0});
+    for (int64_t gate = 0; gate < 4; gate++, to += panel.gate) {
+        int64_t row = gate * H + p * L;
+        transpose<E>(panel.valid, I, weight_ih.from(row, 0), {to, panel.wide()});
+        transpose<E>(panel.valid, H, weight_hh.from(row, 0), {to + I * panel.wide(), panel.wide()});
     }
 }
 
+// Packed weights to be kept: weights, biases and digests. The digests come first: what is written to the weights from now on
+// makes them differ.
 template <class E> void pack_weights(const fastlstm_forward_args *a, void *packed) {
-    pack_panels<E>(a, packed, 0, ceil_div(a->H, Vector<E>::N), true);
+    constexpr int64_t L = Vector<E>::N;
+    for (int64_t p = 0; p < ceil_div(a->H, L); p++) {
+        const Digest digest_of_p = digest<E>(a, p);
+        __builtin_memcpy((char *)(digests_of<E>(a, packed) + p), &digest_of_p, sizeof digest_of_p);
+        pack_biases<E>(a, p, biases_of<E>(a, packed) + p * 4 * L);
+        pack_panel<E>(a, p, (E *)packed + p * (a->I + a->H) * 4 * L);
+    }
 }
 
 template <class E> struct ForwardScratch {
@@ -161,8 +160,14 @@ template <class E> void forward(void *argument, int thread, int threads) {
     if (thread >= place.everyone) return;
     const int64_t T = a.T, B = a.B, I = a.I, H = a.H, K = I + H, panels = ceil_div(H, L);
     const int64_t first = place.first(panels), last = place.last(panels);
+    // One step may read every panel once: a thread packs it when it comes to it, into memory that stays in its cache.
+    const bool packs_as_used = job.pack && job.panels < panels;
+    E *const biases = biases_of<E>(&a, job.packed, job.panels);
     if (job.pack) {
-        pack_panels<E>(&a, job.packed, first, last, false);
+        for (int64_t p = first; p < last; p++) {
+            pack_biases<E>(&a, p, biases + p * 4 * L);
+            if (!packs_as_used) pack_panel<E>(&a, p, (E *)job.packed + p * K * 4 * L);
+        }
         if (place.parts > 1) place.meet_everyone();  // otherwise everybody has packed what it will use
     } else if (a.changed) {  // the results are then thrown away, but the team still meets at its barriers
         for (int64_t p = first; p < last; p++)
@@ -170,7 +175,6 @@ template <class E> void forward(void *argument, int thread, int threads) {
     }
     const int64_t b_first = share(B, place.part, place.parts), b_last = share(B, place.part + 1, place.parts);
     const int64_t p_first = place.first_of_team(panels), p_last = place.last_of_team(panels);
-    const E *packed = (const E *)job.packed, *biases = packed + panels * K * 4 * L;
     E *h_all = (E *)a.h, *c_all = (E *)(a.c ? a.c : a.c_n);
     ForwardScratch<E> scratch;
     Rows<const E> h_prev{(const E *)a.h_0, a.h_0_row}, c_prev{(const E *)a.c_0, a.c_0_row};
@@ -191,10 +195,12 @@ template <class E> void forward(void *argument, int thread, int threads) {
         for (int64_t j = p_first; j < p_last; j++) {  // to and fro: the weights read last are still in the L2 cache
             const int64_t p = s % 2 == 0 ? j : p_first + p_last - 1 - j;
             const int64_t valid = min(L, H - p * L), u = p * L;
+            E *const packed = (E *)job.packed + (packs_as_used ? thread : p) * K * 4 * L;
+            if (packs_as_used) pack_panel<E>(&a, p, packed);
             for (int64_t b = b_first; b < b_last; b += CHUNK) {
                 int64_t rows = min(CHUNK, b_last - b);
                 const Rows<const E> h_rows = s == 0 && begins_at_zero ? Rows<const E>{nullptr, 0} : h_seen.from(b, 0);
-                preact_of<E>(rows, {H, p}, I, K, packed + p * K * 4 * L, biases + p * 4 * L, x.from(b, 0), h_rows, scratch);
+                preact_of<E>(rows, {H, p}, I, K, packed, biases + p * 4 * L, x.from(b, 0), h_rows, scratch);
                 E *gates = a.gates ? (E *)a.gates + ((t * panels + p) * B + b) * 4 * L : nullptr;
                 finish_cells<E>(rows, valid, mask ? mask + b : mask, scratch, h_prev.from(b, u), c_prev.from(b, u),
                                 h.from(b, u), c.from(b, u), gates);

@@ -24,6 +24,7 @@ struct Job {
 struct ForwardJob : Job {
     const fastlstm_forward_args *args;
     bool pack;
+    int64_t panels;  // of the weights that `packed` has room for: all, or one for each thread, which then packs them in turn
     void *packed;  // weights (panels, I+H, 4, lanes), biases (panels, 4, lanes), digests (panels, digest_vectors, lanes); see Panel
     void *resets;  // (threads, B, H) with a mask: the hidden states that a step with resets sees
 };

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlstm.backends.cpu import PackedWeights, address, address_of, openmp, rows_contiguous, threads_now
+from fastlstm.backends.cpu import LARGE, PackedWeights, address, address_of, openmp, rows_contiguous, threads_now
 from fastlstm.backends.memory import empty
 from fastlstm.backends.reference import HOLD
 
@@ -205,8 +205,9 @@ class PackedLayer(PackedWeights):
         size = _library.fastlstm_packed_size(*self.kind[1:], I, H)
         self.packed = empty(self.weight_ih, size // self.dtype.itemsize)
         biases = [a.data_ptr() for a in self.biases] + [0] * (2 - len(self.biases))
-        self.addresses = *_array(self.weight_ih, 1), *_array(self.weight_hh, 1), *biases, self.packed.data_ptr()
-        arguments = FORWARD.pack(*self.kind, 0, 0, I, H, 0, *_array(None, 2), *self.addresses, *(0,) * 11)
+        self.large = 4 * H * (I + H) * self.dtype.itemsize > LARGE
+        self.addresses = *_array(self.weight_ih, 1), *_array(self.weight_hh, 1), *biases
+        arguments = FORWARD.pack(*self.kind, 0, 0, I, H, 0, *_array(None, 2), *self.addresses, *(0,) * 12)
         _call("fastlstm_pack", arguments, self.packed.data_ptr())
 
     def forward(
@@ -234,8 +235,9 @@ class PackedLayer(PackedWeights):
         h_0, c_0 = (None, None) if hx is None else (rows_contiguous(state) for state in hx)
         mask = mask if mask is None else mask.to(torch.int32).contiguous()
         changed = ctypes.c_int64()
+        kept = (0, 0) if self.large and T == 1 else (self.packed.data_ptr(), ctypes.addressof(changed))
         arguments = FORWARD.pack(
-            *self.kind, T, B, I, H, reverse, *_array(x, 2), *self.addresses, ctypes.addressof(changed),
+            *self.kind, T, B, I, H, reverse, *_array(x, 2), *self.addresses, *kept,
             *_array(h_0, 1), *_array(c_0, 1), address(mask), h.data_ptr(), h_n.data_ptr(), c_n.data_ptr(),
             *((a.data_ptr() for a in saved) if save else (0, 0)),
         )  # fmt: skip

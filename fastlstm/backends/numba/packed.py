@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlstm.backends.cpu import PackedWeights, address, rows_contiguous, threads_now
+from fastlstm.backends.cpu import LARGE, PackedWeights, address, rows_contiguous, threads_now
 from fastlstm.backends.memory import SMALL, empty
 from fastlstm.backends.numba import host
 from fastlstm.backends.numba.prepared import Call, Prepared, backward_call, prepare, template
@@ -15,10 +15,6 @@ from fastlstm.backends.numba.shared import CHUNK
 from fastlstm.backends.numba.weights import digested_blocks
 
 SHAPES = 64  # of calls whose arguments a layer keeps
-# Bytes of weights above which they and their packed form do not both stay in a second-level cache. One step without
-# gradients then packs each panel as it comes to it: that reads the weights once, where to look at all of them and then
-# at the packed ones reads as much twice, and takes 0.7 of the time at 512 units.
-LARGE = 1 << 20
 
 
 class PackedLayer(PackedWeights):
