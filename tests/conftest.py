@@ -1,6 +1,8 @@
 """Without a GPU the Triton kernels run in Triton's interpreter, which has to be chosen before triton is imported."""
 
+import functools
 import os
+import signal
 
 import pytest
 import torch
@@ -17,6 +19,14 @@ def backend(request):
     torch.set_default_device("cuda" if on_gpu else None)
     yield request.param
     torch.set_default_device(None)
+
+
+@pytest.fixture
+def ctrl_c():
+    """Sends this process Ctrl-C's signal, which a script's shell has what it starts in the background ignore."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield functools.partial(signal.raise_signal, signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

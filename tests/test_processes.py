@@ -2,7 +2,6 @@
 
 import json
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -71,7 +70,7 @@ def test_two_processes_train_as_one(tiny, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_continue_what_one_began(tiny, tmp_path, monkeypatch):
+def test_two_processes_continue_what_one_began(tiny, tmp_path, monkeypatch, ctrl_c):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     arguments = ["--data", str(tiny), *SMALL, "--iterations", "9", "--out"]
     assert fastlstm.train.main([*arguments, str(whole)]) == 0
@@ -80,7 +79,7 @@ def test_two_processes_continue_what_one_began(tiny, tmp_path, monkeypatch):
     def interrupting(path, state):
         save(path, state)
         if state["state"]["history"]["curves"].shape[1] == 4:
-            signal.raise_signal(signal.SIGINT)
+            ctrl_c()
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save", interrupting)

@@ -90,7 +90,7 @@ def test_a_run_that_was_cut_short_continues_bit_for_bit(tiny, tmp_path, monkeypa
     assert all(torch.equal(first[name], second[name]) for name in second)
 
 
-def test_ctrl_c_leaves_a_run_that_can_be_continued(tiny, tmp_path, monkeypatch, capsys):
+def test_ctrl_c_leaves_a_run_that_can_be_continued(tiny, tmp_path, monkeypatch, capsys, ctrl_c):
     arguments = ["--data", str(tiny), "--iterations", "9", *SMALL, "--checkpoint-every", "2"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert fastlstm.train.main([*arguments, "--out", str(whole)]) == 0
@@ -99,7 +99,7 @@ def test_ctrl_c_leaves_a_run_that_can_be_continued(tiny, tmp_path, monkeypatch, 
     def interrupting(path, state):
         save(path, state)
         if state["state"]["history"]["curves"].shape[1] == 4:
-            signal.raise_signal(signal.SIGINT)
+            ctrl_c()
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save", interrupting)

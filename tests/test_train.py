@@ -235,7 +235,19 @@ def test_a_comparison_of_nothing_and_of_nan():
     assert math.isnan(compare(done, done)["loss_difference"])
 
 
-def interrupting(after):
+@pytest.fixture
+def ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_arrives_where_a_shell_has_it_ignored(ignored, ctrl_c):
+    with pytest.raises(KeyboardInterrupt):
+        ctrl_c()
+
+
+def interrupting(ctrl_c, after):
     """An LSTM that sends Ctrl-C's signal in training call number `after`, the three of the warm-up not counted."""
 
     class InterruptingLSTM(nn.LSTM):
@@ -247,15 +259,15 @@ def interrupting(after):
         def forward(self, *inputs):
             self.calls += self.training
             if self.training and self.calls == after + 3:
-                signal.raise_signal(signal.SIGINT)
+                ctrl_c()
             return super().forward(*inputs)
 
     return InterruptingLSTM
 
 
 @pytest.mark.parametrize("done", [0, 1, 4])
-def test_ctrl_c_ends_the_run_and_what_there_is_is_written(tiny, tmp_path, monkeypatch, capsys, done):
-    monkeypatch.setattr(fastlstm.train, "LSTM", interrupting(done + 1))
+def test_ctrl_c_ends_the_run_and_what_there_is_is_written(tiny, tmp_path, monkeypatch, capsys, ctrl_c, done):
+    monkeypatch.setattr(fastlstm.train, "LSTM", interrupting(ctrl_c, done + 1))
     assert command(tiny, "--compare", "--out", tmp_path, iterations=1000) == 130
     metrics = strict_json(tmp_path / "metrics.json")
     assert metrics["interrupted"] is True
@@ -267,8 +279,8 @@ def test_ctrl_c_ends_the_run_and_what_there_is_is_written(tiny, tmp_path, monkey
     assert f"{done} (interrupted)" in capsys.readouterr().out
 
 
-def test_ctrl_c_in_the_comparison_compares_what_both_did(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(fastlstm.train, "TorchLSTM", interrupting(4))
+def test_ctrl_c_in_the_comparison_compares_what_both_did(tiny, tmp_path, monkeypatch, ctrl_c):
+    monkeypatch.setattr(fastlstm.train, "TorchLSTM", interrupting(ctrl_c, 4))
     assert command(tiny, "--compare", "--out", tmp_path, iterations=10) == 130
     metrics = strict_json(tmp_path / "metrics.json")
     assert (metrics["iterations"], metrics["interrupted"]) == (10, False)
@@ -276,8 +288,8 @@ def test_ctrl_c_in_the_comparison_compares_what_both_did(tiny, tmp_path, monkeyp
     assert metrics["compare"]["loss_difference"] < 1e-4  # rounding, over the three both did
 
 
-def test_ctrl_c_before_training_is_one_line(tiny, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(fastlstm.train, "LSTM", interrupting(0))
+def test_ctrl_c_before_training_is_one_line(tiny, tmp_path, monkeypatch, capsys, ctrl_c):
+    monkeypatch.setattr(fastlstm.train, "LSTM", interrupting(ctrl_c, 0))
     assert command(tiny, "--out", tmp_path) == 130
     assert capsys.readouterr().err == "interrupted\n"
     assert list(tmp_path.iterdir()) == []
