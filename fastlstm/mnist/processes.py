@@ -31,7 +31,7 @@ class Processes(NamedTuple):
         """`model`, with its gradients averaged over the processes in every backward pass."""
         if self.number == 1:
             return model
-        return nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
+        return nn.parallel.DistributedDataParallel(model)
 
 
 ALONE = Processes()
