@@ -63,8 +63,8 @@ def _arguments() -> Parser:
     parser = Parser(
         prog="python -m fastlstm.predict",
         description="Read digits from pictures or IDX files with a model that fastlstm.train wrote.",
-        epilog="A picture of another size than the training images is cropped to its ink, scaled and centred as MNIST "
-        "was. An IDX file whose labels lie beside it is also scored.",
+        epilog="A picture of the training images' size with light ink on a dark ground is taken as it is. Every other is "
+        "cropped to its ink, scaled and centred as MNIST was. An IDX file whose labels lie beside it is also scored.",
     )
     add = parser.add_argument
     add(

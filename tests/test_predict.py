@@ -48,10 +48,23 @@ def centre_of_mass(image):
     return image.sum(1) @ places / image.sum(), image.sum(0) @ places / image.sum()
 
 
-def test_a_picture_of_the_images_size_is_taken_as_it_is(digits, tmp_path):
+def test_light_ink_on_a_picture_of_the_images_size_is_taken_as_it_is(digits, tmp_path):
     path = tmp_path / "digit.png"
     Image.fromarray(grey(digits.images[3])).save(path)
     assert torch.equal(images.read(path, SIZE), digits.images[3:4])
+
+
+@pytest.mark.parametrize("kind", ["black on white", "transparent"])
+def test_other_pictures_of_the_images_size_are_brought_into_mnists_form(tmp_path, kind):
+    ink = np.zeros(SIZE, np.uint8)
+    ink[2:12, 1:3] = 255
+    picture = 255 - ink if kind == "black on white" else np.stack((ink * 0, ink * 0, ink * 0, ink), 2)
+    path = tmp_path / "digit.png"
+    Image.fromarray(picture).save(path)
+    (image,) = images.read(path, SIZE).numpy()
+    rows, columns = np.flatnonzero(image.max(1) > 0.5), np.flatnonzero(image.max(0) > 0.5)
+    assert (len(rows), len(columns)) == (20, 4)  # twice as large
+    assert centre_of_mass(image) == pytest.approx((14, 14), abs=0.51)  # whole pixels
 
 
 @pytest.mark.parametrize("kind", ["white on black", "black on white", "colour", "transparent", "paper"])
@@ -80,18 +93,21 @@ def test_other_pictures_are_brought_into_mnists_form(tmp_path, kind, suffix):
 def test_invert_wins_over_the_border(digits, tmp_path):
     path = tmp_path / "dark.png"
     Image.fromarray(255 - grey(digits.images[0])).save(path)
+    for invert in (None, True):
+        assert apart(images.read(path, SIZE, invert)[0], digits.images[0]) < 0.03
     # float32 of whole 255ths
-    for invert, expected in ((None, digits.images[0]), (True, digits.images[0]), (False, 1 - digits.images[0])):
-        torch.testing.assert_close(images.read(path, SIZE, invert)[0], expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(images.read(path, SIZE, False)[0], 1 - digits.images[0], rtol=0, atol=1e-6)
+
+
+def apart(moved, image):
+    """The mean difference of two images, but for the place of a pixel."""
+    return min((moved.roll((i, j), (0, 1)) - image).abs().mean() for i in (-1, 0, 1) for j in (-1, 0, 1))
 
 
 def test_a_digit_survives_being_drawn_large(digits, tmp_path):
     path = tmp_path / "large.png"
     Image.fromarray(255 - grey(digits.images[0])).resize((560, 560), Image.Resampling.NEAREST).save(path)
-    # the image was 20 pixels high and centred: the same again, but for the place of a pixel
-    moved = images.read(path, SIZE)[0]
-    near = min((moved.roll((i, j), (0, 1)) - digits.images[0]).abs().mean() for i in (-1, 0, 1) for j in (-1, 0, 1))
-    assert near < 0.03
+    assert apart(images.read(path, SIZE)[0], digits.images[0]) < 0.03  # it was 20 pixels high and centred before
 
 
 @pytest.mark.parametrize(

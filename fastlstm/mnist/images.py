@@ -18,7 +18,8 @@ def read(path: Path, size: tuple[int, int], invert: bool | None = None) -> Tenso
 
     Args:
         path: an IDX file of images of `size`, gzipped or not, or a picture (PNG, JPEG and what else Pillow reads).
-        size: rows and columns. A picture of another size is brought into MNIST's form, see `centred`.
+        size: rows and columns. A picture of this size with light ink on a dark ground is taken as it is, and every
+            other is brought into MNIST's form, see `centred`.
         invert: whether a picture has dark ink on a light background; None finds out by its border.
 
     Raises:
@@ -35,8 +36,9 @@ def read(path: Path, size: tuple[int, int], invert: bool | None = None) -> Tenso
             rows, columns = images.shape[1:]
             raise DataError(f"{path}: expected images of {size[0]} x {size[1]} pixels, found {rows} x {columns}")
         return torch.from_numpy(np.divide(images, np.float32(255), dtype=np.float32))
-    ink = _ink(path, invert)
-    return torch.from_numpy(ink if ink.shape == size else centred(_on_blank(ink, path), size)).unsqueeze(0)
+    ink, as_drawn = _ink(path, invert)
+    taken = ink if as_drawn and ink.shape == size else centred(_on_blank(ink, path), size)
+    return torch.from_numpy(taken).unsqueeze(0)
 
 
 def centred(ink: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -57,8 +59,11 @@ def centred(ink: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return image
 
 
-def _ink(path: Path, invert: bool | None) -> np.ndarray:
-    """A picture's ink (rows, columns) float32: what is opaque on a transparent ground, else what is not paper."""
+def _ink(path: Path, invert: bool | None) -> tuple[np.ndarray, bool]:
+    """A picture's ink (rows, columns) float32: what is opaque on a transparent ground, else what is not paper.
+
+    Also whether that is the picture's own brightness, as in MNIST.
+    """
     try:
         with Image.open(path) as picture:
             layers = ImageOps.exif_transpose(picture).convert("LA").split()
@@ -66,10 +71,10 @@ def _ink(path: Path, invert: bool | None) -> np.ndarray:
         raise DataError(f"{path}: expected a picture or an IDX file, found another ({error})") from error
     grey, opaque = (np.asarray(layer, np.float32) / 255 for layer in layers)
     if _border(opaque) < 0.5:
-        return opaque
+        return opaque, False
     if invert is None:
         invert = _border(grey) > 0.5
-    return 1 - grey if invert else grey
+    return (1 - grey, False) if invert else (grey, True)
 
 
 def _on_blank(ink: np.ndarray, path: Path) -> np.ndarray:
