@@ -1,8 +1,4 @@
-"""The benchmark grid, fastlstm.LSTM against torch.nn.LSTM and whatever else is installed; writes a report.
-
-python -m benchmarks.run [--only T28-B128-I28-H128 ...] [--random 20] [--pairs 31] [--backend native]
-                         [--dtype float32] [--out benchmarks/results]
-"""
+"""The benchmark grid, fastlstm.LSTM against torch.nn.LSTM and whatever else is installed; writes a report."""
 
 import argparse
 import datetime
@@ -23,9 +19,19 @@ from benchmarks.report import write_report
 from benchmarks.rivals import SETTLE as RIVAL_SETTLE
 from benchmarks.rivals import rivals
 from benchmarks.shapes import GRID, MODES, Shape, random_shapes
-from fastlstm.dispatch import FUSED
+from fastlstm import dispatch
+from fastlstm.mnist.arguments import Parser
 
 RIVAL_ROUNDS = 11
+EXAMPLES = """\
+examples:
+  the grid and twenty random shapes
+    python -m benchmarks.run
+  one shape, the native backend beside the default one
+    python -m benchmarks.run --only T28-B128-I28-H128 --backend native
+  the error of the clock
+    python -m benchmarks.run --null
+"""
 
 
 def measure(shape: Shape, options: argparse.Namespace, peak_before: float) -> Iterator[dict[str, Any]]:
@@ -90,19 +96,27 @@ def line(row: dict[str, Any]) -> str:
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__.splitlines()[0])
+    parser = Parser("python -m benchmarks.run", "Measure fastlstm.LSTM beside torch.nn.LSTM, and report.", EXAMPLES)
     named = {str(shape): shape for shape in GRID}
-    parser.add_argument("--only", nargs="+", default=[], metavar="SHAPE", help=f"of the grid: {', '.join(named)}")
-    parser.add_argument("--random", type=int, metavar="N", help="random shapes beside the grid (20; 0 with --only)")
-    parser.add_argument(
-        "--backend", nargs="+", choices=FUSED, default=[], metavar="NAME", help="backends beside auto's"
+    add = parser.add_argument_group("shapes").add_argument
+    add("--only", nargs="+", default=[], metavar="SHAPE", help=f"of the grid: {', '.join(named)}")
+    add("--random", type=int, metavar="N", help="random shapes beside the grid (20; 0 with --only)")
+    add("--seed", type=int, default=0, metavar="N", help="of weights, inputs and random shapes (0)")
+    add("--dtype", choices=["float32", "bfloat16"], default="float32", help="of everything (float32)")
+    add = parser.add_argument_group("contenders").add_argument
+    add(
+        "--backend",
+        nargs="+",
+        choices=dispatch.FUSED,
+        default=[],
+        metavar="NAME",
+        help=f"backends beside auto's, of {', '.join(dispatch.FUSED)}",
     )
-    parser.add_argument("--pairs", type=int, default=31, help="interleaved rounds (31)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="as torch chooses")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, inputs and random shapes (0)")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of everything (float32)")
-    parser.add_argument("--null", action="store_true", help="nn.LSTM against itself: the error of the clock")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder of the report")
+    add("--null", action="store_true", help="nn.LSTM against itself: the error of the clock")
+    add = parser.add_argument_group("rounds and report").add_argument
+    add("--pairs", type=int, default=31, metavar="N", help="interleaved rounds (31)")
+    add("--threads", type=int, default=torch.get_num_threads(), metavar="N", help="as torch chooses")
+    add("--out", type=Path, default=Path(__file__).parent / "results", metavar="DIR", help="folder of the report")
     options = parser.parse_args(argv)
     unknown = sorted(set(options.only) - set(named))
     if unknown:

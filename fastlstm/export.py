@@ -5,7 +5,6 @@ everything after it; then float32 weight_ih (4H, I), weight_hh (4H, H), bias (4H
 and bias (C). `fastlstm_model_load` of csrc/fastlstm.h reads it.
 """
 
-import argparse
 import contextlib
 import os
 import struct
@@ -17,9 +16,16 @@ from pathlib import Path
 from torch import Tensor
 
 from fastlstm.mnist import saved
+from fastlstm.mnist.arguments import Parser
 from fastlstm.mnist.data import DataError
 
 MAGIC, VERSION = b"fastlstm", 1
+EXAMPLES = f"""\
+examples:
+  a run's model, for fastlstm_model_load of csrc/fastlstm.h
+    python -m fastlstm.train --out {saved.DIRECTORY}
+    python -m fastlstm.export {saved.DIRECTORY}/{saved.NAME} row_lstm.flstm
+"""
 
 
 def model_bytes(state_dict: dict[str, Tensor]) -> bytes:
@@ -50,11 +56,7 @@ def model_bytes(state_dict: dict[str, Tensor]) -> bytes:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Export as `argv` says; the exit code is 0, or 2 after one line that says what was wrong."""
-    parser = argparse.ArgumentParser(
-        prog="python -m fastlstm.export", description="Write a trained row-LSTM as a file that C programs load."
-    )
-    parser.add_argument("model", type=Path, help="model.pt, as fastlstm.train wrote it")
-    parser.add_argument("out", type=Path, help="the file to write, such as row_lstm.flstm")
+    parser = _arguments()
     args = parser.parse_args(argv)
     temporary = args.out.with_name(f".{args.out.name}.{os.getpid()}")
     try:
@@ -72,6 +74,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             temporary.unlink()
     print(f"{args.out}: {len(content)} bytes")
     return 0
+
+
+def _arguments() -> Parser:
+    parser = Parser(
+        prog="python -m fastlstm.export",
+        description="Write a trained row-LSTM as a file that C programs load.",
+        epilog=EXAMPLES,
+    )
+    add = parser.add_argument_group("files").add_argument
+    add("model", type=Path, metavar="MODEL", help="model.pt, as fastlstm.train wrote it")
+    add("out", type=Path, metavar="OUT", help="the file to write, such as row_lstm.flstm")
+    return parser
 
 
 if __name__ == "__main__":

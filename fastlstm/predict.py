@@ -16,6 +16,20 @@ from fastlstm.mnist.files import replacing
 from fastlstm.mnist.training import predict
 
 INVERT = {"auto": None, "yes": True, "no": False}
+EXAMPLES = f"""\
+A picture of the training images' size with light ink on a dark ground is
+taken as it is. Every other is cropped to its ink, scaled and centred as
+MNIST was. An IDX file whose labels lie beside it is also scored.
+
+examples:
+  train a model, and read two pictures with it
+    python -m fastlstm.train --out {saved.DIRECTORY}
+    python -m fastlstm.predict three.png photo.jpg
+  draw how they are read
+    python -m fastlstm.predict three.png photo.jpg --out runs/read
+  score another run's model on the test images of an IDX set
+    python -m fastlstm.predict DIR --model runs/best
+"""
 
 
 class _Source(NamedTuple):
@@ -63,10 +77,10 @@ def _arguments() -> Parser:
     parser = Parser(
         prog="python -m fastlstm.predict",
         description="Read digits from pictures or IDX files with a model that fastlstm.train wrote.",
-        epilog="A picture of the training images' size with light ink on a dark ground is taken as it is. Every other is "
-        "cropped to its ink, scaled and centred as MNIST was. An IDX file whose labels lie beside it is also scored.",
+        epilog=EXAMPLES,
+        usage="%(prog)s [options] IMAGE...",
     )
-    add = parser.add_argument
+    add = parser.add_argument_group("what is read").add_argument
     add(
         "images",
         type=Path,
@@ -75,11 +89,17 @@ def _arguments() -> Parser:
         help="PNG, JPEG or IDX file, gzipped or not, or a directory with the test images of an IDX set",
     )
     add(
-        "--model", type=Path, default=Path("runs/row-lstm"), help="a run's directory or model.pt (default: %(default)s)"
+        "--model", type=Path, default=Path(saved.DIRECTORY), help="a run's directory or model.pt (default: %(default)s)"
     )
-    add("--out", type=Path, metavar="DIR", help="draw there how each image is read, step by step")
-    add("--draw", type=_count, default=10, metavar="N", help="draw only the first N of a file (default: %(default)s)")
     add("--invert", choices=INVERT, default="auto", help="dark ink on light paper (default: by the picture's border)")
+    add = parser.add_argument_group("what is drawn").add_argument
+    add(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="draw there how each image is read, step by step",
+    )
+    add("--draw", type=_count, default=10, metavar="N", help="draw only the first N of a file (default: %(default)s)")
     return parser
 
 

@@ -31,6 +31,26 @@ OPTIONS = (*SIZES, "parts", "steps", "permuted", "precision", "compile")  # of R
 FIXED = (*OPTIONS, "recipe", "iterations", "epochs", "backend", "compare", "out")  # once a run has begun
 
 
+EXAMPLES = """\
+Ctrl-C ends the training early. What there is is reported and written, the
+exit code is 130, and --resume goes on from the last checkpoint.
+
+examples:
+  the tutorial's recipe, in seconds
+    python -m fastlstm.train --out runs/row-lstm
+  the accuracy that such a model can reach, beside torch.nn.LSTM
+    python -m fastlstm.train --recipe best --compare --out runs/best
+  a run that was cut short
+    python -m fastlstm.train --resume runs/best
+  two layers in both directions, on other images
+    python -m fastlstm.train --data DIR --layers 2 --bidirectional
+  pixel by pixel
+    python -m fastlstm.train --steps 784
+  on two processes, each with half of every batch
+    torchrun --nproc-per-node=2 -m fastlstm.train --out runs/two
+"""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, report and write as `argv` says; the exit code is 0, or 130 after Ctrl-C. A bad argument exits with 2."""
     parser = _arguments()
@@ -46,44 +66,52 @@ def _arguments() -> Parser:
     recipe = Recipe()
     parser = Parser(
         prog="python -m fastlstm.train",
-        description="Train an LSTM that reads each MNIST image row by row, as 28 time steps of 28 pixels.",
-        epilog="Ctrl-C ends the training early: what there is is reported and written, and the exit code is 130. "
-        "On several processes: torchrun --nproc-per-node=N -m fastlstm.train ...",
+        description="Train an LSTM that reads each MNIST image row by row, 28 steps of 28 pixels.",
+        epilog=EXAMPLES,
     )
-    add = parser.add_argument
-    add(
+    training = parser.add_argument_group("training")
+    training.add_argument(
         "--recipe",
         choices=RECIPES,
         help="tutorial, the default: plain Adam; best: 15 epochs of moved images, averaged weights",
     )
-    length = parser.add_mutually_exclusive_group()
+    length = training.add_mutually_exclusive_group()
     length.add_argument("--iterations", type=positive, metavar="N", help=f"default: {recipe.iterations}")
     length.add_argument("--epochs", type=positive, metavar="N", help="passes over the training images instead")
+    add = training.add_argument
     add("--batch-size", type=positive, metavar="N", help=f"over all processes (default: {recipe.batch_size})")
     add("--lr", type=positive_float, metavar="X", help=f"Adam's step size, the largest (default: {recipe.lr})")
     seed = functools.partial(whole, 0, 2**63 - 1)
     add("--seed", type=seed, metavar="N", help=f"of the initial weights and the batches (default: {recipe.seed})")
+    add("--parts", nargs="*", choices=PARTS, help="what is added to plain Adam, in the place of the recipe's own parts")
+    add("--compare", action="store_true", default=None, help=f"also train {THEIRS} from the same weights and batches")
+
+    add = parser.add_argument_group("model").add_argument
     add("--hidden-size", type=positive, metavar="N", help=f"default: {recipe.hidden_size}")
     add("--layers", type=positive, metavar="N", help=f"of the LSTM (default: {recipe.layers})")
     add("--bidirectional", action="store_true", default=None, help="also read from the last step to the first")
     add("--proj-size", type=positive, metavar="N", help="project the hidden state to N features")
     add("--dropout", type=probability, metavar="P", help="between the layers and on the last state (default: 0)")
+
+    add = parser.add_argument_group("images").add_argument
+    add("--data", type=Path, metavar="DIR", help="another set of four IDX files, gzipped or not (default: MNIST)")
     add("--steps", type=positive, metavar="N", help="read the pixels in N steps: 784, one by one (default: by row)")
     add("--permuted", action="store_true", default=None, help="read the pixels in one fixed random order")
-    add("--precision", choices=("fp32", "bf16"), help="bf16: under torch.autocast (default: fp32)")
-    add("--compile", action="store_true", default=None, help="run the model through torch.compile")
-    add("--parts", nargs="*", choices=PARTS, help="what is added to plain Adam, in the place of the recipe's own parts")
+
+    add = parser.add_argument_group("machine").add_argument
     add(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto, the default: cuda where there is a GPU"
     )
     add("--backend", choices=dispatch.NAMES, help="what runs the LSTM (default: FASTLSTM_BACKEND, else auto)")
     add("--threads", type=positive, metavar="N", help="of the CPU (default: torch's own number)")
-    add("--data", type=Path, metavar="DIR", help="another set of four IDX files, gzipped or not (default: MNIST)")
+    add("--precision", choices=("fp32", "bf16"), help="bf16: under torch.autocast (default: fp32)")
+    add("--compile", action="store_true", default=None, help="run the model through torch.compile")
+
+    add = parser.add_argument_group("what is written, and going on").add_argument
     add("--out", type=Path, metavar="DIR", help="write metrics.json, model.pt, checkpoints and pictures there")
     add("--resume", type=Path, metavar="DIR", help="continue the run that wrote to DIR where its last checkpoint is")
     add("--checkpoint-every", type=positive, default=200, metavar="N", help="iterations (default: %(default)s)")
     add("--tensorboard", type=Path, metavar="DIR", help="log there for TensorBoard (extra: fastlstm[tensorboard])")
-    add("--compare", action="store_true", default=None, help=f"also train {THEIRS} from the same weights and batches")
     add("--verbose", action="store_true", help="print loss and accuracy every 10 iterations")
     return parser
 

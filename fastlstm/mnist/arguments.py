@@ -6,8 +6,16 @@ import os
 from pathlib import Path
 from typing import NoReturn
 
+from fastlstm import __version__
+
 
 class Parser(argparse.ArgumentParser):
+    """A command line with `--version`, whose help ends with `epilog` as it stands: examples."""
+
+    def __init__(self, prog: str, description: str, epilog: str, usage: str | None = None):
+        super().__init__(prog, usage, description, epilog, formatter_class=argparse.RawDescriptionHelpFormatter)
+        self.add_argument("--version", action="version", version=f"fastlstm {__version__}")
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\n")  # one line, without the usage
 

@@ -11,6 +11,7 @@ from fastlstm.mnist.files import replacing
 from fastlstm.mnist.model import RowLSTM
 
 NAME = "model.pt"
+DIRECTORY = "runs/row-lstm"  # where a run is looked for, and where the examples write it
 
 
 def save(path: Path, model: RowLSTM, image_size: Sequence[int]) -> None:
