@@ -124,6 +124,12 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     for name, least in (("pairs", 1), ("threads", 1), ("random", 0)):
         if getattr(options, name) is not None and getattr(options, name) < least:
             parser.error(f"argument --{name}: must be at least {least}, got {getattr(options, name)}")
+    for name in options.backend:
+        dtype = getattr(torch, options.dtype)
+        try:
+            dispatch.choose(name, torch.device("cpu"), dtype, projected=False, masked=False, cells=False)
+        except RuntimeError as error:
+            parser.error(f"argument --backend: {error}")
     options.shapes = [named[name] for name in options.only] or list(GRID)
     if options.random is None:
         options.random = 0 if options.only else 20

@@ -35,3 +35,29 @@ def test_version(capsys, main):
         main(["--version"])
     assert stop.value.code == 0
     assert capsys.readouterr().out == f"fastlstm {fastlstm.__version__}\n"
+
+
+def refused(main, capsys, *arguments):
+    """The one line that `main` ends with."""
+    with pytest.raises(SystemExit) as stop:
+        main([*map(str, arguments)])
+    assert stop.value.code == 2
+    streams = capsys.readouterr()
+    assert streams.out == ""
+    assert streams.err.count("\n") == 1
+    return streams.err
+
+
+@pytest.mark.parametrize(
+    ("backend", "message"),
+    [("nonsense", "invalid choice: 'nonsense' .*"), ("native", "the native backend .*")],
+    ids=["unknown", "unavailable"],
+)
+def test_a_backend_that_cannot_be_measured_is_one_line(monkeypatch, capsys, backend, message):
+    def begun(*arguments):
+        raise AssertionError("the measurement began")
+
+    monkeypatch.setattr(benchmark.machine, "describe", begun)
+    monkeypatch.setattr(benchmark.dispatch.module("native"), "supports", lambda *_: "the native backend needs a loom")
+    line = refused(benchmark.main, capsys, "--backend", "numba", backend)
+    assert re.fullmatch(rf"python -m benchmarks\.run: error: argument --backend: {message}\n", line)
