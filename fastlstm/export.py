@@ -1,4 +1,4 @@
-"""Write a trained row-LSTM for C: `python -m fastlstm.export model.pt row_lstm.flstm`.
+"""Write a trained row-LSTM for C: `python -m fastlstm.export runs/row-lstm row_lstm.flstm`.
 
 The file, all numbers little-endian: the 8 bytes ``fastlstm``; uint32 version (1); uint32 I, H, C; uint32 CRC-32 of
 everything after it; then float32 weight_ih (4H, I), weight_hh (4H, H), bias (4H), and the linear layer's weight (C, H)
@@ -24,6 +24,8 @@ EXAMPLES = f"""\
 examples:
   a run's model, for fastlstm_model_load of csrc/fastlstm.h
     python -m fastlstm.train --out {saved.DIRECTORY}
+    python -m fastlstm.export {saved.DIRECTORY} row_lstm.flstm
+  a model's file
     python -m fastlstm.export {saved.DIRECTORY}/{saved.NAME} row_lstm.flstm
 """
 
@@ -58,17 +60,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Export as `argv` says; the exit code is 0, or 2 after one line that says what was wrong."""
     parser = _arguments()
     args = parser.parse_args(argv)
+    if args.model is None:
+        parser.error(
+            "argument MODEL: must be a run's directory or its model.pt, got none; "
+            f"python -m fastlstm.train --out {saved.DIRECTORY} trains one"
+        )
+    if args.out is None:
+        parser.error("argument OUT: must be the file to write, such as row_lstm.flstm, got none")
     temporary = args.out.with_name(f".{args.out.name}.{os.getpid()}")
     try:
         content = model_bytes(saved.load(args.model)[0].state_dict())
         temporary.write_bytes(content)
         os.replace(temporary, args.out)
     except DataError as error:  # names the file
-        parser.exit(2, f"{parser.prog}: error: {error}\n")
+        parser.error(f"argument MODEL: {error}")
     except ValueError as error:
-        parser.exit(2, f"{parser.prog}: error: {args.model}: {error}\n")
+        parser.error(f"argument MODEL: {args.model}: {error}")
     except OSError as error:
-        parser.exit(2, f"{parser.prog}: error: {args.out}: cannot be written ({error.strerror})\n")
+        parser.error(f"{args.out}: cannot be written ({error.strerror})")
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -81,10 +90,11 @@ def _arguments() -> Parser:
         prog="python -m fastlstm.export",
         description="Write a trained row-LSTM as a file that C programs load.",
         epilog=EXAMPLES,
+        usage="%(prog)s [-h] [--version] MODEL OUT",
     )
     add = parser.add_argument_group("files").add_argument
-    add("model", type=Path, metavar="MODEL", help="model.pt, as fastlstm.train wrote it")
-    add("out", type=Path, metavar="OUT", help="the file to write, such as row_lstm.flstm")
+    add("model", type=Path, nargs="?", metavar="MODEL", help="a run's directory or its model.pt")
+    add("out", type=Path, nargs="?", metavar="OUT", help="the file to write, such as row_lstm.flstm")
     return parser
 
 

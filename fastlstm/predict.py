@@ -46,9 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _arguments()
     args = parser.parse_args(argv)
     try:
-        model, size = saved.load(args.model / saved.NAME if args.model.is_dir() else args.model)
+        model, size = saved.load(args.model)
     except DataError as error:
         parser.error(f"argument --model: {error}")
+    if not args.images:
+        parser.error("argument IMAGE: must be one or more pictures, IDX files or directories, got none")
     try:
         sources = [_source(path, size, INVERT[args.invert]) for path in args.images]
     except DataError as error:
@@ -84,13 +86,11 @@ def _arguments() -> Parser:
     add(
         "images",
         type=Path,
-        nargs="+",
+        nargs="*",
         metavar="IMAGE",
         help="PNG, JPEG or IDX file, gzipped or not, or a directory with the test images of an IDX set",
     )
-    add(
-        "--model", type=Path, default=Path(saved.DIRECTORY), help="a run's directory or model.pt (default: %(default)s)"
-    )
+    add("--model", type=Path, default=saved.DIRECTORY, help="a run's directory or model.pt (default: %(default)s)")
     add("--invert", choices=INVERT, default="auto", help="dark ink on light paper (default: by the picture's border)")
     add = parser.add_argument_group("what is drawn").add_argument
     add(

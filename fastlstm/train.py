@@ -25,7 +25,7 @@ from fastlstm.mnist.training import run
 from fastlstm.module import LSTM
 
 OURS, THEIRS = "fastlstm.LSTM", "torch.nn.LSTM"
-CHECKPOINTS = {OURS: "checkpoint.pt", THEIRS: "checkpoint-compare.pt"}
+CHECKPOINTS = {OURS: checkpoint.NAME, THEIRS: "checkpoint-compare.pt"}
 SIZES = ("batch_size", "hidden_size", "lr", "seed", "layers", "bidirectional", "proj_size", "dropout")
 OPTIONS = (*SIZES, "parts", "steps", "permuted", "precision", "compile")  # of Recipe, under the same names
 FIXED = (*OPTIONS, "recipe", "iterations", "epochs", "backend", "compare", "out")  # once a run has begun

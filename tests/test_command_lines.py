@@ -1,16 +1,41 @@
-"""The commands' own ways: help and versions."""
+"""The commands' own ways: help, versions, and which model is meant."""
 
+import io
 import re
 
 import pytest
+import torch
+from PIL import Image
 
 import fastlstm
 import fastlstm.export
 import fastlstm.predict
 import fastlstm.train
 from benchmarks import run as benchmark
+from fastlstm.mnist import checkpoint, saved
+from fastlstm.mnist.model import RowLSTM
 
 COMMANDS = {"train": fastlstm.train.main, "predict": fastlstm.predict.main, "export": fastlstm.export.main}
+TRAINS = "python -m fastlstm.train --out runs/row-lstm trains one"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run's directory, with a model that was not trained."""
+    directory = tmp_path_factory.mktemp("run")
+    saved.save(directory / "model.pt", RowLSTM(28, 4), (28, 28))
+    return directory
+
+
+def refused(main, capsys, *arguments):
+    """The one line that `main` ends with."""
+    with pytest.raises(SystemExit) as stop:
+        main([*map(str, arguments)])
+    assert stop.value.code == 2
+    streams = capsys.readouterr()
+    assert streams.out == ""
+    assert streams.err.count("\n") == 1
+    return streams.err
 
 
 @pytest.mark.parametrize("main", [*COMMANDS.values(), benchmark.main], ids=[*COMMANDS, "benchmarks.run"])
@@ -37,15 +62,110 @@ def test_version(capsys, main):
     assert capsys.readouterr().out == f"fastlstm {fastlstm.__version__}\n"
 
 
-def refused(main, capsys, *arguments):
-    """The one line that `main` ends with."""
-    with pytest.raises(SystemExit) as stop:
-        main([*map(str, arguments)])
-    assert stop.value.code == 2
-    streams = capsys.readouterr()
-    assert streams.out == ""
-    assert streams.err.count("\n") == 1
-    return streams.err
+@pytest.mark.parametrize(
+    ("main", "arguments", "message"),
+    [
+        (fastlstm.predict.main, (), "argument --model: runs/row-lstm: expected a model .*, found none; "),
+        (fastlstm.predict.main, ("x.png",), "argument --model: runs/row-lstm: expected a model .*, found none; "),
+        (
+            fastlstm.predict.main,
+            ("x.png", "--model", "m.pt"),
+            "argument --model: m.pt: expected a model .*, found none; ",
+        ),
+        (fastlstm.export.main, (), "argument MODEL: must be a run's directory or its model.pt, got none; "),
+        (fastlstm.export.main, ("m.pt", "out"), "argument MODEL: m.pt: expected a model .*, found none; "),
+    ],
+)
+def test_without_a_model_it_is_said_how_to_train_one(tmp_path, monkeypatch, capsys, main, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    line = refused(main, capsys, *arguments)
+    assert re.fullmatch(rf"python -m fastlstm\.(predict|export): error: {message}{TRAINS}\n", line)
+
+
+@pytest.mark.parametrize("main", [fastlstm.predict.main, fastlstm.export.main], ids=["predict", "export"])
+def test_a_run_without_a_model_is_trained_to_its_end(tmp_path, capsys, main):
+    checkpoint.save(tmp_path / "checkpoint.pt", {})
+    arguments = ("x.png", "--model", tmp_path) if main is fastlstm.predict.main else (tmp_path, tmp_path / "out")
+    assert f"found none; python -m fastlstm.train --resume {tmp_path} trains one" in refused(main, capsys, *arguments)
+
+
+def test_with_a_model_images_are_asked_for(capsys, run):
+    line = refused(fastlstm.predict.main, capsys, "--model", run)
+    assert "argument IMAGE: must be one or more pictures, IDX files or directories, got none" in line
+
+
+def test_an_export_without_its_name_is_refused(capsys, run):
+    assert "argument OUT: must be the file to write" in refused(fastlstm.export.main, capsys, run)
+
+
+def test_export_takes_a_run_s_directory(tmp_path, run):
+    for source, name in ((run, "directory"), (run / "model.pt", "file")):
+        assert fastlstm.export.main([str(source), str(tmp_path / name)]) == 0
+    assert (tmp_path / "directory").read_bytes() == (tmp_path / "file").read_bytes()
+
+
+class Whole(torch.nn.Module):
+    """What `torch.save(model)` makes of a model needs its code to be run."""
+
+
+def picture(kind):
+    file = io.BytesIO()
+    Image.new("L", (4, 4)).save(file, kind)
+    return file.getvalue()
+
+
+def stored(value):
+    file = io.BytesIO()
+    torch.save(value, file)
+    return file.getvalue()
+
+
+def script():
+    file = io.BytesIO()
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(2)), file)
+    return file.getvalue()
+
+
+def kept(folder):
+    checkpoint.save(folder / "kept", {"state": {}})
+    return (folder / "kept").read_bytes()
+
+
+def exported(folder):
+    saved.save(folder / "model.pt", RowLSTM(3, 4), (4, 3))
+    assert fastlstm.export.main([str(folder), str(folder / "exported")]) == 0
+    return (folder / "exported").read_bytes()
+
+
+@pytest.mark.parametrize("main", [fastlstm.predict.main, fastlstm.export.main], ids=["predict", "export"])
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (lambda folder: picture("png"), "a PNG picture"),
+        (lambda folder: picture("jpeg"), "a JPEG picture"),
+        (kept, r"a checkpoint, which python -m fastlstm\.train --resume .* trains to its end and makes a model of"),
+        (exported, r"a model that fastlstm\.export wrote for C"),
+        (lambda folder: b"{hello}", r"a file that begins with b'\{hello\}'"),
+        (lambda folder: b"", "an empty file"),
+        (lambda folder: stored(Whole()), "an archive that is damaged or holds more than tensors and plain values"),
+        (lambda folder: script(), "an archive that is damaged or holds more than tensors and plain values"),
+        (lambda folder: stored({})[:-40], "an archive that is damaged or holds more than tensors and plain values"),
+        (lambda folder: stored({"weights": 1}), "an archive without config, image_size, state_dict"),
+        (lambda folder: stored(torch.ones(2)), "an archive without config, image_size, state_dict"),
+    ],
+    ids=["png", "jpeg", "checkpoint", "export", "text", "empty", "module", "script", "cut", "dictionary", "tensor"],
+)
+def test_what_is_no_model_is_told_by_its_kind(tmp_path, capsys, recwarn, main, content, found):
+    path = tmp_path / "given"
+    path.write_bytes(content(tmp_path))
+    capsys.readouterr()
+    recwarn.clear()
+    arguments = ("x.png", "--model", path) if main is fastlstm.predict.main else (path, tmp_path / "out")
+    line = refused(main, capsys, *arguments)
+    expected = f"{re.escape(str(path))}: expected a model that fastlstm.train wrote, found {found}"
+    assert re.fullmatch(rf".* error: argument (--model|MODEL): {expected}\n", line)
+    assert "weights_only" not in line
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize(

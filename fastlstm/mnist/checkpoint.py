@@ -13,6 +13,7 @@ import torch
 
 from fastlstm.mnist.files import replacing
 
+NAME = "checkpoint.pt"
 MAGIC = b"fastlstm training checkpoint, version 1\n"
 
 

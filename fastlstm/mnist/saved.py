@@ -1,17 +1,28 @@
 """model.pt: a trained model with what it takes to build it."""
 
-import pickle
+import io
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from fastlstm.mnist import checkpoint
 from fastlstm.mnist.data import DataError
 from fastlstm.mnist.files import replacing
 from fastlstm.mnist.model import RowLSTM
 
 NAME = "model.pt"
 DIRECTORY = "runs/row-lstm"  # where a run is looked for, and where the examples write it
+ARCHIVE = b"PK\x03\x04"  # how a file of torch.save begins, a zip archive
+KINDS = {
+    b"\x89PNG": "a PNG picture",
+    b"\xff\xd8\xff": "a JPEG picture",
+    b"\0\0\x08": "an IDX file",
+    b"\x1f\x8b": "a gzip file",
+    b"fastlstm training checkpoint": "a checkpoint, which {resume} trains to its end and makes a model of",
+    b"fastlstm": "a model that fastlstm.export wrote for C",
+}
 
 
 def save(path: Path, model: RowLSTM, image_size: Sequence[int]) -> None:
@@ -22,19 +33,43 @@ def save(path: Path, model: RowLSTM, image_size: Sequence[int]) -> None:
 
 
 def load(path: Path) -> tuple[RowLSTM, tuple[int, int]]:
-    """The model that `save` wrote to `path`, and the rows and columns of its images; no code of the file's is run.
+    """The model that `save` wrote, and the rows and columns of its images; no code of the file's is run.
+
+    Args:
+        path: the file, or the directory of the run that wrote it.
 
     Raises:
         DataError: when the file is missing, damaged or no such model.
     """
+    path = path / NAME if path.is_dir() else path
+    expected = f"{path}: expected a model that fastlstm.train wrote, found"
+    resume = f"python -m fastlstm.train --resume {path.parent}"
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        unfinished = path.name == NAME and (path.parent / checkpoint.NAME).exists()
+        train = resume if unfinished else f"python -m fastlstm.train --out {DIRECTORY}"
+        raise DataError(f"{expected} none; {train} trains one") from error
+    except OSError as error:
+        raise DataError(f"{expected} none that can be read ({error.strerror})") from error
+    if not content.startswith(ARCHIVE):
+        kinds = (kind.format(resume=resume) for start, kind in KINDS.items() if content.startswith(start))
+        begins = f"a file that begins with {content[:20]!r}" if content else "an empty file"
+        raise DataError(f"{expected} {next(kinds, begins)}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # of many kinds, and torch's texts advise to run the file's code
+        raise DataError(f"{expected} an archive that is damaged or holds more than tensors and plain values") from error
+    fields = ("config", "image_size", "state_dict")
+    if not isinstance(state, dict) or not state.keys() >= {*fields}:
+        raise DataError(f"{expected} an archive without {', '.join(fields)}")
+    try:
         model = RowLSTM(**state["config"])
         model.load_state_dict(state["state_dict"])
         rows, columns = state["image_size"]
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: expected a model that fastlstm.train wrote, found none") from error
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, TypeError, ValueError, LookupError) as error:
+    except (RuntimeError, TypeError, ValueError, LookupError) as error:
         reason = str(error).partition("\n")[0]
-        raise DataError(f"{path}: expected a model that fastlstm.train wrote, found another ({reason})") from error
+        raise DataError(f"{expected} another ({reason})") from error
     return model.eval(), (rows, columns)
