@@ -5,8 +5,6 @@ everything after it; then float32 weight_ih (4H, I), weight_hh (4H, H), bias (4H
 and bias (C). `fastlstm_model_load` of csrc/fastlstm.h reads it.
 """
 
-import contextlib
-import os
 import struct
 import sys
 import zlib
@@ -18,6 +16,7 @@ from torch import Tensor
 from fastlstm.mnist import saved
 from fastlstm.mnist.arguments import Parser
 from fastlstm.mnist.data import DataError
+from fastlstm.mnist.files import replacing
 
 MAGIC, VERSION = b"fastlstm", 1
 EXAMPLES = f"""\
@@ -60,29 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Export as `argv` says; the exit code is 0, or 2 after one line that says what was wrong."""
     parser = _arguments()
     args = parser.parse_args(argv)
-    if args.model is None:
-        parser.error(
-            "argument MODEL: must be a run's directory or its model.pt, got none; "
-            f"python -m fastlstm.train --out {saved.DIRECTORY} trains one"
-        )
-    if args.out is None:
-        parser.error("argument OUT: must be the file to write, such as row_lstm.flstm, got none")
-    temporary = args.out.with_name(f".{args.out.name}.{os.getpid()}")
-    try:
-        content = model_bytes(saved.load(args.model)[0].state_dict())
-        temporary.write_bytes(content)
-        os.replace(temporary, args.out)
-    except DataError as error:  # names the file
-        parser.error(f"argument MODEL: {error}")
-    except ValueError as error:
-        parser.error(f"argument MODEL: {args.model}: {error}")
-    except OSError as error:
-        parser.error(f"{args.out}: cannot be written ({error.strerror})")
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-    print(f"{args.out}: {len(content)} bytes")
-    return 0
+    return parser.run(lambda: _run(parser, args.model, args.out))
 
 
 def _arguments() -> Parser:
@@ -96,6 +73,26 @@ def _arguments() -> Parser:
     add("model", type=Path, nargs="?", metavar="MODEL", help="a run's directory or its model.pt")
     add("out", type=Path, nargs="?", metavar="OUT", help="the file to write, such as row_lstm.flstm")
     return parser
+
+
+def _run(parser: Parser, path: Path | None, out: Path | None) -> int:
+    if path is None:
+        parser.error(
+            "argument MODEL: must be a run's directory or its model.pt, got none; "
+            f"python -m fastlstm.train --out {saved.DIRECTORY} trains one"
+        )
+    if out is None:
+        parser.error("argument OUT: must be the file to write, such as row_lstm.flstm, got none")
+    try:
+        content = model_bytes(saved.load(path)[0].state_dict())
+    except DataError as error:  # names the file
+        parser.error(f"argument MODEL: {error}")
+    except ValueError as error:
+        parser.error(f"argument MODEL: {path}: {error}")
+    with replacing(out) as file:
+        file.write(content)
+    print(f"{out}: {len(content)} bytes")
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Read digits with a trained row-LSTM: `python -m fastlstm.predict IMAGE...`."""
 
+import argparse
 import re
 import sys
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from fastlstm.mnist import images, pictures, saved
 from fastlstm.mnist.arguments import Parser, whole
 from fastlstm.mnist.data import FILES, DataError, read_idx
 from fastlstm.mnist.files import replacing
+from fastlstm.mnist.model import RowLSTM
 from fastlstm.mnist.training import predict
 
 INVERT = {"auto": None, "yes": True, "no": False}
@@ -45,34 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print a line for each image, and draw how it was read; the exit code is 0, or 2 after a bad argument or file."""
     parser = _arguments()
     args = parser.parse_args(argv)
-    try:
-        model, size = saved.load(args.model)
-    except DataError as error:
-        parser.error(f"argument --model: {error}")
-    if not args.images:
-        parser.error("argument IMAGE: must be one or more pictures, IDX files or directories, got none")
-    try:
-        sources = [_source(path, size, INVERT[args.invert]) for path in args.images]
-    except DataError as error:
-        parser.error(f"argument IMAGE: {error}")
-    if args.out:
-        parser.make_directory("--out", args.out)
-    for source in sources:
-        probabilities = predict(model, source.images).softmax(1)
-        for index, row in enumerate(probabilities):
-            (best, second), (first, other) = (part[:2].tolist() for part in row.sort(descending=True))
-            print(f"{source.name(index)}: {first} ({100 * best:.1f} %), else {other} ({100 * second:.1f} %)")
-        if source.labels is not None:
-            right = (probabilities.argmax(1) == source.labels).sum().item()
-            total = len(source.labels)
-            print(f"{source.path}: {right} of {total} read rightly ({right / total:.2%})")
-        if args.out:
-            for index in range(min(args.draw, len(source.images))):
-                figure = pictures.reading(model, source.images[index : index + 1], [Path(source.name(index)).name])
-                name = re.sub(r"[^\w.-]+", "-", Path(source.name(index)).name).strip("-")
-                with replacing(args.out / f"{name}.reading.png") as file:
-                    figure.savefig(file, format="png", dpi=110)
-    return 0
+    return parser.run(lambda: _run(parser, args))
 
 
 def _arguments() -> Parser:
@@ -101,6 +76,43 @@ def _arguments() -> Parser:
     )
     add("--draw", type=_count, default=10, metavar="N", help="draw only the first N of a file (default: %(default)s)")
     return parser
+
+
+def _run(parser: Parser, args: argparse.Namespace) -> int:
+    try:
+        model, size = saved.load(args.model)
+    except DataError as error:
+        parser.error(f"argument --model: {error}")
+    if not args.images:
+        parser.error("argument IMAGE: must be one or more pictures, IDX files or directories, got none")
+    try:
+        sources = [_source(path, size, INVERT[args.invert]) for path in args.images]
+    except DataError as error:
+        parser.error(f"argument IMAGE: {error}")
+    if args.out:
+        parser.make_directory("--out", args.out)
+    for source in sources:
+        probabilities = predict(model, source.images).softmax(1)
+        for index, row in enumerate(probabilities):
+            (best, second), (first, other) = (part[:2].tolist() for part in row.sort(descending=True))
+            print(f"{source.name(index)}: {first} ({100 * best:.1f} %), else {other} ({100 * second:.1f} %)")
+        if source.labels is not None:
+            right = (probabilities.argmax(1) == source.labels).sum().item()
+            total = len(source.labels)
+            print(f"{source.path}: {right} of {total} read rightly ({right / total:.2%})")
+    if args.out:
+        _draw(args.out, model, sources, args.draw)
+    return 0
+
+
+def _draw(directory: Path, model: RowLSTM, sources: Sequence[_Source], most: int) -> None:
+    for source in sources:
+        for index in range(min(most, len(source.images))):
+            title = Path(source.name(index)).name
+            name = re.sub(r"[^\w.-]+", "-", title).strip("-")
+            figure = pictures.reading(model, source.images[index : index + 1], [title])
+            with replacing(directory / f"{name}.reading.png") as file:
+                figure.savefig(file, format="png", dpi=110)
 
 
 def _count(text: str) -> int:

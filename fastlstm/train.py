@@ -18,6 +18,7 @@ from fastlstm.mnist.arguments import Parser, positive, positive_float, probabili
 from fastlstm.mnist.board import Board
 from fastlstm.mnist.checkpoint import CheckpointError, Keeper
 from fastlstm.mnist.data import DataError, Dataset, fingerprint, load
+from fastlstm.mnist.files import FileError
 from fastlstm.mnist.model import TorchLSTM, lacks_bf16
 from fastlstm.mnist.processes import joined, started
 from fastlstm.mnist.recipe import PARTS, RECIPES, Recipe, iterations
@@ -32,8 +33,8 @@ FIXED = (*OPTIONS, "recipe", "iterations", "epochs", "backend", "compare", "out"
 
 
 EXAMPLES = """\
-Ctrl-C ends the training early. What there is is reported and written, the
-exit code is 130, and --resume goes on from the last checkpoint.
+Ctrl-C ends the training early, and so does a full disk. What there is is
+reported and written; --resume goes on from the last checkpoint.
 
 examples:
   the tutorial's recipe, in seconds
@@ -55,11 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train, report and write as `argv` says; the exit code is 0, or 130 after Ctrl-C. A bad argument exits with 2."""
     parser = _arguments()
     args = parser.parse_args(argv)
-    try:
-        return _run(parser, args)
-    except KeyboardInterrupt:  # not while training: that run is reported
-        print("interrupted", file=sys.stderr)
-        return 130
+    return parser.run(lambda: _run(parser, args))
 
 
 def _arguments() -> Parser:
@@ -155,10 +152,19 @@ def _run(parser: Parser, args: argparse.Namespace) -> int:
         parser.error(f"argument --resume: {error}")
     if processes.rank:
         return 0
+    trouble = next((each.history.trouble for each in runs.values() if each.history.trouble), "")
     metrics = report.metrics(recipe, runs, backend, processes.number)
-    print(report.summary(metrics))
+    if trouble and not metrics["iterations"]:
+        parser.error(trouble)  # there is nothing to report
     if out:
-        report.write(out, metrics, runs, data.test)
+        try:  # before anything is told: standard output may be what cannot be written
+            report.write(out, metrics, runs, data.test)
+        except FileError as error:
+            trouble = str(error)
+    print(report.summary(metrics))
+    if trouble:
+        parser.error(f"{trouble}; continue with --resume {out}" if out else trouble)
+    if out:
         print(f"metrics.json, model.pt and the pictures are in {out}")
     if board:
         board.close(metrics["iterations"], report.draw(runs, data.test))

@@ -1,12 +1,17 @@
 """Command lines whose errors are one line that names the argument, what it must be and what it was."""
 
 import argparse
+import errno
 import math
 import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
 from fastlstm import __version__
+from fastlstm.mnist.files import FileError
 
 
 class Parser(argparse.ArgumentParser):
@@ -18,6 +23,24 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\n")  # one line, without the usage
+
+    def run(self, work: Callable[[], int]) -> int:
+        """The exit code of `work`: its own, or 130 after Ctrl-C. What cannot be written ends with an error."""
+        try:
+            code = work()
+            sys.stdout.flush()
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
+        except FileError as error:
+            self.error(str(error))
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EPIPE):
+                raise
+            with suppress(OSError):  # what is left in the buffer would fail once more when Python ends
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            self.error(f"standard output or a log: cannot be written ({error.strerror})")
+        return code
 
     def make_directory(self, argument: str, path: Path) -> None:
         """Make `path`, or end with an error that names `argument`."""

@@ -22,7 +22,11 @@ class CheckpointError(ValueError):
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write `state`, of tensors and plain values, to `path`; the file there stays until the new one is whole."""
+    """Write `state`, of tensors and plain values, to `path`; the file there stays until the new one is whole.
+
+    Raises:
+        FileError: when it cannot be written.
+    """
     content = io.BytesIO()
     torch.save(state, content)
     with replacing(path) as file:

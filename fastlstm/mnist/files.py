@@ -1,21 +1,37 @@
 """Files that are whole or not there."""
 
+import io
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+
+
+class FileError(OSError):
+    """A file cannot be written: the text names it and says why."""
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file of a temporary name beside `path`, given its name once it is whole."""
+def replacing(path: Path) -> Iterator[io.BytesIO]:
+    """What is written here becomes the file at `path`, whole or not at all.
+
+    It is gathered in memory, written to a file of a temporary name beside `path`, and renamed: whatever fails, a full
+    disk among it, fails here, and what was at `path` stays.
+
+    Raises:
+        FileError: when the file cannot be written.
+    """
+    content = io.BytesIO()
+    yield content
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("wb") as file:
-            yield file
+            file.write(content.getbuffer())
             file.flush()
             os.fsync(file.fileno())  # a power cut must not leave the name on an empty file
         os.replace(temporary, path)
+    except OSError as error:
+        raise FileError(f"{path}: cannot be written ({error.strerror})") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # it has been renamed, or was never there
+            temporary.unlink()

@@ -20,6 +20,7 @@ class History:
     seconds: list[float] = field(default_factory=list)
     validation: list[tuple[int, float]] = field(default_factory=list)  # iterations done, accuracy; an epoch apart
     interrupted: bool = False
+    trouble: str = ""  # what could not be written, which interrupts a run too
 
     def figures(self) -> dict[str, Any]:
         """Iterations and times; None for a time where there was no iteration."""

@@ -26,7 +26,11 @@ KINDS = {
 
 
 def save(path: Path, model: RowLSTM, image_size: Sequence[int]) -> None:
-    """For `load`, or by hand: `RowLSTM(**state["config"]).load_state_dict(state["state_dict"])`."""
+    """For `load`, or by hand: `RowLSTM(**state["config"]).load_state_dict(state["state_dict"])`.
+
+    Raises:
+        FileError: when the file cannot be written.
+    """
     weights = {name: value.cpu() for name, value in model.state_dict().items()}
     with replacing(path) as file:
         torch.save({"config": model.config, "image_size": list(image_size), "state_dict": weights}, file)

@@ -3,8 +3,8 @@
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import NamedTuple
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +51,7 @@ def run(
 ) -> dict[str, Run]:
     """Train and evaluate a `RowLSTM` of each class by name, all from the same weights on the same batches.
 
-    After a run that Ctrl-C ended there is no next one. Processes other than the first train along and return nothing.
+    After a run that ended early there is no next one. Processes other than the first train along and return nothing.
 
     Args:
         keepers: where each run is kept and taken up.
@@ -125,7 +125,9 @@ def train(
     board: Board | None = None,
     processes: Processes = ALONE,
 ) -> History:
-    """Train `model` by `recipe` on batches of `split`, which lies on the model's device; Ctrl-C ends the run early.
+    """Train `model` by `recipe` on batches of `split`, which lies on the model's device.
+
+    Ctrl-C ends the run early, and so does a checkpoint, a log or a line that cannot be written: the history says it.
 
     Args:
         name: stands before the progress bar.
@@ -144,8 +146,6 @@ def train(
     state = State(model, recipe, len(split.labels), device)
     if keeper is not None:
         keeper.take_up(state)
-        if first:
-            keeper.keep(state)
     history, done = state.history, len(state.history.loss)
     if board is not None:
         board.start(done)
@@ -165,38 +165,59 @@ def train(
 
     wrapped.train()
     bar_options = {"mininterval": 0, "dynamic_ncols": True, "disable": not first}
-    with tqdm(total=recipe.iterations, initial=done, desc=name, unit="it", **bar_options) as bar:
-        try:
-            for iteration in range(done + 1, recipe.iterations + 1):
-                recorder.add(_iterate(state, wrapped, split, recipe, processes))
-                tell = verbose and first and iteration % 10 == 0
-                if tell or time.perf_counter() - shown > refresh:
-                    show()
-                if tell:
-                    bar.write(
-                        f"Iter {iteration * recipe.batch_size}, Minibatch Loss= {history.loss[-1]:.6f}, "
-                        f"Training Accuracy= {history.accuracy[-1]:.5f}"
-                    )
-                if not first:
-                    continue
-                ended = iteration == recipe.iterations
-                if validation is not None and (ended or iteration % epoch == 0):
-                    show()
-                    found = _accuracy(state.tested, validation, recipe.precision)
-                    history.validation.append((iteration, found))
-                    if board is not None:
-                        board.tell_validation(iteration, found)
-                    recorder.restart()
-                if keeper is not None and (ended or iteration % keeper.every == 0):
-                    show()
-                    keeper.keep(state)
-                    recorder.restart()
-        except KeyboardInterrupt:
-            history.interrupted = True
-        show()
+    try:
+        if keeper is not None and first:
+            keeper.keep(state)
+        with _Bar(total=recipe.iterations, initial=done, desc=name, unit="it", **bar_options) as bar:
+            try:
+                for iteration in range(done + 1, recipe.iterations + 1):
+                    recorder.add(_iterate(state, wrapped, split, recipe, processes))
+                    tell = verbose and first and iteration % 10 == 0
+                    if tell or time.perf_counter() - shown > refresh:
+                        show()
+                    if tell:
+                        bar.write(
+                            f"Iter {iteration * recipe.batch_size}, Minibatch Loss= {history.loss[-1]:.6f}, "
+                            f"Training Accuracy= {history.accuracy[-1]:.5f}"
+                        )
+                    if not first:
+                        continue
+                    ended = iteration == recipe.iterations
+                    if validation is not None and (ended or iteration % epoch == 0):
+                        show()
+                        found = _accuracy(state.tested, validation, recipe.precision)
+                        history.validation.append((iteration, found))
+                        if board is not None:
+                            board.tell_validation(iteration, found)
+                        recorder.restart()
+                    if keeper is not None and (ended or iteration % keeper.every == 0):
+                        show()
+                        keeper.keep(state)
+                        recorder.restart()
+            except KeyboardInterrupt:
+                history.interrupted = True
+            show()
+    except OSError as error:
+        history.interrupted, history.trouble = True, str(error)
     if state.average is not None:
         model.load_state_dict(state.average.module.state_dict())
     return history
+
+
+class _Bar(tqdm):
+    """A progress bar that no run depends on: what a full disk or a closed pipe does not take is not shown."""
+
+    def display(self, *args: Any, **kwargs: Any) -> None:
+        with suppress(OSError):
+            super().display(*args, **kwargs)
+
+    def clear(self, *args: Any, **kwargs: Any) -> None:
+        with suppress(OSError):
+            super().clear(*args, **kwargs)
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
 
 
 def _iterate(state: State, model: nn.Module, split: Split, recipe: Recipe, processes: Processes) -> Tensor:
