@@ -1,8 +1,13 @@
-"""The commands' own ways: help, versions, and which model is meant."""
+"""The commands' own ways: help, versions, which model is meant, and names in any script."""
 
 import io
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -14,9 +19,13 @@ import fastlstm.train
 from benchmarks import run as benchmark
 from fastlstm.mnist import checkpoint, saved
 from fastlstm.mnist.model import RowLSTM
+from tests.idx import tiny_arrays, write_set
 
+ROOT = Path(__file__).parents[1]
 COMMANDS = {"train": fastlstm.train.main, "predict": fastlstm.predict.main, "export": fastlstm.export.main}
 TRAINS = "python -m fastlstm.train --out runs/row-lstm trains one"
+# Chinese, Arabic, Hindi, an emoji that is a sequence, mathematics to matplotlib, and a line of its own
+NAMES = ("三.png", "ثلاثة.png", "तीन.png", "👩‍💻.png", r"$\frac$.png", "one\nline.png")
 
 
 @pytest.fixture(scope="module")
@@ -181,3 +190,72 @@ def test_a_backend_that_cannot_be_measured_is_one_line(monkeypatch, capsys, back
     monkeypatch.setattr(benchmark.dispatch.module("native"), "supports", lambda *_: "the native backend needs a loom")
     line = refused(benchmark.main, capsys, "--backend", "numba", backend)
     assert re.fullmatch(rf"python -m benchmarks\.run: error: argument --backend: {message}\n", line)
+
+
+def write_picture(path):
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(np.eye(28, dtype=np.uint8) * 255).save(path, "png")
+    return path
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", NAMES)
+def test_names_in_any_script_are_drawn(tmp_path, run, name):
+    path, out = write_picture(tmp_path / name), tmp_path / "out"
+    assert fastlstm.predict.main([str(path), "--model", str(run), "--out", str(out)]) == 0
+    assert len(list(out.iterdir())) == 1
+
+
+def undecodable(folder):
+    """A file whose name is no text in any encoding that the system would choose."""
+    return folder / os.fsdecode(b"\xff\xfe.png")
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS refuses names that are not UTF-8")
+@pytest.mark.filterwarnings("error")
+def test_a_name_that_is_no_text_is_drawn(tmp_path, run, capsys):
+    path, out = write_picture(undecodable(tmp_path)), tmp_path / "out"
+    assert fastlstm.predict.main([str(path), "--model", str(run), "--out", str(out)]) == 0
+    assert "\\udcff\\udcfe.png: " in capsys.readouterr().out
+    assert len(list(out.iterdir())) == 1
+
+
+def command(name, *arguments):
+    """On a terminal that knows ASCII alone."""
+    return subprocess.run(
+        [sys.executable, "-m", f"fastlstm.{name}", *arguments],
+        capture_output=True,
+        cwd=ROOT,
+        timeout=300,
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONWARNINGS": "error::UserWarning"},
+    )
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS refuses names that are not UTF-8")
+def test_names_in_any_script_are_printed_in_ascii(tmp_path, run):
+    names = [*NAMES[:4], undecodable(tmp_path).name]
+    paths = [write_picture(tmp_path / name) for name in names]
+    done = command("predict", *paths, "--model", run, "--out", tmp_path / "三")
+    assert (done.returncode, done.stderr) == (0, b"")
+    told = done.stdout.decode("ascii").splitlines()
+    assert len(told) == len(names)
+    for name, line in zip(names, told, strict=True):
+        assert name.encode("ascii", "backslashreplace").decode() + ": " in line
+    assert len(list((tmp_path / "三").iterdir())) == len(names)
+
+    done = command("export", run, tmp_path / "三.flstm")
+    assert (done.returncode, done.stderr) == (0, b"")
+    done = command("export", run, tmp_path / "missing 三" / "out")
+    assert done.returncode == 2
+    assert b"\\u4e09" in done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS refuses names that are not UTF-8")
+def test_a_run_in_a_directory_of_any_name(tmp_path):
+    data = write_set(tmp_path / os.fsdecode(b"\xff"), tiny_arrays())
+    out = tmp_path / os.fsdecode("三".encode() + b"\xfe")
+    small = ("--batch-size=32", "--hidden-size=7", "--backend=aten", "--threads=1", "--iterations=2")
+    for arguments in (("--data", data, *small, "--out", out), ("--resume", out)):
+        done = command("train", *arguments)
+        assert done.returncode == 0, done.stderr
+        assert b"\\u4e09\\udcfe" in done.stdout

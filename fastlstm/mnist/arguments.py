@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import io
 import math
 import os
 import sys
@@ -25,7 +26,12 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n")  # one line, without the usage
 
     def run(self, work: Callable[[], int]) -> int:
-        """The exit code of `work`: its own, or 130 after Ctrl-C. What cannot be written ends with an error."""
+        """The exit code of `work`: its own, or 130 after Ctrl-C. What cannot be written ends with an error.
+
+        Characters that standard output cannot encode, as file names hold them, are printed as escapes.
+        """
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
             code = work()
             sys.stdout.flush()

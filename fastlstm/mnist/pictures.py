@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 
@@ -94,8 +95,8 @@ def reading(model: RowLSTM, images: Tensor, titles: Sequence[str]) -> Figure:
         height, width = steps if in_order else images.shape[1], images.shape[2]
         extent = (-0.5, width - 0.5, height - 0.5, -0.5)
         axes[0].imshow(images[k].cpu().numpy(), cmap="gray_r", vmin=0, vmax=1, extent=extent, aspect="auto")
+        axes[0].set_title(_drawable(titles[k]), parse_math=False)
         axes[0].set(
-            title=titles[k],
             xlabel="column",
             ylabel=f"{unit}, read top down" if in_order else "row, read in random order",
         )
@@ -115,6 +116,12 @@ def reading(model: RowLSTM, images: Tensor, titles: Sequence[str]) -> Figure:
         )
         figure.colorbar(chance, ax=axes[2], label="probability (%)")
     return figure
+
+
+def _drawable(text: str) -> str:
+    """`text` with Python's escape in the place of each character that the font of titles lacks."""
+    font = get_font(findfont(FontProperties()))
+    return "".join(c if font.get_char_index(ord(c)) else c.encode("unicode_escape").decode() for c in text)
 
 
 def _by_time(states: np.ndarray) -> np.ndarray:
