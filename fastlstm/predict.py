@@ -1,6 +1,7 @@
 """Read digits with a trained row-LSTM: `python -m fastlstm.predict IMAGE...`."""
 
 import argparse
+import itertools
 import re
 import sys
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from fastlstm.mnist.model import RowLSTM
 from fastlstm.mnist.training import predict
 
 INVERT = {"auto": None, "yes": True, "no": False}
+LONGEST = 50  # characters of a picture's name: of four bytes each they fit a file name, whose limit is mostly 255
 EXAMPLES = f"""\
 A picture of the training images' size with light ink on a dark ground is
 taken as it is. Every other is cropped to its ink, scaled and centred as
@@ -72,7 +74,7 @@ def _arguments() -> Parser:
         "--out",
         type=Path,
         metavar="DIR",
-        help="draw there how each image is read, step by step",
+        help="draw there how each image is read, step by step; images of the same name get a number",
     )
     add("--draw", type=_count, default=10, metavar="N", help="draw only the first N of a file (default: %(default)s)")
     return parser
@@ -106,10 +108,14 @@ def _run(parser: Parser, args: argparse.Namespace) -> int:
 
 
 def _draw(directory: Path, model: RowLSTM, sources: Sequence[_Source], most: int) -> None:
+    taken: set[str] = set()
     for source in sources:
         for index in range(min(most, len(source.images))):
             title = Path(source.name(index)).name
-            name = re.sub(r"[^\w.-]+", "-", title).strip("-")
+            plain = re.sub(r"[^\w.-]+", "-", title).strip("-")[:LONGEST] or "image"
+            numbered = itertools.chain([plain], (f"{plain}-{n}" for n in itertools.count(2)))
+            name = next(name for name in numbered if name.casefold() not in taken)
+            taken.add(name.casefold())  # some file systems hold no two names that differ in case alone
             figure = pictures.reading(model, source.images[index : index + 1], [title])
             with replacing(directory / f"{name}.reading.png") as file:
                 figure.savefig(file, format="png", dpi=110)

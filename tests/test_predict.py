@@ -184,6 +184,18 @@ def test_pictures_are_told_and_drawn(tmp_path, run, digits, capsys):
     assert (tmp_path / "out" / "one.png.reading.png").read_bytes().startswith(PNG)
 
 
+def test_pictures_of_one_name_are_all_drawn(tmp_path, run, digits):
+    names = ["a/one.png", "b/one.png", "c/ONE.png", "d/one.png-2", "e/👩.png", "e/👽.png", "e/👩", f"f/{'n' * 250}.png"]
+    for name, image in zip(names, digits.images, strict=False):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(grey(image)).save(tmp_path / name, "png")
+    paths = [str(tmp_path / name) for name in names]
+    assert fastlstm.predict.main([*paths, "--model", str(run), "--out", str(tmp_path / "out")]) == 0
+    drawn = {path.name.casefold(): path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert len(drawn) == len(set(drawn.values())) == len(names)
+    assert {"one.png.reading.png", "one.png-2.reading.png", "image.reading.png"} < set(drawn)
+
+
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_an_idx_set_is_scored_by_the_labels_beside_it(tmp_path, capsys, suffix):
     directory = write_set(tmp_path / "set", tiny_arrays(test=12), suffix)
