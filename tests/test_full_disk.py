@@ -128,6 +128,30 @@ def test_a_comparison_that_cannot_begin_leaves_the_first_run_s_figures(tiny, tmp
     assert metrics["compare"]["iterations"] == 0
 
 
+@pytest.mark.parametrize(
+    ("method", "reported", "interrupted"),
+    [("__init__", False, None), ("add_scalar", True, True), ("close", True, False)],
+)
+def test_a_log_for_tensorboard_that_cannot_be_written_loses_no_figures(
+    tiny, tmp_path, monkeypatch, capsys, method, reported, interrupted
+):
+    tensorboard = pytest.importorskip("torch.utils.tensorboard", reason="needs the package tensorboard")
+
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tensorboard.SummaryWriter, method, full)
+    out, board = tmp_path / "run", tmp_path / "board"
+    refused(fastlstm.train.main, "--data", tiny, *SMALL, "--out", out, "--tensorboard", board)
+    streams = capsys.readouterr()
+    assert f"python -m fastlstm.train: error: {board}: {FULL}" in last_line(streams.err)
+    assert "Traceback" not in streams.err
+    assert (out / "metrics.json").exists() == reported
+    if reported:  # of the iterations whose log failed, too
+        assert len(figures(out)["loss"]) == figures(out)["iterations"] > 0
+        assert figures(out)["interrupted"] == interrupted
+
+
 def train(tiny, out, **streams):
     command = [sys.executable, "-m", "fastlstm.train", "--data", str(tiny), *SMALL, "--out", str(out)]
     return subprocess.run(command, cwd=ROOT, text=True, timeout=300, **streams)
@@ -140,7 +164,7 @@ def test_standard_output_on_a_full_disk_loses_no_file(tiny, tmp_path, unbuffered
     with open("/dev/full", "w") as full:
         done = train(tiny, tmp_path, stdout=full, stderr=subprocess.PIPE, env=environment)
     assert done.returncode == 2
-    message = "standard output or a log: cannot be written (No space left on device)"
+    message = f"standard output: {FULL}"
     assert last_line(done.stderr) == f"python -m fastlstm.train: error: {message}"
     assert "Traceback" not in done.stderr
     assert figures(tmp_path)["iterations"] == 8

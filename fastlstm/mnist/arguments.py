@@ -45,7 +45,7 @@ class Parser(argparse.ArgumentParser):
                 raise
             with suppress(OSError):  # what is left in the buffer would fail once more when Python ends
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            self.error(f"standard output or a log: cannot be written ({error.strerror})")
+            self.error(f"standard output: cannot be written ({error.strerror})")
         return code
 
     def make_directory(self, argument: str, path: Path) -> None:
