@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from fastlstm import dispatch, ops
-from fastlstm.backends.memory import converted, empty
+from fastlstm.backends.memory import converted, unpooled
 from fastlstm.backends.reference import HOLD
 from fastlstm.function import LSTMBackward, LSTMFunction, differentiated, for_biases, no_autocast
 
@@ -60,7 +60,7 @@ class LSTMSequence(Function):
             wide: Any = _widened(inputs, taken) if narrow else inputs
             a, w_ih, w_hh, b_ih, b_hh, *states = wide
             run = dispatch.module(backend).forward
-            shown = empty(a, *a.shape[:2], weight_hh.shape[1]) if hides else None
+            shown = unpooled(a, *a.shape[:2], weight_hh.shape[1]) if hides else None
             options: Any = {"bias_hh": b_hh, "layer_axis": layer_axis, "shown": shown}
             result = run(a, w_ih, w_hh, b_ih, *states, mask, reverse, True, **options)
         h, h_n, c_n, c, gates = result
@@ -153,7 +153,7 @@ def _widened(tensors: Sequence[Optional], taken: int) -> tuple[Optional, ...]:
 
 
 def _narrowed(tensors: Sequence[Optional], dtype: torch.dtype) -> tuple[Any, ...]:
-    return (*(a if a is None or a.dtype is dtype else converted(a, dtype) for a in tensors),)
+    return (*(a if a is None or a.dtype is dtype else converted(a, dtype, unpooled) for a in tensors),)
 
 
 class LSTMStep(Function):

@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.autograd import Function
 
 from fastlstm import levels, ops
-from fastlstm.backends.memory import empty
 from fastlstm.batching import backward_rule, forward_rule
 from fastlstm.levels import wants_autograd
 from fastlstm.linearized import Linearized, WeightTangents
@@ -204,27 +203,9 @@ class WithoutGradients:
         return forward_rule(WithoutGradients.apply, ops.forward, info.batch_size, in_dims, *args)
 
 
-def zero_held(h: Tensor, held: Tensor) -> Tensor:
-    """`h` (T,B,H) with zeros where `held` (T,B,1). Equivalent to `masked_fill`, but in memory that is used again: fresh
-    pages both ways cost a training step more than the filling does.
-    """
-    if not ops.is_untransformed(h, held):
-        return h.masked_fill(held, 0)
-    return _ZeroHeld.apply(h, held)
-
-
-def join(parts: list[Tensor]) -> Tensor:
-    """The directions' features side by side. Equivalent to ``torch.cat(parts, -1)``, in such memory."""
-    if len(parts) == 1:
-        return parts[0]
-    if not ops.is_untransformed(*parts):
-        return torch.cat(parts, -1)
-    return _Join.apply(*parts)
-
-
 def take_rows(a: Tensor, order: Tensor, axis: int) -> Tensor:
-    """The rows of `a` along an axis in `order`, a permutation. Equivalent to ``a.index_select(axis, order)``, in such
-    memory, and the gradient is taken likewise, not added up row by row.
+    """The rows of `a` along an axis in `order`, a permutation. Equivalent to ``a.index_select(axis, order)``, but the
+    gradient is taken likewise, where that one's is added up row by row.
     """
     if not ops.is_untransformed(a, order):
         return a.index_select(axis, order)
@@ -236,34 +217,12 @@ class _TakeRows(Function):
     def forward(ctx: Any, a: Tensor, order: Tensor, axis: int) -> Tensor:
         ctx.axis = axis
         ctx.save_for_backward(order)
-        return torch.index_select(a, axis, order, out=empty(a, *a.shape))
+        return a.index_select(axis, order)
 
     @staticmethod
     def backward(ctx: Any, da: Tensor) -> tuple[Tensor, None, None]:
         (order,) = ctx.saved_tensors
         return take_rows(da, order.argsort(), ctx.axis), None, None
-
-
-class _Join(Function):
-    @staticmethod
-    def forward(ctx: Any, *parts: Tensor) -> Tensor:
-        ctx.sizes = [a.shape[-1] for a in parts]
-        return torch.cat(parts, -1, out=empty(parts[0], *parts[0].shape[:-1], sum(ctx.sizes)))
-
-    @staticmethod
-    def backward(ctx: Any, dh: Tensor) -> tuple[Tensor, ...]:
-        return dh.split(ctx.sizes, -1)
-
-
-class _ZeroHeld(Function):
-    @staticmethod
-    def forward(ctx: Any, h: Tensor, held: Tensor) -> Tensor:
-        ctx.save_for_backward(held)
-        return torch.where(held, h.new_zeros(()), h, out=empty(h, *h.shape))
-
-    @staticmethod
-    def backward(ctx: Any, dh: Tensor) -> tuple[Tensor, None]:
-        return zero_held(dh, *ctx.saved_tensors), None
 
 
 def for_biases(dbias: Optional, to_ih: bool, to_hh: bool) -> tuple[Optional, Optional]:

@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 from fastlstm import checks, dispatch, ops
 from fastlstm.backends import aten, reference
 from fastlstm.dispatch import Backend
-from fastlstm.function import LSTMFunction, WithoutGradients, layer_op, zero_held
+from fastlstm.function import LSTMFunction, WithoutGradients, layer_op
 from fastlstm.inference import Slot, infer, infer_cast, packed_layer, packed_step, train
 from fastlstm.levels import levels_of, wants_autograd, wants_gradient
 from fastlstm.tracing import allow_in_graph
@@ -327,7 +327,7 @@ def lstm_cell(
 
 def _shown(h: Tensor, mask: Tensor | None, holds: bool) -> Tensor:
     """The outputs: zeros at steps that are held, where the mask may hold any."""
-    return zero_held(h, (mask == reference.HOLD).unsqueeze(-1)) if mask is not None and holds else h
+    return h.masked_fill((mask == reference.HOLD).unsqueeze(-1), 0) if mask is not None and holds else h
 
 
 def _nested_forward_mode() -> bool:

@@ -12,7 +12,7 @@ from torch.nn import Parameter
 
 from fastlstm import checks, dispatch, eager, ops
 from fastlstm.backends.cpu import CastWeights, WidenedWeights
-from fastlstm.backends.memory import empty
+from fastlstm.backends.memory import unpooled
 from fastlstm.levels import wants_gradient
 
 
@@ -148,14 +148,14 @@ def infer_both(
             return None
         layers.append(layer)
     (T, B, _), H = x.shape, layers[0].H
-    output, ends = empty(x, T, B, 2 * H), []
-    for k, out in enumerate(output.split(H, -1)):
+    joined, ends = unpooled(x, T, B, 2 * H), []
+    for k, out in enumerate(joined.split(H, -1)):
         options: Any = {"mask": mask, "hides": hides, "out": out}
         result = _inferred(slots[k], layers[k], x, hx[k], weights[k], k == 1, **options)
         if result is None:  # somebody is writing to the weights
             return None
         ends.append(result[1:])
-    return output, ends
+    return joined, ends
 
 
 def _inferred(

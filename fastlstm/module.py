@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastlstm import checks, dispatch
 from fastlstm.dispatch import Backend
-from fastlstm.function import join, take_rows
+from fastlstm.function import take_rows
 from fastlstm.functional import State, run_layer
 from fastlstm.inference import KeepsPacked, infer_both, plain_sequence, slot_of
 from fastlstm.packing import Lengths, is_readable, longest_first, pack, pad, step_mask, tensor_of, unpack
@@ -317,12 +317,14 @@ class LSTM(KeepsPacked, nn.RNNBase):
                     outputs.append(result[0])
                     ends.append(result[1])
                     cells.append(result[-1])
-                x = join(outputs)
+                x = torch.cat(outputs, -1) if directions == 2 else outputs[0]
             if self.dropout and self.training and not is_last:
                 # over packed rows where torch.nn.LSTM drops over packed rows: the same seed gives the same zeros
                 x = pad(F.dropout(pack(x, places), self.dropout), places, T, B)
         states = _stack(ends)
-        return (x, states, join(cells)) if return_cells else (x, states)
+        if not return_cells:
+            return x, states
+        return x, states, torch.cat(cells, -1) if directions == 2 else cells[0]
 
     def step(self, x_t: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """One time step through all layers, for streaming. One direction only.

@@ -45,6 +45,6 @@ def poisoned(monkeypatch):
     torch.use_deterministic_algorithms(True)
     monkeypatch.setattr("fastlstm.backends.numba.prepared.take_scratch", lambda: memory.take_scratch().fill_(0xFF))
     for size in (1 << 21, 1 << 22, 1 << 23):
-        memory.empty(torch.empty(0), size // 4).fill_(float("nan"))
+        memory.pooled(torch.empty(0), size // 4).fill_(float("nan"))
     yield
     torch.use_deterministic_algorithms(False)

@@ -2,6 +2,7 @@
 
 import gc
 import threading
+import weakref
 from collections import deque
 
 import pytest
@@ -9,50 +10,90 @@ import torch
 
 import fastlstm
 from fastlstm.backends import memory, numba
+from tests.layers import CPU_BACKENDS
 
 
 @pytest.fixture(autouse=True)
 def empty_pool(monkeypatch):
     gc.collect()  # what other tests have left would come back meanwhile
-    monkeypatch.setattr(memory, "_free", deque())
+    monkeypatch.setattr(memory, "_pool", [])
     monkeypatch.setattr(memory, "_scratch", deque())
 
 
 def test_the_smallest_buffer_that_serves_is_lent():
     """Of at most twice the size asked for."""
     like, MB = torch.empty(0, dtype=torch.uint8), 1 << 20
-    buffers = [memory.empty(like, size * MB) for size in (6, 4, 24)]  # the newest is not what is wanted
+    buffers = [memory.pooled(like, size * MB) for size in (6, 4, 24)]  # the newest is not what is wanted
     six, four, large = (buffer.data_ptr() for buffer in buffers)
     del buffers
-    first, second, third = (memory.empty(like, 3 * MB) for _ in range(3))
+    first, second, third = (memory.pooled(like, 3 * MB) for _ in range(3))
     assert first.data_ptr() == four
     assert second.data_ptr() == six
     assert third.data_ptr() != large
-    assert memory.empty(like, 23 * MB).data_ptr() == large
+    assert memory.pooled(like, 23 * MB).data_ptr() == large
 
 
 def test_small_buffers_of_other_sizes_touch_each_their_own_memory():
     """Pages that every size touched in its turn would all become as large as the largest."""
     like, KB = torch.empty(0, dtype=torch.uint8), 1 << 10
-    buffers = [memory.empty(like, size * KB) for size in (700, 1400)]
+    buffers = [memory.pooled(like, size * KB) for size in (700, 1400)]
     small, large = (buffer.data_ptr() for buffer in buffers)
     del buffers
-    assert memory.empty(like, 1300 * KB).data_ptr() == large
-    assert memory.empty(like, 690 * KB).data_ptr() == small
-    assert memory.take(300 * KB).size < 400 * KB
+    assert memory.pooled(like, 1300 * KB).data_ptr() == large
+    assert memory.pooled(like, 690 * KB).data_ptr() == small
 
 
-def test_garbage_is_collected_while_the_pool_is_looked_through(monkeypatch):
-    """A finalizer that gives memory back runs wherever the collector does."""
-    monkeypatch.setattr(memory, "_free", deque(memory.Pages(1) for _ in range(40)))
+def test_a_finalizer_may_ask_for_memory_while_the_pool_is_looked_through():
+    """It runs wherever the collector does, and must not be given what the call that it interrupts has chosen."""
+    found = []
+
+    class Cycle:
+        def __init__(self):
+            self.itself = self
+
+        def __del__(self):
+            found.append(memory.pooled(torch.empty(0), memory.SMALL).fill_(len(found)))
+
     before = gc.get_threshold()
     gc.set_threshold(1)
     try:
-        for _ in range(300):
-            cycle = [memory.empty(torch.empty(0), memory.SMALL)]
-            cycle.append(cycle)
+        for k in range(40):
+            Cycle()
+            mine = memory.pooled(torch.empty(0), memory.SMALL).fill_(-1 - k)
+            others = [other.unique().tolist() for other in found]
+            assert mine.unique().tolist() == [-1 - k]
+            assert others == [[n] for n in range(len(others))]
+            if len(found) > 8:
+                found.clear()
     finally:
         gc.set_threshold(*before)
+
+
+def test_nothing_runs_when_a_buffer_dies():
+    """A weak reference's callback would swallow what a signal handler raises in it."""
+    buffer = memory.pooled(torch.empty(0), memory.SMALL)
+    (pages,) = memory._pool
+    view = pages.holder()
+    assert weakref.getweakrefs(view) == [pages.holder]
+    assert pages.holder.__callback__ is None
+    del view
+    assert pages.holder() is not None
+    del buffer
+    assert pages.holder() is None
+
+
+@pytest.mark.parametrize("T", [3, 500, 2000])
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_storages_of_what_users_get_can_be_resized(T, backend):
+    """As torch's can: frameworks free memory that way."""
+    module, x = fastlstm.LSTM(5, 40, bidirectional=True, backend=backend), torch.randn(T, 30, 5, requires_grad=True)
+    output, states, cells = module(x, return_cells=True)
+    (output.sum() + cells.sum()).backward()
+    with torch.no_grad():
+        inferred, lengths = module(x)[0], module(x, lengths=torch.full((30,), T - 1))[0]
+    gradients = [x.grad, *(p.grad for p in module.parameters())]
+    for tensor in (output, *states, cells, inferred, lengths, *gradients):
+        tensor.untyped_storage().resize_(0)
 
 
 def test_large_buffers_take_each_others_memory():
@@ -60,23 +101,27 @@ def test_large_buffers_take_each_others_memory():
     x, shape = torch.empty(0), (70, 8, 1, 650, 650, torch.float32, 0, False, False, 1)
     forward = numba.forward_call(*shape).call(x)
     packed = forward.arguments.packed
-    while forward.pages:
-        memory.release(forward.pages.pop())
+    forward.views.clear()
     backward = numba.backward_call(*shape, True, False, False, True).call(x)
     assert backward.arguments.dweights == packed
 
 
-def test_the_pool_keeps_so_many_pieces_and_bytes(monkeypatch):
-    for pages in [memory.Pages(memory.GRANULE) for _ in range(memory.MOST + 3)]:
-        memory.release(pages)
-    assert len(memory._free) == memory.MOST
-    monkeypatch.setattr(memory, "LIMIT", 10 * memory.GRANULE)
-    newest = memory.Pages(memory.GRANULE)
-    memory.release(newest)
-    assert len(memory._free) == 10
-    assert memory._free[-1] is newest
+def test_the_pool_has_no_more_than_so_many_pieces_and_bytes(monkeypatch):
+    like = torch.empty(0, dtype=torch.uint8)
+    buffers = [memory.pooled(like, memory.SMALL) for _ in range(memory.MOST + 3)]
+    assert len(memory._pool) == memory.MOST
+    assert len({buffer.data_ptr() for buffer in buffers}) == len(buffers)
+    del buffers
+    monkeypatch.setattr(memory, "LIMIT", 4 * memory.PAGE)
+    held = memory.pooled(like, 3 * memory.PAGE)  # for which the oldest went
+    assert sum(pages.size for pages in memory._pool) <= memory.LIMIT
+    larger = memory.pooled(like, 2 * memory.PAGE)
+    assert [pages.size for pages in memory._pool] == [3 * memory.PAGE]
+    address = held.data_ptr()
+    del held, larger
+    assert memory.pooled(like, 3 * memory.PAGE).data_ptr() == address
     memory.forget()
-    assert not memory._free
+    assert not memory._pool
 
 
 def test_calls_leave_their_scratch_to_the_next():

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlstm.backends.memory import converted
+from fastlstm.backends.memory import converted, unpooled
 
 # Bytes of weights above which they and their packed form do not both stay in a second-level cache. One step without
 # gradients then packs each panel as it comes to it: that reads the weights once, where to look at all of them and then
@@ -196,7 +196,7 @@ class WidenedWeights(PackedCopies):
         if results is None:
             self.stale = True
             return None
-        return (*(converted(a, self.dtype) for a in results),)
+        return (*(converted(a, self.dtype, unpooled) for a in results),)
 
     def forward(
         self,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fastlstm.backends.cpu import LARGE, PackedWeights, address, address_of, openmp, rows_contiguous, threads_now
-from fastlstm.backends.memory import empty
+from fastlstm.backends.memory import pooled, unpooled
 from fastlstm.backends.reference import HOLD
 
 LIBRARY = Path(__file__).parents[1] / ("_native.dll" if os.name == "nt" else "_native.so")
@@ -129,9 +129,9 @@ def forward(
     if weight_ih.dim() == 3:
         return _stacked_forward(x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, save)
     (T, B, I), H = x.shape, weight_hh.shape[-1]
-    h, h_n, c_n = empty(x, T, B, H), x.new_empty(B, H), x.new_empty(B, H)
-    c = empty(x, T, B, H) if save else x.new_empty(0)
-    gates = empty(x, *saved_shape(T, B, H, x.dtype)) if save else x.new_empty(0)
+    h, h_n, c_n = unpooled(x, T, B, H), x.new_empty(B, H), x.new_empty(B, H)
+    c = unpooled(x, T, B, H) if save else x.new_empty(0)
+    gates = pooled(x, *saved_shape(T, B, H, x.dtype)) if save else x.new_empty(0)
     if B == 0:
         return h, h_n, c_n, c, gates
     x, h_0, c_0 = (rows_contiguous(a) for a in (x, h_0, c_0))
@@ -175,7 +175,7 @@ def backward(
     (T, B, I), H = x.shape, weight_hh.shape[-1]
     wanted = (*needs[:3], needs[3] and bias is not None, *needs[4:])
     shapes = ((T, B, I), (4 * H, I), (4 * H, H), (4 * H,), (B, H), (B, H))
-    gradients = [empty(x, *shape) if want else None for shape, want in zip(shapes, wanted)]
+    gradients = [unpooled(x, *shape) if want else None for shape, want in zip(shapes, wanted)]
     if B == 0:
         return tuple(a if a is None else a.zero_() for a in gradients)
     x, h_0, c_0 = (rows_contiguous(a) for a in (x, h_0, c_0))
@@ -203,7 +203,7 @@ class PackedLayer(PackedWeights):
         I, H = self.I, self.H
         self.kind = VERSION, _DTYPES[self.dtype], _instructions
         size = _library.fastlstm_packed_size(*self.kind[1:], I, H)
-        self.packed = empty(self.weight_ih, size // self.dtype.itemsize)
+        self.packed = pooled(self.weight_ih, size // self.dtype.itemsize)
         biases = [a.data_ptr() for a in self.biases] + [0] * (2 - len(self.biases))
         self.large = 4 * H * (I + H) * self.dtype.itemsize > LARGE
         self.addresses = *_array(self.weight_ih, 1), *_array(self.weight_hh, 1), *biases
@@ -228,7 +228,7 @@ class PackedLayer(PackedWeights):
         h, h_n, c_n = x.new_empty(T, B, H), x.new_empty(*states), x.new_empty(*states)
         saved: tuple[Tensor, ...] = ()
         if save:
-            saved = empty(x, T, B, H), empty(x, *saved_shape(T, B, H, x.dtype))
+            saved = unpooled(x, T, B, H), pooled(x, *saved_shape(T, B, H, x.dtype))
         if B == 0:
             return h, h_n, c_n, *saved
         x = rows_contiguous(x)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from fastlstm.backends.cpu import address, rows_contiguous, threads_now
-from fastlstm.backends.memory import empty
+from fastlstm.backends.memory import pooled, unpooled
 from fastlstm.backends.numba import host
 from fastlstm.backends.numba.host import (
     first_steps,
@@ -198,10 +198,10 @@ def forward(
     B = R // groups
     assert shown is None or groups == 1, "a stack's outputs are hidden by its caller"
     states = (1, R, H) if layer_axis else (R, H)
-    h, h_n, c_n = empty(x, T, R, H), like.new_empty(*states), like.new_empty(*states)
-    c = empty(like, T, R, H) if save else like.new_empty(0)
+    h, h_n, c_n = unpooled(x, T, R, H), like.new_empty(*states), like.new_empty(*states)
+    c = unpooled(like, T, R, H) if save else like.new_empty(0)
     stacked = groups if weight_ih.dim() == 3 else None
-    gates = empty(like, *saved_shape(T, R, H, dtype, stacked)) if save else like.new_empty(0)
+    gates = pooled(like, *saved_shape(T, R, H, dtype, stacked)) if save else like.new_empty(0)
     x, weight_ih, weight_hh = rows_contiguous(x), rows_contiguous(weight_ih), rows_contiguous(weight_hh)
     bias, bias_hh = bias if bias is None else bias.contiguous(), bias_hh if bias_hh is None else bias_hh.contiguous()
     mask = mask if mask is None else mask.to(torch.int32).contiguous().unsqueeze(-1)
@@ -283,9 +283,9 @@ def backward(
     )  # fmt: skip
     ours = prepared.call(x)
     a = ours.arguments
-    dx = empty(x, T, R, I) if needs[0] else None
-    dweight_ih = empty(x, *weight_ih.shape) if needs[1] else None
-    dweight_hh = empty(x, *weight_hh.shape) if needs[2] else None
+    dx = unpooled(x, T, R, I) if needs[0] else None
+    dweight_ih = unpooled(x, *weight_ih.shape) if needs[1] else None
+    dweight_hh = unpooled(x, *weight_hh.shape) if needs[2] else None
     dbias = like.new_empty(bias.shape) if needs[3] and bias is not None else None
     dh_0 = like.new_empty(R, H) if needs[4] else None
     dc_0 = like.new_empty(R, H) if needs[5] else None

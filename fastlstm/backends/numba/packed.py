@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fastlstm.backends.cpu import LARGE, PackedWeights, address, rows_contiguous, threads_now
-from fastlstm.backends.memory import SMALL, empty
+from fastlstm.backends.memory import SMALL, pooled, unpooled
 from fastlstm.backends.numba import host
 from fastlstm.backends.numba.prepared import Call, Prepared, backward_call, prepare, template
 from fastlstm.backends.numba.primitives import DIGEST_BYTES
@@ -164,7 +164,7 @@ class PackedLayer(PackedWeights):
         """As `PackedWeights.forward`; with `save` also ``c`` (T, B, H) and the gates."""
         (T, B, _), H = x.shape, self.H
         x = rows_contiguous(x)
-        h, narrow, dtype = empty(x, T, B, H) if out is None else out, x.itemsize < self.dtype.itemsize, self.dtype
+        h, narrow, dtype = unpooled(x, T, B, H) if out is None else out, x.itemsize < self.dtype.itemsize, self.dtype
         like = x.new_empty(0, dtype=dtype) if narrow else x
         states = (1, B, H) if layer_axis else (B, H)
         h_n, c_n = like.new_empty(*states), like.new_empty(*states)
@@ -185,7 +185,7 @@ class PackedLayer(PackedWeights):
         a.h_n, a.c, a.c_n = h_n.data_ptr(), c_n.data_ptr(), c_n.data_ptr()
         saved: tuple[Tensor, ...] = ()
         if save:
-            c, gates = saved = empty(x, T, B, H), empty(x, T, self.panels, B, 4 * self.lanes)
+            c, gates = saved = unpooled(x, T, B, H), pooled(x, T, self.panels, B, 4 * self.lanes)
             a.c, a.c_step, a.gates = c.data_ptr(), B * H * x.element_size(), gates.data_ptr()
         if hx is not None:
             a.recurs = save  # whose gradient goes through weight_hh
@@ -215,7 +215,7 @@ class PackedLayer(PackedWeights):
         saved: tuple[Tensor, ...] = ()
         if save:
             gates = self.panels * B * 4 * self.lanes
-            saved = (empty(x, gates + B * self.H),)
+            saved = (pooled(x, gates + B * self.H),)
             a.gates = saved[0].data_ptr()
             a.c, a.c_step = a.gates + gates * size, B * self.H * size
             a.recurs = True

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastlstm.backends.memory import SCRATCH, SMALL, Pages, empty, release, release_scratch, take, take_scratch
+from fastlstm.backends.memory import SCRATCH, SMALL, pooled, release_scratch, take, take_scratch
 from fastlstm.backends.numba import host
 
 
@@ -30,7 +30,7 @@ class Prepared(NamedTuple):
 
     def start(self, like: Tensor) -> tuple[Any, list[Tensor]]:
         """The arguments with buffers, and the tensors that keep these alive."""
-        held = [empty(like, count // like.itemsize) for count in (self.small, *(count for _, count in self.large))]
+        held = [pooled(like, count // like.itemsize) for count in (self.small, *(count for _, count in self.large))]
         small, *large = (memory.data_ptr() for memory in held)  # aligned to a line, as all of torch's memory
         a = type(self.arguments).from_buffer_copy(self.arguments)  # other threads may be calling
         self.place(a, small)
@@ -54,8 +54,8 @@ class Prepared(NamedTuple):
             call.memory = take_scratch() if kept else like.new_empty(self.small // like.itemsize)
             at = call.memory.data_ptr()
         else:
-            call.pages.append(take(self.small))
-            at = call.pages[0].address
+            view, at = take(self.small)
+            call.views.append(view)
         if at != call.at:  # mostly it is what it was the last time
             self.place(call.arguments, at)
             call.at, call.fresh = at, bytes(call.arguments)
@@ -64,9 +64,9 @@ class Prepared(NamedTuple):
         if self.counters:
             call.counted[:] = bytes(self.counters)
         for name, count in self.large:
-            pages = take(count)
-            call.pages.append(pages)
-            setattr(call.arguments, name, pages.address)
+            view, address = take(count)
+            call.views.append(view)
+            setattr(call.arguments, name, address)
         return call
 
     def run(self, call: Call, stack: tuple[int, dict[str, int], dict[str, int]] | None = None) -> tuple[bool, bool]:
@@ -88,8 +88,7 @@ class Prepared(NamedTuple):
         if self.small <= SCRATCH and call.memory is not None:
             release_scratch(call.memory)
         call.memory = None
-        while call.pages:
-            release(call.pages.pop())
+        call.views.clear()
         call.contents[:] = call.fresh  # the next call finds nothing of this one's
         self.idle.append(call)
         return large != 0, stale != 0
@@ -115,7 +114,7 @@ class Call:
         self.contents, self.at, self.fresh = _bytes(self.arguments), -1, b""
         self.counted = memoryview(b"")
         self.memory: Tensor | None = None  # of the buffers, while it runs
-        self.pages: list[Pages] = []
+        self.views: list[memoryview] = []
         self.kernel = tasks.ready(prepared.kernel, self.arguments, prepared.threads)
 
 
