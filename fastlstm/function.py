@@ -212,6 +212,30 @@ def take_rows(a: Tensor, order: Tensor, axis: int) -> Tensor:
     return _TakeRows.apply(a, order, axis)
 
 
+def narrowed(results: tuple[Tensor, ...], dtype: torch.dtype, given: tuple[Optional, ...]) -> tuple[Tensor, ...]:
+    """Results of a layer in a type of 16 bits, of which it was `given` tensors and computed with copies in float32.
+
+    Equivalent to `Tensor.to` for each; but a given tensor that is changed in place before the backward pass is an error
+    there, as it is where autograd saves it itself.
+    """
+    if ops.is_untransformed(*results, *given):
+        return _Narrowed.apply(dtype, len(results), *results, *given)
+    return (*(a.to(dtype) for a in results),)
+
+
+class _Narrowed(Function):
+    @staticmethod
+    def forward(ctx: Any, dtype: torch.dtype, count: int, *tensors: Any) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors[count:])
+        return (*(a.to(dtype) for a in tensors[:count]),)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Optional) -> tuple[Any, ...]:
+        given = ctx.saved_tensors  # raises for one that was changed
+        return None, None, *(None if g is None else g.float() for g in grads), *(None for _ in given)
+
+
 class _TakeRows(Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, order: Tensor, axis: int) -> Tensor:

@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 from fastlstm import checks, dispatch, ops
 from fastlstm.backends import aten, reference
 from fastlstm.dispatch import Backend
-from fastlstm.function import LSTMFunction, WithoutGradients, layer_op
+from fastlstm.function import LSTMFunction, WithoutGradients, layer_op, narrowed
 from fastlstm.inference import Slot, infer, infer_cast, packed_layer, packed_step, train
 from fastlstm.levels import levels_of, wants_autograd, wants_gradient
 from fastlstm.tracing import allow_in_graph
@@ -247,6 +247,7 @@ def _lstm(
             return _shown(h, mask, holds), (h_n.to(dtype), c_n.to(dtype))
     if dtype in (torch.bfloat16, torch.float16) and not dispatch.module(name).SIXTEEN_BIT:
         # 16 bits in memory alone
+        originals = x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0, weight_hr
         x, weight_ih, weight_hh = (a.float() for a in (x, weight_ih, weight_hh))
         others = bias_ih, bias_hh, h_0, c_0, weight_hr
         bias_ih, bias_hh, h_0, c_0, weight_hr = (a if a is None else a.float() for a in others)
@@ -266,7 +267,7 @@ def _lstm(
         h, h_n, c_n, c, _ = WithoutGradients.apply(*layer, reverse, return_cells, name)
     h = _shown(h, mask, holds)
     if h.dtype != dtype:
-        h, h_n, c_n, c = h.to(dtype), h_n.to(dtype), c_n.to(dtype), c.to(dtype)
+        h, h_n, c_n, c = narrowed((h, h_n, c_n, c), dtype, originals)
     return (h, (h_n, c_n), c) if return_cells else (h, (h_n, c_n))
 
 

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 import fastlstm
 from fastlstm import dispatch
-from fastlstm.backends import memory
-from fastlstm.backends.numba import matrix, packed, tasks
+from fastlstm.backends.numba import matrix, tasks
 from tests.layers import Layer
 
 needs_unit = pytest.mark.skipif(not matrix.most_pieces(), reason="the processor has no AMX, and no fast vdpbf16ps")
@@ -24,17 +23,7 @@ def primitive(name, *arguments):
     ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * count)(tasks.primitives(4, 1)[name])(*arguments)
 
 
-@pytest.fixture(autouse=True)
-def nan_filled(monkeypatch):
-    """What is not written is found."""
-    fresh = memory.empty
-
-    def empty(*args):
-        made = fresh(*args)
-        return made.fill_(float("nan")) if made.is_floating_point() else made
-
-    for module in (fastlstm.backends.numba, packed):
-        monkeypatch.setattr(module, "empty", empty)
+pytestmark = pytest.mark.usefixtures("poisoned")  # what is not written is found
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 7, 8, 15, 16, 17, 33, 47, 64])

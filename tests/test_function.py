@@ -12,7 +12,7 @@ import fastlstm
 from fastlstm import ops
 from fastlstm.backends import reference
 from fastlstm.functional import lstm
-from tests.layers import BACKENDS, Layer
+from tests.layers import BACKENDS, CPU_BACKENDS, Layer
 
 
 @pytest.fixture(params=[(False, False), (True, False), (False, True)], ids=["plain", "reverse", "masked"])
@@ -180,6 +180,23 @@ def test_an_output_changed_in_place_is_noticed():
     output.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         torch.autograd.grad(output.sum(), inputs[0])
+
+
+@pytest.mark.parametrize("name", ["x", "weight_ih", "weight_hh", "h_0", "c_0"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("backend", [*CPU_BACKENDS, "reference"])
+def test_an_input_changed_in_place_between_the_passes_is_refused(backend, dtype, name):
+    module, x = fastlstm.LSTM(5, 6, dtype=dtype, backend=backend), torch.randn(4, 3, 5, dtype=dtype)
+    state = torch.randn(1, 3, 6, dtype=dtype), torch.randn(1, 3, 6, dtype=dtype)
+    x.requires_grad_()
+    output, (_, c_n) = module(x, state)
+    states, weights = {"h_0": state[0], "c_0": state[1]}, dict(module.named_parameters())
+    given = {"x": x, **states, **{name.removesuffix("_l0"): weight for name, weight in weights.items()}}
+    with torch.no_grad():
+        given[name].mul_(2)
+    for result in (output, c_n):
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            result.sum().backward(retain_graph=True)
 
 
 def test_meta_and_fake_tensors():
