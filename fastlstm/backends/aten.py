@@ -27,4 +27,5 @@ def forward(
         False,
         False,
     )
-    return y.flip(0) if reverse else y, h_n.squeeze(0), c_n.squeeze(0)
+    # a view could not be detached in place
+    return y.flip(0) if reverse else y, h_n.squeeze(0).clone(), c_n.squeeze(0).clone()
