@@ -232,6 +232,9 @@ def _lstm(
         backend, x.device, dtype, projected=weight_hr is not None, masked=mask is not None, cells=return_cells
     )
     if name == "aten":
+        if bias_ih is None or bias_hh is None:  # it takes both or none
+            bias = ops.sum_of_biases(bias_ih, bias_hh)
+            bias_ih, bias_hh = bias, None if bias is None else torch.zeros_like(bias)
         present = [a for a in (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr) if a is not None]
         # a trace is taken once with gradients and once without, and has to be the same
         learns = torch.is_grad_enabled() or torch._C._get_tracing_state() is not None
