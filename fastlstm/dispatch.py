@@ -1,11 +1,13 @@
 """Which backend runs, and why: a ladder that a person can read.
 
-`auto` takes numba for CPU tensors, or native where numba is not installed or, with a warning, cannot be imported, and
-reference where there is neither; for CUDA tensors triton. float64, a GPU older than compute capability 8.0, ROCm, and
-an installation without the package triton go to aten, as all other devices do. What aten lacks (a step mask, all cell
-states) goes to reference. `triton` follows torch's setting for the products of float32, `triton-ieee` and `triton-tf32`
-name their precision; so do `numba-bf16`, which bfloat16 tensors take by themselves, `numba-bf16x3` and `numba-bf16x6`
-where the processor multiplies bfloat16 faster.
+`auto` takes numba for CPU tensors, or native where numba is not installed or, with a warning, cannot be imported; for
+CUDA tensors triton. All else goes to aten: a CPU that can use neither, with a warning that says why; float64 on a GPU,
+a GPU older than compute capability 8.0, ROCm, and an installation without the package triton; projections, and all
+other devices. What aten lacks goes to reference: a step mask, all cell states, `vmap`, forward mode, and on a CPU what
+a compiler or an exporter traces, where aten would become a graph of all its time steps, or one that cannot be trained.
+`triton` follows torch's setting for the products of float32, `triton-ieee` and `triton-tf32` name their precision; so
+do `numba-bf16`, which bfloat16 tensors take by themselves, `numba-bf16x3` and `numba-bf16x6` where the processor
+multiplies bfloat16 faster.
 A backend asked for by name runs or raises its reason: nothing is handed over silently, except that derivatives beyond
 the first, and forward mode, are partly or wholly plain PyTorch whatever the backend.
 """
@@ -170,36 +172,60 @@ def _with_precision(name: str, dtype: torch.dtype) -> str:
 _warned = False
 
 
-def _warn(failure: str, taken: str) -> None:
+def _warn(message: str) -> None:
     global _warned
     if not _warned:  # whatever the filters say: a layer runs thousands of times
         _warned = True
-        warnings.warn(f"{failure}; auto takes {taken} instead", RuntimeWarning, stacklevel=2)
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+
+def _fused_on_cpu(device: torch.device, dtype: torch.dtype) -> str | None:
+    """The first of numba and native that can run these tensors, or None. Warns where the installation is at fault:
+    where numba is broken, or neither can be used.
+    """
+    taken = next((fused for fused in _CPU if module(fused).supports(device, dtype) is None), None)
+    if taken is None:
+        reasons = [module(fused).supports(device, torch.float32) for fused in _CPU]
+        if None not in reasons:
+            _warn(f"{'; '.join(reasons)}; auto takes aten instead, and reference for what aten lacks")
+    elif taken != "numba" and (failure := numba.failure()) is not None:
+        _warn(f"{failure}; auto takes {taken} instead")
+    return taken
 
 
 def choose(
-    name: str | None, device: torch.device, dtype: torch.dtype, *, projected: bool, masked: bool, cells: bool
+    name: str | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    projected: bool,
+    masked: bool,
+    cells: bool,
+    transformed: bool = False,
+    traced: bool = False,
 ) -> str:
     """The backend that runs a layer with these tensors.
+
+    Args, beside the tensors' own:
+        projected, masked, cells: whether the layer has a projection, a step mask, and gives all cell states.
+        transformed: under `vmap` or forward mode.
+        traced: by a compiler, an exporter, or `torch.jit.trace`.
 
     Raises:
         RuntimeError: when the backend asked for by name cannot run them, with its reason.
         ValueError: for an unknown name.
     """
-    name = named(name)
+    name = check_name(named(name))
     if name == "auto":
-        if projected:
-            return "reference" if masked or cells else "aten"
-        if device.type in ("cpu", "meta"):
-            able = (fused for fused in _CPU if module(fused).supports(device, dtype) is None)
-            taken = next(able, "reference")
-            if taken != "numba" and (failure := numba.failure()) is not None:
-                _warn(failure, taken)
-            return _with_precision(taken, dtype)
-        if device.type == "cuda" and triton.supports(device, dtype) is None:
-            return "triton"
-        return "reference" if masked or cells else "aten"
-    check_name(name)
+        lacking = masked or cells or transformed  # in aten
+        if not projected:
+            if device.type in ("cpu", "meta"):
+                if (fused := _fused_on_cpu(device, dtype)) is not None:
+                    return _with_precision(fused, dtype)
+                lacking = lacking or traced
+            elif device.type == "cuda" and triton.supports(device, dtype) is None:
+                return "triton"
+        return "reference" if lacking else "aten"
     reason = module(name).supports(device, dtype)
     if reason is None and projected and name not in ("aten", "reference"):
         reason = f"the {name} backend has no projections (proj_size)"

@@ -229,7 +229,14 @@ def _lstm(
 
     dtype = x.dtype
     name = dispatch.choose(
-        backend, x.device, dtype, projected=weight_hr is not None, masked=mask is not None, cells=return_cells
+        backend,
+        x.device,
+        dtype,
+        projected=weight_hr is not None,
+        masked=mask is not None,
+        cells=return_cells,
+        transformed=levels_of(TransformType.Vmap) > 0 or forward_ad._current_level >= 0,
+        traced=not ops.is_plain(),  # of no tensors: whether anybody traces
     )
     if name == "aten":
         if bias_ih is None or bias_hh is None:  # it takes both or none

@@ -10,7 +10,7 @@ import pytest
 
 from tests.layers import NOT_BUILT
 
-NEXT = "native" if NOT_BUILT is None else "reference"
+NEXT = "native instead" if NOT_BUILT is None else "aten instead, and reference for what aten lacks"
 BROKEN = {  # a numba's source, and what the reason has to hold
     "too old": ("raise ImportError('Numba needs NumPy 2.9 or less')", "ImportError: Numba needs NumPy 2.9 or less"),
     "too new": ("__version__ = '9.0'", "ImportError: cannot import name 'carray' from 'numba'"),
@@ -75,7 +75,7 @@ def test_auto_goes_on_with_one_warning(tmp_path, how):
     assert imported == "fastlstm is imported"
     assert tried == "numba is imported"
     assert warned.startswith("warned RuntimeWarning the numba backend cannot use the numba that is installed: ")
-    assert warned.endswith(f"; auto takes {NEXT} instead")
+    assert warned.endswith(f"; auto takes {NEXT}")
     assert reason in warned
     assert len(raised) == 2
     assert all("raised the numba backend cannot use the numba that is installed: " in line for line in raised)
