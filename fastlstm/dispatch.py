@@ -5,6 +5,7 @@ CUDA tensors triton. All else goes to aten: a CPU that can use neither, with a w
 a GPU older than compute capability 8.0, ROCm, and an installation without the package triton; projections, and all
 other devices. What aten lacks goes to reference: a step mask, all cell states, `vmap`, forward mode, and on a CPU what
 a compiler or an exporter traces, where aten would become a graph of all its time steps, or one that cannot be trained.
+But an export to ONNX, which knows no operators of ours, takes aten for all, and raises where aten lacks something.
 `triton` follows torch's setting for the products of float32, `triton-ieee` and `triton-tf32` name their precision; so
 do `numba-bf16`, which bfloat16 tensors take by themselves, `numba-bf16x3` and `numba-bf16x6` where the processor
 multiplies bfloat16 faster.
@@ -215,7 +216,9 @@ def choose(
         RuntimeError: when the backend asked for by name cannot run them, with its reason.
         ValueError: for an unknown name.
     """
-    name = check_name(named(name))
+    name, exports = check_name(named(name)), aten.exports_onnx()
+    if name == "auto" and exports:
+        name = "aten"
     if name == "auto":
         lacking = masked or cells or transformed  # in aten
         if not projected:
@@ -233,6 +236,12 @@ def choose(
         reason = "the aten backend has no step mask (reset, lengths)"
     if reason is None and name == "aten" and cells:
         reason = "the aten backend does not return the cell states"
+    if exports:
+        if name != "aten":
+            reason = f"this is {name}"
+        elif projected:
+            reason = "ONNX's LSTM has no projections (proj_size)"
+        reason = reason and f"an ONNX export takes the aten backend alone: {reason}"
     if reason is not None:
         raise RuntimeError(reason)
     return _with_precision(name, dtype)

@@ -37,6 +37,7 @@ def test_import_is_light():
     assert heavy == set()
     # tracing's machinery costs over a second, and brings triton where it is installed
     assert "torch._dynamo" not in added
+    assert "torch.onnx" not in added  # as much again as all of this package
     demonstration = {name for name in added if name.startswith(("fastlstm.mnist", "fastlstm.train"))}
     assert demonstration == set()
 

@@ -1,4 +1,6 @@
-"""torch's own LSTM, for what no fused backend supports: projections, and devices that have no kernel of ours."""
+"""torch's own LSTM, for what no fused backend supports: projections, devices that have no kernel of ours, and ONNX."""
+
+import sys
 
 import torch
 from torch import Tensor
@@ -9,10 +11,21 @@ def supports(device: torch.device, dtype: torch.dtype) -> str | None:
     return None  # torch says what it cannot do
 
 
+def exports_onnx() -> bool:
+    """Whether `torch.onnx.export` traces the call. Who exports has imported torch.onnx, which takes as long as to
+    import all of this package; other threads go on as before.
+    """
+    if "torch.onnx" not in sys.modules or not torch.onnx.is_in_onnx_export():
+        return False
+    return torch._C._len_torch_dispatch_stack() > 0 or torch._C._get_tracing_state() is not None
+
+
 def forward(
     x: Tensor, weights: list[Tensor], h_0: Tensor, c_0: Tensor, reverse: bool, has_biases: bool, train: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One layer in one direction: output (T,B,P), h_n (B,P), c_n (B,H). Equivalent to `torch.nn.LSTM`'s forward."""
+    if exports_onnx() and torch._C._get_tracing_state() is None:  # what the older exporter traces it translates itself
+        return _onnx_node(x, weights, h_0, c_0, reverse, has_biases)
     if reverse:
         x = x.flip(0)
     # cuDNN refuses other states
@@ -29,3 +42,29 @@ def forward(
     )
     # a view could not be detached in place
     return y.flip(0) if reverse else y, h_n.squeeze(0).clone(), c_n.squeeze(0).clone()
+
+
+def _onnx_node(
+    x: Tensor, weights: list[Tensor], h_0: Tensor, c_0: Tensor, reverse: bool, has_biases: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`forward` as ONNX's own operator. torch's would fix the number of time steps at the example's."""
+    (T, B, _), H = x.shape, h_0.shape[1]
+    # rows in the order i, o, f, g
+    reordered = (torch.cat((a[:H], a[3 * H :], a[H : 3 * H])).unsqueeze(0) for a in weights)
+    weight_ih, weight_hh, *biases = reordered
+    y, h_n, c_n = torch.onnx.ops.symbolic_multi_out(
+        "LSTM",
+        (
+            x,
+            weight_ih,
+            weight_hh,
+            torch.cat(biases, 1) if has_biases else None,
+            None,  # rows are equally long
+            h_0.unsqueeze(0),
+            c_0.unsqueeze(0),
+        ),
+        {"direction": "reverse" if reverse else "forward", "hidden_size": H},
+        dtypes=(x.dtype,) * 3,
+        shapes=((T, 1, B, H), (1, B, H), (1, B, H)),
+    )
+    return y.squeeze(1), h_n.squeeze(0), c_n.squeeze(0)
