@@ -48,11 +48,8 @@ class KeepsPacked:
     def flatten_parameters(self) -> None:
         """Drop the weights that were kept packed: they are packed again when next used.
 
-        That happens by itself when a weight is replaced, moved or changed in place, and in a call with gradients
-        whatever has changed it. Without gradients, what is written past PyTorch's version counter, through ``.data``,
-        numpy or by a fused optimizer, is found by long calls (512 pairs of a step and a row) of the numba backend, but
-        of float64 weights under autocast, and by others where it changes a bias, or a row or column of a weight;
-        otherwise call this.
+        Nobody needs to call it. Every call looks at all weights, and packs them again where they have changed. It gives
+        back memory, and has the name under which `torch.nn.LSTM` lays out its weights.
         """
         vars(self).pop("_slots", None)
 

@@ -36,8 +36,8 @@ class LSTM(KeepsPacked, nn.RNNBase):
     * ``isinstance(module, torch.nn.LSTM)`` is false (`torch.compile` refuses what passes that test); the base is
       `torch.nn.RNNBase`.
     * The weights are read from the module's attributes at every call: parametrizations, `torch.func.functional_call`
-      and plain tensors in a weight's place all work. Calls without gradients keep them packed, see
-      `flatten_parameters`: a single element written through ``.data`` is not noticed by short ones.
+      and plain tensors in a weight's place all work. Calls without gradients keep them packed, and look
+      at all of them again, so that no change is missed.
     * An input of no time steps gives an empty output and the state unchanged; initial states of any strides are taken;
       a PackedSequence and its states are checked as a tensor and its states are.
     * `forward` also takes resets and lengths and gives all cell states; `step` runs one time step.
