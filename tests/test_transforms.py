@@ -216,7 +216,7 @@ class Tracer(torch.fx.Tracer):
 def test_symbolic_trace_needs_a_leaf():
     """FX cannot trace through checks of arguments, neither torch.nn.LSTM's nor ours; it spares modules of torch.nn."""
     for module in (torch.nn.LSTM(3, 4), fastlstm.LSTM(3, 4), Model()):
-        with pytest.raises((torch.fx.proxy.TraceError, TypeError), match="control flow|got Proxy"):
+        with pytest.raises((torch.fx.proxy.TraceError, TypeError), match=r"control flow|got Proxy"):
             torch.fx.symbolic_trace(module)
     model, x = Model(), torch.randn(5, 2, 3)
     traced = torch.fx.GraphModule(model, Tracer().trace(model))

@@ -129,10 +129,22 @@ def unpooled(like: Tensor, *shape: int) -> Tensor:
     inference at T 784, B 128, H 128 takes 0.87 of the time.
     """
     made = like.new_empty(*shape)
-    if like.is_cpu and (size := made.numel() * made.itemsize) >= MAPPED and (advise := _madvise()) is not None:
-        first = -(-made.data_ptr() // PAGE) * PAGE
-        advise(first, (made.data_ptr() + size - first) // PAGE * PAGE, mmap.MADV_HUGEPAGE)
+    size = made.numel() * made.itemsize
+    if size >= SMALL and like.is_cpu:
+        _keep_freed_memory()
+        if size >= MAPPED and (advise := _madvise()) is not None:
+            first = -(-made.data_ptr() // PAGE) * PAGE
+            advise(first, (made.data_ptr() + size - first) // PAGE * PAGE, mmap.MADV_HUGEPAGE)
     return made
+
+
+@cache
+def _keep_freed_memory() -> None:
+    """Have glibc's malloc keep what training steps free. It gives memory back to the system from twice the size of the
+    largest mapped array that was ever freed, which is this one from now on. Nothing touches it. A training step of the
+    row-LSTM takes 0.87 of the time; other allocators take no notice.
+    """
+    torch.empty(MAPPED - PAGE, dtype=torch.uint8, device="cpu")
 
 
 @cache

@@ -116,7 +116,7 @@ def forward_with(products: Any) -> Any:
         first, last = share(panels, thread, parts * team), share(panels, thread + 1, parts * team)
         scratch = a.scratch + thread * a.scratch_bytes
         begins_at_zero = is_zero(B, H * S, a.h_0, a.h_0_row)  # all rows: who computes which must not decide
-        # an operand of the matrix unit may have columns of x and h side by side, and multiply these even if they are zero
+        # an operand of the matrix unit may have columns of x and h side by side: then these are multiplied even if zero
         recurs = T != 1 or a.recurs != 0 or not begins_at_zero or not reads_states
         packs_as_used, met = a.places < panels, 0
         if a.digests != 0:  # if they differ, the result is thrown away; but the team still meets at its barriers
