@@ -156,6 +156,31 @@ def _narrowed(tensors: Sequence[Optional], dtype: torch.dtype) -> tuple[Any, ...
     return (*(a if a is None or a.dtype is dtype else converted(a, dtype, unpooled) for a in tensors),)
 
 
+def _step_backward(
+    dh: Optional,
+    dc: Optional,
+    x: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Optional,
+    bias_hh: Optional,
+    h_0: Tensor,
+    c_0: Tensor,
+    kept: Tensor,
+    needs: list[bool],
+    backend: str,
+) -> tuple[Optional, ...]:
+    """LSTMStep's gradients from the gates and cell state that it kept, with weights that are packed for this call."""
+    (B, H), module = h_0.shape, dispatch.module(backend)
+    shape = module.saved_shape(1, B, H, x.dtype)
+    gates, c = kept.split((kept.numel() - B * H, B * H))
+    c = c.view(1, B, H)
+    layer = x.unsqueeze(0), weight_ih, weight_hh, bias_ih if bias_hh is None else bias_hh, h_0, c_0, None
+    # of one step h is not looked at
+    dx, *others = module.backward(None, dh, dc, None, *layer, c, c, gates.view(shape), False, needs)
+    return dx if dx is None else dx.squeeze(0), *others
+
+
 class LSTMStep(Function):
     """One time step with weights that stay packed: ``h`` and ``c`` (B,H) from ``x`` (B,I). A second derivative runs it
     again.
@@ -189,15 +214,13 @@ class LSTMStep(Function):
         to_x, to_ih, to_hh, to_bias_ih, to_bias_hh, to_h_0, to_c_0, _ = ctx.needs_input_grad
         needs = [to_x, to_ih, to_hh, to_bias_ih or to_bias_hh, to_h_0, to_c_0]
         packed, gradients = ctx.packed(), None
-        if (
-            packed is not None
-            and kept is not None
-            and not packed.stale
-            and not differentiated()
-            and ops.is_plain(dh, dc, x, h_0, c_0, kept)
-            and packed.is_as_saved(weight_ih, weight_hh)
-        ):
-            gradients = packed.step_backward(dh, dc, x, h_0, c_0, kept, needs)
+        if kept is not None and not differentiated() and ops.is_plain(dh, dc, x, weight_ih, weight_hh, h_0, c_0, kept):
+            if packed is not None and not packed.stale and packed.is_as_saved(weight_ih, weight_hh):
+                gradients = packed.step_backward(dh, dc, x, h_0, c_0, kept, needs)
+            if gradients is None:  # the weights as they are now, as torch's own backward pass takes them
+                gradients = _step_backward(
+                    dh, dc, x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0, kept, needs, ctx.backend
+                )
         if gradients is None:
             inputs = x.unsqueeze(0), weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0, None
             with no_autocast(x):

@@ -315,11 +315,13 @@ def _keepable(weights: Weights) -> bool:
     return all(a is None or (type(a) is Parameter and a.is_contiguous() and not a.is_inference()) for a in weights)
 
 
-def _pack(name: str, weights: Weights, originals: Sequence[Tensor | None] = ()) -> Any:
+def _pack(
+    name: str, weights: Weights, originals: Sequence[Tensor | None] = (), snapshot: Sequence[Tensor | None] = ()
+) -> Any:
     module, wide = dispatch.module(name), weights[0].dtype in (torch.float32, torch.float64)
     with torch.inference_mode(False):  # copies made in it have no version
         takes = dispatch.takes_bfloat16(name)
-        layer = module.pack(weights) if wide else WidenedWeights(weights, module.pack, takes, originals)
+        layer = module.pack(weights) if wide else WidenedWeights(weights, module.pack, takes, originals, snapshot)
     layer.backend = name
     return layer
 

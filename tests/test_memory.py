@@ -1,6 +1,7 @@
 """Memory that is used again: whose it is, and how much of it stays."""
 
 import gc
+import os
 import threading
 import weakref
 from collections import deque
@@ -122,6 +123,26 @@ def test_the_pool_has_no_more_than_so_many_pieces_and_bytes(monkeypatch):
     assert memory.pooled(like, 3 * memory.PAGE).data_ptr() == address
     memory.forget()
     assert not memory._pool
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_kept_weights_leave_the_pool_to_others(backend):
+    modules, x = [fastlstm.LSTM(256, 256, backend=backend) for _ in range(3)], torch.randn(2, 1, 256)
+    with torch.no_grad():
+        for module in modules:
+            module(x)
+    assert not any(pages.holder() for pages in memory._pool)
+
+
+def test_a_forked_child_finds_the_pool_open():
+    with memory._lock:
+        child = os.fork()
+        if child == 0:
+            taker = threading.Thread(target=memory.pooled, args=(torch.empty(0), memory.SMALL))
+            taker.start()
+            taker.join(30)
+            os._exit(taker.is_alive())
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_calls_leave_their_scratch_to_the_next():

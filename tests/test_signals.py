@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import fastlstm
+from fastlstm.backends import memory
 from tests.layers import CPU_BACKENDS
 
 if not hasattr(signal, "setitimer"):
@@ -79,6 +80,15 @@ def test_timeouts_at_random_moments(timeouts, backend, count):
                 sizes.append(resident())
         assert resident() - sizes[-1] < 48 << 20
     assert all(arrived)
+
+
+def test_memory_is_used_again_after_timeouts(timeouts):
+    """In whatever line of the package they arrive."""
+    like, randoms = torch.empty(0), random.Random()
+    for _ in range(300):
+        assert arrives(randoms.uniform(1e-5, 2e-4), lambda: memory.pooled(like, memory.SMALL))
+    addresses = {memory.pooled(like, memory.SMALL).data_ptr() for _ in range(10)}
+    assert len(addresses) == 1
 
 
 def test_results_after_a_timeout_are_right(timeouts):

@@ -145,24 +145,31 @@ class PackedWeights:
         return None if result is None else (result[1], result[2])
 
 
+def snapshot_of(weights: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Copies of weights that nobody writes to. What is packed and what later calls compare with are made of the same
+    snapshot, so that it does not matter what other threads write to the weights meanwhile.
+    """
+    return [None if a is None else a.detach().clone() for a in weights]
+
+
+def _bits(weights: Sequence[Tensor | None]) -> list[Tensor]:
+    """The weights as integers, of which a NaN equals itself."""
+    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return [a.view(integers[a.itemsize]) for a in weights if a is not None]
+
+
 class PackedCopies(PackedWeights):
     """Packed weights of copies, in another type, of a layer's weights. A backend whose kernel sees no more than the
     copies leaves it to PyTorch to look at the weights themselves: every call compares all their bits with those kept.
     """
 
     packed: Any
-
-    def _keep_bits(self) -> None:
-        if not self.watches_originals:
-            self.bits = [a.clone() for a in self._bits()]
-
-    def _bits(self) -> list[Tensor]:
-        integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[self.dtype.itemsize]  # a NaN equals itself
-        return [a.view(integers) for a in (self.weight_ih, self.weight_hh, *self.biases)]
+    bits: list[Tensor] | None = None  # of the weights, where this class has to look at them
 
     def _unchanged(self) -> bool:
-        if not self.watches_originals and not all(map(torch.equal, self._bits(), self.bits)):
-            self.stale = True
+        if self.bits is not None:
+            seen = _bits((self.weight_ih, self.weight_hh, *self.biases))
+            self.stale = self.stale or not all(map(torch.equal, seen, self.bits))
         return not self.stale
 
 
@@ -177,16 +184,19 @@ class WidenedWeights(PackedCopies):
         pack: Callable[..., Any],
         takes_bfloat16: bool,
         originals: Sequence[Tensor | None] = (),
+        snapshot: Sequence[Tensor | None] = (),
     ) -> None:
-        """`weights` as for `PackedWeights`; `pack`: the backend's, for float32 weights and these, or for these alone
-        where it takes bfloat16. `originals`: what these are copies of, if they are.
+        """`weights` as for `PackedWeights`; `pack`: the backend's, for float32 weights, or for these where it takes
+        bfloat16. `originals`: the layer's weights, if `weights` are copies of a `snapshot` of them.
         """
         super().__init__(weights)
-        narrow = [None if a is None else a.detach() for a in weights]
+        narrow = weights if originals else snapshot_of(weights)
         taken = takes_bfloat16 and self.dtype == torch.bfloat16
-        self.packed = pack(narrow if taken else [a if a is None else a.float() for a in narrow], originals or narrow)
+        copies = narrow if taken else [a if a is None else a.float() for a in narrow]
+        self.packed = pack(copies, originals or weights, snapshot or narrow)
         self.watches_originals = self.packed.watches_originals
-        self._keep_bits()
+        if not (originals or self.watches_originals):
+            self.bits = _bits(narrow)
 
     @property
     def inner(self) -> Any:
@@ -235,14 +245,15 @@ class CastWeights(PackedCopies):
     """Weights as autocast casts them `to` 16 bits, which inputs and states are cast to as well."""
 
     def __init__(self, weights: Sequence[Tensor | None], to: torch.dtype, pack: Callable[..., Any]) -> None:
-        """`weights` as for `PackedWeights`; `pack` gives a `WidenedWeights` of those of 16 bits and of these, which
-        they are copies of.
+        """`weights` as for `PackedWeights`; `pack` gives a `WidenedWeights` of copies of 16 bits, of these weights, and
+        of the snapshot of them that the copies are made of.
         """
         super().__init__(weights)
-        self.takes, originals = to, [None if a is None else a.detach() for a in weights]
-        self.packed = pack([a if a is None else a.to(to) for a in originals], originals)
+        self.takes, snapshot = to, snapshot_of(weights)
+        self.packed = pack([a if a is None else a.to(to) for a in snapshot], weights, snapshot)
         self.watches_originals = self.packed.watches_originals
-        self._keep_bits()
+        if not self.watches_originals:
+            self.bits = _bits(snapshot)
 
     def forward(
         self, x: Tensor, hx: tuple[Tensor, Tensor] | None, reverse: bool, **options: Any

@@ -60,45 +60,68 @@ class Pages:
 
 
 _pool: list[Pages] = []  # the newest last
-_lock = threading.Lock()
 _scratch: deque[Tensor] = deque()  # one for each call that has been under way at once
+_lock = threading.RLock()  # garbage may be collected inside, and what it finalizes may end in here again
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.RLock()  # another thread may have had it, which does not exist here
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def take(used: int) -> tuple[memoryview, int]:
     """A view of memory for `used` bytes, and its address. The memory is the caller's until nothing holds the view.
 
     It is the pool's where that has some free that serves: the smallest, and of these the newest. A layer's buffers are
-    another's, but a large one is not spent on a small need. Who finds the pool in use, by another thread or by a call
-    that a finalizer has interrupted, does not wait for it.
+    another's, but a large one is not spent on a small need.
     """
-    if not _lock.acquire(blocking=False):
-        pages = Pages(used)
-        return memoryview(pages.memory), pages.address
-    try:
-        pages, stays = _chosen(used)
+    size = _rounded(used)
+    with _lock:
+        pages = _free(size)
+        stays = pages is not None or _make_room(size)
+        if pages is None:
+            pages = Pages(used)
         view = memoryview(pages.memory)
         pages.holder = weakref.ref(view)
         if stays:
             _pool.append(pages)
-    finally:
-        _lock.release()
     return view, pages.address
 
 
-def _chosen(used: int) -> tuple[Pages, bool]:
-    """Pages, out of the pool or new, and whether they are to be the pool's from now on."""
-    size = _rounded(used)
-    free = [pages for pages in reversed(_pool) if pages.holder() is None]
-    best = min((p for p in free if size <= p.size <= 2 * size), key=lambda p: p.size, default=None)
-    if best is not None:
-        _pool.remove(best)
-        return best, True
-    held = sum(pages.size for pages in _pool)
-    while free and (held + size > LIMIT or len(_pool) >= MOST):
-        oldest = free.pop()
-        held -= oldest.size
-        _pool.remove(oldest)
-    return Pages(used), held + size <= LIMIT and len(_pool) < MOST
+def _free(size: int) -> Pages | None:
+    """Pages that serve and that nobody has, out of the pool: what a finalizer asks for meanwhile is not these."""
+    while True:
+        best = None
+        for pages in reversed(list(_pool)):
+            if size <= pages.size <= 2 * size and pages.holder() is None and (best is None or pages.size < best.size):
+                best = pages
+        if best is None:
+            return None
+        try:
+            _pool.remove(best)
+        except ValueError:  # a finalizer has had them since
+            continue
+        if best.holder() is None:
+            return best
+        _pool.append(best)
+
+
+def _make_room(size: int) -> bool:
+    """Whether new pages of this size fit into the pool, out of which the oldest that nobody has may have to go."""
+    pool = list(_pool)
+    held, number = sum(pages.size for pages in pool), len(pool)
+    for pages in pool:
+        if held + size <= LIMIT and number < MOST:
+            break
+        if pages.holder() is None:
+            held, number = held - pages.size, number - 1
+            with suppress(ValueError):
+                _pool.remove(pages)
+    return held + size <= LIMIT and number < MOST
 
 
 def take_scratch() -> Tensor:

@@ -16,7 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlstm.backends.cpu import LARGE, PackedWeights, address, address_of, openmp, rows_contiguous, threads_now
+from fastlstm.backends.cpu import (
+    LARGE,
+    PackedWeights,
+    address,
+    address_of,
+    openmp,
+    rows_contiguous,
+    snapshot_of,
+    threads_now,
+)
 from fastlstm.backends.memory import pooled, unpooled
 from fastlstm.backends.reference import HOLD
 
@@ -200,14 +209,13 @@ class PackedLayer(PackedWeights):
 
     def __init__(self, weights: Sequence[Tensor | None]) -> None:
         super().__init__(weights)
-        I, H = self.I, self.H
+        I, H, snapshot = self.I, self.H, snapshot_of(weights)
         self.kind = VERSION, _DTYPES[self.dtype], _instructions
         size = _library.fastlstm_packed_size(*self.kind[1:], I, H)
-        self.packed = pooled(self.weight_ih, size // self.dtype.itemsize)
-        biases = [a.data_ptr() for a in self.biases] + [0] * (2 - len(self.biases))
+        self.packed = unpooled(self.weight_ih, size // self.dtype.itemsize)
         self.large = 4 * H * (I + H) * self.dtype.itemsize > LARGE
-        self.addresses = *_array(self.weight_ih, 1), *_array(self.weight_hh, 1), *biases
-        arguments = FORWARD.pack(*self.kind, 0, 0, I, H, 0, *_array(None, 2), *self.addresses, *(0,) * 12)
+        self.addresses, read = _addresses(weights), _addresses(snapshot)
+        arguments = FORWARD.pack(*self.kind, 0, 0, I, H, 0, *_array(None, 2), *read, *(0,) * 12)
         _call("fastlstm_pack", arguments, self.packed.data_ptr())
 
     def forward(
@@ -248,7 +256,12 @@ class PackedLayer(PackedWeights):
         return None if changed.value else (h, h_n, c_n, *saved)
 
 
-def pack(weights: Sequence[Tensor | None], originals: Sequence[Tensor | None] = ()) -> PackedLayer:
+def _addresses(weights: Sequence[Tensor | None]) -> tuple[int, ...]:
+    weight_ih, weight_hh, *biases = weights
+    return *_array(weight_ih, 1), *_array(weight_hh, 1), *map(address, biases)
+
+
+def pack(weights: Sequence[Tensor | None], *originals: Sequence[Tensor | None]) -> PackedLayer:
     """Packed weights of weight_ih, weight_hh, bias_ih, bias_hh; whose copies they are is for the caller to look at."""
     return PackedLayer(weights)
 

@@ -137,13 +137,18 @@ def with_precision(precision: str) -> SimpleNamespace:
     )
 
 
-def pack(weights: Sequence[Tensor | None], originals: Sequence[Tensor | None] = (), pieces: int = 0) -> Any:
-    """A `fastlstm.backends.numba.packed.PackedLayer` of weight_ih, weight_hh, bias_ih, bias_hh, which are copies of
-    `originals` or, of bfloat16 with one piece, these themselves.
+def pack(
+    weights: Sequence[Tensor | None],
+    originals: Sequence[Tensor | None] = (),
+    snapshot: Sequence[Tensor | None] = (),
+    pieces: int = 0,
+) -> Any:
+    """A `fastlstm.backends.numba.packed.PackedLayer` of weight_ih, weight_hh, bias_ih, bias_hh, which may be copies of
+    a `snapshot` of `originals`.
     """
     from fastlstm.backends.numba import packed
 
-    return packed.PackedLayer(weights, pieces, originals)
+    return packed.PackedLayer(weights, pieces, originals, snapshot)
 
 
 def saved_shape(T: int, B: int, H: int, dtype: torch.dtype, groups: int | None = None) -> tuple[int, ...]:

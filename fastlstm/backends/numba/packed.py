@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlstm.backends.cpu import LARGE, PackedWeights, address, rows_contiguous, threads_now
+from fastlstm.backends.cpu import LARGE, PackedWeights, address, rows_contiguous, snapshot_of, threads_now
 from fastlstm.backends.memory import SMALL, pooled, unpooled
 from fastlstm.backends.numba import host
 from fastlstm.backends.numba.prepared import Call, Prepared, backward_call, prepare, template
@@ -17,6 +17,10 @@ from fastlstm.backends.numba.weights import digested_blocks
 SHAPES = 64  # of calls whose arguments a layer keeps
 
 
+def _addresses(biases: Sequence[Tensor]) -> tuple[int, ...]:
+    return *(bias.data_ptr() for bias in biases), *(0,) * (2 - len(biases))
+
+
 class PackedLayer(PackedWeights):
     """See `PackedWeights`. It serves a step of training too: `forward` and `step` save what the backward pass needs,
     and `transpose` has that pass's own products ready.
@@ -25,33 +29,42 @@ class PackedLayer(PackedWeights):
     side_by_side = steps_back = watches_originals = True
 
     def __init__(
-        self, weights: Sequence[Tensor | None], pieces: int, originals: Sequence[Tensor | None] = (), unit: bool = True
+        self,
+        weights: Sequence[Tensor | None],
+        pieces: int,
+        originals: Sequence[Tensor | None] = (),
+        snapshot: Sequence[Tensor | None] = (),
+        unit: bool = True,
     ) -> None:
         """`pieces`: of a number, for the matrix unit; with 0 only products that `host.input_pieces` names take it, and
-        none without `unit`. `originals`: what these are copies of, if they are: they are looked at for changes in
-        place of these. With one piece these may be of bfloat16, and then `forward` takes x of it.
+        none without `unit`. `originals`: the layer's weights, if `weights` are copies of a `snapshot` of them; then
+        changes of these are looked for. With one piece `weights` may be of bfloat16, and then `forward` takes x of it.
         """
         super().__init__(weights)
-        self.takes_bfloat16 = self.dtype == torch.bfloat16
+        self.takes_bfloat16, self.copies = self.dtype == torch.bfloat16, len(originals) > 0
         if self.takes_bfloat16:
             self.dtype, self.biases = torch.float32, [bias.float() for bias in self.biases]
         self.originals: Any = originals or weights
         self.weights, self.pieces = weights, pieces
+        if not self.copies:
+            snapshot = snapshot_of(weights)
         self.lanes = host.lanes_of(self.dtype)
         self.panels = host.panels_of(self.H, self.lanes)
         self.of_x = host.input_pieces(self.I, self.H, self.dtype, pieces, unit)
-        own = originals == () and not (self.pieces or self.of_x)
-        self.large = own and 4 * self.H * (self.I + self.H) * self.dtype.itemsize > LARGE
-        if not self._pack_forward():  # a weight that the matrix unit cannot take
+        plain = not (self.copies or self.pieces or self.of_x)
+        self.large = plain and 4 * self.H * (self.I + self.H) * self.dtype.itemsize > LARGE
+        if not self._pack_forward(snapshot):  # a weight that the matrix unit cannot take
             self.pieces = self.of_x = 0
-            self._pack_forward()
+            self._pack_forward(snapshot)
         self.transposed: Any = None
         self.plain: PackedLayer | None = None
         self.calls = 0
         self.wide: dict[int, list[tuple[list[Tensor], list[Tensor]]]] = {}  # float32 for a 16-bit step, by batch rows
         self.prepared: dict[tuple[int, int, bool, bool, bool, int], Prepared] = {}
 
-    def _pack_forward(self) -> bool:
+    def _pack_forward(self, snapshot: Sequence[Tensor | None]) -> bool:
+        weight_ih, weight_hh = (self.weight_ih, self.weight_hh) if self.copies else snapshot[:2]
+        biases = self.biases if self.copies else [bias for bias in snapshot[2:] if bias is not None]
         size = self.originals[1].itemsize
         words = [self.H * n * size for n in (self.I, self.H, *(1 for _ in self.biases))]
         sizes = {
@@ -63,22 +76,27 @@ class PackedLayer(PackedWeights):
         a = template("ForwardArguments", self.dtype, self.of_x, narrow_weights=self.takes_bfloat16)
         a, memory = prepare(kernel, a, self.dtype, 1, 1, scratch=0, **sizes).start(self.weight_ih)
         self.memory = memory, self._new(self.H)
-        a.bias, a.bias_hh = [bias.data_ptr() for bias in self.biases] + [0] * (2 - len(self.biases))
+        a.bias, a.bias_hh = _addresses(biases)
         a.h_0 = a.c_0 = self.memory[1].data_ptr()
         a.places, a.original_size = self.panels, size
+        a.original_ih, a.original_hh, a.original_bias, a.original_bias_hh = map(address, snapshot)
+        done = self._pack(kernel, a, weight_ih, weight_hh)
+        # from here on the weights themselves are read
         a.original_ih, a.original_hh, a.original_bias, a.original_bias_hh = map(address, self.originals)
+        a.weight_ih, a.weight_hh = self.weight_ih.data_ptr(), self.weight_hh.data_ptr()
+        a.bias, a.bias_hh = _addresses(self.biases)
         self.arguments = a
-        return self._pack(kernel, a)
+        return done
 
     def _new(self, *shape: int) -> Tensor:
         """Zeros in the kernel's own type."""
         return self.weight_ih.new_zeros(shape, dtype=self.dtype)
 
-    def _pack(self, name: str, a: Any) -> bool:
+    def _pack(self, name: str, a: Any, weight_ih: Any, weight_hh: Any) -> bool:
         """Run a kernel for no steps and no rows: it only packs. False for a weight that the matrix unit cannot take."""
         a.I, a.H, a.tail = self.I, self.H, host.tail_of(self.H, self.dtype, self.pieces)
-        a.weight_ih, a.weight_ih_row = host.row(self.weight_ih)
-        a.weight_hh, a.weight_hh_row = host.row(self.weight_hh)
+        a.weight_ih, a.weight_ih_row = host.row(weight_ih)
+        a.weight_hh, a.weight_hh_row = host.row(weight_hh)
         threads, _ = host.split(threads_now(), 1, 1, self.I, self.H, self.panels, self.pieces)
         scratch = 7 * CHUNK * self.lanes
         prepared = prepare(name, a, self.dtype, threads, 1, scratch=scratch)
@@ -87,19 +105,22 @@ class PackedLayer(PackedWeights):
 
     def transpose(self) -> tuple[Any, list[Tensor]] | None:
         """Arguments of the backward kernel that have the transposed weights packed, and what keeps these alive; None
-        where the weights are no longer those that were packed.
+        where the weights are no longer those that were packed. Every call looks.
         """
-        made = self.transposed
+        made, prepared, call = self.transposed, *self._call(self.weight_ih, 0, 0, save=True)
+        weights: Any = self.weight_ih, self.weight_hh
+        if made is None and not self.copies:
+            weights = snapshot_of(weights)
+            call.arguments.original_ih, call.arguments.original_hh = map(address, weights)
+        if not self._run(prepared, call):  # of no steps: it only looks
+            return None
         if made is None:
-            prepared, call = self._call(self.weight_ih, 0, 0)
-            if not self._run(prepared, call):  # of no steps: it only looks
-                return None
             sizes = host.transposed_sizes(self.I, self.H, self.panels, self.lanes, self.pieces, self.of_x)
             kernel = host.backward_task(self.pieces, self.of_x, 0)
             options = {"packs": 1, "rows_kept": 1, "narrow_weights": self.takes_bfloat16}
             a = template("BackwardArguments", self.dtype, self.of_x, **options)
             a, memory = prepare(kernel, a, self.dtype, 1, 1, scratch=0, **sizes).start(self.weight_ih)
-            self._pack(kernel, a)
+            self._pack(kernel, a, *weights)
             self.transposed = made = a, memory  # complete: another thread may be making its own
         return made
 
@@ -122,7 +143,8 @@ class PackedLayer(PackedWeights):
         return prepared, call
 
     def _prepare(self, T: int, B: int, masked: bool, narrow: bool, save: bool, team: int) -> Prepared:
-        threads, parts = host.split(team, T, B, self.I, self.H, self.panels, self.pieces)
+        # of no steps, which only looks at the weights, as many threads as have them for one
+        threads, parts = host.split(team, T or 1, B or 1, self.I, self.H, self.panels, self.pieces)
         products = self.I, self.H, self.dtype, self.pieces, self.of_x
         fields, sizes = host.forward_sizes(T, B, *products, parts, masked, narrow)
         if self.large and T == 1 and parts == 1 and not save:
@@ -260,7 +282,7 @@ class PackedLayer(PackedWeights):
         self, dh: Tensor | None, dc: Tensor | None, x: Tensor, h_0: Tensor, c_0: Tensor, kept: Tensor, needs: list[bool]
     ) -> tuple[Tensor | None, ...] | None:
         """Gradients of x (B, I), weight_ih, weight_hh, bias, h_0 and c_0, so far as they are wanted, of a `step`; None
-        where the weights have changed, and where the matrix unit cannot take a number.
+        where the matrix unit cannot take a number, and where the weights have changed.
         """
         B, I, H = x.shape[0], self.I, self.H
         products = needs[0] or needs[4]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastlstm.backends.memory import SCRATCH, SMALL, pooled, release_scratch, take, take_scratch
+from fastlstm.backends.memory import SCRATCH, SMALL, release_scratch, take, take_scratch, unpooled
 from fastlstm.backends.numba import host
 
 
@@ -30,7 +30,7 @@ class Prepared(NamedTuple):
 
     def start(self, like: Tensor) -> tuple[Any, list[Tensor]]:
         """The arguments with buffers, and the tensors that keep these alive."""
-        held = [pooled(like, count // like.itemsize) for count in (self.small, *(count for _, count in self.large))]
+        held = [unpooled(like, count // like.itemsize) for count in (self.small, *(count for _, count in self.large))]
         small, *large = (memory.data_ptr() for memory in held)  # aligned to a line, as all of torch's memory
         a = type(self.arguments).from_buffer_copy(self.arguments)  # other threads may be calling
         self.place(a, small)
