@@ -22,6 +22,7 @@ from typing import Any, Literal, TypeVar, cast
 import torch
 
 from fastlstm.backends import aten, native, numba, reference, triton
+from fastlstm.backends.base import Traits
 
 TRITON = ("triton", "triton-ieee", "triton-tf32")
 NUMBA_PRECISIONS = tuple(f"numba-{precision}" for precision in numba.PIECES)
@@ -43,10 +44,6 @@ Backend = Literal[  # the same names, for type checkers, which compute none
 ]
 F = TypeVar("F", bound=Callable[..., Any])
 _CPU = ("numba", "native")  # in the order that auto takes them
-PACKING = (*_CPU, *NUMBA_PRECISIONS)  # these have `pack`
-# forward takes bias_hh, layer_axis and shown too, backward hides, both None for zero states and states (1, B, H); what
-# is not needed comes back None
-BIASES_APART = ("numba", *NUMBA_PRECISIONS)
 _MODULES: dict[str, Any] = {
     "numba": numba,
     **{f"numba-{precision}": numba.with_precision(precision) for precision in numba.PIECES},
@@ -114,13 +111,19 @@ def module(name: str) -> Any:
     return _MODULES[name]
 
 
+def traits(name: str) -> Traits:
+    """What the backend of this name can do."""
+    found: Traits = _MODULES[name].TRAITS
+    return found
+
+
 def packing(name: str | None, device: torch.device, dtype: torch.dtype) -> str | None:
-    """The backend that runs these tensors, where it can keep weights packed (has `pack`), or None."""
+    """The backend that runs these tensors, where it keeps weights packed, or None."""
     name = named(name)
     if device.type != "cpu":
         return None
     for fused in _CPU if name == "auto" else (name,):
-        if fused in PACKING and module(fused).supports(device, dtype) is None:
+        if traits(fused).keeps_weights and module(fused).supports(device, dtype) is None:
             return _with_precision(fused, dtype)
     return None
 
@@ -130,20 +133,15 @@ def asked(name: str | None) -> tuple[str, str]:
     return named(name), _setting()
 
 
-def takes_bfloat16(name: str) -> bool:
-    """Whether this backend takes bfloat16 as it is, beside float32 states and biases."""
-    return getattr(module(name), "TAKES_BFLOAT16", False)
-
-
 def keeps_steps(name: str, dtype: torch.dtype) -> bool:
     """Whether this backend's packed weights of a type serve one step with gradients."""
-    return getattr(module(name), "PACKED_STEPS" if dtype.itemsize > 2 else "NARROW_STEPS", False)
+    return traits(name).keeps_steps if dtype.itemsize > 2 else traits(name).keeps_narrow_steps
 
 
-def skips_ended(name: str | None, device: torch.device, dtype: torch.dtype) -> bool:
+def sorts_lengths(name: str | None, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the backend that runs these tensors is faster where rows lie in the order of their lengths."""
     taken = packing(name, device, dtype)
-    return taken is not None and getattr(module(taken), "SKIPS_ENDED", False)
+    return taken is not None and traits(taken).sorts_lengths
 
 
 # What torch's setting for the precision of float32 in RNNs on CPUs asks for; two pieces keep more bits than tf32 does

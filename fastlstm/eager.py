@@ -139,7 +139,7 @@ def _composed(
 
 def _taken(x: Tensor, backend: str) -> int:
     """How many of the first inputs, x and the weights, the backend takes in 16 bits."""
-    return 3 if x.dtype is torch.bfloat16 and dispatch.takes_bfloat16(backend) else 0
+    return 3 if x.dtype is torch.bfloat16 and dispatch.traits(backend).takes_bfloat16 else 0
 
 
 def _widened(tensors: Sequence[Optional], taken: int) -> tuple[Optional, ...]:

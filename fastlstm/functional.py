@@ -248,14 +248,15 @@ def _lstm(
         states = ops.states_of(h_0, c_0, x, weight_hh)
         output, h_n, c_n = aten.forward(x, present, *states, reverse, bias_ih is not None, learns)
         return output, (h_n, c_n)
-    if B and dtype == torch.bfloat16 and weight_hr is None and not return_cells and dispatch.takes_bfloat16(name):
+    narrow = dtype == torch.bfloat16 and dispatch.traits(name).takes_bfloat16
+    if B and narrow and weight_hr is None and not return_cells:
         layer = x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0, mask
         if not wants_autograd(*layer) and ops.is_plain(*layer):
             first, second, h_0, c_0 = (a if a is None else a.float() for a in (bias_ih, bias_hh, h_0, c_0))
             call = x, weight_ih, weight_hh, first, h_0, c_0, mask, reverse, False
             h, h_n, c_n, *_ = dispatch.module(name).forward(*call, bias_hh=second)
             return _shown(h, mask, holds), (h_n.to(dtype), c_n.to(dtype))
-    if dtype in (torch.bfloat16, torch.float16) and not dispatch.module(name).SIXTEEN_BIT:
+    if dtype in (torch.bfloat16, torch.float16) and not dispatch.traits(name).takes_sixteen_bits:
         # 16 bits in memory alone
         originals = x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0, weight_hr
         x, weight_ih, weight_hh = (a.float() for a in (x, weight_ih, weight_hh))

@@ -237,7 +237,7 @@ def train(
     not take what it would be given.
     """
     name = dispatch.packing(backend, x.device, x.dtype)
-    if name not in dispatch.BIASES_APART or _transformed():
+    if name is None or not dispatch.traits(name).takes_biases_apart or _transformed():
         return None
     rows = weights[0].shape[0]
     shapes = (rows, x.shape[2]), (rows, rows // 4), (rows,), (rows,)
@@ -320,7 +320,7 @@ def _pack(
 ) -> Any:
     module, wide = dispatch.module(name), weights[0].dtype in (torch.float32, torch.float64)
     with torch.inference_mode(False):  # copies made in it have no version
-        takes = dispatch.takes_bfloat16(name)
+        takes = dispatch.traits(name).takes_bfloat16
         layer = module.pack(weights) if wide else WidenedWeights(weights, module.pack, takes, originals, snapshot)
     layer.backend = name
     return layer

@@ -233,7 +233,7 @@ class LSTM(KeepsPacked, nn.RNNBase):
         def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
     def _order(self, x: Tensor, lengths: Tensor) -> Tensor | None:
-        if x.dim() == 2 or self.proj_size or not dispatch.skips_ended(self.backend, x.device, x.dtype):
+        if x.dim() == 2 or self.proj_size or not dispatch.sorts_lengths(self.backend, x.device, x.dtype):
             return None
         return longest_first(lengths, x.shape[1 if self.batch_first else 0], self.input_size, self.hidden_size)
 

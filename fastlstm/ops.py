@@ -54,7 +54,7 @@ def _forward(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     forward = dispatch.module(backend).forward
-    if backend in dispatch.BIASES_APART:
+    if dispatch.traits(backend).takes_biases_apart:
         return forward(x, weight_ih, weight_hh, bias_ih, h_0, c_0, mask, reverse, save, bias_hh=bias_hh)
     x = _flat(x)
     h_0, c_0 = states_of(h_0, c_0, x, weight_hh)
@@ -93,7 +93,7 @@ def _gradients(
 ) -> tuple[Tensor | None, ...]:
     *incoming, x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0, mask, h, c, gates = tensors
     bias = bias_ih if bias_hh is None else bias_hh
-    if backend not in dispatch.BIASES_APART:
+    if not dispatch.traits(backend).takes_biases_apart:
         x = _flat(x)
         h_0, c_0 = states_of(h_0, c_0, x, weight_hh)
     layer = x, weight_ih, weight_hh, bias, h_0, c_0, mask

@@ -9,6 +9,7 @@ import torch
 
 import fastlstm
 from fastlstm import dispatch
+from fastlstm.backends.base import Traits
 
 OTHERS = [name for name in dispatch.NAMES if name != "auto"]
 
@@ -143,3 +144,13 @@ def test_compiled_functions_follow_a_call():
 
 def test_type_checkers_know_every_name():
     assert get_args(dispatch.Backend) == dispatch.NAMES
+
+
+@pytest.mark.parametrize("name", dispatch.NAMES[1:])
+def test_a_backend_states_what_it_can_do(name):
+    assert type(dispatch.traits(name)) is Traits
+
+
+def test_a_trait_that_does_not_exist_is_an_error():
+    with pytest.raises(TypeError, match="takes_16_bits"):
+        Traits(takes_16_bits=True)

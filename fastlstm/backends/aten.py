@@ -5,6 +5,10 @@ import sys
 import torch
 from torch import Tensor
 
+from fastlstm.backends.base import Traits
+
+TRAITS = Traits(takes_sixteen_bits=True)
+
 
 def supports(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why these tensors cannot be taken, or None."""

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastlstm.backends.base import Traits
 from fastlstm.backends.cpu import (
     LARGE,
     PackedWeights,
@@ -35,8 +36,7 @@ FORWARD = struct.Struct("@8q Pqq Pq Pq PPPP Pq Pq P PPP PP")
 BACKWARD = struct.Struct("@8q Pqq Pq Pq Pq Pq P PPP Pqq Pqq Pq Pq PPPP PP")
 THREADS = struct.Struct("@qPP")
 
-SIXTEEN_BIT = False  # whether forward and backward take 16-bit tensors
-PACKED_STEPS = True  # whether `pack` serves one step with gradients
+TRAITS = Traits(keeps_weights=True, keeps_steps=True)
 _DTYPES = {torch.float32: 0, torch.float64: 1}
 _SIXTEEN_BITS = (torch.bfloat16, torch.float16)
 _instructions = 0  # enum fastlstm_instructions; 0 is the processor's widest

@@ -7,10 +7,10 @@ batch rows lie in G equal groups.
 import torch
 from torch import Tensor
 
+from fastlstm.backends.base import Traits
 from fastlstm.cell import cell_backward, cell_forward
 
-SIXTEEN_BIT = False  # rounded at every operation, they would lose their digits
-PACKED_STEPS = False
+TRAITS = Traits()  # 16-bit numbers, rounded at every operation, would lose their digits
 RESET, HOLD = 1, 2  # the step mask's values; 0 is an ordinary step
 
 

@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from math import prod
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastlstm.backends.base import Traits
 from fastlstm.backends.cpu import address, rows_contiguous, threads_now
 from fastlstm.backends.memory import pooled, unpooled
 from fastlstm.backends.numba import host
@@ -35,13 +37,9 @@ from fastlstm.backends.numba.host import (
 )
 from fastlstm.backends.numba.prepared import backward_call, forward_call
 
-SIXTEEN_BIT = False  # whether forward and backward take 16-bit tensors
-# Whether x, weights and dh may be bfloat16 beside float32 states, biases, dh_n and dc_n. Then h and the gradients of x
-# and the weights are bfloat16, while h_n, c_n, c, gates and all other gradients are float32.
-TAKES_BFLOAT16 = False
-PACKED_STEPS = True  # whether `pack` serves one step with gradients
-NARROW_STEPS = True  # and of 16-bit weights, at whose every element its kernel then looks
-SKIPS_ENDED = True  # whether it leaves rows past their end out of products, where the longest are first
+TRAITS = Traits(
+    takes_biases_apart=True, keeps_weights=True, keeps_steps=True, keeps_narrow_steps=True, sorts_lengths=True
+)
 _INSTALLED = importlib.util.find_spec("numba") is not None
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Of a float32, by the precision of its products. Fewer than 32 rows leave the unit half idle, and three pieces are half
@@ -129,10 +127,8 @@ def with_precision(precision: str) -> SimpleNamespace:
     return SimpleNamespace(
         supports=supports_precision,
         saved_shape=saved_shape,
-        SIXTEEN_BIT=SIXTEEN_BIT,
-        TAKES_BFLOAT16=pieces == 1,
-        PACKED_STEPS=PACKED_STEPS,
-        SKIPS_ENDED=SKIPS_ENDED,
+        # with one piece bfloat16 is multiplied as it is, and nothing is kept for a step
+        TRAITS=replace(TRAITS, takes_bfloat16=pieces == 1, keeps_narrow_steps=False),
         **functions,
     )
 

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from fastlstm.backends import reference
+from fastlstm.backends.base import Traits
 
 INTERPRET = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")  # as triton reads it
-SIXTEEN_BIT = True
-PACKED_STEPS = False
+TRAITS = Traits(takes_sixteen_bits=True)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _INSTALLED = importlib.util.find_spec("triton") is not None
 
@@ -57,9 +57,7 @@ def saved_shape(T: int, B: int, H: int, dtype: torch.dtype, groups: int | None =
 def with_precision(precision: str) -> SimpleNamespace:
     """This backend with "ieee" or "tf32" products in float32, whatever torch's setting says."""
     functions = {function.__name__: partial(function, precision=precision) for function in (forward, backward)}
-    return SimpleNamespace(
-        supports=supports, saved_shape=saved_shape, SIXTEEN_BIT=SIXTEEN_BIT, PACKED_STEPS=PACKED_STEPS, **functions
-    )
+    return SimpleNamespace(supports=supports, saved_shape=saved_shape, TRAITS=TRAITS, **functions)
 
 
 def resolve_precision(dtype: torch.dtype, precision: str | None) -> str:
