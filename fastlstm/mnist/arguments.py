@@ -1,7 +1,6 @@
 """Command lines whose errors are one line that names the argument, what it must be and what it was."""
 
 import argparse
-import errno
 import io
 import math
 import os
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from fastlstm import __version__
-from fastlstm.mnist.files import FileError
+from fastlstm.mnist.files import FileError, is_full
 
 
 class Parser(argparse.ArgumentParser):
@@ -41,11 +40,11 @@ class Parser(argparse.ArgumentParser):
         except FileError as error:
             self.error(str(error))
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EPIPE):
+            if not is_full(error):
                 raise
             with suppress(OSError):  # what is left in the buffer would fail once more when Python ends
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            self.error(f"standard output: cannot be written ({error.strerror})")
+            self.error(f"{error.filename or 'standard output'}: cannot be written ({error.strerror})")
         return code
 
     def make_directory(self, argument: str, path: Path) -> None:

@@ -1,5 +1,6 @@
 """Files that are whole or not there."""
 
+import errno
 import io
 import os
 from collections.abc import Iterator
@@ -9,6 +10,11 @@ from pathlib import Path
 
 class FileError(OSError):
     """A file cannot be written: the text names it and says why."""
+
+
+def is_full(error: OSError) -> bool:
+    """Whether what was written to takes no more: a file of ours, a full disk, or a pipe that nobody reads."""
+    return isinstance(error, FileError) or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EPIPE)
 
 
 @contextmanager

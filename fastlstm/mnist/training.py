@@ -15,6 +15,7 @@ from fastlstm.mnist import augment
 from fastlstm.mnist.board import Board
 from fastlstm.mnist.checkpoint import Keeper
 from fastlstm.mnist.data import CLASSES, Dataset, Split
+from fastlstm.mnist.files import is_full
 from fastlstm.mnist.history import History, Recorder
 from fastlstm.mnist.model import RowLSTM
 from fastlstm.mnist.processes import ALONE, Processes
@@ -198,6 +199,8 @@ def train(
                 history.interrupted = True
             show()
     except OSError as error:
+        if not is_full(error):
+            raise
         history.interrupted, history.trouble = True, str(error)
     if state.average is not None:
         model.load_state_dict(state.average.module.state_dict())
