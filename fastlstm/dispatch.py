@@ -70,8 +70,8 @@ _default = check_name(os.environ.get("FASTLSTM_BACKEND", "auto"), "FASTLSTM_BACK
 class use_backend:
     """From this call on, layers that name no backend of their own use `name`: one of `NAMES`.
 
-    As a context manager, ``with use_backend(name):``, it puts the default that was there before back at the end. As a
-    decorator it does so for each call of the function.
+    As a context manager, ``with use_backend(name):``, it puts back the default from before this call when the context
+    ends. As a decorator it does so for each call of the function.
 
     Raises:
         ValueError: for an unknown name; the default then stays.
