@@ -31,7 +31,9 @@ class Processes(NamedTuple):
         """`model`, with its gradients averaged over the processes in every backward pass."""
         if self.number == 1:
             return model
-        return nn.parallel.DistributedDataParallel(model)
+        wrapped = nn.parallel.DistributedDataParallel(model)
+        wrapped.broadcast_buffers = False  # the argument of that name is deprecated; buffers do not change in training
+        return wrapped
 
 
 ALONE = Processes()
