@@ -1,6 +1,7 @@
 """The row-LSTM: the rows of an image are the time steps, the last state gives the class."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -126,17 +127,21 @@ class TorchLSTM(nn.LSTM):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if not (torch.is_autocast_enabled("cpu") and lacks_bf16()):
             return super().forward(*args, **kwargs)
-        enabled = torch._C._get_mkldnn_enabled()
-        torch._C._set_mkldnn_enabled(False)  # the public setting may be frozen, and its context manager sets others too
-        try:
+        with torch.backends.mkldnn.flags(False, None, None, None):  # only `enabled` changes
             return super().forward(*args, **kwargs)
-        finally:
-            torch._C._set_mkldnn_enabled(enabled)
 
 
+@cache
 def lacks_bf16() -> bool:
     """Whether this processor lacks what oneDNN asks for to compute in bf16 (AVX-512, on x86)."""
-    return torch.backends.mkldnn.is_available() and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    with torch.random.fork_rng(devices=[]):
+        lstm = nn.LSTM(1, 1)
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            lstm(torch.zeros(1, 1, 1))
+    except RuntimeError:
+        return True
+    return False
 
 
 _TORCH_DEFAULTS = {"num_layers": 1, "bidirectional": False, "proj_size": 0, "dropout": 0.0}
