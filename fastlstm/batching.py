@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastlstm.levels import wants_autograd
+from fastlstm.torch_private import transformed
 
 Optional = Tensor | None
 
@@ -32,7 +32,7 @@ def _stack(a: Optional, dim: int | None, size: int, rank: int) -> Optional:
 
 def _goes_on(*tensors: Optional) -> bool:
     """Whether there is a level below, or a derivative is wanted there."""
-    return torch._C._are_functorch_transforms_active() or wants_autograd(*tensors)
+    return transformed() or wants_autograd(*tensors)
 
 
 def _fold_x(x: Any, dim: int | None, size: int, groups: int) -> Any:

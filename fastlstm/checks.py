@@ -194,7 +194,7 @@ def check_layer(
 
 def check_batch_sizes(batch_sizes: Tensor, rows: int) -> None:
     """Raise RuntimeError unless these are how many of `rows` rows each step of a PackedSequence has."""
-    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:  # their values are open
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # their values are open
         return
     sizes = batch_sizes.tolist() if batch_sizes.dim() == 1 and batch_sizes.dtype is torch.int64 else [-1]
     if not sizes or sizes[-1] < 0 or sum(sizes) != rows or sizes != sorted(sizes, reverse=True):

@@ -21,6 +21,7 @@ from typing import Any, Literal, TypeVar, cast
 
 import torch
 
+from fastlstm import torch_private
 from fastlstm.backends import aten, native, numba, reference, triton
 from fastlstm.backends.base import Traits
 
@@ -148,12 +149,9 @@ def sorts_lengths(name: str | None, device: torch.device, dtype: torch.dtype) ->
 _PRECISIONS = {"bf16": "bf16", "tf32": "bf16x3"}
 
 
+@torch_private.constant  # as it was when the module was compiled
 def _setting() -> str:
-    """`torch.backends.mkldnn.rnn.fp32_precision`, in a tenth of the time."""
-    return torch._C._get_fp32_precision_getter("mkldnn", "rnn")
-
-
-_setting._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as it was when the module was compiled
+    return torch_private.rnn_precision()
 
 
 def _with_precision(name: str, dtype: torch.dtype) -> str:

@@ -16,6 +16,7 @@ from fastlstm import dispatch, ops
 from fastlstm.backends.memory import converted, unpooled
 from fastlstm.backends.reference import HOLD
 from fastlstm.function import LSTMBackward, LSTMFunction, differentiated, for_biases, no_autocast
+from fastlstm.torch_private import plain_apply
 
 Optional = Tensor | None
 
@@ -102,8 +103,7 @@ class LSTMSequence(Function):
         return dx, dweight_ih, dweight_hh, dbias_ih, dbias_hh, dh_0, dc_0, None, None, None, None, None, None
 
 
-# as `Function.apply`, without its search for a functorch level and for tensors that one has left behind
-sequence = super(Function, LSTMSequence).apply
+sequence = plain_apply(LSTMSequence)
 
 
 def _composed(
@@ -233,4 +233,4 @@ class LSTMStep(Function):
         return dx, dweight_ih, dweight_hh, dbias_ih, dbias_hh, dh_0, dc_0, None
 
 
-step = super(Function, LSTMStep).apply
+step = plain_apply(LSTMStep)

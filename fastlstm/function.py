@@ -19,19 +19,26 @@ from fastlstm.batching import backward_rule, forward_rule
 from fastlstm.levels import wants_autograd
 from fastlstm.linearized import Linearized, WeightTangents
 from fastlstm.ops import sum_of_biases
-from fastlstm.tracing import skip_frame
+from fastlstm.torch_private import dual_level, plain_apply, transformed, when_compiling
 
 Optional = Tensor | None
 
 
 class _Function(Function):
     @classmethod
-    @skip_frame  # a graph may break around a call, or its backward pass run within: dynamo fails at these `super`s
     def apply(cls, *args: Any) -> Any:
-        # with a setup_context, Function.apply binds forward's signature at every call: 18 of its 25 microseconds
-        if torch._C._are_functorch_transforms_active():
+        if transformed():
             return levels.apply(cls, *args) if levels.takes() else super().apply(*args)
-        return super(Function, cls).apply(*args)  # type: ignore[misc]
+        return plain_apply(cls)(*args)
+
+
+def _leave_frame() -> None:
+    """A graph may break around a call, or its backward pass run within: dynamo fails at the `super`s."""
+    apply = vars(_Function)["apply"].__func__
+    _Function.apply = classmethod(torch.compiler.disable(apply))  # type: ignore[assignment]
+
+
+when_compiling(_leave_frame)
 
 
 class LSTMBackward(_Function):
@@ -160,7 +167,7 @@ class LSTMFunction(_Function):
         needs = [to_x, to_ih, to_hh, to_bias_ih or to_bias_hh, to_h_0, to_c_0]
         call: Callable[..., Any] = LSTMBackward.apply
         ready: tuple[Any, ...] = ()
-        if not (differentiated() or torch._C._are_functorch_transforms_active()):
+        if not (differentiated() or transformed()):
             call, packed = ops.backward, ctx.packed()
             if packed is not None and not packed.stale and packed.is_as_saved(*inputs[1:3]):
                 ready = (packed,)
@@ -194,7 +201,7 @@ class WithoutGradients:
 
     @staticmethod
     def apply(*args: Any) -> tuple[Tensor, ...]:
-        if torch._C._are_functorch_transforms_active() and levels.takes():
+        if transformed() and levels.takes():
             return levels.apply(WithoutGradients, *args)
         return ops.forward(*args)
 
@@ -259,7 +266,7 @@ def for_biases(dbias: Optional, to_ih: bool, to_hh: bool) -> tuple[Optional, Opt
 
 def differentiated() -> bool:
     """Whether what a backward pass computes is differentiated itself, in either mode."""
-    return torch.is_grad_enabled() or torch.autograd.forward_ad._current_level >= 0
+    return torch.is_grad_enabled() or dual_level()
 
 
 def no_autocast(tensor: Tensor) -> AbstractContextManager[object]:

@@ -8,40 +8,23 @@ from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
-from torch._C._functorch import TransformType
-from torch.autograd import forward_ad
 
 from fastlstm import checks, dispatch, ops
 from fastlstm.backends import aten, reference
 from fastlstm.dispatch import Backend
 from fastlstm.function import LSTMFunction, WithoutGradients, layer_op, narrowed
 from fastlstm.inference import Slot, infer, infer_cast, packed_layer, packed_step, train
-from fastlstm.levels import levels_of, wants_autograd, wants_gradient
-from fastlstm.tracing import allow_in_graph
+from fastlstm.levels import nests_forward_mode, under_vmap, wants_autograd, wants_gradient
+from fastlstm.torch_private import allow_in_graph, dual_level, dual_level_in_graph, opened_by_graph
 
 State = tuple[Tensor, Tensor]
 
 
-def _has_dual_level() -> bool:
-    return forward_ad._current_level >= 0
-
-
-_has_dual_level._dynamo_marked_constant = True  # type: ignore[attr-defined]  # dynamo guards the level itself
-
-
 @allow_in_graph  # what dynamo traces itself it guards, at every call: a hundred functions, settings and names
 def _in_graph(dual: bool, *arguments: Any) -> tuple[Tensor, ...]:
-    """`dual`: whether there is a level of dual numbers, which a graph opens past Python's count of them: one for all
-    threads, as the level itself is.
-    """
-    uncounted = dual and forward_ad._current_level < 0
-    try:
-        if uncounted:
-            forward_ad._current_level = 0
+    """`dual`: whether there is a level of dual numbers."""
+    with opened_by_graph(dual):
         output, (h_n, c_n), *cells = _lstm(*arguments)
-    finally:
-        if uncounted:
-            forward_ad._current_level = -1
     return output, h_n, c_n, *cells
 
 
@@ -77,9 +60,7 @@ def run_layer(
         dispatch.check_name(backend)
     if not _is_autocast(x):  # here already: what is raised in a graph becomes an error of dynamo's
         checks.check_layer(x, hx, *weights, mask)
-    # the constant first, which guards no name; what a graph opens by `enter_dual_level` is the name's value to dynamo
-    dual = _has_dual_level() or forward_ad._current_level >= 0
-    output, h_n, c_n, *cells = _in_graph(dual, x, hx, *weights, *options, dispatch.named(backend))
+    output, h_n, c_n, *cells = _in_graph(dual_level_in_graph(), x, hx, *weights, *options, dispatch.named(backend))
     return output, (h_n, c_n), *cells
 
 
@@ -235,7 +216,7 @@ def _lstm(
         projected=weight_hr is not None,
         masked=mask is not None,
         cells=return_cells,
-        transformed=levels_of(TransformType.Vmap) > 0 or forward_ad._current_level >= 0,
+        transformed=under_vmap() or dual_level(),
         traced=not ops.is_plain(),  # of no tensors: whether anybody traces
     )
     if name == "aten":
@@ -244,7 +225,7 @@ def _lstm(
             bias_ih, bias_hh = bias, None if bias is None else torch.zeros_like(bias)
         present = [a for a in (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr) if a is not None]
         # a trace is taken once with gradients and once without, and has to be the same
-        learns = torch.is_grad_enabled() or torch._C._get_tracing_state() is not None
+        learns = torch.is_grad_enabled() or torch.jit.is_tracing()
         states = ops.states_of(h_0, c_0, x, weight_hh)
         output, h_n, c_n = aten.forward(x, present, *states, reverse, bias_ih is not None, learns)
         return output, (h_n, c_n)
@@ -264,10 +245,10 @@ def _lstm(
         bias_ih, bias_hh, h_0, c_0, weight_hr = (a if a is None else a.float() for a in others)
 
     layer = x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0, mask
-    if weight_hr is not None or _nested_forward_mode():
+    if weight_hr is not None or nests_forward_mode():
         bias, (h_0, c_0) = ops.sum_of_biases(bias_ih, bias_hh), ops.states_of(h_0, c_0, x, weight_hh)
         h, h_n, c_n, c, _ = reference.forward(x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, True, weight_hr)
-    elif torch._C._get_tracing_state() is not None:
+    elif torch.jit.is_tracing():
         h, h_n, c_n, c = layer_op(*layer, reverse, return_cells, name)
     elif wants_autograd(*layer):
         packed = None
@@ -340,8 +321,3 @@ def lstm_cell(
 def _shown(h: Tensor, mask: Tensor | None, holds: bool) -> Tensor:
     """The outputs: zeros at steps that are held, where the mask may hold any."""
     return h.masked_fill((mask == reference.HOLD).unsqueeze(-1), 0) if mask is not None and holds else h
-
-
-def _nested_forward_mode() -> bool:
-    """Over more than one forward-mode level, any Function's derivative is silently zero."""
-    return levels_of(TransformType.Jvp) > 1

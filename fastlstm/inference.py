@@ -14,6 +14,7 @@ from fastlstm import checks, dispatch, eager, ops
 from fastlstm.backends.cpu import CastWeights, WidenedWeights
 from fastlstm.backends.memory import unpooled
 from fastlstm.levels import wants_gradient
+from fastlstm.torch_private import dual_level, transformed, version
 
 
 class Slot:
@@ -25,7 +26,8 @@ class Slot:
 
     def __init__(self) -> None:
         self.layer: Any = None
-        self.seen: list[tuple[int, int]] | None = None  # where the weights of the last narrow step lay, their versions
+        # where the weights of the last narrow step lay, and their versions
+        self.seen: list[tuple[int, int | None]] | None = None
         self.cast: CastWeights | None = None
 
     def __reduce__(self) -> tuple[type["Slot"], tuple[()]]:
@@ -259,7 +261,7 @@ def _is_settled(slot: Slot, weights: Weights) -> bool:
     """Whether these weights are packed, or the step before had them. To widen and pack those of 16 bits takes longer
     than a step without, for nothing where each step is followed by an update.
     """
-    now, layer, settled = [(a.data_ptr(), a._version) for a in weights if a is not None], slot.layer, False
+    now, layer, settled = [(a.data_ptr(), version(a)) for a in weights if a is not None], slot.layer, False
     if layer is not None and layer.stale:  # an update that is not counted: it is as if this were the first step
         slot.layer = layer = None
     else:
@@ -331,4 +333,4 @@ def _transformed() -> bool:
 
 
 def _under_transform() -> bool:
-    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+    return transformed() or dual_level()

@@ -6,27 +6,14 @@ level: a millisecond of an ensemble's training step. Arguments and outputs here 
 """
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._C._functorch import (
-    CGradInterpreterPtr,
-    CVmapInterpreterPtr,
-    TransformType,
-    _add_batch_dim,
-    _unwrap_batched,
-    _unwrap_for_grad,
-    _wrap_for_grad,
-    get_single_level_autograd_function_allowed,
-    peek_interpreter_stack,
-    pop_dynamic_layer_stack,
-    push_dynamic_layer_stack,
-    set_single_level_autograd_function_allowed,
-    unwrap_if_dead,
-)
-from torch._functorch.autograd_function import VmapInfo
-from torch.autograd.function import _SingleLevelFunction
+from torch.autograd import Function
+
+from fastlstm import torch_private as private
+from fastlstm.torch_private import dual_level, plain_apply, transformed, watched
 
 
 def wants_gradient(*tensors: Tensor | None) -> bool:
@@ -35,29 +22,38 @@ def wants_gradient(*tensors: Tensor | None) -> bool:
 
 def wants_autograd(*tensors: Tensor | None) -> bool:
     """True where the call must leave a trace for a derivative of any kind, or runs under a transform."""
-    if wants_gradient(*tensors):
+    if wants_gradient(*tensors) or dual_level():
         return True
-    if torch.autograd.forward_ad._current_level >= 0:
-        return True
+    if not transformed():
+        return False
     # a batched tensor does not tell whether what it holds requires a gradient
-    only_vmap = not torch.is_grad_enabled() and levels_of(TransformType.Vmap) == len(_stack())
-    return torch._C._are_functorch_transforms_active() and not only_vmap
+    return torch.is_grad_enabled() or not private.KNOWS_LEVELS or any(kind != private.Kind.Vmap for kind in _kinds())
 
 
-def _stack() -> list[Any]:
-    return torch._C._functorch.get_interpreter_stack() or []
+def _kinds() -> list[Any]:
+    """Of the transforms that are active, one inside the other."""
+    return [level.key() for level in private.all_levels() or ()]
 
 
-def levels_of(kind: TransformType) -> int:
-    """How many transforms of this kind are active, one inside the other."""
-    return sum(level.key() == kind for level in _stack())
+def under_vmap() -> bool:
+    """Also under any other transform, where torch does not tell which it is."""
+    return transformed() and (not private.KNOWS_LEVELS or private.Kind.Vmap in _kinds())
+
+
+def nests_forward_mode() -> bool:
+    """Over more than one forward-mode level, any Function's derivative is silently zero. Also true over one, where
+    torch does not tell how many there are.
+    """
+    if not (transformed() and dual_level()):
+        return False
+    return not private.KNOWS_LEVELS or _kinds().count(private.Kind.Jvp) > 1
 
 
 def takes() -> bool:
     """Whether `apply` knows the innermost of the levels that are active: no forward mode, and nobody traces."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+    if not private.KNOWS_LEVELS or torch.compiler.is_compiling() or watched():
         return False
-    return peek_interpreter_stack().key() in (TransformType.Vmap, TransformType.Grad)
+    return private.innermost().key() in (private.Kind.Vmap, private.Kind.Grad)
 
 
 def apply(function: Any, *args: Any) -> Any:
@@ -66,57 +62,62 @@ def apply(function: Any, *args: Any) -> Any:
     `function`: a `torch.autograd.Function` with setup_context and vmap; what has no derivative needs apply and vmap
     alone, and no level to be one of `grad`.
     """
-    interpreter = peek_interpreter_stack()
-    args = (*(unwrap_if_dead(a) if isinstance(a, Tensor) else a for a in args),)
-    if interpreter.key() == TransformType.Vmap:
-        return _batched(CVmapInterpreterPtr(interpreter), function, args)
-    level = CGradInterpreterPtr(interpreter)
+    innermost = private.innermost()
+    args = (*(private.unwrap_if_left(a) if isinstance(a, Tensor) else a for a in args),)
+    if innermost.key() == private.Kind.Vmap:
+        return _batched(private.VmapLevel(innermost), function, args)
+    level = private.GradLevel(innermost)
     args = (*(level.lift(a) if isinstance(a, Tensor) else a for a in args),)
-    allowed = get_single_level_autograd_function_allowed()
-    set_single_level_autograd_function_allowed(True)
+    let = private.lets_nodes()
+    private.let_nodes(True)
     try:
-        return _node(function).apply(*args, function, level)
+        return plain_apply(_node(function))(*args, function, level)
     finally:
-        set_single_level_autograd_function_allowed(allowed)
+        private.let_nodes(let)
+
+
+class _Info(NamedTuple):
+    """What a rule of `vmap` is told: of torch's, what the rules here read."""
+
+    batch_size: int
 
 
 def _batched(interpreter: Any, function: Any, args: tuple[Any, ...]) -> Any:
     level, operands, dims = interpreter.level(), [], []
     for a in args:
-        value, dim = _unwrap_batched(a, level) if isinstance(a, Tensor) else (a, None)
+        value, dim = private.unwrap_batched(a, level) if isinstance(a, Tensor) else (a, None)
         operands.append(value)
         dims.append(dim)
-    popped = pop_dynamic_layer_stack()
+    left = private.leave_level()
     try:
         if all(dim is None for dim in dims):
             return function.apply(*args)
-        info = VmapInfo(interpreter.batchSize(), "error")  # nothing here is random
-        outputs, out_dims = function.vmap(info, (*dims,), *operands)
+        outputs, out_dims = function.vmap(_Info(interpreter.batchSize()), (*dims,), *operands)
     finally:
-        push_dynamic_layer_stack(popped)
-    return (*(a if dim is None else _add_batch_dim(a, dim, level) for a, dim in zip(outputs, out_dims)),)
+        private.enter_level_again(left)
+    return (*(a if dim is None else private.wrap_batched(a, dim, level) for a, dim in zip(outputs, out_dims)),)
 
 
-class _Level(_SingleLevelFunction):
+class _Level(Function):
     """A Function's node in the graph of one level of `grad`."""
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> tuple[Any, ...]:
         *operands, function, interpreter = args
         level = interpreter.level()
-        below = (_unwrap_for_grad(a, level) if isinstance(a, Tensor) else a for a in operands)
+        below = (private.unwrap_for_grad(a, level) if isinstance(a, Tensor) else a for a in operands)
         # a Function's forward runs without gradients and tangents, the level below as it was entered
-        enabled, tangents = torch.is_grad_enabled(), torch._C._is_fwd_grad_enabled()
-        popped = pop_dynamic_layer_stack()
+        enabled = torch.is_grad_enabled()
+        left = private.leave_level()
         try:
-            torch._C._set_grad_enabled(interpreter.prevGradMode())
-            torch._C._set_fwd_grad_enabled(True)
+            torch.set_grad_enabled(interpreter.prevGradMode())
+            private.enable_tangents(True)
             outputs = function.apply(*below)
         finally:
-            push_dynamic_layer_stack(popped)
-            torch._C._set_fwd_grad_enabled(tangents)
-            torch._C._set_grad_enabled(enabled)
-        outputs = (*(_wrap_for_grad(a, level) if isinstance(a, Tensor) else a for a in outputs),)
+            private.enter_level_again(left)
+            private.enable_tangents(False)
+            torch.set_grad_enabled(enabled)
+        outputs = (*(private.wrap_for_grad(a, level) if isinstance(a, Tensor) else a for a in outputs),)
         function.setup_context(ctx, (*operands,), outputs)
         ctx.function = function
         return outputs

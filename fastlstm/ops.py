@@ -5,19 +5,17 @@ argument. Their outputs never alias each other or an input; what is not wanted c
 package's own: arguments are checked in `fastlstm.functional`, not here.
 """
 
+import re
 from collections.abc import Callable
-from functools import reduce
-from operator import or_
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._library.autograd import Info, make_autograd_impl
-from torch._library.custom_ops import get_library_allowing_overwrite
-from torch._VF import _unpack_dual as unpack_dual
 from torch.autograd import forward_ad
 
 from fastlstm import dispatch
+from fastlstm.torch_private import dual_level, library_of, outside_graphs, transformed, watched
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 
@@ -103,12 +101,12 @@ def _gradients(
 LIBRARIES: dict[str, torch.library.Library] = {}
 
 
-def define(name: str, function: Callable[..., Any], key: str = "CompositeExplicitAutograd") -> torch._ops.OpOverload:
+def define(name: str, function: Callable[..., Any], key: str = "CompositeExplicitAutograd") -> Any:
     """What `torch.library.custom_op` does, whose wrappers around every call take twice as long as all else here."""
-    library = LIBRARIES[name] = get_library_allowing_overwrite("fastlstm", name)  # a module may be loaded again
+    library = LIBRARIES[name] = library_of(name)  # a module may be loaded again
     schema = torch.library.infer_schema(function, mutates_args=())
     library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
-    library.impl(name, torch._disable_dynamo(function), key)
+    library.impl(name, outside_graphs(function), key)
     return getattr(torch.ops.fastlstm, name).default
 
 
@@ -139,43 +137,51 @@ def _(
 
 def is_plain(*tensors: Tensor | None) -> bool:
     """True where every tensor has memory of its own, so that a kernel can be called past the dispatcher."""
-    if (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._get_tracing_state() is not None
-    ):
+    if torch.compiler.is_compiling() or watched() or torch.jit.is_tracing():
         return False
     try:
         for tensor in tensors:
             if tensor is not None:
                 if type(tensor) not in _PLAIN or tensor.is_meta:
                     return False
-                if tensor.is_neg() or tensor._is_zerotensor():  # its memory does not hold its values
+                if tensor.is_neg():  # its memory does not hold its values
                     return False
-                tensor.data_ptr()  # a batched or functional tensor has none
+                # a batched or functional tensor raises, one of torch's zeros without memory has 0
+                if tensor.data_ptr() == 0 and tensor.numel():
+                    return False
     except RuntimeError:
         return False
     return True
 
 
-def _bits(*keys: str) -> int:
-    """Of a set of these dispatch keys."""
-    return reduce(or_, (torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key)).raw_repr() for key in keys))
-
-
 # What memory of one's own and an autocast that is past have; any mode, transform, wrapper and view of values has more
-_PLAIN_KEYS = _bits(
+_PLAIN_KEYS = {
     "CPU", "CUDA", "BackendSelect", "ADInplaceOrView", "AutogradCPU", "AutogradCUDA", "AutocastCPU", "AutocastCUDA"
-)  # fmt: skip
+}  # fmt: skip
 
 
-def _forward_mode() -> bool:
-    """Whether tangents count: not in a Function's forward, whose tangents are its `jvp`'s."""
-    return forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled()
+@cache
+def _is_plain_key_set(text: str) -> bool:
+    """By what torch prints for a set of dispatch keys, as ``DispatchKeySet(CPU, AutogradCPU)``."""
+    keys = re.fullmatch(r"DispatchKeySet\((.*)\)", text)
+    return keys is not None and _PLAIN_KEYS.issuperset(keys[1].split(", "))
 
 
 def _any_tangent(*arguments: Any) -> bool:
-    return any(isinstance(a, Tensor) and unpack_dual(a, level=0)[1] is not None for a in arguments)
+    """Whether one of these has a tangent that counts. In a Function's forward none does: its `jvp` has them."""
+    return dual_level() and any(
+        isinstance(a, Tensor) and forward_ad.unpack_dual(a, level=0).tangent is not None for a in arguments
+    )
+
+
+class _Wrapping(torch.library.Library):
+    """A library for torch to leave its rule of a derivative in: an operator's own, with `wrap` around the rule."""
+
+    def __init__(self, name: str, wrap: Callable[[Any], Any]) -> None:  # and none of torch's, which would be a second
+        self.name, self.wrap = name, wrap
+
+    def impl(self, op_name: Any, fn: Any, *args: Any, **options: Any) -> Any:
+        return LIBRARIES[self.name].impl(op_name, self.wrap(fn), *args, **options)
 
 
 def differentiate(name: str, backward: Callable[..., Any], setup_context: Callable[..., Any]) -> None:
@@ -183,26 +189,29 @@ def differentiate(name: str, backward: Callable[..., Any], setup_context: Callab
     a compiled graph are, goes to the kernel from here, without a second way through the dispatcher.
     """
     function: Any = _forward if name == "forward" else _backward
-    by_torch = make_autograd_impl(getattr(torch.ops.fastlstm, name).default, Info(backward, setup_context))
 
-    def run(keyset: Any, *arguments: Any) -> Any:
-        if _forward_mode() and _any_tangent(*arguments):  # torch would leave it out, without a word
-            raise NotImplementedError(
-                f"fastlstm::{name} has no forward mode, since torch lets no operator define one: differentiate the "
-                "module itself, or compile the function that does so"
-            )
-        if torch.is_grad_enabled() or keyset.raw_repr() & ~_PLAIN_KEYS:
-            return by_torch(keyset, *arguments)
-        return function(*arguments)
+    def wrap(by_torch: Any) -> Any:
+        def run(keyset: Any, *arguments: Any) -> Any:
+            if _any_tangent(*arguments):  # torch would leave it out, without a word
+                raise NotImplementedError(
+                    f"fastlstm::{name} has no forward mode, since torch lets no operator define one: differentiate the "
+                    "module itself, or compile the function that does so"
+                )
+            if torch.is_grad_enabled() or not _is_plain_key_set(repr(keyset)):
+                return by_torch(keyset, *arguments)
+            return function(*arguments)
 
-    LIBRARIES[name].impl(name, torch._disable_dynamo(run), "Autograd", with_keyset=True)
+        return outside_graphs(run)
+
+    options: Any = {"setup_context": setup_context, "lib": _Wrapping(name, wrap)}
+    torch.library.register_autograd(f"fastlstm::{name}", backward, **options)
 
 
 def is_untransformed(*tensors: Tensor | None) -> bool:
     """True where a Function that knows no transform may take these tensors: nothing but reverse mode is active."""
     if not is_plain(*tensors):  # first: a compiler ends here
         return False
-    return not torch._C._are_functorch_transforms_active() and torch.autograd.forward_ad._current_level < 0
+    return not (transformed() or dual_level())
 
 
 def _is_direct(*tensors: Tensor | None) -> bool:
@@ -211,7 +220,7 @@ def _is_direct(*tensors: Tensor | None) -> bool:
     """
     if torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in tensors):
         return False
-    return not _forward_mode() and is_plain(*tensors)
+    return is_plain(*tensors) and not _any_tangent(*tensors)
 
 
 def forward(

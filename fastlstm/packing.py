@@ -66,7 +66,7 @@ def unpack(data: Tensor, batch_sizes: Tensor, takes_mask: bool = True) -> tuple[
     serve other sequences, they are there if the layer `takes_mask` as well as not. `batch_sizes` lies on the
     CPU, so no device is waited for.
     """
-    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is None or not takes_mask:
+    if torch.compiler.is_compiling() or not torch.jit.is_tracing() or not takes_mask:
         T, B = batch_sizes.shape[0], int(batch_sizes[0])
         if int(batch_sizes[-1]) == B:
             return data.unflatten(0, (T, B)), None, None

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fastlstm.backends.base import Traits
+from fastlstm.torch_private import watched
 
 TRAITS = Traits(takes_sixteen_bits=True)
 
@@ -21,19 +22,19 @@ def exports_onnx() -> bool:
     """
     if "torch.onnx" not in sys.modules or not torch.onnx.is_in_onnx_export():
         return False
-    return torch._C._len_torch_dispatch_stack() > 0 or torch._C._get_tracing_state() is not None
+    return bool(watched()) or torch.jit.is_tracing()
 
 
 def forward(
     x: Tensor, weights: list[Tensor], h_0: Tensor, c_0: Tensor, reverse: bool, has_biases: bool, train: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One layer in one direction: output (T,B,P), h_n (B,P), c_n (B,H). Equivalent to `torch.nn.LSTM`'s forward."""
-    if exports_onnx() and torch._C._get_tracing_state() is None:  # what the older exporter traces it translates itself
+    if exports_onnx() and not torch.jit.is_tracing():  # what the older exporter traces it translates itself
         return _onnx_node(x, weights, h_0, c_0, reverse, has_biases)
     if reverse:
         x = x.flip(0)
     # cuDNN refuses other states
-    y, h_n, c_n = torch._VF.lstm(
+    y, h_n, c_n = torch.lstm(
         x,
         (h_0.unsqueeze(0).contiguous(), c_0.unsqueeze(0).contiguous()),
         weights,

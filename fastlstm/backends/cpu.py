@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastlstm.backends.memory import converted, unpooled
+from fastlstm.torch_private import version
 
 # Bytes of weights above which they and their packed form do not both stay in a second-level cache. One step without
 # gradients then packs each panel as it comes to it: that reads the weights once, where to look at all of them and then
@@ -85,7 +86,7 @@ class PackedWeights:
 
     def __init__(self, weights: Sequence[Tensor | None]) -> None:
         """`weights`: weight_ih (4H, I), weight_hh (4H, H), and bias_ih and bias_hh (4H,) or None, all contiguous."""
-        self.keys = [None if a is None else (a, a.data_ptr(), a._version, a.shape) for a in weights]
+        self.keys = [None if a is None else (a, a.data_ptr(), version(a), a.shape) for a in weights]
         self.weight_ih, self.weight_hh, *self.biases = (a.detach() for a in weights if a is not None)
         # the detached hold on to the memory, whatever becomes of the parameters
         self.dtype, self.I, self.H = self.weight_ih.dtype, self.weight_ih.shape[1], self.weight_hh.shape[1]
@@ -102,7 +103,7 @@ class PackedWeights:
             elif (
                 key[0] is not a
                 or key[1] != a.data_ptr()
-                or key[2] != a._version
+                or key[2] != version(a)
                 or key[3] != a.shape
                 or not a.is_contiguous()
                 or a.dtype is not self.dtype
@@ -112,8 +113,10 @@ class PackedWeights:
 
     def is_as_saved(self, weight_ih: Tensor, weight_hh: Tensor) -> bool:
         """True where what autograd saved are the weights themselves, unchanged as far as is counted."""
-        saved = zip((weight_ih, weight_hh), self.keys)
-        return all(key and key[0]._version == key[2] and a.data_ptr() == key[1] for a, key in saved)
+        for a, key in zip((weight_ih, weight_hh), self.keys):
+            if key is None or key[2] is None or version(key[0]) != key[2] or a.data_ptr() != key[1]:
+                return False
+        return True
 
     @property
     def inner(self) -> "PackedWeights":

@@ -36,6 +36,7 @@ from fastlstm.backends.numba.host import (
     zeros,
 )
 from fastlstm.backends.numba.prepared import backward_call, forward_call
+from fastlstm.torch_private import constant
 
 TRAITS = Traits(
     takes_biases_apart=True, keeps_weights=True, keeps_steps=True, keeps_narrow_steps=True, sorts_lengths=True
@@ -46,6 +47,7 @@ _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # as many bytes of weights again: then it beats float32's own instructions from about 32 rows a thread on. How many rows
 # there are must not decide, since a row's bits do not depend on the rows beside it: so each precision has a name.
 PIECES = {"bf16": 1, "bf16x3": 2, "bf16x6": 3}
+_OWN = {"max": max, "min": min}
 _failure: str | None = None
 _tried = False
 
@@ -53,20 +55,17 @@ _tried = False
 @contextmanager
 def _own_builtins() -> Iterator[None]:
     """In place of those that torch.export puts there while it traces, which an older numba cannot be imported with."""
-    replaced = {}
-    for name in ("max", "min"):
-        found = getattr(builtins, name)
-        if (own := getattr(found, "keywords", {}).get("real_callable")) is not None:
-            replaced[name] = found, own
-            setattr(builtins, name, own)
+    found = {name: getattr(builtins, name) for name in _OWN}
+    vars(builtins).update(_OWN)
     try:
         yield
     finally:
-        for name, (found, own) in replaced.items():
+        for name, own in _OWN.items():
             if getattr(builtins, name) is own:  # an export of another thread may have begun since
-                setattr(builtins, name, found)
+                setattr(builtins, name, found[name])
 
 
+@constant
 def failure() -> str | None:
     """Why the numba that is installed cannot be used, or None. The first call imports it, for all that follow."""
     global _failure, _tried
@@ -80,10 +79,6 @@ def failure() -> str | None:
     return _failure
 
 
-# torch.compiler.assume_constant_result without torch._dynamo, which takes longer to import than all of this package
-failure._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
 def supports(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why these tensors cannot be taken, or None. 16-bit tensors are computed in float32, but for products of bfloat16
     where the processor has a unit for them.
@@ -95,14 +90,12 @@ def supports(device: torch.device, dtype: torch.dtype) -> str | None:
     return failure() if _INSTALLED else "the numba backend needs numba, which is not installed"
 
 
+@constant
 def most_pieces() -> int:
     """Into how many pieces of bfloat16 a number may go for products that the processor has a unit for, see `PIECES`: 0
     where there is none, or numba cannot be used.
     """
     return host.most_pieces() if _INSTALLED and failure() is None else 0
-
-
-most_pieces._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def with_precision(precision: str) -> SimpleNamespace:

@@ -13,6 +13,7 @@ from fastlstm.backends.numba.prepared import Call, Prepared, backward_call, prep
 from fastlstm.backends.numba.primitives import DIGEST_BYTES
 from fastlstm.backends.numba.shared import CHUNK
 from fastlstm.backends.numba.weights import digested_blocks
+from fastlstm.torch_private import copy_all
 
 SHAPES = 64  # of calls whose arguments a layer keeps
 
@@ -260,7 +261,7 @@ class PackedLayer(PackedWeights):
             with torch.inference_mode(False):  # to be written to outside it as well
                 given = [self._new(*a.shape) for a in (x, h_0, c_0)]
                 made = [self._new(*a.shape) for a in (h_0, c_0)]
-        torch._foreach_copy_(given, [x, h_0, c_0])
+        copy_all(given, [x, h_0, c_0])
         prepared, call = self._call(given[0], 1, B)
         a, size = call.arguments, self.dtype.itemsize
         a.x, a.h_0, a.c_0 = (wide.data_ptr() for wide in given)
@@ -273,7 +274,7 @@ class PackedLayer(PackedWeights):
         if results is None:
             return None
         states = x.new_empty(h_0.shape), x.new_empty(c_0.shape)
-        torch._foreach_copy_(list(states), list(results))
+        copy_all(list(states), list(results))
         if B * (self.I + 4 * self.H) * size < SMALL:  # what is large goes back to malloc
             idle.append((given, made))
         return states

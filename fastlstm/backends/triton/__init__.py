@@ -83,18 +83,19 @@ def _products(precision: str) -> Iterator[None]:
     if precision == "native":
         yield
         return
-    get, put = torch._C._get_fp32_precision_getter, torch._C._set_fp32_precision_setter
+    backends: Any = torch.backends
+    matmul = backends.cuda.matmul
     with _setting:
-        found = get("cuda", "matmul")
+        found = matmul.fp32_precision
         if (precision == "tf32") == (found == "tf32"):
             yield
             return
-        inherited = found in (get("cuda", "all"), get("generic", "all"))
-        put("cuda", "matmul", precision)
+        inherited = found in (backends.cudnn.fp32_precision, backends.fp32_precision)
+        matmul.fp32_precision = precision
         try:
             yield
         finally:
-            put("cuda", "matmul", "none" if inherited else found)
+            matmul.fp32_precision = "none" if inherited else found
 
 
 def _strided(a: Any) -> Any:

@@ -1,0 +1,262 @@
+"""Every private name of torch that the package uses, and what is done where torch has none of that name.
+
+A release of torch may rename any of them. Each is looked up once, when the package is imported; where one is missing,
+a public way is taken in its place, which gives the same results and takes longer. With ``FASTLSTM_PUBLIC_TORCH=1`` in
+the environment all of them count as missing. The times beside them were taken on a Zen 4, by themselves: they are what
+one call saves.
+"""
+
+import importlib.abc
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from importlib.machinery import ModuleSpec
+from operator import attrgetter
+from types import ModuleType
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.autograd import Function, forward_ad
+
+F = TypeVar("F", bound=Callable[..., Any])
+PUBLIC = os.environ.get("FASTLSTM_PUBLIC_TORCH", "0") not in ("", "0")
+NAMES: dict[str, bool] = {}  # those that were looked for within torch, and whether they were found
+
+
+def _name(path: str) -> Any:
+    """What torch has under a private name, or None."""
+    try:
+        found = None if PUBLIC else attrgetter(path)(torch)
+    except AttributeError:
+        found = None
+    NAMES[path] = found is not None
+    return found
+
+
+class _WhenImported(importlib.abc.MetaPathFinder):
+    """Calls functions right after a module has been imported for the first time."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.waiting: list[Callable[[], object]] = []
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if name != self.name:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def execute_then(module: ModuleType) -> None:
+                execute(module)
+                for then in self.waiting:
+                    then()
+
+            spec.loader.exec_module = execute_then  # type: ignore[method-assign]
+        return spec
+
+
+def _hook() -> _WhenImported | None:
+    """What waits for the import of torch.compile's tracer, or None where it is there already, or has another name."""
+    name = "torch._dynamo"
+    NAMES["_dynamo"] = not PUBLIC and (name in sys.modules or importlib.util.find_spec(name) is not None)
+    if not NAMES["_dynamo"] or name in sys.modules:
+        return None
+    hook = _WhenImported(name)
+    sys.meta_path.insert(0, hook)
+    return hook
+
+
+_waits = _hook()
+
+
+def when_compiling(then: Callable[[], object]) -> None:
+    """Call a function once somebody compiles, before anything is traced.
+
+    What `torch.compiler` has to say about a function imports torch's tracer, which takes five times what all of this
+    package does: so that waits until somebody else has imported it. Without its name it is imported with the package.
+    """
+    if _waits is None or _waits not in sys.meta_path:
+        then()
+    else:
+        _waits.waiting.append(then)
+
+
+def allow_in_graph(function: F) -> F:
+    """`torch.compiler.allow_in_graph`."""
+    when_compiling(lambda: torch.compiler.allow_in_graph(function))
+    return function
+
+
+def constant(function: F) -> F:
+    """`torch.compiler.assume_constant_result`."""
+    when_compiling(lambda: torch.compiler.assume_constant_result(function))
+    return function
+
+
+def outside_graphs(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`torch.compiler.disable`. The private function imports torch's tracer at the first call, the public one now."""
+    return (_disable or torch.compiler.disable)(function)
+
+
+_disable = _name("_disable_dynamo")
+
+
+def _seer() -> Callable[[], int]:
+    """A function that tells by torch's dispatcher what is active: 2 for a transform of torch.func, otherwise 1 for a
+    mode that sees every operator or a trace, otherwise 0; 3, which is both, where a dispatch key has another name.
+
+    An operator has a kernel of its own for what comes first in the dispatcher's order, so nothing else sees its calls.
+    """
+    if not hasattr(torch.ops.fastlstm, "active"):  # a module may be loaded again
+        library = torch.library.Library("fastlstm", "FRAGMENT")
+        _kept.append(library)
+        library.define("active() -> int")
+        try:
+            library.impl("active", lambda: 2, "FuncTorchDynamicLayerFrontMode")
+            library.impl("active", lambda: 1, "PythonTLSSnapshot")
+            library.impl("active", lambda: 1, "Tracer")
+            library.impl("active", lambda: 0, "CompositeExplicitAutograd")
+        except RuntimeError:
+            return lambda: 3
+    return torch.ops.fastlstm.active.default
+
+
+_kept: list[torch.library.Library] = []
+# Whether a transform of torch.func is active, in 0.04 us for 0.7.
+transformed: Any = _name("_C._are_functorch_transforms_active")
+# How many modes see every operator, as that of fake tensors does, in 0.05 us for 0.8.
+watched: Any = _name("_C._len_torch_dispatch_stack")
+
+if transformed is None or watched is None:
+    _active = _seer()
+
+if transformed is None:
+
+    def transformed() -> bool:
+        return torch.compiler.is_dynamo_compiling() or _active() >= 2
+
+
+if watched is None:
+
+    def watched() -> bool:
+        return torch.compiler.is_compiling() or _active() > 0
+
+
+_counts_levels = _name("autograd.forward_ad._current_level") is not None
+_opened_by_graph = False
+
+
+def dual_level() -> bool:
+    """Whether there is a level of dual numbers: forward mode, of torch.func or not.
+
+    The private count takes 0.05 us. Without it `unpack_dual` is asked, in 0.3 us: where there is no level it leaves
+    alone whatever it is given.
+    """
+    if _counts_levels:
+        return forward_ad._current_level >= 0 or _opened_by_graph
+    nothing: Any = None
+    try:
+        forward_ad.unpack_dual(nothing)
+    except Exception:
+        return True
+    return _opened_by_graph
+
+
+@constant  # dynamo guards the level itself
+def _dual_level_outside() -> bool:
+    return dual_level()
+
+
+def dual_level_in_graph() -> bool:
+    """`dual_level`, in a function that dynamo traces. Without the private count, by which a level that the graph opens
+    is seen, it is taken to be there, and a graph for inference computes what training saves.
+    """
+    # the constant first, which guards no name; what a graph opens by `enter_dual_level` is the name's value to dynamo
+    return not _counts_levels or _dual_level_outside() or forward_ad._current_level >= 0
+
+
+@contextmanager
+def opened_by_graph(dual: bool) -> Iterator[None]:
+    """Within, `dual_level` is true if `dual`: a graph opens levels past the private count. One for all threads, as a
+    level itself is.
+    """
+    global _opened_by_graph
+    uncounted = dual and not dual_level()
+    try:
+        if uncounted:
+            _opened_by_graph = True
+        yield
+    finally:
+        if uncounted:
+            _opened_by_graph = False
+
+
+_plain_apply = _name("_C._FunctionBase.apply")
+
+
+def plain_apply(function: type[Function]) -> Callable[..., Any]:
+    """``Function.apply``, where no transform of torch.func is active, without its search for one, for tensors that one
+    has left behind, and for defaults, which takes 18 us where there is a setup_context. The public way is itself.
+    """
+    if _plain_apply is not None:
+        return super(Function, function).apply  # type: ignore[misc]
+    return partial(Function.apply.__func__, function)  # type: ignore[attr-defined]
+
+
+# One level of torch.func's transforms, of which `fastlstm.levels` makes its own way through them. An ensemble's
+# training step spends 0.9 ms less there than in torch's own way, which is taken if one of these names is missing.
+Kind = _name("_C._functorch.TransformType")
+all_levels = _name("_C._functorch.get_interpreter_stack")
+innermost = _name("_C._functorch.peek_interpreter_stack")
+leave_level = _name("_C._functorch.pop_dynamic_layer_stack")
+enter_level_again = _name("_C._functorch.push_dynamic_layer_stack")
+VmapLevel = _name("_C._functorch.CVmapInterpreterPtr")
+GradLevel = _name("_C._functorch.CGradInterpreterPtr")
+unwrap_batched = _name("_C._functorch._unwrap_batched")
+wrap_batched = _name("_C._functorch._add_batch_dim")
+unwrap_for_grad = _name("_C._functorch._unwrap_for_grad")
+wrap_for_grad = _name("_C._functorch._wrap_for_grad")
+unwrap_if_left = _name("_C._functorch.unwrap_if_dead")
+lets_nodes = _name("_C._functorch.get_single_level_autograd_function_allowed")  # Functions of one level be applied
+let_nodes = _name("_C._functorch.set_single_level_autograd_function_allowed")
+enable_tangents = _name("_C._set_fwd_grad_enabled")
+KNOWS_LEVELS = _plain_apply is not None and None not in (
+    Kind, all_levels, innermost, leave_level, enter_level_again, VmapLevel, GradLevel, unwrap_batched, wrap_batched,
+    unwrap_for_grad, wrap_for_grad, unwrap_if_left, lets_nodes, let_nodes, enable_tangents,
+)  # fmt: skip
+
+# How often a tensor was written to, as far as torch counts; None where it has no name. Kernels look at packed weights
+# in any case, so that no change is missed; but a backward pass then packs them again.
+version: Callable[[Tensor], int | None] = attrgetter("_version") if _name("Tensor._version") else lambda a: None
+
+_precision = _name("_C._get_fp32_precision_getter")
+
+
+def rnn_precision() -> str:
+    """`torch.backends.mkldnn.rnn.fp32_precision`, in 0.1 us for 0.7."""
+    backends: Any = torch.backends
+    return backends.mkldnn.rnn.fp32_precision if _precision is None else _precision("mkldnn", "rnn")
+
+
+def _copy_each(to: Sequence[Tensor], of: Sequence[Tensor]) -> None:
+    for a, b in zip(to, of):
+        a.copy_(b)
+
+
+# `Tensor.copy_` for each of many, in 1.3 us for 2.2 where they are three.
+copy_all: Callable[[Sequence[Tensor], Sequence[Tensor]], None] = _name("_foreach_copy_") or _copy_each
+
+_overwriting = _name("_library.custom_ops.get_library_allowing_overwrite")
+
+
+def library_of(operator: str) -> torch.library.Library:
+    """For the definition of one operator of ours, in place of an earlier one, as a notebook makes that loads a module
+    again. Without the private name that is an error of torch's, which names the operator.
+    """
+    return torch.library.Library("fastlstm", "FRAGMENT") if _overwriting is None else _overwriting("fastlstm", operator)
