@@ -15,6 +15,7 @@ from torch.export import Dim
 from torch.func import functional_call, grad, hessian, jacfwd, jvp, vmap
 
 import fastlstm
+from fastlstm import torch_private
 from fastlstm.backends import numba
 from tests.layers import TORCH
 from tests.transforms import backends, dtype_of, exporting, needs_triton
@@ -221,6 +222,10 @@ def test_second_derivatives_around_a_break_of_the_graph(inside):
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.skipif(
+    torch_private.PUBLIC,
+    reason="where levels are not known, the reference runs under vmap in a graph, and rounds otherwise",
+)
 @pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
 def test_compiled_vmap_where_nothing_wants_a_gradient(compiler):
     lstm, x = fastlstm.LSTM(3, 4, backend="numba").requires_grad_(False), torch.randn(2, 5, 2, 3)
@@ -364,6 +369,7 @@ assert max(1, 2) == 2 and type(max) is type(len)
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
 
 
+@pytest.mark.skipif(torch_private.PUBLIC, reason="a graph that may be in forward mode saves what training needs")
 @backends
 def test_an_export_without_gradients_says_so(backend):
     lstm, x = fastlstm.LSTM(3, 4, backend=backend), torch.randn(5, 2, 3)

@@ -192,6 +192,9 @@ if "compile" in sys.argv:
         close(compiled(given), theirs(given))
         got, want = (torch.autograd.grad(m(given)[0].sin().sum(), list(m.parameters())) for m in (compiled, theirs))
         close(got, want)
+    stack, frozen = torch.stack((x, x.cos())), ours.requires_grad_(False)
+    folded = vmap(lambda x: frozen(x)[0])
+    close(torch.compile(folded, backend="aot_eager", fullgraph=True)(stack), torch.stack([theirs(a)[0] for a in stack]))
     def tangent(x):
         with forward_ad.dual_level():
             return forward_ad.unpack_dual(loss(ours, one, forward_ad.make_dual(x, torch.ones_like(x)))).tangent
