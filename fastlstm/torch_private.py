@@ -2,8 +2,8 @@
 
 A release of torch may rename any of them. Each is looked up once, when the package is imported; where one is missing,
 a public way is taken in its place, which gives the same results and takes longer. With ``FASTLSTM_PUBLIC_TORCH=1`` in
-the environment all of them count as missing. The times beside them were taken on a Zen 4, by themselves: they are what
-one call saves.
+the environment all of them count as missing. The times beside them, of one call with the name and without it,
+were taken on an Intel Xeon with AVX-512.
 """
 
 import importlib.abc
@@ -202,7 +202,7 @@ _plain_apply = _name("_C._FunctionBase.apply")
 
 def plain_apply(function: type[Function]) -> Callable[..., Any]:
     """``Function.apply``, where no transform of torch.func is active, without its search for one, for tensors that one
-    has left behind, and for defaults, which takes 18 us where there is a setup_context. The public way is itself.
+    has left behind, and for defaults, in 3 us for some 25 where there is a setup_context. The public way is itself.
     """
     if _plain_apply is not None:
         return super(Function, function).apply  # type: ignore[misc]
