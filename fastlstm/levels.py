@@ -1,8 +1,8 @@
 """functorch's levels: which there are, and Functions under `vmap`, `grad`, `vjp`, and whatever is made of them.
 
 Torch's own way flattens and rebuilds the arguments as trees some forty times a step and makes a class anew at each
-level: a millisecond of an ensemble's training step. Arguments and outputs here are flat. The steps are those of
-``torch._functorch.autograd_function.custom_function_call``: unwrap for this level, run the level below, wrap.
+level: a millisecond of an ensemble's training step. Arguments and outputs here are flat. The steps are those of its
+``custom_function_call``: unwrap for this level, run the level below, wrap.
 """
 
 from functools import cache
