@@ -53,7 +53,11 @@ KINDS = [
     f"{kind} and {name}" for kind in ("resident", "stepwise") for name in ("ieee", "tf32", "not ieee and not tf32")
 ]
 KINDS += ["not resident and not stepwise"]
-DETERMINISM = [*PYTEST, "-k", "triton", "tests/test_determinism.py"]
+KERNELS = [f"tests/backends/triton/test_{name}.py" for name in ("triton", "triton_choice")]
+TRANSFORMS = [f"tests/autograd/test_{name}.py" for name in ("transforms", "second_order", "ensembles")]
+TRANSFORMS += ["tests/layers/test_masks.py"]
+OFFSETS = "tests/backends/triton/test_triton_offsets.py"
+DETERMINISM = [*PYTEST, "-k", "triton", "tests/plan/test_determinism.py"]
 TRAIN = [sys.executable, "-m", "fastlstm.train", "--device", "cuda", "--compare"]
 ACCURACY = 95.0  # per cent of all test images: on the CPU the seeds 0 to 4 reach 96.20 to 96.67
 EXERCISE = [*LAYERS, "--exercise"]
@@ -325,14 +329,13 @@ def compilers(layers: list[str]) -> list[list[str]]:
 
 def checks() -> list[list[str]]:
     """The tests of the kernels."""
-    tests = [[*PYTEST, "-k", kind, *(f"tests/test_triton{name}.py" for name in ("", "_choice"))] for kind in KINDS]
+    tests = [[*PYTEST, "-k", kind, *KERNELS] for kind in KINDS]
     return [*tests, DETERMINISM]
 
 
 def last_checks() -> list[list[str]]:
-    names = ("transforms", "second_order", "ensembles", "masks", "triton_offsets")
-    tests = [[*PYTEST, *["-k", "triton"] * (name != "triton_offsets"), f"tests/test_{name}.py"] for name in names]
-    return [*tests, *sanitizers()]
+    tests = [[*PYTEST, "-k", "triton", name] for name in TRANSFORMS]
+    return [*tests, [*PYTEST, OFFSETS], *sanitizers()]
 
 
 def sanitizers() -> list[list[str]]:

@@ -1,3 +1,3 @@
 import pytest
 
-pytest.register_assert_rewrite("tests.contract", "tests.layers", "tests.modules")
+pytest.register_assert_rewrite("tests.helpers")

@@ -1,0 +1,202 @@
+"""vmap over samples, over stacked models and over both: one kernel call for all, equal to a loop."""
+
+import pytest
+import torch
+from torch.func import functional_call, grad, jvp, stack_module_state, vmap
+
+import fastlstm
+from fastlstm import ops, torch_private
+from fastlstm.backends import numba, reference
+from tests.helpers.layers import Layer, error
+from tests.helpers.transforms import backends, dtype_of, needs_triton
+
+# A few hundred terms below 10 each; float32's products are triton-ieee's, of 22 bits
+TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5}
+
+
+@pytest.fixture
+def models(backend):
+    return [fastlstm.LSTM(4, 7, dtype=dtype_of(backend), backend=backend) for _ in range(3)]
+
+
+def near(got, want, times=1):
+    torch.testing.assert_close(got, want, rtol=0, atol=times * TOLERANCES[want.dtype])
+
+
+@backends
+def test_stacked_models_equal_a_loop(models):
+    dtype = models[0].weight_ih_l0.dtype
+    x = torch.randn(5, 2, 4, dtype=dtype)
+    parameters, _ = stack_module_state(models)
+    run = lambda p, x: functional_call(models[0], p, (x,))[0]  # noqa: E731
+    want = torch.stack([m(x)[0] for m in models])
+    with torch.no_grad():
+        near(vmap(run, (0, None))(parameters, x), want)
+    together = vmap(run, (0, None))(parameters, x)
+    near(together, want)
+    direction = torch.randn_like(want)
+    got = torch.autograd.grad(together, list(parameters.values()), direction)
+    wanted = torch.autograd.grad(want, [p for m in models for p in m.parameters()], direction)
+    for k, stacked in enumerate(got):
+        near(stacked, torch.stack(wanted[k::4]), 10)
+    many_x = torch.randn(3, 5, 2, 4, dtype=dtype)
+    each = torch.stack([m(x)[0] for m, x in zip(models, many_x)])
+    near(vmap(run)(parameters, many_x), each)
+
+
+@backends
+def test_tangents_of_stacked_models_equal_a_loop(models):
+    x, tangent = torch.randn(2, 5, 2, 4, dtype=models[0].weight_ih_l0.dtype)
+    parameters = {k: v.detach() for k, v in stack_module_state(models)[0].items()}
+    run = lambda p: jvp(lambda x: functional_call(models[0], p, (x,))[0], (x,), (tangent,))[1]  # noqa: E731
+    want = torch.stack([jvp(lambda x, m=m: m(x)[0], (x,), (tangent,))[1] for m in models])
+    near(vmap(run)(parameters), want)
+
+
+@backends
+def test_per_sample_gradients_equal_a_loop(models):
+    model, x = models[0], torch.randn(5, 6, 4, dtype=models[0].weight_ih_l0.dtype)
+    parameters = {k: v.detach() for k, v in model.named_parameters()}
+
+    def loss(parameters, row):
+        return functional_call(model, parameters, (row.unsqueeze(1),))[0].pow(3).sum()
+
+    got = vmap(grad(loss), (None, 1))(parameters, x)
+    for b in range(6):
+        want = torch.autograd.grad(model(x[:, b : b + 1])[0].pow(3).sum(), list(model.parameters()))
+        for name, each in zip(parameters, want):
+            near(got[name][b], each, 10)
+
+
+@pytest.fixture
+def set_threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+STACKS = [  # groups, T, B, I, H, reverse, masked
+    (2, 3, 1, 1, 1, False, False),
+    (3, 7, 7, 7, 7, True, False),
+    (8, 4, 16, 28, 128, False, False),
+    (5, 6, 9, 100, 33, True, True),
+    (3, 60, 2, 5, 17, False, True),
+]
+
+
+@pytest.mark.parametrize(
+    ("backend", "threads", "size"),
+    [("numba", threads, size) for threads in (1, 2, 5) for size in STACKS]
+    + [pytest.param("triton-ieee", 1, size, marks=needs_triton) for size in (STACKS[1], (5, 3, 9, 40, 33, True, True))]
+    # H 128 in ieee: a launch a step
+    + [pytest.param("triton-ieee", 1, STACKS[2], marks=[needs_triton, pytest.mark.slow])],
+    indirect=["backend"],
+)
+def test_a_stack_in_one_call(backend, threads, size, set_threads):
+    set_threads(threads)
+    groups, T, B, I, H, reverse, masked = size
+    layer = Layer(T, groups * B, I, H, reverse=reverse, masked=masked)
+    x, h_0, c_0, *_ = layer.to(torch.double, requires_grad=False)
+    exact = (x, *((torch.randn(groups, 4 * H, *s) * H**-0.5).double() for s in ((I,), (H,), ())), h_0, c_0)
+    inputs, grads = ([a.to(dtype_of(backend)) for a in tensors] for tensors in (exact, layer.gradients))
+    call = *inputs[:4], None, *inputs[4:], layer.mask
+    got = ops.forward(*call, reverse, True, backend)
+    want = reference.forward(*exact, layer.mask, reverse, True)
+    tolerance = TOLERANCES[inputs[0].dtype]
+    assert max(map(error, got[:4], want[:4])) < tolerance
+    quick = ops.forward(*call, reverse, False, backend)
+    assert all(torch.equal(a, b) for a, b in zip(quick[:3], got[:3]))
+    needs = [True] * 6
+    gradients = ops.backward(*grads, *call, got[0], *got[3:], reverse, needs, backend)
+    wanted = reference.backward(*layer.gradients, *exact, layer.mask, want[0], *want[3:], reverse, needs)
+    assert max(map(error, gradients, wanted)) < 10 * tolerance
+
+
+def test_a_stack_in_which_each_group_is_alone():
+    """Each group gets the bits that it gets alone on one thread, and a shared weight may be an expanded one."""
+    layer = Layer(6, 12, 9, 20)
+    x, h_0, c_0, *weights = layer.to(torch.float32, requires_grad=False)
+    bias = weights[2] + weights[3]
+    shared = [a.unsqueeze(0).expand(3, *a.shape) for a in (weights[0], weights[1], bias)]
+    got = ops.forward(x, *shared, None, h_0, c_0, None, False, True, "numba")
+    for g in range(3):
+        rows = slice(4 * g, 4 * g + 4)
+        states = h_0[rows], c_0[rows]
+        alone = ops.forward(x[:, rows], *weights[:2], bias, None, *states, None, False, True, "numba")
+        assert torch.equal(got[0][:, rows], alone[0])
+        assert torch.equal(got[2][rows], alone[2])
+
+
+@pytest.mark.skipif(not torch_private.KNOWS_LEVELS, reason="where levels are not known, one may be of grad")
+@backends
+def test_inference_under_vmap_keeps_nothing(backend, monkeypatch):
+    kept, forward = [], ops.forward
+    monkeypatch.setattr(ops, "forward", lambda *a: kept.append(a[9]) or forward(*a))
+    model, x = fastlstm.LSTM(4, 5, backend=backend), torch.randn(3, 6, 2, 4)
+    with torch.no_grad():
+        got = vmap(lambda x: model(x)[0])(x)
+    assert kept
+    assert not any(kept)
+    torch.testing.assert_close(got, torch.stack([model(a)[0] for a in x]))
+
+
+@pytest.mark.parametrize("samples_outside", [False, True])
+@backends
+def test_per_sample_gradients_of_stacked_models_equal_a_loop(models, samples_outside):
+    """One group a model forward, one a model and sample backward: what the first left is read by the second."""
+    stacked = {k: v.detach() for k, v in stack_module_state(models)[0].items()}
+    x = torch.randn(5, 6, 4, dtype=models[0].weight_ih_l0.dtype)
+
+    def loss(parameters, row):
+        return functional_call(models[0], parameters, (row.unsqueeze(1),))[0].pow(3).sum()
+
+    if samples_outside:
+        got = vmap(vmap(grad(loss), (0, None)), (None, 1), out_dims=1)(stacked, x)
+    else:
+        got = vmap(vmap(grad(loss), (None, 1)), (0, None))(stacked, x)
+    for m, model in enumerate(models):
+        for b in range(6):
+            want = torch.autograd.grad(model(x[:, b : b + 1])[0].pow(3).sum(), list(model.parameters()))
+            for name, each in zip(stacked, want):
+                near(got[name][m, b], each, 10)
+
+
+@pytest.mark.parametrize("of_x", [False, True])
+@backends
+def test_what_all_models_read_has_the_gradients_of_a_loop(models, of_x):
+    """Of the second order, too, by ordinary autograd around `vmap`."""
+    x = torch.randn(5, 2, 4, dtype=models[0].weight_ih_l0.dtype, requires_grad=of_x)
+    stacked, _ = stack_module_state(models)
+    weights = [*stacked.values(), *([x] if of_x else [])]
+
+    def gradients(together):
+        first = torch.autograd.grad(together.pow(2).sum(), weights, create_graph=True)
+        return *first, *torch.autograd.grad(sum(g.pow(2).sum() for g in first), weights)
+
+    got = gradients(vmap(lambda p: functional_call(models[0], p, (x,))[0])(stacked))
+    rows = [{k: v[m] for k, v in stacked.items()} for m in range(3)]
+    want = gradients(torch.stack([functional_call(models[0], each, (x,))[0] for each in rows]))
+    for a, b in zip(got, want):
+        near(a, b, 1000)  # of some hundreds
+
+
+def test_what_all_models_read_is_not_copied(monkeypatch):
+    model, x = fastlstm.LSTM(4, 5), torch.randn(7, 2, 4)
+    stacked = {k: torch.stack([v.detach()] * 3) for k, v in model.named_parameters()}
+    seen, forward, backward = [], numba.forward, numba.backward
+    monkeypatch.setattr(numba, "forward", lambda x, *a, **k: seen.append(x) or forward(x, *a, **k))
+    monkeypatch.setattr(numba, "backward", lambda *a: seen.append(a[4]) or backward(*a))
+    vmap(grad(lambda p: functional_call(model, p, (x,))[0].sum()))(stacked)
+    assert [a.data_ptr() for a in seen] == [x.data_ptr()] * 2
+    assert [a.shape for a in seen] == [(7, 3, 2, 4)] * 2
+
+
+@backends
+def test_models_that_read_the_same_empty_batch(models):
+    x = torch.randn(3, 0, 4, dtype=models[0].weight_ih_l0.dtype)
+    stacked = {k: v.detach() for k, v in stack_module_state(models)[0].items()}
+    loss = lambda p, x: functional_call(models[0], p, (x,))[0].sum()  # noqa: E731
+    of_weights, dx = vmap(grad(loss, argnums=(0, 1)), (0, None))(stacked, x)
+    assert dx.shape == (3, 3, 0, 4)
+    for name, each in of_weights.items():
+        assert torch.equal(each, torch.zeros_like(stacked[name]))

@@ -1,0 +1,97 @@
+"""Resets and lengths under torch's transforms: what a module adds to a layer with a step mask."""
+
+import pytest
+import torch
+from torch.func import grad, jacfwd, jacrev, jvp, vmap
+
+import fastlstm
+from tests.helpers.transforms import assert_near, backends, dtype_of
+
+T, B = 5, 4
+MASKS = {
+    "reset": {"reset": torch.tensor([[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1], [0, 1, 0, 0], [0, 0, 0, 1]]) > 0},
+    "lengths": {"lengths": torch.tensor([5, 0, 2, 4])},
+}
+masks = pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+
+
+@pytest.fixture
+def pair(backend):
+    """The reference in float64 and ours in the backend's dtype, of weights that both hold exactly."""
+    theirs = fastlstm.LSTM(3, 4, num_layers=2, backend="reference").double()
+    ours = fastlstm.LSTM(3, 4, num_layers=2, dtype=dtype_of(backend), backend=backend)
+    ours.load_state_dict(theirs.state_dict())
+    return theirs, ours
+
+
+def both(pair, transform):
+    """`transform`, of a function of x alone and x, for both modules."""
+    x = torch.randn(T, B, 3)
+    for module in pair:
+        yield transform(module, x.to(module.weight_ih_l0.dtype))
+
+
+@masks
+@backends
+def test_derivatives(pair, mask):
+    def derivatives(module, x):
+        def last(x):
+            output, (h_n, c_n) = module(x, **mask)
+            return output[-1].pow(2).sum() + output.sum() + (h_n * c_n).sum()
+
+        tangent = torch.ones_like(x)
+        return [
+            grad(last)(x),
+            jvp(lambda x: module(x, **mask)[0], (x,), (tangent,))[1],
+            jacfwd(lambda x: module(x, **mask)[0].sum((1, 2)))(x),
+            jacrev(lambda x: module(x, **mask)[0].sum((1, 2)))(x),
+            jvp(grad(last), (x,), (tangent,))[1],
+            grad(lambda x: grad(last)(x).pow(2).sum())(x),
+        ]
+
+    want, got = both(pair, derivatives)
+    assert_near(got, want)
+
+
+@backends
+@pytest.mark.parametrize("name", MASKS)
+def test_each_sample_its_own_mask(pair, name):
+    """vmap over inputs and masks together: gradients and outputs of a loop."""
+    lstm, dtype = pair[1], pair[1].weight_ih_l0.dtype
+    x = torch.randn(3, T, B, 3, dtype=dtype)
+    given = torch.stack([MASKS[name][name].roll(k, -1) for k in range(3)])
+
+    def run(x, mask):
+        return lstm(x, **{name: mask})[0]
+
+    def gradient(x, mask):
+        return grad(lambda x: run(x, mask).pow(2).sum())(x)
+
+    for function in (run, gradient):
+        got = vmap(function)(x, given)
+        torch.testing.assert_close(got, torch.stack([function(*each) for each in zip(x, given)]))
+
+
+@masks
+@backends
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiled(pair, mask, dynamic):
+    torch._dynamo.reset()
+    lstm = pair[1]
+    x = torch.randn(T, B, 3, dtype=lstm.weight_ih_l0.dtype, requires_grad=True)
+    compiled = torch.compile(lstm, backend="aot_eager", fullgraph=True, dynamic=dynamic)
+    results = [(f(x, **mask)[0], *f(x, **mask)[1]) for f in (compiled, lstm)]
+    gradients = [torch.autograd.grad(r[0].pow(2).sum() + r[2].sum(), [x, *lstm.parameters()]) for r in results]
+    assert all(torch.equal(a, b) for pair in (results, gradients) for a, b in zip(*pair))
+
+
+@masks
+@backends
+def test_exported(pair, mask):
+    lstm = pair[1]
+    x = torch.randn(T, B, 3, dtype=lstm.weight_ih_l0.dtype)
+    program = torch.export.export(lstm, (x,), mask).module()
+    leaf = x.clone().requires_grad_()
+    results = [f(leaf, **mask)[0] for f in (program, lstm)]
+    assert torch.equal(*results)
+    assert torch.equal(*(torch.autograd.grad(r.pow(2).sum(), leaf)[0] for r in results))

@@ -1,0 +1,217 @@
+"""Derivatives beyond the first, against float64: autograd over the reference's steps, or torch.nn.LSTM's own."""
+
+import pytest
+import torch
+from torch.autograd import forward_ad
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
+
+import fastlstm
+from fastlstm import function, ops
+from tests.helpers.layers import Layer
+from tests.helpers.transforms import assert_near, backends, dtype_of, needs_triton
+
+
+@pytest.fixture
+def pair(backend):
+    """torch.nn.LSTM in float64 and ours in the backend's dtype, of weights that both hold exactly."""
+    theirs = torch.nn.LSTM(4, 5, num_layers=2, bidirectional=True).double()
+    ours = fastlstm.LSTM(4, 5, num_layers=2, bidirectional=True, dtype=dtype_of(backend), backend=backend)
+    ours.load_state_dict(theirs.state_dict())
+    return theirs, ours
+
+
+@backends
+def test_gradient_penalty(pair):
+    """A WGAN-GP critic's step."""
+    inputs = torch.randn(6, 3, 4), torch.randn(6, 3, 4), torch.rand(3, 1)
+    results = []
+    for critic in pair:
+        real, fake, mix = (a.to(next(critic.parameters()).dtype) for a in inputs)
+        x = (mix * real + (1 - mix) * fake).requires_grad_()
+        (gradient,) = torch.autograd.grad(critic(x)[0][-1].sum(), x, create_graph=True)
+        penalty = ((gradient.transpose(0, 1).flatten(1).norm(dim=1) - 1) ** 2).mean()
+        loss = critic(fake)[0][-1].mean() - critic(real)[0][-1].mean() + 10 * penalty
+        results.append(torch.autograd.grad(loss, [*critic.parameters(), x]))
+    assert_near(results[1], results[0])
+
+
+@backends
+def test_hessian_vector_product(pair):
+    x, directions, results = torch.randn(6, 3, 4), [torch.randn(p.shape) for p in pair[0].parameters()], []
+    for module in pair:
+        parameters = list(module.parameters())
+        dtype = parameters[0].dtype
+        gradients = torch.autograd.grad(module(x.to(dtype))[0].pow(3).sum(), parameters, create_graph=True)
+        results.append(torch.autograd.grad(gradients, parameters, [d.to(dtype) for d in directions]))
+    assert_near(results[1], results[0])
+
+
+@backends
+def test_a_step_that_learns_from_a_step(pair):
+    """MAML: the loss after one step of descent, differentiated by the weights before it."""
+    x = torch.randn(6, 3, 4)
+
+    def meta_gradient(module):
+        names = [name for name, _ in module.named_parameters()]
+        parameters = [p.detach().clone().requires_grad_() for p in module.parameters()]
+
+        def loss(parameters):
+            return functional_call(module, dict(zip(names, parameters)), (x.to(parameters[0].dtype),))[0].pow(2).sum()
+
+        gradients = torch.autograd.grad(loss(parameters), parameters, create_graph=True)
+        return torch.autograd.grad(loss([p - 0.1 * g for p, g in zip(parameters, gradients)]), parameters)
+
+    assert_near(meta_gradient(pair[1]), meta_gradient(pair[0]))
+
+
+@pytest.mark.parametrize(
+    ("backend", "special"),
+    [
+        ("numba", False),
+        ("numba", True),
+        ("reference", False),
+        ("reference", True),
+        pytest.param("triton-ieee", True, marks=[needs_triton, pytest.mark.slow]),
+    ],
+    indirect=["backend"],
+)
+@pytest.mark.parametrize(
+    "third",
+    [
+        lambda f, n: jacrev(jacrev(jacrev(f, n), n), n),
+        lambda f, n: jacfwd(jacrev(jacrev(f, n), n), n),
+        lambda f, n: jacrev(jacfwd(jacrev(f, n), n), n),
+        lambda f, n: jacrev(jacrev(jacfwd(f, n), n), n),
+        lambda f, n: jacfwd(jacfwd(jacrev(f, n), n), n),
+    ],
+    ids=["rrr", "frr", "rfr", "rrf", "ffr"],
+)
+def test_third_derivatives(backend, special, third):
+    layer = Layer(3, 1, 2, 4, reverse=special, masked=special)
+    inputs, exact = (layer.to(dtype, requires_grad=False) for dtype in (dtype_of(backend), torch.double))
+    ours = lambda *a: sum((out**3).sum() for out in layer.run(list(a), backend))  # noqa: E731
+    truth = lambda *a: sum((out**3).sum() for out in layer.truth(list(a)))  # noqa: E731
+    assert_near([third(ours, 1)(*inputs)], [third(truth, 1)(*exact)])
+
+
+@backends
+def test_forward_over_forward(backend):
+    """Nested forward levels give zeros through any autograd Function: here they must not."""
+    layer = Layer(3, 2, 3, 2)
+    inputs, exact = (layer.to(dtype, requires_grad=False) for dtype in (dtype_of(backend), torch.double))
+    ours = lambda *a: sum((out**3).sum() for out in layer.run(list(a), backend))  # noqa: E731
+    truth = lambda *a: sum((out**3).sum() for out in layer.truth(list(a)))  # noqa: E731
+    want = jacrev(jacrev(truth, 4), 4)(*exact)
+    assert want.abs().max() > 1e-3
+    assert_near([jacfwd(jacfwd(ours, 4), 4)(*inputs)], [want])
+    tangents = torch.randn(64, *inputs[4].shape)
+    at = lambda w: ours(*inputs[:4], w, *inputs[5:])  # noqa: E731
+    twice = lambda t: jvp(lambda w: jvp(at, (w,), (t,))[1], (inputs[4],), (t,))[1]  # noqa: E731
+    along = tangents.double().flatten(1)
+    wanted = ((along @ want.flatten(2).flatten(0, 1)) * along).sum(1)
+    assert_near([vmap(twice)(tangents.to(inputs[4].dtype))], [wanted])
+
+
+@backends
+def test_reverse_over_dual_numbers(backend):
+    layer = Layer(3, 2, 3, 2)
+    inputs, exact = layer.to(dtype_of(backend)), layer.to(torch.double)
+    loss = lambda run, a: sum((out**3).sum() for out in run(a))  # noqa: E731
+    tangents = [torch.randn(a.shape) for a in inputs]
+    with forward_ad.dual_level():
+        dual = [forward_ad.make_dual(a, t.to(a.dtype)) for a, t in zip(inputs, tangents)]
+        tangent = forward_ad.unpack_dual(loss(lambda a: layer.run(a, backend), dual)).tangent
+        got = torch.autograd.grad(tangent, inputs)
+    gradients = torch.autograd.grad(loss(layer.truth, exact), exact, create_graph=True)
+    assert_near(got, torch.autograd.grad(gradients, exact, [t.double() for t in tangents]))
+
+
+@backends
+def test_tangents_that_only_a_backward_pass_meets(pair):
+    """Linear in the incoming gradient: what it is given along a tangent is the gradient of that tangent."""
+    x, direction, tangent = torch.randn(6, 3, 4), torch.randn(6, 3, 10), torch.randn(6, 3, 10)
+    results = []
+    for module in pair:
+        dtype = next(module.parameters()).dtype
+        inputs = [x.to(dtype).requires_grad_(), *module.parameters()]
+        output = module(inputs[0])[0]
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(direction.to(dtype), tangent.to(dtype))
+            gradients = torch.autograd.grad(output, inputs, dual)
+            results.append([forward_ad.unpack_dual(gradient).tangent for gradient in gradients])
+    assert_near(results[1], results[0])
+
+
+def test_nested_dual_numbers_are_refused():
+    """Torch's own limit; what must not happen is an answer."""
+    lstm, x = fastlstm.LSTM(3, 4), torch.randn(5, 2, 3)
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="Nested forward mode"):
+        jvp(lambda a: lstm(a)[0], (forward_ad.make_dual(x, x),), (x,))
+
+
+@backends
+@pytest.mark.parametrize("which", ["hessian", "jacobian"])
+def test_vectorized_functional(backend, which):
+    """torch.autograd.functional batches with rules of its own, which know fewer operators than vmap's."""
+    dtype = dtype_of(backend)
+    lstm, x = fastlstm.LSTM(3, 4, dtype=dtype, backend=backend), torch.randn(2, 2, 3, dtype=dtype)
+    exact = fastlstm.LSTM(3, 4, dtype=torch.double, backend="reference")
+    exact.load_state_dict(lstm.state_dict())
+    loss = lambda module: lambda a: module(a)[0].pow(3).sum(0)  # noqa: E731
+    total = lambda module: lambda a: loss(module)(a).sum()  # noqa: E731
+    for mode in ("reverse-mode", "forward-mode"):
+        if which == "hessian":
+            got = torch.autograd.functional.hessian(total(lstm), x, vectorize=True, outer_jacobian_strategy=mode)
+            want = hessian(total(exact))(x.double())
+        else:
+            got = torch.autograd.functional.jacobian(loss(lstm), x, vectorize=True, strategy=mode)
+            want = jacrev(loss(exact))(x.double())
+        assert_near([got], [want])
+
+
+@backends
+def test_padding_that_is_nan_leaves_no_trace(backend):
+    layer = Layer(4, 3, 5, 6, masked=True)
+    layer.mask[:] = 0
+    layer.mask[2:, 1] = 2
+
+    def penalty(fill):
+        inputs = layer.to(dtype_of(backend))
+        x = inputs[0].detach().clone()
+        x[2:, 1] = fill
+        inputs[0] = x.requires_grad_()
+        outputs = layer.run(inputs, backend)[:3]
+        gradients = torch.autograd.grad(sum(a.pow(2).sum() for a in outputs), inputs, create_graph=True)
+        return torch.autograd.grad(sum(g.pow(2).sum() for g in gradients), inputs)
+
+    for got, want in zip(penalty(float("nan")), penalty(0.0)):
+        torch.testing.assert_close(got, want)
+
+
+@backends
+def test_the_first_backward_pays_nothing_for_a_second(backend, monkeypatch):
+    """Without create_graph nothing but the kernel runs; with it, nothing more but an autograd node."""
+    layer, calls = Layer(4, 3, 5, 6), []
+    forward, backward, apply = ops.forward, ops.backward, function.LSTMBackward.apply
+    monkeypatch.setattr(ops, "forward", lambda *a: calls.append("forward") or forward(*a))
+    monkeypatch.setattr(ops, "backward", lambda *a: calls.append("backward") or backward(*a))
+    monkeypatch.setattr(function.LSTMBackward, "apply", lambda *a: calls.append("node") or apply(*a))
+    inputs = layer.to(dtype_of(backend))
+    torch.autograd.grad(layer.run(inputs, backend)[0].sum(), inputs)
+    assert calls == ["forward", "backward"]
+    calls.clear()
+    (gradient,) = torch.autograd.grad(layer.run(inputs, backend)[0].sum(), inputs[:1], create_graph=True)
+    assert calls == ["forward", "node", "backward"]
+    calls.clear()
+    gradient.sum().backward()
+    assert calls == ["backward"]  # of what h and c got
+
+
+@backends
+def test_gradients_of_gradients_by_func(backend):
+    layer = Layer(3, 2, 3, 2)
+    inputs, exact = (layer.to(dtype, requires_grad=False) for dtype in (dtype_of(backend), torch.double))
+    loss = lambda run: lambda *a: sum((out**3).sum() for out in run(list(a)))  # noqa: E731
+    twice = lambda f: grad(lambda *a: sum(g.pow(2).sum() for g in grad(f, tuple(range(7)))(*a)), tuple(range(7)))  # noqa: E731
+    got = twice(loss(lambda a: layer.run(a, backend)))(*inputs)
+    assert_near(got, twice(loss(layer.truth))(*exact))

@@ -1,0 +1,180 @@
+"""csrc/ as a C program uses it: the example against Python, its binary, bad files, and everything under sanitizers."""
+
+import gzip
+import importlib.util
+import platform
+import shutil
+import struct
+import subprocess
+import sys
+import zlib
+
+import pytest
+import torch
+
+from fastlstm import export
+from fastlstm.mnist import data, saved
+from fastlstm.mnist.model import RowLSTM
+from fastlstm.mnist.training import Recipe, evaluate, train
+from tests.backends.native.test_native import SOURCES
+
+COMPILERS = shutil.which("gcc") and shutil.which("g++")
+needs_compiler = pytest.mark.skipif(not COMPILERS, reason="builds C and C++ with gcc, which is not installed")
+FLAGS = (
+    "-ffp-contract=off",
+    "-fno-exceptions",
+    "-fno-rtti",
+    "-fno-asynchronous-unwind-tables",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+)
+MACHINE = {"avx2": ["-mavx2", "-mfma"], "avx512": ["-mavx512f", "-mavx512dq", "-mavx512vl"]}
+PROCESSOR = platform.machine()
+SANITIZE = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+
+
+def build(folder, program, options, compilers=(("gcc",), ("g++",)), processor=PROCESSOR):
+    """The program, linked with every file of the library compiled with `options`."""
+    cc, cxx = compilers
+    objects = []
+    for source in [*sorted(SOURCES.glob("*.cpp")), SOURCES / program]:
+        out = folder / f"{source.stem}.o"
+        c = source.suffix == ".c"
+        machine = MACHINE.get(source.stem, []) if processor == "x86_64" else []
+        compiler = [*cc, "-std=c11"] if c else [*cxx, "-std=c++17", *FLAGS[: 3 if source.parent == SOURCES else 1]]
+        subprocess.run([*compiler, *options, *FLAGS[3:], *machine, "-c", source, "-o", out], check=True)
+        objects.append(out)
+    path = folder / source.stem
+    link = ("-pthread", "-Wl,--as-needed", "-Wl,--gc-sections", "-Wl,-s")
+    subprocess.run([*cxx, *options, *objects, *link, "-o", path], check=True)
+    return path
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory):
+    options = "-O2", "-ffunction-sections", "-fdata-sections"  # what it does not call is left out
+    return build(tmp_path_factory.mktemp("example"), "examples/mnist.c", options)
+
+
+def model_file(folder, model):
+    """What fastlstm.train writes of this model, exported."""
+    saved.save(folder / "model.pt", model, (28, 28))
+    assert export.main([str(folder / "model.pt"), str(folder / "row_lstm.flstm")]) == 0
+    return folder / "row_lstm.flstm"
+
+
+@needs_compiler
+def test_the_example_is_small(example):
+    assert example.stat().st_size < 200_000
+    assert len((SOURCES / "examples/mnist.c").read_text().splitlines()) < 100
+
+
+@needs_compiler
+def test_the_example_reads_all_test_images_as_python_does(example, tmp_path):
+    mnist = data.load()
+    model = RowLSTM(generator=torch.Generator().manual_seed(1))
+    train(model, mnist.train, Recipe(iterations=25))
+    want = evaluate(model, mnist).predictions
+    images = tmp_path / "images"
+    images.write_bytes(gzip.decompress((data.EMBEDDED / f"{data.FILES[2]}.gz").read_bytes()))
+    path = model_file(tmp_path, model)
+    for batch, threads in ((128, 1), (1000, 2)):
+        done = subprocess.run(
+            [example, path, images, str(batch), str(threads)], capture_output=True, text=True, check=True
+        )
+        assert torch.equal(torch.tensor([int(line) for line in done.stdout.split()]), want)
+
+
+@pytest.fixture
+def small(tmp_path):
+    return model_file(tmp_path, RowLSTM(3, 5, 4))
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda b: b"x" + b[1:], "not a fastlstm model"),
+        (lambda b: b"", "not a fastlstm model"),
+        (lambda b: b[:20], "truncated"),
+        (lambda b: b[:-1], "truncated"),
+        (lambda b: b + b"x", "truncated"),
+        (lambda b: b[:8] + struct.pack("<I", 2) + b[12:], "newer"),
+        (lambda b: b[:12] + struct.pack("<I", 0) + b[16:], "corrupt"),
+        (lambda b: b[:16] + struct.pack("<I", 2**31) + b[20:], "corrupt"),
+        (lambda b: b[:-1] + bytes([b[-1] ^ 1]), "corrupt"),
+    ],
+)
+def test_a_bad_file_is_refused_with_a_reason(example, small, change, words):
+    small.write_bytes(change(small.read_bytes()))
+    done = subprocess.run([example, small, small], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert words in done.stderr
+
+
+@needs_compiler
+def test_a_missing_file(example, tmp_path):
+    done = subprocess.run([example, tmp_path / "none", tmp_path], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "cannot be opened" in done.stderr
+
+
+def test_the_exported_file(small):
+    content = small.read_bytes()
+    magic, version, I, H, C, checksum = struct.unpack("<8s5I", content[:28])
+    assert (magic, version, I, H, C) == (b"fastlstm", 1, 3, 5, 4)
+    assert checksum == zlib.crc32(content[28:])
+    assert len(content) == 28 + 4 * (4 * 5 * (3 + 5 + 1) + 4 * (5 + 1))
+
+
+@pytest.mark.parametrize("content", [b"", b"nothing of the kind"])
+def test_export_refuses_what_is_no_model(content, tmp_path, capsys):
+    (tmp_path / "model.pt").write_bytes(content)
+    with pytest.raises(SystemExit) as stopped:
+        export.main([str(tmp_path / "model.pt"), str(tmp_path / "out")])
+    assert stopped.value.code == 2
+    assert "expected a model that fastlstm.train wrote" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["model.pt"]
+
+
+def test_export_refuses_other_shapes():
+    state = RowLSTM(3, 5, 4).state_dict()
+    with pytest.raises(ValueError, match="state_dict must hold"):
+        export.model_bytes({**state, "linear.weight": torch.zeros(4, 6)})
+    with pytest.raises(ValueError, match="state_dict must hold"):
+        export.model_bytes({})
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_the_matrix_under_sanitizers(tmp_path):
+    program = build(tmp_path, "checks/matrix.cpp", SANITIZE)
+    done = subprocess.run([program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (importlib.util.find_spec("ziglang") and shutil.which("qemu-aarch64")),
+    reason="compiles with the Clang of PyPI's ziglang, and runs in qemu-aarch64",
+)
+def test_the_matrix_on_arm(tmp_path):
+    zig = sys.executable, "-m", "ziglang"
+    options = "-target", "aarch64-linux-musl", "-O2"
+    program = build(tmp_path, "checks/matrix.cpp", options, ((*zig, "cc"), (*zig, "c++")), "aarch64")
+    done = subprocess.run(["qemu-aarch64", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert done.stdout.endswith("instruction sets 2, 0 failures\n")  # FASTLSTM_BASE alone, which is NEON
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_ten_thousand_mutated_files_under_sanitizers(small, tmp_path):
+    program = build(tmp_path, "checks/fuzz.c", SANITIZE)
+    seed = int(torch.randint(2**31, ()))
+    done = subprocess.run([program, small, "10000", str(seed)], capture_output=True, text=True)
+    assert done.returncode == 0, f"seed {seed}: {done.stderr[-4000:]}"
+    counts = {int(code): int(count) for code, count in (line.split() for line in done.stdout.splitlines())}
+    assert set(counts) == {0, 6, 7, 8, 9}  # every outcome of fastlstm_model_read but a lack of memory
+    assert min(counts.values()) > 50

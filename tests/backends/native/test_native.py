@@ -1,0 +1,230 @@
+"""The native backend: its copy of the cell, its structures, every instruction set, and life without the library."""
+
+import ast
+import ctypes
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastlstm import cell, dispatch
+from fastlstm.backends import native
+from fastlstm.functional import lstm
+from tests.helpers import ROOT
+from tests.helpers.layers import Layer, error, needs_native
+
+SOURCES = ROOT / "csrc"
+
+
+def statements_of_python(name):
+    """Each assignment of a function of cell.py as ``name, expression``, then the returned expressions in order."""
+    function = next(n for n in ast.parse(Path(cell.__file__).read_text()).body if getattr(n, "name", "") == name)
+    pairs, flat = (
+        [],
+        lambda node: [e for part in node.elts for e in flat(part)] if isinstance(node, ast.Tuple) else [node],
+    )
+    for node in function.body:
+        if isinstance(node, ast.Assign):
+            pairs += [(t.id, v) for t, v in zip(flat(node.targets[0]), flat(node.value), strict=True)]
+        elif isinstance(node, ast.Return):
+            pairs += [("return", value) for value in flat(node.value)]
+    return [(target, ast.unparse(value)) for target, value in pairs]
+
+
+def statements_of_cpp(name):
+    """The same of cell.h, whose expressions are Python's as well."""
+    body = re.search(rf"\b{name}\([^)]*\) \{{(.*?)\n\}}", (SOURCES / "cell.h").read_text(), re.DOTALL)[1]
+    pairs = []
+    for line in body.replace("do_", "do").split(";"):
+        line = line.strip()
+        if line.startswith("return"):
+            values = ast.parse(f"f({line.removeprefix('return').strip()[1:-1]})".replace("\n", " ")).body[0].value.args
+            pairs += [("return", ast.unparse(value)) for value in values]
+        elif line:
+            call = ast.parse(f"f({line.removeprefix('V ')})").body[0].value
+            pairs += [(keyword.arg, ast.unparse(keyword.value)) for keyword in call.keywords]
+    return pairs
+
+
+@pytest.mark.parametrize("name", ["cell_forward", "cell_backward"])
+def test_the_cell_is_cell_py_line_by_line(name):
+    want = statements_of_python(name)
+    assert len(want) > 8
+    assert statements_of_cpp(name) == want
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [("forward_args", native.FORWARD), ("backward_args", native.BACKWARD), ("threads", native.THREADS)],
+)
+def test_structures_are_those_of_the_header(name, layout):
+    header = re.sub(r"/\*.*?\*/", "", (SOURCES / "fastlstm.h").read_text(), flags=re.DOTALL)
+    body = re.search(rf"typedef struct \{{([^}}]*)\}} fastlstm_{name};", header)[1]
+    fields = ""
+    for declaration in body.split(";"):
+        if "(*" in declaration:
+            fields += "P"
+        elif declaration.strip():
+            kind = "P" if "*" in declaration else "q"
+            assert kind == "P" or declaration.split()[0] == "int64_t"
+            fields += kind * (declaration.count(",") + 1)
+    written = re.sub(r"(\d+)q", lambda m: "q" * int(m[1]), layout.format).replace("@", "").replace(" ", "")
+    assert fields == written
+
+
+@needs_native
+def test_versions_agree():
+    declared = re.search(r"#define FASTLSTM_VERSION (\d+)", (SOURCES / "fastlstm.h").read_text())[1]
+    assert native.VERSION == native._library.fastlstm_version() == int(declared)
+
+
+def instruction_sets():
+    if native.supports(torch.device("cpu"), torch.float32) is not None:
+        return []
+    native._library.fastlstm_instructions_name.restype = ctypes.c_char_p
+    return [k for k in (1, 2, 3) if native._library.fastlstm_instructions_name(k)]
+
+
+@needs_native
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1.2e-5), (torch.float64, 2.3e-14)])
+def test_every_instruction_set_of_this_processor(dtype, bound, threads, monkeypatch):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    for instructions in instruction_sets():
+        monkeypatch.setattr(native, "_instructions", instructions)
+        for size in ((3, 7, 5, 9), (2, 13, 28, 40), (5, 70, 33, 100), (1, 64, 1, 2)):  # 64 values: one may cancel
+            layer = Layer(*size, masked=True)
+            truth, inputs = layer.to(torch.double), layer.to(dtype)
+            want, got = layer.truth(truth), layer.run(inputs, "native")
+            wanted = torch.autograd.grad(want, truth, layer.gradients)
+            grads = torch.autograd.grad(got, inputs, [g.to(dtype) for g in layer.gradients])
+            for a, b in zip((*got, *grads), (*want, *wanted)):
+                assert error(a, b) < bound, (instructions, size)
+    torch.set_num_threads(before)
+
+
+@needs_native
+def test_the_library_has_threads_of_its_own(monkeypatch):
+    """Where torch brings no libgomp: the bits are the same."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    layer, results = Layer(9, 24, 28, 100), []
+    for openmp in (native._openmp(), None):
+        monkeypatch.setattr(native, "_openmp", lambda found=openmp: found)
+        native._team.cache_clear()
+        inputs = layer.to(torch.float32)
+        outputs = layer.run(inputs, "native")
+        results.append([*outputs, *torch.autograd.grad(outputs, inputs, [g.float() for g in layer.gradients])])
+    native._team.cache_clear()
+    torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*results))
+
+
+@needs_native
+def test_threads_are_torchs_at_every_call(monkeypatch):
+    used, before, team = [], torch.get_num_threads(), native._team
+    monkeypatch.setattr(native, "_team", lambda count: used.append(count) or team(count))
+    layer = Layer(3, 2, 5, 6)
+    for count in (2, 1, 3):
+        torch.set_num_threads(count)
+        layer.run(layer.to(torch.float32, requires_grad=False), "native")
+    torch.set_num_threads(before)
+    assert used == [2, 1, 3]
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("field", "value", "code"),
+    [(0, 1, 1), (1, 7, 2), (2, 9, 4), (3, 0, 2), (5, -1, 2), (4, 2**62, 2), (8, 0, 2), (11, 0, 2)],
+)
+def test_bad_arguments_give_an_error_code(field, value, code):
+    """version, dtype, instructions, T, I, B, x and weight_ih."""
+    buffer = torch.empty(4096)
+    values = [native.VERSION, 0, 0, 2, 2, 2, 2, 0, *[buffer.data_ptr(), 4, 2], *[buffer.data_ptr(), 2] * 2, 0, 0, 0, 0]
+    values += [buffer.data_ptr(), 2] * 2 + [0] + [buffer.data_ptr()] * 3 + [0, 0]
+    values[field] = value
+    assert native._library.fastlstm_forward(native.FORWARD.pack(*values), None) == code
+    assert native._library.fastlstm_error_text(code)
+
+
+@needs_native
+@pytest.mark.parametrize("shared", [False, True])
+def test_packed_weights_are_searched_for_changes(shared):
+    """Every element of a bias, and a whole row or column of a weight; `shared` over two threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    I, H, B = (5, 19, 100 if shared else 1)
+    x, weights = torch.randn(1, B, I), [torch.randn(4 * H, k) for k in (I, H)] + [torch.randn(4 * H) for _ in range(2)]
+    changes = [(n, row) for n in range(4) for row in range(4 * H)]
+    changes += [(n, (slice(None), column)) for n, size in ((0, I), (1, H)) for column in range(size)]
+    layer = native.pack(weights)
+    for n, index in changes:
+        kept = weights[n][index].clone()
+        weights[n][index] += 1
+        assert layer.forward(x, None, False) is None, (n, index)
+        weights[n][index] = kept
+        assert layer.forward(x, None, False) is not None, (n, index)
+    torch.set_num_threads(before)
+
+
+@needs_native
+def test_rows_of_the_input_may_overlap():
+    results, signal = [], torch.randn(40, dtype=torch.float64)
+    weights = [torch.randn(28, k, dtype=torch.float64, requires_grad=True) for k in (5, 7)]
+    for backend in ("native", "reference"):
+        x = signal.clone().requires_grad_()
+        output = lstm(x.unfold(0, 5, 1)[:30].unfold(0, 3, 1).mT, None, *weights, backend=backend)[0]  # (28, 3, 5)
+        results.append([output, *torch.autograd.grad(output.square().sum(), [x, *weights])])
+    for got, want in zip(*results):
+        assert error(got, want.detach()) < 2.3e-14
+
+
+@needs_native
+def test_a_failing_call_raises(monkeypatch):
+    monkeypatch.setattr(native, "VERSION", 99)
+    with pytest.raises(RuntimeError, match="fastlstm_forward: the structure is of another version"):
+        lstm(torch.ones(1, 1, 1), None, torch.ones(4, 1), torch.ones(4, 1), backend="native")
+
+
+def in_a_copy(tmp_path, code, *without):
+    """Output of a fresh interpreter whose fastlstm is a copy of this one, without some of its files."""
+    subprocess.run(["cp", "-r", ROOT / "fastlstm", tmp_path / "fastlstm"], check=True)
+    for name in without:
+        (tmp_path / "fastlstm" / name).unlink(missing_ok=True)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_without_the_library_the_reason_is_given(tmp_path):
+    code = """
+import torch
+from fastlstm.functional import lstm
+weights = torch.ones(4, 1), torch.ones(4, 1)
+try:
+    lstm(torch.ones(1, 1, 1), None, *weights, backend="native")
+except RuntimeError as error:
+    print(error)
+lstm(torch.ones(1, 1, 1), None, *weights)
+"""
+    assert "the native backend needs _native" in in_a_copy(tmp_path, code, native.LIBRARY.name)
+
+
+@needs_native
+def test_auto_takes_native_where_numba_cannot_be_imported(monkeypatch):
+    def chosen():
+        tensors = torch.device("cpu"), torch.float32
+        options = {"projected": False, "masked": False, "cells": False}
+        return dispatch.choose("auto", *tensors, **options), dispatch.packing("auto", *tensors)
+
+    assert chosen() == ("numba", "numba")
+    monkeypatch.setattr(dispatch.module("numba"), "_INSTALLED", False)
+    assert chosen() == ("native", "native")
+    with pytest.raises(RuntimeError, match="numba, which is not installed"):
+        lstm(torch.ones(1, 1, 1), None, torch.ones(4, 1), torch.ones(4, 1), backend="numba")

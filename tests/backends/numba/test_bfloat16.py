@@ -1,0 +1,117 @@
+"""The Numba backend's kernels on bfloat16 as it lies in memory: the same bits as through float32 copies."""
+
+import ctypes
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fastlstm
+from fastlstm import dispatch
+from fastlstm.backends.numba import matrix, tasks
+from tests.helpers.layers import Layer
+
+needs_unit = pytest.mark.skipif(not matrix.most_pieces(), reason="the processor has no AMX, and no fast vdpbf16ps")
+pytestmark = needs_unit
+SIZES = st.sampled_from([1, 2, 7, 15, 16, 17, 31, 33, 100])
+
+
+def primitive(name, *arguments):
+    count, _ = matrix.builders(1)[name]
+    assert count == len(arguments)
+    ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * count)(tasks.primitives(4, 1)[name])(*arguments)
+
+
+pytestmark = pytest.mark.usefixtures("poisoned")  # what is not written is found
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 7, 8, 15, 16, 17, 33, 47, 64])
+def test_rows_are_widened_and_narrowed(width):
+    special = torch.tensor([0.0, -0.0, float("inf"), -float("inf"), float("nan"), 3.3895e38, 1.0039, -1.0117])
+    x = torch.cat([special, torch.randn(3 * 70 - 8)]).reshape(3, 70)
+    wide, short = torch.full((3, 80), 7.0), torch.full((3, 70), 7.0, dtype=torch.bfloat16)
+    primitive("narrow", 3, width, x.data_ptr(), 280, short.data_ptr(), 140)
+    expected = torch.full_like(short, 7.0)
+    expected[:, :width] = x.bfloat16()[:, :width]
+    torch.testing.assert_close(short, expected, rtol=0, atol=0, equal_nan=True)
+    primitive("widen", 3, width, width + 5, short.data_ptr(), 140, wide.data_ptr(), 320)
+    assert torch.equal(wide[:, width + 5 :], torch.full((3, 75 - width), 7.0))
+    assert torch.equal(wide[:, width : width + 5], torch.zeros(3, 5))
+    torch.testing.assert_close(wide[:, :width], short[:, :width].float(), rtol=0, atol=0, equal_nan=True)
+
+
+@settings(max_examples=120, deadline=None)  # the first call compiles
+@given(
+    T=st.sampled_from([1, 2, 5, 33]), B=SIZES, I=SIZES, H=SIZES, reverse=st.booleans(), masked=st.booleans(),
+    states=st.booleans(), transposed=st.booleans(), needs=st.lists(st.booleans(), min_size=6, max_size=6),
+)  # fmt: skip
+def test_the_kernels_take_bfloat16_as_it_is(T, B, I, H, reverse, masked, states, transposed, needs):
+    layer, backend = Layer(T, B, I, H, masked=masked), dispatch.module("numba-bf16")
+    x, h_0, c_0, w_ih, w_hh, b_ih, b_hh = layer.to(torch.bfloat16, requires_grad=False)
+    dh, dh_n, dc_n, _ = (a.bfloat16() for a in layer.gradients)
+    if transposed:
+        x, dh = (a.transpose(0, 1).contiguous().transpose(0, 1) for a in (x, dh))
+    given_states = (h_0.float(), c_0.float()) if states else (None, None)
+    results = []
+    for convert in (torch.Tensor.clone, torch.Tensor.float):
+        layout = convert(x), convert(w_ih), convert(w_hh), b_ih.float(), *given_states, layer.mask
+        outputs = backend.forward(*layout, reverse, True, bias_hh=b_hh.float())
+        h, _, _, c, gates = outputs
+        incoming = convert(dh), dh_n.float(), dc_n.float(), None
+        gradients = backend.backward(*incoming, *layout, h, c, gates, reverse, needs)
+        results.append([*outputs[:4], *gradients])
+    for k, (narrow, wide) in enumerate(zip(*results, strict=True)):
+        assert (narrow is None) == (wide is None)
+        if narrow is not None:
+            assert narrow.dtype == (torch.bfloat16 if k in (0, 4, 5, 6) else torch.float32)
+            assert torch.equal(narrow, wide.to(narrow.dtype)), k
+
+
+@settings(max_examples=60, deadline=None)
+@given(T=st.sampled_from([1, 2, 5]), B=SIZES, I=SIZES, H=SIZES, both=st.booleans(), ended=st.booleans())
+def test_packed_weights_take_bfloat16_as_it_is(T, B, I, H, both, ended):
+    """A module's inference, its outputs side by side and zero past the end, is what its training gives."""
+    lstm = fastlstm.LSTM(I, H, bidirectional=both, dtype=torch.bfloat16)
+    x, options = torch.randn(T, B, I, dtype=torch.bfloat16), {}
+    if ended:
+        options["lengths"] = torch.randint(1, T + 1, (B,))
+    trained, (h_n, c_n) = lstm(x, **options)
+    with torch.no_grad():
+        for _ in range(2):  # packed by the first
+            output, states = lstm(x, **options)
+            assert torch.equal(output, trained)
+            assert torch.equal(torch.stack(states), torch.stack((h_n, c_n)))
+
+
+def test_no_float32_copy_of_the_weights_is_kept():
+    lstm = fastlstm.LSTM(300, 200, dtype=torch.bfloat16)
+    with torch.no_grad():
+        lstm(torch.zeros(2, 3, 300, dtype=torch.bfloat16))
+    kept = vars(lstm)["_slots"][0].layer.packed
+    assert kept.takes_bfloat16
+    assert {a.dtype for a in (*kept.weights, kept.weight_ih, kept.weight_hh)} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("ended", [False, True])
+def test_autocast_takes_bfloat16_as_it_is(both, ended):
+    """float32 weights under autocast: what a module of bfloat16 computes, with gradients and without."""
+    T, B, I, H = 6, 5, 12, 20
+    lstm = fastlstm.LSTM(I, H, num_layers=2, bidirectional=both)
+    narrow = fastlstm.LSTM(I, H, num_layers=2, bidirectional=both, dtype=torch.bfloat16)
+    narrow.load_state_dict(lstm.state_dict())
+    x, options = torch.randn(T, B, I), {"lengths": torch.randint(1, T + 1, (B,))} if ended else {}
+    with torch.autocast("cpu", torch.bfloat16):
+        got, states = lstm(x, **options)
+        with torch.no_grad():
+            without, ends = lstm(x, **options)
+    want, expected = narrow(x.bfloat16(), **options)
+    assert torch.equal(got, want)
+    assert torch.equal(without, want)
+    assert torch.equal(torch.stack(states), torch.stack(expected))
+    assert torch.equal(torch.stack(ends), torch.stack(expected))
+    ours = torch.autograd.grad(got.float().sum(), list(lstm.parameters()))
+    for a, b in zip(ours, torch.autograd.grad(want.float().sum(), list(narrow.parameters()))):
+        assert a.dtype == torch.float32
+        assert torch.equal(a, b.float())

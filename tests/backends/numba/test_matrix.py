@@ -1,0 +1,359 @@
+"""The Numba backend's products of bfloat16, on AMX or vdpbf16ps: exact pieces, the layer with and without them,
+infinite numbers, bfloat16.
+"""
+
+import ctypes
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.func import functional_call, grad, stack_module_state, vmap
+
+import fastlstm
+from fastlstm import ops
+from fastlstm.backends.numba import host, matrix, prepared, tasks
+from fastlstm.functional import lstm
+from tests.helpers.layers import OUTPUTS, Layer, compare, draws, error, nn_lstm_errors
+
+needs_unit = pytest.mark.skipif(not matrix.most_pieces(), reason="the processor has no AMX, and no fast vdpbf16ps")
+needs_pieces = pytest.mark.skipif(matrix.most_pieces() < 3, reason="the processor has no AMX")
+PRECISIONS = ("numba-bf16", "numba-bf16x3", "numba-bf16x6")
+# the last is numba with all that it ever runs on the unit, see `some_products`
+BACKENDS = (
+    pytest.param("numba-bf16", marks=needs_unit),
+    *(pytest.param(name, marks=needs_pieces) for name in (*PRECISIONS[1:], "numba")),
+)
+SIZES = [(1, 1, 1, 1), (3, 7, 5, 9), (5, 33, 17, 65), (9, 160, 100, 100), (3, 131, 31, 33), (28, 16, 28, 128)]
+SIZES += [(2, 100, 100, 7), (3, 8, 7, 650), (5, 33, 70, 33), (70, 2, 650, 100), (3, 1, 40, 9)]
+# Of the largest value, in outputs and in gradients, which pass through several products. A factor keeps 8 bits and errs
+# by 2^-9 of itself, and 100 terms of about 1 err by some ten times that; another piece takes 2^-8 of it. With three the
+# sums' own rounding is left, as in test_layer.
+BOUNDS = {"numba-bf16": (4e-2, 8e-2), "numba-bf16x3": (1.6e-4, 3.2e-4), "numba-bf16x6": (6e-6, 6e-6)}
+BOUNDS["numba"] = BOUNDS["numba-bf16x6"]
+
+
+def forget():
+    """What is kept by shape knows the limits that held when it was made."""
+    prepared.forward_call.cache_clear()
+    prepared.backward_call.cache_clear()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def some_products():
+    """Small layers, too, multiply inputs wider than two states, and sum the weights' gradients, on the unit."""
+    with pytest.MonkeyPatch.context() as patch:
+        for limit in ("MANY_INPUTS", "MANY_SUMS"):
+            patch.setattr(host, limit, 0)
+        forget()
+        yield
+    forget()
+
+
+@pytest.fixture
+def without_unit():
+    """Calls a function as on a processor that has none."""
+
+    def call(function):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(host, "most_pieces", lambda: 0)
+            forget()
+            try:
+                return function()
+            finally:
+                forget()
+
+    return call
+
+
+def primitive(name, pieces):
+    arguments, _ = matrix.builders(pieces)[name]
+    return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * arguments)(tasks.primitives(4, pieces)[name])
+
+
+@needs_pieces
+@settings(deadline=None)  # the first call compiles
+@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=16, max_size=16))
+def test_three_pieces_are_the_number(values):
+    x, pieces, large = torch.tensor(values), torch.zeros(3, 32, dtype=torch.bfloat16), ctypes.c_int64()
+    x = torch.where(x.abs() < 2.0**-100, 0, x)  # whose last piece would be below the smallest normal number
+    primitive("split", 3)(1, x.data_ptr(), 64, pieces.data_ptr(), 64, ctypes.addressof(large))
+    assert bool(large.value) == bool(x.bfloat16().abs().max() >= 2.0**63)
+    if x.abs().max() < 3.395e38:  # bfloat16's largest is 3.39e38
+        assert torch.equal(pieces.double().sum(0)[:16].float(), x)
+
+
+@pytest.mark.parametrize("pieces", [pytest.param(1, marks=needs_unit), pytest.param(3, marks=needs_pieces)])
+def test_numbers_without_pieces(pieces):
+    """NaN, whatever its bits, stays NaN; an infinite number is told of where there are pieces after it."""
+    bits = torch.tensor([0x7FC00000, 0x7FFFFFFF, 0x7F800001, -1, -0x400000, 0, 0x3F800000, 0] * 2, dtype=torch.int32)
+    x, out, large = bits.view(torch.float32), torch.zeros(pieces, 32, dtype=torch.bfloat16), ctypes.c_int64()
+    primitive("split", pieces)(1, x.data_ptr(), 64, out.data_ptr(), 64, ctypes.addressof(large))
+    assert torch.equal(out[0, :16].isnan(), x.isnan())
+    assert not large.value
+    x = torch.full((16,), -math.inf)
+    primitive("split", pieces)(1, x.data_ptr(), 64, out.data_ptr(), 64, ctypes.addressof(large))
+    assert bool(large.value) == (pieces > 1)
+    assert torch.equal(out[0, :16].float(), x)
+
+
+@needs_unit
+def test_bfloat16_is_rounded_as_torch_rounds():
+    x = torch.cat([torch.randn(4096) * 10.0 ** torch.randint(-30, 30, (4096,)), torch.arange(4096) / 256 + 1])
+    out = torch.zeros(512, 32, dtype=torch.bfloat16)
+    primitive("split", 1)(512, x.data_ptr(), 64, out.data_ptr(), 0, 0)
+    assert torch.equal(out[:, :16].flatten(), x.bfloat16())
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_against_float64(backend, size, masked, reverse):
+    for name, got, want in compare(draws(*size, masked=masked, reverse=reverse), torch.float32, backend):
+        assert error(got, want) < BOUNDS[backend][name not in OUTPUTS], name
+
+
+@needs_pieces
+@pytest.mark.parametrize(
+    "size", [(35, 8, 650, 650), (512, 5, 7, 64), (512, 16, 64, 64), (28, 128, 28, 128), (35, 8, 650, 300)]
+)
+@pytest.mark.parametrize("backend", ["numba-bf16x6", "numba"])
+def test_six_products_are_as_exact_as_nn_lstm(backend, size):
+    """The bounds that float32 has elsewhere."""
+    layer = Layer(*size)
+    outputs, gradients = nn_lstm_errors(layer)
+    inputs, exact = layer.to(torch.float32), layer.to(torch.double)
+    got, want = layer.run(inputs, backend)[:3], layer.truth(exact)[:3]
+    got_grads = torch.autograd.grad(got, inputs, [g.float() for g in layer.gradients[:3]])
+    want_grads = torch.autograd.grad(want, exact, layer.gradients[:3])
+    assert max(map(error, got, want)) <= max(3 * outputs, 5e-7)
+    assert max(map(error, got_grads, want_grads)) <= max(3 * gradients, 1e-6)
+
+
+@pytest.fixture
+def vector_sums(monkeypatch):
+    """No sums for the weights are large enough for the unit."""
+    forget()
+    monkeypatch.setattr(host, "MANY_SUMS", 1 << 60)
+    yield
+    forget()
+
+
+def chosen(T, B, I, H, dtype=torch.float32, **options):
+    return host.backward_sizes(T, B, I, H, dtype, 0, True, True, False, **options)[2:]
+
+
+@needs_pieces
+def test_which_products_of_numba_run_on_the_unit():
+    """The input's by the layer's sizes alone; sums for the weights by the rows, too."""
+    assert chosen(1, 1, 80, 40) == (3, 0)
+    assert chosen(50, 40, 80, 40) == (3, 3)
+    assert chosen(50, 40, 79, 40) == (0, 3)
+    assert chosen(50, 40, 80, 40, torch.float64) == chosen(50, 40, 80, 40, unit=False) == (0, 0)
+
+
+@needs_pieces
+def test_sums_run_on_the_unit_wherever_dx_would(vector_sums):
+    assert chosen(50, 4, 80, 40) == (3, 3)
+    assert chosen(50, 4, 79, 40) == (0, 0)
+    x, h_0, c_0, w_ih, w_hh, b_ih, b_hh = Layer(50, 4, 80, 40).to(torch.float32, requires_grad=False)
+    inputs = x, w_ih, w_hh, b_ih, b_hh, h_0, c_0, None
+    h, _, _, c, gates = ops.forward(*inputs, False, True, "numba")
+    with_dx, without = (
+        ops.backward(h, None, None, None, *inputs, h, c, gates, False, [dx, True, True, True, False, False], "numba")
+        for dx in (True, False)
+    )
+    assert without[0] is None
+    assert all(torch.equal(a, b) for a, b in zip(with_dx[1:4], without[1:4]))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_last_chunk_of_one_block(backend, poisoned):
+    """Each half of the batch rows has sums of its own: one of them has no product to start them."""
+    inputs = Layer(833, 4, 5, 7).to(torch.float32)
+    output = lstm(inputs[0], None, *inputs[3:], backend=backend)[0]
+    assert all(g.isfinite().all() for g in torch.autograd.grad(output.sum(), inputs[3:]))
+
+
+def weights_of(module):
+    return [p.grad for p in module.parameters()]
+
+
+@needs_pieces
+@pytest.mark.parametrize("size", [(5, 33, 70, 33), (1, 7, 40, 20), (1, 300, 90, 40)])
+def test_weights_that_stay_packed(size):
+    """Without gradients, over a loop of steps, and where a weight is infinite."""
+    T, B, I, H = size
+    layer, cell = fastlstm.LSTM(I, H, backend="numba"), fastlstm.LSTMCell(I, H, backend="numba")
+    cell.load_state_dict({name.removesuffix("_l0"): w for name, w in layer.state_dict().items()})
+    x = torch.randn(T, B, I, requires_grad=True)
+    zeros = torch.zeros(B, H)
+    for _ in range(2):  # packed at the first call, used at the second
+        whole = layer(x)[0]
+        with torch.no_grad():
+            assert torch.equal(layer(x)[0], whole)
+        state, outputs = (zeros, zeros), []
+        for t in range(T):
+            state = cell(x[t], state)
+            outputs.append(state[0])
+        assert torch.equal(torch.stack(outputs), whole)
+        direction, found = torch.randn(T, B, H), []
+        for output in (whole, torch.stack(outputs)):
+            output.backward(direction)
+            found.append([x.grad, *weights_of(layer if output is whole else cell)])
+            x.grad = None
+        for a, b in zip(*found):
+            assert error(a, b.double()) < 2e-6
+        for module in (layer, cell):
+            module.zero_grad()
+    with torch.no_grad():
+        layer.weight_ih_l0[3, 2] = math.inf
+        infinite = [layer(x)[0] for _ in range(2)]
+    want = layer.to_torch()(x)[0]
+    assert torch.equal(infinite[0], infinite[1])
+    torch.testing.assert_close(infinite[0], want, rtol=0, atol=1e-6, equal_nan=True)
+
+
+@needs_pieces
+def test_a_stack_of_layers():
+    """The unit's buffers of one thread's layers are not another's."""
+    T, B, I, H = 9, 20, 70, 33
+    models, x = [fastlstm.LSTM(I, H, backend="numba") for _ in range(3)], torch.randn(T, B, I)
+    stacked, _ = stack_module_state(models)
+    gradients = vmap(grad(lambda p: functional_call(models[0], p, (x,))[0].square().sum()))(stacked)
+    for k, model in enumerate(models):
+        model(x)[0].square().sum().backward()
+        for name, parameter in model.named_parameters():
+            assert torch.equal(gradients[name][k], parameter.grad)
+
+
+def results(layer, backend):
+    inputs = layer.to(torch.float32)
+    outputs = layer.run(inputs, backend)
+    return [*outputs, *torch.autograd.grad(outputs, inputs, [g.float() for g in layer.gradients])]
+
+
+@pytest.mark.parametrize("where", [0, 1, 3, 4])  # x, h_0, weight_ih, weight_hh
+@pytest.mark.parametrize("backend", BACKENDS[1:])
+def test_an_infinite_number_is_computed_without_the_unit(backend, where, without_unit):
+    layer = Layer(4, 70, 40, 17)
+    layer.inputs[where].view(-1)[7] = math.inf
+    met = backend != "numba" or where in (0, 3)  # whose products with h and weight_hh are not there
+    for a, b in zip(results(layer, backend), without_unit(lambda: results(layer, "numba"))):
+        a, b = a.nan_to_num(nan=7.0, posinf=8.0, neginf=9.0), b.nan_to_num(nan=7.0, posinf=8.0, neginf=9.0)
+        assert torch.equal(a, b) if met else error(a, b) < 1e-6
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_large_numbers_overflow_only_where_their_products_do(backend, without_unit):
+    """Products of pieces could overflow one way and then the other."""
+    x, weight_ih, weight_hh = torch.rand(1, 64, 32) * 1e30, torch.rand(64, 32) * 1e11, torch.zeros(64, 16)
+    for sign in (1, -1):
+        output = lstm(x * sign, None, weight_ih, weight_hh, backend=backend)[0]
+        assert output.isfinite().all()
+        want = without_unit(lambda sign=sign: lstm(x * sign, None, weight_ih, weight_hh, backend="numba")[0])
+        assert torch.equal(output, want)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_padding_changes_no_bit(backend):
+    layer, results_ = Layer(6, 40, 25, 9), []
+    layer.mask = (torch.arange(6).unsqueeze(1) >= torch.tensor([6, 0, 3, 5] * 10)).to(torch.int32) * 2
+    for padding in (0.0, math.inf, math.nan):
+        layer.inputs[0][layer.mask == 2] = padding
+        results_.append(results(layer, backend))
+    for other in results_[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results_[0], other))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_infinite_gradient(backend):
+    layer = Layer(4, 70, 40, 17)
+    layer.gradients[0][2, 1, 3] = math.inf
+    inputs = layer.to(torch.double)
+    want = torch.autograd.grad(layer.truth(inputs), inputs, layer.gradients)
+    for a, b in zip(results(layer, backend)[4:], want):
+        assert torch.equal(a.isfinite(), b.isfinite())
+
+
+@needs_pieces
+@pytest.mark.parametrize("what", ["x", "weight", "bias"])
+def test_infinite_numbers_where_weights_stay_packed(what):
+    ours, theirs = fastlstm.LSTM(5, 17, backend="numba-bf16x6"), torch.nn.LSTM(5, 17)
+    theirs.load_state_dict(ours.state_dict())
+    x, state = (
+        torch.randn(4, 3, 5),
+        (torch.randn(1, 3, 17), torch.randn(1, 3, 17)),
+    )  # a state of zeros is not multiplied
+    with torch.no_grad():
+        ours(x, state)
+        for module in (ours, theirs):
+            if what != "x":
+                (module.weight_hh_l0 if what == "weight" else module.bias_ih_l0)[3] = -math.inf
+        if what == "x":
+            x[1, 2, 3] = math.inf
+        for _ in range(2):
+            output, want = ours(x, state)[0], theirs(x, state)[0]
+            assert torch.equal(output.isnan(), want.isnan())
+            torch.testing.assert_close(output, want, rtol=0, atol=1e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@settings(max_examples=8, deadline=None)
+@given(st.integers(1, 6), st.integers(1, 40), st.integers(1, 40), st.integers(1, 70))
+def test_a_row_alone_has_the_bits_it_has_among_others(backend, T, B, I, H):
+    """One row takes other tiles than many do."""
+    I += 2 * H * (backend == "numba")  # wide enough for the unit
+    layer = Layer(T, B, I, H)
+    whole = results(layer, backend)
+    for b in range(0, B, 7):
+        alone = Layer(T, 1, I, H)
+        x, h_0, c_0, *weights = layer.inputs
+        alone.inputs = [x[:, b : b + 1], h_0[b : b + 1], c_0[b : b + 1], *weights]
+        dh, *states, dc = layer.gradients
+        alone.gradients = [dh[:, b : b + 1], *(a[b : b + 1] for a in states), dc[:, b : b + 1]]
+        for k, (got, want) in enumerate(zip(results(alone, backend)[:7], whole)):  # to dx, dh_0 and dc_0
+            assert torch.equal(got.squeeze(-2), want.select(-2, b)), k
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_bits_on_one_thread_and_on_two(backend):
+    before, found = torch.get_num_threads(), []
+    for size in ((9, 130, 28, 100), (40, 6, 100, 150), (9, 131, 70, 33), (40, 6, 300, 50)):
+        layer = Layer(*size)
+        for threads in (1, 2, 2):
+            torch.set_num_threads(threads)
+            found.append(results(layer, backend))
+        torch.set_num_threads(before)
+        for other in found[-2:]:
+            assert all(torch.equal(a, b) for a, b in zip(found[-3], other))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("size", [(7, 5, 28, 40), (60, 3, 90, 40)])
+def test_a_sequence_in_two_pieces(backend, size):
+    x, h_0, c_0, *weights = Layer(*size).to(torch.float32, requires_grad=False)
+    whole, (h_n, c_n) = lstm(x, (h_0, c_0), *weights, backend=backend)
+    first, state = lstm(x[:3], (h_0, c_0), *weights, backend=backend)
+    second, state = lstm(x[3:], state, *weights, backend=backend)
+    assert torch.equal(torch.cat([first, second]), whole)
+    assert torch.equal(torch.stack(state), torch.stack((h_n, c_n)))
+
+
+@needs_unit
+def test_bfloat16_is_closer_than_nn_lstm():
+    torch.manual_seed(0)
+    exact = torch.nn.LSTM(28, 128).bfloat16()
+    x, errors = torch.randn(28, 32, 28).bfloat16(), []
+    for module in (torch.nn.LSTM(28, 128), fastlstm.LSTM(28, 128)):
+        module.bfloat16().load_state_dict(exact.state_dict())
+        errors.append((module(x)[0].double() - copy_of(exact)(x.double())[0]).abs().mean())
+    assert errors[1] < errors[0]
+
+
+def copy_of(module):
+    double = torch.nn.LSTM(module.input_size, module.hidden_size).double()
+    double.load_state_dict(module.state_dict())
+    return double

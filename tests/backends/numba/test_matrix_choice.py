@@ -1,0 +1,131 @@
+"""When the Numba backend takes products of bfloat16: modules, exports, compiled code. How busy it is kept."""
+
+import pytest
+import torch
+
+import fastlstm
+from fastlstm import dispatch
+from fastlstm.backends import numba
+from fastlstm.backends.numba import amx, dots, matrix
+from fastlstm.functional import lstm
+from tests.backends.numba.test_matrix import PRECISIONS, needs_unit
+from tests.backends.numba.test_numba_machines import assembly, busiest_loop, run
+
+
+@pytest.fixture
+def setting():
+    """Sets torch's precision for RNNs on CPUs, and puts it back."""
+    rnn = torch.backends.mkldnn.rnn
+    before = rnn.fp32_precision
+    yield lambda precision: setattr(rnn, "fp32_precision", precision)
+    rnn.fp32_precision = before
+
+
+@needs_unit
+def test_which_tensors_take_its_products(setting):
+    def choose(name, dtype):
+        return dispatch.choose(name, torch.device("cpu"), dtype, projected=False, masked=False, cells=False)
+
+    assert choose("auto", torch.float32) == choose("numba", torch.float32) == "numba"
+    assert choose("auto", torch.float16) == "numba"
+    assert choose("auto", torch.bfloat16) == choose("numba", torch.bfloat16) == "numba-bf16"
+    x, module = torch.randn(3, 4, 5), fastlstm.LSTM(5, 6)
+    plain = module(x)[0]
+    with torch.no_grad():
+        module(x)
+    for precision, name in (("bf16", "numba-bf16"), ("tf32", "numba-bf16x3")):
+        setting(precision)
+        if numba.PIECES[name.removeprefix("numba-")] > numba.most_pieces():
+            name = "numba"
+        assert choose("auto", torch.float32) == choose("numba", torch.float32) == name
+        assert choose("auto", torch.bfloat16) == "numba-bf16"
+        assert choose("auto", torch.float64) == "numba"
+        assert dispatch.packing("auto", torch.device("cpu"), torch.float32) == name
+        with torch.no_grad():
+            again, kept = module(x)[0], module(x)[0]
+        assert torch.equal(again, kept)
+        assert torch.equal(module(x)[0], kept)
+        assert torch.equal(kept, plain) == (name == "numba")
+
+
+def test_asked_for_by_name(monkeypatch):
+    x, *weights = torch.randn(2, 1, 3), torch.randn(4, 3), torch.randn(4, 1)
+    for name in PRECISIONS:
+        with pytest.raises(
+            RuntimeError, match=rf"{name} backend needs float32, bfloat16 or float16, got torch\.float64"
+        ):
+            lstm(x.double(), None, *(w.double() for w in weights), backend=name)
+    monkeypatch.setattr(numba, "most_pieces", lambda: 0)
+    for name in PRECISIONS:
+        with pytest.raises(RuntimeError, match=f"{name} backend needs a processor with AMX"):
+            lstm(x, None, *weights, backend=name)
+    assert dispatch.packing("auto", torch.device("cpu"), torch.bfloat16) == "numba"
+
+
+@needs_unit
+@pytest.mark.parametrize("available", [True, False])
+def test_an_export_in_a_process_of_its_own(available, tmp_path):
+    """A graph names its backend; whoever runs it may not have asked for the unit yet, or have none."""
+    module, x = fastlstm.LSTM(5, 6).bfloat16(), torch.randn(3, 2, 5).bfloat16()
+    torch.export.save(torch.export.export(module, (x,)), tmp_path / "lstm.pt2")
+    torch.save(x, tmp_path / "x.pt")
+    code = f"""
+        import torch
+        import fastlstm
+        from fastlstm.backends.numba import matrix
+        {"" if available else "matrix.most_pieces = lambda: 0"}
+        x = torch.load("x.pt")
+        torch.save(torch.export.load("lstm.pt2").module()(x)[0].detach(), "output.pt")
+    """
+    run(code, tmp_path)
+    # without the unit float32 arithmetic: eight bits of each factor are what the two may differ by
+    torch.testing.assert_close(torch.load(tmp_path / "output.pt"), module(x)[0], rtol=0, atol=0 if available else 2e-2)
+
+
+@needs_unit
+def test_compiled_code_keeps_the_precision_it_was_compiled_with(setting):
+    x, module = torch.randn(3, 4, 5), fastlstm.LSTM(5, 6)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    before = compiled(x)[0]
+    setting("bf16")
+    assert torch.equal(compiled(x)[0], before)
+    assert not torch.equal(module(x)[0], before)
+    torch._dynamo.reset()
+    assert torch.equal(torch.compile(module, fullgraph=True, backend="aot_eager")(x)[0], module(x)[0])
+
+
+@pytest.mark.parametrize(("pieces", "products"), [(1, 4), (2, 12), (3, 24)])
+def test_the_unit_is_kept_busy(pieces, products):
+    """A step of two tiles by two loads no piece oftener than its products need, and stores nothing."""
+    code = assembly("+avx512f,+amx-tile,+amx-bf16", ("x86_64-unknown-linux-gnu", "sapphirerapids"), pieces)
+    loop = busiest_loop(code, "matrix_product", "tdpbf16ps")
+    used, loaded = (sum(word in line for line in loop) for word in ("tdpbf16ps", "tileload"))
+    assert used % products == 0  # the compiler may write out several steps
+    assert loaded * products == used * {1: 4, 2: 10, 3: 14}[pieces]
+    assert not [line for line in loop if "tilestore" in line]
+
+
+@pytest.mark.parametrize(
+    ("features", "bytes_", "expected"),
+    [
+        ("+avx512f,+avx512bf16,+amx-tile,+amx-bf16", 64, amx),
+        ("+avx512f,+avx512bf16,+sse4a", 64, dots),
+        ("+avx512f,+avx512bf16", 64, None),  # Intel's, at half of float32's rate
+        ("+avx512f", 64, None),
+        ("+avx2,+fma,+sse4a", 32, None),
+    ],
+)
+def test_which_instructions_a_processor_takes(features, bytes_, expected, monkeypatch):
+    monkeypatch.setattr(matrix, "machine_features", lambda: features)
+    monkeypatch.setattr(matrix, "VECTOR_BYTES", bytes_)
+    assert matrix.unit() is expected
+
+
+def test_vectors_are_kept_busy():
+    """A pair of k takes as many products as there are sums in registers, and as few loads as its tile has sides."""
+    target = "x86_64-unknown-linux-gnu", "sapphirerapids"  # not every LLVM knows AMD's
+    code = assembly("+avx512f,+avx512bf16,+sse4a", target, 1)
+    loop = busiest_loop(code, "dots6x4", "vdpbf16ps")
+    assert sum("vdpbf16ps" in line for line in loop) == 24
+    assert sum("broadcast" in line for line in loop) == 6
+    assert not [line for line in loop if "rsp" in line]

@@ -1,0 +1,206 @@
+"""The Numba backend on machines that this one is not, and where things are missing:
+other vector units, no cache, no OpenMP.
+"""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+from fastlstm.backends import cpu
+from fastlstm.backends.numba import most_pieces, tasks
+from fastlstm.backends.numba.simd import machine_features
+from tests.helpers.layers import Layer, error
+
+
+def run(code, cwd=None, **environment):
+    """Output of a fresh interpreter; anything but success fails the test with what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+CHECK = """
+    import torch
+    from fastlstm.backends.numba import simd
+    from tests.helpers.layers import compare, draws, error
+    from tests.backends.numba.test_products import ROWS, largest_error
+    torch.set_num_threads(2)
+    for dtype, bound in ((torch.float32, 6e-6), (torch.float64, 1e-12)):
+        for vectors in (1, 2, 3, 4):
+            assert max(largest_error(dtype, vectors, rows) for rows in ROWS) < 2 * bound
+        for size in ((3, 7, 5, 9), (2, 13, 28, 40), (1, 1, 1, 1), (3, 8, 5, 9), (9, 1, 30, 20)):
+            for name, got, want in compare(draws(*size, masked=True), dtype, "numba"):
+                assert error(got, want) < bound, name
+    print(simd.VECTOR_BYTES, simd.TILE_ROWS)
+"""
+
+
+@pytest.mark.skipif("x86" not in os.uname().machine, reason="names an x86-64 processor")
+def test_a_processor_with_no_more_than_sse2(tmp_path):
+    output = run(CHECK, NUMBA_CPU_NAME="x86-64", NUMBA_CPU_FEATURES="", NUMBA_CACHE_DIR=str(tmp_path))
+    assert output.split() == ["16", "3"]
+
+
+@pytest.mark.skipif("+avx2" not in machine_features().split(","), reason="the processor has no AVX2")
+def test_a_processor_with_no_more_than_avx2(tmp_path):
+    features = "+avx,+avx2,+fma,+sse4.2,+popcnt,+bmi,+bmi2"
+    output = run(CHECK, NUMBA_CPU_NAME="haswell", NUMBA_CPU_FEATURES=features, NUMBA_CACHE_DIR=str(tmp_path))
+    assert output.split() == ["32", "3"]
+
+
+def test_an_installation_that_cannot_hold_a_cache():
+    nowhere = """
+        from numba.core import caching
+        (getattr(caching, "CacheImpl", None) or caching._CacheImpl)._locator_classes = []
+    """
+    run(textwrap.dedent(nowhere) + textwrap.dedent(CHECK))
+
+
+def test_the_cache_follows_the_sources(tmp_path):
+    """A kernel cached for other sources is not served: numba's own check looks at one file only."""
+    copy = tmp_path / "fastlstm"
+    package = os.path.dirname(os.path.dirname(os.path.dirname(tasks.__file__)))
+    subprocess.run(["cp", "-r", package, copy], check=True)
+    code = """
+        import torch
+        from fastlstm.functional import lstm
+        weights = torch.ones(4, 1), torch.zeros(4, 1)
+        print(lstm(torch.ones(1, 1, 1), None, *weights, backend="numba")[0].item())
+    """
+    environment = {"PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    before = [run(code, tmp_path, **environment) for _ in range(2)]
+    source = copy / "cell.py"
+    source.write_text(
+        source.read_text().replace("return o * tanh(c), c, i, f, g, o", "return o + tanh(c), c, i, f, g, o")
+    )
+    after = run(code, tmp_path, **environment)
+    assert before[0] == before[1] != after
+
+
+@pytest.mark.skipif("x86" not in os.uname().machine, reason="names an x86-64 processor")
+def test_another_process_finds_what_was_compiled(tmp_path):
+    """Also what only a processor with a matrix unit runs. Kernels are left out: they take a minute."""
+    code = """
+        from fastlstm.backends.numba import most_pieces, tasks
+        names = [name for name in tasks._sources if not name.startswith(("forward", "backward"))]
+        print(all([tasks._compiled(name).cache_hits for name in names]), *names)
+    """
+    processor = {"NUMBA_CPU_NAME": "sapphirerapids", "NUMBA_CPU_FEATURES": "+avx512f,+amx-tile,+amx-bf16"}
+    (first, *names), (second, *_) = (run(code, **processor, NUMBA_CACHE_DIR=str(tmp_path)).split() for _ in range(2))
+    assert (first, second) == ("False", "True")
+    assert {"matrix3", "primitives4", "region", "stack"} <= set(names)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(most_pieces() == 0, reason="the processor has no unit for products of bfloat16")
+def test_kernels_from_different_processes_are_not_taken_for_each_other(tmp_path):
+    code = """
+        import sys, torch, fastlstm
+        outputs = []
+        for backend in {backends}:
+            torch.manual_seed(0)
+            module, x = fastlstm.LSTM(5, 17, backend=backend), torch.randn(4, 3, 5)
+            outputs.append(module(x)[0])
+            outputs[-1].sum().backward()
+        for output in outputs:
+            torch.testing.assert_close(output, outputs[0], rtol=0, atol=2e-2)
+    """
+    for backends in (["numba"], ["numba-bf16"], ["numba", "numba-bf16"]):
+        run(code.format(backends=backends), NUMBA_CACHE_DIR=str(tmp_path))
+
+
+def assembly(features, target, pieces=0):
+    """The primitives for float32 as assembly for another processor, or those of a matrix unit for so many pieces."""
+    return run(
+        f"""
+        import llvmlite.binding as llvm
+        from llvmlite import ir
+        from numba.core import types
+        from fastlstm.backends.numba import loops, matrix, primitives
+        from fastlstm.backends.numba.simd import Lanes
+        llvm.initialize_all_targets()
+        llvm.initialize_all_asmprinters()
+        triple, cpu = {target!r}
+        module = ir.Module("primitives")
+        module.triple = triple
+        pieces = {pieces}
+        builders = matrix.builders(pieces) if pieces else primitives.builders(Lanes(types.float32))
+        for name, (arguments, builder) in builders.items():
+            loops.function(module, name, arguments, builder).linkage = "external"
+        machine = llvm.Target.from_triple(triple).create_target_machine(cpu=cpu, features={features!r}, opt=3)
+        parsed = llvm.parse_assembly(str(module))
+        options = llvm.create_pipeline_tuning_options(speed_level=3)
+        builder = llvm.create_pass_builder(machine, options)
+        builder.getModulePassManager().run(parsed, builder)
+        print(machine.emit_assembly(parsed))
+        """,
+        NUMBA_CPU_FEATURES=features,
+        NUMBA_CPU_NAME=target[1],
+    )
+
+
+def busiest_loop(code, function, multiply_add):
+    """Instructions of the innermost loop of a function that holds most multiply-adds, one list of them."""
+    body = code.split(f"\n{function}:", 1)[1].split("\n.Lfunc_end", 1)[0].splitlines()
+    labels, best = {}, []
+    for n, line in enumerate(body):
+        words = line.split()
+        if line and not line[0].isspace() and words[0].endswith(":"):
+            labels[words[0][:-1]] = n
+        elif words and words[-1] in labels and words[0].startswith(("j", "b")):
+            loop = [text.strip() for text in body[labels[words[-1]] : n + 1]]
+            inner = not any(text.startswith(".L") and text.endswith(":") for text in loop[1:])
+            if inner and sum(multiply_add in text for text in loop) > sum(multiply_add in text for text in best):
+                best = loop
+    return best
+
+
+@pytest.mark.parametrize(
+    ("features", "target", "fma", "tiles"),
+    [
+        ("+avx512f,+avx2,+fma", ("x86_64-unknown-linux-gnu", "skylake-avx512"), "vfmadd", (6, 8, 12, 12)),
+        ("+avx2,+fma", ("x86_64-unknown-linux-gnu", "haswell"), "vfmadd", (3, 4, 6, 12)),
+        ("+neon", ("aarch64-unknown-linux-gnu", "neoverse-n1"), "fmla", (6, 8, 12, 12)),
+    ],
+    ids=["avx512", "avx2", "neon"],
+)
+def test_the_tiles_stay_in_registers(features, target, fma, tiles):
+    """The inner loops hold all their accumulators and touch no stack, on every vector unit there are tiles for."""
+    binding = pytest.importorskip("llvmlite.binding")
+    if target[0].startswith("aarch64") and binding.llvm_version_info[0] < 20:
+        pytest.skip("LLVM before 20, as numba 0.61 has it, spills there")
+    code = assembly(features, target)
+    for rows, vectors in zip(tiles, (4, 3, 2, 1)):
+        loop = busiest_loop(code, f"tile{rows}x{vectors}", fma)
+        multiply_adds = sum(fma in line for line in loop)
+        assert multiply_adds >= rows * vectors
+        assert multiply_adds % (rows * vectors) == 0
+        assert not [line for line in loop if "rsp" in line or "[sp" in line]
+
+
+def test_without_openmp(monkeypatch):
+    """Where torch brings no libgomp, plain Python threads run the same team: the bits are the same."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    layer = Layer(9, 24, 28, 100)
+    results = []
+    for openmp in (cpu.openmp(), None):
+        monkeypatch.setattr(cpu, "openmp", lambda found=openmp: found)
+        inputs = layer.to(torch.float32)
+        outputs = layer.run(inputs, "numba")
+        grads = torch.autograd.grad(outputs, inputs, [g.float() for g in layer.gradients])
+        results.append([*outputs, *grads])
+    torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*results))
+    assert error(results[0][0], layer.truth(layer.to(torch.double))[0]) < 4e-6

@@ -1,0 +1,82 @@
+"""How much of a layer is done at a time changes with its sizes; its results must not."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastlstm.backends.numba import host, prepared
+from fastlstm.functional import lstm
+from tests.helpers.layers import Layer, compare, draws, error
+
+
+def forget():
+    """What is kept by shape knows the limits that held when it was made."""
+    prepared.forward_call.cache_clear()
+    prepared.backward_call.cache_clear()
+
+
+def under(function, team=1, **limits):
+    """Call a function with other limits, on so many threads."""
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in limits.items():
+            patch.setattr(host, name, value)
+        forget()
+        torch.set_num_threads(team)
+        try:
+            return function()
+        finally:
+            torch.set_num_threads(threads)
+            forget()
+
+
+def outputs(layer, dtype):
+    x, h_0, c_0, *weights = layer.to(dtype, requires_grad=False)
+    h, states = lstm(x, (h_0, c_0), *weights, mask=layer.mask, reverse=layer.reverse, backend="numba")
+    return torch.cat([h.flatten(), *(a.flatten() for a in states)])
+
+
+@settings(max_examples=60, deadline=None)  # the first call compiles
+@given(
+    T=st.integers(1, 40), B=st.sampled_from([1, 2, 3, 8, 20, 63, 64, 65]), I=st.sampled_from([1, 7, 40, 150]),
+    H=st.sampled_from([1, 7, 33, 100]), reverse=st.booleans(), masked=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.float64]), team=st.sampled_from([1, 2]),
+)  # fmt: skip
+def test_steps_that_multiply_the_input_together(T, B, I, H, reverse, masked, dtype, team):
+    """However many rows of however many steps do, no bit of the result is another."""
+    layer = Layer(T, B, I, H, reverse=reverse, masked=masked)
+    alone = under(lambda: outputs(layer, dtype), LARGE=1 << 60, FED_ROWS=0)
+    for rows in (70, 512):
+        together = under(lambda: outputs(layer, dtype), team, LARGE=0, FED_ROWS=rows, SERIAL=0, SERIAL_CALL=0)
+        assert torch.equal(together, alone)
+
+
+@pytest.mark.parametrize("size", [(40, 3, 5, 20), (9, 40, 30, 33), (3, 131, 31, 33), (70, 2, 65, 100)])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_sums_over_more_pairs_at_a_time(size, masked, reverse):
+    """As where they no longer stay in the caches; four chunks of them and more."""
+    layers = draws(*size, reverse=reverse, masked=masked)
+    options = {"SUM_BYTES": 0, "CHUNK_ROWS": 4, "SERIAL": 0, "SERIAL_CALL": 0}
+    one, two = (under(lambda: list(compare(layers, torch.float32, "numba")), team, **options) for team in (1, 2))
+    for (name, got, want), (_, other, _) in zip(one, two, strict=True):
+        assert torch.equal(got, other), name
+        assert error(got, want) < 6e-6, name  # as in test_layer: float32's rounding in sums of a few hundred terms
+
+
+@pytest.mark.parametrize(
+    ("size", "together"),
+    [
+        ((35, 8, 650, 650), True),
+        ((8, 64, 650, 650), True),
+        ((5, 8, 650, 650), False),  # too few steps for 13.5 MB of weights
+        ((2, 32, 900, 900), False),
+        ((3, 16, 1024, 1024), True),
+        ((35, 65, 650, 650), False),  # too many rows
+        ((35, 8, 512, 512), False),  # 8.4 MB are too few
+    ],
+)
+def test_large_weights_multiply_the_input_of_several_steps(size, together):
+    fields, _ = host.forward_sizes(*size, torch.float32, 0, 0, 1, False, False)
+    assert ("feed" in fields) == together

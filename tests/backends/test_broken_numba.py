@@ -1,0 +1,86 @@
+"""A numba that is installed and cannot be imported: `auto` goes on without it and says so; by name it is the error."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from tests.helpers import ROOT
+from tests.helpers.layers import NOT_BUILT
+
+NEXT = "native instead" if NOT_BUILT is None else "aten instead, and reference for what aten lacks"
+BROKEN = {  # a numba's source, and what the reason has to hold
+    "too old": ("raise ImportError('Numba needs NumPy 2.9 or less')", "ImportError: Numba needs NumPy 2.9 or less"),
+    "too new": ("__version__ = '9.0'", "ImportError: cannot import name 'carray' from 'numba'"),
+    "damaged": ("raise OSError('libllvmlite.so: file too short')", "OSError: libllvmlite.so: file too short"),
+}
+CODE = """
+    import sys, warnings
+    import torch, fastlstm
+
+    assert "numba" not in sys.modules
+    print("fastlstm is imported")
+    x = torch.randn(3, 2, 4)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            lstm = fastlstm.LSTM(4, 5)
+            got = lstm(x)[0]
+            with torch.no_grad():
+                assert torch.equal(lstm(x)[0], got)
+            with fastlstm.use_backend("reference"):
+                torch.testing.assert_close(got, lstm(x)[0])
+            got.sum().backward()
+    for warning in caught:
+        print("warned", warning.category.__name__, warning.message)
+    for _ in range(2):
+        try:
+            fastlstm.LSTM(4, 5, backend="numba")(x)
+        except RuntimeError as error:
+            print("raised", error)
+"""
+COMPILED = """
+    import warnings
+    import torch, fastlstm
+
+    lstm, x = fastlstm.LSTM(4, 5), torch.randn(3, 2, 4)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        got = torch.compile(lstm, backend="eager", fullgraph=True)(x)[0]
+    assert torch.equal(got, lstm(x)[0])
+    print(sum("cannot use the numba" in str(warning.message) for warning in caught), "warning")
+"""
+
+
+def run(code, folder, source):
+    (folder / "numba").mkdir()
+    (folder / "numba" / "__init__.py").write_text(f"print('numba is imported')\n{source}")
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), *sys.path])},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_auto_goes_on_with_one_warning(tmp_path, how):
+    source, reason = BROKEN[how]
+    imported, tried, warned, *raised = run(CODE, tmp_path, source)
+    assert imported == "fastlstm is imported"
+    assert tried == "numba is imported"
+    assert warned.startswith("warned RuntimeWarning the numba backend cannot use the numba that is installed: ")
+    assert warned.endswith(f"; auto takes {NEXT}")
+    assert reason in warned
+    assert len(raised) == 2
+    assert all("raised the numba backend cannot use the numba that is installed: " in line for line in raised)
+    assert all(reason in line for line in raised)
+
+
+def test_compiled(tmp_path):
+    assert run(COMPILED, tmp_path, BROKEN["too old"][0]) == ["numba is imported", "1 warning"]

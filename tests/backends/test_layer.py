@@ -1,0 +1,299 @@
+"""Every backend's layer against float64:
+outputs, every gradient, masks, directions, odd sizes, strides, NaN and infinity, bits.
+"""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fastlstm
+from fastlstm.backends import numba
+from fastlstm.functional import lstm
+from tests.helpers.layers import BACKENDS, CPU_BACKENDS, OUTPUTS, Layer, compare, draws, error, nn_lstm_errors
+
+SIZES = [
+    (1, 1, 1, 1),
+    (3, 7, 1, 7),
+    (5, 1, 7, 100),
+    (4, 9, 28, 64),
+    (2, 100, 100, 7),
+    (3, 2, 7, 650),
+    (2, 130, 650, 33),
+]
+# Of the largest value: a sum of K terms in order errs by about sqrt(K) eps / 2 of its size, K up to 1300 here; a step
+# adds to it.
+BOUND = {torch.float32: 100 * 1.2e-7, torch.float64: 100 * 2.3e-16}
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_outputs_and_gradients(backend, size, dtype, reverse, masked, poisoned):
+    for name, got, want in compare(draws(*size, reverse=reverse, masked=masked), dtype, backend):
+        assert error(got, want) < BOUND[dtype], name
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 12), st.integers(1, 40), st.integers(1, 40), st.integers(1, 70), st.booleans(), st.booleans(),
+    st.booleans(), st.sampled_from([1, 2, 3]),
+)  # fmt: skip
+def test_any_shape(backend, T, B, I, H, reverse, masked, bias, threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    results = list(compare(draws(T, B, I, H, reverse=reverse, masked=masked, bias=bias), torch.double, backend))
+    torch.set_num_threads(before)
+    for name, got, want in results:
+        if name in OUTPUTS:
+            assert error(got, want) < BOUND[torch.double], name
+        else:
+            torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize(
+    "size", [(28, 128, 28, 128), (5, 9, 28, 64), (20, 7, 100, 100), (3, 2, 7, 650), (30, 1, 28, 128)]
+)
+def test_as_close_to_float64_as_nn_lstm(backend, size):
+    """The largest errors of some layers: of one alone it is a matter of chance whose is larger by how much."""
+    theirs, ours = [], []
+    for _ in range(2 if size[1] > 100 else 8):
+        layer = Layer(*size)
+        theirs.append(nn_lstm_errors(layer))
+        truth, inputs = layer.to(torch.double), layer.to(torch.float32)
+        want, got = layer.truth(truth)[:3], layer.run(inputs, backend)[:3]
+        want_grads = torch.autograd.grad(want, truth, layer.gradients[:3])
+        got_grads = torch.autograd.grad(got, inputs, [g.float() for g in layer.gradients[:3]])
+        ours.append((max(map(error, got, want)), max(map(error, got_grads, want_grads))))
+    outputs, gradients = map(max, zip(*theirs))
+    assert max(error_of_outputs for error_of_outputs, _ in ours) <= max(3 * outputs, 5e-7)
+    assert max(error_of_gradients for _, error_of_gradients in ours) <= max(3 * gradients, 1e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("wanted", [w for n in (1, 2) for w in itertools.combinations(range(4), n)])
+def test_any_subset_of_outputs_has_gradients(backend, wanted):
+    layer = Layer(4, 3, 5, 6)
+    truth, inputs = layer.to(torch.double), layer.to(torch.double)
+    want, got = layer.truth(truth), layer.run(inputs, backend)
+    grads = [layer.gradients[k] for k in wanted]
+    a = torch.autograd.grad([got[k] for k in wanted], inputs, grads)
+    b = torch.autograd.grad([want[k] for k in wanted], truth, grads)
+    for x, y in zip(a, b):
+        torch.testing.assert_close(x, y)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("needed", range(7))
+def test_one_gradient_at_a_time(backend, needed):
+    layer = Layer(4, 3, 5, 6)
+    truth, inputs = layer.to(torch.double), layer.to(torch.double, requires_grad=False)
+    inputs[needed].requires_grad_()
+    want = torch.autograd.grad(layer.truth(truth), truth[needed], layer.gradients)
+    got = torch.autograd.grad(layer.run(inputs, backend), inputs[needed], layer.gradients)
+    torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_strides_are_taken_as_they_are(backend):
+    layer = Layer(5, 4, 6, 9)
+    plain, strided = layer.to(torch.double), [a.clone() for a in layer.inputs]
+    strided[0] = strided[0].transpose(0, 1).contiguous().transpose(0, 1)
+    for k in (1, 2, 3, 4):
+        wide = torch.full((strided[k].shape[0], 2 * strided[k].shape[1]), float("nan"), dtype=torch.double)
+        wide[:, : strided[k].shape[1]] = strided[k]
+        strided[k] = wide[:, : strided[k].shape[1]]
+    strided[5] = strided[5].repeat_interleave(2)[::2]
+    strided = [a.requires_grad_() for a in strided]
+    got, want = layer.run(strided, backend), layer.run(plain, backend)
+    assert all(torch.equal(a, b) for a, b in zip(got, want))
+    grads = [g.transpose(0, -1).contiguous().transpose(0, -1) for g in layer.gradients]  # last stride not 1
+    for a, b in zip(torch.autograd.grad(got, strided, grads), torch.autograd.grad(want, plain, layer.gradients)):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize("size", [(1, 1, 1), (20, 1, 1), (1, 64, 1), (20, 64, 1)])
+def test_expanded_gradient(backend, size):
+    """One number for many, as a sum's gradient is."""
+    layer = Layer(20, 64, 5, 52)  # enough for it to stay one
+    inputs, gradient = layer.to(torch.double), torch.randn(size, dtype=torch.double).expand(20, 64, 52)
+    a = torch.autograd.grad(layer.run(inputs, backend)[0], inputs, gradient)
+    b = torch.autograd.grad(layer.truth(inputs)[0], inputs, gradient)
+    for x, y in zip(a, b):
+        torch.testing.assert_close(x, y)
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("where", ["x", "h_0", "c_0"])
+def test_nan_and_infinity_travel_as_in_nn_lstm(backend, value, where):
+    layer = Layer(4, 5, 7, 12)
+    x, h_0, c_0, *weights = layer.to(torch.float32)
+    with torch.no_grad():
+        {"x": x[1], "h_0": h_0, "c_0": c_0}[where][2, 3] = value
+    module = torch.nn.LSTM(7, 12)
+    module.load_state_dict(dict(zip(module.state_dict(), weights)))
+    want, (h_n, c_n) = module(x, (h_0[None], c_0[None]))
+    got, (h, c) = lstm(x, (h_0, c_0), *weights, backend=backend)
+    for a, b in ((got, want), (h, h_n[0]), (c, c_n[0])):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, equal_nan=True)
+    got_grads = torch.autograd.grad(got.sum(), [h_0, c_0, weights[0]])
+    want_grads = torch.autograd.grad(want.sum(), [h_0, c_0, module.weight_ih_l0])
+    for a, b in zip(got_grads, want_grads):
+        assert torch.equal(a[:2].isfinite(), b[:2].isfinite())
+        assert torch.equal(a[3:].isfinite(), b[3:].isfinite())
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize(
+    "size",
+    [
+        *[(28, 128, 28, 128), (6, 16, 9, 100), (9, 5, 28, 330), (40, 1, 20, 130), (50, 40, 5, 33), (7, 150, 40, 20)],
+        *[(90, 13, 7, 40), (120, 11, 3, 2)],  # few weights: a thread takes a few rows
+    ],
+)
+@pytest.mark.parametrize("masked", [False, True])
+def test_bits_do_not_depend_on_threads_or_repetition(backend, size, masked):
+    layer = Layer(*size, masked=masked)
+    before, results = torch.get_num_threads(), []
+    for threads in (1, 2, 1, 2, 3):
+        torch.set_num_threads(threads)
+        inputs = layer.to(torch.float32)
+        outputs = layer.run(inputs, backend)
+        grads = torch.autograd.grad(outputs, inputs, [g.float() for g in layer.gradients])
+        results.append([*outputs, *grads])
+    torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other))
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_row_does_not_depend_on_the_rows_beside_it(backend, threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    layer = Layer(6, 13, 28, 100)
+    x, h_0, c_0, *weights = layer.to(torch.float32)
+    output = lstm(x, (h_0, c_0), *weights, backend=backend)[0]
+    dx, dh_0 = torch.autograd.grad(output, [x, h_0], layer.gradients[0].float())
+    for b in (0, 4, 12):
+        row = [a.detach().narrow(-2, b, 1).requires_grad_() for a in (x, h_0, c_0)]
+        alone = lstm(row[0], (row[1], row[2]), *weights, backend=backend)[0]
+        assert torch.equal(alone, output[:, b : b + 1])
+        grads = torch.autograd.grad(alone, row[:2], layer.gradients[0][:, b : b + 1].float())
+        assert torch.equal(grads[0], dx[:, b : b + 1])
+        assert torch.equal(grads[1], dh_0[b : b + 1])
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_a_sequence_in_chunks_equals_the_whole(backend):
+    layer = Layer(12, 5, 7, 20)
+    x, h_0, c_0, *weights = layer.to(torch.float32, requires_grad=False)
+    whole, (h_n, c_n) = lstm(x, (h_0, c_0), *weights, backend=backend)
+    state, pieces = (h_0, c_0), []
+    for chunk in x.split([1, 4, 7]):
+        piece, state = lstm(chunk, state, *weights, backend=backend)
+        pieces.append(piece)
+    assert torch.equal(torch.cat(pieces), whole)
+    assert torch.equal(state[0], h_n)
+    assert torch.equal(state[1], c_n)
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_nothing_is_saved_without_a_gradient(backend):
+    layer = Layer(5, 4, 3, 6)
+    x, h_0, c_0, *weights = layer.to(torch.float32)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t), torch.no_grad():
+        quiet = lstm(x, (h_0, c_0), *weights, backend=backend)[0]
+    assert saved == []
+    assert torch.equal(quiet, lstm(x, (h_0, c_0), *weights, backend=backend)[0])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_empty_batch_and_empty_sequence(backend):
+    weights = Layer(1, 1, 3, 4).to(torch.float32)[3:]
+    for T, B in ((3, 0), (0, 3), (0, 0)):
+        x, h_0 = torch.randn(T, B, 3, requires_grad=True), torch.randn(B, 4, requires_grad=True)
+        output, (h_n, c_n) = lstm(x, (h_0, h_0), *weights, backend=backend)
+        assert output.shape == (T, B, 4)
+        assert h_n.shape == c_n.shape == (B, 4)
+        if T == 0:
+            assert torch.equal(h_n, h_0)
+        grads = torch.autograd.grad((output.sum(), h_n.sum()), [x, h_0, *weights], allow_unused=T == 0)
+        assert all(g is None or g.isfinite().all() for g in grads)
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bit_tensors_compute_in_float32(backend, dtype):
+    """All but the products of bfloat16 where the processor has a unit for them."""
+    layer = Layer(4, 3, 5, 6)
+    x, h_0, c_0, *weights = layer.to(dtype)
+    output, (h_n, c_n) = lstm(x, (h_0, c_0), *weights, backend=backend)
+    if backend == "numba" and dtype == torch.bfloat16 and numba.most_pieces():
+        backend = "numba-bf16"
+    want = lstm(x.float(), (h_0.float(), c_0.float()), *(w.float() for w in weights), backend=backend)[0]
+    assert output.dtype == h_n.dtype == c_n.dtype == dtype
+    assert torch.equal(output, want.to(dtype))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_nan_in_the_padding_reaches_nothing(backend, reverse):
+    layer = Layer(6, 4, 5, 9, reverse=reverse)
+    lengths = torch.tensor([6, 0, 3, 5])
+    layer.mask = (torch.arange(6).unsqueeze(1) >= lengths).to(torch.int32) * 2
+    clean, dirty = layer.to(torch.double), layer.to(torch.double)
+    with torch.no_grad():
+        dirty[0][layer.mask == 2] = float("nan")
+        clean[0][layer.mask == 2] = 0
+    want, got = layer.run(clean, "reference"), layer.run(dirty, backend)
+    torch.testing.assert_close(got, want)
+    wanted = torch.autograd.grad(want, clean, layer.gradients)
+    for a, b in zip(torch.autograd.grad(got, dirty, layer.gradients), wanted):
+        torch.testing.assert_close(a, b)
+
+
+def test_tensors_whose_memory_does_not_hold_their_values():
+    layer = Layer(5, 3, 1, 4)
+    x, _, _, *weights = layer.to(torch.float32, requires_grad=False)
+    negative = torch.complex(torch.zeros_like(x), x).conj().imag
+    assert negative.is_neg()
+    assert torch.equal(lstm(negative, None, *weights)[0], lstm(-x, None, *weights)[0])
+    zeros = torch._efficientzerotensor(5, 3, 1)
+    assert torch.equal(lstm(zeros, None, *weights)[0], lstm(torch.zeros(5, 3, 1), None, *weights)[0])
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize("size", [(3, 2, 5, 6), (40, 64, 5, 128)])  # in and out of the pool of large buffers
+def test_cell_states_may_be_changed_in_place(backend, size):
+    inputs = Layer(*size).to(torch.float32)
+    cells = lstm(inputs[0], None, *inputs[3:], return_cells=True, backend=backend)[2]
+    assert not cells._is_view()
+    cells.mul_(2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("H", [1, 5, 16, 20, 33])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_infinite_input_saturates_its_gates(H, dtype, backend):
+    """And nothing else: the columns that fill a vector beyond H take no part."""
+    lstm = fastlstm.LSTM(4, H, dtype=dtype, backend="auto" if backend == "numba" else backend)
+    with torch.no_grad():  # an infinite number times a weight of zero, which 16 bits have, is no number
+        lstm.weight_ih_l0[lstm.weight_ih_l0 == 0] = 0.1
+    x = torch.randn(4, 3, 4, dtype=dtype)
+    x[0, 1, 2] = torch.inf
+    with torch.no_grad():
+        inferred = lstm(x)[0]
+    output, states = lstm(x)
+    for a in (inferred, output, *states):
+        assert a.isfinite().all()

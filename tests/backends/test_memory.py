@@ -1,0 +1,189 @@
+"""Memory that is used again: whose it is, and how much of it stays."""
+
+import gc
+import os
+import threading
+import weakref
+from collections import deque
+
+import pytest
+import torch
+
+import fastlstm
+from fastlstm.backends import memory, numba
+from tests.helpers.layers import CPU_BACKENDS
+
+
+@pytest.fixture(autouse=True)
+def empty_pool(monkeypatch):
+    gc.collect()  # what other tests have left would come back meanwhile
+    monkeypatch.setattr(memory, "_pool", [])
+    monkeypatch.setattr(memory, "_scratch", deque())
+
+
+def test_the_smallest_buffer_that_serves_is_lent():
+    """Of at most twice the size asked for."""
+    like, MB = torch.empty(0, dtype=torch.uint8), 1 << 20
+    buffers = [memory.pooled(like, size * MB) for size in (6, 4, 24)]  # the newest is not what is wanted
+    six, four, large = (buffer.data_ptr() for buffer in buffers)
+    del buffers
+    first, second, third = (memory.pooled(like, 3 * MB) for _ in range(3))
+    assert first.data_ptr() == four
+    assert second.data_ptr() == six
+    assert third.data_ptr() != large
+    assert memory.pooled(like, 23 * MB).data_ptr() == large
+
+
+def test_small_buffers_of_other_sizes_touch_each_their_own_memory():
+    """Pages that every size touched in its turn would all become as large as the largest."""
+    like, KB = torch.empty(0, dtype=torch.uint8), 1 << 10
+    buffers = [memory.pooled(like, size * KB) for size in (700, 1400)]
+    small, large = (buffer.data_ptr() for buffer in buffers)
+    del buffers
+    assert memory.pooled(like, 1300 * KB).data_ptr() == large
+    assert memory.pooled(like, 690 * KB).data_ptr() == small
+
+
+def test_a_finalizer_may_ask_for_memory_while_the_pool_is_looked_through():
+    """It runs wherever the collector does, and must not be given what the call that it interrupts has chosen."""
+    found = []
+
+    class Cycle:
+        def __init__(self):
+            self.itself = self
+
+        def __del__(self):
+            found.append(memory.pooled(torch.empty(0), memory.SMALL).fill_(len(found)))
+
+    before = gc.get_threshold()
+    gc.set_threshold(1)
+    try:
+        for k in range(40):
+            Cycle()
+            mine = memory.pooled(torch.empty(0), memory.SMALL).fill_(-1 - k)
+            others = [other.unique().tolist() for other in found]
+            assert mine.unique().tolist() == [-1 - k]
+            assert others == [[n] for n in range(len(others))]
+            if len(found) > 8:
+                found.clear()
+    finally:
+        gc.set_threshold(*before)
+
+
+def test_nothing_runs_when_a_buffer_dies():
+    """A weak reference's callback would swallow what a signal handler raises in it."""
+    buffer = memory.pooled(torch.empty(0), memory.SMALL)
+    (pages,) = memory._pool
+    view = pages.holder()
+    assert weakref.getweakrefs(view) == [pages.holder]
+    assert pages.holder.__callback__ is None
+    del view
+    assert pages.holder() is not None
+    del buffer
+    assert pages.holder() is None
+
+
+@pytest.mark.parametrize("T", [3, 500, 2000])
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_storages_of_what_users_get_can_be_resized(T, backend):
+    """As torch's can: frameworks free memory that way."""
+    module, x = fastlstm.LSTM(5, 40, bidirectional=True, backend=backend), torch.randn(T, 30, 5, requires_grad=True)
+    output, states, cells = module(x, return_cells=True)
+    (output.sum() + cells.sum()).backward()
+    with torch.no_grad():
+        inferred, lengths = module(x)[0], module(x, lengths=torch.full((30,), T - 1))[0]
+    gradients = [x.grad, *(p.grad for p in module.parameters())]
+    for tensor in (output, *states, cells, inferred, lengths, *gradients):
+        tensor.untyped_storage().resize_(0)
+
+
+def test_large_buffers_take_each_others_memory():
+    """A backward pass sums the weights' gradients where the forward pass had packed the weights."""
+    x, shape = torch.empty(0), (70, 8, 1, 650, 650, torch.float32, 0, False, False, 1)
+    forward = numba.forward_call(*shape).call(x)
+    packed = forward.arguments.packed
+    forward.views.clear()
+    backward = numba.backward_call(*shape, True, False, False, True).call(x)
+    assert backward.arguments.dweights == packed
+
+
+def test_the_pool_has_no_more_than_so_many_pieces_and_bytes(monkeypatch):
+    like = torch.empty(0, dtype=torch.uint8)
+    buffers = [memory.pooled(like, memory.SMALL) for _ in range(memory.MOST + 3)]
+    assert len(memory._pool) == memory.MOST
+    assert len({buffer.data_ptr() for buffer in buffers}) == len(buffers)
+    del buffers
+    monkeypatch.setattr(memory, "LIMIT", 4 * memory.PAGE)
+    held = memory.pooled(like, 3 * memory.PAGE)  # for which the oldest went
+    assert sum(pages.size for pages in memory._pool) <= memory.LIMIT
+    larger = memory.pooled(like, 2 * memory.PAGE)
+    assert [pages.size for pages in memory._pool] == [3 * memory.PAGE]
+    address = held.data_ptr()
+    del held, larger
+    assert memory.pooled(like, 3 * memory.PAGE).data_ptr() == address
+    memory.forget()
+    assert not memory._pool
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_kept_weights_leave_the_pool_to_others(backend):
+    modules, x = [fastlstm.LSTM(256, 256, backend=backend) for _ in range(3)], torch.randn(2, 1, 256)
+    with torch.no_grad():
+        for module in modules:
+            module(x)
+    assert not any(pages.holder() for pages in memory._pool)
+
+
+def test_a_forked_child_finds_the_pool_open():
+    with memory._lock:
+        child = os.fork()
+        if child == 0:
+            taker = threading.Thread(target=memory.pooled, args=(torch.empty(0), memory.SMALL))
+            taker.start()
+            taker.join(30)
+            os._exit(taker.is_alive())
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_calls_leave_their_scratch_to_the_next():
+    lstm, x = fastlstm.LSTM(5, 7), torch.randn(3, 2, 5)
+    with torch.no_grad():
+        lstm(x), lstm(x)
+        (kept,) = memory._scratch
+        fastlstm.LSTM(5, 9)(x)
+    assert [a.data_ptr() for a in memory._scratch] == [kept.data_ptr()]
+    lstm(x)[0].sum().backward()
+    assert [a.data_ptr() for a in memory._scratch] == [kept.data_ptr()]
+
+
+def test_calls_at_once_have_scratch_of_their_own():
+    first, second = memory.take_scratch(), memory.take_scratch()
+    assert first.data_ptr() != second.data_ptr()
+    memory.release_scratch(first)
+    memory.release_scratch(second)
+    assert memory.take_scratch() is second
+    lstms, x, found = [fastlstm.LSTM(9, 33) for _ in range(4)], torch.randn(30, 1, 9), []
+    with torch.no_grad():
+        want = [lstm(x)[0] for lstm in lstms]
+
+    def calls(k):
+        with torch.no_grad():
+            found.extend(torch.equal(lstms[k](x)[0], want[k]) for _ in range(200))
+
+    threads = [threading.Thread(target=calls, args=(k,)) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 800
+    assert all(found)
+    assert len(memory._scratch) <= 5
+
+
+def test_no_more_scratch_stays_than_pieces():
+    lent = [memory.take_scratch() for _ in range(memory.MOST + 2)]
+    for scratch in lent:
+        memory.release_scratch(scratch)
+    assert len(memory._scratch) == memory.MOST
+    memory.forget()
+    assert not memory._scratch

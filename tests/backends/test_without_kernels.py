@@ -1,0 +1,193 @@
+"""A CPU on which neither numba nor the native library can be used: `auto` takes torch's own LSTM, and says why."""
+
+import copy
+import os
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+import torch
+from torch.autograd import forward_ad
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vmap
+
+import fastlstm
+from fastlstm import dispatch
+from fastlstm.backends import native
+from tests.helpers import ROOT
+
+DEVICE = torch.device("cpu")
+
+
+@pytest.fixture
+def without_kernels(monkeypatch):
+    monkeypatch.setattr(dispatch.module("numba"), "_INSTALLED", False)
+    monkeypatch.setattr(native, "_reason", "the native backend's library is not there")
+    monkeypatch.setattr(dispatch, "_warned", True)  # the warning has a test of its own
+
+
+def taken(**options):
+    options = {"projected": False, "masked": False, "cells": False} | options
+    return dispatch.choose("auto", DEVICE, torch.float32, **options)
+
+
+def test_the_ladder(without_kernels):
+    assert taken() == "aten"
+    assert taken(projected=True) == "aten"
+    for lacking in ("masked", "cells", "transformed", "traced"):
+        assert taken(**{lacking: True}) == "reference"
+    assert taken(projected=True, transformed=True) == "reference"
+    assert dispatch.packing("auto", DEVICE, torch.float32) is None
+
+
+CODE = """
+import warnings
+import torch, fastlstm
+
+lstm, x = fastlstm.LSTM(4, 5), torch.randn(3, 2, 4)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for _ in range(2):
+        got = lstm(x)[0]
+        lstm(x, lengths=[3, 1])
+with fastlstm.use_backend("aten"):
+    assert torch.equal(got, lstm(x)[0])
+for warning in caught:
+    print(warning.category.__name__, warning.message)
+"""
+NUMBA = {
+    "broken": (
+        "raise ImportError('Numba needs NumPy 2.9 or less')",
+        "the numba backend cannot use the numba that is installed: ImportError: Numba needs NumPy 2.9 or less",
+    ),
+    "missing": (None, "the numba backend needs numba, which is not installed"),
+}
+
+
+@pytest.mark.parametrize("library", [False, True])
+@pytest.mark.parametrize("how", NUMBA)
+def test_one_warning_with_both_reasons(tmp_path, how, library):
+    """By a copy of the package whose native library is missing or of no use."""
+    subprocess.run(["cp", "-r", ROOT / "fastlstm", tmp_path / "fastlstm"], check=True)
+    (tmp_path / "fastlstm" / native.LIBRARY.name).unlink(missing_ok=True)
+    if library:
+        (tmp_path / "fastlstm" / native.LIBRARY.name).write_bytes(b"no library")
+    source, reason = NUMBA[how]
+    hide = "import importlib.util\nfind = importlib.util.find_spec\n"
+    hide += "importlib.util.find_spec = lambda name, *a: None if name == 'numba' else find(name, *a)\n"
+    if source is not None:
+        (tmp_path / "numba").mkdir()
+        (tmp_path / "numba" / "__init__.py").write_text(source)
+    done = subprocess.run(
+        [sys.executable, "-c", CODE if source else hide + CODE],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    (warned,) = done.stdout.splitlines()
+    assert warned.startswith(f"RuntimeWarning {reason}; the native backend")
+    assert ("cannot be loaded" if library else "this installation has none") in warned
+    assert warned.endswith("; auto takes aten instead, and reference for what aten lacks")
+
+
+def pair(**options):
+    """A layer as `auto` runs it, and the same one as the reference does."""
+    ours = fastlstm.LSTM(3, 4, dtype=torch.double, **options)
+    theirs = copy.deepcopy(ours)
+    theirs.backend = "reference"
+    return ours, theirs
+
+
+def first(lstm, x):
+    return lstm(x)[0]
+
+
+def tangent_of_a_dual(f, x):
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(f(forward_ad.make_dual(x, torch.ones_like(x)))).tangent
+
+
+TRANSFORMS = {
+    "vmap": lambda f, x: vmap(f, 1, 1)(x.unsqueeze(2)),
+    "grad": lambda f, x: grad(lambda x: f(x).pow(2).sum())(x),
+    "jvp": lambda f, x: jvp(f, (x,), (x,))[1],
+    "dual numbers": tangent_of_a_dual,
+    "jacrev": lambda f, x: jacrev(lambda x: f(x).sum(0))(x),
+    "jacfwd": lambda f, x: jacfwd(lambda x: f(x).sum(0))(x),
+    "hessian": lambda f, x: hessian(lambda x: f(x).pow(2).sum())(x),
+    "per sample": lambda f, x: vmap(grad(lambda x: f(x).pow(2).sum()), 1, 1)(x.unsqueeze(2)),
+    "second derivatives": lambda f, x: torch.autograd.functional.hessian(lambda x: f(x).pow(2).sum(), x),
+    "batched gradients": lambda f, x: torch.autograd.functional.jacobian(lambda x: f(x).sum(0), x, vectorize=True),
+}
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+@pytest.mark.parametrize("options", [{}, {"proj_size": 2}], ids=str)
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_transforms(without_kernels, transform, frozen, options):
+    x = torch.randn(5, 2, 3, dtype=torch.double)
+    got, want = (TRANSFORMS[transform](partial(first, m.requires_grad_(not frozen)), x) for m in pair(**options))
+    torch.testing.assert_close(got, want)
+
+
+def test_an_ensemble(without_kernels):
+    x, models = torch.randn(5, 2, 3), [fastlstm.LSTM(3, 4) for _ in range(3)]
+    parameters, _ = stack_module_state(models)
+    got = vmap(lambda parameters: functional_call(models[0], parameters, (x,))[0])(parameters)
+    torch.testing.assert_close(got, torch.stack([model(x)[0] for model in models]))
+
+
+@pytest.mark.parametrize("needs_input", [False, True])
+def test_compiled_training(without_kernels, needs_input):
+    """Without a node for each step, and at other sizes without a second compilation."""
+    lstm, eager = pair()
+    lstm, eager = lstm.float(), eager.float()
+    torch._dynamo.reset()
+    compiled = torch.compile(lstm, backend="aot_eager", fullgraph=True, dynamic=True)
+    for T in (5, 9):
+        x = torch.randn(T, 2, 3, requires_grad=needs_input)
+        got, want = compiled(x)[0], eager(x)[0]
+        torch.testing.assert_close(got, want)
+        direction = torch.randn_like(want)
+        gradients = (torch.autograd.grad(a, list(m.parameters()), direction) for a, m in ((got, lstm), (want, eager)))
+        for a, b in zip(*gradients):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)  # float32, sums of a few dozen terms below 1
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_exported_with_an_open_length(without_kernels, strict):
+    lstm, eager = pair()
+    sizes = {"input": {0: torch.export.Dim("T", max=1000), 1: torch.export.Dim("B", max=1000)}}
+    with torch.no_grad():
+        example = torch.randn(5, 2, 3, dtype=torch.double)
+        program = torch.export.export(lstm, (example,), dynamic_shapes=sizes, strict=strict)
+        x = torch.randn(8, 3, 3, dtype=torch.double)
+        torch.testing.assert_close(program.module()(x)[0], eager(x)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_dtypes(without_kernels, dtype):
+    lstm, twin = (module.to(dtype) for module in pair())
+    x = torch.randn(5, 2, 3).to(dtype).requires_grad_()
+    bound = 4 * torch.finfo(dtype).eps  # of values below 1, rounded once or twice a step
+    got, want = lstm(x)[0], twin(x)[0]
+    assert (got - want).abs().max() < bound
+    gradients = (torch.autograd.grad(y.sum(), x)[0] for y in (got, want))
+    torch.testing.assert_close(*gradients, rtol=0, atol=bound)
+
+
+def test_the_meta_device(without_kernels):
+    lstm = fastlstm.LSTM(3, 4, device="meta")
+    output, (h_n, c_n) = lstm(torch.randn(5, 2, 3, device="meta"))
+    assert (output.shape, h_n.shape, c_n.shape) == ((5, 2, 4), (1, 2, 4), (1, 2, 4))
+    assert output.is_meta
+
+
+def test_complex_numbers_are_no_fault_of_the_installation(monkeypatch, recwarn):
+    monkeypatch.setattr(dispatch, "_warned", False)
+    lstm, x = fastlstm.LSTM(3, 4, dtype=torch.complex64), torch.randn(5, 2, 3, dtype=torch.complex64)
+    torch.testing.assert_close(lstm(x)[0], lstm.to_torch()(x)[0])
+    assert not [warning for warning in recwarn if "auto takes" in str(warning.message)]

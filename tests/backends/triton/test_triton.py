@@ -1,0 +1,336 @@
+"""The Triton backend against float64: on the GPU where there is one, in Triton's interpreter on the CPU otherwise.
+
+The interpreter ignores the precision of a product, so of the stepwise kernels it tests the arithmetic alone; and it
+multiplies bf16 as integers, so 16 bits are tested in fp16. It cannot show races.
+"""
+
+import importlib.util
+import itertools
+import warnings
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fastlstm
+from fastlstm.backends.triton import tiles
+from fastlstm.functional import lstm
+from tests.helpers.layers import Layer, draws, error
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("triton is made for Linux on x86-64", allow_module_level=True)
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+SIZES = [(1, 1, 1, 1), (3, 7, 1, 7), (4, 9, 28, 64), (2, 3, 40, 100), (5, 17, 7, 33)]
+SLOW = [(2, 34, 3, 130), (3, 5, 40, 260), (3, 2, 7, 650), (2, 100, 100, 33), (20, 17, 28, 128)]
+NAMES = ("output", "h_n", "c_n", "cells", "x", "h_0", "c_0", "weight_ih", "weight_hh", "bias_ih", "bias_hh")
+# Outputs and gradients, of the largest value.
+BOUNDS = {
+    "triton-ieee": (torch.float32, 2e-6, 2e-5),
+    # 2^-11 for each factor of a product, over up to 130 terms of both signs, and as much again for tanh.approx's 2^-11
+    "triton-tf32": (torch.float32, 3e-3, 3e-3),
+    # every input, output and saved gate is rounded to 2^-11, some of them in each of the steps: a few roundings add up
+    "triton": (torch.float16, 4e-3, 8e-3),
+}
+
+
+@pytest.fixture(autouse=True)
+def poisoned():
+    """Uninitialised memory is NaN: what a kernel forgets to write shows. Overflow in exp is meant to be."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "overflow encountered", RuntimeWarning)
+        warnings.filterwarnings("ignore", "invalid value encountered", RuntimeWarning)
+        yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=["resident", "stepwise"])
+def kernels(request, monkeypatch):
+    """Both kinds of kernels at small sizes, where the interpreter is fast."""
+    if request.param == "stepwise":
+        monkeypatch.setattr(
+            tiles, "choose", lambda *_: tiles.Stepwise(units=32, block_b=16, block_k=16, warps=4, stages=3)
+        )
+
+
+def outputs_and_gradients(layer, name, dtype):
+    inputs = [a.to(DEVICE) for a in layer.to(dtype, requires_grad=False)]
+    inputs = [a.requires_grad_() for a in inputs]
+    layer.mask = layer.mask if layer.mask is None else layer.mask.to(DEVICE)
+    outputs = layer.run(inputs, name)
+    return [*outputs, *torch.autograd.grad(outputs, inputs, [g.to(DEVICE, dtype) for g in layer.gradients])]
+
+
+def check(layers, name, dtype=None, bounds=None):
+    default, *fixed = BOUNDS[name]
+    results = []
+    for layer in layers:
+        truth = [a.detach().to(dtype or default).double().requires_grad_() for a in layer.inputs]
+        want = layer.truth(truth)
+        want = [*want, *torch.autograd.grad(want, truth, layer.gradients)]
+        results.append(zip(outputs_and_gradients(layer, name, dtype or default), want))
+    forward, backward = bounds or fixed
+    for n, (label, pairs) in enumerate(zip(NAMES, zip(*results))):
+        got, want = (torch.stack(tensors) for tensors in zip(*((a.cpu(), b) for a, b in pairs)))
+        assert error(got, want) < (forward if n < 4 else backward), label
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("triton-ieee", size) for size in SIZES]
+    + [(name, size) for name in ("triton-tf32", "triton") for size in SIZES[1:3]],
+)
+def test_outputs_and_gradients(name, size, reverse, masked, kernels):
+    check(draws(*size, values=16, reverse=reverse, masked=masked), name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("size", SLOW)
+@pytest.mark.parametrize("name", BOUNDS)
+def test_outputs_and_gradients_of_larger_layers(name, size, masked):
+    check([Layer(*size, reverse=masked, masked=masked)], name)
+
+
+@pytest.mark.skipif(DEVICE.type == "cpu", reason="the interpreter multiplies the bits of bf16 as integers")
+@pytest.mark.parametrize("size", SIZES)
+def test_bf16(size, kernels):
+    check(draws(*size, values=16), "triton", torch.bfloat16, (4e-2, 8e-2))  # eight times fp16's: three bits fewer
+
+
+@pytest.mark.parametrize("wanted", [w for n in (1, 2) for w in itertools.combinations(range(4), n)])
+def test_any_outputs_have_gradients(wanted, kernels):
+    layer = Layer(3, 3, 5, 35)
+    truth, inputs = layer.to(torch.double), [a.to(DEVICE).detach().requires_grad_() for a in layer.to(torch.float32)]
+    want, got = layer.truth(truth), layer.run(inputs, "triton-ieee")
+    grads = [layer.gradients[k] for k in wanted]
+    want = torch.autograd.grad([want[k] for k in wanted], truth, grads)
+    got = torch.autograd.grad([got[k] for k in wanted], inputs, [g.to(DEVICE, torch.float32) for g in grads])
+    assert max(map(error, (a.cpu() for a in got), want)) < 2e-5
+
+
+@pytest.mark.parametrize("needed", range(7))
+def test_one_gradient_at_a_time(needed, kernels):
+    layer = Layer(3, 3, 22, 35)
+    inputs, truth = [a.to(DEVICE) for a in layer.to(torch.float32, requires_grad=False)], layer.to(torch.double)
+    inputs[needed].requires_grad_()
+    grads = [g.to(DEVICE, torch.float32) for g in layer.gradients]
+    (want,) = torch.autograd.grad(layer.truth(truth), truth[needed], layer.gradients)
+    (got,) = torch.autograd.grad(layer.run(inputs, "triton-ieee"), inputs[needed], grads)
+    assert error(got.cpu(), want) < 2e-5
+
+
+@pytest.mark.parametrize("I", [5, 40])
+@pytest.mark.parametrize("name", BOUNDS)
+def test_a_layer_without_biases(name, I, kernels):
+    """Up to 32 inputs the resident kernel does their product in 16 bits."""
+    check(draws(3, 9, I, 20, values=16, bias=False), name)
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    st.integers(1, 6), st.integers(1, 20), st.integers(1, 40), st.sampled_from([3, 20, 35, 70]), st.booleans(),
+    st.booleans(), st.booleans(), st.sampled_from(["triton-ieee", "triton"]),
+)  # fmt: skip
+def test_any_shape(T, B, I, H, reverse, masked, bias, name):
+    """Few H, since each is compiled where there is a GPU."""
+    check(draws(T, B, I, H, values=16, reverse=reverse, masked=masked, bias=bias), name)
+
+
+def test_nothing_is_saved_without_a_gradient(monkeypatch, kernels):
+    from fastlstm.backends.triton import launch
+
+    saved, original = [], launch.forward
+
+    def forward(*arguments):
+        saved.append([a is not None for a in arguments[10:12]])  # c and gates
+        return original(*arguments)
+
+    monkeypatch.setattr(launch, "forward", forward)
+    x, h_0, c_0, *weights = (a.to(DEVICE) for a in Layer(3, 2, 4, 5).to(torch.float32))
+    with torch.no_grad():
+        quiet = lstm(x, (h_0, c_0), *weights, backend="triton-ieee")[0]
+    assert torch.equal(quiet, lstm(x, (h_0, c_0), *weights, backend="triton-ieee")[0])
+    assert saved == [[False, False], [True, True]]
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("name", BOUNDS)
+def test_modules_of_two_layers(name, batch_first, bidirectional):
+    dtype, forward, backward = BOUNDS[name]
+    options = {"batch_first": batch_first, "bidirectional": bidirectional}
+    ours = fastlstm.LSTM(6, 20, 2, backend=name, dtype=dtype, device=DEVICE, **options)
+    theirs = torch.nn.LSTM(6, 20, 2, dtype=torch.double, **options)
+    theirs.load_state_dict({key: value.cpu().double() for key, value in ours.state_dict().items()})
+    directions = 2 if bidirectional else 1
+    shapes = (9, 4, 6) if batch_first else (4, 9, 6), (2 * directions, 9, 20), (2 * directions, 9, 20)
+    given = [torch.randn(shape, dtype=dtype) for shape in shapes]
+    results, doutput = [], None
+    for module, device in ((ours, DEVICE), (theirs, "cpu")):
+        x, *states = (a.to(device, module.weight_ih_l0.dtype).requires_grad_() for a in given)
+        output, ends = module(x, tuple(states))
+        doutput = torch.randn(output.shape, dtype=dtype) if doutput is None else doutput
+        inputs = [x, *states, *module.parameters()]
+        gradients = torch.autograd.grad(output, inputs, doutput.to(device, output.dtype))
+        results.append([a.detach().cpu() for a in (output, *ends, *gradients)])
+    for n, (got, want) in enumerate(zip(*results, strict=True)):
+        # the second layer reads what the first has rounded
+        assert error(got, want) < 2 * (forward if n < 3 else backward), n
+
+
+def test_the_last_state_alone_brings_no_gradient_of_every_step(monkeypatch):
+    from fastlstm.backends.triton import launch
+
+    given, original = [], launch.backward
+
+    def backward(dh, dh_n, dc_n, dc, *rest):
+        given.append((dh, dh_n is not None, dc_n, dc))
+        return original(dh, dh_n, dc_n, dc, *rest)
+
+    monkeypatch.setattr(launch, "backward", backward)
+    x, h_0, c_0, *weights = (a.to(DEVICE) for a in Layer(3, 2, 4, 5).to(torch.float32))
+    lstm(x, (h_0, c_0), *weights, backend="triton-ieee")[1][0].sum().backward()
+    assert given == [(None, True, None, None)]
+
+
+def test_strides_are_taken_as_they_are(kernels):
+    layer = Layer(4, 3, 6, 35)
+    plain = [a.to(DEVICE) for a in layer.to(torch.float32, requires_grad=False)]
+    strided = [a.clone() for a in plain]
+    strided[0] = strided[0].transpose(0, 1).contiguous().transpose(0, 1)
+    for k in (1, 2, 3, 4):
+        strided[k] = torch.cat([strided[k], torch.full_like(strided[k], float("nan"))], 1)[:, : strided[k].shape[1]]
+    grads = [g.to(DEVICE, torch.float32) for g in layer.gradients]
+    turned = [g.transpose(0, -1).contiguous().transpose(0, -1) for g in grads]  # last stride not 1
+    turned[0] = grads[0].transpose(0, 1).contiguous().transpose(0, 1)
+    results = []
+    for inputs, gradients in ((plain, grads), (strided, turned)):
+        inputs = [a.requires_grad_() for a in inputs]
+        outputs = layer.run(inputs, "triton-ieee")
+        results.append([*outputs, *torch.autograd.grad(outputs, inputs, gradients)])
+    for a, b in zip(*results):
+        assert error(b.cpu(), a.cpu().double()) < 2e-6  # torch may sum the products with x in another order
+
+
+def test_expanded_gradient():
+    layer = Layer(3, 4, 5, 6)
+    inputs = [a.to(DEVICE).detach().requires_grad_() for a in layer.to(torch.float32)]
+    truth = layer.to(torch.double)
+    got = torch.autograd.grad(layer.run(inputs, "triton-ieee")[0].sum(), inputs)
+    want = torch.autograd.grad(layer.truth(truth)[0].sum(), truth)
+    assert max(error(a.cpu(), b) for a, b in zip(got, want)) < 2e-5
+
+
+@pytest.mark.parametrize("name", ["triton-ieee", "triton-tf32"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("where", ["x", "h_0", "c_0"])
+def test_nan_and_infinity_travel_as_in_nn_lstm(value, where, name, kernels):
+    x, h_0, c_0, *weights = Layer(3, 3, 7, 12).to(torch.float32)
+    with torch.no_grad():
+        {"x": x[1], "h_0": h_0, "c_0": c_0}[where][1, 3] = value
+    module = torch.nn.LSTM(7, 12)
+    module.load_state_dict(dict(zip(module.state_dict(), weights)))
+    want, (h_n, c_n) = module(x, (h_0[None], c_0[None]))
+    x, h_0, c_0, *weights = (a.to(DEVICE) for a in (x, h_0, c_0, *weights))
+    got, (h, c) = lstm(x, (h_0, c_0), *weights, backend=name)
+    bound = 1e-5 if name == "triton-ieee" else 3e-3
+    for a, b in ((got, want), (h, h_n[0]), (c, c_n[0])):
+        torch.testing.assert_close(a.cpu(), b, rtol=bound, atol=bound, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_states_of_any_size_are_taken(name, kernels):
+    layer = Layer(3, 4, 5, 17)
+    # near fp16's largest number, in one unit a row: several would cancel, and leave the rounding of their sizes
+    layer.inputs[1] = torch.zeros(4, 17, dtype=torch.double)
+    layer.inputs[1][range(4), [0, 5, 11, 16]] = 3e4
+    of_large = layer.inputs[4][:, [0, 5, 11, 16]]  # none so small that its gate has a slope: 3e4 times that overflows
+    layer.inputs[4][:, [0, 5, 11, 16]] = of_large.sign() * of_large.abs().clamp(min=0.01)
+    # held at first, and in row 0 to the end: h_0 goes on as it is. The last step sees states of ordinary size
+    layer.mask = torch.tensor([[2, 2, 2, 2], [2, 0, 0, 0], [2, 0, 0, 0]], dtype=torch.int32)
+    dtype = BOUNDS[name][0]
+    forward, backward = (3e-3, 2e-2) if name != "triton-ieee" else (2e-6, 2e-5)
+    truth = [a.to(dtype).double().requires_grad_() for a in layer.inputs]
+    want = layer.truth(truth)
+    want = [*want, *torch.autograd.grad(want, truth, layer.gradients)]
+    got = dict(zip(NAMES, outputs_and_gradients(layer, name, dtype), strict=True))
+    # 3e4 times what is left of a saturated gate's slope: nothing, or the rounding of 1
+    assert got.pop("weight_hh").isfinite().all()
+    for n, (label, b) in enumerate(zip(NAMES, want, strict=True)):
+        if label in got:
+            assert error(got[label].cpu(), b) < (forward if n < 4 else backward), label
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_nan_in_the_padding_reaches_nothing(reverse, kernels):
+    layer = Layer(4, 3, 5, 35, reverse=reverse, masked=True)
+    clean, dirty = (layer.to(torch.float32, requires_grad=False) for _ in range(2))
+    dirty[0][layer.mask == 2] = float("nan")
+    results = []
+    for inputs in (clean, dirty):
+        inputs = [a.to(DEVICE).requires_grad_() for a in inputs]
+        layer.mask = layer.mask.to(DEVICE)
+        outputs = layer.run(inputs, "triton-ieee")
+        grads = torch.autograd.grad(outputs, inputs, [g.to(DEVICE, torch.float32) for g in layer.gradients])
+        results.append([*outputs, *grads[1:3], *grads[4:]])
+    for a, b in zip(*results):
+        assert torch.equal(a, b)
+
+
+def test_vmap_gives_one_gradient_a_sample(kernels):
+    layer, samples = Layer(2, 3, 4, 35), 3
+    inputs = [a.to(DEVICE) for a in layer.to(torch.float32, requires_grad=False)]
+    x = torch.randn(samples, *inputs[0].shape, device=DEVICE)
+
+    def loss(name):
+        return lambda w, x: sum((a**2).sum() for a in layer.run([x, *inputs[1:4], w, *inputs[5:]], name))
+
+    got, want = (
+        torch.func.vmap(torch.func.grad(loss(name)), (None, 0))(inputs[4], x) for name in ("triton-ieee", "reference")
+    )
+    assert error(got.cpu(), want.cpu().double()) < 2e-5
+
+
+def test_empty_batch_and_empty_sequence(kernels):
+    weights = [a.to(DEVICE) for a in Layer(1, 1, 3, 9).to(torch.float32)[3:]]
+    for T, B in ((3, 0), (0, 3), (0, 0)):
+        x, h_0 = (torch.randn(*s, device=DEVICE, requires_grad=True) for s in ((T, B, 3), (B, 9)))
+        output, (h_n, c_n) = lstm(x, (h_0, h_0), *weights, backend="triton")
+        assert output.shape == (T, B, 9)
+        grads = torch.autograd.grad((output.sum(), h_n.sum(), c_n.sum()), [x, h_0, *weights], allow_unused=T == 0)
+        assert all(g is None or g.isfinite().all() for g in grads)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("kind", ["ieee", "tf32", "float16", "bfloat16"])
+def test_the_same_bits_again(kind, masked, kernels):
+    if kind == "bfloat16" and DEVICE.type == "cpu":
+        pytest.skip("the interpreter multiplies the bits of bf16 as integers")
+    name, dtype = ("triton", getattr(torch, kind)) if "float" in kind else (f"triton-{kind}", torch.float32)
+    layer = Layer(3, 9, 5, 40, masked=masked)
+    first, *others = (outputs_and_gradients(layer, name, dtype) for _ in range(2 if DEVICE.type == "cpu" else 20))
+    assert all(torch.equal(a, b) for other in others for a, b in zip(first, other))
+
+
+def test_sixteen_bits_carry_the_cell_state_in_float32():
+    T, H = 40, 8
+    bias = torch.tensor([30.0, 30.0, 0.1, 0.0]).repeat_interleave(H)  # i = f = 1, g = 0.0997
+    shapes = (T, 1, 1), (1, H), (4 * H, 1), (4 * H, H)
+    x, h_0, w_ih, w_hh, bias = (a.to(DEVICE, torch.float16) for a in (*(torch.zeros(s) for s in shapes), bias))
+    c_n = lstm(x, (h_0, h_0 + 512), w_ih, w_hh, bias, backend="triton")[1][1]
+    # fp16 is 0.5 apart here, and would never leave 512
+    assert (c_n.float() - 512 - T * torch.tanh(bias[2 * H].float())).abs().max() <= 0.25
+
+
+def test_module_under_autocast_stays_in_sixteen_bits():
+    module = fastlstm.LSTM(4, 6, num_layers=2, bidirectional=True, backend="triton").to(DEVICE, torch.float16)
+    output, (h_n, c_n) = module(torch.randn(3, 2, 4, device=DEVICE, dtype=torch.float16))
+    assert output.dtype == h_n.dtype == c_n.dtype == torch.float16
+    assert output.shape == (3, 2, 12)
+    output.sum().backward()
+    assert all(p.grad.isfinite().all() for p in module.parameters())

@@ -1,0 +1,372 @@
+"""Models over to fastlstm and back."""
+
+import io
+import pickle
+import re
+import warnings
+from abc import ABC, abstractmethod
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations, parametrize
+
+import fastlstm
+from fastlstm.convert import replace_lstm, restore_lstm
+from tests.helpers.layers import TORCH
+
+TOLERANCE = 1e-12  # float64, a few dozen terms below 10 each
+
+
+class Tagger(nn.Module):
+    """LSTMs at several depths, one under two names, one outside the registered modules."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(4, 3)
+        self.encoder = nn.Sequential(nn.LSTM(3, 5, 2, bidirectional=True, batch_first=True, dropout=0.4))
+        self.cells = nn.ModuleDict({"a": nn.LSTMCell(10, 6), "b": nn.LSTMCell(6, 6, bias=False)})
+        self.tied = self.encoder[0]
+        self.seen = [self.encoder[0]]
+        self.double()
+
+    def forward(self, x):
+        output, (h_n, _) = self.tied(self.embed(x))
+        h, c = self.cells["a"](output[:, -1])
+        h, c = self.cells["b"](h, (h, c))
+        return h.sum() + h_n.cos().sum()
+
+
+class Bare(nn.LSTM):
+    """A subclass that adds to a method and inherits the rest."""
+
+    def forward(self, input, hx=None):  # noqa: A002
+        output, state = super().forward(input, hx)
+        return 2 * output, state
+
+
+class Recurrent(ABC, nn.RNNBase):
+    @abstractmethod
+    def zero_state(self, batch): ...
+
+    def run(self, x):
+        return super().forward(x, self.zero_state(x.shape[1]))
+
+
+class Abstract(Recurrent, nn.LSTM):
+    """Two levels and a metaclass, as forecasting libraries have them."""
+
+    def zero_state(self, batch):
+        zeros = torch.zeros(self.num_layers, batch, self.hidden_size, dtype=self.weight_ih_l0.dtype)
+        return zeros, zeros
+
+
+class Double(nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+def assert_close(got, expected):
+    torch.testing.assert_close(got, expected, rtol=0, atol=TOLERANCE)
+
+
+def test_replace_and_restore():
+    torch.manual_seed(0)
+    model = Tagger().train()
+    model.encoder[0].weight_hh_l1.requires_grad_(False)
+    reference = deepcopy(model)
+    parameters, modules = dict(model.named_parameters()), dict(model.named_modules())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    assert replace_lstm(model, backend="reference") is model
+    assert type(model.tied) is fastlstm.LSTM
+    assert model.tied is model.encoder[0] is model.seen[0]
+    assert model.tied.backend == "reference"
+    assert [type(cell) for cell in model.cells.values()] == [fastlstm.LSTMCell] * 2
+    assert {type(m) for m in model.modules()}.isdisjoint({nn.LSTM, nn.LSTMCell})
+    assert all(a is b for a, b in zip(model.parameters(), parameters.values(), strict=True))
+    assert dict(model.named_modules()) == modules
+    assert list(model.state_dict()) == list(reference.state_dict())
+    assert not model.encoder[0].weight_hh_l1.requires_grad
+
+    x, losses = torch.randn(3, 6, 4, dtype=torch.float64), []
+    for m, optim in ((model, optimizer), (reference, torch.optim.SGD(reference.parameters(), lr=0.1))):
+        torch.manual_seed(1)  # the same features dropped
+        losses.append(m(x))
+        optim.zero_grad()
+        losses[-1].backward()
+        optim.step()
+    assert_close(*losses)
+    for a, b in zip(model.parameters(), reference.parameters(), strict=True):
+        assert_close(a, b)
+
+    assert restore_lstm(model) is model
+    assert type(model.tied) is nn.LSTM
+    assert [type(cell) for cell in model.cells.values()] == [nn.LSTMCell] * 2
+    assert all(a is b for a, b in zip(model.parameters(), parameters.values(), strict=True))
+    assert vars(model.tied).keys() == vars(reference.tied).keys()
+    assert vars(model.cells["a"]).keys() == vars(reference.cells["a"]).keys()
+    assert_close(model.eval()(x), reference.eval()(x))
+
+
+def test_replace_the_model_itself():
+    for make, cls in ((lambda: nn.LSTM(3, 5), fastlstm.LSTM), (lambda: nn.LSTMCell(3, 5), fastlstm.LSTMCell)):
+        module = make()
+        assert replace_lstm(module) is module
+        assert type(module) is cls
+        assert replace_lstm(module) is module  # a second time changes nothing
+        assert type(restore_lstm(module)) is type(make())
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_device_dtype_mode_and_hooks_stay(device):
+    lstm = nn.LSTM(3, 5, device=device, dtype=torch.bfloat16).eval()
+    calls = []
+    lstm.register_forward_pre_hook(lambda module, args: calls.append("before"))
+    lstm.register_forward_hook(lambda module, args, output: calls.append("after"))
+    lstm.register_full_backward_hook(lambda module, dx, dy: calls.append("backward"))
+    lstm.register_state_dict_post_hook(lambda *args: calls.append("state"))
+    lstm.note = "mine"
+    replace_lstm(lstm)
+    assert not lstm.training
+    assert lstm.note == "mine"
+    x = torch.zeros(4, 2, 3, device=device, dtype=torch.bfloat16, requires_grad=True)
+    output, _ = lstm(x)
+    assert (output.device.type, output.dtype) == (device, torch.bfloat16)
+    output.sum().backward()
+    lstm.state_dict()
+    assert calls == ["before", "after", "backward", "state"]
+
+
+@pytest.mark.parametrize("base", [nn.LSTM, Bare])
+@pytest.mark.parametrize("name", ["weight_hh_l0", "bias_ih_l0"])
+@pytest.mark.parametrize("restored", [False, True])
+def test_parametrized(base, name, restored):
+    lstm, x = base(3, 5, dtype=torch.float64), torch.randn(4, 2, 3, dtype=torch.float64)
+    parametrize.register_parametrization(lstm, name, Double())
+    original, expected = lstm.parametrizations[name].original, lstm(x)[0]
+    replace_lstm(lstm)
+    assert isinstance(lstm, fastlstm.LSTM)
+    assert parametrize.is_parametrized(lstm, name)
+    assert lstm.parametrizations[name].original is original
+    assert_close(lstm(x)[0], expected)
+    assert_close(deepcopy(lstm)(x)[0], expected)
+    if restored:
+        restore_lstm(lstm)
+        assert isinstance(lstm, base)
+        assert_close(lstm(x)[0], expected)
+    parametrize.remove_parametrizations(lstm, name)
+    assert isinstance(lstm, fastlstm.LSTM) is not restored
+    assert type(lstm).__name__ == base.__name__
+    assert_close(lstm(x)[0], expected)
+    assert type(restore_lstm(lstm)) is base
+
+
+def test_weight_norm_stays():
+    cell = parametrizations.weight_norm(nn.LSTMCell(3, 5, dtype=torch.float64), "weight_hh")
+    x = torch.randn(2, 3, dtype=torch.float64)
+    expected = cell(x)
+    for got, reference in zip(replace_lstm(cell)(x), expected, strict=True):
+        assert_close(got, reference)
+    names = set(dict(cell.named_parameters()))
+    assert names >= {"parametrizations.weight_hh.original0", "parametrizations.weight_hh.original1"}
+
+
+@pytest.mark.parametrize("cls", [Bare, Abstract])
+def test_subclasses_keep_their_methods(cls):
+    lstm, x = cls(3, 5, 2, dtype=torch.float64), torch.randn(4, 2, 3, dtype=torch.float64)
+    other = cls(3, 5, dtype=torch.float64)
+    run = type(lstm).run if cls is Abstract else type(lstm).forward
+    expected = run(lstm, x)[0]
+    model = nn.ModuleList([lstm, other])
+    replace_lstm(model)
+    assert type(lstm) is type(other)
+    assert isinstance(lstm, fastlstm.LSTM)
+    assert isinstance(lstm, cls)
+    assert type(lstm).__name__ == cls.__name__
+    calls = []
+    lstm._run, run_layers = lambda *args: calls.append(args) or run_layers(*args), lstm._run  # ours runs beneath
+    assert_close((lstm.run if cls is Abstract else lstm)(x)[0], expected)
+    assert len(calls) == 1
+    del lstm._run
+    buffer = io.BytesIO()
+    torch.save(lstm, buffer)
+    buffer.seek(0)
+    for copy in (deepcopy(lstm), pickle.loads(pickle.dumps(lstm)), torch.load(buffer, weights_only=False)):
+        assert type(copy) is type(lstm)
+        assert_close((copy.run if cls is Abstract else copy)(x)[0], expected)
+    restore_lstm(model)
+    assert type(lstm) is cls
+    assert_close((lstm.run if cls is Abstract else lstm)(x)[0], expected)
+
+
+def test_own_subclasses_stay():
+    class Mine(fastlstm.LSTM):
+        pass
+
+    model = nn.Sequential(Mine(3, 5))
+    with pytest.warns(UserWarning, match="Mine is a subclass of LSTM and stays"):
+        restore_lstm(model)
+    assert type(model[0]) is Mine
+
+
+def test_restore_what_was_built_as_ours():
+    lstm = restore_lstm(fastlstm.LSTM(3, 5, 2, bidirectional=True, backend="reference", forget_bias=1.0))
+    assert vars(lstm).keys() == vars(nn.LSTM(3, 5)).keys()
+    assert all(a is b for a, b in zip(lstm._flat_weights, lstm.parameters(), strict=True))
+    assert lstm(torch.zeros(4, 2, 3))[0].shape == (4, 2, 10)
+
+
+@pytest.mark.parametrize("cls", [nn.LSTM, nn.LSTMCell, Bare])
+def test_keep_type(cls):
+    """For models that ask isinstance in forward, as TorchRL's do."""
+    module, x = cls(3, 5, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
+    original = deepcopy(module)
+    expected = original(x)[0]
+    assert replace_lstm(module, keep_type=True) is module
+    assert isinstance(module, cls)
+    assert isinstance(module, fastlstm.LSTMCell if cls is nn.LSTMCell else fastlstm.LSTM)
+    assert type(module).__name__ == cls.__name__
+    assert repr(module) == repr(original)
+    for copy in (module, deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert type(copy) is type(module)
+        assert_close(copy(x)[0], expected)
+    if cls is Bare and TORCH == (2, 15):  # torch's gap: it was so before, too
+        for each in (original, module):
+            with pytest.raises(torch._dynamo.exc.InternalTorchDynamoError, match="DelayGraphBreakVariable"):
+                torch.compile(deepcopy(each), backend="eager")(x)
+    else:
+        assert_close(torch.compile(deepcopy(module), backend="eager")(x)[0], expected)
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(allow_rnn=True):
+        assert_close(torch.compile(deepcopy(module), backend="eager", fullgraph=True)(x)[0], expected)
+    assert type(restore_lstm(module)) is cls
+    assert vars(module).keys() == vars(original).keys()
+
+
+def test_a_model_is_replaced_whole_or_not_at_all():
+    class Final(nn.LSTM):
+        def __init_subclass__(cls):
+            raise TypeError("no subclasses")
+
+    model = nn.Sequential(nn.LSTM(3, 5), Final(5, 5))
+    with pytest.raises(TypeError, match="no subclasses"):
+        replace_lstm(model)
+    assert [type(module) for module in model] == [nn.LSTM, Final]
+
+
+@pytest.mark.parametrize("base", [nn.LSTM, nn.LSTMCell])
+@pytest.mark.parametrize("name", ["backend", "forget_bias"])
+def test_a_name_that_ours_means_something_else_by(base, name):
+    class Own(base):
+        pass
+
+    on_class, on_instance = Own(3, 5), Own(3, 5)
+    setattr(on_instance, name, "mine")
+    model = nn.Sequential(nn.LSTM(3, 5), on_instance)
+    with pytest.raises(TypeError, match=f"cannot replace a Own that has a '{name}' of its own"):
+        replace_lstm(model)
+    assert type(model[0]) is nn.LSTM
+    setattr(Own, name, "mine")
+    with pytest.raises(TypeError, match=f"cannot replace a Own that has a '{name}' of its own"):
+        replace_lstm(on_class)
+
+
+def test_a_method_that_ours_has_another_of():
+    class Own(nn.LSTM):
+        def _run(self):
+            return "mine"
+
+    with pytest.raises(TypeError, match="cannot replace a Own that has a '_run' of its own"):
+        replace_lstm(Own(3, 5))
+
+
+def test_a_backend_for_what_is_ours_already():
+    model = replace_lstm(nn.Sequential(nn.LSTM(3, 5), fastlstm.LSTMCell(5, 5)))
+    assert replace_lstm(model, backend="reference")[0].backend == model[1].backend == "reference"
+    assert replace_lstm(model)[0].backend == "reference"
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace.* is deprecated")
+@pytest.mark.parametrize("function", [replace_lstm, restore_lstm])
+def test_what_cannot_be_replaced(function):
+    name = function.__name__
+    with pytest.raises(TypeError, match=f"{name} takes a torch.nn.Module, got list"):
+        function([nn.LSTM(3, 5)])
+    traced = torch.jit.trace(nn.Linear(3, 5), torch.zeros(1, 3))
+    with pytest.raises(TypeError, match=f"{name} cannot change a scripted module"):
+        function(nn.Sequential(traced))
+
+
+@pytest.mark.parametrize(
+    ("others", "named"),
+    [
+        ([], ""),
+        ([nn.GRU], "; what it has of torch.nn.GRU is not replaced"),
+        ([nn.RNN, nn.GRU, nn.GRU], "; what it has of torch.nn.GRU and torch.nn.RNN is not replaced"),
+        ([nn.GRUCell, nn.RNNCell], "; what it has of torch.nn.GRUCell and torch.nn.RNNCell is not replaced"),
+    ],
+)
+@pytest.mark.parametrize("options", [{}, {"backend": "reference"}, {"keep_type": True}])
+def test_a_model_without_lstms_is_warned_of(others, named, options):
+    model = nn.Sequential(nn.Linear(3, 3), *(cls(3, 5) for cls in others))
+    types = [type(module) for module in model]
+    with pytest.warns(UserWarning, match="replace_lstm found no") as caught:
+        assert replace_lstm(model, **options) is model
+    assert [type(module) for module in model] == types
+    found = "replace_lstm found no torch.nn.LSTM or torch.nn.LSTMCell in the Sequential"
+    assert [str(warning.message) for warning in caught] == [found + named]
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("make", [nn.LSTM, nn.LSTMCell, fastlstm.LSTM, fastlstm.LSTMCell, Bare])
+def test_a_model_with_lstms_is_not_warned_of(make):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = replace_lstm(nn.Sequential(nn.GRU(3, 3), make(3, 5)), keep_type=True)
+        replace_lstm(model, backend="reference")
+
+
+def test_unknown_backend():
+    model = nn.Sequential(nn.LSTM(3, 5))
+    with pytest.raises(ValueError, match="backend must be one of"):
+        replace_lstm(model, backend="cudnn")
+    assert type(model[0]) is nn.LSTM
+
+
+# one module, not in place
+
+
+@pytest.mark.parametrize(
+    "arguments", [{}, {"num_layers": 2, "bidirectional": True, "batch_first": True, "dropout": 0.4}]
+)
+def test_from_and_to_torch(arguments):
+    theirs = nn.LSTM(3, 5, dtype=torch.float64, **arguments).eval()
+    theirs.register_forward_hook(lambda module, args, output: (2 * output[0], output[1]))
+    ours = fastlstm.LSTM.from_torch(theirs)
+    assert "_flat_weights" not in vars(ours)  # a second list would keep weights alive that were replaced
+    ours.backend = "reference"
+    back = ours.to_torch()
+    assert vars(back).keys() == vars(theirs).keys()
+    ours.backend = None
+    assert (type(theirs), type(ours), type(back)) == (nn.LSTM, fastlstm.LSTM, nn.LSTM)
+    x = torch.randn(4, 2, 3, dtype=torch.float64)
+    for other in (ours, back):
+        assert all(a is b for a, b in zip(other.parameters(), theirs.parameters(), strict=True))
+        assert repr(other) == repr(theirs)
+        assert not other.training
+        assert_close(other(x)[0], theirs(x)[0])
+    ours.register_forward_hook(lambda module, args, output: (0 * output[0], output[1]))
+    ours.weight_hh_l0 = nn.Parameter(torch.zeros_like(ours.weight_hh_l0))
+    assert theirs(x)[0].any()  # its hooks and attributes are its own
+    assert theirs.weight_hh_l0.any()
+
+
+def test_from_torch_takes_plain_lstms():
+    with pytest.raises(TypeError, match=re.escape("module must be a torch.nn.modules.rnn.LSTM, got GRU")):
+        fastlstm.LSTM.from_torch(nn.GRU(3, 5))
+    parametrized = parametrizations.weight_norm(nn.LSTM(3, 5), "weight_hh_l0")
+    with pytest.raises(TypeError, match="got ParametrizedLSTM"):
+        fastlstm.LSTM.from_torch(parametrized)
+    with pytest.raises(TypeError, match="got ParametrizedLSTM"):
+        parametrizations.weight_norm(fastlstm.LSTM(3, 5), "weight_hh_l0").to_torch()

@@ -1,0 +1,210 @@
+"""A full disk: one line says what could not be written, and neither figures nor older files are lost."""
+
+import errno
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import fastlstm.export
+import fastlstm.predict
+import fastlstm.train
+from fastlstm.mnist import saved
+from fastlstm.mnist.model import RowLSTM
+from tests.helpers import ROOT
+from tests.helpers.idx import tiny_arrays, write_set
+
+SMALL = ("--batch-size=32", "--hidden-size=7", "--backend=aten", "--threads=1", "--iterations=8")
+FULL = "cannot be written (No space left on device)"
+TIMES = {"seconds", "ms_per_iteration", "ms_per_iteration_median", "images_per_second", "time_to_99"}
+needs_full = pytest.mark.skipif(
+    not Path("/dev/full").exists(), reason="needs a device that is always full, as on Linux"
+)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return write_set(tmp_path_factory.mktemp("tiny"), tiny_arrays())
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    """The trainer sets the process's threads."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """A function: the disk takes the first `free` files, then no more; or all after `until` of them again."""
+
+    def fill(free, until=None):
+        files = iter(range(10**6))
+
+        def fsync(descriptor):
+            number = next(files)
+            if number >= free and (until is None or number < until):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(os, "fsync", fsync)
+
+    return fill
+
+
+def figures(directory):
+    metrics = json.loads((directory / "metrics.json").read_text())
+    return {key: value for key, value in metrics.items() if key not in TIMES}
+
+
+def last_line(text):
+    return text.splitlines()[-1]
+
+
+def refused(main, *arguments):
+    with pytest.raises(SystemExit) as stop:
+        main([*map(str, arguments)])
+    assert stop.value.code == 2
+
+
+def test_a_disk_that_is_full_at_the_start_is_one_line(tiny, tmp_path, full_disk, capsys):
+    full_disk(0)
+    refused(fastlstm.train.main, "--data", tiny, *SMALL, "--out", tmp_path)
+    streams = capsys.readouterr()
+    assert streams.err == f"python -m fastlstm.train: error: {tmp_path / 'checkpoint.pt'}: {FULL}\n"
+    assert streams.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+LENGTHS = (
+    "--checkpoint-every",
+    "2",
+)  # written after 0, 2, 4, 6 and 8 iterations, then metrics.json, model.pt, pictures
+
+
+@pytest.fixture(scope="module")
+def whole(tiny, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("whole")
+    assert fastlstm.train.main(["--data", str(tiny), *SMALL, *LENGTHS, "--out", str(directory)]) == 0
+    return figures(directory)
+
+
+@pytest.mark.parametrize(
+    ("free", "until", "written"),
+    [(1, None, False), (3, None, False), (3, 4, True), (5, None, False), (6, None, True), (7, None, True)],
+)
+def test_a_disk_that_fills_up_loses_nothing(
+    tiny, whole, tmp_path, full_disk, monkeypatch, capsys, free, until, written
+):
+    full_disk(free, until)
+    refused(fastlstm.train.main, "--data", tiny, *SMALL, *LENGTHS, "--out", tmp_path)
+    monkeypatch.undo()
+    streams = capsys.readouterr()
+    done = min(2 * free, 8)
+    assert re.search(rf"^iterations +{done}\b", streams.out, re.MULTILINE)
+    assert last_line(streams.err).endswith(f"{FULL}; continue with --resume {tmp_path}")
+    assert "Traceback" not in streams.err
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
+    assert (tmp_path / "metrics.json").exists() == written
+    if written:
+        assert figures(tmp_path)["loss"] == whole["loss"][:done]
+    assert fastlstm.train.main(["--resume", str(tmp_path)]) == 0
+    assert figures(tmp_path) == whole
+
+
+def test_a_comparison_that_cannot_begin_leaves_the_first_run_s_figures(tiny, tmp_path, full_disk, capsys):
+    full_disk(2, until=3)  # of the first run's checkpoints there are two
+    refused(fastlstm.train.main, "--data", tiny, *SMALL, "--compare", "--out", tmp_path)
+    assert f"checkpoint-compare.pt: {FULL}; continue with --resume {tmp_path}\n" in capsys.readouterr().err
+    metrics = figures(tmp_path)
+    assert (metrics["iterations"], metrics["interrupted"]) == (8, False)
+    assert metrics["compare"]["iterations"] == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "reported", "interrupted"),
+    [("__init__", False, None), ("add_scalar", True, True), ("close", True, False)],
+)
+def test_a_log_for_tensorboard_that_cannot_be_written_loses_no_figures(
+    tiny, tmp_path, monkeypatch, capsys, method, reported, interrupted
+):
+    tensorboard = pytest.importorskip("torch.utils.tensorboard", reason="needs the package tensorboard")
+
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tensorboard.SummaryWriter, method, full)
+    out, board = tmp_path / "run", tmp_path / "board"
+    refused(fastlstm.train.main, "--data", tiny, *SMALL, "--out", out, "--tensorboard", board)
+    streams = capsys.readouterr()
+    assert f"python -m fastlstm.train: error: {board}: {FULL}" in last_line(streams.err)
+    assert "Traceback" not in streams.err
+    assert (out / "metrics.json").exists() == reported
+    if reported:  # of the iterations whose log failed, too
+        assert len(figures(out)["loss"]) == figures(out)["iterations"] > 0
+        assert figures(out)["interrupted"] == interrupted
+
+
+def train(tiny, out, **streams):
+    command = [sys.executable, "-m", "fastlstm.train", "--data", str(tiny), *SMALL, "--out", str(out)]
+    return subprocess.run(command, cwd=ROOT, text=True, timeout=300, **streams)
+
+
+@needs_full
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_standard_output_on_a_full_disk_loses_no_file(tiny, tmp_path, unbuffered):
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with open("/dev/full", "w") as full:
+        done = train(tiny, tmp_path, stdout=full, stderr=subprocess.PIPE, env=environment)
+    assert done.returncode == 2
+    message = f"standard output: {FULL}"
+    assert last_line(done.stderr) == f"python -m fastlstm.train: error: {message}"
+    assert "Traceback" not in done.stderr
+    assert figures(tmp_path)["iterations"] == 8
+
+
+@needs_full
+def test_progress_on_a_full_disk_is_not_shown(tiny, tmp_path):
+    with open("/dev/full", "w") as full:
+        done = train(tiny, tmp_path, stdout=subprocess.PIPE, stderr=full)
+    assert done.returncode == 0
+    assert f"metrics.json, model.pt and the pictures are in {tmp_path}" in done.stdout
+    assert (figures(tmp_path)["iterations"], figures(tmp_path)["interrupted"]) == (8, False)
+
+
+@pytest.fixture
+def run(tmp_path):
+    directory = tmp_path / "run"
+    directory.mkdir()
+    saved.save(directory / "model.pt", RowLSTM(28, 4), (28, 28))
+    return directory
+
+
+def test_pictures_that_cannot_be_written_leave_what_is_read(tmp_path, run, full_disk, capsys):
+    paths = [tmp_path / f"{name}.png" for name in "abc"]
+    for path in paths:
+        Image.fromarray(np.eye(28, dtype=np.uint8) * 255).save(path)
+    full_disk(1)
+    out = tmp_path / "out"
+    refused(fastlstm.predict.main, *paths, "--model", run, "--out", out)
+    streams = capsys.readouterr()
+    assert [line.partition(":")[0] for line in streams.out.splitlines()] == [str(path) for path in paths]
+    assert streams.err == f"python -m fastlstm.predict: error: {out / 'b.png.reading.png'}: {FULL}\n"
+    assert [path.name for path in out.iterdir()] == ["a.png.reading.png"]
+
+
+def test_an_export_that_cannot_be_written_leaves_the_old_one(tmp_path, run, full_disk, capsys):
+    out = tmp_path / "row_lstm.flstm"
+    out.write_bytes(b"old")
+    full_disk(0)
+    refused(fastlstm.export.main, run, out)
+    assert capsys.readouterr().err == f"python -m fastlstm.export: error: {out}: {FULL}\n"
+    assert out.read_bytes() == b"old"
+    assert {path.name for path in tmp_path.iterdir()} == {"run", out.name}

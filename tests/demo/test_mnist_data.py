@@ -1,0 +1,188 @@
+import gzip
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as st_np
+
+from fastlstm.mnist import data
+from fastlstm.mnist.data import Batches, DataError, load, read_idx
+from tests.helpers.idx import (
+    NAMES,
+    TEST_IMAGES,
+    TEST_LABELS,
+    TRAIN_IMAGES,
+    TRAIN_LABELS,
+    idx_bytes,
+    tiny_arrays,
+    write_idx,
+    write_set,
+)
+
+
+def refused(path, text):
+    """Expect a DataError that names `path` and then matches `text`."""
+    return pytest.raises(DataError, match=f"^{re.escape(str(path))}: {text}")
+
+
+@given(
+    array=st_np.arrays(np.uint8, st_np.array_shapes(max_dims=3, max_side=5)),
+    name=st.sampled_from(["plain", "packed.gz"]),
+)
+def test_idx_round_trip(tmp_path_factory, array, name):
+    path = tmp_path_factory.mktemp("idx") / name
+    write_idx(path, array)
+    np.testing.assert_array_equal(read_idx(path, array.ndim), array, strict=True)
+
+
+@given(content=st.binary(max_size=40), ndim=st.sampled_from([1, 3]), suffix=st.sampled_from(["", ".gz"]))
+def test_any_other_bytes_are_refused(tmp_path_factory, content, ndim, suffix):
+    assume(content[:4] != bytes([0, 0, 8, ndim]))
+    path = tmp_path_factory.mktemp("idx") / f"file{suffix}"
+    path.write_bytes(content)
+    with refused(path, "expected .*, found "):
+        read_idx(path, ndim)
+
+
+LABELS = idx_bytes(np.arange(20) % 10)
+IMAGES = idx_bytes(np.zeros((2, 5, 3)))
+
+
+@pytest.mark.parametrize(
+    ("content", "ndim", "expected", "found"),
+    [
+        pytest.param(b"", 1, "an IDX file .*magic number 0x00000801", "an empty file", id="empty"),
+        pytest.param(b"\x89PNG\r\n", 3, "an IDX file .*magic number 0x00000803", "0x89504e47", id="another format"),
+        pytest.param(LABELS, 3, "an IDX file .*with 3 dimensions", "0x00000801", id="labels for images"),
+        pytest.param(bytes([0, 0, 13, 1]) + LABELS[4:], 1, "unsigned bytes", "0x00000d01", id="floats"),
+        pytest.param(IMAGES[:10], 3, "a header of 16 bytes", "a file of 10", id="half a header"),
+        pytest.param(LABELS[:-1], 1, "28 bytes, a header of 8 and 20 values", "27", id="a byte short"),
+        pytest.param(IMAGES + b"\0", 3, "46 bytes, a header of 16 and 2 x 5 x 3 values", "47", id="a byte long"),
+        pytest.param(IMAGES[:4] + b"\xff" * 12, 3, f"{16 + (2**32 - 1) ** 3} bytes", "16", id="counts past 64 bits"),
+        pytest.param(IMAGES[:12] + b"\0" * 4, 3, "at least one value", "the shape 2 x 5 x 0", id="no columns"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_what_is_not_the_expected_idx_file_is_refused(tmp_path, content, ndim, expected, found, suffix):
+    path = tmp_path / f"file{suffix}"
+    path.write_bytes(gzip.compress(content) if suffix else content)
+    with refused(path, f"expected .*{expected}.*, found {found}$"):
+        read_idx(path, ndim)
+
+
+@pytest.mark.parametrize("damage", [lambda b: idx_bytes(np.zeros(3)), lambda b: b[:-9], lambda b: b[:30] + b"\xff" * 9])
+def test_a_file_that_is_not_whole_gzip_is_refused(tmp_path, damage):
+    path = tmp_path / "labels.gz"
+    path.write_bytes(damage(gzip.compress(idx_bytes(np.random.default_rng().integers(0, 10, 200)))))
+    with refused(path, "expected a whole gzip file, found another"):
+        read_idx(path, 1)
+
+
+def test_mnist_is_embedded_and_split_as_the_tutorial_does():
+    train, validation, test = load()
+    assert [len(split.images) for split in (train, validation, test)] == [55000, 5000, 10000]
+    whole = read_idx(data.EMBEDDED / f"{TRAIN_LABELS}.gz", 1)
+    assert whole[:5].tolist() == [5, 0, 4, 1, 9]  # the digits that MNIST is known to begin with
+    np.testing.assert_array_equal(validation.labels, whole[:5000])
+    np.testing.assert_array_equal(train.labels, whole[5000:])
+    assert test.labels[:5].tolist() == [7, 2, 1, 0, 4]
+    for split in (train, validation, test):
+        assert (split.images.dtype, split.labels.dtype) == (torch.float32, torch.int64)
+        assert split.images.shape == (len(split.labels), 28, 28)
+        assert (split.images.min(), split.images.max()) == (0, 1)
+    np.testing.assert_array_equal(
+        (255 * test.images).round().to(torch.uint8), read_idx(data.EMBEDDED / f"{TEST_IMAGES}.gz", 3)
+    )
+
+
+def test_an_embedded_file_of_another_content_is_refused(tmp_path, monkeypatch):
+    shutil.copy(data.EMBEDDED / "SHA256SUMS", tmp_path)
+    write_set(tmp_path, tiny_arrays(), ".gz")
+    monkeypatch.setattr(data, "EMBEDDED", tmp_path)
+    with refused(tmp_path / f"{TRAIN_IMAGES}.gz", "expected .* SHA-256 sum ba891046.*, found "):
+        load()
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_another_set_is_read_gzipped_or_not(tmp_path, suffix):
+    arrays = tiny_arrays(rows=1, columns=7)
+    train, validation, test = load(write_set(tmp_path, arrays, suffix))
+    for images, name in ((torch.cat((validation.images, train.images)), TRAIN_IMAGES), (test.images, TEST_IMAGES)):
+        # one rounding to float32 apart from the quotient in float64
+        np.testing.assert_allclose(images, arrays[name] / 255, rtol=6e-8, atol=0)
+    np.testing.assert_array_equal(torch.cat((validation.labels, train.labels)), arrays[TRAIN_LABELS])
+    np.testing.assert_array_equal(test.labels, arrays[TEST_LABELS])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_missing_file_is_named(tmp_path, name):
+    write_set(tmp_path, tiny_arrays())
+    (tmp_path / name).unlink()
+    with refused(tmp_path / name, f"expected this file or {name}.gz, found neither$"):
+        load(tmp_path)
+
+
+def test_a_directory_in_a_files_place_is_named(tmp_path):
+    write_set(tmp_path, tiny_arrays())
+    (tmp_path / TEST_LABELS).unlink()
+    (tmp_path / TEST_LABELS).mkdir()
+    with refused(tmp_path / TEST_LABELS, "expected a readable file, found none"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "found"), [("nowhere", "nothing"), (TRAIN_LABELS, "a file")])
+def test_the_directory_must_be_one(tmp_path, name, found):
+    write_set(tmp_path, tiny_arrays())
+    with refused(tmp_path / name, f"expected a directory .*{TEST_IMAGES}.*, found {found}$"):
+        load(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "expected", "found"),
+    [
+        (TRAIN_LABELS, lambda a: a[:-1], f"5090 labels, one for each image of {TRAIN_IMAGES}", "5089"),
+        (TEST_LABELS, lambda a: np.append(a, 0), f"130 labels, one for each image of {TEST_IMAGES}", "131"),
+        (TRAIN_LABELS, lambda a: np.append(a[1:], 10), "labels 0 to 9", "10"),
+        (TEST_LABELS, lambda a: np.append(a[1:], 47), "labels 0 to 9", "47"),
+        (TEST_IMAGES, lambda a: a[:, 1:], f"images of 4 x 3 pixels, as in {TRAIN_IMAGES}", "3 x 3"),
+    ],
+)
+def test_files_that_do_not_belong_together_are_refused(tmp_path, name, change, expected, found):
+    arrays = tiny_arrays()
+    arrays[name] = change(arrays[name])
+    write_set(tmp_path, arrays)
+    with refused(tmp_path / name, f"expected {expected}, found {found}$"):
+        load(tmp_path)
+
+
+def test_a_set_without_images_beyond_the_validation_split_is_refused(tmp_path):
+    write_set(tmp_path, tiny_arrays(train=5000))
+    with refused(tmp_path / TRAIN_IMAGES, "expected more than 5000 images, .*, found 5000$"):
+        load(tmp_path)
+
+
+def take(count, batch_size, seed, batches_taken):
+    stream = Batches(count, batch_size, torch.Generator().manual_seed(seed), "cpu")
+    return [next(stream) for _ in range(batches_taken)]
+
+
+@given(count=st.integers(1, 40), seed=st.integers(0, 2**63 - 1), batch=st.data())
+def test_each_epoch_gives_every_example_once(count, seed, batch):
+    batch_size = batch.draw(st.integers(1, count))
+    taken = take(count, batch_size, seed, 3 * count)
+    assert {len(indices) for indices in taken} == {batch_size}
+    epochs = torch.cat(taken).view(-1, count)  # a batch may lie in two of them
+    assert torch.equal(epochs.sort(1).values, torch.arange(count).expand_as(epochs))
+
+
+def test_epochs_are_shuffled_anew_and_a_seed_repeats_them():
+    taken = torch.cat(take(1000, 128, 3, 24))  # 3 epochs and a bit
+    first, second = taken[:1000], taken[1000:2000]
+    assert not torch.equal(first, torch.arange(1000))
+    assert not torch.equal(first, second)
+    assert torch.equal(taken, torch.cat(take(1000, 128, 3, 24)))
+    assert not torch.equal(taken, torch.cat(take(1000, 128, 4, 24)))

@@ -1,0 +1,371 @@
+"""The demonstration: initial weights, the training loop, what a run reports and writes, exit codes."""
+
+import json
+import math
+import re
+import signal
+
+import pytest
+import torch
+from torch import nn
+
+import fastlstm.train
+from fastlstm.mnist import pictures, report, training
+from fastlstm.mnist.data import Batches, Split, load
+from fastlstm.mnist.history import History, compare
+from fastlstm.mnist.model import RowLSTM
+from fastlstm.mnist.training import Recipe, evaluate, train
+from tests.helpers.idx import tiny_arrays, write_set
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A directory with a set that needs no care: 90 training images of 4 x 3 pixels."""
+    return write_set(tmp_path_factory.mktemp("tiny"), tiny_arrays())
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    """The trainer sets the process's threads."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def command(tiny, *more, iterations=5):
+    small = ("--batch-size", "32", "--hidden-size", "7", "--threads", "1", "--backend", "aten")
+    return fastlstm.train.main(["--data", str(tiny), "--iterations", str(iterations), *small, *map(str, more)])
+
+
+def strict_json(path):
+    def refuse(constant):
+        raise ValueError(f"{constant} is not JSON")
+
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
+@pytest.mark.parametrize(("I", "H"), [(28, 128), (1, 100), (7, 650)])
+def test_initial_weights_are_the_tutorials(I, H):
+    model = RowLSTM(I, H, 10, generator=torch.Generator().manual_seed(5))
+    lstm = model.lstm
+    limit = math.sqrt(6 / (I + H + 4 * H))
+    for weight in (lstm.weight_ih_l0, lstm.weight_hh_l0):
+        # of 400 values or more: the largest lies within 5 % of the limit, and the deviation within 10 % of a uniform's
+        assert 0.95 * limit < weight.abs().max() <= limit
+        assert weight.std().item() == pytest.approx(limit / math.sqrt(3), rel=0.1)
+    forget = slice(H, 2 * H)
+    assert (lstm.bias_ih_l0[forget] == 1).all()
+    assert lstm.bias_ih_l0.sum() == H
+    assert (lstm.bias_hh_l0 == 0).all()
+    assert model.linear.weight.std().item() == pytest.approx(1, rel=0.1)
+    assert model.linear.bias.std().item() == pytest.approx(1, rel=0.6)  # ten values
+
+
+def test_initial_weights_follow_the_generator_alone():
+    first, same, other = (
+        RowLSTM(3, 7, lstm_class=lstm_class, generator=torch.Generator().manual_seed(seed)).state_dict()
+        for lstm_class, seed in ((fastlstm.LSTM, 1), (nn.LSTM, 1), (fastlstm.LSTM, 2))
+    )
+    assert list(first) == list(same)
+    assert all(torch.equal(first[name], same[name]) for name in first)
+    assert not torch.equal(first["lstm.weight_hh_l0"], other["lstm.weight_hh_l0"])
+    assert not torch.equal(first["linear.weight"], other["linear.weight"])
+
+
+def test_rows_are_time_steps_and_the_last_state_gives_the_class():
+    model = RowLSTM(5, 7, lstm_class=nn.LSTM).double()
+    images = torch.rand(6, 9, 5, dtype=torch.float64)
+    h = c = torch.zeros(6, 7, dtype=torch.float64)
+    weights = model.lstm.all_weights[0]
+    for t in range(9):
+        h, c = torch.lstm_cell(images[:, t], (h, c), *weights)
+    expected = h @ model.linear.weight.T + model.linear.bias
+    # float64 sums of at most 9 * 12 terms near 1
+    torch.testing.assert_close(model(images), expected, rtol=1e-12, atol=1e-12)
+
+
+def seeded(lstm_class=nn.LSTM, seed=0):
+    return RowLSTM(3, 7, lstm_class=lstm_class, generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_loop_is_adam_on_the_batches(tiny):
+    split = load(tiny).train
+    history = train(seeded(), split, Recipe(iterations=12, batch_size=32, lr=0.01, seed=4))
+    model = seeded()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01, foreach=False)
+    stream = Batches(len(split.labels), 32, torch.Generator().manual_seed(4), "cpu")
+    for step in range(12):
+        indices = next(stream)
+        logits = model(split.images[indices])
+        loss = nn.functional.cross_entropy(logits, split.labels[indices])
+        assert history.loss[step] == pytest.approx(loss.item(), rel=1e-4)  # float32, drifting over 12 steps
+        right = (logits.argmax(1) == split.labels[indices]).sum().item()
+        assert history.accuracy[step] == pytest.approx(right / 32, abs=0.5 / 32)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert len(history.loss) == len(history.accuracy) == len(history.seconds) == 12
+    assert min(history.seconds) > 0
+    assert not history.interrupted
+
+
+def test_a_set_that_is_easy_is_learnt(tiny):
+    data = load(tiny)
+    model = RowLSTM(3, 32, generator=torch.Generator().manual_seed(0))
+    chance = evaluate(model, data)
+    train(model, data.train, Recipe(iterations=300, batch_size=64, lr=0.01))
+    assert chance.test_accuracy < 0.4
+    assert evaluate(model, data).test_accuracy > 0.6
+    assert evaluate(model, data).validation_accuracy > 0.6
+
+
+def test_scores_count_the_images_read_rightly(tiny):
+    data = load(tiny)
+    model = seeded()
+    scores = evaluate(model, data)
+    with torch.no_grad():
+        read = [model(split.images).argmax(1) for split in (data.test, data.validation)]
+    assert torch.equal(scores.predictions, read[0])
+    right = read[0] == data.test.labels
+    assert scores.test_accuracy == pytest.approx(right.sum().item() / 130)
+    assert scores.test_accuracy_first_128 == pytest.approx(right[:128].sum().item() / 128)
+    assert scores.validation_accuracy == pytest.approx((read[1] == data.validation.labels).sum().item() / 5000)
+
+
+def test_the_verbose_lines_are_the_tutorials(tiny, capsys):
+    history = train(seeded(), load(tiny).train, Recipe(iterations=25, batch_size=32), verbose=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        f"Iter {iteration * 32}, Minibatch Loss= {history.loss[iteration - 1]:.6f}, "
+        f"Training Accuracy= {history.accuracy[iteration - 1]:.5f}"
+        for iteration in (10, 20)
+    ]
+
+
+def test_the_progress_bar_tells_loss_and_accuracy(tiny, capsys):
+    history = train(seeded(), load(tiny).train, Recipe(iterations=3, batch_size=32), name="small")
+    bar = capsys.readouterr().err
+    assert "small: 100%" in bar
+    assert f"loss {history.loss[-1]:.4f}, accuracy {history.accuracy[-1]:.3f}" in bar
+
+
+def test_a_run_reports_and_writes(tiny, tmp_path, capsys):
+    out = tmp_path / "new" / "run"
+    assert command(tiny, "--out", out, "--seed", 3) == 0
+    written = {"metrics.json", "model.pt", "checkpoint.pt", "training.png", "mistakes.png", "reading.png"}
+    assert {path.name for path in out.iterdir()} == written  # no temporary names
+
+    metrics = strict_json(out / "metrics.json")
+    assert len(metrics["loss"]) == len(metrics["accuracy"]) == metrics["iterations"] == 5
+    assert metrics["ms_per_iteration"] == pytest.approx(1000 * metrics["seconds"] / 5)
+    assert metrics["images_per_second"] == pytest.approx(5 * 32 / metrics["seconds"])
+    told = {"device": "cpu", "backend": "aten", "seed": 3, "batch_size": 32, "hidden_size": 7, "lr": 1e-3, "threads": 1}
+    assert metrics.items() >= told.items()
+    assert metrics["interrupted"] is False
+    assert "compare" not in metrics
+
+    data = load(tiny)
+    saved = torch.load(out / "model.pt", weights_only=True)
+    model = RowLSTM(**saved["config"])
+    model.load_state_dict(saved["state_dict"])
+    scores = evaluate(model, data)
+    # another backend may read a doubtful image otherwise
+    assert metrics["test_accuracy"] == pytest.approx(scores.test_accuracy, abs=1.5 / 130)
+    assert metrics["validation_accuracy"] == pytest.approx(scores.validation_accuracy, abs=5 / 5000)
+    assert (out / "training.png").read_bytes().startswith(PNG)
+
+    text = capsys.readouterr().out
+    assert f"{round(128 * metrics['test_accuracy_first_128'])}/128" in text
+    assert f"{metrics['test_accuracy']:.2%}" in text
+    assert f"{metrics['ms_per_iteration']:.2f}" in text
+    assert str(out) in text
+
+
+def test_without_out_nothing_is_written(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert command(tiny) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_seed_repeats_a_run(tiny):
+    data = load(tiny)
+    first, same, other = (
+        training.run({"small": fastlstm.LSTM}, data, Recipe(iterations=5, batch_size=32, hidden_size=7, seed=seed))
+        for seed in (1, 1, 2)
+    )
+    assert first["small"].history.loss == same["small"].history.loss
+    assert first["small"].history.loss != other["small"].history.loss
+
+
+def test_compare_trains_torchs_lstm_on_the_same_batches(tiny, tmp_path, capsys):
+    assert command(tiny, "--compare", "--out", tmp_path, "--backend", "auto", iterations=10) == 0
+    metrics = strict_json(tmp_path / "metrics.json")
+    theirs = metrics["compare"]
+    assert (metrics["lstm"], theirs["lstm"]) == ("fastlstm.LSTM", "torch.nn.LSTM")
+    assert metrics["backend"] != "auto"  # what ran
+    # float32: one loss differs by rounding, ten steps of Adam carry it on
+    assert theirs["loss"] == pytest.approx(metrics["loss"], rel=1e-4)
+    differences = [abs(a - b) for a, b in zip(metrics["loss"], theirs["loss"], strict=True)]
+    assert theirs["loss_difference"] == theirs["loss_difference_first_100"] == max(differences)
+    assert theirs["time_ratio"] == pytest.approx(theirs["ms_per_iteration_median"] / metrics["ms_per_iteration_median"])
+    for key in ("test_accuracy", "test_accuracy_first_128", "validation_accuracy", "iterations", "seconds"):
+        assert key in theirs
+    text = capsys.readouterr().out
+    assert "torch.nn.LSTM" in text
+    assert f"medians: {theirs['time_ratio']:.2f}" in text
+
+
+def test_the_difference_of_the_first_100_losses_stops_there():
+    ours, theirs = (History(1, loss=[1.0] * 150, seconds=[0.5] * 150) for _ in range(2))
+    theirs.loss[40], theirs.loss[100] = 1.25, 3.0
+    theirs.seconds = [1.0] * 150
+    assert compare(ours, theirs) == {
+        "loss_difference": 2.0,
+        "loss_difference_first_100": 0.25,
+        "time_ratio": 2.0,
+        "time_ratio_mean": 2.0,
+    }
+
+
+def test_a_comparison_of_nothing_and_of_nan():
+    done = History(1, loss=[1.0, math.nan, 1.0], seconds=[0.5] * 3)
+    assert set(compare(done, History(1)).values()) == {None}
+    assert math.isnan(compare(done, done)["loss_difference"])
+
+
+@pytest.fixture
+def ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_arrives_where_a_shell_has_it_ignored(ignored, ctrl_c):
+    with pytest.raises(KeyboardInterrupt):
+        ctrl_c()
+
+
+def interrupting(ctrl_c, after):
+    """An LSTM that sends Ctrl-C's signal in training call number `after`, the three of the warm-up not counted."""
+
+    class InterruptingLSTM(nn.LSTM):
+        calls = 0
+
+        def __init__(self, *sizes, backend=None):
+            super().__init__(*sizes)
+
+        def forward(self, *inputs):
+            self.calls += self.training
+            if self.training and self.calls == after + 3:
+                ctrl_c()
+            return super().forward(*inputs)
+
+    return InterruptingLSTM
+
+
+@pytest.mark.parametrize("done", [0, 1, 4])
+def test_ctrl_c_ends_the_run_and_what_there_is_is_written(tiny, tmp_path, monkeypatch, capsys, ctrl_c, done):
+    monkeypatch.setattr(fastlstm.train, "LSTM", interrupting(ctrl_c, done + 1))
+    assert command(tiny, "--compare", "--out", tmp_path, iterations=1000) == 130
+    metrics = strict_json(tmp_path / "metrics.json")
+    assert metrics["interrupted"] is True
+    assert metrics["iterations"] == len(metrics["loss"]) == done
+    assert (metrics["ms_per_iteration"] is None) == (done == 0)
+    assert "compare" not in metrics
+    assert torch.load(tmp_path / "model.pt", weights_only=True)["config"]["hidden_size"] == 7
+    assert (tmp_path / "training.png").read_bytes().startswith(PNG)
+    assert f"{done} (interrupted)" in capsys.readouterr().out
+
+
+def test_ctrl_c_in_the_comparison_compares_what_both_did(tiny, tmp_path, monkeypatch, ctrl_c):
+    monkeypatch.setattr(fastlstm.train, "TorchLSTM", interrupting(ctrl_c, 4))
+    assert command(tiny, "--compare", "--out", tmp_path, iterations=10) == 130
+    metrics = strict_json(tmp_path / "metrics.json")
+    assert (metrics["iterations"], metrics["interrupted"]) == (10, False)
+    assert (metrics["compare"]["iterations"], metrics["compare"]["interrupted"]) == (3, True)
+    assert metrics["compare"]["loss_difference"] < 1e-4  # rounding, over the three both did
+
+
+def test_ctrl_c_before_training_is_one_line(tiny, tmp_path, monkeypatch, capsys, ctrl_c):
+    monkeypatch.setattr(fastlstm.train, "LSTM", interrupting(ctrl_c, 0))
+    assert command(tiny, "--out", tmp_path) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_loss_that_is_not_finite_is_null_in_the_metrics(tiny, tmp_path):
+    assert command(tiny, "--lr", "1e38", "--out", tmp_path, iterations=4) == 0
+    metrics = strict_json(tmp_path / "metrics.json")
+    assert metrics["loss"][0] > 0
+    assert None in metrics["loss"]
+    assert (tmp_path / "training.png").read_bytes().startswith(PNG)
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one(tiny, tmp_path):
+    data = load(tiny)
+    runs = training.run({"small": nn.LSTM}, data, Recipe(iterations=1, batch_size=8, hidden_size=2))
+    (tmp_path / "metrics.json").write_text("old")
+    with pytest.raises(TypeError):
+        report.write(tmp_path, {"unwritable": object()}, runs, data.test)
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
+    assert (tmp_path / "metrics.json").read_text() == "old"
+
+
+@pytest.mark.parametrize("wrong", [0, 1, 47, 48, 49])
+def test_any_number_of_mistakes_is_drawn(tmp_path, wrong):
+    test = Split(torch.rand(60, 5, 3), torch.arange(60) % 10)
+    read = test.labels.clone()
+    read[:wrong] = 9 - read[:wrong]
+    curves = History(8, loss=[1.0] * 30, accuracy=[0.5] * 30)
+    scores = training.Scores(0.1, 0.2, 0.3, nn.functional.one_hot(read, 10).float())
+    figure = pictures.training({"small": training.Run(seeded(), curves, scores)}, test)
+    mistakes = figure.axes[2]
+    assert [text.get_text() for text in mistakes.texts] == [f"{i % 10} → {9 - i % 10}" for i in range(min(wrong, 48))]
+    assert mistakes.get_title().startswith(f"{wrong} of 60 test images read wrongly")
+    assert ("the first 48" in mistakes.get_title()) == (wrong > 48)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--iterations", "0"), r"argument --iterations: must be a whole number from 1 to \d+, got '0'"),
+        (("--batch-size", "-3"), r"argument --batch-size: must be a whole number from 1 to \d+, got '-3'"),
+        (("--batch-size", "91"), "argument --batch-size: must be at most 90, the number of training images, got 91"),
+        (("--hidden-size", "1.5"), r"argument --hidden-size: must be a whole number from 1 to \d+, got '1.5'"),
+        (("--threads", "many"), r"argument --threads: must be a whole number from 1 to \d+, got 'many'"),
+        (("--seed", "-1"), r"argument --seed: must be a whole number from 0 to \d+, got '-1'"),
+        (("--lr", "0"), "argument --lr: must be a number above 0, got '0'"),
+        (("--lr", "nan"), "argument --lr: must be a number above 0, got 'nan'"),
+        (("--lr", "fast"), "argument --lr: must be a number above 0, got 'fast'"),
+        (("--device", "tpu"), "argument --device: invalid choice: 'tpu' .*"),
+        (("--device", "cuda"), "argument --device: cuda needs a GPU that torch can use, found none"),
+        (("--backend", "nothing"), "argument --backend: invalid choice: 'nothing' .*"),
+        (("--data", "nowhere"), "argument --data: nowhere: expected a directory with the files .*, found nothing"),
+        (
+            ("--out", __file__),
+            f"argument --out: must be a directory or the name of a new one, got {re.escape(__file__)} .*",
+        ),
+        (("--frobnicate",), "unrecognized arguments: --frobnicate"),
+    ],
+)
+def test_a_bad_argument_is_one_line_that_names_it(tiny, monkeypatch, capsys, arguments, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as stop:
+        command(tiny, *arguments)
+    assert stop.value.code == 2
+    streams = capsys.readouterr()
+    assert re.fullmatch(f"python -m fastlstm.train: error: {message}\n", streams.err)
+    assert streams.out == ""
+
+
+def test_a_backend_that_cannot_run_here_says_why(tiny, monkeypatch, capsys):
+    def choose(*arguments, **options):
+        raise RuntimeError("the loom backend needs wool")
+
+    monkeypatch.setattr(fastlstm.train.dispatch, "choose", choose)
+    with pytest.raises(SystemExit) as stop:
+        command(tiny)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.endswith("error: argument --backend: the loom backend needs wool\n")

@@ -1,0 +1,132 @@
+"""Every cell state, and one step at a time."""
+
+import re
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+import fastlstm
+from tests.helpers.modules import assert_close, assert_same_gradients, both_backends, pair, randn
+
+pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+
+
+def cell_loop(lstm, x, hx):
+    """Every cell state of the last layer, each layer and direction a loop over `torch.nn.LSTMCell`."""
+    D = 2 if lstm.bidirectional else 1
+    for layer in range(lstm.num_layers):
+        outputs, cells = [], []
+        for direction in range(D):
+            k = layer * D + direction
+            cell = nn.LSTMCell(x.shape[-1], lstm.hidden_size, dtype=x.dtype)
+            weights = dict(zip(("weight_ih", "weight_hh", "bias_ih", "bias_hh"), lstm.all_weights[k], strict=True))
+            h, c = hx[0][k], hx[1][k]
+            hs, cs = [], []
+            for x_t in x.unbind(0) if direction == 0 else x.flip(0).unbind(0):
+                h, c = torch.func.functional_call(cell, weights, (x_t, (h, c)))
+                hs.append(h)
+                cs.append(c)
+            step = 1 if direction == 0 else -1
+            outputs.append(torch.stack(hs[::step]))
+            cells.append(torch.stack(cs[::step]))
+        x = torch.cat(outputs, -1)
+    return torch.cat(cells, -1)
+
+
+@both_backends
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_cells_equal_a_cell_loop(backend, layers, bidirectional):
+    theirs, ours = pair(3, 5, layers, bidirectional=bidirectional, backend=backend)
+    states = layers * (2 if bidirectional else 1)
+    x, h_0, c_0 = randn(6, 4, 3), randn(states, 4, 5), randn(states, 4, 5)
+    expected = cell_loop(theirs, x, (h_0, c_0))
+    output, (h_n, c_n), cells = ours(x, (h_0, c_0), return_cells=True)
+    reference, ends = theirs(x, (h_0, c_0))
+    assert_close(output, reference)
+    assert_same_gradients(ours, theirs, [h_n, c_n, cells], [*ends, expected], [x, h_0, c_0])
+    ours.batch_first = True
+    assert_close(ours(x.transpose(0, 1), (h_0, c_0), return_cells=True)[2].transpose(0, 1), cells)
+
+
+def test_cells_of_packed_input():
+    _, ours = pair(3, 5, bidirectional=True)
+    x, lengths = randn(6, 3, 3), torch.tensor([2, 6, 3])
+    packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
+    cells, _ = pad_packed_sequence(ours(packed, return_cells=True)[2])
+    expected = ours(x, lengths=lengths, return_cells=True)[2]
+    for b, n in enumerate(lengths):
+        assert_close(cells[:n, b], expected[:n, b])
+
+
+@both_backends
+@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.parametrize("arguments", [{}, {"num_layers": 3}, {"proj_size": 2}, {"num_layers": 2, "bias": False}])
+def test_steps_equal_forward(backend, arguments, batched):
+    if "proj_size" in arguments:
+        backend = "reference"  # the kernels have no projections
+    theirs, ours = pair(3, 5, backend=backend, **arguments)
+    batch = (4,) if batched else ()
+    x = randn(6, *batch, 3)
+    expected, ends = theirs(x)
+    outputs, state = [], None
+    for x_t in x:
+        h_t, state = ours.step(x_t, state)
+        outputs.append(h_t)
+    assert_same_gradients(ours, theirs, [torch.stack(outputs), *state], [expected, *ends], [x])
+
+
+def test_step_drops_as_forward():
+    _, ours = pair(3, 5, 3, dropout=0.5)
+    x = randn(4, 3)
+    torch.manual_seed(1)
+    expected, ends = ours(x.unsqueeze(0))
+    torch.manual_seed(1)
+    output, state = ours.step(x)
+    assert_close(output, expected[0])
+    for a, b in zip(state, ends, strict=True):
+        assert_close(a, b)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "x_t", "state", "error", "message"),
+    [
+        ({"bidirectional": True}, (2, 3), None, ValueError, "step needs a module of one direction"),
+        ({}, (1, 2, 3), None, ValueError, "Expected x_t to be 1D or 2D, got 3D instead"),
+        ({}, (2, 4), None, RuntimeError, "input.size(-1) must be equal to input_size. Expected 3, got 4"),
+        ({}, (4,), None, RuntimeError, "input.size(-1) must be equal to input_size. Expected 3, got 4"),
+        ({}, (2, 3), ((1, 2, 5),), RuntimeError, "lstm expects two hidden states"),
+        ({}, (2, 3), ((2, 5), (2, 5)), RuntimeError, "Expected state[0] size (1, 2, 5), got [2, 5]"),
+        ({}, (2, 3), ((1, 2, 5), (1, 3, 5)), RuntimeError, "Expected state[1] size (1, 2, 5), got [1, 3, 5]"),
+        ({}, (3,), ((1, 1, 5), (1, 1, 5)), RuntimeError, "Expected state[0] size (1, 5), got [1, 1, 5]"),
+        ({"dtype": torch.float64}, (2, 3), None, ValueError, "torch.float32"),
+        ({"device": "meta"}, (2, 3), None, RuntimeError, "found input tensor at cpu and parameter tensor at meta"),
+    ],
+)
+def test_bad_steps(arguments, x_t, state, error, message):
+    state = state if state is None else tuple(torch.zeros(size) for size in state)
+    with pytest.raises(error, match=re.escape(message)):
+        fastlstm.LSTM(3, 5, **arguments).step(torch.zeros(x_t), state)
+
+
+def test_step_gives_an_output_of_its_own():
+    lstm = fastlstm.LSTM(3, 4)
+    with torch.no_grad():
+        h, (h_n, _) = lstm.step(torch.randn(2, 3))
+        before = h_n.clone()
+        h.zero_()
+    assert torch.equal(h_n, before)
+
+
+def test_16_bit_steps_keep_no_large_buffers():
+    """What a step of many rows is computed in goes with it."""
+    cell = fastlstm.LSTMCell(64, 64, dtype=torch.bfloat16)
+    with torch.no_grad():
+        for B in (1, 2000, 1, 2001, 2000):
+            x, h, c = (torch.zeros(B, 64, dtype=torch.bfloat16) for _ in range(3))
+            for _ in range(2):  # the second finds the weights packed
+                cell(x, (h, c))
+    kept = getattr(vars(cell)["_slots"][0].layer.packed, "wide", {})  # of the numba backend
+    assert sum(a.nbytes for sets in kept.values() for one in sets for part in one for a in part) < 1 << 16

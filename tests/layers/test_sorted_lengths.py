@@ -1,0 +1,215 @@
+"""Batches sorted by length, as packed ones are: rows past their end are left out of products, and of nothing else."""
+
+import numpy as np
+import pytest
+import torch
+from numba import njit
+from torch.nn.utils.rnn import pack_padded_sequence
+
+import fastlstm
+from fastlstm import packing
+from fastlstm.backends import numba
+from fastlstm.backends.numba.arguments import FORWARD
+from fastlstm.backends.numba.shared import share_rows_alive
+from fastlstm.backends.reference import HOLD
+from tests.helpers.layers import NAMES, Layer, compare, error
+
+# Of the largest value: float64's roundings of a few hundred terms, and of float32's, in sums over up to 1000 rows
+TOLERANCES = {torch.float64: 1e-13, torch.float32: 2e-5}
+# T, B, I, H: rows split between threads or units; chunks of one step, of several, of half a step's rows, and few rows
+SIZES = [
+    (9, 70, 5, 40),
+    (6, 64, 33, 20),
+    (11, 16, 20, 37),
+    (3, 130, 4, 16),
+    (5, 200, 3, 7),
+    (4, 6, 40, 150),
+    (3, 3, 2, 5),
+]
+
+needs_products_of_16_bits = pytest.mark.skipif(
+    numba.most_pieces() < 1, reason="the processor has no fast products of bfloat16"
+)
+
+
+def sorted_layer(size, reverse=False, resets=False):
+    layer = Layer(*size, reverse=reverse)
+    T, B = size[:2]
+    lengths = torch.randint(0, T + 1, (B,)).sort(descending=True).values
+    layer.mask = (torch.arange(T).unsqueeze(1) >= lengths).int() * HOLD
+    if resets:
+        layer.mask = torch.where((layer.mask == 0) & (torch.rand(T, B) < 0.2), 1, layer.mask)
+    return layer
+
+
+@pytest.mark.parametrize("resets", [False, True])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", SIZES)
+def test_outputs_and_gradients(size, dtype, reverse, resets):
+    layers = [sorted_layer(size, reverse, resets) for _ in range(2)]
+    seen = set()
+    for name, got, want in compare(layers, dtype, "numba"):
+        assert error(got, want) < TOLERANCES[dtype], name
+        seen.add(name)
+    assert seen == set(NAMES)
+
+
+@pytest.mark.parametrize("pieces", [0, pytest.param(1, marks=needs_products_of_16_bits)])
+@pytest.mark.parametrize("size", SIZES)
+def test_rows_past_their_end_are_not_computed(size, pieces, poisoned):
+    """Their gates are zero, which no sigmoid is."""
+    layer = sorted_layer(size)
+    x, h_0, c_0, weight_ih, weight_hh, *_ = layer.to(torch.float32, requires_grad=False)
+    h, _, _, c, gates = numba.forward(x, weight_ih, weight_hh, None, h_0, c_0, layer.mask, False, True, pieces)
+    rows = (gates == 0).all(-1).all(1)  # (T,B)
+    assert not any(a.isnan().any() for a in (h, c, gates))
+    assert torch.equal(rows, layer.mask == HOLD)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # the second by products of 16 bits, where it can
+@pytest.mark.parametrize("H", [20, 150])
+def test_a_row_alone_has_the_same_bits(H, dtype):
+    lstm, x = fastlstm.LSTM(5, H, dtype=dtype), torch.randn(9, 70, 5, dtype=dtype)
+    lengths = torch.linspace(9, 1, 70).long()
+    output, (h_n, c_n) = lstm(pack_padded_sequence(x, lengths))
+    padded, _ = torch.nn.utils.rnn.pad_packed_sequence(output)
+    for b in (0, 35, 69):
+        n = int(lengths[b])
+        alone, (h, c) = lstm(x[:n, b : b + 1])
+        assert torch.equal(padded[:n, b : b + 1], alone)
+        assert torch.equal(h_n[:, b], h[:, 0])
+        assert torch.equal(c_n[:, b], c[:, 0])
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}, {"bias": False}])
+def test_rows_in_any_order_are_put_in_order(options, batch_first, monkeypatch):
+    """Where that pays: with the same bits, but for the weights' sums, whose terms come in another order."""
+    T, B = 7, 30
+    lstm = fastlstm.LSTM(5, 9, batch_first=batch_first, dtype=torch.float64, **options)
+    x = torch.randn(B, T, 5, dtype=torch.float64) if batch_first else torch.randn(T, B, 5, dtype=torch.float64)
+    count = lstm.num_layers * (2 if lstm.bidirectional else 1)
+    inputs = [x, *torch.randn(2, count, B, 9, dtype=torch.float64)]
+    inputs = [a.requires_grad_() for a in inputs]
+    lengths = torch.randint(0, T + 3, (B,), dtype=torch.int16) // 2
+    masks = {"lengths": lengths, "return_cells": True}
+    if not lstm.bidirectional:
+        masks["reset"] = torch.rand(x.shape[:2]) < 0.2
+    orders, results = [], []
+
+    def seen(*args):
+        orders.append(packing.longest_first(*args))
+        return orders[-1]
+
+    monkeypatch.setattr("fastlstm.module.longest_first", seen)
+    monkeypatch.setattr(packing, "WIDE", 1)
+    for worth in (1 << 60, 0):
+        monkeypatch.setattr(packing, "WORTH", worth)
+        output, (h_n, c_n), cells = lstm(inputs[0], tuple(inputs[1:]), **masks)
+        loss = output.sin().sum() + (h_n * c_n).sum() + cells.cos().sum()
+        gradients = torch.autograd.grad(loss, [*inputs, *lstm.parameters()], create_graph=True)
+        second = torch.autograd.grad(gradients[0].pow(2).sum(), inputs)
+        with torch.no_grad():
+            inferred = lstm(inputs[0], tuple(inputs[1:]), **masks)[0]
+        results.append(([output, h_n, c_n, cells, inferred], [*gradients, *second]))
+    assert orders[0] is None
+    assert torch.equal(orders[-1].sort().values, torch.arange(B))
+    assert results[0][0][0].stride() == results[1][0][0].stride()
+    for a, b in zip(results[0][0], results[1][0], strict=True):
+        assert torch.equal(a, b)
+    for a, b in zip(results[0][1], results[1][1], strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-11)  # sums of up to 210 terms
+
+
+def test_what_is_not_put_in_order(monkeypatch):
+    assert packing.longest_first(torch.tensor([1, 4, 2]), 4, 500, 500) is None  # three rows of four steps
+    monkeypatch.setattr(packing, "WORTH", 0)
+    lengths = torch.tensor([1, 4, 2])
+    assert packing.longest_first(lengths, 4, 500, 9) is None  # narrow
+    monkeypatch.setattr(packing, "WIDE", 1)
+    assert packing.longest_first(lengths, 4, 5, 9).tolist() == [1, 2, 0]
+    assert packing.longest_first(torch.tensor([4, 2, 1]), 4, 5, 9) is None  # it is in order
+    assert packing.longest_first(torch.tensor([4, 3, 4]), 4, 5, 9) is None  # little to leave out
+    assert packing.longest_first(lengths.to("meta"), 4, 5, 9) is None
+    lstm, x = fastlstm.LSTM(5, 9), torch.randn(4, 3, 5)
+    want = lstm(x, lengths=lengths)[0]
+    x_each, lengths_each = x.unsqueeze(0).repeat(2, 1, 1, 1), torch.stack((lengths, lengths))
+    torch.testing.assert_close(torch.func.vmap(lambda x, n: lstm(x, lengths=n)[0])(x_each, lengths_each)[1], want)
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_the_number_of_threads_changes_no_bit(shuffled):
+    """Threads share steps where lengths are sorted, and rows where they are not."""
+    lstm, x = fastlstm.LSTM(5, 40), torch.randn(9, 70, 5)
+    lengths = torch.randint(0, 10, (70,)).sort(descending=True).values
+    lengths = lengths[torch.randperm(70)] if shuffled else lengths
+    results, threads = [], torch.get_num_threads()
+    try:
+        for count in (1, 2, 3, 5):
+            torch.set_num_threads(count)
+            output, (h_n, c_n) = lstm(x, lengths=lengths)
+            gradients = torch.autograd.grad(output.sin().sum() + (h_n * c_n).sum(), list(lstm.parameters()))
+            results.append([output, h_n, c_n, *gradients])
+    finally:
+        torch.set_num_threads(threads)
+    for alone, *others in zip(*results, strict=True):
+        for other in others:
+            assert torch.equal(other, alone)
+
+
+@njit
+def rows_of_part(B, T, mask, part, parts):
+    a = np.zeros(1, FORWARD)
+    a[0].B, a[0].T, a[0].rows, a[0].mask = B, T, B, mask
+    return share_rows_alive(a[0], part, parts)
+
+
+def test_every_row_belongs_to_one_part():
+    """Parts of sorted lengths, however many, follow each other and have like shares of the steps."""
+    for _ in range(50):
+        T, B, parts = (int(torch.randint(1, n, ())) for n in (9, 40, 12))
+        lengths = torch.randint(0, T + 1, (B,)).sort(descending=True).values
+        mask = packing.step_mask(T, torch.device("cpu"), None, lengths)
+        bounds = [rows_of_part(B, T, mask.data_ptr(), part, parts) for part in range(parts)]
+        assert [first for first, _ in bounds] == [0, *(last for _, last in bounds[:-1])]
+        assert bounds[-1][1] == B
+        for first, last in bounds:
+            assert first <= last
+            assert first % 2 == 0 or first == B
+            if int((lengths < T).sum()):
+                assert int(lengths[first:last].sum()) <= int(lengths.sum()) / parts + 2 * T
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("size", SIZES)
+def test_products_of_16_bits(size, reverse):
+    """Sorted, and in any other order: the same bits, but for the weights' sums, whose terms come in another order."""
+    T, B, I, H = size
+    lstm = fastlstm.LSTM(I, H, bidirectional=reverse, dtype=torch.bfloat16)
+    x, lengths = torch.randn(T, B, I).bfloat16(), torch.randint(0, T + 1, (B,)).sort(descending=True).values
+    order = torch.randperm(B)
+    want, (h_n, c_n) = lstm(x[:, order], lengths=lengths[order])
+    output, states = lstm(x, lengths=lengths)
+    for got, shuffled in zip((output, *states), (want, h_n, c_n)):
+        assert torch.equal(got[:, order], shuffled)
+    got = torch.autograd.grad(output.float().sum(), list(lstm.parameters()))
+    shuffled = torch.autograd.grad(want.float().sum(), list(lstm.parameters()))
+    for a, b in zip(got, shuffled):
+        assert error(a, b.double()) < 1e-2  # two roundings to 8 bits
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_packed_input_of_16_bits_under_autocast(dtype):
+    lstm, lengths = fastlstm.LSTM(5, 7, num_layers=2), torch.tensor([6, 4, 2])
+    data = pack_padded_sequence(torch.randn(6, 3, 5).to(dtype), lengths)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = lstm(data)[0].data
+        assert torch.equal(output, lstm(data._replace(data=data.data.bfloat16()))[0].data)
+
+
+def test_packed_input_whatever_the_default_device_is():
+    lstm, data = fastlstm.LSTM(3, 4), pack_padded_sequence(torch.randn(5, 2, 3), torch.tensor([5, 2]))
+    want = lstm(data)[0].data
+    with torch.device("meta"):
+        assert torch.equal(lstm(data)[0].data, want)

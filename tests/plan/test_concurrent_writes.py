@@ -1,0 +1,98 @@
+"""Threads that write to weights while others call: what is kept of the weights is of one state of them."""
+
+import threading
+
+import pytest
+import torch
+
+import fastlstm
+from tests.helpers.layers import CPU_BACKENDS
+
+KINDS = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def at_once(*functions):
+    """Run the functions in threads of their own that begin together."""
+    begin = threading.Barrier(len(functions))
+
+    def run(function):
+        begin.wait()
+        function()
+
+    threads = [threading.Thread(target=run, args=(function,)) for function in functions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def infer(module, x):
+    with torch.no_grad():
+        return module(x)[0]
+
+
+def write_elements(module):
+    elements = module.weight_hh_l0.data.view(-1)
+    for k in range(6):
+        elements[37 * k] += 1
+
+
+def swap_in_and_out(module):
+    """As an average of the weights is evaluated between two training steps."""
+    weights = module.weight_hh_l0.data
+    own = weights.clone()
+    for _ in range(6):
+        weights.copy_(own + 1)
+        weights.copy_(own)
+
+
+@pytest.mark.parametrize("write", [write_elements, swap_in_and_out])
+@pytest.mark.parametrize("dtype", KINDS, ids=str)
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_a_call_after_the_writes_sees_them(backend, dtype, write):
+    module, x = fastlstm.LSTM(40, 100, backend=backend, dtype=dtype), torch.randn(2, 3, 40, dtype=dtype)
+    for _ in range(25):
+        module.flatten_parameters()  # what the threads then pack
+        at_once(lambda: infer(module, x), lambda: infer(module, x), lambda: write(module))
+        got = infer(module, x)
+        module.flatten_parameters()
+        assert torch.equal(got, infer(module, x))
+
+
+def test_gradients_after_the_writes_are_right():
+    module, x = fastlstm.LSTM(40, 100), torch.randn(1, 3, 40, requires_grad=True)
+
+    def gradients():
+        return torch.autograd.grad(module(x)[0].sum(), x)[0]
+
+    for _ in range(25):
+        module.flatten_parameters()
+        at_once(gradients, gradients, lambda: swap_in_and_out(module))
+        got = gradients()
+        module.flatten_parameters()
+        assert torch.equal(got, gradients())
+
+
+@pytest.mark.parametrize("warm", [False, True])
+@pytest.mark.parametrize("kind", ["cell", "sequence"])
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_weights_written_between_the_passes_count_in_both_as_torchs_do(backend, kind, warm):
+    """A write that PyTorch does not count is no error there: each pass takes the weights as it finds them."""
+    name, results = "LSTMCell" if kind == "cell" else "LSTM", []
+    theirs, ours = getattr(torch.nn, name)(5, 33), getattr(fastlstm, name)(5, 33, backend=backend)
+    ours.load_state_dict(theirs.state_dict())
+    x, h_0, c_0 = torch.randn(3, 5), torch.randn(3, 33), torch.randn(3, 33)
+    for module in (theirs, ours):
+        shape = () if kind == "cell" else (1,)
+        inputs = [a.expand(*shape, -1, -1).clone().requires_grad_() for a in (x, h_0, c_0)]
+
+        def call(module=module, inputs=inputs):
+            return module(inputs[0], (inputs[1], inputs[2]))[0].sum()
+
+        for _ in range(2 * warm):
+            call().backward()
+        loss = call()
+        dict(module.named_parameters())["weight_hh" if kind == "cell" else "weight_hh_l0"].data.mul_(3)
+        results.append(torch.autograd.grad(loss, inputs))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)

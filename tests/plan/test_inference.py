@@ -1,0 +1,373 @@
+"""Weights that stay packed while no gradient is wanted: the same bits as without, and never stale."""
+
+import copy
+import gc
+import itertools
+import os
+import pickle
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fastlstm
+from tests.helpers.layers import CPU_BACKENDS, needs_native
+
+
+@pytest.fixture(params=CPU_BACKENDS, autouse=True, scope="module")
+def backend(request):
+    with fastlstm.use_backend(request.param):
+        yield request.param
+
+
+def both(module, x, hx=None):
+    """What the module gives without gradients, and with: the second packs its weights at every call."""
+    with torch.no_grad():
+        packed = module(x, hx)
+    return packed, module(x, hx)
+
+
+def flat(result):
+    output, states = result
+    return [output, *states] if isinstance(states, tuple) else [output, states]
+
+
+def assert_same_bits(module, x, hx=None):
+    for got, want in zip(*map(flat, both(module, x, hx)), strict=True):
+        assert torch.equal(got, want.detach())
+
+
+def slots(module):
+    return [slot.layer for slot in vars(module).get("_slots", {}).values()]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=st.tuples(*(st.sampled_from([1, 2, 7, 19]) for _ in range(3)), st.sampled_from([1, 7, 16, 33, 100])),
+    options=st.fixed_dictionaries(
+        {"num_layers": st.integers(1, 2), "bidirectional": st.booleans(), "bias": st.booleans()}
+    ),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]),
+    states=st.booleans(),
+)
+def test_the_same_bits_as_with_gradients(sizes, options, dtype, states):
+    T, B, I, H = sizes
+    lstm = fastlstm.LSTM(I, H, dtype=dtype, **options)
+    k = options["num_layers"] * (1 + options["bidirectional"])
+    hx = (torch.randn(k, B, H, dtype=dtype), torch.randn(k, B, H, dtype=dtype)) if states else None
+    x = torch.randn(T, B, I, dtype=dtype)
+    for _ in range(2):  # packs, then finds them packed
+        assert_same_bits(lstm, x, hx)
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_what_does_not_suit_kept_weights_is_told_as_nn_lstm_tells_it(batch_first):
+    ours, theirs = fastlstm.LSTM(5, 6, batch_first=batch_first), torch.nn.LSTM(5, 6, batch_first=batch_first)
+    x, h, c = torch.randn(*((3, 4) if batch_first else (4, 3)), 5), torch.randn(1, 3, 6), torch.randn(1, 3, 6)
+    bad = [
+        (x[..., :4], None), (x.double(), None), (x[0, 0], None), (x.unsqueeze(0), None), (x, (h, c, c)),
+        (x, (h, c[:, :2])), (x, (h[..., :5], c)), (x, (h.expand(2, 3, 6), c)), (x, (h[0], c[0])),
+    ]  # fmt: skip
+    with torch.no_grad():
+        for _ in range(2):
+            ours(x, (h, c))
+        for arguments in bad:
+            with pytest.raises((RuntimeError, ValueError)) as expected:
+                theirs(*arguments)
+            with pytest.raises(expected.type) as got:
+                ours(*arguments)
+            assert str(got.value) == str(expected.value)
+        for arguments in ((x, [h, c]), (x[0], (h[:, 0], c[:, 0])), (x[:0] if not batch_first else x[:, :0], (h, c))):
+            for a, b in zip(flat(ours(*arguments)), flat(both(ours, *arguments)[1])):
+                assert torch.equal(a, b)
+    assert slots(ours) != [None]
+
+
+@pytest.mark.parametrize("B", [1, 7])
+def test_what_one_call_is_given_does_not_reach_the_next(B):
+    """The arguments of a call serve the next of its shape."""
+    lstm, x = fastlstm.LSTM(5, 33), torch.randn(4, B, 5)
+    hx = torch.randn(1, B, 33), torch.randn(1, B, 33)
+    reset, lengths = torch.zeros(4, B, dtype=torch.bool), torch.full((B,), 2)
+    reset[2] = True
+    calls = [(hx, {}), (None, {}), (hx, {"lengths": lengths}), (None, {"reset": reset}), (hx, {"reset": reset})]
+    want = [[a.detach() for a in flat(lstm(x, states, **masks))] for states, masks in calls]  # packs at every call
+    assert not any(torch.equal(a[0], b[0]) for a, b in itertools.combinations(want, 2))
+    with torch.no_grad():
+        for _ in range(3):
+            for (states, masks), expected in zip(calls, want):
+                assert all(map(torch.equal, flat(lstm(x, states, **masks)), expected))
+
+
+def test_a_layer_that_is_dropped_leaves_no_cycle():
+    """Someone who trains with the collector off packs weights at every step of a cell's loop."""
+    cell, x, hx = fastlstm.LSTMCell(5, 7), torch.randn(3, 5), (torch.randn(3, 7), torch.randn(3, 7))
+
+    def step():
+        cell.zero_grad()
+        sum(state.sum() for state in cell(x, hx)).backward()
+        with torch.no_grad():
+            cell.bias_ih.add_(0.1)
+
+    gc.disable()
+    try:
+        for _ in range(5):
+            step()
+        gc.collect()
+        before = len(gc.get_objects())
+        for _ in range(100):
+            step()
+        grown = len(gc.get_objects()) - before
+    finally:
+        gc.enable()
+    assert grown < 100  # a cycle a step would leave many times that
+
+
+@pytest.mark.parametrize("B", [1, 7])
+def test_a_cell_and_a_step(B):
+    cell, lstm = fastlstm.LSTMCell(5, 33), fastlstm.LSTM(5, 33)
+    lstm.load_state_dict({f"{name}_l0": value for name, value in cell.state_dict().items()})
+    x, hx = torch.randn(B, 5), (torch.randn(B, 33), torch.randn(B, 33))
+    with torch.no_grad():
+        for _ in range(2):
+            h, c = cell(x, hx)
+            h_t, (h_n, c_n) = lstm.step(x, (hx[0][None], hx[1][None]))
+    h_want, c_want = cell(x, hx)
+    for got, want in ((h, h_want), (c, c_want), (h_t, h_want), (h_n[0], h_want), (c_n[0], c_want)):
+        assert torch.equal(got, want.detach())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_step_of_16_bits_in_memory_used_again(dtype):
+    """Made in inference mode or not, by whichever thread, for another number of rows in between."""
+    cell = fastlstm.LSTMCell(5, 19, dtype=dtype)
+    calls = []
+    for B in (3, 1, 3, 0):
+        x, hx = torch.randn(B, 5, dtype=dtype), (torch.randn(B, 19, dtype=dtype), torch.randn(B, 19, dtype=dtype))
+        calls.append((x, hx, [a.detach() for a in cell(x, hx)]))
+    kept = []
+    for mode in (torch.inference_mode, torch.no_grad, torch.inference_mode):
+        for x, hx, want in calls:
+            with mode():
+                got = cell(x, hx)
+            assert all(map(torch.equal, got, want))
+            kept.append((got, want))
+    for got, want in kept:  # nothing that is used again is handed out
+        assert all(map(torch.equal, got, want))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_the_first_call_may_be_in_inference_mode(dtype):
+    lstm = fastlstm.LSTM(5, 19, num_layers=2, bidirectional=True, dtype=dtype)
+    x = torch.randn(4, 3, 5, dtype=dtype)
+    want = flat(lstm(x))
+    for mode in (torch.inference_mode, torch.no_grad, torch.inference_mode):
+        with mode():
+            got = flat(lstm(x))
+        assert all(map(torch.equal, got, want))
+    lstm(x)[0].float().sum().backward()  # and a training step may follow
+    assert all(parameter.grad is not None for parameter in lstm.parameters())
+
+
+def test_packed_weights_are_kept_from_call_to_call(backend):
+    lstm, x = fastlstm.LSTM(5, 7, num_layers=2), torch.randn(3, 2, 5)
+    with torch.no_grad():
+        lstm(x)
+        first = slots(lstm)
+        lstm(x)
+    assert len(first) == 2
+    assert {layer.backend for layer in first} == {backend}
+    assert all(a is b for a, b in zip(first, slots(lstm), strict=True))
+    lstm.flatten_parameters()
+    assert slots(lstm) == []
+
+
+@needs_native
+def test_another_backend_packs_anew():
+    lstm, x = fastlstm.LSTM(5, 7), torch.randn(3, 2, 5)
+    for name in ("native", "numba", "native"):
+        with fastlstm.use_backend(name):
+            assert_same_bits(lstm, x)
+            assert_same_bits(lstm, x)  # by what the last call has packed
+            assert [layer.backend for layer in slots(lstm)] == [name]
+
+
+def test_the_default_device_may_be_another_at_the_first_call(backend):
+    code = """
+import torch, fastlstm
+lstm, x = fastlstm.LSTM(5, 7), torch.randn(3, 2, 5)
+with torch.device("meta"):
+    lstm(x)
+lstm(x)[1][0].sum().backward()
+assert lstm.weight_hh_l0.grad.isfinite().all()
+"""
+    environment = {**os.environ, "FASTLSTM_BACKEND": backend}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_batch_of_none():
+    lstm = fastlstm.LSTM(5, 7)
+    for _ in range(2):
+        assert_same_bits(lstm, torch.randn(3, 0, 5))
+
+
+def test_strided_input_and_states():
+    lstm, signal = fastlstm.LSTM(5, 33), torch.randn(40)
+    windows = signal.unfold(0, 5, 1)[:30].unfold(0, 3, 1).mT  # (28, 3, 5), where even rows of one step overlap
+    state = torch.randn(1, 33, 3).mT
+    for x in (windows, torch.randn(5, 3, 28).permute(2, 1, 0), torch.randn(3, 5).expand(28, 3, 5)):
+        assert_same_bits(lstm, x, (state, state.flip(1)))
+
+
+def test_other_weights_for_one_call():
+    lstm, x = fastlstm.LSTM(5, 7), torch.randn(3, 2, 5)
+    other = {name: torch.randn_like(value) for name, value in lstm.named_parameters()}
+    with torch.no_grad():
+        before = lstm(x)[0]
+        got = torch.func.functional_call(lstm, other, (x,))[0]
+        assert torch.equal(lstm(x)[0], before)
+    assert torch.equal(got, torch.func.functional_call(lstm, other, (x,))[0])
+    assert not torch.equal(got, before)
+
+
+def test_gradients_are_never_lost():
+    lstm, x = fastlstm.LSTM(5, 7), torch.randn(3, 2, 5)
+    with torch.no_grad():
+        lstm(x)
+    assert lstm(x)[0].requires_grad
+    lstm.requires_grad_(False)
+    assert not lstm(x)[0].requires_grad
+    assert lstm(x.clone().requires_grad_())[0].requires_grad
+    assert lstm(x, (torch.zeros(1, 2, 7, requires_grad=True), torch.zeros(1, 2, 7)))[0].requires_grad
+    with torch.inference_mode():
+        assert torch.equal(lstm(x)[0], lstm(x.clone())[0])
+
+
+def test_copies_and_pickles_hold_no_packed_weights():
+    lstm, x = fastlstm.LSTM(5, 7), torch.randn(3, 2, 5)
+    with torch.no_grad():
+        want = lstm(x)[0]
+    for twin in (copy.deepcopy(lstm), pickle.loads(pickle.dumps(lstm))):
+        assert slots(twin) in ([], [None])
+        with torch.no_grad():
+            assert torch.equal(twin(x)[0], want)
+    assert "_slots" not in vars(lstm.to_torch())
+    assert list(lstm.state_dict()) == ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"]
+
+
+def test_wrong_input_still_gets_its_error():
+    lstm, x = fastlstm.LSTM(5, 7), torch.randn(3, 2, 5)
+    with torch.no_grad():
+        lstm(x)
+        with pytest.raises(RuntimeError, match=r"Expected 5, got 6"):
+            lstm(torch.randn(3, 2, 6))
+        with pytest.raises(RuntimeError, match=r"hidden"):
+            lstm(x, (torch.zeros(1, 2, 8), torch.zeros(1, 2, 7)))
+        lstm.weight_hh_l0 = torch.nn.Parameter(torch.randn(28, 6))
+        with pytest.raises(ValueError, match=r"weight_hh must have shape \(28, 7\), got \(28, 6\)"):
+            lstm(x)
+
+
+@pytest.mark.parametrize("bad", ["list", "no state", "half a state", "float state", "width", "device", "dtype"])
+def test_a_cell_that_ran_before_raises_as_one_that_did_not(bad):
+    x, h, c = torch.randn(2, 5), torch.randn(2, 6), torch.randn(2, 6)
+    calls = {
+        "list": ([[0.0] * 5], (h, c)),
+        "no state": (None, (h, c)),
+        "half a state": (x, (h, None)),
+        "float state": (x, (1.0, c)),
+        "width": (x, (h, torch.randn(2, 7))),
+        "device": (x, (h, c.to("meta"))),
+        "dtype": (x, (h.double(), c)),
+    }
+    warm, cold = (fastlstm.LSTMCell(5, 6) for _ in range(2))
+    errors = []
+    with torch.no_grad():
+        for cell in (warm, warm):
+            cell(x, (h, c))
+        for cell in (warm, cold):
+            with pytest.raises((RuntimeError, ValueError, TypeError, AttributeError)) as error:
+                cell(*calls[bad])
+            errors.append((type(error.value), str(error.value)))
+    assert errors[0] == errors[1]
+
+
+def test_many_threads_share_a_module():
+    # little arithmetic and many biases: a write to what the calls share would show
+    lstm, inputs = fastlstm.LSTM(1, 512), [torch.randn(2, 1, 1) for _ in range(4)]
+    with torch.no_grad():
+        want = [lstm(x)[0] for x in inputs]
+    lstm.flatten_parameters()
+    wrong = []
+
+    def loop(k):
+        with torch.no_grad():
+            wrong.extend(k for _ in range(1000) if not torch.equal(lstm(inputs[k])[0], want[k]))
+
+    threads = [threading.Thread(target=loop, args=(k,)) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=120)
+    assert not any(thread.is_alive() for thread in threads)
+    assert wrong == []
+
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs Linux's /proc")
+def test_resident_memory_stays_flat():
+    lstm, x = fastlstm.LSTM(8, 16), torch.randn(1, 1, 8)
+
+    def run(calls):
+        with torch.no_grad():
+            for _ in range(calls):
+                lstm(x)
+        for _ in range(calls // 20):
+            lstm(x)[0].sum().backward()
+        gc.collect()
+
+    run(2_000)
+    before = resident()
+    run(100_000)
+    assert resident() - before < 4 << 20  # 100 000 calls that keep 42 bytes each would show
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("H", [7, 16, 37])
+def test_directions_leave_their_outputs_side_by_side(backend, dtype, H, poisoned):
+    lstm = fastlstm.LSTM(5, H, num_layers=2, bidirectional=True, dtype=dtype)
+    x, lengths = torch.randn(6, 3, 5, dtype=dtype), torch.tensor([6, 0, 4])
+    calls = {}, {"lengths": lengths}
+    want = [lstm(x, **options) for options in calls]
+    with torch.no_grad():
+        got = [lstm(x, **options) for options in calls]
+    for pair in zip(got, want):
+        for a, b in zip(*map(flat, pair), strict=True):
+            assert torch.equal(a, b.detach())
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_masks_over_packed_weights(backend, monkeypatch):
+    """Resets and lengths without gradients take the kept weights, and give what they give with gradients."""
+    module, x = fastlstm.LSTM(5, 33, backend=backend), torch.randn(7, 6, 5)
+    hx = torch.randn(1, 6, 33), torch.randn(1, 6, 33)
+    for options in ({"reset": torch.rand(7, 6) < 0.3}, {"lengths": torch.tensor([7, 0, 3, 1, 7, 5])}):
+        want, states = module(x, hx, **options)
+        with torch.no_grad():
+            module(x)
+            packed, calls = vars(module)["_slots"][0].layer, []
+            monkeypatch.setattr(packed, "forward", lambda *a, f=packed.forward, c=calls, **k: c.append(k) or f(*a, **k))
+            got, kept_states = module(x, hx, **options)
+            assert len(calls) == 1
+            monkeypatch.undo()
+        assert torch.equal(got, want)
+        assert all(map(torch.equal, kept_states, states))

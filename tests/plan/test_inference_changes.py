@@ -1,0 +1,186 @@
+"""Changes of weights that stay packed: every one is seen, counted by PyTorch or not."""
+
+import sys
+import threading
+
+import pytest
+import torch
+
+import fastlstm
+from tests.plan.test_inference import assert_same_bits, backend, slots  # noqa: F401  the backends, for every test
+
+
+def set_row(a):
+    a[3] = 1
+
+
+def set_column(a):
+    a[:, 2] = 0.25
+
+
+CHANGES = {
+    "in place": lambda m: torch.no_grad()(m.weight_hh_l0.mul_)(1.5),
+    "one element": lambda m: torch.no_grad()(m.weight_ih_l0[6, 1].fill_)(3.0),
+    "replaced": lambda m: setattr(m, "weight_ih_l0", torch.nn.Parameter(torch.randn(28, 5))),
+    "loaded": lambda m: m.load_state_dict({k: v + 0.5 for k, v in m.state_dict().items()}),
+    "optimised": lambda m: m(torch.randn(2, 2, 5))[0].sum().backward() or torch.optim.SGD(m.parameters(), 1.0).step(),
+    "other data": lambda m: setattr(m.weight_hh_l0, "data", torch.randn(28, 7)),
+    "data, all of it": lambda m: m.weight_ih_l0.data.mul_(1.5),
+    "data, a row": lambda m: set_row(m.weight_hh_l0.data),
+    "data, a column of weight_ih": lambda m: set_column(m.weight_ih_l0.data),
+    "data, a column of weight_hh": lambda m: set_column(m.weight_hh_l0.data),
+    "data, one bias": lambda m: m.bias_hh_l0.data[5].fill_(2.0),
+    "numpy, a row": lambda m: set_row(m.weight_ih_l0.detach().view(torch.uint8).numpy()),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_of_weights_that_autocast_casts_is_seen(change, dtype):
+    lstm, x = fastlstm.LSTM(5, 7), torch.randn(3, 2, 5)
+    state = torch.randn(1, 2, 7), torch.randn(1, 2, 7)
+    with torch.autocast("cpu", dtype), torch.no_grad():
+        before = lstm(x, state)[0]
+        kept = vars(lstm)["_slots"][0].cast
+        assert torch.equal(lstm(x, state)[0], before)
+        assert vars(lstm)["_slots"][0].cast is kept
+    CHANGES[change](lstm)
+    with torch.autocast("cpu", dtype):
+        assert_same_bits(lstm, x, state)
+        with torch.no_grad():
+            assert not torch.equal(lstm(x, state)[0], before)
+
+
+def test_weights_are_kept_as_autocast_casts_them():
+    """For each dtype anew, beside those of calls without autocast, and never what comes from elsewhere."""
+    lstm, x = fastlstm.LSTM(5, 7, bidirectional=True), torch.randn(3, 2, 5)
+    with torch.no_grad():
+        plain = lstm(x)[0]
+        results = {}
+        for dtype in (torch.bfloat16, torch.float16, torch.bfloat16):
+            with torch.autocast("cpu", dtype):
+                output = lstm(x)[0]
+                assert output.dtype == dtype
+                assert torch.equal(results.setdefault(dtype, output), output)
+                assert torch.equal(lstm(x.to(dtype))[0], output)
+        assert torch.equal(lstm(x)[0], plain)
+        for slot in vars(lstm)["_slots"].values():
+            assert slot.layer is not None
+            assert slot.cast.takes == torch.bfloat16
+        with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match="5"):
+            lstm(torch.randn(3, 2, 4))
+        with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match=r"hidden\[0\]"):
+            lstm(x, (torch.randn(2, 3, 7), torch.randn(2, 3, 7)))
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("given", [False, True])
+def test_the_short_way_under_autocast_is_the_long_one(batch_first, given):
+    lstm, x = fastlstm.LSTM(5, 7, batch_first=batch_first), torch.randn(3, 3, 5)
+    hx = (torch.randn(1, 3, 7), torch.randn(1, 3, 7)) if given else None
+    with torch.no_grad():
+        lstm(x, hx)
+        for dtype in (torch.bfloat16, torch.float16, torch.bfloat16):
+            with torch.autocast("cpu", dtype):
+                first = lstm(x, hx)
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr("fastlstm.functional.infer_cast", None)
+                    short = lstm(x, hx)
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr("fastlstm.module.plain_sequence", lambda *arguments: None)
+                    long = lstm(x, hx)
+                for a, b, c in zip(*([y, *states] for y, states in (first, short, long)), strict=True):
+                    assert a.dtype == b.dtype == c.dtype == dtype
+                    assert a.shape == b.shape == c.shape
+                    assert torch.equal(a, c)
+                    assert torch.equal(b, c)
+                assert lstm(x.double(), None)[0].dtype == torch.float64  # which autocast leaves alone
+                with pytest.raises(RuntimeError, match="5"):
+                    lstm(torch.randn(3, 3, 4), hx)
+        assert lstm(x, hx)[0].dtype == torch.float32
+
+
+@pytest.mark.parametrize("narrow", ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0"])
+def test_parameters_of_two_dtypes_under_autocast(narrow):
+    """They are cast at every call: what looks for changes reads all of them as one dtype."""
+    lstm, x = fastlstm.LSTM(5, 7), torch.randn(3, 2, 5)
+    parameter = getattr(lstm, narrow)
+    parameter.data = parameter.data.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        want = lstm(x)[0]
+        with torch.no_grad():
+            for _ in range(3):
+                assert torch.equal(lstm(x)[0], want)
+    assert all(slot.cast is None for slot in vars(lstm).get("_slots", {}).values())
+
+
+def test_a_change_of_float64_weights_under_autocast_is_seen():
+    """Of which the kernel compares no more than half."""
+    lstm, x = fastlstm.LSTM(5, 7).double(), torch.randn(3, 2, 5)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        lstm.weight_ih_l0.fill_(0.5)
+        before = lstm(x)[0]
+        assert torch.equal(lstm(x)[0], before)
+        lstm.weight_ih_l0.data.fill_(0.25)
+        assert not torch.equal(lstm(x)[0], before)
+
+
+def test_a_cell_under_autocast_takes_what_its_weights_do():
+    for dtype, other in ((torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)):
+        cell = fastlstm.LSTMCell(5, 7, dtype=dtype)
+        x, hx = torch.randn(2, 5, dtype=dtype), (torch.randn(2, 7, dtype=dtype), torch.randn(2, 7, dtype=dtype))
+        with torch.no_grad():
+            want, _ = cell(x, hx), cell(x, hx)
+            with torch.autocast("cpu", torch.bfloat16):
+                for given in (x, x.to(other)):
+                    found = cell(given, hx)
+                    assert found[0].dtype == dtype
+                    same = given is x or dtype == torch.bfloat16
+                    assert torch.equal(found[0], want[0] if same else cell(given.float(), hx)[0])
+
+
+def test_threads_share_weights_that_autocast_casts():
+    """While one of them changes a weight, all find kept weights complete."""
+    lstm, x, failures = fastlstm.LSTM(5, 7), torch.randn(3, 2, 5), []
+
+    def work(changes):
+        try:
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+                for _ in range(200):
+                    lstm(x)
+                    if changes:
+                        lstm.weight_ih_l0.add_(0)
+        except Exception as failure:
+            failures.append(failure)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    threads = [threading.Thread(target=work, args=(k == 0,)) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    sys.setswitchinterval(interval)
+    assert failures == []
+
+
+@pytest.mark.parametrize("name", ["weight_hh_l0", "bias_ih_l0"])
+def test_weights_that_are_not_contiguous_are_not_packed(name):
+    lstm, x = fastlstm.LSTM(5, 7), torch.randn(3, 2, 5)
+    strided = torch.randn(7, 28).mT if name == "weight_hh_l0" else torch.randn(56)[::2]
+    setattr(lstm, name, torch.nn.Parameter(strided))
+    with torch.no_grad():
+        lstm(x)
+    getattr(lstm, name).data.mul_(3)
+    assert_same_bits(lstm, x)
+    assert slots(lstm) == [None]
+
+
+@pytest.mark.parametrize("kind", [fastlstm.LSTM, fastlstm.LSTMCell])
+def test_a_move_drops_the_packed_weights(kind):
+    module = kind(5, 7)
+    with torch.no_grad():
+        module(torch.randn(3, 5))
+    assert len(slots(module)) == 1
+    module.to("meta")
+    assert slots(module) == []

@@ -1,0 +1,146 @@
+"""What a call returns is the caller's: no gradient shares memory with another, no state of a batch is a view."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.rnn import pack_padded_sequence
+
+import fastlstm
+from fastlstm import ops
+from fastlstm.function import LSTMBackward
+from tests.helpers.layers import needs_native
+
+pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+BACKENDS = ("numba", pytest.param("native", marks=needs_native), "reference")  # aten's gradients are torch's own
+MODULES = {
+    "a sequence": lambda **o: (fastlstm.LSTM(5, 7, **o), (4, 2, 5)),
+    "layers and directions": lambda **o: (fastlstm.LSTM(5, 7, 2, bidirectional=True, **o), (4, 2, 5)),
+    "a step": lambda **o: (fastlstm.LSTM(5, 7, **o), (1, 2, 5)),
+    "a cell": lambda **o: (fastlstm.LSTMCell(5, 7, **o), (2, 5)),
+}
+
+
+def loss(module, x):
+    """Of the output, or a cell's h."""
+    return module(x)[0].square().sum()
+
+
+def differentiate(module, x, **options):
+    return torch.autograd.grad(loss(module, x), list(module.parameters()), **options)
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("kind", MODULES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_gradient_changed_in_place_changes_no_other(backend, kind, dtype, again):
+    module, size = MODULES[kind](backend=backend, dtype=dtype)
+    x = torch.randn(size, dtype=dtype)
+    gradients = differentiate(module, x, create_graph=again)
+    before = [a.detach().clone() for a in gradients]
+    with torch.no_grad():
+        for k, a in enumerate(gradients):
+            a.mul_(k + 2)
+    for k, (a, b) in enumerate(zip(gradients, before)):
+        assert torch.equal(a, b * (k + 2))
+
+
+def test_second_derivatives_of_two_biases_are_apart():
+    """Those that come of the gradients alone, as where h and c are held fixed: otherwise autograd adds to them."""
+    x, weights = torch.randn(4, 2, 5), [a.detach().requires_grad_() for a in fastlstm.LSTM(5, 7).parameters()]
+    with torch.no_grad():
+        h, _, _, c, gates = ops.forward(x, *weights, None, None, None, False, True, "numba")
+    layer = x, *weights, None, None, None, h, c, gates
+    needs = [False, True, True, True, False, False]
+    first = LSTMBackward.apply(torch.randn_like(h), None, None, None, *layer, False, needs, "numba")
+    ih, hh = torch.autograd.grad(sum(a.square().sum() for a in first[1:4]), weights[2:])
+    before = hh.clone()
+    ih.zero_()
+    assert torch.equal(hh, before)
+    assert before.any()
+
+
+class Gates(nn.Module):
+    """A bias as four rows, of which the module takes a view."""
+
+    def forward(self, rows):
+        return rows.view(-1)
+
+    def right_inverse(self, bias):
+        return bias.view(4, -1).clone()
+
+
+@pytest.mark.parametrize("kind", MODULES)
+def test_gradients_of_biases_that_are_views_add_up(kind):
+    """Autograd takes such gradients as they are; shared, each would be added to twice."""
+    module, size = MODULES[kind]()
+    x = torch.randn(size)
+    for name in [name for name, _ in module.named_parameters() if "bias" in name]:
+        parametrize.register_parametrization(module, name, Gates())
+    once = differentiate(module, x)
+    for times in (1, 2, 3):
+        loss(module, x).backward()
+        for a, b in zip(module.parameters(), once):
+            torch.testing.assert_close(a.grad, times * b, rtol=1e-6, atol=1e-6)  # a rounding of each sum
+
+
+CALLS = {
+    "states": lambda m, x, s: m(x, s),
+    "states in a list": lambda m, x, s: m(x, list(s)),
+    "none": lambda m, x, s: m(x),
+    "packed": lambda m, x, s: m(pack_padded_sequence(x, [4, 2]), s),
+    "packed, unsorted": lambda m, x, s: m(pack_padded_sequence(x, [2, 4], enforce_sorted=False), s),
+    "no rows": lambda m, x, s: m(x[:, :0], tuple(a[:, :0] for a in s)),
+    "one step": lambda m, x, s: m(x[:1], s),
+    "autocast": lambda m, x, s: torch.autocast("cpu", torch.bfloat16)(m)(x, s),
+}
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+@pytest.mark.parametrize("options", [{}, {"proj_size": 3}, {"num_layers": 2}, {"dtype": torch.float64}], ids=str)
+@pytest.mark.parametrize("call", CALLS)
+def test_states_are_detached_and_changed_in_place(call, options, gradients):
+    """As truncated backpropagation and burn-in do."""
+    options = {"dtype": torch.float32} | options
+    theirs, scale = nn.LSTM(5, 7, **options), torch.full((1,), 0.5, requires_grad=True)
+    module, dtype = fastlstm.LSTM.from_torch(copy.deepcopy(theirs)), options["dtype"]
+    x, layers = torch.randn(4, 2, 5, dtype=dtype), options.get("num_layers", 1)
+    states = torch.randn(layers, 2, options.get("proj_size", 7), dtype=dtype), torch.randn(layers, 2, 7, dtype=dtype)
+    for _ in range(3):  # the first packs weights, which others have
+        results = []
+        for each in (theirs, module):
+            with torch.set_grad_enabled(gradients):
+                _, found = CALLS[call](each, x, states)
+            for a in found:
+                if gradients:
+                    a.detach_()
+                a.mul_(scale.to(a.dtype))
+            results.append(found)
+        for want, got in zip(*results):
+            # of bfloat16 two neighbours, otherwise some roundings of values within 1
+            bound = 1e-2 if got.dtype == torch.bfloat16 else 1e-5
+            torch.testing.assert_close(got, want, rtol=0, atol=bound, check_dtype=False)  # autocast's is its own test
+
+
+def test_what_is_saved_is_not_copied():
+    """Torch has copies of these; here autograd notices that they have changed."""
+    module, x = fastlstm.LSTM(5, 7, batch_first=True), torch.randn(2, 4, 5)
+    output, _ = module(x)
+    x.zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
+    module, x = fastlstm.LSTM(5, 7, dtype=torch.float64), torch.randn(4, 2, 5, dtype=torch.float64)
+    output, _ = module(x)
+    output.relu_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
+    cell, x = fastlstm.LSTMCell(5, 7), torch.randn(2, 5)
+    cell.weight_ih.requires_grad_(False)
+    cell.weight_hh.requires_grad_(False)
+    h, _ = cell(x)
+    x.zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        h.sum().backward()

@@ -1,0 +1,324 @@
+"""A time step a call, with gradients: the weights stay packed from one step to the next, and nothing else changes."""
+
+import gc
+import threading
+import weakref
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.autograd import forward_ad
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import checkpoint
+
+import fastlstm
+from fastlstm import ops
+from fastlstm.backends.numba import host, prepared
+from fastlstm.functional import lstm_cell
+from tests.helpers.layers import CPU_BACKENDS, Layer
+
+
+def pair(I, H, dtype=torch.float64, **options):
+    theirs, ours = (module(I, H, dtype=dtype, **options) for module in (nn.LSTMCell, fastlstm.LSTMCell))
+    ours.load_state_dict(theirs.state_dict())
+    return theirs, ours
+
+
+def unrolled(cell, xs, state):
+    outputs = []
+    for x in xs:
+        state = cell(x, state)
+        outputs.append(state[0])
+    return torch.stack(outputs), *state
+
+
+def packed_of(cell):
+    return vars(cell)["_slots"][0].layer
+
+
+@pytest.fixture(params=CPU_BACKENDS)
+def backend(request):
+    with fastlstm.use_backend(request.param):
+        yield request.param
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@settings(max_examples=30, deadline=None)
+@given(
+    st.sampled_from([1, 7, 40, 129]), st.sampled_from([1, 7, 66]), st.sampled_from([1, 7, 33, 100]), st.booleans(),
+    st.booleans(), st.booleans(),
+)  # fmt: skip
+def test_training_a_loop_of_cells(backend, B, I, H, bias, x_grad, state_grad):
+    """Outputs and every gradient, over updates of the weights in place. 1e-12 of the largest: float64, 4 steps."""
+    modules = pair(I, H, bias=bias)
+    xs = torch.randn(4, B, I, dtype=torch.float64)
+    state = torch.randn(2, B, H, dtype=torch.float64)
+    for _ in range(3):
+        results = []
+        with fastlstm.use_backend(backend):
+            for module in modules:
+                leaves = [xs.clone().requires_grad_(x_grad), state.clone().requires_grad_(state_grad)]
+                outputs = unrolled(module, leaves[0], tuple(leaves[1]))
+                inputs = [a for a in leaves if a.requires_grad] + list(module.parameters())
+                loss = sum((a * (k + 1)).sum() for k, a in enumerate(outputs))
+                results.append([*outputs, *torch.autograd.grad(loss, inputs)])
+                with torch.no_grad():
+                    for p in module.parameters():
+                        p.mul_(0.9)
+        for theirs, ours in zip(*results, strict=True):
+            assert (theirs - ours).abs().max() <= 1e-12 * theirs.abs().max().clamp(min=1)
+
+
+@pytest.mark.parametrize("size", [(1, 28, 128), (9, 5, 33), (40, 100, 7)])
+def test_the_bits_of_weights_packed_for_one_call(size, two_threads, backend):
+    B, I, H = size
+    cell = fastlstm.LSTMCell(I, H)
+    x, h, c = (torch.randn(B, n).requires_grad_() for n in (I, H, H))
+    weights = (cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh)
+    inputs = [x, h, c, *weights]
+    cell(x, (h, c))
+    results = []
+    for h_1, c_1 in (cell(x, (h, c)), lstm_cell(x, (h, c), *weights)):
+        results.append([h_1, c_1, *torch.autograd.grad((h_1 * c_1).sum(), inputs)])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_packed_once_for_all_steps_of_an_update():
+    cell = fastlstm.LSTMCell(5, 6)
+    xs = torch.randn(4, 2, 5)
+    state = torch.zeros(2, 6), torch.zeros(2, 6)
+    cell(xs[0], state)
+    first = packed_of(cell)
+    assert first.transposed is None  # until a backward pass wants it
+    unrolled(cell, xs, state)[0].sum().backward()
+    assert packed_of(cell) is first
+    assert first.transposed is not None
+    torch.optim.SGD(cell.parameters(), 0.1).step()
+    cell(xs[0], state)
+    assert packed_of(cell) is not first
+    cell.flatten_parameters()
+    assert "_slots" not in vars(cell)
+
+
+def test_a_single_step_of_a_layer():
+    lstm = fastlstm.LSTM(5, 6)
+    x = torch.randn(1, 2, 5)
+    lstm(x)[0].sum().backward()
+    packed = packed_of(lstm)
+    assert packed.transposed is None  # nobody wanted a gradient of the state or of x
+    lstm(x)
+    assert packed_of(lstm) is packed
+    lstm(torch.randn(2, 2, 5))
+    assert packed_of(lstm) is packed  # more steps pack their own: at the next call the weights are others
+
+
+def test_weights_written_past_the_version_counter(backend):
+    theirs, ours = pair(5, 6)
+    x, state = torch.randn(2, 5, dtype=torch.float64), (torch.randn(2, 6, dtype=torch.float64),) * 2
+    ours(x, state)
+    for module in (theirs, ours):
+        module.weight_hh.data.mul_(1.5)
+    for _ in range(2):
+        results = []
+        for module in (theirs, ours):
+            leaf = state[0].clone().requires_grad_()
+            h, c = module(x, (leaf, state[1]))
+            results.append([h, c, *torch.autograd.grad((h + c).sum(), [leaf, *module.parameters()])])
+        assert max((a - b).abs().max() for a, b in zip(*results, strict=True)) < 1e-13
+
+
+def test_a_fused_optimizer_which_no_version_counts(backend):
+    """Ids 12 and 15 touch two columns of 40: a search of some elements would miss what the optimizer changes."""
+    losses = []
+    for module in pair(40, 10, bias=False):
+        x = torch.eye(40, dtype=torch.float64)[[12, 15]]
+        optimizer = torch.optim.SGD(module.parameters(), 1.0, fused=True)
+        losses.append([])
+        for _ in range(4):
+            optimizer.zero_grad()
+            loss = (module(x, (x.new_zeros(2, 10),) * 2)[0] - 1).pow(2).mean()
+            loss.backward()
+            optimizer.step()
+            losses[-1].append(loss.item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-12)
+    assert losses[1][0] > losses[1][-1]
+
+
+@pytest.mark.parametrize("name", ["weight_ih", "weight_hh", "bias_ih", "bias_hh"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_any_single_element_written_past_the_version_counter(dtype, name, backend):
+    cell = fastlstm.LSTMCell(30, 150, dtype=dtype)  # more than one digest for weight_hh
+    x, state = torch.randn(2, 30, dtype=dtype), tuple(torch.randn(2, 2, 150, dtype=dtype))
+    weights = (cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh)
+    flat = getattr(cell, name).data.view(-1)
+    for place in (*range(0, flat.numel(), flat.numel() // 23), flat.numel() - 1):
+        cell(x, state)
+        flat[place] += 1
+        for got, want in zip(cell(x, state), lstm_cell(x, state, *weights), strict=True):
+            assert torch.equal(got, want)
+
+
+def test_gradcheck_which_writes_through_data(backend):
+    cell = fastlstm.LSTMCell(3, 4, dtype=torch.float64)
+    x, state = torch.randn(2, 3, dtype=torch.float64), tuple(torch.randn(2, 2, 4, dtype=torch.float64))
+    assert torch.autograd.gradcheck(lambda *_: cell(x, state), tuple(cell.parameters()))
+
+
+def test_weights_saved_as_copies(backend):
+    """What a hook kept counts, not what the parameter holds by the time of the backward pass."""
+    results = []
+    x, state = torch.randn(2, 5, dtype=torch.float64), torch.randn(2, 2, 6, dtype=torch.float64)
+    for module in pair(5, 6):
+        leaves = [x.clone().requires_grad_(), state.clone().requires_grad_()]
+        with saved_tensors_hooks(lambda t: t.clone(), lambda t: t):
+            h, _ = module(leaves[0], tuple(leaves[1]))
+        with torch.no_grad():
+            module.weight_ih.mul_(2)
+            module.weight_hh.mul_(2)
+        results.append(torch.autograd.grad(h.sum(), leaves))
+    assert max((a - b).abs().max() for a, b in zip(*results, strict=True)) < 1e-14
+
+
+def test_a_graph_that_is_kept_keeps_no_packed_weights(backend):
+    cell = fastlstm.LSTMCell(5, 6)
+    loss = cell(torch.randn(2, 5), (torch.randn(2, 6), torch.randn(2, 6)))[0].sum()
+    packed = weakref.ref(packed_of(cell))
+    cell.flatten_parameters()
+    gc.collect()
+    assert packed() is None
+    loss.backward()
+
+
+def test_transposed_weights_belong_to_the_packed_ones():
+    """Changed and restored in between, through .data: what was packed for one product fits the other's."""
+    theirs, ours = pair(5, 6)
+    x, state = torch.randn(2, 5, dtype=torch.float64).requires_grad_(), tuple(torch.randn(2, 2, 6, dtype=torch.float64))
+    h, _ = ours(x, state)
+    kept = ours.weight_ih.detach().clone()
+    ours.weight_ih.data.mul_(3)
+    h.sum().backward()
+    ours.weight_ih.data.copy_(kept)
+    results = [torch.autograd.grad(module(x, state)[0].sum(), x)[0] for module in (theirs, ours)]
+    assert (results[0] - results[1]).abs().max() < 1e-14
+
+
+def test_weights_changed_before_the_backward_pass(backend):
+    cell = fastlstm.LSTMCell(5, 6)
+    h, _ = cell(torch.randn(2, 5), (torch.randn(2, 6), torch.randn(2, 6)))
+    with torch.no_grad():
+        cell.weight_hh.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        h.sum().backward()
+
+
+def test_gradients_of_gradients_of_a_loop():
+    results = []
+    xs, state = torch.randn(3, 2, 4, dtype=torch.float64), torch.randn(2, 2, 3, dtype=torch.float64)
+    for module in pair(4, 3):
+        leaf = xs.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(unrolled(module, leaf, tuple(state))[0].sum(), leaf, create_graph=True)
+        results.append(torch.autograd.grad(gradient.pow(2).sum(), [leaf, *module.parameters()]))
+    assert max((a - b).abs().max() for a, b in zip(*results, strict=True)) < 1e-12
+
+
+def test_what_a_backward_pass_may_meet(backend):
+    """Dual numbers and batches of gradients, which the forward pass of the step knew nothing of; autocast."""
+    results = []
+    x, state = torch.randn(2, 4, dtype=torch.float64), tuple(torch.randn(2, 2, 3, dtype=torch.float64))
+    directions = torch.randn(5, 2, 3, dtype=torch.float64)
+    for module in pair(4, 3):
+        module(x, state)
+        leaf = x.clone().requires_grad_()
+        inputs = [leaf, *module.parameters()]
+        h, _ = module(leaf, state)
+        keep = {"retain_graph": True}
+        batches = torch.autograd.grad(h, inputs, directions, is_grads_batched=True, **keep)
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(directions[0], directions[1])
+            duals = [forward_ad.unpack_dual(a) for a in torch.autograd.grad(h, inputs, dual, **keep)]
+        with torch.autocast("cpu", torch.bfloat16):
+            twice = torch.autograd.grad(torch.autograd.grad(h.sum(), leaf, create_graph=True)[0].sum(), inputs[1:3])
+        results.append([*batches, *(a for pair in duals for a in pair), *twice])
+    assert max((a - b).abs().max() for a, b in zip(*results, strict=True)) < 1e-13
+
+
+def test_checkpointed_steps(backend):
+    """A step that finds its weights packed saves as many tensors as one that packs them."""
+    theirs, ours = pair(4, 3)
+    x, state = torch.randn(2, 4, dtype=torch.float64), tuple(torch.randn(2, 2, 3, dtype=torch.float64))
+    for module in (theirs, ours):
+        optimizer = torch.optim.SGD(module.parameters(), 0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            checkpoint(lambda x, m=module: m(x, state)[0], x, use_reentrant=False).sum().backward()
+            optimizer.step()
+    for a, b in zip(theirs.parameters(), ours.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-13)
+
+
+def test_states_that_are_changed_in_place(backend):
+    results = []
+    xs, state = torch.randn(3, 2, 4, dtype=torch.float64), tuple(torch.randn(2, 2, 3, dtype=torch.float64))
+    for module in pair(4, 3):
+        module(xs[0], state)
+        h, c = module(xs[0], state)
+        h.mul_(2)
+        c.add_(1)
+        h, c = module(xs[1], (h, c))
+        h.mul_(2)
+        results.append(torch.autograd.grad((h * c).sum(), list(module.parameters())))
+    assert max((a - b).abs().max() for a, b in zip(*results, strict=True)) < 1e-13
+
+
+def test_python_threads_train_one_cell(backend):
+    cell = fastlstm.LSTMCell(20, 40)
+    xs = torch.randn(8, 3, 4, 20)
+    state = torch.zeros(4, 40), torch.zeros(4, 40)
+
+    def gradients(x):
+        return torch.autograd.grad(unrolled(cell, x, state)[0].sum(), list(cell.parameters()))
+
+    want = [gradients(x) for x in xs]
+    cell.flatten_parameters()
+    got: dict[int, object] = {}
+    workers = [threading.Thread(target=lambda k=k: got.update({k: gradients(xs[k])})) for k in range(8)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert all(torch.equal(a, b) for k in range(8) for a, b in zip(got[k], want[k], strict=True))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("size", [(1, 1, 1, 1), (3, 7, 28, 100), (1, 120, 64, 128), (5, 1, 100, 7), (2, 3, 130, 33)])
+def test_weight_gradients_of_few_rows_are_those_of_many(size, reverse, masked, monkeypatch, two_threads):
+    """Bit for bit: the sums have one order, wherever they are written."""
+    layer = Layer(*size, reverse=reverse, masked=masked)
+    x, h_0, c_0, w_ih, w_hh, b_ih, b_hh = layer.to(torch.float32, requires_grad=False)
+    inputs = (x, w_ih, w_hh, b_ih, b_hh, h_0, c_0, layer.mask)
+    h, _, _, c, gates = ops.forward(*inputs, reverse, True, "numba")
+    grads = [g.float() for g in layer.gradients]
+    results = []
+    monkeypatch.setattr(host, "MANY_SUMS", 1 << 60)  # few rows are never summed on the matrix unit
+    for rows in (0, 1 << 30):
+        monkeypatch.setattr(host, "FEW_ROWS", rows)
+        prepared.backward_call.cache_clear()
+        results.append(ops.backward(*grads, *inputs, h, c, gates, reverse, [True] * 6, "numba"))
+    prepared.backward_call.cache_clear()
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("needs", [[k == n for k in range(6)] for n in range(6)] + [[False] * 6])
+def test_only_the_gradients_that_are_wanted(needs, backend):
+    layer = Layer(3, 4, 5, 20)
+    x, h_0, c_0, w_ih, w_hh, b_ih, b_hh = layer.to(torch.float32, requires_grad=False)
+    inputs = (x, w_ih, w_hh, b_ih, b_hh, h_0, c_0, None)
+    h, _, _, c, gates = ops.forward(*inputs, False, True, backend)
+    grads = [g.float() for g in layer.gradients]
+    everything = ops.backward(*grads, *inputs, h, c, gates, False, [True] * 6, backend)
+    wanted = ops.backward(*grads, *inputs, h, c, gates, False, needs, backend)
+    for need, got, want in zip(needs, wanted, everything, strict=True):
+        assert torch.equal(got, want) if need else got is None

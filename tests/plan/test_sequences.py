@@ -1,0 +1,329 @@
+"""A call in training under no transform goes a way of its own (`LSTMSequence`): the values of the way that takes all
+transforms, and all derivatives.
+"""
+
+import itertools
+import threading
+
+import pytest
+import torch
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
+from torch.utils.checkpoint import checkpoint
+
+import fastlstm
+from fastlstm import eager, functional, lstm
+from fastlstm.backends.numba import host
+from tests.helpers.contract import WRONG_DTYPE
+
+SIZES = [(7, 5, 3, 9), (1, 3, 4, 300), (20, 1, 28, 100)]
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """Counts the calls that go this way."""
+    calls, original = [], eager.sequence
+
+    def counted(*args):
+        calls.append(args)
+        return original(*args)
+
+    monkeypatch.setattr(eager, "sequence", counted)
+    return calls
+
+
+def the_long_way(*args, **options):
+    """`lstm` as under a transform."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(functional, "train", lambda *_, **__: None)
+        return lstm(*args, **options)
+
+
+def gradients_of(outputs, inputs):
+    torch.manual_seed(1)
+    return torch.autograd.grad(outputs, inputs, [torch.randn_like(a) for a in outputs])
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("with_states", [True, False])
+@pytest.mark.parametrize("to_x", [True, False])
+def test_as_the_function(size, bias, batch_first, with_states, to_x, taken):
+    T, B, I, H = size
+    module = fastlstm.LSTM(I, H, bias=bias, batch_first=batch_first, backend="numba")
+    x = torch.randn(T, B, I, requires_grad=to_x)
+    h_0, c_0 = (torch.randn(1, B, H, requires_grad=True) for _ in range(2))
+    inputs = [*module.parameters(), *([x] if to_x else []), *([h_0, c_0] if with_states else [])]
+    given = x.transpose(0, 1).contiguous() if batch_first else x
+    output, states = module(given, (h_0, c_0) if with_states else None)
+    got = [output.transpose(0, 1) if batch_first else output, *states]
+    assert len(taken) == 1
+    hx = (h_0[0], c_0[0]) if with_states else None
+    output, states = the_long_way(x, hx, *module.parameters(), backend="numba")
+    want = [output, *(a.unsqueeze(0) for a in states)]
+    for a, b in zip([*got, *gradients_of(got, inputs)], [*want, *gradients_of(want, inputs)]):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [*SIZES, (90, 8, 70, 800)])  # the last in memory that is used again
+@pytest.mark.parametrize("with_states", [True, False])
+def test_sixteen_bits(dtype, size, with_states, taken):
+    """The same both ways, and so do the derivatives of a gradient's square."""
+    T, B, I, H = size
+    module = fastlstm.LSTM(I, H, backend="numba").to(dtype)
+    x, h_0, c_0 = (torch.randn(*s).to(dtype).requires_grad_() for s in ((T, B, I), (1, B, H), (1, B, H)))
+    inputs = [x, *module.parameters(), *([h_0, c_0] if with_states else [])]
+    results = []
+    for which in ("module", "function"):
+        if which == "module":
+            output, states = module(x, (h_0, c_0) if with_states else None)
+        else:
+            hx = (h_0[0], c_0[0]) if with_states else None
+            output, states = the_long_way(x, hx, *module.parameters(), backend="numba")
+            states = [a.unsqueeze(0) for a in states]
+        outputs, twice = [output, *states], []
+        torch.manual_seed(1)
+        incoming = [torch.randn_like(a) for a in outputs]
+        gradients = torch.autograd.grad(outputs, inputs, incoming, create_graph=T < 90)
+        if T < 90:
+            twice = torch.autograd.grad(sum(g.float().square().sum() for g in gradients), inputs)
+        results.append([*outputs, *gradients, *twice])
+    assert len(taken) == 1
+    pairs = list(zip(*results))
+    for a, b in pairs:
+        assert a.shape == b.shape
+        assert a.dtype == b.dtype == dtype
+        # a bit of 16 may round the other way, and a second derivative sums over many that do
+        torch.testing.assert_close(a.float(), b.float(), rtol=0, atol=3e-2 * b.abs().max().item())
+
+
+def test_sixteen_bits_changed_before_the_backward_pass(taken):
+    module, x = fastlstm.LSTM(5, 7, backend="numba").bfloat16(), torch.randn(6, 3, 5).bfloat16()
+    output = module(x)[0]
+    with torch.no_grad():
+        module.weight_hh_l0.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
+    assert taken
+
+
+@pytest.mark.parametrize("dtype", [torch.double, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "options", [{"lengths": True}, {"reset": True}, {"bidirectional": True, "lengths": True}, {"layers": 2}]
+)
+def test_masks_directions_and_layers(dtype, options, taken, monkeypatch):
+    """First and second derivatives are those of the Function that takes everything."""
+    T, B, I, H = 6, 4, 5, 7
+    layers, bidirectional = options.get("layers", 1), options.get("bidirectional", False)
+    module = fastlstm.LSTM(I, H, layers, bidirectional=bidirectional, backend="numba").to(dtype)
+    x = torch.randn(T, B, I).to(dtype).requires_grad_()
+    given = {}
+    if "lengths" in options:
+        given["lengths"] = torch.tensor([6, 0, 3, 5])
+    if "reset" in options:
+        given["reset"] = torch.rand(T, B) < 0.3
+    inputs, results = [x, *module.parameters()], []
+    for way in ("short", "long"):
+        if way == "long":
+            monkeypatch.setattr(fastlstm.functional, "train", lambda *_, **__: None)
+            monkeypatch.setattr(fastlstm.inference, "train", lambda *_, **__: None)
+        output, states = module(x, **given)
+        torch.manual_seed(1)
+        incoming = [torch.randn_like(a) for a in (output, *states)]
+        gradients = torch.autograd.grad((output, *states), inputs, incoming, create_graph=True)
+        twice = torch.autograd.grad(sum(g.float().square().sum() for g in gradients), inputs)
+        results.append([output, *states, *gradients, *twice])
+    assert len(taken) == layers * (2 if bidirectional else 1)
+    for a, b in zip(*results):
+        # float64's rounding, of a sum of biases taken otherwise; a bit of bfloat16, and sums over such
+        bound = 1e-12 if dtype == torch.double else 3e-2
+        torch.testing.assert_close(a, b, rtol=0, atol=bound * b.abs().max().item())
+
+
+def double(T, B, I, H, **options):
+    module = fastlstm.LSTM(I, H, backend="numba", **options).double()
+    x, h_0, c_0 = (torch.randn(*s, dtype=torch.double) for s in ((T, B, I), (1, B, H), (1, B, H)))
+    return module, [a.requires_grad_() for a in (x, h_0, c_0)]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("with_states", [True, False])
+def test_second_derivatives(bias, with_states, taken):
+    module, (x, h_0, c_0) = double(4, 2, 3, 5, bias=bias)
+    inputs = [x, *module.parameters(), *([h_0, c_0] if with_states else [])]
+
+    def run(*_):  # gradgradcheck changes what it is given in place
+        output, states = module(x, (h_0, c_0) if with_states else None)
+        return output, *states
+
+    assert gradcheck(run, inputs)
+    assert gradgradcheck(run, inputs)
+    assert taken
+
+
+def test_a_direction_given_after_the_forward_pass(taken):
+    """Reverse mode recorded first, forward mode over it: a Hessian-vector product."""
+    module, (x, h_0, c_0) = double(4, 2, 3, 5)
+    direction = torch.randn_like(x)
+    (first,) = torch.autograd.grad(module(x, (h_0, c_0))[0].square().sum(), x, create_graph=True)
+    (want,) = torch.autograd.grad(first, x, direction)
+    with forward_ad.dual_level():
+        outputs = module(x, (h_0, c_0))[0]
+        assert len(taken) == 1  # within the level the other Function
+        dual = forward_ad.make_dual(x, direction)
+        (gradient,) = torch.autograd.grad(module(dual, (h_0, c_0))[0].square().sum(), dual, create_graph=True)
+        torch.testing.assert_close(forward_ad.unpack_dual(gradient).tangent, want)
+        assert torch.equal(outputs, module(x, (h_0, c_0))[0])
+
+
+def test_a_level_opened_before_the_backward_pass(taken):
+    module, (x, h_0, c_0) = double(4, 2, 3, 5)
+    output = module(x, (h_0, c_0))[0]
+    weight, direction = torch.randn_like(output), torch.randn_like(output)
+    (want,) = torch.autograd.grad(output, x, direction, retain_graph=True)
+    with forward_ad.dual_level():
+        (gradient,) = torch.autograd.grad(output, x, forward_ad.make_dual(weight, direction))
+        tangent = forward_ad.unpack_dual(gradient).tangent
+    assert len(taken) == 1
+    torch.testing.assert_close(tangent, want)
+
+
+def test_saved_tensors_may_be_kept_elsewhere(taken):
+    module, x = fastlstm.LSTM(5, 7, backend="numba"), torch.randn(6, 3, 5)
+    module(x)[0].sum().backward()
+    want = [p.grad for p in module.parameters()]
+    module.zero_grad()
+    with torch.autograd.graph.saved_tensors_hooks(lambda a: a.detach().numpy().copy(), torch.from_numpy):
+        output = module(x)[0]
+    output.sum().backward()
+    assert len(taken) == 2
+    assert all(torch.equal(p.grad, w) for p, w in zip(module.parameters(), want))
+
+
+@pytest.mark.parametrize("T", [1, 6])
+@pytest.mark.parametrize("name", ["weight_hh_l0", "bias_ih_l0"])
+def test_a_weight_changed_before_the_backward_pass(T, name, taken):
+    module, x = fastlstm.LSTM(5, 7, backend="numba"), torch.randn(T, 3, 5)
+    output = module(x)[0]
+    with torch.no_grad():
+        getattr(module, name).add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
+    assert taken
+
+
+def test_only_what_is_wanted(taken):
+    """Frozen weights, a bias alone, a state alone: the same gradients as among all of them, and no others."""
+    module, x = fastlstm.LSTM(5, 7, backend="numba"), torch.randn(6, 3, 5)
+    h_0, c_0 = torch.randn(1, 3, 7), torch.randn(1, 3, 7)
+    tensors = [x, h_0, c_0, *module.parameters()]
+
+    def run(wanted):
+        for a in tensors:
+            a.requires_grad_(any(a is b for b in wanted))
+        return gradients_of([module(x, (h_0, c_0))[0]], wanted)
+
+    all_of_them = dict(zip(map(id, tensors), run(tensors)))
+    for count in (1, 2):
+        for wanted in itertools.combinations(tensors, count):
+            for a, gradient in zip(wanted, run(list(wanted))):
+                assert torch.equal(gradient, all_of_them[id(a)])
+    assert len(taken) == 1 + 7 + 21
+
+
+@pytest.mark.parametrize("options", [{"bidirectional": True}, {}])
+def test_beside_what_is_mapped(options):
+    """Under vmap over something else the tensors here are as plain as outside."""
+    module, x, scale = fastlstm.LSTM(5, 7, backend="numba", **options), torch.randn(6, 3, 5), torch.randn(4)
+    lengths = torch.tensor([6, 2, 3])
+    got = torch.func.vmap(lambda s: module(x, lengths=lengths)[0] * s)(scale)
+    torch.testing.assert_close(got, module(x, lengths=lengths)[0] * scale.view(4, 1, 1, 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("T", [1, 6])
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_checkpoint_of_it(dtype, T, reentrant, taken):
+    module, x = fastlstm.LSTM(5, 7, backend="numba").to(dtype), torch.randn(T, 3, 5).to(dtype).requires_grad_()
+    want = torch.autograd.grad(module(x)[0].sum(), [x, *module.parameters()])
+    for _ in range(2):
+        checkpoint(module, x, use_reentrant=reentrant)[0].sum().backward()
+        for a, b in zip([x, *module.parameters()], want):
+            assert torch.equal(a.grad, b)
+            a.grad = None
+    assert len(taken) >= 3
+
+
+def test_two_backward_passes(taken):
+    module, x = fastlstm.LSTM(5, 7, backend="numba"), torch.randn(6, 3, 5)
+    output = module(x)[0]
+    first, second = (torch.autograd.grad(output.sum(), [*module.parameters()], retain_graph=True) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second))
+    assert taken
+
+
+def test_zeros_are_one_for_all_threads():
+    """Their address is read after whoever asked has let go of them."""
+    for size in range(1001, 1041):
+        ready, found = threading.Barrier(4), []
+
+        def ask(size=size, ready=ready, found=found):
+            ready.wait()
+            found.append(host.zeros(size))
+
+        threads = [threading.Thread(target=ask) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(set(found)) == 1
+
+
+def test_states_may_be_changed_in_place(taken):
+    """As those of nn.LSTM: what the backward pass reads is not the user's."""
+    ours, theirs = fastlstm.LSTM(5, 7, backend="numba"), torch.nn.LSTM(5, 7)
+    theirs.load_state_dict(ours.state_dict())
+    x, found = torch.randn(6, 3, 5), []
+    for module in (ours, theirs):
+        _, (h_n, c_n) = module(x)
+        h_n.mul_(2)
+        c_n.add_(h_n)
+        c_n.square().sum().backward()
+        found.append([p.grad for p in module.parameters()])
+    assert len(taken) == 1
+    for a, b in zip(*found):
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-6 * b.abs().max().item())
+
+
+def test_who_goes_the_other_way(taken):
+    x, module = torch.randn(6, 3, 5), fastlstm.LSTM(5, 7, backend="numba")
+    fastlstm.LSTM(5, 7, backend="reference")(x)
+    module(x, return_cells=True)
+    with torch.no_grad():
+        module(x, lengths=torch.tensor([1, 2, 3]))
+    torch.func.grad(lambda x: module(x)[0].sum())(x)
+    assert not taken
+    with pytest.raises(RuntimeError, match=r"input.size\(-1\) must be equal to input_size"):
+        module(torch.randn(6, 3, 4))
+    with pytest.raises(ValueError, match=WRONG_DTYPE):
+        module(x.double())
+    assert not taken
+
+
+def test_who_goes_this_way_beside_modules(taken):
+    """Weights that are no parameters, and those that autocast has cast; gradients go through to what they come from."""
+    x, module = torch.randn(6, 3, 5), fastlstm.LSTM(5, 7, backend="numba")
+    doubled = {n: p * 2 for n, p in module.named_parameters()}
+    got = torch.func.functional_call(module, doubled, (x,))[0]
+    want = the_long_way(x, None, *doubled.values(), backend="numba")[0]
+    assert torch.equal(got, want)
+    ours, theirs = (
+        torch.autograd.grad(a.sin().sum(), list(module.parameters()), retain_graph=True) for a in (got, want)
+    )
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.equal(a, b)
+    with torch.autocast("cpu", torch.bfloat16):
+        module(x)[0].sum().backward()
+    assert all(p.grad.dtype == torch.float32 for p in module.parameters())
+    assert len(taken) == 2

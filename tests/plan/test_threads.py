@@ -1,0 +1,186 @@
+"""Threads and processes: called from many at once, after a fork, in workers.
+
+Nothing may abort, hang or change a bit.
+"""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+import fastlstm
+from fastlstm.backends import native, numba
+from fastlstm.backends.numba import host, prepared
+from tests.helpers.layers import CPU_BACKENDS
+
+SIZE = (9, 24, 28, 100)  # large enough for a parallel region
+THREADS_NOW = {"numba": numba.threads_now, "native": native.threads_now}
+both_backends = pytest.mark.parametrize("backend", CPU_BACKENDS)
+
+
+@pytest.mark.parametrize(
+    ("T", "B", "I", "H", "forward", "backward"),
+    [
+        (28, 128, 28, 128, (2, 2), (2, 2)),  # rows, to each thread those that fill a pass
+        (28, 64, 128, 512, (2, 1), (2, 1)),  # many weights: units
+        (512, 16, 64, 64, (2, 2), (2, 2)),  # few weights: rows, however few
+        (28, 16, 28, 128, (2, 1), (2, 2)),  # steps back read weight_hh alone
+        (28, 1, 28, 128, (2, 1), (2, 1)),  # one row has only units to split; a thread that pauses wakes late
+        (28, 1, 28, 64, (1, 1), (1, 1)),  # and too few for a barrier a step
+        (5, 16, 4, 4, (1, 1), (1, 1)),  # a call over before a second thread has woken
+    ],
+)
+def test_how_threads_split_the_work(T, B, I, H, forward, backward):
+    panels = host.panels_of(H, 16)
+    assert host.split(2, T, B, I, H, panels, 0) == forward
+    assert host.split(2, T, B, I, H, panels, 0, back=True) == backward
+    assert host.split(1, T, B, I, H, panels, 0) == (1, 1)
+    assert host.split(8, 100, 1, 2000, 16, 1, 0) == (1, 1)  # no more threads than have something to do
+
+
+def work(backend, seed=0):
+    """One training step from a seed, as one tensor."""
+    generator = torch.Generator().manual_seed(seed)
+    T, B, I, H = SIZE
+    model = fastlstm.LSTM(I, H, backend=backend)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.uniform_(-0.1, 0.1, generator=generator)
+    output = model(torch.randn(T, B, I, generator=generator))[0]
+    output.square().sum().backward()
+    # put together by numpy: torch's own parallel copy hangs in a forked child
+    parts = [output.detach(), *(p.grad for p in model.parameters())]
+    return torch.from_numpy(np.concatenate([part.numpy().ravel() for part in parts]))
+
+
+@both_backends
+def test_many_python_threads_at_once(backend, two_threads):
+    want = [work(backend, seed) for seed in range(4)]
+    wrong = []
+
+    def loop(seed):
+        for _ in range(15):
+            if not torch.equal(work(backend, seed), want[seed]):
+                wrong.append(seed)
+
+    threads = [threading.Thread(target=loop, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=120)
+    assert not any(thread.is_alive() for thread in threads)
+    assert wrong == []
+
+
+def child(queue, count, backend):
+    torch.set_num_threads(count)
+    queue.put((THREADS_NOW[backend](), work(backend).numpy()))
+
+
+@both_backends
+@pytest.mark.parametrize("method", [m for m in ("fork", "spawn") if m in multiprocessing.get_all_start_methods()])
+def test_child_processes(backend, method, two_threads):
+    want = work(backend)  # the parent has used its threads
+    context = multiprocessing.get_context(method)
+    queue = context.Queue()
+    process = context.Process(target=child, args=(queue, 2, backend))
+    process.start()
+    threads, got = queue.get(timeout=120)
+    process.join(timeout=60)
+    assert process.exitcode == 0
+    assert threads == (1 if method == "fork" else 2)
+    assert torch.equal(torch.from_numpy(got), want)
+
+
+class Encoded(Dataset):
+    """A data set whose items go through an LSTM, as encoders in a worker do."""
+
+    def __init__(self, backend):
+        self.backend = backend
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        return work(self.backend, index)
+
+
+@both_backends
+@pytest.mark.parametrize("method", [m for m in ("fork", "spawn") if m in multiprocessing.get_all_start_methods()])
+def test_in_data_loader_workers(backend, method, two_threads):
+    want = torch.stack([work(backend, k) for k in range(6)])
+    got = torch.cat(
+        list(DataLoader(Encoded(backend), batch_size=2, num_workers=2, multiprocessing_context=method, timeout=120))
+    )
+    assert torch.equal(got, want)
+
+
+@both_backends
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads through /proc")
+def test_no_threads_beyond_those_asked_for(backend, two_threads):
+    work(backend)
+    torch.randn(512, 512) @ torch.randn(512, 512)  # torch's own parallel region
+    before = len(os.listdir("/proc/self/task"))
+    for _ in range(3):
+        work(backend)
+        torch.randn(512, 512) @ torch.randn(512, 512)
+    assert len(os.listdir("/proc/self/task")) == before
+
+
+def test_set_num_threads_is_followed_at_once(two_threads, monkeypatch):
+    used = []
+    run = prepared.Prepared.run
+    monkeypatch.setattr(prepared.Prepared, "run", lambda self, *call: used.append(self.threads) or run(self, *call))
+    for count in (2, 1, 2):
+        torch.set_num_threads(count)
+        work("numba")
+    assert used == [2, 2, 1, 1, 2, 2]
+
+
+@both_backends
+def test_a_team_smaller_than_asked_for(backend, two_threads, tmp_path):
+    """OpenMP may give fewer threads than asked for, as inside another parallel region:
+    the work is split by what came.
+    """
+    want = work(backend)
+    environment = {**os.environ, "OMP_THREAD_LIMIT": "1"}
+    code = (
+        "import sys, torch; torch.set_num_threads(2); "
+        "from tests.plan.test_threads import work; torch.save(work(sys.argv[2]), sys.argv[1])"
+    )
+    path = tmp_path / "result.pt"
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    subprocess.run([sys.executable, "-c", code, path, backend], env=environment, check=True, timeout=120)
+    assert torch.equal(torch.load(path), want)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks a process that keeps its parent's memory")
+def test_a_forked_child_does_not_write_into_its_parents_buffers():
+    """Buffers of a megabyte and more come from a pool: a child gets its own copy of it."""
+    lstm = fastlstm.LSTM(28, 128, backend="numba")
+    x = torch.randn(28, 128, 28)
+
+    def step(child):
+        lstm.zero_grad()
+        loss = lstm(x)[0].square().sum(0).mean()  # sums that torch keeps on one thread
+        if child:
+            pid = os.fork()
+            if pid == 0:
+                lstm(2 * x)
+                os._exit(0)
+            assert os.waitpid(pid, 0)[1] == 0
+        loss.backward()
+        return [p.grad.clone() for p in lstm.parameters()]
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    want = step(child=False)
+    got = step(child=True)
+    torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(got, want))

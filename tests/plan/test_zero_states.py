@@ -1,0 +1,134 @@
+"""States of zeros: what they are multiplied with is left out, and nothing else changes.
+
+A state of -0.0 is as much zero, but not to the kernels, which look at bits.
+"""
+
+import pytest
+import torch
+
+import fastlstm
+from benchmarks.clock import num_threads
+from fastlstm.backends.numba import host
+from fastlstm.functional import lstm
+from tests.helpers.layers import CPU_BACKENDS, Layer, needs_native
+
+needs_unit = pytest.mark.skipif(host.most_pieces() == 0, reason="needs a processor with products of bfloat16")
+SIZES = [
+    (1, 1, 7, 100),
+    (1, 64, 40, 33),
+    (2, 3, 70, 650),
+    (5, 9, 28, 64),
+    (12, 40, 100, 40),
+    (28, 128, 28, 128),
+    (30, 1, 28, 128),
+]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("backend", "dtype"),
+    [
+        ("numba", torch.float32),
+        ("numba", torch.float64),
+        pytest.param("numba-bf16", torch.float32, marks=needs_unit),
+        pytest.param("native", torch.float32, marks=needs_native),
+        pytest.param("native", torch.float64, marks=needs_native),
+    ],
+)
+def test_no_bit_differs(backend, dtype, size, reverse, masked):
+    layer, results = Layer(*size, reverse=reverse, masked=masked), []
+    for zero in (0.0, -0.0):
+        inputs = layer.to(dtype)
+        for k in (1, 2):
+            inputs[k] = torch.full_like(inputs[k], zero, requires_grad=True)
+        outputs = layer.run(inputs, backend)
+        gradients = torch.autograd.grad(outputs, inputs, [g.to(dtype) for g in layer.gradients])
+        results.append((*outputs, *gradients))
+    for without, with_product in zip(*results):
+        assert without.isfinite().all()
+        assert torch.equal(without, with_product)  # takes -0.0 for 0.0: a held step hands on its state's sign
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_weights_that_meet_nothing(backend):
+    """A lone step's weight_hh may hold what it likes: the one result that is not torch.nn.LSTM's."""
+    module = fastlstm.LSTM(7, 40, backend=backend)
+    module.weight_hh_l0.data.fill_(torch.inf)
+    assert module(torch.randn(1, 3, 7))[0].isfinite().all()
+    assert module(torch.randn(2, 3, 7))[0][1].isnan().all()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_one_row_that_is_not_zero(backend, threads):
+    """Then no row's product is left out, whichever thread has it: what meets infinity is the same on any number."""
+    x, w_ih, w_hh, state = torch.randn(2, 64, 28), torch.randn(256, 28), torch.randn(256, 64), torch.zeros(64, 64)
+    w_hh[5], state[40] = torch.inf, 1.0
+    with num_threads(threads):
+        output = lstm(x, (state, state), w_ih, w_hh, backend=backend)[0]
+    assert output[0, :, 5].isnan().sum() == 63  # 0 times infinity
+    assert output[0, 40].isfinite().all()
+
+
+@pytest.mark.parametrize("state", [0.0, 0.5])
+def test_no_inputs_at_all(state):
+    x, w_ih, w_hh, bias = torch.randn(3, 4, 0), torch.randn(80, 0), torch.randn(80, 20), torch.randn(80)
+    hx, results = (torch.full((4, 20), state), torch.full((4, 20), state)), []
+    for backend in ("numba", "reference"):
+        weights = [a.requires_grad_() for a in (w_ih, w_hh, bias)]
+        output = lstm(x, hx, *weights, backend=backend)[0]
+        results.append((output, *torch.autograd.grad(output.sum(), weights)))
+    for got, want in zip(*results):
+        assert got.shape == want.shape
+        assert torch.allclose(got, want, rtol=0, atol=1e-5)  # sums of 12 rows of sums of 20 terms
+
+
+@pytest.mark.parametrize("cell", [False, True])
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_gradients_go_through_weights_that_meet_zeros(backend, cell):
+    """A step with gradients looks at all of weight_hh, though its product is left out: dh_0 goes through it."""
+    ours, x = (fastlstm.LSTMCell if cell else fastlstm.LSTM)(7, 40, backend=backend), torch.randn(3, 7)
+    theirs = (torch.nn.LSTMCell if cell else torch.nn.LSTM)(7, 40)
+    x, size = (x, (3, 40)) if cell else (x.unsqueeze(0), (1, 3, 40))
+    results = []
+    for scale in (1, -2):
+        next(p for name, p in ours.named_parameters() if name.startswith("weight_hh")).data.mul_(scale)
+        theirs.load_state_dict(ours.state_dict())
+        for module in (ours, theirs):
+            states = [torch.zeros(size, requires_grad=True) for _ in range(2)]
+            h = module(x, tuple(states))[0]
+            results.append(torch.autograd.grad(h.sum(), states))
+    for got, want in ((results[0], results[1]), (results[2], results[3])):
+        for a, b in zip(got, want):
+            assert (a - b).abs().max() < 2e-6
+
+
+@pytest.mark.parametrize("T", [1, 3])
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_of_some_rows_alone(backend, T):
+    """The others' products are not left out with them."""
+    x, w_ih, w_hh = torch.randn(T, 6, 5), torch.randn(80, 5), torch.randn(80, 20)
+    state = torch.randn(6, 20)
+    state[:4] = 0
+    got = lstm(x, (state, state), w_ih, w_hh, backend=backend)[0]
+    want = lstm(x.double(), (state.double(),) * 2, w_ih.double(), w_hh.double(), backend="reference")[0]
+    assert (got - want).abs().max() < 2e-6  # one rounding of sums of 25 terms, twice over
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_weights_changed_where_only_a_state_meets_them(backend, train):
+    """A lone step from zeros has no part of weight_hh; the step after it does."""
+    module, x = fastlstm.LSTM(7, 40, backend=backend), torch.randn(1, 3, 7)
+    state = torch.randn(1, 3, 40), torch.randn(1, 3, 40)
+    with torch.set_grad_enabled(train):
+        for _ in range(2):
+            module(x)
+        module.weight_hh_l0.data.mul_(-2)
+        module(x)
+        got = module(x, state)[0]
+    want = torch.nn.LSTM(7, 40)
+    want.load_state_dict(module.state_dict())
+    assert (got - want(x, state)[0]).abs().max() < 2e-6

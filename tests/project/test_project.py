@@ -1,0 +1,166 @@
+"""The project's own rules: imports point down, `import fastlstm` stays light, the text speaks of the project alone."""
+
+import inspect
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from importlinter.cli import lint_imports
+
+from benchmarks import run
+from benchmarks.clock import ratio_of
+from benchmarks.shapes import GRID, Shape, random_shapes
+from fastlstm import torch_private
+from tests.helpers import ROOT
+
+LAZY = {"numba", "llvmlite", "triton", "matplotlib", "tqdm"}
+
+
+def test_imports_point_only_down(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    status = lint_imports(no_cache=True, no_logo=True)
+    assert status == 0, capsys.readouterr().out
+
+
+def modules_after(statement: str) -> set[str]:
+    code = f"{statement}; import sys, json; print(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    return set(json.loads(done.stdout))
+
+
+@pytest.mark.skipif(torch_private.PUBLIC, reason="by public names torch's compiler is imported with the package")
+def test_import_is_light():
+    added = modules_after("import fastlstm") - modules_after("import torch")
+    assert "fastlstm" in added
+    heavy = LAZY & {name.partition(".")[0] for name in added}
+    assert heavy == set()
+    # tracing's machinery costs over a second, and brings triton where it is installed
+    assert "torch._dynamo" not in added
+    assert "torch.onnx" not in added  # as much again as all of this package
+    demonstration = {name for name in added if name.startswith(("fastlstm.mnist", "fastlstm.train"))}
+    assert demonstration == set()
+
+
+def test_version_is_the_package_s():
+    import fastlstm
+
+    declared = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert declared
+    assert fastlstm.__version__ == declared[1]
+
+
+def test_the_package_shows_its_public_names_alone():
+    import fastlstm
+
+    assert dir(fastlstm) == sorted(["__version__", *fastlstm.__all__])
+    assert all(getattr(fastlstm, name) is not None for name in dir(fastlstm))
+
+
+@pytest.mark.parametrize(
+    ("function", "options"),
+    [("lstm", ["weight_hr", "mask", "reverse", "return_cells", "backend"]), ("lstm_cell", ["backend"])],
+)
+def test_the_arguments_of_the_functions(function, options):
+    import fastlstm
+
+    parameters = inspect.signature(getattr(fastlstm, function)).parameters
+    assert list(parameters) == ["x", "hx", "weight_ih", "weight_hh", "bias_ih", "bias_hh", *options]
+
+
+FORBIDDEN = {
+    "a path on somebody's machine": re.compile(r"(?<![\w.\-/}])/(?:home|root|work|tmp|Users|mnt)/\w"),
+    "a note to oneself": re.compile(r"\b(?:TO" + r"DO|FIX" + r"ME|XX" + r"X|HA" + r"CK)\b"),
+    "a merge conflict": re.compile(r"^(?:<{7}|>{7}) ", re.MULTILINE),
+    "a number in some tracker": re.compile(r"\b(?:issue|ticket) #?\d", re.IGNORECASE),
+}
+SUFFIXES = {".py", ".md", ".toml", ".yml", ".yaml", ".cpp", ".h", ".c", ".json"}
+FOLDERS = ("fastlstm", "tests", "benchmarks", "csrc", "docs", ".github")
+
+
+def texts() -> list[Path]:
+    inside = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.suffix in SUFFIXES]
+    outside = [path for path in ROOT.iterdir() if path.suffix in SUFFIXES or path.name == "Makefile"]
+    return sorted(path for path in inside + outside if path.is_file())
+
+
+@pytest.mark.parametrize("what", FORBIDDEN)
+def test_text_speaks_of_the_project_alone(what):
+    assert len(texts()) > 20
+    found = [
+        f"{path.relative_to(ROOT)}: {match[0]!r}"
+        for path in texts()
+        for match in FORBIDDEN[what].finditer(path.read_text(encoding="utf-8"))
+    ]
+    assert not found, f"{what}: {found}"
+
+
+@pytest.mark.parametrize(
+    ("what", "text"),
+    [
+        ("a path on somebody's machine", "see /" + "home/ann/x.py"),
+        ("a note to oneself", "# TO" + "DO: later"),
+        ("a merge conflict", "<" * 7 + " HEAD"),
+        ("a number in some tracker", "as in Issue" + " 12"),
+    ],
+)
+def test_forbidden_text_is_found(what, text):
+    assert FORBIDDEN[what].search(text)
+
+
+def test_flops():
+    row_lstm = Shape(28, 128, 28, 128)
+    step = 2 * 28 * 128 * 4 * 128
+    assert row_lstm.flops("inference") == step * (28 + 128)
+    assert row_lstm.flops("training") == step * (2 * (28 + 128) + 128)
+    both, stacked = Shape(28, 128, 28, 128, bidirectional=True), Shape(28, 128, 28, 128, layers=2)
+    assert both.flops("training") == 2 * row_lstm.flops("training")
+    assert stacked.flops("training") == row_lstm.flops("training") + step * 3 * (128 + 128)  # layer 2 owes a dx
+
+
+def test_random_shapes_depend_on_the_seed_alone():
+    drawn = list(random_shapes(20, seed=3))
+    assert drawn == list(random_shapes(20, seed=3))
+    assert drawn != list(random_shapes(20, seed=4))
+    assert len(set(drawn) - set(GRID)) == 20
+
+
+def test_ratio_is_taken_within_pairs():
+    ours = [1.0, 2.0, 4.0, 8.0, 16.0]  # a machine that slows down as it goes
+    ratio = ratio_of([1.5 * value for value in ours], ours)
+    assert (ratio.low, ratio.median, ratio.high) == (1.5, 1.5, 1.5)
+    spread = ratio_of([1.0, 2.0, 3.0], [1.0, 1.0, 1.0])
+    assert spread.low < spread.median == 2.0 < spread.high
+
+
+def test_backends_of_ones_choice_are_measured_beside_the_default(monkeypatch):
+    monkeypatch.setattr(run, "fma_peak", lambda threads: 1.0)
+    monkeypatch.setattr(run.memory, "peak_memory", lambda *_: None)
+    options = run.arguments(["--backend", "reference", "--pairs", "1", "--threads", "1"])
+    rows = list(run.measure(Shape(2, 2, 3, 4), options, 1.0))
+    assert [row["mode"] for row in rows] == ["inference", "training"]
+    for row in rows:
+        assert list(row["backends"]) == ["reference"]
+        assert row["backends"]["reference"]["seconds"] > 0
+        assert "reference" in run.line(row)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "threads"), [({"baseline-1": 3.0, "baseline-2": 2.0}, 2), ({"baseline-1": 2.0, "baseline-2": 3.0}, 1)]
+)
+def test_the_ratio_is_to_the_thread_count_that_was_faster_in_the_rounds(monkeypatch, seconds, threads):
+    monkeypatch.setattr(run, "fma_peak", lambda threads: 1.0)
+    monkeypatch.setattr(run.memory, "peak_memory", lambda *_: None)
+    monkeypatch.setattr(run, "rivals", lambda *_: [])
+
+    def interleaved(contenders, rounds):
+        assert set(contenders) == {"baseline-1", "baseline-2", "ours"}
+        assert [contenders[name].threads for name in ("baseline-1", "baseline-2", "ours")] == [1, 2, 2]
+        return {name: [seconds.get(name, 1.0)] * rounds for name in contenders}
+
+    monkeypatch.setattr(run, "interleaved", interleaved)
+    options = run.arguments(["--pairs", "3", "--threads", "2"])
+    for row in run.measure(Shape(2, 2, 3, 4), options, 1.0):
+        assert (row["baseline_threads"], row["baseline_seconds"], row["ratio"]["median"]) == (threads, 2.0, 2.0)

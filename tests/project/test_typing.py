@@ -1,0 +1,29 @@
+"""What type checkers make of a user's program: tests/project/typing/user.py holds the types that they have to find."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.helpers import ROOT
+
+PROGRAM = "tests/project/typing/user.py"
+
+
+def check(*command):
+    environment = {**os.environ, "MYPYPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", *command, PROGRAM], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_mypy():
+    pytest.importorskip("mypy", reason="mypy, of the extra `test`, is not installed")
+    check("mypy", "--config-file=", "--cache-dir=.mypy_cache/user", "--strict", "--follow-imports=silent")
+
+
+def test_pyright():
+    pytest.importorskip("pyright", reason="pyright, of the extra `test`, is not installed")
+    check("pyright", "--pythonpath", sys.executable, "--outputjson")  # which looks for no newer version of itself
