@@ -1,0 +1,107 @@
+"""The modules that are written to, and how they are called."""
+
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import nn
+
+import fastlstm
+from fastlstm.backends import numba
+from tests.helpers.layers import needs_native
+
+
+class Setting(NamedTuple):
+    backend: str
+    dtype: torch.dtype
+    cast: bool = False  # calls are made under an autocast to bfloat16
+
+
+class Kind(NamedTuple):
+    """A module, and how it is called."""
+
+    T: int
+    B: int
+    I: int = 5
+    H: int = 7
+    how: str = "forward"
+    options: dict[str, Any] = {}  # noqa: RUF012  nobody writes to it
+
+    def module(self, setting):
+        kind = fastlstm.LSTMCell if self.how == "cell" else fastlstm.LSTM
+        return kind(self.I, self.H, dtype=setting.dtype, backend=setting.backend, **self.options)
+
+    def arguments(self, dtype, zeros=False):
+        x = torch.randn(*(() if self.how != "forward" else (self.T,)), self.B, self.I).to(dtype)
+        copies = self.options.get("num_layers", 1) * (1 + self.options.get("bidirectional", False))
+        size = (self.B, self.H) if self.how == "cell" else (copies, self.B, self.H)
+        return x, None if zeros else (torch.randn(size).to(dtype), torch.randn(size).to(dtype))
+
+    def call(self, module, arguments, setting, mode=torch.no_grad):
+        with mode(), torch.autocast("cpu", torch.bfloat16) if setting.cast else nullcontext():
+            first, second = (module.step if self.how == "step" else module)(*arguments)
+        return [a.detach() for a in (first, *(second if isinstance(second, tuple) else (second,)))]
+
+    def fresh(self, module, setting):
+        """A new module with clones of the weights that `module` has now."""
+        new = self.module(setting)
+        for name in names_of(new):
+            setattr(new, name, nn.Parameter(getattr(module, name).detach().clone()))
+        return new
+
+
+KINDS = {
+    "T1-B1": Kind(1, 1),
+    "T4-B2": Kind(4, 2),
+    "T28-B1": Kind(28, 1),
+    "T28-B128": Kind(28, 128),
+    "two-layers-both-directions": Kind(4, 2, options={"num_layers": 2, "bidirectional": True}),
+    "step": Kind(1, 2, how="step"),
+    "cell": Kind(1, 2, how="cell"),
+    "T4-B2-H100": Kind(4, 2, 20, 100),
+}
+LARGE = {  # more than a megabyte of weights
+    "T1-B1": Kind(1, 1, 60, 260),
+    "T4-B2": Kind(4, 2, 60, 260),
+    "step": Kind(1, 1, 60, 260, how="step"),
+    "cell": Kind(1, 2, 60, 260, how="cell"),
+}
+needs_pieces = pytest.mark.skipif(numba.most_pieces() < 2, reason="the processor multiplies no numbers in pieces")
+SETTINGS = [
+    pytest.param(Setting("numba", torch.float32), id="numba-float32"),
+    pytest.param(Setting("numba", torch.float64), id="numba-float64"),
+    pytest.param(Setting("numba", torch.bfloat16), id="numba-bfloat16"),  # in the matrix unit where there is one
+    pytest.param(Setting("numba", torch.float16), id="numba-float16"),
+    pytest.param(Setting("numba", torch.float32, cast=True), id="numba-autocast"),
+    pytest.param(Setting("numba-bf16x3", torch.float32), id="numba-bf16x3", marks=needs_pieces),
+    pytest.param(Setting("native", torch.float32), id="native-float32", marks=needs_native),
+    pytest.param(Setting("native", torch.float64), id="native-float64", marks=needs_native),
+    pytest.param(Setting("native", torch.bfloat16), id="native-bfloat16", marks=needs_native),
+    pytest.param(Setting("native", torch.float16), id="native-float16", marks=needs_native),
+    pytest.param(Setting("native", torch.float32, cast=True), id="native-autocast", marks=needs_native),
+]
+each_setting = pytest.mark.parametrize("setting", SETTINGS)
+each_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def names_of(module):
+    """The names of the weights, in the order of torch.nn.LSTM: weight_ih, weight_hh, bias_ih, bias_hh of each layer."""
+    return [name for name, _ in module.named_parameters()]
+
+
+def same(got, want):
+    """Whether these are the same numbers, where a NaN is the same as another."""
+    return all(
+        a.dtype is b.dtype and a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
+        for a, b in zip(got, want, strict=True)
+    )
+
+
+def random_like(p):
+    return torch.randn(p.shape).to(p.dtype)
+
+
+def chosen(module, k):
+    names = names_of(module)
+    return getattr(module, names[k % len(names)])
