@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import fastlstm.export
@@ -19,7 +18,6 @@ import fastlstm.train
 from fastlstm.mnist import saved
 from fastlstm.mnist.model import RowLSTM
 from tests.helpers import ROOT
-from tests.helpers.idx import tiny_arrays, write_set
 
 SMALL = ("--batch-size=32", "--hidden-size=7", "--backend=aten", "--threads=1", "--iterations=8")
 FULL = "cannot be written (No space left on device)"
@@ -27,19 +25,6 @@ TIMES = {"seconds", "ms_per_iteration", "ms_per_iteration_median", "images_per_s
 needs_full = pytest.mark.skipif(
     not Path("/dev/full").exists(), reason="needs a device that is always full, as on Linux"
 )
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return write_set(tmp_path_factory.mktemp("tiny"), tiny_arrays())
-
-
-@pytest.fixture(autouse=True)
-def _threads():
-    """The trainer sets the process's threads."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -13,22 +13,8 @@ from fastlstm.mnist import checkpoint
 from fastlstm.mnist.processes import ALONE, Processes
 from fastlstm.mnist.recipe import PARTS
 from tests.helpers import ROOT
-from tests.helpers.idx import tiny_arrays, write_set
 
 SMALL = ("--batch-size=32", "--hidden-size=7", "--threads=1", "--checkpoint-every=4", "--lr=0.004", "--parts", *PARTS)
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return write_set(tmp_path_factory.mktemp("tiny"), tiny_arrays())
-
-
-@pytest.fixture(autouse=True)
-def _threads():
-    """The trainer sets the process's threads."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def torchrun(*arguments):

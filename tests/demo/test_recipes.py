@@ -17,25 +17,16 @@ from fastlstm.mnist.model import RowLSTM, TorchLSTM
 from fastlstm.mnist.recipe import AVERAGE_DECAY, PARTS, Recipe, iterations
 from fastlstm.mnist.state import State
 from fastlstm.mnist.training import train
-from tests.helpers.idx import tiny_arrays, write_set
 
 PROJECTIONS = pytest.mark.filterwarnings(
     "ignore:LSTM with projections is not supported with oneDNN"
 )  # aten's, by torch
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return write_set(tmp_path_factory.mktemp("tiny"), tiny_arrays())
-
-
 @pytest.fixture(autouse=True)
-def _plain(monkeypatch):
-    """The trainer sets the process's threads; its pictures take longer than these runs."""
-    before = torch.get_num_threads()
+def _no_pictures(monkeypatch):
+    """They take longer than these runs."""
     monkeypatch.setattr(report, "draw", lambda *arguments: {})
-    yield
-    torch.set_num_threads(before)
 
 
 def run(tiny, out, *more):

@@ -25,18 +25,10 @@ from tests.helpers.idx import tiny_arrays, write_set
 TIMES = {"seconds", "ms_per_iteration", "ms_per_iteration_median", "images_per_second", "time_to_99"}
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return write_set(tmp_path_factory.mktemp("tiny"), tiny_arrays())
-
-
 @pytest.fixture(autouse=True)
-def _plain(monkeypatch):
-    """The trainer sets the process's threads; its pictures take longer than these runs."""
-    before = torch.get_num_threads()
+def _no_pictures(monkeypatch):
+    """They take longer than these runs."""
     monkeypatch.setattr(report, "draw", lambda *arguments: {})
-    yield
-    torch.set_num_threads(before)
 
 
 SMALL = ("--batch-size=32", "--hidden-size=7", "--backend=aten", "--threads=1", "--lr=0.004", "--parts", *PARTS)

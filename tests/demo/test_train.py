@@ -15,23 +15,8 @@ from fastlstm.mnist.data import Batches, Split, load
 from fastlstm.mnist.history import History, compare
 from fastlstm.mnist.model import RowLSTM
 from fastlstm.mnist.training import Recipe, evaluate, train
-from tests.helpers.idx import tiny_arrays, write_set
 
 PNG = b"\x89PNG\r\n\x1a\n"
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """A directory with a set that needs no care: 90 training images of 4 x 3 pixels."""
-    return write_set(tmp_path_factory.mktemp("tiny"), tiny_arrays())
-
-
-@pytest.fixture(autouse=True)
-def _threads():
-    """The trainer sets the process's threads."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def command(tiny, *more, iterations=5):
