@@ -7,20 +7,14 @@ from torch.func import functional_call, grad, jvp, stack_module_state, vmap
 import fastlstm
 from fastlstm import ops, torch_private
 from fastlstm.backends import numba, reference
-from tests.helpers.layers import Layer, error
+from tests.helpers.layers import Layer
+from tests.helpers.tolerances import close
 from tests.helpers.transforms import backends, dtype_of, needs_triton
-
-# A few hundred terms below 10 each; float32's products are triton-ieee's, of 22 bits
-TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5}
 
 
 @pytest.fixture
 def models(backend):
     return [fastlstm.LSTM(4, 7, dtype=dtype_of(backend), backend=backend) for _ in range(3)]
-
-
-def near(got, want, times=1):
-    torch.testing.assert_close(got, want, rtol=0, atol=times * TOLERANCES[want.dtype])
 
 
 @backends
@@ -31,17 +25,17 @@ def test_stacked_models_equal_a_loop(models):
     run = lambda p, x: functional_call(models[0], p, (x,))[0]  # noqa: E731
     want = torch.stack([m(x)[0] for m in models])
     with torch.no_grad():
-        near(vmap(run, (0, None))(parameters, x), want)
+        close(vmap(run, (0, None))(parameters, x), want, "sums")
     together = vmap(run, (0, None))(parameters, x)
-    near(together, want)
+    close(together, want, "sums")
     direction = torch.randn_like(want)
     got = torch.autograd.grad(together, list(parameters.values()), direction)
     wanted = torch.autograd.grad(want, [p for m in models for p in m.parameters()], direction)
     for k, stacked in enumerate(got):
-        near(stacked, torch.stack(wanted[k::4]), 10)
+        close(stacked, torch.stack(wanted[k::4]), "gradients")
     many_x = torch.randn(3, 5, 2, 4, dtype=dtype)
     each = torch.stack([m(x)[0] for m, x in zip(models, many_x)])
-    near(vmap(run)(parameters, many_x), each)
+    close(vmap(run)(parameters, many_x), each, "sums")
 
 
 @backends
@@ -50,7 +44,7 @@ def test_tangents_of_stacked_models_equal_a_loop(models):
     parameters = {k: v.detach() for k, v in stack_module_state(models)[0].items()}
     run = lambda p: jvp(lambda x: functional_call(models[0], p, (x,))[0], (x,), (tangent,))[1]  # noqa: E731
     want = torch.stack([jvp(lambda x, m=m: m(x)[0], (x,), (tangent,))[1] for m in models])
-    near(vmap(run)(parameters), want)
+    close(vmap(run)(parameters), want, "sums")
 
 
 @backends
@@ -65,7 +59,7 @@ def test_per_sample_gradients_equal_a_loop(models):
     for b in range(6):
         want = torch.autograd.grad(model(x[:, b : b + 1])[0].pow(3).sum(), list(model.parameters()))
         for name, each in zip(parameters, want):
-            near(got[name][b], each, 10)
+            close(got[name][b], each, "gradients")
 
 
 @pytest.fixture
@@ -102,14 +96,13 @@ def test_a_stack_in_one_call(backend, threads, size, set_threads):
     call = *inputs[:4], None, *inputs[4:], layer.mask
     got = ops.forward(*call, reverse, True, backend)
     want = reference.forward(*exact, layer.mask, reverse, True)
-    tolerance = TOLERANCES[inputs[0].dtype]
-    assert max(map(error, got[:4], want[:4])) < tolerance
+    close(got[:4], want[:4], "long")
     quick = ops.forward(*call, reverse, False, backend)
     assert all(torch.equal(a, b) for a, b in zip(quick[:3], got[:3]))
     needs = [True] * 6
     gradients = ops.backward(*grads, *call, got[0], *got[3:], reverse, needs, backend)
     wanted = reference.backward(*layer.gradients, *exact, layer.mask, want[0], *want[3:], reverse, needs)
-    assert max(map(error, gradients, wanted)) < 10 * tolerance
+    close(gradients, wanted, "derivatives")
 
 
 def test_a_stack_in_which_each_group_is_alone():
@@ -158,7 +151,7 @@ def test_per_sample_gradients_of_stacked_models_equal_a_loop(models, samples_out
         for b in range(6):
             want = torch.autograd.grad(model(x[:, b : b + 1])[0].pow(3).sum(), list(model.parameters()))
             for name, each in zip(stacked, want):
-                near(got[name][m, b], each, 10)
+                close(got[name][m, b], each, "gradients")
 
 
 @pytest.mark.parametrize("of_x", [False, True])
@@ -176,8 +169,7 @@ def test_what_all_models_read_has_the_gradients_of_a_loop(models, of_x):
     got = gradients(vmap(lambda p: functional_call(models[0], p, (x,))[0])(stacked))
     rows = [{k: v[m] for k, v in stacked.items()} for m in range(3)]
     want = gradients(torch.stack([functional_call(models[0], each, (x,))[0] for each in rows]))
-    for a, b in zip(got, want):
-        near(a, b, 1000)  # of some hundreds
+    close(got, want, "derivatives")
 
 
 def test_what_all_models_read_is_not_copied(monkeypatch):

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch.func import grad, jacfwd, jacrev, jvp, vmap
 
-import fastlstm
-from tests.helpers.transforms import assert_near, backends, dtype_of
+from tests.helpers.modules import REFERENCE, pair
+from tests.helpers.tolerances import close
+from tests.helpers.transforms import backends, dtype_of
 
 T, B = 5, 4
 MASKS = {
@@ -16,24 +17,21 @@ masks = pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
 
 
 @pytest.fixture
-def pair(backend):
-    """The reference in float64 and ours in the backend's dtype, of weights that both hold exactly."""
-    theirs = fastlstm.LSTM(3, 4, num_layers=2, backend="reference").double()
-    ours = fastlstm.LSTM(3, 4, num_layers=2, dtype=dtype_of(backend), backend=backend)
-    ours.load_state_dict(theirs.state_dict())
-    return theirs, ours
+def modules(backend):
+    """The reference in float64 and ours in the backend's dtype."""
+    return pair(3, 4, num_layers=2, like=REFERENCE, dtype=dtype_of(backend), backend=backend)
 
 
-def both(pair, transform):
+def both(modules, transform):
     """`transform`, of a function of x alone and x, for both modules."""
     x = torch.randn(T, B, 3)
-    for module in pair:
+    for module in modules:
         yield transform(module, x.to(module.weight_ih_l0.dtype))
 
 
 @masks
 @backends
-def test_derivatives(pair, mask):
+def test_derivatives(modules, mask):
     def derivatives(module, x):
         def last(x):
             output, (h_n, c_n) = module(x, **mask)
@@ -49,15 +47,15 @@ def test_derivatives(pair, mask):
             grad(lambda x: grad(last)(x).pow(2).sum())(x),
         ]
 
-    want, got = both(pair, derivatives)
-    assert_near(got, want)
+    want, got = both(modules, derivatives)
+    close(got, want, "derivatives")
 
 
 @backends
 @pytest.mark.parametrize("name", MASKS)
-def test_each_sample_its_own_mask(pair, name):
+def test_each_sample_its_own_mask(modules, name):
     """vmap over inputs and masks together: gradients and outputs of a loop."""
-    lstm, dtype = pair[1], pair[1].weight_ih_l0.dtype
+    lstm, dtype = modules[1], modules[1].weight_ih_l0.dtype
     x = torch.randn(3, T, B, 3, dtype=dtype)
     given = torch.stack([MASKS[name][name].roll(k, -1) for k in range(3)])
 
@@ -75,9 +73,9 @@ def test_each_sample_its_own_mask(pair, name):
 @masks
 @backends
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_compiled(pair, mask, dynamic):
+def test_compiled(modules, mask, dynamic):
     torch._dynamo.reset()
-    lstm = pair[1]
+    lstm = modules[1]
     x = torch.randn(T, B, 3, dtype=lstm.weight_ih_l0.dtype, requires_grad=True)
     compiled = torch.compile(lstm, backend="aot_eager", fullgraph=True, dynamic=dynamic)
     results = [(f(x, **mask)[0], *f(x, **mask)[1]) for f in (compiled, lstm)]
@@ -87,8 +85,8 @@ def test_compiled(pair, mask, dynamic):
 
 @masks
 @backends
-def test_exported(pair, mask):
-    lstm = pair[1]
+def test_exported(modules, mask):
+    lstm = modules[1]
     x = torch.randn(T, B, 3, dtype=lstm.weight_ih_l0.dtype)
     program = torch.export.export(lstm, (x,), mask).module()
     leaf = x.clone().requires_grad_()

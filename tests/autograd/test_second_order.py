@@ -8,46 +8,45 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 import fastlstm
 from fastlstm import function, ops
 from tests.helpers.layers import Layer
-from tests.helpers.transforms import assert_near, backends, dtype_of, needs_triton
+from tests.helpers.modules import REFERENCE, pair
+from tests.helpers.tolerances import close
+from tests.helpers.transforms import backends, dtype_of, needs_triton
 
 
 @pytest.fixture
-def pair(backend):
-    """torch.nn.LSTM in float64 and ours in the backend's dtype, of weights that both hold exactly."""
-    theirs = torch.nn.LSTM(4, 5, num_layers=2, bidirectional=True).double()
-    ours = fastlstm.LSTM(4, 5, num_layers=2, bidirectional=True, dtype=dtype_of(backend), backend=backend)
-    ours.load_state_dict(theirs.state_dict())
-    return theirs, ours
+def modules(backend):
+    """torch.nn.LSTM in float64 and ours in the backend's dtype."""
+    return pair(4, 5, num_layers=2, bidirectional=True, dtype=dtype_of(backend), backend=backend)
 
 
 @backends
-def test_gradient_penalty(pair):
+def test_gradient_penalty(modules):
     """A WGAN-GP critic's step."""
     inputs = torch.randn(6, 3, 4), torch.randn(6, 3, 4), torch.rand(3, 1)
     results = []
-    for critic in pair:
+    for critic in modules:
         real, fake, mix = (a.to(next(critic.parameters()).dtype) for a in inputs)
         x = (mix * real + (1 - mix) * fake).requires_grad_()
         (gradient,) = torch.autograd.grad(critic(x)[0][-1].sum(), x, create_graph=True)
         penalty = ((gradient.transpose(0, 1).flatten(1).norm(dim=1) - 1) ** 2).mean()
         loss = critic(fake)[0][-1].mean() - critic(real)[0][-1].mean() + 10 * penalty
         results.append(torch.autograd.grad(loss, [*critic.parameters(), x]))
-    assert_near(results[1], results[0])
+    close(results[1], results[0], "derivatives")
 
 
 @backends
-def test_hessian_vector_product(pair):
-    x, directions, results = torch.randn(6, 3, 4), [torch.randn(p.shape) for p in pair[0].parameters()], []
-    for module in pair:
+def test_hessian_vector_product(modules):
+    x, directions, results = torch.randn(6, 3, 4), [torch.randn(p.shape) for p in modules[0].parameters()], []
+    for module in modules:
         parameters = list(module.parameters())
         dtype = parameters[0].dtype
         gradients = torch.autograd.grad(module(x.to(dtype))[0].pow(3).sum(), parameters, create_graph=True)
         results.append(torch.autograd.grad(gradients, parameters, [d.to(dtype) for d in directions]))
-    assert_near(results[1], results[0])
+    close(results[1], results[0], "derivatives")
 
 
 @backends
-def test_a_step_that_learns_from_a_step(pair):
+def test_a_step_that_learns_from_a_step(modules):
     """MAML: the loss after one step of descent, differentiated by the weights before it."""
     x = torch.randn(6, 3, 4)
 
@@ -61,7 +60,7 @@ def test_a_step_that_learns_from_a_step(pair):
         gradients = torch.autograd.grad(loss(parameters), parameters, create_graph=True)
         return torch.autograd.grad(loss([p - 0.1 * g for p, g in zip(parameters, gradients)]), parameters)
 
-    assert_near(meta_gradient(pair[1]), meta_gradient(pair[0]))
+    close(meta_gradient(modules[1]), meta_gradient(modules[0]), "derivatives")
 
 
 @pytest.mark.parametrize(
@@ -91,7 +90,7 @@ def test_third_derivatives(backend, special, third):
     inputs, exact = (layer.to(dtype, requires_grad=False) for dtype in (dtype_of(backend), torch.double))
     ours = lambda *a: sum((out**3).sum() for out in layer.run(list(a), backend))  # noqa: E731
     truth = lambda *a: sum((out**3).sum() for out in layer.truth(list(a)))  # noqa: E731
-    assert_near([third(ours, 1)(*inputs)], [third(truth, 1)(*exact)])
+    close([third(ours, 1)(*inputs)], [third(truth, 1)(*exact)], "derivatives")
 
 
 @backends
@@ -103,13 +102,13 @@ def test_forward_over_forward(backend):
     truth = lambda *a: sum((out**3).sum() for out in layer.truth(list(a)))  # noqa: E731
     want = jacrev(jacrev(truth, 4), 4)(*exact)
     assert want.abs().max() > 1e-3
-    assert_near([jacfwd(jacfwd(ours, 4), 4)(*inputs)], [want])
+    close([jacfwd(jacfwd(ours, 4), 4)(*inputs)], [want], "derivatives")
     tangents = torch.randn(64, *inputs[4].shape)
     at = lambda w: ours(*inputs[:4], w, *inputs[5:])  # noqa: E731
     twice = lambda t: jvp(lambda w: jvp(at, (w,), (t,))[1], (inputs[4],), (t,))[1]  # noqa: E731
     along = tangents.double().flatten(1)
     wanted = ((along @ want.flatten(2).flatten(0, 1)) * along).sum(1)
-    assert_near([vmap(twice)(tangents.to(inputs[4].dtype))], [wanted])
+    close([vmap(twice)(tangents.to(inputs[4].dtype))], [wanted], "derivatives")
 
 
 @backends
@@ -123,15 +122,15 @@ def test_reverse_over_dual_numbers(backend):
         tangent = forward_ad.unpack_dual(loss(lambda a: layer.run(a, backend), dual)).tangent
         got = torch.autograd.grad(tangent, inputs)
     gradients = torch.autograd.grad(loss(layer.truth, exact), exact, create_graph=True)
-    assert_near(got, torch.autograd.grad(gradients, exact, [t.double() for t in tangents]))
+    close(got, torch.autograd.grad(gradients, exact, [t.double() for t in tangents]), "derivatives")
 
 
 @backends
-def test_tangents_that_only_a_backward_pass_meets(pair):
+def test_tangents_that_only_a_backward_pass_meets(modules):
     """Linear in the incoming gradient: what it is given along a tangent is the gradient of that tangent."""
     x, direction, tangent = torch.randn(6, 3, 4), torch.randn(6, 3, 10), torch.randn(6, 3, 10)
     results = []
-    for module in pair:
+    for module in modules:
         dtype = next(module.parameters()).dtype
         inputs = [x.to(dtype).requires_grad_(), *module.parameters()]
         output = module(inputs[0])[0]
@@ -139,7 +138,7 @@ def test_tangents_that_only_a_backward_pass_meets(pair):
             dual = forward_ad.make_dual(direction.to(dtype), tangent.to(dtype))
             gradients = torch.autograd.grad(output, inputs, dual)
             results.append([forward_ad.unpack_dual(gradient).tangent for gradient in gradients])
-    assert_near(results[1], results[0])
+    close(results[1], results[0], "derivatives")
 
 
 def test_nested_dual_numbers_are_refused():
@@ -154,9 +153,8 @@ def test_nested_dual_numbers_are_refused():
 def test_vectorized_functional(backend, which):
     """torch.autograd.functional batches with rules of its own, which know fewer operators than vmap's."""
     dtype = dtype_of(backend)
-    lstm, x = fastlstm.LSTM(3, 4, dtype=dtype, backend=backend), torch.randn(2, 2, 3, dtype=dtype)
-    exact = fastlstm.LSTM(3, 4, dtype=torch.double, backend="reference")
-    exact.load_state_dict(lstm.state_dict())
+    exact, lstm = pair(3, 4, like=REFERENCE, dtype=dtype, backend=backend)
+    x = torch.randn(2, 2, 3, dtype=dtype)
     loss = lambda module: lambda a: module(a)[0].pow(3).sum(0)  # noqa: E731
     total = lambda module: lambda a: loss(module)(a).sum()  # noqa: E731
     for mode in ("reverse-mode", "forward-mode"):
@@ -166,7 +164,7 @@ def test_vectorized_functional(backend, which):
         else:
             got = torch.autograd.functional.jacobian(loss(lstm), x, vectorize=True, strategy=mode)
             want = jacrev(loss(exact))(x.double())
-        assert_near([got], [want])
+        close([got], [want], "derivatives")
 
 
 @backends
@@ -214,4 +212,4 @@ def test_gradients_of_gradients_by_func(backend):
     loss = lambda run: lambda *a: sum((out**3).sum() for out in run(list(a)))  # noqa: E731
     twice = lambda f: grad(lambda *a: sum(g.pow(2).sum() for g in grad(f, tuple(range(7)))(*a)), tuple(range(7)))  # noqa: E731
     got = twice(loss(lambda a: layer.run(a, backend)))(*inputs)
-    assert_near(got, twice(loss(layer.truth))(*exact))
+    close(got, twice(loss(layer.truth))(*exact), "derivatives")

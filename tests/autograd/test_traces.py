@@ -11,6 +11,7 @@ import fastlstm
 from fastlstm import torch_private
 from fastlstm.backends import reference
 from tests.helpers.layers import needs_native
+from tests.helpers.tolerances import close
 
 
 def traced_again(module, x):
@@ -67,7 +68,7 @@ def test_a_trace_takes_packed_batches_of_other_lengths(traced, is_sorted, option
         lengths = lengths if is_sorted else lengths[::-1]
         batch = torch.randn(max(lengths), len(lengths), 4), torch.tensor(lengths)
         for a, b in zip(got(*batch), want(*batch), strict=True):
-            torch.testing.assert_close(a, b, rtol=0, atol=1e-6)  # roundings of values within 1
+            close(a, b, "values")
 
 
 class LastState(Packing):
@@ -84,11 +85,11 @@ def test_a_trace_of_packed_input_without_a_mask(options):
     traced = torch.jit.trace(h_n, (torch.randn(2, 2, 4), torch.tensor([2, 2])), check_trace=False)
     for T in (2, 3, 5):
         batch = torch.randn(T, 2, 4), torch.tensor([T, T])
-        torch.testing.assert_close(traced(*batch), h_n(*batch), rtol=0, atol=1e-6)  # roundings of values within 1
+        close(traced(*batch), h_n(*batch), "values")
     if "proj_size" in options:
         traced = torch.jit.trace(h_n, (torch.randn(3, 2, 4), torch.tensor([3, 2])), check_trace=False)
         batch = torch.randn(3, 2, 4), torch.tensor([3, 1])
-        torch.testing.assert_close(traced(*batch), h_n(*batch), rtol=0, atol=1e-6)
+        close(traced(*batch), h_n(*batch), "values")
         for T in (2, 4):
             with pytest.raises(RuntimeError):
                 traced(torch.randn(T, 2, 4), torch.tensor([T, 1]))

@@ -13,6 +13,7 @@ import fastlstm
 from fastlstm.backends import numba
 from fastlstm.functional import lstm
 from tests.helpers.layers import BACKENDS, CPU_BACKENDS, OUTPUTS, Layer, compare, draws, error, nn_lstm_errors
+from tests.helpers.tolerances import close
 
 SIZES = [
     (1, 1, 1, 1),
@@ -23,9 +24,6 @@ SIZES = [
     (3, 2, 7, 650),
     (2, 130, 650, 33),
 ]
-# Of the largest value: a sum of K terms in order errs by about sqrt(K) eps / 2 of its size, K up to 1300 here; a step
-# adds to it.
-BOUND = {torch.float32: 100 * 1.2e-7, torch.float64: 100 * 2.3e-16}
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -35,7 +33,7 @@ BOUND = {torch.float32: 100 * 1.2e-7, torch.float64: 100 * 2.3e-16}
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_outputs_and_gradients(backend, size, dtype, reverse, masked, poisoned):
     for name, got, want in compare(draws(*size, reverse=reverse, masked=masked), dtype, backend):
-        assert error(got, want) < BOUND[dtype], name
+        close(got, want, "layer", where=name)
 
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
@@ -50,10 +48,7 @@ def test_any_shape(backend, T, B, I, H, reverse, masked, bias, threads):
     results = list(compare(draws(T, B, I, H, reverse=reverse, masked=masked, bias=bias), torch.double, backend))
     torch.set_num_threads(before)
     for name, got, want in results:
-        if name in OUTPUTS:
-            assert error(got, want) < BOUND[torch.double], name
-        else:
-            torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-12)
+        close(got, want, "layer" if name in OUTPUTS else "sums", where=name)
 
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)

@@ -1,6 +1,5 @@
 """A CPU on which neither numba nor the native library can be used: `auto` takes torch's own LSTM, and says why."""
 
-import copy
 import os
 import subprocess
 import sys
@@ -15,6 +14,8 @@ import fastlstm
 from fastlstm import dispatch
 from fastlstm.backends import native
 from tests.helpers import ROOT
+from tests.helpers.modules import REFERENCE, pair
+from tests.helpers.tolerances import close
 
 DEVICE = torch.device("cpu")
 
@@ -92,14 +93,6 @@ def test_one_warning_with_both_reasons(tmp_path, how, library):
     assert warned.endswith("; auto takes aten instead, and reference for what aten lacks")
 
 
-def pair(**options):
-    """A layer as `auto` runs it, and the same one as the reference does."""
-    ours = fastlstm.LSTM(3, 4, dtype=torch.double, **options)
-    theirs = copy.deepcopy(ours)
-    theirs.backend = "reference"
-    return ours, theirs
-
-
 def first(lstm, x):
     return lstm(x)[0]
 
@@ -129,7 +122,8 @@ TRANSFORMS = {
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_transforms(without_kernels, transform, frozen, options):
     x = torch.randn(5, 2, 3, dtype=torch.double)
-    got, want = (TRANSFORMS[transform](partial(first, m.requires_grad_(not frozen)), x) for m in pair(**options))
+    modules = pair(3, 4, like=REFERENCE, **options)
+    want, got = (TRANSFORMS[transform](partial(first, m.requires_grad_(not frozen)), x) for m in modules)
     torch.testing.assert_close(got, want)
 
 
@@ -143,8 +137,7 @@ def test_an_ensemble(without_kernels):
 @pytest.mark.parametrize("needs_input", [False, True])
 def test_compiled_training(without_kernels, needs_input):
     """Without a node for each step, and at other sizes without a second compilation."""
-    lstm, eager = pair()
-    lstm, eager = lstm.float(), eager.float()
+    eager, lstm = pair(3, 4, like=REFERENCE, exact=torch.float32, dtype=torch.float32)
     torch._dynamo.reset()
     compiled = torch.compile(lstm, backend="aot_eager", fullgraph=True, dynamic=True)
     for T in (5, 9):
@@ -154,12 +147,12 @@ def test_compiled_training(without_kernels, needs_input):
         direction = torch.randn_like(want)
         gradients = (torch.autograd.grad(a, list(m.parameters()), direction) for a, m in ((got, lstm), (want, eager)))
         for a, b in zip(*gradients):
-            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)  # float32, sums of a few dozen terms below 1
+            close(a, b, "sums")
 
 
 @pytest.mark.parametrize("strict", [False, True])
 def test_exported_with_an_open_length(without_kernels, strict):
-    lstm, eager = pair()
+    eager, lstm = pair(3, 4, like=REFERENCE)
     sizes = {"input": {0: torch.export.Dim("T", max=1000), 1: torch.export.Dim("B", max=1000)}}
     with torch.no_grad():
         example = torch.randn(5, 2, 3, dtype=torch.double)
@@ -170,7 +163,7 @@ def test_exported_with_an_open_length(without_kernels, strict):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_dtypes(without_kernels, dtype):
-    lstm, twin = (module.to(dtype) for module in pair())
+    twin, lstm = pair(3, 4, like=REFERENCE, exact=dtype, dtype=dtype)
     x = torch.randn(5, 2, 3).to(dtype).requires_grad_()
     bound = 4 * torch.finfo(dtype).eps  # of values below 1, rounded once or twice a step
     got, want = lstm(x)[0], twin(x)[0]

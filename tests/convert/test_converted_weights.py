@@ -8,12 +8,7 @@ import torch
 
 import fastlstm
 from fastlstm.convert import keras_weights, tensorflow_weights
-
-TOLERANCE = 1e-12  # float64, a few dozen terms below 10 each
-
-
-def assert_close(got, expected):
-    torch.testing.assert_close(got, expected, rtol=0, atol=TOLERANCE)
+from tests.helpers.tolerances import close
 
 
 def sigmoid(x):
@@ -57,12 +52,12 @@ def test_tensorflow_weights(forget_bias, as_tensor):
     lstm.load_state_dict(state)
     output, (h_n, c_n) = lstm(torch.from_numpy(x))
     for got, reference in ((output, expected), (h_n[1], h), (c_n[1], c)):
-        assert_close(got.detach(), torch.from_numpy(reference))
+        close(got.detach(), torch.from_numpy(reference), "sums")
     cell = fastlstm.LSTMCell(3, 5, dtype=torch.float64)
     cell.load_state_dict(tensorflow_weights(*weights[0], forget_bias=forget_bias, suffix=""))
     h, c = basic_lstm_cell(x[0], np.zeros((2, 5)), np.zeros((2, 5)), *weights[0], forget_bias)
     for got, reference in zip(cell(torch.from_numpy(x[0])), (h, c), strict=True):
-        assert_close(got.detach(), torch.from_numpy(reference))
+        close(got.detach(), torch.from_numpy(reference), "sums")
 
 
 def test_keras_weights():
@@ -76,7 +71,7 @@ def test_keras_weights():
         outputs.append(output if suffix == "_l0" else output[::-1])
     lstm = fastlstm.LSTM(3, 5, bidirectional=True, dtype=torch.float64)
     lstm.load_state_dict(state)
-    assert_close(lstm(torch.from_numpy(x))[0].detach(), torch.from_numpy(np.concatenate(outputs, -1)))
+    close(lstm(torch.from_numpy(x))[0].detach(), torch.from_numpy(np.concatenate(outputs, -1)), "sums")
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,10 @@ from torch import nn
 
 import fastlstm
 from benchmarks.third_party import MODELS
+from tests.helpers.tolerances import close
 
 # Values and gradients of size one, or relative to their size, through up to a few hundred steps and the layers around
 # them: some thousand roundings.
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
 LSTMS = (nn.LSTM, nn.LSTMCell, fastlstm.LSTM, fastlstm.LSTMCell)
 
 pytestmark = pytest.mark.slow
@@ -28,14 +28,6 @@ def third_party(request):
         torch.set_default_dtype(torch.float64)
     yield chosen
     torch.set_default_dtype(torch.float32)
-
-
-def assert_close(got, expected):
-    for a, b in zip(got, expected, strict=True):
-        assert (a is None) == (b is None)
-        if a is not None:
-            tolerance = TOLERANCE[b.dtype]
-            torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
 def step(model, run, optimizer):
@@ -68,13 +60,12 @@ def test_equal(third_party):
     assert list(ours.state_dict()) == names
     for _ in range(2):  # the second step is the first's proof
         expected, got = (step(model, run, optimizer) for model, optimizer in zip((theirs, ours), optimizers))
-        for a, b in zip(got, expected, strict=True):
-            assert_close(a, b)
-        assert_close(ours.parameters(), theirs.parameters())
+        close(got, expected, "models")
+        close(ours.parameters(), theirs.parameters(), "models")
     assert any(g is not None and g.any() for g in expected[1])
     fastlstm.restore_lstm(ours)
     assert lstms(ours) == classes
     torch.manual_seed(3)
     expected = run(theirs)
     torch.manual_seed(3)
-    assert_close([a.detach() for a in run(ours)], [a.detach() for a in expected])
+    close([a.detach() for a in run(ours)], [a.detach() for a in expected], "models")

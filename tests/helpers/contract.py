@@ -6,12 +6,9 @@ from functools import partial
 
 import torch
 from hypothesis import strategies as st
-from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-import fastlstm
-
-TOLERANCE = 1e-12  # float64 sums of at most a few hundred terms, each below 10: 1e-14 apart at worst
+from tests.helpers.tolerances import close
 
 sizes = st.sampled_from([1, 2, 3, 5])
 bad_sizes = st.sampled_from([0, -1, 2.0, "a", None])
@@ -55,7 +52,7 @@ def assert_same_outcome(theirs, ours):
 
 
 def assert_same(expected, got):
-    """Equal in structure, types, shapes, strides and, to TOLERANCE, in values."""
+    """Equal in structure, types, shapes, strides and, to the tolerance of sums, in values."""
     if isinstance(expected, torch.Tensor):
         assert got.dtype == expected.dtype
         assert got.device == expected.device
@@ -63,7 +60,7 @@ def assert_same(expected, got):
         assert got.stride() == expected.stride() or expected.numel() == 0
         assert got.requires_grad == expected.requires_grad
         if expected.device.type != "meta":
-            torch.testing.assert_close(got, expected, rtol=0, atol=TOLERANCE)
+            close(got, expected, "sums")
     elif isinstance(expected, PackedSequence):
         assert type(got) is PackedSequence
         assert_same(expected.data, got.data)
@@ -75,16 +72,6 @@ def assert_same(expected, got):
         assert len(got) == len(expected)
         for a, b in zip(expected, got, strict=True):
             assert_same(a, b)
-
-
-def pair(seed=0, **arguments):
-    """A `torch.nn.LSTM` and a `fastlstm.LSTM` from the same seed, float64 unless said otherwise."""
-    arguments = {"dtype": torch.float64, **arguments}
-    modules = []
-    for cls in (nn.LSTM, fastlstm.LSTM):
-        torch.manual_seed(seed)
-        modules.append(cls(**arguments))
-    return modules
 
 
 modules = st.fixed_dictionaries(

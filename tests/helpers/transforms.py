@@ -5,14 +5,12 @@ same truth in float32, with ``triton-ieee``'s products; on the CPU it runs in Tr
 """
 
 import importlib.util
-from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 
 import pytest
 import torch
-from torch import Tensor
 
-from tests.helpers.layers import TORCH, error
+from tests.helpers.layers import TORCH
 
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is made for Linux on x86-64"
@@ -20,9 +18,6 @@ needs_triton = pytest.mark.skipif(
 TRITON = pytest.param("triton-ieee", marks=needs_triton)
 BACKENDS = ("numba", "reference", TRITON)
 backends = pytest.mark.parametrize("backend", BACKENDS, indirect=True)
-# Of the largest value. float64: a few thousand roundings. float32: those of products of 22 bits and of several sums of
-# both signs, one for each derivative, in tensors of a few dozen values, whose largest may be less than their terms.
-BOUNDS = {torch.float64: 1e-11, torch.float32: 3e-5}
 
 
 def exporting() -> AbstractContextManager[None]:
@@ -32,9 +27,3 @@ def exporting() -> AbstractContextManager[None]:
 
 def dtype_of(backend: str) -> torch.dtype:
     return torch.float32 if backend.startswith("triton") else torch.float64
-
-
-def assert_near(got: Iterable[Tensor], want: Iterable[Tensor]) -> None:
-    """Every tensor of `got`, in the dtype it was computed in, near its float64 twin."""
-    for n, (a, b) in enumerate(zip(got, want, strict=True)):
-        assert error(a, b) < BOUNDS[a.dtype], n

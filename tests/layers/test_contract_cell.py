@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fastlstm
-from tests.helpers.contract import TOLERANCE, assert_same_outcome, outcome, wrong
+from tests.helpers.contract import assert_same_outcome, outcome, wrong
 from tests.helpers.layers import TORCH
+from tests.helpers.tolerances import close
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 
@@ -63,7 +64,7 @@ def test_cell_gradients(batched, bias):
         h, c = cell(inputs[0], tuple(inputs[1:]))
         gradients.append(torch.autograd.grad((h.sin() + 2 * c.cos()).sum(), [*inputs, *cell.parameters()]))
     for theirs, ours in zip(*gradients, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=TOLERANCE)
+        close(ours, theirs, "sums")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fastlstm
-from tests.helpers.contract import assert_same, bad_sizes, outcome, pair, sizes
+from tests.helpers.contract import assert_same, bad_sizes, outcome, sizes
+from tests.helpers.modules import pair
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 

@@ -12,7 +12,9 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastlstm
-from tests.helpers.contract import TOLERANCE, WRONG_DTYPE, assert_same, assert_same_outcome, calls, outcome, pair, wrong
+from tests.helpers.contract import WRONG_DTYPE, assert_same, assert_same_outcome, calls, outcome, wrong
+from tests.helpers.modules import pair
+from tests.helpers.tolerances import close
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 
@@ -38,7 +40,8 @@ def test_forward_and_gradients(call):
     results, gradients = [], []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        modules = pair(seed, **arguments)
+        torch.manual_seed(seed)
+        modules = pair(**arguments)
         for module in modules:
             module.train(training)
             torch.manual_seed(seed)  # the same seed drops the same features
@@ -53,7 +56,7 @@ def test_forward_and_gradients(call):
             gradients.append([torch.zeros_like(w) if g is None else g for g, w in zip(grads, weights, strict=True)])
     assert_same(*results)
     for theirs, ours in zip(*gradients, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=10 * TOLERANCE)
+        close(ours, theirs, "gradients")
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
@@ -86,7 +89,8 @@ def test_bad_calls(call, x_fault, h_fault, c_fault):
         hx = (wrong(hx[0], h_fault, 1) if h_fault else hx[0], wrong(hx[1], c_fault, 2) if c_fault else hx[1])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        theirs, ours = pair(seed, **arguments)
+        torch.manual_seed(seed)
+        theirs, ours = pair(**arguments)
 
     def run(module):
         torch.manual_seed(seed)

@@ -7,7 +7,8 @@ import torch
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastlstm
-from tests.helpers.contract import WRONG_DTYPE, pair
+from tests.helpers.contract import WRONG_DTYPE
+from tests.helpers.modules import pair
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 

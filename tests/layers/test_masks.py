@@ -13,8 +13,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fastlstm
-from tests.helpers.modules import TOLERANCE, assert_close, assert_same_gradients, both_backends, pair, randn
-from tests.helpers.transforms import assert_near, dtype_of, needs_triton
+from tests.helpers.modules import REFERENCE, assert_same_gradients, both_backends, pair, randn
+from tests.helpers.tolerances import close
+from tests.helpers.transforms import dtype_of, needs_triton
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 
@@ -65,9 +66,7 @@ def test_reset_equals_pieces(backend, T, B, layers, batch_first, rate, seed):
 @pytest.mark.parametrize("backend", ["triton-ieee"], indirect=True)
 def test_masks_of_a_module_in_float32(backend, bidirectional):
     """Layers of one or two directions with `lengths`, of one with `reset` too, against the reference in float64."""
-    theirs = fastlstm.LSTM(3, 5, 2, bidirectional=bidirectional, backend="reference").double()
-    ours = fastlstm.LSTM(3, 5, 2, bidirectional=bidirectional, dtype=dtype_of(backend), backend=backend)
-    ours.load_state_dict(theirs.state_dict())
+    theirs, ours = pair(3, 5, 2, bidirectional=bidirectional, like=REFERENCE, dtype=dtype_of(backend), backend=backend)
     directions = 2 if bidirectional else 1
     x, h_0, c_0 = torch.randn(6, 9, 3), torch.randn(2 * directions, 9, 5), torch.randn(2 * directions, 9, 5)
     output = torch.randn(6, 9, 5 * directions)
@@ -80,7 +79,7 @@ def test_masks_of_a_module_in_float32(backend, bidirectional):
         got, states = module(inputs[0], tuple(inputs[1:]), **masks)
         gradients = torch.autograd.grad(got, [*inputs, *module.parameters()], output.to(got.dtype))
         results.append([got, *states, *gradients])
-    assert_near(*results)
+    close(*results, "derivatives")
     assert not results[0][0][1:, 2].any()
 
 
@@ -267,10 +266,10 @@ def test_lengths_win_over_reset(backend):
     got, states = ours(x, reset=reset, lengths=lengths)
     for b, n in enumerate(lengths.tolist()):
         expected, ends = ours(x[:n, b : b + 1], reset=reset[:n, b : b + 1])
-        assert_close(got[:n, b : b + 1], expected)
+        close(got[:n, b : b + 1], expected, "sums")
         assert not got[n:, b].any()
         for a, e in zip(states, ends, strict=True):
-            assert_close(a[:, b : b + 1], e)
+            close(a[:, b : b + 1], e, "sums")
 
 
 def test_unbatched_reset_and_lengths():
@@ -281,7 +280,7 @@ def test_unbatched_reset_and_lengths():
     )
     got = ours(x, reset=reset, lengths=torch.tensor(5), return_cells=True)
     for a, b in zip([got[0], *got[1], got[2]], [expected[0], h_n[:, 0], c_n[:, 0], cells[0]], strict=True):
-        assert_close(a, b)
+        close(a, b, "sums")
 
 
 def test_outputs_large_enough_for_memory_that_is_used_again():
@@ -301,7 +300,7 @@ def test_outputs_large_enough_for_memory_that_is_used_again():
             gradients = torch.autograd.grad(output.pow(2).sum() * scale, inputs, create_graph=True)
             results[-1] += [output, *gradients, *torch.autograd.grad(gradients[0].pow(2).sum(), inputs)]
     for want, got in zip(*results, strict=True):
-        assert_close(got, want, 10 * TOLERANCE * want.abs().max().item())
+        close(got, want, "derivatives")
 
 
 def test_masks_wait_for_no_device():

@@ -18,6 +18,7 @@ from torch.testing._internal.common_pruning import LSTMLayerNormLinearModel, LST
 
 import fastlstm
 from fastlstm.convert import replace_lstm
+from tests.helpers.tolerances import close
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"),
@@ -26,7 +27,6 @@ pytestmark = [
 
 OURS = {nn.LSTM: fastlstm.LSTM, nn.LSTMCell: fastlstm.LSTMCell}
 # float32: sums of a few terms, 2**-24 each; float64 alike
-TOLERANCE = {torch.float32: {"rtol": 1e-5, "atol": 1e-6}, torch.float64: {"rtol": 0, "atol": 1e-13}}
 
 
 def clone(info):
@@ -133,7 +133,7 @@ def test_forward(info, k, dtype, training):
         references.append(inputs.reference_fn(ours, *inputs.forward_input.args, **inputs.forward_input.kwargs))
     for reference in references:
         for a, b in zip(results, tensors(reference), strict=True):
-            torch.testing.assert_close(a, b, **TOLERANCE[dtype])
+            close(a, b, "values")
 
 
 def differentiable(info, k):
@@ -180,7 +180,7 @@ def test_non_contiguous_tensors(info, k):
             cotangents = [torch.stack([a, torch.full_like(a, torch.nan)], -1)[..., 0] for a in cotangents]
         results.append([*outputs, *torch.autograd.grad(outputs, [*values, *module.parameters()], cotangents)])
     for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b, **TOLERANCE[torch.float64])
+        close(a, b, "values")
 
 
 @unpacked_case
@@ -290,4 +290,4 @@ def test_the_models_of_torch_s_pruning_tests(make):
         gradients = torch.autograd.grad([a.cos().sum() for a in outputs], [x, *model.parameters()])
         results.append([*outputs, *gradients])
     for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+        close(a, b, "sums")

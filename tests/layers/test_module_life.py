@@ -13,7 +13,8 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.checkpoint import checkpoint
 
 import fastlstm
-from tests.helpers.modules import TOLERANCE, assert_close, assert_same_gradients, pair, randn
+from tests.helpers.modules import assert_same_gradients, pair, randn
+from tests.helpers.tolerances import close
 from tests.helpers.transforms import exporting
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
@@ -92,14 +93,14 @@ def test_weights_are_read_at_every_call():
     x = randn(4, 2, 3)
     weight = nn.Parameter(torch.randn_like(ours.weight_hh_l1))
     theirs.weight_hh_l1 = ours.weight_hh_l1 = weight
-    assert_close(ours(x)[0], theirs(x)[0])
+    close(ours(x)[0], theirs(x)[0], "sums")
     assert ours._flat_weights[5] is weight
     del ours.weight_hh_l1  # a plain tensor in its place, as weight dropping does
     ours.weight_hh_l1 = 2 * weight
     with torch.no_grad():
         theirs.weight_hh_l1.mul_(1)
     doubled = {**dict(theirs.named_parameters()), "weight_hh_l1": 2 * weight}
-    assert_close(ours(x)[0], torch.func.functional_call(theirs, doubled, (x,))[0])
+    close(ours(x)[0], torch.func.functional_call(theirs, doubled, (x,))[0], "sums")
     (gradient,) = torch.autograd.grad(ours(x)[0].sum(), weight)
     assert gradient.any()
 
@@ -112,10 +113,10 @@ def test_functional_call():
     got, expected = (torch.func.functional_call(module, weights, (x,)) for module in (ours, theirs))
     values = list(weights.values())
     for a, b in zip([got[0], *got[1]], [expected[0], *expected[1]], strict=True):
-        assert_close(a, b)
+        close(a, b, "sums")
     gradients = [torch.autograd.grad(result[0].cos().sum(), [x, *values]) for result in (got, expected)]
     for a, b in zip(*gradients, strict=True):
-        assert_close(a, b, 10 * TOLERANCE)
+        close(a, b, "gradients")
     assert torch.equal(ours(x)[0], before)
 
 
@@ -128,7 +129,7 @@ def test_ensemble_by_vmap():
         return torch.func.functional_call(lstms[0], (weights, buffers), (x,))[0]
 
     for got, lstm in zip(torch.vmap(run)(weights), lstms, strict=True):
-        assert_close(got, lstm(x)[0])
+        close(got, lstm(x)[0], "sums")
 
 
 class Double(nn.Module):
@@ -145,11 +146,11 @@ def test_parametrized(name):
     parametrize.register_parametrization(ours, name, Double())
     for module in (ours, deepcopy(ours)):
         for a, b in zip([module(x)[0], *module(x)[1]], [expected[0], *expected[1]], strict=True):
-            assert_close(a, b)
+            close(a, b, "sums")
     original = ours.parametrizations[name].original
     (gradient,) = torch.autograd.grad(ours(x)[0].sum(), original)
     (reference,) = torch.autograd.grad(expected[0].sum(), getattr(theirs, name))
-    assert_close(gradient, reference, 10 * TOLERANCE)
+    close(gradient, reference, "gradients")
     with torch.no_grad():
         original.zero_()  # the next call sees it
     assert not torch.equal(ours(x)[0], expected[0])
@@ -166,7 +167,7 @@ def test_weight_norm(weight_norm):
     expected = theirs(x)[0]  # the norms start as the weights' own
     weight_norm(ours, "weight_hh_l0")
     assert sum(isinstance(w, nn.Parameter) for w in ours._flat_weights) == 3  # as torch's own test counts them
-    assert_close(ours(x)[0], expected)
+    close(ours(x)[0], expected, "sums")
     optimizer = torch.optim.SGD(ours.parameters(), lr=0.1)
     ours(x)[0].sum().backward()
     optimizer.step()
@@ -186,7 +187,7 @@ def test_pruned():
         assert sum(isinstance(w, nn.Parameter) for w in module._flat_weights) == 3
         prune.remove(module, "weight_hh_l0")
         assert all(isinstance(w, nn.Parameter) for w in module._flat_weights)
-    assert_close(ours(x)[0], theirs(x)[0])
+    close(ours(x)[0], theirs(x)[0], "sums")
 
 
 def test_truncated_backpropagation():
@@ -200,7 +201,7 @@ def test_truncated_backpropagation():
             state = tuple(a.detach() for a in state)
         gradients.append([p.grad for p in module.parameters()])
     for a, b in zip(*gradients, strict=True):
-        assert_close(a, b, 10 * TOLERANCE)
+        close(a, b, "gradients")
 
 
 @pytest.mark.parametrize("size", [(70_001, 1, 2), (2, 70_001, 2)])
@@ -209,7 +210,7 @@ def test_more_steps_or_rows_than_16_bits_count(size):
     x = randn(*size)
     (output, states), (expected, ends) = ours(x), theirs(x)
     for a, b in zip([output, *states], [expected, *ends], strict=True):
-        assert_close(a, b)
+        close(a, b, "sums")
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -217,7 +218,7 @@ def test_frozen_weights_with_an_input_gradient(training):
     theirs, ours = (module.requires_grad_(False).train(training) for module in pair(3, 5, 2, dropout=0.0))
     x = randn(4, 2, 3)
     gradients = [torch.autograd.grad(module(x)[0].cos().sum(), x)[0] for module in (ours, theirs)]
-    assert_close(*gradients)
+    close(*gradients, "sums")
 
 
 def test_one_trained_weight():
@@ -227,7 +228,7 @@ def test_one_trained_weight():
             parameter.requires_grad_(name == "weight_hh_l0")
     x = randn(4, 2, 3, grad=False)
     gradients = [torch.autograd.grad(m(x)[1][0].cos().sum(), m.weight_hh_l0)[0] for m in (ours, theirs)]
-    assert_close(*gradients)
+    close(*gradients, "sums")
 
 
 def test_checkpoint():
@@ -237,7 +238,7 @@ def test_checkpoint():
     expected = torch.autograd.grad(ours(x)[0].cos().sum(), wanted)
     got = torch.autograd.grad(checkpoint(ours, x, use_reentrant=False)[0].cos().sum(), wanted)
     for a, b in zip(got, expected, strict=True):
-        assert_close(a, b)
+        close(a, b, "sums")
 
 
 def test_data_parallel_replica():
@@ -246,10 +247,10 @@ def test_data_parallel_replica():
     for name, parameter in ours._parameters.items():
         setattr(replica, name, parameter * 1)  # a replica's weights are plain tensors, as nn.DataParallel makes them
     x = randn(4, 2, 3)
-    assert_close(replica(x)[0], ours(x)[0])
+    close(replica(x)[0], ours(x)[0], "sums")
     (gradient,) = torch.autograd.grad(replica(x)[0].sum(), ours.weight_hh_l1)
     assert gradient.any()
-    assert_close(nn.DataParallel(ours)(x)[0], ours(x)[0])
+    close(nn.DataParallel(ours)(x)[0], ours(x)[0], "sums")
 
 
 @pytest.mark.skipif(not dist.is_available(), reason="this torch is built without torch.distributed")
@@ -264,7 +265,7 @@ def test_distributed_data_parallel(tmp_path):
     finally:
         dist.destroy_process_group()
     for parameter, gradient in zip(ours.parameters(), expected, strict=True):
-        assert_close(parameter.grad, gradient)
+        close(parameter.grad, gradient, "sums")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -281,7 +282,7 @@ def test_autocast(dtype, packed):
         mixed, _ = lstm(x.to(dtype), hx)  # a dtype that outside autocast is refused
     output = output.data.view_as(expected) if packed else output
     for got in (output, mixed):
-        torch.testing.assert_close(got.float(), expected, rtol=0, atol=5e-2 if dtype == torch.bfloat16 else 5e-3)
+        close(got, expected.double(), "cast")
     output.float().sum().backward()
     assert x.grad.dtype == torch.float32
     assert all(p.grad.dtype == torch.float32 for p in lstm.parameters())
@@ -297,7 +298,7 @@ def test_cell_autocast():
         h, c = cell(x.bfloat16(), (h, c.float()))
     expected = cell(x, cell(x))
     for got, reference in zip((h, c), expected, strict=True):
-        torch.testing.assert_close(got.float(), reference, rtol=0, atol=5e-2)
+        close(got.bfloat16(), reference.double(), "cast")
 
 
 @pytest.mark.parametrize(
@@ -318,9 +319,9 @@ def test_traced_whole(arguments, size, call):
     compiled = torch.compile(lstm, backend="aot_eager", fullgraph=True)
     expected, got = lstm(x, **call), compiled(x, **call)
     for a, b in zip([got[0], *got[1]], [expected[0], *expected[1]], strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)  # float32, terms below 1
+        close(a, b, "values")
     gradients = [torch.autograd.grad(result[0].cos().sum(), lstm.weight_hh_l0)[0] for result in (got, expected)]
-    torch.testing.assert_close(*gradients, rtol=0, atol=1e-5)
+    close(*gradients, "sums")
 
 
 def test_exported_with_a_dynamic_length():

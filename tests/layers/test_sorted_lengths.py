@@ -13,9 +13,9 @@ from fastlstm.backends.numba.arguments import FORWARD
 from fastlstm.backends.numba.shared import share_rows_alive
 from fastlstm.backends.reference import HOLD
 from tests.helpers.layers import NAMES, Layer, compare, error
+from tests.helpers.tolerances import close
 
 # Of the largest value: float64's roundings of a few hundred terms, and of float32's, in sums over up to 1000 rows
-TOLERANCES = {torch.float64: 1e-13, torch.float32: 2e-5}
 # T, B, I, H: rows split between threads or units; chunks of one step, of several, of half a step's rows, and few rows
 SIZES = [
     (9, 70, 5, 40),
@@ -50,7 +50,7 @@ def test_outputs_and_gradients(size, dtype, reverse, resets):
     layers = [sorted_layer(size, reverse, resets) for _ in range(2)]
     seen = set()
     for name, got, want in compare(layers, dtype, "numba"):
-        assert error(got, want) < TOLERANCES[dtype], name
+        close(got, want, "layer", where=name)
         seen.add(name)
     assert seen == set(NAMES)
 
@@ -119,7 +119,7 @@ def test_rows_in_any_order_are_put_in_order(options, batch_first, monkeypatch):
     for a, b in zip(results[0][0], results[1][0], strict=True):
         assert torch.equal(a, b)
     for a, b in zip(results[0][1], results[1][1], strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-11)  # sums of up to 210 terms
+        close(a, b, "gradients")
 
 
 def test_what_is_not_put_in_order(monkeypatch):

@@ -7,6 +7,8 @@ import torch
 
 import fastlstm
 from tests.helpers.layers import CPU_BACKENDS
+from tests.helpers.modules import pair
+from tests.helpers.tolerances import close
 
 KINDS = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -78,9 +80,8 @@ def test_gradients_after_the_writes_are_right():
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_weights_written_between_the_passes_count_in_both_as_torchs_do(backend, kind, warm):
     """A write that PyTorch does not count is no error there: each pass takes the weights as it finds them."""
-    name, results = "LSTMCell" if kind == "cell" else "LSTM", []
-    theirs, ours = getattr(torch.nn, name)(5, 33), getattr(fastlstm, name)(5, 33, backend=backend)
-    ours.load_state_dict(theirs.state_dict())
+    like, results = torch.nn.LSTMCell if kind == "cell" else torch.nn.LSTM, []
+    theirs, ours = pair(5, 33, like=like, exact=torch.float32, dtype=torch.float32, backend=backend)
     x, h_0, c_0 = torch.randn(3, 5), torch.randn(3, 33), torch.randn(3, 33)
     for module in (theirs, ours):
         shape = () if kind == "cell" else (1,)
@@ -95,4 +96,4 @@ def test_weights_written_between_the_passes_count_in_both_as_torchs_do(backend, 
         dict(module.named_parameters())["weight_hh" if kind == "cell" else "weight_hh_l0"].data.mul_(3)
         results.append(torch.autograd.grad(loss, inputs))
     for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+        close(a, b, "sums")

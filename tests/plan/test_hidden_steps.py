@@ -6,10 +6,9 @@ import torch
 import fastlstm
 from fastlstm.backends.reference import HOLD
 from fastlstm.functional import lstm
+from tests.helpers.tolerances import close
 
 SIZES = [(2, 3, 5, 7), (40, 70, 6, 50), (30, 20, 9, 33), (70, 17, 4, 16), (12, 130, 7, 40), (9, 1, 3, 100)]
-# of the largest gradient: the bounds of bfloat16, and of sums of a thousand terms in float32 and float64
-BOUNDS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2}
 
 
 def gradients(tensors, mask, weight, **options):
@@ -28,7 +27,7 @@ def layer(T, B, I, H, dtype):
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("dtype", list(BOUNDS), ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("often", [0.1, 0.7])
 def test_held_steps_among_others(size, reverse, dtype, often, poisoned):
     """A row that goes on after held steps does so from the state it was held in, which its outputs do not show."""
@@ -39,8 +38,7 @@ def test_held_steps_among_others(size, reverse, dtype, often, poisoned):
     wide = [a.double() for a in tensors]
     want = gradients(wide, mask, weight.double(), reverse=reverse, backend="reference")
     assert (found[0][mask == HOLD] == 0).all()
-    for a, b in zip(found, want, strict=True):
-        assert (a.double() - b).abs().max() <= BOUNDS[dtype] * max(b.abs().max(), 1)
+    close(found, want, "long")
 
 
 @pytest.mark.parametrize("reverse", [False, True])

@@ -3,6 +3,7 @@
 import gc
 import threading
 import weakref
+from functools import partial
 
 import pytest
 import torch
@@ -18,12 +19,10 @@ from fastlstm import ops
 from fastlstm.backends.numba import host, prepared
 from fastlstm.functional import lstm_cell
 from tests.helpers.layers import CPU_BACKENDS, Layer
+from tests.helpers.modules import pair
+from tests.helpers.tolerances import close
 
-
-def pair(I, H, dtype=torch.float64, **options):
-    theirs, ours = (module(I, H, dtype=dtype, **options) for module in (nn.LSTMCell, fastlstm.LSTMCell))
-    ours.load_state_dict(theirs.state_dict())
-    return theirs, ours
+cells = partial(pair, like=nn.LSTMCell)
 
 
 def unrolled(cell, xs, state):
@@ -52,7 +51,7 @@ def backend(request):
 )  # fmt: skip
 def test_training_a_loop_of_cells(backend, B, I, H, bias, x_grad, state_grad):
     """Outputs and every gradient, over updates of the weights in place. 1e-12 of the largest: float64, 4 steps."""
-    modules = pair(I, H, bias=bias)
+    modules = cells(I, H, bias=bias)
     xs = torch.randn(4, B, I, dtype=torch.float64)
     state = torch.randn(2, B, H, dtype=torch.float64)
     for _ in range(3):
@@ -115,7 +114,7 @@ def test_a_single_step_of_a_layer():
 
 
 def test_weights_written_past_the_version_counter(backend):
-    theirs, ours = pair(5, 6)
+    theirs, ours = cells(5, 6)
     x, state = torch.randn(2, 5, dtype=torch.float64), (torch.randn(2, 6, dtype=torch.float64),) * 2
     ours(x, state)
     for module in (theirs, ours):
@@ -132,7 +131,7 @@ def test_weights_written_past_the_version_counter(backend):
 def test_a_fused_optimizer_which_no_version_counts(backend):
     """Ids 12 and 15 touch two columns of 40: a search of some elements would miss what the optimizer changes."""
     losses = []
-    for module in pair(40, 10, bias=False):
+    for module in cells(40, 10, bias=False):
         x = torch.eye(40, dtype=torch.float64)[[12, 15]]
         optimizer = torch.optim.SGD(module.parameters(), 1.0, fused=True)
         losses.append([])
@@ -170,7 +169,7 @@ def test_weights_saved_as_copies(backend):
     """What a hook kept counts, not what the parameter holds by the time of the backward pass."""
     results = []
     x, state = torch.randn(2, 5, dtype=torch.float64), torch.randn(2, 2, 6, dtype=torch.float64)
-    for module in pair(5, 6):
+    for module in cells(5, 6):
         leaves = [x.clone().requires_grad_(), state.clone().requires_grad_()]
         with saved_tensors_hooks(lambda t: t.clone(), lambda t: t):
             h, _ = module(leaves[0], tuple(leaves[1]))
@@ -193,7 +192,7 @@ def test_a_graph_that_is_kept_keeps_no_packed_weights(backend):
 
 def test_transposed_weights_belong_to_the_packed_ones():
     """Changed and restored in between, through .data: what was packed for one product fits the other's."""
-    theirs, ours = pair(5, 6)
+    theirs, ours = cells(5, 6)
     x, state = torch.randn(2, 5, dtype=torch.float64).requires_grad_(), tuple(torch.randn(2, 2, 6, dtype=torch.float64))
     h, _ = ours(x, state)
     kept = ours.weight_ih.detach().clone()
@@ -216,7 +215,7 @@ def test_weights_changed_before_the_backward_pass(backend):
 def test_gradients_of_gradients_of_a_loop():
     results = []
     xs, state = torch.randn(3, 2, 4, dtype=torch.float64), torch.randn(2, 2, 3, dtype=torch.float64)
-    for module in pair(4, 3):
+    for module in cells(4, 3):
         leaf = xs.clone().requires_grad_()
         (gradient,) = torch.autograd.grad(unrolled(module, leaf, tuple(state))[0].sum(), leaf, create_graph=True)
         results.append(torch.autograd.grad(gradient.pow(2).sum(), [leaf, *module.parameters()]))
@@ -228,7 +227,7 @@ def test_what_a_backward_pass_may_meet(backend):
     results = []
     x, state = torch.randn(2, 4, dtype=torch.float64), tuple(torch.randn(2, 2, 3, dtype=torch.float64))
     directions = torch.randn(5, 2, 3, dtype=torch.float64)
-    for module in pair(4, 3):
+    for module in cells(4, 3):
         module(x, state)
         leaf = x.clone().requires_grad_()
         inputs = [leaf, *module.parameters()]
@@ -246,7 +245,7 @@ def test_what_a_backward_pass_may_meet(backend):
 
 def test_checkpointed_steps(backend):
     """A step that finds its weights packed saves as many tensors as one that packs them."""
-    theirs, ours = pair(4, 3)
+    theirs, ours = cells(4, 3)
     x, state = torch.randn(2, 4, dtype=torch.float64), tuple(torch.randn(2, 2, 3, dtype=torch.float64))
     for module in (theirs, ours):
         optimizer = torch.optim.SGD(module.parameters(), 0.1)
@@ -255,13 +254,13 @@ def test_checkpointed_steps(backend):
             checkpoint(lambda x, m=module: m(x, state)[0], x, use_reentrant=False).sum().backward()
             optimizer.step()
     for a, b in zip(theirs.parameters(), ours.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-13)
+        close(a, b, "values")
 
 
 def test_states_that_are_changed_in_place(backend):
     results = []
     xs, state = torch.randn(3, 2, 4, dtype=torch.float64), tuple(torch.randn(2, 2, 3, dtype=torch.float64))
-    for module in pair(4, 3):
+    for module in cells(4, 3):
         module(xs[0], state)
         h, c = module(xs[0], state)
         h.mul_(2)

@@ -14,6 +14,8 @@ import fastlstm
 from fastlstm import eager, functional, lstm
 from fastlstm.backends.numba import host
 from tests.helpers.contract import WRONG_DTYPE
+from tests.helpers.modules import pair
+from tests.helpers.tolerances import close
 
 SIZES = [(7, 5, 3, 9), (1, 3, 4, 300), (20, 1, 28, 100)]
 
@@ -95,7 +97,7 @@ def test_sixteen_bits(dtype, size, with_states, taken):
         assert a.shape == b.shape
         assert a.dtype == b.dtype == dtype
         # a bit of 16 may round the other way, and a second derivative sums over many that do
-        torch.testing.assert_close(a.float(), b.float(), rtol=0, atol=3e-2 * b.abs().max().item())
+        close(a, b, "long")
 
 
 def test_sixteen_bits_changed_before_the_backward_pass(taken):
@@ -135,10 +137,7 @@ def test_masks_directions_and_layers(dtype, options, taken, monkeypatch):
         twice = torch.autograd.grad(sum(g.float().square().sum() for g in gradients), inputs)
         results.append([output, *states, *gradients, *twice])
     assert len(taken) == layers * (2 if bidirectional else 1)
-    for a, b in zip(*results):
-        # float64's rounding, of a sum of biases taken otherwise; a bit of bfloat16, and sums over such
-        bound = 1e-12 if dtype == torch.double else 3e-2
-        torch.testing.assert_close(a, b, rtol=0, atol=bound * b.abs().max().item())
+    close(*results, "long")  # a sum of biases is taken otherwise
 
 
 def double(T, B, I, H, **options):
@@ -282,9 +281,8 @@ def test_zeros_are_one_for_all_threads():
 
 def test_states_may_be_changed_in_place(taken):
     """As those of nn.LSTM: what the backward pass reads is not the user's."""
-    ours, theirs = fastlstm.LSTM(5, 7, backend="numba"), torch.nn.LSTM(5, 7)
-    theirs.load_state_dict(ours.state_dict())
-    x, found = torch.randn(6, 3, 5), []
+    theirs, ours = pair(5, 7, backend="numba")
+    x, found = torch.randn(6, 3, 5, dtype=torch.double), []
     for module in (ours, theirs):
         _, (h_n, c_n) = module(x)
         h_n.mul_(2)
@@ -292,8 +290,7 @@ def test_states_may_be_changed_in_place(taken):
         c_n.square().sum().backward()
         found.append([p.grad for p in module.parameters()])
     assert len(taken) == 1
-    for a, b in zip(*found):
-        torch.testing.assert_close(a, b, rtol=0, atol=2e-6 * b.abs().max().item())
+    close(*found, "sums")
 
 
 def test_who_goes_the_other_way(taken):
