@@ -1,5 +1,6 @@
 """Without a GPU the Triton kernels run in Triton's interpreter, which has to be chosen before triton is imported."""
 
+import collections
 import functools
 import os
 import signal
@@ -10,6 +11,18 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS refuses torch.use_deterministic_algorithms
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
+def pytest_collection_modifyitems(items):
+    """Of a test with the mark `sampled(n)` all but each n-th case are slow."""
+    seen = collections.Counter()
+    for item in items:
+        if (mark := item.get_closest_marker("sampled")) is not None:
+            test = item.nodeid.partition("[")[0]
+            if seen[test] % mark.args[0]:
+                item.add_marker(pytest.mark.slow)
+            seen[test] += 1
 
 
 @pytest.fixture

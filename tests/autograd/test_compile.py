@@ -290,8 +290,8 @@ torch.save(results, folder + "/results.pt")
     ("backend", "strict"),
     [
         ("numba", False),
-        ("numba", True),
-        ("reference", False),
+        pytest.param("numba", True, marks=pytest.mark.slow),
+        pytest.param("reference", False, marks=pytest.mark.slow),
         pytest.param("triton-ieee", False, marks=needs_triton),
     ],
     indirect=["backend"],

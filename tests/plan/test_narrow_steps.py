@@ -69,6 +69,7 @@ def test_nothing_is_packed_again(dtype, cell, monkeypatch):
     assert len(count) == 2  # for the forward pass, and transposed
 
 
+@pytest.mark.sampled(3)
 @dtypes
 @cells
 @pytest.mark.parametrize("name", ["weight_ih", "weight_hh", "bias_ih", "bias_hh"])

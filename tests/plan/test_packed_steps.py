@@ -145,6 +145,7 @@ def test_a_fused_optimizer_which_no_version_counts(backend):
     assert losses[1][0] > losses[1][-1]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ["weight_ih", "weight_hh", "bias_ih", "bias_hh"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_any_single_element_written_past_the_version_counter(dtype, name, backend):

@@ -57,6 +57,7 @@ def test_a_write_to_any_weight_is_seen(setting, kind):
     assert problems(kind, setting, ways(kind, setting, every=True)) == {}
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("kind", "threads"), [("T1-B1", 1), ("T4-B2", 2), ("step", 2), ("cell", 1)], indirect=["threads"]
 )

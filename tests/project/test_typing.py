@@ -19,6 +19,7 @@ def check(*command):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow  # pyright finds the same
 def test_mypy():
     pytest.importorskip("mypy", reason="mypy, of the extra `test`, is not installed")
     check("mypy", "--config-file=", "--cache-dir=.mypy_cache/user", "--strict", "--follow-imports=silent")

@@ -106,6 +106,7 @@ def test_bfloat16_is_rounded_as_torch_rounds():
     assert torch.equal(out[:, :16].flatten(), x.bfloat16())
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("reverse", [False, True])
@@ -116,6 +117,7 @@ def test_against_float64(backend, size, masked, reverse):
 
 
 @needs_pieces
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "size", [(35, 8, 650, 650), (512, 5, 7, 64), (512, 16, 64, 64), (28, 128, 28, 128), (35, 8, 650, 300)]
 )

@@ -46,6 +46,7 @@ CHECK = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("x86" not in os.uname().machine, reason="names an x86-64 processor")
 def test_a_processor_with_no_more_than_sse2(tmp_path):
     output = run(CHECK, NUMBA_CPU_NAME="x86-64", NUMBA_CPU_FEATURES="", NUMBA_CACHE_DIR=str(tmp_path))
@@ -64,7 +65,13 @@ def test_an_installation_that_cannot_hold_a_cache():
         from numba.core import caching
         (getattr(caching, "CacheImpl", None) or caching._CacheImpl)._locator_classes = []
     """
-    run(textwrap.dedent(nowhere) + textwrap.dedent(CHECK))
+    layer = """
+        import torch
+        from tests.helpers.layers import compare, draws, error
+        found = compare(draws(3, 7, 5, 9, masked=True), torch.float32, "numba")
+        assert all(error(got, want) < 6e-6 for _, got, want in found)
+    """
+    run(textwrap.dedent(nowhere) + textwrap.dedent(layer))
 
 
 def test_the_cache_follows_the_sources(tmp_path):
