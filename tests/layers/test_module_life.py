@@ -54,13 +54,11 @@ def test_a_pickle_names_no_class_but_the_modules(kind):
     module, buffer = kind(3, 5), io.BytesIO()
     with torch.no_grad():
         expected = module(torch.ones(2, 3))
-        module(torch.ones(2, 3))
-    assert "_slots" in vars(module)
+        module(torch.ones(2, 3))  # finds the weights packed
     torch.save(module, buffer)
     buffer.seek(0)
     with torch.serialization.safe_globals([kind]), torch.no_grad():
         assert torch.equal(torch.load(buffer, weights_only=True)(torch.ones(2, 3))[0], expected[0])
-    assert "_slots" in vars(module)
 
 
 @each_configuration

@@ -41,10 +41,6 @@ def assert_same_bits(module, x, hx=None):
         assert torch.equal(got, want.detach())
 
 
-def slots(module):
-    return [slot.layer for slot in vars(module).get("_slots", {}).values()]
-
-
 @settings(max_examples=40, deadline=None)
 @given(
     sizes=st.tuples(*(st.sampled_from([1, 2, 7, 19]) for _ in range(3)), st.sampled_from([1, 7, 16, 33, 100])),
@@ -65,7 +61,7 @@ def test_the_same_bits_as_with_gradients(sizes, options, dtype, states):
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_what_does_not_suit_kept_weights_is_told_as_nn_lstm_tells_it(batch_first):
+def test_what_does_not_suit_kept_weights_is_told_as_nn_lstm_tells_it(batch_first, calls):
     ours, theirs = fastlstm.LSTM(5, 6, batch_first=batch_first), torch.nn.LSTM(5, 6, batch_first=batch_first)
     x, h, c = torch.randn(*((3, 4) if batch_first else (4, 3)), 5), torch.randn(1, 3, 6), torch.randn(1, 3, 6)
     bad = [
@@ -75,6 +71,7 @@ def test_what_does_not_suit_kept_weights_is_told_as_nn_lstm_tells_it(batch_first
     with torch.no_grad():
         for _ in range(2):
             ours(x, (h, c))
+        assert calls.count("pack") == 1
         for arguments in bad:
             with pytest.raises((RuntimeError, ValueError)) as expected:
                 theirs(*arguments)
@@ -84,7 +81,6 @@ def test_what_does_not_suit_kept_weights_is_told_as_nn_lstm_tells_it(batch_first
         for arguments in ((x, [h, c]), (x[0], (h[:, 0], c[:, 0])), (x[:0] if not batch_first else x[:, :0], (h, c))):
             for a, b in zip(flat(ours(*arguments)), flat(both(ours, *arguments)[1])):
                 assert torch.equal(a, b)
-    assert slots(ours) != [None]
 
 
 @pytest.mark.parametrize("B", [1, 7])
@@ -173,27 +169,29 @@ def test_the_first_call_may_be_in_inference_mode(dtype):
     assert all(parameter.grad is not None for parameter in lstm.parameters())
 
 
-def test_packed_weights_are_kept_from_call_to_call(backend):
+def test_packed_weights_are_kept_from_call_to_call(calls):
     lstm, x = fastlstm.LSTM(5, 7, num_layers=2), torch.randn(3, 2, 5)
     with torch.no_grad():
-        lstm(x)
-        first = slots(lstm)
-        lstm(x)
-    assert len(first) == 2
-    assert {layer.backend for layer in first} == {backend}
-    assert all(a is b for a, b in zip(first, slots(lstm), strict=True))
+        for _ in range(2):
+            lstm(x)
+            assert calls.count("pack") == 2
+    assert calls.count("forward") == 0
     lstm.flatten_parameters()
-    assert slots(lstm) == []
+    gc.collect()
+    assert [kept() for kept in calls.packed] == [None, None]
+    with torch.no_grad():
+        lstm(x)
+    assert calls.count("pack") == 4
 
 
 @needs_native
-def test_another_backend_packs_anew():
+def test_another_backend_packs_anew(calls):
     lstm, x = fastlstm.LSTM(5, 7), torch.randn(3, 2, 5)
-    for name in ("native", "numba", "native"):
+    for k, name in enumerate(("native", "numba", "native")):
         with fastlstm.use_backend(name):
             assert_same_bits(lstm, x)
             assert_same_bits(lstm, x)  # by what the last call has packed
-            assert [layer.backend for layer in slots(lstm)] == [name]
+            assert calls.count("pack") == k + 1
 
 
 def test_the_default_device_may_be_another_at_the_first_call(backend):
@@ -248,15 +246,16 @@ def test_gradients_are_never_lost():
         assert torch.equal(lstm(x)[0], lstm(x.clone())[0])
 
 
-def test_copies_and_pickles_hold_no_packed_weights():
+def test_copies_and_pickles_hold_no_packed_weights(calls):
     lstm, x = fastlstm.LSTM(5, 7), torch.randn(3, 2, 5)
     with torch.no_grad():
         want = lstm(x)[0]
-    for twin in (copy.deepcopy(lstm), pickle.loads(pickle.dumps(lstm))):
-        assert slots(twin) in ([], [None])
+    for k, twin in enumerate((copy.deepcopy(lstm), pickle.loads(pickle.dumps(lstm)))):
+        assert calls.count("pack") == k + 1
         with torch.no_grad():
             assert torch.equal(twin(x)[0], want)
-    assert "_slots" not in vars(lstm.to_torch())
+        assert calls.count("pack") == k + 2
+    assert vars(lstm.to_torch()).keys() == vars(torch.nn.LSTM(5, 7)).keys()
     assert list(lstm.state_dict()) == ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"]
 
 
@@ -356,7 +355,7 @@ def test_directions_leave_their_outputs_side_by_side(backend, dtype, H, poisoned
 
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
-def test_masks_over_packed_weights(backend, monkeypatch):
+def test_masks_over_packed_weights(backend, calls):
     """Resets and lengths without gradients take the kept weights, and give what they give with gradients."""
     module, x = fastlstm.LSTM(5, 33, backend=backend), torch.randn(7, 6, 5)
     hx = torch.randn(1, 6, 33), torch.randn(1, 6, 33)
@@ -364,10 +363,8 @@ def test_masks_over_packed_weights(backend, monkeypatch):
         want, states = module(x, hx, **options)
         with torch.no_grad():
             module(x)
-            packed, calls = vars(module)["_slots"][0].layer, []
-            monkeypatch.setattr(packed, "forward", lambda *a, f=packed.forward, c=calls, **k: c.append(k) or f(*a, **k))
+            calls.names.clear()
             got, kept_states = module(x, hx, **options)
-            assert len(calls) == 1
-            monkeypatch.undo()
+            assert calls.names == []  # neither packed anew nor run on weights that are not packed
         assert torch.equal(got, want)
         assert all(map(torch.equal, kept_states, states))

@@ -2,7 +2,6 @@
 
 import gc
 import threading
-import weakref
 from functools import partial
 
 import pytest
@@ -16,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import fastlstm
 from fastlstm import ops
-from fastlstm.backends.numba import host, prepared
+from fastlstm.backends.numba import host, packed, prepared
 from fastlstm.functional import lstm_cell
 from tests.helpers.layers import CPU_BACKENDS, Layer
 from tests.helpers.modules import pair
@@ -31,10 +30,6 @@ def unrolled(cell, xs, state):
         state = cell(x, state)
         outputs.append(state[0])
     return torch.stack(outputs), *state
-
-
-def packed_of(cell):
-    return vars(cell)["_slots"][0].layer
 
 
 @pytest.fixture(params=CPU_BACKENDS)
@@ -84,33 +79,41 @@ def test_the_bits_of_weights_packed_for_one_call(size, two_threads, backend):
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-def test_packed_once_for_all_steps_of_an_update():
-    cell = fastlstm.LSTMCell(5, 6)
+@pytest.fixture
+def packings(monkeypatch):
+    """Each packing that the numba backend's kernels do: of the forward pass, and of the transposed weights."""
+    done, pack = [], packed.PackedLayer._pack
+    monkeypatch.setattr(packed.PackedLayer, "_pack", lambda *a: done.append(a[1]) or pack(*a))
+    return done
+
+
+def test_packed_once_for_all_steps_of_an_update(calls, packings):
+    cell = fastlstm.LSTMCell(5, 6, backend="numba")
     xs = torch.randn(4, 2, 5)
     state = torch.zeros(2, 6), torch.zeros(2, 6)
     cell(xs[0], state)
-    first = packed_of(cell)
-    assert first.transposed is None  # until a backward pass wants it
+    assert len(packings) == 1  # the transposed ones wait until a backward pass wants them
     unrolled(cell, xs, state)[0].sum().backward()
-    assert packed_of(cell) is first
-    assert first.transposed is not None
+    assert len(packings) == 2
+    assert calls.count("pack") == 1
     torch.optim.SGD(cell.parameters(), 0.1).step()
     cell(xs[0], state)
-    assert packed_of(cell) is not first
+    assert calls.count("pack") == 2
     cell.flatten_parameters()
-    assert "_slots" not in vars(cell)
+    cell(xs[0], state)
+    assert calls.count("pack") == 3
 
 
-def test_a_single_step_of_a_layer():
-    lstm = fastlstm.LSTM(5, 6)
+def test_a_single_step_of_a_layer(calls, packings):
+    lstm = fastlstm.LSTM(5, 6, backend="numba")
     x = torch.randn(1, 2, 5)
     lstm(x)[0].sum().backward()
-    packed = packed_of(lstm)
-    assert packed.transposed is None  # nobody wanted a gradient of the state or of x
+    assert len(packings) == 1  # nobody wanted a gradient of the state or of x
     lstm(x)
-    assert packed_of(lstm) is packed
+    assert calls.count("pack") == 1
     lstm(torch.randn(2, 2, 5))
-    assert packed_of(lstm) is packed  # more steps pack their own: at the next call the weights are others
+    lstm(x)
+    assert calls.count("pack") == 1  # more steps pack their own: at the next call the weights are others
 
 
 def test_weights_written_past_the_version_counter(backend):
@@ -181,13 +184,14 @@ def test_weights_saved_as_copies(backend):
     assert max((a - b).abs().max() for a, b in zip(*results, strict=True)) < 1e-14
 
 
-def test_a_graph_that_is_kept_keeps_no_packed_weights(backend):
+def test_a_graph_that_is_kept_keeps_no_packed_weights(backend, calls):
     cell = fastlstm.LSTMCell(5, 6)
     loss = cell(torch.randn(2, 5), (torch.randn(2, 6), torch.randn(2, 6)))[0].sum()
-    packed = weakref.ref(packed_of(cell))
+    (kept,) = calls.packed
+    assert kept() is not None
     cell.flatten_parameters()
     gc.collect()
-    assert packed() is None
+    assert kept() is None
     loss.backward()
 
 
