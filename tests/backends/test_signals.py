@@ -10,6 +10,7 @@ import torch
 import fastlstm
 from fastlstm.backends import memory
 from tests.helpers.layers import CPU_BACKENDS
+from tests.helpers.memory import resident
 
 if not hasattr(signal, "setitimer"):
     pytest.skip("the system has no timer that sends a signal", allow_module_level=True)
@@ -41,11 +42,6 @@ def arrives(delay, work):
         torch.set_grad_enabled(True)  # the timeout may have come while `no_grad` was being left
         return True
     return False
-
-
-def resident():
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * 4096
 
 
 def works(backend):

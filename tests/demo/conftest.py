@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from fastlstm.mnist import report
 from tests.helpers.idx import tiny_arrays, write_set
 
 
@@ -18,3 +19,9 @@ def _threads():
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """They take longer than short runs."""
+    monkeypatch.setattr(report, "draw", lambda *arguments: {})

@@ -21,12 +21,7 @@ from fastlstm.mnist.training import train
 PROJECTIONS = pytest.mark.filterwarnings(
     "ignore:LSTM with projections is not supported with oneDNN"
 )  # aten's, by torch
-
-
-@pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch):
-    """They take longer than these runs."""
-    monkeypatch.setattr(report, "draw", lambda *arguments: {})
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 def run(tiny, out, *more):

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import fastlstm.train
-from fastlstm.mnist import checkpoint, report
+from fastlstm.mnist import checkpoint
 from fastlstm.mnist.checkpoint import CheckpointError, Keeper
 from fastlstm.mnist.data import Batches, load
 from fastlstm.mnist.files import replacing
@@ -23,14 +23,7 @@ from tests.helpers import ROOT
 from tests.helpers.idx import tiny_arrays, write_set
 
 TIMES = {"seconds", "ms_per_iteration", "ms_per_iteration_median", "images_per_second", "time_to_99"}
-
-
-@pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch):
-    """They take longer than these runs."""
-    monkeypatch.setattr(report, "draw", lambda *arguments: {})
-
-
+pytestmark = pytest.mark.usefixtures("no_pictures")
 SMALL = ("--batch-size=32", "--hidden-size=7", "--backend=aten", "--threads=1", "--lr=0.004", "--parts", *PARTS)
 DEEP = ("--layers", "2", "--dropout", "0.3", "--bidirectional")
 

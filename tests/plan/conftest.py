@@ -4,8 +4,10 @@ import weakref
 
 import pytest
 
+import fastlstm
 from fastlstm import dispatch
 from fastlstm.backends import native, numba
+from tests.helpers.layers import CPU_BACKENDS
 
 
 class Calls:
@@ -35,3 +37,10 @@ class Calls:
 @pytest.fixture
 def calls(monkeypatch):
     return Calls(monkeypatch)
+
+
+@pytest.fixture(params=CPU_BACKENDS, scope="module")
+def cpu_backend(request):
+    """The default of a module of tests, each CPU backend in turn."""
+    with fastlstm.use_backend(request.param):
+        yield request.param

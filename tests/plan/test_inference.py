@@ -15,30 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastlstm
-from tests.helpers.layers import CPU_BACKENDS, needs_native
+from tests.helpers.kept import assert_same_bits, both, flat
+from tests.helpers.layers import needs_native
+from tests.helpers.memory import resident
 
-
-@pytest.fixture(params=CPU_BACKENDS, autouse=True, scope="module")
-def backend(request):
-    with fastlstm.use_backend(request.param):
-        yield request.param
-
-
-def both(module, x, hx=None):
-    """What the module gives without gradients, and with: the second packs its weights at every call."""
-    with torch.no_grad():
-        packed = module(x, hx)
-    return packed, module(x, hx)
-
-
-def flat(result):
-    output, states = result
-    return [output, *states] if isinstance(states, tuple) else [output, states]
-
-
-def assert_same_bits(module, x, hx=None):
-    for got, want in zip(*map(flat, both(module, x, hx)), strict=True):
-        assert torch.equal(got, want.detach())
+pytestmark = pytest.mark.usefixtures("cpu_backend")
 
 
 @settings(max_examples=40, deadline=None)
@@ -194,7 +175,7 @@ def test_another_backend_packs_anew(calls):
             assert calls.count("pack") == k + 1
 
 
-def test_the_default_device_may_be_another_at_the_first_call(backend):
+def test_the_default_device_may_be_another_at_the_first_call(cpu_backend):
     code = """
 import torch, fastlstm
 lstm, x = fastlstm.LSTM(5, 7), torch.randn(3, 2, 5)
@@ -203,7 +184,7 @@ with torch.device("meta"):
 lstm(x)[1][0].sum().backward()
 assert lstm.weight_hh_l0.grad.isfinite().all()
 """
-    environment = {**os.environ, "FASTLSTM_BACKEND": backend}
+    environment = {**os.environ, "FASTLSTM_BACKEND": cpu_backend}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 
@@ -317,11 +298,6 @@ def test_many_threads_share_a_module():
     assert wrong == []
 
 
-def resident():
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * 4096
-
-
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs Linux's /proc")
 def test_resident_memory_stays_flat():
     lstm, x = fastlstm.LSTM(8, 16), torch.randn(1, 1, 8)
@@ -342,7 +318,7 @@ def test_resident_memory_stays_flat():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("H", [7, 16, 37])
-def test_directions_leave_their_outputs_side_by_side(backend, dtype, H, poisoned):
+def test_directions_leave_their_outputs_side_by_side(cpu_backend, dtype, H, poisoned):
     lstm = fastlstm.LSTM(5, H, num_layers=2, bidirectional=True, dtype=dtype)
     x, lengths = torch.randn(6, 3, 5, dtype=dtype), torch.tensor([6, 0, 4])
     calls = {}, {"lengths": lengths}
@@ -354,10 +330,9 @@ def test_directions_leave_their_outputs_side_by_side(backend, dtype, H, poisoned
             assert torch.equal(a, b.detach())
 
 
-@pytest.mark.parametrize("backend", CPU_BACKENDS)
-def test_masks_over_packed_weights(backend, calls):
+def test_masks_over_packed_weights(cpu_backend, calls):
     """Resets and lengths without gradients take the kept weights, and give what they give with gradients."""
-    module, x = fastlstm.LSTM(5, 33, backend=backend), torch.randn(7, 6, 5)
+    module, x = fastlstm.LSTM(5, 33, backend=cpu_backend), torch.randn(7, 6, 5)
     hx = torch.randn(1, 6, 33), torch.randn(1, 6, 33)
     for options in ({"reset": torch.rand(7, 6) < 0.3}, {"lengths": torch.tensor([7, 0, 3, 1, 7, 5])}):
         want, states = module(x, hx, **options)

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 import fastlstm
-from tests.plan.test_inference import assert_same_bits, backend  # noqa: F401  the backends, for every test
+from tests.helpers.kept import assert_same_bits
+
+pytestmark = pytest.mark.usefixtures("cpu_backend")
 
 
 def set_row(a):

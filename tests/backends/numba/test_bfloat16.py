@@ -1,7 +1,5 @@
 """The Numba backend's kernels on bfloat16 as it lies in memory: the same bits as through float32 copies."""
 
-import ctypes
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,18 +7,13 @@ from hypothesis import strategies as st
 
 import fastlstm
 from fastlstm import dispatch
-from fastlstm.backends.numba import matrix, tasks
+from fastlstm.backends.numba import matrix
 from tests.helpers.layers import Layer
+from tests.helpers.numba import primitive
 
 needs_unit = pytest.mark.skipif(not matrix.most_pieces(), reason="the processor has no AMX, and no fast vdpbf16ps")
 pytestmark = needs_unit
 SIZES = st.sampled_from([1, 2, 7, 15, 16, 17, 31, 33, 100])
-
-
-def primitive(name, *arguments):
-    count, _ = matrix.builders(1)[name]
-    assert count == len(arguments)
-    ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * count)(tasks.primitives(4, 1)[name])(*arguments)
 
 
 pytestmark = pytest.mark.usefixtures("poisoned")  # what is not written is found
@@ -31,11 +24,11 @@ def test_rows_are_widened_and_narrowed(width):
     special = torch.tensor([0.0, -0.0, float("inf"), -float("inf"), float("nan"), 3.3895e38, 1.0039, -1.0117])
     x = torch.cat([special, torch.randn(3 * 70 - 8)]).reshape(3, 70)
     wide, short = torch.full((3, 80), 7.0), torch.full((3, 70), 7.0, dtype=torch.bfloat16)
-    primitive("narrow", 3, width, x.data_ptr(), 280, short.data_ptr(), 140)
+    primitive("narrow", 1)(3, width, x.data_ptr(), 280, short.data_ptr(), 140)
     expected = torch.full_like(short, 7.0)
     expected[:, :width] = x.bfloat16()[:, :width]
     torch.testing.assert_close(short, expected, rtol=0, atol=0, equal_nan=True)
-    primitive("widen", 3, width, width + 5, short.data_ptr(), 140, wide.data_ptr(), 320)
+    primitive("widen", 1)(3, width, width + 5, short.data_ptr(), 140, wide.data_ptr(), 320)
     assert torch.equal(wide[:, width + 5 :], torch.full((3, 75 - width), 7.0))
     assert torch.equal(wide[:, width : width + 5], torch.zeros(3, 5))
     torch.testing.assert_close(wide[:, :width], short[:, :width].float(), rtol=0, atol=0, equal_nan=True)

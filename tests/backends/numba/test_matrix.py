@@ -13,13 +13,11 @@ from torch.func import functional_call, grad, stack_module_state, vmap
 
 import fastlstm
 from fastlstm import ops
-from fastlstm.backends.numba import host, matrix, prepared, tasks
+from fastlstm.backends.numba import host
 from fastlstm.functional import lstm
 from tests.helpers.layers import OUTPUTS, Layer, compare, draws, error, nn_lstm_errors
+from tests.helpers.numba import PRECISIONS, forget, needs_pieces, needs_unit, primitive
 
-needs_unit = pytest.mark.skipif(not matrix.most_pieces(), reason="the processor has no AMX, and no fast vdpbf16ps")
-needs_pieces = pytest.mark.skipif(matrix.most_pieces() < 3, reason="the processor has no AMX")
-PRECISIONS = ("numba-bf16", "numba-bf16x3", "numba-bf16x6")
 # the last is numba with all that it ever runs on the unit, see `some_products`
 BACKENDS = (
     pytest.param("numba-bf16", marks=needs_unit),
@@ -32,12 +30,6 @@ SIZES += [(2, 100, 100, 7), (3, 8, 7, 650), (5, 33, 70, 33), (70, 2, 650, 100), 
 # sums' own rounding is left, as in test_layer.
 BOUNDS = {"numba-bf16": (4e-2, 8e-2), "numba-bf16x3": (1.6e-4, 3.2e-4), "numba-bf16x6": (6e-6, 6e-6)}
 BOUNDS["numba"] = BOUNDS["numba-bf16x6"]
-
-
-def forget():
-    """What is kept by shape knows the limits that held when it was made."""
-    prepared.forward_call.cache_clear()
-    prepared.backward_call.cache_clear()
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -65,11 +57,6 @@ def without_unit():
                 forget()
 
     return call
-
-
-def primitive(name, pieces):
-    arguments, _ = matrix.builders(pieces)[name]
-    return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * arguments)(tasks.primitives(4, pieces)[name])
 
 
 @needs_pieces

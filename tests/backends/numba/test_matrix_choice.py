@@ -8,8 +8,7 @@ from fastlstm import dispatch
 from fastlstm.backends import numba
 from fastlstm.backends.numba import amx, dots, matrix
 from fastlstm.functional import lstm
-from tests.backends.numba.test_matrix import PRECISIONS, needs_unit
-from tests.backends.numba.test_numba_machines import assembly, busiest_loop, run
+from tests.helpers.numba import PRECISIONS, assembly, busiest_loop, needs_unit, run
 
 
 @pytest.fixture

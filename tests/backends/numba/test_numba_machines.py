@@ -4,7 +4,6 @@ other vector units, no cache, no OpenMP.
 
 import os
 import subprocess
-import sys
 import textwrap
 
 import pytest
@@ -14,21 +13,7 @@ from fastlstm.backends import cpu
 from fastlstm.backends.numba import most_pieces, tasks
 from fastlstm.backends.numba.simd import machine_features
 from tests.helpers.layers import Layer, error
-
-
-def run(code, cwd=None, **environment):
-    """Output of a fresh interpreter; anything but success fails the test with what it printed."""
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
+from tests.helpers.numba import assembly, busiest_loop, run
 
 CHECK = """
     import torch
@@ -125,52 +110,6 @@ def test_kernels_from_different_processes_are_not_taken_for_each_other(tmp_path)
     """
     for backends in (["numba"], ["numba-bf16"], ["numba", "numba-bf16"]):
         run(code.format(backends=backends), NUMBA_CACHE_DIR=str(tmp_path))
-
-
-def assembly(features, target, pieces=0):
-    """The primitives for float32 as assembly for another processor, or those of a matrix unit for so many pieces."""
-    return run(
-        f"""
-        import llvmlite.binding as llvm
-        from llvmlite import ir
-        from numba.core import types
-        from fastlstm.backends.numba import loops, matrix, primitives
-        from fastlstm.backends.numba.simd import Lanes
-        llvm.initialize_all_targets()
-        llvm.initialize_all_asmprinters()
-        triple, cpu = {target!r}
-        module = ir.Module("primitives")
-        module.triple = triple
-        pieces = {pieces}
-        builders = matrix.builders(pieces) if pieces else primitives.builders(Lanes(types.float32))
-        for name, (arguments, builder) in builders.items():
-            loops.function(module, name, arguments, builder).linkage = "external"
-        machine = llvm.Target.from_triple(triple).create_target_machine(cpu=cpu, features={features!r}, opt=3)
-        parsed = llvm.parse_assembly(str(module))
-        options = llvm.create_pipeline_tuning_options(speed_level=3)
-        builder = llvm.create_pass_builder(machine, options)
-        builder.getModulePassManager().run(parsed, builder)
-        print(machine.emit_assembly(parsed))
-        """,
-        NUMBA_CPU_FEATURES=features,
-        NUMBA_CPU_NAME=target[1],
-    )
-
-
-def busiest_loop(code, function, multiply_add):
-    """Instructions of the innermost loop of a function that holds most multiply-adds, one list of them."""
-    body = code.split(f"\n{function}:", 1)[1].split("\n.Lfunc_end", 1)[0].splitlines()
-    labels, best = {}, []
-    for n, line in enumerate(body):
-        words = line.split()
-        if line and not line[0].isspace() and words[0].endswith(":"):
-            labels[words[0][:-1]] = n
-        elif words and words[-1] in labels and words[0].startswith(("j", "b")):
-            loop = [text.strip() for text in body[labels[words[-1]] : n + 1]]
-            inner = not any(text.startswith(".L") and text.endswith(":") for text in loop[1:])
-            if inner and sum(multiply_add in text for text in loop) > sum(multiply_add in text for text in best):
-                best = loop
-    return best
 
 
 @pytest.mark.parametrize(

@@ -5,15 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastlstm.backends.numba import host, prepared
+from fastlstm.backends.numba import host
 from fastlstm.functional import lstm
 from tests.helpers.layers import Layer, compare, draws, error
-
-
-def forget():
-    """What is kept by shape knows the limits that held when it was made."""
-    prepared.forward_call.cache_clear()
-    prepared.backward_call.cache_clear()
+from tests.helpers.numba import forget
 
 
 def under(function, team=1, **limits):
