@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 import fastlstm
 from fastlstm import dispatch
 from fastlstm.backends.numba import matrix
+from tests.helpers.calls import CPU, Calls
 from tests.helpers.layers import Layer
 from tests.helpers.numba import primitive
 
@@ -77,11 +78,11 @@ def test_packed_weights_take_bfloat16_as_it_is(T, B, I, H, both, ended):
             assert torch.equal(torch.stack(states), torch.stack((h_n, c_n)))
 
 
-def test_no_float32_copy_of_the_weights_is_kept():
-    lstm = fastlstm.LSTM(300, 200, dtype=torch.bfloat16)
+def test_no_float32_copy_of_the_weights_is_kept(monkeypatch):
+    lstm, packed = fastlstm.LSTM(300, 200, dtype=torch.bfloat16), Calls(monkeypatch, *CPU).packed
     with torch.no_grad():
         lstm(torch.zeros(2, 3, 300, dtype=torch.bfloat16))
-    kept = vars(lstm)["_slots"][0].layer.packed
+    kept = packed[0]()
     assert kept.takes_bfloat16
     assert {a.dtype for a in (*kept.weights, kept.weight_ih, kept.weight_hh)} == {torch.bfloat16}
 
