@@ -70,7 +70,6 @@ def test_each_sample_its_own_mask(modules, name):
         torch.testing.assert_close(got, torch.stack([function(*each) for each in zip(x, given)]))
 
 
-@pytest.mark.sampled(5)
 @masks
 @backends
 @pytest.mark.parametrize("dynamic", [False, True])
