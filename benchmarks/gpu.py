@@ -54,6 +54,7 @@ KINDS = [
 ]
 KINDS += ["not resident and not stepwise"]
 KERNELS = [f"tests/backends/triton/test_{name}.py" for name in ("triton", "triton_choice")]
+MASKS = "tests/backends/triton/test_lengths_and_resets.py"  # all of it resident or stepwise
 TRANSFORMS = [f"tests/autograd/test_{name}.py" for name in ("transforms", "second_order", "ensembles")]
 TRANSFORMS += ["tests/layers/test_masks.py"]
 OFFSETS = "tests/backends/triton/test_triton_offsets.py"
@@ -330,7 +331,7 @@ def compilers(layers: list[str]) -> list[list[str]]:
 def checks() -> list[list[str]]:
     """The tests of the kernels."""
     tests = [[*PYTEST, "-k", kind, *KERNELS] for kind in KINDS]
-    return [*tests, DETERMINISM]
+    return [*tests, *([*PYTEST, "-k", kind, MASKS] for kind in KINDS[:-1]), DETERMINISM]
 
 
 def last_checks() -> list[list[str]]:

@@ -252,8 +252,8 @@ def compile_kernels(item: str, dry_run: bool) -> None:
 
 
 def exercise(backend: str, device: str) -> None:
-    """All that the kernels have variants for, on few rows: with and without masks, biases and saved gates; gradients of
-    the output, of cell states and of the last states alone; both directions, and several groups of weights.
+    """All that the kernels have variants for, on few rows: with and without lengths, resets, biases and saved gates;
+    gradients of the output, of cell states and of the last states alone; both directions; several groups of weights.
     """
     from fastlstm.backends.triton import launch
 
@@ -261,6 +261,7 @@ def exercise(backend: str, device: str) -> None:
     launch.project = project
     dtype = torch.bfloat16 if backend == "triton" else torch.float32
     x = torch.randn(3, 9, 28, device=device, dtype=dtype)
+    lengths, reset = torch.tensor([3, 0, 1, 2, 3, 3, 2, 1, 3]), torch.arange(27, device=device).view(3, 9) % 4 == 0
     for H in (40, 64 if backend == "triton-ieee" else 128, 200):  # resident, padded and as wide as it is; stepwise
         lstm, bare, *stack = (
             fastlstm.LSTM(28, H, bias=bias, bidirectional=both, backend=backend, device=device, dtype=dtype)
@@ -269,9 +270,10 @@ def exercise(backend: str, device: str) -> None:
         with torch.no_grad():
             lstm(x)
         lstm(x)[0].sum().backward()
-        output, _, cells = lstm(x, lengths=torch.tensor([3, 0, 1, 2, 3, 3, 2, 1, 3]), return_cells=True)
+        output, _, cells = lstm(x, lengths=lengths, return_cells=True)
         (output.sum() + cells.sum()).backward()
-        sum(state.sum() for state in bare(x)[1]).backward()
+        stack[0](x, lengths=lengths, reset=reset)[0].sum().backward()  # resets need one direction
+        sum(state.sum() for state in bare(x, reset=reset)[1]).backward()
         weights, _ = stack_module_state(stack)
         vmap(lambda weights, model=stack[0]: functional_call(model, weights, (x,))[0])(weights).sum().backward()
 

@@ -19,7 +19,7 @@ from benchmarks.report import write_report
 from benchmarks.rivals import SETTLE as RIVAL_SETTLE
 from benchmarks.rivals import rivals
 from benchmarks.shapes import GRID, MODES, Shape, random_shapes
-from fastlstm import dispatch
+from fastlstm.backends import dispatch
 from fastlstm.mnist.arguments import Parser
 
 RIVAL_ROUNDS = 11

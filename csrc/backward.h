@@ -5,11 +5,10 @@
 // thread turns a chunk into gradients once it has the next one's dpreact, and so waits only when a whole chunk ahead.
 #pragma once
 
-// The backward pass of this thread
 template <class E> struct Backward : Gradients<E> {
     using Base = Gradients<E>;
     using Base::a, Base::job, Base::T, Base::B, Base::I, Base::H, Base::L, Base::panels, Base::sums, Base::zeros;
-    using Base::back_product, Base::dpreact_of, Base::mask_of, Base::time_of;
+    using Base::back_product, Base::dpreact_of, Base::mask_at, Base::time_of;
     Place &place;
     alignas(64) E c_old[CHUNK * L], dh_old[CHUNK * L], dc_held[CHUNK * L], apart[CHUNK * 4 * L];
 
@@ -25,8 +24,8 @@ template <class E> struct Backward : Gradients<E> {
     // dpreact of one panel; dh (rows, 4 vectors apart) is the gradient from the step after
     void cells(int64_t p, int64_t s, int64_t b, int64_t rows, Rows<E> dh) {
         const int64_t t = time_of(s), u = p * L, valid = min(L, H - u);
-        const int32_t *mask = mask_of(s, b);
-        const bool resets = any_row(mask, rows, RESET), holds = any_row(mask, rows, HOLD);
+        const Mask mask = mask_at(s, b);
+        const bool resets = mask.any(RESET, rows), holds = mask.any(HOLD, rows);
         const Panel<E> panel(H, p);
         E *dc = dc_of(p, b), *dpreact = panel.vectors < 4 ? apart : dpreact_of(p, s, b);
         if (a.dc) add_rows<E>(rows, valid, {(const E *)a.dc + t * a.dc_step + b * a.dc_row + u, a.dc_row}, {dc, L});
@@ -34,22 +33,20 @@ template <class E> struct Backward : Gradients<E> {
         if (a.dh) dh_out = {(const E *)a.dh + t * a.dh_step + b * a.dh_row + u, a.dh_row};
         if (valid < L || resets) {
             copy_rows<E>(rows, valid, L, c_prev, {c_old, L});
-            if (resets) zero_masked<E>(mask, RESET, rows, L, {c_old, L});
+            if (resets) mask.zero<E>(RESET, rows, L, {c_old, L});
             c_prev = {c_old, L};
             if (a.dh) {
                 copy_rows<E>(rows, valid, L, dh_out, {dh_old, L});
                 dh_out = {dh_old, L};
             }
         }
-        if (holds) {  // a held row hands on what it got: dh and dc pass, dpreact is zero
+        if (holds) {  // a held row hands on what the step after gave it: dh and dc pass, dpreact is zero
             copy_rows<E>(rows, L, L, {dc, L}, {dc_held, L});
             copy_rows<E>(rows, valid, L, dh, {dh_held_of(p, b), L});
-            add_rows<E>(rows, valid, dh_out, {dh_held_of(p, b), L});
         }
         const E *gates = (const E *)a.gates + ((t * panels + p) * B + b) * 4 * L;
         cells_backward<E>(rows, valid, dh, dh_out, dc, gates, c_prev, dpreact);
-        for (int64_t r = 0; holds && r < rows; r++) {
-            if (mask[r] != HOLD) continue;
+        for (int64_t r = mask.next(HOLD, rows); r < rows; r = mask.next(HOLD, rows, r + 1)) {
             copy_rows<E>(1, L, L, {dc_held + r * L, 0}, {dc + r * L, 0});
             zero_rows<E>(1, 4 * L, {dpreact + r * 4 * L, 0});
         }
@@ -59,8 +56,8 @@ template <class E> struct Backward : Gradients<E> {
     // Step s for some rows and one group of panels; step -1 is where the gradients arrive at h_0 and c_0
     void step(int64_t s, int64_t b, int64_t rows, int64_t q) {
         const int64_t p_first = group(panels, q), p_last = group(panels, q + 1), column = p_first * L;
-        const int32_t *mask_next = mask_of(s + 1, b);
-        const bool resets = any_row(mask_next, rows, RESET), holds = any_row(mask_next, rows, HOLD);
+        const Mask next = mask_at(s + 1, b);
+        const bool resets = next.any(RESET, rows), holds = next.any(HOLD, rows);
         const Rows<E> all{sums, 4 * L};
         if (s < T - 1 && (s >= 0 || a.dh_0)) {
             back_product(rows, b, s + 1, (const E *)job.packed_hh, panels, q);
@@ -68,7 +65,7 @@ template <class E> struct Backward : Gradients<E> {
             int64_t given = s == T - 1 && a.dh_n ? min((p_last - p_first) * L, H - column) : 0;
             copy_rows<E>(rows, given, 4 * L, given ? Rows<const E>{(const E *)a.dh_n, a.dh_n_row}.from(b, column) : all, all);
         }
-        if (resets) zero_masked<E>(mask_next, RESET, rows, 4 * L, all);
+        if (resets) next.zero<E>(RESET, rows, 4 * L, all);
         for (int64_t p = p_first; p < p_last; p++) {
             const int64_t u = p * L, valid = min(L, H - u);
             const Rows<E> dh = all.from(0, u - column), dc{dc_of(p, b), L};
@@ -76,9 +73,9 @@ template <class E> struct Backward : Gradients<E> {
                 int64_t given = a.dc_n ? valid : 0;
                 copy_rows<E>(rows, given, L, given ? Rows<const E>{(const E *)a.dc_n, a.dc_n_row}.from(b, u) : dc, dc);
             }
-            if (resets) zero_masked<E>(mask_next, RESET, rows, L, dc);
+            if (resets) next.zero<E>(RESET, rows, L, Rows<E>{dc_of(p, b), L});
             for (int64_t r = 0; holds && r < rows; r++)
-                if (mask_next[r] == HOLD) copy_rows<E>(1, L, L, {dh_held_of(p, b + r), 0}, {dh[r], 0});
+                if (next.holds(r)) copy_rows<E>(1, L, L, {dh_held_of(p, b + r), 0}, {dh[r], 0});
             if (s >= 0) {
                 cells(p, s, b, rows, dh);
                 continue;

@@ -85,14 +85,14 @@ int check(const fastlstm_forward_args *a) {
     if (!a) return FASTLSTM_BAD_ARGUMENT;
     if (int code = check_common(*a)) return code;
     bool weights = (a->packed && !a->changed) || (a->weight_ih && a->weight_hh && are_weight_rows(*a));
-    bool right = weights && a->x && a->h && a->h_n && a->c_n && !a->c == !a->gates && are_input_strides(*a);
+    bool right = weights && a->x && (a->h || a->T == 1) && a->h_n && a->c_n && !a->c == !a->gates && are_input_strides(*a);
     return right ? FASTLSTM_OK : FASTLSTM_BAD_ARGUMENT;
 }
 
 int check(const fastlstm_backward_args *a) {
     if (!a) return FASTLSTM_BAD_ARGUMENT;
     if (int code = check_common(*a)) return code;
-    bool right = a->x && (!a->dx || a->weight_ih) && a->weight_hh && a->h && a->c && a->gates;
+    bool right = a->x && (!a->dx || a->weight_ih) && a->weight_hh && (a->h || a->T == 1) && a->c && a->gates;
     right = right && is_weight_row(*a, a->H, a->weight_hh_row) && (!a->dx || is_weight_row(*a, a->I, a->weight_ih_row));
     right = right && are_input_strides(*a) && is_stride(a->T, a->dh_step) && is_stride(a->B, a->dh_row) &&
             is_stride(a->T, a->dc_step) && is_stride(a->B, a->dc_row) && is_stride(a->B, a->dh_n_row) &&
@@ -241,9 +241,10 @@ int fastlstm_forward(const fastlstm_forward_args *args, const fastlstm_threads *
     const int64_t panels = ceil_div(a.H, lanes);
     job.panels = job.pack && a.T == 1 && split.parts == 1 ? split.threads : panels;
     if (job.pack) memory.want(job.packed, (job.panels * (a.I + a.H) + panels) * 4 * lanes * size);
-    if (a.mask) memory.want(job.resets, split.threads * a.B * a.H * size);
+    if (a.reset) memory.want(job.resets, split.threads * a.B * a.H * size);
     if (!memory.take()) return FASTLSTM_NO_MEMORY;
     zeros.give(a);
+    if (!a.h) a.h = a.h_n;
     if (a.changed) *a.changed = 0;
     run(kernels.forward[a.dtype], &job, split.threads, threads);
     return FASTLSTM_OK;
@@ -256,7 +257,7 @@ int fastlstm_step(int64_t dtype, int64_t instructions, int64_t B, int64_t I, int
     a.version = FASTLSTM_VERSION, a.dtype = dtype, a.instructions = instructions;
     a.T = 1, a.B = B, a.I = I, a.H = H;
     a.x = x, a.x_row = I, a.packed = packed, a.h_0 = h, a.h_0_row = H, a.c_0 = c, a.c_0_row = H;
-    a.h = a.h_n = h_next, a.c_n = c;
+    a.h_n = h_next, a.c_n = c;
     return fastlstm_forward(&a, threads);
 }
 
@@ -283,7 +284,7 @@ int fastlstm_backward(const fastlstm_backward_args *args, const fastlstm_threads
     Memory memory;
     const Zeros zeros(a, memory);
     memory.want(job.dpreact, panels * job.ring * job.chunk * B * wide * size);
-    memory.want(job.carried, panels * B * lanes * (a.mask ? 2 : 1) * size);
+    memory.want(job.carried, panels * B * lanes * (a.lengths ? 2 : 1) * size);
     if (T > 1 || a.dh_0) memory.want(job.packed_hh, ceil_div(H, wide) * group);
     if (a.dx) memory.want(job.packed_ih, ceil_div(I, wide) * group);
     if (a.dweight_ih || a.dweight_hh || a.dbias) {

@@ -21,7 +21,7 @@ extern "C" {
 #endif
 
 #define FASTLSTM_API __attribute__((visibility("default")))
-#define FASTLSTM_VERSION 3 /* of this interface; raised when a structure or a meaning changes */
+#define FASTLSTM_VERSION 4 /* of this interface; raised when a structure or a meaning changes */
 
 enum fastlstm_error {
     FASTLSTM_OK = 0,
@@ -85,8 +85,10 @@ typedef struct {
                             * not 0, the results are of no use: pack again. */
     const void *h_0;       int64_t h_0_row;        /* (B, H), or NULL for zeros */
     const void *c_0;       int64_t c_0_row;        /* (B, H), or NULL for zeros */
-    const int32_t *mask;   /* (T, B), or NULL: 0 an ordinary step, 1 the state is zero before it, 2 the state is held */
-    void *h, *h_n, *c_n;   /* written: (T, B, H), (B, H), (B, H); on a held step h is the state before */
+    const uint8_t *reset;  /* (T, B), or NULL: not 0 where the states are zero before a step, unless the step is held */
+    const int64_t *lengths; /* (B,), or NULL: row b is held at steps t >= lengths[b], in either direction. Its states pass
+                             * through them, in c as well, and its x is not looked at. */
+    void *h, *h_n, *c_n;   /* written: (T, B, H), zero at held steps, or NULL if T is 1; (B, H) and (B, H) */
     void *c, *gates;       /* written for the backward pass: (T, B, H) and fastlstm_gates_size bytes; or both NULL */
 } fastlstm_forward_args;
 FASTLSTM_API int fastlstm_forward(const fastlstm_forward_args *args, const fastlstm_threads *threads);
@@ -99,9 +101,10 @@ typedef struct {
     const void *weight_hh; int64_t weight_hh_row;
     const void *h_0;       int64_t h_0_row;
     const void *c_0;       int64_t c_0_row;
-    const int32_t *mask;
-    const void *h, *c, *gates;                     /* what the forward pass wrote */
-    const void *dh;        int64_t dh_step, dh_row; /* (T, B, H), or NULL */
+    const uint8_t *reset;
+    const int64_t *lengths;
+    const void *h, *c, *gates;                     /* what the forward pass wrote; h may be NULL if T is 1 */
+    const void *dh;        int64_t dh_step, dh_row; /* (T, B, H), or NULL; not looked at where steps are held */
     const void *dc;        int64_t dc_step, dc_row; /* (T, B, H), or NULL */
     const void *dh_n;      int64_t dh_n_row;       /* (B, H), or NULL */
     const void *dc_n;      int64_t dc_n_row;       /* (B, H), or NULL */

@@ -130,14 +130,14 @@ void preact_of(int64_t rows, Panel<E> panel, int64_t I, int64_t K, const E *w, c
 // h and c of one panel from its preact. Whole vectors go to scratch, then what belongs to the user's rows, where the
 // panel is not full. A held row's are those before.
 template <class E>
-void finish_cells(int64_t rows, int64_t valid, const int32_t *mask, ForwardScratch<E> &scratch, Rows<const E> h_prev,
+void finish_cells(int64_t rows, int64_t valid, Mask mask, ForwardScratch<E> &scratch, Rows<const E> h_prev,
                   Rows<const E> c_prev, Rows<E> h, Rows<E> c, E *gates) {
     constexpr int64_t L = Vector<E>::N;
     auto cells = gates ? cells_forward<E, true> : cells_forward<E, false>;
-    const bool resets = any_row(mask, rows, RESET), holds = any_row(mask, rows, HOLD), cut = valid < L;
+    const bool resets = mask.any(RESET, rows), holds = mask.any(HOLD, rows), cut = valid < L;
     if (cut || resets || (holds && c_prev.at == c.at)) {  // read aside: cut off, reset, or still wanted when overwritten
         copy_rows<E>(rows, valid, L, c_prev, {scratch.c_old, L});
-        if (resets) zero_masked<E>(mask, RESET, rows, L, {scratch.c_old, L});
+        if (resets) mask.zero<E>(RESET, rows, L, {scratch.c_old, L});
         c_prev = {scratch.c_old, L};
     }
     cells(rows, scratch.preact, c_prev, cut ? Rows<E>{scratch.c_new, L} : c, cut ? Rows<E>{scratch.h_new, L} : h, gates);
@@ -145,8 +145,7 @@ void finish_cells(int64_t rows, int64_t valid, const int32_t *mask, ForwardScrat
         copy_rows<E>(rows, valid, valid, {scratch.h_new, L}, h);
         copy_rows<E>(rows, valid, valid, {scratch.c_new, L}, c);
     }
-    for (int64_t r = 0; holds && r < rows; r++) {
-        if (mask[r] != HOLD) continue;
+    for (int64_t r = mask.next(HOLD, rows); r < rows; r = mask.next(HOLD, rows, r + 1)) {
         copy_rows<E>(1, valid, valid, {h_prev[r], 0}, {h[r], 0});
         copy_rows<E>(1, valid, valid, {c_prev[r], 0}, {c[r], 0});
     }
@@ -175,21 +174,25 @@ template <class E> void forward(void *argument, int thread, int threads) {
     }
     const int64_t b_first = share(B, place.part, place.parts), b_last = share(B, place.part + 1, place.parts);
     const int64_t p_first = place.first_of_team(panels), p_last = place.last_of_team(panels);
+    // What is this thread's of the rows and units, and where it begins
+    const int64_t count = b_last - b_first, width = min(p_last * L, H) - p_first * L, own = b_first * H + p_first * L;
     E *h_all = (E *)a.h, *c_all = (E *)(a.c ? a.c : a.c_n);
     ForwardScratch<E> scratch;
     Rows<const E> h_prev{(const E *)a.h_0, a.h_0_row}, c_prev{(const E *)a.c_0, a.c_0_row};
     const bool begins_at_zero = is_zero<E>(B, H, h_prev);  // all rows: who computes which must not decide
+    // Held steps carry the state until everybody has read it.
+    auto hide = [&](int64_t t) { Mask(a, t, b_first).zero<E>(HOLD, count, width, {h_all + t * B * H + own, H}); };
 
     for (int64_t s = 0; s < T; s++) {
         const int64_t t = a.reverse ? T - 1 - s : s;
         const Rows<const E> x{(const E *)a.x + t * a.x_step, a.x_row};
         const Rows<E> h{h_all + t * B * H, H}, c{a.c ? c_all + t * B * H : c_all, H};
-        const int32_t *mask = a.mask ? a.mask + t * B : nullptr;
+        const Mask mask(a, t, b_first);
         Rows<const E> h_seen = h_prev;
-        if (any_row(mask ? mask + b_first : mask, b_last - b_first, RESET)) {
+        if (mask.any(RESET, count)) {
             Rows<E> reset{(E *)job.resets + thread * B * H, H};
-            copy_rows<E>(b_last - b_first, H, H, h_prev.from(b_first, 0), reset.from(b_first, 0));
-            zero_masked<E>(mask + b_first, RESET, b_last - b_first, H, reset.from(b_first, 0));
+            copy_rows<E>(count, H, H, h_prev.from(b_first, 0), reset.from(b_first, 0));
+            mask.zero<E>(RESET, count, H, reset.from(b_first, 0));
             h_seen = reset;
         }
         for (int64_t j = p_first; j < p_last; j++) {  // to and fro: the weights read last are still in the L2 cache
@@ -202,16 +205,15 @@ template <class E> void forward(void *argument, int thread, int threads) {
                 const Rows<const E> h_rows = s == 0 && begins_at_zero ? Rows<const E>{nullptr, 0} : h_seen.from(b, 0);
                 preact_of<E>(rows, {H, p}, I, K, packed, biases + p * 4 * L, x.from(b, 0), h_rows, scratch);
                 E *gates = a.gates ? (E *)a.gates + ((t * panels + p) * B + b) * 4 * L : nullptr;
-                finish_cells<E>(rows, valid, mask ? mask + b : mask, scratch, h_prev.from(b, u), c_prev.from(b, u),
+                finish_cells<E>(rows, valid, Mask(a, t, b), scratch, h_prev.from(b, u), c_prev.from(b, u),
                                 h.from(b, u), c.from(b, u), gates);
             }
         }
-        h_prev = h, c_prev = c;
         place.meet_team();
+        if (s > 0) hide(a.reverse ? t + 1 : t - 1);
+        h_prev = h, c_prev = c;
     }
-    if (place.member == 0) {
-        int64_t rows = b_last - b_first;
-        copy_rows<E>(rows, H, H, h_prev.from(b_first, 0), {(E *)a.h_n + b_first * H, H});
-        if (a.c) copy_rows<E>(rows, H, H, c_prev.from(b_first, 0), {(E *)a.c_n + b_first * H, H});
-    }
+    copy_rows<E>(count, width, width, {h_prev.at + own, H}, {(E *)a.h_n + own, H});
+    if (a.c) copy_rows<E>(count, width, width, {c_prev.at + own, H}, {(E *)a.c_n + own, H});
+    if (a.h != a.h_n) hide(a.reverse ? 0 : T - 1);
 }

@@ -38,18 +38,24 @@ template <class E> struct Gradients {
         : job(job), a(*job.args), T(a.T), B(a.B), I(a.I), H(a.H), panels(ceil_div(H, L)) {}
 
     int64_t time_of(int64_t s) const { return a.reverse ? T - 1 - s : s; }
-    const int32_t *mask_of(int64_t s, int64_t b) const {
-        return a.mask && s >= 0 && s < T ? a.mask + time_of(s) * B + b : nullptr;
-    }
+    Mask mask_at(int64_t s, int64_t b) const { return {a, time_of(s), b}; }
     // Rows of a panel's gates; each panel's rows lie side by side
     E *dpreact_of(int64_t p, int64_t s, int64_t b) const {
         const int64_t kept = job.ring * job.chunk;
         return (E *)job.dpreact + p * kept * B * 4 * L + (s % kept * B + b) * Panel<E>(H, p).wide();
     }
     Rows<const E> x_of(int64_t s) const { return {(const E *)a.x + time_of(s) * a.x_step, a.x_row}; }
-    Rows<const E> h_before(int64_t s) const {  // the state that step s saw, but for resets
-        if (s == 0) return {(const E *)a.h_0, a.h_0_row};
-        return {(const E *)a.h + time_of(s - 1) * B * H, H};
+    // `valid` columns of x or of h as step s saw them, then zeros. A row that was held in the step before starts from h_0. A
+    // held row becomes zeros: it has no part in any sum, and its padding may be NaN.
+    void copy_seen(bool x, int64_t s, int64_t b, int64_t rows, int64_t column, int64_t valid, int64_t width, Rows<E> to) const {
+        const Mask mask = mask_at(s, b), before = mask_at(s - 1, b);
+        const Rows<const E> h_0{(const E *)a.h_0, a.h_0_row};
+        const Rows<const E> h = s ? Rows<const E>{(const E *)a.h + time_of(s - 1) * B * H, H} : h_0;
+        copy_rows<E>(rows, valid, width, (x ? x_of(s) : h).from(b, column), to);
+        for (int64_t r = 0; !x && before.lengths && r < rows; r++)
+            if (before.holds(r)) copy_rows<E>(1, valid, width, h_0.from(b + r, column), {to[r], 0});
+        if (!x) mask.zero<E>(RESET, rows, width, to);
+        mask.zero<E>(HOLD, rows, width, to);
     }
 
     // sums (rows, 4 vectors) = dpreact of step s times column group q of the transposed weights
@@ -72,18 +78,11 @@ template <class E> struct Gradients {
     void pack_strips(E *strips, int64_t s_first, int64_t s_last, int64_t b_first, int64_t b_last) const {
         const int64_t columns = I + H + 1, strip = (s_last - s_first) * B * STRIP, count = b_last - b_first;
         for (int64_t s = s_first; s < s_last; s++) {
-            const Rows<const E> x = x_of(s).from(b_first, 0), h = h_before(s).from(b_first, 0);
-            const int32_t *mask = mask_of(s, b_first);
             for (int64_t k = 0, run; k < columns; k += run) {
                 const Rows<E> to{strips + k / STRIP * strip + ((s - s_first) * B + b_first) * STRIP + k % STRIP, STRIP};
                 run = min(STRIP - k % STRIP, (k < I ? I : k < I + H ? I + H : columns) - k);
-                if (k == I + H) {
-                    for (int64_t r = 0; r < count; r++) *to[r] = 1;
-                    continue;
-                }
-                copy_rows<E>(count, run, run, k < I ? x.from(0, k) : h.from(0, k - I), to);
-                if (k >= I) zero_masked<E>(mask, RESET, count, run, to);
-                zero_masked<E>(mask, HOLD, count, run, to);  // a held row has no part: its padding may be NaN
+                for (int64_t r = 0; k == I + H && r < count; r++) *to[r] = 1;
+                if (k < I + H) copy_seen(k < I, s, b_first, count, k < I ? k : k - I, run, run, to);
             }
         }
     }

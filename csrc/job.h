@@ -26,14 +26,14 @@ struct ForwardJob : Job {
     bool pack;
     int64_t panels;  // of the weights that `packed` has room for: all, or one for each thread, which then packs them in turn
     void *packed;  // weights (panels, I+H, 4, lanes), biases (panels, 4, lanes), digests (panels, digest_vectors, lanes); see Panel
-    void *resets;  // (threads, B, H) with a mask: the hidden states that a step with resets sees
+    void *resets;  // (threads, B, H) with `reset`: the hidden states that a step with resets sees
 };
 
 struct BackwardJob : Job {
     const fastlstm_backward_args *args;
     int64_t chunk, ring;          // steps whose dpreact is turned into gradients together, and how many chunks are kept
     void *dpreact;                // (panels, ring * chunk, B, 4, lanes); see Panel
-    void *carried;                // (panels, B, lanes) dc, and with a mask as much again: dh of held rows
+    void *carried;                // (panels, B, lanes) dc, and with `lengths` as much again: dh of held rows
     void *packed_hh, *packed_ih;  // [group of 3 or 4 vectors][k][vector], k in the order of dpreact's panels; or NULL
     // What sums over rows are taken of: `ring` chunks, strip_size elements each, or NULL where none is wanted. With
     // dweights strips of [x, h_prev, 1], otherwise rows are few: x and h_prev for outer.h.

@@ -21,9 +21,7 @@ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t share(int64_t count, int64_t part, int64_t parts) { return count * part / parts; }
 
 #include "vector.h"
-
 #include "cell.h"
-
 #include "product.h"
 
 // Batch rows that pass a panel together, and rows of packed weights in a block: 16 KB of these and, with 16 lanes, of
@@ -72,11 +70,8 @@ struct Place {
 };
 
 #include "forward.h"
-
 #include "gradients.h"
-
 #include "outer.h"
-
 #include "backward.h"
 
 #define KERNELS(name) {name, VECTOR_BYTES, {pack_weights<float>, pack_weights<double>}, {forward<float>, forward<double>}}

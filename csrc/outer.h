@@ -9,18 +9,11 @@ void pack_rows(const Gradients<E> &g, E *packed, int64_t b_first, int64_t b_last
     constexpr int64_t wide = 4 * Vector<E>::N;
     const int64_t count = b_last - b_first, next = g.T * g.B * wide;
     for (int64_t s = 0; s < g.T; s++) {
-        const Rows<const E> x = g.x_of(s).from(b_first, 0), h = g.h_before(s).from(b_first, 0);
-        const int32_t *mask = g.mask_of(s, b_first);
         Rows<E> to{packed + (s * g.B + b_first) * wide, wide};
-        for (int64_t k = 0; k < g.I; k += wide, to.at += next) {
-            copy_rows<E>(count, min(wide, g.I - k), wide, x.from(0, k), to);
-            zero_masked<E>(mask, HOLD, count, wide, to);  // a held row has no part: its padding may be NaN
-        }
-        for (int64_t k = 0; k < g.H; k += wide, to.at += next) {
-            copy_rows<E>(count, min(wide, g.H - k), wide, h.from(0, k), to);
-            zero_masked<E>(mask, HOLD, count, wide, to);
-            zero_masked<E>(mask, RESET, count, wide, to);  // what the step saw
-        }
+        for (int64_t k = 0; k < g.I; k += wide, to.at += next)
+            g.copy_seen(true, s, b_first, count, k, min(wide, g.I - k), wide, to);
+        for (int64_t k = 0; k < g.H; k += wide, to.at += next)
+            g.copy_seen(false, s, b_first, count, k, min(wide, g.H - k), wide, to);
     }
 }
 

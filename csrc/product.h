@@ -136,20 +136,28 @@ template <class E> struct Panel {
     }
 };
 
-// The step mask: its values, and what is done to the rows that have one
-enum { RESET = 1, HOLD = 2 };
+// Which of the batch rows from b on begin step t with states of zero, and which rows' states pass through it. Steps outside
+// the layer do nothing to any row.
+enum Event { RESET, HOLD };
+struct Mask {
+    const uint8_t *reset;
+    const int64_t *lengths, t;
 
-inline bool any_row(const int32_t *mask, int64_t rows, int32_t value) {
-    for (int64_t r = 0; mask && r < rows; r++)
-        if (mask[r] == value) return true;
-    return false;
-}
-
-template <class E>
-void zero_masked(const int32_t *mask, int32_t value, int64_t rows, int64_t width, Rows<E> target) {
-    for (int64_t r = 0; mask && r < rows; r++)
-        if (mask[r] == value) zero_rows<E>(1, width, {target[r], 0});
-}
+    template <class Args> Mask(const Args &a, int64_t t, int64_t b)
+        : reset(a.reset && 0 <= t && t < a.T ? a.reset + t * a.B + b : nullptr),
+          lengths(a.lengths && 0 <= t && t < a.T ? a.lengths + b : nullptr), t(t) {}
+    bool holds(int64_t r) const { return lengths && t >= lengths[r]; }
+    bool is(Event event, int64_t r) const { return event == HOLD ? holds(r) : reset && reset[r] && !holds(r); }
+    NOINLINE int64_t next(Event event, int64_t rows, int64_t r = 0) const {  // the first of these from r on, or `rows`
+        if (event == HOLD ? !lengths : !reset) return rows;
+        while (r < rows && !is(event, r)) r++;
+        return r;
+    }
+    bool any(Event event, int64_t rows) const { return next(event, rows) < rows; }
+    template <class E> void zero(Event event, int64_t rows, int64_t width, Rows<E> target) const {
+        for (int64_t r = next(event, rows); r < rows; r = next(event, rows, r + 1)) zero_rows<E>(1, width, {target[r], 0});
+    }
+};
 
 // Two vectors of a square swap their off-diagonal blocks of HALF elements
 template <class E, int HALF> inline void exchange(Raw<E> &low, Raw<E> &high) {

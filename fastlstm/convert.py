@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from fastlstm import dispatch
-from fastlstm.dispatch import Backend
-from fastlstm.lstm_cell import LSTMCell
-from fastlstm.module import LSTM
+from fastlstm.backends import dispatch
+from fastlstm.backends.dispatch import Backend
+from fastlstm.layers.lstm import LSTM
+from fastlstm.layers.lstm_cell import LSTMCell
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -98,7 +98,7 @@ def restore_lstm(model: M) -> M:
                     warnings.warn(f"{type(module).__name__} is a subclass of {ours.__name__} and stays", stacklevel=2)
                     continue
                 module.__class__ = original
-                for name in ("backend", "forget_bias", "_slots"):
+                for name in ("backend", "forget_bias", "_plans"):
                     vars(module).pop(name, None)
                 if isinstance(module, nn.LSTM):
                     module._init_flat_weights()
@@ -199,7 +199,8 @@ def _original(cls: type, parametrized: bool, theirs: type, ours: type) -> type |
 
 def _check_names(module: nn.Module, theirs: type, ours: type) -> None:
     """Raise TypeError where a subclass of torch's, or an instance, has a name that ours keeps something else under."""
-    kept = {name for name in vars(ours) if name.startswith("_") and not name.startswith("__")} - {"_flat_weights"}
+    of_ours = {name for cls in ours.__mro__ if not issubclass(theirs, cls) for name in vars(cls)}
+    kept = {name for name in of_ours if name.startswith("_") and not name.startswith("__")} - {"_flat_weights"}
     own = set(vars(module)).union(*(vars(cls) for cls in type(module).__mro__ if not issubclass(theirs, cls)))
     for name in sorted((kept | {"backend", "forget_bias"}) & own):
         raise TypeError(f"replace_lstm cannot replace a {type(module).__name__} that has a {name!r} of its own")

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastlstm import dispatch
+from fastlstm.backends import dispatch
+from fastlstm.layers.lstm import LSTM
 from fastlstm.mnist import checkpoint, report
 from fastlstm.mnist.arguments import Parser, positive, positive_float, probability, whole
 from fastlstm.mnist.board import Board
@@ -23,7 +24,6 @@ from fastlstm.mnist.model import TorchLSTM, lacks_bf16
 from fastlstm.mnist.processes import joined, started
 from fastlstm.mnist.recipe import PARTS, RECIPES, Recipe, iterations
 from fastlstm.mnist.training import run
-from fastlstm.module import LSTM
 
 OURS, THEIRS = "fastlstm.LSTM", "torch.nn.LSTM"
 CHECKPOINTS = {OURS: checkpoint.NAME, THEIRS: "checkpoint-compare.pt"}

@@ -32,7 +32,7 @@ static Doubles randoms(int64_t count) {
 struct Layer {
     Case s;
     Doubles x, weight_ih, weight_hh, bias, h_0, c_0, dh, dc, dh_n, dc_n;
-    std::vector<int32_t> mask;
+    std::vector<uint8_t> reset; std::vector<int64_t> lengths;
     Doubles h, h_n, c_n, c, dx, dweight_ih, dweight_hh, dbias, dh_0, dc_0;  // results
 
     explicit Layer(Case s) : s(s) {
@@ -41,24 +41,26 @@ struct Layer {
         bias = randoms(4 * s.H), h_0 = randoms(BH), c_0 = randoms(BH);
         dh = randoms(TBH), dc = randoms(TBH), dh_n = randoms(BH), dc_n = randoms(BH);
         for (double &w : weight_hh) w = (float)(w / sqrt((double)s.H));
-        for (int64_t k = 0; s.masked && k < s.T * s.B; k++) mask.push_back((int32_t)fabs(uniform() * 3));
-        h = c = Doubles(TBH), h_n = h_0, c_n = c_0, dx = Doubles(x.size());
+        for (int64_t k = 0; s.masked && k < s.T * s.B; k++) reset.push_back(uniform() < -0.3);
+        for (int64_t b = 0; s.masked && b < s.B; b++) lengths.push_back((int64_t)floor((uniform() + 1) / 2 * (s.T + 3)) - 1);
+        if (s.masked && s.B > 1) lengths[0] = INT64_MIN, lengths[1] = INT64_MAX;
+        h = c = Doubles(TBH), h_n = h_0, c_n = c_0, dx = Doubles(x.size()), dh_0 = dh_n, dc_0 = dc_n;
         dweight_ih = Doubles(weight_ih.size()), dweight_hh = Doubles(weight_hh.size()), dbias = Doubles(4 * s.H);
-        dh_0 = dh_n, dc_0 = dc_n;
         for (int64_t b = 0; b < s.B; b++) row(b);
     }
+    bool is_held(int64_t at) const { return s.masked && at / s.B >= lengths[at % s.B]; }
 
     void row(int64_t b) {
         const int64_t T = s.T, B = s.B, I = s.I, H = s.H;
         Doubles gates(T * 4 * H), h_seen(T * H), c_seen(T * H);
         for (int64_t step = 0; step < T; step++) {
             const int64_t t = s.reverse ? T - 1 - step : step, at = t * B + b;
-            const int m = s.masked ? mask[at] : 0;
-            for (int64_t u = 0; u < H; u++) {
-                h_seen[t * H + u] = m == 1 ? 0 : h_n[b * H + u];
-                c_seen[t * H + u] = m == 1 ? 0 : c_n[b * H + u];
-            }
-            for (int64_t u = 0; u < H; u++) {
+            const bool held = is_held(at), zero = s.masked && reset[at] && !held;
+            for (int64_t k = 0; held && k < I; k++) x[at * I + k] = NAN;  // which nobody is to look at
+            for (int64_t u = 0; held && u < H; u++) dh[at * H + u] = NAN;
+            for (int64_t u = 0; u < H; u++) h_seen[t * H + u] = zero ? 0 : h_n[b * H + u];
+            for (int64_t u = 0; u < H; u++) c[at * H + u] = c_seen[t * H + u] = zero ? 0 : c_n[b * H + u];
+            for (int64_t u = 0; u < H && !held; u++) {
                 double pre[4];
                 for (int64_t g = 0; g < 4; g++) {
                     pre[g] = bias[g * H + u];
@@ -68,24 +70,22 @@ struct Layer {
                 Cell<double> cell = cell_forward(pre[0], pre[1], pre[2], pre[3], c_seen[t * H + u]);
                 const double kept[4] = {cell.i, cell.f, cell.g, cell.o};
                 for (int64_t g = 0; g < 4; g++) gates[(t * 4 + g) * H + u] = kept[g];
-                h[at * H + u] = m == 2 ? h_seen[t * H + u] : cell.h;
-                c[at * H + u] = m == 2 ? c_seen[t * H + u] : cell.c;
+                h[at * H + u] = h_n[b * H + u] = cell.h, c[at * H + u] = c_n[b * H + u] = cell.c;
             }
-            for (int64_t u = 0; u < H; u++) h_n[b * H + u] = h[at * H + u], c_n[b * H + u] = c[at * H + u];
         }
         double *dh_b = &dh_0[b * H], *dc_b = &dc_0[b * H];
         for (int64_t step = T - 1; step >= 0; step--) {
             const int64_t t = s.reverse ? T - 1 - step : step, at = t * B + b;
-            const int m = s.masked ? mask[at] : 0;
-            for (int64_t u = 0; u < H; u++) dh_b[u] += dh[at * H + u], dc_b[u] += dc[at * H + u];
-            if (m == 2) continue;
+            const bool held = is_held(at), zero = s.masked && reset[at];
+            for (int64_t u = 0; u < H; u++) dh_b[u] += held ? 0 : dh[at * H + u], dc_b[u] += dc[at * H + u];
+            if (held) continue;
             Doubles dpreact(4 * H);
             for (int64_t u = 0; u < H; u++) {
                 const double *gate = &gates[t * 4 * H + u];
                 CellGradients<double> d =
                     cell_backward(dh_b[u], dc_b[u], gate[0], gate[H], gate[2 * H], gate[3 * H], c_seen[t * H + u]);
                 dpreact[u] = d.di_pre, dpreact[H + u] = d.df_pre, dpreact[2 * H + u] = d.dg_pre;
-                dpreact[3 * H + u] = d.do_pre, dc_b[u] = m == 1 ? 0 : d.dc_prev, dh_b[u] = 0;
+                dpreact[3 * H + u] = d.do_pre, dc_b[u] = zero ? 0 : d.dc_prev, dh_b[u] = 0;
             }
             for (int64_t r = 0; r < 4 * H; r++) {
                 dbias[r] += dpreact[r];
@@ -95,7 +95,7 @@ struct Layer {
                 }
                 for (int64_t k = 0; k < H; k++) {
                     dweight_hh[r * H + k] += dpreact[r] * h_seen[t * H + k];
-                    if (m == 0) dh_b[k] += dpreact[r] * weight_hh[r * H + k];
+                    if (!zero) dh_b[k] += dpreact[r] * weight_hh[r * H + k];
                 }
             }
         }
@@ -126,10 +126,12 @@ template <class E> void check(const Layer &l, int64_t dtype, int instructions, i
     std::vector<char> gates(fastlstm_gates_size(dtype, instructions, s.T, s.B, s.H), -1);
     std::vector<char> packed(fastlstm_packed_size(dtype, instructions, s.I, s.H), -1);
     const fastlstm_threads threads = {count, nullptr, nullptr};
+    const uint8_t *reset = s.masked ? l.reset.data() : nullptr;
+    const int64_t *lengths = s.masked ? l.lengths.data() : nullptr;
     fastlstm_forward_args f = {
         FASTLSTM_VERSION, dtype, instructions, s.T, s.B, s.I, s.H, s.reverse, x.data(), s.B * s.I, s.I,
         weight_ih.data(), s.I, weight_hh.data(), s.H, bias.data(), nullptr, nullptr, nullptr, h_0.data(), s.H, c_0.data(), s.H,
-        s.masked ? l.mask.data() : nullptr, h.data(), h_n.data(), c_n.data(), c.data(), gates.data(),
+        reset, lengths, h.data(), h_n.data(), c_n.data(), c.data(), gates.data(),
     };
     int64_t changed = 0;
     for (int pass = 0; pass < 3; pass++) {  // packed inside the call, before it, and held against the weights
@@ -175,7 +177,7 @@ template <class E> void check(const Layer &l, int64_t dtype, int instructions, i
     fastlstm_backward_args b = {
         FASTLSTM_VERSION, dtype, instructions, s.T, s.B, s.I, s.H, s.reverse, x.data(), s.B * s.I, s.I,
         weight_ih.data(), s.I, weight_hh.data(), s.H, h_0.data(), s.H, c_0.data(), s.H,
-        s.masked ? l.mask.data() : nullptr, h.data(), c.data(), gates.data(), dh.data(), BH, s.H, dc.data(), BH, s.H,
+        reset, lengths, h.data(), c.data(), gates.data(), dh.data(), BH, s.H, dc.data(), BH, s.H,
         dh_n.data(), s.H, dc_n.data(), s.H, dx.data(), dweight_ih.data(), dweight_hh.data(), dbias.data(),
         dh_0.data(), dc_0.data(),
     };

@@ -14,7 +14,7 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
 
@@ -159,6 +159,11 @@ def unpooled(like: Tensor, *shape: int) -> Tensor:
             first = -(-made.data_ptr() // PAGE) * PAGE
             advise(first, (made.data_ptr() + size - first) // PAGE * PAGE, mmap.MADV_HUGEPAGE)
     return made
+
+
+def new_of(like: Tensor, shape: Sequence[int]) -> Callable[..., Tensor]:
+    """What makes tensors of this shape: `unpooled`, or where they are small what it would call."""
+    return unpooled if math.prod(shape) * like.itemsize >= SMALL else Tensor.new_empty
 
 
 @cache

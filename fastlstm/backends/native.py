@@ -10,33 +10,25 @@ import os
 import struct
 from collections.abc import Sequence
 from functools import cache
+from operator import is_
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from fastlstm.backends.base import Traits
-from fastlstm.backends.cpu import (
-    LARGE,
-    PackedWeights,
-    address,
-    address_of,
-    openmp,
-    rows_contiguous,
-    snapshot_of,
-    threads_now,
-)
+from fastlstm.backends import base
+from fastlstm.backends.base import Gradients, Layer, Run, Traits
+from fastlstm.backends.cpu import LARGE, address, address_of, openmp, rows_contiguous, snapshot_of, threads_now
 from fastlstm.backends.memory import pooled, unpooled
-from fastlstm.backends.reference import HOLD
 
 LIBRARY = Path(__file__).parents[1] / ("_native.dll" if os.name == "nt" else "_native.so")
-VERSION = 3  # FASTLSTM_VERSION of csrc/fastlstm.h, whose structures these are, field by field
-FORWARD = struct.Struct("@8q Pqq Pq Pq PPPP Pq Pq P PPP PP")
-BACKWARD = struct.Struct("@8q Pqq Pq Pq Pq Pq P PPP Pqq Pqq Pq Pq PPPP PP")
+VERSION = 4  # FASTLSTM_VERSION of csrc/fastlstm.h, whose structures these are, field by field
+FORWARD = struct.Struct("@8q Pqq Pq Pq PPPP Pq Pq PP PPP PP")
+BACKWARD = struct.Struct("@8q Pqq Pq Pq Pq Pq PP PPP Pqq Pqq Pq Pq PPPP PP")
 THREADS = struct.Struct("@qPP")
 
-TRAITS = Traits(keeps_weights=True, keeps_steps=True)
+TRAITS = Traits(plans=True)
 _DTYPES = {torch.float32: 0, torch.float64: 1}
 _SIXTEEN_BITS = (torch.bfloat16, torch.float16)
 _instructions = 0  # enum fastlstm_instructions; 0 is the processor's widest
@@ -81,7 +73,7 @@ def supports(device: torch.device, dtype: torch.dtype) -> str | None:
 
 @cache
 def _lanes(dtype: torch.dtype, instructions: int) -> int:
-    return _library.fastlstm_lanes(_DTYPES[dtype], instructions)
+    return int(_library.fastlstm_lanes(_DTYPES[dtype], instructions))
 
 
 def saved_shape(T: int, B: int, H: int, dtype: torch.dtype, groups: int | None = None) -> tuple[int, ...]:
@@ -114,192 +106,180 @@ def _call(name: str, arguments: bytes, other: Any) -> None:
 
 
 def _array(a: Tensor | None, leading: int) -> tuple[int, ...]:
-    """The address of `a` and its `leading` strides, all zero where there is none."""
-    return (0,) * (leading + 1) if a is None else (a.data_ptr(), *a.stride()[:leading])
+    """The address of `a` and the strides of the `leading` axes before its last one; zeros where there is none."""
+    return (0,) * (leading + 1) if a is None else (a.data_ptr(), *(0, *a.stride())[-1 - leading : -1])
 
 
-def _weight(a: Tensor) -> Tensor:
-    """`a` with rows that do not overlap, as those of an expanded tensor do."""
-    return a if a.stride(-1) == 1 and a.stride(-2) >= a.shape[-1] else a.contiguous()
+def _readable(layer: Layer) -> Layer:
+    """The layer with contiguous tensors, and x with contiguous rows."""
+    x, *others = cast(Any, layer.tensors)
+    return Layer.of([rows_contiguous(x), *(a if a is None else a.contiguous() for a in others)], layer.reverse)
 
 
-def forward(
-    x: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias: Tensor | None,
-    h_0: Tensor,
-    c_0: Tensor,
-    mask: Tensor | None,
-    reverse: bool,
-    save: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """See `fastlstm.backends.reference.forward`; the gates have `saved_shape`."""
-    if weight_ih.dim() == 3:
-        return _stacked_forward(x, weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, save)
-    (T, B, I), H = x.shape, weight_hh.shape[-1]
-    h, h_n, c_n = unpooled(x, T, B, H), x.new_empty(B, H), x.new_empty(B, H)
-    c = unpooled(x, T, B, H) if save else x.new_empty(0)
-    gates = pooled(x, *saved_shape(T, B, H, x.dtype)) if save else x.new_empty(0)
-    if B == 0:
-        return h, h_n, c_n, c, gates
-    x, h_0, c_0 = (rows_contiguous(a) for a in (x, h_0, c_0))
-    weight_ih, weight_hh = _weight(weight_ih), _weight(weight_hh)
-    bias = bias if bias is None else bias.contiguous()
-    mask = mask if mask is None else mask.to(torch.int32).contiguous()
-    arguments = FORWARD.pack(
-        VERSION, _DTYPES[x.dtype], _instructions, T, B, I, H, reverse,
-        *_array(x, 2), *_array(weight_ih, 1), *_array(weight_hh, 1), address(bias), 0, 0, 0,
-        *_array(h_0, 1), *_array(c_0, 1), address(mask), h.data_ptr(), h_n.data_ptr(), c_n.data_ptr(),
-        c.data_ptr() if save else 0, gates.data_ptr() if save else 0,
-    )  # fmt: skip
-    _call("fastlstm_forward", arguments, _team(threads_now()))
-    return h, h_n, c_n, c, gates
+def _sizes(layer: Layer) -> tuple[int, int, int, int]:
+    """T, B, I and H. One step may come without a time axis."""
+    T, B, I = (1, *layer.x.shape)[-3:]
+    return T, B, I, cast(Tensor, layer.weights[1]).shape[-1]
 
 
-def backward(
-    dh: Tensor | None,
-    dh_n: Tensor | None,
-    dc_n: Tensor | None,
-    dc: Tensor | None,
-    x: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias: Tensor | None,
-    h_0: Tensor,
-    c_0: Tensor,
-    mask: Tensor | None,
-    h: Tensor,
-    c: Tensor,
-    gates: Tensor,
-    reverse: bool,
-    needs: list[bool],
-    packed: Any = None,
-) -> tuple[Tensor | None, ...]:
-    """See `fastlstm.backends.reference.backward`. `packed` does not serve here."""
-    if weight_ih.dim() == 3:
-        return _stacked_backward(
-            dh, dh_n, dc_n, dc, x, weight_ih, weight_hh, bias, h_0, c_0, mask, h, c, gates, reverse, needs
-        )
-    (T, B, I), H = x.shape, weight_hh.shape[-1]
-    wanted = (*needs[:3], needs[3] and bias is not None, *needs[4:])
-    shapes = ((T, B, I), (4 * H, I), (4 * H, H), (4 * H,), (B, H), (B, H))
-    gradients = [unpooled(x, *shape) if want else None for shape, want in zip(shapes, wanted)]
-    if B == 0:
-        return tuple(a if a is None else a.zero_() for a in gradients)
-    x, h_0, c_0 = (rows_contiguous(a) for a in (x, h_0, c_0))
-    weight_ih, weight_hh = _weight(weight_ih), _weight(weight_hh)
-    h, c, gates = h.contiguous(), c.contiguous(), gates.contiguous()
-    dh, dh_n, dc_n, dc = (a if a is None else rows_contiguous(a) for a in (dh, dh_n, dc_n, dc))
-    mask = mask if mask is None else mask.to(torch.int32).contiguous()
-    arguments = BACKWARD.pack(
-        VERSION, _DTYPES[x.dtype], _instructions, T, B, I, H, reverse,
-        *_array(x, 2), *_array(weight_ih, 1), *_array(weight_hh, 1), *_array(h_0, 1), *_array(c_0, 1), address(mask),
-        h.data_ptr(), c.data_ptr(), gates.data_ptr(), *_array(dh, 2), *_array(dc, 2), *_array(dh_n, 1),
-        *_array(dc_n, 1), *(address(g) for g in gradients),
-    )  # fmt: skip
-    _call("fastlstm_backward", arguments, _team(threads_now()))
-    return tuple(gradients)
+class _Plan:
+    """How calls of one layer run. What they have in common is found out once."""
 
+    backend: str
 
-class PackedLayer(PackedWeights):
-    """See `PackedWeights`."""
+    def __init__(self, layer: Layer, save: bool, kept: dict[Any, Any] | None, ends: tuple[int, ...]) -> None:
+        readable = _readable(layer)
+        self.is_readable = all(map(is_, layer.tensors, readable.tensors))
+        x, sizes = readable.x, _sizes(layer)
+        T, B, self.I, self.H = sizes
+        self.output, self.state = None if x.dim() == 2 else (T, B, self.H), x.new_empty(*ends, B, self.H)
+        self.saved = ((T, B, self.H), saved_shape(T, B, self.H, x.dtype)) if save else None
+        self.packs = _DTYPES[x.dtype], _instructions, self.I, self.H
+        self.head, self.x_strides = (VERSION, *self.packs[:2], *sizes, layer.reverse), _array(x, 2)[1:]
+        self.key, self.team, self.is_empty = ("native", layer.reverse), _team(threads_now()), B == 0
+        # One step of large weights reads them once if it packs each panel when it comes to it.
+        in_the_call = save if T > 1 else 4 * self.H * (self.I + self.H) * x.itemsize > LARGE
+        self.kept = None if in_the_call or self.is_empty else kept
 
-    backend = "native"
+    def forward(self, layer: Layer) -> Run:
+        """The results; weights that differ from the packed ones are packed again."""
+        if not self.is_readable:
+            layer = _readable(layer)
+        x, saved = layer.x, self.saved
+        h = None if self.output is None else unpooled(x, *self.output)
+        last = torch.empty_like(self.state), torch.empty_like(self.state)  # faster than new_empty
+        run = Run(h, last, () if saved is None else (unpooled(x, *saved[0]), pooled(x, *saved[1])))
+        if self.kept is not None:
+            packs, packed = self.kept.get(self.key, (None, None))
+            if packs != self.packs or not self._run(layer, run, packed, True):
+                self._run(layer, run, self._pack(layer.weights, self.kept), False)
+        elif not self.is_empty:
+            self._run(layer, run, None, False)
+        return run
 
-    def __init__(self, weights: Sequence[Tensor | None]) -> None:
-        super().__init__(weights)
-        I, H, snapshot = self.I, self.H, snapshot_of(weights)
-        self.kind = VERSION, _DTYPES[self.dtype], _instructions
-        size = _library.fastlstm_packed_size(*self.kind[1:], I, H)
-        self.packed = unpooled(self.weight_ih, size // self.dtype.itemsize)
-        self.large = 4 * H * (I + H) * self.dtype.itemsize > LARGE
-        self.addresses, read = _addresses(weights), _addresses(snapshot)
-        arguments = FORWARD.pack(*self.kind, 0, 0, I, H, 0, *_array(None, 2), *read, *(0,) * 12)
-        _call("fastlstm_pack", arguments, self.packed.data_ptr())
+    def _pack(self, weights: Sequence[Tensor | None], kept: dict[Any, Any]) -> Tensor:
+        """Pack a snapshot of the weights, and keep it. It is not written to again, since other threads may read it."""
+        weight_ih, weight_hh, *biases = cast(list[Any], snapshot_of(weights))
+        packed = unpooled(weight_ih, _library.fastlstm_packed_size(*self.packs) // weight_ih.itemsize)
+        read = *_array(weight_ih, 1), *_array(weight_hh, 1), *map(address, biases)
+        _call("fastlstm_pack", FORWARD.pack(*self.head, 0, 0, 0, *read, *(0,) * 13), packed.data_ptr())
+        kept[self.key] = self.packs, packed
+        return packed
 
-    def forward(
-        self,
-        x: Tensor,
-        hx: tuple[Tensor, Tensor] | None,
-        reverse: bool,
-        save: bool = False,
-        *,
-        mask: Tensor | None = None,
-        hides: bool = False,
-        out: Tensor | None = None,
-        layer_axis: bool = False,
-    ) -> tuple[Tensor, ...] | None:
-        """As `PackedWeights.forward`; with `save` also ``c`` (T, B, H) and the gates."""
-        (T, B, I), H = x.shape, self.H
-        states = (1, B, H) if layer_axis else (B, H)
-        h, h_n, c_n = x.new_empty(T, B, H), x.new_empty(*states), x.new_empty(*states)
-        saved: tuple[Tensor, ...] = ()
-        if save:
-            saved = unpooled(x, T, B, H), pooled(x, *saved_shape(T, B, H, x.dtype))
-        if B == 0:
-            return h, h_n, c_n, *saved
-        x = rows_contiguous(x)
-        h_0, c_0 = (None, None) if hx is None else (rows_contiguous(state) for state in hx)
-        mask = mask if mask is None else mask.to(torch.int32).contiguous()
-        changed = ctypes.c_int64()
-        kept = (0, 0) if self.large and T == 1 else (self.packed.data_ptr(), ctypes.addressof(changed))
+    def _run(self, layer: Layer, run: Run, packed: Tensor | None, watch: bool) -> bool:
+        """Write the results to `run`. With `watch`, False if the weights are not those that were packed."""
+        x, (weight_ih, weight_hh, bias_ih, bias_hh), (h_0, c_0), lengths, reset, _ = cast(Any, layer)
+        h, (h_n, c_n), saved = cast(Any, run)
+        changed = ctypes.c_int64() if watch else None
+        # A function for what may be absent would take longer.
         arguments = FORWARD.pack(
-            *self.kind, T, B, I, H, reverse, *_array(x, 2), *self.addresses, *kept,
-            *_array(h_0, 1), *_array(c_0, 1), address(mask), h.data_ptr(), h_n.data_ptr(), c_n.data_ptr(),
-            *((a.data_ptr() for a in saved) if save else (0, 0)),
+            *self.head, x.data_ptr(), *self.x_strides, weight_ih.data_ptr(), self.I, weight_hh.data_ptr(), self.H,
+            0 if bias_ih is None else bias_ih.data_ptr(), 0 if bias_hh is None else bias_hh.data_ptr(),
+            0 if packed is None else packed.data_ptr(), 0 if changed is None else ctypes.addressof(changed),
+            0 if h_0 is None else h_0.data_ptr(), self.H, 0 if c_0 is None else c_0.data_ptr(), self.H,
+            0 if reset is None else reset.data_ptr(), 0 if lengths is None else lengths.data_ptr(),
+            0 if h is None else h.data_ptr(), h_n.data_ptr(), c_n.data_ptr(),
+            *((saved[0].data_ptr(), saved[1].data_ptr()) if saved else (0, 0)),
         )  # fmt: skip
-        _call("fastlstm_forward", arguments, _team(threads_now()))
-        self.stale = self.stale or changed.value != 0
-        if hides and mask is not None:
-            h.masked_fill_((mask == HOLD).unsqueeze(-1), 0)
-        return None if changed.value else (h, h_n, c_n, *saved)
+        _call("fastlstm_forward", arguments, self.team)
+        return changed is None or changed.value == 0
+
+    def backward(self, grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
+        return _backward(self.head[:3], grads, layer if self.is_readable else _readable(layer), run, needs)
 
 
-def _addresses(weights: Sequence[Tensor | None]) -> tuple[int, ...]:
-    weight_ih, weight_hh, *biases = weights
-    return *_array(weight_ih, 1), *_array(weight_hh, 1), *map(address, biases)
+class _Stack:
+    """Calls of a stack of layers, one after the other."""
+
+    backend: str
+
+    def __init__(self, layer: Layer, save: bool, kept: dict[Any, Any] | None, ends: tuple[int, ...]) -> None:
+        self.plans = [
+            _Plan(group, save, None if kept is None else kept.setdefault(("native", g), {}), ends)
+            for g, group in enumerate(_layers(layer))
+        ]
+
+    def forward(self, layer: Layer) -> Run:
+        runs = [plan.forward(group) for plan, group in zip(self.plans, _layers(layer))]
+        h, h_n, c_n, *kept = (_joined(column) for column in zip(*((run.h, *run.last, *run.kept) for run in runs)))
+        return Run(h, (h_n, c_n), tuple(kept))
+
+    @staticmethod
+    def backward(grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
+        layers = _layers(layer)
+        parts = zip(_runs(grads, len(layers)), layers, _runs(run, len(layers)))
+        dx, *others = zip(*(backward(*part, needs).flat for part in parts))
+        weights = (None if column[0] is None else torch.stack(column) for column in others[:4])
+        return Gradients(_joined(dx), tuple(weights), tuple(map(_joined, others[4:])))
 
 
-def pack(weights: Sequence[Tensor | None], *originals: Sequence[Tensor | None]) -> PackedLayer:
-    """Packed weights of weight_ih, weight_hh, bias_ih, bias_hh; whose copies they are is for the caller to look at."""
-    return PackedLayer(weights)
+def plan(layer: Layer, save: bool, kept: dict[Any, Any] | None, ends: tuple[int, ...]) -> base.Plan:
+    """How to run calls like that of `layer`, all of whose shapes, strides, types and numbers of threads are alike.
+
+    `kept` is where the weights stay packed for all plans of a layer, or None. `ends` are leading axes of the states.
+    """
+    return (_Plan if cast(Tensor, layer.weights[0]).dim() == 2 else _Stack)(layer, save, kept, ends)
 
 
-def _group(a: Tensor | None, axis: int, g: int, groups: int) -> Any:
-    return None if a is None else a.unflatten(axis, (groups, -1)).select(axis, g)
+def forward(layer: Layer, save: bool) -> Run:
+    """The results of one call, which packs the weights for itself. With `save` the gates have `saved_shape`."""
+    return plan(layer, save, None, ()).forward(layer)
 
 
-def _stacked_forward(
-    x: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor | None, h_0: Tensor, c_0: Tensor, mask: Tensor | None,
-    reverse: bool, save: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """A stack of layers, each with its group of batch rows."""
-    G = weight_ih.shape[0]
-    results = [
-        forward(
-            _group(x, 1, g, G), weight_ih[g], weight_hh[g], None if bias is None else bias[g], _group(h_0, 0, g, G),
-            _group(c_0, 0, g, G), _group(mask, 1, g, G), reverse, save,
-        )
-        for g in range(G)
-    ]  # fmt: skip
-    h, h_n, c_n, c, gates = zip(*results)
-    if save:
-        return torch.cat(h, 1), torch.cat(h_n), torch.cat(c_n), torch.cat(c, 1), torch.cat(gates, 2)
-    return torch.cat(h, 1), torch.cat(h_n), torch.cat(c_n), c[0], gates[0]
+def backward(grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
+    """The gradients of one call, from those of its results."""
+    if cast(Tensor, layer.weights[0]).dim() == 3:
+        return _Stack.backward(grads, layer, run, needs)
+    return _backward((VERSION, _DTYPES[layer.x.dtype], _instructions), grads, _readable(layer), run, needs)
 
 
-def _stacked_backward(*args: Any) -> tuple[Tensor | None, ...]:
-    """The gradients of a stack of layers."""
-    dh, dh_n, dc_n, dc, x, weight_ih, weight_hh, bias, h_0, c_0, mask, h, c, gates, reverse, needs = args
-    G = weight_ih.shape[0]
-    results = [
-        backward(
-            _group(dh, 1, g, G), _group(dh_n, 0, g, G), _group(dc_n, 0, g, G), _group(dc, 1, g, G), _group(x, 1, g, G),
-            weight_ih[g], weight_hh[g], None if bias is None else bias[g], _group(h_0, 0, g, G), _group(c_0, 0, g, G),
-            _group(mask, 1, g, G), _group(h, 1, g, G), _group(c, 1, g, G), _group(gates, 2, g, G), reverse, needs,
-        )
-        for g in range(G)
-    ]  # fmt: skip
-    joins = (lambda a: torch.cat(a, 1), torch.stack, torch.stack, torch.stack, torch.cat, torch.cat)
-    return tuple(None if column[0] is None else join(column) for join, column in zip(joins, zip(*results)))
+def _backward(kind: tuple[int, ...], grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
+    """The gradients of a layer that is `_readable`, whose run was of the same version, type and instructions."""
+    x, (weight_ih, weight_hh, *biases), (h_0, c_0), lengths, reset, reverse = layer
+    T, B, I, H = _sizes(layer)
+    wants_bias = base.wants_bias(needs) and any(a is not None for a in biases)
+    wanted = needs.x, *needs.weights[:2], wants_bias, *needs.states
+    states = ((B, H) if a is None else a.shape for a in layer.states)
+    shapes = (x.shape, (4 * H, I), (4 * H, H), (4 * H,), *states)
+    made = [unpooled(x, *shape) if want else None for shape, want in zip(shapes, wanted)]
+    if B:
+        saved = [a if a is None else a.contiguous() for a in (run.h, *run.kept)]
+        incoming = grads.h, *grads.last, *(grads.kept or (None,))
+        dh, dh_n, dc_n, dc = (a if a is None else rows_contiguous(a) for a in incoming)
+        arguments = BACKWARD.pack(
+            *kind, T, B, I, H, reverse, *_array(x, 2), address(weight_ih), I, address(weight_hh), H, address(h_0), H,
+            address(c_0), H, address(reset), address(lengths), *map(address, saved), *_array(dh, 2), *_array(dc, 2),
+            *_array(dh_n, 1), *_array(dc_n, 1), *map(address, made),
+        )  # fmt: skip
+        _call("fastlstm_backward", arguments, _team(threads_now()))
+    else:
+        made = [a if a is None else a.zero_() for a in made]
+    dx, dweight_ih, dweight_hh, dbias, *dstates = made
+    return Gradients(dx, (dweight_ih, dweight_hh, *base.bias_gradients(dbias, needs)), tuple(dstates))
+
+
+def _groups(a: Tensor | None, count: int, axis: int = -2) -> Sequence[Tensor | None]:
+    """The equal groups in which a stack's batch rows lie along `axis`."""
+    return [None] * count if a is None else a.chunk(count, axis)
+
+
+def _layers(layer: Layer) -> list[Layer]:
+    """The layers of a stack."""
+    x, weights, states, lengths, reset, reverse = layer
+    G = cast(Tensor, weights[0]).shape[0]
+    columns = (
+        x.unbind(1) if x.dim() == 4 else _groups(x, G),
+        *([None] * G if a is None else a.unbind(0) for a in weights),
+        *(_groups(a, G) for a in states),
+        *(_groups(a, G, -1) for a in (lengths, reset)),
+    )
+    return [Layer.of(row, reverse) for row in zip(*columns)]
+
+
+def _runs(run: Run, count: int) -> list[Run]:
+    rows = zip(*(_groups(a, count) for a in (run.h, *run.last, *run.kept)))
+    return [Run(h, (h_n, c_n), tuple(kept)) for h, h_n, c_n, *kept in rows]
+
+
+def _joined(column: tuple[Any, ...]) -> Tensor | None:
+    return None if column[0] is None else torch.cat(column, -2)

@@ -7,11 +7,22 @@ batch rows lie in G equal groups.
 import torch
 from torch import Tensor
 
-from fastlstm.backends.base import Traits
+from fastlstm.backends.base import (
+    Gradients,
+    Layer,
+    Run,
+    Traits,
+    bias_gradients,
+    flat_input,
+    given_states,
+    held_steps,
+    reset_steps,
+    sum_of_biases,
+    wants_bias,
+)
 from fastlstm.cell import cell_backward, cell_forward
 
 TRAITS = Traits()  # 16-bit numbers, rounded at every operation, would lose their digits
-RESET, HOLD = 1, 2  # the step mask's values; 0 is an ordinary step
 
 
 def supports(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -45,100 +56,91 @@ def step_order(T: int, reverse: bool) -> range:
     return range(T - 1, -1, -1) if reverse else range(T)
 
 
-def forward(
-    x: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias: Tensor | None,
-    h_0: Tensor,
-    c_0: Tensor,
-    mask: Tensor | None,
-    reverse: bool,
-    save: bool,
-    weight_hr: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """One layer in one direction: ``h`` (T,B,H), ``h_n``, ``c_n`` (B,H), ``c`` (T,B,H), ``gates`` (T,B,4H), the last
-    two empty unless `save`.
+def forward(layer: Layer, save: bool, weight_hr: Tensor | None = None) -> Run:
+    """One layer in one direction. With `save` the run keeps ``c`` (T, B, H) and ``gates`` (T, B, 4H).
 
-    ``h`` is the carried state: on a held step it repeats the state before. ``weight_hr`` (P,H) projects it, as in
-    `torch.nn.LSTM`.
+    ``weight_hr`` (P, H) projects the hidden state, as in `torch.nn.LSTM`.
     """
-    T = x.shape[0]
-    if mask is not None:  # padding may be NaN, which a zero gradient would turn to NaN
-        x = x.masked_fill((mask == HOLD).unsqueeze(-1), 0)
-    preact_x = add_bias(linear(x, weight_ih), bias).unbind(0)  # a trace has these steps, and raises at others
-    h, c = h_0, c_0
-    hs, cs, gates = [h_0] * T, [c_0] * T, [preact_x[0]] * T
-    for t in step_order(T, reverse):
-        if mask is not None:
-            reset, hold = (mask[t] == RESET).unsqueeze(-1), (mask[t] == HOLD).unsqueeze(-1)
-            h, c = h.masked_fill(reset, 0), c.masked_fill(reset, 0)
+    x, (weight_ih, weight_hh, *_) = flat_input(layer.x), layer.weights
+    h, c = given_states(layer)
+    T, held, (hs, cs, gates) = x.shape[0], held_steps(layer), ([h] * x.shape[0] for _ in range(3))
+    reset = reset_steps(layer, held)
+    if held is not None:  # padding may be NaN, which a zero gradient would turn to NaN
+        x = x.masked_fill(held, 0)
+    # a trace has these steps, and raises at others
+    preact_x = add_bias(linear(x, weight_ih), sum_of_biases(layer)).unbind(0)
+    for t in step_order(T, layer.reverse):
+        if reset is not None:
+            h, c = h.masked_fill(reset[t], 0), c.masked_fill(reset[t], 0)
         i, f, g, o = (preact_x[t] + linear(h, weight_hh)).chunk(4, -1)
         h_new, c_new, *ifgo = cell_forward(i, f, g, o, c)
         if weight_hr is not None:
             h_new = linear(h_new, weight_hr)
-        if mask is not None:
-            h_new, c_new = torch.where(hold, h, h_new), torch.where(hold, c, c_new)
+        if held is not None:
+            h_new, c_new = torch.where(held[t], h, h_new), torch.where(held[t], c, c_new)
         h, c = h_new, c_new
         hs[t], cs[t], gates[t] = h, c, torch.cat(ifgo, -1)
-    saved = (torch.stack(cs), torch.stack(gates)) if save else (x.new_empty(0), x.new_empty(0))
-    return torch.stack(hs), h.clone(), c.clone(), *saved
+    output = torch.stack(hs)
+    if held is not None:
+        output = output.masked_fill(held, 0)
+    return Run(output, (h.clone(), c.clone()), (torch.stack(cs), torch.stack(gates)) if save else ())
 
 
-def backward(
-    dh: Tensor | None,
-    dh_n: Tensor | None,
-    dc_n: Tensor | None,
-    dc: Tensor | None,
-    x: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias: Tensor | None,
-    h_0: Tensor,
-    c_0: Tensor,
-    mask: Tensor | None,
-    h: Tensor,
-    c: Tensor,
-    gates: Tensor,
-    reverse: bool,
-    needs: list[bool],
-) -> tuple[Tensor | None, ...]:
-    """Gradients of x, weight_ih, weight_hh, bias, h_0 and c_0, each None where ``needs`` says nobody wants it."""
-    T = x.shape[0]
-    order = step_order(T, reverse)
-    dh_t = torch.zeros_like(h_0) if dh_n is None else dh_n
-    dc_t = torch.zeros_like(c_0) if dc_n is None else dc_n
-    dpreacts, h_prevs = [h_0] * T, [h_0] * T
-    for step in range(T - 1, -1, -1):
-        t = order[step]
-        h_prev, c_prev = (h[order[step - 1]], c[order[step - 1]]) if step else (h_0, c_0)
-        if mask is not None:
-            reset, hold = (mask[t] == RESET).unsqueeze(-1), (mask[t] == HOLD).unsqueeze(-1)
-            h_prev, c_prev = h_prev.masked_fill(reset, 0), c_prev.masked_fill(reset, 0)
+def backward(grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
+    """The gradients of a run's x, weights and states, so far as they are wanted, from those of what came out of it."""
+    x, (weight_ih, weight_hh, *_), states = flat_input(layer.x), layer.weights, given_states(layer)
+    T, order, held = x.shape[0], step_order(x.shape[0], layer.reverse), held_steps(layer)
+    reset, (c, gates) = reset_steps(layer, held), run.kept
+    h_prev, c_prev = (
+        before(run.h, states[0], layer, held, reset),
+        before(c, states[1], layer, None, reset),
+    )
+    dh, (dh_n, dc_n), (dc, *_) = grads.h, grads.last, (*grads.kept, None)
+    if dh is not None and held is not None:
+        dh = dh.masked_fill(held, 0)
+    dh_t = torch.zeros_like(states[0]) if dh_n is None else dh_n
+    dc_t = torch.zeros_like(states[1]) if dc_n is None else dc_n
+    dpreacts = [dh_t] * T
+    for t in reversed(order):
         dh_t = dh_t if dh is None else dh_t + dh[t]
         dc_t = dc_t if dc is None else dc_t + dc[t]
         i, f, g, o = gates[t].chunk(4, -1)
-        dpre, dc_prev = cell_backward(dh_t, dc_t, i, f, g, o, c_prev)
+        dpre, dc_prev = cell_backward(dh_t, dc_t, i, f, g, o, c_prev[t])
         dpreact = torch.cat(dpre, -1)
-        if mask is not None:
-            dpreact = dpreact.masked_fill(hold, 0)
+        if held is not None:
+            dpreact = dpreact.masked_fill(held[t], 0)
         dh_prev = linear(dpreact, weight_hh.mT)
-        if mask is not None:
-            dh_prev = torch.where(hold, dh_t, dh_prev).masked_fill(reset, 0)
-            dc_prev = torch.where(hold, dc_t, dc_prev).masked_fill(reset, 0)
-        dpreacts[t], h_prevs[t], dh_t, dc_t = dpreact, h_prev, dh_prev, dc_prev
-    dpreact, h_prev, seen = torch.stack(dpreacts), torch.stack(h_prevs), x
-    if mask is not None:  # zero times the NaN of a padding would be NaN
-        held = (mask == HOLD).unsqueeze(-1)
-        h_prev, seen = h_prev.masked_fill(held, 0), x.masked_fill(held, 0)
-    return (
-        linear(dpreact, weight_ih.mT) if needs[0] else None,
-        weight_gradient(dpreact, seen, weight_ih) if needs[1] else None,
-        weight_gradient(dpreact, h_prev, weight_hh) if needs[2] else None,
-        bias_gradient(dpreact, bias) if needs[3] and bias is not None else None,
-        dh_t if needs[4] else None,
-        dc_t if needs[5] else None,
+        if held is not None:
+            dh_prev, dc_prev = torch.where(held[t], dh_t, dh_prev), torch.where(held[t], dc_t, dc_prev)
+        if reset is not None:
+            dh_prev, dc_prev = dh_prev.masked_fill(reset[t], 0), dc_prev.masked_fill(reset[t], 0)
+        dpreacts[t], dh_t, dc_t = dpreact, dh_prev, dc_prev
+    dpreact = torch.stack(dpreacts)
+    if held is not None:  # zero times the NaN of a padding would be NaN
+        x, h_prev = x.masked_fill(held, 0), h_prev.masked_fill(held, 0)
+    bias = sum_of_biases(layer)
+    dbias = bias_gradient(dpreact, bias) if bias is not None and wants_bias(needs) else None
+    return Gradients(
+        linear(dpreact, weight_ih.mT) if needs.x else None,
+        (
+            weight_gradient(dpreact, x, weight_ih) if needs.weights[0] else None,
+            weight_gradient(dpreact, h_prev, weight_hh) if needs.weights[1] else None,
+            *bias_gradients(dbias, needs),
+        ),
+        (dh_t if needs.states[0] else None, dc_t if needs.states[1] else None),
     )
+
+
+def before(a: Tensor, a_0: Tensor, layer: Layer, held: Tensor | None, reset: Tensor | None) -> Tensor:
+    """What each step starts from: the states (T, B, H) of the step before, `a_0` in the first, zeros after a reset.
+
+    `held` marks the steps whose states are not in `a`. A row that runs backwards starts after these, from `a_0`.
+    """
+    if held is not None:
+        a = torch.where(held, a_0, a)
+    first = a_0.unsqueeze(0)
+    a = torch.cat([a[1:], first] if layer.reverse else [first, a[:-1]])
+    return a if reset is None else a.masked_fill(reset, 0)
 
 
 def weight_gradient(dpreact: Tensor, inputs: Tensor, weight: Tensor, start: Tensor | None = None) -> Tensor:

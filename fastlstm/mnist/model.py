@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastlstm.module import LSTM
+from fastlstm.layers.lstm import LSTM
 
 
 class RowLSTM(nn.Module):

@@ -239,7 +239,7 @@ def test_operators_in_frames_that_dynamo_sees_are_not_compiled():
     weights = torch.randn(28, 5), torch.randn(28, 7), None, None
 
     def alone(x):
-        return torch.ops.fastlstm.forward(x, *weights, h, h, None, False, False, "numba")[0]
+        return torch.ops.fastlstm.forward(x, *weights, h, h, None, None, False, False, "numba")[0]
 
     call, x = torch._dynamo.disable(alone, recursive=False), torch.randn(3, 2, 5)
     with torch.no_grad():
@@ -253,7 +253,7 @@ def test_operators_in_frames_that_dynamo_sees_are_not_compiled():
     [
         ({"weight_hh": torch.ones(16, 5)}, ValueError, "weight_hh must have shape"),
         ({"bias_ih": torch.ones(16).double()}, ValueError, "bias_ih must have the dtype of x"),
-        ({"mask": torch.zeros(5, 2)}, ValueError, "mask must be int32"),
+        ({"reset": torch.zeros(5, 2)}, TypeError, "reset must be a boolean tensor"),
         ({"backend": "fast"}, ValueError, "backend must be one of"),
     ],
 )

@@ -5,8 +5,11 @@ import torch
 from torch.func import functional_call, grad, jvp, stack_module_state, vmap
 
 import fastlstm
-from fastlstm import ops, torch_private
+from fastlstm import torch_private
+from fastlstm.autograd import operators
 from fastlstm.backends import numba, reference
+from fastlstm.backends.base import Gradients, Run
+from fastlstm.backends.base import Layer as Record
 from tests.helpers.layers import Layer
 from tests.helpers.tolerances import close
 from tests.helpers.transforms import backends, dtype_of, needs_triton
@@ -93,16 +96,18 @@ def test_a_stack_in_one_call(backend, threads, size, set_threads):
     x, h_0, c_0, *_ = layer.to(torch.double, requires_grad=False)
     exact = (x, *((torch.randn(groups, 4 * H, *s) * H**-0.5).double() for s in ((I,), (H,), ())), h_0, c_0)
     inputs, grads = ([a.to(dtype_of(backend)) for a in tensors] for tensors in (exact, layer.gradients))
-    call = *inputs[:4], None, *inputs[4:], layer.mask
-    got = ops.forward(*call, reverse, True, backend)
-    want = reference.forward(*exact, layer.mask, reverse, True)
-    close(got[:4], want[:4], "long")
-    quick = ops.forward(*call, reverse, False, backend)
+    call = *inputs[:4], None, *inputs[4:], layer.lengths, layer.reset
+    got = operators.forward(*call, reverse, True, backend)
+    record = Record.of((*exact[:4], None, *exact[4:], layer.lengths, layer.reset), reverse)
+    run = reference.forward(record, True)
+    close(got[:4], [run.h, *run.last, run.kept[0]], "long")
+    quick = operators.forward(*call, reverse, False, backend)
     assert all(torch.equal(a, b) for a, b in zip(quick[:3], got[:3]))
-    needs = [True] * 6
-    gradients = ops.backward(*grads, *call, got[0], *got[3:], reverse, needs, backend)
-    wanted = reference.backward(*layer.gradients, *exact, layer.mask, want[0], *want[3:], reverse, needs)
-    close(gradients, wanted, "derivatives")
+    needs = [*[True] * 4, False, True, True]
+    gradients = operators.backward(*grads, *call, got[0], *got[3:], reverse, needs, backend)
+    dh, dh_n, dc_n, dc = layer.gradients
+    wanted = reference.backward(Run(dh, (dh_n, dc_n), (dc,)), record, run, Gradients.of(needs)).flat
+    close([a for a in gradients if a is not None], [a for a in wanted if a is not None], "derivatives")
 
 
 def test_a_stack_in_which_each_group_is_alone():
@@ -111,11 +116,11 @@ def test_a_stack_in_which_each_group_is_alone():
     x, h_0, c_0, *weights = layer.to(torch.float32, requires_grad=False)
     bias = weights[2] + weights[3]
     shared = [a.unsqueeze(0).expand(3, *a.shape) for a in (weights[0], weights[1], bias)]
-    got = ops.forward(x, *shared, None, h_0, c_0, None, False, True, "numba")
+    got = operators.forward(x, *shared, None, h_0, c_0, None, None, False, True, "numba")
     for g in range(3):
         rows = slice(4 * g, 4 * g + 4)
         states = h_0[rows], c_0[rows]
-        alone = ops.forward(x[:, rows], *weights[:2], bias, None, *states, None, False, True, "numba")
+        alone = operators.forward(x[:, rows], *weights[:2], bias, None, *states, None, None, False, True, "numba")
         assert torch.equal(got[0][:, rows], alone[0])
         assert torch.equal(got[2][rows], alone[2])
 
@@ -123,8 +128,8 @@ def test_a_stack_in_which_each_group_is_alone():
 @pytest.mark.skipif(not torch_private.KNOWS_LEVELS, reason="where levels are not known, one may be of grad")
 @backends
 def test_inference_under_vmap_keeps_nothing(backend, monkeypatch):
-    kept, forward = [], ops.forward
-    monkeypatch.setattr(ops, "forward", lambda *a: kept.append(a[9]) or forward(*a))
+    kept, forward = [], operators.forward
+    monkeypatch.setattr(operators, "forward", lambda *a: kept.append(a[10]) or forward(*a))
     model, x = fastlstm.LSTM(4, 5, backend=backend), torch.randn(3, 6, 2, 4)
     with torch.no_grad():
         got = vmap(lambda x: model(x)[0])(x)
@@ -176,8 +181,8 @@ def test_what_all_models_read_is_not_copied(monkeypatch):
     model, x = fastlstm.LSTM(4, 5), torch.randn(7, 2, 4)
     stacked = {k: torch.stack([v.detach()] * 3) for k, v in model.named_parameters()}
     seen, forward, backward = [], numba.forward, numba.backward
-    monkeypatch.setattr(numba, "forward", lambda x, *a, **k: seen.append(x) or forward(x, *a, **k))
-    monkeypatch.setattr(numba, "backward", lambda *a: seen.append(a[4]) or backward(*a))
+    monkeypatch.setattr(numba, "forward", lambda layer, save: seen.append(layer.x) or forward(layer, save))
+    monkeypatch.setattr(numba, "backward", lambda grads, layer, *a: seen.append(layer.x) or backward(grads, layer, *a))
     vmap(grad(lambda p: functional_call(model, p, (x,))[0].sum()))(stacked)
     assert [a.data_ptr() for a in seen] == [x.data_ptr()] * 2
     assert [a.shape for a in seen] == [(7, 3, 2, 4)] * 2

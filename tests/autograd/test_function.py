@@ -9,9 +9,10 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 
 import fastlstm
-from fastlstm import ops, torch_private
+from fastlstm import torch_private
+from fastlstm.autograd import operators
 from fastlstm.backends import reference
-from fastlstm.functional import lstm
+from fastlstm.layers.functional import lstm
 from tests.helpers.layers import BACKENDS, CPU_BACKENDS, Layer
 
 
@@ -131,13 +132,14 @@ def test_ensemble_gradients_in_one_call(backend):
 def test_opcheck(backend):
     layer = Layer(3, 2, 4, 5, masked=True)
     x, h_0, c_0, w_ih, w_hh, b_ih, b_hh = layer.to(torch.double, requires_grad=False)
-    args = (x, w_ih, w_hh, b_ih, b_hh, h_0, c_0, layer.mask, True)
-    torch.library.opcheck(ops.forward_op, (*args, True, backend))
-    torch.library.opcheck(ops.forward_op, (*args, False, backend))
-    h, _, _, c, gates = ops.forward_op(*args, True, backend)
+    operands = x, w_ih, w_hh, b_ih, b_hh, h_0, c_0, layer.lengths, layer.reset
+    torch.library.opcheck(operators.forward_op, (*operands, True, True, backend))
+    torch.library.opcheck(operators.forward_op, (*operands, True, False, backend))
+    h, _, _, c, gates = operators.forward_op(*operands, True, True, backend)
     grads = list(layer.gradients[:3])
     torch.library.opcheck(
-        ops.backward_op, (*grads, None, *args[:8], h, c, gates, True, [True, True, False, True, False, True], backend)
+        operators.backward_op,
+        (*grads, None, *operands, h, c, gates, True, [True, True, False, True, False, False, True], backend),
     )
 
 
@@ -255,8 +257,8 @@ def test_reference_maths_equals_nn_lstm():
     module = torch.nn.LSTM(4, 6).double()
     module.load_state_dict(dict(zip(module.state_dict(), weights)))
     want, (h_n, c_n) = module(x, (h_0[None], c_0[None]))
-    h, h_last, c_last, _, _ = reference.forward(x, *weights[:2], weights[2] + weights[3], h_0, c_0, None, False, True)
-    torch.testing.assert_close((h, h_last, c_last), (want, h_n[0], c_n[0]))
+    run = reference.forward(layer.record([x, h_0, c_0, *weights]), False)
+    torch.testing.assert_close((run.h, *run.last), (want, h_n[0], c_n[0]))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -304,10 +306,11 @@ for _ in range(2):
     for name in [name for name in sys.modules if name.split(".")[0] == "fastlstm"]:
         del sys.modules[name]
     import torch, fastlstm
-    from fastlstm import ops, torch_private
+    from fastlstm import torch_private
+    from fastlstm.autograd import operators
     x, w, u, h = torch.randn(3, 2, 4), torch.randn(20, 4), torch.randn(20, 5), torch.zeros(2, 5)
     w.requires_grad_()
-    ops.forward_op(x, w, u, None, None, h, h, None, False, True, "numba")[0].sum().backward()
+    operators.forward_op(x, w, u, None, None, h, h, None, None, False, True, "numba")[0].sum().backward()
     assert w.grad.shape == w.shape
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)

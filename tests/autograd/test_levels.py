@@ -12,7 +12,8 @@ from torch.func import functional_call, grad, hessian, jacrev, jvp, stack_module
 from torch.utils import _pytree as pytree
 
 import fastlstm
-from fastlstm import ops, torch_private
+from fastlstm import torch_private
+from fastlstm.autograd import operators
 from tests.helpers import ROOT
 from tests.helpers.tolerances import close
 
@@ -124,8 +125,8 @@ def test_torchs_way_is_not_taken(arguments, name, enabled, monkeypatch):
         raise AssertionError("torch's own way was taken")
 
     monkeypatch.setattr(torch.autograd.function, "custom_function_call", never)
-    monkeypatch.setattr(ops, "forward_op", never)
-    monkeypatch.setattr(ops, "backward_op", never)
+    monkeypatch.setattr(operators, "forward_op", never)
+    monkeypatch.setattr(operators, "backward_op", never)
     with torch.set_grad_enabled(enabled):
         CALLS[name](*arguments)
 

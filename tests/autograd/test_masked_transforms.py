@@ -1,4 +1,4 @@
-"""Resets and lengths under torch's transforms: what a module adds to a layer with a step mask."""
+"""Resets and lengths under torch's transforms: what a module adds to a layer with masks."""
 
 import pytest
 import torch

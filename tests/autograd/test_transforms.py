@@ -8,9 +8,9 @@ from torch.func import functional_call, jvp, vmap
 from torch.utils.checkpoint import checkpoint
 
 import fastlstm
-from fastlstm import ops
+from fastlstm.autograd import operators
+from fastlstm.autograd.rules import layer_op
 from fastlstm.backends.triton import INTERPRET
-from fastlstm.function import layer_op
 from tests.helpers.layers import TORCH, Layer
 from tests.helpers.transforms import backends, dtype_of, needs_triton
 
@@ -36,16 +36,16 @@ def test_opcheck(backend, stacked, reverse, masked, requires_grad, given):
     tensors = [a.requires_grad_(requires_grad) for a in (x, *weights, *states)]
     if not given:
         tensors[4:] = [None] * 3  # one bias, states of zeros
-    args = (*tensors, layer.mask, reverse)
-    torch.library.opcheck(ops.forward_op, (*args, True, backend))
+    args = (*tensors, layer.lengths, layer.reset, reverse)
+    torch.library.opcheck(operators.forward_op, (*args, True, backend))
     with torch.no_grad():
-        torch.library.opcheck(ops.forward_op, (*args, False, backend))
-        h, _, _, c, gates = ops.forward_op(*args, True, backend)
+        torch.library.opcheck(operators.forward_op, (*args, False, backend))
+        h, _, _, c, gates = operators.forward_op(*args, True, backend)
     for cells in (True, False):
         torch.library.opcheck(layer_op, (*args, cells, backend))
     dh, dh_n, dc_n, _ = (g.to(x.dtype) for g in layer.gradients)
-    inputs = (dh, dh_n, dc_n, None, *args[:8], h, c, gates, reverse)
-    torch.library.opcheck(ops.backward_op, (*inputs, [True, True, False, True, given, False], backend))
+    inputs = (dh, dh_n, dc_n, None, *args[:9], h, c, gates, reverse)
+    torch.library.opcheck(operators.backward_op, (*inputs, [True, True, False, True, False, given, False], backend))
 
 
 @backends

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fastlstm import cell
-from fastlstm.backends.numba import tasks
+from fastlstm.backends.numba.host import tasks
 
 
 def autograd_cell(pre, c_prev, dh, dc):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import fastlstm
 from fastlstm.backends import numba
-from fastlstm.functional import lstm
+from fastlstm.layers.functional import lstm
 from tests.helpers.layers import BACKENDS, CPU_BACKENDS, OUTPUTS, Layer, compare, draws, error, nn_lstm_errors
 from tests.helpers.tolerances import close
 
@@ -245,12 +245,12 @@ def test_sixteen_bit_tensors_compute_in_float32(backend, dtype):
 @pytest.mark.parametrize("reverse", [False, True])
 def test_nan_in_the_padding_reaches_nothing(backend, reverse):
     layer = Layer(6, 4, 5, 9, reverse=reverse)
-    lengths = torch.tensor([6, 0, 3, 5])
-    layer.mask = (torch.arange(6).unsqueeze(1) >= lengths).to(torch.int32) * 2
+    layer.lengths = torch.tensor([6, 0, 3, 5])
+    past = torch.arange(6).unsqueeze(1) >= layer.lengths
     clean, dirty = layer.to(torch.double), layer.to(torch.double)
     with torch.no_grad():
-        dirty[0][layer.mask == 2] = float("nan")
-        clean[0][layer.mask == 2] = 0
+        dirty[0][past] = float("nan")
+        clean[0][past] = 0
     want, got = layer.run(clean, "reference"), layer.run(dirty, backend)
     torch.testing.assert_close(got, want)
     wanted = torch.autograd.grad(want, clean, layer.gradients)

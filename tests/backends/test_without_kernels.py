@@ -11,8 +11,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vmap
 
 import fastlstm
-from fastlstm import dispatch
-from fastlstm.backends import native
+from fastlstm.backends import dispatch, native
 from tests.helpers import ROOT
 from tests.helpers.modules import REFERENCE, pair
 from tests.helpers.tolerances import close
@@ -38,7 +37,7 @@ def test_the_ladder(without_kernels):
     for lacking in ("masked", "cells", "transformed", "traced"):
         assert taken(**{lacking: True}) == "reference"
     assert taken(projected=True, transformed=True) == "reference"
-    assert dispatch.packing("auto", DEVICE, torch.float32) is None
+    assert not dispatch.traits(taken()).plans
 
 
 CODE = """

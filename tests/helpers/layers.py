@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastlstm.backends import native, reference
-from fastlstm.functional import lstm
+from fastlstm.backends import base, native, reference
+from fastlstm.layers.functional import lstm
 
 TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 OUTPUTS = ("output", "h_n", "c_n", "cells")
@@ -33,7 +33,8 @@ class Layer:
     masked: bool = False
     bias: bool = True
     inputs: list[Tensor] = field(init=False)
-    mask: Tensor | None = field(init=False, default=None)
+    lengths: Tensor | None = field(init=False, default=None)
+    reset: Tensor | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         T, B, I, H = self.T, self.B, self.I, self.H
@@ -43,7 +44,7 @@ class Layer:
         # values that float32 holds exactly, so that every precision computes the same thing
         self.inputs = [(torch.randn(s) * k).double() for s, k in zip(shapes, scales)]
         if self.masked:
-            self.mask = torch.randint(0, 3, (T, B), dtype=torch.int32)
+            self.lengths, self.reset = torch.randint(0, T + 1, (B,)), torch.rand(T, B) < 0.3
         self.gradients = [torch.randn(s).double() for s in ((T, B, H), (B, H), (B, H), (T, B, H))]
 
     def to(self, dtype: torch.dtype, requires_grad: bool = True) -> list[Tensor]:
@@ -53,18 +54,27 @@ class Layer:
         """Output, h_n, c_n and the cell states."""
         x, h_0, c_0, *weights = inputs
         output, (h_n, c_n), cells = lstm(
-            x, (h_0, c_0), *weights, mask=self.mask, reverse=self.reverse, return_cells=True, backend=backend
+            x,
+            (h_0, c_0),
+            *weights,
+            lengths=self.lengths,
+            reset=self.reset,
+            reverse=self.reverse,
+            return_cells=True,
+            backend=backend,
         )
         return output, h_n, c_n, cells
 
     def truth(self, inputs: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The same through autograd over the reference's steps, past every Function of ours."""
-        x, h_0, c_0, w_ih, w_hh, *biases = inputs
-        bias = sum(biases) if biases else None
-        h, h_n, c_n, c, _ = reference.forward(x, w_ih, w_hh, bias, h_0, c_0, self.mask, self.reverse, True)
-        if self.mask is not None:
-            h = h.masked_fill((self.mask == reference.HOLD).unsqueeze(-1), 0)
-        return h, h_n, c_n, c
+        run = reference.forward(self.record(inputs), True)
+        return run.h, *run.last, run.kept[0]
+
+    def record(self, inputs: list[Tensor]) -> base.Layer:
+        """The inputs as a backend takes them."""
+        x, h_0, c_0, *weights = inputs
+        weights += [None] * (4 - len(weights))
+        return base.Layer(x, tuple(weights), (h_0, c_0), self.lengths, self.reset, self.reverse)
 
 
 def draws(*size: int, values: int = 64, **options: bool) -> list[Layer]:

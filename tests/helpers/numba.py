@@ -7,8 +7,13 @@ import sys
 import textwrap
 
 import pytest
+import torch
 
-from fastlstm.backends.numba import matrix, prepared, tasks
+from fastlstm.backends.base import Layer
+from fastlstm.backends.numba.host import plans, tasks
+from fastlstm.backends.numba.host.signature import signature_of
+from fastlstm.backends.numba.llvm import matrix
+from fastlstm.layers import functional
 
 needs_unit = pytest.mark.skipif(not matrix.most_pieces(), reason="the processor has no AMX, and no fast vdpbf16ps")
 needs_pieces = pytest.mark.skipif(matrix.most_pieces() < 3, reason="the processor has no AMX")
@@ -16,9 +21,17 @@ PRECISIONS = ("numba-bf16", "numba-bf16x3", "numba-bf16x6")
 
 
 def forget():
-    """What is kept by shape knows the limits that held when it was made."""
-    prepared.forward_call.cache_clear()
-    prepared.backward_call.cache_clear()
+    """What is kept by signature knows the limits that held when it was made; what modules keep is theirs to forget."""
+    plans._forward.cache_clear()
+    plans._backward.cache_clear()
+    functional._plans.made.clear()
+
+
+def signature(T, B, I, H, dtype=torch.float32, unit=True):
+    """What the sizes of a layer's buffers depend on."""
+    x, weights = torch.empty(T, B, I, dtype=dtype), (torch.empty(4 * H, K, dtype=dtype) for K in (I, H))
+    layer = Layer(x, (*weights, None, None), (None, None), None, None, False)
+    return signature_of(layer, (), 0)._replace(unit=unit)
 
 
 def primitive(name, pieces):
@@ -47,8 +60,8 @@ def assembly(features, target, pieces=0):
         import llvmlite.binding as llvm
         from llvmlite import ir
         from numba.core import types
-        from fastlstm.backends.numba import loops, matrix, primitives
-        from fastlstm.backends.numba.simd import Lanes
+        from fastlstm.backends.numba.llvm import loops, matrix, primitives
+        from fastlstm.backends.numba.llvm.simd import Lanes
         llvm.initialize_all_targets()
         llvm.initialize_all_asmprinters()
         triple, cpu = {target!r}

@@ -51,14 +51,15 @@ class Case:
     kind: str
     H: int
     I: int = 0
-    mask: bool = False
+    lengths: bool = False
+    reset: bool = False
     save: bool = True
     last_step_only: bool = False
     cells: bool = False  # backward takes a gradient of every cell state
 
     def __str__(self) -> str:
-        flags = [f"I{self.I}"] * bool(self.I) + ["mask"] * self.mask + ["nothing-saved"] * (not self.save)
-        flags += ["cells"] * self.cells
+        flags = [f"I{self.I}"] * bool(self.I) + ["lengths"] * self.lengths + ["reset"] * self.reset
+        flags += ["nothing-saved"] * (not self.save) + ["cells"] * self.cells
         return "-".join([self.direction, self.kind, f"H{self.H}", *flags, *["last"] * self.last_step_only])
 
 
@@ -69,10 +70,15 @@ def cases() -> Iterator[Case]:
             for H in (32, 64, 100, 128, 1024):
                 yield Case(direction, kind, H)
             for H in (40, 64, 100, 128, 1024):
-                yield Case(direction, kind, H, mask=True, cells=direction == "backward")
+                yield Case(direction, kind, H, lengths=True, cells=direction == "backward")
     for H in (64, 100, 128):
         yield Case("forward", "bf16", H, I=28)
-        yield Case("forward", "bf16", H, I=28, mask=True)
+        yield Case("forward", "bf16", H, I=28, lengths=True)
+    for kind, H in (("bf16", 128), ("bf16", 1024), ("tf32", 100), ("ieee", 40), ("ieee", 64)):
+        for lengths in (False, True):
+            yield Case("forward", kind, H, lengths=lengths, reset=True)
+            yield Case("backward", kind, H, lengths=lengths, reset=True, cells=True)
+    yield Case("forward", "bf16", 100, I=28, lengths=True, reset=True)
     yield Case("forward", "bf16", 128, I=16)
     yield Case("forward", "bf16", 128, save=False)
     yield Case("backward", "bf16", 128, last_step_only=True)
@@ -87,8 +93,11 @@ def describe(case: Case, capability: tuple[int, int]) -> tuple[Any, dict[str, st
     kernel = getattr(module, f"{case.direction}_kernel")
     types = {name: f"*{dtype}" if name.endswith("_ptr") else "i32" for name in kernel.arg_names}
     types |= {name: "i64" for name in types if name.endswith("_step")}
-    types |= {"mask_ptr": "*i32"} | {name: "*fp32" for name in types if "carried" in name or name == "scale_ptr"}
-    absent = {"mask_ptr"} if not case.mask else set()
+    types |= {"lengths_ptr": "*i64", "reset_ptr": "*i1"} | {
+        name: "*fp32" for name in types if "carried" in name or name == "scale_ptr"
+    }
+    absent = {"lengths_ptr"} if not case.lengths else set()
+    absent |= {"reset_ptr"} if not case.reset else set()
     constants: dict[str, Any] = {"H": case.H, "BLOCK_B": tile.block_b}
     if module is resident:
         options = {"num_warps": getattr(tile, f"{case.direction}_warps"), "num_stages": 1}
@@ -101,6 +110,7 @@ def describe(case: Case, capability: tuple[int, int]) -> tuple[Any, dict[str, st
     else:
         options = {"num_warps": tile.warps, "num_stages": tile.stages}
         constants |= {"UNITS": tile.units, "BLOCK_K": tile.block_k, "PRECISION": tiles.INPUT_PRECISION[precision]}
+    absent |= {"h_n_ptr"} if module is stepwise and not case.lengths else set()
     absent |= {"c_ptr", "gates_ptr"} if not case.save else set()
     absent |= {"dc_ptr"} if not case.cells else set()
     absent |= {"dh_ptr", "dc_n_ptr"} if case.last_step_only else set()

@@ -7,10 +7,15 @@ import pytest
 import torch
 
 import fastlstm
-from fastlstm.checks import check_layer
-from fastlstm.functional import lstm_cell
+from fastlstm.backends.base import Layer, check_layer
+from fastlstm.layers.functional import lstm_cell
 
 T, B, I, H, P = 4, 2, 3, 5, 2
+
+
+def check(x, hx, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, lengths, reset):
+    weights = weight_ih, weight_hh, bias_ih, bias_hh
+    check_layer(Layer(x, weights, hx or (None, None), lengths, reset, False), weight_hr)
 
 
 def layer(**replaced):
@@ -18,7 +23,8 @@ def layer(**replaced):
     sizes = {"x": (T, B, I), "weight_ih": (4 * H, I), "weight_hh": (4 * H, H), "bias_ih": (4 * H,), "bias_hh": (4 * H,)}
     arguments = {name: torch.zeros(size) for name, size in sizes.items()}
     arguments |= {"hx": (torch.zeros(B, H), torch.zeros(B, H)), "weight_hr": None}
-    return arguments | {"mask": torch.zeros(T, B, dtype=torch.int32)} | replaced
+    masks = {"lengths": torch.zeros(B, dtype=torch.int64), "reset": torch.zeros(T, B, dtype=torch.bool)}
+    return arguments | masks | replaced
 
 
 def projected(**replaced):
@@ -34,14 +40,14 @@ def z(*size, **kwargs):
     "arguments",
     [
         layer(),
-        layer(hx=None, mask=None, bias_ih=None, bias_hh=None),
-        layer(x=z(0, 0, I), hx=None, mask=z(0, 0, dtype=torch.int32)),
+        layer(hx=None, lengths=None, reset=None, bias_ih=None, bias_hh=None),
+        layer(x=z(0, 0, I), hx=None, lengths=z(0, dtype=torch.int64), reset=z(0, 0, dtype=torch.bool)),
         projected(),
         projected(hx=None),
     ],
 )
 def test_good_layers(arguments):
-    check_layer(**arguments)
+    check(**arguments)
 
 
 @pytest.mark.parametrize(
@@ -61,9 +67,11 @@ def test_good_layers(arguments):
         (layer(bias_hh=z(4 * H, 1)), "bias_hh must have shape (20,), got (20, 1)"),
         (layer(hx=(z(B, H + 1), z(B, H))), "h_0 must have shape (2, 5), got (2, 6)"),
         (layer(hx=(z(B, H), z(1, H))), "c_0 must have shape (2, 5), got (1, 5)"),
-        (layer(mask=z(T, B)), "mask must be int32 of shape (4, 2), got torch.float32 (4, 2)"),
-        (layer(mask=z(B, T, dtype=torch.int32)), "mask must be int32 of shape (4, 2), got torch.int32 (2, 4)"),
-        (layer(mask=z(T, B, dtype=torch.int32, device="meta")), "mask must be on the device of x, cpu, got meta"),
+        (layer(lengths=z(B)), "lengths must have the dtype torch.int64, got torch.float32"),
+        (layer(lengths=z(T, dtype=torch.int64)), "lengths must have shape (2,), got (4,)"),
+        (layer(reset=z(T, B)), "reset must have the dtype torch.bool, got torch.float32"),
+        (layer(reset=z(B, T, dtype=torch.bool)), "reset must have shape (4, 2), got (2, 4)"),
+        (layer(reset=z(T, B, dtype=torch.bool, device="meta")), "reset must be on the device of x, cpu, got meta"),
         (
             layer(bias_hh=z(4 * H, dtype=torch.float64)),
             "bias_hh must have the dtype of x, torch.float32, got torch.float64",
@@ -78,13 +86,13 @@ def test_good_layers(arguments):
 )
 def test_bad_layers(arguments, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        check_layer(**arguments)
+        check(**arguments)
 
 
 def test_an_autocast_excuses_no_dtype():
     """By the time a layer is checked its tensors have been cast: what is left would be read as something it is not."""
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match="must have the dtype of x"):
-        check_layer(**layer(x=z(T, B, I, dtype=torch.float64)))
+        check(**layer(x=z(T, B, I, dtype=torch.float64)))
 
 
 @pytest.mark.parametrize(

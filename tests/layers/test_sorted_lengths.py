@@ -7,12 +7,12 @@ from numba import njit
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastlstm
-from fastlstm import packing
-from fastlstm.backends import numba
-from fastlstm.backends.numba.arguments import FORWARD
-from fastlstm.backends.numba.shared import share_rows_alive
-from fastlstm.backends.reference import HOLD
+from fastlstm.backends import dispatch
+from fastlstm.backends.numba.host.arguments import FORWARD
+from fastlstm.backends.numba.kernels.threads import share_rows_alive
+from fastlstm.layers import packing
 from tests.helpers.layers import NAMES, Layer, compare, error
+from tests.helpers.numba import needs_unit
 from tests.helpers.tolerances import close
 
 # Of the largest value: float64's roundings of a few hundred terms, and of float32's, in sums over up to 1000 rows
@@ -27,18 +27,13 @@ SIZES = [
     (3, 3, 2, 5),
 ]
 
-needs_products_of_16_bits = pytest.mark.skipif(
-    numba.most_pieces() < 1, reason="the processor has no fast products of bfloat16"
-)
-
 
 def sorted_layer(size, reverse=False, resets=False):
     layer = Layer(*size, reverse=reverse)
     T, B = size[:2]
-    lengths = torch.randint(0, T + 1, (B,)).sort(descending=True).values
-    layer.mask = (torch.arange(T).unsqueeze(1) >= lengths).int() * HOLD
+    layer.lengths = torch.randint(0, T + 1, (B,)).sort(descending=True).values
     if resets:
-        layer.mask = torch.where((layer.mask == 0) & (torch.rand(T, B) < 0.2), 1, layer.mask)
+        layer.reset = torch.rand(T, B) < 0.2
     return layer
 
 
@@ -55,16 +50,17 @@ def test_outputs_and_gradients(size, dtype, reverse, resets):
     assert seen == set(NAMES)
 
 
-@pytest.mark.parametrize("pieces", [0, pytest.param(1, marks=needs_products_of_16_bits)])
+@pytest.mark.parametrize("backend", ["numba", pytest.param("numba-bf16", marks=needs_unit)])
 @pytest.mark.parametrize("size", SIZES)
-def test_rows_past_their_end_are_not_computed(size, pieces, poisoned):
+def test_rows_past_their_end_are_not_computed(size, backend, poisoned):
     """Their gates are zero, which no sigmoid is."""
     layer = sorted_layer(size)
-    x, h_0, c_0, weight_ih, weight_hh, *_ = layer.to(torch.float32, requires_grad=False)
-    h, _, _, c, gates = numba.forward(x, weight_ih, weight_hh, None, h_0, c_0, layer.mask, False, True, pieces)
+    record = layer.record(layer.to(torch.float32, requires_grad=False))
+    run = dispatch.module(backend).forward(record._replace(weights=(*record.weights[:2], None, None)), True)
+    h, (c, gates) = run.h, run.kept
     rows = (gates == 0).all(-1).all(1)  # (T,B)
     assert not any(a.isnan().any() for a in (h, c, gates))
-    assert torch.equal(rows, layer.mask == HOLD)
+    assert torch.equal(rows, torch.arange(len(h)).unsqueeze(1) >= layer.lengths)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # the second by products of 16 bits, where it can
@@ -102,7 +98,7 @@ def test_rows_in_any_order_are_put_in_order(options, batch_first, monkeypatch):
         orders.append(packing.longest_first(*args))
         return orders[-1]
 
-    monkeypatch.setattr("fastlstm.module.longest_first", seen)
+    monkeypatch.setattr("fastlstm.layers.recurrent.longest_first", seen)
     monkeypatch.setattr(packing, "WIDE", 1)
     for worth in (1 << 60, 0):
         monkeypatch.setattr(packing, "WORTH", worth)
@@ -159,9 +155,9 @@ def test_the_number_of_threads_changes_no_bit(shuffled):
 
 
 @njit
-def rows_of_part(B, T, mask, part, parts):
+def rows_of_part(B, T, lengths, part, parts):
     a = np.zeros(1, FORWARD)
-    a[0].B, a[0].T, a[0].rows, a[0].mask = B, T, B, mask
+    a[0].B, a[0].T, a[0].rows, a[0].lengths = B, T, B, lengths
     return share_rows_alive(a[0], part, parts)
 
 
@@ -170,8 +166,7 @@ def test_every_row_belongs_to_one_part():
     for _ in range(50):
         T, B, parts = (int(torch.randint(1, n, ())) for n in (9, 40, 12))
         lengths = torch.randint(0, T + 1, (B,)).sort(descending=True).values
-        mask = packing.step_mask(T, torch.device("cpu"), None, lengths)
-        bounds = [rows_of_part(B, T, mask.data_ptr(), part, parts) for part in range(parts)]
+        bounds = [rows_of_part(B, T, lengths.data_ptr(), part, parts) for part in range(parts)]
         assert [first for first, _ in bounds] == [0, *(last for _, last in bounds[:-1])]
         assert bounds[-1][1] == B
         for first, last in bounds:

@@ -7,7 +7,7 @@ import torch
 
 import fastlstm
 from fastlstm.backends.triton import INTERPRET
-from fastlstm.functional import lstm
+from fastlstm.layers.functional import lstm
 from tests.helpers.transforms import backends, needs_triton
 
 SHAPES = [(7, 70, 28, 128), (5, 3, 7, 65)]  # the first large enough for two threads
@@ -95,11 +95,13 @@ def test_few_rows_alone(I, H, reverse, masked):
     """Few rows take x of many steps at once; a row has the bits that it has among many, or in a sequence's pieces."""
     x = torch.randn(20, 70, I).transpose(0, 1)  # rows and steps with strides of their own
     weights = [torch.randn(4 * H, n) * H**-0.5 for n in (I, H)]
-    mask = torch.randint(0, 3, (70, 20), dtype=torch.int32) if masked else None
+    lengths, reset = torch.randint(0, 71, (20,)), torch.rand(70, 20) < 0.3
 
     def run(steps, rows, hx=None):
-        part = None if mask is None else mask[steps, rows]
-        return lstm(x[steps, rows], hx, *weights, mask=part, reverse=reverse, backend="numba")
+        first, last, _ = steps.indices(70)
+        ends = (lengths[rows] - first).clamp(0, last - first)
+        masks = {"lengths": ends, "reset": reset[steps, rows]} if masked else {}
+        return lstm(x[steps, rows], hx, *weights, reverse=reverse, backend="numba", **masks)
 
     whole, all_steps = run(slice(None), slice(None))[0], slice(None)
     for rows in (slice(0, 1), slice(5, 8), slice(12, 20)):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import fastlstm
+from fastlstm.backends import dispatch
 from tests.helpers.kept import assert_same_bits
 
 pytestmark = pytest.mark.usefixtures("cpu_backend")
@@ -39,14 +40,15 @@ CHANGES = {
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_change_of_weights_that_autocast_casts_is_seen(change, dtype, calls):
+def test_a_change_of_weights_that_autocast_casts_is_seen(change, dtype, calls, cpu_backend):
+    packed = int(dispatch.traits(cpu_backend).plans_sixteen_bits)  # otherwise the copies are packed at every call
     lstm, x = fastlstm.LSTM(5, 7), torch.randn(3, 2, 5)
     state = torch.randn(1, 2, 7), torch.randn(1, 2, 7)
     with torch.autocast("cpu", dtype), torch.no_grad():
         before = lstm(x, state)[0]
-        assert calls.count("pack") == 1
+        assert calls.count("pack") == packed
         assert torch.equal(lstm(x, state)[0], before)
-        assert calls.count("pack") == 1
+        assert calls.count("pack") == packed
     CHANGES[change](lstm)
     with torch.autocast("cpu", dtype):
         assert_same_bits(lstm, x, state)

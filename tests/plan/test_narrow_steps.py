@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastlstm
-from fastlstm import dispatch
-from fastlstm.backends.numba import packed
+from fastlstm.backends import dispatch
+from tests.helpers.calls import CPU, Calls
 
 dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 cells = pytest.mark.parametrize("cell", [False, True])
@@ -59,14 +59,13 @@ def test_steps_between_updates_are_those_of_fresh_weights(dtype, cell, B, I, H, 
 @dtypes
 @cells
 def test_nothing_is_packed_again(dtype, cell, monkeypatch):
-    if not dispatch.keeps_steps(dispatch.packing("numba", torch.device("cpu"), dtype), dtype):
+    if dispatch.choose("numba", torch.device("cpu"), dtype, projected=False, masked=False, cells=False) != "numba":
         pytest.skip("bfloat16 is multiplied as it is here, and packed at every step")
-    count, pack = [], packed.PackedLayer._pack
-    monkeypatch.setattr(packed.PackedLayer, "_pack", lambda *a: count.append(1) or pack(*a))
+    calls = Calls(monkeypatch, *CPU)
     module, x, state = module_of(cell, 30, 40, dtype), torch.randn(2, 30).to(dtype), torch.randn(2, 2, 40).to(dtype)
     for _ in range(4):
         step(module, x, tuple(state))
-    assert len(count) == 2  # for the forward pass, and transposed
+    assert calls.count("pack") == 2  # for the forward pass, and transposed
 
 
 @pytest.mark.sampled(3)
@@ -105,23 +104,6 @@ def test_a_second_derivative_of_a_step(dtype):
         results.append(torch.autograd.grad(first.square().sum(), a)[0].double())
     assert torch.equal(results[0], results[1])
     assert (results[0] - results[2]).abs().max() < (1e-2 if dtype == torch.bfloat16 else 2e-3)
-
-
-@dtypes
-@pytest.mark.parametrize("fused", [False, True])
-def test_where_each_step_is_followed_by_an_update_nothing_is_packed(dtype, fused, monkeypatch):
-    """Packing takes longer than a step. An update that no version counts is found by then, and waited for again."""
-    if not dispatch.keeps_steps(dispatch.packing("numba", torch.device("cpu"), dtype), dtype):
-        pytest.skip("bfloat16 is multiplied as it is here, and packed at every step")
-    count, pack = [], packed.PackedLayer._pack
-    monkeypatch.setattr(packed.PackedLayer, "_pack", lambda *a: count.append(1) or pack(*a))
-    module, x = module_of(False, 5, 6, dtype), torch.randn(1, 2, 5).to(dtype)
-    for _ in range(12):
-        module.zero_grad()
-        module(x)[0].sum().backward()
-        for p in module.parameters():
-            (p.data if fused else p.detach()).sub_(p.grad)
-    assert len(count) <= (12 if fused else 0)
 
 
 @dtypes

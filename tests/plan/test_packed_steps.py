@@ -14,11 +14,12 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 import fastlstm
-from fastlstm import ops
-from fastlstm.backends.numba import host, packed, prepared
-from fastlstm.functional import lstm_cell
+from fastlstm.autograd import operators
+from fastlstm.backends.numba.host import sizes
+from fastlstm.layers.functional import lstm_cell
 from tests.helpers.layers import CPU_BACKENDS, Layer
 from tests.helpers.modules import pair
+from tests.helpers.numba import forget
 from tests.helpers.tolerances import close
 
 cells = partial(pair, like=nn.LSTMCell)
@@ -79,36 +80,29 @@ def test_the_bits_of_weights_packed_for_one_call(size, two_threads, backend):
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-@pytest.fixture
-def packings(monkeypatch):
-    """Each packing that the numba backend's kernels do: of the forward pass, and of the transposed weights."""
-    done, pack = [], packed.PackedLayer._pack
-    monkeypatch.setattr(packed.PackedLayer, "_pack", lambda *a: done.append(a[1]) or pack(*a))
-    return done
-
-
-def test_packed_once_for_all_steps_of_an_update(calls, packings):
+def test_packed_once_for_all_steps_of_an_update(calls):
     cell = fastlstm.LSTMCell(5, 6, backend="numba")
     xs = torch.randn(4, 2, 5)
     state = torch.zeros(2, 6), torch.zeros(2, 6)
     cell(xs[0], state)
-    assert len(packings) == 1  # the transposed ones wait until a backward pass wants them
+    assert calls.count("pack") == 1  # the transposed ones wait until a backward pass wants them
     unrolled(cell, xs, state)[0].sum().backward()
-    assert len(packings) == 2
-    assert calls.count("pack") == 1
+    assert calls.count("pack") == 2
+    assert calls.count("forward") == 5
+    assert calls.count("backward") == 4
     torch.optim.SGD(cell.parameters(), 0.1).step()
     cell(xs[0], state)
-    assert calls.count("pack") == 2
+    assert calls.count("pack") == 3
     cell.flatten_parameters()
     cell(xs[0], state)
-    assert calls.count("pack") == 3
+    assert calls.count("pack") == 4
 
 
-def test_a_single_step_of_a_layer(calls, packings):
+def test_a_single_step_of_a_layer(calls):
     lstm = fastlstm.LSTM(5, 6, backend="numba")
     x = torch.randn(1, 2, 5)
     lstm(x)[0].sum().backward()
-    assert len(packings) == 1  # nobody wanted a gradient of the state or of x
+    assert calls.count("pack") == 1  # nobody wanted a gradient of the state or of x
     lstm(x)
     assert calls.count("pack") == 1
     lstm(torch.randn(2, 2, 5))
@@ -184,15 +178,19 @@ def test_weights_saved_as_copies(backend):
     assert max((a - b).abs().max() for a, b in zip(*results, strict=True)) < 1e-14
 
 
-def test_a_graph_that_is_kept_keeps_no_packed_weights(backend, calls):
-    cell = fastlstm.LSTMCell(5, 6)
-    loss = cell(torch.randn(2, 5), (torch.randn(2, 6), torch.randn(2, 6)))[0].sum()
-    (kept,) = calls.packed
-    assert kept() is not None
-    cell.flatten_parameters()
+def test_graphs_that_are_kept_keep_no_packed_weights_of_older_updates(backend, calls):
+    cell, losses = fastlstm.LSTMCell(5, 6), []
+    for _ in range(4):
+        with torch.no_grad():
+            cell.weight_hh.add_(1)
+        losses.append(cell(torch.randn(2, 5), (torch.randn(2, 6), torch.randn(2, 6)))[0].sum())
     gc.collect()
-    assert kept() is None
-    loss.backward()
+    assert [kept() is not None for kept in calls.packed] == [False, False, False, True]
+    cell.flatten_parameters()
+    losses[-1].backward()
+    losses.clear()
+    gc.collect()
+    assert not any(kept() is not None for kept in calls.packed)
 
 
 def test_transposed_weights_belong_to_the_packed_ones():
@@ -302,27 +300,27 @@ def test_weight_gradients_of_few_rows_are_those_of_many(size, reverse, masked, m
     """Bit for bit: the sums have one order, wherever they are written."""
     layer = Layer(*size, reverse=reverse, masked=masked)
     x, h_0, c_0, w_ih, w_hh, b_ih, b_hh = layer.to(torch.float32, requires_grad=False)
-    inputs = (x, w_ih, w_hh, b_ih, b_hh, h_0, c_0, layer.mask)
-    h, _, _, c, gates = ops.forward(*inputs, reverse, True, "numba")
+    inputs = (x, w_ih, w_hh, b_ih, b_hh, h_0, c_0, layer.lengths, layer.reset)
+    h, _, _, c, gates = operators.forward(*inputs, reverse, True, "numba")
     grads = [g.float() for g in layer.gradients]
     results = []
-    monkeypatch.setattr(host, "MANY_SUMS", 1 << 60)  # few rows are never summed on the matrix unit
+    monkeypatch.setattr(sizes, "MANY_SUMS", 1 << 60)  # few rows are never summed on the matrix unit
     for rows in (0, 1 << 30):
-        monkeypatch.setattr(host, "FEW_ROWS", rows)
-        prepared.backward_call.cache_clear()
-        results.append(ops.backward(*grads, *inputs, h, c, gates, reverse, [True] * 6, "numba"))
-    prepared.backward_call.cache_clear()
+        monkeypatch.setattr(sizes, "FEW_ROWS", rows)
+        forget()
+        results.append(operators.backward(*grads, *inputs, h, c, gates, reverse, [True] * 7, "numba"))
+    forget()
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-@pytest.mark.parametrize("needs", [[k == n for k in range(6)] for n in range(6)] + [[False] * 6])
+@pytest.mark.parametrize("needs", [[k == n for k in range(7)] for n in range(7)] + [[False] * 7])
 def test_only_the_gradients_that_are_wanted(needs, backend):
     layer = Layer(3, 4, 5, 20)
     x, h_0, c_0, w_ih, w_hh, b_ih, b_hh = layer.to(torch.float32, requires_grad=False)
-    inputs = (x, w_ih, w_hh, b_ih, b_hh, h_0, c_0, None)
-    h, _, _, c, gates = ops.forward(*inputs, False, True, backend)
+    inputs = (x, w_ih, w_hh, b_ih, b_hh, h_0, c_0, None, None)
+    h, _, _, c, gates = operators.forward(*inputs, False, True, backend)
     grads = [g.float() for g in layer.gradients]
-    everything = ops.backward(*grads, *inputs, h, c, gates, False, [True] * 6, backend)
-    wanted = ops.backward(*grads, *inputs, h, c, gates, False, needs, backend)
+    everything = operators.backward(*grads, *inputs, h, c, gates, False, [True] * 7, backend)
+    wanted = operators.backward(*grads, *inputs, h, c, gates, False, needs, backend)
     for need, got, want in zip(needs, wanted, everything, strict=True):
         assert torch.equal(got, want) if need else got is None

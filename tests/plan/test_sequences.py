@@ -10,7 +10,7 @@ from torch.func import functional_call, vjp
 from torch.utils.checkpoint import checkpoint
 
 import fastlstm
-from fastlstm.backends.numba import host
+from fastlstm.backends.numba.host import sizes
 from tests.helpers.contract import WRONG_DTYPE
 from tests.helpers.modules import pair
 from tests.helpers.tolerances import close
@@ -257,7 +257,7 @@ def test_zeros_are_one_for_all_threads():
 
         def ask(size=size, ready=ready, found=found):
             ready.wait()
-            found.append(host.zeros(size))
+            found.append(sizes.zeros(size))
 
         threads = [threading.Thread(target=ask) for _ in range(4)]
         for thread in threads:

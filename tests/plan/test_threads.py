@@ -15,12 +15,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 import fastlstm
-from fastlstm.backends import native, numba
-from fastlstm.backends.numba import host, prepared
+from fastlstm.backends.cpu import threads_now
+from fastlstm.backends.numba.host import passes, sizes
 from tests.helpers.layers import CPU_BACKENDS
 
 SIZE = (9, 24, 28, 100)  # large enough for a parallel region
-THREADS_NOW = {"numba": numba.threads_now, "native": native.threads_now}
 both_backends = pytest.mark.parametrize("backend", CPU_BACKENDS)
 
 
@@ -37,11 +36,11 @@ both_backends = pytest.mark.parametrize("backend", CPU_BACKENDS)
     ],
 )
 def test_how_threads_split_the_work(T, B, I, H, forward, backward):
-    panels = host.panels_of(H, 16)
-    assert host.split(2, T, B, I, H, panels, 0) == forward
-    assert host.split(2, T, B, I, H, panels, 0, back=True) == backward
-    assert host.split(1, T, B, I, H, panels, 0) == (1, 1)
-    assert host.split(8, 100, 1, 2000, 16, 1, 0) == (1, 1)  # no more threads than have something to do
+    panels = sizes.panels_of(H, 16)
+    assert sizes.split(2, T, B, I, H, panels, 0) == forward
+    assert sizes.split(2, T, B, I, H, panels, 0, back=True) == backward
+    assert sizes.split(1, T, B, I, H, panels, 0) == (1, 1)
+    assert sizes.split(8, 100, 1, 2000, 16, 1, 0) == (1, 1)  # no more threads than have something to do
 
 
 def work(backend, seed=0):
@@ -80,7 +79,7 @@ def test_many_python_threads_at_once(backend, two_threads):
 
 def child(queue, count, backend):
     torch.set_num_threads(count)
-    queue.put((THREADS_NOW[backend](), work(backend).numpy()))
+    queue.put((threads_now(), work(backend).numpy()))
 
 
 @both_backends
@@ -135,8 +134,8 @@ def test_no_threads_beyond_those_asked_for(backend, two_threads):
 
 def test_set_num_threads_is_followed_at_once(two_threads, monkeypatch):
     used = []
-    run = prepared.Prepared.run
-    monkeypatch.setattr(prepared.Prepared, "run", lambda self, *call: used.append(self.threads) or run(self, *call))
+    enter = passes.Pass.enter
+    monkeypatch.setattr(passes.Pass, "enter", lambda self, *a: used.append(self.kernel.threads) or enter(self, *a))
     for count in (2, 1, 2):
         torch.set_num_threads(count)
         work("numba")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import fastlstm
-from fastlstm import dispatch
+from fastlstm.backends import dispatch
 from fastlstm.backends.base import Traits
 
 OTHERS = [name for name in dispatch.NAMES if name != "auto"]
@@ -37,7 +37,7 @@ def test_layers_follow_a_call():
     lstm, x, lengths = fastlstm.LSTM(3, 5), torch.randn(4, 2, 3), torch.tensor([4, 2])
     lstm(x, lengths=lengths)
     fastlstm.use_backend("aten")
-    with pytest.raises(RuntimeError, match="aten backend has no step mask"):
+    with pytest.raises(RuntimeError, match="aten backend has no reset and no lengths"):
         lstm(x, lengths=lengths)
 
 

@@ -8,13 +8,13 @@ import torch
 
 import fastlstm
 from benchmarks.clock import num_threads
-from fastlstm.backends.numba import host
-from fastlstm.functional import lstm
+from fastlstm.backends.numba.host import sizes
+from fastlstm.layers.functional import lstm
 from tests.helpers.layers import CPU_BACKENDS, Layer, needs_native
 from tests.helpers.modules import pair
 from tests.helpers.tolerances import close
 
-needs_unit = pytest.mark.skipif(host.most_pieces() == 0, reason="needs a processor with products of bfloat16")
+needs_unit = pytest.mark.skipif(sizes.most_pieces() == 0, reason="needs a processor with products of bfloat16")
 SIZES = [
     (1, 1, 7, 100),
     (1, 64, 40, 33),

@@ -225,12 +225,15 @@ class Words(dict):
         return word in self.text
 
 
-def test_each_test_of_the_kernels_runs_once():
-    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "tests/backends/triton/test_triton.py"]
+@pytest.mark.parametrize(("file", "kinds"), [(gpu.KERNELS[0], gpu.KINDS), (gpu.MASKS, gpu.KINDS[:-1])])
+def test_each_test_of_the_kernels_runs_once(file, kinds):
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", file]
     text = subprocess.run(command, capture_output=True, text=True, cwd=ROOT).stdout
     names = [line for line in text.splitlines() if "::" in line]
     assert len(names) > 100
-    assert all([eval(kind, {}, Words(name)) for kind in gpu.KINDS].count(True) == 1 for name in names)
+    counts = [[eval(kind, {}, Words(name)) for kind in kinds] for name in names]
+    assert all(each.count(True) == 1 for each in counts)
+    assert all(map(any, zip(*counts, strict=True)))  # to select nothing is an error
 
 
 @needs_triton

@@ -61,7 +61,7 @@ def test_the_package_shows_its_public_names_alone():
 
 @pytest.mark.parametrize(
     ("function", "options"),
-    [("lstm", ["weight_hr", "mask", "reverse", "return_cells", "backend"]), ("lstm_cell", ["backend"])],
+    [("lstm", ["weight_hr", "lengths", "reset", "reverse", "return_cells", "backend"]), ("lstm_cell", ["backend"])],
 )
 def test_the_arguments_of_the_functions(function, options):
     import fastlstm

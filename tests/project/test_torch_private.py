@@ -101,16 +101,14 @@ elif name == "keys":
             raise RuntimeError("could not parse dispatch key")
         return impl(self, op_name, fn, dispatch_key, **options)
     torch.library.Library.impl = known
-if name and name not in ("Tensor._version", "_dynamo", "keys"):
+if name and name not in ("_dynamo", "keys"):
     owner = eval(owner)
     kept = getattr(owner, last)
     delattr(owner, last)
 import fastlstm
 from fastlstm import torch_private
 # torch itself cannot do without it
-if name == "Tensor._version":
-    del torch.Tensor._version
-elif name == "_dynamo":
+if name == "_dynamo":
     importlib.util.find_spec = found
 elif name == "keys":
     torch.library.Library.impl = impl
@@ -169,7 +167,7 @@ for parameters in one, dict(ours.named_parameters()):
 twice = jvp(lambda x: jvp(lambda x: loss(ours, one, x), (x,), (x.cos(),))[1], (x,), (x.cos(),))[1]
 close(twice, jvp(lambda x: (grad(lambda x: loss(ours, one, x))(x) * x.cos()).sum(), (x,), (x.cos(),))[1])
 weights = [*one.values()]
-layer = x, *weights, None, None, None, False, False, "numba"
+layer = x, *weights, None, None, None, None, False, False, "numba"
 with forward_ad.dual_level():  # an operator alone refuses what it would leave out
     refused = False
     try:
@@ -200,7 +198,7 @@ if "compile" in sys.argv:
             return forward_ad.unpack_dual(loss(ours, one, forward_ad.make_dual(x, torch.ones_like(x)))).tangent
     close(torch.compile(tangent, backend="aot_eager", fullgraph=True)(x).detach(), each[0]["x"].sum())
 """
-QUICK = ("_C._are_functorch_transforms_active", "Tensor._version")
+QUICK = ("_C._are_functorch_transforms_active", "_C._FunctionBase.apply")
 
 
 def check_without(name: str, **environment: str) -> None:

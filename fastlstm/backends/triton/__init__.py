@@ -14,13 +14,13 @@ from contextlib import contextmanager
 from functools import cache, partial
 from threading import Lock
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from fastlstm.backends import reference
-from fastlstm.backends.base import Traits
+from fastlstm.backends import base, reference
+from fastlstm.backends.base import Gradients, Layer, Run, Traits
 
 INTERPRET = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")  # as triton reads it
 TRAITS = Traits(takes_sixteen_bits=True)
@@ -65,8 +65,7 @@ def resolve_precision(dtype: torch.dtype, precision: str | None) -> str:
     if dtype != torch.float32:
         return "native"
     if precision is None:
-        rnn: Any = torch.backends.cudnn.rnn
-        precision = rnn.fp32_precision  # cudnn.allow_tf32 sets it too
+        precision = cast(Any, torch.backends.cudnn.rnn).fp32_precision  # cudnn.allow_tf32 sets it too
     return "tf32" if precision == "tf32" else "ieee"
 
 
@@ -112,87 +111,64 @@ def _aligned(a: Any) -> Any:
     return a if a is None or a.data_ptr() % 16 == 0 else a.clone(memory_format=torch.preserve_format)
 
 
-def forward(
-    x: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias: Tensor | None,
-    h_0: Tensor,
-    c_0: Tensor,
-    mask: Tensor | None,
-    reverse: bool,
-    save: bool,
-    precision: str | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _prepared(layer: Layer) -> Layer:
+    """The layer as the kernels can address it, with states. Those of zeros stay one tensor."""
+    h_0, c_0 = base.given_states(layer)
+    same, h_0 = c_0 is h_0, _contiguous(h_0)
+    weights = tuple(map(_contiguous, layer.weights))
+    lengths, reset = _contiguous(layer.lengths), _contiguous(layer.reset)
+    x = _strided(base.flat_input(layer.x))
+    return Layer(x, weights, (h_0, h_0 if same else _contiguous(c_0)), lengths, reset, layer.reverse)
+
+
+def forward(layer: Layer, save: bool, precision: str | None = None) -> Run:
     """See `fastlstm.backends.reference.forward`."""
     from fastlstm.backends.triton import launch
 
-    (T, B), H = x.shape[:2], weight_hh.shape[-1]
-    h, h_n, c_n = x.new_empty(T, B, H), x.new_empty(B, H), x.new_empty(B, H)
-    c, gates = (x.new_empty(T, B, H), x.new_empty(T, B, 4 * H)) if save else (None, None)
-    if B:
-        same = c_0 is h_0  # zeros
-        weight_ih, weight_hh, h_0, bias, mask = map(_contiguous, (weight_ih, weight_hh, h_0, bias, mask))
-        c_0 = h_0 if same else _contiguous(c_0)
-        precision = resolve_precision(x.dtype, precision)
-        with _products(precision):
-            launch.forward(
-                _strided(x), weight_ih, weight_hh, bias, h_0, c_0, mask, reverse, precision, h, c, gates, h_n, c_n
-            )
-    return h, h_n, c_n, x.new_empty(0) if c is None else c, x.new_empty(0) if gates is None else gates
+    precision = resolve_precision(layer.x.dtype, precision)
+    with _products(precision):
+        return launch.forward(_prepared(layer), save, precision)
 
 
-def backward(
-    dh: Tensor | None,
-    dh_n: Tensor | None,
-    dc_n: Tensor | None,
-    dc: Tensor | None,
-    x: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias: Tensor | None,
-    h_0: Tensor,
-    c_0: Tensor,
-    mask: Tensor | None,
-    h: Tensor,
-    c: Tensor,
-    gates: Tensor,
-    reverse: bool,
-    needs: list[bool],
-    precision: str | None = None,
-) -> tuple[Tensor | None, ...]:
+def backward(grads: Run, layer: Layer, run: Run, needs: Gradients, precision: str | None = None) -> Gradients:
     """See `fastlstm.backends.reference.backward`."""
     from fastlstm.backends.triton import launch
 
+    x, (weight_ih, _, *biases), *_ = layer = cast(Any, _prepared(layer))
     precision = resolve_precision(x.dtype, precision)
-    if x.shape[1]:
-        weight_hh, c_0, mask, c, gates, dh_n, dc_n = map(_contiguous, (weight_hh, c_0, mask, c, gates, dh_n, dc_n))
-        dh, dc = _strided(dh), _strided(dc)
-        dpreact, dh_0, dc_0 = launch.backward(dh, dh_n, dc_n, dc, weight_hh, c_0, mask, c, gates, reverse, precision)
-    else:
-        dpreact, dh_0, dc_0 = gates, h_0.clone(), c_0.clone()
-    seen = x
-    if mask is not None:  # zero times the NaN of a padding would be NaN
-        seen = x.masked_fill((mask == reference.HOLD).unsqueeze(-1), 0)
+    grads = Run(_strided(grads.h), tuple(map(_contiguous, grads.last)), tuple(map(_strided, grads.kept)))
+    dpreact, dh_0, dc_0 = launch.backward(grads, layer, tuple(map(_contiguous, run.kept)), precision)
+    dweight_ih = dweight_hh = dbias = None
     with _products(precision):
-        return (
-            reference.linear(dpreact, weight_ih.mT) if needs[0] else None,
-            reference.weight_gradient(dpreact, seen, weight_ih) if needs[1] else None,
-            _recurrent_gradient(dpreact, weight_hh, h_0, h, mask, reverse) if needs[2] else None,
-            reference.bias_gradient(dpreact, bias) if needs[3] and bias is not None else None,
-            dh_0,
-            dc_0,
-        )
+        dx = reference.linear(dpreact, weight_ih.mT) if needs.x else None
+        if needs.weights[0]:
+            held = base.held_steps(layer)  # zero times the NaN of a padding would be NaN
+            seen = x if held is None else x.masked_fill(held, 0)
+            dweight_ih = reference.weight_gradient(dpreact, seen, weight_ih)
+        if needs.weights[1]:
+            dweight_hh = _recurrent_gradient(dpreact, layer, run.h)
+        if base.wants_bias(needs) and biases != [None, None]:
+            dbias = reference.bias_gradient(dpreact, biases[1] if biases[0] is None else biases[0])
+    dstates = dh_0 if needs.states[0] else None, dc_0 if needs.states[1] else None
+    return Gradients(dx, (dweight_ih, dweight_hh, *base.bias_gradients(dbias, needs)), dstates)
 
 
-def _recurrent_gradient(
-    dpreact: Tensor, weight_hh: Tensor, h_0: Tensor, h: Tensor, mask: Tensor | None, reverse: bool
-) -> Tensor:
-    """dweight_hh: the state each step saw is h one step before it, and h_0 for the first."""
-    first, rest, seen = (-1, slice(0, -1), slice(1, None)) if reverse else (0, slice(1, None), slice(0, -1))
-    h, h_0 = h[seen], h_0.unsqueeze(0)
-    if mask is not None:
-        unseen = (mask != 0).unsqueeze(-1)  # a reset step saw zeros, a held one's dpreact is zero
-        h, h_0 = h.masked_fill(unseen[rest], 0), h_0.masked_fill(unseen[first], 0)
-    start = reference.weight_gradient(dpreact[first].unsqueeze(0), h_0, weight_hh)
+def _recurrent_gradient(dpreact: Tensor, layer: Layer, h: Any) -> Tensor:
+    """dweight_hh. Each step saw h of the step before it, and a row's first step saw h_0.
+
+    Held steps add nothing, since there dpreact and h are zero.
+    """
+    weight_hh, h_0, lengths, reset = cast(Any, (layer.weights[1], layer.states[0], layer.lengths, layer.reset))
+    first, rest, seen = (-1, slice(0, -1), slice(1, None)) if layer.reverse else (0, slice(1, None), slice(0, -1))
+    h, h_0, start = h[seen], h_0.unsqueeze(0), dpreact[first].unsqueeze(0)
+    unseen = None if reset is None else reset[first].view(1, -1, 1)
+    if lengths is not None:
+        h_0 = h_0.masked_fill((lengths <= 0).unsqueeze(-1), 0)  # zero times infinity would be NaN
+        if layer.reverse:
+            starts = (lengths.clamp(1, dpreact.shape[0]) - 1).view(1, -1, 1)
+            start = dpreact.gather(0, starts.expand_as(start))
+            unseen = None if reset is None else reset.unsqueeze(-1).gather(0, starts)
+    if reset is not None:
+        h, h_0 = h.masked_fill(reset[rest].unsqueeze(-1), 0), h_0.masked_fill(unseen, 0)
+    start = reference.weight_gradient(start, h_0, weight_hh)
     return reference.weight_gradient(dpreact[rest], h, weight_hh, start) if h.shape[0] else start

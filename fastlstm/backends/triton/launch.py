@@ -2,12 +2,14 @@
 
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
+from typing import Any, cast
 
 import torch
 import triton
 from torch import Tensor
 
-from fastlstm.backends import reference
+from fastlstm.backends import base, reference
+from fastlstm.backends.base import Layer, Run
 from fastlstm.backends.triton import capability, resident, stepwise, tiles
 from fastlstm.backends.triton.products import pack_kernel
 
@@ -39,51 +41,56 @@ def pack(weight: Tensor, by_row: bool) -> tuple[Tensor, Tensor, Tensor]:
     return high, low, scale
 
 
-def forward(
-    x: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor | None, h_0: Tensor, c_0: Tensor, mask: Tensor | None,
-    reverse: bool, precision: str, h: Tensor, c: Tensor | None, gates: Tensor | None, h_n: Tensor, c_n: Tensor,
-) -> None:  # fmt: skip
-    """Fill h, h_n, c_n, and c and gates where they are given."""
-    (T, B, I), H = x.shape, weight_hh.shape[-1]
+def cut(layer: Layer, precision: str) -> tuple[Any, int, int]:
+    """How a layer is cut up, the groups of its batch rows, and the rows of each."""
+    weight_hh = cast(Tensor, layer.weights[1])
     G = weight_hh.shape[0] if weight_hh.dim() == 3 else 1
-    chip = capability(x.device)
-    tile = tiles.choose(H, precision, chip)
-    rows = B // G
+    return tiles.choose(weight_hh.shape[-1], precision, capability(layer.x.device)), G, layer.x.shape[1] // G
+
+
+def forward(layer: Layer, save: bool, precision: str) -> Run:
+    """The run of a layer whose tensors are as the kernels can address them."""
+    x, (weight_ih, weight_hh, *_), (h_0, c_0), lengths, reset, reverse = cast(Any, layer)
+    (T, B, I), H, bias = x.shape, weight_hh.shape[-1], base.sum_of_biases(layer)
+    tile, G, rows = cut(layer, precision)
+    h = x.new_empty(T, B, H) if lengths is None else x.new_zeros(T, B, H)  # held steps write nothing there
+    h_n, c_n = x.new_empty(B, H), x.new_empty(B, H)
+    c, gates = (x.new_empty(T, B, H), x.new_empty(T, B, 4 * H)) if save else (None, None)
     with on_device(x):
         if isinstance(tile, tiles.Resident):
-            PI = tiles.padded_input(I, tile.P, precision, chip)
+            PI = tiles.padded_input(I, tile.P, precision, capability(x.device))
             if not PI:
                 x = project(x, weight_ih, bias)
             weights = pack(weight_hh, by_row=True) if precision != "native" else (weight_hh, None, None)
             resident.forward_kernel[(triton.cdiv(rows, tile.block_b) * G,)](
-                x, *((weight_ih, bias) if PI else (None, None)), *weights, h_0, c_0, mask, h, c, gates, h_n, c_n,
-                T, B, rows, x.stride(0), x.stride(1), int(reverse),
+                x, *((weight_ih, bias) if PI else (None, None)), *weights, h_0, c_0, lengths, reset,
+                h, c, gates, h_n, c_n, T, B, rows, x.stride(0), x.stride(1), int(reverse),
                 H, tile.P, I if PI else 0, PI, tile.block_b, precision,
                 num_warps=tile.forward_warps, num_stages=1, enable_fp_fusion=True,
             )  # fmt: skip
-            return
-        preact = project(x, weight_ih, bias)
-        c_carried = c_0.float() if c_0.dtype != torch.float32 else c_0.clone()
-        grid, order = tile.grid(H, rows, G), [-1, *reference.step_order(T, reverse)]
-        for t_prev, t in pairwise(order):
-            stepwise.forward_kernel[grid](
-                preact, weight_hh, h_0, mask, h, c, gates, c_carried, t, t_prev, B, rows,
-                H, tile.units, tile.block_k, tile.block_b, tiles.INPUT_PRECISION[precision],
-                num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
-            )  # fmt: skip
-        h_n.copy_(h[order[-1]])
-        c_n.copy_(c_carried)
+        else:
+            preact, c_carried = project(x, weight_ih, bias), c_0.to(torch.float32, copy=True)
+            before, after, spare = h_0, h_n, torch.empty_like(h_n)  # h of each row, where held steps have it apart
+            grid, order = tile.grid(H, rows, G), [-1, *reference.step_order(T, reverse)]
+            for t_prev, t in pairwise(order):
+                stepwise.forward_kernel[grid](
+                    preact, weight_hh, before, lengths, reset, h, c, gates, after, c_carried,
+                    t, t_prev if lengths is None else -1, B, rows,
+                    H, tile.units, tile.block_k, tile.block_b, tiles.INPUT_PRECISION[precision],
+                    num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
+                )  # fmt: skip
+                if lengths is not None:
+                    before, after, spare = after, spare, after
+            h_n = h_n.copy_(h[order[-1]]) if lengths is None else before
+            c_n.copy_(c_carried)
+    return Run(h, (h_n, c_n), (c, gates) if save else ())
 
 
-def backward(
-    dh: Tensor | None, dh_n: Tensor | None, dc_n: Tensor | None, dc: Tensor | None, weight_hh: Tensor, c_0: Tensor,
-    mask: Tensor | None, c: Tensor, gates: Tensor, reverse: bool, precision: str,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+def backward(grads: Run, layer: Layer, kept: tuple[Tensor, ...], precision: str) -> tuple[Tensor, Tensor, Tensor]:
     """dpreact (T,B,4H), dh_0 and dc_0 (B,H)."""
-    (T, B), H = gates.shape[:2], weight_hh.shape[-1]
-    G = weight_hh.shape[0] if weight_hh.dim() == 3 else 1
-    tile = tiles.choose(H, precision, capability(gates.device))
-    rows = B // G
+    weight_hh, c_0, lengths, reset = cast(Any, (layer.weights[1], layer.states[1], layer.lengths, layer.reset))
+    (dh, (dh_n, dc_n), (dc, *_)), (c, gates) = (grads.h, grads.last, (*grads.kept, None)), kept
+    (T, B, H), (tile, G, rows) = c.shape, cut(layer, precision)
     dpreact = torch.empty_like(gates)
     dh_strides, dc_strides = (a.stride()[:2] if a is not None else (0, 0) for a in (dh, dc))
     with on_device(gates):
@@ -91,8 +98,8 @@ def backward(
             dh_0, dc_0 = torch.empty_like(c_0), torch.empty_like(c_0)
             weights = pack(weight_hh, by_row=False) if precision != "native" else (weight_hh, None, None)
             resident.backward_kernel[(triton.cdiv(rows, tile.block_b) * G,)](
-                dh, dc, dh_n, dc_n, *weights, c_0, mask, c, gates, dpreact, dh_0, dc_0, T, B, rows,
-                *dh_strides, *dc_strides, int(reverse), H, tile.P, tile.block_b, precision,
+                dh, dc, dh_n, dc_n, *weights, c_0, lengths, reset, c, gates, dpreact, dh_0, dc_0, T, B, rows,
+                *dh_strides, *dc_strides, int(layer.reverse), H, tile.P, tile.block_b, precision,
                 num_warps=tile.backward_warps, num_stages=1, enable_fp_fusion=True,
             )  # fmt: skip
             return dpreact, dh_0, dc_0
@@ -100,12 +107,12 @@ def backward(
             torch.zeros_like(c_0, dtype=torch.float32) if a is None else a.to(torch.float32, copy=True)
             for a in (dh_n, dc_n)
         )
-        grid, order = tile.grid(H, rows, G), [-1, *reference.step_order(T, reverse), -1]
+        grid, order = tile.grid(H, rows, G), [-1, *reference.step_order(T, layer.reverse), -1]
         for t_prev, t, t_next in reversed(list(zip([-1, *order], order, order[1:]))):
             stepwise.backward_kernel[grid](
-                dh, dc, weight_hh, c_0, mask, c, gates, dpreact, dh_carried, dc_carried, t, t_prev, t_next, B, rows,
-                *dh_strides, *dc_strides, H, tile.units, tile.block_k, tile.block_b,
-                tiles.INPUT_PRECISION[precision],
+                dh, dc, weight_hh, c_0, lengths, reset, c, gates, dpreact, dh_carried, dc_carried,
+                t, t_prev, t_next, B, rows, *dh_strides, *dc_strides,
+                H, tile.units, tile.block_k, tile.block_b, tiles.INPUT_PRECISION[precision],
                 num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
             )  # fmt: skip
     return dpreact, dh_carried.to(c_0.dtype), dc_carried.to(c_0.dtype)

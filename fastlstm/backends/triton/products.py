@@ -9,6 +9,8 @@ import triton.language as tl
 
 from fastlstm.backends.triton import INTERPRET
 
+INTERPRETED = tl.constexpr(INTERPRET)
+
 
 @triton.jit
 def copied(w, PACK: tl.constexpr):
@@ -22,9 +24,6 @@ def pin(w):
         return w
     else:
         return copied(w, 32 // w.dtype.primitive_bitwidth)
-
-
-INTERPRETED = tl.constexpr(INTERPRET)
 
 
 @triton.jit

@@ -1,7 +1,7 @@
 """Large layers: one launch a step, in which every program computes some units of some batch rows, product and cell.
 
-The weights are read again in every step, from the L2 cache where they fit. The states between launches are float32 and
-change in place: an element is read and written by one program alone. Sizes and names as in `resident`.
+The weights are read again in every step, from the L2 cache where they fit. What is carried from launch to launch in
+float32 changes in place, since one program alone reads and writes an element. Sizes and names are those of `resident`.
 """
 
 import triton
@@ -9,7 +9,9 @@ import triton.language as tl
 
 from fastlstm.backends.triton.cells import cell_backward, cell_forward
 from fastlstm.backends.triton.products import block_of, gate_rows, split_gates
-from fastlstm.backends.triton.resident import HOLD, RESET, RUN, load_gates, load_or_zeros
+from fastlstm.backends.triton.resident import load_gates, load_lengths, load_or_zeros, load_reset, store_gates
+
+LONGEST = tl.constexpr(2**31 - 1)  # more than any number of steps
 
 
 @triton.jit
@@ -23,24 +25,23 @@ def place(B, rows, H: tl.constexpr, UNITS: tl.constexpr, BLOCK_B: tl.constexpr):
 
 @triton.jit(do_not_specialize=["t", "t_prev", "B", "rows"])
 def forward_kernel(
-    preact_ptr, weight_ptr, h_0_ptr, mask_ptr, h_ptr, c_ptr, gates_ptr, c_carried_ptr, t, t_prev, B, rows,
-    H: tl.constexpr, UNITS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_B: tl.constexpr, PRECISION: tl.constexpr,
+    preact_ptr, weight_ptr, h_0_ptr, lengths_ptr, reset_ptr, h_ptr, c_ptr, gates_ptr, h_n_ptr, c_carried_ptr,
+    t, t_prev, B, rows, H: tl.constexpr, UNITS: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_B: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Step t, after t_prev, which is negative where t is the first. preact (T,B,4H): the input's product and the bias.
-    c_carried (B,H) float32.
+    """Step t, after t_prev, which is negative where t is the first. preact (T,B,4H) is the input's product with the
+    bias. c_carried (B,H) is float32. lengths (B,) and reset (T,B) may be None. Where there are lengths, h is not
+    written at held steps. Every step then starts from h_0 (B,H) and leaves its states in h_n, and t_prev is negative.
     """
-    MASK: tl.constexpr = mask_ptr is not None
     t, t_prev = tl.cast(t, tl.int64), tl.cast(t_prev, tl.int64)
     group, first_unit, b, unit, b_ok, u_ok = place(B, rows, H, UNITS, BLOCK_B)
     row, row_unit = gate_rows(H, UNITS)
     row, row_ok, k = row + first_unit, row_unit + first_unit < H, tl.arange(0, BLOCK_K)
     if 4 * H * H >= 2**31:
         row = row.to(tl.int64)
-    run_ok = b_ok  # rows whose old state counts
-    if MASK:
-        now = tl.load(mask_ptr + t * B + b, mask=b_ok, other=0)
-        run_ok = b_ok & (now != RESET)
     h_prev_ptr = tl.where(t_prev < 0, h_0_ptr, h_ptr + t_prev * B * H)
+    length = load_lengths(lengths_ptr, b, b_ok, LONGEST)
+    run_ok = b_ok & ~load_reset(reset_ptr, t, B, b, length) if reset_ptr is not None else b_ok
     weight_ptr += group * 4 * H * H
     acc = tl.zeros((4 * UNITS, BLOCK_B), tl.float32)
     for k_0 in range(0, H, BLOCK_K):
@@ -62,33 +63,31 @@ def forward_kernel(
     h, c, i, f, g, o = cell_forward(i, f, g, o, c_prev, "ieee" if PRECISION == "tf32x3" else "fast")
     dtype: tl.constexpr = h_ptr.dtype.element_ty
     h = h.to(dtype)
-    if MASK:
-        hold = (now == HOLD)[None, :]
-        h, c = tl.where(hold, tl.load(h_prev_ptr + state, mask=ok, other=0.0), h), tl.where(hold, c_prev, c)
-    tl.store(h_ptr + t * B * H + state, h, mask=ok)
+    shown = ok
+    if lengths_ptr is not None:
+        live = (t < length)[None, :]
+        shown = ok & live
+        h, c = tl.where(live, h, tl.load(h_0_ptr + state, mask=ok, other=0.0)), tl.where(live, c, c_prev)
+        tl.store(h_n_ptr + state, h, mask=ok)
+    tl.store(h_ptr + t * B * H + state, h, mask=shown)
     tl.store(c_carried_ptr + state, c, mask=ok)
     if gates_ptr is not None:
         tl.store(c_ptr + t * B * H + state, c.to(dtype), mask=ok)
-        at = gates_ptr + (t * B + b)[None, :] * (4 * H) + unit[:, None]
-        tl.store(at, i.to(dtype), mask=ok)
-        tl.store(at + H, f.to(dtype), mask=ok)
-        tl.store(at + 2 * H, g.to(dtype), mask=ok)
-        tl.store(at + 3 * H, o.to(dtype), mask=ok)
+        store_gates(gates_ptr + (t * B + b)[None, :] * (4 * H) + unit[:, None], i, f, g, o, H, ok)
 
 
 @triton.jit(do_not_specialize=["t", "t_prev", "t_next", "B", "rows", "dh_step", "dh_row", "dc_step", "dc_row"])
 def backward_kernel(
-    dh_ptr, dc_ptr, weight_ptr, c_0_ptr, mask_ptr, c_ptr, gates_ptr, dpreact_ptr, dh_carried_ptr, dc_carried_ptr,
-    t, t_prev, t_next, B, rows, dh_step: tl.int64, dh_row, dc_step: tl.int64, dc_row,
+    dh_ptr, dc_ptr, weight_ptr, c_0_ptr, lengths_ptr, reset_ptr, c_ptr, gates_ptr, dpreact_ptr, dh_carried_ptr,
+    dc_carried_ptr, t, t_prev, t_next, B, rows, dh_step: tl.int64, dh_row, dc_step: tl.int64, dc_row,
     H: tl.constexpr, UNITS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_B: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of step t, whose neighbours are t_prev and t_next; negative where there is none.
+    """The gradient of step t, whose neighbours are t_prev and t_next, negative where there is none.
 
-    The product with dpreact[t_next] comes first; where t is negative, nothing else is left and dh_carried ends as dh_0.
-    dh_carried (B,H), float32: dh_n before the last step; then the gradient of a state that was held, which goes on as
-    it is. dc_carried (B,H), float32.
+    The product with dpreact[t_next] comes first. Where t is negative nothing else is left, and dh_carried ends as dh_0.
+    dh_carried (B,H), float32, is dh_n before the last step, and then the gradient of every step's h. It goes on as it
+    is where that h was held. dc_carried (B,H) is float32.
     """
-    MASK: tl.constexpr = mask_ptr is not None
     t, t_prev, t_next = tl.cast(t, tl.int64), tl.cast(t_prev, tl.int64), tl.cast(t_next, tl.int64)
     group, _, b, unit, b_ok, u_ok = place(B, rows, H, UNITS, BLOCK_B)
     k, ok, state = tl.arange(0, BLOCK_K), u_ok[:, None] & b_ok[None, :], b[None, :] * H + unit[:, None]
@@ -103,38 +102,36 @@ def backward_kernel(
         w = tl.load(w_at, mask=u_ok[:, None] & k_ok[None, :], other=0.0)
         dpreact = tl.load(d_at, mask=k_ok[:, None] & b_ok[None, :], other=0.0)
         acc = tl.dot(w, dpreact, acc, input_precision=PRECISION)
-    dh = tl.load(dh_carried_ptr + state, mask=ok, other=0.0)
-    if MASK:
-        after = tl.load(mask_ptr + tl.maximum(t_next, 0) * B + b, mask=b_ok, other=HOLD)
-        after = tl.where(t_next < 0, HOLD, after)
-        acc = tl.where((after == RUN)[None, :], acc, 0.0)
-        dh = tl.where((after == HOLD)[None, :], dh, 0.0)
-    else:
-        dh = tl.where(t_next < 0, dh, 0.0)
-    dh += acc
+    length = load_lengths(lengths_ptr, b, b_ok, LONGEST)
+    t_next = tl.where(t_next < 0, LONGEST, t_next)
+    went_on = (t_next < length)[None, :]
+    if lengths_ptr is not None:
+        acc = tl.where(went_on, acc, 0.0)
+    if reset_ptr is not None:
+        acc = tl.where(load_reset(reset_ptr, t_next, B, b, length)[None, :], 0.0, acc)
+    dh = acc + tl.load(dh_carried_ptr + state, mask=ok & ~went_on, other=0.0)
     if t >= 0:
-        dtype: tl.constexpr = gates_ptr.dtype.element_ty
-        dh += load_or_zeros(dh_ptr, t * dh_step, b[None, :] * dh_row + unit[:, None], ok).to(tl.float32)
+        dh_at = b[None, :] * dh_row + unit[:, None]
+        dh += load_or_zeros(dh_ptr, t * dh_step, dh_at, u_ok[:, None] & (t < length)[None, :]).to(tl.float32)
         dc = tl.load(dc_carried_ptr + state, mask=ok, other=0.0)
         dc += load_or_zeros(dc_ptr, t * dc_step, b[None, :] * dc_row + unit[:, None], ok).to(tl.float32)
         at = (t * B + b)[None, :] * (4 * H) + unit[:, None]
+        held = (t >= length)[None, :]
+        if reset_ptr is not None:
+            reset = load_reset(reset_ptr, t, B, b, length)[None, :]
         i, f, g, o = load_gates(gates_ptr + at, H, ok)
         c_prev_ptr = tl.where(t_prev < 0, c_0_ptr, c_ptr + t_prev * B * H)
         c_prev = tl.load(c_prev_ptr + state, mask=ok, other=0.0).to(tl.float32)
-        if MASK:
-            now = tl.load(mask_ptr + t * B + b, mask=b_ok, other=RUN)
-            c_prev = tl.where((now == RESET)[None, :], 0.0, c_prev)
+        c_prev = tl.where(reset, 0.0, c_prev) if reset_ptr is not None else c_prev
         i, f, g, o, dc_prev = cell_backward(
             dh, dc, i.to(tl.float32), f.to(tl.float32), g.to(tl.float32), o.to(tl.float32), c_prev,
             "ieee" if PRECISION == "tf32x3" else "fast",
         )  # fmt: skip
-        if MASK:
-            hold, reset = (now == HOLD)[None, :], (now == RESET)[None, :]
-            i, f, g, o = tl.where(hold, 0.0, i), tl.where(hold, 0.0, f), tl.where(hold, 0.0, g), tl.where(hold, 0.0, o)
-            dc_prev = tl.where(hold, dc, tl.where(reset, 0.0, dc_prev))
-        tl.store(dpreact_ptr + at, i.to(dtype), mask=ok)
-        tl.store(dpreact_ptr + at + H, f.to(dtype), mask=ok)
-        tl.store(dpreact_ptr + at + 2 * H, g.to(dtype), mask=ok)
-        tl.store(dpreact_ptr + at + 3 * H, o.to(dtype), mask=ok)
+        if lengths_ptr is not None:
+            i, f, g, o = tl.where(held, 0.0, i), tl.where(held, 0.0, f), tl.where(held, 0.0, g), tl.where(held, 0.0, o)
+        dc_prev = tl.where(reset, 0.0, dc_prev) if reset_ptr is not None else dc_prev
+        if lengths_ptr is not None:
+            dc_prev = tl.where(held, dc, dc_prev)
+        store_gates(dpreact_ptr + at, i, f, g, o, H, ok)
         tl.store(dc_carried_ptr + state, dc_prev, mask=ok)
     tl.store(dh_carried_ptr + state, dh, mask=ok)

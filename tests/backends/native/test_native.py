@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastlstm import cell, dispatch
-from fastlstm.backends import native
-from fastlstm.functional import lstm
+import fastlstm
+from fastlstm import cell
+from fastlstm.backends import dispatch, native
+from fastlstm.backends.base import Layer as Operands
+from fastlstm.layers.functional import lstm
 from tests.helpers import ROOT
 from tests.helpers.layers import Layer, error, needs_native
 
@@ -105,6 +107,11 @@ def test_every_instruction_set_of_this_processor(dtype, bound, threads, monkeypa
             grads = torch.autograd.grad(got, inputs, [g.to(dtype) for g in layer.gradients])
             for a, b in zip((*got, *grads), (*want, *wanted)):
                 assert error(a, b) < bound, (instructions, size)
+            record, kept = layer.record([a.detach() for a in inputs]), {}
+            plan = native.plan(record, False, kept, ())  # it fixes its instruction set
+            for _ in range(2):
+                assert torch.equal(plan.forward(record).h, got[0]), (instructions, size)
+            assert kept or size[0] == 1
     torch.set_num_threads(before)
 
 
@@ -119,7 +126,10 @@ def test_the_library_has_threads_of_its_own(monkeypatch):
         native._team.cache_clear()
         inputs = layer.to(torch.float32)
         outputs = layer.run(inputs, "native")
-        results.append([*outputs, *torch.autograd.grad(outputs, inputs, [g.float() for g in layer.gradients])])
+        record = layer.record([a.detach() for a in inputs])
+        planned = native.plan(record, False, {}, ()).forward(record).h  # it fixes its pool
+        gradients = torch.autograd.grad(outputs, inputs, [g.float() for g in layer.gradients])
+        results.append([*outputs, planned, *gradients])
     native._team.cache_clear()
     torch.set_num_threads(before)
     assert all(torch.equal(a, b) for a, b in zip(*results))
@@ -127,14 +137,24 @@ def test_the_library_has_threads_of_its_own(monkeypatch):
 
 @needs_native
 def test_threads_are_torchs_at_every_call(monkeypatch):
-    used, before, team = [], torch.get_num_threads(), native._team
-    monkeypatch.setattr(native, "_team", lambda count: used.append(count) or team(count))
-    layer = Layer(3, 2, 5, 6)
-    for count in (2, 1, 3):
+    """Of calls by themselves, and of a module's, which follow plans."""
+    used, before, call = [], torch.get_num_threads(), native._call
+
+    def counted(name, arguments, other):
+        if name == "fastlstm_forward":
+            used.append(native.THREADS.unpack(other)[0])
+        call(name, arguments, other)
+
+    monkeypatch.setattr(native, "_call", counted)
+    layer, module = Layer(3, 2, 5, 6), fastlstm.LSTM(5, 6, backend="native")
+    inputs = layer.to(torch.float32, requires_grad=False)
+    for count in (2, 1, 3, 1, 2):
         torch.set_num_threads(count)
-        layer.run(layer.to(torch.float32, requires_grad=False), "native")
+        layer.run(inputs, "native")
+        with torch.no_grad():
+            module(inputs[0])
     torch.set_num_threads(before)
-    assert used == [2, 1, 3]
+    assert used == [2, 2, 1, 1, 3, 3, 1, 1, 2, 2]
 
 
 @needs_native
@@ -146,7 +166,7 @@ def test_bad_arguments_give_an_error_code(field, value, code):
     """version, dtype, instructions, T, I, B, x and weight_ih."""
     buffer = torch.empty(4096)
     values = [native.VERSION, 0, 0, 2, 2, 2, 2, 0, *[buffer.data_ptr(), 4, 2], *[buffer.data_ptr(), 2] * 2, 0, 0, 0, 0]
-    values += [buffer.data_ptr(), 2] * 2 + [0] + [buffer.data_ptr()] * 3 + [0, 0]
+    values += [buffer.data_ptr(), 2] * 2 + [0, 0] + [buffer.data_ptr()] * 3 + [0, 0]
     values[field] = value
     assert native._library.fastlstm_forward(native.FORWARD.pack(*values), None) == code
     assert native._library.fastlstm_error_text(code)
@@ -159,16 +179,15 @@ def test_packed_weights_are_searched_for_changes(shared):
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     I, H, B = (5, 19, 100 if shared else 1)
-    x, weights = torch.randn(1, B, I), [torch.randn(4 * H, k) for k in (I, H)] + [torch.randn(4 * H) for _ in range(2)]
+    weights = [torch.randn(4 * H, k) for k in (I, H)] + [torch.randn(4 * H) for _ in range(2)]
     changes = [(n, row) for n in range(4) for row in range(4 * H)]
     changes += [(n, (slice(None), column)) for n, size in ((0, I), (1, H)) for column in range(size)]
-    layer = native.pack(weights)
+    states = torch.randn(B, H), torch.randn(B, H)
+    layer = Operands(torch.randn(1, B, I), tuple(weights), states, None, None, False)
+    plan = native.plan(layer, False, {}, ())
     for n, index in changes:
-        kept = weights[n][index].clone()
         weights[n][index] += 1
-        assert layer.forward(x, None, False) is None, (n, index)
-        weights[n][index] = kept
-        assert layer.forward(x, None, False) is not None, (n, index)
+        assert torch.equal(plan.forward(layer).h, native.forward(layer, False).h), (n, index)
     torch.set_num_threads(before)
 
 
@@ -186,9 +205,12 @@ def test_rows_of_the_input_may_overlap():
 
 @needs_native
 def test_a_failing_call_raises(monkeypatch):
+    module = fastlstm.LSTM(1, 1, backend="native")  # without plans, which fix their version
     monkeypatch.setattr(native, "VERSION", 99)
+    with torch.no_grad(), pytest.raises(RuntimeError, match="fastlstm_pack: the structure is of another version"):
+        module(torch.ones(2, 1, 1))
     with pytest.raises(RuntimeError, match="fastlstm_forward: the structure is of another version"):
-        lstm(torch.ones(1, 1, 1), None, torch.ones(4, 1), torch.ones(4, 1), backend="native")
+        module(torch.ones(2, 1, 1))
 
 
 def in_a_copy(tmp_path, code, *without):
@@ -205,7 +227,7 @@ def in_a_copy(tmp_path, code, *without):
 def test_without_the_library_the_reason_is_given(tmp_path):
     code = """
 import torch
-from fastlstm.functional import lstm
+from fastlstm.layers.functional import lstm
 weights = torch.ones(4, 1), torch.ones(4, 1)
 try:
     lstm(torch.ones(1, 1, 1), None, *weights, backend="native")
@@ -218,13 +240,19 @@ lstm(torch.ones(1, 1, 1), None, *weights)
 
 @needs_native
 def test_auto_takes_native_where_numba_cannot_be_imported(monkeypatch):
-    def chosen():
-        tensors = torch.device("cpu"), torch.float32
-        options = {"projected": False, "masked": False, "cells": False}
-        return dispatch.choose("auto", *tensors, **options), dispatch.packing("auto", *tensors)
+    planned = []
+    for name in ("numba", "native"):
+        module = dispatch.module(name)
+        monkeypatch.setattr(module, "plan", lambda *given, n=name, plan=module.plan: planned.append(n) or plan(*given))
 
-    assert chosen() == ("numba", "numba")
+    def chosen():
+        planned.clear()
+        fastlstm.LSTM(1, 1, backend="auto")(torch.ones(2, 1, 1))
+        options = {"projected": False, "masked": False, "cells": False}
+        return [dispatch.choose("auto", torch.device("cpu"), torch.float32, **options), *planned]
+
+    assert chosen() == ["numba", "numba"]
     monkeypatch.setattr(dispatch.module("numba"), "_INSTALLED", False)
-    assert chosen() == ("native", "native")
+    assert chosen() == ["native", "native"]
     with pytest.raises(RuntimeError, match="numba, which is not installed"):
         lstm(torch.ones(1, 1, 1), None, torch.ones(4, 1), torch.ones(4, 1), backend="numba")

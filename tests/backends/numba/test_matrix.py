@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from torch.func import functional_call, grad, stack_module_state, vmap
 
 import fastlstm
-from fastlstm import ops
-from fastlstm.backends.numba import host
-from fastlstm.functional import lstm
+from fastlstm.autograd import operators
+from fastlstm.backends.numba.host import sizes
+from fastlstm.layers.functional import lstm
 from tests.helpers.layers import OUTPUTS, Layer, compare, draws, error, nn_lstm_errors
-from tests.helpers.numba import PRECISIONS, forget, needs_pieces, needs_unit, primitive
+from tests.helpers.numba import PRECISIONS, forget, needs_pieces, needs_unit, primitive, signature
 
 # the last is numba with all that it ever runs on the unit, see `some_products`
 BACKENDS = (
@@ -37,7 +37,7 @@ def some_products():
     """Small layers, too, multiply inputs wider than two states, and sum the weights' gradients, on the unit."""
     with pytest.MonkeyPatch.context() as patch:
         for limit in ("MANY_INPUTS", "MANY_SUMS"):
-            patch.setattr(host, limit, 0)
+            patch.setattr(sizes, limit, 0)
         forget()
         yield
     forget()
@@ -49,7 +49,7 @@ def without_unit():
 
     def call(function):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(host, "most_pieces", lambda: 0)
+            patch.setattr(sizes, "most_pieces", lambda: 0)
             forget()
             try:
                 return function()
@@ -125,13 +125,13 @@ def test_six_products_are_as_exact_as_nn_lstm(backend, size):
 def vector_sums(monkeypatch):
     """No sums for the weights are large enough for the unit."""
     forget()
-    monkeypatch.setattr(host, "MANY_SUMS", 1 << 60)
+    monkeypatch.setattr(sizes, "MANY_SUMS", 1 << 60)
     yield
     forget()
 
 
 def chosen(T, B, I, H, dtype=torch.float32, **options):
-    return host.backward_sizes(T, B, I, H, dtype, 0, True, True, False, **options)[2:]
+    return sizes.backward_sizes(signature(T, B, I, H, dtype, **options), True, True)[2:]
 
 
 @needs_pieces
@@ -148,14 +148,16 @@ def test_sums_run_on_the_unit_wherever_dx_would(vector_sums):
     assert chosen(50, 4, 80, 40) == (3, 3)
     assert chosen(50, 4, 79, 40) == (0, 0)
     x, h_0, c_0, w_ih, w_hh, b_ih, b_hh = Layer(50, 4, 80, 40).to(torch.float32, requires_grad=False)
-    inputs = x, w_ih, w_hh, b_ih, b_hh, h_0, c_0, None
-    h, _, _, c, gates = ops.forward(*inputs, False, True, "numba")
+    inputs = x, w_ih, w_hh, b_ih, b_hh, h_0, c_0, None, None
+    h, _, _, c, gates = operators.forward(*inputs, False, True, "numba")
     with_dx, without = (
-        ops.backward(h, None, None, None, *inputs, h, c, gates, False, [dx, True, True, True, False, False], "numba")
+        operators.backward(
+            h, None, None, None, *inputs, h, c, gates, False, [dx, True, True, True, True, False, False], "numba"
+        )
         for dx in (True, False)
     )
     assert without[0] is None
-    assert all(torch.equal(a, b) for a, b in zip(with_dx[1:4], without[1:4]))
+    assert all(torch.equal(a, b) for a, b in zip(with_dx[1:5], without[1:5], strict=True))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -249,9 +251,10 @@ def test_large_numbers_overflow_only_where_their_products_do(backend, without_un
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_padding_changes_no_bit(backend):
     layer, results_ = Layer(6, 40, 25, 9), []
-    layer.mask = (torch.arange(6).unsqueeze(1) >= torch.tensor([6, 0, 3, 5] * 10)).to(torch.int32) * 2
+    layer.lengths = torch.tensor([6, 0, 3, 5] * 10)
+    past = torch.arange(6).unsqueeze(1) >= layer.lengths
     for padding in (0.0, math.inf, math.nan):
-        layer.inputs[0][layer.mask == 2] = padding
+        layer.inputs[0][past] = padding
         results_.append(results(layer, backend))
     for other in results_[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results_[0], other))

@@ -9,15 +9,16 @@ import textwrap
 import pytest
 import torch
 
+import fastlstm
 from fastlstm.backends import cpu
-from fastlstm.backends.numba import most_pieces, tasks
-from fastlstm.backends.numba.simd import machine_features
+from fastlstm.backends.numba import most_pieces
+from fastlstm.backends.numba.llvm.simd import machine_features
 from tests.helpers.layers import Layer, error
-from tests.helpers.numba import assembly, busiest_loop, run
+from tests.helpers.numba import assembly, busiest_loop, forget, run
 
 CHECK = """
     import torch
-    from fastlstm.backends.numba import simd
+    from fastlstm.backends.numba.llvm import simd
     from tests.helpers.layers import compare, draws, error
     from tests.backends.numba.test_products import ROWS, largest_error
     torch.set_num_threads(2)
@@ -62,11 +63,11 @@ def test_an_installation_that_cannot_hold_a_cache():
 def test_the_cache_follows_the_sources(tmp_path):
     """A kernel cached for other sources is not served: numba's own check looks at one file only."""
     copy = tmp_path / "fastlstm"
-    package = os.path.dirname(os.path.dirname(os.path.dirname(tasks.__file__)))
+    package = os.path.dirname(fastlstm.__file__)
     subprocess.run(["cp", "-r", package, copy], check=True)
     code = """
         import torch
-        from fastlstm.functional import lstm
+        from fastlstm.layers.functional import lstm
         weights = torch.ones(4, 1), torch.zeros(4, 1)
         print(lstm(torch.ones(1, 1, 1), None, *weights, backend="numba")[0].item())
     """
@@ -84,7 +85,7 @@ def test_the_cache_follows_the_sources(tmp_path):
 def test_another_process_finds_what_was_compiled(tmp_path):
     """Also what only a processor with a matrix unit runs. Kernels are left out: they take a minute."""
     code = """
-        from fastlstm.backends.numba import most_pieces, tasks
+        from fastlstm.backends.numba.host import tasks
         names = [name for name in tasks._sources if not name.startswith(("forward", "backward"))]
         print(all([tasks._compiled(name).cache_hits for name in names]), *names)
     """
@@ -143,10 +144,12 @@ def test_without_openmp(monkeypatch):
     results = []
     for openmp in (cpu.openmp(), None):
         monkeypatch.setattr(cpu, "openmp", lambda found=openmp: found)
+        forget()
         inputs = layer.to(torch.float32)
         outputs = layer.run(inputs, "numba")
         grads = torch.autograd.grad(outputs, inputs, [g.float() for g in layer.gradients])
         results.append([*outputs, *grads])
     torch.set_num_threads(before)
+    forget()
     assert all(torch.equal(a, b) for a, b in zip(*results))
     assert error(results[0][0], layer.truth(layer.to(torch.double))[0]) < 4e-6

@@ -5,7 +5,7 @@ import ctypes
 import pytest
 import torch
 
-from fastlstm.backends.numba import tasks
+from fastlstm.backends.numba.host import tasks
 
 ROWS = (*range(1, 40), 64, 65)
 

@@ -5,10 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastlstm.backends.numba import host
-from fastlstm.functional import lstm
+from fastlstm.backends.numba.host import sizes
+from fastlstm.layers.functional import lstm
 from tests.helpers.layers import Layer, compare, draws, error
-from tests.helpers.numba import forget
+from tests.helpers.numba import forget, signature
 
 
 def under(function, team=1, **limits):
@@ -16,7 +16,7 @@ def under(function, team=1, **limits):
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         for name, value in limits.items():
-            patch.setattr(host, name, value)
+            patch.setattr(sizes, name, value)
         forget()
         torch.set_num_threads(team)
         try:
@@ -28,7 +28,8 @@ def under(function, team=1, **limits):
 
 def outputs(layer, dtype):
     x, h_0, c_0, *weights = layer.to(dtype, requires_grad=False)
-    h, states = lstm(x, (h_0, c_0), *weights, mask=layer.mask, reverse=layer.reverse, backend="numba")
+    masks = {"lengths": layer.lengths, "reset": layer.reset, "reverse": layer.reverse}
+    h, states = lstm(x, (h_0, c_0), *weights, backend="numba", **masks)
     return torch.cat([h.flatten(), *(a.flatten() for a in states)])
 
 
@@ -73,5 +74,5 @@ def test_sums_over_more_pairs_at_a_time(size, masked, reverse):
     ],
 )
 def test_large_weights_multiply_the_input_of_several_steps(size, together):
-    fields, _ = host.forward_sizes(*size, torch.float32, 0, 0, 1, False, False)
+    fields, _ = sizes.forward_sizes(signature(*size), 0, 1)
     assert ("feed" in fields) == together

@@ -152,7 +152,9 @@ def test_the_sanitizers_see_every_variant(backend, monkeypatch):
     gpu_layers.exercise(backend, "cpu")
     for module in (resident, stepwise):
         forward, backward = (calls[module, f"{name}_kernel"] for name in ("forward", "backward"))
-        for made, names in ((forward, ("mask", "gates")), (backward, ("mask", "dh", "dc", "dh_n"))):
+        for made, names in ((forward, ("gates",)), (backward, ("dh", "dc", "dh_n"))):
+            masks = {(call["lengths_ptr"] is None, call["reset_ptr"] is None) for call in made}
+            assert masks == {(False, False), (False, True), (True, False), (True, True)}
             for name in names if module is resident or made is forward else names[:-1]:
                 assert {call[f"{name}_ptr"] is None for call in made} == {False, True}, name
             assert {call["rows"] < call["B"] for call in made} == {False, True}  # groups

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import fastlstm
 from fastlstm.backends.triton import tiles
-from fastlstm.functional import lstm
+from fastlstm.layers.functional import lstm
 from tests.helpers.layers import Layer, draws, error
 
 if importlib.util.find_spec("triton") is None:
@@ -58,7 +58,8 @@ def kernels(request, monkeypatch):
 def outputs_and_gradients(layer, name, dtype):
     inputs = [a.to(DEVICE) for a in layer.to(dtype, requires_grad=False)]
     inputs = [a.requires_grad_() for a in inputs]
-    layer.mask = layer.mask if layer.mask is None else layer.mask.to(DEVICE)
+    if layer.masked:
+        layer.lengths, layer.reset = layer.lengths.to(DEVICE), layer.reset.to(DEVICE)
     outputs = layer.run(inputs, name)
     return [*outputs, *torch.autograd.grad(outputs, inputs, [g.to(DEVICE, dtype) for g in layer.gradients])]
 
@@ -146,16 +147,17 @@ def test_nothing_is_saved_without_a_gradient(monkeypatch, kernels):
 
     saved, original = [], launch.forward
 
-    def forward(*arguments):
-        saved.append([a is not None for a in arguments[10:12]])  # c and gates
-        return original(*arguments)
+    def forward(layer, save, precision):
+        run = original(layer, save, precision)
+        saved.append(len(run.kept))  # c and gates
+        return run
 
     monkeypatch.setattr(launch, "forward", forward)
     x, h_0, c_0, *weights = (a.to(DEVICE) for a in Layer(3, 2, 4, 5).to(torch.float32))
     with torch.no_grad():
         quiet = lstm(x, (h_0, c_0), *weights, backend="triton-ieee")[0]
     assert torch.equal(quiet, lstm(x, (h_0, c_0), *weights, backend="triton-ieee")[0])
-    assert saved == [[False, False], [True, True]]
+    assert saved == [0, 2]
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
@@ -188,14 +190,15 @@ def test_the_last_state_alone_brings_no_gradient_of_every_step(monkeypatch):
 
     given, original = [], launch.backward
 
-    def backward(dh, dh_n, dc_n, dc, *rest):
-        given.append((dh, dh_n is not None, dc_n, dc))
-        return original(dh, dh_n, dc_n, dc, *rest)
+    def backward(grads, *rest):
+        (dh_n, dc_n), kept = grads.last, grads.kept
+        given.append((grads.h, dh_n is not None, dc_n, any(dc is not None for dc in kept)))
+        return original(grads, *rest)
 
     monkeypatch.setattr(launch, "backward", backward)
     x, h_0, c_0, *weights = (a.to(DEVICE) for a in Layer(3, 2, 4, 5).to(torch.float32))
     lstm(x, (h_0, c_0), *weights, backend="triton-ieee")[1][0].sum().backward()
-    assert given == [(None, True, None, None)]
+    assert given == [(None, True, None, False)]
 
 
 def test_strides_are_taken_as_they_are(kernels):
@@ -245,14 +248,14 @@ def test_nan_and_infinity_travel_as_in_nn_lstm(value, where, name, kernels):
 
 @pytest.mark.parametrize("name", BOUNDS)
 def test_states_of_any_size_are_taken(name, kernels):
-    layer = Layer(3, 4, 5, 17)
+    layer = Layer(3, 4, 5, 17, reverse=True)
     # near fp16's largest number, in one unit a row: several would cancel, and leave the rounding of their sizes
     layer.inputs[1] = torch.zeros(4, 17, dtype=torch.double)
     layer.inputs[1][range(4), [0, 5, 11, 16]] = 3e4
     of_large = layer.inputs[4][:, [0, 5, 11, 16]]  # none so small that its gate has a slope: 3e4 times that overflows
     layer.inputs[4][:, [0, 5, 11, 16]] = of_large.sign() * of_large.abs().clamp(min=0.01)
     # held at first, and in row 0 to the end: h_0 goes on as it is. The last step sees states of ordinary size
-    layer.mask = torch.tensor([[2, 2, 2, 2], [2, 0, 0, 0], [2, 0, 0, 0]], dtype=torch.int32)
+    layer.lengths = torch.tensor([0, 2, 2, 2])
     dtype = BOUNDS[name][0]
     forward, backward = (3e-3, 2e-2) if name != "triton-ieee" else (2e-6, 2e-5)
     truth = [a.to(dtype).double().requires_grad_() for a in layer.inputs]
@@ -269,15 +272,15 @@ def test_states_of_any_size_are_taken(name, kernels):
 @pytest.mark.parametrize("reverse", [False, True])
 def test_nan_in_the_padding_reaches_nothing(reverse, kernels):
     layer = Layer(4, 3, 5, 35, reverse=reverse, masked=True)
+    layer.lengths, layer.reset = torch.tensor([2, 0, 4], device=DEVICE), layer.reset.to(DEVICE)
     clean, dirty = (layer.to(torch.float32, requires_grad=False) for _ in range(2))
-    dirty[0][layer.mask == 2] = float("nan")
+    dirty[0][torch.arange(4).unsqueeze(1) >= layer.lengths.cpu()] = float("nan")
     results = []
     for inputs in (clean, dirty):
         inputs = [a.to(DEVICE).requires_grad_() for a in inputs]
-        layer.mask = layer.mask.to(DEVICE)
         outputs = layer.run(inputs, "triton-ieee")
         grads = torch.autograd.grad(outputs, inputs, [g.to(DEVICE, torch.float32) for g in layer.gradients])
-        results.append([*outputs, *grads[1:3], *grads[4:]])
+        results.append([*outputs, *grads])
     for a, b in zip(*results):
         assert torch.equal(a, b)
 

@@ -9,7 +9,7 @@ import threading
 import pytest
 import torch
 
-from fastlstm import dispatch
+from fastlstm.backends import dispatch
 from fastlstm.backends import triton as backend
 from tests.helpers import ROOT
 from tests.helpers.layers import Layer
@@ -63,6 +63,7 @@ def test_precision_follows_torch_unless_it_is_named():
 PRODUCTS = """
 import torch
 from fastlstm.backends import reference
+from fastlstm.backends.base import Gradients, Layer, Run
 from fastlstm.backends import triton as backend
 
 def now(): return torch._C._get_fp32_precision_getter("cuda", "matmul")
@@ -75,16 +76,16 @@ def recorded(function):
 
 torch.nn.functional.linear = recorded(torch.nn.functional.linear)
 reference.linear, reference.weight_gradient = recorded(reference.linear), recorded(reference.weight_gradient)
-weights, state, dh = (torch.randn(16, 3), torch.randn(16, 4), torch.randn(16)), torch.randn(2, 4), torch.randn(5, 2, 4)
-inputs = torch.randn(5, 2, 3), *weights, state, state, None
+weights, state = (torch.randn(16, 3), torch.randn(16, 4), torch.randn(16), None), torch.randn(2, 4)
+layer = Layer(torch.randn(5, 2, 3), weights, (state, state), None, None, False)
+grads, needs = Run(torch.randn(5, 2, 4), (None, None), ()), Gradients.of([True] * 7)
 for outside in ("none", "ieee", "tf32", "inherited tf32"):
     generic, _, own = outside.rpartition(" ")
     torch.backends.fp32_precision = own if generic else "none"
     torch._C._set_fp32_precision_setter("cuda", "matmul", "none" if generic else own)
     for wanted in ("ieee", "tf32"):
         found = []
-        h, _, _, c, gates = backend.forward(*inputs, False, True, wanted)
-        backend.backward(dh, None, None, None, *inputs, h, c, gates, False, [True] * 6, wanted)
+        backend.backward(grads, layer, backend.forward(layer, True, wanted), needs, wanted)
         print(wanted, *sorted({"tf32" if a == "tf32" else "ieee" for a in found}), len(found), now() == own)
     if generic:
         torch.backends.fp32_precision = "ieee"

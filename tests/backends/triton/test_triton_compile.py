@@ -29,25 +29,45 @@ TRITON = ".".join(metadata.version("triton").split(".")[:2])
 COUNTED = "3.9"  # the Triton whose resident kernels take wgmma
 # Registers that do not suffice. More warps spill more, or have no more that they could have.
 SPILLED = {
+    ("sm_80", "3.6", "backward-tf32-H100-lengths-cells"): 2,
+    ("sm_80", "3.6", "backward-tf32-H128-lengths-cells"): 4,
+    ("sm_80", "3.6", "backward-tf32-H100-reset-cells"): 10,
+    ("sm_80", "3.6", "backward-tf32-H100-lengths-reset-cells"): 24,
+    ("sm_90", "3.6", "backward-tf32-H100-lengths-reset-cells"): 4,
+    ("sm_100", "3.6", "forward-bf16-H128-lengths-reset"): 4,
+    ("sm_100", "3.6", "forward-bf16-H100-I28-lengths-reset"): 6,
+    ("sm_80", "3.7", "forward-tf32-H100-lengths-reset"): 10,
+    ("sm_80", "3.7", "backward-tf32-H100-lengths-cells"): 19,
+    ("sm_80", "3.7", "backward-tf32-H100-reset-cells"): 18,
+    ("sm_80", "3.7", "backward-tf32-H100-lengths-reset-cells"): 36,
     ("sm_90", "3.7", "backward-bf16-H32"): 4,
-    ("sm_100", "3.7", "backward-bf16-H100-mask-cells"): 18,
-    ("sm_100", "3.7", "backward-fp16-H100-mask-cells"): 18,
-    ("sm_100", "3.7", "forward-bf16-H100-I28-mask"): 2,
-    ("sm_90", "3.9", "backward-ieee-H40-mask-cells"): 4,
-    ("sm_90", "3.9", "backward-ieee-H64-mask-cells"): 4,
-    ("sm_100", "3.9", "forward-bf16-H100-I28-mask"): 4,
+    ("sm_90", "3.7", "backward-bf16-H40-lengths-cells"): 2,
+    ("sm_90", "3.7", "backward-fp16-H40-lengths-cells"): 4,
+    ("sm_90", "3.7", "backward-tf32-H100-lengths-reset-cells"): 6,
+    ("sm_100", "3.7", "forward-bf16-H128-lengths-reset"): 6,
+    ("sm_100", "3.7", "forward-bf16-H100-I28-lengths-reset"): 24,
+    ("sm_80", "3.9", "forward-tf32-H100-lengths-reset"): 10,
+    ("sm_90", "3.9", "backward-ieee-H40-lengths-cells"): 4,
+    ("sm_90", "3.9", "backward-ieee-H40-reset-cells"): 24,
+    ("sm_90", "3.9", "backward-ieee-H40-lengths-reset-cells"): 40,
+    ("sm_90", "3.9", "backward-ieee-H64-lengths-reset-cells"): 10,
+    ("sm_100", "3.9", "forward-bf16-H128-lengths-reset"): 2,
+    ("sm_100", "3.9", "forward-bf16-H100-I28-lengths-reset"): 24,
 }
 # Of resident kernels with Triton 3.8, torch 2.14's
 SPILLED_BY_3_8 = {
     ("sm_80", "forward"): 30,
+    ("sm_80", "backward"): 24,
     ("sm_90", "forward"): 58,
-    ("sm_90", "backward"): 172,
-    ("sm_100", "forward"): 29,
+    ("sm_90", "backward"): 190,
+    ("sm_100", "forward"): 37,
+    ("sm_100", "backward"): 5,
 }
 CHIPS = {"sm_80": (8, 0), "sm_90": (9, 0), "sm_100": (10, 0)}
 FAST = [
     "forward-bf16-H128", "backward-bf16-H128", "forward-tf32-H128", "backward-tf32-H128", "forward-ieee-H64",
     "backward-ieee-H64", "forward-bf16-H128-I28", "forward-bf16-H1024", "backward-bf16-H1024", "forward-ieee-H1024",
+    "forward-bf16-H128-lengths-reset", "backward-bf16-H128-lengths-reset-cells",
 ]  # fmt: skip
 
 
@@ -140,11 +160,15 @@ PREDICTED = {  # a row of docs/gpu.md's table, and the case that it is about
     "forward bf16 H 64": Case("forward", "bf16", 64),
     "forward bf16 H 128": Case("forward", "bf16", 128),
     "the same, I 28 fused": Case("forward", "bf16", 128, I=28),
-    "the same, masked, not fused": Case("forward", "bf16", 128, mask=True),
+    "the same, with lengths, not fused": Case("forward", "bf16", 128, lengths=True),
+    "the same, with lengths and resets": Case("forward", "bf16", 128, lengths=True, reset=True),
     "forward tf32 H 128": Case("forward", "tf32", 128),
     "forward ieee H 64": Case("forward", "ieee", 64),
     "backward bf16 H 64": Case("backward", "bf16", 64),
     "backward bf16 H 128": Case("backward", "bf16", 128),
+    "the same, with lengths, resets and a gradient of every cell state": Case(
+        "backward", "bf16", 128, lengths=True, reset=True, cells=True
+    ),
     "backward tf32 H 128": Case("backward", "tf32", 128),
     "backward ieee H 64": Case("backward", "ieee", 64),
 }
@@ -171,6 +195,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime import jit
 from fastlstm.backends import triton
+from fastlstm.backends.base import Gradients, Layer, Run
 
 target, variants = make_backend(GPUTarget("cuda", 90, 32)), set()
 
@@ -183,17 +208,18 @@ for T, B in [(1, 1), (2, 2), (3, 5), (7, 16), (16, 3), (16, 16), (40, 33)]:
     for H, dtype in itertools.product((33, 200), (torch.float16, torch.float32)):
         x, state = torch.randn(T, B, 28, dtype=dtype), torch.randn(B, H, dtype=dtype)
         shifted = torch.randn(B * H + 1, dtype=dtype)[1:].view(B, H)  # as a layer's states among those of many
-        weights = torch.randn(4 * H, 28, dtype=dtype), torch.randn(4 * H, H, dtype=dtype), None
-        mask = torch.zeros(T, B, dtype=torch.int32)
+        weights = torch.randn(4 * H, 28, dtype=dtype), torch.randn(4 * H, H, dtype=dtype), None, None
+        masks = torch.full((B,), T), torch.zeros(T, B, dtype=torch.bool)
         for turned, reverse in ((x, False), (x, True), (x.transpose(0, 1).contiguous().transpose(0, 1), False)):
-            h, _, _, c, gates = triton.forward(turned, *weights, state, state, mask, reverse, True, "ieee")
-            grads = h, state, state, c
-            inputs = turned, *weights, state, state, mask
-            triton.backward(*grads, *inputs, h, c, gates, reverse, [True] * 6, "ieee")
+            layer = Layer(turned, weights, (state, state), *masks, reverse)
+            run = triton.forward(layer, True, "ieee")
+            triton.backward(Run(run.h, (state, state), run.kept[:1]), layer, run, Gradients.of([True] * 7), "ieee")
         odd = torch.randn(x.numel() + 1, dtype=dtype)[1:].view_as(x)
-        h, _, _, c, gates = triton.forward(odd, *weights, shifted, shifted, mask, False, True, "ieee")
-        grads = torch.randn(h.numel() + 1, dtype=dtype)[1:].view_as(h), shifted, shifted, c
-        triton.backward(*grads, odd, *weights, shifted, shifted, mask, h, c, gates, False, [True] * 6, "ieee")
+        masks = torch.full((B + 1,), T)[1:], torch.zeros(T * B + 1, dtype=torch.bool)[1:].view(T, B)
+        layer = Layer(odd, weights, (shifted, shifted), *masks, False)
+        run = triton.forward(layer, True, "ieee")
+        dh = torch.randn(run.h.numel() + 1, dtype=dtype)[1:].view_as(run.h)
+        triton.backward(Run(dh, (shifted, shifted), run.kept[:1]), layer, run, Gradients.of([True] * 7), "ieee")
 print(*sorted(name for name, _ in variants))
 """
 

@@ -13,6 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastlstm.backends import triton as backend
+from fastlstm.backends.base import Gradients, Layer, Run
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is made for Linux on x86-64", allow_module_level=True)
@@ -73,12 +74,13 @@ def test_launches_wait_for_nothing(launches, H, precision, groups, masked):
 
     stack = () if groups is None else (groups,)
     x, states = empty(B, T, I).transpose(0, 1), (empty(1, H).expand(B, H), empty(B, H))
-    mask = empty(T, B, dtype=torch.int32) if masked else None
-    inputs = x, empty(*stack, 4 * H, I), empty(*stack, 4 * H, H), empty(*stack, 4 * H), *states, mask
-    h, _, _, c, gates = backend.forward(*inputs, True, True, precision)
-    incoming = empty(1, 1, 1).expand(T, B, H), None, empty(B, H), None
-    gradients = backend.backward(*incoming, *inputs, h, c, gates, True, [True] * 6, precision)
-    assert [a.shape for a in gradients] == [a.shape for a in inputs[:6]]
+    masks = (empty(B, dtype=torch.int64), empty(T, B, dtype=torch.bool)) if masked else (None, None)
+    biases = (empty(*stack, 4 * H) for _ in range(2))
+    layer = Layer(x, (empty(*stack, 4 * H, I), empty(*stack, 4 * H, H), *biases), states, *masks, True)
+    run = backend.forward(layer, True, precision)
+    incoming = Run(empty(1, 1, 1).expand(T, B, H), (None, empty(B, H)), ())
+    gradients = backend.backward(incoming, layer, run, Gradients.of([True] * 7), precision)
+    assert [a.shape for a in gradients.flat] == [layer.tensors[n].shape for n in range(7)]
     # one a pass, and one to pack the weights for it; or one a step, and one for dh_0
     assert len(launches) == ((2 if precision == "native" else 4) if H == 40 else 2 * T + 1)
     assert all(launches)
@@ -101,10 +103,10 @@ def test_torch_multiplies_all_steps_at_once(launches):
     """A batch-first input is no reason for a product a step."""
     T, B, I, H = 5, 6, 28, 40
     x, states = torch.empty(B, T, I, device="meta").transpose(0, 1), (torch.empty(B, H, device="meta"),) * 2
-    weights = (torch.empty(4 * H, *end, device="meta") for end in ((I,), (H,), ()))
-    inputs = (x, *weights, *states, None)
+    weights = (torch.empty(4 * H, *end, device="meta") for end in ((I,), (H,), (), ()))
+    layer = Layer(x, tuple(weights), states, None, None, False)
     with Products() as products:
-        h, _, _, c, gates = backend.forward(*inputs, False, True, "tf32")
-        backend.backward(h, None, None, None, *inputs, h, c, gates, False, [True] * 6, "tf32")
+        run = backend.forward(layer, True, "tf32")
+        backend.backward(Run(run.h, (None, None), ()), layer, run, Gradients.of([True] * 7), "tf32")
     # x; dx, dweight_ih, dweight_hh of the first step and of the others
     assert products.names == ["addmm", "mm", "mm", "mm", "addmm"]

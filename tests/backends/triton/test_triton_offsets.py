@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fastlstm.backends import triton as backend
+from fastlstm.backends.base import Gradients, Layer, Run
 from fastlstm.backends.triton import tiles
 
 if importlib.util.find_spec("triton") is None:
@@ -58,25 +59,18 @@ def first_program(monkeypatch):
             monkeypatch.setattr(module, name, First(getattr(module, name)))
 
 
-def forward(x, weight_ih, weight_hh, h_0, c_0, mask, preact=None):
-    """h, c and gates, as `launch.forward` leaves them."""
-    (T, B), H = x.shape[:2], h_0.shape[1]
-    h, c, gates, h_n, c_n = untouched(T, B, H), untouched(T, B, H), untouched(T, B, 4 * H), h_0.clone(), h_0.clone()
-    launch.forward(x, weight_ih, weight_hh, None, h_0, c_0, mask, False, "native", h, c, gates, h_n, c_n)
-    return h, c, gates
-
-
 def test_steps_far_apart(kernels):
     """x and the gradients of h and c; T 2, so that each takes 4 GB of address space."""
     T, B, I, H = 2, 3, 4, 16
     x, dh, dc = half(T, B, I), half(T, B, H), half(T, B, H)
-    rest = half(4 * H, I), half(4 * H, H), None, half(B, H), half(B, H), None
+    weights, states = (half(4 * H, I), half(4 * H, H), None, None), (half(B, H), half(B, H))
     results = []
     for far in (False, True):
         given, *grads = (apart(a) if far else a for a in (x, dh, dc))
-        h, _, _, c, gates = backend.forward(given, *rest, False, True)
-        gradients = backend.backward(grads[0], None, None, grads[1], given, *rest, h, c, gates, False, [True] * 6)
-        results.append([h, c, gates, *(g for g in gradients if g is not None)])
+        layer = Layer(given, weights, states, None, None, False)
+        run = backend.forward(layer, True)
+        gradients = backend.backward(Run(grads[0], (None, None), (grads[1],)), layer, run, Gradients.of([True] * 7))
+        results.append([run.h, *run.kept, *(g for g in gradients.flat if g is not None)])
     for near, far in zip(*results, strict=True):
         assert torch.equal(near, far)
 
@@ -86,7 +80,8 @@ def test_large_batches(kernels, first_program, monkeypatch):
     T, B, H, rows = 33, 2**19, 32, 8
     assert (T - 1) * B * 4 * H >= 2**31
     x, weights, states = half(T, rows, 4), (half(4 * H, 4), half(4 * H, H)), (half(rows, H), half(rows, H))
-    mask, dh = torch.randint(0, 3, (T, rows), device=DEVICE, dtype=torch.int32), half(T, rows, H)
+    lengths, reset = torch.randint(0, T + 1, (rows,), device=DEVICE), torch.rand(T, rows, device=DEVICE) < 0.3
+    dh = half(T, rows, H)
     product = launch.project
     results = []
     for batch in (rows, B):
@@ -97,12 +92,11 @@ def test_large_batches(kernels, first_program, monkeypatch):
             return wide
 
         monkeypatch.setattr(launch, "project", lambda x, *rest, w=widened: w(product(x[:, :rows], *rest), 1))
-        wide, steps, *both = widened(x, 1), widened(mask, 1), *(widened(a, 0) for a in states)
-        h, c, gates = forward(wide, *weights, *both, steps)
-        dpreact, dh_0, dc_0 = launch.backward(
-            widened(dh, 1), None, None, None, weights[1], both[1], steps, c, gates, False, "native"
-        )
-        of_steps = (a[:, :rows].clone() for a in (h, c, gates, dpreact))
+        both, steps = tuple(widened(a, 0) for a in states), (widened(lengths, 0), widened(reset, 1))
+        layer = Layer(widened(x, 1), (*weights, None, None), both, *steps, False)
+        run = launch.forward(layer, True, "native")
+        dpreact, dh_0, dc_0 = launch.backward(Run(widened(dh, 1), (None, None), ()), layer, run.kept, "native")
+        of_steps = (a[:, :rows].clone() for a in (run.h, *run.kept, dpreact))
         results.append([*of_steps, dh_0[:rows].clone(), dc_0[:rows].clone()])
     for near, far in zip(*results, strict=True):
         assert torch.equal(near, far)
@@ -116,7 +110,8 @@ def test_large_weights(first_program, monkeypatch):
     preact, used = half(T, 1, 4 * H), torch.cat([torch.arange(32) + gate * H for gate in range(4)]).to(DEVICE)
     weight[used] = half(128, H) / 8
     monkeypatch.setattr(launch, "project", lambda *_: preact)
-    h = forward(x[:1], half(4 * H, 1), weight, h_0, h_0, None)[0]
+    layer = Layer(x[:1], (half(4 * H, 1), weight, None, None), (h_0, h_0), None, None, False)
+    h = launch.forward(layer, True, "native").h
     i, f, g, o = (preact[0, 0, used].double() + weight[used].double() @ h_0[0].double()).chunk(4)
     c = f.sigmoid() * h_0[0, :32].double() + i.sigmoid() * g.tanh()
     assert ((h[0, 0, :32].double() - o.sigmoid() * c.tanh()).abs() < 2e-3).all()  # fp16's 2^-11, and tanh.approx's
@@ -136,8 +131,9 @@ def test_more_groups_than_an_axis_has(kernels, monkeypatch):
         monkeypatch.setattr(kernels, name, Recorded())
     G, H = 65536, 2
     x, state = torch.zeros(1, G, 1, device=DEVICE), torch.zeros(G, H, device=DEVICE)
-    rest = x.new_zeros(G, 4 * H, 1), x.new_zeros(G, 4 * H, H), None, state, state, None
-    h, _, _, c, gates = backend.forward(x, *rest, False, True, "ieee")
-    backend.backward(h, None, None, None, x, *rest, h, c, gates, False, [True] * 6, "ieee")
+    weights = x.new_zeros(G, 4 * H, 1), x.new_zeros(G, 4 * H, H), None, None
+    layer = Layer(x, weights, (state, state), None, None, False)
+    run = backend.forward(layer, True, "ieee")
+    backend.backward(Run(run.h, (None, None), ()), layer, run, Gradients.of([True] * 7), "ieee")
     assert len(grids) == (4 if kernels is resident else 3)  # the last of which is for dh_0
     assert all(grid[0] >= G and all(size <= 65535 for size in grid[1:]) for grid in grids)

@@ -74,7 +74,7 @@ def functions(x: Tensor, weights: tuple[Tensor, Tensor, Tensor, Tensor], flag: b
     output, (h, c) = fastlstm.lstm(x, None, *weights)
     assert_type(output, Tensor)
     assert_type(h, Tensor)
-    assert_type(fastlstm.lstm(x, (h, c), *weights, mask=None, reverse=True, backend="numba"), tuple[Tensor, State])
+    assert_type(fastlstm.lstm(x, (h, c), *weights, lengths=None, reverse=True, backend="numba"), tuple[Tensor, State])
     assert_type(fastlstm.lstm(x, None, *weights, return_cells=True), tuple[Tensor, State, Tensor])
     either = fastlstm.lstm(x, None, *weights, return_cells=flag)
     assert_type(either, tuple[Tensor, State] | tuple[Tensor, State, Tensor])

@@ -1,0 +1,230 @@
+"""Which backend runs, and why: a ladder that a person can read.
+
+`auto` looks at the device first:
+
+* CPU: numba; native where numba is not installed or, with a warning, cannot be imported; aten, with a warning that says
+  why, where neither can be used.
+* CUDA: triton; aten for float64, before compute capability 8.0, on ROCm, and without the package triton.
+* Other devices, and projections on any device: aten.
+
+What aten lacks goes to reference: resets and lengths, all cell states, `vmap` and forward mode. On a CPU, so does what
+a compiler or an exporter traces, where aten would become a graph of all its time steps. An export to ONNX knows no
+operators of ours. It takes aten for all, and raises where aten lacks something.
+
+A backend asked for by name runs or raises its reason: nothing is handed over silently. The exception is that
+derivatives beyond the first, and forward mode, are partly or wholly plain PyTorch whatever the backend.
+
+`triton` follows torch's setting for the products of float32, and `triton-ieee` and `triton-tf32` name their precision.
+So do `numba-bf16`, which bfloat16 tensors take by themselves, `numba-bf16x3` and `numba-bf16x6` where the processor
+multiplies bfloat16 faster.
+"""
+
+import os
+import warnings
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, Literal, TypeVar, cast
+
+import torch
+
+from fastlstm import torch_private
+from fastlstm.backends import aten, native, numba, reference, triton
+from fastlstm.backends.base import Traits
+
+TRITON = ("triton", "triton-ieee", "triton-tf32")
+NUMBA_PRECISIONS = tuple(f"numba-{precision}" for precision in numba.PIECES)
+# these have forward, backward and saved_shape, and run under the autograd Functions
+FUSED = ("numba", *NUMBA_PRECISIONS, "native", *TRITON, "reference")
+NAMES = ("auto", *FUSED, "aten")
+Backend = Literal[  # the same names, for type checkers, which compute none
+    "auto",
+    "numba",
+    "numba-bf16",
+    "numba-bf16x3",
+    "numba-bf16x6",
+    "native",
+    "triton",
+    "triton-ieee",
+    "triton-tf32",
+    "reference",
+    "aten",
+]
+F = TypeVar("F", bound=Callable[..., Any])
+_CPU = ("numba", "native")  # in the order that auto takes them
+_MODULES: dict[str, Any] = {
+    "numba": numba,
+    **{f"numba-{precision}": numba.with_precision(precision) for precision in numba.PIECES},
+    "native": native,
+    "triton": triton,
+    "triton-ieee": triton.with_precision("ieee"),
+    "triton-tf32": triton.with_precision("tf32"),
+    "reference": reference,
+    "aten": aten,
+}  # light: kernels load when first run
+
+
+def check_name(name: str, argument: str = "backend") -> str:
+    """Return `name`, or raise ValueError with the names there are."""
+    if name not in NAMES:
+        raise ValueError(f"{argument} must be one of {', '.join(NAMES)}, got {name!r}")
+    return name
+
+
+# A plain module variable: dynamo guards on it, while it can neither trace a ContextVar nor guard os.environ.
+_default = check_name(os.environ.get("FASTLSTM_BACKEND", "auto"), "FASTLSTM_BACKEND")
+
+
+class use_backend:
+    """From this call on, layers that name no backend of their own use `name`: one of `NAMES`.
+
+    As a context manager, ``with use_backend(name):``, it puts back the default from before this call when the context
+    ends. As a decorator it does so for each call of the function.
+
+    Raises:
+        ValueError: for an unknown name; the default then stays.
+    """
+
+    def __init__(self, name: Backend) -> None:
+        global _default
+        self._name, self._previous = name, _default
+        _default = check_name(name)
+
+    def __call__(self, function: F) -> F:
+        self.__exit__()  # the function alone is to run with this default
+
+        @wraps(function)
+        def within(*args: Any, **kwargs: Any) -> Any:
+            with use_backend(self._name):
+                return function(*args, **kwargs)
+
+        return cast(F, within)
+
+    def __enter__(self) -> None:
+        global _default
+        _default = self._name  # again: another default may have been set since this was made
+
+    def __exit__(self, *exception: object) -> None:
+        global _default
+        _default = self._previous
+
+
+def sorts_lengths(name: str | None, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the backend that runs these tensors is faster where rows lie in the order of their lengths."""
+    name = named(name)
+    if name == "auto":
+        name = "numba" if device.type == "cpu" and numba.supports(device, dtype) is None else "reference"
+    return traits(name).sorts_lengths
+
+
+def named(name: str | None) -> str:
+    """`name`, or where a layer has none of its own `use_backend`'s."""
+    return _default if name is None else name
+
+
+def module(name: str) -> Any:
+    """The backend: a module, or what has the functions of one."""
+    return _MODULES[name]
+
+
+def traits(name: str) -> Traits:
+    """What the backend of this name can do."""
+    found: Traits = _MODULES[name].TRAITS
+    return found
+
+
+# What torch's setting for the precision of float32 in RNNs on CPUs asks for; two pieces keep more bits than tf32 does
+_PRECISIONS = {"bf16": "bf16", "tf32": "bf16x3"}
+
+
+@torch_private.constant  # as it was when the module was compiled
+def _setting() -> str:
+    return torch_private.rnn_precision()
+
+
+def _with_precision(name: str, dtype: torch.dtype) -> str:
+    """numba with products of bfloat16 where they are faster: for such tensors, and for float32 where torch's setting
+    says so.
+    """
+    if name != "numba" or dtype not in (torch.bfloat16, torch.float32):
+        return name
+    precision = _PRECISIONS.get("bf16" if dtype == torch.bfloat16 else _setting())
+    if precision is None or numba.PIECES[precision] > numba.most_pieces():
+        return name
+    return f"numba-{precision}"
+
+
+_warned = False
+
+
+def _warn(message: str) -> None:
+    global _warned
+    if not _warned:  # whatever the filters say: a layer runs thousands of times
+        _warned = True
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+
+def _fused_on_cpu(device: torch.device, dtype: torch.dtype) -> str | None:
+    """The first of numba and native that can run these tensors, or None. Warns where the installation is at fault:
+    where numba is broken, or neither can be used.
+    """
+    taken = next((fused for fused in _CPU if module(fused).supports(device, dtype) is None), None)
+    if taken is None:
+        reasons = [module(fused).supports(device, torch.float32) for fused in _CPU]
+        if None not in reasons:
+            _warn(f"{'; '.join(reasons)}; auto takes aten instead, and reference for what aten lacks")
+    elif taken != "numba" and (failure := numba.failure()) is not None:
+        _warn(f"{failure}; auto takes {taken} instead")
+    return taken
+
+
+def choose(
+    name: str | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    projected: bool,
+    masked: bool,
+    cells: bool,
+    transformed: bool = False,
+    traced: bool = False,
+) -> str:
+    """The backend that runs a layer with these tensors.
+
+    Args, beside the tensors' own:
+        projected, masked, cells: whether the layer has a projection, has resets or lengths, and gives all cell states.
+        transformed: under `vmap` or forward mode.
+        traced: by a compiler, an exporter, or `torch.jit.trace`.
+
+    Raises:
+        RuntimeError: when the backend asked for by name cannot run them, with its reason.
+        ValueError: for an unknown name.
+    """
+    name, exports = check_name(named(name)), aten.exports_onnx()
+    if name == "auto" and exports:
+        name = "aten"
+    if name == "auto":
+        lacking = masked or cells or transformed  # in aten
+        if not projected:
+            if device.type in ("cpu", "meta"):
+                if (fused := _fused_on_cpu(device, dtype)) is not None:
+                    return _with_precision(fused, dtype)
+                lacking = lacking or traced
+            elif device.type == "cuda" and triton.supports(device, dtype) is None:
+                return "triton"
+        return "reference" if lacking else "aten"
+    reason = module(name).supports(device, dtype)
+    if reason is None and projected and name not in ("aten", "reference"):
+        reason = f"the {name} backend has no projections (proj_size)"
+    if reason is None and name == "aten" and masked:
+        reason = "the aten backend has no reset and no lengths"
+    if reason is None and name == "aten" and cells:
+        reason = "the aten backend does not return the cell states"
+    if exports:
+        if name != "aten":
+            reason = f"this is {name}"
+        elif projected:
+            reason = "ONNX's LSTM has no projections (proj_size)"
+        reason = reason and f"an ONNX export takes the aten backend alone: {reason}"
+    if reason is not None:
+        raise RuntimeError(reason)
+    return _with_precision(name, dtype)

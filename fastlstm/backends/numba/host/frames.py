@@ -1,0 +1,138 @@
+"""A kernel ready to run, but for what is a call's own: a short call would spend longer on it than on its arithmetic."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastlstm.backends.memory import SCRATCH, SMALL, release_scratch, take, take_scratch
+from fastlstm.backends.numba.host.sizes import LINE
+
+OWN = 1 << 15  # bytes of buffers that a frame has for itself, which spares a short call to look for them
+
+
+class Kernel:
+    """A task, the arguments that all its calls share, the sizes of its buffers, and the frames that calls run in.
+
+    Attributes:
+        steps: bytes from one of a buffer to the next, where lanes of a stack have their own.
+    """
+
+    def __init__(
+        self, task: str, kind: str, dtype: torch.dtype, pieces: int, threads: int, parts: int,
+        fields: dict[str, int], sizes: dict[str, int], lanes: int = 1,
+    ) -> None:  # fmt: skip
+        """`kind`: Forward or Backward; `pieces`: of a number on the matrix unit; `fields` of the arguments; `sizes` of
+        the buffers, in elements: each thread has a ``scratch`` of its own, and each of `lanes` one of the others.
+        """
+        from fastlstm.backends.numba.host import arguments, tasks
+
+        places, large, self.steps = [], [], {}
+        self.counters = total = LINE * (parts + 2) if threads > 1 else 0
+        for name, count in sizes.items():
+            self.steps[name] = -(-count * dtype.itemsize // LINE) * LINE
+            needed = self.steps[name] * (threads if name == "scratch" else lanes)
+            if needed >= SMALL:
+                large.append((name, needed))
+            elif needed:
+                places.append((name, total))
+                total += needed
+        self.small, self.places = total, places  # one piece of memory for all of these
+        self.large = sorted(large, key=lambda entry: -entry[1])  # what the pool has goes to those that it fits
+        self.task, self.threads = task, threads
+        self.lends = threads > 1 or len(large) > 0 or total > OWN
+        self.arguments = arguments.STRUCTS[kind](
+            **tasks.primitives(dtype.itemsize, pieces), relax=tasks.relax(), constants=_constants(dtype).data_ptr(),
+            parts=parts, scratch_bytes=self.steps["scratch"], **fields,
+        )  # fmt: skip
+        self.idle: list[Frame] = []
+
+    def lend(self, frame: Frame) -> None:
+        """Give a frame its buffers for one run, if they are not its own."""
+        if self.small <= SCRATCH:
+            frame.memory = take_scratch()  # mostly what the last call of any kernel has left in a cache
+            frame.place(self, frame.memory.data_ptr())
+        elif self.small < SMALL:
+            frame.memory = torch.empty(self.small, dtype=torch.uint8, device="cpu")
+            frame.place(self, frame.memory.data_ptr())
+        else:
+            view, at = take(self.small)
+            frame.views.append(view)
+            frame.place(self, at)
+        frame.count_anew()
+        for name, count in self.large:
+            view, address = take(count)
+            frame.views.append(view)
+            setattr(frame.arguments, name, address)
+
+    def take_back(self, frame: Frame) -> None:
+        """Let go of the buffers that a frame was lent."""
+        if self.small <= SCRATCH:
+            release_scratch(frame.memory)
+        frame.memory = None
+        frame.views.clear()
+
+    def run_stack(self, frame: Frame, groups: int, by_group: dict[str, int]) -> None:
+        """Run the kernel for each group of a stack, whose fields lie so many bytes apart."""
+        from fastlstm.backends.numba.host import tasks
+
+        tasks.run_stack(self.task, frame.arguments, groups, by_group, self.steps, self.threads)
+
+
+class Frame:
+    """The arguments and buffers of one call at a time. It does not know its kernel: a cycle would outlive a layer."""
+
+    __slots__ = ("arguments", "at", "counted", "found", "memory", "run", "stale", "views")
+
+    def __init__(self, kernel: Kernel) -> None:
+        from fastlstm.backends.numba.host import tasks
+
+        self.arguments = type(kernel.arguments).from_buffer_copy(kernel.arguments)
+        found = (ctypes.c_int64 * 2)()
+        self.arguments.large = ctypes.addressof(found)
+        self.stale = ctypes.addressof(found) + 8
+        self.found = memoryview(found).cast("B").cast("q")  # a number too large for the unit; blocks of other weights
+        self.run = tasks.ready(kernel.task, self.arguments, kernel.threads)
+        self.at, self.counted = -1, memoryview(bytearray())
+        self.memory: Any = None
+        self.views: list[memoryview] = []
+        if not kernel.lends:
+            self.memory = torch.empty(kernel.small, dtype=torch.uint8, device="cpu")
+            self.place(kernel, self.memory.data_ptr())
+
+    def place(self, kernel: Kernel, at: int) -> None:
+        """Have the small buffers lie from an address on."""
+        if at == self.at:
+            return
+        self.at = self.arguments.barrier = at
+        for name, place in kernel.places:
+            setattr(self.arguments, name, at + place)
+        if kernel.counters:
+            self.counted = memoryview((ctypes.c_char * kernel.counters).from_address(at)).cast("B")
+
+    def count_anew(self) -> None:
+        """Have the barriers count from zero, as they do in each run."""
+        self.counted[:] = bytes(len(self.counted))
+
+    def look(self) -> tuple[int, int]:
+        """What the kernel has found: a number that the matrix unit cannot take; weights that are not those packed."""
+        large, stale = self.found
+        if large or stale:
+            self.found[0] = self.found[1] = 0
+        return large, stale
+
+
+_kept: dict[torch.dtype, Tensor] = {}
+
+
+def _constants(dtype: torch.dtype) -> Tensor:
+    """A kilobyte of zeros, then a one, for good."""
+    found = _kept.get(dtype)
+    if found is None:
+        found = torch.zeros(1024 // dtype.itemsize + 1, dtype=dtype, device="cpu")
+        found[-1] = 1.0
+        found = _kept.setdefault(dtype, found)  # atomic: one for all threads, since its address is kept
+    return found

@@ -1,0 +1,60 @@
+"""Weights that are packed once for many calls."""
+
+from __future__ import annotations
+
+import itertools
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastlstm.backends.cpu import address, snapshot_of
+from fastlstm.backends.numba.host.signature import Signature, Weights
+from fastlstm.backends.numba.host.sizes import LINE
+
+
+class Packed(NamedTuple):
+    """Packed weights, which nobody writes to once they are kept, and the addresses of their parts and digests."""
+
+    memory: Tensor
+    addresses: tuple[int, ...]
+
+
+class Keeper:
+    """Where a layer's plans keep packed weights of one kind: `packed`, or None before they are first used.
+
+    Any thread may replace what is there. Who uses it holds on to it, so that it outlives its replacement.
+    """
+
+    def __init__(self, *sizes: int) -> None:
+        """`sizes`: bytes of each part, of which the digests are the last."""
+        *self.places, self.size = (0, *itertools.accumulate(-(-size // LINE) * LINE for size in sizes))
+        self.packed: Packed | None = None
+
+    def new(self) -> Packed:
+        """Memory for weights that are about to be packed."""
+        self.packed = None  # its memory before the new one's
+        memory = torch.empty(self.size, dtype=torch.uint8, device="cpu")
+        at = memory.data_ptr()
+        return Packed(memory, (*(at + place for place in self.places),))
+
+
+@cache
+def digest_bytes(H: int, columns: tuple[int, ...], dtype: torch.dtype) -> int:
+    """Bytes of the digests of weights (4H, columns) of a type."""
+    from fastlstm.backends.numba.kernels.weights import digested_blocks
+    from fastlstm.backends.numba.llvm.digest import DIGEST_BYTES
+
+    return sum(digested_blocks.py_func(H * n * dtype.itemsize) for n in columns) * DIGEST_BYTES
+
+
+def addresses(weights: Any) -> tuple[int, ...]:
+    """The addresses of weight_ih, weight_hh, bias_ih and bias_hh, 0 for None."""
+    return (*map(address, weights),)
+
+
+def sealed(signature: Signature, weights: Weights) -> tuple[Weights, Weights]:
+    """A snapshot of weights, and what the kernel packs of it: it does not matter what is written to them meanwhile."""
+    snapshot = (*snapshot_of(weights),)
+    return snapshot, signature.cast(snapshot)

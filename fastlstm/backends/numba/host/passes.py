@@ -1,0 +1,123 @@
+"""What both kernels' calls have in common: weights that a call packs for itself, or that stay packed."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastlstm.backends.cpu import rows_contiguous
+from fastlstm.backends.numba.host import sizes
+from fastlstm.backends.numba.host.frames import Frame, Kernel
+from fastlstm.backends.numba.host.packing import Keeper, addresses, digest_bytes, sealed
+from fastlstm.backends.numba.host.signature import Signature, Weights
+
+
+class Pass:
+    """Runs one kernel for calls of one signature.
+
+    With `kept` it reads weights that stay packed there from call to call. The kernel then compares the digest of all
+    weights that it uses with that of the packed ones; where they differ, these are packed again and it runs once more.
+    """
+
+    kind: str
+    options: tuple[Any, ...]  # the other arguments of the class
+
+    def __init__(self, signature: Signature, kept: dict[Any, Any] | None) -> None:
+        s, size = signature, signature.dtype.itemsize
+        self.signature, self.kept, self.groups = s, kept, s.groups or 1
+        self.lanes = sizes.lanes_of(s.dtype)
+        self.keeper: Keeper | None = None
+        self.panels = sizes.panels_of(s.H, self.lanes)
+        self.like = torch.empty(0, dtype=s.dtype, device="cpu")
+        self.states, self.row, self.zeros = (*s.ends, s.rows, s.H), s.H * size, sizes.zeros(s.H * size)
+
+    def split(self, back: bool) -> tuple[int, int]:
+        """Threads, and into how many parts they split the batch rows."""
+        s = self.signature
+        if self.groups > 1:
+            return sizes.split_stack(s.threads, self.groups, s.B, s.H, s.I + s.H)
+        return sizes.split(s.threads, s.T, s.B, s.I, s.H, self.panels, s.pieces, back)
+
+    def prepare(
+        self, task: str, pieces: int, of_x: int, threads: int, parts: int, fields: dict[str, int],
+        buffers: dict[str, int], packed: dict[str, int], keeps: bool, digested: tuple[int, ...],
+    ) -> None:  # fmt: skip
+        """`packed`: elements of each part of the packed weights; `digested`: columns of those that are compared."""
+        from fastlstm.backends.numba.host import arguments
+
+        s = self.signature
+        if keeps and self.kept is not None:
+            key = self.kind, s.I, s.H, s.dtype, s.given, s.rounded, s.narrow, s.pieces, of_x
+            parts_of = *(count * s.dtype.itemsize for count in packed.values()), digest_bytes(s.H, digested, s.given)
+            self.keeper = self.kept.setdefault(key, Keeper(*parts_of))
+        else:
+            buffers = buffers | packed
+        fields = fields | s.row_strides | {"rows": s.rows, "reverse": s.reverse, "original_size": s.given.itemsize}
+        fields |= {"narrow_rows": s.narrow, "narrow_weights": s.narrow}
+        lanes = 1 if self.groups == 1 else threads
+        self.kernel = Kernel(task, self.kind, s.dtype, pieces, threads, parts, fields, buffers, lanes)
+        self.write, self.at = arguments.writer(self.kind, False)
+        self.write_kept, _ = arguments.writer(self.kind, True)
+
+    def given(self, state: Tensor) -> tuple[Tensor, int]:
+        """A state with its rows contiguous, and the bytes from one row to the next."""
+        if state.is_contiguous():
+            return state, self.row
+        state = rows_contiguous(state)
+        return state, sizes.row(state)[1]
+
+    def enter(self, weights: Weights, call: tuple[int, ...], by_group: dict[str, int] | None = None) -> int:
+        """Run the kernel, in a stack for each group; whether it met a number that the matrix unit cannot take."""
+        kernel, keeper = self.kernel, self.keeper
+        try:
+            frame = kernel.idle.pop()  # atomic: Python threads may share the kernel
+        except IndexError:
+            frame = Frame(kernel)
+        if kernel.lends:
+            kernel.lend(frame)
+        if keeper is None:
+            weights = self.signature.cast(weights)
+            self.write(frame.arguments, self.at, *addresses(weights), 0, 0, 0, 0, *call)
+            if by_group is None:
+                frame.run()
+            else:
+                kernel.run_stack(frame, self.groups, by_group)
+            large, _ = frame.look()
+        else:
+            packed, stale = keeper.packed, 1
+            if packed is not None:
+                ih, hh, b_ih, b_hh = weights
+                self.write_kept(
+                    frame.arguments, self.at, 0, 0, 0, 0, ih.data_ptr(), hh.data_ptr(),
+                    0 if b_ih is None else b_ih.data_ptr(), 0 if b_hh is None else b_hh.data_ptr(), *call,
+                    *packed.addresses, frame.stale,
+                )  # fmt: skip
+                frame.run()
+                large, stale = frame.look()
+            if stale:
+                large = self._pack_and_run(keeper, frame, weights, call)
+        if kernel.lends:
+            kernel.take_back(frame)
+        kernel.idle.append(frame)
+        return large
+
+    def _pack_and_run(self, keeper: Keeper, frame: Frame, weights: Weights, call: tuple[int, ...]) -> int:
+        """Run on newly packed weights. They are kept, unless the matrix unit cannot take a number in them."""
+        packed, (originals, copies) = keeper.new(), sealed(self.signature, weights)
+        addressed = *addresses(copies), *addresses(originals)
+        self.write_kept(frame.arguments, self.at, *addressed, *call, *packed.addresses, 0)
+        frame.count_anew()
+        frame.run()
+        large, _ = frame.look()
+        if not large:
+            keeper.packed = packed
+        return large
+
+    @cached_property
+    def without_unit(self) -> Any:
+        """The same without the matrix unit, for numbers that it cannot take."""
+        made: Any = type(self)
+        return made(self.signature._replace(pieces=0, unit=False), *self.options, self.kept)

@@ -1,0 +1,171 @@
+"""Which kernel a call takes: plans for calls of one signature, and the same for calls of any."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastlstm.backends.base import Gradients, Layer, Run
+from fastlstm.backends.memory import converted, unpooled
+from fastlstm.backends.numba.host.backward import Backward
+from fastlstm.backends.numba.host.forward import Forward
+from fastlstm.backends.numba.host.signature import contiguous, readable, signature_of
+from fastlstm.torch_private import copy_all
+
+Optional = Tensor | None
+WIDE = torch.float32, torch.float64
+SHORT = 1 << 16  # numbers of x and the states up to which a call of 16 bits copies them to memory that is kept
+
+
+# What runs calls of no plan, for as many signatures as a program may have in turns.
+_forward, _backward = lru_cache(1024)(Forward), lru_cache(1024)(Backward)
+
+
+def forward(layer: Layer, save: bool, pieces: int = 0) -> Run:
+    """See `fastlstm.backends.reference.forward`; the gates have `saved_shape`. `pieces`: of a number, for the matrix
+    unit; with 0 only products that `sizes.input_pieces` names take it.
+    """
+    layer = readable(layer)
+    return _forward(signature_of(layer, (), pieces), save).run(layer)
+
+
+def backward(grads: Run, layer: Layer, run: Run, needs: Gradients, pieces: int = 0) -> Gradients:
+    """See `fastlstm.backends.reference.backward`."""
+    layer = readable(layer)
+    signature = signature_of(layer, (), pieces)
+    if signature.rows == 0:
+        return _zeros(layer, needs)
+    h, c, gates = map(contiguous, (run.h, *run.kept))
+    return _backward(signature, needs, gates.dim() == 5).run(grads, layer, Run(h, run.last, (c, gates)))
+
+
+def _zeros(layer: Layer, needs: Gradients) -> Gradients:
+    """The gradients of a layer of no rows."""
+    tensors = layer.tensors
+    flat = layer.x.flatten(1, 2) if layer.x.dim() == 4 else layer.x, *tensors[1:]
+    return Gradients.of([torch.zeros_like(a) if need and a is not None else None for a, need in zip(flat, needs.flat)])
+
+
+class Plan:
+    """How calls like an example run. See `fastlstm.backends.base.Plan`.
+
+    Attributes:
+        forward: runs a layer.
+    """
+
+    forward: Callable[[Layer], Run]
+    run: Callable[[Any], Any]  # the same for a layer as the kernel reads it
+
+    def __init__(
+        self, layer: Layer, save: bool, kept: dict[Any, Any] | None, ends: tuple[int, ...], pieces: int
+    ) -> None:
+        """See `plan`."""
+        self.narrow = pieces == 1 and layer.x.dtype is torch.bfloat16
+        base = layer if self.narrow or layer.x.dtype in WIDE else layer._replace(x=converted(layer.x, torch.float32))
+        seen = readable(base._replace(weights=(*map(contiguous, base.weights),)))
+        self.signature = s = signature_of(seen, ends, pieces)._replace(rounded=layer.x.dtype)
+        # A whole sequence of a training step is followed by an update of the weights: it packs them for itself.
+        keeps = not save or (s.T == 1 and (layer.x.dtype in WIDE or not pieces))
+        self.kept = kept if keeps else None
+        self.backwards: dict[Gradients, Backward] = {}
+        kernel = Forward(s, save, self.kept)
+        self.run, self.states = kernel.run, kernel.states
+        reads = all(a is b for a, b in zip((seen.x, *seen.weights), (base.x, *base.weights)))
+        self.readable = same if reads else readable_in_plan
+        self.forward = self.run if reads else self._forward_of_readable
+
+    def _forward_of_readable(self, layer: Layer) -> Run:
+        return self.run(self.readable(layer))
+
+    def backward(self, grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
+        """The gradients of a layer that this plan has run."""
+        return self._backward(needs).run(grads, self.readable(layer), run)
+
+    def _backward(self, needs: Gradients) -> Backward:
+        found = self.backwards.get(needs)
+        if found is None:
+            found = Backward(self.signature, needs, self.signature.groups is not None, self.kept)
+            self.backwards[needs] = found
+        return found
+
+
+class SixteenBits(Plan):
+    """A plan for x and states of bfloat16 or float16. They are computed in float32, and results are rounded once."""
+
+    def __init__(self, layer: Layer, *others: Any) -> None:
+        super().__init__(layer, *others)
+        self.dtype, self.forward = layer.x.dtype, self._forward_of_sixteen
+        self.sizes = layer.x.shape, self.states, self.states
+        self.short = sum(map(prod, self.sizes)) < SHORT
+        self.idle: list[list[Tensor]] = []
+
+    def _forward_of_sixteen(self, layer: Any) -> Run:
+        x, weights, states, lengths, reset, reverse = layer
+        given: Any = None
+        if self.short and not self.narrow and states[0] is not None:
+            try:
+                given = self.idle.pop()  # atomic: Python threads may share the plan
+            except IndexError:
+                with torch.inference_mode(False):  # to be written to outside it as well
+                    given = [torch.empty(size, dtype=torch.float32, device="cpu") for size in self.sizes]
+            copy_all(given, [x, *states])
+            x, *states = given
+        else:
+            x, states = x if self.narrow else converted(x, torch.float32), widened(states)
+        h, (h_n, c_n), kept = self.run(self.readable(Layer(x, weights, states, lengths, reset, reverse)))
+        if given is not None:
+            self.idle.append(given)
+        if kept and h is not None and not self.narrow:
+            kept = *kept, h  # which the backward pass reads, before it is rounded
+        return Run(rounded(h, self.dtype), (h_n.to(self.dtype), c_n.to(self.dtype)), kept)
+
+    def backward(self, grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
+        """The gradients of a layer that this plan has run. x is widened again: kept, it would be twice its memory."""
+        x, dh, h, kept = layer.x, grads.h, run.h, [*run.kept]
+        if not self.narrow:
+            x, dh = converted(x, torch.float32), *widened((dh,))
+            if h is not None:
+                h = kept.pop()
+        layer = self.readable(layer._replace(x=x, states=widened(layer.states)))
+        grads = Run(dh, widened(grads.last), widened(grads.kept))
+        gradients = self._backward(needs).run(grads, layer, Run(h, run.last, (*kept,)))
+        return Gradients.of([rounded(a, self.dtype) for a in gradients.flat])
+
+
+def same(layer: Layer) -> Layer:
+    return layer
+
+
+def readable_in_plan(layer: Layer) -> Layer:
+    """`readable` with contiguous weights: those of later calls may have other strides."""
+    return readable(layer._replace(weights=(*map(contiguous, layer.weights),)))
+
+
+def widened(tensors: tuple[Optional, ...]) -> tuple[Optional, ...]:
+    """Tensors of 16 bits in float32."""
+    return (*(a if a is None else converted(a, torch.float32) for a in tensors),)
+
+
+def rounded(a: Optional, dtype: torch.dtype) -> Optional:
+    return a if a is None or a.dtype is dtype else converted(a, dtype, unpooled)
+
+
+def plan(layer: Layer, save: bool, kept: dict[Any, Any] | None, ends: tuple[int, ...], pieces: int = 0) -> Plan:
+    """How calls like this one run: of the same shapes, strides of x, types, contiguity and presence of each tensor, and
+    number of threads.
+
+    Args:
+        layer: an example, whose x is (T, B, I), or (B, I) for one step alone. A step's run has no ``h``.
+        save: whether runs keep what the backward pass reads.
+        kept: what a layer's plans share, in which its weights stay packed from call to call; None: they are packed in
+            each call.
+        ends: the leading axes of the states, ``(1,)`` or ``()``.
+        pieces: see `forward`.
+    """
+    kind = Plan if layer.x.dtype in WIDE else SixteenBits
+    return kind(layer, save, kept, ends, pieces)

@@ -1,0 +1,256 @@
+"""What every call needs before its kernel runs: sizes, threads, memory, and the fields of its argument struct."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from fastlstm.backends.numba.host.signature import Signature
+
+
+@cache
+def most_pieces() -> int:
+    from fastlstm.backends.numba.llvm import matrix
+
+    return matrix.most_pieces()
+
+
+@cache
+def lanes_of(dtype: torch.dtype) -> int:
+    from fastlstm.backends.numba.llvm.simd import VECTOR_BYTES
+
+    return VECTOR_BYTES // dtype.itemsize
+
+
+def panels_of(size: int, lanes: int) -> int:
+    return (size + lanes - 1) // lanes
+
+
+def split(team: int, T: int, B: int, I: int, H: int, panels: int, pieces: int, back: bool = False) -> tuple[int, int]:
+    """Threads of a `team`, and into how many parts they split the batch rows; threads within a part split the units.
+
+    Parts meet nobody, but each reads all weights; a split of units halves what a thread reads, for a barrier of a
+    microsecond a step. So a part is given the rows that make its products last longer than its reading, few where
+    weights are few, but no more than fill a pass over a panel; and all other threads go to units. `back`: of the
+    backward pass, whose steps read weight_hh alone.
+    """
+    threads, K = team, I + H
+    enough = min(64, max(2, 16 * H * (H if back else K) // ROW_BYTES))
+    parts = min(threads, max(1, B // enough, min(panels_of(threads, panels), B // 2)))
+    # products of bfloat16 are so much faster where few rows use them: on the matrix unit, or on vectors
+    faster = 1 if pieces != 1 else 8 if most_pieces() > 1 else 2
+    if parts < threads and SERIAL * faster > B * 4 * H * K:
+        threads = parts
+    threads = min(threads, parts * panels)
+    if parts == threads and T * B * 4 * (H + 8) * (K + 32) < SERIAL_CALL:
+        return 1, 1
+    return threads, parts
+
+
+CHUNK_ROWS = 128  # (step, row) pairs whose dpreact is turned into gradients together
+RING = 4  # chunks of these that are kept: a thread may write one while another reads the chunk three before it
+# Bytes of the sums over these pairs from which they no longer stay in the second-level caches, and four times as many
+# pairs are summed together.
+SUM_BYTES, MATRIX_SUM_BYTES = 9 << 18, 1 << 22
+# Up to this size of the sums over (step, row) pairs, or half of it where batch rows are few but steps many, each half
+# of the batch rows has its own: a thread's are then over what it has in its cache. It depends on nothing but the shape,
+# so that the bits do not on the threads.
+HALF_BYTES = 1 << 19
+FEW_ROWS = 128  # (step, row) pairs whose weight gradients are written row by row, less for padding, see `outer`
+UNIT_PIECES = 3  # of a float32, where some products alone run on the matrix unit: all that it has
+MANY_SUMS = 1 << 22  # multiply-adds a step, from which sums for the weights run there: laying dpreact out costs a tenth
+MANY_INPUTS = 1 << 18  # weights of the input from which its products run there, see `input_pieces`
+SERIAL = 75_000  # multiply-adds of a step, below which a barrier costs what the second thread saves
+SERIAL_CALL = 1_000_000  # of a call, with 32 more a sum for the cells, below which waking the second thread does
+# Bytes of both weights that a call's first 8 steps read, above which more than a few rows, too, multiply a wide input
+# for several steps at once: 10 MB, which a cache shared with others loses from step to step, and more where steps are
+# fewer. FED_ROWS: (step, row) pairs at most whose products are kept.
+LARGE, FED_ROWS = 5 << 24, 512
+ROW_BYTES = 1 << 15  # of weights in float32, for each row of a part
+LINE = 64  # bytes of a cache line: the counters of two barriers lie so far apart
+
+
+def transposed_sizes(I: int, H: int, panels: int, lanes: int, pieces: int, of_x: int) -> dict[str, int]:
+    """Elements of the transposed weights packed for products with dpreact: of each group of four vectors."""
+    ih, hh = (panels * 2 * n * 1024 if n else panels * 4 * lanes * 4 * lanes for n in (of_x, pieces))
+    return {"packed_ih": panels_of(I, 4 * lanes) * ih, "packed_hh": panels_of(H, 4 * lanes) * hh}
+
+
+def blocks_of(I: int, H: int) -> tuple[int, int]:
+    """Rows of weights in a block of x's sum, 0 where a narrow x is in h's, and of h's. How many batch rows there are
+    must not decide: a row's bits would depend on it.
+    """
+    from fastlstm.backends.numba.kernels.shared import BLOCK_K
+
+    def block(rows: int) -> int:
+        return -(-rows // -(-rows // BLOCK_K))
+
+    return (block(I), block(H)) if 4 * I >= H else (0, block(I + H))
+
+
+def tail_of(H: int, dtype: torch.dtype, pieces: int) -> int:
+    """Vectors of the last panel's gates: 4, or fewer where it is not full and the matrix unit has no part."""
+    lanes = lanes_of(dtype)
+    unit = pieces or (dtype == torch.float32 and most_pieces() >= UNIT_PIECES)
+    return 4 if unit or H % lanes == 0 else -(-4 * (H % lanes) // lanes)
+
+
+def input_pieces(I: int, H: int, dtype: torch.dtype, pieces: int, unit: bool = True) -> int:
+    """Pieces of a number in the products with the input, of both passes: 0 without the matrix unit.
+
+    Where all other products do without it these still take it if they are two thirds of all, and many. How many rows
+    there are must not decide: a row's bits would depend on the rows beside it, a step's on the steps around it.
+    """
+    many = dtype == torch.float32 and I >= 2 * H and 4 * H * I >= MANY_INPUTS
+    return pieces or (UNIT_PIECES if unit and many and most_pieces() >= UNIT_PIECES else 0)
+
+
+def forward_task(pieces: int, of_x: int) -> str:
+    """The task for products of so many pieces, 0 without the matrix unit, and those with the input of so many."""
+    return "forward_matrix" if pieces else "forward_mixed" if of_x else "forward"
+
+
+def backward_task(pieces: int, of_x: int, of_sums: int) -> str:
+    """The task for products of so many pieces, 0 without the matrix unit, those with the input of so many, and sums
+    for the weights of so many.
+    """
+    return "backward_matrix" if pieces else "backward_mixed" if of_x or of_sums else "backward"
+
+
+def forward_sizes(s: Signature, of_x: int, parts: int) -> tuple[dict[str, int], dict[str, int]]:
+    """Fields of the forward kernel's arguments and elements of its buffers, but for packed weights."""
+    T, B, I, H, dtype, pieces = s.T, s.B, s.I, s.H, s.dtype, s.pieces
+    from fastlstm.backends.numba.kernels.shared import CHUNK, operand_steps
+
+    lanes, fields = lanes_of(dtype), {"T": T, "B": B, "I": I, "H": H, "tail": tail_of(H, dtype, pieces)}
+    buffers = {"scratch": 64 * 7 * lanes + (B * H if s.resets and not pieces else 0)}
+    if s.narrow:
+        buffers["states"] = 2 * B * H
+    if pieces:  # the last tile may be cut off
+        fields["pitch"] = (B + 32) * 64
+        buffers["operand"] = 2 * pieces * operand_steps.py_func(I, H) * fields["pitch"] // 4
+    elif of_x:
+        feed = max(1, min(T, CHUNK_ROWS // max(B, 1)))
+        rows = feed * B + 32 * parts
+        fields |= {"feed": feed, "pitch": rows * 64}
+        buffers["operand"] = 2 * of_x * panels_of(I, 32) * rows * 16
+        buffers["fed"] = panels_of(H, lanes) * rows * 4 * lanes
+    else:
+        fields["block_x"], fields["block"] = blocks_of(I, H)
+        wide, large = fields["block_x"] > 0, 4 * H * (I + H) * dtype.itemsize * min(T, 8) > LARGE
+        most = min(32, FED_ROWS // max(B, 1))  # steps for which a row reads the weights once
+        feed = -(-T // -(-T // most)) if T > 1 and most else 0
+        few = CHUNK if large else feed // max(B, 1)
+        if feed and (B == 1 or (wide and 0 < B <= few)):
+            fields["feed"] = feed
+            buffers["fed"] = panels_of(H, lanes) * feed * (B if wide else 2) * 4 * lanes
+    return fields, buffers
+
+
+def packed_size(I: int, H: int, lanes: int, pieces: int, of_x: int, places: int) -> int:
+    """Elements of the packed weights of so many panels."""
+    from fastlstm.backends.numba.kernels.shared import operand_steps
+
+    if pieces:
+        return places * operand_steps.py_func(I, H) * pieces * 1024
+    of_inputs = panels_of(I, 32) * of_x * 1024 if of_x else I * 4 * lanes
+    return places * (H * 4 * lanes + of_inputs)
+
+
+def backward_sizes(s: Signature, sums: bool, to_x: bool) -> tuple[dict[str, int], dict[str, int], int, int]:
+    """Fields of the backward kernel's arguments and elements of its buffers, but for transposed weights; and the pieces
+    of a number in the products for x and in the sums for the weights: 0 without the matrix unit.
+
+    `sums`: whether a gradient of the weights or of a bias is wanted; `to_x`: whether one of x is.
+    """
+    T, B, I, H, dtype, pieces, unit = s.T, s.B, s.I, s.H, s.dtype, s.pieces, s.unit
+    lanes, size = lanes_of(dtype), dtype.itemsize
+    panels, wide = panels_of(H, lanes), 4 * lanes
+    columns = (panels_of(I, wide) + panels_of(H, wide)) * wide
+    few = not pieces and T * B * columns <= FEW_ROWS * (I + H)
+    of_inputs = input_pieces(I, H, dtype, pieces, unit)
+    of_x = of_inputs if to_x else 0
+    # where dx takes the unit its kernel sums there, too: then always, since the sums must not depend on who wants dx
+    long = dtype == torch.float32 and (of_inputs or B * 4 * H * (I + H) >= MANY_SUMS)
+    of_sums = pieces or (UNIT_PIECES if unit and sums and long and not few and most_pieces() >= UNIT_PIECES else 0)
+    mixed = of_sums and not pieces
+    rows_of_x = -(-(I + 1) // 16) * 16 if of_sums else I  # of the sums, before those of h
+    sum_rows = rows_of_x + (panels * 16 if of_sums else H + 1)
+    of_half = panels * sum_rows * wide * size  # bytes
+    rows = CHUNK_ROWS
+    if mixed:  # dpreact takes more memory, for which a batch of few rows gets no speed
+        rows = CHUNK_ROWS // 2 if B < 64 else CHUNK_ROWS
+    elif of_half > (MATRIX_SUM_BYTES if pieces else SUM_BYTES):
+        rows = 4 * CHUNK_ROWS
+    chunk = -(-T // max(1, round(T * B / rows)))
+    ring = min(RING, -(-T // chunk))
+    many = B >= 4 and T * B >= 1024 and of_half <= HALF_BYTES // 2
+    halves = 2 if many or (B >= 128 and of_half <= HALF_BYTES) else 1
+    kept = ring * chunk if (sums and not of_sums) or (to_x and not of_x) else 2
+    fields = {"T": T, "B": B, "I": I, "H": H, "chunk": chunk, "ring": ring, "halves": halves, "kept": kept}
+    tail = fields["tail"] = tail_of(H, dtype, pieces)
+    fields |= {"sum_rows": sum_rows, "sums_of_h": rows_of_x, "sum_of_one": I if of_sums else I + H}
+    buffers = {"scratch": 64 * 7 * lanes, "dc_carried": panels * B * lanes * (2 if s.ends_early else 1)}
+    if pieces or tail < 4:  # dpreact of a panel before it is laid out
+        buffers["scratch"] += 64 * wide
+    if not pieces:
+        buffers["dpreact"] = panels * kept * B * wide
+    if pieces or of_x:
+        kept = ring * chunk if to_x else 2
+        fields |= {"rows_kept": kept, "pitch": (kept * B + 32) * 64}
+        buffers["dpreact_rows"] = (pieces or of_x) * 2 * panels * fields["pitch"] // size
+    if of_sums:
+        blocks = -(-chunk * (B + B % 2) // 32)
+        fields["columns_bytes"] = panels * blocks * of_sums * 4096
+        fields["strips_bytes"] = of_sums * blocks * sum_rows * 64
+        buffers["columns"] = ring * fields["columns_bytes"] // size if sums else 0
+    else:
+        columns = columns if few else panels_of(I + H + 1, 24) * 24
+        fields["strips_bytes"] = chunk * B * columns * size
+    from fastlstm.backends.numba.kernels.shared import FOLD
+
+    both = 2 if of_sums and -(-T // chunk) > FOLD else 1  # the sums, and those of the last chunks
+    buffers["dweights"] = both * halves * panels * sum_rows * wide if sums and not few else 0
+    buffers["strips"] = ring * fields["strips_bytes"] // size if sums else 0
+    return fields, buffers, of_x, of_sums
+
+
+def row(a: Tensor) -> tuple[int, int]:
+    """The address of (..., rows, columns) and the bytes from one row to the next."""
+    return a.data_ptr(), a.stride(-2) * a.element_size()
+
+
+def step_row(a: Tensor) -> tuple[int, int, int]:
+    """The address of (steps, ..., rows, columns) and the bytes from one step and one row to the next."""
+    size, (step, *_, row, _) = a.element_size(), a.stride()
+    return a.data_ptr(), step * size, row * size
+
+
+_zeros: dict[int, Any] = {}
+
+
+def zeros(size: int) -> int:
+    """The address of so many bytes of zeros, for good. A kept tensor would keep what a transform wraps it in."""
+    found = _zeros.get(size)
+    if found is None:  # one for all threads: `setdefault` is atomic
+        found = _zeros.setdefault(size, (ctypes.c_char * size)())
+    return ctypes.addressof(found)
+
+
+def split_stack(team: int, groups: int, B: int, H: int, K: int) -> tuple[int, int]:
+    """As `split`, for groups of B rows: each runs on one thread, and needs no barrier."""
+    return (1 if groups * B * 4 * H * K < SERIAL else min(team, groups)), 1
+
+
+def row_steps(B: int, **tensors: Tensor | None) -> dict[str, int]:
+    """Bytes from one group's B rows to the next one's."""
+    return {k: B * a.stride(-2) * a.element_size() for k, a in tensors.items() if a is not None}
+
+
+def first_steps(**tensors: Tensor | None) -> dict[str, int]:
+    return {k: a.stride(0) * a.element_size() for k, a in tensors.items() if a is not None}

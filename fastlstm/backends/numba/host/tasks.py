@@ -1,0 +1,208 @@
+"""The kernels compiled: C functions by address, and the team of threads that runs them."""
+
+import ctypes
+import hashlib
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numba import carray, cfunc
+from numba import types as nb
+
+from fastlstm import cell
+from fastlstm.backends import cpu
+from fastlstm.backends.numba.host.arguments import BACKWARD, FORWARD, REGION, STACK, RegionArguments, StackArguments
+from fastlstm.backends.numba.kernels.backward import backward, backward_matrix, backward_mixed
+from fastlstm.backends.numba.kernels.forward import forward, forward_matrix, forward_mixed
+from fastlstm.backends.numba.kernels.shared import named_for
+from fastlstm.backends.numba.llvm import amx, matrix
+from fastlstm.backends.numba.llvm.intrinsics import call, call_int
+from fastlstm.backends.numba.llvm.matrix import store_addresses as store_matrix_addresses
+from fastlstm.backends.numba.llvm.primitives import NAMES, store_addresses
+from fastlstm.backends.numba.llvm.simd import VECTOR_BYTES
+
+_TASK = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
+
+
+def _fingerprint() -> int:
+    """A number of all sources a kernel is made of: numba's cache looks only at the file that a function stands in."""
+    digest = hashlib.sha256()
+    for path in [Path(cell.__file__), *sorted(Path(__file__).parents[1].rglob("*.py"))]:
+        digest.update(path.read_bytes())
+    return int.from_bytes(digest.digest()[:7], "little")
+
+
+def _functions(fingerprint: int) -> dict[str, tuple[Any, Any]]:
+    # What is closed over is part of the key of numba's cache: the number is to be, while a kernel or an intrinsic would
+    # get another key in every process, and be compiled there again.
+    def forward_task(args, thread, threads):
+        if threads < fingerprint:
+            forward(carray(args, 1, FORWARD)[0], thread, threads)
+
+    def backward_task(args, thread, threads):
+        if threads < fingerprint:
+            backward(carray(args, 1, BACKWARD)[0], thread, threads)
+
+    def forward_matrix_task(args, thread, threads):
+        if threads < fingerprint:
+            forward_matrix(carray(args, 1, FORWARD)[0], thread, threads)
+
+    def backward_matrix_task(args, thread, threads):
+        if threads < fingerprint:
+            backward_matrix(carray(args, 1, BACKWARD)[0], thread, threads)
+
+    def forward_mixed_task(args, thread, threads):
+        if threads < fingerprint:
+            forward_mixed(carray(args, 1, FORWARD)[0], thread, threads)
+
+    def backward_mixed_task(args, thread, threads):
+        if threads < fingerprint:
+            backward_mixed(carray(args, 1, BACKWARD)[0], thread, threads)
+
+    def stack_task(args, thread, threads):
+        a = carray(args, 1, STACK)[0]
+        for lane in range(thread, a.lanes, threads):
+            for k in range(lane, a.count, a.lanes):
+                if k < fingerprint:
+                    call(a.task, a.first + k * a.bytes, 0, 1)
+
+    def region(args):
+        a = carray(args, 1, REGION)[0]
+        size = call_int(a.team_size)
+        if size < fingerprint:
+            call(a.task, a.arguments, call_int(a.thread_number), size)
+
+    def primitives32(target):
+        if fingerprint != 0:
+            store_addresses(np.float32(0), target)
+
+    def primitives64(target):
+        if fingerprint != 0:
+            store_addresses(np.float64(0), target)
+
+    def matrix_primitives(pieces):
+        @named_for(pieces)
+        def store(target):
+            if fingerprint != 0:
+                store_matrix_addresses(pieces, target)
+
+        return store, nb.void(nb.intp)
+
+    task = nb.void(nb.voidptr, nb.intp, nb.intp)
+    return {
+        "forward": (forward_task, task),
+        "backward": (backward_task, task),
+        "forward_matrix": (forward_matrix_task, task),
+        "backward_matrix": (backward_matrix_task, task),
+        "forward_mixed": (forward_mixed_task, task),
+        "backward_mixed": (backward_mixed_task, task),
+        "stack": (stack_task, task),
+        "region": (region, nb.void(nb.voidptr)),
+        "primitives4": (primitives32, nb.void(nb.intp)),
+        "primitives8": (primitives64, nb.void(nb.intp)),
+        **{f"matrix{pieces}": matrix_primitives(pieces) for pieces in amx.PRODUCTS},
+    }
+
+
+_sources = _functions(_fingerprint())
+
+
+@cache
+def _compiled(name: str) -> Any:
+    function, signature = _sources[name]
+    options: dict[str, Any] = {"nopython": True, "nogil": True, "error_model": "numpy", "boundscheck": False}
+    try:
+        return cfunc(signature, cache=True, **options)(function)
+    except RuntimeError:  # no folder that could hold a cache can be written
+        return cfunc(signature, **options)(function)
+
+
+def _addresses(name: str, names: tuple[str, ...]) -> dict[str, int]:
+    addresses = (ctypes.c_int64 * len(names))()
+    ctypes.CFUNCTYPE(None, ctypes.c_int64)(_compiled(name).address)(ctypes.addressof(addresses))
+    return dict(zip(names, addresses))
+
+
+@cache
+def primitives(size: int, pieces: int) -> dict[str, int]:
+    """The addresses of the primitives for elements of `size` bytes, and the vectors they work on. `pieces`: what the
+    matrix unit splits a number into, or 0 without it.
+    """
+    of_matrix = _addresses(f"matrix{pieces}", matrix.NAMES) if pieces else {}
+    return {
+        **_addresses(f"primitives{size}", NAMES),
+        **of_matrix,
+        "size": size,
+        "lanes": VECTOR_BYTES // size,
+        "pieces": pieces,
+    }
+
+
+@cache
+def task(name: str) -> Any:
+    """The C function of this name, callable through ctypes without the interpreter lock."""
+    return _TASK(_compiled(name).address)
+
+
+_submitting = threading.Lock()
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads - 1, thread_name_prefix="fastlstm")
+
+
+@cache
+def relax() -> int:
+    """The address of sched_yield, which a waiting thread calls, or 0."""
+    try:
+        return ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p).value or 0
+    except (OSError, AttributeError, TypeError):
+        return 0
+
+
+def ready(name: str, arguments: ctypes.Structure, threads: int) -> Callable[[], object]:
+    """Runs a task with these arguments, which the caller keeps, on `threads` threads; one thread is a plain call, with
+    no parallel region at all.
+    """
+    function, address = task(name), ctypes.addressof(arguments)
+    if threads == 1:
+        return partial(function, address, 0, 1)
+    openmp = cpu.openmp()
+    if openmp is None:
+        return partial(_run_in_pool, function, address, threads)
+    parallel, thread_number, team_size = openmp
+    data = RegionArguments(_compiled(name).address, address, thread_number, team_size)
+    return partial(parallel, _compiled("region").address, ctypes.byref(data), threads, 0)  # which keeps the data
+
+
+def _run_in_pool(function: Any, address: int, threads: int) -> None:
+    with _submitting:  # a team is queued whole: two that wait for each other's members would never end
+        others = [_pool(threads).submit(function, address, k, threads) for k in range(1, threads)]
+    function(address, 0, threads)
+    for other in others:
+        other.result()
+
+
+def run_stack(
+    name: str, arguments: ctypes.Structure, groups: int, by_group: dict[str, int], by_lane: dict[str, int], lanes: int
+) -> None:
+    """Run a task for each group of a stack, each on one thread, `lanes` at a time.
+
+    `arguments` are the first group's; a group's addresses lie so many bytes further for each group before it, or for
+    each lane. An absent address stays absent.
+    """
+    first = np.frombuffer(bytes(arguments), np.int64)
+    steps = np.zeros((2, len(first)), np.int64)
+    for to, by in zip(steps, (by_group, by_lane)):
+        for field, step in by.items():
+            to[getattr(type(arguments), field).offset // 8] = step
+    group = np.arange(groups)
+    times = np.stack((group, group % lanes), axis=1)
+    many = first + times @ steps * (first != 0)
+    stack = StackArguments(_compiled(name).address, many.ctypes.data, many.strides[0], groups, lanes)
+    ready("stack", stack, lanes)()

@@ -1,0 +1,210 @@
+"""The forward pass of a layer: every time step for this thread's rows and units."""
+
+from typing import Any
+
+from fastlstm.backends.numba.host.sizes import LINE
+from fastlstm.backends.numba.kernels import matrix_forward, mixed_forward, vector_forward
+from fastlstm.backends.numba.kernels.ends import any_held, any_reset, is_held, length_of, rows_alive, zero_reset
+from fastlstm.backends.numba.kernels.layout import cell_forward_of
+from fastlstm.backends.numba.kernels.shared import CHUNK, VECTOR, is_zero, item, jit, named_for, write_rows
+from fastlstm.backends.numba.kernels.threads import share, share_rows_alive, wait
+from fastlstm.backends.numba.kernels.weights import digest_weights, pack_biases
+from fastlstm.backends.numba.llvm.intrinsics import call, get_int64
+
+
+@jit
+def cells(a, t, p, b, rows, scratch, h, h_prev, h_prev_row, c_prev, c_prev_row):
+    """One panel's cells for `rows` rows from `b` on, from preact in scratch."""
+    L, S, H, B = a.lanes, a.size, a.H, a.B
+    valid, panels = min(L, H - p * L), (H + L - 1) // L
+    c = a.c + t * a.c_step
+    c_old, c_new, h_new = scratch + CHUNK * 4 * VECTOR, scratch + CHUNK * 5 * VECTOR, scratch + CHUNK * 6 * VECTOR
+    at, resets, holds = b * H * S + p * L * S, any_reset(a, t, b, rows), any_held(a, t, b, rows)
+    old, old_row, new, new_row = c_prev + b * c_prev_row + p * L * S, c_prev_row, c + at, H * S
+    h_at = h + b * a.h_row + p * L * S
+    out, out_row, gates = h_at, a.h_row, a.gates + ((t * panels + p) * B + b) * 4 * VECTOR
+    if valid < L or resets or (holds and a.c_step == 0):  # read aside: cut off, reset or still wanted
+        call(a.copy_rows, rows, valid, L, old, old_row, c_old, VECTOR)
+        if resets:
+            zero_reset(a, t, b, rows, L, c_old, VECTOR)
+        old, old_row = c_old, VECTOR
+    if valid < L:  # write aside: whole vectors would reach into the next row
+        new, new_row, out, out_row = c_new, VECTOR, h_new, VECTOR
+    call(cell_forward_of(a), rows, scratch, old, old_row, new, new_row, out, out_row, gates)
+    if valid < L:
+        call(a.copy_rows, rows, valid, valid, h_new, VECTOR, h_at, a.h_row)
+        call(a.copy_rows, rows, valid, valid, c_new, VECTOR, c + at, H * S)
+    if holds:
+        for r in range(rows):
+            if is_held(a, t, b + r):
+                h_held = h_prev + (b + r) * h_prev_row + p * L * S
+                call(a.copy_rows, 1, valid, valid, h_held, 0, h_at + r * a.h_row, 0)
+                call(a.copy_rows, 1, valid, valid, old + r * old_row, 0, c + at + r * H * S, 0)
+
+
+@jit
+def cells_of_one(a, t, p, count, scratch, h, c_prev):
+    """Cells of a lone row for `count` whole panels from p on, as if each were a row: none waits for another."""
+    at, panels = p * VECTOR, a.H // a.lanes
+    c, gates = a.c + t * a.c_step + at, a.gates + (t * panels + p) * 4 * VECTOR
+    call(cell_forward_of(a), count, scratch, c_prev + at, VECTOR, c, VECTOR, h + at, VECTOR, gates)
+
+
+@jit
+def carry(a, t, p, b, rows, h, h_prev, h_prev_row, c_prev, c_prev_row):
+    """Hand on one panel's states of `rows` held rows from `b` on. Their gates, which nobody reads, are zero: what an
+    operator returns is to be the same at every run.
+    """
+    L, S, H = a.lanes, a.size, a.H
+    at, width, panels = p * L * S, min(L, H - p * L), (H + L - 1) // L
+    c = a.c + t * a.c_step + b * H * S + at
+    call(a.copy_rows, rows, width, width, h_prev + b * h_prev_row + at, h_prev_row, h + b * a.h_row + at, a.h_row)
+    call(a.copy_rows, rows, width, width, c_prev + b * c_prev_row + at, c_prev_row, c, H * S)
+    if a.gates != 0:
+        gates = a.gates + ((t * panels + p) * a.B + b) * 4 * VECTOR
+        call(a.copy_rows, rows, 0, 4 * L, a.constants, 0, gates, 4 * VECTOR)
+
+
+@jit
+def leave(a, t, p, b, rows, h):
+    """One panel's h of `rows` rows from `b` on to where it is wanted, with zeros at held steps."""
+    width = min(a.lanes, a.H - p * a.lanes)
+    to = a.h + t * a.out_step + b * a.out_row + p * a.lanes * item(a, a.narrow_rows)
+    write_rows(a, a.narrow_rows, rows, width, h + b * a.h_row + p * VECTOR, a.h_row, to, a.out_row)
+    if a.lengths != 0:
+        for r in range(rows):
+            if is_held(a, t, b + r):
+                write_rows(a, a.narrow_rows, 1, width, a.constants, 0, to + r * a.out_row, 0)
+
+
+@jit
+def zero_held_outputs(a, b_first, b_last, unit, width):
+    """Zero h of held steps, which states were carried through, of these rows and of `width` units from `unit` on."""
+    for b in range(b_first, b_last if a.lengths != 0 else b_first):
+        length = length_of(a, b)
+        h = a.h + length * a.h_step + b * a.h_row + unit * a.size
+        call(a.copy_rows, a.T - length, 0, width, h, 0, h, a.h_step)
+
+
+def forward_with(products: Any) -> Any:
+    """The kernel that takes its products from a module: `vector_forward`, or one like it."""
+    pack_weights, preact, begin, end = products.pack_weights, products.preact, products.begin, products.end
+    feed_inputs, feed_states, multiply_inputs = products.feed_inputs, products.feed_states, products.multiply_inputs
+    preact_of_lone = products.preact_of_lone
+    reads_states: bool = products.READS_STATES
+    reads_inputs: bool = products.READS_INPUTS
+
+    @jit
+    @named_for(products.__name__)
+    def forward(a, thread, threads):
+        """This thread's share.
+
+        `parts` teams split the batch rows and meet nobody; within a team units are split, one barrier a step.
+        """
+        L, S, H, B, T = a.lanes, a.size, a.H, a.B, a.T
+        panels = (H + L - 1) // L
+        parts = min(threads, a.parts)
+        team = threads // parts
+        if thread >= parts * team:
+            return
+        part, member = thread // team, thread % team
+        first, last = share(panels, thread, parts * team), share(panels, thread + 1, parts * team)
+        scratch = a.scratch + thread * a.scratch_bytes
+        begins_at_zero = is_zero(B, H * S, a.h_0, a.h_0_row)  # all rows: who computes which must not decide
+        # an operand of the matrix unit may have columns of x and h side by side: then these are multiplied even if zero
+        recurs = T != 1 or a.stale == 0 or not begins_at_zero or not reads_states
+        packs_as_used = a.places < panels
+        if a.digests != 0:  # if they differ, the result is thrown away; but a team still meets at its barriers
+            digest_weights(a, thread, parts * team, recurs)
+            if parts * team == 1 and a.stale != 0 and get_int64(a.stale) != 0:
+                return
+        if a.stale == 0:  # otherwise they are packed, and others may be reading them
+            for p in range(first, last):
+                pack_biases(a, p, a.biases + p * 4 * VECTOR)
+                if not packs_as_used:
+                    pack_weights(a, p, p, scratch)
+            if parts > 1:  # otherwise everybody has packed what it will use
+                wait(a.barrier, parts * team, 0, a.relax)
+        barrier, passed = a.barrier + (1 + part) * LINE, 0
+
+        b_first, b_last = share_rows_alive(a, part, parts)
+        p_first, p_last = share(panels, member, team), share(panels, member + 1, team)
+        x_first = b_first + share(b_last - b_first, member, team)
+        x_last = b_first + share(b_last - b_first, member + 1, team)
+        h_reset = scratch + CHUNK * 7 * VECTOR  # (rows, H)
+        h_prev, h_prev_row, c_prev, c_prev_row = a.h_0, a.h_0_row, a.c_0, a.c_0_row
+        lone = (
+            reads_states
+            and reads_inputs
+            and a.rows == 1
+            and a.reset == 0
+            and a.lengths == 0
+            and H % L == 0
+            and p_last - p_first <= CHUNK
+        )
+        lone = lone and not packs_as_used
+        begin(a, max(b_last - b_first, 1))
+        if not reads_inputs and T > 0:
+            feed_inputs(a, 0, part, b_first, b_last, x_first, x_last, scratch)
+            if not reads_states:
+                for p in range(p_first, p_last):
+                    for b in range(b_first, b_last, CHUNK):
+                        at = h_prev + b * h_prev_row + p * L * S
+                        feed_states(a, 0, p, b, min(CHUNK, b_last - b), at, h_prev_row, scratch)
+            passed = wait(barrier, team, passed, a.relax)
+
+        for s in range(T):
+            t = T - 1 - s if a.reverse != 0 else s
+            h, c, x = a.h + t * a.h_step, a.c + t * a.c_step, a.x + t * a.x_step
+            if a.states != 0:
+                h = a.states + s % 2 * a.h_step
+            h_seen, h_seen_row = h_prev, h_prev_row
+            if reads_states and any_reset(a, t, b_first, b_last - b_first):
+                h_seen, h_seen_row = h_reset - b_first * H * S, H * S
+                call(a.copy_rows, b_last - b_first, H, H, h_prev + b_first * h_prev_row, h_prev_row, h_reset, H * S)
+                zero_reset(a, t, b_first, b_last - b_first, H, h_reset, H * S)
+            if s == 0 and begins_at_zero:
+                h_seen = 0
+            if lone:
+                preact_of_lone(a, s, p_first, p_last, scratch, x, h_seen)
+                cells_of_one(a, t, p_first, p_last - p_first, scratch, h, c_prev)
+            # to and fro: the weights read last are still in the L2 cache
+            for j in range(p_last if lone else p_first, p_last):
+                p = j if (s + a.flip) % 2 == 0 else p_first + p_last - 1 - j
+                place = p
+                if packs_as_used:
+                    place = thread
+                    pack_weights(a, p, place, scratch)
+                multiply_inputs(a, s, p, part, b_first, b_last)
+                for b in range(b_first, b_last, CHUNK):
+                    rows = min(CHUNK, b_last - b)
+                    alive = rows_alive(a, t, b, rows)
+                    if alive < rows:
+                        carry(a, t, p, b + alive, rows - alive, h, h_prev, h_prev_row, c_prev, c_prev_row)
+                    preact(a, s, p, place, b, alive, part, b_first, b_last, scratch, x, h_seen, h_seen_row)
+                    cells(a, t, p, b, alive, scratch, h, h_prev, h_prev_row, c_prev, c_prev_row)
+                    if not reads_states:
+                        if a.states != 0:
+                            leave(a, t, p, b, rows, h)
+                        if s + 1 < T:
+                            feed_states(a, s + 1, p, b, rows, h + b * a.h_row + p * L * S, a.h_row, scratch)
+            h_prev, h_prev_row, c_prev, c_prev_row = h, a.h_row, c, H * S
+            if not reads_inputs and s + 1 < T:
+                feed_inputs(a, s + 1, part, b_first, b_last, x_first, x_last, scratch)
+            passed = wait(barrier, team, passed, a.relax)
+        end(a)
+
+        rows, width = b_last - b_first, min(p_last * L, H) - p_first * L  # its own, which nobody else writes
+        at = b_first * H * S + p_first * L * S
+        h_last = h_prev + b_first * h_prev_row + p_first * L * S
+        call(a.copy_rows, rows, width, width, h_last, h_prev_row, a.h_n + at, H * S)
+        if a.c_step != 0:
+            call(a.copy_rows, rows, width, width, c_prev + at, H * S, a.c_n + at, H * S)
+        if a.states == 0:
+            zero_held_outputs(a, b_first, b_last, p_first * L, width)
+
+    return forward
+
+
+forward, forward_matrix = forward_with(vector_forward), forward_with(matrix_forward)
+forward_mixed = forward_with(mixed_forward)

@@ -1,0 +1,75 @@
+"""Weight gradients summed over few rows, straight into the rows of the weights' own layout.
+
+A sum in the tile's layout has to be zeroed, added to and transposed: over few rows that is all there is to do. The sums
+are those of `vector_backward.add_weight_gradients`, in the same order.
+"""
+
+from fastlstm.backends.numba.kernels.ends import correct_states, zero_held
+from fastlstm.backends.numba.kernels.layout import dpreact_of, gate_at, product_of, vectors_of
+from fastlstm.backends.numba.kernels.shared import ONE, VECTOR, jit
+from fastlstm.backends.numba.llvm.intrinsics import call
+
+
+@jit
+def pack_rows(a, packed, b_first, b_last):
+    """Rows (s, b) of x, then of h_prev, of batch rows `b_first` to `b_last`: to [4 vectors of columns][row][column],
+    zeros past the last column. h_prev is what the step saw: zero after a reset.
+    """
+    S, I, H, B, T, R, wide = a.size, a.I, a.H, a.B, a.T, a.rows, 4 * a.lanes
+    count = b_last - b_first
+    for s in range(T):
+        t, t_prev = (T - 1 - s, T - s) if a.reverse != 0 else (s, s - 1)
+        h, h_row = a.h + (t_prev * R + b_first) * H * S, H * S
+        if s == 0:
+            h, h_row = a.h_0 + b_first * a.h_0_row, a.h_0_row
+        to = packed + (s * B + b_first) * 4 * VECTOR
+        for k in range(0, I, wide):
+            x = a.x + t * a.x_step + b_first * a.x_row + k * S
+            call(a.copy_rows, count, min(wide, I - k), wide, x, a.x_row, to, 4 * VECTOR)
+            zero_held(a, t, b_first, count, wide, to, 4 * VECTOR)  # a held row has no part: its padding may be NaN
+            to += T * B * 4 * VECTOR
+        for k in range(0, H, wide):
+            call(a.copy_rows, count, min(wide, H - k), wide, h + k * S, h_row, to, 4 * VECTOR)
+            correct_states(a, t, b_first, count, k, min(wide, H - k), to, 4 * VECTOR)
+            zero_held(a, t, b_first, count, wide, to, 4 * VECTOR)
+            to += T * B * 4 * VECTOR
+
+
+@jit
+def write_columns(a, scratch, rows, dpre, dpre_row, packed, weight, width):
+    """One gate and panel's `rows` rows of the (4H, `width`) gradient at `weight`, from its dpreact of all steps."""
+    S, count, wide = a.size, a.T * a.B, 4 * a.lanes
+    for k in range(0, width, wide):
+        out, out_row, valid = weight + k * S, width * S, min(wide, width - k)
+        if valid < wide:  # whole vectors would reach into the next row
+            out, out_row = scratch, 4 * VECTOR
+        call(
+            a.product4, rows, a.constants, 0, out, out_row, packed + k // wide * count * 4 * VECTOR,
+            dpre, S, dpre_row, count, 1, 0, 0, dpre, 0, 0,
+        )  # fmt: skip
+        if valid < wide:
+            call(a.copy_rows, rows, valid, valid, scratch, 4 * VECTOR, weight + k * S, width * S)
+
+
+@jit
+def write_weight_gradients(a, packed, scratch, p_first, p_last):
+    """Panels `p_first` to `p_last` of dweight_ih, dweight_hh and dbias, those that are wanted."""
+    L, S, I, H, count = a.lanes, a.size, a.I, a.H, a.T * a.B
+    of_h = packed + (I + 4 * L - 1) // (4 * L) * count * 4 * VECTOR
+    for p in range(p_first, p_last):
+        valid, dpreact, vectors = min(L, H - p * L), dpreact_of(a, p, 0, 0), vectors_of(a, p)
+        wide = vectors * VECTOR
+        for gate in range(4):
+            row, dpre = gate * H + p * L, dpreact + gate_at(a, p, gate)
+            if a.dweight_ih != 0:
+                write_columns(a, scratch, valid, dpre, wide, packed, a.dweight_ih + row * I * S, I)
+            if a.dweight_hh != 0:
+                write_columns(a, scratch, valid, dpre, wide, of_h, a.dweight_hh + row * H * S, H)
+        if a.dbias != 0:
+            call(
+                product_of(a, vectors), 1, a.constants, 0, scratch, 0, dpreact, a.constants + ONE, 0, 0, count, 1, 0, 0,
+                dpreact, 0, 0,
+            )  # fmt: skip
+            for gate in range(4):
+                at = scratch + gate_at(a, p, gate)
+                call(a.copy_rows, 1, valid, valid, at, 0, a.dbias + (gate * H + p * L) * S, 0)

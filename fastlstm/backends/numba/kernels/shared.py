@@ -1,0 +1,85 @@
+"""What all kernels share: how they are compiled, sizes, and rows read and written in either of two types."""
+
+from typing import Any
+
+from numba import njit
+from numba.core.types import unliteral
+
+from fastlstm.backends.numba.llvm.intrinsics import call, get_int32
+from fastlstm.backends.numba.llvm.simd import VECTOR_BYTES
+
+VECTOR = VECTOR_BYTES
+# Batch rows that pass a panel together, and rows of packed weights in a block: 16 KB of these whatever a vector's size
+# and, at 32 bytes, 8 KB of sums, so that both stay in a 32 KB L1 cache while the rows' tiles are computed. A lower tile
+# wants longer sums: 3 rows took up to 1.2 times as long in blocks of half of that.
+CHUNK, BLOCK_K = 64, 4096 // VECTOR
+BLOCK_STEPS = 2  # steps of k whose operands stay in a 48 KB L1 cache while all their tiles are multiplied: 24 + 12 KB
+FOLD = 8  # chunks of steps that the matrix unit sums together
+ONE = 1024  # where the constants' one lies, after the zeros
+
+
+def jit(function: Any) -> Any:
+    """For functions that kernels call: compiled without wrappers, which Python would need (it has `py_func`), and once,
+    not for each constant that they are called with. The loops take 8 s for 13.
+    """
+    options: Any = {"boundscheck": False, "error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    compiled = njit(**options)(function)
+    for_types = compiled.get_call_template
+    compiled.get_call_template = lambda args, kws: for_types((*map(unliteral, args),), kws)
+    return compiled
+
+
+def named_for(what: object) -> Any:
+    """A decorator that names a function for what it closes over. Functions of one name that numba's cache keeps from
+    different processes can be taken for each other: a kernel then ran another's code.
+    """
+
+    def name(function: Any) -> Any:
+        function.__qualname__ = f"{function.__qualname__}.{what}"
+        return function
+
+    return name
+
+
+@jit
+def operand_steps(I, H):
+    """Steps of 32 columns that x and h make for the matrix unit, each padded to 16."""
+    return ((I + 15) // 16 + (H + 15) // 16 + 1) // 2
+
+
+@jit
+def item(a, narrow):
+    """Bytes of an element, of 16 bits if `narrow`."""
+    return 2 if narrow != 0 else a.size
+
+
+@jit
+def read_rows(a, narrow, rows, valid, width, source, source_row, target, target_row):
+    """`valid` elements of each row, then zeros up to `width`."""
+    if narrow != 0:
+        call(a.widen, rows, valid, width, source, source_row, target, target_row)
+    else:
+        call(a.copy_rows, rows, valid, width, source, source_row, target, target_row)
+
+
+@jit
+def write_rows(a, narrow, rows, width, source, source_row, target, target_row):
+    """`width` elements of each row, rounded if `narrow`."""
+    if narrow != 0:
+        call(a.narrow, rows, width, source, source_row, target, target_row)
+    else:
+        call(a.copy_rows, rows, width, width, source, source_row, target, target_row)
+
+
+@jit
+def is_zero(rows, width, source, source_row):
+    """Whether `width` bytes of each row are zero: then a product of finite weights with them is left out, and no sum
+    differs.
+    """
+    for r in range(rows if source_row != 0 else min(rows, 1)):
+        found = 0
+        for k in range(0, width, 4):
+            found |= get_int32(source + r * source_row + k)
+        if found != 0:
+            return False
+    return True

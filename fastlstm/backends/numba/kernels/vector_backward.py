@@ -1,0 +1,203 @@
+"""The backward pass's products on the processor's own vectors: dpreact against the weights, for the step before and
+the input, and over all T B rows, for the weights.
+"""
+
+from fastlstm.backends.numba.kernels.ends import correct_states, rows_alive, zero_held
+from fastlstm.backends.numba.kernels.gradients import group, groups_of, sum_at
+from fastlstm.backends.numba.kernels.layout import dpreact_of, gate_at, gather, product_of, vectors_of
+from fastlstm.backends.numba.kernels.outer import pack_rows, write_weight_gradients
+from fastlstm.backends.numba.kernels.shared import BLOCK_K, CHUNK, ONE, VECTOR, jit
+from fastlstm.backends.numba.kernels.threads import share
+from fastlstm.backends.numba.kernels.vector_forward import begin, end  # noqa: F401  the kernel's
+from fastlstm.backends.numba.llvm.intrinsics import call
+
+STRIP = 24  # columns of [x, h, 1] packed side by side: 8 tiles of 3, or 4 of 6
+BLOCK_ROWS = 128  # rows of dpreact and of a strip that stay in the L1 cache together: 16 + 12 KB at 8 lanes
+
+
+@jit
+def pack_transposed(a, weight, weight_row, N, packed, first, last, scratch):
+    """Column groups `first` to `last` of (4H, N) weights to [group][k][3 or 4 vectors],
+    k in the order of dpreact's panels.
+    """
+    L, S, H = a.lanes, a.size, a.H
+    panels, vectors = (H + L - 1) // L, (N + L - 1) // L
+    for p in range(panels):
+        units = min(L, H - p * L)
+        for gate in range(4):
+            row = gate_at(a, p, gate) // S
+            row_last = gate_at(a, p, gate + 1) // S if gate < 3 else vectors_of(a, p) * L
+            source = weight + (gate * H + p * L) * weight_row
+            for q in range(first, last):  # innermost: whole rows of weights are read one after the other
+                column = group(vectors, q) * L
+                wide = 4 if group(vectors, q + 1) - group(vectors, q) == 4 else 3
+                to = packed + q * panels * 16 * L * VECTOR + (p * 4 * L + row) * wide * VECTOR
+                valid = min(wide * L, N - column)
+                call(a.copy_rows, units, valid, wide * L, source + column * S, weight_row, to, wide * VECTOR)
+                to += units * wide * VECTOR
+                call(a.copy_rows, row_last - row - units, 0, wide * L, source, 0, to, wide * VECTOR)
+
+
+pack_transposed_inputs = pack_transposed
+
+
+@jit
+def dpreact_place(a, p, s, b, scratch):
+    """Where the cells' backward pass leaves dpreact (rows, 4, lanes)."""
+    return dpreact_of(a, p, s, b) if vectors_of(a, p) == 4 else scratch + CHUNK * 7 * VECTOR
+
+
+@jit
+def keep(a, p, s, b, rows, dpre):
+    """Lay out dpreact for the products with it."""
+    if vectors_of(a, p) < 4:
+        gather(a, p, rows, dpre, dpreact_of(a, p, s, b))
+
+
+@jit
+def back_product(a, rows, b, s, packed, vectors, q, scratch):
+    """``scratch`` (rows, 4 vectors) = dpreact of step s times column group q of the transposed weights."""
+    L = a.lanes
+    panels = (a.H + L - 1) // L
+    wide = 4 if group(vectors, q + 1) - group(vectors, q) == 4 else 3
+    kernel = a.product4 if wide == 4 else a.product3
+    blocks = (panels * 4 * L + BLOCK_K - 1) // BLOCK_K
+    block = (panels + blocks - 1) // blocks  # panels
+    init, init_row = a.constants, 0
+    tail = vectors_of(a, panels - 1)
+    last, narrow = dpreact_of(a, panels - 1, s, b), 1 if tail < 4 else 0  # a last panel of its own width
+    for p in range(0, panels, block):
+        dpre, w = dpreact_of(a, p, s, b), packed + q * panels * 16 * L * VECTOR + p * 4 * L * wide * VECTOR
+        at_end = narrow if p + block >= panels else 0
+        call(
+            kernel, rows, init, init_row, scratch, 4 * VECTOR, w, dpre, 4 * VECTOR, a.size, 4 * L,
+            min(block, panels - p) - at_end, a.kept * a.B * 4 * VECTOR, 4 * L * wide * VECTOR,
+            last, tail * VECTOR, at_end * tail * L,
+        )  # fmt: skip
+        init, init_row = scratch, 4 * VECTOR
+
+
+@jit
+def input_gradient(a, scratch, s_first, s_last, thread, threads):
+    """dx = dpreact times weight_ih for a chunk of steps, this thread's rows of it."""
+    L, S, I, B, T = a.lanes, a.size, a.I, a.B, a.T
+    vectors = (I + L - 1) // L
+    rows = (s_last - s_first) * B
+    first, last = share(rows, thread, threads), share(rows, thread + 1, threads)
+    while first < last:
+        s, b = s_first + first // B, first % B
+        count = min(min(CHUNK, B - b), last - first)
+        t = T - 1 - s if a.reverse != 0 else s
+        alive = rows_alive(a, t, b, count)
+        for q in range(groups_of(vectors)):
+            column = group(vectors, q) * L
+            width = min((group(vectors, q + 1) - group(vectors, q)) * L, I - column)
+            back_product(a, alive, b, s, a.packed_ih, vectors, q, scratch)
+            to = a.dx + ((t * a.rows + b) * I + column) * S
+            call(a.copy_rows, alive, width, width, scratch, 4 * VECTOR, to, I * S)
+            call(a.copy_rows, count - alive, 0, width, scratch, 0, to + alive * I * S, I * S)
+        first += count
+
+
+@jit
+def pack_strips(a, strips, s_first, s_last, b_first, b_last):
+    """Rows (s, b) of [x, h_prev, 1], of batch rows `b_first` to `b_last`, to [strip][row][column]; h_prev is what the
+    step saw: zero after a reset.
+    """
+    S, I, H, B, T, R = a.size, a.I, a.H, a.B, a.T, a.rows
+    columns = I + H + 1
+    block, count = (s_last - s_first) * B * STRIP * S, b_last - b_first
+    for s in range(s_first, s_last):
+        t, t_prev = (T - 1 - s, T - s) if a.reverse != 0 else (s, s - 1)
+        x, h, h_row = a.x + t * a.x_step + b_first * a.x_row, a.h + (t_prev * R + b_first) * H * S, H * S
+        if s == 0:
+            h, h_row = a.h_0 + b_first * a.h_0_row, a.h_0_row
+        rows = strips + ((s - s_first) * B + b_first) * STRIP * S
+        column = 0
+        while column < columns:
+            to = rows + column // STRIP * block + column % STRIP * S
+            room = STRIP - column % STRIP
+            if column < I:
+                run = min(I - column, room)
+                call(a.copy_rows, count, run, run, x + column * S, a.x_row, to, STRIP * S)
+            elif column < I + H:
+                run = min(I + H - column, room)
+                call(a.copy_rows, count, run, run, h + (column - I) * S, h_row, to, STRIP * S)
+                correct_states(a, t, b_first, count, column - I, run, to, STRIP * S)
+            else:
+                run = 1
+                call(a.copy_rows, count, 1, 1, a.constants + ONE, 0, to, STRIP * S)
+            if column < I + H:  # a held row has no part: its padding may be NaN
+                zero_held(a, t, b_first, count, run, to, STRIP * S)
+            column += run
+
+
+@jit
+def live_rows(a, s_first, first, rows):
+    """Steps, and rows of each from `first` on, that all which is not held lies in, of `rows` rows (step, row). Rows
+    that are reset are summed in the order of those that end, a step at a time.
+    """
+    if a.lengths == 0 and a.reset == 0:
+        return 1, rows
+    if first % a.B + rows > a.B and (first % a.B != 0 or rows % a.B != 0):
+        return 1, rows
+    steps, row = max(1, rows // a.B), first % a.B
+    s = s_first + first // a.B
+    earliest = a.T - s - steps if a.reverse != 0 else s
+    return steps, max(1, rows_alive(a, earliest, row, rows // steps))  # a row at least: the sums begin with it
+
+
+@jit
+def add_weight_gradients(a, strips, s_first, s_last, half, p_first, p_last):
+    """Add a chunk of steps to panels `p_first` to `p_last` of dweights over half of the batch rows, or over all where
+    `halves` is one. The sums start as those of the last steps: every row in one order, whoever else works beside.
+    """
+    columns, all_rows = a.I + a.H + 1, (s_last - s_first) * a.B
+    first, rows = share(all_rows, half, a.halves), share(all_rows, half + 1, a.halves) - share(all_rows, half, a.halves)
+    steps, rows = live_rows(a, s_first, first, rows)
+    blocks = (rows + BLOCK_ROWS - 1) // BLOCK_ROWS
+    block = rows if steps > 1 else (rows + blocks - 1) // max(blocks, 1)
+    count = (columns + STRIP - 1) // STRIP
+    for j in range(count):  # to and fro: the sums touched last are still in the L2 cache
+        k = (j if s_first // a.chunk % 2 == 0 else count - 1 - j) * STRIP
+        strip = strips + (k // STRIP * all_rows + first) * STRIP * a.size
+        for p in range(p_first, p_last):
+            out, dpre = sum_at(a, half, p) + k * 4 * VECTOR, dpreact_of(a, p, s_first, first)
+            vectors = vectors_of(a, p)
+            kernel = product_of(a, vectors)
+            init, init_row = (a.constants, 0) if s_last == a.T else (out, 4 * VECTOR)
+            for r in range(0, rows, block):
+                call(
+                    kernel, min(STRIP, columns - k), init, init_row, out, 4 * VECTOR, dpre + r * vectors * VECTOR,
+                    strip + r * STRIP * a.size, a.size, STRIP * a.size, min(block, rows - r), steps,
+                    a.B * STRIP * a.size, a.B * vectors * VECTOR, strip, 0, 0,
+                )  # fmt: skip
+                init, init_row = out, 4 * VECTOR
+
+
+@jit
+def pack_inputs(a, chunk, thread, threads, scratch):
+    """What the weight gradients of a chunk of steps are sums over, this thread's batch rows of it."""
+    strips, s = a.strips + chunk % a.ring * a.strips_bytes, chunk * a.chunk
+    b_first, b_last = share(a.B, thread, threads), share(a.B, thread + 1, threads)
+    if a.dweights != 0:
+        pack_strips(a, strips, s, min(s + a.chunk, a.T), b_first, b_last)
+    elif a.strips != 0:
+        pack_rows(a, strips, b_first, b_last)
+
+
+@jit
+def add_gradients(a, scratch, chunk, rows, thread, threads):
+    """This thread's part of the gradients of the weights and of x, for a chunk of steps that all have been through."""
+    panels = (a.H + a.lanes - 1) // a.lanes
+    first, last = share(panels, thread, threads), share(panels, thread + 1, threads)
+    strips, s, s_last = a.strips + chunk % a.ring * a.strips_bytes, chunk * a.chunk, min((chunk + 1) * a.chunk, a.T)
+    if a.dweights != 0:
+        for half in range(a.halves):  # each thread the sums over rows that it has seen itself, so far as that goes
+            begin = max(share(a.halves * panels, thread, threads) - half * panels, 0)
+            end = min(share(a.halves * panels, thread + 1, threads) - half * panels, panels)
+            add_weight_gradients(a, strips, s, s_last, half, begin, end)
+    elif a.strips != 0:
+        write_weight_gradients(a, strips, scratch, first, last)
+    if a.dx != 0:
+        input_gradient(a, scratch, s, s_last, thread, threads)

@@ -1,0 +1,89 @@
+"""The digest of weights, by which a kernel sees that they are not those that were packed."""
+
+from llvmlite import ir
+
+from fastlstm.backends.numba.llvm.loops import Builder, counted
+from fastlstm.backends.numba.llvm.simd import I32, I64, VECTOR_BYTES, Lanes
+
+# As many vectors as keep the units busy and stay in registers, and how many pairs a lane takes to one multiplication,
+# which is by far the slowest of its operations.
+DIGEST_CHAINS = 8 if VECTOR_BYTES == 64 else 4
+DIGEST_ROUNDS = 4
+DIGEST_BYTES = (DIGEST_CHAINS + 1) * VECTOR_BYTES
+
+
+def digest(lanes: Lanes) -> Builder:
+    """Digest `words` 32-bit words: store DIGEST_BYTES at `kept`, or where `changed` is an address, add one to what lies
+    there unless the same bytes lie at `kept`.
+
+    The words are read as 64-bit pairs, and each pair goes to one of many 64-bit numbers, here called lanes::
+
+        lane = rotate_left(lane + pair, 13)                 (mod 2**64)
+        lane = lane * FACTOR                                after every fourth pair, and after each that is left over
+
+    No pair goes to two lanes, but at the end of the words, whose last vector has lanes of its own. All lanes are kept
+    and compared, so that nothing in one lane can make up for another. A step is one-to-one in its lane and in its
+    pair. A change within one pair is therefore always seen. Several changes in the same lane go unseen with odds of
+    about 2**-64, in several lanes with the product of their odds: signs and exponents lie a multiple of 8 bits apart,
+    and rotations by 13, 26 and 39 turn none of them into another. It is no cryptography: who wants a collision can
+    compute one.
+    """
+    bytes_ = lanes.size * lanes.count
+    count, chains = bytes_ // 8, DIGEST_CHAINS
+    vector = ir.VectorType(I64, count)
+
+    def step(b: ir.IRBuilder, lane: ir.Value, pair: ir.Value, multiplies: bool = True) -> ir.Value:
+        def constant(value: int) -> ir.Constant:
+            return ir.Constant(lane.type, [value] * count if lane.type == vector else value)
+
+        lane = b.add(lane, pair)
+        lane = b.or_(b.shl(lane, constant(13)), b.lshr(lane, constant(51)))
+        return b.mul(lane, constant(0x9E3779B1)) if multiplies else lane
+
+    def build(b, words, source, kept, changed):
+        def load(address: ir.Value) -> ir.Value:
+            value = b.load(b.inttoptr(address, vector.as_pointer()))
+            value.align = 4
+            return value
+
+        def many(source, *states):
+            for k in range(DIGEST_ROUNDS):
+                pairs = [load(b.add(source, I64((k * chains + n) * bytes_))) for n in range(chains)]
+                states = [step(b, *each, k == DIGEST_ROUNDS - 1) for each in zip(states, pairs)]
+            return [b.add(source, I64(DIGEST_ROUNDS * chains * bytes_)), *states]
+
+        def one(source, state):
+            return [b.add(source, I64(bytes_)), step(b, state, load(source))]
+
+        def word(source, state):
+            wide = b.zext(b.load(b.inttoptr(source, I32.as_pointer())), I64)
+            return [b.add(source, I64(4)), step(b, state, wide)]
+
+        size, start = bytes_ // 4, source
+        states = [ir.Constant(vector, [n * count + k + 1 for k in range(count)]) for n in range(chains)]
+        source, *states = counted(b, b.udiv(words, I64(DIGEST_ROUNDS * chains * size)), [source, *states], many)
+        rest = b.urem(words, I64(DIGEST_ROUNDS * chains * size))
+        source, states[0] = counted(b, b.udiv(rest, I64(size)), [source, states[0]], one)
+        # What is left over is less than a vector: the last whole one, or where there is none a word at a time.
+        left, has_whole = b.urem(words, I64(size)), b.icmp_signed(">=", words, I64(size))
+        overlaps = b.zext(b.and_(b.icmp_signed(">", left, I64(0)), has_whole), I64)
+        last = b.sub(b.add(start, b.mul(words, I64(4))), I64(bytes_))
+        tail = counted(b, overlaps, [last, ir.Constant(vector, [7] * count)], one)[1]
+        lone = counted(b, b.select(has_whole, I64(0), left), [source, I64(7)], word)[1]
+        states.append(b.insert_element(tail, b.xor(b.extract_element(tail, I32(0)), lone), I32(0)))
+
+        places, zeros = [b.add(kept, I64(n * bytes_)) for n in range(chains + 1)], ir.Constant(vector, [0] * count)
+        keep = b.icmp_signed("==", changed, I64(0))
+        with b.if_else(keep) as (then, otherwise):
+            with then:
+                for state, place in zip(states, places):
+                    b.store(state, b.inttoptr(place, vector.as_pointer())).align = 4
+            with otherwise:
+                differs = zeros
+                for state, place in zip(states, places):
+                    differs = b.or_(differs, b.xor(state, load(place)))
+                lanes_differ = b.bitcast(b.icmp_signed("!=", differs, zeros), ir.IntType(count))
+                with b.if_then(b.icmp_signed("!=", lanes_differ, ir.IntType(count)(0))):
+                    b.atomic_rmw("add", b.inttoptr(changed, I64.as_pointer()), I64(1), "monotonic")
+
+    return build

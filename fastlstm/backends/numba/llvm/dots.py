@@ -1,0 +1,105 @@
+"""Products of bfloat16 on vectors: vdpbf16ps adds two of them to each lane's sum. See `matrix` for the operands."""
+
+from llvmlite import ir
+from numba.core import cgutils, types
+
+from fastlstm.backends.numba.llvm.amx import TILE
+from fastlstm.backends.numba.llvm.loops import Builder, counted, function, offsets
+from fastlstm.backends.numba.llvm.primitives import in_tiles
+from fastlstm.backends.numba.llvm.simd import I32, I64, TILE_ROWS, Lanes
+
+FLOATS = Lanes(types.float32)
+PAIRS = ir.VectorType(I32, 16)  # of bfloat16
+
+
+def most_pieces() -> int:
+    """One: three products of two pieces would take longer than one of float32."""
+    return 1
+
+
+def _pair(b: ir.IRBuilder, address: ir.Value) -> ir.Value:
+    """The pair at an address in every lane."""
+    value = b.load(b.inttoptr(address, I32.as_pointer()))
+    undefined = ir.Constant(PAIRS, ir.Undefined)
+    return b.shuffle_vector(b.insert_element(undefined, value, I32(0)), undefined, ir.Constant(PAIRS, [I32(0)] * 16))
+
+
+def _add(b: ir.IRBuilder, total: ir.Value, left: ir.Value, right: ir.Value) -> ir.Value:
+    signature = ir.FunctionType(FLOATS.type, [FLOATS.type, PAIRS, PAIRS])
+    return b.call(
+        cgutils.get_or_insert_function(b.module, signature, "llvm.x86.avx512bf16.dpbf16ps.512"), [total, left, right]
+    )
+
+
+def tile(rows: int, vecs: int) -> Builder:
+    """`product` for `rows` rows and `vecs` vectors: their sums stay in registers."""
+
+    def build(b, init, init_row, out, out_row, a, a_step, w, steps):
+        def weight(w, n):
+            value = b.load(b.inttoptr(b.add(w, I64(n * TILE)), PAIRS.as_pointer()))
+            value.align = 4
+            return value
+
+        def pair(a, w, *acc):
+            new = list(acc)
+            if rows < vecs:
+                held = [_pair(b, b.add(a, I64(64 * m))) for m in range(rows)]
+                for n in range(vecs):
+                    one = weight(w, n)
+                    for m in range(rows):
+                        new[m * vecs + n] = _add(b, acc[m * vecs + n], held[m], one)
+            else:
+                held = [weight(w, n) for n in range(vecs)]
+                for m in range(rows):
+                    one = _pair(b, b.add(a, I64(64 * m)))
+                    for n in range(vecs):
+                        new[m * vecs + n] = _add(b, acc[m * vecs + n], one, held[n])
+            return [b.add(a, I64(4)), b.add(w, I64(64)), *new]
+
+        def step(a, w, *acc):
+            acc = counted(b, I64(16), [a, w, *acc], pair)[2:]
+            return [b.add(a, a_step), b.add(w, I64(4 * TILE)), *acc]
+
+        places = [b.add(row, I64(64 * n)) for row in _rows(b, init, init_row, rows) for n in range(vecs)]
+        acc = counted(b, steps, [a, w, *(FLOATS.load(b, place) for place in places)], step)[2:]
+        places = [b.add(row, I64(64 * n)) for row in _rows(b, out, out_row, rows) for n in range(vecs)]
+        for value, place in zip(acc, places):
+            FLOATS.store(b, value, place)
+
+    return build
+
+
+def _rows(b: ir.IRBuilder, first: ir.Value, row: ir.Value, count: int) -> list[ir.Value]:
+    return [b.add(first, offset) for offset in offsets(b, row, count)]
+
+
+def product(pieces: int) -> Builder:
+    """As `amx.product`, for one piece. All steps of a sum follow each other in registers: weights come from the
+    second-level cache as fast as they are used. `out` needs no room for more than `rows` rows.
+    """
+
+    def build(b, rows, init, init_row, out, out_row, a, a_step, a_piece, w, steps, pairs, block_steps):
+        def tiles(vecs):
+            def body(size, init, out, a):
+                args = [init, init_row, out, out_row, a, a_step, w, steps]
+                b.call(function(b.module, f"dots{size}x{vecs}", len(args), tile(size, vecs)), args)
+                moves = b.mul(init_row, I64(size)), b.mul(out_row, I64(size)), I64(64 * size)
+                return [b.add(place, move) for place, move in zip((init, out, a), moves)]
+
+            in_tiles(b, rows, TILE_ROWS * 4 // vecs, [init, out, a], body)
+
+        with b.if_else(b.icmp_signed(">", pairs, I64(1))) as (wide, narrow):
+            with wide:
+                tiles(4)
+            with narrow:
+                tiles(2)
+
+    return build
+
+
+def configure(b, rows):
+    pass
+
+
+def release(b):
+    pass

@@ -1,0 +1,93 @@
+"""What Numba's compiled code cannot say otherwise: calls by address, loads from an address, atomics."""
+
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
+
+from fastlstm.backends.numba.llvm.simd import I8, I32, I64
+
+
+@intrinsic
+def call(typingctx, address, *arguments):
+    """Call a function of int64 arguments by address."""
+    count = len(arguments)
+
+    def codegen(context, b, signature, args):
+        pointer = ir.FunctionType(ir.VoidType(), [I64] * count).as_pointer()
+        b.call(b.inttoptr(args[0], pointer), [b.extract_value(args[1], k) for k in range(count)])
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.UniTuple(types.intp, count)), codegen
+
+
+@intrinsic
+def call_int(typingctx, address):
+    """Call ``int f(void)`` by address."""
+
+    def codegen(context, b, signature, args):
+        return b.sext(b.call(b.inttoptr(args[0], ir.FunctionType(I32, []).as_pointer()), []), I64)
+
+    return types.intp(types.intp), codegen
+
+
+@intrinsic
+def get_int32(typingctx, address):
+    """The int32 at an address, as a 64-bit integer."""
+
+    def codegen(context, b, signature, args):
+        return b.sext(b.load(b.inttoptr(args[0], I32.as_pointer())), I64)
+
+    return types.intp(types.intp), codegen
+
+
+@intrinsic
+def get_int64(typingctx, address):
+    """The int64 at an address."""
+
+    def codegen(context, b, signature, args):
+        return b.load(b.inttoptr(args[0], I64.as_pointer()))
+
+    return types.intp(types.intp), codegen
+
+
+@intrinsic
+def get_byte(typingctx, address):
+    """The byte at an address."""
+
+    def codegen(context, b, signature, args):
+        return b.zext(b.load(b.inttoptr(args[0], I8.as_pointer())), I64)
+
+    return types.intp(types.intp), codegen
+
+
+@intrinsic
+def add_atomic(typingctx, address, value):
+    """Add to the int64 at an address, visible to every thread after what was written before it;
+    returns the new value.
+    """
+
+    def codegen(context, b, signature, args):
+        return b.add(b.atomic_rmw("add", b.inttoptr(args[0], I64.as_pointer()), args[1], "acq_rel"), args[1])
+
+    return types.intp(types.intp, types.intp), codegen
+
+
+@intrinsic
+def load_atomic(typingctx, address):
+    """The int64 at an address, with all that was written before another thread stored it."""
+
+    def codegen(context, b, signature, args):
+        return b.load_atomic(b.inttoptr(args[0], I64.as_pointer()), "acquire", 8)
+
+    return types.intp(types.intp), codegen
+
+
+@intrinsic
+def call0(typingctx, address):
+    """Call a function of nothing by address."""
+
+    def codegen(context, b, signature, args):
+        b.call(b.inttoptr(args[0], ir.FunctionType(ir.VoidType(), []).as_pointer()), [])
+        return context.get_dummy_value()
+
+    return types.void(types.intp), codegen

@@ -1,0 +1,51 @@
+"""What the primitives are built from: loops with values in registers, and functions of integers."""
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+
+from fastlstm.backends.numba.llvm.simd import I64
+
+Builder = Callable[..., None]
+
+
+def counted(b: ir.IRBuilder, count: ir.Value, carried: list[ir.Value], body: Any) -> list[ir.Value]:
+    """``for _ in range(count): carried = body(*carried)``, the values in registers."""
+    before, loop, after = b.block, b.append_basic_block("loop"), b.append_basic_block("done")
+    b.cbranch(b.icmp_signed(">", count, I64(0)), loop, after)
+    b.position_at_end(loop)
+    k = b.phi(I64)
+    phis = [b.phi(value.type) for value in carried]
+    new = body(*phis)
+    k_next = b.add(k, I64(1))
+    latch = b.block
+    b.cbranch(b.icmp_signed("<", k_next, count), loop, after)
+    for phi, start, value in zip([k, *phis], [I64(0), *carried], [k_next, *new]):
+        phi.add_incoming(start, before)
+        phi.add_incoming(value, latch)
+    b.position_at_end(after)
+    results = []
+    for start, value in zip(carried, new):
+        result = b.phi(value.type)
+        result.add_incoming(start, before)
+        result.add_incoming(value, latch)
+        results.append(result)
+    return results
+
+
+def offsets(b: ir.IRBuilder, stride: ir.Value, count: int) -> list[ir.Value]:
+    return [b.mul(stride, I64(m)) for m in range(count)]
+
+
+def function(module: ir.Module, name: str, arguments: int, body: Builder) -> ir.Function:
+    """A function of integers in this module, built by ``body(builder, *arguments)`` when first asked for."""
+    found = module.globals.get(name)
+    if found is None:
+        found = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64] * arguments), name)
+        found.linkage = "internal"
+        found.attributes.add("noinline")
+        b = ir.IRBuilder(found.append_basic_block("entry"))
+        body(b, *found.args)
+        b.ret_void()
+    return found

@@ -1,0 +1,241 @@
+"""The arithmetic as LLVM functions: tiles of a matrix product, rows of cells, transposes, copies.
+
+They are built once for an element type, as one module, and called by address: the kernels that drive them are then free
+of types, small, and quick to compile. All arguments are 64-bit integers: addresses, strides in bytes, counts.
+"""
+
+from functools import partial
+from typing import Any
+
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
+
+from fastlstm.backends.numba.llvm.digest import digest
+from fastlstm.backends.numba.llvm.loops import Builder, counted, function, offsets
+from fastlstm.backends.numba.llvm.rows import add_rows, copy_rows, transpose
+from fastlstm.backends.numba.llvm.simd import I64, TILE_ROWS, Lanes, Vector, cell_functions
+
+
+def tile(lanes: Lanes, rows: int, vecs: int) -> Builder:
+    """`product` for `rows` rows: `rows` x `vecs` accumulators stay in registers over the whole sum."""
+    vector = lanes.size * lanes.count
+
+    def build(b, init, init_row, out, out_row, w, a, a_row, a_step, count, outer, a_outer, w_outer, a2, a2_row, count2):
+        def accumulate(a, a_row, a_step, w, count, acc):
+            at = offsets(b, a_row, rows)
+
+            def body(a_k, w_k, *acc):
+                def scalar(m):
+                    return lanes.broadcast(b, b.add(a_k, at[m]))
+
+                def weight(n):
+                    return lanes.load(b, b.add(w_k, I64(n * vector)))
+
+                new, short, long = list(acc), min(rows, vecs), max(rows, vecs)
+                held = [scalar(m) for m in range(rows)] if rows == short else [weight(n) for n in range(vecs)]
+                for k in range(long):  # the longer side one at a time: no registers are left for more
+                    one = weight(k) if rows == short else scalar(k)
+                    for j in range(short):
+                        at_acc = j * vecs + k if rows == short else k * vecs + j
+                        new[at_acc] = lanes.fma(b, one, held[j], acc[at_acc])
+                return [b.add(a_k, a_step), b.add(w_k, I64(vecs * vector)), *new]
+
+            return counted(b, count, [a, w, *acc], body)[1:]
+
+        def block(a, w, *acc):
+            new = accumulate(a, a_row, a_step, w, count, acc)[1:]
+            return [b.add(a, a_outer), b.add(w, w_outer), *new]
+
+        _, w, *acc = counted(b, outer, [a, w, *[lanes.splat(0.0)] * (rows * vecs)], block)
+        acc = accumulate(a2, a2_row, I64(lanes.size), w, count2, acc)[1:]
+        for m, (at_init, at_out) in enumerate(zip(offsets(b, init_row, rows), offsets(b, out_row, rows))):
+            for n in range(vecs):
+                start = lanes.load(b, b.add(b.add(init, at_init), I64(n * vector)))
+                lanes.store(b, b.fadd(start, acc[m * vecs + n]), b.add(b.add(out, at_out), I64(n * vector)))
+
+    return build
+
+
+def cover(rows: int, height: int) -> tuple[int, ...]:
+    """Tiles for a remainder of up to `height` + 2 rows, as even as can be: none of them 1 high unless `rows` is 1."""
+    number = -(-rows // min(height, 4))
+    return tuple(rows // number + (k < rows % number) for k in range(number))
+
+
+def in_tiles(b: ir.IRBuilder, rows: ir.Value, height: int, carried: list[ir.Value], body: Any) -> None:
+    """``carried = body(size, *carried)`` for tiles of `height` rows, and of fewer for the rest, that cover `rows`.
+
+    A single row left over would run at half of the speed, and two at 0.85, so the last tiles share the rows.
+    """
+    high, full, left = I64(height), b.udiv(rows, I64(height)), b.urem(rows, I64(height))
+    one_or_two = b.icmp_unsigned("<", b.sub(left, I64(1)), I64(2))
+    split = b.and_(one_or_two, b.icmp_signed(">", rows, high))
+    full, left = b.sub(full, b.zext(split, I64)), b.add(left, b.select(split, high, I64(0)))
+    covers = {rest: cover(rest, height) for rest in range(1, height + 3) if rest != height}
+    for size in sorted({height, *(h for c in covers.values() for h in c)}, reverse=True):
+        number = full if size == height else I64(0)
+        for rest, heights in covers.items():
+            if size in heights:
+                more = b.add(number, I64(heights.count(size)))
+                number = b.select(b.icmp_signed("==", left, I64(rest)), more, number)
+        carried = counted(b, number, carried, partial(body, size))
+
+
+def product(lanes: Lanes, vecs: int) -> Builder:
+    """``out[m, n] = init[m, n] + sum of a[m, k] * w[k, n]`` for `rows` values of m and `vecs` vectors of n.
+
+    k runs over `outer` blocks of `count`, `w_outer` apart in w, then over the `count2` columns of a second matrix. The
+    sum has one order whatever tile a row falls into, and meets `init` last: the error of a long sum that comes in
+    blocks grows with the block.
+    """
+
+    def build(
+        b, rows, init, init_row, out, out_row, w, a, a_row, a_step, count, outer, a_outer, w_outer, a2, a2_row, count2
+    ):
+        def body(size, init, out, a, a2):
+            args = [
+                init, init_row, out, out_row, w, a, a_row, a_step, count, outer, a_outer, w_outer, a2, a2_row, count2
+            ]  # fmt: skip
+            b.call(function(b.module, f"tile{size}x{vecs}", len(args), tile(lanes, size, vecs)), args)
+            steps = (b.mul(row, I64(size)) for row in (init_row, out_row, a_row, a2_row))
+            return [b.add(place, step) for place, step in zip((init, out, a, a2), steps)]
+
+        # 12 chains of sums keep the units busy; a chunk of 64 rows would leave 16 over from tiles of 24, in small ones
+        in_tiles(b, rows, min(TILE_ROWS * 4 // vecs, 12), [init, out, a, a2], body)
+
+    return build
+
+
+def lone(lanes: Lanes, vecs: int) -> Builder:
+    """`product` of one row with `panels` panels: `count` columns at a with w, then `count2` at a2 with w2, in blocks,
+    one of `first` columns, whose sum starts from `part`, then of `block`. The next panel's out is `out_step` further,
+    and so on. A call a block cost a lone row a tenth of its time.
+    """
+    vector = lanes.size * lanes.count
+
+    def build(
+        b, panels, init, init_step, out, out_step, a, w, w_step, count, a2, w2, w2_step, count2, first, block, part,
+        part_step,
+    ):  # fmt: skip
+        def vectors(at):
+            return [lanes.load(b, b.add(at, I64(n * vector))) for n in range(vecs)]
+
+        def at_most(x, limit):
+            return b.select(b.icmp_signed("<", x, limit), x, limit)
+
+        def column(a, w, *acc):
+            held = lanes.broadcast(b, a)
+            new = [lanes.fma(b, weight, held, one) for weight, one in zip(vectors(w), acc)]
+            return [b.add(a, I64(lanes.size)), b.add(w, I64(vecs * vector)), *new]
+
+        def sums(length, left, left2, a, w, a2, w2, *carried):
+            total, acc = carried[:vecs], carried[vecs:]
+            of_a = at_most(left, length)
+            of_a2 = at_most(left2, b.sub(length, of_a))
+            a, w, *acc = counted(b, of_a, [a, w, *acc], column)
+            a2, w2, *acc = counted(b, of_a2, [a2, w2, *acc], column)
+            new = [b.fadd(one, other) for one, other in zip(total, acc)]
+            return [block, b.sub(left, of_a), b.sub(left2, of_a2), a, w, a2, w2, *new, *[lanes.splat(0.0)] * vecs]
+
+        rest = b.sub(b.add(count, count2), first)
+        rest = b.select(b.icmp_signed(">", rest, I64(0)), rest, I64(0))
+        blocks = b.add(I64(1), b.sdiv(b.add(rest, b.sub(block, I64(1))), block))
+
+        def panel(init, out, w, w2, part):
+            carried = [first, count, count2, a, w, a2, w2, *vectors(init), *vectors(part)]
+            for n, value in enumerate(counted(b, blocks, carried, sums)[7 : 7 + vecs]):
+                lanes.store(b, value, b.add(out, I64(n * vector)))
+            steps = (init_step, out_step, w_step, w2_step, part_step)
+            return [b.add(at, step) for at, step in zip((init, out, w, w2, part), steps)]
+
+        counted(b, panels, [init, out, w, w2, part], panel)
+
+    return build
+
+
+def cell_forward(lanes: Lanes, save: bool, streams: bool = False) -> Builder:
+    """One vector of units for `rows` batch rows:
+    preact (rows, 4, lanes) to h, c and, if `save`, gates (rows, 4, lanes): past the caches if it `streams`.
+    """
+    forward, vector = cell_functions()[0], lanes.size * lanes.count
+
+    def build(b, rows, preact, c_prev, c_prev_row, c_next, c_row, h_next, h_row, gates):
+        def body(preact, c_prev, c_next, h_next, gates):
+            pre = [Vector(b, lanes, lanes.load(b, b.add(preact, I64(n * vector)))) for n in range(4)]
+            h, c, *ifgo = forward(*pre, Vector(b, lanes, lanes.load(b, c_prev)))
+            lanes.store(b, c.value, c_next)
+            lanes.store(b, h.value, h_next)
+            for n in range(4 if save else 0):
+                lanes.store(b, ifgo[n].value, b.add(gates, I64(n * vector)), vector if streams else 0)
+            steps = (I64(4 * vector), c_prev_row, c_row, h_row, I64(4 * vector))
+            return [b.add(p, s) for p, s in zip((preact, c_prev, c_next, h_next, gates), steps)]
+
+        counted(b, rows, [preact, c_prev, c_next, h_next, gates], body)
+
+    return build
+
+
+def cell_backward(lanes: Lanes) -> Builder:
+    """One vector of units for `rows` batch rows: dpreact (rows, 4, lanes) from the gates; dc (rows, lanes) in place.
+
+    The gradient of h is dh + dh_out. Lanes from `valid` on get zeros, since a product sums over them.
+    """
+    backward, vector = cell_functions()[1], lanes.size * lanes.count
+
+    def build(b, rows, valid, dh, dh_row, dh_out, dh_out_row, dc, gates, c_prev, c_prev_row, dpreact):
+        inside = lanes.first(b, valid)
+
+        def body(dh, dh_out, dc, gates, c_prev, dpreact):
+            def load(address: ir.Value) -> Vector:
+                return Vector(b, lanes, lanes.load(b, address))
+
+            ifgo = [load(b.add(gates, I64(n * vector))) for n in range(4)]
+            dpre, dc_prev = backward(load(dh) + load(dh_out), load(dc), *ifgo, load(c_prev))
+            lanes.store(b, dc_prev.value, dc)
+            for n, value in enumerate(dpre):
+                lanes.store(b, b.select(inside, value.value, lanes.splat(0.0)), b.add(dpreact, I64(n * vector)))
+            steps = (dh_row, dh_out_row, I64(vector), I64(4 * vector), c_prev_row, I64(4 * vector))
+            return [b.add(p, s) for p, s in zip((dh, dh_out, dc, gates, c_prev, dpreact), steps)]
+
+        counted(b, rows, [dh, dh_out, dc, gates, c_prev, dpreact], body)
+
+    return build
+
+
+def builders(lanes: Lanes) -> dict[str, tuple[int, Builder]]:
+    """For each primitive how many arguments it takes, and what builds it."""
+    return {
+        "product4": (16, product(lanes, 4)),
+        "product3": (16, product(lanes, 3)),
+        "product2": (16, product(lanes, 2)),
+        "product1": (16, product(lanes, 1)),
+        "lone4": (17, lone(lanes, 4)),
+        "lone3": (17, lone(lanes, 3)),
+        "lone2": (17, lone(lanes, 2)),
+        "lone1": (17, lone(lanes, 1)),
+        "cell_forward": (9, cell_forward(lanes, False)),
+        "cell_forward_saving": (9, cell_forward(lanes, True)),
+        "cell_forward_streaming": (9, cell_forward(lanes, True, streams=True)),
+        "cell_backward": (11, cell_backward(lanes)),
+        "transpose": (6, transpose(lanes)),
+        "add_rows": (6, add_rows(lanes)),
+        "copy_rows": (7, copy_rows(lanes)),
+        "digest": (4, digest(lanes)),
+    }
+
+
+NAMES = tuple(builders(Lanes(types.float32)))
+
+
+@intrinsic
+def store_addresses(typingctx, zero, target):
+    """Write the addresses of the primitives for ``zero``'s type, in the order of `NAMES`, to an array of int64."""
+
+    def codegen(context, b, signature, args):
+        for k, (name, (arguments, builder)) in enumerate(builders(Lanes(zero)).items()):
+            found = function(b.module, f"fastlstm.{name}", arguments, builder)
+            b.store(b.ptrtoint(found, I64), b.inttoptr(b.add(args[1], I64(8 * k)), I64.as_pointer()))
+        return context.get_dummy_value()
+
+    return types.void(zero, types.intp), codegen

@@ -1,0 +1,1 @@
+"""What users hold: modules and functions with the arguments, results and errors of PyTorch's own."""

@@ -1,0 +1,225 @@
+"""`LSTM`: the parameters, arguments, results and errors of `torch.nn.LSTM`."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from fastlstm.backends import dispatch
+from fastlstm.backends.dispatch import Backend
+from fastlstm.layers import checks
+from fastlstm.layers.packing import Lengths
+from fastlstm.layers.recurrent import Recurrent, State, with_class
+
+X = TypeVar("X", Tensor, PackedSequence)  # outputs have the form of the input
+if TYPE_CHECKING:
+    Method = TypeVar("Method", bound=Callable[..., Any])
+
+    def _typed_as(method: Method) -> Callable[[Any], Method]: ...
+
+
+class LSTM(Recurrent):
+    """A multi-layer LSTM that takes the place of `torch.nn.LSTM`.
+
+    Equivalent to ``torch.nn.LSTM(input_size, hidden_size, ...)``: the same arguments, parameters, initial values for
+    the same seed, state_dict, results and errors. The differences:
+
+    * ``isinstance(module, torch.nn.LSTM)`` is false (`torch.compile` refuses what passes that test); the base is
+      `torch.nn.RNNBase`.
+    * The weights are read from the module's attributes at every call: parametrizations, `torch.func.functional_call`
+      and plain tensors in a weight's place all work. Calls without gradients keep them packed, and look
+      at all of them again, so that no change is missed.
+    * An input of no time steps gives an empty output and the state unchanged; initial states of any strides are taken;
+      a PackedSequence and its states are checked as a tensor and its states are.
+    * `forward` also takes resets and lengths and gives all cell states; `step` runs one time step.
+
+    Args:
+        input_size: I, the number of input features.
+        hidden_size: H, the number of hidden units.
+        num_layers: L, layers stacked on each other.
+        bias: with False there are no ``bias_ih_l*`` and ``bias_hh_l*``.
+        batch_first: input and output are (B, T, ...) instead of (T, B, ...); states are (D*L, B, ...) all the same.
+        dropout: probability of dropout on the output of each layer but the last.
+        bidirectional: each layer also runs from the last step to the first (D = 2, otherwise 1).
+        proj_size: P > 0 projects the hidden state to P features with ``weight_hr_l*``.
+        device, dtype: of the parameters.
+        backend: which implementation runs, one of `fastlstm.dispatch.NAMES`; None takes `fastlstm.use_backend`'s.
+        forget_bias: initial bias of the forget gate (in ``bias_ih``; ``bias_hh`` gets zeros); None: as the others.
+
+    Parameters, for layer k, each again with ``_reverse`` where bidirectional, row blocks in the order i, f, g, o:
+        ``weight_ih_l{k}`` (4H, I) or (4H, D*H_out) for k > 0, ``weight_hh_l{k}`` (4H, H_out), ``bias_ih_l{k}`` and
+        ``bias_hh_l{k}`` (4H,), and with projection ``weight_hr_l{k}`` (P, H). H_out is P with projection, otherwise H.
+
+    Raises:
+        TypeError, ValueError: for arguments of the wrong type or out of range, as `torch.nn.LSTM` does; for an unknown
+            backend; for a forget_bias without biases.
+    """
+
+    forget_bias: float | None = None
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        backend: Backend | None = None,
+        forget_bias: float | None = None,
+    ) -> None:
+        options = bias, batch_first, dropout, bidirectional, proj_size, device, dtype
+        super().__init__("LSTM", input_size, hidden_size, num_layers, *options)
+        if backend is not None:
+            dispatch.check_name(backend)
+            self.backend = backend
+        if forget_bias is not None:
+            self.forget_bias = checks.check_forget_bias(forget_bias, bias)
+            self._set_forget_bias(self.forget_bias)
+
+    def reset_parameters(self) -> None:
+        """Draw the parameters again from uniform(-1/sqrt(H), 1/sqrt(H)), and the forget gate's from `forget_bias`."""
+        super().reset_parameters()
+        if self.forget_bias is not None:
+            self._set_forget_bias(self.forget_bias)
+
+    @torch.no_grad()
+    def _set_forget_bias(self, value: float) -> None:
+        H = self.hidden_size
+        for _, _, bias_ih, bias_hh, *_ in self.all_weights:
+            bias_ih[H : 2 * H].fill_(value)
+            bias_hh[H : 2 * H].zero_()
+
+    def extra_repr(self) -> str:
+        text = super().extra_repr()
+        for name in ("backend", "forget_bias"):
+            if getattr(self, name) is not None:
+                text += f", {name}={getattr(self, name)}"
+        return text
+
+    get_expected_cell_size: Any = nn.LSTM.get_expected_cell_size
+    check_forward_args: Any = nn.LSTM.check_forward_args
+    permute_hidden: Any = nn.LSTM.permute_hidden
+
+    @overload
+    def forward(
+        self,
+        input: X,
+        hx: State | None = None,
+        *,
+        reset: Tensor | None = None,
+        lengths: Lengths | None = None,
+        return_cells: Literal[False] = False,
+    ) -> tuple[X, State]: ...
+    @overload
+    def forward(
+        self,
+        input: X,
+        hx: State | None = None,
+        *,
+        reset: Tensor | None = None,
+        lengths: Lengths | None = None,
+        return_cells: Literal[True],
+    ) -> tuple[X, State, X]: ...
+    @overload
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: State | None = None,
+        *,
+        reset: Tensor | None = None,
+        lengths: Lengths | None = None,
+        return_cells: bool = False,
+    ) -> tuple[Any, ...]: ...
+    def forward(
+        self,
+        input: Tensor | PackedSequence,  # noqa: A002
+        hx: State | None = None,
+        *,
+        reset: Tensor | None = None,
+        lengths: Lengths | None = None,
+        return_cells: bool = False,
+    ) -> tuple[Any, ...]:
+        """Run all layers over whole sequences.
+
+        Args:
+            input: (T, B, I); (B, T, I) with batch_first; (T, I) for one sequence alone; or a PackedSequence.
+            hx: ``h_0`` (D*L, B, H_out) and ``c_0`` (D*L, B, H), without B for one sequence alone; None for zeros.
+            reset: boolean (T, B), (B, T) with batch_first, (T,) for one sequence alone: the states are zero before the
+                steps that are True, and gradients stop there. Equal to running the pieces apart. One direction only.
+            lengths: integer (B,), or () for one sequence alone, in any order: a tensor on any device, a list, or an
+                array. Row b ends after lengths[b] steps, at once where that is zero. Outputs past the end are zero,
+                ``h_n`` and ``c_n`` are those at the end, and the reverse direction starts there. Equal to a
+                PackedSequence, with nothing to sort, and no device to wait for. Each is from 0 to T. Where the values
+                cannot be read, on another device than the CPU, while `torch.compile`, an export or a trace runs, and
+                under torch.func's transforms, below 0 counts as 0 and beyond T as T. `lengths` win over `reset`.
+            return_cells: also return the cell states of the last layer.
+
+        Returns:
+            output (T, B, D*H_out) of the last layer in the form of `input`, ``(h_n, c_n)`` of the sizes of `hx`, and
+            with `return_cells` the cell states (T, B, D*H) in the form of `input` (those held there past a row's end).
+
+        Raises:
+            ValueError: for the number of dimensions or dtype of `input`, the shape of `reset` or `lengths`, a length
+                below 0 or beyond T, `reset` where bidirectional, `reset` or `lengths` with a PackedSequence.
+            RuntimeError: for other sizes, dtypes and devices, and from a backend asked for by name that cannot run.
+            TypeError: for `input`, `hx`, `reset` or `lengths` of the wrong type.
+
+        Equivalent to `torch.nn.LSTM.forward`.
+        """
+        return self._forward(input, hx, reset, lengths, return_cells)
+
+    if TYPE_CHECKING:  # torch.nn.Module leaves it untyped
+
+        @_typed_as(forward)
+        def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+    def step(self, x_t: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """One time step through all layers, for streaming. One direction only.
+
+        Args:
+            x_t: (B, I), or (I,) for one sequence alone.
+            state: h (L, B, H_out) and c (L, B, H), without B for one sequence alone; None for zeros.
+
+        Returns:
+            h_t (B, H_out) of the last layer, and the new state, in the form of `state`.
+
+        Raises:
+            ValueError: where bidirectional, and for the number of dimensions or dtype of `x_t`.
+            TypeError: when `x_t` is no tensor, or `state` no tuple or list of tensors.
+            RuntimeError: for other sizes, dtypes and devices, as `forward`.
+
+        Equivalent to `forward` with T = 1.
+        """
+        return self._step(x_t, state)
+
+    @classmethod
+    def from_torch(cls, module: nn.LSTM) -> "LSTM":
+        """An LSTM with the arguments, mode, hooks and the very parameters of `module`, which stays as it is.
+
+        Raises:
+            TypeError: when `module` is no plain `torch.nn.LSTM`; `fastlstm.replace_lstm` takes subclasses and
+                parametrized modules.
+        """
+        new = with_class(module, nn.LSTM, cls)
+        vars(new).pop("_flat_weights")  # see the property of that name
+        return new
+
+    def to_torch(self) -> nn.LSTM:
+        """A `torch.nn.LSTM` with the arguments, mode, hooks and the very parameters of this one.
+
+        Raises:
+            TypeError: when this is a subclass's or a parametrized module; `fastlstm.restore_lstm` takes those.
+        """
+        new = with_class(self, LSTM, nn.LSTM)
+        for name in ("backend", "forget_bias", "_plans"):
+            vars(new).pop(name, None)
+        new._init_flat_weights()
+        return new

@@ -1,0 +1,266 @@
+"""Which way a call of one layer goes.
+
+There are four ways from a module to a backend. Two are *plain*: nothing is traced or transformed, and the call follows
+a plan. A plan belongs to a *signature*, which is all that a call's way depends on: shapes, types, settings, and whether
+gradients are wanted. What the first call of a signature finds out is kept as a plan, and the next one only runs it.
+
+* Plain without gradients: the plan is the backend's own.
+* Plain with gradients: the plan runs within `LSTMFunction`.
+* Transformed, by torch.func or in forward mode: `LSTMFunction` without a plan. Backends that have no plans, and calls
+  for all cell states, take this way too.
+* Traced, by a compiler, an exporter or `torch.jit.trace`: the call becomes operators of `torch.library`.
+
+What has no kernel of ours, such as a projection, is torch's own LSTM or plain PyTorch.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from fastlstm.autograd.functions import apply_plain, differentiable, narrowed
+from fastlstm.autograd.modes import (
+    autocast_of,
+    is_plain,
+    is_untransformed,
+    nests_forward_mode,
+    no_autocast,
+    under_vmap,
+    wants_gradient,
+)
+from fastlstm.autograd.rules import layer_op
+from fastlstm.backends import aten, dispatch, reference
+from fastlstm.backends.base import Layer, Plan, Run, check_layer, given_states, sum_of_biases
+from fastlstm.backends.cpu import threads_now
+from fastlstm.torch_private import (
+    allow_in_graph,
+    dual_level,
+    dual_level_in_graph,
+    opened_by_graph,
+    rnn_precision,
+)
+
+MOST = 64  # plans that a layer keeps
+
+
+Optional = Tensor | None
+Runs = Callable[[Layer], Run]
+
+
+class Result(NamedTuple):
+    """``output`` (T, B, H), ``h_n`` and ``c_n``, and the cell states (T, B, H) if they were asked for.
+
+    The output is None for one step alone, which ``h_n`` is all of.
+    """
+
+    output: Any
+    last: tuple[Any, ...]
+    cells: Any = None
+
+
+class Plans:
+    """The plans of one layer and direction, and the packed weights that they share.
+
+    It is empty until the first call. Copies and pickles of it are empty. Without `keeps`, weights are packed in each
+    call.
+    """
+
+    __slots__ = ("kept", "made")
+
+    def __init__(self, keeps: bool = True) -> None:
+        self.made: dict[Any, Runs | None] = {}
+        self.kept: dict[Any, Any] | None = {} if keeps else None
+
+    def __reduce__(self) -> tuple[type["Plans"], tuple[()]]:
+        return Plans, ()
+
+    def find(self, layer: Layer, backend: str | None, axis: bool) -> tuple[Any, Runs | None]:
+        """The signature of a plain call that has no plan yet, or None; and the plan of one that has, or None.
+
+        `axis`: whether the states are (1, B, H), as a module's are, and not (B, H).
+        """
+        x, weights, (h_0, c_0), lengths, reset, reverse = layer
+        if not is_untransformed(x, h_0, c_0, lengths, reset):
+            return None, None
+        learns, states = False, None
+        if torch.is_grad_enabled():
+            learns = any(a is not None and a.requires_grad for a in (*weights, x, h_0, c_0))
+        if h_0 is not None and c_0 is not None:
+            states = h_0.shape, h_0.stride(), h_0.dtype, h_0.device, c_0.shape, c_0.stride(), c_0.dtype, c_0.device
+        signature = (
+            x.shape, x.stride(), x.dtype, x.device, states, reverse, axis, learns,
+            None if lengths is None else lengths.stride(), None if reset is None else reset.stride(),
+            autocast_of(x), dispatch.named(backend), rnn_precision(), threads_now(),
+            *[None if a is None else (type(a), a.shape, a.stride(), a.dtype, a.device, a.is_neg()) for a in weights],
+        )  # fmt: skip
+        plan = self.made.get(signature, _unknown)  # one look: another thread may drop what is there
+        return (signature, None) if plan is _unknown else (None, plan)
+
+    def make(self, signature: Any, layer: Layer, backend: str | None, axis: bool) -> Runs | None:
+        """The plan of a plain call, which is kept, or None where there can be none.
+
+        Raises:
+            ValueError: for tensors that make no layer.
+            RuntimeError: where a backend that was asked for by name cannot run them.
+        """
+        if len(self.made) >= MOST:
+            self.made.clear()
+        self.made[signature] = plan = self._plan(layer, backend, axis)
+        return plan
+
+    def _plan(self, layer: Layer, backend: str | None, axis: bool) -> Runs | None:
+        learns, to = wants_gradient(*layer.tensors), autocast_of(layer.x)
+        if to is not None and (learns or to.itemsize > 2 or layer.x.dtype == torch.float64):
+            return None
+        cast_layer = layer if to is None else layer.to(to)
+        check_layer(_with_steps(cast_layer, axis))
+        x = cast_layer.x
+        masked = layer.lengths is not None or layer.reset is not None
+        name = dispatch.choose(backend, x.device, x.dtype, projected=False, masked=masked, cells=False)
+        traits = dispatch.traits(name)
+        if not (traits.plans and is_plain(*layer.weights)) or 0 in x.shape:
+            return None
+        if not traits.plans_sixteen_bits and (x.itemsize == 2 or to is not None):
+            return None
+        keeps = all(a is None or (type(a) is Parameter and a.is_contiguous()) for a in layer.weights)
+        example = cast_layer._replace(weights=layer.weights)  # they are cast when they are packed
+        with torch.inference_mode(False), torch.no_grad():
+            plan: Plan = dispatch.module(name).plan(example, learns, self.kept if keeps else None, (1,) * axis)
+        plan.backend = name
+        if learns:
+            return partial(_differentiable, plan)
+        return plan.forward if to is None else partial(_cast, plan, to)
+
+
+def _unknown(layer: Layer) -> Run:
+    """In place of a plan that is not there."""
+    raise NotImplementedError
+
+
+def _with_steps(layer: Layer, axis: bool) -> Layer:
+    """The layer with x as (T, B, I) and states as (B, H)."""
+    x = layer.x if layer.x.dim() != 2 else layer.x.unsqueeze(0)
+    return layer._replace(x=x, states=tuple(a.squeeze(0) if axis and a is not None else a for a in layer.states))
+
+
+def _differentiable(plan: Plan, layer: Layer) -> Run:
+    x, weights, states, lengths, reset, reverse = layer
+    h, h_n, c_n, *kept = apply_plain(x, *weights, *states, lengths, reset, reverse, plan)
+    return Run(h, (h_n, c_n), kept)
+
+
+def _cast(plan: Plan, dtype: torch.dtype, layer: Layer) -> Run:
+    states = tuple(None if a is None else a.to(dtype) for a in layer.states)
+    return plan.forward(layer._replace(x=layer.x.to(dtype), states=states))
+
+
+def run(
+    layer: Layer,
+    *,
+    plans: Plans | None,
+    backend: str | None = None,
+    axis: bool = False,
+    cells: bool = False,
+    weight_hr: Optional = None,
+) -> Result:
+    """Run one layer in one direction.
+
+    Args:
+        layer: x may be (B, I), for one step alone.
+        plans: those of the layer, or None to go without.
+        backend: a name of `fastlstm.backends.dispatch.NAMES`; None takes `use_backend`'s.
+        axis: whether the states are (1, B, H), and are to be so in the result.
+        cells: whether all cell states are wanted.
+        weight_hr: (P, H), which projects the hidden state.
+
+    Raises:
+        ValueError: for tensors that make no layer, and for an unknown backend.
+        RuntimeError: where a backend that was asked for by name cannot run them, with its reason.
+    """
+    if not torch.compiler.is_compiling():
+        if plans is not None and weight_hr is None and not cells:
+            signature, plan = plans.find(layer, backend, axis)
+            if signature is not None:
+                plan = plans.make(signature, layer, backend, axis)
+            if plan is not None:
+                found = plan(layer)
+                return Result(found.h, found.last)
+        result = _general(_with_steps(layer, axis), plans, backend, cells, weight_hr)
+    else:
+        layer_3d = _with_steps(layer, axis)
+        if backend is not None:
+            dispatch.check_name(backend)
+        if autocast_of(layer.x) is None:  # here already: what is raised in a graph becomes an error of dynamo's
+            check_layer(layer_3d, weight_hr)
+        options = layer.reverse, weight_hr, cells, dispatch.named(backend)
+        output, h_n, c_n, *others = _in_graph(dual_level_in_graph(), *layer_3d.tensors, *options)
+        result = Result(output, (h_n, c_n), others[0] if others else None)
+    if axis:  # no views: these can be detached in place
+        return result._replace(last=tuple(torch.stack([a]) for a in result.last))
+    return result if layer.x.dim() == 3 else result._replace(output=None)
+
+
+@allow_in_graph  # what dynamo traces itself it guards, at every call: a hundred functions, settings and names
+def _in_graph(dual: bool, *arguments: Any) -> tuple[Tensor, ...]:
+    """`dual`: whether there is a level of dual numbers."""
+    *tensors, reverse, weight_hr, cells, backend = arguments
+    with opened_by_graph(dual):
+        output, last, all_cells = _general(Layer.of(tensors, reverse), None, backend, cells, weight_hr)
+    return (output, *last, all_cells) if cells else (output, *last)
+
+
+def _general(layer: Layer, plans: Plans | None, backend: str | None, cells: bool, weight_hr: Optional) -> Result:
+    """A call that follows no plan: x is (T, B, I), and states are (B, H)."""
+    x, reverse = layer.x, layer.reverse
+    if (to := autocast_of(x)) is not None:
+        to = torch.float64 if x.dtype == torch.float64 else to  # which autocast leaves alone
+        weight_hr = None if weight_hr is None else weight_hr.to(to)
+        with no_autocast(x):  # the plain PyTorch maths would be cast once more
+            return run(layer.to(to), plans=plans, backend=backend, cells=cells, weight_hr=weight_hr)
+    check_layer(layer, weight_hr)
+    if x.shape[0] == 0:
+        h_0, c_0 = given_states(layer)
+        return Result(h_0.unsqueeze(0)[:0].clone(), (h_0.clone(), c_0.clone()), c_0.unsqueeze(0)[:0].clone())
+    name = dispatch.choose(
+        backend,
+        x.device,
+        x.dtype,
+        projected=weight_hr is not None,
+        masked=layer.lengths is not None or layer.reset is not None,
+        cells=cells,
+        transformed=under_vmap() or dual_level(),
+        traced=not is_plain(),  # of no tensors: whether anybody traces
+    )
+    if name == "aten":
+        return Result(*_by_torch(layer, weight_hr))
+    if x.itemsize == 2 and not dispatch.traits(name).takes_sixteen_bits:  # 16 bits in memory alone
+        wide_hr = None if weight_hr is None else weight_hr.float()
+        wide = run(layer.to(torch.float32), plans=plans, backend=name, cells=cells, weight_hr=wide_hr)
+        h, h_n, c_n, c = narrowed((wide.output, *wide.last, wide.cells), x.dtype, (*layer.tensors, weight_hr))
+        return Result(h, (h_n, c_n), c)
+    if weight_hr is not None or nests_forward_mode():
+        h, last, (c, _) = reference.forward(layer, True, weight_hr)
+    else:
+        if torch.jit.is_tracing():
+            h, *states, c = layer_op(*layer.tensors, reverse, cells, name)
+        else:
+            h, *states, c = differentiable(layer, cells, name)
+        last = tuple(states)
+    return Result(h, last, c if cells else None)
+
+
+def _by_torch(layer: Layer, weight_hr: Optional) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """The output and the last states of torch's own LSTM."""
+    weight_ih, weight_hh, bias_ih, bias_hh = layer.weights
+    if bias_ih is None or bias_hh is None:  # it takes both or none
+        bias_ih = sum_of_biases(layer)
+        bias_hh = None if bias_ih is None else torch.zeros_like(bias_ih)
+    present = [a for a in (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr) if a is not None]
+    # a trace is taken once with gradients and once without, and has to be the same
+    learns = torch.is_grad_enabled() or torch.jit.is_tracing()
+    h_0, c_0 = given_states(layer)
+    h, h_n, c_n = aten.forward(layer.x, present, h_0, c_0, layer.reverse, bias_ih is not None, learns)
+    return h, (h_n, c_n)
