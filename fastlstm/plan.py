@@ -14,6 +14,7 @@ What has no kernel of ours, such as a projection, is torch's own LSTM or plain P
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -43,9 +44,10 @@ from fastlstm.torch_private import (
     rnn_precision,
 )
 
-MOST = 64  # plans that a layer keeps
+MOST = 1024  # plans that a layer keeps
 
 
+_UNKNOWN = object()  # marks a signature without an entry: None is the entry of one that can have no plan
 Optional = Tensor | None
 Runs = Callable[[Layer], Run]
 
@@ -85,6 +87,8 @@ class Plans:
         x, weights, (h_0, c_0), lengths, reset, reverse = layer
         if not is_untransformed(x, h_0, c_0, lengths, reset):
             return None, None
+        if not all([a is None or type(a) is Parameter for a in weights]) and not is_plain(*weights):  # noqa: C419
+            return None, None
         learns, states = False, None
         if torch.is_grad_enabled():
             learns = any(a is not None and a.requires_grad for a in (*weights, x, h_0, c_0))
@@ -96,8 +100,8 @@ class Plans:
             autocast_of(x), dispatch.named(backend), rnn_precision(), threads_now(),
             *[None if a is None else (type(a), a.shape, a.stride(), a.dtype, a.device, a.is_neg()) for a in weights],
         )  # fmt: skip
-        plan = self.made.get(signature, _unknown)  # one look: another thread may drop what is there
-        return (signature, None) if plan is _unknown else (None, plan)
+        plan: Any = self.made.get(signature, _UNKNOWN)  # one look: another thread may drop what is there
+        return (signature, None) if plan is _UNKNOWN else (None, plan)
 
     def make(self, signature: Any, layer: Layer, backend: str | None, axis: bool) -> Runs | None:
         """The plan of a plain call, which is kept, or None where there can be none.
@@ -106,9 +110,11 @@ class Plans:
             ValueError: for tensors that make no layer.
             RuntimeError: where a backend that was asked for by name cannot run them.
         """
-        if len(self.made) >= MOST:
-            self.made.clear()
-        self.made[signature] = plan = self._plan(layer, backend, axis)
+        plan = self._plan(layer, backend, axis)
+        while len(self.made) >= MOST:
+            with suppress(StopIteration, RuntimeError):  # another thread may be here as well
+                self.made.pop(next(iter(self.made)), None)  # the oldest
+        self.made[signature] = plan
         return plan
 
     def _plan(self, layer: Layer, backend: str | None, axis: bool) -> Runs | None:
@@ -121,7 +127,7 @@ class Plans:
         masked = layer.lengths is not None or layer.reset is not None
         name = dispatch.choose(backend, x.device, x.dtype, projected=False, masked=masked, cells=False)
         traits = dispatch.traits(name)
-        if not (traits.plans and is_plain(*layer.weights)) or 0 in x.shape:
+        if not traits.plans or not is_plain(*layer.weights) or 0 in x.shape:
             return None
         if not traits.plans_sixteen_bits and (x.itemsize == 2 or to is not None):
             return None
@@ -133,11 +139,6 @@ class Plans:
         if learns:
             return partial(_differentiable, plan)
         return plan.forward if to is None else partial(_cast, plan, to)
-
-
-def _unknown(layer: Layer) -> Run:
-    """In place of a plan that is not there."""
-    raise NotImplementedError
 
 
 def _with_steps(layer: Layer, axis: bool) -> Layer:

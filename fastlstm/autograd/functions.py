@@ -17,7 +17,14 @@ from torch.autograd import Function
 from fastlstm.autograd import levels, operators
 from fastlstm.autograd.batching import backward_rule, forward_rule
 from fastlstm.autograd.linearized import Linearized, WeightTangents
-from fastlstm.autograd.modes import differentiated, is_plain, is_untransformed, no_autocast, wants_autograd
+from fastlstm.autograd.modes import (
+    differentiated,
+    is_plain,
+    is_untransformed,
+    no_autocast,
+    wants_autograd,
+    wants_gradient,
+)
 from fastlstm.backends.base import Gradients, Layer, Run, bias_gradients, sum_of
 from fastlstm.torch_private import plain_apply, transformed, when_compiling
 
@@ -129,9 +136,10 @@ class LSTMFunction(_Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-        ctx.reverse, ctx.way = inputs[OPERANDS:]
-        saved, planned = (*inputs[:OPERANDS], output[0], *output[3:]), not isinstance(ctx.way, str)
-        ctx.mark_non_differentiable(*output[3 if planned and not keeps_cells(inputs[0]) else 4 :])
+        ctx.reverse, way = inputs[OPERANDS:]
+        ctx.way, planned = way, not isinstance(way, str)
+        saved = *inputs[:OPERANDS], output[0] if not planned or way.reads_h else None, *output[3:]
+        ctx.mark_non_differentiable(*output[3 if planned and not way.keeps_cells else 4 :])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*saved)
         if not planned:  # a plan knows no forward mode
@@ -171,13 +179,6 @@ class LSTMFunction(_Function):
 apply_plain = plain_apply(LSTMFunction)  # for calls under no transform
 
 
-def keeps_cells(x: Tensor) -> bool:
-    """Whether a run of a plan keeps ``c`` and gates in the layer's own type, as a backend's `forward` does: not in one
-    step alone, whose x is (B, I), and not in 16 bits.
-    """
-    return x.dim() != 2 and x.itemsize > 2
-
-
 def _composed(
     ctx: Any, incoming: tuple[Optional, ...], operands: tuple[Any, ...], kept: tuple[Any, ...], needs: Any
 ) -> tuple[Optional, ...]:
@@ -202,7 +203,7 @@ def _composed(
         axes = next((a.dim() - 2 for a in (dh_n, dc_n) if a is not None), 0)
         incoming = plain(dh, 0), plain(dh_n, axes), plain(dc_n, axes), None if narrow else dc
         name = ctx.way.backend
-        if not keeps_cells(operands[0]):  # what was kept is nobody's output
+        if not ctx.way.keeps_cells:  # what was kept is nobody's output
             h, _, _, *others = LSTMFunction.apply(*layer, ctx.reverse, name)
             kept = h, *others
         gradients = LSTMBackward.apply(*incoming, *layer, *kept, ctx.reverse, [*needs], name)
@@ -272,7 +273,7 @@ def narrowed(results: tuple[Any, ...], dtype: torch.dtype, given: tuple[Optional
     Equivalent to `Tensor.to` for each; but a given tensor that is changed in place before the backward pass is an error
     there, as it is where autograd saves it itself.
     """
-    if is_untransformed(*results, *given):
+    if wants_gradient(*results) and is_untransformed(*results, *given):
         return cast(tuple[Any, ...], _Narrowed.apply(dtype, len(results), *results, *given))
     return (*(None if a is None else a.to(dtype) for a in results),)
 

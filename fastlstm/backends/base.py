@@ -97,9 +97,21 @@ OPERANDS = (
 
 
 class Plan(Protocol):
-    """How a backend runs calls of one signature: of the same shapes, strides, types, and settings."""
+    """How a backend runs calls of one signature: of the same shapes, strides, types, and settings.
 
-    backend: str  # its name, which whoever made the plan sets
+    The layers of a plan may differ from those of `forward` and `backward` in two ways. The states may be (1, B, H), and
+    then those of the run and their gradients are so too. And x may be (B, I), for one step alone: then ``h`` is None.
+
+    Attributes:
+        backend: its name, which whoever made the plan sets.
+        keeps_cells: what runs keep is c (T, B, H) and the gates, in the layer's type. Otherwise it is what the plan's
+            own backward pass reads.
+        reads_h: whether the backward pass reads the run's ``h``.
+    """
+
+    backend: str
+    keeps_cells: bool
+    reads_h: bool
 
     def forward(self, layer: Layer) -> Run: ...
 

@@ -126,6 +126,7 @@ class _Plan:
     """How calls of one layer run. What they have in common is found out once."""
 
     backend: str
+    reads_h = True
 
     def __init__(self, layer: Layer, save: bool, kept: dict[Any, Any] | None, ends: tuple[int, ...]) -> None:
         readable = _readable(layer)
@@ -134,7 +135,7 @@ class _Plan:
         T, B, self.I, self.H = sizes
         self.output, self.state = None if x.dim() == 2 else (T, B, self.H), x.new_empty(*ends, B, self.H)
         self.saved = ((T, B, self.H), saved_shape(T, B, self.H, x.dtype)) if save else None
-        self.packs = _DTYPES[x.dtype], _instructions, self.I, self.H
+        self.keeps_cells, self.packs = x.dim() == 3, (_DTYPES[x.dtype], _instructions, self.I, self.H)
         self.head, self.x_strides = (VERSION, *self.packs[:2], *sizes, layer.reverse), _array(x, 2)[1:]
         self.key, self.team, self.is_empty = ("native", layer.reverse), _team(threads_now()), B == 0
         # One step of large weights reads them once if it packs each panel when it comes to it.
@@ -192,6 +193,7 @@ class _Stack:
     """Calls of a stack of layers, one after the other."""
 
     backend: str
+    keeps_cells = reads_h = True
 
     def __init__(self, layer: Layer, save: bool, kept: dict[Any, Any] | None, ends: tuple[int, ...]) -> None:
         self.plans = [

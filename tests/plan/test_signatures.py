@@ -1,6 +1,8 @@
 """Everything that a call's way depends on belongs to its signature: a plan of another call is never run."""
 
+import gc
 import threading
+import weakref
 
 import pytest
 import torch
@@ -128,16 +130,19 @@ def test_settings_that_change_between_calls(modules):
 
 
 @torch.no_grad()
-def test_more_signatures_than_are_kept(modules):
+def test_more_signatures_than_are_kept(modules, monkeypatch):
     ours, theirs = modules
-    for steps in (*range(1, plan.MOST + 9), 1):
+    monkeypatch.setattr(plan, "MOST", 5)
+    for steps in (*range(1, 20), 1, 19):
         check(ours, theirs, torch.randn(steps, 1, I))
+        assert len(ours._plans[0].made) <= 5
 
 
 @torch.no_grad()
-def test_threads_that_make_plans_at_once(modules):
+def test_threads_that_make_plans_at_once(modules, monkeypatch):
     ours, theirs = modules
-    inputs = [torch.randn(steps, 2, I) for steps in range(1, 2 * plan.MOST, 3)]
+    monkeypatch.setattr(plan, "MOST", 5)
+    inputs = [torch.randn(steps, 2, I) for steps in range(1, 40)]
     wrong = []
 
     def call(inputs):
@@ -152,3 +157,86 @@ def test_threads_that_make_plans_at_once(modules):
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+@torch.no_grad()
+def test_weights_without_memory_of_their_own(modules):
+    """What no kernel can read goes another way, though a call of the same shapes has a plan."""
+    ours, theirs = modules
+    x, weights = torch.randn(T, B, I), {name: a.detach().clone() for name, a in ours.named_parameters()}
+    functional_call(ours, weights, (x,))
+    left = []
+    torch.func.grad(lambda a: (left.append(a), a.sum())[1])(weights["weight_ih_l0"])
+    zeros = torch._efficientzerotensor(weights["weight_hh_l0"].shape)
+    for change in ({"weight_ih_l0": left[0]}, {"weight_hh_l0": zeros}):
+        got = functional_call(ours, weights | change, (x,))[0]
+        exact = {
+            k: torch.zeros_like(weights[k]).double() if v is zeros else weights[k].double() for k, v in change.items()
+        }
+        want = functional_call(theirs, {k: v.double() for k, v in weights.items()} | exact, (x.double(),))[0]
+        close([got], [want], "sums")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("part", [False, True])
+def test_saved_tensors_that_come_back_in_another_layout(modules, dtype, part):
+    """As hooks that compress or offload them give them back."""
+    ours = modules[0].to(dtype)
+    x = (torch.randn(64, B, 40)[..., :I] if part else torch.randn(B, 64, I).transpose(0, 1)).to(dtype)
+
+    def gradients(pack):
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda a: a):
+            output = ours(x)[0]
+        return torch.autograd.grad(output.sum(), list(ours.parameters()))
+
+    want = gradients(lambda a: a)
+    for pack in (
+        lambda a: a.clone(memory_format=torch.contiguous_format),
+        lambda a: a.mT.clone().mT if a.dim() > 1 else a,
+    ):
+        for got, expected in zip(gradients(pack), want, strict=True):
+            assert torch.equal(got, expected)
+
+
+def test_a_number_of_threads_that_changes_before_the_backward_pass(modules):
+    ours, theirs = modules
+    x, threads = torch.randn(40, 64, I), torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        output = ours(x)[0]
+        torch.set_num_threads(1)
+        got = torch.autograd.grad(output.sum(), list(ours.parameters()))
+    finally:
+        torch.set_num_threads(threads)
+    close(got, torch.autograd.grad(theirs(x.double())[0].sum(), list(theirs.parameters())), "long")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_an_output_of_16_bits_may_be_changed_in_place(modules, dtype):
+    """The backward pass does not read it, but in float32, where that is noticed."""
+    ours = modules[0].to(dtype)
+    output = ours(torch.randn(T, B, I, dtype=dtype))[0].mul_(2)
+    if dtype == torch.float16:
+        output.sum().backward()
+    elif dtype == torch.float32:
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            output.sum().backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_plans_end_with_their_module(modules, dtype):
+    """Without the garbage collector: they hold packed weights."""
+    gc.collect()
+    gc.disable()
+    try:
+        ours = fastlstm.LSTM(I, H, dtype=dtype, backend=modules[0].backend)
+        x = torch.randn(T, B, I, dtype=dtype)
+        ours(x)[0].sum().backward()
+        with torch.no_grad():
+            ours(x)
+            ours(x.transpose(0, 1).contiguous().transpose(0, 1))
+        plans = [weakref.ref(run.__self__) for run in ours._plans[0].made.values() if hasattr(run, "__self__")]
+        del ours
+        assert not any(plan() for plan in plans)
+    finally:
+        gc.enable()

@@ -132,6 +132,27 @@ def test_no_threads_beyond_those_asked_for(backend, two_threads):
     assert len(os.listdir("/proc/self/task")) == before
 
 
+def backward_in_child(queue, output, parameters):
+    gradients = torch.autograd.grad(output, parameters, torch.ones_like(output))
+    queue.put(np.concatenate([a.numpy().ravel() for a in gradients]))
+
+
+@both_backends
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="the system has no fork")
+def test_a_graph_that_is_older_than_the_fork(backend, two_threads):
+    """The child runs the backward pass on the one thread that it has, whatever the forward pass had."""
+    lstm = fastlstm.LSTM(SIZE[2], SIZE[3], backend=backend)
+    output, parameters = lstm(torch.randn(*SIZE[:3]))[0], list(lstm.parameters())
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    process = context.Process(target=backward_in_child, args=(queue, output, parameters))
+    process.start()
+    got = queue.get(timeout=60)
+    process.join(timeout=60)
+    want = torch.autograd.grad(output, parameters, torch.ones_like(output))
+    assert np.array_equal(got, np.concatenate([a.numpy().ravel() for a in want]))
+
+
 def test_set_num_threads_is_followed_at_once(two_threads, monkeypatch):
     used = []
     enter = passes.Pass.enter

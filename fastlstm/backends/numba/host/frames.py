@@ -14,6 +14,9 @@ from fastlstm.backends.numba.host.sizes import LINE
 OWN = 1 << 15  # bytes of buffers that a frame has for itself, which spares a short call to look for them
 
 
+_Found = ctypes.c_int64 * 2  # one type: each that is made is a cycle
+
+
 class Kernel:
     """A task, the arguments that all its calls share, the sizes of its buffers, and the frames that calls run in.
 
@@ -91,7 +94,7 @@ class Frame:
         from fastlstm.backends.numba.host import tasks
 
         self.arguments = type(kernel.arguments).from_buffer_copy(kernel.arguments)
-        found = (ctypes.c_int64 * 2)()
+        found = _Found()
         self.arguments.large = ctypes.addressof(found)
         self.stale = ctypes.addressof(found) + 8
         self.found = memoryview(found).cast("B").cast("q")  # a number too large for the unit; blocks of other weights

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
 from math import prod
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastlstm.backends.base import Gradients, Layer, Run
+from fastlstm.backends.cpu import threads_now
 from fastlstm.backends.memory import converted, unpooled
 from fastlstm.backends.numba.host.backward import Backward
 from fastlstm.backends.numba.host.forward import Forward
@@ -19,7 +19,7 @@ from fastlstm.torch_private import copy_all
 
 Optional = Tensor | None
 WIDE = torch.float32, torch.float64
-SHORT = 1 << 16  # numbers of x and the states up to which a call of 16 bits copies them to memory that is kept
+SHORT = 1 << 14  # numbers of x and the states up to which a call of 16 bits copies them to memory that is kept
 
 
 # What runs calls of no plan, for as many signatures as a program may have in turns.
@@ -52,46 +52,55 @@ def _zeros(layer: Layer, needs: Gradients) -> Gradients:
 
 
 class Plan:
-    """How calls like an example run. See `fastlstm.backends.base.Plan`.
+    """How calls like an example run. See `fastlstm.backends.base.Plan`."""
 
-    Attributes:
-        forward: runs a layer.
-    """
-
-    forward: Callable[[Layer], Run]
-    run: Callable[[Any], Any]  # the same for a layer as the kernel reads it
+    backend: str
+    reads_h = True
 
     def __init__(
         self, layer: Layer, save: bool, kept: dict[Any, Any] | None, ends: tuple[int, ...], pieces: int
     ) -> None:
         """See `plan`."""
         self.narrow = pieces == 1 and layer.x.dtype is torch.bfloat16
+        self.keeps_cells = layer.x.dim() == 3 and layer.x.dtype in WIDE
         base = layer if self.narrow or layer.x.dtype in WIDE else layer._replace(x=converted(layer.x, torch.float32))
-        seen = readable(base._replace(weights=(*map(contiguous, base.weights),)))
+        seen = readable_in_plan(base)
         self.signature = s = signature_of(seen, ends, pieces)._replace(rounded=layer.x.dtype)
         # A whole sequence of a training step is followed by an update of the weights: it packs them for itself.
         keeps = not save or (s.T == 1 and (layer.x.dtype in WIDE or not pieces))
         self.kept = kept if keeps else None
-        self.backwards: dict[Gradients, Backward] = {}
-        kernel = Forward(s, save, self.kept)
-        self.run, self.states = kernel.run, kernel.states
-        reads = all(a is b for a, b in zip((seen.x, *seen.weights), (base.x, *base.weights)))
-        self.readable = same if reads else readable_in_plan
-        self.forward = self.run if reads else self._forward_of_readable
+        self.kernel = Forward(s, save, self.kept)
+        self.backwards: dict[Any, Backward] = {}
+        self.reads = all(a is b for a, b in zip((seen.x, *seen.weights), (base.x, *base.weights)))
 
-    def _forward_of_readable(self, layer: Layer) -> Run:
-        return self.run(self.readable(layer))
+    def forward(self, layer: Layer) -> Run:
+        """Run a layer."""
+        return self.kernel.run(layer if self.reads else readable_in_plan(layer))
 
     def backward(self, grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
         """The gradients of a layer that this plan has run."""
-        return self._backward(needs).run(grads, self.readable(layer), run)
+        return self._backward(grads, layer, run, needs)
 
-    def _backward(self, needs: Gradients) -> Backward:
-        found = self.backwards.get(needs)
+    def _backward(self, grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
+        """The gradients of a layer in the type that the kernel takes.
+
+        Its tensors need not lie as they did in the forward pass: hooks of saved tensors may have moved them. The number
+        of threads may have changed too, and is one in a forked child.
+        """
+        if not self.reads or strides(layer) != self.signature.strides:
+            layer = readable_in_plan(layer)
+        key = needs, strides(layer), threads_now()
+        found = self.backwards.get(key)
         if found is None:
-            found = Backward(self.signature, needs, self.signature.groups is not None, self.kept)
-            self.backwards[needs] = found
-        return found
+            s = signature_of(layer, self.signature.ends, self.signature.pieces)._replace(rounded=self.signature.rounded)
+            found = self.backwards[key] = Backward(s, needs, s.groups is not None, self.kept)
+        kept = (*map(contiguous, run.kept),)
+        return found.run(grads, layer, Run(contiguous(run.h), run.last, kept))
+
+
+def strides(layer: Layer) -> tuple[tuple[int, ...], ...]:
+    """Those that a kernel is told once for all calls."""
+    return layer.x.stride(), layer.weights[0].stride(), layer.weights[1].stride()
 
 
 class SixteenBits(Plan):
@@ -99,12 +108,13 @@ class SixteenBits(Plan):
 
     def __init__(self, layer: Layer, *others: Any) -> None:
         super().__init__(layer, *others)
-        self.dtype, self.forward = layer.x.dtype, self._forward_of_sixteen
-        self.sizes = layer.x.shape, self.states, self.states
+        self.dtype, self.reads_h = layer.x.dtype, self.narrow  # otherwise h is kept in float32 as well
+        self.sizes = layer.x.shape, self.kernel.states, self.kernel.states
         self.short = sum(map(prod, self.sizes)) < SHORT
         self.idle: list[list[Tensor]] = []
 
-    def _forward_of_sixteen(self, layer: Any) -> Run:
+    def forward(self, layer: Any) -> Run:
+        """Run a layer."""
         x, weights, states, lengths, reset, reverse = layer
         given: Any = None
         if self.short and not self.narrow and states[0] is not None:
@@ -117,7 +127,7 @@ class SixteenBits(Plan):
             x, *states = given
         else:
             x, states = x if self.narrow else converted(x, torch.float32), widened(states)
-        h, (h_n, c_n), kept = self.run(self.readable(Layer(x, weights, states, lengths, reset, reverse)))
+        h, (h_n, c_n), kept = super().forward(Layer(x, weights, states, lengths, reset, reverse))
         if given is not None:
             self.idle.append(given)
         if kept and h is not None and not self.narrow:
@@ -129,16 +139,13 @@ class SixteenBits(Plan):
         x, dh, h, kept = layer.x, grads.h, run.h, [*run.kept]
         if not self.narrow:
             x, dh = converted(x, torch.float32), *widened((dh,))
-            if h is not None:
-                h = kept.pop()
-        layer = self.readable(layer._replace(x=x, states=widened(layer.states)))
-        grads = Run(dh, widened(grads.last), widened(grads.kept))
-        gradients = self._backward(needs).run(grads, layer, Run(h, run.last, (*kept,)))
+            h = kept.pop() if x.dim() == 3 else None
+        layer, grads = (
+            layer._replace(x=x, states=widened(layer.states)),
+            Run(dh, widened(grads.last), widened(grads.kept)),
+        )
+        gradients = self._backward(grads, layer, Run(h, run.last, (*kept,)), needs)
         return Gradients.of([rounded(a, self.dtype) for a in gradients.flat])
-
-
-def same(layer: Layer) -> Layer:
-    return layer
 
 
 def readable_in_plan(layer: Layer) -> Layer:

@@ -70,7 +70,7 @@ SERIAL_CALL = 1_000_000  # of a call, with 32 more a sum for the cells, below wh
 # Bytes of both weights that a call's first 8 steps read, above which more than a few rows, too, multiply a wide input
 # for several steps at once: 10 MB, which a cache shared with others loses from step to step, and more where steps are
 # fewer. FED_ROWS: (step, row) pairs at most whose products are kept.
-LARGE, FED_ROWS = 5 << 24, 512
+READ_IN_EIGHT_STEPS, FED_ROWS = 5 << 24, 512
 ROW_BYTES = 1 << 15  # of weights in float32, for each row of a part
 LINE = 64  # bytes of a cache line: the counters of two barriers lie so far apart
 
@@ -142,7 +142,7 @@ def forward_sizes(s: Signature, of_x: int, parts: int) -> tuple[dict[str, int], 
         buffers["fed"] = panels_of(H, lanes) * rows * 4 * lanes
     else:
         fields["block_x"], fields["block"] = blocks_of(I, H)
-        wide, large = fields["block_x"] > 0, 4 * H * (I + H) * dtype.itemsize * min(T, 8) > LARGE
+        wide, large = fields["block_x"] > 0, 4 * H * (I + H) * dtype.itemsize * min(T, 8) > READ_IN_EIGHT_STEPS
         most = min(32, FED_ROWS // max(B, 1))  # steps for which a row reads the weights once
         feed = -(-T // -(-T // most)) if T > 1 and most else 0
         few = CHUNK if large else feed // max(B, 1)
