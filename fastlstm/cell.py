@@ -1,8 +1,8 @@
-"""One LSTM cell, its derivative and its second derivative: the only place where its arithmetic is written.
+"""One LSTM cell, its derivative and its second derivative.
 
-The functions use nothing but ``+ - *`` and calls of ``sigmoid`` and ``tanh``, so the same code runs on torch tensors,
-on Python or Numba scalars, and on the vectors whose operators emit LLVM instructions (`bind` swaps the two functions
-in).
+The arithmetic is written here and in ``csrc/cell.h`` alone, and a test compares the two. The functions use nothing but
+``+ - *`` and calls of ``sigmoid`` and ``tanh``. So the same code runs on torch tensors, on Python or Numba scalars, and
+on vectors whose operators emit LLVM instructions. `bind` puts other versions of the two calls in their place.
 
 Source: Hochreiter and Schmidhuber (1997) with the forget gate of Gers et al. (2000), as in `torch.nn.LSTM`.
 """
@@ -17,7 +17,7 @@ GATES = "ifgo"  # the order of the row blocks in weight_ih, weight_hh and the bi
 
 
 def cell_forward(i_pre: Any, f_pre: Any, g_pre: Any, o_pre: Any, c_prev: Any) -> tuple[Any, Any, Any, Any, Any, Any]:
-    """The new state and the four gates from the pre-activations and the old cell state: ``h, c, i, f, g, o``."""
+    """Return ``h, c, i, f, g, o``: the new states and the four gates, from the pre-activations and ``c_prev``."""
     i, f, g, o = sigmoid(i_pre), sigmoid(f_pre), tanh(g_pre), sigmoid(o_pre)
     c = f * c_prev + i * g
     return o * tanh(c), c, i, f, g, o
@@ -26,10 +26,10 @@ def cell_forward(i_pre: Any, f_pre: Any, g_pre: Any, o_pre: Any, c_prev: Any) ->
 def cell_backward(
     dh: Any, dc: Any, i: Any, f: Any, g: Any, o: Any, c_prev: Any
 ) -> tuple[tuple[Any, Any, Any, Any], Any]:
-    """The gradients of the four pre-activations (in the order of `GATES`), and of ``c_prev``.
+    """Return the gradients of the four pre-activations, in the order of `GATES`, and the gradient of ``c_prev``.
 
-    ``dh`` and ``dc`` are the gradients of the new state. The new cell state is computed again from the gates: one
-    product costs less than a load.
+    ``dh`` and ``dc`` are the gradients of the new states. The new cell state is computed again from the gates, since
+    one product costs less than a load.
     """
     tanh_c = tanh(f * c_prev + i * g)
     dc = dh * o * (1.0 - tanh_c * tanh_c) + dc
@@ -38,8 +38,8 @@ def cell_backward(
 
 
 def cell_slopes(i: Any, f: Any, g: Any, o: Any, c_prev: Any) -> tuple[tuple[Any, Any, Any, Any], Any]:
-    """What one more of each pre-activation adds: to the cell state for i, f and g, to the hidden state for o; and what
-    one more of the cell state adds to the hidden state. ``f`` is what one more of ``c_prev`` adds to the cell state.
+    """Return the derivatives of the new cell state by i_pre, f_pre and g_pre, and of the new hidden state by o_pre;
+    then the derivative of the new hidden state by the new cell state. That of the cell state by ``c_prev`` is ``f``.
     """
     tanh_c = tanh(f * c_prev + i * g)
     slopes = (g * i * (1.0 - i), c_prev * f * (1.0 - f), i * (1.0 - g * g), tanh_c * o * (1.0 - o))
@@ -49,10 +49,10 @@ def cell_slopes(i: Any, f: Any, g: Any, o: Any, c_prev: Any) -> tuple[tuple[Any,
 def cell_curvature(
     dh: Any, dc: Any, i: Any, f: Any, g: Any, o: Any, c_prev: Any, tangents: tuple[Any, Any, Any, Any], c_prev_t: Any
 ) -> tuple[tuple[Any, Any, Any, Any], Any]:
-    """How the results of `cell_backward` change along tangents of the pre-activations and of ``c_prev``, with ``dh``
-    and ``dc`` held fixed. ``dc`` is the whole gradient of the new cell state, what comes by way of ``dh`` included.
+    """Return how the results of `cell_backward` change along tangents of the pre-activations and of ``c_prev``.
 
-    The map is symmetric: the same arithmetic is `cell_backward`'s own backward pass.
+    ``dh`` and ``dc`` are held fixed. ``dc`` is the whole gradient of the new cell state: it includes the part that
+    comes from ``dh``. The map is symmetric, so the same arithmetic is `cell_backward`'s own backward pass.
     """
     i_t, f_t, g_t, o_t = tangents
     i_t, f_t, g_t, o_t = i * (1.0 - i) * i_t, f * (1.0 - f) * f_t, (1.0 - g * g) * g_t, o * (1.0 - o) * o_t
@@ -68,5 +68,5 @@ def cell_curvature(
 
 
 def bind(function: Callable[..., Any], **names: Any) -> Callable[..., Any]:
-    """A copy of `function` whose ``sigmoid`` and ``tanh`` (or any other global) are the ones given."""
+    """Return a copy of `function` whose ``sigmoid`` and ``tanh``, or any other globals, are the given ones."""
     return types.FunctionType(function.__code__, {**function.__globals__, **names}, function.__name__)

@@ -1,8 +1,8 @@
 """Which way a call of one layer goes.
 
 There are four ways from a module to a backend. Two are *plain*: nothing is traced or transformed, and the call follows
-a plan. A plan belongs to a *signature*, which is all that a call's way depends on: shapes, types, settings, and whether
-gradients are wanted. What the first call of a signature finds out is kept as a plan, and the next one only runs it.
+a plan. A plan belongs to a *signature*: the shapes, types and settings of a call, and whether gradients are wanted. The
+first call of a signature checks everything and keeps a plan, and later calls only run the plan.
 
 * Plain without gradients: the plan is the backend's own.
 * Plain with gradients: the plan runs within `LSTMFunction`.
@@ -10,7 +10,7 @@ gradients are wanted. What the first call of a signature finds out is kept as a 
   for all cell states, take this way too.
 * Traced, by a compiler, an exporter or `torch.jit.trace`: the call becomes operators of `torch.library`.
 
-What has no kernel of ours, such as a projection, is torch's own LSTM or plain PyTorch.
+Layers without a kernel of ours, such as those with a projection, run torch's own LSTM or plain PyTorch.
 """
 
 from collections.abc import Callable
@@ -44,7 +44,7 @@ from fastlstm.torch_private import (
     rnn_precision,
 )
 
-MOST = 1024  # plans that a layer keeps
+MOST = 1024  # plans that a `Plans` holds, whether of one layer or of all calls of `fastlstm.lstm`
 
 
 _UNKNOWN = object()  # marks a signature without an entry: None is the entry of one that can have no plan
@@ -55,7 +55,7 @@ Runs = Callable[[Layer], Run]
 class Result(NamedTuple):
     """``output`` (T, B, H), ``h_n`` and ``c_n``, and the cell states (T, B, H) if they were asked for.
 
-    The output is None for one step alone, which ``h_n`` is all of.
+    The output is None if x was (B, I), a single step: it would equal ``h_n``.
     """
 
     output: Any
@@ -80,9 +80,9 @@ class Plans:
         return Plans, ()
 
     def find(self, layer: Layer, backend: str | None, axis: bool) -> tuple[Any, Runs | None]:
-        """The signature of a plain call that has no plan yet, or None; and the plan of one that has, or None.
+        """Return (signature, None) if the signature is new, (None, plan) if not, (None, None) if no plan can serve.
 
-        `axis`: whether the states are (1, B, H), as a module's are, and not (B, H).
+        `axis`: whether the states are (1, B, H), as those of modules are, or (B, H).
         """
         x, weights, (h_0, c_0), lengths, reset, reverse = layer
         if not is_untransformed(x, h_0, c_0, lengths, reset):
@@ -104,11 +104,11 @@ class Plans:
         return (signature, None) if plan is _UNKNOWN else (None, plan)
 
     def make(self, signature: Any, layer: Layer, backend: str | None, axis: bool) -> Runs | None:
-        """The plan of a plain call, which is kept, or None where there can be none.
+        """Make and keep the plan of a plain call. Return it, or None if no plan can serve.
 
         Raises:
             ValueError: for tensors that make no layer.
-            RuntimeError: where a backend that was asked for by name cannot run them.
+            RuntimeError: if a backend that was asked for by name cannot run them.
         """
         plan = self._plan(layer, backend, axis)
         while len(self.made) >= MOST:
@@ -119,6 +119,7 @@ class Plans:
 
     def _plan(self, layer: Layer, backend: str | None, axis: bool) -> Runs | None:
         learns, to = wants_gradient(*layer.tensors), autocast_of(layer.x)
+        # PyTorch's operations cast for gradients, since autograd records them. Autocast leaves float64 alone.
         if to is not None and (learns or to.itemsize > 2 or layer.x.dtype == torch.float64):
             return None
         cast_layer = layer if to is None else layer.to(to)
@@ -132,7 +133,7 @@ class Plans:
         if not traits.plans_sixteen_bits and (x.itemsize == 2 or to is not None):
             return None
         keeps = all(a is None or (type(a) is Parameter and a.is_contiguous()) for a in layer.weights)
-        example = cast_layer._replace(weights=layer.weights)  # they are cast when they are packed
+        example = cast_layer._replace(weights=layer.weights)  # weights are cast when they are packed
         with torch.inference_mode(False), torch.no_grad():
             plan: Plan = dispatch.module(name).plan(example, learns, self.kept if keeps else None, (1,) * axis)
         plan.backend = name
@@ -142,7 +143,7 @@ class Plans:
 
 
 def _with_steps(layer: Layer, axis: bool) -> Layer:
-    """The layer with x as (T, B, I) and states as (B, H)."""
+    """Return the layer with x as (T, B, I) and states as (B, H)."""
     x = layer.x if layer.x.dim() != 2 else layer.x.unsqueeze(0)
     return layer._replace(x=x, states=tuple(a.squeeze(0) if axis and a is not None else a for a in layer.states))
 
@@ -170,16 +171,16 @@ def run(
     """Run one layer in one direction.
 
     Args:
-        layer: x may be (B, I), for one step alone.
-        plans: those of the layer, or None to go without.
-        backend: a name of `fastlstm.backends.dispatch.NAMES`; None takes `use_backend`'s.
-        axis: whether the states are (1, B, H), and are to be so in the result.
+        layer: the tensors. For a single step x may also be (B, I).
+        plans: the plans of the layer, or None to go without.
+        backend: a name of `fastlstm.backends.dispatch.NAMES`. None takes the default that `use_backend` sets.
+        axis: whether the states are (1, B, H), in the layer and in the result.
         cells: whether all cell states are wanted.
         weight_hr: (P, H), which projects the hidden state.
 
     Raises:
         ValueError: for tensors that make no layer, and for an unknown backend.
-        RuntimeError: where a backend that was asked for by name cannot run them, with its reason.
+        RuntimeError: if a backend that was asked for by name cannot run them, with its reason.
     """
     if not torch.compiler.is_compiling():
         if plans is not None and weight_hr is None and not cells:
@@ -194,19 +195,19 @@ def run(
         layer_3d = _with_steps(layer, axis)
         if backend is not None:
             dispatch.check_name(backend)
-        if autocast_of(layer.x) is None:  # here already: what is raised in a graph becomes an error of dynamo's
+        if autocast_of(layer.x) is None:  # checked before entering the graph node, so users see our error
             check_layer(layer_3d, weight_hr)
         options = layer.reverse, weight_hr, cells, dispatch.named(backend)
         output, h_n, c_n, *others = _in_graph(dual_level_in_graph(), *layer_3d.tensors, *options)
         result = Result(output, (h_n, c_n), others[0] if others else None)
-    if axis:  # no views: these can be detached in place
+    if axis:  # stack, since unsqueeze gives views, which cannot be detached in place
         return result._replace(last=tuple(torch.stack([a]) for a in result.last))
     return result if layer.x.dim() == 3 else result._replace(output=None)
 
 
-@allow_in_graph  # what dynamo traces itself it guards, at every call: a hundred functions, settings and names
+@allow_in_graph  # opaque to dynamo: traced, it would install about a hundred guards, checked at each call
 def _in_graph(dual: bool, *arguments: Any) -> tuple[Tensor, ...]:
-    """`dual`: whether there is a level of dual numbers."""
+    """Run `_general` as one node of a graph. `dual`: whether a level of dual numbers is active."""
     *tensors, reverse, weight_hr, cells, backend = arguments
     with opened_by_graph(dual):
         output, last, all_cells = _general(Layer.of(tensors, reverse), None, backend, cells, weight_hr)
@@ -214,12 +215,12 @@ def _in_graph(dual: bool, *arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _general(layer: Layer, plans: Plans | None, backend: str | None, cells: bool, weight_hr: Optional) -> Result:
-    """A call that follows no plan: x is (T, B, I), and states are (B, H)."""
+    """Run a call that follows no plan. x is (T, B, I), and states are (B, H)."""
     x, reverse = layer.x, layer.reverse
     if (to := autocast_of(x)) is not None:
-        to = torch.float64 if x.dtype == torch.float64 else to  # which autocast leaves alone
+        to = torch.float64 if x.dtype == torch.float64 else to  # autocast leaves float64 alone
         weight_hr = None if weight_hr is None else weight_hr.to(to)
-        with no_autocast(x):  # the plain PyTorch maths would be cast once more
+        with no_autocast(x):  # plain PyTorch operations would be cast again
             return run(layer.to(to), plans=plans, backend=backend, cells=cells, weight_hr=weight_hr)
     check_layer(layer, weight_hr)
     if x.shape[0] == 0:
@@ -233,11 +234,11 @@ def _general(layer: Layer, plans: Plans | None, backend: str | None, cells: bool
         masked=layer.lengths is not None or layer.reset is not None,
         cells=cells,
         transformed=under_vmap() or dual_level(),
-        traced=not is_plain(),  # of no tensors: whether anybody traces
+        traced=not is_plain(),  # without tensors it says whether a tracer is active
     )
     if name == "aten":
         return Result(*_by_torch(layer, weight_hr))
-    if x.itemsize == 2 and not dispatch.traits(name).takes_sixteen_bits:  # 16 bits in memory alone
+    if x.itemsize == 2 and not dispatch.traits(name).takes_sixteen_bits:  # computed in float32, stored in 16 bits
         wide_hr = None if weight_hr is None else weight_hr.float()
         wide = run(layer.to(torch.float32), plans=plans, backend=name, cells=cells, weight_hr=wide_hr)
         h, h_n, c_n, c = narrowed((wide.output, *wide.last, wide.cells), x.dtype, (*layer.tensors, weight_hr))
@@ -254,13 +255,13 @@ def _general(layer: Layer, plans: Plans | None, backend: str | None, cells: bool
 
 
 def _by_torch(layer: Layer, weight_hr: Optional) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """The output and the last states of torch's own LSTM."""
+    """Return the output and the last states of torch's own LSTM."""
     weight_ih, weight_hh, bias_ih, bias_hh = layer.weights
-    if bias_ih is None or bias_hh is None:  # it takes both or none
+    if bias_ih is None or bias_hh is None:  # torch's LSTM takes both biases or none
         bias_ih = sum_of_biases(layer)
         bias_hh = None if bias_ih is None else torch.zeros_like(bias_ih)
     present = [a for a in (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr) if a is not None]
-    # a trace is taken once with gradients and once without, and has to be the same
+    # torch.jit.trace runs with gradients and without, and both runs have to record the same
     learns = torch.is_grad_enabled() or torch.jit.is_tracing()
     h_0, c_0 = given_states(layer)
     h, h_n, c_n = aten.forward(layer.x, present, h_0, c_0, layer.reverse, bias_ih is not None, learns)

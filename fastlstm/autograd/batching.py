@@ -1,4 +1,4 @@
-"""Rules of `vmap` for a layer and its gradients: batched inputs are more rows, batched weights a stack of layers."""
+"""Rules of `vmap` for a layer and its gradients: batched inputs become more rows, batched weights a stack of layers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ Optional = Tensor | None
 
 
 def _fold(a: Optional, dim: int | None, size: int, axis: int) -> Optional:
-    """vmap's axis goes in front of the batch rows at `axis`."""
+    """Return `a` with vmap's axis merged into its batch rows, which lie along `axis`."""
     if a is None:
         return None
     if dim is None:
@@ -23,7 +23,7 @@ def _fold(a: Optional, dim: int | None, size: int, axis: int) -> Optional:
 
 
 def _stack(a: Optional, dim: int | None, size: int, rank: int) -> Optional:
-    """vmap's axis becomes the group axis of a weight (`rank` 2) or bias (1), or its slower part where there was one."""
+    """Return a weight (`rank` 2) or bias (1) with vmap's axis as group axis. It is merged in front of one it has."""
     if a is None:
         return None
     a = a.unsqueeze(0).expand(size, *a.shape) if dim is None else a.movedim(dim, 0)
@@ -31,13 +31,13 @@ def _stack(a: Optional, dim: int | None, size: int, rank: int) -> Optional:
 
 
 def _goes_on(*tensors: Optional) -> bool:
-    """Whether there is a level below, or a derivative is wanted there."""
+    """Return whether another level is below this one, or a derivative is wanted there."""
     return transformed() or wants_autograd(*tensors)
 
 
 def _fold_x(x: Any, dim: int | None, size: int, groups: int) -> Any:
-    """`_fold` of ``x`` for `groups` layers. What all read becomes (T,G,B,I), which is no copy, where no derivative
-    of it is wanted below.
+    """Return `_fold` of ``x``. If every group reads the same x, return (T,G,B,I) as an expanded view instead; only if
+    no derivative of x is wanted below.
     """
     if dim is None and size == groups and x.dim() == 3 and not _goes_on(x):
         return x.unsqueeze(1).expand(-1, size, -1, -1)
@@ -45,7 +45,7 @@ def _fold_x(x: Any, dim: int | None, size: int, groups: int) -> Any:
 
 
 def _fold_operands(size: int, dims: tuple[Any, ...], operands: tuple[Any, ...], stacks: bool) -> tuple[Any, ...]:
-    """A layer's tensors with vmap's axis in the batch rows, and in the weights if `stacks`."""
+    """Return a layer's tensors with vmap's axis merged into the batch rows, and into the weights if `stacks`."""
     x, weights, others = operands[0], operands[1:5], operands[5:]
     if stacks:
         weights = tuple(_stack(a, d, size, rank) for a, d, rank in zip(weights, dims[1:5], (2, 2, 1, 1)))
@@ -58,7 +58,9 @@ def _fold_operands(size: int, dims: tuple[Any, ...], operands: tuple[Any, ...], 
 def forward_rule(
     call: Callable[..., Any], last: Callable[..., Any], size: int, in_dims: tuple[Any, ...], *args: Any
 ) -> tuple[Any, Any]:
-    """`last`: what `call` comes to where it does not go on."""
+    """Return the outputs of a layer, and the axis of each along which vmap's samples lie. `call` runs the layer; `last`
+    is the plain operator that runs it when no outer level or derivative is left.
+    """
     given = args[:9]
     stacks = any(d is not None for d in in_dims[1:5]) or given[1].dim() == 3
     operands = _fold_operands(size, in_dims[:9], given, stacks)
@@ -71,9 +73,9 @@ def forward_rule(
 def backward_rule(
     call: Callable[..., Any], last: Callable[..., Any], size: int, in_dims: tuple[Any, ...], *args: Any
 ) -> tuple[Any, Any]:
-    """As `forward_rule`, for the arguments of `LSTMBackward`."""
+    """Do what `forward_rule` does, for the arguments of `LSTMBackward`."""
     incoming = [_fold(a, d, size, axis) for a, d, axis in zip(args, in_dims, (1, 0, 0, 1))]
-    # one gradient a sample: one group a sample, even where the weights are shared
+    # each sample gets weight gradients of its own, so it is a group, even where all samples share the weights
     operands = _fold_operands(size, in_dims[4:13], args[4:13], True)
     of_gates = args[15].dim() - (in_dims[15] is not None)
     axes = 1, 1, 0 if of_gates == 5 else of_gates - 2
@@ -82,7 +84,7 @@ def backward_rule(
     dx, *of_weights, dh_0, dc_0 = call(*incoming, *operands, *kept, *args[16:])
     for k, rank in enumerate((2, 2, 1, 1)):
         a, d = args[5 + k], in_dims[5 + k]
-        if of_weights[k] is not None and a.dim() - (d is not None) > rank:  # the stack held groups of its own
+        if of_weights[k] is not None and a.dim() - (d is not None) > rank:  # the weights had groups already
             of_weights[k] = of_weights[k].unflatten(0, (size, -1))
     dx, dh_0, dc_0 = (a if a is None else a.unflatten(axis, (size, -1)) for a, axis in zip((dx, dh_0, dc_0), (1, 0, 0)))
     out = (dx, *of_weights, dh_0, dc_0)

@@ -1,10 +1,11 @@
-"""The one pair of autograd Functions: a layer in one direction, and its gradients.
+"""The pair of autograd Functions: `LSTMFunction` runs a layer in one direction, and `LSTMBackward` its backward pass.
 
 Both define ``vmap`` and ``jvp``, and both can be differentiated again. The fused backward pass computes first
-derivatives. What lies beyond them is the arithmetic of `fastlstm.autograd.linearized`, with the fused backward pass
-where the result is linear in the incoming gradients. Equivalent to the derivatives of `torch.nn.LSTM`.
+derivatives. `fastlstm.autograd.linearized` computes the others, and leaves to the fused backward pass what is linear in
+the incoming gradients. All are equivalent to the derivatives of `torch.nn.LSTM`.
 
-The arguments are flat: `Layer.tensors` and then what is no tensor.
+The arguments are flat: first the tensors, in the order of `Layer.tensors`, and then the other arguments. Two small
+Functions stand beside the pair: one permutes rows, and one rounds results to 16 bits.
 """
 
 from collections.abc import Callable
@@ -29,7 +30,7 @@ from fastlstm.backends.base import Gradients, Layer, Run, bias_gradients, sum_of
 from fastlstm.torch_private import plain_apply, transformed, when_compiling
 
 Optional = Tensor | None
-OPERANDS, GRADIENTS = 9, 7  # tensors of a layer, and how many of them have gradients
+TENSORS, GRADIENTS = 9, 7  # how many tensors a layer has, and how many of them have gradients
 
 
 class _Function(Function):
@@ -41,7 +42,7 @@ class _Function(Function):
 
 
 def _leave_frame() -> None:
-    """A graph may break around a call, or its backward pass run within: dynamo fails at the `super`s."""
+    """Hide `apply` from dynamo, which fails at its `super`. It meets `apply` where a graph breaks around a call."""
     apply = vars(_Function)["apply"].__func__
     _Function.apply = classmethod(torch.compiler.disable(apply))  # type: ignore[assignment]
 
@@ -50,14 +51,15 @@ when_compiling(_leave_frame)
 
 
 class LSTMBackward(_Function):
-    """The gradients of one layer, in the order of its operands.
+    """The gradients of one layer, in the order of its tensors.
 
     Args:
-        args: dh, dh_n, dc_n and dc; the layer's tensors; h, c and gates of its run; reverse, which gradients are wanted
-            as seven booleans, and the backend's name.
+        args: dh, dh_n, dc_n and dc; the layer's tensors; h, c and gates of its run; reverse; seven booleans that say
+            which gradients are wanted; and the backend's name.
 
-    Differentiable in all tensors but lengths, reset and gates, which is a buffer. As h and c are arguments here, a
-    second derivative is a loop each way and then `LSTMFunction`'s own backward pass.
+    It is differentiable in all tensors but lengths, reset and gates, a buffer of the backend. A second derivative takes
+    two loops over time: `Linearized.gradient` and `Linearized.tangent`. They treat h and c as given. The gradients of h
+    and c then go through `LSTMFunction`'s own backward pass.
     """
 
     @staticmethod
@@ -91,7 +93,7 @@ class LSTMBackward(_Function):
         incoming = [None if a is None else g for a, g in zip((dh, dh_n, dc_n, dc), outputs)]
         d_states = (None, None) if layer.states[0] is None else (d_h_0, d_c_0)
         gradients = dx, d_ih, d_hh, *bias_gradients(d_bias, wanted), *d_states
-        # what h and c get goes on through LSTMFunction's own backward
+        # autograd passes d_h and d_c on to LSTMFunction's own backward
         return *incoming, *gradients, None, None, d_h, d_c, None, None, None, None
 
     @staticmethod
@@ -107,7 +109,7 @@ class LSTMBackward(_Function):
         change, d_c_prev = around.curvature(dh_all, dc_all, preact, c_prev)
         dx, d_ih, d_hh, d_bias, d_h_prev = around.products(change, dpreact, x_t, along, h_prev, needs)
         (d_h, d_h_0), (d_c, d_c_0) = around.h_after(d_h_prev), around.c_after(d_c_prev)
-        # linear in the incoming gradients: the fused backward takes what the steps change by as more of them
+        # the fused backward is linear in the incoming gradients, so d_h and d_c are added to their tangents
         incoming = sum_of(d_h, dh_t), dh_n_t, dc_n_t, sum_of(d_c, dc_t)
         linear = LSTMBackward.apply(*incoming, *operands, h, c, gates, ctx.reverse, ctx.needs, ctx.backend)
         others = dx, d_ih, d_hh, *bias_gradients(d_bias, needs), d_h_0, d_c_0
@@ -122,41 +124,42 @@ class LSTMFunction(_Function):
     """One layer in one direction: ``h`` (T, B, H), ``h_n`` and ``c_n`` (B, H), ``c`` (T, B, H) and gates, a buffer.
 
     Args:
-        args: the layer's tensors, reverse, and a backend's name or a `Plan` of it. With a plan of one step alone, or
-            of 16 bits, what follows the states is all buffers.
+        args: the layer's tensors, reverse, and a backend's name or a `Plan`. With a plan of a single step or of
+            16 bits, all outputs after c_n are non-differentiable buffers.
     """
 
     @staticmethod
     def forward(*args: Any) -> tuple[Optional, ...]:
-        way = args[-1]
-        if isinstance(way, str):
-            return operators.forward(*args[:-1], True, way)
-        h, last, kept = way.forward(Layer.of(args[:OPERANDS], args[OPERANDS]))
+        plan_or_name = args[-1]
+        if isinstance(plan_or_name, str):
+            return operators.forward(*args[:-1], True, plan_or_name)
+        h, last, kept = plan_or_name.forward(Layer.of(args[:TENSORS], args[TENSORS]))
         return h, *last, *kept
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-        ctx.reverse, way = inputs[OPERANDS:]
-        ctx.way, planned = way, not isinstance(way, str)
-        saved = *inputs[:OPERANDS], output[0] if not planned or way.reads_h else None, *output[3:]
-        ctx.mark_non_differentiable(*output[3 if planned and not way.keeps_cells else 4 :])
+        ctx.reverse, plan_or_name = inputs[TENSORS:]
+        ctx.plan_or_name, planned = plan_or_name, not isinstance(plan_or_name, str)
+        saved = *inputs[:TENSORS], output[0] if not planned or plan_or_name.reads_h else None, *output[3:]
+        ctx.mark_non_differentiable(*output[3 if planned and not plan_or_name.keeps_cells else 4 :])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*saved)
-        if not planned:  # a plan knows no forward mode
+        if not planned:  # plans have no forward mode
             ctx.save_for_forward(*saved)
 
     @staticmethod
     def backward(ctx: Any, dh: Optional, dh_n: Optional, dc_n: Optional, dc: Optional, *_: Any) -> tuple[Any, ...]:
         saved = ctx.saved_tensors
-        operands, (h, *kept) = saved[:OPERANDS], saved[OPERANDS:]
+        operands, (h, *kept) = saved[:TENSORS], saved[TENSORS:]
         incoming, needs = (dh, dh_n, dc_n, dc), ctx.needs_input_grad[:GRADIENTS]
-        if isinstance(ctx.way, str):
+        if isinstance(ctx.plan_or_name, str):
             call: Callable[..., Any] = LSTMBackward.apply if differentiated() or transformed() else operators.backward
             with no_autocast(operands[0]):  # backward may run inside the caller's autocast
-                gradients = call(*incoming, *operands, h, *kept, ctx.reverse, [*needs], ctx.way)
+                gradients = call(*incoming, *operands, h, *kept, ctx.reverse, [*needs], ctx.plan_or_name)
         elif not differentiated() and is_plain(*incoming, h, *kept):
             run, layer = Run(h, (None, None), tuple(kept)), Layer.of(operands, ctx.reverse)
-            gradients = ctx.way.backward(Run(dh, (dh_n, dc_n), (dc,)), layer, run, Gradients.of(needs)).flat
+            grads = Run(dh, (dh_n, dc_n), (dc,))
+            gradients = ctx.plan_or_name.backward(grads, layer, run, Gradients.of(needs)).flat
         else:
             gradients = _composed(ctx, incoming, operands, (h, *kept), needs)
         return *gradients, None, None, None, None
@@ -182,13 +185,13 @@ apply_plain = plain_apply(LSTMFunction)  # for calls under no transform
 def _composed(
     ctx: Any, incoming: tuple[Optional, ...], operands: tuple[Any, ...], kept: tuple[Any, ...], needs: Any
 ) -> tuple[Optional, ...]:
-    """The gradients of a planned run by Functions that can be differentiated again."""
+    """Return the gradients of a planned run, from Functions that can be differentiated again."""
     x, given = operands[0], operands[5]
     leading = 0 if given is None else given.dim() - 2
     narrow = x.itemsize == 2
 
     def plain(a: Any, axes: int) -> Any:
-        """Without a leading axis of one, if there is any, and in float32 where it was narrower."""
+        """Return `a` without its leading axis of one, if it has `axes`, and in float32 instead of 16 bits."""
         if a is None:
             return None
         a = a.squeeze(0) if axes else a
@@ -202,8 +205,8 @@ def _composed(
         dh, dh_n, dc_n, dc = incoming
         axes = next((a.dim() - 2 for a in (dh_n, dc_n) if a is not None), 0)
         incoming = plain(dh, 0), plain(dh_n, axes), plain(dc_n, axes), None if narrow else dc
-        name = ctx.way.backend
-        if not ctx.way.keeps_cells:  # what was kept is nobody's output
+        name = ctx.plan_or_name.backend
+        if not ctx.plan_or_name.keeps_cells:  # run again: the buffers that the plan kept have no gradients
             h, _, _, *others = LSTMFunction.apply(*layer, ctx.reverse, name)
             kept = h, *others
         gradients = LSTMBackward.apply(*incoming, *layer, *kept, ctx.reverse, [*needs], name)
@@ -211,7 +214,7 @@ def _composed(
 
 
 def _like(gradient: Optional, of: Optional) -> Optional:
-    """A gradient in the type and the shape of its operand, which differ by axes of one."""
+    """Return a gradient in the type and the shape of its operand. The shapes may differ by an axis of one."""
     if gradient is None or of is None:
         return None
     gradient = gradient.to(of.dtype)
@@ -225,7 +228,7 @@ def _saving(*args: Any) -> tuple[Optional, ...]:
 
 
 class WithoutGradients:
-    """`operators.forward` under any levels of `vmap`."""
+    """`operators.forward` under any number of `vmap` levels, for calls without derivatives."""
 
     @staticmethod
     def apply(*args: Any) -> tuple[Optional, ...]:
@@ -239,15 +242,16 @@ class WithoutGradients:
 
 
 def differentiable(layer: Layer, cells: bool, backend: str) -> tuple[Any, ...]:
-    """``h``, ``h_n``, ``c_n`` and, if `cells` or a derivative is wanted, ``c``, in a way that every transform takes."""
+    """Return a layer's ``h, h_n, c_n, c``, under any transform. c is empty unless `cells` or a derivative is wanted."""
     if wants_autograd(*layer.tensors):
         return LSTMFunction.apply(*layer.tensors, layer.reverse, backend)[:4]
     return WithoutGradients.apply(*layer.tensors, layer.reverse, cells, backend)[:4]
 
 
 def take_rows(a: Tensor, order: Tensor, axis: int) -> Tensor:
-    """The rows of `a` along an axis in `order`, a permutation. Equivalent to ``a.index_select(axis, order)``, but the
-    gradient is taken likewise, where that one's is added up row by row.
+    """Return the rows of `a` along `axis` in `order`, a permutation. Equivalent to ``a.index_select(axis, order)``.
+
+    The backward pass of index_select adds row by row. This one selects rows in the inverse order.
     """
     if not is_untransformed(a, order):
         return a.index_select(axis, order)
@@ -268,10 +272,10 @@ class _TakeRows(Function):
 
 
 def narrowed(results: tuple[Any, ...], dtype: torch.dtype, given: tuple[Optional, ...]) -> tuple[Any, ...]:
-    """Results of a layer in a type of 16 bits, of which it was `given` tensors and computed with copies in float32.
+    """Return float32 results of a layer in `dtype`, the 16-bit type of the tensors that it was `given`.
 
-    Equivalent to `Tensor.to` for each; but a given tensor that is changed in place before the backward pass is an error
-    there, as it is where autograd saves it itself.
+    Equivalent to `Tensor.to` for each result, with one addition: if a given tensor is changed in place before the
+    backward pass, that pass raises. Autograd itself saved only float32 copies, and would not notice.
     """
     if wants_gradient(*results) and is_untransformed(*results, *given):
         return cast(tuple[Any, ...], _Narrowed.apply(dtype, len(results), *results, *given))
@@ -287,5 +291,5 @@ class _Narrowed(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Optional) -> tuple[Any, ...]:
-        given = ctx.saved_tensors  # raises for one that was changed
+        given = ctx.saved_tensors  # raises if one was changed
         return None, None, *(None if g is None else g.float() for g in grads), *(None for _ in given)

@@ -1,8 +1,8 @@
-"""A Function under one level of torch.func's `vmap`, `grad` or `vjp`, with flat arguments.
+"""Runs a Function under one level of torch.func's `vmap`, `grad` or `vjp`, with flat arguments.
 
-torch's own way flattens and rebuilds the arguments as trees some forty times a step, which takes 0.9 ms of an
-ensemble's training step. The steps here are those of its ``custom_function_call``: unwrap the arguments for this level,
-run the level below, and wrap the results.
+torch's own code flattens and rebuilds the arguments as trees some forty times a step, which takes 0.9 ms of an
+ensemble's training step. The code here does what torch's ``custom_function_call`` does: it unwraps the arguments for
+this level, runs the level below, and wraps the results.
 """
 
 from functools import cache
@@ -18,17 +18,17 @@ from fastlstm.torch_private import plain_apply, watched
 
 
 def takes() -> bool:
-    """Whether `apply` knows the innermost of the levels that are active: no forward mode, and nobody traces."""
+    """Return whether `apply` can handle the innermost active level. It handles neither forward mode nor tracers."""
     if not private.KNOWS_LEVELS or torch.compiler.is_compiling() or watched():
         return False
     return private.innermost().key() in (private.Kind.Vmap, private.Kind.Grad)
 
 
 def apply(function: Any, *args: Any) -> Any:
-    """``function.apply(*args)`` at the innermost level; the level below calls that again.
+    """Return ``function.apply(*args)`` at the innermost level. On the level below, ``function.apply`` is called again.
 
-    `function`: a `torch.autograd.Function` with setup_context and vmap; what has no derivative needs apply and vmap
-    alone, and no level to be one of `grad`.
+    `function` is a `torch.autograd.Function` with setup_context and vmap. Under levels of `vmap` alone, a class with
+    apply and vmap is enough.
     """
     innermost = private.innermost()
     args = (*(private.unwrap_if_left(a) if isinstance(a, Tensor) else a for a in args),)
@@ -68,7 +68,7 @@ class _Level(Function):
         *operands, function, interpreter = args
         level = interpreter.level()
         below = (private.unwrap_for_grad(a, level) if isinstance(a, Tensor) else a for a in operands)
-        # a Function's forward runs without gradients and tangents, the level below as it was entered
+        # torch runs a Function's forward without gradients and tangents; the level below gets back its own modes
         enabled = torch.is_grad_enabled()
         left = private.leave_level()
         try:
@@ -89,11 +89,11 @@ class _Level(Function):
         return *ctx.function.backward(ctx, *grads), None, None
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:  # of dual numbers, which are no level
+    def jvp(ctx: Any, *tangents: Any) -> Any:  # for dual numbers, which are no level of torch.func
         return ctx.function.jvp(ctx, *tangents)
 
 
 @cache
 def _node(function: Any) -> Any:
-    """Graphs and errors name a node by its class."""
+    """Return a `_Level` with the name of `function`, since graphs and errors name a node by its class."""
     return type(function.__name__, (_Level,), {})

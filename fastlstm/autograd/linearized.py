@@ -1,7 +1,8 @@
-"""A layer linearized around a run that has been made: tangents forward, gradients backward, and how those change.
+"""A layer linearized around a finished run: its tangents, its gradients, and how the gradients change.
 
-Plain PyTorch, differentiable itself. What the run knows is computed for all steps at once; the two loops over time are
-left with one product and a few elementwise operations a step. Weights may be stacks, as in `reference`.
+This is plain PyTorch, and itself differentiable. Everything that follows from the run's ``h`` and ``c`` is computed for
+all steps at once. Two loops over time remain, with one product and a few elementwise operations a step. Weights may be
+stacks, as in `reference`.
 """
 
 from typing import Any, NamedTuple
@@ -35,7 +36,7 @@ def _fill(a: Tensor, where: Optional) -> Tensor:
 
 
 class WeightTangents(NamedTuple):
-    """Tangents of a layer's parameters; absent means zero."""
+    """Tangents of a layer's parameters. None stands for zero."""
 
     ih: Optional
     hh: Optional
@@ -51,36 +52,36 @@ class Linearized:
         self.order = step_order(h.shape[0], layer.reverse)
         self.held = held_steps(layer)
         self.reset = reset_steps(layer, self.held)
-        self.x = _fill(flat_input(layer.x), self.held)  # a padding may be NaN
+        self.x = _fill(flat_input(layer.x), self.held)  # padding may be NaN
         self.h_prev, self.c_prev = self.h_before(h, self.h_0), self.c_before(c, self.c_0)
         preact = add_bias(linear(self.x, self.weight_ih) + linear(self.h_prev, self.weight_hh), self.bias)
         i, f, g, o = preact.chunk(4, -1)
         self.gates = i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
         slopes, c_to_h = cell_slopes(i, f, g, o, self.c_prev)
         self.slopes, self.c_to_h = _fill(torch.cat(slopes, -1), self.held), _fill(c_to_h, self.held)
-        self.carried = _fill(f, self.reset)  # of c_prev, and of a held state all
+        self.carried = _fill(f, self.reset)  # factor of c_prev in c: f; 0 after a reset; 1 at held steps
         if self.held is not None:
             self.carried = self.carried.masked_fill(self.held, 1)
 
     def h_before(self, h: Tensor, h_0: Optional) -> Tensor:
-        """What each step saw of outputs (T, B, H) that start from `h_0`, or zeros; a held step saw zero."""
+        """Return the h that each step starts from, for outputs `h` (T, B, H) and `h_0` or zeros: 0 at held steps."""
         h_0 = torch.zeros_like(h[0]) if h_0 is None else h_0
         return _fill(before(h, h_0, self.layer, self.held, self.reset), self.held)
 
     def c_before(self, c: Tensor, c_0: Optional) -> Tensor:
-        """As `h_before`, of cell states, which repeat the state before at held steps."""
+        """Return the c that each step starts from. Unlike `h`, `c` repeats the state before it at held steps."""
         c_0 = torch.zeros_like(c[0]) if c_0 is None else c_0
         return _fill(before(c, c_0, self.layer, None, self.reset), self.held)
 
     def h_after(self, seen: Tensor) -> tuple[Tensor, Tensor]:
-        """The transpose of `h_before`: what belongs to the outputs (T, B, H), and to the state they start from."""
+        """Apply the transpose of `h_before`. Return the parts of the outputs (T, B, H) and of h_0."""
         h, h_0 = self.c_after(seen)
         if self.held is None:
             return h, h_0
         return _fill(h, self.held), h_0 + _fill(h, ~self.held).sum(0)
 
     def c_after(self, seen: Tensor) -> tuple[Tensor, Tensor]:
-        """The transpose of `c_before`."""
+        """Apply the transpose of `c_before`. Return the parts of the cell states (T, B, H) and of c_0."""
         seen = _fill(_fill(seen, self.reset), self.held)
         none = torch.zeros_like(seen[:1])
         if self.layer.reverse:
@@ -88,16 +89,16 @@ class Linearized:
         return torch.cat([seen[1:], none]), seen[0]
 
     def outputs(self, h: Tensor) -> Tensor:
-        """Of states (T, B, H) what the layer's outputs have: zeros at held steps."""
+        """Return hidden states (T, B, H) as the layer outputs them: zero at held steps."""
         return _fill(h, self.held)
 
     def _steps(self, *tensors: Optional) -> list[tuple[Any, ...]]:
-        """The tensors of each time step; unbind's derivative is one stack, where indexing's is T zero tensors."""
+        """Return the tensors of each time step. unbind's derivative is one stack, but indexing's is T zero tensors."""
         T = self.x.shape[0]
         return list(zip(*([None] * T if a is None else a.unbind(0) for a in tensors)))
 
     def preact_tangent(self, x: Optional, weights: WeightTangents, h_prev: Optional) -> Tensor:
-        """How the pre-activations (T,B,4H) change along tangents of the input, the weights and what each step saw."""
+        """Return the tangent of the pre-activations (T,B,4H), from tangents of x, the weights and h_prev (T,B,H)."""
         total = _sum(
             None if x is None else linear(_fill(x, self.held), self.weight_ih),
             None if weights.ih is None else linear(self.x, weights.ih),
@@ -107,8 +108,9 @@ class Linearized:
         return add_bias(torch.zeros_like(self.slopes) if total is None else total, weights.bias)
 
     def tangent(self, preact: Tensor, h: Optional, c: Optional) -> tuple[Tensor, Tensor, Tensor]:
-        """From `preact_tangent` without the states' part, and tangents of h_0 and c_0, or None for zeros: those of the
-        pre-activations, of h and of c. Held steps repeat the tangents before them.
+        """Return the tangents of the pre-activations, of h and of c. Held steps repeat the tangents before them.
+
+        `preact` is `preact_tangent` without h_prev. `h` and `c` are the tangents of h_0 and c_0, or None for zeros.
         """
         h, c = (torch.zeros_like(self.c_prev[0]) if a is None else a for a in (h, c))
         steps = self._steps(preact, self.slopes, self.c_to_h, self.carried, self.reset, self.held)
@@ -125,7 +127,7 @@ class Linearized:
         return torch.stack(preacts), torch.stack(hs), torch.stack(cs)
 
     def gradient(self, dh: Optional, dh_n: Optional, dc_n: Optional, dc: Optional) -> tuple[Tensor, Tensor, Tensor]:
-        """``dpreact`` (T,B,4H), and the whole gradients of h and c (T,B,H) that it comes of."""
+        """Return ``dpreact`` (T,B,4H), and the gradients of h and c (T,B,H), with all that later steps add to them."""
         zeros, dh = torch.zeros_like(self.c_prev[0]), None if dh is None else _fill(dh, self.held)
         dh_t, dc_t = zeros if dh_n is None else dh_n, zeros if dc_n is None else dc_n
         steps = self._steps(dh, dc, self.slopes, self.c_to_h, self.carried, self.reset, self.held)
@@ -144,8 +146,8 @@ class Linearized:
         return torch.stack(dpreacts), torch.stack(dhs), torch.stack(dcs)
 
     def curvature(self, dh: Tensor, dc: Tensor, preact: Tensor, c_prev: Tensor) -> tuple[Tensor, Tensor]:
-        """How ``dpreact`` (T,B,4H) and the gradient of ``c_prev`` (T,B,H) change along tangents of the pre-activations
-        and of ``c_prev`` at fixed `dh` and `dc`, those of `gradient`.
+        """Return how ``dpreact`` (T,B,4H) and the gradient of ``c_prev`` (T,B,H) change along tangents of the
+        pre-activations and of ``c_prev``. `dh` and `dc` are the results of `gradient`, and held fixed.
         """
         i, f, g, o = preact.chunk(4, -1)
         changes, of_c_prev = cell_curvature(dh, dc, *self.gates, self.c_prev, (i, f, g, o), c_prev)
@@ -160,8 +162,10 @@ class Linearized:
         h_prev: Optional,
         wanted: Gradients,
     ) -> tuple[Optional, Optional, Optional, Optional, Tensor]:
-        """How the products with dpreact change where it changes by `change`, and their other factor along tangents:
-        the gradients of x, weight_ih, weight_hh and bias, so far as they are wanted, and of what each step saw of h.
+        """Return how the gradients of x, weight_ih, weight_hh, bias and h_prev change.
+
+        Each is a product of dpreact with x, h_prev or a weight. By the product rule its change is `change`, which is
+        that of dpreact, times the other factor, plus dpreact times the other factor's tangent.
         """
 
         def transposed(weight: Tensor, tangent: Optional) -> Tensor:

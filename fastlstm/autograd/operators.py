@@ -1,8 +1,8 @@
-"""The kernels as ``torch.library`` operators: what compilers, exporters and fake tensors see. Eager calls go past them.
+"""The kernels as ``torch.library`` operators, for compilers, exporters and fake tensors. Eager calls go past them.
 
-``fastlstm::forward`` and ``fastlstm::backward`` run one layer in one direction on the backend named in their last
-argument. Their outputs never alias each other or an input; what is not wanted comes back with no elements. They are the
-package's own: arguments are checked in `fastlstm.layers`, not here.
+``fastlstm::forward`` and ``fastlstm::backward`` run one layer in one direction on the backend that their last argument
+names. Their outputs never alias each other or an input. An output that is not wanted has no elements. The operators are
+for this package alone and check no arguments: `fastlstm.layers` does.
 """
 
 import re
@@ -48,7 +48,9 @@ LIBRARIES: dict[str, torch.library.Library] = {}
 
 
 def define(name: str, schema: str, function: Callable[..., Any], key: str = "CompositeExplicitAutograd") -> Any:
-    """What `torch.library.custom_op` does, whose wrappers around every call take twice as long as all else here."""
+    """Define an operator, as `torch.library.custom_op` does, but without its wrappers around every call. These take
+    twice as long as the rest of a call.
+    """
     library = LIBRARIES[name] = library_of(name)  # a module may be loaded again
     library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
     library.impl(name, outside_graphs(function), key)
@@ -80,7 +82,7 @@ def _(*args: Any) -> tuple[Tensor, ...]:
     return (*(x.new_empty(like.shape if need and like is not None else (0,)) for need, like in zip(needs, likes)),)
 
 
-# What memory of one's own and an autocast that is past have; any mode, transform, wrapper and view of values has more
+# Dispatch keys of an ordinary tensor outside any mode. Any mode, transform, tensor subclass or lazy view adds a key.
 _PLAIN_KEYS = {
     "CPU", "CUDA", "BackendSelect", "ADInplaceOrView", "AutogradCPU", "AutogradCUDA", "AutocastCPU", "AutocastCUDA"
 }  # fmt: skip
@@ -88,22 +90,22 @@ _PLAIN_KEYS = {
 
 @cache
 def _is_plain_key_set(text: str) -> bool:
-    """By what torch prints for a set of dispatch keys, as ``DispatchKeySet(CPU, AutogradCPU)``."""
+    """Return whether all keys are plain, in a text such as ``DispatchKeySet(CPU, AutogradCPU)``."""
     keys = re.fullmatch(r"DispatchKeySet\((.*)\)", text)
     return keys is not None and _PLAIN_KEYS.issuperset(keys[1].split(", "))
 
 
 def _any_tangent(*arguments: Any) -> bool:
-    """Whether one of these has a tangent that counts. In a Function's forward none does: its `jvp` has them."""
+    """Return whether one of the arguments has an active tangent. None is active in the forward of a Function."""
     return dual_level() and any(
         isinstance(a, Tensor) and forward_ad.unpack_dual(a, level=0).tangent is not None for a in arguments
     )
 
 
 class _Wrapping(torch.library.Library):
-    """A library for torch to leave its rule of a derivative in: an operator's own, with `wrap` around the rule."""
+    """Passed to torch as `lib`, so that the autograd kernel which torch makes lands in our library, inside `wrap`."""
 
-    def __init__(self, name: str, wrap: Callable[[Any], Any]) -> None:  # and none of torch's, which would be a second
+    def __init__(self, name: str, wrap: Callable[[Any], Any]) -> None:  # super().__init__ would make a second library
         self.name, self.wrap = name, wrap
 
     def impl(self, op_name: Any, fn: Any, *args: Any, **options: Any) -> Any:
@@ -111,14 +113,16 @@ class _Wrapping(torch.library.Library):
 
 
 def differentiate(name: str, backward: Callable[..., Any], setup_context: Callable[..., Any]) -> None:
-    """As `torch.library.register_autograd`; but tangents are refused, and a call that nobody differentiates, as all of
-    a compiled graph are, goes to the kernel from here, without a second way through the dispatcher.
+    """Register a derivative as `torch.library.register_autograd` does, with two differences.
+
+    Tangents raise. A call that nobody differentiates, such as each in a compiled graph, goes straight to the kernel and
+    not through the dispatcher a second time.
     """
     function: Any = _forward if name == "forward" else _backward
 
     def wrap(by_torch: Any) -> Any:
         def run(keyset: Any, *arguments: Any) -> Any:
-            if _any_tangent(*arguments):  # torch would leave it out, without a word
+            if _any_tangent(*arguments):  # torch would silently drop it
                 raise NotImplementedError(
                     f"fastlstm::{name} has no forward mode, since torch lets no operator define one: differentiate the "
                     "module itself, or compile the function that does so"
@@ -134,18 +138,19 @@ def differentiate(name: str, backward: Callable[..., Any], setup_context: Callab
 
 
 def _is_direct(*tensors: Optional) -> bool:
-    """True where a kernel is called past the dispatcher: not where a derivative may be lost, of a gradient, which
-    operators have, or a tangent, which they refuse.
+    """Return whether a kernel may be called past the dispatcher, because no derivative would be lost.
+
+    Otherwise the operator is called, which records gradients and raises for tangents.
     """
     return not wants_gradient(*tensors) and is_plain(*tensors) and not _any_tangent(*tensors)
 
 
 def forward(*args: Any) -> tuple[Tensor, ...]:
-    """``h`` (T, B, H), ``h_n`` and ``c_n`` (B, H), ``c`` (T, B, H) and the backend's own gates; the last two are empty
-    unless asked for.
+    """Return ``h`` (T, B, H), ``h_n`` and ``c_n`` (B, H), ``c`` (T, B, H) and the backend's own gates.
 
     Args:
-        args: the tensors of a `Layer`, reverse, whether c and gates are wanted, and the backend's name.
+        args: the tensors of a `Layer`, reverse, whether c and gates are wanted, and the backend's name. c and gates
+            are empty unless they are wanted.
     """
     if _is_direct(*args[:9]):
         return _forward(*args)
@@ -153,11 +158,11 @@ def forward(*args: Any) -> tuple[Tensor, ...]:
 
 
 def backward(*args: Any) -> tuple[Optional, ...]:
-    """The gradients of x, the weights and the states, None where they are not wanted.
+    """Return the gradients of x, the weights and the states. A gradient that is not wanted is None.
 
     Args:
         args: the gradients of h, h_n, c_n and c, each of which may be None; the tensors of the `Layer`; h, c and gates
-            of its run; reverse, which gradients are wanted as seven booleans, and the backend's name.
+            of its run; reverse; seven booleans that say which gradients are wanted; and the backend's name.
     """
     if _is_direct(*args[:16]):
         return _gradients(*args)

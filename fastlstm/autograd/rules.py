@@ -1,6 +1,6 @@
 """The operators' own rules of differentiation and of `vmap`, and the operator that a trace records.
 
-A loaded export holds operators and no Functions. With these rules it trains, and takes `vmap`, as the module does.
+A loaded export holds operators and no Functions. With these rules it can be trained and takes `vmap`, as a module does.
 """
 
 from typing import Any
@@ -57,8 +57,7 @@ def _layer(*args: Any) -> tuple[Tensor, ...]:
     return h, h_n, c_n, c if cells else h.new_empty(0)
 
 
-# What `torch.jit.trace` records. It is taken apart at each call, and so may be trained, or run without what training
-# saves, whatever it was traced with.
+# The operator that `torch.jit.trace` records. It decomposes at each call, so one trace serves training and inference.
 layer_op = operators.define(
     "layer",
     f"({OPERANDS}, bool reverse, bool cells, str backend) -> (Tensor, Tensor, Tensor, Tensor)",

@@ -1,1 +1,1 @@
-"""One module a machine, each with ``supports``, ``saved_shape``, ``forward`` and ``backward``: see CONTRIBUTING.md."""
+"""The backends, which run layers. docs/design.md lists their functions, and `dispatch` chooses among them."""

@@ -1,7 +1,7 @@
-"""What passes between a module and a backend, and what a backend says of itself.
+"""The records that pass between a module and a backend, and the traits by which a backend describes itself.
 
 T, B, I and H are the numbers of time steps, batch rows, inputs and hidden units. Fields that are tuples have one entry
-for each of the cell's weights or states, in the cell's order.
+for each weight or state, in the order of `Layer`.
 """
 
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ Optional = Tensor | None
 
 
 class Layer(NamedTuple):
-    """One layer in one direction: what goes into a run.
+    """One layer in one direction: the arguments of a run.
 
     Attributes:
         x: (T, B, I), any strides. For a stack of G layers it may also be (T, G, B / G, I).
-        weights: weight_ih (4H, I), weight_hh (4H, H), and bias_ih and bias_hh (4H,), each of which may be None. A stack
-            of G layers has them with a leading axis of G, and its batch rows lie in G equal groups.
+        weights: weight_ih (4H, I), weight_hh (4H, H), and bias_ih and bias_hh (4H,), each of which may be None. The
+            weights of a stack of G layers have a leading axis of G, and its batch rows lie in G equal groups.
         states: h_0 and c_0 (B, H), or None twice for zeros.
         lengths: int64 (B,), on the device of x, or None. Row b is *held* at step t if t >= lengths[b], in either
             direction: its states are carried through, and its output is zero.
@@ -37,7 +37,7 @@ class Layer(NamedTuple):
     reverse: bool
 
     def to(self, dtype: torch.dtype) -> "Layer":
-        """The layer with its floating-point tensors in another type."""
+        """Return the layer with its floating-point tensors in another type."""
         weights, states = (
             tuple(None if a is None else a.to(dtype) for a in each) for each in (self.weights, self.states)
         )
@@ -45,24 +45,24 @@ class Layer(NamedTuple):
 
     @property
     def tensors(self) -> tuple[Any, ...]:
-        """All operands, flat, as autograd's Functions take them: see `OPERANDS`."""
+        """All tensors, flat, as autograd's Functions take them: see `OPERANDS`."""
         return self.x, *self.weights, *self.states, self.lengths, self.reset
 
     @classmethod
     def of(cls, tensors: Sequence[Any], reverse: bool) -> "Layer":
-        """The inverse of `tensors`."""
+        """Return the layer of flat `tensors`."""
         x, w_ih, w_hh, b_ih, b_hh, h_0, c_0, lengths, reset = tensors
         return cls(x, (w_ih, w_hh, b_ih, b_hh), (h_0, c_0), lengths, reset, reverse)
 
 
 class Run(NamedTuple):
-    """What comes out of a run. The gradients of these, as `backward` takes them, are a `Run` as well.
+    """The results of a run. The gradients of the results, which `backward` takes, are a `Run` as well.
 
     Attributes:
         h: (T, B, H), the outputs: zero at held steps.
         last: h_n and c_n (B, H), the states after the last step of each row.
-        kept: c (T, B, H), the cell states after each step, of which held steps repeat the one before, and ``gates`` in
-            the backend's own layout. Empty unless they were asked for. Of gradients: that of c, or nothing.
+        kept: c (T, B, H), the cell states after each step, and ``gates`` in the backend's own layout, or () unless they
+            were asked for. Held steps repeat the cell state before them. In a `Run` of gradients: (dc,) or ().
     """
 
     h: Any
@@ -71,7 +71,9 @@ class Run(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """The gradients of a layer's x, weights and states, each None where it is not wanted; or which are wanted."""
+    """The gradients of a layer's x, weights and states, or booleans that say which of them are wanted. A gradient that
+    is not wanted is None.
+    """
 
     x: Any
     weights: tuple[Any, ...]
@@ -79,17 +81,17 @@ class Gradients(NamedTuple):
 
     @property
     def flat(self) -> tuple[Any, ...]:
-        """All of them in the order of `Layer.tensors`, of which the last two have no gradient."""
+        """All gradients in the order of `Layer.tensors`. lengths and reset have none."""
         return self.x, *self.weights, *self.states
 
     @classmethod
     def of(cls, flat: Sequence[Any]) -> "Gradients":
-        """The inverse of `flat`."""
+        """Return the record of `flat` gradients."""
         x, w_ih, w_hh, b_ih, b_hh, h_0, c_0 = flat
         return cls(x, (w_ih, w_hh, b_ih, b_hh), (h_0, c_0))
 
 
-# The operands of a layer and what a run keeps, as a schema of torch.library writes them: the one list of their names.
+# The tensors of a layer, in the order of `Layer.tensors`, as a schema of torch.library writes them.
 OPERANDS = (
     "Tensor x, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, Tensor? h_0, Tensor? c_0, "
     "Tensor? lengths, Tensor? reset"
@@ -120,14 +122,13 @@ class Plan(Protocol):
 
 @dataclass(frozen=True)
 class Traits:
-    """What a backend can do beyond `forward` and `backward` of float32 layers. A name that is not here is an error when
-    the backend is imported.
+    """What a backend can do beyond `forward` and `backward` of float32 layers. A misspelt trait fails at the import.
 
     Attributes:
-        takes_sixteen_bits: `forward` and `backward` take tensors of bfloat16 and float16. Otherwise they get float32.
+        takes_sixteen_bits: `forward` and `backward` take bfloat16 and float16. Without it they get float32 copies.
         plans: it has `plan`, which prepares calls of one signature and keeps weights packed from call to call.
-        plans_sixteen_bits: `plan` takes layers of bfloat16 and float16, and weights that autocast would cast to these.
-        sorts_lengths: it is faster where the rows that last longest come first.
+        plans_sixteen_bits: `plan` takes layers of bfloat16 and float16, and weights that autocast would cast to them.
+        sorts_lengths: it is faster if the longest rows come first.
     """
 
     takes_sixteen_bits: bool = False
@@ -137,7 +138,7 @@ class Traits:
 
 
 def held_steps(layer: Layer) -> Optional:
-    """Where steps are held, bool (T, B, 1), or None where no row ends early."""
+    """Return a mask of the held steps, bool (T, B, 1), or None for a layer without lengths."""
     if layer.lengths is None:
         return None
     steps = torch.arange(layer.x.shape[0], device=layer.x.device)
@@ -145,7 +146,7 @@ def held_steps(layer: Layer) -> Optional:
 
 
 def reset_steps(layer: Layer, held: Optional) -> Optional:
-    """Where the states are zero before a step, bool (T, B, 1): a held step is not reset."""
+    """Return a mask of the steps before which the states are zero, bool (T, B, 1). No held step is one of them."""
     if layer.reset is None:
         return None
     reset = layer.reset.unsqueeze(-1)
@@ -153,23 +154,24 @@ def reset_steps(layer: Layer, held: Optional) -> Optional:
 
 
 def sum_of(first: Optional, second: Optional) -> Optional:
-    """The sum of two tensors of which either may be absent, and then counts as zero."""
+    """Return the sum of two tensors. Either may be None, which counts as zero."""
     return second if first is None else first if second is None else first + second
 
 
 def sum_of_biases(layer: Layer) -> Optional:
-    """bias_ih + bias_hh, where a layer has any."""
+    """Return bias_ih + bias_hh, or None for a layer without biases."""
     return sum_of(*layer.weights[2:])
 
 
 def wants_bias(needs: Gradients) -> bool:
-    """Whether a gradient of either bias is wanted."""
+    """Return whether a gradient of either bias is wanted."""
     return any(needs.weights[2:])
 
 
 def bias_gradients(dbias: Optional, needs: Gradients) -> tuple[Optional, Optional]:
-    """The gradient of their sum to each bias that wants it: a tensor of its own, since what is done to one in place is
-    not to be done to the other's.
+    """Return the gradients of both biases, which are equal to `dbias`, the gradient of their sum.
+
+    Each has a tensor of its own, so in-place changes of one do not reach the other.
     """
     to_ih, to_hh = needs.weights[2:]
     second = dbias if to_hh else None
@@ -177,12 +179,12 @@ def bias_gradients(dbias: Optional, needs: Gradients) -> tuple[Optional, Optiona
 
 
 def flat_input(x: Tensor) -> Tensor:
-    """(T, B, I) of what a stack's groups may have on an axis of their own, (T, G, B / G, I)."""
+    """Return ``x`` as (T, B, I), if a stack's groups have an axis of their own: (T, G, B / G, I)."""
     return x.flatten(1, 2) if x.dim() == 4 else x
 
 
 def given_states(layer: Layer) -> tuple[Tensor, ...]:
-    """The initial states, or where there are none zeros, one row for all; with a projection they differ in width."""
+    """Return the initial states, or zeros expanded from one row. With a projection h_0 is P wide and c_0 is H wide."""
     if layer.states[0] is not None:
         return layer.states
     rows, (H4, P) = flat_input(layer.x).shape[1], layer.weights[1].shape[-2:]
@@ -194,8 +196,8 @@ def check_layer(layer: Layer, weight_hr: Optional = None) -> None:
     """Raise unless the tensors make one layer in one direction.
 
     Args:
-        layer: weights of one layer, not of a stack.
-        weight_hr: (P, H), with which h_0 is (B, P) and weight_hh (4H, P).
+        layer: one layer, not a stack.
+        weight_hr: (P, H), or None. With it h_0 must be (B, P) and weight_hh (4H, P).
 
     Raises:
         ValueError: naming the argument, the shape, dtype or device it must have, and the one it has.
@@ -205,13 +207,13 @@ def check_layer(layer: Layer, weight_hr: Optional = None) -> None:
         raise ValueError(f"x must have shape (T, B, I), got {tuple(x.shape)}")
     T, B, I = x.shape
     rows = weight_ih.shape[0]
-    hidden, odd = rows // 4, rows % 4  # dynamo has no divmod of symbols
+    hidden, odd = rows // 4, rows % 4  # dynamo knows no divmod of symbols
     if odd or weight_ih.dim() != 2 or weight_ih.shape[1] != I:
         raise ValueError(f"weight_ih must have shape (4H, I) with I = {I}, got {tuple(weight_ih.shape)}")
     if rows == 0:
         raise ValueError(f"weight_ih must have shape (4H, I) with H of 1 or more, got {tuple(weight_ih.shape)}")
     out = hidden if weight_hr is None else weight_hr.shape[0]
-    # no `strict` for `zip`: Dynamo of torch 2.9 takes any for true
+    # zip gets no `strict`: Dynamo of torch 2.9 reads strict=False as true
     for a, name, shape in (
         (weight_hh, "weight_hh", (rows, out)),
         (bias_ih, "bias_ih", (rows,)),

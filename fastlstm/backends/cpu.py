@@ -1,4 +1,4 @@
-"""What the CPU backends share: how many threads a call may use and whose, addresses, and copies of weights."""
+"""Helpers of the CPU backends: the number of threads and their pool, addresses, and copies of weights."""
 
 import ctypes
 import os
@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Bytes of weights above which they and their packed form do not both stay in a second-level cache. One step without
-# gradients then packs each panel as it comes to it: that reads the weights once, where to look at all of them and then
-# at the packed ones reads as much twice, and takes 0.7 of the time at 512 units.
+# Bytes of weights above which they and their packed form do not both stay in a second-level cache. A single step
+# without gradients then packs each panel just before its product, and reads the weights once. To compare kept weights
+# would read as much twice. Packing takes 0.7 of the time at 512 units.
 LARGE = 1 << 20
 _forked = False
 
@@ -27,14 +27,15 @@ if hasattr(os, "register_at_fork"):
 
 
 def threads_now() -> int:
-    """Threads a call may use: torch's number, or one in a forked child."""
+    """Return how many threads a call may use: torch's number, or one in a forked child."""
     return 1 if _forked else torch.get_num_threads()
 
 
 @cache
 def openmp() -> Any:
-    """The function GOMP_parallel and the addresses of omp_get_thread_num and omp_get_num_threads, of the libgomp that
-    torch itself loaded, or None. One pool of threads for both: two pools would fight for the cores.
+    """Return GOMP_parallel and the addresses of omp_get_thread_num and omp_get_num_threads, or None without libgomp.
+
+    They are of the libgomp that torch itself loaded, since two pools of threads would fight for the cores.
     """
     try:
         library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
@@ -54,18 +55,18 @@ def address(a: Tensor | None) -> int:
 
 
 def rows_contiguous(a: Tensor) -> Tensor:
-    """`a` with a row's elements side by side. One number for all, as the gradient of a sum is, becomes one row."""
+    """Return `a` with contiguous rows. If one number stands for all rows, as in the gradient of a sum, one row does."""
     strides = a.stride()
     if strides[-1] == 1 or a.shape[-1] == 1:
         return a
-    if strides[-1] != 0 or a.numel() < 1 << 16:  # these calls take longer than to write so many
+    if strides[-1] != 0 or a.numel() < 1 << 16:  # copying so few is faster than the calls below
         return a.contiguous()
     sizes = [1 if stride == 0 else size for size, stride in zip(a.shape, strides)]
     return a.as_strided(sizes, strides).expand(*sizes[:-1], a.shape[-1]).contiguous().expand(a.shape)
 
 
 def snapshot_of(weights: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """Copies of weights that nobody writes to. What is packed and what later calls compare with are made of the same
-    snapshot, so that it does not matter what other threads write to the weights meanwhile.
+    """Return copies of weights that nobody writes to. The packed form and the digest are both made from the copies, so
+    they agree even if other threads write to the weights meanwhile.
     """
     return [None if a is None else a.detach().clone() for a in weights]

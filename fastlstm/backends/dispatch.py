@@ -1,4 +1,4 @@
-"""Which backend runs, and why: a ladder that a person can read.
+"""The choice of a backend: a ladder that a person can read.
 
 `auto` looks at the device first:
 
@@ -7,16 +7,16 @@
 * CUDA: triton; aten for float64, before compute capability 8.0, on ROCm, and without the package triton.
 * Other devices, and projections on any device: aten.
 
-What aten lacks goes to reference: resets and lengths, all cell states, `vmap` and forward mode. On a CPU, so does what
-a compiler or an exporter traces, where aten would become a graph of all its time steps. An export to ONNX knows no
-operators of ours. It takes aten for all, and raises where aten lacks something.
+reference takes the calls for which aten lacks something: resets and lengths, all cell states, `vmap` and forward mode.
+On a CPU it also takes calls that a compiler or an exporter traces, where aten would become a graph of all time steps.
+An export to ONNX knows no operators of ours, so it takes aten for all calls, and raises if aten lacks something.
 
-A backend asked for by name runs or raises its reason: nothing is handed over silently. The exception is that
-derivatives beyond the first, and forward mode, are partly or wholly plain PyTorch whatever the backend.
+A backend asked for by name runs or raises its reason: it never hands over silently. The exception is that derivatives
+beyond the first, and forward mode, are partly or wholly plain PyTorch whatever the backend.
 
-`triton` follows torch's setting for the products of float32, and `triton-ieee` and `triton-tf32` name their precision.
-So do `numba-bf16`, which bfloat16 tensors take by themselves, `numba-bf16x3` and `numba-bf16x6` where the processor
-multiplies bfloat16 faster.
+`triton` follows torch's setting for the products of float32. `triton-ieee` and `triton-tf32` name their precision, and
+so do `numba-bf16`, `numba-bf16x3` and `numba-bf16x6`, for processors that multiply bfloat16 faster. bfloat16 tensors
+take `numba-bf16` by themselves.
 """
 
 import os
@@ -33,10 +33,10 @@ from fastlstm.backends.base import Traits
 
 TRITON = ("triton", "triton-ieee", "triton-tf32")
 NUMBA_PRECISIONS = tuple(f"numba-{precision}" for precision in numba.PIECES)
-# these have forward, backward and saved_shape, and run under the autograd Functions
+# backends with forward, backward and saved_shape, which run under the autograd Functions
 FUSED = ("numba", *NUMBA_PRECISIONS, "native", *TRITON, "reference")
 NAMES = ("auto", *FUSED, "aten")
-Backend = Literal[  # the same names, for type checkers, which compute none
+Backend = Literal[  # the same names again: type checkers need them spelled out
     "auto",
     "numba",
     "numba-bf16",
@@ -50,7 +50,7 @@ Backend = Literal[  # the same names, for type checkers, which compute none
     "aten",
 ]
 F = TypeVar("F", bound=Callable[..., Any])
-_CPU = ("numba", "native")  # in the order that auto takes them
+_CPU = ("numba", "native")  # the order in which auto tries them
 _MODULES: dict[str, Any] = {
     "numba": numba,
     **{f"numba-{precision}": numba.with_precision(precision) for precision in numba.PIECES},
@@ -60,11 +60,11 @@ _MODULES: dict[str, Any] = {
     "triton-tf32": triton.with_precision("tf32"),
     "reference": reference,
     "aten": aten,
-}  # light: kernels load when first run
+}  # these imports are light: kernels load when first run
 
 
 def check_name(name: str, argument: str = "backend") -> str:
-    """Return `name`, or raise ValueError with the names there are."""
+    """Return `name` if it is one of `NAMES`, or raise ValueError."""
     if name not in NAMES:
         raise ValueError(f"{argument} must be one of {', '.join(NAMES)}, got {name!r}")
     return name
@@ -90,7 +90,7 @@ class use_backend:
         _default = check_name(name)
 
     def __call__(self, function: F) -> F:
-        self.__exit__()  # the function alone is to run with this default
+        self.__exit__()  # only the function runs with this default
 
         @wraps(function)
         def within(*args: Any, **kwargs: Any) -> Any:
@@ -109,30 +109,31 @@ class use_backend:
 
 
 def sorts_lengths(name: str | None, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the backend that runs these tensors is faster where rows lie in the order of their lengths."""
+    """Return whether the backend that runs these tensors is faster if the longest rows come first."""
     name = named(name)
-    if name == "auto":
+    if name == "auto":  # of the others none is, so that "reference" can stand for all
         name = "numba" if device.type == "cpu" and numba.supports(device, dtype) is None else "reference"
     return traits(name).sorts_lengths
 
 
 def named(name: str | None) -> str:
-    """`name`, or where a layer has none of its own `use_backend`'s."""
+    """Return `name`, or the default that `use_backend` sets if `name` is None."""
     return _default if name is None else name
 
 
 def module(name: str) -> Any:
-    """The backend: a module, or what has the functions of one."""
+    """Return the backend of this name: a module, or an object with the functions of one."""
     return _MODULES[name]
 
 
 def traits(name: str) -> Traits:
-    """What the backend of this name can do."""
+    """Return the traits of the backend of this name."""
     found: Traits = _MODULES[name].TRAITS
     return found
 
 
-# What torch's setting for the precision of float32 in RNNs on CPUs asks for; two pieces keep more bits than tf32 does
+# torch's setting for float32 in RNNs on CPUs, and the precision that it takes. Two pieces (16 bits) keep more than
+# tf32's 11.
 _PRECISIONS = {"bf16": "bf16", "tf32": "bf16x3"}
 
 
@@ -142,8 +143,8 @@ def _setting() -> str:
 
 
 def _with_precision(name: str, dtype: torch.dtype) -> str:
-    """numba with products of bfloat16 where they are faster: for such tensors, and for float32 where torch's setting
-    says so.
+    """Return the name of numba with products of bfloat16, if the processor has them, for bfloat16 tensors and for
+    float32 tensors if torch's setting asks for them. Return any other `name` as it is.
     """
     if name != "numba" or dtype not in (torch.bfloat16, torch.float32):
         return name
@@ -158,14 +159,14 @@ _warned = False
 
 def _warn(message: str) -> None:
     global _warned
-    if not _warned:  # whatever the filters say: a layer runs thousands of times
+    if not _warned:  # once, whatever the warning filters say: a layer runs thousands of times
         _warned = True
         warnings.warn(message, RuntimeWarning, stacklevel=2)
 
 
 def _fused_on_cpu(device: torch.device, dtype: torch.dtype) -> str | None:
-    """The first of numba and native that can run these tensors, or None. Warns where the installation is at fault:
-    where numba is broken, or neither can be used.
+    """Return the first of numba and native that can run these tensors, or None. Warn if the installation is at fault:
+    if numba is broken, or neither can be used.
     """
     taken = next((fused for fused in _CPU if module(fused).supports(device, dtype) is None), None)
     if taken is None:
@@ -188,22 +189,22 @@ def choose(
     transformed: bool = False,
     traced: bool = False,
 ) -> str:
-    """The backend that runs a layer with these tensors.
+    """Return the backend that runs a layer with tensors of this device and type.
 
-    Args, beside the tensors' own:
+    Args:
         projected, masked, cells: whether the layer has a projection, has resets or lengths, and gives all cell states.
-        transformed: under `vmap` or forward mode.
-        traced: by a compiler, an exporter, or `torch.jit.trace`.
+        transformed: whether `vmap` or forward mode is active.
+        traced: whether a compiler, an exporter, or `torch.jit.trace` is active.
 
     Raises:
-        RuntimeError: when the backend asked for by name cannot run them, with its reason.
+        RuntimeError: if the backend that was asked for by name cannot run them, with its reason.
         ValueError: for an unknown name.
     """
     name, exports = check_name(named(name)), aten.exports_onnx()
     if name == "auto" and exports:
         name = "aten"
     if name == "auto":
-        lacking = masked or cells or transformed  # in aten
+        lacking = masked or cells or transformed  # aten has none of these
         if not projected:
             if device.type in ("cpu", "meta"):
                 if (fused := _fused_on_cpu(device, dtype)) is not None:

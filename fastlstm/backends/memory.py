@@ -1,10 +1,10 @@
-"""Large buffers that are used again. A fresh one costs more in page faults than the layer's arithmetic saves.
+"""A pool of large buffers that are used again, since page faults of fresh ones cost more than fused kernels save.
 
 The gates of a forward pass and the dpreact of a backward pass are tens of megabytes that live for one training step.
-malloc maps them anew every time; here their pages stay in a small pool, in huge pages where the system has them.
+malloc would map them anew every time. Here their pages stay in a small pool, in huge pages where the system has them.
 
-Nothing of this package runs when such a tensor dies: the pool finds out at the next request which pages are free.
-A finalizer would run at a moment of its own, in any thread, and would swallow what a signal handler raises meanwhile.
+No code of this package runs when such a tensor dies: the pool finds out at the next request which pages are free. A
+finalizer would run at any moment, in any thread, and could swallow an exception of a signal handler.
 """
 
 import ctypes
@@ -21,14 +21,14 @@ from functools import cache
 import torch
 from torch import Tensor
 
-# Below this malloc keeps the memory, as a rule. What is nearly a megabyte it may give back to the system at every call:
-# a training step of 2.7 ms then took 4.0.
+# Bytes from which buffers come from the pool. malloc keeps smaller ones, as a rule. Nearly a megabyte it may give back
+# to the system at every call: a training step of 2.7 ms then took 4.0.
 SMALL = 1 << 19
-LIMIT, MOST = 256 << 20, 64  # bytes, and pieces, that the pool may have; larger needs get memory that is not used again
-SCRATCH = 1 << 17  # bytes for the small buffers of a call, which spare a call of microseconds its malloc
-PAGE = 2 << 20  # a huge one
-MAPPED = 32 << 20  # bytes from which malloc never takes memory that it has had before
-# Of memory below a page: what nobody touches is not there, but buffers of other sizes would touch it in their turn
+LIMIT, MOST = 256 << 20, 64  # bytes and pieces that the pool may have; beyond these, memory is used once
+SCRATCH = 1 << 17  # bytes for all small buffers of a call, which saves a short call its mallocs
+PAGE = 2 << 20  # bytes of a huge page
+MAPPED = 32 << 20  # bytes from which malloc always maps fresh memory
+# Pieces below a page are multiples of this. In whole pages, buffers of different sizes would come to touch all of them.
 GRANULE = 1 << 16
 
 
@@ -42,7 +42,7 @@ def _nobody() -> None:
 
 
 class Pages:
-    """Memory of its own, of `size` bytes at `address`, which is whoever's holds the view in `holder`."""
+    """A piece of `size` bytes at `address`. It is in use while the view lives to which `holder` refers weakly."""
 
     __slots__ = ("address", "holder", "memory", "size")
 
@@ -50,23 +50,23 @@ class Pages:
         self.size = _rounded(used)
         if os.name == "nt":
             self.memory = mmap.mmap(-1, self.size)
-        else:  # shared, a forked child would write into them
+        else:  # private, so that a forked child does not write into the parent's memory
             self.memory = mmap.mmap(-1, self.size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             if used >= PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
-                with suppress(OSError):  # advice, which not every kernel takes
-                    self.memory.madvise(mmap.MADV_HUGEPAGE, 0, used // PAGE * PAGE)  # the rest as it is used
+                with suppress(OSError):  # not every kernel takes this advice
+                    self.memory.madvise(mmap.MADV_HUGEPAGE, 0, used // PAGE * PAGE)  # the rest in small pages
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
         self.holder: Callable[[], memoryview | None] = _nobody
 
 
-_pool: list[Pages] = []  # the newest last
-_scratch: deque[Tensor] = deque()  # one for each call that has been under way at once
-_lock = threading.RLock()  # garbage may be collected inside, and what it finalizes may end in here again
+_pool: list[Pages] = []  # the newest piece is last
+_scratch: deque[Tensor] = deque()  # one for each of the calls that ran at the same time
+_lock = threading.RLock()  # garbage collection inside may run a finalizer that takes the lock again
 
 
 def _after_fork() -> None:
     global _lock
-    _lock = threading.RLock()  # another thread may have had it, which does not exist here
+    _lock = threading.RLock()  # a thread of the parent may have held it
 
 
 if hasattr(os, "register_at_fork"):
@@ -74,10 +74,10 @@ if hasattr(os, "register_at_fork"):
 
 
 def take(used: int) -> tuple[memoryview, int]:
-    """A view of memory for `used` bytes, and its address. The memory is the caller's until nothing holds the view.
+    """Return a view of memory for `used` bytes, and its address. The memory is the caller's while the view lives.
 
-    It is the pool's where that has some free that serves: the smallest, and of these the newest. A layer's buffers are
-    another's, but a large one is not spent on a small need.
+    It comes from the pool if a free piece fits: the smallest, and the newest of that size. So layers share buffers,
+    but a small request takes no large piece.
     """
     size = _rounded(used)
     with _lock:
@@ -93,7 +93,7 @@ def take(used: int) -> tuple[memoryview, int]:
 
 
 def _free(size: int) -> Pages | None:
-    """Pages that serve and that nobody has, out of the pool: what a finalizer asks for meanwhile is not these."""
+    """Remove a free piece that fits from the pool and return it, or None. A finalizer then cannot take it meanwhile."""
     while True:
         best = None
         for pages in reversed(list(_pool)):
@@ -103,7 +103,7 @@ def _free(size: int) -> Pages | None:
             return None
         try:
             _pool.remove(best)
-        except ValueError:  # a finalizer has had them since
+        except ValueError:  # a finalizer has taken it
             continue
         if best.holder() is None:
             return best
@@ -111,7 +111,7 @@ def _free(size: int) -> Pages | None:
 
 
 def _make_room(size: int) -> bool:
-    """Whether new pages of this size fit into the pool, out of which the oldest that nobody has may have to go."""
+    """Return whether a new piece of this size fits into the pool. The oldest free pieces are dropped to make room."""
     pool = list(_pool)
     held, number = sum(pages.size for pages in pool), len(pool)
     for pages in pool:
@@ -125,7 +125,7 @@ def _make_room(size: int) -> bool:
 
 
 def take_scratch() -> Tensor:
-    """SCRATCH bytes, mostly those that the last call has left in a cache."""
+    """Return SCRATCH bytes, usually those that the last call left in a cache."""
     try:
         return _scratch.pop()
     except IndexError:
@@ -133,22 +133,22 @@ def take_scratch() -> Tensor:
 
 
 def release_scratch(memory: Tensor) -> None:
-    """Give back what `take_scratch` gave."""
+    """Give back the memory that `take_scratch` returned."""
     if len(_scratch) < MOST:
         _scratch.append(memory)
 
 
 def forget() -> None:
-    """Give back to the system what nobody uses."""
+    """Give unused memory back to the system."""
     with _lock:
         _pool[:] = [pages for pages in _pool if pages.holder() is not None]
     _scratch.clear()
 
 
 def unpooled(like: Tensor, *shape: int) -> Tensor:
-    """`like.new_empty(shape)` for what users get: memory of torch's own, whose storage can be resized.
+    """Return `like.new_empty(shape)` for a tensor that users get: torch's own memory, whose storage can be resized.
 
-    malloc maps every array of MAPPED bytes and more for itself, so that huge pages can be asked for. With these,
+    malloc maps each array of MAPPED bytes and more separately, so huge pages can be requested for it. With them
     inference at T 784, B 128, H 128 takes 0.87 of the time.
     """
     made = like.new_empty(*shape)
@@ -162,15 +162,16 @@ def unpooled(like: Tensor, *shape: int) -> Tensor:
 
 
 def new_of(like: Tensor, shape: Sequence[int]) -> Callable[..., Tensor]:
-    """What makes tensors of this shape: `unpooled`, or where they are small what it would call."""
+    """Return a function that makes tensors of this shape: `unpooled`, or its plain new_empty if they are small."""
     return unpooled if math.prod(shape) * like.itemsize >= SMALL else Tensor.new_empty
 
 
 @cache
 def _keep_freed_memory() -> None:
-    """Have glibc's malloc keep what training steps free. It gives memory back to the system from twice the size of the
-    largest mapped array that was ever freed, which is this one from now on. Nothing touches it. A training step of the
-    row-LSTM takes 0.87 of the time; other allocators take no notice.
+    """Make glibc's malloc keep memory that training steps free. A training step of the row-LSTM takes 0.87 of the time.
+
+    glibc gives memory back to the system above twice the size of the largest mapped array that was ever freed. Freeing
+    this array, which nobody touches, raises that threshold. Other allocators take no notice.
     """
     torch.empty(MAPPED - PAGE, dtype=torch.uint8, device="cpu")
 
@@ -185,20 +186,20 @@ def _madvise() -> Callable[[int, int, int], int] | None:
 
 
 def pooled(like: Tensor, *shape: int) -> Tensor:
-    """`like.new_empty(shape)`, on the CPU from the pool where it is large: for what no user sees, since such a storage
-    cannot be resized.
+    """Return `like.new_empty(shape)`, from the pool if it is large and on the CPU. Storages of the pool cannot be
+    resized, so no user may get one.
     """
     count = math.prod(shape)
     size = count * like.itemsize
     if size < SMALL or not like.is_cpu:
-        return like.new_empty(*shape)  # a tuple takes half as long again
+        return like.new_empty(*shape)  # a tuple would take half as long again
     view, _ = take(size)
-    # Not a view of a longer tensor: its version counter is its own. The storage holds the memory's view while it lives.
+    # The storage keeps the view alive. A slice of a longer tensor would share that tensor's version counter.
     return torch.frombuffer(view, dtype=like.dtype, count=count).resize_(*shape)
 
 
 def converted(a: Tensor, dtype: torch.dtype, new: Callable[..., Tensor] = pooled) -> Tensor:
-    """A contiguous copy, in memory that `new` makes where it is large. Its values are those of ``a.to(dtype)``."""
+    """Return a contiguous copy with the values of ``a.to(dtype)``. If it is large, `new` makes its memory."""
     if a.numel() * dtype.itemsize < SMALL:
         return a.to(dtype).contiguous()
     return new(a.new_empty(0, dtype=dtype), *a.shape).copy_(a)

@@ -1,6 +1,6 @@
-"""LSTM layers on the CPU: the kernels of csrc/, compiled when the package was installed, through ctypes.
+"""LSTM layers on the CPU: the kernels of csrc/, compiled when the package was installed and called through ctypes.
 
-The same tiles and loops as the numba backend's, for no time at the first call and no compiler at run time.
+They have the tiles and loops of the numba backend, but need no compiler at run time and no time at the first call.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from fastlstm.backends.cpu import LARGE, address, address_of, openmp, rows_conti
 from fastlstm.backends.memory import pooled, unpooled
 
 LIBRARY = Path(__file__).parents[1] / ("_native.dll" if os.name == "nt" else "_native.so")
-VERSION = 4  # FASTLSTM_VERSION of csrc/fastlstm.h, whose structures these are, field by field
+VERSION = 4  # FASTLSTM_VERSION of csrc/fastlstm.h
+# fastlstm_forward_args, _backward_args and _threads of that header, field by field: 8 int64 from version to reverse,
+# then each array's address (P) with its row strides (q), in the order of the header
 FORWARD = struct.Struct("@8q Pqq Pq Pq PPPP Pq Pq PP PPP PP")
 BACKWARD = struct.Struct("@8q Pqq Pq Pq Pq Pq PP PPP Pqq Pqq Pq Pq PPPP PP")
 THREADS = struct.Struct("@qPP")
@@ -35,7 +37,7 @@ _instructions = 0  # enum fastlstm_instructions; 0 is the processor's widest
 
 
 def _load() -> ctypes.CDLL | str:
-    """The library, or why there is none."""
+    """Return the library, or the reason why there is none."""
     if not LIBRARY.exists():
         return (
             f"the native backend needs {LIBRARY.name}, which is built when fastlstm is installed and a GCC or Clang is "
@@ -58,12 +60,12 @@ def _load() -> ctypes.CDLL | str:
     return library
 
 
-_library: Any = _load()  # under a millisecond; tracers could not see through a later one
+_library: Any = _load()  # at import, since tracers cannot trace it; it takes less than a millisecond
 _reason = _library if isinstance(_library, str) else None
 
 
 def supports(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why these tensors cannot be taken, or None. 16-bit tensors are computed in float32."""
+    """Return why the backend cannot run these tensors, or None. 16-bit tensors are computed in float32."""
     if device.type not in ("cpu", "meta"):
         return f"the native backend needs CPU tensors, got {device.type}"
     if dtype not in _DTYPES and dtype not in _SIXTEEN_BITS:
@@ -77,16 +79,14 @@ def _lanes(dtype: torch.dtype, instructions: int) -> int:
 
 
 def saved_shape(T: int, B: int, H: int, dtype: torch.dtype, groups: int | None = None) -> tuple[int, ...]:
-    """Shape of the gates kept for the backward pass:
-    for each panel of units its rows side by side, as both passes read them.
-    """
+    """Return the shape of the saved gates. Each panel of units has its rows side by side, as both passes read them."""
     lanes = _lanes(dtype, _instructions)
     return T, -(-H // lanes), B, 4 * lanes
 
 
 @cache
 def _openmp() -> Any:
-    """A fastlstm_openmp of torch's libgomp, or None."""
+    """Return a fastlstm_openmp with the functions of torch's libgomp, or None."""
     found = openmp()
     return None if found is None else (ctypes.c_void_p * 3)(address_of(found[0]), *found[1:])
 
@@ -106,24 +106,24 @@ def _call(name: str, arguments: bytes, other: Any) -> None:
 
 
 def _array(a: Tensor | None, leading: int) -> tuple[int, ...]:
-    """The address of `a` and the strides of the `leading` axes before its last one; zeros where there is none."""
+    """Return the address of `a` and the strides of the `leading` axes before its last one, or zeros for None."""
     return (0,) * (leading + 1) if a is None else (a.data_ptr(), *(0, *a.stride())[-1 - leading : -1])
 
 
 def _readable(layer: Layer) -> Layer:
-    """The layer with contiguous tensors, and x with contiguous rows."""
+    """Return the layer with contiguous tensors, and x with contiguous rows."""
     x, *others = cast(Any, layer.tensors)
     return Layer.of([rows_contiguous(x), *(a if a is None else a.contiguous() for a in others)], layer.reverse)
 
 
 def _sizes(layer: Layer) -> tuple[int, int, int, int]:
-    """T, B, I and H. One step may come without a time axis."""
+    """Return T, B, I and H. x may also be (B, I), a single step."""
     T, B, I = (1, *layer.x.shape)[-3:]
     return T, B, I, cast(Tensor, layer.weights[1]).shape[-1]
 
 
 class _Plan:
-    """How calls of one layer run. What they have in common is found out once."""
+    """Runs the calls of one signature. Everything that they have in common is computed once."""
 
     backend: str
     reads_h = True
@@ -138,12 +138,12 @@ class _Plan:
         self.keeps_cells, self.packs = x.dim() == 3, (_DTYPES[x.dtype], _instructions, self.I, self.H)
         self.head, self.x_strides = (VERSION, *self.packs[:2], *sizes, layer.reverse), _array(x, 2)[1:]
         self.key, self.team, self.is_empty = ("native", layer.reverse), _team(threads_now()), B == 0
-        # One step of large weights reads them once if it packs each panel when it comes to it.
+        # Calls that keep no packed weights: training on whole sequences, and single steps of large weights, see LARGE.
         in_the_call = save if T > 1 else 4 * self.H * (self.I + self.H) * x.itemsize > LARGE
         self.kept = None if in_the_call or self.is_empty else kept
 
     def forward(self, layer: Layer) -> Run:
-        """The results; weights that differ from the packed ones are packed again."""
+        """Return the results. Weights that differ from the packed ones are packed again first."""
         if not self.is_readable:
             layer = _readable(layer)
         x, saved = layer.x, self.saved
@@ -159,7 +159,7 @@ class _Plan:
         return run
 
     def _pack(self, weights: Sequence[Tensor | None], kept: dict[Any, Any]) -> Tensor:
-        """Pack a snapshot of the weights, and keep it. It is not written to again, since other threads may read it."""
+        """Pack a snapshot of the weights and keep it. Nobody writes to it again, since other threads may read it."""
         weight_ih, weight_hh, *biases = cast(list[Any], snapshot_of(weights))
         packed = unpooled(weight_ih, _library.fastlstm_packed_size(*self.packs) // weight_ih.itemsize)
         read = *_array(weight_ih, 1), *_array(weight_hh, 1), *map(address, biases)
@@ -168,11 +168,11 @@ class _Plan:
         return packed
 
     def _run(self, layer: Layer, run: Run, packed: Tensor | None, watch: bool) -> bool:
-        """Write the results to `run`. With `watch`, False if the weights are not those that were packed."""
+        """Write the results to `run`. Return False if `watch` is set and the weights are not those of `packed`."""
         x, (weight_ih, weight_hh, bias_ih, bias_hh), (h_0, c_0), lengths, reset, _ = cast(Any, layer)
         h, (h_n, c_n), saved = cast(Any, run)
         changed = ctypes.c_int64() if watch else None
-        # A function for what may be absent would take longer.
+        # The conditions are spelled out, since calls of `address` would take longer.
         arguments = FORWARD.pack(
             *self.head, x.data_ptr(), *self.x_strides, weight_ih.data_ptr(), self.I, weight_hh.data_ptr(), self.H,
             0 if bias_ih is None else bias_ih.data_ptr(), 0 if bias_hh is None else bias_hh.data_ptr(),
@@ -190,7 +190,7 @@ class _Plan:
 
 
 class _Stack:
-    """Calls of a stack of layers, one after the other."""
+    """Runs the layers of a stack one after the other."""
 
     backend: str
     keeps_cells = reads_h = True
@@ -216,27 +216,28 @@ class _Stack:
 
 
 def plan(layer: Layer, save: bool, kept: dict[Any, Any] | None, ends: tuple[int, ...]) -> base.Plan:
-    """How to run calls like that of `layer`, all of whose shapes, strides, types and numbers of threads are alike.
+    """Return a plan for calls like that of `layer`, with the same shapes, strides, types and number of threads.
 
-    `kept` is where the weights stay packed for all plans of a layer, or None. `ends` are leading axes of the states.
+    All plans of a layer keep packed weights in `kept`. With None each call packs its own. `ends` are leading axes of
+    the states.
     """
     return (_Plan if cast(Tensor, layer.weights[0]).dim() == 2 else _Stack)(layer, save, kept, ends)
 
 
 def forward(layer: Layer, save: bool) -> Run:
-    """The results of one call, which packs the weights for itself. With `save` the gates have `saved_shape`."""
+    """Return the results of one call, which packs the weights for itself. Saved gates have `saved_shape`."""
     return plan(layer, save, None, ()).forward(layer)
 
 
 def backward(grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
-    """The gradients of one call, from those of its results."""
+    """Return the gradients of one call, from the gradients of its results."""
     if cast(Tensor, layer.weights[0]).dim() == 3:
         return _Stack.backward(grads, layer, run, needs)
     return _backward((VERSION, _DTYPES[layer.x.dtype], _instructions), grads, _readable(layer), run, needs)
 
 
 def _backward(kind: tuple[int, ...], grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
-    """The gradients of a layer that is `_readable`, whose run was of the same version, type and instructions."""
+    """Return the gradients of a `_readable` layer. `kind` is the version, type and instructions of its run."""
     x, (weight_ih, weight_hh, *biases), (h_0, c_0), lengths, reset, reverse = layer
     T, B, I, H = _sizes(layer)
     wants_bias = base.wants_bias(needs) and any(a is not None for a in biases)
@@ -261,12 +262,12 @@ def _backward(kind: tuple[int, ...], grads: Run, layer: Layer, run: Run, needs: 
 
 
 def _groups(a: Tensor | None, count: int, axis: int = -2) -> Sequence[Tensor | None]:
-    """The equal groups in which a stack's batch rows lie along `axis`."""
+    """Return the equal groups of batch rows along `axis`, one for each layer of a stack."""
     return [None] * count if a is None else a.chunk(count, axis)
 
 
 def _layers(layer: Layer) -> list[Layer]:
-    """The layers of a stack."""
+    """Return the layers of a stack."""
     x, weights, states, lengths, reset, reverse = layer
     G = cast(Tensor, weights[0]).shape[0]
     columns = (

@@ -1,7 +1,8 @@
-"""The LSTM in plain PyTorch, one step at a time: the oracle of the tests, and the maths of every higher derivative.
+"""The LSTM in plain PyTorch, one step at a time. The tests compare with it.
 
-All functions are differentiable and take weights of one layer, (4H, I), or of a stack of G of them, (G, 4H, I), whose
-batch rows lie in G equal groups.
+It also runs what aten lacks, and forward mode over forward mode. `fastlstm.autograd.linearized` has the other higher
+derivatives. All functions are differentiable. They take weights of one layer, (4H, I), or of a stack of G layers,
+(G, 4H, I), whose batch rows lie in G equal groups.
 """
 
 import torch
@@ -22,21 +23,21 @@ from fastlstm.backends.base import (
 )
 from fastlstm.cell import cell_backward, cell_forward
 
-TRAITS = Traits()  # 16-bit numbers, rounded at every operation, would lose their digits
+TRAITS = Traits()  # no 16 bits, since rounding at every operation would lose their digits
 
 
 def supports(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why these tensors cannot be taken, or None."""
+    """Return why the backend cannot run these tensors, or None."""
     return None if dtype.is_floating_point else f"the reference backend needs floating-point tensors, got {dtype}"
 
 
 def saved_shape(T: int, B: int, H: int, dtype: torch.dtype, groups: int | None = None) -> tuple[int, ...]:
-    """Shape of the gates kept for the backward pass."""
+    """Return the shape of the gates kept for the backward pass."""
     return T, B, 4 * H
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """``x @ weight.mT`` for the rows of (..., B, K), by groups of rows where `weight` is a stack (G, N, K)."""
+    """Return ``x @ weight.mT`` for x (..., B, K), by groups of rows if `weight` is a stack (G, N, K)."""
     if weight.dim() == 2:
         return x @ weight.mT
     return (x.unflatten(-2, (weight.shape[0], -1)) @ weight.mT).flatten(-3, -2)
@@ -52,12 +53,12 @@ def add_bias(preact: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def step_order(T: int, reverse: bool) -> range:
-    """The order in which the time steps run."""
+    """Return the order in which the time steps run."""
     return range(T - 1, -1, -1) if reverse else range(T)
 
 
 def forward(layer: Layer, save: bool, weight_hr: Tensor | None = None) -> Run:
-    """One layer in one direction. With `save` the run keeps ``c`` (T, B, H) and ``gates`` (T, B, 4H).
+    """Run one layer in one direction. With `save` the run keeps ``c`` (T, B, H) and ``gates`` (T, B, 4H).
 
     ``weight_hr`` (P, H) projects the hidden state, as in `torch.nn.LSTM`.
     """
@@ -65,9 +66,9 @@ def forward(layer: Layer, save: bool, weight_hr: Tensor | None = None) -> Run:
     h, c = given_states(layer)
     T, held, (hs, cs, gates) = x.shape[0], held_steps(layer), ([h] * x.shape[0] for _ in range(3))
     reset = reset_steps(layer, held)
-    if held is not None:  # padding may be NaN, which a zero gradient would turn to NaN
+    if held is not None:  # padding may be NaN, and zero gradients times NaN are NaN
         x = x.masked_fill(held, 0)
-    # a trace has these steps, and raises at others
+    # unbind fixes the number of steps in a trace, which raises for any other
     preact_x = add_bias(linear(x, weight_ih), sum_of_biases(layer)).unbind(0)
     for t in step_order(T, layer.reverse):
         if reset is not None:
@@ -87,7 +88,7 @@ def forward(layer: Layer, save: bool, weight_hr: Tensor | None = None) -> Run:
 
 
 def backward(grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
-    """The gradients of a run's x, weights and states, so far as they are wanted, from those of what came out of it."""
+    """Return the gradients of x, weights and states that `needs` asks for, from `grads`, the gradients of a run."""
     x, (weight_ih, weight_hh, *_), states = flat_input(layer.x), layer.weights, given_states(layer)
     T, order, held = x.shape[0], step_order(x.shape[0], layer.reverse), held_steps(layer)
     reset, (c, gates) = reset_steps(layer, held), run.kept
@@ -116,7 +117,7 @@ def backward(grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
             dh_prev, dc_prev = dh_prev.masked_fill(reset[t], 0), dc_prev.masked_fill(reset[t], 0)
         dpreacts[t], dh_t, dc_t = dpreact, dh_prev, dc_prev
     dpreact = torch.stack(dpreacts)
-    if held is not None:  # zero times the NaN of a padding would be NaN
+    if held is not None:  # zero times NaN in the padding would be NaN
         x, h_prev = x.masked_fill(held, 0), h_prev.masked_fill(held, 0)
     bias = sum_of_biases(layer)
     dbias = bias_gradient(dpreact, bias) if bias is not None and wants_bias(needs) else None
@@ -132,9 +133,9 @@ def backward(grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
 
 
 def before(a: Tensor, a_0: Tensor, layer: Layer, held: Tensor | None, reset: Tensor | None) -> Tensor:
-    """What each step starts from: the states (T, B, H) of the step before, `a_0` in the first, zeros after a reset.
+    """Return the states (T, B, H) that each step starts from: those of the step before, `a_0`, or zeros after a reset.
 
-    `held` marks the steps whose states are not in `a`. A row that runs backwards starts after these, from `a_0`.
+    `a` has no states at the steps that `held` marks. A row that runs backwards starts after them, from `a_0`.
     """
     if held is not None:
         a = torch.where(held, a_0, a)
@@ -144,11 +145,11 @@ def before(a: Tensor, a_0: Tensor, layer: Layer, held: Tensor | None, reset: Ten
 
 
 def weight_gradient(dpreact: Tensor, inputs: Tensor, weight: Tensor, start: Tensor | None = None) -> Tensor:
-    """The sum over all (T, B) rows of ``dpreact`` outer ``inputs``, by groups of rows where `weight` is a stack; added
-    to `start`.
+    """Return `start` plus the sum of the outer products of ``dpreact`` and ``inputs`` over all (T, B) rows, by groups of
+    rows if `weight` is a stack.
     """
     if weight.dim() == 2:
-        rows = dpreact.shape[0] * dpreact.shape[1]  # of no columns, reshape could not infer them
+        rows = dpreact.shape[0] * dpreact.shape[1]  # with zero columns reshape could not infer them
         dpreact, inputs = dpreact.reshape(rows, dpreact.shape[-1]), inputs.reshape(rows, inputs.shape[-1])
         return dpreact.mT @ inputs if start is None else torch.addmm(start, dpreact.mT, inputs)
     dpreact, inputs = (a.unflatten(1, (weight.shape[0], -1)).transpose(0, 1).flatten(1, 2) for a in (dpreact, inputs))
@@ -156,7 +157,7 @@ def weight_gradient(dpreact: Tensor, inputs: Tensor, weight: Tensor, start: Tens
 
 
 def bias_gradient(dpreact: Tensor, bias: Tensor) -> Tensor:
-    """Column sums of ``dpreact``, by groups of rows where `bias` is (G, 4H)."""
+    """Return the column sums of ``dpreact``, by groups of rows if `bias` is (G, 4H)."""
     if bias.dim() == 1:
         return dpreact.sum((0, 1))
     return dpreact.unflatten(1, (bias.shape[0], -1)).sum((0, 2))

@@ -1,6 +1,7 @@
-"""Every shape, dtype and device message. What runs at each call is cheap; details are looked up only to raise.
+"""Checks of what users pass to modules. `fastlstm.backends.base.check_layer` checks the tensors of one layer.
 
-Where `torch.nn.LSTM` raises, the type and the words are its own.
+A check that passes costs little: the details of a message are looked up only to raise. Where `torch.nn.LSTM` raises,
+the type and the words are torch's.
 """
 
 from collections.abc import Sequence
@@ -13,18 +14,18 @@ from fastlstm.autograd.modes import autocast_of
 
 
 def check_forward(module: Any, x: Tensor, hx: Any, weight: Tensor, batch_sizes: Tensor | None = None) -> Any:
-    """Raise as `torch.nn.LSTM` does unless `x` and `hx` suit the module; `hx` as a pair of (D*L, B, H) or None.
+    """Check `x` and `hx` as `torch.nn.LSTM` does. Return `hx` as a pair of (D*L, B, H), or None if it is None.
 
     Args:
         module: the `fastlstm.LSTM`.
         x: the input as the caller gave it, or a PackedSequence's data (N, I).
         hx: None, or a tuple or list of two tensors, both without the batch dimension where `x` has none.
         weight: any of the module's weights, for its dtype and device.
-        batch_sizes: a PackedSequence's, whose input and states `torch.nn.LSTM` leaves unchecked.
+        batch_sizes: those of the PackedSequence, or None. Its input and states are checked too, unlike in torch.
 
     Raises:
-        TypeError: when `x` is no tensor, or `hx` no tuple or list of tensors.
-        ValueError: for the number of dimensions or the dtype of `x` (any dtype is taken under autocast).
+        TypeError: if `x` is no tensor, or `hx` is no tuple or list of tensors.
+        ValueError: for the number of dimensions or the dtype of `x`. Autocast takes any dtype.
         RuntimeError: for other sizes and dtypes, and for devices.
     """
     if not isinstance(x, Tensor):
@@ -68,11 +69,11 @@ def _check_with_states(module: Any, x: Tensor, hx: Any, weight: Tensor, batch_si
 
 
 def check_step(module: Any, x: Tensor, state: Any, weight: Tensor) -> Any:
-    """`state` as a pair of (L, B, H) or None, when `x` (B, I) or (I,) and `state` suit `LSTM.step`.
+    """Check `x` (B, I) or (I,) and `state` for `LSTM.step`. Return `state` as a pair of tensors, or None.
 
     Raises:
         ValueError: for a bidirectional module, or the number of dimensions or the dtype of `x`.
-        TypeError: when `x` is no tensor, or `state` no tuple or list of tensors.
+        TypeError: if `x` is no tensor, or `state` is no tuple or list of tensors.
         RuntimeError: for other sizes and dtypes, and for devices.
     """
     if not isinstance(x, Tensor):
@@ -97,12 +98,12 @@ def check_step(module: Any, x: Tensor, state: Any, weight: Tensor) -> Any:
 
 
 def check_cell(module: Any, x: Tensor, hx: Any, weight: Tensor) -> Any:
-    """`hx` as a pair or None, when it and `x` (B, I) or (I,) suit `LSTMCell`; raises as `torch.nn.LSTMCell` does.
+    """Check `x` (B, I) or (I,) and `hx` as `torch.nn.LSTMCell` does. Return `hx` as a pair of tensors, or None.
 
     Raises:
-        TypeError: when `x` is no tensor, or `hx` no tuple or list of tensors.
+        TypeError: if `x` is no tensor, or `hx` is no tuple or list of tensors.
         ValueError: for a number of dimensions other than 1 and 2.
-        RuntimeError: for other sizes, for dtypes (any dtype is taken under autocast) and for devices.
+        RuntimeError: for other sizes, for devices and for dtypes. Autocast takes any dtype.
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"input must be a tensor, got {type(x).__name__}")
@@ -140,8 +141,8 @@ def _raise_cell_state(module: Any, x: Tensor, k: int, state: Tensor) -> None:
 
 
 def check_batch_sizes(batch_sizes: Tensor, rows: int) -> None:
-    """Raise RuntimeError unless these are how many of `rows` rows each step of a PackedSequence has."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # their values are open
+    """Raise RuntimeError unless `batch_sizes` can belong to a PackedSequence whose data has `rows` rows."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # the values are not known
         return
     sizes = batch_sizes.tolist() if batch_sizes.dim() == 1 and batch_sizes.dtype is torch.int64 else [-1]
     if not sizes or sizes[-1] < 0 or sum(sizes) != rows or sizes != sorted(sizes, reverse=True):
@@ -152,7 +153,7 @@ def check_batch_sizes(batch_sizes: Tensor, rows: int) -> None:
 
 
 def check_given(x: Any, hx: Any) -> None:
-    """Raise TypeError unless `x` is a tensor and `hx` None or tensors in a tuple or list; RuntimeError unless two."""
+    """Raise unless `x` is a tensor, and `hx` None or two tensors: RuntimeError for another number, else TypeError."""
     if not isinstance(x, Tensor):
         raise TypeError(f"x must be a tensor, got {type(x).__name__}")
     if hx is not None:
@@ -163,10 +164,10 @@ def check_lengths(lengths: Any, batch: tuple[int, ...], steps: int | None) -> No
     """Raise unless `lengths` is an integer tensor of shape `batch`: (B,), or () for unbatched input.
 
     Args:
-        steps: T, which no length may exceed; None where the values are not to be looked at.
+        steps: T, which no length may exceed, or None if the values cannot be read.
 
     Raises:
-        TypeError: for anything else than an integer tensor.
+        TypeError: for anything but an integer tensor.
         ValueError: for another shape, and for a length below 0 or beyond T.
     """
     integers = "lengths must be integers of shape (B,), as a tensor, an array or a list"
@@ -184,10 +185,10 @@ def check_lengths(lengths: Any, batch: tuple[int, ...], steps: int | None) -> No
 
 
 def check_reset(reset: Any, steps: tuple[int, ...], layout: str, bidirectional: bool) -> None:
-    """Raise unless `reset` is a boolean tensor of shape `steps`, spelt `layout`, and the module has one direction.
+    """Raise unless `reset` is a boolean tensor of shape `steps`, named `layout`, and the module has one direction.
 
     Raises:
-        TypeError: for anything else than a boolean tensor.
+        TypeError: for anything but a boolean tensor.
         ValueError: for another shape, or a bidirectional module.
     """
     if bidirectional:
@@ -201,18 +202,18 @@ def check_reset(reset: Any, steps: tuple[int, ...], layout: str, bidirectional: 
 
 
 def check_no_masks(reset: Any, lengths: Any) -> None:
-    """Raise ValueError when a PackedSequence came with `reset` or `lengths`."""
+    """Raise ValueError if a PackedSequence came with `reset` or `lengths`."""
     for name, value in (("reset", reset), ("lengths", lengths)):
         if value is not None:
             raise ValueError(f"{name} must be None for a PackedSequence, which carries its own lengths")
 
 
 def check_forget_bias(forget_bias: Any, bias: bool) -> float:
-    """`forget_bias` as a float.
+    """Return `forget_bias` as a float.
 
     Raises:
-        TypeError: when it is no real number.
-        ValueError: when the module has no biases.
+        TypeError: if it is no real number.
+        ValueError: if the module has no biases.
     """
     if isinstance(forget_bias, bool) or not isinstance(forget_bias, int | float):
         raise TypeError(f"forget_bias should be a number or None, got: {type(forget_bias).__name__}")
@@ -222,7 +223,7 @@ def check_forget_bias(forget_bias: Any, bias: bool) -> float:
 
 
 def is_pair(hx: Any) -> bool:
-    """Whether these are two states, or None. What they are is not looked at."""
+    """Return whether `hx` is None, or a tuple of two that are not None. The types of the two are not checked."""
     return hx is None or (type(hx) is tuple and len(hx) == 2 and hx[0] is not None and hx[1] is not None)
 
 
@@ -261,5 +262,5 @@ def _dtypes(name: str, x: Tensor, other: Tensor) -> str:
 
 
 def _casts(x: Tensor) -> bool:
-    """True under an autocast for the device of `x`, which brings the tensors to one dtype."""
+    """Return whether an autocast is active for the device of `x`. It brings all tensors to one dtype."""
     return autocast_of(x) is not None

@@ -12,7 +12,7 @@ from fastlstm.layers.packing import Lengths, lengths_of, reset_of
 from fastlstm.plan import Plans, run
 
 State = tuple[Tensor, Tensor]
-_plans = Plans(keeps=False)  # of all calls of these functions
+_plans = Plans(keeps=False)  # shared by all calls; keeps plans, no weights
 
 
 @overload
@@ -84,32 +84,32 @@ def lstm(
     return_cells: bool = False,
     backend: Backend | None = None,
 ) -> tuple[Tensor, State] | tuple[Tensor, State, Tensor]:
-    """One LSTM layer in one direction over a whole sequence, time first.
+    """Run one LSTM layer in one direction over whole sequences, time first.
 
     Args:
         x: (T, B, I), any strides.
         hx: initial states ``h_0`` and ``c_0`` (B, H), or None for zeros.
-        weight_ih: (4H, I), row blocks in the order i, f, g, o. weight_hh: (4H, H). bias_ih, bias_hh: (4H,).
-        weight_hr: (P, H): projects the hidden state; ``h_0`` and the output are then P wide, and weight_hh is (4H, P).
-        lengths: integer (B,), a tensor on any device, a list, or an array. Row b ends after lengths[b] steps: its
-            output is zero from there on, its last states are those at the end, and with `reverse` it starts there. Each
-            is from 0 to T. Where the values cannot be read, on another device than the CPU, while a graph is traced and
-            under torch.func's transforms, below 0 counts as 0 and beyond T as T.
+        weight_ih: (4H, I), with row blocks in the order i, f, g, o. weight_hh: (4H, H). bias_ih, bias_hh: (4H,).
+        weight_hr: (P, H), which projects the hidden state. weight_hh is then (4H, P), and ``h_0``, ``h_n`` and the
+            output are P wide.
+        lengths: integer (B,): a tensor on any device, a list, or an array. Row b ends after lengths[b] steps: its
+            output is zero from there on, and its last states are those at its end. With `reverse` it starts at its end.
+            Lengths below 0 or beyond T raise if they can be read. They cannot be read on a GPU, while a graph is
+            traced, or under torch.func; there they are clamped to 0..T.
         reset: boolean (T, B). The states are zero before the steps that are True, and gradients stop there. Steps past
             a row's end are not reset.
-        reverse: run from the last step to the first; outputs stay in the order of `x`.
+        reverse: run from the last step to the first. Outputs stay in the order of `x`.
         return_cells: also return every cell state.
-        backend: a name of `fastlstm.backends.dispatch.NAMES`; None takes `use_backend`'s.
+        backend: a name of `fastlstm.backends.dispatch.NAMES`. None takes the default that `use_backend` sets.
 
     Returns:
-        ``output`` (T, B, H), ``(h_n, c_n)`` each (B, H), and with `return_cells` the cell states (T, B, H), of which
-        those past a row's end repeat its last.
+        ``output`` (T, B, H), ``(h_n, c_n)`` each (B, H), and with `return_cells` the cell states (T, B, H). Past a
+        row's end these repeat its last cell state.
 
     Raises:
         ValueError: for a shape, dtype or device that does not fit, a length out of range, and an unknown backend.
-        TypeError: where `x` is no tensor, `hx` no tuple or list of tensors, or `lengths` or `reset` of the wrong type.
-        RuntimeError: where `hx` has not two states; when the backend asked for by name cannot run these tensors, with
-            its reason.
+        TypeError: if `x` is no tensor, `hx` no tuple or list of tensors, or `lengths` or `reset` of the wrong type.
+        RuntimeError: if `hx` has not two states, or if a backend that was asked for by name cannot run these tensors.
 
     Equivalent to one layer and direction of `torch.nn.LSTM`.
     """
@@ -124,7 +124,7 @@ def lstm(
         check_layer(layer, weight_hr)
     result = run(layer, plans=_plans, backend=backend, cells=return_cells, weight_hr=weight_hr)
     output = result.output
-    if ends is not None and output.requires_grad:  # callers may write to padding: a backward pass reads the other
+    if ends is not None and output.requires_grad:  # callers may write to the padding of their copy
         output = output.clone()
     return (output, result.last, result.cells) if return_cells else (output, result.last)
 
@@ -139,7 +139,7 @@ def lstm_cell(
     *,
     backend: Backend | None = None,
 ) -> State:
-    """One time step: `x` (B, I), states (B, H) or None for zeros; returns ``(h, c)``, each (B, H).
+    """Run one time step and return ``(h, c)``, each (B, H). `x` is (B, I), and `hx` two states (B, H), or None.
 
     Raises what `lstm` raises. Equivalent to `torch.nn.LSTMCell`.
     """
@@ -150,10 +150,10 @@ def lstm_cell(
 
 
 def run_cell(x: Tensor, hx: State | None, weights: tuple[Any, ...], backend: str | None, plans: Plans | None) -> State:
-    """What `lstm_cell` does, for modules, with the plans that they keep.
+    """Do what `lstm_cell` does, with the plans that a module keeps.
 
-    A CPU's autocast leaves a cell in its weights' dtype, as it does `torch.nn.LSTMCell`: a cell state rounded to 16
-    bits at every step would not last.
+    Autocast on a CPU leaves a cell in the dtype of its weights, as it leaves `torch.nn.LSTMCell`. A cell state that is
+    rounded to 16 bits at every step would lose its digits.
     """
     weight_ih = weights[0]
     if x.is_cpu and autocast_of(x) is not None:
@@ -161,7 +161,7 @@ def run_cell(x: Tensor, hx: State | None, weights: tuple[Any, ...], backend: str
         hx = None if hx is None else (hx[0].to(x.dtype), hx[1].to(x.dtype))
         with no_autocast(x):
             return run_cell(x, hx, weights, backend, plans)
-    if weight_ih.shape[0] == 0:  # no units, which torch's cell takes
+    if weight_ih.shape[0] == 0:  # torch's cell takes zero units
         h = x @ weight_ih.mT
         return h, h.clone()
     h_0, c_0 = (None, None) if hx is None else hx

@@ -13,7 +13,7 @@ from fastlstm.layers import checks
 from fastlstm.layers.packing import Lengths
 from fastlstm.layers.recurrent import Recurrent, State, with_class
 
-X = TypeVar("X", Tensor, PackedSequence)  # outputs have the form of the input
+X = TypeVar("X", Tensor, PackedSequence)  # the output has the form of the input
 if TYPE_CHECKING:
     Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -26,14 +26,14 @@ class LSTM(Recurrent):
     Equivalent to ``torch.nn.LSTM(input_size, hidden_size, ...)``: the same arguments, parameters, initial values for
     the same seed, state_dict, results and errors. The differences:
 
-    * ``isinstance(module, torch.nn.LSTM)`` is false (`torch.compile` refuses what passes that test); the base is
-      `torch.nn.RNNBase`.
-    * The weights are read from the module's attributes at every call: parametrizations, `torch.func.functional_call`
-      and plain tensors in a weight's place all work. Calls without gradients keep them packed, and look
-      at all of them again, so that no change is missed.
-    * An input of no time steps gives an empty output and the state unchanged; initial states of any strides are taken;
-      a PackedSequence and its states are checked as a tensor and its states are.
-    * `forward` also takes resets and lengths and gives all cell states; `step` runs one time step.
+    * ``isinstance(module, torch.nn.LSTM)`` is false, since `torch.compile` refuses modules for which it is true. The
+      base class is `torch.nn.RNNBase`.
+    * The weights are read from the module's attributes at every call. So parametrizations, `functional_call` and plain
+      tensors in a weight's place work. Calls without gradients may keep a packed copy of the weights. Every call that
+      uses the copy compares it with all weights, so that no change is missed.
+    * An input of no time steps gives an empty output and the state unchanged. Initial states may have any strides.
+      A PackedSequence and its states are checked as a tensor and its states are.
+    * `forward` also takes resets and lengths and can return all cell states. `step` runs one time step.
 
     Args:
         input_size: I, the number of input features.
@@ -45,12 +45,14 @@ class LSTM(Recurrent):
         bidirectional: each layer also runs from the last step to the first (D = 2, otherwise 1).
         proj_size: P > 0 projects the hidden state to P features with ``weight_hr_l*``.
         device, dtype: of the parameters.
-        backend: which implementation runs, one of `fastlstm.dispatch.NAMES`; None takes `fastlstm.use_backend`'s.
-        forget_bias: initial bias of the forget gate (in ``bias_ih``; ``bias_hh`` gets zeros); None: as the others.
+        backend: a name of `fastlstm.backends.dispatch.NAMES`. None takes the default that `fastlstm.use_backend` sets.
+        forget_bias: initial bias of the forget gate in ``bias_ih``; ``bias_hh`` then gets zeros there. With None both
+            are drawn like the other biases.
 
-    Parameters, for layer k, each again with ``_reverse`` where bidirectional, row blocks in the order i, f, g, o:
+    Parameters of layer k, with row blocks in the order i, f, g, o:
         ``weight_ih_l{k}`` (4H, I) or (4H, D*H_out) for k > 0, ``weight_hh_l{k}`` (4H, H_out), ``bias_ih_l{k}`` and
         ``bias_hh_l{k}`` (4H,), and with projection ``weight_hr_l{k}`` (P, H). H_out is P with projection, otherwise H.
+        A bidirectional layer has each of them again, with ``_reverse`` at the end of the name.
 
     Raises:
         TypeError, ValueError: for arguments of the wrong type or out of range, as `torch.nn.LSTM` does; for an unknown
@@ -85,7 +87,7 @@ class LSTM(Recurrent):
             self._set_forget_bias(self.forget_bias)
 
     def reset_parameters(self) -> None:
-        """Draw the parameters again from uniform(-1/sqrt(H), 1/sqrt(H)), and the forget gate's from `forget_bias`."""
+        """Draw the parameters again from uniform(-1/sqrt(H), 1/sqrt(H)), and apply `forget_bias` if it is given."""
         super().reset_parameters()
         if self.forget_bias is not None:
             self._set_forget_bias(self.forget_bias)
@@ -152,23 +154,24 @@ class LSTM(Recurrent):
         Args:
             input: (T, B, I); (B, T, I) with batch_first; (T, I) for one sequence alone; or a PackedSequence.
             hx: ``h_0`` (D*L, B, H_out) and ``c_0`` (D*L, B, H), without B for one sequence alone; None for zeros.
-            reset: boolean (T, B), (B, T) with batch_first, (T,) for one sequence alone: the states are zero before the
-                steps that are True, and gradients stop there. Equal to running the pieces apart. One direction only.
+            reset: boolean (T, B), (B, T) with batch_first, (T,) for one sequence alone. The states are zero before the
+                steps that are True, and gradients stop there. Equivalent to running the pieces apart. Modules of one
+                direction only. Steps past a row's end are not reset.
             lengths: integer (B,), or () for one sequence alone, in any order: a tensor on any device, a list, or an
-                array. Row b ends after lengths[b] steps, at once where that is zero. Outputs past the end are zero,
-                ``h_n`` and ``c_n`` are those at the end, and the reverse direction starts there. Equal to a
-                PackedSequence, with nothing to sort, and no device to wait for. Each is from 0 to T. Where the values
-                cannot be read, on another device than the CPU, while `torch.compile`, an export or a trace runs, and
-                under torch.func's transforms, below 0 counts as 0 and beyond T as T. `lengths` win over `reset`.
+                array. Row b ends after lengths[b] steps. Outputs past the end are zero, ``h_n`` and ``c_n`` are the
+                states at the end, and the reverse direction starts there. Equivalent to a PackedSequence.
+                Lengths below 0 or beyond T raise if they can be read. They cannot be read on a GPU, while a graph is
+                traced, or under torch.func; there they are clamped to 0..T.
             return_cells: also return the cell states of the last layer.
 
         Returns:
             output (T, B, D*H_out) of the last layer in the form of `input`, ``(h_n, c_n)`` of the sizes of `hx`, and
-            with `return_cells` the cell states (T, B, D*H) in the form of `input` (those held there past a row's end).
+            with `return_cells` the cell states (T, B, D*H) in the form of `input`. Past a row's end these repeat the
+            cell state at the end.
 
         Raises:
             ValueError: for the number of dimensions or dtype of `input`, the shape of `reset` or `lengths`, a length
-                below 0 or beyond T, `reset` where bidirectional, `reset` or `lengths` with a PackedSequence.
+                below 0 or beyond T, `reset` in a bidirectional module, `reset` or `lengths` with a PackedSequence.
             RuntimeError: for other sizes, dtypes and devices, and from a backend asked for by name that cannot run.
             TypeError: for `input`, `hx`, `reset` or `lengths` of the wrong type.
 
@@ -182,7 +185,7 @@ class LSTM(Recurrent):
         def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
     def step(self, x_t: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """One time step through all layers, for streaming. One direction only.
+        """Run one time step through all layers, for streaming. Modules of one direction only.
 
         Args:
             x_t: (B, I), or (I,) for one sequence alone.
@@ -192,9 +195,9 @@ class LSTM(Recurrent):
             h_t (B, H_out) of the last layer, and the new state, in the form of `state`.
 
         Raises:
-            ValueError: where bidirectional, and for the number of dimensions or dtype of `x_t`.
-            TypeError: when `x_t` is no tensor, or `state` no tuple or list of tensors.
-            RuntimeError: for other sizes, dtypes and devices, as `forward`.
+            ValueError: for a bidirectional module, and for the number of dimensions or dtype of `x_t`.
+            TypeError: if `x_t` is no tensor, or `state` is no tuple or list of tensors.
+            RuntimeError: for other sizes, dtypes and devices, as in `forward`.
 
         Equivalent to `forward` with T = 1.
         """
@@ -202,21 +205,21 @@ class LSTM(Recurrent):
 
     @classmethod
     def from_torch(cls, module: nn.LSTM) -> "LSTM":
-        """An LSTM with the arguments, mode, hooks and the very parameters of `module`, which stays as it is.
+        """Return an LSTM with the arguments, mode, hooks and the very parameters of `module`, which stays as it is.
 
         Raises:
-            TypeError: when `module` is no plain `torch.nn.LSTM`; `fastlstm.replace_lstm` takes subclasses and
+            TypeError: if `module` is no plain `torch.nn.LSTM`. `fastlstm.replace_lstm` takes subclasses and
                 parametrized modules.
         """
         new = with_class(module, nn.LSTM, cls)
-        vars(new).pop("_flat_weights")  # see the property of that name
+        vars(new).pop("_flat_weights")  # here it is a property
         return new
 
     def to_torch(self) -> nn.LSTM:
-        """A `torch.nn.LSTM` with the arguments, mode, hooks and the very parameters of this one.
+        """Return a `torch.nn.LSTM` with the arguments, mode, hooks and the very parameters of this module.
 
         Raises:
-            TypeError: when this is a subclass's or a parametrized module; `fastlstm.restore_lstm` takes those.
+            TypeError: if this module is parametrized or of a subclass. `fastlstm.restore_lstm` takes those.
         """
         new = with_class(self, LSTM, nn.LSTM)
         for name in ("backend", "forget_bias", "_plans"):

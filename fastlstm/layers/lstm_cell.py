@@ -24,9 +24,9 @@ class LSTMCell(KeepsPlans, nn.RNNCellBase):
         hidden_size: H, the number of hidden units.
         bias: with False, ``bias_ih`` and ``bias_hh`` are None.
         device, dtype: of the parameters.
-        backend: which implementation runs, one of `fastlstm.dispatch.NAMES`; None takes `fastlstm.use_backend`'s.
+        backend: a name of `fastlstm.backends.dispatch.NAMES`. None takes the default that `fastlstm.use_backend` sets.
 
-    Parameters, row blocks in the order i, f, g, o: ``weight_ih`` (4H, I), ``weight_hh`` (4H, H), ``bias_ih`` and
+    Parameters, with row blocks in the order i, f, g, o: ``weight_ih`` (4H, I), ``weight_hh`` (4H, H), ``bias_ih`` and
     ``bias_hh`` (4H,).
 
     Raises:
@@ -54,7 +54,7 @@ class LSTMCell(KeepsPlans, nn.RNNCellBase):
         return super().extra_repr() + (f", backend={self.backend}" if self.backend is not None else "")
 
     def forward(self, input: Tensor, hx: State | None = None) -> State:  # noqa: A002
-        """One time step.
+        """Run one time step.
 
         Args:
             input: (B, I), or (I,) for one row alone.
@@ -66,7 +66,7 @@ class LSTMCell(KeepsPlans, nn.RNNCellBase):
         Raises:
             ValueError: for a number of dimensions other than 1 and 2.
             RuntimeError: for other sizes, dtypes and devices, and from a backend asked for by name that cannot run.
-            TypeError: when `input` is no tensor, or `hx` no tuple or list of tensors.
+            TypeError: if `input` is no tensor, or `hx` is no tuple or list of tensors.
 
         Equivalent to `torch.nn.LSTMCell.forward`.
         """

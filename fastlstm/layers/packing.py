@@ -1,4 +1,4 @@
-"""Sequences of different lengths and their resets: as users give them, and as backends take them."""
+"""Lengths, resets and PackedSequences: from the forms that users give to the forms that backends take."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,26 +14,26 @@ Lengths = Tensor | Sequence[int] | np.ndarray[Any, np.dtype[np.integer[Any]]] | 
 
 
 def tensor_of(lengths: Any) -> Any:
-    """Lengths as a tensor. What cannot be one stays as it is, and is left to be explained."""
+    """Return lengths as a tensor, or as they are if they cannot become one. `checks` then raises."""
     if isinstance(lengths, Tensor):
         return lengths
     try:
-        array = np.array(lengths)  # a copy: torch takes no negative strides, and warns of what is read-only
+        array = np.array(lengths)  # a copy: torch takes no negative strides, and warns of read-only arrays
         return torch.as_tensor(array if array.size else array.astype(np.int64), device="cpu")
     except (TypeError, ValueError):
         return lengths
 
 
 def is_readable(lengths: Any) -> bool:
-    """Whether the lengths are a tensor whose values can be looked at: no device's, no tracer's and no transform's."""
+    """Return whether the values of the lengths can be read: not on a GPU, in a trace or under a transform."""
     return isinstance(lengths, Tensor) and lengths.is_cpu and is_untransformed(lengths)
 
 
 def lengths_of(given: Any, batch: tuple[int, ...], T: int, device: torch.device) -> Tensor | None:
-    """`given` lengths as int64 (B,) on a device, which is not waited for. `batch`: (B,), or () for one sequence alone.
+    """Return the `given` lengths as int64 (B,) on `device`, without a wait. `batch`: (B,), or () for one sequence.
 
     Raises:
-        TypeError, ValueError: for what are no lengths, see `checks.check_lengths`.
+        TypeError, ValueError: see `checks.check_lengths`.
     """
     if given is None:
         return None
@@ -46,10 +46,10 @@ def lengths_of(given: Any, batch: tuple[int, ...], T: int, device: torch.device)
 def reset_of(
     given: Any, batch: tuple[int, ...], T: int, device: torch.device, batch_first: bool, bidirectional: bool = False
 ) -> Tensor | None:
-    """A `given` reset as bool (T, B) on a device, which is not waited for.
+    """Return the `given` reset as bool (T, B) on `device`, without waiting for it.
 
     Raises:
-        TypeError, ValueError: for what is no reset, see `checks.check_reset`.
+        TypeError, ValueError: see `checks.check_reset`.
     """
     if given is None:
         return None
@@ -59,17 +59,20 @@ def reset_of(
     return reset.to(device, non_blocking=True)
 
 
-WORTH = 1 << 26  # multiply-adds of a layer from which its rows are put in order, of a quarter of a millisecond; and
-WIDE = 96  # units, since fewer are computed as fast as they are copied
+WORTH = 1 << 26  # multiply-adds of a layer, a quarter of a millisecond, below which its rows are not sorted
+WIDE = 96  # units below which rows are not sorted, since computing them takes no longer than copying them
 
 
 def longest_first(lengths: Tensor, T: int, I: int, H: int) -> Tensor | None:
-    """An order of the rows, longest first, where that leaves out a quarter of a layer's products or more, and these are
-    many; None where they lie so already, and where the lengths cannot be read. Each is from 0 to T.
+    """Return the permutation that sorts the rows longest first, or None if sorting is not worth it.
+
+    It is worth it in a large layer where at least a quarter of all steps lie past the ends of their rows. None also
+    stands for rows that are sorted already, and for lengths that cannot be read. Each length is from 0 to T.
     """
     if not is_readable(lengths):
         return None
-    if H < WIDE or T * len(lengths) * 4 * H * (I + H) < WORTH:  # after a tracer has left, whose sizes are open
+    # sizes are concrete here: is_readable was false while tracing
+    if H < WIDE or T * len(lengths) * 4 * H * (I + H) < WORTH:
         return None
     steps = lengths.to(torch.int64)
     if 4 * int(steps.sum()) > 3 * T * len(steps):
@@ -79,18 +82,18 @@ def longest_first(lengths: Tensor, T: int, I: int, H: int) -> Tensor | None:
 
 
 def unpack(data: Tensor, batch_sizes: Tensor, takes_lengths: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """A PackedSequence's data (N, I) as ``x`` (T, B, I), its lengths (B,), and its rows' places for `pad` and `pack`.
+    """Return a PackedSequence's data (N, I) as ``x`` (T, B, I), its lengths (B,), and its rows' places in ``x`` (N,).
 
-    Lengths and places are None where all sequences are equally long, and nothing is copied. But a trace is to serve
-    other sequences too, so there they are given if the layer `takes_lengths`. `batch_sizes` lies on the CPU, so no
-    device is waited for.
+    If all sequences are equally long, nothing is copied, and lengths and places are None. `torch.jit.trace` is the
+    exception: a trace has to serve other sequences too, so it always gets them if the layer `takes_lengths`. No device
+    is waited for, since `batch_sizes` lies on the CPU.
     """
     if torch.compiler.is_compiling() or not torch.jit.is_tracing() or not takes_lengths:
         T, B = batch_sizes.shape[0], int(batch_sizes[0])
         if int(batch_sizes[-1]) == B:
             return data.unflatten(0, (T, B)), None, None
         runs = torch.arange(B, device=batch_sizes.device) < batch_sizes.unsqueeze(1)  # (T,B)
-    else:  # a trace would keep the number of rows that it read here
+    else:  # int() would fix the number of rows in the trace
         rows: Any = batch_sizes[0]
         runs = torch.arange(rows, device=batch_sizes.device) < batch_sizes.unsqueeze(1)
         T, B = runs.shape
@@ -100,14 +103,14 @@ def unpack(data: Tensor, batch_sizes: Tensor, takes_lengths: bool) -> tuple[Tens
 
 
 def pad(data: Tensor, places: Tensor | None, T: int, B: int) -> Tensor:
-    """Rows (N, I) to (T, B, I), zero past each sequence's end. The inverse of `pack`."""
+    """Return the rows (N, I) as (T, B, I), with zeros past each sequence's end: the inverse of `pack`."""
     if places is None:
         return data.unflatten(0, (T, B))
-    # in place: autocast, which has only index_copy on its list, has no type that float16 and bfloat16 share
+    # Autocast brings arguments of index_copy to one type, which float16 and bfloat16 lack. It leaves index_copy_ alone.
     return data.new_zeros(T * B, data.shape[1]).index_copy_(0, places, data).unflatten(0, (T, B))
 
 
 def pack(x: Tensor, places: Tensor | None) -> Tensor:
-    """The rows (N, I) of ``x`` (T, B, I) that lie within their sequences, in a PackedSequence's order."""
+    """Return the rows (N, I) of ``x`` (T, B, I) before their sequences' ends, in the order of a PackedSequence."""
     rows = x.flatten(0, 1)
     return rows if places is None else rows.index_select(0, places)

@@ -1,6 +1,6 @@
-"""What all modules have in common: plans that are kept, and how layers, directions and packed sequences are run.
+"""What all modules have in common: the plans that they keep, and the loop over layers and directions.
 
-Layers, directions, dropout, packing and `batch_first` end here. Below, everything is one layer, time first.
+The code below this file knows no layers, directions, dropout, packing or `batch_first`. It runs one layer, time first.
 """
 
 from copy import copy
@@ -23,19 +23,19 @@ Masks = tuple[Tensor | None, Tensor | None]  # lengths and reset, as a `Layer` h
 
 
 class KeepsPlans:
-    """A module with `Plans` for each of its layers and directions, made when first asked for."""
+    """A module that keeps `Plans` for each of its layers and directions. The first call makes them."""
 
     def _plans_of(self, index: int = 0) -> Plans | None:
-        """The plans of layer index // D, direction index % D. None under a compiler, which makes none."""
+        """Return the plans of layer index // D, direction index % D, or None under a compiler, which uses none."""
         if torch.compiler.is_compiling():
             return None
         plans: dict[int, Plans] = vars(self).setdefault("_plans", {})
         return plans.get(index) or plans.setdefault(index, Plans())
 
     def __getstate__(self) -> dict[str, Any]:
-        of_torch = getattr(super(), "__getstate__", None)  # of RNNBase; Python 3.10's objects have none
+        of_torch = getattr(super(), "__getstate__", None)  # RNNBase has one; objects of Python 3.10 have none
         state = dict(vars(self) if of_torch is None else of_torch())
-        state.pop("_plans", None)  # a pickle is to name no class but the module's
+        state.pop("_plans", None)  # pickles must not refer to Plans
         return state
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
@@ -43,10 +43,10 @@ class KeepsPlans:
         return super()._apply(*args, **kwargs)  # type: ignore[misc]
 
     def flatten_parameters(self) -> None:
-        """Drop the weights that were kept packed: they are packed again when next used.
+        """Drop the packed copies of the weights, which gives back their memory. Later calls pack the weights again.
 
-        Nobody needs to call it. Every call looks at all weights, and packs them again where they have changed. It gives
-        back memory, and has the name under which `torch.nn.LSTM` lays out its weights.
+        Nobody needs to call it, since a call that uses a packed copy notices changed weights. `torch.nn.LSTM` has a
+        method of this name.
         """
         vars(self).pop("_plans", None)
 
@@ -63,10 +63,10 @@ class Recurrent(KeepsPlans, nn.RNNBase):
 
     @_flat_weights.setter
     def _flat_weights(self, weights: list[Tensor | None]) -> None:
-        pass  # RNNBase keeps a second list of the weights, which goes stale; here the attributes are all there is
+        pass  # RNNBase keeps a second list of the weights, which can go stale; here the attributes are the only source
 
     def _layer_weights(self, index: int) -> list[Any]:
-        """The weights of layer index // D, direction index % D, in the order of `lstm`'s arguments."""
+        """Return the weights of layer index // D, direction index % D, in the order of `lstm`'s arguments."""
         parameters: Any = self._parameters
         names = self._all_weights[index]
         try:
@@ -78,7 +78,7 @@ class Recurrent(KeepsPlans, nn.RNNBase):
         return weights
 
     def _forward(self, x: Any, hx: Any, reset: Any, lengths: Any, return_cells: bool) -> tuple[Any, ...]:
-        """What `forward` returns, for arguments as a user gave them."""
+        """Return what `forward` returns, for arguments as a user gave them."""
         if isinstance(x, PackedSequence):
             checks.check_no_masks(reset, lengths)
             return self._forward_packed(x, hx, return_cells)
@@ -97,7 +97,7 @@ class Recurrent(KeepsPlans, nn.RNNBase):
         if order is None:
             output, states, *cells = self._run(x, hx, masks, None, return_cells, weights)
             if ends is not None and not self.bidirectional and output.requires_grad:
-                # Callers may write to padding, as to what `pad_packed_sequence` gives: a backward pass reads the other.
+                # Callers may write to the padding of their copy. With two directions torch.cat has already copied it.
                 output = output.clone()
         else:
             output, states, *cells = self._run_in_order(order, x, hx, masks, None, return_cells, weights)
@@ -108,8 +108,8 @@ class Recurrent(KeepsPlans, nn.RNNBase):
         return output, states, *cells
 
     def _planned(self, x: Any, hx: Any) -> tuple[Tensor, State] | None:
-        """The results of a module of one layer and direction, if such a call has a plan already. Its arguments are not
-        checked yet, but those of a call that has a plan are right.
+        """Return the results of a module of one layer and direction if the call has a plan already, else None. This is
+        valid without checks: an equal signature has been checked before.
         """
         if torch.compiler.is_dynamo_compiling() or self.num_layers > 1 or self.bidirectional or self.proj_size:
             return None
@@ -131,7 +131,7 @@ class Recurrent(KeepsPlans, nn.RNNBase):
         return longest_first(lengths, x.shape[0], self.input_size, self.hidden_size)
 
     def _run_in_order(self, order: Tensor, x: Tensor, hx: State | None, masks: Masks, *others: Any) -> tuple[Any, ...]:
-        """`_run` with the batch rows in another order, in which dropout falls on them, and its results in theirs."""
+        """Call `_run` on rows permuted to `order`, in which dropout also meets them. Permute the results back."""
         hx = None if hx is None else (take_rows(hx[0], order, 1), take_rows(hx[1], order, 1))
         lengths, reset = (None if a is None else a.index_select(axis, order) for axis, a in enumerate(masks))
         output, (h_n, c_n), *cells = self._run(take_rows(x, order, 1), hx, (lengths, reset), *others)
@@ -163,7 +163,7 @@ class Recurrent(KeepsPlans, nn.RNNBase):
         return_cells: bool,
         weights: list[Tensor],  # of layer 0, direction 0
     ) -> tuple[Any, ...]:
-        """All layers and directions, time first."""
+        """Run all layers and directions, time first."""
         T, B, directions = x.shape[0], x.shape[1], 2 if self.bidirectional else 1
         ends: list[State] = []
         for number in range(self.num_layers):
@@ -186,7 +186,7 @@ class Recurrent(KeepsPlans, nn.RNNBase):
                 cells.append(result.cells)
             x = torch.cat(outputs, -1) if directions == 2 else outputs[0]
             if self.dropout and self.training and not is_last:
-                # over packed rows where torch.nn.LSTM drops over packed rows: the same seed gives the same zeros
+                # Dropout draws for packed rows where torch.nn.LSTM does, so that the same seed gives the same zeros.
                 x = pad(F.dropout(pack(x, places), self.dropout), places, T, B)
         states = ends[0] if len(ends) == 1 else (torch.cat([h for h, _ in ends]), torch.cat([c for _, c in ends]))
         if not return_cells:
@@ -194,7 +194,7 @@ class Recurrent(KeepsPlans, nn.RNNBase):
         return x, states, torch.cat(cells, -1) if directions == 2 else cells[0]
 
     def _step(self, x_t: Any, state: Any) -> tuple[Tensor, State]:
-        """What `step` returns, for arguments as a user gave them."""
+        """Return what `step` returns, for arguments as a user gave them."""
         if type(x_t) is Tensor and x_t.dim() == 2 and not self.batch_first:
             found = self._planned(x_t.unsqueeze(0), state)
             if found is not None:
@@ -211,7 +211,7 @@ class Recurrent(KeepsPlans, nn.RNNBase):
 
 
 def with_class(module: Any, expected: type, cls: Any) -> Any:
-    """A shallow copy of `module` as an instance of `cls`: the same tensors, its own dictionaries."""
+    """Return a shallow copy of `module` as an instance of `cls`: the same tensors, its own dictionaries."""
     if type(module) is not expected:
         raise TypeError(f"module must be a {expected.__module__}.{expected.__name__}, got {type(module).__name__}")
     new = cls.__new__(cls)
