@@ -133,7 +133,7 @@ def backward(grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
 
 
 def before(a: Tensor, a_0: Tensor, layer: Layer, held: Tensor | None, reset: Tensor | None) -> Tensor:
-    """Return the states (T, B, H) that each step starts from: those of the step before, `a_0`, or zeros after a reset.
+    """Return the states (T, B, H) from which steps start: the last step's, `a_0` at first, zeros after a reset.
 
     `a` has no states at the steps that `held` marks. A row that runs backwards starts after them, from `a_0`.
     """
@@ -145,8 +145,8 @@ def before(a: Tensor, a_0: Tensor, layer: Layer, held: Tensor | None, reset: Ten
 
 
 def weight_gradient(dpreact: Tensor, inputs: Tensor, weight: Tensor, start: Tensor | None = None) -> Tensor:
-    """Return `start` plus the sum of the outer products of ``dpreact`` and ``inputs`` over all (T, B) rows, by groups of
-    rows if `weight` is a stack.
+    """Return `start` plus the sum of the outer products of ``dpreact`` and ``inputs`` over all (T, B) rows, by groups
+    of rows if `weight` is a stack.
     """
     if weight.dim() == 2:
         rows = dpreact.shape[0] * dpreact.shape[1]  # with zero columns reshape could not infer them
