@@ -42,9 +42,11 @@ def outputs(layer, dtype):
 def test_steps_that_multiply_the_input_together(T, B, I, H, reverse, masked, dtype, team):
     """However many rows of however many steps do, no bit of the result is another."""
     layer = Layer(T, B, I, H, reverse=reverse, masked=masked)
-    alone = under(lambda: outputs(layer, dtype), LARGE=1 << 60, FED_ROWS=0)
+    alone = under(lambda: outputs(layer, dtype), READ_IN_EIGHT_STEPS=1 << 60, FED_ROWS=0)
     for rows in (70, 512):
-        together = under(lambda: outputs(layer, dtype), team, LARGE=0, FED_ROWS=rows, SERIAL=0, SERIAL_CALL=0)
+        together = under(
+            lambda: outputs(layer, dtype), team, READ_IN_EIGHT_STEPS=0, FED_ROWS=rows, SERIAL=0, SERIAL_CALL=0
+        )
         assert torch.equal(together, alone)
 
 
