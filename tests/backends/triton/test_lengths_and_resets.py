@@ -103,6 +103,7 @@ def check(layer, grads, kind):
     return got
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("masks", ["none", "lengths", "reset", "both"])
 @pytest.mark.parametrize(

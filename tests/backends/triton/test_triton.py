@@ -78,6 +78,7 @@ def check(layers, name, dtype=None, bounds=None):
         assert error(got, want) < (forward if n < 4 else backward), label
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize(
