@@ -230,7 +230,7 @@ def test_each_test_of_the_kernels_runs_once(file, kinds):
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", file]
     text = subprocess.run(command, capture_output=True, text=True, cwd=ROOT).stdout
     names = [line for line in text.splitlines() if "::" in line]
-    assert len(names) > 100
+    assert len(names) > 50
     counts = [[eval(kind, {}, Words(name)) for kind in kinds] for name in names]
     assert all(each.count(True) == 1 for each in counts)
     assert all(map(any, zip(*counts, strict=True)))  # to select nothing is an error
