@@ -1,0 +1,93 @@
+"""Whether tensors make one layer of a cell."""
+
+import torch
+from torch import Tensor
+
+from fastlstm.cells.records import Layer
+from fastlstm.cells.spec import Cell
+
+Optional = Tensor | None
+
+
+def check_layer(cell: Cell, layer: Layer, weight_hr: Optional = None) -> None:
+    """Raise unless the tensors make one layer of `cell` in one direction.
+
+    Args:
+        layer: weights of one layer, not of a stack.
+        weight_hr: (P, H), with which the first state is (B, P) and weight_hh has P columns.
+
+    Raises:
+        ValueError: naming the argument, the shape, dtype or device it must have, and the one it has.
+    """
+    x, (weight_ih, weight_hh, bias_ih, bias_hh, *params), states, lengths, reset, _, inputs = layer
+    if x.dim() != 3:
+        raise ValueError(f"x must have shape (T, B, I), got {tuple(x.shape)}")
+    T, B, I = x.shape
+    _check_presence(cell, layer)
+    hidden = _hidden(cell, layer, I)
+    of_x, of_h = len(cell.layout.of_x) * hidden, len(cell.layout.of_h) * hidden
+    out = hidden if weight_hr is None else weight_hr.shape[0]
+    widths = [out] + [hidden] * (len(states) - 1)
+    named = [
+        ("weight_ih", weight_ih, (of_x, I)),
+        ("weight_hh", weight_hh, (of_h, out)),
+        ("bias_ih", bias_ih, (of_x,)),
+        ("bias_hh", bias_hh, (of_h,)),
+        ("weight_hr", weight_hr, (out, hidden)),
+        *((name, a, (hidden,)) for name, a in zip(cell.params, params)),
+        *((f"{name}_0", a, (B, width)) for name, a, width in zip(cell.states, states, widths)),
+        *((name, a, (T, B, hidden)) for name, a in zip(cell.inputs, inputs)),
+        ("lengths", lengths, (B,)),
+        ("reset", reset, (T, B)),
+    ]
+    for name, a, shape in named:
+        if a is not None and a.shape != shape:
+            raise ValueError(f"{name} must have shape {shape}, got {tuple(a.shape)}")
+    for name, a, _ in named:
+        if a is None:
+            continue
+        if a.device != x.device:
+            raise ValueError(f"{name} must be on the device of x, {x.device}, got {a.device}")
+        wanted = torch.int64 if name == "lengths" else torch.bool if name == "reset" else x.dtype
+        if a.dtype is not wanted:
+            of_x_too = "of x, " if wanted is x.dtype else ""
+            raise ValueError(f"{name} must have the dtype {of_x_too}{wanted}, got {a.dtype}")
+
+
+def _check_presence(cell: Cell, layer: Layer) -> None:
+    """Raise where a tensor is missing, or is there for nothing."""
+    weight_ih, weight_hh, bias_ih, bias_hh, *params = layer.weights
+    for of, operand, gates, weight, bias in (
+        ("x", "ih", cell.layout.of_x, weight_ih, bias_ih),
+        ("h", "hh", cell.layout.of_h, weight_hh, bias_hh),
+    ):
+        if gates and weight is None:
+            raise ValueError(f"weight_{operand} must be given: {len(gates)} gates of cell {cell.name} sum {of}")
+        for name, a in ((f"weight_{operand}", weight), (f"bias_{operand}", bias)):
+            if not gates and a is not None:
+                raise ValueError(f"{name} must be None: cell {cell.name} has no gate for it, got {tuple(a.shape)}")
+    for kind, names, given in (("params", cell.params, params), ("inputs", cell.inputs, layer.inputs)):
+        there = sum(a is not None for a in given)
+        if there != len(names) or there != len(given):
+            raise ValueError(f"{kind} must be {', '.join(names) or 'none'}, got {there} tensors")
+    absent = [a is None for a in layer.states]
+    if len(absent) != len(cell.states) or any(absent) != all(absent):
+        raise ValueError(
+            f"states must be {', '.join(cell.states)}, or all None, got {len(absent) - sum(absent)} tensors"
+        )
+
+
+def _hidden(cell: Cell, layer: Layer, I: int) -> int:
+    """H, from weight_ih, or from the columns of weight_hh where there is none."""
+    weight_ih, weight_hh, _, _, *params = layer.weights
+    gates = len(cell.layout.of_x)
+    if weight_ih is None:
+        a = next(a for a in (weight_hh, *params, *layer.inputs, layer.states[0]) if a is not None)
+        return int(a.shape[-1])
+    form = "(H, I)" if gates == 1 else f"({gates}H, I)"
+    rows = weight_ih.shape[0]
+    if weight_ih.dim() != 2 or weight_ih.shape[1] != I or rows % gates:
+        raise ValueError(f"weight_ih must have shape {form} with I = {I}, got {tuple(weight_ih.shape)}")
+    if rows == 0:
+        raise ValueError(f"weight_ih must have shape {form} with H of 1 or more, got {tuple(weight_ih.shape)}")
+    return int(rows // gates)

@@ -1,0 +1,192 @@
+"""A cell's forward, backward, tangent and curvature from its trace.
+
+All operations are elementwise, so a derivative is a factor, and the same table carries tangents forwards and gradients
+backwards.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fastlstm.cells.emit import python
+from fastlstm.cells.function import Function
+from fastlstm.cells.functions import sigmoid, where
+from fastlstm.cells.graph import Node, in_order
+from fastlstm.cells.products import share_factors
+from fastlstm.cells.saving import Costs, choose
+from fastlstm.cells.trace import Trace
+
+Partial = Callable[..., Node]
+
+
+def _of_greater(t: Node, a: Node, b: Node) -> Any:
+    return where(b >= a, where(b > a, 0.0, 0.5 * t), t)
+
+
+# For each argument: t times the derivative of y = op(*args) by it. Written with y where that is enough, since y is what
+# the backward pass has. As in torch, a NaN lets t through, and at a tie each argument of maximum gets half.
+PARTIALS: dict[str, tuple[Partial | None, ...]] = {
+    "add": (lambda t, y, a, b: t, lambda t, y, a, b: t),
+    "sub": (lambda t, y, a, b: t, lambda t, y, a, b: -t),
+    "mul": (lambda t, y, a, b: t * b, lambda t, y, a, b: t * a),
+    "div": (lambda t, y, a, b: t / b, lambda t, y, a, b: -(t / b * y)),
+    "neg": (lambda t, y, a: -t,),
+    "sigmoid": (lambda t, y, a: t * y * (1.0 - y),),
+    "tanh": (lambda t, y, a: t * (1.0 - y * y),),
+    "relu": (lambda t, y, a: where(y <= 0.0, 0.0, t),),
+    "exp": (lambda t, y, a: t * y,),
+    "log_sigmoid": (lambda t, y, a: t * sigmoid(-a),),
+    "maximum": (lambda t, y, a, b: _of_greater(t, a, b), lambda t, y, a, b: _of_greater(t, b, a)),
+    "where": (None, lambda t, y, c, a, b: where(c, t, 0.0), lambda t, y, c, a, b: where(c, 0.0, t)),
+}
+
+
+def push(tangents: Mapping[Node, Node], results: Iterable[Node]) -> list[Node]:
+    """The results' tangents, along tangents of inputs."""
+    results, along = list(results), dict(tangents)
+    for node in in_order(results):
+        if node in along:
+            continue
+        for arg, partial in zip(node.args, PARTIALS.get(node.op, ())):
+            if partial is not None and arg in along:
+                part = partial(along[arg], node, *node.args)
+                along[node] = along[node] + part if node in along else part
+    return [along.get(r, r.graph.constant(0)) for r in results]
+
+
+def pull(gradients: Mapping[Node, Node], inputs: Iterable[Node]) -> list[Node]:
+    """The inputs' gradients, from those of results."""
+    back = dict(gradients)
+    for node in reversed(in_order(gradients)):  # each after all that is made from it
+        for arg, partial in zip(node.args, PARTIALS.get(node.op, ())):
+            if partial is not None and node in back and not arg.is_constant():
+                part = partial(back[node], node, *node.args)
+                back[arg] = back[arg] + part if arg in back else part
+    return [back.get(a, a.graph.constant(0)) for a in inputs]
+
+
+@dataclass(eq=False)
+class Derived:
+    """What follows from a cell's arithmetic.
+
+    In its functions a gate's pre-activation is called ``i_pre``, a state ``c`` after the step and ``c_prev`` before it,
+    the gradient of either ``dc`` and ``dc_prev``, and a tangent ``c_prev_t``. A function takes only what it depends on,
+    and a gradient or tangent that is always zero is no result.
+
+    Attributes:
+        name: the cell's.
+        forward: the new states and what is saved.
+        backward: the gradients of all that a step depends on, from those of the new states.
+        tangent: the new states' tangents.
+        curvature: how backward's results change along tangents of all that a step depends on, with the new states'
+            gradients held fixed. It is symmetric, so it is also backward's own backward.
+        jacobian: what one more of each argument adds to each new state: ``c_by_i_pre``. A loop over time that is linear
+            multiplies by these, and they are computed for all steps at once.
+        saved: what forward keeps, beside the states of all steps that backward reads.
+        states_read: these.
+    """
+
+    name: str
+    forward: Function
+    backward: Function
+    tangent: Function
+    curvature: Function
+    jacobian: Function
+    saved: tuple[str, ...]
+    states_read: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """Forward and backward, what is saved, and how many operations there are."""
+        read = (*self.saved, *self.states_read)
+        return "\n".join([
+            f"cell {self.name}\n",
+            _described(self.forward),
+            _described(self.backward),
+            f"saved by forward: {' '.join(self.saved) or 'nothing'}",
+            f"states read by backward: {' '.join(self.states_read) or 'none'}",
+            f"so backward reads {len(read)} values for each unit and step, beside gradients",
+            f"tangent: {self.tangent.count} operations; curvature: {self.curvature.count} operations",
+        ])  # fmt: skip
+
+
+def _given(name: str, arguments: Mapping[str, Node], results: Mapping[str, Node]) -> Function:
+    """A function of those arguments that it depends on."""
+    used = set(in_order(results.values(), arguments.values()))
+    return Function(name, {name: node for name, node in arguments.items() if node in used}, dict(results))
+
+
+def _described(function: Function) -> str:
+    counts = ", ".join(f"{number} {op}" for op, number in function.operations().items())
+    return f"{function.name}: {function.count} operations ({counts})\n{python(function)}"
+
+
+def derive(name: str, trace: Trace, costs: Costs, shares_products: bool) -> Derived:
+    """All that follows from a trace.
+
+    Args:
+        costs: of saving, loading and computing, which decide what is saved.
+        shares_products: factors that several products have in common are multiplied once. It saves operations, and
+            rounds otherwise than the chain rule as it comes.
+    """
+    graph, inputs, new = trace.graph, trace.inputs, trace.results
+    old = {state: inputs[f"{state}_prev"] for state in trace.states}
+    d_new = {f"d{state}": graph.input(f"d{state}") for state in trace.states}
+    along = {f"{name}_t": graph.input(f"{name}_t") for name in inputs}
+
+    incoming: dict[Node, Node] = {}
+    for node, given in zip(new.values(), d_new.values()):
+        incoming[node] = incoming[node] + given if node in incoming else given
+    gradients = dict(zip((f"d{name}" for name in inputs), pull(incoming, inputs.values())))
+    tangents = dict(zip(inputs.values(), along.values()))
+    moved = dict(zip((f"{state}_t" for state in new), push(tangents, new.values())))
+    bent = dict(zip((f"{name}_t" for name in gradients), push(tangents, gradients.values())))
+
+    free = {name: inputs[name] for name in trace.free}
+    loaded, sequences = choose(gradients.values(), inputs.values(), d_new.values(), new, old, free.values(), costs)
+    of_states = {f"{state}_prev": old[state] for state in sequences} | {state: new[state] for state in sequences}
+    read = set(loaded)
+    of_states = {name: node for name, node in of_states.items() if node in read}
+    known = {*of_states.values(), *free.values()}
+    saved = _named((node for node in loaded if node not in known), {*inputs, *new, *d_new})
+
+    def function(name: str, arguments: Mapping[str, Node], results: Mapping[str, Node]) -> Function:
+        results = {name: node for name, node in results.items() if not node.is_constant(0)}
+        made = _given(name, arguments, results)
+        if not shares_products or name == "forward":  # whose sums are to round as they are written
+            return made
+        shared = share_factors(graph, list(results.values()), list(arguments.values()))
+        return min(_given(name, arguments, dict(zip(results, shared))), made, key=lambda function: function.count)
+
+    slopes: dict[str, Node] = {}
+    for state, node in new.items():
+        of_state = pull({node: graph.constant(1)}, inputs.values())
+        slopes |= {f"{state}_by_{name}": slope for name, slope in zip(inputs, of_state)}
+    return Derived(
+        name,
+        function("forward", inputs, {**new, **saved}),
+        function("backward", {**d_new, **saved, **of_states, **free}, gradients),
+        function("tangent", {**inputs, **along}, moved),
+        function("curvature", {**d_new, **inputs, **along}, bent),
+        function("jacobian", inputs, slopes),
+        tuple(saved),
+        tuple(of_states),
+    )
+
+
+def _named(nodes: Iterable[Node], taken: set[str]) -> dict[str, Node]:
+    """Nodes by names of their own: what the author called them, or of what they are made."""
+
+    def name(node: Node) -> str:
+        if node.hint or node.op == "input":
+            return node.hint or str(node.value)
+        if node.args:
+            return "_".join([node.op, *map(name, node.args)])
+        return f"{node.value:g}".replace(".", "_").replace("-", "minus_").replace("+", "")
+
+    found: dict[str, Node] = {}
+    for node in nodes:
+        wanted = name(node)
+        while (node.args and wanted in taken) or wanted in found:
+            wanted += "_"
+        found[wanted] = node
+    return found

@@ -1,0 +1,108 @@
+"""Derived functions as source: Python for tensors, Triton and LLVM vectors alike, and C++ templates.
+
+The source has nothing but ``+ - * / > >=`` and calls of functions that whoever compiles it provides: those that authors
+write, ``stop_gradient`` (which changes no value), and ``fill(x, number)``, a number in the type of x. What is used once
+stands where it is used, and what has a name is computed in the order in which the author and the chain rule wrote it. A
+product that has a name stays open for a sum to fuse. In C++ it is therefore ``auto``.
+
+The same function gives the same source in every process.
+"""
+
+import hashlib
+import keyword
+import linecache
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fastlstm.cells.function import Function
+from fastlstm.cells.graph import Node, in_order
+from fastlstm.cells.on_tensors import ON_TENSORS
+
+_SYMBOLS = {"add": "+", "sub": "-", "mul": "*", "div": "/", "greater": ">", "at_least": ">="}
+_STRENGTH = {"greater": 0, "at_least": 0, "add": 1, "sub": 1, "mul": 2, "div": 2}
+_NEG = 3
+_CPP = (
+    "alignas alignof and asm auto bool break case catch char class const constexpr continue decltype default delete do "
+    "double else enum explicit export extern false float for friend goto if inline int long mutable namespace new not "
+    "nullptr operator or private protected public register return short signed sizeof static struct switch template "
+    "this throw true try typedef typename union unsigned using virtual void volatile while xor V"
+)
+# A derived value may have none of these names
+RESERVED = frozenset([*keyword.kwlist, *_CPP.split(), *ON_TENSORS, "tl"])
+
+
+def statements(function: Function) -> tuple[list[tuple[str, str]], list[str]]:
+    """(name, expression) in order, and the results' expressions."""
+    given = {node: name for name, node in function.arguments.items()}
+    nodes = sorted(in_order(function.results.values(), given), key=lambda n: n.number)  # as they were written
+    uses = Counter(arg for n in nodes if n not in given for arg in n.args)
+    uses.update(function.results.values())
+    taken, names, lines = {*RESERVED, *function.arguments}, dict(given), list[tuple[str, str]]()
+    of_results = {node: name for name, node in function.results.items()}
+
+    def text(node: Node, least: int = 0) -> str:
+        if node in names:
+            return names[node]
+        if node.op == "constant":
+            return repr(node.value) if node.value >= 0 else f"({node.value!r})"
+        if node.op == "neg":
+            return f"-{text(node.args[0], _NEG)}" if least < _NEG else f"(-{text(node.args[0], _NEG)})"
+        if node.op not in _SYMBOLS:
+            return f"{node.op}({', '.join(map(text, node.args))})"
+        strength = _STRENGTH[node.op]
+        result = f"{text(node.args[0], strength)} {_SYMBOLS[node.op]} {text(node.args[1], strength + 1)}"
+        return f"({result})" if strength < least else result
+
+    for node in nodes:
+        if node in given or not node.args:
+            continue
+        if uses[node] > 1 or node in of_results:
+            wanted = of_results.get(node) or node.hint or f"v{len(lines)}"
+            while wanted in taken:
+                wanted += "_"
+            taken.add(wanted)
+            lines.append((wanted, text(node)))
+            names[node] = wanted
+    return lines, [text(node) for node in function.results.values()]
+
+
+def python(function: Function, name: str | None = None) -> str:
+    """A Python function of the arguments, in their order, that returns a tuple of the results."""
+    lines, results = statements(function)
+    body = "".join(f"    {name} = {value}\n" for name, value in lines)
+    returned = f"{', '.join(results)}{',' if len(results) == 1 else ''}" or "()"
+    return (
+        f"def {name or function.name}({', '.join(function.arguments)}):\n"
+        f'    """{", ".join(function.results)}"""\n{body}    return {returned}\n'
+    )
+
+
+def cpp(function: Function, name: str | None = None) -> str:
+    """A C++ template of the same name whose result is a struct: ``lstm_forward`` returns an ``LstmForward``."""
+    lines, results = statements(function)
+    name = name or function.name
+    body = "".join(f"    auto {variable} = {value};\n" for variable, value in lines)
+    kind = "".join(word.capitalize() for word in name.split("_"))
+    return (
+        f"template <class V> struct {kind} {{ V {', '.join(function.results)}; }};\n"
+        f"template <class V> inline {kind}<V> {name}({', '.join(f'V {a}' for a in function.arguments)}) {{\n"
+        f"{body}    return {{{', '.join(results)}}};\n}}\n"
+    )
+
+
+def load(source: str, name: str, names: Mapping[str, Any], module: str = __name__) -> Callable[..., Any]:
+    """The function of this name in `source`.
+
+    Its source can be read back, as ``triton.jit`` does.
+
+    Args:
+        names: the functions that it calls.
+        module: the module that it belongs to. Some compilers look up what it calls there.
+    """
+    file = f"<derived {name} {hashlib.sha256(source.encode()).hexdigest()[:16]}>"
+    linecache.cache[file] = len(source), None, source.splitlines(True), file
+    made: dict[str, Any] = {"__name__": module, **names}
+    exec(compile(source, file, "exec"), made)
+    function: Callable[..., Any] = made[name]
+    return function

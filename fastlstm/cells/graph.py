@@ -1,0 +1,244 @@
+"""Straight-line elementwise arithmetic as a graph in which equal expressions are one node.
+
+A node is what a cell's function is called with when it is traced. Its operators build more nodes, and so do the
+functions of `fastlstm.cells.functions`. They fold constants, move signs outwards, and find an expression that is there
+already. Nothing is folded that would hide a NaN: ``0 * x`` stays.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+Number = float | int
+COMPARISONS = ("greater", "at_least")
+
+
+class Node:
+    """``op`` of ``args``. An input has a name as its ``value``, a constant a number. ``number`` counts the nodes of a
+    graph in the order in which they were made, and ``hint`` is what the author of the cell called the value.
+    """
+
+    __slots__ = ("args", "graph", "hint", "number", "op", "value")
+
+    def __init__(self, graph: Graph, op: str, args: tuple[Node, ...], value: Any, number: int) -> None:
+        self.graph, self.op, self.args, self.value, self.number = graph, op, args, value, number
+        self.hint: str | None = None
+
+    def is_constant(self, value: Number | None = None) -> bool:
+        """Whether it is a number, or this number."""
+        return self.op == "constant" and value in (None, self.value)
+
+    def __add__(self, other: Node | Number) -> Node:
+        return self._make("add", self, other)
+
+    def __radd__(self, other: Number) -> Node:
+        return self._make("add", other, self)
+
+    def __sub__(self, other: Node | Number) -> Node:
+        return self._make("sub", self, other)
+
+    def __rsub__(self, other: Number) -> Node:
+        return self._make("sub", other, self)
+
+    def __mul__(self, other: Node | Number) -> Node:
+        return self._make("mul", self, other)
+
+    def __rmul__(self, other: Number) -> Node:
+        return self._make("mul", other, self)
+
+    def __truediv__(self, other: Node | Number) -> Node:
+        return self._make("div", self, other)
+
+    def __rtruediv__(self, other: Number) -> Node:
+        return self._make("div", other, self)
+
+    def __neg__(self) -> Node:
+        return self._make("neg", self)
+
+    def __pos__(self) -> Node:
+        return self
+
+    def __gt__(self, other: Node | Number) -> Node:
+        return self._make("greater", self, other)
+
+    def __lt__(self, other: Node | Number) -> Node:
+        return self._make("greater", other, self)
+
+    def __ge__(self, other: Node | Number) -> Node:
+        return self._make("at_least", self, other)
+
+    def __le__(self, other: Node | Number) -> Node:
+        return self._make("at_least", other, self)
+
+    def __eq__(self, other: object) -> bool:
+        raise TypeError("== and != of values have no place in a cell")
+
+    __hash__ = object.__hash__  # by identity, and a set or dict asks for equality only where hashes are equal
+
+    def __bool__(self) -> bool:
+        raise TypeError("a value is neither true nor false: write where(a > b, x, y) for `if`, `and`, max and min")
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)  # what Python itself looks for
+        raise TypeError(f"a value has no .{name}: write functions and operators")
+
+    def _make(self, op: str, *args: Node | Number) -> Node:
+        if all(isinstance(a, Node | int | float) for a in args):
+            return self.graph.make(op, *args)
+        return NotImplemented  # Python then raises, with both types
+
+
+class Graph:
+    """The nodes that have been made, each expression once."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[Any, ...], Node] = {}
+
+    def input(self, name: str) -> Node:
+        return self._node("input", (), name)
+
+    def constant(self, value: Number) -> Node:
+        if not math.isfinite(value):
+            raise ValueError(f"constants must be finite, got {value}")
+        return self._node("constant", (), float(value))
+
+    def make(self, op: str, *args: Node | Number) -> Node:
+        """The node of an operation, or of what it simplifies to."""
+        nodes = tuple(a if isinstance(a, Node) else self.constant(a) for a in args)
+        conditions = [a.op in COMPARISONS for a in nodes]
+        if any(conditions[op == "where" :]):
+            raise TypeError("a comparison has no number: it may be the first argument of where")
+        if op == "where" and not conditions[0]:
+            raise TypeError("the first argument of where must be a comparison")
+        if op == "where" and nodes[1].is_constant() and nodes[2].is_constant():
+            like = next(a for a in nodes[0].args if not a.is_constant())  # a number alone has no type
+            nodes = nodes[0], self._node("fill", (like, nodes[1]), None), nodes[2]
+        if op in COMPARISONS and all(a.is_constant() for a in nodes):
+            raise TypeError("a comparison of two constants does not depend on any value")
+        simpler = SIMPLER[op](*nodes) if op in SIMPLER else None
+        return self._node(op, nodes, None) if simpler is None else simpler
+
+    def _node(self, op: str, args: tuple[Node, ...], value: Any) -> Node:
+        numbers = tuple(a.number for a in args)
+        # a + b is b + a, but keeps the order in which it was written first: that is what a sum of products fuses in
+        key = op, tuple(sorted(numbers)) if op in ("add", "mul") else numbers, value
+        if key not in self._found:
+            self._found[key] = Node(self, op, args, value, len(self._found))
+        return self._found[key]
+
+
+def _add(a: Node, b: Node) -> Node | None:
+    if a.is_constant() and b.is_constant():
+        return a.graph.constant(a.value + b.value)
+    if a.is_constant(0):
+        return b
+    if b.is_constant(0):
+        return a
+    if b.op == "neg":
+        return a - b.args[0]
+    return b - a.args[0] if a.op == "neg" else None
+
+
+def _sub(a: Node, b: Node) -> Node | None:
+    if a.is_constant() and b.is_constant():
+        return a.graph.constant(a.value - b.value)
+    if b.is_constant(0):
+        return a
+    if a.is_constant(0):
+        return -b
+    if b.op == "neg":
+        return a + b.args[0]
+    return -(a.args[0] + b) if a.op == "neg" else None
+
+
+def _mul(a: Node, b: Node) -> Node | None:
+    if a.is_constant() and b.is_constant():
+        return a.graph.constant(a.value * b.value)
+    for one, other in ((a, b), (b, a)):
+        if one.is_constant(1):
+            return other
+        if one.is_constant(-1):
+            return -other
+        if one.op == "neg":
+            return -(one.args[0] * other)
+        if one.is_constant() and other.op == "mul" and other.args[0].is_constant():
+            return (one * other.args[0]) * other.args[1]
+    return b * a if b.is_constant() else None  # constants first
+
+
+def _div(a: Node, b: Node) -> Node | None:
+    if b.is_constant(0):
+        raise ZeroDivisionError("division by the constant 0")
+    if a.is_constant() and b.is_constant():
+        return a.graph.constant(a.value / b.value)
+    if b.is_constant(1):
+        return a
+    return -(a.args[0] / b) if a.op == "neg" else None
+
+
+def _neg(a: Node) -> Node | None:
+    if a.is_constant():
+        return a.graph.constant(-a.value)
+    if a.op == "sub":
+        return a.args[1] - a.args[0]
+    return a.args[0] if a.op == "neg" else None
+
+
+def _where(condition: Node, a: Node, b: Node) -> Node | None:
+    if a is b:
+        return a
+    if a.op == "where" and a.args[0] is condition:
+        return a.graph.make("where", condition, a.args[1], b)
+    if b.op == "where" and b.args[0] is condition:
+        return a.graph.make("where", condition, a, b.args[2])
+    return None
+
+
+def _maximum(a: Node, b: Node) -> Node | None:
+    if a.is_constant() and b.is_constant():
+        return a if a.value > b.value else b
+    if a is b:
+        return a
+    return a.graph.make("maximum", b, a) if a.is_constant() else None  # constants last
+
+
+SIMPLER: dict[str, Callable[..., Node | None]] = {
+    "add": _add, "sub": _sub, "mul": _mul, "div": _div, "neg": _neg, "where": _where, "maximum": _maximum,
+}  # fmt: skip
+
+
+def in_order(roots: Iterable[Node], leaves: Iterable[Node] = ()) -> list[Node]:
+    """All nodes that `roots` are made from, down to `leaves`, each after what it is made from."""
+    found: dict[Node, None] = {}
+    stop = set(leaves)
+    for root in roots:
+        stack = [root]
+        while stack:
+            node = stack[-1]
+            waits = [] if node in stop else [a for a in node.args if a not in found]
+            if node in found or not waits:
+                found[stack.pop()] = None
+            else:
+                stack.append(waits[0])
+    return list(found)
+
+
+def depending_on(nodes: Iterable[Node], sources: Iterable[Node]) -> set[Node]:
+    """`sources`, and those of `nodes` that are made from them. `nodes` come in order."""
+    found = set(sources)
+    for node in nodes:
+        if any(a in found for a in node.args):
+            found.add(node)
+    return found
+
+
+def operations(roots: Iterable[Node], leaves: Iterable[Node] = ()) -> dict[str, int]:
+    """How often each operation is done for `roots`, given `leaves`."""
+    stop, counts = set(leaves), dict[str, int]()
+    for node in in_order(roots, stop):
+        if node.args and node not in stop and node.op not in ("stop_gradient", "fill"):
+            counts[node.op] = counts.get(node.op, 0) + 1
+    return counts

@@ -1,0 +1,45 @@
+"""The functions of cells on torch tensors, by the names that derived source calls them by.
+
+Compilers look for what a function calls in the module that it belongs to. Derived functions on tensors belong to this
+one, so its names are those of the functions.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid as log_sigmoid
+
+sigmoid, tanh, relu, exp, where = torch.sigmoid, torch.tanh, torch.relu, torch.exp, torch.where
+
+
+def maximum(a: Any, b: Any) -> Tensor:
+    """`torch.maximum`, of which one may be a number."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return torch.maximum(a, b)
+    like = a if isinstance(a, Tensor) else b
+    return torch.maximum(*(x if isinstance(x, Tensor) else torch.full_like(like, x) for x in (a, b)))
+
+
+def stop_gradient(x: Tensor) -> Tensor:
+    """The value, whose derivatives count as zero."""
+    return x.detach()
+
+
+def fill(like: Tensor, value: float) -> Tensor:
+    """A number in the type and the shape of a tensor: nothing that authors write."""
+    return torch.full_like(like, value)
+
+
+ON_TENSORS: dict[str, Callable[..., Any]] = {
+    "sigmoid": sigmoid,
+    "tanh": tanh,
+    "relu": relu,
+    "exp": exp,
+    "log_sigmoid": log_sigmoid,
+    "maximum": maximum,
+    "where": where,
+    "stop_gradient": stop_gradient,
+    "fill": fill,
+}

@@ -1,0 +1,129 @@
+"""A layer of any cell in plain PyTorch, one step at a time: what the tests compare with, and what has no kernel runs.
+
+All functions are differentiable and take weights of one layer or of a stack, see `Layer`.
+"""
+
+import torch
+from torch import Tensor
+
+from fastlstm.cells.records import (
+    WEIGHTS,
+    Gradients,
+    Layer,
+    Run,
+    before,
+    fill,
+    flat_input,
+    given_states,
+    held_steps,
+    hidden_size,
+    reset_steps,
+    step_order,
+)
+from fastlstm.cells.spec import Cell
+from fastlstm.cells.sums import Sums, for_rows, linear, vector_gradient
+
+
+def saved_shape(cell: Cell, T: int, B: int, H: int, dtype: torch.dtype, groups: int | None = None) -> tuple[int, ...]:
+    """Shape of what forward saves beside the states."""
+    return T, B, len(cell.layout.saved) * H
+
+
+def forward(cell: Cell, layer: Layer, save: bool, weight_hr: Tensor | None = None) -> Run:
+    """One layer in one direction. With `save` the run keeps the states but the first, (T, B, H) each, and what `cell`
+    saves, (T, B, K H) in the order of `Layout.saved`.
+
+    ``weight_hr`` (P, H) projects the first state, as in `torch.nn.LSTM`.
+    """
+    x, states = flat_input(layer.x), given_states(cell, layer)
+    H, held = hidden_size(cell, layer), held_steps(layer)
+    T, B, reset = x.shape[0], x.shape[1], reset_steps(layer, held)
+    sums, params = Sums(cell, layer.weights, H), _params(cell, layer, B)
+    # padding may be NaN, which a zero gradient would turn to NaN
+    inputs = {name: fill(a, held).unbind(0) for name, a in zip(cell.inputs, layer.inputs)}
+    start = sums.start(fill(x, held)).unbind(0)
+    after: list[list[Tensor]] = [[state] * T for state in states]
+    saved = [x] * T
+    for t in step_order(T, layer.reverse):
+        states = tuple(fill(state, None if reset is None else reset[t]) for state in states)
+        found = cell.code.forward({
+            **sums.split(sums.add_h(start[t], states[0])),
+            **{f"{name}_prev": state for name, state in zip(cell.states, states)},
+            **params,
+            **{name: a[t] for name, a in inputs.items()},
+        })  # fmt: skip
+        new = [found[name] for name in cell.states]
+        if weight_hr is not None:
+            new[0] = linear(new[0], weight_hr)
+        states = tuple(new) if held is None else tuple(torch.where(held[t], a, b) for a, b in zip(states, new))
+        for steps, state in zip(after, states):
+            steps[t] = state
+        if save:
+            parts = [found[name] for name in cell.layout.saved]
+            saved[t] = torch.cat(parts, -1) if parts else x.new_empty(B, 0)
+    output, *others = (torch.stack(steps) for steps in (after if save else after[:1]))
+    kept = (*others, torch.stack(saved)) if save else ()
+    return Run(fill(output, held), tuple(state.clone() for state in states), kept)
+
+
+def backward(cell: Cell, grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
+    """The gradients of a run's x, weights, states and inputs, so far as they are wanted, from those of what came out of
+    it.
+    """
+    x, states, layout = flat_input(layer.x), given_states(cell, layer), cell.layout
+    H, held, order = hidden_size(cell, layer), held_steps(layer), step_order(x.shape[0], layer.reverse)
+    T, B, reset = x.shape[0], x.shape[1], reset_steps(layer, held)
+    sums, params = Sums(cell, layer.weights, H), _params(cell, layer, B)
+    *others, saved = run.kept
+    x, inputs = fill(x, held), [fill(a, held) for a in layer.inputs]  # zero times the NaN of a padding would be NaN
+    h_prev = before(run.h, states[0], layer, held, reset)
+    prev = [h_prev, *(before(a, a_0, layer, None, reset) for a, a_0 in zip(others, states[1:]))]
+    steps = {
+        **dict(zip(layout.saved, saved.split(H, -1))),
+        **dict(zip(cell.states, (run.h, *others))),
+        **{f"{name}_prev": a for name, a in zip(cell.states, prev)},
+        **dict(zip(cell.inputs, inputs)),
+    }
+    known = {name: a.unbind(0) for name, a in steps.items()}
+    incoming = (grads.h, *(grads.kept or [None] * len(others)))
+    d = [torch.zeros_like(a) if da is None else da for a, da in zip(states, grads.last)]
+    none = x.new_zeros(B, H)
+    results: list[list[Tensor]] = [[none] * T for _ in range(1 + len(cell.params) + len(cell.inputs))]
+    for t in reversed(order):
+        d = [da if out is None else da + (fill(out[t], None if held is None else held[t]) if k == 0 else out[t])
+             for k, (da, out) in enumerate(zip(d, incoming))]  # fmt: skip
+        found = cell.code.backward({
+            **{f"d{name}": da for name, da in zip(cell.states, d)},
+            **{name: a[t] for name, a in known.items()},
+            **params,
+        })  # fmt: skip
+        dsums = torch.cat([found.get(f"d{gate}_pre", none) for gate in layout.sums], -1) if layout.sums else none[:, :0]
+        others_t = [found.get(f"d{name}", none) for name in (*cell.params, *cell.inputs)]
+        for place, a in zip(results, (dsums, *others_t)):
+            place[t] = fill(a, None if held is None else held[t])
+        d_prev = [found.get(f"d{name}_prev") for name in cell.states]
+        by_product = sums.to_h(results[0][t])
+        if by_product is not None:
+            d_prev[0] = by_product if d_prev[0] is None else d_prev[0] + by_product
+        new = [none if a is None else a for a in d_prev]
+        if held is not None:
+            new = [torch.where(held[t], a, b) for a, b in zip(d, new)]
+        d = [fill(a, None if reset is None else reset[t]) for a in new]
+    dsums, *terms = (torch.stack(steps) for steps in results)
+    dx = sums.to_x(dsums) if needs.x else None
+    return Gradients(
+        torch.zeros_like(x) if needs.x and dx is None else dx,  # a cell may multiply no x
+        (
+            *sums.weights(dsums, x, fill(h_prev, held), needs.weights, layer.weights[2:WEIGHTS]),
+            *(
+                vector_gradient(a, param) if want else None
+                for a, param, want in zip(terms, layer.weights[WEIGHTS:], needs.weights[WEIGHTS:])
+            ),
+        ),
+        tuple(da if want else None for da, want in zip(d, needs.states)),
+        tuple(da if want else None for da, want in zip(terms[len(cell.params) :], needs.inputs)),
+    )
+
+
+def _params(cell: Cell, layer: Layer, B: int) -> dict[str, Tensor]:
+    return {name: for_rows(a, B) for name, a in zip(cell.params, layer.weights[WEIGHTS:])}

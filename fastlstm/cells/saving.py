@@ -1,0 +1,121 @@
+"""What the forward pass keeps for the backward pass: the cheapest choice, found as a minimum cut.
+
+The backward pass needs some values that the forward pass has computed. It can load a value that was saved, load a state
+of the step before or after, which may be kept anyway, or compute it again from values that it has.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import chain, combinations
+from math import inf
+
+from fastlstm.cells.graph import COMPARISONS, Node, depending_on, in_order
+
+
+@dataclass(frozen=True)
+class Costs:
+    """In additions of an element. A value saved is written and read back through memory, which costs more than the
+    dearest function. A state is written anyway: to keep those of all steps costs less, and then its neighbours are
+    there to be loaded.
+    """
+
+    save: float = 40.0
+    keep: float = 30.0
+    load: float = 4.0
+    function: float = 12.0
+    division: float = 5.0
+
+    def of(self, node: Node) -> float:
+        if node.op in ("sigmoid", "tanh", "exp", "log_sigmoid"):
+            return self.function
+        return {"div": self.division, "stop_gradient": 0.0, "fill": 0.0}.get(node.op, 1.0)
+
+
+def choose(
+    results: Iterable[Node],
+    inputs: Iterable[Node],
+    gradients: Iterable[Node],
+    new: Mapping[str, Node],
+    old: Mapping[str, Node],
+    free: Iterable[Node],
+    costs: Costs,
+) -> tuple[list[Node], list[str]]:
+    """What the backward pass loads to compute `results`, and which states' sequences it loads from.
+
+    The first state is kept in any case: it is the layer's output. For the others each choice is tried.
+
+    Args:
+        results: the gradients of `inputs`, from those of the new states, which are `gradients`.
+        new, old: each state after the step and before it, by its name.
+        free: inputs that are there anyway.
+    """
+    nodes, given, free = in_order(results), set(inputs), set(free)
+    late = depending_on(nodes, gradients)
+    needed = [a for n in nodes if n in late for a in n.args if a not in late and not a.is_constant()]
+    early = sorted((n for n in in_order(needed) if not n.is_constant()), key=lambda n: n.number)
+
+    first, *others = new
+    best: tuple[float, list[Node], list[str]] = (inf, [], [])
+    for more in chain.from_iterable(combinations(others, k) for k in range(len(others) + 1)):
+        kept = [first, *more]
+        near = {states[name] for name in kept for states in (new, old)}
+        load = {n: 0.0 if n in free else costs.load if n in near else costs.save for n in early}
+        load |= {n: inf for n in old.values() if n not in near}
+        load |= {n: inf for n in early if n.op in COMPARISONS}  # which have no number
+        compute = {n: inf if n in given else costs.of(n) for n in early}
+        cost, loaded = _cut(early, set(needed), load, compute)
+        cost += costs.keep * len(more)
+        if cost < best[0]:
+            there = set(loaded)
+            best = cost, loaded, [s for s in kept if new[s] in there or old[s] in there]
+    return best[1:]
+
+
+def _cut(
+    nodes: list[Node], needed: set[Node], load: dict[Node, float], compute: dict[Node, float]
+) -> tuple[float, list[Node]]:
+    """The least cost at which `needed` are there, and what is loaded for it.
+
+    Each node is two of a network: "there", and "computed". On the source's side they are true. A node that is there and
+    not computed is loaded; a computed one costs the edge to the sink, and its arguments have to be there.
+    """
+    capacity: dict[object, dict[object, float]] = {"source": {}, "sink": {}}
+
+    def edge(a: object, b: object, limit: float) -> None:
+        capacity.setdefault(a, {})[b] = limit
+        capacity.setdefault(b, {}).setdefault(a, 0.0)
+
+    for node in nodes:
+        there, computed = (node, "there"), (node, "computed")
+        edge(there, computed, load[node])
+        edge(computed, "sink", compute[node])
+        for arg in node.args:
+            if not arg.is_constant():
+                edge(computed, (arg, "there"), inf)
+        if node in needed:
+            edge("source", there, inf)
+
+    total = 0.0
+    while True:
+        reached: dict[object, object] = {"source": None}
+        queue: deque[object] = deque(["source"])
+        while queue and "sink" not in reached:
+            a = queue.popleft()
+            for b, left in capacity[a].items():
+                if left > 1e-9 and b not in reached:
+                    reached[b] = a
+                    queue.append(b)
+        if "sink" not in reached:
+            break
+        path: list[tuple[object, object]] = []
+        end: object = "sink"
+        while reached[end] is not None:
+            path.append((reached[end], end))
+            end = reached[end]
+        flow = min(capacity[a][b] for a, b in path)
+        for a, b in path:
+            capacity[a][b] -= flow
+            capacity[b][a] += flow
+        total += flow
+    return total, [n for n in nodes if (n, "there") in reached and (n, "computed") not in reached]

@@ -1,0 +1,159 @@
+"""What the author of a cell writes: its gates, its states and a function of a few lines."""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from fastlstm.cells.derive import Derived, derive
+from fastlstm.cells.emit import RESERVED
+from fastlstm.cells.functions import FUNCTIONS
+from fastlstm.cells.layout import Layout, layout
+from fastlstm.cells.saving import Costs
+from fastlstm.cells.tensors import OnTensors
+from fastlstm.cells.trace import Trace, trace
+
+_SUMS = ("x", "h", "xh")
+
+
+class Cell:
+    """A recurrent cell, as `cell` declares it. Called, it is the author's function: on tensors or on numbers.
+
+    Cells are equal if they are the same object. A cell pickles by reference to the name of a module that it was defined
+    under, as a function does.
+
+    Attributes:
+        name: the function's name.
+        gates: for each pre-activation which products it sums, "x", "h" or "xh".
+        states: the names of the states, of which the first is the output and what the h products multiply.
+        params: the names of vectors (H,).
+        inputs: the names of values (T, B, H), which are one more elementwise value a step.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        gates: Mapping[str, str],
+        states: Sequence[str],
+        params: Sequence[str],
+        inputs: Sequence[str],
+    ) -> None:
+        if not inspect.isfunction(function):
+            raise TypeError(f"a cell is declared by a Python function, got {function!r}")
+        for kind, names in (("states", states), ("params", params), ("inputs", inputs)):
+            if isinstance(names, str):
+                raise TypeError(f"cell {function.__name__}: {kind} must be a sequence of names, got {names!r}")
+        functools.update_wrapper(self, function)
+        self.name, self.function, self.gates = function.__name__, function, dict(gates)
+        self.states, self.params, self.inputs = tuple(states), tuple(params), tuple(inputs)
+        _check(self)
+        self._trace()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"<cell {self.name}: gates {self.gates}, states {self.states}>"
+
+    def __reduce__(self) -> str:
+        return str(self.__qualname__)  # type: ignore[attr-defined]  # update_wrapper sets it
+
+    @property
+    def arguments(self) -> dict[str, str]:
+        """What a step is a function of: for each name that the author may use its name in what is derived."""
+        return {
+            **{gate: f"{gate}_pre" for gate in self.gates},
+            **{state: f"{state}_prev" for state in self.states},
+            **{name: name for name in (*self.params, *self.inputs)},
+        }
+
+    def derived(self, costs: Costs | None = None, share_products: bool = False) -> Derived:
+        """What follows from the cell's arithmetic. Printed, it shows the forward and the backward pass.
+
+        Args:
+            costs: what saving, loading and computing a value cost, which decides what forward saves.
+            share_products: multiply factors that several products have in common once. It saves a few operations and
+                rounds otherwise. Without it products are as the chain rule writes them.
+        """
+        return derive(self.name, self._trace(), costs or Costs(), share_products)
+
+    @functools.cached_property
+    def layout(self) -> Layout:
+        """What a kernel has to know beside the functions."""
+        return layout(self._derived, self.gates, self.states, self.params, self.inputs)
+
+    @functools.cached_property
+    def code(self) -> OnTensors:
+        """The derived functions on tensors."""
+        return OnTensors(self._derived)
+
+    @functools.cached_property
+    def _derived(self) -> Derived:
+        return self.derived()
+
+    def _trace(self) -> Trace:
+        return trace(self.name, self.function, self.arguments, self.states, (*self.params, *self.inputs))
+
+
+def cell(
+    *, gates: Mapping[str, str], states: Sequence[str], params: Sequence[str] = (), inputs: Sequence[str] = ()
+) -> Callable[[Callable[..., Any]], Cell]:
+    """Declare a recurrent cell by the elementwise arithmetic of one step::
+
+        @cell(gates={"r": "xh", "z": "xh", "n_x": "x", "n_h": "h"}, states=("h",))
+        def gru(r, z, n_x, n_h, h):
+            r, z = sigmoid(r), sigmoid(z)
+            n = tanh(n_x + r * n_h)
+            return n + z * (h - n)
+
+    The function takes any of the names declared: a gate's is its pre-activation, and a state's the state before the
+    step. It returns the new states in their order. It may use ``+ - * /``, comparisons, numbers and the functions of
+    `fastlstm.cells`. Its derivatives follow from it.
+
+    Args:
+        gates: for each pre-activation which products it sums: "x" with weight_ih, "h" with weight_hh, "xh" both.
+        states: names. The first state is the output, and what h products multiply.
+        params: names of vectors (H,), such as peepholes.
+        inputs: names of values (T, B, H), one more elementwise value a step, such as a mask or a time gap.
+
+    Raises:
+        TypeError: the function takes an argument that is not declared, returns other than one value a state, or does
+            anything but elementwise arithmetic. The message names the line.
+        ValueError: a gate sums anything else, or a name is used twice or cannot be one.
+    """
+
+    def declare(function: Callable[..., Any]) -> Cell:
+        return Cell(function, gates, states, params, inputs)
+
+    return declare
+
+
+def _check(made: Cell) -> None:
+    """Raise unless names and gates are such as can be derived from."""
+    if not made.states:
+        raise ValueError(f"cell {made.name} must have a state: the first is its output")
+    for kind in ("gates", "states", "params", "inputs"):
+        for name in getattr(made, kind):
+            if not isinstance(name, str):
+                raise TypeError(f"cell {made.name}: {kind} must be names, got {name!r}")
+    wrong = next((gate for gate, sums in made.gates.items() if sums not in _SUMS), None)
+    if wrong is not None:
+        raise ValueError(f'cell {made.name}: gate {wrong} must sum "x", "h" or "xh", got {made.gates[wrong]!r}')
+    declared = (*made.gates, *made.states, *made.params, *made.inputs)
+    odd = next((name for name in declared if not name.isidentifier() or name in FUNCTIONS), None)
+    if odd is not None:
+        raise ValueError(f"cell {made.name}: {odd!r} must be a name, and not a function's")
+    labels = [*made.arguments.values(), *made.states]
+    for name in tuple(labels):
+        labels += [f"d{name}", f"{name}_t", f"d{name}_t"]
+    twice = next((name for k, name in enumerate(declared) if name in declared[:k]), None) or next(
+        (name for k, name in enumerate(labels) if name in labels[:k] or name in RESERVED), None
+    )
+    if twice is not None:
+        raise ValueError(f"cell {made.name}: the name {twice} is used twice or reserved; rename a gate, state or param")
+    for argument in inspect.signature(made.function).parameters.values():
+        if argument.name not in declared or argument.kind in (argument.VAR_POSITIONAL, argument.VAR_KEYWORD):
+            raise TypeError(
+                f"cell {made.name} takes {argument}, which is no gate, state, param or input; "
+                f"declared are {', '.join(declared)}"
+            )

@@ -1,0 +1,162 @@
+"""The products of a layer, and how they add up to a cell's pre-activations.
+
+All functions are differentiable and take weights of one layer, (N, K), or of a stack of G of them, (G, N, K), whose
+batch rows lie in G equal groups.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastlstm.cells.layout import Layout
+from fastlstm.cells.spec import Cell
+
+Optional = Tensor | None
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """``x @ weight.mT`` for the rows of (..., B, K), by groups of rows where `weight` is a stack (G, N, K)."""
+    if weight.dim() == 2:
+        return x @ weight.mT
+    return (x.unflatten(-2, (weight.shape[0], -1)) @ weight.mT).flatten(-3, -2)
+
+
+def add_bias(sums: Tensor, bias: Optional) -> Tensor:
+    """Add (N,) to every row, or row g of (G, N) to the rows of group g."""
+    if bias is None:
+        return sums
+    if bias.dim() == 1:
+        return sums + bias
+    return (sums.unflatten(-2, (bias.shape[0], -1)) + bias.unsqueeze(-2)).flatten(-3, -2)
+
+
+def for_rows(vector: Tensor, rows: int) -> Tensor:
+    """(B, H) of a vector (H,), or of (G, H) for G groups of rows."""
+    if vector.dim() == 1:
+        return vector.expand(rows, -1)
+    groups, H = vector.shape
+    return vector.unsqueeze(1).expand(groups, rows // groups, H).flatten(0, 1)
+
+
+def weight_gradient(dsums: Tensor, inputs: Tensor, weight: Tensor) -> Tensor:
+    """The sum over all (T, B) rows of ``dsums`` outer ``inputs``, by groups of rows where `weight` is a stack."""
+    if weight.dim() == 2:
+        rows = dsums.shape[0] * dsums.shape[1]  # of no columns, reshape could not infer them
+        dsums, inputs = dsums.reshape(rows, dsums.shape[-1]), inputs.reshape(rows, inputs.shape[-1])
+        return dsums.mT @ inputs
+    dsums, inputs = (a.unflatten(1, (weight.shape[0], -1)).transpose(0, 1).flatten(1, 2) for a in (dsums, inputs))
+    return dsums.mT @ inputs
+
+
+def vector_gradient(terms: Tensor, vector: Tensor) -> Tensor:
+    """The sum of (T, B, N) over steps and rows, by groups of rows where `vector`, a bias or param, is (G, N)."""
+    if vector.dim() == 1:
+        return terms.sum((0, 1))
+    return terms.unflatten(1, (vector.shape[0], -1)).sum((0, 2))
+
+
+class Sums:
+    """The weights of a layer in the order of its cell's sums, or tangents of them; None counts as zeros.
+
+    Pre-activations are (..., S H) for S sums, in the order of `Layout.sums`.
+    """
+
+    def __init__(self, cell: Cell, weights: Sequence[Any], H: int) -> None:
+        weight_ih, weight_hh, bias_ih, bias_hh, *_ = weights
+        self.layout, self.H = cell.layout, H
+        of_x, of_h = self.layout.blocks_ih, self.layout.blocks_hh
+        self.weight_ih, self.weight_hh = _blocks(weight_ih, of_x, -2), _blocks(weight_hh, of_h, -2)
+        self.bias = _added(self.layout, H, _blocks(bias_ih, of_x, -1), _blocks(bias_hh, of_h, -1))
+
+    def of_x(self, a: Tensor) -> Tensor:
+        """Of (..., S H) what belongs to the sums of x."""
+        return a[..., : len(self.layout.of_x) * self.H]
+
+    def of_h(self, a: Tensor) -> Tensor:
+        """Of (..., S H) what belongs to the sums of h."""
+        return a[..., self.layout.of_h.start * self.H :]
+
+    def split(self, sums: Tensor) -> dict[str, Tensor]:
+        """(..., H) for each gate, by what it is called in derived functions."""
+        parts = sums.split(self.H, -1)
+        return {f"{gate}_pre": part for gate, part in zip(self.layout.sums, parts)}
+
+    def multiply(self, x: Optional, rows: Sequence[int], like: Tensor) -> Tensor:
+        """The product of x as part of the pre-activations (*rows, S H). `like` has their type and device."""
+        product = None if x is None or self.weight_ih is None else linear(x, self.weight_ih)
+        total = _added(self.layout, self.H, product, None)
+        return like.new_zeros(()).expand(*rows, len(self.layout.sums) * self.H) if total is None else total
+
+    def start(self, x: Tensor) -> Tensor:
+        """The pre-activations (T, B, S H) before h is multiplied."""
+        return add_bias(self.multiply(x, x.shape[:-1], x), self.bias)
+
+    def add_h(self, sums: Tensor, h: Optional) -> Tensor:
+        """`sums` with the product of h."""
+        if h is None or self.weight_hh is None:
+            return sums
+        product, start = linear(h, self.weight_hh), self.layout.of_h.start * self.H
+        if start == 0:
+            return sums + product
+        return torch.cat([sums[..., :start], sums[..., start:] + product], -1)
+
+    def to_x(self, dsums: Tensor) -> Optional:
+        """The gradient of x."""
+        return None if self.weight_ih is None else linear(self.of_x(dsums), self.weight_ih.mT)
+
+    def to_h(self, dsums: Tensor) -> Optional:
+        """The gradient of h, by way of its product."""
+        return None if self.weight_hh is None else linear(self.of_h(dsums), self.weight_hh.mT)
+
+    def weights(
+        self, dsums: Tensor, x: Optional, h: Optional, wanted: Sequence[Any], biases: Sequence[Any]
+    ) -> list[Optional]:
+        """The gradients of weight_ih, weight_hh, bias_ih and bias_hh in the order of the cell's gates, so far as they
+        are wanted. Each is a tensor of its own, since what is done to one in place is not to be done to another.
+        """
+        of_x, of_h, results = self.of_x(dsums), self.of_h(dsums), list[Optional]()
+        for part, inputs, weight, order, want in (
+            (of_x, x, self.weight_ih, self.layout.blocks_ih, wanted[0]),
+            (of_h, h, self.weight_hh, self.layout.blocks_hh, wanted[1]),
+        ):
+            found = None
+            if want and weight is not None and inputs is not None:
+                found = _blocks(weight_gradient(part, inputs, weight), _inverse(order), -2)
+            results.append(found)
+        given = next((bias for bias in biases if bias is not None), None)
+        dbias = vector_gradient(dsums, given) if given is not None and any(wanted[2:4]) else None
+        for part_of, bias, order, want in (
+            (self.of_x, biases[0], self.layout.blocks_ih, wanted[2]),
+            (self.of_h, biases[1], self.layout.blocks_hh, wanted[3]),
+        ):
+            found = None
+            if want and bias is not None and dbias is not None:
+                found = _blocks(part_of(dbias).clone(), _inverse(order), -1)
+            results.append(found)
+        return results
+
+
+def _inverse(order: Sequence[int]) -> tuple[int, ...]:
+    return tuple(order.index(k) for k in range(len(order)))
+
+
+def _blocks(a: Optional, order: Sequence[int], axis: int) -> Optional:
+    """The blocks of an axis in another order."""
+    if a is None or tuple(order) == tuple(range(len(order))):
+        return a
+    parts = a.chunk(len(order), axis)
+    return torch.cat([parts[k] for k in order], axis)
+
+
+def _added(layout: Layout, H: int, of_x: Optional, of_h: Optional) -> Optional:
+    """(..., S H) of what belongs to the sums of x and to those of h, which overlap; either may be missing."""
+    if of_x is None and of_h is None:
+        return None
+    before, after = layout.of_h.start * H, (len(layout.sums) - len(layout.of_x)) * H
+    if of_x is not None and after:
+        of_x = torch.nn.functional.pad(of_x, (0, after))
+    if of_h is not None and before:
+        of_h = torch.nn.functional.pad(of_h, (before, 0))
+    return of_h if of_x is None else of_x if of_h is None else of_x + of_h

@@ -1,0 +1,237 @@
+"""What an author may declare, and what every mistake says."""
+
+import copy
+import functools
+import pickle
+import re
+
+import pytest
+import torch
+
+import fastlstm.cells
+from fastlstm.cells import cell, exp, gru, lstm, maximum, relu, sigmoid, stop_gradient, tanh, where
+from fastlstm.cells.functions import ALLOWED
+
+
+@cell(gates={"a": "xh"}, states=("h",))
+def at_module_level(a, h):
+    """What it computes."""
+    return tanh(a) + h
+
+
+def pre(function, **others):
+    """Declare `function` with two gates and a state."""
+    return cell(**{"gates": {"a": "xh", "b": "xh"}, "states": ("h",), **others})(function)
+
+
+MISTAKES = {
+    "a method": lambda a, b: a.pow(2),
+    "an attribute": lambda a, b: a.shape,
+    "a power": lambda a, b: a**2,
+    "a matrix product": lambda a, b: a @ b,
+    "a remainder": lambda a, b: a % b,
+    "a function of torch": lambda a, b: torch.sigmoid(a),
+    "a function of Python": lambda a, b: abs(a),
+    "an if": lambda a, b: a if a > 0.0 else b,
+    "an if on a value": lambda a, b: a if a else b,
+    "an and": lambda a, b: where(a > 0.0 and b > 0.0, a, b),
+    "a chain of comparisons": lambda a, b: where(0.0 < a < 1.0, a, b),
+    "an equality": lambda a, b: where(a == b, a, b),
+    "max": lambda a, b: max(a, b),
+    "an index": lambda a, b: a[0],
+    "a loop": lambda a, b: sum(x for x in a),
+    "a tensor": lambda a, b: a * torch.ones(3),
+    "a tensor in a function": lambda a, b: maximum(a, torch.ones(3)),
+    "a comparison as a number": lambda a, b: (a > b) * a,
+    "a number as a comparison": lambda a, b: where(a, a, b),
+    "too many arguments": lambda a, b: sigmoid(a, b),
+    "too few arguments": lambda a, b: where(a > b, a),
+    "an infinite constant": lambda a, b: a * float("inf"),
+    "division by zero": lambda a, b: a / 0,
+    "a string": lambda a, b: a + "b",
+    "an undefined name": lambda a, b: softsign(a),  # noqa: F821
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_what_is_not_elementwise_arithmetic(mistake):
+    """The message has the cell, the line and what is allowed."""
+    function = MISTAKES[mistake]
+    with pytest.raises(TypeError) as caught:
+        pre(function)
+    message = str(caught.value)
+    assert message.startswith(f"cell <lambda>, line {function.__code__.co_firstlineno} `")
+    assert f'"{mistake}": lambda' in message
+    assert message.endswith(f"Allowed: {ALLOWED}")
+
+
+def test_the_line_is_the_one_within_the_function():
+    def long(a, b):
+        c = a * b
+        d = c.exp()
+        return d
+
+    with pytest.raises(TypeError, match=r"cell long, line \d+ `d = c\.exp\(\)`: a value has no \.exp"):
+        pre(long)
+
+
+def test_the_line_in_a_function_that_is_called():
+    def helper(x):
+        return x.exp()
+
+    def caller(a, b):
+        return helper(a) + b
+
+    with pytest.raises(TypeError, match=r"cell caller, line \d+ `return helper\(a\) \+ b`"):
+        pre(caller)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda a, b: (a, b), "must return 1 value, the new h, got 2"),
+        (lambda a, b: [], "must return 1 value, the new h, got 0"),
+        (lambda a, b: 1.0, "must return a value for h that depends on its arguments, got 1.0"),
+        (lambda a, b: None, "must return a value for h that depends on its arguments, got None"),
+        (lambda a, b: a > b, "must return a value for h, got a comparison or a constant"),
+        (lambda a, b: a * 0 if False else "a", "must return a value for h"),
+        (lambda a, other: a, "takes other, which is no gate, state, param or input; declared are a, b, h"),
+        (lambda a, *rest: a, r"takes \*rest, which is no gate"),
+        (lambda a, **h: a, r"takes \*\*h, which is no gate"),
+    ],
+)
+def test_arguments_and_results(function, message):
+    with pytest.raises(TypeError, match=f"cell <lambda> {message}"):
+        pre(function)
+
+
+def test_two_states_and_one_value():
+    with pytest.raises(TypeError, match="must return 2 values, the new h, c, got 1"):
+        pre(lambda a, b: a, states=("h", "c"))
+
+
+@pytest.mark.parametrize(
+    ("declared", "message"),
+    [
+        ({"gates": {"a": "xh", "b": "hx"}}, 'gate b must sum "x", "h" or "xh", got \'hx\''),
+        ({"gates": {"a": "xh", "b": ""}}, 'gate b must sum "x", "h" or "xh"'),
+        ({"gates": {"a": "xh", "b": None}}, 'gate b must sum "x", "h" or "xh", got None'),
+        ({"states": ()}, "must have a state"),
+        ({"states": ("a",)}, "the name a is used twice"),
+        ({"params": ("p", "p")}, "the name p is used twice"),
+        ({"params": ("h_prev",)}, "the name h_prev is used twice"),
+        ({"params": ("dh",)}, "the name dh is used twice"),
+        ({"params": ("a-b",)}, "'a-b' must be a name"),
+        ({"params": ("tanh",)}, "'tanh' must be a name, and not a function's"),
+        ({"params": ("lambda",)}, "reserved"),
+        ({"params": ("double",)}, "reserved"),
+    ],
+)
+def test_declarations(declared, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        pre(lambda a, b: a + b, **declared)
+
+
+def test_names_must_be_strings():
+    with pytest.raises(TypeError, match="params must be names, got 3"):
+        pre(lambda a, b: a + b, params=(3,))
+    with pytest.raises(TypeError, match="gates must be names, got 1"):
+        pre(lambda a, b: a + b, gates={1: "x"})
+    with pytest.raises(TypeError, match="params must be a sequence of names, got 'p_i'"):
+        pre(lambda a, b: a + b, params="p_i")
+
+
+@pytest.mark.parametrize("function", [torch.sigmoid, functools.partial(sigmoid, 1.0), None])
+def test_a_cell_is_a_python_function(function):
+    with pytest.raises(TypeError, match="a cell is declared by a Python function, got"):
+        pre(function)
+
+
+def test_ways_to_write_that_are_allowed():
+    @cell(gates={"a": "xh", "b": "x"}, states=("h", "c"), params=("p",), inputs=("u",))
+    def allowed(c, b, a, u, p):  # any order, and h is not needed
+        total = +a - b * 2
+        for k in range(1, 3):  # loops and conditions on numbers
+            total += p * k if k > 1 else -p
+        kept = where(total >= u, 1, 0) * c
+        return relu(exp(stop_gradient(total) / 3)), kept
+
+    assert allowed.derived().forward.results.keys() >= {"h", "c"}
+    assert [f"d{name}" in allowed.derived().backward.results for name in ("a_pre", "p", "u", "c_prev")] == [
+        False
+    ] * 3 + [True]
+
+
+def test_local_names_may_be_words_of_c_or_functions():
+    @cell(gates={"a": "xh"}, states=("h",))
+    def odd(a, h):
+        double = sigmoid(a)
+        exp = double * h
+        do = exp * double
+        return do * exp
+
+    from fastlstm.cells.emit import cpp
+
+    for name in ("double", "exp", "do"):
+        assert f"auto {name} =" not in cpp(odd.derived().forward)
+    x, h = torch.randn(2, 5, dtype=torch.double)
+    want = odd(x, h)
+    assert torch.equal(odd.code.forward({"a_pre": x, "h_prev": h})["h"], want)
+
+
+def test_it_is_called_as_a_function():
+    a, h = torch.randn(2, 3)
+    assert torch.equal(at_module_level(a, h), a.tanh() + h)
+    assert at_module_level(0.0, 2.0) == 2.0
+    assert at_module_level.__doc__ == "What it computes."
+    assert repr(at_module_level) == "<cell at_module_level: gates {'a': 'xh'}, states ('h',)>"
+
+
+def test_pickles_by_reference():
+    for one in (at_module_level, *fastlstm.cells.CELLS):
+        for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
+            assert pickle.loads(pickle.dumps(one, protocol)) is one
+        assert copy.deepcopy(one) is one
+        assert copy.copy(one) is one
+
+
+def test_a_local_cell_does_not_pickle():
+    local = pre(lambda a, b: a + b)
+    with pytest.raises((pickle.PicklingError, AttributeError)):
+        pickle.dumps(local)
+    assert copy.deepcopy(local) is local
+
+
+def test_equality_is_identity():
+    one, other = pre(MISTAKE_FREE), pre(MISTAKE_FREE)
+    assert one != other
+    assert one == one
+    assert len({one, other, one}) == 2
+
+
+def MISTAKE_FREE(a, b):
+    return a + b
+
+
+def test_what_is_printed():
+    text = str(gru.derived())
+    assert text.startswith("cell gru\n")
+    assert "forward: 8 operations (2 sigmoid, 2 mul, 2 add, 1 tanh, 1 sub)" in text
+    assert "n = tanh(n_x_pre + r * n_h_pre)" in text
+    assert "backward: 15 operations" in text
+    assert "saved by forward: n_h_pre r z n" in text
+    assert "states read by backward: h_prev" in text
+
+
+def test_layouts():
+    layout = gru.layout
+    assert layout.sums == ("n_x", "r", "z", "n_h")  # x alone, both, h alone
+    assert (layout.of_x, layout.of_h, layout.of_both) == (range(3), range(1, 4), range(1, 3))
+    assert (layout.blocks_ih, layout.blocks_hh) == ((2, 0, 1), (0, 1, 2))  # as torch has them: r, z, n
+    assert (layout.saved, layout.sequences, layout.carried) == (("n_h_pre", "r", "z", "n"), (), ("h",))
+    layout = lstm.layout
+    assert layout.sums == ("i", "f", "g", "o")
+    assert layout.of_x == layout.of_h == layout.of_both == range(4)
+    assert (layout.sequences, layout.carried) == (("c",), ("c",))
+    layout = fastlstm.cells.ind_rnn.layout
+    assert (layout.of_x, layout.of_h, layout.params, layout.carried) == (range(1), range(1, 1), ("u",), ("h",))

@@ -1,0 +1,198 @@
+"""A layer of every cell in plain PyTorch, against each row by itself and against torch.nn, in float64."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from fastlstm import cells
+from fastlstm.cells import reference
+from fastlstm.cells.records import Layer
+from tests.cells.functions import Layers, run
+from tests.cells.layers import (
+    EVERY,
+    GRADIENTS,
+    OUTPUTS,
+    Case,
+    differentiated,
+    directions,
+    error,
+    every_cell,
+    flat,
+    gru_decay,
+    masks,
+    truth,
+)
+
+
+def compare(case):
+    """Outputs and derived gradients against the truth and autograd's."""
+    operands, wanted = case.with_gradients()
+    want = truth(case.cell, case.on(operands))
+    made = reference.forward(case.cell, case.layer, True)
+    got = flat(made)
+    assert max(map(error, got, want)) < OUTPUTS
+    gradients = [
+        a for a in reference.backward(case.cell, case.grads, case.layer, made, case.needs).flat if a is not None
+    ]
+    expected = differentiated(want, wanted, flat(case.grads))
+    assert len(gradients) == len(expected)
+    assert max(map(error, gradients, expected)) < GRADIENTS
+
+
+@masks
+@directions
+@every_cell
+def test_outputs_and_gradients(cell, reverse, masked):
+    compare(Case(cell, reverse=reverse, masked=masked))
+
+
+@every_cell
+def test_zeros_to_start_from(cell):
+    compare(Case(cell, zeros=True, masked=True))
+
+
+@every_cell
+def test_without_biases(cell):
+    compare(Case(cell, bias=False))
+
+
+@pytest.mark.parametrize("size", [(1, 1, 1, 1), (1, 2, 3, 7), (7, 1, 2, 1), (3, 5, 1, 13)], ids=str)
+@pytest.mark.parametrize("cell", [cells.lstm, cells.gru, gru_decay, cells.slstm], ids=lambda cell: cell.name)
+def test_odd_sizes(cell, size):
+    T, B, I, H = size
+    compare(Case(cell, T, B, I, H, masked=B > 1))
+
+
+@pytest.mark.slow
+@directions
+@every_cell
+def test_large(cell, reverse):
+    compare(Case(cell, 13, 7, 9, 33, reverse=reverse, masked=True))
+
+
+@every_cell
+def test_padding_may_be_nan(cell):
+    case = Case(cell, masked=True)
+    made = reference.forward(cell, case.layer, True)
+    held = torch.arange(case.T).unsqueeze(1) >= case.layer.lengths
+    spoiled = [a.masked_fill(held.unsqueeze(-1), math.nan) for a in (case.layer.x, *case.layer.inputs)]
+    layer = case.layer._replace(x=spoiled[0], inputs=tuple(spoiled[1:]))
+    again = reference.forward(cell, layer, True)
+    for a, b in zip(flat(made), flat(again)):
+        assert torch.equal(a, b)
+    for a, b in zip(*(reference.backward(cell, case.grads, of, made, case.needs).flat for of in (case.layer, layer))):
+        assert a is None or torch.equal(a, b)
+
+
+@every_cell
+def test_nan_travels(cell):
+    """From one row's value to that row's outputs from there on, to no other row, and to the weights' gradients."""
+    case = Case(cell)
+    x, inputs = case.layer.x.clone(), [a.clone() for a in case.layer.inputs]
+    for a in (x, *inputs):
+        a[2, 1] = math.nan
+    operands, wanted = case.with_gradients()
+    with torch.no_grad():
+        for a, b in zip([operands[0], *operands[len(operands) - len(inputs) :]], [x, *inputs]):
+            a.copy_(b)
+    layer = case.on(operands)
+    want = truth(cell, layer)
+    spoiled = case.on([None if a is None else a.detach() for a in operands])
+    made = reference.forward(cell, spoiled, True)
+    for a, b in zip(flat(made), want):
+        assert torch.equal(a.isnan(), b.isnan())
+    assert made.h[2:, 1].isnan().all()
+    assert not made.h[:, [0, 2]].isnan().any()
+    assert not made.h[:2].isnan().any()
+    expected = differentiated(want, wanted, flat(case.grads))
+    found = reference.backward(
+        cell, case.grads, case.on([None if a is None else a.detach() for a in operands]), made, case.needs
+    )
+    got = [a for a in found.flat if a is not None]
+    for a, b in zip(got, expected):
+        assert a.isnan()[b.isnan()].all()
+
+
+MODULES = {
+    "lstm": nn.LSTM,
+    "gru": nn.GRU,
+    "elman_tanh": nn.RNN,
+    "elman_relu": lambda *sizes, **options: nn.RNN(*sizes, nonlinearity="relu", **options),
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_as_torch_nn(name):
+    """The parameters are torch's, in both directions."""
+    T, B, I, H = 6, 3, 4, 5
+    cell, module = getattr(cells, name), MODULES[name](I, H, bidirectional=True).double()
+    x = torch.randn(T, B, I, dtype=torch.double, requires_grad=True)
+    states = [torch.randn(2, B, H, dtype=torch.double, requires_grad=True) for _ in cell.states]
+    output, last = module(x, tuple(states) if len(states) > 1 else states[0])
+    last = last if len(states) > 1 else (last,)
+    parameters = dict(module.named_parameters())
+    ours, ours_last = [], []
+    for d, suffix in enumerate(("_l0", "_l0_reverse")):
+        weights = tuple(parameters[f"{kind}{suffix}"] for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+        layer = Layer(x, weights, tuple(a[d] for a in states), None, None, d == 1)
+        h, *others = run(cell, layer)
+        ours.append(h)
+        ours_last.append(others[: len(states)])
+    got = torch.cat(ours, -1), *(torch.stack(pair) for pair in zip(*ours_last))
+    want = output, *last
+    assert max(map(error, got, want)) < OUTPUTS
+    grads, wanted = tuple(map(torch.randn_like, want)), [x, *states, *module.parameters()]
+    assert max(map(error, differentiated(got, wanted, grads), differentiated(want, wanted, grads))) < GRADIENTS
+
+
+def test_a_projection_as_torch_nn():
+    T, B, I, H, P = 4, 3, 2, 5, 3
+    module = nn.LSTM(I, H, proj_size=P).double()
+    x = torch.randn(T, B, I, dtype=torch.double)
+    *weights, weight_hr = module.parameters()
+    made = reference.forward(cells.lstm, Layer(x, tuple(weights), (None, None), None, None, False), True, weight_hr)
+    output, (h_n, c_n) = module(x)
+    assert max(map(error, (made.h, *made.last), (output, h_n[0], c_n[0]))) < OUTPUTS
+
+
+def test_wanted_gradients_alone():
+    case = Case(gru_decay)
+    made = reference.forward(gru_decay, case.layer, True)
+    full = reference.backward(gru_decay, case.grads, case.layer, made, case.needs).flat
+    for k in range(len(full)):
+        needs = type(case.needs).of(gru_decay, [j == k for j in range(len(full))])
+        found = reference.backward(gru_decay, case.grads, case.layer, made, needs).flat
+        assert [a is not None for a in found] == [j == k for j in range(len(full))]
+        assert torch.equal(found[k], full[k])
+
+
+def test_incoming_gradients_may_be_missing():
+    case = Case(cells.slstm)
+    operands, wanted = case.with_gradients()
+    made = Layers.apply(cells.slstm, False, *operands, None, None)
+    want = truth(cells.slstm, case.on(operands))
+    for k in range(len(want)):
+        got = differentiated((made[k],), wanted, (flat(case.grads)[k],), retain_graph=True)
+        expected = differentiated((want[k],), wanted, (flat(case.grads)[k],), retain_graph=True)
+        assert max(map(error, got, expected)) < GRADIENTS
+
+
+def test_gradients_share_no_memory():
+    case = Case(cells.lstm)
+    made = reference.forward(cells.lstm, case.layer, True)
+    found = [a for a in reference.backward(cells.lstm, case.grads, case.layer, made, case.needs).flat if a is not None]
+    assert len({a.untyped_storage().data_ptr() for a in found}) == len(found)
+
+
+@pytest.mark.parametrize(("B", "I"), [(0, 4), (2, 0)], ids=["no rows", "no inputs"])
+@pytest.mark.parametrize("cell", EVERY, ids=lambda cell: cell.name)
+def test_empty(cell, B, I):
+    case = Case(cell, 3, B, I, 5)
+    operands, wanted = case.with_gradients()
+    made = run(cell, case.on(operands))
+    assert [a.shape for a in made] == [a.shape for a in flat(case.grads)]
+    first = differentiated(made, wanted, flat(case.grads))
+    assert [a.shape for a in first] == [a.shape for a in wanted]
+    assert all(a.isfinite().all() for a in first)
