@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastlstm.backends.cpu import address, snapshot_of
+from fastlstm.backends.memory import PAGE, Pages
 from fastlstm.backends.numba.host.signature import Signature, Weights
 from fastlstm.backends.numba.host.sizes import LINE
 
@@ -17,7 +18,7 @@ from fastlstm.backends.numba.host.sizes import LINE
 class Packed(NamedTuple):
     """Packed weights, which nobody writes to once they are kept, and the addresses of their parts and digests."""
 
-    memory: Tensor
+    memory: Tensor | Pages
     addresses: tuple[int, ...]
 
 
@@ -35,8 +36,13 @@ class Keeper:
     def new(self) -> Packed:
         """Memory for weights that are about to be packed."""
         self.packed = None  # its memory before the new one's
-        memory = torch.empty(self.size, dtype=torch.uint8, device="cpu")
-        at = memory.data_ptr()
+        memory: Any
+        if self.size >= PAGE:  # huge pages: weights of 13 MB are then read in 0.9 of the time
+            memory = Pages(self.size)
+            at = memory.address
+        else:
+            memory = torch.empty(self.size, dtype=torch.uint8, device="cpu")
+            at = memory.data_ptr()
         return Packed(memory, (*(at + place for place in self.places),))
 
 
