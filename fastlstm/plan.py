@@ -36,6 +36,7 @@ from fastlstm.autograd.rules import layer_op
 from fastlstm.backends import aten, dispatch, reference
 from fastlstm.backends.base import Layer, Plan, Run, check_layer, given_states, sum_of_biases
 from fastlstm.backends.cpu import threads_now
+from fastlstm.cells.library import lstm
 from fastlstm.torch_private import (
     allow_in_graph,
     dual_level,
@@ -84,7 +85,7 @@ class Plans:
 
         `axis`: whether the states are (1, B, H), as those of modules are, or (B, H).
         """
-        x, weights, (h_0, c_0), lengths, reset, reverse = layer
+        x, weights, (h_0, c_0), lengths, reset, reverse, *_ = layer
         if not is_untransformed(x, h_0, c_0, lengths, reset):
             return None, None
         if not all([a is None or type(a) is Parameter for a in weights]) and not is_plain(*weights):  # noqa: C419
@@ -149,7 +150,7 @@ def _with_steps(layer: Layer, axis: bool) -> Layer:
 
 
 def _differentiable(plan: Plan, layer: Layer) -> Run:
-    x, weights, states, lengths, reset, reverse = layer
+    x, weights, states, lengths, reset, reverse, *_ = layer
     h, h_n, c_n, *kept = apply_plain(x, *weights, *states, lengths, reset, reverse, plan)
     return Run(h, (h_n, c_n), kept)
 
@@ -210,7 +211,7 @@ def _in_graph(dual: bool, *arguments: Any) -> tuple[Tensor, ...]:
     """Run `_general` as one node of a graph. `dual`: whether a level of dual numbers is active."""
     *tensors, reverse, weight_hr, cells, backend = arguments
     with opened_by_graph(dual):
-        output, last, all_cells = _general(Layer.of(tensors, reverse), None, backend, cells, weight_hr)
+        output, last, all_cells = _general(Layer.of(lstm, tensors, reverse), None, backend, cells, weight_hr)
     return (output, *last, all_cells) if cells else (output, *last)
 
 

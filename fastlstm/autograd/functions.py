@@ -27,6 +27,7 @@ from fastlstm.autograd.modes import (
     wants_gradient,
 )
 from fastlstm.backends.base import Gradients, Layer, Run, bias_gradients, sum_of
+from fastlstm.cells.library import lstm
 from fastlstm.torch_private import plain_apply, transformed, when_compiling
 
 Optional = Tensor | None
@@ -77,8 +78,8 @@ class LSTMBackward(_Function):
     def backward(ctx: Any, *grads: Optional) -> tuple[Any, ...]:
         dh, dh_n, dc_n, dc, *operands, h, c, _ = ctx.saved_tensors
         v_x, v_ih, v_hh, v_bias_ih, v_bias_hh, v_h_0, v_c_0 = grads
-        layer = Layer.of(operands, ctx.reverse)
-        wanted = Gradients.of(ctx.needs_input_grad[4 : 4 + GRADIENTS])
+        layer = Layer.of(lstm, operands, ctx.reverse)
+        wanted = Gradients.of(lstm, ctx.needs_input_grad[4 : 4 + GRADIENTS])
         with no_autocast(layer.x):
             along = WeightTangents(v_ih, v_hh, sum_of(v_bias_ih, v_bias_hh))
             around = Linearized(layer, h, c)
@@ -100,7 +101,7 @@ class LSTMBackward(_Function):
     def jvp(ctx: Any, *tangents: Any) -> tuple[Optional, ...]:
         dh, dh_n, dc_n, dc, *operands, h, c, gates = ctx.saved_tensors
         dh_t, dh_n_t, dc_n_t, dc_t, x_t, ih_t, hh_t, b_ih_t, b_hh_t, h_0_t, c_0_t, _, _, h_t, c_t, *_ = tangents
-        layer, needs = Layer.of(operands, ctx.reverse), Gradients.of(ctx.needs)
+        layer, needs = Layer.of(lstm, operands, ctx.reverse), Gradients.of(lstm, ctx.needs)
         around, along = Linearized(layer, h, c), WeightTangents(ih_t, hh_t, sum_of(b_ih_t, b_hh_t))
         h_t, c_t = (torch.zeros_like(a) if t is None else t for a, t in ((h, h_t), (c, c_t)))
         dpreact, dh_all, dc_all = around.gradient(dh, dh_n, dc_n, dc)
@@ -133,7 +134,7 @@ class LSTMFunction(_Function):
         plan_or_name = args[-1]
         if isinstance(plan_or_name, str):
             return operators.forward(*args[:-1], True, plan_or_name)
-        h, last, kept = plan_or_name.forward(Layer.of(args[:TENSORS], args[TENSORS]))
+        h, last, kept = plan_or_name.forward(Layer.of(lstm, args[:TENSORS], args[TENSORS]))
         return h, *last, *kept
 
     @staticmethod
@@ -157,9 +158,9 @@ class LSTMFunction(_Function):
             with no_autocast(operands[0]):  # backward may run inside the caller's autocast
                 gradients = call(*incoming, *operands, h, *kept, ctx.reverse, [*needs], ctx.plan_or_name)
         elif not differentiated() and is_plain(*incoming, h, *kept):
-            run, layer = Run(h, (None, None), tuple(kept)), Layer.of(operands, ctx.reverse)
+            run, layer = Run(h, (None, None), tuple(kept)), Layer.of(lstm, operands, ctx.reverse)
             grads = Run(dh, (dh_n, dc_n), (dc,))
-            gradients = ctx.plan_or_name.backward(grads, layer, run, Gradients.of(needs)).flat
+            gradients = ctx.plan_or_name.backward(grads, layer, run, Gradients.of(lstm, needs)).flat
         else:
             gradients = _composed(ctx, incoming, operands, (h, *kept), needs)
         return *gradients, None, None, None, None
@@ -168,7 +169,7 @@ class LSTMFunction(_Function):
     def jvp(ctx: Any, *tangents: Any) -> tuple[Optional, ...]:
         x_t, ih_t, hh_t, b_ih_t, b_hh_t, h_0_t, c_0_t, *_ = tangents
         *operands, h, c, _ = ctx.saved_tensors
-        layer = Linearized(Layer.of(operands, ctx.reverse), h, c)
+        layer = Linearized(Layer.of(lstm, operands, ctx.reverse), h, c)
         along = WeightTangents(ih_t, hh_t, sum_of(b_ih_t, b_hh_t))
         _, h, c = layer.tangent(layer.preact_tangent(x_t, along, None), h_0_t, c_0_t)
         last = layer.order[-1]

@@ -17,6 +17,7 @@ from torch.autograd import forward_ad
 from fastlstm.autograd.modes import is_plain, wants_gradient
 from fastlstm.backends import dispatch
 from fastlstm.backends.base import OPERANDS, Gradients, Layer, Run, flat_input
+from fastlstm.cells.library import lstm
 from fastlstm.torch_private import dual_level, library_of, outside_graphs
 
 Optional = Tensor | None
@@ -24,7 +25,7 @@ Optional = Tensor | None
 
 def _forward(*args: Any) -> tuple[Tensor, ...]:
     *operands, reverse, save, backend = args
-    layer = Layer.of(operands, reverse)
+    layer = Layer.of(lstm, operands, reverse)
     run: Run = dispatch.module(backend).forward(layer, save)
     kept = run.kept or (layer.x.new_empty(0), layer.x.new_empty(0))
     return run.h, *run.last, *kept
@@ -34,7 +35,9 @@ def _gradients(*args: Any) -> tuple[Optional, ...]:
     *tensors, reverse, needs, backend = args
     dh, dh_n, dc_n, dc, *operands, h, c, gates = tensors
     grads, run = Run(dh, (dh_n, dc_n), (dc,)), Run(h, (None, None), (c, gates))
-    found: Gradients = dispatch.module(backend).backward(grads, Layer.of(operands, reverse), run, Gradients.of(needs))
+    found: Gradients = dispatch.module(backend).backward(
+        grads, Layer.of(lstm, operands, reverse), run, Gradients.of(lstm, needs)
+    )
     return found.flat
 
 

@@ -12,6 +12,7 @@ from fastlstm.autograd import operators
 from fastlstm.autograd.batching import backward_rule, forward_rule
 from fastlstm.autograd.functions import LSTMBackward, LSTMFunction, differentiable
 from fastlstm.backends.base import OPERANDS, Layer
+from fastlstm.cells.library import lstm
 
 Optional = Tensor | None
 
@@ -53,7 +54,7 @@ for _name, _setup, _gradient, _rule in (
 
 def _layer(*args: Any) -> tuple[Tensor, ...]:
     *tensors, reverse, cells, backend = args
-    h, h_n, c_n, c = differentiable(Layer.of(tensors, reverse), cells, backend)
+    h, h_n, c_n, c = differentiable(Layer.of(lstm, tensors, reverse), cells, backend)
     return h, h_n, c_n, c if cells else h.new_empty(0)
 
 

@@ -1,7 +1,7 @@
 """The records that pass between a module and a backend, and the traits by which a backend describes itself.
 
 T, B, I and H are the numbers of time steps, batch rows, inputs and hidden units. Fields that are tuples have one entry
-for each weight or state, in the order of `Layer`.
+for each weight, state or input, in the order of `Layer`.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,10 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from fastlstm.cells.spec import Cell
+
 Optional = Tensor | None
+WEIGHTS = 4  # weight_ih, weight_hh, bias_ih and bias_hh, after which a cell's params come
 
 
 class Layer(NamedTuple):
@@ -19,14 +22,18 @@ class Layer(NamedTuple):
 
     Attributes:
         x: (T, B, I), any strides. For a stack of G layers it may also be (T, G, B / G, I).
-        weights: weight_ih (4H, I), weight_hh (4H, H), and bias_ih and bias_hh (4H,), each of which may be None. The
-            weights of a stack of G layers have a leading axis of G, and its batch rows lie in G equal groups.
-        states: h_0 and c_0 (B, H), or None twice for zeros.
+        weights: weight_ih (X H, I) for a cell with X gates that sum x, weight_hh (Y H, H) for its Y gates that sum h,
+            bias_ih (X H,) and bias_hh (Y H,), and then the cell's params (H,). Blocks of rows are in the order of the
+            cell's gates. A bias may be None, and so may a weight that no gate of the cell sums. The weights of a stack
+            of G layers have a leading axis of G, and its batch rows lie in G equal groups.
+        states: the initial states (B, H) in the cell's order, h_0 first, or only Nones for zeros.
         lengths: int64 (B,), on the device of x, or None. Row b is *held* at step t if t >= lengths[b], in either
             direction: its states are carried through, and its output is zero.
         reset: bool (T, B), on the device of x, or None. The states are zero before the steps that are True, unless the
             step is held.
         reverse: the steps run from the last to the first. Results stay in the order of x.
+        cell: what one step computes.
+        inputs: (T, B, H) for each of the cell's inputs.
     """
 
     x: Tensor
@@ -35,34 +42,38 @@ class Layer(NamedTuple):
     lengths: Optional
     reset: Optional
     reverse: bool
+    cell: Cell
+    inputs: tuple[Any, ...] = ()
 
     def to(self, dtype: torch.dtype) -> "Layer":
         """Return the layer with its floating-point tensors in another type."""
-        weights, states = (
-            tuple(None if a is None else a.to(dtype) for a in each) for each in (self.weights, self.states)
+        weights, states, inputs = (
+            tuple(None if a is None else a.to(dtype) for a in each) for each in (self.weights, self.states, self.inputs)
         )
-        return self._replace(x=self.x.to(dtype), weights=weights, states=states)
+        return self._replace(x=self.x.to(dtype), weights=weights, states=states, inputs=inputs)
 
     @property
     def tensors(self) -> tuple[Any, ...]:
-        """All tensors, flat, as autograd's Functions take them: see `OPERANDS`."""
-        return self.x, *self.weights, *self.states, self.lengths, self.reset
+        """All tensors, flat, as autograd's Functions take them."""
+        return self.x, *self.weights, *self.states, *self.inputs, self.lengths, self.reset
 
     @classmethod
-    def of(cls, tensors: Sequence[Any], reverse: bool) -> "Layer":
+    def of(cls, cell: Cell, tensors: Sequence[Any], reverse: bool) -> "Layer":
         """Return the layer of flat `tensors`."""
-        x, w_ih, w_hh, b_ih, b_hh, h_0, c_0, lengths, reset = tensors
-        return cls(x, (w_ih, w_hh, b_ih, b_hh), (h_0, c_0), lengths, reset, reverse)
+        *operands, lengths, reset = tensors
+        x, weights, states, inputs = _cut(cell, operands)
+        return cls(x, weights, states, lengths, reset, reverse, cell, inputs)
 
 
 class Run(NamedTuple):
     """The results of a run. The gradients of the results, which `backward` takes, are a `Run` as well.
 
     Attributes:
-        h: (T, B, H), the outputs: zero at held steps.
-        last: h_n and c_n (B, H), the states after the last step of each row.
-        kept: c (T, B, H), the cell states after each step, and ``gates`` in the backend's own layout, or () unless they
-            were asked for. Held steps repeat the cell state before them. In a `Run` of gradients: (dc,) or ().
+        h: (T, B, H), the outputs, which are the first state: zero at held steps.
+        last: the states (B, H) after the last step of each row, in the cell's order.
+        kept: () unless asked for. The states but the first, (T, B, H) after each step, where held steps repeat the
+            states before them. Then ``gates``: what else the backward pass reads, in the backend's own layout. In a
+            `Run` of gradients: those of the states but the first, each of which may be None, or ().
     """
 
     h: Any
@@ -71,24 +82,30 @@ class Run(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """The gradients of a layer's x, weights and states, or booleans that say which of them are wanted. A gradient that
-    is not wanted is None.
+    """The gradients of a layer's x, weights, states and inputs, or booleans that say which of them are wanted. A
+    gradient that is not wanted is None.
     """
 
     x: Any
     weights: tuple[Any, ...]
     states: tuple[Any, ...]
+    inputs: tuple[Any, ...] = ()
 
     @property
     def flat(self) -> tuple[Any, ...]:
         """All gradients in the order of `Layer.tensors`. lengths and reset have none."""
-        return self.x, *self.weights, *self.states
+        return self.x, *self.weights, *self.states, *self.inputs
 
     @classmethod
-    def of(cls, flat: Sequence[Any]) -> "Gradients":
+    def of(cls, cell: Cell, flat: Sequence[Any]) -> "Gradients":
         """Return the record of `flat` gradients."""
-        x, w_ih, w_hh, b_ih, b_hh, h_0, c_0 = flat
-        return cls(x, (w_ih, w_hh, b_ih, b_hh), (h_0, c_0))
+        return cls(*_cut(cell, flat))
+
+
+def _cut(cell: Cell, flat: Sequence[Any]) -> tuple[Any, tuple[Any, ...], tuple[Any, ...], tuple[Any, ...]]:
+    x, *others = flat
+    weights, states = WEIGHTS + len(cell.params), len(cell.states)
+    return x, tuple(others[:weights]), tuple(others[weights : weights + states]), tuple(others[weights + states :])
 
 
 # The tensors of a layer, in the order of `Layer.tensors`, as a schema of torch.library writes them.
@@ -202,7 +219,7 @@ def check_layer(layer: Layer, weight_hr: Optional = None) -> None:
     Raises:
         ValueError: naming the argument, the shape, dtype or device it must have, and the one it has.
     """
-    x, (weight_ih, weight_hh, bias_ih, bias_hh), (h_0, c_0), lengths, reset, _ = layer
+    x, (weight_ih, weight_hh, bias_ih, bias_hh), (h_0, c_0), lengths, reset, *_ = layer
     if x.dim() != 3:
         raise ValueError(f"x must have shape (T, B, I), got {tuple(x.shape)}")
     T, B, I = x.shape

@@ -113,7 +113,9 @@ def _array(a: Tensor | None, leading: int) -> tuple[int, ...]:
 def _readable(layer: Layer) -> Layer:
     """Return the layer with contiguous tensors, and x with contiguous rows."""
     x, *others = cast(Any, layer.tensors)
-    return Layer.of([rows_contiguous(x), *(a if a is None else a.contiguous() for a in others)], layer.reverse)
+    return Layer.of(
+        layer.cell, [rows_contiguous(x), *(a if a is None else a.contiguous() for a in others)], layer.reverse
+    )
 
 
 def _sizes(layer: Layer) -> tuple[int, int, int, int]:
@@ -169,7 +171,7 @@ class _Plan:
 
     def _run(self, layer: Layer, run: Run, packed: Tensor | None, watch: bool) -> bool:
         """Write the results to `run`. Return False if `watch` is set and the weights are not those of `packed`."""
-        x, (weight_ih, weight_hh, bias_ih, bias_hh), (h_0, c_0), lengths, reset, _ = cast(Any, layer)
+        x, (weight_ih, weight_hh, bias_ih, bias_hh), (h_0, c_0), lengths, reset, *_ = cast(Any, layer)
         h, (h_n, c_n), saved = cast(Any, run)
         changed = ctypes.c_int64() if watch else None
         # The conditions are spelled out, since calls of `address` would take longer.
@@ -238,7 +240,7 @@ def backward(grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
 
 def _backward(kind: tuple[int, ...], grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
     """Return the gradients of a `_readable` layer. `kind` is the version, type and instructions of its run."""
-    x, (weight_ih, weight_hh, *biases), (h_0, c_0), lengths, reset, reverse = layer
+    x, (weight_ih, weight_hh, *biases), (h_0, c_0), lengths, reset, reverse, *_ = layer
     T, B, I, H = _sizes(layer)
     wants_bias = base.wants_bias(needs) and any(a is not None for a in biases)
     wanted = needs.x, *needs.weights[:2], wants_bias, *needs.states
@@ -268,7 +270,7 @@ def _groups(a: Tensor | None, count: int, axis: int = -2) -> Sequence[Tensor | N
 
 def _layers(layer: Layer) -> list[Layer]:
     """Return the layers of a stack."""
-    x, weights, states, lengths, reset, reverse = layer
+    x, weights, states, lengths, reset, reverse, *_ = layer
     G = cast(Tensor, weights[0]).shape[0]
     columns = (
         x.unbind(1) if x.dim() == 4 else _groups(x, G),
@@ -276,7 +278,7 @@ def _layers(layer: Layer) -> list[Layer]:
         *(_groups(a, G) for a in states),
         *(_groups(a, G, -1) for a in (lengths, reset)),
     )
-    return [Layer.of(row, reverse) for row in zip(*columns)]
+    return [Layer.of(layer.cell, row, reverse) for row in zip(*columns)]
 
 
 def _runs(run: Run, count: int) -> list[Run]:

@@ -7,6 +7,7 @@ from torch import Tensor
 from fastlstm.autograd.modes import autocast_of, no_autocast
 from fastlstm.backends.base import Layer, check_layer
 from fastlstm.backends.dispatch import Backend
+from fastlstm.cells import library
 from fastlstm.layers import checks
 from fastlstm.layers.packing import Lengths, lengths_of, reset_of
 from fastlstm.plan import Plans, run
@@ -119,7 +120,7 @@ def lstm(
     T, batch = x.shape[0], (x.shape[1],)
     ends, begins = lengths_of(lengths, batch, T, x.device), reset_of(reset, batch, T, x.device, False)
     h_0, c_0 = (None, None) if hx is None else hx
-    layer = Layer(x, (weight_ih, weight_hh, bias_ih, bias_hh), (h_0, c_0), ends, begins, reverse)
+    layer = Layer(x, (weight_ih, weight_hh, bias_ih, bias_hh), (h_0, c_0), ends, begins, reverse, library.lstm)
     if autocast_of(x) is None:
         check_layer(layer, weight_hr)
     result = run(layer, plans=_plans, backend=backend, cells=return_cells, weight_hr=weight_hr)
@@ -165,5 +166,5 @@ def run_cell(x: Tensor, hx: State | None, weights: tuple[Any, ...], backend: str
         h = x @ weight_ih.mT
         return h, h.clone()
     h_0, c_0 = (None, None) if hx is None else hx
-    h, c = run(Layer(x, weights, (h_0, c_0), None, None, False), plans=plans, backend=backend).last
+    h, c = run(Layer(x, weights, (h_0, c_0), None, None, False, library.lstm), plans=plans, backend=backend).last
     return h, c

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from fastlstm.backends import dispatch
 from fastlstm.backends.base import Layer
 from fastlstm.backends.dispatch import Backend
+from fastlstm.cells import library
 from fastlstm.layers import checks
 from fastlstm.layers.functional import State, run_cell
 from fastlstm.layers.recurrent import KeepsPlans
@@ -80,7 +81,7 @@ class LSTMCell(KeepsPlans, nn.RNNCellBase):
         if not torch.compiler.is_dynamo_compiling() and type(input) is Tensor and checks.is_pair(hx):
             plans = vars(self).get("_plans")  # none before the first call
             if plans:
-                layer = Layer(input, weights, hx or (None, None), None, None, False)
+                layer = Layer(input, weights, hx or (None, None), None, None, False, library.lstm)
                 _, plan = plans[0].find(layer, self.backend, False)
                 if plan is not None:
                     h, c = plan(layer).last

@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 from fastlstm.autograd.functions import take_rows
 from fastlstm.backends import dispatch
 from fastlstm.backends.base import Layer
+from fastlstm.cells import library
 from fastlstm.layers import checks
 from fastlstm.layers.packing import lengths_of, longest_first, pack, pad, reset_of, unpack
 from fastlstm.plan import Plans, run
@@ -118,7 +119,7 @@ class Recurrent(KeepsPlans, nn.RNNBase):
             return None
         if self.batch_first:
             x = x.transpose(0, 1)
-        layer = Layer(x, tuple(self._layer_weights(0)), hx or (None, None), None, None, False)
+        layer = Layer(x, tuple(self._layer_weights(0)), hx or (None, None), None, None, False, library.lstm)
         _, plan = plans[0].find(layer, self.backend, True)
         if plan is None:
             return None
@@ -172,7 +173,7 @@ class Recurrent(KeepsPlans, nn.RNNBase):
                 k = number * directions + direction
                 each = weights if k == 0 else self._layer_weights(k)
                 states = (None, None) if hx is None else (hx[0][k : k + 1], hx[1][k : k + 1])
-                layer = Layer(x, tuple(each[:4]), states, *masks, direction == 1)
+                layer = Layer(x, tuple(each[:4]), states, *masks, direction == 1, library.lstm)
                 result = run(
                     layer,
                     plans=self._plans_of(k),

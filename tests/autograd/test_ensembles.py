@@ -5,7 +5,7 @@ import torch
 from torch.func import functional_call, grad, jvp, stack_module_state, vmap
 
 import fastlstm
-from fastlstm import torch_private
+from fastlstm import cells, torch_private
 from fastlstm.autograd import operators
 from fastlstm.backends import numba, reference
 from fastlstm.backends.base import Gradients, Run
@@ -98,7 +98,7 @@ def test_a_stack_in_one_call(backend, threads, size, set_threads):
     inputs, grads = ([a.to(dtype_of(backend)) for a in tensors] for tensors in (exact, layer.gradients))
     call = *inputs[:4], None, *inputs[4:], layer.lengths, layer.reset
     got = operators.forward(*call, reverse, True, backend)
-    record = Record.of((*exact[:4], None, *exact[4:], layer.lengths, layer.reset), reverse)
+    record = Record.of(cells.lstm, (*exact[:4], None, *exact[4:], layer.lengths, layer.reset), reverse)
     run = reference.forward(record, True)
     close(got[:4], [run.h, *run.last, run.kept[0]], "long")
     quick = operators.forward(*call, reverse, False, backend)
@@ -106,7 +106,7 @@ def test_a_stack_in_one_call(backend, threads, size, set_threads):
     needs = [*[True] * 4, False, True, True]
     gradients = operators.backward(*grads, *call, got[0], *got[3:], reverse, needs, backend)
     dh, dh_n, dc_n, dc = layer.gradients
-    wanted = reference.backward(Run(dh, (dh_n, dc_n), (dc,)), record, run, Gradients.of(needs)).flat
+    wanted = reference.backward(Run(dh, (dh_n, dc_n), (dc,)), record, run, Gradients.of(cells.lstm, needs)).flat
     close([a for a in gradients if a is not None], [a for a in wanted if a is not None], "derivatives")
 
 

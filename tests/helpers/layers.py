@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastlstm import cells
 from fastlstm.backends import base, native, reference
 from fastlstm.layers.functional import lstm
 
@@ -74,7 +75,7 @@ class Layer:
         """The inputs as a backend takes them."""
         x, h_0, c_0, *weights = inputs
         weights += [None] * (4 - len(weights))
-        return base.Layer(x, tuple(weights), (h_0, c_0), self.lengths, self.reset, self.reverse)
+        return base.Layer(x, tuple(weights), (h_0, c_0), self.lengths, self.reset, self.reverse, cells.lstm)
 
 
 def draws(*size: int, values: int = 64, **options: bool) -> list[Layer]:

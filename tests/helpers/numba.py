@@ -9,6 +9,7 @@ import textwrap
 import pytest
 import torch
 
+from fastlstm import cells
 from fastlstm.backends.base import Layer
 from fastlstm.backends.numba.host import plans, tasks
 from fastlstm.backends.numba.host.signature import signature_of
@@ -30,7 +31,7 @@ def forget():
 def signature(T, B, I, H, dtype=torch.float32, unit=True):
     """What the sizes of a layer's buffers depend on."""
     x, weights = torch.empty(T, B, I, dtype=dtype), (torch.empty(4 * H, K, dtype=dtype) for K in (I, H))
-    layer = Layer(x, (*weights, None, None), (None, None), None, None, False)
+    layer = Layer(x, (*weights, None, None), (None, None), None, None, False, cells.lstm)
     return signature_of(layer, (), 0)._replace(unit=unit)
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import fastlstm
+from fastlstm import cells
 from fastlstm.backends.base import Layer, check_layer
 from fastlstm.layers.functional import lstm_cell
 
@@ -15,7 +16,7 @@ T, B, I, H, P = 4, 2, 3, 5, 2
 
 def check(x, hx, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, lengths, reset):
     weights = weight_ih, weight_hh, bias_ih, bias_hh
-    check_layer(Layer(x, weights, hx or (None, None), lengths, reset, False), weight_hr)
+    check_layer(Layer(x, weights, hx or (None, None), lengths, reset, False, cells.lstm), weight_hr)
 
 
 def layer(**replaced):

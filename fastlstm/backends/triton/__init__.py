@@ -118,7 +118,7 @@ def _prepared(layer: Layer) -> Layer:
     weights = tuple(map(_contiguous, layer.weights))
     lengths, reset = _contiguous(layer.lengths), _contiguous(layer.reset)
     x = _strided(base.flat_input(layer.x))
-    return Layer(x, weights, (h_0, h_0 if same else _contiguous(c_0)), lengths, reset, layer.reverse)
+    return Layer(x, weights, (h_0, h_0 if same else _contiguous(c_0)), lengths, reset, layer.reverse, layer.cell)
 
 
 def forward(layer: Layer, save: bool, precision: str | None = None) -> Run:

@@ -50,7 +50,7 @@ def cut(layer: Layer, precision: str) -> tuple[Any, int, int]:
 
 def forward(layer: Layer, save: bool, precision: str) -> Run:
     """The run of a layer whose tensors are as the kernels can address them."""
-    x, (weight_ih, weight_hh, *_), (h_0, c_0), lengths, reset, reverse = cast(Any, layer)
+    x, (weight_ih, weight_hh, *_), (h_0, c_0), lengths, reset, reverse, *_ = cast(Any, layer)
     (T, B, I), H, bias = x.shape, weight_hh.shape[-1], base.sum_of_biases(layer)
     tile, G, rows = cut(layer, precision)
     h = x.new_empty(T, B, H) if lengths is None else x.new_zeros(T, B, H)  # held steps write nothing there

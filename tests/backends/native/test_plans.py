@@ -5,6 +5,7 @@ import threading
 import pytest
 import torch
 
+from fastlstm import cells
 from fastlstm.backends import native, reference
 from fastlstm.backends.base import Gradients, Layer, Run
 
@@ -45,14 +46,14 @@ def draw(T, B, I, H, *, lengths=False, reset=False, reverse=False, groups=()):
     ]
     resets = torch.rand(T, B) < 0.3 if reset else None
     states = torch.randn(B, H), torch.randn(B, H)
-    return to(Layer(x, tuple(weights), states, ends, resets, reverse), torch.float64)
+    return to(Layer(x, tuple(weights), states, ends, resets, reverse, cells.lstm), torch.float64)
 
 
 def to(record, dtype):
     """A layer or a run in another floating-point type."""
     if isinstance(record, Layer):
         made = [a.to(dtype) if a is not None and a.is_floating_point() else a for a in record.tensors]
-        return Layer.of(made, record.reverse)
+        return Layer.of(cells.lstm, made, record.reverse)
     return Run(record.h.to(dtype), tuple(a.to(dtype) for a in record.last), tuple(a.to(dtype) for a in record.kept))
 
 
@@ -206,7 +207,7 @@ def test_strides_of_any_kind():
     want = native.forward(layer, True)
     strided = [None if a is None else torch.stack([a, a], -1)[..., 0] for a in layer.tensors]
     rows_first = layer.x.transpose(0, 1).contiguous().transpose(0, 1)
-    for other in (Layer.of(strided, False), layer._replace(x=rows_first)):
+    for other in (Layer.of(cells.lstm, strided, False), layer._replace(x=rows_first)):
         alike(native.plan(other, False, {}, ()).forward(other), want)
         grads = gradients_of(layer)
         for a, b in zip(native.backward(grads, other, want, ALL).flat, native.backward(grads, layer, want, ALL).flat):

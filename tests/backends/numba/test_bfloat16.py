@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastlstm
+from fastlstm import cells
 from fastlstm.backends import base, dispatch
 from tests.helpers.calls import CPU, Calls
 from tests.helpers.layers import Layer
@@ -50,7 +51,7 @@ def test_the_kernels_take_bfloat16_as_it_is(T, B, I, H, reverse, masked, states,
         each, incoming = layer.to(dtype), base.Run(dh.to(dtype), (dh_n.to(dtype), dc_n.to(dtype)), ())
         plan = backend.plan(each, True, None, ())
         run = plan.forward(each)
-        gradients = plan.backward(incoming, each, run, base.Gradients.of(needs))
+        gradients = plan.backward(incoming, each, run, base.Gradients.of(cells.lstm, needs))
         results.append([run.h, *run.last, run.kept[0], *gradients.flat])
     for k, (narrow, wide) in enumerate(zip(*results, strict=True)):
         assert (narrow is None) == (wide is None)

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from fastlstm import cells
 from fastlstm.backends import numba, reference
 from fastlstm.backends.base import Gradients, Layer, Run
 
@@ -42,7 +43,7 @@ def layer_of(size, dtype=torch.float32, *, masks=False, reverse=False, states=Tr
         reset = torch.rand(T, B, generator=generator) < 0.3
         x[torch.arange(T).unsqueeze(1) >= lengths] = float("nan")
     given = (random(B, H), random(B, H)) if states else (None, None)
-    return Layer(x, (*weights, *biases), given, lengths, reset, reverse)
+    return Layer(x, (*weights, *biases), given, lengths, reset, reverse, cells.lstm)
 
 
 def gradients_of(run, dtype=None):
@@ -57,7 +58,7 @@ def cast(record, dtype):
     """A layer, or a run of gradients, in another type."""
     to = lambda a: a.to(dtype) if a is not None and a.is_floating_point() else a  # noqa: E731
     if isinstance(record, Layer):
-        return Layer.of([to(a) for a in record.tensors], record.reverse)
+        return Layer.of(cells.lstm, [to(a) for a in record.tensors], record.reverse)
     return Run(to(record.h), (*map(to, record.last),), (*map(to, record.kept),))
 
 
@@ -311,7 +312,7 @@ def test_one_gradient_alone(n, module):
         layer, kept = layer_of(size), {}
         plan = module.plan(layer, True, kept, ())
         run = plan.forward(layer)
-        got = plan.backward(gradients_of(run), layer, run, Gradients.of([k == n for k in range(7)])).flat
+        got = plan.backward(gradients_of(run), layer, run, Gradients.of(cells.lstm, [k == n for k in range(7)])).flat
         want = plan.backward(gradients_of(run), layer, run, ALL).flat
         assert torch.equal(got[n], want[n])
         assert all(a is None for k, a in enumerate(got) if k != n)

@@ -9,6 +9,7 @@ import warnings
 import pytest
 import torch
 
+from fastlstm import cells
 from fastlstm.backends import reference
 from fastlstm.backends import triton as backend
 from fastlstm.backends.base import Gradients, Layer, Run, held_steps, reset_steps
@@ -64,7 +65,7 @@ def drawn(T, B, I, H, *, kind="ieee", G=None, masks="both", biases=2, states=Tru
     weights = draw(*stack, 4 * H, I, scale=k), draw(*stack, 4 * H, H, scale=k)
     weights += tuple(draw(*stack, 4 * H, scale=k) if n < biases else None for n in (1, 0))  # bias_hh alone where one
     h_0, c_0 = (draw(B, H, scale=0.5), draw(B, H, scale=0.5)) if states else (None, None)
-    layer = Layer(draw(T, B, I), weights, (h_0, c_0), lengths, reset, reverse)
+    layer = Layer(draw(T, B, I), weights, (h_0, c_0), lengths, reset, reverse, cells.lstm)
     if lengths is not None:
         layer.x.masked_fill_(held_steps(layer), float("nan"))
     return layer, Run(draw(T, B, H), (draw(B, H), draw(B, H)), (draw(T, B, H),))
@@ -149,7 +150,7 @@ def test_biases_and_states_may_be_absent(biases, I, kernels):
 @pytest.mark.parametrize("needed", range(7))
 def test_one_gradient_at_a_time(needed, kernels):
     layer, grads = drawn(3, 9, 5, 20, reverse=True)
-    needs = Gradients.of([n == needed for n in range(7)])
+    needs = Gradients.of(cells.lstm, [n == needed for n in range(7)])
     got, want = (results(backend, layer, grads, needs=n, precision="ieee") for n in (needs, ALL))
     names = [name for name in want if name.startswith("d")]
     assert [name for name in names if got[name] is not None] == [names[needed]]

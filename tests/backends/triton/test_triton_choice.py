@@ -63,6 +63,7 @@ def test_precision_follows_torch_unless_it_is_named():
 PRODUCTS = """
 import torch
 from fastlstm.backends import reference
+from fastlstm import cells
 from fastlstm.backends.base import Gradients, Layer, Run
 from fastlstm.backends import triton as backend
 
@@ -77,8 +78,8 @@ def recorded(function):
 torch.nn.functional.linear = recorded(torch.nn.functional.linear)
 reference.linear, reference.weight_gradient = recorded(reference.linear), recorded(reference.weight_gradient)
 weights, state = (torch.randn(16, 3), torch.randn(16, 4), torch.randn(16), None), torch.randn(2, 4)
-layer = Layer(torch.randn(5, 2, 3), weights, (state, state), None, None, False)
-grads, needs = Run(torch.randn(5, 2, 4), (None, None), ()), Gradients.of([True] * 7)
+layer = Layer(torch.randn(5, 2, 3), weights, (state, state), None, None, False, cells.lstm)
+grads, needs = Run(torch.randn(5, 2, 4), (None, None), ()), Gradients.of(cells.lstm, [True] * 7)
 for outside in ("none", "ieee", "tf32", "inherited tf32"):
     generic, _, own = outside.rpartition(" ")
     torch.backends.fp32_precision = own if generic else "none"

@@ -195,6 +195,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime import jit
 from fastlstm.backends import triton
+from fastlstm import cells
 from fastlstm.backends.base import Gradients, Layer, Run
 
 target, variants = make_backend(GPUTarget("cuda", 90, 32)), set()
@@ -204,6 +205,7 @@ def run(kernel, *args, grid, warmup, **options):  # what decides whether a launc
     variants.add((kernel.__name__, str(binder(*args, **options)[1])))
 
 jit.JITFunction.run = run
+needs = Gradients.of(cells.lstm, [True] * 7)
 for T, B in [(1, 1), (2, 2), (3, 5), (7, 16), (16, 3), (16, 16), (40, 33)]:
     for H, dtype in itertools.product((33, 200), (torch.float16, torch.float32)):
         x, state = torch.randn(T, B, 28, dtype=dtype), torch.randn(B, H, dtype=dtype)
@@ -211,15 +213,15 @@ for T, B in [(1, 1), (2, 2), (3, 5), (7, 16), (16, 3), (16, 16), (40, 33)]:
         weights = torch.randn(4 * H, 28, dtype=dtype), torch.randn(4 * H, H, dtype=dtype), None, None
         masks = torch.full((B,), T), torch.zeros(T, B, dtype=torch.bool)
         for turned, reverse in ((x, False), (x, True), (x.transpose(0, 1).contiguous().transpose(0, 1), False)):
-            layer = Layer(turned, weights, (state, state), *masks, reverse)
+            layer = Layer(turned, weights, (state, state), *masks, reverse, cells.lstm)
             run = triton.forward(layer, True, "ieee")
-            triton.backward(Run(run.h, (state, state), run.kept[:1]), layer, run, Gradients.of([True] * 7), "ieee")
+            triton.backward(Run(run.h, (state, state), run.kept[:1]), layer, run, needs, "ieee")
         odd = torch.randn(x.numel() + 1, dtype=dtype)[1:].view_as(x)
         masks = torch.full((B + 1,), T)[1:], torch.zeros(T * B + 1, dtype=torch.bool)[1:].view(T, B)
-        layer = Layer(odd, weights, (shifted, shifted), *masks, False)
+        layer = Layer(odd, weights, (shifted, shifted), *masks, False, cells.lstm)
         run = triton.forward(layer, True, "ieee")
         dh = torch.randn(run.h.numel() + 1, dtype=dtype)[1:].view_as(run.h)
-        triton.backward(Run(dh, (shifted, shifted), run.kept[:1]), layer, run, Gradients.of([True] * 7), "ieee")
+        triton.backward(Run(dh, (shifted, shifted), run.kept[:1]), layer, run, needs, "ieee")
 print(*sorted(name for name, _ in variants))
 """
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastlstm import cells
 from fastlstm.backends import triton as backend
 from fastlstm.backends.base import Gradients, Layer, Run
 
@@ -76,10 +77,10 @@ def test_launches_wait_for_nothing(launches, H, precision, groups, masked):
     x, states = empty(B, T, I).transpose(0, 1), (empty(1, H).expand(B, H), empty(B, H))
     masks = (empty(B, dtype=torch.int64), empty(T, B, dtype=torch.bool)) if masked else (None, None)
     biases = (empty(*stack, 4 * H) for _ in range(2))
-    layer = Layer(x, (empty(*stack, 4 * H, I), empty(*stack, 4 * H, H), *biases), states, *masks, True)
+    layer = Layer(x, (empty(*stack, 4 * H, I), empty(*stack, 4 * H, H), *biases), states, *masks, True, cells.lstm)
     run = backend.forward(layer, True, precision)
     incoming = Run(empty(1, 1, 1).expand(T, B, H), (None, empty(B, H)), ())
-    gradients = backend.backward(incoming, layer, run, Gradients.of([True] * 7), precision)
+    gradients = backend.backward(incoming, layer, run, Gradients.of(cells.lstm, [True] * 7), precision)
     assert [a.shape for a in gradients.flat] == [layer.tensors[n].shape for n in range(7)]
     # one a pass, and one to pack the weights for it; or one a step, and one for dh_0
     assert len(launches) == ((2 if precision == "native" else 4) if H == 40 else 2 * T + 1)
@@ -104,9 +105,9 @@ def test_torch_multiplies_all_steps_at_once(launches):
     T, B, I, H = 5, 6, 28, 40
     x, states = torch.empty(B, T, I, device="meta").transpose(0, 1), (torch.empty(B, H, device="meta"),) * 2
     weights = (torch.empty(4 * H, *end, device="meta") for end in ((I,), (H,), (), ()))
-    layer = Layer(x, tuple(weights), states, None, None, False)
+    layer = Layer(x, tuple(weights), states, None, None, False, cells.lstm)
     with Products() as products:
         run = backend.forward(layer, True, "tf32")
-        backend.backward(Run(run.h, (None, None), ()), layer, run, Gradients.of([True] * 7), "tf32")
+        backend.backward(Run(run.h, (None, None), ()), layer, run, Gradients.of(cells.lstm, [True] * 7), "tf32")
     # x; dx, dweight_ih, dweight_hh of the first step and of the others
     assert products.names == ["addmm", "mm", "mm", "mm", "addmm"]

@@ -8,6 +8,7 @@ import importlib.util
 import pytest
 import torch
 
+from fastlstm import cells
 from fastlstm.backends import triton as backend
 from fastlstm.backends.base import Gradients, Layer, Run
 from fastlstm.backends.triton import tiles
@@ -67,9 +68,11 @@ def test_steps_far_apart(kernels):
     results = []
     for far in (False, True):
         given, *grads = (apart(a) if far else a for a in (x, dh, dc))
-        layer = Layer(given, weights, states, None, None, False)
+        layer = Layer(given, weights, states, None, None, False, cells.lstm)
         run = backend.forward(layer, True)
-        gradients = backend.backward(Run(grads[0], (None, None), (grads[1],)), layer, run, Gradients.of([True] * 7))
+        gradients = backend.backward(
+            Run(grads[0], (None, None), (grads[1],)), layer, run, Gradients.of(cells.lstm, [True] * 7)
+        )
         results.append([run.h, *run.kept, *(g for g in gradients.flat if g is not None)])
     for near, far in zip(*results, strict=True):
         assert torch.equal(near, far)
@@ -93,7 +96,7 @@ def test_large_batches(kernels, first_program, monkeypatch):
 
         monkeypatch.setattr(launch, "project", lambda x, *rest, w=widened: w(product(x[:, :rows], *rest), 1))
         both, steps = tuple(widened(a, 0) for a in states), (widened(lengths, 0), widened(reset, 1))
-        layer = Layer(widened(x, 1), (*weights, None, None), both, *steps, False)
+        layer = Layer(widened(x, 1), (*weights, None, None), both, *steps, False, cells.lstm)
         run = launch.forward(layer, True, "native")
         dpreact, dh_0, dc_0 = launch.backward(Run(widened(dh, 1), (None, None), ()), layer, run.kept, "native")
         of_steps = (a[:, :rows].clone() for a in (run.h, *run.kept, dpreact))
@@ -110,7 +113,7 @@ def test_large_weights(first_program, monkeypatch):
     preact, used = half(T, 1, 4 * H), torch.cat([torch.arange(32) + gate * H for gate in range(4)]).to(DEVICE)
     weight[used] = half(128, H) / 8
     monkeypatch.setattr(launch, "project", lambda *_: preact)
-    layer = Layer(x[:1], (half(4 * H, 1), weight, None, None), (h_0, h_0), None, None, False)
+    layer = Layer(x[:1], (half(4 * H, 1), weight, None, None), (h_0, h_0), None, None, False, cells.lstm)
     h = launch.forward(layer, True, "native").h
     i, f, g, o = (preact[0, 0, used].double() + weight[used].double() @ h_0[0].double()).chunk(4)
     c = f.sigmoid() * h_0[0, :32].double() + i.sigmoid() * g.tanh()
@@ -132,8 +135,8 @@ def test_more_groups_than_an_axis_has(kernels, monkeypatch):
     G, H = 65536, 2
     x, state = torch.zeros(1, G, 1, device=DEVICE), torch.zeros(G, H, device=DEVICE)
     weights = x.new_zeros(G, 4 * H, 1), x.new_zeros(G, 4 * H, H), None, None
-    layer = Layer(x, weights, (state, state), None, None, False)
+    layer = Layer(x, weights, (state, state), None, None, False, cells.lstm)
     run = backend.forward(layer, True, "ieee")
-    backend.backward(Run(run.h, (None, None), ()), layer, run, Gradients.of([True] * 7), "ieee")
+    backend.backward(Run(run.h, (None, None), ()), layer, run, Gradients.of(cells.lstm, [True] * 7), "ieee")
     assert len(grids) == (4 if kernels is resident else 3)  # the last of which is for dh_0
     assert all(grid[0] >= G and all(size <= 65535 for size in grid[1:]) for grid in grids)

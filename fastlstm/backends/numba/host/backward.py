@@ -50,7 +50,7 @@ class Backward(Pass):
         of the weights are of bfloat16, too, and all others float32.
         """
         given: Any = layer
-        x, (weight_ih, weight_hh, *biases), (h_0, c_0), lengths, reset, _ = given
+        x, (weight_ih, weight_hh, *biases), (h_0, c_0), lengths, reset, *_ = given
         dh, dh_n, dc_n, dc = (
             a if a is None else rows_contiguous(a) for a in (grads.h, *grads.last, *(grads.kept or (None,)))
         )

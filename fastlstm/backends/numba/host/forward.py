@@ -55,7 +55,7 @@ class Forward(Pass):
     def run(self, layer: Layer) -> Run:
         """A layer of this signature; where x is ``narrow`` h is, too, and the states and what is kept are float32."""
         given: Any = layer
-        x, weights, (h_0, c_0), lengths, reset, _ = given
+        x, weights, (h_0, c_0), lengths, reset, *_ = given
         new, states = self.like.new_empty, self.states
         h_n, c_n = new(*states), new(*states)  # by a tuple it would take half as long again
         of_h, of_c, of_gates = h_n.data_ptr(), c_n.data_ptr(), 0

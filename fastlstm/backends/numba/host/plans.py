@@ -48,7 +48,9 @@ def _zeros(layer: Layer, needs: Gradients) -> Gradients:
     """The gradients of a layer of no rows."""
     tensors = layer.tensors
     flat = layer.x.flatten(1, 2) if layer.x.dim() == 4 else layer.x, *tensors[1:]
-    return Gradients.of([torch.zeros_like(a) if need and a is not None else None for a, need in zip(flat, needs.flat)])
+    return Gradients.of(
+        layer.cell, [torch.zeros_like(a) if need and a is not None else None for a, need in zip(flat, needs.flat)]
+    )
 
 
 class Plan:
@@ -115,7 +117,7 @@ class SixteenBits(Plan):
 
     def forward(self, layer: Any) -> Run:
         """Run a layer."""
-        x, weights, states, lengths, reset, reverse = layer
+        x, weights, states, lengths, reset, reverse, *_ = layer
         given: Any = None
         if self.short and not self.narrow and states[0] is not None:
             try:
@@ -127,7 +129,7 @@ class SixteenBits(Plan):
             x, *states = given
         else:
             x, states = x if self.narrow else converted(x, torch.float32), widened(states)
-        h, (h_n, c_n), kept = super().forward(Layer(x, weights, states, lengths, reset, reverse))
+        h, (h_n, c_n), kept = super().forward(Layer(x, weights, states, lengths, reset, reverse, layer.cell))
         if given is not None:
             self.idle.append(given)
         if kept and h is not None and not self.narrow:
@@ -145,7 +147,7 @@ class SixteenBits(Plan):
             Run(dh, widened(grads.last), widened(grads.kept)),
         )
         gradients = self._backward(grads, layer, Run(h, run.last, (*kept,)), needs)
-        return Gradients.of([rounded(a, self.dtype) for a in gradients.flat])
+        return Gradients.of(layer.cell, [rounded(a, self.dtype) for a in gradients.flat])
 
 
 def readable_in_plan(layer: Layer) -> Layer:
