@@ -1,12 +1,37 @@
-"""LSTM layers faster than ``torch.nn.LSTM``: fused kernels behind the same interface."""
+"""Recurrent layers faster than torch's: fused kernels behind the interfaces of ``torch.nn.LSTM`` and its like."""
 
+from fastlstm import cells
 from fastlstm.backends.dispatch import use_backend
-from fastlstm.convert import replace_lstm, restore_lstm
+from fastlstm.convert import replace, replace_lstm, restore, restore_lstm
+from fastlstm.layers.elman import Elman, ElmanCell
 from fastlstm.layers.functional import lstm, lstm_cell
+from fastlstm.layers.gru import GRU, GRUCell
 from fastlstm.layers.lstm import LSTM
 from fastlstm.layers.lstm_cell import LSTMCell
+from fastlstm.layers.rnn import RNN
+from fastlstm.layers.weight_drop import WeightDrop
 
-__all__ = ["LSTM", "LSTMCell", "lstm", "lstm_cell", "replace_lstm", "restore_lstm", "use_backend"]
+cell = cells.cell  # after the imports, one of which imports the module of this name
+
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "Elman",
+    "ElmanCell",
+    "GRUCell",
+    "LSTMCell",
+    "WeightDrop",
+    "cell",
+    "cells",
+    "lstm",
+    "lstm_cell",
+    "replace",
+    "replace_lstm",
+    "restore",
+    "restore_lstm",
+    "use_backend",
+]
 __version__ = "0.1.0"
 
 

@@ -1,143 +1,15 @@
-"""Checks of what users pass to modules. `fastlstm.backends.base.check_layer` checks the tensors of one layer.
+"""Checks of a module's options, and of lengths, resets and a cell's inputs.
 
-A check that passes costs little: the details of a message are looked up only to raise. Where `torch.nn.LSTM` raises,
-the type and the words are torch's.
+`fastlstm.layers.calls` checks inputs and states, and `fastlstm.backends.base.check_layer` the tensors of one layer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastlstm.autograd.modes import autocast_of
-
-
-def check_forward(module: Any, x: Tensor, hx: Any, weight: Tensor, batch_sizes: Tensor | None = None) -> Any:
-    """Check `x` and `hx` as `torch.nn.LSTM` does. Return `hx` as a pair of (D*L, B, H), or None if it is None.
-
-    Args:
-        module: the `fastlstm.LSTM`.
-        x: the input as the caller gave it, or a PackedSequence's data (N, I).
-        hx: None, or a tuple or list of two tensors, both without the batch dimension where `x` has none.
-        weight: any of the module's weights, for its dtype and device.
-        batch_sizes: those of the PackedSequence, or None. Its input and states are checked too, unlike in torch.
-
-    Raises:
-        TypeError: if `x` is no tensor, or `hx` is no tuple or list of tensors.
-        ValueError: for the number of dimensions or the dtype of `x`. Autocast takes any dtype.
-        RuntimeError: for other sizes and dtypes, and for devices.
-    """
-    if not isinstance(x, Tensor):
-        raise TypeError(f"input must be a tensor or a PackedSequence, got {type(x).__name__}")
-    dims = x.dim()
-    if dims != 3 and dims != 2 and batch_sizes is None:
-        raise ValueError(f"LSTM: Expected input to be 2D or 3D, got {dims}D instead")
-    if hx is not None:
-        return _check_with_states(module, x, hx, weight, batch_sizes)
-    if x.dtype is not weight.dtype or x.shape[-1] != module.input_size or batch_sizes is not None:
-        module.check_input(x.unsqueeze(1) if dims == 2 and batch_sizes is None else x, batch_sizes)
-    if x.device != weight.device:
-        raise RuntimeError(_devices("parameter", x, weight))
-    return None
-
-
-def _check_with_states(module: Any, x: Tensor, hx: Any, weight: Tensor, batch_sizes: Tensor | None) -> Any:
-    h_0, c_0 = _pair(hx, "lstm")
-    dims, kind = (2, "unbatched 2-D") if batch_sizes is None and x.dim() == 2 else (3, "batched 3-D")
-    if h_0.dim() != dims or c_0.dim() != dims:
-        raise RuntimeError(
-            f"For {kind} input, hx and cx should also be {dims}-D but got ({h_0.dim()}-D, {c_0.dim()}-D) tensors"
-        )
-    if dims == 2:
-        h_0, c_0 = h_0.unsqueeze(1), c_0.unsqueeze(1)
-        x = x.unsqueeze(0 if module.batch_first else 1)
-    B = x.shape[0 if module.batch_first else 1] if batch_sizes is None else int(batch_sizes[0])
-    states, hidden = module.num_layers * (2 if module.bidirectional else 1), module.hidden_size
-    if (
-        x.dtype is not weight.dtype
-        or x.shape[-1] != module.input_size
-        or batch_sizes is not None
-        or h_0.shape != (states, B, module.proj_size or hidden)
-        or c_0.shape != (states, B, hidden)
-    ):
-        module.check_forward_args(x, (h_0, c_0), batch_sizes)
-    _check_states(x, h_0, c_0)
-    if x.device != weight.device:
-        raise RuntimeError(_devices("parameter", x, weight))
-    return h_0, c_0
-
-
-def check_step(module: Any, x: Tensor, state: Any, weight: Tensor) -> Any:
-    """Check `x` (B, I) or (I,) and `state` for `LSTM.step`. Return `state` as a pair of tensors, or None.
-
-    Raises:
-        ValueError: for a bidirectional module, or the number of dimensions or the dtype of `x`.
-        TypeError: if `x` is no tensor, or `state` is no tuple or list of tensors.
-        RuntimeError: for other sizes and dtypes, and for devices.
-    """
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x_t must be a tensor, got {type(x).__name__}")
-    if module.bidirectional:
-        raise ValueError("step needs a module of one direction, and this one is bidirectional")
-    dims = x.dim()
-    if dims != 2 and dims != 1:
-        raise ValueError(f"LSTM.step: Expected x_t to be 1D or 2D, got {dims}D instead")
-    if x.dtype is not weight.dtype or x.shape[-1] != module.input_size:
-        module.check_input(x.unsqueeze(0) if dims == 2 else x.view(1, 1, -1), None)
-    if x.device != weight.device:
-        raise RuntimeError(_devices("parameter", x, weight))
-    if state is None:
-        return None
-    h_0, c_0 = _pair(state, "lstm", "state")
-    batch, layers, hidden = x.shape[:-1], module.num_layers, module.hidden_size
-    module.check_hidden_size(h_0, (layers, *batch, module.proj_size or hidden), "Expected state[0] size {}, got {}")
-    module.check_hidden_size(c_0, (layers, *batch, hidden), "Expected state[1] size {}, got {}")
-    _check_states(x, h_0, c_0)
-    return h_0, c_0
-
-
-def check_cell(module: Any, x: Tensor, hx: Any, weight: Tensor) -> Any:
-    """Check `x` (B, I) or (I,) and `hx` as `torch.nn.LSTMCell` does. Return `hx` as a pair of tensors, or None.
-
-    Raises:
-        TypeError: if `x` is no tensor, or `hx` is no tuple or list of tensors.
-        ValueError: for a number of dimensions other than 1 and 2.
-        RuntimeError: for other sizes, for devices and for dtypes. Autocast takes any dtype.
-    """
-    if not isinstance(x, Tensor):
-        raise TypeError(f"input must be a tensor, got {type(x).__name__}")
-    dims = x.dim()
-    if dims != 2 and dims != 1:
-        raise ValueError(f"LSTMCell: Expected input to be 1D or 2D, got {dims}D instead")
-    if hx is not None:
-        hx = _pair(hx, "lstm_cell")
-        for k, state in enumerate(hx):
-            if state.dim() not in (1, 2):
-                raise ValueError(f"LSTMCell: Expected hx[{k}] to be 1D or 2D, got {state.dim()}D instead")
-    if x.shape[-1] != module.input_size:
-        raise RuntimeError(f"input has inconsistent input_size: got {x.shape[-1]} expected {module.input_size}")
-    if hx is not None:
-        size = (*x.shape[:-1], module.hidden_size)
-        for k, state in enumerate(hx):
-            if state.shape != size:
-                _raise_cell_state(module, x, k, state)
-        _check_states(x, *hx)
-    if x.dtype is not weight.dtype and not _casts(x):
-        raise RuntimeError(_dtypes("parameter", x, weight))
-    if x.device != weight.device:
-        raise RuntimeError(_devices("parameter", x, weight))
-    return hx
-
-
-def _raise_cell_state(module: Any, x: Tensor, k: int, state: Tensor) -> None:
-    if state.dim() != x.dim():  # torch before 2.15 takes one size for another, or crashes
-        size = "batch x hidden_size" if x.dim() == 2 else "hidden_size"
-        raise RuntimeError(f"Expected {x.dim()}D hidden{k} ({size}), but got {state.dim()}D tensor")
-    if x.dim() == 2 and state.shape[0] != x.shape[0]:
-        raise RuntimeError(f"Input batch size {x.shape[0]} doesn't match hidden{k} batch size {state.shape[0]}")
-    got = state.shape[-1]
-    raise RuntimeError(f"hidden{k} has inconsistent hidden_size: got {got}, expected {module.hidden_size}")
+from fastlstm.cells.spec import Cell
 
 
 def check_batch_sizes(batch_sizes: Tensor, rows: int) -> None:
@@ -150,14 +22,6 @@ def check_batch_sizes(batch_sizes: Tensor, rows: int) -> None:
             "batch_sizes of a PackedSequence must be int64, must not increase, and must sum up to the rows of its "
             f"data, {rows}, got {batch_sizes.dtype} {batch_sizes.tolist()}"
         )
-
-
-def check_given(x: Any, hx: Any) -> None:
-    """Raise unless `x` is a tensor, and `hx` None or two tensors: RuntimeError for another number, else TypeError."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x must be a tensor, got {type(x).__name__}")
-    if hx is not None:
-        _pair(hx, "lstm")
 
 
 def check_lengths(lengths: Any, batch: tuple[int, ...], steps: int | None) -> None:
@@ -222,45 +86,59 @@ def check_forget_bias(forget_bias: Any, bias: bool) -> float:
     return float(forget_bias)
 
 
-def is_pair(hx: Any) -> bool:
-    """Return whether `hx` is None, or a tuple of two that are not None. The types of the two are not checked."""
-    return hx is None or (type(hx) is tuple and len(hx) == 2 and hx[0] is not None and hx[1] is not None)
+def check_probability(name: str, value: Any) -> None:
+    """Raise unless `value` is a number from 0 to 1: TypeError if it is no real number, ValueError for another one."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number from 0 to 1, got {type(value).__name__}")
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be a number from 0 to 1, got {value}")
 
 
-def _pair(hx: Any, function: str, name: str = "hx") -> Sequence[Tensor]:
-    if not isinstance(hx, (tuple, list)):  # Dynamo of torch 2.9 knows no union
-        raise TypeError(f"{name} must be a tuple of two tensors, h_0 and c_0, got {type(hx).__name__}")
-    if len(hx) != 2:
-        raise RuntimeError(f"{function} expects two hidden states")
-    h_0, c_0 = hx
-    if not (isinstance(h_0, Tensor) and isinstance(c_0, Tensor)):
-        given = f"a {type(hx).__name__} of {type(h_0).__name__} and {type(c_0).__name__}"
-        raise TypeError(f"{name} must be a tuple of two tensors, h_0 and c_0, got {given}")
-    return hx
+def check_unprojected(name: str, value: Any, proj_size: int) -> None:
+    """Raise ValueError if a regulariser is wanted of a module with a projection."""
+    if proj_size:
+        raise ValueError(f"{name} needs a module without projection, got {name}={value} and proj_size={proj_size}")
 
 
-def _check_states(x: Tensor, h_0: Tensor, c_0: Tensor) -> None:
-    for state in (h_0, c_0):
-        if state.device != x.device:
-            raise RuntimeError(_devices("hidden", x, state))
-        if state.dtype != x.dtype and not _casts(x):
-            raise RuntimeError(_dtypes("hidden", x, state))
+def check_no_projection(proj_size: Any) -> None:
+    """Raise ValueError, with torch's words, if a module other than an LSTM was given a `proj_size`."""
+    if proj_size is not None:
+        raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
 
 
-def _devices(name: str, x: Tensor, other: Tensor) -> str:
-    return (
-        f"Input and {name} tensors are not at the same device, "
-        f"found input tensor at {x.device} and {name} tensor at {other.device}"
-    )
+def check_cell_of(cell: Any) -> None:
+    """Raise unless `cell` can be an `RNN`'s: TypeError if it is no cell, ValueError if no gate of it sums x."""
+    if not isinstance(cell, Cell):
+        raise TypeError(f"cell must be a fastlstm.cells.Cell, as fastlstm.cell declares one, got {type(cell).__name__}")
+    if not any("x" in of for of in cell.gates.values()):
+        raise ValueError(f"cell must have a gate that sums x, got {cell.name} with the gates {cell.gates}")
+    taken = next((name for name in cell.params if name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")), None)
+    if taken is not None:
+        raise ValueError(f"cell must have params of other names than the weights, got {cell.name} with {taken}")
 
 
-def _dtypes(name: str, x: Tensor, other: Tensor) -> str:
-    return (
-        f"Input and {name} tensors are not the same dtype, "
-        f"found input tensor with {x.dtype} and {name} tensor with {other.dtype}"
-    )
+def inputs_by_name(inputs: Any, names: Sequence[str]) -> tuple[Any, ...]:
+    """Return the values of the mapping `inputs` in the order of `names`.
+
+    Raises:
+        TypeError: if `inputs` is no mapping, or one of its values no tensor.
+        ValueError: if it has not just these names.
+    """
+    if inputs is None and not names:
+        return ()
+    wanted = f"inputs must map {', '.join(names)} to tensors" if names else "inputs must be None or empty"
+    if not isinstance(inputs, Mapping):
+        raise TypeError(f"{wanted}, got {type(inputs).__name__}")
+    if set(inputs) != set(names):
+        raise ValueError(f"{wanted}, got {', '.join(map(str, inputs)) or 'an empty mapping'}")
+    for name in names:
+        if not isinstance(inputs[name], Tensor):
+            raise TypeError(f"{wanted}, got {type(inputs[name]).__name__} for {name}")
+    return tuple([inputs[name] for name in names])
 
 
-def _casts(x: Tensor) -> bool:
-    """Return whether an autocast is active for the device of `x`. It brings all tensors to one dtype."""
-    return autocast_of(x) is not None
+def check_sizes(inputs: Sequence[Tensor], names: Sequence[str], size: tuple[int, ...], layout: str) -> None:
+    """Raise ValueError unless all of a cell's `inputs` have the given size, which is called `layout`."""
+    for name, a in zip(names, inputs):
+        if a.shape != size:
+            raise ValueError(f"inputs[{name!r}] must have shape {layout} = {size}, got {tuple(a.shape)}")

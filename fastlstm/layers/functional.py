@@ -8,7 +8,8 @@ from fastlstm.autograd.modes import autocast_of, no_autocast
 from fastlstm.backends.base import Layer, check_layer
 from fastlstm.backends.dispatch import Backend
 from fastlstm.cells import library
-from fastlstm.layers import checks
+from fastlstm.cells.spec import Cell
+from fastlstm.layers import calls
 from fastlstm.layers.packing import Lengths, lengths_of, reset_of
 from fastlstm.plan import Plans, run
 
@@ -114,7 +115,7 @@ def lstm(
 
     Equivalent to one layer and direction of `torch.nn.LSTM`.
     """
-    checks.check_given(x, hx)
+    calls.check_given(x, hx)
     if x.dim() != 3:
         raise ValueError(f"x must have shape (T, B, I), got {tuple(x.shape)}")
     T, batch = x.shape[0], (x.shape[1],)
@@ -144,14 +145,21 @@ def lstm_cell(
 
     Raises what `lstm` raises. Equivalent to `torch.nn.LSTMCell`.
     """
-    checks.check_given(x, hx)
+    calls.check_given(x, hx)
     if x.dim() != 2:
         raise ValueError(f"x must have shape (B, I), got {tuple(x.shape)}")
-    return run_cell(x, hx, (weight_ih, weight_hh, bias_ih, bias_hh), backend, _plans)
+    h, c = run_cell(library.lstm, x, hx, (weight_ih, weight_hh, bias_ih, bias_hh), backend, _plans)
+    return h, c
 
 
-def run_cell(x: Tensor, hx: State | None, weights: tuple[Any, ...], backend: str | None, plans: Plans | None) -> State:
-    """Do what `lstm_cell` does, with the plans that a module keeps.
+def run_cell(
+    cell: Cell, x: Tensor, hx: Any, weights: tuple[Any, ...], backend: str | None, plans: Plans | None
+) -> tuple[Tensor, ...]:
+    """Run one time step of any cell, with the plans that a module keeps, and return the states (B, H).
+
+    Args:
+        x: (B, I).
+        hx: the states (B, H), or None for zeros.
 
     Autocast on a CPU leaves a cell in the dtype of its weights, as it leaves `torch.nn.LSTMCell`. A cell state that is
     rounded to 16 bits at every step would lose its digits.
@@ -159,12 +167,12 @@ def run_cell(x: Tensor, hx: State | None, weights: tuple[Any, ...], backend: str
     weight_ih = weights[0]
     if x.is_cpu and autocast_of(x) is not None:
         x = x.to(weight_ih.dtype)
-        hx = None if hx is None else (hx[0].to(x.dtype), hx[1].to(x.dtype))
+        hx = None if hx is None else tuple([a.to(x.dtype) for a in hx])
         with no_autocast(x):
-            return run_cell(x, hx, weights, backend, plans)
+            return run_cell(cell, x, hx, weights, backend, plans)
     if weight_ih.shape[0] == 0:  # torch's cell takes zero units
         h = x @ weight_ih.mT
-        return h, h.clone()
-    h_0, c_0 = (None, None) if hx is None else hx
-    h, c = run(Layer(x, weights, (h_0, c_0), None, None, False, library.lstm), plans=plans, backend=backend).last
-    return h, c
+        return h, *[h.clone() for _ in cell.states[1:]]
+    states = (None,) * len(cell.states) if hx is None else tuple(hx)
+    layer = Layer(x, weights, states, None, None, False, cell)
+    return run(layer, plans=plans, backend=backend).last

@@ -1,26 +1,25 @@
 """`LSTM`: the parameters, arguments, results and errors of `torch.nn.LSTM`."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from fastlstm.backends import dispatch
 from fastlstm.backends.dispatch import Backend
+from fastlstm.cells import library
 from fastlstm.layers import checks
+from fastlstm.layers.functional import State
+from fastlstm.layers.modules import Words
 from fastlstm.layers.packing import Lengths
-from fastlstm.layers.recurrent import Recurrent, State, with_class
+from fastlstm.layers.regularized import Regularized
+from fastlstm.layers.typed import X
 
-X = TypeVar("X", Tensor, PackedSequence)  # the output has the form of the input
 if TYPE_CHECKING:
-    Method = TypeVar("Method", bound=Callable[..., Any])
-
-    def _typed_as(method: Method) -> Callable[[Any], Method]: ...
+    from fastlstm.layers.typed import typed_as
 
 
-class LSTM(Recurrent):
+class LSTM(Regularized):
     """A multi-layer LSTM that takes the place of `torch.nn.LSTM`.
 
     Equivalent to ``torch.nn.LSTM(input_size, hidden_size, ...)``: the same arguments, parameters, initial values for
@@ -48,6 +47,10 @@ class LSTM(Recurrent):
         backend: a name of `fastlstm.backends.dispatch.NAMES`. None takes the default that `fastlstm.use_backend` sets.
         forget_bias: initial bias of the forget gate in ``bias_ih``; ``bias_hh`` then gets zeros there. With None both
             are drawn like the other biases.
+        recurrent_dropout: probability of dropout on the hidden state before it is multiplied by ``weight_hh_l*``, with
+            one mask for a whole sequence: see `fastlstm.layers.regularized`.
+        zoneout: probability with which a unit keeps its state from the step before, of both states or as a pair of
+            those of c and h: see `fastlstm.layers.regularized`.
 
     Parameters of layer k, with row blocks in the order i, f, g, o:
         ``weight_ih_l{k}`` (4H, I) or (4H, D*H_out) for k > 0, ``weight_hh_l{k}`` (4H, H_out), ``bias_ih_l{k}`` and
@@ -56,9 +59,17 @@ class LSTM(Recurrent):
 
     Raises:
         TypeError, ValueError: for arguments of the wrong type or out of range, as `torch.nn.LSTM` does; for an unknown
-            backend; for a forget_bias without biases.
+            backend; for a forget_bias without biases; for a recurrent_dropout or zoneout that is no probability, or
+            beside a projection.
     """
 
+    _cell = library.lstm
+    _words = Words(
+        "LSTM",
+        "LSTM: Expected input to be 2D or 3D, got {}D instead",
+        states="hx and cx",
+        number="lstm expects two hidden states",
+    )
     forget_bias: float | None = None
 
     def __init__(
@@ -76,12 +87,13 @@ class LSTM(Recurrent):
         *,
         backend: Backend | None = None,
         forget_bias: float | None = None,
+        recurrent_dropout: float = 0.0,
+        zoneout: float | tuple[float, float] = 0.0,
     ) -> None:
         options = bias, batch_first, dropout, bidirectional, proj_size, device, dtype
         super().__init__("LSTM", input_size, hidden_size, num_layers, *options)
-        if backend is not None:
-            dispatch.check_name(backend)
-            self.backend = backend
+        self._set_backend(backend)
+        self.recurrent_dropout, self.zoneout = recurrent_dropout, zoneout
         if forget_bias is not None:
             self.forget_bias = checks.check_forget_bias(forget_bias, bias)
             self._set_forget_bias(self.forget_bias)
@@ -100,11 +112,7 @@ class LSTM(Recurrent):
             bias_hh[H : 2 * H].zero_()
 
     def extra_repr(self) -> str:
-        text = super().extra_repr()
-        for name in ("backend", "forget_bias"):
-            if getattr(self, name) is not None:
-                text += f", {name}={getattr(self, name)}"
-        return text
+        return super().extra_repr() + (f", forget_bias={self.forget_bias}" if self.forget_bias is not None else "")
 
     get_expected_cell_size: Any = nn.LSTM.get_expected_cell_size
     check_forward_args: Any = nn.LSTM.check_forward_args
@@ -181,7 +189,7 @@ class LSTM(Recurrent):
 
     if TYPE_CHECKING:  # torch.nn.Module leaves it untyped
 
-        @_typed_as(forward)
+        @typed_as(forward)
         def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
     def step(self, x_t: Tensor, state: State | None = None) -> tuple[Tensor, State]:
@@ -211,8 +219,7 @@ class LSTM(Recurrent):
             TypeError: if `module` is no plain `torch.nn.LSTM`. `fastlstm.replace_lstm` takes subclasses and
                 parametrized modules.
         """
-        new = with_class(module, nn.LSTM, cls)
-        vars(new).pop("_flat_weights")  # here it is a property
+        new: LSTM = cls._from_torch(module, nn.LSTM)
         return new
 
     def to_torch(self) -> nn.LSTM:
@@ -221,8 +228,5 @@ class LSTM(Recurrent):
         Raises:
             TypeError: if this module is parametrized or of a subclass. `fastlstm.restore_lstm` takes those.
         """
-        new = with_class(self, LSTM, nn.LSTM)
-        for name in ("backend", "forget_bias", "_plans"):
-            vars(new).pop(name, None)
-        new._init_flat_weights()
+        new: nn.LSTM = self._to_torch(LSTM, nn.LSTM)
         return new

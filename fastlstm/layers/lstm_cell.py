@@ -2,19 +2,16 @@
 
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fastlstm.backends import dispatch
-from fastlstm.backends.base import Layer
 from fastlstm.backends.dispatch import Backend
 from fastlstm.cells import library
-from fastlstm.layers import checks
-from fastlstm.layers.functional import State, run_cell
-from fastlstm.layers.recurrent import KeepsPlans
+from fastlstm.layers.functional import State
+from fastlstm.layers.modules import Words
+from fastlstm.layers.recurrent_cell import RecurrentCell
 
 
-class LSTMCell(KeepsPlans, nn.RNNCellBase):
+class LSTMCell(RecurrentCell):
     """An LSTM cell that takes the place of `torch.nn.LSTMCell`.
 
     Equivalent to ``torch.nn.LSTMCell(input_size, hidden_size, bias)``: the same arguments, parameters, initial values
@@ -34,7 +31,12 @@ class LSTMCell(KeepsPlans, nn.RNNCellBase):
         ValueError: for an unknown backend.
     """
 
-    backend: Backend | None = None
+    _cell = library.lstm
+    _words = Words(
+        "LSTMCell",
+        "LSTMCell: Expected input to be 1D or 2D, got {}D instead",
+        number="lstm_cell expects two hidden states",
+    )
 
     def __init__(
         self,
@@ -47,12 +49,7 @@ class LSTMCell(KeepsPlans, nn.RNNCellBase):
         backend: Backend | None = None,
     ) -> None:
         super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
-        if backend is not None:
-            dispatch.check_name(backend)
-            self.backend = backend
-
-    def extra_repr(self) -> str:
-        return super().extra_repr() + (f", backend={self.backend}" if self.backend is not None else "")
+        self._set_backend(backend)
 
     def forward(self, input: Tensor, hx: State | None = None) -> State:  # noqa: A002
         """Run one time step.
@@ -71,28 +68,8 @@ class LSTMCell(KeepsPlans, nn.RNNCellBase):
 
         Equivalent to `torch.nn.LSTMCell.forward`.
         """
-        parameters: Any = self._parameters
-        try:
-            weights = (
-                parameters["weight_ih"], parameters["weight_hh"], parameters["bias_ih"], parameters["bias_hh"]
-            )  # fmt: skip
-        except KeyError:  # parametrized, or replaced by a plain tensor
-            weights = self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
-        if not torch.compiler.is_dynamo_compiling() and type(input) is Tensor and checks.is_pair(hx):
-            plans = vars(self).get("_plans")  # none before the first call
-            if plans:
-                layer = Layer(input, weights, hx or (None, None), None, None, False, library.lstm)
-                _, plan = plans[0].find(layer, self.backend, False)
-                if plan is not None:
-                    h, c = plan(layer).last
-                    return h, c
-        plans = self._plans_of()
-        hx = checks.check_cell(self, input, hx, weights[0])
-        if input.dim() == 2:
-            return run_cell(input, hx, weights, self.backend, plans)
-        hx = None if hx is None else (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
-        h, c = run_cell(input.unsqueeze(0), hx, weights, self.backend, plans)
-        return h.squeeze(0), c.squeeze(0)
+        state: State = self._forward(input, hx)
+        return state
 
     if TYPE_CHECKING:  # torch.nn.Module leaves it untyped
 

@@ -59,6 +59,23 @@ def reset_of(
     return reset.to(device, non_blocking=True)
 
 
+def inputs_of(
+    given: tuple[Tensor, ...], names: Sequence[str], batch: tuple[int, ...], T: int, H: int, batch_first: bool
+) -> tuple[Tensor, ...]:
+    """Return a cell's `given` inputs, which have the names `names`, as (T, B, H).
+
+    Raises:
+        ValueError: see `checks.check_sizes`.
+    """
+    if not given:
+        return ()
+    size, layout = ((*batch, T, H), "(B, T, H)") if batch_first else ((T, *batch, H), "(T, B, H)")
+    checks.check_sizes(given, names, size, layout if batch else "(T, H)")
+    if not batch:
+        return tuple([a.unsqueeze(1) for a in given])
+    return tuple([a.transpose(0, 1) for a in given]) if batch_first else given
+
+
 WORTH = 1 << 26  # multiply-adds of a layer, a quarter of a millisecond, below which its rows are not sorted
 WIDE = 96  # units below which rows are not sorted, since computing them takes no longer than copying them
 

@@ -1,9 +1,9 @@
-"""What all modules have in common: the plans that they keep, and the loop over layers and directions.
+"""The loop over layers and directions, for modules of any cell.
 
 The code below this file knows no layers, directions, dropout, packing or `batch_first`. It runs one layer, time first.
 """
 
-from copy import copy
+import warnings
 from typing import Any
 
 import torch
@@ -14,49 +14,21 @@ from torch.nn.utils.rnn import PackedSequence
 from fastlstm.autograd.functions import take_rows
 from fastlstm.backends import dispatch
 from fastlstm.backends.base import Layer
-from fastlstm.cells import library
-from fastlstm.layers import checks
-from fastlstm.layers.packing import lengths_of, longest_first, pack, pad, reset_of, unpack
-from fastlstm.plan import Plans, run
+from fastlstm.layers import calls, checks
+from fastlstm.layers.modules import CellModule, with_class
+from fastlstm.layers.packing import inputs_of, lengths_of, longest_first, pack, pad, reset_of, unpack
+from fastlstm.plan import run
 
-State = tuple[Tensor, Tensor]
+Tensors = tuple[Tensor, ...]
 Masks = tuple[Tensor | None, Tensor | None]  # lengths and reset, as a `Layer` has them
+Results = tuple[Tensor, Tensors, Tensors]  # the output, the last states, and the sequences of the states but the first
 
 
-class KeepsPlans:
-    """A module that keeps `Plans` for each of its layers and directions. The first call makes them."""
-
-    def _plans_of(self, index: int = 0) -> Plans | None:
-        """Return the plans of layer index // D, direction index % D, or None under a compiler, which uses none."""
-        if torch.compiler.is_compiling():
-            return None
-        plans: dict[int, Plans] = vars(self).setdefault("_plans", {})
-        return plans.get(index) or plans.setdefault(index, Plans())
-
-    def __getstate__(self) -> dict[str, Any]:
-        of_torch = getattr(super(), "__getstate__", None)  # RNNBase has one; objects of Python 3.10 have none
-        state = dict(vars(self) if of_torch is None else of_torch())
-        state.pop("_plans", None)  # pickles must not refer to Plans
-        return state
-
-    def _apply(self, *args: Any, **kwargs: Any) -> Any:
-        vars(self).pop("_plans", None)  # packed copies would stay behind on the old device
-        return super()._apply(*args, **kwargs)  # type: ignore[misc]
-
-    def flatten_parameters(self) -> None:
-        """Drop the packed copies of the weights, which gives back their memory. Later calls pack the weights again.
-
-        Nobody needs to call it, since a call that uses a packed copy notices changed weights. `torch.nn.LSTM` has a
-        method of this name.
-        """
-        vars(self).pop("_plans", None)
-
-
-class Recurrent(KeepsPlans, nn.RNNBase):
+class Recurrent(CellModule, nn.RNNBase):
     """A stack of recurrent layers, each in one or both directions."""
 
-    backend: dispatch.Backend | None = None
     permute_hidden: Any
+    _regularizers: tuple[float, Any] | None = None  # see fastlstm.layers.regularized
 
     @property
     def _flat_weights(self) -> list[Tensor | None]:
@@ -67,7 +39,7 @@ class Recurrent(KeepsPlans, nn.RNNBase):
         pass  # RNNBase keeps a second list of the weights, which can go stale; here the attributes are the only source
 
     def _layer_weights(self, index: int) -> list[Any]:
-        """Return the weights of layer index // D, direction index % D, in the order of `lstm`'s arguments."""
+        """Return the weights of layer index // D, direction index % D: a `Layer`'s, then weight_hr if there is one."""
         parameters: Any = self._parameters
         names = self._all_weights[index]
         try:
@@ -78,143 +50,205 @@ class Recurrent(KeepsPlans, nn.RNNBase):
             weights[2:2] = (None, None)
         return weights
 
-    def _forward(self, x: Any, hx: Any, reset: Any, lengths: Any, return_cells: bool) -> tuple[Any, ...]:
-        """Return what `forward` returns, for arguments as a user gave them."""
+    def extra_repr(self) -> str:
+        return super().extra_repr() + (f", backend={self.backend}" if self.backend is not None else "")
+
+    def _forward(
+        self, x: Any, hx: Any, reset: Any, lengths: Any, sequences: bool = False, inputs: tuple[Tensor, ...] = ()
+    ) -> tuple[Any, ...]:
+        """Return what `forward` returns, for arguments as a user gave them: the output, the states, and if `sequences`
+        are wanted those of the states but the first.
+
+        Args:
+            inputs: tensors for the cell's inputs, in its order.
+        """
+        weights = self._layer_weights(0)  # read once, since a parametrization may draw random numbers
         if isinstance(x, PackedSequence):
             checks.check_no_masks(reset, lengths)
-            return self._forward_packed(x, hx, return_cells)
-        if reset is None and lengths is None and not return_cells:
-            found = self._planned(x, hx)
+            return self._forward_packed(x, hx, sequences, inputs, weights)
+        if reset is None and lengths is None and not sequences and not inputs:
+            found = self._planned(x, hx, weights)
             if found is not None:
                 return found
-        weights = self._layer_weights(0)
-        hx = checks.check_forward(self, x, hx, weights[0])
+        states = calls.check_forward(self, x, hx, weights[0])
         single = x.dim() == 2
         x = x.unsqueeze(1) if single else x.transpose(0, 1) if self.batch_first else x
         T, batch = x.shape[0], () if single else (x.shape[1],)
+        inputs = inputs_of(inputs, self._cell.inputs, batch, T, self.hidden_size, self.batch_first)
+        calls.check_states(x, inputs, "inputs'")
         ends = lengths_of(lengths, batch, T, x.device)
         masks = ends, reset_of(reset, batch, T, x.device, self.batch_first, self.bidirectional)
         order = None if single or ends is None else self._order(x, ends)
         if order is None:
-            output, states, *cells = self._run(x, hx, masks, None, return_cells, weights)
+            output, last, others = self._run(x, states, masks, None, sequences, weights, inputs)
             if ends is not None and not self.bidirectional and output.requires_grad:
                 # Callers may write to the padding of their copy. With two directions torch.cat has already copied it.
                 output = output.clone()
         else:
-            output, states, *cells = self._run_in_order(order, x, hx, masks, None, return_cells, weights)
+            output, last, others = self._run_in_order(order, x, states, masks, None, sequences, weights, inputs)
         if single:
-            return output.squeeze(1), (states[0].squeeze(1), states[1].squeeze(1)), *(c.squeeze(1) for c in cells)
-        if self.batch_first:
-            output, *cells = (a.transpose(0, 1) for a in (output, *cells))
-        return output, states, *cells
+            output, last = output.squeeze(1), tuple([a.squeeze(1) for a in last])
+            others = tuple([a.squeeze(1) for a in others])
+        elif self.batch_first:
+            output, others = output.transpose(0, 1), tuple([a.transpose(0, 1) for a in others])
+        return output, last[0] if self._single else last, *others
 
-    def _planned(self, x: Any, hx: Any) -> tuple[Tensor, State] | None:
+    def _planned(self, x: Any, hx: Any, weights: list[Any]) -> tuple[Tensor, Any] | None:
         """Return the results of a module of one layer and direction if the call has a plan already, else None. This is
         valid without checks: an equal signature has been checked before.
         """
         if torch.compiler.is_dynamo_compiling() or self.num_layers > 1 or self.bidirectional or self.proj_size:
             return None
         plans = vars(self).get("_plans")  # none before the first call
-        if not plans or type(x) is not Tensor or x.dim() != 3 or not checks.is_pair(hx):
+        if not plans or self._regularizers or type(x) is not Tensor or x.dim() != 3:
+            return None
+        states = self._states_of(hx)
+        if states is None:
             return None
         if self.batch_first:
             x = x.transpose(0, 1)
-        layer = Layer(x, tuple(self._layer_weights(0)), hx or (None, None), None, None, False, library.lstm)
+        layer = Layer(x, tuple(weights), states, None, None, False, self._cell)
         _, plan = plans[0].find(layer, self.backend, True)
         if plan is None:
             return None
         run = plan(layer)
-        return run.h.transpose(0, 1) if self.batch_first else run.h, run.last
+        last = run.last[0] if self._single else run.last
+        return run.h.transpose(0, 1) if self.batch_first else run.h, last
 
     def _order(self, x: Tensor, lengths: Tensor) -> Tensor | None:
         if self.proj_size or not dispatch.sorts_lengths(self.backend, x.device, x.dtype):
             return None
         return longest_first(lengths, x.shape[0], self.input_size, self.hidden_size)
 
-    def _run_in_order(self, order: Tensor, x: Tensor, hx: State | None, masks: Masks, *others: Any) -> tuple[Any, ...]:
+    def _run_in_order(
+        self,
+        order: Tensor,
+        x: Tensor,
+        hx: Any,
+        masks: Masks,
+        places: None,
+        sequences: bool,
+        weights: list[Any],
+        inputs: Tensors,
+    ) -> Results:
         """Call `_run` on rows permuted to `order`, in which dropout also meets them. Permute the results back."""
-        hx = None if hx is None else (take_rows(hx[0], order, 1), take_rows(hx[1], order, 1))
+        hx = None if hx is None else tuple([take_rows(a, order, 1) for a in hx])
         lengths, reset = (None if a is None else a.index_select(axis, order) for axis, a in enumerate(masks))
-        output, (h_n, c_n), *cells = self._run(take_rows(x, order, 1), hx, (lengths, reset), *others)
+        x, *inputs_in_order = (take_rows(a, order, 1) for a in (x, *inputs))
+        results = self._run(x, hx, (lengths, reset), places, sequences, weights, tuple(inputs_in_order))
+        output, last, others = results
         back = order.argsort()
-        output, *cells = (take_rows(a, back, 1) for a in (output, *cells))
-        return output, (take_rows(h_n, back, 1), take_rows(c_n, back, 1)), *cells
+        output, *others_back = (take_rows(a, back, 1) for a in (output, *others))
+        return output, tuple([take_rows(a, back, 1) for a in last]), tuple(others_back)
 
-    def _forward_packed(self, packed: PackedSequence, hx: State | None, return_cells: bool) -> tuple[Any, ...]:
+    def _forward_packed(
+        self, packed: PackedSequence, hx: Any, sequences: bool, inputs: Tensors, weights: list[Any]
+    ) -> tuple[Any, ...]:
         data, batch_sizes, sorted_indices, unsorted_indices = packed
-        weights = self._layer_weights(0)
         checks.check_batch_sizes(batch_sizes, data.shape[0])
-        hx = checks.check_forward(self, data, hx, weights[0], batch_sizes)
-        if hx is not None:
-            hx = self.permute_hidden(hx, sorted_indices)
+        states = calls.check_forward(self, data, hx, weights[0], batch_sizes)
+        states = None if states is None else self._permuted(states, sorted_indices)
         takes_lengths = not self.proj_size and dispatch.named(self.backend) != "aten"
         x, lengths, places = unpack(data, batch_sizes, takes_lengths)
-        output, states, *cells = self._run(x, hx, (lengths, None), places, return_cells, weights)
-        output, *cells = (
-            PackedSequence(pack(a, places), batch_sizes, sorted_indices, unsorted_indices) for a in (output, *cells)
+        inputs = inputs_of(inputs, self._cell.inputs, (x.shape[1],), x.shape[0], self.hidden_size, self.batch_first)
+        calls.check_states(x, inputs, "inputs'")
+        inputs = self._permuted(inputs, sorted_indices)
+        output, last, others = self._run(x, states, (lengths, None), places, sequences, weights, inputs)
+        last = self._permuted(last, unsorted_indices)
+        sequence, *rest = (
+            PackedSequence(pack(a, places), batch_sizes, sorted_indices, unsorted_indices) for a in (output, *others)
         )
-        return output, self.permute_hidden(states, unsorted_indices), *cells
+        return sequence, last[0] if self._single else last, *rest
+
+    def _permuted(self, tensors: Any, order: Tensor | None) -> Tensors:
+        return tuple(tensors) if order is None else tuple([a.index_select(1, order) for a in tensors])
 
     def _run(
         self,
         x: Tensor,  # (T,B,I)
-        hx: State | None,
+        hx: Any,
         masks: Masks,
         places: Tensor | None,
-        return_cells: bool,
-        weights: list[Tensor],  # of layer 0, direction 0
-    ) -> tuple[Any, ...]:
+        sequences: bool,
+        weights: list[Any],  # of layer 0, direction 0
+        inputs: Tensors = (),
+    ) -> Results:
         """Run all layers and directions, time first."""
         T, B, directions = x.shape[0], x.shape[1], 2 if self.bidirectional else 1
-        ends: list[State] = []
+        cell = self._cell
+        ends: list[Tensors] = []
         for number in range(self.num_layers):
-            is_last, outputs, cells = number == self.num_layers - 1, [], []
+            is_last, outputs = number == self.num_layers - 1, []
+            others: list[Tensors] = []
             for direction in range(directions):
                 k = number * directions + direction
                 each = weights if k == 0 else self._layer_weights(k)
-                states = (None, None) if hx is None else (hx[0][k : k + 1], hx[1][k : k + 1])
-                layer = Layer(x, tuple(each[:4]), states, *masks, direction == 1, library.lstm)
-                result = run(
-                    layer,
-                    plans=self._plans_of(k),
-                    backend=self.backend,
-                    axis=True,
-                    cells=return_cells and is_last,
-                    weight_hr=each[4] if self.proj_size else None,
-                )
-                outputs.append(result.output)
-                ends.append(result.last)
-                cells.append(result.cells)
+                weight_hr = each.pop() if self.proj_size else None
+                states = (None,) * len(cell.states) if hx is None else tuple([a[k : k + 1] for a in hx])
+                layer = Layer(x, tuple(each), states, *masks, direction == 1, cell, inputs)
+                output, last, rest = self._run_layer(k, layer, weight_hr, sequences and is_last)
+                outputs.append(output)
+                ends.append(last)
+                others.append(rest)
             x = torch.cat(outputs, -1) if directions == 2 else outputs[0]
             if self.dropout and self.training and not is_last:
                 # Dropout draws for packed rows where torch.nn.LSTM does, so that the same seed gives the same zeros.
                 x = pad(F.dropout(pack(x, places), self.dropout), places, T, B)
-        states = ends[0] if len(ends) == 1 else (torch.cat([h for h, _ in ends]), torch.cat([c for _, c in ends]))
-        if not return_cells:
-            return x, states
-        return x, states, torch.cat(cells, -1) if directions == 2 else cells[0]
+        last = ends[0] if len(ends) == 1 else tuple([torch.cat(each) for each in zip(*ends)])
+        return x, last, others[0] if directions == 1 else tuple([torch.cat(both, -1) for both in zip(*others)])
 
-    def _step(self, x_t: Any, state: Any) -> tuple[Tensor, State]:
-        """Return what `step` returns, for arguments as a user gave them."""
-        if type(x_t) is Tensor and x_t.dim() == 2 and not self.batch_first:
-            found = self._planned(x_t.unsqueeze(0), state)
+    def _run_layer(self, k: int, layer: Layer, weight_hr: Tensor | None, sequences: bool) -> Results:
+        """Run layer k // D, direction k % D."""
+        return run_layer(layer, self._plans_of(k), self.backend, weight_hr, sequences)
+
+    def _step(self, x_t: Any, state: Any, inputs: tuple[Tensor, ...] = ()) -> tuple[Tensor, Any]:
+        """Return what `step` returns, for arguments as a user gave them. `inputs`: (B, H), or (H,), in cell's order."""
+        weights = self._layer_weights(0)
+        if type(x_t) is Tensor and x_t.dim() == 2 and not self.batch_first and not inputs:
+            found = self._planned(x_t.unsqueeze(0), state, weights)
             if found is not None:
                 return found[0].squeeze(0), found[1]
-        weights = self._layer_weights(0)
-        state = checks.check_step(self, x_t, state, weights[0])
-        x = x_t.unsqueeze(0)
-        if x_t.dim() == 2:
-            output, state = self._run(x, state, (None, None), None, False, weights)
-            return output.squeeze(0), state
-        state = None if state is None else (state[0].unsqueeze(1), state[1].unsqueeze(1))
-        h, (h_n, c_n) = self._run(x.unsqueeze(0), state, (None, None), None, False, weights)
-        return h.flatten(), (h_n.squeeze(1), c_n.squeeze(1))
+        states = calls.check_step(self, x_t, state, weights[0])
+        checks.check_sizes(inputs, self._cell.inputs, (*x_t.shape[:-1], self.hidden_size), "(B, H)")
+        calls.check_states(x_t, inputs, "inputs'")
+        x, inputs = x_t.unsqueeze(0), tuple([a.unsqueeze(0) for a in inputs])
+        if x_t.dim() == 1:
+            x, inputs = x.unsqueeze(0), tuple([a.unsqueeze(0) for a in inputs])
+            states = None if states is None else tuple([a.unsqueeze(1) for a in states])
+        output, last, _ = self._run(x, states, (None, None), None, False, weights, inputs)
+        if x_t.dim() == 1:
+            output, last = output.squeeze(0), tuple([a.squeeze(1) for a in last])
+        return output.squeeze(0), last[0] if self._single else last
+
+    @classmethod
+    def _from_torch(cls, module: nn.RNNBase, theirs: type) -> Any:
+        new = with_class(module, theirs, cls)
+        vars(new).pop("_flat_weights")  # here it is a property
+        return new
+
+    def _to_torch(self, ours: type, theirs: type) -> Any:
+        new = with_class(self, ours, theirs)
+        warn_of_regularizers(self, 3)
+        for name in OWN:
+            vars(new).pop(name, None)
+        new._init_flat_weights()
+        return new
 
 
-def with_class(module: Any, expected: type, cls: Any) -> Any:
-    """Return a shallow copy of `module` as an instance of `cls`: the same tensors, its own dictionaries."""
-    if type(module) is not expected:
-        raise TypeError(f"module must be a {expected.__module__}.{expected.__name__}, got {type(module).__name__}")
-    new = cls.__new__(cls)
-    new.__dict__.update({k: copy(v) if isinstance(v, dict | list | set) else v for k, v in vars(module).items()})
-    return new
+# attributes that torch's modules lack
+OWN = "backend", "forget_bias", "_regularizers", "_plans"
+
+
+def warn_of_regularizers(module: Any, stacklevel: int) -> None:
+    """Give a UserWarning where torch's module would not compute what `module` computes."""
+    if getattr(module, "_regularizers", None) is not None:
+        name = type(module).__name__
+        text = f"the {name} forgets recurrent_dropout={module.recurrent_dropout} and zoneout={module.zoneout}"
+        warnings.warn(text, stacklevel=stacklevel + 1)
+
+
+def run_layer(layer: Layer, plans: Any, backend: str | None, weight_hr: Tensor | None, sequences: bool) -> Results:
+    """Run one layer whose states are (1, B, H). The sequences are () unless wanted."""
+    result = run(layer, plans=plans, backend=backend, axis=True, cells=sequences, weight_hr=weight_hr)
+    others = result.cells if sequences else ()
+    return result.output, result.last, others if isinstance(others, tuple) else (others,)

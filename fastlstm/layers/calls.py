@@ -1,0 +1,221 @@
+"""Checks of the inputs and states that users pass to modules. `fastlstm.layers.checks` has those of other arguments.
+
+A check that passes costs little: the details of a message are looked up only to raise. Where torch's module raises, the
+type and the words are torch's.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from fastlstm.autograd.modes import autocast_of
+
+States = Sequence[Tensor]
+_NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
+
+
+def check_forward(module: Any, x: Tensor, hx: Any, weight: Tensor, batch_sizes: Tensor | None = None) -> States | None:
+    """Check `x` and `hx` as torch's module does. Return `hx` as states of (D*L, B, H), or None if it is None.
+
+    Args:
+        module: a `fastlstm.layers.recurrent.Recurrent`.
+        x: the input as the caller gave it, or a PackedSequence's data (N, I).
+        hx: None, or the states, as a tensor or a tuple or list of tensors, without the batch dimension where `x` has
+            none.
+        weight: any of the module's weights, for its dtype and device.
+        batch_sizes: those of the PackedSequence, or None. Its input and states are checked too, unlike in torch.
+
+    Raises:
+        TypeError: if `x` is no tensor, or `hx` has not the form of states.
+        ValueError: for the number of dimensions or the dtype of `x`. Autocast takes any dtype.
+        RuntimeError: for other sizes and dtypes, and for devices.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"input must be a tensor or a PackedSequence, got {type(x).__name__}")
+    dims = x.dim()
+    if dims != 3 and dims != 2 and batch_sizes is None:
+        raise ValueError(module._words.dims.format(dims))
+    if hx is not None:
+        return _check_with_states(module, x, hx, weight, batch_sizes)
+    if x.dtype is not weight.dtype or x.shape[-1] != module.input_size or (batch_sizes is not None and dims != 2):
+        module.check_input(x.unsqueeze(1) if dims == 2 and batch_sizes is None else x, batch_sizes)
+    if x.device != weight.device:
+        raise RuntimeError(_devices("parameter", x, weight))
+    return None
+
+
+def _check_with_states(module: Any, x: Tensor, hx: Any, weight: Tensor, batch_sizes: Tensor | None) -> States:
+    words = module._words
+    states = as_states(module, hx, words.argument, words.number)
+    dims, kind = (2, "unbatched 2-D") if batch_sizes is None and x.dim() == 2 else (3, "batched 3-D")
+    for state in states:
+        if state.dim() != dims:
+            got = f"({', '.join(f'{a.dim()}-D' for a in states)}) tensors"
+            got = f"{states[0].dim()}-D tensor" if module._single else got
+            raise RuntimeError(f"For {kind} input, {words.states} should also be {dims}-D but got {got}")
+    sizes_fit = batch_sizes is None or x.dim() == 2
+    if dims == 2:
+        states = tuple([a.unsqueeze(1) for a in states])
+        x = x.unsqueeze(0 if module.batch_first else 1)
+    B = x.shape[0 if module.batch_first else 1] if batch_sizes is None else int(batch_sizes[0])
+    count, hidden = module.num_layers * (2 if module.bidirectional else 1), module.hidden_size
+    for k, state in enumerate(states):
+        sizes_fit &= state.shape == (count, B, (module.proj_size or hidden) if k == 0 else hidden)
+    if x.dtype is not weight.dtype or x.shape[-1] != module.input_size or not sizes_fit:
+        module.check_forward_args(x, states[0] if module._single else states, batch_sizes)
+    check_states(x, states)
+    if x.device != weight.device:
+        raise RuntimeError(_devices("parameter", x, weight))
+    return states
+
+
+def check_step(module: Any, x: Tensor, state: Any, weight: Tensor) -> States | None:
+    """Check `x` (B, I) or (I,) and `state` for `step`. Return `state` as states of (L, B, H) or (L, H), or None.
+
+    Raises:
+        ValueError: for a bidirectional module, or the number of dimensions or the dtype of `x`.
+        TypeError: if `x` is no tensor, or `state` has not the form of states.
+        RuntimeError: for other sizes and dtypes, and for devices.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x_t must be a tensor, got {type(x).__name__}")
+    if module.bidirectional:
+        raise ValueError("step needs a module of one direction, and this one is bidirectional")
+    dims = x.dim()
+    if dims != 2 and dims != 1:
+        raise ValueError(f"{module._words.name}.step: Expected x_t to be 1D or 2D, got {dims}D instead")
+    if x.dtype is not weight.dtype or x.shape[-1] != module.input_size:
+        module.check_input(x.unsqueeze(0) if dims == 2 else x.view(1, 1, -1), None)
+    if x.device != weight.device:
+        raise RuntimeError(_devices("parameter", x, weight))
+    if state is None:
+        return None
+    states = as_states(module, state, "state", module._words.number)
+    batch, layers, hidden = x.shape[:-1], module.num_layers, module.hidden_size
+    for k, a in enumerate(states):
+        size = (layers, *batch, (module.proj_size or hidden) if k == 0 else hidden)
+        name = "state" if module._single else f"state[{k}]"
+        module.check_hidden_size(a, size, f"Expected {name} size {{}}, got {{}}")
+    check_states(x, states)
+    return states
+
+
+def check_cell(module: Any, x: Tensor, hx: Any, weight: Tensor) -> States | None:
+    """Check `x` (B, I) or (I,) and `hx` as torch's cell module does. Return `hx` as states, or None.
+
+    Raises:
+        TypeError: if `x` is no tensor, or `hx` has not the form of states.
+        ValueError: for a number of dimensions other than 1 and 2.
+        RuntimeError: for other sizes, for devices and for dtypes. Autocast takes any dtype.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"input must be a tensor, got {type(x).__name__}")
+    dims, words, states = x.dim(), module._words, None
+    if dims != 2 and dims != 1:
+        raise ValueError(words.dims.format(dims))
+    if hx is not None:
+        states = as_states(module, hx, words.argument, words.number)
+        for k, state in enumerate(states):
+            if state.dim() not in (1, 2):
+                name = "hidden" if module._single else f"hx[{k}]"
+                raise ValueError(f"{words.name}: Expected {name} to be 1D or 2D, got {state.dim()}D instead")
+    if x.shape[-1] != module.input_size:
+        raise RuntimeError(f"input has inconsistent input_size: got {x.shape[-1]} expected {module.input_size}")
+    if states is not None:
+        size = (*x.shape[:-1], module.hidden_size)
+        for k, state in enumerate(states):
+            if state.shape != size:
+                _raise_cell_state(module, x, k, state)
+        check_states(x, states)
+    if x.dtype is not weight.dtype and not casts(x):
+        raise RuntimeError(dtypes("parameter", x, weight))
+    if x.device != weight.device:
+        raise RuntimeError(_devices("parameter", x, weight))
+    return states
+
+
+def _raise_cell_state(module: Any, x: Tensor, k: int, state: Tensor) -> None:
+    if state.dim() != x.dim():  # torch before 2.15 takes one size for another, or crashes
+        size = "batch x hidden_size" if x.dim() == 2 else "hidden_size"
+        raise RuntimeError(f"Expected {x.dim()}D hidden{k} ({size}), but got {state.dim()}D tensor")
+    if x.dim() == 2 and state.shape[0] != x.shape[0]:
+        raise RuntimeError(f"Input batch size {x.shape[0]} doesn't match hidden{k} batch size {state.shape[0]}")
+    got = state.shape[-1]
+    raise RuntimeError(f"hidden{k} has inconsistent hidden_size: got {got}, expected {module.hidden_size}")
+
+
+def check_given(x: Any, hx: Any) -> None:
+    """Raise unless `x` is a tensor, and `hx` None or two tensors: RuntimeError for another number, else TypeError."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a tensor, got {type(x).__name__}")
+    if hx is not None:
+        _tuple_of(hx, ("h", "c"), "hx", "lstm expects two hidden states")
+
+
+def as_states(module: Any, hx: Any, name: str, number: str | None) -> States:
+    """Return `hx` as a sequence of tensors.
+
+    Args:
+        name: of the argument.
+        number: the message for a wrong number of states, or None for one that says what they are.
+
+    Raises:
+        TypeError: if it is no tensor, or no tuple or list of tensors.
+        RuntimeError: for another number of states than the cell has.
+    """
+    if not module._single:
+        return _tuple_of(hx, module._cell.states, name, number)
+    if not isinstance(hx, Tensor):
+        raise TypeError(f"{name} must be a tensor, {module._cell.states[0]}_0, got {type(hx).__name__}")
+    return (hx,)
+
+
+def _tuple_of(hx: Any, names: Sequence[str], name: str, number: str | None) -> States:
+    if not isinstance(hx, (tuple, list)):  # Dynamo of torch 2.9 knows no union
+        raise TypeError(f"{name} must be {_described(names)}, got {type(hx).__name__}")
+    if len(hx) != len(names):
+        raise RuntimeError(number or f"{name} must be {_described(names)}, got {len(hx)}")
+    for state in hx:
+        if not isinstance(state, Tensor):
+            given = f"a {type(hx).__name__} of {_listed([type(a).__name__ for a in hx])}"
+            raise TypeError(f"{name} must be {_described(names)}, got {given}")
+    return hx
+
+
+def _described(names: Sequence[str]) -> str:
+    count = _NUMBERS[len(names)] if len(names) < len(_NUMBERS) else str(len(names))
+    return f"a tuple of {count} tensor{'s' * (len(names) > 1)}, {_listed([f'{name}_0' for name in names])}"
+
+
+def _listed(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def check_states(x: Tensor, states: States, name: str = "hidden") -> None:
+    """Raise RuntimeError unless the `states` have the device and, without autocast, the dtype of `x`."""
+    for state in states:
+        if state.device != x.device:
+            raise RuntimeError(_devices(name, x, state))
+        if state.dtype != x.dtype and not casts(x):
+            raise RuntimeError(dtypes(name, x, state))
+
+
+def _devices(name: str, x: Tensor, other: Tensor) -> str:
+    return (
+        f"Input and {name} tensors are not at the same device, "
+        f"found input tensor at {x.device} and {name} tensor at {other.device}"
+    )
+
+
+def dtypes(name: str, x: Tensor, other: Tensor) -> str:
+    """Return the message for two tensors of different dtypes."""
+    return (
+        f"Input and {name} tensors are not the same dtype, "
+        f"found input tensor with {x.dtype} and {name} tensor with {other.dtype}"
+    )
+
+
+def casts(x: Tensor) -> bool:
+    """Return whether an autocast is active for the device of `x`. It brings all tensors to one dtype."""
+    return autocast_of(x) is not None

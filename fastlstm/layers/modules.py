@@ -1,0 +1,95 @@
+"""What all modules have in common: a cell, the form of its states, and the plans that are kept."""
+
+from copy import copy
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastlstm.backends import dispatch
+from fastlstm.cells.spec import Cell
+from fastlstm.plan import Plans
+
+
+class Words(NamedTuple):
+    """What a module's messages say.
+
+    Attributes:
+        name: of the module.
+        dims: the message for an input of a wrong number of dimensions, with a place for that number.
+        argument: the name of the argument for the states.
+        states: how the states are called where their numbers of dimensions are wrong.
+        number: the message for a wrong number of states, or None for one that says what they are.
+    """
+
+    name: str
+    dims: str
+    argument: str = "hx"
+    states: str = "hx"
+    number: str | None = None
+
+
+class CellModule:
+    """A module that runs a cell, and keeps `Plans` for each of its layers and directions. The first call makes them."""
+
+    backend: dispatch.Backend | None = None
+    _cell: Cell
+    _single = False  # whether users hold the only state as a tensor, and not as a tuple
+    _words: Words
+
+    def _states_of(self, hx: Any) -> tuple[Any, ...] | None:
+        """Return `hx` as a tuple of states, of Nones if it is None; or None if it has not the form of states. What
+        type the states are of is not checked.
+        """
+        if self._single:
+            return (hx,) if hx is None or isinstance(hx, Tensor) else None
+        if hx is None:
+            return (None,) * len(self._cell.states)
+        if type(hx) is not tuple or len(hx) != len(self._cell.states):
+            return None
+        for state in hx:  # faster than all() of so few
+            if state is None:
+                return None
+        return hx
+
+    def _plans_of(self, key: Any = 0) -> Plans | None:
+        """Return the plans of layer key // D, direction key % D, or None under a compiler, which uses none.
+
+        Where a layer can run another cell than `_cell`, that cell's plans have a key of their own.
+        """
+        if torch.compiler.is_compiling():
+            return None
+        plans: dict[Any, Plans] = vars(self).setdefault("_plans", {})
+        return plans.get(key) or plans.setdefault(key, Plans())
+
+    def __getstate__(self) -> dict[str, Any]:
+        of_torch = getattr(super(), "__getstate__", None)  # RNNBase has one; objects of Python 3.10 have none
+        state = dict(vars(self) if of_torch is None else of_torch())
+        state.pop("_plans", None)  # pickles must not refer to Plans
+        return state
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        vars(self).pop("_plans", None)  # packed copies would stay behind on the old device
+        return super()._apply(*args, **kwargs)  # type: ignore[misc]
+
+    def flatten_parameters(self) -> None:
+        """Drop the packed copies of the weights, which gives back their memory. Later calls pack the weights again.
+
+        Nobody needs to call it, since a call that uses a packed copy notices changed weights. `torch.nn.LSTM` has a
+        method of this name.
+        """
+        vars(self).pop("_plans", None)
+
+    def _set_backend(self, backend: dispatch.Backend | None) -> None:
+        if backend is not None:
+            dispatch.check_name(backend)
+            self.backend = backend
+
+
+def with_class(module: Any, expected: type, cls: Any) -> Any:
+    """Return a shallow copy of `module` as an instance of `cls`: the same tensors, its own dictionaries."""
+    if type(module) is not expected:
+        raise TypeError(f"module must be a {expected.__module__}.{expected.__name__}, got {type(module).__name__}")
+    new = cls.__new__(cls)
+    new.__dict__.update({k: copy(v) if isinstance(v, dict | list | set) else v for k, v in vars(module).items()})
+    return new

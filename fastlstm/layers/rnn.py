@@ -1,0 +1,231 @@
+"""`RNN`: layers of any cell."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.nn.utils.rnn import PackedSequence
+
+from fastlstm.backends.dispatch import Backend
+from fastlstm.cells.spec import Cell
+from fastlstm.layers import checks
+from fastlstm.layers.modules import Words
+from fastlstm.layers.packing import Lengths
+from fastlstm.layers.recurrent import Recurrent, Tensors
+from fastlstm.layers.typed import X
+
+if TYPE_CHECKING:
+    from fastlstm.layers.typed import typed_as
+
+Inputs = Mapping[str, Tensor]
+
+
+class RNN(Recurrent):
+    """A multi-layer recurrent network of any cell::
+
+        rnn = fastlstm.RNN(fastlstm.cells.peephole_lstm, 3, 5)
+        output, (h_n, c_n) = rnn(x)
+
+    Args:
+        cell: what a step computes: one of `fastlstm.cells`, or what `fastlstm.cell` declares.
+        input_size: I, the number of input features.
+        hidden_size: H, the number of hidden units.
+        num_layers: L, layers stacked on each other.
+        bias: with False there are no ``bias_ih_l*`` and ``bias_hh_l*``. The cell's params stay.
+        batch_first: input and output are (B, T, ...) instead of (T, B, ...); states are (D*L, B, H) all the same.
+        dropout: probability of dropout on the output of each layer but the last.
+        bidirectional: each layer also runs from the last step to the first (D = 2, otherwise 1).
+        device, dtype: of the parameters.
+        backend: a name of `fastlstm.backends.dispatch.NAMES`. None takes the default that `fastlstm.use_backend` sets.
+
+    Parameters of layer k, for a cell with X gates that sum x and Y gates that sum h:
+        ``weight_ih_l{k}`` (X*H, I) or (X*H, D*H) for k > 0, ``weight_hh_l{k}`` (Y*H, H), ``bias_ih_l{k}`` (X*H,),
+        ``bias_hh_l{k}`` (Y*H,), and ``{name}_l{k}`` (H,) for each of the cell's params. Row blocks are in the order in
+        which the cell declares its gates. Without gates that sum h, ``weight_hh_l{k}`` and ``bias_hh_l{k}`` do not
+        exist. A bidirectional layer has each of them again, with ``_reverse`` at the end of the name. All are drawn
+        from uniform(-1/sqrt(H), 1/sqrt(H)).
+
+    The cell is pickled as a function is, by the name of the module that declares it.
+
+    Raises:
+        TypeError, ValueError: for arguments of the wrong type or out of range, as `torch.nn.RNN` does; for a cell that
+            is none or has no gate that sums x; for an unknown backend.
+
+    Equivalent to `torch.nn.LSTM`, `torch.nn.GRU` or `torch.nn.RNN` with the cells ``lstm``, ``gru``, ``elman_tanh`` and
+    ``elman_relu``, whose parameters have the same names, shapes and, for the same seed, initial values.
+    """
+
+    _words = Words("RNN", "RNN: Expected input to be 2D or 3D, got {}D tensor instead", "states", "states")
+    cell: Cell
+
+    def __init__(
+        self,
+        cell: Cell,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        device: Any = None,
+        dtype: Any = None,
+        backend: Backend | None = None,
+    ) -> None:
+        checks.check_cell_of(cell)
+        self.cell = cell
+        options = bias, batch_first, dropout, bidirectional
+        # checks its arguments, and makes parameters of another cell that take no memory
+        super().__init__("RNN_TANH", input_size, hidden_size, num_layers, *options, device="meta")
+        for name in self._flat_weights_names:
+            delattr(self, name)
+        self.mode, self._flat_weights_names, self._all_weights = cell.name, [], []
+        for layer in range(num_layers):
+            for suffix in ("", "_reverse")[: 1 + bidirectional]:
+                shapes = self._shapes(input_size if layer == 0 else hidden_size * (1 + bidirectional))
+                names = [f"{name}_l{layer}{suffix}" for name in shapes]
+                for name, shape in zip(names, shapes.values()):
+                    setattr(self, name, Parameter(torch.empty(shape, device=device, dtype=dtype)))
+                self._flat_weights_names += names
+                self._all_weights.append(names)
+        self._init_flat_weights()
+        self.reset_parameters()
+        self._set_backend(backend)
+
+    def _shapes(self, inputs: int) -> dict[str, tuple[int, ...]]:
+        """The shapes of a layer's parameters by their names, in the order of a `Layer`'s weights."""
+        H = self.hidden_size
+        of_x, of_h = (sum(operand in of for of in self.cell.gates.values()) * H for operand in "xh")
+        shapes: dict[str, tuple[int, ...]] = {"weight_ih": (of_x, inputs), "weight_hh": (of_h, H)}
+        if self.bias:
+            shapes |= {"bias_ih": (of_x,), "bias_hh": (of_h,)}
+        return {name: shape for name, shape in shapes.items() if shape[0]} | dict.fromkeys(self.cell.params, (H,))
+
+    @property
+    def _cell(self) -> Cell:  # type: ignore[override]
+        return self.cell
+
+    def _layer_weights(self, index: int) -> list[Any]:
+        weights = [getattr(self, name) for name in self._all_weights[index]]
+        sums_h = any("h" in of for of in self.cell.gates.values())
+        if not sums_h:
+            weights.insert(1, None)
+        if not self.bias:
+            weights[2:2] = (None, None)
+        elif not sums_h:
+            weights.insert(3, None)
+        return weights
+
+    def extra_repr(self) -> str:
+        return f"{self.cell.name}, {super().extra_repr()}"
+
+    def permute_hidden(self, hx: Any, permutation: Tensor | None) -> Any:
+        """Return the states with their rows in another order."""
+        return self._permuted(hx, permutation)
+
+    def check_forward_args(self, input: Tensor, hidden: Any, batch_sizes: Tensor | None) -> None:  # noqa: A002
+        """Raise ValueError or RuntimeError for an `input` or states of a wrong dtype or size, as `torch.nn.LSTM`."""
+        self.check_input(input, batch_sizes)
+        size = self.get_expected_hidden_size(input, batch_sizes)
+        for k, state in enumerate(hidden):
+            self.check_hidden_size(state, size, f"Expected states[{k}] size {{}}, got {{}}")
+
+    @overload
+    def forward(
+        self,
+        input: X,
+        states: Tensors | None = None,
+        inputs: Inputs | None = None,
+        *,
+        reset: Tensor | None = None,
+        lengths: Lengths | None = None,
+        return_states: Literal[False] = False,
+    ) -> tuple[X, Tensors]: ...
+    @overload
+    def forward(
+        self,
+        input: X,
+        states: Tensors | None = None,
+        inputs: Inputs | None = None,
+        *,
+        reset: Tensor | None = None,
+        lengths: Lengths | None = None,
+        return_states: Literal[True],
+    ) -> tuple[X, Tensors, tuple[X, ...]]: ...
+    @overload
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        states: Tensors | None = None,
+        inputs: Inputs | None = None,
+        *,
+        reset: Tensor | None = None,
+        lengths: Lengths | None = None,
+        return_states: bool = False,
+    ) -> tuple[Any, ...]: ...
+    def forward(
+        self,
+        input: Tensor | PackedSequence,  # noqa: A002
+        states: Tensors | None = None,
+        inputs: Inputs | None = None,
+        *,
+        reset: Tensor | None = None,
+        lengths: Lengths | None = None,
+        return_states: bool = False,
+    ) -> tuple[Any, ...]:
+        """Run all layers over whole sequences.
+
+        Args:
+            input: (T, B, I); (B, T, I) with batch_first; (T, I) for one sequence alone; or a PackedSequence.
+            states: a tuple in the cell's order, each (D*L, B, H), without B for one sequence alone; None for zeros.
+            inputs: maps each name of the cell's inputs to a tensor (T, B, H), (B, T, H) with batch_first, (T, H) for
+                one sequence alone. For a PackedSequence it has the rows in the order before they were packed. Every
+                layer and direction gets the same tensors.
+            reset, lengths: as in `fastlstm.LSTM.forward`.
+            return_states: also return all states of the last layer.
+
+        Returns:
+            output (T, B, D*H) of the last layer in the form of `input`, the last states in the form of `states`, and
+            with `return_states` a tuple of all states (T, B, D*H) in the form of `input`, of which the first is the
+            output. Past a row's end the others repeat the state at the end.
+
+        Raises:
+            ValueError: for the number of dimensions or dtype of `input`, names or shapes of `inputs`, the shape of
+                `reset` or `lengths`, a length below 0 or beyond T, `reset` in a bidirectional module, `reset` or
+                `lengths` with a PackedSequence.
+            RuntimeError: for other sizes, dtypes and devices, for another number of states, and from a backend asked
+                for by name that cannot run.
+            TypeError: for any argument of the wrong type.
+        """
+        given = checks.inputs_by_name(inputs, self.cell.inputs)
+        output, last, *others = self._forward(input, states, reset, lengths, return_states, given)
+        return (output, last, (output, *others)) if return_states else (output, last)
+
+    if TYPE_CHECKING:  # torch.nn.Module leaves it untyped
+
+        @typed_as(forward)
+        def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+    def step(self, x_t: Tensor, state: Tensors | None = None, inputs: Inputs | None = None) -> tuple[Tensor, Tensors]:
+        """Run one time step through all layers, for streaming. Modules of one direction only.
+
+        Args:
+            x_t: (B, I), or (I,) for one sequence alone.
+            state: a tuple in the cell's order, each (L, B, H), without B for one sequence alone; None for zeros.
+            inputs: maps each name of the cell's inputs to a tensor (B, H), or (H,) for one sequence alone.
+
+        Returns:
+            h_t (B, H) of the last layer, and the new state, in the form of `state`.
+
+        Raises:
+            ValueError: for a bidirectional module, names or shapes of `inputs`, and for the number of dimensions or
+                dtype of `x_t`.
+            TypeError: for any argument of the wrong type.
+            RuntimeError: for other sizes, dtypes and devices, as in `forward`.
+
+        Equivalent to `forward` with T = 1.
+        """
+        return self._step(x_t, state, checks.inputs_by_name(inputs, self.cell.inputs))
