@@ -11,8 +11,6 @@ from fastlstm.layers.lstm_cell import LSTMCell
 from fastlstm.layers.rnn import RNN
 from fastlstm.layers.weight_drop import WeightDrop
 
-cell = cells.cell  # after the imports, one of which imports the module of this name
-
 __all__ = [
     "GRU",
     "LSTM",
@@ -22,7 +20,6 @@ __all__ = [
     "GRUCell",
     "LSTMCell",
     "WeightDrop",
-    "cell",
     "cells",
     "lstm",
     "lstm_cell",
