@@ -22,7 +22,10 @@ WRONG_DTYPE = (
 
 
 # Named on purpose, and before what else is wrong
-NO_TENSOR = re.compile("input must be a tensor|hx must be a tuple of two tensors, h_0 and c_0, got a tuple of ")
+NO_TENSOR = re.compile(
+    "input must be a tensor|hx must be a tuple of two tensors, h_0 and c_0, got a tuple of |"
+    "hx must be a tensor, h_0, got "
+)
 
 
 def outcome(call):
@@ -88,9 +91,11 @@ modules = st.fixed_dictionaries(
 
 
 @st.composite
-def calls(draw):
-    """Constructor arguments, an input and states for it."""
+def calls(draw, states_of=2):
+    """Constructor arguments, an input and states for it: a tuple or list of two, or with `states_of=1` a tensor."""
     arguments = draw(modules)
+    if states_of == 1:
+        arguments.pop("proj_size", None)
     lengths = draw(st.lists(st.integers(1, 5), min_size=1, max_size=4))
     form = draw(st.sampled_from(["unbatched", "batched", "batched", "packed", "packed unsorted", "packed equal"]))
     batch_first, I, H = arguments.get("batch_first", False), arguments["input_size"], arguments["hidden_size"]
@@ -114,7 +119,7 @@ def calls(draw):
         c_0 = randn(states, *batch, H)
         if draw(st.booleans()):  # any strides
             h_0, c_0 = h_0.mT.contiguous().mT, torch.stack([c_0, c_0], -1)[..., 0]
-        hx = draw(st.sampled_from([tuple, list]))((h_0, c_0))
+        hx = h_0 if states_of == 1 else draw(st.sampled_from([tuple, list]))((h_0, c_0))
     return arguments, x, hx, draw(st.integers(0, 2**31)), draw(st.booleans())
 
 

@@ -1,4 +1,4 @@
-"""What the tests of `fastlstm.LSTM` share: a pair of modules of the same weights, float64, and comparisons."""
+"""What the tests of modules share: a pair of modules of the same weights, float64, and comparisons."""
 
 from functools import partial
 
@@ -13,17 +13,24 @@ from tests.helpers.tolerances import close
 both_backends = pytest.mark.parametrize("backend", BACKENDS)
 
 
+OURS = {
+    nn.LSTM: fastlstm.LSTM,
+    nn.LSTMCell: fastlstm.LSTMCell,
+    nn.GRU: fastlstm.GRU,
+    nn.GRUCell: fastlstm.GRUCell,
+    nn.RNN: fastlstm.Elman,
+    nn.RNNCell: fastlstm.ElmanCell,
+}
 REFERENCE = partial(fastlstm.LSTM, backend="reference")  # which takes masks, and every transform
 
 
 def pair(*sizes, like=nn.LSTM, exact=torch.float64, dtype=torch.float64, backend=None, **options):
     """What ours must equal, in the dtype `exact`, and ours in `dtype`: modules of the same weights, exactly.
 
-    `like` is torch.nn.LSTM, torch.nn.LSTMCell or REFERENCE.
+    `like` is a module of torch or REFERENCE.
     """
     theirs = like(*sizes, **options).to(exact)
-    cls = fastlstm.LSTMCell if like is nn.LSTMCell else fastlstm.LSTM
-    ours = cls(*sizes, dtype=dtype, backend=backend, **options)
+    ours = OURS.get(like, fastlstm.LSTM)(*sizes, dtype=dtype, backend=backend, **options)
     ours.load_state_dict(theirs.state_dict())
     return theirs, ours
 

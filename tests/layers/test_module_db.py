@@ -1,6 +1,7 @@
-"""torch's own inputs for nn.LSTM and nn.LSTMCell (module_db), and batched and packed ones beside them, run on ours.
+"""torch's own inputs for its recurrent modules (module_db), and batched and packed ones beside them, run on ours.
 
-The checks are those of torch's generic module tests; torch's CUDA expected failures are not taken over.
+Those of GRU and RNN are the LSTM's with other states, so that most of them are slow tests. The checks are those of
+torch's generic module tests; torch's CUDA expected failures are not taken over.
 """
 
 import pickle
@@ -16,8 +17,8 @@ from torch.testing import make_tensor
 from torch.testing._internal.common_modules import FunctionInput, ModuleErrorEnum, ModuleInput, module_db
 from torch.testing._internal.common_pruning import LSTMLayerNormLinearModel, LSTMLinearModel
 
-import fastlstm
 from fastlstm.convert import replace_lstm
+from tests.helpers.modules import OURS
 from tests.helpers.tolerances import close
 
 pytestmark = [
@@ -25,7 +26,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated"),  # torch's own use, in forward mode
 ]
 
-OURS = {nn.LSTM: fastlstm.LSTM, nn.LSTMCell: fastlstm.LSTMCell}
 # float32: sums of a few terms, 2**-24 each; float64 alike
 
 
@@ -36,21 +36,31 @@ def clone(info):
 
 
 INFOS = [clone(info) for info in module_db if info.module_cls in OURS]
+SAMPLED = 9  # of the inputs for GRU and RNN each ninth runs by default
 
 
-def batched_samples(dtype, requires_grad):
+def is_layer(info):
+    return issubclass(info.theirs, nn.RNNBase)
+
+
+def batched_samples(of, dtype, requires_grad):
     """Batched and packed inputs, which module_db lacks."""
     tensor = partial(make_tensor, device="cpu", dtype=dtype)
     leaf = partial(tensor, requires_grad=requires_grad)
     packed = pack_padded_sequence(tensor((3, 3, 2)), torch.tensor([2, 3, 1]), enforce_sorted=False)
     packed.data.requires_grad_(requires_grad)
     equal = pack_padded_sequence(tensor((3, 2, 2)), torch.tensor([3, 3]))
+    projection = {"proj_size": 2} if of is nn.LSTM else {}
+
+    def states(*size):
+        return (leaf(size), leaf(size)) if of is nn.LSTM else leaf(size)
+
     calls = [
         (FunctionInput(2, 3), FunctionInput(leaf((4, 3, 2)))),
-        (FunctionInput(2, 3, 2, batch_first=True), FunctionInput(leaf((3, 4, 2)), (leaf((2, 3, 3)), leaf((2, 3, 3))))),
+        (FunctionInput(2, 3, 2, batch_first=True), FunctionInput(leaf((3, 4, 2)), states(2, 3, 3))),
         (FunctionInput(2, 3, bidirectional=True, bias=False), FunctionInput(leaf((4, 1, 2)))),
-        (FunctionInput(2, 3, 2, bidirectional=True, proj_size=2), FunctionInput(leaf((2, 3, 2)))),
-        (FunctionInput(2, 3, 2, bidirectional=True), FunctionInput(packed, (leaf((4, 3, 3)), leaf((4, 3, 3))))),
+        (FunctionInput(2, 3, 2, bidirectional=True, **projection), FunctionInput(leaf((2, 3, 2)))),
+        (FunctionInput(2, 3, 2, bidirectional=True), FunctionInput(packed, states(4, 3, 3))),
         (FunctionInput(2, 3), FunctionInput(equal)),
     ]
     return [ModuleInput(*call) for call in calls]
@@ -59,7 +69,7 @@ def batched_samples(dtype, requires_grad):
 def samples(info, dtype=torch.float64, requires_grad=False, training=True):
     arguments = {"device": "cpu", "dtype": dtype, "requires_grad": requires_grad, "training": training}
     theirs = list(info.module_inputs_func(info, **arguments))
-    return theirs + (batched_samples(dtype, requires_grad) if info.theirs is nn.LSTM else [])
+    return theirs + (batched_samples(info.theirs, dtype, requires_grad) if is_layer(info) else [])
 
 
 def sample(info, k, dtype=torch.float64, requires_grad=False):
@@ -72,8 +82,11 @@ def over(wanted=lambda info, arguments, x: True):
     cases = []
     for info in INFOS:
         found = [(s.constructor_input.kwargs, s.forward_input.args[0]) for s in samples(info)]
-        cases += [(info, k) for k, (arguments, x) in enumerate(found) if wanted(info, arguments, x)]
-    return pytest.mark.parametrize(("info", "k"), cases, ids=[f"{info.name}-{k}" for info, k in cases])
+        of_all = [k for k, (arguments, x) in enumerate(found) if wanted(info, arguments, x)]
+        for n, k in enumerate(of_all):
+            slow = [pytest.mark.slow] if info.theirs in (nn.GRU, nn.RNN) and n % SAMPLED else []
+            cases.append(pytest.param(info, k, id=f"{info.name}-{k}", marks=slow))
+    return pytest.mark.parametrize(("info", "k"), cases)
 
 
 def differs(info, arguments, x):
@@ -188,11 +201,12 @@ def test_zero_batch(info, k):
     inputs = sample(info, k)
     module = build(info.module_cls, inputs.constructor_input)
     x, *hx = inputs.forward_input.args
-    batched = x.dim() == (3 if info.theirs is nn.LSTM else 2)
-    batch_dim = 0 if info.theirs is nn.LSTMCell or module.batch_first else 1
+    batched = x.dim() == (3 if is_layer(info) else 2)
+    batch_dim = 0 if not is_layer(info) or module.batch_first else 1
     x = (x if batched else x.unsqueeze(batch_dim)).narrow(batch_dim, 0, 0).requires_grad_()
-    state_dim = 0 if info.theirs is nn.LSTMCell else 1
-    hx = [tuple((a if batched else a.unsqueeze(state_dim)).narrow(state_dim, 0, 0) for a in pair) for pair in hx]
+    state_dim = 1 if is_layer(info) else 0
+    empty = [(a if batched else a.unsqueeze(state_dim)).narrow(state_dim, 0, 0) for a in tensors(hx)]
+    hx = replaced(hx, iter(empty))
     theirs = build(info.theirs, inputs.constructor_input)
     expected, got = tensors(theirs(x, *hx)), tensors(module(x, *hx))
     assert [a.shape for a in got] == [a.shape for a in expected]
@@ -240,7 +254,8 @@ def test_memory_format_and_repr(info, k):
     for a, b in zip(before, after, strict=True):
         assert torch.equal(a, b)
         assert b.stride() == a.stride()
-    assert repr(module) == str(module) == repr(build(info.theirs, inputs.constructor_input))
+    assert repr(module) == str(module)
+    assert repr(module).replace("Elman", "RNN") == repr(build(info.theirs, inputs.constructor_input))
 
 
 @case
