@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import fastlstm
-from fastlstm.convert import keras_weights, tensorflow_weights
+from fastlstm.convert import keras_gru_weights, keras_weights, tensorflow_weights
 from tests.helpers.tolerances import close
 
 
@@ -27,6 +27,14 @@ def keras_cell(x, h, c, kernel, recurrent_kernel, bias):
     i, f, g, o = np.split(x @ kernel + h @ recurrent_kernel + bias, 4, 1)
     c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
     return sigmoid(o) * np.tanh(c), c
+
+
+def keras_gru_cell(x, h, kernel, recurrent_kernel, bias):
+    """keras.layers.GRU's step with reset_after=True."""
+    z_x, r_x, h_x = np.split(x @ kernel + bias[0], 3, 1)
+    z_h, r_h, h_h = np.split(h @ recurrent_kernel + bias[1], 3, 1)
+    z, r = sigmoid(z_x + z_h), sigmoid(r_x + r_h)
+    return z * h + (1 - z) * np.tanh(h_x + r * h_h)
 
 
 def run(cell, x, size):
@@ -74,6 +82,33 @@ def test_keras_weights():
     close(lstm(torch.from_numpy(x))[0].detach(), torch.from_numpy(np.concatenate(outputs, -1)), "sums")
 
 
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_keras_gru_weights(as_tensor):
+    rng = np.random.default_rng()
+    x, state, outputs = rng.standard_normal((6, 2, 3)), {}, []
+    for suffix in ("_l0", "_l0_reverse"):  # the two halves of Bidirectional
+        weights = [rng.standard_normal(size) for size in ((3, 15), (5, 15), (2, 15))]
+        state |= keras_gru_weights(*(torch.from_numpy(a) if as_tensor else a for a in weights), suffix=suffix)
+        h, steps = np.zeros((2, 5)), []
+        for x_t in x if suffix == "_l0" else x[::-1]:
+            h = keras_gru_cell(x_t, h, *weights)
+            steps.append(h)
+        outputs.append(np.stack(steps if suffix == "_l0" else steps[::-1]))
+    gru = fastlstm.GRU(3, 5, bidirectional=True, dtype=torch.float64)
+    gru.load_state_dict(state)
+    close(gru(torch.from_numpy(x))[0].detach(), torch.from_numpy(np.concatenate(outputs, -1)), "sums")
+    cell, h = fastlstm.GRUCell(3, 5, dtype=torch.float64), rng.standard_normal((2, 5))
+    cell.load_state_dict(keras_gru_weights(*weights, suffix=""))
+    expected = keras_gru_cell(x[0], h, *weights)
+    close(cell(torch.from_numpy(x[0]), torch.from_numpy(h)).detach(), torch.from_numpy(expected), "sums")
+
+
+def test_a_keras_gru_whose_reset_gate_comes_first_is_refused():
+    with pytest.raises(ValueError, match=re.escape("bias must have shape (2, 3H), got (15,)")) as caught:
+        keras_gru_weights(*(torch.zeros(shape) for shape in ((3, 15), (5, 15), (15,))))
+    assert "reset_after=False, whose reset gate acts before the product" in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("function", "shapes", "message"),
     [
@@ -83,6 +118,9 @@ def test_keras_weights():
         (tensorflow_weights, [(5, 20), (20,)], "kernel must have shape (I + H, 4H) with H = 5, got (5, 20)"),
         (keras_weights, [(3, 16), (5, 20), (20,)], "kernel must have shape (I, 4H) with H = 5, got (3, 16)"),
         (keras_weights, [(3, 20), (4, 20), (20,)], "recurrent_kernel must have shape (5, 20), got (4, 20)"),
+        (keras_gru_weights, [(3, 15), (5, 15), (3, 15)], "bias must have shape (2, 3H), got (3, 15)"),
+        (keras_gru_weights, [(3, 20), (5, 15), (2, 15)], "kernel must have shape (I, 3H) with H = 5, got (3, 20)"),
+        (keras_gru_weights, [(3, 15), (5, 20), (2, 15)], "recurrent_kernel must have shape (5, 15), got (5, 20)"),
     ],
 )
 def test_weights_that_do_not_go_together(function, shapes, message):
