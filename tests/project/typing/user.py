@@ -70,6 +70,42 @@ def steps(lstm: fastlstm.LSTM, cell: fastlstm.LSTMCell, x: Tensor, state: State)
     cell(np.zeros(3))  # type: ignore[arg-type]
 
 
+def other_modules(x: Tensor, h: Tensor, packed: PackedSequence, flag: bool) -> None:
+    gru, elman = fastlstm.GRU(3, 5, zoneout=0.1, recurrent_dropout=0.2), fastlstm.Elman(3, 5, nonlinearity="relu")
+    assert_type(gru(x), tuple[Tensor, Tensor])
+    assert_type(gru(input=x, hx=h, lengths=[4, 2]), tuple[Tensor, Tensor])
+    assert_type(gru(packed, h), tuple[PackedSequence, Tensor])
+    assert_type(gru.forward(x), tuple[Tensor, Tensor])
+    assert_type(elman(x, reset=torch.zeros(4, 2, dtype=torch.bool)), tuple[Tensor, Tensor])
+    assert_type(elman(packed), tuple[PackedSequence, Tensor])
+    assert_type(gru.step(x), tuple[Tensor, Tensor])
+    assert_type(elman.step(x, h), tuple[Tensor, Tensor])
+    assert_type(fastlstm.GRUCell(3, 5)(x, h), Tensor)
+    assert_type(fastlstm.ElmanCell(3, 5, True, "relu")(x), Tensor)
+    assert_type(fastlstm.GRU.from_torch(nn.GRU(3, 5)).to_torch(), nn.GRU)
+    assert_type(fastlstm.Elman.from_torch(nn.RNN(3, 5)).to_torch(), nn.RNN)
+    gru(x, (h, h))  # type: ignore[call-overload]
+    gru(packed, lengths=[4, 2])  # type: ignore[call-overload]
+    elman(np.zeros((4, 2, 3)))  # type: ignore[call-overload]
+    gru.backend = "cudnn"  # type: ignore[assignment]
+    fastlstm.GRU(3, 5, proj_size=2)  # type: ignore[arg-type]
+    fastlstm.GRU(3, 5, zoneout=(0.1, 0.2))  # type: ignore[arg-type]
+    fastlstm.LSTM(3, 5, zoneout=(0.1, 0.2))
+
+
+def any_cell(x: Tensor, h: Tensor, packed: PackedSequence, flag: bool) -> None:
+    rnn = fastlstm.RNN(fastlstm.cells.peephole_lstm, 3, 5, backend="numba")
+    output, (h_n, c_n) = rnn(x)
+    assert_type(output, Tensor)
+    assert_type(rnn(x, (h, h), {"mask": x}), tuple[Tensor, tuple[Tensor, ...]])
+    assert_type(rnn(packed, return_states=True), tuple[PackedSequence, tuple[Tensor, ...], tuple[PackedSequence, ...]])
+    assert_type(rnn(x, return_states=flag), tuple[Any, ...])
+    assert_type(rnn.step(x, (h, h)), tuple[Tensor, tuple[Tensor, ...]])
+    rnn(x, h)  # type: ignore[call-overload]
+    rnn(x, inputs=x)  # type: ignore[call-overload]
+    fastlstm.RNN(nn.LSTM, 3, 5)  # type: ignore[arg-type]
+
+
 def functions(x: Tensor, weights: tuple[Tensor, Tensor, Tensor, Tensor], flag: bool) -> None:
     output, (h, c) = fastlstm.lstm(x, None, *weights)
     assert_type(output, Tensor)
@@ -91,6 +127,7 @@ def models() -> None:
     model = fastlstm.replace_lstm(Tagger(), backend="native", keep_type=True)
     assert_type(model, Tagger)
     assert_type(fastlstm.restore_lstm(model), Tagger)
+    assert_type(fastlstm.restore(fastlstm.replace(model, backend="native")), Tagger)
     assert_type(fastlstm.LSTM.from_torch(nn.LSTM(3, 5)).to_torch(), nn.LSTM)
     model.lstm.backend = "triton"
     model.lstm.backend = "cudnn"  # type: ignore[assignment]
