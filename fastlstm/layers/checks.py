@@ -112,7 +112,7 @@ def check_cell_of(cell: Any) -> None:
         raise TypeError(
             f"cell must be a fastlstm.cells.Cell, as fastlstm.cells.cell declares one, got {type(cell).__name__}"
         )
-    if not any("x" in of for of in cell.gates.values()):
+    if not cell.gates_of_x:
         raise ValueError(f"cell must have a gate that sums x, got {cell.name} with the gates {cell.gates}")
     taken = next((name for name in cell.params if name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")), None)
     if taken is not None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
-from fastlstm.autograd.functions import take_rows
+from fastlstm.autograd.elementary import take_rows
 from fastlstm.backends import dispatch
 from fastlstm.backends.base import Layer
 from fastlstm.layers import calls, checks
@@ -250,5 +250,4 @@ def warn_of_regularizers(module: Any, stacklevel: int) -> None:
 def run_layer(layer: Layer, plans: Any, backend: str | None, weight_hr: Tensor | None, sequences: bool) -> Results:
     """Run one layer whose states are (1, B, H). The sequences are () unless wanted."""
     result = run(layer, plans=plans, backend=backend, axis=True, cells=sequences, weight_hr=weight_hr)
-    others = result.cells if sequences else ()
-    return result.output, result.last, others if isinstance(others, tuple) else (others,)
+    return result.output, result.last, result.others

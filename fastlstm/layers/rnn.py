@@ -98,7 +98,7 @@ class RNN(Recurrent):
     def _shapes(self, inputs: int) -> dict[str, tuple[int, ...]]:
         """The shapes of a layer's parameters by their names, in the order of a `Layer`'s weights."""
         H = self.hidden_size
-        of_x, of_h = (sum(operand in of for of in self.cell.gates.values()) * H for operand in "xh")
+        of_x, of_h = self.cell.gates_of_x * H, self.cell.gates_of_h * H
         shapes: dict[str, tuple[int, ...]] = {"weight_ih": (of_x, inputs), "weight_hh": (of_h, H)}
         if self.bias:
             shapes |= {"bias_ih": (of_x,), "bias_hh": (of_h,)}
@@ -110,12 +110,11 @@ class RNN(Recurrent):
 
     def _layer_weights(self, index: int) -> list[Any]:
         weights = [getattr(self, name) for name in self._all_weights[index]]
-        sums_h = any("h" in of for of in self.cell.gates.values())
-        if not sums_h:
+        if not self.cell.gates_of_h:
             weights.insert(1, None)
         if not self.bias:
             weights[2:2] = (None, None)
-        elif not sums_h:
+        elif not self.cell.gates_of_h:
             weights.insert(3, None)
         return weights
 

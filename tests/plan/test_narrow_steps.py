@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import fastlstm
 from fastlstm.backends import dispatch
+from fastlstm.cells import library
 from tests.helpers.calls import CPU, Calls
 
 dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -59,7 +60,8 @@ def test_steps_between_updates_are_those_of_fresh_weights(dtype, cell, B, I, H, 
 @dtypes
 @cells
 def test_nothing_is_packed_again(dtype, cell, monkeypatch):
-    if dispatch.choose("numba", torch.device("cpu"), dtype, projected=False, masked=False, cells=False) != "numba":
+    options = {"cell": library.lstm, "projected": False, "masked": False, "cells": False}
+    if dispatch.choose("numba", torch.device("cpu"), dtype, **options) != "numba":
         pytest.skip("bfloat16 is multiplied as it is here, and packed at every step")
     calls = Calls(monkeypatch, *CPU)
     module, x, state = module_of(cell, 30, 40, dtype), torch.randn(2, 30).to(dtype), torch.randn(2, 2, 40).to(dtype)
@@ -95,7 +97,7 @@ def test_an_update_between_the_passes_is_refused(dtype):
 
 @dtypes
 def test_a_second_derivative_of_a_step(dtype):
-    """Through LSTMFunction, from the 16-bit weights themselves. Of values below 1: a few roundings of float16's."""
+    """Through LayerFunction, from the 16-bit weights themselves. Of values below 1: a few roundings of float16's."""
     module, x = module_of(False, 5, 6, dtype), torch.randn(1, 2, 5).to(dtype)
     exact, results = deepcopy(module).double(), []
     for each, a in ((module, x), (module, x), (exact, x.double())):

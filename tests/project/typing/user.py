@@ -95,8 +95,9 @@ def other_modules(x: Tensor, h: Tensor, packed: PackedSequence, flag: bool) -> N
 
 def any_cell(x: Tensor, h: Tensor, packed: PackedSequence, flag: bool) -> None:
     rnn = fastlstm.RNN(fastlstm.cells.peephole_lstm, 3, 5, backend="numba")
-    output, (h_n, c_n) = rnn(x)
+    output, (h, c) = rnn(x)
     assert_type(output, Tensor)
+    assert_type(c, Tensor)
     assert_type(rnn(x, (h, h), {"mask": x}), tuple[Tensor, tuple[Tensor, ...]])
     assert_type(rnn(packed, return_states=True), tuple[PackedSequence, tuple[Tensor, ...], tuple[PackedSequence, ...]])
     assert_type(rnn(x, return_states=flag), tuple[Any, ...])

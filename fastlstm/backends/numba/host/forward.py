@@ -15,7 +15,7 @@ from fastlstm.backends.numba.host.passes import Pass
 from fastlstm.backends.numba.host.signature import Signature
 
 
-def saved_shape(T: int, B: int, H: int, dtype: torch.dtype, groups: int | None = None) -> tuple[int, ...]:
+def saved_shape(cell: Any, T: int, B: int, H: int, dtype: torch.dtype, groups: int | None = None) -> tuple[int, ...]:
     """Shape of the gates kept for the backward pass: for each panel of units its rows side by side, as both passes read
     them, and of a stack's groups one after the other.
     """
@@ -50,7 +50,7 @@ class Forward(Pass):
         self.prepare(task, of_x, of_x, threads, parts, fields, buffers, packed, keeps, digested)
         self.new = new_of(self.like, (T, R, H))
         self.outputs: Any = None if s.step else (T, R, H)
-        self.gates = saved_shape(T, R, H, dtype, s.groups)
+        self.gates = saved_shape(None, T, R, H, dtype, s.groups)
 
     def run(self, layer: Layer) -> Run:
         """A layer of this signature; where x is ``narrow`` h is, too, and the states and what is kept are float32."""

@@ -40,14 +40,16 @@ def for_rows(vector: Tensor, rows: int) -> Tensor:
     return vector.unsqueeze(1).expand(groups, rows // groups, H).flatten(0, 1)
 
 
-def weight_gradient(dsums: Tensor, inputs: Tensor, weight: Tensor) -> Tensor:
-    """The sum over all (T, B) rows of ``dsums`` outer ``inputs``, by groups of rows where `weight` is a stack."""
+def weight_gradient(dsums: Tensor, inputs: Tensor, weight: Tensor, start: Optional = None) -> Tensor:
+    """Return `start` plus the sum of the outer products of ``dsums`` and ``inputs`` over all (T, B) rows, by groups of
+    rows if `weight` is a stack.
+    """
     if weight.dim() == 2:
         rows = dsums.shape[0] * dsums.shape[1]  # of no columns, reshape could not infer them
         dsums, inputs = dsums.reshape(rows, dsums.shape[-1]), inputs.reshape(rows, inputs.shape[-1])
-        return dsums.mT @ inputs
+        return dsums.mT @ inputs if start is None else torch.addmm(start, dsums.mT, inputs)
     dsums, inputs = (a.unflatten(1, (weight.shape[0], -1)).transpose(0, 1).flatten(1, 2) for a in (dsums, inputs))
-    return dsums.mT @ inputs
+    return dsums.mT @ inputs if start is None else torch.baddbmm(start, dsums.mT, inputs)
 
 
 def vector_gradient(terms: Tensor, vector: Tensor) -> Tensor:
@@ -72,11 +74,13 @@ class Sums:
 
     def of_x(self, a: Tensor) -> Tensor:
         """Of (..., S H) what belongs to the sums of x."""
-        return a[..., : len(self.layout.of_x) * self.H]
+        size = len(self.layout.of_x) * self.H
+        return a if a.shape[-1] == size else a[..., :size]
 
     def of_h(self, a: Tensor) -> Tensor:
         """Of (..., S H) what belongs to the sums of h."""
-        return a[..., self.layout.of_h.start * self.H :]
+        start = self.layout.of_h.start * self.H
+        return a[..., start:] if start else a
 
     def split(self, sums: Tensor) -> dict[str, Tensor]:
         """(..., H) for each gate, by what it is called in derived functions."""
@@ -116,7 +120,8 @@ class Sums:
         """The gradients of weight_ih, weight_hh, bias_ih and bias_hh in the order of the cell's gates, so far as they
         are wanted. Each is a tensor of its own, since what is done to one in place is not to be done to another.
         """
-        of_x, of_h, results = self.of_x(dsums), self.of_h(dsums), list[Optional]()
+        of_x, of_h = self.of_x(dsums), self.of_h(dsums)
+        results: list[Optional] = []  # Dynamo does not know list[...]()
         for part, inputs, weight, order, want in (
             (of_x, x, self.weight_ih, self.layout.blocks_ih, wanted[0]),
             (of_h, h, self.weight_hh, self.layout.blocks_hh, wanted[1]),
