@@ -93,16 +93,20 @@ class Plans:
             return None, None
         if not all([a is None or type(a) is Parameter for a in weights]) and not is_plain(*weights):  # noqa: C419
             return None, None
-        learns, first = False, None
+        learns = False
+        first: Any = None
         if torch.is_grad_enabled():
             learns = any(a is not None and a.requires_grad for a in (*weights, x, *states, *inputs))
         if states[0] is not None:
-            if None in states:
-                return None, None
-            first = (*[(a.shape, a.stride(), a.dtype, a.device) for a in states],)
+            first = []
+            for a in states:  # `None in states` would compare tensors by their values
+                if a is None:
+                    return None, None
+                first += (a.shape, a.stride(), a.dtype, a.device)
+            first = tuple(first)
         signature = (
             cell, x.shape, x.stride(), x.dtype, x.device, first, reverse, axis, learns,
-            *[(a.shape, a.stride(), a.dtype, a.device) for a in inputs],
+            tuple([(a.shape, a.stride(), a.dtype, a.device) for a in inputs]) if inputs else None,
             None if lengths is None else lengths.stride(), None if reset is None else reset.stride(),
             autocast_of(x), dispatch.named(backend), rnn_precision(), threads_now(),
             *[None if a is None else (type(a), a.shape, a.stride(), a.dtype, a.device, a.is_neg()) for a in weights],

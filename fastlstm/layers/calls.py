@@ -76,12 +76,17 @@ def check_step(module: Any, x: Tensor, state: Any, weight: Tensor) -> States | N
     Raises:
         ValueError: for a bidirectional module, or the number of dimensions or the dtype of `x`.
         TypeError: if `x` is no tensor, or `state` has not the form of states.
-        RuntimeError: for other sizes and dtypes, and for devices.
+        RuntimeError: for other sizes and dtypes, and for devices; for recurrent dropout in training mode.
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"x_t must be a tensor, got {type(x).__name__}")
     if module.bidirectional:
         raise ValueError("step needs a module of one direction, and this one is bidirectional")
+    if module.training and module._regularizers and module._regularizers[0]:
+        raise RuntimeError(
+            "step has no mask that lasts a sequence: recurrent_dropout must be 0 or the module in eval mode, "
+            f"got recurrent_dropout={module.recurrent_dropout} in training mode"
+        )
     dims = x.dim()
     if dims != 2 and dims != 1:
         raise ValueError(f"{module._words.name}.step: Expected x_t to be 1D or 2D, got {dims}D instead")

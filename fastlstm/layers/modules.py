@@ -43,9 +43,10 @@ class CellModule:
         """
         if self._single:
             return (hx,) if hx is None or isinstance(hx, Tensor) else None
+        names = self._cell.states
         if hx is None:
-            return (None,) * len(self._cell.states)
-        if type(hx) is not tuple or len(hx) != len(self._cell.states):
+            return (None,) * len(names)
+        if type(hx) is not tuple or len(hx) != len(names):
             return None
         for state in hx:  # faster than all() of so few
             if state is None:
@@ -53,9 +54,10 @@ class CellModule:
         return hx
 
     def _plans_of(self, key: Any = 0) -> Plans | None:
-        """Return the plans of layer key // D, direction key % D, or None under a compiler, which uses none.
+        """Return the plans of this key, or None under a compiler, which uses none.
 
-        Where a layer can run another cell than `_cell`, that cell's plans have a key of their own.
+        The key 0 is that of a module which does nothing but run its cell, in one layer and direction. Then a call that
+        has a plan needs nothing else. Other modules have another key for each layer, direction and cell.
         """
         if torch.compiler.is_compiling():
             return None

@@ -94,13 +94,11 @@ class Recurrent(CellModule, nn.RNNBase):
         return output, last[0] if self._single else last, *others
 
     def _planned(self, x: Any, hx: Any, weights: list[Any]) -> tuple[Tensor, Any] | None:
-        """Return the results of a module of one layer and direction if the call has a plan already, else None. This is
+        """Return the results of a module that only runs its cell, if the call has a plan already, else None. This is
         valid without checks: an equal signature has been checked before.
         """
-        if torch.compiler.is_dynamo_compiling() or self.num_layers > 1 or self.bidirectional or self.proj_size:
-            return None
-        plans = vars(self).get("_plans")  # none before the first call
-        if not plans or self._regularizers or type(x) is not Tensor or x.dim() != 3:
+        plans = None if torch.compiler.is_dynamo_compiling() else vars(self).get("_plans")  # none before the first call
+        if not plans or 0 not in plans or type(x) is not Tensor or x.dim() != 3:
             return None
         states = self._states_of(hx)
         if states is None:
@@ -199,7 +197,8 @@ class Recurrent(CellModule, nn.RNNBase):
 
     def _run_layer(self, k: int, layer: Layer, weight_hr: Tensor | None, sequences: bool) -> Results:
         """Run layer k // D, direction k % D."""
-        return run_layer(layer, self._plans_of(k), self.backend, weight_hr, sequences)
+        alone = self.num_layers == 1 and not (self.bidirectional or self.proj_size or self._regularizers)
+        return run_layer(layer, self._plans_of(0 if alone else k + 1), self.backend, weight_hr, sequences)
 
     def _step(self, x_t: Any, state: Any, inputs: tuple[Tensor, ...] = ()) -> tuple[Tensor, Any]:
         """Return what `step` returns, for arguments as a user gave them. `inputs`: (B, H), or (H,), in cell's order."""

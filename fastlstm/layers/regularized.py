@@ -122,11 +122,3 @@ class Regularized(Recurrent):
         of = "lstm" if layer.cell is library.lstm else "gru"
         name = "_".join(word for word, wanted in (("dropped", drops), ("zoneout", bool(zoneout)), (of, True)) if wanted)
         return layer._replace(cell=getattr(regularized, name), states=states, inputs=tuple(inputs)), drops
-
-    def _step(self, x_t: Any, state: Any, inputs: tuple[Tensor, ...] = ()) -> tuple[Tensor, Any]:
-        if self.training and self.recurrent_dropout:
-            raise RuntimeError(
-                "step has no mask that lasts a sequence: recurrent_dropout must be 0 or the module in eval mode, "
-                f"got recurrent_dropout={self.recurrent_dropout} in training mode"
-            )
-        return super()._step(x_t, state, inputs)
