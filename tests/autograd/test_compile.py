@@ -2,8 +2,6 @@
 
 import builtins
 import functools
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -17,6 +15,7 @@ from torch.func import functional_call, grad, hessian, jacfwd, jvp, vmap
 import fastlstm
 from fastlstm import torch_private
 from fastlstm.backends import numba
+from tests.helpers import interpreter
 from tests.helpers.layers import TORCH
 from tests.helpers.tolerances import close
 from tests.helpers.transforms import backends, dtype_of, exporting, needs_triton
@@ -308,7 +307,8 @@ def test_export_in_another_process(tmp_path, backend, strict):
     torch.export.save(program, tmp_path / "model.pt2")
     inputs = [torch.randn(T, B, 11, dtype=dtype) for T, B in ((1, 1), (1, 3), (5, 1), (4, 7))]
     torch.save(inputs, tmp_path / "inputs.pt")
-    subprocess.run([sys.executable, "-c", LOADED, str(tmp_path)], check=True)
+    done = interpreter.run(LOADED, tmp_path)
+    assert done.returncode == 0, done.stderr
     for x, got in zip(inputs, torch.load(tmp_path / "results.pt")):
         x.requires_grad_()
         output, states = lstm(x)
@@ -367,7 +367,8 @@ import fastlstm, torch
 program = torch.export.export(fastlstm.LSTM(3, 4, backend="numba"), (torch.randn(5, 2, 3),), strict=False)
 assert max(1, 2) == 2 and type(max) is type(len)
 """
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+    done = interpreter.run(code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.skipif(torch_private.PUBLIC, reason="a graph that may be in forward mode saves what training needs")

@@ -1,8 +1,5 @@
 """The autograd Functions under torch's transforms, on every fused backend, in float64 where precision is claimed."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -13,6 +10,7 @@ from fastlstm import torch_private
 from fastlstm.autograd import operators
 from fastlstm.backends import reference
 from fastlstm.layers.functional import lstm
+from tests.helpers import interpreter
 from tests.helpers.layers import BACKENDS, CPU_BACKENDS, Layer
 
 
@@ -313,4 +311,5 @@ for _ in range(2):
     operators.forward_op(x, w, u, None, None, h, h, None, None, False, True, "numba")[0].sum().backward()
     assert w.grad.shape == w.shape
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+    done = interpreter.run(code)
+    assert done.returncode == 0, done.stderr

@@ -5,8 +5,6 @@ import gc
 import itertools
 import os
 import pickle
-import subprocess
-import sys
 import threading
 
 import pytest
@@ -15,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastlstm
+from tests.helpers import interpreter
 from tests.helpers.kept import assert_same_bits, both, flat
 from tests.helpers.layers import needs_native
 from tests.helpers.memory import resident
@@ -187,7 +186,7 @@ lstm(x)[1][0].sum().backward()
 assert lstm.weight_hh_l0.grad.isfinite().all()
 """
     environment = {**os.environ, "FASTLSTM_BACKEND": cpu_backend}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
+    done = interpreter.run(code, environment=environment)
     assert done.returncode == 0, done.stderr
 
 
