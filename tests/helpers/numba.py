@@ -38,10 +38,10 @@ def primitive(name, pieces):
     return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * arguments)(tasks.primitives(4, pieces)[name])
 
 
-def run(code, cwd=None, **environment):
+def run(code, cwd=None, arguments=(), **environment):
     """Output of a fresh interpreter; anything but success fails the test with what it printed."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment}
-    done = interpreter.run(code, cwd=cwd, environment=environment)
+    done = interpreter.run(code, *arguments, cwd=cwd, environment=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
