@@ -235,7 +235,7 @@ while given:
 
 
 def commands(*lines):
-    """What each command printed, its exit code, and what it printed on the second stream. The terminal knows ASCII alone.
+    """What each command printed, its exit code, and what it printed on the second stream, on a terminal for ASCII.
 
     One interpreter runs them all: it takes longer to import the package than to do what they do.
     """
