@@ -118,24 +118,41 @@ def test_inductor_equals_eager(backend, dynamic):
             torch.testing.assert_close(compiled(x), net(x))
 
 
-@backends
+TRANSFORMS = {
+    "grad": lambda f: lambda x: grad(lambda x: f(x).pow(2).sum())(x),
+    "vmap": lambda f: lambda x: vmap(f, 1, 1)(x.unsqueeze(2)),
+    "jvp": lambda f: lambda x: jvp(f, (x,), (x,))[1],
+    "jacfwd": lambda f: lambda x: jacfwd(lambda x: f(x).sum(0))(x),
+    "hessian": lambda f: lambda x: hessian(lambda x: f(x).pow(2).sum())(x),
+    "per sample": lambda f: lambda x: vmap(grad(lambda x: f(x).pow(2).sum()), 1, 1)(x.unsqueeze(2)),
+}
+# A compiler sees one operator whatever the backend, so that each transform is compiled by default with one of them.
+QUICK = {
+    *(("numba", name) for name in TRANSFORMS if name != "hessian"),
+    ("reference", "jvp"),
+    ("triton-ieee", "vmap"),
+    ("triton-ieee", "grad"),
+}
+
+
 @pytest.mark.parametrize(
-    "transform",
+    ("backend", "transform"),
     [
-        lambda f: lambda x: grad(lambda x: f(x).pow(2).sum())(x),
-        lambda f: lambda x: vmap(f, 1, 1)(x.unsqueeze(2)),
-        lambda f: lambda x: jvp(f, (x,), (x,))[1],
-        lambda f: lambda x: jacfwd(lambda x: f(x).sum(0))(x),
-        pytest.param(lambda f: lambda x: hessian(lambda x: f(x).pow(2).sum())(x), marks=pytest.mark.slow),
-        lambda f: lambda x: vmap(grad(lambda x: f(x).pow(2).sum()), 1, 1)(x.unsqueeze(2)),
+        pytest.param(
+            backend,
+            name,
+            marks=[needs_triton] * (backend == "triton-ieee") + [pytest.mark.slow] * ((backend, name) not in QUICK),
+        )
+        for name in TRANSFORMS
+        for backend in ("numba", "reference", "triton-ieee")
     ],
-    ids=["grad", "vmap", "jvp", "jacfwd", "hessian", "per sample"],
+    indirect=["backend"],
 )
 def test_compiled_transforms(backend, transform):
     dtype = dtype_of(backend)
     lstm, x = fastlstm.LSTM(3, 4, dtype=dtype, backend=backend), torch.randn(4, 2, 3, dtype=dtype)
     torch.set_default_device(None)  # torch cannot compile jacfwd under one
-    function = transform(lambda x: lstm(x)[0])
+    function = TRANSFORMS[transform](lambda x: lstm(x)[0])
     torch.testing.assert_close(torch.compile(function, backend="aot_eager", fullgraph=True)(x), function(x))
 
 
