@@ -1,11 +1,20 @@
-"""Without a GPU the Triton kernels run in Triton's interpreter, which has to be chosen before triton is imported."""
+"""Without a GPU the Triton kernels run in Triton's interpreter, which has to be chosen before triton is imported.
+
+OpenMP reads how it waits before torch is imported: threads of processes that run side by side would spend most of their
+time spinning for one another.
+"""
 
 import collections
 import functools
+import gc
 import os
 import signal
+import sys
 
 import pytest
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import torch
 
 if not torch.cuda.is_available():
@@ -23,6 +32,22 @@ def pytest_collection_modifyitems(items):
             if seen[test] % mark.args[0]:
                 item.add_marker(pytest.mark.slow)
             seen[test] += 1
+
+
+_imported = 0
+
+
+def pytest_runtest_setup(item):
+    """What imports have made stays to the end: the collector need not look through it again and again."""
+    global _imported
+    if len(sys.modules) > _imported + 200:  # at first, and when a test has brought torch's compiler
+        _imported = len(sys.modules)
+        gc.collect()
+        gc.freeze()
+
+
+def pytest_unconfigure():
+    gc.unfreeze()  # or extensions complain of what is left at the end
 
 
 @pytest.fixture

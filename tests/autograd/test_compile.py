@@ -2,8 +2,6 @@
 
 import builtins
 import functools
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -17,6 +15,7 @@ from torch.func import functional_call, grad, hessian, jacfwd, jvp, vmap
 import fastlstm
 from fastlstm import torch_private
 from fastlstm.backends import numba
+from tests.helpers import interpreter
 from tests.helpers.layers import TORCH
 from tests.helpers.tolerances import close
 from tests.helpers.transforms import backends, dtype_of, exporting, needs_triton
@@ -119,24 +118,41 @@ def test_inductor_equals_eager(backend, dynamic):
             torch.testing.assert_close(compiled(x), net(x))
 
 
-@backends
+TRANSFORMS = {
+    "grad": lambda f: lambda x: grad(lambda x: f(x).pow(2).sum())(x),
+    "vmap": lambda f: lambda x: vmap(f, 1, 1)(x.unsqueeze(2)),
+    "jvp": lambda f: lambda x: jvp(f, (x,), (x,))[1],
+    "jacfwd": lambda f: lambda x: jacfwd(lambda x: f(x).sum(0))(x),
+    "hessian": lambda f: lambda x: hessian(lambda x: f(x).pow(2).sum())(x),
+    "per sample": lambda f: lambda x: vmap(grad(lambda x: f(x).pow(2).sum()), 1, 1)(x.unsqueeze(2)),
+}
+# A compiler sees one operator whatever the backend, so that each transform is compiled by default with one of them.
+QUICK = {
+    *(("numba", name) for name in TRANSFORMS if name != "hessian"),
+    ("reference", "jvp"),
+    ("triton-ieee", "vmap"),
+    ("triton-ieee", "grad"),
+}
+
+
 @pytest.mark.parametrize(
-    "transform",
+    ("backend", "transform"),
     [
-        lambda f: lambda x: grad(lambda x: f(x).pow(2).sum())(x),
-        lambda f: lambda x: vmap(f, 1, 1)(x.unsqueeze(2)),
-        lambda f: lambda x: jvp(f, (x,), (x,))[1],
-        lambda f: lambda x: jacfwd(lambda x: f(x).sum(0))(x),
-        pytest.param(lambda f: lambda x: hessian(lambda x: f(x).pow(2).sum())(x), marks=pytest.mark.slow),
-        lambda f: lambda x: vmap(grad(lambda x: f(x).pow(2).sum()), 1, 1)(x.unsqueeze(2)),
+        pytest.param(
+            backend,
+            name,
+            marks=[needs_triton] * (backend == "triton-ieee") + [pytest.mark.slow] * ((backend, name) not in QUICK),
+        )
+        for name in TRANSFORMS
+        for backend in ("numba", "reference", "triton-ieee")
     ],
-    ids=["grad", "vmap", "jvp", "jacfwd", "hessian", "per sample"],
+    indirect=["backend"],
 )
 def test_compiled_transforms(backend, transform):
     dtype = dtype_of(backend)
     lstm, x = fastlstm.LSTM(3, 4, dtype=dtype, backend=backend), torch.randn(4, 2, 3, dtype=dtype)
     torch.set_default_device(None)  # torch cannot compile jacfwd under one
-    function = transform(lambda x: lstm(x)[0])
+    function = TRANSFORMS[transform](lambda x: lstm(x)[0])
     torch.testing.assert_close(torch.compile(function, backend="aot_eager", fullgraph=True)(x), function(x))
 
 
@@ -308,7 +324,8 @@ def test_export_in_another_process(tmp_path, backend, strict):
     torch.export.save(program, tmp_path / "model.pt2")
     inputs = [torch.randn(T, B, 11, dtype=dtype) for T, B in ((1, 1), (1, 3), (5, 1), (4, 7))]
     torch.save(inputs, tmp_path / "inputs.pt")
-    subprocess.run([sys.executable, "-c", LOADED, str(tmp_path)], check=True)
+    done = interpreter.run(LOADED, tmp_path)
+    assert done.returncode == 0, done.stderr
     for x, got in zip(inputs, torch.load(tmp_path / "results.pt")):
         x.requires_grad_()
         output, states = lstm(x)
@@ -367,7 +384,8 @@ import fastlstm, torch
 program = torch.export.export(fastlstm.LSTM(3, 4, backend="numba"), (torch.randn(5, 2, 3),), strict=False)
 assert max(1, 2) == 2 and type(max) is type(len)
 """
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+    done = interpreter.run(code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.skipif(torch_private.PUBLIC, reason="a graph that may be in forward mode saves what training needs")

@@ -1,8 +1,6 @@
 """fastlstm's own way through functorch's levels: the same bits as torch's, and taken wherever it can be."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -15,7 +13,7 @@ import fastlstm
 from fastlstm import torch_private
 from fastlstm.autograd import operators
 from fastlstm.cells import library
-from tests.helpers import ROOT
+from tests.helpers import ROOT, interpreter
 from tests.helpers.tolerances import close
 
 MODELS = 3
@@ -100,7 +98,8 @@ def by_torchs_way(arguments, tmp_path_factory):
         "torch.save(all_results(torch.load(sys.argv[1], weights_only=False)), sys.argv[2])"
     )
     environment = {**os.environ, "FASTLSTM_PUBLIC_TORCH": "1"}
-    subprocess.run([sys.executable, "-c", code, given, found], env=environment, cwd=ROOT, check=True)
+    done = interpreter.run(code, given, found, environment=environment, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
     return torch.load(found)
 
 

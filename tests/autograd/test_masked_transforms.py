@@ -6,14 +6,26 @@ from torch.func import grad, jacfwd, jacrev, jvp, vmap
 
 from tests.helpers.modules import REFERENCE, pair
 from tests.helpers.tolerances import close
-from tests.helpers.transforms import backends, dtype_of
+from tests.helpers.transforms import dtype_of, needs_triton
 
 T, B = 5, 4
 MASKS = {
     "reset": {"reset": torch.tensor([[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1], [0, 1, 0, 0], [0, 0, 0, 1]]) > 0},
     "lengths": {"lengths": torch.tensor([5, 0, 2, 4])},
 }
-masks = pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+# What a mask is to the Triton kernels has tests of its own.
+cases = pytest.mark.parametrize(
+    ("backend", "name"),
+    [
+        ("numba", "reset"),
+        ("numba", "lengths"),
+        ("reference", "reset"),
+        ("reference", "lengths"),
+        pytest.param("triton-ieee", "lengths", marks=needs_triton),
+        pytest.param("triton-ieee", "reset", marks=[needs_triton, pytest.mark.slow]),
+    ],
+    indirect=["backend"],
+)
 
 
 @pytest.fixture
@@ -29,9 +41,10 @@ def both(modules, transform):
         yield transform(module, x.to(module.weight_ih_l0.dtype))
 
 
-@masks
-@backends
-def test_derivatives(modules, mask):
+@cases
+def test_derivatives(modules, name):
+    mask = MASKS[name]
+
     def derivatives(module, x):
         def last(x):
             output, (h_n, c_n) = module(x, **mask)
@@ -51,8 +64,7 @@ def test_derivatives(modules, mask):
     close(got, want, "derivatives")
 
 
-@backends
-@pytest.mark.parametrize("name", MASKS)
+@cases
 def test_each_sample_its_own_mask(modules, name):
     """vmap over inputs and masks together: gradients and outputs of a loop."""
     lstm, dtype = modules[1], modules[1].weight_ih_l0.dtype
@@ -70,12 +82,23 @@ def test_each_sample_its_own_mask(modules, name):
         torch.testing.assert_close(got, torch.stack([function(*each) for each in zip(x, given)]))
 
 
-@masks
-@backends
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_compiled(modules, mask, dynamic):
+@pytest.mark.parametrize(
+    ("backend", "name", "dynamic"),
+    [
+        ("numba", "reset", False),
+        ("numba", "lengths", True),
+        ("reference", "reset", True),
+        pytest.param("triton-ieee", "lengths", True, marks=needs_triton),
+        pytest.param("numba", "reset", True, marks=pytest.mark.slow),
+        pytest.param("numba", "lengths", False, marks=pytest.mark.slow),
+        pytest.param("reference", "lengths", False, marks=pytest.mark.slow),
+        pytest.param("triton-ieee", "reset", False, marks=[needs_triton, pytest.mark.slow]),
+    ],
+    indirect=["backend"],
+)
+def test_compiled(modules, name, dynamic):
     torch._dynamo.reset()
-    lstm = modules[1]
+    lstm, mask = modules[1], MASKS[name]
     x = torch.randn(T, B, 3, dtype=lstm.weight_ih_l0.dtype, requires_grad=True)
     compiled = torch.compile(lstm, backend="aot_eager", fullgraph=True, dynamic=dynamic)
     results = [(f(x, **mask)[0], *f(x, **mask)[1]) for f in (compiled, lstm)]
@@ -83,10 +106,9 @@ def test_compiled(modules, mask, dynamic):
     assert all(torch.equal(a, b) for pair in (results, gradients) for a, b in zip(*pair))
 
 
-@masks
-@backends
-def test_exported(modules, mask):
-    lstm = modules[1]
+@cases
+def test_exported(modules, name):
+    lstm, mask = modules[1], MASKS[name]
     x = torch.randn(T, B, 3, dtype=lstm.weight_ih_l0.dtype)
     program = torch.export.export(lstm, (x,), mask).module()
     leaf = x.clone().requires_grad_()

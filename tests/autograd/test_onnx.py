@@ -59,8 +59,18 @@ def arguments(T, B, *, states, options):
     return (x, (torch.randn(size), torch.randn(size))) if states else (x,)
 
 
-@pytest.mark.parametrize("states", [False, True])
-@pytest.mark.parametrize("options", [{}, STACKED, {"bias": False, "backend": "aten"}], ids=str)
+@pytest.mark.parametrize(
+    ("options", "states"),
+    [
+        ({}, True),
+        (STACKED, True),
+        ({"bias": False, "backend": "aten"}, False),
+        pytest.param({}, False, marks=pytest.mark.slow),
+        pytest.param(STACKED, False, marks=pytest.mark.slow),
+        pytest.param({"bias": False, "backend": "aten"}, True, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_sequences_of_any_size(options, states):
     """One after the other: torch 2.13 exports an open number of steps of its own LSTM once in a process alone."""
     lstm, open_axes = fastlstm.LSTM(3, 5, **options), ((0, 1), ((1,), (1,))) if states else ((0, 1),)
@@ -70,7 +80,7 @@ def test_sequences_of_any_size(options, states):
         assert_runs_as(lstm, file, arguments(T, B, states=states, options=stacked))
 
 
-@pytest.mark.parametrize("options", [{}, STACKED], ids=str)
+@pytest.mark.parametrize("options", [pytest.param({}, marks=pytest.mark.slow), STACKED], ids=str)
 def test_the_same_as_torch_s_own(options):
     """Of as many steps as were exported."""
     lstm, args = fastlstm.LSTM(3, 5, **options), arguments(6, 4, states=False, options=options)
@@ -106,7 +116,7 @@ class Tagger(nn.Module):
         return self.head(y.reshape(-1, y.shape[-1])).reshape(y.shape[0], y.shape[1], 2)  # by sizes that are open
 
 
-@pytest.mark.parametrize("options", [{}, STACKED], ids=str)
+@pytest.mark.parametrize("options", [pytest.param({}, marks=pytest.mark.slow), STACKED], ids=str)
 def test_a_replaced_model(options):
     model = Tagger(**options).eval()
     replaced = fastlstm.replace_lstm(copy.deepcopy(model))

@@ -1,13 +1,11 @@
 """A numba that is installed and cannot be imported: `auto` goes on without it and says so; by name it is the error."""
 
 import os
-import subprocess
 import sys
-import textwrap
 
 import pytest
 
-from tests.helpers import ROOT
+from tests.helpers import ROOT, interpreter
 from tests.helpers.layers import NOT_BUILT
 
 NEXT = "native instead" if NOT_BUILT is None else "aten instead, and reference for what aten lacks"
@@ -57,13 +55,8 @@ COMPILED = """
 def run(code, folder, source):
     (folder / "numba").mkdir()
     (folder / "numba" / "__init__.py").write_text(f"print('numba is imported')\n{source}")
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), *sys.path])},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), *sys.path])}
+    done = interpreter.run(code, cwd=ROOT, environment=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 

@@ -13,7 +13,7 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stac
 import fastlstm
 from fastlstm.backends import dispatch, native
 from fastlstm.cells import library
-from tests.helpers import ROOT
+from tests.helpers import ROOT, interpreter
 from tests.helpers.modules import REFERENCE, pair
 from tests.helpers.tolerances import close
 
@@ -79,13 +79,8 @@ def test_one_warning_with_both_reasons(tmp_path, how, library):
     if source is not None:
         (tmp_path / "numba").mkdir()
         (tmp_path / "numba" / "__init__.py").write_text(source)
-    done = subprocess.run(
-        [sys.executable, "-c", CODE if source else hide + CODE],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    done = interpreter.run(CODE if source else hide + CODE, cwd=tmp_path, environment=environment)
     assert done.returncode == 0, done.stderr
     (warned,) = done.stdout.splitlines()
     assert warned.startswith(f"RuntimeWarning {reason}; the native backend")

@@ -219,34 +219,57 @@ def test_a_name_that_is_no_text_is_drawn(tmp_path, run, capsys):
     assert len(list(out.iterdir())) == 1
 
 
-def command(name, *arguments):
-    """On a terminal that knows ASCII alone."""
-    return subprocess.run(
-        [sys.executable, "-m", f"fastlstm.{name}", *arguments],
+SEVERAL = """
+import runpy, sys
+given = sys.argv[1:]
+while given:
+    count = int(given.pop(0))
+    sys.argv[1:], given = given[1:count], given[:1] + given[count:]
+    try:
+        runpy.run_module("fastlstm." + given.pop(0), run_name="__main__", alter_sys=True)
+    except SystemExit as stop:
+        print(stop.code or 0)
+    sys.stdout.write(chr(0))
+    sys.stderr.write(chr(0))
+"""
+
+
+def commands(*lines):
+    """What each command printed, its exit code, and what it printed on the second stream, on a terminal for ASCII.
+
+    One interpreter runs them all: it takes longer to import the package than to do what they do.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", SEVERAL, *(word for line in lines for word in (str(len(line)), *line))],
         capture_output=True,
         cwd=ROOT,
         timeout=300,
         env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONWARNINGS": "error::UserWarning"},
     )
+    assert done.returncode == 0, done.stderr
+    told, errors = (stream.decode("ascii").split("\0")[:-1] for stream in (done.stdout, done.stderr))
+    assert len(told) == len(errors) == len(lines)
+    return [(*text.splitlines(), error) for text, error in zip(told, errors, strict=True)]
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="macOS refuses names that are not UTF-8")
 def test_names_in_any_script_are_printed_in_ascii(tmp_path, run):
     names = [*NAMES[:4], undecodable(tmp_path).name]
     paths = [write_picture(tmp_path / name) for name in names]
-    done = command("predict", *paths, "--model", run, "--out", tmp_path / "三")
-    assert (done.returncode, done.stderr) == (0, b"")
-    told = done.stdout.decode("ascii").splitlines()
+    (*told, code, error), exported, missing = commands(
+        ("predict", *paths, "--model", run, "--out", tmp_path / "三"),
+        ("export", run, tmp_path / "三.flstm"),
+        ("export", run, tmp_path / "missing 三" / "out"),
+    )
+    assert (code, error) == ("0", "")
     assert len(told) == len(names)
     for name, line in zip(names, told, strict=True):
         assert name.encode("ascii", "backslashreplace").decode() + ": " in line
     assert len(list((tmp_path / "三").iterdir())) == len(names)
 
-    done = command("export", run, tmp_path / "三.flstm")
-    assert (done.returncode, done.stderr) == (0, b"")
-    done = command("export", run, tmp_path / "missing 三" / "out")
-    assert done.returncode == 2
-    assert b"\\u4e09" in done.stderr
+    assert exported[-2:] == ("0", "")
+    assert missing[-2] == "2"
+    assert "\\u4e09" in missing[-1]
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="macOS refuses names that are not UTF-8")
@@ -254,7 +277,6 @@ def test_a_run_in_a_directory_of_any_name(tmp_path):
     data = write_set(tmp_path / os.fsdecode(b"\xff"), tiny_arrays())
     out = tmp_path / os.fsdecode("三".encode() + b"\xfe")
     small = ("--batch-size=32", "--hidden-size=7", "--backend=aten", "--threads=1", "--iterations=2")
-    for arguments in (("--data", data, *small, "--out", out), ("--resume", out)):
-        done = command("train", *arguments)
-        assert done.returncode == 0, done.stderr
-        assert b"\\u4e09\\udcfe" in done.stdout
+    for *told, code, error in commands(("train", "--data", data, *small, "--out", out), ("train", "--resume", out)):
+        assert code == "0", error
+        assert "\\u4e09\\udcfe" in "".join(told)

@@ -104,7 +104,7 @@ def test_a_finished_run_is_reported_again(tiny, tmp_path):
 
 def test_kill_9_loses_at_most_the_interval(tiny, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    command = [sys.executable, "-m", "fastlstm.train", "--data", str(tiny), "--iterations", "600", *SMALL]
+    command = [sys.executable, "-m", "fastlstm.train", "--data", str(tiny), "--iterations", "300", *SMALL]
     command += ["--checkpoint-every", "20"]
     running = subprocess.Popen([*command, "--out", str(cut)], cwd=ROOT, stderr=subprocess.DEVNULL)
     path = cut / "checkpoint.pt"

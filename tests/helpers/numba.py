@@ -2,9 +2,7 @@
 
 import ctypes
 import os
-import subprocess
 import sys
-import textwrap
 
 import pytest
 import torch
@@ -15,6 +13,7 @@ from fastlstm.backends.numba.host import plans, tasks
 from fastlstm.backends.numba.host.signature import signature_of
 from fastlstm.backends.numba.llvm import matrix
 from fastlstm.layers import functional
+from tests.helpers import interpreter
 
 needs_unit = pytest.mark.skipif(not matrix.most_pieces(), reason="the processor has no AMX, and no fast vdpbf16ps")
 needs_pieces = pytest.mark.skipif(matrix.most_pieces() < 3, reason="the processor has no AMX")
@@ -40,16 +39,10 @@ def primitive(name, pieces):
     return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * arguments)(tasks.primitives(4, pieces)[name])
 
 
-def run(code, cwd=None, **environment):
+def run(code, cwd=None, arguments=(), **environment):
     """Output of a fresh interpreter; anything but success fails the test with what it printed."""
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment}
+    done = interpreter.run(code, *arguments, cwd=cwd, environment=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

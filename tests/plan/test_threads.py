@@ -17,10 +17,11 @@ from torch.utils.data import DataLoader, Dataset
 import fastlstm
 from fastlstm.backends.cpu import threads_now
 from fastlstm.backends.numba.host import passes, sizes
-from tests.helpers.layers import CPU_BACKENDS
+from tests.helpers.layers import CPU_BACKENDS, needs_native
 
 SIZE = (9, 24, 28, 100)  # large enough for a parallel region
 both_backends = pytest.mark.parametrize("backend", CPU_BACKENDS)
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system starts processes afresh alone")
 
 
 @pytest.mark.parametrize(
@@ -110,8 +111,15 @@ class Encoded(Dataset):
         return work(self.backend, index)
 
 
-@both_backends
-@pytest.mark.parametrize("method", [m for m in ("fork", "spawn") if m in multiprocessing.get_all_start_methods()])
+@pytest.mark.parametrize(
+    ("method", "backend"),
+    [
+        pytest.param("fork", "numba", marks=needs_fork),
+        pytest.param("fork", "native", marks=[needs_fork, needs_native]),
+        ("spawn", "numba"),
+        pytest.param("spawn", "native", marks=[needs_native, pytest.mark.slow]),
+    ],
+)
 def test_in_data_loader_workers(backend, method, two_threads):
     want = torch.stack([work(backend, k) for k in range(6)])
     got = torch.cat(

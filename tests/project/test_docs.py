@@ -2,10 +2,8 @@
 
 import os
 import re
-import subprocess
-import sys
 
-from tests.helpers import ROOT
+from tests.helpers import ROOT, interpreter
 from tests.helpers.layers import TORCH
 
 # torch 2.9's gap, which the page names
@@ -20,13 +18,7 @@ def test_the_page_on_transforms_runs(tmp_path):
     assert len(loading) == 1
     elsewhere = blocks.pop(loading[0])
     for code in (BEFORE + "\n".join(blocks), elsewhere):
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
+        done = interpreter.run(code, cwd=tmp_path, environment={**os.environ, "PYTHONPATH": str(ROOT)})
         assert done.returncode == 0, done.stderr
         assert done.stdout.splitlines() == re.findall(r"^print\(.*\)  # (.*)$", code, re.MULTILINE)
     assert done.stdout == "torch.Size([35, 4, 128])\n"

@@ -3,13 +3,12 @@
 import ast
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from fastlstm import torch_private
+from tests.helpers import interpreter
 
 PACKAGE = Path(torch_private.__file__).parent
 MOST = 25
@@ -201,14 +200,8 @@ if "compile" in sys.argv:
 QUICK = ("_C._are_functorch_transforms_active", "_C._FunctionBase.apply")
 
 
-def check_without(name: str, **environment: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD, name, "compile"],
-        env={**os.environ, **environment},
-        cwd=PACKAGE.parent,
-        capture_output=True,
-        text=True,
-    )
+def check_without(name: str, *compiled: str, **environment: str) -> None:
+    done = interpreter.run(CHILD, name, *compiled, cwd=PACKAGE.parent, environment={**os.environ, **environment})
     assert done.returncode == 0, done.stderr
 
 
@@ -220,6 +213,12 @@ def test_results_where_a_name_is_missing(name):
     check_without(name)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", torch_private.NAMES)
+def test_compiled_results_where_a_name_is_missing(name):
+    check_without(name, "compile")
+
+
 @pytest.mark.parametrize("name", ["", pytest.param("keys", marks=pytest.mark.slow)], ids=["", "nor dispatch keys"])
 def test_results_by_public_names_alone(name):
-    check_without(name, FASTLSTM_PUBLIC_TORCH="1")
+    check_without(name, "compile", FASTLSTM_PUBLIC_TORCH="1")

@@ -16,7 +16,7 @@ from fastlstm import cell
 from fastlstm.backends import dispatch, native
 from fastlstm.backends.base import Layer as Operands
 from fastlstm.layers.functional import lstm
-from tests.helpers import ROOT
+from tests.helpers import ROOT, interpreter
 from tests.helpers.layers import Layer, error, needs_native
 
 SOURCES = ROOT / "csrc"
@@ -219,7 +219,7 @@ def in_a_copy(tmp_path, code, *without):
     for name in without:
         (tmp_path / "fastlstm" / name).unlink(missing_ok=True)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    done = interpreter.run(code, cwd=tmp_path, environment=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

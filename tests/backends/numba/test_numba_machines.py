@@ -30,6 +30,10 @@ CHECK = """
                 assert error(got, want) < bound, name
     print(simd.VECTOR_BYTES, simd.TILE_ROWS)
 """
+NOWHERE = """
+    from numba.core import caching
+    (getattr(caching, "CacheImpl", None) or caching._CacheImpl)._locator_classes = []
+"""
 
 
 @pytest.mark.slow
@@ -40,31 +44,41 @@ def test_a_processor_with_no_more_than_sse2(tmp_path):
 
 
 @pytest.mark.skipif("+avx2" not in machine_features().split(","), reason="the processor has no AVX2")
-def test_a_processor_with_no_more_than_avx2(tmp_path):
+def test_a_processor_with_no_more_than_avx2():
+    """In an installation that cannot hold a cache, since nothing would be found in one."""
     features = "+avx,+avx2,+fma,+sse4.2,+popcnt,+bmi,+bmi2"
-    output = run(CHECK, NUMBA_CPU_NAME="haswell", NUMBA_CPU_FEATURES=features, NUMBA_CACHE_DIR=str(tmp_path))
-    assert output.split() == ["32", "3"]
+    code = textwrap.dedent(NOWHERE) + textwrap.dedent(CHECK)
+    assert run(code, NUMBA_CPU_NAME="haswell", NUMBA_CPU_FEATURES=features).split() == ["32", "3"]
 
 
+@pytest.mark.slow  # the test above does without a cache, too
 def test_an_installation_that_cannot_hold_a_cache():
-    nowhere = """
-        from numba.core import caching
-        (getattr(caching, "CacheImpl", None) or caching._CacheImpl)._locator_classes = []
-    """
     layer = """
         import torch
         from tests.helpers.layers import compare, draws, error
         found = compare(draws(3, 7, 5, 9, masked=True), torch.float32, "numba")
         assert all(error(got, want) < 6e-6 for _, got, want in found)
     """
-    run(textwrap.dedent(nowhere) + textwrap.dedent(layer))
+    run(textwrap.dedent(NOWHERE) + textwrap.dedent(layer))
 
 
-def test_the_cache_follows_the_sources(tmp_path):
+@pytest.fixture
+def copy(tmp_path):
+    """A copy of the package, which interpreters with this directory in their path import."""
+    subprocess.run(["cp", "-r", os.path.dirname(fastlstm.__file__), tmp_path / "fastlstm"], check=True)
+    return tmp_path / "fastlstm"
+
+
+def add_to_output(copy):
+    source = copy / "cell.py"
+    text = source.read_text().replace("return o * tanh(c), c, i, f, g, o", "return o + tanh(c), c, i, f, g, o")
+    assert text != source.read_text()
+    source.write_text(text)
+
+
+@pytest.mark.slow  # the test below looks at what takes less time to compile
+def test_the_cache_follows_the_sources(copy, tmp_path):
     """A kernel cached for other sources is not served: numba's own check looks at one file only."""
-    copy = tmp_path / "fastlstm"
-    package = os.path.dirname(fastlstm.__file__)
-    subprocess.run(["cp", "-r", package, copy], check=True)
     code = """
         import torch
         from fastlstm.layers.functional import lstm
@@ -73,25 +87,31 @@ def test_the_cache_follows_the_sources(tmp_path):
     """
     environment = {"PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
     before = [run(code, tmp_path, **environment) for _ in range(2)]
-    source = copy / "cell.py"
-    source.write_text(
-        source.read_text().replace("return o * tanh(c), c, i, f, g, o", "return o + tanh(c), c, i, f, g, o")
-    )
+    add_to_output(copy)
     after = run(code, tmp_path, **environment)
     assert before[0] == before[1] != after
 
 
 @pytest.mark.skipif("x86" not in os.uname().machine, reason="names an x86-64 processor")
-def test_another_process_finds_what_was_compiled(tmp_path):
-    """Also what only a processor with a matrix unit runs. Kernels are left out: they take a minute."""
+def test_another_process_finds_what_was_compiled(copy, tmp_path):
+    """Also what only a processor with a matrix unit runs, and nothing of other sources. Kernels are left out: they take
+    a minute.
+    """
     code = """
+        import sys
         from fastlstm.backends.numba.host import tasks
-        names = [name for name in tasks._sources if not name.startswith(("forward", "backward"))]
+        names = sys.argv[1:] or [name for name in tasks._sources if not name.startswith(("forward", "backward"))]
         print(all([tasks._compiled(name).cache_hits for name in names]), *names)
     """
     processor = {"NUMBA_CPU_NAME": "sapphirerapids", "NUMBA_CPU_FEATURES": "+avx512f,+amx-tile,+amx-bf16"}
-    (first, *names), (second, *_) = (run(code, **processor, NUMBA_CACHE_DIR=str(tmp_path)).split() for _ in range(2))
+    environment = {**processor, "PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    (first, *names), (second, *_) = (run(code, tmp_path, **environment).split() for _ in range(2))
+    add_to_output(copy)
+    small = "region", "stack"
+    others = run(code, tmp_path, arguments=small, **environment).split()
+    again = run(code, tmp_path, arguments=small, **environment).split()
     assert (first, second) == ("False", "True")
+    assert (others, again) == (["False", *small], ["True", *small])
     assert {"matrix3", "primitives4", "region", "stack"} <= set(names)
 
 

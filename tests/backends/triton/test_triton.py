@@ -78,7 +78,7 @@ def check(layers, name, dtype=None, bounds=None):
         assert error(got, want) < (forward if n < 4 else backward), label
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_a_layer_without_biases(name, I, kernels):
     check(draws(3, 9, I, 20, values=16, bias=False), name)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(
     st.integers(1, 6), st.integers(1, 20), st.integers(1, 40), st.sampled_from([3, 20, 35, 70]), st.booleans(),
     st.booleans(), st.booleans(), st.sampled_from(["triton-ieee", "triton"]),
@@ -161,6 +161,7 @@ def test_nothing_is_saved_without_a_gradient(monkeypatch, kernels):
     assert saved == [0, 2]
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("name", BOUNDS)
@@ -310,6 +311,7 @@ def test_empty_batch_and_empty_sequence(kernels):
         assert all(g is None or g.isfinite().all() for g in grads)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("kind", ["ieee", "tf32", "float16", "bfloat16"])
 def test_the_same_bits_again(kind, masked, kernels):

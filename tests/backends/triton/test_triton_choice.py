@@ -2,8 +2,6 @@
 
 import importlib.util
 import os
-import subprocess
-import sys
 import threading
 
 import pytest
@@ -11,7 +9,7 @@ import torch
 
 from fastlstm.backends import dispatch
 from fastlstm.backends import triton as backend
-from tests.helpers import ROOT
+from tests.helpers import ROOT, interpreter
 from tests.helpers.layers import Layer
 
 if importlib.util.find_spec("triton") is None:
@@ -37,7 +35,7 @@ for cudnn.fp32_precision in ("ieee", "tf32"): now()
 
 def test_every_setting_of_torch_is_followed():
     """In a process of its own: the older name may not be mixed with the newer ones. Torch's default is tf32."""
-    done = subprocess.run([sys.executable, "-c", SETTINGS], capture_output=True, text=True, cwd=ROOT)
+    done = interpreter.run(SETTINGS, cwd=ROOT)
     assert done.stdout.split() == ["tf32", *3 * ["ieee", "tf32"]], done.stderr
 
 
@@ -97,8 +95,7 @@ for outside in ("none", "ieee", "tf32", "inherited tf32"):
 def test_torchs_products_have_the_precision_of_the_recurrent_ones():
     """In a process of its own, whose setting is found again."""
     environment = os.environ | {"TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-c", PRODUCTS]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    done = interpreter.run(PRODUCTS, cwd=ROOT, environment=environment)
     each = ["ieee ieee 5 True", "tf32 tf32 5 True"]  # forward x; backward x, weight_ih, weight_hh in two parts
     assert done.stdout.splitlines() == [*4 * each, "ieee"], done.stderr
 
@@ -162,5 +159,5 @@ def test_without_the_interpreter_cpu_tensors_are_refused():
         "    print(error)\n"
     )
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=ROOT)
+    done = interpreter.run(code, cwd=ROOT, environment=environment)
     assert done.stdout.startswith("the triton backend needs CUDA tensors"), done.stderr

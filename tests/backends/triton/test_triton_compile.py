@@ -21,7 +21,7 @@ from fastlstm.backends.triton import tiles
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is made for Linux on x86-64", allow_module_level=True)
 
-from tests.helpers import ROOT
+from tests.helpers import ROOT, interpreter
 from tests.helpers.triton_resources import DTYPES, Case, cases
 
 BUDGETS = Path(__file__).parent / "budgets"
@@ -79,8 +79,8 @@ def recorded(chip, version):
 def compiled(chip, names=()):
     """In a process of its own: this one may run Triton's interpreter."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "tests.helpers.triton_resources", ".".join(map(str, CHIPS[chip])), *names]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+    arguments = ".".join(map(str, CHIPS[chip])), *names
+    done = interpreter.run_module("tests.helpers.triton_resources", *arguments, environment=environment, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(rows) == len(names or recorded(chip, COUNTED))
