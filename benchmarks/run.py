@@ -128,8 +128,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     for name in options.backend:
         dtype = getattr(torch, options.dtype)
         try:
-            options = {"cell": library.lstm, "projected": False, "masked": False, "cells": False}
-            dispatch.choose(name, torch.device("cpu"), dtype, **options)
+            call = {"cell": library.lstm, "projected": False, "masked": False, "cells": False}
+            dispatch.choose(name, torch.device("cpu"), dtype, **call)
         except RuntimeError as error:
             parser.error(f"argument --backend: {error}")
     options.shapes = [named[name] for name in options.only] or list(GRID)
