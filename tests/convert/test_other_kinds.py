@@ -1,0 +1,165 @@
+"""Models of GRUs, plain RNNs and cells over to fastlstm and back."""
+
+import re
+import warnings
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+import fastlstm
+from fastlstm.convert import replace, replace_lstm, restore, restore_lstm
+from tests.convert.test_convert import Double
+from tests.helpers.tolerances import close
+
+KINDS = [
+    (nn.LSTM, fastlstm.LSTM),
+    (nn.GRU, fastlstm.GRU),
+    (nn.RNN, fastlstm.Elman),
+    (nn.LSTMCell, fastlstm.LSTMCell),
+    (nn.GRUCell, fastlstm.GRUCell),
+    (nn.RNNCell, fastlstm.ElmanCell),
+]
+each_kind = pytest.mark.parametrize(("theirs", "ours"), KINDS, ids=[theirs.__name__ for theirs, _ in KINDS])
+
+
+class Mixture(nn.Module):
+    """All kinds at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.GRU(3, 5, 2, dropout=0.4), nn.RNN(5, 5, 1, "relu"), nn.LSTM(5, 5)])
+        self.cells = nn.ModuleList([nn.GRUCell(5, 5), nn.RNNCell(5, 5, bias=False), nn.LSTMCell(5, 5)])
+        self.double()
+
+    def forward(self, x):
+        for layer in self.layers:
+            x, _ = layer(x)
+        h = x[-1]
+        for cell in self.cells[:2]:
+            h = cell(h)
+        return self.cells[2](h)[0].sum()
+
+
+def test_replace_and_restore_all_kinds():
+    model = Mixture()
+    reference, parameters = deepcopy(model), list(model.parameters())
+    assert replace(model) is model
+    modules = [*model.layers, *model.cells]
+    assert [type(m).__name__ for m in modules] == ["GRU", "Elman", "LSTM", "GRUCell", "ElmanCell", "LSTMCell"]
+    assert {type(m).__module__.partition(".")[0] for m in modules} == {"fastlstm"}
+    assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
+    x, losses = torch.randn(6, 2, 3, dtype=torch.float64), []
+    for each in (model, reference):
+        torch.manual_seed(1)
+        losses.append(each(x))
+        losses[-1].backward()
+    close(*losses, "sums")
+    for a, b in zip(model.parameters(), reference.parameters(), strict=True):
+        close(a.grad, b.grad, "gradients")
+    assert restore(model) is model
+    for a, b in zip([*model.layers, *model.cells], [*reference.layers, *reference.cells], strict=True):
+        assert type(a) is type(b)
+        assert vars(a).keys() == vars(b).keys()
+    close(model.eval()(x), reference.eval()(x), "sums")
+
+
+def test_replace_lstm_leaves_the_others():
+    model = replace_lstm(Mixture())
+    assert [type(m) for m in model.layers] == [nn.GRU, nn.RNN, fastlstm.LSTM]
+    replace(model, backend="reference")
+    assert {m.backend for m in (*model.layers, *model.cells)} == {"reference"}
+    restore_lstm(model)
+    assert [type(m) for m in model.layers] == [fastlstm.GRU, fastlstm.Elman, nn.LSTM]
+
+
+@each_kind
+@pytest.mark.parametrize("keep_type", [False, True])
+def test_a_subclass_of_any_kind(theirs, ours, keep_type):
+    class Own(theirs):
+        def forward(self, *args):
+            return super().forward(*args)
+
+    for make in (theirs, Own):
+        module, x = make(3, 5, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
+        expected, original = module(x), deepcopy(module)
+        replace(module, keep_type=keep_type)
+        assert isinstance(module, ours)
+        assert isinstance(module, theirs) is (keep_type or make is Own)
+        assert repr(module).replace("Elman", "RNN") == repr(original)
+        close(module(x), expected, "sums")
+        close(deepcopy(module)(x), expected, "sums")
+        assert type(restore(module)) is make
+        assert vars(module).keys() == vars(original).keys()
+        close(module(x), expected, "sums")
+
+
+@each_kind
+def test_parametrized_modules_of_any_kind(theirs, ours):
+    name = "weight_hh_l0" if issubclass(theirs, nn.RNNBase) else "weight_hh"
+    module, x = theirs(3, 5, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
+    parametrize.register_parametrization(module, name, Double())
+    expected = module(x)
+    replace(module)
+    assert isinstance(module, ours)
+    close(module(x), expected, "sums")
+    restore(module)
+    assert isinstance(module, theirs)
+    close(module(x), expected, "sums")
+
+
+@pytest.mark.parametrize("name", ["backend", "zoneout", "recurrent_dropout", "_cell"])
+@pytest.mark.parametrize("base", [nn.GRU, nn.LSTM])
+def test_names_that_ours_mean_something_else_by(base, name):
+    class Own(base):
+        pass
+
+    module = Own(3, 5)
+    setattr(module, name, "mine")
+    with pytest.raises(TypeError, match=f"replace cannot replace a Own that has a '{name}' of its own"):
+        replace(module)
+
+
+def test_a_model_of_nothing_recurrent_is_warned_of():
+    found = (
+        "replace found no torch.nn.LSTM, torch.nn.LSTMCell, torch.nn.GRU, torch.nn.RNN, torch.nn.GRUCell or "
+        "torch.nn.RNNCell in the Linear"
+    )
+    with pytest.warns(UserWarning, match=re.escape(found)) as caught:
+        replace(nn.Linear(3, 5))
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        replace(replace(nn.Sequential(nn.GRU(3, 5))))
+
+
+def test_what_has_no_counterpart_in_torch_stays():
+    rnn = fastlstm.RNN(fastlstm.cells.slstm, 3, 5)
+    with pytest.warns(UserWarning, match="an RNN of any cell has no counterpart in torch and stays"):
+        restore(rnn)
+    assert type(rnn) is fastlstm.RNN
+    gru = fastlstm.GRU(3, 5, zoneout=0.1)
+    with pytest.warns(UserWarning, match=r"the GRU forgets recurrent_dropout=0.0 and zoneout=0.1") as caught:
+        restore(gru)
+    assert type(gru) is nn.GRU
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize(("theirs", "ours"), KINDS[1:3])
+@pytest.mark.parametrize("arguments", [{}, {"num_layers": 2, "bidirectional": True, "batch_first": True}])
+def test_from_and_to_torch_of_other_kinds(theirs, ours, arguments):
+    module, x = theirs(3, 5, **arguments).double().eval(), torch.randn(4, 2, 3, dtype=torch.float64)
+    new = ours.from_torch(module)
+    back = new.to_torch()
+    assert (type(new), type(back)) == (ours, theirs)
+    assert vars(back).keys() == vars(module).keys()
+    for other in (new, back):
+        assert all(a is b for a, b in zip(other.parameters(), module.parameters(), strict=True))
+        assert not other.training
+        close(other(x), module(x), "sums")
+    with pytest.raises(
+        TypeError, match=re.escape(f"module must be a torch.nn.modules.rnn.{theirs.__name__}, got LSTM")
+    ):
+        ours.from_torch(nn.LSTM(3, 5))
