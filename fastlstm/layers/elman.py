@@ -35,6 +35,8 @@ class Elman(Recurrent):
         bidirectional: each layer also runs from the last step to the first (D = 2, otherwise 1).
         device, dtype: of the parameters.
         backend: a name of `fastlstm.backends.dispatch.NAMES`. None takes the default that `fastlstm.use_backend` sets.
+        recompute: whether the backward pass computes the gates of a long sequence again, a hundred steps and more at a
+            time, instead of reading them from memory: see `fastlstm.layers.recompute`.
         proj_size: torch's error for it, since only LSTMs have projections.
 
     Parameters of layer k:
@@ -64,6 +66,7 @@ class Elman(Recurrent):
         dtype: Any = None,
         *,
         backend: Backend | None = None,
+        recompute: bool = False,
         proj_size: None = None,
     ) -> None:
         checks.check_no_projection(proj_size)
@@ -73,6 +76,7 @@ class Elman(Recurrent):
             raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
         super().__init__(f"RNN_{nonlinearity.upper()}", input_size, hidden_size, num_layers, *options)
         self._set_backend(backend)
+        self.recompute = recompute
 
     @property
     def _cell(self) -> Cell:  # type: ignore[override]

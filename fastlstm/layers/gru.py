@@ -33,6 +33,8 @@ class GRU(Regularized):
         bidirectional: each layer also runs from the last step to the first (D = 2, otherwise 1).
         device, dtype: of the parameters.
         backend: a name of `fastlstm.backends.dispatch.NAMES`. None takes the default that `fastlstm.use_backend` sets.
+        recompute: whether the backward pass computes the gates of a long sequence again, a hundred steps and more at a
+            time, instead of reading them from memory: see `fastlstm.layers.recompute`.
         proj_size: torch's error for it, since only LSTMs have projections.
         recurrent_dropout: probability of dropout on the hidden state before it is multiplied by ``weight_hh_l*``, with
             one mask for a whole sequence: see `fastlstm.layers.regularized`.
@@ -63,6 +65,7 @@ class GRU(Regularized):
         dtype: Any = None,
         *,
         backend: Backend | None = None,
+        recompute: bool = False,
         proj_size: None = None,
         recurrent_dropout: float = 0.0,
         zoneout: float = 0.0,
@@ -71,6 +74,7 @@ class GRU(Regularized):
         options = bias, batch_first, dropout, bidirectional, 0, device, dtype
         super().__init__("GRU", input_size, hidden_size, num_layers, *options)
         self._set_backend(backend)
+        self.recompute = recompute
         self.recurrent_dropout, self.zoneout = recurrent_dropout, zoneout
 
     @overload

@@ -45,6 +45,8 @@ class LSTM(Regularized):
         proj_size: P > 0 projects the hidden state to P features with ``weight_hr_l*``.
         device, dtype: of the parameters.
         backend: a name of `fastlstm.backends.dispatch.NAMES`. None takes the default that `fastlstm.use_backend` sets.
+        recompute: whether the backward pass computes the gates of a long sequence again, a hundred steps and more at a
+            time, instead of reading them from memory: see `fastlstm.layers.recompute`.
         forget_bias: initial bias of the forget gate in ``bias_ih``; ``bias_hh`` then gets zeros there. With None both
             are drawn like the other biases.
         recurrent_dropout: probability of dropout on the hidden state before it is multiplied by ``weight_hh_l*``, with
@@ -86,6 +88,7 @@ class LSTM(Regularized):
         dtype: Any = None,
         *,
         backend: Backend | None = None,
+        recompute: bool = False,
         forget_bias: float | None = None,
         recurrent_dropout: float = 0.0,
         zoneout: float | tuple[float, float] = 0.0,
@@ -93,6 +96,7 @@ class LSTM(Regularized):
         options = bias, batch_first, dropout, bidirectional, proj_size, device, dtype
         super().__init__("LSTM", input_size, hidden_size, num_layers, *options)
         self._set_backend(backend)
+        self.recompute = recompute
         self.recurrent_dropout, self.zoneout = recurrent_dropout, zoneout
         if forget_bias is not None:
             self.forget_bias = checks.check_forget_bias(forget_bias, bias)

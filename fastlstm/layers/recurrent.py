@@ -17,11 +17,11 @@ from fastlstm.backends.base import Layer
 from fastlstm.layers import calls, checks
 from fastlstm.layers.modules import CellModule, with_class
 from fastlstm.layers.packing import inputs_of, lengths_of, longest_first, pack, pad, reset_of, unpack
+from fastlstm.layers.recompute import Results, recomputed
 from fastlstm.plan import run
 
 Tensors = tuple[Tensor, ...]
 Masks = tuple[Tensor | None, Tensor | None]  # lengths and reset, as a `Layer` has them
-Results = tuple[Tensor, Tensors, Tensors]  # the output, the last states, and the sequences of the states but the first
 
 
 class Recurrent(CellModule, nn.RNNBase):
@@ -29,6 +29,23 @@ class Recurrent(CellModule, nn.RNNBase):
 
     permute_hidden: Any
     _regularizers: tuple[float, Any] | None = None  # see fastlstm.layers.regularized
+    _recompute = False
+
+    @property
+    def recompute(self) -> bool:
+        """Whether the backward pass computes the gates of long sequences again: see `fastlstm.layers.recompute`."""
+        return self._recompute
+
+    @recompute.setter
+    def recompute(self, value: bool) -> None:
+        if not isinstance(value, bool):
+            raise TypeError(f"recompute should be a bool, got: {type(value).__name__}")
+        if value:
+            checks.check_unprojected("recompute", value, self.proj_size)
+            self._recompute = True
+        else:
+            vars(self).pop("_recompute", None)
+        self.flatten_parameters()  # a call that has a plan would go past it
 
     @property
     def _flat_weights(self) -> list[Tensor | None]:
@@ -51,7 +68,8 @@ class Recurrent(CellModule, nn.RNNBase):
         return weights
 
     def extra_repr(self) -> str:
-        return super().extra_repr() + (f", backend={self.backend}" if self.backend is not None else "")
+        backend = f", backend={self.backend}" if self.backend is not None else ""
+        return super().extra_repr() + backend + (", recompute=True" if self.recompute else "")
 
     def _forward(
         self, x: Any, hx: Any, reset: Any, lengths: Any, sequences: bool = False, inputs: tuple[Tensor, ...] = ()
@@ -197,8 +215,16 @@ class Recurrent(CellModule, nn.RNNBase):
 
     def _run_layer(self, k: int, layer: Layer, weight_hr: Tensor | None, sequences: bool) -> Results:
         """Run layer k // D, direction k % D."""
-        alone = self.num_layers == 1 and not (self.bidirectional or self.proj_size or self._regularizers)
-        return run_layer(layer, self._plans_of(0 if alone else k + 1), self.backend, weight_hr, sequences)
+        options = self.bidirectional or self.proj_size or self._regularizers or self._recompute
+        plans = self._plans_of(0 if self.num_layers == 1 and not options else k + 1)
+        return self._run_with(layer, plans, weight_hr, sequences)
+
+    def _run_with(self, layer: Layer, plans: Any, weight_hr: Tensor | None, sequences: bool) -> Results:
+        def run_part(part: Layer) -> Results:
+            result = run(part, plans=plans, backend=self.backend, axis=True, cells=sequences, weight_hr=weight_hr)
+            return result.output, result.last, result.others
+
+        return recomputed(layer, run_part) if self._recompute else run_part(layer)
 
     def _step(self, x_t: Any, state: Any, inputs: tuple[Tensor, ...] = ()) -> tuple[Tensor, Any]:
         """Return what `step` returns, for arguments as a user gave them. `inputs`: (B, H), or (H,), in cell's order."""
@@ -235,7 +261,7 @@ class Recurrent(CellModule, nn.RNNBase):
 
 
 # attributes that torch's modules lack
-OWN = "backend", "forget_bias", "_regularizers", "_plans"
+OWN = "backend", "forget_bias", "_recompute", "_regularizers", "_plans"
 
 
 def warn_of_regularizers(module: Any, stacklevel: int) -> None:
@@ -244,9 +270,3 @@ def warn_of_regularizers(module: Any, stacklevel: int) -> None:
         name = type(module).__name__
         text = f"the {name} forgets recurrent_dropout={module.recurrent_dropout} and zoneout={module.zoneout}"
         warnings.warn(text, stacklevel=stacklevel + 1)
-
-
-def run_layer(layer: Layer, plans: Any, backend: str | None, weight_hr: Tensor | None, sequences: bool) -> Results:
-    """Run one layer whose states are (1, B, H). The sequences are () unless wanted."""
-    result = run(layer, plans=plans, backend=backend, axis=True, cells=sequences, weight_hr=weight_hr)
-    return result.output, result.last, result.others

@@ -31,7 +31,7 @@ from torch.nn import functional as F
 from fastlstm.backends.base import Layer, held_steps
 from fastlstm.cells import library
 from fastlstm.layers import checks
-from fastlstm.layers.recurrent import Recurrent, Results, run_layer
+from fastlstm.layers.recurrent import Recurrent, Results
 
 
 class Regularized(Recurrent):
@@ -92,7 +92,7 @@ class Regularized(Recurrent):
             return super()._run_layer(k, layer, weight_hr, sequences)
         layer, s = self._masked(layer, drops, zoneout[::-1] if keeps else ())
         plans = self._plans_of((k, layer.cell.name))
-        output, last, others = run_layer(layer, plans, self.backend, weight_hr, sequences or s)
+        output, last, others = self._run_with(layer, plans, weight_hr, sequences or s)
         if not s:
             return output, last, others
         output, *others_of_cell = others  # of s, h and perhaps c; s is nobody's matter

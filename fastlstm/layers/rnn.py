@@ -39,6 +39,8 @@ class RNN(Recurrent):
         bidirectional: each layer also runs from the last step to the first (D = 2, otherwise 1).
         device, dtype: of the parameters.
         backend: a name of `fastlstm.backends.dispatch.NAMES`. None takes the default that `fastlstm.use_backend` sets.
+        recompute: whether the backward pass computes the gates of a long sequence again, a hundred steps and more at a
+            time, instead of reading them from memory: see `fastlstm.layers.recompute`.
 
     Parameters of layer k, for a cell with X gates that sum x and Y gates that sum h:
         ``weight_ih_l{k}`` (X*H, I) or (X*H, D*H) for k > 0, ``weight_hh_l{k}`` (Y*H, H), ``bias_ih_l{k}`` (X*H,),
@@ -74,6 +76,7 @@ class RNN(Recurrent):
         device: Any = None,
         dtype: Any = None,
         backend: Backend | None = None,
+        recompute: bool = False,
     ) -> None:
         checks.check_cell_of(cell)
         self.cell = cell
@@ -94,6 +97,7 @@ class RNN(Recurrent):
         self._init_flat_weights()
         self.reset_parameters()
         self._set_backend(backend)
+        self.recompute = recompute
 
     def _shapes(self, inputs: int) -> dict[str, tuple[int, ...]]:
         """The shapes of a layer's parameters by their names, in the order of a `Layer`'s weights."""

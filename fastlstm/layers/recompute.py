@@ -1,0 +1,134 @@
+"""Layers whose backward pass computes the gates again, so that a long sequence takes little memory.
+
+A layer runs in parts of consecutive steps. Kept for the backward pass are its tensors, its output, and the states
+between two parts. The backward pass takes the parts from the last to the first: it runs each forward once more, now
+keeping the gates, and then backward.
+
+Source: Chen et al., Training deep nets with sublinear memory cost, 2016.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from fastlstm.autograd.modes import autocast_of, is_untransformed, wants_gradient
+from fastlstm.backends.base import Layer, count_tensors
+
+STEPS = 128  # of a part at least: in fewer, packing the weights would take a larger share
+
+Results = tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]  # the output, the last states, the other sequences
+Runs = Callable[[Layer], Results]
+
+
+def recomputed(layer: Layer, run: Runs) -> Results:
+    """Return ``run(layer)``, with as little kept for the backward pass as the module's text says.
+
+    A second derivative keeps everything, and so does a transform of torch.func or a compiler.
+
+    Args:
+        layer: x is (T, B, I).
+        run: runs a layer, whose states come back as the layer has them.
+    """
+    steps = max(STEPS, round(layer.x.shape[0] ** 0.5))
+    if layer.x.shape[0] <= steps or not wants_gradient(*layer.tensors) or not is_untransformed(*layer.tensors):
+        return run(layer)
+    output, *results = _Recomputed.apply(run, layer.cell, layer.reverse, steps, *layer.tensors)
+    states = len(layer.states)
+    return output, tuple(results[:states]), tuple(results[states:])
+
+
+def _parts(layer: Layer, steps: int) -> list[slice]:
+    """Return the steps of each part, in the order in which they run."""
+    parts = [slice(start, start + steps) for start in range(0, layer.x.shape[0], steps)]
+    return parts[::-1] if layer.reverse else parts
+
+
+def _part(layer: Layer, steps: slice, states: tuple[Any, ...]) -> Layer:
+    """Return some steps of a layer. A row that ends before them is held in all of them."""
+    lengths = None if layer.lengths is None else (layer.lengths - steps.start).clamp(min=0)
+    reset = None if layer.reset is None else layer.reset[steps]
+    inputs = tuple(a[steps] for a in layer.inputs)
+    return layer._replace(x=layer.x[steps], states=states, inputs=inputs, lengths=lengths, reset=reset)
+
+
+def _flat(results: Results) -> tuple[Tensor, ...]:
+    output, last, others = results
+    return output, *last, *others
+
+
+class _Recomputed(Function):
+    @staticmethod
+    def forward(ctx: Any, run: Runs, cell: Any, reverse: bool, steps: int, *tensors: Any) -> tuple[Tensor, ...]:
+        ctx.run, ctx.cell, ctx.reverse, ctx.steps, ctx.autocast = run, cell, reverse, steps, autocast_of(tensors[0])
+        layer = Layer.of(cell, tensors, reverse)
+        T, states = layer.x.shape[0], layer.states
+        between: list[Any] = []
+        sequences: tuple[Tensor, ...] = ()
+        for part in _parts(layer, steps):
+            between += states
+            output, states, others = run(_part(layer, part, states))
+            if not sequences:
+                sequences = tuple(a.new_empty(T, *a.shape[1:]) for a in (output, *others))
+            for whole, a in zip(sequences, (output, *others)):
+                whole[part] = a
+        ctx.save_for_backward(*tensors, *between)
+        ctx.set_materialize_grads(False)
+        return sequences[0], *(a.clone() if a is b else a for a, b in zip(states, layer.states)), *sequences[1:]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        count = count_tensors(ctx.cell)
+        tensors, between = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        layer, needs = Layer.of(ctx.cell, tensors, ctx.reverse), ctx.needs_input_grad[4:]
+        device = layer.x.device.type
+        with torch.autocast(device, ctx.autocast, enabled=ctx.autocast is not None):
+            if torch.is_grad_enabled():  # a second derivative is wanted, of everything at once
+                found = _gradients(ctx.run, layer, needs, grads, True)
+            else:
+                found = _by_parts(ctx, layer, between, needs, grads)
+        return None, None, None, None, *found
+
+
+def _by_parts(ctx: Any, layer: Layer, between: Any, needs: Any, grads: Any) -> list[Tensor | None]:
+    """Return the gradients of a layer's tensors, from those of its results."""
+    states = len(layer.states)
+    dh, of_states, of_others = grads[0], grads[1 : 1 + states], grads[1 + states :]
+    first_state = len(layer.tensors) - 2 - len(layer.inputs) - states
+    found: list[Any] = [torch.zeros_like(a) if need else None for a, need in zip(layer.tensors, needs)]
+    parts = _parts(layer, ctx.steps)
+    for k in reversed(range(len(parts))):
+        part = _part(layer, parts[k], between[k * states : (k + 1) * states])
+        wanted = list(needs)
+        if k > 0:
+            wanted[first_state : first_state + states] = [True] * states
+        dh_part, *of_sequences = (None if a is None else a[parts[k]] for a in (dh, *of_others))
+        got = _gradients(ctx.run, part, wanted, (dh_part, *of_states, *of_sequences), False)
+        of_states = got[first_state : first_state + states]
+        for n, (a, g) in enumerate(zip(found, got)):
+            if a is None or g is None or first_state <= n < first_state + states:
+                continue
+            if n == 0 or n >= first_state + states:  # x and inputs have a part of the steps each
+                a[parts[k]] = g
+            else:
+                a += g
+    for n in range(first_state, first_state + states):
+        found[n] = of_states[n - first_state] if needs[n] else None
+    return found
+
+
+def _gradients(run: Runs, layer: Layer, needs: Any, grads: Any, create_graph: bool) -> list[Tensor | None]:
+    tensors = list(layer.tensors)
+    if not create_graph:
+        tensors = [a if a is None else a.detach().requires_grad_(bool(need)) for a, need in zip(tensors, needs)]
+    with torch.enable_grad():
+        results = _flat(run(Layer.of(layer.cell, tensors, layer.reverse)))
+    pairs = [(a, g) for a, g in zip(results, grads) if g is not None and a.requires_grad]
+    wanted = [a for a, need in zip(tensors, needs) if need]
+    if not pairs or not wanted:
+        return [None] * len(tensors)
+    outputs, incoming = zip(*pairs)
+    found = iter(torch.autograd.grad(outputs, wanted, incoming, create_graph=create_graph, allow_unused=True))
+    return [next(found) if need else None for need in needs]

@@ -1,0 +1,139 @@
+"""`recompute=True`: the same results and gradients from less memory."""
+
+import copy
+
+import pytest
+import torch
+from torch.func import functional_call, grad
+
+import fastlstm
+from fastlstm.layers import recompute
+from tests.helpers.tolerances import close
+
+LONG = 3 * recompute.STEPS + 7  # three parts and a short one
+
+
+def both(kind, *sizes, **options):
+    """A module that recomputes, and its twin that does not."""
+    module = kind(*sizes, recompute=True, **options).double()
+    twin = copy.deepcopy(module)
+    twin.recompute = False
+    return module, twin
+
+
+def results(module, x, states, **options):
+    """The output, the last states, and the gradients of everything."""
+    x = x.clone().requires_grad_()
+    states = None if states is None else [a.clone().requires_grad_() for a in states]
+    hx = None if states is None else tuple(states) if len(states) > 1 else states[0]
+    output, last, *others = module(x, hx, **options)
+    last = [last] if isinstance(last, torch.Tensor) else list(last)
+    outputs = [output, *last, *others]
+    loss = sum((a * torch.linspace(-1, 1, a.numel(), dtype=a.dtype).view_as(a)).sum() for a in outputs)
+    wanted = [x, *(states or []), *module.parameters()]
+    return [a.detach() for a in outputs], torch.autograd.grad(loss, wanted)
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
+@pytest.mark.parametrize("given", [False, True], ids=["zeros", "states"])
+@pytest.mark.parametrize("kind", [fastlstm.LSTM, fastlstm.GRU, fastlstm.Elman])
+def test_results_and_gradients(kind, given, masked):
+    module, twin = both(kind, 3, 5)
+    x, count = torch.randn(LONG, 4, 3, dtype=torch.double), 2 if kind is fastlstm.LSTM else 1
+    states = [torch.randn(1, 4, 5, dtype=torch.double) for _ in range(count)] if given else None
+    options = {}
+    if masked:  # rows that end in the first part, between two parts, in the last one, and never begin
+        options = {"lengths": [3, 2 * recompute.STEPS, LONG, 0], "reset": torch.rand(LONG, 4) < 0.05}
+    got, want = (results(m, x, states, **options) for m in (module, twin))
+    close(got[0], want[0], "sums")
+    close(got[1], want[1], "sums")
+
+
+def test_layers_and_directions():
+    module, twin = both(fastlstm.LSTM, 3, 5, num_layers=2, bidirectional=True, batch_first=True)
+    x, lengths = torch.randn(3, LONG, 3, dtype=torch.double), torch.tensor([LONG, 5, recompute.STEPS + 1])
+    got, want = (results(m, x, None, lengths=lengths) for m in (module, twin))
+    close(got[0], want[0], "sums")
+    close(got[1], want[1], "sums")
+
+
+def test_all_states_and_inputs():
+    """A cell with an input, whose gradient has a part of the steps each."""
+
+    @fastlstm.cells.cell(gates={"a": "xh"}, states=("h", "c"), params=("w",), inputs=("gap",))
+    def leaky(a, c, w, gap):
+        c = c * fastlstm.cells.exp(-gap * gap) + w * fastlstm.cells.tanh(a)
+        return fastlstm.cells.tanh(c), c
+
+    module = fastlstm.RNN(leaky, 3, 5, recompute=True).double()
+    twin = fastlstm.RNN(leaky, 3, 5).double()
+    twin.load_state_dict(module.state_dict())
+    x, gap = (torch.randn(LONG, 2, size, dtype=torch.double, requires_grad=True) for size in (3, 5))
+    found = []
+    for m in (module, twin):
+        output, last, *states = m(x, inputs={"gap": gap}, return_states=True)
+        loss = output.sum() + sum(a.square().sum() for a in (*last, *states[0]))
+        found.append(torch.autograd.grad(loss, [x, gap, *m.parameters()]))
+    close(*found, "sums")
+
+
+def test_second_derivatives():
+    module, twin = both(fastlstm.LSTM, 2, 3)
+    x = torch.randn(recompute.STEPS + 3, 2, 2, dtype=torch.double, requires_grad=True)
+    found = []
+    for m in (module, twin):
+        first = torch.autograd.grad(m(x)[0].square().sum(), [x, *m.parameters()], create_graph=True)
+        found.append(torch.autograd.grad(sum(a.square().sum() for a in first), [x, *m.parameters()]))
+    close(*found, "derivatives")
+
+
+def test_transforms_and_autocast():
+    module, twin = both(fastlstm.GRU, 2, 3)
+    x = torch.randn(recompute.STEPS + 3, 2, 2, dtype=torch.double)
+
+    def loss(parameters, m):
+        return functional_call(m, parameters, (x,))[0].square().sum()
+
+    got, want = (grad(loss)(dict(m.named_parameters()), m) for m in (module, twin))
+    close(list(got.values()), list(want.values()), "sums")
+    module, twin, x = module.float(), twin.float(), x.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        first, second = (m(x)[0] for m in (module, twin))
+    assert first.dtype == second.dtype
+    first.float().sum().backward()
+    second.float().sum().backward()
+    of_module, of_twin = ([p.grad.bfloat16() for p in m.parameters()] for m in (module, twin))
+    close(of_module, of_twin, "long")
+
+
+def kept_bytes(module, x):
+    """What autograd keeps of a call, beside parameters and the input."""
+    kept = {}
+
+    def pack(a):
+        kept[a.untyped_storage().data_ptr()] = a.untyped_storage().nbytes()
+        return a
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda a: a):
+        output = module(x)[0]
+    given = {a.untyped_storage().data_ptr() for a in (x, *module.parameters())}
+    return sum(size for place, size in kept.items() if place not in given), output.nbytes
+
+
+def test_less_is_kept():
+    module, twin = both(fastlstm.LSTM, 8, 16)
+    x = torch.randn(40 * recompute.STEPS, 2, 8, dtype=torch.double)
+    (kept, output), (all_kept, _) = (kept_bytes(m, x) for m in (module, twin))
+    assert kept < 0.1 * output  # states between parts
+    assert all_kept > 5 * output  # h, c and gates
+
+
+def test_the_option():
+    module = fastlstm.LSTM(3, 5, recompute=True)
+    assert module.recompute
+    assert "recompute=True" in repr(module)
+    assert not module.to_torch().__dict__.get("_recompute")
+    with pytest.raises(TypeError, match="recompute should be a bool, got: int"):
+        fastlstm.GRU(3, 5, recompute=1)
+    with pytest.raises(ValueError, match="recompute needs a module without projection, got recompute=True and"):
+        fastlstm.LSTM(3, 5, proj_size=2, recompute=True)
