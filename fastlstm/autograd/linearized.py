@@ -21,12 +21,21 @@ from fastlstm.backends.base import (
     held_steps,
     hidden_size,
     reset_steps,
+    sum_of,
 )
 from fastlstm.backends.reference import before, step_order
 from fastlstm.backends.sums import Sums, for_rows, vector_gradient
 
 Optional = Tensor | None
 Several = Sequence[Optional]
+
+
+def _combined(slopes: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
+    """Return the sum of the products of slopes and values."""
+    total = slopes[0] * values[0]
+    for slope, a in zip(slopes[1:], values[1:]):
+        total = torch.addcmul(total, slope, a)
+    return total
 
 
 class Along(NamedTuple):
@@ -185,19 +194,20 @@ class Linearized:
         d = [torch.zeros_like(a[0]) if da is None else da for a, da in zip(self.prev, last)]
         first, *others = outputs
         incoming = self._steps(None if first is None else fill(first, self.held), *others)
-        steps, results, S = self._steps(self.reset, self.held, *self.jacobian), [], len(self.cell.layout.sums)
+        S, carried = len(self.cell.layout.sums), len(self.carried)
+        of_sums, of_states = ([a[..., part, :] for a in self.jacobian] for part in (slice(S), slice(S, None)))
+        steps, results = self._steps(self.reset, self.held, *of_sums), []
+        carries = self._steps(*(a.select(-2, k) for k in range(carried) for a in of_states))
         for t in reversed(self.order):
             reset, held, *slopes = steps[t]
             d = [a if out is None else a + out for a, out in zip(d, incoming[t])]
-            total = slopes[0] * d[0].unsqueeze(-2)
-            for slope, a in zip(slopes[1:], d[1:]):
-                total = torch.addcmul(total, slope, a.unsqueeze(-2))
-            dsums = fill(total[..., :S, :].flatten(-2), held)
+            dsums = fill(_combined(slopes, [a.unsqueeze(-2) for a in d]).flatten(-2), held)
             results.append((dsums, *d))
-            new, by_product = [self.zeros[0]] * len(d), self.sums.to_h(dsums)
-            for k, a in zip(self.carried, total[..., S:, :].unbind(-2)):
-                new[k] = a
-            new[0] = new[0] if by_product is None else by_product + new[0]
+            of_prev: list[Optional] = [None] * len(d)
+            for j, k in enumerate(self.carried):
+                of_prev[k] = _combined(carries[t][j * len(d) : (j + 1) * len(d)], d)
+            of_prev[0] = sum_of(self.sums.to_h(dsums), of_prev[0])
+            new = [torch.zeros_like(a) if b is None else b for a, b in zip(d, of_prev)]
             new = new if held is None else [torch.where(held, a, b) for a, b in zip(d, new)]
             d = [fill(a, reset) for a in new]
         dsums, *states = (torch.stack(steps if self.layer.reverse else steps[::-1]) for steps in zip(*results))

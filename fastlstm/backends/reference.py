@@ -66,12 +66,13 @@ def forward(layer: Layer, save: bool, weight_hr: Tensor | None = None) -> Run:
     inputs = {name: fill(a, held).unbind(0) for name, a in zip(cell.inputs, layer.inputs)}
     start = sums.start(fill(x, held)).unbind(0)
     after: list[list[Tensor]] = [[state] * T for state in states]
-    saved = [x] * T
+    saved, names = [x] * T, [f"{name}_prev" for name in cell.states]
     for t in step_order(T, layer.reverse):
-        states = tuple(fill(state, None if reset is None else reset[t]) for state in states)
+        if reset is not None:
+            states = tuple(fill(state, reset[t]) for state in states)
         found = cell.code.forward({
             **sums.split(sums.add_h(start[t], states[0])),
-            **{f"{name}_prev": state for name, state in zip(cell.states, states)},
+            **dict(zip(names, states)),
             **params,
             **{name: a[t] for name, a in inputs.items()},
         })  # fmt: skip

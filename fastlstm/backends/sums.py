@@ -68,6 +68,7 @@ class Sums:
     def __init__(self, cell: Cell, weights: Sequence[Any], H: int) -> None:
         weight_ih, weight_hh, bias_ih, bias_hh, *_ = weights
         self.layout, self.H = cell.layout, H
+        self._names = [f"{gate}_pre" for gate in self.layout.sums]
         of_x, of_h = self.layout.blocks_ih, self.layout.blocks_hh
         self.weight_ih, self.weight_hh = _blocks(weight_ih, of_x, -2), _blocks(weight_hh, of_h, -2)
         self.bias = _added(self.layout, H, _blocks(bias_ih, of_x, -1), _blocks(bias_hh, of_h, -1))
@@ -84,8 +85,7 @@ class Sums:
 
     def split(self, sums: Tensor) -> dict[str, Tensor]:
         """(..., H) for each gate, by what it is called in derived functions."""
-        parts = sums.split(self.H, -1)
-        return {f"{gate}_pre": part for gate, part in zip(self.layout.sums, parts)}
+        return dict(zip(self._names, sums.split(self.H, -1)))
 
     def multiply(self, x: Optional, rows: Sequence[int], like: Tensor) -> Tensor:
         """The product of x as part of the pre-activations (*rows, S H). `like` has their type and device."""
