@@ -5,12 +5,12 @@ a plan. A plan belongs to a *signature*: the shapes, types and settings of a cal
 first call of a signature checks everything and keeps a plan, and later calls only run the plan.
 
 * Plain without gradients: the plan is the backend's own.
-* Plain with gradients: the plan runs within `LSTMFunction`.
-* Transformed, by torch.func or in forward mode: `LSTMFunction` without a plan. Backends that have no plans, and calls
+* Plain with gradients: the plan runs within `LayerFunction`.
+* Transformed, by torch.func or in forward mode: `LayerFunction` without a plan. Backends that have no plans, and calls
   for all cell states, take this way too.
 * Traced, by a compiler, an exporter or `torch.jit.trace`: the call becomes operators of `torch.library`.
 
-Layers without a kernel of ours, such as those with a projection, run torch's own LSTM or plain PyTorch.
+Layers without a kernel of ours, such as those with a projection, run torch's own LSTM, or plain PyTorch.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from fastlstm.autograd.functions import apply_plain, differentiable, narrowed
+from fastlstm.autograd.elementary import narrowed
+from fastlstm.autograd.functions import apply_plain, differentiable
 from fastlstm.autograd.modes import (
     autocast_of,
     is_plain,
@@ -32,11 +33,12 @@ from fastlstm.autograd.modes import (
     under_vmap,
     wants_gradient,
 )
-from fastlstm.autograd.rules import layer_op
+from fastlstm.autograd.rules import define
 from fastlstm.backends import aten, dispatch, reference
-from fastlstm.backends.base import Layer, Plan, Run, check_layer, given_states, sum_of_biases
+from fastlstm.backends.base import Layer, Plan, Run, given_states
+from fastlstm.backends.checks import check_layer
 from fastlstm.backends.cpu import threads_now
-from fastlstm.cells.library import lstm
+from fastlstm.cells.spec import by_key
 from fastlstm.torch_private import (
     allow_in_graph,
     dual_level,
@@ -54,14 +56,14 @@ Runs = Callable[[Layer], Run]
 
 
 class Result(NamedTuple):
-    """``output`` (T, B, H), ``h_n`` and ``c_n``, and the cell states (T, B, H) if they were asked for.
+    """``output`` (T, B, H), the last states, and the other states (T, B, H) of all steps if they were asked for.
 
-    The output is None if x was (B, I), a single step: it would equal ``h_n``.
+    The output is None if x was (B, I), a single step: it would equal the first of the last states.
     """
 
     output: Any
     last: tuple[Any, ...]
-    cells: Any = None
+    others: tuple[Any, ...] = ()
 
 
 class Plans:
@@ -85,18 +87,21 @@ class Plans:
 
         `axis`: whether the states are (1, B, H), as those of modules are, or (B, H).
         """
-        x, weights, (h_0, c_0), lengths, reset, reverse, *_ = layer
-        if not is_untransformed(x, h_0, c_0, lengths, reset):
+        x, weights, states, lengths, reset, reverse, cell, inputs = layer
+        if not is_untransformed(x, *states, lengths, reset, *inputs):
             return None, None
         if not all([a is None or type(a) is Parameter for a in weights]) and not is_plain(*weights):  # noqa: C419
             return None, None
-        learns, states = False, None
+        learns, first = False, None
         if torch.is_grad_enabled():
-            learns = any(a is not None and a.requires_grad for a in (*weights, x, h_0, c_0))
-        if h_0 is not None and c_0 is not None:
-            states = h_0.shape, h_0.stride(), h_0.dtype, h_0.device, c_0.shape, c_0.stride(), c_0.dtype, c_0.device
+            learns = any(a is not None and a.requires_grad for a in (*weights, x, *states, *inputs))
+        if states[0] is not None:
+            if None in states:
+                return None, None
+            first = (*[(a.shape, a.stride(), a.dtype, a.device) for a in states],)
         signature = (
-            x.shape, x.stride(), x.dtype, x.device, states, reverse, axis, learns,
+            cell, x.shape, x.stride(), x.dtype, x.device, first, reverse, axis, learns,
+            *[(a.shape, a.stride(), a.dtype, a.device) for a in inputs],
             None if lengths is None else lengths.stride(), None if reset is None else reset.stride(),
             autocast_of(x), dispatch.named(backend), rnn_precision(), threads_now(),
             *[None if a is None else (type(a), a.shape, a.stride(), a.dtype, a.device, a.is_neg()) for a in weights],
@@ -111,6 +116,7 @@ class Plans:
             ValueError: for tensors that make no layer.
             RuntimeError: if a backend that was asked for by name cannot run them.
         """
+        define(layer.cell)  # a backward pass may need its operators
         plan = self._plan(layer, backend, axis)
         while len(self.made) >= MOST:
             with suppress(StopIteration, RuntimeError):  # another thread may be here as well
@@ -127,7 +133,7 @@ class Plans:
         check_layer(_with_steps(cast_layer, axis))
         x = cast_layer.x
         masked = layer.lengths is not None or layer.reset is not None
-        name = dispatch.choose(backend, x.device, x.dtype, projected=False, masked=masked, cells=False)
+        name = dispatch.choose(backend, x.device, x.dtype, cell=layer.cell, projected=False, masked=masked, cells=False)
         traits = dispatch.traits(name)
         if not traits.plans or not is_plain(*layer.weights) or 0 in x.shape:
             return None
@@ -150,14 +156,13 @@ def _with_steps(layer: Layer, axis: bool) -> Layer:
 
 
 def _differentiable(plan: Plan, layer: Layer) -> Run:
-    x, weights, states, lengths, reset, reverse, *_ = layer
-    h, h_n, c_n, *kept = apply_plain(x, *weights, *states, lengths, reset, reverse, plan)
-    return Run(h, (h_n, c_n), kept)
+    h, *others = apply_plain(*layer.tensors, layer.reverse, layer.cell, plan)
+    states = len(layer.states)
+    return Run(h, tuple(others[:states]), tuple(others[states:]))
 
 
 def _cast(plan: Plan, dtype: torch.dtype, layer: Layer) -> Run:
-    states = tuple(None if a is None else a.to(dtype) for a in layer.states)
-    return plan.forward(layer._replace(x=layer.x.to(dtype), states=states))
+    return plan.forward(layer.to(dtype)._replace(weights=layer.weights))  # weights are cast when they are packed
 
 
 def run(
@@ -176,7 +181,7 @@ def run(
         plans: the plans of the layer, or None to go without.
         backend: a name of `fastlstm.backends.dispatch.NAMES`. None takes the default that `use_backend` sets.
         axis: whether the states are (1, B, H), in the layer and in the result.
-        cells: whether all cell states are wanted.
+        cells: whether the states but the first are wanted of all steps.
         weight_hr: (P, H), which projects the hidden state.
 
     Raises:
@@ -198,9 +203,10 @@ def run(
             dispatch.check_name(backend)
         if autocast_of(layer.x) is None:  # checked before entering the graph node, so users see our error
             check_layer(layer_3d, weight_hr)
-        options = layer.reverse, weight_hr, cells, dispatch.named(backend)
-        output, h_n, c_n, *others = _in_graph(dual_level_in_graph(), *layer_3d.tensors, *options)
-        result = Result(output, (h_n, c_n), others[0] if others else None)
+        options = layer.reverse, layer.cell.key, weight_hr, cells, dispatch.named(backend)
+        output, *others = _in_graph(dual_level_in_graph(), *layer_3d.tensors, *options)
+        states = len(layer.states)
+        result = Result(output, tuple(others[:states]), tuple(others[states:]))
     if axis:  # stack, since unsqueeze gives views, which cannot be detached in place
         return result._replace(last=tuple(torch.stack([a]) for a in result.last))
     return result if layer.x.dim() == 3 else result._replace(output=None)
@@ -209,28 +215,31 @@ def run(
 @allow_in_graph  # opaque to dynamo: traced, it would install about a hundred guards, checked at each call
 def _in_graph(dual: bool, *arguments: Any) -> tuple[Tensor, ...]:
     """Run `_general` as one node of a graph. `dual`: whether a level of dual numbers is active."""
-    *tensors, reverse, weight_hr, cells, backend = arguments
+    *tensors, reverse, key, weight_hr, cells, backend = arguments
     with opened_by_graph(dual):
-        output, last, all_cells = _general(Layer.of(lstm, tensors, reverse), None, backend, cells, weight_hr)
-    return (output, *last, all_cells) if cells else (output, *last)
+        found = _general(Layer.of(by_key(key), tensors, reverse), None, backend, cells, weight_hr)
+    return found.output, *found.last, *found.others
 
 
 def _general(layer: Layer, plans: Plans | None, backend: str | None, cells: bool, weight_hr: Optional) -> Result:
     """Run a call that follows no plan. x is (T, B, I), and states are (B, H)."""
-    x, reverse = layer.x, layer.reverse
+    x = layer.x
     if (to := autocast_of(x)) is not None:
         to = torch.float64 if x.dtype == torch.float64 else to  # autocast leaves float64 alone
         weight_hr = None if weight_hr is None else weight_hr.to(to)
         with no_autocast(x):  # plain PyTorch operations would be cast again
             return run(layer.to(to), plans=plans, backend=backend, cells=cells, weight_hr=weight_hr)
     check_layer(layer, weight_hr)
+    define(layer.cell)
     if x.shape[0] == 0:
-        h_0, c_0 = given_states(layer)
-        return Result(h_0.unsqueeze(0)[:0].clone(), (h_0.clone(), c_0.clone()), c_0.unsqueeze(0)[:0].clone())
+        states = given_states(layer)
+        output, *others = (a.unsqueeze(0)[:0].clone() for a in states)
+        return Result(output, tuple(a.clone() for a in states), tuple(others) if cells else ())
     name = dispatch.choose(
         backend,
         x.device,
         x.dtype,
+        cell=layer.cell,
         projected=weight_hr is not None,
         masked=layer.lengths is not None or layer.reset is not None,
         cells=cells,
@@ -242,28 +251,27 @@ def _general(layer: Layer, plans: Plans | None, backend: str | None, cells: bool
     if x.itemsize == 2 and not dispatch.traits(name).takes_sixteen_bits:  # computed in float32, stored in 16 bits
         wide_hr = None if weight_hr is None else weight_hr.float()
         wide = run(layer.to(torch.float32), plans=plans, backend=name, cells=cells, weight_hr=wide_hr)
-        h, h_n, c_n, c = narrowed((wide.output, *wide.last, wide.cells), x.dtype, (*layer.tensors, weight_hr))
-        return Result(h, (h_n, c_n), c)
+        results, count = (wide.output, *wide.last, *wide.others), len(layer.states)
+        h, *others = narrowed(results, x.dtype, (*layer.tensors, weight_hr))
+        return Result(h, tuple(others[:count]), tuple(others[count:]))
     if weight_hr is not None or nests_forward_mode():
-        h, last, (c, _) = reference.forward(layer, True, weight_hr)
+        found = reference.forward(layer, True, weight_hr)
+        found = found._replace(kept=found.kept[:-1])
+    elif torch.jit.is_tracing():
+        h, *others = define(layer.cell)(*layer.tensors, layer.reverse, cells, name)
+        found = Run(h, tuple(others[: len(layer.states)]), tuple(others[len(layer.states) :]))
     else:
-        if torch.jit.is_tracing():
-            h, *states, c = layer_op(*layer.tensors, reverse, cells, name)
-        else:
-            h, *states, c = differentiable(layer, cells, name)
-        last = tuple(states)
-    return Result(h, last, c if cells else None)
+        found = differentiable(layer, cells, name)
+    return Result(found.h, found.last, found.kept if cells else ())
 
 
-def _by_torch(layer: Layer, weight_hr: Optional) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """Return the output and the last states of torch's own LSTM."""
+def _by_torch(layer: Layer, weight_hr: Optional) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Return the output and the last states of torch's own layer."""
     weight_ih, weight_hh, bias_ih, bias_hh = layer.weights
-    if bias_ih is None or bias_hh is None:  # torch's LSTM takes both biases or none
-        bias_ih = sum_of_biases(layer)
-        bias_hh = None if bias_ih is None else torch.zeros_like(bias_ih)
+    if (bias_ih is None) is not (bias_hh is None):  # torch's layers take both biases or none
+        given = bias_ih if bias_hh is None else bias_hh
+        bias_ih, bias_hh = (torch.zeros_like(given) if a is None else a for a in (bias_ih, bias_hh))
     present = [a for a in (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr) if a is not None]
     # torch.jit.trace runs with gradients and without, and both runs have to record the same
     learns = torch.is_grad_enabled() or torch.jit.is_tracing()
-    h_0, c_0 = given_states(layer)
-    h, h_n, c_n = aten.forward(layer.x, present, h_0, c_0, layer.reverse, bias_ih is not None, learns)
-    return h, (h_n, c_n)
+    return aten.forward(layer.cell, layer.x, present, given_states(layer), layer.reverse, bias_ih is not None, learns)

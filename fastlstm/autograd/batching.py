@@ -6,6 +6,8 @@ from typing import Any
 from torch import Tensor
 
 from fastlstm.autograd.modes import wants_autograd
+from fastlstm.backends.base import Gradients, Layer, count_tensors, groups_of, ranks
+from fastlstm.cells.spec import Cell
 from fastlstm.torch_private import transformed
 
 Optional = Tensor | None
@@ -44,48 +46,68 @@ def _fold_x(x: Any, dim: int | None, size: int, groups: int) -> Any:
     return _fold(x, dim, size, 1)
 
 
-def _fold_operands(size: int, dims: tuple[Any, ...], operands: tuple[Any, ...], stacks: bool) -> tuple[Any, ...]:
-    """Return a layer's tensors with vmap's axis merged into the batch rows, and into the weights if `stacks`."""
-    x, weights, others = operands[0], operands[1:5], operands[5:]
+def _fold_layer(size: int, dims: Layer, layer: Layer, stacks: bool) -> Layer:
+    """Return a layer with vmap's axis merged into the batch rows, and into the weights if `stacks`."""
+    weights = layer.weights
     if stacks:
-        weights = tuple(_stack(a, d, size, rank) for a, d, rank in zip(weights, dims[1:5], (2, 2, 1, 1)))
-    groups = weights[0].shape[0] if weights[0].dim() == 3 else 1
-    # h_0, c_0, lengths and reset
-    others = tuple(_fold(a, d, size, axis) for a, d, axis in zip(others, dims[5:], (0, 0, 0, 1)))
-    return _fold_x(x, dims[0], size, groups), *weights, *others
+        weights = tuple(_stack(a, d, size, rank) for a, d, rank in zip(weights, dims.weights, ranks(layer.cell)))
+    states, inputs = (
+        tuple(_fold(a, d, size, axis) for a, d in zip(of, of_dims))
+        for axis, of, of_dims in ((0, layer.states, dims.states), (1, layer.inputs, dims.inputs))
+    )
+    lengths, reset = _fold(layer.lengths, dims.lengths, size, 0), _fold(layer.reset, dims.reset, size, 1)
+    x = _fold_x(layer.x, dims.x, size, groups_of(layer._replace(weights=weights)))
+    return Layer(x, weights, states, lengths, reset, layer.reverse, layer.cell, inputs)
 
 
 def forward_rule(
-    call: Callable[..., Any], last: Callable[..., Any], size: int, in_dims: tuple[Any, ...], *args: Any
+    cell: Cell, call: Callable[..., Any], last: Callable[..., Any], size: int, in_dims: tuple[Any, ...], *args: Any
 ) -> tuple[Any, Any]:
     """Return the outputs of a layer, and the axis of each along which vmap's samples lie. `call` runs the layer; `last`
     is the plain operator that runs it when no outer level or derivative is left.
     """
-    given = args[:9]
-    stacks = any(d is not None for d in in_dims[1:5]) or given[1].dim() == 3
-    operands = _fold_operands(size, in_dims[:9], given, stacks)
-    outputs = (call if _goes_on(*given) else last)(*operands, *args[9:])
-    of_gates = 0 if operands[1].dim() == 3 and outputs[4].dim() == 5 else outputs[4].dim() - 2
-    axes = [None if a.dim() == 1 else axis for a, axis in zip(outputs, (1, 0, 0, 1, of_gates))]
-    return tuple(a if axis is None else a.unflatten(axis, (size, -1)) for a, axis in zip(outputs, axes)), tuple(axes)
+    count, states = count_tensors(cell), len(cell.states)
+    given, dims = Layer.of(cell, args[:count], False), Layer.of(cell, in_dims[:count], False)
+    stacks = any(d is not None for d in dims.weights) or groups_of(given) > 0
+    layer = _fold_layer(size, dims, given, stacks)
+    outputs = (call if _goes_on(*args[:count]) else last)(*layer.tensors, *args[count:])
+    gates = outputs[-1]
+    of_gates = 0 if groups_of(layer) and gates.dim() == 5 else gates.dim() - 2
+    axes = 1, *[0] * states, *[1] * (states - 1), of_gates
+    axes = tuple(None if a.dim() == 1 else axis for a, axis in zip(outputs, axes))  # what is not kept has one axis
+    return tuple(a if axis is None else a.unflatten(axis, (size, -1)) for a, axis in zip(outputs, axes)), axes
 
 
 def backward_rule(
-    call: Callable[..., Any], last: Callable[..., Any], size: int, in_dims: tuple[Any, ...], *args: Any
+    cell: Cell, call: Callable[..., Any], last: Callable[..., Any], size: int, in_dims: tuple[Any, ...], *args: Any
 ) -> tuple[Any, Any]:
-    """Do what `forward_rule` does, for the arguments of `LSTMBackward`."""
-    incoming = [_fold(a, d, size, axis) for a, d, axis in zip(args, in_dims, (1, 0, 0, 1))]
+    """Do what `forward_rule` does, for the arguments of `LayerBackward`."""
+    states = len(cell.states)
+    first = 2 * states
+    end = first + count_tensors(cell)
+    of_states = 1, *[0] * states, *[1] * (states - 1)
+    incoming = [_fold(a, d, size, axis) for a, d, axis in zip(args, in_dims, of_states)]
     # each sample gets weight gradients of its own, so it is a group, even where all samples share the weights
-    operands = _fold_operands(size, in_dims[4:13], args[4:13], True)
-    of_gates = args[15].dim() - (in_dims[15] is not None)
-    axes = 1, 1, 0 if of_gates == 5 else of_gates - 2
-    kept = [_fold(a, d, size, axis) for a, d, axis in zip(args[13:16], in_dims[13:16], axes)]
-    call = call if _goes_on(*args[:16]) else last
-    dx, *of_weights, dh_0, dc_0 = call(*incoming, *operands, *kept, *args[16:])
-    for k, rank in enumerate((2, 2, 1, 1)):
-        a, d = args[5 + k], in_dims[5 + k]
-        if of_weights[k] is not None and a.dim() - (d is not None) > rank:  # the weights had groups already
-            of_weights[k] = of_weights[k].unflatten(0, (size, -1))
-    dx, dh_0, dc_0 = (a if a is None else a.unflatten(axis, (size, -1)) for a, axis in zip((dx, dh_0, dc_0), (1, 0, 0)))
-    out = (dx, *of_weights, dh_0, dc_0)
-    return out, tuple(None if a is None else axis for a, axis in zip(out, (1, 0, 0, 0, 0, 0, 0)))
+    given, dims = Layer.of(cell, args[first:end], False), Layer.of(cell, in_dims[first:end], False)
+    layer, place = _fold_layer(size, dims, given, True), end + states
+    of_gates = args[place].dim() - (in_dims[place] is not None)
+    axes = *[1] * states, 0 if of_gates == 5 else of_gates - 2
+    kept = [_fold(a, d, size, axis) for a, d, axis in zip(args[end:], in_dims[end:], axes)]
+    call = call if _goes_on(*args[: place + 1]) else last
+    found = Gradients.of(cell, call(*incoming, *layer.tensors, *kept, *args[place + 1 :]))
+
+    def of_rows(a: Optional, axis: int) -> Optional:
+        return a if a is None else a.unflatten(axis, (size, -1))
+
+    weights = tuple(
+        of_rows(g, 0) if g is not None and a.dim() - (d is not None) > rank else g  # the weights had groups already
+        for g, a, d, rank in zip(found.weights, given.weights, dims.weights, ranks(cell))
+    )
+    out = Gradients(
+        of_rows(found.x, 1),
+        weights,
+        tuple(of_rows(a, 0) for a in found.states),
+        tuple(of_rows(a, 1) for a in found.inputs),
+    )
+    axes = Gradients(1, (0,) * len(weights), (0,) * states, (1,) * len(cell.inputs)).flat
+    return out.flat, tuple(None if a is None else axis for a, axis in zip(out.flat, axes))

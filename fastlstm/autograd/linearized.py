@@ -1,186 +1,250 @@
-"""A layer linearized around a finished run: its tangents, its gradients, and how the gradients change.
+"""A layer linearized around a run that has been made: tangents forward, gradients backward, and how those change.
 
-This is plain PyTorch, and itself differentiable. Everything that follows from the run's ``h`` and ``c`` is computed for
-all steps at once. Two loops over time remain, with one product and a few elementwise operations a step. Weights may be
-stacks, as in `reference`.
+Plain PyTorch, differentiable itself. What the run knows is computed for all steps at once, as the slopes of each new
+state by all that a step starts from. The two loops over time are left with one product and a few elementwise operations
+a step. Weights may be stacks, as in `reference`.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastlstm.backends.base import (
+    WEIGHTS,
     Gradients,
     Layer,
+    fill,
     flat_input,
     given_states,
     held_steps,
+    hidden_size,
     reset_steps,
-    sum_of_biases,
-    wants_bias,
 )
-from fastlstm.backends.reference import add_bias, before, bias_gradient, linear, step_order, weight_gradient
-from fastlstm.cell import cell_curvature, cell_slopes
+from fastlstm.backends.reference import before, step_order
+from fastlstm.backends.sums import Sums, for_rows, vector_gradient
 
 Optional = Tensor | None
+Several = Sequence[Optional]
 
 
-def _sum(*terms: Optional) -> Optional:
-    present = [term for term in terms if term is not None]
-    return sum(present[1:], present[0]) if present else None
+class Along(NamedTuple):
+    """Tangents of a layer's operands, each None for zeros: of x, weights, initial states and inputs as `Layer` has
+    them.
+    """
+
+    x: Optional
+    weights: tuple[Any, ...]
+    states: tuple[Any, ...]
+    inputs: tuple[Any, ...] = ()
 
 
-def _fill(a: Tensor, where: Optional) -> Tensor:
-    return a if where is None else a.masked_fill(where, 0)
+class Changes(NamedTuple):
+    """How a step's gradients change, (T, B, ...) of all steps: of the pre-activations in the order of the sums, and by
+    way of the elementwise arithmetic of the states before, params and inputs.
+    """
 
-
-class WeightTangents(NamedTuple):
-    """Tangents of a layer's parameters. None stands for zero."""
-
-    ih: Optional
-    hh: Optional
-    bias: Optional
+    sums: Tensor
+    prev: tuple[Tensor, ...]
+    params: tuple[Tensor, ...]
+    inputs: tuple[Tensor, ...]
 
 
 class Linearized:
-    """The derivatives of one layer in one direction, around the ``h`` and ``c`` (T, B, H) that a run left."""
+    """The derivatives of one layer in one direction, around the states (T, B, H) that a run left: its outputs, then the
+    other states.
+    """
 
-    def __init__(self, layer: Layer, h: Tensor, c: Tensor) -> None:
-        self.layer, (self.weight_ih, self.weight_hh, *_) = layer, layer.weights
-        self.bias, self.h_0, self.c_0 = sum_of_biases(layer), *given_states(layer)
-        self.order = step_order(h.shape[0], layer.reverse)
+    def __init__(self, layer: Layer, states: Sequence[Tensor]) -> None:
+        cell = layer.cell
+        self.cell, self.layer, self.H = cell, layer, hidden_size(layer)
         self.held = held_steps(layer)
         self.reset = reset_steps(layer, self.held)
-        self.x = _fill(flat_input(layer.x), self.held)  # padding may be NaN
-        self.h_prev, self.c_prev = self.h_before(h, self.h_0), self.c_before(c, self.c_0)
-        preact = add_bias(linear(self.x, self.weight_ih) + linear(self.h_prev, self.weight_hh), self.bias)
-        i, f, g, o = preact.chunk(4, -1)
-        self.gates = i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
-        slopes, c_to_h = cell_slopes(i, f, g, o, self.c_prev)
-        self.slopes, self.c_to_h = _fill(torch.cat(slopes, -1), self.held), _fill(c_to_h, self.held)
-        self.carried = _fill(f, self.reset)  # factor of c_prev in c: f; 0 after a reset; 1 at held steps
-        if self.held is not None:
-            self.carried = self.carried.masked_fill(self.held, 1)
+        self.x, self.first = fill(flat_input(layer.x), self.held), given_states(layer)  # a padding may be NaN
+        self.T, self.B = self.x.shape[:2]
+        self.order = step_order(self.T, layer.reverse)
+        self.sums = Sums(cell, layer.weights, self.H)
+        self.prev = self.before(states, self.first)
+        preact = self.sums.add_h(self.sums.start(self.x), self.prev[0])
+        self.given = {
+            **self.sums.split(preact),
+            **dict(zip([f"{name}_prev" for name in cell.states], self.prev)),
+            **{
+                name: for_rows(a, self.B).expand(self.T, -1, -1)
+                for name, a in zip(cell.params, layer.weights[WEIGHTS:])
+            },
+            **{name: fill(a, self.held) for name, a in zip(cell.inputs, layer.inputs)},
+        }
+        self.zeros = torch.zeros_like(self.prev[0])
+        self.carried = [cell.states.index(name) for name in cell.layout.carried]
+        self.slopes = {
+            name: slope if isinstance(slope, Tensor) else self.zeros + slope
+            for name, slope in cell.code.jacobian(self.given).items()
+        }
+        moving = [f"{gate}_pre" for gate in cell.layout.sums] + [f"{name}_prev" for name in cell.layout.carried]
+        self.jacobian = [  # of each new state, (T, B, S + N, H) for S sums and N carried states
+            torch.stack([self.slopes.get(f"{state}_by_{name}", self.zeros) for name in moving], -2)
+            for state in cell.states
+        ]
 
-    def h_before(self, h: Tensor, h_0: Optional) -> Tensor:
-        """Return the h that each step starts from, for outputs `h` (T, B, H) and `h_0` or zeros: 0 at held steps."""
-        h_0 = torch.zeros_like(h[0]) if h_0 is None else h_0
-        return _fill(before(h, h_0, self.layer, self.held, self.reset), self.held)
+    def before(self, states: Sequence[Tensor], first: Several) -> tuple[Tensor, ...]:
+        """What each step saw of states (T, B, H) that start from `first`, each of which may be None for zeros. The
+        outputs come first, which are zero at held steps, where the others repeat the state before. A held step saw
+        zeros.
+        """
+        results = []
+        for k, (a, a_0) in enumerate(zip(states, first)):
+            a_0 = torch.zeros_like(a[0]) if a_0 is None else a_0
+            results.append(fill(before(a, a_0, self.layer, None if k else self.held, self.reset), self.held))
+        return tuple(results)
 
-    def c_before(self, c: Tensor, c_0: Optional) -> Tensor:
-        """Return the c that each step starts from. Unlike `h`, `c` repeats the state before it at held steps."""
-        c_0 = torch.zeros_like(c[0]) if c_0 is None else c_0
-        return _fill(before(c, c_0, self.layer, None, self.reset), self.held)
-
-    def h_after(self, seen: Tensor) -> tuple[Tensor, Tensor]:
-        """Apply the transpose of `h_before`. Return the parts of the outputs (T, B, H) and of h_0."""
-        h, h_0 = self.c_after(seen)
-        if self.held is None:
-            return h, h_0
-        return _fill(h, self.held), h_0 + _fill(h, ~self.held).sum(0)
-
-    def c_after(self, seen: Tensor) -> tuple[Tensor, Tensor]:
-        """Apply the transpose of `c_before`. Return the parts of the cell states (T, B, H) and of c_0."""
-        seen = _fill(_fill(seen, self.reset), self.held)
-        none = torch.zeros_like(seen[:1])
-        if self.layer.reverse:
-            return torch.cat([none, seen[:-1]]), seen[-1]
-        return torch.cat([seen[1:], none]), seen[0]
+    def after(self, seen: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """The transpose of `before`: what belongs to the states (T, B, H), and to those that they start from."""
+        states, first = [], []
+        for k, a in enumerate(seen):
+            a = fill(fill(a, self.reset), self.held)
+            none = torch.zeros_like(a[:1])
+            a, a_0 = (torch.cat([none, a[:-1]]), a[-1]) if self.layer.reverse else (torch.cat([a[1:], none]), a[0])
+            if k == 0 and self.held is not None:
+                a, a_0 = fill(a, self.held), a_0 + fill(a, ~self.held).sum(0)
+            states.append(a)
+            first.append(a_0)
+        return tuple(states), tuple(first)
 
     def outputs(self, h: Tensor) -> Tensor:
-        """Return hidden states (T, B, H) as the layer outputs them: zero at held steps."""
-        return _fill(h, self.held)
+        """Of states (T, B, H) what the layer's outputs have: zeros at held steps."""
+        return fill(h, self.held)
 
     def _steps(self, *tensors: Optional) -> list[tuple[Any, ...]]:
-        """Return the tensors of each time step. unbind's derivative is one stack, but indexing's is T zero tensors."""
-        T = self.x.shape[0]
-        return list(zip(*([None] * T if a is None else a.unbind(0) for a in tensors)))
+        """The tensors of each time step; unbind's derivative is one stack, where indexing's is T zero tensors."""
+        return list(zip(*([None] * self.T if a is None else a.unbind(0) for a in tensors)))
 
-    def preact_tangent(self, x: Optional, weights: WeightTangents, h_prev: Optional) -> Tensor:
-        """Return the tangent of the pre-activations (T,B,4H), from tangents of x, the weights and h_prev (T,B,H)."""
-        total = _sum(
-            None if x is None else linear(_fill(x, self.held), self.weight_ih),
-            None if weights.ih is None else linear(self.x, weights.ih),
-            None if weights.hh is None else linear(self.h_prev, weights.hh),
-            None if h_prev is None else linear(h_prev, self.weight_hh),
+    def _tangents(self, along: Along) -> dict[str, Tensor]:
+        """Tangents (T, B, H) of params and inputs, by what derived functions call them."""
+        params = {
+            f"{name}_t": self.zeros if a is None else for_rows(a, self.B).expand(self.T, -1, -1)
+            for name, a in zip(self.cell.params, along.weights[WEIGHTS:])
+        }
+        inputs = {
+            f"{name}_t": self.zeros if a is None else fill(a, self.held)
+            for name, a in zip(self.cell.inputs, along.inputs)
+        }
+        return params | inputs
+
+    def preact_tangent(self, along: Along, h_prev: Optional) -> Tensor:
+        """How the pre-activations (T, B, S H) change along tangents of x, the weights and what each step saw of h."""
+        moved = Sums(self.cell, along.weights, self.H)
+        total = moved.start(self.x)
+        if along.x is not None:
+            x = fill(flat_input(along.x), self.held)
+            total = total + self.sums.multiply(x, x.shape[:-1], x)
+        return self.sums.add_h(moved.add_h(total, self.prev[0]), h_prev)
+
+    def tangent(self, preact: Tensor, along: Along) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """From `preact_tangent` without the states' part: the tangents of the pre-activations and of all states
+        (T, B, H). Held steps repeat the tangents before them.
+        """
+        states = [torch.zeros_like(a[0]) if s is None else s for a, s in zip(self.prev, along.states)]
+        steps, results = (
+            self._steps(preact, torch.stack(self.jacobian, 1), self._beside(along), self.reset, self.held),
+            [],
         )
-        return add_bias(torch.zeros_like(self.slopes) if total is None else total, weights.bias)
-
-    def tangent(self, preact: Tensor, h: Optional, c: Optional) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the tangents of the pre-activations, of h and of c. Held steps repeat the tangents before them.
-
-        `preact` is `preact_tangent` without h_prev. `h` and `c` are the tangents of h_0 and c_0, or None for zeros.
-        """
-        h, c = (torch.zeros_like(self.c_prev[0]) if a is None else a for a in (h, c))
-        steps = self._steps(preact, self.slopes, self.c_to_h, self.carried, self.reset, self.held)
-        results: list[tuple[Tensor, Tensor, Tensor]] = [(preact, h, c)] * len(steps)
         for t in self.order:
-            preact_t, slopes, c_to_h, carried, reset, held = steps[t]
-            preact_t = preact_t + linear(_fill(h, reset), self.weight_hh)
-            *to_c, to_h = (preact_t * slopes).chunk(4, -1)
-            c = carried * c + to_c[0] + to_c[1] + to_c[2]
-            h_new = c_to_h * c + to_h
-            h = h_new if held is None else torch.where(held, h, h_new)
-            results[t] = preact_t, h, c
-        preacts, hs, cs = zip(*results)
-        return torch.stack(preacts), torch.stack(hs), torch.stack(cs)
+            start, slopes, beside, reset, held = steps[t]
+            prev = [fill(a, reset) for a in states]
+            moved = self.sums.add_h(start, prev[0])
+            each = torch.cat([moved, *(prev[k] for k in self.carried)], -1)
+            each = each.reshape(*each.shape[:-1], -1, self.H)  # gradcheck's older vmap has no unflatten
+            total = (slopes * each).sum(-2)
+            new = (total if beside is None else total + beside).unbind(0)
+            states = [*new] if held is None else [torch.where(held, a, b) for a, b in zip(states, new)]
+            results.append((moved, *states))
+        moved, *states = (torch.stack(steps if not self.layer.reverse else steps[::-1]) for steps in zip(*results))
+        return moved, tuple(states)
 
-    def gradient(self, dh: Optional, dh_n: Optional, dc_n: Optional, dc: Optional) -> tuple[Tensor, Tensor, Tensor]:
-        """Return ``dpreact`` (T,B,4H), and the gradients of h and c (T,B,H), with all that later steps add to them."""
-        zeros, dh = torch.zeros_like(self.c_prev[0]), None if dh is None else _fill(dh, self.held)
-        dh_t, dc_t = zeros if dh_n is None else dh_n, zeros if dc_n is None else dc_n
-        steps = self._steps(dh, dc, self.slopes, self.c_to_h, self.carried, self.reset, self.held)
-        results: list[tuple[Tensor, Tensor, Tensor]] = [(zeros, zeros, zeros)] * len(steps)
+    def _beside(self, along: Along) -> Optional:
+        """What tangents of params and inputs add to those of the new states, (T, N, B, H)."""
+        names = [*self.cell.params, *self.cell.inputs]
+        if all(a is None for a in (*along.weights[WEIGHTS:], *along.inputs)):
+            return None
+        tangents, rows = self._tangents(along), []
+        for state in self.cell.states:
+            slopes = [(self.slopes.get(f"{state}_by_{name}"), tangents[f"{name}_t"]) for name in names]
+            rows.append(sum((slope * a for slope, a in slopes if slope is not None), self.zeros))
+        return torch.stack(rows, 1)
+
+    def gradient(self, outputs: Several, last: Several) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """``dsums`` (T, B, S H), the gradients of the pre-activations, and what they come of: the gradients (T, B, H)
+        of each step's new states, by way of `outputs`, `last` and later steps.
+
+        Args:
+            outputs: of the outputs, and then of the other states, (T, B, H) each or None.
+            last: of the states after the last step, (B, H) each or None.
+        """
+        d = [torch.zeros_like(a[0]) if da is None else da for a, da in zip(self.prev, last)]
+        first, *others = outputs
+        incoming = self._steps(None if first is None else fill(first, self.held), *others)
+        steps, results, S = self._steps(self.reset, self.held, *self.jacobian), [], len(self.cell.layout.sums)
         for t in reversed(self.order):
-            dh_out, dc_out, slopes, c_to_h, carried, reset, held = steps[t]
-            dh_t = dh_t if dh_out is None else dh_t + dh_out
-            dc_t = dc_t if dc_out is None else dc_t + dc_out
-            dc_t = torch.addcmul(dc_t, dh_t, c_to_h)
-            dpreact = slopes * torch.cat([dc_t, dc_t, dc_t, dh_t], -1)
-            results[t] = dpreact, dh_t, dc_t
-            dh_prev = linear(dpreact, self.weight_hh.mT)
-            dh_t = _fill(dh_prev if held is None else torch.where(held, dh_t, dh_prev), reset)
-            dc_t = carried * dc_t
-        dpreacts, dhs, dcs = zip(*results)
-        return torch.stack(dpreacts), torch.stack(dhs), torch.stack(dcs)
+            reset, held, *slopes = steps[t]
+            d = [a if out is None else a + out for a, out in zip(d, incoming[t])]
+            total = slopes[0] * d[0].unsqueeze(-2)
+            for slope, a in zip(slopes[1:], d[1:]):
+                total = torch.addcmul(total, slope, a.unsqueeze(-2))
+            dsums = fill(total[..., :S, :].flatten(-2), held)
+            results.append((dsums, *d))
+            new, by_product = [self.zeros[0]] * len(d), self.sums.to_h(dsums)
+            for k, a in zip(self.carried, total[..., S:, :].unbind(-2)):
+                new[k] = a
+            new[0] = new[0] if by_product is None else by_product + new[0]
+            new = new if held is None else [torch.where(held, a, b) for a, b in zip(d, new)]
+            d = [fill(a, reset) for a in new]
+        dsums, *states = (torch.stack(steps if self.layer.reverse else steps[::-1]) for steps in zip(*results))
+        return dsums, tuple(states)
 
-    def curvature(self, dh: Tensor, dc: Tensor, preact: Tensor, c_prev: Tensor) -> tuple[Tensor, Tensor]:
-        """Return how ``dpreact`` (T,B,4H) and the gradient of ``c_prev`` (T,B,H) change along tangents of the
-        pre-activations and of ``c_prev``. `dh` and `dc` are the results of `gradient`, and held fixed.
+    def curvature(self, d: Sequence[Tensor], preact: Tensor, prev: Sequence[Tensor], along: Along) -> Changes:
+        """How a step's gradients change along tangents of the pre-activations (T, B, S H), of the states `prev` before
+        (T, B, H), of params and of inputs, at fixed gradients `d` of the new states, those of `gradient`.
         """
-        i, f, g, o = preact.chunk(4, -1)
-        changes, of_c_prev = cell_curvature(dh, dc, *self.gates, self.c_prev, (i, f, g, o), c_prev)
-        return _fill(torch.cat(changes, -1), self.held), of_c_prev
+        cell = self.cell
+        found = cell.code.curvature({
+            **self.given,
+            **{f"d{name}": a for name, a in zip(cell.states, d)},
+            **{f"{name}_t": a for name, a in self.sums.split(preact).items()},
+            **{f"{name}_prev_t": a for name, a in zip(cell.states, prev)},
+            **self._tangents(along),
+        })  # fmt: skip
 
-    def products(
-        self,
-        change: Tensor,
-        dpreact: Tensor,
-        x: Optional,
-        weights: WeightTangents,
-        h_prev: Optional,
-        wanted: Gradients,
-    ) -> tuple[Optional, Optional, Optional, Optional, Tensor]:
-        """Return how the gradients of x, weight_ih, weight_hh, bias and h_prev change.
+        def named(names: Sequence[str]) -> tuple[Tensor, ...]:
+            return tuple(fill(found.get(f"d{name}_t", self.zeros), self.held) for name in names)
 
-        Each is a product of dpreact with x, h_prev or a weight. By the product rule its change is `change`, which is
-        that of dpreact, times the other factor, plus dpreact times the other factor's tangent.
+        sums = named([f"{gate}_pre" for gate in cell.layout.sums])
+        of_sums = torch.cat(sums, -1) if sums else self.zeros[..., :0]
+        return Changes(of_sums, named([f"{s}_prev" for s in cell.states]), named(cell.params), named(cell.inputs))
+
+    def products(self, changes: Changes, dsums: Tensor, along: Along, h_prev: Optional, wanted: Gradients) -> Gradients:
+        """How a layer's gradients change where ``dsums`` and what else is elementwise change by `changes`, and the
+        other factors of products along tangents. In place of the initial states' gradients are those of what each step
+        saw.
         """
+        moved, x_t = Sums(self.cell, along.weights, self.H), along.x
+        x_t = None if x_t is None else fill(flat_input(x_t), self.held)
 
-        def transposed(weight: Tensor, tangent: Optional) -> Tensor:
-            result = linear(change, weight.mT)
-            return result if tangent is None else result + linear(dpreact, tangent.mT)
+        def both(first: Optional, second: Optional) -> Optional:
+            return second if first is None else first if second is None else first + second
 
-        def outer(inputs: Tensor, tangent: Optional, weight: Tensor) -> Tensor:
-            result = weight_gradient(change, inputs, weight)
-            return result if tangent is None else result + weight_gradient(dpreact, tangent, weight)
-
-        seen = None if x is None else _fill(x, self.held)
-        return (
-            transposed(self.weight_ih, weights.ih) if wanted.x else None,
-            outer(self.x, seen, self.weight_ih) if wanted.weights[0] else None,
-            outer(self.h_prev, h_prev, self.weight_hh) if wanted.weights[1] else None,
-            bias_gradient(change, self.bias) if wants_bias(wanted) and self.bias is not None else None,
-            transposed(self.weight_hh, weights.hh),
+        biases = self.layer.weights[2:WEIGHTS]
+        weights = self.sums.weights(changes.sums, self.x, self.prev[0], wanted.weights, biases)
+        others = self.sums.weights(dsums, x_t, h_prev, (*wanted.weights[:2], False, False), biases)
+        params = (
+            vector_gradient(a, param) if want else None
+            for a, param, want in zip(changes.params, self.layer.weights[WEIGHTS:], wanted.weights[WEIGHTS:])
+        )
+        by_product = both(self.sums.to_h(changes.sums), moved.to_h(dsums))
+        return Gradients(
+            both(self.sums.to_x(changes.sums), moved.to_x(dsums)) if wanted.x else None,
+            (*map(both, weights, others), *params),
+            (changes.prev[0] if by_product is None else by_product + changes.prev[0], *changes.prev[1:]),
+            tuple(a if want else None for a, want in zip(changes.inputs, wanted.inputs)),
         )

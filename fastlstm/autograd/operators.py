@@ -1,14 +1,16 @@
 """The kernels as ``torch.library`` operators, for compilers, exporters and fake tensors. Eager calls go past them.
 
-``fastlstm::forward`` and ``fastlstm::backward`` run one layer in one direction on the backend that their last argument
-names. Their outputs never alias each other or an input. An output that is not wanted has no elements. The operators are
-for this package alone and check no arguments: `fastlstm.layers` does.
+Each cell has two operators: ``fastlstm::gru_forward`` and ``fastlstm::gru_backward`` run one layer in one direction, on
+the backend that their last argument names. Those of the LSTM are ``fastlstm::forward`` and ``fastlstm::backward``.
+
+Their outputs never alias each other or an input. An output that is not wanted has no elements. The operators are for
+this package alone and check no arguments: `fastlstm.layers` does.
 """
 
 import re
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -16,35 +18,12 @@ from torch.autograd import forward_ad
 
 from fastlstm.autograd.modes import is_plain, wants_gradient
 from fastlstm.backends import dispatch
-from fastlstm.backends.base import OPERANDS, Gradients, Layer, Run, flat_input
+from fastlstm.backends.base import Gradients, Layer, Run, count_tensors, flat_input, groups_of, hidden_size
 from fastlstm.cells.library import lstm
+from fastlstm.cells.spec import Cell
 from fastlstm.torch_private import dual_level, library_of, outside_graphs
 
 Optional = Tensor | None
-
-
-def _forward(*args: Any) -> tuple[Tensor, ...]:
-    *operands, reverse, save, backend = args
-    layer = Layer.of(lstm, operands, reverse)
-    run: Run = dispatch.module(backend).forward(layer, save)
-    kept = run.kept or (layer.x.new_empty(0), layer.x.new_empty(0))
-    return run.h, *run.last, *kept
-
-
-def _gradients(*args: Any) -> tuple[Optional, ...]:
-    *tensors, reverse, needs, backend = args
-    dh, dh_n, dc_n, dc, *operands, h, c, gates = tensors
-    grads, run = Run(dh, (dh_n, dc_n), (dc,)), Run(h, (None, None), (c, gates))
-    found: Gradients = dispatch.module(backend).backward(
-        grads, Layer.of(lstm, operands, reverse), run, Gradients.of(lstm, needs)
-    )
-    return found.flat
-
-
-def _backward(*args: Any) -> tuple[Tensor, ...]:
-    x, needs = args[4], args[-2]
-    none = x.new_empty
-    return (*(none(0) if g is None or not need else g for g, need in zip(_gradients(*args), needs)),)
 
 
 LIBRARIES: dict[str, torch.library.Library] = {}
@@ -60,29 +39,95 @@ def define(name: str, schema: str, function: Callable[..., Any], key: str = "Com
     return getattr(torch.ops.fastlstm, name).default
 
 
-_FIVE, _SEVEN = (f"({', '.join(['Tensor'] * count)})" for count in (5, 7))
-_INCOMING, _KEPT = "Tensor? dh, Tensor? dh_n, Tensor? dc_n, Tensor? dc", "Tensor h, Tensor c, Tensor gates"
-forward_op = define("forward", f"({OPERANDS}, bool reverse, bool save, str backend) -> {_FIVE}", _forward)
-backward_op = define(
-    "backward", f"({_INCOMING}, {OPERANDS}, {_KEPT}, bool reverse, bool[] needs, str backend) -> {_SEVEN}", _backward
-)
+class Operators(NamedTuple):
+    """The operators of one cell, and the functions that they call."""
+
+    forward: Any
+    backward: Any
+    run: Callable[..., tuple[Tensor, ...]]
+    gradients: Callable[..., tuple[Tensor, ...]]
 
 
-@torch.library.register_fake("fastlstm::forward", lib=LIBRARIES["forward"])
-def _(*args: Any) -> tuple[Tensor, ...]:
-    x, _, weight_hh, *_, save, backend = args
-    (T, B), H = x.shape[:2], weight_hh.shape[-1]
-    groups = weight_hh.shape[0] if weight_hh.dim() == 3 else None
-    saved = dispatch.module(backend).saved_shape(T, B, H, x.dtype, groups)
-    kept = ((T, B, H), saved) if save else ((0,), (0,))
-    return (*(x.new_empty(shape) for shape in ((T, B, H), (B, H), (B, H), *kept)),)
+made: dict[Cell, Operators] = {}  # filled by `fastlstm.autograd.rules`, which adds the rules of differentiation
 
 
-@torch.library.register_fake("fastlstm::backward", lib=LIBRARIES["backward"])
-def _(*args: Any) -> tuple[Tensor, ...]:
-    likes, needs = args[4:11], args[-2]
-    x = likes[0]
-    return (*(x.new_empty(like.shape if need and like is not None else (0,)) for need, like in zip(needs, likes)),)
+def name_of(cell: Cell, kind: str) -> str:
+    """Return the name of a cell's operator. Those of the LSTM came first, and have no cell's name in theirs."""
+    return kind if cell is lstm else f"{cell.key}_{kind}"
+
+
+def schema_of(cell: Cell) -> str:
+    """Return the tensors of a layer, in the order of `Layer.tensors`, as a schema of torch.library writes them."""
+    weights = [
+        f"Tensor{'?' * (gates == 0)} weight_{of}" for of, gates in (("ih", cell.gates_of_x), ("hh", cell.gates_of_h))
+    ]
+    optional = ["bias_ih", "bias_hh"], [f"{name}_0" for name in cell.states], ["lengths", "reset"]
+    biases, states, masks = ([f"Tensor? {name}" for name in names] for names in optional)
+    params, inputs = [f"Tensor param_{name}" for name in cell.params], [f"Tensor input_{name}" for name in cell.inputs]
+    return ", ".join(["Tensor x", *weights, *biases, *params, *states, *inputs, *masks])
+
+
+def define_for(cell: Cell) -> Operators:
+    """Define the operators of a cell, without rules of differentiation."""
+    count, states = count_tensors(cell), len(cell.states)
+
+    def run(*args: Any) -> tuple[Tensor, ...]:
+        *tensors, reverse, save, backend = args
+        layer = Layer.of(cell, tensors, reverse)
+        found: Run = dispatch.module(backend).forward(layer, save)
+        kept = found.kept or [layer.x.new_empty(0) for _ in range(states)]
+        return found.h, *found.last, *kept
+
+    def gradients(*args: Any) -> tuple[Tensor, ...]:
+        x, needs = args[2 * states], args[-2]
+        found = _gradients(cell, *args)
+        return (*(x.new_empty(0) if g is None or not need else g for g, need in zip(found, needs)),)
+
+    others = [f"{name}_all" for name in cell.states[1:]]
+    incoming = ", ".join(f"Tensor? d{name}" for name in ("h", *(f"{name}_n" for name in cell.states), *others))
+    kept = ", ".join(f"Tensor {name}" for name in ("output", *others, "gates"))
+    tensors, options = schema_of(cell), "str backend"
+    forward_name, backward_name = name_of(cell, "forward"), name_of(cell, "backward")
+    forward_op = define(
+        forward_name, f"({tensors}, bool reverse, bool save, {options}) -> {_tensors(1 + 2 * states)}", run
+    )
+    backward_op = define(
+        backward_name,
+        f"({incoming}, {tensors}, {kept}, bool reverse, bool[] needs, {options}) -> {_tensors(count - 2)}",
+        gradients,
+    )
+
+    @torch.library.register_fake(f"fastlstm::{forward_name}", lib=LIBRARIES[forward_name])
+    def _(*args: Any) -> tuple[Tensor, ...]:
+        *given, reverse, save, backend = args
+        layer = Layer.of(cell, given, reverse)
+        (T, B), H, groups = layer.x.shape[:2], hidden_size(layer), groups_of(layer) or None
+        saved = dispatch.module(backend).saved_shape(cell, T, B, H, layer.x.dtype, groups)
+        kept = [(T, B, H)] * (states - 1) + [saved] if save else [(0,)] * states
+        return (*(layer.x.new_empty(shape) for shape in ((T, B, H), *[(B, H)] * states, *kept)),)
+
+    @torch.library.register_fake(f"fastlstm::{backward_name}", lib=LIBRARIES[backward_name])
+    def _(*args: Any) -> tuple[Tensor, ...]:
+        likes, needs = args[2 * states : 2 * states + count - 2], args[-2]
+        x = likes[0]
+        return (*(x.new_empty(like.shape if need and like is not None else (0,)) for need, like in zip(needs, likes)),)
+
+    return Operators(forward_op, backward_op, run, gradients)
+
+
+def _tensors(count: int) -> str:
+    return f"({', '.join(['Tensor'] * count)})"
+
+
+def _gradients(cell: Cell, *args: Any) -> tuple[Optional, ...]:
+    *tensors, reverse, needs, backend = args
+    states, first = len(cell.states), 2 * len(cell.states)
+    last = first + count_tensors(cell)
+    (dh, *grads), (h, *kept) = tensors[:first], tensors[last:]
+    incoming, run = Run(dh, tuple(grads[:states]), tuple(grads[states:])), Run(h, (None,) * states, tuple(kept))
+    layer, wanted = Layer.of(cell, tensors[first:last], reverse), Gradients.of(cell, needs)
+    found: Gradients = dispatch.module(backend).backward(incoming, layer, run, wanted)
+    return found.flat
 
 
 # Dispatch keys of an ordinary tensor outside any mode. Any mode, transform, tensor subclass or lazy view adds a key.
@@ -115,13 +160,15 @@ class _Wrapping(torch.library.Library):
         return LIBRARIES[self.name].impl(op_name, self.wrap(fn), *args, **options)
 
 
-def differentiate(name: str, backward: Callable[..., Any], setup_context: Callable[..., Any]) -> None:
-    """Register a derivative as `torch.library.register_autograd` does, with two differences.
+def differentiate(
+    name: str, function: Callable[..., Any], backward: Callable[..., Any], setup_context: Callable[..., Any]
+) -> None:
+    """Register a derivative as `torch.library.register_autograd` does, with two differences. `function`: what the
+    operator of this name calls.
 
     Tangents raise. A call that nobody differentiates, such as each in a compiled graph, goes straight to the kernel and
     not through the dispatcher a second time.
     """
-    function: Any = _forward if name == "forward" else _backward
 
     def wrap(by_torch: Any) -> Any:
         def run(keyset: Any, *arguments: Any) -> Any:
@@ -149,25 +196,32 @@ def _is_direct(*tensors: Optional) -> bool:
 
 
 def forward(*args: Any) -> tuple[Tensor, ...]:
-    """Return ``h`` (T, B, H), ``h_n`` and ``c_n`` (B, H), ``c`` (T, B, H) and the backend's own gates.
+    """Return ``h`` (T, B, H), the last states (B, H), the other states (T, B, H) of all steps, and the backend's gates.
 
     Args:
-        args: the tensors of a `Layer`, reverse, whether c and gates are wanted, and the backend's name. c and gates
-            are empty unless they are wanted.
+        args: the tensors of a `Layer`, reverse, the cell, whether the other states and gates are wanted, and the
+            backend's name. They are empty unless they are wanted.
     """
-    if _is_direct(*args[:9]):
-        return _forward(*args)
-    return forward_op(flat_input(args[0]), *args[1:])
+    *tensors, reverse, cell, save, backend = args
+    found = made[cell]
+    if _is_direct(*tensors):
+        return found.run(*tensors, reverse, save, backend)
+    x, *others = tensors
+    return cast(tuple[Tensor, ...], found.forward(flat_input(x), *others, reverse, save, backend))
 
 
 def backward(*args: Any) -> tuple[Optional, ...]:
-    """Return the gradients of x, the weights and the states. A gradient that is not wanted is None.
+    """Return the gradients of x, the weights, the states and the inputs. A gradient that is not wanted is None.
 
     Args:
-        args: the gradients of h, h_n, c_n and c, each of which may be None; the tensors of the `Layer`; h, c and gates
-            of its run; reverse; seven booleans that say which gradients are wanted; and the backend's name.
+        args: the gradients of h, of the last states, and of the other states of all steps, each of which may be None;
+            the tensors of the `Layer`; h, the other states and gates of its run; reverse; the cell; booleans that say
+            which gradients are wanted; and the backend's name.
     """
-    if _is_direct(*args[:16]):
-        return _gradients(*args)
-    gradients = backward_op(*args[:4], flat_input(args[4]), *args[5:])
-    return (*(g if need else None for g, need in zip(gradients, args[-2])),)
+    *tensors, reverse, cell, needs, backend = args
+    if _is_direct(*tensors):
+        return _gradients(cell, *tensors, reverse, needs, backend)
+    first = 2 * len(cell.states)
+    tensors[first] = flat_input(tensors[first])
+    gradients = made[cell].backward(*tensors, reverse, needs, backend)
+    return (*(g if need else None for g, need in zip(gradients, needs)),)

@@ -3,6 +3,7 @@
 A loaded export holds operators and no Functions. With these rules it can be trained and takes `vmap`, as a module does.
 """
 
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -10,58 +11,75 @@ from torch import Tensor
 
 from fastlstm.autograd import operators
 from fastlstm.autograd.batching import backward_rule, forward_rule
-from fastlstm.autograd.functions import LSTMBackward, LSTMFunction, differentiable
-from fastlstm.backends.base import OPERANDS, Layer
-from fastlstm.cells.library import lstm
+from fastlstm.autograd.functions import LayerBackward, LayerFunction, differentiable
+from fastlstm.backends.base import Layer
+from fastlstm.cells.library import CELLS
+from fastlstm.cells.spec import Cell
 
 Optional = Tensor | None
 
 
-def _setup_forward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    *layer, ctx.saved, backend = inputs
-    LSTMFunction.setup_context(ctx, (*layer, backend), output)
+@cache
+def define(cell: Cell) -> Any:
+    """Define the operators of a cell with their rules, unless they are there. Return the one that a trace records."""
+    made = operators.made[cell] = operators.define_for(cell)
+
+    def setup_forward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        *layer, ctx.saved, backend = inputs
+        LayerFunction.setup_context(ctx, (*layer, cell, backend), output)
+
+    def backward_of_forward(ctx: Any, *grads: Optional) -> tuple[Any, ...]:
+        if not ctx.saved:
+            raise RuntimeError(
+                f"fastlstm::{names[0]} was recorded with save=False: to train an export, record it with gradients"
+            )
+        return LayerFunction.backward(ctx, *grads)  # as many arguments: save stands for the cell
+
+    def setup_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        *tensors, needs, backend = inputs
+        LayerBackward.setup_context(ctx, (*tensors, cell, needs, backend), output)
+
+    def backward_of_backward(ctx: Any, *grads: Optional) -> tuple[Any, ...]:
+        wanted = (g if need else None for g, need in zip(grads, ctx.needs))
+        return LayerBackward.backward(ctx, *wanted)[:-1]
+
+    def run(*args: Any) -> tuple[Tensor, ...]:
+        *given, save, backend = args
+        return operators.forward(*given, cell, save, backend)
+
+    def gradients(*args: Any) -> tuple[Optional, ...]:
+        *given, needs, backend = args
+        return operators.backward(*given, cell, needs, backend)
+
+    def vmap_forward(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        return forward_rule(cell, run, run, info.batch_size, in_dims, *args)
+
+    def vmap_backward(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        outputs, dims = backward_rule(cell, gradients, gradients, info.batch_size, in_dims, *args)
+        like = next(a for a in args if isinstance(a, Tensor))
+        return tuple(like.new_empty(0) if a is None else a for a in outputs), dims
+
+    names = operators.name_of(cell, "forward"), operators.name_of(cell, "backward")
+    for name, function, setup, gradient, rule in (
+        (names[0], made.run, setup_forward, backward_of_forward, vmap_forward),
+        (names[1], made.gradients, setup_backward, backward_of_backward, vmap_backward),
+    ):
+        operators.differentiate(name, function, gradient, setup)
+        torch.library.register_vmap(f"fastlstm::{name}", rule, lib=operators.LIBRARIES[name])
+
+    # What `torch.jit.trace` records. It decomposes at each call, so that one trace serves training and inference.
+    results = f"({', '.join(['Tensor'] * 2 * len(cell.states))})"
+    schema = f"({operators.schema_of(cell)}, bool reverse, bool cells, str backend) -> {results}"
+    return operators.define(
+        operators.name_of(cell, "layer"), schema, partial(_layer, cell), "CompositeImplicitAutograd"
+    )
 
 
-def _backward_of_forward(ctx: Any, *grads: Optional) -> tuple[Any, ...]:
-    if not ctx.saved:
-        raise RuntimeError(
-            "fastlstm::forward was recorded with save=False: to train an export, record it with gradients"
-        )
-    return *LSTMFunction.backward(ctx, *grads), None
-
-
-def _backward_of_backward(ctx: Any, *grads: Optional) -> tuple[Any, ...]:
-    wanted = (g if need else None for g, need in zip(grads, ctx.needs))
-    return LSTMBackward.backward(ctx, *wanted)
-
-
-def _vmap_forward(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
-    return forward_rule(operators.forward, operators.forward, info.batch_size, in_dims, *args)
-
-
-def _vmap_backward(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
-    outputs, dims = backward_rule(operators.backward, operators.backward, info.batch_size, in_dims, *args)
-    return tuple(args[4].new_empty(0) if a is None else a for a in outputs), dims
-
-
-for _name, _setup, _gradient, _rule in (
-    ("forward", _setup_forward, _backward_of_forward, _vmap_forward),
-    ("backward", LSTMBackward.setup_context, _backward_of_backward, _vmap_backward),
-):
-    operators.differentiate(_name, _gradient, _setup)
-    torch.library.register_vmap(f"fastlstm::{_name}", _rule, lib=operators.LIBRARIES[_name])
-
-
-def _layer(*args: Any) -> tuple[Tensor, ...]:
+def _layer(cell: Cell, *args: Any) -> tuple[Tensor, ...]:
     *tensors, reverse, cells, backend = args
-    h, h_n, c_n, c = differentiable(Layer.of(lstm, tensors, reverse), cells, backend)
-    return h, h_n, c_n, c if cells else h.new_empty(0)
+    run = differentiable(Layer.of(cell, tensors, reverse), cells, backend)
+    return run.h, *run.last, *(run.kept if cells else [run.h.new_empty(0) for _ in run.kept])
 
 
-# The operator that `torch.jit.trace` records. It decomposes at each call, so one trace serves training and inference.
-layer_op = operators.define(
-    "layer",
-    f"({OPERANDS}, bool reverse, bool cells, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
-    _layer,
-    "CompositeImplicitAutograd",
-)
+for _cell in CELLS:  # an export that is loaded has to find its operators
+    define(_cell)

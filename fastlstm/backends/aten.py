@@ -1,14 +1,19 @@
-"""torch's own LSTM, for calls that no fused backend supports: projections, devices without a kernel, and ONNX."""
+"""torch's own LSTM, GRU and RNN, for calls that no fused backend supports: projections, devices without a kernel, and
+ONNX.
+"""
 
 import sys
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastlstm.backends.base import Traits
+from fastlstm.cells.spec import Cell
 from fastlstm.torch_private import watched
 
-TRAITS = Traits(takes_sixteen_bits=True)
+_FUNCTIONS = {"lstm": torch.lstm, "gru": torch.gru, "elman_tanh": torch.rnn_tanh, "elman_relu": torch.rnn_relu}
+TRAITS = Traits(takes_sixteen_bits=True, cells=tuple(_FUNCTIONS))
 
 
 def supports(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -26,50 +31,62 @@ def exports_onnx() -> bool:
 
 
 def forward(
-    x: Tensor, weights: list[Tensor], h_0: Tensor, c_0: Tensor, reverse: bool, has_biases: bool, train: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Run one layer in one direction. Return the output (T,B,P), h_n (B,P) and c_n (B,H), as `torch.nn.LSTM` does."""
-    if exports_onnx() and not torch.jit.is_tracing():  # the older exporter, which traces, translates torch.lstm itself
-        return _onnx_node(x, weights, h_0, c_0, reverse, has_biases)
+    cell: Cell,
+    x: Tensor,
+    weights: list[Tensor],
+    states: tuple[Tensor, ...],
+    reverse: bool,
+    has_biases: bool,
+    train: bool,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Run one layer in one direction. Return the output (T, B, P) and the last states, (B, P) and (B, H), as the module
+    of `torch.nn` does.
+    """
+    if exports_onnx() and not torch.jit.is_tracing():  # the older exporter, which traces, translates torch's own
+        return _onnx_node(cell, x, weights, states, reverse, has_biases)
     if reverse:
         x = x.flip(0)
-    # cuDNN needs contiguous states
-    y, h_n, c_n = torch.lstm(
-        x,
-        (h_0.unsqueeze(0).contiguous(), c_0.unsqueeze(0).contiguous()),
-        weights,
-        has_biases,
-        1,
-        0.0,
-        train,
-        False,
-        False,
-    )
+    first = [a.unsqueeze(0).contiguous() for a in states]  # cuDNN needs contiguous states
+    given: Any = first if len(first) > 1 else first[0]
+    y, *last = _FUNCTIONS[cell.key](x, given, weights, has_biases, 1, 0.0, train, False, False)
     # clones, since views cannot be detached in place
-    return y.flip(0) if reverse else y, h_n.squeeze(0).clone(), c_n.squeeze(0).clone()
+    return y.flip(0) if reverse else y, tuple(a.squeeze(0).clone() for a in last)
+
+
+# ONNX's operators: their name, the places of torch's row blocks in theirs, and attributes. Their GRU multiplies before
+# it resets, if it is told so. They keep z, then r.
+_NODES: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
+    "lstm": ("LSTM", (0, 3, 1, 2), {}),
+    "gru": ("GRU", (1, 0, 2), {"linear_before_reset": 1}),
+    "elman_tanh": ("RNN", (0,), {"activations": ["Tanh"]}),
+    "elman_relu": ("RNN", (0,), {"activations": ["Relu"]}),
+}
 
 
 def _onnx_node(
-    x: Tensor, weights: list[Tensor], h_0: Tensor, c_0: Tensor, reverse: bool, has_biases: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+    cell: Cell, x: Tensor, weights: list[Tensor], states: tuple[Tensor, ...], reverse: bool, has_biases: bool
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Run `forward` as ONNX's own operator. torch's would fix the number of time steps at the example's."""
-    (T, B, _), H = x.shape, h_0.shape[1]
-    # rows in the order i, o, f, g
-    reordered = (torch.cat((a[:H], a[3 * H :], a[H : 3 * H])).unsqueeze(0) for a in weights)
-    weight_ih, weight_hh, *biases = reordered
-    y, h_n, c_n = torch.onnx.ops.symbolic_multi_out(
-        "LSTM",
+    (T, B, _), H = x.shape, states[0].shape[1]
+    name, order, attributes = _NODES[cell.key]
+
+    def reordered(a: Tensor) -> Tensor:
+        blocks = a.split(H)
+        return torch.cat([blocks[k] for k in order]).unsqueeze(0)
+
+    weight_ih, weight_hh, *biases = map(reordered, weights)
+    y, *last = torch.onnx.ops.symbolic_multi_out(
+        name,
         (
             x,
             weight_ih,
             weight_hh,
             torch.cat(biases, 1) if has_biases else None,
             None,  # no lengths: all rows are equally long
-            h_0.unsqueeze(0),
-            c_0.unsqueeze(0),
+            *(a.unsqueeze(0) for a in states),
         ),
-        {"direction": "reverse" if reverse else "forward", "hidden_size": H},
-        dtypes=(x.dtype,) * 3,
-        shapes=((T, 1, B, H), (1, B, H), (1, B, H)),
+        {"direction": "reverse" if reverse else "forward", "hidden_size": H, **attributes},
+        dtypes=(x.dtype,) * (1 + len(states)),
+        shapes=((T, 1, B, H), *[(1, B, H)] * len(states)),
     )
-    return y.squeeze(1), h_n.squeeze(0), c_n.squeeze(0)
+    return y.squeeze(1), tuple(a.squeeze(0) for a in last)

@@ -102,17 +102,28 @@ class Gradients(NamedTuple):
         return cls(*_cut(cell, flat))
 
 
+def ranks(cell: Cell) -> tuple[int, ...]:
+    """Return how many axes each weight of one layer has: the weights of a stack have one more."""
+    return 2, 2, 1, 1, *[1] * len(cell.params)
+
+
+def groups_of(layer: Layer) -> int:
+    """Return the number of layers in a stack, or 0 for one layer."""
+    for a, rank in zip(layer.weights, ranks(layer.cell)):
+        if a is not None:
+            return int(a.shape[0]) if a.dim() > rank else 0
+    return 0
+
+
+def count_tensors(cell: Cell) -> int:
+    """Return how many tensors a layer of a cell has, lengths and reset among them: see `Layer.tensors`."""
+    return 1 + WEIGHTS + len(cell.params) + len(cell.states) + len(cell.inputs) + 2
+
+
 def _cut(cell: Cell, flat: Sequence[Any]) -> tuple[Any, tuple[Any, ...], tuple[Any, ...], tuple[Any, ...]]:
     x, *others = flat
     weights, states = WEIGHTS + len(cell.params), len(cell.states)
     return x, tuple(others[:weights]), tuple(others[weights : weights + states]), tuple(others[weights + states :])
-
-
-# The tensors of a layer, in the order of `Layer.tensors`, as a schema of torch.library writes them.
-OPERANDS = (
-    "Tensor x, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, Tensor? h_0, Tensor? c_0, "
-    "Tensor? lengths, Tensor? reset"
-)
 
 
 class Plan(Protocol):
@@ -146,12 +157,14 @@ class Traits:
         plans: it has `plan`, which prepares calls of one signature and keeps weights packed from call to call.
         plans_sixteen_bits: `plan` takes layers of bfloat16 and float16, and weights that autocast would cast to them.
         sorts_lengths: it is faster if the longest rows come first.
+        cells: the keys of the cells that it runs, or None if it runs any.
     """
 
     takes_sixteen_bits: bool = False
     plans: bool = False
     plans_sixteen_bits: bool = False
     sorts_lengths: bool = False
+    cells: tuple[str, ...] | None = None
 
 
 def held_steps(layer: Layer) -> Optional:
@@ -177,12 +190,12 @@ def sum_of(first: Optional, second: Optional) -> Optional:
 
 def sum_of_biases(layer: Layer) -> Optional:
     """Return bias_ih + bias_hh, or None for a layer without biases."""
-    return sum_of(*layer.weights[2:])
+    return sum_of(*layer.weights[2:WEIGHTS])
 
 
 def wants_bias(needs: Gradients) -> bool:
     """Return whether a gradient of either bias is wanted."""
-    return any(needs.weights[2:])
+    return any(needs.weights[2:WEIGHTS])
 
 
 def bias_gradients(dbias: Optional, needs: Gradients) -> tuple[Optional, Optional]:
@@ -190,7 +203,7 @@ def bias_gradients(dbias: Optional, needs: Gradients) -> tuple[Optional, Optiona
 
     Each has a tensor of its own, so in-place changes of one do not reach the other.
     """
-    to_ih, to_hh = needs.weights[2:]
+    to_ih, to_hh = needs.weights[2:WEIGHTS]
     second = dbias if to_hh else None
     return dbias if to_ih else None, second.clone() if second is not None and to_ih else second
 
@@ -200,59 +213,25 @@ def flat_input(x: Tensor) -> Tensor:
     return x.flatten(1, 2) if x.dim() == 4 else x
 
 
+def fill(a: Tensor, where: Optional) -> Tensor:
+    """Return `a` with zeros where a mask is True, or as it is if there is no mask."""
+    return a if where is None else a.masked_fill(where, 0)
+
+
+def hidden_size(layer: Layer) -> int:
+    """Return H, from whichever tensor tells."""
+    weight_ih, weight_hh, _, _, *params = layer.weights
+    for weight, gates in ((weight_ih, layer.cell.gates_of_x), (weight_hh, layer.cell.gates_of_h)):
+        if weight is not None:
+            return int(weight.shape[-2] // gates)
+    return int(next(a for a in (*layer.states, *params, *layer.inputs) if a is not None).shape[-1])
+
+
 def given_states(layer: Layer) -> tuple[Tensor, ...]:
-    """Return the initial states, or zeros expanded from one row. With a projection h_0 is P wide and c_0 is H wide."""
+    """Return the initial states, or zeros expanded from one row. With a projection the first is P wide, others H."""
     if layer.states[0] is not None:
         return layer.states
-    rows, (H4, P) = flat_input(layer.x).shape[1], layer.weights[1].shape[-2:]
-    zeros = layer.x.new_zeros(1, P).expand(rows, -1)
-    return zeros, zeros if H4 == 4 * P else layer.x.new_zeros(1, H4 // 4).expand(rows, -1)
-
-
-def check_layer(layer: Layer, weight_hr: Optional = None) -> None:
-    """Raise unless the tensors make one layer in one direction.
-
-    Args:
-        layer: one layer, not a stack.
-        weight_hr: (P, H), or None. With it h_0 must be (B, P) and weight_hh (4H, P).
-
-    Raises:
-        ValueError: naming the argument, the shape, dtype or device it must have, and the one it has.
-    """
-    x, (weight_ih, weight_hh, bias_ih, bias_hh), (h_0, c_0), lengths, reset, *_ = layer
-    if x.dim() != 3:
-        raise ValueError(f"x must have shape (T, B, I), got {tuple(x.shape)}")
-    T, B, I = x.shape
-    rows = weight_ih.shape[0]
-    hidden, odd = rows // 4, rows % 4  # dynamo knows no divmod of symbols
-    if odd or weight_ih.dim() != 2 or weight_ih.shape[1] != I:
-        raise ValueError(f"weight_ih must have shape (4H, I) with I = {I}, got {tuple(weight_ih.shape)}")
-    if rows == 0:
-        raise ValueError(f"weight_ih must have shape (4H, I) with H of 1 or more, got {tuple(weight_ih.shape)}")
-    out = hidden if weight_hr is None else weight_hr.shape[0]
-    # zip gets no `strict`: Dynamo of torch 2.9 reads strict=False as true
-    for a, name, shape in (
-        (weight_hh, "weight_hh", (rows, out)),
-        (bias_ih, "bias_ih", (rows,)),
-        (bias_hh, "bias_hh", (rows,)),
-        (h_0, "h_0", (B, out)),
-        (c_0, "c_0", (B, hidden)),
-        (lengths, "lengths", (B,)),
-        (reset, "reset", (T, B)),
-    ):
-        if a is not None and a.shape != shape:
-            raise ValueError(f"{name} must have shape {shape}, got {tuple(a.shape)}")
-    if weight_hr is not None and weight_hr.shape != (out, hidden):
-        raise ValueError(f"weight_hr must have shape (P, H) with H = {hidden}, got {tuple(weight_hr.shape)}")
-    for a, name in zip((*layer.weights, weight_hr, h_0, c_0, lengths, reset), _NAMES):
-        if a is None:
-            continue
-        if a.device != x.device:
-            raise ValueError(f"{name} must be on the device of x, {x.device}, got {a.device}")
-        wanted = torch.int64 if name == "lengths" else torch.bool if name == "reset" else x.dtype
-        if a.dtype is not wanted:
-            of_x = "of x, " if wanted is x.dtype else ""
-            raise ValueError(f"{name} must have the dtype {of_x}{wanted}, got {a.dtype}")
-
-
-_NAMES = "weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "h_0", "c_0", "lengths", "reset"
+    rows, weight_hh, H = flat_input(layer.x).shape[1], layer.weights[1], hidden_size(layer)
+    first = layer.x.new_zeros(1, H if weight_hh is None else weight_hh.shape[-1]).expand(rows, -1)
+    other = first if first.shape[1] == H else layer.x.new_zeros(1, H).expand(rows, -1)
+    return first, *[other] * (len(layer.states) - 1)

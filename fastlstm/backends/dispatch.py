@@ -22,7 +22,7 @@ take `numba-bf16` by themselves.
 import os
 import warnings
 from collections.abc import Callable
-from functools import wraps
+from functools import lru_cache, wraps
 from typing import Any, Literal, TypeVar, cast
 
 import torch
@@ -30,6 +30,7 @@ import torch
 from fastlstm import torch_private
 from fastlstm.backends import aten, native, numba, reference, triton
 from fastlstm.backends.base import Traits
+from fastlstm.cells.spec import Cell
 
 TRITON = ("triton", "triton-ieee", "triton-tf32")
 NUMBA_PRECISIONS = tuple(f"numba-{precision}" for precision in numba.PIECES)
@@ -132,6 +133,12 @@ def traits(name: str) -> Traits:
     return found
 
 
+def runs(name: str, cell: Cell) -> bool:
+    """Return whether the backend of this name runs layers of a cell."""
+    cells = traits(name).cells
+    return cells is None or cell.key in cells
+
+
 # torch's setting for float32 in RNNs on CPUs, and the precision that it takes. Two pieces (16 bits) keep more than
 # tf32's 11.
 _PRECISIONS = {"bf16": "bf16", "tf32": "bf16x3"}
@@ -142,16 +149,22 @@ def _setting() -> str:
     return torch_private.rnn_precision()
 
 
-def _with_precision(name: str, dtype: torch.dtype) -> str:
+def _with_precision(name: str, dtype: torch.dtype, cell: Cell) -> str:
     """Return the name of numba with products of bfloat16, if the processor has them, for bfloat16 tensors and for
     float32 tensors if torch's setting asks for them. Return any other `name` as it is.
     """
-    if name != "numba" or dtype not in (torch.bfloat16, torch.float32):
+    if name != "numba" or dtype not in (torch.bfloat16, torch.float32) or not runs("numba-bf16", cell):
         return name
     precision = _PRECISIONS.get("bf16" if dtype == torch.bfloat16 else _setting())
     if precision is None or numba.PIECES[precision] > numba.most_pieces():
         return name
     return f"numba-{precision}"
+
+
+@lru_cache(None)
+def _warn_of_cell(cell: Cell, taken: str) -> None:
+    message = f"the triton backend has no kernel for the cell {cell.key} yet; on a GPU auto takes {taken} for it"
+    warnings.warn(message, RuntimeWarning, stacklevel=2)
 
 
 _warned = False
@@ -164,11 +177,12 @@ def _warn(message: str) -> None:
         warnings.warn(message, RuntimeWarning, stacklevel=2)
 
 
-def _fused_on_cpu(device: torch.device, dtype: torch.dtype) -> str | None:
+def _fused_on_cpu(device: torch.device, dtype: torch.dtype, cell: Cell) -> str | None:
     """Return the first of numba and native that can run these tensors, or None. Warn if the installation is at fault:
     if numba is broken, or neither can be used.
     """
-    taken = next((fused for fused in _CPU if module(fused).supports(device, dtype) is None), None)
+    able = (fused for fused in _CPU if module(fused).supports(device, dtype) is None and runs(fused, cell))
+    taken = next(able, None)
     if taken is None:
         reasons = [module(fused).supports(device, torch.float32) for fused in _CPU]
         if None not in reasons:
@@ -183,6 +197,7 @@ def choose(
     device: torch.device,
     dtype: torch.dtype,
     *,
+    cell: Cell,
     projected: bool,
     masked: bool,
     cells: bool,
@@ -192,6 +207,7 @@ def choose(
     """Return the backend that runs a layer with tensors of this device and type.
 
     Args:
+        cell: what one step computes.
         projected, masked, cells: whether the layer has a projection, has resets or lengths, and gives all cell states.
         transformed: whether `vmap` or forward mode is active.
         traced: whether a compiler, an exporter, or `torch.jit.trace` is active.
@@ -204,16 +220,20 @@ def choose(
     if name == "auto" and exports:
         name = "aten"
     if name == "auto":
-        lacking = masked or cells or transformed  # aten has none of these
+        lacking = masked or cells or transformed or not runs("aten", cell)  # aten has none of these
         if not projected:
             if device.type in ("cpu", "meta"):
-                if (fused := _fused_on_cpu(device, dtype)) is not None:
-                    return _with_precision(fused, dtype)
+                if (fused := _fused_on_cpu(device, dtype, cell)) is not None:
+                    return _with_precision(fused, dtype, cell)
                 lacking = lacking or traced
             elif device.type == "cuda" and triton.supports(device, dtype) is None:
-                return "triton"
+                if runs("triton", cell):
+                    return "triton"
+                _warn_of_cell(cell, "reference" if lacking else "aten")
         return "reference" if lacking else "aten"
     reason = module(name).supports(device, dtype)
+    if reason is None and not runs(name, cell):
+        reason = f"the {name} backend runs the cells {', '.join(traits(name).cells or ())}, got {cell.key}"
     if reason is None and projected and name not in ("aten", "reference"):
         reason = f"the {name} backend has no projections (proj_size)"
     if reason is None and name == "aten" and masked:
@@ -228,4 +248,4 @@ def choose(
         reason = reason and f"an ONNX export takes the aten backend alone: {reason}"
     if reason is not None:
         raise RuntimeError(reason)
-    return _with_precision(name, dtype)
+    return _with_precision(name, dtype, cell)

@@ -30,7 +30,7 @@ FORWARD = struct.Struct("@8q Pqq Pq Pq PPPP Pq Pq PP PPP PP")
 BACKWARD = struct.Struct("@8q Pqq Pq Pq Pq Pq PP PPP Pqq Pqq Pq Pq PPPP PP")
 THREADS = struct.Struct("@qPP")
 
-TRAITS = Traits(plans=True)
+TRAITS = Traits(plans=True, cells=("lstm",))
 _DTYPES = {torch.float32: 0, torch.float64: 1}
 _SIXTEEN_BITS = (torch.bfloat16, torch.float16)
 _instructions = 0  # enum fastlstm_instructions; 0 is the processor's widest
@@ -78,7 +78,9 @@ def _lanes(dtype: torch.dtype, instructions: int) -> int:
     return int(_library.fastlstm_lanes(_DTYPES[dtype], instructions))
 
 
-def saved_shape(T: int, B: int, H: int, dtype: torch.dtype, groups: int | None = None) -> tuple[int, ...]:
+def saved_shape(
+    cell: base.Cell, T: int, B: int, H: int, dtype: torch.dtype, groups: int | None = None
+) -> tuple[int, ...]:
     """Return the shape of the saved gates. Each panel of units has its rows side by side, as both passes read them."""
     lanes = _lanes(dtype, _instructions)
     return T, -(-H // lanes), B, 4 * lanes
@@ -136,7 +138,7 @@ class _Plan:
         x, sizes = readable.x, _sizes(layer)
         T, B, self.I, self.H = sizes
         self.output, self.state = None if x.dim() == 2 else (T, B, self.H), x.new_empty(*ends, B, self.H)
-        self.saved = ((T, B, self.H), saved_shape(T, B, self.H, x.dtype)) if save else None
+        self.saved = ((T, B, self.H), saved_shape(layer.cell, T, B, self.H, x.dtype)) if save else None
         self.keeps_cells, self.packs = x.dim() == 3, (_DTYPES[x.dtype], _instructions, self.I, self.H)
         self.head, self.x_strides = (VERSION, *self.packs[:2], *sizes, layer.reverse), _array(x, 2)[1:]
         self.key, self.team, self.is_empty = ("native", layer.reverse), _team(threads_now()), B == 0

@@ -2,6 +2,8 @@
 
 import functools
 import inspect
+import re
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -28,6 +30,9 @@ class Cell:
         states: the names of the states, of which the first is the output and what the h products multiply.
         params: the names of vectors (H,).
         inputs: the names of values (T, B, H), which are one more elementwise value a step.
+        gates_of_x, gates_of_h: how many gates sum "x", and how many sum "h".
+        key: a word by which `by_key` finds the cell. A cell of the library has its name, and other cells have their
+            module's name before it. If that is taken, a number follows.
     """
 
     def __init__(
@@ -47,7 +52,9 @@ class Cell:
         self.name, self.function, self.gates = function.__name__, function, dict(gates)
         self.states, self.params, self.inputs = tuple(states), tuple(params), tuple(inputs)
         _check(self)
+        self.gates_of_x, self.gates_of_h = (sum(operand in sums for sums in self.gates.values()) for operand in "xh")
         self._trace()
+        self.key = _register(self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
@@ -126,6 +133,32 @@ def cell(
         return Cell(function, gates, states, params, inputs)
 
     return declare
+
+
+_cells: weakref.WeakValueDictionary[str, Cell] = weakref.WeakValueDictionary()
+
+
+def by_key(key: str) -> Cell:
+    """Return the cell of this key.
+
+    Raises:
+        LookupError: if no such cell has been declared in this process.
+    """
+    found = _cells.get(key)
+    if found is None:
+        raise LookupError(f"no cell {key} has been declared: import the module that declares it")
+    return found
+
+
+def _register(made: Cell) -> str:
+    module, name = made.function.__module__, made.function.__qualname__
+    base = key = re.sub(r"\W", "_", name if module == "fastlstm.cells.library" else f"{module}_{name}")
+    number = 1
+    while key in _cells:
+        number += 1
+        key = f"{base}_{number}"
+    _cells[key] = made
+    return key
 
 
 def _check(made: Cell) -> None:

@@ -5,7 +5,8 @@ from typing import Any, Literal, overload
 from torch import Tensor
 
 from fastlstm.autograd.modes import autocast_of, no_autocast
-from fastlstm.backends.base import Layer, check_layer
+from fastlstm.backends.base import Layer
+from fastlstm.backends.checks import check_layer
 from fastlstm.backends.dispatch import Backend
 from fastlstm.cells import library
 from fastlstm.layers import checks
@@ -127,7 +128,7 @@ def lstm(
     output = result.output
     if ends is not None and output.requires_grad:  # callers may write to the padding of their copy
         output = output.clone()
-    return (output, result.last, result.cells) if return_cells else (output, result.last)
+    return (output, result.last, result.others[0]) if return_cells else (output, result.last)
 
 
 def lstm_cell(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
-from fastlstm.autograd.functions import take_rows
+from fastlstm.autograd.elementary import take_rows
 from fastlstm.backends import dispatch
 from fastlstm.backends.base import Layer
 from fastlstm.cells import library
@@ -184,7 +184,7 @@ class Recurrent(KeepsPlans, nn.RNNBase):
                 )
                 outputs.append(result.output)
                 ends.append(result.last)
-                cells.append(result.cells)
+                cells.extend(result.others)
             x = torch.cat(outputs, -1) if directions == 2 else outputs[0]
             if self.dropout and self.training and not is_last:
                 # Dropout draws for packed rows where torch.nn.LSTM does, so that the same seed gives the same zeros.

@@ -5,11 +5,12 @@ import torch
 from torch.func import functional_call, grad, jvp, stack_module_state, vmap
 
 import fastlstm
-from fastlstm import cells, torch_private
+from fastlstm import torch_private
 from fastlstm.autograd import operators
 from fastlstm.backends import numba, reference
 from fastlstm.backends.base import Gradients, Run
 from fastlstm.backends.base import Layer as Record
+from fastlstm.cells import library
 from tests.helpers.layers import Layer
 from tests.helpers.tolerances import close
 from tests.helpers.transforms import backends, dtype_of, needs_triton
@@ -97,16 +98,16 @@ def test_a_stack_in_one_call(backend, threads, size, set_threads):
     exact = (x, *((torch.randn(groups, 4 * H, *s) * H**-0.5).double() for s in ((I,), (H,), ())), h_0, c_0)
     inputs, grads = ([a.to(dtype_of(backend)) for a in tensors] for tensors in (exact, layer.gradients))
     call = *inputs[:4], None, *inputs[4:], layer.lengths, layer.reset
-    got = operators.forward(*call, reverse, True, backend)
-    record = Record.of(cells.lstm, (*exact[:4], None, *exact[4:], layer.lengths, layer.reset), reverse)
+    got = operators.forward(*call, reverse, library.lstm, True, backend)
+    record = Record.of(library.lstm, (*exact[:4], None, *exact[4:], layer.lengths, layer.reset), reverse)
     run = reference.forward(record, True)
     close(got[:4], [run.h, *run.last, run.kept[0]], "long")
-    quick = operators.forward(*call, reverse, False, backend)
+    quick = operators.forward(*call, reverse, library.lstm, False, backend)
     assert all(torch.equal(a, b) for a, b in zip(quick[:3], got[:3]))
     needs = [*[True] * 4, False, True, True]
-    gradients = operators.backward(*grads, *call, got[0], *got[3:], reverse, needs, backend)
+    gradients = operators.backward(*grads, *call, got[0], *got[3:], reverse, library.lstm, needs, backend)
     dh, dh_n, dc_n, dc = layer.gradients
-    wanted = reference.backward(Run(dh, (dh_n, dc_n), (dc,)), record, run, Gradients.of(cells.lstm, needs)).flat
+    wanted = reference.backward(Run(dh, (dh_n, dc_n), (dc,)), record, run, Gradients.of(library.lstm, needs)).flat
     close([a for a in gradients if a is not None], [a for a in wanted if a is not None], "derivatives")
 
 
@@ -116,11 +117,12 @@ def test_a_stack_in_which_each_group_is_alone():
     x, h_0, c_0, *weights = layer.to(torch.float32, requires_grad=False)
     bias = weights[2] + weights[3]
     shared = [a.unsqueeze(0).expand(3, *a.shape) for a in (weights[0], weights[1], bias)]
-    got = operators.forward(x, *shared, None, h_0, c_0, None, None, False, True, "numba")
+    got = operators.forward(x, *shared, None, h_0, c_0, None, None, False, library.lstm, True, "numba")
     for g in range(3):
         rows = slice(4 * g, 4 * g + 4)
         states = h_0[rows], c_0[rows]
-        alone = operators.forward(x[:, rows], *weights[:2], bias, None, *states, None, None, False, True, "numba")
+        tensors = x[:, rows], *weights[:2], bias, None, *states, None, None
+        alone = operators.forward(*tensors, False, library.lstm, True, "numba")
         assert torch.equal(got[0][:, rows], alone[0])
         assert torch.equal(got[2][rows], alone[2])
 
@@ -129,7 +131,7 @@ def test_a_stack_in_which_each_group_is_alone():
 @backends
 def test_inference_under_vmap_keeps_nothing(backend, monkeypatch):
     kept, forward = [], operators.forward
-    monkeypatch.setattr(operators, "forward", lambda *a: kept.append(a[10]) or forward(*a))
+    monkeypatch.setattr(operators, "forward", lambda *a: kept.append(a[-2]) or forward(*a))
     model, x = fastlstm.LSTM(4, 5, backend=backend), torch.randn(3, 6, 2, 4)
     with torch.no_grad():
         got = vmap(lambda x: model(x)[0])(x)

@@ -12,6 +12,7 @@ import fastlstm
 from fastlstm import torch_private
 from fastlstm.autograd import operators
 from fastlstm.backends import reference
+from fastlstm.cells import library
 from fastlstm.layers.functional import lstm
 from tests.helpers.layers import BACKENDS, CPU_BACKENDS, Layer
 
@@ -133,12 +134,12 @@ def test_opcheck(backend):
     layer = Layer(3, 2, 4, 5, masked=True)
     x, h_0, c_0, w_ih, w_hh, b_ih, b_hh = layer.to(torch.double, requires_grad=False)
     operands = x, w_ih, w_hh, b_ih, b_hh, h_0, c_0, layer.lengths, layer.reset
-    torch.library.opcheck(operators.forward_op, (*operands, True, True, backend))
-    torch.library.opcheck(operators.forward_op, (*operands, True, False, backend))
-    h, _, _, c, gates = operators.forward_op(*operands, True, True, backend)
+    torch.library.opcheck(operators.made[library.lstm].forward, (*operands, True, True, backend))
+    torch.library.opcheck(operators.made[library.lstm].forward, (*operands, True, False, backend))
+    h, _, _, c, gates = operators.made[library.lstm].forward(*operands, True, True, backend)
     grads = list(layer.gradients[:3])
     torch.library.opcheck(
-        operators.backward_op,
+        operators.made[library.lstm].backward,
         (*grads, None, *operands, h, c, gates, True, [True, True, False, True, False, False, True], backend),
     )
 
@@ -310,7 +311,8 @@ for _ in range(2):
     from fastlstm.autograd import operators
     x, w, u, h = torch.randn(3, 2, 4), torch.randn(20, 4), torch.randn(20, 5), torch.zeros(2, 5)
     w.requires_grad_()
-    operators.forward_op(x, w, u, None, None, h, h, None, None, False, True, "numba")[0].sum().backward()
+    forward = operators.made[fastlstm.cells.lstm].forward
+    forward(x, w, u, None, None, h, h, None, None, False, True, "numba")[0].sum().backward()
     assert w.grad.shape == w.shape
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)

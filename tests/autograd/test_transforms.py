@@ -9,8 +9,9 @@ from torch.utils.checkpoint import checkpoint
 
 import fastlstm
 from fastlstm.autograd import operators
-from fastlstm.autograd.rules import layer_op
+from fastlstm.autograd.rules import define
 from fastlstm.backends.triton import INTERPRET
+from fastlstm.cells import library
 from tests.helpers.layers import TORCH, Layer
 from tests.helpers.transforms import backends, dtype_of, needs_triton
 
@@ -37,15 +38,17 @@ def test_opcheck(backend, stacked, reverse, masked, requires_grad, given):
     if not given:
         tensors[4:] = [None] * 3  # one bias, states of zeros
     args = (*tensors, layer.lengths, layer.reset, reverse)
-    torch.library.opcheck(operators.forward_op, (*args, True, backend))
+    torch.library.opcheck(operators.made[library.lstm].forward, (*args, True, backend))
     with torch.no_grad():
-        torch.library.opcheck(operators.forward_op, (*args, False, backend))
-        h, _, _, c, gates = operators.forward_op(*args, True, backend)
+        torch.library.opcheck(operators.made[library.lstm].forward, (*args, False, backend))
+        h, _, _, c, gates = operators.made[library.lstm].forward(*args, True, backend)
     for cells in (True, False):
-        torch.library.opcheck(layer_op, (*args, cells, backend))
+        torch.library.opcheck(define(library.lstm), (*args, cells, backend))
     dh, dh_n, dc_n, _ = (g.to(x.dtype) for g in layer.gradients)
     inputs = (dh, dh_n, dc_n, None, *args[:9], h, c, gates, reverse)
-    torch.library.opcheck(operators.backward_op, (*inputs, [True, True, False, True, False, given, False], backend))
+    torch.library.opcheck(
+        operators.made[library.lstm].backward, (*inputs, [True, True, False, True, False, given, False], backend)
+    )
 
 
 @backends

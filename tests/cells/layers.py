@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastlstm.backends.base import WEIGHTS, Gradients, Layer, Run
 from fastlstm.cells import CELLS, Cell, exp, relu, sigmoid, tanh
 from fastlstm.cells import cell as declare
-from fastlstm.cells.records import WEIGHTS, Gradients, Layer, Run
 
 
 @declare(gates={"r": "xh", "z": "xh", "n_x": "x", "n_h": "h"}, states=("h",), params=("w", "b"), inputs=("gap",))
@@ -72,7 +72,9 @@ class Case:
         lengths = torch.tensor([0, T, *torch.randint(0, T + 1, (B,), generator=made)])[:B] if self.masked else None
         reset = torch.rand(T, B, generator=made) < 0.3 if self.masked else None
         inputs = tuple(random(T, B, H) for _ in self.cell.inputs)
-        self.layer = Layer(random(T, B, I), tuple(weights), tuple(states), lengths, reset, self.reverse, inputs)
+        self.layer = Layer(
+            random(T, B, I), tuple(weights), tuple(states), lengths, reset, self.reverse, self.cell, inputs
+        )
         of_states = [random(T, B, H) for _ in self.cell.states]
         self.grads = Run(of_states[0], tuple(random(B, H) for _ in states), tuple(of_states[1:]))
 
@@ -96,12 +98,12 @@ class Case:
         return copies, [a for a in copies if a is not None]
 
 
-def truth(cell: Cell, layer: Layer) -> tuple[Tensor, ...]:
+def truth(layer: Layer) -> tuple[Tensor, ...]:
     """The outputs, the last states, and the other states of all steps. Each row runs through its own steps alone, by
     the function that the author wrote.
     """
     T, B = layer.x.shape[:2]
-    rows = [_row(cell, layer, b, T if layer.lengths is None else int(layer.lengths[b])) for b in range(B)]
+    rows = [_row(layer.cell, layer, b, T if layer.lengths is None else int(layer.lengths[b])) for b in range(B)]
     return tuple(torch.stack(parts, -2) for parts in zip(*rows))
 
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from fastlstm import cells
-from fastlstm.cells.checks import check_layer
+from fastlstm.backends.checks import check_layer
 from tests.cells.layers import Case, gru_decay, without_x
 
 
 @pytest.mark.parametrize("cell", [*cells.CELLS, gru_decay, without_x], ids=lambda cell: cell.name)
 @pytest.mark.parametrize("masked", [False, True])
 def test_what_is_right(cell, masked):
-    check_layer(cell, Case(cell, masked=masked, zeros=masked, bias=masked).layer)
+    check_layer(Case(cell, masked=masked, zeros=masked, bias=masked).layer)
 
 
 def changed(cell, **fields):
@@ -57,4 +57,4 @@ WRONG = [
 @pytest.mark.parametrize(("cell", "fields", "message"), WRONG, ids=[message for *_, message in WRONG])
 def test_what_is_wrong(cell, fields, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        check_layer(cell, changed(cell, **fields))
+        check_layer(changed(cell, **fields))

@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.func import jvp
 
-from fastlstm.cells import reference
+from fastlstm.backends import reference
 from tests.cells.drawn import declared, sources
 from tests.cells.functions import run
 from tests.cells.layers import GRADIENTS, ONE, OUTPUTS, Case, curved, differentiated, error, flat, truth
@@ -25,7 +25,7 @@ def check(source, options):
     for layers in (truth, run):
         operands, wanted = case.with_gradients()
         grads = [g.clone().requires_grad_() for g in flat(case.grads)]
-        got = layers(cell, case.on(operands))
+        got = layers(case.on(operands))
         first = differentiated(got, wanted, grads, create_graph=True)
         results.append((got, first))
         second.append(differentiated((curved(first),), [*wanted, *grads], ONE))
@@ -45,7 +45,7 @@ def check_forward_mode(case):
             given = list(case.operands)
             for k, a in zip(places, tensors):
                 given[k] = a
-            return tuple(layers(case.cell, case.on(given)))
+            return tuple(layers(case.on(given)))
 
         return jvp(function, primals, tuple(map(torch.cos, primals)))[1]
 
@@ -95,7 +95,7 @@ def test_the_plain_layer(source, options):
     """What `reference.forward` returns without saving is the same."""
     cell = declared(source)
     case = Case(cell, 3, 2, 2, 3, **options)
-    made, saving = (reference.forward(cell, case.layer, save) for save in (False, True))
+    made, saving = (reference.forward(case.layer, save) for save in (False, True))
     assert torch.equal(made.h, saving.h)
     assert all(map(torch.equal, made.last, saving.last))
     assert made.kept == ()

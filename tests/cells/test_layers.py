@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from fastlstm import cells
-from fastlstm.cells import reference
-from fastlstm.cells.records import Layer
-from tests.cells.functions import Layers, run
+from fastlstm.backends import reference
+from fastlstm.backends.base import Layer
+from tests.cells.functions import run
 from tests.cells.layers import (
     EVERY,
     GRADIENTS,
@@ -29,13 +29,11 @@ from tests.cells.layers import (
 def compare(case):
     """Outputs and derived gradients against the truth and autograd's."""
     operands, wanted = case.with_gradients()
-    want = truth(case.cell, case.on(operands))
-    made = reference.forward(case.cell, case.layer, True)
+    want = truth(case.on(operands))
+    made = reference.forward(case.layer, True)
     got = flat(made)
     assert max(map(error, got, want)) < OUTPUTS
-    gradients = [
-        a for a in reference.backward(case.cell, case.grads, case.layer, made, case.needs).flat if a is not None
-    ]
+    gradients = [a for a in reference.backward(case.grads, case.layer, made, case.needs).flat if a is not None]
     expected = differentiated(want, wanted, flat(case.grads))
     assert len(gradients) == len(expected)
     assert max(map(error, gradients, expected)) < GRADIENTS
@@ -75,14 +73,14 @@ def test_large(cell, reverse):
 @every_cell
 def test_padding_may_be_nan(cell):
     case = Case(cell, masked=True)
-    made = reference.forward(cell, case.layer, True)
+    made = reference.forward(case.layer, True)
     held = torch.arange(case.T).unsqueeze(1) >= case.layer.lengths
     spoiled = [a.masked_fill(held.unsqueeze(-1), math.nan) for a in (case.layer.x, *case.layer.inputs)]
     layer = case.layer._replace(x=spoiled[0], inputs=tuple(spoiled[1:]))
-    again = reference.forward(cell, layer, True)
+    again = reference.forward(layer, True)
     for a, b in zip(flat(made), flat(again)):
         assert torch.equal(a, b)
-    for a, b in zip(*(reference.backward(cell, case.grads, of, made, case.needs).flat for of in (case.layer, layer))):
+    for a, b in zip(*(reference.backward(case.grads, of, made, case.needs).flat for of in (case.layer, layer))):
         assert a is None or torch.equal(a, b)
 
 
@@ -98,9 +96,9 @@ def test_nan_travels(cell):
         for a, b in zip([operands[0], *operands[len(operands) - len(inputs) :]], [x, *inputs]):
             a.copy_(b)
     layer = case.on(operands)
-    want = truth(cell, layer)
+    want = truth(layer)
     spoiled = case.on([None if a is None else a.detach() for a in operands])
-    made = reference.forward(cell, spoiled, True)
+    made = reference.forward(spoiled, True)
     for a, b in zip(flat(made), want):
         assert torch.equal(a.isnan(), b.isnan())
     assert made.h[2:, 1].isnan().all()
@@ -108,7 +106,7 @@ def test_nan_travels(cell):
     assert not made.h[:2].isnan().any()
     expected = differentiated(want, wanted, flat(case.grads))
     found = reference.backward(
-        cell, case.grads, case.on([None if a is None else a.detach() for a in operands]), made, case.needs
+        case.grads, case.on([None if a is None else a.detach() for a in operands]), made, case.needs
     )
     got = [a for a in found.flat if a is not None]
     for a, b in zip(got, expected):
@@ -136,8 +134,8 @@ def test_as_torch_nn(name):
     ours, ours_last = [], []
     for d, suffix in enumerate(("_l0", "_l0_reverse")):
         weights = tuple(parameters[f"{kind}{suffix}"] for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
-        layer = Layer(x, weights, tuple(a[d] for a in states), None, None, d == 1)
-        h, *others = run(cell, layer)
+        layer = Layer(x, weights, tuple(a[d] for a in states), None, None, d == 1, cell)
+        h, *others = run(layer)
         ours.append(h)
         ours_last.append(others[: len(states)])
     got = torch.cat(ours, -1), *(torch.stack(pair) for pair in zip(*ours_last))
@@ -152,18 +150,18 @@ def test_a_projection_as_torch_nn():
     module = nn.LSTM(I, H, proj_size=P).double()
     x = torch.randn(T, B, I, dtype=torch.double)
     *weights, weight_hr = module.parameters()
-    made = reference.forward(cells.lstm, Layer(x, tuple(weights), (None, None), None, None, False), True, weight_hr)
+    made = reference.forward(Layer(x, tuple(weights), (None, None), None, None, False, cells.lstm), True, weight_hr)
     output, (h_n, c_n) = module(x)
     assert max(map(error, (made.h, *made.last), (output, h_n[0], c_n[0]))) < OUTPUTS
 
 
 def test_wanted_gradients_alone():
     case = Case(gru_decay)
-    made = reference.forward(gru_decay, case.layer, True)
-    full = reference.backward(gru_decay, case.grads, case.layer, made, case.needs).flat
+    made = reference.forward(case.layer, True)
+    full = reference.backward(case.grads, case.layer, made, case.needs).flat
     for k in range(len(full)):
         needs = type(case.needs).of(gru_decay, [j == k for j in range(len(full))])
-        found = reference.backward(gru_decay, case.grads, case.layer, made, needs).flat
+        found = reference.backward(case.grads, case.layer, made, needs).flat
         assert [a is not None for a in found] == [j == k for j in range(len(full))]
         assert torch.equal(found[k], full[k])
 
@@ -171,8 +169,8 @@ def test_wanted_gradients_alone():
 def test_incoming_gradients_may_be_missing():
     case = Case(cells.slstm)
     operands, wanted = case.with_gradients()
-    made = Layers.apply(cells.slstm, False, *operands, None, None)
-    want = truth(cells.slstm, case.on(operands))
+    made = run(case.on(operands))
+    want = truth(case.on(operands))
     for k in range(len(want)):
         got = differentiated((made[k],), wanted, (flat(case.grads)[k],), retain_graph=True)
         expected = differentiated((want[k],), wanted, (flat(case.grads)[k],), retain_graph=True)
@@ -181,8 +179,8 @@ def test_incoming_gradients_may_be_missing():
 
 def test_gradients_share_no_memory():
     case = Case(cells.lstm)
-    made = reference.forward(cells.lstm, case.layer, True)
-    found = [a for a in reference.backward(cells.lstm, case.grads, case.layer, made, case.needs).flat if a is not None]
+    made = reference.forward(case.layer, True)
+    found = [a for a in reference.backward(case.grads, case.layer, made, case.needs).flat if a is not None]
     assert len({a.untyped_storage().data_ptr() for a in found}) == len(found)
 
 
@@ -191,7 +189,7 @@ def test_gradients_share_no_memory():
 def test_empty(cell, B, I):
     case = Case(cell, 3, B, I, 5)
     operands, wanted = case.with_gradients()
-    made = run(cell, case.on(operands))
+    made = run(case.on(operands))
     assert [a.shape for a in made] == [a.shape for a in flat(case.grads)]
     first = differentiated(made, wanted, flat(case.grads))
     assert [a.shape for a in first] == [a.shape for a in wanted]

@@ -5,8 +5,8 @@ import torch
 from torch.func import jvp, vmap
 
 from fastlstm import cells
-from fastlstm.cells import reference
-from fastlstm.cells.records import Layer
+from fastlstm.backends import reference
+from fastlstm.backends.base import Layer
 from tests.cells.functions import run
 from tests.cells.layers import (
     EVERY,
@@ -35,7 +35,7 @@ def test_second_derivatives(cell, reverse, masked):
     for layers in (truth, run):
         operands, wanted = case.with_gradients()
         grads = [g.clone().requires_grad_() for g in flat(case.grads)]
-        first = differentiated(layers(cell, case.on(operands)), wanted, grads, create_graph=True)
+        first = differentiated(layers(case.on(operands)), wanted, grads, create_graph=True)
         results.append(differentiated((curved(first),), [*wanted, *grads], ONE))
     assert max(map(error, results[1], results[0])) < GRADIENTS
 
@@ -54,7 +54,7 @@ def test_gradgradcheck(cell):
         given = list(operands)
         for k, a in zip(places, tensors):
             given[k] = a
-        return run(cell, case.on(given))
+        return run(case.on(given))
 
     assert torch.autograd.gradcheck(function, wanted, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(function, wanted, check_fwd_over_rev=True)
@@ -73,13 +73,13 @@ def test_jvp(cell, masked):
             given = list(case.operands)
             for k, a in zip(places, tensors):
                 given[k] = a
-            return tuple(layers(cell, case.on(given)))
+            return tuple(layers(case.on(given)))
 
         return jvp(function, primals, tangents)[1]
 
     want = by(truth)
     assert max(map(error, by(run), want)) < GRADIENTS
-    assert max(map(error, by(lambda cell, layer: flat(reference.forward(cell, layer, True))), want)) < GRADIENTS
+    assert max(map(error, by(lambda layer: flat(reference.forward(layer, True))), want)) < GRADIENTS
 
 
 @masks
@@ -95,11 +95,11 @@ def test_vmap_over_the_plain_layer(cell, masked):
         given = list(layers[0].tensors)
         for k, a in zip(places, tensors):
             given[k] = a
-        return flat(reference.forward(cell, Layer.of(cell, given, False), True))
+        return flat(reference.forward(Layer.of(cell, given, False), True))
 
     got = vmap(function)(*stacked)
     for k, layer in enumerate(layers):
-        assert max(error(a[k], b) for a, b in zip(got, truth(cell, layer))) < OUTPUTS
+        assert max(error(a[k], b) for a, b in zip(got, truth(layer))) < OUTPUTS
 
 
 @masks
@@ -119,19 +119,20 @@ def test_a_stack_is_its_layers(cell, masked):
         joined([a.lengths for a in both], 0),
         joined([a.reset for a in both], 1),
         masked,
+        cell,
         tuple(joined(pair, 1) for pair in zip(*(a.inputs for a in both))),
     )
     operands = [None if a is None else a.clone().requires_grad_() for a in layer.tensors[:-2]]
     wanted = [a for a in operands if a is not None]
     grads = [torch.cat(pair, -2) for pair in zip(*(flat(case.grads) for case in cases))]
-    made = run(cell, Layer.of(cell, (*operands, layer.lengths, layer.reset), masked))
+    made = run(Layer.of(cell, (*operands, layer.lengths, layer.reset), masked))
     found = differentiated(made, wanted, tuple(grads), create_graph=True)
     second = differentiated(
         (sum((g * g.detach().sin()).sum() for g in found),), wanted, (torch.ones((), dtype=torch.double),)
     )
     for k, case in enumerate(cases):
         alone, single = case.with_gradients()
-        want = truth(cell, case.on(alone))
+        want = truth(case.on(alone))
         rows = slice(k * case.B, (k + 1) * case.B)
         assert max(error(a[..., rows, :], b) for a, b in zip(made, want)) < OUTPUTS
         firsts = differentiated(want, single, flat(case.grads), create_graph=True)
@@ -151,7 +152,7 @@ def test_a_compiler_sees_through_it():
     case = Case(gru_decay, T=2, masked=True)
 
     def function(*tensors):
-        return flat(reference.forward(gru_decay, Layer.of(gru_decay, tensors, False), True))
+        return flat(reference.forward(Layer.of(gru_decay, tensors, False), True))
 
     compiled = torch.compile(function, backend="eager", fullgraph=True)
     assert all(map(torch.equal, compiled(*case.layer.tensors), function(*case.layer.tensors)))

@@ -8,7 +8,8 @@ import torch
 
 import fastlstm
 from fastlstm import cells
-from fastlstm.backends.base import Layer, check_layer
+from fastlstm.backends.base import Layer
+from fastlstm.backends.checks import check_layer
 from fastlstm.layers.functional import lstm_cell
 
 T, B, I, H, P = 4, 2, 3, 5, 2

@@ -9,8 +9,9 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastlstm
+from fastlstm import cells
 from fastlstm.autograd import operators
-from fastlstm.autograd.functions import LSTMBackward
+from fastlstm.autograd.functions import LayerBackward
 from tests.helpers.layers import needs_native
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
@@ -52,10 +53,10 @@ def test_second_derivatives_of_two_biases_are_apart():
     """Those that come of the gradients alone, as where h and c are held fixed: otherwise autograd adds to them."""
     x, weights = torch.randn(4, 2, 5), [a.detach().requires_grad_() for a in fastlstm.LSTM(5, 7).parameters()]
     with torch.no_grad():
-        h, _, _, c, gates = operators.forward(x, *weights, None, None, None, None, False, True, "numba")
+        h, _, _, c, gates = operators.forward(x, *weights, None, None, None, None, False, cells.lstm, True, "numba")
     layer = x, *weights, None, None, None, None, h, c, gates
     needs = [False, True, True, True, True, False, False]
-    first = LSTMBackward.apply(torch.randn_like(h), None, None, None, *layer, False, needs, "numba")
+    first = LayerBackward.apply(torch.randn_like(h), None, None, None, *layer, False, cells.lstm, needs, "numba")
     ih, hh = torch.autograd.grad(sum(a.square().sum() for a in first[1:5]), weights[2:])
     before = hh.clone()
     ih.zero_()

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 import fastlstm
 from fastlstm.autograd import operators
 from fastlstm.backends.numba.host import sizes
+from fastlstm.cells import library
 from fastlstm.layers.functional import lstm_cell
 from tests.helpers.layers import CPU_BACKENDS, Layer
 from tests.helpers.modules import pair
@@ -301,14 +302,14 @@ def test_weight_gradients_of_few_rows_are_those_of_many(size, reverse, masked, m
     layer = Layer(*size, reverse=reverse, masked=masked)
     x, h_0, c_0, w_ih, w_hh, b_ih, b_hh = layer.to(torch.float32, requires_grad=False)
     inputs = (x, w_ih, w_hh, b_ih, b_hh, h_0, c_0, layer.lengths, layer.reset)
-    h, _, _, c, gates = operators.forward(*inputs, reverse, True, "numba")
+    h, _, _, c, gates = operators.forward(*inputs, reverse, library.lstm, True, "numba")
     grads = [g.float() for g in layer.gradients]
     results = []
     monkeypatch.setattr(sizes, "MANY_SUMS", 1 << 60)  # few rows are never summed on the matrix unit
     for rows in (0, 1 << 30):
         monkeypatch.setattr(sizes, "FEW_ROWS", rows)
         forget()
-        results.append(operators.backward(*grads, *inputs, h, c, gates, reverse, [True] * 7, "numba"))
+        results.append(operators.backward(*grads, *inputs, h, c, gates, reverse, library.lstm, [True] * 7, "numba"))
     forget()
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
@@ -318,9 +319,9 @@ def test_only_the_gradients_that_are_wanted(needs, backend):
     layer = Layer(3, 4, 5, 20)
     x, h_0, c_0, w_ih, w_hh, b_ih, b_hh = layer.to(torch.float32, requires_grad=False)
     inputs = (x, w_ih, w_hh, b_ih, b_hh, h_0, c_0, None, None)
-    h, _, _, c, gates = operators.forward(*inputs, False, True, backend)
+    h, _, _, c, gates = operators.forward(*inputs, False, library.lstm, True, backend)
     grads = [g.float() for g in layer.gradients]
-    everything = operators.backward(*grads, *inputs, h, c, gates, False, [True] * 7, backend)
-    wanted = operators.backward(*grads, *inputs, h, c, gates, False, needs, backend)
+    everything = operators.backward(*grads, *inputs, h, c, gates, False, library.lstm, [True] * 7, backend)
+    wanted = operators.backward(*grads, *inputs, h, c, gates, False, library.lstm, needs, backend)
     for need, got, want in zip(needs, wanted, everything, strict=True):
         assert torch.equal(got, want) if need else got is None

@@ -19,11 +19,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from fastlstm.backends import base, reference
+from fastlstm.backends import base, sums
 from fastlstm.backends.base import Gradients, Layer, Run, Traits
+from fastlstm.cells.spec import Cell
 
 INTERPRET = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")  # as triton reads it
-TRAITS = Traits(takes_sixteen_bits=True)
+TRAITS = Traits(takes_sixteen_bits=True, cells=("lstm",))
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _INSTALLED = importlib.util.find_spec("triton") is not None
 
@@ -49,7 +50,7 @@ def supports(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
-def saved_shape(T: int, B: int, H: int, dtype: torch.dtype, groups: int | None = None) -> tuple[int, ...]:
+def saved_shape(cell: Cell, T: int, B: int, H: int, dtype: torch.dtype, groups: int | None = None) -> tuple[int, ...]:
     """Shape of the gates kept for the backward pass."""
     return T, B, 4 * H
 
@@ -140,15 +141,15 @@ def backward(grads: Run, layer: Layer, run: Run, needs: Gradients, precision: st
     dpreact, dh_0, dc_0 = launch.backward(grads, layer, tuple(map(_contiguous, run.kept)), precision)
     dweight_ih = dweight_hh = dbias = None
     with _products(precision):
-        dx = reference.linear(dpreact, weight_ih.mT) if needs.x else None
+        dx = sums.linear(dpreact, weight_ih.mT) if needs.x else None
         if needs.weights[0]:
             held = base.held_steps(layer)  # zero times the NaN of a padding would be NaN
             seen = x if held is None else x.masked_fill(held, 0)
-            dweight_ih = reference.weight_gradient(dpreact, seen, weight_ih)
+            dweight_ih = sums.weight_gradient(dpreact, seen, weight_ih)
         if needs.weights[1]:
             dweight_hh = _recurrent_gradient(dpreact, layer, run.h)
         if base.wants_bias(needs) and biases != [None, None]:
-            dbias = reference.bias_gradient(dpreact, biases[1] if biases[0] is None else biases[0])
+            dbias = sums.vector_gradient(dpreact, biases[1] if biases[0] is None else biases[0])
     dstates = dh_0 if needs.states[0] else None, dc_0 if needs.states[1] else None
     return Gradients(dx, (dweight_ih, dweight_hh, *base.bias_gradients(dbias, needs)), dstates)
 
@@ -170,5 +171,5 @@ def _recurrent_gradient(dpreact: Tensor, layer: Layer, h: Any) -> Tensor:
             unseen = None if reset is None else reset.unsqueeze(-1).gather(0, starts)
     if reset is not None:
         h, h_0 = h.masked_fill(reset[rest].unsqueeze(-1), 0), h_0.masked_fill(unseen, 0)
-    start = reference.weight_gradient(start, h_0, weight_hh)
-    return reference.weight_gradient(dpreact[rest], h, weight_hh, start) if h.shape[0] else start
+    start = sums.weight_gradient(start, h_0, weight_hh)
+    return sums.weight_gradient(dpreact[rest], h, weight_hh, start) if h.shape[0] else start

@@ -1,4 +1,4 @@
-"""The cell of `fastlstm.cell` through ``triton.jit``, with sigmoid and tanh as a GPU computes them.
+"""The LSTM's cell through ``triton.jit``, with sigmoid and tanh as a GPU computes them.
 
 Two versions: exact, for float32 in full precision, and fast, for tf32 and 16 bits, where one instruction gives tanh to
 11 bits. The interpreter has no such instruction and runs the exact one for both.
@@ -7,8 +7,9 @@ Two versions: exact, for float32 in full precision, and fast, for tf32 and 16 bi
 import triton
 import triton.language as tl
 
-from fastlstm import cell
 from fastlstm.backends.triton import INTERPRET
+from fastlstm.cells.emit import load, python
+from fastlstm.cells.library import lstm
 
 
 @triton.jit
@@ -38,12 +39,12 @@ def fast_sigmoid(x):
     return 0.5 * fast_tanh(0.5 * x) + 0.5
 
 
-# The interpreter looks for tl in a function's globals, and the compiler evaluates annotations, of Triton's types alone
-GLOBALS = {"tl": tl, "Any": tl.tensor}
-EXACT = {"sigmoid": sigmoid, "tanh": tanh, **GLOBALS}
-FAST = {"sigmoid": fast_sigmoid, "tanh": fast_tanh, **GLOBALS}
-exact_forward, fast_forward = (triton.jit(cell.bind(cell.cell_forward, **names)) for names in (EXACT, FAST))
-exact_backward, fast_backward = (triton.jit(cell.bind(cell.cell_backward, **names)) for names in (EXACT, FAST))
+# The interpreter looks for tl in a function's globals
+EXACT = {"sigmoid": sigmoid, "tanh": tanh, "tl": tl}
+FAST = {"sigmoid": fast_sigmoid, "tanh": fast_tanh, "tl": tl}
+_FORWARD, _BACKWARD = python(lstm.derived().forward), python(lstm.derived().backward)
+exact_forward, fast_forward = (triton.jit(load(_FORWARD, "forward", names, __name__)) for names in (EXACT, FAST))
+exact_backward, fast_backward = (triton.jit(load(_BACKWARD, "backward", names, __name__)) for names in (EXACT, FAST))
 
 
 @triton.jit
@@ -57,7 +58,6 @@ def cell_forward(i_pre, f_pre, g_pre, o_pre, c_prev, PRECISION: tl.constexpr):
 @triton.jit
 def cell_backward(dh, dc, i, f, g, o, c_prev, PRECISION: tl.constexpr):
     if PRECISION == "ieee":
-        dpreact, dc_prev = exact_backward(dh, dc, i, f, g, o, c_prev)
+        return exact_backward(dh, dc, i, f, g, o, c_prev)
     else:
-        dpreact, dc_prev = fast_backward(dh, dc, i, f, g, o, c_prev)
-    return dpreact[0], dpreact[1], dpreact[2], dpreact[3], dc_prev  # Triton 3.6 cannot unpack a tuple in a tuple
+        return fast_backward(dh, dc, i, f, g, o, c_prev)

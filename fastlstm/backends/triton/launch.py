@@ -8,7 +8,7 @@ import torch
 import triton
 from torch import Tensor
 
-from fastlstm.backends import base, reference
+from fastlstm.backends import base, reference, sums
 from fastlstm.backends.base import Layer, Run
 from fastlstm.backends.triton import capability, resident, stepwise, tiles
 from fastlstm.backends.triton.products import pack_kernel
@@ -25,7 +25,7 @@ def project(x: Tensor, weight_ih: Tensor, bias: Tensor | None) -> Tensor:
     """(T,B,4H): the input's part of all pre-activations."""
     if weight_ih.dim() == 2:
         return torch.nn.functional.linear(x.contiguous(), weight_ih, bias)  # strided, it would be T products and a sum
-    return reference.add_bias(reference.linear(x, weight_ih), bias)
+    return sums.add_bias(sums.linear(x, weight_ih), bias)
 
 
 def pack(weight: Tensor, by_row: bool) -> tuple[Tensor, Tensor, Tensor]:

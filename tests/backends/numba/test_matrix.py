@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch.func import functional_call, grad, stack_module_state, vmap
 
 import fastlstm
+from fastlstm import cells
 from fastlstm.autograd import operators
 from fastlstm.backends.numba.host import sizes
 from fastlstm.layers.functional import lstm
@@ -149,7 +150,7 @@ def test_sums_run_on_the_unit_wherever_dx_would(vector_sums):
     assert chosen(50, 4, 79, 40) == (0, 0)
     x, h_0, c_0, w_ih, w_hh, b_ih, b_hh = Layer(50, 4, 80, 40).to(torch.float32, requires_grad=False)
     inputs = x, w_ih, w_hh, b_ih, b_hh, h_0, c_0, None, None
-    h, _, _, c, gates = operators.forward(*inputs, False, True, "numba")
+    h, _, _, c, gates = operators.forward(*inputs, False, cells.lstm, True, "numba")
     with_dx, without = (
         operators.backward(
             h, None, None, None, *inputs, h, c, gates, False, [dx, True, True, True, True, False, False], "numba"

@@ -31,9 +31,9 @@ def _struct(name: str, fields: str) -> type[ctypes.Structure]:
 # bytes from one step of 32 of an operand's rows to the next. narrow_rows and narrow_weights: whether x, dx, dh and h,
 # and the weights and their gradients, are of bfloat16.
 _COMMON = " ".join((*NAMES, *CELLS, *matrix.NAMES)) + (
-    " size lanes dense T B rows I H sums of_x of_h saved params inputs others values joint blocks reads"
-    " table_bytes wide slots c_step reverse parts relax scratch_bytes constants original_size pieces pitch narrow_rows narrow_weights"
-    " x_step x_row weight_ih_row weight_hh_row"
+    " size lanes dense T B rows I H sums of_x of_h saved params inputs others values joint blocks reads table_bytes"
+    " wide slots c_step reverse parts relax scratch_bytes constants original_size pieces pitch narrow_rows"
+    " narrow_weights x_step x_row weight_ih_row weight_hh_row"
 )
 # barrier: counters at which threads meet. scratch: each thread's own, scratch_bytes apart: two tables, then rows of
 # vectors. large: where a one is left if there was a number that the unit cannot take. What ends the struct lies at

@@ -31,8 +31,8 @@ class Kernel:
         fields: dict[str, int], sizes: dict[str, int], lanes: int = 1,
     ) -> None:  # fmt: skip
         """`kind`: Forward or Backward, of a `cell`; `pieces`: of a number on the matrix unit; `fields` of the
-        arguments; `sizes` of the buffers, in elements: each thread has a ``scratch`` of its own, and each of `lanes` one of the
-        others.
+        arguments; `sizes` of the buffers, in elements: each thread has a ``scratch`` of its own, and each of `lanes` one
+        of the others.
         """
         from fastlstm.backends.numba.host import arguments, tasks
 

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from fastlstm.backends.base import groups_of, hidden_size
 from fastlstm.backends.cpu import rows_contiguous, threads_now
 from fastlstm.backends.memory import converted
 from fastlstm.backends.numba.host.cells import Counts, counts
-from fastlstm.cells.records import hidden_size
 from fastlstm.cells.spec import Cell
 
 Weights = tuple[Any, ...]  # weight_ih, weight_hh, and bias_ih and bias_hh or None; then params
@@ -112,13 +112,12 @@ def signature_of(layer: Any, ends: tuple[int, ...], pieces: int) -> Signature:
     x, (weight_ih, weight_hh, *_), cell = layer.x, layer.weights, layer.cell
     step = x.dim() == 2
     T, *rows, I = (1, *x.shape) if step else x.shape
-    axis, given = next(((k, a) for k, a in enumerate(layer.weights) if a is not None), (4, None))
-    groups = given.shape[0] if given is not None and given.dim() == (3 if axis < 2 else 2) else None
+    groups, given = groups_of(layer) or None, next((a.dtype for a in layer.weights if a is not None), x.dtype)
     narrow = x.dtype is torch.bfloat16
     strides = x.stride(), strides_of(weight_ih), strides_of(weight_hh)
     return Signature(
-        cell, T, prod(rows) // (groups or 1), I if counts(cell).of_x else 0, hidden_size(cell, layer), groups,
-        torch.float32 if narrow else x.dtype, narrow, x.dtype if given is None else given.dtype, x.dtype, strides,
+        cell, T, prod(rows) // (groups or 1), I if counts(cell).of_x else 0, hidden_size(layer), groups,
+        torch.float32 if narrow else x.dtype, narrow, given, x.dtype, strides,
         layer.reverse, layer.reset is not None, layer.lengths is not None, step, ends, pieces, counts(cell).on_unit,
         threads_now(),
     )  # fmt: skip

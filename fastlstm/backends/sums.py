@@ -40,14 +40,16 @@ def for_rows(vector: Tensor, rows: int) -> Tensor:
     return vector.unsqueeze(1).expand(groups, rows // groups, H).flatten(0, 1)
 
 
-def weight_gradient(dsums: Tensor, inputs: Tensor, weight: Tensor) -> Tensor:
-    """The sum over all (T, B) rows of ``dsums`` outer ``inputs``, by groups of rows where `weight` is a stack."""
+def weight_gradient(dsums: Tensor, inputs: Tensor, weight: Tensor, start: Optional = None) -> Tensor:
+    """Return `start` plus the sum of the outer products of ``dsums`` and ``inputs`` over all (T, B) rows, by groups of
+    rows if `weight` is a stack.
+    """
     if weight.dim() == 2:
         rows = dsums.shape[0] * dsums.shape[1]  # of no columns, reshape could not infer them
         dsums, inputs = dsums.reshape(rows, dsums.shape[-1]), inputs.reshape(rows, inputs.shape[-1])
-        return dsums.mT @ inputs
+        return dsums.mT @ inputs if start is None else torch.addmm(start, dsums.mT, inputs)
     dsums, inputs = (a.unflatten(1, (weight.shape[0], -1)).transpose(0, 1).flatten(1, 2) for a in (dsums, inputs))
-    return dsums.mT @ inputs
+    return dsums.mT @ inputs if start is None else torch.baddbmm(start, dsums.mT, inputs)
 
 
 def vector_gradient(terms: Tensor, vector: Tensor) -> Tensor:

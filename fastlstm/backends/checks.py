@@ -3,14 +3,13 @@
 import torch
 from torch import Tensor
 
-from fastlstm.cells.records import Layer
-from fastlstm.cells.spec import Cell
+from fastlstm.backends.base import Layer
 
 Optional = Tensor | None
 
 
-def check_layer(cell: Cell, layer: Layer, weight_hr: Optional = None) -> None:
-    """Raise unless the tensors make one layer of `cell` in one direction.
+def check_layer(layer: Layer, weight_hr: Optional = None) -> None:
+    """Raise unless the tensors make one layer of its cell in one direction.
 
     Args:
         layer: weights of one layer, not of a stack.
@@ -19,13 +18,13 @@ def check_layer(cell: Cell, layer: Layer, weight_hr: Optional = None) -> None:
     Raises:
         ValueError: naming the argument, the shape, dtype or device it must have, and the one it has.
     """
-    x, (weight_ih, weight_hh, bias_ih, bias_hh, *params), states, lengths, reset, _, inputs = layer
+    x, (weight_ih, weight_hh, bias_ih, bias_hh, *params), states, lengths, reset, _, cell, inputs = layer
     if x.dim() != 3:
         raise ValueError(f"x must have shape (T, B, I), got {tuple(x.shape)}")
     T, B, I = x.shape
-    _check_presence(cell, layer)
-    hidden = _hidden(cell, layer, I)
-    of_x, of_h = len(cell.layout.of_x) * hidden, len(cell.layout.of_h) * hidden
+    _check_presence(layer)
+    hidden = _hidden(layer, I)
+    of_x, of_h = cell.gates_of_x * hidden, cell.gates_of_h * hidden
     out = hidden if weight_hr is None else weight_hr.shape[0]
     widths = [out] + [hidden] * (len(states) - 1)
     named = [
@@ -54,15 +53,15 @@ def check_layer(cell: Cell, layer: Layer, weight_hr: Optional = None) -> None:
             raise ValueError(f"{name} must have the dtype {of_x_too}{wanted}, got {a.dtype}")
 
 
-def _check_presence(cell: Cell, layer: Layer) -> None:
+def _check_presence(layer: Layer) -> None:
     """Raise where a tensor is missing, or is there for nothing."""
-    weight_ih, weight_hh, bias_ih, bias_hh, *params = layer.weights
+    cell, (weight_ih, weight_hh, bias_ih, bias_hh, *params) = layer.cell, layer.weights
     for of, operand, gates, weight, bias in (
-        ("x", "ih", cell.layout.of_x, weight_ih, bias_ih),
-        ("h", "hh", cell.layout.of_h, weight_hh, bias_hh),
+        ("x", "ih", cell.gates_of_x, weight_ih, bias_ih),
+        ("h", "hh", cell.gates_of_h, weight_hh, bias_hh),
     ):
         if gates and weight is None:
-            raise ValueError(f"weight_{operand} must be given: {len(gates)} gates of cell {cell.name} sum {of}")
+            raise ValueError(f"weight_{operand} must be given: {gates} gates of cell {cell.name} sum {of}")
         for name, a in ((f"weight_{operand}", weight), (f"bias_{operand}", bias)):
             if not gates and a is not None:
                 raise ValueError(f"{name} must be None: cell {cell.name} has no gate for it, got {tuple(a.shape)}")
@@ -77,10 +76,10 @@ def _check_presence(cell: Cell, layer: Layer) -> None:
         )
 
 
-def _hidden(cell: Cell, layer: Layer, I: int) -> int:
+def _hidden(layer: Layer, I: int) -> int:
     """H, from weight_ih, or from the columns of weight_hh where there is none."""
     weight_ih, weight_hh, _, _, *params = layer.weights
-    gates = len(cell.layout.of_x)
+    gates = layer.cell.gates_of_x
     if weight_ih is None:
         a = next(a for a in (weight_hh, *params, *layer.inputs, layer.states[0]) if a is not None)
         return int(a.shape[-1])

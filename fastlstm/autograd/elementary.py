@@ -1,0 +1,58 @@
+"""Two small Functions around a layer: one permutes rows, and one rounds results to 16 bits."""
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from fastlstm.autograd.modes import is_untransformed, wants_gradient
+
+Optional = Tensor | None
+
+
+def take_rows(a: Tensor, order: Tensor, axis: int) -> Tensor:
+    """Return the rows of `a` along `axis` in `order`, a permutation. Equivalent to ``a.index_select(axis, order)``.
+
+    The backward pass of index_select adds row by row. This one selects rows in the inverse order.
+    """
+    if not is_untransformed(a, order):
+        return a.index_select(axis, order)
+    return cast(Tensor, _TakeRows.apply(a, order, axis))
+
+
+class _TakeRows(Function):
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, order: Tensor, axis: int) -> Tensor:
+        ctx.axis = axis
+        ctx.save_for_backward(order)
+        return a.index_select(axis, order)
+
+    @staticmethod
+    def backward(ctx: Any, da: Tensor) -> tuple[Tensor, None, None]:
+        (order,) = ctx.saved_tensors
+        return take_rows(da, order.argsort(), ctx.axis), None, None
+
+
+def narrowed(results: tuple[Any, ...], dtype: torch.dtype, given: tuple[Optional, ...]) -> tuple[Any, ...]:
+    """Return float32 results of a layer in `dtype`, the 16-bit type of the tensors that it was `given`.
+
+    Equivalent to `Tensor.to` for each result, with one addition: if a given tensor is changed in place before the
+    backward pass, that pass raises. Autograd itself saved only float32 copies, and would not notice.
+    """
+    if wants_gradient(*results) and is_untransformed(*results, *given):
+        return cast(tuple[Any, ...], _Narrowed.apply(dtype, len(results), *results, *given))
+    return (*(None if a is None else a.to(dtype) for a in results),)
+
+
+class _Narrowed(Function):
+    @staticmethod
+    def forward(ctx: Any, dtype: torch.dtype, count: int, *tensors: Any) -> tuple[Optional, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors[count:])
+        return (*(None if a is None else a.to(dtype) for a in tensors[:count]),)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Optional) -> tuple[Any, ...]:
+        given = ctx.saved_tensors  # raises if one was changed
+        return None, None, *(None if g is None else g.float() for g in grads), *(None for _ in given)
