@@ -46,6 +46,7 @@ class Backward(Pass):
             (R, I) if s.step else (T, R, I), (*stack, of_x_rows, I), (*stack, of_h_rows, H), (*stack, of_x_rows),
             (*stack, of_h_rows), *[(*stack, H)] * counts.params, *states, *[(T, R, H)] * counts.inputs,
         )  # fmt: skip
+        self.others, self.of_states = range(1, counts.others + 1), WEIGHTS + 1 + counts.params  # of `wanted`
         wanted = to_x, *needs.weights, *needs.states, *needs.inputs
         self.wanted = [
             (None if not want else made if k < 3 else self.like, new_of(self.like, shape), shape)
@@ -57,40 +58,55 @@ class Backward(Pass):
         of the weights are of bfloat16, too, and all others float32.
         """
         x, weights, starts, lengths, reset, *_ = layer
-        s, others = self.signature, self.signature.counts.others
-        dh, *d_last = (a if a is None else rows_contiguous(a) for a in (grads.h, *grads.last))
-        d_steps = [a if a is None else rows_contiguous(a) for a in grads.kept or (None,) * others]
-        h, (*steps, gates) = run.h, run.kept
-        if s.step and steps:
+        first, zeros, dh, h, (*steps, gates) = starts[0], self.zeros, grads.h, run.h, run.kept
+        if self.signature.step and steps:
             h, *steps = steps
-        steps = steps or [None] * others  # a step whose states nobody reads
-        at = [(self.zeros, 0)] * (others + 1)
-        given: list[Any] = []
-        if starts[0] is not None:
-            given = [self.given(a) for a in starts]
-            at = [(a.data_ptr(), row) for a, row in given]
-        lengths, reset = (a if a is None else a.contiguous() for a in (lengths, reset))
         results = [like if like is None else new(like, *shape) for like, new, shape in self.wanted]
-        addressed = [*map(address, results)]
-        of_states = WEIGHTS + 1 + s.counts.params
-        dparams, (d_start, *d_starts) = (
-            addressed[WEIGHTS + 1 : of_states],
-            addressed[of_states : of_states + others + 1],
-        )
+        addressed = [0 if a is None else a.data_ptr() for a in results]
+        of_states, given, d_last, d_steps = self.of_states, [first], [grads.last[0]], []
+        of_first, row, of_dh, of_dh_n = zeros, 0, (zeros, 0, 0), (0, 0)
+        if first is not None:
+            given[0], row = self.given(first)
+            of_first = given[0].data_ptr()
+        if dh is not None:
+            dh = rows_contiguous(dh)
+            of_dh = sizes.step_row(dh)
+        if d_last[0] is not None:
+            d_last[0] = rows_contiguous(d_last[0])
+            of_dh_n = sizes.row(d_last[0])
+        lengths, reset = (a if a is None else a.contiguous() for a in (lengths, reset))
         call = [
-            x.data_ptr(), *at[0], address(lengths), address(reset), address(h), address(gates),
-            *((self.zeros, 0, 0) if dh is None else sizes.step_row(dh)),
-            *((0, 0) if d_last[0] is None else sizes.row(d_last[0])), *addressed[: WEIGHTS + 1], d_start,
+            x.data_ptr(), of_first, row, address(lengths), address(reset), address(h), address(gates), *of_dh,
+            *of_dh_n, *addressed[: WEIGHTS + 1], addressed[of_states],
         ]  # fmt: skip
-        for k in range(others):
-            d, end = d_steps[k], d_last[k + 1]
-            call += *at[k + 1], address(steps[k]), *((0, 0, 0) if d is None else sizes.step_row(d))
-            call += *((0, 0) if end is None else sizes.row(end)), d_starts[k]
+        for k in self.others:
+            start, d, end = starts[k], grads.kept[k - 1] if grads.kept else None, grads.last[k]
+            if start is None:
+                call += zeros, 0
+            else:
+                start, row = self.given(start)
+                call += start.data_ptr(), row
+            call.append(steps[k - 1].data_ptr() if steps else 0)  # of a step nobody may read them
+            if d is None:
+                call += 0, 0, 0
+            else:
+                d = rows_contiguous(d)
+                call += sizes.step_row(d)
+            if end is None:
+                call += 0, 0
+            else:
+                end = rows_contiguous(end)
+                call += sizes.row(end)
+            call.append(addressed[of_states + k])
+            given.append(start)
+            d_steps.append(d)
+            d_last.append(end)
         values: list[Tensor] = []
         if self.has_values:
             told, values = self.values(layer, 0)
-            told[3 : 4 * s.counts.inputs : 4] = addressed[of_states + others + 1 :]
-            call += *told, *dparams
+            inputs = len(layer.inputs)
+            told[3 : 4 * inputs : 4] = addressed[len(addressed) - inputs :]
+            call += *told, *addressed[WEIGHTS + 1 : of_states]
         by_group = None
         if self.groups > 1:
             by_group = self._by_group(values, given, (h, *steps), gates, (dh, *d_steps), d_last, results)
@@ -101,23 +117,22 @@ class Backward(Pass):
         for k in (2, 3):
             if weights[k] is None:
                 of_weights[k] = None
-        if self.needs.x and dx is None:  # a cell may multiply no x
+        if dx is None and self.needs.x:  # a cell may multiply no x
             dx = torch.zeros_like(x if x.dim() < 4 else x.flatten(1, 2))
-        last = of_states + others + 1
-        return Gradients(dx, (*of_weights,), (*results[of_states:last],), (*results[last:],))
+        end = of_states + len(starts)
+        return Gradients(dx, (*of_weights,), (*results[of_states:end],), (*results[end:],))
 
     def _by_group(
         self, values: list[Tensor], given: list[Any], steps: Any, gates: Any, d_steps: Any, d_last: Any, results: Any
     ) -> dict[str, int]:
         """Bytes from what is one group's to what is the next one's."""
-        s, counts = self.signature, self.signature.counts
-        of_states = WEIGHTS + 1 + counts.params
+        s, counts, of_states = self.signature, self.signature.counts, self.of_states
         names = "dx", "dweight_ih", "dweight_hh", "dbias_ih", "dbias_hh", *(f"dparam{k}" for k in range(counts.params))
         weights = dict(zip(names[1:], results[1:of_states]))
         rows = {"dx": results[0], "h": steps[0], "dh": d_steps[0], "dh_n": d_last[0], "dh_0": results[of_states]}
-        rows |= {"h_0": given[0][0]} if given else {}
+        rows["h_0"] = given[0]
         for k in range(counts.others):
-            rows |= {f"start{k}": given[k + 1][0]} if given else {}
+            rows[f"start{k}"] = given[k + 1]
             rows |= {f"steps{k}": steps[k + 1], f"d{k}": d_steps[k + 1], f"d_last{k}": d_last[k + 1]}
             rows[f"d_start{k}"] = results[of_states + k + 1]
         rows |= {f"d_value{k}": a for k, a in enumerate(results[of_states + counts.others + 1 :])}

@@ -46,6 +46,7 @@ class Forward(Pass):
         fields["places"] = places = threads if once and not keeps else self.panels
         fields["h_step"], fields["h_row"] = (B if s.narrow else R) * self.row, self.row
         fields["out_step"], fields["out_row"] = R * H * 2, H * 2
+        self.others = range(1, counts.others + 1)
         self.keeps_states = save and (not s.step or counts.reads_new)
         if not self.keeps_states:
             fields["c_step"] = 0
@@ -62,25 +63,35 @@ class Forward(Pass):
     def run(self, layer: Layer) -> Run:
         """A layer of this signature; where x is ``narrow`` h is, too, and the states and what is kept are float32."""
         x, weights, starts, lengths, reset, *_ = layer
-        new, states, step = self.like.new_empty, self.states, self.signature.step
-        last = [new(*states) for _ in starts]  # by a tuple it would take half as long again
-        steps, of_gates, of_lengths, of_reset, kept = [*last], 0, 0, 0, ()
+        new, states, first, keeps, of_gates, gates = (
+            self.like.new_empty,
+            self.states,
+            starts[0],
+            self.keeps_states,
+            0,
+            (),
+        )
+        h_n, h, steps = new(*states), None, ()  # by a tuple it would take half as long again
+        of_h = of_last = h_n.data_ptr()
         if self.outputs is not None:
-            steps[0] = self.new(x, *self.outputs)
+            h = self.new(x, *self.outputs)
+            of_h = h.data_ptr()
+        elif keeps:  # a step has no other h that stays as it is
+            steps = (self.new(self.like, *self.shape),)
+            of_h = steps[0].data_ptr()
         elif self.signature.narrow:  # its rows of bfloat16 would lie over those of h_n that other threads have left
-            steps[0] = x.new_empty(self.signature.rows, self.signature.H)
+            output = x.new_empty(self.signature.rows, self.signature.H)
+            of_h = output.data_ptr()
+        of_first, row = self.zeros, 0
+        if first is not None:
+            row = self.row
+            if not first.is_contiguous():
+                first, row = self.given(first)
+            of_first = first.data_ptr()
         if self.save:
-            gates = pooled(self.like, *self.gates)
-            of_gates, kept = gates.data_ptr(), (gates,)
-            if self.keeps_states:
-                first = 0 if step else 1  # a step has no other h
-                steps[first:] = [self.new(self.like, *self.shape) for _ in last[first:]]
-                kept = *steps[first:], gates
-        if starts[0] is None:
-            at = [(self.zeros, 0)] * len(last)
-        else:
-            given = [self.given(a) for a in starts]
-            at = [(a.data_ptr(), row) for a, row in given]
+            gates = (pooled(self.like, *self.gates),)
+            of_gates = gates[0].data_ptr()
+        of_lengths = of_reset = 0
         if lengths is not None:
             lengths = lengths.contiguous()
             of_lengths = lengths.data_ptr()
@@ -88,26 +99,40 @@ class Forward(Pass):
             reset = reset.contiguous()
             of_reset = reset.data_ptr()
         self.flip ^= 1
-        call = [
-            x.data_ptr(), *at[0], of_lengths, of_reset, steps[0].data_ptr(), of_gates, last[0].data_ptr(), self.flip
-        ]  # fmt: skip
-        for k in range(1, len(last)):
-            call += *at[k], steps[k].data_ptr(), last[k].data_ptr()
+        call = [x.data_ptr(), of_first, row, of_lengths, of_reset, of_h, of_gates, of_last, self.flip]
+        last, given = (h_n,), (first,)
+        for k in self.others:
+            end = to = new(*states)
+            last += (end,)
+            if keeps:
+                to = self.new(self.like, *self.shape)
+                steps += (to,)
+            if first is None:
+                call += self.zeros, 0, to.data_ptr(), end.data_ptr()
+            else:
+                start, row = starts[k], self.row
+                if not start.is_contiguous():
+                    start, row = self.given(start)
+                given += (start,)
+                call += start.data_ptr(), row, to.data_ptr(), end.data_ptr()
         values: list[Tensor] = []
         if self.has_values:
             told, values = self.values(layer)
+            weights = weights[:WEIGHTS]
             call += told
         by_group = None
         if self.groups > 1:
-            s, (_, _, bias, bias_hh, *_) = self.signature, weights
-            of_rows = {"h": steps[0], "h_n": last[0]}
-            if starts[0] is not None:
-                of_rows |= {"h_0": given[0][0], **{f"start{k}": a for k, (a, _) in enumerate(given[1:])}}
-            for k in range(len(last) - 1):
-                of_rows |= {f"steps{k}": steps[k + 1], f"last{k}": last[k + 1]}
-            of_weights = sizes.first_steps(bias=bias, bias_hh=bias_hh, gates=kept[-1] if kept else None)
-            by_group = s.group_strides | sizes.row_steps(s.B, **of_rows) | of_weights | self.values_by_group(values)
-        if self.enter(weights[:WEIGHTS], call, by_group):
+            by_group = self._by_group(weights, given, h_n if h is None else h, (*steps, *gates), last, values)
+        if self.enter(weights, call, by_group):
             found: Run = self.without_unit.run(layer)
             return found
-        return Run(None if step else steps[0], (*last,), kept)
+        return Run(h, last, steps + gates)
+
+    def _by_group(self, weights: Any, given: Any, h: Tensor, kept: Any, last: Any, values: list[Tensor]) -> Any:
+        """Bytes from what is one group's to what is the next one's."""
+        s, rows = self.signature, {"h": h, "h_n": last[0], "h_0": given[0]}
+        for k, (to, end) in enumerate(zip(kept if self.keeps_states else last[1:], last[1:])):
+            rows |= {f"steps{k}": to, f"last{k}": end}
+            rows |= {} if given[0] is None else {f"start{k}": given[k + 1]}
+        found = s.group_strides | sizes.row_steps(s.B, **rows) | self.values_by_group(values)
+        return found | sizes.first_steps(bias=weights[2], bias_hh=weights[3], gates=kept[-1] if kept else None)

@@ -13,7 +13,7 @@ from fastlstm.backends.numba.host.cells import counts
 from fastlstm.backends.numba.host.sizes import LINE
 from fastlstm.cells.spec import Cell
 
-OWN = 1 << 15  # bytes of buffers that a frame has for itself, which spares a short call to look for them
+OWN = 1 << 16  # bytes of buffers that a frame has for itself, which spares a short call to look for them
 
 
 _Found = ctypes.c_int64 * 2  # one type: each that is made is a cycle
@@ -31,8 +31,8 @@ class Kernel:
         fields: dict[str, int], sizes: dict[str, int], lanes: int = 1,
     ) -> None:  # fmt: skip
         """`kind`: Forward or Backward, of a `cell`; `pieces`: of a number on the matrix unit; `fields` of the
-        arguments; `sizes` of the buffers, in elements: each thread has a ``scratch`` of its own, and each of `lanes` one
-        of the others.
+        arguments; `sizes` of the buffers, in elements: each thread has a ``scratch`` of its own, and each of `lanes`
+        one of the others.
         """
         from fastlstm.backends.numba.host import arguments, tasks
 

@@ -34,7 +34,7 @@ class Pass:
         self.keeper: Keeper | None = None
         self.panels = sizes.panels_of(s.H, self.lanes)
         self.like = torch.empty(0, dtype=s.dtype, device="cpu")
-        self.has_values = s.counts.values > 0
+        self.has_values, self.casts = s.counts.values > 0, not (s.given is s.rounded is s.dtype)
         self.states, self.row, self.zeros = (*s.ends, s.rows, s.H), s.H * size, sizes.zeros(s.H * size)
 
     def split(self, back: bool) -> tuple[int, int]:
@@ -102,7 +102,8 @@ class Pass:
         if kernel.lends:
             kernel.lend(frame)
         if keeper is None:
-            weights = self.signature.cast(weights)
+            if self.casts:
+                weights = self.signature.cast(weights)
             self.write(frame.arguments, self.at, *addresses(weights), 0, 0, 0, 0, *call)
             if by_group is None:
                 frame.run()
