@@ -20,6 +20,7 @@ from benchmarks.rivals import SETTLE as RIVAL_SETTLE
 from benchmarks.rivals import rivals
 from benchmarks.shapes import GRID, MODES, Shape, random_shapes
 from fastlstm.backends import dispatch
+from fastlstm.cells import library
 from fastlstm.mnist.arguments import Parser
 
 RIVAL_ROUNDS = 11
@@ -127,7 +128,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     for name in options.backend:
         dtype = getattr(torch, options.dtype)
         try:
-            dispatch.choose(name, torch.device("cpu"), dtype, projected=False, masked=False, cells=False)
+            options = {"cell": library.lstm, "projected": False, "masked": False, "cells": False}
+            dispatch.choose(name, torch.device("cpu"), dtype, **options)
         except RuntimeError as error:
             parser.error(f"argument --backend: {error}")
     options.shapes = [named[name] for name in options.only] or list(GRID)

@@ -33,6 +33,7 @@ from fastlstm.autograd.modes import (
     under_vmap,
     wants_gradient,
 )
+from fastlstm.autograd.operators import made
 from fastlstm.autograd.rules import define
 from fastlstm.backends import aten, dispatch, reference
 from fastlstm.backends.base import Layer, Plan, Run, given_states
@@ -258,7 +259,7 @@ def _general(layer: Layer, plans: Plans | None, backend: str | None, cells: bool
         found = reference.forward(layer, True, weight_hr)
         found = found._replace(kept=found.kept[:-1])
     elif torch.jit.is_tracing():
-        h, *others = define(layer.cell)(*layer.tensors, layer.reverse, cells, name)
+        h, *others = made[layer.cell].layer(*layer.tensors, layer.reverse, cells, name)
         found = Run(h, tuple(others[: len(layer.states)]), tuple(others[len(layer.states) :]))
     else:
         found = differentiable(layer, cells, name)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from fastlstm.backends import dispatch
+from fastlstm.cells.library import lstm
 from fastlstm.layers.lstm import LSTM
 from fastlstm.mnist import checkpoint, report
 from fastlstm.mnist.arguments import Parser, positive, positive_float, probability, whole
@@ -248,7 +249,7 @@ def _backend(parser: Parser, args: argparse.Namespace, device: torch.device, rec
     dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
     projected = recipe.proj_size > 0
     try:
-        return dispatch.choose(args.backend, device, dtype, projected=projected, masked=False, cells=False)
+        return dispatch.choose(args.backend, device, dtype, cell=lstm, projected=projected, masked=False, cells=False)
     except RuntimeError as error:
         parser.error(f"argument --backend: {error}")
 

@@ -46,7 +46,7 @@ def _fold_x(x: Any, dim: int | None, size: int, groups: int) -> Any:
     return _fold(x, dim, size, 1)
 
 
-def _fold_layer(size: int, dims: Layer, layer: Layer, stacks: bool) -> Layer:
+def _fold_layer(size: int, dims: Any, layer: Layer, stacks: bool) -> Layer:
     """Return a layer with vmap's axis merged into the batch rows, and into the weights if `stacks`."""
     weights = layer.weights
     if stacks:

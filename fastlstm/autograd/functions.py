@@ -88,9 +88,20 @@ class LayerBackward(_Function):
         last = around.order[-1]
         outputs = around.outputs(states[0]), *(a[last] for a in states), *states[1:]
         of_incoming = [None if a is None else g for a, g in zip(tensors, outputs)]
-        of_first = tuple(None if a is None else g for a, g in zip(layer.states, of_first))
+        first_states = tuple(None if a is None else g for a, g in zip(layer.states, of_first))
         # autograd passes the gradients of the run's states on to LayerFunction's own backward
-        return *of_incoming, *found._replace(states=of_first).flat, None, None, *of_states, None, None, None, None, None
+        return (
+            *of_incoming,
+            *found._replace(states=first_states).flat,
+            None,
+            None,
+            *of_states,
+            None,
+            None,
+            None,
+            None,
+            None,
+        )
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Optional, ...]:

@@ -44,6 +44,7 @@ class Operators(NamedTuple):
 
     forward: Any
     backward: Any
+    layer: Any  # what a trace records
     run: Callable[..., tuple[Tensor, ...]]
     gradients: Callable[..., tuple[Tensor, ...]]
 
@@ -112,7 +113,7 @@ def define_for(cell: Cell) -> Operators:
         x = likes[0]
         return (*(x.new_empty(like.shape if need and like is not None else (0,)) for need, like in zip(needs, likes)),)
 
-    return Operators(forward_op, backward_op, run, gradients)
+    return Operators(forward_op, backward_op, None, run, gradients)
 
 
 def _tensors(count: int) -> str:

@@ -3,7 +3,7 @@
 A loaded export holds operators and no Functions. With these rules it can be trained and takes `vmap`, as a module does.
 """
 
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,10 +19,11 @@ from fastlstm.cells.spec import Cell
 Optional = Tensor | None
 
 
-@cache
-def define(cell: Cell) -> Any:
-    """Define the operators of a cell with their rules, unless they are there. Return the one that a trace records."""
-    made = operators.made[cell] = operators.define_for(cell)
+def define(cell: Cell) -> None:
+    """Define the operators of a cell with their rules, unless they are there."""
+    if cell in operators.made:
+        return
+    made = operators.define_for(cell)
 
     def setup_forward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         *layer, ctx.saved, backend = inputs
@@ -70,9 +71,9 @@ def define(cell: Cell) -> Any:
     # What `torch.jit.trace` records. It decomposes at each call, so that one trace serves training and inference.
     results = f"({', '.join(['Tensor'] * 2 * len(cell.states))})"
     schema = f"({operators.schema_of(cell)}, bool reverse, bool cells, str backend) -> {results}"
-    return operators.define(
-        operators.name_of(cell, "layer"), schema, partial(_layer, cell), "CompositeImplicitAutograd"
-    )
+    name = operators.name_of(cell, "layer")
+    layer = operators.define(name, schema, partial(_layer, cell), "CompositeImplicitAutograd")
+    operators.made[cell] = made._replace(layer=layer)
 
 
 def _layer(cell: Cell, *args: Any) -> tuple[Tensor, ...]:

@@ -12,7 +12,12 @@ from fastlstm.backends.base import Traits
 from fastlstm.cells.spec import Cell
 from fastlstm.torch_private import watched
 
-_FUNCTIONS = {"lstm": torch.lstm, "gru": torch.gru, "elman_tanh": torch.rnn_tanh, "elman_relu": torch.rnn_relu}
+_FUNCTIONS: dict[str, Any] = {
+    "lstm": torch.lstm,
+    "gru": torch.gru,
+    "elman_tanh": torch.rnn_tanh,
+    "elman_relu": torch.rnn_relu,
+}
 TRAITS = Traits(takes_sixteen_bits=True, cells=tuple(_FUNCTIONS))
 
 

@@ -39,6 +39,8 @@ def check_layer(layer: Layer, weight_hr: Optional = None) -> None:
         ("lengths", lengths, (B,)),
         ("reset", reset, (T, B)),
     ]
+    if weight_hr is not None and weight_hr.shape != (out, hidden):
+        raise ValueError(f"weight_hr must have shape (P, H) with H = {hidden}, got {tuple(weight_hr.shape)}")
     for name, a, shape in named:
         if a is not None and a.shape != shape:
             raise ValueError(f"{name} must have shape {shape}, got {tuple(a.shape)}")

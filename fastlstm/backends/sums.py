@@ -74,11 +74,13 @@ class Sums:
 
     def of_x(self, a: Tensor) -> Tensor:
         """Of (..., S H) what belongs to the sums of x."""
-        return a[..., : len(self.layout.of_x) * self.H]
+        size = len(self.layout.of_x) * self.H
+        return a if a.shape[-1] == size else a[..., :size]
 
     def of_h(self, a: Tensor) -> Tensor:
         """Of (..., S H) what belongs to the sums of h."""
-        return a[..., self.layout.of_h.start * self.H :]
+        start = self.layout.of_h.start * self.H
+        return a[..., start:] if start else a
 
     def split(self, sums: Tensor) -> dict[str, Tensor]:
         """(..., H) for each gate, by what it is called in derived functions."""
@@ -118,7 +120,8 @@ class Sums:
         """The gradients of weight_ih, weight_hh, bias_ih and bias_hh in the order of the cell's gates, so far as they
         are wanted. Each is a tensor of its own, since what is done to one in place is not to be done to another.
         """
-        of_x, of_h, results = self.of_x(dsums), self.of_h(dsums), list[Optional]()
+        of_x, of_h = self.of_x(dsums), self.of_h(dsums)
+        results: list[Optional] = []  # Dynamo does not know list[...]()
         for part, inputs, weight, order, want in (
             (of_x, x, self.weight_ih, self.layout.blocks_ih, wanted[0]),
             (of_h, h, self.weight_hh, self.layout.blocks_hh, wanted[1]),

@@ -168,7 +168,8 @@ class Recurrent(KeepsPlans, nn.RNNBase):
         T, B, directions = x.shape[0], x.shape[1], 2 if self.bidirectional else 1
         ends: list[State] = []
         for number in range(self.num_layers):
-            is_last, outputs, cells = number == self.num_layers - 1, [], []
+            is_last, outputs = number == self.num_layers - 1, []
+            cells: list[Any] = []
             for direction in range(directions):
                 k = number * directions + direction
                 each = weights if k == 0 else self._layer_weights(k)

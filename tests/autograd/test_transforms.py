@@ -9,7 +9,6 @@ from torch.utils.checkpoint import checkpoint
 
 import fastlstm
 from fastlstm.autograd import operators
-from fastlstm.autograd.rules import define
 from fastlstm.backends.triton import INTERPRET
 from fastlstm.cells import library
 from tests.helpers.layers import TORCH, Layer
@@ -43,7 +42,7 @@ def test_opcheck(backend, stacked, reverse, masked, requires_grad, given):
         torch.library.opcheck(operators.made[library.lstm].forward, (*args, False, backend))
         h, _, _, c, gates = operators.made[library.lstm].forward(*args, True, backend)
     for cells in (True, False):
-        torch.library.opcheck(define(library.lstm), (*args, cells, backend))
+        torch.library.opcheck(operators.made[library.lstm].layer, (*args, cells, backend))
     dh, dh_n, dc_n, _ = (g.to(x.dtype) for g in layer.gradients)
     inputs = (dh, dh_n, dc_n, None, *args[:9], h, c, gates, reverse)
     torch.library.opcheck(

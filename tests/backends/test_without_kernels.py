@@ -12,6 +12,7 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stac
 
 import fastlstm
 from fastlstm.backends import dispatch, native
+from fastlstm.cells import library
 from tests.helpers import ROOT
 from tests.helpers.modules import REFERENCE, pair
 from tests.helpers.tolerances import close
@@ -27,7 +28,7 @@ def without_kernels(monkeypatch):
 
 
 def taken(**options):
-    options = {"projected": False, "masked": False, "cells": False} | options
+    options = {"cell": library.lstm, "projected": False, "masked": False, "cells": False} | options
     return dispatch.choose("auto", DEVICE, torch.float32, **options)
 
 

@@ -6,6 +6,7 @@ import torch
 import fastlstm
 from fastlstm.backends import dispatch, numba
 from fastlstm.backends.numba.llvm import amx, dots, matrix
+from fastlstm.cells import library
 from fastlstm.layers.functional import lstm
 from tests.helpers.numba import PRECISIONS, assembly, busiest_loop, needs_unit, run
 
@@ -20,7 +21,9 @@ def setting():
 
 
 def choose(name, dtype):
-    return dispatch.choose(name, torch.device("cpu"), dtype, projected=False, masked=False, cells=False)
+    return dispatch.choose(
+        name, torch.device("cpu"), dtype, cell=library.lstm, projected=False, masked=False, cells=False
+    )
 
 
 @needs_unit
