@@ -81,7 +81,7 @@ MATRIX = [
 ]
 
 
-@pytest.mark.sampled(7)
+@pytest.mark.sampled(11)
 @pytest.mark.parametrize(("cell", "size", "reverse", "masked", "dtype"), MATRIX)
 def test_layers(cell, size, reverse, masked, dtype, poisoned):
     k = SIZES.index(size) + reverse

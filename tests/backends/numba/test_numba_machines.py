@@ -73,10 +73,8 @@ def test_the_cache_follows_the_sources(tmp_path):
     """
     environment = {"PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
     before = [run(code, tmp_path, **environment) for _ in range(2)]
-    source = copy / "cell.py"
-    source.write_text(
-        source.read_text().replace("return o * tanh(c), c, i, f, g, o", "return o + tanh(c), c, i, f, g, o")
-    )
+    source = copy / "cells" / "library.py"
+    source.write_text(source.read_text().replace("return o * tanh(c), c\n", "return o + tanh(c), c\n"))
     after = run(code, tmp_path, **environment)
     assert before[0] == before[1] != after
 
@@ -85,9 +83,11 @@ def test_the_cache_follows_the_sources(tmp_path):
 def test_another_process_finds_what_was_compiled(tmp_path):
     """Also what only a processor with a matrix unit runs. Kernels are left out: they take a minute."""
     code = """
+        from fastlstm import cells
         from fastlstm.backends.numba.host import tasks
         names = [name for name in tasks._sources if not name.startswith(("forward", "backward"))]
-        print(all([tasks._compiled(name).cache_hits for name in names]), *names)
+        compiled = [(name, None) for name in names] + [("cell", tasks.number_of(cells.gru, 4))]
+        print(all([tasks._compiled(*each).cache_hits for each in compiled]), *names)
     """
     processor = {"NUMBA_CPU_NAME": "sapphirerapids", "NUMBA_CPU_FEATURES": "+avx512f,+amx-tile,+amx-bf16"}
     (first, *names), (second, *_) = (run(code, **processor, NUMBA_CACHE_DIR=str(tmp_path)).split() for _ in range(2))

@@ -48,7 +48,9 @@ def _fingerprint() -> int:
     return int.from_bytes(digest.digest()[:7], "little")
 
 
-def _functions(fingerprint: int) -> dict[str, Any]:
+def _functions(fingerprint: int) -> tuple[dict[str, tuple[Any, Any]], Callable[[int], tuple[Any, Any]]]:
+    """All functions that are compiled, with their signatures, and those of the cell of a number, see `number_of`."""
+
     # What is closed over is part of the key of numba's cache: the number is to be, while a kernel or an intrinsic would
     # get another key in every process, and be compiled there again.
     def forward_task(args, thread, threads):
@@ -125,16 +127,15 @@ def _functions(fingerprint: int) -> dict[str, Any]:
         "primitives4": (primitives32, nb.void(nb.intp)),
         "primitives8": (primitives64, nb.void(nb.intp)),
         **{f"matrix{pieces}": matrix_primitives(pieces) for pieces in amx.PRODUCTS},
-        "cell": cell_primitives,
-    }
+    }, cell_primitives
 
 
-_sources = _functions(_fingerprint())
+_sources, _of_cell = _functions(_fingerprint())
 
 
 @cache
 def _compiled(name: str, number: int | None = None) -> Any:
-    function, signature = _sources[name] if number is None else _sources[name](number)
+    function, signature = _sources[name] if number is None else _of_cell(number)
     options: dict[str, Any] = {"nopython": True, "nogil": True, "error_model": "numpy", "boundscheck": False}
     try:
         return cfunc(signature, cache=True, **options)(function)
@@ -163,16 +164,21 @@ def primitives(size: int, pieces: int) -> dict[str, int]:
     }
 
 
-@cache
-def cell_primitives(cell: Cell, size: int) -> dict[str, int]:
-    """The addresses of a cell's own primitives, for elements of `size` bytes. They are compiled by a number of all that
-    they are made from: cells of one name are not taken for each other, and those of one source share their code.
+def number_of(cell: Cell, size: int) -> int:
+    """The number that a cell's own primitives for elements of `size` bytes are compiled by: of all that they are made
+    from. Cells of one name are not taken for each other, and those of one source share their code.
     """
     functions, scalar = cell_functions.functions_of(cell), nb.float32 if size == 4 else nb.float64
     digest = hashlib.sha256(f"{functions.source} {scalar}".encode()).digest()
     number = int.from_bytes(digest[:7], "little")
     cell_functions.known[number] = scalar, functions
-    return _addresses("cell", cell_functions.NAMES, number)
+    return number
+
+
+@cache
+def cell_primitives(cell: Cell, size: int) -> dict[str, int]:
+    """The addresses of a cell's own primitives, for elements of `size` bytes."""
+    return _addresses("cell", cell_functions.NAMES, number_of(cell, size))
 
 
 @cache
