@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastlstm import cell
+from fastlstm import cell, cells
 from fastlstm.backends.numba.host import tasks
 
 
@@ -52,19 +52,16 @@ def test_on_numba_scalars(numbers):
 
 def run_cells(dtype, pre, c_prev, name="cell_forward_saving"):
     """h, c and the four gates for as many cells as fill whole vectors."""
-    table = tasks.primitives(dtype.itemsize, 0)
-    lanes = table["lanes"]
-    rows = pre.shape[1] // lanes
+    table = tasks.cell_primitives(cells.lstm, dtype.itemsize)
+    lanes = tasks.primitives(dtype.itemsize, 0)["lanes"]
+    rows, row = pre.shape[1] // lanes, lanes * dtype.itemsize
     packed = pre.to(dtype).view(4, rows, lanes).transpose(0, 1).contiguous()
     c_prev = c_prev.to(dtype).contiguous()
-    h, c, gates = (
-        torch.full_like(c_prev, math.nan),
-        torch.full_like(c_prev, math.nan),
-        torch.full_like(packed, math.nan),
-    )
-    function = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 9)(table[name])
-    row = lanes * dtype.itemsize
-    function(rows, packed.data_ptr(), c_prev.data_ptr(), row, c.data_ptr(), row, h.data_ptr(), row, gates.data_ptr())
+    h, c, gates = (torch.full_like(a, math.nan) for a in (c_prev, c_prev, packed))
+    values = [n for a in (h, h, c_prev, c) for n in (a.data_ptr(), row)]  # of h_prev nothing is read
+    found = (ctypes.c_int64 * len(values))(*values)
+    function = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 6)(table[name])
+    function(rows, 0, 0, packed.data_ptr(), gates.data_ptr(), ctypes.addressof(found))
     return h, c, gates.transpose(0, 1).reshape(4, -1)
 
 

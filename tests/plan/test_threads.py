@@ -18,6 +18,7 @@ import fastlstm
 from fastlstm.backends.cpu import threads_now
 from fastlstm.backends.numba.host import passes, sizes
 from tests.helpers.layers import CPU_BACKENDS, needs_native
+from tests.helpers.numba import signature
 
 SIZE = (9, 24, 28, 100)  # large enough for a parallel region
 both_backends = pytest.mark.parametrize("backend", CPU_BACKENDS)
@@ -37,11 +38,11 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system star
     ],
 )
 def test_how_threads_split_the_work(T, B, I, H, forward, backward):
-    panels = sizes.panels_of(H, 16)
-    assert sizes.split(2, T, B, I, H, panels, 0) == forward
-    assert sizes.split(2, T, B, I, H, panels, 0, back=True) == backward
-    assert sizes.split(1, T, B, I, H, panels, 0) == (1, 1)
-    assert sizes.split(8, 100, 1, 2000, 16, 1, 0) == (1, 1)  # no more threads than have something to do
+    panels, layer = sizes.panels_of(H, 16), signature(T, B, I, H)
+    assert sizes.split(2, layer, panels) == forward
+    assert sizes.split(2, layer, panels, back=True) == backward
+    assert sizes.split(1, layer, panels) == (1, 1)
+    assert sizes.split(8, signature(100, 1, 2000, 16), 1) == (1, 1)  # no more threads than have something to do
 
 
 def work(backend, seed=0):

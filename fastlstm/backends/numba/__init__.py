@@ -24,7 +24,7 @@ from fastlstm.backends.numba.host import plans, sizes
 from fastlstm.backends.numba.host.forward import saved_shape
 from fastlstm.torch_private import constant
 
-TRAITS = Traits(plans=True, plans_sixteen_bits=True, sorts_lengths=True, cells=("lstm",))
+TRAITS = Traits(plans=True, plans_sixteen_bits=True, sorts_lengths=True)
 _INSTALLED = importlib.util.find_spec("numba") is not None
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Of a float32, by the precision of its products. Fewer than 32 rows leave the unit half idle, and three pieces are half

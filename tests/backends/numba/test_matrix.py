@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch.func import functional_call, grad, stack_module_state, vmap
 
 import fastlstm
-from fastlstm import cells
-from fastlstm.autograd import operators
+from fastlstm.backends import numba
+from fastlstm.backends.base import Gradients, Run
 from fastlstm.backends.numba.host import sizes
 from fastlstm.layers.functional import lstm
 from tests.helpers.layers import OUTPUTS, Layer, compare, draws, error, nn_lstm_errors
@@ -148,17 +148,13 @@ def test_which_products_of_numba_run_on_the_unit():
 def test_sums_run_on_the_unit_wherever_dx_would(vector_sums):
     assert chosen(50, 4, 80, 40) == (3, 3)
     assert chosen(50, 4, 79, 40) == (0, 0)
-    x, h_0, c_0, w_ih, w_hh, b_ih, b_hh = Layer(50, 4, 80, 40).to(torch.float32, requires_grad=False)
-    inputs = x, w_ih, w_hh, b_ih, b_hh, h_0, c_0, None, None
-    h, _, _, c, gates = operators.forward(*inputs, False, cells.lstm, True, "numba")
-    with_dx, without = (
-        operators.backward(
-            h, None, None, None, *inputs, h, c, gates, False, [dx, True, True, True, True, False, False], "numba"
-        )
-        for dx in (True, False)
-    )
-    assert without[0] is None
-    assert all(torch.equal(a, b) for a, b in zip(with_dx[1:5], without[1:5], strict=True))
+    layer = Layer(50, 4, 80, 40)
+    layer = layer.record(layer.to(torch.float32, requires_grad=False))
+    run = numba.forward(layer, True)
+    grads, needs = Run(run.h, (None, None), (None,)), Gradients(True, (True,) * 4, (False, False))
+    with_dx, without = (numba.backward(grads, layer, run, needs._replace(x=dx)) for dx in (True, False))
+    assert without.x is None
+    assert all(map(torch.equal, with_dx.weights, without.weights))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

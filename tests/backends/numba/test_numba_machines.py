@@ -70,8 +70,8 @@ def copy(tmp_path):
 
 
 def add_to_output(copy):
-    source = copy / "cell.py"
-    text = source.read_text().replace("return o * tanh(c), c, i, f, g, o", "return o + tanh(c), c, i, f, g, o")
+    source = copy / "cells" / "library.py"
+    text = source.read_text().replace("return o * tanh(c), c\n", "return o + tanh(c), c\n")
     assert text != source.read_text()
     source.write_text(text)
 
@@ -99,9 +99,13 @@ def test_another_process_finds_what_was_compiled(copy, tmp_path):
     """
     code = """
         import sys
+        from fastlstm import cells
         from fastlstm.backends.numba.host import tasks
         names = sys.argv[1:] or [name for name in tasks._sources if not name.startswith(("forward", "backward"))]
-        print(all([tasks._compiled(name).cache_hits for name in names]), *names)
+        compiled = [(name, None) for name in names]
+        if not sys.argv[1:]:
+            compiled.append(("cell", tasks.number_of(cells.gru, 4)))
+        print(all([tasks._compiled(*each).cache_hits for each in compiled]), *names)
     """
     processor = {"NUMBA_CPU_NAME": "sapphirerapids", "NUMBA_CPU_FEATURES": "+avx512f,+amx-tile,+amx-bf16"}
     environment = {**processor, "PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "cache")}

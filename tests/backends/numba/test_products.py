@@ -21,7 +21,7 @@ def largest_error(dtype, vectors, rows):
     )
     out = torch.full((rows + 1, width), torch.nan, dtype=dtype)
     arguments = [rows, init.data_ptr(), width * size, out.data_ptr(), width * size, w.data_ptr()]
-    arguments += [a.data_ptr(), K * size, size, K, 1, 0, 0, a.data_ptr(), 0, 0]
+    arguments += [width * size, a.data_ptr(), K * size, size, K, 1, 0, 0, a.data_ptr(), 0, 0]
     ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * len(arguments))(table[f"product{vectors}"])(*arguments)
     assert out[rows:].isnan().all()
     return torch.nan_to_num(
@@ -52,7 +52,26 @@ def test_a_lone_row_in_blocks_is_a_row_of_many(vectors):
         columns, want, start = torch.cat([x, h]), torch.empty(1, width), init
         for k in range(0, 43, block):
             part = min(block, 43 - k)
-            call(f"product{vectors}", 1, start, 0, want, 0, w[k:], columns[k:], 0, size, part, 1, 0, 0, columns, 0, 0)
+            call(
+                f"product{vectors}",
+                1,
+                start,
+                0,
+                want,
+                0,
+                w[k:],
+                width * size,
+                columns[k:],
+                0,
+                size,
+                part,
+                1,
+                0,
+                0,
+                columns,
+                0,
+                0,
+            )
             start = want
         whole = torch.full((1, width), torch.nan)
         call(f"lone{vectors}", 1, init, 0, whole, 0, x, w, 0, 13, h, w[13:], 0, 30, block, block, zeros, 0)
@@ -60,10 +79,12 @@ def test_a_lone_row_in_blocks_is_a_row_of_many(vectors):
         done = 13 % block  # columns of x in the block in which h follows, after whole ones
         fed, part = init.clone(), zeros.clone()
         for k in range(0, 13 - done, block):
-            call(f"product{vectors}", 1, fed, 0, fed, 0, w[k:], x[k:], 0, size, block, 1, 0, 0, x, 0, 0)
+            call(f"product{vectors}", 1, fed, 0, fed, 0, w[k:], width * size, x[k:], 0, size, block, 1, 0, 0, x, 0, 0)
         if done:
             at = 13 - done
-            call(f"product{vectors}", 1, zeros, 0, part, 0, w[at:], x[at:], 0, size, done, 1, 0, 0, x, 0, 0)
+            call(
+                f"product{vectors}", 1, zeros, 0, part, 0, w[at:], width * size, x[at:], 0, size, done, 1, 0, 0, x, 0, 0
+            )
         whole.fill_(torch.nan)
         call(f"lone{vectors}", 1, fed, 0, whole, 0, x, w, 0, 0, h, w[13:], 0, 30, block - done, block, part, 0)
         assert torch.equal(whole, want), block

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastlstm.backends.base import Gradients, Layer, Run, bias_gradients, wants_bias
+import torch
+from torch import Tensor
+
+from fastlstm.backends.base import WEIGHTS, Gradients, Layer, Run
 from fastlstm.backends.cpu import address, rows_contiguous
 from fastlstm.backends.memory import new_of
 from fastlstm.backends.numba.host import sizes
@@ -25,61 +28,114 @@ class Backward(Pass):
         """`in_groups`: whether the gates were saved by a stack, and not by one layer for all rows."""
         super().__init__(signature, kept)
         self.needs, self.in_groups, self.options, s = needs, in_groups, (needs, in_groups), signature
-        T, B, R, I, H, to_x = s.T, s.B, s.rows, s.I, s.H, needs.x
-        reads, (threads, parts) = {"packed_hh": T > 1 or needs.states[0], "packed_ih": to_x}, self.split(back=True)
+        T, B, R, I, H, counts = s.T, s.B, s.rows, s.I, s.H, s.counts
+        to_x, back = needs.x and counts.of_x > 0, counts.of_h > 0 and (T > 1 or needs.states[0])
+        reads, (threads, parts) = {"packed_hh": back, "packed_ih": to_x}, self.split(back=True)
         sums, packs = any(needs.weights), any(reads.values())
         fields, buffers, of_x, of_sums = sizes.backward_sizes(s, sums, to_x)
         fields |= {"gate_rows": B if in_groups else R, "packs": packs}
         layout = s.pieces or of_x  # of the weights for the products for x, which are packed to be kept even if unread
-        transposed = sizes.transposed_sizes(I, H, self.panels, self.lanes, s.pieces, layout)
+        transposed = sizes.transposed_sizes(s, self.panels, self.lanes, layout)
         keeps = kept is not None and s.groups is None and packs
         packed = {name: transposed[name] for name, is_read in reads.items() if keeps or is_read}
-        task = sizes.backward_task(s.pieces, of_x, of_sums)
-        self.prepare(task, of_x or of_sums, layout, threads, parts, fields, buffers, packed, keeps, (I, H))
+        task, digested = sizes.backward_task(s.pieces, of_x, of_sums), (counts.of_x * H * I, counts.of_h * H * H)
+        self.prepare(task, of_x or of_sums, layout, threads, parts, fields, buffers, packed, keeps, digested)
         stack, made = () if s.groups is None else (s.groups,), self.like.bfloat16() if s.narrow else self.like
-        shapes: Any = (R, I) if s.step else (T, R, I), (*stack, 4 * H, I), (*stack, 4 * H, H), (*stack, 4 * H)
-        likes = (*[made] * 3, *[self.like] * 3)
-        wanted = to_x, *needs.weights[:2], wants_bias(needs), *needs.states
+        of_x_rows, of_h_rows, states = counts.of_x * H, counts.of_h * H, [self.states] * (counts.others + 1)
+        shapes: Any = (
+            (R, I) if s.step else (T, R, I), (*stack, of_x_rows, I), (*stack, of_h_rows, H), (*stack, of_x_rows),
+            (*stack, of_h_rows), *[(*stack, H)] * counts.params, *states, *[(T, R, H)] * counts.inputs,
+        )  # fmt: skip
+        self.others, self.of_states = range(1, counts.others + 1), WEIGHTS + 1 + counts.params  # of `wanted`
+        wanted = to_x, *needs.weights, *needs.states, *needs.inputs
         self.wanted = [
-            (like if want else None, new_of(like, shape), shape)
-            for want, like, shape in zip(wanted, likes, (*shapes, self.states, self.states))
+            (None if not want else made if k < 3 else self.like, new_of(self.like, shape), shape)
+            for k, (want, shape) in enumerate(zip(wanted, shapes))
         ]
 
     def run(self, grads: Run, layer: Layer, run: Run) -> Gradients:
         """The gradients that are wanted of a layer of this signature. Where it is ``narrow``, dh, dx and the gradients
         of the weights are of bfloat16, too, and all others float32.
         """
-        given: Any = layer
-        x, (weight_ih, weight_hh, *biases), (h_0, c_0), lengths, reset, *_ = given
-        dh, dh_n, dc_n, dc = (
-            a if a is None else rows_contiguous(a) for a in (grads.h, *grads.last, *(grads.kept or (None,)))
-        )
-        c, gates = (None, *run.kept)[-2:]  # a step has no c, and reads neither that nor h
-        of_h_0 = of_c_0 = self.zeros
-        row_h = row_c = 0
-        if h_0 is not None:
-            (h_0, row_h), (c_0, row_c) = self.given(h_0), self.given(c_0)
-            of_h_0, of_c_0 = h_0.data_ptr(), c_0.data_ptr()
-        lengths, reset = (a if a is None else a.contiguous() for a in (lengths, reset))
+        x, weights, starts, lengths, reset, *_ = layer
+        first, zeros, dh, h, (*steps, gates) = starts[0], self.zeros, grads.h, run.h, run.kept
+        if self.signature.step and steps:
+            h, *steps = steps
         results = [like if like is None else new(like, *shape) for like, new, shape in self.wanted]
-        dx, dweight_ih, dweight_hh, dbias, dh_0, dc_0 = results
-        call = (
-            x.data_ptr(), of_h_0, row_h, of_c_0, row_c, address(lengths), address(reset), address(run.h), address(c),
-            address(gates), *((0, 0, 0) if dh is None else sizes.step_row(dh)),
-            *((0, 0) if dh_n is None else sizes.row(dh_n)), *((0, 0) if dc_n is None else sizes.row(dc_n)),
-            *((0, 0, 0) if dc is None else sizes.step_row(dc)), *(0 if a is None else a.data_ptr() for a in results),
-        )  # fmt: skip
+        addressed = [0 if a is None else a.data_ptr() for a in results]
+        of_states, given, d_last, d_steps = self.of_states, [first], [grads.last[0]], []
+        of_first, row, of_dh, of_dh_n = zeros, 0, (zeros, 0, 0), (0, 0)
+        if first is not None:
+            given[0], row = self.given(first)
+            of_first = given[0].data_ptr()
+        if dh is not None:
+            dh = rows_contiguous(dh)
+            of_dh = sizes.step_row(dh)
+        if d_last[0] is not None:
+            d_last[0] = rows_contiguous(d_last[0])
+            of_dh_n = sizes.row(d_last[0])
+        lengths, reset = (a if a is None else a.contiguous() for a in (lengths, reset))
+        call = [
+            x.data_ptr(), of_first, row, address(lengths), address(reset), address(h), address(gates), *of_dh,
+            *of_dh_n, *addressed[: WEIGHTS + 1], addressed[of_states],
+        ]  # fmt: skip
+        for k in self.others:
+            start, d, end = starts[k], grads.kept[k - 1] if grads.kept else None, grads.last[k]
+            if start is None:
+                call += zeros, 0
+            else:
+                start, row = self.given(start)
+                call += start.data_ptr(), row
+            call.append(steps[k - 1].data_ptr() if steps else 0)  # of a step nobody may read them
+            if d is None:
+                call += 0, 0, 0
+            else:
+                d = rows_contiguous(d)
+                call += sizes.step_row(d)
+            if end is None:
+                call += 0, 0
+            else:
+                end = rows_contiguous(end)
+                call += sizes.row(end)
+            call.append(addressed[of_states + k])
+            given.append(start)
+            d_steps.append(d)
+            d_last.append(end)
+        values: list[Tensor] = []
+        if self.has_values:
+            told, values = self.values(layer, 0)
+            inputs = len(layer.inputs)
+            told[3 : 4 * inputs : 4] = addressed[len(addressed) - inputs :]
+            call += *told, *addressed[WEIGHTS + 1 : of_states]
         by_group = None
         if self.groups > 1:
-            of_rows: Any = {"h_0": h_0, "c_0": c_0, "h": run.h, "c": c, "dh": dh, "dh_n": dh_n, "dc_n": dc_n, "dc": dc}
-            of_weights = {"dweight_ih": dweight_ih, "dweight_hh": dweight_hh, "dbias": dbias}
-            (of_weights if self.in_groups else of_rows)["gates"] = gates
-            of_rows |= {"dx": dx, "dh_0": dh_0, "dc_0": dc_0}
-            by_group = self.signature.group_strides
-            by_group = by_group | sizes.row_steps(self.signature.B, **of_rows) | sizes.first_steps(**of_weights)
-        if self.enter((weight_ih, weight_hh, None, None), call, by_group):
+            by_group = self._by_group(values, given, (h, *steps), gates, (dh, *d_steps), d_last, results)
+        if self.enter((*weights[:2], None, None), call, by_group):
             found: Gradients = self.without_unit.run(grads, layer, run)
             return found
-        if biases[0] is biases[1] is None:
-            dbias = None
-        return Gradients(dx, (dweight_ih, dweight_hh, *bias_gradients(dbias, self.needs)), (dh_0, dc_0))
+        dx, *of_weights = results[:of_states]
+        for k in (2, 3):
+            if weights[k] is None:
+                of_weights[k] = None
+        if dx is None and self.needs.x:  # a cell may multiply no x
+            dx = torch.zeros_like(x if x.dim() < 4 else x.flatten(1, 2))
+        end = of_states + len(starts)
+        return Gradients(dx, (*of_weights,), (*results[of_states:end],), (*results[end:],))
+
+    def _by_group(
+        self, values: list[Tensor], given: list[Any], steps: Any, gates: Any, d_steps: Any, d_last: Any, results: Any
+    ) -> dict[str, int]:
+        """Bytes from what is one group's to what is the next one's."""
+        s, counts, of_states = self.signature, self.signature.counts, self.of_states
+        names = "dx", "dweight_ih", "dweight_hh", "dbias_ih", "dbias_hh", *(f"dparam{k}" for k in range(counts.params))
+        weights = dict(zip(names[1:], results[1:of_states]))
+        rows = {"dx": results[0], "h": steps[0], "dh": d_steps[0], "dh_n": d_last[0], "dh_0": results[of_states]}
+        rows["h_0"] = given[0]
+        for k in range(counts.others):
+            rows[f"start{k}"] = given[k + 1]
+            rows |= {f"steps{k}": steps[k + 1], f"d{k}": d_steps[k + 1], f"d_last{k}": d_last[k + 1]}
+            rows[f"d_start{k}"] = results[of_states + k + 1]
+        rows |= {f"d_value{k}": a for k, a in enumerate(results[of_states + counts.others + 1 :])}
+        (weights if self.in_groups else rows)["gates"] = gates
+        found = s.group_strides | sizes.row_steps(s.B, **rows) | sizes.first_steps(**weights)
+        return found | self.values_by_group(values)

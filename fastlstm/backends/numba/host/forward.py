@@ -7,79 +7,91 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlstm.backends.base import Layer, Run
+from fastlstm.backends.base import WEIGHTS, Layer, Run
 from fastlstm.backends.cpu import LARGE
 from fastlstm.backends.memory import new_of, pooled
 from fastlstm.backends.numba.host import sizes
 from fastlstm.backends.numba.host.passes import Pass
 from fastlstm.backends.numba.host.signature import Signature
+from fastlstm.cells.spec import Cell
 
 
-def saved_shape(cell: Any, T: int, B: int, H: int, dtype: torch.dtype, groups: int | None = None) -> tuple[int, ...]:
-    """Shape of the gates kept for the backward pass: for each panel of units its rows side by side, as both passes read
-    them, and of a stack's groups one after the other.
+def saved_shape(cell: Cell, T: int, B: int, H: int, dtype: torch.dtype, groups: int | None = None) -> tuple[int, ...]:
+    """Shape of what is kept for the backward pass beside the states: for each panel of units its rows side by side, as
+    both passes read them, and of a stack's groups one after the other.
     """
     lanes = sizes.lanes_of(dtype)
-    shape = T, sizes.panels_of(H, lanes), B if groups is None else B // groups, 4 * lanes
+    shape = T, sizes.panels_of(H, lanes), B if groups is None else B // groups, len(cell.layout.saved) * lanes
     return shape if groups is None else (groups, *shape)
 
 
 class Forward(Pass):
-    """The forward kernel. With `save` runs keep what the backward pass reads."""
+    """The forward kernel. With `save` runs keep what the backward pass reads: the states but the first and gates. A
+    single step keeps states only if the backward pass reads them, and then all.
+    """
 
     kind = "Forward"
 
     def __init__(self, signature: Signature, save: bool, kept: dict[Any, Any] | None = None) -> None:
         super().__init__(signature, kept)
         self.save, self.options, self.flip, s = save, (save,), 0, signature
-        T, B, R, I, H, dtype, size = s.T, s.B, s.rows, s.I, s.H, s.dtype, s.dtype.itemsize
-        of_x, (threads, parts) = sizes.input_pieces(I, H, dtype, s.pieces, s.unit), self.split(back=False)
+        T, B, R, I, H, dtype, size, counts = s.T, s.B, s.rows, s.I, s.H, s.dtype, s.dtype.itemsize, s.counts
+        of_x, (threads, parts) = sizes.input_pieces(s), self.split(back=False)
         fields, buffers = sizes.forward_sizes(s, of_x, parts)
         # One step reads every panel once: a thread packs it into memory that stays in its cache, in a third of the time
         # where the weights are larger than the caches. Parts of the batch rows share the packed weights instead.
         once = T == 1 and parts == 1 and not (s.pieces or of_x)
-        large = 4 * H * (I + H) * size > LARGE and s.given is dtype and not save
+        large = H * s.products * size > LARGE and s.given is dtype and not save
         keeps = kept is not None and s.groups is None and not (once and large)
         fields["places"] = places = threads if once and not keeps else self.panels
         fields["h_step"], fields["h_row"] = (B if s.narrow else R) * self.row, self.row
         fields["out_step"], fields["out_row"] = R * H * 2, H * 2
-        fields["c_step"] = R * self.row if save and not s.step else 0
-        count = sizes.packed_size(I, H, self.lanes, s.pieces, of_x, places)
-        packed = {"packed": count, "biases": self.panels * 4 * self.lanes}
-        task, digested = sizes.forward_task(s.pieces, of_x), (I, 1, 1, H)
+        self.others = range(1, counts.others + 1)
+        self.keeps_states = save and (not s.step or counts.reads_new)
+        if not self.keeps_states:
+            fields["c_step"] = 0
+        count = sizes.packed_size(s, self.lanes, of_x, places)
+        packed = {"packed": count, "biases": self.panels * counts.sums * self.lanes}
+        digested = counts.of_x * H * I, counts.of_x * H, counts.of_h * H, counts.of_h * H * H
+        task = sizes.forward_task(s.pieces, of_x)
         self.prepare(task, of_x, of_x, threads, parts, fields, buffers, packed, keeps, digested)
         self.new = new_of(self.like, (T, R, H))
-        self.outputs: Any = None if s.step else (T, R, H)
-        self.gates = saved_shape(None, T, R, H, dtype, s.groups)
+        self.shape = (R, H) if s.step else (T, R, H)
+        self.outputs = None if s.step else self.shape
+        self.gates = saved_shape(s.cell, T, R, H, dtype, s.groups)
 
     def run(self, layer: Layer) -> Run:
         """A layer of this signature; where x is ``narrow`` h is, too, and the states and what is kept are float32."""
-        given: Any = layer
-        x, weights, (h_0, c_0), lengths, reset, *_ = given
-        new, states = self.like.new_empty, self.states
-        h_n, c_n = new(*states), new(*states)  # by a tuple it would take half as long again
-        of_h, of_c, of_gates = h_n.data_ptr(), c_n.data_ptr(), 0
-        of_last, h = (of_h, of_c), None
-        kept: tuple[Tensor, ...] = ()
+        x, weights, starts, lengths, reset, *_ = layer
+        new, states, first, keeps, of_gates, gates = (
+            self.like.new_empty,
+            self.states,
+            starts[0],
+            self.keeps_states,
+            0,
+            (),
+        )
+        h_n, h, steps = new(*states), None, ()  # by a tuple it would take half as long again
+        of_h = of_last = h_n.data_ptr()
         if self.outputs is not None:
             h = self.new(x, *self.outputs)
             of_h = h.data_ptr()
+        elif keeps:  # a step has no other h that stays as it is
+            steps = (self.new(self.like, *self.shape),)
+            of_h = steps[0].data_ptr()
         elif self.signature.narrow:  # its rows of bfloat16 would lie over those of h_n that other threads have left
             output = x.new_empty(self.signature.rows, self.signature.H)
             of_h = output.data_ptr()
+        of_first, row = self.zeros, 0
+        if first is not None:
+            row = self.row
+            if not first.is_contiguous():
+                first, row = self.given(first)
+            of_first = first.data_ptr()
         if self.save:
-            kept = (pooled(self.like, *self.gates),)
-            of_gates = kept[0].data_ptr()
-            if self.outputs is not None:
-                kept = self.new(self.like, *self.outputs), *kept
-                of_c = kept[0].data_ptr()
-        of_h_0 = of_c_0 = self.zeros
-        row_h = row_c = of_lengths = of_reset = 0
-        if h_0 is not None:
-            row_h = row_c = self.row
-            if not (h_0.is_contiguous() and c_0.is_contiguous()):
-                (h_0, row_h), (c_0, row_c) = self.given(h_0), self.given(c_0)
-            of_h_0, of_c_0 = h_0.data_ptr(), c_0.data_ptr()
+            gates = (pooled(self.like, *self.gates),)
+            of_gates = gates[0].data_ptr()
+        of_lengths = of_reset = 0
         if lengths is not None:
             lengths = lengths.contiguous()
             of_lengths = lengths.data_ptr()
@@ -87,16 +99,40 @@ class Forward(Pass):
             reset = reset.contiguous()
             of_reset = reset.data_ptr()
         self.flip ^= 1
-        call = (
-            x.data_ptr(), of_h_0, row_h, of_c_0, row_c, of_lengths, of_reset, of_h, of_c, of_gates, *of_last, self.flip
-        )  # fmt: skip
+        call = [x.data_ptr(), of_first, row, of_lengths, of_reset, of_h, of_gates, of_last, self.flip]
+        last, given = (h_n,), (first,)
+        for k in self.others:
+            end = to = new(*states)
+            last += (end,)
+            if keeps:
+                to = self.new(self.like, *self.shape)
+                steps += (to,)
+            if first is None:
+                call += self.zeros, 0, to.data_ptr(), end.data_ptr()
+            else:
+                start, row = starts[k], self.row
+                if not start.is_contiguous():
+                    start, row = self.given(start)
+                given += (start,)
+                call += start.data_ptr(), row, to.data_ptr(), end.data_ptr()
+        values: list[Tensor] = []
+        if self.has_values:
+            told, values = self.values(layer)
+            weights = weights[:WEIGHTS]
+            call += told
         by_group = None
         if self.groups > 1:
-            s, (_, _, bias, bias_hh) = self.signature, weights
-            of_rows = sizes.row_steps(s.B, h_0=h_0, c_0=c_0, h=c_n if h is None else h, c=c_n, h_n=h_n, c_n=c_n)
-            of_weights = sizes.first_steps(bias=bias, bias_hh=bias_hh, gates=kept[-1] if kept else None)
-            by_group = s.group_strides | of_rows | of_weights
+            by_group = self._by_group(weights, given, h_n if h is None else h, (*steps, *gates), last, values)
         if self.enter(weights, call, by_group):
             found: Run = self.without_unit.run(layer)
             return found
-        return Run(h, (h_n, c_n), kept)
+        return Run(h, last, steps + gates)
+
+    def _by_group(self, weights: Any, given: Any, h: Tensor, kept: Any, last: Any, values: list[Tensor]) -> Any:
+        """Bytes from what is one group's to what is the next one's."""
+        s, rows = self.signature, {"h": h, "h_n": last[0], "h_0": given[0]}
+        for k, (to, end) in enumerate(zip(kept if self.keeps_states else last[1:], last[1:])):
+            rows |= {f"steps{k}": to, f"last{k}": end}
+            rows |= {} if given[0] is None else {f"start{k}": given[k + 1]}
+        found = s.group_strides | sizes.row_steps(s.B, **rows) | self.values_by_group(values)
+        return found | sizes.first_steps(bias=weights[2], bias_hh=weights[3], gates=kept[-1] if kept else None)

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from fastlstm.backends.memory import SCRATCH, SMALL, release_scratch, take, take_scratch
+from fastlstm.backends.numba.host.cells import counts
 from fastlstm.backends.numba.host.sizes import LINE
+from fastlstm.cells.spec import Cell
 
-OWN = 1 << 15  # bytes of buffers that a frame has for itself, which spares a short call to look for them
+OWN = 1 << 16  # bytes of buffers that a frame has for itself, which spares a short call to look for them
 
 
 _Found = ctypes.c_int64 * 2  # one type: each that is made is a cycle
@@ -25,11 +27,12 @@ class Kernel:
     """
 
     def __init__(
-        self, task: str, kind: str, dtype: torch.dtype, pieces: int, threads: int, parts: int,
+        self, task: str, kind: str, cell: Cell, dtype: torch.dtype, pieces: int, threads: int, parts: int,
         fields: dict[str, int], sizes: dict[str, int], lanes: int = 1,
     ) -> None:  # fmt: skip
-        """`kind`: Forward or Backward; `pieces`: of a number on the matrix unit; `fields` of the arguments; `sizes` of
-        the buffers, in elements: each thread has a ``scratch`` of its own, and each of `lanes` one of the others.
+        """`kind`: Forward or Backward, of a `cell`; `pieces`: of a number on the matrix unit; `fields` of the
+        arguments; `sizes` of the buffers, in elements: each thread has a ``scratch`` of its own, and each of `lanes`
+        one of the others.
         """
         from fastlstm.backends.numba.host import arguments, tasks
 
@@ -47,9 +50,12 @@ class Kernel:
         self.large = sorted(large, key=lambda entry: -entry[1])  # what the pool has goes to those that it fits
         self.task, self.threads = task, threads
         self.lends = threads > 1 or len(large) > 0 or total > OWN
-        self.arguments = arguments.STRUCTS[kind](
-            **tasks.primitives(dtype.itemsize, pieces), relax=tasks.relax(), constants=_constants(dtype).data_ptr(),
-            parts=parts, scratch_bytes=self.steps["scratch"], **fields,
+        found = counts(cell)
+        made, self.tails = arguments.struct_of(kind, found.others, found.values, found.params)
+        self.arguments = made(
+            **tasks.primitives(dtype.itemsize, pieces), **tasks.cell_primitives(cell, dtype.itemsize),
+            relax=tasks.relax(), constants=_constants(dtype).data_ptr(), parts=parts,
+            scratch_bytes=self.steps["scratch"], **fields,
         )  # fmt: skip
         self.idle: list[Frame] = []
 
@@ -96,6 +102,8 @@ class Frame:
         self.arguments = type(kernel.arguments).from_buffer_copy(kernel.arguments)
         found = _Found()
         self.arguments.large = ctypes.addressof(found)
+        for name, place in kernel.tails.items():
+            setattr(self.arguments, name, ctypes.addressof(self.arguments) + place)
         self.stale = ctypes.addressof(found) + 8
         self.found = memoryview(found).cast("B").cast("q")  # a number too large for the unit; blocks of other weights
         self.run = tasks.ready(kernel.task, self.arguments, kernel.threads)

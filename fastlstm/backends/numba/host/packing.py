@@ -47,16 +47,16 @@ class Keeper:
 
 
 @cache
-def digest_bytes(H: int, columns: tuple[int, ...], dtype: torch.dtype) -> int:
-    """Bytes of the digests of weights (4H, columns) of a type."""
+def digest_bytes(counts: tuple[int, ...], dtype: torch.dtype) -> int:
+    """Bytes of the digests of weights of so many elements of a type."""
     from fastlstm.backends.numba.kernels.weights import digested_blocks
     from fastlstm.backends.numba.llvm.digest import DIGEST_BYTES
 
-    return sum(digested_blocks.py_func(H * n * dtype.itemsize) for n in columns) * DIGEST_BYTES
+    return sum(digested_blocks.py_func(count * dtype.itemsize // 4) for count in counts) * DIGEST_BYTES
 
 
 def addresses(weights: Any) -> tuple[int, ...]:
-    """The addresses of weight_ih, weight_hh, bias_ih and bias_hh, 0 for None."""
+    """The addresses of weights, 0 for None."""
     return (*map(address, weights),)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastlstm.backends.base import WEIGHTS, Layer
 from fastlstm.backends.cpu import rows_contiguous
 from fastlstm.backends.numba.host import sizes
 from fastlstm.backends.numba.host.frames import Frame, Kernel
@@ -32,35 +34,38 @@ class Pass:
         self.keeper: Keeper | None = None
         self.panels = sizes.panels_of(s.H, self.lanes)
         self.like = torch.empty(0, dtype=s.dtype, device="cpu")
+        self.has_values, self.casts = s.counts.values > 0, not (s.given is s.rounded is s.dtype)
         self.states, self.row, self.zeros = (*s.ends, s.rows, s.H), s.H * size, sizes.zeros(s.H * size)
 
     def split(self, back: bool) -> tuple[int, int]:
         """Threads, and into how many parts they split the batch rows."""
         s = self.signature
         if self.groups > 1:
-            return sizes.split_stack(s.threads, self.groups, s.B, s.H, s.I + s.H)
-        return sizes.split(s.threads, s.T, s.B, s.I, s.H, self.panels, s.pieces, back)
+            return sizes.split_stack(s.threads, s)
+        return sizes.split(s.threads, s, self.panels, back)
 
     def prepare(
         self, task: str, pieces: int, of_x: int, threads: int, parts: int, fields: dict[str, int],
         buffers: dict[str, int], packed: dict[str, int], keeps: bool, digested: tuple[int, ...],
     ) -> None:  # fmt: skip
-        """`packed`: elements of each part of the packed weights; `digested`: columns of those that are compared."""
+        """`packed`: elements of each part of the packed weights; `digested`: of those weights that are compared."""
         from fastlstm.backends.numba.host import arguments
 
         s = self.signature
-        if keeps and self.kept is not None:
-            key = self.kind, s.I, s.H, s.dtype, s.given, s.rounded, s.narrow, s.pieces, of_x
-            parts_of = *(count * s.dtype.itemsize for count in packed.values()), digest_bytes(s.H, digested, s.given)
+        # a digest is of whole words
+        if keeps and self.kept is not None and not any(count * s.given.itemsize % 4 for count in digested):
+            key = self.kind, s.cell, s.I, s.H, s.dtype, s.given, s.rounded, s.narrow, s.pieces, of_x
+            parts_of = *(count * s.dtype.itemsize for count in packed.values()), digest_bytes(digested, s.given)
             self.keeper = self.kept.setdefault(key, Keeper(*parts_of))
         else:
             buffers = buffers | packed
         fields = fields | s.row_strides | {"rows": s.rows, "reverse": s.reverse, "original_size": s.given.itemsize}
         fields |= {"narrow_rows": s.narrow, "narrow_weights": s.narrow}
         lanes = 1 if self.groups == 1 else threads
-        self.kernel = Kernel(task, self.kind, s.dtype, pieces, threads, parts, fields, buffers, lanes)
-        self.write, self.at = arguments.writer(self.kind, False)
-        self.write_kept, _ = arguments.writer(self.kind, True)
+        self.kernel = Kernel(task, self.kind, s.cell, s.dtype, pieces, threads, parts, fields, buffers, lanes)
+        tail = s.counts.others, s.counts.values, s.counts.params
+        self.write, self.at = arguments.writer(self.kind, False, *tail)
+        self.write_kept, self.at_kept = arguments.writer(self.kind, True, *tail)
 
     def given(self, state: Tensor) -> tuple[Tensor, int]:
         """A state with its rows contiguous, and the bytes from one row to the next."""
@@ -69,8 +74,26 @@ class Pass:
         state = rows_contiguous(state)
         return state, sizes.row(state)[1]
 
-    def enter(self, weights: Weights, call: tuple[int, ...], by_group: dict[str, int] | None = None) -> int:
-        """Run the kernel, in a stack for each group; whether it met a number that the matrix unit cannot take."""
+    def values(self, layer: Layer, *more: int) -> tuple[list[int], list[Tensor]]:
+        """What a kernel is told of the cell's inputs and params, with `more` numbers of each, and these as it reads
+        them, to be held until it has run.
+        """
+        inputs = [*map(rows_contiguous, layer.inputs)]
+        params = self.signature.cast((*(None,) * WEIGHTS, *layer.weights[WEIGHTS:]))[WEIGHTS:]
+        told = [n for a in inputs for n in (*sizes.step_row(a), *more)]
+        told += [n for a in params for n in (a.data_ptr(), 0, 0, *more)]
+        return told, [*inputs, *params]
+
+    def values_by_group(self, values: list[Tensor]) -> dict[str, int]:
+        """Bytes from one group's inputs and params to the next one's."""
+        s, named = self.signature, [(f"value{k}", a) for k, a in enumerate(values)]
+        inputs, params = dict(named[: s.counts.inputs]), dict(named[s.counts.inputs :])
+        return sizes.row_steps(s.B, **inputs) | sizes.first_steps(**params)
+
+    def enter(self, weights: Weights, call: Sequence[int], by_group: dict[str, int] | None = None) -> int:
+        """Run the kernel on weight_ih, weight_hh and the biases, in a stack for each group; whether it met a number
+        that the matrix unit cannot take.
+        """
         kernel, keeper = self.kernel, self.keeper
         try:
             frame = kernel.idle.pop()  # atomic: Python threads may share the kernel
@@ -79,7 +102,8 @@ class Pass:
         if kernel.lends:
             kernel.lend(frame)
         if keeper is None:
-            weights = self.signature.cast(weights)
+            if self.casts:
+                weights = self.signature.cast(weights)
             self.write(frame.arguments, self.at, *addresses(weights), 0, 0, 0, 0, *call)
             if by_group is None:
                 frame.run()
@@ -91,9 +115,9 @@ class Pass:
             if packed is not None:
                 ih, hh, b_ih, b_hh = weights
                 self.write_kept(
-                    frame.arguments, self.at, 0, 0, 0, 0, ih.data_ptr(), hh.data_ptr(),
+                    frame.arguments, self.at_kept, *packed.addresses, frame.stale, 0, 0, 0, 0,
+                    0 if ih is None else ih.data_ptr(), 0 if hh is None else hh.data_ptr(),
                     0 if b_ih is None else b_ih.data_ptr(), 0 if b_hh is None else b_hh.data_ptr(), *call,
-                    *packed.addresses, frame.stale,
                 )  # fmt: skip
                 frame.run()
                 large, stale = frame.look()
@@ -104,11 +128,11 @@ class Pass:
         kernel.idle.append(frame)
         return large
 
-    def _pack_and_run(self, keeper: Keeper, frame: Frame, weights: Weights, call: tuple[int, ...]) -> int:
+    def _pack_and_run(self, keeper: Keeper, frame: Frame, weights: Weights, call: Sequence[int]) -> int:
         """Run on newly packed weights. They are kept, unless the matrix unit cannot take a number in them."""
         packed, (originals, copies) = keeper.new(), sealed(self.signature, weights)
         addressed = *addresses(copies), *addresses(originals)
-        self.write_kept(frame.arguments, self.at, *addressed, *call, *packed.addresses, 0)
+        self.write_kept(frame.arguments, self.at_kept, *packed.addresses, 0, *addressed, *call)
         frame.count_anew()
         frame.run()
         large, _ = frame.look()

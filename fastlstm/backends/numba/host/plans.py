@@ -13,8 +13,9 @@ from fastlstm.backends.base import Gradients, Layer, Run
 from fastlstm.backends.cpu import threads_now
 from fastlstm.backends.memory import converted, unpooled
 from fastlstm.backends.numba.host.backward import Backward
+from fastlstm.backends.numba.host.cells import counts
 from fastlstm.backends.numba.host.forward import Forward
-from fastlstm.backends.numba.host.signature import contiguous, readable, signature_of
+from fastlstm.backends.numba.host.signature import contiguous, readable, signature_of, strides_of
 from fastlstm.torch_private import copy_all
 
 Optional = Tensor | None
@@ -31,17 +32,22 @@ def forward(layer: Layer, save: bool, pieces: int = 0) -> Run:
     unit; with 0 only products that `sizes.input_pieces` names take it.
     """
     layer = readable(layer)
-    return _forward(signature_of(layer, (), pieces), save).run(layer)
+    return _forward(signature_of(layer, (), pieces_for(layer, pieces)), save).run(layer)
 
 
 def backward(grads: Run, layer: Layer, run: Run, needs: Gradients, pieces: int = 0) -> Gradients:
     """See `fastlstm.backends.reference.backward`."""
     layer = readable(layer)
-    signature = signature_of(layer, (), pieces)
+    signature = signature_of(layer, (), pieces_for(layer, pieces))
     if signature.rows == 0:
         return _zeros(layer, needs)
-    h, c, gates = map(contiguous, (run.h, *run.kept))
-    return _backward(signature, needs, gates.dim() == 5).run(grads, layer, Run(h, run.last, (c, gates)))
+    h, *others, gates = map(contiguous, (run.h, *run.kept))
+    return _backward(signature, needs, gates.dim() == 5).run(grads, layer, Run(h, run.last, (*others, gates)))
+
+
+def pieces_for(layer: Layer, pieces: int) -> int:
+    """`pieces` where the kernels of the matrix unit can run the cell, else 0."""
+    return pieces if pieces and counts(layer.cell).on_unit else 0
 
 
 def _zeros(layer: Layer, needs: Gradients) -> Gradients:
@@ -63,6 +69,7 @@ class Plan:
         self, layer: Layer, save: bool, kept: dict[Any, Any] | None, ends: tuple[int, ...], pieces: int
     ) -> None:
         """See `plan`."""
+        pieces = pieces_for(layer, pieces)
         self.narrow = pieces == 1 and layer.x.dtype is torch.bfloat16
         self.keeps_cells = layer.x.dim() == 3 and layer.x.dtype in WIDE
         base = layer if self.narrow or layer.x.dtype in WIDE else layer._replace(x=converted(layer.x, torch.float32))
@@ -102,7 +109,7 @@ class Plan:
 
 def strides(layer: Layer) -> tuple[tuple[int, ...], ...]:
     """Those that a kernel is told once for all calls."""
-    return layer.x.stride(), layer.weights[0].stride(), layer.weights[1].stride()
+    return layer.x.stride(), *map(strides_of, layer.weights[:2])
 
 
 class SixteenBits(Plan):
@@ -111,13 +118,13 @@ class SixteenBits(Plan):
     def __init__(self, layer: Layer, *others: Any) -> None:
         super().__init__(layer, *others)
         self.dtype, self.reads_h = layer.x.dtype, self.narrow  # otherwise h is kept in float32 as well
-        self.sizes = layer.x.shape, self.kernel.states, self.kernel.states
+        self.sizes = layer.x.shape, *[self.kernel.states] * len(layer.states)
         self.short = sum(map(prod, self.sizes)) < SHORT
         self.idle: list[list[Tensor]] = []
 
     def forward(self, layer: Any) -> Run:
         """Run a layer."""
-        x, weights, states, lengths, reset, reverse, *_ = layer
+        x, states = layer.x, layer.states
         given: Any = None
         if self.short and not self.narrow and states[0] is not None:
             try:
@@ -129,12 +136,13 @@ class SixteenBits(Plan):
             x, *states = given
         else:
             x, states = x if self.narrow else converted(x, torch.float32), widened(states)
-        h, (h_n, c_n), kept = super().forward(Layer(x, weights, states, lengths, reset, reverse, layer.cell))
+        inputs = layer.inputs if self.narrow else widened(layer.inputs)
+        h, last, kept = super().forward(layer._replace(x=x, states=states, inputs=inputs))
         if given is not None:
             self.idle.append(given)
         if kept and h is not None and not self.narrow:
             kept = *kept, h  # which the backward pass reads, before it is rounded
-        return Run(rounded(h, self.dtype), (h_n.to(self.dtype), c_n.to(self.dtype)), kept)
+        return Run(rounded(h, self.dtype), (*(a.to(self.dtype) for a in last),), kept)
 
     def backward(self, grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
         """The gradients of a layer that this plan has run. x is widened again: kept, it would be twice its memory."""
@@ -143,7 +151,7 @@ class SixteenBits(Plan):
             x, dh = converted(x, torch.float32), *widened((dh,))
             h = kept.pop() if x.dim() == 3 else None
         layer, grads = (
-            layer._replace(x=x, states=widened(layer.states)),
+            layer._replace(x=x, states=widened(layer.states), inputs=widened(layer.inputs)),
             Run(dh, widened(grads.last), widened(grads.kept)),
         )
         gradients = self._backward(grads, layer, Run(h, run.last, (*kept,)), needs)

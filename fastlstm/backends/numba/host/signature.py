@@ -7,17 +7,21 @@ from typing import Any, NamedTuple
 
 import torch
 
+from fastlstm.backends.base import groups_of, hidden_size
 from fastlstm.backends.cpu import rows_contiguous, threads_now
 from fastlstm.backends.memory import converted
+from fastlstm.backends.numba.host.cells import Counts, counts
+from fastlstm.cells.spec import Cell
 
-Weights = tuple[Any, ...]  # weight_ih, weight_hh, and bias_ih and bias_hh or None
+Weights = tuple[Any, ...]  # weight_ih, weight_hh, and bias_ih and bias_hh or None; then params
 
 
 class Signature(NamedTuple):
     """What calls that run the same way have in common.
 
     Attributes:
-        T, B, I, H: as everywhere; B of one group where the layer is a stack.
+        cell: what a step computes.
+        T, B, I, H: as everywhere; B of one group where the layer is a stack, and no I of an x that is not multiplied.
         groups: the number of layers in a stack, or None.
         dtype: what x is computed in.
         narrow: x and h are of bfloat16, which the kernel takes as it is.
@@ -30,6 +34,7 @@ class Signature(NamedTuple):
         threads: those that a call may use.
     """
 
+    cell: Cell
     T: int
     B: int
     I: int
@@ -50,6 +55,16 @@ class Signature(NamedTuple):
     threads: int
 
     @property
+    def counts(self) -> Counts:
+        """What the cell has."""
+        return counts(self.cell)
+
+    @property
+    def products(self) -> int:
+        """Multiply-adds for each unit of a row."""
+        return self.counts.of_x * self.I + self.counts.of_h * self.H
+
+    @property
     def rows(self) -> int:
         """Batch rows of all groups."""
         return self.B * (self.groups or 1)
@@ -59,7 +74,7 @@ class Signature(NamedTuple):
         """Bytes from one step and row of x to the next, and from one row of each weight."""
         x, ih, hh = self.strides
         size, step = 2 if self.narrow else self.dtype.itemsize, x[0] if len(x) > 2 else 0
-        elements = {"x_step": step, "x_row": x[-2], "weight_ih_row": ih[-2], "weight_hh_row": hh[-2]}
+        elements = {"x_step": step, "x_row": x[-2], "weight_ih_row": row_of(ih), "weight_hh_row": row_of(hh)}
         return {name: count * size for name, count in elements.items()}
 
     @property
@@ -69,7 +84,8 @@ class Signature(NamedTuple):
         size = 2 if self.narrow else self.dtype.itemsize
         of_x = x[1] if len(x) == 4 else self.B * x[-2]  # with an axis of their own all groups may read the same x
         of_masks = {"lengths": 8 * self.B, "reset": self.B}
-        return {"x": of_x * size, "weight_ih": ih[0] * size, "weight_hh": hh[0] * size, **of_masks}
+        of_weights = {name: a[0] * size for name, a in (("weight_ih", ih), ("weight_hh", hh)) if a}
+        return {"x": of_x * size, **of_weights, **of_masks}
 
     def cast(self, weights: Weights) -> Weights:
         """Weights as the kernel takes them: rounded, then in the type that it computes in, or as they are."""
@@ -81,25 +97,37 @@ class Signature(NamedTuple):
         )
 
 
+def row_of(strides: tuple[int, ...]) -> int:
+    """That of the rows of a weight, if there is one."""
+    return strides[-2] if strides else 0
+
+
+def strides_of(a: Any) -> tuple[int, ...]:
+    """Those of a tensor, or of none."""
+    return () if a is None else a.stride()
+
+
 def signature_of(layer: Any, ends: tuple[int, ...], pieces: int) -> Signature:
     """The signature of a layer whose x and weights have their rows contiguous."""
-    x, (weight_ih, weight_hh, *_) = layer.x, layer.weights
+    x, (weight_ih, weight_hh, *_), cell = layer.x, layer.weights, layer.cell
     step = x.dim() == 2
     T, *rows, I = (1, *x.shape) if step else x.shape
-    groups = weight_ih.shape[0] if weight_ih.dim() == 3 else None
+    groups, given = groups_of(layer) or None, next((a.dtype for a in layer.weights if a is not None), x.dtype)
     narrow = x.dtype is torch.bfloat16
+    strides = x.stride(), strides_of(weight_ih), strides_of(weight_hh)
     return Signature(
-        T, prod(rows) // (groups or 1), I, weight_hh.shape[-1], groups, torch.float32 if narrow else x.dtype, narrow,
-        weight_ih.dtype, x.dtype, (x.stride(), weight_ih.stride(), weight_hh.stride()), layer.reverse,
-        layer.reset is not None, layer.lengths is not None, step, ends, pieces, True, threads_now(),
+        cell, T, prod(rows) // (groups or 1), I if counts(cell).of_x else 0, hidden_size(layer), groups,
+        torch.float32 if narrow else x.dtype, narrow, given, x.dtype, strides,
+        layer.reverse, layer.reset is not None, layer.lengths is not None, step, ends, pieces, counts(cell).on_unit,
+        threads_now(),
     )  # fmt: skip
 
 
 def readable(layer: Any) -> Any:
-    """A layer as the kernels read it: each row of x and of the weights contiguous, and the biases."""
-    weight_ih, weight_hh, *biases = layer.weights
-    weights = rows_contiguous(weight_ih), rows_contiguous(weight_hh), *map(contiguous, biases)
-    return layer._replace(x=rows_contiguous(layer.x), weights=weights)
+    """A layer as the kernels read it: each row of x, of the inputs and of the weights contiguous, and all vectors."""
+    matrices, vectors = layer.weights[:2], layer.weights[2:]
+    weights = *(a if a is None else rows_contiguous(a) for a in matrices), *map(contiguous, vectors)
+    return layer._replace(x=rows_contiguous(layer.x), weights=weights, inputs=(*map(rows_contiguous, layer.inputs),))
 
 
 def contiguous(a: Any) -> Any:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fastlstm.backends.numba.host import cells
+
 if TYPE_CHECKING:
     from fastlstm.backends.numba.host.signature import Signature
 
@@ -31,7 +33,7 @@ def panels_of(size: int, lanes: int) -> int:
     return (size + lanes - 1) // lanes
 
 
-def split(team: int, T: int, B: int, I: int, H: int, panels: int, pieces: int, back: bool = False) -> tuple[int, int]:
+def split(team: int, s: Signature, panels: int, back: bool = False) -> tuple[int, int]:
     """Threads of a `team`, and into how many parts they split the batch rows; threads within a part split the units.
 
     Parts meet nobody, but each reads all weights; a split of units halves what a thread reads, for a barrier of a
@@ -39,20 +41,21 @@ def split(team: int, T: int, B: int, I: int, H: int, panels: int, pieces: int, b
     weights are few, but no more than fill a pass over a panel; and all other threads go to units. `back`: of the
     backward pass, whose steps read weight_hh alone.
     """
-    threads, K = team, I + H
-    enough = min(64, max(2, 16 * H * (H if back else K) // ROW_BYTES))
+    threads, T, B, H, pieces, products = team, s.T, s.B, s.H, s.pieces, s.products
+    enough = min(64, max(2, 4 * H * (s.counts.of_h * H if back else products) // ROW_BYTES))
     parts = min(threads, max(1, B // enough, min(panels_of(threads, panels), B // 2)))
     # products of bfloat16 are so much faster where few rows use them: on the matrix unit, or on vectors
     faster = 1 if pieces != 1 else 8 if most_pieces() > 1 else 2
-    if parts < threads and SERIAL * faster > B * 4 * H * K:
+    if parts < threads and SERIAL * faster > B * H * products:
         threads = parts
     threads = min(threads, parts * panels)
-    if parts == threads and T * B * 4 * (H + 8) * (K + 32) < SERIAL_CALL:
+    if parts == threads and T * B * (H + 8) * (products + 32 * s.counts.sums) < SERIAL_CALL:
         return 1, 1
     return threads, parts
 
 
 CHUNK_ROWS = 128  # (step, row) pairs whose dpreact is turned into gradients together
+STRIP = 24  # columns of [x, h, 1] packed side by side: 8 tiles of 3, or 4 of 6
 RING = 4  # chunks of these that are kept: a thread may write one while another reads the chunk three before it
 # Bytes of the sums over these pairs from which they no longer stay in the second-level caches, and four times as many
 # pairs are summed together.
@@ -75,39 +78,44 @@ ROW_BYTES = 1 << 15  # of weights in float32, for each row of a part
 LINE = 64  # bytes of a cache line: the counters of two barriers lie so far apart
 
 
-def transposed_sizes(I: int, H: int, panels: int, lanes: int, pieces: int, of_x: int) -> dict[str, int]:
+def transposed_sizes(s: Signature, panels: int, lanes: int, of_x: int) -> dict[str, int]:
     """Elements of the transposed weights packed for products with dpreact: of each group of four vectors."""
-    ih, hh = (panels * 2 * n * 1024 if n else panels * 4 * lanes * 4 * lanes for n in (of_x, pieces))
+    I, H, gates = s.I, s.H, (s.counts.of_x, s.counts.of_h)
+    ih, hh = (
+        panels * 2 * n * 1024 if n else panels * count * lanes * 4 * lanes for n, count in zip((of_x, s.pieces), gates)
+    )
     return {"packed_ih": panels_of(I, 4 * lanes) * ih, "packed_hh": panels_of(H, 4 * lanes) * hh}
 
 
-def blocks_of(I: int, H: int) -> tuple[int, int]:
+def blocks_of(I: int, H: int, joint: bool) -> tuple[int, int]:
     """Rows of weights in a block of x's sum, 0 where a narrow x is in h's, and of h's. How many batch rows there are
-    must not decide: a row's bits would depend on it.
+    must not decide: a row's bits would depend on it. `joint`: whether all sums are of x and of h.
     """
     from fastlstm.backends.numba.kernels.shared import BLOCK_K
 
     def block(rows: int) -> int:
-        return -(-rows // -(-rows // BLOCK_K))
+        return -(-rows // -(-rows // BLOCK_K)) if rows else 1
 
-    return (block(I), block(H)) if 4 * I >= H else (0, block(I + H))
-
-
-def tail_of(H: int, dtype: torch.dtype, pieces: int) -> int:
-    """Vectors of the last panel's gates: 4, or fewer where it is not full and the matrix unit has no part."""
-    lanes = lanes_of(dtype)
-    unit = pieces or (dtype == torch.float32 and most_pieces() >= UNIT_PIECES)
-    return 4 if unit or H % lanes == 0 else -(-4 * (H % lanes) // lanes)
+    return (block(I), block(H)) if 4 * I >= H or not joint else (0, block(I + H))
 
 
-def input_pieces(I: int, H: int, dtype: torch.dtype, pieces: int, unit: bool = True) -> int:
+def is_dense(s: Signature) -> bool:
+    """Whether a last panel that is not full has its sums side by side: where they then make fewer vectors, all of them
+    are of x and of h, and the matrix unit has no part.
+    """
+    lanes, sums = lanes_of(s.dtype), s.counts.sums
+    unit = s.pieces or (s.counts.on_unit and s.dtype == torch.float32 and most_pieces() >= UNIT_PIECES)
+    return not unit and s.counts.joint and sums <= 4 and -(-sums * (s.H % lanes) // lanes) < sums and s.H % lanes > 0
+
+
+def input_pieces(s: Signature) -> int:
     """Pieces of a number in the products with the input, of both passes: 0 without the matrix unit.
 
     Where all other products do without it these still take it if they are two thirds of all, and many. How many rows
     there are must not decide: a row's bits would depend on the rows beside it, a step's on the steps around it.
     """
-    many = dtype == torch.float32 and I >= 2 * H and 4 * H * I >= MANY_INPUTS
-    return pieces or (UNIT_PIECES if unit and many and most_pieces() >= UNIT_PIECES else 0)
+    many = s.dtype == torch.float32 and s.I >= 2 * s.H and 4 * s.H * s.I >= MANY_INPUTS
+    return s.pieces or (UNIT_PIECES if s.unit and many and most_pieces() >= UNIT_PIECES else 0)
 
 
 def forward_task(pieces: int, of_x: int) -> str:
@@ -124,11 +132,11 @@ def backward_task(pieces: int, of_x: int, of_sums: int) -> str:
 
 def forward_sizes(s: Signature, of_x: int, parts: int) -> tuple[dict[str, int], dict[str, int]]:
     """Fields of the forward kernel's arguments and elements of its buffers, but for packed weights."""
-    T, B, I, H, dtype, pieces = s.T, s.B, s.I, s.H, s.dtype, s.pieces
+    T, B, I, H, dtype, pieces, sums = s.T, s.B, s.I, s.H, s.dtype, s.pieces, s.counts.sums
     from fastlstm.backends.numba.kernels.shared import CHUNK, operand_steps
 
-    lanes, fields = lanes_of(dtype), {"T": T, "B": B, "I": I, "H": H, "tail": tail_of(H, dtype, pieces)}
-    buffers = {"scratch": 64 * 7 * lanes + (B * H if s.resets and not pieces else 0)}
+    lanes, (fields, scratch) = lanes_of(dtype), common_sizes(s, "Forward", sums)
+    buffers = {"scratch": scratch + (B * H if s.resets and not pieces else 0)}
     if s.narrow:
         buffers["states"] = 2 * B * H
     if pieces:  # the last tile may be cut off
@@ -141,25 +149,55 @@ def forward_sizes(s: Signature, of_x: int, parts: int) -> tuple[dict[str, int], 
         buffers["operand"] = 2 * of_x * panels_of(I, 32) * rows * 16
         buffers["fed"] = panels_of(H, lanes) * rows * 4 * lanes
     else:
-        fields["block_x"], fields["block"] = blocks_of(I, H)
-        wide, large = fields["block_x"] > 0, 4 * H * (I + H) * dtype.itemsize * min(T, 8) > READ_IN_EIGHT_STEPS
+        fields["block_x"], fields["block"] = blocks_of(I, H, s.counts.joint)
+        wide, large = fields["block_x"] > 0, H * s.products * dtype.itemsize * min(T, 8) > READ_IN_EIGHT_STEPS
         most = min(32, FED_ROWS // max(B, 1))  # steps for which a row reads the weights once
         feed = -(-T // -(-T // most)) if T > 1 and most else 0
         few = CHUNK if large else feed // max(B, 1)
         if feed and (B == 1 or (wide and 0 < B <= few)):
             fields["feed"] = feed
-            buffers["fed"] = panels_of(H, lanes) * feed * (B if wide else 2) * 4 * lanes
+            buffers["fed"] = panels_of(H, lanes) * feed * (B if wide else 2) * sums * lanes
     return fields, buffers
 
 
-def packed_size(I: int, H: int, lanes: int, pieces: int, of_x: int, places: int) -> int:
+def packed_size(s: Signature, lanes: int, of_x: int, places: int) -> int:
     """Elements of the packed weights of so many panels."""
     from fastlstm.backends.numba.kernels.shared import operand_steps
 
-    if pieces:
-        return places * operand_steps.py_func(I, H) * pieces * 1024
-    of_inputs = panels_of(I, 32) * of_x * 1024 if of_x else I * 4 * lanes
-    return places * (H * 4 * lanes + of_inputs)
+    if s.pieces:
+        return places * operand_steps.py_func(s.I, s.H) * s.pieces * 1024
+    of_inputs = panels_of(s.I, 32) * of_x * 1024 if of_x else s.I * s.counts.of_x * lanes
+    return places * (s.H * s.counts.of_h * lanes + of_inputs)
+
+
+def sum_places(s: Signature, of_sums: int) -> tuple[int, int, int]:
+    """Where the sums of h and of ones begin among those of the rows of [x, h, 1], and how many rows there are.
+
+    If all have the same terms to be multiplied with, and the matrix unit has no part, they follow each other.
+    Otherwise those of each begin a strip of columns. A row has a vector for each sum of x, or of h. That of ones takes
+    as many rows as it needs.
+    """
+    counts, I, H = s.counts, s.I, s.H if s.counts.of_h else 0
+    if of_sums:
+        of_x = -(-(I + 1) // 16) * 16
+        return of_x, I, of_x + panels_of(H, lanes_of(s.dtype)) * 16
+    if counts.joint and not counts.params:
+        return I, I + H, I + H + 1
+    of_h = panels_of(I, STRIP) * STRIP
+    of_one = of_h + panels_of(H, STRIP) * STRIP
+    return of_h, of_one, of_one + panels_of(counts.sums + counts.params, max(counts.of_x, counts.of_h, 1))
+
+
+def common_sizes(s: Signature, kind: str, wide: int) -> tuple[dict[str, int], int]:
+    """Fields of both kernels' arguments, and elements of a thread's scratch, whose rows have so many vectors that
+    products are summed in.
+    """
+    found, slots = cells.fields(s.cell, kind), cells.vectors_aside(s.cell, kind)
+    of_call = {"T": s.T, "B": s.B, "I": s.I, "H": s.H, "dense": is_dense(s), "wide": wide, "slots": slots}
+    tables = 2 * found["table_bytes"] // s.dtype.itemsize
+    return found | of_call | {"c_step": s.rows * s.H * s.dtype.itemsize}, tables + 64 * (wide + slots) * lanes_of(
+        s.dtype
+    )
 
 
 def backward_sizes(s: Signature, sums: bool, to_x: bool) -> tuple[dict[str, int], dict[str, int], int, int]:
@@ -169,19 +207,18 @@ def backward_sizes(s: Signature, sums: bool, to_x: bool) -> tuple[dict[str, int]
     `sums`: whether a gradient of the weights or of a bias is wanted; `to_x`: whether one of x is.
     """
     T, B, I, H, dtype, pieces, unit = s.T, s.B, s.I, s.H, s.dtype, s.pieces, s.unit
-    lanes, size = lanes_of(dtype), dtype.itemsize
-    panels, wide = panels_of(H, lanes), 4 * lanes
+    lanes, size, counts = lanes_of(dtype), dtype.itemsize, s.counts
+    panels, wide, terms = panels_of(H, lanes), 4 * lanes, (counts.sums + counts.params) * lanes
     columns = (panels_of(I, wide) + panels_of(H, wide)) * wide
     few = not pieces and T * B * columns <= FEW_ROWS * (I + H)
-    of_inputs = input_pieces(I, H, dtype, pieces, unit)
+    of_inputs = input_pieces(s)
     of_x = of_inputs if to_x else 0
     # where dx takes the unit its kernel sums there, too: then always, since the sums must not depend on who wants dx
-    long = dtype == torch.float32 and (of_inputs or B * 4 * H * (I + H) >= MANY_SUMS)
+    long = dtype == torch.float32 and (of_inputs or B * H * s.products >= MANY_SUMS)
     of_sums = pieces or (UNIT_PIECES if unit and sums and long and not few and most_pieces() >= UNIT_PIECES else 0)
     mixed = of_sums and not pieces
-    rows_of_x = -(-(I + 1) // 16) * 16 if of_sums else I  # of the sums, before those of h
-    sum_rows = rows_of_x + (panels * 16 if of_sums else H + 1)
-    of_half = panels * sum_rows * wide * size  # bytes
+    sums_of_h, sum_of_one, sum_rows = sum_places(s, of_sums)
+    of_half = panels * sum_rows * max(counts.of_x, counts.of_h, 1) * lanes * size  # bytes
     rows = CHUNK_ROWS
     if mixed:  # dpreact takes more memory, for which a batch of few rows gets no speed
         rows = CHUNK_ROWS // 2 if B < 64 else CHUNK_ROWS
@@ -192,14 +229,13 @@ def backward_sizes(s: Signature, sums: bool, to_x: bool) -> tuple[dict[str, int]
     many = B >= 4 and T * B >= 1024 and of_half <= HALF_BYTES // 2
     halves = 2 if many or (B >= 128 and of_half <= HALF_BYTES) else 1
     kept = ring * chunk if (sums and not of_sums) or (to_x and not of_x) else 2
-    fields = {"T": T, "B": B, "I": I, "H": H, "chunk": chunk, "ring": ring, "halves": halves, "kept": kept}
-    tail = fields["tail"] = tail_of(H, dtype, pieces)
-    fields |= {"sum_rows": sum_rows, "sums_of_h": rows_of_x, "sum_of_one": I if of_sums else I + H}
-    buffers = {"scratch": 64 * 7 * lanes, "dc_carried": panels * B * lanes * (2 if s.ends_early else 1)}
-    if pieces or tail < 4:  # dpreact of a panel before it is laid out
-        buffers["scratch"] += 64 * wide
+    fields, scratch = common_sizes(s, "Backward", 4)
+    fields |= {"chunk": chunk, "ring": ring, "halves": halves, "kept": kept}
+    fields |= {"sum_rows": sum_rows, "sums_of_h": sums_of_h, "sum_of_one": sum_of_one}
+    carried = counts.others + counts.carries_h + s.ends_early
+    buffers = {"scratch": scratch, "carried": panels * B * lanes * carried}
     if not pieces:
-        buffers["dpreact"] = panels * kept * B * wide
+        buffers["dpreact"] = panels * kept * B * terms
     if pieces or of_x:
         kept = ring * chunk if to_x else 2
         fields |= {"rows_kept": kept, "pitch": (kept * B + 32) * 64}
@@ -210,12 +246,12 @@ def backward_sizes(s: Signature, sums: bool, to_x: bool) -> tuple[dict[str, int]
         fields["strips_bytes"] = of_sums * blocks * sum_rows * 64
         buffers["columns"] = ring * fields["columns_bytes"] // size if sums else 0
     else:
-        columns = columns if few else panels_of(I + H + 1, 24) * 24
+        columns = columns if few else panels_of(sum_of_one + 1, STRIP) * STRIP
         fields["strips_bytes"] = chunk * B * columns * size
     from fastlstm.backends.numba.kernels.shared import FOLD
 
     both = 2 if of_sums and -(-T // chunk) > FOLD else 1  # the sums, and those of the last chunks
-    buffers["dweights"] = both * halves * panels * sum_rows * wide if sums and not few else 0
+    buffers["dweights"] = both * halves * of_half // size if sums and not few else 0
     buffers["strips"] = ring * fields["strips_bytes"] // size if sums else 0
     return fields, buffers, of_x, of_sums
 
@@ -242,9 +278,9 @@ def zeros(size: int) -> int:
     return ctypes.addressof(found)
 
 
-def split_stack(team: int, groups: int, B: int, H: int, K: int) -> tuple[int, int]:
+def split_stack(team: int, s: Signature) -> tuple[int, int]:
     """As `split`, for groups of B rows: each runs on one thread, and needs no barrier."""
-    return (1 if groups * B * 4 * H * K < SERIAL else min(team, groups)), 1
+    return (1 if s.rows * s.H * s.products < SERIAL else min(team, s.groups or 1)), 1
 
 
 def row_steps(B: int, **tensors: Tensor | None) -> dict[str, int]:

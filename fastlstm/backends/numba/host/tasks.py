@@ -13,17 +13,28 @@ import numpy as np
 from numba import carray, cfunc
 from numba import types as nb
 
-from fastlstm import cell
+from fastlstm import cells
 from fastlstm.backends import cpu
-from fastlstm.backends.numba.host.arguments import BACKWARD, FORWARD, REGION, STACK, RegionArguments, StackArguments
+from fastlstm.backends.numba.host.arguments import (
+    BACKWARD,
+    FORWARD,
+    REGION,
+    STACK,
+    TAILS,
+    RegionArguments,
+    StackArguments,
+)
 from fastlstm.backends.numba.kernels.backward import backward, backward_matrix, backward_mixed
 from fastlstm.backends.numba.kernels.forward import forward, forward_matrix, forward_mixed
 from fastlstm.backends.numba.kernels.shared import named_for
 from fastlstm.backends.numba.llvm import amx, matrix
+from fastlstm.backends.numba.llvm import cells as cell_functions
+from fastlstm.backends.numba.llvm.cells import store_addresses as store_cell_addresses
 from fastlstm.backends.numba.llvm.intrinsics import call, call_int
 from fastlstm.backends.numba.llvm.matrix import store_addresses as store_matrix_addresses
 from fastlstm.backends.numba.llvm.primitives import NAMES, store_addresses
 from fastlstm.backends.numba.llvm.simd import VECTOR_BYTES
+from fastlstm.cells.spec import Cell
 
 _TASK = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
 
@@ -31,12 +42,15 @@ _TASK = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
 def _fingerprint() -> int:
     """A number of all sources a kernel is made of: numba's cache looks only at the file that a function stands in."""
     digest = hashlib.sha256()
-    for path in [Path(cell.__file__), *sorted(Path(__file__).parents[1].rglob("*.py"))]:
-        digest.update(path.read_bytes())
+    for folder in Path(cells.__file__).parent, Path(__file__).parents[1]:
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(path.read_bytes())
     return int.from_bytes(digest.digest()[:7], "little")
 
 
-def _functions(fingerprint: int) -> dict[str, tuple[Any, Any]]:
+def _functions(fingerprint: int) -> tuple[dict[str, tuple[Any, Any]], Callable[[int], tuple[Any, Any]]]:
+    """All functions that are compiled, with their signatures, and those of the cell of a number, see `number_of`."""
+
     # What is closed over is part of the key of numba's cache: the number is to be, while a kernel or an intrinsic would
     # get another key in every process, and be compiled there again.
     def forward_task(args, thread, threads):
@@ -92,6 +106,14 @@ def _functions(fingerprint: int) -> dict[str, tuple[Any, Any]]:
 
         return store, nb.void(nb.intp)
 
+    def cell_primitives(number):
+        @named_for(number)
+        def store(target):
+            if fingerprint != 0:
+                store_cell_addresses(number, target)
+
+        return store, nb.void(nb.intp)
+
     task = nb.void(nb.voidptr, nb.intp, nb.intp)
     return {
         "forward": (forward_task, task),
@@ -105,15 +127,15 @@ def _functions(fingerprint: int) -> dict[str, tuple[Any, Any]]:
         "primitives4": (primitives32, nb.void(nb.intp)),
         "primitives8": (primitives64, nb.void(nb.intp)),
         **{f"matrix{pieces}": matrix_primitives(pieces) for pieces in amx.PRODUCTS},
-    }
+    }, cell_primitives
 
 
-_sources = _functions(_fingerprint())
+_sources, _of_cell = _functions(_fingerprint())
 
 
 @cache
-def _compiled(name: str) -> Any:
-    function, signature = _sources[name]
+def _compiled(name: str, number: int | None = None) -> Any:
+    function, signature = _sources[name] if number is None else _of_cell(number)
     options: dict[str, Any] = {"nopython": True, "nogil": True, "error_model": "numpy", "boundscheck": False}
     try:
         return cfunc(signature, cache=True, **options)(function)
@@ -121,9 +143,9 @@ def _compiled(name: str) -> Any:
         return cfunc(signature, **options)(function)
 
 
-def _addresses(name: str, names: tuple[str, ...]) -> dict[str, int]:
+def _addresses(name: str, names: tuple[str, ...], number: int | None = None) -> dict[str, int]:
     addresses = (ctypes.c_int64 * len(names))()
-    ctypes.CFUNCTYPE(None, ctypes.c_int64)(_compiled(name).address)(ctypes.addressof(addresses))
+    ctypes.CFUNCTYPE(None, ctypes.c_int64)(_compiled(name, number).address)(ctypes.addressof(addresses))
     return dict(zip(names, addresses))
 
 
@@ -140,6 +162,23 @@ def primitives(size: int, pieces: int) -> dict[str, int]:
         "lanes": VECTOR_BYTES // size,
         "pieces": pieces,
     }
+
+
+def number_of(cell: Cell, size: int) -> int:
+    """The number that a cell's own primitives for elements of `size` bytes are compiled by: of all that they are made
+    from. Cells of one name are not taken for each other, and those of one source share their code.
+    """
+    functions, scalar = cell_functions.functions_of(cell), nb.float32 if size == 4 else nb.float64
+    digest = hashlib.sha256(f"{functions.source} {scalar}".encode()).digest()
+    number = int.from_bytes(digest[:7], "little")
+    cell_functions.known[number] = scalar, functions
+    return number
+
+
+@cache
+def cell_primitives(cell: Cell, size: int) -> dict[str, int]:
+    """The addresses of a cell's own primitives, for elements of `size` bytes."""
+    return _addresses("cell", cell_functions.NAMES, number_of(cell, size))
 
 
 @cache
@@ -204,5 +243,8 @@ def run_stack(
     group = np.arange(groups)
     times = np.stack((group, group % lanes), axis=1)
     many = first + times @ steps * (first != 0)
+    for field in TAILS:  # each struct has its own, as far behind its start
+        place = getattr(arguments, field) - ctypes.addressof(arguments)
+        many[:, getattr(type(arguments), field).offset // 8] = many.ctypes.data + group * first.nbytes + place
     stack = StackArguments(_compiled(name).address, many.ctypes.data, many.strides[0], groups, lanes)
     ready("stack", stack, lanes)()

@@ -10,49 +10,80 @@ from typing import Any
 from fastlstm.backends.numba.host.sizes import LINE
 from fastlstm.backends.numba.kernels import matrix_backward, mixed_backward, vector_backward
 from fastlstm.backends.numba.kernels.ends import any_held, any_reset, is_held, rows_alive, zero_reset
-from fastlstm.backends.numba.kernels.gradients import group, groups_of, unpack_weight_gradients
+from fastlstm.backends.numba.kernels.gradients import unpack_weight_gradients
+from fastlstm.backends.numba.kernels.layout import group, groups_of, terms_of
 from fastlstm.backends.numba.kernels.shared import CHUNK, VECTOR, item, jit, named_for, read_rows
+from fastlstm.backends.numba.kernels.states import (
+    OTHER_BACK,
+    VALUE_BACK,
+    dinputs_aside,
+    enter,
+    enter_step,
+    held_aside,
+    outside,
+    row_of,
+    set_aside,
+    slot,
+)
 from fastlstm.backends.numba.kernels.threads import arrive, share, share_rows_alive, wait, wait_for
 from fastlstm.backends.numba.kernels.weights import digest_weights
 from fastlstm.backends.numba.llvm.intrinsics import call, get_int64
 
 
 @jit
-def cells(a, p, s, t, b, rows, scratch, dh, dh_held, dpre):
+def carried_at(a, k, p, b):
+    """Where the gradient that is carried to the step before lies, of the k-th state but the first; or of the first,
+    which comes after them if it is carried beside its product. Then follow those of dh that held rows hand on.
+    """
+    panels = (a.H + a.lanes - 1) // a.lanes
+    return a.carried + ((k * panels + p) * a.B + b) * VECTOR
+
+
+@jit
+def told(a, k, n):
+    """The n-th number that is told of the k-th state but the first, see `arguments`."""
+    return get_int64(a.others_at + 8 * (OTHER_BACK * k + n))
+
+
+@jit
+def cells(a, p, s, t, b, rows, scratch, table, dh, dpre):
     """dpreact of one panel for `rows` rows from `b` on. `dh` is the gradient from the step after."""
-    L, S, H, B, R = a.lanes, a.size, a.H, a.B, a.rows
-    panels, valid, unit = (H + L - 1) // L, min(L, H - p * L), p * L * S
-    c_old, dh_old, dc_held = scratch + CHUNK * 4 * VECTOR, scratch + CHUNK * 5 * VECTOR, scratch + CHUNK * 6 * VECTOR
-    resets, holds = any_reset(a, t, b, rows), any_held(a, t, b, rows)
-    carried = a.dc_carried + (p * B + b) * VECTOR
-    if a.dc != 0:
-        call(a.add_rows, rows, valid, a.dc + t * a.dc_step + b * a.dc_row + unit, a.dc_row, carried, VECTOR)
-    t_prev = t + 1 if a.reverse != 0 else t - 1
-    old, old_row = a.c + (t_prev * R + b) * H * S + unit, H * S
-    if s == 0:
-        old, old_row = a.c_0 + b * a.c_0_row + unit, a.c_0_row
-    dh_out, dh_out_row = a.constants, 0
-    if a.dh != 0:
-        dh_out, dh_out_row = a.dh + t * a.dh_step + b * a.dh_row + p * L * item(a, a.narrow_rows), a.dh_row
-    if valid < L or resets:
-        call(a.copy_rows, rows, valid, L, old, old_row, c_old, VECTOR)
-        if resets:
-            zero_reset(a, t, b, rows, L, c_old, VECTOR)
-        old, old_row = c_old, VECTOR
-    if a.dh != 0 and (valid < L or resets or a.narrow_rows != 0):
-        read_rows(a, a.narrow_rows, rows, valid, L, dh_out, dh_out_row, dh_old, VECTOR)
-        dh_out, dh_out_row = dh_old, VECTOR
+    L, H, unit, used = a.lanes, a.H, p * VECTOR, table
+    panels, valid = (H + L - 1) // L, min(L, H - p * L)
+    resets, holds, corrects = any_reset(a, t, b, rows), any_held(a, t, b, rows), a.reverse != 0 and a.lengths != 0
+    for k in range(a.others):
+        if told(a, k, 3) != 0:
+            d = told(a, k, 3) + t * told(a, k, 4) + b * told(a, k, 5) + unit
+            call(a.add_rows, rows, valid, d, told(a, k, 5), carried_at(a, k, p, b), VECTOR)
+    if valid < L or resets or a.narrow_rows != 0 or (corrects and a.reads & 1 != 0):
+        used, k = table + a.table_bytes, outside(a)
+        set_aside(a, table, used, p, t, b, rows, scratch, False, corrects)
+        dh_out = get_int64(table + 16 * k) + b * row_of(table, k) + p * L * item(a, a.narrow_rows)
+        read_rows(a, a.narrow_rows, rows, valid, L, dh_out, row_of(table, k), slot(a, scratch, k), VECTOR)
+        enter(used, k, slot(a, scratch, k) - b * VECTOR - unit, VECTOR)
     if holds:  # a held row hands on the states' gradients that it got: its dpreact is zero, and its own dh is ignored
-        call(a.copy_rows, rows, L, L, carried, VECTOR, dc_held, VECTOR)
-        call(a.copy_rows, rows, valid, L, dh, 4 * VECTOR, dh_held + (p * B + b) * VECTOR, VECTOR)
-    gates = a.gates + ((t * panels + p) * a.gate_rows + b) * 4 * VECTOR
-    alive = rows_alive(a, t, b, rows)
-    call(a.cell_backward, alive, valid, dh, 4 * VECTOR, dh_out, dh_out_row, carried, gates, old, old_row, dpre)
+        for k in range(a.others):
+            call(a.copy_rows, rows, L, L, carried_at(a, k, p, b), VECTOR, held_aside(a, scratch, k), VECTOR)
+        call(a.copy_rows, rows, valid, L, dh, 4 * VECTOR, carried_at(a, a.others + a.carries_h, p, b), VECTOR)
+    saved = a.gates + ((t * panels + p) * a.gate_rows + b) * a.saved * VECTOR
+    alive, terms, dinputs = rows_alive(a, t, b, rows), terms_of(a), dinputs_aside(a, scratch)
+    call(
+        a.cell_backward, alive, b, unit, valid, dh, saved, dpre, dinputs, carried_at(a, 0, p, b),
+        panels * a.B * VECTOR, used,
+    )  # fmt: skip
     if holds:
         for r in range(rows):
             if is_held(a, t, b + r):
-                call(a.copy_rows, 1, L, L, dc_held + r * VECTOR, 0, carried + r * VECTOR, 0)
-                call(a.copy_rows, 1, 0, 4 * L, dc_held, 0, dpre + r * 4 * VECTOR, 0)
+                for k in range(a.others):
+                    held = held_aside(a, scratch, k) + r * VECTOR
+                    call(a.copy_rows, 1, L, L, held, 0, carried_at(a, k, p, b + r), 0)
+                call(a.copy_rows, 1, 0, terms * L, a.constants, 0, dpre + r * terms * VECTOR, 0)
+                call(a.copy_rows, 1, 0, a.inputs * L, a.constants, 0, dinputs + r * a.inputs * VECTOR, 0)
+    for k in range(a.inputs):
+        to = get_int64(a.values_at + 8 * (VALUE_BACK * k + 3))
+        if to != 0:
+            at, row = ((t * a.rows + b) * H + p * L) * a.size, H * a.size
+            call(a.copy_rows, rows, valid, valid, dinputs + k * VECTOR, a.inputs * VECTOR, to + at, row)
 
 
 @jit
@@ -72,7 +103,7 @@ def backward_with(products: Any) -> Any:
     @named_for(products.__name__)
     def backward(a, thread, threads):
         """This thread's share: rows and units are split as in the forward pass, the sums over rows by panels."""
-        L, S, I, H, B, T = a.lanes, a.size, a.I, a.H, a.B, a.T
+        L, S, I, H, T = a.lanes, a.size, a.I, a.H, a.T
         panels = (H + L - 1) // L
         groups, groups_x = groups_of(panels), groups_of((I + L - 1) // L)
         parts = min(threads, a.parts)
@@ -81,7 +112,8 @@ def backward_with(products: Any) -> Any:
         if thread >= everyone:
             return
         part, member = thread // team, thread % team
-        scratch = a.scratch + thread * a.scratch_bytes
+        table = a.scratch + thread * a.scratch_bytes
+        scratch = table + 2 * a.table_bytes
         if a.digests != 0:  # if they differ, all is thrown away; but a team still meets at its barriers
             digest_weights(a, thread, everyone, T > 1 or a.stale == 0 or a.dh_0 != 0)
             if everyone == 1 and a.stale != 0 and get_int64(a.stale) != 0:
@@ -90,12 +122,12 @@ def backward_with(products: Any) -> Any:
         if packs:
             if a.packed_hh != 0:
                 pack_transposed(
-                    a, a.weight_hh, a.weight_hh_row, H, a.packed_hh,
+                    a, a.weight_hh, a.weight_hh_row, H, True, a.packed_hh,
                     share(groups, thread, everyone), share(groups, thread + 1, everyone), scratch,
                 )  # fmt: skip
             if a.packed_ih != 0:
                 pack_transposed_inputs(
-                    a, a.weight_ih, a.weight_ih_row, I, a.packed_ih,
+                    a, a.weight_ih, a.weight_ih_row, I, False, a.packed_ih,
                     share(groups_x, thread, everyone), share(groups_x, thread + 1, everyone), scratch,
                 )  # fmt: skip
             wait(meeting(a, 0), everyone, 0, a.relax)
@@ -104,12 +136,21 @@ def backward_with(products: Any) -> Any:
 
         b_first, b_last = share_rows_alive(a, part, parts)
         q_first, q_last = share(groups, member, team), share(groups, member + 1, team)
-        dh_held = a.dc_carried + panels * B * VECTOR  # (panels, B, lanes): what a held step hands to the one before
 
         begin(a, max(b_last - b_first, 1))
-        for s in range(T - 1, -2, -1):  # -1: what arrives at h_0 and c_0, and the gradients of the last chunk
+        wants_states = a.dh_0 != 0
+        for k in range(a.others):
+            wants_states |= told(a, k, 8) != 0
+        for s in range(T - 1, -2, -1):  # -1: what arrives at the initial states, and the gradients of the last chunk
             t, t_next = (T - 1 - s, T - 2 - s) if a.reverse != 0 else (s, s + 1)
-            wanted = s >= 0 or a.dh_0 != 0 or a.dc_0 != 0
+            wanted = s >= 0 or wants_states
+            if s >= 0:
+                t_prev = t + 1 if a.reverse != 0 else t - 1
+                h_prev, h_prev_row = a.h + t_prev * a.rows * H * S, H * S
+                if s == 0:
+                    h_prev, h_prev_row = a.h_0, a.h_0_row
+                enter_step(a, table, s, t, h_prev, h_prev_row, a.h + t * a.rows * H * S, H * S, OTHER_BACK, False)
+                enter(table, outside(a), a.dh + t * a.dh_step, a.dh_row)
             for j in range(q_first, q_last if wanted else q_first):  # to and fro, as in the forward pass
                 q = j if s % 2 == 0 else q_first + q_last - 1 - j
                 p_first, p_last = group(panels, q), group(panels, q + 1)
@@ -117,8 +158,8 @@ def backward_with(products: Any) -> Any:
                 width = min((p_last - p_first) * L, H - column)
                 for b in range(b_first, b_last, CHUNK):
                     rows = min(CHUNK, b_last - b)
-                    if s < T - 1 and (s >= 0 or a.dh_0 != 0):
-                        back_product(a, rows_alive(a, t_next, b, rows), b, s + 1, a.packed_hh, panels, q, scratch)
+                    if s < T - 1 and a.of_h != 0 and (s >= 0 or a.dh_0 != 0):
+                        back_product(a, rows_alive(a, t_next, b, rows), b, s + 1, True, a.packed_hh, panels, q, scratch)
                     elif s == T - 1 and a.dh_n != 0:
                         call(
                             a.copy_rows, rows, width, 4 * L,
@@ -128,31 +169,38 @@ def backward_with(products: Any) -> Any:
                         call(a.copy_rows, rows, 0, 4 * L, scratch, 0, scratch, 4 * VECTOR)
                     resets = s < T - 1 and any_reset(a, t_next, b, rows)
                     holds = s < T - 1 and any_held(a, t_next, b, rows)
+                    for p in range(p_first, p_last if s < T - 1 and a.carries_h != 0 else p_first):
+                        dh = scratch + (p - p_first) * VECTOR
+                        call(a.add_rows, rows, L, carried_at(a, a.others, p, b), VECTOR, dh, 4 * VECTOR)
                     if resets:
                         zero_reset(a, t_next, b, rows, 4 * L, scratch, 4 * VECTOR)
                     for p in range(p_first, p_last):
-                        dh, carried = scratch + (p - p_first) * VECTOR, a.dc_carried + (p * B + b) * VECTOR
-                        valid = min(L, H - p * L)
-                        if s == T - 1:
-                            dc_n, given = a.dc_n + b * a.dc_n_row + p * L * S, valid if a.dc_n != 0 else 0
-                            call(a.copy_rows, rows, given, L, dc_n, a.dc_n_row, carried, VECTOR)
-                        if resets:
-                            zero_reset(a, t_next, b, rows, L, carried, VECTOR)
+                        dh, valid = scratch + (p - p_first) * VECTOR, min(L, H - p * L)
+                        for k in range(a.others):
+                            carried = carried_at(a, k, p, b)
+                            if s == T - 1:
+                                d_n, row = told(a, k, 6) + b * told(a, k, 7) + p * VECTOR, told(a, k, 7)
+                                given = valid if told(a, k, 6) != 0 else 0
+                                call(a.copy_rows, rows, given, L, d_n, row, carried, VECTOR)
+                            if resets:
+                                zero_reset(a, t_next, b, rows, L, carried, VECTOR)
                         if holds:
                             for r in range(rows):
                                 if is_held(a, t_next, b + r):
-                                    held = dh_held + (p * B + b + r) * VECTOR
+                                    held = carried_at(a, a.others + a.carries_h, p, b + r)
                                     call(a.copy_rows, 1, L, L, held, 0, dh + r * 4 * VECTOR, 0)
                         if s >= 0:
                             dpre = dpreact_place(a, p, s, b, scratch)
-                            cells(a, p, s, t, b, rows, scratch, dh, dh_held, dpre)
+                            cells(a, p, s, t, b, rows, scratch, table, dh, dpre)
                             keep(a, p, s, b, rows, dpre)
                             continue
                         at = (b * H + p * L) * S
                         if a.dh_0 != 0:
                             call(a.copy_rows, rows, valid, valid, dh, 4 * VECTOR, a.dh_0 + at, H * S)
-                        if a.dc_0 != 0:
-                            call(a.copy_rows, rows, valid, valid, carried, VECTOR, a.dc_0 + at, H * S)
+                        for k in range(a.others):
+                            if told(a, k, 8) != 0:
+                                to = told(a, k, 8) + at
+                                call(a.copy_rows, rows, valid, valid, carried_at(a, k, p, b), VECTOR, to, H * S)
             passed = wait(barrier, team, passed, a.relax)
             if a.strips != 0 or a.dx != 0:
                 due, number = 0 if s < 0 else T, met - 1

@@ -7,62 +7,50 @@ from fastlstm.backends.numba.kernels import matrix_forward, mixed_forward, vecto
 from fastlstm.backends.numba.kernels.ends import any_held, any_reset, is_held, length_of, rows_alive, zero_reset
 from fastlstm.backends.numba.kernels.layout import cell_forward_of
 from fastlstm.backends.numba.kernels.shared import CHUNK, VECTOR, is_zero, item, jit, named_for, write_rows
+from fastlstm.backends.numba.kernels.states import OTHER, enter_step, row_at, row_of, set_aside, slot
 from fastlstm.backends.numba.kernels.threads import share, share_rows_alive, wait
 from fastlstm.backends.numba.kernels.weights import digest_weights, pack_biases
 from fastlstm.backends.numba.llvm.intrinsics import call, get_int64
 
 
 @jit
-def cells(a, t, p, b, rows, scratch, h, h_prev, h_prev_row, c_prev, c_prev_row):
+def cells(a, t, p, b, rows, scratch, table):
     """One panel's cells for `rows` rows from `b` on, from preact in scratch."""
-    L, S, H, B = a.lanes, a.size, a.H, a.B
-    valid, panels = min(L, H - p * L), (H + L - 1) // L
-    c = a.c + t * a.c_step
-    c_old, c_new, h_new = scratch + CHUNK * 4 * VECTOR, scratch + CHUNK * 5 * VECTOR, scratch + CHUNK * 6 * VECTOR
-    at, resets, holds = b * H * S + p * L * S, any_reset(a, t, b, rows), any_held(a, t, b, rows)
-    old, old_row, new, new_row = c_prev + b * c_prev_row + p * L * S, c_prev_row, c + at, H * S
-    h_at = h + b * a.h_row + p * L * S
-    out, out_row, gates = h_at, a.h_row, a.gates + ((t * panels + p) * B + b) * 4 * VECTOR
-    if valid < L or resets or (holds and a.c_step == 0):  # read aside: cut off, reset or still wanted
-        call(a.copy_rows, rows, valid, L, old, old_row, c_old, VECTOR)
-        if resets:
-            zero_reset(a, t, b, rows, L, c_old, VECTOR)
-        old, old_row = c_old, VECTOR
-    if valid < L:  # write aside: whole vectors would reach into the next row
-        new, new_row, out, out_row = c_new, VECTOR, h_new, VECTOR
-    call(cell_forward_of(a), rows, scratch, old, old_row, new, new_row, out, out_row, gates)
-    if valid < L:
-        call(a.copy_rows, rows, valid, valid, h_new, VECTOR, h_at, a.h_row)
-        call(a.copy_rows, rows, valid, valid, c_new, VECTOR, c + at, H * S)
+    L, H, unit, states = a.lanes, a.H, p * VECTOR, 2 * a.others + 2
+    valid, panels, used = min(L, H - p * L), (H + L - 1) // L, table
+    resets, holds = any_reset(a, t, b, rows), any_held(a, t, b, rows)
+    if valid < L or resets or (holds and a.c_step == 0):  # cut off, reset or still wanted
+        used = table + a.table_bytes
+        set_aside(a, table, used, p, t, b, rows, scratch, True, False)
+    saved = a.gates + ((t * panels + p) * a.B + b) * a.saved * VECTOR
+    call(cell_forward_of(a), rows, b, unit, scratch, saved, used)
+    if valid < L:  # whole vectors would reach into the next row
+        for k in range(1, states, 2):
+            call(
+                a.copy_rows, rows, valid, valid, row_at(used, k, b, unit), VECTOR, row_at(table, k, b, unit),
+                row_of(table, k),
+            )  # fmt: skip
     if holds:
         for r in range(rows):
             if is_held(a, t, b + r):
-                h_held = h_prev + (b + r) * h_prev_row + p * L * S
-                call(a.copy_rows, 1, valid, valid, h_held, 0, h_at + r * a.h_row, 0)
-                call(a.copy_rows, 1, valid, valid, old + r * old_row, 0, c + at + r * H * S, 0)
+                for k in range(0, states, 2):
+                    old, new = row_at(used, k, b + r, unit), row_at(table, k + 1, b + r, unit)
+                    call(a.copy_rows, 1, valid, valid, old, 0, new, 0)
 
 
 @jit
-def cells_of_one(a, t, p, count, scratch, h, c_prev):
-    """Cells of a lone row for `count` whole panels from p on, as if each were a row: none waits for another."""
-    at, panels = p * VECTOR, a.H // a.lanes
-    c, gates = a.c + t * a.c_step + at, a.gates + (t * panels + p) * 4 * VECTOR
-    call(cell_forward_of(a), count, scratch, c_prev + at, VECTOR, c, VECTOR, h + at, VECTOR, gates)
-
-
-@jit
-def carry(a, t, p, b, rows, h, h_prev, h_prev_row, c_prev, c_prev_row):
+def carry(a, t, p, b, rows, table):
     """Hand on one panel's states of `rows` held rows from `b` on. Their gates, which nobody reads, are zero: what an
     operator returns is to be the same at every run.
     """
-    L, S, H = a.lanes, a.size, a.H
-    at, width, panels = p * L * S, min(L, H - p * L), (H + L - 1) // L
-    c = a.c + t * a.c_step + b * H * S + at
-    call(a.copy_rows, rows, width, width, h_prev + b * h_prev_row + at, h_prev_row, h + b * a.h_row + at, a.h_row)
-    call(a.copy_rows, rows, width, width, c_prev + b * c_prev_row + at, c_prev_row, c, H * S)
+    L, unit = a.lanes, p * VECTOR
+    width, panels = min(L, a.H - p * L), (a.H + L - 1) // L
+    for k in range(0, 2 * a.others + 2, 2):
+        old, new = row_at(table, k, b, unit), row_at(table, k + 1, b, unit)
+        call(a.copy_rows, rows, width, width, old, row_of(table, k), new, row_of(table, k + 1))
     if a.gates != 0:
-        gates = a.gates + ((t * panels + p) * a.B + b) * 4 * VECTOR
-        call(a.copy_rows, rows, 0, 4 * L, a.constants, 0, gates, 4 * VECTOR)
+        saved = a.gates + ((t * panels + p) * a.B + b) * a.saved * VECTOR
+        call(a.copy_rows, rows, 0, a.saved * L, a.constants, 0, saved, a.saved * VECTOR)
 
 
 @jit
@@ -109,8 +97,11 @@ def forward_with(products: Any) -> Any:
             return
         part, member = thread // team, thread % team
         first, last = share(panels, thread, parts * team), share(panels, thread + 1, parts * team)
-        scratch = a.scratch + thread * a.scratch_bytes
-        begins_at_zero = is_zero(B, H * S, a.h_0, a.h_0_row)  # all rows: who computes which must not decide
+        table = a.scratch + thread * a.scratch_bytes
+        scratch = table + 2 * a.table_bytes
+        begins_at_zero = a.of_h == 0 or is_zero(
+            B, H * S, a.h_0, a.h_0_row
+        )  # all rows: who computes which must not decide
         # an operand of the matrix unit may have columns of x and h side by side: then these are multiplied even if zero
         recurs = T != 1 or a.stale == 0 or not begins_at_zero or not reads_states
         packs_as_used = a.places < panels
@@ -120,7 +111,7 @@ def forward_with(products: Any) -> Any:
                 return
         if a.stale == 0:  # otherwise they are packed, and others may be reading them
             for p in range(first, last):
-                pack_biases(a, p, a.biases + p * 4 * VECTOR)
+                pack_biases(a, p, a.biases + p * a.sums * VECTOR)
                 if not packs_as_used:
                     pack_weights(a, p, p, scratch)
             if parts > 1:  # otherwise everybody has packed what it will use
@@ -131,8 +122,8 @@ def forward_with(products: Any) -> Any:
         p_first, p_last = share(panels, member, team), share(panels, member + 1, team)
         x_first = b_first + share(b_last - b_first, member, team)
         x_last = b_first + share(b_last - b_first, member + 1, team)
-        h_reset = scratch + CHUNK * 7 * VECTOR  # (rows, H)
-        h_prev, h_prev_row, c_prev, c_prev_row = a.h_0, a.h_0_row, a.c_0, a.c_0_row
+        h_reset = slot(a, scratch, a.slots)  # (rows, H)
+        h_prev, h_prev_row = a.h_0, a.h_0_row
         lone = (
             reads_states
             and reads_inputs
@@ -155,19 +146,21 @@ def forward_with(products: Any) -> Any:
 
         for s in range(T):
             t = T - 1 - s if a.reverse != 0 else s
-            h, c, x = a.h + t * a.h_step, a.c + t * a.c_step, a.x + t * a.x_step
+            h, x = a.h + t * a.h_step, a.x + t * a.x_step
             if a.states != 0:
                 h = a.states + s % 2 * a.h_step
+            enter_step(a, table, s, t, h_prev, h_prev_row, h, a.h_row, OTHER, lone)
             h_seen, h_seen_row = h_prev, h_prev_row
             if reads_states and any_reset(a, t, b_first, b_last - b_first):
                 h_seen, h_seen_row = h_reset - b_first * H * S, H * S
                 call(a.copy_rows, b_last - b_first, H, H, h_prev + b_first * h_prev_row, h_prev_row, h_reset, H * S)
                 zero_reset(a, t, b_first, b_last - b_first, H, h_reset, H * S)
-            if s == 0 and begins_at_zero:
+            if (s == 0 and begins_at_zero) or a.of_h == 0:
                 h_seen = 0
             if lone:
                 preact_of_lone(a, s, p_first, p_last, scratch, x, h_seen)
-                cells_of_one(a, t, p_first, p_last - p_first, scratch, h, c_prev)
+                saved = a.gates + (t * panels + p_first) * a.saved * VECTOR  # panels are rows: none waits for another
+                call(cell_forward_of(a), p_last - p_first, p_first, 0, scratch, saved, table)
             # to and fro: the weights read last are still in the L2 cache
             for j in range(p_last if lone else p_first, p_last):
                 p = j if (s + a.flip) % 2 == 0 else p_first + p_last - 1 - j
@@ -180,15 +173,15 @@ def forward_with(products: Any) -> Any:
                     rows = min(CHUNK, b_last - b)
                     alive = rows_alive(a, t, b, rows)
                     if alive < rows:
-                        carry(a, t, p, b + alive, rows - alive, h, h_prev, h_prev_row, c_prev, c_prev_row)
+                        carry(a, t, p, b + alive, rows - alive, table)
                     preact(a, s, p, place, b, alive, part, b_first, b_last, scratch, x, h_seen, h_seen_row)
-                    cells(a, t, p, b, alive, scratch, h, h_prev, h_prev_row, c_prev, c_prev_row)
+                    cells(a, t, p, b, alive, scratch, table)
                     if not reads_states:
                         if a.states != 0:
                             leave(a, t, p, b, rows, h)
                         if s + 1 < T:
                             feed_states(a, s + 1, p, b, rows, h + b * a.h_row + p * L * S, a.h_row, scratch)
-            h_prev, h_prev_row, c_prev, c_prev_row = h, a.h_row, c, H * S
+            h_prev, h_prev_row = h, a.h_row
             if not reads_inputs and s + 1 < T:
                 feed_inputs(a, s + 1, part, b_first, b_last, x_first, x_last, scratch)
             passed = wait(barrier, team, passed, a.relax)
@@ -198,8 +191,9 @@ def forward_with(products: Any) -> Any:
         at = b_first * H * S + p_first * L * S
         h_last = h_prev + b_first * h_prev_row + p_first * L * S
         call(a.copy_rows, rows, width, width, h_last, h_prev_row, a.h_n + at, H * S)
-        if a.c_step != 0:
-            call(a.copy_rows, rows, width, width, c_prev + at, H * S, a.c_n + at, H * S)
+        for k in range(a.others if a.c_step != 0 and T > 0 else 0):
+            last = get_int64(a.others_at + 8 * (OTHER * k + 3)) + at
+            call(a.copy_rows, rows, width, width, row_at(table, 2 * k + 3, 0, at), H * S, last, H * S)
         if a.states == 0:
             zero_held_outputs(a, b_first, b_last, p_first * L, width)
 

@@ -1,59 +1,69 @@
-"""What the backward pass's products have in common: groups of columns, sums of weight gradients and where they go."""
+"""What the backward pass's products have in common: sums of weight gradients and where they go."""
 
-from fastlstm.backends.numba.kernels.layout import gate_at
+from fastlstm.backends.numba.kernels.layout import block_hh, block_ih, first_of_h, gate_at
 from fastlstm.backends.numba.kernels.shared import VECTOR, item, jit
-from fastlstm.backends.numba.llvm.intrinsics import call
+from fastlstm.backends.numba.llvm.intrinsics import call, get_int64
 
 
 @jit
-def groups_of(vectors):
-    """How many groups of at most 4 vectors a row of `vectors` makes."""
-    return (vectors + 3) // 4
-
-
-@jit
-def group(vectors, q):
-    """The first vector of group q.
-
-    Groups are 4 or 3 wide wherever they can be: a lone vector would leave the tile idle.
+def sum_row(a):
+    """Bytes of a row of the sums over rows and steps: a vector for each sum of x, or of h. The row of ones, the last,
+    goes on with the others and with the params' terms.
     """
-    return (vectors * q + groups_of(vectors) - 1) // groups_of(vectors)
+    return max(a.of_x, a.of_h, 1) * VECTOR
 
 
 @jit
 def sum_at(a, half, p):
     """Where the sum of panel p over half of the batch rows lies."""
     panels = (a.H + a.lanes - 1) // a.lanes
-    return a.dweights + (half * panels + p) * a.sum_rows * 4 * VECTOR
+    return a.dweights + (half * panels + p) * a.sum_rows * sum_row(a)
 
 
 @jit
 def unpack_weight(a, scratch, of_sums, width, units, weight):
-    """Sums (width, 4, lanes) of one gate to its rows of a weight's gradient."""
-    L = a.lanes
+    """Sums (width, gates, lanes) of one gate to its rows of a weight's gradient."""
+    L, row = a.lanes, sum_row(a)
     for k in range(0, width, L):
-        columns, source = min(L, width - k), of_sums + k * 4 * VECTOR
+        columns, source = min(L, width - k), of_sums + k * row
         if a.narrow_weights != 0:
-            call(a.transpose, columns, units, source, 4 * VECTOR, scratch, VECTOR)
+            call(a.transpose, columns, units, source, row, scratch, VECTOR)
             call(a.narrow, units, columns, scratch, VECTOR, weight + k * 2, width * 2)
         else:
-            call(a.transpose, columns, units, source, 4 * VECTOR, weight + k * a.size, width * a.size)
+            call(a.transpose, columns, units, source, row, weight + k * a.size, width * a.size)
+
+
+@jit
+def write_vectors(a, p, ones):
+    """Panel p of the gradients of the biases and params, those that are wanted, from the sums of all terms."""
+    S, unit = a.size, p * a.lanes
+    valid = min(a.lanes, a.H - unit)
+    for k in range(a.of_x if a.dbias_ih != 0 else 0):
+        to = a.dbias_ih + (block_ih(a, k) * a.H + unit) * S
+        call(a.copy_rows, 1, valid, valid, ones + gate_at(a, p, k), 0, to, 0)
+    for k in range(a.of_h if a.dbias_hh != 0 else 0):
+        to = a.dbias_hh + (block_hh(a, k) * a.H + unit) * S
+        call(a.copy_rows, 1, valid, valid, ones + gate_at(a, p, first_of_h(a) + k), 0, to, 0)
+    for k in range(a.params):
+        dparam = get_int64(a.dparams_at + 8 * k)
+        if dparam != 0:
+            call(a.copy_rows, 1, valid, valid, ones + gate_at(a, p, a.sums + k), 0, dparam + unit * S, 0)
 
 
 @jit
 def unpack_weight_gradients(a, scratch, p_first, p_last):
-    """Panels of dweights to dweight_ih, dweight_hh and dbias, those that are wanted."""
-    L, S, I, H = a.lanes, a.size, a.I, a.H
+    """Panels of dweights to the gradients of weights, biases and params, those that are wanted."""
+    L, I, H = a.lanes, a.I, a.H
     wide = item(a, a.narrow_weights)
     for p in range(p_first, p_last):
-        if a.halves == 2:  # of a last panel that is not full, with what its fewer vectors leave unused
-            call(a.add_rows, 1, a.sum_rows * 4 * L, sum_at(a, 1, p), 0, sum_at(a, 0, p), 0)
-        for gate in range(4):
-            row, valid = gate * H + p * L, min(L, H - p * L)
-            at = sum_at(a, 0, p) + gate_at(a, p, gate)
-            if a.dweight_ih != 0:
-                unpack_weight(a, scratch, at, I, valid, a.dweight_ih + row * I * wide)
-            if a.dweight_hh != 0:
-                unpack_weight(a, scratch, at + a.sums_of_h * 4 * VECTOR, H, valid, a.dweight_hh + row * H * wide)
-            if a.dbias != 0:
-                call(a.copy_rows, 1, valid, valid, at + a.sum_of_one * 4 * VECTOR, 0, a.dbias + row * S, 0)
+        sums, valid = sum_at(a, 0, p), min(L, H - p * L)
+        if a.halves == 2:  # with what narrower rows leave unused
+            call(a.add_rows, 1, a.sum_rows * sum_row(a) // a.size, sum_at(a, 1, p), 0, sums, 0)
+        for gate in range(a.of_x if a.dweight_ih != 0 else 0):
+            row = block_ih(a, gate) * H + p * L
+            unpack_weight(a, scratch, sums + gate_at(a, p, gate), I, valid, a.dweight_ih + row * I * wide)
+        of_h = sums + a.sums_of_h * sum_row(a)
+        for gate in range(a.of_h if a.dweight_hh != 0 else 0):
+            row = block_hh(a, gate) * H + p * L
+            unpack_weight(a, scratch, of_h + gate_at(a, p, gate), H, valid, a.dweight_hh + row * H * wide)
+        write_vectors(a, p, sums + a.sum_of_one * sum_row(a))

@@ -1,49 +1,102 @@
-"""How gates and dpreact lie in memory, and the primitives for what lies so."""
+"""How the sums of a cell and their gradients lie in memory, and the primitives for what lies so."""
 
 from fastlstm.backends.numba.kernels.shared import VECTOR, jit
-from fastlstm.backends.numba.llvm.intrinsics import call
+from fastlstm.backends.numba.llvm.intrinsics import call, get_int64
 
 STREAMED = 6 << 20  # bytes of gates that would take the caches from what is wanted sooner, and be gone when they are
 
 
 @jit
-def vectors_of(a, p):
-    """Vectors that the gates of panel p make. A last panel that is not full has its gates side by side, so that a
-    product takes no more vectors than it needs.
+def terms_of(a):
+    """How many vectors a row of dpreact has: a gradient of each sum, then a term of each param's."""
+    return a.sums + a.params
+
+
+@jit
+def is_dense(a, p):
+    """Whether panel p, a last one that is not full, has its sums side by side, so that a product takes no more vectors
+    than it needs.
     """
-    return a.tail if (p + 1) * a.lanes > a.H else 4
+    return a.dense != 0 and (p + 1) * a.lanes > a.H
+
+
+@jit
+def vectors_of(a, p, count):
+    """Vectors that `count` sums of panel p make."""
+    return (count * (a.H - p * a.lanes) + a.lanes - 1) // a.lanes if is_dense(a, p) else count
 
 
 @jit
 def gate_at(a, p, gate):
-    """Where a gate lies in a row of panel p."""
-    return gate * VECTOR if vectors_of(a, p) == 4 else gate * (a.H - p * a.lanes) * a.size
+    """Where a sum lies in a row of panel p."""
+    return gate * (a.H - p * a.lanes) * a.size if is_dense(a, p) else gate * VECTOR
+
+
+@jit
+def groups_of(vectors):
+    """How many groups of at most 4 vectors a row of `vectors` makes."""
+    return (vectors + 3) // 4
+
+
+@jit
+def group(vectors, q):
+    """The first vector of group q.
+
+    Groups are 4 or 3 wide wherever they can be: a lone vector would leave the tile idle.
+    """
+    return (vectors * q + groups_of(vectors) - 1) // max(groups_of(vectors), 1)
+
+
+@jit
+def first_of_h(a):
+    """The first sum that h is multiplied for."""
+    return a.sums - a.of_h
+
+
+@jit
+def columns_of_h(a):
+    """Columns of weight_hh, 0 where there is none."""
+    return a.H if a.of_h != 0 else 0
+
+
+@jit
+def block_ih(a, k):
+    """Which block of weight_ih the k-th sum of x has."""
+    return get_int64(a.blocks + 8 * k)
+
+
+@jit
+def block_hh(a, k):
+    """Which block of weight_hh the k-th sum of h has."""
+    return get_int64(a.blocks + 8 * (a.of_x + k))
 
 
 @jit
 def spread(a, p, rows, source, target):
-    """Rows of the last panel's gates side by side to (rows, 4, lanes)."""
-    wide, valid = vectors_of(a, p) * VECTOR, a.H - p * a.lanes
-    for gate in range(4):
+    """Rows of the last panel's sums side by side to (rows, S, lanes)."""
+    wide, valid = vectors_of(a, p, a.sums) * VECTOR, a.H - p * a.lanes
+    for gate in range(a.sums):
         at = source + gate_at(a, p, gate)
-        call(a.copy_rows, rows, valid, a.lanes, at, wide, target + gate * VECTOR, 4 * VECTOR)
+        call(a.copy_rows, rows, valid, a.lanes, at, wide, target + gate * VECTOR, a.sums * VECTOR)
 
 
 @jit
 def gather(a, p, rows, source, target):
-    """(rows, 4, lanes) of the last panel to its gates side by side, zeros after them."""
-    L, vectors, valid = a.lanes, vectors_of(a, p), a.H - p * a.lanes
-    for gate in range(4):
+    """dpreact (rows, S + P, lanes) of the last panel to its terms side by side, zeros after them."""
+    L, terms, valid = a.lanes, terms_of(a), a.H - p * a.lanes
+    vectors = vectors_of(a, p, terms)
+    for gate in range(terms):
         to = target + gate_at(a, p, gate)
-        call(a.copy_rows, rows, valid, valid, source + gate * VECTOR, 4 * VECTOR, to, vectors * VECTOR)
-    to = target + 4 * valid * a.size
-    call(a.copy_rows, rows, 0, vectors * L - 4 * valid, source, 0, to, vectors * VECTOR)
+        call(a.copy_rows, rows, valid, valid, source + gate * VECTOR, terms * VECTOR, to, vectors * VECTOR)
+    to = target + terms * valid * a.size
+    call(a.copy_rows, rows, 0, vectors * L - terms * valid, source, 0, to, vectors * VECTOR)
 
 
 @jit
 def dpreact_of(a, p, s, b):
     """Where dpreact of panel p, step s and row b lies: of `kept` steps, each panel's rows side by side."""
-    return a.dpreact + p * a.kept * a.B * 4 * VECTOR + (s % a.kept * a.B + b) * vectors_of(a, p) * VECTOR
+    terms = terms_of(a)
+    return a.dpreact + p * a.kept * a.B * terms * VECTOR + (s % a.kept * a.B + b) * vectors_of(a, p, terms) * VECTOR
 
 
 @jit
@@ -69,6 +122,6 @@ def cell_forward_of(a):
     """
     if a.gates == 0:
         return a.cell_forward
-    size = a.T * ((a.H + a.lanes - 1) // a.lanes) * a.rows * 4 * VECTOR
+    size = a.T * ((a.H + a.lanes - 1) // a.lanes) * a.rows * a.saved * VECTOR
     # such stores want whole vectors where they belong, as memory of this size has them
     return a.cell_forward_streaming if size > STREAMED and a.gates % VECTOR == 0 else a.cell_forward_saving

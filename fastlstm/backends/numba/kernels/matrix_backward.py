@@ -6,7 +6,8 @@ against the transposed [x, 1, h] of as many batch rows.
 """
 
 from fastlstm.backends.numba.kernels.ends import correct_states, zero_held
-from fastlstm.backends.numba.kernels.gradients import group, groups_of, sum_at
+from fastlstm.backends.numba.kernels.gradients import sum_at
+from fastlstm.backends.numba.kernels.layout import group, groups_of
 from fastlstm.backends.numba.kernels.matrix_forward import TILES, begin, end, square_of  # noqa: F401  begin and end are the kernel's
 from fastlstm.backends.numba.kernels.shared import (
     BLOCK_STEPS,
@@ -19,6 +20,7 @@ from fastlstm.backends.numba.kernels.shared import (
     read_rows,
     write_rows,
 )
+from fastlstm.backends.numba.kernels.states import terms_aside
 from fastlstm.backends.numba.kernels.threads import share
 from fastlstm.backends.numba.llvm.intrinsics import call
 
@@ -36,7 +38,7 @@ def blocks_of(a, steps):
 
 
 @jit
-def pack_transposed(a, weight, weight_row, N, packed, first, last, scratch):
+def pack_transposed(a, weight, weight_row, N, of_h, packed, first, last, scratch):
     """Column groups `first` to `last` of (4H, N) weights to columns."""
     L, H = a.lanes, a.H
     panels, vectors = (H + L - 1) // L, (N + L - 1) // L
@@ -63,7 +65,7 @@ pack_transposed_inputs = pack_transposed
 @jit
 def dpreact_place(a, p, s, b, scratch):
     """Where the cells' backward pass leaves dpreact: `keep` lays it out."""
-    return scratch + CHUNK * 7 * VECTOR
+    return terms_aside(a, scratch)
 
 
 @jit
@@ -113,7 +115,7 @@ def keep(a, p, s, b, rows, dpre):
 
 
 @jit
-def back_product(a, rows, b, s, packed, vectors, q, scratch):
+def back_product(a, rows, b, s, of_h, packed, vectors, q, scratch):
     """``scratch`` (rows, 4 vectors) = dpreact of step s times column group q of the transposed weights."""
     panels = (a.H + a.lanes - 1) // a.lanes
     call(
@@ -134,7 +136,7 @@ def input_gradient(a, scratch, s_first, s_last, thread, threads):
         q, first = unit // blocks, unit % blocks * CHUNK
         column, count, done = group(vectors, q) * L, min(CHUNK, rows - first), 0
         width = min((group(vectors, q + 1) - group(vectors, q)) * L, I - column)
-        back_product(a, count, first % B, s_first + first // B, a.packed_ih, vectors, q, scratch)
+        back_product(a, count, first % B, s_first + first // B, False, a.packed_ih, vectors, q, scratch)
         while done < count:
             s, b = s_first + (first + done) // B, (first + done) % B
             t, run = T - 1 - s if a.reverse != 0 else s, min(B - b, count - done)

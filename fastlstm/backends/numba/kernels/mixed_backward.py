@@ -23,11 +23,11 @@ pack_sums = matrix_backward.pack_inputs
 
 
 @jit
-def pack_transposed_inputs(a, weight, weight_row, N, packed, first, last, scratch):
+def pack_transposed_inputs(a, weight, weight_row, N, of_h, packed, first, last, scratch):
     if a.rows_kept != 0:
-        pack_columns(a, weight, weight_row, N, packed, first, last, scratch)
+        pack_columns(a, weight, weight_row, N, of_h, packed, first, last, scratch)
     else:
-        pack_vectors(a, weight, weight_row, N, packed, first, last, scratch)
+        pack_vectors(a, weight, weight_row, N, of_h, packed, first, last, scratch)
 
 
 @jit

@@ -94,7 +94,7 @@ def preact(a, s, p, place, b, rows, part, b_first, b_last, scratch, x, h_seen, h
         h, count = h_seen + b * h_seen_row + k * S, min(block, H - k) if h_seen != 0 else 0
         call(
             a.product4, rows, init, 4 * VECTOR, scratch, 4 * VECTOR, w + k * 4 * VECTOR,
-            h, h_seen_row, S, count, 1, 0, 0, h, 0, 0,
+            4 * VECTOR, h, h_seen_row, S, count, 1, 0, 0, h, 0, 0,
         )  # fmt: skip
         init = scratch
 

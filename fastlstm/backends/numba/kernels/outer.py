@@ -5,7 +5,19 @@ are those of `vector_backward.add_weight_gradients`, in the same order.
 """
 
 from fastlstm.backends.numba.kernels.ends import correct_states, zero_held
-from fastlstm.backends.numba.kernels.layout import dpreact_of, gate_at, product_of, vectors_of
+from fastlstm.backends.numba.kernels.gradients import write_vectors
+from fastlstm.backends.numba.kernels.layout import (
+    block_hh,
+    block_ih,
+    dpreact_of,
+    first_of_h,
+    gate_at,
+    group,
+    groups_of,
+    product_of,
+    terms_of,
+    vectors_of,
+)
 from fastlstm.backends.numba.kernels.shared import ONE, VECTOR, jit
 from fastlstm.backends.numba.llvm.intrinsics import call
 
@@ -37,7 +49,7 @@ def pack_rows(a, packed, b_first, b_last):
 
 @jit
 def write_columns(a, scratch, rows, dpre, dpre_row, packed, weight, width):
-    """One gate and panel's `rows` rows of the (4H, `width`) gradient at `weight`, from its dpreact of all steps."""
+    """One gate and panel's `rows` rows of the (gates H, `width`) gradient at `weight`, from dpreact of all steps."""
     S, count, wide = a.size, a.T * a.B, 4 * a.lanes
     for k in range(0, width, wide):
         out, out_row, valid = weight + k * S, width * S, min(wide, width - k)
@@ -45,7 +57,7 @@ def write_columns(a, scratch, rows, dpre, dpre_row, packed, weight, width):
             out, out_row = scratch, 4 * VECTOR
         call(
             a.product4, rows, a.constants, 0, out, out_row, packed + k // wide * count * 4 * VECTOR,
-            dpre, S, dpre_row, count, 1, 0, 0, dpre, 0, 0,
+            4 * VECTOR, dpre, S, dpre_row, count, 1, 0, 0, dpre, 0, 0,
         )  # fmt: skip
         if valid < wide:
             call(a.copy_rows, rows, valid, valid, scratch, 4 * VECTOR, weight + k * S, width * S)
@@ -53,23 +65,23 @@ def write_columns(a, scratch, rows, dpre, dpre_row, packed, weight, width):
 
 @jit
 def write_weight_gradients(a, packed, scratch, p_first, p_last):
-    """Panels `p_first` to `p_last` of dweight_ih, dweight_hh and dbias, those that are wanted."""
+    """Panels `p_first` to `p_last` of the gradients of weights, biases and params, those that are wanted."""
     L, S, I, H, count = a.lanes, a.size, a.I, a.H, a.T * a.B
     of_h = packed + (I + 4 * L - 1) // (4 * L) * count * 4 * VECTOR
     for p in range(p_first, p_last):
-        valid, dpreact, vectors = min(L, H - p * L), dpreact_of(a, p, 0, 0), vectors_of(a, p)
+        valid, dpreact, vectors = min(L, H - p * L), dpreact_of(a, p, 0, 0), vectors_of(a, p, terms_of(a))
         wide = vectors * VECTOR
-        for gate in range(4):
-            row, dpre = gate * H + p * L, dpreact + gate_at(a, p, gate)
-            if a.dweight_ih != 0:
-                write_columns(a, scratch, valid, dpre, wide, packed, a.dweight_ih + row * I * S, I)
-            if a.dweight_hh != 0:
-                write_columns(a, scratch, valid, dpre, wide, of_h, a.dweight_hh + row * H * S, H)
-        if a.dbias != 0:
-            call(
-                product_of(a, vectors), 1, a.constants, 0, scratch, 0, dpreact, a.constants + ONE, 0, 0, count, 1, 0, 0,
-                dpreact, 0, 0,
-            )  # fmt: skip
-            for gate in range(4):
-                at = scratch + gate_at(a, p, gate)
-                call(a.copy_rows, 1, valid, valid, at, 0, a.dbias + (gate * H + p * L) * S, 0)
+        for gate in range(a.of_x if a.dweight_ih != 0 else 0):
+            weight = a.dweight_ih + (block_ih(a, gate) * H + p * L) * I * S
+            write_columns(a, scratch, valid, dpreact + gate_at(a, p, gate), wide, packed, weight, I)
+        for gate in range(a.of_h if a.dweight_hh != 0 else 0):
+            weight = a.dweight_hh + (block_hh(a, gate) * H + p * L) * H * S
+            write_columns(a, scratch, valid, dpreact + gate_at(a, p, first_of_h(a) + gate), wide, of_h, weight, H)
+        if a.dbias_ih != 0 or a.dbias_hh != 0 or a.params != 0:
+            for q in range(groups_of(vectors)):
+                v = group(vectors, q)
+                call(
+                    product_of(a, group(vectors, q + 1) - v), 1, a.constants, 0, scratch + v * VECTOR, 0,
+                    dpreact + v * VECTOR, wide, a.constants + ONE, 0, 0, count, 1, 0, 0, dpreact, 0, 0,
+                )  # fmt: skip
+            write_vectors(a, p, scratch)

@@ -2,36 +2,51 @@
 the input, and over all T B rows, for the weights.
 """
 
+from fastlstm.backends.numba.host.sizes import STRIP
 from fastlstm.backends.numba.kernels.ends import correct_states, rows_alive, zero_held
-from fastlstm.backends.numba.kernels.gradients import group, groups_of, sum_at
-from fastlstm.backends.numba.kernels.layout import dpreact_of, gate_at, gather, product_of, vectors_of
+from fastlstm.backends.numba.kernels.gradients import sum_at, sum_row
+from fastlstm.backends.numba.kernels.layout import (
+    block_hh,
+    block_ih,
+    columns_of_h,
+    dpreact_of,
+    first_of_h,
+    gate_at,
+    gather,
+    group,
+    groups_of,
+    is_dense,
+    product_of,
+    terms_of,
+    vectors_of,
+)
 from fastlstm.backends.numba.kernels.outer import pack_rows, write_weight_gradients
 from fastlstm.backends.numba.kernels.shared import BLOCK_K, CHUNK, ONE, VECTOR, jit
+from fastlstm.backends.numba.kernels.states import terms_aside
 from fastlstm.backends.numba.kernels.threads import share
 from fastlstm.backends.numba.kernels.vector_forward import begin, end  # noqa: F401  the kernel's
 from fastlstm.backends.numba.llvm.intrinsics import call
 
-STRIP = 24  # columns of [x, h, 1] packed side by side: 8 tiles of 3, or 4 of 6
 BLOCK_ROWS = 128  # rows of dpreact and of a strip that stay in the L1 cache together: 16 + 12 KB at 8 lanes
 
 
 @jit
-def pack_transposed(a, weight, weight_row, N, packed, first, last, scratch):
-    """Column groups `first` to `last` of (4H, N) weights to [group][k][3 or 4 vectors],
+def pack_transposed(a, weight, weight_row, N, of_h, packed, first, last, scratch):
+    """Column groups `first` to `last` of (gates H, N) weights to [group][k][3 or 4 vectors],
     k in the order of dpreact's panels.
     """
-    L, S, H = a.lanes, a.size, a.H
+    L, S, H, gates = a.lanes, a.size, a.H, a.of_h if of_h else a.of_x
     panels, vectors = (H + L - 1) // L, (N + L - 1) // L
     for p in range(panels):
         units = min(L, H - p * L)
-        for gate in range(4):
+        for gate in range(gates):
             row = gate_at(a, p, gate) // S
-            row_last = gate_at(a, p, gate + 1) // S if gate < 3 else vectors_of(a, p) * L
-            source = weight + (gate * H + p * L) * weight_row
+            row_last = gate_at(a, p, gate + 1) // S if gate + 1 < gates else vectors_of(a, p, gates) * L
+            source = weight + ((block_hh(a, gate) if of_h else block_ih(a, gate)) * H + p * L) * weight_row
             for q in range(first, last):  # innermost: whole rows of weights are read one after the other
                 column = group(vectors, q) * L
                 wide = 4 if group(vectors, q + 1) - group(vectors, q) == 4 else 3
-                to = packed + q * panels * 16 * L * VECTOR + (p * 4 * L + row) * wide * VECTOR
+                to = packed + (q * panels * 4 * VECTOR + p * wide * VECTOR) * gates * L + row * wide * VECTOR
                 valid = min(wide * L, N - column)
                 call(a.copy_rows, units, valid, wide * L, source + column * S, weight_row, to, wide * VECTOR)
                 to += units * wide * VECTOR
@@ -43,36 +58,38 @@ pack_transposed_inputs = pack_transposed
 
 @jit
 def dpreact_place(a, p, s, b, scratch):
-    """Where the cells' backward pass leaves dpreact (rows, 4, lanes)."""
-    return dpreact_of(a, p, s, b) if vectors_of(a, p) == 4 else scratch + CHUNK * 7 * VECTOR
+    """Where the cells' backward pass leaves dpreact (rows, S + P, lanes)."""
+    return terms_aside(a, scratch) if is_dense(a, p) else dpreact_of(a, p, s, b)
 
 
 @jit
 def keep(a, p, s, b, rows, dpre):
     """Lay out dpreact for the products with it."""
-    if vectors_of(a, p) < 4:
+    if is_dense(a, p):
         gather(a, p, rows, dpre, dpreact_of(a, p, s, b))
 
 
 @jit
-def back_product(a, rows, b, s, packed, vectors, q, scratch):
+def back_product(a, rows, b, s, of_h, packed, vectors, q, scratch):
     """``scratch`` (rows, 4 vectors) = dpreact of step s times column group q of the transposed weights."""
-    L = a.lanes
-    panels = (a.H + L - 1) // L
+    L, gates, shift = a.lanes, a.of_h if of_h else a.of_x, first_of_h(a) * VECTOR if of_h else 0
+    panels, terms = (a.H + L - 1) // L, terms_of(a)
     wide = 4 if group(vectors, q + 1) - group(vectors, q) == 4 else 3
     kernel = a.product4 if wide == 4 else a.product3
-    blocks = (panels * 4 * L + BLOCK_K - 1) // BLOCK_K
+    blocks = (panels * gates * L + BLOCK_K - 1) // BLOCK_K
     block = (panels + blocks - 1) // blocks  # panels
     init, init_row = a.constants, 0
-    tail = vectors_of(a, panels - 1)
-    last, narrow = dpreact_of(a, panels - 1, s, b), 1 if tail < 4 else 0  # a last panel of its own width
+    # a last panel of its own width
+    last, narrow = dpreact_of(a, panels - 1, s, b), 1 if is_dense(a, panels - 1) else 0
+    last_row, last_columns = vectors_of(a, panels - 1, terms) * VECTOR, gates * (a.H - (panels - 1) * L)
     for p in range(0, panels, block):
-        dpre, w = dpreact_of(a, p, s, b), packed + q * panels * 16 * L * VECTOR + p * 4 * L * wide * VECTOR
+        dpre = dpreact_of(a, p, s, b) + shift
+        w = packed + (q * panels * 4 * VECTOR + p * wide * VECTOR) * gates * L
         at_end = narrow if p + block >= panels else 0
         call(
-            kernel, rows, init, init_row, scratch, 4 * VECTOR, w, dpre, 4 * VECTOR, a.size, 4 * L,
-            min(block, panels - p) - at_end, a.kept * a.B * 4 * VECTOR, 4 * L * wide * VECTOR,
-            last, tail * VECTOR, at_end * tail * L,
+            kernel, rows, init, init_row, scratch, 4 * VECTOR, w, wide * VECTOR, dpre, terms * VECTOR, a.size,
+            gates * L, min(block, panels - p) - at_end, a.kept * a.B * terms * VECTOR, gates * L * wide * VECTOR,
+            last, last_row, at_end * last_columns,
         )  # fmt: skip
         init, init_row = scratch, 4 * VECTOR
 
@@ -92,7 +109,7 @@ def input_gradient(a, scratch, s_first, s_last, thread, threads):
         for q in range(groups_of(vectors)):
             column = group(vectors, q) * L
             width = min((group(vectors, q + 1) - group(vectors, q)) * L, I - column)
-            back_product(a, alive, b, s, a.packed_ih, vectors, q, scratch)
+            back_product(a, alive, b, s, False, a.packed_ih, vectors, q, scratch)
             to = a.dx + ((t * a.rows + b) * I + column) * S
             call(a.copy_rows, alive, width, width, scratch, 4 * VECTOR, to, I * S)
             call(a.copy_rows, count - alive, 0, width, scratch, 0, to + alive * I * S, I * S)
@@ -101,11 +118,11 @@ def input_gradient(a, scratch, s_first, s_last, thread, threads):
 
 @jit
 def pack_strips(a, strips, s_first, s_last, b_first, b_last):
-    """Rows (s, b) of [x, h_prev, 1], of batch rows `b_first` to `b_last`, to [strip][row][column]; h_prev is what the
-    step saw: zero after a reset.
+    """Rows (s, b) of [x, h_prev, 1], of batch rows `b_first` to `b_last`, to [strip][row][column], where `sums_of_h`
+    and `sum_of_one` say; h_prev is what the step saw: zero after a reset.
     """
     S, I, H, B, T, R = a.size, a.I, a.H, a.B, a.T, a.rows
-    columns = I + H + 1
+    first_h, last_h = a.sums_of_h, a.sums_of_h + columns_of_h(a)
     block, count = (s_last - s_first) * B * STRIP * S, b_last - b_first
     for s in range(s_first, s_last):
         t, t_prev = (T - 1 - s, T - s) if a.reverse != 0 else (s, s - 1)
@@ -114,20 +131,23 @@ def pack_strips(a, strips, s_first, s_last, b_first, b_last):
             h, h_row = a.h_0 + b_first * a.h_0_row, a.h_0_row
         rows = strips + ((s - s_first) * B + b_first) * STRIP * S
         column = 0
-        while column < columns:
+        while column <= a.sum_of_one:
             to = rows + column // STRIP * block + column % STRIP * S
             room = STRIP - column % STRIP
             if column < I:
                 run = min(I - column, room)
                 call(a.copy_rows, count, run, run, x + column * S, a.x_row, to, STRIP * S)
-            elif column < I + H:
-                run = min(I + H - column, room)
-                call(a.copy_rows, count, run, run, h + (column - I) * S, h_row, to, STRIP * S)
-                correct_states(a, t, b_first, count, column - I, run, to, STRIP * S)
+            elif first_h <= column < last_h:
+                run = min(last_h - column, room)
+                call(a.copy_rows, count, run, run, h + (column - first_h) * S, h_row, to, STRIP * S)
+                correct_states(a, t, b_first, count, column - first_h, run, to, STRIP * S)
+            elif column < a.sum_of_one:  # what nobody multiplies: a strip ends where other sums are multiplied
+                column += room
+                continue
             else:
                 run = 1
                 call(a.copy_rows, count, 1, 1, a.constants + ONE, 0, to, STRIP * S)
-            if column < I + H:  # a held row has no part: its padding may be NaN
+            if column < a.sum_of_one:  # a held row has no part: its padding may be NaN
                 zero_held(a, t, b_first, count, run, to, STRIP * S)
             column += run
 
@@ -148,31 +168,48 @@ def live_rows(a, s_first, first, rows):
 
 
 @jit
-def add_weight_gradients(a, strips, s_first, s_last, half, p_first, p_last):
-    """Add a chunk of steps to panels `p_first` to `p_last` of dweights over half of the batch rows, or over all where
-    `halves` is one. The sums start as those of the last steps: every row in one order, whoever else works beside.
+def add_products(a, strips, s_first, s_last, half, p_first, p_last, column, column_last, gate, gates):
+    """Add a chunk of steps to what `columns` have in panels `p_first` to `p_last` of dweights, over half of the batch
+    rows, or over all where `halves` is one: their sums with terms of dpreact, `gates` from `gate` on. The sums start as
+    those of the last steps: every row in one order, whoever else works beside.
     """
-    columns, all_rows = a.I + a.H + 1, (s_last - s_first) * a.B
+    all_rows = (s_last - s_first) * a.B
     first, rows = share(all_rows, half, a.halves), share(all_rows, half + 1, a.halves) - share(all_rows, half, a.halves)
     steps, rows = live_rows(a, s_first, first, rows)
     blocks = (rows + BLOCK_ROWS - 1) // BLOCK_ROWS
     block = rows if steps > 1 else (rows + blocks - 1) // max(blocks, 1)
-    count = (columns + STRIP - 1) // STRIP
+    count = (column_last - column + STRIP - 1) // STRIP
     for j in range(count):  # to and fro: the sums touched last are still in the L2 cache
-        k = (j if s_first // a.chunk % 2 == 0 else count - 1 - j) * STRIP
+        k = column + (j if s_first // a.chunk % 2 == 0 else count - 1 - j) * STRIP
         strip = strips + (k // STRIP * all_rows + first) * STRIP * a.size
         for p in range(p_first, p_last):
-            out, dpre = sum_at(a, half, p) + k * 4 * VECTOR, dpreact_of(a, p, s_first, first)
-            vectors = vectors_of(a, p)
-            kernel = product_of(a, vectors)
-            init, init_row = (a.constants, 0) if s_last == a.T else (out, 4 * VECTOR)
-            for r in range(0, rows, block):
-                call(
-                    kernel, min(STRIP, columns - k), init, init_row, out, 4 * VECTOR, dpre + r * vectors * VECTOR,
-                    strip + r * STRIP * a.size, a.size, STRIP * a.size, min(block, rows - r), steps,
-                    a.B * STRIP * a.size, a.B * vectors * VECTOR, strip, 0, 0,
-                )  # fmt: skip
-                init, init_row = out, 4 * VECTOR
+            out, dpre = sum_at(a, half, p) + k * sum_row(a), dpreact_of(a, p, s_first, first) + gate_at(a, p, gate)
+            vectors, dpre_row = vectors_of(a, p, gates), vectors_of(a, p, terms_of(a)) * VECTOR
+            for q in range(groups_of(vectors)):
+                v = group(vectors, q)
+                kernel, to = product_of(a, group(vectors, q + 1) - v), out + v * VECTOR
+                init, init_row = (a.constants, 0) if s_last == a.T else (to, sum_row(a))
+                for r in range(0, rows, block):
+                    call(
+                        kernel, min(STRIP, column_last - k), init, init_row, to, sum_row(a),
+                        dpre + v * VECTOR + r * dpre_row, dpre_row, strip + r * STRIP * a.size, a.size, STRIP * a.size,
+                        min(block, rows - r), steps, a.B * STRIP * a.size, a.B * dpre_row, strip, 0, 0,
+                    )  # fmt: skip
+                    init, init_row = to, sum_row(a)
+
+
+@jit
+def add_weight_gradients(a, strips, s_first, s_last, half, p_first, p_last):
+    """Add a chunk of steps to what x, h and ones are multiplied with: if all have the same terms at once, see
+    `sizes.sum_places`.
+    """
+    of_h, of_one, columns = a.sums_of_h, a.sum_of_one, columns_of_h(a)
+    if of_one == a.I + columns and a.joint != 0:
+        add_products(a, strips, s_first, s_last, half, p_first, p_last, 0, of_one + 1, 0, a.sums)
+    else:
+        add_products(a, strips, s_first, s_last, half, p_first, p_last, 0, a.I, 0, a.of_x)
+        add_products(a, strips, s_first, s_last, half, p_first, p_last, of_h, of_h + columns, first_of_h(a), a.of_h)
+        add_products(a, strips, s_first, s_last, half, p_first, p_last, of_one, of_one + 1, 0, terms_of(a))
 
 
 @jit

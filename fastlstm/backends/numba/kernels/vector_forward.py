@@ -1,12 +1,25 @@
 """The forward pass's products on the processor's own vectors: x and h are read where they lie.
 
-Where x is wide, it has a sum of its own; a narrow x and h share one. Few rows multiply a wide x, and a lone row a
-narrow one too, for several steps at once.
+Where x is wide, it has a sum of its own; a narrow x and h share one, if both are multiplied for all sums of the cell.
+Few rows multiply an x with its own sum, and a lone row any x, for several steps at once.
 """
 
 from fastlstm.backends.numba.kernels.ends import rows_alive
-from fastlstm.backends.numba.kernels.layout import gate_at, lone_of, product_of, spread, vectors_of
-from fastlstm.backends.numba.kernels.shared import CHUNK, VECTOR, jit
+from fastlstm.backends.numba.kernels.layout import (
+    block_hh,
+    block_ih,
+    first_of_h,
+    gate_at,
+    group,
+    groups_of,
+    is_dense,
+    lone_of,
+    product_of,
+    spread,
+    vectors_of,
+)
+from fastlstm.backends.numba.kernels.shared import VECTOR, jit
+from fastlstm.backends.numba.kernels.states import slot
 from fastlstm.backends.numba.llvm.intrinsics import call
 
 READS_STATES, READS_INPUTS = True, True  # preact reads h where the step before left it, and x where it lies
@@ -15,7 +28,7 @@ READS_STATES, READS_INPUTS = True, True  # preact reads h where the step before 
 @jit
 def states_at(a, place):
     """Where the panel of weight_hh lies that is packed at a place: a panel's own number, unless panels take turns."""
-    return a.packed + place * a.H * 4 * VECTOR
+    return a.packed + place * a.H * a.of_h * VECTOR
 
 
 @jit
@@ -23,30 +36,42 @@ def inputs_at(a, place):
     """Where the panel of weight_ih lies: behind all panels of weight_hh, so that steps which read these alone read one
     stream. With gaps between panels a lone row of 256 units took 1.15 times as long.
     """
-    return states_at(a, a.places) + place * a.I * 4 * VECTOR
+    return states_at(a, a.places) + place * a.I * a.of_x * VECTOR
 
 
 @jit
-def pack_panel(a, p, weight, weight_row, columns, panel):
-    """Panel p of a weight to [k][gate][lane], or [k] and its gates side by side (see `vectors_of`), then zeros."""
-    L, H, S = a.lanes, a.H, a.size
-    valid, wide = min(L, H - p * L), vectors_of(a, p) * VECTOR
+def biases_at(a, p):
+    """Where the biases of panel p lie, one for each sum."""
+    return a.biases + p * a.sums * VECTOR
+
+
+@jit
+def pack_panel(a, p, weight, weight_row, columns, of_h, panel):
+    """Panel p of a weight to [group of vectors][k][gate][lane], or [k] and its gates side by side, see `is_dense`, then
+    zeros.
+    """
+    L, H, gates = a.lanes, a.H, a.of_h if of_h else a.of_x
+    valid, vectors = min(L, H - p * L), vectors_of(a, p, gates)
     if valid < L:
-        call(a.copy_rows, 1, 0, columns * wide // S, panel, 0, panel, 0)
-    for gate in range(4):
-        row = gate * H + p * L
-        call(a.transpose, valid, columns, weight + row * weight_row, weight_row, panel + gate_at(a, p, gate), wide)
+        call(a.copy_rows, 1, 0, columns * vectors * L, panel, 0, panel, 0)
+    for q in range(groups_of(vectors)):
+        first, last = group(vectors, q), group(vectors, q + 1)
+        to, wide = panel + first * columns * VECTOR, (last - first) * VECTOR
+        for gate in range(first, gates if last == vectors else last):
+            row = (block_hh(a, gate) if of_h else block_ih(a, gate)) * H + p * L
+            at = to + gate_at(a, p, gate) - first * VECTOR
+            call(a.transpose, valid, columns, weight + row * weight_row, weight_row, at, wide)
 
 
 @jit
 def pack_states(a, p, place):
-    pack_panel(a, p, a.weight_hh, a.weight_hh_row, a.H, states_at(a, place))
+    pack_panel(a, p, a.weight_hh, a.weight_hh_row, a.H, True, states_at(a, place))
 
 
 @jit
 def pack_weights(a, p, place, scratch):
     pack_states(a, p, place)
-    pack_panel(a, p, a.weight_ih, a.weight_ih_row, a.I, inputs_at(a, place))
+    pack_panel(a, p, a.weight_ih, a.weight_ih_row, a.I, False, inputs_at(a, place))
 
 
 @jit
@@ -54,18 +79,33 @@ def fed(a, p, s, row):
     """Where what x makes of panel p's sums of step s lies, if there is memory for it: each batch row's sum where x has
     its own; otherwise the lone row's over whole blocks, then over the part of a block in which h follows.
     """
-    return a.fed + ((p * a.feed + s % a.feed) * (a.B if a.block_x != 0 else 2) + row) * 4 * VECTOR
+    return a.fed + ((p * a.feed + s % a.feed) * (a.B if a.block_x != 0 else 2) + row) * a.sums * VECTOR
 
 
 @jit
-def input_product(a, p, first, last, block, init, rows, x, x_row, out, out_row):
-    """Columns `first` to `last` of `rows` rows of x times panel p of weight_ih, in blocks."""
-    vectors, init_row = vectors_of(a, p), 0
-    for k in range(first, last, block):
-        x_k, w_k, count = x + k * a.size, inputs_at(a, p) + k * vectors * VECTOR, min(block, last - k)
-        kernel = product_of(a, vectors)
-        call(kernel, rows, init, init_row, out, out_row, w_k, x_k, x_row, a.size, count, 1, 0, 0, x, 0, 0)
-        init, init_row = out, out_row
+def add_product(a, vectors, w, columns, first, last, block, rows, init, init_row, out, out_row, x, x_row):
+    """``out = init +`` columns `first` to `last` of `rows` rows of x times a panel of so many vectors, in blocks. Of no
+    columns it is a copy.
+    """
+    for q in range(groups_of(vectors)):
+        v, wide, k = group(vectors, q), (group(vectors, q + 1) - group(vectors, q)) * VECTOR, first
+        kernel, begin, begin_row, to = product_of(a, wide // VECTOR), init + v * VECTOR, init_row, out + v * VECTOR
+        while True:
+            w_k, x_k, count = w + v * columns * VECTOR + k * wide, x + k * a.size, min(block, last - k)
+            call(
+                kernel, rows, begin, begin_row, to, out_row, w_k, wide, x_k, x_row, a.size, count, 1, 0, 0, x, 0, 0
+            )  # fmt: skip
+            begin, begin_row, k = to, out_row, k + block
+            if k >= last:
+                break
+
+
+@jit
+def copy_sums(a, first, last, rows, source, source_row, target, target_row):
+    """Sums that a product leaves out, of rows that it goes over."""
+    if first < last:
+        at, width = first * VECTOR, (last - first) * a.lanes
+        call(a.copy_rows, rows, width, width, source + at, source_row, target + at, target_row)
 
 
 @jit
@@ -81,40 +121,60 @@ def multiply_inputs(a, s, p, part, b_first, b_last):
     """
     if a.feed != 0 and s % a.feed == 0:
         t, x_step = (a.T - 1 - s, -a.x_step) if a.reverse != 0 else (s, a.x_step)
-        rows, x, biases = min(a.feed, a.T - s), a.x + t * a.x_step, a.biases + p * 4 * VECTOR
+        rows, x, biases, I = min(a.feed, a.T - s), a.x + t * a.x_step, biases_at(a, p), a.I
+        vectors, w, wide = vectors_of(a, p, a.of_x), inputs_at(a, p), a.sums * VECTOR
         if a.block_x != 0:
             for b in range(b_first, b_first + most_alive(a, s, rows, b_first, b_last)):
-                x_b, out = x + b * a.x_row, fed(a, p, s, b)
-                input_product(a, p, 0, a.I, a.block_x, biases, rows, x_b, x_step, out, a.B * 4 * VECTOR)
+                x_b, out, out_row = x + b * a.x_row, fed(a, p, s, b), a.B * wide
+                add_product(a, vectors, w, I, 0, I, a.block_x, rows, biases, 0, out, out_row, x_b, x_step)
+                copy_sums(a, a.of_x, a.sums, rows, biases, 0, out, out_row)
         else:
-            whole, out = a.I // a.block * a.block, fed(a, p, s, 0)
-            input_product(a, p, 0, whole, a.block, biases, rows, x, x_step, out, 8 * VECTOR)
-            input_product(a, p, whole, a.I, a.block, a.constants, rows, x, x_step, out + 4 * VECTOR, 8 * VECTOR)
+            whole, out = I // a.block * a.block, fed(a, p, s, 0)
+            if whole > 0:
+                add_product(a, vectors, w, I, 0, whole, a.block, rows, biases, 0, out, 2 * wide, x, x_step)
+            if whole < I:
+                out += wide
+                add_product(a, vectors, w, I, whole, I, a.block, rows, a.constants, 0, out, 2 * wide, x, x_step)
 
 
 @jit
 def preact_of_one(a, s, p, place, panels, step, b, out, x, h_seen):
     """preact of row b for `panels` panels from p on, `step` 1 or -1: the same sums, all blocks in one call."""
-    vectors, I, of_h = vectors_of(a, p), a.I, a.H if h_seen != 0 else 0
-    wide = step * 4 * VECTOR
-    kernel, w_x, w_h = lone_of(a, vectors), inputs_at(a, place), states_at(a, place)
-    init, init_step, part, part_step, first = a.biases + p * 4 * VECTOR, wide, a.constants, 0, a.block
+    I, of_h, wide, w_x, w_h = (
+        a.I,
+        a.H if h_seen != 0 else 0,
+        step * a.sums * VECTOR,
+        inputs_at(a, place),
+        states_at(a, place),
+    )
+    x_step, h_step = step * a.of_x * a.I * VECTOR, step * a.of_h * a.H * VECTOR
+    init, init_step, part, part_step, first = biases_at(a, p), wide, a.constants, 0, a.block
     if a.feed != 0:
         rest, fed_step = I % a.block if a.block_x == 0 else 0, fed(a, step, 0, 0) - fed(a, 0, 0, 0)
-        if rest != I:  # whole blocks; an x of no columns has none, and feeds nothing
+        if rest != I or a.block_x != 0:  # whole blocks; an x of no columns has none, and feeds nothing
             init, init_step = fed(a, p, s, b), fed_step
         if rest != 0:
             part, part_step, first = fed(a, p, s, 1), fed_step, a.block - rest
         I = 0
+        copy_sums(a, 0, first_of_h(a), panels, init, init_step, out, wide)
     elif a.block_x != 0:
-        call(
-            kernel, panels, init, init_step, out, wide, x, w_x, wide * I, I, x, w_x, 0, 0, a.block_x, a.block_x, part, 0
-        )  # fmt: skip
+        vectors = vectors_of(a, p, a.of_x)
+        for q in range(groups_of(vectors)):
+            v = group(vectors, q)
+            call(
+                lone_of(a, group(vectors, q + 1) - v), panels, init + v * VECTOR, init_step, out + v * VECTOR, wide, x,
+                w_x + v * I * VECTOR, x_step, I, x, w_x, 0, 0, a.block_x, a.block_x, part, 0,
+            )  # fmt: skip
+        copy_sums(a, a.of_x, a.sums, panels, init, init_step, out, wide)
         init, init_step, I = out, wide, 0
-    call(
-        kernel, panels, init, init_step, out, wide, x, w_x, wide * a.I, I, h_seen, w_h, wide * a.H, of_h, first,
-        a.block, part, part_step,
-    )  # fmt: skip
+    vectors, begin = vectors_of(a, p, a.of_h), first_of_h(a) * VECTOR
+    for q in range(groups_of(vectors)):
+        v = group(vectors, q)
+        call(
+            lone_of(a, group(vectors, q + 1) - v), panels, init + begin + v * VECTOR, init_step,
+            out + begin + v * VECTOR, wide, x, w_x + v * a.I * VECTOR, x_step, I, h_seen, w_h + v * a.H * VECTOR,
+            h_step, of_h, first, a.block, part + (v * VECTOR if part_step != 0 else 0), part_step,
+        )  # fmt: skip
 
 
 @jit
@@ -129,37 +189,62 @@ def preact_of_lone(a, s, p_first, p_last, scratch, x, h_seen):
         preact_of_one(a, s, p_first, p_first, p_last - p_first, 1, 0, scratch, x, h_seen)
     else:
         p = p_last - 1
-        preact_of_one(a, s, p, p, p_last - p_first, -1, 0, scratch + (p - p_first) * 4 * VECTOR, x, h_seen)
+        preact_of_one(a, s, p, p, p_last - p_first, -1, 0, scratch + (p - p_first) * a.sums * VECTOR, x, h_seen)
+
+
+@jit
+def shared_sums(a, p, place, b, rows, init, out, wide, x, h_seen, h_seen_row):
+    """preact of panel p where x and h share their sums."""
+    S, I, vectors, w_x, w_h = a.size, a.I, wide // VECTOR, inputs_at(a, place), states_at(a, place)
+    used = I + a.H if h_seen != 0 else I
+    for q in range(groups_of(vectors)):
+        v, k, w_row = group(vectors, q), 0, (group(vectors, q + 1) - group(vectors, q)) * VECTOR
+        kernel, begin, begin_row, to = product_of(a, w_row // VECTOR), init + v * VECTOR, 0, out + v * VECTOR
+        while True:
+            k_last = min(k + a.block, used)
+            of_x, of_h = max(0, min(k_last, I) - k), max(0, k - I)  # columns of x, and of h before them
+            x_k, h_k = x + b * a.x_row + k * S, h_seen + b * h_seen_row + of_h * S
+            w, w_2 = w_x + v * I * VECTOR + k * w_row, w_h + v * a.H * VECTOR + of_h * w_row
+            call(
+                kernel, rows, begin, begin_row, to, wide, w, w_row, x_k, a.x_row, S, of_x, 1, 0, w_2 - w, h_k,
+                h_seen_row, k_last - k - of_x,
+            )  # fmt: skip
+            begin, begin_row, k = to, wide, k_last
+            if k >= used:
+                break
 
 
 @jit
 def preact(a, s, p, place, b, rows, part, b_first, b_last, scratch, x, h_seen, h_seen_row):
-    """preact of panel p, packed at `place`, for `rows` rows from `b` on, to scratch (rows, 4, lanes). No h_seen: it is
+    """preact of panel p, packed at `place`, for `rows` rows from `b` on, to scratch (rows, S, lanes). No h_seen: it is
     zero.
     """
-    S, I, vectors = a.size, a.I, vectors_of(a, p)
-    kernel, wide, w_x, w_h = product_of(a, vectors), vectors * VECTOR, inputs_at(a, place), states_at(a, place)
-    out = scratch if vectors == 4 else scratch + CHUNK * 4 * VECTOR
+    out, wide, dense = scratch, vectors_of(a, p, a.sums) * VECTOR, is_dense(a, p)
+    if dense:
+        out = slot(a, scratch, 0)
+    init, init_row = biases_at(a, p), 0
     if rows == 1:
         preact_of_one(a, s, p, place, 1, 1, b, out, x + b * a.x_row, h_seen + b * h_seen_row if h_seen != 0 else 0)
+    elif a.block_x == 0:
+        shared_sums(a, p, place, b, rows, init, out, wide, x, h_seen, h_seen_row)
     else:
-        init, init_row, k = a.biases + p * 4 * VECTOR, 0, 0
         if a.feed != 0:
-            init, init_row, k = fed(a, p, s, b), 4 * VECTOR, I
-        used = I + a.H if h_seen != 0 else I
-        while True:
-            alone = k < I and a.block_x != 0
-            k_last = min(k + a.block_x, I) if alone else min(k + a.block, used)
-            of_x, of_h = max(0, min(k_last, I) - k), max(0, k - I)  # columns of x, and of h before them
-            w, x_k, h_k = w_x + k * wide, x + b * a.x_row + k * S, h_seen + b * h_seen_row + of_h * S
-            call(
-                kernel, rows, init, init_row, out, wide, w, x_k, a.x_row, S, of_x, 1, 0, w_h + of_h * wide - w,
-                h_k, h_seen_row, k_last - k - of_x,
+            init, init_row = fed(a, p, s, b), a.sums * VECTOR
+            copy_sums(a, 0, first_of_h(a), rows, init, init_row, out, wide)
+        else:
+            vectors, w, I = vectors_of(a, p, a.of_x), inputs_at(a, place), a.I
+            add_product(
+                a, vectors, w, I, 0, I, a.block_x, rows, init, 0, out, wide, x + b * a.x_row, a.x_row
             )  # fmt: skip
-            init, init_row, k = out, wide, k_last
-            if k >= used:  # at the end: without a product what was fed is still copied
-                break
-    if vectors < 4:
+            copy_sums(a, a.of_x, a.sums, rows, init, 0, out, wide)
+            init, init_row = out, wide
+        columns, begin = a.H if h_seen != 0 else 0, first_of_h(a) * VECTOR
+        if columns != 0 or a.feed != 0:
+            add_product(
+                a, vectors_of(a, p, a.of_h), states_at(a, place), a.H, 0, columns, a.block, rows, init + begin,
+                init_row, out + begin, wide, h_seen + b * h_seen_row, h_seen_row,
+            )  # fmt: skip
+    if dense:
         spread(a, p, rows, out, scratch)
 
 

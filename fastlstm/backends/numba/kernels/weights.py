@@ -1,6 +1,6 @@
 """What is kept of weights beside their packed form: biases, and digests, by which a change of them is seen."""
 
-from fastlstm.backends.numba.kernels.layout import gate_at
+from fastlstm.backends.numba.kernels.layout import block_hh, block_ih, first_of_h, gate_at
 from fastlstm.backends.numba.kernels.shared import jit
 from fastlstm.backends.numba.kernels.threads import share
 from fastlstm.backends.numba.llvm.digest import DIGEST_BYTES
@@ -11,16 +11,17 @@ DIGEST = 1 << 14  # words of a block of weights that has one digest: 64 KB
 
 @jit
 def pack_biases(a, p, to):
-    """The sum of the biases of panel p to [gate][lane], or its gates side by side (see `vectors_of`), then zeros."""
+    """The sum of the biases of panel p to [gate][lane], or its gates side by side (see `is_dense`), then zeros."""
     L, S, H = a.lanes, a.size, a.H
     valid = min(L, H - p * L)
-    call(a.copy_rows, 1, 0, 4 * L, to, 0, to, 0)
-    for gate in range(4):
-        unit, at = (gate * H + p * L) * S, to + gate_at(a, p, gate)
-        if a.bias != 0:
-            call(a.copy_rows, 1, valid, valid, a.bias + unit, 0, at, 0)
-        if a.bias_hh != 0:
-            call(a.add_rows, 1, valid, a.bias_hh + unit, 0, at, 0)
+    call(a.copy_rows, 1, 0, a.sums * L, to, 0, to, 0)
+    if a.bias != 0:
+        for k in range(a.of_x):
+            call(a.copy_rows, 1, valid, valid, a.bias + (block_ih(a, k) * H + p * L) * S, 0, to + gate_at(a, p, k), 0)
+    if a.bias_hh != 0:
+        for k in range(a.of_h):
+            at = to + gate_at(a, p, first_of_h(a) + k)
+            call(a.add_rows, 1, valid, a.bias_hh + (block_hh(a, k) * H + p * L) * S, 0, at, 0)
 
 
 @jit
@@ -28,9 +29,14 @@ def digest_weights(a, thread, threads, recurs):
     """This thread's blocks of the weights and biases that the packed ones are of, digested to `digests` or compared to
     them. `recurs`: whether weight_hh is looked at.
     """
-    I, H, size = a.I, a.H, a.original_size  # a matrix of 4H rows has as many words as bytes in a quarter of it
-    of_bias, of_bias_hh = H * size if a.original_bias != 0 else 0, H * size if a.original_bias_hh != 0 else 0
-    of_ih, of_hh = H * I * size, H * H * size if recurs else 0
+    of_ih, of_hh = a.of_x * a.H * a.I * a.original_size // 4, a.of_h * a.H * a.H * a.original_size // 4
+    of_bias, of_bias_hh = a.of_x * a.H * a.original_size // 4, a.of_h * a.H * a.original_size // 4
+    if a.original_bias == 0:
+        of_bias = 0
+    if a.original_bias_hh == 0:
+        of_bias_hh = 0
+    if not recurs:
+        of_hh = 0
     blocks = digested_blocks(of_ih) + digested_blocks(of_bias) + digested_blocks(of_bias_hh) + digested_blocks(of_hh)
     first, last, n = share(blocks, thread, threads), share(blocks, thread + 1, threads), 0
     for source, words in (

@@ -51,6 +51,17 @@ def get_int64(typingctx, address):
 
 
 @intrinsic
+def set_int64(typingctx, address, value):
+    """Store an int64 at an address."""
+
+    def codegen(context, b, signature, args):
+        b.store(args[1], b.inttoptr(args[0], I64.as_pointer()))
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp), codegen
+
+
+@intrinsic
 def get_byte(typingctx, address):
     """The byte at an address."""
 

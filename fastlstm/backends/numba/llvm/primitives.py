@@ -1,4 +1,4 @@
-"""The arithmetic as LLVM functions: tiles of a matrix product, rows of cells, transposes, copies.
+"""The arithmetic as LLVM functions: tiles of a matrix product, transposes, copies.
 
 They are built once for an element type, as one module, and called by address: the kernels that drive them are then free
 of types, small, and quick to compile. All arguments are 64-bit integers: addresses, strides in bytes, counts.
@@ -14,14 +14,16 @@ from numba.extending import intrinsic
 from fastlstm.backends.numba.llvm.digest import digest
 from fastlstm.backends.numba.llvm.loops import Builder, counted, function, offsets
 from fastlstm.backends.numba.llvm.rows import add_rows, copy_rows, transpose
-from fastlstm.backends.numba.llvm.simd import I64, TILE_ROWS, Lanes, Vector, cell_functions
+from fastlstm.backends.numba.llvm.simd import I64, TILE_ROWS, Lanes
 
 
 def tile(lanes: Lanes, rows: int, vecs: int) -> Builder:
     """`product` for `rows` rows: `rows` x `vecs` accumulators stay in registers over the whole sum."""
     vector = lanes.size * lanes.count
 
-    def build(b, init, init_row, out, out_row, w, a, a_row, a_step, count, outer, a_outer, w_outer, a2, a2_row, count2):
+    def build(
+        b, init, init_row, out, out_row, w, w_row, a, a_row, a_step, count, outer, a_outer, w_outer, a2, a2_row, count2
+    ):
         def accumulate(a, a_row, a_step, w, count, acc):
             at = offsets(b, a_row, rows)
 
@@ -39,7 +41,7 @@ def tile(lanes: Lanes, rows: int, vecs: int) -> Builder:
                     for j in range(short):
                         at_acc = j * vecs + k if rows == short else k * vecs + j
                         new[at_acc] = lanes.fma(b, one, held[j], acc[at_acc])
-                return [b.add(a_k, a_step), b.add(w_k, I64(vecs * vector)), *new]
+                return [b.add(a_k, a_step), b.add(w_k, w_row), *new]
 
             return counted(b, count, [a, w, *acc], body)[1:]
 
@@ -83,7 +85,8 @@ def in_tiles(b: ir.IRBuilder, rows: ir.Value, height: int, carried: list[ir.Valu
 
 
 def product(lanes: Lanes, vecs: int) -> Builder:
-    """``out[m, n] = init[m, n] + sum of a[m, k] * w[k, n]`` for `rows` values of m and `vecs` vectors of n.
+    """``out[m, n] = init[m, n] + sum of a[m, k] * w[k, n]`` for `rows` values of m and `vecs` vectors of n,
+    rows of w `w_row` apart.
 
     k runs over `outer` blocks of `count`, `w_outer` apart in w, then over the `count2` columns of a second matrix. The
     sum has one order whatever tile a row falls into, and meets `init` last: the error of a long sum that comes in
@@ -91,11 +94,13 @@ def product(lanes: Lanes, vecs: int) -> Builder:
     """
 
     def build(
-        b, rows, init, init_row, out, out_row, w, a, a_row, a_step, count, outer, a_outer, w_outer, a2, a2_row, count2
-    ):
+        b, rows, init, init_row, out, out_row, w, w_row, a, a_row, a_step, count, outer, a_outer, w_outer, a2, a2_row,
+        count2,
+    ):  # fmt: skip
         def body(size, init, out, a, a2):
             args = [
-                init, init_row, out, out_row, w, a, a_row, a_step, count, outer, a_outer, w_outer, a2, a2_row, count2
+                init, init_row, out, out_row, w, w_row, a, a_row, a_step, count, outer, a_outer, w_outer, a2, a2_row,
+                count2,
             ]  # fmt: skip
             b.call(function(b.module, f"tile{size}x{vecs}", len(args), tile(lanes, size, vecs)), args)
             steps = (b.mul(row, I64(size)) for row in (init_row, out_row, a_row, a2_row))
@@ -154,70 +159,17 @@ def lone(lanes: Lanes, vecs: int) -> Builder:
     return build
 
 
-def cell_forward(lanes: Lanes, save: bool, streams: bool = False) -> Builder:
-    """One vector of units for `rows` batch rows:
-    preact (rows, 4, lanes) to h, c and, if `save`, gates (rows, 4, lanes): past the caches if it `streams`.
-    """
-    forward, vector = cell_functions()[0], lanes.size * lanes.count
-
-    def build(b, rows, preact, c_prev, c_prev_row, c_next, c_row, h_next, h_row, gates):
-        def body(preact, c_prev, c_next, h_next, gates):
-            pre = [Vector(b, lanes, lanes.load(b, b.add(preact, I64(n * vector)))) for n in range(4)]
-            h, c, *ifgo = forward(*pre, Vector(b, lanes, lanes.load(b, c_prev)))
-            lanes.store(b, c.value, c_next)
-            lanes.store(b, h.value, h_next)
-            for n in range(4 if save else 0):
-                lanes.store(b, ifgo[n].value, b.add(gates, I64(n * vector)), vector if streams else 0)
-            steps = (I64(4 * vector), c_prev_row, c_row, h_row, I64(4 * vector))
-            return [b.add(p, s) for p, s in zip((preact, c_prev, c_next, h_next, gates), steps)]
-
-        counted(b, rows, [preact, c_prev, c_next, h_next, gates], body)
-
-    return build
-
-
-def cell_backward(lanes: Lanes) -> Builder:
-    """One vector of units for `rows` batch rows: dpreact (rows, 4, lanes) from the gates; dc (rows, lanes) in place.
-
-    The gradient of h is dh + dh_out. Lanes from `valid` on get zeros, since a product sums over them.
-    """
-    backward, vector = cell_functions()[1], lanes.size * lanes.count
-
-    def build(b, rows, valid, dh, dh_row, dh_out, dh_out_row, dc, gates, c_prev, c_prev_row, dpreact):
-        inside = lanes.first(b, valid)
-
-        def body(dh, dh_out, dc, gates, c_prev, dpreact):
-            def load(address: ir.Value) -> Vector:
-                return Vector(b, lanes, lanes.load(b, address))
-
-            ifgo = [load(b.add(gates, I64(n * vector))) for n in range(4)]
-            dpre, dc_prev = backward(load(dh) + load(dh_out), load(dc), *ifgo, load(c_prev))
-            lanes.store(b, dc_prev.value, dc)
-            for n, value in enumerate(dpre):
-                lanes.store(b, b.select(inside, value.value, lanes.splat(0.0)), b.add(dpreact, I64(n * vector)))
-            steps = (dh_row, dh_out_row, I64(vector), I64(4 * vector), c_prev_row, I64(4 * vector))
-            return [b.add(p, s) for p, s in zip((dh, dh_out, dc, gates, c_prev, dpreact), steps)]
-
-        counted(b, rows, [dh, dh_out, dc, gates, c_prev, dpreact], body)
-
-    return build
-
-
 def builders(lanes: Lanes) -> dict[str, tuple[int, Builder]]:
     """For each primitive how many arguments it takes, and what builds it."""
     return {
-        "product4": (16, product(lanes, 4)),
-        "product3": (16, product(lanes, 3)),
-        "product2": (16, product(lanes, 2)),
-        "product1": (16, product(lanes, 1)),
+        "product4": (17, product(lanes, 4)),
+        "product3": (17, product(lanes, 3)),
+        "product2": (17, product(lanes, 2)),
+        "product1": (17, product(lanes, 1)),
         "lone4": (17, lone(lanes, 4)),
         "lone3": (17, lone(lanes, 3)),
         "lone2": (17, lone(lanes, 2)),
         "lone1": (17, lone(lanes, 1)),
-        "cell_forward": (9, cell_forward(lanes, False)),
-        "cell_forward_saving": (9, cell_forward(lanes, True)),
-        "cell_forward_streaming": (9, cell_forward(lanes, True, streams=True)),
-        "cell_backward": (11, cell_backward(lanes)),
         "transpose": (6, transpose(lanes)),
         "add_rows": (6, add_rows(lanes)),
         "copy_rows": (7, copy_rows(lanes)),

@@ -1,5 +1,4 @@
-"""Vectors as explicit LLVM: registers of `VECTOR_BYTES`, an arithmetic class whose operators emit instructions,
-sigmoid and tanh.
+"""Vectors as explicit LLVM: registers of `VECTOR_BYTES`, and an arithmetic class whose operators emit instructions.
 
 Nothing is left to a loop vectoriser: the same gate arithmetic written as a loop cost more than the whole matrix
 product. Products are fused into the sums they stand in, in one fixed way, so a row's bits do not depend on the tile it
@@ -13,8 +12,6 @@ from typing import Any
 import llvmlite.binding
 from llvmlite import ir
 from numba.core import cgutils, config, types
-
-from fastlstm import cell
 
 
 def machine_features() -> str:
@@ -88,7 +85,9 @@ class Lanes:
 
 
 class Vector:
-    """A value whose operators emit LLVM. A product stays open until it is used, so that a sum can fuse it."""
+    """A value whose operators emit LLVM. A product stays open until it is used, so that a sum can fuse it. A comparison
+    is a mask of lanes.
+    """
 
     def __init__(self, b: ir.IRBuilder, lanes: Lanes, value: ir.Value | None, factors: Any = None) -> None:
         self.b, self.lanes, self._value, self.factors = b, lanes, value, factors
@@ -129,6 +128,34 @@ class Vector:
     def __truediv__(self, other: Vector | float) -> Vector:
         return self._new(self.b.fdiv(self.value, self._raw(other)))
 
+    def __rtruediv__(self, other: float) -> Vector:
+        return self._new(self.b.fdiv(self.lanes.splat(other), self.value))
+
+    def __neg__(self) -> Vector:
+        if self.factors and self._value is None:
+            x, y = self.factors
+            return Vector(self.b, self.lanes, None, (self.b.fneg(x), y))
+        return self._new(self.b.fneg(self.value))
+
+    def _compared(self, order: str, other: Vector | float) -> Vector:
+        return self._new(self.b.fcmp_ordered(order, self.value, self._raw(other)))  # false where either is NaN
+
+    def __gt__(self, other: Vector | float) -> Vector:
+        return self._compared(">", other)
+
+    def __ge__(self, other: Vector | float) -> Vector:
+        return self._compared(">=", other)
+
+    def __lt__(self, other: Vector | float) -> Vector:
+        return self._compared("<", other)
+
+    def __le__(self, other: Vector | float) -> Vector:
+        return self._compared("<=", other)
+
+    def where(self, a: Vector | float, b: Vector | float) -> Vector:
+        """Of this mask's lanes a, of the others b."""
+        return self._new(self.b.select(self.value, self._raw(a), self._raw(b)))
+
     __radd__, __rmul__ = __add__, __mul__
 
     def clamp(self, low: float, high: float) -> Vector:
@@ -140,63 +167,3 @@ class Vector:
             limit = self.lanes.splat(bound)
             x = b.select(b.fcmp_ordered(order, limit, x), limit, x)
         return self._new(x)
-
-
-# sigmoid and tanh from one form. With t = x L = N + f, |f| <= 1/2, and L = log2(e), for tanh twice that:
-#   e^(t ln 2) = (b + f) / (2^-N b),  b = q0 - f/2 + q1 f^2 + q2 f^4 ..,
-#   f / (e^(f ln 2) - 1) being -f/2 and an even function.
-# So sigmoid = a / (a + s b) and tanh = (a - s b) / (a + s b), a = b + f, s = 2^-N: in range by construction,
-# one division each.
-# Coefficients: minimax fits; sigmoid and tanh are within 1.9e-7 and 1.3e-7 in float32, 2e-16 and 3e-16 in float64.
-SIGMOID32 = (87.0, (1.44269502,), (1.44270408, 0.0576181859))
-TANH32 = (10.0, (2.88539004,), (1.44269502, 0.0577620789, -0.000460556475))
-_LOG2E = (float.fromhex("0x1.71547652b82fep+0"), float.fromhex("0x1.777d0ffda0d24p-56"))
-_Q64 = tuple(
-    float.fromhex(q)
-    for q in (
-        "0x1.71547652b82fep+0", "0x1.d9303fea2f7bbp-5", "-0x1.e50096dde992ap-12",
-        "0x1.63144e989154dp-18", "-0x1.10f329f1e0b97p-24", "0x1.a40d209d03a1dp-31",
-    )
-)  # fmt: skip
-SIGMOID64 = (700.0, _LOG2E, _Q64)
-TANH64 = (22.0, tuple(2 * part for part in _LOG2E), _Q64)
-# A sum with it has -N, plus the exponent's bias, in its last bits
-MAGIC = {4: 1.5 * 2**23 + 127, 8: 1.5 * 2**52 + 1023}
-
-
-def _exponential(x: Vector, limit: float, log2e: tuple[float, ...], q: tuple[float, ...]) -> tuple[Vector, ...]:
-    """``a, b, f, s`` as above."""
-    b, lanes = x.b, x.lanes
-    x = x.clamp(-limit, limit)
-    shifted = x * -log2e[0] + MAGIC[lanes.size]
-    f = x * log2e[0] + (shifted - MAGIC[lanes.size])
-    for part in log2e[1:]:
-        f = x * part + f
-    integers = ir.VectorType(lanes.integer, lanes.count)
-    mantissa = ir.Constant(integers, [{4: 23, 8: 52}[lanes.size]] * lanes.count)
-    s = x._new(b.bitcast(b.shl(b.bitcast(shifted.value, integers), mantissa), lanes.type))
-    if len(q) == 2:
-        base = (f * q[1] + -0.5) * f + q[0]
-    else:
-        w = x._new((f * f).value)
-        even: Vector | float = q[-1]
-        for coefficient in q[-2:0:-1]:
-            even = w * even + coefficient
-        base = w * even + (f * -0.5 + q[0])
-    return base + f, base, f, s
-
-
-def sigmoid(x: Vector) -> Vector:
-    a, base, _, s = _exponential(x, *(SIGMOID32 if x.lanes.size == 4 else SIGMOID64))
-    return a / (s * base + a)
-
-
-def tanh(x: Vector) -> Vector:
-    a, base, f, s = _exponential(x, *(TANH32 if x.lanes.size == 4 else TANH64))
-    return ((1.0 - s) * base + f) / (s * base + a)  # with 1 - s, exact relative behaviour at zero
-
-
-def cell_functions() -> tuple[Any, Any]:
-    """`cell.cell_forward` and `cell.cell_backward` on vectors."""
-    names = {"sigmoid": sigmoid, "tanh": tanh}
-    return cell.bind(cell.cell_forward, **names), cell.bind(cell.cell_backward, **names)

@@ -1,0 +1,105 @@
+"""Where a step's cells find the states, the cell's inputs and its params: see `llvm.cells` for the tables.
+
+A table has an address and a row's bytes for each value. Beside it is room for another, of which some values lie aside.
+"""
+
+from fastlstm.backends.numba.kernels.ends import correct_states, zero_reset
+from fastlstm.backends.numba.kernels.shared import CHUNK, VECTOR, jit
+from fastlstm.backends.numba.llvm.intrinsics import call, get_int64, set_int64
+
+OTHER, OTHER_BACK = 4, 9  # numbers that are told of each state but the first, see `arguments`
+VALUE, VALUE_BACK = 3, 4  # and of each input and param
+
+
+@jit
+def enter(table, k, address, row):
+    """Entry k of a table."""
+    set_int64(table + 16 * k, address)
+    set_int64(table + 16 * k + 8, row)
+
+
+@jit
+def row_at(table, k, b, unit):
+    """Where row b of entry k lies, from bytes `unit` of a row on."""
+    return get_int64(table + 16 * k) + b * get_int64(table + 16 * k + 8) + unit
+
+
+@jit
+def row_of(table, k):
+    return get_int64(table + 16 * k + 8)
+
+
+@jit
+def enter_step(a, table, s, t, h_prev, h_prev_row, h, h_row, count, lone):
+    """The values of step s, which is that of x at t: states before and after it, then inputs and params. `count`: the
+    numbers that are told of a state. A `lone` row has its vectors of units as rows.
+    """
+    t_prev, row = t + 1 if a.reverse != 0 else t - 1, a.H * a.size
+    enter(table, 0, h_prev, VECTOR if lone else h_prev_row)
+    enter(table, 1, h, VECTOR if lone else h_row)
+    for k in range(a.others):
+        at = a.others_at + 8 * count * k
+        steps = get_int64(at + 16)
+        old, old_row = steps + t_prev * a.c_step, row
+        if s == 0:
+            old, old_row = get_int64(at), get_int64(at + 8)
+        enter(table, 2 * k + 2, old, VECTOR if lone else old_row)
+        enter(table, 2 * k + 3, steps + t * a.c_step, VECTOR if lone else row)
+    told = VALUE_BACK if count == OTHER_BACK else VALUE
+    for k in range(a.values):
+        at = a.values_at + 8 * told * k
+        enter(
+            table, 2 * a.others + 2 + k, get_int64(at) + t * get_int64(at + 8), VECTOR if lone else get_int64(at + 16)
+        )
+
+
+@jit
+def outside(a):
+    """The entry, of the backward pass alone, that dh from outside has: behind all others."""
+    return 2 * a.others + 2 + a.values
+
+
+@jit
+def slot(a, scratch, n):
+    """Where values lie aside, (CHUNK, lanes) for each n: the entries of a table, then what else a kernel wants."""
+    return scratch + CHUNK * (a.wide + n) * VECTOR
+
+
+@jit
+def held_aside(a, scratch, k):
+    """Where the gradients of the k-th state but the first lie that held rows hand on."""
+    return slot(a, scratch, outside(a) + 1 + k)
+
+
+@jit
+def dinputs_aside(a, scratch):
+    """Where the cells' backward pass leaves the gradients of the inputs (rows, Q, lanes)."""
+    return held_aside(a, scratch, a.others)
+
+
+@jit
+def terms_aside(a, scratch):
+    """Where it leaves dpreact, if it is to be laid out."""
+    return held_aside(a, scratch, a.others + a.inputs)
+
+
+@jit
+def set_aside(a, table, used, p, t, b, rows, scratch, writes, corrects):
+    """As `table`, but with memory for whole vectors, for `rows` rows from `b` on of panel p: what the cells read is
+    copied there, and states before the step are zero where it resets. Where it `writes`, new states go there if the
+    panel is not full. `corrects`: the first state is not what the step saw, see `correct_states`.
+    """
+    L, unit, states = a.lanes, p * VECTOR, 2 * a.others + 2
+    valid = min(L, a.H - p * L)
+    for k in range(states + a.values):
+        is_old, is_read, aside = k < states and k % 2 == 0, (a.reads >> k) & 1 != 0, slot(a, scratch, k)
+        if is_read and (is_old or valid < L):
+            call(a.copy_rows, rows, valid, L, row_at(table, k, b, unit), row_of(table, k), aside, VECTOR)
+            if k == 0 and corrects:
+                correct_states(a, t, b, rows, p * L, valid, aside, VECTOR)
+            elif is_old:
+                zero_reset(a, t, b, rows, L, aside, VECTOR)
+        if (is_read and is_old) or (valid < L and (is_read or (writes and not is_old))):
+            enter(used, k, aside - b * VECTOR - unit, VECTOR)
+        else:
+            enter(used, k, get_int64(table + 16 * k), row_of(table, k))

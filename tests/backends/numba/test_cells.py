@@ -1,0 +1,305 @@
+"""Layers of every cell, of the library's and of drawn ones, on the kernels that were written for any."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import fastlstm.backends.numba as numba
+from fastlstm import cells
+from fastlstm.backends import reference
+from fastlstm.backends.base import Gradients, Layer, Run
+from fastlstm.cells import cell as declare
+from fastlstm.cells import exp, log_sigmoid, maximum, relu, sigmoid, tanh, where
+from tests.backends.numba.test_schedules import under
+from tests.cells.drawn import declared, sources
+from tests.cells.layers import EVERY, GRADIENTS, OUTPUTS, Case, directions, error, every_cell, flat, masks
+from tests.helpers.tolerances import BF16, F32, F64, KINDS, close
+
+LIMIT = {F64: (OUTPUTS, GRADIENTS), F32: (KINDS["layer"].bounds[F32],) * 2}
+QUIET = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True, "database": None}
+# T, B, I, H: a lone row, few and many rows, chunks; x narrow and wide; last panels that are full, cut off, or alone
+SIZES = [
+    (4, 1, 3, 16), (3, 1, 40, 7), (5, 2, 1, 1), (3, 33, 20, 7), (2, 65, 5, 20), (9, 3, 50, 33), (3, 2, 4, 100),
+    (40, 1, 9, 32), (30, 5, 70, 16), (1, 33, 0, 20),
+]  # fmt: skip
+
+
+@declare(gates={f"g{k}": of for k, of in enumerate(["x", "xh", "h", "xh", "xh", "h", "xh"])}, states=("h", "c"))
+def of_seven_sums(g0, g1, g2, g3, g4, g5, g6, c):
+    """More vectors than one product has, in ranges that overlap, and a backward pass that reads the new states."""
+    c = tanh(g0 + g2 * g1) + sigmoid(g3) * c
+    h = tanh(c * sigmoid(g4) + g5)
+    return exp(-relu(h)) + sigmoid(g6) * h, c
+
+
+CELLS = (*EVERY, of_seven_sums)
+
+
+def steps(run: Run) -> list[torch.Tensor]:
+    """All states of a run, and the last ones."""
+    return list(flat(run))
+
+
+def to(record: Run, dtype: torch.dtype) -> Run:
+    """Gradients of a run's results in another type."""
+    h, last, kept = (a if isinstance(a, tuple) else (a,) for a in record)
+    h, last, kept = (tuple(None if a is None else a.to(dtype) for a in each) for each in (h, last, kept))
+    return Run(h[0], last, kept)
+
+
+def on_kernels(layer: Layer, grads: Run, needs: Gradients, team: int = 1) -> list[torch.Tensor | None]:
+    """All results and gradients, on so many threads."""
+
+    def both() -> list[torch.Tensor | None]:
+        run = numba.forward(layer, True)
+        return [*steps(run), *numba.backward(grads, layer, run, needs).flat]
+
+    return under(both, team, SERIAL=0, SERIAL_CALL=0)
+
+
+def check(case: Case, dtype: torch.dtype, needs: Gradients | None = None) -> None:
+    """Compare with plain PyTorch in float64, and one thread with two."""
+    needs, layer = needs or case.needs, case.layer.to(F32).to(F64)  # values that float32 has
+    given, grads = layer.to(dtype), to(to(case.grads, F32), dtype)
+    want = reference.forward(layer, True)
+    expected = [*steps(want), *reference.backward(to(grads, F64), layer, want, needs).flat]
+    one, two = (on_kernels(given, grads, needs, team) for team in (1, 2))
+    for k, (got, other, exact) in enumerate(zip(one, two, expected, strict=True)):
+        assert (got is None) == (exact is None), k
+        if got is not None:
+            assert torch.equal(got, other), k
+            assert error(got.double(), exact) < LIMIT[dtype][k >= len(flat(case.grads))], k
+
+
+MATRIX = [
+    pytest.param(cell, size, reverse, masked, dtype, id=f"{cell.name}-{size}-{reverse}-{masked}-{dtype}")
+    for size, cell, reverse, masked, dtype in itertools.product(SIZES, CELLS, (False, True), (False, True), (F64, F32))
+]
+
+
+@pytest.mark.sampled(11)
+@pytest.mark.parametrize(("cell", "size", "reverse", "masked", "dtype"), MATRIX)
+def test_layers(cell, size, reverse, masked, dtype, poisoned):
+    k = SIZES.index(size) + reverse
+    check(Case(cell, *size, reverse, masked, zeros=k % 3 == 0, bias=k % 4 != 0, seed=k), dtype)
+
+
+@pytest.mark.sampled(5)
+@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.name)
+def test_large_layers(cell):
+    check(Case(cell, 3, 5, 650, 650), F32)
+
+
+@every_cell
+def test_gradients_that_are_wanted(cell, poisoned):
+    case = Case(cell, 4, 3, 5, 9, masked=True)
+    for k, absent in enumerate(case.operands):
+        if absent is not None:
+            flags = [a is not None and (n == k) == (k % 2 == 0) for n, a in enumerate(case.operands)]
+            check(case, F64, Gradients.of(cell, flags))
+    nothing = Run(None, (None,) * len(cell.states), (None,) * (len(cell.states) - 1))
+    run = numba.forward(case.layer, True)
+    found = numba.backward(nothing, case.layer, run, case.needs).flat
+    assert all(not a.any() for a in found if a is not None)
+
+
+@every_cell
+@directions
+@masks
+def test_a_row_does_not_depend_on_the_others(cell, reverse, masked):
+    """Nor does what is computed if nothing is saved."""
+    case = Case(cell, 4, 35, 6, 20, reverse, masked)
+    run, layer = numba.forward(case.layer, False), case.layer
+    assert all(map(torch.equal, run.last, numba.forward(layer, True).last))
+    for b in (0, 7, 34):
+        rows = slice(b, b + 1)
+        alone = layer._replace(
+            x=layer.x[:, rows], states=tuple(a[rows] for a in layer.states),
+            inputs=tuple(a[:, rows] for a in layer.inputs),
+            lengths=None if layer.lengths is None else layer.lengths[rows],
+            reset=None if layer.reset is None else layer.reset[:, rows],
+        )  # fmt: skip
+        found = numba.forward(alone, False)
+        assert torch.equal(found.h, run.h[:, rows])
+        assert all(torch.equal(a, b[rows]) for a, b in zip(found.last, run.last))
+
+
+@every_cell
+@masks
+def test_stacks(cell, masked):
+    """A stack of layers is each of them, to the bit."""
+    parts = [Case(cell, 4, 3, 6, 7, masked=masked, seed=seed) for seed in range(3)]
+
+    def joined(tensors, axis):
+        tensors = list(tensors)
+        return None if tensors[0] is None else torch.cat(tensors, axis)
+
+    def together(records, axes):
+        return tuple(joined(each, axis) for each, axis in zip(zip(*records), axes))
+
+    layers, (first, *_) = [case.layer for case in parts], [case.layer for case in parts]
+    weights = tuple(None if a[0] is None else torch.stack(a) for a in zip(*(a.weights for a in layers)))
+    stack = first._replace(
+        x=joined((a.x for a in layers), 1), weights=weights, states=together([a.states for a in layers], [0] * 9),
+        inputs=together([a.inputs for a in layers], [1] * 9), lengths=joined((a.lengths for a in layers), 0),
+        reset=joined((a.reset for a in layers), 1),
+    )  # fmt: skip
+    grads = [case.grads for case in parts]
+    incoming = Run(
+        joined((g.h for g in grads), 1), together([g.last for g in grads], [0] * 9),
+        together([g.kept for g in grads], [1] * 9),
+    )  # fmt: skip
+    for team in (1, 2):
+        got = on_kernels(stack, incoming, parts[0].needs, team)
+        each = [on_kernels(case.layer, case.grads, case.needs) for case in parts]
+        for found, wanted in zip(got, zip(*each), strict=True):
+            if found is not None:
+                cut = found.dim() == wanted[0].dim() + 1
+                axis = 1 if found.dim() > 2 or cut else 0
+                expected = torch.stack(wanted) if cut else torch.cat(wanted, axis)
+                assert torch.equal(found, expected)
+
+
+@given(sources(), st.sampled_from(SIZES[:7]), st.booleans(), st.booleans(), st.booleans(), st.integers(0, 99))
+@settings(max_examples=12, **QUIET)
+def test_drawn_cells(source, size, reverse, masked, zeros, seed):
+    check(Case(declared(source), *size, reverse, masked, zeros, seed=seed), F64)
+
+
+@pytest.mark.slow
+@given(sources(), st.sampled_from(SIZES[:7]), st.booleans(), st.booleans(), st.booleans(), st.integers(0, 99))
+@settings(max_examples=150, **QUIET)
+def test_many_drawn_cells(source, size, reverse, masked, zeros, seed):
+    check(Case(declared(source), *size, reverse, masked, zeros, seed=seed), F64)
+
+
+@every_cell
+def test_single_steps(cell):
+    """A plan of steps gives the bits of a sequence of one, in both passes, and sees what is written to any weight."""
+    case = Case(cell, 1, 3, 5, 20)
+    layer, n = case.layer.to(F32), len(cell.states)
+    step = layer._replace(x=layer.x[0])
+    plan = numba.plan(step, True, {}, ())
+    grads = to(case.grads, F32)
+    of_step = Run(None, (grads.last[0] + grads.h[0], *grads.last[1:]), ())
+    for change in (None, *[a for a in layer.weights if a is not None]):
+        if change is not None:
+            change.mul_(0.9)
+        run, want = plan.forward(step), numba.forward(layer, True)
+        assert run.h is None
+        assert all(map(torch.equal, run.last, want.last))
+        for a in run.last:
+            a.fill_(torch.nan)  # the user's: nothing that is kept shares their memory
+        found = plan.backward(of_step, step, run, case.needs).flat
+        nothing = Run(None, of_step.last, (None,) * (n - 1))
+        for got, a in zip(found, numba.backward(nothing, layer, want, case.needs).flat, strict=True):
+            if got is not None:
+                assert torch.equal(got.flatten(), a.flatten())
+
+
+@every_cell
+@pytest.mark.parametrize("dtype", [BF16, torch.float16], ids=str)
+def test_sixteen_bits(cell, dtype):
+    """Computed in float32, and rounded once."""
+    case = Case(cell, 6, 4, 5, 20, masked=True)
+    layer, grads = case.layer.to(dtype), to(case.grads, dtype)
+    plan = numba.plan(layer, True, {}, ())
+    if plan.narrow:
+        pytest.skip("products of bfloat16 have tests of their own")
+    run = plan.forward(layer)
+    found = plan.backward(grads, layer, run, case.needs)
+    wide = layer.to(F32)
+    want = numba.forward(wide, True)
+    expected = numba.backward(to(grads, F32), wide, want, case.needs)
+    pairs = [(run.h, want.h), *zip(run.last, want.last), *zip(found.flat, expected.flat)]
+    assert all(torch.equal(a, b.to(dtype)) for a, b in pairs if b is not None)
+
+
+@every_cell
+def test_nan_stays_in_its_row(cell):
+    case = Case(cell, 4, 3, 5, 20)
+    plain = numba.forward(case.layer, True)
+    case.layer.x[1, 1] = torch.nan
+    for a in case.layer.inputs:
+        a[1, 1] = torch.nan
+    got, want = numba.forward(case.layer, True), reference.forward(case.layer, True)
+    for a, b, c in zip(flat(got), flat(want), flat(plain)):
+        assert torch.equal(a.isnan(), b.isnan())
+        assert torch.equal(a[..., ::2, :], c[..., ::2, :])
+    found, wanted = (
+        backend.backward(case.grads, case.layer, run, case.needs).flat
+        for backend, run in ((numba, got), (reference, want))
+    )
+    assert all(torch.equal(a.isnan(), b.isnan()) for a, b in zip(found, wanted) if b is not None)
+
+
+FUNCTIONS = {
+    "exp": exp, "log_sigmoid": log_sigmoid, "relu": relu, "sigmoid": sigmoid, "tanh": tanh,
+    "maximum": lambda a: maximum(a, 0.25) - maximum(-a, a),
+    "where": lambda a: where(a > 1.0, 1.0, where(a <= -1.0, a, 2.0)),
+    "reciprocal": lambda a: 3.0 / a - (-a),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize(("dtype", "bound"), [(F32, 4e-7), (F64, 1e-15)])
+def test_functions(name, dtype, bound):
+    """Of all numbers that there are, to a few roundings of each: sigmoid's and tanh's are relative to one."""
+    function = FUNCTIONS[name]
+
+    @declare(gates={"a": "x"}, states=("h",))
+    def applied(a):
+        return function(a)
+
+    ends = [
+        math.inf,
+        -math.inf,
+        math.nan,
+        0.0,
+        0.25,
+        1.0,
+        -1.0,
+        88.7,
+        88.8,
+        -87.3,
+        -103.0,
+        -110.0,
+        709.7,
+        709.8,
+        -745.0,
+    ]
+    x = torch.cat([torch.tensor(ends, dtype=dtype), torch.linspace(-120, 120, 5001, dtype=dtype)])
+    x = torch.cat([x, torch.logspace(-30, 2, 999, dtype=dtype)])
+    weights = torch.ones(1, 1, dtype=dtype), None, None, None
+    got = numba.forward(Layer(x.view(-1, 1, 1), weights, (None,), None, None, False, applied), False).h.flatten()
+    want = applied(x.double())
+    assert torch.equal(got.isnan(), want.isnan())
+    least = 1.0 if name in ("sigmoid", "tanh") else torch.finfo(dtype).tiny * 2
+    finite = want.abs() <= torch.finfo(dtype).max
+    assert torch.equal(got[~finite & ~want.isnan()], want[~finite & ~want.isnan()].to(dtype))
+    difference = (got.double() - want)[finite].abs() / want[finite].abs().clamp(min=least)
+    assert difference.max() < bound
+
+
+def test_cells_of_one_name():
+    """Their code is kept by what it is, not by its name."""
+
+    def named(factor):
+        @declare(gates={"a": "xh"}, states=("h",))
+        def same(a):
+            return factor * tanh(a)
+
+        return same
+
+    layer = Case(named(0.5), 3, 2, 4, 5).layer
+    for factor in (0.5, 0.25):
+        of_factor = layer._replace(cell=named(factor))
+        close(numba.forward(of_factor, False).h, reference.forward(of_factor, False).h, "values")
+
+
+def test_the_cells_of_the_library_are_here():
+    assert set(cells.CELLS) <= set(CELLS)
