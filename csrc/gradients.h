@@ -7,27 +7,28 @@ constexpr int64_t BLOCK_ROWS = 128;  // rows of dpreact and of a strip that stay
 inline int64_t groups_of(int64_t vectors) { return ceil_div(vectors, 4); }
 inline int64_t group(int64_t vectors, int64_t q) { return ceil_div(vectors * q, groups_of(vectors)); }
 
-// Column groups of (4H, columns) weights to [group][k][3 or 4 vectors]
-template <class E>
-void pack_transposed(Rows<const E> weight, int64_t H, int64_t columns, E *packed, int64_t first, int64_t last) {
+// Column groups of weights (sums H, columns) to [group][k][3 or 4 vectors]
+template <class C, class E>
+void pack_transposed(Rows<const E> weight, const int *blocks, int64_t sums, int64_t H, int64_t columns, E *packed, int64_t first,
+                     int64_t last) {
     constexpr int64_t L = Vector<E>::N;
     const int64_t panels = ceil_div(H, L), vectors = ceil_div(columns, L);
     for (int64_t q = first; q < last; q++) {
         int64_t column = group(vectors, q) * L, wide = group(vectors, q + 1) - group(vectors, q) == 4 ? 4 * L : 3 * L;
         int64_t valid = min(wide, columns - column);
         for (int64_t p = 0; p < panels; p++) {
-            const Panel<E> panel(H, p);
-            const Rows<E> to{packed + q * panels * 16 * L * L + p * 4 * L * wide, wide};
-            if (panel.valid < L) zero_rows<E>(panel.wide(), wide, to);
-            for (int64_t gate = 0; gate < 4; gate++)
-                copy_rows<E>(panel.valid, valid, wide, weight.from(gate * H + p * L, column), to.from(gate * panel.gate, 0));
+            const Panel<C, E> panel(H, p);
+            const Rows<E> to{packed + q * panels * sums * 4 * L * L + p * sums * L * wide, wide};
+            if (panel.valid < L) zero_rows<E>(panel.is_narrow() ? panel.wide() : sums * L, wide, to);
+            for (int64_t k = 0; k < sums; k++)
+                copy_rows<E>(panel.valid, valid, wide, weight.from(blocks[k] * H + p * L, column), to.from(k * panel.pitch, 0));
         }
     }
 }
 
 // What the parts of the backward pass share: where things lie, and the product of a step
-template <class E> struct Gradients {
-    static constexpr int64_t L = Vector<E>::N;
+template <class C, class E> struct Gradients {
+    static constexpr int64_t L = Vector<E>::N, FIRST_H = C::S - C::Y;  // the first sum of h
     const BackwardJob &job;
     const fastlstm_backward_args &a;
     const int64_t T, B, I, H, panels;
@@ -39,10 +40,10 @@ template <class E> struct Gradients {
 
     int64_t time_of(int64_t s) const { return a.reverse ? T - 1 - s : s; }
     Mask mask_at(int64_t s, int64_t b) const { return {a, time_of(s), b}; }
-    // Rows of a panel's gates; each panel's rows lie side by side
+    // Rows of a panel's sums; each panel's rows lie side by side
     E *dpreact_of(int64_t p, int64_t s, int64_t b) const {
         const int64_t kept = job.ring * job.chunk;
-        return (E *)job.dpreact + p * kept * B * 4 * L + (s % kept * B + b) * Panel<E>(H, p).wide();
+        return (E *)job.dpreact + p * kept * B * C::S * L + (s % kept * B + b) * Panel<C, E>(H, p).wide();
     }
     Rows<const E> x_of(int64_t s) const { return {(const E *)a.x + time_of(s) * a.x_step, a.x_row}; }
     // `valid` columns of x or of h as step s saw them, then zeros. A row that was held in the step before starts from h_0. A
@@ -58,18 +59,21 @@ template <class E> struct Gradients {
         mask.zero<E>(HOLD, rows, width, to);
     }
 
-    // sums (rows, 4 vectors) = dpreact of step s times column group q of the transposed weights
-    void back_product(int64_t rows, int64_t b, int64_t s, const E *packed, int64_t vectors, int64_t q) {
+    // sums (rows, 4 vectors) = `count` sums of dpreact of step s, from `first` on, times column group q of their transposed
+    // weights
+    void back_product(int64_t rows, int64_t b, int64_t s, int64_t first, int64_t count, const E *packed, int64_t vectors,
+                      int64_t q) {
         const int64_t wide = group(vectors, q + 1) - group(vectors, q) == 4 ? 4 : 3;
-        const int64_t block = ceil_div(panels, ceil_div(panels * 4 * L, BLOCK_K));  // panels
-        const Panel<E> last(H, panels - 1);
+        const int64_t block = ceil_div(panels, ceil_div(panels * count * L, BLOCK_K));  // panels
+        const Panel<C, E> last(H, panels - 1);
         const E *of_last = dpreact_of(panels - 1, s, b);
         Rows<const E> init{zeros, 0};
         for (int64_t p = 0; p < panels; p += block, init = {sums, 4 * L}) {
-            const E *w = packed + q * panels * 16 * L * L + p * 4 * L * wide * L, *d = dpreact_of(p, s, b);
-            const int64_t apart = p + block >= panels && last.vectors < 4;  // whether the last panel has a width of its own
-            multiply<E>(wide, rows, {init.at, init.row, sums, 4 * L, w, d, 4 * L, 1, 4 * L, min(block, panels - p) - apart,
-                                       job.ring * job.chunk * B * 4 * L, of_last, last.wide(), apart * last.wide()});
+            const E *w = packed + (q * panels * 4 + p * wide) * count * L * L, *d = dpreact_of(p, s, b) + first * L;
+            const int64_t apart = p + block >= panels && last.is_narrow();  // whether the last panel has a width of its own
+            multiply<E>(wide, rows,
+                        {init.at, init.row, sums, 4 * L, w, d, C::S * L, 1, count * L, min(block, panels - p) - apart,
+                         job.ring * job.chunk * B * C::S * L, of_last, last.wide(), apart * last.wide()});
         }
     }
 
@@ -87,7 +91,12 @@ template <class E> struct Gradients {
         }
     }
 
-    E *sum_of(int64_t half, int64_t p) const { return (E *)job.dweights + (half * panels + p) * (I + H + 1) * 4 * L; }
+    E *sum_of(int64_t half, int64_t p) const { return (E *)job.dweights + (half * panels + p) * (I + H + 1) * C::S * L; }
+
+    // Columns of [x, h_prev, 1], and the vectors of dpreact that they are multiplied by
+    struct Part {
+        int64_t first, last, vector, vectors;
+    };
 
     // Add a chunk of steps to some panels of dweights, over half of its rows or over all where `halves` is one. The sums
     // start as those of the last steps: every row in one order, whoever else works beside.
@@ -100,37 +109,55 @@ template <class E> struct Gradients {
             const int64_t k = (s_first / job.chunk % 2 ? count - 1 - j : j) * STRIP;
             const E *strip = strips + k * all + first * STRIP;
             for (int64_t p = p_first; p < p_last; p++) {
-                const int64_t vectors = Panel<E>(H, p).vectors;
-                E *out = sum_of(half, p) + k * 4 * L;
-                const E *dpreact = dpreact_of(p, s_first, first);
-                Rows<const E> init{out, 4 * L};
-                if (s_last == T) init = {zeros, 0};
-                for (int64_t r = 0; r < rows; r += block, init = {out, 4 * L}) {
-                    const E *at = strip + r * STRIP;
-                    multiply<E>(vectors, min(STRIP, columns - k),
-                                  {init.at, init.row, out, 4 * L, dpreact + r * vectors * L, at, 1, STRIP,
-                                   min(block, rows - r), 1, 0, at, 0, 0});
+                const Panel<C, E> panel(H, p);
+                const Part parts[] = {{0, panel.ALIKE ? columns : I, 0, panel.of_x()},
+                                      {I, I + H, FIRST_H, C::Y},
+                                      {I + H, columns, 0, C::S}};
+                for (int part = 0; part < (panel.ALIKE ? 1 : 3); part++) {
+                    const auto [from, to, vector, vectors] = parts[part];
+                    const int64_t c = max(k, from), c_last = min(k + STRIP, to);
+                    if (c < c_last)
+                        add_columns(c_last - c, rows, block, vectors, panel.wide(), s_last == T, strip + c - k,
+                                    dpreact_of(p, s_first, first) + vector * L, sum_of(half, p) + (c * C::S + vector) * L);
                 }
             }
         }
     }
 
-    // Panels of dweights to dweight_ih, dweight_hh and dbias, those that are wanted
+    // Add columns of a strip, times vectors of dpreact, over rows in blocks; `starts`: to zero
+    void add_columns(int64_t columns, int64_t rows, int64_t block, int64_t vectors, int64_t wide, bool starts, const E *strip,
+                     const E *dpreact, E *out) const {
+        Rows<const E> init{out, C::S * L};
+        if (starts) init = {zeros, 0};
+        for (int64_t r = 0; r < rows; r += block, init = {out, C::S * L}) {
+            const E *at = strip + r * STRIP;
+            multiply<E>(vectors, columns,
+                        {init.at, init.row, out, C::S * L, dpreact + r * wide, at, 1, STRIP, min(block, rows - r), 1, 0, at, 0,
+                         0, wide - vectors * L});
+        }
+    }
+
+    // Panels of dweights to the gradients of weights and biases, those that are wanted
     void unpack_weight_gradients(int64_t p_first, int64_t p_last) const {
-        const int64_t size = (I + H + 1) * 4 * L;
+        const int64_t size = (I + H + 1) * C::S * L;
         for (int64_t p = p_first; p < p_last; p++) {
-            if (job.halves == 2)  // of a last panel that is not full, with what its fewer vectors leave unused
+            if (job.halves == 2)  // with what fewer vectors leave unused
                 add_rows<E>(1, size, {sum_of(1, p), 0}, {sum_of(0, p), 0});
-            for (int64_t gate = 0; gate < 4; gate++) {
-                const Panel<E> panel(H, p);
-                const int64_t row = gate * H + p * L, valid = panel.valid;
-                const Rows<const E> from{sum_of(0, p) + gate * panel.gate, 4 * L};
-                for (int64_t k = 0; a.dweight_ih && k < I; k += L)
-                    transpose<E>(min(L, I - k), valid, from.from(k, 0), {(E *)a.dweight_ih + row * I + k, I});
-                for (int64_t k = 0; a.dweight_hh && k < H; k += L)
-                    transpose<E>(min(L, H - k), valid, from.from(I + k, 0), {(E *)a.dweight_hh + row * H + k, H});
-                if (a.dbias) copy_rows<E>(1, valid, valid, from.from(I + H, 0), {(E *)a.dbias + row, 0});
-            }
+            unpack(p, 0, C::X, C::BLOCKS_IH, 0, I, (E *)a.dweight_ih, (E *)a.dbias_ih);
+            unpack(p, FIRST_H, C::Y, C::BLOCKS_HH, I, H, (E *)a.dweight_hh, (E *)a.dbias_hh);
+        }
+    }
+
+    // Of some sums of a panel and `columns` of [x, h_prev, 1], to the blocks of a weight and a bias, each or NULL
+    void unpack(int64_t p, int64_t first, int64_t count, const int *blocks, int64_t column, int64_t columns, E *weight,
+                E *bias) const {
+        const Panel<C, E> panel(H, p);
+        for (int64_t k = 0; k < count; k++) {
+            const int64_t row = blocks[k] * H + p * L;
+            const Rows<const E> from{sum_of(0, p) + (first + k) * panel.pitch, C::S * L};
+            for (int64_t c = 0; weight && c < columns; c += L)
+                transpose<E>(min(L, columns - c), panel.valid, from.from(column + c, 0), {weight + row * columns + c, columns});
+            if (bias) copy_rows<E>(1, panel.valid, panel.valid, from.from(I + H, 0), {bias + row, 0});
         }
     }
 
@@ -142,7 +169,7 @@ template <class E> struct Gradients {
             rows = min(min(CHUNK, B - b), last - first);
             for (int64_t q = 0; q < groups_of(vectors); q++) {
                 int64_t column = group(vectors, q) * L, width = min(group(vectors, q + 1) * L, I) - column;
-                back_product(rows, b, s, (const E *)job.packed_ih, vectors, q);
+                back_product(rows, b, s, 0, C::X, (const E *)job.packed_ih, vectors, q);
                 copy_rows<E>(rows, width, width, {sums, 4 * L}, Rows<E>{(E *)a.dx, I}.from(time_of(s) * B + b, column));
             }
         }
