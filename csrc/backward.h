@@ -38,7 +38,8 @@ template <class C, class E> struct Backward : Gradients<C, E> {
             const Rows<E> aside{old[k], L};
             carried[k] = carried_of(k, p, b), prev[k] = before(k, s).from(b, u);
             if (k && a.dc)
-                add_rows<E>(rows, valid, {(const E *)a.dc + t * a.dc_step + b * a.dc_row + u, a.dc_row}, {carried[k], L});
+                add_rows<E>(rows, valid, {(const E *)a.dc + t * a.dc_step + b * a.dc_row + u, a.dc_row},
+                            {carried[k], L});
             if (k < C::OWN || !(valid < L || resets || (!k && a.lengths))) continue;
             if (k) {
                 copy_rows<E>(rows, valid, L, prev[k], aside);
@@ -86,9 +87,8 @@ template <class C, class E> struct Backward : Gradients<C, E> {
             const Rows<E> dh = all.from(0, u - column);
             for (int k = 1; k < C::STATES; k++) {
                 const Rows<E> dc{carried_of(k, p, b), L};
-                const int64_t given = a.dc_n ? valid : 0;
-                if (s == T - 1)
-                    copy_rows<E>(rows, given, L, given ? Rows<const E>{(const E *)a.dc_n, a.dc_n_row}.from(b, u) : dc, dc);
+                const Rows<const E> dc_n{(const E *)a.dc_n, a.dc_n_row};
+                if (s == T - 1) copy_rows<E>(rows, a.dc_n ? valid : 0, L, a.dc_n ? dc_n.from(b, u) : dc, dc);
                 if (resets) next.zero<E>(RESET, rows, L, dc);
                 if (s < 0 && a.dc_0) copy_rows<E>(rows, valid, valid, dc, Rows<E>{(E *)a.dc_0, H}.from(b, u));
             }
@@ -128,11 +128,11 @@ template <class C, class E> struct Backward : Gradients<C, E> {
     void pack() {
         const int64_t groups = groups_of(panels), groups_x = groups_of(ceil_div(I, L));
         if (job.packed_hh)
-            pack_transposed<C, E>({(const E *)a.weight_hh, a.weight_hh_row}, C::BLOCKS_HH, C::Y, H, H, (E *)job.packed_hh,
-                                  place.first(groups), place.last(groups));
+            pack_transposed<C, E>({(const E *)a.weight_hh, a.weight_hh_row}, C::BLOCKS_HH, C::Y, H, H,
+                                  (E *)job.packed_hh, place.first(groups), place.last(groups));
         if (job.packed_ih)
-            pack_transposed<C, E>({(const E *)a.weight_ih, a.weight_ih_row}, C::BLOCKS_IH, C::X, H, I, (E *)job.packed_ih,
-                                  place.first(groups_x), place.last(groups_x));
+            pack_transposed<C, E>({(const E *)a.weight_ih, a.weight_ih_row}, C::BLOCKS_IH, C::X, H, I,
+                                  (E *)job.packed_ih, place.first(groups_x), place.last(groups_x));
     }
 
     void run() {

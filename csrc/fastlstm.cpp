@@ -272,8 +272,9 @@ int fastlstm_forward(const fastlstm_forward_args *args, const fastlstm_threads *
     return FASTLSTM_OK;
 }
 
-int fastlstm_step(int64_t dtype, int64_t instructions, int64_t cell, int64_t B, int64_t I, int64_t H, const void *packed,
-                  const void *x, const void *h, void *c, void *h_next, const fastlstm_threads *threads) {
+int fastlstm_step(int64_t dtype, int64_t instructions, int64_t cell, int64_t B, int64_t I, int64_t H,
+                  const void *packed, const void *x, const void *h, void *c, void *h_next,
+                  const fastlstm_threads *threads) {
     if (!packed || !h || h == h_next || (is_cell(cell) && !c == cells[cell].has_c())) return FASTLSTM_BAD_ARGUMENT;
     fastlstm_forward_args a = {};
     a.version = FASTLSTM_VERSION, a.dtype = dtype, a.instructions = instructions, a.cell = cell;

@@ -1,9 +1,9 @@
 /* LSTM and GRU layers on the CPU: one layer in one direction, all its time steps in one call.
  *
  * Sizes are T time steps, B batch rows, I inputs, H hidden units, each at least 1. Arrays are row-major and hold float32
- * or float64; strides count elements, and the last dimension's is always 1. Weights are torch's: G blocks of H rows, for an
- * LSTM G = 4 in the order i, f, g, o, for a GRU G = 3 in the order r, z, n. Their rows do not overlap: a row stride is at
- * least the number of columns. Other strides may be 0 or negative.
+ * or float64; strides count elements, and the last dimension's is always 1. Weights are torch's: G blocks of H rows,
+ * for an LSTM G = 4 in the order i, f, g, o, for a GRU G = 3 in the order r, z, n. Their rows do not overlap: a row
+ * stride is at least the number of columns. Other strides may be 0 or negative.
  *
  * An LSTM has the states h and c. A GRU has h alone: all fields of c, their names begin with c or dc, must be NULL.
  *
@@ -40,7 +40,7 @@ enum fastlstm_error {
 
 enum fastlstm_dtype { FASTLSTM_FLOAT32 = 0, FASTLSTM_FLOAT64 = 1 };
 
-/* What one step computes: that of torch.nn.LSTM or of torch.nn.GRU. Packed weights and saved gates belong to one cell. */
+/* What one step computes: that of torch.nn.LSTM or torch.nn.GRU. Packed weights and saved gates belong to one cell. */
 enum fastlstm_cell { FASTLSTM_LSTM = 0, FASTLSTM_GRU = 1 };
 
 /* Which kernels run. Packed weights and saved gates belong to one set; FASTLSTM_BEST is the processor's widest. */
@@ -95,8 +95,8 @@ typedef struct {
     const int64_t *lengths; /* (B,), or NULL: row b is held at steps t >= lengths[b], in either direction. Its states pass
                              * through them, in c as well, and its x is not looked at. */
     void *h, *h_n, *c_n;   /* written: (T, B, H), zero at held steps, or NULL if T is 1; (B, H) and (B, H) */
-    void *c, *gates;       /* written for the backward pass: (T, B, H) and fastlstm_gates_size bytes; or both NULL. A GRU has
-                            * `gates` alone. */
+    void *c, *gates;       /* written for the backward pass: (T, B, H) and fastlstm_gates_size bytes; or both NULL. A
+                            * GRU has `gates` alone. */
 } fastlstm_forward_args;
 FASTLSTM_API int fastlstm_forward(const fastlstm_forward_args *args, const fastlstm_threads *threads);
 
@@ -121,19 +121,20 @@ typedef struct {
 } fastlstm_backward_args;
 FASTLSTM_API int fastlstm_backward(const fastlstm_backward_args *args, const fastlstm_threads *threads);
 
-/* Lanes of a vector, or 0 where `dtype` or `instructions` cannot be: gates are (T, ceil(H / lanes), B, 4, lanes) for either
- * cell. */
+/* Lanes of a vector, or 0 where `dtype` or `instructions` cannot be: gates are (T, ceil(H / lanes), B, 4, lanes) for
+ * either cell. */
 FASTLSTM_API int64_t fastlstm_lanes(int64_t dtype, int64_t instructions);
 /* Bytes of the saved gates, and of packed weights; 0 where a size cannot be. */
-FASTLSTM_API size_t fastlstm_gates_size(int64_t dtype, int64_t instructions, int64_t cell, int64_t T, int64_t B, int64_t H);
+FASTLSTM_API size_t fastlstm_gates_size(int64_t dtype, int64_t instructions, int64_t cell, int64_t T, int64_t B,
+                                        int64_t H);
 FASTLSTM_API size_t fastlstm_packed_size(int64_t dtype, int64_t instructions, int64_t cell, int64_t I, int64_t H);
 
 /* Writes fastlstm_packed_size bytes to `packed`, which serve forward passes until the weights change. Of `args`, version,
  * dtype, instructions, cell, I, H, the weights and the biases are read. */
 FASTLSTM_API int fastlstm_pack(const fastlstm_forward_args *args, void *packed);
 
-/* One time step with packed weights: x (B, I), h (B, H) and c (B, H), contiguous, to h_next (B, H) and c in place. Of a GRU
- * c is NULL. */
+/* One time step with packed weights: x (B, I), h (B, H) and c (B, H), contiguous, to h_next (B, H) and c in place. Of a
+ * GRU c is NULL. */
 FASTLSTM_API int fastlstm_step(int64_t dtype, int64_t instructions, int64_t cell, int64_t B, int64_t I, int64_t H,
                                const void *packed, const void *x, const void *h, void *c, void *h_next,
                                const fastlstm_threads *threads);

@@ -96,10 +96,14 @@ template <class C, class E> void pack_panel(const fastlstm_forward_args *a, int6
     const int64_t of_x = panel.of_x() * L, of_h = panel.of_h() * L;
     E *const to_h = to + a->I * of_x;
     if (panel.valid < L) zero_rows<E>(1, a->I * of_x + a->H * of_h, {to, 0});
-    for (int64_t k = 0; k < C::X; k++)
-        transpose<E>(panel.valid, a->I, weight_ih.from(C::BLOCKS_IH[k] * a->H + p * L, 0), {to + k * panel.pitch, of_x});
-    for (int64_t k = 0; k < C::Y; k++)
-        transpose<E>(panel.valid, a->H, weight_hh.from(C::BLOCKS_HH[k] * a->H + p * L, 0), {to_h + k * panel.pitch, of_h});
+    for (int64_t k = 0; k < C::X; k++) {
+        const int64_t row = C::BLOCKS_IH[k] * a->H + p * L;
+        transpose<E>(panel.valid, a->I, weight_ih.from(row, 0), {to + k * panel.pitch, of_x});
+    }
+    for (int64_t k = 0; k < C::Y; k++) {
+        const int64_t row = C::BLOCKS_HH[k] * a->H + p * L;
+        transpose<E>(panel.valid, a->H, weight_hh.from(row, 0), {to_h + k * panel.pitch, of_h});
+    }
 }
 
 // Packed weights to be kept: weights, biases and digests. The digests come first: what is written to the weights from now on
@@ -122,15 +126,17 @@ template <class C, class E> struct ForwardScratch {
 
 // out (rows, vectors) = init + a (rows, count) times w (count, vectors), in blocks of at most BLOCK_K
 template <class E>
-void add_product(int64_t vectors, int64_t rows, Rows<const E> init, Rows<E> out, const E *w, Rows<const E> a, int64_t count) {
-    const int64_t block = ceil_div(count, ceil_div(count, BLOCK_K));
+void add_product(int64_t vectors, int64_t rows, Rows<const E> init, Rows<E> out, const E *w, Rows<const E> a,
+                 int64_t count) {
+    const int64_t block = ceil_div(count, ceil_div(count, BLOCK_K)), wide = vectors * Vector<E>::N;
     for (int64_t k = 0; k < count; k += block, init = out)
-        multiply<E>(vectors, rows, {init.at, init.row, out.at, out.row, w + k * vectors * Vector<E>::N, a.at + k, a.row, 1,
-                                    min(block, count - k), 1, 0, a.at, 0, 0});
+        multiply<E>(vectors, rows,
+                    {init.at, init.row, out.at, out.row, w + k * wide, a.at + k, a.row, 1, min(block, count - k), 1, 0,
+                     a.at, 0, 0});
 }
 
-// preact (rows, S, lanes) of one panel: the rows of x and h against its weights, in blocks of at most BLOCK_K. No h: it is
-// zero. Where both products fill all sums, a block may have some of both.
+// preact (rows, S, lanes) of one panel: the rows of x and h against its weights, in blocks of at most BLOCK_K. No h: it
+// is zero. Where both products fill all sums, a block may have some of both.
 template <class C, class E>
 void preact_of(int64_t rows, Panel<C, E> panel, int64_t I, int64_t H, const E *w, const E *biases, Rows<const E> x,
                Rows<const E> h, ForwardScratch<C, E> &scratch) {
@@ -157,8 +163,8 @@ void preact_of(int64_t rows, Panel<C, E> panel, int64_t I, int64_t H, const E *w
 // The states of one panel from its preact. Whole vectors go to scratch, then what belongs to the user's rows, where the
 // panel is not full. A held row's are those before.
 template <class C, class E>
-void finish_cells(int64_t rows, int64_t valid, Mask mask, ForwardScratch<C, E> &scratch, Rows<const E> (&prev)[C::STATES],
-                  const Rows<E> (&next)[C::STATES], E *saved) {
+void finish_cells(int64_t rows, int64_t valid, Mask mask, ForwardScratch<C, E> &scratch,
+                  Rows<const E> (&prev)[C::STATES], const Rows<E> (&next)[C::STATES], E *saved) {
     constexpr int64_t L = Vector<E>::N;
     auto cells = saved ? cells_forward<C, E, true> : cells_forward<C, E, false>;
     const bool resets = mask.any(RESET, rows), holds = mask.any(HOLD, rows), cut = valid < L;

@@ -9,8 +9,8 @@ inline int64_t group(int64_t vectors, int64_t q) { return ceil_div(vectors * q, 
 
 // Column groups of weights (sums H, columns) to [group][k][3 or 4 vectors]
 template <class C, class E>
-void pack_transposed(Rows<const E> weight, const int *blocks, int64_t sums, int64_t H, int64_t columns, E *packed, int64_t first,
-                     int64_t last) {
+void pack_transposed(Rows<const E> weight, const int *blocks, int64_t sums, int64_t H, int64_t columns, E *packed,
+                     int64_t first, int64_t last) {
     constexpr int64_t L = Vector<E>::N;
     const int64_t panels = ceil_div(H, L), vectors = ceil_div(columns, L);
     for (int64_t q = first; q < last; q++) {
@@ -20,8 +20,10 @@ void pack_transposed(Rows<const E> weight, const int *blocks, int64_t sums, int6
             const Panel<C, E> panel(H, p);
             const Rows<E> to{packed + q * panels * sums * 4 * L * L + p * sums * L * wide, wide};
             if (panel.valid < L) zero_rows<E>(panel.is_narrow() ? panel.wide() : sums * L, wide, to);
-            for (int64_t k = 0; k < sums; k++)
-                copy_rows<E>(panel.valid, valid, wide, weight.from(blocks[k] * H + p * L, column), to.from(k * panel.pitch, 0));
+            for (int64_t k = 0; k < sums; k++) {
+                const int64_t row = blocks[k] * H + p * L;
+                copy_rows<E>(panel.valid, valid, wide, weight.from(row, column), to.from(k * panel.pitch, 0));
+            }
         }
     }
 }
@@ -59,10 +61,10 @@ template <class C, class E> struct Gradients {
         mask.zero<E>(HOLD, rows, width, to);
     }
 
-    // sums (rows, 4 vectors) = `count` sums of dpreact of step s, from `first` on, times column group q of their transposed
-    // weights
-    void back_product(int64_t rows, int64_t b, int64_t s, int64_t first, int64_t count, const E *packed, int64_t vectors,
-                      int64_t q) {
+    // sums (rows, 4 vectors) = `count` sums of dpreact of step s, from `first` on, times column group q of their
+    // transposed weights
+    void back_product(int64_t rows, int64_t b, int64_t s, int64_t first, int64_t count, const E *packed,
+                      int64_t vectors, int64_t q) {
         const int64_t wide = group(vectors, q + 1) - group(vectors, q) == 4 ? 4 : 3;
         const int64_t block = ceil_div(panels, ceil_div(panels * count * L, BLOCK_K));  // panels
         const Panel<C, E> last(H, panels - 1);
@@ -70,7 +72,7 @@ template <class C, class E> struct Gradients {
         Rows<const E> init{zeros, 0};
         for (int64_t p = 0; p < panels; p += block, init = {sums, 4 * L}) {
             const E *w = packed + (q * panels * 4 + p * wide) * count * L * L, *d = dpreact_of(p, s, b) + first * L;
-            const int64_t apart = p + block >= panels && last.is_narrow();  // whether the last panel has a width of its own
+            const int64_t apart = p + block >= panels && last.is_narrow();  // the last panel has a width of its own
             multiply<E>(wide, rows,
                         {init.at, init.row, sums, 4 * L, w, d, C::S * L, 1, count * L, min(block, panels - p) - apart,
                          job.ring * job.chunk * B * C::S * L, of_last, last.wide(), apart * last.wide()});
@@ -91,11 +93,14 @@ template <class C, class E> struct Gradients {
         }
     }
 
-    E *sum_of(int64_t half, int64_t p) const { return (E *)job.dweights + (half * panels + p) * (I + H + 1) * C::S * L; }
+    E *sum_of(int64_t half, int64_t p) const {
+        return (E *)job.dweights + (half * panels + p) * (I + H + 1) * C::S * L;
+    }
 
-    // Columns of [x, h_prev, 1], and the vectors of dpreact that they are multiplied by
-    struct Part {
-        int64_t first, last, vector, vectors;
+    // Rows of a chunk of steps that sums are added up over
+    struct Chunk {
+        int64_t first, rows, block, s_first;  // rows from the first on, in blocks
+        bool starts;                          // the sums, at zero
     };
 
     // Add a chunk of steps to some panels of dweights, over half of its rows or over all where `halves` is one. The sums
@@ -104,36 +109,38 @@ template <class C, class E> struct Gradients {
                               int64_t p_last) const {
         const int64_t columns = I + H + 1, all = (s_last - s_first) * B, count = ceil_div(columns, STRIP);
         const int64_t first = share(all, half, job.halves), rows = share(all, half + 1, job.halves) - first;
-        const int64_t block = ceil_div(rows, ceil_div(rows, BLOCK_ROWS));
+        const Chunk chunk{first, rows, ceil_div(rows, ceil_div(rows, BLOCK_ROWS)), s_first, s_last == T};
         for (int64_t j = 0; j < count; j++) {  // to and fro: the sums touched last are still in the L2 cache
             const int64_t k = (s_first / job.chunk % 2 ? count - 1 - j : j) * STRIP;
             const E *strip = strips + k * all + first * STRIP;
             for (int64_t p = p_first; p < p_last; p++) {
-                const Panel<C, E> panel(H, p);
-                const Part parts[] = {{0, panel.ALIKE ? columns : I, 0, panel.of_x()},
-                                      {I, I + H, FIRST_H, C::Y},
-                                      {I + H, columns, 0, C::S}};
-                for (int part = 0; part < (panel.ALIKE ? 1 : 3); part++) {
-                    const auto [from, to, vector, vectors] = parts[part];
-                    const int64_t c = max(k, from), c_last = min(k + STRIP, to);
-                    if (c < c_last)
-                        add_columns(c_last - c, rows, block, vectors, panel.wide(), s_last == T, strip + c - k,
-                                    dpreact_of(p, s_first, first) + vector * L, sum_of(half, p) + (c * C::S + vector) * L);
+                if constexpr (Panel<C, E>::ALIKE) {
+                    add_columns<0>(chunk, half, p, k, strip, 0, columns, 0);
+                } else {
+                    add_columns<C::X>(chunk, half, p, k, strip, 0, I, 0);
+                    add_columns<C::Y>(chunk, half, p, k, strip, I, I + H, FIRST_H);
+                    add_columns<C::S>(chunk, half, p, k, strip, I + H, columns, 0);
                 }
             }
         }
     }
 
-    // Add columns of a strip, times vectors of dpreact, over rows in blocks; `starts`: to zero
-    void add_columns(int64_t columns, int64_t rows, int64_t block, int64_t vectors, int64_t wide, bool starts, const E *strip,
-                     const E *dpreact, E *out) const {
+    // The part of this for the columns of one strip, from k on, that are among `from` to `to`: they are multiplied by N
+    // sums of dpreact from `sum` on, or by all if N is 0.
+    template <int N>
+    void add_columns(const Chunk &chunk, int64_t half, int64_t p, int64_t k, const E *strip, int64_t from, int64_t to,
+                     int64_t sum) const {
+        const int64_t first = max(k, from), columns = min(k + STRIP, to) - first, wide = Panel<C, E>(H, p).wide();
+        const E *dpreact = dpreact_of(p, chunk.s_first, chunk.first) + sum * L;
+        E *out = sum_of(half, p) + (first * C::S + sum) * L;
         Rows<const E> init{out, C::S * L};
-        if (starts) init = {zeros, 0};
-        for (int64_t r = 0; r < rows; r += block, init = {out, C::S * L}) {
-            const E *at = strip + r * STRIP;
-            multiply<E>(vectors, columns,
-                        {init.at, init.row, out, C::S * L, dpreact + r * wide, at, 1, STRIP, min(block, rows - r), 1, 0, at, 0,
-                         0, wide - vectors * L});
+        if (chunk.starts) init = {zeros, 0};
+        for (int64_t r = 0; columns > 0 && r < chunk.rows; r += chunk.block, init = {out, C::S * L}) {
+            const E *at = strip + first - k + r * STRIP;
+            Sum<E> s{init.at, init.row, out, C::S * L, dpreact + r * wide, at, 1, STRIP,
+                     min(chunk.block, chunk.rows - r), 1, 0, at, 0, 0};
+            if constexpr (N) product<E, N, C::S>(columns, (Sum<E> &&)s);
+            else multiply<E>(wide / L, columns, (Sum<E> &&)s);
         }
     }
 
@@ -156,7 +163,8 @@ template <class C, class E> struct Gradients {
             const int64_t row = blocks[k] * H + p * L;
             const Rows<const E> from{sum_of(0, p) + (first + k) * panel.pitch, C::S * L};
             for (int64_t c = 0; weight && c < columns; c += L)
-                transpose<E>(min(L, columns - c), panel.valid, from.from(column + c, 0), {weight + row * columns + c, columns});
+                transpose<E>(min(L, columns - c), panel.valid, from.from(column + c, 0),
+                             {weight + row * columns + c, columns});
             if (bias) copy_rows<E>(1, panel.valid, panel.valid, from.from(I + H, 0), {bias + row, 0});
         }
     }

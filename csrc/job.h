@@ -35,7 +35,7 @@ struct BackwardJob : Job {
     const fastlstm_backward_args *args;
     int64_t chunk, ring;          // steps whose dpreact is turned into gradients together, and how many chunks are kept
     void *dpreact;                // (panels, ring * chunk, B, S, lanes); see Panel
-    // (panels, B, lanes) for each state whose gradient the cell hands on, and with `lengths` as much again: dh of held rows
+    // (panels, B, lanes) for each state whose gradient the cell hands on, and one more with `lengths`: dh of held rows
     void *carried;
     void *packed_hh, *packed_ih;  // [group of 3 or 4 vectors][k][vector], k in the order of dpreact's panels; or NULL
     // What sums over rows are taken of: `ring` chunks, strip_size elements each, or NULL where none is wanted. With
@@ -46,8 +46,8 @@ struct BackwardJob : Job {
     int64_t halves;  // into how many the batch rows are split, each with sums of its own
 };
 
-// For each cell in float32 and float64. The backward pass stands apart, so that a program without one can be linked without
-// its code.
+// For each cell in float32 and float64. The backward pass stands apart, so that a program without one can be linked
+// without its code.
 constexpr int CELLS = 2;
 using Tasks = fastlstm_task[CELLS][2];
 struct Kernels {

@@ -48,7 +48,8 @@ void write_weight_gradients(Gradients<C, E> &g, const E *packed, int64_t p_first
         if (!a.dbias_ih && !a.dbias_hh) continue;
         multiply<E>(panel.vectors, 1, {g.zeros, 0, g.sums, 0, of_x, &one, 0, 0, count, 1, 0, of_x, 0, 0});
         auto write = [&](int64_t k, void *bias, int64_t block) {
-            if (bias) copy_rows<E>(1, panel.valid, panel.valid, {g.sums + k * panel.pitch, 0}, {(E *)bias + row(block), 0});
+            const Rows<const E> from{g.sums + k * panel.pitch, 0};
+            if (bias) copy_rows<E>(1, panel.valid, panel.valid, from, {(E *)bias + row(block), 0});
         };
         for (int64_t k = 0; k < C::X; k++) write(k, a.dbias_ih, C::BLOCKS_IH[k]);
         for (int64_t k = 0; k < C::Y; k++) write(g.FIRST_H + k, a.dbias_hh, C::BLOCKS_HH[k]);

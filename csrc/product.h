@@ -4,9 +4,9 @@
 template <class E> using Raw = typename Vector<E>::Raw;
 
 // out[m, n] = init[m, n] + sum over k of a[m, k] w[k, n], for some rows m and up to 4 vectors of n. k runs over `outer`
-// blocks of `count` columns of a, a_outer apart, then over `count2` columns of a2; rows of w have w_gap elements between them.
-// The sum has one order whatever tile a row falls into, and meets init last: the error of a long sum that comes in blocks
-// grows with the block.
+// blocks of `count` columns of a, a_outer apart, then over `count2` columns of a2; w is contiguous, or has rows of W
+// vectors. The sum has one order whatever tile a row falls into, and meets init last: the error of a long sum that
+// comes in blocks grows with the block.
 template <class E> struct Sum {
     const E *init;
     int64_t init_row;
@@ -16,13 +16,11 @@ template <class E> struct Sum {
     int64_t a_row, a_step, count, outer, a_outer;
     const E *a2;
     int64_t a2_row, count2;
-    int64_t w_gap = 0;
 };
 
-template <class E, int R, int N>
-inline const E *accumulate(Raw<E> (&acc)[R][N], const E *a, int64_t row, int64_t step, const E *w, int64_t w_row,
-                           int64_t count) {
-    for (; count > 0; count--, a += step, w += w_row) {
+template <class E, int R, int N, int W>
+inline const E *accumulate(Raw<E> (&acc)[R][N], const E *a, int64_t row, int64_t step, const E *w, int64_t count) {
+    for (; count > 0; count--, a += step, w += W * Vector<E>::N) {
         if (R * N + N >= REGISTERS) {  // too few for the weights: they come one at a time
             Raw<E> held[R];
             UNROLL for (int m = 0; m < R; m++) held[m] = Vector<E>(a[m * row]).raw;
@@ -42,13 +40,12 @@ inline const E *accumulate(Raw<E> (&acc)[R][N], const E *a, int64_t row, int64_t
     return w;
 }
 
-template <class E, int R, int N> NOINLINE void tile(const Sum<E> &s) {
+template <class E, int R, int N, int W> NOINLINE void tile(const Sum<E> &s) {
     Raw<E> acc[R][N] = {};
     const E *w = s.w, *a = s.a;
-    const int64_t w_row = N * Vector<E>::N + s.w_gap;
     for (int64_t k = 0; k < s.outer; k++, a += s.a_outer)
-        w = accumulate<E, R, N>(acc, a, s.a_row, s.a_step, w, w_row, s.count);
-    accumulate<E, R, N>(acc, s.a2, s.a2_row, 1, w, w_row, s.count2);
+        w = accumulate<E, R, N, W>(acc, a, s.a_row, s.a_step, w, s.count);
+    accumulate<E, R, N, W>(acc, s.a2, s.a2_row, 1, w, s.count2);
     const E *init = s.init;  // copies, which what is stored cannot change
     E *out = s.out;
     const int64_t init_row = s.init_row, out_row = s.out_row;
@@ -62,15 +59,15 @@ template <class E, int R, int N> NOINLINE void tile(const Sum<E> &s) {
 
 // The first tile brings the weights from afar, so it is a full one; what is left over comes in tiles of 4 rows or fewer, none
 // of them of a single row, which would run at half the speed, unless there is but one.
-template <class E, int N> NOINLINE void product(int64_t rows, Sum<E> &&s) {
+template <class E, int N, int W = N> NOINLINE void product(int64_t rows, Sum<E> &&s) {
     constexpr int height = TILE_ROWS * 4 / N < 12 ? TILE_ROWS * 4 / N : 12;
     for (int64_t count; rows > 0; rows -= count) {
         count = rows >= height && rows != height + 1 ? height : rows <= min(height, 4) ? rows : rows % 3 == 1 ? 2 : 3;
-        if (count == height) tile<E, height, N>(s);
-        else if (count == 4) tile<E, 4, N>(s);
-        else if (count == 3) tile<E, 3, N>(s);
-        else if (count == 2) tile<E, 2, N>(s);
-        else tile<E, 1, N>(s);
+        if (count == height) tile<E, height, N, W>(s);
+        else if (count == 4) tile<E, 4, N, W>(s);
+        else if (count == 3) tile<E, 3, N, W>(s);
+        else if (count == 2) tile<E, 2, N, W>(s);
+        else tile<E, 1, N, W>(s);
         s.init += count * s.init_row, s.out += count * s.out_row, s.a += count * s.a_row, s.a2 += count * s.a2_row;
     }
 }
@@ -129,15 +126,16 @@ template <class E> NOINLINE void add_rows(int64_t rows, int64_t width, Rows<cons
     }
 }
 
-// How the sums of a panel lie in its weights, preact and dpreact: a vector each. If both products fill all sums and H ends
-// within the panel, they lie side by side, in as few vectors as hold them.
+// How the sums of a panel lie in its weights, preact and dpreact: a vector each. If both products fill all sums and H
+// ends within the panel, they lie side by side, in as few vectors as hold them.
 template <class C, class E> struct Panel {
     static constexpr int64_t L = Vector<E>::N;
     static constexpr bool ALIKE = C::X == C::S && C::Y == C::S;
     int64_t valid, vectors, pitch;  // units, vectors of all sums of a row, elements from one sum to the next
 
     Panel(int64_t H, int64_t p)
-        : valid(min(L, H - p * L)), vectors(ALIKE ? ceil_div(C::S * valid, L) : C::S), pitch(vectors < C::S ? valid : L) {}
+        : valid(min(L, H - p * L)), vectors(ALIKE ? ceil_div(C::S * valid, L) : C::S),
+          pitch(vectors < C::S ? valid : L) {}
     bool is_narrow() const { return vectors < C::S; }
     int64_t of_x() const { return ALIKE ? vectors : C::X; }  // vectors of a row of the weights of x, and of h
     int64_t of_h() const { return ALIKE ? vectors : C::Y; }
@@ -219,8 +217,8 @@ template <class E> NOINLINE void transpose(int64_t rows, int64_t columns, Rows<c
     }
 }
 
-// One vector of units for some batch rows: preact (rows, S, lanes) and the states before the step to those after it and, if
-// SAVE, to what is saved (rows, SAVED, lanes).
+// One vector of units for some batch rows: preact (rows, S, lanes) and the states before the step to those after it
+// and, if SAVE, to what is saved (rows, SAVED, lanes).
 template <class C, class E, bool SAVE>
 NOINLINE void cells_forward(int64_t rows, const E *preact, const Rows<const E> *prev, const Rows<E> *next, E *saved) {
     using V = Vector<E>;
@@ -237,9 +235,9 @@ NOINLINE void cells_forward(int64_t rows, const E *preact, const Rows<const E> *
     }
 }
 
-// One vector of units for some batch rows: dpreact (rows, S, lanes) from what was saved. The gradient of h is dh + dh_out;
-// those of other states, and of all states that are handed on, are in `carried` (rows, lanes), in place. Lanes of dpreact
-// from `valid` on get zeros, since a product sums over them.
+// One vector of units for some batch rows: dpreact (rows, S, lanes) from what was saved. The gradient of h is dh +
+// dh_out. Those of other states are in `carried` (rows, lanes), and what the cell hands on is written there. Lanes of
+// dpreact from `valid` on get zeros, since a product sums over them.
 template <class C, class E>
 NOINLINE void cells_backward(int64_t rows, int64_t valid, Rows<const E> dh, Rows<const E> dh_out, E *const *carried,
                              const E *saved, const Rows<const E> *prev, E *dpreact) {

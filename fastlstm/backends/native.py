@@ -1,4 +1,4 @@
-"""LSTM and GRU layers on the CPU: the kernels of csrc/, compiled when the package was installed and called through ctypes.
+"""LSTMs and GRUs on the CPU: the kernels of csrc/, compiled when the package was installed and called through ctypes.
 
 They have the tiles and loops of the numba backend, but need no compiler at run time and no time at the first call.
 """
@@ -202,7 +202,7 @@ class _Plan:
             *self.head, x.data_ptr(), *self.x_strides, weight_ih.data_ptr(), self.I, weight_hh.data_ptr(), self.H,
             0 if bias_ih is None else bias_ih.data_ptr(), 0 if bias_hh is None else bias_hh.data_ptr(),
             0 if packed is None else packed.data_ptr(), 0 if changed is None else ctypes.addressof(changed),
-            0 if h_0 is None else h_0.data_ptr(), self.H, c_0[0].data_ptr() if c_0 and c_0[0] is not None else 0, self.H,
+            0 if h_0 is None else h_0.data_ptr(), self.H, address(c_0[0]) if c_0 else 0, self.H,
             0 if reset is None else reset.data_ptr(), 0 if lengths is None else lengths.data_ptr(),
             0 if h is None else h.data_ptr(), h_n.data_ptr(), c_n[0].data_ptr() if c_n else 0,
             kept[0].data_ptr() if len(kept) == 2 else 0, kept[-1].data_ptr() if kept else 0,
@@ -266,13 +266,14 @@ def _backward(kind: tuple[int, ...], grads: Run, layer: Layer, run: Run, needs: 
     """Return the gradients of a `_readable` layer. `kind`: version, type, instructions and cell of its run."""
     x, weights, states, lengths, reset, reverse, *_ = layer
     T, B, I, H = _sizes(layer)
-    shapes = *(None if a is None else a.shape for a in (x, *weights)), *((B, H) if a is None else a.shape for a in states)
+    shapes = [None if a is None else a.shape for a in (x, *weights)]
+    shapes += [(B, H) if a is None else a.shape for a in states]
     made = [None if shape is None or not want else unpooled(x, *shape) for shape, want in zip(shapes, needs.flat)]
     dx, dweights, dstates = made[0], made[1:5], made[5:]
     if B:
         (h_0, c_0), (dh_n, dc_n), (dh_0, dc_0) = (_with_c(each) for each in (states, grads.last, dstates))
-        saved = run.h, *(run.kept if len(run.kept) == 2 else (None, *run.kept))
-        saved = [a if a is None else a.contiguous() for a in saved]
+        kept = run.kept if len(run.kept) == 2 else (None, *run.kept)
+        saved = [a if a is None else a.contiguous() for a in (run.h, *kept)]
         incoming = grads.h, dh_n, dc_n, *(grads.kept or (None,))
         dh, dh_n, dc_n, dc = (a if a is None else rows_contiguous(a) for a in incoming)
         arguments = BACKWARD.pack(
