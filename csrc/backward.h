@@ -11,7 +11,8 @@ template <class C, class E> struct Backward : Gradients<C, E> {
     using Base::back_product, Base::copy_seen, Base::dpreact_of, Base::mask_at, Base::time_of;
     static constexpr bool HANDS_H_ON = C::OWN == 0;
     Place &place;
-    alignas(64) E old[C::STATES][CHUNK * L], dh_old[CHUNK * L], held[C::STATES][CHUNK * L], apart[CHUNK * C::S * L];
+    alignas(64) E old[C::STATES - C::OWN][CHUNK * L], dh_old[CHUNK * L], held[C::STATES][CHUNK * L],
+        apart[CHUNK * C::S * L];
 
     Backward(const BackwardJob &job, Place &place) : Base(job), place(place) {}
 
@@ -35,12 +36,12 @@ template <class C, class E> struct Backward : Gradients<C, E> {
         E *carried[C::STATES], *dpreact = panel.is_narrow() ? apart : dpreact_of(p, s, b);
         Rows<const E> prev[C::STATES], dh_out{zeros, 0};
         for (int k = 0; k < C::STATES; k++) {
-            const Rows<E> aside{old[k], L};
             carried[k] = carried_of(k, p, b), prev[k] = before(k, s).from(b, u);
             if (k && a.dc)
                 add_rows<E>(rows, valid, {(const E *)a.dc + t * a.dc_step + b * a.dc_row + u, a.dc_row},
                             {carried[k], L});
             if (k < C::OWN || !(valid < L || resets || (!k && a.lengths))) continue;
+            const Rows<E> aside{old[k - C::OWN], L};
             if (k) {
                 copy_rows<E>(rows, valid, L, prev[k], aside);
                 if (resets) mask.zero<E>(RESET, rows, L, aside);

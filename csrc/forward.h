@@ -120,7 +120,7 @@ template <class C, class E> void pack_weights(const fastlstm_forward_args *a, vo
 
 template <class C, class E> struct ForwardScratch {
     static constexpr int64_t L = Vector<E>::N;
-    alignas(64) E preact[CHUNK * C::S * L], side_by_side[CHUNK * C::S * L], old[C::STATES][CHUNK * L],
+    alignas(64) E preact[CHUNK * C::S * L], side_by_side[CHUNK * (C::S - 1) * L], old[C::STATES - C::OWN][CHUNK * L],
         made[C::STATES][CHUNK * L];
 };
 
@@ -172,7 +172,7 @@ void finish_cells(int64_t rows, int64_t valid, Mask mask, ForwardScratch<C, E> &
     for (int k = 0; k < C::STATES; k++) {
         made[k] = cut ? Rows<E>{scratch.made[k], L} : next[k];
         if (k < C::OWN || !(cut || resets || (holds && prev[k].at == next[k].at))) continue;
-        const Rows<E> aside{scratch.old[k], L};  // cut off, reset, or still wanted when overwritten
+        const Rows<E> aside{scratch.old[k - C::OWN], L};  // cut off, reset, or still wanted when overwritten
         copy_rows<E>(rows, valid, L, prev[k], aside);
         if (resets) mask.zero<E>(RESET, rows, L, aside);
         prev[k] = aside;

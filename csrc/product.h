@@ -88,6 +88,12 @@ template <class E> struct Rows {
     operator Rows<const E>() const { return {at, row}; }
 };
 
+// Fewer than 2 N elements, in powers of two
+template <class E, int N> inline void copy_rest(int64_t count, const E *from, E *to) {
+    if (count & N) __builtin_memcpy(to, from, N * sizeof(E));
+    if constexpr (N > 1) copy_rest<E, N / 2>(count, from + (count & N), to + (count & N));
+}
+
 // `valid` elements of each row, then zeros up to `width`
 template <class E>
 NOINLINE void copy_rows(int64_t rows, int64_t valid, int64_t width, Rows<const E> source, Rows<E> target) {
@@ -96,7 +102,8 @@ NOINLINE void copy_rows(int64_t rows, int64_t valid, int64_t width, Rows<const E
         E *to = target[r];
         int64_t k = 0;
         for (; k + Vector<E>::N <= valid; k += Vector<E>::N) Vector<E>::load(from + k).store(to + k);
-        for (; k < valid; k++) to[k] = from[k];
+        copy_rest<E, Vector<E>::N / 2>(valid - k, from + k, to + k);
+        k = valid;
         for (; k < width; k++) to[k] = 0;
     }
 }
