@@ -5,20 +5,26 @@
 // thread turns a chunk into gradients once it has the next one's dpreact, and so waits only when a whole chunk ahead.
 #pragma once
 
-template <class E> struct Backward : Gradients<E> {
-    using Base = Gradients<E>;
+template <class C, class E> struct Backward : Gradients<C, E> {
+    using Base = Gradients<C, E>;
     using Base::a, Base::job, Base::T, Base::B, Base::I, Base::H, Base::L, Base::panels, Base::sums, Base::zeros;
-    using Base::back_product, Base::dpreact_of, Base::mask_at, Base::time_of;
+    using Base::back_product, Base::copy_seen, Base::dpreact_of, Base::mask_at, Base::time_of;
+    static constexpr bool HANDS_H_ON = C::OWN == 0;
     Place &place;
-    alignas(64) E c_old[CHUNK * L], dh_old[CHUNK * L], dc_held[CHUNK * L], apart[CHUNK * 4 * L];
+    alignas(64) E old[C::STATES - C::OWN][CHUNK * L], dh_old[CHUNK * L], held[C::STATES][CHUNK * L],
+        apart[CHUNK * C::S * L];
 
     Backward(const BackwardJob &job, Place &place) : Base(job), place(place) {}
 
-    E *dc_of(int64_t p, int64_t b) const { return (E *)job.carried + (p * B + b) * L; }
-    E *dh_held_of(int64_t p, int64_t b) const { return dc_of(panels + p, b); }  // what a held step hands on
-    Rows<const E> c_before(int64_t s) const {
-        if (s == 0) return {(const E *)a.c_0, a.c_0_row};
-        return {(const E *)a.c + time_of(s - 1) * B * H, H};
+    // What a panel's step hands to the step before: gradients of states, of h only the part that is not by weight_hh
+    E *carried_of(int k, int64_t p, int64_t b) const {
+        return (E *)job.carried + (((k - !HANDS_H_ON) * panels + p) * B + b) * L;
+    }
+    E *dh_held_of(int64_t p, int64_t b) const { return carried_of(C::STATES, p, b); }  // what a held step hands on
+    // State k that step s starts from, before resets
+    Rows<const E> before(int k, int64_t s) const {
+        if (s == 0) return k ? Rows<const E>{(const E *)a.c_0, a.c_0_row} : Rows<const E>{(const E *)a.h_0, a.h_0_row};
+        return {(const E *)(k ? a.c : a.h) + time_of(s - 1) * B * H, H};
     }
 
     // dpreact of one panel; dh (rows, 4 vectors apart) is the gradient from the step after
@@ -26,41 +32,52 @@ template <class E> struct Backward : Gradients<E> {
         const int64_t t = time_of(s), u = p * L, valid = min(L, H - u);
         const Mask mask = mask_at(s, b);
         const bool resets = mask.any(RESET, rows), holds = mask.any(HOLD, rows);
-        const Panel<E> panel(H, p);
-        E *dc = dc_of(p, b), *dpreact = panel.vectors < 4 ? apart : dpreact_of(p, s, b);
-        if (a.dc) add_rows<E>(rows, valid, {(const E *)a.dc + t * a.dc_step + b * a.dc_row + u, a.dc_row}, {dc, L});
-        Rows<const E> c_prev = c_before(s).from(b, u), dh_out{zeros, 0};
-        if (a.dh) dh_out = {(const E *)a.dh + t * a.dh_step + b * a.dh_row + u, a.dh_row};
-        if (valid < L || resets) {
-            copy_rows<E>(rows, valid, L, c_prev, {c_old, L});
-            if (resets) mask.zero<E>(RESET, rows, L, {c_old, L});
-            c_prev = {c_old, L};
-            if (a.dh) {
-                copy_rows<E>(rows, valid, L, dh_out, {dh_old, L});
-                dh_out = {dh_old, L};
+        const Panel<C, E> panel(H, p);
+        E *carried[C::STATES], *dpreact = panel.is_narrow() ? apart : dpreact_of(p, s, b);
+        Rows<const E> prev[C::STATES], dh_out{zeros, 0};
+        for (int k = 0; k < C::STATES; k++) {
+            carried[k] = carried_of(k, p, b), prev[k] = before(k, s).from(b, u);
+            if (k && a.dc)
+                add_rows<E>(rows, valid, {(const E *)a.dc + t * a.dc_step + b * a.dc_row + u, a.dc_row},
+                            {carried[k], L});
+            if (k < C::OWN || !(valid < L || resets || (!k && a.lengths))) continue;
+            const Rows<E> aside{old[k - C::OWN], L};
+            if (k) {
+                copy_rows<E>(rows, valid, L, prev[k], aside);
+                if (resets) mask.zero<E>(RESET, rows, L, aside);
+            } else {
+                copy_seen(false, s, b, rows, u, valid, L, aside);
             }
+            prev[k] = aside;
         }
-        if (holds) {  // a held row hands on what the step after gave it: dh and dc pass, dpreact is zero
-            copy_rows<E>(rows, L, L, {dc, L}, {dc_held, L});
+        if (a.dh) dh_out = {(const E *)a.dh + t * a.dh_step + b * a.dh_row + u, a.dh_row};
+        if (a.dh && valid < L) {
+            copy_rows<E>(rows, valid, L, dh_out, {dh_old, L});
+            dh_out = {dh_old, L};
+        }
+        if (holds) {  // a held row hands on what the step after gave it: the gradients pass, dpreact is zero
+            for (int k = 1; k < C::STATES; k++) copy_rows<E>(rows, L, L, {carried[k], L}, {held[k], L});
             copy_rows<E>(rows, valid, L, dh, {dh_held_of(p, b), L});
         }
-        const E *gates = (const E *)a.gates + ((t * panels + p) * B + b) * 4 * L;
-        cells_backward<E>(rows, valid, dh, dh_out, dc, gates, c_prev, dpreact);
+        const E *saved = (const E *)a.gates + ((t * panels + p) * B + b) * C::SAVED * L;
+        cells_backward<C, E>(rows, valid, dh, dh_out, carried, saved, prev, dpreact);
         for (int64_t r = mask.next(HOLD, rows); r < rows; r = mask.next(HOLD, rows, r + 1)) {
-            copy_rows<E>(1, L, L, {dc_held + r * L, 0}, {dc + r * L, 0});
-            zero_rows<E>(1, 4 * L, {dpreact + r * 4 * L, 0});
+            for (int k = 1; k < C::STATES; k++) copy_rows<E>(1, L, L, {held[k] + r * L, 0}, {carried[k] + r * L, 0});
+            zero_rows<E>(1, C::S * L, {dpreact + r * C::S * L, 0});
         }
-        if (panel.vectors < 4) panel.gather(rows, apart, dpreact_of(p, s, b));
+        if (panel.is_narrow()) panel.gather(rows, apart, dpreact_of(p, s, b));
     }
 
-    // Step s for some rows and one group of panels; step -1 is where the gradients arrive at h_0 and c_0
+    // Step s for some rows and one group of panels; step -1 is where the gradients arrive at the initial states
     void step(int64_t s, int64_t b, int64_t rows, int64_t q) {
         const int64_t p_first = group(panels, q), p_last = group(panels, q + 1), column = p_first * L;
         const Mask next = mask_at(s + 1, b);
         const bool resets = next.any(RESET, rows), holds = next.any(HOLD, rows);
         const Rows<E> all{sums, 4 * L};
         if (s < T - 1 && (s >= 0 || a.dh_0)) {
-            back_product(rows, b, s + 1, (const E *)job.packed_hh, panels, q);
+            back_product(rows, b, s + 1, Base::FIRST_H, C::Y, (const E *)job.packed_hh, panels, q);
+            for (int64_t p = p_first; HANDS_H_ON && p < p_last; p++)
+                add_rows<E>(rows, L, {carried_of(0, p, b), L}, all.from(0, p * L - column));
         } else {
             int64_t given = s == T - 1 && a.dh_n ? min((p_last - p_first) * L, H - column) : 0;
             copy_rows<E>(rows, given, 4 * L, given ? Rows<const E>{(const E *)a.dh_n, a.dh_n_row}.from(b, column) : all, all);
@@ -68,20 +85,18 @@ template <class E> struct Backward : Gradients<E> {
         if (resets) next.zero<E>(RESET, rows, 4 * L, all);
         for (int64_t p = p_first; p < p_last; p++) {
             const int64_t u = p * L, valid = min(L, H - u);
-            const Rows<E> dh = all.from(0, u - column), dc{dc_of(p, b), L};
-            if (s == T - 1) {
-                int64_t given = a.dc_n ? valid : 0;
-                copy_rows<E>(rows, given, L, given ? Rows<const E>{(const E *)a.dc_n, a.dc_n_row}.from(b, u) : dc, dc);
+            const Rows<E> dh = all.from(0, u - column);
+            for (int k = 1; k < C::STATES; k++) {
+                const Rows<E> dc{carried_of(k, p, b), L};
+                const Rows<const E> dc_n{(const E *)a.dc_n, a.dc_n_row};
+                if (s == T - 1) copy_rows<E>(rows, a.dc_n ? valid : 0, L, a.dc_n ? dc_n.from(b, u) : dc, dc);
+                if (resets) next.zero<E>(RESET, rows, L, dc);
+                if (s < 0 && a.dc_0) copy_rows<E>(rows, valid, valid, dc, Rows<E>{(E *)a.dc_0, H}.from(b, u));
             }
-            if (resets) next.zero<E>(RESET, rows, L, Rows<E>{dc_of(p, b), L});
             for (int64_t r = 0; holds && r < rows; r++)
                 if (next.holds(r)) copy_rows<E>(1, L, L, {dh_held_of(p, b + r), 0}, {dh[r], 0});
-            if (s >= 0) {
-                cells(p, s, b, rows, dh);
-                continue;
-            }
-            if (a.dh_0) copy_rows<E>(rows, valid, valid, dh, Rows<E>{(E *)a.dh_0, H}.from(b, u));
-            if (a.dc_0) copy_rows<E>(rows, valid, valid, dc, Rows<E>{(E *)a.dc_0, H}.from(b, u));
+            if (s >= 0) cells(p, s, b, rows, dh);
+            else if (a.dh_0) copy_rows<E>(rows, valid, valid, dh, Rows<E>{(E *)a.dh_0, H}.from(b, u));
         }
     }
 
@@ -93,7 +108,7 @@ template <class E> struct Backward : Gradients<E> {
         if (job.dweights)
             this->pack_strips(strips_of(chunk), chunk * job.chunk, end_of(chunk), place.first(B), place.last(B));
         else if (job.strips)
-            pack_rows<E>(*this, strips_of(chunk), place.first(B), place.last(B));
+            pack_rows<C, E>(*this, strips_of(chunk), place.first(B), place.last(B));
     }
 
     // This thread's share of the gradients of the weights and of x, for a chunk of steps that all have been through
@@ -106,7 +121,7 @@ template <class E> struct Backward : Gradients<E> {
                 this->add_weight_gradients(strips_of(chunk), s, s_last, half, first, last);
             }
         } else if (job.strips) {
-            write_weight_gradients<E>(*this, strips_of(chunk), place.first(panels), place.last(panels));
+            write_weight_gradients<C, E>(*this, strips_of(chunk), place.first(panels), place.last(panels));
         }
         if (a.dx) this->input_gradient(s, place.first(rows), place.last(rows));
     }
@@ -114,11 +129,11 @@ template <class E> struct Backward : Gradients<E> {
     void pack() {
         const int64_t groups = groups_of(panels), groups_x = groups_of(ceil_div(I, L));
         if (job.packed_hh)
-            pack_transposed<E>({(const E *)a.weight_hh, a.weight_hh_row}, H, H, (E *)job.packed_hh, place.first(groups),
-                               place.last(groups));
+            pack_transposed<C, E>({(const E *)a.weight_hh, a.weight_hh_row}, C::BLOCKS_HH, C::Y, H, H,
+                                  (E *)job.packed_hh, place.first(groups), place.last(groups));
         if (job.packed_ih)
-            pack_transposed<E>({(const E *)a.weight_ih, a.weight_ih_row}, H, I, (E *)job.packed_ih, place.first(groups_x),
-                               place.last(groups_x));
+            pack_transposed<C, E>({(const E *)a.weight_ih, a.weight_ih_row}, C::BLOCKS_IH, C::X, H, I,
+                                  (E *)job.packed_ih, place.first(groups_x), place.last(groups_x));
     }
 
     void run() {
@@ -150,8 +165,8 @@ template <class E> struct Backward : Gradients<E> {
     }
 };
 
-template <class E> void backward(void *argument, int thread, int threads) {
+template <class C, class E> void backward(void *argument, int thread, int threads) {
     const BackwardJob &job = *(const BackwardJob *)argument;
     Place place(job, thread, threads);
-    if (thread < place.everyone) Backward<E>(job, place).run();
+    if (thread < place.everyone) Backward<C, E>(job, place).run();
 }

@@ -9,6 +9,8 @@ using namespace fastlstm;
 
 namespace {
 
+#include "cells.h"
+
 constexpr int64_t MAX_THREADS = 256, LARGEST = INT64_C(1) << 40;
 constexpr int64_t CHUNK_ROWS = 128;  // (step, row) pairs whose dpreact is turned into gradients together
 // Up to this size of the sums over (step, row) pairs, or half of it where batch rows are few but steps many, each half of
@@ -41,6 +43,17 @@ const Tasks &backward_of([[maybe_unused]] const Kernels &kernels) {
     return base_backward;
 }
 
+// The numbers of a cell that sizes follow from, see cells.h
+struct Cell {
+    int64_t sums, of_x, of_h, states, carried, saved;
+
+    int64_t weights(int64_t I, int64_t H) const { return of_x * I + of_h * H; }  // of one unit
+    bool has_c() const { return states > 1; }
+};
+template <class C> constexpr Cell cell_of() { return {C::S, C::X, C::Y, C::STATES, C::STATES - C::OWN, C::SAVED}; }
+constexpr Cell cells[CELLS] = {cell_of<Lstm>(), cell_of<Gru>()};  // in the order of enum fastlstm_cell
+
+bool is_cell(int64_t cell) { return 0 <= cell && cell < CELLS; }
 bool is_dtype(int64_t dtype) { return dtype == FASTLSTM_FLOAT32 || dtype == FASTLSTM_FLOAT64; }
 int64_t size_of(int64_t dtype) { return dtype == FASTLSTM_FLOAT32 ? 4 : 8; }
 
@@ -55,15 +68,22 @@ int64_t product_of(int64_t a, int64_t b, int64_t c = 1, int64_t d = 1) {
     return total;
 }
 
+// Whether all arrays of a call have a size
+bool are_sizes(int64_t cell, int64_t T, int64_t B, int64_t I, int64_t H) {
+    const int64_t most = max(cells[cell].sums, cells[cell].saved);
+    return I >= 1 && H >= 1 && I <= LARGEST && H <= LARGEST && product_of(T, B, I + 64) > 0 &&
+           product_of(T, B, H + 64, most) > 0 && product_of(H + 64, I + H + 64, most) > 0;
+}
+
 // Whether the last of so many things, so many elements apart in either direction, is in reach.
 bool is_stride(int64_t count, int64_t stride) {
     const int64_t most = LARGEST / count;
     return -most <= stride && stride <= most;
 }
 
-// Whether 4H rows of so many columns lie so many elements apart: a weight's rows do not overlap.
+// Whether the rows of a weight, of so many columns, lie so many elements apart: they do not overlap.
 template <class Args> bool is_weight_row(const Args &a, int64_t columns, int64_t row) {
-    return row >= columns && is_stride(4 * a.H, row);
+    return row >= columns && is_stride(cells[a.cell].sums * a.H, row);
 }
 template <class Args> bool are_weight_rows(const Args &a) {
     return is_weight_row(a, a.I, a.weight_ih_row) && is_weight_row(a, a.H, a.weight_hh_row);
@@ -74,10 +94,7 @@ template <class Args> bool are_input_strides(const Args &a) {
 
 template <class Args> int check_common(const Args &a) {
     if (a.version != FASTLSTM_VERSION) return FASTLSTM_BAD_VERSION;
-    if (!is_dtype(a.dtype) || a.I < 1 || a.H < 1 || a.I > LARGEST || a.H > LARGEST ||
-        product_of(a.T, a.B, a.I + 64) < 0 || product_of(a.T, a.B, a.H + 64, 4) < 0 ||
-        product_of(a.H + 64, a.I + a.H + 64, 4) < 0)
-        return FASTLSTM_BAD_ARGUMENT;
+    if (!is_dtype(a.dtype) || !is_cell(a.cell) || !are_sizes(a.cell, a.T, a.B, a.I, a.H)) return FASTLSTM_BAD_ARGUMENT;
     return kernels_of(a.instructions) ? FASTLSTM_OK : FASTLSTM_NO_INSTRUCTIONS;
 }
 
@@ -85,14 +102,16 @@ int check(const fastlstm_forward_args *a) {
     if (!a) return FASTLSTM_BAD_ARGUMENT;
     if (int code = check_common(*a)) return code;
     bool weights = (a->packed && !a->changed) || (a->weight_ih && a->weight_hh && are_weight_rows(*a));
-    bool right = weights && a->x && (a->h || a->T == 1) && a->h_n && a->c_n && !a->c == !a->gates && are_input_strides(*a);
+    const bool states = cells[a->cell].has_c() ? a->c_n && !a->c == !a->gates : !a->c_0 && !a->c_n && !a->c;
+    bool right = weights && a->x && (a->h || a->T == 1) && a->h_n && states && are_input_strides(*a);
     return right ? FASTLSTM_OK : FASTLSTM_BAD_ARGUMENT;
 }
 
 int check(const fastlstm_backward_args *a) {
     if (!a) return FASTLSTM_BAD_ARGUMENT;
     if (int code = check_common(*a)) return code;
-    bool right = a->x && (!a->dx || a->weight_ih) && a->weight_hh && (a->h || a->T == 1) && a->c && a->gates;
+    bool right = a->x && (!a->dx || a->weight_ih) && a->weight_hh && (a->h || a->T == 1) && a->gates;
+    right = right && (cells[a->cell].has_c() ? a->c != nullptr : !a->c_0 && !a->c && !a->dc && !a->dc_n && !a->dc_0);
     right = right && is_weight_row(*a, a->H, a->weight_hh_row) && (!a->dx || is_weight_row(*a, a->I, a->weight_ih_row));
     right = right && are_input_strides(*a) && is_stride(a->T, a->dh_step) && is_stride(a->B, a->dh_row) &&
             is_stride(a->T, a->dc_step) && is_stride(a->B, a->dc_row) && is_stride(a->B, a->dh_n_row) &&
@@ -135,16 +154,18 @@ struct Split {
     Barrier barriers[MAX_THREADS + 2];  // those of the parts there are
 
     // back: of the backward pass, whose steps read weight_hh alone
-    Split(int64_t T, int64_t B, int64_t I, int64_t H, int64_t panels, const fastlstm_threads *asked, bool back) {
+    Split(const Cell &cell, int64_t T, int64_t B, int64_t I, int64_t H, int64_t panels, const fastlstm_threads *asked,
+          bool back) {
         if (asked && asked->count > 1) {
             threads = min(asked->count, MAX_THREADS);
-            const int64_t K = I + H, enough = min(64, max(2, 16 * H * (back ? H : K) >> 15));
+            const int64_t weights = cell.weights(I, H);
+            const int64_t enough = min(64, max(2, 4 * H * (back ? cell.weights(0, H) : weights) >> 15));
             parts = min(threads, max(max(1, B / enough), min(ceil_div(threads, panels), B / 2)));
             // multiply-adds of a step: for fewer the barrier would cost what the second thread saves
-            if (parts < threads && (double)B * 4 * H * K < 75000) threads = parts;
+            if (parts < threads && (double)B * H * weights < 75000) threads = parts;
             threads = min(threads, parts * panels);
             // and of a call, with 32 more a sum for the cells: for fewer waking it would
-            if (parts == threads && (double)T * B * 4 * (H + 8) * (K + 32) < 1000000) threads = parts = 1;
+            if (parts == threads && (double)T * B * (H + 8) * (weights + 32 * cell.sums) < 1000000) threads = parts = 1;
         }
         for (int64_t k = 0; k < parts + 2; k++) barriers[k].arrived = 0;
     }
@@ -204,16 +225,16 @@ int64_t fastlstm_lanes(int64_t dtype, int64_t instructions) {
     return kernels && is_dtype(dtype) ? kernels->vector_bytes / size_of(dtype) : 0;
 }
 
-size_t fastlstm_gates_size(int64_t dtype, int64_t instructions, int64_t T, int64_t B, int64_t H) {
+size_t fastlstm_gates_size(int64_t dtype, int64_t instructions, int64_t cell, int64_t T, int64_t B, int64_t H) {
     int64_t lanes = fastlstm_lanes(dtype, instructions);
-    if (!lanes || H < 1 || H > LARGEST || product_of(T, B, H + 64, 4) < 0) return 0;
-    return (size_t)(T * B * ceil_div(H, lanes) * 4 * lanes * size_of(dtype));
+    if (!lanes || !is_cell(cell) || !are_sizes(cell, T, B, 1, H)) return 0;
+    return (size_t)(T * B * ceil_div(H, lanes) * cells[cell].saved * lanes * size_of(dtype));
 }
 
-size_t fastlstm_packed_size(int64_t dtype, int64_t instructions, int64_t I, int64_t H) {
+size_t fastlstm_packed_size(int64_t dtype, int64_t instructions, int64_t cell, int64_t I, int64_t H) {
     int64_t lanes = fastlstm_lanes(dtype, instructions);
-    if (!lanes || I < 1 || H < 1 || I > LARGEST || H > LARGEST || product_of(H + 64, I + H + 64, 4) < 0) return 0;
-    const int64_t vectors = (I + H + 1) * 4 + digest_vectors(lanes * size_of(dtype));  // see ForwardJob
+    if (!lanes || !is_cell(cell) || !are_sizes(cell, 1, 1, I, H)) return 0;
+    const int64_t vectors = cells[cell].weights(I, H) + cells[cell].sums + digest_vectors(lanes * size_of(dtype));
     return (size_t)(ceil_div(H, lanes) * vectors * lanes * size_of(dtype));
 }
 
@@ -223,7 +244,7 @@ int fastlstm_pack(const fastlstm_forward_args *args, void *packed) {
     a.T = a.B = 1;
     if (int code = check_common(a)) return code;
     if (!a.weight_ih || !a.weight_hh || !are_weight_rows(a)) return FASTLSTM_BAD_ARGUMENT;
-    kernels_of(a.instructions)->pack[a.dtype](&a, packed);
+    kernels_of(a.instructions)->pack[a.cell][a.dtype](&a, packed);
     return FASTLSTM_OK;
 }
 
@@ -231,8 +252,9 @@ int fastlstm_forward(const fastlstm_forward_args *args, const fastlstm_threads *
     if (int code = check(args)) return code;
     fastlstm_forward_args a = *args;
     const Kernels &kernels = *kernels_of(a.instructions);
+    const Cell &cell = cells[a.cell];
     const int64_t size = size_of(a.dtype), lanes = kernels.vector_bytes / size;
-    Split split(a.T, a.B, a.I, a.H, ceil_div(a.H, lanes), threads, false);
+    Split split(cell, a.T, a.B, a.I, a.H, ceil_div(a.H, lanes), threads, false);
     ForwardJob job = {};
     job.args = &a, job.parts = split.parts, job.barriers = split.barriers;
     job.pack = !a.packed, job.packed = (void *)a.packed;
@@ -240,21 +262,22 @@ int fastlstm_forward(const fastlstm_forward_args *args, const fastlstm_threads *
     const Zeros zeros(a, memory);
     const int64_t panels = ceil_div(a.H, lanes);
     job.panels = job.pack && a.T == 1 && split.parts == 1 ? split.threads : panels;
-    if (job.pack) memory.want(job.packed, (job.panels * (a.I + a.H) + panels) * 4 * lanes * size);
+    if (job.pack) memory.want(job.packed, (job.panels * cell.weights(a.I, a.H) + panels * cell.sums) * lanes * size);
     if (a.reset) memory.want(job.resets, split.threads * a.B * a.H * size);
     if (!memory.take()) return FASTLSTM_NO_MEMORY;
     zeros.give(a);
     if (!a.h) a.h = a.h_n;
     if (a.changed) *a.changed = 0;
-    run(kernels.forward[a.dtype], &job, split.threads, threads);
+    run(kernels.forward[a.cell][a.dtype], &job, split.threads, threads);
     return FASTLSTM_OK;
 }
 
-int fastlstm_step(int64_t dtype, int64_t instructions, int64_t B, int64_t I, int64_t H, const void *packed, const void *x,
-                  const void *h, void *c, void *h_next, const fastlstm_threads *threads) {
-    if (!packed || !h || !c || h == h_next) return FASTLSTM_BAD_ARGUMENT;
+int fastlstm_step(int64_t dtype, int64_t instructions, int64_t cell, int64_t B, int64_t I, int64_t H,
+                  const void *packed, const void *x, const void *h, void *c, void *h_next,
+                  const fastlstm_threads *threads) {
+    if (!packed || !h || h == h_next || (is_cell(cell) && !c == cells[cell].has_c())) return FASTLSTM_BAD_ARGUMENT;
     fastlstm_forward_args a = {};
-    a.version = FASTLSTM_VERSION, a.dtype = dtype, a.instructions = instructions;
+    a.version = FASTLSTM_VERSION, a.dtype = dtype, a.instructions = instructions, a.cell = cell;
     a.T = 1, a.B = B, a.I = I, a.H = H;
     a.x = x, a.x_row = I, a.packed = packed, a.h_0 = h, a.h_0_row = H, a.c_0 = c, a.c_0_row = H;
     a.h_n = h_next, a.c_n = c;
@@ -265,34 +288,36 @@ int fastlstm_backward(const fastlstm_backward_args *args, const fastlstm_threads
     if (int code = check(args)) return code;
     fastlstm_backward_args a = *args;
     const Kernels &kernels = *kernels_of(a.instructions);
-    const int64_t size = size_of(a.dtype), lanes = kernels.vector_bytes / size, wide = 4 * lanes;
+    const Cell &cell = cells[a.cell];
+    const int64_t size = size_of(a.dtype), lanes = kernels.vector_bytes / size;
     const int64_t T = a.T, B = a.B, I = a.I, H = a.H, panels = ceil_div(H, lanes);
-    Split split(T, B, I, H, panels, threads, true);
+    Split split(cell, T, B, I, H, panels, threads, true);
     BackwardJob job = {};
     job.args = &a, job.parts = split.parts, job.barriers = split.barriers;
     job.chunk = ceil_div(T, max(1, (T * B + CHUNK_ROWS / 2) / CHUNK_ROWS));
     job.ring = min(4, ceil_div(T, job.chunk));
-    const int64_t dweights = panels * (I + H + 1) * wide * size;
+    const int64_t dweights = panels * (I + H + 1) * cell.sums * lanes * size;
     const bool many = B >= 4 && T * B >= 1024 && dweights <= HALF_BYTES / 2;
     job.halves = many || (B >= 128 && dweights <= HALF_BYTES) ? 2 : 1;
-    int64_t columns = (ceil_div(I, wide) + ceil_div(H, wide)) * wide;
+    const int64_t wide = 4 * lanes, groups = ceil_div(H, wide), groups_x = ceil_div(I, wide);  // of columns
+    int64_t columns = (groups_x + groups) * wide;
     const bool few = T * B <= FEW_ROWS && T * B * columns <= FEW_ROWS * (I + H);
     if (!few) columns = ceil_div(I + H + 1, STRIP) * STRIP;
     job.strip_size = job.chunk * B * columns;
-    const int64_t group = panels * wide * wide * size;  // bytes of four vectors of transposed weights
+    const int64_t group = panels * lanes * wide * size;  // bytes of one sum's part of a group of transposed weights
 
     Memory memory;
     const Zeros zeros(a, memory);
-    memory.want(job.dpreact, panels * job.ring * job.chunk * B * wide * size);
-    memory.want(job.carried, panels * B * lanes * (a.lengths ? 2 : 1) * size);
-    if (T > 1 || a.dh_0) memory.want(job.packed_hh, ceil_div(H, wide) * group);
-    if (a.dx) memory.want(job.packed_ih, ceil_div(I, wide) * group);
-    if (a.dweight_ih || a.dweight_hh || a.dbias) {
+    memory.want(job.dpreact, panels * job.ring * job.chunk * B * cell.sums * lanes * size);
+    memory.want(job.carried, panels * B * lanes * (cell.carried + (a.lengths ? 1 : 0)) * size);
+    if (T > 1 || a.dh_0) memory.want(job.packed_hh, groups * cell.of_h * group);
+    if (a.dx) memory.want(job.packed_ih, groups_x * cell.of_x * group);
+    if (a.dweight_ih || a.dweight_hh || a.dbias_ih || a.dbias_hh) {
         memory.want(job.strips, job.ring * job.strip_size * size);
         if (!few) memory.want(job.dweights, job.halves * dweights);
     }
     if (!memory.take()) return FASTLSTM_NO_MEMORY;
     zeros.give(a);
-    run(backward_of(kernels)[a.dtype], &job, split.threads, threads);
+    run(backward_of(kernels)[a.cell][a.dtype], &job, split.threads, threads);
     return FASTLSTM_OK;
 }

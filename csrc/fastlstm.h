@@ -1,9 +1,11 @@
-/* LSTM layers on the CPU: one layer in one direction, all its time steps in one call.
+/* LSTM and GRU layers on the CPU: one layer in one direction, all its time steps in one call.
  *
  * Sizes are T time steps, B batch rows, I inputs, H hidden units, each at least 1. Arrays are row-major and hold float32
- * or float64; strides count elements, and the last dimension's is always 1. Weights are torch.nn.LSTM's: row blocks in the
- * order i, f, g, o. Their rows do not overlap: a row stride is at least the number of columns. Other strides may be 0 or
- * negative.
+ * or float64; strides count elements, and the last dimension's is always 1. Weights are torch's: G blocks of H rows,
+ * for an LSTM G = 4 in the order i, f, g, o, for a GRU G = 3 in the order r, z, n. Their rows do not overlap: a row
+ * stride is at least the number of columns. Other strides may be 0 or negative.
+ *
+ * An LSTM has the states h and c. A GRU has h alone: all fields of c, their names begin with c or dc, must be NULL.
  *
  * The caller owns every array, those that are written to as well; these may not overlap others unless it says so. Nothing is
  * kept between calls but the threads of the library's own pool. Functions may be called from several threads at once.
@@ -21,7 +23,7 @@ extern "C" {
 #endif
 
 #define FASTLSTM_API __attribute__((visibility("default")))
-#define FASTLSTM_VERSION 4 /* of this interface; raised when a structure or a meaning changes */
+#define FASTLSTM_VERSION 5 /* of this interface; raised when a structure or a meaning changes */
 
 enum fastlstm_error {
     FASTLSTM_OK = 0,
@@ -37,6 +39,9 @@ enum fastlstm_error {
 };
 
 enum fastlstm_dtype { FASTLSTM_FLOAT32 = 0, FASTLSTM_FLOAT64 = 1 };
+
+/* What one step computes: that of torch.nn.LSTM or torch.nn.GRU. Packed weights and saved gates belong to one cell. */
+enum fastlstm_cell { FASTLSTM_LSTM = 0, FASTLSTM_GRU = 1 };
 
 /* Which kernels run. Packed weights and saved gates belong to one set; FASTLSTM_BEST is the processor's widest. */
 enum fastlstm_instructions { FASTLSTM_BEST = 0, FASTLSTM_BASE = 1, FASTLSTM_AVX2 = 2, FASTLSTM_AVX512 = 3 };
@@ -73,12 +78,13 @@ typedef struct {
     int64_t version;      /* FASTLSTM_VERSION */
     int64_t dtype;        /* enum fastlstm_dtype */
     int64_t instructions; /* enum fastlstm_instructions */
+    int64_t cell;         /* enum fastlstm_cell */
     int64_t T, B, I, H;
     int64_t reverse;      /* not 0: from the last step to the first, on the same arrays */
     const void *x;         int64_t x_step, x_row;  /* (T, B, I) */
-    const void *weight_ih; int64_t weight_ih_row;  /* (4H, I) */
-    const void *weight_hh; int64_t weight_hh_row;  /* (4H, H) */
-    const void *bias, *bias_hh;                    /* (4H,), each or NULL; their sum is the bias */
+    const void *weight_ih; int64_t weight_ih_row;  /* (G H, I) */
+    const void *weight_hh; int64_t weight_hh_row;  /* (G H, H) */
+    const void *bias_ih, *bias_hh;                 /* (G H,), each or NULL for zeros */
     const void *packed;    /* of fastlstm_pack, or NULL; the weights and biases are then read only if `changed` is given */
     int64_t *changed;      /* with `packed`, or NULL: written, how many parts of it were found not to be the weights'. All
                             * weights and biases are looked at; the weights' row strides must be those that were packed. If
@@ -89,13 +95,14 @@ typedef struct {
     const int64_t *lengths; /* (B,), or NULL: row b is held at steps t >= lengths[b], in either direction. Its states pass
                              * through them, in c as well, and its x is not looked at. */
     void *h, *h_n, *c_n;   /* written: (T, B, H), zero at held steps, or NULL if T is 1; (B, H) and (B, H) */
-    void *c, *gates;       /* written for the backward pass: (T, B, H) and fastlstm_gates_size bytes; or both NULL */
+    void *c, *gates;       /* written for the backward pass: (T, B, H) and fastlstm_gates_size bytes; or both NULL. A
+                            * GRU has `gates` alone. */
 } fastlstm_forward_args;
 FASTLSTM_API int fastlstm_forward(const fastlstm_forward_args *args, const fastlstm_threads *threads);
 
 /* The gradients of one layer. Incoming ones that are NULL are zero, outgoing ones that are NULL are not computed. */
 typedef struct {
-    int64_t version, dtype, instructions, T, B, I, H, reverse; /* as in the forward pass, like all inputs */
+    int64_t version, dtype, instructions, cell, T, B, I, H, reverse; /* as in the forward pass, like all inputs */
     const void *x;         int64_t x_step, x_row;
     const void *weight_ih; int64_t weight_ih_row;
     const void *weight_hh; int64_t weight_hh_row;
@@ -108,24 +115,29 @@ typedef struct {
     const void *dc;        int64_t dc_step, dc_row; /* (T, B, H), or NULL */
     const void *dh_n;      int64_t dh_n_row;       /* (B, H), or NULL */
     const void *dc_n;      int64_t dc_n_row;       /* (B, H), or NULL */
-    void *dx, *dweight_ih, *dweight_hh, *dbias;    /* written: (T, B, I), (4H, I), (4H, H), (4H,), each or NULL */
+    void *dx, *dweight_ih, *dweight_hh;            /* written: (T, B, I), (G H, I), (G H, H), each or NULL */
+    void *dbias_ih, *dbias_hh;                     /* written: (G H,), each or NULL. They are equal for an LSTM. */
     void *dh_0, *dc_0;                             /* written: (B, H), each or NULL */
 } fastlstm_backward_args;
 FASTLSTM_API int fastlstm_backward(const fastlstm_backward_args *args, const fastlstm_threads *threads);
 
-/* Lanes of a vector, or 0 where `dtype` or `instructions` cannot be: gates are (T, ceil(H / lanes), B, 4, lanes). */
+/* Lanes of a vector, or 0 where `dtype` or `instructions` cannot be: gates are (T, ceil(H / lanes), B, 4, lanes) for
+ * either cell. */
 FASTLSTM_API int64_t fastlstm_lanes(int64_t dtype, int64_t instructions);
 /* Bytes of the saved gates, and of packed weights; 0 where a size cannot be. */
-FASTLSTM_API size_t fastlstm_gates_size(int64_t dtype, int64_t instructions, int64_t T, int64_t B, int64_t H);
-FASTLSTM_API size_t fastlstm_packed_size(int64_t dtype, int64_t instructions, int64_t I, int64_t H);
+FASTLSTM_API size_t fastlstm_gates_size(int64_t dtype, int64_t instructions, int64_t cell, int64_t T, int64_t B,
+                                        int64_t H);
+FASTLSTM_API size_t fastlstm_packed_size(int64_t dtype, int64_t instructions, int64_t cell, int64_t I, int64_t H);
 
 /* Writes fastlstm_packed_size bytes to `packed`, which serve forward passes until the weights change. Of `args`, version,
- * dtype, instructions, I, H, the weights and the biases are read. */
+ * dtype, instructions, cell, I, H, the weights and the biases are read. */
 FASTLSTM_API int fastlstm_pack(const fastlstm_forward_args *args, void *packed);
 
-/* One time step with packed weights: x (B, I), h (B, H) and c (B, H), contiguous, to h_next (B, H) and c in place. */
-FASTLSTM_API int fastlstm_step(int64_t dtype, int64_t instructions, int64_t B, int64_t I, int64_t H, const void *packed,
-                               const void *x, const void *h, void *c, void *h_next, const fastlstm_threads *threads);
+/* One time step with packed weights: x (B, I), h (B, H) and c (B, H), contiguous, to h_next (B, H) and c in place. Of a
+ * GRU c is NULL. */
+FASTLSTM_API int fastlstm_step(int64_t dtype, int64_t instructions, int64_t cell, int64_t B, int64_t I, int64_t H,
+                               const void *packed, const void *x, const void *h, void *c, void *h_next,
+                               const fastlstm_threads *threads);
 
 /* A row classifier in float32, as `python -m fastlstm.export` writes it: an LSTM, then a linear layer on its last state. */
 typedef struct fastlstm_model fastlstm_model;

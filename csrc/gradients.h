@@ -7,27 +7,30 @@ constexpr int64_t BLOCK_ROWS = 128;  // rows of dpreact and of a strip that stay
 inline int64_t groups_of(int64_t vectors) { return ceil_div(vectors, 4); }
 inline int64_t group(int64_t vectors, int64_t q) { return ceil_div(vectors * q, groups_of(vectors)); }
 
-// Column groups of (4H, columns) weights to [group][k][3 or 4 vectors]
-template <class E>
-void pack_transposed(Rows<const E> weight, int64_t H, int64_t columns, E *packed, int64_t first, int64_t last) {
+// Column groups of weights (sums H, columns) to [group][k][3 or 4 vectors]
+template <class C, class E>
+void pack_transposed(Rows<const E> weight, const int *blocks, int64_t sums, int64_t H, int64_t columns, E *packed,
+                     int64_t first, int64_t last) {
     constexpr int64_t L = Vector<E>::N;
     const int64_t panels = ceil_div(H, L), vectors = ceil_div(columns, L);
     for (int64_t q = first; q < last; q++) {
         int64_t column = group(vectors, q) * L, wide = group(vectors, q + 1) - group(vectors, q) == 4 ? 4 * L : 3 * L;
         int64_t valid = min(wide, columns - column);
         for (int64_t p = 0; p < panels; p++) {
-            const Panel<E> panel(H, p);
-            const Rows<E> to{packed + q * panels * 16 * L * L + p * 4 * L * wide, wide};
-            if (panel.valid < L) zero_rows<E>(panel.wide(), wide, to);
-            for (int64_t gate = 0; gate < 4; gate++)
-                copy_rows<E>(panel.valid, valid, wide, weight.from(gate * H + p * L, column), to.from(gate * panel.gate, 0));
+            const Panel<C, E> panel(H, p);
+            const Rows<E> to{packed + q * panels * sums * 4 * L * L + p * sums * L * wide, wide};
+            if (panel.valid < L) zero_rows<E>(panel.is_narrow() ? panel.wide() : sums * L, wide, to);
+            for (int64_t k = 0; k < sums; k++) {
+                const int64_t row = blocks[k] * H + p * L;
+                copy_rows<E>(panel.valid, valid, wide, weight.from(row, column), to.from(k * panel.pitch, 0));
+            }
         }
     }
 }
 
 // What the parts of the backward pass share: where things lie, and the product of a step
-template <class E> struct Gradients {
-    static constexpr int64_t L = Vector<E>::N;
+template <class C, class E> struct Gradients {
+    static constexpr int64_t L = Vector<E>::N, FIRST_H = C::S - C::Y;  // the first sum of h
     const BackwardJob &job;
     const fastlstm_backward_args &a;
     const int64_t T, B, I, H, panels;
@@ -39,10 +42,10 @@ template <class E> struct Gradients {
 
     int64_t time_of(int64_t s) const { return a.reverse ? T - 1 - s : s; }
     Mask mask_at(int64_t s, int64_t b) const { return {a, time_of(s), b}; }
-    // Rows of a panel's gates; each panel's rows lie side by side
+    // Rows of a panel's sums; each panel's rows lie side by side
     E *dpreact_of(int64_t p, int64_t s, int64_t b) const {
         const int64_t kept = job.ring * job.chunk;
-        return (E *)job.dpreact + p * kept * B * 4 * L + (s % kept * B + b) * Panel<E>(H, p).wide();
+        return (E *)job.dpreact + p * kept * B * C::S * L + (s % kept * B + b) * Panel<C, E>(H, p).wide();
     }
     Rows<const E> x_of(int64_t s) const { return {(const E *)a.x + time_of(s) * a.x_step, a.x_row}; }
     // `valid` columns of x or of h as step s saw them, then zeros. A row that was held in the step before starts from h_0. A
@@ -58,18 +61,21 @@ template <class E> struct Gradients {
         mask.zero<E>(HOLD, rows, width, to);
     }
 
-    // sums (rows, 4 vectors) = dpreact of step s times column group q of the transposed weights
-    void back_product(int64_t rows, int64_t b, int64_t s, const E *packed, int64_t vectors, int64_t q) {
+    // sums (rows, 4 vectors) = `count` sums of dpreact of step s, from `first` on, times column group q of their
+    // transposed weights
+    void back_product(int64_t rows, int64_t b, int64_t s, int64_t first, int64_t count, const E *packed,
+                      int64_t vectors, int64_t q) {
         const int64_t wide = group(vectors, q + 1) - group(vectors, q) == 4 ? 4 : 3;
-        const int64_t block = ceil_div(panels, ceil_div(panels * 4 * L, BLOCK_K));  // panels
-        const Panel<E> last(H, panels - 1);
+        const int64_t block = ceil_div(panels, ceil_div(panels * count * L, BLOCK_K));  // panels
+        const Panel<C, E> last(H, panels - 1);
         const E *of_last = dpreact_of(panels - 1, s, b);
         Rows<const E> init{zeros, 0};
         for (int64_t p = 0; p < panels; p += block, init = {sums, 4 * L}) {
-            const E *w = packed + q * panels * 16 * L * L + p * 4 * L * wide * L, *d = dpreact_of(p, s, b);
-            const int64_t apart = p + block >= panels && last.vectors < 4;  // whether the last panel has a width of its own
-            multiply<E>(wide, rows, {init.at, init.row, sums, 4 * L, w, d, 4 * L, 1, 4 * L, min(block, panels - p) - apart,
-                                       job.ring * job.chunk * B * 4 * L, of_last, last.wide(), apart * last.wide()});
+            const E *w = packed + (q * panels * 4 + p * wide) * count * L * L, *d = dpreact_of(p, s, b) + first * L;
+            const int64_t apart = p + block >= panels && last.is_narrow();  // the last panel has a width of its own
+            multiply<E>(wide, rows,
+                        {init.at, init.row, sums, 4 * L, w, d, C::S * L, 1, count * L, min(block, panels - p) - apart,
+                         job.ring * job.chunk * B * C::S * L, of_last, last.wide(), apart * last.wide()});
         }
     }
 
@@ -87,7 +93,15 @@ template <class E> struct Gradients {
         }
     }
 
-    E *sum_of(int64_t half, int64_t p) const { return (E *)job.dweights + (half * panels + p) * (I + H + 1) * 4 * L; }
+    E *sum_of(int64_t half, int64_t p) const {
+        return (E *)job.dweights + (half * panels + p) * (I + H + 1) * C::S * L;
+    }
+
+    // Rows of a chunk of steps that sums are added up over
+    struct Chunk {
+        int64_t first, rows, block, s_first;  // rows from the first on, in blocks
+        bool starts;                          // the sums, at zero
+    };
 
     // Add a chunk of steps to some panels of dweights, over half of its rows or over all where `halves` is one. The sums
     // start as those of the last steps: every row in one order, whoever else works beside.
@@ -95,42 +109,63 @@ template <class E> struct Gradients {
                               int64_t p_last) const {
         const int64_t columns = I + H + 1, all = (s_last - s_first) * B, count = ceil_div(columns, STRIP);
         const int64_t first = share(all, half, job.halves), rows = share(all, half + 1, job.halves) - first;
-        const int64_t block = ceil_div(rows, ceil_div(rows, BLOCK_ROWS));
+        const Chunk chunk{first, rows, ceil_div(rows, ceil_div(rows, BLOCK_ROWS)), s_first, s_last == T};
         for (int64_t j = 0; j < count; j++) {  // to and fro: the sums touched last are still in the L2 cache
             const int64_t k = (s_first / job.chunk % 2 ? count - 1 - j : j) * STRIP;
             const E *strip = strips + k * all + first * STRIP;
             for (int64_t p = p_first; p < p_last; p++) {
-                const int64_t vectors = Panel<E>(H, p).vectors;
-                E *out = sum_of(half, p) + k * 4 * L;
-                const E *dpreact = dpreact_of(p, s_first, first);
-                Rows<const E> init{out, 4 * L};
-                if (s_last == T) init = {zeros, 0};
-                for (int64_t r = 0; r < rows; r += block, init = {out, 4 * L}) {
-                    const E *at = strip + r * STRIP;
-                    multiply<E>(vectors, min(STRIP, columns - k),
-                                  {init.at, init.row, out, 4 * L, dpreact + r * vectors * L, at, 1, STRIP,
-                                   min(block, rows - r), 1, 0, at, 0, 0});
+                if constexpr (Panel<C, E>::ALIKE) {
+                    add_columns<0>(chunk, half, p, k, strip, 0, columns, 0);
+                } else {
+                    add_columns<C::X>(chunk, half, p, k, strip, 0, I, 0);
+                    add_columns<C::Y>(chunk, half, p, k, strip, I, I + H, FIRST_H);
+                    add_columns<C::S>(chunk, half, p, k, strip, I + H, columns, 0);
                 }
             }
         }
     }
 
-    // Panels of dweights to dweight_ih, dweight_hh and dbias, those that are wanted
+    // The part of this for the columns of one strip, from k on, that are among `from` to `to`: they are multiplied by N
+    // sums of dpreact from `sum` on, or by all if N is 0.
+    template <int N>
+    void add_columns(const Chunk &chunk, int64_t half, int64_t p, int64_t k, const E *strip, int64_t from, int64_t to,
+                     int64_t sum) const {
+        const int64_t first = max(k, from), columns = min(k + STRIP, to) - first, wide = Panel<C, E>(H, p).wide();
+        const E *dpreact = dpreact_of(p, chunk.s_first, chunk.first) + sum * L;
+        E *out = sum_of(half, p) + (first * C::S + sum) * L;
+        Rows<const E> init{out, C::S * L};
+        if (chunk.starts) init = {zeros, 0};
+        for (int64_t r = 0; columns > 0 && r < chunk.rows; r += chunk.block, init = {out, C::S * L}) {
+            const E *at = strip + first - k + r * STRIP;
+            Sum<E> s{init.at, init.row, out, C::S * L, dpreact + r * wide, at, 1, STRIP,
+                     min(chunk.block, chunk.rows - r), 1, 0, at, 0, 0};
+            if constexpr (N) product<E, N, C::S>(columns, (Sum<E> &&)s);
+            else multiply<E>(wide / L, columns, (Sum<E> &&)s);
+        }
+    }
+
+    // Panels of dweights to the gradients of weights and biases, those that are wanted
     void unpack_weight_gradients(int64_t p_first, int64_t p_last) const {
-        const int64_t size = (I + H + 1) * 4 * L;
+        const int64_t size = (I + H + 1) * C::S * L;
         for (int64_t p = p_first; p < p_last; p++) {
-            if (job.halves == 2)  // of a last panel that is not full, with what its fewer vectors leave unused
+            if (job.halves == 2)  // with what fewer vectors leave unused
                 add_rows<E>(1, size, {sum_of(1, p), 0}, {sum_of(0, p), 0});
-            for (int64_t gate = 0; gate < 4; gate++) {
-                const Panel<E> panel(H, p);
-                const int64_t row = gate * H + p * L, valid = panel.valid;
-                const Rows<const E> from{sum_of(0, p) + gate * panel.gate, 4 * L};
-                for (int64_t k = 0; a.dweight_ih && k < I; k += L)
-                    transpose<E>(min(L, I - k), valid, from.from(k, 0), {(E *)a.dweight_ih + row * I + k, I});
-                for (int64_t k = 0; a.dweight_hh && k < H; k += L)
-                    transpose<E>(min(L, H - k), valid, from.from(I + k, 0), {(E *)a.dweight_hh + row * H + k, H});
-                if (a.dbias) copy_rows<E>(1, valid, valid, from.from(I + H, 0), {(E *)a.dbias + row, 0});
-            }
+            unpack(p, 0, C::X, C::BLOCKS_IH, 0, I, (E *)a.dweight_ih, (E *)a.dbias_ih);
+            unpack(p, FIRST_H, C::Y, C::BLOCKS_HH, I, H, (E *)a.dweight_hh, (E *)a.dbias_hh);
+        }
+    }
+
+    // Of some sums of a panel and `columns` of [x, h_prev, 1], to the blocks of a weight and a bias, each or NULL
+    void unpack(int64_t p, int64_t first, int64_t count, const int *blocks, int64_t column, int64_t columns, E *weight,
+                E *bias) const {
+        const Panel<C, E> panel(H, p);
+        for (int64_t k = 0; k < count; k++) {
+            const int64_t row = blocks[k] * H + p * L;
+            const Rows<const E> from{sum_of(0, p) + (first + k) * panel.pitch, C::S * L};
+            for (int64_t c = 0; weight && c < columns; c += L)
+                transpose<E>(min(L, columns - c), panel.valid, from.from(column + c, 0),
+                             {weight + row * columns + c, columns});
+            if (bias) copy_rows<E>(1, panel.valid, panel.valid, from.from(I + H, 0), {bias + row, 0});
         }
     }
 
@@ -142,7 +177,7 @@ template <class E> struct Gradients {
             rows = min(min(CHUNK, B - b), last - first);
             for (int64_t q = 0; q < groups_of(vectors); q++) {
                 int64_t column = group(vectors, q) * L, width = min(group(vectors, q + 1) * L, I) - column;
-                back_product(rows, b, s, (const E *)job.packed_ih, vectors, q);
+                back_product(rows, b, s, 0, C::X, (const E *)job.packed_ih, vectors, q);
                 copy_rows<E>(rows, width, width, {sums, 4 * L}, Rows<E>{(E *)a.dx, I}.from(time_of(s) * B + b, column));
             }
         }

@@ -25,30 +25,35 @@ struct ForwardJob : Job {
     const fastlstm_forward_args *args;
     bool pack;
     int64_t panels;  // of the weights that `packed` has room for: all, or one for each thread, which then packs them in turn
-    void *packed;  // weights (panels, I+H, 4, lanes), biases (panels, 4, lanes), digests (panels, digest_vectors, lanes); see Panel
+    // Weights of x (I, X, lanes) and of h (H, Y, lanes) for each panel, biases (panels, S, lanes), digests (panels,
+    // digest_vectors, lanes). See cells.h for the numbers of a cell, and Panel for narrow panels.
+    void *packed;
     void *resets;  // (threads, B, H) with `reset`: the hidden states that a step with resets sees
 };
 
 struct BackwardJob : Job {
     const fastlstm_backward_args *args;
     int64_t chunk, ring;          // steps whose dpreact is turned into gradients together, and how many chunks are kept
-    void *dpreact;                // (panels, ring * chunk, B, 4, lanes); see Panel
-    void *carried;                // (panels, B, lanes) dc, and with `lengths` as much again: dh of held rows
+    void *dpreact;                // (panels, ring * chunk, B, S, lanes); see Panel
+    // (panels, B, lanes) for each state whose gradient the cell hands on, and one more with `lengths`: dh of held rows
+    void *carried;
     void *packed_hh, *packed_ih;  // [group of 3 or 4 vectors][k][vector], k in the order of dpreact's panels; or NULL
     // What sums over rows are taken of: `ring` chunks, strip_size elements each, or NULL where none is wanted. With
     // dweights strips of [x, h_prev, 1], otherwise rows are few: x and h_prev for outer.h.
     void *strips;
     int64_t strip_size;
-    void *dweights;  // (halves, panels, I+H+1, 4, lanes): the last row is the bias
+    void *dweights;  // (halves, panels, I+H+1, S, lanes): the last row is the bias
     int64_t halves;  // into how many the batch rows are split, each with sums of its own
 };
 
-// For float32 and float64. The backward pass stands apart, so that a program without one can be linked without its code.
-using Tasks = fastlstm_task[2];
+// For each cell in float32 and float64. The backward pass stands apart, so that a program without one can be linked
+// without its code.
+constexpr int CELLS = 2;
+using Tasks = fastlstm_task[CELLS][2];
 struct Kernels {
     const char *name;
     int64_t vector_bytes;
-    void (*pack[2])(const fastlstm_forward_args *, void *packed);
+    void (*pack[CELLS][2])(const fastlstm_forward_args *, void *packed);
     Tasks forward;
 };
 

@@ -21,7 +21,7 @@ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t share(int64_t count, int64_t part, int64_t parts) { return count * part / parts; }
 
 #include "vector.h"
-#include "cell.h"
+#include "cells.h"
 #include "product.h"
 
 // Batch rows that pass a panel together, and rows of packed weights in a block: 16 KB of these and, with 16 lanes, of
@@ -74,5 +74,8 @@ struct Place {
 #include "outer.h"
 #include "backward.h"
 
-#define KERNELS(name) {name, VECTOR_BYTES, {pack_weights<float>, pack_weights<double>}, {forward<float>, forward<double>}}
-#define BACKWARD {backward<float>, backward<double>}
+// For float32 and float64, of each cell
+#define BOTH(function, cell) {function<cell, float>, function<cell, double>}
+#define ALL(function) {BOTH(function, Lstm), BOTH(function, Gru)}
+#define KERNELS(name) {name, VECTOR_BYTES, ALL(pack_weights), ALL(forward)}
+#define BACKWARD ALL(backward)

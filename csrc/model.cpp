@@ -52,7 +52,7 @@ int fastlstm_model_read(const void *bytes, size_t size, fastlstm_model **model) 
 
     // one allocation: the model, packed weights, the linear layer; the layer's own weights only while they are packed
     const size_t head = padded(sizeof(fastlstm_model));
-    const size_t packed = padded(fastlstm_packed_size(FASTLSTM_FLOAT32, FASTLSTM_BEST, I, H));
+    const size_t packed = padded(fastlstm_packed_size(FASTLSTM_FLOAT32, FASTLSTM_BEST, FASTLSTM_LSTM, I, H));
     void *memory = nullptr;
     float *values = (float *)malloc((size_t)floats * 4);
     if (!values || posix_memalign(&memory, 64, head + packed + (size_t)(C * (H + 1)) * 4)) {
@@ -71,7 +71,7 @@ int fastlstm_model_read(const void *bytes, size_t size, fastlstm_model **model) 
     a.version = FASTLSTM_VERSION, a.dtype = FASTLSTM_FLOAT32, a.I = I, a.H = H;
     a.weight_ih = values, a.weight_ih_row = I;
     a.weight_hh = values + 4 * H * I, a.weight_hh_row = H;
-    a.bias = values + 4 * H * (I + H);
+    a.bias_ih = values + 4 * H * (I + H);
     int code = fastlstm_pack(&a, made->packed);
     free(values);
     if (code)

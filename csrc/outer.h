@@ -4,8 +4,8 @@
 #pragma once
 
 // Rows (s, b) of x, then of h_prev, of some batch rows: to [4 vectors of columns][row][column], zeros past the last column
-template <class E>
-void pack_rows(const Gradients<E> &g, E *packed, int64_t b_first, int64_t b_last) {
+template <class C, class E>
+void pack_rows(const Gradients<C, E> &g, E *packed, int64_t b_first, int64_t b_last) {
     constexpr int64_t wide = 4 * Vector<E>::N;
     const int64_t count = b_last - b_first, next = g.T * g.B * wide;
     for (int64_t s = 0; s < g.T; s++) {
@@ -17,9 +17,9 @@ void pack_rows(const Gradients<E> &g, E *packed, int64_t b_first, int64_t b_last
     }
 }
 
-// One gate and panel's rows of a (4H, width) gradient, from its dpreact of all steps
-template <class E>
-void write_columns(Gradients<E> &g, Panel<E> panel, const E *dpreact, const E *packed, E *weight, int64_t width) {
+// One sum and panel's rows of a (sums H, width) gradient, from its dpreact of all steps
+template <class C, class E>
+void write_columns(Gradients<C, E> &g, Panel<C, E> panel, const E *dpreact, const E *packed, E *weight, int64_t width) {
     constexpr int64_t wide = 4 * Vector<E>::N;
     const int64_t count = g.T * g.B, rows = panel.valid;
     for (int64_t k = 0; k < width; k += wide, packed += count * wide) {
@@ -30,25 +30,28 @@ void write_columns(Gradients<E> &g, Panel<E> panel, const E *dpreact, const E *p
     }
 }
 
-// Some panels of dweight_ih, dweight_hh and dbias, those that are wanted
-template <class E>
-void write_weight_gradients(Gradients<E> &g, const E *packed, int64_t p_first, int64_t p_last) {
+// Some panels of the gradients of weights and biases, those that are wanted
+template <class C, class E>
+void write_weight_gradients(Gradients<C, E> &g, const E *packed, int64_t p_first, int64_t p_last) {
     constexpr int64_t L = Vector<E>::N;
+    const fastlstm_backward_args &a = g.a;
     const int64_t I = g.I, H = g.H, count = g.T * g.B;
-    const E one = 1, *of_h = packed + ceil_div(I, 4 * L) * count * 4 * L;
+    const E one = 1, *packed_h = packed + ceil_div(I, 4 * L) * count * 4 * L;
     for (int64_t p = p_first; p < p_last; p++) {
-        const Panel<E> panel(H, p);
-        const int64_t valid = panel.valid;
-        const E *dpreact = g.dpreact_of(p, 0, 0);
-        for (int64_t gate = 0; gate < 4; gate++) {
-            const int64_t row = gate * H + p * L;
-            const E *of_gate = dpreact + gate * panel.gate;
-            if (g.a.dweight_ih) write_columns<E>(g, panel, of_gate, packed, (E *)g.a.dweight_ih + row * I, I);
-            if (g.a.dweight_hh) write_columns<E>(g, panel, of_gate, of_h, (E *)g.a.dweight_hh + row * H, H);
-        }
-        if (!g.a.dbias) continue;
-        multiply<E>(panel.vectors, 1, {g.zeros, 0, g.sums, 0, dpreact, &one, 0, 0, count, 1, 0, dpreact, 0, 0});
-        for (int64_t gate = 0; gate < 4; gate++)
-            copy_rows<E>(1, valid, valid, {g.sums + gate * panel.gate, 0}, {(E *)g.a.dbias + gate * H + p * L, 0});
+        const Panel<C, E> panel(H, p);
+        const E *of_x = g.dpreact_of(p, 0, 0), *of_h = of_x + g.FIRST_H * L;
+        auto row = [&](int64_t block) { return block * H + p * L; };
+        for (int64_t k = 0; a.dweight_ih && k < C::X; k++)
+            write_columns(g, panel, of_x + k * panel.pitch, packed, (E *)a.dweight_ih + row(C::BLOCKS_IH[k]) * I, I);
+        for (int64_t k = 0; a.dweight_hh && k < C::Y; k++)
+            write_columns(g, panel, of_h + k * panel.pitch, packed_h, (E *)a.dweight_hh + row(C::BLOCKS_HH[k]) * H, H);
+        if (!a.dbias_ih && !a.dbias_hh) continue;
+        multiply<E>(panel.vectors, 1, {g.zeros, 0, g.sums, 0, of_x, &one, 0, 0, count, 1, 0, of_x, 0, 0});
+        auto write = [&](int64_t k, void *bias, int64_t block) {
+            const Rows<const E> from{g.sums + k * panel.pitch, 0};
+            if (bias) copy_rows<E>(1, panel.valid, panel.valid, from, {(E *)bias + row(block), 0});
+        };
+        for (int64_t k = 0; k < C::X; k++) write(k, a.dbias_ih, C::BLOCKS_IH[k]);
+        for (int64_t k = 0; k < C::Y; k++) write(g.FIRST_H + k, a.dbias_hh, C::BLOCKS_HH[k]);
     }
 }

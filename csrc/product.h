@@ -4,8 +4,9 @@
 template <class E> using Raw = typename Vector<E>::Raw;
 
 // out[m, n] = init[m, n] + sum over k of a[m, k] w[k, n], for some rows m and up to 4 vectors of n. k runs over `outer`
-// blocks of `count` columns of a, a_outer apart, then over `count2` columns of a2; w is contiguous. The sum has one order
-// whatever tile a row falls into, and meets init last: the error of a long sum that comes in blocks grows with the block.
+// blocks of `count` columns of a, a_outer apart, then over `count2` columns of a2; w is contiguous, or has rows of W
+// vectors. The sum has one order whatever tile a row falls into, and meets init last: the error of a long sum that
+// comes in blocks grows with the block.
 template <class E> struct Sum {
     const E *init;
     int64_t init_row;
@@ -17,9 +18,9 @@ template <class E> struct Sum {
     int64_t a2_row, count2;
 };
 
-template <class E, int R, int N>
+template <class E, int R, int N, int W>
 inline const E *accumulate(Raw<E> (&acc)[R][N], const E *a, int64_t row, int64_t step, const E *w, int64_t count) {
-    for (; count > 0; count--, a += step, w += N * Vector<E>::N) {
+    for (; count > 0; count--, a += step, w += W * Vector<E>::N) {
         if (R * N + N >= REGISTERS) {  // too few for the weights: they come one at a time
             Raw<E> held[R];
             UNROLL for (int m = 0; m < R; m++) held[m] = Vector<E>(a[m * row]).raw;
@@ -39,11 +40,12 @@ inline const E *accumulate(Raw<E> (&acc)[R][N], const E *a, int64_t row, int64_t
     return w;
 }
 
-template <class E, int R, int N> NOINLINE void tile(const Sum<E> &s) {
+template <class E, int R, int N, int W> NOINLINE void tile(const Sum<E> &s) {
     Raw<E> acc[R][N] = {};
     const E *w = s.w, *a = s.a;
-    for (int64_t k = 0; k < s.outer; k++, a += s.a_outer) w = accumulate<E, R, N>(acc, a, s.a_row, s.a_step, w, s.count);
-    accumulate<E, R, N>(acc, s.a2, s.a2_row, 1, w, s.count2);
+    for (int64_t k = 0; k < s.outer; k++, a += s.a_outer)
+        w = accumulate<E, R, N, W>(acc, a, s.a_row, s.a_step, w, s.count);
+    accumulate<E, R, N, W>(acc, s.a2, s.a2_row, 1, w, s.count2);
     const E *init = s.init;  // copies, which what is stored cannot change
     E *out = s.out;
     const int64_t init_row = s.init_row, out_row = s.out_row;
@@ -57,15 +59,15 @@ template <class E, int R, int N> NOINLINE void tile(const Sum<E> &s) {
 
 // The first tile brings the weights from afar, so it is a full one; what is left over comes in tiles of 4 rows or fewer, none
 // of them of a single row, which would run at half the speed, unless there is but one.
-template <class E, int N> NOINLINE void product(int64_t rows, Sum<E> &&s) {
+template <class E, int N, int W = N> NOINLINE void product(int64_t rows, Sum<E> &&s) {
     constexpr int height = TILE_ROWS * 4 / N < 12 ? TILE_ROWS * 4 / N : 12;
     for (int64_t count; rows > 0; rows -= count) {
         count = rows >= height && rows != height + 1 ? height : rows <= min(height, 4) ? rows : rows % 3 == 1 ? 2 : 3;
-        if (count == height) tile<E, height, N>(s);
-        else if (count == 4) tile<E, 4, N>(s);
-        else if (count == 3) tile<E, 3, N>(s);
-        else if (count == 2) tile<E, 2, N>(s);
-        else tile<E, 1, N>(s);
+        if (count == height) tile<E, height, N, W>(s);
+        else if (count == 4) tile<E, 4, N, W>(s);
+        else if (count == 3) tile<E, 3, N, W>(s);
+        else if (count == 2) tile<E, 2, N, W>(s);
+        else tile<E, 1, N, W>(s);
         s.init += count * s.init_row, s.out += count * s.out_row, s.a += count * s.a_row, s.a2 += count * s.a2_row;
     }
 }
@@ -86,6 +88,12 @@ template <class E> struct Rows {
     operator Rows<const E>() const { return {at, row}; }
 };
 
+// Fewer than 2 N elements, in powers of two
+template <class E, int N> inline void copy_rest(int64_t count, const E *from, E *to) {
+    if (count & N) __builtin_memcpy(to, from, N * sizeof(E));
+    if constexpr (N > 1) copy_rest<E, N / 2>(count, from + (count & N), to + (count & N));
+}
+
 // `valid` elements of each row, then zeros up to `width`
 template <class E>
 NOINLINE void copy_rows(int64_t rows, int64_t valid, int64_t width, Rows<const E> source, Rows<E> target) {
@@ -94,7 +102,8 @@ NOINLINE void copy_rows(int64_t rows, int64_t valid, int64_t width, Rows<const E
         E *to = target[r];
         int64_t k = 0;
         for (; k + Vector<E>::N <= valid; k += Vector<E>::N) Vector<E>::load(from + k).store(to + k);
-        for (; k < valid; k++) to[k] = from[k];
+        copy_rest<E, Vector<E>::N / 2>(valid - k, from + k, to + k);
+        k = valid;
         for (; k < width; k++) to[k] = 0;
     }
 }
@@ -114,25 +123,39 @@ template <class E> void zero_rows(int64_t rows, int64_t width, Rows<E> target) {
 }
 
 template <class E> NOINLINE void add_rows(int64_t rows, int64_t width, Rows<const E> source, Rows<E> target) {
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t k = 0; k < width; k++) target[r][k] += source[r][k];
+    for (int64_t r = 0; r < rows; r++) {
+        const E *from = source[r];
+        E *to = target[r];
+        int64_t k = 0;
+        for (; k + Vector<E>::N <= width; k += Vector<E>::N)
+            (Vector<E>::load(to + k) + Vector<E>::load(from + k)).store(to + k);
+        for (; k < width; k++) to[k] += from[k];
+    }
 }
 
-// How the gates of a panel lie in its weights, preact and dpreact: a vector each; but where H ends within the panel, side by
-// side, in as few vectors as hold them.
-template <class E> struct Panel {
+// How the sums of a panel lie in its weights, preact and dpreact: a vector each. If both products fill all sums and H
+// ends within the panel, they lie side by side, in as few vectors as hold them.
+template <class C, class E> struct Panel {
     static constexpr int64_t L = Vector<E>::N;
-    int64_t valid, vectors, gate;  // units, vectors of a row, elements from one gate to the next
+    static constexpr bool ALIKE = C::X == C::S && C::Y == C::S;
+    int64_t valid, vectors, pitch;  // units, vectors of all sums of a row, elements from one sum to the next
 
-    Panel(int64_t H, int64_t p) : valid(min(L, H - p * L)), vectors(ceil_div(4 * valid, L)), gate(vectors < 4 ? valid : L) {}
+    Panel(int64_t H, int64_t p)
+        : valid(min(L, H - p * L)), vectors(ALIKE ? ceil_div(C::S * valid, L) : C::S),
+          pitch(vectors < C::S ? valid : L) {}
+    bool is_narrow() const { return vectors < C::S; }
+    int64_t of_x() const { return ALIKE ? vectors : C::X; }  // vectors of a row of the weights of x, and of h
+    int64_t of_h() const { return ALIKE ? vectors : C::Y; }
     int64_t wide() const { return vectors * L; }
-    // Rows of gates side by side to (rows, 4, lanes), and back, zeros after them
+    // Rows of sums side by side to (rows, S, lanes), and back, zeros after them
     void spread(int64_t rows, const E *source, E *target) const {
-        for (int64_t g = 0; g < 4; g++) copy_rows<E>(rows, valid, L, {source + g * gate, wide()}, {target + g * L, 4 * L});
+        for (int64_t k = 0; k < C::S; k++)
+            copy_rows<E>(rows, valid, L, {source + k * pitch, wide()}, {target + k * L, C::S * L});
     }
     void gather(int64_t rows, const E *source, E *target) const {
-        for (int64_t g = 0; g < 4; g++) copy_rows<E>(rows, valid, valid, {source + g * L, 4 * L}, {target + g * gate, wide()});
-        zero_rows<E>(rows, wide() - 4 * gate, {target + 4 * gate, wide()});
+        for (int64_t k = 0; k < C::S; k++)
+            copy_rows<E>(rows, valid, valid, {source + k * L, C::S * L}, {target + k * pitch, wide()});
+        zero_rows<E>(rows, wide() - C::S * pitch, {target + C::S * pitch, wide()});
     }
 };
 
@@ -201,34 +224,40 @@ template <class E> NOINLINE void transpose(int64_t rows, int64_t columns, Rows<c
     }
 }
 
-// One vector of units for some batch rows: preact (rows, 4, lanes) to h, c and, if SAVE, gates (rows, 4, lanes).
-template <class E, bool SAVE>
-NOINLINE void cells_forward(int64_t rows, const E *preact, Rows<const E> c_prev, Rows<E> c, Rows<E> h, E *gates) {
+// One vector of units for some batch rows: preact (rows, S, lanes) and the states before the step to those after it
+// and, if SAVE, to what is saved (rows, SAVED, lanes).
+template <class C, class E, bool SAVE>
+NOINLINE void cells_forward(int64_t rows, const E *preact, const Rows<const E> *prev, const Rows<E> *next, E *saved) {
     using V = Vector<E>;
     constexpr int64_t L = V::N;
-    for (int64_t r = 0; r < rows; r++, preact += 4 * L) {
-        V i_pre = V::load(preact), f_pre = V::load(preact + L), g_pre = V::load(preact + 2 * L);
-        Cell<V> cell = cell_forward(i_pre, f_pre, g_pre, V::load(preact + 3 * L), V::load(c_prev[r]));
-        cell.h.store(h[r]), cell.c.store(c[r]);
+    for (int64_t r = 0; r < rows; r++, preact += C::S * L) {
+        V sums[C::S], before[C::STATES], after[C::STATES], kept[C::SAVED];
+        UNROLL for (int k = 0; k < C::S; k++) sums[k] = V::load(preact + k * L);
+        UNROLL for (int k = C::OWN; k < C::STATES; k++) before[k] = V::load(prev[k][r]);
+        C::forward(sums, before, after, kept);
+        UNROLL for (int k = 0; k < C::STATES; k++) after[k].store(next[k][r]);
         if (!SAVE) continue;
-        cell.i.store(gates), cell.f.store(gates + L), cell.g.store(gates + 2 * L), cell.o.store(gates + 3 * L);
-        gates += 4 * L;
+        UNROLL for (int k = 0; k < C::SAVED; k++) kept[k].store(saved + k * L);
+        saved += C::SAVED * L;
     }
 }
 
-// One vector of units for some batch rows: dpreact (rows, 4, lanes) from the gates; dc (rows, lanes) in place. The
-// gradient of h is dh + dh_out. Lanes from `valid` on get zeros, since a product sums over them.
-template <class E>
-NOINLINE void cells_backward(int64_t rows, int64_t valid, Rows<const E> dh, Rows<const E> dh_out, E *dc, const E *gates,
-                             Rows<const E> c_prev, E *dpreact) {
+// One vector of units for some batch rows: dpreact (rows, S, lanes) from what was saved. The gradient of h is dh +
+// dh_out. Those of other states are in `carried` (rows, lanes), and what the cell hands on is written there. Lanes of
+// dpreact from `valid` on get zeros, since a product sums over them.
+template <class C, class E>
+NOINLINE void cells_backward(int64_t rows, int64_t valid, Rows<const E> dh, Rows<const E> dh_out, E *const *carried,
+                             const E *saved, const Rows<const E> *prev, E *dpreact) {
     using V = Vector<E>;
     constexpr int64_t L = V::N;
-    for (int64_t r = 0; r < rows; r++, dc += L, gates += 4 * L, dpreact += 4 * L) {
-        V i = V::load(gates), f = V::load(gates + L), g = V::load(gates + 2 * L), o = V::load(gates + 3 * L);
-        CellGradients<V> d =
-            cell_backward(V::load(dh[r]) + V::load(dh_out[r]), V::load(dc), i, f, g, o, V::load(c_prev[r]));
-        d.dc_prev.store(dc);
-        d.di_pre.first(valid).store(dpreact), d.df_pre.first(valid).store(dpreact + L);
-        d.dg_pre.first(valid).store(dpreact + 2 * L), d.do_pre.first(valid).store(dpreact + 3 * L);
+    for (int64_t r = 0; r < rows; r++, saved += C::SAVED * L, dpreact += C::S * L) {
+        V d[C::STATES], kept[C::SAVED], before[C::STATES], dsums[C::S], d_prev[C::STATES];
+        d[0] = V::load(dh[r]) + V::load(dh_out[r]);
+        UNROLL for (int k = 1; k < C::STATES; k++) d[k] = V::load(carried[k] + r * L);
+        UNROLL for (int k = 0; k < C::SAVED; k++) kept[k] = V::load(saved + k * L);
+        UNROLL for (int k = C::OWN; k < C::STATES; k++) before[k] = V::load(prev[k][r]);
+        C::backward(d, kept, before, dsums, d_prev);
+        UNROLL for (int k = C::OWN; k < C::STATES; k++) d_prev[k].store(carried[k] + r * L);
+        UNROLL for (int k = 0; k < C::S; k++) dsums[k].first(valid).store(dpreact + k * L);
     }
 }

@@ -1,15 +1,18 @@
-// Every instruction set of this processor against plain loops in double, on arrays of exactly their sizes: for sanitizers.
-// Prints one line and returns 0, or says what differed.
+// Every cell and instruction set of this processor against plain loops in double, on arrays of exactly their sizes: for
+// sanitizers. Prints one line and returns 0, or says what differed.
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "../fastlstm.h"
 
 static double sigmoid(double x) { return 1 / (1 + exp(-x)); }
-#include "../cell.h"
+#include "../cells.h"
 
 static unsigned long long state = 1;
 static double uniform() {  // in [-1, 1), and exact in float32
@@ -29,73 +32,93 @@ static Doubles randoms(int64_t count) {
     return values;
 }
 
-struct Layer {
+// A layer of cell C, and its results. Arrays of states have h first; what a cell without c lacks is empty.
+template <class C> struct Layer {
+    static constexpr int64_t FIRST_H = C::S - C::Y;
     Case s;
-    Doubles x, weight_ih, weight_hh, bias, h_0, c_0, dh, dc, dh_n, dc_n;
+    Doubles x, weight_ih, weight_hh, bias_ih, bias_hh, first[2], d[2], d_n[2];
     std::vector<uint8_t> reset; std::vector<int64_t> lengths;
-    Doubles h, h_n, c_n, c, dx, dweight_ih, dweight_hh, dbias, dh_0, dc_0;  // results
+    Doubles all[2], last[2], dx, dweight_ih, dweight_hh, dbias_ih, dbias_hh, d_0[2];  // results
 
     explicit Layer(Case s) : s(s) {
         const int64_t TBH = s.T * s.B * s.H, BH = s.B * s.H;
-        x = randoms(s.T * s.B * s.I), weight_ih = randoms(4 * s.H * s.I), weight_hh = randoms(4 * s.H * s.H);
-        bias = randoms(4 * s.H), h_0 = randoms(BH), c_0 = randoms(BH);
-        dh = randoms(TBH), dc = randoms(TBH), dh_n = randoms(BH), dc_n = randoms(BH);
+        x = randoms(s.T * s.B * s.I), weight_ih = randoms(C::X * s.H * s.I), weight_hh = randoms(C::Y * s.H * s.H);
+        bias_ih = randoms(C::X * s.H), bias_hh = randoms(C::Y * s.H);
+        for (int k = 0; k < C::STATES; k++) {
+            first[k] = last[k] = randoms(BH), d[k] = randoms(TBH), d_n[k] = d_0[k] = randoms(BH), all[k] = Doubles(TBH);
+        }
         for (double &w : weight_hh) w = (float)(w / sqrt((double)s.H));
         for (int64_t k = 0; s.masked && k < s.T * s.B; k++) reset.push_back(uniform() < -0.3);
         for (int64_t b = 0; s.masked && b < s.B; b++) lengths.push_back((int64_t)floor((uniform() + 1) / 2 * (s.T + 3)) - 1);
         if (s.masked && s.B > 1) lengths[0] = INT64_MIN, lengths[1] = INT64_MAX;
-        h = c = Doubles(TBH), h_n = h_0, c_n = c_0, dx = Doubles(x.size()), dh_0 = dh_n, dc_0 = dc_n;
-        dweight_ih = Doubles(weight_ih.size()), dweight_hh = Doubles(weight_hh.size()), dbias = Doubles(4 * s.H);
+        dx = Doubles(x.size()), dweight_ih = Doubles(weight_ih.size()), dweight_hh = Doubles(weight_hh.size());
+        dbias_ih = Doubles(bias_ih.size()), dbias_hh = Doubles(bias_hh.size());
         for (int64_t b = 0; b < s.B; b++) row(b);
     }
     bool is_held(int64_t at) const { return s.masked && at / s.B >= lengths[at % s.B]; }
 
     void row(int64_t b) {
         const int64_t T = s.T, B = s.B, I = s.I, H = s.H;
-        Doubles gates(T * 4 * H), h_seen(T * H), c_seen(T * H);
+        Doubles saved(T * H * C::SAVED), seen[2] = {Doubles(T * H), Doubles(T * H)};
         for (int64_t step = 0; step < T; step++) {
             const int64_t t = s.reverse ? T - 1 - step : step, at = t * B + b;
             const bool held = is_held(at), zero = s.masked && reset[at] && !held;
             for (int64_t k = 0; held && k < I; k++) x[at * I + k] = NAN;  // which nobody is to look at
-            for (int64_t u = 0; held && u < H; u++) dh[at * H + u] = NAN;
-            for (int64_t u = 0; u < H; u++) h_seen[t * H + u] = zero ? 0 : h_n[b * H + u];
-            for (int64_t u = 0; u < H; u++) c[at * H + u] = c_seen[t * H + u] = zero ? 0 : c_n[b * H + u];
+            for (int64_t u = 0; held && u < H; u++) d[0][at * H + u] = NAN;
+            for (int k = 0; k < C::STATES; k++)
+                for (int64_t u = 0; u < H; u++) seen[k][t * H + u] = zero ? 0 : last[k][b * H + u];
+            for (int k = 1; k < C::STATES; k++)
+                for (int64_t u = 0; u < H; u++) all[k][at * H + u] = seen[k][t * H + u];
             for (int64_t u = 0; u < H && !held; u++) {
-                double pre[4];
-                for (int64_t g = 0; g < 4; g++) {
-                    pre[g] = bias[g * H + u];
-                    for (int64_t k = 0; k < I; k++) pre[g] += x[at * I + k] * weight_ih[(g * H + u) * I + k];
-                    for (int64_t k = 0; k < H; k++) pre[g] += h_seen[t * H + k] * weight_hh[(g * H + u) * H + k];
+                double sums[C::S] = {}, prev[C::STATES], next[C::STATES];
+                for (int g = 0; g < C::X; g++) {
+                    const int64_t row = C::BLOCKS_IH[g] * H + u;
+                    sums[g] += bias_ih[row];
+                    for (int64_t k = 0; k < I; k++) sums[g] += x[at * I + k] * weight_ih[row * I + k];
                 }
-                Cell<double> cell = cell_forward(pre[0], pre[1], pre[2], pre[3], c_seen[t * H + u]);
-                const double kept[4] = {cell.i, cell.f, cell.g, cell.o};
-                for (int64_t g = 0; g < 4; g++) gates[(t * 4 + g) * H + u] = kept[g];
-                h[at * H + u] = h_n[b * H + u] = cell.h, c[at * H + u] = c_n[b * H + u] = cell.c;
+                for (int g = 0; g < C::Y; g++) {
+                    const int64_t row = C::BLOCKS_HH[g] * H + u;
+                    sums[FIRST_H + g] += bias_hh[row];
+                    for (int64_t k = 0; k < H; k++) sums[FIRST_H + g] += seen[0][t * H + k] * weight_hh[row * H + k];
+                }
+                for (int k = 0; k < C::STATES; k++) prev[k] = seen[k][t * H + u];
+                C::forward(sums, prev, next, &saved[(t * H + u) * C::SAVED]);
+                for (int k = 0; k < C::STATES; k++) all[k][at * H + u] = last[k][b * H + u] = next[k];
             }
         }
-        double *dh_b = &dh_0[b * H], *dc_b = &dc_0[b * H];
         for (int64_t step = T - 1; step >= 0; step--) {
             const int64_t t = s.reverse ? T - 1 - step : step, at = t * B + b;
             const bool held = is_held(at), zero = s.masked && reset[at];
-            for (int64_t u = 0; u < H; u++) dh_b[u] += held ? 0 : dh[at * H + u], dc_b[u] += dc[at * H + u];
+            for (int k = held; k < C::STATES; k++)
+                for (int64_t u = 0; u < H; u++) d_0[k][b * H + u] += d[k][at * H + u];
             if (held) continue;
-            Doubles dpreact(4 * H);
+            std::vector<Doubles> dsums(C::S, Doubles(H));
             for (int64_t u = 0; u < H; u++) {
-                const double *gate = &gates[t * 4 * H + u];
-                CellGradients<double> d =
-                    cell_backward(dh_b[u], dc_b[u], gate[0], gate[H], gate[2 * H], gate[3 * H], c_seen[t * H + u]);
-                dpreact[u] = d.di_pre, dpreact[H + u] = d.df_pre, dpreact[2 * H + u] = d.dg_pre;
-                dpreact[3 * H + u] = d.do_pre, dc_b[u] = zero ? 0 : d.dc_prev, dh_b[u] = 0;
+                double d_next[C::STATES], prev[C::STATES], d_prev[C::STATES] = {}, found[C::S];
+                for (int k = 0; k < C::STATES; k++) d_next[k] = d_0[k][b * H + u], prev[k] = seen[k][t * H + u];
+                C::backward(d_next, &saved[(t * H + u) * C::SAVED], prev, found, d_prev);
+                for (int g = 0; g < C::S; g++) dsums[g][u] = found[g];
+                for (int k = 0; k < C::STATES; k++) d_0[k][b * H + u] = zero ? 0 : d_prev[k];
             }
-            for (int64_t r = 0; r < 4 * H; r++) {
-                dbias[r] += dpreact[r];
-                for (int64_t k = 0; k < I; k++) {
-                    dweight_ih[r * I + k] += dpreact[r] * x[at * I + k];
-                    dx[at * I + k] += dpreact[r] * weight_ih[r * I + k];
+            for (int g = 0; g < C::X; g++) {
+                for (int64_t u = 0; u < H; u++) {
+                    const int64_t row = C::BLOCKS_IH[g] * H + u;
+                    dbias_ih[row] += dsums[g][u];
+                    for (int64_t k = 0; k < I; k++) {
+                        dweight_ih[row * I + k] += dsums[g][u] * x[at * I + k];
+                        dx[at * I + k] += dsums[g][u] * weight_ih[row * I + k];
+                    }
                 }
-                for (int64_t k = 0; k < H; k++) {
-                    dweight_hh[r * H + k] += dpreact[r] * h_seen[t * H + k];
-                    if (!zero) dh_b[k] += dpreact[r] * weight_hh[r * H + k];
+            }
+            for (int g = 0; g < C::Y; g++) {
+                for (int64_t u = 0; u < H; u++) {
+                    const int64_t row = C::BLOCKS_HH[g] * H + u;
+                    const double dsum = dsums[FIRST_H + g][u];
+                    dbias_hh[row] += dsum;
+                    for (int64_t k = 0; k < H; k++) {
+                        dweight_hh[row * H + k] += dsum * seen[0][t * H + k];
+                        if (!zero) d_0[0][b * H + k] += dsum * weight_hh[row * H + k];
+                    }
                 }
             }
         }
@@ -116,106 +139,142 @@ template <class E> void compare(const char *name, const std::vector<E> &got, con
 
 template <class E> std::vector<E> as(const Doubles &values) { return {values.begin(), values.end()}; }
 
-template <class E> void check(const Layer &l, int64_t dtype, int instructions, int64_t count, double bound) {
+static void expect(bool right, const char *words) {
+    if (!right) printf("%s\n", words), failures++;
+}
+
+template <class C, class E>
+void check(const Layer<C> &l, int64_t dtype, int instructions, int64_t count, double bound) {
+    constexpr int cell = std::is_same<C, Gru>::value ? FASTLSTM_GRU : FASTLSTM_LSTM;
+    constexpr bool has_c = C::STATES > 1;
     const Case s = l.s;
-    const int64_t BH = s.B * s.H, TBH = s.T * BH;
-    const auto x = as<E>(l.x), weight_ih = as<E>(l.weight_ih), weight_hh = as<E>(l.weight_hh), bias = as<E>(l.bias);
-    const auto h_0 = as<E>(l.h_0), c_0 = as<E>(l.c_0);
-    const auto dh = as<E>(l.dh), dc = as<E>(l.dc), dh_n = as<E>(l.dh_n), dc_n = as<E>(l.dc_n);
-    std::vector<E> h(TBH, NAN), c(TBH, NAN), h_n(BH, NAN), c_n(BH, NAN);
-    std::vector<char> gates(fastlstm_gates_size(dtype, instructions, s.T, s.B, s.H), -1);
-    std::vector<char> packed(fastlstm_packed_size(dtype, instructions, s.I, s.H), -1);
+    const int64_t BH = s.B * s.H, TBH = s.T * BH, of_c = has_c ? TBH : 0, of_c_n = has_c ? BH : 0;
+    const auto x = as<E>(l.x), weight_ih = as<E>(l.weight_ih), weight_hh = as<E>(l.weight_hh);
+    const auto bias_ih = as<E>(l.bias_ih), bias_hh = as<E>(l.bias_hh), h_0 = as<E>(l.first[0]), c_0 = as<E>(l.first[1]);
+    const auto dh = as<E>(l.d[0]), dc = as<E>(l.d[1]), dh_n = as<E>(l.d_n[0]), dc_n = as<E>(l.d_n[1]);
+    std::vector<E> h(TBH, NAN), c(of_c, NAN), h_n(BH, NAN), c_n(of_c_n, NAN);
+    std::vector<char> gates(fastlstm_gates_size(dtype, instructions, cell, s.T, s.B, s.H), -1);
+    std::vector<char> packed(fastlstm_packed_size(dtype, instructions, cell, s.I, s.H), -1);
     const fastlstm_threads threads = {count, nullptr, nullptr};
     const uint8_t *reset = s.masked ? l.reset.data() : nullptr;
     const int64_t *lengths = s.masked ? l.lengths.data() : nullptr;
+    auto or_null = [](auto &values) { return has_c ? values.data() : nullptr; };
     fastlstm_forward_args f = {
-        FASTLSTM_VERSION, dtype, instructions, s.T, s.B, s.I, s.H, s.reverse, x.data(), s.B * s.I, s.I,
-        weight_ih.data(), s.I, weight_hh.data(), s.H, bias.data(), nullptr, nullptr, nullptr, h_0.data(), s.H, c_0.data(), s.H,
-        reset, lengths, h.data(), h_n.data(), c_n.data(), c.data(), gates.data(),
+        FASTLSTM_VERSION, dtype, instructions, cell, s.T, s.B, s.I, s.H, s.reverse, x.data(), s.B * s.I, s.I,
+        weight_ih.data(), s.I, weight_hh.data(), s.H, bias_ih.data(), bias_hh.data(), nullptr, nullptr, h_0.data(), s.H,
+        or_null(c_0), s.H, reset, lengths, h.data(), h_n.data(), or_null(c_n), or_null(c), gates.data(),
     };
+    auto forward = [&] { return fastlstm_forward(&f, &threads); };
     int64_t changed = 0;
     for (int pass = 0; pass < 3; pass++) {  // packed inside the call, before it, and held against the weights
-        if (fastlstm_forward(&f, &threads)) printf("forward failed\n"), failures++;
-        compare("h", h, l.h, bound), compare("c", c, l.c, bound);
-        compare("h_n", h_n, l.h_n, bound), compare("c_n", c_n, l.c_n, bound);
-        if (pass == 0 && fastlstm_pack(&f, packed.data())) printf("pack failed\n"), failures++;
+        expect(!forward(), "forward failed");
+        compare("h", h, l.all[0], bound), compare("h_n", h_n, l.last[0], bound);
+        compare("c", c, l.all[1], bound), compare("c_n", c_n, l.last[1], bound);
+        if (pass == 0) expect(!fastlstm_pack(&f, packed.data()), "pack failed");
         const bool held = pass == 1;
         f.packed = packed.data(), f.changed = held ? &changed : nullptr;
         f.weight_ih = held ? weight_ih.data() : nullptr, f.weight_hh = held ? weight_hh.data() : nullptr;
-        f.bias = held ? bias.data() : nullptr;
+        f.bias_ih = held ? bias_ih.data() : nullptr, f.bias_hh = held ? bias_hh.data() : nullptr;
         h.assign(TBH, NAN), h_n.assign(BH, NAN);
-        if (changed) printf("unchanged weights were found changed\n"), failures++;
+        expect(!changed, "unchanged weights were found changed");
     }
-    f.weight_ih = weight_ih.data(), f.weight_hh = weight_hh.data(), f.changed = &changed;  // and the bias is gone
-    if (fastlstm_forward(&f, &threads) || !changed) printf("a changed bias was not found\n"), failures++;
-    f.c = f.gates = nullptr, f.bias = bias.data();
-    if (fastlstm_forward(&f, &threads) || changed) printf("unchanged weights were found changed\n"), failures++;
-    auto other = weight_hh;
-    f.weight_hh = other.data();
-    for (size_t k = 0; k < other.size(); k += 1 + other.size() / 50) {
-        other[k] += 1;
-        if (fastlstm_forward(&f, &threads) || !changed) printf("a changed weight was not found\n"), failures++;
-        other[k] = weight_hh[k];
+    f.weight_ih = weight_ih.data(), f.weight_hh = weight_hh.data(), f.changed = &changed;
+    for (int other = 0; other < 2; other++) {
+        f.bias_ih = other ? nullptr : bias_ih.data(), f.bias_hh = other ? bias_hh.data() : nullptr;
+        expect(!forward() && changed, "a bias that is gone was not found");
     }
-    std::swap(other.front(), other.back());
-    if (other != weight_hh && (fastlstm_forward(&f, &threads) || !changed))
-        printf("two weights that changed places were not found\n"), failures++;
-    f.weight_hh = weight_hh.data();
+    f.c = nullptr, f.gates = nullptr, f.bias_ih = bias_ih.data();
+    expect(!forward() && !changed, "unchanged weights were found changed");
+    for (auto [weight, place] : {std::pair{&weight_ih, &f.weight_ih}, std::pair{&weight_hh, &f.weight_hh}}) {
+        auto other = *weight;
+        *place = other.data();
+        for (size_t k = 0; k < other.size(); k += 1 + other.size() / 25) {
+            other[k] += 1;
+            expect(!forward() && changed, "a changed weight was not found");
+            other[k] = (*weight)[k];
+        }
+        std::swap(other.front(), other.back());
+        expect(other == *weight || (!forward() && changed), "two weights that changed places were not found");
+        *place = weight->data();
+    }
     int64_t *const strides[] = {&f.weight_ih_row, &f.weight_hh_row, &f.x_step, &f.x_row, &f.h_0_row, &f.c_0_row};
     for (int64_t *stride : strides) {
         const int64_t kept = *stride, far = INT64_C(1) << 60, wrong[] = {far, -far, kept - 1, 0, -kept};
         const int count = stride == &f.weight_ih_row || stride == &f.weight_hh_row ? 5 : 2;  // others may be any in reach
         for (int k = 0; k < count; k++) {
             *stride = wrong[k];
-            if (fastlstm_forward(&f, &threads) != FASTLSTM_BAD_ARGUMENT) printf("stride %ld was taken\n", (long)wrong[k]), failures++;
+            expect(forward() == FASTLSTM_BAD_ARGUMENT, "a stride out of reach was taken");
         }
         *stride = kept;
     }
-    h = as<E>(l.h);
+    for (int64_t wrong : {-1, 1 - cell, 2}) {  // to the other cell c is missing, or too much
+        f.cell = wrong;
+        expect(forward() == FASTLSTM_BAD_ARGUMENT, "a wrong cell was taken");
+    }
+    f.cell = cell;
+    std::vector<E> next(BH, NAN), c_next(c_0);  // one step of x's first rows
+    f.T = 1, f.reverse = 0, f.reset = nullptr, f.lengths = nullptr, f.h = nullptr;
+    const bool stepped = !forward() && !fastlstm_step(dtype, instructions, cell, s.B, s.I, s.H, packed.data(), x.data(),
+                                                      h_0.data(), or_null(c_next), next.data(), &threads);
+    expect(stepped && !memcmp(next.data(), h_n.data(), BH * sizeof(E)), "h of a step differs");
+    expect(c_n.empty() || !memcmp(c_next.data(), c_n.data(), of_c_n * sizeof(E)), "c of a step differs");
+    expect(fastlstm_step(dtype, instructions, cell, s.B, s.I, s.H, packed.data(), x.data(), h_0.data(),
+                         has_c ? nullptr : h_n.data(), next.data(), &threads) == FASTLSTM_BAD_ARGUMENT,
+           "a step took the wrong states");
+
+    h = as<E>(l.all[0]);
     std::vector<E> dx(l.dx.size(), NAN), dweight_ih(l.dweight_ih.size(), NAN), dweight_hh(l.dweight_hh.size(), NAN);
-    std::vector<E> dbias(4 * s.H, NAN), dh_0(BH, NAN), dc_0(BH, NAN);
+    std::vector<E> dbias_ih(bias_ih.size(), NAN), dbias_hh(bias_hh.size(), NAN), dh_0(BH, NAN), dc_0(of_c_n, NAN);
     fastlstm_backward_args b = {
-        FASTLSTM_VERSION, dtype, instructions, s.T, s.B, s.I, s.H, s.reverse, x.data(), s.B * s.I, s.I,
-        weight_ih.data(), s.I, weight_hh.data(), s.H, h_0.data(), s.H, c_0.data(), s.H,
-        reset, lengths, h.data(), c.data(), gates.data(), dh.data(), BH, s.H, dc.data(), BH, s.H,
-        dh_n.data(), s.H, dc_n.data(), s.H, dx.data(), dweight_ih.data(), dweight_hh.data(), dbias.data(),
-        dh_0.data(), dc_0.data(),
+        FASTLSTM_VERSION, dtype, instructions, cell, s.T, s.B, s.I, s.H, s.reverse, x.data(), s.B * s.I, s.I,
+        weight_ih.data(), s.I, weight_hh.data(), s.H, h_0.data(), s.H, or_null(c_0), s.H, reset, lengths, h.data(),
+        or_null(c), gates.data(), dh.data(), BH, s.H, or_null(dc), BH, s.H, dh_n.data(), s.H, or_null(dc_n), s.H,
+        dx.data(), dweight_ih.data(), dweight_hh.data(), dbias_ih.data(), dbias_hh.data(), dh_0.data(), or_null(dc_0),
     };
-    if (fastlstm_backward(&b, &threads)) printf("backward failed\n"), failures++;
+    auto backward = [&] { return fastlstm_backward(&b, &threads); };
+    expect(!backward(), "backward failed");
     compare("dx", dx, l.dx, bound), compare("dweight_ih", dweight_ih, l.dweight_ih, bound);
-    compare("dweight_hh", dweight_hh, l.dweight_hh, bound), compare("dbias", dbias, l.dbias, bound);
-    compare("dh_0", dh_0, l.dh_0, bound), compare("dc_0", dc_0, l.dc_0, bound);
-    std::vector<E> *const gradients[] = {&dx, &dweight_ih, &dweight_hh, &dbias, &dh_0, &dc_0};
-    void **const wanted[] = {&b.dx, &b.dweight_ih, &b.dweight_hh, &b.dbias, &b.dh_0, &b.dc_0};
-    for (int k = 0; k < 6; k++) {  // each alone: the same bits
+    compare("dweight_hh", dweight_hh, l.dweight_hh, bound), compare("dbias_ih", dbias_ih, l.dbias_ih, bound);
+    compare("dbias_hh", dbias_hh, l.dbias_hh, bound), compare("dh_0", dh_0, l.d_0[0], bound);
+    compare("dc_0", dc_0, l.d_0[1], bound);
+    std::vector<E> *const gradients[] = {&dx, &dweight_ih, &dweight_hh, &dbias_ih, &dbias_hh, &dh_0, &dc_0};
+    void **const wanted[] = {&b.dx, &b.dweight_ih, &b.dweight_hh, &b.dbias_ih, &b.dbias_hh, &b.dh_0, &b.dc_0};
+    for (int k = 0; k < 6 + has_c; k++) {  // each alone: the same bits
         const std::vector<E> all = *gradients[k];
         for (void **other : wanted) *other = nullptr;
         gradients[k]->assign(all.size(), NAN), *wanted[k] = gradients[k]->data();
-        if (fastlstm_backward(&b, &threads) || *gradients[k] != all) printf("gradient %d alone differs\n", k), failures++;
+        expect(!backward() && *gradients[k] == all, "a gradient alone differs");
     }
     for (void **other : wanted) *other = nullptr;
-    if (fastlstm_backward(&b, &threads)) printf("backward of no gradient failed\n"), failures++;
+    expect(!backward(), "backward of no gradient failed");
     b.dh_0 = dh_0.data(), b.dh = b.dc = b.dh_n = b.dc_n = nullptr;
-    if (fastlstm_backward(&b, &threads)) printf("backward of nothing failed\n"), failures++;
-    for (E value : dh_0)
-        if (value != 0) failures++;
+    expect(!backward(), "backward of nothing failed");
+    for (E value : dh_0) expect(value == 0, "a gradient of nothing is not zero");
+    b.cell = 1 - cell;
+    expect(backward() == FASTLSTM_BAD_ARGUMENT, "a wrong cell was taken");
+}
+
+static int sets = 0, cases = 0;
+
+template <class C> void check_all(Case s) {
+    const Layer<C> layer(s);
+    for (int instructions = FASTLSTM_BASE; instructions <= FASTLSTM_AVX512; instructions++) {
+        if (!fastlstm_instructions_name(instructions)) continue;
+        sets |= 1 << instructions;
+        for (int64_t threads = 1; threads <= 3; threads++, cases += 2) {
+            check<C, float>(layer, FASTLSTM_FLOAT32, instructions, threads, 1.2e-5);
+            check<C, double>(layer, FASTLSTM_FLOAT64, instructions, threads, 2.3e-14);
+        }
+    }
 }
 
 int main() {
     const int64_t sizes[][4] = {{1, 1, 1, 1},   {3, 7, 1, 7},   {5, 1, 7, 100}, {4, 9, 28, 64},
                                 {2, 70, 30, 7}, {3, 2, 7, 130}, {2, 130, 65, 33}, {12, 40, 5, 48}, {24, 40, 3, 20}};
-    int sets = 0, cases = 0;
     for (const auto &size : sizes) {
         for (int kind = 0; kind < 4; kind++) {
-            const Layer layer({size[0], size[1], size[2], size[3], (kind & 1) != 0, (kind & 2) != 0});
-            for (int instructions = FASTLSTM_BASE; instructions <= FASTLSTM_AVX512; instructions++) {
-                if (!fastlstm_instructions_name(instructions)) continue;
-                sets |= 1 << instructions;
-                for (int64_t threads = 1; threads <= 3; threads++, cases += 2) {
-                    check<float>(layer, FASTLSTM_FLOAT32, instructions, threads, 1.2e-5);
-                    check<double>(layer, FASTLSTM_FLOAT64, instructions, threads, 2.3e-14);
-                }
-            }
+            const Case s = {size[0], size[1], size[2], size[3], (kind & 1) != 0, (kind & 2) != 0};
+            check_all<Lstm>(s), check_all<Gru>(s);
         }
     }
     printf("%d cases, instruction sets %x, %d failures\n", cases, sets, failures);

@@ -1,4 +1,4 @@
-"""LSTM layers on the CPU: the kernels of csrc/, compiled when the package was installed and called through ctypes.
+"""LSTMs and GRUs on the CPU: the kernels of csrc/, compiled when the package was installed and called through ctypes.
 
 They have the tiles and loops of the numba backend, but need no compiler at run time and no time at the first call.
 """
@@ -21,16 +21,19 @@ from fastlstm.backends import base
 from fastlstm.backends.base import Gradients, Layer, Run, Traits
 from fastlstm.backends.cpu import LARGE, address, address_of, openmp, rows_contiguous, snapshot_of, threads_now
 from fastlstm.backends.memory import pooled, unpooled
+from fastlstm.cells.library import gru, lstm
+from fastlstm.cells.spec import Cell
 
 LIBRARY = Path(__file__).parents[1] / ("_native.dll" if os.name == "nt" else "_native.so")
-VERSION = 4  # FASTLSTM_VERSION of csrc/fastlstm.h
-# fastlstm_forward_args, _backward_args and _threads of that header, field by field: 8 int64 from version to reverse,
+VERSION = 5  # FASTLSTM_VERSION of csrc/fastlstm.h
+# fastlstm_forward_args, _backward_args and _threads of that header, field by field: 9 int64 from version to reverse,
 # then each array's address (P) with its row strides (q), in the order of the header
-FORWARD = struct.Struct("@8q Pqq Pq Pq PPPP Pq Pq PP PPP PP")
-BACKWARD = struct.Struct("@8q Pqq Pq Pq Pq Pq PP PPP Pqq Pqq Pq Pq PPPP PP")
+FORWARD = struct.Struct("@9q Pqq Pq Pq PPPP Pq Pq PP PPP PP")
+BACKWARD = struct.Struct("@9q Pqq Pq Pq Pq Pq PP PPP Pqq Pqq Pq Pq PPP PP PP")
 THREADS = struct.Struct("@qPP")
 
-TRAITS = Traits(plans=True, cells=("lstm",))
+_CELLS = {lstm: 0, gru: 1}  # enum fastlstm_cell
+TRAITS = Traits(plans=True, cells=tuple(cell.key for cell in _CELLS))
 _DTYPES = {torch.float32: 0, torch.float64: 1}
 _SIXTEEN_BITS = (torch.bfloat16, torch.float16)
 _instructions = 0  # enum fastlstm_instructions; 0 is the processor's widest
@@ -52,7 +55,7 @@ def _load() -> ctypes.CDLL | str:
     for function in (library.fastlstm_forward, library.fastlstm_backward):
         function.argtypes = [ctypes.c_char_p, ctypes.c_char_p]
     library.fastlstm_pack.argtypes = [ctypes.c_char_p, ctypes.c_void_p]
-    library.fastlstm_packed_size.argtypes = [ctypes.c_int64] * 4
+    library.fastlstm_packed_size.argtypes = [ctypes.c_int64] * 5
     library.fastlstm_packed_size.restype = ctypes.c_size_t
     library.fastlstm_lanes.argtypes = [ctypes.c_int64, ctypes.c_int64]
     library.fastlstm_lanes.restype = ctypes.c_int64
@@ -78,10 +81,10 @@ def _lanes(dtype: torch.dtype, instructions: int) -> int:
     return int(_library.fastlstm_lanes(_DTYPES[dtype], instructions))
 
 
-def saved_shape(
-    cell: base.Cell, T: int, B: int, H: int, dtype: torch.dtype, groups: int | None = None
-) -> tuple[int, ...]:
-    """Return the shape of the saved gates. Each panel of units has its rows side by side, as both passes read them."""
+def saved_shape(cell: Cell, T: int, B: int, H: int, dtype: torch.dtype, groups: int | None = None) -> tuple[int, ...]:
+    """Return the shape of the saved gates, four for each unit of either cell. Each panel of units has its rows side by
+    side, as both passes read them.
+    """
     lanes = _lanes(dtype, _instructions)
     return T, -(-H // lanes), B, 4 * lanes
 
@@ -120,6 +123,11 @@ def _readable(layer: Layer) -> Layer:
     )
 
 
+def _with_c(values: Sequence[Any]) -> Sequence[Any]:
+    """Return the values of h and c, or of h and None for a cell without c."""
+    return values if len(values) == 2 else (*values, None)
+
+
 def _sizes(layer: Layer) -> tuple[int, int, int, int]:
     """Return T, B, I and H. x may also be (B, I), a single step."""
     T, B, I = (1, *layer.x.shape)[-3:]
@@ -138,22 +146,31 @@ class _Plan:
         x, sizes = readable.x, _sizes(layer)
         T, B, self.I, self.H = sizes
         self.output, self.state = None if x.dim() == 2 else (T, B, self.H), x.new_empty(*ends, B, self.H)
-        self.saved = ((T, B, self.H), saved_shape(layer.cell, T, B, self.H, x.dtype)) if save else None
-        self.keeps_cells, self.packs = x.dim() == 3, (_DTYPES[x.dtype], _instructions, self.I, self.H)
-        self.head, self.x_strides = (VERSION, *self.packs[:2], *sizes, layer.reverse), _array(x, 2)[1:]
+        self.has_c, self.gates = (
+            len(layer.cell.states) == 2,
+            saved_shape(layer.cell, T, B, self.H, x.dtype) if save else None,
+        )
+        self.c = (T, B, self.H) if save and self.has_c else None
+        self.keeps_cells = x.dim() == 3
+        self.packs = _DTYPES[x.dtype], _instructions, _CELLS[layer.cell], self.I, self.H
+        self.head, self.x_strides = (VERSION, *self.packs[:3], *sizes, layer.reverse), _array(x, 2)[1:]
         self.key, self.team, self.is_empty = ("native", layer.reverse), _team(threads_now()), B == 0
         # Calls that keep no packed weights: training on whole sequences, and single steps of large weights, see LARGE.
-        in_the_call = save if T > 1 else 4 * self.H * (self.I + self.H) * x.itemsize > LARGE
+        in_the_call = save if T > 1 else sum(cast(Tensor, a).nbytes for a in layer.weights[:2]) > LARGE
         self.kept = None if in_the_call or self.is_empty else kept
 
     def forward(self, layer: Layer) -> Run:
         """Return the results. Weights that differ from the packed ones are packed again first."""
         if not self.is_readable:
             layer = _readable(layer)
-        x, saved = layer.x, self.saved
+        x, kept = layer.x, []
         h = None if self.output is None else unpooled(x, *self.output)
         last = torch.empty_like(self.state), torch.empty_like(self.state)  # faster than new_empty
-        run = Run(h, last, () if saved is None else (unpooled(x, *saved[0]), pooled(x, *saved[1])))
+        if self.c is not None:
+            kept.append(unpooled(x, *self.c))
+        if self.gates is not None:
+            kept.append(pooled(x, *self.gates))
+        run = Run(h, last if self.has_c else last[:1], tuple(kept))
         if self.kept is not None:
             packs, packed = self.kept.get(self.key, (None, None))
             if packs != self.packs or not self._run(layer, run, packed, True):
@@ -173,24 +190,24 @@ class _Plan:
 
     def _run(self, layer: Layer, run: Run, packed: Tensor | None, watch: bool) -> bool:
         """Write the results to `run`. Return False if `watch` is set and the weights are not those of `packed`."""
-        x, (weight_ih, weight_hh, bias_ih, bias_hh), (h_0, c_0), lengths, reset, *_ = cast(Any, layer)
-        h, (h_n, c_n), saved = cast(Any, run)
+        x, (weight_ih, weight_hh, bias_ih, bias_hh), (h_0, *c_0), lengths, reset, *_ = cast(Any, layer)
+        h, (h_n, *c_n), kept = cast(Any, run)
         changed = ctypes.c_int64() if watch else None
         # The conditions are spelled out, since calls of `address` would take longer.
         arguments = FORWARD.pack(
             *self.head, x.data_ptr(), *self.x_strides, weight_ih.data_ptr(), self.I, weight_hh.data_ptr(), self.H,
             0 if bias_ih is None else bias_ih.data_ptr(), 0 if bias_hh is None else bias_hh.data_ptr(),
             0 if packed is None else packed.data_ptr(), 0 if changed is None else ctypes.addressof(changed),
-            0 if h_0 is None else h_0.data_ptr(), self.H, 0 if c_0 is None else c_0.data_ptr(), self.H,
+            0 if h_0 is None else h_0.data_ptr(), self.H, address(c_0[0]) if c_0 else 0, self.H,
             0 if reset is None else reset.data_ptr(), 0 if lengths is None else lengths.data_ptr(),
-            0 if h is None else h.data_ptr(), h_n.data_ptr(), c_n.data_ptr(),
-            *((saved[0].data_ptr(), saved[1].data_ptr()) if saved else (0, 0)),
+            0 if h is None else h.data_ptr(), h_n.data_ptr(), c_n[0].data_ptr() if c_n else 0,
+            kept[0].data_ptr() if len(kept) == 2 else 0, kept[-1].data_ptr() if kept else 0,
         )  # fmt: skip
         _call("fastlstm_forward", arguments, self.team)
         return changed is None or changed.value == 0
 
     def backward(self, grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
-        return _backward(self.head[:3], grads, layer if self.is_readable else _readable(layer), run, needs)
+        return _backward(self.head[:4], grads, layer if self.is_readable else _readable(layer), run, needs)
 
 
 class _Stack:
@@ -207,8 +224,8 @@ class _Stack:
 
     def forward(self, layer: Layer) -> Run:
         runs = [plan.forward(group) for plan, group in zip(self.plans, _layers(layer))]
-        h, h_n, c_n, *kept = (_joined(column) for column in zip(*((run.h, *run.last, *run.kept) for run in runs)))
-        return Run(h, (h_n, c_n), tuple(kept))
+        h, *columns = (_joined(column) for column in zip(*((run.h, *run.last, *run.kept) for run in runs)))
+        return Run(h, tuple(columns[: len(layer.states)]), tuple(columns[len(layer.states) :]))
 
     @staticmethod
     def backward(grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
@@ -237,32 +254,33 @@ def backward(grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
     """Return the gradients of one call, from the gradients of its results."""
     if cast(Tensor, layer.weights[0]).dim() == 3:
         return _Stack.backward(grads, layer, run, needs)
-    return _backward((VERSION, _DTYPES[layer.x.dtype], _instructions), grads, _readable(layer), run, needs)
+    kind = VERSION, _DTYPES[layer.x.dtype], _instructions, _CELLS[layer.cell]
+    return _backward(kind, grads, _readable(layer), run, needs)
 
 
 def _backward(kind: tuple[int, ...], grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
-    """Return the gradients of a `_readable` layer. `kind` is the version, type and instructions of its run."""
-    x, (weight_ih, weight_hh, *biases), (h_0, c_0), lengths, reset, reverse, *_ = layer
+    """Return the gradients of a `_readable` layer. `kind`: version, type, instructions and cell of its run."""
+    x, weights, states, lengths, reset, reverse, *_ = layer
     T, B, I, H = _sizes(layer)
-    wants_bias = base.wants_bias(needs) and any(a is not None for a in biases)
-    wanted = needs.x, *needs.weights[:2], wants_bias, *needs.states
-    states = ((B, H) if a is None else a.shape for a in layer.states)
-    shapes = (x.shape, (4 * H, I), (4 * H, H), (4 * H,), *states)
-    made = [unpooled(x, *shape) if want else None for shape, want in zip(shapes, wanted)]
+    shapes = [None if a is None else a.shape for a in (x, *weights)]
+    shapes += [(B, H) if a is None else a.shape for a in states]
+    made = [None if shape is None or not want else unpooled(x, *shape) for shape, want in zip(shapes, needs.flat)]
+    dx, dweights, dstates = made[0], made[1:5], made[5:]
     if B:
-        saved = [a if a is None else a.contiguous() for a in (run.h, *run.kept)]
-        incoming = grads.h, *grads.last, *(grads.kept or (None,))
+        (h_0, c_0), (dh_n, dc_n), (dh_0, dc_0) = (_with_c(each) for each in (states, grads.last, dstates))
+        kept = run.kept if len(run.kept) == 2 else (None, *run.kept)
+        saved = [a if a is None else a.contiguous() for a in (run.h, *kept)]
+        incoming = grads.h, dh_n, dc_n, *(grads.kept or (None,))
         dh, dh_n, dc_n, dc = (a if a is None else rows_contiguous(a) for a in incoming)
         arguments = BACKWARD.pack(
-            *kind, T, B, I, H, reverse, *_array(x, 2), address(weight_ih), I, address(weight_hh), H, address(h_0), H,
+            *kind, T, B, I, H, reverse, *_array(x, 2), address(weights[0]), I, address(weights[1]), H, address(h_0), H,
             address(c_0), H, address(reset), address(lengths), *map(address, saved), *_array(dh, 2), *_array(dc, 2),
-            *_array(dh_n, 1), *_array(dc_n, 1), *map(address, made),
+            *_array(dh_n, 1), *_array(dc_n, 1), address(dx), *map(address, dweights), address(dh_0), address(dc_0),
         )  # fmt: skip
         _call("fastlstm_backward", arguments, _team(threads_now()))
     else:
         made = [a if a is None else a.zero_() for a in made]
-    dx, dweight_ih, dweight_hh, dbias, *dstates = made
-    return Gradients(dx, (dweight_ih, dweight_hh, *base.bias_gradients(dbias, needs)), tuple(dstates))
+    return Gradients(dx, tuple(dweights), tuple(dstates))
 
 
 def _groups(a: Tensor | None, count: int, axis: int = -2) -> Sequence[Tensor | None]:
@@ -284,8 +302,8 @@ def _layers(layer: Layer) -> list[Layer]:
 
 
 def _runs(run: Run, count: int) -> list[Run]:
-    rows = zip(*(_groups(a, count) for a in (run.h, *run.last, *run.kept)))
-    return [Run(h, (h_n, c_n), tuple(kept)) for h, h_n, c_n, *kept in rows]
+    rows, states = zip(*(_groups(a, count) for a in (run.h, *run.last, *run.kept))), len(run.last)
+    return [Run(h, tuple(others[:states]), tuple(others[states:])) for h, *others in rows]
 
 
 def _joined(column: tuple[Any, ...]) -> Tensor | None:

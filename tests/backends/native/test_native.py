@@ -1,18 +1,17 @@
-"""The native backend: its copy of the cell, its structures, every instruction set, and life without the library."""
+"""The native backend: its cells, its structures, every instruction set, and life without the library."""
 
-import ast
 import ctypes
 import os
 import re
+import runpy
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 import fastlstm
-from fastlstm import cell
+from fastlstm import cells
 from fastlstm.backends import dispatch, native
 from fastlstm.backends.base import Layer as Operands
 from fastlstm.layers.functional import lstm
@@ -22,41 +21,28 @@ from tests.helpers.layers import Layer, error, needs_native
 SOURCES = ROOT / "csrc"
 
 
-def statements_of_python(name):
-    """Each assignment of a function of cell.py as ``name, expression``, then the returned expressions in order."""
-    function = next(n for n in ast.parse(Path(cell.__file__).read_text()).body if getattr(n, "name", "") == name)
-    pairs, flat = (
-        [],
-        lambda node: [e for part in node.elts for e in flat(part)] if isinstance(node, ast.Tuple) else [node],
-    )
-    for node in function.body:
-        if isinstance(node, ast.Assign):
-            pairs += [(t.id, v) for t, v in zip(flat(node.targets[0]), flat(node.value), strict=True)]
-        elif isinstance(node, ast.Return):
-            pairs += [("return", value) for value in flat(node.value)]
-    return [(target, ast.unparse(value)) for target, value in pairs]
+def test_cells_h_is_what_generate_py_writes():
+    written = runpy.run_path(str(SOURCES / "generate.py"))
+    assert (SOURCES / "cells.h").read_text() == written["header"]()
+    declared = re.search(r"enum fastlstm_cell \{([^}]*)\}", (SOURCES / "fastlstm.h").read_text())[1]
+    numbers = {name.lower(): int(number) for name, number in re.findall(r"FASTLSTM_(\w+) = (\d+)", declared)}
+    assert numbers == {cell.name: number for number, cell in enumerate(written["CELLS"])}
+    assert tuple(native._CELLS) == written["CELLS"]
+    assert [*native._CELLS.values()] == [*numbers.values()]
 
 
-def statements_of_cpp(name):
-    """The same of cell.h, whose expressions are Python's as well."""
-    body = re.search(rf"\b{name}\([^)]*\) \{{(.*?)\n\}}", (SOURCES / "cell.h").read_text(), re.DOTALL)[1]
-    pairs = []
-    for line in body.replace("do_", "do").split(";"):
-        line = line.strip()
-        if line.startswith("return"):
-            values = ast.parse(f"f({line.removeprefix('return').strip()[1:-1]})".replace("\n", " ")).body[0].value.args
-            pairs += [("return", ast.unparse(value)) for value in values]
-        elif line:
-            call = ast.parse(f"f({line.removeprefix('V ')})").body[0].value
-            pairs += [(keyword.arg, ast.unparse(keyword.value)) for keyword in call.keywords]
-    return pairs
+def test_the_generator_refuses_what_the_kernels_have_no_place_for():
+    struct = runpy.run_path(str(SOURCES / "generate.py"))["struct"]
+    for cell in (cells.peephole_lstm, cells.ind_rnn):
+        with pytest.raises(ValueError, match=f"no place for what cell {cell.name} reads or carries"):
+            struct(cell)
 
 
-@pytest.mark.parametrize("name", ["cell_forward", "cell_backward"])
-def test_the_cell_is_cell_py_line_by_line(name):
-    want = statements_of_python(name)
-    assert len(want) > 8
-    assert statements_of_cpp(name) == want
+def test_cells_without_kernels_are_refused_with_a_reason():
+    assert [dispatch.runs("native", cell) for cell in (cells.lstm, cells.gru, cells.cifg)] == [True, True, False]
+    rnn = fastlstm.RNN(cells.cifg, 3, 5, backend="native")
+    with pytest.raises(RuntimeError, match="the native backend runs the cells lstm, gru, got cifg"):
+        rnn(torch.zeros(2, 1, 3))
 
 
 @pytest.mark.parametrize(
@@ -160,30 +146,34 @@ def test_threads_are_torchs_at_every_call(monkeypatch):
 @needs_native
 @pytest.mark.parametrize(
     ("field", "value", "code"),
-    [(0, 1, 1), (1, 7, 2), (2, 9, 4), (3, 0, 2), (5, -1, 2), (4, 2**62, 2), (8, 0, 2), (11, 0, 2)],
+    [
+        *[(0, 1, 1), (1, 7, 2), (2, 9, 4), (3, 2, 2), (3, -1, 2), (3, 1, 2), (4, 0, 2), (6, -1, 2), (5, 2**62, 2)],
+        *[(9, 0, 2), (12, 0, 2), (28, 0, 2)],
+    ],
 )
 def test_bad_arguments_give_an_error_code(field, value, code):
-    """version, dtype, instructions, T, I, B, x and weight_ih."""
+    """version, dtype, instructions, cell (of a GRU, which has no c), T, I, B, x, weight_ih and c_n."""
     buffer = torch.empty(4096)
-    values = [native.VERSION, 0, 0, 2, 2, 2, 2, 0, *[buffer.data_ptr(), 4, 2], *[buffer.data_ptr(), 2] * 2, 0, 0, 0, 0]
-    values += [buffer.data_ptr(), 2] * 2 + [0, 0] + [buffer.data_ptr()] * 3 + [0, 0]
+    values = [native.VERSION, 0, 0, 0, 2, 2, 2, 2, 0, *[buffer.data_ptr(), 4, 2], *[buffer.data_ptr(), 2] * 2]
+    values += [0] * 4 + [buffer.data_ptr(), 2] * 2 + [0, 0] + [buffer.data_ptr()] * 3 + [0, 0]
     values[field] = value
     assert native._library.fastlstm_forward(native.FORWARD.pack(*values), None) == code
     assert native._library.fastlstm_error_text(code)
 
 
 @needs_native
+@pytest.mark.parametrize("cell", [cells.lstm, cells.gru])
 @pytest.mark.parametrize("shared", [False, True])
-def test_packed_weights_are_searched_for_changes(shared):
+def test_packed_weights_are_searched_for_changes(shared, cell):
     """Every element of a bias, and a whole row or column of a weight; `shared` over two threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
-    I, H, B = (5, 19, 100 if shared else 1)
-    weights = [torch.randn(4 * H, k) for k in (I, H)] + [torch.randn(4 * H) for _ in range(2)]
-    changes = [(n, row) for n in range(4) for row in range(4 * H)]
+    I, H, B, blocks = (5, 19, 100 if shared else 1, len(cell.layout.of_x))
+    weights = [torch.randn(blocks * H, k) for k in (I, H)] + [torch.randn(blocks * H) for _ in range(2)]
+    changes = [(n, row) for n in range(4) for row in range(blocks * H)]
     changes += [(n, (slice(None), column)) for n, size in ((0, I), (1, H)) for column in range(size)]
-    states = torch.randn(B, H), torch.randn(B, H)
-    layer = Operands(torch.randn(1, B, I), tuple(weights), states, None, None, False)
+    states = tuple(torch.randn(B, H) for _ in cell.states)
+    layer = Operands(torch.randn(1, B, I), tuple(weights), states, None, None, False, cell)
     plan = native.plan(layer, False, {}, ())
     for n, index in changes:
         weights[n][index] += 1

@@ -1,0 +1,80 @@
+"""Writes cells.h from fastlstm.cells: `python csrc/generate.py`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fastlstm.cells import Cell, gru, lstm
+from fastlstm.cells.emit import cpp
+
+CELLS = lstm, gru  # in the order of enum fastlstm_cell
+HEAD = """\
+// What the kernels know of each cell: how its values lie, and its arithmetic. generate.py writes this file from
+// fastlstm/cells, and a test compares the two.
+//
+// A cell has S sums. x is multiplied for the first X of them, and h for the last Y. BLOCKS_IH and BLOCKS_HH say which
+// block of H rows of weight_ih and weight_hh each of these has. The first of the STATES is h. The cell itself reads the
+// states from OWN on, and hands their gradients on. SAVED values go from the forward pass to the backward pass.
+#pragma once
+"""
+
+
+def struct(cell: Cell) -> str:
+    """Return the C++ of one cell.
+
+    Raises:
+        ValueError: if the cell has what the kernels have no place for.
+    """
+    derived, layout, kind = cell.derived(), cell.layout, cell.name.capitalize()
+    own = cell.states[len(cell.states) - len(layout.carried) :]
+    read = {name for function in (derived.forward, derived.backward) for name in function.arguments}
+    others = {*cell.states, *(f"{state}_prev" for state in cell.states if state not in own)}
+    if layout.carried != own or read & others or layout.params or layout.inputs:
+        raise ValueError(f"the kernels have no place for what cell {cell.name} reads or carries")
+
+    def places(array: str, names: Sequence[str]) -> dict[str, str]:
+        return {name: f"{array}[{k}]" for k, name in enumerate(names)}
+
+    def method(name: str, head: str, given: dict[str, str], *results: dict[str, str]) -> str:
+        arguments = ", ".join(given[a] for a in getattr(derived, name).arguments)
+        copies = [", ".join(f"{to} = made.{a}" for a, to in part.items()) for part in results]
+        return (
+            f"    template <class V> static void {name}({head}) {{\n"
+            f"        {kind}{name.capitalize()}<V> made = {cell.name}_{name}<V>({arguments});\n"
+            f"{''.join(f'        {line};{chr(10)}' for line in copies)}    }}\n"
+        )
+
+    prev = {a: to for a, to in places("prev", [f"{state}_prev" for state in cell.states]).items() if a in read}
+    d_prev = places("d_prev", [f"d{state}_prev" for state in cell.states])
+    forward = method(
+        "forward",
+        "const V *sums, const V *prev, V *next, V *saved",
+        {**places("sums", [f"{gate}_pre" for gate in layout.sums]), **prev},
+        places("next", cell.states),
+        places("saved", layout.saved),
+    )
+    backward = method(
+        "backward",
+        "const V *d, const V *saved, const V *prev, V *dsums, V *d_prev",
+        {**places("d", [f"d{state}" for state in cell.states]), **places("saved", layout.saved), **prev},
+        places("dsums", [f"d{gate}_pre" for gate in layout.sums]),
+        {a: to for a, to in d_prev.items() if a in derived.backward.results},
+    )
+    sizes = {"S": layout.sums, "X": layout.of_x, "Y": layout.of_h, "STATES": cell.states, "SAVED": layout.saved}
+    numbers = {**{name: len(values) for name, values in sizes.items()}, "OWN": len(cell.states) - len(own)}
+    blocks_ih, blocks_hh = (", ".join(map(str, blocks)) for blocks in (layout.blocks_ih, layout.blocks_hh))
+    return (
+        f"{cpp(derived.forward, f'{cell.name}_forward')}\n{cpp(derived.backward, f'{cell.name}_backward')}\n"
+        f"struct {kind} {{  // sums: {', '.join(layout.sums)}\n"
+        f"    static constexpr int {', '.join(f'{name} = {value}' for name, value in numbers.items())};\n"
+        f"    static constexpr int BLOCKS_IH[X] = {{{blocks_ih}}}, BLOCKS_HH[Y] = {{{blocks_hh}}};\n"
+        f"{forward}{backward}}};\n"
+    )
+
+
+def header() -> str:
+    """Return the text of cells.h."""
+    return "\n".join([HEAD, *map(struct, CELLS)])
+
+
+if __name__ == "__main__":
+    (Path(__file__).parent / "cells.h").write_text(header())
