@@ -2,6 +2,7 @@
 
 from fastlstm import cells
 from fastlstm.backends.dispatch import use_backend
+from fastlstm.cells import Cell, cell
 from fastlstm.convert import replace, replace_lstm, restore, restore_lstm
 from fastlstm.layers.elman import Elman, ElmanCell
 from fastlstm.layers.functional import lstm, lstm_cell
@@ -15,11 +16,13 @@ __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "Cell",
     "Elman",
     "ElmanCell",
     "GRUCell",
     "LSTMCell",
     "WeightDrop",
+    "cell",
     "cells",
     "lstm",
     "lstm_cell",

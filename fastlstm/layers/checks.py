@@ -109,9 +109,7 @@ def check_no_projection(proj_size: Any) -> None:
 def check_cell_of(cell: Any) -> None:
     """Raise unless `cell` can be an `RNN`'s: TypeError if it is no cell, ValueError if no gate of it sums x."""
     if not isinstance(cell, Cell):
-        raise TypeError(
-            f"cell must be a fastlstm.cells.Cell, as fastlstm.cells.cell declares one, got {type(cell).__name__}"
-        )
+        raise TypeError(f"cell must be a fastlstm.Cell, as fastlstm.cell declares one, got {type(cell).__name__}")
     if not cell.gates_of_x:
         raise ValueError(f"cell must have a gate that sums x, got {cell.name} with the gates {cell.gates}")
     taken = next((name for name in cell.params if name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")), None)

@@ -29,7 +29,7 @@ class RNN(Recurrent):
         output, (h_n, c_n) = rnn(x)
 
     Args:
-        cell: what a step computes: one of `fastlstm.cells`, or what `fastlstm.cells.cell` declares.
+        cell: what a step computes: one of `fastlstm.cells`, or what `fastlstm.cell` declares.
         input_size: I, the number of input features.
         hidden_size: H, the number of hidden units.
         num_layers: L, layers stacked on each other.

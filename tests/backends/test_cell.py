@@ -10,8 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from fastlstm import cell, cells
+from fastlstm import cells
 from fastlstm.backends.numba.host import tasks
+from fastlstm.cells.emit import load, python
+
+
+def lstm(kind, **names):
+    """The LSTM's derived function of this kind, which calls the functions of these names."""
+    return load(python(getattr(cells.lstm.derived(), kind)), kind, names)
 
 
 def autograd_cell(pre, c_prev, dh, dc):
@@ -29,21 +35,21 @@ def numbers():
 
 def test_on_tensors(numbers):
     pre, c_prev, dh, dc = numbers
-    h, c, *gates = cell.cell_forward(*pre, c_prev)
-    dpre, dc_prev = cell.cell_backward(dh, dc, *gates, c_prev)
+    h, c, *gates = lstm("forward", sigmoid=torch.sigmoid, tanh=torch.tanh)(*pre, c_prev)
+    *dpre, dc_prev = lstm("backward", tanh=torch.tanh)(dh, dc, *gates, c_prev)
     for got, want in zip((h, c, torch.stack(dpre), dc_prev), autograd_cell(*numbers)):
         torch.testing.assert_close(got, want, rtol=1e-13, atol=1e-14)
 
 
 def test_on_numba_scalars(numbers):
     sigmoid = numba.njit(lambda x: 1 / (1 + math.exp(-x)))
-    forward = numba.njit(cell.bind(cell.cell_forward, sigmoid=sigmoid, tanh=math.tanh))
-    backward = numba.njit(cell.bind(cell.cell_backward, sigmoid=sigmoid, tanh=math.tanh))
+    forward = numba.njit(lstm("forward", sigmoid=sigmoid, tanh=math.tanh))
+    backward = numba.njit(lstm("backward", tanh=math.tanh))
     want = autograd_cell(*numbers)
     pre, c_prev, dh, dc = (a.numpy() for a in numbers)
     for k in range(4):
         h, c, *gates = forward(*pre[:, k], c_prev[k])
-        dpre, dc_prev = backward(dh[k], dc[k], *gates, c_prev[k])
+        *dpre, dc_prev = backward(dh[k], dc[k], *gates, c_prev[k])
         expected = [a[..., k] for a in want]
         torch.testing.assert_close(
             torch.tensor([h, c, *dpre, dc_prev], dtype=torch.double), torch.hstack(expected), rtol=1e-13, atol=1e-14
@@ -69,7 +75,7 @@ def run_cells(dtype, pre, c_prev, name="cell_forward_saving"):
 def test_on_vectors(dtype, bound):
     pre, c_prev = torch.randn(4, 6400, dtype=torch.double) * 3, torch.randn(6400, dtype=torch.double)
     pre, c_prev = pre.to(dtype), c_prev.to(dtype)
-    h, c, *gates = cell.cell_forward(*pre.double(), c_prev.double())
+    h, c, *gates = lstm("forward", sigmoid=torch.sigmoid, tanh=torch.tanh)(*pre.double(), c_prev.double())
     for got, want in zip(run_cells(dtype, pre, c_prev), (h, c, torch.stack(gates))):
         assert (got - want).abs().max() <= bound * 4  # c reaches 4, and its products' rounding with it
 

@@ -60,7 +60,7 @@ def test_layers_and_directions():
 def test_all_states_and_inputs():
     """A cell with an input, whose gradient has a part of the steps each."""
 
-    @fastlstm.cells.cell(gates={"a": "xh"}, states=("h", "c"), params=("w",), inputs=("gap",))
+    @fastlstm.cell(gates={"a": "xh"}, states=("h", "c"), params=("w",), inputs=("gap",))
     def leaky(a, c, w, gap):
         c = c * fastlstm.cells.exp(-gap * gap) + w * fastlstm.cells.tanh(a)
         return fastlstm.cells.tanh(c), c

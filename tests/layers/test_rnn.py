@@ -304,7 +304,7 @@ def odd_name(a, weight_hh):
         (
             (nn.LSTM, 3, 5),
             TypeError,
-            "cell must be a fastlstm.cells.Cell, as fastlstm.cells.cell declares one, got type",
+            "cell must be a fastlstm.Cell, as fastlstm.cell declares one, got type",
         ),
         ((3, 5, 1), TypeError, "got int"),
         ((no_x, 3, 5), ValueError, "cell must have a gate that sums x, got no_x with the gates {'a': 'h'}"),
