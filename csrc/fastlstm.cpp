@@ -1,8 +1,8 @@
 // The functions of fastlstm.h: arguments are checked, a kernel is chosen, memory is found, the threads run.
-#include <stdlib.h>
 #include <string.h>
 
 #include "job.h"
+#include "memory.h"
 #include "threads.h"
 
 using namespace fastlstm;
@@ -118,31 +118,6 @@ int check(const fastlstm_backward_args *a) {
             is_stride(a->B, a->dc_n_row);
     return right ? FASTLSTM_OK : FASTLSTM_BAD_ARGUMENT;
 }
-
-// Scratch of one call, in one piece: told of everything first, then taken. Each part is on cache lines of its own.
-class Memory {
-    struct Part {
-        void **place;
-        int64_t at;
-    } parts[8];
-    int count = 0;
-    int64_t total = 0;
-    void *memory = nullptr;
-
-  public:
-    void want(void *&place, int64_t bytes) {
-        parts[count++] = {&place, total};
-        total += (bytes + 63) / 64 * 64;
-    }
-    bool take() {
-        if (total && posix_memalign(&memory, 64, (size_t)total)) return false;
-        for (int k = 0; k < count; k++) *parts[k].place = (char *)memory + parts[k].at;
-        return true;
-    }
-    ~Memory() { free(memory); }
-    Memory() = default;
-    Memory(const Memory &) = delete;
-};
 
 // Threads, and into how many parts they split the batch rows; threads within a part split the units.
 //

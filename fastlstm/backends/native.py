@@ -76,16 +76,9 @@ def supports(device: torch.device, dtype: torch.dtype) -> str | None:
     return _reason
 
 
-@cache
-def _lanes(dtype: torch.dtype, instructions: int) -> int:
-    return int(_library.fastlstm_lanes(_DTYPES[dtype], instructions))
-
-
 def saved_shape(cell: Cell, T: int, B: int, H: int, dtype: torch.dtype, groups: int | None = None) -> tuple[int, ...]:
-    """Return the shape of the saved gates, four for each unit of either cell. Each panel of units has its rows side by
-    side, as both passes read them.
-    """
-    lanes = _lanes(dtype, _instructions)
+    """Return the shape of the four saved gates of either cell. Each panel of units has its rows side by side."""
+    lanes = int(_library.fastlstm_lanes(_DTYPES[dtype], _instructions))
     return T, -(-H // lanes), B, 4 * lanes
 
 
@@ -118,9 +111,8 @@ def _array(a: Tensor | None, leading: int) -> tuple[int, ...]:
 def _readable(layer: Layer) -> Layer:
     """Return the layer with contiguous tensors, and x with contiguous rows."""
     x, *others = cast(Any, layer.tensors)
-    return Layer.of(
-        layer.cell, [rows_contiguous(x), *(a if a is None else a.contiguous() for a in others)], layer.reverse
-    )
+    others = [a if a is None else a.contiguous() for a in others]
+    return Layer.of(layer.cell, [rows_contiguous(x), *others], layer.reverse)
 
 
 def _with_c(values: Sequence[Any]) -> Sequence[Any]:
@@ -146,12 +138,9 @@ class _Plan:
         x, sizes = readable.x, _sizes(layer)
         T, B, self.I, self.H = sizes
         self.output, self.state = None if x.dim() == 2 else (T, B, self.H), x.new_empty(*ends, B, self.H)
-        self.has_c, self.gates = (
-            len(layer.cell.states) == 2,
-            saved_shape(layer.cell, T, B, self.H, x.dtype) if save else None,
-        )
-        self.c = (T, B, self.H) if save and self.has_c else None
-        self.keeps_cells = x.dim() == 3
+        self.has_c, self.keeps_cells = len(layer.cell.states) == 2, x.dim() == 3
+        made = [(unpooled, (T, B, self.H))] * self.has_c + [(pooled, saved_shape(layer.cell, T, B, self.H, x.dtype))]
+        self.saved = made if save else []  # how c and the gates are made
         self.packs = _DTYPES[x.dtype], _instructions, _CELLS[layer.cell], self.I, self.H
         self.head, self.x_strides = (VERSION, *self.packs[:3], *sizes, layer.reverse), _array(x, 2)[1:]
         self.key, self.team, self.is_empty = ("native", layer.reverse), _team(threads_now()), B == 0
@@ -163,14 +152,10 @@ class _Plan:
         """Return the results. Weights that differ from the packed ones are packed again first."""
         if not self.is_readable:
             layer = _readable(layer)
-        x, kept = layer.x, []
+        x = layer.x
         h = None if self.output is None else unpooled(x, *self.output)
         last = torch.empty_like(self.state), torch.empty_like(self.state)  # faster than new_empty
-        if self.c is not None:
-            kept.append(unpooled(x, *self.c))
-        if self.gates is not None:
-            kept.append(pooled(x, *self.gates))
-        run = Run(h, last if self.has_c else last[:1], tuple(kept))
+        run = Run(h, last if self.has_c else last[:1], tuple([make(x, *shape) for make, shape in self.saved]))
         if self.kept is not None:
             packs, packed = self.kept.get(self.key, (None, None))
             if packs != self.packs or not self._run(layer, run, packed, True):
