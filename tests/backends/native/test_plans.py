@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from fastlstm import cells
-from fastlstm.backends import native
+from fastlstm.backends import native, reference
 from fastlstm.backends.base import Gradients, Layer, Run
-from fastlstm.cells import reference
 
 NOT_BUILT = native.supports(torch.device("cpu"), torch.float32)
 pytestmark = pytest.mark.skipif(NOT_BUILT is not None, reason=str(NOT_BUILT))
@@ -79,8 +78,8 @@ def gradients_of(layer, cells=True):
 
 def truth_of(layer, grads, needs):
     """The reference's results and gradients."""
-    run = reference.forward(layer.cell, layer, True)
-    return run, reference.backward(layer.cell, grads, layer, run, needs)
+    run = reference.forward(layer, True)
+    return run, reference.backward(grads, layer, run, needs)
 
 
 def states_of(run):
