@@ -1,4 +1,4 @@
-"""LSTM layers on the CPU: kernels compiled by Numba when first used, all time steps of a layer in one call.
+"""Recurrent layers on the CPU: kernels compiled by Numba when first used, all time steps of a layer in one call.
 
 A tile of batch rows by four vectors stays in registers over the whole sum. Weights are packed for it at every call, or
 once for many calls. Threads split the batch rows, or the hidden units where rows are few.

@@ -21,18 +21,18 @@ def _struct(name: str, fields: str) -> type[ctypes.Structure]:
     return type(name, (ctypes.Structure,), {"_fields_": [(field, ctypes.c_int64) for field in fields.split()]})
 
 
-# size: bytes of an element; lanes: elements of a vector; dense: see `is_dense`. rows: R, batch rows from one step to
-# the next. sums, of_x, of_h, saved, params, inputs: counts of the cell's layout; others: its states but the first;
-# values: inputs and params. joint: x and h have all sums in common; blocks: the blocks of weights, of_x, then of_h.
-# reads: bits of the values that the cells read, in the order of `llvm.cells`' tables; table_bytes: of one. wide, slots:
-# vectors of a row of scratch, and then beside it, see `states.slot`. c_step: of the states but the first. parts: into
-# how many the batch rows are split. relax: what a waiting thread calls. constants: a kilobyte of zeros, then a one.
-# original_size: bytes of an element of the weights that are digested. For the matrix unit: pieces of a number; pitch,
-# bytes from one step of 32 of an operand's rows to the next. narrow_rows and narrow_weights: whether x, dx, dh and h,
-# and the weights and their gradients, are of bfloat16.
+# size: bytes of an element; lanes: elements of a vector; panels: those of H; dense: see `is_dense`. rows: R, batch rows
+# from one step to the next. sums, of_x, of_h, saved, params, inputs: counts of the cell's layout; others: its states
+# but the first; values: inputs and params. joint: x and h have all sums in common; blocks: the blocks of weights, of_x,
+# then of_h. reads: bits of the values that the cells read, in the order of `llvm.cells`' tables; table_bytes: of one.
+# wide, slots: vectors of a row of scratch, and then beside it, see `states.slot`. c_step: of the states but the first.
+# parts: into how many the batch rows are split. relax: what a waiting thread calls. constants: a kilobyte of zeros,
+# then a one. original_size: bytes of an element of the weights that are digested. For the matrix unit: pieces of a
+# number; pitch, bytes from one step of 32 of an operand's rows to the next. narrow_rows and narrow_weights: whether x,
+# dx, dh and h, and the weights and their gradients, are of bfloat16.
 _COMMON = " ".join((*NAMES, *CELLS, *matrix.NAMES)) + (
-    " size lanes dense T B rows I H sums of_x of_h saved params inputs others values joint blocks reads table_bytes"
-    " wide slots c_step reverse parts relax scratch_bytes constants original_size pieces pitch narrow_rows"
+    " size lanes panels dense T B rows I H sums of_x of_h saved params inputs others values joint blocks reads"
+    " table_bytes wide slots c_step reverse parts relax scratch_bytes constants original_size pieces pitch narrow_rows"
     " narrow_weights x_step x_row weight_ih_row weight_hh_row"
 )
 # barrier: counters at which threads meet. scratch: each thread's own, scratch_bytes apart: two tables, then rows of

@@ -35,8 +35,7 @@ def carried_at(a, k, p, b):
     """Where the gradient that is carried to the step before lies, of the k-th state but the first; or of the first,
     which comes after them if it is carried beside its product. Then follow those of dh that held rows hand on.
     """
-    panels = (a.H + a.lanes - 1) // a.lanes
-    return a.carried + ((k * panels + p) * a.B + b) * VECTOR
+    return a.carried + ((k * a.panels + p) * a.B + b) * VECTOR
 
 
 @jit
@@ -49,7 +48,7 @@ def told(a, k, n):
 def cells(a, p, s, t, b, rows, scratch, table, dh, dpre):
     """dpreact of one panel for `rows` rows from `b` on. `dh` is the gradient from the step after."""
     L, H, unit, used = a.lanes, a.H, p * VECTOR, table
-    panels, valid = (H + L - 1) // L, min(L, H - p * L)
+    panels, valid = a.panels, min(L, H - p * L)
     resets, holds, corrects = any_reset(a, t, b, rows), any_held(a, t, b, rows), a.reverse != 0 and a.lengths != 0
     for k in range(a.others):
         if told(a, k, 3) != 0:
@@ -104,7 +103,7 @@ def backward_with(products: Any) -> Any:
     def backward(a, thread, threads):
         """This thread's share: rows and units are split as in the forward pass, the sums over rows by panels."""
         L, S, I, H, T = a.lanes, a.size, a.I, a.H, a.T
-        panels = (H + L - 1) // L
+        panels = a.panels
         groups, groups_x = groups_of(panels), groups_of((I + L - 1) // L)
         parts = min(threads, a.parts)
         team = threads // parts

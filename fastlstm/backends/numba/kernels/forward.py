@@ -17,7 +17,7 @@ from fastlstm.backends.numba.llvm.intrinsics import call, get_int64
 def cells(a, t, p, b, rows, scratch, table):
     """One panel's cells for `rows` rows from `b` on, from preact in scratch."""
     L, H, unit, states = a.lanes, a.H, p * VECTOR, 2 * a.others + 2
-    valid, panels, used = min(L, H - p * L), (H + L - 1) // L, table
+    valid, panels, used = min(L, H - p * L), a.panels, table
     resets, holds = any_reset(a, t, b, rows), any_held(a, t, b, rows)
     if valid < L or resets or (holds and a.c_step == 0):  # cut off, reset or still wanted
         used = table + a.table_bytes
@@ -90,7 +90,7 @@ def forward_with(products: Any) -> Any:
         `parts` teams split the batch rows and meet nobody; within a team units are split, one barrier a step.
         """
         L, S, H, B, T = a.lanes, a.size, a.H, a.B, a.T
-        panels = (H + L - 1) // L
+        panels = a.panels
         parts = min(threads, a.parts)
         team = threads // parts
         if thread >= parts * team:

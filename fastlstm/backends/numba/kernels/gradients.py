@@ -16,8 +16,7 @@ def sum_row(a):
 @jit
 def sum_at(a, half, p):
     """Where the sum of panel p over half of the batch rows lies."""
-    panels = (a.H + a.lanes - 1) // a.lanes
-    return a.dweights + (half * panels + p) * a.sum_rows * sum_row(a)
+    return a.dweights + (half * a.panels + p) * a.sum_rows * sum_row(a)
 
 
 @jit

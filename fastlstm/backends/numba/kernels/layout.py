@@ -44,7 +44,9 @@ def group(vectors, q):
 
     Groups are 4 or 3 wide wherever they can be: a lone vector would leave the tile idle.
     """
-    return (vectors * q + groups_of(vectors) - 1) // max(groups_of(vectors), 1)
+    if vectors <= 4:  # a division would take as long as a product of a row
+        return q * vectors
+    return (vectors * q + groups_of(vectors) - 1) // groups_of(vectors)
 
 
 @jit
@@ -122,6 +124,6 @@ def cell_forward_of(a):
     """
     if a.gates == 0:
         return a.cell_forward
-    size = a.T * ((a.H + a.lanes - 1) // a.lanes) * a.rows * a.saved * VECTOR
+    size = a.T * a.panels * a.rows * a.saved * VECTOR
     # such stores want whole vectors where they belong, as memory of this size has them
     return a.cell_forward_streaming if size > STREAMED and a.gates % VECTOR == 0 else a.cell_forward_saving

@@ -41,7 +41,7 @@ def blocks_of(a, steps):
 def pack_transposed(a, weight, weight_row, N, of_h, packed, first, last, scratch):
     """Column groups `first` to `last` of (4H, N) weights to columns."""
     L, H = a.lanes, a.H
-    panels, vectors = (H + L - 1) // L, (N + L - 1) // L
+    panels, vectors = a.panels, (N + L - 1) // L
     aside, beside = scratch, scratch + 16 * VECTOR
     for p in range(panels):
         units = min(L, H - p * L)
@@ -100,7 +100,7 @@ def keep_columns(a, p, s, b, rows, dpre):
 @jit
 def keep_rows(a, p, s, b, rows, dpre):
     """Lay out dpreact as `keep` is told of, for products with the weights: as rows."""
-    panels, wide = (a.H + a.lanes - 1) // a.lanes, 4 * VECTOR
+    panels, wide = a.panels, 4 * VECTOR
     piece = 2 * panels * a.pitch
     for pair in range(2):
         low, to = dpre + 2 * pair * VECTOR, rows_at(a, s, b) + (2 * p + pair) * a.pitch
@@ -117,7 +117,7 @@ def keep(a, p, s, b, rows, dpre):
 @jit
 def back_product(a, rows, b, s, of_h, packed, vectors, q, scratch):
     """``scratch`` (rows, 4 vectors) = dpreact of step s times column group q of the transposed weights."""
-    panels = (a.H + a.lanes - 1) // a.lanes
+    panels = a.panels
     call(
         a.matrix_product, rows, a.constants, 0, scratch, 4 * VECTOR, rows_at(a, s, b), a.pitch, 2 * panels * a.pitch,
         packed + q * 2 * panels * a.pieces * TILES, 2 * panels, (group(vectors, q + 1) - group(vectors, q) + 1) // 2,
@@ -184,7 +184,7 @@ def pack_inputs(a, chunk, thread, threads, scratch):
     """This thread's share of what the weight gradients of a chunk of steps are sums over."""
     if a.dweights == 0:
         return
-    panels, groups = (a.H + a.lanes - 1) // a.lanes, a.sum_rows // 16
+    panels, groups = a.panels, a.sum_rows // 16
     strips, columns = a.strips + chunk % a.ring * a.strips_bytes, a.columns + chunk % a.ring * a.columns_bytes
     s, blocks = chunk * a.chunk, blocks_of(a, a.chunk)
     s_last = min(s + a.chunk, a.T)
@@ -236,7 +236,7 @@ def add_weight_gradients(a, chunk, half, p_first, p_last):
 @jit
 def add_sums(a, chunk, thread, threads):
     """This thread's part of the weights' gradients, for a chunk of steps that all have been through."""
-    panels = (a.H + a.lanes - 1) // a.lanes
+    panels = a.panels
     if a.dweights != 0:
         for half in range(a.halves):  # each thread the sums over rows that it has seen itself, so far as that goes
             first = max(share(a.halves * panels, thread, threads) - half * panels, 0)

@@ -83,7 +83,7 @@ def pack_columns(a, p, of_x, of_h, to, scratch):
 def pack_weights(a, p, place, scratch):
     """Panel p of the weights to columns."""
     to = a.packed + place * steps_of(a) * a.pieces * TILES
-    pack_columns(a, p, groups_of_x(a), (a.H + a.lanes - 1) // a.lanes, to, scratch)
+    pack_columns(a, p, groups_of_x(a), a.panels, to, scratch)
 
 
 @jit
@@ -122,7 +122,7 @@ def feed_inputs(a, s, part, b_first, b_last, x_first, x_last, scratch):
     for j in range(of_x):
         for b in range(x_first, x_last, CHUNK):
             split_inputs(a, s, j, b, min(CHUNK, x_last - b), operand(a, s, j, b), piece, scratch)
-    columns = of_x + (a.H + a.lanes - 1) // a.lanes
+    columns = of_x + a.panels
     if s == 0 and columns % 2 != 0:  # the half of a step that nothing else fills
         for n in range(2 * a.pieces):
             to = operand(a, n % 2, columns, x_first) + n // 2 * piece

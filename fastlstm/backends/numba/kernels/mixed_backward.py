@@ -50,7 +50,7 @@ def pack_inputs(a, chunk, thread, threads, scratch):
 @jit
 def add_gradients(a, scratch, chunk, rows, thread, threads):
     """This thread's part of the gradients of the weights and of x, for a chunk of steps that all have been through."""
-    panels, s, s_last = (a.H + a.lanes - 1) // a.lanes, chunk * a.chunk, min((chunk + 1) * a.chunk, a.T)
+    panels, s, s_last = a.panels, chunk * a.chunk, min((chunk + 1) * a.chunk, a.T)
     call(a.configure, 16)
     add_sums(a, chunk, thread, threads)
     if a.rows_kept != 0:

@@ -26,8 +26,7 @@ def steps_of(a):
 @jit
 def columns_at(a, p):
     """Where panel p of weight_ih lies as columns: behind all panels of weight_hh."""
-    panels = (a.H + a.lanes - 1) // a.lanes
-    return a.packed + panels * a.H * 4 * VECTOR + p * steps_of(a) * a.pieces * TILES
+    return a.packed + a.panels * a.H * 4 * VECTOR + p * steps_of(a) * a.pieces * TILES
 
 
 @jit

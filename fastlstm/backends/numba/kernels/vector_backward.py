@@ -36,7 +36,7 @@ def pack_transposed(a, weight, weight_row, N, of_h, packed, first, last, scratch
     k in the order of dpreact's panels.
     """
     L, S, H, gates = a.lanes, a.size, a.H, a.of_h if of_h else a.of_x
-    panels, vectors = (H + L - 1) // L, (N + L - 1) // L
+    panels, vectors = a.panels, (N + L - 1) // L
     for p in range(panels):
         units = min(L, H - p * L)
         for gate in range(gates):
@@ -226,7 +226,7 @@ def pack_inputs(a, chunk, thread, threads, scratch):
 @jit
 def add_gradients(a, scratch, chunk, rows, thread, threads):
     """This thread's part of the gradients of the weights and of x, for a chunk of steps that all have been through."""
-    panels = (a.H + a.lanes - 1) // a.lanes
+    panels = a.panels
     first, last = share(panels, thread, threads), share(panels, thread + 1, threads)
     strips, s, s_last = a.strips + chunk % a.ring * a.strips_bytes, chunk * a.chunk, min((chunk + 1) * a.chunk, a.T)
     if a.dweights != 0:
