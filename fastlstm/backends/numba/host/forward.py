@@ -63,15 +63,12 @@ class Forward(Pass):
     def run(self, layer: Layer) -> Run:
         """A layer of this signature; where x is ``narrow`` h is, too, and the states and what is kept are float32."""
         x, weights, starts, lengths, reset, *_ = layer
-        new, states, first, keeps, of_gates, gates = (
-            self.like.new_empty,
-            self.states,
-            starts[0],
-            self.keeps_states,
-            0,
-            (),
-        )
-        h_n, h, steps = new(*states), None, ()  # by a tuple it would take half as long again
+        new, states, first, keeps, of_gates = self.like.new_empty, self.states, starts[0], self.keeps_states, 0
+        h_n, h = new(*states), None  # by a tuple it would take half as long again
+        last: tuple[Tensor, ...] = (h_n,)
+        steps: tuple[Tensor, ...] = ()
+        gates: tuple[Tensor, ...] = ()
+        given: tuple[Any, ...] = ()
         of_h = of_last = h_n.data_ptr()
         if self.outputs is not None:
             h = self.new(x, *self.outputs)
@@ -100,7 +97,7 @@ class Forward(Pass):
             of_reset = reset.data_ptr()
         self.flip ^= 1
         call = [x.data_ptr(), of_first, row, of_lengths, of_reset, of_h, of_gates, of_last, self.flip]
-        last, given = (h_n,), (first,)
+        given = (first,)
         for k in self.others:
             end = to = new(*states)
             last += (end,)

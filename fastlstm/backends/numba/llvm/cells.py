@@ -14,10 +14,12 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
+from fastlstm.backends.numba.llvm import functions
 from fastlstm.backends.numba.llvm.functions import ON_VECTORS
 from fastlstm.backends.numba.llvm.loops import Builder, counted, function
 from fastlstm.backends.numba.llvm.simd import I64, Lanes, Vector
 from fastlstm.cells.emit import load, python
+from fastlstm.cells.function import Function
 from fastlstm.cells.layout import Layout
 from fastlstm.cells.spec import Cell
 
@@ -41,26 +43,20 @@ class Functions:
     backward: Callable[[Values], dict[str, Any]]
     takes: tuple[tuple[str, ...], tuple[str, ...]]
 
-    @property
-    def values(self) -> tuple[str, ...]:
-        """What is read beside sums and states."""
-        return *self.layout.inputs, *self.layout.params
-
 
 @cache
 def functions_of(cell: Cell) -> Functions:
     """A cell's functions on vectors."""
     derived = cell.derived()
-    sources = [python(f) for f in (derived.forward, derived.backward)]
-    named = []
-    for source, derived_function in zip(sources, (derived.forward, derived.backward)):
-        code = load(source, derived_function.name, ON_VECTORS, ON_VECTORS["fill"].__module__)
-        named.append(_by_name(code, tuple(derived_function.arguments), tuple(derived_function.results)))
-    takes = tuple(derived.forward.arguments), tuple(derived.backward.arguments)
-    return Functions(cell.layout, "\n".join([*sources, repr(cell.layout)]), *named, takes)
+    forward, backward = derived.forward, derived.backward
+    source = "\n".join([python(forward), python(backward), repr(cell.layout)])
+    takes = tuple(forward.arguments), tuple(backward.arguments)
+    return Functions(cell.layout, source, _by_name(forward), _by_name(backward), takes)
 
 
-def _by_name(code: Callable[..., Any], takes: tuple[str, ...], gives: tuple[str, ...]) -> Callable[..., Any]:
+def _by_name(derived: Function) -> Callable[[Values], dict[str, Any]]:
+    takes, gives = tuple(derived.arguments), tuple(derived.results)
+    code = load(python(derived), derived.name, ON_VECTORS, functions.__name__)
     return lambda given: dict(zip(gives, code(*[given[name] for name in takes])))
 
 
