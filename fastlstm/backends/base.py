@@ -198,12 +198,13 @@ def wants_bias(needs: Gradients) -> bool:
     return any(needs.weights[2:WEIGHTS])
 
 
-def bias_gradients(dbias: Optional, needs: Gradients) -> tuple[Optional, Optional]:
+def bias_gradients(dbias: Optional, layer: Layer, needs: Gradients) -> tuple[Optional, Optional]:
     """Return the gradients of both biases, which are equal to `dbias`, the gradient of their sum.
 
     Each has a tensor of its own, so in-place changes of one do not reach the other.
     """
-    to_ih, to_hh = needs.weights[2:WEIGHTS]
+    biases = zip(layer.weights[2:WEIGHTS], needs.weights[2:WEIGHTS])
+    to_ih, to_hh = (need and bias is not None for bias, need in biases)
     second = dbias if to_hh else None
     return dbias if to_ih else None, second.clone() if second is not None and to_ih else second
 

@@ -149,10 +149,10 @@ def test_a_forked_child_finds_the_pool_open():
 
 
 def test_calls_leave_their_scratch_to_the_next():
-    lstm, x = fastlstm.LSTM(20, 30, backend="numba"), torch.randn(3, 2, 20)
+    lstm, x = fastlstm.LSTM(20, 60, backend="numba"), torch.randn(3, 2, 20)
     lstm(x), lstm(x)
     (kept,) = memory._scratch
-    fastlstm.LSTM(20, 28, backend="numba")(x)
+    fastlstm.LSTM(20, 58, backend="numba")(x)
     assert [a.data_ptr() for a in memory._scratch] == [kept.data_ptr()]
     lstm(x)[0].sum().backward()
     assert [a.data_ptr() for a in memory._scratch] == [kept.data_ptr()]

@@ -151,7 +151,7 @@ def backward(grads: Run, layer: Layer, run: Run, needs: Gradients, precision: st
         if base.wants_bias(needs) and biases != [None, None]:
             dbias = sums.vector_gradient(dpreact, biases[1] if biases[0] is None else biases[0])
     dstates = dh_0 if needs.states[0] else None, dc_0 if needs.states[1] else None
-    return Gradients(dx, (dweight_ih, dweight_hh, *base.bias_gradients(dbias, needs)), dstates)
+    return Gradients(dx, (dweight_ih, dweight_hh, *base.bias_gradients(dbias, layer, needs)), dstates)
 
 
 def _recurrent_gradient(dpreact: Tensor, layer: Layer, h: Any) -> Tensor:

@@ -7,6 +7,7 @@ import threading
 import pytest
 import torch
 
+from fastlstm import cells
 from fastlstm.backends import dispatch
 from fastlstm.backends import triton as backend
 from tests.helpers import ROOT, interpreter
@@ -60,7 +61,7 @@ def test_precision_follows_torch_unless_it_is_named():
 
 PRODUCTS = """
 import torch
-from fastlstm.backends import reference
+from fastlstm.backends import sums
 from fastlstm import cells
 from fastlstm.backends.base import Gradients, Layer, Run
 from fastlstm.backends import triton as backend
@@ -74,7 +75,7 @@ def recorded(function):
     return run
 
 torch.nn.functional.linear = recorded(torch.nn.functional.linear)
-reference.linear, reference.weight_gradient = recorded(reference.linear), recorded(reference.weight_gradient)
+sums.linear, sums.weight_gradient = recorded(sums.linear), recorded(sums.weight_gradient)
 weights, state = (torch.randn(16, 3), torch.randn(16, 4), torch.randn(16), None), torch.randn(2, 4)
 layer = Layer(torch.randn(5, 2, 3), weights, (state, state), None, None, False, cells.lstm)
 grads, needs = Run(torch.randn(5, 2, 4), (None, None), ()), Gradients.of(cells.lstm, [True] * 7)
@@ -125,7 +126,7 @@ def test_layers_of_two_precisions_wait_for_each_other(monkeypatch):
 
 def choose(name, device, dtype=torch.float32, **options):
     options = {"projected": False, "masked": False, "cells": False} | options
-    return dispatch.choose(name, torch.device(device), dtype, **options)
+    return dispatch.choose(name, torch.device(device), dtype, cell=cells.lstm, **options)
 
 
 def test_the_ladder():
