@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from fastlstm.autograd import rules  # noqa: F401  # which defines the operators of every cell
 from fastlstm.autograd.elementary import narrowed
 from fastlstm.autograd.functions import apply_plain, differentiable
 from fastlstm.autograd.modes import (
@@ -34,7 +35,6 @@ from fastlstm.autograd.modes import (
     wants_gradient,
 )
 from fastlstm.autograd.operators import made
-from fastlstm.autograd.rules import define
 from fastlstm.backends import aten, dispatch, reference
 from fastlstm.backends.base import Layer, Plan, Run, given_states
 from fastlstm.backends.checks import check_layer
@@ -121,7 +121,6 @@ class Plans:
             ValueError: for tensors that make no layer.
             RuntimeError: if a backend that was asked for by name cannot run them.
         """
-        define(layer.cell)  # a backward pass may need its operators
         plan = self._plan(layer, backend, axis)
         while len(self.made) >= MOST:
             with suppress(StopIteration, RuntimeError):  # another thread may be here as well
@@ -235,7 +234,6 @@ def _general(layer: Layer, plans: Plans | None, backend: str | None, cells: bool
         with no_autocast(x):  # plain PyTorch operations would be cast again
             return run(layer.to(to), plans=plans, backend=backend, cells=cells, weight_hr=weight_hr)
     check_layer(layer, weight_hr)
-    define(layer.cell)
     if x.shape[0] == 0:
         states = given_states(layer)
         output, *others = (a.unsqueeze(0)[:0].clone() for a in states)

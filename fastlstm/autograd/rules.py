@@ -14,7 +14,7 @@ from fastlstm.autograd.batching import backward_rule, forward_rule
 from fastlstm.autograd.functions import LayerBackward, LayerFunction, differentiable
 from fastlstm.backends.base import Layer
 from fastlstm.cells.library import CELLS
-from fastlstm.cells.spec import Cell
+from fastlstm.cells.spec import Cell, when_declared
 
 Optional = Tensor | None
 
@@ -82,5 +82,6 @@ def _layer(cell: Cell, *args: Any) -> tuple[Tensor, ...]:
     return run.h, *run.last, *(run.kept if cells else [run.h.new_empty(0) for _ in run.kept])
 
 
-for _cell in CELLS:  # an export that is loaded has to find its operators
+for _cell in CELLS:
     define(_cell)
+when_declared.append(define)  # an export that is loaded has to find the operators of the cells that are declared

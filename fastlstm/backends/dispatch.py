@@ -162,8 +162,9 @@ def _with_precision(name: str, dtype: torch.dtype, cell: Cell) -> str:
 
 
 @lru_cache(None)
-def _warn_of_cell(cell: Cell, taken: str) -> None:
-    message = f"the triton backend has no kernel for the cell {cell.key} yet; on a GPU auto takes {taken} for it"
+def _warn_of_cell(cell: Cell, reason: str) -> None:
+    instead = "torch's own layer" if runs("aten", cell) else "plain PyTorch"
+    message = f"auto runs the cell {cell.key} in {instead}, since no backend here has a kernel for it: {reason}"
     warnings.warn(message, RuntimeWarning, stacklevel=2)
 
 
@@ -187,6 +188,8 @@ def _fused_on_cpu(device: torch.device, dtype: torch.dtype, cell: Cell) -> str |
         reasons = [module(fused).supports(device, torch.float32) for fused in _CPU]
         if None not in reasons:
             _warn(f"{'; '.join(reasons)}; auto takes aten instead, and reference for what aten lacks")
+        elif any(module(fused).supports(device, dtype) is None for fused in _CPU):
+            _warn_of_cell(cell, "; ".join(reason for reason in reasons if reason))
     elif taken != "numba" and (failure := numba.failure()) is not None:
         _warn(f"{failure}; auto takes {taken} instead")
     return taken
@@ -229,7 +232,7 @@ def choose(
             elif device.type == "cuda" and triton.supports(device, dtype) is None:
                 if runs("triton", cell):
                     return "triton"
-                _warn_of_cell(cell, "reference" if lacking else "aten")
+                _warn_of_cell(cell, "the triton backend runs the LSTM alone")
         return "reference" if lacking else "aten"
     reason = module(name).supports(device, dtype)
     if reason is None and not runs(name, cell):

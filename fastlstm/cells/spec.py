@@ -130,11 +130,15 @@ def cell(
     """
 
     def declare(function: Callable[..., Any]) -> Cell:
-        return Cell(function, gates, states, params, inputs)
+        made = Cell(function, gates, states, params, inputs)
+        for told in when_declared:
+            told(made)
+        return made
 
     return declare
 
 
+when_declared: list[Callable[[Cell], Any]] = []  # called with each cell that `cell` declares from then on
 _cells: weakref.WeakValueDictionary[str, Cell] = weakref.WeakValueDictionary()
 
 
@@ -185,6 +189,8 @@ def _check(made: Cell) -> None:
     if twice is not None:
         raise ValueError(f"cell {made.name}: the name {twice} is used twice or reserved; rename a gate, state or param")
     for argument in inspect.signature(made.function).parameters.values():
+        if argument.default is not argument.empty:
+            raise TypeError(f"cell {made.name} takes {argument}, but no argument may have a default")
         if argument.name not in declared or argument.kind in (argument.VAR_POSITIONAL, argument.VAR_KEYWORD):
             raise TypeError(
                 f"cell {made.name} takes {argument}, which is no gate, state, param or input; "

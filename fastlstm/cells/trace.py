@@ -85,7 +85,8 @@ def _run(name: str, function: Callable[..., Any], arguments: dict[str, Node], lo
     try:
         return function(**arguments)
     except Exception as error:
-        raise TypeError(f"cell {name}, {_place(code, error.__traceback__)}: {error}. Allowed: {ALLOWED}") from error
+        what = str(error).replace("'Node'", "a value of a cell").replace("Node", "a value of a cell")
+        raise TypeError(f"cell {name}, {_place(code, error.__traceback__)}: {what}. Allowed: {ALLOWED}") from error
     finally:
         sys.setprofile(before)
 
