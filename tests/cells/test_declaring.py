@@ -235,3 +235,26 @@ def test_layouts():
     assert (layout.sequences, layout.carried) == (("c",), ("c",))
     layout = fastlstm.cells.ind_rnn.layout
     assert (layout.of_x, layout.of_h, layout.params, layout.carried) == (range(1), range(1, 1), ("u",), ("h",))
+
+
+def test_no_argument_has_a_default():
+    with pytest.raises(TypeError, match=r"cell f takes h=0.5, but no argument may have a default"):
+
+        @cell(gates={"a": "xh"}, states=("h",))
+        def f(a, h=0.5):
+            return tanh(a) + h
+
+
+def test_errors_of_others_call_a_value_a_value():
+    """What Python and torch say of a value has no name of a class that authors have never met."""
+
+    def power(a):
+        return a**2
+
+    def of_torch(a):
+        return torch.sigmoid(a)
+
+    for function in (power, of_torch):
+        with pytest.raises(TypeError, match="a value of a cell") as raised:
+            cell(gates={"a": "xh"}, states=("h",))(function)
+        assert "Node" not in str(raised.value)
