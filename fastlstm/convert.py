@@ -192,7 +192,7 @@ def _check_names(function: str, module: nn.Module, theirs: type, ours: type) -> 
     of_ours = {name for cls in ours.__mro__ if not issubclass(theirs, cls) for name in vars(cls)}
     kept = {name for name in of_ours if name.startswith("_") and not name.startswith("__")} - {"_flat_weights"}
     own = set(vars(module)).union(*(vars(cls) for cls in type(module).__mro__ if not issubclass(theirs, cls)))
-    public = {"backend", "forget_bias"} | ({"recurrent_dropout", "zoneout"} & of_ours)
+    public = {"backend", "forget_bias", "recompute"} | ({"recurrent_dropout", "zoneout"} & of_ours)
     for name in sorted((kept | public) & own):
         raise TypeError(f"{function} cannot replace a {type(module).__name__} that has a {name!r} of its own")
 

@@ -241,9 +241,6 @@ class Linearized:
         moved, x_t = Sums(self.cell, along.weights, self.H), along.x
         x_t = None if x_t is None else fill(flat_input(x_t), self.held)
 
-        def both(first: Optional, second: Optional) -> Optional:
-            return second if first is None else first if second is None else first + second
-
         biases = self.layer.weights[2:WEIGHTS]
         weights = self.sums.weights(changes.sums, self.x, self.prev[0], wanted.weights, biases)
         others = self.sums.weights(dsums, x_t, h_prev, (*wanted.weights[:2], False, False), biases)
@@ -251,10 +248,10 @@ class Linearized:
             vector_gradient(a, param) if want else None
             for a, param, want in zip(changes.params, self.layer.weights[WEIGHTS:], wanted.weights[WEIGHTS:])
         )
-        by_product = both(self.sums.to_h(changes.sums), moved.to_h(dsums))
+        by_product = sum_of(self.sums.to_h(changes.sums), moved.to_h(dsums))
         return Gradients(
-            both(self.sums.to_x(changes.sums), moved.to_x(dsums)) if wanted.x else None,
-            (*map(both, weights, others), *params),
+            sum_of(self.sums.to_x(changes.sums), moved.to_x(dsums)) if wanted.x else None,
+            (*map(sum_of, weights, others), *params),
             (changes.prev[0] if by_product is None else by_product + changes.prev[0], *changes.prev[1:]),
             tuple(a if want else None for a, want in zip(changes.inputs, wanted.inputs)),
         )

@@ -90,11 +90,11 @@ def define_for(cell: Cell) -> Operators:
     tensors, options = schema_of(cell), "str backend"
     forward_name, backward_name = name_of(cell, "forward"), name_of(cell, "backward")
     forward_op = define(
-        forward_name, f"({tensors}, bool reverse, bool save, {options}) -> {_tensors(1 + 2 * states)}", run
+        forward_name, f"({tensors}, bool reverse, bool save, {options}) -> {tensors_of(1 + 2 * states)}", run
     )
     backward_op = define(
         backward_name,
-        f"({incoming}, {tensors}, {kept}, bool reverse, bool[] needs, {options}) -> {_tensors(count - 2)}",
+        f"({incoming}, {tensors}, {kept}, bool reverse, bool[] needs, {options}) -> {tensors_of(count - 2)}",
         gradients,
     )
 
@@ -116,7 +116,7 @@ def define_for(cell: Cell) -> Operators:
     return Operators(forward_op, backward_op, None, run, gradients)
 
 
-def _tensors(count: int) -> str:
+def tensors_of(count: int) -> str:
     return f"({', '.join(['Tensor'] * count)})"
 
 

@@ -69,7 +69,7 @@ def define(cell: Cell) -> None:
         torch.library.register_vmap(f"fastlstm::{name}", rule, lib=operators.LIBRARIES[name])
 
     # What `torch.jit.trace` records. It decomposes at each call, so that one trace serves training and inference.
-    results = f"({', '.join(['Tensor'] * 2 * len(cell.states))})"
+    results = operators.tensors_of(2 * len(cell.states))
     schema = f"({operators.schema_of(cell)}, bool reverse, bool cells, str backend) -> {results}"
     name = operators.name_of(cell, "layer")
     layer = operators.define(name, schema, partial(_layer, cell), "CompositeImplicitAutograd")

@@ -36,20 +36,19 @@ def check_layer(layer: Layer, weight_hr: Optional = None) -> None:
         *((name, a, (hidden,)) for name, a in zip(cell.params, params)),
         *((f"{name}_0", a, (B, width)) for name, a, width in zip(cell.states, states, widths)),
         *((name, a, (T, B, hidden)) for name, a in zip(cell.inputs, inputs)),
-        ("lengths", lengths, (B,)),
-        ("reset", reset, (T, B)),
     ]
+    masks = ("lengths", lengths, (B,), torch.int64), ("reset", reset, (T, B), torch.bool)
+    entries = *((*entry, x.dtype) for entry in named), *masks
     if weight_hr is not None and weight_hr.shape != (out, hidden):
         raise ValueError(f"weight_hr must have shape (P, H) with H = {hidden}, got {tuple(weight_hr.shape)}")
-    for name, a, shape in named:
+    for name, a, shape, _ in entries:
         if a is not None and a.shape != shape:
             raise ValueError(f"{name} must have shape {shape}, got {tuple(a.shape)}")
-    for name, a, _ in named:
+    for name, a, _, wanted in entries:
         if a is None:
             continue
         if a.device != x.device:
             raise ValueError(f"{name} must be on the device of x, {x.device}, got {a.device}")
-        wanted = torch.int64 if name == "lengths" else torch.bool if name == "reset" else x.dtype
         if a.dtype is not wanted:
             of_x_too = "of x, " if wanted is x.dtype else ""
             raise ValueError(f"{name} must have the dtype {of_x_too}{wanted}, got {a.dtype}")

@@ -1,19 +1,20 @@
 """What the author of a cell writes: its gates, its states and a function of a few lines."""
 
 import functools
+import hashlib
 import inspect
 import re
-import weakref
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fastlstm.cells.derive import Derived, derive
-from fastlstm.cells.emit import RESERVED
+from fastlstm.cells.emit import RESERVED, python
 from fastlstm.cells.functions import FUNCTIONS
 from fastlstm.cells.layout import Layout, layout
 from fastlstm.cells.saving import Costs
 from fastlstm.cells.tensors import OnTensors
-from fastlstm.cells.trace import Trace, trace
+from fastlstm.cells.trace import trace
 
 _SUMS = ("x", "h", "xh")
 
@@ -31,8 +32,8 @@ class Cell:
         params: the names of vectors (H,).
         inputs: the names of values (T, B, H), which are one more elementwise value a step.
         gates_of_x, gates_of_h: how many gates sum "x", and how many sum "h".
-        key: a word by which `by_key` finds the cell. A cell of the library has its name, and other cells have their
-            module's name before it. If that is taken, a number follows.
+        key: a word by which `by_key` finds the cell. A cell of the library has its name. Other cells have their
+            module's name before it, and a digest of their arithmetic after it. If that is taken, a number follows.
     """
 
     def __init__(
@@ -53,8 +54,12 @@ class Cell:
         self.states, self.params, self.inputs = tuple(states), tuple(params), tuple(inputs)
         _check(self)
         self.gates_of_x, self.gates_of_h = (sum(operand in sums for sums in self.gates.values()) for operand in "xh")
-        self._trace()
-        self.key = _register(self)
+        # once: numbers that the function takes from elsewhere are those of its declaration
+        self._traced = trace(self.name, function, self.arguments, self.states, (*self.params, *self.inputs))
+        with _declaring:
+            self.key = _register(self)
+            for told in when_declared:
+                told(self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
@@ -82,7 +87,10 @@ class Cell:
             share_products: multiply factors that several products have in common once. It saves a few operations and
                 rounds otherwise. Without it products are as the chain rule writes them.
         """
-        return derive(self.name, self._trace(), costs or Costs(), share_products)
+        found = self._derived  # first, so that its text does not depend on what else has been derived
+        if costs is None and not share_products:
+            return found
+        return derive(self.name, self._traced, costs or Costs(), share_products)
 
     @functools.cached_property
     def layout(self) -> Layout:
@@ -96,10 +104,7 @@ class Cell:
 
     @functools.cached_property
     def _derived(self) -> Derived:
-        return self.derived()
-
-    def _trace(self) -> Trace:
-        return trace(self.name, self.function, self.arguments, self.states, (*self.params, *self.inputs))
+        return derive(self.name, self._traced, Costs(), False)
 
 
 def cell(
@@ -130,16 +135,14 @@ def cell(
     """
 
     def declare(function: Callable[..., Any]) -> Cell:
-        made = Cell(function, gates, states, params, inputs)
-        for told in when_declared:
-            told(made)
-        return made
+        return Cell(function, gates, states, params, inputs)
 
     return declare
 
 
-when_declared: list[Callable[[Cell], Any]] = []  # called with each cell that `cell` declares from then on
-_cells: weakref.WeakValueDictionary[str, Cell] = weakref.WeakValueDictionary()
+when_declared: list[Callable[[Cell], Any]] = []  # called with each cell that is declared from then on
+_cells: dict[str, Cell] = {}
+_declaring = threading.RLock()
 
 
 def by_key(key: str) -> Cell:
@@ -156,8 +159,14 @@ def by_key(key: str) -> Cell:
 
 def _register(made: Cell) -> str:
     module, name = made.function.__module__, made.function.__qualname__
-    base = key = re.sub(r"\W", "_", name if module == "fastlstm.cells.library" else f"{module}_{name}")
-    number = 1
+    if module == "fastlstm.cells.library":
+        base = name
+    else:  # caches of compilers, and exports, must not take a cell for an edited one
+        functions = made.derived().forward, made.derived().backward
+        digest = hashlib.sha256("".join([python(function) for function in functions]).encode()).hexdigest()[:8]
+        word = re.sub(r"\W", "_", f"{module}_{name}", flags=re.ASCII).lstrip("_")  # Python mangles a leading __
+        base = f"{word}_{digest}"
+    key, number = base, 1
     while key in _cells:
         number += 1
         key = f"{base}_{number}"
@@ -177,9 +186,9 @@ def _check(made: Cell) -> None:
     if wrong is not None:
         raise ValueError(f'cell {made.name}: gate {wrong} must sum "x", "h" or "xh", got {made.gates[wrong]!r}')
     declared = (*made.gates, *made.states, *made.params, *made.inputs)
-    odd = next((name for name in declared if not name.isidentifier() or name in FUNCTIONS), None)
+    odd = next((n for n in declared if not (n.isidentifier() and n.isascii()) or n in FUNCTIONS), None)
     if odd is not None:
-        raise ValueError(f"cell {made.name}: {odd!r} must be a name, and not a function's")
+        raise ValueError(f"cell {made.name}: {odd!r} must be a name of ASCII characters, and not a function's")
     labels = [*made.arguments.values(), *made.states]
     for name in tuple(labels):
         labels += [f"d{name}", f"{name}_t", f"d{name}_t"]

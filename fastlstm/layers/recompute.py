@@ -81,7 +81,8 @@ class _Recomputed(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         count = count_tensors(ctx.cell)
-        tensors, between = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        saved = ctx.saved_tensors  # read once, since hooks may unpack it anew each time
+        tensors, between = saved[:count], saved[count:]
         layer, needs = Layer.of(ctx.cell, tensors, ctx.reverse), ctx.needs_input_grad[4:]
         device = layer.x.device.type
         with torch.autocast(device, ctx.autocast, enabled=ctx.autocast is not None):
@@ -98,6 +99,9 @@ def _by_parts(ctx: Any, layer: Layer, between: Any, needs: Any, grads: Any) -> l
     dh, of_states, of_others = grads[0], grads[1 : 1 + states], grads[1 + states :]
     first_state = len(layer.tensors) - 2 - len(layer.inputs) - states
     found: list[Any] = [torch.zeros_like(a) if need else None for a, need in zip(layer.tensors, needs)]
+    for n in range(1, first_state):  # sums over all parts
+        if found[n] is not None and found[n].itemsize == 2:
+            found[n] = found[n].float()
     parts = _parts(layer, ctx.steps)
     for k in reversed(range(len(parts))):
         part = _part(layer, parts[k], between[k * states : (k + 1) * states])
@@ -116,12 +120,14 @@ def _by_parts(ctx: Any, layer: Layer, between: Any, needs: Any, grads: Any) -> l
                 a += g
     for n in range(first_state, first_state + states):
         found[n] = of_states[n - first_state] if needs[n] else None
-    return found
+    return [g if g is None else g.to(a.dtype) for a, g in zip(layer.tensors, found)]
 
 
 def _gradients(run: Runs, layer: Layer, needs: Any, grads: Any, create_graph: bool) -> list[Tensor | None]:
     tensors = list(layer.tensors)
-    if not create_graph:
+    if create_graph:  # views: one tensor may be computed from another, and their gradients are those of the layer alone
+        tensors = [a if a is None or not need else a.view_as(a) for a, need in zip(tensors, needs)]
+    else:
         tensors = [a if a is None else a.detach().requires_grad_(bool(need)) for a, need in zip(tensors, needs)]
     with torch.enable_grad():
         results = _flat(run(Layer.of(layer.cell, tensors, layer.reverse)))

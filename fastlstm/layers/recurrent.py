@@ -220,8 +220,10 @@ class Recurrent(CellModule, nn.RNNBase):
         return self._run_with(layer, plans, weight_hr, sequences)
 
     def _run_with(self, layer: Layer, plans: Any, weight_hr: Tensor | None, sequences: bool) -> Results:
+        backend = dispatch.named(self.backend)  # the backward pass may run under another default
+
         def run_part(part: Layer) -> Results:
-            result = run(part, plans=plans, backend=self.backend, axis=True, cells=sequences, weight_hr=weight_hr)
+            result = run(part, plans=plans, backend=backend, axis=True, cells=sequences, weight_hr=weight_hr)
             return result.output, result.last, result.others
 
         return recomputed(layer, run_part) if self._recompute else run_part(layer)

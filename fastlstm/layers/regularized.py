@@ -19,12 +19,14 @@ keeps its old value.
 Source: Krueger et al., Zoneout: regularizing RNNs by randomly preserving hidden activations, 2017.
 
 **Random numbers.** Each layer draws, one direction after the other, from torch's generator of the device:
-``torch.nn.functional.dropout(ones, p)`` of (B, H) for m, then ``bernoulli_(p)`` of (T, B, H) for h and then for c.
+``torch.nn.functional.dropout(ones, p)`` of (B, H) for m, then ``torch.bernoulli(empty, p)`` of (T, B, H) for h and then
+for c.
 A probability of 0 or 1 draws nothing for zoneout.
 """
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -117,7 +119,11 @@ class Regularized(Recurrent):
             states = (None if states[0] is None else states[0] * mask, *states)
         for p in zoneout:
             drawn = self.training and 0 < p < 1
-            new = layer.x.new_empty(T, B, H).bernoulli_(p) if drawn else layer.x.new_full((1, 1, 1), p).expand(T, B, H)
+            new = (
+                torch.bernoulli(layer.x.new_empty(T, B, H), p)
+                if drawn
+                else layer.x.new_full((1, 1, 1), p).expand(T, B, H)
+            )
             inputs.append(new)
         of = "lstm" if layer.cell is library.lstm else "gru"
         name = "_".join(word for word, wanted in (("dropped", drops), ("zoneout", bool(zoneout)), (of, True)) if wanted)

@@ -2,13 +2,15 @@
 
 import copy
 import functools
+import math
 import pickle
 import re
 
 import pytest
 import torch
 
-import fastlstm.cells
+import fastlstm
+import fastlstm.cells.spec
 from fastlstm.cells import cell, exp, gru, lstm, maximum, relu, sigmoid, stop_gradient, tanh, where
 from fastlstm.cells.functions import ALLOWED
 
@@ -122,7 +124,7 @@ def test_two_states_and_one_value():
         ({"params": ("h_prev",)}, "the name h_prev is used twice"),
         ({"params": ("dh",)}, "the name dh is used twice"),
         ({"params": ("a-b",)}, "'a-b' must be a name"),
-        ({"params": ("tanh",)}, "'tanh' must be a name, and not a function's"),
+        ({"params": ("tanh",)}, "'tanh' must be a name of ASCII characters, and not a function's"),
         ({"params": ("lambda",)}, "reserved"),
         ({"params": ("double",)}, "reserved"),
     ],
@@ -258,3 +260,49 @@ def test_errors_of_others_call_a_value_a_value():
         with pytest.raises(TypeError, match="a value of a cell") as raised:
             cell(gates={"a": "xh"}, states=("h",))(function)
         assert "Node" not in str(raised.value)
+
+
+def test_what_a_cell_takes_from_elsewhere_is_taken_once():
+    """Numbers around a cell's function are those of its declaration, in all that is derived from it."""
+    made = []
+    for k in (1.0, 2.0, 3.0):
+
+        @cell(gates={"a": "xh"}, states=("h",))
+        def scaled(a):
+            return tanh(a) * k  # noqa: B023
+
+        made.append(scaled)
+    k = 0.0
+    given = {"a_pre": torch.ones(1)}
+    found = [float(each.code.forward(given)["h"]) for each in made]
+    assert found == pytest.approx([each * math.tanh(1.0) for each in (1.0, 2.0, 3.0)])
+
+
+def test_keys_tell_cells_of_one_name_apart():
+    """Caches on disk go by this word: it changes with the arithmetic, and Python does not mangle it."""
+
+    def declared(source):
+        made = {"tanh": tanh, "__name__": "__main__"}
+        exec(source, made)
+        return cell(gates={"a": "xh"}, states=("h",))(made["own"])
+
+    one, other, again = (declared(f"def own(a): return {of}\n") for of in ("tanh(a)", "2.0 * tanh(a)", "tanh(a)"))
+    assert one.key.startswith("main___own_")
+    assert len({one.key, other.key, again.key}) == 3
+    assert again.key == f"{one.key}_2"
+    assert fastlstm.cells.spec.by_key(other.key) is other
+
+
+def test_names_are_of_ascii():
+    with pytest.raises(ValueError, match="'ħ' must be a name of ASCII characters"):
+        cell(gates={"a": "xh"}, states=("ħ",))(lambda a: tanh(a))
+
+
+@pytest.mark.parametrize("name", ["lengths", "reset", "x", "output", "gates"])
+def test_params_and_inputs_of_names_that_layers_know(name):
+    source = f"def own(a, {name}): return tanh(a) * {name}\n"
+    found = {"tanh": tanh, "__name__": "mine"}
+    exec(source, found)
+    made = fastlstm.Cell(found["own"], {"a": "xh"}, ("h",), (name,), ())
+    output, _ = fastlstm.RNN(made, 2, 3)(torch.randn(4, 2, 2))
+    assert output.shape == (4, 2, 3)

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch.func import functional_call, grad
+from torch.utils.checkpoint import checkpoint
 
 import fastlstm
 from fastlstm.layers import recompute
@@ -137,3 +138,49 @@ def test_the_option():
         fastlstm.GRU(3, 5, recompute=1)
     with pytest.raises(ValueError, match="recompute needs a module without projection, got recompute=True and"):
         fastlstm.LSTM(3, 5, proj_size=2, recompute=True)
+
+
+def test_second_derivatives_of_calls_that_depend_on_each_other():
+    """The state of one call goes into the next, and h_0 is computed from x: each gradient counts once."""
+    module, twin = both(fastlstm.LSTM, 2, 3)
+    x = torch.randn(2, recompute.STEPS + 3, 2, 2, dtype=torch.double, requires_grad=True)
+    found = []
+    for m in (module, twin):
+        first = x[0].mean((0, 2)).view(1, 2, 1).expand(1, 2, 3).contiguous()
+        _, states = m(x[0], (first, first.cos()))
+        outputs = m(x[1], states)[0].square().sum()
+        gradients = torch.autograd.grad(outputs, [x, *m.parameters()], create_graph=True)
+        found.append([*gradients, *torch.autograd.grad(sum(a.square().sum() for a in gradients), [x, *m.parameters()])])
+    close(*found, "derivatives")
+
+
+def test_within_a_checkpoint():
+    """Its hooks let a saved tensor be read once."""
+    module, twin = both(fastlstm.LSTM, 2, 3)
+    x = torch.randn(recompute.STEPS + 3, 2, 2, dtype=torch.double, requires_grad=True)
+    found = []
+    for m in (module, twin):
+        output = checkpoint(lambda x, m=m: m(x)[0], x, use_reentrant=False)
+        found.append(torch.autograd.grad(output.square().sum(), [x, *m.parameters()]))
+    close(*found, "sums")
+
+
+def test_the_backward_pass_runs_on_the_backend_of_the_forward_pass():
+    module = fastlstm.LSTM(2, 3, recompute=True)
+    x = torch.randn(recompute.STEPS + 3, 2, 2, requires_grad=True)
+    with fastlstm.use_backend("reference"):
+        output = module(x, lengths=[5, recompute.STEPS + 3])[0]
+    with fastlstm.use_backend("aten"):  # which takes no lengths
+        output.sum().backward()
+    assert x.grad.isfinite().all()
+
+
+def test_sums_of_sixteen_bits_are_wide():
+    module = fastlstm.LSTM(4, 5, recompute=True).bfloat16()
+    exact = copy.deepcopy(module).double()
+    exact.recompute = False
+    x = torch.randn(30 * recompute.STEPS, 2, 4).bfloat16()
+    module(x)[0].float().sum().backward()
+    exact(x.double())[0].sum().backward()
+    for p, q in zip(module.parameters(), exact.parameters()):
+        assert (p.grad.double() - q.grad).norm() < 5e-3 * q.grad.norm()  # one rounding is 2e-3
