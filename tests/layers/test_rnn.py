@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fastlstm
 from fastlstm import cells
+from tests.helpers.layers import TORCH
 from tests.helpers.modules import assert_same_gradients, randn
 from tests.helpers.tolerances import close
 
@@ -316,6 +317,8 @@ def odd_name(a, weight_hh):
     ],
 )
 def test_errors_of_construction(arguments, error, message):
+    if "should be of type" in message and TORCH < (2, 13):
+        pytest.skip("older versions of torch do not check these types")
     with pytest.raises(error, match=re.escape(message)):
         fastlstm.RNN(*arguments)
     with pytest.raises(ValueError, match="backend must be one of"):
