@@ -234,7 +234,7 @@ int fastlstm_forward(const fastlstm_forward_args *args, const fastlstm_threads *
     job.args = &a, job.parts = split.parts, job.barriers = split.barriers;
     job.pack = !a.packed, job.packed = (void *)a.packed;
     Memory memory;
-    const Zeros zeros(a, memory);
+    Zeros zeros(a, memory);
     const int64_t panels = ceil_div(a.H, lanes);
     job.panels = job.pack && a.T == 1 && split.parts == 1 ? split.threads : panels;
     if (job.pack) memory.want(job.packed, (job.panels * cell.weights(a.I, a.H) + panels * cell.sums) * lanes * size);
@@ -282,7 +282,7 @@ int fastlstm_backward(const fastlstm_backward_args *args, const fastlstm_threads
     const int64_t group = panels * lanes * wide * size;  // bytes of one sum's part of a group of transposed weights
 
     Memory memory;
-    const Zeros zeros(a, memory);
+    Zeros zeros(a, memory);
     memory.want(job.dpreact, panels * job.ring * job.chunk * B * cell.sums * lanes * size);
     memory.want(job.carried, panels * B * lanes * (cell.carried + (a.lengths ? 1 : 0)) * size);
     if (T > 1 || a.dh_0) memory.want(job.packed_hh, groups * cell.of_h * group);

@@ -178,7 +178,8 @@ class LayerFunction(_Function):
                 gradients = call(*incoming, *operands, h, *kept, ctx.reverse, cell, [*needs], ctx.plan_or_name)
         elif not differentiated() and is_plain(*incoming, h, *kept):
             run, layer = Run(h, (None,) * states, tuple(kept)), Layer.of(cell, operands, ctx.reverse)
-            of_run = Run(incoming[0], incoming[1 : 1 + states], incoming[1 + states :])
+            others = incoming[1 + states :] if ctx.plan_or_name.keeps_cells else ()  # or those of buffers
+            of_run = Run(incoming[0], incoming[1 : 1 + states], others)
             gradients = ctx.plan_or_name.backward(of_run, layer, run, Gradients.of(cell, needs)).flat
         else:
             gradients = _composed(ctx, incoming, operands, (h, *kept), needs)
@@ -222,7 +223,8 @@ def _composed(
         weights, inputs = (tuple(plain(a, 0) for a in each) for each in (layer.weights, layer.inputs))
         first = tuple(plain(a, leading) for a in layer.states)
         tensors = layer._replace(x=plain(x, 0), weights=weights, states=first, inputs=inputs).tensors
-        dh, last, others = incoming[0], incoming[1 : 1 + states], incoming[1 + states :]
+        dh, last = incoming[0], incoming[1 : 1 + states]
+        others = incoming[1 + states :] if ctx.plan_or_name.keeps_cells else (None,) * (states - 1)
         axes = next((a.dim() - 2 for a in last if a is not None), 0)
         incoming = plain(dh, 0), *(plain(a, axes) for a in last), *(None if narrow else a for a in others)
         name = ctx.plan_or_name.backend

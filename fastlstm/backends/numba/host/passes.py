@@ -54,7 +54,7 @@ class Pass:
         s = self.signature
         # a digest is of whole words
         if keeps and self.kept is not None and not any(count * s.given.itemsize % 4 for count in digested):
-            key = self.kind, s.cell, s.I, s.H, s.dtype, s.given, s.rounded, s.narrow, s.pieces, of_x
+            key = self.kind, s.cell, s.I, s.H, s.biased, s.dtype, s.given, s.rounded, s.narrow, s.pieces, of_x
             parts_of = *(count * s.dtype.itemsize for count in packed.values()), digest_bytes(digested, s.given)
             self.keeper = self.kept.setdefault(key, Keeper(*parts_of))
         else:

@@ -32,6 +32,7 @@ class Signature(NamedTuple):
         ends: the leading axes of the states.
         pieces, unit: of a number in all products, see `PIECES`; whether any product may take the matrix unit.
         threads: those that a call may use.
+        biased: whether there is bias_ih, and bias_hh.
     """
 
     cell: Cell
@@ -53,6 +54,7 @@ class Signature(NamedTuple):
     pieces: int
     unit: bool
     threads: int
+    biased: tuple[bool, bool]
 
     @property
     def counts(self) -> Counts:
@@ -119,7 +121,7 @@ def signature_of(layer: Any, ends: tuple[int, ...], pieces: int) -> Signature:
         cell, T, prod(rows) // (groups or 1), I if counts(cell).of_x else 0, hidden_size(layer), groups,
         torch.float32 if narrow else x.dtype, narrow, given, x.dtype, strides,
         layer.reverse, layer.reset is not None, layer.lengths is not None, step, ends, pieces, counts(cell).on_unit,
-        threads_now(),
+        threads_now(), (layer.weights[2] is not None, layer.weights[3] is not None),
     )  # fmt: skip
 
 

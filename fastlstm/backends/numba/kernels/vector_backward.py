@@ -204,7 +204,7 @@ def add_weight_gradients(a, strips, s_first, s_last, half, p_first, p_last):
     `sizes.sum_places`.
     """
     of_h, of_one, columns = a.sums_of_h, a.sum_of_one, columns_of_h(a)
-    if of_one == a.I + columns and a.joint != 0:
+    if a.joint != 0 and a.params == 0:
         add_products(a, strips, s_first, s_last, half, p_first, p_last, 0, of_one + 1, 0, a.sums)
     else:
         add_products(a, strips, s_first, s_last, half, p_first, p_last, 0, a.I, 0, a.of_x)
