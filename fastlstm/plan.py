@@ -94,16 +94,15 @@ class Plans:
         if not all([a is None or type(a) is Parameter for a in weights]) and not is_plain(*weights):  # noqa: C419
             return None, None
         learns = False
-        first: Any = None
         if torch.is_grad_enabled():
             learns = any(a is not None and a.requires_grad for a in (*weights, x, *states, *inputs))
+        first: Any = None
         if states[0] is not None:
-            first = []
+            first = ()
             for a in states:  # `None in states` would compare tensors by their values
                 if a is None:
                     return None, None
                 first += (a.shape, a.stride(), a.dtype, a.device)
-            first = tuple(first)
         signature = (
             cell, x.shape, x.stride(), x.dtype, x.device, first, reverse, axis, learns,
             tuple([(a.shape, a.stride(), a.dtype, a.device) for a in inputs]) if inputs else None,

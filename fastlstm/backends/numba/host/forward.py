@@ -62,13 +62,12 @@ class Forward(Pass):
 
     def run(self, layer: Layer) -> Run:
         """A layer of this signature; where x is ``narrow`` h is, too, and the states and what is kept are float32."""
-        x, weights, starts, lengths, reset, *_ = layer
+        x, weights, starts, lengths, reset, _, _, _ = layer
         new, states, first, keeps, of_gates = self.like.new_empty, self.states, starts[0], self.keeps_states, 0
         h_n, h = new(*states), None  # by a tuple it would take half as long again
         last: tuple[Tensor, ...] = (h_n,)
         steps: tuple[Tensor, ...] = ()
         gates: tuple[Tensor, ...] = ()
-        given: tuple[Any, ...] = ()
         of_h = of_last = h_n.data_ptr()
         if self.outputs is not None:
             h = self.new(x, *self.outputs)
@@ -81,10 +80,8 @@ class Forward(Pass):
             of_h = output.data_ptr()
         of_first, row = self.zeros, 0
         if first is not None:
-            row = self.row
-            if not first.is_contiguous():
-                first, row = self.given(first)
-            of_first = first.data_ptr()
+            starts = (*[a.contiguous() for a in starts],)
+            of_first, row = starts[0].data_ptr(), self.row
         if self.save:
             gates = (pooled(self.like, *self.gates),)
             of_gates = gates[0].data_ptr()
@@ -97,21 +94,15 @@ class Forward(Pass):
             of_reset = reset.data_ptr()
         self.flip ^= 1
         call = [x.data_ptr(), of_first, row, of_lengths, of_reset, of_h, of_gates, of_last, self.flip]
-        given = (first,)
         for k in self.others:
-            end = to = new(*states)
+            end = new(*states)
+            of_end = of_steps = end.data_ptr()
             last += (end,)
             if keeps:
                 to = self.new(self.like, *self.shape)
+                of_steps = to.data_ptr()
                 steps += (to,)
-            if first is None:
-                call += self.zeros, 0, to.data_ptr(), end.data_ptr()
-            else:
-                start, row = starts[k], self.row
-                if not start.is_contiguous():
-                    start, row = self.given(start)
-                given += (start,)
-                call += start.data_ptr(), row, to.data_ptr(), end.data_ptr()
+            call += self.zeros if first is None else starts[k].data_ptr(), row, of_steps, of_end
         values: list[Tensor] = []
         if self.has_values:
             told, values = self.values(layer)
@@ -119,17 +110,17 @@ class Forward(Pass):
             call += told
         by_group = None
         if self.groups > 1:
-            by_group = self._by_group(weights, given, h_n if h is None else h, (*steps, *gates), last, values)
+            by_group = self._by_group(weights, starts, h_n if h is None else h, (*steps, *gates), last, values)
         if self.enter(weights, call, by_group):
             found: Run = self.without_unit.run(layer)
             return found
         return Run(h, last, steps + gates)
 
-    def _by_group(self, weights: Any, given: Any, h: Tensor, kept: Any, last: Any, values: list[Tensor]) -> Any:
+    def _by_group(self, weights: Any, starts: Any, h: Tensor, kept: Any, last: Any, values: list[Tensor]) -> Any:
         """Bytes from what is one group's to what is the next one's."""
-        s, rows = self.signature, {"h": h, "h_n": last[0], "h_0": given[0]}
+        s, rows = self.signature, {"h": h, "h_n": last[0], "h_0": starts[0]}
         for k, (to, end) in enumerate(zip(kept if self.keeps_states else last[1:], last[1:])):
             rows |= {f"steps{k}": to, f"last{k}": end}
-            rows |= {} if given[0] is None else {f"start{k}": given[k + 1]}
+            rows |= {} if starts[0] is None else {f"start{k}": starts[k + 1]}
         found = s.group_strides | sizes.row_steps(s.B, **rows) | self.values_by_group(values)
         return found | sizes.first_steps(bias=weights[2], bias_hh=weights[3], gates=kept[-1] if kept else None)
