@@ -239,6 +239,36 @@ def test_steps_equal_forward(batched):
     close((torch.stack(outputs), state), (expected, ends), "sums")
 
 
+@pytest.mark.parametrize("cell", [cells.mgu, no_product], ids=lambda cell: cell.name)
+def test_a_tensor_is_the_state_of_a_cell_with_one(cell):
+    rnn = RNN(cell, 3, 5, 2)
+    x, states, _ = given(rnn)
+    for module in (rnn, torch.compile(rnn, fullgraph=True, backend="aot_eager")):
+        got, want = module(x, states[0]), module(x, states)
+        assert type(got[1]) is tuple
+        close(got, want, "sums")
+    close(rnn(x[:, 0], states[0][:, 0]), rnn(x[:, 0], (states[0][:, 0],)), "sums")
+    got = rnn.step(x[0], states[0])
+    assert type(got[1]) is tuple
+    close(got, rnn.step(x[0], states), "sums")
+
+
+def test_errors_of_the_state_of_a_cell_with_one():
+    rnn = fastlstm.RNN(cells.mgu, 3, 5)
+    with pytest.raises(TypeError, match="states must be a tensor, h_0, or a tuple of it, got dict"):
+        rnn(X, {"h": M[:1]})
+    with pytest.raises(RuntimeError, match="states must be a tensor, h_0, or a tuple of it, got 2"):
+        rnn(X, (M[:1], M[:1]))
+    with pytest.raises(RuntimeError, match="For batched 3-D input, states should also be 3-D"):
+        rnn(X, M[0])
+    with pytest.raises(RuntimeError, match=re.escape("Expected states[0] size (1, 4, 5), got [2, 4, 5]")):
+        rnn(X, M[:2])
+    with pytest.raises(TypeError, match="state must be a tensor, h_0, or a tuple of it, got float"):
+        rnn.step(X[0], 0.0)
+    with pytest.raises(RuntimeError, match=re.escape("Expected state[0] size (1, 4, 5), got [4, 5]")):
+        rnn.step(X[0], M[0])
+
+
 def test_functional_call():
     rnn = RNN(gadget, 3, 5)
     x, states, inputs = given(rnn)
