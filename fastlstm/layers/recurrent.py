@@ -236,7 +236,8 @@ class Recurrent(CellModule, nn.RNNBase):
             if found is not None:
                 return found[0].squeeze(0), found[1]
         states = calls.check_step(self, x_t, state, weights[0])
-        checks.check_sizes(inputs, self._cell.inputs, (*x_t.shape[:-1], self.hidden_size), "(B, H)")
+        layout = "(B, H)" if x_t.dim() == 2 else "(H,)"
+        inputs = checks.expanded(inputs, self._cell.inputs, (*x_t.shape[:-1], self.hidden_size), layout)
         calls.check_states(x_t, inputs, "inputs'")
         x, inputs = x_t.unsqueeze(0), tuple([a.unsqueeze(0) for a in inputs])
         if x_t.dim() == 1:

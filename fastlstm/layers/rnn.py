@@ -186,8 +186,9 @@ class RNN(Recurrent):
             states: a tuple in the cell's order, each (D*L, B, H), without B for one sequence alone; None for zeros. A
                 tensor by itself is the state of a cell that has one.
             inputs: maps each name of the cell's inputs to a tensor (T, B, H), (B, T, H) with batch_first, (T, H) for
-                one sequence alone. For a PackedSequence it has the rows in the order before they were packed. Every
-                layer and direction gets the same tensors.
+                one sequence alone. Any size may be 1, for a value that is the same along this dimension. For a
+                PackedSequence it has the rows in the order before they were packed. Every layer and direction gets
+                the same tensors.
             reset, lengths: as in `fastlstm.LSTM.forward`.
             return_states: also return all states of the last layer.
 
@@ -222,7 +223,8 @@ class RNN(Recurrent):
             x_t: (B, I), or (I,) for one sequence alone.
             state: a tuple in the cell's order, each (L, B, H), without B for one sequence alone; None for zeros. A
                 tensor by itself is the state of a cell that has one.
-            inputs: maps each name of the cell's inputs to a tensor (B, H), or (H,) for one sequence alone.
+            inputs: maps each name of the cell's inputs to a tensor (B, H), or (H,) for one sequence alone. Any size may
+                be 1, as in `forward`.
 
         Returns:
             h_t (B, H) of the last layer, and a tuple of the new states, each with the shape of a state in `state`.
