@@ -210,6 +210,12 @@ def check_states(x: Tensor, states: States, name: str = "hidden") -> None:
             raise RuntimeError(dtypes(name, x, state))
 
 
+def check_inputs(x: Tensor, inputs: Sequence[Tensor], names: Sequence[str]) -> None:
+    """Check the device and dtype of a cell's `inputs`, called `names`, as `check_states` does."""
+    for name, a in zip(names, inputs):
+        check_states(x, (a,), f"inputs[{name!r}]")
+
+
 def _devices(name: str, x: Tensor, other: Tensor) -> str:
     return (
         f"Input and {name} tensors are not at the same device, "

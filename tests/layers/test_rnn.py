@@ -343,8 +343,8 @@ M = torch.zeros(6, 4, 5)
             "inputs['d'] must have shape (T, B, H) = (6, 4, 5), where any size may be 1, got (4, 5)",
         ),
         ({"inputs": {"m": M, "d": M[:, :2, :1]}}, ValueError, "(6, 4, 5), where any size may be 1, got (6, 2, 1)"),
-        ({"inputs": {"m": M, "d": M.double()}}, RuntimeError, "inputs' tensor with torch.float64"),
-        ({"inputs": {"m": M, "d": M.to("meta")}}, RuntimeError, "inputs' tensor at meta"),
+        ({"inputs": {"m": M, "d": M.double()}}, RuntimeError, "inputs['d'] tensor with torch.float64"),
+        ({"inputs": {"m": M, "d": M.to("meta")}}, RuntimeError, "inputs['d'] tensor at meta"),
         ({"states": M}, TypeError, "states must be a tuple of two tensors, h_0 and v_0, got Tensor"),
         ({"states": (M[:1],)}, RuntimeError, "states must be a tuple of two tensors, h_0 and v_0, got 1"),
         (
