@@ -5,6 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 from unittest import mock
 
@@ -54,7 +55,6 @@ class Device:
     findings: Findings = field(default_factory=Findings)
     launches: list[Launched] = field(default_factory=list)
     kernels: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-    _prepared: dict[str, tuple[Kernel, list[Operation]]] = field(default_factory=dict)
 
     @property
     def counts(self) -> Counter[str]:
@@ -64,10 +64,7 @@ class Device:
     def run(self, ptx: str, arguments: dict[str, Any], grid: tuple[int, ...], shared_bytes: int = 0) -> None:
         """Run a kernel. Arguments are tensors and numbers in the order of its parameters."""
         ptx = self.change(ptx) if self.change else ptx
-        if ptx not in self._prepared:
-            kernel = parse(ptx)
-            self._prepared[ptx] = kernel, prepare(kernel)
-        kernel, code = self._prepared[ptx]
+        kernel, code = _prepared(ptx)
         memory = Global({name: a for name, a in arguments.items() if isinstance(a, torch.Tensor)})
         values = [memory.addresses.get(name, value) for name, value in arguments.items()]
         values += [0] * (
@@ -82,6 +79,12 @@ class Device:
             counts[op.kind] += int(count)
         x, y, z = launch.grid
         self.launches.append(Launched(kernel.name, kernel.threads // 32, x * y * z, counts))
+
+
+@lru_cache(64)
+def _prepared(ptx: str) -> tuple[Kernel, list[Operation]]:
+    kernel = parse(ptx)
+    return kernel, prepare(kernel)
 
 
 @contextmanager
@@ -99,14 +102,14 @@ def emulated(
     from triton.runtime import jit
 
     from fastlstm.backends.triton import launch  # noqa: F401, with all kernels, before INTERPRET says otherwise
-    from tests.ptx.emulator.compile import Compiler
+    from tests.ptx.emulator.compile import compiler
 
     if triton.knobs.runtime.interpret:
         raise RuntimeError("TRITON_INTERPRET must be 0 where kernels are emulated, got 1")
-    device, compiler = Device(chip, interleave, change), Compiler(chip)
+    device, compiled_for = Device(chip, interleave, change), compiler(chip)
 
     def run(function: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
-        compiled, bound = compiler(function, arguments, options)
+        compiled, bound = compiled_for(function, arguments, options)
         named = {name: bound[name] for name in compiled.names}
         if compiled.ptx not in device.kernels[function.__name__]:
             device.kernels[function.__name__].append(compiled.ptx)

@@ -1,6 +1,7 @@
 """Triton's compiler, for a chip that need not be there, up to PTX."""
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 from unittest import mock
 
@@ -19,7 +20,10 @@ class Compiled:
 
 
 class Compiler:
-    """Arguments are specialised by Triton's own binder: divisibility by 16, integers of 1 and so on are as on a GPU."""
+    """The kernels of one chip, each compiled once in a process.
+
+    Triton's own binder specialises them to their arguments: to divisibility by 16, to integers of 1 and so on.
+    """
 
     def __init__(self, chip: int):
         self.backend = make_backend(GPUTarget("cuda", chip, 32))
@@ -33,7 +37,7 @@ class Compiler:
             self.binders[function] = jit.create_function_from_signature(*signature)
         options = {"debug": False, **options}
         bound, specialization, rest = self.binders[function](*arguments, **options)
-        key = str((function.__module__, function.__name__, function.src, specialization, sorted(rest.items())))
+        key = str((function.cache_key, specialization, sorted(rest.items())))
         if key not in self.known:
             packed = function._pack_args(self.backend, options, bound, specialization, rest)
             self.known[key] = self._compile(function, *packed)
@@ -48,3 +52,8 @@ class Compiler:
             compiled = triton.compile(source, target=self.backend.target, options=options.__dict__)
         names = [name for name, kind in signature.items() if kind != "constexpr"]
         return Compiled(compiled.asm["ptx"], compiled.metadata.shared, names)
+
+
+@cache
+def compiler(chip: int) -> Compiler:
+    return Compiler(chip)

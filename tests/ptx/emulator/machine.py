@@ -188,10 +188,10 @@ class Machine:
                 self._execute(op, active)
 
     def _guard(self, op: Operation, here: Active) -> np.ndarray:
-        self._check_valid(op.guard, here)
+        self.check_valid(op.guard, here)
         return self.values[op.guard] ^ op.ins.negated
 
-    def _check_valid(self, k: int, active: Active) -> None:
+    def check_valid(self, k: int, active: Active) -> None:
         valid = self.valid[k]
         if valid is not True and not np.all(valid if active is None else valid | ~active):
             self.clock.report("uninitialised", f"register {self.registers[k].name}")
@@ -201,7 +201,7 @@ class Machine:
         doubtful = [] if op.moves else [k for k in op.reads if self.valid[k] is not True]
         if doubtful and not op.scalar:
             for k in doubtful:
-                self._check_valid(k, active)
+                self.check_valid(k, active)
         if not op.is_product:
             if self.products.under_way:
                 self.products.check(op.reads, op.writes)

@@ -26,7 +26,8 @@ def noise(*operands: np.ndarray) -> np.ndarray:
 
 
 def tanh(x: np.ndarray) -> np.ndarray:
-    return np.clip(np.tanh(x.astype(np.float64)) * (1 + TANH * noise(x)), -1, 1).astype(np.float32)
+    y = np.tanh(x.astype(np.float64))
+    return np.where(np.isinf(x), y, np.clip(y * (1 + TANH * noise(x)), -1, 1)).astype(np.float32)
 
 
 def ex2(x: np.ndarray) -> np.ndarray:

@@ -53,6 +53,9 @@ def _mma_async(ins: Instruction, n: int) -> Run:
         into = accumulates(m).reshape(-1, 128)
         if (into != into[:, :1]).any():
             m.clock.report("divergent operand", "scale-d")
+        if into.any():
+            for register in D:
+                m.check_valid(register.number, None)
         given = accumulator(m, D)
         C = np.where(into.reshape(-1, 32)[:, :1, None], given, np.float32(0))
         put_accumulator(m, D, numerics.multiply_accumulate(a, b, C, *m.chip.sums(kind)))
