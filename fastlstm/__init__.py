@@ -4,6 +4,7 @@ from fastlstm import cells
 from fastlstm.backends.dispatch import use_backend
 from fastlstm.cells import Cell, cell
 from fastlstm.convert import replace, replace_lstm, restore, restore_lstm
+from fastlstm.info import info
 from fastlstm.layers.elman import Elman, ElmanCell
 from fastlstm.layers.functional import lstm, lstm_cell
 from fastlstm.layers.gru import GRU, GRUCell
@@ -24,6 +25,7 @@ __all__ = [
     "WeightDrop",
     "cell",
     "cells",
+    "info",
     "lstm",
     "lstm_cell",
     "replace",

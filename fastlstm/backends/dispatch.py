@@ -2,8 +2,8 @@
 
 `auto` looks at the device first:
 
-* CPU: numba; native where numba is not installed or, with a warning, cannot be imported; aten, with a warning that says
-  why, where neither can be used.
+* CPU: numba; native where numba cannot keep what it compiles, is not installed or, with a warning, cannot be imported;
+  aten, with a warning that says why, where neither can be used.
 * CUDA: triton; aten for float64, before compute capability 8.0, on ROCm, and without the package triton.
 * Other devices, and projections on any device: aten.
 
@@ -178,12 +178,16 @@ def _warn(message: str) -> None:
         warnings.warn(message, RuntimeWarning, stacklevel=2)
 
 
-def _fused_on_cpu(device: torch.device, dtype: torch.dtype, cell: Cell) -> str | None:
+def _fused_on_cpu(device: torch.device, dtype: torch.dtype, cell: Cell, warn: bool) -> str | None:
     """Return the first of numba and native that can run these tensors, or None. Warn if the installation is at fault:
     if numba is broken, or neither can be used.
     """
-    able = (fused for fused in _CPU if module(fused).supports(device, dtype) is None and runs(fused, cell))
+    # Without a cache each process would compile numba's kernels for itself.
+    order = _CPU if numba.cache_folder() is not None else _CPU[::-1]
+    able = (fused for fused in order if module(fused).supports(device, dtype) is None and runs(fused, cell))
     taken = next(able, None)
+    if not warn:
+        return taken
     if taken is None:
         reasons = [module(fused).supports(device, torch.float32) for fused in _CPU]
         if None not in reasons:
@@ -206,6 +210,7 @@ def choose(
     cells: bool,
     transformed: bool = False,
     traced: bool = False,
+    warn: bool = True,
 ) -> str:
     """Return the backend that runs a layer with tensors of this device and type.
 
@@ -214,6 +219,7 @@ def choose(
         projected, masked, cells: whether the layer has a projection, has resets or lengths, and gives all cell states.
         transformed: whether `vmap` or forward mode is active.
         traced: whether a compiler, an exporter, or `torch.jit.trace` is active.
+        warn: whether to warn where auto takes another backend than it would in a complete installation.
 
     Raises:
         RuntimeError: if the backend that was asked for by name cannot run them, with its reason.
@@ -226,13 +232,14 @@ def choose(
         lacking = masked or cells or transformed or not runs("aten", cell)  # aten has none of these
         if not projected:
             if device.type in ("cpu", "meta"):
-                if (fused := _fused_on_cpu(device, dtype, cell)) is not None:
+                if (fused := _fused_on_cpu(device, dtype, cell, warn)) is not None:
                     return _with_precision(fused, dtype, cell)
                 lacking = lacking or traced
             elif device.type == "cuda" and triton.supports(device, dtype) is None:
                 if runs("triton", cell):
                     return "triton"
-                _warn_of_cell(cell, "the triton backend runs the LSTM alone")
+                if warn:
+                    _warn_of_cell(cell, "the triton backend runs the LSTM alone")
         return "reference" if lacking else "aten"
     reason = module(name).supports(device, dtype)
     if reason is None and not runs(name, cell):
