@@ -1,7 +1,7 @@
 """int8 layers: how their numbers are rounded, and a layer in plain PyTorch, for devices and cells without a kernel.
 
-The weights of an int8 layer (`Layer.weights`) are weight_ih (X H, I) and weight_hh (Y H, H) of int8, bias_ih and bias_hh
-or None, and two float32 scales (X H,) and (Y H,): a weight row is its numbers times its scale.
+The weights of an int8 layer (`Layer.weights`) are weight_ih (X H, I) and weight_hh (Y H, H) of int8, bias_ih and
+bias_hh or None, and their float32 scales (X H,) and (Y H,): a weight row is its numbers times its scale.
 
 **What all backends compute.** A row of x, or of h, is rounded to integers q of at most `TOP` with a scale of its own::
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fastlstm.backends.base import Layer, Run, fill, given_states, held_steps, reset_steps
+from fastlstm.backends.checks import check_layer
 
 TOP = {8: 127, 16: 127 * 256}  # the largest number, by the bits of activations
 MOST_COLUMNS = 1 << 16  # of which 127 times 128 in each fit into int32
@@ -50,6 +51,32 @@ def quantize_weight(weight: Tensor, name: str = "weight") -> tuple[Tensor, Tenso
     scale = torch.where(scale == 0, torch.finfo(torch.float32).tiny, scale)  # a row of less than any scale
     numbers = (weight / scale.unsqueeze(1)).round().clamp(-127, 127)
     return numbers.to(torch.int8), scale
+
+
+def check_quantized_layer(layer: Layer) -> None:
+    """Raise ValueError unless the tensors make one int8 layer of its cell in one direction."""
+    x, weights = layer.x, layer.weights
+    if x.dtype is not torch.float32:
+        raise ValueError(f"x must have the dtype torch.float32, got {x.dtype}")
+    for name, weight, scale in zip(("weight_ih", "weight_hh"), weights[:2], weights[4:]):
+        if weight.dtype is not torch.int8:
+            raise ValueError(f"{name} must have the dtype torch.int8, got {weight.dtype}")
+        if scale.shape != weight.shape[:1] or scale.dtype is not torch.float32:
+            shape = tuple(weight.shape[:1])
+            raise ValueError(f"{name}_scale must be torch.float32 {shape}, got {scale.dtype} {tuple(scale.shape)}")
+        if weight.device != x.device or scale.device != x.device:
+            raise ValueError(f"{name} must be on the device of x, {x.device}, got {weight.device} and {scale.device}")
+        if weight.shape[1] > MOST_COLUMNS:
+            raise ValueError(f"{name} must have at most {MOST_COLUMNS} columns, got {weight.shape[1]}")
+    like = (x.new_empty(1, 1).expand(weight.shape) for weight in weights[:2])
+    check_layer(layer._replace(weights=(*like, *weights[2:4])))
+
+
+def empty_run(layer: Layer) -> Run:
+    """The run of a layer of no steps, or of no rows."""
+    weight_hh, x = layer.weights[1], layer.x
+    states = given_states(layer._replace(weights=(*layer.weights[:2], None, None)))
+    return Run(x.new_zeros(*x.shape[:2], weight_hh.shape[1]), tuple(a.clone() for a in states), ())
 
 
 def rounded(a: Tensor, activations: int, least: float = 0.0) -> tuple[Tensor, Tensor]:

@@ -79,11 +79,10 @@ class Plan:
         feed = 1 if B > FEW_ROWS else min(T, max(1, FED_ROWS // max(B, 1)))
         self.groups = -(-I // 4), -(-H // 4)
         x_piece, h_piece = _lines(4 * self.groups[0]), _lines(panels * lanes)
-        # rows of zeros, then the scale of a row within 1
+        # a row of h's bytes that stand for zeros, then the scale of a row within 1
         top = 127 if pieces == 1 else 127 * 256
         self.constants = torch.full((h_piece + 4,), self.offset, dtype=torch.uint8, device="cpu")
         self.constants[h_piece:] = torch.tensor([1.0 / top], dtype=torch.float32, device="cpu").view(torch.uint8)
-        # a kilobyte is what a chunk's rows of tails and of fed have at least
         buffers = {
             "scratch": 16 + 64 * lanes * (1 + of_x), "x_bytes": 2 * B * feed * pieces * x_piece // 4,
             "h_bytes": 2 * B * pieces * h_piece // 4, "x_scales": 2 * B * feed, "h_scales": 3 * B,
@@ -104,7 +103,7 @@ class Plan:
             reverse=s.reverse, h_step=B * H * 4, x_pitch=pieces * x_piece, x_piece=x_piece, h_pitch=pieces * h_piece,
             h_piece=h_piece, zeros=self.constants.data_ptr(), clean=self.constants.data_ptr() + h_piece,
             **dict(zip(("last_ih", "last_hh"), lasts)),
-            **dict(zip(("words_ih", "words_hh", "words_bias_ih", "words_bias_hh", "words_scale_ih", "words_scale_hh"), words)),
+            **{f"words_{name}": count for name, count in zip(arguments.QUANTIZED_SOURCES.split(), words)},
         )  # fmt: skip
         self.kernel = kernel
         names = arguments.QUANTIZED_CALL.split()
@@ -124,7 +123,7 @@ class Plan:
             None if bias is None else bias.view(-1, s.H)[list(blocks)]
             for bias, blocks in ((bias_ih, layout.blocks_ih), (bias_hh, layout.blocks_hh))
         )
-        of_x, of_h, both = layout.of_x, layout.of_h, layout.of_both
+        of_x, of_h = layout.of_x, layout.of_h
         biases = torch.zeros(len(layout.sums), s.H, dtype=torch.float32, device="cpu")
         if of_ih is not None:
             biases[of_x.start : of_x.stop] += of_ih
@@ -134,7 +133,6 @@ class Plan:
             *self._packed(ih, scale_ih, biases[of_x.start : of_x.stop], layout.blocks_ih),
             *self._packed(hh, scale_hh, biases[of_h.start : of_h.stop], layout.blocks_hh),
         ]
-        assert both is not None
         memory, places = zip(*map(_settled, parts))
         return Packed(memory, (*places, 0, 0))
 
@@ -153,7 +151,7 @@ class Plan:
 
     def forward(self, layer: Layer) -> Run:
         """Run a layer."""
-        weights = *map(contiguous, layer.weights),
+        weights = (*map(contiguous, layer.weights),)
         if self.kept is None:
             return self.run(self.pack(weights), layer)[0]
         packed = self.kept.get(self.key)
@@ -161,7 +159,7 @@ class Plan:
             run, stale = self.run(packed, layer, weights)
             if not stale:
                 return run
-        weights = *snapshot_of(weights),  # it does not matter what is written to them meanwhile
+        weights = (*snapshot_of(weights),)  # it does not matter what is written to them meanwhile
         packed = self.pack(weights)
         counts = [count if n > 1 else count // 4 for n, count in enumerate(self.counts)]
         bytes_ = digest_bytes((*counts, 1, 1), torch.float32)
@@ -227,7 +225,7 @@ def split(s: Signature, panels: int) -> tuple[int, int]:
     enough = min(64, max(2, s.H * products // ROW_BYTES))
     parts = min(s.threads, max(1, s.B // enough, min(sizes.panels_of(s.threads, panels), s.B // 2)))
     threads = s.threads
-    if parts < threads and sizes.SERIAL * FASTER > s.B * s.H * products:
+    if parts < threads and s.B * s.H * products < sizes.SERIAL * FASTER:
         threads = parts
     threads = min(threads, parts * panels)
     if parts == threads and s.T * s.B * s.H * (products + 32 * FASTER * len(s.cell.layout.sums)) < (
@@ -252,5 +250,5 @@ def quantized_plan(layer: Layer, activations: int, kept: dict[Any, Any] | None) 
 
 
 def quantized_forward(layer: Layer, activations: int) -> Run:
-    """Run an int8 layer, whose weights are packed for this call. See `fastlstm.backends.quantized.quantized_forward`."""
+    """Run an int8 layer, with weights that are packed for this call. See `fastlstm.backends.quantized`."""
     return _plans(signature_of(layer, activations)).forward(layer)

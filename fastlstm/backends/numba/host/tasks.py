@@ -29,9 +29,9 @@ from fastlstm.backends.numba.kernels.backward import backward, backward_matrix, 
 from fastlstm.backends.numba.kernels.forward import forward, forward_matrix, forward_mixed
 from fastlstm.backends.numba.kernels.quantized import quantized
 from fastlstm.backends.numba.kernels.shared import named_for
-from fastlstm.backends.numba.llvm import amx, matrix
-from fastlstm.backends.numba.llvm import quantized as quantized_functions
+from fastlstm.backends.numba.llvm import amx, matrix, rounding
 from fastlstm.backends.numba.llvm import cells as cell_functions
+from fastlstm.backends.numba.llvm import quantized as quantized_functions
 from fastlstm.backends.numba.llvm.cells import store_addresses as store_cell_addresses
 from fastlstm.backends.numba.llvm.intrinsics import call, call_int
 from fastlstm.backends.numba.llvm.matrix import store_addresses as store_matrix_addresses
@@ -146,7 +146,7 @@ def _functions(fingerprint: int) -> tuple[dict[str, tuple[Any, Any]], dict[str, 
         **{f"matrix{pieces}": matrix_primitives(pieces) for pieces in amx.PRODUCTS},
     }, {
         "cell": cell_primitives,
-        **{f"quantized{pieces}": partial(quantized_primitives, pieces) for pieces in quantized_functions.TOP},
+        **{f"quantized{pieces}": partial(quantized_primitives, pieces) for pieces in rounding.TOP},
     }  # fmt: skip
 
 

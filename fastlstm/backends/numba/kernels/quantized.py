@@ -185,10 +185,10 @@ def begin(a, b_first, b_last, x_first, x_last, p_first, p_last):
 @jit
 def is_large(a, b_first, b_last):
     """Whether one of these rows of h_0 has numbers beyond 1, or NaN."""
+    found = False
     for b in range(b_first, b_last):
-        if get_int32(a.h_scales + 4 * b) != get_int32(a.clean):
-            return True
-    return False
+        found |= get_int32(a.h_scales + 4 * b) != get_int32(a.clean)
+    return found
 
 
 @jit

@@ -1,8 +1,8 @@
 """Products of int8 numbers, four columns at a time: what each vector unit has for them.
 
 A lane of a *group* holds four columns of one weight row, a byte each. `add` adds their products with four numbers of
-an operand, which are the same for all lanes, to the int32 sum of each lane. Sums of int32 are exact, so every unit gives
-the same ones.
+an operand, which are the same for all lanes, to the int32 sum of each lane. Sums of int32 are exact, so every unit
+gives the same ones.
 """
 
 from llvmlite import ir
@@ -99,5 +99,3 @@ def store(b: ir.IRBuilder, integers: ir.Value, address: ir.Value) -> None:
     """The lowest byte of each lane."""
     low = b.trunc(integers, ir.VectorType(I8, integers.type.count))
     b.store(low, b.inttoptr(address, low.type.as_pointer())).align = 1
-
-
