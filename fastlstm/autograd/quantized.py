@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlstm.autograd.modes import is_plain, is_untransformed, wants_gradient
+from fastlstm.autograd.modes import is_plain, is_untransformed, wants_autograd, wants_gradient
 from fastlstm.autograd.operators import LIBRARIES, define, tensors_of
-from fastlstm.backends import dispatch
+from fastlstm.backends import aten, dispatch
 from fastlstm.backends.base import Layer, Run
 from fastlstm.backends.cpu import threads_now
 from fastlstm.backends.quantized import check_quantized_layer, empty_run
 from fastlstm.cells.library import gru, lstm
 from fastlstm.cells.spec import Cell
-from fastlstm.torch_private import dual_level
+from fastlstm.torch_private import dual_level, transformed
 
 WEIGHTS = 6  # weight_ih and weight_hh of int8, bias_ih and bias_hh, weight_ih_scale and weight_hh_scale
 MOST = 256  # plans that are kept for one layer and direction
@@ -38,13 +38,13 @@ def run(layer: Layer, activations: int, backend: str | None, plans: dict[Any, An
 
     Raises:
         ValueError: for tensors that make no layer, and for an unknown backend.
-        RuntimeError: in forward mode, and if a backend that was asked for by name cannot run them. The backward pass
-            of the results raises too.
+        RuntimeError: under torch.func's derivatives, in forward mode, in an export to ONNX, and if a backend that was
+            asked for by name cannot run them. The backward pass of the results raises too.
     """
     x, weights, states, lengths, reset, reverse, cell, _ = layer
     tensors = x, *states, lengths, reset
     if plans is None or not is_untransformed(*tensors) or not is_plain(*weights) or wants_gradient(*tensors, *weights):
-        if not torch.compiler.is_compiling() and dual_level():
+        if not torch.compiler.is_compiling() and (transformed() or dual_level()) and wants_autograd(*tensors):
             raise RuntimeError(NO_GRADIENT)
         h, *last = operators[cell](x, *weights, *states, lengths, reset, reverse, activations, dispatch.named(backend))
         return Run(h, tuple(last), ())
@@ -108,6 +108,8 @@ def _define(cell: Cell) -> Any:
 
     @torch.library.register_fake(f"fastlstm::{name}", lib=LIBRARIES[name])
     def _(*args: Any) -> tuple[Tensor, ...]:
+        if aten.exports_onnx():
+            raise RuntimeError("ONNX has no operator of int8 layers: export the float model that dequantize gives back")
         x, H = args[0], args[2].shape[1]
         return (*(x.new_empty(shape) for shape in ((*x.shape[:2], H), *[(x.shape[1], H)] * states)),)
 

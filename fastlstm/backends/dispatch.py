@@ -258,12 +258,10 @@ def choose_quantized(name: str | None, device: torch.device, cell: Cell) -> str:
     """Return the backend that runs an int8 layer on this device: of numba and native the first that can, or reference.
 
     Raises:
-        RuntimeError: if the backend that was asked for by name cannot, with its reason; for an export to ONNX.
+        RuntimeError: if the backend that was asked for by name cannot, with its reason.
         ValueError: for an unknown name.
     """
     name = check_name(named(name))
-    if aten.exports_onnx():
-        raise RuntimeError("int8 layers have no operator of ONNX: export the float model, from fastlstm.dequantize")
 
     def reason(candidate: str) -> str | None:
         if not hasattr(module(candidate), "quantized_forward"):
