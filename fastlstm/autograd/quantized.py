@@ -4,7 +4,7 @@ A plain call without gradients follows a plan, which keeps packed weights. All o
 or ``fastlstm::quantized_gru``. Results have a backward pass that raises, since int8 weights have no gradient.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -23,15 +23,34 @@ from fastlstm.torch_private import dual_level, transformed
 
 WEIGHTS = 6  # weight_ih and weight_hh of int8, bias_ih and bias_hh, weight_ih_scale and weight_hh_scale
 MOST = 256  # plans that are kept for one layer and direction
+Runs = Callable[[Layer], Run]
 INSTEAD = "train the float model, which fastlstm.dequantize(model) gives back"
 NO_GRADIENT = f"int8 weights are for inference and have no gradient: {INSTEAD}, or call this one under torch.no_grad()"
+
+
+def find(layer: Layer, activations: int, backend: str | None, plans: dict[Any, Any]) -> tuple[Any, Runs | None]:
+    """Return (signature, None) if a plan may serve and there is none yet, (None, plan) if there is, else (None, None).
+
+    The arguments are those of `run`.
+    """
+    x, weights, states, lengths, reset, reverse, _, _ = layer
+    tensors = x, *states, lengths, reset
+    if not is_untransformed(*tensors) or not is_plain(*weights) or wants_gradient(*tensors, *weights):
+        return None, None
+    signature = (
+        x.shape, x.dtype, x.device, reverse, lengths is None, reset is None, activations, dispatch.named(backend),
+        threads_now(), *[None if a is None else (a.shape, a.dtype, a.device) for a in (*weights, *states)],
+    )  # fmt: skip
+    plan: Runs | None = plans.get(signature)
+    return (signature, None) if plan is None else (None, plan)
 
 
 def run(layer: Layer, activations: int, backend: str | None, plans: dict[Any, Any] | None) -> Run:
     """Run an int8 layer in one direction.
 
     Args:
-        layer: with the weights of `fastlstm.backends.quantized`, and x (T, B, I) and states (B, H) of float32.
+        layer: with the weights of `fastlstm.backends.quantized`, and x (T, B, I) and states (1, B, H) of float32. The
+            last states are (1, B, H), too.
         activations: 8 or 16, the bits of x and h in products.
         backend: a name of `fastlstm.backends.dispatch.NAMES`. None takes the default that `use_backend` sets.
         plans: where plans and packed weights are kept, or None to go without.
@@ -41,40 +60,53 @@ def run(layer: Layer, activations: int, backend: str | None, plans: dict[Any, An
         RuntimeError: under torch.func's derivatives, in forward mode, in an export to ONNX, and if a backend that was
             asked for by name cannot run them. The backward pass of the results raises too.
     """
-    x, weights, states, lengths, reset, reverse, cell, _ = layer
-    tensors = x, *states, lengths, reset
-    if plans is None or not is_untransformed(*tensors) or not is_plain(*weights) or wants_gradient(*tensors, *weights):
-        if not torch.compiler.is_compiling() and (transformed() or dual_level()) and wants_autograd(*tensors):
-            raise RuntimeError(NO_GRADIENT)
-        h, *last = operators[cell](x, *weights, *states, lengths, reset, reverse, activations, dispatch.named(backend))
-        return Run(h, tuple(last), ())
-    key = (
-        x.shape, x.device, x.dtype, *[None if a is None else (a.shape, a.device, a.dtype) for a in (*weights, *states)],
-        lengths is None, reset is None, reverse, activations, dispatch.named(backend), threads_now(),
-    )  # fmt: skip
-    found: Callable[[Layer], Run] | None = plans.get(key)
-    if found is None:
-        found = _plan(layer, activations, backend, plans)
-        while len(plans) > MOST:
-            with suppress(StopIteration, RuntimeError):  # another thread may be here as well
-                plans.pop(next(key for key in plans if key != "kept"), None)  # the oldest
-        plans[key] = found
-    return found(layer)
+    if plans is not None:
+        signature, plan = find(layer, activations, backend, plans)
+        if signature is not None:
+            plan = _plan(layer, activations, backend, plans)
+            while len(plans) > MOST:
+                with suppress(StopIteration, RuntimeError):  # another thread may be here as well
+                    plans.pop(next(key for key in plans if key != "kept"), None)  # the oldest
+            plans[signature] = plan
+        if plan is not None:
+            return plan(layer)
+    x, weights, _, lengths, reset, reverse, cell, _ = layer
+    states = _squeezed(layer).states
+    if not torch.compiler.is_compiling() and (transformed() or dual_level()) and wants_autograd(x, *states):
+        raise RuntimeError(NO_GRADIENT)
+    h, *last = operators[cell](x, *weights, *states, lengths, reset, reverse, activations, dispatch.named(backend))
+    return Run(h, _with_axis(last), ())
 
 
-def _plan(layer: Layer, activations: int, backend: str | None, plans: dict[Any, Any]) -> Callable[[Layer], Run]:
-    check_quantized_layer(layer)
-    if 0 in layer.x.shape[:2]:
-        return empty_run
+def _squeezed(layer: Layer) -> Layer:
+    return layer._replace(states=tuple([None if a is None else a.squeeze(0) for a in layer.states]))
+
+
+def _with_axis(last: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return tuple([torch.stack([a]) for a in last])  # unsqueeze gives views, which cannot be detached in place
+
+
+def _plan(layer: Layer, activations: int, backend: str | None, plans: dict[Any, Any]) -> Runs:
+    check_quantized_layer(_squeezed(layer))
     name = dispatch.choose_quantized(backend, layer.x.device, layer.cell)
     module = dispatch.module(name)
-    if not hasattr(module, "quantized_plan"):
-        return lambda layer: module.quantized_forward(layer, activations)
-    with torch.inference_mode(False), torch.no_grad():
-        forward: Callable[[Layer], Run] = module.quantized_plan(
-            layer, activations, plans.setdefault("kept", {})
-        ).forward
+    if 0 not in layer.x.shape[:2] and hasattr(module, "quantized_plan"):
+        with torch.inference_mode(False), torch.no_grad():
+            made: Runs = module.quantized_plan(layer, activations, plans.setdefault("kept", {})).forward
+        return made
+
+    def forward(layer: Layer) -> Run:
+        found = _forward(_squeezed(layer), activations, module)
+        return found._replace(last=_with_axis(found.last))
+
     return forward
+
+
+def _forward(layer: Layer, activations: int, module: Any) -> Run:
+    if 0 in layer.x.shape[:2]:
+        return empty_run(layer)
+    found: Run = module.quantized_forward(layer, activations)
+    return found
 
 
 def _define(cell: Cell) -> Any:
@@ -91,11 +123,8 @@ def _define(cell: Cell) -> Any:
         *tensors, reverse, activations, backend = args
         layer = layer_of(tensors, reverse)
         check_quantized_layer(layer)
-        if 0 in layer.x.shape[:2]:
-            found = empty_run(layer)
-        else:
-            chosen = dispatch.choose_quantized(backend, layer.x.device, cell)
-            found = dispatch.module(chosen).quantized_forward(layer, activations)
+        name = dispatch.choose_quantized(backend, layer.x.device, cell)
+        found = _forward(layer, activations, dispatch.module(name))
         return found.h, *found.last
 
     tensors = (

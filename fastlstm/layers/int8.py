@@ -15,7 +15,7 @@ from fastlstm.layers.modules import CellModule
 from fastlstm.layers.recurrent import OWN
 
 Activations = Literal["int8", "int16"]
-_BITS = {"int8": 8, "int16": 16}
+BITS = {"int8": 8, "int16": 16}
 # attributes that a module's float counterpart has for itself
 _OF_FLOAT = {*OWN, "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_flat_weights",
              "_flat_weights_names", "_flat_weight_refs"} - {"backend"}  # fmt: skip
@@ -23,7 +23,7 @@ _OF_FLOAT = {*OWN, "_parameters", "_buffers", "_modules", "_non_persistent_buffe
 
 def check_activations(activations: Any) -> None:
     """Raise ValueError unless the argument is "int8" or "int16"."""
-    if activations not in _BITS:
+    if activations not in BITS:
         raise ValueError(f"activations must be 'int8' or 'int16', got {activations!r}")
 
 
@@ -79,23 +79,26 @@ class Quantized(CellModule, nn.Module):
             self._init_flat_weights()
 
     def _layer_weights(self, index: int) -> list[Any]:
-        ih, hh, *biases = self._names[index]
-        found = [getattr(self, name) for name in (ih, hh, *biases)] + [None] * (2 - len(biases))
-        return [*found, getattr(self, f"{ih}_scale"), getattr(self, f"{hh}_scale")]
+        buffers: Any = self._buffers
+        ih, hh, *biases = names = self._names[index]
+        scales = [buffers[f"{ih}_scale"], buffers[f"{hh}_scale"]]
+        return [*[buffers[name] for name in names], *([] if biases else (None, None)), *scales]
 
     def _example(self, weights: list[Any]) -> Any:
         return self._like
 
+    def _is_float32(self, x: Tensor) -> bool:
+        return x.dtype is torch.float32 and autocast_of(x) is None
+
     def _run_quantized(self, k: int, layer: Layer) -> Run:
-        """Run a layer with states (B, H), in float32 whatever its dtype."""
+        """Run a layer with states (1, B, H), in float32 whatever its dtype."""
+        plans = None if torch.compiler.is_compiling() else vars(self).setdefault("_plans", {}).setdefault(k, {})
+        options = BITS[self.activations], self.backend, plans
+        if self._is_float32(layer.x):
+            return quantized.run(layer, *options)
         to = autocast_of(layer.x) or layer.x.dtype
-        x, states = layer.x.float(), tuple([None if a is None else a.float() for a in layer.states])
-        plans = None
-        if not torch.compiler.is_compiling():  # the key 0 would be that of a module without layers of int8
-            plans = vars(self).setdefault("_plans", {}).setdefault(k + 1, {})
-        found = quantized.run(layer._replace(x=x, states=states), _BITS[self.activations], self.backend, plans)
-        if to is torch.float32:
-            return found
+        states = tuple([None if a is None else a.float() for a in layer.states])
+        found = quantized.run(layer._replace(x=layer.x.float(), states=states), *options)
         return Run(found.h.to(to), tuple([a.to(to) for a in found.last]), ())
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:

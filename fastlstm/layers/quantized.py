@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from fastlstm.autograd import quantized
 from fastlstm.backends.base import Layer
 from fastlstm.layers import calls
 from fastlstm.layers.functional import State
 from fastlstm.layers.gru import GRU, GRUCell
-from fastlstm.layers.int8 import Quantized
+from fastlstm.layers.int8 import BITS, Quantized
 from fastlstm.layers.lstm import LSTM
 from fastlstm.layers.lstm_cell import LSTMCell
 from fastlstm.layers.packing import Lengths
@@ -44,10 +45,26 @@ class QuantizedLayers(Quantized, Recurrent):
     def _flat_weights_names(self, names: Any) -> None:
         pass
 
+    def _planned(self, x: Any, hx: Any, weights: list[Any]) -> tuple[Tensor, Any] | None:
+        """Return the results of a module of one layer and direction, if the call has a plan already, else None."""
+        plans = None if torch.compiler.is_dynamo_compiling() else vars(self).get("_plans")  # none before the first call
+        if not plans or self.num_layers > 1 or self.bidirectional or type(x) is not Tensor or x.dim() != 3:
+            return None
+        states = self._states_of(hx)
+        if states is None or self._like.dtype is not torch.float32 or not self._is_float32(x):
+            return None
+        if self.batch_first:
+            x = x.transpose(0, 1)
+        layer = Layer(x, tuple(weights), states, None, None, False, self._cell)
+        _, plan = quantized.find(layer, BITS[self.activations], self.backend, plans[0])
+        if plan is None:
+            return None
+        run = plan(layer)
+        return run.h.transpose(0, 1) if self.batch_first else run.h, run.last[0] if self._single else run.last
+
     def _run_layer(self, k: int, layer: Layer, weight_hr: Tensor | None, sequences: bool) -> Results:
-        states = tuple([None if a is None else a.squeeze(0) for a in layer.states])
-        run = self._run_quantized(k, layer._replace(states=states))
-        return run.h, tuple([torch.stack([a]) for a in run.last]), ()
+        run = self._run_quantized(k, layer)
+        return run.h, run.last, ()
 
 
 class QuantizedCell(Quantized, RecurrentCell):
@@ -56,13 +73,12 @@ class QuantizedCell(Quantized, RecurrentCell):
     def _forward(self, x: Any, hx: Any) -> Any:
         states = calls.check_cell(self, x, hx, self._like)
         rows = x if x.dim() == 2 else x.unsqueeze(0)
-        given: tuple[Any, ...] = (None,) * len(self._cell.states) if states is None else tuple(states)
-        if x.dim() == 1:
-            given = tuple([None if a is None else a.unsqueeze(0) for a in given])
+        given: tuple[Any, ...] = (None,) * len(self._cell.states)
+        if states is not None:
+            given = tuple([a.unsqueeze(0) if x.dim() == 2 else a.view(1, 1, -1) for a in states])
         layer = Layer(rows.unsqueeze(0), tuple(self._layer_weights(0)), given, None, None, False, self._cell)
-        last = self._run_quantized(0, layer).last
-        if x.dim() == 1:
-            last = tuple([a.squeeze(0) for a in last])
+        found = self._run_quantized(0, layer)
+        last = tuple([a.view(self.hidden_size) if x.dim() == 1 else a.squeeze(0) for a in found.last])
         return last[0] if self._single else last
 
 

@@ -63,9 +63,9 @@ class Plan:
     that do not change calls `pack` once, and then `run`.
     """
 
-    def __init__(self, signature: Signature, kept: dict[Any, Any] | None = None) -> None:
-        """`kept`: where packed weights stay from call to call, which plans of one layer share. None: in each call they
-        are packed.
+    def __init__(self, signature: Signature, kept: dict[Any, Any] | None = None, ends: tuple[int, ...] = ()) -> None:
+        """`ends`: the leading axes of the states, ``(1,)`` or ``()``. `kept`: where packed weights stay from call to
+        call, which plans of one layer share. None: they are packed in each call.
         """
         from fastlstm.backends.numba.host import arguments, tasks
         from fastlstm.backends.numba.llvm import bytes as dots
@@ -113,7 +113,7 @@ class Plan:
         self.new, self.zeros, self.flip = new_of(self.like, (T, B, H)), sizes.zeros(4 * H), 0
         # weights of less than a word have no digest
         self.kept = kept if min(of_weights) >= 4 else None
-        self.key = s.cell, I, H, s.biased
+        self.key, self.ends = (s.cell, I, H, s.biased), (*ends, B, H)
 
     def pack(self, weights: Sequence[Any]) -> Packed:
         """Weights as the kernel reads them, without digests: `run` then does not compare them with any."""
@@ -177,10 +177,17 @@ class Plan:
         x, states = layer.x, layer.states
         if x.stride(-1) != 1:
             x = rows_contiguous(x)
-        h, last = self.new(self.like, s.T, s.B, s.H), (*(self.like.new_empty(s.B, s.H) for _ in states),)
-        given = (*(None if a is None else rows_contiguous(a) for a in states),)
-        starts = [(self.zeros, 0) if a is None else (a.data_ptr(), a.stride(0) * 4) for a in (given[0], given[-1])]
-        masks = (*map(contiguous, (layer.lengths, layer.reset)),)
+        new, h = self.like.new_empty, self.new(self.like, s.T, s.B, s.H)
+        last = tuple([new(*self.ends) for _ in states])
+        first, start, lengths, reset = states[0], states[-1], layer.lengths, layer.reset
+        of_first = of_start = self.zeros, 0
+        if first is not None:
+            first, start = rows_contiguous(first), rows_contiguous(start)
+            of_first, of_start = (first.data_ptr(), 4 * first.stride(-2)), (start.data_ptr(), 4 * start.stride(-2))
+        if lengths is not None:
+            lengths = lengths.contiguous()
+        if reset is not None:
+            reset = reset.contiguous()
         self.flip ^= 1
         try:
             frame = kernel.idle.pop()  # atomic: Python threads may share the plan
@@ -191,7 +198,7 @@ class Plan:
         *places, compares = packed.addresses
         self.write(
             frame.arguments, self.at, *places, frame.stale if compares else 0, *map(address, weights), x.data_ptr(),
-            x.stride(0) * 4, x.stride(1) * 4, *starts[0], *starts[1], *map(address, masks), h.data_ptr(),
+            x.stride(0) * 4, x.stride(1) * 4, *of_first, *of_start, address(lengths), address(reset), h.data_ptr(),
             last[0].data_ptr(), last[-1].data_ptr(), self.flip,
         )  # fmt: skip
         frame.run()
@@ -242,11 +249,12 @@ def quantized_plan(layer: Layer, activations: int, kept: dict[Any, Any] | None) 
     """How int8 layers like this one run, of the same sizes and number of threads.
 
     Args:
-        layer: its weights are (weight_ih int8, weight_hh int8, bias_ih, bias_hh, weight_ih_scale, weight_hh_scale).
+        layer: its weights are (weight_ih int8, weight_hh int8, bias_ih, bias_hh, weight_ih_scale, weight_hh_scale). Its
+            states, and those of the runs, are (1, B, H).
         activations: 8 or 16, bits of x and h in the products.
         kept: where packed weights stay between calls, or None.
     """
-    return Plan(signature_of(layer, activations), kept)
+    return Plan(signature_of(layer, activations), kept, (1,))
 
 
 def quantized_forward(layer: Layer, activations: int) -> Run:
