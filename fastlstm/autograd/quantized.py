@@ -89,10 +89,10 @@ def _with_axis(last: Sequence[Tensor]) -> tuple[Tensor, ...]:
 def _plan(layer: Layer, activations: int, backend: str | None, plans: dict[Any, Any]) -> Runs:
     check_quantized_layer(_squeezed(layer))
     name = dispatch.choose_quantized(backend, layer.x.device, layer.cell)
-    module = dispatch.module(name)
+    module = dispatch.quantized_module(name)
     if 0 not in layer.x.shape[:2] and hasattr(module, "quantized_plan"):
         with torch.inference_mode(False), torch.no_grad():
-            made: Runs = module.quantized_plan(layer, activations, plans.setdefault("kept", {})).forward
+            made: Runs = module.quantized_plan(layer, activations, plans.setdefault("kept", {}), (1,)).forward
         return made
 
     def forward(layer: Layer) -> Run:
@@ -124,7 +124,7 @@ def _define(cell: Cell) -> Any:
         layer = layer_of(tensors, reverse)
         check_quantized_layer(layer)
         name = dispatch.choose_quantized(backend, layer.x.device, cell)
-        found = _forward(layer, activations, dispatch.module(name))
+        found = _forward(layer, activations, dispatch.quantized_module(name))
         return found.h, *found.last
 
     tensors = (

@@ -12,7 +12,7 @@ from fastlstm.backends import dispatch
 KERNELS = [
     name
     for name in ("numba", "native")
-    if hasattr(dispatch.module(name), "quantized_forward")
+    if dispatch.quantized_module(name) is not None
     and dispatch.module(name).supports(torch.device("cpu"), torch.float32) is None
 ]
 kernels = pytest.mark.parametrize("backend", KERNELS)

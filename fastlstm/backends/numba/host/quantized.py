@@ -245,16 +245,16 @@ def split(s: Signature, panels: int) -> tuple[int, int]:
 _plans = lru_cache(1024)(Plan)
 
 
-def quantized_plan(layer: Layer, activations: int, kept: dict[Any, Any] | None) -> Plan:
+def quantized_plan(layer: Layer, activations: int, kept: dict[Any, Any] | None, ends: tuple[int, ...]) -> Plan:
     """How int8 layers like this one run, of the same sizes and number of threads.
 
     Args:
-        layer: its weights are (weight_ih int8, weight_hh int8, bias_ih, bias_hh, weight_ih_scale, weight_hh_scale). Its
-            states, and those of the runs, are (1, B, H).
+        layer: its weights are (weight_ih int8, weight_hh int8, bias_ih, bias_hh, weight_ih_scale, weight_hh_scale).
         activations: 8 or 16, bits of x and h in the products.
         kept: where packed weights stay between calls, or None.
+        ends: the leading axes of the states, ``(1,)`` or ``()``.
     """
-    return Plan(signature_of(layer, activations), kept, (1,))
+    return Plan(signature_of(layer, activations), kept, ends)
 
 
 def quantized_forward(layer: Layer, activations: int) -> Run:
