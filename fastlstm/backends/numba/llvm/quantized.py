@@ -171,7 +171,15 @@ def step(name: str, cell: Functions, pieces: int) -> Builder:
                 places = a, scales, fed, state, out, to, to_scales
                 return [b.add(place, step) for place, step in zip(places, steps)]
 
-            in_tiles(b, rows, tile_rows(pieces), [a, scales, fed, state, out, to, to_scales], body)
+            # a call a panel would cost a lone row a twentieth of its time
+            with b.if_else(b.icmp_signed("==", rows, I64(1))) as (one, many):
+                with one:
+                    step_tile(1, cell, pieces)(
+                        b, w, constants, groups, a, a_row, a_piece, scales, fed, fed_row, state, out, out_row, to,
+                        to_row, to_piece, to_scales, to_scales_step,
+                    )  # fmt: skip
+                with many:
+                    in_tiles(b, rows, tile_rows(pieces), [a, scales, fed, state, out, to, to_scales], body)
             moves = w_panel, constants_panel, fed_panel, state_panel, out_panel, to_panel
             return [b.add(place, move) for place, move in zip((w, constants, fed, state, out, to), moves)]
 
