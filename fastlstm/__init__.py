@@ -12,7 +12,7 @@ from fastlstm.layers.lstm_cell import LSTMCell
 from fastlstm.layers.quantized import QuantizedGRU, QuantizedGRUCell, QuantizedLSTM, QuantizedLSTMCell
 from fastlstm.layers.rnn import RNN
 from fastlstm.layers.weight_drop import WeightDrop
-from fastlstm.quantize import dequantize, quantize
+from fastlstm.quantize import dequantize, quantize, quantize_weight
 
 __all__ = [
     "GRU",
@@ -34,6 +34,7 @@ __all__ = [
     "lstm",
     "lstm_cell",
     "quantize",
+    "quantize_weight",
     "replace",
     "replace_lstm",
     "restore",

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastlstm.quantize import quantize_weight
+from fastlstm import quantize_weight
 
 
 @settings(deadline=None)

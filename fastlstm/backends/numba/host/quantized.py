@@ -17,6 +17,7 @@ from fastlstm.backends.numba.host import sizes
 from fastlstm.backends.numba.host.frames import Frame, Kernel
 from fastlstm.backends.numba.host.packing import digest_bytes
 from fastlstm.backends.numba.host.signature import contiguous
+from fastlstm.backends.quantized import TOP
 from fastlstm.cells.spec import Cell
 
 FEW_ROWS, FED_ROWS = 12, 24  # batch rows up to which x is multiplied for several steps at once; rows that are then
@@ -56,6 +57,47 @@ def signature_of(layer: Layer, activations: int) -> Signature:
     )  # fmt: skip
 
 
+class QuantizedKernel(Kernel):
+    """The kernel of int8 layers of one signature, with the arguments that all its calls share.
+
+    Attributes:
+        counts: elements of each weight, bias and scale, in the order of `arguments.QUANTIZED_SOURCES`.
+        constants: a row of h's bytes that stand for zeros, then the scale of a row within 1.
+    """
+
+    def __init__(self, s: Signature, lanes: int, offset: int) -> None:
+        """`offset`: what is added to the bytes of x and h."""
+        from fastlstm.backends.numba.host import arguments, tasks
+
+        T, B, I, H, layout, pieces = s.T, s.B, s.I, s.H, s.cell.layout, s.activations // 8
+        of_x, of_h, panels = len(layout.of_x), len(layout.of_h), sizes.panels_of(H, lanes)
+        feed = 1 if B > FEW_ROWS else min(T, max(1, FED_ROWS // max(B, 1)))
+        groups_ih, groups_hh = -(-I // 4), -(-H // 4)
+        x_piece, h_piece = _lines(4 * groups_ih), _lines(panels * lanes)
+        buffers = {
+            "scratch": 16 + 64 * lanes * (1 + of_x), "x_bytes": 2 * B * feed * pieces * x_piece // 4,
+            "h_bytes": 2 * B * pieces * h_piece // 4, "x_scales": 2 * B * feed, "h_scales": 3 * B,
+            "carried": panels * B * lanes, "fed": panels * feed * B * of_x * lanes if feed > 1 else 0,
+        }  # fmt: skip
+        threads, parts = split(s, panels)
+        self.lay_out(threads, parts, buffers, 4, 1)
+        self.task, self.tails = "quantized", {}
+        self.constants = torch.full((h_piece + 4,), offset, dtype=torch.uint8, device="cpu")
+        self.constants[h_piece:] = (torch.ones(1, device="cpu") / TOP[s.activations]).view(torch.uint8)
+        self.counts = of_x * H * I, of_h * H * H, of_x * H * s.biased[0], of_h * H * s.biased[1], of_x * H, of_h * H
+        words = *(count // 4 for count in self.counts[:2]), *self.counts[2:]
+        last_ih, last_hh = (count - 4 if count % 4 else 0 for count in self.counts[:2])
+        self.arguments = arguments.QuantizedArguments(
+            **tasks.quantized_primitives(s.cell, pieces), relax=tasks.relax(), parts=parts,
+            scratch_bytes=self.steps["scratch"], lanes=lanes, panels=panels, T=T, B=B, rows=B, I=I, H=H, of_x=of_x,
+            of_h=of_h, pieces=pieces, groups_ih=groups_ih, groups_hh=groups_hh, panel_ih=groups_ih * of_x * lanes * 4,
+            panel_hh=groups_hh * of_h * lanes * 4, feed=feed, reverse=s.reverse, h_step=B * H * 4,
+            x_pitch=pieces * x_piece, x_piece=x_piece, h_pitch=pieces * h_piece, h_piece=h_piece,
+            zeros=self.constants.data_ptr(), clean=self.constants.data_ptr() + h_piece, last_ih=last_ih,
+            last_hh=last_hh, **{f"words_{name}": n for name, n in zip(arguments.QUANTIZED_SOURCES.split(), words)},
+        )  # fmt: skip
+
+
 class Plan:
     """How int8 layers of one signature run.
 
@@ -67,53 +109,20 @@ class Plan:
         """`ends`: the leading axes of the states, ``(1,)`` or ``()``. `kept`: where packed weights stay from call to
         call, which plans of one layer share. None: they are packed in each call.
         """
-        from fastlstm.backends.numba.host import arguments, tasks
+        from fastlstm.backends.numba.host import arguments
         from fastlstm.backends.numba.llvm import bytes as dots
 
         self.signature, s = signature, signature
-        T, B, I, H, layout, self.offset = s.T, s.B, s.I, s.H, s.cell.layout, dots.OFFSET
-        self.lanes = lanes = dots.LANES
-        self.panels = panels = sizes.panels_of(H, lanes)
-        pieces, of_x, of_h = s.activations // 8, len(layout.of_x), len(layout.of_h)
-        threads, parts = split(s, panels)
-        feed = 1 if B > FEW_ROWS else min(T, max(1, FED_ROWS // max(B, 1)))
-        self.groups = -(-I // 4), -(-H // 4)
-        x_piece, h_piece = _lines(4 * self.groups[0]), _lines(panels * lanes)
-        # a row of h's bytes that stand for zeros, then the scale of a row within 1
-        top = 127 if pieces == 1 else 127 * 256
-        self.constants = torch.full((h_piece + 4,), self.offset, dtype=torch.uint8, device="cpu")
-        self.constants[h_piece:] = torch.tensor([1.0 / top], dtype=torch.float32, device="cpu").view(torch.uint8)
-        buffers = {
-            "scratch": 16 + 64 * lanes * (1 + of_x), "x_bytes": 2 * B * feed * pieces * x_piece // 4,
-            "h_bytes": 2 * B * pieces * h_piece // 4, "x_scales": 2 * B * feed, "h_scales": 3 * B,
-            "carried": panels * B * lanes, "fed": panels * feed * B * of_x * lanes if feed > 1 else 0,
-        }  # fmt: skip
-        self.counts = of_x * H * I, of_h * H * H, of_x * H * s.biased[0], of_h * H * s.biased[1], of_x * H, of_h * H
-        *of_weights, bias_ih, bias_hh, scale_ih, scale_hh = self.counts
-        lasts = (count - 4 if count % 4 else 0 for count in of_weights)
-        words = *(count // 4 for count in of_weights), bias_ih, bias_hh, scale_ih, scale_hh
-        kernel = Kernel.__new__(Kernel)
-        kernel.lay_out(threads, parts, buffers, 4, 1)
-        kernel.task, kernel.tails = "quantized", {}
-        kernel.arguments = arguments.QuantizedArguments(
-            **tasks.quantized_primitives(s.cell, pieces), relax=tasks.relax(), parts=parts,
-            scratch_bytes=kernel.steps["scratch"], lanes=lanes, panels=panels, T=T, B=B, rows=B, I=I, H=H, of_x=of_x,
-            of_h=of_h, pieces=pieces, groups_ih=self.groups[0], groups_hh=self.groups[1],
-            panel_ih=self.groups[0] * of_x * lanes * 4, panel_hh=self.groups[1] * of_h * lanes * 4, feed=feed,
-            reverse=s.reverse, h_step=B * H * 4, x_pitch=pieces * x_piece, x_piece=x_piece, h_pitch=pieces * h_piece,
-            h_piece=h_piece, zeros=self.constants.data_ptr(), clean=self.constants.data_ptr() + h_piece,
-            **dict(zip(("last_ih", "last_hh"), lasts)),
-            **{f"words_{name}": count for name, count in zip(arguments.QUANTIZED_SOURCES.split(), words)},
-        )  # fmt: skip
-        self.kernel = kernel
+        self.lanes, self.offset, self.panels = dots.LANES, dots.OFFSET, sizes.panels_of(s.H, dots.LANES)
+        self.kernel = QuantizedKernel(s, self.lanes, self.offset)
         names = arguments.QUANTIZED_CALL.split()
         self.write = struct.Struct(f"{len(names)}n").pack_into
         self.at = getattr(arguments.QuantizedArguments, names[0]).offset
         self.like = torch.empty(0, dtype=torch.float32, device="cpu")
-        self.new, self.zeros, self.flip = new_of(self.like, (T, B, H)), sizes.zeros(4 * H), 0
+        self.new, self.zeros, self.flip = new_of(self.like, (s.T, s.B, s.H)), sizes.zeros(4 * s.H), 0
         # weights of less than a word have no digest
-        self.kept = kept if min(of_weights) >= 4 else None
-        self.key, self.ends = (s.cell, I, H, s.biased), (*ends, B, H)
+        self.kept = kept if min(self.kernel.counts[:2]) >= 4 else None
+        self.key, self.ends = (s.cell, s.I, s.H, s.biased), (*ends, s.B, s.H)
 
     def pack(self, weights: Sequence[Any]) -> Packed:
         """Weights as the kernel reads them, without digests: `run` then does not compare them with any."""
@@ -161,7 +170,7 @@ class Plan:
                 return run
         weights = (*snapshot_of(weights),)  # it does not matter what is written to them meanwhile
         packed = self.pack(weights)
-        counts = [count if n > 1 else count // 4 for n, count in enumerate(self.counts)]
+        counts = [count if n > 1 else count // 4 for n, count in enumerate(self.kernel.counts)]
         bytes_ = digest_bytes((*counts, 1, 1), torch.float32)
         digests = torch.empty(bytes_, dtype=torch.uint8, device="cpu")
         run, _ = self.run(Packed(packed.memory, (*packed.addresses[:4], digests.data_ptr(), 0)), layer, weights)
