@@ -142,6 +142,17 @@ def test_compiled_and_exported(activations):
 
 
 @torch.no_grad()
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of the checks of sizes
+def test_an_export_of_open_sizes_and_a_trace():
+    torch.manual_seed(0)
+    made, x, other = quantized(fastlstm.LSTM(4, 5, 2)), torch.randn(6, 3, 4), torch.randn(9, 7, 4)
+    sizes = {"input": {0: torch.export.Dim("T", max=1000), 1: torch.export.Dim("B", max=1000)}}
+    program = torch.export.export(made, (x,), dynamic_shapes=sizes)
+    trace = torch.jit.trace(lambda x: made(x)[0], (x,))
+    assert same_bits([program.module()(other)[0], trace(other)], [made(other)[0]] * 2)
+
+
+@torch.no_grad()
 def test_vmap_runs_each_row():
     torch.manual_seed(0)
     made, x = quantized(fastlstm.LSTM(4, 5)), torch.randn(3, 6, 2, 4)
