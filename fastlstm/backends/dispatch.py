@@ -28,7 +28,7 @@ from typing import Any, Literal, TypeVar, cast
 import torch
 
 from fastlstm import torch_private
-from fastlstm.backends import aten, native, numba, reference, triton
+from fastlstm.backends import aten, native, numba, quantized, reference, triton
 from fastlstm.backends.base import Traits
 from fastlstm.cells.spec import Cell
 
@@ -62,6 +62,7 @@ _MODULES: dict[str, Any] = {
     "reference": reference,
     "aten": aten,
 }  # these imports are light: kernels load when first run
+_QUANTIZED: dict[str, Any] = {"numba": numba, "reference": quantized}  # which have `quantized_forward`
 
 
 def check_name(name: str, argument: str = "backend") -> str:
@@ -252,3 +253,34 @@ def choose(
     if reason is not None:
         raise RuntimeError(reason)
     return _with_precision(name, dtype, cell)
+
+
+def quantized_module(name: str) -> Any:
+    """Return what has `quantized_forward` of the backend of this name, and perhaps `quantized_plan`; None if it has
+    none.
+    """
+    return _QUANTIZED.get(name)
+
+
+def choose_quantized(name: str | None, device: torch.device, cell: Cell) -> str:
+    """Return the backend that runs an int8 layer on this device: of numba and native the first that can, or reference.
+
+    Raises:
+        RuntimeError: if the backend that was asked for by name cannot, with its reason.
+        ValueError: for an unknown name.
+    """
+    name = check_name(named(name))
+
+    def reason(candidate: str) -> str | None:
+        if candidate not in _QUANTIZED:
+            return f"the {candidate} backend has no kernels for int8 weights"
+        if not runs(candidate, cell):
+            return f"the {candidate} backend runs the cells {', '.join(traits(candidate).cells or ())}, got {cell.key}"
+        found: str | None = module(candidate).supports(device, torch.float32)
+        return found
+
+    if name == "auto":
+        return next(candidate for candidate in (*_CPU, "reference") if reason(candidate) is None)
+    if (why := reason(name)) is not None:
+        raise RuntimeError(why)
+    return name
