@@ -81,10 +81,8 @@ def _fields(weights: Sequence[Tensor | None]) -> tuple[int, ...]:
     return *csrc.array(weight_ih, 1), *csrc.array(weight_hh, 1), *map(address, others)
 
 
-def quantized_plan(layer: Layer, activations: int, kept: dict[Any, Any] | None) -> Plan:
+def quantized_plan(layer: Layer, activations: int, kept: dict[Any, Any] | None, ends: tuple[int, ...]) -> Plan:
     """Return a plan for calls like that of `layer`, with the same shapes and number of threads.
-
-    The states, and those of the runs, are (1, B, H).
 
     Args:
         layer: an LSTM or a GRU with x (T, B, I), states and biases in float32. Its weights are weight_ih int8 (G H, I),
@@ -92,8 +90,9 @@ def quantized_plan(layer: Layer, activations: int, kept: dict[Any, Any] | None) 
             weight_hh_scale (G H,). A weight row is its numbers, from -127 to 127, times its scale.
         activations: 8 or 16, the bits to which the kernels round x and h.
         kept: where all plans of a layer keep its packed weights, or None if each call packs its own.
+        ends: leading axes of the states, and of those of the runs, before (B, H).
     """
-    return Plan(layer, activations, kept, (1,))
+    return Plan(layer, activations, kept, ends)
 
 
 def quantized_forward(layer: Layer, activations: int) -> Run:
@@ -104,4 +103,4 @@ def quantized_forward(layer: Layer, activations: int) -> Run:
     Raises:
         RuntimeError: if the library cannot run the call: I or H is above 65536, or no memory is left.
     """
-    return Plan(layer, activations, None, ()).forward(layer)
+    return quantized_plan(layer, activations, None, ()).forward(layer)

@@ -65,7 +65,7 @@ def planned(layer, activations, kept):
     """A run by a new plan, which takes and gives states with an axis in front."""
     states = tuple(a if a is None else a[None] for a in layer.states)
     layer = layer._replace(states=states)
-    run = quantized_plan(layer, activations, kept).forward(layer)
+    run = quantized_plan(layer, activations, kept, (1,)).forward(layer)
     return run._replace(last=tuple(a[0] for a in run.last))
 
 
@@ -341,5 +341,5 @@ def test_more_columns_than_sums_hold_are_refused():
     layer = Layer(torch.zeros(1, 1, columns), weights, (None, None), None, None, False, lstm)
     for kept in (None, {}):
         with pytest.raises(RuntimeError, match=r"fastlstm_(forward|pack): a size, stride or pointer cannot be"):
-            quantized_plan(layer, 8, kept).forward(layer)
+            quantized_plan(layer, 8, kept, ()).forward(layer)
     assert csrc.library.fastlstm_packed_size(2, 0, 0, columns, 1) == 0
