@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fastlstm.backends.quantized import quantize_weight
 from fastlstm.mnist import saved
 from fastlstm.mnist.arguments import Parser
 from fastlstm.mnist.data import DataError
@@ -62,7 +63,7 @@ def model_bytes(state_dict: dict[str, Tensor], int8: bool = False, activations: 
     others = bias_ih + bias_hh, weight, linear_bias
     if int8:
         (rounded_ih, scale_ih), (rounded_hh, scale_hh) = (
-            _quantized(name, a) for name, a in zip(shapes, (weight_ih, weight_hh))
+            quantize_weight(a, name) for name, a in zip(shapes, (weight_ih, weight_hh))
         )
         payload = struct.pack("<I", {"int8": 8, "int16": 16}[activations])
         payload += _stored("<f4", scale_ih, scale_hh, *others) + _stored("i1", rounded_ih, rounded_hh)
@@ -74,15 +75,6 @@ def model_bytes(state_dict: dict[str, Tensor], int8: bool = False, activations: 
 
 def _stored(kind: str, *tensors: Tensor) -> bytes:
     return b"".join(a.detach().cpu().contiguous().numpy().astype(kind).tobytes() for a in tensors)
-
-
-def _quantized(name: str, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a float32 weight (rows, columns) as int8 from -127 to 127, and the scale of each row."""
-    largest = weight.abs().amax(1)
-    if not largest.isfinite().all():
-        raise ValueError(f"{name} must be finite, got {largest.max().item()}")
-    scale = torch.where(largest == 0, 1, largest / 127)
-    return (weight / scale.unsqueeze(1)).round().clamp(-127, 127).to(torch.int8), scale
 
 
 def main(argv: Sequence[str] | None = None) -> int:
