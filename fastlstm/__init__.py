@@ -9,8 +9,10 @@ from fastlstm.layers.functional import lstm, lstm_cell
 from fastlstm.layers.gru import GRU, GRUCell
 from fastlstm.layers.lstm import LSTM
 from fastlstm.layers.lstm_cell import LSTMCell
+from fastlstm.layers.quantized import QuantizedGRU, QuantizedGRUCell, QuantizedLSTM, QuantizedLSTMCell
 from fastlstm.layers.rnn import RNN
 from fastlstm.layers.weight_drop import WeightDrop
+from fastlstm.quantize import dequantize, quantize
 
 __all__ = [
     "GRU",
@@ -21,11 +23,17 @@ __all__ = [
     "ElmanCell",
     "GRUCell",
     "LSTMCell",
+    "QuantizedGRU",
+    "QuantizedGRUCell",
+    "QuantizedLSTM",
+    "QuantizedLSTMCell",
     "WeightDrop",
     "cell",
     "cells",
+    "dequantize",
     "lstm",
     "lstm_cell",
+    "quantize",
     "replace",
     "replace_lstm",
     "restore",

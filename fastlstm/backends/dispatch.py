@@ -252,3 +252,29 @@ def choose(
     if reason is not None:
         raise RuntimeError(reason)
     return _with_precision(name, dtype, cell)
+
+
+def choose_quantized(name: str | None, device: torch.device, cell: Cell) -> str:
+    """Return the backend that runs an int8 layer on this device: of numba and native the first that can, or reference.
+
+    Raises:
+        RuntimeError: if the backend that was asked for by name cannot, with its reason; for an export to ONNX.
+        ValueError: for an unknown name.
+    """
+    name = check_name(named(name))
+    if aten.exports_onnx():
+        raise RuntimeError("int8 layers have no operator of ONNX: export the float model, from fastlstm.dequantize")
+
+    def reason(candidate: str) -> str | None:
+        if not hasattr(module(candidate), "quantized_forward"):
+            return f"the {candidate} backend has no kernels for int8 weights"
+        if not runs(candidate, cell):
+            return f"the {candidate} backend runs the cells {', '.join(traits(candidate).cells or ())}, got {cell.key}"
+        found: str | None = module(candidate).supports(device, torch.float32)
+        return found
+
+    if name == "auto":
+        return next(candidate for candidate in (*_CPU, "reference") if reason(candidate) is None)
+    if (why := reason(name)) is not None:
+        raise RuntimeError(why)
+    return name

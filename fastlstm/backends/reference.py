@@ -19,6 +19,7 @@ from fastlstm.backends.base import (
     hidden_size,
     reset_steps,
 )
+from fastlstm.backends.quantized import quantized_forward  # noqa: F401  # a function that a backend may have
 from fastlstm.backends.sums import Sums, for_rows, linear, vector_gradient
 from fastlstm.cells.spec import Cell
 

@@ -67,6 +67,10 @@ class Recurrent(CellModule, nn.RNNBase):
             weights[2:2] = (None, None)
         return weights
 
+    def _example(self, weights: list[Any]) -> Any:
+        """Return a tensor with the dtype and device that inputs must have."""
+        return weights[0]
+
     def extra_repr(self) -> str:
         backend = f", backend={self.backend}" if self.backend is not None else ""
         return super().extra_repr() + backend + (", recompute=True" if self.recompute else "")
@@ -88,7 +92,7 @@ class Recurrent(CellModule, nn.RNNBase):
             found = self._planned(x, hx, weights)
             if found is not None:
                 return found
-        states = calls.check_forward(self, x, hx, weights[0])
+        states = calls.check_forward(self, x, hx, self._example(weights))
         single = x.dim() == 2
         x = x.unsqueeze(1) if single else x.transpose(0, 1) if self.batch_first else x
         T, batch = x.shape[0], () if single else (x.shape[1],)
@@ -162,7 +166,7 @@ class Recurrent(CellModule, nn.RNNBase):
     ) -> tuple[Any, ...]:
         data, batch_sizes, sorted_indices, unsorted_indices = packed
         checks.check_batch_sizes(batch_sizes, data.shape[0])
-        states = calls.check_forward(self, data, hx, weights[0], batch_sizes)
+        states = calls.check_forward(self, data, hx, self._example(weights), batch_sizes)
         states = None if states is None else self._permuted(states, sorted_indices)
         takes_lengths = not self.proj_size and dispatch.named(self.backend) != "aten"
         x, lengths, places = unpack(data, batch_sizes, takes_lengths)
@@ -235,7 +239,7 @@ class Recurrent(CellModule, nn.RNNBase):
             found = self._planned(x_t.unsqueeze(0), state, weights)
             if found is not None:
                 return found[0].squeeze(0), found[1]
-        states = calls.check_step(self, x_t, state, weights[0])
+        states = calls.check_step(self, x_t, state, self._example(weights))
         checks.check_sizes(inputs, self._cell.inputs, (*x_t.shape[:-1], self.hidden_size), "(B, H)")
         calls.check_states(x_t, inputs, "inputs'")
         x, inputs = x_t.unsqueeze(0), tuple([a.unsqueeze(0) for a in inputs])

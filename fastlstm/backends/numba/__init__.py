@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from fastlstm.backends.base import Traits
-from fastlstm.backends.numba.host import plans, sizes
+from fastlstm.backends.numba.host import plans, quantized, sizes
 from fastlstm.backends.numba.host.forward import saved_shape
 from fastlstm.torch_private import constant
 
@@ -105,3 +105,4 @@ def with_precision(precision: str) -> SimpleNamespace:
 
 
 forward, backward, plan = plans.forward, plans.backward, plans.plan
+quantized_forward, quantized_plan = quantized.quantized_forward, quantized.quantized_plan
