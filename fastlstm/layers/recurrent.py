@@ -67,10 +67,6 @@ class Recurrent(CellModule, nn.RNNBase):
             weights[2:2] = (None, None)
         return weights
 
-    def _example(self, weights: list[Any]) -> Any:
-        """Return a tensor with the dtype and device that inputs must have."""
-        return weights[0]
-
     def extra_repr(self) -> str:
         backend = f", backend={self.backend}" if self.backend is not None else ""
         return super().extra_repr() + backend + (", recompute=True" if self.recompute else "")
@@ -97,7 +93,7 @@ class Recurrent(CellModule, nn.RNNBase):
         x = x.unsqueeze(1) if single else x.transpose(0, 1) if self.batch_first else x
         T, batch = x.shape[0], () if single else (x.shape[1],)
         inputs = inputs_of(inputs, self._cell.inputs, batch, T, self.hidden_size, self.batch_first)
-        calls.check_states(x, inputs, "inputs'")
+        calls.check_inputs(x, inputs, self._cell.inputs)
         ends = lengths_of(lengths, batch, T, x.device)
         masks = ends, reset_of(reset, batch, T, x.device, self.batch_first, self.bidirectional)
         order = None if single or ends is None else self._order(x, ends)
@@ -171,7 +167,7 @@ class Recurrent(CellModule, nn.RNNBase):
         takes_lengths = not self.proj_size and dispatch.named(self.backend) != "aten"
         x, lengths, places = unpack(data, batch_sizes, takes_lengths)
         inputs = inputs_of(inputs, self._cell.inputs, (x.shape[1],), x.shape[0], self.hidden_size, self.batch_first)
-        calls.check_states(x, inputs, "inputs'")
+        calls.check_inputs(x, inputs, self._cell.inputs)
         inputs = self._permuted(inputs, sorted_indices)
         output, last, others = self._run(x, states, (lengths, None), places, sequences, weights, inputs)
         last = self._permuted(last, unsorted_indices)
@@ -240,8 +236,9 @@ class Recurrent(CellModule, nn.RNNBase):
             if found is not None:
                 return found[0].squeeze(0), found[1]
         states = calls.check_step(self, x_t, state, self._example(weights))
-        checks.check_sizes(inputs, self._cell.inputs, (*x_t.shape[:-1], self.hidden_size), "(B, H)")
-        calls.check_states(x_t, inputs, "inputs'")
+        layout = "(B, H)" if x_t.dim() == 2 else "(H,)"
+        inputs = checks.expanded(inputs, self._cell.inputs, (*x_t.shape[:-1], self.hidden_size), layout)
+        calls.check_inputs(x_t, inputs, self._cell.inputs)
         x, inputs = x_t.unsqueeze(0), tuple([a.unsqueeze(0) for a in inputs])
         if x_t.dim() == 1:
             x, inputs = x.unsqueeze(0), tuple([a.unsqueeze(0) for a in inputs])
