@@ -11,6 +11,7 @@ from fastlstm.layers.lstm import LSTM
 from fastlstm.layers.lstm_cell import LSTMCell
 from fastlstm.layers.quantized import QuantizedGRU, QuantizedGRUCell, QuantizedLSTM, QuantizedLSTMCell
 from fastlstm.layers.rnn import RNN
+from fastlstm.layers.streams import Stream
 from fastlstm.layers.weight_drop import WeightDrop
 from fastlstm.quantize import dequantize, quantize, quantize_weight
 
@@ -27,6 +28,7 @@ __all__ = [
     "QuantizedGRUCell",
     "QuantizedLSTM",
     "QuantizedLSTMCell",
+    "Stream",
     "WeightDrop",
     "cell",
     "cells",

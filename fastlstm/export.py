@@ -13,7 +13,6 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from fastlstm.backends.quantized import quantize_weight

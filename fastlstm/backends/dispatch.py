@@ -62,7 +62,8 @@ _MODULES: dict[str, Any] = {
     "reference": reference,
     "aten": aten,
 }  # these imports are light: kernels load when first run
-_QUANTIZED: dict[str, Any] = {"numba": numba, "native": native, "reference": quantized}  # which have `quantized_forward`
+# those that have `quantized_forward`
+_QUANTIZED: dict[str, Any] = {"numba": numba, "native": native, "reference": quantized}
 
 
 def check_name(name: str, argument: str = "backend") -> str:

@@ -9,6 +9,7 @@ from torch.nn import Parameter
 
 from fastlstm.autograd import quantized
 from fastlstm.autograd.modes import autocast_of
+from fastlstm.backends import dispatch
 from fastlstm.backends.base import Layer, Run
 from fastlstm.backends.quantized import quantize_weight
 from fastlstm.layers.modules import CellModule
@@ -89,6 +90,12 @@ class Quantized(CellModule, nn.Module):
 
     def _is_float32(self, x: Tensor) -> bool:
         return x.dtype is torch.float32 and autocast_of(x) is None
+
+    def _steps_of(self, layer: Layer) -> Any:
+        name = dispatch.choose_quantized(self.backend, layer.x.device, layer.cell)
+        if not dispatch.traits(name).has_quantized_steps or layer.x.dtype is not torch.float32:
+            return None
+        return dispatch.module(name).quantized_steps(layer, BITS[self.activations])
 
     def _run_quantized(self, k: int, layer: Layer) -> Run:
         """Run a layer with states (1, B, H), in float32 whatever its dtype."""

@@ -67,10 +67,6 @@ class Recurrent(CellModule, nn.RNNBase):
             weights[2:2] = (None, None)
         return weights
 
-    def _example(self, weights: list[Any]) -> Any:
-        """Return a tensor with the dtype and device that inputs must have."""
-        return weights[0]
-
     def extra_repr(self) -> str:
         backend = f", backend={self.backend}" if self.backend is not None else ""
         return super().extra_repr() + backend + (", recompute=True" if self.recompute else "")
