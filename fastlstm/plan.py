@@ -108,6 +108,7 @@ class Plans:
             tuple([(a.shape, a.stride(), a.dtype, a.device) for a in inputs]) if inputs else None,
             None if lengths is None else lengths.stride(), None if reset is None else reset.stride(),
             autocast_of(x), dispatch.named(backend), rnn_precision(), threads_now(),
+            x.shape[-2] >= dispatch.MANY_ROWS and takes_pieces(x),
             *[None if a is None else (type(a), a.shape, a.stride(), a.dtype, a.device, a.is_neg()) for a in weights],
         )  # fmt: skip
         plan: Any = self.made.get(signature, _UNKNOWN)  # one look: another thread may drop what is there
@@ -136,7 +137,10 @@ class Plans:
         check_layer(_with_steps(cast_layer, axis))
         x = cast_layer.x
         masked = layer.lengths is not None or layer.reset is not None
-        name = dispatch.choose(backend, x.device, x.dtype, cell=layer.cell, projected=False, masked=masked, cells=False)
+        name = dispatch.choose(
+            backend, x.device, x.dtype, cell=layer.cell, projected=False, masked=masked, cells=False,
+            pieces=takes_pieces(x),
+        )  # fmt: skip
         traits = dispatch.traits(name)
         if not traits.plans or not is_plain(*layer.weights) or 0 in x.shape:
             return None
@@ -150,6 +154,11 @@ class Plans:
         if learns:
             return partial(_differentiable, plan)
         return plan.forward if to is None else partial(_cast, plan, to)
+
+
+def takes_pieces(x: Tensor) -> bool:
+    """Return what `dispatch.takes_pieces` says of x (T, B, I), or (B, I) for a single step."""
+    return x.dim() == 3 and dispatch.takes_pieces(x.shape[1], x.shape[0])
 
 
 def _with_steps(layer: Layer, axis: bool) -> Layer:
@@ -237,6 +246,7 @@ def _general(layer: Layer, plans: Plans | None, backend: str | None, cells: bool
         states = given_states(layer)
         output, *others = (a.unsqueeze(0)[:0].clone() for a in states)
         return Result(output, tuple(a.clone() for a in states), tuple(others) if cells else ())
+    transformed, traced = under_vmap() or dual_level(), not is_plain()  # without tensors it tells of tracers
     name = dispatch.choose(
         backend,
         x.device,
@@ -245,8 +255,9 @@ def _general(layer: Layer, plans: Plans | None, backend: str | None, cells: bool
         projected=weight_hr is not None,
         masked=layer.lengths is not None or layer.reset is not None,
         cells=cells,
-        transformed=under_vmap() or dual_level(),
-        traced=not is_plain(),  # without tensors it says whether a tracer is active
+        transformed=transformed,
+        traced=traced,
+        pieces=not (traced or transformed) and takes_pieces(x),
     )
     if name == "aten":
         return Result(*_by_torch(layer, weight_hr))
