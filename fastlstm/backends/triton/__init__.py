@@ -103,6 +103,11 @@ def _strided(a: Any) -> Any:
     return _aligned(a if a is None or (a.stride(-1) == 1 and a.stride(1) < 2**25) else a.contiguous())
 
 
+def _in_rows(a: Any) -> Any:
+    """(T, B, H) as it is, if its strides are multiples of H, which makes loads wide."""
+    return _strided(a if a is None or (a.stride(0) % a.shape[2] == a.stride(1) % a.shape[2] == 0) else a.contiguous())
+
+
 def _contiguous(a: Any) -> Any:
     return _aligned(a if a is None else a.contiguous())
 
@@ -136,7 +141,7 @@ def backward(grads: Run, layer: Layer, run: Run, needs: Gradients, precision: st
 
     layer, layout, weights = _prepared(layer), layer.cell.layout, layer.weights
     precision = resolve_precision(layer.x.dtype, precision)
-    grads = Run(_strided(grads.h), tuple(map(_contiguous, grads.last)), tuple(map(_contiguous, grads.kept)))
+    grads = Run(_in_rows(grads.h), tuple(map(_contiguous, grads.last)), tuple(map(_contiguous, grads.kept)))
     run = Run(_contiguous(run.h), (), tuple(map(_contiguous, run.kept)))
     found = launch.backward(grads, layer, run, needs, precision)
     with _products(precision):
