@@ -54,8 +54,10 @@ SPILLED = {
     ("sm_90", "3.9", "backward-ieee-H64-reset-cells"): 4,
     ("sm_90", "3.9", "backward-ieee-H64-lengths-reset-cells"): 16,
     ("sm_90", "3.9", "slstm-backward-ieee-H64"): 20,
-    ("sm_100", "3.9", "forward-bf16-H128-lengths-reset"): 2,
-    ("sm_100", "3.9", "forward-bf16-H100-I28-lengths-reset"): 24,
+    ("sm_100", "3.9", "forward-bf16-H128-I28-lengths"): 2,
+    ("sm_100", "3.9", "forward-bf16-H100-I28-lengths-reset"): 20,
+    ("sm_100", "3.9", "backward-ieee-H64-lengths-reset-cells"): 9,
+    ("sm_100", "3.9", "slstm-backward-ieee-H64"): 3,
 }
 # Of resident kernels with Triton 3.8, torch 2.14's
 SPILLED_BY_3_8 = {
