@@ -108,7 +108,7 @@ class Plans:
             tuple([(a.shape, a.stride(), a.dtype, a.device) for a in inputs]) if inputs else None,
             None if lengths is None else lengths.stride(), None if reset is None else reset.stride(),
             autocast_of(x), dispatch.named(backend), rnn_precision(), threads_now(),
-            x.shape[-2] >= dispatch.MANY_ROWS and takes_pieces(x),
+            x.dim() == 3 and x.shape[1] >= dispatch.MANY_ROWS and takes_pieces(x),
             *[None if a is None else (type(a), a.shape, a.stride(), a.dtype, a.device, a.is_neg()) for a in weights],
         )  # fmt: skip
         plan: Any = self.made.get(signature, _UNKNOWN)  # one look: another thread may drop what is there

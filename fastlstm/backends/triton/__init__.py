@@ -1,4 +1,4 @@
-"""LSTM layers on NVIDIA GPUs: Triton kernels compiled when first used.
+"""Layers of any cell on NVIDIA GPUs: Triton kernels compiled when first used.
 
 `tiles` chooses between one launch for all time steps (`resident`) and one launch a step (`stepwise`). The gradients of
 the weights, the bias and the input are products over all steps at once and go to torch. Under ``TRITON_INTERPRET=1``
@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from fastlstm.backends import base, sums
-from fastlstm.backends.base import Gradients, Layer, Run, Traits
+from fastlstm.backends.base import WEIGHTS, Gradients, Layer, Run, Traits
 from fastlstm.cells.spec import Cell
 
 INTERPRET = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")  # as triton reads it
-TRAITS = Traits(takes_sixteen_bits=True, cells=("lstm",))
+TRAITS = Traits(takes_sixteen_bits=True)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _INSTALLED = importlib.util.find_spec("triton") is not None
 
@@ -51,8 +51,8 @@ def supports(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def saved_shape(cell: Cell, T: int, B: int, H: int, dtype: torch.dtype, groups: int | None = None) -> tuple[int, ...]:
-    """Shape of the gates kept for the backward pass."""
-    return T, B, 4 * H
+    """Shape of what forward saves beside the states."""
+    return T, B, len(cell.layout.saved) * H
 
 
 def with_precision(precision: str) -> SimpleNamespace:
@@ -103,6 +103,11 @@ def _strided(a: Any) -> Any:
     return _aligned(a if a is None or (a.stride(-1) == 1 and a.stride(1) < 2**25) else a.contiguous())
 
 
+def _in_rows(a: Any) -> Any:
+    """(T, B, H) as it is, if its strides are multiples of H, which makes loads wide."""
+    return _strided(a if a is None or (a.stride(0) % a.shape[2] == a.stride(1) % a.shape[2] == 0) else a.contiguous())
+
+
 def _contiguous(a: Any) -> Any:
     return _aligned(a if a is None else a.contiguous())
 
@@ -114,12 +119,11 @@ def _aligned(a: Any) -> Any:
 
 def _prepared(layer: Layer) -> Layer:
     """The layer as the kernels can address it, with states. Those of zeros stay one tensor."""
-    h_0, c_0 = base.given_states(layer)
-    same, h_0 = c_0 is h_0, _contiguous(h_0)
-    weights = tuple(map(_contiguous, layer.weights))
-    lengths, reset = _contiguous(layer.lengths), _contiguous(layer.reset)
-    x = _strided(base.flat_input(layer.x))
-    return Layer(x, weights, (h_0, h_0 if same else _contiguous(c_0)), lengths, reset, layer.reverse, layer.cell)
+    known: dict[int, Any] = {}
+    states = tuple(known.setdefault(id(a), _contiguous(a)) for a in base.given_states(layer))
+    weights, inputs = tuple(map(_contiguous, layer.weights)), tuple(map(_contiguous, layer.inputs))
+    masks = _contiguous(layer.lengths), _contiguous(layer.reset)
+    return Layer(_strided(base.flat_input(layer.x)), weights, states, *masks, layer.reverse, layer.cell, inputs)
 
 
 def forward(layer: Layer, save: bool, precision: str | None = None) -> Run:
@@ -135,23 +139,34 @@ def backward(grads: Run, layer: Layer, run: Run, needs: Gradients, precision: st
     """See `fastlstm.backends.reference.backward`."""
     from fastlstm.backends.triton import launch
 
-    x, (weight_ih, _, *biases), *_ = layer = cast(Any, _prepared(layer))
-    precision = resolve_precision(x.dtype, precision)
-    grads = Run(_strided(grads.h), tuple(map(_contiguous, grads.last)), tuple(map(_strided, grads.kept)))
-    dpreact, dh_0, dc_0 = launch.backward(grads, layer, tuple(map(_contiguous, run.kept)), precision)
-    dweight_ih = dweight_hh = dbias = None
+    layer, layout, weights = _prepared(layer), layer.cell.layout, layer.weights
+    precision = resolve_precision(layer.x.dtype, precision)
+    grads = Run(_in_rows(grads.h), tuple(map(_contiguous, grads.last)), tuple(map(_contiguous, grads.kept)))
+    run = Run(_contiguous(run.h), (), tuple(map(_contiguous, run.kept)))
+    found = launch.backward(grads, layer, run, needs, precision)
     with _products(precision):
-        dx = sums.linear(dpreact, weight_ih.mT) if needs.x else None
+        products = sums.Sums(layer.cell, layer.weights, base.hidden_size(layer))
+        dx, dweight_ih, dweight_hh, dbias = products.to_x(found.sums) if needs.x else None, None, None, None
+        if needs.x and dx is None:
+            dx = torch.zeros_like(layer.x)  # a cell may multiply no x
         if needs.weights[0]:
             held = base.held_steps(layer)  # zero times the NaN of a padding would be NaN
-            seen = x if held is None else x.masked_fill(held, 0)
-            dweight_ih = sums.weight_gradient(dpreact, seen, weight_ih)
+            seen = layer.x if held is None else layer.x.masked_fill(held, 0)
+            dweight_ih = sums.weight_gradient(products.of_x(found.sums), seen, weights[0])
+            dweight_ih = sums.in_order(dweight_ih, sums.inverse(layout.blocks_ih), -2)
         if needs.weights[1]:
-            dweight_hh = _recurrent_gradient(dpreact, layer, run.h)
-        if base.wants_bias(needs) and biases != [None, None]:
-            dbias = sums.vector_gradient(dpreact, biases[1] if biases[0] is None else biases[0])
-    dstates = dh_0 if needs.states[0] else None, dc_0 if needs.states[1] else None
-    return Gradients(dx, (dweight_ih, dweight_hh, *base.bias_gradients(dbias, layer, needs)), dstates)
+            dweight_hh = _recurrent_gradient(products.of_h(found.sums), layer, run.h)
+            dweight_hh = sums.in_order(dweight_hh, sums.inverse(layout.blocks_hh), -2)
+        given = next((bias for bias in weights[2:WEIGHTS] if bias is not None), None)
+        if base.wants_bias(needs) and given is not None:
+            dbias = sums.vector_gradient(found.sums, given)
+        dbiases = products.bias_gradients(dbias, needs.weights[2:WEIGHTS], weights[2:WEIGHTS])
+    dparams = (
+        None if terms is None else sums.vector_gradient(terms.unsqueeze(0), param).to(param.dtype)
+        for terms, param in zip(found.params, weights[WEIGHTS:])
+    )
+    dstates = tuple(a if need else None for a, need in zip(found.states, needs.states))
+    return Gradients(dx, (dweight_ih, dweight_hh, *dbiases, *dparams), dstates, found.inputs)
 
 
 def _recurrent_gradient(dpreact: Tensor, layer: Layer, h: Any) -> Tensor:
