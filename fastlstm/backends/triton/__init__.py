@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from threading import Lock
@@ -24,7 +24,8 @@ from fastlstm.backends.base import Gradients, Layer, Run, Traits
 from fastlstm.cells.spec import Cell
 
 INTERPRET = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")  # as triton reads it
-TRAITS = Traits(takes_sixteen_bits=True, cells=("lstm",))
+TRAITS = Traits(takes_sixteen_bits=True, plans=True, plans_sixteen_bits=True, cells=("lstm",))
+Start = Callable[..., Any]  # what starts a kernel: see `launch.start_anew`
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _INSTALLED = importlib.util.find_spec("triton") is not None
 
@@ -57,7 +58,9 @@ def saved_shape(cell: Cell, T: int, B: int, H: int, dtype: torch.dtype, groups: 
 
 def with_precision(precision: str) -> SimpleNamespace:
     """This backend with "ieee" or "tf32" products in float32, whatever torch's setting says."""
-    functions = {function.__name__: partial(function, precision=precision) for function in (forward, backward)}
+    functions = {
+        function.__name__: partial(function, precision=precision) for function in (forward, backward, plan)
+    }
     return SimpleNamespace(supports=supports, saved_shape=saved_shape, TRAITS=TRAITS, **functions)
 
 
@@ -100,11 +103,13 @@ def _products(precision: str) -> Iterator[None]:
 
 def _strided(a: Any) -> Any:
     """(T, B, N) as it is, unless the kernels cannot address it: within a tile of rows offsets have 32 bits."""
-    return _aligned(a if a is None or (a.stride(-1) == 1 and a.stride(1) < 2**25) else a.contiguous())
+    if a is None or (a.stride(-1) == 1 and a.stride(1) < 2**25):
+        return _aligned(a)
+    return _contiguous(a)
 
 
 def _contiguous(a: Any) -> Any:
-    return _aligned(a if a is None else a.contiguous())
+    return a if a is None else _aligned(a.contiguous())
 
 
 def _aligned(a: Any) -> Any:
@@ -114,31 +119,52 @@ def _aligned(a: Any) -> Any:
 
 def _prepared(layer: Layer) -> Layer:
     """The layer as the kernels can address it, with states. Those of zeros stay one tensor."""
-    h_0, c_0 = base.given_states(layer)
-    same, h_0 = c_0 is h_0, _contiguous(h_0)
-    weights = tuple(map(_contiguous, layer.weights))
-    lengths, reset = _contiguous(layer.lengths), _contiguous(layer.reset)
-    x = _strided(base.flat_input(layer.x))
-    return Layer(x, weights, (h_0, h_0 if same else _contiguous(c_0)), lengths, reset, layer.reverse, layer.cell)
+    x, weights, (h_0, c_0), lengths, reset, reverse, cell, _ = layer
+    x = _strided(x.flatten(1, 2) if x.dim() == 4 else x)
+    if h_0 is None:
+        states = (x.new_zeros(x.shape[1], base.hidden_size(layer)),) * 2
+    else:
+        same, h_0 = c_0 is h_0, _contiguous(h_0)
+        states = h_0, h_0 if same else _contiguous(c_0)
+    weights = tuple([_contiguous(a) for a in weights])
+    return Layer(x, weights, states, _contiguous(lengths), _contiguous(reset), reverse, cell)
 
 
-def forward(layer: Layer, save: bool, precision: str | None = None) -> Run:
-    """See `fastlstm.backends.reference.forward`."""
+def plan(
+    layer: Layer, save: bool, kept: dict[Any, Any] | None, ends: tuple[int, ...], precision: str | None = None
+) -> base.Plan:
+    """A plan for calls like that of `layer`. It keeps no weights, so `kept` stays as it is. `ends` are leading axes of
+    the states.
+    """
+    from fastlstm.backends.triton import plans
+
+    return plans.Plan(layer, save, ends, precision)
+
+
+def forward(
+    layer: Layer, save: bool, precision: str | None = None, start: Start | None = None, ends: tuple[int, ...] = ()
+) -> Run:
+    """See `fastlstm.backends.reference.forward`, and `launch.forward` for `start` and `ends`."""
     from fastlstm.backends.triton import launch
 
     precision = resolve_precision(layer.x.dtype, precision)
     with _products(precision):
-        return launch.forward(_prepared(layer), save, precision)
+        return launch.forward(_prepared(layer), save, precision, start or launch.start_anew, ends)
 
 
-def backward(grads: Run, layer: Layer, run: Run, needs: Gradients, precision: str | None = None) -> Gradients:
-    """See `fastlstm.backends.reference.backward`."""
+def backward(
+    grads: Run, layer: Layer, run: Run, needs: Gradients, precision: str | None = None, start: Start | None = None
+) -> Gradients:
+    """See `fastlstm.backends.reference.backward`, and `launch.forward` for `start`."""
     from fastlstm.backends.triton import launch
 
-    x, (weight_ih, _, *biases), *_ = layer = cast(Any, _prepared(layer))
+    zeros = layer.states[0] is None
+    x, (weight_ih, _, bias_ih, bias_hh), *_ = layer = cast(Any, _prepared(layer))
     precision = resolve_precision(x.dtype, precision)
     grads = Run(_strided(grads.h), tuple(map(_contiguous, grads.last)), tuple(map(_strided, grads.kept)))
-    dpreact, dh_0, dc_0 = launch.backward(grads, layer, tuple(map(_contiguous, run.kept)), precision)
+    dpreact, dh_0, dc_0 = launch.backward(
+        grads, layer, tuple(map(_contiguous, run.kept)), precision, start or launch.start_anew
+    )
     dweight_ih = dweight_hh = dbias = None
     with _products(precision):
         dx = sums.linear(dpreact, weight_ih.mT) if needs.x else None
@@ -147,21 +173,24 @@ def backward(grads: Run, layer: Layer, run: Run, needs: Gradients, precision: st
             seen = x if held is None else x.masked_fill(held, 0)
             dweight_ih = sums.weight_gradient(dpreact, seen, weight_ih)
         if needs.weights[1]:
-            dweight_hh = _recurrent_gradient(dpreact, layer, run.h)
-        if base.wants_bias(needs) and biases != [None, None]:
-            dbias = sums.vector_gradient(dpreact, biases[1] if biases[0] is None else biases[0])
+            dweight_hh = _recurrent_gradient(dpreact, layer, run.h, zeros)
+        if base.wants_bias(needs) and (bias := bias_hh if bias_ih is None else bias_ih) is not None:
+            dbias = sums.vector_gradient(dpreact, bias)
     dstates = dh_0 if needs.states[0] else None, dc_0 if needs.states[1] else None
     return Gradients(dx, (dweight_ih, dweight_hh, *base.bias_gradients(dbias, layer, needs)), dstates)
 
 
-def _recurrent_gradient(dpreact: Tensor, layer: Layer, h: Any) -> Tensor:
-    """dweight_hh. Each step saw h of the step before it, and a row's first step saw h_0.
+def _recurrent_gradient(dpreact: Tensor, layer: Layer, h: Any, zeros: bool) -> Tensor:
+    """dweight_hh. Each step saw h of the step before it, and a row's first step saw h_0, of zeros if so it is known.
 
     Held steps add nothing, since there dpreact and h are zero.
     """
     weight_hh, h_0, lengths, reset = cast(Any, (layer.weights[1], layer.states[0], layer.lengths, layer.reset))
     first, rest, seen = (-1, slice(0, -1), slice(1, None)) if layer.reverse else (0, slice(1, None), slice(0, -1))
-    h, h_0, start = h[seen], h_0.unsqueeze(0), dpreact[first].unsqueeze(0)
+    if zeros:
+        h = h[seen] if reset is None else h[seen].masked_fill(reset[rest].unsqueeze(-1), 0)
+        return sums.weight_gradient(dpreact[rest], h, weight_hh) if len(h) else torch.zeros_like(weight_hh)
+    h, h_0, start = h[seen], h_0.view(1, *h.shape[1:]), dpreact[first].unsqueeze(0)
     unseen = None if reset is None else reset[first].view(1, -1, 1)
     if lengths is not None:
         h_0 = h_0.masked_fill((lengths <= 0).unsqueeze(-1), 0)  # zero times infinity would be NaN
