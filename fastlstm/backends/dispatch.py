@@ -29,7 +29,7 @@ import torch
 
 from fastlstm import torch_private
 from fastlstm.backends import aten, native, numba, reference, triton
-from fastlstm.backends.base import Traits
+from fastlstm.backends.base import Layer, Traits
 from fastlstm.cells.spec import Cell
 
 TRITON = ("triton", "triton-ieee", "triton-tf32")
@@ -206,6 +206,7 @@ def choose(
     cells: bool,
     transformed: bool = False,
     traced: bool = False,
+    layer: Layer | None = None,
 ) -> str:
     """Return the backend that runs a layer with tensors of this device and type.
 
@@ -214,12 +215,15 @@ def choose(
         projected, masked, cells: whether the layer has a projection, has resets or lengths, and gives all cell states.
         transformed: whether `vmap` or forward mode is active.
         traced: whether a compiler, an exporter, or `torch.jit.trace` is active.
+        layer: whose kernels may be checked at their first use, see `fastlstm.backends.triton.first_call`.
 
     Raises:
         RuntimeError: if the backend that was asked for by name cannot run them, with its reason.
         ValueError: for an unknown name.
     """
     name, exports = check_name(named(name)), aten.exports_onnx()
+    if layer is not None and not projected and (name in TRITON or (name == "auto" and device.type == "cuda")):
+        module("triton" if name == "auto" else name).check(layer)
     if name == "auto" and exports:
         name = "aten"
     if name == "auto":

@@ -27,6 +27,7 @@ INTERPRET = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on
 TRAITS = Traits(takes_sixteen_bits=True, plans=True, plans_sixteen_bits=True, cells=("lstm",))
 Start = Callable[..., Any]  # what starts a kernel: see `launch.start_anew`
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+failures: dict[torch.device, str] = {}  # devices on which the check of a first call has failed, and how
 _INSTALLED = importlib.util.find_spec("triton") is not None
 
 
@@ -48,7 +49,19 @@ def supports(device: torch.device, dtype: torch.dtype) -> str | None:
         return "the triton backend needs an NVIDIA GPU, this torch is built for ROCm"
     if (found := capability(device)) < (8, 0):
         return "the triton backend needs compute capability 8.0, got {}.{}".format(*found)
-    return None
+    return failures.get(device)
+
+
+def check(layer: Layer, precision: str | None = None) -> None:
+    """Check the kernels of a layer at their first use: see `fastlstm.backends.triton.first_call`. A failure counts
+    against the device in `supports`.
+    """
+    x = layer.x
+    if supports(x.device, x.dtype) is None and layer.cell.key in cast(Any, TRAITS.cells):
+        from fastlstm.backends.triton import first_call
+
+        if first_call.applies(x.device):
+            first_call.check(layer, resolve_precision(x.dtype, precision))
 
 
 def saved_shape(cell: Cell, T: int, B: int, H: int, dtype: torch.dtype, groups: int | None = None) -> tuple[int, ...]:
@@ -59,7 +72,7 @@ def saved_shape(cell: Cell, T: int, B: int, H: int, dtype: torch.dtype, groups: 
 def with_precision(precision: str) -> SimpleNamespace:
     """This backend with "ieee" or "tf32" products in float32, whatever torch's setting says."""
     functions = {
-        function.__name__: partial(function, precision=precision) for function in (forward, backward, plan)
+        function.__name__: partial(function, precision=precision) for function in (check, forward, backward, plan)
     }
     return SimpleNamespace(supports=supports, saved_shape=saved_shape, TRAITS=TRAITS, **functions)
 
