@@ -137,7 +137,9 @@ class Plans:
         check_layer(_with_steps(cast_layer, axis))
         x = cast_layer.x
         masked = layer.lengths is not None or layer.reset is not None
-        name = dispatch.choose(backend, x.device, x.dtype, cell=layer.cell, projected=False, masked=masked, cells=False)
+        name = dispatch.choose(
+            backend, x.device, x.dtype, cell=layer.cell, projected=False, masked=masked, cells=False, layer=cast_layer
+        )
         traits = dispatch.traits(name)
         if not traits.plans or not is_plain(*layer.weights) or 0 in x.shape:
             return None
@@ -248,6 +250,7 @@ def _general(layer: Layer, plans: Plans | None, backend: str | None, cells: bool
         cells=cells,
         transformed=under_vmap() or dual_level(),
         traced=not is_plain(),  # without tensors it says whether a tracer is active
+        layer=layer,
     )
     if name == "aten":
         return Result(*_by_torch(layer, weight_hr))
