@@ -1,4 +1,4 @@
-"""LSTM layers on NVIDIA GPUs: Triton kernels compiled when first used.
+"""Layers of any cell on NVIDIA GPUs: Triton kernels compiled when first used.
 
 `tiles` chooses between one launch for all time steps (`resident`) and one launch a step (`stepwise`). The gradients of
 the weights, the bias and the input are products over all steps at once and go to torch. Under ``TRITON_INTERPRET=1``
@@ -20,14 +20,14 @@ import torch
 from torch import Tensor
 
 from fastlstm.backends import base, sums
-from fastlstm.backends.base import Gradients, Layer, Run, Traits
+from fastlstm.backends.base import WEIGHTS, Gradients, Layer, Run, Traits
 from fastlstm.cells.spec import Cell
 
 INTERPRET = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")  # as triton reads it
-TRAITS = Traits(takes_sixteen_bits=True, plans=True, plans_sixteen_bits=True, cells=("lstm",))
+TRAITS = Traits(takes_sixteen_bits=True, plans=True, plans_sixteen_bits=True)
 Start = Callable[..., Any]  # what starts a kernel: see `launch.start_anew`
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 failures: dict[torch.device, str] = {}  # devices on which the check of a first call has failed, and how
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _INSTALLED = importlib.util.find_spec("triton") is not None
 
 
@@ -57,7 +57,7 @@ def check(layer: Layer, precision: str | None = None) -> None:
     against the device in `supports`.
     """
     x = layer.x
-    if supports(x.device, x.dtype) is None and layer.cell.key in cast(Any, TRAITS.cells):
+    if supports(x.device, x.dtype) is None:
         from fastlstm.backends.triton import first_call
 
         if first_call.applies(x.device):
@@ -65,15 +65,14 @@ def check(layer: Layer, precision: str | None = None) -> None:
 
 
 def saved_shape(cell: Cell, T: int, B: int, H: int, dtype: torch.dtype, groups: int | None = None) -> tuple[int, ...]:
-    """Shape of the gates kept for the backward pass."""
-    return T, B, 4 * H
+    """Shape of what forward saves beside the states."""
+    return T, B, len(cell.layout.saved) * H
 
 
 def with_precision(precision: str) -> SimpleNamespace:
     """This backend with "ieee" or "tf32" products in float32, whatever torch's setting says."""
-    functions = {
-        function.__name__: partial(function, precision=precision) for function in (check, forward, backward, plan)
-    }
+    named = {function.__name__: function for function in (check, forward, backward, plan)}
+    functions = {name: partial(function, precision=precision) for name, function in named.items()}
     return SimpleNamespace(supports=supports, saved_shape=saved_shape, TRAITS=TRAITS, **functions)
 
 
@@ -132,15 +131,15 @@ def _aligned(a: Any) -> Any:
 
 def _prepared(layer: Layer) -> Layer:
     """The layer as the kernels can address it, with states. Those of zeros stay one tensor."""
-    x, weights, (h_0, c_0), lengths, reset, reverse, cell, _ = layer
+    x, weights, states, lengths, reset, reverse, cell, inputs = layer
     x = _strided(x.flatten(1, 2) if x.dim() == 4 else x)
-    if h_0 is None:
-        states = (x.new_zeros(x.shape[1], base.hidden_size(layer)),) * 2
+    if states[0] is None:
+        states = (x.new_zeros(x.shape[1], base.hidden_size(layer)),) * len(states)
     else:
-        same, h_0 = c_0 is h_0, _contiguous(h_0)
-        states = h_0, h_0 if same else _contiguous(c_0)
-    weights = tuple([_contiguous(a) for a in weights])
-    return Layer(x, weights, states, _contiguous(lengths), _contiguous(reset), reverse, cell)
+        known: dict[int, Any] = {}
+        states = tuple([known.setdefault(id(a), _contiguous(a)) for a in states])
+    weights, inputs = tuple([_contiguous(a) for a in weights]), tuple([_contiguous(a) for a in inputs])
+    return Layer(x, weights, states, _contiguous(lengths), _contiguous(reset), reverse, cell, inputs)
 
 
 def plan(
@@ -155,14 +154,14 @@ def plan(
 
 
 def forward(
-    layer: Layer, save: bool, precision: str | None = None, start: Start | None = None, ends: tuple[int, ...] = ()
+    layer: Layer, save: bool, precision: str | None = None, start: Start | None = None, axes: tuple[int, ...] = ()
 ) -> Run:
-    """See `fastlstm.backends.reference.forward`, and `launch.forward` for `start` and `ends`."""
+    """See `fastlstm.backends.reference.forward`, and `launch.forward` for `start` and `axes`."""
     from fastlstm.backends.triton import launch
 
     precision = resolve_precision(layer.x.dtype, precision)
     with _products(precision):
-        return launch.forward(_prepared(layer), save, precision, start or launch.start_anew, ends)
+        return launch.forward(_prepared(layer), save, precision, start or launch.start_anew, axes)
 
 
 def backward(
@@ -172,29 +171,38 @@ def backward(
     from fastlstm.backends.triton import launch
 
     zeros = layer.states[0] is None
-    x, (weight_ih, _, bias_ih, bias_hh), *_ = layer = cast(Any, _prepared(layer))
-    precision = resolve_precision(x.dtype, precision)
-    grads = Run(_strided(grads.h), tuple(map(_contiguous, grads.last)), tuple(map(_strided, grads.kept)))
-    dpreact, dh_0, dc_0 = launch.backward(
-        grads, layer, tuple(map(_contiguous, run.kept)), precision, start or launch.start_anew
-    )
-    dweight_ih = dweight_hh = dbias = None
+    layer, layout, weights = _prepared(layer), layer.cell.layout, layer.weights
+    precision = resolve_precision(layer.x.dtype, precision)
+    grads = Run(_strided(grads.h), tuple(map(_contiguous, grads.last)), tuple(map(_contiguous, grads.kept)))
+    run = Run(_contiguous(run.h), (), tuple(map(_contiguous, run.kept)))
+    found = launch.backward(grads, layer, run, needs, precision, start or launch.start_anew)
     with _products(precision):
-        dx = sums.linear(dpreact, weight_ih.mT) if needs.x else None
+        products = sums.Sums(layer.cell, layer.weights, base.hidden_size(layer))
+        dx, dweight_ih, dweight_hh, dbias = products.to_x(found.sums) if needs.x else None, None, None, None
+        if needs.x and dx is None:
+            dx = torch.zeros_like(layer.x)  # a cell may multiply no x
         if needs.weights[0]:
             held = base.held_steps(layer)  # zero times the NaN of a padding would be NaN
-            seen = x if held is None else x.masked_fill(held, 0)
-            dweight_ih = sums.weight_gradient(dpreact, seen, weight_ih)
+            seen = layer.x if held is None else layer.x.masked_fill(held, 0)
+            dweight_ih = sums.weight_gradient(products.of_x(found.sums), seen, weights[0])
+            dweight_ih = sums.in_order(dweight_ih, sums.inverse(layout.blocks_ih), -2)
         if needs.weights[1]:
-            dweight_hh = _recurrent_gradient(dpreact, layer, run.h, zeros)
-        if base.wants_bias(needs) and (bias := bias_hh if bias_ih is None else bias_ih) is not None:
-            dbias = sums.vector_gradient(dpreact, bias)
-    dstates = dh_0 if needs.states[0] else None, dc_0 if needs.states[1] else None
-    return Gradients(dx, (dweight_ih, dweight_hh, *base.bias_gradients(dbias, layer, needs)), dstates)
+            dweight_hh = _recurrent_gradient(products.of_h(found.sums), layer, run.h, zeros)
+            dweight_hh = sums.in_order(dweight_hh, sums.inverse(layout.blocks_hh), -2)
+        given = next((bias for bias in weights[2:WEIGHTS] if bias is not None), None)
+        if base.wants_bias(needs) and given is not None:
+            dbias = sums.vector_gradient(found.sums, given)
+        dbiases = products.bias_gradients(dbias, needs.weights[2:WEIGHTS], weights[2:WEIGHTS])
+    dparams = (
+        None if terms is None else sums.vector_gradient(terms.unsqueeze(0), param).to(param.dtype)
+        for terms, param in zip(found.params, weights[WEIGHTS:])
+    )
+    dstates = tuple(a if need else None for a, need in zip(found.states, needs.states))
+    return Gradients(dx, (dweight_ih, dweight_hh, *dbiases, *dparams), dstates, found.inputs)
 
 
 def _recurrent_gradient(dpreact: Tensor, layer: Layer, h: Any, zeros: bool) -> Tensor:
-    """dweight_hh. Each step saw h of the step before it, and a row's first step saw h_0, of zeros if so it is known.
+    """dweight_hh. Each step saw h of the step before it, and a row's first step saw h_0. `zeros`: h_0 is not given.
 
     Held steps add nothing, since there dpreact and h are zero.
     """

@@ -3,20 +3,19 @@
 Triton's own launch looks at the type and the address of every argument, and so finds the compiled kernel. That takes
 longer than all that a launch then does. What it looks at follows from the signature of a call, but for two things:
 
-* which gradients came in, which has a key of its own, and
+* which gradients came in and are wanted, for which there is a key, and
 * how addresses are aligned, which is the same for all tensors that reach a kernel.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from operator import itemgetter
 from typing import Any
 
 import torch
 import triton
 
-from fastlstm.backends.base import Gradients, Layer, Run
+from fastlstm.backends.base import Gradients, Layer, Run, hidden_size
 from fastlstm.backends.triton import backward, forward, resolve_precision
 from fastlstm.backends.triton.launch import start_anew
 
@@ -25,28 +24,24 @@ class Starter:
     """Starts the kernels of passes whose tensors are alike in type, in device, and in which of them are there.
 
     A kernel's first start is Triton's own. Later ones call what that has compiled, which still looks up the current
-    stream and calls Triton's hooks. In the interpreter there is nothing compiled, and all starts are Triton's own.
+    stream and calls Triton's hooks. So the constants of a kernel are those of its first start on a grid. In the
+    interpreter there is nothing compiled, and all starts are Triton's own.
     """
 
     def __init__(self) -> None:
-        self._constants: dict[
-            int, Callable[[Any], Any]
-        ] = {}  # by the kernel's id, since its hash is that of its source
-        self._ready: dict[Any, Callable[..., object]] = {}
+        self._ready: dict[Any, tuple[Callable[..., object], tuple[Any, ...]]] = {}
 
     def __call__(self, kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
         """See `launch.start_anew`."""
-        constants = self._constants.get(id(kernel))
-        if constants is not None:
-            run = self._ready.get((id(kernel), grid, constants(arguments)))
-            if run is not None:
-                run(*arguments)
-                return
+        ready = self._ready.get((id(kernel), grid))  # the kernel's hash would be that of its source
+        if ready is not None:
+            run, constants = ready
+            run(*arguments, *constants)
+            return
         compiled = start_anew(kernel, grid, *arguments, **options)
         if isinstance(compiled, triton.compiler.CompiledKernel):
-            constants = itemgetter(*kernel.constexprs)
-            self._ready[id(kernel), grid, constants(arguments)] = compiled[(*grid, 1, 1)[:3]]
-            self._constants[id(kernel)] = constants
+            constants = tuple([options[name] for name in kernel.arg_names[len(arguments) :]])
+            self._ready[id(kernel), grid] = compiled[(*grid, 1, 1)[:3]], constants
 
 
 class Plan:
@@ -72,9 +67,10 @@ class Plan:
         """The gradients of a layer that this plan has run."""
         precision, x = resolve_precision(self.dtype, self.precision), layer.x
         given = tuple([a is not None for a in (grads.h, *grads.last, *grads.kept)])
-        if self.step:  # which no product reads, since the step before the only one is the first state
-            run = run._replace(h=run.kept[0][:0])
-        found = backward(grads, self._seen(layer), run, needs, precision, self._starter((precision, given)))
+        if self.step:  # nothing reads the outputs of an only step
+            run = run._replace(h=x.new_empty(1, x.shape[0], hidden_size(layer)))
+        starter = self._starter((precision, given, needs))
+        found = backward(grads, self._seen(layer), run, needs, precision, starter)
         return found._replace(x=found.x.view_as(x)) if self.step and found.x is not None else found
 
     def _starter(self, key: Any) -> Starter:

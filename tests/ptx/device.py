@@ -1,0 +1,126 @@
+"""The emulator in the place of a GPU: within `emulated` the Triton backend runs on CPU tensors."""
+
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+from unittest import mock
+
+import torch
+
+from tests.ptx.emulator import grid as grids
+from tests.ptx.emulator.findings import Findings
+from tests.ptx.emulator.global_memory import Global
+from tests.ptx.emulator.parse import Kernel, parse
+from tests.ptx.emulator.program import Operation, prepare
+
+BACKEND = "fastlstm.backends.triton"
+
+
+@dataclass
+class Launched:
+    """One launch.
+
+    Attributes:
+        counts: how many warps ran instructions of each class, and the ``traffic`` of memory: "ld.global sectors",
+            "st.global sectors", each also with " at best", and of "ld.shared" and "st.shared" the "wavefronts" and
+            "conflicts". A conflict is a wavefront that banks cost beyond the fewest.
+    """
+
+    kernel: str
+    warps: int
+    ctas: int
+    counts: Counter[str]
+
+
+@dataclass
+class Device:
+    """An emulated GPU.
+
+    Attributes:
+        chip: compute capability as 10 * major + minor.
+        findings: what was wrong, so far. It is false while nothing was.
+        launches: all launches so far.
+        kernels: the PTX of each kernel that was launched, by the kernel's name, in order.
+        interleave: the seed for the order in which CTAs take turns. None: one CTA runs after the other.
+        change: applied to PTX before it runs, to see whether a fault is found.
+    """
+
+    chip: int
+    interleave: int | None = None
+    change: Callable[[str], str] | None = None
+    findings: Findings = field(default_factory=Findings)
+    launches: list[Launched] = field(default_factory=list)
+    kernels: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+    @property
+    def counts(self) -> Counter[str]:
+        """The counts of all launches together: see `Launched`."""
+        return sum((launched.counts for launched in self.launches), Counter())
+
+    def run(self, ptx: str, arguments: dict[str, Any], grid: tuple[int, ...], shared_bytes: int = 0) -> None:
+        """Run a kernel. Arguments are tensors and numbers in the order of its parameters."""
+        ptx = self.change(ptx) if self.change else ptx
+        kernel, code = _prepared(ptx)
+        memory = Global({name: a for name, a in arguments.items() if isinstance(a, torch.Tensor)})
+        values = [memory.addresses.get(name, value) for name, value in arguments.items()]
+        values += [0] * (
+            len(kernel.parameters) - len(values)
+        )  # Triton's own scratch, which its kernels do not use here
+        parameters = {name: int(value) for name, value in zip(kernel.parameters, values, strict=True)}
+        launch = grids.run(
+            kernel, code, shared_bytes, memory, parameters, (*grid, 1, 1)[:3], self.chip, self.findings, self.interleave
+        )  # fmt: skip
+        counts: Counter[str] = Counter(launch.traffic)
+        for op, count in zip(code, launch.counts):
+            counts[op.kind] += int(count)
+        x, y, z = launch.grid
+        self.launches.append(Launched(kernel.name, kernel.threads // 32, x * y * z, counts))
+
+
+@lru_cache(64)
+def _prepared(ptx: str) -> tuple[Kernel, list[Operation]]:
+    kernel = parse(ptx)
+    return kernel, prepare(kernel)
+
+
+@contextmanager
+def emulated(
+    chip: int, *, interleave: int | None = None, change: Callable[[str], str] | None = None
+) -> Iterator[Device]:
+    """Within this block Triton's launches take CPU tensors and run as PTX for compute capability 10 * major + minor.
+
+    The backend's functions, and modules with backend="triton", then run on the CPU. See `Device` for the arguments.
+
+    Raises:
+        RuntimeError: Triton was imported under TRITON_INTERPRET=1, so there is nothing to compile.
+    """
+    import triton
+    from triton.runtime import jit
+
+    from fastlstm.backends.triton import launch  # noqa: F401, with all kernels, before INTERPRET says otherwise
+    from tests.ptx.emulator.compile import compiler
+
+    if triton.knobs.runtime.interpret:
+        raise RuntimeError("TRITON_INTERPRET must be 0 where kernels are emulated, got 1")
+    device, compiled_for = Device(chip, interleave, change), compiler(chip)
+
+    def run(function: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
+        compiled, bound = compiled_for(function, arguments, options)
+        named = {name: bound[name] for name in compiled.names}
+        if compiled.ptx not in device.kernels[function.__name__]:
+            device.kernels[function.__name__].append(compiled.ptx)
+        device.run(compiled.ptx, named, grid(bound) if callable(grid) else grid, compiled.shared_bytes)
+
+    backend = sys.modules[BACKEND]
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(jit.JITFunction, "run", run))
+        stack.enter_context(mock.patch.object(backend, "INTERPRET", True))  # CPU tensors are taken
+        original = backend.capability
+        for name, module in list(sys.modules.items()):
+            if name.startswith(BACKEND) and getattr(module, "capability", None) is original:
+                stack.enter_context(mock.patch.object(module, "capability", return_value=divmod(chip, 10)))
+        yield device

@@ -1,0 +1,59 @@
+"""Triton's compiler, for a chip that need not be there, up to PTX."""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+from unittest import mock
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import CUDABackend
+from triton.compiler import ASTSource, make_backend
+from triton.runtime import jit
+
+
+@dataclass
+class Compiled:
+    ptx: str
+    shared_bytes: int
+    names: list[str]  # of the arguments that the kernel takes, in order
+
+
+class Compiler:
+    """The kernels of one chip, each compiled once in a process.
+
+    Triton's own binder specialises them to their arguments: to divisibility by 16, to integers of 1 and so on.
+    """
+
+    def __init__(self, chip: int):
+        self.backend = make_backend(GPUTarget("cuda", chip, 32))
+        self.known: dict[str, Compiled] = {}
+        self.binders: dict[Any, Any] = {}
+
+    def __call__(self, function: Any, arguments: tuple, options: dict[str, Any]) -> tuple[Compiled, dict[str, Any]]:
+        """Return the kernel, and its arguments by name."""
+        if function not in self.binders:
+            signature = function.signature, function.params, self.backend
+            self.binders[function] = jit.create_function_from_signature(*signature)
+        options = {"debug": False, **options}
+        bound, specialization, rest = self.binders[function](*arguments, **options)
+        key = str((function.cache_key, specialization, sorted(rest.items())))
+        if key not in self.known:
+            packed = function._pack_args(self.backend, options, bound, specialization, rest)
+            self.known[key] = self._compile(function, *packed)
+        return self.known[key], bound
+
+    def _compile(self, function: Any, options: Any, signature: dict, constants: dict, attributes: dict) -> Compiled:
+        source, hashed = ASTSource(function, signature, constants, attributes), CUDABackend.hash
+        with (  # without ptxas, and apart in Triton's cache, which would give the empty binary to others
+            mock.patch.object(CUDABackend, "make_cubin", return_value=b""),
+            mock.patch.object(CUDABackend, "hash", lambda self: f"{hashed(self)}-ptx"),
+        ):
+            compiled = triton.compile(source, target=self.backend.target, options=options.__dict__)
+        names = [name for name, kind in signature.items() if kind != "constexpr"]
+        return Compiled(compiled.asm["ptx"], compiled.metadata.shared, names)
+
+
+@cache
+def compiler(chip: int) -> Compiler:
+    return Compiler(chip)

@@ -1,0 +1,100 @@
+"""A kernel's instructions as functions, with what the machine has to know of each."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tests.ptx.emulator import access, arithmetic, atomics, conversions, matrix, warps, wgmma
+from tests.ptx.emulator.operands import Active, Run, Unsupported, registers_of
+from tests.ptx.emulator.parse import Instruction, Kernel
+
+MAKERS = {
+    "ld": access.build, "st": access.build, "cp": access.build, "atom": atomics.build, "red": atomics.build,
+    "fence": atomics.fence, "membar": atomics.fence, "shfl": warps.shfl, "redux": warps.redux, "mma": matrix.mma,
+    "ldmatrix": matrix.ldmatrix, "stmatrix": matrix.stmatrix, "wgmma": wgmma.build,
+}  # fmt: skip
+NOTHING_WRITTEN = {"st", "stmatrix", "bar", "barrier", "bra", "cp", "fence", "membar", "ret", "red"}
+# Names for the counts: the first whose prefix fits
+CLASSES = {
+    "mma": ("mma", "wgmma.mma_async"), "special": ("tanh", "ex2", "div.full"), "ld.global": ("ld.global",),
+    "st.global": ("st.global",), "ld.shared": ("ld.shared", "ldmatrix"), "st.shared": ("st.shared", "stmatrix"),
+    "atom": ("atom", "red"), "cp.async": ("cp.async",), "barrier": ("bar", "barrier"), "shfl": ("shfl", "redux"),
+    "async": ("wgmma", "fence", "membar"), "branch": ("bra", "ret"), "convert": ("cvt",), "mov": ("mov", "ld.param"),
+}  # fmt: skip
+
+
+@dataclass
+class Operation:
+    """An instruction.
+
+    Attributes:
+        control: "bra", "ret", "bar.sync" or, for what `run` does, "".
+        guard: the predicate's number, or -1.
+        reads, writes: numbers of registers.
+        scalar: what nothing has written makes its result so too, and is no finding yet.
+        moves: it takes along by itself which values are valid.
+        visible: other CTAs may see it, or it may see what they do.
+    """
+
+    ins: Instruction
+    run: Run | None
+    control: str
+    target: int
+    guard: int
+    reads: set[int]
+    writes: set[int]
+    scalar: bool
+    moves: bool
+    is_product: bool
+    visible: bool
+    kind: str
+
+
+def prepare(kernel: Kernel) -> list[Operation]:
+    return [_operation(ins, kernel) for ins in kernel.instructions]
+
+
+def classify(opcode: str) -> str:
+    for name, prefixes in CLASSES.items():
+        if any(opcode == p or opcode.startswith((f"{p}.", f"{p}::")) for p in prefixes):
+            return name
+    return "float" if opcode.endswith((".f32", ".f16")) else "integer"
+
+
+def _operation(ins: Instruction, kernel: Kernel) -> Operation:
+    base, control, run, target = ins.parts[0], "", None, 0
+    if base in ("bra", "ret"):
+        control, target = base, kernel.labels[ins.operands[0]] if base == "bra" else len(kernel.instructions)
+    elif ins.opcode in ("bar.sync", "barrier.sync"):
+        if len(ins.operands) != 1:
+            raise Unsupported(ins.text)
+        control = "bar.sync"
+    elif ins.opcode == "bar.warp.sync":
+        run = _warp_sync
+    elif base in MAKERS:
+        run = MAKERS[base](ins, kernel.threads)
+    elif base == "cvt":
+        run = conversions.build(ins, kernel.threads)
+    else:
+        run = arithmetic.build(ins, kernel.threads)
+    named = [{r.number for r in registers_of(operand)} for operand in ins.operands]
+    silent = base in NOTHING_WRITTEN or not named
+    reads = set().union(*(named if silent else named[1:]))
+    vectors = any(isinstance(operand, list) for operand in ins.operands)
+    return Operation(
+        ins, run, control, target,
+        guard=ins.guard.number if ins.guard else -1,
+        reads=named[3] if base == "selp" else reads,
+        writes=set() if silent else named[0],
+        scalar=not control and base not in MAKERS and ins.opcode != "bar.warp.sync",
+        moves=base == "shfl" or (base == "mov" and not vectors),
+        is_product=ins.opcode.startswith("wgmma.mma_async"),
+        visible=base in ("atom", "red", "membar", "fence") or access.space_of(ins) == "global",
+        kind=classify(ins.opcode),
+    )  # fmt: skip
+
+
+def _warp_sync(m: Any, active: Active) -> None:
+    m.whole_warps(active)
+    m.knowledge.warp_barrier(np.unique((m.threads if active is None else m.threads[active]) // 32))
