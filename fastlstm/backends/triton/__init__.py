@@ -177,7 +177,7 @@ def backward(
     run = Run(_contiguous(run.h), (), tuple(map(_contiguous, run.kept)))
     found = launch.backward(grads, layer, run, needs, precision, start or launch.start_anew)
     with _products(precision):
-        products = sums.Sums(layer.cell, layer.weights, base.hidden_size(layer))
+        products = sums.Sums(layer.cell, (weights[0] if needs.x else None, None, None, None), base.hidden_size(layer))
         dx, dweight_ih, dweight_hh, dbias = products.to_x(found.sums) if needs.x else None, None, None, None
         if needs.x and dx is None:
             dx = torch.zeros_like(layer.x)  # a cell may multiply no x
