@@ -89,11 +89,12 @@ def _prepared(ptx: str) -> tuple[Kernel, list[Operation]]:
 
 @contextmanager
 def emulated(
-    chip: int, *, interleave: int | None = None, change: Callable[[str], str] | None = None
+    chip: int, *, interleave: int | None = None, change: Callable[[str], str] | None = None, stops: bool = False
 ) -> Iterator[Device]:
     """Within this block Triton's launches take CPU tensors and run as PTX for compute capability 10 * major + minor.
 
     The backend's functions, and modules with backend="triton", then run on the CPU. See `Device` for the arguments.
+    stops: raise `Fault` at the first error.
 
     Raises:
         RuntimeError: Triton was imported under TRITON_INTERPRET=1, so there is nothing to compile.
@@ -106,7 +107,7 @@ def emulated(
 
     if triton.knobs.runtime.interpret:
         raise RuntimeError("TRITON_INTERPRET must be 0 where kernels are emulated, got 1")
-    device, compiled_for = Device(chip, interleave, change), compiler(chip)
+    device, compiled_for = Device(chip, interleave, change, Findings(stops)), compiler(chip)
 
     def run(function: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
         compiled, bound = compiled_for(function, arguments, options)

@@ -127,6 +127,19 @@ def test_narrow_floats(given, bf16, tf32):
     assert computed("cvt.rn.bf16x2.f32 {d}, {a}, {b};", I32, a, bits(0))[0] & 0xFFFFFFFF == bf16 << 16
 
 
+def test_fma_of_bf16_rounds_once():
+    """1 + 2^-8 lies halfway between 1 and the next number: it goes to 1, and anything above it to the next."""
+    one, tiny, half = 0x3F80, 0x2E80, 0x3B80  # 1, 2^-34, 2^-8
+    a = torch.tensor([one, one | 1, one], dtype=I16)
+    b = torch.tensor([half, one, tiny], dtype=I16)
+    c = torch.tensor([one, half, one], dtype=I16)
+    assert computed("fma.rn.bf16 {d}, {a}, {b}, {c};", I16, a, b, c) == [one, one | 2, one]
+    above = torch.tensor([half | 1], dtype=I16)
+    assert computed("fma.rn.bf16 {d}, {a}, {b}, {c};", I16, above, a[:1], a[:1]) == [one | 1]
+    pair = bits(one << 16 | half)
+    assert computed("fma.rn.bf16x2 {d}, {a}, {b}, {c};", I32, pair, bits(one << 16 | one), pair) == [0x40003C00]
+
+
 def test_halves_of_registers():
     assert computed("mov.b32 {d}, {{{a}, {b}}};", I32, torch.tensor([1], dtype=I16), torch.tensor([2], dtype=I16)) == [
         0x20001

@@ -27,7 +27,9 @@ def build(ins: Instruction, n: int) -> Run:
     if ins.opcode in ("fma.rn.f32.bf16", "fma.rn.f32.f16"):  # the product of two of 16 bits is exact
         widen = numerics.from_bf16 if kind == "bf16" else np.float32
         return pure(ins, n, "f32", [kind, kind, "f32"], lambda a, b, c: numerics.fma(widen(a), widen(b), c))
-    if kind in ("bf16", "bf16x2", "f16x2"):
+    if base == "fma" and kind in ("bf16", "bf16x2"):
+        return pure(ins, n, kind, [kind] * 3, _of_halves(numerics.fma_bf16))
+    if kind in ("bf16", "bf16x2", "f16x2") or (base == "fma" and kind == "f64"):
         raise Unsupported(ins.text)
     if kind == "f32x2":
         function = _of_pairs(function)
@@ -39,6 +41,11 @@ def build(ins: Instruction, n: int) -> Run:
 def _of_pairs(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
     """Of two float32 in 64 bits each."""
     return lambda *operands: function(*(a.view(np.float32) for a in operands)).view(np.uint64)
+
+
+def _of_halves(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+    """Of one or two numbers of 16 bits each."""
+    return lambda *operands: function(*(a.view(np.uint16) for a in operands)).view(operands[0].dtype)
 
 
 def _shift(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:

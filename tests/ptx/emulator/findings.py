@@ -12,16 +12,27 @@ NOTES = {
 }
 
 
+class Fault(RuntimeError):
+    """The first error, where findings are to stop a launch."""
+
+
 @dataclass
 class Findings:
-    """Each kind at each line of PTX, with the number of times and the first one's details. True if any is an error."""
+    """Each kind at each line of PTX, with the number of times and the first one's details. True if any is an error.
 
+    Attributes:
+        stops: raise `Fault` at the first error.
+    """
+
+    stops: bool = False
     found: dict[tuple[str, str], list[Any]] = field(default_factory=dict)
     kernel: str = ""
 
     def report(self, kind: str, instruction: Any, detail: str) -> None:
         place = f"{instruction.line}: {instruction.text} [{instruction.where}]" if instruction else "-"
         self.found.setdefault((kind, f"{self.kernel} {place}"), [0, detail])[0] += 1
+        if self.stops and kind not in NOTES:
+            raise Fault(str(self))
 
     @property
     def kinds(self) -> set[str]:

@@ -39,8 +39,20 @@ def divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """The product is exact in float64. The sum is rounded twice, which tells in one of about 2^29 cases."""
-    return (a.astype(np.float64) * b.astype(np.float64) + c.astype(np.float64)).astype(np.float32)
+    """In the type of c, float32 or float16. The product is exact in float64.
+
+    The sum is rounded twice. For float32 that tells in one of about 2^29 cases.
+    """
+    return (a.astype(np.float64) * b.astype(np.float64) + c.astype(np.float64)).astype(c.dtype)
+
+
+def fma_bf16(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """Of bits, and rounded to nearest even at once: to 8 places from the first, or from 2^-126."""
+    x, y, z = (from_bf16(bits).astype(np.float64) for bits in (a, b, c))
+    exact = x * y + z
+    _, exponent = np.frexp(exact)
+    places = 8 - np.maximum(exponent, -125)
+    return to_bf16(np.ldexp(np.rint(np.ldexp(exact, places)), -places).astype(np.float32))
 
 
 def to_bf16(x: np.ndarray) -> np.ndarray:
