@@ -32,6 +32,7 @@ def run(name, H, dtype=torch.float32):
     return reports, failure
 
 
+@pytest.mark.sampled(5)
 @on_each_chip
 @pytest.mark.parametrize("H", [33, 130])
 @pytest.mark.parametrize(
