@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -160,6 +160,13 @@ def _distance(found: Tensor, wanted: Tensor) -> float:
     return float(((found - wanted).abs().max() / wanted.abs().max().clamp_min(1e-3)).nan_to_num(nan=float("inf")))
 
 
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # it is imported from a folder that nothing has installed
+        return "of no known version"
+
+
 def _report(variant: Variant, found: str) -> str:
     cuda = variant.device.type == "cuda"
     chip = torch.cuda.get_device_name(variant.device) if cuda else variant.device.type
@@ -168,7 +175,7 @@ def _report(variant: Variant, found: str) -> str:
         f"the triton backend failed the check of its first call: {found}. From now on auto takes torch's own layer on "
         f"{variant.device}, or plain PyTorch for what torch's layer lacks. Please report this with the following: "
         f"{chip}, capability {'.'.join(map(str, backend.capability(variant.device)))}, "
-        f"fastlstm {version('fastlstm')}, torch {torch.__version__}, triton {version('triton')}, "
+        f"fastlstm {_version('fastlstm')}, torch {torch.__version__}, triton {_version('triton')}, "
         f"CUDA {torch.version.cuda}; cell {variant.cell.key}, {variant.dtype}, {variant.precision}, "
         f"I {variant.I}, H {variant.H}, {' and '.join(there) or 'no masks'}, "
         f"{'reverse' if variant.reverse else 'forward'}, {'with' if variant.learns else 'without'} gradients. "
