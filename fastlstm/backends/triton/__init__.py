@@ -120,6 +120,11 @@ def _strided(a: Any) -> Any:
     return _contiguous(a)
 
 
+def _in_rows(a: Any) -> Any:
+    """(T, B, H) as it is, if its strides are multiples of H, which makes loads wide."""
+    return _strided(a if a is None or (a.stride(0) % a.shape[2] == a.stride(1) % a.shape[2] == 0) else a.contiguous())
+
+
 def _contiguous(a: Any) -> Any:
     return a if a is None else _aligned(a.contiguous())
 
@@ -173,7 +178,7 @@ def backward(
     zeros = layer.states[0] is None
     layer, layout, weights = _prepared(layer), layer.cell.layout, layer.weights
     precision = resolve_precision(layer.x.dtype, precision)
-    grads = Run(_strided(grads.h), tuple(map(_contiguous, grads.last)), tuple(map(_contiguous, grads.kept)))
+    grads = Run(_in_rows(grads.h), tuple(map(_contiguous, grads.last)), tuple(map(_contiguous, grads.kept)))
     run = Run(_contiguous(run.h), (), tuple(map(_contiguous, run.kept)))
     found = launch.backward(grads, layer, run, needs, precision, start or launch.start_anew)
     with _products(precision):

@@ -52,8 +52,8 @@ def pack(weight: Tensor, by_row: bool, start: Start = start_anew) -> tuple[Tenso
 def cut(layer: Layer, precision: str) -> tuple[Any, Any, int, int, int]:
     """What kernels know of the cell, how the layer is cut up, the groups of its batch rows, the rows of each, and H."""
     H, G = base.hidden_size(layer), base.groups_of(layer) or 1
-    tile = choose(H, precision, capability(layer.x.device))
-    return cells.kernel(layer.cell, precision == "ieee"), tile, G, layer.x.shape[1] // G, H
+    cell = cells.kernel(layer.cell, precision == "ieee")
+    return cell, choose(H, precision, capability(layer.x.device), cell.gates), G, layer.x.shape[1] // G, H
 
 
 def recurrent(layer: Layer, precision: str, by_row: bool, start: Start) -> tuple[Any, Any, Any]:
@@ -106,7 +106,7 @@ def forward(layer: Layer, save: bool, precision: str, start: Start = start_anew,
                     preact, weight_hh, bias_hh, params, layer.inputs, before, lengths, reset, (h, *others), saved,
                     after, carried, t, t_prev if lengths is None else -1, B, rows, **common, UNITS=tile.units,
                     BLOCK_K=tile.block_k, BLOCK_B=tile.block_b, PRECISION=tiles.INPUT_PRECISION[precision],
-                    num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
+                    num_warps=tile.forward_warps, num_stages=tile.stages, enable_fp_fusion=True,
                 )  # fmt: skip
                 if lengths is not None:
                     before, after, spare = after, spare, after
@@ -134,7 +134,7 @@ def backward(grads: Run, layer: Layer, run: Run, needs: Gradients, precision: st
     states = tuple(a if k in read else None for k, a in enumerate((run.h, *others)))
     starts = tuple(a if k in read else None for k, a in enumerate(layer.states))
     dh, douts = grads.h, grads.kept or (None,) * len(others)
-    dh_strides = dh.stride()[:2] if dh is not None else (0, 0)
+    dh_strides = (dh.stride(0) // H, dh.stride(1) // H) if dh is not None else (0, 0)
     dsums, params = saved.new_empty(T, B, cell.sums * H), layer.weights[base.WEIGHTS :]
     dparams = tuple(
         saved.new_zeros(B, H, dtype=torch.float32) if want else None for want in needs.weights[base.WEIGHTS :]
@@ -151,8 +151,8 @@ def backward(grads: Run, layer: Layer, run: Run, needs: Gradients, precision: st
                 resident.backward_kernel, (-(-rows // tile.block_b) * G,),
                 dh, douts, grads.last, *recurrent(layer, precision, False, start), params, inputs, starts,
                 lengths, reset, states, saved, dsums, dstates, dparams, dinputs, T, B, rows, *dh_strides,
-                int(layer.reverse), **common,
-                GATES=cell.gates, DIVIDES=cell.divides, P=tile.P, BLOCK_B=tile.block_b, PRECISION=precision,
+                int(layer.reverse), **common, GATES=min(cell.gates, tile.backward_gates), DIVIDES=cell.divides,
+                P=tile.P, BLOCK_B=tile.block_b, PRECISION=precision,
                 num_warps=tile.backward_warps, num_stages=1, enable_fp_fusion=True,
             )  # fmt: skip
             return Found(dsums, dstates, dparams, dinputs)
@@ -168,6 +168,6 @@ def backward(grads: Run, layer: Layer, run: Run, needs: Gradients, precision: st
                 dh, douts, weight_hh, params, inputs, starts, lengths, reset, states, saved, dsums, dcarried,
                 dparams, dinputs, t, t_prev, t_next, B, rows, *dh_strides, **common, UNITS=tile.units,
                 BLOCK_K=tile.block_k, BLOCK_B=tile.block_b, PRECISION=tiles.INPUT_PRECISION[precision],
-                num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
+                num_warps=tile.backward_warps, num_stages=tile.stages, enable_fp_fusion=True,
             )  # fmt: skip
     return Found(dsums, tuple(a.to(b.dtype) for a, b in zip(dcarried, layer.states)), dparams, dinputs)

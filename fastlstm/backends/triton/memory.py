@@ -46,6 +46,12 @@ def zero_all(condition, values):
 
 
 @triton.jit
+def with_first(first, values):
+    """`values` with another first one."""
+    return (first,) + values[1:]  # noqa: RUF005, Triton compiles no *
+
+
+@triton.jit
 def zeros(shape, NUMBER: tl.constexpr):
     """NUMBER tiles."""
     found = ()
@@ -89,6 +95,18 @@ def load_blocks(at, step: tl.constexpr, ok, NUMBER: tl.constexpr):
 
 
 @triton.jit
+def load_x(ptr, offs, ok, H: tl.constexpr, BLOCKS: tl.constexpr, FUSED: tl.constexpr):
+    """x of a step, or its product with the weights: a tile for each sum of x."""
+    if FUSED:
+        return (tl.load(ptr + offs, mask=ok, other=0.0),)
+    else:
+        found = ()
+        for k in tl.static_range(len(BLOCKS)):
+            found += (tl.load(ptr + BLOCKS[k] * H + offs, mask=ok, other=0.0),)
+        return found
+
+
+@triton.jit
 def store_all(ptrs, start, offs, values, ok):
     for k in tl.static_range(len(ptrs)):
         if ptrs[k] is not None:
@@ -102,12 +120,32 @@ def store_blocks(at, step: tl.constexpr, values, ok):
 
 
 @triton.jit
+def load_bias(at, ok):
+    """A column of the numbers at these addresses."""
+    return tl.load(at, mask=ok, other=0.0).to(tl.float32)[:, None]
+
+
+@triton.jit
 def load_params(ptrs, start, unit, u_ok, BLOCK_B: tl.constexpr):
     """Vectors (H,), the same for all rows."""
     found = ()
     for k in tl.static_range(len(ptrs)):
         param = tl.load(ptrs[k] + start + unit, mask=u_ok, other=0.0).to(tl.float32)
         found += (tl.broadcast_to(param[:, None], (unit.shape[0], BLOCK_B)),)
+    return found
+
+
+@triton.jit
+def add_biases(sums, bias, bias_hh):
+    """Biases for the first of the sums, or for the last, or none."""
+    found = ()
+    for k in tl.static_range(len(sums)):
+        acc = sums[k]
+        if k < len(bias):
+            acc += bias[k]
+        if k >= len(sums) - len(bias_hh):
+            acc += bias_hh[k - (len(sums) - len(bias_hh))]
+        found += (acc,)
     return found
 
 

@@ -13,19 +13,23 @@ import triton
 import triton.language as tl
 
 from fastlstm.backends.triton.memory import (
+    add_biases,
     as_float32,
     load_all,
+    load_bias,
     load_blocks,
     load_lengths,
     load_or_zeros,
     load_params,
     load_read,
     load_reset,
+    load_x,
     reset_read,
     step_at,
     store_all,
     store_blocks,
     where_all,
+    with_first,
     zero_all,
     zeros,
 )
@@ -33,44 +37,29 @@ from fastlstm.backends.triton.products import block_of, gate_rows, join_gates, p
 
 
 @triton.jit
-def load_x(ptr, offs, ok, H: tl.constexpr, BLOCKS: tl.constexpr, GATES: tl.constexpr, FUSED: tl.constexpr):
-    """x of a step, or its product: a tile for each product of GATES gates."""
-    if FUSED:
-        return (tl.load(ptr + offs, mask=ok, other=0.0),)
-    else:
-        found = ()
-        for k in tl.static_range(len(BLOCKS) // GATES):
-            found += (tl.load(ptr + BLOCKS[k * GATES] * H + offs, mask=ok, other=0.0),)
-        return found
-
-
-@triton.jit
-def add_x(w, w_low, scale, h, w_ih, x, X: tl.constexpr, S: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr):
-    """The sums of S products, of which the first X have a part of x, and as many as there are `w` one of h."""
+def pre_activations(
+    w, w_low, scale, h, w_ih, x, X: tl.constexpr, S: tl.constexpr, GATES: tl.constexpr, P: tl.constexpr,
+    BLOCK_B: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """The cell's S sums but for the biases. The first X have a part of x. The last have one of h, by the products of
+    `w`. Where there is `w_ih`, the part of x is a product too.
+    """
+    N: tl.constexpr = S // GATES - len(w)  # products of x alone
     sums = ()
-    for k in tl.static_range(S):
-        if k >= S - len(w):
-            acc = product(w[k - (S - len(w))], w_low[k - (S - len(w))], scale[k - (S - len(w))], h, PRECISION, WIDE)
-            if k < X:
-                acc += tl.dot(w_ih[k], x[0]) if len(w_ih) > 0 else x[k]
-        else:
-            acc = tl.dot(w_ih[k], x[0]) if len(w_ih) > 0 else x[k].to(tl.float32)
-        sums += (acc,)
-    return sums
-
-
-@triton.jit
-def add_biases(sums, bias, bias_hh):
-    """Biases for the first of the sums, or for the last, or none."""
-    found = ()
-    for k in tl.static_range(len(sums)):
-        acc = sums[k]
-        if k < len(bias):
-            acc += bias[k]
-        if k >= len(sums) - len(bias_hh):
-            acc += bias_hh[k - (len(sums) - len(bias_hh))]
-        found += (acc,)
-    return found
+    for k in tl.static_range(N):
+        sums += (tl.dot(w_ih[k], x[0]) if len(w_ih) > 0 else x[k].to(tl.float32),)
+    for k in tl.static_range(len(w)):
+        acc = product(w[k], w_low[k], scale[k], h, PRECISION, WIDE)
+        if N + k < len(w_ih):
+            acc += tl.dot(w_ih[N + k], x[0])
+        sums += split_gates(acc, P, BLOCK_B, GATES)
+    if len(w_ih) > 0:
+        return sums
+    else:
+        total = sums[:N]
+        for k in tl.static_range(N, S):
+            total += (sums[k] + x[k] if k < X else sums[k],)
+        return total
 
 
 @triton.jit(do_not_specialize=["T", "B", "rows", "x_step", "x_row", "reverse"])
@@ -95,7 +84,7 @@ def forward_kernel(
     row, row_unit = gate_rows(H, P, GATES)
     row_ok = row_unit < H
 
-    w, w_low, scale, bias_hh = (), (), (), ()
+    w, w_low, scale = (), (), ()
     for k in tl.static_range(Y // GATES):
         at = group * Y * H + k * GATES * H
         offs_w, w_ok = at * H + row[:, None] * H + unit[None, :], row_ok[:, None] & u_ok[None, :]
@@ -108,48 +97,46 @@ def forward_kernel(
             scale += (tl.load(scale_ptr + at + row, mask=row_ok, other=0.0)[:, None],)
         else:
             scale += (1.0,)
-        if bias_hh_ptr is not None and k >= Y - (S - X):
-            bias_hh += (tl.load(bias_hh_ptr + at + row, mask=row_ok, other=0.0).to(tl.float32)[:, None],)
-    w_ih, bias = (), ()
+    w_ih, bias, bias_hh = (), (), ()
+    if bias_hh_ptr is not None:
+        for k in tl.static_range(S - X):
+            bias_hh += (load_bias(bias_hh_ptr + (group * Y + Y - (S - X) + k) * H + unit, u_ok),)
     if PI > 0:
         entry = tl.arange(0, PI)
         x_offs, x_ok = b[None, :] * x_row + entry[:, None], (entry < I)[:, None] & b_ok[None, :]
-        for n in tl.static_range(X // GATES):
-            at = group * X * H + BLOCKS[n * GATES] * H
+        for k in tl.static_range(X // GATES):
+            at = group * X * H + BLOCKS[k * GATES] * H
             offs_w, w_ok = at * I + row[:, None] * I + entry[None, :], row_ok[:, None] & (entry < I)[None, :]
             w_ih += (pin(tl.load(weight_ih_ptr + offs_w, mask=w_ok, other=0.0)),)
-            if bias_ptr is not None:
-                bias += (tl.load(bias_ptr + at + row, mask=row_ok, other=0.0).to(tl.float32)[:, None],)
+        if bias_ptr is not None:
+            for k in tl.static_range(X):
+                bias += (load_bias(bias_ptr + (group * X + BLOCKS[k]) * H + unit, u_ok),)
     else:  # strides known to be multiples of H: at P 128 that saves 30 registers
         x_step, x_row = tl.cast(B, tl.int64) * (X * H), X * H
-        x_offs, x_ok = b[None, :] * x_row + row[:, None], row_ok[:, None] & b_ok[None, :]
+        x_offs, x_ok = b[None, :] * x_row + unit[:, None], ok
 
     if x_ptr is not None:
         x_ptr += first * x_row
     old = as_float32(load_all(starts, first * H, state, ok))
     param = load_params(param_ptrs, group * H, unit, u_ok, BLOCK_B)
     t = step_at(0, T, reverse)
-    x = load_x(x_ptr + t * x_step, x_offs, x_ok, H, BLOCKS, GATES, PI > 0) if X > 0 else ()
+    x = load_x(x_ptr + t * x_step, x_offs, x_ok, H, BLOCKS, PI > 0) if X > 0 else ()
     given = load_all(input_ptrs, (t * B + first) * H, state, ok)
     length = load_lengths(lengths_ptr, first + b, b_ok, T)
     if reset_ptr is not None:
         reset = load_reset(reset_ptr, t, B, first + b, length)
         old = zero_all(reset[None, :], old)
-    sums = add_x(w, w_low, scale, old[0], w_ih, x, X // GATES, S // GATES, PRECISION, True)
+    sums = pre_activations(w, w_low, scale, old[0], w_ih, x, X, S, GATES, P, BLOCK_B, PRECISION, True)
     if X > 0:
         ahead = step_at(tl.minimum(1, T - 1), T, reverse)
-        x = load_x(x_ptr + ahead * x_step, x_offs, x_ok, H, BLOCKS, GATES, PI > 0)
+        x = load_x(x_ptr + ahead * x_step, x_offs, x_ok, H, BLOCKS, PI > 0)
     for s in range(T):
         t = step_at(s, T, reverse)
         r = t * B + first  # this program's first row in the step
         ahead = step_at(tl.minimum(s + 1, T - 1), T, reverse)
         if reset_ptr is not None:
             reset = load_reset(reset_ptr, ahead, B, first + b, length)
-        gates = ()
-        sums = add_biases(sums, bias, bias_hh)
-        for k in tl.static_range(S // GATES):
-            gates += split_gates(sums[k], P, BLOCK_B, GATES)
-        results = CELL(*(gates + old + param + as_float32(given)))
+        results = CELL(*(add_biases(sums, bias, bias_hh) + old + param + as_float32(given)))
         given = load_all(input_ptrs, (ahead * B + first) * H, state, ok)
         new, live = results[: len(old)], ok
         if lengths_ptr is not None:
@@ -166,21 +153,21 @@ def forward_kernel(
         if reset_ptr is not None:
             new = zero_all(reset[None, :], new)
         if P > H:  # padding may be NaN: no weight times infinity
-            new = (tl.where(u_ok[:, None], new[0], 0.0), *new[1:])
+            new = with_first(tl.where(u_ok[:, None], new[0], 0.0), new)
         old = new
         wide: tl.constexpr = WIDE or lengths_ptr is not None  # a held row may still carry h_0, of any size
-        sums = add_x(w, w_low, scale, old[0], w_ih, x, X // GATES, S // GATES, PRECISION, wide)
+        sums = pre_activations(w, w_low, scale, old[0], w_ih, x, X, S, GATES, P, BLOCK_B, PRECISION, wide)
         if X > 0:
             ahead = step_at(tl.minimum(s + 2, T - 1), T, reverse)
-            x = load_x(x_ptr + ahead * x_step, x_offs, x_ok, H, BLOCKS, GATES, PI > 0)
+            x = load_x(x_ptr + ahead * x_step, x_offs, x_ok, H, BLOCKS, PI > 0)
 
 
 @triton.jit
-def to_h(w, w_low, scale, tiles, PRECISION: tl.constexpr):
+def to_h(w, w_low, scale, tiles, PRECISION: tl.constexpr, WIDE: tl.constexpr):
     """The gradient of h by way of its products, whose sums are the last of `tiles`."""
-    total = product(w[0], w_low[0], scale, tiles[len(tiles) - len(w)], PRECISION, True)
+    total = product(w[0], w_low[0], scale, tiles[len(tiles) - len(w)], PRECISION, WIDE)
     for k in tl.static_range(1, len(w)):
-        total += product(w[k], w_low[k], scale, tiles[len(tiles) - len(w) + k], PRECISION, True)
+        total += product(w[k], w_low[k], scale, tiles[len(tiles) - len(w) + k], PRECISION, WIDE)
     return total
 
 
@@ -193,9 +180,10 @@ def backward_kernel(
     BLOCK_B: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dh_ptr and douts (T,B,H), dends (B,H), lengths (B,), reset (T,B): each may be None. weight (Y H,H). saved
-    (T,B,K H), dsums (T,B,S H). `states` are None but for those in READ. dparams (B,H) are float32, dinputs (T,B,H), and
-    each is None if it is not wanted.
+    (T,B,K H), dsums (T,B,S H). dh_step and dh_row count in H. `states` are None but for those in READ. dparams (B,H)
+    are float32, dinputs (T,B,H), and each is None if it is not wanted.
     """
+    dh_row *= H  # so that the compiler knows it for a multiple, and loads are wide
     HELD: tl.constexpr = lengths_ptr is not None
     MASKED: tl.constexpr = HELD or reset_ptr is not None
     group, first = block_of(rows, BLOCK_B)
@@ -219,8 +207,8 @@ def backward_kernel(
     d = as_float32(load_all(dends, first * H, state, ok))
     if Y > 0:
         # This product is never chosen. It is the second use of w, without which the compiler would sink w into the loop
-        unused = to_h(w, w_low, scale, zeros((GATES * P, BLOCK_B), Y // GATES), PRECISION)
-        d = (tl.where(T > 0, d[0], unused), *d[1:])
+        unused = to_h(w, w_low, scale, zeros((GATES * P, BLOCK_B), Y // GATES), PRECISION, False)
+        d = with_first(tl.where(T > 0, d[0], unused), d)
     dparam = zeros((P, BLOCK_B), len(dparams))
     param = load_params(param_ptrs, group * H, unit, u_ok, BLOCK_B)
     length = load_lengths(lengths_ptr, first + b, b_ok, T)
@@ -230,7 +218,7 @@ def backward_kernel(
     before = step_at(tl.maximum(T - 2, 0), T, reverse)
     read = load_read(starts, states, t, before, T > 1, B, first, state, live, length, READ, H, HELD)
     given = load_all(input_ptrs, (t * B + first) * H, state, live)
-    dh_out = load_or_zeros(dh_ptr, t * dh_step + first * dh_row, offs_dh, live)
+    dh_out = load_or_zeros(dh_ptr, t * dh_step * H + first * dh_row, offs_dh, live)
     douts_t = load_all(douts, (t * B + first) * H, state, ok)
     if reset_ptr is not None:
         reset = load_reset(reset_ptr, t, B, first + b, length)
@@ -277,16 +265,16 @@ def backward_kernel(
         before = step_at(tl.maximum(s - 1, 0), T, reverse)
         read = load_read(starts, states, t, before, s > 0, B, first, state, live, length, READ, H, HELD)
         given = load_all(input_ptrs, (t * B + first) * H, state, live)
-        dh_out = load_or_zeros(dh_ptr, t * dh_step + first * dh_row, offs_dh, live)
+        dh_out = load_or_zeros(dh_ptr, t * dh_step * H + first * dh_row, offs_dh, live)
         douts_t = load_all(douts, (t * B + first) * H, state, ok)
         if Y > 0:
-            dh = to_h(w, w_low, scale, tiles, PRECISION)
+            dh = to_h(w, w_low, scale, tiles, PRECISION, True)
             dh = dh + d[0] if CARRIED[0] >= 0 else dh
             if PRECISION == "ieee" and HELD and reset_ptr is None:
                 dh += held[0]  # a held row's product is zero, and to choose takes registers that are not there
             elif MASKED:
                 dh = tl.where(goes_on, dh, held[0] if HELD else 0.0)
-            d = (dh, *d[1:])
+            d = with_first(dh, d)
         if reset_ptr is not None:
             reset = load_reset(reset_ptr, t, B, first + b, length)
     store_all(dstarts, first * H, state, d, ok)

@@ -144,8 +144,8 @@ def backward_kernel(
         acc = tl.where(load_reset(reset_ptr, t_next, B, b, length)[None, :], 0.0, acc)
     passed = acc + tl.load(dcarried[0] + state, mask=ok if CARRIED[0] >= 0 else ok & ~went_on, other=0.0)
     if t >= 0:
-        dh_at = b[None, :] * dh_row + unit[:, None]
-        dh = load_or_zeros(dh_ptr, t * dh_step, dh_at, u_ok[:, None] & (t < length)[None, :]).to(tl.float32)
+        dh_at = b[None, :] * (dh_row * H) + unit[:, None]
+        dh = load_or_zeros(dh_ptr, t * dh_step * H, dh_at, u_ok[:, None] & (t < length)[None, :]).to(tl.float32)
         d = (passed + dh,)
         of_states, douts_t = load_all(dcarried[1:], 0, state, ok), load_all(douts, t * B * H, state, ok)
         for n in tl.static_range(len(douts)):

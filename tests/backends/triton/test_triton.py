@@ -51,7 +51,9 @@ def kernels(request, monkeypatch):
     """Both kinds of kernels at small sizes, where the interpreter is fast."""
     if request.param == "stepwise":
         monkeypatch.setattr(
-            tiles, "choose", lambda *_: tiles.Stepwise(units=32, block_b=16, block_k=16, warps=4, stages=3)
+            tiles,
+            "choose",
+            lambda *_: tiles.Stepwise(units=32, block_b=16, block_k=16, forward_warps=4, backward_warps=4, stages=3),
         )
 
 

@@ -20,7 +20,7 @@ from fastlstm.backends.triton import launch, resident, stepwise
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 LONG = 2**31 + 64
-STEPWISE = tiles.Stepwise(units=32, block_b=16, block_k=16, warps=4, stages=3)
+STEPWISE = tiles.Stepwise(units=32, block_b=16, block_k=16, forward_warps=4, backward_warps=4, stages=3)
 
 
 def half(*shape):
