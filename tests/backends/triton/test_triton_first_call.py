@@ -78,6 +78,13 @@ def test_a_check_leaves_random_numbers_and_modes_alone(batches):
     assert all(gradient.isfinite().all() for gradient in gradients.values())
 
 
+def test_a_graph_is_checked_when_it_is_traced(batches):
+    module = torch.compile(lstm(), fullgraph=True, backend="aot_eager")
+    module(x_of())[0].sum().backward()
+    assert batches[0] == first_call.B
+    assert set(batches[1:]) == {2}
+
+
 def changed(monkeypatch, name, change):
     """Have a pass give other results than it should."""
     original = getattr(launch, name)
