@@ -1,7 +1,7 @@
 """Recurrent layers faster than torch's: fused kernels behind the interfaces of ``torch.nn.LSTM`` and its like."""
 
 from fastlstm import cells
-from fastlstm.backends.dispatch import batch_invariant, use_backend
+from fastlstm.backends.settings import batch_invariant, use_backend
 from fastlstm.cells import Cell, cell
 from fastlstm.convert import replace, replace_lstm, restore, restore_lstm
 from fastlstm.layers.elman import Elman, ElmanCell

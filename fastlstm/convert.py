@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from fastlstm.backends import dispatch
-from fastlstm.backends.dispatch import Backend
+from fastlstm.backends import settings
+from fastlstm.backends.settings import Backend
 from fastlstm.layers.elman import Elman, ElmanCell
 from fastlstm.layers.gru import GRU, GRUCell
 from fastlstm.layers.lstm import LSTM
@@ -114,7 +114,7 @@ def restore_lstm(model: M) -> M:
 
 def _replace(function: str, pairs: Any, model: M, backend: Backend | None, keep_type: bool) -> M:
     if backend is not None:
-        dispatch.check_name(backend)
+        settings.check_name(backend)
     modules, replacements = modules_of(model, function), []
     if not any(isinstance(module, pair) for module in modules for pair in pairs):
         warnings.warn(_nothing_found(function, pairs, model, modules), stacklevel=3)

@@ -35,7 +35,7 @@ from fastlstm.autograd.modes import (
     wants_gradient,
 )
 from fastlstm.autograd.operators import made
-from fastlstm.backends import aten, dispatch, reference
+from fastlstm.backends import aten, dispatch, reference, settings
 from fastlstm.backends.base import Layer, Plan, Run, given_states
 from fastlstm.backends.checks import check_layer
 from fastlstm.backends.cpu import threads_now
@@ -107,8 +107,8 @@ class Plans:
             cell, x.shape, x.stride(), x.dtype, x.device, first, reverse, axis, learns,
             tuple([(a.shape, a.stride(), a.dtype, a.device) for a in inputs]) if inputs else None,
             None if lengths is None else lengths.stride(), None if reset is None else reset.stride(),
-            autocast_of(x), dispatch.named(backend), rnn_precision(), threads_now(),
-            x.dim() == 3 and x.shape[1] >= dispatch.MANY_ROWS and takes_pieces(x),
+            autocast_of(x), settings.named(backend), rnn_precision(), threads_now(),
+            dispatch.takes_pieces(x),
             *[None if a is None else (type(a), a.shape, a.stride(), a.dtype, a.device, a.is_neg()) for a in weights],
         )  # fmt: skip
         plan: Any = self.made.get(signature, _UNKNOWN)  # one look: another thread may drop what is there
@@ -138,9 +138,8 @@ class Plans:
         x = cast_layer.x
         masked = layer.lengths is not None or layer.reset is not None
         name = dispatch.choose(
-            backend, x.device, x.dtype, cell=layer.cell, projected=False, masked=masked, cells=False,
-            pieces=takes_pieces(x),
-        )  # fmt: skip
+            backend, x.device, x.dtype, cell=layer.cell, projected=False, masked=masked, cells=False, layer=cast_layer
+        )
         traits = dispatch.traits(name)
         if not traits.plans or not is_plain(*layer.weights) or 0 in x.shape:
             return None
@@ -154,11 +153,6 @@ class Plans:
         if learns:
             return partial(_differentiable, plan)
         return plan.forward if to is None else partial(_cast, plan, to)
-
-
-def takes_pieces(x: Tensor) -> bool:
-    """Return what `dispatch.takes_pieces` says of x (T, B, I), or (B, I) for a single step."""
-    return x.dim() == 3 and dispatch.takes_pieces(x.shape[1], x.shape[0])
 
 
 def _with_steps(layer: Layer, axis: bool) -> Layer:
@@ -191,7 +185,7 @@ def run(
     Args:
         layer: the tensors. For a single step x may also be (B, I).
         plans: the plans of the layer, or None to go without.
-        backend: a name of `fastlstm.backends.dispatch.NAMES`. None takes the default that `use_backend` sets.
+        backend: a name of `fastlstm.backends.settings.NAMES`. None takes the default that `use_backend` sets.
         axis: whether the states are (1, B, H), in the layer and in the result.
         cells: whether the states but the first are wanted of all steps.
         weight_hr: (P, H), which projects the hidden state.
@@ -212,10 +206,10 @@ def run(
     else:
         layer_3d = _with_steps(layer, axis)
         if backend is not None:
-            dispatch.check_name(backend)
+            settings.check_name(backend)
         if autocast_of(layer.x) is None:  # checked before entering the graph node, so users see our error
             check_layer(layer_3d, weight_hr)
-        options = layer.reverse, layer.cell.key, weight_hr, cells, dispatch.named(backend)
+        options = layer.reverse, layer.cell.key, weight_hr, cells, settings.named(backend)
         output, *others = _in_graph(dual_level_in_graph(), *layer_3d.tensors, *options)
         states = len(layer.states)
         result = Result(output, tuple(others[:states]), tuple(others[states:]))
@@ -246,7 +240,6 @@ def _general(layer: Layer, plans: Plans | None, backend: str | None, cells: bool
         states = given_states(layer)
         output, *others = (a.unsqueeze(0)[:0].clone() for a in states)
         return Result(output, tuple(a.clone() for a in states), tuple(others) if cells else ())
-    transformed, traced = under_vmap() or dual_level(), not is_plain()  # without tensors it tells of tracers
     name = dispatch.choose(
         backend,
         x.device,
@@ -255,9 +248,9 @@ def _general(layer: Layer, plans: Plans | None, backend: str | None, cells: bool
         projected=weight_hr is not None,
         masked=layer.lengths is not None or layer.reset is not None,
         cells=cells,
-        transformed=transformed,
-        traced=traced,
-        pieces=not (traced or transformed) and takes_pieces(x),
+        transformed=under_vmap() or dual_level(),
+        traced=not is_plain(),  # without tensors it says whether a tracer is active
+        layer=layer,
     )
     if name == "aten":
         return Result(*_by_torch(layer, weight_hr))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastlstm.autograd.modes import is_plain, is_untransformed, wants_autograd, wants_gradient
 from fastlstm.autograd.operators import LIBRARIES, define, tensors_of
-from fastlstm.backends import aten, dispatch
+from fastlstm.backends import aten, dispatch, settings
 from fastlstm.backends.base import Layer, Run
 from fastlstm.backends.cpu import threads_now
 from fastlstm.backends.quantized import check_quantized_layer, empty_run
@@ -38,7 +38,7 @@ def find(layer: Layer, activations: int, backend: str | None, plans: dict[Any, A
     if not is_untransformed(*tensors) or not is_plain(*weights) or wants_gradient(*tensors, *weights):
         return None, None
     signature = (
-        x.shape, x.dtype, x.device, reverse, lengths is None, reset is None, activations, dispatch.named(backend),
+        x.shape, x.dtype, x.device, reverse, lengths is None, reset is None, activations, settings.named(backend),
         threads_now(), *[None if a is None else (a.shape, a.dtype, a.device) for a in (*weights, *states)],
     )  # fmt: skip
     plan: Runs | None = plans.get(signature)
@@ -52,7 +52,7 @@ def run(layer: Layer, activations: int, backend: str | None, plans: dict[Any, An
         layer: with the weights of `fastlstm.backends.quantized`, and x (T, B, I) and states (1, B, H) of float32. The
             last states are (1, B, H), too.
         activations: 8 or 16, the bits of x and h in products.
-        backend: a name of `fastlstm.backends.dispatch.NAMES`. None takes the default that `use_backend` sets.
+        backend: a name of `fastlstm.backends.settings.NAMES`. None takes the default that `use_backend` sets.
         plans: where plans and packed weights are kept, or None to go without.
 
     Raises:
@@ -74,7 +74,7 @@ def run(layer: Layer, activations: int, backend: str | None, plans: dict[Any, An
     states = _squeezed(layer).states
     if not torch.compiler.is_compiling() and (transformed() or dual_level()) and wants_autograd(x, *states):
         raise RuntimeError(NO_GRADIENT)
-    h, *last = operators[cell](x, *weights, *states, lengths, reset, reverse, activations, dispatch.named(backend))
+    h, *last = operators[cell](x, *weights, *states, lengths, reset, reverse, activations, settings.named(backend))
     return Run(h, _with_axis(last), ())
 
 

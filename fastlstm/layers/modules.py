@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastlstm.backends import dispatch
+from fastlstm.backends import settings
 from fastlstm.backends.base import Layer
 from fastlstm.cells.spec import Cell
 from fastlstm.layers.streams import Stream, steps_of
@@ -34,7 +34,7 @@ class Words(NamedTuple):
 class CellModule:
     """A module that runs a cell, and keeps `Plans` for each of its layers and directions. The first call makes them."""
 
-    backend: dispatch.Backend | None = None
+    backend: settings.Backend | None = None
     _cell: Cell
     _single = False  # whether users hold the only state as a tensor, and not as a tuple
     _words: Words
@@ -107,9 +107,9 @@ class CellModule:
         """
         vars(self).pop("_plans", None)
 
-    def _set_backend(self, backend: dispatch.Backend | None) -> None:
+    def _set_backend(self, backend: settings.Backend | None) -> None:
         if backend is not None:
-            dispatch.check_name(backend)
+            settings.check_name(backend)
             self.backend = backend
 
 

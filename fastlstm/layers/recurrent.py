@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from fastlstm.autograd.elementary import take_rows
-from fastlstm.backends import dispatch
+from fastlstm.backends import dispatch, settings
 from fastlstm.backends.base import Layer
 from fastlstm.layers import calls, checks
 from fastlstm.layers.modules import CellModule, with_class
@@ -164,7 +164,7 @@ class Recurrent(CellModule, nn.RNNBase):
         checks.check_batch_sizes(batch_sizes, data.shape[0])
         states = calls.check_forward(self, data, hx, self._example(weights), batch_sizes)
         states = None if states is None else self._permuted(states, sorted_indices)
-        takes_lengths = not self.proj_size and dispatch.named(self.backend) != "aten"
+        takes_lengths = not self.proj_size and settings.named(self.backend) != "aten"
         x, lengths, places = unpack(data, batch_sizes, takes_lengths)
         inputs = inputs_of(inputs, self._cell.inputs, (x.shape[1],), x.shape[0], self.hidden_size, self.batch_first)
         calls.check_inputs(x, inputs, self._cell.inputs)
@@ -220,7 +220,7 @@ class Recurrent(CellModule, nn.RNNBase):
         return self._run_with(layer, plans, weight_hr, sequences)
 
     def _run_with(self, layer: Layer, plans: Any, weight_hr: Tensor | None, sequences: bool) -> Results:
-        backend = dispatch.named(self.backend)  # the backward pass may run under another default
+        backend = settings.named(self.backend)  # the backward pass may run under another default
 
         def run_part(part: Layer) -> Results:
             result = run(part, plans=plans, backend=backend, axis=True, cells=sequences, weight_hr=weight_hr)

@@ -1,18 +1,19 @@
 """The host side of the kernels: which ones run, on what grid, with which tile."""
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from fastlstm.backends import base, reference, sums
 from fastlstm.backends.base import Gradients, Layer, Run
-from fastlstm.backends.triton import capability, cells, resident, stepwise, tiles
+from fastlstm.backends.triton import Start, capability, cells, resident, stepwise, tiles
 from fastlstm.backends.triton.products import pack_kernel
 
+choose, padded_input = cache(tiles.choose), cache(tiles.padded_input)  # which a short call would notice
 PACK_LINES = 16  # rows or columns that a program of pack_kernel takes
 
 
@@ -28,15 +29,21 @@ def project(x: Tensor, weight_ih: Tensor, bias: Tensor | None) -> Tensor:
     return sums.add_bias(sums.linear(x, weight_ih), bias)
 
 
-def pack(weight: Tensor, by_row: bool) -> tuple[Tensor, Tensor, Tensor]:
+def start_anew(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> Any:
+    """Start a kernel by Triton's own way, which looks at every argument. Return what was compiled, if anything was."""
+    return kernel[grid](*arguments, **options)
+
+
+def pack(weight: Tensor, by_row: bool, start: Start = start_anew) -> tuple[Tensor, Tensor, Tensor]:
     """High and low parts in fp16, and a scale a row or column, of (Y H,H) or (G,Y H,H); see `pack_kernel`."""
     rows, columns = weight.shape[-2:]
     lines, terms = (rows, columns) if by_row else (columns, rows)
     groups = weight.numel() // (rows * columns)
     high, low = (torch.empty_like(weight, dtype=torch.float16) for _ in range(2))
     scale = weight.new_empty(groups, lines)
-    pack_kernel[(triton.cdiv(lines, PACK_LINES) * groups,)](
-        weight, high, low, scale, rows, columns, by_row, PACK_LINES, triton.next_power_of_2(terms),
+    start(
+        pack_kernel, (-(-lines // PACK_LINES) * groups,),
+        weight, high, low, scale, rows, columns, by_row, PACK_LINES, 1 << (terms - 1).bit_length(),
         enable_fp_fusion=True,
     )  # fmt: skip
     return high, low, scale
@@ -46,33 +53,39 @@ def cut(layer: Layer, precision: str) -> tuple[Any, Any, int, int, int]:
     """What kernels know of the cell, how the layer is cut up, the groups of its batch rows, the rows of each, and H."""
     H, G = base.hidden_size(layer), base.groups_of(layer) or 1
     cell = cells.kernel(layer.cell, precision == "ieee")
-    return cell, tiles.choose(H, precision, capability(layer.x.device), cell.gates), G, layer.x.shape[1] // G, H
+    return cell, choose(H, precision, capability(layer.x.device), cell.gates), G, layer.x.shape[1] // G, H
 
 
-def recurrent(layer: Layer, precision: str, by_row: bool) -> tuple[Any, Any, Any]:
+def recurrent(layer: Layer, precision: str, by_row: bool, start: Start) -> tuple[Any, Any, Any]:
     """weight_hh in the order of the cell's sums, as resident kernels take it: packed, unless it has 16 bits."""
     weight_hh = sums.in_order(layer.weights[1], layer.cell.layout.blocks_hh, -2)
-    return (weight_hh, None, None) if precision == "native" or weight_hh is None else pack(weight_hh, by_row)
+    return (weight_hh, None, None) if precision == "native" or weight_hh is None else pack(weight_hh, by_row, start)
 
 
-def forward(layer: Layer, save: bool, precision: str) -> Run:
-    """The run of a layer whose tensors are as the kernels can address them."""
+def forward(layer: Layer, save: bool, precision: str, start: Start = start_anew, axes: tuple[int, ...] = ()) -> Run:
+    """The run of a layer whose tensors are as the kernels can address them.
+
+    Args:
+        start: what starts a kernel, given the kernel, its grid, its arguments and its options.
+        axes: leading axes that the last states are to have.
+    """
     x, lengths, reset, layout = layer.x, layer.lengths, layer.reset, layer.cell.layout
     (cell, tile, G, rows, H), (T, B, I) = cut(layer, precision), x.shape
     weight_ih, params = layer.weights[0], layer.weights[base.WEIGHTS :]
     bias, bias_hh = sums.biases(layer.cell, *layer.weights[2 : base.WEIGHTS])
     h = x.new_empty(T, B, H) if lengths is None else x.new_zeros(T, B, H)  # held steps write nothing there
-    ends = tuple(x.new_empty(B, H) for _ in layer.states)
+    ends = tuple(x.new_empty(*axes, B, H) for _ in layer.states)
     others = tuple(x.new_empty(T, B, H) if save else None for _ in layer.states[1:])
     saved = x.new_empty(T, B, len(layout.saved) * H) if save else None
     common = {"CELL": cell.forward, "BLOCKS": cell.blocks, "S": cell.sums, "Y": cell.of_h, "GATES": cell.gates, "H": H}
     with on_device(x):
         if isinstance(tile, tiles.Resident):
-            PI = tiles.padded_input(I, tile.P, precision, capability(x.device)) if weight_ih is not None else 0
+            PI = padded_input(I, tile.P, precision, capability(x.device)) if weight_ih is not None else 0
             given = x if PI else None if weight_ih is None else project(x, weight_ih, bias)
             step, row = (given.stride(0), given.stride(1)) if given is not None else (0, 0)
-            resident.forward_kernel[(triton.cdiv(rows, tile.block_b) * G,)](
-                given, *((weight_ih, bias) if PI else (None, None)), *recurrent(layer, precision, True), bias_hh,
+            start(
+                resident.forward_kernel, (-(-rows // tile.block_b) * G,),
+                given, *((weight_ih, bias) if PI else (None, None)), *recurrent(layer, precision, True, start), bias_hh,
                 params, layer.inputs, layer.states, lengths, reset, (h, *others), saved, ends,
                 T, B, rows, step, row, int(layer.reverse), **common, WIDE=cell.wide,
                 P=tile.P, I=I if PI else 0, PI=PI, BLOCK_B=tile.block_b, PRECISION=precision,
@@ -80,7 +93,7 @@ def forward(layer: Layer, save: bool, precision: str) -> Run:
             )  # fmt: skip
         else:
             preact = None if weight_ih is None else project(x, weight_ih, bias)
-            weight_hh, *_ = recurrent(layer, "native", True)
+            weight_hh, *_ = recurrent(layer, "native", True, start)
             carried = tuple(
                 a.to(torch.float32, copy=True) if k or cell.reads_h else None for k, a in enumerate(layer.states)
             )
@@ -88,7 +101,8 @@ def forward(layer: Layer, save: bool, precision: str) -> Run:
             before, after = layer.states[0], h_n  # h of each row, where held steps have it apart
             grid, order = tile.grid(H, rows, G), [-1, *reference.step_order(T, layer.reverse)]
             for t_prev, t in pairwise(order):
-                stepwise.forward_kernel[grid](
+                start(
+                    stepwise.forward_kernel, grid,
                     preact, weight_hh, bias_hh, params, layer.inputs, before, lengths, reset, (h, *others), saved,
                     after, carried, t, t_prev if lengths is None else -1, B, rows, **common, STATES=len(ends),
                     UNITS=tile.units, BLOCK_K=tile.block_k, BLOCK_B=tile.block_b,
@@ -113,7 +127,7 @@ class Found(NamedTuple):
     inputs: tuple[Any, ...]
 
 
-def backward(grads: Run, layer: Layer, run: Run, needs: Gradients, precision: str) -> Found:
+def backward(grads: Run, layer: Layer, run: Run, needs: Gradients, precision: str, start: Start = start_anew) -> Found:
     """The gradients that the kernels compute, of a layer whose tensors are as they can address them."""
     (cell, tile, G, rows, H), lengths, reset = cut(layer, precision), layer.lengths, layer.reset
     (*others, saved), (T, B), inputs = run.kept, layer.x.shape[:2], layer.inputs
@@ -134,21 +148,24 @@ def backward(grads: Run, layer: Layer, run: Run, needs: Gradients, precision: st
     with on_device(saved):
         if isinstance(tile, tiles.Resident):
             dstates = tuple(torch.empty_like(a) for a in layer.states)
-            resident.backward_kernel[(triton.cdiv(rows, tile.block_b) * G,)](
-                dh, douts, grads.last, *recurrent(layer, precision, False), params, inputs, starts, lengths, reset,
-                states, saved, dsums, dstates, dparams, dinputs, T, B, rows, *dh_strides, int(layer.reverse), **common,
-                GATES=min(cell.gates, tile.backward_gates), DIVIDES=cell.divides, P=tile.P, BLOCK_B=tile.block_b,
-                PRECISION=precision, num_warps=tile.backward_warps, num_stages=1, enable_fp_fusion=True,
+            start(
+                resident.backward_kernel, (-(-rows // tile.block_b) * G,),
+                dh, douts, grads.last, *recurrent(layer, precision, False, start), params, inputs, starts,
+                lengths, reset, states, saved, dsums, dstates, dparams, dinputs, T, B, rows, *dh_strides,
+                int(layer.reverse), **common, GATES=min(cell.gates, tile.backward_gates), DIVIDES=cell.divides,
+                P=tile.P, BLOCK_B=tile.block_b, PRECISION=precision,
+                num_warps=tile.backward_warps, num_stages=1, enable_fp_fusion=True,
             )  # fmt: skip
             return Found(dsums, dstates, dparams, dinputs)
         dcarried = tuple(
             torch.zeros_like(a, dtype=torch.float32) if d is None else d.to(torch.float32, copy=True)
             for a, d in zip(layer.states, grads.last)
         )
-        weight_hh, *_ = recurrent(layer, "native", False)
+        weight_hh, *_ = recurrent(layer, "native", False, start)
         grid, order = tile.grid(H, rows, G), [-1, *reference.step_order(T, layer.reverse), -1]
         for t_prev, t, t_next in reversed(list(zip([-1, *order], order, order[1:]))):
-            stepwise.backward_kernel[grid](
+            start(
+                stepwise.backward_kernel, grid,
                 dh, douts, weight_hh, params, inputs, starts, lengths, reset, states, saved, dsums, dcarried,
                 dparams, dinputs, t, t_prev, t_next, B, rows, *dh_strides, **common, UNITS=tile.units,
                 BLOCK_K=tile.block_k, BLOCK_B=tile.block_b, PRECISION=tiles.INPUT_PRECISION[precision],
