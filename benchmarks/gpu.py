@@ -34,7 +34,7 @@ from matplotlib.figure import Figure
 
 from benchmarks import machine
 from benchmarks.gpu_goals import GOALS, SMALLEST, judged, speeds, told
-from benchmarks.gpu_layers import FRESH, MODES, SHAPES, TINY
+from benchmarks.gpu_layers import FRESH, MEASURED, MODES, SHAPES, TINY
 from benchmarks.gpu_rivals import installed
 from benchmarks.report import replaced
 from fastlstm.backends.triton import INTERPRET
@@ -44,10 +44,11 @@ LAYERS = [sys.executable, "-m", "benchmarks.gpu_layers"]
 STALL = 75.0  # seconds without a line after which a layer's process counts as hung: to compile the loop takes a minute
 # Seconds for each part, at most: compilation; tests; the row-LSTM; its training; transforms and sanitizers at the end.
 # A kernel compiles in a second, a process starts in ten. What is left, and what a part leaves, is the other layers'.
-COMPILE, TESTS, FIRST, TRAINING, LAST = 60.0, 100.0, 45.0, 45.0, 85.0
+COMPILE, TESTS, FIRST, TRAINING, LAST = 60.0, 120.0, 45.0, 45.0, 85.0
 COMPILERS = 12  # processes, beside those that compile for the sanitizers
 OUTPUT = 500_000  # characters of each command's that are kept: all that a sanitizer reports
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+EVERY = [*PYTEST, "-m", "slow or not slow"]  # of long matrices each case too: here a case takes milliseconds
 # Each test of the kernels runs in one of these, side by side: most of the time is compilation
 KINDS = [
     f"{kind} and {name}" for kind in ("resident", "stepwise") for name in ("ieee", "tf32", "not ieee and not tf32")
@@ -60,6 +61,7 @@ TRANSFORMS += ["tests/layers/test_masks.py"]
 OFFSETS = "tests/backends/triton/test_triton_offsets.py"
 DETERMINISM = [*PYTEST, "-k", "triton", "tests/plan/test_determinism.py"]
 TRAIN = [sys.executable, "-m", "fastlstm.train", "--device", "cuda", "--compare"]
+HOST = [sys.executable, "-m", "benchmarks.host", "--calls", "500"]  # beside the training, on a core of its own
 ACCURACY = 95.0  # per cent of all test images: on the CPU the seeds 0 to 4 reach 96.20 to 96.67
 EXERCISE = [*LAYERS, "--exercise"]
 BACKENDS = ("triton", "triton-tf32", "triton-ieee")
@@ -87,9 +89,10 @@ def items(dry_run: bool) -> tuple[list[str], list[str]]:
     small = SHAPES.index(SMALLEST)
     rivals = [f"{item}torchrl" for item in (*first, *goals)] * installed("torchrl")
     rivals += [f"{small}:{precision}:flashrnn" for precision in ("bf16", "tf32")] * installed("flashrnn")
+    grus = [f"{n}:{p}:" for n in range(len(SHAPES), len(MEASURED)) for p in ("bf16", "tf32")]
     every = [f"{n}:{p}:" for p in ("tf32", "bf16", "fp16", "ieee") for n in range(len(SHAPES))]
     rest = [item for item in every if item not in (*first, *goals)]
-    return first, [*goals, *rivals, *rest, f"{first[1]}torch.compile"]
+    return first, [*goals, *rivals, *grus, *rest, f"{first[1]}torch.compile"]
 
 
 def lines(
@@ -133,7 +136,8 @@ def lines(
 
 
 def _start(command: Sequence[str], **options: Any) -> subprocess.Popen[str]:
-    return subprocess.Popen(command, cwd=ROOT, start_new_session=True, encoding="utf-8", errors="replace", **options)
+    options |= {"encoding": "utf-8", "errors": "replace", "env": {"FASTLSTM_CHECK": "0"} | os.environ}
+    return subprocess.Popen(command, cwd=ROOT, start_new_session=True, **options)
 
 
 def _kill(process: subprocess.Popen[str]) -> None:
@@ -246,7 +250,7 @@ class Report:
 
 def goals(found: dict[str, Any]) -> list[dict[str, Any]]:
     """Each one's verdict: FAIL where anything misses it, else "not measured" where something is not known yet."""
-    return [*speeds(found), same_bits(found), trained(found), sanitized(found)]
+    return [*speeds(found), same_bits(found), checked(found), trained(found), sanitized(found)]
 
 
 def status(found: dict[str, Any], command: Sequence[str]) -> tuple[int | None, str]:
@@ -260,6 +264,12 @@ def same_bits(found: dict[str, Any]) -> dict[str, Any]:
     twice = all(row["same_bits"] for row in found["results"]) if found["results"] else None
     facts = {"tests": None if ended is None else ended == 0, "each layer twice": twice}
     return judged("the same bits run after run", facts)
+
+
+def checked(found: dict[str, Any]) -> dict[str, Any]:
+    """Where this passes, `MEASURED` of `fastlstm.backends.triton.first_call` may have the chip."""
+    ended = {command[-1]: status(found, command)[0] for command in first_calls()}
+    return judged("first calls pass their check", {a: None if b is None else b == 0 for a, b in ended.items()})
 
 
 def trained(found: dict[str, Any]) -> dict[str, Any]:
@@ -280,7 +290,7 @@ def sanitized(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def chart(report: dict[str, Any]) -> Figure:
-    """How many times as long nn.LSTM takes, from graphs where there are any."""
+    """How many times as long torch's own layer takes, from graphs where there are any."""
     way = "graph" if any(row["way"] == "graph" for row in report["results"]) else "eager"
     figure = Figure(figsize=(11, 7), layout="constrained")
     panels: Any = figure.subplots(1, 2, sharey=True)
@@ -288,15 +298,15 @@ def chart(report: dict[str, Any]) -> Figure:
         rows = [row for row in report["results"] if row["mode"] == mode and row["way"] == way]
         draw(axes, rows)
         axes.set_title(f"{mode}, {way}", loc="left")
-    figure.suptitle(f"Speed relative to nn.LSTM, same precision: {report['device']}")
+    figure.suptitle(f"Speed relative to nn.LSTM or nn.GRU, same precision: {report['device']}")
     return figure
 
 
 def draw(axes: Axes, rows: list[dict[str, Any]]) -> None:
-    rows = [row for row in rows if "nn.LSTM" in row["ratios"]]
-    labels = [f"{row['name']} {row['precision']}" for row in rows]
-    axes.barh(range(len(rows)), [row["ratios"]["nn.LSTM"]["median"] for row in rows])
-    axes.set_yticks(range(len(rows)), labels, fontsize=7)
+    ratios = [(row, row["ratios"][name]) for row in rows for name in ("nn.LSTM", "nn.GRU") if name in row["ratios"]]
+    labels = [f"{row['name']} {row['precision']}" for row, _ in ratios]
+    axes.barh(range(len(ratios)), [ratio["median"] for _, ratio in ratios])
+    axes.set_yticks(range(len(ratios)), labels, fontsize=7)
     axes.invert_yaxis()
     axes.axvline(1, color="black", linewidth=1)
 
@@ -330,8 +340,14 @@ def compilers(layers: list[str]) -> list[list[str]]:
 
 def checks() -> list[list[str]]:
     """The tests of the kernels."""
-    tests = [[*PYTEST, "-k", kind, *KERNELS] for kind in KINDS]
-    return [*tests, *([*PYTEST, "-k", kind, MASKS] for kind in KINDS[:-1]), DETERMINISM]
+    tests = [[*EVERY, "-k", kind, *KERNELS] for kind in KINDS]
+    tests += [[*EVERY, "-k", kind, MASKS] for kind in KINDS[:-1]]
+    return [*tests, DETERMINISM, *first_calls()]
+
+
+def first_calls() -> list[list[str]]:
+    """Every kind of layer, whose first call checks itself. Elsewhere the check is off: it would compile, and wait."""
+    return [["env", "FASTLSTM_CHECK=1", *EXERCISE, backend] for backend in BACKENDS]
 
 
 def last_checks() -> list[list[str]]:
@@ -362,7 +378,7 @@ def main(argv: list[str] | None = None) -> None:
     for line in lines(layers, first, min(deadline, time.monotonic() + FIRST)):
         report.take(line)
     if here:
-        report.run([TRAIN], TRAINING, deadline)
+        report.run([TRAIN, HOST], TRAINING, deadline)
     for line in lines(layers, others, deadline - here * LAST):
         report.take(line)
     if here:

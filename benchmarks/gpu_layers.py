@@ -18,7 +18,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -30,6 +30,8 @@ from benchmarks.clock import ratio_of
 from benchmarks.contest import inference, training
 from benchmarks.gpu_rivals import rivals
 from benchmarks.shapes import MODES, Shape
+from fastlstm import cells
+from fastlstm.backends import dispatch
 
 SHAPES = (
     Shape(28, 128, 28, 128),  # the row-LSTM
@@ -41,6 +43,21 @@ SHAPES = (
     Shape(512, 64, 512, 512),
     Shape(512, 64, 1024, 1024),
 )
+
+
+@dataclass(frozen=True)
+class GRUShape(Shape):
+    """Of a GRU in place of an LSTM."""
+
+    cell = "GRU"
+
+    def __str__(self) -> str:
+        return f"GRU-{super().__str__()}"
+
+
+# What is measured beside the LSTM's layers, if the backend has kernels for it
+GRUS = (GRUShape(28, 128, 28, 128), GRUShape(512, 64, 256, 256)) if dispatch.runs("triton", cells.gru) else ()
+MEASURED = (*SHAPES, *GRUS)
 TINY = (Shape(3, 2, 4, 8), Shape(2, 2, 4, 40))
 # name of a precision: dtype, whether float32 products may be in tf32, largest error allowed of the largest value
 PRECISIONS = {
@@ -76,11 +93,13 @@ class Bench:
         self.shape, self.precision, self.device = shape, precision, device
         dtype = set_precision(precision)
         torch.manual_seed(0)
-        theirs = nn.LSTM(shape.I, shape.H)
-        ours = fastlstm.LSTM(shape.I, shape.H, backend="triton")
+        cell = getattr(shape, "cell", "LSTM")
+        self.torchs, kind = f"nn.{cell}", getattr(nn, cell)  # torch's own module is the first contender
+        theirs, self.exact = kind(shape.I, shape.H), kind(shape.I, shape.H).double()
+        ours = getattr(fastlstm, cell)(shape.I, shape.H, backend="triton")
         ours.load_state_dict(theirs.state_dict())
         others, self.left_out = rivals(theirs, shape, precision, names)
-        modules: dict[str, nn.Module] = {"nn.LSTM": theirs, "fastlstm": ours, **others}
+        modules: dict[str, nn.Module] = {self.torchs: theirs, "fastlstm": ours, **others}
         self.modules = {name: module.to(device, dtype) for name, module in modules.items()}
         self.x = torch.randn(shape.T, shape.B, shape.I).to(device, dtype)
         self.doutput = torch.randn(shape.T, shape.B, shape.H).to(device, dtype)
@@ -97,11 +116,11 @@ class Bench:
     def check(self) -> None:
         """Errors of output and gradients against float64, of the largest value.
 
-        Ours may be three times nn.LSTM's own, or the precision's limit; beyond that this raises. A rival that raises,
+        Ours may be three times torch's own, or the precision's limit; beyond that this raises. A rival that raises,
         or is further off, is left out.
         """
-        exact = nn.LSTM(self.shape.I, self.shape.H).double().to(self.device)
-        exact.load_state_dict(self.modules["nn.LSTM"].state_dict())
+        exact = self.exact.to(self.device)
+        exact.load_state_dict(self.modules[self.torchs].state_dict())
         want = results(exact, self.x.double(), self.doutput.double())
         limit = PRECISIONS[self.precision][2]
         for name in list(self.modules):
@@ -110,12 +129,12 @@ class Bench:
                 error = max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(got, want, strict=True))
                 if name == "fastlstm":
                     self.same_bits = all(map(torch.equal, got, results(self.modules[name], *self.given(name))))
-                if name == "nn.LSTM":
+                if name == self.torchs:
                     limit = max(limit, 3 * error)
                 elif not error <= limit:  # NaN is an error too
                     raise AssertionError(f"{name} is {error:.1e} from float64, allowed {limit:.0e}")
             except Exception as problem:
-                if name in ("nn.LSTM", "fastlstm"):
+                if name in (self.torchs, "fastlstm"):
                     raise
                 self.leave_out(name, problem)
             else:
@@ -241,7 +260,7 @@ def say(item: str, **found: Any) -> None:
 def parsed(item: str, dry_run: bool) -> tuple[Shape, str, str, list[str]]:
     """Shape, precision, device and rivals."""
     number, precision, names = item.split(":")
-    shape = (TINY if dry_run else SHAPES)[int(number)]
+    shape = (TINY if dry_run else MEASURED)[int(number)]
     return shape, precision, "cpu" if dry_run else "cuda", [name for name in names.split(",") if name]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fastlstm.backends import dispatch
+from fastlstm.backends import dispatch, settings
 from fastlstm.cells.library import CELLS
 from fastlstm.info import info
 from fastlstm.layers.rnn import RNN
@@ -53,7 +53,7 @@ def _arguments() -> Parser:
     add("--hidden-size", type=positive, metavar="H", help="hidden units (default: 128)")
     add("--batch-size", type=positive, metavar="B", help="batch rows (default: 64)")
     add("--dtype", nargs="+", choices=TYPES, metavar="TYPE", help=f"of {', '.join(TYPES)} (default: float32)")
-    add("--backend", choices=dispatch.NAMES, help="what runs the layer (default: FASTLSTM_BACKEND, else auto)")
+    add("--backend", choices=settings.NAMES, help="what runs the layer (default: FASTLSTM_BACKEND, else auto)")
     return parser
 
 
@@ -80,9 +80,9 @@ def _run(parser: Parser, args: argparse.Namespace) -> int:
 
 
 def _warm_up(parser: Parser, args: argparse.Namespace, key: str, dtype: str) -> str:
-    """Run a layer without gradients and with them, and a single step. Return a line that says what it took."""
+    """Run a sequence and a single step, without gradients and with them. Return a line that says what it took."""
     I, H, B = args.input_size or 28, args.hidden_size or 128, args.batch_size or 64
-    cell, T = next(cell for cell in CELLS if cell.key == key), 4
+    cell, T = next(cell for cell in CELLS if cell.key == key), dispatch.MANY_STEPS  # see `dispatch.takes_pieces`
     device = "cuda" if torch.cuda.is_available() else "cpu"
     begin, of = time.perf_counter(), {"device": torch.device(device), "dtype": getattr(torch, dtype)}
     call: dict[str, Any] = {"cell": cell, "projected": False, "masked": False, "cells": False}

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fastlstm.backends import dispatch, native, numba, triton
+from fastlstm.backends import csrc, dispatch, numba, settings, triton
 from fastlstm.cells.library import CELLS
 
 
@@ -44,7 +44,7 @@ def info() -> dict[str, Any]:
         "processor": {"name": _processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
         "instructions": {"numba": _of_numba(), "native": _of_native()},
         "gpus": gpus,
-        "default": dispatch.named(None),
+        "default": settings.named(None),
         "auto": {device: _taken(device) for device in ["cpu", *["cuda"] * bool(gpus)]},
         "backends": {name: _reason(name) for name in (*dispatch.FUSED, "aten")},
         "caches": {"numba": numba.cache_folder(), "triton": _of_triton()},
@@ -78,7 +78,7 @@ def _of_numba() -> str | None:
 def _of_native() -> str | None:
     if _reason("native") is not None:
         return None
-    name = ctypes.CDLL(str(native.LIBRARY)).fastlstm_instructions_name
+    name = ctypes.CDLL(str(csrc.LIBRARY)).fastlstm_instructions_name
     name.restype = ctypes.c_char_p
     found: bytes = name(0)  # the widest
     return found.decode()

@@ -70,8 +70,8 @@ class Sums:
         self.layout, self.H = cell.layout, H
         self._names = [f"{gate}_pre" for gate in self.layout.sums]
         of_x, of_h = self.layout.blocks_ih, self.layout.blocks_hh
-        self.weight_ih, self.weight_hh = _blocks(weight_ih, of_x, -2), _blocks(weight_hh, of_h, -2)
-        self.bias = _added(self.layout, H, _blocks(bias_ih, of_x, -1), _blocks(bias_hh, of_h, -1))
+        self.weight_ih, self.weight_hh = in_order(weight_ih, of_x, -2), in_order(weight_hh, of_h, -2)
+        self.bias = _added(self.layout, H, in_order(bias_ih, of_x, -1), in_order(bias_hh, of_h, -1))
 
     def of_x(self, a: Tensor) -> Tensor:
         """Of (..., S H) what belongs to the sums of x."""
@@ -128,31 +128,59 @@ class Sums:
         ):
             found = None
             if want and weight is not None and inputs is not None:
-                found = _blocks(weight_gradient(part, inputs, weight), _inverse(order), -2)
+                found = in_order(weight_gradient(part, inputs, weight), inverse(order), -2)
             results.append(found)
         given = next((bias for bias in biases if bias is not None), None)
         dbias = vector_gradient(dsums, given) if given is not None and any(wanted[2:4]) else None
+        return [*results, *self.bias_gradients(dbias, wanted[2:4], biases)]
+
+    def bias_gradients(
+        self, dbias: Optional, wanted: Sequence[Any], biases: Sequence[Any]
+    ) -> tuple[Optional, Optional]:
+        """The gradients of bias_ih and bias_hh from `dbias` (S H,) or (G, S H), as `weights` has them."""
+        results: list[Optional] = []
         for part_of, bias, order, want in (
-            (self.of_x, biases[0], self.layout.blocks_ih, wanted[2]),
-            (self.of_h, biases[1], self.layout.blocks_hh, wanted[3]),
+            (self.of_x, biases[0], self.layout.blocks_ih, wanted[0]),
+            (self.of_h, biases[1], self.layout.blocks_hh, wanted[1]),
         ):
             found = None
             if want and bias is not None and dbias is not None:
-                found = _blocks(part_of(dbias).clone(), _inverse(order), -1)
+                part = part_of(dbias)
+                found = in_order(part, inverse(order), -1)
+                if found is part and (part is not dbias or any(a is dbias for a in results)):
+                    found = part.clone()
             results.append(found)
-        return results
+        return results[0], results[1]
 
 
-def _inverse(order: Sequence[int]) -> tuple[int, ...]:
+def inverse(order: Sequence[int]) -> tuple[int, ...]:
+    """Where each of the numbers from 0 on is in `order`."""
     return tuple(order.index(k) for k in range(len(order)))
 
 
-def _blocks(a: Optional, order: Sequence[int], axis: int) -> Optional:
+def in_order(a: Optional, order: Sequence[int], axis: int) -> Optional:
     """The blocks of an axis in another order."""
     if a is None or tuple(order) == tuple(range(len(order))):
         return a
     parts = a.chunk(len(order), axis)
     return torch.cat([parts[k] for k in order], axis)
+
+
+def biases(cell: Cell, bias_ih: Optional, bias_hh: Optional) -> tuple[Optional, Optional]:
+    """What to add to the product of x, in the order of weight_ih's blocks: bias_ih and those blocks of bias_hh that go
+    to sums of both products. And bias_hh in the order of the sums of h, or None if nothing else of it is needed.
+    """
+    layout, rest = cell.layout, in_order(bias_hh, cell.layout.blocks_hh, -1)
+    if bias_hh is None or rest is None or not layout.of_both:
+        return bias_ih, rest
+    alone = len(layout.sums) > len(layout.of_x)
+    if len(layout.of_both) == len(layout.of_x) == len(layout.of_h):
+        return bias_hh if bias_ih is None else bias_ih + bias_hh, None
+    parts = rest.chunk(len(layout.of_h), -1)
+    zeros = torch.zeros_like(parts[0])
+    of_sums = [parts[k - layout.of_h.start] if k in layout.of_h else zeros for k in layout.of_x]
+    added = torch.cat([of_sums[layout.blocks_ih.index(k)] for k in range(len(of_sums))], -1)
+    return added if bias_ih is None else bias_ih + added, rest if alone else None
 
 
 def _added(layout: Layout, H: int, of_x: Optional, of_h: Optional) -> Optional:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.utils.rnn import PackedSequence
 
-from fastlstm.backends.dispatch import Backend
+from fastlstm.backends.settings import Backend
 from fastlstm.cells.spec import Cell
 from fastlstm.layers import checks
 from fastlstm.layers.modules import Words
@@ -38,7 +38,7 @@ class RNN(Recurrent):
         dropout: probability of dropout on the output of each layer but the last.
         bidirectional: each layer also runs from the last step to the first (D = 2, otherwise 1).
         device, dtype: of the parameters.
-        backend: a name of `fastlstm.backends.dispatch.NAMES`. None takes the default that `fastlstm.use_backend` sets.
+        backend: a name of `fastlstm.backends.settings.NAMES`. None takes the default that `fastlstm.use_backend` sets.
         recompute: whether the backward pass computes the gates of a long sequence again, a hundred steps and more at a
             time, instead of reading them from memory: see `fastlstm.layers.recompute`.
 

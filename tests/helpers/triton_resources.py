@@ -15,11 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, make_backend
+from triton.runtime import jit
 
-from fastlstm.backends.triton import resident, stepwise, tiles
+from fastlstm.backends.base import Gradients, Layer, Run
+from fastlstm.backends.triton import launch, tiles
+from fastlstm.backends.triton.products import pack_kernel
+from fastlstm.cells import CELLS
+from fastlstm.cells.spec import by_key
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 OPERATIONS = {
@@ -55,12 +62,14 @@ class Case:
     reset: bool = False
     save: bool = True
     last_step_only: bool = False
-    cells: bool = False  # backward takes a gradient of every cell state
+    cells: bool = False  # backward takes a gradient of every state but the first
+    cell: str = "lstm"
 
     def __str__(self) -> str:
         flags = [f"I{self.I}"] * bool(self.I) + ["lengths"] * self.lengths + ["reset"] * self.reset
         flags += ["nothing-saved"] * (not self.save) + ["cells"] * self.cells
-        return "-".join([self.direction, self.kind, f"H{self.H}", *flags, *["last"] * self.last_step_only])
+        parts = [self.direction, self.kind, f"H{self.H}", *flags, *["last"] * self.last_step_only]
+        return "-".join([*[self.cell] * (self.cell != "lstm"), *parts])
 
 
 def cases() -> Iterator[Case]:
@@ -79,45 +88,80 @@ def cases() -> Iterator[Case]:
             yield Case("forward", kind, H, lengths=lengths, reset=True)
             yield Case("backward", kind, H, lengths=lengths, reset=True, cells=True)
     yield Case("forward", "bf16", 100, I=28, lengths=True, reset=True)
+    yield from others()
     yield Case("forward", "bf16", 128, I=16)
     yield Case("forward", "bf16", 128, save=False)
     yield Case("backward", "bf16", 128, last_step_only=True)
 
 
-def describe(case: Case, capability: tuple[int, int]) -> tuple[Any, dict[str, str], dict[str, Any], dict[str, int]]:
-    """The kernel, the types of its arguments, its constants and its options, as `launch` would choose them."""
-    precision = DTYPES[case.kind]
-    dtype = "fp32" if precision != "native" else case.kind
-    tile = tiles.choose(case.H, precision, capability)
-    module = resident if isinstance(tile, tiles.Resident) else stepwise
-    kernel = getattr(module, f"{case.direction}_kernel")
-    types = {name: f"*{dtype}" if name.endswith("_ptr") else "i32" for name in kernel.arg_names}
-    types |= {name: "i64" for name in types if name.endswith("_step")}
-    types |= {"lengths_ptr": "*i64", "reset_ptr": "*i1"} | {
-        name: "*fp32" for name in types if "carried" in name or name == "scale_ptr"
-    }
-    absent = {"lengths_ptr"} if not case.lengths else set()
-    absent |= {"reset_ptr"} if not case.reset else set()
-    constants: dict[str, Any] = {"H": case.H, "BLOCK_B": tile.block_b}
-    if module is resident:
-        options = {"num_warps": getattr(tile, f"{case.direction}_warps"), "num_stages": 1}
-        PI = tiles.padded_input(case.I, tile.P, precision, capability) if case.I else 0
-        constants |= {"P": tile.P, "I": case.I if PI else 0, "PI": PI, "PRECISION": precision}
-        packed = ("weight_ptr", "weight_low_ptr")
-        types |= dict.fromkeys(packed, "*fp16") if precision != "native" else {}
-        absent |= {"weight_low_ptr", "scale_ptr"} if precision == "native" else set()
-        absent |= set() if PI else {"weight_ih_ptr", "bias_ptr"}
-    else:
-        options = {"num_warps": tile.warps, "num_stages": tile.stages}
-        constants |= {"UNITS": tile.units, "BLOCK_K": tile.block_k, "PRECISION": tiles.INPUT_PRECISION[precision]}
-    absent |= {"h_n_ptr"} if module is stepwise and not case.lengths else set()
-    absent |= {"c_ptr", "gates_ptr"} if not case.save else set()
-    absent |= {"dc_ptr"} if not case.cells else set()
-    absent |= {"dh_ptr", "dc_n_ptr"} if case.last_step_only else set()
-    constants |= dict.fromkeys(absent)
-    constants = {name: constants[name] for name in kernel.arg_names if name in constants}
-    types = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
-    return kernel, types, constants, options | {"enable_fp_fusion": True}
+class Compiled(Exception):
+    """What a launch would compile: the kernel, and what Triton's compiler takes for these arguments."""
+
+
+def others() -> Iterator[Case]:
+    """The GRU, which has three products, and the other cells."""
+    for direction in ("forward", "backward"):
+        for kind, H in (("bf16", 32), ("bf16", 64), ("bf16", 128), ("tf32", 128), ("ieee", 64), ("bf16", 1024)):
+            yield Case(direction, kind, H, cell="gru")
+        yield Case(direction, "ieee", 1024, cell="gru")
+        yield Case(direction, "bf16", 128, lengths=True, reset=True, cell="gru")
+        for cell in CELLS[2:]:
+            yield Case(direction, "bf16", 128, cell=cell.key)
+        for name in ("peephole_lstm", "slstm"):
+            yield Case(direction, "ieee", 64, cell=name)
+        yield Case(direction, "bf16", 1024, cell="slstm")
+    yield Case("forward", "bf16", 128, I=28, cell="gru")
+
+
+def describe(case: Case, capability: tuple[int, int]) -> tuple[Any, dict[str, Any]]:
+    """The source of the kernel that a call launches, with its arguments as Triton would specialize them, and its
+    options.
+    """
+    target = GPUTarget("cuda", 10 * capability[0] + capability[1], 32)
+    compiler = make_backend(target)
+
+    def run(kernel: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
+        if kernel is not pack_kernel:
+            binder = jit.create_function_from_signature(kernel.signature, kernel.params, compiler)
+            bound, specialization, options = binder(*args, **options)
+            found = kernel._pack_args(compiler, options, bound, specialization, options)
+            raise Compiled(kernel, *found)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jit.JITFunction, "run", run)
+        patch.setattr(launch, "capability", lambda device: capability)
+        try:
+            _call(case)
+        except Compiled as found:
+            kernel, options, signature, constants, attrs = found.args
+            return ASTSource(kernel, signature, constants, attrs), options.__dict__
+    raise AssertionError(f"{case} launches nothing")
+
+
+def _call(case: Case) -> None:
+    """A call of the case on tensors without memory, of 5 steps and 16 rows."""
+    T, B, I, H, cell, precision = 5, 16, case.I or 40, case.H, by_key(case.cell), DTYPES[case.kind]
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(case.kind, torch.float32)
+
+    def empty(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
+        return torch.empty(shape, device="meta", dtype=dtype)
+
+    of_x, of_h = cell.gates_of_x * H, cell.gates_of_h * H
+    weights = [empty(of_x, I), empty(of_h, H), empty(of_x), empty(of_h)]
+    weights = [a if a.shape[0] else None for a in weights] + [empty(H) for _ in cell.params]
+    states, inputs = tuple(empty(B, H) for _ in cell.states), tuple(empty(T, B, H) for _ in cell.inputs)
+    lengths = empty(B, dtype=torch.int64) if case.lengths else None
+    reset = empty(T, B, dtype=torch.bool) if case.reset else None
+    layer = Layer(empty(T, B, I), tuple(weights), states, lengths, reset, False, cell, inputs)
+    if case.direction == "forward":
+        launch.forward(layer, case.save, precision)
+        return
+    others = tuple(empty(T, B, H) for _ in cell.states[1:])
+    run = Run(empty(T, B, H), states, (*others, empty(T, B, len(cell.layout.saved) * H)))
+    dh, douts = (None if case.last_step_only else empty(T, B, H)), others if case.cells else ()
+    ends = (states[0], *(None if case.last_step_only else a for a in states[1:]))
+    needs = Gradients.of(cell, [a is not None for a in layer.tensors[:-2]])
+    launch.backward(Run(dh, ends, douts), layer, run, needs, precision)
 
 
 def resources(case: Case, capability: tuple[int, int]) -> dict[str, Any]:
@@ -125,9 +169,8 @@ def resources(case: Case, capability: tuple[int, int]) -> dict[str, Any]:
 
     Of PTX those of the whole kernel.
     """
-    kernel, types, constants, options = describe(case, capability)
-    aligned = {(n,): [["tt.divisibility", 16]] for n, kind in enumerate(types.values()) if kind.startswith("*")}
-    source = ASTSource(fn=kernel, signature=types, constexprs=constants, attrs=aligned)
+    source, options = describe(case, capability)
+    resident = isinstance(tiles.choose(case.H, DTYPES[case.kind], capability), tiles.Resident)
     target = GPUTarget("cuda", 10 * capability[0] + capability[1], 32)
     compiled = triton.compile(source, target=target, options=options)
     usage, sass = (dump(flag, compiled.asm["cubin"]) for flag in ("-res-usage", "-sass"))
@@ -136,7 +179,7 @@ def resources(case: Case, capability: tuple[int, int]) -> dict[str, Any]:
     loop = main_loop(code)
     return {
         "case": str(case),
-        "kernel": "stepwise" if "UNITS" in constants else "resident",
+        "kernel": "resident" if resident else "stepwise",
         "capability": list(capability),
         "warps": options["num_warps"],
         "registers": registers,

@@ -14,6 +14,15 @@ from tests.helpers import ROOT, interpreter
 from tests.helpers.transforms import needs_triton
 
 
+@needs_triton
+def test_a_gru_is_compared_with_torchs():
+    bench = gpu_layers.Bench(gpu_layers.GRUShape(3, 2, 4, 8), "ieee", "cpu", [])
+    bench.check()
+    assert bench.same_bits
+    assert [*bench.modules] == ["nn.GRU", "fastlstm"]
+    assert [row["name"] for row in bench.rows(1)] == ["GRU-T3-B2-I4-H8"] * 2
+
+
 def run(*arguments, **environment):
     return interpreter.run_module("benchmarks.gpu", *arguments, cwd=ROOT, environment={**os.environ, **environment})
 
@@ -149,9 +158,14 @@ def test_what_a_gpu_would_run_is_all_reported(tmp_path, a_card):
     assert (written.suffix, picture.suffix) == (".json", ".png")
     report = json.loads(written.read_text())
     assert report["device"] == "A card"
-    assert [goal["verdict"] for goal in report["goals"][-2:]] == ["FAIL", "pass"]  # training; the sanitizers
+    assert [goal["verdict"] for goal in report["goals"][-3:]] == [
+        "pass",
+        "FAIL",
+        "pass",
+    ]  # first calls; training; the sanitizers
     assert {(row["name"], row["precision"]) for row in report["results"]} == {
-        (str(n), precision) for n in (0, 1, 2, 4, 5, 6, 7) for precision in gpu_layers.PRECISIONS
+        *((str(n), precision) for n in (0, 1, 2, 4, 5, 6, 7) for precision in gpu_layers.PRECISIONS),
+        *((n, precision) for n in ("8", "9") for precision in ("bf16", "tf32")),  # of the GRU
     }
     assert sum("tests/layers/test_masks.py" in name for name in report["not_reached"]) == 1  # no time left, not failed
     commands = [command for started, _ in a_card for command in started]
@@ -162,7 +176,9 @@ def test_what_a_gpu_would_run_is_all_reported(tmp_path, a_card):
     compiled = [
         item for command in commands if "--compile" in command for item in command[command.index("--compile") + 1 :]
     ]
-    assert sorted(compiled) == sorted(f"{n}:{p}:" for n in range(8) for p in gpu_layers.PRECISIONS)
+    wanted = [f"{n}:{p}:" for n in range(8) for p in gpu_layers.PRECISIONS]
+    wanted += [f"{n}:{p}:" for n in (8, 9) for p in ("bf16", "tf32")]
+    assert sorted(compiled) == sorted(wanted)
     files = {argument for command in commands for argument in command if argument.startswith("tests/")}
     assert all((ROOT / name).exists() for name in files)
 
@@ -178,7 +194,7 @@ def test_layers_with_goals_come_first(there, monkeypatch):
     goals = [*first, *others[:7]]
     wanted = [*(f"{item}torchrl" for item in goals), "4:bf16:flashrnn", "4:tf32:flashrnn"]
     assert rivals == wanted * there
-    assert len({*first, *others}) == len(first) + len(others) == 8 * 4 + 1 + len(rivals)
+    assert len({*first, *others}) == len(first) + len(others) == 8 * 4 + 2 * 2 + 1 + len(rivals)
 
 
 def test_layers_with_goals_have_their_time():
@@ -246,6 +262,19 @@ def test_pytest_reports_what_was_measured(tmp_path):
         assert len(rounds) == 3
         assert sorted(rounds)[1] == pytest.approx(info["seconds"])
     assert "torchrl is not installed" in done.stdout or "torchrl" in "".join(each["name"] for each in found)
+
+
+@needs_triton
+@pytest.mark.slow  # which compiles all kernels of one size
+def test_the_hosts_time_is_measured_without_a_gpu():
+    done = interpreter.run_module(
+        "benchmarks.host", "--calls", "10", "--json", cwd=ROOT, environment={**os.environ, "TRITON_INTERPRET": "0"}
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {row["call"] for row in rows} == {"inference", "forward", "training"}
+    assert len(rows) == 3 * (1 + 3 * 3)  # calls; an empty layer, and three layers in each precision
+    assert all(0 < row["least"] <= row["median"] for row in rows)
 
 
 def test_a_row_without_nn_lstm_is_not_drawn(tmp_path):

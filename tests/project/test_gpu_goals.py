@@ -30,7 +30,7 @@ def met(monkeypatch):
         }
         for shape, precision in gpu.GOALS for mode in gpu_layers.MODES for way in gpu_layers.WAYS
     ]  # fmt: skip
-    commands = [gpu.DETERMINISM, gpu.TRAIN, *gpu.sanitizers()]
+    commands = [gpu.DETERMINISM, *gpu.first_calls(), gpu.TRAIN, *gpu.sanitizers()]
     ended = [{"command": gpu.shown(command), "status": 0, "output": summary(0.95)} for command in commands]
     return {"results": results, "commands": ended}
 
@@ -40,7 +40,7 @@ def verdicts(found):
 
 
 def test_goals_are_met(met):
-    assert verdicts(met) == ["pass"] * 9
+    assert verdicts(met) == ["pass"] * 10
     assert gpu.told(gpu.goals(met)[0]) == (
         "pass: at least 3.0 times as fast as nn.LSTM: T28-B128-I28-H128 bf16 training (eager 3.00, graph 3.00)"
     )
@@ -48,7 +48,7 @@ def test_goals_are_met(met):
 
 def test_goals_that_nothing_was_measured_for_are_open(met):
     met |= {"results": [], "commands": []}
-    assert verdicts(met) == ["not measured"] * 9
+    assert verdicts(met) == ["not measured"] * 10
     assert "T28-B128-I28-H128 tf32 training (no time)" in gpu.told(gpu.goals(met)[1])
 
 
@@ -58,7 +58,7 @@ def test_goals_of_times_are_judged_by_eager_calls(met):
         if row["way"] == "graph":
             row |= {"microseconds_a_step": 9.0, **ratios(0.1, 0.1)}
     met["results"] += [{**row, "microseconds_a_step": 9.0, **ratios(0.1, 0.1)} for row in met["results"]]
-    assert verdicts(met) == ["pass"] * 9
+    assert verdicts(met) == ["pass"] * 10
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_a_layer_misses_its_goal_and_no_other(n, where, change, met):
     for row in met["results"]:
         if (row["name"], row["precision"], row["mode"]) == (str(where[0]), *where[1:]):
             row |= change
-    assert verdicts(met) == ["FAIL" if k == n else "pass" for k in range(9)]
+    assert verdicts(met) == ["FAIL" if k == n else "pass" for k in range(10)]
 
 
 UNINITIALIZED = """========= Uninitialized __global__ memory read of size 4 bytes
@@ -89,24 +89,25 @@ UNINITIALIZED = """========= Uninitialized __global__ memory read of size 4 byte
     ("n", "of", "change", "verdict"),
     [
         (6, "test_determinism", {"status": 1}, "FAIL"),
-        (7, "fastlstm.train", {"status": None}, "not measured"),
-        (7, "fastlstm.train", {"status": 1, "output": ""}, "FAIL"),
-        (7, "fastlstm.train", {"output": summary(0.9499)}, "FAIL"),
-        (8, "racecheck", {"status": 1}, "FAIL"),
-        (8, "synccheck", {"status": None}, "not measured"),
-        (8, "initcheck", {"output": UNINITIALIZED.format("pack_kernel")}, "FAIL"),
-        (8, "initcheck", {"output": UNINITIALIZED.format("void at::native::reduce")}, "pass"),
+        (7, "FASTLSTM_CHECK=1", {"status": 1}, "FAIL"),
+        (8, "fastlstm.train", {"status": None}, "not measured"),
+        (8, "fastlstm.train", {"status": 1, "output": ""}, "FAIL"),
+        (8, "fastlstm.train", {"output": summary(0.9499)}, "FAIL"),
+        (9, "racecheck", {"status": 1}, "FAIL"),
+        (9, "synccheck", {"status": None}, "not measured"),
+        (9, "initcheck", {"output": UNINITIALIZED.format("pack_kernel")}, "FAIL"),
+        (9, "initcheck", {"output": UNINITIALIZED.format("void at::native::reduce")}, "pass"),
     ],
 )
 def test_a_command_decides_its_goal(n, of, change, verdict, met):
     entry = next(entry for entry in met["commands"] if of in entry["command"])
     entry |= change
-    assert verdicts(met) == [verdict if k == n else "pass" for k in range(9)]
+    assert verdicts(met) == [verdict if k == n else "pass" for k in range(10)]
 
 
 def test_what_is_not_installed_leaves_its_goal_open(met, monkeypatch):
     monkeypatch.setattr(gpu, "sanitizer", lambda: None)
     monkeypatch.setattr(gpu_goals, "installed", lambda name: False)
-    rival, sanitizers = (gpu.told(gpu.goals(met)[n]) for n in (5, 8))
+    rival, sanitizers = (gpu.told(gpu.goals(met)[n]) for n in (5, 9))
     assert rival == "not measured: at least 1.0 times as fast as torchrl: torchrl is not installed"
     assert sanitizers == "not measured: compute-sanitizer is clean: compute-sanitizer is not installed"

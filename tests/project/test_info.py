@@ -11,7 +11,7 @@ import torch
 
 import fastlstm
 from fastlstm.__main__ import lines, main
-from fastlstm.backends import dispatch, native
+from fastlstm.backends import csrc, dispatch
 from tests.helpers import ROOT, interpreter
 from tests.helpers.layers import NOT_BUILT
 
@@ -31,7 +31,7 @@ def test_the_dictionary_is_plain():
 
 
 def test_a_backend_that_cannot_run_has_the_reason_of_its_error(monkeypatch):
-    monkeypatch.setattr(native, "_reason", "the native backend needs a loom")
+    monkeypatch.setattr(csrc, "reason", "the native backend needs a loom")
     found = fastlstm.info()
     assert found["backends"]["native"] == "the native backend needs a loom"
     assert found["instructions"]["native"] is None

@@ -115,7 +115,7 @@ def emulated(
 
     def run(function: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
         compiled, bound = compiled_for(function, arguments, options)
-        named = {name: bound[name] for name in compiled.names}
+        named = compiled.taken(bound)
         if compiled.ptx not in device.kernels[function.__name__]:
             device.kernels[function.__name__].append(compiled.ptx)
         device.run(compiled.ptx, named, grid(bound) if callable(grid) else grid, compiled.shared_bytes)

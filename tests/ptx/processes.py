@@ -10,7 +10,14 @@ from importlib import metadata
 
 import pytest
 
-EMULATED = ["test_layers.py", "test_grids.py", "test_mutants.py", "test_modules.py"]
+EMULATED = [
+    "test_layers.py",
+    "test_cells.py",
+    "test_grids.py",
+    "test_mutants.py",
+    "test_modules.py",
+    "test_first_call.py",
+]
 INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"
 INSTALLED = importlib.util.find_spec("triton") is not None
 TRIED = INSTALLED and tuple(map(int, metadata.version("triton").split(".")[:2])) >= (3, 9)  # older ones emit other PTX

@@ -1,15 +1,24 @@
-"""The LSTM's cell through ``triton.jit``, with sigmoid and tanh as a GPU computes them.
+"""The cells' derived functions through ``triton.jit``, with sigmoid and tanh as a GPU computes them.
 
 Two versions: exact, for float32 in full precision, and fast, for tf32 and 16 bits, where one instruction gives tanh to
 11 bits. The interpreter has no such instruction and runs the exact one for both.
 """
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from math import inf
+from typing import Any
 
 import triton
 import triton.language as tl
 
 from fastlstm.backends.triton import INTERPRET
 from fastlstm.cells.emit import load, python
-from fastlstm.cells.library import lstm
+from fastlstm.cells.function import Function
+from fastlstm.cells.graph import Node, in_order
+from fastlstm.cells.spec import Cell
 
 
 @triton.jit
@@ -39,25 +48,144 @@ def fast_sigmoid(x):
     return 0.5 * fast_tanh(0.5 * x) + 0.5
 
 
+@triton.jit
+def relu(x):
+    return tl.where(x < 0.0, 0.0, x)  # NaN stays
+
+
+@triton.jit
+def exp(x):
+    return tl.exp(x)
+
+
+@triton.jit
+def log_sigmoid(x):
+    return tl.minimum(x, 0.0) - tl.log(1.0 + tl.exp(-tl.abs(x)))
+
+
+@triton.jit
+def maximum(a, b):
+    return tl.where((a > b) | (a != a), a, b)  # NaN if either is
+
+
+@triton.jit
+def where(condition, a, b):
+    return tl.where(condition, a, b)
+
+
+@triton.jit
+def stop_gradient(x):
+    return x
+
+
+@triton.jit
+def fill(x, value):
+    return tl.full(x.shape, value, tl.float32)
+
+
 # The interpreter looks for tl in a function's globals
-EXACT = {"sigmoid": sigmoid, "tanh": tanh, "tl": tl}
-FAST = {"sigmoid": fast_sigmoid, "tanh": fast_tanh, "tl": tl}
-_FORWARD, _BACKWARD = python(lstm.derived().forward), python(lstm.derived().backward)
-exact_forward, fast_forward = (triton.jit(load(_FORWARD, "forward", names, __name__)) for names in (EXACT, FAST))
-exact_backward, fast_backward = (triton.jit(load(_BACKWARD, "backward", names, __name__)) for names in (EXACT, FAST))
+_COMMON = {
+    "relu": relu, "exp": exp, "log_sigmoid": log_sigmoid, "maximum": maximum, "where": where,
+    "stop_gradient": stop_gradient, "fill": fill, "tl": tl,
+}  # fmt: skip
+EXACT = {"sigmoid": sigmoid, "tanh": tanh, **_COMMON}
+FAST = {"sigmoid": fast_sigmoid, "tanh": fast_tanh, **_COMMON}
 
 
-@triton.jit
-def cell_forward(i_pre, f_pre, g_pre, o_pre, c_prev, PRECISION: tl.constexpr):
-    if PRECISION == "ieee":
-        return exact_forward(i_pre, f_pre, g_pre, o_pre, c_prev)
-    else:
-        return fast_forward(i_pre, f_pre, g_pre, o_pre, c_prev)
+@dataclass(frozen=True)
+class Kernel:
+    """What the kernels are compiled for, of a cell.
+
+    Attributes:
+        forward: a function of the pre-activations in the order of `Layout.sums`, the states, the params and the inputs.
+            It returns the new states and what is saved.
+        backward: a function of the new states' gradients, what is saved, `read`, the params and the inputs. It returns
+            the gradients of the sums, of the states that are carried, of the params and of the inputs.
+        read: of the states that backward reads 2 k for state k after the step, and 2 k + 1 for the one before it.
+        carried: for each state where its gradient is among those that backward returns, or -1.
+        blocks: of weight_ih, for each sum of x.
+        sums, of_h: how many sums there are, and how many of them sum h: the last ones.
+        gates: how many gates a product computes.
+        wide: whether the output may be beyond 1.
+        reads_h: whether the output's value before the step counts, beside its product.
+        divides: whether a gradient may be NaN where all values are zero.
+    """
+
+    forward: Any
+    backward: Any
+    read: tuple[int, ...]
+    carried: tuple[int, ...]
+    blocks: tuple[int, ...]
+    sums: int
+    of_h: int
+    gates: int
+    wide: bool
+    reads_h: bool
+    divides: bool
 
 
-@triton.jit
-def cell_backward(dh, dc, i, f, g, o, c_prev, PRECISION: tl.constexpr):
-    if PRECISION == "ieee":
-        return exact_backward(dh, dc, i, f, g, o, c_prev)
-    else:
-        return fast_backward(dh, dc, i, f, g, o, c_prev)
+@cache
+def kernel(cell: Cell, exact: bool) -> Kernel:
+    """What the kernels have to know of a cell. They take as many sums for one product as fall into place there: all, if
+    every gate sums both products and their number is a power of two. Otherwise each gate has a product of its own.
+    """
+    layout, derived, names = cell.layout, cell.derived(), EXACT if exact else FAST
+    old, sums = [f"{state}_prev" for state in layout.states], [f"{gate}_pre" for gate in layout.sums]
+    given, gradients = [*layout.params, *layout.inputs], [f"d{state}" for state in layout.states]
+    carried = [f"d{state}_prev" for state in layout.carried]
+    arguments = [*gradients, *layout.saved, *derived.states_read, *given]
+    results = [*(f"d{name}" for name in sums), *carried, *(f"d{name}" for name in given)]
+    after, number = list(layout.states), len(layout.sums)
+    return Kernel(
+        _compiled(derived.forward, [*sums, *old, *given], [*after, *layout.saved], names),
+        _compiled(derived.backward, arguments, results, names),
+        tuple(2 * after.index(name) if name in after else 2 * old.index(name) + 1 for name in derived.states_read),
+        tuple(layout.carried.index(state) if state in layout.carried else -1 for state in layout.states),
+        layout.blocks_ih,
+        number,
+        len(layout.of_h),
+        number if number == len(layout.of_both) and number & (number - 1) == 0 else 1,
+        _bound(derived.forward.results[layout.states[0]]) > 1,
+        old[0] in derived.forward.arguments,
+        "div" in derived.backward.operations(),
+    )
+
+
+def _compiled(function: Function, arguments: Sequence[str], results: Sequence[str], names: Mapping[str, Any]) -> Any:
+    """The function of all `arguments` and with all `results` in this order. What it does not depend on is not used, and
+    what it lacks is zero.
+    """
+    graph = next(iter(function.results.values())).graph
+    taken = {name: function.arguments.get(name, graph.input(name)) for name in arguments}
+    like = next(iter(taken.values()))
+
+    def result(name: str) -> Node:
+        found = function.results.get(name, graph.constant(0))
+        return graph.make("fill", like, found) if found.is_constant() else found
+
+    whole = Function(function.name, taken, {name: result(name) for name in results})
+    digest, version = hashlib.sha256(python(whole).encode()).hexdigest()[:16], "exact" if names is EXACT else "fast"
+    name = f"{function.name}_{version}_{digest}"  # by which Triton tells the kernels apart that it has compiled
+    return triton.jit(load(python(whole, name), name, names, __name__))
+
+
+def _bound(result: Node) -> float:
+    """A number that the value is within, plus or minus. Infinite if none is known."""
+    bounds: dict[Node, float] = {}
+    for node in in_order([result]):
+        of = [bounds[a] for a in node.args]
+        bound = inf
+        if node.op == "constant":
+            bound = abs(float(node.value))
+        elif node.op in ("sigmoid", "tanh"):
+            bound = 1.0
+        elif node.op in ("add", "sub"):
+            bound = sum(of)
+        elif node.op == "mul" and inf not in of:
+            bound = of[0] * of[1]
+        elif node.op in ("neg", "relu", "stop_gradient", "maximum"):
+            bound = max(of)
+        elif node.op == "where":
+            bound = max(of[1:])
+        bounds[node] = bound
+    return bounds[result]

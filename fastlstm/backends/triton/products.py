@@ -1,7 +1,8 @@
 """Products with recurrent weights that stay in registers, and the order of rows that makes gates fall into place.
 
-Everything is transposed: gates^T (4H, B) = W (4H, H) h^T (H, B). The gates, always many, are the matrix unit's M, and 8
-batch rows its N. P is H padded to a power of two.
+Everything is transposed: gates^T (S H, B) = W (S H, H) h^T (H, B) for S sums. The gates, always many, are the matrix
+unit's M, and 8 batch rows its N. P is H padded to a power of two. A product computes GATES gates: all four of the LSTM,
+or one of a cell with three.
 """
 
 import triton
@@ -36,32 +37,49 @@ def block_of(lines, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def gate_rows(H: tl.constexpr, P: tl.constexpr):
-    """For each of the product's 4P rows its row of (4H, ...), and its unit.
+def gate_rows(H: tl.constexpr, P: tl.constexpr, GATES: tl.constexpr):
+    """For each row of a product of GATES gates, 1, 2 or 4, its row of (GATES H, ...), and its unit.
 
     Bit 3 and the top bit of a row's number lie in registers in the matrix unit's accumulator. They count the gates, so
-    a thread holds all four of its units and `split_gates` moves nothing.
+    a thread holds all gates of its units and `split_gates` moves nothing.
     """
-    row = tl.arange(0, 4 * P)
-    gate, unit = row // (2 * P) * 2 + row // 8 % 2, row % (2 * P) // 16 * 8 + row % 8
+    row = tl.arange(0, GATES * P)
+    if GATES == 4:
+        gate, unit = row // (2 * P) * 2 + row // 8 % 2, row % (2 * P) // 16 * 8 + row % 8
+    elif GATES == 2:
+        gate, unit = row // 8 % 2, row // 16 * 8 + row % 8
+    else:
+        gate, unit = row // P, row
     return gate * H + unit, unit
 
 
 @triton.jit
-def split_gates(acc, P: tl.constexpr, BLOCK_B: tl.constexpr):
-    """i, f, g, o (P, BLOCK_B) of (4P, BLOCK_B) in the order of `gate_rows`."""
-    acc = tl.permute(tl.reshape(acc, (2, P // 8, 2, 8, BLOCK_B)), (1, 3, 4, 2, 0))
-    i_f, g_o = tl.split(tl.reshape(acc, (P, BLOCK_B, 2, 2)))
-    i, f = tl.split(i_f)
-    g, o = tl.split(g_o)
-    return i, f, g, o
+def split_gates(acc, P: tl.constexpr, BLOCK_B: tl.constexpr, GATES: tl.constexpr):
+    """The gates (P, BLOCK_B) of (GATES P, BLOCK_B) in the order of `gate_rows`."""
+    if GATES == 4:
+        acc = tl.permute(tl.reshape(acc, (2, P // 8, 2, 8, BLOCK_B)), (1, 3, 4, 2, 0))
+        lower, upper = tl.split(tl.reshape(acc, (P, BLOCK_B, 2, 2)))
+        first, second = tl.split(lower)
+        third, fourth = tl.split(upper)
+        return first, second, third, fourth
+    elif GATES == 2:
+        acc = tl.permute(tl.reshape(acc, (P // 8, 2, 8, BLOCK_B)), (0, 2, 3, 1))
+        first, second = tl.split(tl.reshape(acc, (P, BLOCK_B, 2)))
+        return first, second
+    else:
+        return (acc,)
 
 
 @triton.jit
-def join_gates(i, f, g, o, P: tl.constexpr, BLOCK_B: tl.constexpr):
-    """(4P, BLOCK_B): row gate * P + unit."""
-    joined = tl.join(tl.join(i, f), tl.join(g, o))  # (P, BLOCK_B, f or i, g or i)
-    return tl.reshape(tl.permute(joined, (3, 2, 0, 1)), (4 * P, BLOCK_B))
+def join_gates(gates, P: tl.constexpr, BLOCK_B: tl.constexpr, GATES: tl.constexpr):
+    """(GATES P, BLOCK_B) of the gates (P, BLOCK_B): row gate * P + unit."""
+    if GATES == 4:  # (P, BLOCK_B, bit 0 of the gate's number, bit 1)
+        joined = tl.join(tl.join(gates[0], gates[1]), tl.join(gates[2], gates[3]))
+        return tl.reshape(tl.permute(joined, (3, 2, 0, 1)), (4 * P, BLOCK_B))
+    elif GATES == 2:
+        return tl.reshape(tl.permute(tl.join(gates[0], gates[1]), (2, 0, 1)), (2 * P, BLOCK_B))
+    else:
+        return gates[0]
 
 
 @triton.jit

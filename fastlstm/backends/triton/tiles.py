@@ -9,30 +9,34 @@ INPUT_PRECISION = {"native": "ieee", "tf32": "tf32", "ieee": "tf32x3"}  # of tl.
 
 @dataclass(frozen=True)
 class Resident:
-    """One launch. H padded to P; batch rows of a program, and warps in forward and backward."""
+    """One launch. H padded to P; batch rows of a program, and warps in forward and backward. At most so many gates are
+    one product in backward.
+    """
 
     P: int
     block_b: int
     forward_warps: int
     backward_warps: int
+    backward_gates: int = 4
 
 
 @dataclass(frozen=True)
 class Stepwise:
-    """A launch a step: units and batch rows of a program, terms of the sum taken at once."""
+    """A launch a step: units and batch rows of a program, terms of the sum taken at once, warps."""
 
     units: int
     block_b: int
     block_k: int
-    warps: int
+    forward_warps: int
+    backward_warps: int
     stages: int
 
     def grid(self, H: int, rows: int, groups: int) -> tuple[int, int]:
         return -(-rows // self.block_b) * groups, -(-H // self.units)
 
 
-def choose(H: int, precision: str, capability: tuple[int, int]) -> Resident | Stepwise:
-    """The tile of a layer. `precision` is native (16 bits), tf32 or ieee.
+def choose(H: int, precision: str, capability: tuple[int, int], gates: int = 4) -> Resident | Stepwise:
+    """The tile of a layer. `precision` is native (16 bits), tf32 or ieee. A product computes so many `gates`.
 
     Resident: 4 P^2 weights of two bytes lie in registers, 128 KB at P 128, half of a multiprocessor's 256 KB, after
     they passed through shared memory once. Read from there in each step they would take 1024 cycles at 128 bytes a
@@ -42,20 +46,27 @@ def choose(H: int, precision: str, capability: tuple[int, int]) -> Resident | St
       a third of the barriers of half as many. At P 128 that would be 32; 8 of them have 255 registers a thread,
       128 for weights; 16, with 128 registers, 64 for weights, spill in tf32 with a mask. Capability 10 takes tcgen05
       with 8, and spills; with 16 it takes mma.sync, which fits 16 bits but not tf32; at P 32, 4 are its best.
+    * Products of fewer gates have fewer rows, of which a warp takes 16 in forward. More warps would compute them twice.
     * Warps backward: P / 16. More only add instructions.
+    * On capability 8 each gate has a product of its own backward in 16 bits above P 32: that takes 8 to 15 % fewer
+      instructions, and no two threads of a warp want the same bank of shared memory.
     * ieee also holds the low halves, which wgmma reads from shared memory: at P 128 it spills whatever the warps.
 
     Stepwise: 4 x 32 rows of weights by 32 batch rows, small enough that a step of H 1024 and B 128 is 128 programs, one
     for each multiprocessor, and that no precision spills; on capability 10 that takes 8 warps. In backward 32 units are
-    half of wgmma's M, and take mma.sync.
+    half of wgmma's M, and take mma.sync. In ieee each of two warps takes 16 units; four would compute all twice.
     """
     P = max(32, 1 << (H - 1).bit_length())
     newest = capability[0] >= 10
     largest = 128 if precision == "native" or (precision == "tf32" and not newest) else 64
     if largest >= P and _fits(8 * P * P, capability):
         forward = {32: 4, 64: 16, 128: 16} if newest else {32: 8, 64: 16, 128: 8}
-        return Resident(P, 8, forward[P], P // 16)
-    return Stepwise(32, 32, 64 if precision == "native" else 32, 8 if newest else 4, 3)
+        backward_gates = 1 if capability[0] == 8 and precision == "native" and P > 32 else 4
+        return Resident(P, 8, forward[P] if gates == 4 else min(gates * P // 16, 8), P // 16, backward_gates)
+    warps = 8 if newest else 4
+    return Stepwise(
+        32, 32, 64 if precision == "native" else 32, warps, 2 if precision == "ieee" and not newest else warps, 3
+    )
 
 
 def padded_input(I: int, P: int, precision: str, capability: tuple[int, int]) -> int:

@@ -20,7 +20,7 @@ if importlib.util.find_spec("triton") is None:
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ALL = Gradients(True, (True,) * 4, (True, True))
-STEPWISE = tiles.Stepwise(units=32, block_b=16, block_k=16, warps=4, stages=3)
+STEPWISE = tiles.Stepwise(units=32, block_b=16, block_k=16, forward_warps=4, backward_warps=4, stages=3)
 # Outputs and gradients, of the largest value: float32's roundings over sums of some hundred terms; those of tf32's and
 # fp16's 11 bits, of which a few add up in the steps.
 BOUNDS = {

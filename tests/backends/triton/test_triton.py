@@ -51,7 +51,9 @@ def kernels(request, monkeypatch):
     """Both kinds of kernels at small sizes, where the interpreter is fast."""
     if request.param == "stepwise":
         monkeypatch.setattr(
-            tiles, "choose", lambda *_: tiles.Stepwise(units=32, block_b=16, block_k=16, warps=4, stages=3)
+            tiles,
+            "choose",
+            lambda *_: tiles.Stepwise(units=32, block_b=16, block_k=16, forward_warps=4, backward_warps=4, stages=3),
         )
 
 
@@ -148,8 +150,8 @@ def test_nothing_is_saved_without_a_gradient(monkeypatch, kernels):
 
     saved, original = [], launch.forward
 
-    def forward(layer, save, precision):
-        run = original(layer, save, precision)
+    def forward(layer, save, *rest):
+        run = original(layer, save, *rest)
         saved.append(len(run.kept))  # c and gates
         return run
 

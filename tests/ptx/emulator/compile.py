@@ -16,7 +16,17 @@ from triton.runtime import jit
 class Compiled:
     ptx: str
     shared_bytes: int
-    names: list[str]  # of the arguments that the kernel takes, in order
+    paths: list[tuple[Any, ...]]  # of what the kernel takes, in order: an argument's name, and places in its tuple
+
+    def taken(self, bound: dict[str, Any]) -> dict[str, Any]:
+        """Return what the kernel takes of these arguments, by name."""
+        found = {}
+        for name, *places in self.paths:
+            value = bound[name]
+            for place in places:
+                value = value[place]
+            found[".".join(map(str, (name, *places)))] = value
+        return found
 
 
 class Compiler:
@@ -50,8 +60,15 @@ class Compiler:
             mock.patch.object(CUDABackend, "hash", lambda self: f"{hashed(self)}-ptx"),
         ):
             compiled = triton.compile(source, target=self.backend.target, options=options.__dict__)
-        names = [name for name, kind in signature.items() if kind != "constexpr"]
-        return Compiled(compiled.asm["ptx"], compiled.metadata.shared, names)
+        paths = [path for name, kind in signature.items() for path in _paths((name,), kind)]
+        return Compiled(compiled.asm["ptx"], compiled.metadata.shared, paths)
+
+
+def _paths(path: tuple[Any, ...], kind: Any) -> list[tuple[Any, ...]]:
+    """The paths of all values of an argument, whose kind may be a tuple of kinds, but for constants."""
+    if isinstance(kind, tuple):
+        return [found for place, part in enumerate(kind) for found in _paths((*path, place), part)]
+    return [] if kind == "constexpr" else [path]
 
 
 @cache

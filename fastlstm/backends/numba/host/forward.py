@@ -27,12 +27,15 @@ def saved_shape(cell: Cell, T: int, B: int, H: int, dtype: torch.dtype, groups: 
 
 class Forward(Pass):
     """The forward kernel. With `save` runs keep what the backward pass reads: the states but the first and gates. A
-    single step keeps states only if the backward pass reads them, and then all.
+    single step keeps states only if the backward pass reads them, and then all. If it `holds` weights they stay packed
+    whatever it costs to compare them.
     """
 
     kind = "Forward"
 
-    def __init__(self, signature: Signature, save: bool, kept: dict[Any, Any] | None = None) -> None:
+    def __init__(
+        self, signature: Signature, save: bool, kept: dict[Any, Any] | None = None, holds: bool = False
+    ) -> None:
         super().__init__(signature, kept)
         self.save, self.options, self.flip, s = save, (save,), 0, signature
         T, B, R, I, H, dtype, size, counts = s.T, s.B, s.rows, s.I, s.H, s.dtype, s.dtype.itemsize, s.counts
@@ -42,7 +45,7 @@ class Forward(Pass):
         # where the weights are larger than the caches. Parts of the batch rows share the packed weights instead.
         once = T == 1 and parts == 1 and not (s.pieces or of_x)
         large = H * s.products * size > LARGE and s.given is dtype and not save
-        keeps = kept is not None and s.groups is None and not (once and large)
+        keeps = holds or (kept is not None and s.groups is None and not (once and large))
         fields["places"] = places = threads if once and not keeps else self.panels
         fields["h_step"], fields["h_row"] = (B if s.narrow else R) * self.row, self.row
         fields["out_step"], fields["out_row"] = R * H * 2, H * 2

@@ -1,0 +1,164 @@
+"""The check that a kernel's first call makes, on the interpreter's device as on a chip that nobody has measured."""
+
+import importlib.util
+
+import pytest
+import torch
+
+import fastlstm
+from fastlstm import cells
+from fastlstm.backends import dispatch
+from fastlstm.backends import triton as backend
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("triton is made for Linux on x86-64", allow_module_level=True)
+
+from fastlstm.backends.triton import first_call, launch
+
+DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+@pytest.fixture
+def batches(monkeypatch):
+    """The kernels have to be checked, and none has been. How many batch rows each forward pass has."""
+    monkeypatch.setattr(first_call, "applies", lambda device: True)
+    monkeypatch.setattr(first_call, "_checked", set())
+    monkeypatch.setattr(backend, "failures", {})
+    found, original = [], launch.forward
+
+    def forward(layer, *rest):
+        found.append(layer.x.shape[1])
+        return original(layer, *rest)
+
+    monkeypatch.setattr(launch, "forward", forward)
+    return found
+
+
+def lstm(H=20, **options):
+    return fastlstm.LSTM(3, H, **{"backend": "triton-ieee", "device": DEVICE} | options)
+
+
+def x_of(B=2, T=4):
+    return torch.randn(T, B, 3, device=DEVICE)
+
+
+@pytest.mark.sampled(5)
+@pytest.mark.parametrize("H", [20, 140])
+@pytest.mark.parametrize("masks", [(), ("lengths",), ("reset",), ("lengths", "reset")])
+@pytest.mark.parametrize("options", [{}, {"bias": False}, {"backend": "triton-tf32"}])
+def test_kernels_that_are_right_pass(batches, H, masks, options):
+    given = {"lengths": torch.tensor([4, 2]), "reset": torch.rand(4, 2) < 0.5}
+    given = {name: given[name].to(DEVICE) for name in masks}
+    lstm(H, **options)(x_of(), **given)[0].sum().backward()
+    assert batches == [first_call.B, 2]
+
+
+def test_each_variant_is_checked_once(batches):
+    first, second = lstm(), lstm()
+    for module, B in ((first, 2), (first, 3), (second, 2)):
+        module(x_of(B))
+    assert batches == [first_call.B, 2, 3, 2]
+    with torch.no_grad():
+        first(x_of())
+    lstm(21)(x_of())
+    assert batches[4:] == [first_call.B, 2] * 2
+
+
+def test_a_check_leaves_random_numbers_and_modes_alone(batches):
+    module, x = lstm(), x_of()
+    torch.manual_seed(1)
+    with torch.inference_mode():
+        module(x)
+    drawn = torch.rand(3)
+    torch.manual_seed(1)
+    assert torch.equal(drawn, torch.rand(3))
+    weights = dict(module.named_parameters())
+    gradients = torch.func.grad(lambda weights: torch.func.functional_call(module, weights, (x,))[0].sum())(weights)
+    assert batches[0] == first_call.B
+    assert all(gradient.isfinite().all() for gradient in gradients.values())
+
+
+def test_a_graph_is_checked_when_it_is_traced(batches):
+    module = torch.compile(lstm(), fullgraph=True, backend="aot_eager")
+    module(x_of())[0].sum().backward()
+    assert batches[0] == first_call.B
+    assert set(batches[1:]) == {2}
+
+
+def changed(monkeypatch, name, change):
+    """Have a pass give other results than it should."""
+    original = getattr(launch, name)
+    monkeypatch.setattr(launch, name, lambda *arguments: change(original(*arguments)))
+
+
+def failing(message, match):
+    with pytest.warns(RuntimeWarning, match=message) as warned, pytest.raises(RuntimeError, match=match):
+        lstm()(x_of())
+    return [str(warning.message) for warning in warned]
+
+
+def test_a_wrong_result_is_reported_once(batches, monkeypatch):
+    changed(monkeypatch, "forward", lambda run: run._replace(h=run.h * 1.01))
+    (text,) = failing("the check of its first call: the output differs", "failed its check .* the output differs")
+    for part in ("report", f"torch {torch.__version__}", "triton 3.", "capability", "cell lstm", "FASTLSTM_CHECK=0"):
+        assert part in text
+    with pytest.raises(RuntimeError, match="failed its check"):  # without another warning, which would be an error
+        lstm(30)(x_of())
+    with pytest.raises(RuntimeError, match="failed its check"):
+        lstm(backend="triton")(x_of())
+
+
+def test_a_wrong_gradient_is_found_where_gradients_are_wanted(batches, monkeypatch):
+    changed(monkeypatch, "backward", lambda found: found._replace(sums=found.sums * 1.01))
+    with torch.no_grad():
+        lstm()(x_of())
+    failing("the gradient of x differs", "the gradient of x differs")
+
+
+def test_a_result_that_is_nan_is_wrong(batches, monkeypatch):
+    changed(monkeypatch, "forward", lambda run: run._replace(h=run.h.log()))
+    failing("differs from the reference by inf", "by inf")
+
+
+def test_a_kernel_that_does_not_start_is_reported(batches, monkeypatch):
+    def fails(*arguments):
+        raise ValueError("no kernel image")
+
+    monkeypatch.setattr(launch, "forward", fails)
+    failing("ValueError: no kernel image", "ValueError: no kernel image")
+
+
+def test_memory_that_does_not_suffice_is_no_failure(batches, monkeypatch):
+    def fails(*arguments):
+        raise torch.OutOfMemoryError("no memory")
+
+    original = launch.forward
+    monkeypatch.setattr(launch, "forward", fails)
+    with pytest.raises(torch.OutOfMemoryError):  # of the call itself
+        lstm()(x_of())
+    monkeypatch.setattr(launch, "forward", original)
+    lstm()(x_of())
+    assert batches == [first_call.B, 2]
+
+
+def test_auto_takes_other_backends_after_a_failure(monkeypatch):
+    device = torch.device("cuda", 0)
+    monkeypatch.setattr(backend, "capability", lambda device: (9, 0))
+    monkeypatch.setattr(backend, "failures", {device: "it failed"})
+    options = {"cell": cells.lstm, "projected": False, "cells": False}
+    assert dispatch.choose("auto", device, torch.float32, masked=False, **options) == "aten"
+    assert dispatch.choose("auto", device, torch.float32, masked=True, **options) == "reference"
+    assert dispatch.choose("auto", torch.device("cuda", 1), torch.float32, masked=False, **options) == "triton"
+    with pytest.raises(RuntimeError, match="it failed"):
+        dispatch.choose("triton", device, torch.float32, masked=False, **options)
+
+
+@pytest.mark.parametrize("why", ["", "measured", "environment", "capture", "export"])
+def test_when_a_device_is_checked(monkeypatch, why):
+    monkeypatch.setattr(backend, "capability", lambda device: (9, 0))
+    monkeypatch.setattr(first_call, "MEASURED", frozenset({(9, 0)} if why == "measured" else {(8, 0)}))
+    monkeypatch.setenv("FASTLSTM_CHECK", "0" if why == "environment" else "1")
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: why == "capture")
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: why == "export")
+    assert first_call.applies(torch.device("cuda", 0)) == (why == "")
+    assert not first_call.applies(torch.device("cpu"))
