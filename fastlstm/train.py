@@ -166,7 +166,8 @@ def _run(parser: Parser, args: argparse.Namespace) -> int:
     if trouble:
         parser.error(f"{trouble}; continue with --resume {out}" if out else trouble)
     if out:
-        print(f"metrics.json, model.pt{' and the pictures' if report.can_draw() else ''} are in {out}")
+        written = "metrics.json, model.pt and the pictures" if report.can_draw() else "metrics.json and model.pt"
+        print(f"{written} are in {out}")
     if (out or board) and not report.can_draw():
         print(f"the pictures are left out: drawing {report.NEEDED}")
     if board:

@@ -34,7 +34,7 @@ def run(tiny, tmp_path_factory):
 
 def test_it_trains_and_says_what_it_leaves_out(run):
     out, told = run
-    assert told.endswith(f"\nmetrics.json, model.pt are in {out}\n{LEFT_OUT}\n")
+    assert told.endswith(f"\nmetrics.json and model.pt are in {out}\n{LEFT_OUT}\n")
     assert {"metrics.json", "model.pt"} <= {path.name for path in out.iterdir()}
     assert not list(out.glob("*.png"))
 
