@@ -7,14 +7,13 @@ and conftest.py prints the table. `make bench` measures the whole grid.
 """
 
 import functools
-import math
 import statistics
 from dataclasses import asdict
 
 import pytest
 import torch
 
-from benchmarks.clock import REPLAY, Contender, interleaved, num_threads, ratio_of, seconds_of, thread_counts
+from benchmarks.clock import REPLAY, Contender, interleaved, ratio_of, thread_counts
 from benchmarks.contest import Contest
 from benchmarks.peak import fma_peak
 from benchmarks.shapes import MODES, Shape
@@ -28,8 +27,7 @@ SHAPES = (
     Shape(1, 1, 128, 512),
     Shape(50, 32, 80, 256, layers=2, bidirectional=True),
 )
-SECONDS = 4.0  # for the rounds of a shape and mode
-ROUNDS = 5, 21  # the fewest and the most
+ROUNDS, SECONDS = 21, 3.0  # of a shape and mode: rounds, unless they take longer
 
 
 @functools.lru_cache(maxsize=1)
@@ -39,17 +37,6 @@ def checked(shape: Shape) -> Contest:
     return contest
 
 
-def rounds_of(contenders: dict[str, Contender]) -> int:
-    """As many rounds as take about SECONDS. A round runs each contender at least twice, see `interleaved`."""
-    once = 0.0
-    for contender in contenders.values():
-        with num_threads(contender.threads):
-            contender.run()
-            once += max(2 * seconds_of(contender.run, 1), 0.016)
-    fewest, most = ROUNDS
-    return max(fewest, min(most, math.floor(SECONDS / once)))
-
-
 @pytest.mark.benchmark(timer=REPLAY)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -57,7 +44,7 @@ def test_lstm(benchmark, shape, mode):
     threads, contest = torch.get_num_threads(), checked(shape)
     theirs = {f"nn.LSTM {n}": Contender(contest.run(contest.baseline, mode), n) for n in thread_counts(threads)}
     contenders = {**theirs, "fastlstm": Contender(contest.run(contest.ours, mode), threads)}
-    times = interleaved(contenders, rounds_of(contenders))
+    times = interleaved(contenders, ROUNDS, limit=SECONDS)
     best = min(theirs, key=lambda name: statistics.median(times[name]))  # the thread count that it is faster with
     REPLAY.report(benchmark, times["fastlstm"])
     seconds, peak = statistics.median(times["fastlstm"]), fma_peak(threads)
