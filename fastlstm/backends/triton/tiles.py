@@ -1,6 +1,7 @@
 """How each layer is cut up, by hidden size, precision and chip."""
 
 from dataclasses import dataclass
+from functools import cache
 
 # Kilobytes of shared memory that a program may have, by compute capability; 99 elsewhere (8.6, 8.9, 12.0)
 SHARED_KB = {(8, 0): 163, (8, 7): 163, (9, 0): 227, (10, 0): 227, (10, 3): 227}
@@ -35,6 +36,7 @@ class Stepwise:
         return -(-rows // self.block_b) * groups, -(-H // self.units)
 
 
+@cache  # which a short call would notice
 def choose(H: int, precision: str, capability: tuple[int, int], gates: int = 4) -> Resident | Stepwise:
     """The tile of a layer. `precision` is native (16 bits), tf32 or ieee. A product computes so many `gates`.
 
@@ -69,6 +71,7 @@ def choose(H: int, precision: str, capability: tuple[int, int], gates: int = 4) 
     )
 
 
+@cache
 def padded_input(I: int, P: int, precision: str, capability: tuple[int, int]) -> int:
     """I padded, where the resident kernel also does the input's product; 0 where a GEMM does.
 
