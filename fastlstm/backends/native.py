@@ -236,12 +236,15 @@ def _joined(column: tuple[Any, ...]) -> Tensor | None:
     return None if column[0] is None else torch.cat(column, -2)
 
 
-def steps(layer: Layer) -> csrc.Steps:
-    """Prepare the steps of a layer of float32 or float64, whose weights are copied.
+def steps(layer: Layer, kept: dict[Any, Any]) -> csrc.Steps:
+    """Prepare the steps of a layer of float32 or float64, whose weights do not change.
 
     Args:
         layer: x (B, I) and states (B, H), contiguous. The steps read and write these very states.
+        kept: where the packed weights stay, in case that the steps are prepared again.
     """
     with torch.inference_mode(False), torch.no_grad():
         plan = _Plan(layer, False, {}, ())
-        return csrc.Steps(plan.packs, plan.pack(_readable(layer).weights, {}), layer.states, plan.team)
+        if plan.key not in kept:
+            plan.pack(_readable(layer).weights, kept)
+        return csrc.Steps(plan.packs, kept[plan.key][1], layer.states, plan.team)

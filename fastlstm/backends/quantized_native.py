@@ -106,8 +106,10 @@ def quantized_forward(layer: Layer, activations: int) -> Run:
     return quantized_plan(layer, activations, None, ()).forward(layer)
 
 
-def quantized_steps(layer: Layer, activations: int) -> csrc.Steps:
+def quantized_steps(layer: Layer, activations: int, kept: dict[Any, Any]) -> csrc.Steps:
     """Prepare the steps of an int8 layer, whose x is (B, I). See `fastlstm.backends.native.steps`."""
     with torch.inference_mode(False), torch.no_grad():
         plan = Plan(layer._replace(x=layer.x.unsqueeze(0)), activations, {}, ())
-        return csrc.Steps(plan.packs, plan.pack(_contiguous(layer.weights), {}), layer.states, plan.team)
+        if _KEY not in kept:
+            plan.pack(_contiguous(layer.weights), kept)
+        return csrc.Steps(plan.packs, kept[_KEY][1], layer.states, plan.team)

@@ -14,6 +14,7 @@ from fastlstm.backends.base import Layer, Run
 from fastlstm.backends.quantized import quantize_weight
 from fastlstm.layers.modules import CellModule
 from fastlstm.layers.recurrent import OWN
+from fastlstm.layers.streams import may_prepare
 
 Activations = Literal["int8", "int16"]
 BITS = {"int8": 8, "int16": 16}
@@ -91,11 +92,11 @@ class Quantized(CellModule, nn.Module):
     def _is_float32(self, x: Tensor) -> bool:
         return x.dtype is torch.float32 and autocast_of(x) is None
 
-    def _steps_of(self, layer: Layer) -> Any:
+    def _steps_of(self, layer: Layer, kept: dict[Any, Any]) -> Any:
         name = dispatch.choose_quantized(self.backend, layer.x.device, layer.cell)
-        if not dispatch.traits(name).has_quantized_steps or layer.x.dtype is not torch.float32:
+        if not dispatch.traits(name).has_quantized_steps or layer.x.dtype is not torch.float32 or not may_prepare(self):
             return None
-        return dispatch.module(name).quantized_steps(layer, BITS[self.activations])
+        return dispatch.module(name).quantized_steps(layer, BITS[self.activations], kept)
 
     def _run_quantized(self, k: int, layer: Layer) -> Run:
         """Run a layer with states (1, B, H), in float32 whatever its dtype."""

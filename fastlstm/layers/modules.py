@@ -74,9 +74,9 @@ class CellModule:
         """
         return Stream(self, batch_size)
 
-    def _steps_of(self, layer: Layer) -> Any:
+    def _steps_of(self, layer: Layer, kept: dict[Any, Any]) -> Any:
         """Return what runs single steps of a layer of this module for a stream, or None where no backend has that."""
-        return steps_of(self, layer)
+        return steps_of(self, layer, kept)
 
     def _plans_of(self, key: Any = 0) -> Plans | None:
         """Return the plans of this key, or None under a compiler, which uses none.

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlstm.autograd.modes import is_plain, is_untransformed
-from fastlstm.backends import dispatch
+from fastlstm.autograd.modes import is_plain, is_untransformed, no_autocast
+from fastlstm.backends import dispatch, settings
 from fastlstm.backends.base import Layer
 from fastlstm.backends.cpu import threads_now
 from fastlstm.torch_private import when_compiling
@@ -37,49 +37,57 @@ class Stream:
         with torch.inference_mode(False), torch.no_grad():
             self._module = deepcopy(module).eval().requires_grad_(False)
             self._module.flatten_parameters()
+            self._module.backend = settings.named(module.backend)  # later defaults do not reach the stream
             self._layers, H = getattr(module, "num_layers", None), module.hidden_size
             like = self._like = module._example(module._layer_weights(0)).detach()[:0].clone()
             self._shape = torch.Size((batch_size, module.input_size))
             widths = [getattr(module, "proj_size", 0) or H] + [H] * (len(module._cell.states) - 1)
             self._states = [like.new_zeros(self._layers or 1, batch_size, width) for width in widths]
-        self._hidden, self._steps = H, list[Any]()
+        if like.is_meta:
+            raise ValueError("a stream needs a module with weights, and this one is on the device meta")
+        self._hidden, self._packed = H, [dict[Any, Any]() for _ in range(self._layers or 1)]
         self._prepare()
 
     def _prepare(self) -> None:
         """Make the steps of each layer, if the module's backend has such, for the present number of threads."""
         module, states, like = self._module, self._states, self._like
-        self._threads, self._steps, self._between = threads_now(), [], []
-        for k in range(self._layers or 1):
+        threads, steps, between = threads_now(), list[Any](), list[Tensor]()
+        for k, packed in enumerate(self._packed):
             x = like.new_zeros(self._shape if k == 0 else states[0][0].shape)
             layer = Layer(x, tuple(module._layer_weights(k)), tuple([a[k] for a in states]), None, None, False,
                           module._cell)  # fmt: skip
-            step = module._steps_of(layer)
+            step = module._steps_of(layer, packed)
             if step is None:
-                self._steps = []
-                return
-            self._steps.append(step)
-            self._between.append(x)
+                steps = []
+                break
+            steps.append(step)
+            between.append(x)
+        self._threads, self._steps, self._between = threads, steps, between
 
     def __call__(self, x_t: Tensor, inputs: Any = None) -> Tensor:
         """Run one time step.
 
         Args:
             x_t: (B, I), of the dtype and on the device that the weights had.
-            inputs: for a `fastlstm.RNN` whose cell has inputs, a dictionary as for its `step`.
+            inputs: for a `fastlstm.RNN` whose cell has inputs, a dictionary as for its `step`; None for all others.
 
         Returns:
             h (B, H) of the last layer, a new tensor.
 
         Raises:
             TypeError: if `x_t` is no tensor.
-            ValueError: for another shape, dtype or device.
+            ValueError: for another shape, dtype or device, and for `inputs` that the cell has not.
             RuntimeError: if `x_t` requires a gradient while gradients are enabled; under a transform of torch.func.
         """
         like = self._like
+        if type(x_t) is Tensor and x_t.is_neg():
+            x_t = x_t.resolve_neg()
         if not is_untransformed(x_t) or x_t.shape != self._shape or x_t.dtype is not like.dtype:
             self._refuse(x_t)
         if x_t.device != like.device or (x_t.requires_grad and torch.is_grad_enabled()):
             self._refuse(x_t)
+        if inputs is not None and not self._module._cell.inputs:
+            raise ValueError(f"inputs must be None, since the cell {self._module._cell.name} has none, got {inputs!r}")
         with self._lock:
             if threads_now() != self._threads:
                 self._prepare()
@@ -97,7 +105,7 @@ class Stream:
 
     def _by_module(self, x_t: Tensor, inputs: Any) -> Tensor:
         state = tuple(self._states)
-        with torch.no_grad():
+        with torch.no_grad(), no_autocast(x_t):
             if self._layers is None:
                 given = [a[0] for a in state]
                 found = self._module(x_t, given[0] if self._single else tuple(given))
@@ -149,6 +157,10 @@ class Stream:
         shapes, wanted = [tuple(a.shape) for a in given], [tuple(a.shape) for a in own]
         if shapes != wanted:
             raise ValueError(f"state must have the shapes {wanted}, got {shapes}")
+        for b in given:
+            if (b.dtype, b.device) != (self._like.dtype, self._like.device):
+                wanted_kind = f"{self._like.dtype} on {self._like.device}"
+                raise ValueError(f"state must be of {wanted_kind}, got {b.dtype} on {b.device}")
         with self._lock, torch.no_grad():
             for a, b in zip(own, given):
                 a.copy_(b)
@@ -168,14 +180,27 @@ def _leave_frame() -> None:
 when_compiling(_leave_frame)
 
 
-def steps_of(module: Any, layer: Layer) -> Any:
-    """Return the steps of one layer of a float module, or None where its backend has none."""
+def may_prepare(module: Any) -> bool:
+    """Return whether a step of the module is one of its layers and no more: no code of a subclass, and no hook."""
+    if hasattr(module, "num_layers"):
+        return str(type(module).step.__module__).startswith("fastlstm.")
+    own = str(type(module).forward.__module__).startswith("fastlstm.")
+    return own and not (module._forward_hooks or module._forward_pre_hooks)
+
+
+def steps_of(module: Any, layer: Layer, kept: dict[Any, Any]) -> Any:
+    """Return the steps of one layer of a float module, or None where its backend has none.
+
+    Args:
+        kept: where the packed weights stay, in case that the steps are prepared again.
+    """
     x, cell = layer.x, layer.cell
-    if getattr(module, "proj_size", 0) or getattr(module, "_regularizers", None) or cell.inputs:
+    zoneout = getattr(module, "zoneout", 0)
+    if getattr(module, "proj_size", 0) or zoneout not in (0, (0, 0)) or cell.inputs or not may_prepare(module):
         return None
     name = dispatch.choose(module.backend, x.device, x.dtype, cell=cell, projected=False, masked=False, cells=False)
     if not dispatch.traits(name).has_steps or x.dtype not in (torch.float32, torch.float64):
         return None
     if not is_plain(*layer.weights):
         return None
-    return dispatch.module(name).steps(layer)
+    return dispatch.module(name).steps(layer, kept)

@@ -1,7 +1,9 @@
 """`Module.stream`: steps on packed weights, beside the module's own `step`, and beside float64."""
 
 import copy
+import os
 import pickle
+import signal
 import threading
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 from torch import nn
 
 import fastlstm
+from fastlstm.backends import numba
 from fastlstm.cells import library
 from tests.helpers.tolerances import close
 
@@ -228,3 +231,111 @@ def test_a_compiled_function_may_call_a_stream():
     compiled = torch.compile(lambda x: stream(x * 2) + 1, backend="eager")
     for _ in range(3):
         assert torch.equal(compiled(x), eager(x * 2) + 1)
+
+
+class Scaled(fastlstm.LSTM):
+    def step(self, x_t, state=None):
+        return super().step(x_t * 10, state)
+
+
+class Doubled(fastlstm.GRUCell):
+    def forward(self, input, hx=None):  # noqa: A002
+        return super().forward(input * 2, hx)
+
+
+@pytest.mark.parametrize("backend", ["numba", "native"])
+def test_code_of_a_subclass_and_hooks_of_a_cell_run(backend):
+    hooked = fastlstm.LSTMCell(4, 6, backend=backend)
+    hooked.register_forward_hook(lambda module, args, output: tuple(a / 2 for a in output))
+    for module in (Scaled(4, 6, backend=backend), Doubled(4, 6, backend=backend), hooked):
+        assert run_beside(module, module.stream(2), 2) == 0
+
+
+def test_a_stream_ignores_autocast_and_later_defaults():
+    for backend in ("numba", "reference", "aten"):
+        module, x = fastlstm.LSTM(4, 6, backend=backend), torch.randn(2, 4)
+        stream, expected = module.stream(2), module.step(x)[0].detach()
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(stream(x), expected)
+    with fastlstm.use_backend("reference"):
+        stream = fastlstm.LSTM(4, 128).stream(2)
+    x, previous = torch.randn(2, 4), torch.get_num_threads()
+    outputs = []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            stream.reset()
+            outputs.append(stream(x))
+    finally:
+        torch.set_num_threads(previous)
+    assert torch.equal(*outputs)
+
+
+def test_an_interrupted_change_of_threads_leaves_a_stream_right(monkeypatch):
+    module, previous = fastlstm.LSTM(6, 6, num_layers=2, backend="numba"), torch.get_num_threads()
+    stream, alone, x = module.stream(2), module.stream(2), torch.randn(2, 6)
+    prepare, calls = numba.steps, []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return prepare(*args)
+
+    try:
+        torch.set_num_threads(3 - min(previous, 2))
+        with monkeypatch.context() as patch:
+            patch.setattr(numba, "steps", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                stream(x)
+        assert torch.equal(stream(x), alone(x))
+    finally:
+        torch.set_num_threads(previous)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")
+@pytest.mark.parametrize("backend", ["numba", "native"])
+@pytest.mark.parametrize("quantized", [False, True])
+def test_a_stream_goes_on_in_a_forked_child(backend, quantized):
+    module, x, previous = fastlstm.LSTM(4, 128, backend=backend), torch.randn(8, 4), torch.get_num_threads()
+    if quantized:
+        module = fastlstm.quantize(nn.ModuleList([module]))[0]
+    torch.set_num_threads(2)
+    try:
+        stream = module.stream(8)
+        stream(x)
+        expected, state = stream(x), stream.state
+        stream.reset()
+        stream(x)
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            signal.alarm(60)  # the default action ends a child that hangs
+            os.write(writer, b"1" if torch.equal(stream(x), expected) else b"0")
+            os._exit(0)
+        os.close(writer)
+        with os.fdopen(reader, "rb") as found:
+            answer = found.read()
+        os.waitpid(child, 0)
+    finally:
+        torch.set_num_threads(previous)
+    assert answer == b"1"
+    assert torch.equal(stream(x), expected)
+    for a, b in zip(stream.state, state):
+        assert torch.equal(a, b)
+
+
+def test_arguments_that_do_not_fit_a_stream():
+    cell, x = fastlstm.LSTMCell(4, 6), torch.randn(2, 4)
+    with pytest.raises(ValueError, match="inputs must be None, since the cell lstm has none"):
+        cell.stream(2)(x, {"nonsense": x})
+    with pytest.raises(ValueError, match="on the device meta"):
+        fastlstm.LSTM(4, 6, device="meta").stream()
+    stream = cell.stream(2)
+    h, c = stream.state
+    with pytest.raises(ValueError, match=r"state must be of torch\.float32 on cpu, got torch\.float64 on cpu"):
+        stream.state = (h + 1, c.double())
+    assert torch.equal(stream.state[0], h)
+    negated = torch.complex(x, x).conj().imag
+    assert torch.equal(stream(negated), cell(-x)[0].detach())

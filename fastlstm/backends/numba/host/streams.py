@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from fastlstm.backends.base import WEIGHTS, Layer
-from fastlstm.backends.cpu import snapshot_of
 from fastlstm.backends.numba.host import quantized
 from fastlstm.backends.numba.host.forward import Forward
 from fastlstm.backends.numba.host.frames import Frame, Kernel
@@ -45,22 +44,22 @@ class Steps:
         self.frame.run()
 
 
-def steps(layer: Layer) -> Steps:
-    """Prepare the steps of a layer of float32 or float64.
+def steps(layer: Layer, kept: dict[Any, Any]) -> Steps:
+    """Prepare the steps of a layer of float32 or float64, whose weights do not change.
 
     Args:
-        layer: x (B, I) and states (B, H), contiguous. The steps read and write these very states. The weights are
-            copied.
+        layer: x (B, I) and states (B, H), contiguous. The steps read and write these very states.
+        kept: where the packed weights stay, in case that the steps are prepared again.
     """
     first, *others = layer.states
     with torch.inference_mode(False), torch.no_grad():
-        layer = layer._replace(x=layer.x.unsqueeze(0), weights=(*map(contiguous, snapshot_of(layer.weights)),))
-        signature = signature_of(readable(layer), (), 0)._replace(unit=False)
-        forward = Forward(signature, False, {}, holds=True)
-        forward.run(layer)  # which packs the weights
-        packed: Any = forward.keeper.packed if forward.keeper is not None else None
-        of_weights: tuple[int, ...] = (*packed.addresses[:-1], 0) if packed is not None else ()
-        made = Steps(forward.kernel, (packed, layer))
+        layer = readable(layer._replace(x=layer.x.unsqueeze(0), weights=(*map(contiguous, layer.weights),)))
+        forward = Forward(signature_of(layer, (), 0)._replace(unit=False), False, kept, holds=True)
+        keeper: Any = forward.keeper
+        if keeper.packed is None:
+            forward.run(layer)  # which packs the weights
+        *of_weights, _ = keeper.packed.addresses
+        made = Steps(forward.kernel, (keeper.packed, layer))
         call = [0, first.data_ptr(), forward.row, 0, 0, 0, 0, first.data_ptr(), 0]
         for state in others:
             call += state.data_ptr(), forward.row, state.data_ptr(), state.data_ptr()
@@ -69,21 +68,22 @@ def steps(layer: Layer) -> Steps:
             call += told
             made.holds = *made.holds, values
         forward.write_kept(
-            made.frame.arguments, forward.at_kept, *of_weights, made.frame.stale, 0, 0, 0, 0,
+            made.frame.arguments, forward.at_kept, *of_weights, 0, made.frame.stale, 0, 0, 0, 0,
             *addresses(layer.weights[:WEIGHTS]), *call,
         )  # fmt: skip
     return made
 
 
-def quantized_steps(layer: Layer, activations: int) -> Steps:
+def quantized_steps(layer: Layer, activations: int, kept: dict[Any, Any]) -> Steps:
     """Prepare the steps of an int8 layer. See `steps`; `activations`: 8 or 16."""
     B, I, H, first, last = *layer.x.shape, layer.states[0].shape[1], layer.states[0], layer.states[-1]
     with torch.inference_mode(False), torch.no_grad():
-        layer = layer._replace(x=layer.x.unsqueeze(0), weights=(*map(contiguous, snapshot_of(layer.weights)),))
+        layer = layer._replace(x=layer.x.unsqueeze(0), weights=(*map(contiguous, layer.weights),))
         plan = quantized.Plan(quantized.signature_of(layer, activations))
-        packed = plan.pack(layer.weights)
-        made = Steps(plan.kernel, (packed, layer, plan.kernel))
-        row = H * 4
+        packed = kept.get(plan.key)
+        if packed is None:
+            packed = kept[plan.key] = plan.pack(layer.weights)
+        made, row = Steps(plan.kernel, (packed, layer, plan.kernel)), H * 4
         plan.write(
             made.frame.arguments, plan.at, *packed.addresses[:4], 0, 0, *(0,) * len(layer.weights), 0, B * I * 4, I * 4,
             first.data_ptr(), row, last.data_ptr(), row, 0, 0, 0, first.data_ptr(), last.data_ptr(), 0,
