@@ -234,9 +234,7 @@ def choose(
                     return _with_precision(fused, dtype, cell)
                 lacking = lacking or traced
             elif device.type == "cuda" and triton.supports(device, dtype) is None:
-                if runs("triton", cell):
-                    return "triton"
-                _warn_of_cell(cell, "the triton backend runs the LSTM alone")
+                return "triton"
         return "reference" if lacking else "aten"
     reason = module(name).supports(device, dtype)
     if reason is None and not runs(name, cell):

@@ -9,7 +9,7 @@ import os
 
 import pytest
 
-EMULATED = ["test_layers.py", "test_grids.py", "test_mutants.py", "test_modules.py", "test_first_call.py"]
+EMULATED = [f"test_{name}.py" for name in ("layers", "cells", "grids", "mutants", "modules", "first_call")]
 INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"
 INSTALLED = importlib.util.find_spec("triton") is not None
 needs_triton = pytest.mark.skipif(not INSTALLED, reason="triton is made for Linux on x86-64")

@@ -25,6 +25,8 @@ def floats(n):
         ("st.global.b32 [%rd2], %r7;", "uninitialised"),
         ("add.s32 %r1, %r7, 1; st.global.b32 [%rd2], %r1;", "uninitialised"),
         ("add.s32 %r1, %r7, 1;", None),
+        ("prmt.b32 %r1, %r90, %r7, 0x7740; prmt.b32 %r2, %r1, 0, 0x7770; st.global.b32 [%rd2], %r2;", None),
+        ("prmt.b32 %r1, %r90, %r7, 0x7740; prmt.b32 %r2, %r1, 0, 0x7771; st.global.b32 [%rd2], %r2;", "uninitialised"),
         ("selp.b32 %r1, %r90, %r7, 1; st.global.b32 [%rd2], %r1;", None),
         ("setp.lt.s32 %p1, %r7, 3; @%p1 bra $end; $end:\n", "uninitialised"),
         ("st.global.b32 [%rd90], %r90;", "race"),

@@ -16,7 +16,7 @@ def poisoned():
 
 def unnoticed(tried):
     assert tried
-    return [mutant for mutant in tried if not mutant.opens_loop and not mutant.noticed()]
+    return [mutant for mutant in tried if not mutant.noticed() and not mutant.idle]
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from tests.ptx.emulator.findings import Findings
 from tests.ptx.emulator.global_memory import Global
 from tests.ptx.emulator.groups import Groups, Products
 from tests.ptx.emulator.operands import BITS, Active, Unsupported
-from tests.ptx.emulator.parse import Kernel
+from tests.ptx.emulator.parse import Immediate, Kernel, Register
 from tests.ptx.emulator.program import Operation
 from tests.ptx.emulator.shared import BASE, Shared
 
@@ -68,6 +68,7 @@ class Machine:
         self.registers = list(launch.kernel.registers.values())
         self.values = [np.full(self.n, GARBAGE[r.width], BITS[r.width]) for r in self.registers]
         self.valid: list[bool | np.ndarray] = [False] * len(self.registers)  # of which threads a value was written
+        self.bytes: dict[int, np.ndarray] = {}  # of a register of which a part was written: a bit for each byte
         self.threads = np.arange(self.n)
         self.at = np.zeros(self.n, np.int64)  # where each thread is, while they are apart
 
@@ -87,6 +88,7 @@ class Machine:
         raise Unsupported(name)
 
     def write(self, k: int, value: np.ndarray, active: Active) -> None:
+        self.bytes.pop(k, None)
         if active is None:
             self.values[k], self.valid[k] = value, True
         else:
@@ -99,6 +101,8 @@ class Machine:
         valid_a, valid_b = (True if x is None else self.valid[x] for x in (a, b))
         if valid_a is True and valid_b is True:
             return
+        if p is None and a in self.bytes and active is None:
+            self.bytes[k] = self.bytes[a]
         valid = np.where(self.values[p], valid_a, valid_b) if p is not None else np.broadcast_to(valid_a, self.n)
         self.valid[k] = valid if active is None else np.where(active, valid, self.valid[k])
 
@@ -209,7 +213,26 @@ class Machine:
         passed_on = None
         if doubtful and op.scalar:
             passed_on = np.logical_and.reduce([np.broadcast_to(self.valid[k], self.n) for k in doubtful])
+        permuted = self._permuted(op) if doubtful and active is None and op.ins.parts[0] == "prmt" else None
         op.run(self, active)
-        if passed_on is not None:
+        if permuted is not None:
+            (k,) = op.writes
+            self.bytes[k], self.valid[k] = permuted, permuted == 15
+        elif passed_on is not None:
             for k in op.writes:
                 self.valid[k] = passed_on if active is None else np.where(active, passed_on, self.valid[k])
+
+    def _permuted(self, op: Operation) -> np.ndarray | None:
+        """Which bytes of prmt's result were written: LLVM packs bytes beside others that it leaves undefined."""
+        *sources, selector = op.ins.operands[1:]
+        if not isinstance(selector, Immediate):
+            return None
+        known, chosen = np.zeros(self.n, np.int64), int(selector.text.rstrip("U"), 0)
+        for n, source in enumerate(sources):
+            k = source.number if isinstance(source, Register) else None
+            valid = True if k is None else self.valid[k]
+            known |= (self.bytes[k] if k in self.bytes else np.where(valid, 15, 0)) << 4 * n
+        result = np.zeros(self.n, np.int64)
+        for n in range(4):
+            result |= (known >> (chosen >> 4 * n & 7) & 1) << n
+        return result

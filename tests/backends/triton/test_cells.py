@@ -1,0 +1,169 @@
+"""Every cell in both kinds of Triton kernels, against the reference in float64.
+
+Without a GPU they run in Triton's interpreter, which multiplies bf16 as integers: 16 bits are tested in fp16.
+"""
+
+import importlib.util
+import warnings
+
+import pytest
+import torch
+
+import fastlstm
+from fastlstm import cells
+from fastlstm.backends import dispatch, reference
+from fastlstm.backends import triton as backend
+from fastlstm.backends.base import Gradients, Layer, Run, held_steps
+from fastlstm.backends.triton import tiles
+from tests.cells.layers import Case, directions, error, every_cell, flat, gru_decay, masks
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("triton is made for Linux on x86-64", allow_module_level=True)
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+STEPWISE = tiles.Stepwise(units=32, block_b=16, block_k=16, forward_warps=4, backward_warps=4, stages=3)
+# Of outputs and of gradients, of the largest value or of 1: float32's roundings over sums of a few dozen terms; those
+# of tf32's and fp16's 11 bits, of which a few add up in the steps. Gradients are products of three or four of these.
+BOUNDS = {
+    "ieee": (torch.float32, 2e-6, 2e-5),
+    "tf32": (torch.float32, 3e-3, 6e-3),
+    "native": (torch.float16, 4e-3, 1e-2),
+}
+
+
+@pytest.fixture(autouse=True)
+def poisoned():
+    """Uninitialised memory is NaN: what a kernel forgets to write shows. The interpreter warns of NaN and infinity."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=["resident", "stepwise"])
+def kernels(request, monkeypatch):
+    """Both kinds of kernels at small sizes, where the interpreter is fast."""
+    if request.param == "stepwise":
+        monkeypatch.setattr(tiles, "choose", lambda *_: STEPWISE)
+
+
+def converted(part, dtype):
+    """The tensors of a run in another type, on the device."""
+    if isinstance(part, Run):
+        return Run(*(converted(a, dtype) for a in part))
+    return tuple(converted(a, dtype) for a in part) if isinstance(part, tuple) else part.to(DEVICE, dtype)
+
+
+def on_device(layer):
+    tensors = [None if a is None else a.to(DEVICE) for a in layer.tensors]
+    return Layer.of(layer.cell, tensors, layer.reverse)
+
+
+def check(layer, grads, kind, needs):
+    dtype, *bounds = BOUNDS[kind]
+    layer = on_device(layer.to(dtype))
+    exact, given = layer.to(torch.double), converted(grads, dtype)
+    run = backend.forward(layer, True, kind)
+    found = flat(run), backend.backward(given, layer, run, needs, kind).flat
+    run = reference.forward(exact, True)
+    truth = flat(run), reference.backward(converted(given, torch.double), exact, run, needs).flat
+    for got, want, bound in zip(found, truth, bounds):
+        assert [a is None for a in got] == [a is None for a in want]
+        errors = [error(a.double(), b) for a, b in zip(got, want) if a is not None]
+        assert max(errors) < bound, errors
+
+
+@pytest.mark.sampled(12)
+@directions
+@masks
+@pytest.mark.parametrize("kind", BOUNDS)
+@every_cell
+def test_outputs_and_gradients(cell, kind, masked, reverse, kernels):
+    case = Case(cell, T=4, B=9, I=40 if reverse else 5, H=20, reverse=reverse, masked=masked, seed=3)
+    check(case.layer, case.grads, kind, case.needs)
+
+
+@pytest.mark.parametrize("cell", [gru_decay, cells.slstm], ids=lambda cell: cell.name)
+def test_a_stack_of_layers(cell, kernels):
+    first, second = (Case(cell, T=2, B=4, I=5, H=20, masked=True, bias=False, seed=seed) for seed in (1, 2))
+
+    def joined(parts, axis):
+        return tuple(None if a is None else torch.cat([a, b], axis) for a, b in zip(*parts))
+
+    layers, grads = (first.layer, second.layer), (first.grads, second.grads)
+    weights = tuple(None if a is None else torch.stack([a, b]) for a, b in zip(*(each.weights for each in layers)))
+    x, lengths, reset = (torch.cat(pair, axis) for pair, axis in (
+        ([each.x for each in layers], 1), ([each.lengths for each in layers], 0), ([each.reset for each in layers], 1)
+    ))  # fmt: skip
+    states, inputs = joined([each.states for each in layers], 0), joined([each.inputs for each in layers], 1)
+    layer = Layer(x, weights, states, lengths, reset, False, cell, inputs)
+    both = Run(
+        torch.cat([each.h for each in grads], 1), joined([each.last for each in grads], 0),
+        joined([each.kept for each in grads], 1),
+    )  # fmt: skip
+    check(layer, both, "ieee", Gradients.of(cell, [a is not None for a in layer.tensors[:-2]]))
+
+
+@pytest.mark.parametrize("cell", [gru_decay, cells.slstm], ids=lambda cell: cell.name)
+def test_nan_in_the_padding_reaches_nothing(cell, kernels):
+    case = Case(cell, T=3, B=5, H=20, masked=True, reverse=True)
+    clean = on_device(case.layer.to(torch.float32))
+    held, results = held_steps(clean), []
+    dirty = clean._replace(
+        x=clean.x.masked_fill(held, float("nan")),
+        inputs=tuple(a.masked_fill(held, float("nan")) for a in clean.inputs),
+    )
+    for layer in (clean, dirty):
+        run = backend.forward(layer, True, "ieee")
+        grads = backend.backward(converted(case.grads, torch.float32), layer, run, case.needs, "ieee")
+        results.append([a for a in (*flat(run), *grads.flat) if a is not None])
+    for a, b in zip(*results):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("kind", ["ieee", "tf32"])
+def test_outputs_of_any_size_are_multiplied(kind, kernels):
+    """Packed weights are multiplied in fp16, which ends at 65504: h is scaled where the cell does not bound it."""
+    case = Case(cells.elman_relu, T=3, B=3, H=20)
+    layer = case.layer._replace(x=case.layer.x * 1e5, states=(case.layer.states[0] * 1e5,))
+    check(layer, case.grads, kind, Gradients(True, (False, False, True, True), (True,)))
+
+
+def test_a_module():
+    ours = fastlstm.GRU(6, 20, bidirectional=True, backend="triton-ieee", device=DEVICE)
+    theirs = torch.nn.GRU(6, 20, bidirectional=True, dtype=torch.double, device=DEVICE)
+    theirs.load_state_dict(ours.state_dict())
+    x, results = torch.randn(3, 3, 6, device=DEVICE), []
+    for module in (ours, theirs):
+        output, h_n = module(x.to(module.weight_ih_l0.dtype))
+        loss = (output * output.detach().cos()).sum() + h_n.sin().sum()
+        results.append([output, h_n, *torch.autograd.grad(loss, [*module.parameters()])])
+    for got, want in zip(*results, strict=True):
+        assert error(got.double(), want) < BOUNDS["ieee"][2]
+
+
+@cells.cell(gates={"f": "xh", "c": "xh"}, states=("h",), params=("w",), inputs=("gap",))
+def leaky(f, c, h, w, gap):
+    return h + cells.sigmoid(f) * (cells.tanh(c) - h) * cells.exp(-cells.relu(w * gap))
+
+
+def test_a_cell_that_a_user_declares(kernels):
+    results = []
+    for name in ("triton-ieee", "reference"):
+        torch.manual_seed(0)
+        rnn = fastlstm.RNN(leaky, 6, 20, backend=name, device=DEVICE)
+        x, gap = torch.randn(2, 3, 6, device=DEVICE), torch.rand(2, 3, 20, device=DEVICE, requires_grad=True)
+        output, _ = rnn(x, inputs={"gap": gap})
+        results.append([output, *torch.autograd.grad(output.sin().sum(), [gap, *rnn.parameters()])])
+    for got, want in zip(*results, strict=True):
+        assert error(got, want) < BOUNDS["ieee"][2]
+
+
+@every_cell
+def test_auto_takes_the_kernels_for_every_cell(cell, monkeypatch):
+    monkeypatch.setattr(backend, "capability", lambda device: (9, 0))
+    options = {"cell": cell, "projected": False, "masked": True, "cells": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert dispatch.choose("auto", torch.device("cuda"), torch.float32, **options) == "triton"
