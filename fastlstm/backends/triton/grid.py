@@ -77,17 +77,18 @@ def products(
 
 @triton.jit
 def arrive(met_ptr):
-    """Say that what all threads of this program have written is there."""
+    """Say that what this program has written is there: what all its threads have, hence the barrier."""
     tl.debug_barrier()
     tl.atomic_add(met_ptr, 1, sem="release")
 
 
 @triton.jit
 def wait(met_ptr, number, more):
-    """Until so many programs have arrived. All threads then see what those have written. At once unless `more`."""
+    """Until so many programs have arrived, or not at all unless `more`. One thread asks, and to tell all others takes a
+    barrier. So all of them then see what those programs have written.
+    """
     while more & (tl.atomic_add(met_ptr, 0, sem="acquire") < number):
         pass
-    tl.debug_barrier()
 
 
 @triton.jit
