@@ -27,7 +27,7 @@ def converted(run, dtype):
     return Run(run.h.to(dtype), *(tuple(a.to(dtype) for a in part) for part in (run.last, run.kept)))
 
 
-@pytest.mark.sampled(97)
+@pytest.mark.sampled(131)
 @pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
 @pytest.mark.parametrize("I", [28, 40])
 @pytest.mark.parametrize("H", [33, 64, 128, 130])

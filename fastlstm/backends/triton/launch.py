@@ -139,9 +139,10 @@ def forward(layer: Layer, save: bool, precision: str, start: Start = start_anew,
                 start(
                     stepwise.forward_kernel, places,
                     preact, weight_hh, bias_hh, params, layer.inputs, before, lengths, reset, (h, *others), saved,
-                    after, carried, t, t_prev if lengths is None else -1, B, rows, **common, UNITS=tile.units,
-                    BLOCK_K=tile.block_k, BLOCK_B=tile.block_b, PRECISION=tiles.INPUT_PRECISION[precision],
-                    num_warps=tile.forward_warps, num_stages=tile.stages, enable_fp_fusion=True,
+                    after, carried, t, t_prev if lengths is None else -1, B, rows, **common, STATES=len(ends),
+                    UNITS=tile.units, BLOCK_K=tile.block_k, BLOCK_B=tile.block_b,
+                    PRECISION=tiles.INPUT_PRECISION[precision], num_warps=tile.forward_warps, num_stages=tile.stages,
+                    enable_fp_fusion=True,
                 )  # fmt: skip
                 if lengths is not None:
                     before, after, spare = after, spare, after

@@ -77,10 +77,12 @@ def load_or_zeros(ptr, start, offs, ok):
 
 
 @triton.jit
-def load_all(ptrs, start, offs, ok):
-    """Of each pointer a tile, as it lies in memory: to convert it is to wait for it. None gives zeros."""
+def load_all(ptrs, NUMBER: tl.constexpr, start, offs, ok):
+    """Of each pointer a tile, as it lies in memory: to convert it is to wait for it. None gives zeros. NUMBER says how
+    many there are, since before version 3.9 Triton has no len() of a tuple with None.
+    """
     found = ()
-    for k in tl.static_range(len(ptrs)):
+    for k in tl.static_range(NUMBER):
         found += (load_or_zeros(ptrs[k], start, offs, ok),)
     return found
 
@@ -108,7 +110,7 @@ def load_x(ptr, offs, ok, H: tl.constexpr, BLOCKS: tl.constexpr, FUSED: tl.const
 
 @triton.jit
 def store_all(ptrs, start, offs, values, ok):
-    for k in tl.static_range(len(ptrs)):
+    for k in tl.static_range(len(values)):
         if ptrs[k] is not None:
             tl.store(ptrs[k] + start + offs, values[k].to(ptrs[k].dtype.element_ty), mask=ok)
 

@@ -117,11 +117,11 @@ def forward_kernel(
 
     if x_ptr is not None:
         x_ptr += first * x_row
-    old = as_float32(load_all(starts, first * H, state, ok))
+    old = as_float32(load_all(starts, len(starts), first * H, state, ok))
     param = load_params(param_ptrs, group * H, unit, u_ok, BLOCK_B)
     t = step_at(0, T, reverse)
     x = load_x(x_ptr + t * x_step, x_offs, x_ok, H, BLOCKS, PI > 0) if X > 0 else ()
-    given = load_all(input_ptrs, (t * B + first) * H, state, ok)
+    given = load_all(input_ptrs, len(input_ptrs), (t * B + first) * H, state, ok)
     length = load_lengths(lengths_ptr, first + b, b_ok, T)
     if reset_ptr is not None:
         reset = load_reset(reset_ptr, t, B, first + b, length)
@@ -137,12 +137,12 @@ def forward_kernel(
         if reset_ptr is not None:
             reset = load_reset(reset_ptr, ahead, B, first + b, length)
         results = CELL(*(add_biases(sums, bias, bias_hh) + old + param + as_float32(given)))
-        given = load_all(input_ptrs, (ahead * B + first) * H, state, ok)
+        given = load_all(input_ptrs, len(input_ptrs), (ahead * B + first) * H, state, ok)
         new, live = results[: len(old)], ok
         if lengths_ptr is not None:
             live = ok & (t.to(tl.int32) < length)[None, :]
             new = where_all(live, new, old)
-        store_all(states[:1], r * H, state, new, live)
+        store_all(states, r * H, state, new[:1], live)
         if saved_ptr is not None:
             K: tl.constexpr = len(results) - len(old)
             store_all(states[1:], r * H, state, new[1:], ok)
@@ -204,12 +204,12 @@ def backward_kernel(
     if PRECISION != "native" and Y > 0:
         scale = tl.load(scale_ptr + group * H + unit, mask=u_ok, other=0.0)[:, None]
 
-    d = as_float32(load_all(dends, first * H, state, ok))
+    d = as_float32(load_all(dends, len(CARRIED), first * H, state, ok))
     if Y > 0:
         # This product is never chosen. It is the second use of w, without which the compiler would sink w into the loop
         unused = to_h(w, w_low, scale, zeros((GATES * P, BLOCK_B), Y // GATES), PRECISION, False)
         d = with_first(tl.where(T > 0, d[0], unused), d)
-    dparam = zeros((P, BLOCK_B), len(dparams))
+    dparam = zeros((P, BLOCK_B), len(param_ptrs))
     param = load_params(param_ptrs, group * H, unit, u_ok, BLOCK_B)
     length = load_lengths(lengths_ptr, first + b, b_ok, T)
     t = step_at(T - 1, T, reverse)
@@ -217,15 +217,15 @@ def backward_kernel(
     saved = load_blocks(saved_ptr + (t * B + first) * K * H + offs_saved, H, live, K)
     before = step_at(tl.maximum(T - 2, 0), T, reverse)
     read = load_read(starts, states, t, before, T > 1, B, first, state, live, length, READ, H, HELD)
-    given = load_all(input_ptrs, (t * B + first) * H, state, live)
+    given = load_all(input_ptrs, len(input_ptrs), (t * B + first) * H, state, live)
     dh_out = load_or_zeros(dh_ptr, t * dh_step * H + first * dh_row, offs_dh, live)
-    douts_t = load_all(douts, (t * B + first) * H, state, ok)
+    douts_t = load_all(douts, len(CARRIED) - 1, (t * B + first) * H, state, ok)
     if reset_ptr is not None:
         reset = load_reset(reset_ptr, t, B, first + b, length)
     for n in range(T):
         r = t * B + first  # this program's first row in the step
         d_now = (d[0] + dh_out.to(tl.float32),)
-        for j in tl.static_range(len(douts)):
+        for j in tl.static_range(len(CARRIED) - 1):
             d_now += (d[j + 1] + douts_t[j].to(tl.float32),)
         read = as_float32(read)
         goes_on, held = live, d_now  # into the step; past it
@@ -251,12 +251,12 @@ def backward_kernel(
             if MASKED and (j > 0 or Y == 0):
                 of_prev = tl.where(goes_on, of_prev, held[j] if HELD else 0.0)
             d += (of_prev,)
-        ends = results[len(results) - len(dparams) - len(dinputs) :]
+        ends = results[len(results) - len(param_ptrs) - len(input_ptrs) :]
         total = ()
-        for j in tl.static_range(len(dparams)):
+        for j in tl.static_range(len(param_ptrs)):
             total += (dparam[j] + ends[j] if dparams[j] is not None else dparam[j],)
         dparam = total
-        store_all(dinputs, r * H, state, ends[len(dparams) :], ok)
+        store_all(dinputs, r * H, state, ends[len(param_ptrs) :], ok)
 
         s = tl.maximum(T - 2 - n, 0)  # asked for here, the next step's values arrive while the product is done
         t = step_at(s, T, reverse)
@@ -264,9 +264,9 @@ def backward_kernel(
         saved = load_blocks(saved_ptr + (t * B + first) * K * H + offs_saved, H, live, K)
         before = step_at(tl.maximum(s - 1, 0), T, reverse)
         read = load_read(starts, states, t, before, s > 0, B, first, state, live, length, READ, H, HELD)
-        given = load_all(input_ptrs, (t * B + first) * H, state, live)
+        given = load_all(input_ptrs, len(input_ptrs), (t * B + first) * H, state, live)
         dh_out = load_or_zeros(dh_ptr, t * dh_step * H + first * dh_row, offs_dh, live)
-        douts_t = load_all(douts, (t * B + first) * H, state, ok)
+        douts_t = load_all(douts, len(CARRIED) - 1, (t * B + first) * H, state, ok)
         if Y > 0:
             dh = to_h(w, w_low, scale, tiles, PRECISION, True)
             dh = dh + d[0] if CARRIED[0] >= 0 else dh

@@ -40,8 +40,8 @@ def place(B, rows, H: tl.constexpr, UNITS: tl.constexpr, BLOCK_B: tl.constexpr):
 def forward_kernel(
     preact_ptr, weight_ptr, bias_hh_ptr, param_ptrs, input_ptrs, h_0_ptr, lengths_ptr, reset_ptr, states, saved_ptr,
     h_n_ptr, carried, t, t_prev, B, rows, CELL: tl.constexpr, BLOCKS: tl.constexpr, S: tl.constexpr, Y: tl.constexpr,
-    GATES: tl.constexpr, H: tl.constexpr, UNITS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_B: tl.constexpr,
-    PRECISION: tl.constexpr,
+    GATES: tl.constexpr, STATES: tl.constexpr, H: tl.constexpr, UNITS: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_B: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Step t, after t_prev, which is negative where t is the first. preact (T,B,X H) is the input's product with the
     bias. carried (B,H) are the states in float32. That of h is None if only its product is taken. lengths (B,) and
@@ -86,11 +86,11 @@ def forward_kernel(
             tile += tl.load(bias_hh_ptr + at, mask=row_ok, other=0.0).to(tl.float32)[:, None]
         gates += split_gates(tile, UNITS, BLOCK_B, GATES)
 
-    old = load_all(carried, 0, state, u_ok[:, None] & run_ok[None, :])
-    given = as_float32(load_all(input_ptrs, t * B * H, state, ok))
+    old = load_all(carried, STATES, 0, state, u_ok[:, None] & run_ok[None, :])
+    given = as_float32(load_all(input_ptrs, len(input_ptrs), t * B * H, state, ok))
     param = load_params(param_ptrs, group * H, unit, u_ok, BLOCK_B)
     results = CELL(*(gates + old + param + given))
-    new, shown, K = results[: len(carried)], ok, len(results) - len(carried)
+    new, shown, K = results[:STATES], ok, len(results) - STATES
     h = new[0].to(states[0].dtype.element_ty)
     if lengths_ptr is not None:
         live = (t < length)[None, :]
@@ -103,7 +103,7 @@ def forward_kernel(
     if saved_ptr is not None:
         store_all(states[1:], t * B * H, state, new[1:], ok)
         at = (t * B + b)[None, :] * (K * H) + unit[:, None]
-        store_blocks(saved_ptr + at, H, results[len(carried) :], ok)
+        store_blocks(saved_ptr + at, H, results[STATES:], ok)
 
 
 @triton.jit(do_not_specialize=["t", "t_prev", "t_next", "B", "rows", "dh_step", "dh_row"])
@@ -120,6 +120,7 @@ def backward_kernel(
     what goes to the step before apart from the product. If the cell sends nothing there it is the gradient of every
     step's h, which goes on where that h was held. To dparams (B,H), float32, each step adds.
     """
+    OTHERS: tl.constexpr = len(CARRIED) - 1
     t, t_prev, t_next = tl.cast(t, tl.int64), tl.cast(t_prev, tl.int64), tl.cast(t_next, tl.int64)
     group, _, b, unit, b_ok, u_ok = place(B, rows, H, UNITS, BLOCK_B)
     k, ok, state = tl.arange(0, BLOCK_K), u_ok[:, None] & b_ok[None, :], b[None, :] * H + unit[:, None]
@@ -147,8 +148,8 @@ def backward_kernel(
         dh_at = b[None, :] * (dh_row * H) + unit[:, None]
         dh = load_or_zeros(dh_ptr, t * dh_step * H, dh_at, u_ok[:, None] & (t < length)[None, :]).to(tl.float32)
         d = (passed + dh,)
-        of_states, douts_t = load_all(dcarried[1:], 0, state, ok), load_all(douts, t * B * H, state, ok)
-        for n in tl.static_range(len(douts)):
+        of_states, douts_t = load_all(dcarried[1:], OTHERS, 0, state, ok), load_all(douts, OTHERS, t * B * H, state, ok)
+        for n in tl.static_range(OTHERS):
             d += (of_states[n] + douts_t[n].to(tl.float32),)
         at = (t * B + b)[None, :] * (K * H) + unit[:, None]
         saved = as_float32(load_blocks(saved_ptr + at, H, ok, K))
@@ -159,7 +160,7 @@ def backward_kernel(
         if reset_ptr is not None:
             reset = load_reset(reset_ptr, t, B, b, length)
             read = reset_read(reset, read, READ)
-        given = as_float32(load_all(input_ptrs, t * B * H, state, ok))
+        given = as_float32(load_all(input_ptrs, len(input_ptrs), t * B * H, state, ok))
         results = CELL(*(d + saved + read + load_params(param_ptrs, group * H, unit, u_ok, BLOCK_B) + given))
         held = (t >= length)[None, :]
         if lengths_ptr is not None:
@@ -176,9 +177,9 @@ def backward_kernel(
                     passed = of_prev
                 else:
                     tl.store(dcarried[n] + state, of_prev, mask=ok)
-        ends = results[len(results) - len(dparams) - len(dinputs) :]
-        for n in tl.static_range(len(dparams)):
+        ends = results[len(results) - len(param_ptrs) - len(input_ptrs) :]
+        for n in tl.static_range(len(param_ptrs)):
             if dparams[n] is not None:
                 tl.store(dparams[n] + state, tl.load(dparams[n] + state, mask=ok, other=0.0) + ends[n], mask=ok)
-        store_all(dinputs, t * B * H, state, ends[len(dparams) :], ok)
+        store_all(dinputs, t * B * H, state, ends[len(param_ptrs) :], ok)
     tl.store(dcarried[0] + state, passed, mask=ok)

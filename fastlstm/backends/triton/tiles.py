@@ -64,8 +64,8 @@ def choose(H: int, precision: str, capability: tuple[int, int], gates: int = 4) 
       with 8, and spills; with 16 it takes mma.sync, which fits 16 bits but not tf32; at P 32, 4 are its best.
     * Products of fewer gates have fewer rows, of which a warp takes 16 in forward. More warps would compute them twice.
     * Warps backward: P / 16. More only add instructions.
-    * On capability 8 each gate has a product of its own backward in 16 bits: that takes 15 % fewer instructions, and no
-      two threads of a warp want the same bank of shared memory.
+    * On capability 8 each gate has a product of its own backward in 16 bits above P 32: that takes 8 to 15 % fewer
+      instructions, and no two threads of a warp want the same bank of shared memory.
     * ieee also holds the low halves, which wgmma reads from shared memory: at P 128 it spills whatever the warps.
 
     Stepwise: 4 x 32 rows of weights by 32 batch rows, small enough that a step of H 1024 and B 128 is 128 programs, one
@@ -77,7 +77,7 @@ def choose(H: int, precision: str, capability: tuple[int, int], gates: int = 4) 
     largest = 128 if precision == "native" or (precision == "tf32" and not newest) else 64
     if largest >= P and _fits(8 * P * P, capability):
         forward = {32: 4, 64: 16, 128: 16} if newest else {32: 8, 64: 16, 128: 8}
-        backward_gates = 1 if capability[0] == 8 and precision == "native" else 4
+        backward_gates = 1 if capability[0] == 8 and precision == "native" and P > 32 else 4
         return Resident(P, 8, forward[P] if gates == 4 else min(gates * P // 16, 8), P // 16, backward_gates)
     warps = 8 if newest else 4
     return Stepwise(
