@@ -23,6 +23,8 @@ LINK = ["-pthread"] if sys.platform == "darwin" else ["-pthread", "-Wl,--as-need
 INSTRUCTIONS = {
     "csrc/avx2.cpp": ["-mavx2", "-mfma"],
     "csrc/avx512.cpp": ["-mavx512f", "-mavx512dq", "-mavx512vl"],
+    "csrc/int8_avx2.cpp": ["-mavx2", "-mfma"],
+    "csrc/int8_avx512.cpp": ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512vnni"],
 }
 if sys.platform == "darwin":  # one build may be for both processors
     INSTRUCTIONS = {

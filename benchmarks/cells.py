@@ -2,16 +2,22 @@
 
 python -m benchmarks.cells [--only gru mgu] [--pairs 31] [--no-compile]
 
-The loop is checked against `fastlstm.RNN` before the clock starts. It and torch's layer run on one thread and on all in
-every round, and the faster one counts. What is compiled runs on all. Two tables for docs/cells.md are printed row by
-row. To compile a loop of so many steps takes minutes for each row.
+The loop is checked against `fastlstm.RNN` before the clock starts, and what is made from it against the loop: its
+outputs, and in a training step all its gradients. What cannot run or is wrong is not measured. The loop, `scan` and
+torch's layer run on one thread and on all in every round, and the fastest counts. What is compiled runs on all. Two
+tables for docs/cells.md are printed row by row. To compile a loop of so many steps takes minutes for each row.
+
+"scan" is the same step in torch's `scan`, a loop that a compiler need not unroll.
 """
 
 import argparse
 import inspect
 import statistics
+import sys
+import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,50 +36,67 @@ TORCH = {
     cells.elman_tanh: nn.RNN,
     cells.elman_relu: partial(nn.RNN, nonlinearity="relu"),
 }
-CONTENDERS = "plain PyTorch loop", "compiled", "torch.nn", "fastlstm"
-Run = Callable[[], object]
+CONTENDERS = "plain PyTorch loop", "compiled", "scan", "scan compiled", "torch.nn", "fastlstm"
+Run = Callable[[], Tensor]
+States = tuple[Tensor, ...]
 
 
 class Loop(nn.Module):
-    """A layer of a cell as one writes it in PyTorch: x is multiplied for all steps at once, and h at each."""
+    """A layer of a cell as one writes it in PyTorch: x is multiplied for all steps at once, and h at each.
+
+    With `scans` the loop over the steps is torch's `scan`.
+    """
 
     weight_ih: Tensor
     weight_hh: Tensor
     bias_ih: Tensor
     bias_hh: Tensor
 
-    def __init__(self, rnn: fastlstm.RNN) -> None:
+    def __init__(self, rnn: fastlstm.RNN, scans: bool = False) -> None:
         super().__init__()
-        self.cell = rnn.cell
+        self.cell, self.scans = rnn.cell, scans
         self.takes = tuple(inspect.signature(rnn.cell.function).parameters)
         self.of_x, self.of_h = ([gate for gate, sums in rnn.cell.gates.items() if k in sums] for k in "xh")
         for name, parameter in rnn.named_parameters():
             self.register_parameter(name.removesuffix("_l0"), nn.Parameter(parameter.detach().clone()))
 
+        self.joint = self.of_x == self.of_h
+
     def forward(self, x: Tensor) -> Tensor:
-        states = [x.new_zeros(x.shape[1], H) for _ in self.cell.states]
-        params = {name: getattr(self, name) for name in self.cell.params}
-        joint = self.of_x == self.of_h
-        bias = self.bias_ih + self.bias_hh if joint else self.bias_ih
-        outputs = []
-        for from_x in F.linear(x, self.weight_ih, bias).unbind(0):
-            if joint:
-                sums = torch.addmm(from_x, states[0], self.weight_hh.t())
-                given = dict(zip(self.of_x, sums.chunk(len(self.of_x), 1)))
-            else:
-                given = dict(zip(self.of_x, from_x.chunk(len(self.of_x), 1)))
-                from_h = F.linear(states[0], self.weight_hh, self.bias_hh) if self.of_h else x.new_zeros(0)
-                for gate, part in zip(self.of_h, from_h.chunk(max(len(self.of_h), 1), -1)):
-                    given[gate] = given[gate] + part if gate in given else part
-            given |= params | dict(zip(self.cell.states, states))
-            new = self.cell.function(**{name: given[name] for name in self.takes})
-            states = list(new) if isinstance(new, tuple) else [new]
-            outputs.append(states[0])
-        return torch.stack(outputs)
+        states: States = tuple([x.new_zeros(x.shape[1], H) for _ in self.cell.states])
+        from_x = F.linear(x, self.weight_ih, self.bias_ih + self.bias_hh if self.joint else self.bias_ih)
+        if self.scans:
+            from torch._higher_order_ops.scan import scan  # torch has no public name for it
+
+            def step(states: Any, from_x: Tensor) -> Any:  # whose annotations Dynamo evaluates
+                states = self.step(states, from_x)
+                return states, states[0].clone()  # the results of a scan may not be the same tensor
+
+            outputs: Tensor = scan(step, states, from_x)[1]
+            return outputs
+        steps = []
+        for part in from_x.unbind(0):
+            states = self.step(states, part)
+            steps.append(states[0])
+        return torch.stack(steps)
+
+    def step(self, states: States, from_x: Tensor) -> States:
+        """The states after a step whose product with x, of all gates that sum it, is `from_x`."""
+        if self.joint:
+            sums = torch.addmm(from_x, states[0], self.weight_hh.t())
+            given = dict(zip(self.of_x, sums.chunk(len(self.of_x), 1)))
+        else:
+            given = dict(zip(self.of_x, from_x.chunk(len(self.of_x), 1)))
+            from_h = F.linear(states[0], self.weight_hh, self.bias_hh) if self.of_h else from_x.new_zeros(0)
+            for gate, part in zip(self.of_h, from_h.chunk(max(len(self.of_h), 1), -1)):
+                given[gate] = given[gate] + part if gate in given else part
+        given |= {name: getattr(self, name) for name in self.cell.params} | dict(zip(self.cell.states, states))
+        new = self.cell.function(**{name: given[name] for name in self.takes})
+        return new if isinstance(new, tuple) else (new,)
 
 
 def inference(module: Callable[[Tensor], Tensor], parameters: list[Tensor], x: Tensor) -> Run:
-    def run() -> object:
+    def run() -> Tensor:
         with torch.no_grad():
             return module(x)
 
@@ -81,23 +104,39 @@ def inference(module: Callable[[Tensor], Tensor], parameters: list[Tensor], x: T
 
 
 def training(module: Callable[[Tensor], Tensor], parameters: list[Tensor], x: Tensor) -> Run:
-    """Forward and backward. The gradients are dropped, the weights stay."""
-    gradient = torch.randn(T, B, H)
+    """Forward and backward. The next step drops the gradients, the weights stay."""
+    gradient = torch.randn(T, B, H, generator=torch.Generator().manual_seed(0))
 
-    def run() -> None:
+    def run() -> Tensor:
         for parameter in parameters:
             parameter.grad = None
-        module(x).backward(gradient)
+        output = module(x)
+        output.backward(gradient)
+        return output.detach()
 
     return run
 
 
-def works(run: Run) -> bool:
+def results_of(run: Run, module: nn.Module) -> dict[str, Tensor | None]:
+    """The output, and the gradients of the parameters or None."""
+    return {"output": run(), **{f"gradient of {name}": a.grad for name, a in module.named_parameters()}}
+
+
+def works(name: str, run: Run, module: nn.Module, expected: dict[str, Tensor | None]) -> bool:
+    """Whether it runs, with the expected results. Else it says what is wrong."""
+    start = time.perf_counter()
     try:
-        run()
+        results = results_of(run, module)
     except Exception as error:  # whatever a compiler raises
-        print(f"not measured: {type(error).__name__}: {str(error).splitlines()[0]}", flush=True)
+        print(f"not measured: {name}: {type(error).__name__}: {str(error).splitlines()[0]}", file=sys.stderr)
         return False
+    print(f"{name}: the first call took {time.perf_counter() - start:.0f} s", file=sys.stderr)
+    for what, a in expected.items():
+        found = results[what]
+        # sums of at most 3200 products in another order differ by less than 1e-5 of the largest
+        if a is not None and (found is None or float((found - a).abs().max()) > 1e-4 * max(1.0, float(a.abs().max()))):
+            print(f"not measured: {name}: wrong {what}", file=sys.stderr)
+            return False
     return True
 
 
@@ -108,11 +147,14 @@ def measure(cell: Cell, kind: Callable[..., Run], pairs: int, compiles: bool) ->
     loop = Loop(rnn)
     torch.testing.assert_close(rnn(x)[0], loop(x), rtol=0, atol=1e-5)
     rivals = {"plain PyTorch loop": kind(loop, list(loop.parameters()), x)}
-    if compiles:
-        torch.compiler.reset()
-        compiled = kind(torch.compile(loop, fullgraph=True, dynamic=False), list(loop.parameters()), x)
-        if works(compiled):
-            rivals["compiled"] = compiled
+    expected = results_of(rivals["plain PyTorch loop"], loop)
+    torch.compiler.reset()
+    for scans, name in ((False, "compiled"), (True, "scan"), (True, "scan compiled")):
+        module = Loop(rnn, scans)
+        called = torch.compile(module, fullgraph=True, dynamic=False) if name.endswith("compiled") else module
+        run = kind(called, list(module.parameters()), x)
+        if (compiles or called is module) and works(name, run, module, expected):
+            rivals[name] = run
     if cell in TORCH:
         theirs = TORCH[cell](I, H)
         rivals["torch.nn"] = kind(lambda x: theirs(x)[0], list(theirs.parameters()), x)
@@ -120,7 +162,7 @@ def measure(cell: Cell, kind: Callable[..., Run], pairs: int, compiles: bool) ->
     contenders = {"fastlstm": Contender(kind(lambda x: rnn(x)[0], list(rnn.parameters()), x), threads)}
     for name, run in rivals.items():
         # what is compiled belongs to one count of threads, and another would take as many minutes again
-        for count in [threads] if name == "compiled" else thread_counts(threads):
+        for count in [threads] if name.endswith("compiled") else thread_counts(threads):
             contenders[f"{name} {count}"] = Contender(run, count)
     times = interleaved(contenders, pairs)
     best = {"fastlstm": times["fastlstm"]}
@@ -137,7 +179,7 @@ def main() -> None:
     named = {cell.name: cell for cell in cells.CELLS}
     parser.add_argument("--only", nargs="+", choices=named, default=list(named), metavar="CELL")
     parser.add_argument("--pairs", type=int, default=31)
-    parser.add_argument("--no-compile", dest="compile", action="store_false", help="leave out what takes minutes")
+    parser.add_argument("--no-compile", dest="compile", action="store_false", help="leave out what is compiled")
     options = parser.parse_args()
     threads = torch.get_num_threads()
     print(f"{machine.cpu_name()}, {threads} threads, load {machine.load()}, torch {torch.__version__}")

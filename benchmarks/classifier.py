@@ -24,7 +24,7 @@ import torch
 from benchmarks import machine
 from benchmarks.clock import Contender, fastest, interleaved, ratio_of, thread_counts
 from benchmarks.rivals import SETTLE, iofc, onnxruntime_session
-from fastlstm.backends import native
+from fastlstm.backends import csrc
 from fastlstm.export import model_bytes
 from fastlstm.mnist.model import RowLSTM
 
@@ -74,11 +74,11 @@ def onnxruntime(model: RowLSTM, images: torch.Tensor, B: int, threads: int) -> R
 
 def model_run(model: RowLSTM, images: torch.Tensor, B: int, threads: int) -> Run:
     """fastlstm_model_run of csrc/fastlstm.h, on the library's own threads."""
-    library, content, loaded = ctypes.CDLL(str(native.LIBRARY)), model_bytes(model.state_dict()), ctypes.c_void_p()
+    library, content, loaded = ctypes.CDLL(str(csrc.LIBRARY)), model_bytes(model.state_dict()), ctypes.c_void_p()
     library.fastlstm_model_read(content, ctypes.c_size_t(len(content)), ctypes.byref(loaded))
     call = library.fastlstm_model_run
     call.argtypes = [ctypes.c_void_p, *[ctypes.c_int64] * 2, *[ctypes.c_void_p] * 2, ctypes.c_char_p]
-    team, (count, T, I), C = native.THREADS.pack(threads, 0, 0), images.shape, model.linear.out_features
+    team, (count, T, I), C = csrc.THREADS.pack(threads, 0, 0), images.shape, model.linear.out_features
     logits = np.full((count, C), np.nan, np.float32)
 
     def run() -> np.ndarray:
@@ -95,7 +95,7 @@ def program(folder: Path, model: RowLSTM, images: torch.Tensor, B: int, threads:
     if not executable.exists():
         weights.write_bytes(model_bytes(model.state_dict()))
         pixels.write_bytes(struct.pack(">4I", 0x803, *images.shape) + (images * 255).round().byte().numpy().tobytes())
-        link = [native.LIBRARY, f"-Wl,-rpath,{native.LIBRARY.parent}"]
+        link = [csrc.LIBRARY, f"-Wl,-rpath,{csrc.LIBRARY.parent}"]
         subprocess.run([os.environ.get("CC", "cc"), "-O2", SOURCE, *link, "-o", executable], check=True)
     command = [executable, weights, pixels, str(B), str(threads)]
     return lambda: subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout

@@ -1,27 +1,16 @@
 // The functions of fastlstm.h: arguments are checked, a kernel is chosen, memory is found, the threads run.
-#include <string.h>
-
-#include "job.h"
-#include "memory.h"
-#include "threads.h"
+#include "call.h"
 
 using namespace fastlstm;
 
 namespace {
 
-#include "cells.h"
-
-constexpr int64_t MAX_THREADS = 256, LARGEST = INT64_C(1) << 40;
 constexpr int64_t CHUNK_ROWS = 128;  // (step, row) pairs whose dpreact is turned into gradients together
 // Up to this size of the sums over (step, row) pairs, or half of it where batch rows are few but steps many, each half of
 // the batch rows has its own: a thread's are then over what it has in its cache. It depends on nothing but the shape, so
 // that the bits do not on the threads.
 constexpr int64_t HALF_BYTES = 1 << 19;
 constexpr int64_t FEW_ROWS = 128;  // (step, row) pairs whose weight gradients are written row by row, less for padding
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
-int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 
 const Kernels *kernels_of(int64_t instructions) {
 #ifdef __x86_64__
@@ -43,73 +32,35 @@ const Tasks &backward_of([[maybe_unused]] const Kernels &kernels) {
     return base_backward;
 }
 
-// The numbers of a cell that sizes follow from, see cells.h
-struct Cell {
-    int64_t sums, of_x, of_h, states, carried, saved;
+constexpr int64_t MOST_COLUMNS = 1 << 16;  // of int8 weights, whose sums are of int32
 
-    int64_t weights(int64_t I, int64_t H) const { return of_x * I + of_h * H; }  // of one unit
-    bool has_c() const { return states > 1; }
-};
-template <class C> constexpr Cell cell_of() { return {C::S, C::X, C::Y, C::STATES, C::STATES - C::OWN, C::SAVED}; }
-constexpr Cell cells[CELLS] = {cell_of<Lstm>(), cell_of<Gru>()};  // in the order of enum fastlstm_cell
-
-bool is_cell(int64_t cell) { return 0 <= cell && cell < CELLS; }
-bool is_dtype(int64_t dtype) { return dtype == FASTLSTM_FLOAT32 || dtype == FASTLSTM_FLOAT64; }
-int64_t size_of(int64_t dtype) { return dtype == FASTLSTM_FLOAT32 ? 4 : 8; }
-
-// The product of sizes, or -1 where one is below 1 or the result would be no array's size
-int64_t product_of(int64_t a, int64_t b, int64_t c = 1, int64_t d = 1) {
-    int64_t total = 1;
-    const int64_t sizes[] = {a, b, c, d};
-    for (int64_t size : sizes) {
-        if (size < 1 || size > LARGEST || total > LARGEST / size) return -1;
-        total *= size;
-    }
-    return total;
-}
-
-// Whether all arrays of a call have a size
-bool are_sizes(int64_t cell, int64_t T, int64_t B, int64_t I, int64_t H) {
-    const int64_t most = max(cells[cell].sums, cells[cell].saved);
-    return I >= 1 && H >= 1 && I <= LARGEST && H <= LARGEST && product_of(T, B, I + 64) > 0 &&
-           product_of(T, B, H + 64, most) > 0 && product_of(H + 64, I + H + 64, most) > 0;
-}
-
-// Whether the last of so many things, so many elements apart in either direction, is in reach.
-bool is_stride(int64_t count, int64_t stride) {
-    const int64_t most = LARGEST / count;
-    return -most <= stride && stride <= most;
-}
-
-// Whether the rows of a weight, of so many columns, lie so many elements apart: they do not overlap.
-template <class Args> bool is_weight_row(const Args &a, int64_t columns, int64_t row) {
-    return row >= columns && is_stride(cells[a.cell].sums * a.H, row);
-}
-template <class Args> bool are_weight_rows(const Args &a) {
-    return is_weight_row(a, a.I, a.weight_ih_row) && is_weight_row(a, a.H, a.weight_hh_row);
-}
-template <class Args> bool are_input_strides(const Args &a) {
-    return is_stride(a.T, a.x_step) && is_stride(a.B, a.x_row) && is_stride(a.B, a.h_0_row) && is_stride(a.B, a.c_0_row);
-}
-
-template <class Args> int check_common(const Args &a) {
+template <class Args> int check_common(const Args &a, bool may_be_int8) {
     if (a.version != FASTLSTM_VERSION) return FASTLSTM_BAD_VERSION;
-    if (!is_dtype(a.dtype) || !is_cell(a.cell) || !are_sizes(a.cell, a.T, a.B, a.I, a.H)) return FASTLSTM_BAD_ARGUMENT;
-    return kernels_of(a.instructions) ? FASTLSTM_OK : FASTLSTM_NO_INSTRUCTIONS;
+    const bool int8 = may_be_int8 && is_int8(a.dtype);
+    if (!(int8 || is_dtype(a.dtype)) || !is_cell(a.cell) || !are_sizes(a.cell, a.T, a.B, a.I, a.H))
+        return FASTLSTM_BAD_ARGUMENT;
+    if (int8 && (a.I > MOST_COLUMNS || a.H > MOST_COLUMNS)) return FASTLSTM_BAD_ARGUMENT;
+    const bool runs = int8 ? int8_kernels_of(a.instructions) != nullptr : kernels_of(a.instructions) != nullptr;
+    return runs ? FASTLSTM_OK : FASTLSTM_NO_INSTRUCTIONS;
+}
+
+bool are_weights(const fastlstm_forward_args &a) {
+    const bool scales = !is_int8(a.dtype) || (a.weight_ih_scale && a.weight_hh_scale);
+    return a.weight_ih && a.weight_hh && are_weight_rows(a) && scales;
 }
 
 int check(const fastlstm_forward_args *a) {
     if (!a) return FASTLSTM_BAD_ARGUMENT;
-    if (int code = check_common(*a)) return code;
-    bool weights = (a->packed && !a->changed) || (a->weight_ih && a->weight_hh && are_weight_rows(*a));
+    if (int code = check_common(*a, true)) return code;
+    const bool weights = (a->packed && !a->changed) || are_weights(*a), saves = !is_int8(a->dtype) || !a->gates;
     const bool states = cells[a->cell].has_c() ? a->c_n && !a->c == !a->gates : !a->c_0 && !a->c_n && !a->c;
-    bool right = weights && a->x && (a->h || a->T == 1) && a->h_n && states && are_input_strides(*a);
+    bool right = weights && saves && a->x && (a->h || a->T == 1) && a->h_n && states && are_input_strides(*a);
     return right ? FASTLSTM_OK : FASTLSTM_BAD_ARGUMENT;
 }
 
 int check(const fastlstm_backward_args *a) {
     if (!a) return FASTLSTM_BAD_ARGUMENT;
-    if (int code = check_common(*a)) return code;
+    if (int code = check_common(*a, false)) return code;
     bool right = a->x && (!a->dx || a->weight_ih) && a->weight_hh && (a->h || a->T == 1) && a->gates;
     right = right && (cells[a->cell].has_c() ? a->c != nullptr : !a->c_0 && !a->c && !a->dc && !a->dc_n && !a->dc_0);
     right = right && is_weight_row(*a, a->H, a->weight_hh_row) && (!a->dx || is_weight_row(*a, a->I, a->weight_ih_row));
@@ -118,57 +69,6 @@ int check(const fastlstm_backward_args *a) {
             is_stride(a->B, a->dc_n_row);
     return right ? FASTLSTM_OK : FASTLSTM_BAD_ARGUMENT;
 }
-
-// Threads, and into how many parts they split the batch rows; threads within a part split the units.
-//
-// Parts meet nobody, but each reads all weights; a split of units halves what a thread reads, for a barrier of a
-// microsecond a step. So a part is given the rows that make its products last longer than its reading, few where weights
-// are few, but no more than fill a pass over a panel; and all other threads go to units.
-struct Split {
-    int64_t threads = 1, parts = 1;
-    Barrier barriers[MAX_THREADS + 2];  // those of the parts there are
-
-    // back: of the backward pass, whose steps read weight_hh alone
-    Split(const Cell &cell, int64_t T, int64_t B, int64_t I, int64_t H, int64_t panels, const fastlstm_threads *asked,
-          bool back) {
-        if (asked && asked->count > 1) {
-            threads = min(asked->count, MAX_THREADS);
-            const int64_t weights = cell.weights(I, H);
-            const int64_t enough = min(64, max(2, 4 * H * (back ? cell.weights(0, H) : weights) >> 15));
-            parts = min(threads, max(max(1, B / enough), min(ceil_div(threads, panels), B / 2)));
-            // multiply-adds of a step: for fewer the barrier would cost what the second thread saves
-            if (parts < threads && (double)B * H * weights < 75000) threads = parts;
-            threads = min(threads, parts * panels);
-            // and of a call, with 32 more a sum for the cells: for fewer waking it would
-            if (parts == threads && (double)T * B * (H + 8) * (weights + 32 * cell.sums) < 1000000) threads = parts = 1;
-        }
-        for (int64_t k = 0; k < parts + 2; k++) barriers[k].arrived = 0;
-    }
-};
-
-void run(fastlstm_task task, void *job, int64_t threads, const fastlstm_threads *asked) {
-    if (threads == 1)
-        task(job, 0, 1);
-    else if (asked->parallel)
-        asked->parallel(asked->context, task, job, (int)threads);
-    else
-        run_in_pool(task, job, (int)threads);
-}
-
-// Zeros for the initial states that are not given
-struct Zeros {
-    void *at = nullptr;
-    int64_t bytes;
-
-    template <class Args> Zeros(const Args &a, Memory &memory) : bytes(a.H * size_of(a.dtype)) {
-        if (!a.h_0 || !a.c_0) memory.want(at, bytes);
-    }
-    template <class Args> void give(Args &a) const {
-        if (at) memset(at, 0, (size_t)bytes);
-        if (!a.h_0) a.h_0 = at, a.h_0_row = 0;
-        if (!a.c_0) a.c_0 = at, a.c_0_row = 0;
-    }
-};
 
 }  // namespace
 
@@ -207,8 +107,16 @@ size_t fastlstm_gates_size(int64_t dtype, int64_t instructions, int64_t cell, in
 }
 
 size_t fastlstm_packed_size(int64_t dtype, int64_t instructions, int64_t cell, int64_t I, int64_t H) {
+    if (!is_cell(cell) || !are_sizes(cell, 1, 1, I, H)) return 0;
+    if (is_int8(dtype)) {
+        const Int8Kernels *kernels = int8_kernels_of(instructions);
+        if (!kernels || I > MOST_COLUMNS || H > MOST_COLUMNS) return 0;
+        const Cell &c = cells[cell];
+        return (size_t)(ceil_div(H, kernels->vector_bytes / 4) *
+                        int8_panel_size(c.sums, c.of_x, c.of_h, I, H, kernels->vector_bytes));
+    }
     int64_t lanes = fastlstm_lanes(dtype, instructions);
-    if (!lanes || !is_cell(cell) || !are_sizes(cell, 1, 1, I, H)) return 0;
+    if (!lanes) return 0;
     const int64_t vectors = cells[cell].weights(I, H) + cells[cell].sums + digest_vectors(lanes * size_of(dtype));
     return (size_t)(ceil_div(H, lanes) * vectors * lanes * size_of(dtype));
 }
@@ -217,15 +125,17 @@ int fastlstm_pack(const fastlstm_forward_args *args, void *packed) {
     if (!args || !packed) return FASTLSTM_BAD_ARGUMENT;
     fastlstm_forward_args a = *args;
     a.T = a.B = 1;
-    if (int code = check_common(a)) return code;
-    if (!a.weight_ih || !a.weight_hh || !are_weight_rows(a)) return FASTLSTM_BAD_ARGUMENT;
-    kernels_of(a.instructions)->pack[a.cell][a.dtype](&a, packed);
+    if (int code = check_common(a, true)) return code;
+    if (!are_weights(a)) return FASTLSTM_BAD_ARGUMENT;
+    if (is_int8(a.dtype)) int8_kernels_of(a.instructions)->pack[a.cell](&a, packed);
+    else kernels_of(a.instructions)->pack[a.cell][a.dtype](&a, packed);
     return FASTLSTM_OK;
 }
 
 int fastlstm_forward(const fastlstm_forward_args *args, const fastlstm_threads *threads) {
     if (int code = check(args)) return code;
     fastlstm_forward_args a = *args;
+    if (is_int8(a.dtype)) return run_int8(a, threads);
     const Kernels &kernels = *kernels_of(a.instructions);
     const Cell &cell = cells[a.cell];
     const int64_t size = size_of(a.dtype), lanes = kernels.vector_bytes / size;

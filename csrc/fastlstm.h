@@ -1,16 +1,17 @@
 /* LSTM and GRU layers on the CPU: one layer in one direction, all its time steps in one call.
  *
  * Sizes are T time steps, B batch rows, I inputs, H hidden units, each at least 1. Arrays are row-major and hold float32
- * or float64; strides count elements, and the last dimension's is always 1. Weights are torch's: G blocks of H rows,
- * for an LSTM G = 4 in the order i, f, g, o, for a GRU G = 3 in the order r, z, n. Their rows do not overlap: a row
- * stride is at least the number of columns. Other strides may be 0 or negative.
+ * or float64, and weights also int8; strides count elements, and the last dimension's is always 1. Weights are torch's:
+ * G blocks of H rows, for an LSTM G = 4 in the order i, f, g, o, for a GRU G = 3 in the order r, z, n. Their rows do not
+ * overlap: a row stride is at least the number of columns. Other strides may be 0 or negative.
  *
  * An LSTM has the states h and c. A GRU has h alone: all fields of c, their names begin with c or dc, must be NULL.
  *
  * The caller owns every array, those that are written to as well; these may not overlap others unless it says so. Nothing is
  * kept between calls but the threads of the library's own pool. Functions may be called from several threads at once.
  * They return FASTLSTM_OK or an error code, before anything is written unless it is FASTLSTM_NO_MEMORY, and never abort.
- * A row's result is the same bits whatever the number of threads and the rows beside it.
+ * A row's result is the same bits whatever the number of threads and the rows beside it, and with int8 weights whatever
+ * the instruction set.
  */
 #ifndef FASTLSTM_H
 #define FASTLSTM_H
@@ -23,7 +24,7 @@ extern "C" {
 #endif
 
 #define FASTLSTM_API __attribute__((visibility("default")))
-#define FASTLSTM_VERSION 5 /* of this interface; raised when a structure or a meaning changes */
+#define FASTLSTM_VERSION 6 /* of this interface; raised when a structure or a meaning changes */
 
 enum fastlstm_error {
     FASTLSTM_OK = 0,
@@ -38,12 +39,21 @@ enum fastlstm_error {
     FASTLSTM_CORRUPT = 9           /* the file's checksum or a size in it is wrong */
 };
 
-enum fastlstm_dtype { FASTLSTM_FLOAT32 = 0, FASTLSTM_FLOAT64 = 1 };
+/* What the arrays hold. With the last two, for inference alone, weights are int8 and all other arrays float32. Each weight
+ * row stands for its numbers, from -127 to 127, times the row's scale. x and the states h are rounded to so many bits
+ * within the call, by the largest number of each row. I and H are at most 65536. */
+enum fastlstm_dtype {
+    FASTLSTM_FLOAT32 = 0,
+    FASTLSTM_FLOAT64 = 1,
+    FASTLSTM_INT8 = 2,         /* x and h in 8 bits: the fastest */
+    FASTLSTM_INT8_BY_INT16 = 3 /* x and h in 16 bits: half the error or less */
+};
 
 /* What one step computes: that of torch.nn.LSTM or torch.nn.GRU. Packed weights and saved gates belong to one cell. */
 enum fastlstm_cell { FASTLSTM_LSTM = 0, FASTLSTM_GRU = 1 };
 
-/* Which kernels run. Packed weights and saved gates belong to one set; FASTLSTM_BEST is the processor's widest. */
+/* Which kernels run. Packed weights and saved gates belong to one set; FASTLSTM_BEST is the processor's widest. With int8
+ * weights FASTLSTM_AVX512 also needs the processor's VNNI, and FASTLSTM_BEST is AVX2 where that is missing. */
 enum fastlstm_instructions { FASTLSTM_BEST = 0, FASTLSTM_BASE = 1, FASTLSTM_AVX2 = 2, FASTLSTM_AVX512 = 3 };
 
 /* The library's FASTLSTM_VERSION. */
@@ -85,10 +95,11 @@ typedef struct {
     const void *weight_ih; int64_t weight_ih_row;  /* (G H, I) */
     const void *weight_hh; int64_t weight_hh_row;  /* (G H, H) */
     const void *bias_ih, *bias_hh;                 /* (G H,), each or NULL for zeros */
+    const float *weight_ih_scale, *weight_hh_scale; /* (G H,), of each row of int8 weights; NULL for others */
     const void *packed;    /* of fastlstm_pack, or NULL; the weights and biases are then read only if `changed` is given */
     int64_t *changed;      /* with `packed`, or NULL: written, how many parts of it were found not to be the weights'. All
-                            * weights and biases are looked at; the weights' row strides must be those that were packed. If
-                            * not 0, the results are of no use: pack again. */
+                            * weights, scales and biases are looked at; the weights' row strides must be those that were
+                            * packed. If not 0, the results are of no use: pack again. */
     const void *h_0;       int64_t h_0_row;        /* (B, H), or NULL for zeros */
     const void *c_0;       int64_t c_0_row;        /* (B, H), or NULL for zeros */
     const uint8_t *reset;  /* (T, B), or NULL: not 0 where the states are zero before a step, unless the step is held */
@@ -96,7 +107,7 @@ typedef struct {
                              * through them, in c as well, and its x is not looked at. */
     void *h, *h_n, *c_n;   /* written: (T, B, H), zero at held steps, or NULL if T is 1; (B, H) and (B, H) */
     void *c, *gates;       /* written for the backward pass: (T, B, H) and fastlstm_gates_size bytes; or both NULL. A
-                            * GRU has `gates` alone. */
+                            * GRU has `gates` alone, and a layer with int8 weights neither. */
 } fastlstm_forward_args;
 FASTLSTM_API int fastlstm_forward(const fastlstm_forward_args *args, const fastlstm_threads *threads);
 
@@ -121,7 +132,7 @@ typedef struct {
 } fastlstm_backward_args;
 FASTLSTM_API int fastlstm_backward(const fastlstm_backward_args *args, const fastlstm_threads *threads);
 
-/* Lanes of a vector, or 0 where `dtype` or `instructions` cannot be: gates are (T, ceil(H / lanes), B, 4, lanes) for
+/* Lanes of a vector, or 0 where `dtype` has no gates or `instructions` cannot be: gates are (T, ceil(H / lanes), B, 4, lanes) for
  * either cell. */
 FASTLSTM_API int64_t fastlstm_lanes(int64_t dtype, int64_t instructions);
 /* Bytes of the saved gates, and of packed weights; 0 where a size cannot be. */
@@ -130,7 +141,7 @@ FASTLSTM_API size_t fastlstm_gates_size(int64_t dtype, int64_t instructions, int
 FASTLSTM_API size_t fastlstm_packed_size(int64_t dtype, int64_t instructions, int64_t cell, int64_t I, int64_t H);
 
 /* Writes fastlstm_packed_size bytes to `packed`, which serve forward passes until the weights change. Of `args`, version,
- * dtype, instructions, cell, I, H, the weights and the biases are read. */
+ * dtype, instructions, cell, I, H, the weights, scales and biases are read. The two types with int8 weights pack alike. */
 FASTLSTM_API int fastlstm_pack(const fastlstm_forward_args *args, void *packed);
 
 /* One time step with packed weights: x (B, I), h (B, H) and c (B, H), contiguous, to h_next (B, H) and c in place. Of a
@@ -139,7 +150,8 @@ FASTLSTM_API int fastlstm_step(int64_t dtype, int64_t instructions, int64_t cell
                                const void *packed, const void *x, const void *h, void *c, void *h_next,
                                const fastlstm_threads *threads);
 
-/* A row classifier in float32, as `python -m fastlstm.export` writes it: an LSTM, then a linear layer on its last state. */
+/* A row classifier, as `python -m fastlstm.export` writes it: an LSTM with weights in float32 or int8, then a linear layer
+ * on its last state. */
 typedef struct fastlstm_model fastlstm_model;
 
 /* Makes a model of a file, or of its bytes, which may then go. The caller frees it. On an error *model is NULL. */

@@ -1,18 +1,19 @@
 // The forward pass of a layer: every time step for this thread's rows and units.
 #pragma once
 
-// The biases of panel p as its sums lie (see Panel), added up where both products fill a sum, then zeros.
-template <class C, class E> NOINLINE void pack_biases(const fastlstm_forward_args *a, int64_t p, E *to) {
+// The biases of panel p, `pitch` from one sum to the next, added up where both products fill a sum, then zeros.
+template <class C, class E>
+NOINLINE void pack_biases(const fastlstm_forward_args *a, int64_t p, int64_t pitch, E *to) {
     constexpr int64_t L = Vector<E>::N;
-    const Panel<C, E> panel(a->H, p);
+    const int64_t valid = min(L, a->H - p * L);
     zero_rows<E>(1, C::S * L, {to, 0});
     for (int64_t k = 0; a->bias_ih && k < C::X; k++) {
         const E *from = (const E *)a->bias_ih + C::BLOCKS_IH[k] * a->H + p * L;
-        copy_rows<E>(1, panel.valid, panel.valid, {from, 0}, {to + k * panel.pitch, 0});
+        copy_rows<E>(1, valid, valid, {from, 0}, {to + k * pitch, 0});
     }
     for (int64_t k = 0; a->bias_hh && k < C::Y; k++) {
         const E *from = (const E *)a->bias_hh + C::BLOCKS_HH[k] * a->H + p * L;
-        add_rows<E>(1, panel.valid, {from, 0}, {to + (C::S - C::Y + k) * panel.pitch, 0});
+        add_rows<E>(1, valid, {from, 0}, {to + (C::S - C::Y + k) * pitch, 0});
     }
 }
 
@@ -44,22 +45,23 @@ struct Digest {
         if (bytes) own[1] = mix(own[1], at, bytes);
         UNROLL for (int64_t n = 0; n < CHAINS; n++) lanes[n] = own[n];
     }
-    template <class E> void add_rows(int64_t rows, int64_t columns, Rows<const E> weight) {
+    template <class W> void add_rows(int64_t rows, int64_t columns, Rows<const W> weight) {
         if (weight.row == columns) columns *= rows, rows = 1;  // side by side: as one
-        for (int64_t r = 0; r < rows; r++) add(weight[r], columns * sizeof(E));
+        for (int64_t r = 0; r < rows; r++) add(weight[r], columns * sizeof(W));
     }
 };
 
-template <class C, class E> NOINLINE Digest digest(const fastlstm_forward_args *a, int64_t p) {
+// Of panel p, whose units are the lanes of a vector of E; the weights are of W.
+template <class C, class E, class W = E> NOINLINE Digest digest(const fastlstm_forward_args *a, int64_t p) {
     constexpr int64_t L = Vector<E>::N;
     const int64_t valid = min(L, a->H - p * L);
     Digest digest;
     for (int64_t block = 0; block < max(C::X, C::Y); block++) {
         const int64_t row = block * a->H + p * L;
         if (block < C::X)
-            digest.add_rows<E>(valid, a->I, {(const E *)a->weight_ih + row * a->weight_ih_row, a->weight_ih_row});
+            digest.add_rows<W>(valid, a->I, {(const W *)a->weight_ih + row * a->weight_ih_row, a->weight_ih_row});
         if (block < C::Y)
-            digest.add_rows<E>(valid, a->H, {(const E *)a->weight_hh + row * a->weight_hh_row, a->weight_hh_row});
+            digest.add_rows<W>(valid, a->H, {(const W *)a->weight_hh + row * a->weight_hh_row, a->weight_hh_row});
     }
     return digest;
 }
@@ -81,7 +83,7 @@ template <class C, class E> Digest *digests_of(const fastlstm_forward_args *a, v
 template <class C, class E> NOINLINE bool is_changed(const fastlstm_forward_args *a, void *packed, int64_t p) {
     constexpr int64_t L = Vector<E>::N;
     alignas(64) E biases[C::S * L];
-    pack_biases<C, E>(a, p, biases);
+    pack_biases<C, E>(a, p, Panel<C, E>(a->H, p).pitch, biases);
     if (__builtin_memcmp(biases, biases_of<C, E>(a, packed) + p * C::S * L, sizeof biases)) return true;
     const Digest seen = digest<C, E>(a, p);
     return __builtin_memcmp(&seen, (const char *)(digests_of<C, E>(a, packed) + p), sizeof seen) != 0;
@@ -113,7 +115,7 @@ template <class C, class E> void pack_weights(const fastlstm_forward_args *a, vo
     for (int64_t p = 0; p < ceil_div(a->H, L); p++) {
         const Digest digest_of_p = digest<C, E>(a, p);
         __builtin_memcpy((char *)(digests_of<C, E>(a, packed) + p), &digest_of_p, sizeof digest_of_p);
-        pack_biases<C, E>(a, p, biases_of<C, E>(a, packed) + p * C::S * L);
+        pack_biases<C, E>(a, p, Panel<C, E>(a->H, p).pitch, biases_of<C, E>(a, packed) + p * C::S * L);
         pack_panel<C, E>(a, p, (E *)packed + p * panel_size<C, E>(a));
     }
 }
@@ -161,12 +163,12 @@ void preact_of(int64_t rows, Panel<C, E> panel, int64_t I, int64_t H, const E *w
 }
 
 // The states of one panel from its preact. Whole vectors go to scratch, then what belongs to the user's rows, where the
-// panel is not full. A held row's are those before.
-template <class C, class E>
-void finish_cells(int64_t rows, int64_t valid, Mask mask, ForwardScratch<C, E> &scratch,
+// panel is not full. A held row's are those before. MAY_SAVE: `saved` is not always NULL.
+template <class C, class E, bool MAY_SAVE = true>
+void finish_cells(int64_t rows, int64_t valid, Mask mask, const E *preact, ForwardScratch<C, E> &scratch,
                   Rows<const E> (&prev)[C::STATES], const Rows<E> (&next)[C::STATES], E *saved) {
     constexpr int64_t L = Vector<E>::N;
-    auto cells = saved ? cells_forward<C, E, true> : cells_forward<C, E, false>;
+    auto cells = saved ? cells_forward<C, E, MAY_SAVE> : cells_forward<C, E, false>;
     const bool resets = mask.any(RESET, rows), holds = mask.any(HOLD, rows), cut = valid < L;
     Rows<E> made[C::STATES];
     for (int k = 0; k < C::STATES; k++) {
@@ -177,7 +179,7 @@ void finish_cells(int64_t rows, int64_t valid, Mask mask, ForwardScratch<C, E> &
         if (resets) mask.zero<E>(RESET, rows, L, aside);
         prev[k] = aside;
     }
-    cells(rows, scratch.preact, prev, made, saved);
+    cells(rows, preact, prev, made, saved);
     for (int k = 0; cut && k < C::STATES; k++) copy_rows<E>(rows, valid, valid, made[k], next[k]);
     for (int64_t r = mask.next(HOLD, rows); r < rows; r = mask.next(HOLD, rows, r + 1))
         for (int k = 0; k < C::STATES; k++) copy_rows<E>(1, valid, valid, {prev[k][r], 0}, {next[k][r], 0});
@@ -196,7 +198,7 @@ template <class C, class E> void forward(void *argument, int thread, int threads
     E *const biases = biases_of<C, E>(&a, job.packed, job.panels);
     if (job.pack) {
         for (int64_t p = first; p < last; p++) {
-            pack_biases<C, E>(&a, p, biases + p * C::S * L);
+            pack_biases<C, E>(&a, p, Panel<C, E>(H, p).pitch, biases + p * C::S * L);
             if (!packs_as_used) pack_panel<C, E>(&a, p, (E *)job.packed + p * size);
         }
         if (place.parts > 1) place.meet_everyone();  // otherwise everybody has packed what it will use
@@ -242,7 +244,7 @@ template <class C, class E> void forward(void *argument, int thread, int threads
                 Rows<const E> from[C::STATES];
                 Rows<E> to[C::STATES];
                 for (int k = 0; k < C::STATES; k++) from[k] = prev[k].from(b, u), to[k] = next[k].from(b, u);
-                finish_cells<C, E>(rows, valid, Mask(a, t, b), scratch, from, to, saved);
+                finish_cells<C, E>(rows, valid, Mask(a, t, b), scratch.preact, scratch, from, to, saved);
             }
         }
         place.meet_team();

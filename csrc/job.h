@@ -46,6 +46,27 @@ struct BackwardJob : Job {
     int64_t halves;  // into how many the batch rows are split, each with sums of its own
 };
 
+// A layer with int8 weights. Arrays of activations have `threads` times what a thread needs, which quantizes for itself.
+struct Int8Job : Job {
+    const fastlstm_forward_args *args;
+    bool pack;
+    void *packed;        // panels of int8_panel_size bytes, see Int8Panel
+    int64_t pieces;      // of 8 bits in a number of x or h: 1 or 2
+    int64_t block;       // steps whose x is multiplied at once
+    uint8_t *x, *h;      // (threads, block, B, pieces, pitch of I), (threads, B, pieces, pitch of H)
+    float *scales;       // (threads, block + 1, B): of these rows
+    float *preact;       // with more than one step in a block: (panels, block, B, S, lanes)
+};
+
+// Bytes from one row of quantized numbers to the next: whole vectors are written.
+constexpr int64_t int8_pitch(int64_t columns) { return (columns + 15) / 16 * 16; }
+
+// Bytes of a panel of packed int8 weights: of_x and of_h vectors for each four columns, for each of these vectors its
+// scales and the start of its sums, then the biases of all sums and the digest.
+constexpr int64_t int8_panel_size(int64_t sums, int64_t of_x, int64_t of_h, int64_t I, int64_t H, int64_t vector_bytes) {
+    return vector_bytes * (of_x * ((I + 3) / 4 + 2) + of_h * ((H + 3) / 4 + 2) + sums + digest_vectors(vector_bytes));
+}
+
 // For each cell in float32 and float64. The backward pass stands apart, so that a program without one can be linked
 // without its code.
 constexpr int CELLS = 2;
@@ -57,6 +78,14 @@ struct Kernels {
     Tasks forward;
 };
 
+// Of int8 weights, for each cell
+struct Int8Kernels {
+    int64_t vector_bytes;
+    void (*pack[CELLS])(const fastlstm_forward_args *, void *packed);
+    fastlstm_task forward[CELLS];
+};
+
+extern const Int8Kernels avx512_int8, avx2_int8, base_int8;
 extern const Kernels avx512_kernels, avx2_kernels, base_kernels;
 extern const Tasks avx512_backward, avx2_backward, base_backward;
 

@@ -1,7 +1,9 @@
 // A row classifier from a file: an LSTM, then a linear layer on its last state.
 //
-// The file, all numbers little-endian: the 8 bytes "fastlstm"; uint32 version (1); uint32 I, H, C; uint32 CRC-32 of
-// everything after it; then float32 weight_ih (4H, I), weight_hh (4H, H), bias (4H), weight (C, H), linear bias (C).
+// The file, all numbers little-endian: the 8 bytes "fastlstm"; uint32 version; uint32 I, H, C; uint32 CRC-32 of everything
+// after it. Version 1 goes on with float32 weight_ih (4H, I), weight_hh (4H, H), bias (4H), weight (C, H), linear bias (C).
+// In version 2 the LSTM has int8 weights: uint32 bits of x and h (8 or 16); float32 scales of the rows of weight_ih (4H) and
+// of weight_hh (4H), bias (4H), weight (C, H), linear bias (C); then int8 weight_ih (4H, I) and weight_hh (4H, H).
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,15 +11,15 @@
 #include "fastlstm.h"
 
 struct fastlstm_model {
-    int64_t I, H, C;
-    float *packed;                // of fastlstm_pack
+    int64_t dtype, I, H, C;
+    void *packed;                 // of fastlstm_pack
     const float *weight, *bias;   // of the linear layer, (C, H) and (C,)
 };
 
 namespace {
 
 constexpr size_t HEADER = 28;
-constexpr uint32_t FORMAT = 1, LARGEST = 1 << 16;  // of I, H and C
+constexpr uint32_t FLOAT_FORMAT = 1, INT8_FORMAT = 2, LARGEST = 1 << 16;  // of I, H and C
 
 uint32_t uint32_at(const unsigned char *bytes) {
     return bytes[0] | (uint32_t)bytes[1] << 8 | (uint32_t)bytes[2] << 16 | (uint32_t)bytes[3] << 24;
@@ -32,6 +34,13 @@ uint32_t crc32(const unsigned char *bytes, size_t size) {
     return ~crc;
 }
 
+void read_floats(const unsigned char *file, int64_t count, float *to) {
+    for (int64_t k = 0; k < count; k++) {
+        const uint32_t bits = uint32_at(file + 4 * k);
+        memcpy(to + k, &bits, 4);
+    }
+}
+
 size_t padded(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 }  // namespace
@@ -43,35 +52,47 @@ int fastlstm_model_read(const void *bytes, size_t size, fastlstm_model **model) 
     const unsigned char *file = (const unsigned char *)bytes;
     if (size < 8 || memcmp(file, "fastlstm", 8)) return FASTLSTM_NOT_A_MODEL;
     if (size < HEADER) return FASTLSTM_TRUNCATED;
-    if (uint32_at(file + 8) != FORMAT) return FASTLSTM_MODEL_VERSION;
+    const uint32_t format = uint32_at(file + 8);
+    if (format != FLOAT_FORMAT && format != INT8_FORMAT) return FASTLSTM_MODEL_VERSION;
+    const bool int8 = format == INT8_FORMAT;
     const int64_t I = uint32_at(file + 12), H = uint32_at(file + 16), C = uint32_at(file + 20);
     if (I < 1 || H < 1 || C < 1 || I > LARGEST || H > LARGEST || C > LARGEST) return FASTLSTM_CORRUPT;
-    const int64_t floats = 4 * H * (I + H + 1) + C * (H + 1);
-    if ((uint64_t)(size - HEADER) != (uint64_t)floats * 4) return FASTLSTM_TRUNCATED;
+    // numbers of the weights, and all floats: biases or scales and biases, and the linear layer, beside or before the weights
+    const int64_t weights = 4 * H * (I + H), of_linear = C * (H + 1);
+    const int64_t floats = (int8 ? 3 * 4 * H : weights + 4 * H) + of_linear, first = int8 ? HEADER + 4 : HEADER;
+    if ((int64_t)size != first + floats * 4 + (int8 ? weights : 0)) return FASTLSTM_TRUNCATED;
     if (crc32(file + HEADER, size - HEADER) != uint32_at(file + 24)) return FASTLSTM_CORRUPT;
+    const uint32_t bits = int8 ? uint32_at(file + HEADER) : 0;
+    if (int8 && bits != 8 && bits != 16) return FASTLSTM_CORRUPT;
+    const int64_t dtype = !int8 ? FASTLSTM_FLOAT32 : bits == 8 ? FASTLSTM_INT8 : FASTLSTM_INT8_BY_INT16;
+    const int8_t *numbers = (const int8_t *)file + first + floats * 4;
+    for (int64_t k = 0; int8 && k < weights; k++)
+        if (numbers[k] == INT8_MIN) return FASTLSTM_CORRUPT;
 
-    // one allocation: the model, packed weights, the linear layer; the layer's own weights only while they are packed
+    // one allocation: the model, packed weights, the linear layer; the layer's own numbers only while they are packed
     const size_t head = padded(sizeof(fastlstm_model));
-    const size_t packed = padded(fastlstm_packed_size(FASTLSTM_FLOAT32, FASTLSTM_BEST, FASTLSTM_LSTM, I, H));
+    const size_t packed = padded(fastlstm_packed_size(dtype, FASTLSTM_BEST, FASTLSTM_LSTM, I, H));
     void *memory = nullptr;
     float *values = (float *)malloc((size_t)floats * 4);
-    if (!values || posix_memalign(&memory, 64, head + packed + (size_t)(C * (H + 1)) * 4)) {
+    if (!values || posix_memalign(&memory, 64, head + packed + (size_t)of_linear * 4)) {
         free(values);
         return FASTLSTM_NO_MEMORY;
     }
-    for (int64_t k = 0; k < floats; k++) {
-        uint32_t bits = uint32_at(file + HEADER + 4 * k);
-        memcpy(values + k, &bits, 4);
-    }
+    read_floats(file + first, floats, values);
     float *linear = (float *)((char *)memory + head + packed);
-    memcpy(linear, values + 4 * H * (I + H + 1), (size_t)(C * (H + 1)) * 4);
+    memcpy(linear, values + floats - of_linear, (size_t)of_linear * 4);
     fastlstm_model *made = (fastlstm_model *)memory;
-    *made = {I, H, C, (float *)((char *)memory + head), linear, linear + C * H};
+    *made = {dtype, I, H, C, (char *)memory + head, linear, linear + C * H};
     fastlstm_forward_args a = {};
-    a.version = FASTLSTM_VERSION, a.dtype = FASTLSTM_FLOAT32, a.I = I, a.H = H;
-    a.weight_ih = values, a.weight_ih_row = I;
-    a.weight_hh = values + 4 * H * I, a.weight_hh_row = H;
-    a.bias_ih = values + 4 * H * (I + H);
+    a.version = FASTLSTM_VERSION, a.dtype = dtype, a.I = I, a.H = H;
+    a.weight_ih_row = I, a.weight_hh_row = H;
+    if (int8) {
+        a.weight_ih = numbers, a.weight_hh = numbers + 4 * H * I;
+        a.weight_ih_scale = values, a.weight_hh_scale = values + 4 * H;
+    } else {
+        a.weight_ih = values, a.weight_hh = values + 4 * H * I;
+    }
+    a.bias_ih = values + floats - of_linear - 4 * H;
     int code = fastlstm_pack(&a, made->packed);
     free(values);
     if (code)
@@ -112,7 +133,7 @@ int fastlstm_model_run(const fastlstm_model *model, int64_t B, int64_t T, const 
     if (!h) return FASTLSTM_NO_MEMORY;
     float *h_n = h + T * B * H;
     fastlstm_forward_args a = {};
-    a.version = FASTLSTM_VERSION, a.dtype = FASTLSTM_FLOAT32;
+    a.version = FASTLSTM_VERSION, a.dtype = model->dtype;
     a.T = T, a.B = B, a.I = model->I, a.H = H;
     a.x = x, a.x_step = model->I, a.x_row = T * model->I, a.packed = model->packed;
     a.h = h, a.h_n = h_n, a.c_n = h_n + B * H;

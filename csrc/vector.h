@@ -15,6 +15,29 @@ inline float32x4_t fused(float32x4_t x, float32x4_t y, float32x4_t z) { return v
 inline float64x2_t fused(float64x2_t x, float64x2_t y, float64x2_t z) { return vfmaq_f64(z, x, y); }
 #else
 template <class Raw> inline Raw fused(Raw x, Raw y, Raw z) { return x * y + z; }
+#ifdef EXACTLY_FUSED  // in float32 with one rounding, as processors with FMA do it
+typedef float Floats __attribute__((vector_size(VECTOR_BYTES)));
+#ifdef __SSE2__
+// In float64 a product is exact. Its sum with z is rounded to odd there, and so only once to float32.
+inline __m128 fused_half(__m128 x, __m128 y, __m128 z) {
+    typedef int64_t Longs __attribute__((vector_size(16)));
+    const __m128d product = _mm_cvtps_pd(x) * _mm_cvtps_pd(y), addend = _mm_cvtps_pd(z), sum = product + addend;
+    const __m128d part = sum - product, error = (product - (sum - part)) + (addend - part);  // NaN if sum is not finite
+    const Longs inexact = (error > 0) | (error < 0), even = ((Longs)sum & 1) - 1;
+    const Longs outwards = ((error > 0) ^ (sum > 0)) | 1;  // the exact sum lies there, in units of the last place
+    return _mm_cvtpd_ps((__m128d)((Longs)sum + (inexact & even & outwards)));
+}
+NOINLINE Floats fused(Floats x, Floats y, Floats z) {
+    return _mm_movelh_ps(fused_half(x, y, z),
+                         fused_half(_mm_movehl_ps(x, x), _mm_movehl_ps(y, y), _mm_movehl_ps(z, z)));
+}
+#else
+inline Floats fused(Floats x, Floats y, Floats z) {
+    for (int k = 0; k < VECTOR_BYTES / 4; k++) z[k] = __builtin_fmaf(x[k], y[k], z[k]);
+    return z;
+}
+#endif
+#endif
 #endif
 
 template <class E> struct Register;

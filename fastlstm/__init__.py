@@ -1,7 +1,7 @@
 """Recurrent layers faster than torch's: fused kernels behind the interfaces of ``torch.nn.LSTM`` and its like."""
 
 from fastlstm import cells
-from fastlstm.backends.dispatch import use_backend
+from fastlstm.backends.settings import batch_invariant, use_backend
 from fastlstm.cells import Cell, cell
 from fastlstm.convert import replace, replace_lstm, restore, restore_lstm
 from fastlstm.layers.elman import Elman, ElmanCell
@@ -9,8 +9,11 @@ from fastlstm.layers.functional import lstm, lstm_cell
 from fastlstm.layers.gru import GRU, GRUCell
 from fastlstm.layers.lstm import LSTM
 from fastlstm.layers.lstm_cell import LSTMCell
+from fastlstm.layers.quantized import QuantizedGRU, QuantizedGRUCell, QuantizedLSTM, QuantizedLSTMCell
 from fastlstm.layers.rnn import RNN
+from fastlstm.layers.streams import Stream
 from fastlstm.layers.weight_drop import WeightDrop
+from fastlstm.quantize import dequantize, quantize, quantize_weight
 
 __all__ = [
     "GRU",
@@ -21,11 +24,20 @@ __all__ = [
     "ElmanCell",
     "GRUCell",
     "LSTMCell",
+    "QuantizedGRU",
+    "QuantizedGRUCell",
+    "QuantizedLSTM",
+    "QuantizedLSTMCell",
+    "Stream",
     "WeightDrop",
+    "batch_invariant",
     "cell",
     "cells",
+    "dequantize",
     "lstm",
     "lstm_cell",
+    "quantize",
+    "quantize_weight",
     "replace",
     "replace_lstm",
     "restore",

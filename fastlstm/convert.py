@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from fastlstm.backends import dispatch
-from fastlstm.backends.dispatch import Backend
+from fastlstm.backends import settings
+from fastlstm.backends.settings import Backend
 from fastlstm.layers.elman import Elman, ElmanCell
 from fastlstm.layers.gru import GRU, GRUCell
 from fastlstm.layers.lstm import LSTM
@@ -114,8 +114,8 @@ def restore_lstm(model: M) -> M:
 
 def _replace(function: str, pairs: Any, model: M, backend: Backend | None, keep_type: bool) -> M:
     if backend is not None:
-        dispatch.check_name(backend)
-    modules, replacements = _modules(model, function), []
+        settings.check_name(backend)
+    modules, replacements = modules_of(model, function), []
     if not any(isinstance(module, pair) for module in modules for pair in pairs):
         warnings.warn(_nothing_found(function, pairs, model, modules), stacklevel=3)
     for module in modules:
@@ -135,7 +135,7 @@ def _replace(function: str, pairs: Any, model: M, backend: Backend | None, keep_
 
 
 def _restore(function: str, pairs: Any, model: M) -> M:
-    for module in _modules(model, function):
+    for module in modules_of(model, function):
         if isinstance(module, RNN) and pairs is _PAIRS:
             warnings.warn("an RNN of any cell has no counterpart in torch and stays", stacklevel=3)
         for theirs, ours in pairs:
@@ -153,7 +153,8 @@ def _restore(function: str, pairs: Any, model: M) -> M:
     return model
 
 
-def _modules(model: Any, function: str) -> list[nn.Module]:
+def modules_of(model: Any, function: str) -> list[nn.Module]:
+    """Return all modules of a model. Raise TypeError if it is none, or has scripted ones. `function`: who asks."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"{function} takes a torch.nn.Module, got {type(model).__name__}")
     modules = list(model.modules())

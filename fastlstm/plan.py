@@ -35,7 +35,7 @@ from fastlstm.autograd.modes import (
     wants_gradient,
 )
 from fastlstm.autograd.operators import made
-from fastlstm.backends import aten, dispatch, reference
+from fastlstm.backends import aten, dispatch, reference, settings
 from fastlstm.backends.base import Layer, Plan, Run, given_states
 from fastlstm.backends.checks import check_layer
 from fastlstm.backends.cpu import threads_now
@@ -94,21 +94,21 @@ class Plans:
         if not all([a is None or type(a) is Parameter for a in weights]) and not is_plain(*weights):  # noqa: C419
             return None, None
         learns = False
-        first: Any = None
         if torch.is_grad_enabled():
             learns = any(a is not None and a.requires_grad for a in (*weights, x, *states, *inputs))
+        first: Any = None
         if states[0] is not None:
-            first = []
+            first = ()
             for a in states:  # `None in states` would compare tensors by their values
                 if a is None:
                     return None, None
                 first += (a.shape, a.stride(), a.dtype, a.device)
-            first = tuple(first)
         signature = (
             cell, x.shape, x.stride(), x.dtype, x.device, first, reverse, axis, learns,
             tuple([(a.shape, a.stride(), a.dtype, a.device) for a in inputs]) if inputs else None,
             None if lengths is None else lengths.stride(), None if reset is None else reset.stride(),
-            autocast_of(x), dispatch.named(backend), rnn_precision(), threads_now(),
+            autocast_of(x), settings.named(backend), rnn_precision(), threads_now(),
+            dispatch.takes_pieces(x),
             *[None if a is None else (type(a), a.shape, a.stride(), a.dtype, a.device, a.is_neg()) for a in weights],
         )  # fmt: skip
         plan: Any = self.made.get(signature, _UNKNOWN)  # one look: another thread may drop what is there
@@ -185,7 +185,7 @@ def run(
     Args:
         layer: the tensors. For a single step x may also be (B, I).
         plans: the plans of the layer, or None to go without.
-        backend: a name of `fastlstm.backends.dispatch.NAMES`. None takes the default that `use_backend` sets.
+        backend: a name of `fastlstm.backends.settings.NAMES`. None takes the default that `use_backend` sets.
         axis: whether the states are (1, B, H), in the layer and in the result.
         cells: whether the states but the first are wanted of all steps.
         weight_hr: (P, H), which projects the hidden state.
@@ -206,10 +206,10 @@ def run(
     else:
         layer_3d = _with_steps(layer, axis)
         if backend is not None:
-            dispatch.check_name(backend)
+            settings.check_name(backend)
         if autocast_of(layer.x) is None:  # checked before entering the graph node, so users see our error
             check_layer(layer_3d, weight_hr)
-        options = layer.reverse, layer.cell.key, weight_hr, cells, dispatch.named(backend)
+        options = layer.reverse, layer.cell.key, weight_hr, cells, settings.named(backend)
         output, *others = _in_graph(dual_level_in_graph(), *layer_3d.tensors, *options)
         states = len(layer.states)
         result = Result(output, tuple(others[:states]), tuple(others[states:]))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastlstm.backends import dispatch
+from fastlstm.backends import dispatch, settings
 from fastlstm.cells.library import lstm
 from fastlstm.layers.lstm import LSTM
 from fastlstm.mnist import checkpoint, report
@@ -100,7 +100,7 @@ def _arguments() -> Parser:
     add(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto, the default: cuda where there is a GPU"
     )
-    add("--backend", choices=dispatch.NAMES, help="what runs the LSTM (default: FASTLSTM_BACKEND, else auto)")
+    add("--backend", choices=settings.NAMES, help="what runs the LSTM (default: FASTLSTM_BACKEND, else auto)")
     add("--threads", type=positive, metavar="N", help="of the CPU (default: torch's own number)")
     add("--precision", choices=("fp32", "bf16"), help="bf16: under torch.autocast (default: fp32)")
     add("--compile", action="store_true", default=None, help="run the model through torch.compile")

@@ -16,19 +16,17 @@ beyond the first, and forward mode, are partly or wholly plain PyTorch whatever 
 
 `triton` follows torch's setting for the products of float32. `triton-ieee` and `triton-tf32` name their precision, and
 so do `numba-bf16`, `numba-bf16x3` and `numba-bf16x6`, for processors that multiply bfloat16 faster. bfloat16 tensors
-take `numba-bf16` by themselves.
+take `numba-bf16` by themselves. `auto` gives long float32 sequences of many rows to `numba-bf16x6`, see `takes_pieces`.
 """
 
-import os
 import warnings
-from collections.abc import Callable
-from functools import lru_cache, wraps
-from typing import Any, Literal, TypeVar, cast
+from functools import lru_cache
+from typing import Any
 
 import torch
 
 from fastlstm import torch_private
-from fastlstm.backends import aten, native, numba, reference, triton
+from fastlstm.backends import aten, native, numba, quantized, reference, settings, triton
 from fastlstm.backends.base import Layer, Traits
 from fastlstm.cells.spec import Cell
 
@@ -36,21 +34,6 @@ TRITON = ("triton", "triton-ieee", "triton-tf32")
 NUMBA_PRECISIONS = tuple(f"numba-{precision}" for precision in numba.PIECES)
 # backends with forward, backward and saved_shape, which run under the autograd Functions
 FUSED = ("numba", *NUMBA_PRECISIONS, "native", *TRITON, "reference")
-NAMES = ("auto", *FUSED, "aten")
-Backend = Literal[  # the same names again: type checkers need them spelled out
-    "auto",
-    "numba",
-    "numba-bf16",
-    "numba-bf16x3",
-    "numba-bf16x6",
-    "native",
-    "triton",
-    "triton-ieee",
-    "triton-tf32",
-    "reference",
-    "aten",
-]
-F = TypeVar("F", bound=Callable[..., Any])
 _CPU = ("numba", "native")  # the order in which auto tries them
 _MODULES: dict[str, Any] = {
     "numba": numba,
@@ -62,64 +45,26 @@ _MODULES: dict[str, Any] = {
     "reference": reference,
     "aten": aten,
 }  # these imports are light: kernels load when first run
+# those that have `quantized_forward`
+_QUANTIZED: dict[str, Any] = {"numba": numba, "native": native, "reference": quantized}
 
 
-def check_name(name: str, argument: str = "backend") -> str:
-    """Return `name` if it is one of `NAMES`, or raise ValueError."""
-    if name not in NAMES:
-        raise ValueError(f"{argument} must be one of {', '.join(NAMES)}, got {name!r}")
-    return name
+MANY_ROWS, MANY_STEPS = 64, 8  # from which six products of bfloat16 take 0.7 to 0.95 of the time of one of float32
 
 
-# A plain module variable: dynamo guards on it, while it can neither trace a ContextVar nor guard os.environ.
-_default = check_name(os.environ.get("FASTLSTM_BACKEND", "auto"), "FASTLSTM_BACKEND")
-
-
-class use_backend:
-    """From this call on, layers that name no backend of their own use `name`: one of `NAMES`.
-
-    As a context manager, ``with use_backend(name):``, it puts back the default from before this call when the context
-    ends. As a decorator it does so for each call of the function.
-
-    Raises:
-        ValueError: for an unknown name; the default then stays.
-    """
-
-    def __init__(self, name: Backend) -> None:
-        global _default
-        self._name, self._previous = name, _default
-        _default = check_name(name)
-
-    def __call__(self, function: F) -> F:
-        self.__exit__()  # only the function runs with this default
-
-        @wraps(function)
-        def within(*args: Any, **kwargs: Any) -> Any:
-            with use_backend(self._name):
-                return function(*args, **kwargs)
-
-        return cast(F, within)
-
-    def __enter__(self) -> None:
-        global _default
-        _default = self._name  # again: another default may have been set since this was made
-
-    def __exit__(self, *exception: object) -> None:
-        global _default
-        _default = self._previous
+def takes_pieces(x: torch.Tensor) -> bool:
+    """Return whether `auto` may multiply x (T, B, I) of float32 in pieces of bfloat16. A step (B, I) it may not."""
+    if x.dim() != 3 or x.shape[1] < MANY_ROWS or x.shape[0] < MANY_STEPS:
+        return False
+    return not settings.invariant()
 
 
 def sorts_lengths(name: str | None, device: torch.device, dtype: torch.dtype) -> bool:
     """Return whether the backend that runs these tensors is faster if the longest rows come first."""
-    name = named(name)
+    name = settings.named(name)
     if name == "auto":  # of the others none is, so that "reference" can stand for all
         name = "numba" if device.type == "cpu" and numba.supports(device, dtype) is None else "reference"
     return traits(name).sorts_lengths
-
-
-def named(name: str | None) -> str:
-    """Return `name`, or the default that `use_backend` sets if `name` is None."""
-    return _default if name is None else name
 
 
 def module(name: str) -> Any:
@@ -159,6 +104,13 @@ def _with_precision(name: str, dtype: torch.dtype, cell: Cell) -> str:
     if precision is None or numba.PIECES[precision] > numba.most_pieces():
         return name
     return f"numba-{precision}"
+
+
+def _in_pieces(name: str, dtype: torch.dtype, cell: Cell) -> str:
+    """Return "numba-bf16x6" in place of "numba" for float32, if the processor has it and torch's setting allows it."""
+    if name != "numba" or dtype != torch.float32 or _setting() != "none" or not runs("numba-bf16x6", cell):
+        return name
+    return "numba-bf16x6" if numba.PIECES["bf16x6"] <= numba.most_pieces() else name
 
 
 @lru_cache(None)
@@ -215,13 +167,14 @@ def choose(
         projected, masked, cells: whether the layer has a projection, has resets or lengths, and gives all cell states.
         transformed: whether `vmap` or forward mode is active.
         traced: whether a compiler, an exporter, or `torch.jit.trace` is active.
-        layer: whose kernels may be checked at their first use, see `fastlstm.backends.triton.first_call`.
+        layer: the layer itself. Its sizes may decide, see `takes_pieces`, and its kernels may be checked at their first
+            use, see `fastlstm.backends.triton.first_call`.
 
     Raises:
         RuntimeError: if the backend that was asked for by name cannot run them, with its reason.
         ValueError: for an unknown name.
     """
-    name, exports = check_name(named(name)), aten.exports_onnx()
+    name, exports = settings.check_name(settings.named(name)), aten.exports_onnx()
     if layer is not None and not projected and (name in TRITON or (name == "auto" and device.type == "cuda")):
         module("triton" if name == "auto" else name).check(layer)
     if name == "auto" and exports:
@@ -231,7 +184,10 @@ def choose(
         if not projected:
             if device.type in ("cpu", "meta"):
                 if (fused := _fused_on_cpu(device, dtype, cell)) is not None:
-                    return _with_precision(fused, dtype, cell)
+                    taken = _with_precision(fused, dtype, cell)
+                    if layer is None or traced or transformed or not takes_pieces(layer.x):
+                        return taken
+                    return _in_pieces(taken, dtype, cell)
                 lacking = lacking or traced
             elif device.type == "cuda" and triton.supports(device, dtype) is None:
                 return "triton"
@@ -254,3 +210,34 @@ def choose(
     if reason is not None:
         raise RuntimeError(reason)
     return _with_precision(name, dtype, cell)
+
+
+def quantized_module(name: str) -> Any:
+    """Return what has `quantized_forward` of the backend of this name, and perhaps `quantized_plan`; None if it has
+    none.
+    """
+    return _QUANTIZED.get(name)
+
+
+def choose_quantized(name: str | None, device: torch.device, cell: Cell) -> str:
+    """Return the backend that runs an int8 layer on this device: of numba and native the first that can, or reference.
+
+    Raises:
+        RuntimeError: if the backend that was asked for by name cannot, with its reason.
+        ValueError: for an unknown name.
+    """
+    name = settings.check_name(settings.named(name))
+
+    def reason(candidate: str) -> str | None:
+        if candidate not in _QUANTIZED:
+            return f"the {candidate} backend has no kernels for int8 weights"
+        if not runs(candidate, cell):
+            return f"the {candidate} backend runs the cells {', '.join(traits(candidate).cells or ())}, got {cell.key}"
+        found: str | None = module(candidate).supports(device, torch.float32)
+        return found
+
+    if name == "auto":
+        return next(candidate for candidate in (*_CPU, "reference") if reason(candidate) is None)
+    if (why := reason(name)) is not None:
+        raise RuntimeError(why)
+    return name

@@ -6,65 +6,25 @@ They have the tiles and loops of the numba backend, but need no compiler at run 
 from __future__ import annotations
 
 import ctypes
-import os
-import struct
 from collections.abc import Sequence
-from functools import cache
 from operator import is_
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from fastlstm.backends import base
+from fastlstm.backends import base, csrc
 from fastlstm.backends.base import Gradients, Layer, Run, Traits
-from fastlstm.backends.cpu import LARGE, address, address_of, openmp, rows_contiguous, snapshot_of, threads_now
+from fastlstm.backends.cpu import LARGE, address, rows_contiguous, snapshot_of, threads_now
 from fastlstm.backends.memory import pooled, unpooled
-from fastlstm.cells.library import gru, lstm
+from fastlstm.backends.quantized_native import quantized_forward, quantized_plan
 from fastlstm.cells.spec import Cell
 
-LIBRARY = Path(__file__).parents[1] / ("_native.dll" if os.name == "nt" else "_native.so")
-VERSION = 5  # FASTLSTM_VERSION of csrc/fastlstm.h
-# fastlstm_forward_args, _backward_args and _threads of that header, field by field: 9 int64 from version to reverse,
-# then each array's address (P) with its row strides (q), in the order of the header
-FORWARD = struct.Struct("@9q Pqq Pq Pq PPPP Pq Pq PP PPP PP")
-BACKWARD = struct.Struct("@9q Pqq Pq Pq Pq Pq PP PPP Pqq Pqq Pq Pq PPP PP PP")
-THREADS = struct.Struct("@qPP")
+__all__ = ["TRAITS", "backward", "forward", "plan", "quantized_forward", "quantized_plan", "saved_shape", "supports"]
 
-_CELLS = {lstm: 0, gru: 1}  # enum fastlstm_cell
-TRAITS = Traits(plans=True, cells=tuple(cell.key for cell in _CELLS))
+TRAITS = Traits(plans=True, cells=tuple(cell.key for cell in csrc.CELLS))
 _DTYPES = {torch.float32: 0, torch.float64: 1}
 _SIXTEEN_BITS = (torch.bfloat16, torch.float16)
-_instructions = 0  # enum fastlstm_instructions; 0 is the processor's widest
-
-
-def _load() -> ctypes.CDLL | str:
-    """Return the library, or the reason why there is none."""
-    if not LIBRARY.exists():
-        return (
-            f"the native backend needs {LIBRARY.name}, which is built when fastlstm is installed and a GCC or Clang is "
-            "there: this installation has none"
-        )
-    try:
-        library = ctypes.CDLL(str(LIBRARY))
-    except OSError as error:
-        return f"the native backend's {LIBRARY.name} cannot be loaded: {error}"
-    if library.fastlstm_version() != VERSION:
-        return f"the native backend's {LIBRARY.name} is of another version: install fastlstm again"
-    for function in (library.fastlstm_forward, library.fastlstm_backward):
-        function.argtypes = [ctypes.c_char_p, ctypes.c_char_p]
-    library.fastlstm_pack.argtypes = [ctypes.c_char_p, ctypes.c_void_p]
-    library.fastlstm_packed_size.argtypes = [ctypes.c_int64] * 5
-    library.fastlstm_packed_size.restype = ctypes.c_size_t
-    library.fastlstm_lanes.argtypes = [ctypes.c_int64, ctypes.c_int64]
-    library.fastlstm_lanes.restype = ctypes.c_int64
-    library.fastlstm_error_text.restype = ctypes.c_char_p
-    return library
-
-
-_library: Any = _load()  # at import, since tracers cannot trace it; it takes less than a millisecond
-_reason = _library if isinstance(_library, str) else None
 
 
 def supports(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -73,39 +33,13 @@ def supports(device: torch.device, dtype: torch.dtype) -> str | None:
         return f"the native backend needs CPU tensors, got {device.type}"
     if dtype not in _DTYPES and dtype not in _SIXTEEN_BITS:
         return f"the native backend needs float32, float64, bfloat16 or float16, got {dtype}"
-    return _reason
+    return csrc.reason
 
 
 def saved_shape(cell: Cell, T: int, B: int, H: int, dtype: torch.dtype, groups: int | None = None) -> tuple[int, ...]:
     """Return the shape of the four saved gates of either cell. Each panel of units has its rows side by side."""
-    lanes = int(_library.fastlstm_lanes(_DTYPES[dtype], _instructions))
+    lanes = int(csrc.library.fastlstm_lanes(_DTYPES[dtype], csrc.instructions))
     return T, -(-H // lanes), B, 4 * lanes
-
-
-@cache
-def _openmp() -> Any:
-    """Return a fastlstm_openmp with the functions of torch's libgomp, or None."""
-    found = openmp()
-    return None if found is None else (ctypes.c_void_p * 3)(address_of(found[0]), *found[1:])
-
-
-@cache
-def _team(count: int) -> bytes:
-    functions = _openmp()
-    if functions is None:  # the library has a pool of its own
-        return THREADS.pack(count, 0, 0)
-    return THREADS.pack(count, address_of(_library.fastlstm_parallel_openmp), ctypes.addressof(functions))
-
-
-def _call(name: str, arguments: bytes, other: Any) -> None:
-    code = getattr(_library, name)(arguments, other)
-    if code:
-        raise RuntimeError(f"{name}: {_library.fastlstm_error_text(code).decode()}")
-
-
-def _array(a: Tensor | None, leading: int) -> tuple[int, ...]:
-    """Return the address of `a` and the strides of the `leading` axes before its last one, or zeros for None."""
-    return (0,) * (leading + 1) if a is None else (a.data_ptr(), *(0, *a.stride())[-1 - leading : -1])
 
 
 def _readable(layer: Layer) -> Layer:
@@ -113,11 +47,6 @@ def _readable(layer: Layer) -> Layer:
     x, *others = cast(Any, layer.tensors)
     others = [a if a is None else a.contiguous() for a in others]
     return Layer.of(layer.cell, [rows_contiguous(x), *others], layer.reverse)
-
-
-def _with_c(values: Sequence[Any]) -> Sequence[Any]:
-    """Return the values of h and c, or of h and None for a cell without c."""
-    return values if len(values) == 2 else (*values, None)
 
 
 def _sizes(layer: Layer) -> tuple[int, int, int, int]:
@@ -141,9 +70,9 @@ class _Plan:
         self.has_c, self.keeps_cells = len(layer.cell.states) == 2, x.dim() == 3
         made = [(unpooled, (T, B, self.H))] * self.has_c + [(pooled, saved_shape(layer.cell, T, B, self.H, x.dtype))]
         self.saved = made if save else []  # how c and the gates are made
-        self.packs = _DTYPES[x.dtype], _instructions, _CELLS[layer.cell], self.I, self.H
-        self.head, self.x_strides = (VERSION, *self.packs[:3], *sizes, layer.reverse), _array(x, 2)[1:]
-        self.key, self.team, self.is_empty = ("native", layer.reverse), _team(threads_now()), B == 0
+        self.packs = _DTYPES[x.dtype], csrc.instructions, csrc.CELLS[layer.cell], self.I, self.H
+        self.head, self.x_strides = (csrc.VERSION, *self.packs[:3], *sizes, layer.reverse), csrc.array(x, 2)[1:]
+        self.key, self.team, self.is_empty = ("native", layer.reverse), csrc.team(threads_now()), B == 0
         # Calls that keep no packed weights: training on whole sequences, and single steps of large weights, see LARGE.
         in_the_call = save if T > 1 else sum(cast(Tensor, a).nbytes for a in layer.weights[:2]) > LARGE
         self.kept = None if in_the_call or self.is_empty else kept
@@ -167,9 +96,9 @@ class _Plan:
     def _pack(self, weights: Sequence[Tensor | None], kept: dict[Any, Any]) -> Tensor:
         """Pack a snapshot of the weights and keep it. Nobody writes to it again, since other threads may read it."""
         weight_ih, weight_hh, *biases = cast(list[Any], snapshot_of(weights))
-        packed = unpooled(weight_ih, _library.fastlstm_packed_size(*self.packs) // weight_ih.itemsize)
-        read = *_array(weight_ih, 1), *_array(weight_hh, 1), *map(address, biases)
-        _call("fastlstm_pack", FORWARD.pack(*self.head, 0, 0, 0, *read, *(0,) * 13), packed.data_ptr())
+        packed = unpooled(weight_ih, csrc.library.fastlstm_packed_size(*self.packs) // weight_ih.itemsize)
+        read = *csrc.array(weight_ih, 1), *csrc.array(weight_hh, 1), *map(address, biases)
+        csrc.call("fastlstm_pack", csrc.FORWARD.pack(*self.head, 0, 0, 0, *read, *(0,) * 15), packed.data_ptr())
         kept[self.key] = self.packs, packed
         return packed
 
@@ -179,16 +108,16 @@ class _Plan:
         h, (h_n, *c_n), kept = cast(Any, run)
         changed = ctypes.c_int64() if watch else None
         # The conditions are spelled out, since calls of `address` would take longer.
-        arguments = FORWARD.pack(
+        arguments = csrc.FORWARD.pack(
             *self.head, x.data_ptr(), *self.x_strides, weight_ih.data_ptr(), self.I, weight_hh.data_ptr(), self.H,
-            0 if bias_ih is None else bias_ih.data_ptr(), 0 if bias_hh is None else bias_hh.data_ptr(),
+            0 if bias_ih is None else bias_ih.data_ptr(), 0 if bias_hh is None else bias_hh.data_ptr(), 0, 0,
             0 if packed is None else packed.data_ptr(), 0 if changed is None else ctypes.addressof(changed),
             0 if h_0 is None else h_0.data_ptr(), self.H, address(c_0[0]) if c_0 else 0, self.H,
             0 if reset is None else reset.data_ptr(), 0 if lengths is None else lengths.data_ptr(),
             0 if h is None else h.data_ptr(), h_n.data_ptr(), c_n[0].data_ptr() if c_n else 0,
             kept[0].data_ptr() if len(kept) == 2 else 0, kept[-1].data_ptr() if kept else 0,
         )  # fmt: skip
-        _call("fastlstm_forward", arguments, self.team)
+        csrc.call("fastlstm_forward", arguments, self.team)
         return changed is None or changed.value == 0
 
     def backward(self, grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
@@ -239,7 +168,7 @@ def backward(grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
     """Return the gradients of one call, from the gradients of its results."""
     if cast(Tensor, layer.weights[0]).dim() == 3:
         return _Stack.backward(grads, layer, run, needs)
-    kind = VERSION, _DTYPES[layer.x.dtype], _instructions, _CELLS[layer.cell]
+    kind = csrc.VERSION, _DTYPES[layer.x.dtype], csrc.instructions, csrc.CELLS[layer.cell]
     return _backward(kind, grads, _readable(layer), run, needs)
 
 
@@ -252,17 +181,18 @@ def _backward(kind: tuple[int, ...], grads: Run, layer: Layer, run: Run, needs: 
     made = [None if shape is None or not want else unpooled(x, *shape) for shape, want in zip(shapes, needs.flat)]
     dx, dweights, dstates = made[0], made[1:5], made[5:]
     if B:
-        (h_0, c_0), (dh_n, dc_n), (dh_0, dc_0) = (_with_c(each) for each in (states, grads.last, dstates))
+        (h_0, c_0), (dh_n, dc_n), (dh_0, dc_0) = (csrc.with_c(each) for each in (states, grads.last, dstates))
         kept = run.kept if len(run.kept) == 2 else (None, *run.kept)
         saved = [a if a is None else a.contiguous() for a in (run.h, *kept)]
         incoming = grads.h, dh_n, dc_n, *(grads.kept or (None,))
         dh, dh_n, dc_n, dc = (a if a is None else rows_contiguous(a) for a in incoming)
-        arguments = BACKWARD.pack(
-            *kind, T, B, I, H, reverse, *_array(x, 2), address(weights[0]), I, address(weights[1]), H, address(h_0), H,
-            address(c_0), H, address(reset), address(lengths), *map(address, saved), *_array(dh, 2), *_array(dc, 2),
-            *_array(dh_n, 1), *_array(dc_n, 1), address(dx), *map(address, dweights), address(dh_0), address(dc_0),
+        arguments = csrc.BACKWARD.pack(
+            *kind, T, B, I, H, reverse, *csrc.array(x, 2), address(weights[0]), I, address(weights[1]), H, address(h_0),
+            H, address(c_0), H, address(reset), address(lengths), *map(address, saved), *csrc.array(dh, 2),
+            *csrc.array(dc, 2), *csrc.array(dh_n, 1), *csrc.array(dc_n, 1), address(dx), *map(address, dweights),
+            address(dh_0), address(dc_0),
         )  # fmt: skip
-        _call("fastlstm_backward", arguments, _team(threads_now()))
+        csrc.call("fastlstm_backward", arguments, csrc.team(threads_now()))
     else:
         made = [a if a is None else a.zero_() for a in made]
     return Gradients(dx, tuple(dweights), tuple(dstates))

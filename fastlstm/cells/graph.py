@@ -54,6 +54,11 @@ class Node:
     def __rtruediv__(self, other: Number) -> Node:
         return self._make("div", other, self)
 
+    def __matmul__(self, other: object) -> Node:
+        raise TypeError("a cell writes no matrix products: its gates are the products with x and the first state")
+
+    __rmatmul__ = __matmul__
+
     def __neg__(self) -> Node:
         return self._make("neg", self)
 
@@ -79,6 +84,9 @@ class Node:
 
     def __bool__(self) -> bool:
         raise TypeError("a value is neither true nor false: write where(a > b, x, y) for `if`, `and`, max and min")
+
+    def __repr__(self) -> str:
+        return f"<a value of a cell: {self.op if self.args else self.value}>"
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

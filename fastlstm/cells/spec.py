@@ -46,6 +46,8 @@ class Cell:
     ) -> None:
         if not inspect.isfunction(function):
             raise TypeError(f"a cell is declared by a Python function, got {function!r}")
+        if not isinstance(gates, Mapping):
+            raise TypeError(f'cell {function.__name__}: gates must map names to "x", "h" or "xh", got {gates!r}')
         for kind, names in (("states", states), ("params", params), ("inputs", inputs)):
             if isinstance(names, str):
                 raise TypeError(f"cell {function.__name__}: {kind} must be a sequence of names, got {names!r}")
@@ -65,7 +67,8 @@ class Cell:
         return self.function(*args, **kwargs)
 
     def __repr__(self) -> str:
-        return f"<cell {self.name}: gates {self.gates}, states {self.states}>"
+        others = "".join([f", {kind} {getattr(self, kind)}" for kind in ("params", "inputs") if getattr(self, kind)])
+        return f"<cell {self.name}: gates {self.gates}, states {self.states}{others}>"
 
     def __reduce__(self) -> str:
         return str(self.__qualname__)  # type: ignore[attr-defined]  # update_wrapper sets it
@@ -196,7 +199,8 @@ def _check(made: Cell) -> None:
         (name for k, name in enumerate(labels) if name in labels[:k] or name in RESERVED), None
     )
     if twice is not None:
-        raise ValueError(f"cell {made.name}: the name {twice} is used twice or reserved; rename a gate, state or param")
+        taken = f"the name {twice} is used twice or reserved"
+        raise ValueError(f"cell {made.name}: {taken}; rename a gate, state, param or input")
     for argument in inspect.signature(made.function).parameters.values():
         if argument.default is not argument.empty:
             raise TypeError(f"cell {made.name} takes {argument}, but no argument may have a default")

@@ -159,7 +159,7 @@ def check_given(x: Any, hx: Any) -> None:
 
 
 def as_states(module: Any, hx: Any, name: str, number: str | None) -> States:
-    """Return `hx` as a sequence of tensors.
+    """Return `hx` as a sequence of tensors. A tensor by itself is the state of a cell that has one.
 
     Args:
         name: of the argument.
@@ -177,6 +177,8 @@ def as_states(module: Any, hx: Any, name: str, number: str | None) -> States:
 
 
 def _tuple_of(hx: Any, names: Sequence[str], name: str, number: str | None) -> States:
+    if isinstance(hx, Tensor) and len(names) == 1:
+        return (hx,)
     if not isinstance(hx, (tuple, list)):  # Dynamo of torch 2.9 knows no union
         raise TypeError(f"{name} must be {_described(names)}, got {type(hx).__name__}")
     if len(hx) != len(names):
@@ -189,8 +191,10 @@ def _tuple_of(hx: Any, names: Sequence[str], name: str, number: str | None) -> S
 
 
 def _described(names: Sequence[str]) -> str:
+    if len(names) == 1:
+        return f"a tensor, {names[0]}_0, or a tuple of it"
     count = _NUMBERS[len(names)] if len(names) < len(_NUMBERS) else str(len(names))
-    return f"a tuple of {count} tensor{'s' * (len(names) > 1)}, {_listed([f'{name}_0' for name in names])}"
+    return f"a tuple of {count} tensors, {_listed([f'{name}_0' for name in names])}"
 
 
 def _listed(words: Sequence[str]) -> str:
@@ -204,6 +208,12 @@ def check_states(x: Tensor, states: States, name: str = "hidden") -> None:
             raise RuntimeError(_devices(name, x, state))
         if state.dtype != x.dtype and not casts(x):
             raise RuntimeError(dtypes(name, x, state))
+
+
+def check_inputs(x: Tensor, inputs: Sequence[Tensor], names: Sequence[str]) -> None:
+    """Check the device and dtype of a cell's `inputs`, called `names`, as `check_states` does."""
+    for name, a in zip(names, inputs):
+        check_states(x, (a,), f"inputs[{name!r}]")
 
 
 def _devices(name: str, x: Tensor, other: Tensor) -> str:

@@ -137,8 +137,19 @@ def inputs_by_name(inputs: Any, names: Sequence[str]) -> tuple[Any, ...]:
     return tuple([inputs[name] for name in names])
 
 
-def check_sizes(inputs: Sequence[Tensor], names: Sequence[str], size: tuple[int, ...], layout: str) -> None:
-    """Raise ValueError unless all of a cell's `inputs` have the given size, which is called `layout`."""
+def expanded(inputs: Sequence[Tensor], names: Sequence[str], size: tuple[int, ...], layout: str) -> tuple[Tensor, ...]:
+    """Return a cell's `inputs`, each expanded to the given size, which is called `layout`.
+
+    Raises:
+        ValueError: unless each has these dimensions, of this size or of size 1. One with fewer dimensions is not taken,
+            since (T, B) would be read as (B, H).
+    """
+    found = []
     for name, a in zip(names, inputs):
         if a.shape != size:
-            raise ValueError(f"inputs[{name!r}] must have shape {layout} = {size}, got {tuple(a.shape)}")
+            if a.dim() != len(size) or not all(n == m or n == 1 for n, m in zip(a.shape, size)):
+                wanted = f"shape {layout} = {size}, where any size may be 1"
+                raise ValueError(f"inputs[{name!r}] must have {wanted}, got {tuple(a.shape)}")
+            a = a.expand(size)
+        found.append(a)
+    return tuple(found)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, overload
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from fastlstm.backends.dispatch import Backend
+from fastlstm.backends.settings import Backend
 from fastlstm.cells import library
 from fastlstm.cells.spec import Cell
 from fastlstm.layers import checks
@@ -34,7 +34,7 @@ class Elman(Recurrent):
         dropout: probability of dropout on the output of each layer but the last.
         bidirectional: each layer also runs from the last step to the first (D = 2, otherwise 1).
         device, dtype: of the parameters.
-        backend: a name of `fastlstm.backends.dispatch.NAMES`. None takes the default that `fastlstm.use_backend` sets.
+        backend: a name of `fastlstm.backends.settings.NAMES`. None takes the default that `fastlstm.use_backend` sets.
         recompute: whether the backward pass computes the gates of a long sequence again, a hundred steps and more at a
             time, instead of reading them from memory: see `fastlstm.layers.recompute`.
         proj_size: torch's error for it, since only LSTMs have projections.
@@ -182,7 +182,7 @@ class ElmanCell(RecurrentCell):
         bias: with False, ``bias_ih`` and ``bias_hh`` are None.
         nonlinearity: "tanh" or "relu", of the hidden units.
         device, dtype: of the parameters.
-        backend: a name of `fastlstm.backends.dispatch.NAMES`. None takes the default that `fastlstm.use_backend` sets.
+        backend: a name of `fastlstm.backends.settings.NAMES`. None takes the default that `fastlstm.use_backend` sets.
 
     Parameters: ``weight_ih`` (H, I), ``weight_hh`` (H, H), ``bias_ih`` and
     ``bias_hh`` (H,).

@@ -7,7 +7,7 @@ from torch import Tensor
 from fastlstm.autograd.modes import autocast_of, no_autocast
 from fastlstm.backends.base import Layer
 from fastlstm.backends.checks import check_layer
-from fastlstm.backends.dispatch import Backend
+from fastlstm.backends.settings import Backend
 from fastlstm.cells import library
 from fastlstm.cells.spec import Cell
 from fastlstm.layers import calls
@@ -103,7 +103,7 @@ def lstm(
             a row's end are not reset.
         reverse: run from the last step to the first. Outputs stay in the order of `x`.
         return_cells: also return every cell state.
-        backend: a name of `fastlstm.backends.dispatch.NAMES`. None takes the default that `use_backend` sets.
+        backend: a name of `fastlstm.backends.settings.NAMES`. None takes the default that `use_backend` sets.
 
     Returns:
         ``output`` (T, B, H), ``(h_n, c_n)`` each (B, H), and with `return_cells` the cell states (T, B, H). Past a

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, overload
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from fastlstm.backends.dispatch import Backend
+from fastlstm.backends.settings import Backend
 from fastlstm.cells import library
 from fastlstm.layers import checks
 from fastlstm.layers.modules import Words
@@ -32,7 +32,7 @@ class GRU(Regularized):
         dropout: probability of dropout on the output of each layer but the last.
         bidirectional: each layer also runs from the last step to the first (D = 2, otherwise 1).
         device, dtype: of the parameters.
-        backend: a name of `fastlstm.backends.dispatch.NAMES`. None takes the default that `fastlstm.use_backend` sets.
+        backend: a name of `fastlstm.backends.settings.NAMES`. None takes the default that `fastlstm.use_backend` sets.
         recompute: whether the backward pass computes the gates of a long sequence again, a hundred steps and more at a
             time, instead of reading them from memory: see `fastlstm.layers.recompute`.
         proj_size: torch's error for it, since only LSTMs have projections.
@@ -176,7 +176,7 @@ class GRUCell(RecurrentCell):
         hidden_size: H, the number of hidden units.
         bias: with False, ``bias_ih`` and ``bias_hh`` are None.
         device, dtype: of the parameters.
-        backend: a name of `fastlstm.backends.dispatch.NAMES`. None takes the default that `fastlstm.use_backend` sets.
+        backend: a name of `fastlstm.backends.settings.NAMES`. None takes the default that `fastlstm.use_backend` sets.
 
     Parameters, with row blocks in the order r, z, n: ``weight_ih`` (3H, I), ``weight_hh`` (3H, H), ``bias_ih`` and
     ``bias_hh`` (3H,).

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from fastlstm.backends.dispatch import Backend
+from fastlstm.backends.settings import Backend
 from fastlstm.cells import library
 from fastlstm.layers import checks
 from fastlstm.layers.functional import State
@@ -44,7 +44,7 @@ class LSTM(Regularized):
         bidirectional: each layer also runs from the last step to the first (D = 2, otherwise 1).
         proj_size: P > 0 projects the hidden state to P features with ``weight_hr_l*``.
         device, dtype: of the parameters.
-        backend: a name of `fastlstm.backends.dispatch.NAMES`. None takes the default that `fastlstm.use_backend` sets.
+        backend: a name of `fastlstm.backends.settings.NAMES`. None takes the default that `fastlstm.use_backend` sets.
         recompute: whether the backward pass computes the gates of a long sequence again, a hundred steps and more at a
             time, instead of reading them from memory: see `fastlstm.layers.recompute`.
         forget_bias: initial bias of the forget gate in ``bias_ih``; ``bias_hh`` then gets zeros there. With None both

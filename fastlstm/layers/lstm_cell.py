@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from fastlstm.backends.dispatch import Backend
+from fastlstm.backends.settings import Backend
 from fastlstm.cells import library
 from fastlstm.layers.functional import State
 from fastlstm.layers.modules import Words
@@ -22,7 +22,7 @@ class LSTMCell(RecurrentCell):
         hidden_size: H, the number of hidden units.
         bias: with False, ``bias_ih`` and ``bias_hh`` are None.
         device, dtype: of the parameters.
-        backend: a name of `fastlstm.backends.dispatch.NAMES`. None takes the default that `fastlstm.use_backend` sets.
+        backend: a name of `fastlstm.backends.settings.NAMES`. None takes the default that `fastlstm.use_backend` sets.
 
     Parameters, with row blocks in the order i, f, g, o: ``weight_ih`` (4H, I), ``weight_hh`` (4H, H), ``bias_ih`` and
     ``bias_hh`` (4H,).

@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastlstm.backends import dispatch
+from fastlstm.backends import settings
+from fastlstm.backends.base import Layer
 from fastlstm.cells.spec import Cell
+from fastlstm.layers.streams import Stream, steps_of
 from fastlstm.plan import Plans
 
 
@@ -32,7 +34,7 @@ class Words(NamedTuple):
 class CellModule:
     """A module that runs a cell, and keeps `Plans` for each of its layers and directions. The first call makes them."""
 
-    backend: dispatch.Backend | None = None
+    backend: settings.Backend | None = None
     _cell: Cell
     _single = False  # whether users hold the only state as a tensor, and not as a tuple
     _words: Words
@@ -52,6 +54,29 @@ class CellModule:
             if state is None:
                 return None
         return hx
+
+    def _example(self, weights: list[Any]) -> Any:
+        """Return a tensor with the dtype and device that inputs must have."""
+        return weights[0]
+
+    def stream(self, batch_size: int = 1) -> Stream:
+        """Return a `fastlstm.Stream`: a copy of this module that runs one time step a call, on states of its own.
+
+        The weights are packed now, and later changes do not reach the stream. It computes what a step of this module
+        computes in eval mode, without gradients.
+
+        Args:
+            batch_size: B, the rows of each step.
+
+        Raises:
+            ValueError: for a `batch_size` that is no int of at least 1, and for a bidirectional module.
+            RuntimeError: from a backend asked for by name that cannot run.
+        """
+        return Stream(self, batch_size)
+
+    def _steps_of(self, layer: Layer) -> Any:
+        """Return what runs single steps of a layer of this module for a stream, or None where no backend has that."""
+        return steps_of(self, layer)
 
     def _plans_of(self, key: Any = 0) -> Plans | None:
         """Return the plans of this key, or None under a compiler, which uses none.
@@ -82,9 +107,9 @@ class CellModule:
         """
         vars(self).pop("_plans", None)
 
-    def _set_backend(self, backend: dispatch.Backend | None) -> None:
+    def _set_backend(self, backend: settings.Backend | None) -> None:
         if backend is not None:
-            dispatch.check_name(backend)
+            settings.check_name(backend)
             self.backend = backend
 
 

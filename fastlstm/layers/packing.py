@@ -65,12 +65,12 @@ def inputs_of(
     """Return a cell's `given` inputs, which have the names `names`, as (T, B, H).
 
     Raises:
-        ValueError: see `checks.check_sizes`.
+        ValueError: see `checks.expanded`.
     """
     if not given:
         return ()
     size, layout = ((*batch, T, H), "(B, T, H)") if batch_first else ((T, *batch, H), "(T, B, H)")
-    checks.check_sizes(given, names, size, layout if batch else "(T, H)")
+    given = checks.expanded(given, names, size, layout if batch else "(T, H)")
     if not batch:
         return tuple([a.unsqueeze(1) for a in given])
     return tuple([a.transpose(0, 1) for a in given]) if batch_first else given

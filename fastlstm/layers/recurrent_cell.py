@@ -17,15 +17,17 @@ class RecurrentCell(CellModule, nn.RNNCellBase):
     def extra_repr(self) -> str:
         return super().extra_repr() + (f", backend={self.backend}" if self.backend is not None else "")
 
-    def _forward(self, x: Any, hx: Any) -> Any:
-        """Return what `forward` returns, for arguments as a user gave them."""
+    def _layer_weights(self, index: int) -> list[Any]:
+        """Return the weights of the only layer, as a `Layer` has them."""
         parameters: Any = self._parameters
         try:
-            weights = (
-                parameters["weight_ih"], parameters["weight_hh"], parameters["bias_ih"], parameters["bias_hh"]
-            )  # fmt: skip
+            return [parameters["weight_ih"], parameters["weight_hh"], parameters["bias_ih"], parameters["bias_hh"]]
         except KeyError:  # parametrized, or replaced by a plain tensor
-            weights = self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
+            return [self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh]
+
+    def _forward(self, x: Any, hx: Any) -> Any:
+        """Return what `forward` returns, for arguments as a user gave them."""
+        weights = tuple(self._layer_weights(0))
         if not torch.compiler.is_dynamo_compiling() and type(x) is Tensor:
             plans = vars(self).get("_plans")  # none before the first call
             if plans and (states := self._states_of(hx)) is not None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.utils.rnn import PackedSequence
 
-from fastlstm.backends.dispatch import Backend
+from fastlstm.backends.settings import Backend
 from fastlstm.cells.spec import Cell
 from fastlstm.layers import checks
 from fastlstm.layers.modules import Words
@@ -38,7 +38,7 @@ class RNN(Recurrent):
         dropout: probability of dropout on the output of each layer but the last.
         bidirectional: each layer also runs from the last step to the first (D = 2, otherwise 1).
         device, dtype: of the parameters.
-        backend: a name of `fastlstm.backends.dispatch.NAMES`. None takes the default that `fastlstm.use_backend` sets.
+        backend: a name of `fastlstm.backends.settings.NAMES`. None takes the default that `fastlstm.use_backend` sets.
         recompute: whether the backward pass computes the gates of a long sequence again, a hundred steps and more at a
             time, instead of reading them from memory: see `fastlstm.layers.recompute`.
 
@@ -140,7 +140,7 @@ class RNN(Recurrent):
     def forward(
         self,
         input: X,
-        states: Tensors | None = None,
+        states: Tensors | Tensor | None = None,
         inputs: Inputs | None = None,
         *,
         reset: Tensor | None = None,
@@ -151,7 +151,7 @@ class RNN(Recurrent):
     def forward(
         self,
         input: X,
-        states: Tensors | None = None,
+        states: Tensors | Tensor | None = None,
         inputs: Inputs | None = None,
         *,
         reset: Tensor | None = None,
@@ -162,7 +162,7 @@ class RNN(Recurrent):
     def forward(
         self,
         input: Tensor | PackedSequence,
-        states: Tensors | None = None,
+        states: Tensors | Tensor | None = None,
         inputs: Inputs | None = None,
         *,
         reset: Tensor | None = None,
@@ -172,7 +172,7 @@ class RNN(Recurrent):
     def forward(
         self,
         input: Tensor | PackedSequence,  # noqa: A002
-        states: Tensors | None = None,
+        states: Tensors | Tensor | None = None,
         inputs: Inputs | None = None,
         *,
         reset: Tensor | None = None,
@@ -183,17 +183,19 @@ class RNN(Recurrent):
 
         Args:
             input: (T, B, I); (B, T, I) with batch_first; (T, I) for one sequence alone; or a PackedSequence.
-            states: a tuple in the cell's order, each (D*L, B, H), without B for one sequence alone; None for zeros.
+            states: a tuple in the cell's order, each (D*L, B, H), without B for one sequence alone; None for zeros. A
+                tensor by itself is the state of a cell that has one.
             inputs: maps each name of the cell's inputs to a tensor (T, B, H), (B, T, H) with batch_first, (T, H) for
-                one sequence alone. For a PackedSequence it has the rows in the order before they were packed. Every
-                layer and direction gets the same tensors.
+                one sequence alone. Any size may be 1, for a value that is the same along this dimension. For a
+                PackedSequence it has the rows in the order before they were packed. Every layer and direction gets
+                the same tensors.
             reset, lengths: as in `fastlstm.LSTM.forward`.
             return_states: also return all states of the last layer.
 
         Returns:
-            output (T, B, D*H) of the last layer in the form of `input`, the last states in the form of `states`, and
-            with `return_states` a tuple of all states (T, B, D*H) in the form of `input`, of which the first is the
-            output. Past a row's end the others repeat the state at the end.
+            output (T, B, D*H) of the last layer in the form of `input`, a tuple of the last states, each with the shape
+            of a state in `states`, and with `return_states` a tuple of all states (T, B, D*H) in the form of `input`,
+            of which the first is the output. Past a row's end the others repeat the state at the end.
 
         Raises:
             ValueError: for the number of dimensions or dtype of `input`, names or shapes of `inputs`, the shape of
@@ -212,16 +214,20 @@ class RNN(Recurrent):
         @typed_as(forward)
         def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
-    def step(self, x_t: Tensor, state: Tensors | None = None, inputs: Inputs | None = None) -> tuple[Tensor, Tensors]:
+    def step(
+        self, x_t: Tensor, state: Tensors | Tensor | None = None, inputs: Inputs | None = None
+    ) -> tuple[Tensor, Tensors]:
         """Run one time step through all layers, for streaming. Modules of one direction only.
 
         Args:
             x_t: (B, I), or (I,) for one sequence alone.
-            state: a tuple in the cell's order, each (L, B, H), without B for one sequence alone; None for zeros.
-            inputs: maps each name of the cell's inputs to a tensor (B, H), or (H,) for one sequence alone.
+            state: a tuple in the cell's order, each (L, B, H), without B for one sequence alone; None for zeros. A
+                tensor by itself is the state of a cell that has one.
+            inputs: maps each name of the cell's inputs to a tensor (B, H), or (H,) for one sequence alone. Any size may
+                be 1, as in `forward`.
 
         Returns:
-            h_t (B, H) of the last layer, and the new state, in the form of `state`.
+            h_t (B, H) of the last layer, and a tuple of the new states, each with the shape of a state in `state`.
 
         Raises:
             ValueError: for a bidirectional module, names or shapes of `inputs`, and for the number of dimensions or

@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vmap
 
 import fastlstm
-from fastlstm.backends import dispatch, native
+from fastlstm.backends import csrc, dispatch
 from fastlstm.cells import library
 from tests.helpers import ROOT, interpreter
 from tests.helpers.modules import REFERENCE, pair
@@ -23,7 +23,7 @@ DEVICE = torch.device("cpu")
 @pytest.fixture
 def without_kernels(monkeypatch):
     monkeypatch.setattr(dispatch.module("numba"), "_INSTALLED", False)
-    monkeypatch.setattr(native, "_reason", "the native backend's library is not there")
+    monkeypatch.setattr(csrc, "reason", "the native backend's library is not there")
     monkeypatch.setattr(dispatch, "_warned", True)  # the warning has a test of its own
 
 
@@ -70,9 +70,9 @@ NUMBA = {
 def test_one_warning_with_both_reasons(tmp_path, how, library):
     """By a copy of the package whose native library is missing or of no use."""
     subprocess.run(["cp", "-r", ROOT / "fastlstm", tmp_path / "fastlstm"], check=True)
-    (tmp_path / "fastlstm" / native.LIBRARY.name).unlink(missing_ok=True)
+    (tmp_path / "fastlstm" / csrc.LIBRARY.name).unlink(missing_ok=True)
     if library:
-        (tmp_path / "fastlstm" / native.LIBRARY.name).write_bytes(b"no library")
+        (tmp_path / "fastlstm" / csrc.LIBRARY.name).write_bytes(b"no library")
     source, reason = NUMBA[how]
     hide = "import importlib.util\nfind = importlib.util.find_spec\n"
     hide += "importlib.util.find_spec = lambda name, *a: None if name == 'numba' else find(name, *a)\n"

@@ -31,6 +31,7 @@ MISTAKES = {
     "an attribute": lambda a, b: a.shape,
     "a power": lambda a, b: a**2,
     "a matrix product": lambda a, b: a @ b,
+    "a matrix product from the left": lambda a, b: torch.ones(3, 3) @ a,
     "a remainder": lambda a, b: a % b,
     "a function of torch": lambda a, b: torch.sigmoid(a),
     "a function of Python": lambda a, b: abs(a),
@@ -143,6 +144,19 @@ def test_names_must_be_strings():
         pre(lambda a, b: a + b, params="p_i")
 
 
+@pytest.mark.parametrize("gates", [("a", "b"), "ab", None])
+def test_gates_must_be_a_mapping(gates):
+    with pytest.raises(TypeError, match=re.escape(f'gates must map names to "x", "h" or "xh", got {gates!r}')):
+        pre(lambda a, b: a + b, gates=gates)
+
+
+def test_a_value_prints_what_it_is(capsys):
+    pre(lambda a, b: print(a, sigmoid(b)) or a)
+    assert capsys.readouterr().out == "<a value of a cell: a_pre> <a value of a cell: sigmoid>\n"
+    with pytest.raises(TypeError, match=re.escape("arguments, got {'h': <a value of a cell: a_pre>}")):
+        pre(lambda a, b: {"h": a})
+
+
 @pytest.mark.parametrize("function", [torch.sigmoid, functools.partial(sigmoid, 1.0), None])
 def test_a_cell_is_a_python_function(function):
     with pytest.raises(TypeError, match="a cell is declared by a Python function, got"):
@@ -187,6 +201,8 @@ def test_it_is_called_as_a_function():
     assert at_module_level(0.0, 2.0) == 2.0
     assert at_module_level.__doc__ == "What it computes."
     assert repr(at_module_level) == "<cell at_module_level: gates {'a': 'xh'}, states ('h',)>"
+    other = pre(lambda a, b: a + b, gates={"a": "x"}, params=("p",), inputs=("b",))
+    assert repr(other) == "<cell <lambda>: gates {'a': 'x'}, states ('h',), params ('p',), inputs ('b',)>"
 
 
 def test_pickles_by_reference():

@@ -6,8 +6,11 @@ import re
 from copy import deepcopy
 from functools import partial
 
+import hypothesis
 import pytest
 import torch
+from hypothesis import settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
@@ -239,6 +242,81 @@ def test_steps_equal_forward(batched):
     close((torch.stack(outputs), state), (expected, ends), "sums")
 
 
+@pytest.mark.parametrize("cell", [cells.mgu, no_product], ids=lambda cell: cell.name)
+def test_a_tensor_is_the_state_of_a_cell_with_one(cell):
+    rnn = RNN(cell, 3, 5, 2)
+    x, states, _ = given(rnn)
+    for module in (rnn, torch.compile(rnn, fullgraph=True, backend="aot_eager")):
+        got, want = module(x, states[0]), module(x, states)
+        assert type(got[1]) is tuple
+        close(got, want, "sums")
+    close(rnn(x[:, 0], states[0][:, 0]), rnn(x[:, 0], (states[0][:, 0],)), "sums")
+    got = rnn.step(x[0], states[0])
+    assert type(got[1]) is tuple
+    close(got, rnn.step(x[0], states), "sums")
+
+
+def test_errors_of_the_state_of_a_cell_with_one():
+    rnn = fastlstm.RNN(cells.mgu, 3, 5)
+    with pytest.raises(TypeError, match="states must be a tensor, h_0, or a tuple of it, got dict"):
+        rnn(X, {"h": M[:1]})
+    with pytest.raises(RuntimeError, match="states must be a tensor, h_0, or a tuple of it, got 2"):
+        rnn(X, (M[:1], M[:1]))
+    with pytest.raises(RuntimeError, match="For batched 3-D input, states should also be 3-D"):
+        rnn(X, M[0])
+    with pytest.raises(RuntimeError, match=re.escape("Expected states[0] size (1, 4, 5), got [2, 4, 5]")):
+        rnn(X, M[:2])
+    with pytest.raises(TypeError, match="state must be a tensor, h_0, or a tuple of it, got float"):
+        rnn.step(X[0], 0.0)
+    with pytest.raises(RuntimeError, match=re.escape("Expected state[0] size (1, 4, 5), got [4, 5]")):
+        rnn.step(X[0], M[0])
+
+
+SHAPES = st.sampled_from([(T, B, H) for T in (1, 6) for B in (1, 4) for H in (1, 5)])
+OPTIONS = st.fixed_dictionaries({"bidirectional": st.booleans(), "batch_first": st.booleans()})
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@hypothesis.given(SHAPES, SHAPES, OPTIONS, st.booleans())
+def test_inputs_of_size_1(m, d, options, masked):
+    """They are the expanded ones, and their gradients have their own shapes."""
+    rnn = RNN(gadget, 3, 5, 2, **options)
+    turned = (lambda a: a.transpose(0, 1)) if rnn.batch_first else (lambda a: a)
+    x, states, _ = given(rnn)
+    inputs = {"m": randn(*m), "d": randn(*d)}
+    results = []
+    for of in (lambda a: a, lambda a: a.expand(6, 4, 5)):
+        taken = {name: turned(of(a)) for name, a in inputs.items()}
+        output, last = rnn(turned(x), states, taken, lengths=[2, 6, 1, 4] if masked else None)
+        results.append([output, *last])
+    assert_same_gradients(rnn, rnn, *results, [x, *states, *inputs.values()])
+
+
+@pytest.mark.parametrize("shape", [(1, 5), (4, 1), (1, 1)])
+def test_inputs_of_size_1_in_steps(shape):
+    rnn = RNN(gadget, 3, 5)
+    x, states, inputs = given(rnn)
+    small = randn(*shape)
+    got, want = (rnn.step(x[0], states, {"m": inputs["m"][0], "d": d}) for d in (small, small.expand(4, 5)))
+    close(got, want, "sums")
+    alone, _ = rnn.step(x[0, 0], tuple(a[:, 0] for a in states), {"m": inputs["m"][0, 0], "d": small[0]})
+    close(alone, got[0][0], "sums")
+    message = re.escape("inputs['d'] must have shape (B, H) = (4, 5), where any size may be 1, got (5,)")
+    with pytest.raises(ValueError, match=message):
+        rnn.step(x[0], states, {"m": inputs["m"][0], "d": torch.zeros(5)})
+    with pytest.raises(ValueError, match=re.escape("inputs['d'] must have shape (H,) = (5,)")):
+        rnn.step(x[0, 0], None, {"m": inputs["m"][0, 0], "d": torch.zeros(4)})
+
+
+def test_packed_sequences_take_inputs_of_size_1():
+    rnn, n = RNN(gadget, 3, 5), torch.tensor([2, 6, 1, 4])
+    x, states, inputs = given(rnn)
+    packed, small = pack_padded_sequence(x, n, enforce_sorted=False), {"m": randn(6, 1, 1), "d": inputs["d"]}
+    want = rnn(packed, states, {name: a.expand(6, 4, 5) for name, a in small.items()})
+    got = rnn(packed, states, small)
+    close((got[0].data, got[1]), (want[0].data, want[1]), "sums")
+
+
 def test_functional_call():
     rnn = RNN(gadget, 3, 5)
     x, states, inputs = given(rnn)
@@ -259,9 +337,14 @@ M = torch.zeros(6, 4, 5)
         ({"inputs": {"m": M}}, ValueError, "inputs must map m, d to tensors, got m"),
         ({"inputs": {"m": M, "d": M, "e": M}}, ValueError, "inputs must map m, d to tensors, got m, d, e"),
         ({"inputs": {"m": M, "d": 1.0}}, TypeError, "inputs must map m, d to tensors, got float for d"),
-        ({"inputs": {"m": M, "d": M[0]}}, ValueError, "inputs['d'] must have shape (T, B, H) = (6, 4, 5), got (4, 5)"),
-        ({"inputs": {"m": M, "d": M.double()}}, RuntimeError, "inputs' tensor with torch.float64"),
-        ({"inputs": {"m": M, "d": M.to("meta")}}, RuntimeError, "inputs' tensor at meta"),
+        (
+            {"inputs": {"m": M, "d": M[0]}},
+            ValueError,
+            "inputs['d'] must have shape (T, B, H) = (6, 4, 5), where any size may be 1, got (4, 5)",
+        ),
+        ({"inputs": {"m": M, "d": M[:, :2, :1]}}, ValueError, "(6, 4, 5), where any size may be 1, got (6, 2, 1)"),
+        ({"inputs": {"m": M, "d": M.double()}}, RuntimeError, "inputs['d'] tensor with torch.float64"),
+        ({"inputs": {"m": M, "d": M.to("meta")}}, RuntimeError, "inputs['d'] tensor at meta"),
         ({"states": M}, TypeError, "states must be a tuple of two tensors, h_0 and v_0, got Tensor"),
         ({"states": (M[:1],)}, RuntimeError, "states must be a tuple of two tensors, h_0 and v_0, got 1"),
         (

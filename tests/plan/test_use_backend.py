@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import fastlstm
-from fastlstm.backends import dispatch
+from fastlstm.backends import dispatch, settings
 from fastlstm.backends.base import Traits
 
-OTHERS = [name for name in dispatch.NAMES if name != "auto"]
+OTHERS = [name for name in settings.NAMES if name != "auto"]
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +22,7 @@ def default():
 
 
 def current():
-    return dispatch.named(None)
+    return settings.named(None)
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -44,7 +44,7 @@ def test_layers_follow_a_call():
 @pytest.mark.parametrize("name", ["nativ", "NATIVE", "", None, 3])
 def test_a_name_is_checked_at_once(name):
     fastlstm.use_backend("reference")
-    message = f"backend must be one of {', '.join(dispatch.NAMES)}, got {name!r}"
+    message = f"backend must be one of {', '.join(settings.NAMES)}, got {name!r}"
     with pytest.raises(ValueError, match=re.escape(message)):
         fastlstm.use_backend(name)
     assert current() == "reference"
@@ -143,10 +143,10 @@ def test_compiled_functions_follow_a_call():
 
 
 def test_type_checkers_know_every_name():
-    assert get_args(dispatch.Backend) == dispatch.NAMES
+    assert get_args(settings.Backend) == settings.NAMES
 
 
-@pytest.mark.parametrize("name", dispatch.NAMES[1:])
+@pytest.mark.parametrize("name", settings.NAMES[1:])
 def test_a_backend_states_what_it_can_do(name):
     assert type(dispatch.traits(name)) is Traits
 

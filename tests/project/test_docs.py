@@ -66,6 +66,11 @@ def test_the_page_on_the_gru_runs(tmp_path):
     assert output_of(found, tmp_path) == said(found)
 
 
+def test_the_page_on_int8_runs(tmp_path):
+    found = blocks("docs/quantize.md")
+    assert output_of(found, tmp_path) == said(found)
+
+
 @pytest.mark.skipif(importlib.util.find_spec("onnxscript") is None, reason="it exports to ONNX, which needs onnxscript")
 def test_the_readme_runs(tmp_path):
     assert "onnx" in output_of(blocks("README.md"), tmp_path)  # whose exporter tells what it does

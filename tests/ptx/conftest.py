@@ -1,3 +1,3 @@
-from tests.ptx.processes import EMULATED, INSTALLED, INTERPRETS
+from tests.ptx.processes import EMULATED, INTERPRETS, TRIED
 
-collect_ignore = EMULATED if INTERPRETS or not INSTALLED else []
+collect_ignore = EMULATED if INTERPRETS or not TRIED else []

@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 
 from tests.ptx.emulator import grid as grids
@@ -67,10 +68,8 @@ class Device:
         kernel, code = _prepared(ptx)
         memory = Global({name: a for name, a in arguments.items() if isinstance(a, torch.Tensor)})
         values = [memory.addresses.get(name, value) for name, value in arguments.items()]
-        values += [0] * (
-            len(kernel.parameters) - len(values)
-        )  # Triton's own scratch, which its kernels do not use here
-        parameters = {name: int(value) for name, value in zip(kernel.parameters, values, strict=True)}
+        scratch = [0] * (len(kernel.parameters) - len(values))  # Triton's own parameters, which kernels here do not use
+        parameters = {name: _bits(value) for name, value in zip(kernel.parameters, values + scratch, strict=True)}
         launch = grids.run(
             kernel, code, shared_bytes, memory, parameters, (*grid, 1, 1)[:3], self.chip, self.findings, self.interleave
         )  # fmt: skip
@@ -79,6 +78,11 @@ class Device:
             counts[op.kind] += int(count)
         x, y, z = launch.grid
         self.launches.append(Launched(kernel.name, kernel.threads // 32, x * y * z, counts))
+
+
+def _bits(value: float) -> int:
+    """A scalar argument, whose floats are float32."""
+    return int(np.float32(value).view(np.uint32)) if isinstance(value, float) else int(value)
 
 
 @lru_cache(64)

@@ -42,6 +42,19 @@ def sum_kernel(x_ptr, total_ptr, BLOCK: tl.constexpr):
     tl.atomic_add(total_ptr, tl.sum(tl.load(x_ptr + tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)), 0))
 
 
+@triton.jit
+def scale_kernel(x_ptr, factor, times):
+    k = tl.arange(0, 32)
+    tl.store(x_ptr + k, tl.load(x_ptr + k) * factor * times)
+
+
+def test_scalar_arguments():
+    x = torch.arange(32.0)
+    with emulated(80):
+        scale_kernel[(1,)](x, 0.375, 3)
+    assert torch.equal(x, torch.arange(32.0) * 1.125)
+
+
 def rotated(device, *, programs=4, steps=3, release="release", acquire="acquire"):
     """x after the steps, and as it should be."""
     x, count = torch.zeros(2, programs, 64), torch.zeros(1, dtype=torch.int32)

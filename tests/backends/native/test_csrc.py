@@ -9,10 +9,14 @@ import subprocess
 import sys
 import zlib
 
+import numpy as np
 import pytest
 import torch
 
 from fastlstm import export
+from fastlstm.backends.base import Layer
+from fastlstm.backends.native import quantized_forward
+from fastlstm.cells.library import lstm
 from fastlstm.mnist import data, saved
 from fastlstm.mnist.model import RowLSTM
 from fastlstm.mnist.training import Recipe, evaluate, train
@@ -29,7 +33,8 @@ FLAGS = (
     "-Wextra",
     "-Werror",
 )
-MACHINE = {"avx2": ["-mavx2", "-mfma"], "avx512": ["-mavx512f", "-mavx512dq", "-mavx512vl"]}
+AVX2, AVX512 = ["-mavx2", "-mfma"], ["-mavx512f", "-mavx512dq", "-mavx512vl"]
+MACHINE = {"avx2": AVX2, "avx512": AVX512, "int8_avx2": AVX2, "int8_avx512": [*AVX512, "-mavx512vnni"]}
 PROCESSOR = platform.machine()
 SANITIZE = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
@@ -57,16 +62,35 @@ def example(tmp_path_factory):
     return build(tmp_path_factory.mktemp("example"), "examples/mnist.c", options)
 
 
-def model_file(folder, model):
+def model_file(folder, model, *options):
     """What fastlstm.train writes of this model, exported."""
     saved.save(folder / "model.pt", model, (28, 28))
-    assert export.main([str(folder / "model.pt"), str(folder / "row_lstm.flstm")]) == 0
+    assert export.main([*options, str(folder / "model.pt"), str(folder / "row_lstm.flstm")]) == 0
     return folder / "row_lstm.flstm"
+
+
+def classes(example, path, images, batch, threads):
+    """The classes that the program finds, of every image."""
+    command = example, path, images, str(batch), str(threads)
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return torch.tensor([int(line) for line in done.stdout.split()])
+
+
+def quantized(model, images, activations):
+    """The logits of a model with int8 weights, from the exporter's rounding and the native backend."""
+    content, (H, I, C) = export.model_bytes(model.state_dict(), True, f"int{activations}"), (128, 28, 10)
+    floats = np.frombuffer(content, "<f4", 12 * H + C * (H + 1), 32)
+    numbers = np.frombuffer(content, "i1", 4 * H * (I + H), 32 + floats.nbytes)
+    scale_ih, scale_hh, bias = torch.tensor(floats[: 12 * H]).view(3, 4 * H)
+    weight_ih, weight_hh = (torch.tensor(a) for a in np.split(numbers, [4 * H * I]))
+    weights = weight_ih.view(4 * H, I), weight_hh.view(4 * H, H), bias, None, scale_ih, scale_hh
+    layer = Layer(images.transpose(0, 1).contiguous(), weights, (None, None), None, None, False, lstm)
+    return model.linear(quantized_forward(layer, activations).last[0])
 
 
 @needs_compiler
 def test_the_example_is_small(example):
-    assert example.stat().st_size < 250_000
+    assert example.stat().st_size < 350_000
     assert len((SOURCES / "examples/mnist.c").read_text().splitlines()) < 100
 
 
@@ -80,15 +104,19 @@ def test_the_example_reads_all_test_images_as_python_does(example, tmp_path):
     images.write_bytes(gzip.decompress((data.EMBEDDED / f"{data.FILES[2]}.gz").read_bytes()))
     path = model_file(tmp_path, model)
     for batch, threads in ((128, 1), (1000, 2)):
-        done = subprocess.run(
-            [example, path, images, str(batch), str(threads)], capture_output=True, text=True, check=True
-        )
-        assert torch.equal(torch.tensor([int(line) for line in done.stdout.split()]), want)
+        assert torch.equal(classes(example, path, images, batch, threads), want)
+    for activations in (8, 16):
+        path = model_file(tmp_path, model, "--int8", "--activations", f"int{activations}")
+        with torch.no_grad():
+            rounded = quantized(model, mnist.test.images, activations).argmax(1)
+        assert (rounded != want).sum() <= 150  # of 10 000: the model has barely been trained
+        for batch, threads in ((128, 1), (1000, 2)):
+            assert torch.equal(classes(example, path, images, batch, threads), rounded)
 
 
-@pytest.fixture
-def small(tmp_path):
-    return model_file(tmp_path, RowLSTM(3, 5, 4))
+@pytest.fixture(params=[(), ("--int8",), ("--int8", "--activations", "int16")], ids=["float32", "int8", "int8-int16"])
+def small(tmp_path, request):
+    return model_file(tmp_path, RowLSTM(3, 5, 4), *request.param)
 
 
 @needs_compiler
@@ -100,7 +128,7 @@ def small(tmp_path):
         (lambda b: b[:20], "truncated"),
         (lambda b: b[:-1], "truncated"),
         (lambda b: b + b"x", "truncated"),
-        (lambda b: b[:8] + struct.pack("<I", 2) + b[12:], "newer"),
+        (lambda b: b[:8] + struct.pack("<I", 3) + b[12:], "newer"),
         (lambda b: b[:12] + struct.pack("<I", 0) + b[16:], "corrupt"),
         (lambda b: b[:16] + struct.pack("<I", 2**31) + b[20:], "corrupt"),
         (lambda b: b[:-1] + bytes([b[-1] ^ 1]), "corrupt"),
@@ -114,18 +142,51 @@ def test_a_bad_file_is_refused_with_a_reason(example, small, change, words):
 
 
 @needs_compiler
+@pytest.mark.parametrize(("place", "value"), [(28, 0), (28, 9), (-1, 128)])  # bits of activations; a weight of -128
+def test_numbers_that_cannot_be_are_refused(example, tmp_path, place, value):
+    path = model_file(tmp_path, RowLSTM(3, 5, 4), "--int8")
+    content = bytearray(path.read_bytes())
+    content[place] = value
+    content[24:28] = struct.pack("<I", zlib.crc32(content[28:]))
+    path.write_bytes(content)
+    done = subprocess.run([example, path, path], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "corrupt" in done.stderr
+
+
+@needs_compiler
 def test_a_missing_file(example, tmp_path):
     done = subprocess.run([example, tmp_path / "none", tmp_path], capture_output=True, text=True)
     assert done.returncode == 1
     assert "cannot be opened" in done.stderr
 
 
-def test_the_exported_file(small):
-    content = small.read_bytes()
+def test_the_exported_file(small, request):
+    content, int8 = small.read_bytes(), "int8" in request.node.callspec.id
     magic, version, I, H, C, checksum = struct.unpack("<8s5I", content[:28])
-    assert (magic, version, I, H, C) == (b"fastlstm", 1, 3, 5, 4)
+    assert (magic, version, I, H, C) == (b"fastlstm", 2 if int8 else 1, 3, 5, 4)
     assert checksum == zlib.crc32(content[28:])
-    assert len(content) == 28 + 4 * (4 * 5 * (3 + 5 + 1) + 4 * (5 + 1))
+    weights, linear = 4 * 5 * (3 + 5), 4 * (5 + 1)
+    if int8:
+        assert struct.unpack("<I", content[28:32])[0] == (16 if "int16" in request.node.callspec.id else 8)
+        assert len(content) == 32 + 4 * (3 * 4 * 5 + linear) + weights
+    else:
+        assert len(content) == 28 + 4 * (weights + 4 * 5 + linear)
+
+
+def test_rounded_weights_are_within_half_a_step():
+    model = RowLSTM(3, 5, 4)
+    with torch.no_grad():
+        model.lstm.weight_hh_l0[2] = 0
+    content, weight = export.model_bytes(model.state_dict(), True), model.lstm.weight_hh_l0.detach()
+    scale = torch.tensor(np.frombuffer(content, "<f4", 40, 32)[20:])
+    numbers = torch.tensor(np.frombuffer(content[-100:], "i1")).view(20, 5)
+    assert (numbers.abs().amax(1) == torch.where(scale == 1, 0, 127)).all()
+    assert ((numbers * scale[:, None] - weight).abs() <= scale[:, None] * 0.50001).all()
+    with torch.no_grad():
+        model.lstm.weight_hh_l0[2, 1] = float("nan")
+    with pytest.raises(ValueError, match=r"lstm\.weight_hh_l0 must be finite"):
+        export.model_bytes(model.state_dict(), True)
 
 
 @pytest.mark.parametrize("content", [b"", b"nothing of the kind"])
@@ -148,8 +209,9 @@ def test_export_refuses_other_shapes():
 
 @needs_compiler
 @pytest.mark.slow
-def test_the_matrix_under_sanitizers(tmp_path):
-    program = build(tmp_path, "checks/matrix.cpp", SANITIZE)
+@pytest.mark.parametrize("check", ["matrix", "quantized"])
+def test_all_kernels_under_sanitizers(tmp_path, check):
+    program = build(tmp_path, f"checks/{check}.cpp", SANITIZE)
     done = subprocess.run([program], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
@@ -159,10 +221,11 @@ def test_the_matrix_under_sanitizers(tmp_path):
     not (importlib.util.find_spec("ziglang") and shutil.which("qemu-aarch64")),
     reason="compiles with the Clang of PyPI's ziglang, and runs in qemu-aarch64",
 )
-def test_the_matrix_on_arm(tmp_path):
+@pytest.mark.parametrize("check", ["matrix", "quantized"])
+def test_all_kernels_on_arm(tmp_path, check):
     zig = sys.executable, "-m", "ziglang"
     options = "-target", "aarch64-linux-musl", "-O2"
-    program = build(tmp_path, "checks/matrix.cpp", options, ((*zig, "cc"), (*zig, "c++")), "aarch64")
+    program = build(tmp_path, f"checks/{check}.cpp", options, ((*zig, "cc"), (*zig, "c++")), "aarch64")
     done = subprocess.run(["qemu-aarch64", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert done.stdout.endswith("instruction sets 2, 0 failures\n")  # FASTLSTM_BASE alone, which is NEON

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fastlstm import cells
-from fastlstm.backends import native, reference
+from fastlstm.backends import csrc, native, reference
 from fastlstm.backends.base import Gradients, Run
 from tests.backends.native import test_native, test_plans
 from tests.backends.native.test_plans import BOUNDS, all_of, close, draw, gradients_of, poisoned, states_of, truth_of
@@ -109,7 +109,7 @@ def test_the_results_are_torchs():
 @pytest.mark.parametrize("dtype", BOUNDS)
 def test_every_instruction_set_of_this_processor(dtype, monkeypatch):
     for instructions in test_native.instruction_sets():
-        monkeypatch.setattr(native, "_instructions", instructions)
+        monkeypatch.setattr(csrc, "instructions", instructions)
         for size in ((3, 7, 5, 9), (2, 13, 28, 40), (5, 70, 33, 100), (1, 64, 1, 2)):
             layer, needs = draw(cells.gru, *size, lengths=True, reset=True), all_of(cells.gru)
             grads = gradients_of(layer)

@@ -49,6 +49,40 @@ def test_which_tensors_take_its_products(setting):
         assert torch.equal(kept, plain) == (name == "numba")
 
 
+@needs_unit
+@pytest.mark.parametrize("grad", [False, True])
+def test_auto_multiplies_many_rows_in_pieces_unless_bits_matter(grad):
+    if numba.PIECES["bf16x6"] > numba.most_pieces():
+        pytest.skip("the processor multiplies bfloat16 on vectors, and float32 in no pieces")
+    module, x = fastlstm.LSTM(20, 70), torch.randn(9, 64, 20)
+
+    def outputs(x, backend=None):
+        module.backend = backend
+        with torch.set_grad_enabled(grad):
+            return module(x)[0].detach(), module(x)[0].detach()  # the second call follows a plan
+
+    in_pieces, plain = outputs(x, "numba-bf16x6")[0], outputs(x, "numba")[0]
+    assert not torch.equal(in_pieces, plain)
+    torch.testing.assert_close(in_pieces, plain, rtol=0, atol=1e-6)  # a few roundings of values within 1
+    for got in outputs(x):
+        assert torch.equal(got, in_pieces)
+    for few in (x[:, :63], x[:7]):
+        assert torch.equal(outputs(few)[0], outputs(few, "numba")[0])
+    with fastlstm.batch_invariant():
+        for got in outputs(x):
+            assert torch.equal(got, plain)
+        assert torch.equal(outputs(x[:, 5:6])[0], plain[:, 5:6])
+        with fastlstm.batch_invariant(False):
+            assert torch.equal(outputs(x)[0], in_pieces)
+        assert torch.equal(outputs(x)[1], plain)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.equal(outputs(x)[0], plain)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(outputs(x)[1], in_pieces)
+
+
 def test_asked_for_by_name(monkeypatch):
     x, *weights = torch.randn(2, 1, 3), torch.randn(4, 3), torch.randn(4, 1)
     for name in PRECISIONS:

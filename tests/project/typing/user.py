@@ -102,7 +102,9 @@ def any_cell(x: Tensor, h: Tensor, packed: PackedSequence, flag: bool) -> None:
     assert_type(rnn(packed, return_states=True), tuple[PackedSequence, tuple[Tensor, ...], tuple[PackedSequence, ...]])
     assert_type(rnn(x, return_states=flag), tuple[Any, ...])
     assert_type(rnn.step(x, (h, h)), tuple[Tensor, tuple[Tensor, ...]])
-    rnn(x, h)  # type: ignore[call-overload]
+    assert_type(rnn(x, h), tuple[Tensor, tuple[Tensor, ...]])
+    assert_type(rnn.step(x, h), tuple[Tensor, tuple[Tensor, ...]])
+    rnn(x, {"h": h})  # type: ignore[call-overload]
     rnn(x, inputs=x)  # type: ignore[call-overload]
     fastlstm.RNN(nn.LSTM, 3, 5)  # type: ignore[arg-type]
 

@@ -12,7 +12,7 @@ from fastlstm.backends.cpu import address, rows_contiguous
 from fastlstm.backends.memory import new_of
 from fastlstm.backends.numba.host import sizes
 from fastlstm.backends.numba.host.passes import Pass
-from fastlstm.backends.numba.host.signature import Signature
+from fastlstm.backends.numba.host.signature import Signature, contiguous
 
 
 class Backward(Pass):
@@ -57,17 +57,17 @@ class Backward(Pass):
         """The gradients that are wanted of a layer of this signature. Where it is ``narrow``, dh, dx and the gradients
         of the weights are of bfloat16, too, and all others float32.
         """
-        x, weights, starts, lengths, reset, *_ = layer
+        x, weights, starts, lengths, reset, _, _, _ = layer
+        starts = (*map(contiguous, starts),)
         first, zeros, dh, h, (*steps, gates) = starts[0], self.zeros, grads.h, run.h, run.kept
         if self.signature.step and steps:
             h, *steps = steps
         results = [like if like is None else new(like, *shape) for like, new, shape in self.wanted]
         addressed = [0 if a is None else a.data_ptr() for a in results]
-        of_states, given, d_last, d_steps = self.of_states, [first], [grads.last[0]], []
+        of_states, d_last, d_steps = self.of_states, [grads.last[0]], []
         of_first, row, of_dh, of_dh_n = zeros, 0, (zeros, 0, 0), (0, 0)
         if first is not None:
-            given[0], row = self.given(first)
-            of_first = given[0].data_ptr()
+            of_first, row = first.data_ptr(), self.row
         if dh is not None:
             dh = rows_contiguous(dh)
             of_dh = sizes.step_row(dh)
@@ -80,12 +80,8 @@ class Backward(Pass):
             *of_dh_n, *addressed[: WEIGHTS + 1], addressed[of_states],
         ]  # fmt: skip
         for k in self.others:
-            start, d, end = starts[k], grads.kept[k - 1] if grads.kept else None, grads.last[k]
-            if start is None:
-                call += zeros, 0
-            else:
-                start, row = self.given(start)
-                call += start.data_ptr(), row
+            d, end = grads.kept[k - 1] if grads.kept else None, grads.last[k]
+            call += zeros if first is None else starts[k].data_ptr(), row
             call.append(steps[k - 1].data_ptr() if steps else 0)  # of a step nobody may read them
             if d is None:
                 call += 0, 0, 0
@@ -98,7 +94,6 @@ class Backward(Pass):
                 end = rows_contiguous(end)
                 call += sizes.row(end)
             call.append(addressed[of_states + k])
-            given.append(start)
             d_steps.append(d)
             d_last.append(end)
         values: list[Tensor] = []
@@ -109,7 +104,7 @@ class Backward(Pass):
             call += *told, *addressed[WEIGHTS + 1 : of_states]
         by_group = None
         if self.groups > 1:
-            by_group = self._by_group(values, given, (h, *steps), gates, (dh, *d_steps), d_last, results)
+            by_group = self._by_group(values, starts, (h, *steps), gates, (dh, *d_steps), d_last, results)
         if self.enter((*weights[:2], None, None), call, by_group):
             found: Gradients = self.without_unit.run(grads, layer, run)
             return found
@@ -123,16 +118,16 @@ class Backward(Pass):
         return Gradients(dx, (*of_weights,), (*results[of_states:end],), (*results[end:],))
 
     def _by_group(
-        self, values: list[Tensor], given: list[Any], steps: Any, gates: Any, d_steps: Any, d_last: Any, results: Any
+        self, values: list[Tensor], starts: Any, steps: Any, gates: Any, d_steps: Any, d_last: Any, results: Any
     ) -> dict[str, int]:
         """Bytes from what is one group's to what is the next one's."""
         s, counts, of_states = self.signature, self.signature.counts, self.of_states
         names = "dx", "dweight_ih", "dweight_hh", "dbias_ih", "dbias_hh", *(f"dparam{k}" for k in range(counts.params))
         weights = dict(zip(names[1:], results[1:of_states]))
         rows = {"dx": results[0], "h": steps[0], "dh": d_steps[0], "dh_n": d_last[0], "dh_0": results[of_states]}
-        rows["h_0"] = given[0]
+        rows["h_0"] = starts[0]
         for k in range(counts.others):
-            rows[f"start{k}"] = given[k + 1]
+            rows[f"start{k}"] = starts[k + 1]
             rows |= {f"steps{k}": steps[k + 1], f"d{k}": d_steps[k + 1], f"d_last{k}": d_last[k + 1]}
             rows[f"d_start{k}"] = results[of_states + k + 1]
         rows |= {f"d_value{k}": a for k, a in enumerate(results[of_states + counts.others + 1 :])}

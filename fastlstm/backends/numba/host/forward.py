@@ -27,12 +27,15 @@ def saved_shape(cell: Cell, T: int, B: int, H: int, dtype: torch.dtype, groups: 
 
 class Forward(Pass):
     """The forward kernel. With `save` runs keep what the backward pass reads: the states but the first and gates. A
-    single step keeps states only if the backward pass reads them, and then all.
+    single step keeps states only if the backward pass reads them, and then all. If it `holds` weights they stay packed
+    whatever it costs to compare them.
     """
 
     kind = "Forward"
 
-    def __init__(self, signature: Signature, save: bool, kept: dict[Any, Any] | None = None) -> None:
+    def __init__(
+        self, signature: Signature, save: bool, kept: dict[Any, Any] | None = None, holds: bool = False
+    ) -> None:
         super().__init__(signature, kept)
         self.save, self.options, self.flip, s = save, (save,), 0, signature
         T, B, R, I, H, dtype, size, counts = s.T, s.B, s.rows, s.I, s.H, s.dtype, s.dtype.itemsize, s.counts
@@ -42,7 +45,7 @@ class Forward(Pass):
         # where the weights are larger than the caches. Parts of the batch rows share the packed weights instead.
         once = T == 1 and parts == 1 and not (s.pieces or of_x)
         large = H * s.products * size > LARGE and s.given is dtype and not save
-        keeps = kept is not None and s.groups is None and not (once and large)
+        keeps = holds or (kept is not None and s.groups is None and not (once and large))
         fields["places"] = places = threads if once and not keeps else self.panels
         fields["h_step"], fields["h_row"] = (B if s.narrow else R) * self.row, self.row
         fields["out_step"], fields["out_row"] = R * H * 2, H * 2
@@ -62,13 +65,12 @@ class Forward(Pass):
 
     def run(self, layer: Layer) -> Run:
         """A layer of this signature; where x is ``narrow`` h is, too, and the states and what is kept are float32."""
-        x, weights, starts, lengths, reset, *_ = layer
+        x, weights, starts, lengths, reset, _, _, _ = layer
         new, states, first, keeps, of_gates = self.like.new_empty, self.states, starts[0], self.keeps_states, 0
         h_n, h = new(*states), None  # by a tuple it would take half as long again
         last: tuple[Tensor, ...] = (h_n,)
         steps: tuple[Tensor, ...] = ()
         gates: tuple[Tensor, ...] = ()
-        given: tuple[Any, ...] = ()
         of_h = of_last = h_n.data_ptr()
         if self.outputs is not None:
             h = self.new(x, *self.outputs)
@@ -81,10 +83,8 @@ class Forward(Pass):
             of_h = output.data_ptr()
         of_first, row = self.zeros, 0
         if first is not None:
-            row = self.row
-            if not first.is_contiguous():
-                first, row = self.given(first)
-            of_first = first.data_ptr()
+            starts = (*[a.contiguous() for a in starts],)
+            of_first, row = starts[0].data_ptr(), self.row
         if self.save:
             gates = (pooled(self.like, *self.gates),)
             of_gates = gates[0].data_ptr()
@@ -97,21 +97,15 @@ class Forward(Pass):
             of_reset = reset.data_ptr()
         self.flip ^= 1
         call = [x.data_ptr(), of_first, row, of_lengths, of_reset, of_h, of_gates, of_last, self.flip]
-        given = (first,)
         for k in self.others:
-            end = to = new(*states)
+            end = new(*states)
+            of_end = of_steps = end.data_ptr()
             last += (end,)
             if keeps:
                 to = self.new(self.like, *self.shape)
+                of_steps = to.data_ptr()
                 steps += (to,)
-            if first is None:
-                call += self.zeros, 0, to.data_ptr(), end.data_ptr()
-            else:
-                start, row = starts[k], self.row
-                if not start.is_contiguous():
-                    start, row = self.given(start)
-                given += (start,)
-                call += start.data_ptr(), row, to.data_ptr(), end.data_ptr()
+            call += self.zeros if first is None else starts[k].data_ptr(), row, of_steps, of_end
         values: list[Tensor] = []
         if self.has_values:
             told, values = self.values(layer)
@@ -119,17 +113,17 @@ class Forward(Pass):
             call += told
         by_group = None
         if self.groups > 1:
-            by_group = self._by_group(weights, given, h_n if h is None else h, (*steps, *gates), last, values)
+            by_group = self._by_group(weights, starts, h_n if h is None else h, (*steps, *gates), last, values)
         if self.enter(weights, call, by_group):
             found: Run = self.without_unit.run(layer)
             return found
         return Run(h, last, steps + gates)
 
-    def _by_group(self, weights: Any, given: Any, h: Tensor, kept: Any, last: Any, values: list[Tensor]) -> Any:
+    def _by_group(self, weights: Any, starts: Any, h: Tensor, kept: Any, last: Any, values: list[Tensor]) -> Any:
         """Bytes from what is one group's to what is the next one's."""
-        s, rows = self.signature, {"h": h, "h_n": last[0], "h_0": given[0]}
+        s, rows = self.signature, {"h": h, "h_n": last[0], "h_0": starts[0]}
         for k, (to, end) in enumerate(zip(kept if self.keeps_states else last[1:], last[1:])):
             rows |= {f"steps{k}": to, f"last{k}": end}
-            rows |= {} if given[0] is None else {f"start{k}": given[k + 1]}
+            rows |= {} if starts[0] is None else {f"start{k}": starts[k + 1]}
         found = s.group_strides | sizes.row_steps(s.B, **rows) | self.values_by_group(values)
         return found | sizes.first_steps(bias=weights[2], bias_hh=weights[3], gates=kept[-1] if kept else None)

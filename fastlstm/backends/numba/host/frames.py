@@ -36,10 +36,26 @@ class Kernel:
         """
         from fastlstm.backends.numba.host import arguments, tasks
 
+        self.lay_out(threads, parts, sizes, dtype.itemsize, lanes)
+        self.task = task
+        found = counts(cell)
+        made, self.tails = arguments.struct_of(kind, found.others, found.values, found.params)
+        self.arguments = made(
+            **tasks.primitives(dtype.itemsize, pieces), **tasks.cell_primitives(cell, dtype.itemsize),
+            relax=tasks.relax(), constants=_constants(dtype).data_ptr(), parts=parts,
+            scratch_bytes=self.steps["scratch"], **fields,
+        )  # fmt: skip
+
+    def lay_out(self, threads: int, parts: int, sizes: dict[str, int], size: int, lanes: int) -> None:
+        """Give each buffer its place, in memory that a frame has for itself or borrows for a run.
+
+        Args:
+            sizes: of the buffers, in elements of `size` bytes.
+        """
         places, large, self.steps = [], [], {}
         self.counters = total = LINE * (parts + 2) if threads > 1 else 0
         for name, count in sizes.items():
-            self.steps[name] = -(-count * dtype.itemsize // LINE) * LINE
+            self.steps[name] = -(-count * size // LINE) * LINE
             needed = self.steps[name] * (threads if name == "scratch" else lanes)
             if needed >= SMALL:
                 large.append((name, needed))
@@ -48,15 +64,8 @@ class Kernel:
                 total += needed
         self.small, self.places = total, places  # one piece of memory for all of these
         self.large = sorted(large, key=lambda entry: -entry[1])  # what the pool has goes to those that it fits
-        self.task, self.threads = task, threads
+        self.threads = threads
         self.lends = threads > 1 or len(large) > 0 or total > OWN
-        found = counts(cell)
-        made, self.tails = arguments.struct_of(kind, found.others, found.values, found.params)
-        self.arguments = made(
-            **tasks.primitives(dtype.itemsize, pieces), **tasks.cell_primitives(cell, dtype.itemsize),
-            relax=tasks.relax(), constants=_constants(dtype).data_ptr(), parts=parts,
-            scratch_bytes=self.steps["scratch"], **fields,
-        )  # fmt: skip
         self.idle: list[Frame] = []
 
     def lend(self, frame: Frame) -> None:

@@ -67,13 +67,6 @@ class Pass:
         self.write, self.at = arguments.writer(self.kind, False, *tail)
         self.write_kept, self.at_kept = arguments.writer(self.kind, True, *tail)
 
-    def given(self, state: Tensor) -> tuple[Tensor, int]:
-        """A state with its rows contiguous, and the bytes from one row to the next."""
-        if state.is_contiguous():
-            return state, self.row
-        state = rows_contiguous(state)
-        return state, sizes.row(state)[1]
-
     def values(self, layer: Layer, *more: int) -> tuple[list[int], list[Tensor]]:
         """What a kernel is told of the cell's inputs and params, with `more` numbers of each, and these as it reads
         them, to be held until it has run.

@@ -42,7 +42,8 @@ def split(team: int, s: Signature, panels: int, back: bool = False) -> tuple[int
     backward pass, whose steps read weight_hh alone.
     """
     threads, T, B, H, pieces, products = team, s.T, s.B, s.H, s.pieces, s.products
-    enough = min(64, max(2, 4 * H * (s.counts.of_h * H if back else products) // ROW_BYTES))
+    least = 2 if pieces < 2 else 32  # rows that fill the tiles of the matrix unit
+    enough = min(64, max(least, 4 * H * (s.counts.of_h * H if back else products) // ROW_BYTES))
     parts = min(threads, max(1, B // enough, min(panels_of(threads, panels), B // 2)))
     # products of bfloat16 are so much faster where few rows use them: on the matrix unit, or on vectors
     faster = 1 if pieces != 1 else 8 if most_pieces() > 1 else 2

@@ -18,6 +18,7 @@ from fastlstm.backends import cpu
 from fastlstm.backends.numba.host.arguments import (
     BACKWARD,
     FORWARD,
+    QUANTIZED,
     REGION,
     STACK,
     TAILS,
@@ -26,13 +27,16 @@ from fastlstm.backends.numba.host.arguments import (
 )
 from fastlstm.backends.numba.kernels.backward import backward, backward_matrix, backward_mixed
 from fastlstm.backends.numba.kernels.forward import forward, forward_matrix, forward_mixed
+from fastlstm.backends.numba.kernels.quantized import quantized
 from fastlstm.backends.numba.kernels.shared import named_for
-from fastlstm.backends.numba.llvm import amx, matrix
+from fastlstm.backends.numba.llvm import amx, matrix, rounding
 from fastlstm.backends.numba.llvm import cells as cell_functions
+from fastlstm.backends.numba.llvm import quantized as quantized_functions
 from fastlstm.backends.numba.llvm.cells import store_addresses as store_cell_addresses
 from fastlstm.backends.numba.llvm.intrinsics import call, call_int
 from fastlstm.backends.numba.llvm.matrix import store_addresses as store_matrix_addresses
 from fastlstm.backends.numba.llvm.primitives import NAMES, store_addresses
+from fastlstm.backends.numba.llvm.quantized import store_addresses as store_quantized_addresses
 from fastlstm.backends.numba.llvm.simd import VECTOR_BYTES
 from fastlstm.cells.spec import Cell
 
@@ -48,7 +52,7 @@ def _fingerprint() -> int:
     return int.from_bytes(digest.digest()[:7], "little")
 
 
-def _functions(fingerprint: int) -> tuple[dict[str, tuple[Any, Any]], Callable[[int], tuple[Any, Any]]]:
+def _functions(fingerprint: int) -> tuple[dict[str, tuple[Any, Any]], dict[str, Callable[[int], tuple[Any, Any]]]]:
     """All functions that are compiled, with their signatures, and those of the cell of a number, see `number_of`."""
 
     # What is closed over is part of the key of numba's cache: the number is to be, while a kernel or an intrinsic would
@@ -76,6 +80,10 @@ def _functions(fingerprint: int) -> tuple[dict[str, tuple[Any, Any]], Callable[[
     def backward_mixed_task(args, thread, threads):
         if threads < fingerprint:
             backward_mixed(carray(args, 1, BACKWARD)[0], thread, threads)
+
+    def quantized_task(args, thread, threads):
+        if threads < fingerprint:
+            quantized(carray(args, 1, QUANTIZED)[0], thread, threads)
 
     def stack_task(args, thread, threads):
         a = carray(args, 1, STACK)[0]
@@ -114,6 +122,14 @@ def _functions(fingerprint: int) -> tuple[dict[str, tuple[Any, Any]], Callable[[
 
         return store, nb.void(nb.intp)
 
+    def quantized_primitives(pieces, number):
+        @named_for(f"{number}.{pieces}")
+        def store(target):
+            if fingerprint != 0:
+                store_quantized_addresses(number, pieces, target)
+
+        return store, nb.void(nb.intp)
+
     task = nb.void(nb.voidptr, nb.intp, nb.intp)
     return {
         "forward": (forward_task, task),
@@ -122,12 +138,16 @@ def _functions(fingerprint: int) -> tuple[dict[str, tuple[Any, Any]], Callable[[
         "backward_matrix": (backward_matrix_task, task),
         "forward_mixed": (forward_mixed_task, task),
         "backward_mixed": (backward_mixed_task, task),
+        "quantized": (quantized_task, task),
         "stack": (stack_task, task),
         "region": (region, nb.void(nb.voidptr)),
         "primitives4": (primitives32, nb.void(nb.intp)),
         "primitives8": (primitives64, nb.void(nb.intp)),
         **{f"matrix{pieces}": matrix_primitives(pieces) for pieces in amx.PRODUCTS},
-    }, cell_primitives
+    }, {
+        "cell": cell_primitives,
+        **{f"quantized{pieces}": partial(quantized_primitives, pieces) for pieces in rounding.TOP},
+    }  # fmt: skip
 
 
 _sources, _of_cell = _functions(_fingerprint())
@@ -135,7 +155,7 @@ _sources, _of_cell = _functions(_fingerprint())
 
 @cache
 def _compiled(name: str, number: int | None = None) -> Any:
-    function, signature = _sources[name] if number is None else _of_cell(number)
+    function, signature = _sources[name] if number is None else _of_cell[name](number)
     options: dict[str, Any] = {"nopython": True, "nogil": True, "error_model": "numpy", "boundscheck": False}
     try:
         return cfunc(signature, cache=True, **options)(function)
@@ -179,6 +199,12 @@ def number_of(cell: Cell, size: int) -> int:
 def cell_primitives(cell: Cell, size: int) -> dict[str, int]:
     """The addresses of a cell's own primitives, for elements of `size` bytes."""
     return _addresses("cell", cell_functions.NAMES, number_of(cell, size))
+
+
+@cache
+def quantized_primitives(cell: Cell, pieces: int) -> dict[str, int]:
+    """The addresses of the primitives of an int8 layer, for numbers of so many bytes."""
+    return _addresses(f"quantized{pieces}", quantized_functions.NAMES, number_of(cell, 4))
 
 
 @cache

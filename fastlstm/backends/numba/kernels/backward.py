@@ -12,7 +12,7 @@ from fastlstm.backends.numba.kernels import matrix_backward, mixed_backward, vec
 from fastlstm.backends.numba.kernels.ends import any_held, any_reset, is_held, rows_alive, zero_reset
 from fastlstm.backends.numba.kernels.gradients import unpack_weight_gradients
 from fastlstm.backends.numba.kernels.layout import group, groups_of, terms_of
-from fastlstm.backends.numba.kernels.shared import CHUNK, VECTOR, item, jit, named_for, read_rows
+from fastlstm.backends.numba.kernels.shared import CHUNK, VECTOR, inlined, item, jit, named_for, read_rows
 from fastlstm.backends.numba.kernels.states import (
     OTHER_BACK,
     VALUE_BACK,
@@ -44,7 +44,7 @@ def told(a, k, n):
     return get_int64(a.others_at + 8 * (OTHER_BACK * k + n))
 
 
-@jit
+@inlined
 def cells(a, p, s, t, b, rows, scratch, table, dh, dpre):
     """dpreact of one panel for `rows` rows from `b` on. `dh` is the gradient from the step after."""
     L, H, unit, used = a.lanes, a.H, p * VECTOR, table

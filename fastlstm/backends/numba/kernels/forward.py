@@ -6,14 +6,14 @@ from fastlstm.backends.numba.host.sizes import LINE
 from fastlstm.backends.numba.kernels import matrix_forward, mixed_forward, vector_forward
 from fastlstm.backends.numba.kernels.ends import any_held, any_reset, is_held, length_of, rows_alive, zero_reset
 from fastlstm.backends.numba.kernels.layout import cell_forward_of
-from fastlstm.backends.numba.kernels.shared import CHUNK, VECTOR, is_zero, item, jit, named_for, write_rows
+from fastlstm.backends.numba.kernels.shared import CHUNK, VECTOR, inlined, is_zero, item, jit, named_for, write_rows
 from fastlstm.backends.numba.kernels.states import OTHER, enter_step, row_at, row_of, set_aside, slot
 from fastlstm.backends.numba.kernels.threads import share, share_rows_alive, wait
 from fastlstm.backends.numba.kernels.weights import digest_weights, pack_biases
 from fastlstm.backends.numba.llvm.intrinsics import call, get_int64
 
 
-@jit
+@inlined
 def cells(a, t, p, b, rows, scratch, table):
     """One panel's cells for `rows` rows from `b` on, from preact in scratch."""
     L, H, unit, states = a.lanes, a.H, p * VECTOR, 2 * a.others + 2

@@ -4,7 +4,7 @@ A table has an address and a row's bytes for each value. Beside it is room for a
 """
 
 from fastlstm.backends.numba.kernels.ends import correct_states, zero_reset
-from fastlstm.backends.numba.kernels.shared import CHUNK, VECTOR, jit
+from fastlstm.backends.numba.kernels.shared import CHUNK, VECTOR, inlined, jit
 from fastlstm.backends.numba.llvm.intrinsics import call, get_int64, set_int64
 
 OTHER, OTHER_BACK = 4, 9  # numbers that are told of each state but the first, see `arguments`
@@ -29,7 +29,7 @@ def row_of(table, k):
     return get_int64(table + 16 * k + 8)
 
 
-@jit
+@inlined
 def enter_step(a, table, s, t, h_prev, h_prev_row, h, h_row, count, lone):
     """The values of step s, which is that of x at t: states before and after it, then inputs and params. `count`: the
     numbers that are told of a state. A `lone` row has its vectors of units as rows.

@@ -18,7 +18,7 @@ from fastlstm.backends.numba.kernels.layout import (
     spread,
     vectors_of,
 )
-from fastlstm.backends.numba.kernels.shared import VECTOR, jit
+from fastlstm.backends.numba.kernels.shared import VECTOR, inlined, jit
 from fastlstm.backends.numba.kernels.states import slot
 from fastlstm.backends.numba.llvm.intrinsics import call
 
@@ -137,7 +137,7 @@ def multiply_inputs(a, s, p, part, b_first, b_last):
                 add_product(a, vectors, w, I, whole, I, a.block, rows, a.constants, 0, out, 2 * wide, x, x_step)
 
 
-@jit
+@inlined
 def preact_of_one(a, s, p, place, panels, step, b, out, x, h_seen):
     """preact of row b for `panels` panels from p on, `step` 1 or -1: the same sums, all blocks in one call."""
     I, of_h, wide, w_x, w_h = (
@@ -177,7 +177,7 @@ def preact_of_one(a, s, p, place, panels, step, b, out, x, h_seen):
         )  # fmt: skip
 
 
-@jit
+@inlined
 def preact_of_lone(a, s, p_first, p_last, scratch, x, h_seen):
     """preact of the only row for panels `p_first` to `p_last`, none of them cut off, side by side in scratch. To and
     fro, as other rows.
@@ -192,7 +192,7 @@ def preact_of_lone(a, s, p_first, p_last, scratch, x, h_seen):
         preact_of_one(a, s, p, p, p_last - p_first, -1, 0, scratch + (p - p_first) * a.sums * VECTOR, x, h_seen)
 
 
-@jit
+@inlined
 def shared_sums(a, p, place, b, rows, init, out, wide, x, h_seen, h_seen_row):
     """preact of panel p where x and h share their sums."""
     S, I, vectors, w_x, w_h = a.size, a.I, wide // VECTOR, inputs_at(a, place), states_at(a, place)
@@ -214,7 +214,7 @@ def shared_sums(a, p, place, b, rows, init, out, wide, x, h_seen, h_seen_row):
                 break
 
 
-@jit
+@inlined
 def preact(a, s, p, place, b, rows, part, b_first, b_last, scratch, x, h_seen, h_seen_row):
     """preact of panel p, packed at `place`, for `rows` rows from `b` on, to scratch (rows, S, lanes). No h_seen: it is
     zero.

@@ -1,0 +1,130 @@
+// What the functions of fastlstm.h do for each call: sizes are checked, threads are split, and the kernel is run.
+#pragma once
+
+#include <string.h>
+
+#include "job.h"
+#include "memory.h"
+#include "threads.h"
+
+namespace fastlstm {
+
+// The kernels of int8 weights, or NULL where they cannot run; and a call of them, whose arguments have been checked.
+const Int8Kernels *int8_kernels_of(int64_t instructions);
+int run_int8(fastlstm_forward_args &a, const fastlstm_threads *threads);
+
+namespace {
+
+#include "cells.h"
+
+constexpr int64_t MAX_THREADS = 256, LARGEST = INT64_C(1) << 40;
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
+inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// The numbers of a cell that sizes follow from, see cells.h
+struct Cell {
+    int64_t sums, of_x, of_h, states, carried, saved;
+
+    int64_t weights(int64_t I, int64_t H) const { return of_x * I + of_h * H; }  // of one unit
+    bool has_c() const { return states > 1; }
+};
+template <class C> constexpr Cell cell_of() { return {C::S, C::X, C::Y, C::STATES, C::STATES - C::OWN, C::SAVED}; }
+constexpr Cell cells[CELLS] = {cell_of<Lstm>(), cell_of<Gru>()};  // in the order of enum fastlstm_cell
+
+inline bool is_cell(int64_t cell) { return 0 <= cell && cell < CELLS; }
+inline bool is_dtype(int64_t dtype) { return dtype == FASTLSTM_FLOAT32 || dtype == FASTLSTM_FLOAT64; }
+inline bool is_int8(int64_t dtype) { return dtype == FASTLSTM_INT8 || dtype == FASTLSTM_INT8_BY_INT16; }
+inline int64_t size_of(int64_t dtype) { return dtype == FASTLSTM_FLOAT64 ? 8 : 4; }  // of x and the states
+
+// The product of sizes, or -1 where one is below 1 or the result would be no array's size
+inline int64_t product_of(int64_t a, int64_t b, int64_t c = 1, int64_t d = 1) {
+    int64_t total = 1;
+    const int64_t sizes[] = {a, b, c, d};
+    for (int64_t size : sizes) {
+        if (size < 1 || size > LARGEST || total > LARGEST / size) return -1;
+        total *= size;
+    }
+    return total;
+}
+
+// Whether all arrays of a call have a size
+inline bool are_sizes(int64_t cell, int64_t T, int64_t B, int64_t I, int64_t H) {
+    const int64_t most = max(cells[cell].sums, cells[cell].saved);
+    return I >= 1 && H >= 1 && I <= LARGEST && H <= LARGEST && product_of(T, B, I + 64) > 0 &&
+           product_of(T, B, H + 64, most) > 0 && product_of(H + 64, I + H + 64, most) > 0;
+}
+
+// Whether the last of so many things, so many elements apart in either direction, is in reach.
+inline bool is_stride(int64_t count, int64_t stride) {
+    const int64_t most = LARGEST / count;
+    return -most <= stride && stride <= most;
+}
+
+// Whether the rows of a weight, of so many columns, lie so many elements apart: they do not overlap.
+template <class Args> bool is_weight_row(const Args &a, int64_t columns, int64_t row) {
+    return row >= columns && is_stride(cells[a.cell].sums * a.H, row);
+}
+template <class Args> bool are_weight_rows(const Args &a) {
+    return is_weight_row(a, a.I, a.weight_ih_row) && is_weight_row(a, a.H, a.weight_hh_row);
+}
+template <class Args> bool are_input_strides(const Args &a) {
+    return is_stride(a.T, a.x_step) && is_stride(a.B, a.x_row) && is_stride(a.B, a.h_0_row) && is_stride(a.B, a.c_0_row);
+}
+
+// Threads, and into how many parts they split the batch rows; threads within a part split the units.
+//
+// Parts meet nobody, but each reads all weights; a split of units halves what a thread reads, for a barrier of a
+// microsecond a step. So a part is given the rows that make its products last longer than its reading, few where weights
+// are few, but no more than fill a pass over a panel; and all other threads go to units.
+struct Split {
+    int64_t threads = 1, parts = 1;
+    Barrier barriers[MAX_THREADS + 2];  // those of the parts there are
+
+    // back: of the backward pass, whose steps read weight_hh alone. size: of a weight in bytes. A multiply-add of bytes
+    // takes a quarter of the time.
+    Split(const Cell &cell, int64_t T, int64_t B, int64_t I, int64_t H, int64_t panels, const fastlstm_threads *asked,
+          bool back, int64_t size = 4) {
+        if (asked && asked->count > 1) {
+            threads = min(asked->count, MAX_THREADS);
+            const int64_t weights = cell.weights(I, H);
+            const int64_t enough = min(64, max(2, size * H * (back ? cell.weights(0, H) : weights) >> 15));
+            parts = min(threads, max(max(1, B / enough), min(ceil_div(threads, panels), B / 2)));
+            // multiply-adds of a step: for fewer the barrier would cost what the second thread saves
+            if (parts < threads && (double)B * H * weights * size < 4 * 75000) threads = parts;
+            threads = min(threads, parts * panels);
+            // and of a call, with 32 more a sum for the cells: for fewer waking it would
+            const double work = (double)T * B * (H + 8) * (weights * size / 4 + 32 * cell.sums);
+            if (parts == threads && work < 1000000) threads = parts = 1;
+        }
+        for (int64_t k = 0; k < parts + 2; k++) barriers[k].arrived = 0;
+    }
+};
+
+inline void run(fastlstm_task task, void *job, int64_t threads, const fastlstm_threads *asked) {
+    if (threads == 1)
+        task(job, 0, 1);
+    else if (asked->parallel)
+        asked->parallel(asked->context, task, job, (int)threads);
+    else
+        run_in_pool(task, job, (int)threads);
+}
+
+// Zeros for the initial states that are not given
+struct Zeros {
+    void *at = nullptr;
+    int64_t bytes;
+
+    template <class Args> Zeros(const Args &a, Memory &memory) : bytes(a.H * size_of(a.dtype)) {
+        if (!a.h_0 || !a.c_0) memory.want(at, bytes);
+    }
+    template <class Args> void give(Args &a) const {
+        if (at) memset(at, 0, (size_t)bytes);
+        if (!a.h_0) a.h_0 = at, a.h_0_row = 0;
+        if (!a.c_0) a.c_0 = at, a.c_0_row = 0;
+    }
+};
+
+}  // namespace
+}  // namespace fastlstm

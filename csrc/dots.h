@@ -1,0 +1,98 @@
+// Products of signed bytes, four to a lane of int32, with what each instruction set has for them. All sums are exact.
+#pragma once
+
+typedef int32_t Ints __attribute__((vector_size(VECTOR_BYTES)));
+typedef int8_t Bytes __attribute__((vector_size(VECTOR_BYTES)));
+
+inline int32_t four_bytes(const uint8_t *from) {
+    int32_t four;
+    __builtin_memcpy(&four, from, 4);
+    return four;
+}
+
+// ZERO is what is added to an activation where it is stored, INT8_ROWS how many rows of activations a tile has, and
+// CHAINS how many sums keep the processor busy. `Operand` is four activations in every lane; `add` adds their products
+// with four weights in each lane, which are never -128.
+#if VECTOR_BYTES == 64
+constexpr int ZERO = 128, INT8_ROWS = 6, CHAINS = 10;
+struct Dots {
+    using Operand = Ints;
+    Ints sums;
+    static Operand operand(const uint8_t *from) { return four_bytes(from) - Ints{}; }
+    void add(Bytes weights, Operand x) { sums = (Ints)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)x, (__m512i)weights); }
+    Ints total() const { return sums; }
+};
+#elif VECTOR_BYTES == 32
+constexpr int ZERO = 0, INT8_ROWS = 2, CHAINS = 1;
+struct Dots {
+    struct Operand { __m256i signs, size; };
+    Ints sums;
+    static Operand operand(const uint8_t *from) {
+        const __m256i x = _mm256_set1_epi32(four_bytes(from));
+        return {x, _mm256_abs_epi8(x)};
+    }
+    // A pair of products is at most 2 * 128 * 127 and does not saturate.
+    void add(Bytes weights, Operand x) {
+        const __m256i pairs = _mm256_maddubs_epi16(x.size, _mm256_sign_epi8((__m256i)weights, x.signs));
+        sums += (Ints)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+    }
+    Ints total() const { return sums; }
+};
+#elif defined(__ARM_FEATURE_DOTPROD)
+constexpr int ZERO = 0, INT8_ROWS = 4, CHAINS = 10;
+struct Dots {
+    using Operand = int8x16_t;
+    Ints sums;
+    static Operand operand(const uint8_t *from) { return vreinterpretq_s8_s32(vdupq_n_s32(four_bytes(from))); }
+    void add(Bytes weights, Operand x) { sums = (Ints)vdotq_s32((int32x4_t)sums, (int8x16_t)weights, x); }
+    Ints total() const { return sums; }
+};
+#elif defined(__aarch64__)
+constexpr int ZERO = 0, INT8_ROWS = 4, CHAINS = 1;
+struct Dots {
+    using Operand = int8x16_t;
+    Ints sums;
+    static Operand operand(const uint8_t *from) { return vreinterpretq_s8_s32(vdupq_n_s32(four_bytes(from))); }
+    void add(Bytes weights, Operand x) {  // a pair of products fits in 16 bits
+        const int8x16_t w = (int8x16_t)weights;
+        const int16x8_t low = vmull_s8(vget_low_s8(w), vget_low_s8(x)), high = vmull_high_s8(w, x);
+        sums = (Ints)vpadalq_s16((int32x4_t)sums, vpaddq_s16(low, high));
+    }
+    Ints total() const { return sums; }
+};
+#elif defined(__SSE2__)
+constexpr int ZERO = 0, INT8_ROWS = 1, CHAINS = 1;
+struct Dots {
+    using Operand = __m128i;
+    Ints low, high;  // of two lanes each, two sums for a lane
+    static __m128i extended(__m128i bytes) { return _mm_srai_epi16(bytes, 8); }  // from the upper half of 16 bits
+    static Operand operand(const uint8_t *from) {
+        const __m128i x = _mm_set1_epi32(four_bytes(from));
+        return extended(_mm_unpacklo_epi8(x, x));
+    }
+    void add(Bytes weights, Operand x) {
+        const __m128i w = (__m128i)weights;
+        low += (Ints)_mm_madd_epi16(extended(_mm_unpacklo_epi8(w, w)), x);
+        high += (Ints)_mm_madd_epi16(extended(_mm_unpackhi_epi8(w, w)), x);
+    }
+    Ints total() const {
+        const __m128 l = (__m128)low, h = (__m128)high;  // the first of each pair, and the second
+        return (Ints)_mm_shuffle_ps(l, h, 0x88) + (Ints)_mm_shuffle_ps(l, h, 0xdd);
+    }
+};
+#else
+constexpr int ZERO = 0, INT8_ROWS = 1, CHAINS = 1;
+struct Dots {
+    struct Operand { int8_t bytes[4]; };
+    Ints sums;
+    static Operand operand(const uint8_t *from) {
+        Operand x;
+        __builtin_memcpy(&x, from, 4);
+        return x;
+    }
+    void add(Bytes weights, Operand x) {
+        for (int k = 0; k < VECTOR_BYTES; k++) sums[k / 4] += weights[k] * x.bytes[k % 4];
+    }
+    Ints total() const { return sums; }
+};
+#endif

@@ -1,0 +1,48 @@
+// Calls of layers with int8 weights: a kernel is chosen, memory is found, the threads run.
+#include "call.h"
+
+using namespace fastlstm;
+
+// (step, row) pairs whose x is multiplied in one pass over the weights, in several steps where rows are few
+constexpr int64_t BLOCK_ROWS = 24;
+
+const Int8Kernels *fastlstm::int8_kernels_of(int64_t instructions) {
+#ifdef __x86_64__
+    __builtin_cpu_init();
+    bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                  __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+    if (avx512 && (instructions == FASTLSTM_BEST || instructions == FASTLSTM_AVX512)) return &avx512_int8;
+    if (avx2 && (instructions == FASTLSTM_BEST || instructions == FASTLSTM_AVX2)) return &avx2_int8;
+#endif
+    return instructions == FASTLSTM_BEST || instructions == FASTLSTM_BASE ? &base_int8 : nullptr;
+}
+
+int fastlstm::run_int8(fastlstm_forward_args &a, const fastlstm_threads *threads) {
+    const Int8Kernels &kernels = *int8_kernels_of(a.instructions);
+    const Cell &cell = cells[a.cell];
+    const int64_t lanes = kernels.vector_bytes / 4, panels = ceil_div(a.H, lanes);
+    const int64_t pieces = a.dtype == FASTLSTM_INT8 ? 1 : 2;
+    Split split(cell, a.T, a.B, a.I, a.H, panels, threads, false, 1);
+    Int8Job job = {};
+    job.args = &a, job.parts = split.parts, job.barriers = split.barriers;
+    job.pack = !a.packed, job.packed = (void *)a.packed;
+    job.pieces = pieces, job.block = max(1, min(a.T, BLOCK_ROWS / a.B));
+    Memory memory;
+    Zeros zeros(a, memory);
+    const int64_t panel = int8_panel_size(cell.sums, cell.of_x, cell.of_h, a.I, a.H, kernels.vector_bytes);
+    const int64_t rows = split.threads * a.B;
+    void *x, *h, *scales, *preact = nullptr;
+    memory.want(x, rows * job.block * pieces * int8_pitch(a.I));
+    memory.want(h, rows * pieces * int8_pitch(a.H));
+    memory.want(scales, rows * (job.block + 1) * 4);
+    if (job.block > 1) memory.want(preact, panels * job.block * a.B * cell.sums * kernels.vector_bytes);
+    if (job.pack) memory.want(job.packed, panels * panel);
+    if (!memory.take()) return FASTLSTM_NO_MEMORY;
+    job.x = (uint8_t *)x, job.h = (uint8_t *)h, job.scales = (float *)scales, job.preact = (float *)preact;
+    zeros.give(a);
+    if (!a.h) a.h = a.h_n;
+    if (a.changed) *a.changed = 0;
+    run(kernels.forward[a.cell], &job, split.threads, threads);
+    return FASTLSTM_OK;
+}

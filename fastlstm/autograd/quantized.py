@@ -1,0 +1,152 @@
+"""How a call of an int8 layer gets to its backend, and the operators for compilers and exporters.
+
+A plain call without gradients follows a plan, which keeps packed weights. All others take ``fastlstm::quantized_lstm``
+or ``fastlstm::quantized_gru``. Results have a backward pass that raises, since int8 weights have no gradient.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastlstm.autograd.modes import is_plain, is_untransformed, wants_autograd, wants_gradient
+from fastlstm.autograd.operators import LIBRARIES, define, tensors_of
+from fastlstm.backends import aten, dispatch, settings
+from fastlstm.backends.base import Layer, Run
+from fastlstm.backends.cpu import threads_now
+from fastlstm.backends.quantized import check_quantized_layer, empty_run
+from fastlstm.cells.library import gru, lstm
+from fastlstm.cells.spec import Cell
+from fastlstm.torch_private import dual_level, transformed
+
+WEIGHTS = 6  # weight_ih and weight_hh of int8, bias_ih and bias_hh, weight_ih_scale and weight_hh_scale
+MOST = 256  # plans that are kept for one layer and direction
+Runs = Callable[[Layer], Run]
+INSTEAD = "train the float model, which fastlstm.dequantize(model) gives back"
+NO_GRADIENT = f"int8 weights are for inference and have no gradient: {INSTEAD}, or call this one under torch.no_grad()"
+
+
+def find(layer: Layer, activations: int, backend: str | None, plans: dict[Any, Any]) -> tuple[Any, Runs | None]:
+    """Return (signature, None) if a plan may serve and there is none yet, (None, plan) if there is, else (None, None).
+
+    The arguments are those of `run`.
+    """
+    x, weights, states, lengths, reset, reverse, _, _ = layer
+    tensors = x, *states, lengths, reset
+    if not is_untransformed(*tensors) or not is_plain(*weights) or wants_gradient(*tensors, *weights):
+        return None, None
+    signature = (
+        x.shape, x.dtype, x.device, reverse, lengths is None, reset is None, activations, settings.named(backend),
+        threads_now(), *[None if a is None else (a.shape, a.dtype, a.device) for a in (*weights, *states)],
+    )  # fmt: skip
+    plan: Runs | None = plans.get(signature)
+    return (signature, None) if plan is None else (None, plan)
+
+
+def run(layer: Layer, activations: int, backend: str | None, plans: dict[Any, Any] | None) -> Run:
+    """Run an int8 layer in one direction.
+
+    Args:
+        layer: with the weights of `fastlstm.backends.quantized`, and x (T, B, I) and states (1, B, H) of float32. The
+            last states are (1, B, H), too.
+        activations: 8 or 16, the bits of x and h in products.
+        backend: a name of `fastlstm.backends.settings.NAMES`. None takes the default that `use_backend` sets.
+        plans: where plans and packed weights are kept, or None to go without.
+
+    Raises:
+        ValueError: for tensors that make no layer, and for an unknown backend.
+        RuntimeError: under torch.func's derivatives, in forward mode, in an export to ONNX, and if a backend that was
+            asked for by name cannot run them. The backward pass of the results raises too.
+    """
+    if plans is not None:
+        signature, plan = find(layer, activations, backend, plans)
+        if signature is not None:
+            plan = _plan(layer, activations, backend, plans)
+            while len(plans) > MOST:
+                with suppress(StopIteration, RuntimeError):  # another thread may be here as well
+                    plans.pop(next(key for key in plans if key != "kept"), None)  # the oldest
+            plans[signature] = plan
+        if plan is not None:
+            return plan(layer)
+    x, weights, _, lengths, reset, reverse, cell, _ = layer
+    states = _squeezed(layer).states
+    if not torch.compiler.is_compiling() and (transformed() or dual_level()) and wants_autograd(x, *states):
+        raise RuntimeError(NO_GRADIENT)
+    h, *last = operators[cell](x, *weights, *states, lengths, reset, reverse, activations, settings.named(backend))
+    return Run(h, _with_axis(last), ())
+
+
+def _squeezed(layer: Layer) -> Layer:
+    return layer._replace(states=tuple([None if a is None else a.squeeze(0) for a in layer.states]))
+
+
+def _with_axis(last: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return tuple([torch.stack([a]) for a in last])  # unsqueeze gives views, which cannot be detached in place
+
+
+def _plan(layer: Layer, activations: int, backend: str | None, plans: dict[Any, Any]) -> Runs:
+    check_quantized_layer(_squeezed(layer))
+    name = dispatch.choose_quantized(backend, layer.x.device, layer.cell)
+    module = dispatch.quantized_module(name)
+    if 0 not in layer.x.shape[:2] and hasattr(module, "quantized_plan"):
+        with torch.inference_mode(False), torch.no_grad():
+            made: Runs = module.quantized_plan(layer, activations, plans.setdefault("kept", {}), (1,)).forward
+        return made
+
+    def forward(layer: Layer) -> Run:
+        found = _forward(_squeezed(layer), activations, module)
+        return found._replace(last=_with_axis(found.last))
+
+    return forward
+
+
+def _forward(layer: Layer, activations: int, module: Any) -> Run:
+    if 0 in layer.x.shape[:2]:
+        return empty_run(layer)
+    found: Run = module.quantized_forward(layer, activations)
+    return found
+
+
+def _define(cell: Cell) -> Any:
+    """Define the operator of a cell."""
+    name, states = f"quantized_{cell.key}", len(cell.states)
+
+    def layer_of(tensors: list[Any], reverse: bool) -> Layer:
+        x, *others = tensors
+        weights, initial = tuple(others[:WEIGHTS]), tuple(others[WEIGHTS : WEIGHTS + states])
+        lengths, reset = others[WEIGHTS + states :]
+        return Layer(x, weights, initial, lengths, reset, reverse, cell)
+
+    def forward(*args: Any) -> tuple[Tensor, ...]:
+        *tensors, reverse, activations, backend = args
+        layer = layer_of(tensors, reverse)
+        check_quantized_layer(layer)
+        name = dispatch.choose_quantized(backend, layer.x.device, cell)
+        found = _forward(layer, activations, dispatch.quantized_module(name))
+        return found.h, *found.last
+
+    tensors = (
+        "Tensor x, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, Tensor weight_ih_scale, "
+        f"Tensor weight_hh_scale, {', '.join(f'Tensor? {state}_0' for state in cell.states)}, Tensor? lengths, "
+        "Tensor? reset"
+    )
+    schema = f"({tensors}, bool reverse, int activations, str backend) -> {tensors_of(1 + states)}"
+    operator = define(name, schema, forward)
+
+    @torch.library.register_fake(f"fastlstm::{name}", lib=LIBRARIES[name])
+    def _(*args: Any) -> tuple[Tensor, ...]:
+        if aten.exports_onnx():
+            raise RuntimeError("ONNX has no operator of int8 layers: export the float model that dequantize gives back")
+        x, H = args[0], args[2].shape[1]
+        return (*(x.new_empty(shape) for shape in ((*x.shape[:2], H), *[(x.shape[1], H)] * states)),)
+
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise RuntimeError(NO_GRADIENT)
+
+    torch.library.register_autograd(f"fastlstm::{name}", backward, lib=LIBRARIES[name])
+    return operator
+
+
+operators: dict[Cell, Any] = {cell: _define(cell) for cell in (lstm, gru)}

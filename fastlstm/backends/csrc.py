@@ -1,0 +1,87 @@
+"""The library of csrc/, which was compiled when the package was installed: its structures, and how it is called."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fastlstm.backends.cpu import address_of, openmp
+from fastlstm.cells.library import gru, lstm
+
+LIBRARY = Path(__file__).parents[1] / ("_native.dll" if os.name == "nt" else "_native.so")
+VERSION = 6  # FASTLSTM_VERSION of csrc/fastlstm.h
+# fastlstm_forward_args, _backward_args and _threads of that header, field by field: 9 int64 from version to reverse,
+# then each array's address (P) with its row strides (q), in the order of the header
+FORWARD = struct.Struct("@9q Pqq Pq Pq PPPPPP Pq Pq PP PPP PP")
+BACKWARD = struct.Struct("@9q Pqq Pq Pq Pq Pq PP PPP Pqq Pqq Pq Pq PPP PP PP")
+THREADS = struct.Struct("@qPP")
+CELLS = {lstm: 0, gru: 1}  # enum fastlstm_cell
+instructions = 0  # enum fastlstm_instructions; 0 is the processor's widest
+
+
+def _load() -> ctypes.CDLL | str:
+    """Return the library, or the reason why there is none."""
+    if not LIBRARY.exists():
+        return (
+            f"the native backend needs {LIBRARY.name}, which is built when fastlstm is installed and a GCC or Clang is "
+            "there: this installation has none"
+        )
+    try:
+        library = ctypes.CDLL(str(LIBRARY))
+    except OSError as error:
+        return f"the native backend's {LIBRARY.name} cannot be loaded: {error}"
+    if library.fastlstm_version() != VERSION:
+        return f"the native backend's {LIBRARY.name} is of another version: install fastlstm again"
+    for function in (library.fastlstm_forward, library.fastlstm_backward):
+        function.argtypes = [ctypes.c_char_p, ctypes.c_char_p]
+    library.fastlstm_pack.argtypes = [ctypes.c_char_p, ctypes.c_void_p]
+    library.fastlstm_packed_size.argtypes = [ctypes.c_int64] * 5
+    library.fastlstm_packed_size.restype = ctypes.c_size_t
+    library.fastlstm_lanes.argtypes = [ctypes.c_int64, ctypes.c_int64]
+    library.fastlstm_lanes.restype = ctypes.c_int64
+    library.fastlstm_error_text.restype = ctypes.c_char_p
+    return library
+
+
+library: Any = _load()  # at import, since tracers cannot trace it; it takes less than a millisecond
+reason = library if isinstance(library, str) else None
+
+
+@cache
+def functions() -> Any:
+    """Return a fastlstm_openmp with the functions of torch's libgomp, or None."""
+    found = openmp()
+    return None if found is None else (ctypes.c_void_p * 3)(address_of(found[0]), *found[1:])
+
+
+@cache
+def team(count: int) -> bytes:
+    """Return a fastlstm_threads for so many threads, of torch's own pool if it has one."""
+    found = functions()
+    if found is None:  # the library has a pool of its own
+        return THREADS.pack(count, 0, 0)
+    return THREADS.pack(count, address_of(library.fastlstm_parallel_openmp), ctypes.addressof(found))
+
+
+def call(name: str, arguments: bytes, other: Any) -> None:
+    """Call a function that returns an error code, and raise a RuntimeError for any but FASTLSTM_OK."""
+    code = getattr(library, name)(arguments, other)
+    if code:
+        raise RuntimeError(f"{name}: {library.fastlstm_error_text(code).decode()}")
+
+
+def array(a: Tensor | None, leading: int) -> tuple[int, ...]:
+    """Return the address of `a` and the strides of the `leading` axes before its last one, or zeros for None."""
+    return (0,) * (leading + 1) if a is None else (a.data_ptr(), *(0, *a.stride())[-1 - leading : -1])
+
+
+def with_c(values: Sequence[Any]) -> Sequence[Any]:
+    """Return the values of h and c, or of h and None for a cell without c."""
+    return values if len(values) == 2 else (*values, None)

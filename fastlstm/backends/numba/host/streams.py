@@ -1,0 +1,91 @@
+"""Single steps of one layer whose weights stay packed, and whose states stay where they are.
+
+A step writes two addresses into arguments that are ready, and runs the kernel. The new states replace those that the
+step started from: the kernel reads a state for the last time before it writes the first number of the new one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from fastlstm.backends.base import WEIGHTS, Layer
+from fastlstm.backends.cpu import snapshot_of
+from fastlstm.backends.numba.host import quantized
+from fastlstm.backends.numba.host.forward import Forward
+from fastlstm.backends.numba.host.frames import Frame, Kernel
+from fastlstm.backends.numba.host.packing import addresses
+from fastlstm.backends.numba.host.signature import contiguous, readable, signature_of
+
+
+class Steps:
+    """Runs single steps: called with the addresses of x (B, I) and of h (B, H), which it writes."""
+
+    def __init__(self, kernel: Kernel, holds: Any) -> None:
+        """`holds`: what must live as long as the steps do."""
+        self.holds, self.frame = holds, Frame(kernel)
+        self.meets = kernel.counters > 0
+        if kernel.lends:
+            self.buffers = [torch.empty(size, dtype=torch.uint8, device="cpu") for _, size in kernel.large]
+            for (name, _), buffer in zip(kernel.large, self.buffers):
+                setattr(self.frame.arguments, name, buffer.data_ptr())
+            self.frame.memory = torch.empty(kernel.small, dtype=torch.uint8, device="cpu")
+            self.frame.place(kernel, self.frame.memory.data_ptr())
+        self.words = memoryview(self.frame.arguments).cast("B").cast("q")
+        fields = type(self.frame.arguments)
+        self.x, self.h, self.flip = (getattr(fields, name).offset // 8 for name in ("x", "h", "flip"))
+
+    def __call__(self, x: int, h: int) -> None:
+        words = self.words
+        words[self.x], words[self.h] = x, h
+        words[self.flip] ^= 1  # to and fro: the weights that were read last are still in the cache
+        if self.meets:
+            self.frame.count_anew()
+        self.frame.run()
+
+
+def steps(layer: Layer) -> Steps:
+    """Prepare the steps of a layer of float32 or float64.
+
+    Args:
+        layer: x (B, I) and states (B, H), contiguous. The steps read and write these very states. The weights are
+            copied.
+    """
+    first, *others = layer.states
+    with torch.inference_mode(False), torch.no_grad():
+        layer = layer._replace(x=layer.x.unsqueeze(0), weights=(*map(contiguous, snapshot_of(layer.weights)),))
+        signature = signature_of(readable(layer), (), 0)._replace(unit=False)
+        forward = Forward(signature, False, {}, holds=True)
+        forward.run(layer)  # which packs the weights
+        packed: Any = forward.keeper.packed if forward.keeper is not None else None
+        of_weights: tuple[int, ...] = (*packed.addresses[:-1], 0) if packed is not None else ()
+        made = Steps(forward.kernel, (packed, layer))
+        call = [0, first.data_ptr(), forward.row, 0, 0, 0, 0, first.data_ptr(), 0]
+        for state in others:
+            call += state.data_ptr(), forward.row, state.data_ptr(), state.data_ptr()
+        if forward.has_values:
+            told, values = forward.values(layer)
+            call += told
+            made.holds = *made.holds, values
+        forward.write_kept(
+            made.frame.arguments, forward.at_kept, *of_weights, made.frame.stale, 0, 0, 0, 0,
+            *addresses(layer.weights[:WEIGHTS]), *call,
+        )  # fmt: skip
+    return made
+
+
+def quantized_steps(layer: Layer, activations: int) -> Steps:
+    """Prepare the steps of an int8 layer. See `steps`; `activations`: 8 or 16."""
+    B, I, H, first, last = *layer.x.shape, layer.states[0].shape[1], layer.states[0], layer.states[-1]
+    with torch.inference_mode(False), torch.no_grad():
+        layer = layer._replace(x=layer.x.unsqueeze(0), weights=(*map(contiguous, snapshot_of(layer.weights)),))
+        plan = quantized.Plan(quantized.signature_of(layer, activations))
+        packed = plan.pack(layer.weights)
+        made = Steps(plan.kernel, (packed, layer, plan.kernel))
+        row = H * 4
+        plan.write(
+            made.frame.arguments, plan.at, *packed.addresses[:4], 0, 0, *(0,) * len(layer.weights), 0, B * I * 4, I * 4,
+            first.data_ptr(), row, last.data_ptr(), row, 0, 0, 0, first.data_ptr(), last.data_ptr(), 0,
+        )  # fmt: skip
+    return made

@@ -1,0 +1,221 @@
+"""The arithmetic of int8 layers as LLVM functions: products of bytes with weights, and cells.
+
+Products are fused into the sums they stand in, on every processor, so that all of them give the same bits.
+"""
+
+from functools import partial
+from typing import Any
+
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
+
+from fastlstm.backends.numba.llvm import bytes as dots
+from fastlstm.backends.numba.llvm.bytes import OFFSET, SUMS, tile_rows
+from fastlstm.backends.numba.llvm.cells import Functions, known
+from fastlstm.backends.numba.llvm.digest import digest
+from fastlstm.backends.numba.llvm.loops import Builder, counted, function
+from fastlstm.backends.numba.llvm.primitives import in_tiles
+from fastlstm.backends.numba.llvm.rounding import FLOATS, TOP, quantize, store_bytes
+from fastlstm.backends.numba.llvm.rows import copy_rows
+from fastlstm.backends.numba.llvm.simd import I64, VECTOR_BYTES, Vector
+
+CONSTANTS = 3  # of a panel: scales, biases, and what sums start from, a vector for each gate
+
+
+def _products(b, rows: int, vecs: int, pieces: int, w, init, a, a_row, a_piece, groups) -> list[list[Any]]:
+    """For each row the products with `vecs` vectors of a panel, as floats. Sums stay in registers."""
+    height, at_once = rows * pieces, 2 if rows * pieces == 1 else 1  # two chains of sums where there are few
+    places = [b.add(b.mul(a_row, I64(m)), b.mul(a_piece, I64(k))) for k in range(pieces) for m in range(rows)]
+    zeros = ir.Constant(SUMS, [0] * dots.LANES)
+    starts = [dots.load(b, b.add(init, I64(n * VECTOR_BYTES))) if OFFSET else zeros for n in range(vecs)]
+
+    def body(number, a, w, *acc):
+        new = list(acc)
+        for u in range(number):
+            operands = [
+                partial(lambda m, u: dots.prepared(b, dots.wide(b, b.add(a, b.add(places[m], I64(4 * u))))), m, u)
+                for m in range(height)
+            ]
+            weights = [
+                partial(lambda n, u: dots.load(b, b.add(w, I64((u * vecs + n) * VECTOR_BYTES))), n, u)
+                for n in range(vecs)
+            ]
+            by_row = height > vecs  # what there are fewer of stays in registers
+            held = [get() for get in (weights if by_row else operands)]
+            for k, get in enumerate(operands if by_row else weights):
+                one = get()
+                for j, other in enumerate(held):
+                    m, n = (k, j) if by_row else (j, k)
+                    weight, operand = (other, one) if by_row else (one, other)
+                    at = (u * height + m) * vecs + n
+                    new[at] = dots.add(b, new[at], weight, operand)
+        return [b.add(a, I64(4 * number)), b.add(w, I64(number * vecs * VECTOR_BYTES)), *new]
+
+    acc = starts * height + [zeros] * ((at_once - 1) * height * vecs)
+    if at_once == 2:
+        a, w, *acc = counted(b, b.lshr(groups, I64(1)), [a, w, *acc], partial(body, 2))
+        half = height * vecs
+        acc = [b.add(x, y) for x, y in zip(acc[:half], acc[half:])]
+        groups = b.and_(groups, I64(1))
+    acc = counted(b, groups, [a, w, *acc], partial(body, 1))[2:]
+    found = [[b.sitofp(acc[m * vecs + n], FLOATS.type) for n in range(vecs)] for m in range(height)]
+    if pieces == 1:
+        return found
+    byte = FLOATS.splat(256.0)
+    return [[FLOATS.fma(b, x, byte, y) for x, y in zip(*pair)] for pair in zip(found[:rows], found[rows:])]
+
+
+def _constant(b, constants, kind: int, vecs: int, n: int):
+    """Where a panel's scale (0), bias (1), or start of a sum (2) of vector n lies."""
+    return b.add(constants, I64((kind * vecs + n) * VECTOR_BYTES))
+
+
+def input_tile(rows: int, vecs: int, pieces: int) -> Builder:
+    """`inputs` for one panel and `rows` rows."""
+
+    def build(b, w, constants, groups, a, a_row, a_piece, scales, out, out_row):
+        found = _products(b, rows, vecs, pieces, w, _constant(b, constants, 2, vecs, 0), a, a_row, a_piece, groups)
+        for m, of_row in enumerate(found):
+            scale = FLOATS.broadcast(b, b.add(scales, I64(4 * m)))
+            for n, value in enumerate(of_row):
+                factor = b.fmul(FLOATS.load(b, _constant(b, constants, 0, vecs, n)), scale)
+                value = FLOATS.fma(b, value, factor, FLOATS.load(b, _constant(b, constants, 1, vecs, n)))
+                FLOATS.store(b, value, b.add(b.add(out, b.mul(out_row, I64(m))), I64(n * VECTOR_BYTES)))
+
+    return build
+
+
+def inputs(name: str, vecs: int, pieces: int) -> Builder:
+    """What x makes of the sums of some panels: (panels, rows, vecs, lanes) from `out` on."""
+
+    def build(
+        b, panels, rows, w, w_panel, constants, constants_panel, groups, a, a_row, a_piece, scales, out, out_panel,
+        out_row,
+    ):  # fmt: skip
+        def panel(w, constants, out):
+            def body(size, a, scales, out):
+                args = [w, constants, groups, a, a_row, a_piece, scales, out, out_row]
+                made = input_tile(size, vecs, pieces)
+                b.call(function(b.module, f"{name}.inputs{size}", len(args), made), args)
+                steps = b.mul(a_row, I64(size)), I64(4 * size), b.mul(out_row, I64(size))
+                return [b.add(place, step) for place, step in zip((a, scales, out), steps)]
+
+            in_tiles(b, rows, tile_rows(pieces), [a, scales, out], body)
+            return [b.add(w, w_panel), b.add(constants, constants_panel), b.add(out, out_panel)]
+
+        counted(b, panels, [w, constants, out], panel)
+
+    return build
+
+
+def step_tile(rows: int, cell: Functions, pieces: int) -> Builder:
+    """`step` for one panel and `rows` rows."""
+    layout, takes = cell.layout, cell.takes[0]
+    of_x, of_h, (first, *_, carried) = layout.of_x, layout.of_h, (*layout.states[:1], *layout.states)
+    vecs = len(of_h)
+
+    def build(
+        b, w, constants, groups, a, a_row, a_piece, scales, fed, fed_row, state, out, out_row, to, to_row, to_piece,
+        to_scales, to_scales_step,
+    ):  # fmt: skip
+        found = _products(b, rows, vecs, pieces, w, _constant(b, constants, 2, vecs, 0), a, a_row, a_piece, groups)
+        top, nan = FLOATS.splat(float(TOP[pieces])), FLOATS.scalar(float("nan"))
+        for m, of_row in enumerate(found):
+            scale = FLOATS.broadcast(b, b.add(scales, I64(4 * m)))
+            row, given = b.add(fed, b.mul(fed_row, I64(m))), {}
+            for k, gate in enumerate(layout.sums):
+                n = k - of_h.start
+                at = b.add(row, I64(k * VECTOR_BYTES)) if k in of_x else _constant(b, constants, 1, vecs, n)
+                value = FLOATS.load(b, at)
+                if k in of_h:
+                    factor = b.fmul(FLOATS.load(b, _constant(b, constants, 0, vecs, n)), scale)
+                    value = FLOATS.fma(b, of_row[n], factor, value)
+                given[f"{gate}_pre"] = Vector(b, FLOATS, value)
+            at_state = b.add(state, I64(m * VECTOR_BYTES))
+            given[f"{carried}_prev"] = Vector(b, FLOATS, FLOATS.load(b, at_state))
+            new = cell.forward({name: value for name, value in given.items() if name in takes})
+            h = new[first].value
+            FLOATS.store(b, new[carried].value, at_state)
+            FLOATS.store(b, h, b.add(out, b.mul(out_row, I64(m))))
+            store_bytes(b, h, top, b.add(to, b.mul(to_row, I64(m))), to_piece, pieces)
+            lanes_nan = b.bitcast(b.fcmp_unordered("uno", h, h), ir.IntType(FLOATS.count))
+            with b.if_then(b.icmp_signed("!=", lanes_nan, lanes_nan.type(0)), likely=False):
+                at = b.add(to_scales, b.mul(to_scales_step, I64(m)))
+                b.store(nan, b.inttoptr(at, FLOATS.scalar.as_pointer())).align = 4
+
+    return build
+
+
+def step(name: str, cell: Functions, pieces: int) -> Builder:
+    """One time step of some rows and panels: products of h, then the cells. `fed` has what x makes of the sums.
+
+    The last of the cell's states is carried in `state` (panels, rows, lanes), whole vectors of h go to `out`, and its
+    bytes to `to`. Where a row's h is NaN, so is then its scale at `to_scales`.
+    """
+
+    def build(
+        b, panels, rows, w, w_panel, constants, constants_panel, groups, a, a_row, a_piece, scales, fed, fed_panel,
+        fed_row, state, state_panel, out, out_panel, out_row, to, to_panel, to_row, to_piece, to_scales, to_scales_step,
+    ):  # fmt: skip
+        def panel(w, constants, fed, state, out, to):
+            def body(size, a, scales, fed, state, out, to, to_scales):
+                args = [
+                    w, constants, groups, a, a_row, a_piece, scales, fed, fed_row, state, out, out_row, to, to_row,
+                    to_piece, to_scales, to_scales_step,
+                ]  # fmt: skip
+                made = step_tile(size, cell, pieces)
+                b.call(function(b.module, f"{name}.step{size}", len(args), made), args)
+                rows = [b.mul(row, I64(size)) for row in (a_row, fed_row, out_row, to_row, to_scales_step)]
+                steps = rows[0], I64(4 * size), rows[1], I64(VECTOR_BYTES * size), *rows[2:]
+                places = a, scales, fed, state, out, to, to_scales
+                return [b.add(place, step) for place, step in zip(places, steps)]
+
+            # a call a panel would cost a lone row a twentieth of its time
+            with b.if_else(b.icmp_signed("==", rows, I64(1))) as (one, many):
+                with one:
+                    step_tile(1, cell, pieces)(
+                        b, w, constants, groups, a, a_row, a_piece, scales, fed, fed_row, state, out, out_row, to,
+                        to_row, to_piece, to_scales, to_scales_step,
+                    )  # fmt: skip
+                with many:
+                    in_tiles(b, rows, tile_rows(pieces), [a, scales, fed, state, out, to, to_scales], body)
+            moves = w_panel, constants_panel, fed_panel, state_panel, out_panel, to_panel
+            return [b.add(place, move) for place, move in zip((w, constants, fed, state, out, to), moves)]
+
+        counted(b, panels, [w, constants, fed, state, out, to], panel)
+
+    return build
+
+
+def builders(name: str, cell: Functions, pieces: int) -> dict[str, tuple[int, Builder]]:
+    """For each primitive how many arguments it takes, and what builds it."""
+    return {
+        "quantize": (9, quantize(pieces)),
+        "inputs": (14, inputs(name, len(cell.layout.of_x), pieces)),
+        "step": (25, step(name, cell, pieces)),
+        "copy_rows": (7, copy_rows(FLOATS)),
+        "digest": (4, digest(FLOATS)),
+    }
+
+
+NAMES = "quantize", "inputs", "step", "copy_rows", "digest"
+
+
+@intrinsic(prefer_literal=True)
+def store_addresses(typingctx, number, pieces, target):
+    """Write the addresses of the primitives for the cell `known[number]`, in the order of `NAMES`, to an array of
+    int64.
+    """
+    if not isinstance(number, types.IntegerLiteral) or not isinstance(pieces, types.IntegerLiteral):
+        return None
+    _, cell = known[number.literal_value]
+    prefix = f"fastlstm.quantized{pieces.literal_value}.{number.literal_value}"
+
+    def codegen(context, b, signature, args):
+        for k, (name, (arguments, builder)) in enumerate(builders(prefix, cell, pieces.literal_value).items()):
+            found = function(b.module, f"{prefix}.{name}", arguments, builder)
+            b.store(b.ptrtoint(found, I64), b.inttoptr(b.add(args[2], I64(8 * k)), I64.as_pointer()))
+        return context.get_dummy_value()
+
+    return types.void(number, pieces, types.intp), codegen

@@ -1,0 +1,152 @@
+"""int8 layers: how their numbers are rounded, and a layer in plain PyTorch, for devices and cells without a kernel.
+
+The weights of an int8 layer (`Layer.weights`) are weight_ih (X H, I) and weight_hh (Y H, H) of int8, bias_ih and
+bias_hh or None, and their float32 scales (X H,) and (Y H,): a weight row is its numbers times its scale.
+
+**What all backends compute.** A row of x, or of h, is rounded to integers q of at most `TOP` with a scale of its own::
+
+    m = max|row|, of h at least 1       scale = m / TOP       q = round_half_even(row * (TOP / m))
+
+A row with infinity or NaN has NaN for a scale, and a row of x below 2^-100 counts as zeros. Sums of products are exact.
+With 16 bits q is 256 hi + lo, bytes both, with sums of their own: s = 256 s_hi + s_lo. Then, fused::
+
+    preact = s_x * (weight_ih_scale * scale_x) + bias,   preact = s_h * (weight_hh_scale * scale_h) + preact
+
+Everything else is float32.
+"""
+
+import torch
+from torch import Tensor
+
+from fastlstm.backends.base import Layer, Run, fill, given_states, held_steps, reset_steps
+from fastlstm.backends.checks import check_layer
+
+TOP = {8: 127, 16: 127 * 256}  # the largest number, by the bits of activations
+MOST_COLUMNS = 1 << 16  # of which 127 times 128 in each fit into int32
+SMALLEST = 2.0**-100
+_BLOCK = 512  # columns whose sums are exact in float32
+
+
+def quantize_weight(weight: Tensor, name: str = "weight") -> tuple[Tensor, Tensor]:
+    """Round a weight to int8, symmetrically, with one scale for each row.
+
+    Args:
+        weight: (rows, columns), of any floating-point type.
+        name: what the error calls it.
+
+    Returns:
+        The numbers, int8 (rows, columns) from -127 to 127, and the scales, float32 (rows,): the largest magnitude of
+        the row divided by 127, or 1 for a row of zeros. A number times its scale is the weight, rounded.
+
+    Raises:
+        ValueError: if the weight has infinity or NaN, or another shape, or more than 65536 columns.
+    """
+    if weight.dim() != 2 or weight.shape[1] > MOST_COLUMNS:
+        raise ValueError(f"{name} must have shape (rows, columns) with columns <= 65536, got {tuple(weight.shape)}")
+    weight = weight.detach().float()
+    largest = weight.abs().amax(1) if weight.shape[1] else weight.new_zeros(weight.shape[0])
+    if not bool(largest.isfinite().all()):
+        raise ValueError(f"{name} must be finite to be rounded to int8, got infinity or NaN")
+    scale = torch.where(largest == 0, 1.0, largest / 127)
+    scale = torch.where(scale == 0, torch.finfo(torch.float32).tiny, scale)  # a row of less than any scale
+    numbers = (weight / scale.unsqueeze(1)).round().clamp(-127, 127)
+    return numbers.to(torch.int8), scale
+
+
+def check_quantized_layer(layer: Layer) -> None:
+    """Raise ValueError unless the tensors make one int8 layer of its cell in one direction."""
+    x, weights = layer.x, layer.weights
+    if x.dtype is not torch.float32:
+        raise ValueError(f"x must have the dtype torch.float32, got {x.dtype}")
+    for name, weight, scale in zip(("weight_ih", "weight_hh"), weights[:2], weights[4:]):
+        if weight.dtype is not torch.int8:
+            raise ValueError(f"{name} must have the dtype torch.int8, got {weight.dtype}")
+        if scale.shape != weight.shape[:1] or scale.dtype is not torch.float32:
+            shape = tuple(weight.shape[:1])
+            raise ValueError(f"{name}_scale must be torch.float32 {shape}, got {scale.dtype} {tuple(scale.shape)}")
+        if weight.device != x.device or scale.device != x.device:
+            raise ValueError(f"{name} must be on the device of x, {x.device}, got {weight.device} and {scale.device}")
+        if weight.shape[1] > MOST_COLUMNS:
+            raise ValueError(f"{name} must have at most {MOST_COLUMNS} columns, got {weight.shape[1]}")
+    like = (x.new_empty(1, 1).expand(weight.shape) for weight in weights[:2])
+    check_layer(layer._replace(weights=(*like, *weights[2:4])))
+
+
+def empty_run(layer: Layer) -> Run:
+    """The run of a layer of no steps, or of no rows."""
+    weight_hh, x = layer.weights[1], layer.x
+    states = given_states(layer._replace(weights=(*layer.weights[:2], None, None)))
+    return Run(x.new_zeros(*x.shape[:2], weight_hh.shape[1]), tuple(a.clone() for a in states), ())
+
+
+def rounded(a: Tensor, activations: int, least: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Return the numbers of rows (..., K), integers in float32, and the rows' scales (..., 1).
+
+    Args:
+        least: the least magnitude that a row is scaled by.
+    """
+    top = float(TOP[activations])
+    largest = a.abs().amax(-1, keepdim=True) if a.shape[-1] else a.new_zeros(*a.shape[:-1], 1)
+    largest = largest.clamp(min=least)  # NaN stays NaN
+    finite, small = largest.isfinite(), largest < SMALLEST
+    scale = (largest / top).masked_fill(small, 0).masked_fill(~finite, float("nan"))
+    inverse = (top / largest).masked_fill(small | ~finite, 0)
+    return (a.masked_fill(~finite, 0) * inverse).round(), scale
+
+
+def products(numbers: Tensor, weight: Tensor, activations: int) -> Tensor:
+    """Return the sums of products of numbers (..., K) with a weight of int8 (R, K), in float32 (..., R)."""
+    if activations == 16:
+        high = ((numbers + 128) / 256).floor()
+        return products(high, weight, 8) * 256 + products(numbers - 256 * high, weight, 8)
+    total = torch.zeros(*numbers.shape[:-1], weight.shape[0], dtype=torch.int32, device=numbers.device)
+    for first in range(0, weight.shape[1], _BLOCK):
+        columns = slice(first, first + _BLOCK)
+        total += (numbers[..., columns] @ weight[:, columns].to(numbers.dtype).mT).to(torch.int32)
+    return total.to(numbers.dtype)
+
+
+def quantized_forward(layer: Layer, activations: int) -> Run:
+    """Run an int8 layer in one direction, without gradients.
+
+    Args:
+        layer: with the weights above, and x and states of float32.
+        activations: 8 or 16, the bits of x and h in products.
+
+    Returns:
+        A `Run` that keeps nothing.
+    """
+    weight_ih, weight_hh, bias_ih, bias_hh, scale_ih, scale_hh = layer.weights
+    cell, layout, x, H = layer.cell, layer.cell.layout, layer.x, weight_hh.shape[1]
+    states, held = given_states(layer._replace(weights=(weight_ih, weight_hh, None, None))), held_steps(layer)
+    T, reset = x.shape[0], reset_steps(layer, held)
+
+    def ordered(a: Tensor, blocks: tuple[int, ...]) -> list[Tensor]:
+        parts = a.split(H, -1)
+        return [parts[k] for k in blocks]
+
+    zeros = x.new_zeros(1)
+    of_x = ordered(zeros.expand(weight_ih.shape[0]) if bias_ih is None else bias_ih, layout.blocks_ih)
+    of_h = ordered(zeros.expand(weight_hh.shape[0]) if bias_hh is None else bias_hh, layout.blocks_hh)
+    biases = dict(zip(layout.of_x, of_x))
+    for k, bias in zip(layout.of_h, of_h):
+        biases[k] = biases[k] + bias if k in biases else bias
+    numbers, scales = rounded(x, activations)
+    from_x = ordered(products(numbers, weight_ih, activations) * (scale_ih * scales), layout.blocks_ih)
+    sums = {k: (from_x[k] + bias if k in layout.of_x else bias.expand(T, x.shape[1], H)).unbind(0)
+            for k, bias in biases.items()}  # fmt: skip
+    outputs = [x] * T
+    for t in range(T - 1, -1, -1) if layer.reverse else range(T):
+        if reset is not None:
+            states = tuple(fill(state, reset[t]) for state in states)
+        numbers, scales = rounded(states[0], activations, 1.0)
+        from_h = ordered(products(numbers, weight_hh, activations) * (scale_hh * scales), layout.blocks_hh)
+        found = cell.code.forward({
+            **{f"{gate}_pre": sums[k][t] + from_h[k - layout.of_h.start] if k in layout.of_h else sums[k][t]
+               for k, gate in enumerate(layout.sums)},
+            **{f"{name}_prev": state for name, state in zip(cell.states, states)},
+        })  # fmt: skip
+        new = tuple(found[name] for name in cell.states)
+        states = new if held is None else tuple(torch.where(held[t], a, b) for a, b in zip(states, new))
+        outputs[t] = states[0]
+    return Run(fill(torch.stack(outputs), held), tuple(state.clone() for state in states), ())

@@ -1,0 +1,174 @@
+"""What all int8 modules have in common: their buffers, and the ways to and from float modules."""
+
+from copy import copy
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from fastlstm.autograd import quantized
+from fastlstm.autograd.modes import autocast_of
+from fastlstm.backends import dispatch
+from fastlstm.backends.base import Layer, Run
+from fastlstm.backends.quantized import quantize_weight
+from fastlstm.layers.modules import CellModule
+from fastlstm.layers.recurrent import OWN
+
+Activations = Literal["int8", "int16"]
+BITS = {"int8": 8, "int16": 16}
+# attributes that a module's float counterpart has for itself
+_OF_FLOAT = {*OWN, "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_flat_weights",
+             "_flat_weights_names", "_flat_weight_refs"} - {"backend"}  # fmt: skip
+
+
+def check_activations(activations: Any) -> None:
+    """Raise ValueError unless the argument is "int8" or "int16"."""
+    if activations not in BITS:
+        raise ValueError(f"activations must be 'int8' or 'int16', got {activations!r}")
+
+
+class Quantized(CellModule, nn.Module):
+    """A module whose weights are int8, with one float32 scale for each row of a weight.
+
+    All tensors are buffers: a weight `weight_ih_l0` in torch's layout, its scales `weight_ih_l0_scale` (rows,), and
+    the biases. Scales and biases stay float32 whatever the module is converted to. The module is always in eval mode.
+    """
+
+    activations: Activations
+    _float: Any  # the class of the float module
+    _names: list[list[str]]  # of the float module's parameters, for each layer and direction
+    _like: Tensor  # of no elements, with the dtype that inputs have
+    hidden_size: int
+    bias: bool
+
+    def __init__(self, module: Any, activations: Activations = "int8", *, name: str = "") -> None:
+        """Round the weights of a float module, which stays as it is.
+
+        Args:
+            module: of torch's class, or ours. Its hooks, mode of batches and backend stay.
+            activations: the integers that inputs and states are rounded to in products: "int8" or "int16".
+            name: what errors call the module.
+
+        Raises:
+            ValueError: for other activations; for a projection or zoneout; for a weight that has infinity or NaN, or
+                more than 65536 columns.
+        """
+        check_activations(activations)
+        prefix = f"{name}." if name else ""
+        if getattr(module, "proj_size", 0):
+            raise ValueError(f"{name or 'the module'} must have no projection, got proj_size={module.proj_size}")
+        zoneout = getattr(module, "zoneout", 0)
+        if zoneout not in (0, (0, 0)):
+            raise ValueError(f"{name or 'the module'} must have no zoneout, got zoneout={zoneout}")
+        nn.Module.__init__(self)
+        vars(self).update(_shared(module))
+        self.training, self.activations, self._names = False, activations, _names_of(module)
+        found: dict[str, Tensor | None] = {}
+        for names in self._names:
+            for k, each in enumerate(names):
+                a = getattr(module, each)
+                if k >= 2:
+                    found[each] = None if a is None else a.detach().to(torch.float32, copy=True)
+                    continue
+                found[each], found[f"{each}_scale"] = quantize_weight(a, prefix + each)
+        first = getattr(module, self._names[0][0])
+        for each, buffer in found.items():
+            self.register_buffer(each, buffer)
+        self.register_buffer("_like", torch.empty(0, dtype=first.dtype, device=first.device), False)
+        if isinstance(self, nn.RNNBase):
+            self._init_flat_weights()
+
+    def _layer_weights(self, index: int) -> list[Any]:
+        buffers: Any = self._buffers
+        ih, hh, *biases = names = self._names[index]
+        scales = [buffers[f"{ih}_scale"], buffers[f"{hh}_scale"]]
+        return [*[buffers[name] for name in names], *([] if biases else (None, None)), *scales]
+
+    def _example(self, weights: list[Any]) -> Any:
+        return self._like
+
+    def _is_float32(self, x: Tensor) -> bool:
+        return x.dtype is torch.float32 and autocast_of(x) is None
+
+    def _steps_of(self, layer: Layer) -> Any:
+        name = dispatch.choose_quantized(self.backend, layer.x.device, layer.cell)
+        if not dispatch.traits(name).has_quantized_steps or layer.x.dtype is not torch.float32:
+            return None
+        return dispatch.module(name).quantized_steps(layer, BITS[self.activations])
+
+    def _run_quantized(self, k: int, layer: Layer) -> Run:
+        """Run a layer with states (1, B, H), in float32 whatever its dtype."""
+        plans = None if torch.compiler.is_compiling() else vars(self).setdefault("_plans", {}).setdefault(k, {})
+        options = BITS[self.activations], self.backend, plans
+        if self._is_float32(layer.x):
+            return quantized.run(layer, *options)
+        to = autocast_of(layer.x) or layer.x.dtype
+        states = tuple([None if a is None else a.float() for a in layer.states])
+        found = quantized.run(layer._replace(x=layer.x.float(), states=states), *options)
+        return Run(found.h.to(to), tuple([a.to(to) for a in found.last]), ())
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        def moved(a: Tensor) -> Tensor:
+            new = fn(a)
+            return new if a is self._like or new.dtype == a.dtype else a.to(new.device)
+
+        return super()._apply(moved, recurse)
+
+    def train(self, mode: bool = True) -> Any:
+        """Raise RuntimeError if `mode` is true, since int8 weights cannot be trained. Return the module otherwise."""
+        if mode:
+            raise RuntimeError(f"a {type(self).__name__} is for inference and stays in eval mode: {quantized.INSTEAD}")
+        return super().train(False)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        errors = args[-1]
+        for names in self._names:
+            for each in names[:2]:
+                given = state_dict.get(prefix + each)
+                if isinstance(given, Tensor) and given.dtype is not torch.int8:
+                    errors.append(
+                        f"{prefix}{each} must have the dtype torch.int8, got {given.dtype}: load a float state_dict "
+                        "before fastlstm.quantize, or into the model that fastlstm.dequantize returns"
+                    )
+                    return
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def dequantize(self) -> Any:
+        """Return a float module with the weights that the int8 numbers stand for, in eval mode.
+
+        It is a `fastlstm.LSTM`, `GRU`, `LSTMCell` or `GRUCell` with parameters of the dtype that inputs have, and with
+        the same hooks. This module stays as it is.
+        """
+        new = self._float.__new__(self._float)
+        nn.Module.__init__(new)
+        own = "activations", "_names"
+        vars(new).update({name: value for name, value in _shared(self).items() if name not in own})
+        if isinstance(new, nn.RNNBase):
+            new._all_weights = [list(names) for names in self._names]
+            new._flat_weights_names = [name for names in self._names for name in names]
+        for names in self._names:
+            for name in names:
+                a = getattr(self, name)
+                if a is not None and a.dtype is torch.int8:
+                    a = a.float() * getattr(self, f"{name}_scale").unsqueeze(1)
+                new.register_parameter(name, None if a is None else Parameter(a.to(self._like.dtype, copy=True)))
+        if isinstance(new, nn.RNNBase):
+            new._init_flat_weights()
+        return new
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, activations={self.activations}"
+
+
+def _shared(module: Any) -> dict[str, Any]:
+    """Attributes of a module that its float and its int8 counterpart both have: sizes, options, hooks."""
+    found = {name: value for name, value in vars(module).items() if name not in _OF_FLOAT}
+    return {name: copy(value) if isinstance(value, dict | list | set) else value for name, value in found.items()}
+
+
+def _names_of(module: Any) -> list[list[str]]:
+    """The names of weight_ih, weight_hh and the biases, for each layer and direction."""
+    if isinstance(module, nn.RNNBase):
+        return [list(names) for names in module._all_weights]
+    return [["weight_ih", "weight_hh", "bias_ih", "bias_hh"]]

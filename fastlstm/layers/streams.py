@@ -1,0 +1,181 @@
+"""`Stream`: one time step a call, with weights that were packed before."""
+
+import threading
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastlstm.autograd.modes import is_plain, is_untransformed
+from fastlstm.backends import dispatch
+from fastlstm.backends.base import Layer
+from fastlstm.backends.cpu import threads_now
+from fastlstm.torch_private import when_compiling
+
+
+class Stream:
+    """A module that runs one time step a call, on weights and states of its own. `LSTM.stream` and so on make it.
+
+    The weights are those of the moment at which the stream is made. Later changes of the module's weights do not reach
+    it. The stream computes what the module's `step` computes in eval mode, without gradients. On the CPU a call takes
+    the kernel and a few microseconds. Calls from several Python threads run one after the other.
+
+    Attributes:
+        batch_size: B, the rows of each step.
+        state: the states after the last step, as copies, in the form of the module's own: ``(h, c)`` of (L, B, H) each
+            for an LSTM, (L, B, H) for a GRU, and without L for a cell. Setting it copies the tensors.
+    """
+
+    def __init__(self, module: Any, batch_size: int) -> None:
+        """See `fastlstm.LSTM.stream`."""
+        if type(batch_size) is not int or batch_size < 1:
+            raise ValueError(f"batch_size must be an int of at least 1, got {batch_size!r}")
+        if getattr(module, "bidirectional", False):
+            raise ValueError("a stream needs a module of one direction, and this one is bidirectional")
+        self.batch_size, self._single, self._lock = batch_size, module._single, threading.Lock()
+        with torch.inference_mode(False), torch.no_grad():
+            self._module = deepcopy(module).eval().requires_grad_(False)
+            self._module.flatten_parameters()
+            self._layers, H = getattr(module, "num_layers", None), module.hidden_size
+            like = self._like = module._example(module._layer_weights(0)).detach()[:0].clone()
+            self._shape = torch.Size((batch_size, module.input_size))
+            widths = [getattr(module, "proj_size", 0) or H] + [H] * (len(module._cell.states) - 1)
+            self._states = [like.new_zeros(self._layers or 1, batch_size, width) for width in widths]
+        self._hidden, self._steps = H, list[Any]()
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Make the steps of each layer, if the module's backend has such, for the present number of threads."""
+        module, states, like = self._module, self._states, self._like
+        self._threads, self._steps, self._between = threads_now(), [], []
+        for k in range(self._layers or 1):
+            x = like.new_zeros(self._shape if k == 0 else states[0][0].shape)
+            layer = Layer(x, tuple(module._layer_weights(k)), tuple([a[k] for a in states]), None, None, False,
+                          module._cell)  # fmt: skip
+            step = module._steps_of(layer)
+            if step is None:
+                self._steps = []
+                return
+            self._steps.append(step)
+            self._between.append(x)
+
+    def __call__(self, x_t: Tensor, inputs: Any = None) -> Tensor:
+        """Run one time step.
+
+        Args:
+            x_t: (B, I), of the dtype and on the device that the weights had.
+            inputs: for a `fastlstm.RNN` whose cell has inputs, a dictionary as for its `step`.
+
+        Returns:
+            h (B, H) of the last layer, a new tensor.
+
+        Raises:
+            TypeError: if `x_t` is no tensor.
+            ValueError: for another shape, dtype or device.
+            RuntimeError: if `x_t` requires a gradient while gradients are enabled; under a transform of torch.func.
+        """
+        like = self._like
+        if not is_untransformed(x_t) or x_t.shape != self._shape or x_t.dtype is not like.dtype:
+            self._refuse(x_t)
+        if x_t.device != like.device or (x_t.requires_grad and torch.is_grad_enabled()):
+            self._refuse(x_t)
+        with self._lock:
+            if threads_now() != self._threads:
+                self._prepare()
+            if not self._steps or inputs is not None:
+                return self._by_module(x_t, inputs)
+            if not x_t.is_contiguous():
+                x_t = x_t.contiguous()
+            h = like.new_empty(self.batch_size, self._hidden)
+            at, last = x_t.data_ptr(), len(self._steps) - 1
+            for k, step in enumerate(self._steps):
+                to = h.data_ptr() if k == last else self._between[k + 1].data_ptr()
+                step(at, to)
+                at = to
+            return h
+
+    def _by_module(self, x_t: Tensor, inputs: Any) -> Tensor:
+        state = tuple(self._states)
+        with torch.no_grad():
+            if self._layers is None:
+                given = [a[0] for a in state]
+                found = self._module(x_t, given[0] if self._single else tuple(given))
+                last = [a.unsqueeze(0) for a in ([found] if self._single else found)]
+                h = last[0][0].clone()
+            else:
+                options = {} if inputs is None else {"inputs": inputs}
+                h, found = self._module.step(x_t, state[0] if self._single else state, **options)
+                last = [found] if self._single else found
+            for a, b in zip(state, last):
+                a.copy_(b)
+        return h
+
+    def _refuse(self, x_t: Any) -> None:
+        if not isinstance(x_t, Tensor):
+            raise TypeError(f"x_t must be a tensor, got {type(x_t).__name__}")
+        if x_t.shape != self._shape:
+            raise ValueError(f"x_t must be (B, I) = {tuple(self._shape)}, got {tuple(x_t.shape)}")
+        for what, wanted in (("dtype", self._like.dtype), ("device", self._like.device)):
+            if getattr(x_t, what) != wanted:
+                raise ValueError(f"x_t must have the {what} {wanted}, got {getattr(x_t, what)}")
+        if x_t.requires_grad and torch.is_grad_enabled():
+            raise RuntimeError("a stream has no gradients: pass x_t.detach(), or call it under torch.no_grad()")
+        raise RuntimeError("a stream runs plain tensors, outside of torch.func's transforms and of tracers")
+
+    def reset(self, rows: Any = None) -> None:
+        """Set the states of some rows to zeros, of all if `rows` is None.
+
+        Args:
+            rows: whatever indexes a dimension of B: an int, a slice, a list or tensor of ints, or booleans (B,).
+        """
+        with self._lock, torch.no_grad():
+            for a in self._states:
+                a[:, slice(None) if rows is None else rows] = 0
+
+    @property
+    def state(self) -> Any:
+        """The states after the last step."""
+        with self._lock:
+            found = tuple([(a if self._layers is not None else a[0]).clone() for a in self._states])
+        return found[0] if self._single else found
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        given = (state,) if isinstance(state, Tensor) else state
+        if not isinstance(given, tuple | list) or not all(isinstance(a, Tensor) for a in given):
+            raise TypeError(f"state must be of the form of stream.state, got {type(state).__name__}")
+        own = [a if self._layers is not None else a[0] for a in self._states]
+        shapes, wanted = [tuple(a.shape) for a in given], [tuple(a.shape) for a in own]
+        if shapes != wanted:
+            raise ValueError(f"state must have the shapes {wanted}, got {shapes}")
+        with self._lock, torch.no_grad():
+            for a, b in zip(own, given):
+                a.copy_(b)
+
+    def __repr__(self) -> str:
+        return f"Stream({self._module!r}, batch_size={self.batch_size})"
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a stream cannot be copied or pickled: pickle the module, and make a stream of it again")
+
+
+def _leave_frame() -> None:
+    """Keep dynamo out, which cannot trace what a call does with addresses."""
+    Stream.__call__ = torch.compiler.disable(Stream.__call__)  # type: ignore[method-assign]
+
+
+when_compiling(_leave_frame)
+
+
+def steps_of(module: Any, layer: Layer) -> Any:
+    """Return the steps of one layer of a float module, or None where its backend has none."""
+    x, cell = layer.x, layer.cell
+    if getattr(module, "proj_size", 0) or getattr(module, "_regularizers", None) or cell.inputs:
+        return None
+    name = dispatch.choose(module.backend, x.device, x.dtype, cell=cell, projected=False, masked=False, cells=False)
+    if not dispatch.traits(name).has_steps or x.dtype not in (torch.float32, torch.float64):
+        return None
+    if not is_plain(*layer.weights):
+        return None
+    return dispatch.module(name).steps(layer)

@@ -1,0 +1,130 @@
+"""int8 weights for inference: `quantize` turns a model's LSTMs and GRUs into modules with them, `dequantize` back.
+
+docs/quantize.md says what they compute, how accurate they are, and how fast.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+from fastlstm.backends.quantized import quantize_weight
+from fastlstm.convert import modules_of
+from fastlstm.layers.gru import GRU, GRUCell
+from fastlstm.layers.int8 import Activations, Quantized, check_activations
+from fastlstm.layers.lstm import LSTM
+from fastlstm.layers.lstm_cell import LSTMCell
+from fastlstm.layers.quantized import QuantizedGRU, QuantizedGRUCell, QuantizedLSTM, QuantizedLSTMCell
+
+__all__ = ["dequantize", "quantize", "quantize_weight"]
+
+Excluded = Sequence[str] | Callable[[str, nn.Module], bool]
+_KINDS: Any = (
+    ((nn.LSTM, LSTM), QuantizedLSTM),
+    ((nn.GRU, GRU), QuantizedGRU),
+    ((nn.LSTMCell, LSTMCell), QuantizedLSTMCell),
+    ((nn.GRUCell, GRUCell), QuantizedGRUCell),
+)
+
+
+def quantize(model: Any, activations: Activations = "int8", *, exclude: Excluded = ()) -> Any:
+    """Replace every LSTM and GRU in `model`, and their cells, torch's and ours, by a module with weights of int8.
+
+    The new modules are for inference: a backward pass through them raises. They take the arguments of the old ones,
+    keep their hooks and backend, and give results of the same dtype. `dequantize` gives float modules back.
+
+    Args:
+        model: any module, whose recurrent modules are replaced in place, or a recurrent one itself. Parametrized
+            weights are rounded as they are in eval mode.
+        activations: the integers that inputs and states are rounded to in products with the weights. "int16" has half
+            of the error of "int8", and takes up to twice as long.
+        exclude: what stays as it is: names such as ``("decoder.rnn",)``, of modules or of what they are in, or a
+            function of a module's name and the module.
+
+    Returns:
+        `model`, changed, or the new module if `model` is recurrent itself. Where there is nothing to replace, a
+        UserWarning says so.
+
+    Raises:
+        TypeError: when `model` is no module, or a scripted one; for a subclass of a recurrent module that is not
+            excluded, since its own methods would be lost.
+        ValueError: for other `activations`; for a name in `exclude` that no module has; for a module with a projection
+            or zoneout; for a weight that has infinity or NaN, or more than 65536 columns. `model` is then unchanged.
+    """
+    check_activations(activations)
+    modules_of(model, "quantize")
+    names = [exclude] if isinstance(exclude, str) else None if callable(exclude) else list(exclude)
+    known = {name for name, _ in model.named_modules(remove_duplicate=False)}
+    for name in names or ():
+        if name not in known:
+            raise ValueError(f"exclude must have names of modules in the {type(model).__name__}, got {name!r}")
+
+    def is_excluded(name: str, module: nn.Module) -> bool:
+        if callable(exclude):
+            return bool(exclude(name, module))
+        return any(name == each or name.startswith(f"{each}.") for each in names or ())
+
+    def replacement(name: str, module: nn.Module) -> Any:
+        for classes, quantized in _KINDS:
+            if isinstance(module, classes) and not is_excluded(name, module):
+                cls: Any = type(module)
+                if parametrize.is_parametrized(module):
+                    cls = cls.__bases__[0]
+                if cls not in classes:
+                    raise TypeError(
+                        f"{name or 'the module'} must be no subclass of {classes[0].__name__} unless it is excluded, "
+                        f"got {type(module).__name__}, whose own methods would be lost"
+                    )
+                training = module.training
+                module.eval()  # parametrizations, too: `WeightDrop` drops nothing then
+                try:
+                    return quantized(module, activations, name=name)
+                finally:
+                    module.train(training)
+        return None
+
+    return _replaced(model, replacement, "quantize found no LSTM, GRU, LSTMCell or GRUCell to replace")
+
+
+def dequantize(model: Any) -> Any:
+    """Replace every int8 module in `model` by the float module of fastlstm with the weights that it stands for.
+
+    Args:
+        model: any module, whose int8 modules are replaced in place, or one of these itself.
+
+    Returns:
+        `model`, changed, or the new module if `model` is of int8 itself. Where there is nothing to replace, a
+        UserWarning says so. The weights are those of before `quantize`, rounded. Float modules are in eval mode.
+
+    Raises:
+        TypeError: when `model` is no module, or a scripted one.
+    """
+    modules_of(model, "dequantize")
+
+    def replacement(name: str, module: Any) -> Any:
+        return module.dequantize() if isinstance(module, Quantized) else None
+
+    return _replaced(model, replacement, "dequantize found no int8 module")
+
+
+def _replaced(model: Any, replacement: Callable[[str, nn.Module], Any], nothing: str) -> Any:
+    """Put what `replacement` makes in the place of each module of a model, if it is not None. A module that is in
+    several places stays one.
+    """
+    made: dict[int, Any] = {}
+    places = []
+    for name, module in model.named_modules(remove_duplicate=False):
+        if id(module) not in made:
+            made[id(module)] = replacement(name, module)
+        if made[id(module)] is not None:
+            places.append((name, made[id(module)]))
+    if not places:
+        warnings.warn(f"{nothing} in the {type(model).__name__}", stacklevel=3)
+    for name, new in places:  # all of them exist: no model is left half replaced
+        if not name:
+            return new
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, new)
+    return model

@@ -1,0 +1,42 @@
+"""What the tests of int8 modules share."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+
+import fastlstm
+from fastlstm.backends import dispatch
+
+# those with kernels of their own; an installation may lack native
+KERNELS = [
+    name
+    for name in ("numba", "native")
+    if dispatch.quantized_module(name) is not None
+    and dispatch.module(name).supports(torch.device("cpu"), torch.float32) is None
+]
+kernels = pytest.mark.parametrize("backend", KERNELS)
+both_activations = pytest.mark.parametrize("activations", ["int8", "int16"])
+both_kinds = pytest.mark.parametrize("kind", [fastlstm.LSTM, fastlstm.GRU])
+
+
+def quantized(module, activations="int8", backend=None):
+    """An int8 copy of a module."""
+    made = fastlstm.quantize(deepcopy(module), activations)
+    made.backend = backend
+    return made
+
+
+def flat(results):
+    """All tensors that a module has returned."""
+    output, last = results
+    return [output, *([last] if isinstance(last, torch.Tensor) else last)]
+
+
+def same_bits(a, b):
+    """Whether tensors have the same bits. Any NaN counts as any other."""
+    return all(
+        torch.equal(x.isnan(), y.isnan())
+        and torch.equal(x.nan_to_num().view(torch.int32), y.nan_to_num().view(torch.int32))
+        for x, y in zip(a, b, strict=True)
+    )

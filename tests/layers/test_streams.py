@@ -1,0 +1,226 @@
+"""`Module.stream`: steps on packed weights, beside the module's own `step`, and beside float64."""
+
+import copy
+import pickle
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+import fastlstm
+from fastlstm.cells import library
+from tests.helpers.tolerances import close
+
+LAYERS = [fastlstm.LSTM, fastlstm.GRU, fastlstm.Elman]
+CELLS = [fastlstm.LSTMCell, fastlstm.GRUCell, fastlstm.ElmanCell]
+
+
+def states(module, found):
+    return [found] if isinstance(found, torch.Tensor) else list(found)
+
+
+def run_beside(module, stream, B, steps=6):
+    """Run the module's own steps beside the stream. Return the largest difference of outputs and states."""
+    state, largest = None, 0.0
+    like = next(a for a in [*module.parameters(), *module.buffers()] if a.is_floating_point())
+    with torch.no_grad():
+        for _ in range(steps):
+            x = torch.randn(B, module.input_size, dtype=like.dtype)
+            if not hasattr(module, "step"):  # a cell
+                state = module(x, state)
+                expected = states(module, state)[0]
+            else:
+                expected, state = module.step(x, state)
+            got = stream(x)
+            assert got.shape == expected.shape
+            pairs = [(got, expected), *zip(states(module, stream.state), states(module, state), strict=True)]
+            for a, b in pairs:
+                largest = max(largest, (a - b).abs().max().item())
+    return largest
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (3, 7, 100), (2, 40, 128), (33, 5, 20)])
+@pytest.mark.parametrize("kind", [*LAYERS, *CELLS])
+def test_a_stream_has_the_bits_of_step(kind, sizes, threads, poisoned):
+    B, I, H = sizes
+    previous = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        module = kind(I, H, backend="numba")
+        assert run_beside(module, module.stream(B), B) == 0
+    finally:
+        torch.set_num_threads(previous)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("backend", ["numba", "native", "reference", "aten"])
+def test_every_backend_and_dtype_has_streams(backend, dtype):
+    module = fastlstm.LSTM(7, 20, num_layers=2, backend=backend).to(dtype)
+    assert run_beside(module, module.stream(3), 3) == 0
+
+
+@pytest.mark.parametrize("activations", ["int8", "int16"])
+@pytest.mark.parametrize("kind", [*LAYERS[:2], *CELLS[:2]])
+def test_int8_streams_have_the_bits_of_step(kind, activations):
+    module = fastlstm.quantize(nn.ModuleList([kind(13, 36)]), activations=activations)[0]
+    assert run_beside(module, module.stream(4), 4) == 0
+
+
+@pytest.mark.parametrize("cell", library.CELLS, ids=lambda cell: cell.name)
+def test_a_stream_of_any_cell(cell):
+    module = fastlstm.RNN(cell, 5, 9, num_layers=2, backend="numba")
+    assert run_beside(module, module.stream(2), 2) == 0
+
+
+def test_a_stream_follows_float64():
+    module, B = fastlstm.LSTM(7, 100, num_layers=2), 3
+    truth, stream = nn.LSTM(7, 100, num_layers=2).double(), module.stream(B)
+    truth.load_state_dict(module.state_dict())
+    xs, outputs = torch.randn(50, B, 7), []
+    for x in xs:
+        outputs.append(stream(x))
+    expected, last = truth(xs.double())
+    close(torch.stack(outputs), expected.detach(), "layer")
+    for got, wanted in zip(stream.state, last):
+        close(got, wanted.detach(), "layer")
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")  # torch's own layer says so
+def test_projections_zoneout_and_dropout_run_as_in_eval_mode():
+    for module in (
+        fastlstm.LSTM(5, 8, proj_size=3),
+        fastlstm.LSTM(5, 8, zoneout=0.3),
+        fastlstm.GRU(5, 8, recurrent_dropout=0.5),
+        fastlstm.LSTM(5, 8, num_layers=2, dropout=0.5),
+    ):
+        stream = module.stream(2)  # made in training mode
+        assert run_beside(copy.deepcopy(module).eval(), stream, 2) == 0
+        assert module.training
+
+
+def test_cells_with_inputs_take_them_at_each_step():
+    @fastlstm.cell(gates={"a": "xh"}, states=("h",), inputs=("drop",))
+    def dropped(a, h, drop):
+        return fastlstm.cells.tanh(a) * drop
+
+    module, x, drop = fastlstm.RNN(dropped, 3, 4), torch.randn(2, 3), torch.rand(2, 4)
+    stream = module.stream(2)
+    expected, state = module.step(x, None, {"drop": drop})
+    torch.testing.assert_close(stream(x, {"drop": drop}), expected.detach(), rtol=0, atol=0)
+    torch.testing.assert_close(stream.state[0], state[0].detach(), rtol=0, atol=0)
+
+
+def test_a_stream_keeps_the_weights_that_it_was_made_with():
+    module, x = fastlstm.LSTM(4, 6), torch.randn(1, 4)
+    stream = module.stream()
+    expected = stream(x)
+    stream.reset()
+    with torch.no_grad():
+        for a in module.parameters():
+            a.zero_()
+    assert torch.equal(stream(x), expected)
+
+
+def test_outputs_are_the_callers_own():
+    module, x = fastlstm.LSTM(4, 6), torch.randn(1, 4)
+    stream, other = module.stream(), module.stream()
+    first = stream(x)
+    kept = first.clone()
+    first.zero_()  # neither the next step nor the state may see this
+    other(x)
+    assert torch.equal(stream(x), other(x))
+    assert not torch.equal(kept, first)
+    state = stream.state
+    state[0].zero_()
+    assert stream.state[0].abs().sum() > 0
+
+
+@pytest.mark.parametrize("kind", [fastlstm.LSTM, fastlstm.GRUCell])
+def test_rows_are_reset_and_states_are_set(kind):
+    module, B = kind(4, 6), 3
+    stream, x = module.stream(B), torch.randn(B, 4)
+    fresh = stream(x)
+    stream(x)
+    stream.reset([0, 2])
+    again = stream(x)
+    assert torch.equal(again[[0, 2]], fresh[[0, 2]])
+    assert not torch.equal(again[1], fresh[1])
+    stream.reset(torch.tensor([True, False, False]))
+    assert states(module, stream.state)[0].select(-2, 0).abs().sum() == 0
+    stream.reset()
+    assert torch.equal(stream(x), fresh)
+    kept = stream.state
+    following = stream(x)
+    stream.state = kept
+    assert torch.equal(stream(x), following)
+
+
+def test_bad_arguments_raise_and_change_nothing():
+    module = fastlstm.LSTM(4, 6, backend="numba")
+    for bad in (0, True, 1.5):
+        with pytest.raises(ValueError, match="batch_size must be an int of at least 1, got"):
+            module.stream(bad)
+    with pytest.raises(ValueError, match="bidirectional"):
+        fastlstm.LSTM(4, 6, bidirectional=True).stream()
+    stream = module.stream(2)
+    stream(torch.randn(2, 4))
+    before = stream.state
+    cases = [
+        (TypeError, [1.0], "x_t must be a tensor, got list"),
+        (ValueError, torch.randn(3, 4), r"x_t must be \(B, I\) = \(2, 4\), got \(3, 4\)"),
+        (ValueError, torch.randn(2, 4).double(), "x_t must have the dtype torch.float32, got torch.float64"),
+        (ValueError, torch.randn(2, 4, device="meta"), "x_t must have the device cpu, got meta"),
+        (RuntimeError, torch.randn(2, 4, requires_grad=True), "a stream has no gradients"),
+    ]
+    for error, x, message in cases:
+        with pytest.raises(error, match=message):
+            stream(x)
+    with pytest.raises(RuntimeError, match="transforms"):
+        torch.func.vmap(stream)(torch.randn(5, 2, 4))
+    with pytest.raises(TypeError, match="state must be of the form"):
+        stream.state = 3
+    with pytest.raises(ValueError, match="state must have the shapes"):
+        stream.state = (before[0], before[1][:, :1])
+    for a, b in zip(before, stream.state):
+        assert torch.equal(a, b)
+    for copied in (copy.deepcopy, copy.copy, pickle.dumps):
+        with pytest.raises(TypeError, match="cannot be copied or pickled"):
+            copied(stream)
+    with torch.no_grad():
+        stream(torch.randn(2, 4, requires_grad=True))
+
+
+def test_strided_inputs_and_nan():
+    module = fastlstm.GRU(4, 6)
+    stream, wide = module.stream(2), torch.randn(4, 2)
+    expected = module.step(wide.t())[0].detach()
+    assert torch.equal(stream(wide.t()), expected)
+    assert stream(torch.full((2, 4), float("nan"))).isnan().all()
+
+
+def test_threads_of_python_share_a_stream_and_torchs_threads_may_change():
+    module, previous = fastlstm.LSTM(4, 128, backend="numba"), torch.get_num_threads()
+    stream, alone, x = module.stream(8), module.stream(8), torch.randn(8, 4)
+    try:
+        workers = [threading.Thread(target=lambda: [stream(x) for _ in range(50)]) for _ in range(3)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        torch.set_num_threads(3 - min(previous, 2))
+        for _ in range(150):
+            alone(x)
+    finally:
+        torch.set_num_threads(previous)
+    for a, b in zip(stream.state, alone.state):
+        assert torch.equal(a, b)
+
+
+def test_a_compiled_function_may_call_a_stream():
+    module, x = fastlstm.LSTM(4, 6), torch.randn(1, 4)
+    stream, eager = module.stream(), module.stream()
+    compiled = torch.compile(lambda x: stream(x * 2) + 1, backend="eager")
+    for _ in range(3):
+        assert torch.equal(compiled(x), eager(x * 2) + 1)

@@ -1,0 +1,269 @@
+"""What int8 modules compute: their error, beside plain PyTorch, and its bits."""
+
+import os
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fastlstm
+from fastlstm.backends.numba.llvm.simd import machine_features
+from tests.helpers.numba import run
+from tests.helpers.quantized import KERNELS, both_activations, both_kinds, flat, kernels, quantized, same_bits
+
+# The largest error of h, of random weights over 1000 steps at H 128. An LSTM's is halved by its output gate; a GRU's h
+# is what it remembers, too.
+ERRORS = {
+    (fastlstm.LSTM, "int8"): 1e-2,
+    (fastlstm.LSTM, "int16"): 5e-3,
+    (fastlstm.GRU, "int8"): 2e-2,
+    (fastlstm.GRU, "int16"): 1e-2,
+}
+# Two ways to compute the same differ in the last bits of h. Where these decide how a number is rounded, sums differ by
+# a step of that number: by a 127th of a weight.
+ONE_STEP = {"int8": 1e-2, "int16": 1e-4}
+
+
+@torch.no_grad()
+@both_kinds
+@both_activations
+@pytest.mark.parametrize("backend", [*KERNELS, "reference"])
+def test_the_error_over_a_thousand_steps(kind, activations, backend):
+    torch.manual_seed(0)
+    module, x = kind(128, 128), torch.randn(1000, 1, 128)
+    exact = kind(128, 128, dtype=torch.float64, backend="reference")
+    exact.load_state_dict(module.state_dict())
+    truth = exact(x.double())[0]
+    output = quantized(module, activations, backend)(x)[0]
+    assert (output - truth).abs().max() <= ERRORS[kind, activations]
+
+
+def draw(seed, T, B, I, H, kind, scale=1.0, states=True, masks=True, bias=True):
+    """A bidirectional module, and a call of it, with padding that is NaN."""
+    torch.manual_seed(seed)
+    module = kind(I, H, bidirectional=True, bias=bias)
+    x = torch.randn(T, B, I) * scale
+    hx = None
+    if states:
+        hx = tuple(torch.randn(2, B, H) * scale for _ in range(1 if kind is fastlstm.GRU else 2))
+        hx = hx[0] if kind is fastlstm.GRU else hx
+    lengths = None
+    if masks:
+        lengths = torch.randint(0, T + 1, (B,))
+        x.masked_fill_((torch.arange(T).unsqueeze(1) >= lengths).unsqueeze(-1), float("nan"))
+    return module, (x, hx), {"lengths": lengths}
+
+
+@torch.no_grad()
+@kernels
+@both_kinds
+@both_activations
+@pytest.mark.parametrize("states", [False, True])
+@pytest.mark.parametrize("masks", [False, True])
+@pytest.mark.parametrize(
+    "size",
+    [(1, 1, 1, 1), (6, 1, 16, 16), (7, 3, 5, 9), (4, 20, 28, 40), (3, 70, 33, 50), (3, 2, 600, 130)],
+    ids=str,
+)
+def test_kernels_beside_plain_pytorch(kind, activations, states, masks, size, backend, poisoned):
+    module, inputs, options = draw(1, *size, kind, states=states, masks=masks)
+    got, want = (flat(quantized(module, activations, each)(*inputs, **options)) for each in (backend, "reference"))
+    for a, b in zip(got, want, strict=True):
+        assert (a - b).abs().max() <= ONE_STEP[activations]
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.tuples(st.integers(1, 6), st.integers(1, 15), st.integers(1, 70), st.integers(1, 70)),
+    st.sampled_from([fastlstm.LSTM, fastlstm.GRU]),
+    st.sampled_from(["int8", "int16"]),
+    st.sampled_from([1e-40, 1e-20, 1.0, 1e3, 1e20]),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+    st.integers(0, 1 << 30),
+)
+@torch.no_grad()
+def test_a_row_alone_and_among_others(size, kind, activations, scale, states, masks, bias, seed):
+    module, (x, hx), options = draw(seed, *size, kind, scale, states, masks, bias)
+    for backend in KERNELS:
+        made = quantized(module, activations, backend)
+        together = flat(made(x, hx, **options))
+        b = seed % size[1]
+
+        def of_row(a, b=b):
+            return a if a is None else a[:, b : b + 1]
+
+        state = of_row(hx) if kind is fastlstm.GRU else None if hx is None else tuple(map(of_row, hx))
+        lengths = options["lengths"]
+        alone = flat(made(of_row(x), state, lengths=None if lengths is None else lengths[b : b + 1]))
+        assert same_bits(alone, map(of_row, together))
+
+
+@torch.no_grad()
+@kernels
+@both_kinds
+@both_activations
+@pytest.mark.parametrize("size", [(40, 1, 128, 128), (5, 40, 100, 90), (9, 3, 300, 520)], ids=str)
+def test_one_thread_and_two(kind, activations, size, backend):
+    module, inputs, options = draw(2, *size, kind)
+    made, before, found = quantized(module, activations, backend), torch.get_num_threads(), []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        found.append(flat(made(*inputs, **options)))
+    torch.set_num_threads(before)
+    assert same_bits(*found)
+
+
+@pytest.mark.skipif(len(KERNELS) < 2, reason="only one backend has kernels for int8 weights")
+@both_kinds
+@both_activations
+@torch.no_grad()
+def test_all_kernels_give_the_same_bits(kind, activations):
+    for size in ((7, 3, 5, 9), (4, 20, 28, 40), (5, 1, 600, 130)):
+        module, inputs, options = draw(3, *size, kind)
+        first, *others = (flat(quantized(module, activations, each)(*inputs, **options)) for each in KERNELS)
+        assert all(same_bits(first, each) for each in others)
+
+
+BITS = """
+    import torch, hashlib, fastlstm
+    from tests.helpers.quantized import flat, quantized
+    from tests.quantize.test_results import draw
+    torch.set_num_threads(1)
+    digest = hashlib.sha256()
+    with torch.no_grad():
+        for kind in (fastlstm.LSTM, fastlstm.GRU):
+            for size in ((7, 3, 5, 9), (4, 20, 28, 40), (3, 2, 700, 130), (30, 1, 64, 64)):
+                for activations in ("int8", "int16"):
+                    module, inputs, options = draw(4, *size, kind)
+                    for a in flat(quantized(module, activations, "numba")(*inputs, **options)):
+                        digest.update(a.nan_to_num().numpy().tobytes())
+    print(digest.hexdigest())
+"""
+AVX2 = "+avx,+avx2,+fma,+sse4.2,+popcnt,+bmi,+bmi2"
+
+
+def bits(**environment):
+    # LSTM and GRU draw their weights with torch, which may choose other kernels on other machines: here it is one
+    return run(BITS, **environment)
+
+
+@pytest.mark.skipif("+avx2" not in machine_features().split(","), reason="the processor has no AVX2")
+def test_avx2_gives_the_same_bits(tmp_path):
+    assert bits(NUMBA_CPU_NAME="haswell", NUMBA_CPU_FEATURES=AVX2, NUMBA_CACHE_DIR=str(tmp_path)) == bits()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("x86" not in os.uname().machine, reason="names x86-64 processors")
+@pytest.mark.parametrize(
+    ("needs", "name", "features"),
+    [
+        ("", "x86-64", ""),
+        ("+avxvnni", "alderlake", f"{AVX2},+avxvnni"),
+        ("+avx512bw", "skylake-avx512", f"{AVX2},+avx512f,+avx512bw,+avx512dq,+avx512vl"),
+    ],
+    ids=["base", "avxvnni", "avx512bw"],
+)
+def test_other_processors_give_the_same_bits(needs, name, features, tmp_path):
+    if needs and needs not in machine_features().split(","):
+        pytest.skip(f"the processor has no {needs[1:]}")
+    assert bits(NUMBA_CPU_NAME=name, NUMBA_CPU_FEATURES=features, NUMBA_CACHE_DIR=str(tmp_path)) == bits()
+
+
+@torch.no_grad()
+@kernels
+@both_kinds
+@both_activations
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_not_finite_stays_in_its_row(kind, activations, value, backend):
+    torch.manual_seed(0)
+    made, x = quantized(kind(20, 24), activations, backend), torch.randn(8, 3, 20)
+    clean = made(x)[0]
+    x[3, 1, 4] = value
+    output = made(x)[0]
+    assert same_bits([output[:, [0, 2]], output[:3]], [clean[:, [0, 2]], clean[:3]])
+    assert output[3:, 1].isnan().all()
+
+
+@torch.no_grad()
+@kernels
+@both_kinds
+def test_a_reset_ends_what_is_not_finite(kind, backend):
+    torch.manual_seed(0)
+    made, x, reset = (
+        quantized(kind(20, 24), backend=backend),
+        torch.randn(8, 2, 20),
+        torch.zeros(8, 2, dtype=torch.bool),
+    )
+    x[2, 0] = float("nan")
+    reset[5, 0] = True
+    output = made(x, reset=reset)[0]
+    assert same_bits([output[5:, :1]], [made(x[5:, :1])[0]])
+    assert same_bits([output[:, 1:]], [made(x[:, 1:])[0]])
+
+
+@torch.no_grad()
+@kernels
+@both_activations
+def test_a_gru_that_starts_beyond_one(activations, backend):
+    """Its h is scaled by its largest number at each step, until it is within one."""
+    torch.manual_seed(0)
+    module, x, h_0 = fastlstm.GRU(16, 40), torch.randn(50, 3, 16), torch.randn(1, 3, 40)
+    h_0[0, 1] *= 1000
+    got, want = (flat(quantized(module, activations, each)(x, h_0)) for each in (backend, "reference"))
+    for a, b in zip(got, want):
+        assert (a[:, [0, 2]] - b[:, [0, 2]]).abs().max() <= ONE_STEP[activations]
+        # numbers to 3000, rounded in steps of 3000 / 127: one step differs by a few weights
+        assert (a - b).abs().max() <= 3000 * ONE_STEP[activations]
+
+
+@torch.no_grad()
+@kernels
+@both_activations
+def test_sums_of_many_columns_are_exact(activations, backend):
+    """Sums of 16 bits, or of float32 in order, would lose this."""
+    K, H = 2000, 5
+    module = fastlstm.LSTM(K, H)
+    module.weight_ih_l0.fill_(1)
+    module.weight_ih_l0[0, ::2] = -1
+    module.weight_hh_l0.zero_()
+    for bias in (module.bias_ih_l0, module.bias_hh_l0):
+        bias.zero_()
+    x = torch.ones(1, 1, K)
+    x[0, 0, 0] = 0.5
+    _, (_, c) = quantized(module, activations, backend)(x)
+    rounded = 64 / 127 if activations == "int8" else 0.5  # 63.5 goes to the even number
+    i_pre, others = torch.tensor(-rounded + 1.0), torch.tensor(K - 1 + rounded)
+    assert (c[0, 0, 0] - i_pre.sigmoid() * others.tanh()).abs() < 1e-6
+    assert (c[0, 0, 1:] - 1).abs().max() < 1e-6
+
+
+@torch.no_grad()
+@kernels
+def test_changed_weights_are_seen(backend):
+    torch.manual_seed(0)
+    made, x = quantized(fastlstm.LSTM(33, 40), backend=backend), torch.randn(4, 2, 33)
+    made(x)
+    for name, buffer in made.named_buffers():
+        if buffer.numel():
+            flat_buffer = buffer.view(-1)
+            flat_buffer[-1] += 3
+            again = quantized(fastlstm.LSTM(33, 40), backend=backend)
+            again.load_state_dict(made.state_dict())
+            assert same_bits(flat(made(x)), flat(again(x))), name
+
+
+@torch.no_grad()
+@kernels
+@pytest.mark.parametrize(("I", "H"), [(1, 1), (3, 3), (5, 7)])
+def test_changed_weights_of_odd_numbers_of_bytes_are_seen(I, H, backend):
+    torch.manual_seed(0)
+    made, x = quantized(fastlstm.GRU(I, H), backend=backend), torch.randn(2, 1, I)
+    for k in range(1, min(4, 3 * H * I) + 1):
+        made(x)
+        made.weight_ih_l0.view(-1)[-k] -= 50
+        again = quantized(fastlstm.GRU(I, H), backend=backend)
+        again.load_state_dict(made.state_dict())
+        assert same_bits(flat(made(x)), flat(again(x)))
