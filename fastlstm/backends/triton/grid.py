@@ -114,6 +114,7 @@ def forward_kernel(
     X: tl.constexpr = len(BLOCKS)
     N: tl.constexpr = S // GATES
     OF_H: tl.constexpr = Y // GATES
+    STATES: tl.constexpr = len(starts)
     group, first = block_of(rows, BLOCK_B)
     first_unit = tl.program_id(1) * UNITS
     b, unit = tl.arange(0, BLOCK_B), first_unit + tl.arange(0, UNITS)
@@ -131,7 +132,7 @@ def forward_kernel(
 
     w = ()
     for j in tl.static_range(OF_H):
-        for n in tl.static_range(tl.cdiv(H, SPAN)):
+        for n in tl.static_range((H + SPAN - 1) // SPAN):
             w_at = weight_ptr + (group * Y + j * GATES) * H * H + n * SPAN + offs_w
             w += (pin(tl.load(w_at, mask=row_ok[None, :, None] & (k_w < H - n * SPAN), other=0.0)),)
     bias_hh = ()
@@ -143,13 +144,13 @@ def forward_kernel(
             bias_hh += (0.0,)
     param = load_params(param_ptrs, group * H, unit, u_ok, BLOCK_B)
     length = load_lengths(None, b, b_ok, T)
-    old = as_float32(load_all(starts, first * H, state, ok))
+    old = as_float32(load_all(starts, STATES, first * H, state, ok))
     t, runs = step_at(0, T, reverse), b_ok
     if reset_ptr is not None:
         runs &= ~load_reset(reset_ptr, t, B, first + b, length)
         old = zero_all(~runs[None, :], old)
     x = load_preact(preact_ptr, (t * B + first) * (X * H), offs_x, x_ok, H, BLOCKS, GATES)
-    given = load_all(input_ptrs, (t * B + first) * H, state, ok)
+    given = load_all(input_ptrs, len(input_ptrs), (t * B + first) * H, state, ok)
     sums = products(w, starts[0] + first * H + offs_h, k, runs[None, None, :], H, OF_H, AT_ONCE, PRECISION)
     for s in range(T):
         t = step_at(s, T, reverse)
@@ -160,8 +161,8 @@ def forward_kernel(
             tile += x[n].to(tl.float32) if n < X // GATES else bias_hh[n - X // GATES]
             gates += split_gates(tile, UNITS, BLOCK_B, GATES)
         results = CELL(*(gates + old + param + as_float32(given)))
-        old, K = results[: len(old)], len(results) - len(old)
-        store_all(states[:1], r * H, state, old, ok)
+        old, K = results[:STATES], len(results) - STATES
+        store_all(states[:1], r * H, state, old[:1], ok)
         arrive(met_ptr)
         # The others need none of the following, which takes its time while they arrive
         if s == T - 1:
@@ -169,11 +170,11 @@ def forward_kernel(
         if saved_ptr is not None:
             store_all(states[1:], r * H, state, old[1:], ok)
             at = saved_ptr + r * (K * H) + (b[None, :] * (K * H) + unit[:, None])
-            store_blocks(at, H, results[len(old) :], ok)
+            store_blocks(at, H, results[STATES:], ok)
         more = s + 1 < T
         ahead = step_at(tl.minimum(s + 1, T - 1), T, reverse)
         x = load_preact(preact_ptr, (ahead * B + first) * (X * H), offs_x, x_ok, H, BLOCKS, GATES)
-        given = load_all(input_ptrs, (ahead * B + first) * H, state, ok)
+        given = load_all(input_ptrs, len(input_ptrs), (ahead * B + first) * H, state, ok)
         runs = b_ok & more
         if reset_ptr is not None:
             runs &= ~load_reset(reset_ptr, ahead, B, first + b, length)
@@ -193,6 +194,7 @@ def backward_kernel(
     """Arguments are those of `resident.backward_kernel`, and `met` that of the forward pass. The programs read each
     other's gradients of the sums, dsums (T,B,S H).
     """
+    OTHERS: tl.constexpr = len(CARRIED) - 1
     group, first = block_of(rows, BLOCK_B)
     first_unit = tl.program_id(1) * UNITS
     b, unit = tl.arange(0, BLOCK_B), first_unit + tl.arange(0, UNITS)
@@ -208,26 +210,26 @@ def backward_kernel(
     programs = tl.num_programs(1)
 
     w = ()
-    for n in tl.static_range(tl.cdiv(Y * H, SPAN)):
+    for n in tl.static_range((Y * H + SPAN - 1) // SPAN):
         w_at = weight_ptr + group * Y * H * H + n * SPAN * H + offs_w  # W^T
         w += (pin(tl.load(w_at, mask=u_ok[None, :, None] & (k_w < Y * H - n * SPAN), other=0.0)),)
     param = load_params(param_ptrs, group * H, unit, u_ok, BLOCK_B)
-    dparam = zeros((UNITS, BLOCK_B), len(dparams))
+    dparam = zeros((UNITS, BLOCK_B), len(param_ptrs))
     length = load_lengths(None, b, b_ok, T)
-    d = as_float32(load_all(dends, first * H, state, ok))
+    d = as_float32(load_all(dends, len(CARRIED), first * H, state, ok))
     # A product of zeros, without which the compiler would sink w into the loop
     none = b_ok & (T < 0)
     d = with_first(d[0] + products(w, dsums_ptr + offs_d, k, none[None, None, :], Y * H, 1, AT_ONCE, PRECISION)[0], d)
     t, before = step_at(T - 1, T, reverse), step_at(tl.maximum(T - 2, 0), T, reverse)
     saved = load_blocks(saved_ptr + (t * B + first) * K * H + offs_saved, H, ok, K)
     read = load_read(starts, states, t, before, T > 1, B, first, state, ok, length, READ, H, False)
-    given = load_all(input_ptrs, (t * B + first) * H, state, ok)
+    given = load_all(input_ptrs, len(input_ptrs), (t * B + first) * H, state, ok)
     dh_out = load_or_zeros(dh_ptr, t * dh_step * H + first * dh_row * H, offs_dh, ok)
-    douts_t = load_all(douts, (t * B + first) * H, state, ok)
+    douts_t = load_all(douts, OTHERS, (t * B + first) * H, state, ok)
     for n in range(T):
         r = t * B + first
         d_now = (d[0] + dh_out.to(tl.float32),)
-        for j in tl.static_range(len(douts)):
+        for j in tl.static_range(OTHERS):
             d_now += (d[j + 1] + douts_t[j].to(tl.float32),)
         read = as_float32(read)
         if reset_ptr is not None:
@@ -239,19 +241,19 @@ def backward_kernel(
         d = ()
         for j in tl.static_range(len(CARRIED)):
             d += (results[S + CARRIED[j]] if CARRIED[j] >= 0 else tl.zeros((UNITS, BLOCK_B), tl.float32),)
-        last = results[len(results) - len(dparams) - len(dinputs) :]
+        last = results[len(results) - len(param_ptrs) - len(input_ptrs) :]
         total = ()
-        for j in tl.static_range(len(dparams)):
+        for j in tl.static_range(len(param_ptrs)):
             total += (dparam[j] + last[j] if dparams[j] is not None else dparam[j],)
         dparam = total
-        store_all(dinputs, r * H, state, last[len(dparams) :], ok)
+        store_all(dinputs, r * H, state, last[len(param_ptrs) :], ok)
         s = tl.maximum(T - 2 - n, 0)
         t, before = step_at(s, T, reverse), step_at(tl.maximum(s - 1, 0), T, reverse)
         saved = load_blocks(saved_ptr + (t * B + first) * K * H + offs_saved, H, ok, K)
         read = load_read(starts, states, t, before, s > 0, B, first, state, ok, length, READ, H, False)
-        given = load_all(input_ptrs, (t * B + first) * H, state, ok)
+        given = load_all(input_ptrs, len(input_ptrs), (t * B + first) * H, state, ok)
         dh_out = load_or_zeros(dh_ptr, t * dh_step * H + first * dh_row * H, offs_dh, ok)
-        douts_t = load_all(douts, (t * B + first) * H, state, ok)
+        douts_t = load_all(douts, OTHERS, (t * B + first) * H, state, ok)
         wait(met_ptr, (n + 1) * programs, True)
         dsums = dsums_ptr + r * S * H + offs_d
         d = with_first(d[0] + products(w, dsums, k, b_ok[None, None, :], Y * H, 1, AT_ONCE, PRECISION)[0], d)
