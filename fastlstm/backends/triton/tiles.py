@@ -95,13 +95,13 @@ def across(
     has no registers for that.
 
     The fewest batch rows come first: they decide how much a program reads in a step. Then the fewest units, for the
-    shortest product. Of 255 registers a thread, weights and accumulators may have 168, and weights and what is asked
-    for at once 192. Where not all is asked for at once, few accumulators fit beside both.
+    shortest product. Of 255 registers a thread, weights and accumulators may have 168, in tf32 152, and weights and what
+    is asked for at once 192. Where not all is asked for at once, few accumulators fit beside both.
     """
     if precision == "ieee" or not products:
         return None
     span, threads = GRID_WAYS * GRID_TERMS, 32 * GRID_WAYS
-    parts, size = -(-terms // span), 4 if precision == "tf32" else 2
+    parts, size, most = -(-terms // span), *((4, 152) if precision == "tf32" else (2, 168))
     for block_b in (8, 16, 32, 64):
         for units in (8, 16, 32):
             lines = products * gates * units
@@ -109,7 +109,7 @@ def across(
             accumulators = lines * block_b * GRID_WAYS // threads
             at_once = min(parts, (192 - weights) * 4 * threads // (span * block_b * size))
             tile = Grid(units, block_b, at_once)
-            fits = weights + accumulators <= 168 and at_once > 0 and (at_once == parts or accumulators <= 8)
+            fits = weights + accumulators <= most and at_once > 0 and (at_once == parts or accumulators <= 8)
             if fits and gates * units >= 16 and prod(tile.grid(H, rows, groups)) <= multiprocessors:
                 return tile
     return None

@@ -59,6 +59,8 @@ SPILLED = {
     ("sm_100", "3.9", "forward-bf16-H100-I28-lengths-reset"): 20,
     ("sm_100", "3.9", "backward-ieee-H64-lengths-reset-cells"): 9,
     ("sm_100", "3.9", "slstm-backward-ieee-H64"): 3,
+    ("sm_90", "3.9", "backward-bf16-H1024-reset-cells-meeting-B32"): 4,
+    ("sm_100", "3.9", "backward-bf16-H1024-reset-cells-meeting-B32"): 4,
 }
 # Of resident kernels with Triton 3.8, torch 2.14's
 SPILLED_BY_3_8 = {
@@ -100,7 +102,9 @@ def check(chip, rows):
         most = SPILLED.get((chip, TRITON, row["case"]), 0)
         if TRITON == "3.8" and row["kernel"] == "resident":
             most = SPILLED_BY_3_8.get((chip, row["case"].split("-")[0]), 0)
-        assert row["spilled"] <= most, row
+        counted = (BUDGETS / f"{chip}-{TRITON}.jsonl").exists()
+        if row["kernel"] != "meeting" or counted:  # an experiment, which other versions of Triton have not compiled
+            assert row["spilled"] <= most, row
         assert row["shared_bytes"] <= limit, row
         assert row["mma"] > 0 or "ind_rnn" in row["case"], row  # which has no weight_hh
         if row["kernel"] == "meeting" or (row["kernel"] == "resident" and "ieee" not in row["case"]):
