@@ -38,7 +38,9 @@ def test_the_tensors_device_becomes_the_current_one(monkeypatch):
 
 @pytest.fixture
 def launches(monkeypatch):
-    """For each launch whether it was made where its tensors' device was the current one."""
+    """For each launch whether it was made where its tensors' device was the current one, and if its programs meet, all
+    at once.
+    """
     found, current = [], []
 
     @contextmanager
@@ -48,18 +50,23 @@ def launches(monkeypatch):
         current.pop()
 
     class Recorded:
+        def __init__(self, meets=False):
+            self.meets = meets
+
         def __getitem__(self, places):
             return self.run
 
         def run(self, *arguments, **options):
-            found.append({a.device for a in arguments if isinstance(a, torch.Tensor)} == {*current})
+            together = options.get("launch_cooperative_grid", False)
+            devices = {a.device for a in arguments if isinstance(a, torch.Tensor)}
+            found.append(devices == {*current} and together == self.meets)
 
     monkeypatch.setattr(launch, "on_device", on_device)
     monkeypatch.setattr(launch, "capability", lambda device: (9, 0))
     monkeypatch.setattr(launch, "pack_kernel", Recorded())
     for kernels in (resident, stepwise, grid):
         for name in ("forward_kernel", "backward_kernel"):
-            monkeypatch.setattr(kernels, name, Recorded())
+            monkeypatch.setattr(kernels, name, Recorded(kernels is grid))
     return found
 
 
