@@ -195,7 +195,7 @@ def test_a_layer_that_asks_for_its_sums_in_several_turns(chip, meeting):
 @on_each_chip
 @pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
 @pytest.mark.parametrize(
-    "cell", [cells.gru, cells.peephole_lstm, cells.slstm, of_cells.gru_decay, of_cells.without_x], ids=lambda c: c.name
+    "cell", [cells.gru, cells.peephole_lstm, of_cells.gru_decay, of_cells.without_x], ids=lambda cell: cell.name
 )
 def test_other_cells_whose_programs_meet(cell, masked, chip, meeting):
     meeting(20)

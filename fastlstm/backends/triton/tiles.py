@@ -95,8 +95,8 @@ def across(
     has no registers for that.
 
     The fewest batch rows come first: they decide how much a program reads in a step. Then the fewest units, for the
-    shortest product. Of 255 registers a thread, weights and accumulators may have 168, in tf32 152, and weights and what
-    is asked for at once 192. Where not all is asked for at once, few accumulators fit beside both.
+    shortest product. Of 255 registers a thread, weights and accumulators may have 168, in tf32 152. Weights and what is
+    asked for at once may have 192. Where not all is asked for at once, few accumulators fit beside both.
     """
     if precision == "ieee" or not products:
         return None
