@@ -41,6 +41,7 @@ def _load() -> ctypes.CDLL | str:
         return f"the native backend's {LIBRARY.name} is of another version: install fastlstm again"
     for function in (library.fastlstm_forward, library.fastlstm_backward):
         function.argtypes = [ctypes.c_char_p, ctypes.c_char_p]
+    library.fastlstm_step.argtypes = [ctypes.c_int64] * 6 + [ctypes.c_void_p] * 5 + [ctypes.c_char_p]
     library.fastlstm_pack.argtypes = [ctypes.c_char_p, ctypes.c_void_p]
     library.fastlstm_packed_size.argtypes = [ctypes.c_int64] * 5
     library.fastlstm_packed_size.restype = ctypes.c_size_t
@@ -75,6 +76,25 @@ def call(name: str, arguments: bytes, other: Any) -> None:
     code = getattr(library, name)(arguments, other)
     if code:
         raise RuntimeError(f"{name}: {library.fastlstm_error_text(code).decode()}")
+
+
+class Steps:
+    """Runs single steps on packed weights, and on states that it reads and writes. It is called with the addresses of
+    x (B, I) and of h (B, H), which it writes.
+    """
+
+    def __init__(self, packs: tuple[int, ...], packed: Tensor, states: Sequence[Tensor], threads: bytes) -> None:
+        """`packs`: the dtype, the instructions, the cell, I and H that the weights were packed for."""
+        h, c = with_c(states)
+        self.holds, self.size, self.threads = (packed, h, c), h.nbytes, threads
+        self.head = *packs[:3], h.shape[0], *packs[3:], packed.data_ptr()
+        self.h, self.c = h.data_ptr(), None if c is None else c.data_ptr()
+
+    def __call__(self, x: int, h: int) -> None:
+        code = library.fastlstm_step(*self.head, x, self.h, self.c, h, self.threads)
+        if code:
+            raise RuntimeError(f"fastlstm_step: {library.fastlstm_error_text(code).decode()}")
+        ctypes.memmove(self.h, h, self.size)
 
 
 def array(a: Tensor | None, leading: int) -> tuple[int, ...]:

@@ -17,12 +17,23 @@ from fastlstm.backends import base, csrc
 from fastlstm.backends.base import Gradients, Layer, Run, Traits
 from fastlstm.backends.cpu import LARGE, address, rows_contiguous, snapshot_of, threads_now
 from fastlstm.backends.memory import pooled, unpooled
-from fastlstm.backends.quantized_native import quantized_forward, quantized_plan
+from fastlstm.backends.quantized_native import quantized_forward, quantized_plan, quantized_steps
 from fastlstm.cells.spec import Cell
 
-__all__ = ["TRAITS", "backward", "forward", "plan", "quantized_forward", "quantized_plan", "saved_shape", "supports"]
+__all__ = [
+    "TRAITS",
+    "backward",
+    "forward",
+    "plan",
+    "quantized_forward",
+    "quantized_plan",
+    "quantized_steps",
+    "saved_shape",
+    "steps",
+    "supports",
+]
 
-TRAITS = Traits(plans=True, cells=tuple(cell.key for cell in csrc.CELLS))
+TRAITS = Traits(plans=True, has_steps=True, has_quantized_steps=True, cells=tuple(cell.key for cell in csrc.CELLS))
 _DTYPES = {torch.float32: 0, torch.float64: 1}
 _SIXTEEN_BITS = (torch.bfloat16, torch.float16)
 
@@ -88,12 +99,12 @@ class _Plan:
         if self.kept is not None:
             packs, packed = self.kept.get(self.key, (None, None))
             if packs != self.packs or not self._run(layer, run, packed, True):
-                self._run(layer, run, self._pack(layer.weights, self.kept), False)
+                self._run(layer, run, self.pack(layer.weights, self.kept), False)
         elif not self.is_empty:
             self._run(layer, run, None, False)
         return run
 
-    def _pack(self, weights: Sequence[Tensor | None], kept: dict[Any, Any]) -> Tensor:
+    def pack(self, weights: Sequence[Tensor | None], kept: dict[Any, Any]) -> Tensor:
         """Pack a snapshot of the weights and keep it. Nobody writes to it again, since other threads may read it."""
         weight_ih, weight_hh, *biases = cast(list[Any], snapshot_of(weights))
         packed = unpooled(weight_ih, csrc.library.fastlstm_packed_size(*self.packs) // weight_ih.itemsize)
@@ -223,3 +234,14 @@ def _runs(run: Run, count: int) -> list[Run]:
 
 def _joined(column: tuple[Any, ...]) -> Tensor | None:
     return None if column[0] is None else torch.cat(column, -2)
+
+
+def steps(layer: Layer) -> csrc.Steps:
+    """Prepare the steps of a layer of float32 or float64, whose weights are copied.
+
+    Args:
+        layer: x (B, I) and states (B, H), contiguous. The steps read and write these very states.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        plan = _Plan(layer, False, {}, ())
+        return csrc.Steps(plan.packs, plan.pack(_readable(layer).weights, {}), layer.states, plan.team)

@@ -47,10 +47,10 @@ class Plan:
         if key == self.key:
             self._run(layer, run, packed, changed)
         if changed.value:
-            self._run(layer, run, self._pack(weights, self.kept), None)
+            self._run(layer, run, self.pack(weights, self.kept), None)
         return run
 
-    def _pack(self, weights: Sequence[Tensor | None], kept: dict[Any, Any]) -> Tensor:
+    def pack(self, weights: Sequence[Tensor | None], kept: dict[Any, Any]) -> Tensor:
         """Pack a snapshot of the weights and keep it. Nobody writes to it again, since other threads may read it."""
         weights = snapshot_of(weights)
         packed = torch.empty(csrc.library.fastlstm_packed_size(*self.packs), dtype=torch.int8)
@@ -104,3 +104,10 @@ def quantized_forward(layer: Layer, activations: int) -> Run:
         RuntimeError: if the library cannot run the call: I or H is above 65536, or no memory is left.
     """
     return quantized_plan(layer, activations, None, ()).forward(layer)
+
+
+def quantized_steps(layer: Layer, activations: int) -> csrc.Steps:
+    """Prepare the steps of an int8 layer, whose x is (B, I). See `fastlstm.backends.native.steps`."""
+    with torch.inference_mode(False), torch.no_grad():
+        plan = Plan(layer._replace(x=layer.x.unsqueeze(0)), activations, {}, ())
+        return csrc.Steps(plan.packs, plan.pack(_contiguous(layer.weights), {}), layer.states, plan.team)

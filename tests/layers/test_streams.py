@@ -42,13 +42,16 @@ def run_beside(module, stream, B, steps=6):
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (3, 7, 100), (2, 40, 128), (33, 5, 20)])
-@pytest.mark.parametrize("kind", [*LAYERS, *CELLS])
-def test_a_stream_has_the_bits_of_step(kind, sizes, threads, poisoned):
+@pytest.mark.parametrize(
+    ("kind", "backend"),
+    [*((kind, "numba") for kind in (*LAYERS, *CELLS)), *((kind, "native") for kind in (*LAYERS[:2], *CELLS[:2]))],
+)
+def test_a_stream_has_the_bits_of_step(kind, backend, sizes, threads, poisoned):
     B, I, H = sizes
     previous = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        module = kind(I, H, backend="numba")
+        module = kind(I, H, backend=backend)
         assert run_beside(module, module.stream(B), B) == 0
     finally:
         torch.set_num_threads(previous)
@@ -61,10 +64,11 @@ def test_every_backend_and_dtype_has_streams(backend, dtype):
     assert run_beside(module, module.stream(3), 3) == 0
 
 
+@pytest.mark.parametrize("backend", ["numba", "native", "reference"])
 @pytest.mark.parametrize("activations", ["int8", "int16"])
 @pytest.mark.parametrize("kind", [*LAYERS[:2], *CELLS[:2]])
-def test_int8_streams_have_the_bits_of_step(kind, activations):
-    module = fastlstm.quantize(nn.ModuleList([kind(13, 36)]), activations=activations)[0]
+def test_int8_streams_have_the_bits_of_step(kind, activations, backend):
+    module = fastlstm.quantize(nn.ModuleList([kind(13, 36, backend=backend)]), activations=activations)[0]
     assert run_beside(module, module.stream(4), 4) == 0
 
 

@@ -2,7 +2,6 @@
 
 import os
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -14,8 +13,6 @@ from fastlstm.backends.base import Gradients, Layer, Run
 from fastlstm.backends.triton import Start, capability, cells, grid, multiprocessors, resident, stepwise, tiles
 from fastlstm.backends.triton.products import INTERPRETED, pack_kernel
 
-# which a short call would notice
-choose, padded_input, across = cache(tiles.choose), cache(tiles.padded_input), cache(tiles.across)
 PACK_LINES = 16  # rows or columns that a program of pack_kernel takes
 
 
@@ -55,7 +52,7 @@ def cut(layer: Layer, precision: str) -> tuple[Any, Any, int, int, int]:
     """What kernels know of the cell, how the layer is cut up, the groups of its batch rows, the rows of each, and H."""
     H, G = base.hidden_size(layer), base.groups_of(layer) or 1
     cell = cells.kernel(layer.cell, precision == "ieee")
-    return cell, choose(H, precision, capability(layer.x.device), cell.gates), G, layer.x.shape[1] // G, H
+    return cell, tiles.choose(H, precision, capability(layer.x.device), cell.gates), G, layer.x.shape[1] // G, H
 
 
 def together(layer: Layer, precision: str, backward: bool = False) -> tiles.Grid | None:
@@ -66,7 +63,7 @@ def together(layer: Layer, precision: str, backward: bool = False) -> tiles.Grid
         return None
     cell, _, G, rows, H = cut(layer, precision)
     product = (min(cell.of_h, 1), 1, cell.of_h * H) if backward else (cell.of_h // cell.gates, cell.gates, H)
-    return across(H, precision, *product, rows, G, multiprocessors(layer.x.device))
+    return tiles.across(H, precision, *product, rows, G, multiprocessors(layer.x.device))
 
 
 def arrivals(places: tuple[int, int], x: Tensor) -> Tensor:
@@ -107,7 +104,7 @@ def forward(layer: Layer, save: bool, precision: str, start: Start = start_anew,
     common = {"CELL": cell.forward, "BLOCKS": cell.blocks, "S": cell.sums, "Y": cell.of_h, "GATES": cell.gates, "H": H}
     with on_device(x):
         if isinstance(tile, tiles.Resident):
-            PI = padded_input(I, tile.P, precision, capability(x.device)) if weight_ih is not None else 0
+            PI = tiles.padded_input(I, tile.P, precision, capability(x.device)) if weight_ih is not None else 0
             given = x if PI else None if weight_ih is None else project(x, weight_ih, bias)
             step, row = (given.stride(0), given.stride(1)) if given is not None else (0, 0)
             start(

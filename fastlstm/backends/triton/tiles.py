@@ -1,6 +1,7 @@
 """How each layer is cut up, by hidden size, precision and chip."""
 
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 
 # Kilobytes of shared memory that a program may have, by compute capability; 99 elsewhere (8.6, 8.9, 12.0)
@@ -51,6 +52,7 @@ class Grid:
         return -(-rows // self.block_b) * groups, -(-H // self.units)
 
 
+@cache  # which a short call would notice
 def choose(H: int, precision: str, capability: tuple[int, int], gates: int = 4) -> Resident | Stepwise:
     """The tile of a layer. `precision` is native (16 bits), tf32 or ieee. A product computes so many `gates`.
 
@@ -85,6 +87,7 @@ def choose(H: int, precision: str, capability: tuple[int, int], gates: int = 4) 
     )
 
 
+@cache
 def across(
     H: int, precision: str, products: int, gates: int, terms: int, rows: int, groups: int, multiprocessors: int
 ) -> Grid | None:
@@ -115,6 +118,7 @@ def across(
     return None
 
 
+@cache
 def padded_input(I: int, P: int, precision: str, capability: tuple[int, int]) -> int:
     """I padded, where the resident kernel also does the input's product; 0 where a GEMM does.
 
