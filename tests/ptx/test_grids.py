@@ -180,15 +180,14 @@ def test_a_layer_whose_programs_meet(meeting):
 @pytest.mark.parametrize("case", LAYERS, ids=str)
 def test_layers_whose_programs_meet(case, meeting):
     meeting(12)
-    check(case, 10, range(3))
+    check(case, 10, range(2))
 
 
 @pytest.mark.slow
-@on_each_chip
-def test_a_layer_that_asks_for_its_sums_in_several_turns(chip, meeting):
-    """As backward does where all registers have weights: 64 programs, and 16 parts of a sum."""
+def test_a_layer_that_asks_for_its_sums_in_several_turns(meeting):
+    """As backward does where most registers have weights: 64 programs, and 16 parts of a sum."""
     meeting(64)
-    check(Case(chip, "bf16", 1024, T=2, rows=16), 64, [0])
+    check(Case(90, "bf16", 1024, T=1, rows=16), 64, [0])
 
 
 @pytest.mark.slow
