@@ -31,7 +31,7 @@ export CHECK_PYTHON
 .PHONY: train test test-slow test-oldest lint bench clean
 .NOTPARALLEL: # pip installs into one environment, one at a time
 
-train: $(VENV)/.installed
+train: $(VENV)/.installed-plots
 	$(BIN)/python -m fastlstm.train --out runs/row-lstm $(ARGS)
 
 test: $(VENV)/.installed-test
@@ -61,10 +61,6 @@ $(VENV)/.created:
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) was not found; name a Python 3.10 or newer: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@$(PYTHON) -c "$$CHECK_PYTHON"
 	$(PYTHON) -m venv $(VENV)
-	@touch $@
-
-$(VENV)/.installed: $(VENV)/.created pyproject.toml setup.py
-	$(BIN)/python -m pip install -e .
 	@touch $@
 
 $(VENV)/.installed-%: $(VENV)/.created pyproject.toml setup.py $(CONSTRAINTS)

@@ -1,17 +1,23 @@
-"""Everything is declared in pyproject.toml; this file says what only code can: how csrc/ becomes a library.
+"""Everything is declared in pyproject.toml; this file says what only code can.
 
-It needs a GCC or Clang; where there is none the installation goes on without it, and the native backend says so.
+* How csrc/ becomes a library. It needs a GCC or Clang. Where there is none, or FASTLSTM_NATIVE=0 is set, the
+  installation goes on without it, and the native backend says so. A compiler that fails is an error: pip would keep a
+  wheel without the library in its cache, and install it again after the compiler has been repaired.
+* The version, which stands in fastlstm/__init__.py alone.
+* The page of a package index: README.md, whose links are those of a repository.
 """
 
 import os
 import platform
+import re
+import shutil
 import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
-from setuptools.errors import PlatformError
+from setuptools.errors import CompileError, LinkError
 
 SUFFIX = ".dll" if os.name == "nt" else ".so"
 COMPILE = [
@@ -46,9 +52,28 @@ class BuildLibrary(build_ext):
     def get_libraries(self, ext):
         return ext.libraries
 
+    def build_extensions(self):
+        if (reason := self.missing()) is not None:
+            self.warn(f"the native backend is left out: {reason}")
+            self.extensions = []
+            return
+        try:
+            super().build_extensions()
+        except (CompileError, LinkError) as error:
+            hint = "with FASTLSTM_NATIVE=0 in the environment fastlstm is installed without its native backend"
+            raise type(error)(f"the compiler failed on csrc/ ({error}); {hint}") from error
+
+    def missing(self):
+        """Why no library can be built here, or None."""
+        if os.environ.get("FASTLSTM_NATIVE") == "0":
+            return "FASTLSTM_NATIVE=0 is set"
+        if os.name == "nt":
+            return "csrc/ does not compile for Windows"
+        commands = {self.compiler.compiler_so[0], self.compiler.compiler_cxx[0]}
+        absent = sorted(command for command in commands if shutil.which(command) is None)
+        return f"no compiler {' and no '.join(absent)} is installed" if absent else None
+
     def build_extension(self, ext):
-        if self.compiler.compiler_type == "msvc":
-            raise PlatformError("the native backend needs GCC or Clang, whose vector types it is written in")
         options = {"output_dir": self.build_temp, "depends": ext.depends, "debug": self.debug}
         for source, flags in INSTRUCTIONS.items():
             ext.extra_objects += self.compiler.compile([source], extra_postargs=COMPILE + flags, **options)
@@ -63,6 +88,16 @@ class AnyPython(bdist_wheel):
         return "py3", "none", super().get_tag()[2] if built else "any"
 
 
+def page():
+    """README.md with the addresses of its pages and pictures, as they are at this version, in the place of paths."""
+    (address,) = re.findall(r'^Repository = "(.+)"$', read("pyproject.toml"), re.MULTILINE)
+    return re.sub(r"\]\((?!https?:|#)", f"]({address}/blob/v{VERSION}/", read("README.md"))
+
+
+def read(name):
+    return Path(name).read_text(encoding="utf-8")
+
+
 def posix(pattern):
     return sorted(path.as_posix() for path in Path("csrc").glob(pattern))
 
@@ -74,6 +109,12 @@ library = Extension(
     extra_compile_args=COMPILE,
     extra_link_args=LINK,
     language="c++",
-    optional=True,
 )
-setup(ext_modules=[library], cmdclass={"build_ext": BuildLibrary, "bdist_wheel": AnyPython})
+(VERSION,) = re.findall(r'^__version__ = "(.+)"$', read("fastlstm/__init__.py"), re.MULTILINE)
+setup(
+    version=VERSION,
+    long_description=page(),
+    long_description_content_type="text/markdown",
+    ext_modules=[library],
+    cmdclass={"build_ext": BuildLibrary, "bdist_wheel": AnyPython},
+)

@@ -6,11 +6,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 SAMPLE = 0.005  # seconds: a shorter call is repeated until a sample lasts this long
+FEWEST = 5  # rounds, from which a median tells something
 SETTLE = 0.010  # seconds untimed before each sample: torch's idle threads spin on for 8 ms after a call
 
 
@@ -40,8 +42,12 @@ def seconds_of(run: Callable[[], object], calls: int, device: str = "cpu") -> fl
     return (time.perf_counter() - start) / calls
 
 
-def interleaved(contenders: Mapping[str, Contender], rounds: int, settle: float = SETTLE) -> dict[str, list[float]]:
-    """Seconds a call of every contender in each of `rounds` rounds; every second round runs in the opposite order."""
+def interleaved(
+    contenders: Mapping[str, Contender], rounds: int, settle: float = SETTLE, limit: float = math.inf
+) -> dict[str, list[float]]:
+    """Seconds a call of every contender in each of `rounds` rounds; every second round runs in the opposite order.
+    After `limit` seconds no round begins but the first `FEWEST`.
+    """
     calls, untimed = {}, {}
     for name, contender in contenders.items():
         with num_threads(contender.threads):
@@ -49,13 +55,36 @@ def interleaved(contenders: Mapping[str, Contender], rounds: int, settle: float 
             once = min(seconds_of(contender.run, 1) for _ in range(3))
         calls[name], untimed[name] = (max(1, math.ceil(least / once)) for least in (SAMPLE, settle))
     times: dict[str, list[float]] = {name: [] for name in contenders}
-    order = list(contenders)
+    order, begin = list(contenders), time.perf_counter()
     for n in range(rounds):
+        if n >= FEWEST and time.perf_counter() - begin > limit:
+            break
         for name in order if n % 2 == 0 else reversed(order):
             with num_threads(contenders[name].threads):
                 seconds_of(contenders[name].run, untimed[name])
                 times[name].append(seconds_of(contenders[name].run, calls[name]))
     return times
+
+
+class Replay:
+    """A clock for pytest-benchmark that goes on by what has been measured, and by nothing else."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def report(self, benchmark: Any, seconds: list[float]) -> None:
+        """Have the fixture `benchmark`, whose timer this is, report `seconds`."""
+        left = iter(seconds)
+
+        def call() -> None:
+            self.now += next(left)
+
+        benchmark.pedantic(call, rounds=len(seconds))
+
+
+REPLAY = Replay()
 
 
 def thread_counts(threads: int) -> list[int]:

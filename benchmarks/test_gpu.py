@@ -3,7 +3,7 @@
 pytest benchmarks/ --benchmark-only
 
 `gpu_layers`, which `benchmarks.gpu` runs too, does the timing: CUDA events, a flushed cache, contenders interleaved.
-pytest-benchmark only reports it.
+pytest-benchmark only reports it. Without a GPU conftest.py leaves this file out.
 """
 
 import functools
@@ -12,23 +12,12 @@ import pytest
 import torch
 
 from benchmarks import gpu_layers
+from benchmarks.clock import REPLAY
 from benchmarks.gpu_rivals import RIVALS
 from benchmarks.shapes import MODES, Shape
 
 ROUNDS = 31
 LONGEST_LOOP = 128  # time steps that torch.compile takes: it unrolls them
-
-
-class Clock:
-    """Goes on by what has been measured, and by nothing else."""
-
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-CLOCK = Clock()
 
 
 @functools.lru_cache(maxsize=1)
@@ -46,8 +35,7 @@ def measured(shape: Shape, precision: str, mode: str, way: str) -> dict[str, lis
     return bench.times(mode, way, ROUNDS)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
-@pytest.mark.benchmark(timer=CLOCK)
+@pytest.mark.benchmark(timer=REPLAY)
 @pytest.mark.parametrize("implementation", ["nn.LSTM", "fastlstm", *RIVALS])
 @pytest.mark.parametrize("way", gpu_layers.WAYS)
 @pytest.mark.parametrize("mode", MODES)
@@ -58,13 +46,8 @@ def test_lstm_on_a_gpu(benchmark, shape, precision, mode, way, implementation):
     if implementation not in times:
         reasons = (bench.left_out.get(key) for key in (implementation, f"{implementation} {mode} from a graph"))
         pytest.skip(next(filter(None, reasons), f"it would unroll more than {LONGEST_LOOP} time steps"))
-    seconds = iter(times[implementation])
-
-    def call() -> None:
-        CLOCK.now += next(seconds)
-
     benchmark.group = f"{torch.cuda.get_device_name()} {shape} {mode} {precision} {way}"
-    benchmark.pedantic(call, rounds=len(times[implementation]))
+    REPLAY.report(benchmark, times[implementation])
     row = bench.row(mode, way, times)
     benchmark.extra_info |= {key: row[key] for key in ("shape", "mode", "precision", "way", "errors", "ratios")}
     benchmark.extra_info["seconds"] = row["seconds"][implementation]

@@ -1,6 +1,9 @@
-"""fastlstm.LSTM on a CPU beside torch.nn.LSTM, grouped by shape and mode.
+"""fastlstm.LSTM on a CPU beside torch.nn.LSTM: some shapes of the grid, in three minutes on two cores.
 
 pytest benchmarks/ --benchmark-only
+
+`benchmarks.clock` does the timing: contenders interleaved, on a settled machine. pytest-benchmark only keeps the times,
+and conftest.py prints the table. `make bench` measures the whole grid.
 """
 
 import functools
@@ -10,12 +13,21 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from benchmarks.clock import Contender, fastest, interleaved, num_threads, ratio_of, thread_counts
+from benchmarks.clock import REPLAY, Contender, interleaved, ratio_of, thread_counts
 from benchmarks.contest import Contest
 from benchmarks.peak import fma_peak
-from benchmarks.shapes import GRID, MODES, Shape
+from benchmarks.shapes import MODES, Shape
 
-PAIRS = 11  # enough to see 10 %; benchmarks.run takes more and gives the interval its due
+SHAPES = (
+    Shape(28, 128, 28, 128),  # the row-LSTM
+    Shape(512, 16, 64, 64),
+    Shape(128, 64, 256, 256),
+    Shape(35, 8, 650, 650),
+    Shape(28, 1, 28, 128),
+    Shape(1, 1, 128, 512),
+    Shape(50, 32, 80, 256, layers=2, bidirectional=True),
+)
+ROUNDS, SECONDS = 21, 3.0  # of a shape and mode: rounds, unless they take longer
 
 
 @functools.lru_cache(maxsize=1)
@@ -25,33 +37,26 @@ def checked(shape: Shape) -> Contest:
     return contest
 
 
-@functools.lru_cache(maxsize=1)
-def baseline(shape: Shape, mode: str, threads: int) -> Contender:
-    """nn.LSTM with the thread count it is faster with."""
-    contest = checked(shape)
-    return fastest(dict.fromkeys(thread_counts(threads), contest.run(contest.baseline, mode)))
-
-
-@pytest.mark.parametrize("implementation", ["nn.LSTM", "fastlstm"])
+@pytest.mark.benchmark(timer=REPLAY)
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("shape", GRID, ids=str)
-def test_lstm(benchmark, shape, mode, implementation):
-    threads = torch.get_num_threads()
-    contest = checked(shape)
-    theirs, ours = baseline(shape, mode, threads), Contender(contest.run(contest.ours, mode), threads)
-    contender = theirs if implementation == "nn.LSTM" else ours
-    benchmark.group = f"cpu {shape} {mode}"
-    with num_threads(contender.threads):
-        benchmark(contender.run)
-    times = interleaved({"theirs": theirs, "contender": contender}, PAIRS)
-    peak = fma_peak(threads)
-    gflops = shape.flops(mode) / statistics.median(times["contender"]) / 1e9
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_lstm(benchmark, shape, mode):
+    threads, contest = torch.get_num_threads(), checked(shape)
+    theirs = {f"nn.LSTM {n}": Contender(contest.run(contest.baseline, mode), n) for n in thread_counts(threads)}
+    contenders = {**theirs, "fastlstm": Contender(contest.run(contest.ours, mode), threads)}
+    times = interleaved(contenders, ROUNDS, limit=SECONDS)
+    best = min(theirs, key=lambda name: statistics.median(times[name]))  # the thread count that it is faster with
+    REPLAY.report(benchmark, times["fastlstm"])
+    seconds, peak = statistics.median(times["fastlstm"]), fma_peak(threads)
+    gflops = shape.flops(mode) / seconds / 1e9
     benchmark.extra_info |= {
-        "shape": asdict(shape),
+        "ratio to nn.LSTM": asdict(ratio_of(times[best], times["fastlstm"])),
+        "name": str(shape),
         "mode": mode,
-        "threads": contender.threads,
+        "seconds": seconds,
+        "nn.LSTM seconds": statistics.median(times[best]),
+        "threads": threads,
+        "nn.LSTM threads": theirs[best].threads,
         "GFLOP/s": gflops,
-        "FMA peak GFLOP/s": peak,
         "fraction of peak": gflops / peak,
-        "ratio to nn.LSTM": ratio_of(times["theirs"], times["contender"]).median,
     }

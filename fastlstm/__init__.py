@@ -4,6 +4,7 @@ from fastlstm import cells
 from fastlstm.backends.settings import batch_invariant, use_backend
 from fastlstm.cells import Cell, cell
 from fastlstm.convert import replace, replace_lstm, restore, restore_lstm
+from fastlstm.info import info
 from fastlstm.layers.elman import Elman, ElmanCell
 from fastlstm.layers.functional import lstm, lstm_cell
 from fastlstm.layers.gru import GRU, GRUCell
@@ -34,6 +35,7 @@ __all__ = [
     "cell",
     "cells",
     "dequantize",
+    "info",
     "lstm",
     "lstm_cell",
     "quantize",

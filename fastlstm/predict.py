@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastlstm.mnist import images, pictures, saved
+from fastlstm.mnist import images, report, saved
 from fastlstm.mnist.arguments import Parser, whole
 from fastlstm.mnist.data import FILES, DataError, read_idx
 from fastlstm.mnist.files import replacing
@@ -92,6 +92,8 @@ def _run(parser: Parser, args: argparse.Namespace) -> int:
     except DataError as error:
         parser.error(f"argument IMAGE: {error}")
     if args.out:
+        if not report.can_draw():
+            parser.error(f"argument --out: {report.NEEDED}")
         parser.make_directory("--out", args.out)
     for source in sources:
         probabilities = predict(model, source.images).softmax(1)
@@ -108,6 +110,8 @@ def _run(parser: Parser, args: argparse.Namespace) -> int:
 
 
 def _draw(directory: Path, model: RowLSTM, sources: Sequence[_Source], most: int) -> None:
+    from fastlstm.mnist import pictures  # not above: it imports matplotlib
+
     taken: set[str] = set()
     for source in sources:
         for index in range(min(most, len(source.images))):

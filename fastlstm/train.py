@@ -166,7 +166,10 @@ def _run(parser: Parser, args: argparse.Namespace) -> int:
     if trouble:
         parser.error(f"{trouble}; continue with --resume {out}" if out else trouble)
     if out:
-        print(f"metrics.json, model.pt and the pictures are in {out}")
+        written = "metrics.json, model.pt and the pictures" if report.can_draw() else "metrics.json and model.pt"
+        print(f"{written} are in {out}")
+    if (out or board) and not report.can_draw():
+        print(f"the pictures are left out: drawing {report.NEEDED}")
     if board:
         board.close(metrics["iterations"], report.draw(runs, data.test))
     if any(each.history.interrupted for each in runs.values()):

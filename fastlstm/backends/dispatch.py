@@ -2,8 +2,8 @@
 
 `auto` looks at the device first:
 
-* CPU: numba; native where numba is not installed or, with a warning, cannot be imported; aten, with a warning that says
-  why, where neither can be used.
+* CPU: numba; native where numba cannot keep what it compiles, is not installed or, with a warning, cannot be imported;
+  aten, with a warning that says why, where neither can be used.
 * CUDA: triton; aten for float64, before compute capability 8.0, on ROCm, and without the package triton.
 * Other devices, and projections on any device: aten.
 
@@ -130,12 +130,19 @@ def _warn(message: str) -> None:
         warnings.warn(message, RuntimeWarning, stacklevel=2)
 
 
-def _fused_on_cpu(device: torch.device, dtype: torch.dtype, cell: Cell) -> str | None:
+def _order() -> tuple[str, ...]:
+    """Return `_CPU`, but native first where each process would compile numba's kernels for itself."""
+    return _CPU if numba.cache_folder() is not None else _CPU[::-1]
+
+
+def _fused_on_cpu(device: torch.device, dtype: torch.dtype, cell: Cell, warn: bool) -> str | None:
     """Return the first of numba and native that can run these tensors, or None. Warn if the installation is at fault:
     if numba is broken, or neither can be used.
     """
-    able = (fused for fused in _CPU if module(fused).supports(device, dtype) is None and runs(fused, cell))
+    able = (fused for fused in _order() if module(fused).supports(device, dtype) is None and runs(fused, cell))
     taken = next(able, None)
+    if not warn:
+        return taken
     if taken is None:
         reasons = [module(fused).supports(device, torch.float32) for fused in _CPU]
         if None not in reasons:
@@ -159,6 +166,7 @@ def choose(
     transformed: bool = False,
     traced: bool = False,
     layer: Layer | None = None,
+    warn: bool = True,
 ) -> str:
     """Return the backend that runs a layer with tensors of this device and type.
 
@@ -169,6 +177,7 @@ def choose(
         traced: whether a compiler, an exporter, or `torch.jit.trace` is active.
         layer: the layer itself. Its sizes may decide, see `takes_pieces`, and its kernels may be checked at their first
             use, see `fastlstm.backends.triton.first_call`.
+        warn: whether to warn where auto takes another backend than it would in a complete installation.
 
     Raises:
         RuntimeError: if the backend that was asked for by name cannot run them, with its reason.
@@ -183,7 +192,7 @@ def choose(
         lacking = masked or cells or transformed or not runs("aten", cell)  # aten has none of these
         if not projected:
             if device.type in ("cpu", "meta"):
-                if (fused := _fused_on_cpu(device, dtype, cell)) is not None:
+                if (fused := _fused_on_cpu(device, dtype, cell, warn)) is not None:
                     taken = _with_precision(fused, dtype, cell)
                     if layer is None or traced or transformed or not takes_pieces(layer.x):
                         return taken
@@ -237,7 +246,7 @@ def choose_quantized(name: str | None, device: torch.device, cell: Cell) -> str:
         return found
 
     if name == "auto":
-        return next(candidate for candidate in (*_CPU, "reference") if reason(candidate) is None)
+        return next(candidate for candidate in (*_order(), "reference") if reason(candidate) is None)
     if (why := reason(name)) is not None:
         raise RuntimeError(why)
     return name

@@ -1,14 +1,17 @@
 """A run as TensorBoard shows it while it trains."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from fastlstm.mnist.files import FileError
 from fastlstm.mnist.history import History
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Board:

@@ -1,10 +1,10 @@
 """Pictures of digits, from files, as the images that a model was trained on."""
 
+import importlib.util
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from fastlstm.mnist.data import DataError, read_idx
@@ -23,7 +23,8 @@ def read(path: Path, size: tuple[int, int], invert: bool | None = None) -> Tenso
         invert: whether a picture has dark ink on a light background; None finds out by its border.
 
     Raises:
-        DataError: when the file is missing, neither of the two, empty of ink, or an IDX file of another size.
+        DataError: when the file is missing, neither of the two, empty of ink, or an IDX file of another size, and for
+            a picture where Pillow is not installed.
     """
     try:
         with path.open("rb") as file:
@@ -36,6 +37,9 @@ def read(path: Path, size: tuple[int, int], invert: bool | None = None) -> Tenso
             rows, columns = images.shape[1:]
             raise DataError(f"{path}: expected images of {size[0]} x {size[1]} pixels, found {rows} x {columns}")
         return torch.from_numpy(np.divide(images, np.float32(255), dtype=np.float32))
+    if importlib.util.find_spec("PIL") is None:
+        needed = "pictures need the package pillow; pip install 'fastlstm[plots]'"
+        raise DataError(f"{path}: expected an IDX file, found another ({needed})")
     ink, as_drawn = _ink(path, invert)
     taken = ink if as_drawn and ink.shape == size else centred(_on_blank(ink, path), size)
     return torch.from_numpy(taken).unsqueeze(0)
@@ -43,6 +47,8 @@ def read(path: Path, size: tuple[int, int], invert: bool | None = None) -> Tenso
 
 def centred(ink: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """`ink` in MNIST's form: 20 of 28 pixels high or wide, its proportions kept, its centre of mass in the middle."""
+    from PIL import Image  # not above: it is an extra of this package
+
     drawn = ink > 0.2  # paper has its shades
     rows, columns = (np.flatnonzero(drawn.any(axis)) for axis in (1, 0))
     drawing = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
@@ -64,6 +70,8 @@ def _ink(path: Path, invert: bool | None) -> tuple[np.ndarray, bool]:
 
     Also whether that is the picture's own brightness, as in MNIST.
     """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
     try:
         with Image.open(path) as picture:
             layers = ImageOps.exif_transpose(picture).convert("LA").split()

@@ -1,22 +1,28 @@
 """What a run says at its end and leaves behind: metrics.json, model.pt and the pictures."""
 
+from __future__ import annotations
+
+import importlib.util
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from matplotlib.figure import Figure
 
-from fastlstm.mnist import pictures, saved
+from fastlstm.mnist import saved
 from fastlstm.mnist.data import Split
 from fastlstm.mnist.files import replacing
 from fastlstm.mnist.history import compare
 from fastlstm.mnist.recipe import Recipe
 from fastlstm.mnist.training import Run
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NEEDED = "needs the package matplotlib; pip install 'fastlstm[plots]'"
 TARGET = 0.99  # the validation accuracy whose time is reported
 
 
@@ -74,7 +80,7 @@ def write(directory: Path, metrics: Mapping[str, Any], runs: Mapping[str, Run], 
     """Write metrics.json, and model.pt and the pictures of the first run, each whole or not at all.
 
     Returns:
-        The pictures by the names of their files.
+        The pictures by the names of their files; without matplotlib there are none.
     """
     run = next(iter(runs.values()))
     with replacing(directory / "metrics.json") as file:
@@ -87,8 +93,17 @@ def write(directory: Path, metrics: Mapping[str, Any], runs: Mapping[str, Run], 
     return drawn
 
 
+def can_draw() -> bool:
+    """Whether matplotlib is there, which is an extra of this package."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
 def draw(runs: Mapping[str, Run], test: Split) -> dict[str, Figure]:
-    """The pictures of a run by name: how it trained, where it errs, how it reads."""
+    """The pictures of a run by name: how it trained, where it errs, how it reads. Without matplotlib there are none."""
+    if not can_draw():
+        return {}
+    from fastlstm.mnist import pictures  # not above: it imports matplotlib
+
     run = next(iter(runs.values()))
     wrong = pictures.confident_mistakes(run.scores, test)[:1]
     right = (run.scores.predictions == test.labels.cpu()).nonzero().flatten().tolist()[:1]

@@ -44,14 +44,6 @@ def test_import_is_light():
     assert demonstration == set()
 
 
-def test_version_is_the_package_s():
-    import fastlstm
-
-    declared = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
-    assert declared
-    assert fastlstm.__version__ == declared[1]
-
-
 def test_the_package_shows_its_public_names_alone():
     import fastlstm
 

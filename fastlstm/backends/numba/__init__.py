@@ -77,6 +77,17 @@ def supports(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 @constant
+def cache_folder() -> str | None:
+    """The folder in which compiled kernels stay for later processes, or None where no such folder can be written or
+    numba cannot be used.
+    """
+    if not _INSTALLED or failure() is not None:
+        return None
+    folder: str | None = importlib.import_module("fastlstm.backends.numba.host.compiling").folder()
+    return folder
+
+
+@constant
 def most_pieces() -> int:
     """Into how many pieces of bfloat16 a number may go for products that the processor has a unit for, see `PIECES`: 0
     where there is none, or numba cannot be used.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import carray, cfunc
+from numba import carray
 from numba import types as nb
 
 from fastlstm import cells
@@ -25,6 +25,7 @@ from fastlstm.backends.numba.host.arguments import (
     RegionArguments,
     StackArguments,
 )
+from fastlstm.backends.numba.host.compiling import compiled
 from fastlstm.backends.numba.kernels.backward import backward, backward_matrix, backward_mixed
 from fastlstm.backends.numba.kernels.forward import forward, forward_matrix, forward_mixed
 from fastlstm.backends.numba.kernels.quantized import quantized
@@ -156,11 +157,7 @@ _sources, _of_cell = _functions(_fingerprint())
 @cache
 def _compiled(name: str, number: int | None = None) -> Any:
     function, signature = _sources[name] if number is None else _of_cell[name](number)
-    options: dict[str, Any] = {"nopython": True, "nogil": True, "error_model": "numpy", "boundscheck": False}
-    try:
-        return cfunc(signature, cache=True, **options)(function)
-    except RuntimeError:  # no folder that could hold a cache can be written
-        return cfunc(signature, **options)(function)
+    return compiled(signature, function)
 
 
 def _addresses(name: str, names: tuple[str, ...], number: int | None = None) -> dict[str, int]:

@@ -1,0 +1,127 @@
+"""What runs here and why, and kernels compiled ahead of their first use: `python -m fastlstm`."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from fastlstm.backends import dispatch, settings
+from fastlstm.cells.library import CELLS
+from fastlstm.info import info
+from fastlstm.layers.rnn import RNN
+from fastlstm.mnist.arguments import Parser, positive
+
+TYPES = ("float32", "float64", "bfloat16", "float16")
+EXAMPLES = """\
+examples:
+  what runs here
+    python -m fastlstm
+  the same as JSON
+    python -m fastlstm --json
+  compile both passes of an LSTM, as while an image is built
+    python -m fastlstm --warm-up
+  compile what a GRU of your sizes needs, in two types
+    python -m fastlstm --warm-up --cell gru --input-size 80 --hidden-size 256 \\
+        --dtype float32 bfloat16
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print what runs here, or warm up, as `argv` says; the exit code is 0, or 2 after a bad argument."""
+    parser = _arguments()
+    args = parser.parse_args(argv)
+    return parser.run(lambda: _run(parser, args))
+
+
+def _arguments() -> Parser:
+    parser = Parser(
+        prog="python -m fastlstm",
+        description="Print which backends run here and why, or compile kernels ahead of their first use.",
+        epilog=EXAMPLES,
+    )
+    add = parser.add_argument_group("what is printed").add_argument
+    add("--json", action="store_true", help="what fastlstm.info() returns, as JSON")
+    add = parser.add_argument_group("warming up").add_argument
+    add("--warm-up", action="store_true", help="run both passes of a layer, which compiles what it needs")
+    cells = [cell.key for cell in CELLS]
+    add("--cell", nargs="+", choices=cells, metavar="CELL", help=f"of {', '.join(cells)} (default: lstm)")
+    add("--input-size", type=positive, metavar="I", help="features of the input (default: 28)")
+    add("--hidden-size", type=positive, metavar="H", help="hidden units (default: 128)")
+    add("--batch-size", type=positive, metavar="B", help="batch rows (default: 64)")
+    add("--dtype", nargs="+", choices=TYPES, metavar="TYPE", help=f"of {', '.join(TYPES)} (default: float32)")
+    add("--backend", choices=settings.NAMES, help="what runs the layer (default: FASTLSTM_BACKEND, else auto)")
+    return parser
+
+
+def _run(parser: Parser, args: argparse.Namespace) -> int:
+    if not args.warm_up:
+        for name in ("cell", "input_size", "hidden_size", "batch_size", "dtype", "backend"):
+            if getattr(args, name) is not None:
+                option = name.replace("_", "-")
+                parser.error(f"argument --{option}: must be given with --warm-up, got --{option} alone")
+        found = info()
+        print(json.dumps(found, indent=1) if args.json else "\n".join(lines(found)))
+        return 0
+    if args.json:
+        parser.error("argument --json: must be left out with --warm-up, got both")
+    for cell in args.cell or ["lstm"]:
+        for dtype in args.dtype or ["float32"]:
+            print(_warm_up(parser, args, cell, dtype), flush=True)
+    folder = info()["caches"]["numba"]
+    if folder is None:
+        print("Nothing is kept: no folder for numba's cache can be written. NUMBA_CACHE_DIR names one.")
+    else:
+        print(f"numba's kernels are kept in {folder}")
+    return 0
+
+
+def _warm_up(parser: Parser, args: argparse.Namespace, key: str, dtype: str) -> str:
+    """Run a sequence and a single step, without gradients and with them. Return a line that says what it took."""
+    I, H, B = args.input_size or 28, args.hidden_size or 128, args.batch_size or 64
+    cell, T = next(cell for cell in CELLS if cell.key == key), dispatch.MANY_STEPS  # see `dispatch.takes_pieces`
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    begin, of = time.perf_counter(), {"device": torch.device(device), "dtype": getattr(torch, dtype)}
+    call: dict[str, Any] = {"cell": cell, "projected": False, "masked": False, "cells": False}
+    try:
+        taken = dispatch.choose(args.backend, **of, **call)
+    except RuntimeError as error:
+        parser.error(f"argument --backend: {error}")
+    layer = RNN(cell, I, H, backend=args.backend, **of)
+    for steps in (T, 1):
+        x = torch.zeros(steps, B, I, **of)
+        with torch.no_grad():
+            layer(x)
+        layer(x.requires_grad_())[0].sum().backward()
+    return f"{key} of {I} inputs and {H} units in {dtype}: {taken} is ready after {time.perf_counter() - begin:.1f} s"
+
+
+def lines(found: dict[str, Any]) -> Iterator[str]:
+    """Yield what `info` found, as lines of text."""
+    versions, processor = found["versions"], found["processor"]
+    packages = (f"{name} {version or 'is not installed'}" for name, version in versions.items())
+    yield f"versions      {', '.join(packages)}"
+    yield f"processor     {processor['name']}, {processor['cores']} cores; torch uses {processor['threads']} threads"
+    sets = (f"{backend} uses {name}" for backend, name in found["instructions"].items() if name)
+    yield f"instructions  {', '.join(sets) or 'none: no backend for CPUs can be used'}"
+    yield f"GPUs          {', '.join(found['gpus']) or 'torch finds none'}"
+    yield f"default       {found['default']}"
+    for device, taken in found["auto"].items():
+        for backend in dict.fromkeys(taken.values()):
+            cells = [cell for cell, name in taken.items() if name == backend]
+            which = "every cell" if len(cells) == len(taken) else ", ".join(cells)
+            yield f"auto on {device:5} takes {backend} for {which}"
+    yield "backends"
+    for name, reason in found["backends"].items():
+        yield f"  {name:13} {'runs' if reason is None else reason}"
+    yield "caches"
+    for name, folder in found["caches"].items():
+        yield f"  {name:13} {folder or 'none'}"
+    yield from found["notes"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

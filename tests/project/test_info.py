@@ -1,0 +1,182 @@
+"""What `python -m fastlstm` and `fastlstm.info` say, what warming up compiles, and what is said meanwhile."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import fastlstm
+from fastlstm.__main__ import lines, main
+from fastlstm.backends import csrc, dispatch
+from tests.helpers import ROOT, interpreter
+from tests.helpers.layers import NOT_BUILT
+
+KEYS = ["versions", "processor", "instructions", "gpus", "default", "auto", "backends", "caches", "notes"]
+WAITING = "fastlstm compiles its kernels for this processor, which takes seconds; "
+
+
+def test_the_dictionary_is_plain():
+    found = fastlstm.info()
+    assert list(found) == KEYS
+    assert json.loads(json.dumps(found)) == found
+    assert found["versions"]["fastlstm"] == fastlstm.__version__
+    assert found["versions"]["torch"] == torch.__version__
+    assert list(found["backends"]) == [*dispatch.FUSED, "aten"]
+    assert found["backends"]["reference"] is None
+    assert list(found["auto"]["cpu"]) == [cell.key for cell in fastlstm.cells.CELLS]
+
+
+def test_a_backend_that_cannot_run_has_the_reason_of_its_error(monkeypatch):
+    monkeypatch.setattr(csrc, "reason", "the native backend needs a loom")
+    found = fastlstm.info()
+    assert found["backends"]["native"] == "the native backend needs a loom"
+    assert found["instructions"]["native"] is None
+    with pytest.raises(RuntimeError, match="the native backend needs a loom"):
+        fastlstm.LSTM(3, 4, backend="native")(torch.zeros(2, 1, 3))
+
+
+def test_the_default_is_told():
+    with fastlstm.use_backend("reference"):
+        assert fastlstm.info()["default"] == "reference"
+
+
+def test_the_command_prints_what_the_function_returns(capsys):
+    assert main([]) == 0
+    found, text = fastlstm.info(), capsys.readouterr().out
+    assert text.splitlines() == list(lines(found))
+    for backend, reason in found["backends"].items():
+        assert re.search(rf"^  {backend} +{re.escape(reason or 'runs')}$", text, re.MULTILINE)
+    assert main(["--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == found
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--hidden-size", "3"], "--hidden-size: must be given with --warm-up, got --hidden-size alone"),
+        (["--warm-up", "--json"], "--json: must be left out with --warm-up, got both"),
+        (["--warm-up", "--input-size", "0"], "--input-size: must be a whole number from 1 to 2147483647, got '0'"),
+        (["--warm-up", "--cell", "lmu"], "--cell: invalid choice: 'lmu' .*"),
+        (["--warm-up", "--dtype", "int8"], "--dtype: invalid choice: 'int8' .*"),
+        (["--warm-up", "--cell", "mgu", "--backend", "native"], "--backend: the native backend .*"),
+    ],
+)
+def test_bad_arguments_are_one_line(capsys, arguments, message):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    streams = capsys.readouterr()
+    assert streams.out == ""
+    assert re.fullmatch(rf"python -m fastlstm: error: argument {message}\n", streams.err)
+
+
+def test_warming_up_takes_sizes_cells_and_types(capsys):
+    sizes = ["--input-size", "3", "--hidden-size", "5", "--batch-size", "2"]
+    options = ["--cell", "gru", "mgu", "--dtype", "float32", "float64", "--backend", "reference"]
+    assert main(["--warm-up", *sizes, *options]) == 0
+    *ready, kept = capsys.readouterr().out.splitlines()
+    told = [f"{cell} of 3 inputs and 5 units in {dtype}" for cell in ("gru", "mgu") for dtype in ("float32", "float64")]
+    assert [line.partition(":")[0] for line in ready] == told
+    assert all(re.fullmatch(r"[^:]*: reference is ready after \d+\.\d s", line) for line in ready)
+    assert fastlstm.info()["caches"]["numba"] is None or kept.endswith(fastlstm.info()["caches"]["numba"])
+
+
+def environment(**variables):
+    """This process's, without what would choose a backend or keep a process quiet."""
+    mine = {name: value for name, value in os.environ.items() if name not in ("FASTLSTM_BACKEND", "FASTLSTM_QUIET")}
+    return {**mine, "PYTHONPATH": os.pathsep.join(sys.path), **variables}
+
+
+@pytest.mark.slow  # it compiles all kernels of the LSTM
+def test_after_warming_up_nothing_is_compiled(tmp_path):
+    variables = environment(NUMBA_CACHE_DIR=str(tmp_path))
+    warmed = interpreter.run_module("fastlstm", "--warm-up", cwd=ROOT, environment=variables)
+    assert warmed.returncode == 0, warmed.stderr
+    assert warmed.stderr == f"{WAITING}later processes load them from {warmed.stdout.split()[-1]}\n"
+    assert warmed.stdout.split()[-1].startswith(str(tmp_path))
+    kernels = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nb*")}
+    assert kernels
+    code = """
+        import torch, fastlstm
+        lstm = fastlstm.LSTM(7, 9, num_layers=2, bidirectional=True)
+        with torch.no_grad():
+            lstm(torch.randn(5, 3, 7))
+        lstm(torch.randn(1, 130, 7))[0].sum().backward()
+    """
+    done = interpreter.run(code, cwd=ROOT, environment=variables)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nb*")} == kernels
+
+
+TOLD = """
+    from fastlstm.backends.numba.host import compiling
+    compiling.PATIENCE = {patience}
+    import torch, fastlstm
+    for _ in range(2):
+        fastlstm.LSTM(3, 4, backend="numba")(torch.zeros(2, 1, 3))
+"""
+
+
+@pytest.mark.parametrize(
+    ("patience", "variables", "count"),
+    [(0, {}, 1), (600, {}, 0), (0, {"FASTLSTM_QUIET": "1"}, 0), (0, {"FASTLSTM_QUIET": "0"}, 1)],
+    ids=["long", "short", "quiet", "not quiet"],
+)
+def test_a_long_compilation_is_told_once(patience, variables, count):
+    done = interpreter.run(TOLD.format(patience=patience), cwd=ROOT, environment=environment(**variables))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == count
+    assert done.stderr.startswith(WAITING * count)
+
+
+@pytest.fixture(scope="module")
+def nowhere(tmp_path_factory):
+    """A copy of the package that numba can write no cache for, even as root: a file stands where each folder would."""
+    folder = tmp_path_factory.mktemp("nowhere")
+    subprocess.run(["cp", "-r", ROOT / "fastlstm", folder / "fastlstm"], check=True)
+    for path in (folder / "fastlstm").rglob("__pycache__"):
+        subprocess.run(["rm", "-r", path], check=True)
+    (folder / "fastlstm/backends/numba/host/__pycache__").touch()
+    (folder / "file").touch()
+    variables = dict.fromkeys(("NUMBA_CACHE_DIR", "XDG_CACHE_HOME", "HOME"), str(folder / "file"))
+    path = os.pathsep.join([str(folder), *sys.path])
+    return environment(**variables) | {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+WITHOUT = """
+    import json, torch, fastlstm
+    x = torch.randn(3, 2, 4)
+    lstm, same = fastlstm.LSTM(4, 5), fastlstm.LSTM(4, 5, backend={backend!r})
+    same.load_state_dict(lstm.state_dict())
+    assert torch.equal(lstm(x)[0], same(x)[0])
+    print(json.dumps(fastlstm.info()))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="where numba keeps its cache is told apart by the system")
+def test_without_a_folder_for_the_cache_auto_takes_native(nowhere, tmp_path):
+    taken = "native" if NOT_BUILT is None else "numba"
+    done = interpreter.run(WITHOUT.format(backend=taken), cwd=tmp_path, environment=nowhere)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["caches"]["numba"] is None
+    assert found["backends"]["numba"] is None
+    assert [found["auto"]["cpu"][cell] for cell in ("lstm", "gru", "mgu")] == [taken, taken, "numba"]
+    (note,) = [note for note in found["notes"] if note.startswith("No folder for numba's cache can be written: ")]
+    assert ("auto takes native" in note) == (taken == "native")
+    if taken == "native":
+        assert done.stderr == ""  # and nothing was compiled
+
+
+@pytest.mark.slow  # it compiles all kernels of the LSTM
+@pytest.mark.skipif(sys.platform != "linux", reason="where numba keeps its cache is told apart by the system")
+def test_without_a_folder_for_the_cache_numba_runs_by_name(nowhere, tmp_path):
+    done = interpreter.run(WITHOUT.format(backend="numba").replace("torch.equal(", "torch.allclose("), cwd=tmp_path,
+                           environment=nowhere)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == f"{WAITING}no folder can be written to keep them in\n"
