@@ -28,7 +28,7 @@ from torch.func import functional_call, stack_module_state, vmap
 import fastlstm
 from benchmarks.clock import ratio_of
 from benchmarks.contest import inference, training
-from benchmarks.gpu_rivals import rivals
+from benchmarks.gpu_rivals import asked, rivals
 from benchmarks.shapes import MODES, Shape
 from fastlstm import cells
 from fastlstm.backends import dispatch
@@ -125,7 +125,8 @@ class Bench:
         limit = PRECISIONS[self.precision][2]
         for name in list(self.modules):
             try:
-                got = results(self.modules[name], *self.given(name))
+                with asked(name):
+                    got = results(self.modules[name], *self.given(name))
                 error = max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(got, want, strict=True))
                 if name == "fastlstm":
                     self.same_bits = all(map(torch.equal, got, results(self.modules[name], *self.given(name))))
@@ -147,7 +148,13 @@ class Bench:
     def run(self, name: str, mode: str) -> Callable[[], object]:
         x, doutput = self.given(name)
         module = self.modules[name]
-        return inference(module, x) if mode == "inference" else training(module, x, doutput)
+        call = inference(module, x) if mode == "inference" else training(module, x, doutput)
+
+        def run() -> object:
+            with asked(name):
+                return call()
+
+        return run
 
     @functools.cached_property
     def graphs(self) -> dict[str, dict[str, Callable[[], object]]]:

@@ -1,5 +1,6 @@
 """The host side of the kernels: which ones run, on what grid, with which tile."""
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -9,8 +10,8 @@ from torch import Tensor
 
 from fastlstm.backends import base, reference, sums
 from fastlstm.backends.base import Gradients, Layer, Run
-from fastlstm.backends.triton import Start, capability, cells, resident, stepwise, tiles
-from fastlstm.backends.triton.products import pack_kernel
+from fastlstm.backends.triton import Start, capability, cells, grid, multiprocessors, resident, stepwise, tiles
+from fastlstm.backends.triton.products import INTERPRETED, pack_kernel
 
 PACK_LINES = 16  # rows or columns that a program of pack_kernel takes
 
@@ -54,6 +55,31 @@ def cut(layer: Layer, precision: str) -> tuple[Any, Any, int, int, int]:
     return cell, tiles.choose(H, precision, capability(layer.x.device), cell.gates), G, layer.x.shape[1] // G, H
 
 
+def together(layer: Layer, precision: str, backward: bool = False) -> tiles.Grid | None:
+    """The tile of a large layer's pass in one launch, where the environment asks for it and programs can meet.
+    Triton's interpreter runs one after the other.
+    """
+    if os.environ.get("FASTLSTM_TRITON_GRID") != "1" or layer.lengths is not None or INTERPRETED.value:
+        return None
+    cell, _, G, rows, H = cut(layer, precision)
+    product = (min(cell.of_h, 1), 1, cell.of_h * H) if backward else (cell.of_h // cell.gates, cell.gates, H)
+    return tiles.across(H, precision, *product, rows, G, multiprocessors(layer.x.device))
+
+
+def arrivals(places: tuple[int, int], x: Tensor) -> Tensor:
+    """(programs of different batch rows, 32): the counters of `grid`, each in a cache line of its own."""
+    return torch.zeros(places[0], 32, dtype=torch.int32, device=x.device)
+
+
+def options(tile: tiles.Grid, precision: str) -> dict[str, Any]:
+    """Of the kernels of `grid`."""
+    return {
+        "UNITS": tile.units, "BLOCK_B": tile.block_b, "AT_ONCE": tile.at_once,
+        "PRECISION": tiles.INPUT_PRECISION[precision], "num_warps": tiles.GRID_WAYS, "num_stages": 1,
+        "enable_fp_fusion": True, "launch_cooperative_grid": True,
+    }  # fmt: skip
+
+
 def recurrent(layer: Layer, precision: str, by_row: bool, start: Start) -> tuple[Any, Any, Any]:
     """weight_hh in the order of the cell's sums, as resident kernels take it: packed, unless it has 16 bits."""
     weight_hh = sums.in_order(layer.weights[1], layer.cell.layout.blocks_hh, -2)
@@ -89,18 +115,26 @@ def forward(layer: Layer, save: bool, precision: str, start: Start = start_anew,
                 P=tile.P, I=I if PI else 0, PI=PI, BLOCK_B=tile.block_b, PRECISION=precision,
                 num_warps=tile.forward_warps, num_stages=1, enable_fp_fusion=True,
             )  # fmt: skip
+            return Run(h, ends, (*others, saved) if save else ())
+        preact = None if weight_ih is None else project(x, weight_ih, bias)
+        weight_hh, *_ = recurrent(layer, "native", True, start)
+        if (meeting := together(layer, precision)) is not None:
+            places = meeting.grid(H, rows, G)
+            start(
+                grid.forward_kernel, places,
+                preact, weight_hh, bias_hh, params, layer.inputs, layer.states, reset, (h, *others), saved, ends,
+                arrivals(places, x), T, B, rows, int(layer.reverse), **common, **options(meeting, precision),
+            )  # fmt: skip
         else:
-            preact = None if weight_ih is None else project(x, weight_ih, bias)
-            weight_hh, *_ = recurrent(layer, "native", True, start)
             carried = tuple(
                 a.to(torch.float32, copy=True) if k or cell.reads_h else None for k, a in enumerate(layer.states)
             )
             h_n, spare = ends[0], torch.empty_like(ends[0])
             before, after = layer.states[0], h_n  # h of each row, where held steps have it apart
-            grid, order = tile.grid(H, rows, G), [-1, *reference.step_order(T, layer.reverse)]
+            places, order = tile.grid(H, rows, G), [-1, *reference.step_order(T, layer.reverse)]
             for t_prev, t in pairwise(order):
                 start(
-                    stepwise.forward_kernel, grid,
+                    stepwise.forward_kernel, places,
                     preact, weight_hh, bias_hh, params, layer.inputs, before, lengths, reset, (h, *others), saved,
                     after, carried, t, t_prev if lengths is None else -1, B, rows, **common, STATES=len(ends),
                     UNITS=tile.units, BLOCK_K=tile.block_k, BLOCK_B=tile.block_b,
@@ -155,15 +189,24 @@ def backward(grads: Run, layer: Layer, run: Run, needs: Gradients, precision: st
                 num_warps=tile.backward_warps, num_stages=1, enable_fp_fusion=True,
             )  # fmt: skip
             return Found(dsums, dstates, dparams, dinputs)
+        weight_hh, *_ = recurrent(layer, "native", False, start)
+        if (meeting := together(layer, precision, backward=True)) is not None:
+            places, dstates = meeting.grid(H, rows, G), tuple(torch.empty_like(a) for a in layer.states)
+            start(
+                grid.backward_kernel, places,
+                dh, douts, grads.last, weight_hh, params, inputs, starts, reset, states, saved, dsums, dstates, dparams,
+                dinputs, arrivals(places, saved), T, B, rows, *dh_strides, int(layer.reverse), **common,
+                **options(meeting, precision),
+            )  # fmt: skip
+            return Found(dsums, dstates, dparams, dinputs)
         dcarried = tuple(
             torch.zeros_like(a, dtype=torch.float32) if d is None else d.to(torch.float32, copy=True)
             for a, d in zip(layer.states, grads.last)
         )
-        weight_hh, *_ = recurrent(layer, "native", False, start)
-        grid, order = tile.grid(H, rows, G), [-1, *reference.step_order(T, layer.reverse), -1]
+        places, order = tile.grid(H, rows, G), [-1, *reference.step_order(T, layer.reverse), -1]
         for t_prev, t, t_next in reversed(list(zip([-1, *order], order, order[1:]))):
             start(
-                stepwise.backward_kernel, grid,
+                stepwise.backward_kernel, places,
                 dh, douts, weight_hh, params, inputs, starts, lengths, reset, states, saved, dsums, dcarried,
                 dparams, dinputs, t, t_prev, t_next, B, rows, *dh_strides, **common, UNITS=tile.units,
                 BLOCK_K=tile.block_k, BLOCK_B=tile.block_b, PRECISION=tiles.INPUT_PRECISION[precision],
