@@ -45,6 +45,7 @@ class Stream:
             self._states = [like.new_zeros(self._layers or 1, batch_size, width) for width in widths]
         if like.is_meta:
             raise ValueError("a stream needs a module with weights, and this one is on the device meta")
+        self._on_cpu = like.is_cpu
         self._hidden, self._packed = H, [dict[Any, Any]() for _ in range(self._layers or 1)]
         self._prepare()
 
@@ -80,12 +81,12 @@ class Stream:
             RuntimeError: if `x_t` requires a gradient while gradients are enabled; under a transform of torch.func.
         """
         like = self._like
-        if type(x_t) is Tensor and x_t.is_neg():
-            x_t = x_t.resolve_neg()
         if not is_untransformed(x_t) or x_t.shape != self._shape or x_t.dtype is not like.dtype:
-            self._refuse(x_t)
-        if x_t.device != like.device or (x_t.requires_grad and torch.is_grad_enabled()):
-            self._refuse(x_t)
+            x_t = self._accepted(x_t)
+        if not (x_t.is_cpu and self._on_cpu) and x_t.device != like.device:
+            x_t = self._accepted(x_t)
+        if x_t.requires_grad and torch.is_grad_enabled():
+            x_t = self._accepted(x_t)
         if inputs is not None and not self._module._cell.inputs:
             raise ValueError(f"inputs must be None, since the cell {self._module._cell.name} has none, got {inputs!r}")
         with self._lock:
@@ -119,7 +120,8 @@ class Stream:
                 a.copy_(b)
         return h
 
-    def _refuse(self, x_t: Any) -> None:
+    def _accepted(self, x_t: Any) -> Tensor:
+        """Return an input that looks wrong at first sight, or raise the error that says what is wrong."""
         if not isinstance(x_t, Tensor):
             raise TypeError(f"x_t must be a tensor, got {type(x_t).__name__}")
         if x_t.shape != self._shape:
@@ -129,6 +131,8 @@ class Stream:
                 raise ValueError(f"x_t must have the {what} {wanted}, got {getattr(x_t, what)}")
         if x_t.requires_grad and torch.is_grad_enabled():
             raise RuntimeError("a stream has no gradients: pass x_t.detach(), or call it under torch.no_grad()")
+        if x_t.is_neg() and is_untransformed(resolved := x_t.resolve_neg()):
+            return resolved
         raise RuntimeError("a stream runs plain tensors, outside of torch.func's transforms and of tracers")
 
     def reset(self, rows: Any = None) -> None:
