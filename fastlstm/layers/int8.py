@@ -18,9 +18,9 @@ from fastlstm.layers.streams import may_prepare
 
 Activations = Literal["int8", "int16"]
 BITS = {"int8": 8, "int16": 16}
-# attributes that a module's float counterpart has for itself
+# attributes that a module's float counterpart has for itself. The last two may be compiled code of that module
 _OF_FLOAT = {*OWN, "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_flat_weights",
-             "_flat_weights_names", "_flat_weight_refs"} - {"backend"}  # fmt: skip
+             "_flat_weights_names", "_flat_weight_refs", "_compiled_call_impl", "forward"} - {"backend"}  # fmt: skip
 
 
 def check_activations(activations: Any) -> None:

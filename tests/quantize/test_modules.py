@@ -153,6 +153,41 @@ def test_an_export_of_open_sizes_and_a_trace():
 
 
 @torch.no_grad()
+def test_compiled_before():
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    model, x = nn.Sequential(nn.LSTM(4, 5)), torch.randn(6, 3, 4)
+    want = quantized(model)
+    model[0].compile(backend="eager")
+    model(x)
+    fastlstm.quantize(model)
+    assert same_bits(flat(model(x)), flat(want(x)))
+    model[0].compile(backend="eager")
+    model(x)
+    fastlstm.dequantize(model)
+    assert same_bits(flat(model(x)), flat(fastlstm.dequantize(want)(x)))
+    whole = torch.compile(model, backend="eager")
+    whole(x)
+    assert same_bits(flat(fastlstm.quantize(whole)(x)), flat(fastlstm.quantize(want)(x)))
+
+
+@pytest.mark.parametrize("name", ["the module", "1"])
+def test_wrapped_by_compile(name):
+    def wrap(module):
+        module = torch.compile(module)
+        return module if name == "the module" else nn.Sequential(fastlstm.quantize(nn.GRU(2, 3)), module, nn.GRU(2, 3))
+
+    message = f"replace a module that torch.compile has wrapped, got {name}: compile after"
+    model = wrap(nn.LSTM(2, 3))
+    kinds = [type(module) for module in model.modules()]
+    with pytest.raises(TypeError, match=f"quantize cannot {message} quantize"):
+        fastlstm.quantize(model)
+    assert [type(module) for module in model.modules()] == kinds
+    with pytest.raises(TypeError, match=f"dequantize cannot {message} dequantize"):
+        fastlstm.dequantize(wrap(fastlstm.quantize(nn.LSTM(2, 3))))
+
+
+@torch.no_grad()
 def test_vmap_runs_each_row():
     torch.manual_seed(0)
     made, x = quantized(fastlstm.LSTM(4, 5)), torch.randn(3, 6, 2, 4)
