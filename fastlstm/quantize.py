@@ -51,7 +51,8 @@ def quantize(model: Any, activations: Activations = "int8", *, exclude: Excluded
         TypeError: when `model` is no module, or a scripted one; for a subclass of a recurrent module that is not
             excluded, since its own methods would be lost; for a recurrent module that `torch.compile` has wrapped.
         ValueError: for other `activations`; for a name in `exclude` that no module has; for a module with a projection
-            or zoneout; for a weight that has infinity or NaN, or more than 65536 columns. `model` is then unchanged.
+            or zoneout; for a weight that has infinity or NaN, or more than 65536 columns; for a weight that a hook
+            computes, of `torch.nn.utils.prune`, `weight_norm` or `spectral_norm`. `model` is then unchanged.
     """
     check_activations(activations)
     modules_of(model, "quantize")

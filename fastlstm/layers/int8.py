@@ -6,6 +6,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from fastlstm.autograd import quantized
 from fastlstm.autograd.modes import autocast_of
@@ -21,6 +24,10 @@ BITS = {"int8": 8, "int16": 16}
 # attributes that a module's float counterpart has for itself. The last two may be compiled code of that module
 _OF_FLOAT = {*OWN, "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_flat_weights",
              "_flat_weights_names", "_flat_weight_refs", "_compiled_call_impl", "forward"} - {"backend"}  # fmt: skip
+
+# hooks that compute a weight before each call, and what removes them, in torch.nn.utils
+_REMOVE = ((BasePruningMethod, "prune.remove"), (WeightNorm, "remove_weight_norm"),
+           (SpectralNorm, "remove_spectral_norm"))  # fmt: skip
 
 
 def check_activations(activations: Any) -> None:
@@ -53,7 +60,7 @@ class Quantized(CellModule, nn.Module):
 
         Raises:
             ValueError: for other activations; for a projection or zoneout; for a weight that has infinity or NaN, or
-                more than 65536 columns.
+                more than 65536 columns, or that a hook of `torch.nn.utils` computes.
         """
         check_activations(activations)
         prefix = f"{name}." if name else ""
@@ -62,6 +69,13 @@ class Quantized(CellModule, nn.Module):
         zoneout = getattr(module, "zoneout", 0)
         if zoneout not in (0, (0, 0)):
             raise ValueError(f"{name or 'the module'} must have no zoneout, got zoneout={zoneout}")
+        for hook in module._forward_pre_hooks.values():
+            for cls, remove in _REMOVE:
+                if isinstance(hook, cls):
+                    raise ValueError(
+                        f"{name or 'the module'} must have no hook that computes a weight, got {type(hook).__name__}: "
+                        f"remove it first, with torch.nn.utils.{remove}"
+                    )
         nn.Module.__init__(self)
         vars(self).update(_shared(module))
         self.training, self.activations, self._names = False, activations, _names_of(module)
@@ -164,7 +178,8 @@ class Quantized(CellModule, nn.Module):
 
 def _shared(module: Any) -> dict[str, Any]:
     """Attributes of a module that its float and its int8 counterpart both have: sizes, options, hooks."""
-    found = {name: value for name, value in vars(module).items() if name not in _OF_FLOAT}
+    of_float = _OF_FLOAT.union(*_names_of(module))  # a plain tensor may stand in the place of a weight
+    found = {name: value for name, value in vars(module).items() if name not in of_float}
     return {name: copy(value) if isinstance(value, dict | list | set) else value for name, value in found.items()}
 
 

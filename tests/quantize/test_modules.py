@@ -8,7 +8,14 @@ from copy import deepcopy
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import (
+    parametrize,
+    prune,
+    remove_spectral_norm,
+    remove_weight_norm,
+    spectral_norm,
+    weight_norm,
+)
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fastlstm
@@ -312,6 +319,41 @@ def test_parametrized_weights_are_rounded_as_in_eval_mode():
     want = quantized(module)(x)[0]
     parametrize.register_parametrization(module, "weight_hh_l0", fastlstm.WeightDrop(0.5))
     assert same_bits([fastlstm.quantize(module)(x)[0]], [want])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", [nn.LSTM, fastlstm.GRU, nn.LSTMCell])
+def test_a_plain_tensor_in_a_weight_s_place(kind):
+    torch.manual_seed(0)
+    module, x = kind(7, 9), torch.randn(5, 7)
+    want, name = quantized(module)(x), "weight_hh" if kind is nn.LSTMCell else "weight_hh_l0"
+    weight = getattr(module, name).detach().clone()
+    delattr(module, name)
+    setattr(module, name, weight)
+    made = fastlstm.quantize(module)
+    assert same_bits([made(x)[0]], [want[0]])
+    assert isinstance(getattr(made.dequantize(), name), nn.Parameter)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    ("add", "hook", "name", "remove"),
+    [
+        (lambda *args: prune.l1_unstructured(*args, amount=0.5), "L1Unstructured", "prune.remove", prune.remove),
+        (weight_norm, "WeightNorm", "remove_weight_norm", remove_weight_norm),
+        (spectral_norm, "SpectralNorm", "remove_spectral_norm", remove_spectral_norm),
+    ],
+    ids=["prune", "weight_norm", "spectral_norm"],
+)
+def test_hooks_that_compute_a_weight(add, hook, name, remove):
+    model = nn.Sequential(nn.LSTM(7, 9))
+    add(model[0], "weight_hh_l0")
+    message = f"0 must have no hook that computes a weight, got {hook}: remove it first, with torch.nn.utils.{name}"
+    with pytest.raises(ValueError, match=message):
+        fastlstm.quantize(model)
+    assert type(model[0]) is nn.LSTM
+    remove(model[0], "weight_hh_l0")
+    assert type(fastlstm.quantize(model)[0]) is fastlstm.QuantizedLSTM
 
 
 class Subclass(nn.LSTM):
