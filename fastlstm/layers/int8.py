@@ -147,6 +147,9 @@ class Quantized(CellModule, nn.Module):
                         "before fastlstm.quantize, or into the model that fastlstm.dequantize returns"
                     )
                     return
+                if isinstance(given, Tensor) and not given.is_meta and bool(given.eq(-128).any()):
+                    errors.append(f"{prefix}{each} must have numbers from -127 to 127, got -128")
+                    return
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def dequantize(self) -> Any:

@@ -128,6 +128,16 @@ def test_the_state_dict_is_of_plain_tensors(kind):
         made.load_state_dict(module.state_dict(), strict=False)
 
 
+@pytest.mark.parametrize("name", ["weight_ih_l0", "weight_hh_l0_reverse"])
+def test_a_state_dict_with_a_number_that_kernels_cannot_take(name):
+    model = fastlstm.quantize(nn.Sequential(nn.LSTM(7, 9, bidirectional=True)))
+    state, before = deepcopy(model.state_dict()), deepcopy(model.state_dict())
+    state[f"0.{name}"][-1, -1] = -128
+    with pytest.raises(RuntimeError, match=rf"0\.{name} must have numbers from -127 to 127, got -128"):
+        model.load_state_dict(state)
+    assert all(torch.equal(a, before[key]) for key, a in model.state_dict().items())
+
+
 @torch.no_grad()
 @both_activations
 def test_compiled_and_exported(activations):
