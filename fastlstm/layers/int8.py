@@ -151,6 +151,9 @@ class Quantized(CellModule, nn.Module):
                     errors.append(f"{prefix}{each} must have numbers from -127 to 127, got -128")
                     return
         super()._load_from_state_dict(state_dict, prefix, *args)
+        device = getattr(self, self._names[0][0]).device
+        if self._like.device != device:  # tensors were assigned to a module on another device
+            self._like = self._like.new_empty(0, device=device)
 
     def dequantize(self) -> Any:
         """Return a float module with the weights that the int8 numbers stand for, in eval mode.

@@ -139,6 +139,18 @@ def test_a_state_dict_with_a_number_that_kernels_cannot_take(name):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_state_dict_assigned_to_a_module_on_meta(dtype):
+    torch.manual_seed(0)
+    made, x = quantized(fastlstm.LSTM(7, 9).to(dtype)), torch.randn(5, 3, 7, dtype=dtype)
+    other = quantized(fastlstm.LSTM(7, 9).to(dtype)).to("meta")
+    other.load_state_dict(made.state_dict(), assign=True)
+    assert torch.equal(other(x)[0], made(x)[0])
+    weight = other.dequantize().weight_ih_l0
+    assert torch.equal(weight, made.dequantize().weight_ih_l0)
+
+
+@torch.no_grad()
 @both_activations
 def test_compiled_and_exported(activations):
     torch.manual_seed(0)
