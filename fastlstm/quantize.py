@@ -78,12 +78,13 @@ def quantize(model: Any, activations: Activations = "int8", *, exclude: Excluded
                         f"{name or 'the module'} must be no subclass of {classes[0].__name__} unless it is excluded, "
                         f"got {type(module).__name__}, whose own methods would be lost"
                     )
-                training = module.training
+                modes = [(each, each.training) for each in module.modules()]
                 module.eval()  # parametrizations, too: `WeightDrop` drops nothing then
                 try:
                     return quantized(module, activations, name=name)
                 finally:
-                    module.train(training)
+                    for each, training in modes:
+                        each.training = training
         return None
 
     return _replaced(model, replacement, "quantize", "LSTM, GRU, LSTMCell or GRUCell to replace")

@@ -59,8 +59,9 @@ class Quantized(CellModule, nn.Module):
             name: what errors call the module.
 
         Raises:
-            ValueError: for other activations; for a projection or zoneout; for a weight that has infinity or NaN, or
-                more than 65536 columns, or that a hook of `torch.nn.utils` computes.
+            ValueError: for other activations; for a projection or zoneout; for parameters, buffers or modules that
+                users added; for a weight that has infinity or NaN, or more than 65536 columns, or that is on the device
+                meta, or that a hook of `torch.nn.utils` computes.
         """
         check_activations(activations)
         prefix = f"{name}." if name else ""
@@ -69,13 +70,7 @@ class Quantized(CellModule, nn.Module):
         zoneout = getattr(module, "zoneout", 0)
         if zoneout not in (0, (0, 0)):
             raise ValueError(f"{name or 'the module'} must have no zoneout, got zoneout={zoneout}")
-        for hook in module._forward_pre_hooks.values():
-            for cls, remove in _REMOVE:
-                if isinstance(hook, cls):
-                    raise ValueError(
-                        f"{name or 'the module'} must have no hook that computes a weight, got {type(hook).__name__}: "
-                        f"remove it first, with torch.nn.utils.{remove}"
-                    )
+        _check_tensors(module, name or "the module")
         nn.Module.__init__(self)
         vars(self).update(_shared(module))
         self.training, self.activations, self._names = False, activations, _names_of(module)
@@ -180,6 +175,24 @@ class Quantized(CellModule, nn.Module):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, activations={self.activations}"
+
+
+def _check_tensors(module: Any, name: str) -> None:
+    """Raise ValueError where a hook computes a weight, or the module holds more than its weights."""
+    for hook in module._forward_pre_hooks.values():
+        for cls, remove in _REMOVE:
+            if isinstance(hook, cls):
+                raise ValueError(
+                    f"{name} must have no hook that computes a weight, got {type(hook).__name__}: remove it first, "
+                    f"with torch.nn.utils.{remove}"
+                )
+    known = {"parametrizations"}.union(*_names_of(module))
+    added = [each for each in (*module._parameters, *module._buffers, *module._modules) if each not in known]
+    if added:
+        raise ValueError(
+            f"{name} must have no parameters, buffers or modules beside its weights, which would be lost, "
+            f"got {', '.join(added)}"
+        )
 
 
 def _shared(module: Any) -> dict[str, Any]:

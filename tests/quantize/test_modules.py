@@ -378,6 +378,37 @@ def test_hooks_that_compute_a_weight(add, hook, name, remove):
     assert type(fastlstm.quantize(model)[0]) is fastlstm.QuantizedLSTM
 
 
+def test_the_float_module_s_modes_stay():
+    module = fastlstm.LSTM(7, 9)
+    drop = fastlstm.WeightDrop(0.5)
+    parametrize.register_parametrization(module, "weight_hh_l0", drop)
+    for training in (True, False):
+        module.train(training)
+        drop.train(not training)
+        fastlstm.quantize(module)
+        assert (module.training, drop.training) == (training, not training)
+
+
+@pytest.mark.parametrize(
+    ("add", "name"),
+    [
+        (lambda module: module.register_buffer("mean", torch.zeros(7)), "mean"),
+        (lambda module: module.register_parameter("h_0", nn.Parameter(torch.zeros(9))), "h_0"),
+        (lambda module: module.add_module("norm", nn.LayerNorm(9)), "norm"),
+    ],
+    ids=["buffer", "parameter", "module"],
+)
+@pytest.mark.parametrize("kind", [nn.LSTM, fastlstm.GRU, nn.GRUCell])
+def test_what_users_added_is_not_lost(kind, add, name):
+    model = nn.Sequential(kind(7, 9))
+    add(model[0])
+    message = f"0 must have no parameters, buffers or modules beside its weights, which would be lost, got {name}"
+    with pytest.raises(ValueError, match=message):
+        fastlstm.quantize(model)
+    assert type(model[0]) is kind
+    assert hasattr(model[0], name)
+
+
 class Subclass(nn.LSTM):
     pass
 
@@ -387,6 +418,11 @@ class Subclass(nn.LSTM):
     [
         ((3,), TypeError, "quantize takes a torch.nn.Module, got int"),
         ((nn.LSTM(2, 3), "int4"), ValueError, "activations must be 'int8' or 'int16', got 'int4'"),
+        (
+            (nn.Sequential(nn.LSTM(2, 3, device="meta")),),
+            ValueError,
+            "0.weight_ih_l0 must be on a device that holds numbers to round to int8, got the device meta",
+        ),
         ((nn.LSTM(2, 3, proj_size=1),), ValueError, "the module must have no projection, got proj_size=1"),
         ((nn.Sequential(fastlstm.GRU(2, 3, zoneout=0.1)),), ValueError, "0 must have no zoneout, got zoneout=0.1"),
         (
