@@ -1,5 +1,6 @@
 """What all int8 modules have in common: their buffers, and the ways to and from float modules."""
 
+import warnings
 from copy import copy
 from typing import Any, Literal
 
@@ -28,6 +29,7 @@ _OF_FLOAT = {*OWN, "_parameters", "_buffers", "_modules", "_non_persistent_buffe
 # hooks that compute a weight before each call, and what removes them, in torch.nn.utils
 _REMOVE = ((BasePruningMethod, "prune.remove"), (WeightNorm, "remove_weight_norm"),
            (SpectralNorm, "remove_spectral_norm"))  # fmt: skip
+_warned = False  # of a module that cannot be trained
 
 
 def check_activations(activations: Any) -> None:
@@ -126,9 +128,13 @@ class Quantized(CellModule, nn.Module):
         return super()._apply(moved, recurse)
 
     def train(self, mode: bool = True) -> Any:
-        """Raise RuntimeError if `mode` is true, since int8 weights cannot be trained. Return the module otherwise."""
+        """Return the module, which stays in eval mode since int8 weights cannot be trained.
+
+        If `mode` is true, the first call of the process gives a UserWarning, so that a model with other modules can be
+        trained around this one.
+        """
         if mode:
-            raise RuntimeError(f"a {type(self).__name__} is for inference and stays in eval mode: {quantized.INSTEAD}")
+            _warn_of_training(type(self).__name__)
         return super().train(False)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
@@ -175,6 +181,14 @@ class Quantized(CellModule, nn.Module):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, activations={self.activations}"
+
+
+def _warn_of_training(name: str) -> None:
+    global _warned
+    if not _warned:  # once, whatever the warning filters say: a model changes its mode in each epoch
+        _warned = True
+        text = f"a {name} is for inference and stays in eval mode: {quantized.INSTEAD}"
+        warnings.warn(text, stacklevel=3)
 
 
 def _check_tensors(module: Any, name: str) -> None:

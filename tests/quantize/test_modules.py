@@ -19,6 +19,7 @@ from torch.nn.utils import (
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fastlstm
+from tests.helpers.numba import run
 from tests.helpers.quantized import both_activations, both_kinds, flat, quantized, same_bits
 
 KINDS = [nn.LSTM, nn.GRU, fastlstm.LSTM, fastlstm.GRU]
@@ -238,13 +239,31 @@ def test_derivatives_raise_and_say_what_to_do():
         torch.func.grad(lambda x: made(x)[0].sum())(x.detach())
 
 
-def test_training_mode_raises_and_says_what_to_do():
-    model = fastlstm.quantize(Tagger())
-    assert not model.tied.training
-    with pytest.raises(RuntimeError, match="a QuantizedLSTM is for inference and stays in eval mode: train the float"):
+TRAINING = """
+    import warnings
+    import fastlstm
+    from torch import nn
+    model = fastlstm.quantize(nn.Sequential(nn.LSTM(2, 3), nn.Dropout(), nn.GRUCell(2, 3), nn.Dropout()))
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        model.eval()
+        print(len(found), [module.training for module in model])
+        assert model.train() is model
+        assert model[0].train() is model[0]
         model.train()
-    model.eval()
-    assert not model.tied.training
+    print(len(found), [module.training for module in model])
+    print(found[0].category.__name__, found[0].message)
+"""
+
+
+def test_training_mode_warns_once_and_says_what_to_do():
+    evaluated, trained, warning = run(TRAINING).splitlines()
+    assert evaluated == "0 [False, False, False, False]"
+    assert trained == "1 [False, True, False, True]"
+    assert warning == (
+        "UserWarning a QuantizedLSTM is for inference and stays in eval mode: train the float model, which "
+        "fastlstm.dequantize(model) gives back"
+    )
 
 
 def test_what_is_replaced():
