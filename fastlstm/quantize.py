@@ -49,9 +49,10 @@ def quantize(model: Any, activations: Activations = "int8", *, exclude: Excluded
 
     Raises:
         TypeError: when `model` is no module, or a scripted one; for a subclass of a recurrent module that is not
-            excluded, since its own methods would be lost.
+            excluded, since its own methods would be lost; for a recurrent module that `torch.compile` has wrapped.
         ValueError: for other `activations`; for a name in `exclude` that no module has; for a module with a projection
-            or zoneout; for a weight that has infinity or NaN, or more than 65536 columns. `model` is then unchanged.
+            or zoneout; for a weight that has infinity or NaN, or more than 65536 columns; for a weight that a hook
+            computes, of `torch.nn.utils.prune`, `weight_norm` or `spectral_norm`. `model` is then unchanged.
     """
     check_activations(activations)
     modules_of(model, "quantize")
@@ -77,15 +78,16 @@ def quantize(model: Any, activations: Activations = "int8", *, exclude: Excluded
                         f"{name or 'the module'} must be no subclass of {classes[0].__name__} unless it is excluded, "
                         f"got {type(module).__name__}, whose own methods would be lost"
                     )
-                training = module.training
+                modes = [(each, each.training) for each in module.modules()]
                 module.eval()  # parametrizations, too: `WeightDrop` drops nothing then
                 try:
                     return quantized(module, activations, name=name)
                 finally:
-                    module.train(training)
+                    for each, training in modes:
+                        each.training = training
         return None
 
-    return _replaced(model, replacement, "quantize found no LSTM, GRU, LSTMCell or GRUCell to replace")
+    return _replaced(model, replacement, "quantize", "LSTM, GRU, LSTMCell or GRUCell to replace")
 
 
 def dequantize(model: Any) -> Any:
@@ -99,19 +101,26 @@ def dequantize(model: Any) -> Any:
         UserWarning says so. The weights are those of before `quantize`, rounded. Float modules are in eval mode.
 
     Raises:
-        TypeError: when `model` is no module, or a scripted one.
+        TypeError: when `model` is no module, or a scripted one; for an int8 module that `torch.compile` has wrapped.
     """
     modules_of(model, "dequantize")
 
     def replacement(name: str, module: Any) -> Any:
         return module.dequantize() if isinstance(module, Quantized) else None
 
-    return _replaced(model, replacement, "dequantize found no int8 module")
+    return _replaced(model, replacement, "dequantize", "int8 module")
 
 
-def _replaced(model: Any, replacement: Callable[[str, nn.Module], Any], nothing: str) -> Any:
+def _replaced(model: Any, replacement: Callable[[str, nn.Module], Any], function: str, what: str) -> Any:
     """Put what `replacement` makes in the place of each module of a model, if it is not None. A module that is in
     several places stays one.
+
+    Args:
+        function: who asks.
+        what: what it looks for.
+
+    Raises:
+        TypeError: for a module that `torch.compile` has wrapped, since the wrapper would go on to run the old one.
     """
     made: dict[int, Any] = {}
     places = []
@@ -119,9 +128,14 @@ def _replaced(model: Any, replacement: Callable[[str, nn.Module], Any], nothing:
         if id(module) not in made:
             made[id(module)] = replacement(name, module)
         if made[id(module)] is not None:
+            if name.rpartition(".")[2] == "_orig_mod":
+                raise TypeError(
+                    f"{function} cannot replace a module that torch.compile has wrapped, got "
+                    f"{name.removesuffix('_orig_mod').rstrip('.') or 'the module'}: compile after {function}"
+                )
             places.append((name, made[id(module)]))
     if not places:
-        warnings.warn(f"{nothing} in the {type(model).__name__}", stacklevel=3)
+        warnings.warn(f"{function} found no {what} in the {type(model).__name__}", stacklevel=3)
     for name, new in places:  # all of them exist: no model is left half replaced
         if not name:
             return new

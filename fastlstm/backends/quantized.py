@@ -39,10 +39,13 @@ def quantize_weight(weight: Tensor, name: str = "weight") -> tuple[Tensor, Tenso
         the row divided by 127, or 1 for a row of zeros. A number times its scale is the weight, rounded.
 
     Raises:
-        ValueError: if the weight has infinity or NaN, or another shape, or more than 65536 columns.
+        ValueError: if the weight has infinity or NaN, or another shape, or more than 65536 columns, or is on the device
+            meta.
     """
     if weight.dim() != 2 or weight.shape[1] > MOST_COLUMNS:
         raise ValueError(f"{name} must have shape (rows, columns) with columns <= 65536, got {tuple(weight.shape)}")
+    if weight.is_meta:
+        raise ValueError(f"{name} must be on a device that holds numbers to round to int8, got the device meta")
     weight = weight.detach().float()
     largest = weight.abs().amax(1) if weight.shape[1] else weight.new_zeros(weight.shape[0])
     if not bool(largest.isfinite().all()):

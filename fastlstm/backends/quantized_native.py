@@ -53,7 +53,8 @@ class Plan:
     def pack(self, weights: Sequence[Tensor | None], kept: dict[Any, Any]) -> Tensor:
         """Pack a snapshot of the weights and keep it. Nobody writes to it again, since other threads may read it."""
         weights = snapshot_of(weights)
-        packed = torch.empty(csrc.library.fastlstm_packed_size(*self.packs), dtype=torch.int8)
+        size = csrc.library.fastlstm_packed_size(*self.packs)
+        packed = torch.empty(size, dtype=torch.int8, device="cpu")
         arguments = csrc.FORWARD.pack(*self.head, 0, 0, 0, *_fields(weights), *(0,) * 13)
         csrc.call("fastlstm_pack", arguments, packed.data_ptr())
         kept[_KEY] = self.key, packed

@@ -1,11 +1,15 @@
 """What all int8 modules have in common: their buffers, and the ways to and from float modules."""
 
+import warnings
 from copy import copy
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from fastlstm.autograd import quantized
 from fastlstm.autograd.modes import autocast_of
@@ -18,9 +22,14 @@ from fastlstm.layers.streams import may_prepare
 
 Activations = Literal["int8", "int16"]
 BITS = {"int8": 8, "int16": 16}
-# attributes that a module's float counterpart has for itself
+# attributes that a module's float counterpart has for itself. The last two may be compiled code of that module
 _OF_FLOAT = {*OWN, "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_flat_weights",
-             "_flat_weights_names", "_flat_weight_refs"} - {"backend"}  # fmt: skip
+             "_flat_weights_names", "_flat_weight_refs", "_compiled_call_impl", "forward"} - {"backend"}  # fmt: skip
+
+# hooks that compute a weight before each call, and what removes them, in torch.nn.utils
+_REMOVE = ((BasePruningMethod, "prune.remove"), (WeightNorm, "remove_weight_norm"),
+           (SpectralNorm, "remove_spectral_norm"))  # fmt: skip
+_warned = False  # of a module that cannot be trained
 
 
 def check_activations(activations: Any) -> None:
@@ -52,8 +61,9 @@ class Quantized(CellModule, nn.Module):
             name: what errors call the module.
 
         Raises:
-            ValueError: for other activations; for a projection or zoneout; for a weight that has infinity or NaN, or
-                more than 65536 columns.
+            ValueError: for other activations; for a projection or zoneout; for parameters, buffers or modules that
+                users added; for a weight that has infinity or NaN, or more than 65536 columns, or that is on the device
+                meta, or that a hook of `torch.nn.utils` computes.
         """
         check_activations(activations)
         prefix = f"{name}." if name else ""
@@ -62,6 +72,7 @@ class Quantized(CellModule, nn.Module):
         zoneout = getattr(module, "zoneout", 0)
         if zoneout not in (0, (0, 0)):
             raise ValueError(f"{name or 'the module'} must have no zoneout, got zoneout={zoneout}")
+        _check_tensors(module, name or "the module")
         nn.Module.__init__(self)
         vars(self).update(_shared(module))
         self.training, self.activations, self._names = False, activations, _names_of(module)
@@ -117,9 +128,13 @@ class Quantized(CellModule, nn.Module):
         return super()._apply(moved, recurse)
 
     def train(self, mode: bool = True) -> Any:
-        """Raise RuntimeError if `mode` is true, since int8 weights cannot be trained. Return the module otherwise."""
+        """Return the module, which stays in eval mode since int8 weights cannot be trained.
+
+        If `mode` is true, the first call of the process gives a UserWarning, so that a model with other modules can be
+        trained around this one.
+        """
         if mode:
-            raise RuntimeError(f"a {type(self).__name__} is for inference and stays in eval mode: {quantized.INSTEAD}")
+            _warn_of_training(type(self).__name__)
         return super().train(False)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
@@ -133,7 +148,13 @@ class Quantized(CellModule, nn.Module):
                         "before fastlstm.quantize, or into the model that fastlstm.dequantize returns"
                     )
                     return
+                if isinstance(given, Tensor) and not given.is_meta and bool(given.eq(-128).any()):
+                    errors.append(f"{prefix}{each} must have numbers from -127 to 127, got -128")
+                    return
         super()._load_from_state_dict(state_dict, prefix, *args)
+        device = getattr(self, self._names[0][0]).device
+        if self._like.device != device:  # tensors were assigned to a module on another device
+            self._like = self._like.new_empty(0, device=device)
 
     def dequantize(self) -> Any:
         """Return a float module with the weights that the int8 numbers stand for, in eval mode.
@@ -162,9 +183,36 @@ class Quantized(CellModule, nn.Module):
         return f"{super().extra_repr()}, activations={self.activations}"
 
 
+def _warn_of_training(name: str) -> None:
+    global _warned
+    if not _warned:  # once, whatever the warning filters say: a model changes its mode in each epoch
+        _warned = True
+        text = f"a {name} is for inference and stays in eval mode: {quantized.INSTEAD}"
+        warnings.warn(text, stacklevel=3)
+
+
+def _check_tensors(module: Any, name: str) -> None:
+    """Raise ValueError where a hook computes a weight, or the module holds more than its weights."""
+    for hook in module._forward_pre_hooks.values():
+        for cls, remove in _REMOVE:
+            if isinstance(hook, cls):
+                raise ValueError(
+                    f"{name} must have no hook that computes a weight, got {type(hook).__name__}: remove it first, "
+                    f"with torch.nn.utils.{remove}"
+                )
+    known = {"parametrizations"}.union(*_names_of(module))
+    added = [each for each in (*module._parameters, *module._buffers, *module._modules) if each not in known]
+    if added:
+        raise ValueError(
+            f"{name} must have no parameters, buffers or modules beside its weights, which would be lost, "
+            f"got {', '.join(added)}"
+        )
+
+
 def _shared(module: Any) -> dict[str, Any]:
     """Attributes of a module that its float and its int8 counterpart both have: sizes, options, hooks."""
-    found = {name: value for name, value in vars(module).items() if name not in _OF_FLOAT}
+    of_float = _OF_FLOAT.union(*_names_of(module))  # a plain tensor may stand in the place of a weight
+    found = {name: value for name, value in vars(module).items() if name not in of_float}
     return {name: copy(value) if isinstance(value, dict | list | set) else value for name, value in found.items()}
 
 

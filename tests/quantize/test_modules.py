@@ -8,10 +8,18 @@ from copy import deepcopy
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import (
+    parametrize,
+    prune,
+    remove_spectral_norm,
+    remove_weight_norm,
+    spectral_norm,
+    weight_norm,
+)
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fastlstm
+from tests.helpers.numba import run
 from tests.helpers.quantized import both_activations, both_kinds, flat, quantized, same_bits
 
 KINDS = [nn.LSTM, nn.GRU, fastlstm.LSTM, fastlstm.GRU]
@@ -121,6 +129,28 @@ def test_the_state_dict_is_of_plain_tensors(kind):
         made.load_state_dict(module.state_dict(), strict=False)
 
 
+@pytest.mark.parametrize("name", ["weight_ih_l0", "weight_hh_l0_reverse"])
+def test_a_state_dict_with_a_number_that_kernels_cannot_take(name):
+    model = fastlstm.quantize(nn.Sequential(nn.LSTM(7, 9, bidirectional=True)))
+    state, before = deepcopy(model.state_dict()), deepcopy(model.state_dict())
+    state[f"0.{name}"][-1, -1] = -128
+    with pytest.raises(RuntimeError, match=rf"0\.{name} must have numbers from -127 to 127, got -128"):
+        model.load_state_dict(state)
+    assert all(torch.equal(a, before[key]) for key, a in model.state_dict().items())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_state_dict_assigned_to_a_module_on_meta(dtype):
+    torch.manual_seed(0)
+    made, x = quantized(fastlstm.LSTM(7, 9).to(dtype)), torch.randn(5, 3, 7, dtype=dtype)
+    other = quantized(fastlstm.LSTM(7, 9).to(dtype)).to("meta")
+    other.load_state_dict(made.state_dict(), assign=True)
+    assert torch.equal(other(x)[0], made(x)[0])
+    weight = other.dequantize().weight_ih_l0
+    assert torch.equal(weight, made.dequantize().weight_ih_l0)
+
+
 @torch.no_grad()
 @both_activations
 def test_compiled_and_exported(activations):
@@ -153,6 +183,41 @@ def test_an_export_of_open_sizes_and_a_trace():
 
 
 @torch.no_grad()
+def test_compiled_before():
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    model, x = nn.Sequential(nn.LSTM(4, 5)), torch.randn(6, 3, 4)
+    want = quantized(model)
+    model[0].compile(backend="eager")
+    model(x)
+    fastlstm.quantize(model)
+    assert same_bits(flat(model(x)), flat(want(x)))
+    model[0].compile(backend="eager")
+    model(x)
+    fastlstm.dequantize(model)
+    assert same_bits(flat(model(x)), flat(fastlstm.dequantize(want)(x)))
+    whole = torch.compile(model, backend="eager")
+    whole(x)
+    assert same_bits(flat(fastlstm.quantize(whole)(x)), flat(fastlstm.quantize(want)(x)))
+
+
+@pytest.mark.parametrize("name", ["the module", "1"])
+def test_wrapped_by_compile(name):
+    def wrap(module):
+        module = torch.compile(module)
+        return module if name == "the module" else nn.Sequential(fastlstm.quantize(nn.GRU(2, 3)), module, nn.GRU(2, 3))
+
+    message = f"replace a module that torch.compile has wrapped, got {name}: compile after"
+    model = wrap(nn.LSTM(2, 3))
+    kinds = [type(module) for module in model.modules()]
+    with pytest.raises(TypeError, match=f"quantize cannot {message} quantize"):
+        fastlstm.quantize(model)
+    assert [type(module) for module in model.modules()] == kinds
+    with pytest.raises(TypeError, match=f"dequantize cannot {message} dequantize"):
+        fastlstm.dequantize(wrap(fastlstm.quantize(nn.LSTM(2, 3))))
+
+
+@torch.no_grad()
 def test_vmap_runs_each_row():
     torch.manual_seed(0)
     made, x = quantized(fastlstm.LSTM(4, 5)), torch.randn(3, 6, 2, 4)
@@ -174,13 +239,31 @@ def test_derivatives_raise_and_say_what_to_do():
         torch.func.grad(lambda x: made(x)[0].sum())(x.detach())
 
 
-def test_training_mode_raises_and_says_what_to_do():
-    model = fastlstm.quantize(Tagger())
-    assert not model.tied.training
-    with pytest.raises(RuntimeError, match="a QuantizedLSTM is for inference and stays in eval mode: train the float"):
+TRAINING = """
+    import warnings
+    import fastlstm
+    from torch import nn
+    model = fastlstm.quantize(nn.Sequential(nn.LSTM(2, 3), nn.Dropout(), nn.GRUCell(2, 3), nn.Dropout()))
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        model.eval()
+        print(len(found), [module.training for module in model])
+        assert model.train() is model
+        assert model[0].train() is model[0]
         model.train()
-    model.eval()
-    assert not model.tied.training
+    print(len(found), [module.training for module in model])
+    print(found[0].category.__name__, found[0].message)
+"""
+
+
+def test_training_mode_warns_once_and_says_what_to_do():
+    evaluated, trained, warning = run(TRAINING).splitlines()
+    assert evaluated == "0 [False, False, False, False]"
+    assert trained == "1 [False, True, False, True]"
+    assert warning == (
+        "UserWarning a QuantizedLSTM is for inference and stays in eval mode: train the float model, which "
+        "fastlstm.dequantize(model) gives back"
+    )
 
 
 def test_what_is_replaced():
@@ -279,6 +362,72 @@ def test_parametrized_weights_are_rounded_as_in_eval_mode():
     assert same_bits([fastlstm.quantize(module)(x)[0]], [want])
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("kind", [nn.LSTM, fastlstm.GRU, nn.LSTMCell])
+def test_a_plain_tensor_in_a_weight_s_place(kind):
+    torch.manual_seed(0)
+    module, x = kind(7, 9), torch.randn(5, 7)
+    want, name = quantized(module)(x), "weight_hh" if kind is nn.LSTMCell else "weight_hh_l0"
+    weight = getattr(module, name).detach().clone()
+    delattr(module, name)
+    setattr(module, name, weight)
+    made = fastlstm.quantize(module)
+    assert same_bits([made(x)[0]], [want[0]])
+    assert isinstance(getattr(made.dequantize(), name), nn.Parameter)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    ("add", "hook", "name", "remove"),
+    [
+        (lambda *args: prune.l1_unstructured(*args, amount=0.5), "L1Unstructured", "prune.remove", prune.remove),
+        (weight_norm, "WeightNorm", "remove_weight_norm", remove_weight_norm),
+        (spectral_norm, "SpectralNorm", "remove_spectral_norm", remove_spectral_norm),
+    ],
+    ids=["prune", "weight_norm", "spectral_norm"],
+)
+def test_hooks_that_compute_a_weight(add, hook, name, remove):
+    model = nn.Sequential(nn.LSTM(7, 9))
+    add(model[0], "weight_hh_l0")
+    message = f"0 must have no hook that computes a weight, got {hook}: remove it first, with torch.nn.utils.{name}"
+    with pytest.raises(ValueError, match=message):
+        fastlstm.quantize(model)
+    assert type(model[0]) is nn.LSTM
+    remove(model[0], "weight_hh_l0")
+    assert type(fastlstm.quantize(model)[0]) is fastlstm.QuantizedLSTM
+
+
+def test_the_float_module_s_modes_stay():
+    module = fastlstm.LSTM(7, 9)
+    drop = fastlstm.WeightDrop(0.5)
+    parametrize.register_parametrization(module, "weight_hh_l0", drop)
+    for training in (True, False):
+        module.train(training)
+        drop.train(not training)
+        fastlstm.quantize(module)
+        assert (module.training, drop.training) == (training, not training)
+
+
+@pytest.mark.parametrize(
+    ("add", "name"),
+    [
+        (lambda module: module.register_buffer("mean", torch.zeros(7)), "mean"),
+        (lambda module: module.register_parameter("h_0", nn.Parameter(torch.zeros(9))), "h_0"),
+        (lambda module: module.add_module("norm", nn.LayerNorm(9)), "norm"),
+    ],
+    ids=["buffer", "parameter", "module"],
+)
+@pytest.mark.parametrize("kind", [nn.LSTM, fastlstm.GRU, nn.GRUCell])
+def test_what_users_added_is_not_lost(kind, add, name):
+    model = nn.Sequential(kind(7, 9))
+    add(model[0])
+    message = f"0 must have no parameters, buffers or modules beside its weights, which would be lost, got {name}"
+    with pytest.raises(ValueError, match=message):
+        fastlstm.quantize(model)
+    assert type(model[0]) is kind
+    assert hasattr(model[0], name)
+
+
 class Subclass(nn.LSTM):
     pass
 
@@ -288,6 +437,11 @@ class Subclass(nn.LSTM):
     [
         ((3,), TypeError, "quantize takes a torch.nn.Module, got int"),
         ((nn.LSTM(2, 3), "int4"), ValueError, "activations must be 'int8' or 'int16', got 'int4'"),
+        (
+            (nn.Sequential(nn.LSTM(2, 3, device="meta")),),
+            ValueError,
+            "0.weight_ih_l0 must be on a device that holds numbers to round to int8, got the device meta",
+        ),
         ((nn.LSTM(2, 3, proj_size=1),), ValueError, "the module must have no projection, got proj_size=1"),
         ((nn.Sequential(fastlstm.GRU(2, 3, zoneout=0.1)),), ValueError, "0 must have no zoneout, got zoneout=0.1"),
         (

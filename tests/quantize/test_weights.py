@@ -51,3 +51,10 @@ def test_what_is_not_finite(value):
 def test_other_shapes(shape):
     with pytest.raises(ValueError, match=r"weight must have shape \(rows, columns\) with columns <= 65536, got"):
         quantize_weight(torch.empty(shape))
+
+
+def test_meta():
+    with pytest.raises(
+        ValueError, match=r"encoder\.weight must be on a device that holds numbers .* got the device meta"
+    ):
+        quantize_weight(torch.empty(3, 4, device="meta"), "encoder.weight")

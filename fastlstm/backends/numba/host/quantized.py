@@ -83,7 +83,8 @@ class QuantizedKernel(Kernel):
         self.lay_out(threads, parts, buffers, 4, 1)
         self.task, self.tails = "quantized", {}
         self.constants = torch.full((h_piece + 4,), offset, dtype=torch.uint8, device="cpu")
-        self.constants[h_piece:] = (torch.ones(1, device="cpu") / TOP[s.activations]).view(torch.uint8)
+        one = torch.ones(1, dtype=torch.float32, device="cpu")
+        self.constants[h_piece:] = (one / TOP[s.activations]).view(torch.uint8)
         self.counts = of_x * H * I, of_h * H * H, of_x * H * s.biased[0], of_h * H * s.biased[1], of_x * H, of_h * H
         words = *(count // 4 for count in self.counts[:2]), *self.counts[2:]
         last_ih, last_hh = (count - 4 if count % 4 else 0 for count in self.counts[:2])
