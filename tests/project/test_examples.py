@@ -16,8 +16,8 @@ def example(name):
 
 @pytest.mark.skipif(importlib.util.find_spec("silero_vad") is None, reason="needs the package silero-vad")
 def test_voice_activity_keeps_its_decisions():
-    for error, changed in example("voice_activity").main(seconds=6).values():
-        assert error < 0.1  # of a probability: int8 weights are off by a 254th of a row's largest
+    for error, changed in example("voice_activity").main().values():
+        assert error < 0.05  # of a probability: a weight may be off by a 254th of the largest in its row
         assert changed == 0
 
 
