@@ -67,7 +67,7 @@ def check(layer: Layer, precision: str) -> None:
     """Check the kernels of a layer at their first use. `backend.failures` then has what was found, by device."""
     device = layer.x.device
     variant = Variant(
-        device, layer.cell, layer.x.dtype, precision, min(layer.x.shape[-1], 33), hidden_size(layer),
+        device, layer.cell, layer.x.dtype, precision, min(int(layer.x.shape[-1]), 33), hidden_size(layer),
         tuple([a is not None for a in layer.tensors]), layer.reverse,
         torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in layer.tensors),
     )  # fmt: skip

@@ -85,6 +85,20 @@ def test_a_graph_is_checked_when_it_is_traced(batches):
     assert set(batches[1:]) == {2}
 
 
+def test_a_graph_of_open_sizes_is_checked(batches):
+    module = torch.compile(lstm(), fullgraph=True, backend="aot_eager", dynamic=True)
+    for B, T in ((2, 4), (3, 5)):
+        module(x_of(B, T))
+    assert batches == [first_call.B, 2, 3]
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit:DeprecationWarning")
+def test_a_trace_is_checked(batches):
+    traced = torch.jit.trace(lstm(), x_of(), check_trace=False)
+    assert batches[0] == first_call.B
+    assert traced(x_of(3))[0].shape == (4, 3, 20)
+
+
 def changed(monkeypatch, name, change):
     """Have a pass give other results than it should."""
     original = getattr(launch, name)
