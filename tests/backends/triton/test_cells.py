@@ -182,6 +182,17 @@ def test_a_cell_that_a_user_declares(kernels):
         assert error(got, want) < BOUNDS["ieee"][2]
 
 
+@cells.cell(gates=dict.fromkeys("abcdefgi", "xh"), states=("h",))
+def eight_gates(a, b, c, d, e, f, g, i):
+    return cells.tanh(a + b * c + d) * cells.sigmoid(e + f + g * i)
+
+
+@pytest.mark.parametrize("kind", BOUNDS)
+def test_more_gates_than_a_product_can_join(kind, kernels):
+    case = Case(eight_gates, T=2, B=9, I=5, H=20)
+    check(case.layer, case.grads, kind, case.needs)
+
+
 @every_cell
 def test_auto_takes_the_kernels_for_every_cell(cell, monkeypatch):
     monkeypatch.setattr(backend, "capability", lambda device: (9, 0))
