@@ -180,7 +180,8 @@ class LayerFunction(_Function):
             run, layer = Run(h, (None,) * states, tuple(kept)), Layer.of(cell, operands, ctx.reverse)
             others = incoming[1 + states :] if ctx.plan_or_name.keeps_cells else ()  # or those of buffers
             of_run = Run(incoming[0], incoming[1 : 1 + states], others)
-            gradients = ctx.plan_or_name.backward(of_run, layer, run, Gradients.of(cell, needs)).flat
+            with no_autocast(layer.x):  # as above
+                gradients = ctx.plan_or_name.backward(of_run, layer, run, Gradients.of(cell, needs)).flat
         else:
             gradients = _composed(ctx, incoming, operands, (h, *kept), needs)
         return *gradients, None, None, None, None, None

@@ -192,25 +192,9 @@ def sum_of(first: Optional, second: Optional) -> Optional:
     return second if first is None else first if second is None else first + second
 
 
-def sum_of_biases(layer: Layer) -> Optional:
-    """Return bias_ih + bias_hh, or None for a layer without biases."""
-    return sum_of(*layer.weights[2:WEIGHTS])
-
-
 def wants_bias(needs: Gradients) -> bool:
     """Return whether a gradient of either bias is wanted."""
     return any(needs.weights[2:WEIGHTS])
-
-
-def bias_gradients(dbias: Optional, layer: Layer, needs: Gradients) -> tuple[Optional, Optional]:
-    """Return the gradients of both biases, which are equal to `dbias`, the gradient of their sum.
-
-    Each has a tensor of its own, so in-place changes of one do not reach the other.
-    """
-    biases = zip(layer.weights[2:WEIGHTS], needs.weights[2:WEIGHTS])
-    to_ih, to_hh = (need and bias is not None for bias, need in biases)
-    second = dbias if to_hh else None
-    return dbias if to_ih else None, second.clone() if second is not None and to_ih else second
 
 
 def flat_input(x: Tensor) -> Tensor:

@@ -154,6 +154,11 @@ def _fused_on_cpu(device: torch.device, dtype: torch.dtype, cell: Cell, warn: bo
     return taken
 
 
+def _by_triton(device: torch.device, dtype: torch.dtype, cell: Cell) -> str | None:
+    """Return why Triton's kernels cannot run a cell, or None."""
+    return triton.supports(device, dtype) or triton.failures.get((device, cell))
+
+
 def choose(
     name: str | None,
     device: torch.device,
@@ -198,10 +203,10 @@ def choose(
                         return taken
                     return _in_pieces(taken, dtype, cell)
                 lacking = lacking or traced
-            elif device.type == "cuda" and triton.supports(device, dtype) is None:
+            elif device.type == "cuda" and _by_triton(device, dtype, cell) is None:
                 return "triton"
         return "reference" if lacking else "aten"
-    reason = module(name).supports(device, dtype)
+    reason = _by_triton(device, dtype, cell) if name in TRITON else module(name).supports(device, dtype)
     if reason is None and not runs(name, cell):
         reason = f"the {name} backend runs the cells {', '.join(traits(name).cells or ())}, got {cell.key}"
     if reason is None and projected and name not in ("aten", "reference"):

@@ -27,7 +27,7 @@ from fastlstm.cells.spec import Cell
 INTERPRET = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")  # as triton reads it
 TRAITS = Traits(takes_sixteen_bits=True, plans=True, plans_sixteen_bits=True)
 Start = Callable[..., Any]  # what starts a kernel: see `launch.start_anew`
-failures: dict[torch.device, str] = {}  # devices on which the check of a first call has failed, and how
+failures: dict[tuple[torch.device, Cell], str] = {}  # cells whose first call has failed its check on a device, and how
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _INSTALLED = importlib.util.find_spec("triton") is not None
 
@@ -56,12 +56,12 @@ def supports(device: torch.device, dtype: torch.dtype) -> str | None:
         return "the triton backend needs an NVIDIA GPU, this torch is built for ROCm"
     if (found := capability(device)) < (8, 0):
         return "the triton backend needs compute capability 8.0, got {}.{}".format(*found)
-    return failures.get(device)
+    return None
 
 
 def check(layer: Layer, precision: str | None = None) -> None:
-    """Check the kernels of a layer at their first use: see `fastlstm.backends.triton.first_call`. A failure counts
-    against the device in `supports`.
+    """Check the kernels of a layer at their first use: see `fastlstm.backends.triton.first_call`. `failures` then has
+    what was found.
     """
     x = layer.x
     if supports(x.device, x.dtype) is None:

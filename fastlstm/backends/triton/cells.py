@@ -127,7 +127,7 @@ class Kernel:
 @cache
 def kernel(cell: Cell, exact: bool) -> Kernel:
     """What the kernels have to know of a cell. They take as many sums for one product as fall into place there: all, if
-    every gate sums both products and their number is a power of two. Otherwise each gate has a product of its own.
+    every gate sums both products and there are 2 or 4. Otherwise each gate has a product of its own.
     """
     layout, derived, names = cell.layout, cell.derived(), EXACT if exact else FAST
     old, sums = [f"{state}_prev" for state in layout.states], [f"{gate}_pre" for gate in layout.sums]
@@ -144,7 +144,7 @@ def kernel(cell: Cell, exact: bool) -> Kernel:
         layout.blocks_ih,
         number,
         len(layout.of_h),
-        number if number == len(layout.of_both) and number & (number - 1) == 0 else 1,
+        number if number == len(layout.of_both) and number in (2, 4) else 1,
         _bound(derived.forward.results[layout.states[0]]) > 1,
         old[0] in derived.forward.arguments,
         "div" in derived.backward.operations(),

@@ -139,7 +139,7 @@ def load_params(ptrs, start, unit, u_ok, BLOCK_B: tl.constexpr):
 
 @triton.jit
 def add_biases(sums, bias, bias_hh):
-    """Biases for the first of the sums, or for the last, or none."""
+    """`sums` with `bias` added to the first of them and `bias_hh` to the last. Either may be ()."""
     found = ()
     for k in tl.static_range(len(sums)):
         acc = sums[k]

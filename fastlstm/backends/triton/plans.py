@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import triton
 
-from fastlstm.backends.base import Gradients, Layer, Run, hidden_size
+from fastlstm.backends.base import Gradients, Layer, Run
 from fastlstm.backends.triton import backward, forward, resolve_precision
 from fastlstm.backends.triton.launch import start_anew
 
@@ -61,17 +61,20 @@ class Plan:
         """Run a layer."""
         precision = resolve_precision(self.dtype, self.precision)
         run = forward(self._seen(layer), self.save, precision, self._starter(precision), self.ends)
-        return run._replace(h=None) if self.step else run
+        if not self.step:
+            return run
+        return run._replace(h=None, kept=(*run.kept, run.h) if self.save else ())  # some cells read h after the step
 
     def backward(self, grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
         """The gradients of a layer that this plan has run."""
-        precision, x = resolve_precision(self.dtype, self.precision), layer.x
+        precision = resolve_precision(self.dtype, self.precision)
         given = tuple([a is not None for a in (grads.h, *grads.last, *grads.kept)])
-        if self.step:  # nothing reads the outputs of an only step
-            run = run._replace(h=x.new_empty(1, x.shape[0], hidden_size(layer)))
+        if self.step:
+            *kept, h = run.kept
+            run = run._replace(h=h, kept=tuple(kept))
         starter = self._starter((precision, given, needs))
         found = backward(grads, self._seen(layer), run, needs, precision, starter)
-        return found._replace(x=found.x.view_as(x)) if self.step and found.x is not None else found
+        return found._replace(x=found.x.view_as(layer.x)) if self.step and found.x is not None else found
 
     def _starter(self, key: Any) -> Starter:
         return self.starters.get(key) or self.starters.setdefault(key, Starter())

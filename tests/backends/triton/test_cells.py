@@ -15,6 +15,8 @@ from fastlstm.backends import dispatch, reference
 from fastlstm.backends import triton as backend
 from fastlstm.backends.base import Gradients, Layer, Run, held_steps
 from fastlstm.backends.triton import tiles
+from fastlstm.layers.functional import run_cell
+from fastlstm.plan import Plans
 from tests.cells.layers import Case, directions, error, every_cell, flat, gru_decay, masks
 
 if importlib.util.find_spec("triton") is None:
@@ -29,6 +31,8 @@ BOUNDS = {
     "tf32": (torch.float32, 3e-3, 6e-3),
     "native": (torch.float16, 4e-3, 1e-2),
 }
+
+every_library_cell = pytest.mark.parametrize("cell", cells.CELLS, ids=lambda cell: cell.name)
 
 
 @pytest.fixture(autouse=True)
@@ -143,6 +147,24 @@ def test_a_module():
         assert error(got.double(), want) < BOUNDS["ieee"][2]
 
 
+@every_library_cell
+def test_a_single_step(cell, kernels):
+    """By a plan, with first and second derivatives of the states after the step."""
+    case, found = Case(cell, T=1, B=3, I=5, H=20), []
+    for name, dtype in (("triton-ieee", torch.float32), ("reference", torch.double)):
+        given = [None if a is None else a.to(DEVICE, torch.float32) for a in case.layer.tensors]
+        given = [None if a is None else a.to(dtype).requires_grad_() for a in given]
+        layer, wanted = Layer.of(cell, given, False), [a for a in given if a is not None]
+        states = run_cell(cell, layer.x[0], layer.states, layer.weights, name, Plans())
+        loss = sum((a * d.to(a)).sum() for a, d in zip(states, case.grads.last))
+        first = torch.autograd.grad(loss, wanted, retain_graph=True, materialize_grads=True)
+        again = torch.autograd.grad(loss, wanted, create_graph=True, materialize_grads=True)
+        second = torch.autograd.grad(sum(a.square().sum() for a in again), wanted, materialize_grads=True)
+        found.append((*states, *first, *second))
+    for got, want in zip(*found, strict=True):
+        assert error(got.double(), want) < BOUNDS["ieee"][2]
+
+
 @cells.cell(gates={"f": "xh", "c": "xh"}, states=("h",), params=("w",), inputs=("gap",))
 def leaky(f, c, h, w, gap):
     return h + cells.sigmoid(f) * (cells.tanh(c) - h) * cells.exp(-cells.relu(w * gap))
@@ -158,6 +180,17 @@ def test_a_cell_that_a_user_declares(kernels):
         results.append([output, *torch.autograd.grad(output.sin().sum(), [gap, *rnn.parameters()])])
     for got, want in zip(*results, strict=True):
         assert error(got, want) < BOUNDS["ieee"][2]
+
+
+@cells.cell(gates=dict.fromkeys("abcdefgi", "xh"), states=("h",))
+def eight_gates(a, b, c, d, e, f, g, i):
+    return cells.tanh(a + b * c + d) * cells.sigmoid(e + f + g * i)
+
+
+@pytest.mark.parametrize("kind", BOUNDS)
+def test_more_gates_than_a_product_can_join(kind, kernels):
+    case = Case(eight_gates, T=2, B=9, I=5, H=20)
+    check(case.layer, case.grads, kind, case.needs)
 
 
 @every_cell

@@ -335,6 +335,17 @@ def test_sixteen_bits_carry_the_cell_state_in_float32():
     assert (c_n.float() - 512 - T * torch.tanh(bias[2 * H].float())).abs().max() <= 0.25
 
 
+@pytest.mark.parametrize("kind", [fastlstm.LSTM, fastlstm.LSTMCell])
+def test_backward_within_autocast_stays_in_float32(kind):
+    module = kind(4, 20, backend="triton-ieee", device=DEVICE)
+    loss = module(torch.randn(*(5,) * (kind is fastlstm.LSTM), 3, 4, device=DEVICE))[0].sin().sum()
+    want = torch.autograd.grad(loss, [*module.parameters()], retain_graph=True)
+    with torch.autocast(DEVICE.type, torch.bfloat16):
+        found = torch.autograd.grad(loss, [*module.parameters()])
+    for a, b in zip(found, want, strict=True):
+        assert torch.equal(a, b)
+
+
 def test_module_under_autocast_stays_in_sixteen_bits():
     module = fastlstm.LSTM(4, 6, num_layers=2, bidirectional=True, backend="triton").to(DEVICE, torch.float16)
     output, (h_n, c_n) = module(torch.randn(3, 2, 4, device=DEVICE, dtype=torch.float16))

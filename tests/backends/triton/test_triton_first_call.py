@@ -1,6 +1,7 @@
 """The check that a kernel's first call makes, on the interpreter's device as on a chip that nobody has measured."""
 
 import importlib.util
+import re
 
 import pytest
 import torch
@@ -64,6 +65,29 @@ def test_each_variant_is_checked_once(batches):
     assert batches[4:] == [first_call.B, 2] * 2
 
 
+def test_what_is_not_compiled_apart_is_no_other_variant(batches):
+    lstm(bidirectional=True)(x_of())
+    fastlstm.LSTM(50, 20, backend="triton-ieee", device=DEVICE)(torch.randn(4, 2, 50, device=DEVICE))
+    assert batches == [first_call.B, 2, 2, 2]
+    for I in (3, 16, 17, 32, 33, 50):  # of 16 bits up to 32 inputs are multiplied in the kernel, padded to 16 or 32
+        module = fastlstm.LSTM(I, 20, backend="triton", device=DEVICE, dtype=torch.float16)
+        module(torch.randn(4, 2, I, device=DEVICE, dtype=torch.float16))
+    assert batches[4:] == [first_call.B, 2, 2] * 3
+
+
+@cells.cell(gates={"a": "xh"}, states=("h",))
+def large(a, h):
+    return cells.maximum(a * 1e5, h)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning:triton", "ignore:overflow:RuntimeWarning")
+def test_results_that_the_type_cannot_hold_are_left_out(batches):
+    rnn = fastlstm.RNN(large, 3, 20, backend="triton", device=DEVICE, dtype=torch.float16)
+    rnn(x_of().half())
+    assert batches == [first_call.B, 2]
+    assert backend.failures == {}
+
+
 def test_a_check_leaves_random_numbers_and_modes_alone(batches):
     module, x = lstm(), x_of()
     torch.manual_seed(1)
@@ -83,6 +107,20 @@ def test_a_graph_is_checked_when_it_is_traced(batches):
     module(x_of())[0].sum().backward()
     assert batches[0] == first_call.B
     assert set(batches[1:]) == {2}
+
+
+def test_a_graph_of_open_sizes_is_checked(batches):
+    module = torch.compile(lstm(), fullgraph=True, backend="aot_eager", dynamic=True)
+    for B, T in ((2, 4), (3, 5)):
+        module(x_of(B, T))
+    assert batches == [first_call.B, 2, 3]
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit:DeprecationWarning")
+def test_a_trace_is_checked(batches):
+    traced = torch.jit.trace(lstm(), x_of(), check_trace=False)
+    assert batches[0] == first_call.B
+    assert traced(x_of(3))[0].shape == (4, 3, 20)
 
 
 def changed(monkeypatch, name, change):
@@ -128,13 +166,23 @@ def test_a_kernel_that_does_not_start_is_reported(batches, monkeypatch):
     failing("ValueError: no kernel image", "ValueError: no kernel image")
 
 
-def test_memory_that_does_not_suffice_is_no_failure(batches, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("no memory"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"),
+        RuntimeError("called a synchronizing CUDA operation"),
+    ],
+    ids=lambda error: str(error).split()[0],
+)
+def test_what_passes_is_no_failure(batches, monkeypatch, error):
     def fails(*arguments):
-        raise torch.OutOfMemoryError("no memory")
+        raise error
 
     original = launch.forward
     monkeypatch.setattr(launch, "forward", fails)
-    with pytest.raises(torch.OutOfMemoryError):  # of the call itself
+    with pytest.raises(type(error), match=re.escape(str(error))):  # of the call itself
         lstm()(x_of())
     monkeypatch.setattr(launch, "forward", original)
     lstm()(x_of())
@@ -144,13 +192,23 @@ def test_memory_that_does_not_suffice_is_no_failure(batches, monkeypatch):
 def test_auto_takes_other_backends_after_a_failure(monkeypatch):
     device = torch.device("cuda", 0)
     monkeypatch.setattr(backend, "capability", lambda device: (9, 0))
-    monkeypatch.setattr(backend, "failures", {device: "it failed"})
+    monkeypatch.setattr(backend, "failures", {(device, cells.lstm): "it failed"})
     options = {"cell": cells.lstm, "projected": False, "cells": False}
     assert dispatch.choose("auto", device, torch.float32, masked=False, **options) == "aten"
     assert dispatch.choose("auto", device, torch.float32, masked=True, **options) == "reference"
     assert dispatch.choose("auto", torch.device("cuda", 1), torch.float32, masked=False, **options) == "triton"
-    with pytest.raises(RuntimeError, match="it failed"):
-        dispatch.choose("triton", device, torch.float32, masked=False, **options)
+    for name in ("triton", "triton-tf32"):
+        with pytest.raises(RuntimeError, match="it failed"):
+            dispatch.choose(name, device, torch.float32, masked=False, **options)
+    assert dispatch.choose("auto", device, torch.float32, masked=True, **options | {"cell": cells.gru}) == "triton"
+
+
+def test_a_failure_counts_against_its_cell_alone(batches, monkeypatch):
+    with monkeypatch.context() as within:
+        changed(within, "forward", lambda run: run._replace(h=run.h * 1.01))
+        failing("the output differs", "failed its check of lstm")
+    fastlstm.GRU(3, 20, backend="triton-ieee", device=DEVICE)(x_of())
+    assert batches[-2:] == [first_call.B, 2]
 
 
 @pytest.mark.parametrize("why", ["", "measured", "environment", "capture", "export"])
