@@ -45,6 +45,7 @@ def test_kernels_pass(chip, name, dtype, H):
     assert len(device.launches) > 2  # of the check and of the call
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("name", "dtype", "was", "becomes", "wrong"),
     [
