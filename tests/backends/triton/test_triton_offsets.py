@@ -78,6 +78,7 @@ def test_steps_far_apart(kernels):
         assert torch.equal(near, far)
 
 
+@pytest.mark.sampled(2)
 def test_large_batches(kernels, first_program, monkeypatch):
     """Gates and dpreact of 33 steps: the last one's lie beyond 2^31."""
     T, B, H, rows = 33, 2**19, 32, 8
