@@ -115,10 +115,10 @@ def _notes(found: dict[str, Any]) -> list[str]:
         notes.append(
             f"No folder for numba's cache can be written: {instead}. NUMBA_CACHE_DIR names a folder for the cache."
         )
-    if not csrc.LIBRARY.exists():
+    if not csrc.LIBRARY.exists() and os.name != "nt":
         notes.append(
-            "The native backend was not built. Where GCC or Clang is installed, this builds it, past pip's cache: "
-            "pip install --force-reinstall --no-deps --no-cache-dir --no-binary fastlstm fastlstm"
+            "The native backend was not built. If GCC or Clang is installed, two commands build it: 'pip cache remove "
+            "fastlstm', then 'pip install --force-reinstall --no-deps' with what was installed (fastlstm, a path)."
         )
     if found["processor"]["threads"] > (found["processor"]["cores"] or 1):
         notes.append("torch uses more threads than there are cores: see torch.set_num_threads.")
