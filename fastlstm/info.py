@@ -87,8 +87,10 @@ def _of_native() -> str | None:
 def _of_triton() -> str | None:
     if _version("triton") is None:
         return None
-    home = Path(os.environ.get("TRITON_HOME") or Path.home())
-    return os.environ.get("TRITON_CACHE_DIR") or str(home / ".triton" / "cache")
+    home = os.environ.get("TRITON_HOME") or os.path.expanduser("~")  # which raises nothing where there is no home
+    folder = Path(os.environ.get("TRITON_CACHE_DIR") or Path(home, ".triton", "cache"))
+    there = next(path for path in (folder, *folder.parents) if os.path.exists(path))
+    return str(folder) if os.path.isdir(there) and os.access(there, os.W_OK | os.X_OK) else None
 
 
 def _taken(device: str) -> dict[str, str]:
