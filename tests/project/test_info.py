@@ -12,7 +12,7 @@ import torch
 
 import fastlstm
 from fastlstm.__main__ import lines, main
-from fastlstm.backends import csrc, dispatch
+from fastlstm.backends import csrc, dispatch, numba
 from tests.helpers import ROOT, interpreter
 from tests.helpers.layers import NOT_BUILT
 
@@ -112,6 +112,13 @@ def test_a_user_without_a_home_is_told_what_runs(monkeypatch):
     for name in ("HOME", "TRITON_HOME", "TRITON_CACHE_DIR"):
         monkeypatch.delenv(name, raising=False)
     assert list(fastlstm.info()) == KEYS
+
+
+def test_warming_up_without_numba_says_why_nothing_is_kept(monkeypatch, capsys):
+    reason = "the numba backend needs numba, which is not installed"
+    monkeypatch.setattr(numba, "_INSTALLED", False)
+    assert main(["--warm-up", "--input-size", "3", "--hidden-size", "5", "--backend", "reference"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"Nothing is kept: {reason}"
 
 
 def environment(**variables):
