@@ -13,6 +13,7 @@ import platform
 import re
 import shutil
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -20,6 +21,7 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError, LinkError, PlatformError
 
+COMPILERS = {"CC": ("cc", "gcc", "clang"), "CXX": ("c++", "g++", "clang++")}
 SUFFIX = ".dll" if os.name == "nt" else ".so"
 COMPILE = [
     *("-O2", "-std=c++17", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti", "-fno-asynchronous-unwind-tables"),
@@ -52,6 +54,14 @@ class BuildLibrary(build_ext):
 
     def get_libraries(self, ext):
         return ext.libraries
+
+    def run(self):
+        for variable, names in COMPILERS.items():  # where the compiler that Python was built with is not installed
+            usual = (sysconfig.get_config_var(variable) or "none").split()[0]
+            found = next(filter(shutil.which, (usual, *names)), usual)
+            if found != usual and os.name != "nt":
+                os.environ.setdefault(variable, found)  # which setuptools reads
+        super().run()
 
     def build_extensions(self):
         if (reason := self.missing()) is not None:

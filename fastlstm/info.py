@@ -114,9 +114,9 @@ def _notes(found: dict[str, Any]) -> list[str]:
         instead = "every process compiles for itself"
         if found["backends"]["native"] is None:
             instead = "auto takes native for the cells that it has, and every process compiles the others for itself"
-        notes.append(
-            f"No folder for numba's cache can be written: {instead}. NUMBA_CACHE_DIR names a folder for the cache."
-        )
+        named = os.environ.get("NUMBA_CACHE_DIR")
+        folder = "a folder for the cache" if named is None else f"{named}, where this user cannot write"
+        notes.append(f"No folder for numba's cache can be written: {instead}. NUMBA_CACHE_DIR names {folder}.")
     if not csrc.LIBRARY.exists() and os.name != "nt":
         notes.append(
             "The native backend was not built. If GCC or Clang is installed, two commands build it: 'pip cache remove "

@@ -205,6 +205,7 @@ def test_without_a_folder_for_the_cache_auto_takes_native(nowhere, tmp_path):
     assert [found["auto"]["cpu"][cell] for cell in ("lstm", "gru", "mgu")] == [taken, taken, "numba"]
     (note,) = [note for note in found["notes"] if note.startswith("No folder for numba's cache can be written: ")]
     assert ("auto takes native" in note) == (taken == "native")
+    assert note.endswith(f" NUMBA_CACHE_DIR names {nowhere['NUMBA_CACHE_DIR']}, where this user cannot write.")
     if taken == "native":
         assert done.stderr == ""  # and nothing was compiled
 

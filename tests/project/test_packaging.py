@@ -77,6 +77,34 @@ def test_without_a_compiler_there_is_no_library(tmp_path, variables):
     assert found == []
 
 
+WRITES_ITS_OUTPUT = """\
+#!/bin/sh
+while [ $# -gt 0 ]; do
+    if [ "$1" = -o ]; then : > "$2"; fi
+    shift
+done
+"""
+
+
+def compiler(path):
+    """Make a compiler that writes empty files, and return its path."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(WRITES_ITS_OUTPUT)
+    path.chmod(0o755)
+    return str(path)
+
+
+@posix
+def test_clang_alone_is_enough(tmp_path, monkeypatch):
+    for variable in ("CC", "CXX", "LDSHARED", "LDCXXSHARED"):
+        monkeypatch.delenv(variable, raising=False)
+    for name in ("clang", "clang++"):
+        compiler(tmp_path / "bin" / name)
+    done, found = built(tmp_path, PATH=str(tmp_path / "bin"), FASTLSTM_NATIVE="1")
+    assert done.returncode == 0, done.stderr
+    assert found == ["_native.so"]
+
+
 @posix
 @pytest.mark.skipif(shutil.which("false") is None, reason="needs a command that fails")
 def test_a_compiler_that_fails_is_an_error_with_a_way_out(tmp_path):
@@ -96,15 +124,6 @@ def test_a_missing_compiler_is_an_error_where_the_library_is_demanded(tmp_path):
     assert found == []
 
 
-WRITES_ITS_OUTPUT = """\
-#!/bin/sh
-while [ $# -gt 0 ]; do
-    if [ "$1" = -o ]; then : > "$2"; fi
-    shift
-done
-"""
-
-
 def wheel(folder, **variables):
     """Return the name of the wheel that is built in a folder, and the libraries in it."""
     shutil.rmtree(folder / "dist", ignore_errors=True)
@@ -122,10 +141,8 @@ def wheel(folder, **variables):
 
 @posix
 def test_a_wheel_is_of_this_platform_if_it_holds_the_library(tmp_path):
-    compiler = tmp_path / "compiler"
-    compiler.write_text(WRITES_ITS_OUTPUT)
-    compiler.chmod(0o755)
-    name, libraries = wheel(tmp_path, CC=str(compiler), CXX=str(compiler), FASTLSTM_NATIVE="1")
+    path = compiler(tmp_path / "compiler")
+    name, libraries = wheel(tmp_path, CC=path, CXX=path, FASTLSTM_NATIVE="1")
     start = f"fastlstm-{fastlstm.__version__}-py3-none-"
     assert name.startswith(start)
     assert not name.endswith("-any.whl")
