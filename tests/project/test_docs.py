@@ -84,7 +84,9 @@ def test_the_links_of_a_page_lead_somewhere(page):
         to = relative(page, path) if path else ROOT / page
         assert to.exists(), f"{page} links to {path}"
         if anchor and to.suffix == ".md":
-            assert anchor in anchors(to.relative_to(ROOT).as_posix()), f"{page} links to {path}#{anchor}"
+            there = anchors(to.relative_to(ROOT).as_posix())
+            # a member stands below its class, by the rules of mkdocs.yml
+            assert {anchor, anchor.rpartition(".")[0]} & there, f"{page} links to {path}#{anchor}"
 
 
 def test_links_and_anchors_are_found():
