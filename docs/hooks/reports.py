@@ -5,8 +5,6 @@ import re
 from pathlib import Path
 from statistics import median
 
-from mkdocs.structure.files import File
-
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 PLACE = "<!-- the table of reports -->"
 MODES = ("inference", "training")
@@ -17,11 +15,13 @@ END = 4  # of the bars: so many times as fast
 def reports() -> dict[str, dict]:
     """Return the reports by the names of their files, the newest first. Files of other benchmarks are left out."""
     found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))}
-    found = {name: report for name, report in found.items() if all("ratio" in row for row in report["results"])}
+    found = {name: report for name, report in found.items() if report["results"] and "ratio" in report["results"][0]}
     return dict(sorted(found.items(), key=lambda item: item[1]["date"], reverse=True))
 
 
 def on_files(files, config):
+    from mkdocs.structure.files import File  # not above: the tests of this file need no mkdocs
+
     names = {name: f"benchmarks/{name}.md" for name in reports()}
     for name, uri in names.items():
         files.append(File.generated(config, uri, content=page(name)))
@@ -31,7 +31,7 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, config, files):
-    return markdown.replace(PLACE, overview())
+    return markdown.replace(PLACE, overview()) if PLACE in markdown else markdown
 
 
 def on_page_content(html, page, config, files):
@@ -52,7 +52,7 @@ def title(report: dict) -> str:
 
 
 def processor(report: dict) -> str:
-    """Return the processor's name, which some systems repeat in brackets in other words."""
+    """Return the processor's name without the marks of trademarks."""
     return report["machine"]["cpu"].replace("(R)", "")
 
 
@@ -67,7 +67,8 @@ def overview() -> str:
         ranges = []
         for mode in MODES:
             ratios = [row["ratio"]["median"] for row in rows(report, mode) if row["shape"]["T"] > 1]
-            ranges.append(f"{min(ratios):.2f} to {max(ratios):.2f}, median {median(ratios):.2f}")
+            of_all = f"{min(ratios):.2f} to {max(ratios):.2f}, median {median(ratios):.2f}" if ratios else "–"
+            ranges.append(of_all)
         lanes = report["machine"]["float32_lanes"]
         lines.append(f"| [{title(report)}](benchmarks/{name}.md) | {lanes} | {' | '.join(ranges)} |")
     return "\n".join(lines)
