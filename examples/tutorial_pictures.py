@@ -16,6 +16,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import Tensor
 
 from fastlstm.mnist.files import replacing
@@ -40,7 +41,7 @@ def page(iterations: int = 800) -> dict[str, Any]:
 
 def overview(image: Tensor, read: dict[str, Tensor], chances: Tensor) -> Figure:
     """An image (28, 28) beside the gates and states (28, H) and the class probabilities (28, 10) after each row."""
-    figure = Figure(figsize=(9, 7.6), layout="constrained")
+    figure = Figure(figsize=(9, 7.6), layout=ConstrainedLayoutEngine(w_pad=0.1))
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(3, 12, height_ratios=(1, 1, 0.06))
     panels = [figure.add_subplot(grid[k // 4, k % 4 * 3 : k % 4 * 3 + 3]) for k in range(8)]
@@ -59,15 +60,19 @@ def overview(image: Tensor, read: dict[str, Tensor], chances: Tensor) -> Figure:
     for k, axes in enumerate(panels):
         axes.set(yticks=range(0, ROWS, 5), ylabel="row" if k % 4 == 0 else "")
         axes.tick_params(labelleft=k % 4 == 0)
-    for bar, panel, label in zip(bars, (2, 5, 7), ("i, f, o: shut to open", "g, c, h", "probability (%)"), strict=True):
-        extend = "both" if panel == 5 else "neither"  # c may leave the range
-        figure.colorbar(panels[panel].images[0], cax=bar, label=label, orientation="horizontal", extend=extend)
+    for bar, panel, label, ticks, extend in (
+        (bars[0], panels[2], "i, f, o: shut to open", (0, 0.5, 1), "neither"),
+        (bars[1], panels[5], "g, c, h", (-1, 0, 1), "both"),  # c may leave the range
+        (bars[2], panels[7], "probability (%)", (0, 50, 100), "neither"),
+    ):
+        colours = panel.images[0]
+        figure.colorbar(colours, cax=bar, label=label, ticks=ticks, extend=extend, orientation="horizontal")
     return figure
 
 
 def alone(image: Tensor, read: dict[str, Tensor]) -> Figure:
     """An image (28, 28) beside the gates and states (28,) of one unit, row by row."""
-    figure = Figure(figsize=(9, 5), layout="constrained")
+    figure = Figure(figsize=(9, 5), layout=ConstrainedLayoutEngine(w_pad=0.1))
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 3, sharey=True)
     _draw(panels[0], image.numpy(), "digit", "gray_r", (0, 1))
@@ -90,6 +95,7 @@ def _draw(axes: Axes, values: np.ndarray, title: str, colours: str, limits: tupl
 
 def main(folder: Path = DOCS / "tutorial", iterations: int = 800) -> list[Path]:
     """Write both pictures into `folder`, and return their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
     defined = page(iterations)
     images, read, model = defined["test"].images, defined["gates"], defined["model"]
     first, second = read(images[OVERVIEW][None]), read(images[ALONE][None])
