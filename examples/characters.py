@@ -79,7 +79,7 @@ def main(epochs: int = 3, H: int = 256, size: int = 1_000_000) -> tuple[float, f
     carried, anew = (perplexity(model, held_back, carry) for carry in (True, False))
     print(f"with states carried on {carried:.2f}, with states begun anew {anew:.2f}; a text by the model:")
     text = write(model, characters, 400)
-    print(text)
+    print(text.strip())
     return carried, anew, text
 
 

@@ -17,17 +17,17 @@ from torch import Tensor, nn
 import fastlstm
 
 RATE, FRAME = 8000, 80  # samples a second, samples of a frame
-EDGES = 0, 4, 6, 8, 12, 16, 24, 32, 64, 1_000_000  # microseconds
+EDGES = 0, 4, 6, 8, 12, 16, 24, 32, 64, float("inf")  # microseconds
 
 
 def sound(B: int, seconds: int) -> tuple[Tensor, Tensor, Tensor]:
     """One tone a second: samples (B, seconds RATE), which are to wake (B, seconds), and at which frames (T, B)."""
-    kind, start = torch.randint(3, (B, seconds, 1)), torch.randint(30, (B, seconds, 1))
+    kind, start = torch.randint(3, (B, seconds, 1)), torch.randint(30, (B, seconds, 1))  # rising, falling, steady
     steady = torch.empty(B, seconds, 1).uniform_(600, 1500)
-    low = torch.where(kind == 2, steady, 600 + 1200 * (kind == 1))
-    high = torch.where(kind == 2, steady, 1800 - 1200 * (kind == 1))
+    first = torch.where(kind == 2, steady, 600 + 1200 * (kind == 1))  # the frequency at the begin, and at the end
+    last = torch.where(kind == 2, steady, 1800 - 1200 * (kind == 1))
     along = (torch.arange(RATE) / FRAME - start) / 50  # 0 where the tone begins, and 1 where it ends
-    phase = torch.cumsum(low + (high - low) * along.clamp(0, 1), 2) * (2 * torch.pi / RATE)
+    phase = torch.cumsum(first + (last - first) * along.clamp(0, 1), 2) * (2 * torch.pi / RATE)
     tones = phase.sin() * ((along > 0) & (along < 1)) * torch.empty(B, seconds, 1).uniform_(0.1, 0.5)
     frames = torch.arange(100) - start
     wake = (kind == 0) & (frames >= 50) & (frames < 60)
@@ -67,7 +67,7 @@ def main(updates: int = 150, seconds: int = 120) -> dict[str, tuple[int, int, fl
                 outputs.append(stream(x))
                 steps.append(1e6 * (time.perf_counter() - start))
             output, times[name] = torch.stack(outputs), torch.tensor(steps)
-            heard = (head(output).flatten() > 0).view(1, seconds, 100).any(2)
+            heard = (head(output) > 0).view(1, seconds, 100).any(2)
             missed, alarms = (wake & ~heard).sum().item(), (~wake & heard).sum().item()
             error = (output - whole).abs().max().item()
             print(f"{name}: {missed} missed, {alarms} false alarms, largest error of an output {error:.1e}")
@@ -75,7 +75,7 @@ def main(updates: int = 150, seconds: int = 120) -> dict[str, tuple[int, int, fl
     print("a step takes      ", *(f"{name:>24}" for name in times))
     for low, high in itertools.pairwise(EDGES):
         shares = [((t >= low) & (t < high)).float().mean().item() for t in times.values()]
-        print(f"{low:4} to {high:7} us", *(f"{'#' * round(18 * share):18}{share:6.1%}" for share in shares))
+        print(f"{low:4} to {high:4} us   ", *(f"{'#' * round(18 * share):18}{share:6.1%}" for share in shares))
     for q in (50, 99):
         print(f"p{q}               ", *(f"{t.quantile(q / 100):21.1f} us" for t in times.values()))
     return results

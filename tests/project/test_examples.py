@@ -55,7 +55,7 @@ def check_streams(results, most):
 
 
 def test_wake_tone_hears_the_same_frame_by_frame():
-    check_streams(example("wake_tone").main(updates=30, seconds=10), most=2)  # of 10 tones
+    check_streams(example("wake_tone").main(updates=50, seconds=20), most=4)  # a third of 20 tones are to wake
 
 
 @pytest.mark.slow
