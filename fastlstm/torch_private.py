@@ -12,7 +12,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from importlib.machinery import ModuleSpec
 from operator import attrgetter
 from types import ModuleType
@@ -206,7 +205,8 @@ def plain_apply(function: type[Function]) -> Callable[..., Any]:
     """
     if _plain_apply is not None:
         return super(Function, function).apply  # type: ignore[misc]
-    return partial(Function.apply.__func__, function)  # type: ignore[attr-defined]
+    public: Callable[..., Any] = vars(Function)["apply"].__get__(None, function)  # of which `function` may have its own
+    return public
 
 
 # One level of torch.func's transforms, with which `fastlstm.autograd.levels` goes through them. An ensemble's training
@@ -224,12 +224,13 @@ wrap_batched = _name("_C._functorch._add_batch_dim")
 unwrap_for_grad = _name("_C._functorch._unwrap_for_grad")
 wrap_for_grad = _name("_C._functorch._wrap_for_grad")
 unwrap_if_left = _name("_C._functorch.unwrap_if_dead")
+Node: Any = _name("autograd.function._SingleLevelFunction")  # the base of Functions that know no level
 lets_nodes = _name("_C._functorch.get_single_level_autograd_function_allowed")  # Functions of one level be applied
 let_nodes = _name("_C._functorch.set_single_level_autograd_function_allowed")
 enable_tangents = _name("_C._set_fwd_grad_enabled")
 KNOWS_LEVELS = _plain_apply is not None and None not in (
     Kind, all_levels, innermost, leave_level, enter_level_again, VmapLevel, GradLevel, unwrap_batched, wrap_batched,
-    unwrap_for_grad, wrap_for_grad, unwrap_if_left, lets_nodes, let_nodes, enable_tangents,
+    unwrap_for_grad, wrap_for_grad, unwrap_if_left, Node, lets_nodes, let_nodes, enable_tangents,
 )  # fmt: skip
 
 _precision = _name("_C._get_fp32_precision_getter")

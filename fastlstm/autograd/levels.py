@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from fastlstm import torch_private as private
-from fastlstm.torch_private import plain_apply, watched
+from fastlstm.torch_private import watched
 
 
 def takes() -> bool:
@@ -39,7 +39,7 @@ def apply(function: Any, *args: Any) -> Any:
     let = private.lets_nodes()
     private.let_nodes(True)
     try:
-        return plain_apply(_node(function))(*args, function, level)
+        return _node(function).apply(*args, function, level)
     finally:
         private.let_nodes(let)
 
@@ -60,8 +60,8 @@ def _batched(interpreter: Any, function: Any, args: tuple[Any, ...]) -> Any:
     return (*(a if dim is None else private.wrap_batched(a, dim, level) for a, dim in zip(outputs, out_dims)),)
 
 
-class _Level(Function):
-    """A Function's node in the graph of one level of `grad`."""
+class _Level(private.Node or Function):  # type: ignore[misc]
+    """A Function's node in the graph of one level of `grad`, not applied where torch lacks the name of its base."""
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> tuple[Any, ...]:
