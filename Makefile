@@ -4,6 +4,7 @@
 #   make test-slow  the tests that take minutes
 #   make test-oldest  the test suite with the oldest torch, numba and Triton that it is for, in .venv-oldest
 #   make lint       ruff, mypy, import-linter
+#   make docs       the site of the documentation, in site/; every warning is an error
 #   make bench      the benchmark grid against torch.nn.LSTM                 make bench ARGS="--only T28-B128-I28-H128"
 #   make clean      remove .venv and what was built
 
@@ -28,7 +29,7 @@ except ImportError:
 endef
 export CHECK_PYTHON
 
-.PHONY: train test test-slow test-oldest lint bench clean
+.PHONY: train test test-slow test-oldest lint docs bench clean
 .NOTPARALLEL: # pip installs into one environment, one at a time
 
 train: $(VENV)/.installed-plots
@@ -50,11 +51,14 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
+
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
 clean:
-	rm -rf $(VENV) .venv-oldest build dist *.egg-info .benchmarks .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-oldest build dist site *.egg-info .benchmarks .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 
 # Stamps inside the environment: installed again only when the packaging changes.
 $(VENV)/.created:

@@ -1,8 +1,9 @@
 """Everything is declared in pyproject.toml; this file says what only code can.
 
-* How csrc/ becomes a library. It needs a GCC or Clang. Where there is none, or FASTLSTM_NATIVE=0 is set, the
-  installation goes on without it, and the native backend says so. A compiler that fails is an error: pip would keep a
-  wheel without the library in its cache, and install it again after the compiler has been repaired.
+* How csrc/ becomes a library. It needs a GCC or Clang. Where there is none, the installation goes on without it, and
+  the native backend says so. A compiler that fails is an error: pip would keep a wheel without the library in its
+  cache, and install it again after the compiler has been repaired. FASTLSTM_NATIVE=0 leaves the library out, and with
+  FASTLSTM_NATIVE=1 a missing compiler is an error too.
 * The version, which stands in fastlstm/__init__.py alone.
 * The page of a package index: README.md, whose links are those of a repository.
 """
@@ -12,13 +13,15 @@ import platform
 import re
 import shutil
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
-from setuptools.errors import CompileError, LinkError
+from setuptools.errors import CompileError, LinkError, PlatformError
 
+COMPILERS = {"CC": ("cc", "gcc", "clang"), "CXX": ("c++", "g++", "clang++")}
 SUFFIX = ".dll" if os.name == "nt" else ".so"
 COMPILE = [
     *("-O2", "-std=c++17", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti", "-fno-asynchronous-unwind-tables"),
@@ -52,9 +55,21 @@ class BuildLibrary(build_ext):
     def get_libraries(self, ext):
         return ext.libraries
 
+    def run(self):
+        for variable, names in COMPILERS.items():  # where the compiler that Python was built with is not installed
+            usual = (sysconfig.get_config_var(variable) or "none").split()[0]
+            found = next(filter(shutil.which, (usual, *names)), usual)
+            if found != usual and os.name != "nt":
+                os.environ.setdefault(variable, found)  # which setuptools reads
+        super().run()
+
     def build_extensions(self):
         if (reason := self.missing()) is not None:
+            if os.environ.get("FASTLSTM_NATIVE") == "1":
+                raise PlatformError(f"FASTLSTM_NATIVE=1 is set, and the native backend cannot be built: {reason}")
             self.warn(f"the native backend is left out: {reason}")
+            for extension in self.extensions:  # an earlier build may have left it in this folder
+                Path(self.build_lib, self.get_ext_filename(extension.name)).unlink(missing_ok=True)
             self.extensions = []
             return
         try:
@@ -71,7 +86,8 @@ class BuildLibrary(build_ext):
             return "csrc/ does not compile for Windows"
         commands = {self.compiler.compiler_so[0], self.compiler.compiler_cxx[0]}
         absent = sorted(command for command in commands if shutil.which(command) is None)
-        return f"no compiler {' and no '.join(absent)} is installed" if absent else None
+        none = f"no compiler {' and no '.join(absent)} is installed; CC and CXX in the environment name another"
+        return none if absent else None
 
     def build_extension(self, ext):
         options = {"output_dir": self.build_temp, "depends": ext.depends, "debug": self.debug}
@@ -81,17 +97,20 @@ class BuildLibrary(build_ext):
 
 
 class AnyPython(bdist_wheel):
-    """A wheel for any Python, of this platform if it holds the library."""
+    """A wheel for any Python, and of this platform if it holds the library. On Windows it is of this platform without
+    one too, since installers prefer a wheel for any platform to the sources, where the library could be compiled.
+    """
 
     def get_tag(self):
         built = os.path.exists(os.path.join(self.bdist_dir, "fastlstm", "_native" + SUFFIX))
-        return "py3", "none", super().get_tag()[2] if built else "any"
+        return "py3", "none", super().get_tag()[2] if built or os.name == "nt" else "any"
 
 
 def page():
     """README.md with the addresses of its pages and pictures, as they are at this version, in the place of paths."""
     (address,) = re.findall(r'^Repository = "(.+)"$', read("pyproject.toml"), re.MULTILINE)
-    return re.sub(r"\]\((?!https?:|#)", f"]({address}/blob/v{VERSION}/", read("README.md"))
+    shown = re.sub(r"(!\[[^\]]*\]\()(?!https?:)", rf"\1{address}/raw/v{VERSION}/", read("README.md"))
+    return re.sub(r"\]\((?!https?:|#)", f"]({address}/blob/v{VERSION}/", shown)
 
 
 def read(name):

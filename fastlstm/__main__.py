@@ -71,11 +71,14 @@ def _run(parser: Parser, args: argparse.Namespace) -> int:
     for cell in args.cell or ["lstm"]:
         for dtype in args.dtype or ["float32"]:
             print(_warm_up(parser, args, cell, dtype), flush=True)
-    folder = info()["caches"]["numba"]
-    if folder is None:
-        print("Nothing is kept: no folder for numba's cache can be written. NUMBA_CACHE_DIR names one.")
-    else:
+    found = info()
+    folder, reason = found["caches"]["numba"], found["backends"]["numba"]
+    if folder is not None:
         print(f"numba's kernels are kept in {folder}")
+    elif reason is not None:
+        print(f"Nothing is kept: {reason}")
+    else:
+        print("Nothing is kept: no folder for numba's cache can be written. NUMBA_CACHE_DIR names one.")
     return 0
 
 

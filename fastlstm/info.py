@@ -87,8 +87,10 @@ def _of_native() -> str | None:
 def _of_triton() -> str | None:
     if _version("triton") is None:
         return None
-    home = Path(os.environ.get("TRITON_HOME") or Path.home())
-    return os.environ.get("TRITON_CACHE_DIR") or str(home / ".triton" / "cache")
+    home = os.environ.get("TRITON_HOME") or os.path.expanduser("~")  # which raises nothing where there is no home
+    folder = Path(os.environ.get("TRITON_CACHE_DIR") or Path(home, ".triton", "cache"))
+    there = next(path for path in (folder, *folder.parents) if os.path.exists(path))
+    return str(folder) if os.path.isdir(there) and os.access(there, os.W_OK | os.X_OK) else None
 
 
 def _taken(device: str) -> dict[str, str]:
@@ -112,13 +114,13 @@ def _notes(found: dict[str, Any]) -> list[str]:
         instead = "every process compiles for itself"
         if found["backends"]["native"] is None:
             instead = "auto takes native for the cells that it has, and every process compiles the others for itself"
+        named = os.environ.get("NUMBA_CACHE_DIR")
+        folder = "a folder for the cache" if named is None else f"{named}, where this user cannot write"
+        notes.append(f"No folder for numba's cache can be written: {instead}. NUMBA_CACHE_DIR names {folder}.")
+    if not csrc.LIBRARY.exists() and os.name != "nt":
         notes.append(
-            f"No folder for numba's cache can be written: {instead}. NUMBA_CACHE_DIR names a folder for the cache."
-        )
-    if not csrc.LIBRARY.exists():
-        notes.append(
-            "The native backend was not built. Where GCC or Clang is installed, this builds it, past pip's cache: "
-            "pip install --force-reinstall --no-deps --no-cache-dir --no-binary fastlstm fastlstm"
+            "The native backend was not built. If GCC or Clang is installed, two commands build it: 'pip cache remove "
+            "fastlstm', then 'pip install --force-reinstall --no-deps' with what was installed (fastlstm, a path)."
         )
     if found["processor"]["threads"] > (found["processor"]["cores"] or 1):
         notes.append("torch uses more threads than there are cores: see torch.set_num_threads.")

@@ -1,6 +1,6 @@
 """Recurrent cells from their elementwise forward arithmetic: everything else is derived.
 
-`cell` declares one. The functions that a cell may call are here, and so are the cells of the library::
+`cell` declares one. The functions that a cell may call are here, and so are the cells of the library:
 
     from fastlstm.cells import sigmoid, tanh
     print(fastlstm.cells.gru.derived())

@@ -31,7 +31,8 @@ class Cell:
         states: the names of the states, of which the first is the output and what the h products multiply.
         params: the names of vectors (H,).
         inputs: the names of values (T, B, H), which are one more elementwise value a step.
-        gates_of_x, gates_of_h: how many gates sum "x", and how many sum "h".
+        gates_of_x: how many gates sum "x", alone or in "xh".
+        gates_of_h: how many gates sum "h", alone or in "xh".
         key: a word by which `by_key` finds the cell. A cell of the library has its name. Other cells have their
             module's name before it, and a digest of their arithmetic after it. If that is taken, a number follows.
     """
@@ -113,7 +114,7 @@ class Cell:
 def cell(
     *, gates: Mapping[str, str], states: Sequence[str], params: Sequence[str] = (), inputs: Sequence[str] = ()
 ) -> Callable[[Callable[..., Any]], Cell]:
-    """Declare a recurrent cell by the elementwise arithmetic of one step::
+    """Declare a recurrent cell by the elementwise arithmetic of one step:
 
         @cell(gates={"r": "xh", "z": "xh", "n_x": "x", "n_h": "h"}, states=("h",))
         def gru(r, z, n_x, n_h, h):

@@ -1,6 +1,6 @@
 """Checks of a module's options, and of lengths, resets and a cell's inputs.
 
-`fastlstm.layers.calls` checks inputs and states, and `fastlstm.backends.base.check_layer` the tensors of one layer.
+`fastlstm.layers.calls` checks inputs and states, and `fastlstm.backends.checks.check_layer` the tensors of one layer.
 """
 
 from collections.abc import Mapping, Sequence

@@ -39,7 +39,7 @@ class Elman(Recurrent):
             time, instead of reading them from memory: see `fastlstm.layers.recompute`.
         proj_size: torch's error for it, since only LSTMs have projections.
 
-    Parameters of layer k:
+    Parameters of layer k, in one row block:
         ``weight_ih_l{k}`` (H, I) or (H, D*H) for k > 0, ``weight_hh_l{k}`` (H, H), ``bias_ih_l{k}`` and
         ``bias_hh_l{k}`` (H,). A bidirectional layer has each of them again, with ``_reverse`` at the end of the name.
 

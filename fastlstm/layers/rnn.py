@@ -23,7 +23,7 @@ Inputs = Mapping[str, Tensor]
 
 
 class RNN(Recurrent):
-    """A multi-layer recurrent network of any cell::
+    """A multi-layer recurrent network of any cell:
 
         rnn = fastlstm.RNN(fastlstm.cells.peephole_lstm, 3, 5)
         output, (h_n, c_n) = rnn(x)

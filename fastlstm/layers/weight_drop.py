@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 
 class WeightDrop(nn.Module):
-    """A parametrization that drops single weights, with one mask for all steps of a call::
+    """A parametrization that drops single weights, with one mask for all steps of a call:
 
         lstm = fastlstm.LSTM(3, 5)
         parametrize.register_parametrization(lstm, "weight_hh_l0", fastlstm.WeightDrop(0.5))

@@ -1,84 +1,161 @@
-"""What the documentation prints is run."""
+"""What the documentation prints is run, and its links lead somewhere."""
 
+import importlib
 import importlib.util
 import os
+import pkgutil
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
-from fastlstm import cells
+import fastlstm
+from fastlstm import cells, convert
+from fastlstm.backends import settings
 from tests.helpers import ROOT, interpreter
 from tests.helpers.layers import TORCH
+from tests.helpers.pages import PAGES, Block, anchors, blocks, documented, links, relative, text_of
 
-# torch 2.9's gap, which the page names
+# torch 2.9's gap, which the page on transforms names
 BEFORE = "import torch\ntorch._dynamo.config.fake_tensor_cache_enabled = False\n" if TORCH < (2, 10) else ""
+OF_ITS_OWN = {"docs/tutorial.md"}  # test_tutorial.py runs it with fewer iterations
+WITH_PYTHON = [page for page in PAGES if any(block.language == "python" for block in blocks(page))]
+NEEDED = ("onnxscript", "onnxruntime")
 
 
-def test_the_page_on_transforms_runs(tmp_path):
-    """Its blocks in their order, the one for another process in another process; what they print is what they say."""
-    text = (ROOT / "docs" / "transforms.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    loading = [number for number, block in enumerate(blocks) if "torch.export.load" in block]
-    assert len(loading) == 1
-    elsewhere = blocks.pop(loading[0])
-    for code in (BEFORE + "\n".join(blocks), elsewhere):
-        done = interpreter.run(code, cwd=tmp_path, environment={**os.environ, "PYTHONPATH": str(ROOT)})
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.splitlines() == re.findall(r"^print\(.*\)  # (.*)$", code, re.MULTILINE)
-    assert done.stdout == "torch.Size([35, 4, 128])\n"
-
-
-def blocks(page: str) -> list[tuple[str, str]]:
-    """The fenced blocks of a page in their order: (language, text)."""
-    return re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-
-
-def said(found: list[tuple[str, str]]) -> str:
-    """What the blocks say that they print: behind a call of print, or in a block of text."""
+def said(found: list[Block]) -> str:
+    """What blocks say that they print: behind a call of print, or in a block of text after one of Python."""
     lines = []
-    for language, text in found:
-        lines += re.findall(r"^print\(.*\)  # (.*)$", text, re.MULTILINE) if language == "python" else text.splitlines()
+    for before, (language, text) in zip([None, *found], found, strict=False):
+        if language == "python":
+            lines += re.findall(r"^ *print\(.*\)  # (.*)$", text, re.MULTILINE)
+        elif language == "text" and before is not None and before.language in ("python", "text"):
+            lines += text.splitlines()
     return "".join(f"{line}\n" for line in lines)
 
 
-def output_of(found: list[tuple[str, str]], folder) -> str:
+def output_of(found: list[Block], folder: Path) -> str:
     """Run the blocks of Python in a process of their own."""
-    code = BEFORE + "\n".join(text for language, text in found if language == "python")
+    code = BEFORE + "\n".join(block.text for block in found if block.language == "python")
     done = interpreter.run(code, cwd=folder, environment={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def test_the_page_on_cells_runs(tmp_path):
-    """Its first block is a module, and the one that loads runs in another process."""
-    (_, module), *found = blocks("docs/cells.md")
-    name = re.match(r"# (\w+\.py)\n", module)
-    (tmp_path / name[1]).write_text(module, encoding="utf-8")
-    elsewhere = next(block for block in found if "export.load(" in block[1])
-    found.remove(elsewhere)
-    assert output_of(found, tmp_path) == said(found)
-    assert output_of([elsewhere], tmp_path) == said([elsewhere])
+@pytest.mark.parametrize("page", sorted(set(WITH_PYTHON) - OF_ITS_OWN))
+def test_the_code_of_a_page_runs(page, tmp_path):
+    """Its blocks run in their order and share their names; what they print is what they say.
+
+    The first line of a block may say otherwise: that it is a file, runs in another process, or is not run and why.
+    """
+    found = [block for block in blocks(page) if block.unrun is None]
+    for package in NEEDED:
+        if importlib.util.find_spec(package) is None and re.search(r"torch\.onnx|import onnx", text_of(page)):
+            pytest.skip(f"the page needs the package {package}")
+    for module in [block for block in found if block.file]:
+        (tmp_path / module.file).write_text(module.text, encoding="utf-8")
+    elsewhere = [block for block in found if block.elsewhere]
+    here = [block for block in found if not block.elsewhere and not block.file]
+    for each in (here, *[[block] for block in elsewhere]):
+        assert output_of(each, tmp_path) == said(each)
 
 
-def test_the_page_on_the_gru_runs(tmp_path):
-    found = blocks("docs/gru.md")
-    assert output_of(found, tmp_path) == said(found)
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ("# mine.py", ("mine.py", False, None)),
+        ("# in another process", (None, True, None)),
+        ("# not run here: needs a GPU", (None, False, "needs a GPU")),
+        ("# a comment", (None, False, None)),
+        ("x = 1  # mine.py", (None, False, None)),
+    ],
+)
+def test_what_the_first_line_of_a_block_says(line, what):
+    block = Block("python", f"{line}\nx = 1\n")
+    assert (block.file, block.elsewhere, block.unrun) == what
 
 
-def test_the_page_on_int8_runs(tmp_path):
-    found = blocks("docs/quantize.md")
-    assert output_of(found, tmp_path) == said(found)
+@pytest.mark.parametrize("page", PAGES)
+def test_the_links_of_a_page_lead_somewhere(page):
+    """By the rules of GitHub. `make docs` checks them by those of the site."""
+    for path, anchor in links(page):
+        to = relative(page, path) if path else ROOT / page
+        assert to.exists(), f"{page} links to {path}"
+        if anchor and to.suffix == ".md":
+            there = anchors(to.relative_to(ROOT).as_posix())
+            # a member stands below its class, by the rules of mkdocs.yml
+            assert {anchor, anchor.rpartition(".")[0]} & there, f"{page} links to {path}#{anchor}"
 
 
-@pytest.mark.skipif(importlib.util.find_spec("onnxscript") is None, reason="it exports to ONNX, which needs onnxscript")
-def test_the_readme_runs(tmp_path):
-    assert "onnx" in output_of(blocks("README.md"), tmp_path)  # whose exporter tells what it does
+def test_links_and_anchors_are_found():
+    found = [link for page in PAGES for link in links(page)]
+    assert len(found) > 100
+    assert sum(bool(anchor) for _, anchor in found) > 30
+    assert {"torchcompile", "classes-and-conversion"} <= anchors("docs/limits.md")
+    assert "fastlstm.LSTM" in anchors("docs/api/layers.md")
+
+
+def shown(name: str) -> object:
+    """The object whose docstring the reference shows. A module hides what has its name in the package."""
+    parent, _, last = name.rpartition(".")
+    inside = getattr(importlib.import_module(parent), "__path__", [])
+    if any(module.name == last for module in pkgutil.iter_modules(inside)):
+        return importlib.import_module(name)
+    return pkgutil.resolve_name(f"{parent}:{last}")
+
+
+def test_every_public_name_has_its_place_in_the_reference():
+    names = [name for page in PAGES for name in documented(page)]
+    assert len(set(names)) == len(names)
+    there = [shown(name) for name in names]
+    for module in (fastlstm, cells, convert):
+        for name in set(module.__all__) - {"cells", "CELLS"}:  # these two are a page, and a sentence of it
+            assert any(getattr(module, name) is each for each in there), f"{module.__name__}.{name}"
+
+
+def test_every_name_of_a_backend_is_on_the_page_of_settings():
+    assert [name for name in settings.NAMES if f"`{name}`" not in text_of("docs/api/settings.md")] == []
+
+
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+TARGETS = set(re.findall(r"^([\w-]+):", MAKEFILE, re.MULTILINE))
+EXTRAS = set(re.findall(r"^(\w+) = \[$", text_of("pyproject.toml"), re.MULTILINE))
+
+
+def code(page: str) -> str:
+    """All that a page shows as code: fenced and indented blocks, and what is between backticks."""
+    text = text_of(page)
+    indented = re.findall(r"^ {4}(.*)$", text, re.MULTILINE)
+    return "\n".join([*(block.text for block in blocks(page)), *indented, *re.findall(r"`([^`\n]+)`", text)])
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_commands_of_a_page_exist(page):
+    for target in re.findall(r"^make ([a-z][\w-]*)", code(page), re.MULTILINE):
+        assert target in TARGETS, f"{page}: make {target}"
+    for name in re.findall(r"python -m ([\w.]+)", code(page)):
+        if name != "benchmarks.NAME":  # which stands for each of them
+            assert importlib.util.find_spec(name) or name == "ziglang", f"{page}: python -m {name}"
+    for extra in re.findall(r"pip install '?(?:\.|fastlstm)\[(\w+)\]", code(page)):
+        assert extra in EXTRAS, f"{page}: the extra {extra}"
+
+
+def test_the_commands_of_shell_blocks_are_known():
+    """Every line of a shell block begins with a command of Python, pip, make or a system."""
+    lines = [
+        line for page in PAGES for block in blocks(page) if block.language == "sh" for line in block.text.splitlines()
+    ]
+    assert len(lines) > 5
+    for line in lines:
+        first = line.split()[0]
+        assert first in ("make", "pip", "python") or shutil.which(first), line
 
 
 def rows(page: str, head: str) -> list[list[str]]:
     """The cells of the table whose first line begins so."""
-    table = (ROOT / page).read_text(encoding="utf-8").partition(f"\n{head}")[2].partition("\n\n")[0]
+    table = text_of(page).partition(f"\n{head}")[2].partition("\n\n")[0]
     return [[each.strip() for each in line.strip("|").split("|")] for line in table.splitlines()[2:]]
 
 

@@ -1,5 +1,6 @@
 """What `python -m fastlstm` and `fastlstm.info` say, what warming up compiles, and what is said meanwhile."""
 
+import importlib.util
 import json
 import os
 import re
@@ -11,7 +12,7 @@ import torch
 
 import fastlstm
 from fastlstm.__main__ import lines, main
-from fastlstm.backends import csrc, dispatch
+from fastlstm.backends import csrc, dispatch, numba
 from tests.helpers import ROOT, interpreter
 from tests.helpers.layers import NOT_BUILT
 
@@ -83,6 +84,41 @@ def test_warming_up_takes_sizes_cells_and_types(capsys):
     assert [line.partition(":")[0] for line in ready] == told
     assert all(re.fullmatch(r"[^:]*: reference is ready after \d+\.\d s", line) for line in ready)
     assert fastlstm.info()["caches"]["numba"] is None or kept.endswith(fastlstm.info()["caches"]["numba"])
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="is about the cache of triton")
+def test_the_folder_of_tritons_cache_is_told_if_it_can_be_written(monkeypatch, tmp_path):
+    for name in ("TRITON_HOME", "TRITON_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
+    assert fastlstm.info()["caches"]["triton"] == str(tmp_path / "home/.triton/cache")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    assert fastlstm.info()["caches"]["triton"] == str(tmp_path / "cache")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "file/cache"))
+    assert fastlstm.info()["caches"]["triton"] is None
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="is about the cache of triton")
+@pytest.mark.skipif(os.name == "nt", reason="users of Windows have a home")
+def test_a_user_without_a_home_is_told_what_runs(monkeypatch):
+    import pwd
+
+    def unknown(user):
+        raise KeyError(user)
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    for name in ("HOME", "TRITON_HOME", "TRITON_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    assert list(fastlstm.info()) == KEYS
+
+
+def test_warming_up_without_numba_says_why_nothing_is_kept(monkeypatch, capsys):
+    reason = "the numba backend needs numba, which is not installed"
+    monkeypatch.setattr(numba, "_INSTALLED", False)
+    assert main(["--warm-up", "--input-size", "3", "--hidden-size", "5", "--backend", "reference"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"Nothing is kept: {reason}"
 
 
 def environment(**variables):
@@ -169,6 +205,7 @@ def test_without_a_folder_for_the_cache_auto_takes_native(nowhere, tmp_path):
     assert [found["auto"]["cpu"][cell] for cell in ("lstm", "gru", "mgu")] == [taken, taken, "numba"]
     (note,) = [note for note in found["notes"] if note.startswith("No folder for numba's cache can be written: ")]
     assert ("auto takes native" in note) == (taken == "native")
+    assert note.endswith(f" NUMBA_CACHE_DIR names {nowhere['NUMBA_CACHE_DIR']}, where this user cannot write.")
     if taken == "native":
         assert done.stderr == ""  # and nothing was compiled
 

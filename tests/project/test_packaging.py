@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 
 import pytest
 
@@ -17,13 +18,13 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def setup(*arguments, **variables):
+def setup(*arguments, cwd=ROOT, **variables):
     return subprocess.run(
         [sys.executable, "-W", "ignore", "setup.py", "-q", *map(str, arguments)],
         capture_output=True,
         text=True,
         encoding="utf-8",
-        cwd=ROOT,
+        cwd=cwd,
         env={**os.environ, **variables},
     )
 
@@ -45,6 +46,19 @@ def test_the_links_of_an_index_page_are_absolute_and_lead_somewhere():
             assert (ROOT / inside[1]).exists()
 
 
+def test_the_pictures_of_an_index_page_are_files_and_not_pages_about_them(tmp_path):
+    for name in ("setup.py", "pyproject.toml", "fastlstm/__init__.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / "README.md").write_text("![A](a.png) [B](b.md) [![C](c.png)](c.md) ![D](https://d.org/d.png)")
+    done = setup("--long-description", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    links = re.findall(r"\]\(([^)]+)\)", done.stdout)
+    address, version = links[0].split("/raw/")[0], f"v{fastlstm.__version__}"
+    parts = [f"raw/{version}/a.png", f"blob/{version}/b.md", f"raw/{version}/c.png", f"blob/{version}/c.md"]
+    assert links == [*(f"{address}/{part}" for part in parts), "https://d.org/d.png"]
+
+
 def built(folder, **variables):
     done = setup("build_ext", "--build-lib", folder / "lib", "--build-temp", folder / "temp", **variables)
     return done, [path.name for path in folder.rglob("_native*")]
@@ -63,6 +77,34 @@ def test_without_a_compiler_there_is_no_library(tmp_path, variables):
     assert found == []
 
 
+WRITES_ITS_OUTPUT = """\
+#!/bin/sh
+while [ $# -gt 0 ]; do
+    if [ "$1" = -o ]; then : > "$2"; fi
+    shift
+done
+"""
+
+
+def compiler(path):
+    """Make a compiler that writes empty files, and return its path."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(WRITES_ITS_OUTPUT)
+    path.chmod(0o755)
+    return str(path)
+
+
+@posix
+def test_clang_alone_is_enough(tmp_path, monkeypatch):
+    for variable in ("CC", "CXX", "LDSHARED", "LDCXXSHARED"):
+        monkeypatch.delenv(variable, raising=False)
+    for name in ("clang", "clang++"):
+        compiler(tmp_path / "bin" / name)
+    done, found = built(tmp_path, PATH=str(tmp_path / "bin"), FASTLSTM_NATIVE="1")
+    assert done.returncode == 0, done.stderr
+    assert found == ["_native.so"]
+
+
 @posix
 @pytest.mark.skipif(shutil.which("false") is None, reason="needs a command that fails")
 def test_a_compiler_that_fails_is_an_error_with_a_way_out(tmp_path):
@@ -71,3 +113,40 @@ def test_a_compiler_that_fails_is_an_error_with_a_way_out(tmp_path):
     assert "the compiler failed on csrc/" in done.stderr
     assert "FASTLSTM_NATIVE=0" in done.stderr
     assert found == []
+
+
+@posix
+def test_a_missing_compiler_is_an_error_where_the_library_is_demanded(tmp_path):
+    done, found = built(tmp_path, FASTLSTM_NATIVE="1", CC="no-such-cc", CXX="no-such-c++")
+    assert done.returncode != 0
+    assert "FASTLSTM_NATIVE=1 is set" in done.stderr
+    assert "no compiler no-such-c++ and no no-such-cc is installed; CC and CXX in the environment name" in done.stderr
+    assert found == []
+
+
+def wheel(folder, **variables):
+    """Return the name of the wheel that is built in a folder, and the libraries in it."""
+    shutil.rmtree(folder / "dist", ignore_errors=True)
+    commands = [
+        *("egg_info", "--egg-base", folder),
+        *("build", "--build-base", folder / "build"),
+        *("bdist_wheel", "--dist-dir", folder / "dist", "--bdist-dir", folder / "bdist", "--compression", "stored"),
+    ]
+    done = setup(*commands, **variables)
+    assert done.returncode == 0, done.stderr
+    (path,) = (folder / "dist").iterdir()
+    with zipfile.ZipFile(path) as archive:
+        return path.name, [name for name in archive.namelist() if name.startswith("fastlstm/_native")]
+
+
+@posix
+def test_a_wheel_is_of_this_platform_if_it_holds_the_library(tmp_path):
+    path = compiler(tmp_path / "compiler")
+    name, libraries = wheel(tmp_path, CC=path, CXX=path, FASTLSTM_NATIVE="1")
+    start = f"fastlstm-{fastlstm.__version__}-py3-none-"
+    assert name.startswith(start)
+    assert not name.endswith("-any.whl")
+    assert libraries == ["fastlstm/_native.so"]
+    name, libraries = wheel(tmp_path, FASTLSTM_NATIVE="0")  # in the same folder
+    assert name == f"{start}any.whl"
+    assert libraries == []

@@ -1,0 +1,37 @@
+"""Tries the fastlstm that is installed, beside torch: `python smoke.py`.
+
+The backend native has to run, except with the option `--pure`: the package was then built without a compiler.
+"""
+
+import subprocess
+import sys
+from importlib import metadata, resources
+
+import torch
+
+import fastlstm
+
+pure = sys.argv[1:] == ["--pure"]
+found = fastlstm.info()
+print(*found["notes"], sep="\n")
+assert fastlstm.__version__ == metadata.version("fastlstm")
+assert resources.files("fastlstm").joinpath("py.typed").is_file()
+assert found["backends"]["numba"] is None, found["backends"]["numba"]
+assert (found["backends"]["native"] is None) != pure, found["backends"]["native"]
+
+x = torch.randn(7, 3, 5)
+for backend in ("numba", "aten", "reference", *["native"] * (not pure)):
+    for name in ("LSTM", "GRU"):
+        theirs, ours = getattr(torch.nn, name)(5, 11), getattr(fastlstm, name)(5, 11, backend=backend)
+        ours.load_state_dict(theirs.state_dict())
+        results = []
+        for module in (theirs, ours):
+            output, _ = module(x)
+            output.square().sum().backward()
+            results.append([output, *(parameter.grad for parameter in module.parameters())])
+        torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)  # float32, whose sums of 21 rows have another order
+        print(f"{name} on {backend} computes what torch.nn.{name} does")
+
+for command in (["fastlstm"], ["fastlstm.train", "--iterations", "2"], ["fastlstm.predict", "--help"]):
+    subprocess.run([sys.executable, "-m", *command], check=True, stdout=subprocess.DEVNULL)
+    print("python -m", *command, "runs")

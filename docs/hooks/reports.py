@@ -1,0 +1,93 @@
+"""A page for each report of `make bench` in benchmarks/results, and on the page benchmarks.md a table of them all."""
+
+import json
+import re
+from pathlib import Path
+from statistics import median
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+PLACE = "<!-- the table of reports -->"
+MODES = ("inference", "training")
+WHOLE = re.compile(r"\(\d+\.\d+–\d+\.\d+\)|T\d+-B\d+-I\d+-H\d+[-\w]*")
+END = 4  # of the bars: so many times as fast
+
+
+def reports() -> dict[str, dict]:
+    """Return the reports by the names of their files, the newest first. Files of other benchmarks are left out."""
+    found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))}
+    found = {name: report for name, report in found.items() if report["results"] and "ratio" in report["results"][0]}
+    return dict(sorted(found.items(), key=lambda item: item[1]["date"], reverse=True))
+
+
+def on_files(files, config):
+    from mkdocs.structure.files import File  # not above: the tests of this file need no mkdocs
+
+    names = {name: f"benchmarks/{name}.md" for name in reports()}
+    for name, uri in names.items():
+        files.append(File.generated(config, uri, content=page(name)))
+    pages = next(pages["Speed"] for pages in config.nav if "Speed" in pages)
+    pages += [{"Reports": [{title(report): names[name]} for name, report in reports().items()]}]
+    return files
+
+
+def on_page_markdown(markdown, page, config, files):
+    return markdown.replace(PLACE, overview()) if PLACE in markdown else markdown
+
+
+def on_page_content(html, page, config, files):
+    """Intervals and names of shapes are not broken, or each would take four lines of a table."""
+    return re.sub(r">[^<]+<", lambda text: WHOLE.sub(r'<span class="whole">\g<0></span>', text[0]), html)
+
+
+def page(name: str) -> str:
+    """Return the report itself, with bars before its tables."""
+    text = (RESULTS / f"{name}.md").read_text(encoding="utf-8")
+    head, first_table, tables = text.partition("## Inference")
+    return f"{head}{bars(reports()[name])}\n\n{first_table}{tables}"
+
+
+def title(report: dict) -> str:
+    kind = "bfloat16" if "bfloat16" in report["title"] else "float32"
+    return f"{processor(report)}, {kind}, {report['date']}"
+
+
+def processor(report: dict) -> str:
+    """Return the processor's name without the marks of trademarks."""
+    return report["machine"]["cpu"].replace("(R)", "")
+
+
+def rows(report: dict, mode: str) -> list[dict]:
+    """Return the rows of the fixed shapes."""
+    return [row for row in report["results"] if row["mode"] == mode and not row["random"]]
+
+
+def overview() -> str:
+    lines = ["| report | float32 in a vector | inference | training |", "|---|---|---|---|"]
+    for name, report in reports().items():
+        ranges = []
+        for mode in MODES:
+            ratios = [row["ratio"]["median"] for row in rows(report, mode) if row["shape"]["T"] > 1]
+            of_all = f"{min(ratios):.2f} to {max(ratios):.2f}, median {median(ratios):.2f}" if ratios else "–"
+            ranges.append(of_all)
+        lanes = report["machine"]["float32_lanes"]
+        lines.append(f"| [{title(report)}](benchmarks/{name}.md) | {lanes} | {' | '.join(ranges)} |")
+    return "\n".join(lines)
+
+
+def bars(report: dict) -> str:
+    """Return an HTML table whose cells are bars. Markdown has none."""
+    ratios = {mode: {row["name"]: row["ratio"] for row in rows(report, mode)} for mode in MODES}
+    lines = [
+        '<table class="bars">',
+        f"<caption>Speed relative to torch.nn.LSTM. The line is 1, the same speed. Bars end at {END}.</caption>",
+        f"<tr><th>shape</th>{''.join(f'<th>{mode}</th>' for mode in MODES)}</tr>",
+    ]
+    for name in ratios["inference"]:
+        cells = ""
+        for mode in MODES:
+            ratio = ratios[mode][name]
+            share = min(100, 100 * ratio["median"] / END)
+            interval = f"{ratio['low']:.2f}–{ratio['high']:.2f}"
+            cells += f'<td style="--share: {share:.0f}%"><b>{ratio["median"]:.2f}</b> <small>({interval})</small></td>'
+        lines.append(f"<tr><th>{name}</th>{cells}</tr>")
+    return "\n".join([*lines, "</table>"])

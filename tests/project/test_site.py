@@ -1,0 +1,104 @@
+"""What the site adds to the pages: links out of them, reports, bars. `make docs` builds it, and takes no warnings."""
+
+import importlib.util
+import logging
+import re
+from types import SimpleNamespace
+
+import pytest
+
+from tests.helpers import ROOT
+from tests.helpers.pages import PAGES, text_of
+
+
+def hook(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / "hooks" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+links, reports = hook("links"), hook("reports")
+
+
+def test_every_page_has_its_place():
+    placed = re.findall(r"^ +- .+: (\S+\.md)$", text_of("mkdocs.yml"), re.MULTILINE)
+    assert sorted(f"docs/{path}" for path in placed) == [page for page in PAGES if page.startswith("docs/")]
+
+
+@pytest.mark.parametrize(
+    ("page", "link", "led"),
+    [
+        ("cpu.md", "[a](../CONTRIBUTING.md)", "[a]({address}/blob/main/CONTRIBUTING.md)"),
+        ("cpu.md", "[a](../README.md#speed)", "[a]({address}/blob/main/README.md#speed)"),
+        ("notes/a.md", "[a](../../tests)", "[a]({address}/blob/main/tests)"),
+        ("notes/a.md", "[a](../cpu.md#speed)", "[a](../cpu.md#speed)"),
+        ("cpu.md", "[a](../benchmarks/results/one.md)", "[a](benchmarks/one.md)"),
+        ("notes/a.md", "[a](../../benchmarks/results/one.md)", "[a](../benchmarks/one.md)"),
+    ],
+)
+def test_links_out_of_the_pages(page, link, led, caplog, monkeypatch):
+    files = SimpleNamespace(get_file_from_path=lambda path: path if path == "benchmarks/one.md" else None)
+    monkeypatch.setattr(links.Path, "exists", lambda path: True)
+    of = SimpleNamespace(file=SimpleNamespace(src_uri=page))
+    found = links.on_page_markdown(link, of, None, files)
+    assert found == led.format(address=links.address())
+    assert not caplog.records
+
+
+def test_a_link_to_a_file_that_is_missing_is_told(caplog):
+    of, files = (
+        SimpleNamespace(file=SimpleNamespace(src_uri="a.md")),
+        SimpleNamespace(get_file_from_path=lambda _: None),
+    )
+    links.on_page_markdown("[a](../no/such.md)", of, None, files)
+    assert [(record.levelno, record.message) for record in caplog.records] == [
+        (logging.WARNING, "a.md links to no/such.md, which the repository has not")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("html", "told"),
+    [
+        ('<script src="https://elsewhere.org/a.js"></script>', True),
+        ('<script src="//elsewhere.org/a.js"></script>', True),
+        ('<img alt="" src="http://elsewhere.org/a.png">', True),
+        ('<link rel="stylesheet" href="https://elsewhere.org/a.css">', True),
+        ('<script src="assets/a.js"></script><link rel="stylesheet" href="a.css">', False),
+        ('<a href="https://elsewhere.org">elsewhere</a>', False),
+    ],
+)
+def test_what_a_page_would_load_from_another_host_is_told(html, told, caplog):
+    links.on_post_page(html, SimpleNamespace(file=SimpleNamespace(src_uri="a.md")), None)
+    assert [record.levelno for record in caplog.records] == [logging.WARNING] * told
+
+
+def test_the_figures_of_the_first_page_are_those_of_the_reports():
+    linked = re.findall(r"results/([\w-]+)\.md", text_of("docs/cpu.md"))
+    found = [reports.reports()[name] for name in linked if "bfloat16" not in name]
+    assert len(found) > 3
+    text = " ".join(text_of("docs/index.md").split())
+    for mode, words in (("inference", "runs {} to {} times as fast"), ("training", "and {} to {} times in training")):
+        ratios = [row["ratio"]["median"] for report in found for row in reports.rows(report, mode)]
+        shapes = [row["shape"]["T"] for report in found for row in reports.rows(report, mode)]
+        several = [ratio for ratio, T in zip(ratios, shapes, strict=True) if T > 1]
+        assert words.format(f"{min(several):.2f}", f"{max(several):.2f}") in text
+
+
+def test_reports_have_a_row_in_the_table_and_a_page_with_bars():
+    table = reports.on_page_markdown(reports.PLACE, None, None, None)
+    for name, report in reports.reports().items():
+        assert f"](benchmarks/{name}.md)" in table
+        shown = reports.page(name)
+        for row in reports.rows(report, "training"):
+            assert f"<th>{row['name']}</th>" in shown
+            assert f"<b>{row['ratio']['median']:.2f}</b>" in shown
+        assert shown.index("<table") < shown.index("## Inference")
+
+
+def test_intervals_and_shapes_are_not_broken():
+    found = reports.on_page_content('<td title="T1-B1-I2-H3">T1-B1-I2-H3-L2 is 1.50 (1.40–1.60)</td>', None, None, None)
+    assert found == (
+        '<td title="T1-B1-I2-H3"><span class="whole">T1-B1-I2-H3-L2</span> is 1.50 '
+        '<span class="whole">(1.40–1.60)</span></td>'
+    )
