@@ -161,8 +161,8 @@ void check(const Layer<C> &l, int64_t dtype, int instructions, int64_t count, do
     auto or_null = [](auto &values) { return has_c ? values.data() : nullptr; };
     fastlstm_forward_args f = {
         FASTLSTM_VERSION, dtype, instructions, cell, s.T, s.B, s.I, s.H, s.reverse, x.data(), s.B * s.I, s.I,
-        weight_ih.data(), s.I, weight_hh.data(), s.H, bias_ih.data(), bias_hh.data(), nullptr, nullptr, h_0.data(), s.H,
-        or_null(c_0), s.H, reset, lengths, h.data(), h_n.data(), or_null(c_n), or_null(c), gates.data(),
+        weight_ih.data(), s.I, weight_hh.data(), s.H, bias_ih.data(), bias_hh.data(), nullptr, nullptr, nullptr, nullptr,
+        h_0.data(), s.H, or_null(c_0), s.H, reset, lengths, h.data(), h_n.data(), or_null(c_n), or_null(c), gates.data(),
     };
     auto forward = [&] { return fastlstm_forward(&f, &threads); };
     int64_t changed = 0;
