@@ -80,14 +80,17 @@ def test_without_a_compiler_there_is_no_library(tmp_path, variables):
 WRITES_ITS_OUTPUT = """\
 #!/bin/sh
 while [ $# -gt 0 ]; do
-    if [ "$1" = -o ]; then : > "$2"; fi
+    if [ "$1" = -o ]; then echo compiled > "$2"; fi
     shift
 done
 """
 
 
 def compiler(path):
-    """Make a compiler that writes empty files, and return its path."""
+    """Make a compiler that writes a word for its output, and return its path.
+
+    On macOS the tag of a wheel is read out of the first bytes of its libraries, so that these cannot be empty.
+    """
     path.parent.mkdir(exist_ok=True)
     path.write_text(WRITES_ITS_OUTPUT)
     path.chmod(0o755)
