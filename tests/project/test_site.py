@@ -1,24 +1,15 @@
 """What the site adds to the pages: links out of them, reports, bars. `make docs` builds it, and takes no warnings."""
 
-import importlib.util
 import logging
 import re
 from types import SimpleNamespace
 
 import pytest
 
-from tests.helpers import ROOT
+from tests.helpers import script
 from tests.helpers.pages import PAGES, text_of
 
-
-def hook(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / "hooks" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-links, reports = hook("links"), hook("reports")
+links, reports = script("docs/hooks/links.py"), script("docs/hooks/reports.py")
 
 
 def test_every_page_has_its_place():
