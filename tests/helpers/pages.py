@@ -7,9 +7,8 @@ from typing import NamedTuple
 
 from tests.helpers import ROOT
 
-PAGES = sorted(
-    path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")] if path.is_file()
-)
+PLACES = ("*.md", ".github/*.md", "docs/**/*.md", "examples/*.md", "fastlstm/**/*.md", "tests/**/*.md")
+PAGES = sorted(path.relative_to(ROOT).as_posix() for place in PLACES for path in ROOT.glob(place) if path.is_file())
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
