@@ -87,6 +87,11 @@ def test_reports_have_a_row_in_the_table_and_a_page_with_bars():
         assert shown.index("<table") < shown.index("## Inference")
 
 
+def test_processors_are_named_without_the_marks_of_trademarks():
+    report = {"title": "fastlstm", "machine": {"cpu": "Intel(R) Core(TM) i7-8650U CPU @ 1.90GHz"}, "date": "2026-01-02"}
+    assert reports.title(report) == "Intel Core i7-8650U CPU @ 1.90GHz, float32, 2026-01-02"
+
+
 def test_intervals_and_shapes_are_not_broken():
     found = reports.on_page_content('<td title="T1-B1-I2-H3">T1-B1-I2-H3-L2 is 1.50 (1.40–1.60)</td>', None, None, None)
     assert found == (
