@@ -59,7 +59,7 @@ def test_the_tutorial_reaches_its_accuracy(tmp_path):
 
 @pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="draws with matplotlib")
 def test_the_pictures_of_the_tutorial(tmp_path):
-    drawn = script("examples/tutorial_pictures.py").main(tmp_path, iterations=1)
+    drawn = script("docs/tutorial/pictures.py").main(tmp_path, iterations=1)
     shown = re.findall(r"^!\[.+\]\((.*)\)$", (ROOT / "docs/tutorial.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert [f"tutorial/{path.name}" for path in drawn] == shown
     for path, there in zip(drawn, shown, strict=True):
