@@ -61,7 +61,11 @@ class BuildLibrary(build_ext):
             found = next(filter(shutil.which, (usual, *names)), usual)
             if found != usual and os.name != "nt":
                 os.environ.setdefault(variable, found)  # which setuptools reads
+        everything = self.extensions
         super().run()
+        if self.inplace and not self.extensions:  # left out, and an earlier build may have left it beside the modules
+            for extension in everything:
+                Path(self.get_ext_fullpath(extension.name)).unlink(missing_ok=True)
 
     def build_extensions(self):
         if (reason := self.missing()) is not None:

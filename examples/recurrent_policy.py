@@ -54,7 +54,8 @@ def train(updates: int, forgets: bool) -> tuple[Tensor, nn.ModuleList, list[Tens
         for _ in range(T):
             seen, starts = poles[:, :2] * torch.tensor([1.0, 10.0]), over | forgets
             stream.reset(starts)
-            action = Categorical(logits=head(stream(seen))[:, :2]).sample()
+            with torch.no_grad():
+                action = Categorical(logits=head(stream(seen))[:, :2]).sample()
             poles, fell, over = push(poles, action)
             steps.append((seen, starts, action, fell, over))
         last, (seen, starts, *happened) = stream.state, map(torch.stack, zip(*steps))

@@ -53,7 +53,7 @@ def title(report: dict) -> str:
 
 def processor(report: dict) -> str:
     """Return the processor's name without the marks of trademarks."""
-    return report["machine"]["cpu"].replace("(R)", "")
+    return re.sub(r"\((?:R|TM)\)", "", report["machine"]["cpu"])
 
 
 def rows(report: dict, mode: str) -> list[dict]:

@@ -1,4 +1,4 @@
-"""The pages of the documentation: what they link to, and the code that they print."""
+"""The pages of the documentation: what they link to, their tables, and the code that they print."""
 
 import re
 import string
@@ -7,9 +7,8 @@ from typing import NamedTuple
 
 from tests.helpers import ROOT
 
-PAGES = sorted(
-    path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")] if path.is_file()
-)
+PLACES = ("*.md", ".github/*.md", "docs/**/*.md", "examples/*.md", "fastlstm/**/*.md", "tests/**/*.md")
+PAGES = sorted(path.relative_to(ROOT).as_posix() for place in PLACES for path in ROOT.glob(place) if path.is_file())
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -48,6 +47,23 @@ def text_of(page: str) -> str:
 def blocks(page: str) -> list[Block]:
     """The fenced blocks of a page in their order."""
     return [Block(*found) for found in FENCE.findall(text_of(page))]
+
+
+def said(found: list[Block]) -> str:
+    """What blocks say that they print: behind a call of print, or in a block of text after one of Python."""
+    lines = []
+    for before, (language, text) in zip([None, *found], found, strict=False):
+        if language == "python":
+            lines += re.findall(r"^ *print\(.*\)  # (.*)$", text, re.MULTILINE)
+        elif language == "text" and before is not None and before.language in ("python", "text"):
+            lines += text.splitlines()
+    return "".join(f"{line}\n" for line in lines)
+
+
+def rows(page: str, head: str) -> list[list[str]]:
+    """The cells of the table whose first line begins so."""
+    table = text_of(page).partition(f"\n{head}")[2].partition("\n\n")[0]
+    return [[each.strip() for each in line.strip("|").split("|")] for line in table.splitlines()[2:]]
 
 
 def prose(page: str) -> str:

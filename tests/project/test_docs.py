@@ -16,24 +16,14 @@ from fastlstm import cells, convert
 from fastlstm.backends import settings
 from tests.helpers import ROOT, interpreter
 from tests.helpers.layers import TORCH
-from tests.helpers.pages import PAGES, Block, anchors, blocks, documented, links, relative, text_of
+from tests.helpers.pages import PAGES, Block, anchors, blocks, documented, links, relative, rows, said, text_of
 
 # torch 2.9's gap, which the page on transforms names
 BEFORE = "import torch\ntorch._dynamo.config.fake_tensor_cache_enabled = False\n" if TORCH < (2, 10) else ""
 OF_ITS_OWN = {"docs/tutorial.md"}  # test_tutorial.py runs it with fewer iterations
 WITH_PYTHON = [page for page in PAGES if any(block.language == "python" for block in blocks(page))]
 NEEDED = ("onnxscript", "onnxruntime")
-
-
-def said(found: list[Block]) -> str:
-    """What blocks say that they print: behind a call of print, or in a block of text after one of Python."""
-    lines = []
-    for before, (language, text) in zip([None, *found], found, strict=False):
-        if language == "python":
-            lines += re.findall(r"^ *print\(.*\)  # (.*)$", text, re.MULTILINE)
-        elif language == "text" and before is not None and before.language in ("python", "text"):
-            lines += text.splitlines()
-    return "".join(f"{line}\n" for line in lines)
+OF_OTHERS = {"build", "cibuildwheel", "ziglang"}  # commands of packages that the tests do not need
 
 
 def output_of(found: list[Block], folder: Path) -> str:
@@ -137,7 +127,7 @@ def test_the_commands_of_a_page_exist(page):
         assert target in TARGETS, f"{page}: make {target}"
     for name in re.findall(r"python -m ([\w.]+)", code(page)):
         if name != "benchmarks.NAME":  # which stands for each of them
-            assert importlib.util.find_spec(name) or name == "ziglang", f"{page}: python -m {name}"
+            assert importlib.util.find_spec(name) or name in OF_OTHERS, f"{page}: python -m {name}"
     for extra in re.findall(r"pip install '?(?:\.|fastlstm)\[(\w+)\]", code(page)):
         assert extra in EXTRAS, f"{page}: the extra {extra}"
 
@@ -151,12 +141,6 @@ def test_the_commands_of_shell_blocks_are_known():
     for line in lines:
         first = line.split()[0]
         assert first in ("make", "pip", "python") or shutil.which(first), line
-
-
-def rows(page: str, head: str) -> list[list[str]]:
-    """The cells of the table whose first line begins so."""
-    table = text_of(page).partition(f"\n{head}")[2].partition("\n\n")[0]
-    return [[each.strip() for each in line.strip("|").split("|")] for line in table.splitlines()[2:]]
 
 
 def test_what_the_page_on_cells_says_of_mistakes():

@@ -9,17 +9,14 @@ import re
 
 import pytest
 
-from tests.helpers import ROOT
+from tests.helpers import ROOT, script
 
 SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
 BOUND = 1e-5
 
 
 def example(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script(f"examples/{name}.py")
 
 
 def test_the_page_lists_every_script_with_its_command():

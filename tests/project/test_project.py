@@ -69,7 +69,7 @@ FORBIDDEN = {
     "a number in some tracker": re.compile(r"\b(?:issue|ticket) #?\d", re.IGNORECASE),
 }
 SUFFIXES = {".py", ".md", ".toml", ".yml", ".yaml", ".cpp", ".h", ".c", ".json"}
-FOLDERS = ("fastlstm", "tests", "benchmarks", "csrc", "docs", ".github")
+FOLDERS = ("fastlstm", "tests", "benchmarks", "csrc", "docs", "examples", ".github")
 
 
 def texts() -> list[Path]:

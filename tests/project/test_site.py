@@ -1,24 +1,15 @@
 """What the site adds to the pages: links out of them, reports, bars. `make docs` builds it, and takes no warnings."""
 
-import importlib.util
 import logging
 import re
 from types import SimpleNamespace
 
 import pytest
 
-from tests.helpers import ROOT
+from tests.helpers import script
 from tests.helpers.pages import PAGES, text_of
 
-
-def hook(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / "hooks" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-links, reports = hook("links"), hook("reports")
+links, reports = script("docs/hooks/links.py"), script("docs/hooks/reports.py")
 
 
 def test_every_page_has_its_place():
@@ -94,6 +85,11 @@ def test_reports_have_a_row_in_the_table_and_a_page_with_bars():
             assert f"<th>{row['name']}</th>" in shown
             assert f"<b>{row['ratio']['median']:.2f}</b>" in shown
         assert shown.index("<table") < shown.index("## Inference")
+
+
+def test_processors_are_named_without_the_marks_of_trademarks():
+    report = {"title": "fastlstm", "machine": {"cpu": "Intel(R) Core(TM) i7-8650U CPU @ 1.90GHz"}, "date": "2026-01-02"}
+    assert reports.title(report) == "Intel Core i7-8650U CPU @ 1.90GHz, float32, 2026-01-02"
 
 
 def test_intervals_and_shapes_are_not_broken():

@@ -13,9 +13,8 @@ import torch
 import fastlstm
 from fastlstm.convert import tensorflow_weights
 from fastlstm.mnist.data import load
-from tests.helpers import ROOT, interpreter
-from tests.project.test_docs import blocks, rows, said
-from tests.project.test_examples import example
+from tests.helpers import ROOT, interpreter, script
+from tests.helpers.pages import blocks, rows, said
 
 WHOLE = "iterations = 800\n"
 
@@ -60,7 +59,7 @@ def test_the_tutorial_reaches_its_accuracy(tmp_path):
 
 @pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="draws with matplotlib")
 def test_the_pictures_of_the_tutorial(tmp_path):
-    drawn = example("tutorial_pictures").main(tmp_path, iterations=1)
+    drawn = script("docs/tutorial/pictures.py").main(tmp_path, iterations=1)
     shown = re.findall(r"^!\[.+\]\((.*)\)$", (ROOT / "docs/tutorial.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert [f"tutorial/{path.name}" for path in drawn] == shown
     for path, there in zip(drawn, shown, strict=True):

@@ -1,6 +1,6 @@
 """The pictures of docs/tutorial.md: a digit as the LSTM reads it, with all gates, and one unit alone.
 
-python examples/tutorial_pictures.py    # needs `pip install 'fastlstm[plots]'`; trains as the page does
+python docs/tutorial/pictures.py    # needs `pip install 'fastlstm[plots]'`; trains as the page does
 
 The model is the page's own, since the blocks of the page run first. The pictures are written to docs/tutorial, or to a
 folder that is named.
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fastlstm.mnist.files import replacing
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
+DOCS = Path(__file__).resolve().parents[1]
 ROWS = 28
 OVERVIEW, SHOWN = 0, 32  # the test image of the first picture, and how many of its units are shown
 ALONE, UNIT = 11, 39  # the test image of the second picture, and the unit
