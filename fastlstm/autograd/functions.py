@@ -2,12 +2,13 @@
 
 Both define ``vmap`` and ``jvp``, and both can be differentiated again. The fused backward pass computes first
 derivatives. `fastlstm.autograd.linearized` computes the others, and leaves to the fused backward pass what is linear in
-the incoming gradients.
+the incoming gradients. `PlannedFunction` stands in for `LayerFunction` in calls that follow a plan.
 
 The arguments are flat: first the tensors, in the order of `Layer.tensors`, and then the other arguments.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -23,7 +24,7 @@ from fastlstm.autograd.modes import (
     no_autocast,
     wants_autograd,
 )
-from fastlstm.backends.base import Gradients, Layer, Run, count_tensors, sum_of
+from fastlstm.backends.base import Gradients, Layer, Plan, Run, count_tensors, sum_of
 from fastlstm.cells.spec import Cell
 from fastlstm.torch_private import plain_apply, transformed, when_compiling
 
@@ -143,47 +144,30 @@ class LayerFunction(_Function):
     gates, a buffer.
 
     Args:
-        args: the layer's tensors, reverse, the cell, and a backend's name or a `Plan`. With a plan of a single step or
-            of 16 bits, all outputs after the last states are non-differentiable buffers.
+        args: the layer's tensors, reverse, the cell, and a backend's name.
     """
 
     @staticmethod
     def forward(*args: Any) -> tuple[Optional, ...]:
-        *tensors, reverse, cell, plan_or_name = args
-        if isinstance(plan_or_name, str):
-            return operators.forward(*tensors, reverse, cell, True, plan_or_name)
-        h, last, kept = plan_or_name.forward(Layer.of(cell, tensors, reverse))
-        return h, *last, *kept
+        *tensors, reverse, cell, backend = args
+        return operators.forward(*tensors, reverse, cell, True, backend)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-        *tensors, ctx.reverse, ctx.cell, plan_or_name = inputs
-        ctx.plan_or_name, planned, last = plan_or_name, not isinstance(plan_or_name, str), 1 + len(ctx.cell.states)
+        *tensors, ctx.reverse, ctx.cell, ctx.backend = inputs
         ctx.count = len(tensors)
-        saved = *tensors, output[0] if not planned or plan_or_name.reads_h else None, *output[last:]
-        ctx.mark_non_differentiable(*output[last if planned and not plan_or_name.keeps_cells else -1 :])
+        saved = *tensors, output[0], *output[1 + len(ctx.cell.states) :]
+        ctx.mark_non_differentiable(output[-1])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*saved)
-        if not planned:  # plans have no forward mode
-            ctx.save_for_forward(*saved)
+        ctx.save_for_forward(*saved)
 
     @staticmethod
     def backward(ctx: Any, *grads: Optional) -> tuple[Any, ...]:
-        cell, saved, states = ctx.cell, ctx.saved_tensors, len(ctx.cell.states)
-        operands, (h, *kept) = saved[: ctx.count], saved[ctx.count :]
-        incoming, needs = grads[: 2 * states], ctx.needs_input_grad[: ctx.count - 2]
-        if isinstance(ctx.plan_or_name, str):
-            call: Callable[..., Any] = LayerBackward.apply if differentiated() or transformed() else operators.backward
-            with no_autocast(operands[0]):  # backward may run inside the caller's autocast
-                gradients = call(*incoming, *operands, h, *kept, ctx.reverse, cell, [*needs], ctx.plan_or_name)
-        elif not differentiated() and is_plain(*incoming, h, *kept):
-            run, layer = Run(h, (None,) * states, tuple(kept)), Layer.of(cell, operands, ctx.reverse)
-            others = incoming[1 + states :] if ctx.plan_or_name.keeps_cells else ()  # or those of buffers
-            of_run = Run(incoming[0], incoming[1 : 1 + states], others)
-            with no_autocast(layer.x):  # as above
-                gradients = ctx.plan_or_name.backward(of_run, layer, run, Gradients.of(cell, needs)).flat
-        else:
-            gradients = _composed(ctx, incoming, operands, (h, *kept), needs)
+        call: Callable[..., Any] = LayerBackward.apply if differentiated() or transformed() else operators.backward
+        saved, incoming, needs = ctx.saved_tensors, grads[: 2 * len(ctx.cell.states)], ctx.needs_input_grad
+        with no_autocast(saved[0]):  # backward may run inside the caller's autocast
+            gradients = call(*incoming, *saved, ctx.reverse, ctx.cell, [*needs[: ctx.count - 2]], ctx.backend)
         return *gradients, None, None, None, None, None
 
     @staticmethod
@@ -201,16 +185,47 @@ class LayerFunction(_Function):
         return forward_rule(args[-2], LayerFunction.apply, _saving, info.batch_size, in_dims, *args)
 
 
-apply_plain = plain_apply(LayerFunction)  # for calls under no transform
+class PlannedFunction(Function):
+    """The same by a plan, for calls under no transform: ``h``, the last states, and, if the plan keeps them, the other
+    states of all steps.
+
+    Args:
+        args: the plan, the layer, and the layer's tensors, for torch to see them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> tuple[Optional, ...]:
+        plan, layer, *tensors = args
+        h, last, kept = plan.forward(layer)
+        ctx.plan, ctx.cell, ctx.reverse, ctx.count = plan, layer.cell, layer.reverse, len(tensors)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors, h if plan.reads_h else None, *kept)
+        return h, *last, *(kept[:-1] if plan.keeps_cells else ())
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Optional) -> tuple[Any, ...]:
+        plan, cell, saved, states = ctx.plan, ctx.cell, ctx.saved_tensors, len(ctx.cell.states)
+        layer, (h, *kept) = Layer.of(cell, saved[: ctx.count], ctx.reverse), saved[ctx.count :]
+        incoming, needs = Run(grads[0], grads[1 : 1 + states], grads[1 + states :]), ctx.needs_input_grad[2:-2]
+        with no_autocast(layer.x):  # backward may run inside the caller's autocast
+            if differentiated() or not is_plain(*grads, h, *kept):
+                gradients = _composed(plan, incoming, layer, (h, *kept), needs)
+            else:
+                run = Run(h, (None,) * states, tuple(kept))
+                gradients = plan.backward(incoming, layer, run, _record(cell, needs)).flat
+        return None, None, *gradients, None, None
+
+
+apply_plan = plain_apply(PlannedFunction)
+_record = cache(Gradients.of)
 
 
 def _composed(
-    ctx: Any, incoming: tuple[Optional, ...], operands: tuple[Any, ...], kept: tuple[Any, ...], needs: Any
+    plan: Plan, incoming: Run, layer: Layer, kept: tuple[Any, ...], needs: tuple[bool, ...]
 ) -> tuple[Optional, ...]:
     """Return the gradients of a planned run, from Functions that can be differentiated again."""
-    cell, layer = ctx.cell, Layer.of(ctx.cell, operands, ctx.reverse)
-    states, narrow = len(cell.states), layer.x.itemsize == 2
-    leading = 0 if layer.states[0] is None else layer.states[0].dim() - 2
+    cell, narrow = layer.cell, layer.x.itemsize == 2
+    states, leading = len(cell.states), 0 if layer.states[0] is None else layer.states[0].dim() - 2
 
     def plain(a: Any, axes: int) -> Any:
         """Return `a` without its leading axis of one, if it has `axes`, and in float32 instead of 16 bits."""
@@ -219,21 +234,18 @@ def _composed(
         a = a.squeeze(0) if axes else a
         return a.float() if narrow else a
 
-    with no_autocast(layer.x):  # backward may run inside the caller's autocast
-        x = layer.x if layer.x.dim() == 3 else layer.x.unsqueeze(0)
-        weights, inputs = (tuple(plain(a, 0) for a in each) for each in (layer.weights, layer.inputs))
-        first = tuple(plain(a, leading) for a in layer.states)
-        tensors = layer._replace(x=plain(x, 0), weights=weights, states=first, inputs=inputs).tensors
-        dh, last = incoming[0], incoming[1 : 1 + states]
-        others = incoming[1 + states :] if ctx.plan_or_name.keeps_cells else (None,) * (states - 1)
-        axes = next((a.dim() - 2 for a in last if a is not None), 0)
-        incoming = plain(dh, 0), *(plain(a, axes) for a in last), *(None if narrow else a for a in others)
-        name = ctx.plan_or_name.backend
-        if not ctx.plan_or_name.keeps_cells:  # run again: the buffers that the plan kept have no gradients
-            h, *again = LayerFunction.apply(*tensors, ctx.reverse, cell, name)
-            kept = h, *again[states:]
-        gradients = LayerBackward.apply(*incoming, *tensors, *kept, ctx.reverse, cell, [*needs], name)
-        return (*(_like(g, of) for g, of in zip(gradients, operands)),)
+    x = layer.x if layer.x.dim() == 3 else layer.x.unsqueeze(0)
+    weights, inputs = (tuple(plain(a, 0) for a in each) for each in (layer.weights, layer.inputs))
+    first = tuple(plain(a, leading) for a in layer.states)
+    tensors = layer._replace(x=plain(x, 0), weights=weights, states=first, inputs=inputs).tensors
+    others = incoming.kept if plan.keeps_cells else (None,) * (states - 1)
+    axes = next((a.dim() - 2 for a in incoming.last if a is not None), 0)
+    grads = plain(incoming.h, 0), *(plain(a, axes) for a in incoming.last), *(None if narrow else a for a in others)
+    if not plan.keeps_cells:  # run again: the buffers that the plan kept have no gradients
+        h, *again = LayerFunction.apply(*tensors, layer.reverse, cell, plan.backend)
+        kept = h, *again[states:]
+    gradients = LayerBackward.apply(*grads, *tensors, *kept, layer.reverse, cell, [*needs], plan.backend)
+    return (*(_like(g, of) for g, of in zip(gradients, layer.tensors)),)
 
 
 def _like(gradient: Optional, of: Optional) -> Optional:

@@ -60,9 +60,8 @@ class Layer(NamedTuple):
     @classmethod
     def of(cls, cell: Cell, tensors: Sequence[Any], reverse: bool) -> "Layer":
         """Return the layer of flat `tensors`."""
-        *operands, lengths, reset = tensors
-        x, weights, states, inputs = _cut(cell, operands)
-        return cls(x, weights, states, lengths, reset, reverse, cell, inputs)
+        x, weights, states, inputs = _cut(cell, tensors[:-2])
+        return cls(x, weights, states, tensors[-2], tensors[-1], reverse, cell, inputs)
 
 
 class Run(NamedTuple):
@@ -121,9 +120,9 @@ def count_tensors(cell: Cell) -> int:
 
 
 def _cut(cell: Cell, flat: Sequence[Any]) -> tuple[Any, tuple[Any, ...], tuple[Any, ...], tuple[Any, ...]]:
-    x, *others = flat
-    weights, states = WEIGHTS + len(cell.params), len(cell.states)
-    return x, tuple(others[:weights]), tuple(others[weights : weights + states]), tuple(others[weights + states :])
+    weights = 1 + WEIGHTS + len(cell.params)
+    states = weights + len(cell.states)
+    return flat[0], tuple(flat[1:weights]), tuple(flat[weights:states]), tuple(flat[states:])
 
 
 class Plan(Protocol):
@@ -190,11 +189,6 @@ def reset_steps(layer: Layer, held: Optional) -> Optional:
 def sum_of(first: Optional, second: Optional) -> Optional:
     """Return the sum of two tensors. Either may be None, which counts as zero."""
     return second if first is None else first if second is None else first + second
-
-
-def wants_bias(needs: Gradients) -> bool:
-    """Return whether a gradient of either bias is wanted."""
-    return any(needs.weights[2:WEIGHTS])
 
 
 def flat_input(x: Tensor) -> Tensor:

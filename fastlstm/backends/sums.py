@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastlstm.backends.base import sum_of
 from fastlstm.cells.layout import Layout
 from fastlstm.cells.spec import Cell
 
@@ -40,16 +41,18 @@ def for_rows(vector: Tensor, rows: int) -> Tensor:
     return vector.unsqueeze(1).expand(groups, rows // groups, H).flatten(0, 1)
 
 
-def weight_gradient(dsums: Tensor, inputs: Tensor, weight: Tensor, start: Optional = None) -> Tensor:
-    """Return `start` plus the sum of the outer products of ``dsums`` and ``inputs`` over all (T, B) rows, by groups of
-    rows if `weight` is a stack.
-    """
-    if weight.dim() == 2:
-        rows = dsums.shape[0] * dsums.shape[1]  # of no columns, reshape could not infer them
-        dsums, inputs = dsums.reshape(rows, dsums.shape[-1]), inputs.reshape(rows, inputs.shape[-1])
-        return dsums.mT @ inputs if start is None else torch.addmm(start, dsums.mT, inputs)
-    dsums, inputs = (a.unflatten(1, (weight.shape[0], -1)).transpose(0, 1).flatten(1, 2) for a in (dsums, inputs))
-    return dsums.mT @ inputs if start is None else torch.baddbmm(start, dsums.mT, inputs)
+def rows_of(a: Tensor, groups: int) -> Tensor:
+    """(T B, N) of (T, B, N), or (G, T B / G, N) for G groups of rows. 0 is one layer that is no stack."""
+    if groups:
+        return a.unflatten(1, (groups, -1)).transpose(0, 1).flatten(1, 2)
+    T, B, N = a.shape
+    return a.reshape(T * B, N)
+
+
+def weight_gradient(dsums: Tensor, inputs: Tensor, weight: Tensor) -> Tensor:
+    """The sum of the outer products of ``dsums`` and ``inputs`` over all rows, by groups if `weight` is a stack."""
+    groups = weight.shape[0] if weight.dim() == 3 else 0
+    return rows_of(dsums, groups).mT @ rows_of(inputs, groups)
 
 
 def vector_gradient(terms: Tensor, vector: Tensor) -> Tensor:
@@ -123,39 +126,31 @@ class Sums:
         of_x, of_h = self.of_x(dsums), self.of_h(dsums)
         results: list[Optional] = []  # Dynamo does not know list[...]()
         for part, inputs, weight, order, want in (
-            (of_x, x, self.weight_ih, self.layout.blocks_ih, wanted[0]),
-            (of_h, h, self.weight_hh, self.layout.blocks_hh, wanted[1]),
+            (of_x, x, self.weight_ih, self.layout.rows_ih, wanted[0]),
+            (of_h, h, self.weight_hh, self.layout.rows_hh, wanted[1]),
         ):
             found = None
             if want and weight is not None and inputs is not None:
-                found = in_order(weight_gradient(part, inputs, weight), inverse(order), -2)
+                found = in_order(weight_gradient(part, inputs, weight), order, -2)
             results.append(found)
-        given = next((bias for bias in biases if bias is not None), None)
-        dbias = vector_gradient(dsums, given) if given is not None and any(wanted[2:4]) else None
-        return [*results, *self.bias_gradients(dbias, wanted[2:4], biases)]
+        wants = [want and bias is not None for want, bias in zip(wanted[2:], biases)]
+        if not any(wants):
+            return [*results, None, None]
+        given = next(bias for bias in biases if bias is not None)
+        return [*results, *self.bias_gradients(vector_gradient(dsums, given), *wants)]
 
-    def bias_gradients(
-        self, dbias: Optional, wanted: Sequence[Any], biases: Sequence[Any]
-    ) -> tuple[Optional, Optional]:
-        """The gradients of bias_ih and bias_hh from `dbias` (S H,) or (G, S H), as `weights` has them."""
+    def bias_gradients(self, dbias: Tensor, of_ih: bool, of_hh: bool) -> tuple[Optional, Optional]:
+        """The gradients of bias_ih and bias_hh, so far as they are wanted, from `dbias` (S H,) or (G, S H)."""
+        if self.layout.joint:
+            return dbias if of_ih else None, None if not of_hh else dbias.clone() if of_ih else dbias
         results: list[Optional] = []
-        for part_of, bias, order, want in (
-            (self.of_x, biases[0], self.layout.blocks_ih, wanted[0]),
-            (self.of_h, biases[1], self.layout.blocks_hh, wanted[1]),
+        for part, order, want in (
+            (self.of_x(dbias), self.layout.rows_ih, of_ih),
+            (self.of_h(dbias), self.layout.rows_hh, of_hh),
         ):
-            found = None
-            if want and bias is not None and dbias is not None:
-                part = part_of(dbias)
-                found = in_order(part, inverse(order), -1)
-                if found is part and (part is not dbias or any(a is dbias for a in results)):
-                    found = part.clone()
-            results.append(found)
+            found = in_order(part, order, -1) if want else None
+            results.append(part.clone() if found is part and part is not dbias else found)
         return results[0], results[1]
-
-
-def inverse(order: Sequence[int]) -> tuple[int, ...]:
-    """Where each of the numbers from 0 on is in `order`."""
-    return tuple(order.index(k) for k in range(len(order)))
 
 
 def in_order(a: Optional, order: Sequence[int], axis: int) -> Optional:
@@ -170,12 +165,13 @@ def biases(cell: Cell, bias_ih: Optional, bias_hh: Optional) -> tuple[Optional, 
     """What to add to the product of x, in the order of weight_ih's blocks: bias_ih and those blocks of bias_hh that go
     to sums of both products. And bias_hh in the order of the sums of h, or None if nothing else of it is needed.
     """
-    layout, rest = cell.layout, in_order(bias_hh, cell.layout.blocks_hh, -1)
+    layout = cell.layout
+    if layout.joint:
+        return sum_of(bias_ih, bias_hh), None
+    rest = in_order(bias_hh, layout.blocks_hh, -1)
     if bias_hh is None or rest is None or not layout.of_both:
         return bias_ih, rest
     alone = len(layout.sums) > len(layout.of_x)
-    if len(layout.of_both) == len(layout.of_x) == len(layout.of_h):
-        return bias_hh if bias_ih is None else bias_ih + bias_hh, None
     parts = rest.chunk(len(layout.of_h), -1)
     zeros = torch.zeros_like(parts[0])
     of_sums = [parts[k - layout.of_h.start] if k in layout.of_h else zeros for k in layout.of_x]

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from fastlstm.cells.derive import Derived
 
@@ -18,6 +19,7 @@ class Layout:
         sums: the gates in the order of the sums.
         of_x, of_h: the ranges of sums that x and h are multiplied for. They overlap in the sums of both.
         blocks_ih, blocks_hh: for each sum of its range which block of rows of weight_ih or weight_hh, and of the bias.
+        rows_ih, rows_hh: the inverse of these, by which gradients get back into the order of the weights.
         states: the states, of which the first is the output.
         saved: what forward leaves for backward, (T, B, H) each.
         sequences: the states but the first that backward reads at all steps.
@@ -31,6 +33,8 @@ class Layout:
     of_h: range
     blocks_ih: tuple[int, ...]
     blocks_hh: tuple[int, ...]
+    rows_ih: tuple[int, ...]
+    rows_hh: tuple[int, ...]
     states: tuple[str, ...]
     saved: tuple[str, ...]
     sequences: tuple[str, ...]
@@ -42,6 +46,11 @@ class Layout:
     def of_both(self) -> range:
         """The sums that both products add to."""
         return range(self.of_h.start, self.of_x.stop)
+
+    @cached_property
+    def joint(self) -> bool:
+        """Whether both products add to every sum, so that both weights have the same order."""
+        return self.of_x == self.of_h
 
 
 def layout(
@@ -62,6 +71,8 @@ def layout(
         of_h,
         tuple(declared["x"].index(sums[k]) for k in of_x),
         tuple(declared["h"].index(sums[k]) for k in of_h),
+        tuple(sums.index(gate) for gate in declared["x"]),
+        tuple(sums.index(gate) - of_h.start for gate in declared["h"]),
         tuple(states),
         derived.saved,
         tuple(state for state in states[1:] if {state, f"{state}_prev"} & set(derived.states_read)),

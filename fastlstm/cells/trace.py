@@ -80,7 +80,7 @@ def _run(name: str, function: Callable[..., Any], arguments: dict[str, Node], lo
         if event == "return" and frame.f_code is code:
             local.update(frame.f_locals)
 
-    before = sys.getprofile()
+    before: Any = sys.getprofile()
     sys.setprofile(watch)
     try:
         return function(**arguments)
@@ -88,7 +88,11 @@ def _run(name: str, function: Callable[..., Any], arguments: dict[str, Node], lo
         what = str(error).replace("'Node'", "a value of a cell").replace("Node", "a value of a cell")
         raise TypeError(f"cell {name}, {_place(code, error.__traceback__)}: {what}. Allowed: {ALLOWED}") from error
     finally:
-        sys.setprofile(before)
+        sys.setprofile(None)
+        if callable(before):
+            sys.setprofile(before)
+        elif before is not None:  # cProfile's, which is no function
+            before.enable()
 
 
 def _place(code: CodeType, traceback: TracebackType | None) -> str:

@@ -1,10 +1,13 @@
 """What an author may declare, and what every mistake says."""
 
 import copy
+import cProfile
 import functools
 import math
 import pickle
+import pstats
 import re
+import sys
 
 import pytest
 import torch
@@ -161,6 +164,24 @@ def test_a_value_prints_what_it_is(capsys):
 def test_a_cell_is_a_python_function(function):
     with pytest.raises(TypeError, match="a cell is declared by a Python function, got"):
         pre(function)
+
+
+def test_a_profiler_goes_on_after_a_declaration():
+    def later():
+        return sum([1, 2])
+
+    with cProfile.Profile() as profiler:
+        pre(lambda h, a, b: a + b * h)
+        later()
+    assert any(name == "later" for *_, name in pstats.Stats(profiler).stats)
+    seen = []
+    sys.setprofile(lambda frame, event, _: seen.append(frame.f_code.co_name))
+    try:
+        pre(lambda h, a, b: a + b * h)
+        later()
+    finally:
+        sys.setprofile(None)
+    assert "later" in seen
 
 
 def test_ways_to_write_that_are_allowed():

@@ -23,7 +23,7 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime import jit
 
 from fastlstm.backends.base import Gradients, Layer, Run
-from fastlstm.backends.triton import launch, tiles
+from fastlstm.backends.triton import gradients, launch, tiles
 from fastlstm.backends.triton.products import pack_kernel
 from fastlstm.cells import CELLS
 from fastlstm.cells.spec import by_key
@@ -175,14 +175,14 @@ def _call(case: Case) -> None:
     reset = empty(T, B, dtype=torch.bool) if case.reset else None
     layer = Layer(empty(T, B, I), tuple(weights), states, lengths, reset, False, cell, inputs)
     if case.direction == "forward":
-        launch.forward(layer, case.save, precision)
+        launch.Forward(layer, case.save, precision).run(layer)
         return
     others = tuple(empty(T, B, H) for _ in cell.states[1:])
     run = Run(empty(T, B, H), states, (*others, empty(T, B, len(cell.layout.saved) * H)))
     dh, douts = (None if case.last_step_only else empty(T, B, H)), others if case.cells else ()
     ends = (states[0], *(None if case.last_step_only else a for a in states[1:]))
     needs = Gradients.of(cell, [a is not None for a in layer.tensors[:-2]])
-    launch.backward(Run(dh, ends, douts), layer, run, needs, precision)
+    gradients.Backward(layer, needs, precision).launch(Run(dh, ends, douts), layer, run)
 
 
 def resources(case: Case, capability: tuple[int, int]) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def test_an_update_between_the_passes_is_refused(dtype):
 
 @dtypes
 def test_a_second_derivative_of_a_step(dtype):
-    """Through LayerFunction, from the 16-bit weights themselves. Of values below 1: a few roundings of float16's."""
+    """From the 16-bit weights themselves. Of values below 1: a few roundings of float16's."""
     module, x = module_of(False, 5, 6, dtype), torch.randn(1, 2, 5).to(dtype)
     exact, results = deepcopy(module).double(), []
     for each, a in ((module, x), (module, x), (exact, x.double())):

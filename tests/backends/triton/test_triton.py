@@ -148,14 +148,14 @@ def test_any_shape(T, B, I, H, reverse, masked, bias, name):
 def test_nothing_is_saved_without_a_gradient(monkeypatch, kernels):
     from fastlstm.backends.triton import launch
 
-    saved, original = [], launch.forward
+    saved, original = [], launch.Forward.run
 
-    def forward(layer, save, *rest):
-        run = original(layer, save, *rest)
+    def forward(self, layer):
+        run = original(self, layer)
         saved.append(len(run.kept))  # c and gates
         return run
 
-    monkeypatch.setattr(launch, "forward", forward)
+    monkeypatch.setattr(launch.Forward, "run", forward)
     x, h_0, c_0, *weights = (a.to(DEVICE) for a in Layer(3, 2, 4, 5).to(torch.float32))
     with torch.no_grad():
         quiet = lstm(x, (h_0, c_0), *weights, backend="triton-ieee")[0]
@@ -190,16 +190,16 @@ def test_modules_of_two_layers(name, batch_first, bidirectional):
 
 
 def test_the_last_state_alone_brings_no_gradient_of_every_step(monkeypatch):
-    from fastlstm.backends.triton import launch
+    from fastlstm.backends.triton.gradients import Backward
 
-    given, original = [], launch.backward
+    given, original = [], Backward.run
 
-    def backward(grads, *rest):
+    def backward(self, grads, *rest):
         (dh_n, dc_n), kept = grads.last, grads.kept
         given.append((grads.h, dh_n is not None, dc_n, any(dc is not None for dc in kept)))
-        return original(grads, *rest)
+        return original(self, grads, *rest)
 
-    monkeypatch.setattr(launch, "backward", backward)
+    monkeypatch.setattr(Backward, "run", backward)
     x, h_0, c_0, *weights = (a.to(DEVICE) for a in Layer(3, 2, 4, 5).to(torch.float32))
     lstm(x, (h_0, c_0), *weights, backend="triton-ieee")[1][0].sum().backward()
     assert given == [(None, True, None, False)]

@@ -14,7 +14,9 @@ from fastlstm.backends import triton as backend
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is made for Linux on x86-64", allow_module_level=True)
 
-from fastlstm.backends.triton import first_call, launch
+from fastlstm.backends.triton import first_call
+from fastlstm.backends.triton.gradients import Backward
+from fastlstm.backends.triton.launch import Forward
 
 DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
@@ -25,13 +27,13 @@ def batches(monkeypatch):
     monkeypatch.setattr(first_call, "applies", lambda device: True)
     monkeypatch.setattr(first_call, "_checked", set())
     monkeypatch.setattr(backend, "failures", {})
-    found, original = [], launch.forward
+    found, original = [], Forward.run
 
-    def forward(layer, *rest):
+    def run(self, layer):
         found.append(layer.x.shape[1])
-        return original(layer, *rest)
+        return original(self, layer)
 
-    monkeypatch.setattr(launch, "forward", forward)
+    monkeypatch.setattr(Forward, "run", run)
     return found
 
 
@@ -123,10 +125,10 @@ def test_a_trace_is_checked(batches):
     assert traced(x_of(3))[0].shape == (4, 3, 20)
 
 
-def changed(monkeypatch, name, change):
-    """Have a pass give other results than it should."""
-    original = getattr(launch, name)
-    monkeypatch.setattr(launch, name, lambda *arguments: change(original(*arguments)))
+def changed(monkeypatch, kind, name, change):
+    """Have a method of a pass give other results than it should."""
+    original = getattr(kind, name)
+    monkeypatch.setattr(kind, name, lambda *arguments: change(original(*arguments)))
 
 
 def failing(message, match):
@@ -136,7 +138,7 @@ def failing(message, match):
 
 
 def test_a_wrong_result_is_reported_once(batches, monkeypatch):
-    changed(monkeypatch, "forward", lambda run: run._replace(h=run.h * 1.01))
+    changed(monkeypatch, Forward, "run", lambda run: run._replace(h=run.h * 1.01))
     (text,) = failing("the check of its first call: the output differs", "failed its check .* the output differs")
     for part in ("report", f"torch {torch.__version__}", "triton 3.", "capability", "cell lstm", "FASTLSTM_CHECK=0"):
         assert part in text
@@ -147,14 +149,14 @@ def test_a_wrong_result_is_reported_once(batches, monkeypatch):
 
 
 def test_a_wrong_gradient_is_found_where_gradients_are_wanted(batches, monkeypatch):
-    changed(monkeypatch, "backward", lambda found: found._replace(sums=found.sums * 1.01))
+    changed(monkeypatch, Backward, "launch", lambda found: found._replace(sums=found.sums * 1.01))
     with torch.no_grad():
         lstm()(x_of())
     failing("the gradient of x differs", "the gradient of x differs")
 
 
 def test_a_result_that_is_nan_is_wrong(batches, monkeypatch):
-    changed(monkeypatch, "forward", lambda run: run._replace(h=run.h.log()))
+    changed(monkeypatch, Forward, "run", lambda run: run._replace(h=run.h.log()))
     failing("differs from the reference by inf", "by inf")
 
 
@@ -162,7 +164,7 @@ def test_a_kernel_that_does_not_start_is_reported(batches, monkeypatch):
     def fails(*arguments):
         raise ValueError("no kernel image")
 
-    monkeypatch.setattr(launch, "forward", fails)
+    monkeypatch.setattr(Forward, "run", fails)
     failing("ValueError: no kernel image", "ValueError: no kernel image")
 
 
@@ -180,11 +182,11 @@ def test_what_passes_is_no_failure(batches, monkeypatch, error):
     def fails(*arguments):
         raise error
 
-    original = launch.forward
-    monkeypatch.setattr(launch, "forward", fails)
+    original = Forward.run
+    monkeypatch.setattr(Forward, "run", fails)
     with pytest.raises(type(error), match=re.escape(str(error))):  # of the call itself
         lstm()(x_of())
-    monkeypatch.setattr(launch, "forward", original)
+    monkeypatch.setattr(Forward, "run", original)
     lstm()(x_of())
     assert batches == [first_call.B, 2]
 
@@ -205,7 +207,7 @@ def test_auto_takes_other_backends_after_a_failure(monkeypatch):
 
 def test_a_failure_counts_against_its_cell_alone(batches, monkeypatch):
     with monkeypatch.context() as within:
-        changed(within, "forward", lambda run: run._replace(h=run.h * 1.01))
+        changed(within, Forward, "run", lambda run: run._replace(h=run.h * 1.01))
         failing("the output differs", "failed its check of lstm")
     fastlstm.GRU(3, 20, backend="triton-ieee", device=DEVICE)(x_of())
     assert batches[-2:] == [first_call.B, 2]

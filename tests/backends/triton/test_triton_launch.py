@@ -19,7 +19,7 @@ from fastlstm.backends.base import Gradients, Layer, Run
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is made for Linux on x86-64", allow_module_level=True)
 
-from fastlstm.backends.triton import grid, launch, resident, stepwise
+from fastlstm.backends.triton import gradients, grid, launch, resident, stepwise
 
 
 def test_the_tensors_device_becomes_the_current_one(monkeypatch):
@@ -61,7 +61,8 @@ def launches(monkeypatch):
             devices = {a.device for a in arguments if isinstance(a, torch.Tensor)}
             found.append(devices == {*current} and together == self.meets)
 
-    monkeypatch.setattr(launch, "on_device", on_device)
+    for module in (launch, gradients):
+        monkeypatch.setattr(module, "on_device", on_device)
     monkeypatch.setattr(launch, "capability", lambda device: (9, 0))
     monkeypatch.setattr(launch, "pack_kernel", Recorded())
     for kernels in (resident, stepwise, grid):
@@ -87,8 +88,8 @@ def test_launches_wait_for_nothing(launches, H, precision, groups, masked):
     layer = Layer(x, (empty(*stack, 4 * H, I), empty(*stack, 4 * H, H), *biases), states, *masks, True, cells.lstm)
     run = backend.forward(layer, True, precision)
     incoming = Run(empty(1, 1, 1).expand(T, B, H), (None, empty(B, H)), ())
-    gradients = backend.backward(incoming, layer, run, Gradients.of(cells.lstm, [True] * 7), precision)
-    assert [a.shape for a in gradients.flat] == [layer.tensors[n].shape for n in range(7)]
+    found = backend.backward(incoming, layer, run, Gradients.of(cells.lstm, [True] * 7), precision)
+    assert [a.shape for a in found.flat] == [layer.tensors[n].shape for n in range(7)]
     # one a pass, and one to pack the weights for it; or one a step, and one for dh_0
     assert len(launches) == ((2 if precision == "native" else 4) if H == 40 else 2 * T + 1)
     assert all(launches)

@@ -16,7 +16,7 @@ from fastlstm.backends.triton import tiles
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is made for Linux on x86-64", allow_module_level=True)
 
-from fastlstm.backends.triton import launch, resident, stepwise
+from fastlstm.backends.triton import gradients, launch, resident, stepwise
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 LONG = 2**31 + 64
@@ -98,9 +98,10 @@ def test_large_batches(kernels, first_program, monkeypatch):
         monkeypatch.setattr(launch, "project", lambda x, *rest, w=widened: w(product(x[:, :rows], *rest), 1))
         both, steps = tuple(widened(a, 0) for a in states), (widened(lengths, 0), widened(reset, 1))
         layer = Layer(widened(x, 1), (*weights, None, None), both, *steps, False, cells.lstm)
-        run = launch.forward(layer, True, "native")
+        run = launch.Forward(layer, True, "native").run(layer)
         needs = Gradients.of(cells.lstm, [True] * 7)
-        found = launch.backward(Run(widened(dh, 1), (None, None), ()), layer, run, needs, "native")
+        incoming = Run(widened(dh, 1), (None, None), ())
+        found = gradients.Backward(layer, needs, "native").launch(incoming, layer, run)
         of_steps = (a[:, :rows].clone() for a in (run.h, *run.kept, found.sums))
         results.append([*of_steps, *(a[:rows].clone() for a in found.states)])
     for near, far in zip(*results, strict=True):
@@ -116,7 +117,7 @@ def test_large_weights(first_program, monkeypatch):
     weight[used] = half(128, H) / 8
     monkeypatch.setattr(launch, "project", lambda *_: preact)
     layer = Layer(x[:1], (half(4 * H, 1), weight, None, None), (h_0, h_0), None, None, False, cells.lstm)
-    h = launch.forward(layer, True, "native").h
+    h = launch.Forward(layer, True, "native").run(layer).h
     i, f, g, o = (preact[0, 0, used].double() + weight[used].double() @ h_0[0].double()).chunk(4)
     c = f.sigmoid() * h_0[0, :32].double() + i.sigmoid() * g.tanh()
     assert ((h[0, 0, :32].double() - o.sigmoid() * c.tanh()).abs() < 2e-3).all()  # fp16's 2^-11, and tanh.approx's

@@ -34,6 +34,9 @@ def counted(self, *arguments, **options):
 def hook(metadata):
     pass
 
+def shifted(a):
+    return torch.cat([a.flatten()[:1], a.flatten()])[1:].view(a.shape)
+
 with host.idle():
     original = triton.runtime.jit.JITFunction.run
     triton.runtime.jit.JITFunction.run = counted
@@ -41,15 +44,21 @@ with host.idle():
     host.Driver.get_current_stream = lambda self, device: stream[0]
     lstm = fastlstm.LSTM(4, H, 2, backend=backend, dtype=dtype)
     x, lengths = torch.randn(3, 2, 4, dtype=dtype), torch.tensor([3, 2]) if masked else None
+    gradients = torch.ones(3, 2, H, dtype=dtype), torch.ones(2, 2, H, dtype=dtype)
     for step in range(3):
         output, (h_n, c_n) = lstm(x, lengths=lengths)
-        (output.sum() + h_n.sum() if step < 2 or not other == "gradients" else output.sum()).backward()
+        number = 1 if step == 2 and other == "gradients" else 2
+        torch.autograd.backward((output, h_n)[:number], gradients[:number])
         print(json.dumps([len(own), launches]))
         launches.clear(), own.clear()
         if step == 1 and other == "stream":
             stream[0] = 7
         if step == 1 and other == "hook":
             triton.knobs.runtime.launch_enter_hook = hook
+        if step == 1 and other == "memory":
+            x, *gradients = map(shifted, (x, *gradients))
+            for parameter in lstm.parameters():
+                parameter.data = shifted(parameter.data)
         if step == 1 and other == "precision":
             torch.backends.cudnn.rnn.fp32_precision = "ieee"
 """
@@ -92,6 +101,15 @@ def test_streams_and_hooks_are_those_of_the_call(change, place, value):
     assert own == 0
     assert {launch[place] for launch in last} == {value}
     assert [launch[3] for launch in last] == [launch[3] for launch in first]
+
+
+@needs_triton
+@pytest.mark.parametrize("H", [32, 200])
+def test_kernels_get_aligned_memory_wherever_tensors_lie(H):
+    """What was compiled for the first call's alignments would else read wrong addresses."""
+    (_, first), _, (own, last) = steps("triton", "bfloat16", H, False, "memory")
+    assert own == 0
+    assert last == first
 
 
 @needs_triton
