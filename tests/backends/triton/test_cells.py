@@ -84,7 +84,8 @@ def check(layer, grads, kind, needs):
 @pytest.mark.parametrize("kind", BOUNDS)
 @every_cell
 def test_outputs_and_gradients(cell, kind, masked, reverse, kernels):
-    case = Case(cell, T=4, B=9, I=40 if reverse else 5, H=20, reverse=reverse, masked=masked, seed=3)
+    # with this seed no two arguments of a maximum are equal up to the rounding of 16 bits: there its gradient jumps
+    case = Case(cell, T=4, B=9, I=40 if reverse else 5, H=20, reverse=reverse, masked=masked, seed=4)
     check(case.layer, case.grads, kind, case.needs)
 
 
