@@ -35,11 +35,19 @@ examples:
 
 
 def model_bytes(state_dict: dict[str, Tensor], int8: bool = False, activations: str = "int8") -> bytes:
-    """The file's content for a `RowLSTM`'s state dict: one layer and direction, with biases, and ``linear``.
+    """The content of a file that `fastlstm_model_load` of the C library reads, for a classifier's state dict.
+
+    The classifier is an LSTM of one layer and one direction with biases, and a linear layer on its last output.
 
     Args:
+        state_dict: ``lstm.weight_ih_l0`` (4H, I), ``lstm.weight_hh_l0`` (4H, H), ``lstm.bias_ih_l0`` and
+            ``lstm.bias_hh_l0`` (4H,), ``linear.weight`` (C, H) and ``linear.bias`` (C,), and no others. They are
+            written as float32.
         int8: round each row of the LSTM's weights to int8 with a scale of its own. All else stays float32.
         activations: with `int8`, to what C programs round x and h, ``int8`` or ``int16``.
+
+    Returns:
+        The bytes, in the format of docs/native.md.
 
     Raises:
         ValueError: when a tensor is missing or has another shape, or a weight to be rounded is not finite.

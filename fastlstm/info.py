@@ -20,16 +20,16 @@ def info() -> dict[str, Any]:
     Returns:
         A dictionary of plain values, which `json.dumps` takes:
 
-        ``versions``: of fastlstm, Python, torch, numba and triton; None for a package that is not installed.
-        ``processor``: its ``name``, the number of its ``cores``, and the number of ``threads`` that torch uses.
-        ``instructions``: for numba and native the vector instructions that the kernels use, such as "avx512", or None
-        where the backend cannot be used. "+amx" and "+vdpbf16ps" are instructions for products of bfloat16.
-        ``gpus``: the names of the GPUs that torch finds.
-        ``default``: the backend of layers that name none, as `FASTLSTM_BACKEND` or `fastlstm.use_backend` sets it.
-        ``auto``: what "auto" takes for float32, as ``{device: {cell: backend}}``.
-        ``backends``: for each backend None, or the reason why it cannot run float32 here.
-        ``caches``: for numba and triton the folder in which compiled kernels stay, or None where none can be written.
-        ``notes``: sentences on what is not as it should be.
+        - ``versions``: of fastlstm, Python, torch, numba and triton; None for a package that is not installed.
+        - ``processor``: its ``name``, the number of its ``cores``, and the number of ``threads`` that torch uses.
+        - ``instructions``: for numba and native the vector instructions that the kernels use, such as "avx512", or None
+          where the backend cannot be used. "+amx" and "+vdpbf16ps" are instructions for products of bfloat16.
+        - ``gpus``: the names of the GPUs that torch finds.
+        - ``default``: the backend of layers that name none, as `FASTLSTM_BACKEND` or `fastlstm.use_backend` sets it.
+        - ``auto``: what "auto" takes for float32, as ``{device: {cell: backend}}``.
+        - ``backends``: for each backend None, or the reason why it cannot run float32 here.
+        - ``caches``: for numba and triton the folder in which compiled kernels stay, or None where none can be written.
+        - ``notes``: sentences on what is not as it should be.
     """
     from fastlstm import __version__
 

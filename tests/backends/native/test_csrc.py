@@ -1,7 +1,9 @@
 """csrc/ as a C program uses it: the example against Python, its binary, bad files, and everything under sanitizers."""
 
+import ast
 import gzip
 import importlib.util
+import os
 import platform
 import shutil
 import struct
@@ -21,6 +23,9 @@ from fastlstm.mnist import data, saved
 from fastlstm.mnist.model import RowLSTM
 from fastlstm.mnist.training import Recipe, evaluate, train
 from tests.backends.native.test_native import SOURCES
+from tests.helpers import ROOT, interpreter
+from tests.helpers.pages import blocks
+from tests.helpers.tolerances import close
 
 COMPILERS = shutil.which("gcc") and shutil.which("g++")
 needs_compiler = pytest.mark.skipif(not COMPILERS, reason="builds C and C++ with gcc, which is not installed")
@@ -112,6 +117,58 @@ def test_the_example_reads_all_test_images_as_python_does(example, tmp_path):
         assert (rounded != want).sum() <= 150  # of 10 000: the model has barely been trained
         for batch, threads in ((128, 1), (1000, 2)):
             assert torch.equal(classes(example, path, images, batch, threads), rounded)
+
+
+def run(example, folder, text):
+    """What a C program prints that is compiled as the page on native does it."""
+    (folder / "program.c").write_text(text)
+    library = [path for path in example.parent.glob("*.o") if path.name != "mnist.o"]
+    link = ("-pthread", "-Wl,--as-needed,--gc-sections", "-o", "program")
+    options = ("-std=c11", "-Wall", "-Wextra", "-Werror", "-O2", "-s", "-I", SOURCES)
+    subprocess.run(["gcc", *options, "program.c", *library, *link], cwd=folder, check=True)
+    return subprocess.run([folder / "program"], cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+@needs_compiler
+def test_the_program_of_the_page_answers_as_python_does(example, tmp_path):
+    found = blocks("docs/native.md")
+    code = "".join(block.text for block in found if block.language == "python")
+    done = interpreter.run(code, cwd=tmp_path, environment={**os.environ, "PYTHONPATH": str(ROOT)})
+    (program,) = [block.text for block in found if block.text.startswith("/* classify.c */")]
+    assert ast.literal_eval(done.stdout) == [int(line) for line in run(example, tmp_path, program).split()]
+
+
+GRU_PROGRAM = """
+#include <stdio.h>
+#include "fastlstm.h"
+enum {{ T = 5, B = 2, I = 3, H = 4, G = 3 * H }};
+static float x[T * B * I], weight_ih[G * I], weight_hh[G * H], bias_ih[G], bias_hh[G], h[T * B * H], h_n[B * H];
+int main(void) {{
+    float *arrays[] = {{x, weight_ih, weight_hh, bias_ih, bias_hh}};
+    size_t sizes[] = {{T * B * I, G * I, G * H, G, G}};
+    FILE *file = fopen("arrays.bin", "rb");
+    for (int k = 0; k < 5; k++)
+        if (!file || fread(arrays[k], sizeof(float), sizes[k], file) != sizes[k]) return 1;
+    fclose(file);
+    fastlstm_threads threads = {{1, NULL, NULL}};
+    {call}
+    for (int k = 0; k < T * B * H; k++) printf("%.9g\\n", h[k]);
+    for (int k = 0; k < B * H; k++) printf("%.9g\\n", h_n[k]);
+    return code;
+}}
+"""
+
+
+@needs_compiler
+def test_the_call_of_a_layer_on_the_page_is_torchs_gru(example, tmp_path):
+    (call,) = [block.text for block in blocks("docs/native.md") if block.text.startswith("fastlstm_forward_args")]
+    gru, x = torch.nn.GRU(3, 4), torch.randn(5, 2, 3)
+    arrays = [x, *(parameter.detach() for parameter in gru.parameters())]
+    (tmp_path / "arrays.bin").write_bytes(b"".join(array.numpy().tobytes() for array in arrays))
+    printed = run(example, tmp_path, GRU_PROGRAM.format(call=call))
+    with torch.no_grad():
+        want = torch.cat([part.flatten() for part in gru(x)])
+    close(torch.tensor([float(line) for line in printed.split()]), want, "values")
 
 
 @pytest.fixture(params=[(), ("--int8",), ("--int8", "--activations", "int16")], ids=["float32", "int8", "int8-int16"])
