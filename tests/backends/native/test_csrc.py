@@ -265,6 +265,13 @@ def test_export_refuses_other_shapes():
 
 
 @needs_compiler
+@pytest.mark.parametrize("check", ["matrix", "quantized"])
+def test_the_slow_checks_follow_the_header(check):
+    source = SOURCES / "checks" / f"{check}.cpp"
+    subprocess.run(["g++", "-std=c++17", *FLAGS[3:], "-fsyntax-only", source], check=True)
+
+
+@needs_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize("check", ["matrix", "quantized"])
 def test_all_kernels_under_sanitizers(tmp_path, check):
