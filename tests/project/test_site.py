@@ -12,6 +12,12 @@ from tests.helpers.pages import PAGES, text_of
 links, reports = script("docs/hooks/links.py"), script("docs/hooks/reports.py")
 
 
+@pytest.fixture(autouse=True)
+def heard(monkeypatch):
+    """import-linter, which another test runs in this process, disables the loggers that are there before it."""
+    monkeypatch.setattr(links.log, "disabled", False)
+
+
 def test_every_page_has_its_place():
     placed = re.findall(r"^ +- .+: (\S+\.md)$", text_of("mkdocs.yml"), re.MULTILINE)
     assert sorted(f"docs/{path}" for path in placed) == [page for page in PAGES if page.startswith("docs/")]
