@@ -57,6 +57,7 @@ def test_the_tutorial_reaches_its_accuracy(tmp_path):
     assert accuracy(expected) > 94
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="draws with matplotlib")
 def test_the_pictures_of_the_tutorial(tmp_path):
     drawn = script("docs/tutorial/pictures.py").main(tmp_path, iterations=1)
