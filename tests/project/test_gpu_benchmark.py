@@ -125,6 +125,7 @@ while not other.exists():
 """
 
 
+@pytest.mark.slow
 def test_commands_run_side_by_side_and_are_stopped_at_their_limit(tmp_path):
     hangs = "import time; print('begun', flush=True); time.sleep(600)"
     names = [str(tmp_path / name) for name in "ab"]
@@ -252,6 +253,7 @@ def test_each_test_of_the_kernels_runs_once(file, kinds):
     assert all(map(any, zip(*counts, strict=True)))  # to select nothing is an error
 
 
+@pytest.mark.slow
 @needs_triton
 def test_pytest_reports_what_was_measured(tmp_path):
     """The GPU's benchmarks in pytest, with a stand-in for the device."""
