@@ -27,7 +27,7 @@ import torch
 
 from fastlstm import torch_private
 from fastlstm.backends import aten, native, numba, quantized, reference, settings, triton
-from fastlstm.backends.base import Layer, Traits
+from fastlstm.backends.base import Layer, Traits, hidden_size
 from fastlstm.cells.spec import Cell
 
 TRITON = ("triton", "triton-ieee", "triton-tf32")
@@ -50,6 +50,7 @@ _QUANTIZED: dict[str, Any] = {"numba": numba, "native": native, "reference": qua
 
 
 MANY_ROWS, MANY_STEPS = 64, 8  # from which six products of bfloat16 take 0.7 to 0.95 of the time of one of float32
+MANY_UNITS = 32  # likewise: of 6 to 16 units they take up to 1.2 times as long
 MANY_NUMBERS = MANY_ROWS * MANY_STEPS  # of x at least
 
 
@@ -201,6 +202,8 @@ def choose(
                 if (fused := _fused_on_cpu(device, dtype, cell, warn)) is not None:
                     taken = _with_precision(fused, dtype, cell)
                     if layer is None or traced or transformed or not takes_pieces(layer.x):
+                        return taken
+                    if hidden_size(layer) < MANY_UNITS:
                         return taken
                     return _in_pieces(taken, dtype, cell)
                 lacking = lacking or traced

@@ -68,6 +68,11 @@ def test_auto_multiplies_many_rows_in_pieces_unless_bits_matter(grad):
         assert torch.equal(got, in_pieces)
     for few in (x[:, :63], x[:7]):
         assert torch.equal(outputs(few)[0], outputs(few, "numba")[0])
+    small = fastlstm.LSTM(20, 31)
+    with torch.no_grad():
+        found = small(x)[0]
+        small.backend = "numba"
+        assert torch.equal(found, small(x)[0])
     with fastlstm.batch_invariant():
         for got in outputs(x):
             assert torch.equal(got, plain)
