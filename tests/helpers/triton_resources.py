@@ -160,12 +160,12 @@ def describe(case: Case, capability: tuple[int, int]) -> tuple[Any, dict[str, An
 
 
 def _call(case: Case) -> None:
-    """A call of the case on tensors without memory, of 5 steps and 16 rows or as many as it has."""
+    """A call of the case on tensors that hold anything, of 5 steps and 16 rows or as many as it has."""
     T, B, I, H, cell, precision = 5, case.meeting or 16, case.I or 40, case.H, by_key(case.cell), DTYPES[case.kind]
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(case.kind, torch.float32)
 
     def empty(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
-        return torch.empty(shape, device="meta", dtype=dtype)
+        return torch.empty(shape, dtype=dtype)
 
     of_x, of_h = cell.gates_of_x * H, cell.gates_of_h * H
     weights = [empty(of_x, I), empty(of_h, H), empty(of_x), empty(of_h)]

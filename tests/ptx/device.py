@@ -2,7 +2,7 @@
 
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -16,7 +16,7 @@ from tests.ptx.emulator import grid as grids
 from tests.ptx.emulator.findings import Findings
 from tests.ptx.emulator.global_memory import Global
 from tests.ptx.emulator.parse import Kernel, parse
-from tests.ptx.emulator.program import Operation, prepare
+from tests.ptx.emulator.program import Operation, prepare, without
 
 BACKEND = "fastlstm.backends.triton"
 
@@ -48,11 +48,13 @@ class Device:
         kernels: the PTX of each kernel that was launched, by the kernel's name, in order.
         interleave: the seed for the order in which CTAs take turns. None: one CTA runs after the other.
         change: applied to PTX before it runs, to see whether a fault is found.
+        left_out: of a kernel, by its name, the lines of PTX whose instructions do nothing. The first line is 1.
     """
 
     chip: int
     interleave: int | None = None
     change: Callable[[str], str] | None = None
+    left_out: Mapping[str, Collection[int]] = field(default_factory=dict)
     findings: Findings = field(default_factory=Findings)
     launches: list[Launched] = field(default_factory=list)
     kernels: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
@@ -66,6 +68,8 @@ class Device:
         """Run a kernel. Arguments are tensors and numbers in the order of its parameters."""
         ptx = self.change(ptx) if self.change else ptx
         kernel, code = _prepared(ptx)
+        if lines := self.left_out.get(kernel.name):
+            code = without(code, lines)
         memory = Global({name: a for name, a in arguments.items() if isinstance(a, torch.Tensor)})
         values = [memory.addresses.get(name, value) for name, value in arguments.items()]
         scratch = [0] * (len(kernel.parameters) - len(values))  # Triton's own parameters, which kernels here do not use
@@ -93,8 +97,9 @@ def _prepared(ptx: str) -> tuple[Kernel, list[Operation]]:
 
 @contextmanager
 def emulated(
-    chip: int, *, interleave: int | None = None, change: Callable[[str], str] | None = None, stops: bool = False
-) -> Iterator[Device]:
+    chip: int, *, interleave: int | None = None, change: Callable[[str], str] | None = None,
+    left_out: Mapping[str, Collection[int]] | None = None, stops: bool = False,
+) -> Iterator[Device]:  # fmt: skip
     """Within this block Triton's launches take CPU tensors and run as PTX for compute capability 10 * major + minor.
 
     The backend's functions, and modules with backend="triton", then run on the CPU. See `Device` for the arguments.
@@ -111,7 +116,7 @@ def emulated(
 
     if triton.knobs.runtime.interpret:
         raise RuntimeError("TRITON_INTERPRET must be 0 where kernels are emulated, got 1")
-    device, compiled_for = Device(chip, interleave, change, Findings(stops)), compiler(chip)
+    device, compiled_for = Device(chip, interleave, change, left_out or {}, Findings(stops)), compiler(chip)
 
     def run(function: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
         compiled, bound = compiled_for(function, arguments, options)

@@ -13,7 +13,7 @@ import re
 import sys
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -58,21 +58,12 @@ class Mutant(NamedTuple):
     def noticed(self) -> set[str]:
         """The kinds of faults without these lines, and of notes that the kernel has not with them."""
         try:
-            changed = without(self.kernel, self.lines)
-            result = run(self.case, self.kernel.split("_")[0], change=changed, stops=True)
+            left_out = {self.kernel: self.lines}
+            result = run(self.case, self.kernel.split("_")[0], left_out=left_out, stops=True)
             notes = set(result.device.findings.found) - set(unchanged(self.case).device.findings.found)
             return result.faults(self.case.kind) | {kind for kind, _ in notes}
         except (Fault, Unsupported) as error:  # what is unsupported is what right code does not do
             return {str(error)}
-
-
-def without(kernel: str, lines: Sequence[int]) -> Callable[[str], str]:
-    def change(ptx: str) -> str:
-        if f".entry {kernel}(" not in ptx:
-            return ptx
-        return "\n".join("" if n in lines else line for n, line in enumerate(ptx.split("\n")))
-
-    return change
 
 
 @cache
@@ -91,7 +82,7 @@ def _of_kernel(case: Case, kernel: str, lines: Sequence[str]) -> Iterator[Mutant
     runs: list[Mutant] = []
     accesses: list[list[str]] = [[]]  # before, between and after the runs
     label = False
-    for n, line in enumerate(lines):
+    for n, line in enumerate(lines, 1):
         if found := re.match(ORDERING, line):
             if runs and runs[-1].text == found[1] and not accesses[-1]:
                 runs[-1] = runs[-1]._replace(lines=(*runs[-1].lines, n))
@@ -125,7 +116,7 @@ def main() -> None:
         results: dict[tuple[str, str], list[tuple[int, bool]]] = defaultdict(list)
         for mutant in mutants(case):
             seen = bool(mutant.noticed()) or mutant.idle
-            results[mutant.kernel, mutant.text].append((mutant.lines[0] + 1, seen))
+            results[mutant.kernel, mutant.text].append((mutant.lines[0], seen))
         for (kernel, text), tried in results.items():
             missed = [line for line, seen in tried if not seen]
             end = f", not at lines {missed}" if missed else ""

@@ -13,19 +13,20 @@ pytestmark = [
 ]
 
 
-def run(name, speed):
+def run(names, speed):
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")} | {"TRITON_INTERPRET": "0"}
-    arguments = f"tests/ptx/{name}", "-q", "-m", speed, "-p", "no:cacheprovider"
+    files = [f"tests/ptx/{name}" for name in names]
+    arguments = *files, "-q", "-m", speed, "-p", "no:cacheprovider"
     done = interpreter.run_module("pytest", *arguments, environment=environment, cwd=ROOT, timeout=3600)
     assert done.returncode in (0, 5), done.stdout[-5000:] + done.stderr[-2000:]  # 5: a file has no such tests
 
 
-@pytest.mark.parametrize("name", EMULATED)
-def test_file(name):
-    run(name, "not slow")
+def test_files():
+    """In one process, as Triton and the emulator take more than a second to start."""
+    run(EMULATED, "not slow")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EMULATED)
 def test_slow_tests_of_file(name):
-    run(name, "slow")
+    run([name], "slow")

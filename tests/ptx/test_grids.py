@@ -2,6 +2,8 @@
 whose programs meet after each step.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 import triton
@@ -14,7 +16,7 @@ from fastlstm.backends.base import Run
 from fastlstm.backends.triton import launch
 from tests.cells import layers as of_cells
 from tests.ptx import emulated
-from tests.ptx.emulator.grid import Hang
+from tests.ptx.emulator import grid
 from tests.ptx.layers import BOUNDS, DTYPES, PRECISIONS, Case, drawn, forward_results, run
 from tests.ptx.processes import on_each_chip
 
@@ -81,8 +83,9 @@ def test_a_barrier_without_release_or_acquire_is_noticed(orders):
     assert device.findings.kinds == {"cta-race"}
 
 
-def test_a_grid_barrier_needs_more_than_one_program_at_a_time():
-    with emulated(90) as device, pytest.raises(Hang, match="1 of 1 CTAs"):
+def test_a_grid_barrier_needs_more_than_one_program_at_a_time(monkeypatch):
+    monkeypatch.setattr(grid, "PATIENCE", 500)
+    with emulated(90) as device, pytest.raises(grid.Hang, match="1 of 1 CTAs"):
         rotated(device)
 
 
@@ -159,6 +162,7 @@ LAYERS = [
     for kind, H in (("bf16", 130), ("tf32", 130), ("fp16", 130), ("bf16", 300))
     for mask in ("reset", "")
 ]
+MEETING_ONCE = replace(LAYERS[0], T=2)
 
 
 def check(case, programs, seeds):
@@ -238,9 +242,9 @@ MUTANTS = {
 @pytest.mark.parametrize("direction", ["forward", pytest.param("backward", marks=pytest.mark.slow)])
 def test_programs_that_do_not_meet_in_order_are_noticed(direction, change, meeting):
     if direction == "backward":
-        forward_results(LAYERS[0])  # of kernels whose programs need not meet
+        forward_results(MEETING_ONCE)  # of kernels whose programs need not meet
     meeting(12)
-    result = run(LAYERS[0], direction, interleave=0, change=MUTANTS[change])
+    result = run(MEETING_ONCE, direction, interleave=0, change=MUTANTS[change])
     assert result.device.findings.kinds == {"cta-race"}
 
 
@@ -250,7 +254,7 @@ def test_counters_that_an_earlier_launch_has_left_are_noticed(meeting, monkeypat
     used = {}
     monkeypatch.setattr(launch, "arrivals", lambda places, x, made=launch.arrivals: used.setdefault(0, made(places, x)))
     with emulated(90, interleave=0) as device:
-        backend.forward(drawn(LAYERS[0])[0], True)
+        backend.forward(drawn(MEETING_ONCE)[0], True)
         assert not device.findings, device.findings
-        backend.forward(drawn(LAYERS[0])[0], True)
+        backend.forward(drawn(MEETING_ONCE)[0], True)
     assert "cta-race" in device.findings.kinds

@@ -140,6 +140,64 @@ def test_fma_of_bf16_rounds_once():
     assert computed("fma.rn.bf16x2 {d}, {a}, {b}, {c};", I32, pair, bits(one << 16 | one), pair) == [0x40003C00]
 
 
+def test_ftz_makes_zeros_of_subnormal_numbers():
+    """PTX ISA, "Floating Point Instructions: fma". The smallest normal number is 2^-126, with the bits 0x00800000."""
+    tiny, least = 2.0**-127, 2.0**-149  # both subnormal
+    cases = [
+        (tiny, 2.0, 0.0, 0x00000000),  # one of the factors, where the product is normal
+        (2.0, -tiny, -0.0, 0x80000000),  # a zero keeps its sign
+        (1.0, 2.0**-126, least, 0x00800000),  # what is added
+        (2.0**-100, 2.0**-27, 0.0, 0x00000000),  # the result of normal numbers
+        (2.0**-100, -(2.0**-27), 0.0, 0x80000000),
+        (2.0**-100, 2.0**-26, 0.0, 0x00800000),  # normal
+        (1 + 2.0**-12, 1 + 2.0**-12, -1.0, 0x3A000400),  # 2^-11 + 2^-24: rounded once
+        (tiny, INF, 0.0, 0x7FFFFFFF),  # zero times infinity
+    ]
+    a, b, c, expected = zip(*cases)
+    got = computed("fma.rn.ftz.f32 {d}, {a}, {b}, {c};", I32, floats(*a), floats(*b), floats(*c))
+    assert got[:-1] == bits(*expected[:-1]).tolist()
+    assert torch.tensor(got, dtype=I32).view(F32)[-1].isnan()
+    plain = computed("fma.rn.f32 {d}, {a}, {b}, {c};", I32, floats(tiny, 1.0), floats(2.0, 2.0**-126), floats(0, least))
+    assert plain == [0x00800000, 0x00800001]
+
+
+def test_comparisons_of_bf16():
+    """PTX ISA, "Half Precision Comparison Instructions: setp". A sign makes the bits of a number larger."""
+    minus_one, one, nan, minus_infinity = 0xBF80 - 2**16, 0x3F80, 0x7FC0, 0xFF80 - 2**16
+    a = torch.tensor([minus_one, one, nan, minus_infinity], dtype=I16)
+    b = torch.tensor([one, one, one, minus_one], dtype=I16)
+    for name, expected in (("lt", [1, 0, 0, 1]), ("nan", [0, 0, 1, 0]), ("geu", [0, 1, 1, 0])):
+        assert computed(f"setp.{name}.bf16 {{p}}, {{a}}, {{b}};", I32, a, b) == expected
+
+
+def test_comparisons_of_two_bf16_at_once():
+    """The first predicate is that of the lower halves."""
+    one, two, nan = 0x3F80, 0x4000, 0x7FC0
+    a, b = (
+        bits(two << 16 | one, one << 16 | two, nan << 16 | one),
+        bits(one << 16 | two, two << 16 | one, one << 16 | one),
+    )
+    for name, lower, upper in (("lt", [1, 0, 0], [0, 1, 0]), ("leu", [1, 0, 1], [0, 1, 1])):
+        compare = f"setp.{name}.bf16x2 %p2|%p3, {{a}}, {{b}};\n"
+        for predicate, expected in (("%p2", lower), ("%p3", upper)):
+            assert computed(compare + f"selp.b32 {{d}}, 1, 0, {predicate};", I32, a, b) == expected
+    with pytest.raises(Unsupported, match="setp"):
+        computed("setp.lt.f32 {p}|%p2, {a}, {b};", I32, floats(1), floats(2))
+
+
+def test_a_register_that_is_wider_than_what_is_loaded():
+    """PTX ISA, "Operand Size Exceeding Instruction-Type Size": above it are zeros, or copies of a sign."""
+    x, out = torch.tensor([0x1234, -2], dtype=I16), torch.zeros(1, dtype=I32)
+    load = "ld.global.{} %r1, [%rd90+2];\nst.global.b32 [%rd91], %r1;"
+    device = executed("setp.ne.s32 %p1, %r90, 0;\n@%p1 bra $end;\n" + load.format("b16") + "\n$end:", x=x, out=out)
+    assert out.item() == 0xFFFE
+    assert not device.findings, device.findings
+    with pytest.raises(Unsupported, match=r"ld\.global\.s16"):
+        executed(load.format("s16"), x=x, out=out)
+    with pytest.raises(Unsupported, match=r"ld\.global\.b64"):
+        executed(load.format("b64"), x=x, out=out)
+
+
 def test_halves_of_registers():
     assert computed("mov.b32 {d}, {{{a}, {b}}};", I32, torch.tensor([1], dtype=I16), torch.tensor([2], dtype=I16)) == [
         0x20001

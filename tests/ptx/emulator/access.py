@@ -69,9 +69,11 @@ def _load_parameter(ins: Instruction, n: int) -> Run:
 
 
 def _load(ins: Instruction, n: int, shared: bool) -> Run:
+    """A register wider than what is loaded gets zeros above it: "Operand Size Exceeding Instruction-Type Size"."""
     registers, width, order = _shape(ins)
     where, total, dtype = addresses(ins.operands[1], n), width * len(registers), BITS[8 * max(width, 2)]
-    if any(r.width != 8 * max(width, 2) for r in registers):
+    widths = {r.width for r in registers}
+    if min(widths) < 8 * width or (ins.parts[-1][0] == "s" and max(widths) > 8 * width):
         raise Unsupported(ins.text)
 
     def run(m: Any, active: Active) -> None:
@@ -86,9 +88,9 @@ def _load(ins: Instruction, n: int, shared: bool) -> Run:
                 observe(m, address, thread, order == "acquire")
         columns = np.ascontiguousarray(data).view(np.uint8 if width == 1 else dtype)
         for k, register in enumerate(registers):
-            column = columns[:, k].astype(dtype)
+            column = columns[:, k].astype(BITS[register.width])
             if active is not None:
-                whole = np.zeros(n, dtype)
+                whole = np.zeros(n, column.dtype)
                 whole[active] = column
                 column = whole
             m.write(register.number, column, active)

@@ -1,6 +1,7 @@
 """Instructions on one thread's registers.
 
-PTX ISA, "Integer Arithmetic", "Floating Point", "Comparison and Selection", "Logic and Shift" and "Data Movement: mov".
+PTX ISA, "Integer Arithmetic", "Floating Point", "Comparison and Selection", "Half Precision Comparison", "Logic and
+Shift" and "Data Movement: mov".
 """
 
 from collections.abc import Callable
@@ -21,6 +22,8 @@ def build(ins: Instruction, n: int) -> Run:
     maker = {"mov": _mov, "setp": _setp, "selp": _selp, "mad": _mad, "mul": _mul}.get(base)
     if maker:
         return maker(ins, n)
+    if ins.opcode == "fma.rn.ftz.f32":
+        return pure(ins, n, kind, [kind] * 3, _flushed(numerics.fma))
     if base not in OPERATIONS or any(part in ("ftz", "sat", "cc") for part in ins.parts):
         raise Unsupported(ins.text)
     kinds, function = OPERATIONS[base]
@@ -36,6 +39,11 @@ def build(ins: Instruction, n: int) -> Run:
     if base in ("min", "max") and len(ins.operands) == 4:
         kinds, function = (SAME,) * 3, lambda a, b, c, two=function: two(two(a, b), c)
     return pure(ins, n, kind, [name or kind for name in kinds], function)
+
+
+def _flushed(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+    """With .ftz subnormal inputs and results are zeros of the same sign."""
+    return lambda *operands: numerics.flush(function(*map(numerics.flush, operands)))
 
 
 def _of_pairs(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
@@ -185,13 +193,33 @@ def _comparison(name: str, floats: bool) -> Callable[[np.ndarray, np.ndarray], n
 
 def _setp(ins: Instruction, n: int) -> Run:
     _, name, *join, kind = ins.parts
-    compare = _comparison(name, kind.startswith("f"))
+    compare = _comparison(name, kind.startswith(("f", "bf")))
     if compare is None or (join and (len(join) > 1 or join[0] not in JOINS)):
         raise Unsupported(ins.text)
+    if kind == "bf16x2" and not join:
+        return _setp_of_pairs(ins, n, compare)
+    if kind.endswith("x2") or len(ins.operands) != 3 + len(join):
+        raise Unsupported(ins.text)
+    if kind == "bf16":
+        of_floats = compare
+        compare = lambda a, b: of_floats(numerics.from_bf16(a), numerics.from_bf16(b))  # noqa: E731
     if join:
         together = JOINS[join[0]]
         return pure(ins, n, "pred", [kind, kind, "pred"], lambda a, b, p: together(compare(a, b), p))
     return pure(ins, n, "pred", [kind] * 2, compare)
+
+
+def _setp_of_pairs(ins: Instruction, n: int, compare: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Run:
+    """p|q: the lower halves are compared for p, and the upper ones for q."""
+    *targets, a, b = ins.operands
+    gets = [source(operand, np.uint32, n) for operand in (a, b)]
+
+    def run(m: Any, active: Active) -> None:
+        results = compare(*(numerics.from_bf16(get(m).view(np.uint16)) for get in gets)).reshape(n, 2)
+        for target, result in zip(targets, results.T, strict=True):
+            m.write(target.number, result, active)
+
+    return run
 
 
 def _mov(ins: Instruction, n: int) -> Run:

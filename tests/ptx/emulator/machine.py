@@ -66,7 +66,8 @@ class Machine:
         self.shared = Shared(launch.shared_bytes, self.clock)
         self.copies, self.products = Groups(), Products(self.clock)
         self.registers = list(launch.kernel.registers.values())
-        self.values = [np.full(self.n, GARBAGE[r.width], BITS[r.width]) for r in self.registers]
+        garbage = {width: np.full(self.n, value, BITS[width]) for width, value in GARBAGE.items()}
+        self.values = [garbage[r.width] for r in self.registers]  # a write puts another array in its place
         self.valid: list[bool | np.ndarray] = [False] * len(self.registers)  # of which threads a value was written
         self.bytes: dict[int, np.ndarray] = {}  # of a register of which a part was written: a bit for each byte
         self.threads = np.arange(self.n)

@@ -38,6 +38,11 @@ def divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return (a.astype(np.float64) / b.astype(np.float64) * (1 + DIVISION * noise(a, b))).astype(np.float32)
 
 
+def flush(x: np.ndarray) -> np.ndarray:
+    """float32 without subnormal numbers, which become zeros of the same sign."""
+    return np.where(np.abs(x) < np.float32(2**-126), np.copysign(np.float32(0), x), x)
+
+
 def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
     """In the type of c, float32 or float16. The product is exact in float64.
 

@@ -1,6 +1,8 @@
 """A kernel's instructions as functions, with what the machine has to know of each."""
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -55,6 +57,13 @@ def prepare(kernel: Kernel) -> list[Operation]:
     return [_operation(ins, kernel) for ins in kernel.instructions]
 
 
+def without(code: list[Operation], lines: Collection[int]) -> list[Operation]:
+    """The instructions, of which those on these lines do nothing."""
+    idle = {"run": lambda m, active: None, "control": "", "guard": -1, "reads": set(), "writes": set()}
+    return [replace(op, **idle, is_product=False, visible=False) if op.ins.line in lines else op for op in code]
+
+
+@cache
 def classify(opcode: str) -> str:
     for name, prefixes in CLASSES.items():
         if any(opcode == p or opcode.startswith((f"{p}.", f"{p}::")) for p in prefixes):
@@ -80,13 +89,14 @@ def _operation(ins: Instruction, kernel: Kernel) -> Operation:
         run = arithmetic.build(ins, kernel.threads)
     named = [{r.number for r in registers_of(operand)} for operand in ins.operands]
     silent = base in NOTHING_WRITTEN or not named
-    reads = set().union(*(named if silent else named[1:]))
+    targets = 2 if ins.opcode.startswith("setp.") and ins.parts[-1] == "bf16x2" else 1  # p|q
+    reads = set().union(*(named if silent else named[targets:]))
     vectors = any(isinstance(operand, list) for operand in ins.operands)
     return Operation(
         ins, run, control, target,
         guard=ins.guard.number if ins.guard else -1,
         reads=named[3] if base == "selp" else reads,
-        writes=set() if silent else named[0],
+        writes=set() if silent else set().union(*named[:targets]),
         scalar=not control and base not in MAKERS and ins.opcode != "bar.warp.sync",
         moves=base == "shfl" or (base == "mov" and not vectors),
         is_product=ins.opcode.startswith("wgmma.mma_async"),

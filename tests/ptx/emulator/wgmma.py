@@ -5,6 +5,7 @@ PTX ISA, "Asynchronous Warpgroup Level Matrix Multiply-Accumulate Instructions".
 
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,7 @@ def descriptor_field(descriptor: int, name: str) -> int:
     return descriptor >> first & ((1 << bits) - 1)
 
 
+@lru_cache(1024)
 def matrix_offsets(descriptor: int, lines: int, transposed: bool, size: int = 2) -> np.ndarray:
     """(lines, 32 / size): the byte address of each element of `size` bytes of a K-major operand. A transposed one is
     MN-major.
