@@ -32,7 +32,7 @@ def run(name, H, dtype=torch.float32):
     return reports, failure
 
 
-@pytest.mark.sampled(7)
+@pytest.mark.sampled(9)
 @on_each_chip
 @pytest.mark.parametrize("H", [33, 130])
 @pytest.mark.parametrize(
