@@ -2,11 +2,10 @@
 
     TRITON_INTERPRET=0 python -m tests.ptx.mutants [CASE ...]
 
-prints for each kernel how many of them are, and the lines that nobody misses.
+prints for each kernel how many of them are, how many nothing needs, and the lines of others that nobody misses.
 
-Triton emits some twice in a row. Those are taken out together. A loop that copies ahead begins with a wait and a
-barrier, and ends with the same two. Between them nothing is copied or written, so nobody misses the first. And where a
-thread writes again what nobody has read, nothing needs the barrier between: see `idle`.
+Triton emits some twice in a row, or at the end of a loop and after it. Those are taken out together. Nothing needs some
+others: see `idle`.
 """
 
 import re
@@ -15,6 +14,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import cache
+from itertools import chain, takewhile
 from typing import NamedTuple
 
 import torch
@@ -25,7 +25,8 @@ from tests.ptx.emulator.operands import Unsupported
 from tests.ptx.layers import PRECISIONS, Case, Result, run
 
 ORDERING = r"^\s*(bar\.sync|fence\.proxy|cp\.async\.wait_group|wgmma\.fence|wgmma\.wait_group)"
-ACCESS = r"\s*(@!?%p\d+\s+)?(ld|st|cp|mma|wgmma|ldmatrix|stmatrix|shfl|bra|atom|red)\b"
+ACCESS = r"\s*(@!?%p\d+\s+)?(ld|st|cp|mma|wgmma\.mma_async|ldmatrix|stmatrix|bra|atom|red)\b"
+NOTHING = r"(\s*@!?%p\d+\s+bra\b[^;]*;\s*\$L__BB\d+_\d+:[^;]*)?"  # or the end of a loop
 CASES = [
     Case(chip, kind, H, mask, T=T, I=I, rows=rows, grads="cells" if mask else "all")
     for chip in (80, 90)
@@ -45,15 +46,21 @@ class Mutant(NamedTuple):
     text: str
     opens_loop: bool
     overwrites: bool = False
+    between_products: bool = False
 
     @property
     def idle(self) -> bool:
-        """Whether nothing needs the line. Either it opens the loop of a kernel that copies ahead, a stepwise one.
-        Or each thread writes the same places before it and after, and nobody reads between.
+        """Whether nothing needs the line. There are three kinds.
+
+        * It opens the loop of a kernel that copies ahead, a stepwise one. Such a loop begins with a wait and a barrier,
+          and ends with the same two, between which nothing is copied or written.
+        * Each thread writes places after it that no other thread has touched before it.
+        * It lies between two wgmma, and nothing is written between. Barriers and fences order no reads. Waits and
+          wgmma.fence are for registers, and products that follow each other in one accumulator need neither.
         """
         precision = PRECISIONS[self.case.kind]
         stepwise = isinstance(tiles.choose(self.case.H, precision, divmod(self.case.chip, 10)), tiles.Stepwise)
-        return self.overwrites or (self.opens_loop and stepwise)
+        return self.overwrites or self.between_products or (self.opens_loop and stepwise)
 
     def noticed(self) -> set[str]:
         """The kinds of faults without these lines, and of notes that the kernel has not with them."""
@@ -84,8 +91,9 @@ def _of_kernel(case: Case, kernel: str, lines: Sequence[str]) -> Iterator[Mutant
     label = False
     for n, line in enumerate(lines, 1):
         if found := re.match(ORDERING, line):
-            if runs and runs[-1].text == found[1] and not accesses[-1]:
+            if runs and runs[-1].text == found[1] and re.fullmatch(NOTHING, "".join(accesses[-1])):
                 runs[-1] = runs[-1]._replace(lines=(*runs[-1].lines, n))
+                accesses[-1].clear()
             else:
                 runs.append(Mutant(case, kernel, (n,), found[1], label))
                 accesses.append([])
@@ -96,14 +104,26 @@ def _of_kernel(case: Case, kernel: str, lines: Sequence[str]) -> Iterator[Mutant
             label = False
             accesses[-1].append(line)
     for n, mutant in enumerate(runs):
-        before, after = map(_overwritten, accesses[n : n + 2])
-        yield mutant._replace(overwrites=bool(before) and before == after)
+        before, after = accesses[n : n + 2]
+        overwrites = bool(before) and _places(before, "st|ld") == _places(after, "st") != set()
+        earlier, later = [*chain(*accesses[: n + 1])], chain(*accesses[n + 1 :])
+        products = set(map(_accumulator, takewhile(_accumulator, reversed(earlier))))
+        following = _accumulator(next(later, ""))
+        of_memory = mutant.text in ("bar.sync", "fence.proxy")
+        one = bool(products and following and (of_memory or following in products))
+        yield mutant._replace(overwrites=overwrites, between_products=one)
 
 
-def _overwritten(accesses: list[str]) -> set[str]:
-    """The places that a thread writes, or nothing if it does anything else."""
-    stores = [re.match(r"\s*st\.shared\S*\s+(\[[^]]*\])", line) for line in accesses]
-    return {found[1] for found in stores} if all(stores) else set()
+def _accumulator(access: str) -> str:
+    """Of a product by wgmma its registers, and of anything else nothing."""
+    found = re.match(r"\s*wgmma\.mma_async\S*\s+(\{[^}]*\})", access)
+    return found[1] if found else ""
+
+
+def _places(accesses: list[str], kinds: str) -> set[str]:
+    """The places in shared memory that a thread accesses, or nothing if it does anything but these kinds."""
+    found = [re.match(rf"\s*(?:{kinds})\.shared\S*\s.*(\[[^]]*\])", line) for line in accesses]
+    return {match[1] for match in found} if all(found) else set()
 
 
 def main() -> None:
@@ -113,14 +133,14 @@ def main() -> None:
     for case in CASES:
         if sys.argv[1:] and not any(text in str(case) for text in sys.argv[1:]):
             continue
-        results: dict[tuple[str, str], list[tuple[int, bool]]] = defaultdict(list)
+        results: dict[tuple[str, str], list[Mutant]] = defaultdict(list)
         for mutant in mutants(case):
-            seen = bool(mutant.noticed()) or mutant.idle
-            results[mutant.kernel, mutant.text].append((mutant.lines[0], seen))
+            results[mutant.kernel, mutant.text].append(mutant)
         for (kernel, text), tried in results.items():
-            missed = [line for line, seen in tried if not seen]
-            end = f", not at lines {missed}" if missed else ""
-            print(f"{case} {kernel}: {len(tried) - len(missed)} of {len(tried)} {text}{end}", flush=True)
+            unnoticed = [mutant for mutant in tried if not mutant.noticed()]
+            idle, missed = ([m.lines[0] for m in unnoticed if m.idle is one] for one in (True, False))
+            ends = f", {len(idle)} that nothing needs" * bool(idle), f", not at lines {missed}" * bool(missed)
+            print(f"{case} {kernel}: {len(tried) - len(unnoticed)} of {len(tried)} {text}{''.join(ends)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -155,7 +155,8 @@ def meeting(monkeypatch):
     torch.use_deterministic_algorithms(False)
 
 
-# 10 programs, which are two groups of batch rows at H 130. 300 units are two parts of a sum forward and five backward
+# 10 programs, which are two groups of batch rows at H 130, or 9 of all rows in tf32 forward. 300 units are two parts of
+# a sum forward and five backward
 LAYERS = [
     Case(chip, kind, H, mask, T=3, rows=11 if H == 130 else 8, reverse=bool(mask), grads="cells" if mask else "all")
     for chip in (90, 80)
@@ -169,7 +170,7 @@ def check(case, programs, seeds):
     outputs, gradients = BOUNDS[case.kind]
     for seed in seeds:
         result = run(case, interleave=seed)
-        assert [launched.ctas for launched in result.device.launches] == [programs, programs]
+        assert [launched.ctas for launched in result.device.launches] == programs
         assert not result.device.findings, result.device.findings
         assert result.outputs < outputs, result.errors
         assert result.gradients < gradients, result.errors
@@ -177,21 +178,21 @@ def check(case, programs, seeds):
 
 def test_a_layer_whose_programs_meet(meeting):
     meeting(12)
-    check(LAYERS[0], 10, [0])
+    check(LAYERS[0], [10, 10], [0])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", LAYERS, ids=str)
 def test_layers_whose_programs_meet(case, meeting):
     meeting(12)
-    check(case, 10, range(2))
+    check(case, [9 if case.kind == "tf32" else 10, 10], range(2))
 
 
 @pytest.mark.slow
 def test_a_layer_that_asks_for_its_sums_in_several_turns(meeting):
     """As backward does where most registers have weights: 64 programs, and 16 parts of a sum."""
     meeting(64)
-    check(Case(90, "bf16", 1024, T=1, rows=16), 64, [0])
+    check(Case(90, "bf16", 1024, T=1, rows=16), [64, 64], [0])
 
 
 @pytest.mark.slow
