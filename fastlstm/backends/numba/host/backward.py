@@ -59,7 +59,7 @@ class Backward(Pass):
         """
         x, weights, starts, lengths, reset, _, _, _ = layer
         starts = (*map(contiguous, starts),)
-        first, zeros, dh, h, (*steps, gates) = starts[0], self.zeros, grads.h, run.h, run.kept
+        first, zeros, dh, (h, *steps, gates) = starts[0], self.zeros, grads.h, map(contiguous, (run.h, *run.kept))
         if self.signature.step and steps:
             h, *steps = steps
         results = [like if like is None else new(like, *shape) for like, new, shape in self.wanted]
