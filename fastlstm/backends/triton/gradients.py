@@ -82,8 +82,9 @@ class Backward(Pass):
         if dh is not None:
             dh = addressable(dh, H)
             dh_step, dh_row, _ = dh.stride()
-        weight_hh, *params = readable((layer.weights[1], *layer.weights[WEIGHTS:]))
-        inputs, (lengths, reset) = readable(layer.inputs), readable((layer.lengths, layer.reset))
+        of_weights = layer.weights[1], *layer.weights[WEIGHTS:]
+        lengths, reset, weight_hh, *params = readable((layer.lengths, layer.reset, *of_weights))
+        inputs = readable(layer.inputs) if layer.inputs else ()
         first = readable(states) if states[0] is not None else (saved.new_zeros(B, H),) * len(states)
         starts = tuple([a if k in self.read else None for k, a in enumerate(first)])
         steps = tuple([a if k in self.read else None for k, a in enumerate((h, *others))])
