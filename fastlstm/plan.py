@@ -170,7 +170,7 @@ def _with_steps(layer: Layer, axis: bool) -> Layer:
 
 
 def _differentiable(plan: Plan, layer: Layer) -> Run:
-    found = apply_plan(plan, layer, *layer.tensors)
+    found = apply_plan(plan, layer, layer.x, *layer.weights, *layer.states, *layer.inputs)
     return Run(found[0], found[1 : 1 + len(layer.states)], ())
 
 
