@@ -195,9 +195,9 @@ class PlannedFunction(Function):
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> tuple[Optional, ...]:
-        plan, layer, *_ = args
+        plan, layer, *tensors = args
         h, last, kept = plan.forward(layer)
-        tensors = layer.tensors
+        tensors += layer.lengths, layer.reset
         ctx.call = plan, layer.cell, layer.reverse, len(tensors)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, h if plan.reads_h else None, *kept)

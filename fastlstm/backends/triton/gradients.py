@@ -77,7 +77,7 @@ class Backward(Pass):
         """Return what the kernels find."""
         T, B, H, needs, states = self.T, self.B, self.H, self.needs, layer.states
         dh, (h, *others, saved) = grads.h, readable((run.h, *run.kept))
-        dends, douts = readable(grads.last), readable(grads.kept) or (None,) * len(others)
+        dends, douts = readable(grads.last), readable(grads.kept) if grads.kept else (None,) * len(others)
         dh_step, dh_row = 0, 0
         if dh is not None:
             dh = addressable(dh, H)

@@ -74,7 +74,7 @@ class Backward(Pass):
         if d_last[0] is not None:
             d_last[0] = rows_contiguous(d_last[0])
             of_dh_n = sizes.row(d_last[0])
-        lengths, reset = (a if a is None else a.contiguous() for a in (lengths, reset))
+        lengths, reset = contiguous(lengths), contiguous(reset)
         call = [
             x.data_ptr(), of_first, row, address(lengths), address(reset), address(h), address(gates), *of_dh,
             *of_dh_n, *addressed[: WEIGHTS + 1], addressed[of_states],
