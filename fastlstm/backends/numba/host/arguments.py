@@ -104,7 +104,7 @@ QUANTIZED_CALL = (
 QuantizedArguments = _struct(
     "QuantizedArguments",
     f"{' '.join(QUANTIZED_NAMES)} lanes panels T B rows I H of_x of_h pieces groups_ih groups_hh panel_ih panel_hh feed"
-    f" reverse parts relax scratch_bytes h_step x_pitch x_piece h_pitch h_piece zeros clean last_ih last_hh"
+    f" unit_rows reverse parts relax scratch_bytes h_step x_pitch x_piece h_pitch h_piece zeros clean last_ih last_hh"
     f" {' '.join(f'words_{name}' for name in QUANTIZED_SOURCES.split())} barrier scratch large"
     f" x_bytes h_bytes x_scales h_scales carried fed {QUANTIZED_CALL}",
 )
