@@ -217,7 +217,6 @@ def test_meta_and_fake_tensors():
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dynamic", [True, None])
 def test_compile_fullgraph(backend, dynamic):
-    torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
 
     def run(x, *weights):

@@ -97,7 +97,6 @@ def test_each_sample_its_own_mask(modules, name):
     indirect=["backend"],
 )
 def test_compiled(modules, name, dynamic):
-    torch._dynamo.reset()
     lstm, mask = modules[1], MASKS[name]
     x = torch.randn(T, B, 3, dtype=lstm.weight_ih_l0.dtype, requires_grad=True)
     compiled = torch.compile(lstm, backend="aot_eager", fullgraph=True, dynamic=dynamic)
