@@ -36,7 +36,7 @@ torch.save(results, folder + "/results.pt")
         ("numba", False),
         pytest.param("numba", True, marks=pytest.mark.slow),
         pytest.param("reference", False, marks=pytest.mark.slow),
-        pytest.param("triton-ieee", False, marks=needs_triton),
+        pytest.param("triton-ieee", False, marks=[needs_triton, pytest.mark.slow]),
     ],
     indirect=["backend"],
 )

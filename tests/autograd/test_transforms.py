@@ -24,8 +24,8 @@ from tests.helpers.transforms import backends, dtype_of, needs_triton
         ("numba", True, True, True, False, False),
         ("reference", False, False, True, False, True),
         pytest.param("reference", False, False, True, True, False, marks=pytest.mark.slow),
-        pytest.param("triton-ieee", False, True, True, True, True, marks=needs_triton),
-        pytest.param("triton-ieee", True, False, False, False, False, marks=[needs_triton, pytest.mark.slow]),
+        pytest.param("triton-ieee", False, True, True, True, True, marks=[needs_triton, pytest.mark.slow]),
+        pytest.param("triton-ieee", True, False, False, False, False, marks=needs_triton),
     ],
     indirect=["backend"],
 )

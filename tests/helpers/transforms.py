@@ -18,6 +18,12 @@ needs_triton = pytest.mark.skipif(
 TRITON = pytest.param("triton-ieee", marks=needs_triton)
 BACKENDS = ("numba", "reference", TRITON)
 backends = pytest.mark.parametrize("backend", BACKENDS, indirect=True)
+# For what other tests show of triton, too: its interpreter takes seconds.
+backends_but_slow = pytest.mark.parametrize(
+    "backend",
+    ["numba", "reference", pytest.param("triton-ieee", marks=[needs_triton, pytest.mark.slow])],
+    indirect=True,
+)
 
 
 def exporting() -> AbstractContextManager[None]:

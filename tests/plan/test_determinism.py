@@ -32,7 +32,7 @@ def gradients(lstm, x, direction):
         ("numba", SHAPES[0]),
         ("numba", SHAPES[1]),
         ("reference", SHAPES[1]),
-        pytest.param("triton-ieee", SMALL, marks=needs_triton),
+        pytest.param("triton-ieee", SMALL, marks=[needs_triton, pytest.mark.slow]),
     ],
     indirect=["backend"],
 )
