@@ -49,8 +49,8 @@ STACKED = {"num_layers": 2, "bidirectional": True, "batch_first": True}
 @pytest.mark.parametrize(
     ("backend", "options"),
     [
-        ("numba", {}),
         ("numba", STACKED),
+        pytest.param("numba", {}, marks=pytest.mark.slow),
         ("reference", {}),
         pytest.param("triton-ieee", {}, marks=needs_triton),
         pytest.param("triton-ieee", STACKED, marks=[needs_triton, pytest.mark.slow]),
