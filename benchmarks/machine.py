@@ -12,10 +12,13 @@ PACKAGES = ("fastlstm", "torch", "numba", "llvmlite", "numpy", "onnxruntime", "o
 
 
 def cpu_name() -> str:
-    """The processor's name, with LLVM's word for its generation: in a virtual machine the name may not tell."""
+    """The processor's name. AMD's has LLVM's word for its generation, which a virtual machine may leave out. An Intel
+    processor that LLVM does not know has a wrong word, guessed from its instructions.
+    """
     from llvmlite import binding  # not above: a GPU's benchmark needs no numba
 
-    return f"{_model_name()} ({binding.get_host_cpu_name()})"
+    name = _model_name()
+    return f"{name} ({binding.get_host_cpu_name()})" if name.startswith("AMD") else name
 
 
 def _model_name() -> str:

@@ -45,7 +45,6 @@ class Stream:
             self._states = [like.new_zeros(self._layers or 1, batch_size, width) for width in widths]
         if like.is_meta:
             raise ValueError("a stream needs a module with weights, and this one is on the device meta")
-        self._on_cpu = like.is_cpu
         self._hidden, self._packed = H, [dict[Any, Any]() for _ in range(self._layers or 1)]
         self._prepare()
 
@@ -59,11 +58,13 @@ class Stream:
                           module._cell)  # fmt: skip
             step = module._steps_of(layer, packed)
             if step is None:
-                steps = []
+                steps = [None]
                 break
             steps.append(step)
             between.append(x)
-        self._threads, self._steps, self._between = threads, steps, between
+        *inner, self._last = steps
+        self._threads, self._between = threads, between  # which the addresses are of
+        self._inner = [(step, to.data_ptr()) for step, to in zip(inner, between[1:])]
 
     def __call__(self, x_t: Tensor, inputs: Any = None) -> Tensor:
         """Run one time step.
@@ -81,27 +82,28 @@ class Stream:
             RuntimeError: if `x_t` requires a gradient while gradients are enabled; under a transform of torch.func.
         """
         like = self._like
-        if not is_untransformed(x_t) or x_t.shape != self._shape or x_t.dtype is not like.dtype:
-            x_t = self._accepted(x_t)
-        if not (x_t.is_cpu and self._on_cpu) and x_t.device != like.device:
-            x_t = self._accepted(x_t)
-        if x_t.requires_grad and torch.is_grad_enabled():
+        if (
+            not is_untransformed(x_t)
+            or x_t.shape != self._shape
+            or x_t.dtype is not like.dtype
+            or x_t.device != like.device
+            or x_t.requires_grad
+        ):
             x_t = self._accepted(x_t)
         if inputs is not None and not self._module._cell.inputs:
             raise ValueError(f"inputs must be None, since the cell {self._module._cell.name} has none, got {inputs!r}")
         with self._lock:
             if threads_now() != self._threads:
                 self._prepare()
-            if not self._steps or inputs is not None:
+            if self._last is None or inputs is not None:
                 return self._by_module(x_t, inputs)
             if not x_t.is_contiguous():
                 x_t = x_t.contiguous()
-            h = like.new_empty(self.batch_size, self._hidden)
-            at, last = x_t.data_ptr(), len(self._steps) - 1
-            for k, step in enumerate(self._steps):
-                to = h.data_ptr() if k == last else self._between[k + 1].data_ptr()
+            h, at = like.new_empty(self.batch_size, self._hidden), x_t.data_ptr()
+            for step, to in self._inner:
                 step(at, to)
                 at = to
+            self._last(at, h.data_ptr())
             return h
 
     def _by_module(self, x_t: Tensor, inputs: Any) -> Tensor:
@@ -131,9 +133,10 @@ class Stream:
                 raise ValueError(f"x_t must have the {what} {wanted}, got {getattr(x_t, what)}")
         if x_t.requires_grad and torch.is_grad_enabled():
             raise RuntimeError("a stream has no gradients: pass x_t.detach(), or call it under torch.no_grad()")
-        if x_t.is_neg() and is_untransformed(resolved := x_t.resolve_neg()):
-            return resolved
-        raise RuntimeError("a stream runs plain tensors, outside of torch.func's transforms and of tracers")
+        x_t = x_t.resolve_neg()
+        if not is_untransformed(x_t):
+            raise RuntimeError("a stream runs plain tensors, outside of torch.func's transforms and of tracers")
+        return x_t
 
     def reset(self, rows: Any = None) -> None:
         """Set the states of some rows to zeros, of all if `rows` is None.

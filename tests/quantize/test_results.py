@@ -75,7 +75,7 @@ def test_kernels_beside_plain_pytorch(kind, activations, states, masks, size, ba
 
 @settings(deadline=None, max_examples=40)
 @given(
-    st.tuples(st.integers(1, 6), st.integers(1, 15), st.integers(1, 70), st.integers(1, 70)),
+    st.tuples(st.integers(1, 6), st.integers(1, 40), st.integers(1, 90), st.integers(1, 90)),
     st.sampled_from([fastlstm.LSTM, fastlstm.GRU]),
     st.sampled_from(["int8", "int16"]),
     st.sampled_from([1e-40, 1e-20, 1.0, 1e3, 1e20]),
@@ -121,7 +121,7 @@ def test_one_thread_and_two(kind, activations, size, backend):
 @both_activations
 @torch.no_grad()
 def test_all_kernels_give_the_same_bits(kind, activations):
-    for size in ((7, 3, 5, 9), (4, 20, 28, 40), (5, 1, 600, 130)):
+    for size in ((7, 3, 5, 9), (4, 20, 28, 40), (5, 1, 600, 130), (3, 37, 150, 140), (40, 1, 130, 70)):
         module, inputs, options = draw(3, *size, kind)
         first, *others = (flat(quantized(module, activations, each)(*inputs, **options)) for each in KERNELS)
         assert all(same_bits(first, each) for each in others)
@@ -135,7 +135,7 @@ BITS = """
     digest = hashlib.sha256()
     with torch.no_grad():
         for kind in (fastlstm.LSTM, fastlstm.GRU):
-            for size in ((7, 3, 5, 9), (4, 20, 28, 40), (3, 2, 700, 130), (30, 1, 64, 64)):
+            for size in ((7, 3, 5, 9), (4, 20, 28, 40), (3, 2, 700, 130), (30, 1, 64, 64), (3, 37, 150, 140)):
                 for activations in ("int8", "int16"):
                     module, inputs, options = draw(4, *size, kind)
                     for a in flat(quantized(module, activations, "numba")(*inputs, **options)):

@@ -48,3 +48,16 @@ def test_the_tiles_stay_in_registers(features, triple, cpu, unit, instruction, p
         assert products >= height * pieces * 4
         assert products % (height * pieces * 4) == 0
         assert not [line for line in loop if "rsp" in line or "[sp" in line]
+
+
+def test_the_matrix_unit_multiplies_whole_tiles():
+    """Where a processor has AMX for bytes, sums over 64 columns are its, in a loop that touches no stack."""
+    features = "+avx512f,+avx512bw,+avx512vnni,+avx512bf16,+avx2,+fma,+amx-tile,+amx-int8,+amx-bf16"
+    cpu = "sapphirerapids"
+    code = CODE.format(features=features, triple="x86_64-unknown-linux-gnu", cpu=cpu, pieces=1)
+    text = run(code, NUMBA_CPU_FEATURES=features, NUMBA_CPU_NAME=cpu)
+    loop = busiest_loop(text, "int8.unit4", "tdpbusd")
+    products, loads = (sum(name in line for line in loop) for name in ("tdpbusd", "tileloadd"))
+    assert products >= 4
+    assert 4 * loads == 5 * products  # of a tile of rows and four of weights
+    assert not [line for line in loop if "rsp" in line]

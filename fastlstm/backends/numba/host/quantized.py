@@ -20,8 +20,9 @@ from fastlstm.backends.numba.host.signature import contiguous
 from fastlstm.backends.quantized import TOP
 from fastlstm.cells.spec import Cell
 
-FEW_ROWS, FED_ROWS = 12, 24  # batch rows up to which x is multiplied for several steps at once; rows that are then
+FEW_ROWS, FED_ROWS = 15, 32  # batch rows up to which x is multiplied for several steps at once; rows that are then
 ROW_BYTES = 1 << 15  # of weights, for each row of a part of the batch rows: see `sizes.split`
+UNIT_ROWS = 16  # from which the matrix unit multiplies, where there is one
 FASTER = 4  # than products of float32, whose limits `sizes` has: below them a second thread costs more than it saves
 
 
@@ -73,6 +74,7 @@ class QuantizedKernel(Kernel):
         of_x, of_h, panels = len(layout.of_x), len(layout.of_h), sizes.panels_of(H, lanes)
         feed = 1 if B > FEW_ROWS else min(T, max(1, FED_ROWS // max(B, 1)))
         groups_ih, groups_hh = -(-I // 4), -(-H // 4)
+        unit_rows = UNIT_ROWS if sizes.most_pieces() > 1 else 1 << 62
         x_piece, h_piece = _lines(4 * groups_ih), _lines(panels * lanes)
         buffers = {
             "scratch": 16 + 64 * lanes * (1 + of_x), "x_bytes": 2 * B * feed * pieces * x_piece // 4,
@@ -92,8 +94,8 @@ class QuantizedKernel(Kernel):
             **tasks.quantized_primitives(s.cell, pieces), relax=tasks.relax(), parts=parts,
             scratch_bytes=self.steps["scratch"], lanes=lanes, panels=panels, T=T, B=B, rows=B, I=I, H=H, of_x=of_x,
             of_h=of_h, pieces=pieces, groups_ih=groups_ih, groups_hh=groups_hh, panel_ih=groups_ih * of_x * lanes * 4,
-            panel_hh=groups_hh * of_h * lanes * 4, feed=feed, reverse=s.reverse, h_step=B * H * 4,
-            x_pitch=pieces * x_piece, x_piece=x_piece, h_pitch=pieces * h_piece, h_piece=h_piece,
+            panel_hh=groups_hh * of_h * lanes * 4, feed=feed, unit_rows=unit_rows, reverse=s.reverse,
+            h_step=B * H * 4, x_pitch=pieces * x_piece, x_piece=x_piece, h_pitch=pieces * h_piece, h_piece=h_piece,
             zeros=self.constants.data_ptr(), clean=self.constants.data_ptr() + h_piece, last_ih=last_ih,
             last_hh=last_hh, **{f"words_{name}": n for name, n in zip(arguments.QUANTIZED_SOURCES.split(), words)},
         )  # fmt: skip

@@ -10,7 +10,7 @@ from fastlstm.backends.numba.kernels.shared import CHUNK, VECTOR, jit
 from fastlstm.backends.numba.kernels.threads import share, share_rows_alive, wait
 from fastlstm.backends.numba.kernels.weights import DIGEST, digested_blocks
 from fastlstm.backends.numba.llvm.digest import DIGEST_BYTES
-from fastlstm.backends.numba.llvm.intrinsics import call, get_int32, get_int64
+from fastlstm.backends.numba.llvm.intrinsics import call, call0, get_int32, get_int64
 from fastlstm.backends.numba.llvm.quantized import CONSTANTS
 
 ONE = 0x3F800000  # the bits of 1.0, the least magnitude that a row of h is scaled by
@@ -83,9 +83,9 @@ def multiply_inputs(a, s, b_first, row, rows, p, panels, fed):
     """What x makes of the sums of some panels, for `rows` rows from `row` on of the part's and the block's."""
     of_x, at = a.of_x * VECTOR, (s // a.feed % 2 * a.B + b_first) * a.feed + row
     call(
-        a.inputs, panels, rows, a.packed_ih + p * a.panel_ih, a.panel_ih, a.constants_ih + p * CONSTANTS * of_x,
-        CONSTANTS * of_x, a.groups_ih, a.x_bytes + at * a.x_pitch, a.x_pitch, a.x_piece, a.x_scales + 4 * at, fed,
-        a.feed * a.B * of_x, of_x,
+        a.inputs, panels, rows, a.unit_rows, a.packed_ih + p * a.panel_ih, a.panel_ih,
+        a.constants_ih + p * CONSTANTS * of_x, CONSTANTS * of_x, a.groups_ih, a.x_bytes + at * a.x_pitch, a.x_pitch,
+        a.x_piece, a.x_scales + 4 * at, fed, a.feed * a.B * of_x, of_x,
     )  # fmt: skip
 
 
@@ -95,9 +95,9 @@ def run_panels(a, s, p, panels, sign, b, rows, fed, out, out_row, to_scales, to_
     of_h, lanes = a.of_h * VECTOR, a.lanes
     seen, to = a.h_bytes + s % 2 * a.B * a.h_pitch, a.h_bytes + (s + 1) % 2 * a.B * a.h_pitch
     call(
-        a.step, panels, rows, a.packed_hh + p * a.panel_hh, sign * a.panel_hh, a.constants_hh + p * CONSTANTS * of_h,
-        sign * CONSTANTS * of_h, a.groups_hh, seen + b * a.h_pitch, a.h_pitch, a.h_piece,
-        a.h_scales + 4 * (s % 3 * a.B + b), fed, sign * a.feed * a.B * a.of_x * VECTOR, a.of_x * VECTOR,
+        a.step, panels, rows, a.unit_rows, a.packed_hh + p * a.panel_hh, sign * a.panel_hh,
+        a.constants_hh + p * CONSTANTS * of_h, sign * CONSTANTS * of_h, a.groups_hh, seen + b * a.h_pitch, a.h_pitch,
+        a.h_piece, a.h_scales + 4 * (s % 3 * a.B + b), fed, sign * a.feed * a.B * a.of_x * VECTOR, a.of_x * VECTOR,
         a.carried + (p * a.B + b) * VECTOR, sign * a.B * VECTOR, out, sign * VECTOR, out_row,
         to + b * a.h_pitch + p * lanes, sign * lanes, a.h_pitch, a.h_piece, to_scales, to_scales_step,
     )  # fmt: skip
@@ -246,6 +246,9 @@ def quantized(a, thread, threads):
     p_first, p_last = share(a.panels, member, team), share(a.panels, member + 1, team)
     rows = b_last - b_first
     x_first, x_last = b_first + share(rows, member, team), b_first + share(rows, member + 1, team)
+    on_unit = a.feed * rows >= a.unit_rows
+    if on_unit:
+        call(a.configure, 16)
     begin(a, b_first, b_last, x_first, x_last, p_first, p_last)
     round_inputs(a, 0, b_first, rows, member, team)
     passed = wait(barrier, team, passed, a.relax)
@@ -273,4 +276,6 @@ def quantized(a, thread, threads):
         if (s + 1) % a.feed == 0:
             round_inputs(a, (s + 1) // a.feed, b_first, rows, member, team)
         passed = wait(barrier, team, passed, a.relax)
+    if on_unit:
+        call0(a.release)
     finish(a, b_first, b_last, p_first, p_last)

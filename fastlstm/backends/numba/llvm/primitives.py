@@ -65,7 +65,7 @@ def cover(rows: int, height: int) -> tuple[int, ...]:
     return tuple(rows // number + (k < rows % number) for k in range(number))
 
 
-def in_tiles(b: ir.IRBuilder, rows: ir.Value, height: int, carried: list[ir.Value], body: Any) -> None:
+def in_tiles(b: ir.IRBuilder, rows: ir.Value, height: int, carried: list[ir.Value], body: Any) -> list[ir.Value]:
     """``carried = body(size, *carried)`` for tiles of `height` rows, and of fewer for the rest, that cover `rows`.
 
     A single row left over would run at half of the speed, and two at 0.85, so the last tiles share the rows.
@@ -82,6 +82,7 @@ def in_tiles(b: ir.IRBuilder, rows: ir.Value, height: int, carried: list[ir.Valu
                 more = b.add(number, I64(heights.count(size)))
                 number = b.select(b.icmp_signed("==", left, I64(rest)), more, number)
         carried = counted(b, number, carried, partial(body, size))
+    return carried
 
 
 def product(lanes: Lanes, vecs: int) -> Builder:

@@ -10,7 +10,9 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
+from fastlstm.backends.numba.llvm import amx, matrix
 from fastlstm.backends.numba.llvm import bytes as dots
+from fastlstm.backends.numba.llvm import dots as bfloats
 from fastlstm.backends.numba.llvm.bytes import OFFSET, SUMS, tile_rows
 from fastlstm.backends.numba.llvm.cells import Functions, known
 from fastlstm.backends.numba.llvm.digest import digest
@@ -18,17 +20,26 @@ from fastlstm.backends.numba.llvm.loops import Builder, counted, function
 from fastlstm.backends.numba.llvm.primitives import in_tiles
 from fastlstm.backends.numba.llvm.rounding import FLOATS, TOP, quantize, store_bytes
 from fastlstm.backends.numba.llvm.rows import copy_rows
-from fastlstm.backends.numba.llvm.simd import I64, VECTOR_BYTES, Vector
+from fastlstm.backends.numba.llvm.simd import I64, VECTOR_BYTES, Vector, machine_features
 
 CONSTANTS = 3  # of a panel: scales, biases, and what sums start from, a vector for each gate
+ON_UNIT = dots.UNIT == "vnni" and matrix.unit() is amx and "+amx-int8" in machine_features().split(",")
 
 
-def _products(b, rows: int, vecs: int, pieces: int, w, init, a, a_row, a_piece, groups) -> list[list[Any]]:
-    """For each row the products with `vecs` vectors of a panel, as floats. Sums stay in registers."""
+def _products(
+    b, rows: int, vecs: int, pieces: int, w, init, init_row, init_piece, groups, a, a_row, a_piece
+) -> list[list[Any]]:  # fmt: skip
+    """For each row the products with `vecs` vectors of a panel, as floats. Sums stay in registers. They start from what
+    lies at `init`: for all rows the same, or with the matrix unit its sums, `init_row` and `init_piece` apart.
+    """
     height, at_once = rows * pieces, 2 if rows * pieces == 1 else 1  # two chains of sums where there are few
     places = [b.add(b.mul(a_row, I64(m)), b.mul(a_piece, I64(k))) for k in range(pieces) for m in range(rows)]
     zeros = ir.Constant(SUMS, [0] * dots.LANES)
-    starts = [dots.load(b, b.add(init, I64(n * VECTOR_BYTES))) if OFFSET else zeros for n in range(vecs)]
+    if ON_UNIT:
+        begins = [b.add(b.mul(init_row, I64(m)), b.mul(init_piece, I64(k))) for k in range(pieces) for m in range(rows)]
+        starts = [dots.load(b, b.add(init, b.add(at, I64(n * VECTOR_BYTES)))) for at in begins for n in range(vecs)]
+    else:
+        starts = [dots.load(b, b.add(init, I64(n * VECTOR_BYTES))) if OFFSET else zeros for n in range(vecs)] * height
 
     def body(number, a, w, *acc):
         new = list(acc)
@@ -52,7 +63,7 @@ def _products(b, rows: int, vecs: int, pieces: int, w, init, a, a_row, a_piece, 
                     new[at] = dots.add(b, new[at], weight, operand)
         return [b.add(a, I64(4 * number)), b.add(w, I64(number * vecs * VECTOR_BYTES)), *new]
 
-    acc = starts * height + [zeros] * ((at_once - 1) * height * vecs)
+    acc = starts + [zeros] * ((at_once - 1) * height * vecs)
     if at_once == 2:
         a, w, *acc = counted(b, b.lshr(groups, I64(1)), [a, w, *acc], partial(body, 2))
         half = height * vecs
@@ -71,11 +82,54 @@ def _constant(b, constants, kind: int, vecs: int, n: int):
     return b.add(constants, I64((kind * vecs + n) * VECTOR_BYTES))
 
 
+def _in_tiles(b, name: str, vecs: int, pieces: int, rows, unit_rows, w, init, groups, a, a_row, a_piece, carried, body):
+    """``carried = body(size, sums, *carried)`` for tiles of `size` rows that cover `rows`: `sums` are the arguments of
+    `_products` from w to a_piece.
+
+    From `unit_rows` rows on, blocks of `amx.ROWS` of them first get the sums over whole tiles of columns from the
+    matrix unit; where fewer are left over, the last block begins in the one before.
+    """
+
+    def tiles(size, w, init, init_row, init_piece, groups, a, carried):
+        def tile(size, init, a, *carried):
+            new = body(size, [w, init, init_row, init_piece, groups, a, a_row, a_piece], *carried)
+            return [b.add(init, b.mul(init_row, I64(size))), b.add(a, b.mul(a_row, I64(size))), *new]
+
+        return in_tiles(b, size, tile_rows(pieces), [init, a, *carried], tile)[2:]
+
+    if not ON_UNIT:
+        tiles(rows, w, init, I64(0), I64(0), groups, a, carried)
+        return
+    row, columns = vecs * VECTOR_BYTES, 16  # groups in a tile
+    with b.goto_entry_block():
+        memory = b.alloca(ir.ArrayType(ir.IntType(8), pieces * amx.ROWS * row))
+        memory.align = VECTOR_BYTES
+    sums = b.ptrtoint(memory, I64)
+    on_unit = b.and_(b.icmp_signed(">=", rows, unit_rows), b.icmp_signed(">=", groups, I64(columns)))
+    with b.if_else(on_unit) as (many, few):
+        with few:
+            tiles(rows, w, init, I64(0), I64(0), groups, a, carried)
+        with many:
+            steps = b.udiv(groups, I64(columns))
+            rest, w_rest = b.urem(groups, I64(columns)), b.add(w, b.mul(steps, I64(columns * row)))
+            made = function(b.module, f"{name}.unit{vecs}", 7, amx.byte_sums(vecs, pieces))
+
+            def block(left, a, *carried):
+                size = b.select(b.icmp_signed("<", left, I64(amx.ROWS)), left, I64(amx.ROWS))
+                before = b.sub(I64(amx.ROWS), size)
+                b.call(made, [init, b.sub(a, b.mul(a_row, before)), a_row, a_piece, w, steps, sums])
+                start, a_rest = b.add(sums, b.mul(before, I64(row))), b.add(a, b.mul(steps, I64(4 * columns)))
+                new = tiles(size, w_rest, start, I64(row), I64(amx.ROWS * row), rest, a_rest, carried)
+                return [b.sub(left, size), b.add(a, b.mul(a_row, size)), *new]
+
+            counted(b, b.udiv(b.add(rows, I64(amx.ROWS - 1)), I64(amx.ROWS)), [rows, a, *carried], block)
+
+
 def input_tile(rows: int, vecs: int, pieces: int) -> Builder:
     """`inputs` for one panel and `rows` rows."""
 
-    def build(b, w, constants, groups, a, a_row, a_piece, scales, out, out_row):
-        found = _products(b, rows, vecs, pieces, w, _constant(b, constants, 2, vecs, 0), a, a_row, a_piece, groups)
+    def build(b, w, init, init_row, init_piece, groups, a, a_row, a_piece, constants, scales, out, out_row):
+        found = _products(b, rows, vecs, pieces, w, init, init_row, init_piece, groups, a, a_row, a_piece)
         for m, of_row in enumerate(found):
             scale = FLOATS.broadcast(b, b.add(scales, I64(4 * m)))
             for n, value in enumerate(of_row):
@@ -90,18 +144,20 @@ def inputs(name: str, vecs: int, pieces: int) -> Builder:
     """What x makes of the sums of some panels: (panels, rows, vecs, lanes) from `out` on."""
 
     def build(
-        b, panels, rows, w, w_panel, constants, constants_panel, groups, a, a_row, a_piece, scales, out, out_panel,
-        out_row,
+        b, panels, rows, unit_rows, w, w_panel, constants, constants_panel, groups, a, a_row, a_piece, scales, out,
+        out_panel, out_row,
     ):  # fmt: skip
         def panel(w, constants, out):
-            def body(size, a, scales, out):
-                args = [w, constants, groups, a, a_row, a_piece, scales, out, out_row]
+            def body(size, sums, scales, out):
+                args = [*sums, constants, scales, out, out_row]
                 made = input_tile(size, vecs, pieces)
                 b.call(function(b.module, f"{name}.inputs{size}", len(args), made), args)
-                steps = b.mul(a_row, I64(size)), I64(4 * size), b.mul(out_row, I64(size))
-                return [b.add(place, step) for place, step in zip((a, scales, out), steps)]
+                return [b.add(scales, I64(4 * size)), b.add(out, b.mul(out_row, I64(size)))]
 
-            in_tiles(b, rows, tile_rows(pieces), [a, scales, out], body)
+            init = _constant(b, constants, 2, vecs, 0)
+            _in_tiles(
+                b, name, vecs, pieces, rows, unit_rows, w, init, groups, a, a_row, a_piece, [scales, out], body
+            )  # fmt: skip
             return [b.add(w, w_panel), b.add(constants, constants_panel), b.add(out, out_panel)]
 
         counted(b, panels, [w, constants, out], panel)
@@ -116,10 +172,10 @@ def step_tile(rows: int, cell: Functions, pieces: int) -> Builder:
     vecs = len(of_h)
 
     def build(
-        b, w, constants, groups, a, a_row, a_piece, scales, fed, fed_row, state, out, out_row, to, to_row, to_piece,
-        to_scales, to_scales_step,
+        b, w, init, init_row, init_piece, groups, a, a_row, a_piece, constants, scales, fed, fed_row, state, out,
+        out_row, to, to_row, to_piece, to_scales, to_scales_step,
     ):  # fmt: skip
-        found = _products(b, rows, vecs, pieces, w, _constant(b, constants, 2, vecs, 0), a, a_row, a_piece, groups)
+        found = _products(b, rows, vecs, pieces, w, init, init_row, init_piece, groups, a, a_row, a_piece)
         top, nan = FLOATS.splat(float(TOP[pieces])), FLOATS.scalar(float("nan"))
         for m, of_row in enumerate(found):
             scale = FLOATS.broadcast(b, b.add(scales, I64(4 * m)))
@@ -155,31 +211,38 @@ def step(name: str, cell: Functions, pieces: int) -> Builder:
     """
 
     def build(
-        b, panels, rows, w, w_panel, constants, constants_panel, groups, a, a_row, a_piece, scales, fed, fed_panel,
-        fed_row, state, state_panel, out, out_panel, out_row, to, to_panel, to_row, to_piece, to_scales, to_scales_step,
+        b, panels, rows, unit_rows, w, w_panel, constants, constants_panel, groups, a, a_row, a_piece, scales, fed,
+        fed_panel, fed_row, state, state_panel, out, out_panel, out_row, to, to_panel, to_row, to_piece, to_scales,
+        to_scales_step,
     ):  # fmt: skip
+        vecs = len(cell.layout.of_h)
+
         def panel(w, constants, fed, state, out, to):
-            def body(size, a, scales, fed, state, out, to, to_scales):
+            def body(size, sums, scales, fed, state, out, to, to_scales):
                 args = [
-                    w, constants, groups, a, a_row, a_piece, scales, fed, fed_row, state, out, out_row, to, to_row,
-                    to_piece, to_scales, to_scales_step,
+                    *sums, constants, scales, fed, fed_row, state, out, out_row, to, to_row, to_piece, to_scales,
+                    to_scales_step,
                 ]  # fmt: skip
                 made = step_tile(size, cell, pieces)
                 b.call(function(b.module, f"{name}.step{size}", len(args), made), args)
-                rows = [b.mul(row, I64(size)) for row in (a_row, fed_row, out_row, to_row, to_scales_step)]
-                steps = rows[0], I64(4 * size), rows[1], I64(VECTOR_BYTES * size), *rows[2:]
-                places = a, scales, fed, state, out, to, to_scales
+                rows = [b.mul(row, I64(size)) for row in (fed_row, out_row, to_row, to_scales_step)]
+                steps = I64(4 * size), rows[0], I64(VECTOR_BYTES * size), *rows[1:]
+                places = scales, fed, state, out, to, to_scales
                 return [b.add(place, step) for place, step in zip(places, steps)]
 
+            init = _constant(b, constants, 2, vecs, 0)
             # a call a panel would cost a lone row a twentieth of its time
             with b.if_else(b.icmp_signed("==", rows, I64(1))) as (one, many):
                 with one:
                     step_tile(1, cell, pieces)(
-                        b, w, constants, groups, a, a_row, a_piece, scales, fed, fed_row, state, out, out_row, to,
-                        to_row, to_piece, to_scales, to_scales_step,
+                        b, w, init, I64(0), I64(0), groups, a, a_row, a_piece, constants, scales, fed, fed_row, state,
+                        out, out_row, to, to_row, to_piece, to_scales, to_scales_step,
                     )  # fmt: skip
                 with many:
-                    in_tiles(b, rows, tile_rows(pieces), [a, scales, fed, state, out, to, to_scales], body)
+                    _in_tiles(
+                        b, name, vecs, pieces, rows, unit_rows, w, init, groups, a, a_row, a_piece,
+                        [scales, fed, state, out, to, to_scales], body,
+                    )  # fmt: skip
             moves = w_panel, constants_panel, fed_panel, state_panel, out_panel, to_panel
             return [b.add(place, move) for place, move in zip((w, constants, fed, state, out, to), moves)]
 
@@ -190,16 +253,19 @@ def step(name: str, cell: Functions, pieces: int) -> Builder:
 
 def builders(name: str, cell: Functions, pieces: int) -> dict[str, tuple[int, Builder]]:
     """For each primitive how many arguments it takes, and what builds it."""
+    of_unit = amx if ON_UNIT else bfloats
     return {
         "quantize": (9, quantize(pieces)),
-        "inputs": (14, inputs(name, len(cell.layout.of_x), pieces)),
-        "step": (25, step(name, cell, pieces)),
+        "inputs": (15, inputs(name, len(cell.layout.of_x), pieces)),
+        "step": (26, step(name, cell, pieces)),
         "copy_rows": (7, copy_rows(FLOATS)),
         "digest": (4, digest(FLOATS)),
+        "configure": (1, of_unit.configure),
+        "release": (0, of_unit.release),
     }
 
 
-NAMES = "quantize", "inputs", "step", "copy_rows", "digest"
+NAMES = "quantize", "inputs", "step", "copy_rows", "digest", "configure", "release"
 
 
 @intrinsic(prefer_literal=True)
