@@ -12,7 +12,7 @@ from fastlstm.autograd import operators
 from fastlstm.backends.triton import INTERPRET
 from fastlstm.cells import library
 from tests.helpers.layers import TORCH, Layer
-from tests.helpers.transforms import backends, dtype_of, needs_triton
+from tests.helpers.transforms import backends, dtype_of, needs_triton, slow_in_the_interpreter
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ from tests.helpers.transforms import backends, dtype_of, needs_triton
         ("numba", True, True, True, False, False),
         ("reference", False, False, True, False, True),
         pytest.param("reference", False, False, True, True, False, marks=pytest.mark.slow),
-        pytest.param("triton-ieee", False, True, True, True, True, marks=[needs_triton, pytest.mark.slow]),
+        pytest.param("triton-ieee", False, True, True, True, True, marks=slow_in_the_interpreter),
         pytest.param("triton-ieee", True, False, False, False, False, marks=needs_triton),
     ],
     indirect=["backend"],
