@@ -62,9 +62,8 @@ def build(folder, program, options, compilers=(("gcc",), ("g++",)), processor=PR
 
 
 def build_example(folder, level):
-    return build(
-        folder, "examples/mnist.c", (level, "-ffunction-sections", "-fdata-sections")
-    )  # of what it calls alone
+    options = level, "-ffunction-sections", "-fdata-sections"  # what it does not call is left out
+    return build(folder, "examples/mnist.c", options)
 
 
 @pytest.fixture(scope="module")
