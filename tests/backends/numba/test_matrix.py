@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from torch.func import functional_call, grad, stack_module_state, vmap
 
 import fastlstm
-from fastlstm import cells
 from fastlstm.backends import numba
 from fastlstm.backends.base import Gradients, Run
 from fastlstm.backends.numba.host import sizes
@@ -121,29 +120,6 @@ def test_six_products_are_as_exact_as_nn_lstm(backend, size):
     want_grads = torch.autograd.grad(want, exact, layer.gradients[:3])
     assert max(map(error, got, want)) <= max(3 * outputs, 5e-7)
     assert max(map(error, got_grads, want_grads)) <= max(3 * gradients, 1e-6)
-
-
-@fastlstm.cell(gates={"a": "x", "b": "x", "c": "h", "d": "h"}, states=("h",))
-def apart(a, b, c, d, h):
-    return cells.sigmoid(a + c) * cells.tanh(b + d) + 0.5 * h
-
-
-@needs_pieces
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("size", [(5, 33, 70, 33), (3, 131, 31, 37), (9, 7, 40, 20), (2, 40, 1, 100)], ids=str)
-@pytest.mark.parametrize("cell", [cells.gru, cells.slstm, apart], ids=lambda cell: cell.name)
-def test_sums_of_other_cells(cell, size, masked, poisoned):
-    """The unit multiplies x and h with the terms of all four sums, whichever have them."""
-    T, B, I, H = size
-    rnn, x = fastlstm.RNN(cell, I, H), torch.randn(T, B, I, requires_grad=True)
-    exact, x_exact = fastlstm.RNN(cell, I, H, dtype=torch.double, backend="reference"), x.detach().double()
-    exact.load_state_dict(rnn.state_dict())
-    lengths = torch.randint(1, T + 1, (B,)) if masked else None
-    inputs, double = [x, *rnn.parameters()], [x_exact.requires_grad_(), *exact.parameters()]
-    output, truth = rnn(x, lengths=lengths)[0], exact(x_exact, lengths=lengths)[0]
-    d = torch.randn_like(output)
-    for got, want in zip(torch.autograd.grad(output, inputs, d), torch.autograd.grad(truth, double, d.double())):
-        assert error(got, want) < BOUNDS["numba"][1]
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ class Counts(NamedTuple):
     others: int
     joint: bool  # all sums are of x and of h
     on_unit: bool  # the kernels of the matrix unit can run it
-    sums_on_unit: bool  # those sums for the weights that run there beside the other kernels can be its
     carries_h: bool  # the gradient of the first state is carried to the step before beside its product
     reads_new: bool  # backward reads states after the step
 
@@ -42,7 +41,7 @@ def counts(cell: Cell) -> Counts:
     plain = not (layout.params or layout.inputs) and read <= {f"{state}_prev" for state in others}
     return Counts(
         *numbers, len(layout.params), len(layout.inputs), len(others), joint, joint and numbers[0] == 4 and plain,
-        numbers[0] == 4 and not layout.params, first in layout.carried, bool(read & set(layout.states)),
+        first in layout.carried, bool(read & set(layout.states)),
     )  # fmt: skip
 
 
@@ -62,7 +61,7 @@ def fields(cell: Cell, kind: str) -> dict[str, int]:
     names, takes = forward_table(layout), functions.takes[kind == "Backward"]
     read = {*takes, *(f"{state}_prev" for state in layout.states[1:])}  # which a held step hands on
     made = {name: int(value) for name, value in found._asdict().items()}
-    for name in ("on_unit", "sums_on_unit", "reads_new", *(["carries_h"] if kind == "Forward" else [])):
+    for name in ("on_unit", "reads_new", *(["carries_h"] if kind == "Forward" else [])):
         del made[name]
     # two tables lie before the rows of scratch: each in cache lines of its own
     table_bytes = -(-16 * len(backward_table(layout)) // 64) * 64

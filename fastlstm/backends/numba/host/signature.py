@@ -120,8 +120,8 @@ def signature_of(layer: Any, ends: tuple[int, ...], pieces: int) -> Signature:
     return Signature(
         cell, T, prod(rows) // (groups or 1), I if counts(cell).of_x else 0, hidden_size(layer), groups,
         torch.float32 if narrow else x.dtype, narrow, given, x.dtype, strides,
-        layer.reverse, layer.reset is not None, layer.lengths is not None, step, ends, pieces,
-        counts(cell).sums_on_unit, threads_now(), (layer.weights[2] is not None, layer.weights[3] is not None),
+        layer.reverse, layer.reset is not None, layer.lengths is not None, step, ends, pieces, counts(cell).on_unit,
+        threads_now(), (layer.weights[2] is not None, layer.weights[3] is not None),
     )  # fmt: skip
 
 

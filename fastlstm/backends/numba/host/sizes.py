@@ -116,7 +116,7 @@ def input_pieces(s: Signature) -> int:
     there are must not decide: a row's bits would depend on the rows beside it, a step's on the steps around it.
     """
     many = s.dtype == torch.float32 and s.I >= 2 * s.H and 4 * s.H * s.I >= MANY_INPUTS
-    return s.pieces or (UNIT_PIECES if s.unit and s.counts.on_unit and many and most_pieces() >= UNIT_PIECES else 0)
+    return s.pieces or (UNIT_PIECES if s.unit and many and most_pieces() >= UNIT_PIECES else 0)
 
 
 def forward_task(pieces: int, of_x: int) -> str:
@@ -176,7 +176,7 @@ def sum_places(s: Signature, of_sums: int) -> tuple[int, int, int]:
 
     If all have the same terms to be multiplied with, and the matrix unit has no part, they follow each other.
     Otherwise those of each begin a strip of columns. A row has a vector for each sum of x, or of h. That of ones takes
-    as many rows as it needs. The matrix unit multiplies every row with all terms, so that it has a vector for each.
+    as many rows as it needs.
     """
     counts, I, H = s.counts, s.I, s.H if s.counts.of_h else 0
     if of_sums:
@@ -216,17 +216,13 @@ def backward_sizes(s: Signature, sums: bool, to_x: bool) -> tuple[dict[str, int]
     of_inputs = input_pieces(s)
     of_x = of_inputs if to_x else 0
     # where dx takes the unit its kernel sums there, too: then always, since the sums must not depend on who wants dx
-    many_sums = MANY_SUMS * (1 if counts.joint else 4)  # it multiplies x and h with all terms, not with their own
-    long = dtype == torch.float32 and (of_inputs or B * H * s.products >= many_sums) and not is_dense(s)
+    long = dtype == torch.float32 and (of_inputs or B * H * s.products >= MANY_SUMS)
     of_sums = pieces or (UNIT_PIECES if unit and sums and long and not few and most_pieces() >= UNIT_PIECES else 0)
     mixed = of_sums and not pieces
     sums_of_h, sum_of_one, sum_rows = sum_places(s, of_sums)
-    sum_vectors = counts.sums if of_sums else max(counts.of_x, counts.of_h, 1)
-    of_half = panels * sum_rows * sum_vectors * lanes * size  # bytes
+    of_half = panels * sum_rows * max(counts.of_x, counts.of_h, 1) * lanes * size  # bytes
     rows = CHUNK_ROWS
-    if mixed and not counts.joint and of_half > SUM_BYTES:
-        rows = 2 * CHUNK_ROWS if B < 64 else CHUNK_ROWS
-    elif mixed:  # dpreact takes more memory, for which a batch of few rows gets no speed
+    if mixed:  # dpreact takes more memory, for which a batch of few rows gets no speed
         rows = CHUNK_ROWS // 2 if B < 64 else CHUNK_ROWS
     elif of_half > (MATRIX_SUM_BYTES if pieces else SUM_BYTES):
         rows = 4 * CHUNK_ROWS
@@ -237,7 +233,7 @@ def backward_sizes(s: Signature, sums: bool, to_x: bool) -> tuple[dict[str, int]
     kept = ring * chunk if (sums and not of_sums) or (to_x and not of_x) else 2
     fields, scratch = common_sizes(s, "Backward", 4)
     fields |= {"chunk": chunk, "ring": ring, "halves": halves, "kept": kept}
-    fields |= {"sum_rows": sum_rows, "sum_vectors": sum_vectors, "sums_of_h": sums_of_h, "sum_of_one": sum_of_one}
+    fields |= {"sum_rows": sum_rows, "sums_of_h": sums_of_h, "sum_of_one": sum_of_one}
     carried = counts.others + counts.carries_h + s.ends_early
     buffers = {"scratch": scratch, "carried": panels * B * lanes * carried}
     if not pieces:

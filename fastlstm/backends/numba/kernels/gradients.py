@@ -7,8 +7,10 @@ from fastlstm.backends.numba.llvm.intrinsics import call, get_int64
 
 @jit
 def sum_row(a):
-    """Bytes of a row of the sums over rows and steps, see `sizes.sum_places`."""
-    return a.sum_vectors * VECTOR
+    """Bytes of a row of the sums over rows and steps: a vector for each sum of x, or of h. The row of ones, the last,
+    goes on with the others and with the params' terms.
+    """
+    return max(a.of_x, a.of_h, 1) * VECTOR
 
 
 @jit
@@ -60,8 +62,6 @@ def unpack_weight_gradients(a, scratch, p_first, p_last):
             row = block_ih(a, gate) * H + p * L
             unpack_weight(a, scratch, sums + gate_at(a, p, gate), I, valid, a.dweight_ih + row * I * wide)
         of_h = sums + a.sums_of_h * sum_row(a)
-        if a.columns_bytes != 0:  # of all terms
-            of_h += gate_at(a, p, first_of_h(a))
         for gate in range(a.of_h if a.dweight_hh != 0 else 0):
             row = block_hh(a, gate) * H + p * L
             unpack_weight(a, scratch, of_h + gate_at(a, p, gate), H, valid, a.dweight_hh + row * H * wide)
