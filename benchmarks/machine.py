@@ -12,13 +12,13 @@ PACKAGES = ("fastlstm", "torch", "numba", "llvmlite", "numpy", "onnxruntime", "o
 
 
 def cpu_name() -> str:
-    """The processor's name. AMD's has LLVM's word for its generation, which a virtual machine may leave out. An Intel
-    processor that LLVM does not know has a wrong word, guessed from its instructions.
+    """The processor's name, with LLVM's word for its generation, which a virtual machine may hide. Intel's has none:
+    LLVM guesses the generation of a processor that it does not know, and guesses wrong.
     """
     from llvmlite import binding  # not above: a GPU's benchmark needs no numba
 
     name = _model_name()
-    return f"{name} ({binding.get_host_cpu_name()})" if name.startswith("AMD") else name
+    return name if name.startswith("Intel") else f"{name} ({binding.get_host_cpu_name()})"
 
 
 def _model_name() -> str:

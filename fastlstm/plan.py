@@ -28,7 +28,6 @@ from fastlstm.autograd.functions import apply_plan, differentiable
 from fastlstm.autograd.modes import (
     autocast_of,
     is_plain,
-    is_untransformed,
     nests_forward_mode,
     no_autocast,
     under_vmap,
@@ -46,6 +45,7 @@ from fastlstm.torch_private import (
     dual_level_in_graph,
     opened_by_graph,
     rnn_precision,
+    transformed,
 )
 
 MOST = 1024  # plans that a `Plans` holds, whether of one layer or of all calls of `fastlstm.lstm`
@@ -89,30 +89,35 @@ class Plans:
         `axis`: whether the states are (1, B, H), as those of modules are, or (B, H).
         """
         x, weights, states, lengths, reset, reverse, cell, inputs = layer
-        if not is_untransformed(x, *states, lengths, reset, *inputs):
+        if not is_plain(x, *states, lengths, reset, *inputs) or transformed() or dual_level():
             return None, None
-        if not all([a is None or type(a) is Parameter for a in weights]) and not is_plain(*weights):  # noqa: C419
-            return None, None
-        learns = False
+        of_weights: list[Any] = []
+        of_states: list[Any] = []
+        device, learns = x.device, False
+        for a in weights:
+            if a is None:
+                of_weights.append(a)
+            elif (type(a) is Parameter or is_plain(a)) and a.device == device and not a.is_neg():
+                of_weights.append((type(a), a.shape, a.dtype, a.is_contiguous()))
+            else:
+                return None, None
+        if states[0] is not None:
+            for a in states:  # `None in states` would compare tensors by their values
+                if a is None or a.device != device:
+                    return None, None
+                of_states.append((a.shape, a.dtype, a.is_contiguous()))
         if torch.is_grad_enabled():
             for a in (*weights, x, *states, *inputs):  # faster than any() of so few
                 if a is not None and a.requires_grad:
                     learns = True
                     break
-        first: Any = None
-        if states[0] is not None:
-            first = ()
-            for a in states:  # `None in states` would compare tensors by their values
-                if a is None:
-                    return None, None
-                first += (a.shape, a.stride(), a.dtype, a.device)
         signature = (
-            cell, x.shape, x.stride(), x.dtype, x.device, first, reverse, axis, learns,
+            cell, x.shape, x.stride(), x.dtype, device, reverse, axis,
             tuple([(a.shape, a.stride(), a.dtype, a.device) for a in inputs]) if inputs else None,
             None if lengths is None else lengths.stride(), None if reset is None else reset.stride(),
             autocast_of(x), settings.named(backend), rnn_precision(), threads_now(),
             x.numel() >= dispatch.MANY_NUMBERS and dispatch.takes_pieces(x),  # a short call would notice the second
-            *[None if a is None else (type(a), a.shape, a.stride(), a.dtype, a.device, a.is_neg()) for a in weights],
+            *of_weights, learns, *of_states,  # which tells the last weight from the first state
         )  # fmt: skip
         plan: Any = self.made.get(signature, _UNKNOWN)  # one look: another thread may drop what is there
         return (signature, None) if plan is _UNKNOWN else (None, plan)
@@ -165,7 +170,7 @@ def _with_steps(layer: Layer, axis: bool) -> Layer:
 
 
 def _differentiable(plan: Plan, layer: Layer) -> Run:
-    found = apply_plan(plan, layer, *layer.tensors)
+    found = apply_plan(plan, layer, layer.x, *layer.weights, *layer.states, *layer.inputs)
     return Run(found[0], found[1 : 1 + len(layer.states)], ())
 
 

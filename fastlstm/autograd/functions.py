@@ -190,30 +190,32 @@ class PlannedFunction(Function):
     states of all steps.
 
     Args:
-        args: the plan, the layer, and the layer's tensors, for torch to see them.
+        args: the plan, the layer, and those of the layer's tensors that may have gradients, for torch to see them.
     """
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> tuple[Optional, ...]:
         plan, layer, *tensors = args
         h, last, kept = plan.forward(layer)
-        ctx.plan, ctx.cell, ctx.reverse, ctx.count = plan, layer.cell, layer.reverse, len(tensors)
+        tensors += layer.lengths, layer.reset
+        ctx.call = plan, layer.cell, layer.reverse, len(tensors)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, h if plan.reads_h else None, *kept)
         return h, *last, *(kept[:-1] if plan.keeps_cells else ())
 
     @staticmethod
     def backward(ctx: Any, *grads: Optional) -> tuple[Any, ...]:
-        plan, cell, saved, states = ctx.plan, ctx.cell, ctx.saved_tensors, len(ctx.cell.states)
-        layer, (h, *kept) = Layer.of(cell, saved[: ctx.count], ctx.reverse), saved[ctx.count :]
-        incoming, needs = Run(grads[0], grads[1 : 1 + states], grads[1 + states :]), ctx.needs_input_grad[2:-2]
+        (plan, cell, reverse, count), saved, needs = ctx.call, ctx.saved_tensors, ctx.needs_input_grad[2:]
+        layer, h, kept = Layer.of(cell, saved[:count], reverse), saved[count], saved[count + 1 :]
+        states = len(cell.states)
+        incoming = Run(grads[0], grads[1 : 1 + states], grads[1 + states :])
         with no_autocast(layer.x):  # backward may run inside the caller's autocast
             if differentiated() or not is_plain(*grads, h, *kept):
                 gradients = _composed(plan, incoming, layer, (h, *kept), needs)
             else:
-                run = Run(h, (None,) * states, tuple(kept))
+                run = Run(h, (None,) * states, kept)
                 gradients = plan.backward(incoming, layer, run, _record(cell, needs)).flat
-        return None, None, *gradients, None, None
+        return None, None, *gradients
 
 
 apply_plan = plain_apply(PlannedFunction)

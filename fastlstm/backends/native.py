@@ -162,7 +162,7 @@ class _Stack:
 
 
 def plan(layer: Layer, save: bool, kept: dict[Any, Any] | None, ends: tuple[int, ...]) -> base.Plan:
-    """Return a plan for calls like that of `layer`, with the same shapes, strides, types and number of threads.
+    """Return a plan for calls like that of `layer`: of the same shapes, types, strides of x, contiguity and threads.
 
     All plans of a layer keep packed weights in `kept`. With None each call packs its own. `ends` are leading axes of
     the states.

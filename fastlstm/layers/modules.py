@@ -40,20 +40,15 @@ class CellModule:
     _words: Words
 
     def _states_of(self, hx: Any) -> tuple[Any, ...] | None:
-        """Return `hx` as a tuple of states, of Nones if it is None; or None if it has not the form of states. What
-        type the states are of is not checked.
+        """Return `hx` as a tuple of states, of Nones if it is None; or None if it has not the form of states. Of what
+        type the states are is not checked, but that the first is one.
         """
         if self._single:
             return (hx,) if hx is None or isinstance(hx, Tensor) else None
         names = self._cell.states
         if hx is None:
             return (None,) * len(names)
-        if type(hx) is not tuple or len(hx) != len(names):
-            return None
-        for state in hx:  # faster than all() of so few
-            if state is None:
-                return None
-        return hx
+        return hx if type(hx) is tuple and len(hx) == len(names) and hx[0] is not None else None
 
     def _example(self, weights: list[Any]) -> Any:
         """Return a tensor with the dtype and device that inputs must have."""

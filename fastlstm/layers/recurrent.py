@@ -81,13 +81,13 @@ class Recurrent(CellModule, nn.RNNBase):
             inputs: tensors for the cell's inputs, in its order.
         """
         weights = self._layer_weights(0)  # read once, since a parametrization may draw random numbers
-        if isinstance(x, PackedSequence):
-            checks.check_no_masks(reset, lengths)
-            return self._forward_packed(x, hx, sequences, inputs, weights)
         if reset is None and lengths is None and not sequences and not inputs:
             found = self._planned(x, hx, weights)
             if found is not None:
                 return found
+        if isinstance(x, PackedSequence):
+            checks.check_no_masks(reset, lengths)
+            return self._forward_packed(x, hx, sequences, inputs, weights)
         states = calls.check_forward(self, x, hx, self._example(weights))
         single = x.dim() == 2
         x = x.unsqueeze(1) if single else x.transpose(0, 1) if self.batch_first else x
@@ -115,21 +115,19 @@ class Recurrent(CellModule, nn.RNNBase):
         """Return the results of a module that only runs its cell, if the call has a plan already, else None. This is
         valid without checks: an equal signature has been checked before.
         """
-        plans = None if torch.compiler.is_dynamo_compiling() else vars(self).get("_plans")  # none before the first call
-        if not plans or 0 not in plans or type(x) is not Tensor or x.dim() != 3:
+        if torch.compiler.is_dynamo_compiling() or type(x) is not Tensor or x.dim() != 3:
             return None
-        states = self._states_of(hx)
-        if states is None:
+        plans, states = vars(self).get("_plans", {}).get(0), self._states_of(hx)  # no plans before the first call
+        if plans is None or states is None:
             return None
         if self.batch_first:
             x = x.transpose(0, 1)
         layer = Layer(x, tuple(weights), states, None, None, False, self._cell)
-        _, plan = plans[0].find(layer, self.backend, True)
+        _, plan = plans.find(layer, self.backend, True)
         if plan is None:
             return None
-        run = plan(layer)
-        last = run.last[0] if self._single else run.last
-        return run.h.transpose(0, 1) if self.batch_first else run.h, last
+        output, last, _ = plan(layer)
+        return output.transpose(0, 1) if self.batch_first else output, last[0] if self._single else last
 
     def _order(self, x: Tensor, lengths: Tensor) -> Tensor | None:
         if self.proj_size or not dispatch.sorts_lengths(self.backend, x.device, x.dtype):

@@ -63,7 +63,7 @@ class Stream:
             steps.append(step)
             between.append(x)
         *inner, self._last = steps
-        self._threads, self._between = threads, between  # which the addresses are of
+        self._threads, self._between = threads, between  # kept alive: `_inner` has their addresses
         self._inner = [(step, to.data_ptr()) for step, to in zip(inner, between[1:])]
 
     def __call__(self, x_t: Tensor, inputs: Any = None) -> Tensor:
@@ -84,7 +84,7 @@ class Stream:
         like = self._like
         if (
             not is_untransformed(x_t)
-            or x_t.shape != self._shape
+            or getattr(x_t, "shape", None) != self._shape  # of None, which counts as untransformed
             or x_t.dtype is not like.dtype
             or x_t.device != like.device
             or x_t.requires_grad

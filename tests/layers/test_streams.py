@@ -176,6 +176,7 @@ def test_bad_arguments_raise_and_change_nothing():
     before = stream.state
     cases = [
         (TypeError, [1.0], "x_t must be a tensor, got list"),
+        (TypeError, None, "x_t must be a tensor, got NoneType"),
         (ValueError, torch.randn(3, 4), r"x_t must be \(B, I\) = \(2, 4\), got \(3, 4\)"),
         (ValueError, torch.randn(2, 4).double(), "x_t must have the dtype torch.float32, got torch.float64"),
         (ValueError, torch.randn(2, 4, device="meta"), "x_t must have the device cpu, got meta"),

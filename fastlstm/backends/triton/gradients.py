@@ -77,13 +77,14 @@ class Backward(Pass):
         """Return what the kernels find."""
         T, B, H, needs, states = self.T, self.B, self.H, self.needs, layer.states
         dh, (h, *others, saved) = grads.h, readable((run.h, *run.kept))
-        dends, douts = readable(grads.last), readable(grads.kept) or (None,) * len(others)
+        dends, douts = readable(grads.last), readable(grads.kept) if grads.kept else (None,) * len(others)
         dh_step, dh_row = 0, 0
         if dh is not None:
             dh = addressable(dh, H)
             dh_step, dh_row, _ = dh.stride()
-        weight_hh, *params = readable((layer.weights[1], *layer.weights[WEIGHTS:]))
-        inputs, (lengths, reset) = readable(layer.inputs), readable((layer.lengths, layer.reset))
+        of_weights = layer.weights[1], *layer.weights[WEIGHTS:]
+        lengths, reset, weight_hh, *params = readable((layer.lengths, layer.reset, *of_weights))
+        inputs = readable(layer.inputs) if layer.inputs else ()
         first = readable(states) if states[0] is not None else (saved.new_zeros(B, H),) * len(states)
         starts = tuple([a if k in self.read else None for k, a in enumerate(first)])
         steps = tuple([a if k in self.read else None for k, a in enumerate((h, *others))])

@@ -189,12 +189,11 @@ class Forward(Pass):
 
     def _run(self, layer: Layer) -> Run:
         T, B, H, save = self.T, self.B, self.H, self.save
-        x: Any = addressable(base.flat_input(layer.x))  # then its product, unless the kernel multiplies it
-        weight_ih, weight_hh, bias_ih, bias_hh, *params = readable(layer.weights)
-        states, inputs = readable(layer.states), readable(layer.inputs)
-        lengths, reset = readable((layer.lengths, layer.reset))
-        if states[0] is None:
-            states = (x.new_zeros(B, H),) * len(states)
+        given, weights, states, lengths, reset, _, _, inputs = layer
+        x: Any = addressable(base.flat_input(given))  # then its product, unless the kernel multiplies it
+        lengths, reset, weight_ih, weight_hh, bias_ih, bias_hh, *params = readable((lengths, reset, *weights))
+        states = readable(states) if states[0] is not None else (x.new_zeros(B, H),) * len(states)
+        inputs = readable(inputs) if inputs else ()
         bias, bias_hh = sums.biases(layer.cell, bias_ih, bias_hh)
         h = x.new_empty(T, B, H) if lengths is None else x.new_zeros(T, B, H)  # held steps write nothing there
         ends = tuple([x.new_empty(*self.ends) for _ in states])

@@ -59,7 +59,7 @@ class Backward(Pass):
         """
         x, weights, starts, lengths, reset, _, _, _ = layer
         starts = (*map(contiguous, starts),)
-        first, zeros, dh, h, (*steps, gates) = starts[0], self.zeros, grads.h, run.h, run.kept
+        first, zeros, dh, (h, *steps, gates) = starts[0], self.zeros, grads.h, map(contiguous, (run.h, *run.kept))
         if self.signature.step and steps:
             h, *steps = steps
         results = [like if like is None else new(like, *shape) for like, new, shape in self.wanted]
@@ -74,7 +74,7 @@ class Backward(Pass):
         if d_last[0] is not None:
             d_last[0] = rows_contiguous(d_last[0])
             of_dh_n = sizes.row(d_last[0])
-        lengths, reset = (a if a is None else a.contiguous() for a in (lengths, reset))
+        lengths, reset = contiguous(lengths), contiguous(reset)
         call = [
             x.data_ptr(), of_first, row, address(lengths), address(reset), address(h), address(gates), *of_dh,
             *of_dh_n, *addressed[: WEIGHTS + 1], addressed[of_states],

@@ -41,8 +41,7 @@ def backward(grads: Run, layer: Layer, run: Run, needs: Gradients, pieces: int =
     signature = signature_of(layer, (), pieces_for(layer, pieces))
     if signature.rows == 0:
         return _zeros(layer, needs)
-    h, *others, gates = map(contiguous, (run.h, *run.kept))
-    return _backward(signature, needs, gates.dim() == 5).run(grads, layer, Run(h, run.last, (*others, gates)))
+    return _backward(signature, needs, run.kept[-1].dim() == 5).run(grads, layer, run)
 
 
 def pieces_for(layer: Layer, pieces: int) -> int:
@@ -87,29 +86,27 @@ class Plan:
         return self.kernel.run(layer if self.reads else readable_in_plan(layer))
 
     def backward(self, grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
-        """The gradients of a layer that this plan has run."""
-        return self._backward(grads, layer, run, needs)
-
-    def _backward(self, grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
-        """The gradients of a layer in the type that the kernel takes.
+        """The gradients of a layer that this plan has run, in the type that the kernel takes.
 
         Its tensors need not lie as they did in the forward pass: hooks of saved tensors may have moved them. The number
         of threads may have changed too, and is one in a forked child.
         """
-        if not self.reads or strides(layer) != self.signature.strides:
+        found_strides = strides(layer)
+        if not self.reads or found_strides != self.signature.strides:
             layer = readable_in_plan(layer)
-        key = needs, strides(layer), threads_now()
+            found_strides = strides(layer)
+        key = needs, found_strides, threads_now()
         found = self.backwards.get(key)
         if found is None:
             s = signature_of(layer, self.signature.ends, self.signature.pieces)._replace(rounded=self.signature.rounded)
             found = self.backwards[key] = Backward(s, needs, s.groups is not None, self.kept)
-        kept = (*map(contiguous, run.kept),)
-        return found.run(grads, layer, Run(contiguous(run.h), run.last, kept))
+        return found.run(grads, layer, run)
 
 
 def strides(layer: Layer) -> tuple[tuple[int, ...], ...]:
     """Those that a kernel is told once for all calls."""
-    return layer.x.stride(), *map(strides_of, layer.weights[:2])
+    weight_ih, weight_hh, *_ = layer.weights
+    return layer.x.stride(), strides_of(weight_ih), strides_of(weight_hh)
 
 
 class SixteenBits(Plan):
@@ -154,7 +151,7 @@ class SixteenBits(Plan):
             layer._replace(x=x, states=widened(layer.states), inputs=widened(layer.inputs)),
             Run(dh, widened(grads.last), widened(grads.kept)),
         )
-        gradients = self._backward(grads, layer, Run(h, run.last, (*kept,)), needs)
+        gradients = super().backward(grads, layer, Run(h, run.last, (*kept,)), needs)
         return Gradients.of(layer.cell, [rounded(a, self.dtype) for a in gradients.flat])
 
 

@@ -20,7 +20,7 @@ from fastlstm.backends.numba.host.signature import contiguous
 from fastlstm.backends.quantized import TOP
 from fastlstm.cells.spec import Cell
 
-FEW_ROWS, FED_ROWS = 15, 32  # batch rows up to which x is multiplied for several steps at once; rows that are then
+FEW_ROWS, FED_ROWS = 15, 32  # batch rows up to which several steps of x are multiplied at once; (step, row) pairs then
 ROW_BYTES = 1 << 15  # of weights, for each row of a part of the batch rows: see `sizes.split`
 UNIT_ROWS = 16  # from which the matrix unit multiplies, where there is one
 FASTER = 4  # than products of float32, whose limits `sizes` has: below them a second thread costs more than it saves

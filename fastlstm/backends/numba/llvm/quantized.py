@@ -30,7 +30,8 @@ def _products(
     b, rows: int, vecs: int, pieces: int, w, init, init_row, init_piece, groups, a, a_row, a_piece
 ) -> list[list[Any]]:  # fmt: skip
     """For each row the products with `vecs` vectors of a panel, as floats. Sums stay in registers. They start from what
-    lies at `init`: for all rows the same, or with the matrix unit its sums, `init_row` and `init_piece` apart.
+    lies at `init`, `init_row` further for each row and `init_piece` for each piece: the matrix unit's sums, or with
+    strides of 0 the same start for all.
     """
     height, at_once = rows * pieces, 2 if rows * pieces == 1 else 1  # two chains of sums where there are few
     places = [b.add(b.mul(a_row, I64(m)), b.mul(a_piece, I64(k))) for k in range(pieces) for m in range(rows)]
@@ -87,7 +88,7 @@ def _in_tiles(b, name: str, vecs: int, pieces: int, rows, unit_rows, w, init, gr
     `_products` from w to a_piece.
 
     From `unit_rows` rows on, blocks of `amx.ROWS` of them first get the sums over whole tiles of columns from the
-    matrix unit; where fewer are left over, the last block begins in the one before.
+    matrix unit. A last block of fewer rows is multiplied together with rows before it, and only its own sums are used.
     """
 
     def tiles(size, w, init, init_row, init_piece, groups, a, carried):
