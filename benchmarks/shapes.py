@@ -37,17 +37,20 @@ class Shape:
         return total
 
 
-GRID = (
+SOME = (
     Shape(28, 128, 28, 128),  # the row-LSTM
-    Shape(28, 128, 28, 256),
-    Shape(20, 256, 100, 100),
     Shape(512, 16, 64, 64),
     Shape(128, 64, 256, 256),
-    Shape(100, 32, 128, 512),
     Shape(35, 8, 650, 650),
     Shape(28, 1, 28, 128),
     Shape(1, 1, 128, 512),
     Shape(50, 32, 80, 256, layers=2, bidirectional=True),
+)
+GRID = (
+    *SOME,
+    Shape(28, 128, 28, 256),
+    Shape(20, 256, 100, 100),
+    Shape(100, 32, 128, 512),
     Shape(784, 128, 1, 128),  # MNIST by pixel
 )
 MODES = ("inference", "training")

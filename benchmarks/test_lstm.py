@@ -16,17 +16,8 @@ import torch
 from benchmarks.clock import REPLAY, Contender, interleaved, ratio_of, thread_counts
 from benchmarks.contest import Contest
 from benchmarks.peak import fma_peak
-from benchmarks.shapes import MODES, Shape
+from benchmarks.shapes import MODES, SOME, Shape
 
-SHAPES = (
-    Shape(28, 128, 28, 128),  # the row-LSTM
-    Shape(512, 16, 64, 64),
-    Shape(128, 64, 256, 256),
-    Shape(35, 8, 650, 650),
-    Shape(28, 1, 28, 128),
-    Shape(1, 1, 128, 512),
-    Shape(50, 32, 80, 256, layers=2, bidirectional=True),
-)
 ROUNDS, SECONDS = 21, 3.0  # of a shape and mode: rounds, unless they take longer
 
 
@@ -39,7 +30,7 @@ def checked(shape: Shape) -> Contest:
 
 @pytest.mark.benchmark(timer=REPLAY)
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", SOME, ids=str)
 def test_lstm(benchmark, shape, mode):
     threads, contest = torch.get_num_threads(), checked(shape)
     theirs = {f"nn.LSTM {n}": Contender(contest.run(contest.baseline, mode), n) for n in thread_counts(threads)}

@@ -32,9 +32,7 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print what runs here, or warm up, as `argv` says; the exit code is 0, or 2 after a bad argument."""
-    parser = _arguments()
-    args = parser.parse_args(argv)
-    return parser.run(lambda: _run(parser, args))
+    return _arguments().run(argv, _run)
 
 
 def _arguments() -> Parser:

@@ -7,6 +7,7 @@ float32 scales of the rows of weight_ih (4H) and weight_hh (4H), bias (4H), and 
 int8 weight_ih (4H, I) and weight_hh (4H, H). `fastlstm_model_load` of csrc/fastlstm.h reads it.
 """
 
+import argparse
 import struct
 import sys
 import zlib
@@ -86,9 +87,7 @@ def _stored(kind: str, *tensors: Tensor) -> bytes:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Export as `argv` says; the exit code is 0, or 2 after one line that says what was wrong."""
-    parser = _arguments()
-    args = parser.parse_args(argv)
-    return parser.run(lambda: _run(parser, args.model, args.out, args.int8, args.activations))
+    return _arguments().run(argv, _run)
 
 
 def _arguments() -> Parser:
@@ -112,7 +111,8 @@ def _arguments() -> Parser:
     return parser
 
 
-def _run(parser: Parser, path: Path | None, out: Path | None, int8: bool, activations: str) -> int:
+def _run(parser: Parser, args: argparse.Namespace) -> int:
+    path, out = args.model, args.out
     if path is None:
         parser.error(
             "argument MODEL: must be a run's directory or its model.pt, got none; "
@@ -121,7 +121,7 @@ def _run(parser: Parser, path: Path | None, out: Path | None, int8: bool, activa
     if out is None:
         parser.error("argument OUT: must be the file to write, such as row_lstm.flstm, got none")
     try:
-        content = model_bytes(saved.load(path)[0].state_dict(), int8, activations)
+        content = model_bytes(saved.load(path)[0].state_dict(), args.int8, args.activations)
     except DataError as error:  # names the file
         parser.error(f"argument MODEL: {error}")
     except ValueError as error:

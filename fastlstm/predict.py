@@ -47,9 +47,7 @@ class _Source(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a line for each image, and draw how it was read; the exit code is 0, or 2 after a bad argument or file."""
-    parser = _arguments()
-    args = parser.parse_args(argv)
-    return parser.run(lambda: _run(parser, args))
+    return _arguments().run(argv, _run)
 
 
 def _arguments() -> Parser:

@@ -55,9 +55,7 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, report and write as `argv` says; the exit code is 0, or 130 after Ctrl-C. A bad argument exits with 2."""
-    parser = _arguments()
-    args = parser.parse_args(argv)
-    return parser.run(lambda: _run(parser, args))
+    return _arguments().run(argv, _run)
 
 
 def _arguments() -> Parser:

@@ -39,8 +39,13 @@ _imported = 0
 
 
 def pytest_runtest_setup(item):
-    """What imports have made stays to the end: the collector need not look through it again and again."""
+    """Nothing that an earlier test compiled, or had the compiler give up, counts for this one.
+
+    What imports have made stays to the end: the collector need not look through it again and again.
+    """
     global _imported
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
     if len(sys.modules) > _imported + 200:  # at first, and when a test has brought torch's compiler
         _imported = len(sys.modules)
         gc.collect()

@@ -8,7 +8,7 @@ The arguments are flat: first the tensors, in the order of `Layer.tensors`, and 
 """
 
 from collections.abc import Callable
-from functools import cache
+from functools import lru_cache
 from typing import Any, cast
 
 import torch
@@ -219,7 +219,7 @@ class PlannedFunction(Function):
 
 
 apply_plan = plain_apply(PlannedFunction)
-_record = cache(Gradients.of)
+_record = lru_cache(1024)(Gradients.of)  # of each cell a few choices of operands
 
 
 def _composed(

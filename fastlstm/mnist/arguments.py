@@ -5,7 +5,7 @@ import io
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
@@ -24,15 +24,17 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\n")  # one line, without the usage
 
-    def run(self, work: Callable[[], int]) -> int:
-        """The exit code of `work`: its own, or 130 after Ctrl-C. What cannot be written ends with an error.
+    def run(self, argv: Sequence[str] | None, work: Callable[["Parser", argparse.Namespace], int]) -> int:
+        """Do `work`, which is called with this parser and what `argv` says. Return its exit code, or 130 after Ctrl-C.
 
-        Characters that standard output cannot encode, as file names hold them, are printed as escapes.
+        What cannot be written ends with an error. Characters that standard output cannot encode, as file names hold
+        them, are printed as escapes.
         """
+        args = self.parse_args(argv)
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")
         try:
-            code = work()
+            code = work(self, args)
             sys.stdout.flush()
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)

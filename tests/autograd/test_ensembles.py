@@ -13,7 +13,7 @@ from fastlstm.backends.base import Layer as Record
 from fastlstm.cells import library
 from tests.helpers.layers import Layer
 from tests.helpers.tolerances import close
-from tests.helpers.transforms import backends, dtype_of, needs_triton
+from tests.helpers.transforms import backends, backends_but_slow, dtype_of, needs_triton
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ def test_inference_under_vmap_keeps_nothing(backend, monkeypatch):
 
 
 @pytest.mark.parametrize("samples_outside", [False, True])
-@backends
+@backends_but_slow
 def test_per_sample_gradients_of_stacked_models_equal_a_loop(models, samples_outside):
     """One group a model forward, one a model and sample backward: what the first left is read by the second."""
     stacked = {k: v.detach() for k, v in stack_module_state(models)[0].items()}

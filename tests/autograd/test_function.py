@@ -12,7 +12,7 @@ from fastlstm.backends import reference
 from fastlstm.cells import library
 from fastlstm.layers.functional import lstm
 from tests.helpers import interpreter
-from tests.helpers.layers import BACKENDS, CPU_BACKENDS, Layer
+from tests.helpers.layers import BACKENDS, CPU_BACKENDS, Layer, needs_native
 
 
 @pytest.fixture(params=[(False, False), (True, False), (False, True)], ids=["plain", "reverse", "masked"])
@@ -214,10 +214,18 @@ def test_meta_and_fake_tensors():
         assert x.grad.shape == x.shape
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dynamic", [True, None])
+@pytest.mark.parametrize(
+    ("backend", "dynamic"),
+    [
+        ("numba", None),
+        pytest.param("native", True, marks=needs_native),
+        pytest.param("numba", True, marks=pytest.mark.slow),
+        pytest.param("native", None, marks=[needs_native, pytest.mark.slow]),
+        pytest.param("reference", True, marks=pytest.mark.slow),
+        pytest.param("reference", None, marks=pytest.mark.slow),
+    ],
+)
 def test_compile_fullgraph(backend, dynamic):
-    torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
 
     def run(x, *weights):

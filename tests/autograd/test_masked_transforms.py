@@ -6,7 +6,7 @@ from torch.func import grad, jacfwd, jacrev, jvp, vmap
 
 from tests.helpers.modules import REFERENCE, pair
 from tests.helpers.tolerances import close
-from tests.helpers.transforms import dtype_of, needs_triton
+from tests.helpers.transforms import backends_but_slow, dtype_of, needs_triton
 
 T, B = 5, 4
 MASKS = {
@@ -64,7 +64,8 @@ def test_derivatives(modules, name):
     close(got, want, "derivatives")
 
 
-@cases
+@backends_but_slow
+@pytest.mark.parametrize("name", MASKS)
 def test_each_sample_its_own_mask(modules, name):
     """vmap over inputs and masks together: gradients and outputs of a loop."""
     lstm, dtype = modules[1], modules[1].weight_ih_l0.dtype
@@ -88,7 +89,7 @@ def test_each_sample_its_own_mask(modules, name):
         ("numba", "reset", False),
         ("numba", "lengths", True),
         ("reference", "reset", True),
-        pytest.param("triton-ieee", "lengths", True, marks=needs_triton),
+        pytest.param("triton-ieee", "lengths", True, marks=[needs_triton, pytest.mark.slow]),
         pytest.param("numba", "reset", True, marks=pytest.mark.slow),
         pytest.param("numba", "lengths", False, marks=pytest.mark.slow),
         pytest.param("reference", "lengths", False, marks=pytest.mark.slow),
@@ -97,7 +98,6 @@ def test_each_sample_its_own_mask(modules, name):
     indirect=["backend"],
 )
 def test_compiled(modules, name, dynamic):
-    torch._dynamo.reset()
     lstm, mask = modules[1], MASKS[name]
     x = torch.randn(T, B, 3, dtype=lstm.weight_ih_l0.dtype, requires_grad=True)
     compiled = torch.compile(lstm, backend="aot_eager", fullgraph=True, dynamic=dynamic)

@@ -94,7 +94,7 @@ def test_the_same_as_torch_s_own(options):
             close(a, b, "sums")
 
 
-@pytest.mark.parametrize("states", [False, True])
+@pytest.mark.parametrize("states", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_cell(states):
     def given(B):
         x = torch.randn(B, 3)

@@ -10,7 +10,7 @@ from tests.helpers.calls import Calls
 from tests.helpers.layers import Layer
 from tests.helpers.modules import REFERENCE, pair
 from tests.helpers.tolerances import close
-from tests.helpers.transforms import backends, dtype_of, needs_triton
+from tests.helpers.transforms import backends, backends_but_slow, dtype_of, needs_triton
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def modules(backend):
     return pair(4, 5, num_layers=2, bidirectional=True, dtype=dtype_of(backend), backend=backend)
 
 
-@backends
+@backends_but_slow
 def test_gradient_penalty(modules):
     """A WGAN-GP critic's step."""
     inputs = torch.randn(6, 3, 4), torch.randn(6, 3, 4), torch.rand(3, 1)

@@ -12,7 +12,7 @@ from fastlstm.autograd import operators
 from fastlstm.backends.triton import INTERPRET
 from fastlstm.cells import library
 from tests.helpers.layers import TORCH, Layer
-from tests.helpers.transforms import backends, dtype_of, needs_triton
+from tests.helpers.transforms import backends, dtype_of, needs_triton, slow_in_the_interpreter
 
 
 @pytest.mark.parametrize(
@@ -24,8 +24,8 @@ from tests.helpers.transforms import backends, dtype_of, needs_triton
         ("numba", True, True, True, False, False),
         ("reference", False, False, True, False, True),
         pytest.param("reference", False, False, True, True, False, marks=pytest.mark.slow),
-        pytest.param("triton-ieee", False, True, True, True, True, marks=needs_triton),
-        pytest.param("triton-ieee", True, False, False, False, False, marks=[needs_triton, pytest.mark.slow]),
+        pytest.param("triton-ieee", False, True, True, True, True, marks=slow_in_the_interpreter),
+        pytest.param("triton-ieee", True, False, False, False, False, marks=needs_triton),
     ],
     indirect=["backend"],
 )
@@ -168,7 +168,6 @@ def test_an_operator_alone_refuses_a_tangent(trained):
 
 def test_an_operators_backward_refuses_a_tangent():
     lstm, x = fastlstm.LSTM(3, 4), torch.randn(5, 2, 3)
-    torch._dynamo.reset()
     h = torch.compile(lstm, backend="aot_eager", fullgraph=True)(x)[0]
     with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="fastlstm::backward has no forward mode"):
         torch.autograd.grad(h, lstm.weight_hh_l0, forward_ad.make_dual(torch.ones_like(h), torch.ones_like(h)))

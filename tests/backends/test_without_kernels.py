@@ -133,7 +133,6 @@ def test_an_ensemble(without_kernels):
 def test_compiled_training(without_kernels, needs_input):
     """Without a node for each step, and at other sizes without a second compilation."""
     eager, lstm = pair(3, 4, like=REFERENCE, exact=torch.float32, dtype=torch.float32)
-    torch._dynamo.reset()
     compiled = torch.compile(lstm, backend="aot_eager", fullgraph=True, dynamic=True)
     for T in (5, 9):
         x = torch.randn(T, 2, 3, requires_grad=needs_input)

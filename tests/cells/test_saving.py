@@ -58,7 +58,7 @@ def test_the_cheapest_of_all_choices(cell, costs):
 @pytest.mark.parametrize("cell", cells.CELLS, ids=lambda cell: cell.name)
 def test_the_cheapest_of_all_choices_of_large_cells(cell):
     with brute_force(largest=20) as compared:
-        cell.derived()
+        cell.derived(Costs())  # anew, where what the cell keeps may have been derived before
     assert compared or cell.name in LARGE[:2]
 
 

@@ -151,7 +151,7 @@ def train(tiny, out, *how, **streams):
 
 
 @needs_full
-@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("unbuffered", ["", pytest.param("1", marks=pytest.mark.slow)])
 def test_standard_output_on_a_full_disk_loses_no_file(tiny, tmp_path, unbuffered):
     environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
     with open("/dev/full", "w") as full:
@@ -167,7 +167,7 @@ def test_standard_output_on_a_full_disk_loses_no_file(tiny, tmp_path, unbuffered
 @needs_full
 def test_progress_on_a_full_disk_is_not_shown(tiny, tmp_path):
     with open("/dev/full", "w") as full:
-        done = train(tiny, tmp_path, "-m", "fastlstm.train", stdout=subprocess.PIPE, stderr=full)
+        done = train(tiny, tmp_path, "-c", WITHOUT_PICTURES, stdout=subprocess.PIPE, stderr=full)
     assert done.returncode == 0
     assert f"metrics.json, model.pt and the pictures are in {tmp_path}" in done.stdout
     assert (figures(tmp_path)["iterations"], figures(tmp_path)["interrupted"]) == (8, False)

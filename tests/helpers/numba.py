@@ -47,9 +47,9 @@ def run(code, cwd=None, arguments=(), **environment):
     return done.stdout
 
 
-def assembly(features, target, pieces=0):
-    """The primitives for float32 as assembly for another processor, or those of a matrix unit for so many pieces."""
-    return run(
+def assembly(features, target, *pieces):
+    """The primitives for float32 as assembly for another processor, or those of a matrix unit for each of `pieces`."""
+    found = run(
         f"""
         import llvmlite.binding as llvm
         from llvmlite import ir
@@ -59,22 +59,23 @@ def assembly(features, target, pieces=0):
         llvm.initialize_all_targets()
         llvm.initialize_all_asmprinters()
         triple, cpu = {target!r}
-        module = ir.Module("primitives")
-        module.triple = triple
-        pieces = {pieces}
-        builders = matrix.builders(pieces) if pieces else primitives.builders(Lanes(types.float32))
-        for name, (arguments, builder) in builders.items():
-            loops.function(module, name, arguments, builder).linkage = "external"
-        machine = llvm.Target.from_triple(triple).create_target_machine(cpu=cpu, features={features!r}, opt=3)
-        parsed = llvm.parse_assembly(str(module))
-        options = llvm.create_pipeline_tuning_options(speed_level=3)
-        builder = llvm.create_pass_builder(machine, options)
-        builder.getModulePassManager().run(parsed, builder)
-        print(machine.emit_assembly(parsed))
+        for pieces in {pieces or (0,)}:
+            module = ir.Module("primitives")
+            module.triple = triple
+            builders = matrix.builders(pieces) if pieces else primitives.builders(Lanes(types.float32))
+            for name, (arguments, builder) in builders.items():
+                loops.function(module, name, arguments, builder).linkage = "external"
+            machine = llvm.Target.from_triple(triple).create_target_machine(cpu=cpu, features={features!r}, opt=3)
+            parsed = llvm.parse_assembly(str(module))
+            options = llvm.create_pipeline_tuning_options(speed_level=3)
+            builder = llvm.create_pass_builder(machine, options)
+            builder.getModulePassManager().run(parsed, builder)
+            print(machine.emit_assembly(parsed), end=chr(0))
         """,
         NUMBA_CPU_FEATURES=features,
         NUMBA_CPU_NAME=target[1],
     )
+    return found.split(chr(0))[:-1]
 
 
 def busiest_loop(code, function, multiply_add):

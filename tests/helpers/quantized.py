@@ -4,6 +4,7 @@ from copy import deepcopy
 
 import pytest
 import torch
+from torch import nn
 
 import fastlstm
 from fastlstm.backends import dispatch
@@ -18,6 +19,21 @@ KERNELS = [
 kernels = pytest.mark.parametrize("backend", KERNELS)
 both_activations = pytest.mark.parametrize("activations", ["int8", "int16"])
 both_kinds = pytest.mark.parametrize("kind", [fastlstm.LSTM, fastlstm.GRU])
+
+
+class Tagger(nn.Module):
+    """Recurrent modules at several depths, one of them under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(4, 3)
+        self.encoder = nn.Sequential(nn.LSTM(3, 5, 2, bidirectional=True, batch_first=True))
+        self.decoder = nn.ModuleDict({"rnn": fastlstm.GRU(10, 6, batch_first=True), "cell": nn.LSTMCell(6, 6)})
+        self.tied = self.encoder[0]
+
+    def forward(self, x):
+        output, _ = self.decoder["rnn"](self.tied(self.embed(x))[0])
+        return self.decoder["cell"](output[:, -1])[0]
 
 
 def quantized(module, activations="int8", backend=None):

@@ -18,6 +18,11 @@ needs_triton = pytest.mark.skipif(
 TRITON = pytest.param("triton-ieee", marks=needs_triton)
 BACKENDS = ("numba", "reference", TRITON)
 backends = pytest.mark.parametrize("backend", BACKENDS, indirect=True)
+# For what other tests show of triton, too: its interpreter takes seconds, and a GPU does not.
+slow_in_the_interpreter = [needs_triton] if torch.cuda.is_available() else [needs_triton, pytest.mark.slow]
+backends_but_slow = pytest.mark.parametrize(
+    "backend", ["numba", "reference", pytest.param("triton-ieee", marks=slow_in_the_interpreter)], indirect=True
+)
 
 
 def exporting() -> AbstractContextManager[None]:

@@ -162,7 +162,6 @@ def test_lengths_outside_the_input_count_as_its_ends_under_vmap(backend, dtype):
 
 
 def of_a_compiled_module(lstm, x, lengths):
-    torch._dynamo.reset()
     return torch.compile(lstm, backend="eager", fullgraph=True)(x, lengths=lengths)[0]
 
 
@@ -233,7 +232,6 @@ def read_only(array):
 )
 @pytest.mark.parametrize("compiled", [False, True])
 def test_lengths_that_are_no_tensor(lengths, compiled):
-    torch._dynamo.reset()
     lstm, x = fastlstm.LSTM(3, 5), torch.randn(4, 3, 3)
     call = torch.compile(lstm, backend="eager") if compiled else lstm
     with warnings.catch_warnings():

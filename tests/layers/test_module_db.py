@@ -26,8 +26,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated"),  # torch's own use, in forward mode
 ]
 
-# float32: sums of a few terms, 2**-24 each; float64 alike
-
 
 def clone(info):
     info = copy(info)
@@ -146,7 +144,7 @@ def test_forward(info, k, dtype, training):
         references.append(inputs.reference_fn(ours, *inputs.forward_input.args, **inputs.forward_input.kwargs))
     for reference in references:
         for a, b in zip(results, tensors(reference), strict=True):
-            close(a, b, "values")
+            close(a, b, "sums")  # of states up to 9, which is what make_tensor draws
 
 
 def differentiable(info, k):

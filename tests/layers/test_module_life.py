@@ -328,7 +328,6 @@ def test_cell_autocast():
 )
 def test_traced_whole(arguments, size, call):
     """dynamo takes forward and backward without a break."""
-    torch._dynamo.reset()
     lstm = fastlstm.LSTM(3, 5, **arguments)
     x = torch.randn(size)
     compiled = torch.compile(lstm, backend="aot_eager", fullgraph=True)
@@ -351,7 +350,6 @@ def test_exported_with_a_dynamic_length():
 
 
 def test_traced_step_and_cell():
-    torch._dynamo.reset()
     lstm, cell = fastlstm.LSTM(3, 5), fastlstm.LSTMCell(3, 5)
 
     @torch.compile(backend="eager", fullgraph=True)

@@ -136,7 +136,6 @@ def traced():
 @pytest.mark.parametrize(("module", "call"), [pytest.param(m, call, id=name) for name, m, call in traced()])
 def test_traced_whole(module, call):
     """dynamo takes forward and backward without a break."""
-    torch._dynamo.reset()
     x = torch.randn(2, 4, 3) if module.batch_first else torch.randn(4, 2, 3)
     compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
     expected, got = module(x, **call), compiled(x, **call)
@@ -147,7 +146,6 @@ def test_traced_whole(module, call):
 
 
 def test_traced_steps_and_cells():
-    torch._dynamo.reset()
     gru, cell, elman = fastlstm.GRU(3, 5), fastlstm.GRUCell(3, 5), fastlstm.ElmanCell(3, 5, nonlinearity="relu")
 
     @torch.compile(backend="eager", fullgraph=True)

@@ -8,7 +8,7 @@ import torch
 import fastlstm
 from fastlstm.backends.triton import INTERPRET
 from fastlstm.layers.functional import lstm
-from tests.helpers.transforms import backends, needs_triton
+from tests.helpers.transforms import backends, needs_triton, slow_in_the_interpreter
 
 SHAPES = [(7, 70, 28, 128), (5, 3, 7, 65)]  # the first large enough for two threads
 SMALL = (3, 9, 5, 20)  # for Triton's interpreter; two programs of batch rows
@@ -32,7 +32,7 @@ def gradients(lstm, x, direction):
         ("numba", SHAPES[0]),
         ("numba", SHAPES[1]),
         ("reference", SHAPES[1]),
-        pytest.param("triton-ieee", SMALL, marks=needs_triton),
+        pytest.param("triton-ieee", SMALL, marks=slow_in_the_interpreter),
     ],
     indirect=["backend"],
 )

@@ -124,7 +124,6 @@ def called(lstm, x):
     [(within, "auto"), (decorated, "auto"), (left_by_an_exception, "auto"), (called, "reference")],
 )
 def test_in_a_compiled_function(function, after):
-    torch._dynamo.reset()
     lstm, x = fastlstm.LSTM(3, 5), torch.randn(4, 2, 3)
     compiled = torch.compile(partial(function, lstm), backend="eager", fullgraph=True)
     output, inside = compiled(x)
@@ -134,7 +133,6 @@ def test_in_a_compiled_function(function, after):
 
 
 def test_compiled_functions_follow_a_call():
-    torch._dynamo.reset()
     lstm, x = fastlstm.LSTM(3, 5), torch.randn(4, 2, 3)
     compiled = torch.compile(lambda x: [lstm(x)[0], current()], backend="eager", fullgraph=True)
     for name in ("auto", "reference", "aten", "auto"):

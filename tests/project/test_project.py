@@ -1,10 +1,7 @@
 """The project's own rules: imports point down, `import fastlstm` stays light, the text speaks of the project alone."""
 
 import inspect
-import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +11,7 @@ from benchmarks import run
 from benchmarks.clock import ratio_of
 from benchmarks.shapes import GRID, Shape, random_shapes
 from fastlstm import torch_private
-from tests.helpers import ROOT
+from tests.helpers import ROOT, interpreter
 
 LAZY = {"numba", "llvmlite", "triton", "matplotlib", "tqdm"}
 
@@ -25,15 +22,10 @@ def test_imports_point_only_down(monkeypatch, capsys):
     assert status == 0, capsys.readouterr().out
 
 
-def modules_after(statement: str) -> set[str]:
-    code = f"{statement}; import sys, json; print(json.dumps(sorted(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    return set(json.loads(done.stdout))
-
-
 @pytest.mark.skipif(torch_private.PUBLIC, reason="by public names torch's compiler is imported with the package")
 def test_import_is_light():
-    added = modules_after("import fastlstm") - modules_after("import torch")
+    code = "import sys, torch; before = set(sys.modules); import fastlstm; print(*set(sys.modules) - before)"
+    added = set(interpreter.run(code, cwd=ROOT).stdout.split())
     assert "fastlstm" in added
     heavy = LAZY & {name.partition(".")[0] for name in added}
     assert heavy == set()

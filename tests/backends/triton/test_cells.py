@@ -78,7 +78,7 @@ def check(layer, grads, kind, needs):
         assert max(errors) < bound, errors
 
 
-@pytest.mark.sampled(12)
+@pytest.mark.sampled(13)
 @directions
 @masks
 @pytest.mark.parametrize("kind", BOUNDS)

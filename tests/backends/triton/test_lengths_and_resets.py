@@ -104,7 +104,7 @@ def check(layer, grads, kind):
     return got
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("masks", ["none", "lengths", "reset", "both"])
 @pytest.mark.parametrize(
@@ -142,6 +142,7 @@ def test_stacks(kind, reverse, kernels):
     assert all(torch.equal(a, again[name].view_as(a)) for name, a in got.items())
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("I", [5, 40])
 @pytest.mark.parametrize("biases", [0, 1, 2])
 def test_biases_and_states_may_be_absent(biases, I, kernels):
@@ -175,6 +176,7 @@ def test_the_gradient_of_a_held_output_reaches_nothing(kind, reverse, kernels):
     assert all(torch.equal(a, second[name]) for name, a in first.items())
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("reverse", [False, True])
 def test_a_state_that_no_step_sees_reaches_nothing_else(reverse, kernels):
     """Rows without steps, and rows whose first step is reset, may start from infinity."""

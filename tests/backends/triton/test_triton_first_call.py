@@ -45,7 +45,7 @@ def x_of(B=2, T=4):
     return torch.randn(T, B, 3, device=DEVICE)
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(11)
 @pytest.mark.parametrize("H", [20, 140])
 @pytest.mark.parametrize("masks", [(), ("lengths",), ("reset",), ("lengths", "reset")])
 @pytest.mark.parametrize("options", [{}, {"bias": False}, {"backend": "triton-tf32"}])

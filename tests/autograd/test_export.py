@@ -1,0 +1,141 @@
+"""torch.export: open sizes, programs that other processes load, what a program holds."""
+
+import builtins
+import functools
+
+import pytest
+import torch
+from torch.export import Dim
+from torch.func import vmap
+
+import fastlstm
+from fastlstm import torch_private
+from fastlstm.backends import numba
+from tests.helpers import interpreter
+from tests.helpers.tolerances import close
+from tests.helpers.transforms import backends, dtype_of, exporting, needs_triton
+
+pytestmark = pytest.mark.filterwarnings("error:.*lru_cache")  # dynamo warns of a cache on its way
+
+
+LOADED = """
+import sys, torch, fastlstm
+folder = sys.argv[1]
+program, results = torch.export.load(folder + "/model.pt2").module(), []
+for x in torch.load(folder + "/inputs.pt"):
+    x.requires_grad_()
+    output, (h_n, c_n) = program(x)
+    results.append([output.detach(), h_n.detach(), c_n.detach(), *torch.autograd.grad(output.pow(2).sum(), x)])
+torch.save(results, folder + "/results.pt")
+"""
+
+
+@pytest.mark.parametrize(
+    ("backend", "strict"),
+    [
+        ("numba", False),
+        pytest.param("numba", True, marks=pytest.mark.slow),
+        pytest.param("reference", False, marks=pytest.mark.slow),
+        pytest.param("triton-ieee", False, marks=[needs_triton, pytest.mark.slow]),
+    ],
+    indirect=["backend"],
+)
+def test_export_in_another_process(tmp_path, backend, strict):
+    """T and B stay open, and a loaded program trains."""
+    dtype = dtype_of(backend)
+    lstm = fastlstm.LSTM(11, 13, num_layers=2, bidirectional=True, dtype=dtype, backend=backend)
+    open_sizes = {"input": {0: Dim("T", max=100_000), 1: Dim("B", max=100_000)}}
+    example = torch.randn(6, 5, 11, dtype=dtype)
+    with exporting():
+        program = torch.export.export(lstm, (example,), dynamic_shapes=open_sizes, strict=strict)
+    assert sum(node.target == torch.ops.fastlstm.forward.default for node in program.graph.nodes) == 4
+    torch.export.save(program, tmp_path / "model.pt2")
+    inputs = [torch.randn(T, B, 11, dtype=dtype) for T, B in ((1, 1), (1, 3), (5, 1), (4, 7))]
+    torch.save(inputs, tmp_path / "inputs.pt")
+    done = interpreter.run(LOADED, tmp_path)
+    assert done.returncode == 0, done.stderr
+    for x, got in zip(inputs, torch.load(tmp_path / "results.pt")):
+        x.requires_grad_()
+        output, states = lstm(x)
+        want = [output, *states, *torch.autograd.grad(output.pow(2).sum(), x)]
+        assert all(torch.equal(a, b) for a, b in zip(got, want))
+
+
+@pytest.mark.parametrize("freeze", [True, False])
+def test_an_export_holds_operators_alone(freeze):
+    lstm, x = fastlstm.LSTM(3, 4, backend="numba").requires_grad_(not freeze), torch.randn(5, 2, 3)
+    program = torch.export.export(lstm, (x,))
+    names = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert "fastlstm.forward.default" in names
+    assert not [name for name in names if "dual" in name]
+    folded = vmap(lambda x: program.module()(x)[0])(torch.stack((x, x + 1)))
+    close(folded[1], lstm(x + 1)[0], "values")
+
+
+def test_gradients_of_an_export_under_vmap():
+    """The rules of operators reach weights that no level has wrapped: their gradients are wanted all the same."""
+
+    class Residual(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.lstm = torch.nn.Linear(3, 4), fastlstm.LSTM(4, 4, backend="numba")
+
+        def forward(self, x):
+            y = self.linear(x)
+            return y + self.lstm(y)[0]
+
+    model, x, results = Residual(), torch.randn(3, 5, 2, 3), []
+    program = torch.export.export(model, (x[0],)).module()
+    for module, call in ((model, vmap(model)), (program, vmap(program))):
+        module.zero_grad()
+        call(x).pow(2).sum().backward()
+        results.append({name: p.grad.clone() for name, p in module.named_parameters()})
+    assert results[0].keys() == results[1].keys()
+    for name, gradient in results[0].items():
+        torch.testing.assert_close(results[1][name], gradient)
+
+
+def test_builtins_that_an_export_has_replaced(monkeypatch):
+    own, replaced = max, functools.partial(max)
+    with numba._own_builtins():
+        monkeypatch.setattr(builtins, "max", replaced)  # by an export that begins meanwhile
+    assert builtins.max is replaced
+    with numba._own_builtins():
+        assert builtins.max is own
+    assert builtins.max is replaced
+
+
+def test_an_export_before_anything_else(tmp_path):
+    """Which exchanges built-in functions while numba is imported."""
+    code = """
+import fastlstm, torch
+program = torch.export.export(fastlstm.LSTM(3, 4, backend="numba"), (torch.randn(5, 2, 3),), strict=False)
+assert max(1, 2) == 2 and type(max) is type(len)
+"""
+    done = interpreter.run(code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(torch_private.PUBLIC, reason="a graph that may be in forward mode saves what training needs")
+@backends
+def test_an_export_without_gradients_says_so(backend):
+    lstm, x = fastlstm.LSTM(3, 4, backend=backend), torch.randn(5, 2, 3)
+    with torch.no_grad():
+        program = torch.export.export(lstm, (x,)).module()
+    with torch.no_grad():
+        assert torch.equal(program(x)[0], lstm(x)[0])
+    with pytest.raises(RuntimeError, match="save=False"):
+        program(x)[0].sum().backward()
+
+
+@pytest.mark.slow
+@backends
+def test_aot_inductor(backend, tmp_path):
+    """Compiled to a shared library; the LSTM in it is still called through Python."""
+    lstm = fastlstm.LSTM(11, 13, backend=backend).eval()
+    open_sizes = {"input": {0: Dim("T", max=100_000), 1: Dim("B", max=100_000)}}
+    with torch.no_grad():
+        program = torch.export.export(lstm, (torch.randn(6, 5, 11),), dynamic_shapes=open_sizes)
+        package = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "model.pt2"))
+        run, x = torch._inductor.aoti_load_package(package), torch.randn(9, 4, 11)
+        torch.testing.assert_close(run(x), lstm(x))

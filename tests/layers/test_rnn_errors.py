@@ -1,0 +1,111 @@
+"""Errors of `fastlstm.RNN`: of its construction, of calls, of states and of inputs."""
+
+import re
+
+import pytest
+import torch
+from torch import nn
+
+import fastlstm
+from fastlstm import cells
+from tests.helpers.layers import TORCH
+from tests.helpers.rnn import gadget
+
+
+def test_errors_of_the_state_of_a_cell_with_one():
+    rnn = fastlstm.RNN(cells.mgu, 3, 5)
+    with pytest.raises(TypeError, match="states must be a tensor, h_0, or a tuple of it, got dict"):
+        rnn(X, {"h": M[:1]})
+    with pytest.raises(RuntimeError, match="states must be a tensor, h_0, or a tuple of it, got 2"):
+        rnn(X, (M[:1], M[:1]))
+    with pytest.raises(RuntimeError, match="For batched 3-D input, states should also be 3-D"):
+        rnn(X, M[0])
+    with pytest.raises(RuntimeError, match=re.escape("Expected states[0] size (1, 4, 5), got [2, 4, 5]")):
+        rnn(X, M[:2])
+    with pytest.raises(TypeError, match="state must be a tensor, h_0, or a tuple of it, got float"):
+        rnn.step(X[0], 0.0)
+    with pytest.raises(RuntimeError, match=re.escape("Expected state[0] size (1, 4, 5), got [4, 5]")):
+        rnn.step(X[0], M[0])
+
+
+X = torch.zeros(6, 4, 3)
+M = torch.zeros(6, 4, 5)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        ({"inputs": None}, TypeError, "inputs must map m, d to tensors, got NoneType"),
+        ({"inputs": M}, TypeError, "inputs must map m, d to tensors, got Tensor"),
+        ({"inputs": {"m": M}}, ValueError, "inputs must map m, d to tensors, got m"),
+        ({"inputs": {"m": M, "d": M, "e": M}}, ValueError, "inputs must map m, d to tensors, got m, d, e"),
+        ({"inputs": {"m": M, "d": 1.0}}, TypeError, "inputs must map m, d to tensors, got float for d"),
+        (
+            {"inputs": {"m": M, "d": M[0]}},
+            ValueError,
+            "inputs['d'] must have shape (T, B, H) = (6, 4, 5), where any size may be 1, got (4, 5)",
+        ),
+        ({"inputs": {"m": M, "d": M[:, :2, :1]}}, ValueError, "(6, 4, 5), where any size may be 1, got (6, 2, 1)"),
+        ({"inputs": {"m": M, "d": M.double()}}, RuntimeError, "inputs['d'] tensor with torch.float64"),
+        ({"inputs": {"m": M, "d": M.to("meta")}}, RuntimeError, "inputs['d'] tensor at meta"),
+        ({"states": M}, TypeError, "states must be a tuple of two tensors, h_0 and v_0, got Tensor"),
+        ({"states": (M[:1],)}, RuntimeError, "states must be a tuple of two tensors, h_0 and v_0, got 1"),
+        (
+            {"states": (M[:1], 0)},
+            TypeError,
+            "states must be a tuple of two tensors, h_0 and v_0, got a tuple of Tensor",
+        ),
+        ({"states": (M[:1], M[:2])}, RuntimeError, "Expected states[1] size (1, 4, 5), got [2, 4, 5]"),
+        ({"states": (M[0], M[0])}, RuntimeError, "states should also be 3-D but got (2-D, 2-D) tensors"),
+        ({"input": X[..., :2]}, RuntimeError, "input.size(-1) must be equal to input_size. Expected 3, got 2"),
+        ({"input": X[None]}, ValueError, "RNN: Expected input to be 2D or 3D, got 4D tensor instead"),
+        ({"input": [1.0]}, TypeError, "input must be a tensor or a PackedSequence, got list"),
+    ],
+)
+def test_errors_of_forward(call, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        fastlstm.RNN(gadget, 3, 5)(**{"input": X, "inputs": {"m": M, "d": M}, **call})
+
+
+def test_errors_of_a_cell_without_inputs():
+    rnn = fastlstm.RNN(cells.slstm, 3, 5)
+    with pytest.raises(ValueError, match="inputs must be None or empty, got m"):
+        rnn(X, inputs={"m": M})
+    with pytest.raises(TypeError, match="states must be a tuple of four tensors, h_0, c_0, n_0 and m_0, got dict"):
+        rnn(X, {"h": M})
+
+
+@cells.cell(gates={"a": "h"}, states=("h",))
+def no_x(a):
+    return cells.tanh(a)
+
+
+@cells.cell(gates={"a": "x"}, states=("h",), params=("weight_hh",))
+def odd_name(a, weight_hh):
+    return cells.tanh(a * weight_hh)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (
+            (nn.LSTM, 3, 5),
+            TypeError,
+            "cell must be a fastlstm.Cell, as fastlstm.cell declares one, got type",
+        ),
+        ((3, 5, 1), TypeError, "got int"),
+        ((no_x, 3, 5), ValueError, "cell must have a gate that sums x, got no_x with the gates {'a': 'h'}"),
+        ((odd_name, 3, 5), ValueError, "cell must have params of other names than the weights, got odd_name with"),
+        ((gadget, 3.0, 5), TypeError, "input_size should be of type int, got: float"),
+        ((gadget, 3, 0), ValueError, "hidden_size must be greater than zero"),
+        ((gadget, 3, 5, 0), ValueError, "num_layers must be greater than zero"),
+        ((gadget, 3, 5, 1, 1), TypeError, "bias should be of type bool, got: int"),
+    ],
+)
+def test_errors_of_construction(arguments, error, message):
+    if "should be of type" in message and TORCH < (2, 13):
+        pytest.skip("older versions of torch do not check these types")
+    with pytest.raises(error, match=re.escape(message)):
+        fastlstm.RNN(*arguments)
+    with pytest.raises(ValueError, match="backend must be one of"):
+        fastlstm.RNN(gadget, 3, 5, backend="cudnn")

@@ -1,0 +1,141 @@
+"""What a call of `fastlstm.RNN` takes: packed sequences, resets, single steps, inputs of size 1, a state alone."""
+
+import re
+
+import hypothesis
+import pytest
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from fastlstm import cells
+from tests.helpers.modules import assert_same_gradients, randn
+from tests.helpers.rnn import RNN, gadget, given, no_product
+from tests.helpers.tolerances import close
+
+
+def test_batch_first_and_one_sequence_alone():
+    rnn = RNN(gadget, 3, 5, 2, bidirectional=True)
+    x, states, inputs = given(rnn)
+    expected, ends, sequences = rnn(x, states, inputs, return_states=True)
+    one = rnn(x[:, 1], tuple(a[:, 1] for a in states), {k: a[:, 1] for k, a in inputs.items()}, return_states=True)
+    close(one, (expected[:, 1], tuple(a[:, 1] for a in ends), tuple(a[:, 1] for a in sequences)), "sums")
+    rnn.batch_first = True
+    turned = {name: a.transpose(0, 1) for name, a in inputs.items()}
+    output, last, others = rnn(x.transpose(0, 1), states, turned, return_states=True)
+    assert output.shape == (4, 6, 10)
+    close((output.transpose(0, 1), last, [a.transpose(0, 1) for a in others]), (expected, ends, sequences), "sums")
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_packed_input_and_lengths(batch_first):
+    rnn, n = RNN(gadget, 3, 5, 2, bidirectional=True), torch.tensor([2, 6, 1, 4])
+    x, states, inputs = given(rnn)
+    rows = [rnn(x[: n[b], b], tuple(a[:, b] for a in states), {k: a[: n[b], b] for k, a in inputs.items()},
+                return_states=True) for b in range(4)]  # fmt: skip
+    rnn.batch_first = batch_first
+    if batch_first:
+        x, inputs = x.transpose(0, 1), {k: a.transpose(0, 1) for k, a in inputs.items()}
+    packed = pack_padded_sequence(x, n, enforce_sorted=False, batch_first=batch_first)
+    output, last, sequences = rnn(packed, states, inputs, return_states=True)
+    unpacked = [pad_packed_sequence(a)[0] for a in (output, *sequences)]
+    masked, ends, (_, v) = rnn(x, states, inputs, lengths=n, return_states=True)
+    masked, v = (a.transpose(0, 1) if batch_first else a for a in (masked, v))
+    for b, (expected, end, all_states) in enumerate(rows):
+        close([a[: n[b], b] for a in unpacked], [expected, *all_states], "sums")
+        close([a[:, b] for a in last], end, "sums")
+        close([a[:, b] for a in ends], end, "sums")
+        close([masked[: n[b], b], v[: n[b], b]], all_states, "sums")
+        assert not masked[n[b] :, b].any()
+
+
+def test_reset():
+    rnn, reset = RNN(gadget, 3, 5), torch.zeros(6, 4, dtype=torch.bool)
+    x, states, inputs = given(rnn)
+    reset[3] = True
+    first = rnn(x[:3], states, {k: a[:3] for k, a in inputs.items()})[0]
+    second, ends = rnn(x[3:], None, {k: a[3:] for k, a in inputs.items()})
+    output, last = rnn(x, states, inputs, reset=reset)
+    assert_same_gradients(rnn, rnn, [output, *last], [torch.cat([first, second]), *ends], [x, *inputs.values()])
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_steps_equal_forward(batched):
+    rnn = RNN(gadget, 3, 5, 2)
+    x, states, inputs = given(rnn)
+    if not batched:
+        x, states, inputs = x[:, 0], tuple(a[:, 0] for a in states), {k: a[:, 0] for k, a in inputs.items()}
+    expected, ends = rnn(x, states, inputs)
+    outputs, state = [], states
+    for t, x_t in enumerate(x):
+        h_t, state = rnn.step(x_t, state, {k: a[t] for k, a in inputs.items()})
+        outputs.append(h_t)
+    close((torch.stack(outputs), state), (expected, ends), "sums")
+
+
+@pytest.mark.parametrize("cell", [cells.mgu, no_product], ids=lambda cell: cell.name)
+def test_a_tensor_is_the_state_of_a_cell_with_one(cell):
+    rnn = RNN(cell, 3, 5, 2)
+    x, states, _ = given(rnn)
+    for module in (rnn, torch.compile(rnn, fullgraph=True, backend="aot_eager")):
+        got, want = module(x, states[0]), module(x, states)
+        assert type(got[1]) is tuple
+        close(got, want, "sums")
+    close(rnn(x[:, 0], states[0][:, 0]), rnn(x[:, 0], (states[0][:, 0],)), "sums")
+    got = rnn.step(x[0], states[0])
+    assert type(got[1]) is tuple
+    close(got, rnn.step(x[0], states), "sums")
+
+
+SHAPES = st.sampled_from([(T, B, H) for T in (1, 6) for B in (1, 4) for H in (1, 5)])
+OPTIONS = st.fixed_dictionaries({"bidirectional": st.booleans(), "batch_first": st.booleans()})
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@hypothesis.given(SHAPES, SHAPES, OPTIONS, st.booleans())
+def test_inputs_of_size_1(m, d, options, masked):
+    """They are the expanded ones, and their gradients have their own shapes."""
+    rnn = RNN(gadget, 3, 5, 2, **options)
+    turned = (lambda a: a.transpose(0, 1)) if rnn.batch_first else (lambda a: a)
+    x, states, _ = given(rnn)
+    inputs = {"m": randn(*m), "d": randn(*d)}
+    results = []
+    for of in (lambda a: a, lambda a: a.expand(6, 4, 5)):
+        taken = {name: turned(of(a)) for name, a in inputs.items()}
+        output, last = rnn(turned(x), states, taken, lengths=[2, 6, 1, 4] if masked else None)
+        results.append([output, *last])
+    assert_same_gradients(rnn, rnn, *results, [x, *states, *inputs.values()])
+
+
+@pytest.mark.parametrize("shape", [(1, 5), (4, 1), (1, 1)])
+def test_inputs_of_size_1_in_steps(shape):
+    rnn = RNN(gadget, 3, 5)
+    x, states, inputs = given(rnn)
+    small = randn(*shape)
+    got, want = (rnn.step(x[0], states, {"m": inputs["m"][0], "d": d}) for d in (small, small.expand(4, 5)))
+    close(got, want, "sums")
+    alone, _ = rnn.step(x[0, 0], tuple(a[:, 0] for a in states), {"m": inputs["m"][0, 0], "d": small[0]})
+    close(alone, got[0][0], "sums")
+    message = re.escape("inputs['d'] must have shape (B, H) = (4, 5), where any size may be 1, got (5,)")
+    with pytest.raises(ValueError, match=message):
+        rnn.step(x[0], states, {"m": inputs["m"][0], "d": torch.zeros(5)})
+    with pytest.raises(ValueError, match=re.escape("inputs['d'] must have shape (H,) = (5,)")):
+        rnn.step(x[0, 0], None, {"m": inputs["m"][0, 0], "d": torch.zeros(4)})
+
+
+def test_packed_sequences_take_inputs_of_size_1():
+    rnn, n = RNN(gadget, 3, 5), torch.tensor([2, 6, 1, 4])
+    x, states, inputs = given(rnn)
+    packed, small = pack_padded_sequence(x, n, enforce_sorted=False), {"m": randn(6, 1, 1), "d": inputs["d"]}
+    want = rnn(packed, states, {name: a.expand(6, 4, 5) for name, a in small.items()})
+    got = rnn(packed, states, small)
+    close((got[0].data, got[1]), (want[0].data, want[1]), "sums")
+
+
+def test_functional_call():
+    rnn = RNN(gadget, 3, 5)
+    x, states, inputs = given(rnn)
+    other = RNN(gadget, 3, 5)
+    got = torch.func.functional_call(rnn, dict(other.named_parameters()), (x, states, inputs))
+    close(got, other(x, states, inputs), "sums")
