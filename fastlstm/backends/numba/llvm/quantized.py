@@ -254,7 +254,7 @@ def step(name: str, cell: Functions, pieces: int) -> Builder:
 
 def builders(name: str, cell: Functions, pieces: int) -> dict[str, tuple[int, Builder]]:
     """For each primitive how many arguments it takes, and what builds it."""
-    of_unit = amx if ON_UNIT else bfloats
+    of_unit = amx if ON_UNIT else bfloats  # vectors have nothing to ready or to release
     return {
         "quantize": (9, quantize(pieces)),
         "inputs": (15, inputs(name, len(cell.layout.of_x), pieces)),
