@@ -55,7 +55,7 @@ KINDS = [
 ]
 KINDS += ["not resident and not stepwise"]
 KERNELS = [f"tests/backends/triton/test_{name}.py" for name in ("triton", "triton_choice")]
-MASKS = "tests/backends/triton/test_lengths_and_resets.py"  # all of it resident or stepwise
+MASKS = "tests/backends/triton/test_lengths_and_resets.py"
 TRANSFORMS = [f"tests/autograd/test_{name}.py" for name in ("transforms", "second_order", "ensembles")]
 TRANSFORMS += ["tests/layers/test_masks.py"]
 OFFSETS = "tests/backends/triton/test_triton_offsets.py"
@@ -342,8 +342,7 @@ def compilers(layers: list[str]) -> list[list[str]]:
 
 def checks() -> list[list[str]]:
     """The tests of the kernels."""
-    tests = [[*EVERY, "-k", kind, *KERNELS] for kind in KINDS]
-    tests += [[*EVERY, "-k", kind, MASKS] for kind in KINDS[:-1]]
+    tests = [[*EVERY, "-k", kind, *files] for files in (KERNELS, [MASKS]) for kind in KINDS]
     return [*tests, DETERMINISM, *first_calls()]
 
 

@@ -50,6 +50,7 @@ def test_dry_run_outside_the_interpreter_is_refused():
     assert "argument --dry-run: needs TRITON_INTERPRET=1 in the environment" in done.stderr
 
 
+@pytest.mark.slow
 @needs_triton
 def test_dry_run_writes_one_file_and_one_chart(tmp_path):
     done = run("--dry-run", "--rounds", "1", "--out", str(tmp_path), TRITON_INTERPRET="1")
@@ -243,12 +244,12 @@ class Words(dict):
         return word in self.text
 
 
-@pytest.mark.parametrize(("file", "kinds"), [(gpu.KERNELS[0], gpu.KINDS), (gpu.MASKS, gpu.KINDS[:-1])])
-def test_each_test_of_the_kernels_runs_once(file, kinds):
-    text = interpreter.run_module("pytest", "--collect-only", "-q", file, cwd=ROOT).stdout
+@pytest.mark.parametrize("file", [gpu.KERNELS[0], gpu.MASKS])
+def test_each_test_of_the_kernels_runs_once(file):
+    text = interpreter.run_module("pytest", "--collect-only", "-q", *gpu.EVERY[-2:], file, cwd=ROOT).stdout
     names = [line for line in text.splitlines() if "::" in line]
     assert len(names) > 30
-    counts = [[eval(kind, {}, Words(name)) for kind in kinds] for name in names]
+    counts = [[eval(kind, {}, Words(name)) for kind in gpu.KINDS] for name in names]
     assert all(each.count(True) == 1 for each in counts)
     assert all(map(any, zip(*counts, strict=True)))  # to select nothing is an error
 
