@@ -51,8 +51,8 @@ STACKED = {"num_layers": 2, "bidirectional": True, "batch_first": True}
     [
         ("numba", STACKED),
         pytest.param("numba", {}, marks=pytest.mark.slow),
-        ("reference", {}),
-        pytest.param("triton-ieee", {}, marks=needs_triton),
+        pytest.param("reference", {}, marks=pytest.mark.slow),
+        pytest.param("triton-ieee", {}, marks=[needs_triton, pytest.mark.slow]),
         pytest.param("triton-ieee", STACKED, marks=[needs_triton, pytest.mark.slow]),
     ],
     indirect=["backend"],

@@ -21,7 +21,7 @@ cases = pytest.mark.parametrize(
         ("numba", "lengths"),
         ("reference", "reset"),
         ("reference", "lengths"),
-        pytest.param("triton-ieee", "lengths", marks=needs_triton),
+        pytest.param("triton-ieee", "lengths", marks=[needs_triton, pytest.mark.slow]),
         pytest.param("triton-ieee", "reset", marks=[needs_triton, pytest.mark.slow]),
     ],
     indirect=["backend"],

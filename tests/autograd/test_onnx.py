@@ -63,9 +63,9 @@ def arguments(T, B, *, states, options):
 @pytest.mark.parametrize(
     ("options", "states"),
     [
-        ({}, True),
+        pytest.param({}, True, marks=pytest.mark.slow),
         (STACKED, True),
-        ({"bias": False, "backend": "aten"}, False),
+        pytest.param({"bias": False, "backend": "aten"}, False, marks=pytest.mark.slow),
         pytest.param({}, False, marks=pytest.mark.slow),
         pytest.param(STACKED, False, marks=pytest.mark.slow),
         pytest.param({"bias": False, "backend": "aten"}, True, marks=pytest.mark.slow),
@@ -82,7 +82,8 @@ def test_sequences_of_any_size(options, states):
 
 
 @pytest.mark.skipif(TORCH < (2, 13), reason="torch 2.9 fails to export its own LSTM with a name that is not defined")
-@pytest.mark.parametrize("options", [pytest.param({}, marks=pytest.mark.slow), STACKED], ids=str)
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, STACKED], ids=str)
 def test_the_same_as_torch_s_own(options):
     """Of as many steps as were exported."""
     lstm, args = fastlstm.LSTM(3, 5, **options), arguments(6, 4, states=False, options=options)

@@ -12,7 +12,7 @@ from fastlstm.autograd import operators
 from fastlstm.backends.triton import INTERPRET
 from fastlstm.cells import library
 from tests.helpers.layers import TORCH, Layer
-from tests.helpers.transforms import backends, dtype_of, needs_triton, slow_in_the_interpreter
+from tests.helpers.transforms import backends, dtype_of, slow_in_the_interpreter
 
 
 @pytest.mark.parametrize(
@@ -22,10 +22,10 @@ from tests.helpers.transforms import backends, dtype_of, needs_triton, slow_in_t
         pytest.param("numba", False, True, True, False, True, marks=pytest.mark.slow),
         pytest.param("numba", True, False, False, True, True, marks=pytest.mark.slow),
         ("numba", True, True, True, False, False),
-        ("reference", False, False, True, False, True),
+        pytest.param("reference", False, False, True, False, True, marks=pytest.mark.slow),
         pytest.param("reference", False, False, True, True, False, marks=pytest.mark.slow),
         pytest.param("triton-ieee", False, True, True, True, True, marks=slow_in_the_interpreter),
-        pytest.param("triton-ieee", True, False, False, False, False, marks=needs_triton),
+        pytest.param("triton-ieee", True, False, False, False, False, marks=slow_in_the_interpreter),
     ],
     indirect=["backend"],
 )

@@ -26,6 +26,7 @@ SIZES = [
 ]
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -254,6 +254,7 @@ def commands(*lines):
     return [(*text.splitlines(), error) for text, error in zip(told, errors, strict=True)]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "darwin", reason="macOS refuses names that are not UTF-8")
 def test_names_in_any_script_are_printed_in_ascii(tmp_path, run):
     names = [*NAMES[:4], undecodable(tmp_path).name]

@@ -31,6 +31,7 @@ def metrics(directory):
     return json.loads((directory / "metrics.json").read_text())
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tiny, tmp_path, no_pictures):
     """They read the pixels in one order, a buffer that DistributedDataParallel passes from the first process on."""
     one, two = tmp_path / "one", tmp_path / "two"

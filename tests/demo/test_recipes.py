@@ -223,6 +223,7 @@ def test_the_time_to_an_accuracy_is_training_time():
     assert history.reached(0.999) is None
 
 
+@pytest.mark.slow
 def test_tensorboard_is_told(tiny, tmp_path, monkeypatch):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     monkeypatch.undo()  # with its pictures

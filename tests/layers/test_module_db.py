@@ -169,6 +169,7 @@ def test_grad(info, k):
     assert gradcheck(function, values, check_forward_ad=True, check_batched_grad=True, fast_mode=True)
 
 
+@pytest.mark.sampled(2)
 @gradgrad_case
 def test_gradgrad(info, k):
     """Reverse over reverse and forward over reverse; undefined gradients are test_grad's matter."""

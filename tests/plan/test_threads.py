@@ -117,7 +117,7 @@ class Encoded(Dataset):
     [
         pytest.param("fork", "numba", marks=needs_fork),
         pytest.param("fork", "native", marks=[needs_fork, needs_native]),
-        ("spawn", "numba"),
+        pytest.param("spawn", "numba", marks=pytest.mark.slow),
         pytest.param("spawn", "native", marks=[needs_native, pytest.mark.slow]),
     ],
 )

@@ -21,6 +21,7 @@ from tests.helpers.pages import PAGES, Block, anchors, blocks, documented, links
 # torch 2.9's gap, which the page on transforms names
 BEFORE = "import torch\ntorch._dynamo.config.fake_tensor_cache_enabled = False\n" if TORCH < (2, 10) else ""
 OF_ITS_OWN = {"docs/tutorial.md"}  # test_tutorial.py runs it with fewer iterations
+COMPILED = {"docs/cells.md", "docs/export.md", "docs/quantize.md", "docs/transforms.md"}  # with torch's slow compiler
 WITH_PYTHON = [page for page in PAGES if any(block.language == "python" for block in blocks(page))]
 NEEDED = ("onnxscript", "onnxruntime")
 OF_OTHERS = {"build", "cibuildwheel", "ziglang"}  # commands of packages that the tests do not need
@@ -34,7 +35,13 @@ def output_of(found: list[Block], folder: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("page", sorted(set(WITH_PYTHON) - OF_ITS_OWN))
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=pytest.mark.slow) if page in COMPILED else page
+        for page in sorted(set(WITH_PYTHON) - OF_ITS_OWN)
+    ],
+)
 def test_the_code_of_a_page_runs(page, tmp_path):
     """Its blocks run in their order and share their names; what they print is what they say.
 

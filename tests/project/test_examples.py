@@ -51,6 +51,7 @@ def check_streams(results, most):
         assert error < 0.2  # of an output within 1: int8 rounds inputs and weights to 1 / 127 of the largest in a row
 
 
+@pytest.mark.slow
 def test_wake_tone_hears_the_same_frame_by_frame():
     check_streams(example("wake_tone").main(updates=50, seconds=20), most=4)  # a third of 20 tones are to wake
 
@@ -95,6 +96,7 @@ def test_cell_from_a_paper_learns_over_many_steps():
     assert example("cell_from_a_paper").main()["janet"][-1] < 0.02
 
 
+@pytest.mark.slow
 def test_compile_and_export_without_a_compiler(monkeypatch, capsys):
     module = example("compile_and_export")
     monkeypatch.setattr(module, "compiler", lambda: None)

@@ -159,7 +159,12 @@ TOLD = """
 
 @pytest.mark.parametrize(
     ("patience", "variables", "count"),
-    [(0, {}, 1), (600, {}, 0), (0, {"FASTLSTM_QUIET": "1"}, 0), (0, {"FASTLSTM_QUIET": "0"}, 1)],
+    [
+        (0, {}, 1),
+        pytest.param(600, {}, 0, marks=pytest.mark.slow),
+        (0, {"FASTLSTM_QUIET": "1"}, 0),
+        pytest.param(0, {"FASTLSTM_QUIET": "0"}, 1, marks=pytest.mark.slow),
+    ],
     ids=["long", "short", "quiet", "not quiet"],
 )
 def test_a_long_compilation_is_told_once(patience, variables, count):

@@ -19,7 +19,7 @@ def trained():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("activations", "most"), [("int8", 40), ("int16", 20)])
+@pytest.mark.parametrize(("activations", "most"), [("int8", 40), pytest.param("int16", 20, marks=pytest.mark.slow)])
 def test_the_row_lstm_reads_as_before(trained, activations, most):
     """So early in training many images are near the edge between two classes: of 10 000, a few dozen may change."""
     model, test = trained

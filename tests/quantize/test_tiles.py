@@ -25,6 +25,7 @@ CODE = """
 """
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("pieces", [1, 2])
 @pytest.mark.parametrize(
     ("features", "triple", "cpu", "unit", "instruction"),

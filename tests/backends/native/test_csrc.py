@@ -68,7 +68,7 @@ def build_example(folder, level):
 
 @pytest.fixture(scope="module")
 def example(tmp_path_factory):
-    return build_example(tmp_path_factory.mktemp("example"), "-O1")  # in two thirds of the time that -O2 takes
+    return build_example(tmp_path_factory.mktemp("example"), "-O0")  # in a third of the time that -O2 takes
 
 
 def model_file(folder, model, *options):
@@ -105,21 +105,22 @@ def test_the_example_is_small(tmp_path):
 
 
 @needs_compiler
-def test_the_example_reads_all_test_images_as_python_does(example, tmp_path):
+@pytest.mark.parametrize("count", [300, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_the_example_reads_test_images_as_python_does(example, tmp_path, count):
     mnist = data.load()
     model = RowLSTM(generator=torch.Generator().manual_seed(1))
     train(model, mnist.train, Recipe(iterations=25))
-    want = evaluate(model, mnist).predictions
-    images = tmp_path / "images"
-    images.write_bytes(gzip.decompress((data.EMBEDDED / f"{data.FILES[2]}.gz").read_bytes()))
+    want = evaluate(model, mnist).predictions[:count]
+    images, content = tmp_path / "images", gzip.decompress((data.EMBEDDED / f"{data.FILES[2]}.gz").read_bytes())
+    images.write_bytes(content[:4] + struct.pack(">I", count) + content[8 : 16 + count * 28 * 28])
     path = model_file(tmp_path, model)
     for batch, threads in ((128, 1), (1000, 2)):
         assert torch.equal(classes(example, path, images, batch, threads), want)
     for activations in (8, 16):
         path = model_file(tmp_path, model, "--int8", "--activations", f"int{activations}")
         with torch.no_grad():
-            rounded = quantized(model, mnist.test.images, activations).argmax(1)
-        assert (rounded != want).sum() <= 150  # of 10 000: the model has barely been trained
+            rounded = quantized(model, mnist.test.images[:count], activations).argmax(1)
+        assert (rounded != want).sum() <= 0.03 * count  # six models of 25 iterations had up to 0.009
         for batch, threads in ((128, 1), (1000, 2)):
             assert torch.equal(classes(example, path, images, batch, threads), rounded)
 

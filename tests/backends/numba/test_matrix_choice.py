@@ -103,7 +103,7 @@ def test_asked_for_by_name(monkeypatch):
 
 
 @needs_unit
-@pytest.mark.parametrize("available", [True, False])
+@pytest.mark.parametrize("available", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_an_export_in_a_process_of_its_own(available, tmp_path):
     """A graph names its backend; whoever runs it may not have asked for the unit yet, or have none."""
     module, x = fastlstm.LSTM(5, 6).bfloat16(), torch.randn(3, 2, 5).bfloat16()

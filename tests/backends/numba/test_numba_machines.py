@@ -48,6 +48,7 @@ def test_a_processor_with_no_more_than_avx2(dtype):
     assert output.split() == ["32", "3"]
 
 
+@pytest.mark.slow
 def test_an_installation_that_cannot_hold_a_cache():
     code = """
         from numba.core import caching
@@ -93,6 +94,7 @@ def test_the_cache_follows_the_sources(copy, tmp_path):
     assert before[0] == before[1] != after
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("x86" not in os.uname().machine, reason="names an x86-64 processor")
 def test_another_process_finds_what_was_compiled(copy, tmp_path):
     """Also what only a processor with a matrix unit runs, and nothing of other sources. Kernels are left out: they take

@@ -148,6 +148,7 @@ def test_a_module():
         assert error(got.double(), want) < BOUNDS["ieee"][2]
 
 
+@pytest.mark.sampled(3)
 @every_library_cell
 def test_a_single_step(cell, kernels):
     """By a plan, with first and second derivatives of the states after the step."""

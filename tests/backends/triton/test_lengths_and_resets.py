@@ -104,7 +104,7 @@ def check(layer, grads, kind):
     return got
 
 
-@pytest.mark.sampled(7)
+@pytest.mark.sampled(11)
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("masks", ["none", "lengths", "reset", "both"])
 @pytest.mark.parametrize(
