@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 import fastlstm
 from fastlstm.backends.cpu import threads_now
 from fastlstm.backends.numba.host import passes, sizes
+from tests.helpers import ROOT, interpreter
 from tests.helpers.layers import CPU_BACKENDS, needs_native
 from tests.helpers.numba import signature
 
@@ -79,14 +80,21 @@ def test_many_python_threads_at_once(backend, two_threads):
     assert wrong == []
 
 
+def apart(check, *arguments):
+    """Run a function of this file on two threads in a process of its own. Torch refuses backward passes in forked
+    children of a process in which nested ones have once needed threads, as in another test.
+    """
+    names = f"import torch; torch.set_num_threads(2); from {__name__} import {check.__name__} as check"
+    done = interpreter.run(f"{names}; check(*{arguments!r})", cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
 def child(queue, count, backend):
     torch.set_num_threads(count)
     queue.put((threads_now(), work(backend).numpy()))
 
 
-@both_backends
-@pytest.mark.parametrize("method", [m for m in ("fork", "spawn") if m in multiprocessing.get_all_start_methods()])
-def test_child_processes(backend, method, two_threads):
+def check_child_process(backend, method):
     want = work(backend)  # the parent has used its threads
     context = multiprocessing.get_context(method)
     queue = context.Queue()
@@ -97,6 +105,12 @@ def test_child_processes(backend, method, two_threads):
     assert process.exitcode == 0
     assert threads == (1 if method == "fork" else 2)
     assert torch.equal(torch.from_numpy(got), want)
+
+
+@both_backends
+@pytest.mark.parametrize("method", [m for m in ("fork", "spawn") if m in multiprocessing.get_all_start_methods()])
+def test_child_processes(backend, method):
+    apart(check_child_process, backend, method)
 
 
 class Encoded(Dataset):
@@ -112,6 +126,14 @@ class Encoded(Dataset):
         return work(self.backend, index)
 
 
+def check_workers(backend, method):
+    want = torch.stack([work(backend, k) for k in range(6)])
+    got = torch.cat(
+        list(DataLoader(Encoded(backend), batch_size=2, num_workers=2, multiprocessing_context=method, timeout=120))
+    )
+    assert torch.equal(got, want)
+
+
 @pytest.mark.parametrize(
     ("method", "backend"),
     [
@@ -121,12 +143,8 @@ class Encoded(Dataset):
         pytest.param("spawn", "native", marks=[needs_native, pytest.mark.slow]),
     ],
 )
-def test_in_data_loader_workers(backend, method, two_threads):
-    want = torch.stack([work(backend, k) for k in range(6)])
-    got = torch.cat(
-        list(DataLoader(Encoded(backend), batch_size=2, num_workers=2, multiprocessing_context=method, timeout=120))
-    )
-    assert torch.equal(got, want)
+def test_in_data_loader_workers(backend, method):
+    apart(check_workers, backend, method)
 
 
 @both_backends
@@ -146,10 +164,7 @@ def backward_in_child(queue, output, parameters):
     queue.put(np.concatenate([a.numpy().ravel() for a in gradients]))
 
 
-@both_backends
-@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="the system has no fork")
-def test_a_graph_that_is_older_than_the_fork(backend, two_threads):
-    """The child runs the backward pass on the one thread that it has, whatever the forward pass had."""
+def check_older_graph(backend):
     lstm = fastlstm.LSTM(SIZE[2], SIZE[3], backend=backend)
     output, parameters = lstm(torch.randn(*SIZE[:3]))[0], list(lstm.parameters())
     context = multiprocessing.get_context("fork")
@@ -160,6 +175,13 @@ def test_a_graph_that_is_older_than_the_fork(backend, two_threads):
     process.join(timeout=60)
     want = torch.autograd.grad(output, parameters, torch.ones_like(output))
     assert np.array_equal(got, np.concatenate([a.numpy().ravel() for a in want]))
+
+
+@both_backends
+@needs_fork
+def test_a_graph_that_is_older_than_the_fork(backend):
+    """The child runs the backward pass on the one thread that it has, whatever the forward pass had."""
+    apart(check_older_graph, backend)
 
 
 def test_set_num_threads_is_followed_at_once(two_threads, monkeypatch):
