@@ -195,10 +195,28 @@ def test_one_packed_copy_serves_all_shapes():
     assert len(kept) == 2  # the forward and the backward pass
 
 
-def test_large_weights_of_one_step_are_not_kept():
-    layer, kept = layer_of((1, 1, 100, 650)), {}
-    assert_close(flat(numba.plan(layer, False, kept, ()).forward(layer)), true(layer)[:3], torch.float32)
+@pytest.mark.parametrize("states", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [(1, 1, 100, 650), (1, 1, 17, 512), (1, 1, 200, 272), (1, 2, 40, 512), (1, 1, 3, 528)])
+def test_large_weights_of_one_step_are_not_kept(size, dtype, states, poisoned):
+    layer, kept = layer_of(size, dtype, states=states), {}
+    want = true(layer)
+    assert_close(flat(numba.plan(layer, False, kept, ()).forward(layer)), want[:3], dtype)
     assert not kept
+    for _ in range(2):
+        assert_close(called(layer, kept), want, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("I", [17, 200])
+def test_a_row_whose_weights_nobody_packs_has_the_bits_of_a_row_of_many(I, dtype):
+    layer = layer_of((1, 5, I, 528), dtype)
+    many = numba.plan(layer, False, None, ()).forward(layer)
+    for b in range(5):
+        row = slice(b, b + 1)
+        alone = layer._replace(x=layer.x[:, row], states=(*(a[row] for a in layer.states),))
+        run = numba.plan(alone, False, None, ()).forward(alone)
+        assert_same(flat(run), [many.h[:, row], *(a[row] for a in many.last)])
 
 
 @pytest.mark.parametrize("T", [1, 5])

@@ -42,6 +42,23 @@ def call(name, *arguments):
     ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * len(pointers))(tasks.primitives(4, 0)[name])(*pointers)
 
 
+def test_weights_in_place_give_the_bits_of_packed_ones():
+    """From any column on, and where fewer columns follow than a vector has lanes."""
+    size, L = 4, tasks.primitives(4, 0)["lanes"]
+    for I, H in ((L, L), (L + 1, 3 * L), (40, 2 * L + 5)):
+        x, h, of_x, of_h, init = torch.randn(I), torch.randn(H), torch.randn(L, I), torch.randn(L, H), torch.randn(L)
+        for k in (0, 3, I - L, I - 1):
+            for count in (0, 1, H - 2, H):
+                got, want = torch.full((L,), torch.nan), torch.empty(L)
+                call(
+                    "in_place", init, got, x[k:], of_x[:, k:], I * size, I - k, I - L - k,
+                    h, of_h, H * size, count, H - L,
+                )  # fmt: skip
+                a, w = torch.cat([x[k:], h[:count]]), torch.cat([of_x[:, k:], of_h[:, :count]], 1).mT.contiguous()
+                call("product1", 1, init, 0, want, 0, w, L * size, a, 0, size, len(a), 1, 0, 0, a, 0, 0)
+                assert torch.equal(got, want)
+
+
 @pytest.mark.parametrize("vectors", [1, 2, 3, 4])
 def test_a_lone_row_in_blocks_is_a_row_of_many(vectors):
     """The same bits, wherever blocks begin and whichever part of the first has been summed before."""

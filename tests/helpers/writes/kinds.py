@@ -62,9 +62,9 @@ KINDS = {
     "T4-B2-H100": Kind(4, 2, 20, 100),
 }
 LARGE = {  # more than a megabyte of weights
-    "T1-B1": Kind(1, 1, 60, 260),
+    "T1-B1": Kind(1, 1, 60, 272),
     "T4-B2": Kind(4, 2, 60, 260),
-    "step": Kind(1, 1, 60, 260, how="step"),
+    "step": Kind(1, 1, 60, 272, how="step"),
     "cell": Kind(1, 2, 60, 260, how="cell"),
 }
 needs_pieces = pytest.mark.skipif(numba.most_pieces() < 2, reason="the processor multiplies no numbers in pieces")

@@ -52,11 +52,12 @@ _WEIGHTS = "weight_ih weight_hh bias bias_hh original_ih original_hh original_bi
 _LAYER = "x h_0 h_0_row lengths reset h gates"
 
 # packed: (places,H,Y,lanes) weight_hh, then (places,I,X,lanes) weight_ih, or with the unit the columns of this or of
-# both. There is a place for each panel, or one for each thread, which packs a panel when it comes to it. biases
-# (panels,S,lanes). flip: whether the first step takes the panels from last to first. states: where narrow_rows, two
-# steps' float32 rows of h, which goes to `h` with out_step and out_row. operand: x and h as rows, of two steps; or x
-# alone, of twice `feed` steps. fed: what x makes of the sums of `feed` steps, (panels,feed,B,S,lanes), with 2 for B
-# where block_x is 0; with the unit (panels,pitch/64,4,lanes). block_x and block are those of `sizes.blocks_of`.
+# both. There is a place for each panel, or one for each thread, which packs a panel when it comes to it, or none: then
+# a lone row reads the weights as they lie. biases (panels,S,lanes). flip: whether the first step takes the panels from
+# last to first. states: where narrow_rows, two steps' float32 rows of h, which goes to `h` with out_step and out_row.
+# operand: x and h as rows, of two steps; or x alone, of twice `feed` steps. fed: what x makes of the sums of `feed`
+# steps, (panels,feed,B,S,lanes), with 2 for B where block_x is 0; with the unit (panels,pitch/64,4,lanes). block_x and
+# block are those of `sizes.blocks_of`.
 FORWARD_KEPT, FORWARD_CALL = f"packed biases {_KEPT}", f"{_WEIGHTS} {_LAYER} h_n flip"
 # Of each state but the first: where it starts (B,H), the states after each step (T,B,H), or with c_step 0 one (B,H),
 # and where the last go. Of each input and param: (T,B,H), or of a param (H,) with strides of zero.

@@ -5,10 +5,12 @@ from typing import Any
 from fastlstm.backends.numba.host.sizes import LINE
 from fastlstm.backends.numba.kernels import matrix_forward, mixed_forward, vector_forward
 from fastlstm.backends.numba.kernels.ends import any_held, any_reset, is_held, length_of, rows_alive, zero_reset
+from fastlstm.backends.numba.kernels.in_place import preact_in_place
 from fastlstm.backends.numba.kernels.layout import cell_forward_of
 from fastlstm.backends.numba.kernels.shared import CHUNK, VECTOR, inlined, is_zero, item, jit, named_for, write_rows
 from fastlstm.backends.numba.kernels.states import OTHER, enter_step, row_at, row_of, set_aside, slot
 from fastlstm.backends.numba.kernels.threads import share, share_rows_alive, wait
+from fastlstm.backends.numba.kernels.vector_forward import pack_inputs, pack_states
 from fastlstm.backends.numba.kernels.weights import digest_weights, pack_biases
 from fastlstm.backends.numba.llvm.intrinsics import call, get_int64
 
@@ -166,8 +168,14 @@ def forward_with(products: Any) -> Any:
                 p = j if (s + a.flip) % 2 == 0 else p_first + p_last - 1 - j
                 place = p
                 if packs_as_used:
+                    if a.places == 0:
+                        preact_in_place(a, p, scratch, x, h_seen)
+                        cells(a, t, p, 0, 1, scratch, table)
+                        continue
                     place = thread
-                    pack_weights(a, p, place, scratch)
+                    pack_inputs(a, p, place)
+                    if h_seen != 0:
+                        pack_states(a, p, place)
                 multiply_inputs(a, s, p, part, b_first, b_last)
                 for b in range(b_first, b_last, CHUNK):
                     rows = min(CHUNK, b_last - b)

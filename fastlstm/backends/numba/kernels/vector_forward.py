@@ -69,9 +69,14 @@ def pack_states(a, p, place):
 
 
 @jit
+def pack_inputs(a, p, place):
+    pack_panel(a, p, a.weight_ih, a.weight_ih_row, a.I, False, inputs_at(a, place))
+
+
+@jit
 def pack_weights(a, p, place, scratch):
     pack_states(a, p, place)
-    pack_panel(a, p, a.weight_ih, a.weight_ih_row, a.I, False, inputs_at(a, place))
+    pack_inputs(a, p, place)
 
 
 @jit

@@ -13,7 +13,7 @@ from numba.extending import intrinsic
 
 from fastlstm.backends.numba.llvm.digest import digest
 from fastlstm.backends.numba.llvm.loops import Builder, counted, function, offsets
-from fastlstm.backends.numba.llvm.rows import add_rows, copy_rows, transpose
+from fastlstm.backends.numba.llvm.rows import add_rows, copy_rows, transpose, transposed
 from fastlstm.backends.numba.llvm.simd import I64, TILE_ROWS, Lanes
 
 
@@ -160,6 +160,58 @@ def lone(lanes: Lanes, vecs: int) -> Builder:
     return build
 
 
+def in_place(lanes: Lanes) -> Builder:
+    """`product` of one row with one vector of weights that lie as a layer has them, one unit's columns side by side:
+    they are transposed in registers. `count` columns at w meet a, then `count2` at w2 meet a2. A whole vector can be
+    loaded from column `last` of a row at the latest, which may lie before the first column.
+    """
+    length, size, vector = I64(lanes.count), I64(lanes.size), I64(lanes.size * lanes.count)
+
+    def build(b, init, out, a, w, w_row, count, last, a2, w2, w2_row, count2, last2):
+        aside = b.ptrtoint(b.alloca(ir.ArrayType(lanes.type, lanes.count)), I64)
+
+        def at_most(x, limit):
+            return b.select(b.icmp_signed("<", x, limit), x, limit)
+
+        def accumulate(a, w, w_row, count, last, acc):
+            rows = offsets(b, w_row, lanes.count)
+
+            def columns(k):
+                at = b.add(w, b.mul(k, size))
+                return transposed(b, lanes, [lanes.load(b, b.add(at, row)) for row in rows])
+
+            def add(weights, at, acc):
+                return lanes.fma(b, weights, lanes.broadcast(b, at), acc)
+
+            def square(k, acc):
+                for m, weights in enumerate(columns(k)):
+                    acc = add(weights, b.add(a, b.mul(b.add(k, I64(m)), size)), acc)
+                return [b.add(k, length), acc]
+
+            def ragged(k, acc):
+                first = at_most(k, last)  # some of these columns may not be wanted, or be in the sum already
+                for m, weights in enumerate(columns(first)):
+                    lanes.store(b, weights, b.add(aside, I64(m * lanes.size * lanes.count)))
+
+                def column(at, a_k, acc):
+                    return [b.add(at, vector), b.add(a_k, size), add(lanes.load(b, at), a_k, acc)]
+
+                at = b.add(aside, b.mul(b.sub(k, first), vector))
+                acc = counted(b, at_most(b.sub(count, k), length), [at, b.add(a, b.mul(k, size)), acc], column)[2]
+                return [b.add(k, length), acc]
+
+            whole = at_most(b.sdiv(count, length), b.sdiv(b.add(last, length), length))
+            k, acc = counted(b, whole, [I64(0), acc], square)
+            rest = b.sdiv(b.sub(b.add(count, b.sub(length, I64(1))), k), length)
+            return counted(b, rest, [k, acc], ragged)[1]
+
+        acc = accumulate(a, w, w_row, count, last, lanes.splat(0.0))
+        acc = accumulate(a2, w2, w2_row, count2, last2, acc)
+        lanes.store(b, b.fadd(lanes.load(b, init), acc), out)
+
+    return build
+
+
 def builders(lanes: Lanes) -> dict[str, tuple[int, Builder]]:
     """For each primitive how many arguments it takes, and what builds it."""
     return {
@@ -171,6 +223,7 @@ def builders(lanes: Lanes) -> dict[str, tuple[int, Builder]]:
         "lone3": (17, lone(lanes, 3)),
         "lone2": (17, lone(lanes, 2)),
         "lone1": (17, lone(lanes, 1)),
+        "in_place": (12, in_place(lanes)),
         "transpose": (6, transpose(lanes)),
         "add_rows": (6, add_rows(lanes)),
         "copy_rows": (7, copy_rows(lanes)),
