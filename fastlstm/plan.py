@@ -117,7 +117,7 @@ class Plans:
             None if lengths is None else lengths.stride(), None if reset is None else reset.stride(),
             autocast_of(x), settings.named(backend), rnn_precision(), threads_now(),
             x.numel() >= dispatch.MANY_NUMBERS and dispatch.takes_pieces(x),  # a short call would notice the second
-            *of_weights, learns, *of_states,  # which tells the last weight from the first state
+            *of_weights, learns, *of_states,  # between the two, so that no state is taken for a weight
         )  # fmt: skip
         plan: Any = self.made.get(signature, _UNKNOWN)  # one look: another thread may drop what is there
         return (signature, None) if plan is _UNKNOWN else (None, plan)

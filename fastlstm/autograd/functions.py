@@ -186,11 +186,11 @@ class LayerFunction(_Function):
 
 
 class PlannedFunction(Function):
-    """The same by a plan, for calls under no transform: ``h``, the last states, and, if the plan keeps them, the other
-    states of all steps.
+    """`LayerFunction` by a plan, for calls under no transform: ``h``, the last states, and, if the plan keeps them, the
+    other states of all steps.
 
     Args:
-        args: the plan, the layer, and those of the layer's tensors that may have gradients, for torch to see them.
+        args: the plan, the layer, and the layer's tensors but lengths and reset, so that autograd sees them.
     """
 
     @staticmethod
@@ -209,8 +209,14 @@ class PlannedFunction(Function):
         layer, h, kept = Layer.of(cell, saved[:count], reverse), saved[count], saved[count + 1 :]
         states = len(cell.states)
         incoming = Run(grads[0], grads[1 : 1 + states], grads[1 + states :])
+        for a in saved[: count - 2]:  # all but lengths and reset: kernels would read other types as this one
+            if a is not None and a.dtype is not layer.x.dtype:
+                raise RuntimeError(
+                    f"a weight or state of {layer.x.dtype} has become {a.dtype} since the forward pass: call backward "
+                    "before the module changes its type"
+                )
         with no_autocast(layer.x):  # backward may run inside the caller's autocast
-            if differentiated() or not is_plain(*grads, h, *kept):
+            if differentiated() or not is_plain(*grads, *saved):
                 gradients = _composed(plan, incoming, layer, (h, *kept), needs)
             else:
                 run = Run(h, (None,) * states, kept)

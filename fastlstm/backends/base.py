@@ -127,7 +127,9 @@ def _cut(cell: Cell, flat: Sequence[Any]) -> tuple[Any, tuple[Any, ...], tuple[A
 
 class Plan(Protocol):
     """How a backend runs calls of one signature: of the same shapes, types, and settings. The strides of x, the inputs,
-    lengths and reset are the same too. Of the weights and the states the same ones are contiguous.
+    lengths and reset are the same too. Each weight and each state is contiguous in all of these calls or in none, and
+    its strides may differ otherwise. In the backward pass tensors may lie in yet another way, since hooks of saved
+    tensors may have moved them.
 
     The layers of a plan may differ from those of `forward` and `backward` in two ways. The states may be (1, B, H), and
     then those of the run and their gradients are so too. And x may be (B, I), for one step alone: then ``h`` is None.

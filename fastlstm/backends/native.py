@@ -132,7 +132,8 @@ class _Plan:
         return changed is None or changed.value == 0
 
     def backward(self, grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
-        return _backward(self.head[:4], grads, layer if self.is_readable else _readable(layer), run, needs)
+        # Hooks of saved tensors may give them back in another layout.
+        return _backward(self.head[:4], grads, _readable(layer), run, needs)
 
 
 class _Stack:

@@ -40,8 +40,8 @@ class CellModule:
     _words: Words
 
     def _states_of(self, hx: Any) -> tuple[Any, ...] | None:
-        """Return `hx` as a tuple of states, of Nones if it is None; or None if it has not the form of states. Of what
-        type the states are is not checked, but that the first is one.
+        """Return `hx` as a tuple of states, of Nones if it is None; or None if it has not the form of states. Of
+        several states only the number is checked, and that the first is not None. `Plans.find` looks at the tensors.
         """
         if self._single:
             return (hx,) if hx is None or isinstance(hx, Tensor) else None

@@ -9,7 +9,7 @@ import torch
 from torch.func import functional_call
 
 import fastlstm
-from fastlstm import plan
+from fastlstm import cells, plan
 from tests.helpers.layers import CPU_BACKENDS
 from tests.helpers.modules import REFERENCE, pair
 from tests.helpers.tolerances import close
@@ -196,21 +196,45 @@ def test_weights_without_memory_of_their_own(modules):
 @pytest.mark.parametrize("part", [False, True])
 def test_saved_tensors_that_come_back_in_another_layout(modules, dtype, part):
     """As hooks that compress or offload them give them back."""
-    ours = modules[0].to(dtype)
     x = (torch.randn(64, B, 40)[..., :I] if part else torch.randn(B, 64, I).transpose(0, 1)).to(dtype)
+    states = torch.randn(2, 1, B, H, dtype=dtype, requires_grad=True)
+    check_layouts(modules[0].to(dtype), x, tuple(states))
 
+
+def test_saved_params_of_a_cell_that_come_back_in_another_layout():
+    module = fastlstm.RNN(cells.peephole_lstm, I, H)
+    check_layouts(module, torch.randn(T, B, I), tuple(torch.randn(2, 1, B, H, requires_grad=True)))
+
+
+def check_layouts(module, x, states):
     def gradients(pack):
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda a: a):
-            output = ours(x)[0]
-        return torch.autograd.grad(output.sum(), list(ours.parameters()))
+            output = module(x, states)[0]
+        return torch.autograd.grad(output.sum(), [*module.parameters(), *states])
 
     want = gradients(lambda a: a)
     for pack in (
         lambda a: a.clone(memory_format=torch.contiguous_format),
-        lambda a: a.mT.clone().mT if a.dim() > 1 else a,
+        lambda a: a.mT.contiguous().mT if a.dim() > 1 else a,
+        lambda a: a.repeat_interleave(2, -1)[..., ::2],
+        lambda a: a.repeat_interleave(2)[::2] if a.dim() == 1 else a,
     ):
         for got, expected in zip(gradients(pack), want, strict=True):
             assert torch.equal(got, expected)
+    for got, expected in zip(gradients(lambda a: torch._neg_view(-a)), want, strict=True):
+        close(got, expected.double(), "long")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("steps", [1, T])
+def test_a_module_that_changes_its_type_before_the_backward_pass(modules, steps, dtype):
+    ours = modules[0]
+    for _ in range(2):
+        ours.float()
+        output = ours(torch.randn(steps, B, I))[0]
+        ours.to(dtype)
+        with pytest.raises(RuntimeError, match=f"of torch.float32 has become {dtype} since the forward pass"):
+            output.sum().backward()
 
 
 def test_a_number_of_threads_that_changes_before_the_backward_pass(modules):

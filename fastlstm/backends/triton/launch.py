@@ -2,7 +2,8 @@
 
 Triton's own launch looks at the type and the address of every argument, and so finds the compiled kernel. That takes
 longer than all that a launch then does. What it looks at is the same for all calls of a `Pass`, since every tensor that
-reaches a kernel is aligned. So each kernel is found once.
+reaches a kernel is aligned. It does not look at the numbers, since each kernel names all of them in
+`do_not_specialize`. So each kernel is found once.
 """
 
 import os

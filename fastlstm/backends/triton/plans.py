@@ -1,7 +1,7 @@
 """Plans for calls of one signature, which keep their passes.
 
-What a pass decides follows from the signature, but for two things, which its keys have: the precision of products, and
-which gradients come in and are wanted.
+What a pass decides follows from the signature, but for two things, which the keys of `Plan.passes` hold: the precision
+of products, and which gradients come in and are wanted.
 """
 
 from __future__ import annotations

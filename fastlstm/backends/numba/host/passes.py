@@ -14,7 +14,7 @@ from fastlstm.backends.cpu import rows_contiguous
 from fastlstm.backends.numba.host import sizes
 from fastlstm.backends.numba.host.frames import Frame, Kernel
 from fastlstm.backends.numba.host.packing import Keeper, addresses, digest_bytes, sealed
-from fastlstm.backends.numba.host.signature import Signature, Weights
+from fastlstm.backends.numba.host.signature import Signature, Weights, contiguous
 
 
 class Pass:
@@ -72,7 +72,7 @@ class Pass:
         them, to be held until it has run.
         """
         inputs = [*map(rows_contiguous, layer.inputs)]
-        params = self.signature.cast((*(None,) * WEIGHTS, *layer.weights[WEIGHTS:]))[WEIGHTS:]
+        params = [*map(contiguous, self.signature.cast((*(None,) * WEIGHTS, *layer.weights[WEIGHTS:]))[WEIGHTS:])]
         told = [n for a in inputs for n in (*sizes.step_row(a), *more)]
         told += [n for a in params for n in (a.data_ptr(), 0, 0, *more)]
         return told, [*inputs, *params]

@@ -104,7 +104,7 @@ class Plan:
 
 
 def strides(layer: Layer) -> tuple[tuple[int, ...], ...]:
-    """Those that a kernel is told once for all calls."""
+    """The strides that a kernel is told once, when it is prepared."""
     weight_ih, weight_hh, *_ = layer.weights
     return layer.x.stride(), strides_of(weight_ih), strides_of(weight_hh)
 

@@ -233,7 +233,7 @@ def ready(name: str, arguments: ctypes.Structure, threads: int) -> Callable[[], 
     """
     function, address = task(name), ctypes.addressof(arguments)
     if threads == 1:
-        return partial(function, *map(ctypes.c_int64, (address, 0, 1)))  # ctypes converts numbers in every call
+        return partial(function, *map(ctypes.c_int64, (address, 0, 1)))  # ctypes would convert ints in each call
     openmp = cpu.openmp()
     if openmp is None:
         return partial(_run_in_pool, function, address, threads)
