@@ -170,15 +170,17 @@ def test_comparisons_of_bf16():
         assert computed(f"setp.{name}.bf16 {{p}}, {{a}}, {{b}};", I32, a, b) == expected
 
 
-def test_comparisons_of_two_bf16_at_once():
+@pytest.mark.parametrize(
+    ("kind", "one", "two", "nan"), [("bf16", 0x3F80, 0x4000, 0x7FC0), ("f16", 0x3C00, 0x3C01, 0x7E00)]
+)
+def test_comparisons_of_two_halves_at_once(kind, one, two, nan):
     """The first predicate is that of the lower halves."""
-    one, two, nan = 0x3F80, 0x4000, 0x7FC0
     a, b = (
         bits(two << 16 | one, one << 16 | two, nan << 16 | one),
         bits(one << 16 | two, two << 16 | one, one << 16 | one),
     )
     for name, lower, upper in (("lt", [1, 0, 0], [0, 1, 0]), ("leu", [1, 0, 1], [0, 1, 1])):
-        compare = f"setp.{name}.bf16x2 %p2|%p3, {{a}}, {{b}};\n"
+        compare = f"setp.{name}.{kind}x2 %p2|%p3, {{a}}, {{b}};\n"
         for predicate, expected in (("%p2", lower), ("%p3", upper)):
             assert computed(compare + f"selp.b32 {{d}}, 1, 0, {predicate};", I32, a, b) == expected
     with pytest.raises(Unsupported, match="setp"):

@@ -196,7 +196,7 @@ def _setp(ins: Instruction, n: int) -> Run:
     compare = _comparison(name, kind.startswith(("f", "bf")))
     if compare is None or (join and (len(join) > 1 or join[0] not in JOINS)):
         raise Unsupported(ins.text)
-    if kind == "bf16x2" and not join:
+    if kind in ("bf16x2", "f16x2") and not join:
         return _setp_of_pairs(ins, n, compare)
     if kind.endswith("x2") or len(ins.operands) != 3 + len(join):
         raise Unsupported(ins.text)
@@ -212,10 +212,11 @@ def _setp(ins: Instruction, n: int) -> Run:
 def _setp_of_pairs(ins: Instruction, n: int, compare: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Run:
     """p|q: the lower halves are compared for p, and the upper ones for q."""
     *targets, a, b = ins.operands
+    numbers = numerics.from_bf16 if ins.parts[-1] == "bf16x2" else lambda bits: bits.view(np.float16)
     gets = [source(operand, np.uint32, n) for operand in (a, b)]
 
     def run(m: Any, active: Active) -> None:
-        results = compare(*(numerics.from_bf16(get(m).view(np.uint16)) for get in gets)).reshape(n, 2)
+        results = compare(*(numbers(get(m).view(np.uint16)) for get in gets)).reshape(n, 2)
         for target, result in zip(targets, results.T, strict=True):
             m.write(target.number, result, active)
 

@@ -89,7 +89,7 @@ def _operation(ins: Instruction, kernel: Kernel) -> Operation:
         run = arithmetic.build(ins, kernel.threads)
     named = [{r.number for r in registers_of(operand)} for operand in ins.operands]
     silent = base in NOTHING_WRITTEN or not named
-    targets = 2 if ins.opcode.startswith("setp.") and ins.parts[-1] == "bf16x2" else 1  # p|q
+    targets = 2 if ins.opcode.startswith("setp.") and ins.parts[-1].endswith("16x2") else 1  # p|q
     reads = set().union(*(named if silent else named[targets:]))
     vectors = any(isinstance(operand, list) for operand in ins.operands)
     return Operation(
