@@ -74,7 +74,7 @@ def run(layer: Layer, activations: int, backend: str | None, plans: dict[Any, An
     states = _squeezed(layer).states
     if not torch.compiler.is_compiling() and (transformed() or dual_level()) and wants_autograd(x, *states):
         raise RuntimeError(NO_GRADIENT)
-    h, *last = operators[cell](x, *weights, *states, lengths, reset, reverse, activations, settings.named(backend))
+    h, *last = operators[cell.key](x, *weights, *states, lengths, reset, reverse, activations, settings.named(backend))
     return Run(h, _with_axis(last), ())
 
 
@@ -149,4 +149,4 @@ def _define(cell: Cell) -> Any:
     return operator
 
 
-operators: dict[Cell, Any] = {cell: _define(cell) for cell in (lstm, gru)}
+operators: dict[str, Any] = {cell.key: _define(cell) for cell in (lstm, gru)}  # compilers look for no Cell

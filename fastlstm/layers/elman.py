@@ -79,7 +79,7 @@ class Elman(Recurrent):
         self.recompute = recompute
 
     @property
-    def _cell(self) -> Cell:  # type: ignore[override]
+    def _cell(self) -> Cell:
         return library.elman_relu if self.mode == "RNN_RELU" else library.elman_tanh
 
     @overload
@@ -212,7 +212,7 @@ class ElmanCell(RecurrentCell):
         self._set_backend(backend)
 
     @property
-    def _cell(self) -> Cell:  # type: ignore[override]
+    def _cell(self) -> Cell:
         if self.nonlinearity not in ("tanh", "relu"):
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
         return library.elman_relu if self.nonlinearity == "relu" else library.elman_tanh

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from fastlstm.backends.settings import Backend
-from fastlstm.cells import library
+from fastlstm.cells import Cell, library
 from fastlstm.layers import checks
 from fastlstm.layers.modules import Words
 from fastlstm.layers.packing import Lengths
@@ -49,8 +49,12 @@ class GRU(Regularized):
             backend; for a recurrent_dropout or zoneout that is no probability.
     """
 
-    _cell, _single = library.gru, True
+    _single = True
     _words = Words("GRU", "GRU: Expected input to be 2D or 3D, got {}D instead")
+
+    @property
+    def _cell(self) -> Cell:
+        return library.gru
 
     def __init__(
         self,
@@ -185,8 +189,12 @@ class GRUCell(RecurrentCell):
         ValueError: for an unknown backend.
     """
 
-    _cell, _single = library.gru, True
+    _single = True
     _words = Words("GRUCell", "GRUCell: Expected input to be 1D or 2D, got {}D instead")
+
+    @property
+    def _cell(self) -> Cell:
+        return library.gru
 
     def __init__(
         self,

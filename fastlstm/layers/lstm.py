@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from fastlstm.backends.settings import Backend
-from fastlstm.cells import library
+from fastlstm.cells import Cell, library
 from fastlstm.layers import checks
 from fastlstm.layers.functional import State
 from fastlstm.layers.modules import Words
@@ -65,7 +65,6 @@ class LSTM(Regularized):
             beside a projection.
     """
 
-    _cell = library.lstm
     _words = Words(
         "LSTM",
         "LSTM: Expected input to be 2D or 3D, got {}D instead",
@@ -73,6 +72,10 @@ class LSTM(Regularized):
         number="lstm expects two hidden states",
     )
     forget_bias: float | None = None
+
+    @property
+    def _cell(self) -> Cell:
+        return library.lstm
 
     def __init__(
         self,

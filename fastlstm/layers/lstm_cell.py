@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from fastlstm.backends.settings import Backend
-from fastlstm.cells import library
+from fastlstm.cells import Cell, library
 from fastlstm.layers.functional import State
 from fastlstm.layers.modules import Words
 from fastlstm.layers.recurrent_cell import RecurrentCell
@@ -31,12 +31,15 @@ class LSTMCell(RecurrentCell):
         ValueError: for an unknown backend.
     """
 
-    _cell = library.lstm
     _words = Words(
         "LSTMCell",
         "LSTMCell: Expected input to be 1D or 2D, got {}D instead",
         number="lstm_cell expects two hidden states",
     )
+
+    @property
+    def _cell(self) -> Cell:
+        return library.lstm
 
     def __init__(
         self,

@@ -35,9 +35,13 @@ class CellModule:
     """A module that runs a cell, and keeps `Plans` for each of its layers and directions. The first call makes them."""
 
     backend: settings.Backend | None = None
-    _cell: Cell
     _single = False  # whether users hold the only state as a tensor, and not as a tuple
     _words: Words
+
+    @property
+    def _cell(self) -> Cell:
+        """The cell: a property, since the strict exporter of torch 2.9 takes no attributes of its type."""
+        raise NotImplementedError
 
     def _states_of(self, hx: Any) -> tuple[Any, ...] | None:
         """Return `hx` as a tuple of states, of Nones if it is None; or None if it has not the form of states. Of

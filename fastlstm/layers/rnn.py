@@ -109,7 +109,7 @@ class RNN(Recurrent):
         return {name: shape for name, shape in shapes.items() if shape[0]} | dict.fromkeys(self.cell.params, (H,))
 
     @property
-    def _cell(self) -> Cell:  # type: ignore[override]
+    def _cell(self) -> Cell:
         return self.cell
 
     def _layer_weights(self, index: int) -> list[Any]:

@@ -280,7 +280,7 @@ def test_distributed_data_parallel(tmp_path):
     """In a process that ends at once: the end of a process group may wait for threads that wait for Python."""
     command = [sys.executable, "-c", DISTRIBUTED, str(tmp_path)]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert found.stdout.split() == ["done"], found.stderr
+    assert found.stdout.split()[-1:] == ["done"], found.stderr  # Gloo may say something first
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -12,6 +12,7 @@ import fastlstm
 from fastlstm import cells
 from fastlstm.backends import dispatch
 from fastlstm.layers import int8
+from tests.helpers.layers import TORCH
 from tests.helpers.pages import text_of
 
 X, STARTS = torch.zeros(2, 1, 2), torch.zeros(2, 1, dtype=torch.bool)
@@ -88,6 +89,8 @@ def test_every_quoted_message_is_looked_at():
 
 @pytest.mark.parametrize("quote", RAISED)
 def test_errors(quote):
+    if quote.startswith("RNN input dtype") and TORCH < (2, 13):
+        pytest.skip("the error is torch's own, and torch 2.9 has other words for it")
     with pytest.raises(Exception, match=pattern(quote)):
         RAISED[quote]()
 

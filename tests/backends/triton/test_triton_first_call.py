@@ -134,7 +134,7 @@ def changed(monkeypatch, kind, name, change):
 def failing(message, match):
     with pytest.warns(RuntimeWarning, match=message) as warned, pytest.raises(RuntimeError, match=match):
         lstm()(x_of())
-    return [str(warning.message) for warning in warned]
+    return [str(warning.message) for warning in warned if warning.category is RuntimeWarning]  # old Triton has others
 
 
 def test_a_wrong_result_is_reported_once(batches, monkeypatch):
