@@ -198,23 +198,24 @@ class PlannedFunction(Function):
         plan, layer, *tensors = args
         h, last, kept = plan.forward(layer)
         tensors += layer.lengths, layer.reset
-        ctx.call = plan, layer.cell, layer.reverse, len(tensors)
+        saved = *tensors, h if plan.reads_h else None, *kept
+        ctx.call = plan, layer.cell, layer.reverse, len(tensors), _types(saved)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors, h if plan.reads_h else None, *kept)
+        ctx.save_for_backward(*saved)
         return h, *last, *(kept[:-1] if plan.keeps_cells else ())
 
     @staticmethod
     def backward(ctx: Any, *grads: Optional) -> tuple[Any, ...]:
-        (plan, cell, reverse, count), saved, needs = ctx.call, ctx.saved_tensors, ctx.needs_input_grad[2:]
+        (plan, cell, reverse, count, types), saved, needs = ctx.call, ctx.saved_tensors, ctx.needs_input_grad[2:]
         layer, h, kept = Layer.of(cell, saved[:count], reverse), saved[count], saved[count + 1 :]
         states = len(cell.states)
         incoming = Run(grads[0], grads[1 : 1 + states], grads[1 + states :])
-        for a in saved[: count - 2]:  # all but lengths and reset: kernels would read other types as this one
-            if a is not None and a.dtype is not layer.x.dtype:
-                raise RuntimeError(
-                    f"a weight or state of {layer.x.dtype} has become {a.dtype} since the forward pass: call backward "
-                    "before the module changes its type"
-                )
+        if (found := _types(saved)) != types:  # kernels would read these as those
+            then, now = next((one, other) for one, other in zip(types, found) if one is not other)
+            raise RuntimeError(
+                f"a tensor of {then} that the backward pass reads has become {now} since the forward pass: call "
+                "backward before the module changes its type; hooks of saved tensors must give back the type they got"
+            )
         with no_autocast(layer.x):  # backward may run inside the caller's autocast
             if differentiated() or not is_plain(*grads, *saved):
                 gradients = _composed(plan, incoming, layer, (h, *kept), needs)
@@ -222,6 +223,10 @@ class PlannedFunction(Function):
                 run = Run(h, (None,) * states, kept)
                 gradients = plan.backward(incoming, layer, run, _record(cell, needs)).flat
         return None, None, *gradients
+
+
+def _types(tensors: tuple[Optional, ...]) -> tuple[torch.dtype | None, ...]:
+    return tuple([None if a is None else a.dtype for a in tensors])
 
 
 apply_plan = plain_apply(PlannedFunction)

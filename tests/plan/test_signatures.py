@@ -233,8 +233,23 @@ def test_a_module_that_changes_its_type_before_the_backward_pass(modules, steps,
         ours.float()
         output = ours(torch.randn(steps, B, I))[0]
         ours.to(dtype)
-        with pytest.raises(RuntimeError, match=f"of torch.float32 has become {dtype} since the forward pass"):
+        with pytest.raises(RuntimeError, match=f"of torch.float32 that .* has become {dtype} since the forward pass"):
             output.sum().backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("which", ["all", "weights", "x and states", "kept"])
+def test_hooks_that_give_saved_tensors_back_in_another_type(modules, which, dtype):
+    ours, x = modules[0].to(dtype), torch.randn(T, B, I, dtype=dtype)
+
+    def unpack(a):
+        kind = "weights" if a.shape[0] == 4 * H else "x and states" if a.shape in ((T, B, I), (1, B, H)) else "kept"
+        return a.double() if which in ("all", kind) else a
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda a: a, unpack):
+        output = ours(x, tuple(torch.randn(2, 1, B, H, dtype=dtype)))[0]
+    with pytest.raises(RuntimeError, match=r"has become torch.float64 since the forward pass"):
+        output.float().sum().backward()
 
 
 def test_a_number_of_threads_that_changes_before_the_backward_pass(modules):

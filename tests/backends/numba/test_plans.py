@@ -219,6 +219,16 @@ def test_a_row_whose_weights_nobody_packs_has_the_bits_of_a_row_of_many(I, dtype
         assert_same(flat(run), [many.h[:, row], *(a[row] for a in many.last)])
 
 
+def test_a_held_row_whose_weights_nobody_packs_leaves_zeros():
+    layer = layer_of((1, 1, 40, 512))
+    layer.x.fill_(float("nan"))
+    held = layer._replace(lengths=torch.zeros(1, dtype=torch.long))
+    run = numba.plan(held, True, None, ()).forward(held)
+    assert not run.h.any()
+    assert not run.kept[-1].any()  # the gates: what an operator returns is to be the same at every run
+    assert_same(run.last, layer.states)
+
+
 @pytest.mark.parametrize("T", [1, 5])
 def test_python_threads_share_a_plan(T):
     layers = [layer_of((T, 4, 30, 50)) for _ in range(4)]

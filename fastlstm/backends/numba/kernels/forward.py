@@ -169,8 +169,11 @@ def forward_with(products: Any) -> Any:
                 place = p
                 if packs_as_used:
                     if a.places == 0:
-                        preact_in_place(a, p, scratch, x, h_seen)
-                        cells(a, t, p, 0, 1, scratch, table)
+                        if rows_alive(a, t, 0, 1) == 0:
+                            carry(a, t, p, 0, 1, table)
+                        else:
+                            preact_in_place(a, p, scratch, x, h_seen)
+                            cells(a, t, p, 0, 1, scratch, table)
                         continue
                     place = thread
                     pack_inputs(a, p, place)

@@ -162,8 +162,9 @@ def lone(lanes: Lanes, vecs: int) -> Builder:
 
 def in_place(lanes: Lanes) -> Builder:
     """`product` of one row with one vector of weights that lie as a layer has them, one unit's columns side by side:
-    they are transposed in registers. `count` columns at w meet a, then `count2` at w2 meet a2. A whole vector can be
-    loaded from column `last` of a row at the latest, which may lie before the first column.
+    they are transposed in registers. `count` columns at w meet a, then `count2` at w2 meet a2. `last`, counted from w,
+    is the last column at which a whole vector still lies within the row. It is negative if fewer than a vector's
+    columns follow w: then the load begins before w.
     """
     length, size, vector = I64(lanes.count), I64(lanes.size), I64(lanes.size * lanes.count)
 
