@@ -157,7 +157,7 @@ class Plans:
         example = cast_layer._replace(weights=layer.weights)  # weights are cast when they are packed
         with torch.inference_mode(False), torch.no_grad():
             plan: Plan = dispatch.module(name).plan(example, learns, self.kept if keeps else None, (1,) * axis)
-        plan.backend = name
+        plan.backend, plan.types = name, None
         if learns:
             return partial(_differentiable, plan)
         return plan.forward if to is None else partial(_cast, plan, to)

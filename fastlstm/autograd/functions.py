@@ -199,19 +199,20 @@ class PlannedFunction(Function):
         h, last, kept = plan.forward(layer)
         tensors += layer.lengths, layer.reset
         saved = *tensors, h if plan.reads_h else None, *kept
-        ctx.call = plan, layer.cell, layer.reverse, len(tensors), _types(saved)
+        plan.types = plan.types or _types(saved)
+        ctx.call = plan, layer.cell, layer.reverse, len(tensors)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*saved)
         return h, *last, *(kept[:-1] if plan.keeps_cells else ())
 
     @staticmethod
     def backward(ctx: Any, *grads: Optional) -> tuple[Any, ...]:
-        (plan, cell, reverse, count, types), saved, needs = ctx.call, ctx.saved_tensors, ctx.needs_input_grad[2:]
+        (plan, cell, reverse, count), saved, needs = ctx.call, ctx.saved_tensors, ctx.needs_input_grad[2:]
         layer, h, kept = Layer.of(cell, saved[:count], reverse), saved[count], saved[count + 1 :]
         states = len(cell.states)
         incoming = Run(grads[0], grads[1 : 1 + states], grads[1 + states :])
-        if (found := _types(saved)) != types:  # kernels would read these as those
-            then, now = next((one, other) for one, other in zip(types, found) if one is not other)
+        if (found := _types(saved)) != plan.types:  # kernels would read these as those
+            then, now = next((one, other) for one, other in zip(plan.types, found) if one is not other)
             raise RuntimeError(
                 f"a tensor of {then} that the backward pass reads has become {now} since the forward pass: call "
                 "backward before the module changes its type; hooks of saved tensors must give back the type they got"

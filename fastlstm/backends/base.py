@@ -136,12 +136,15 @@ class Plan(Protocol):
 
     Attributes:
         backend: its name, which whoever made the plan sets.
+        types: of what the backward pass reads, from the first run with gradients on; before it None, which whoever
+            made the plan sets.
         keeps_cells: what runs keep is c (T, B, H) and the gates, in the layer's type. Otherwise it is what the plan's
             own backward pass reads.
         reads_h: whether the backward pass reads the run's ``h``.
     """
 
     backend: str
+    types: Any
     keeps_cells: bool
     reads_h: bool
 

@@ -70,6 +70,7 @@ class _Plan:
     """Runs the calls of one signature. Everything that they have in common is computed once."""
 
     backend: str
+    types: Any
     reads_h = True
 
     def __init__(self, layer: Layer, save: bool, kept: dict[Any, Any] | None, ends: tuple[int, ...]) -> None:
@@ -140,6 +141,7 @@ class _Stack:
     """Runs the layers of a stack one after the other."""
 
     backend: str
+    types: Any
     keeps_cells = reads_h = True
 
     def __init__(self, layer: Layer, save: bool, kept: dict[Any, Any] | None, ends: tuple[int, ...]) -> None:

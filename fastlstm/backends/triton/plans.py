@@ -20,6 +20,7 @@ class Plan:
     """How calls like an example run. See `fastlstm.backends.base.Plan`."""
 
     backend: str
+    types: Any
     reads_h = True
 
     def __init__(self, layer: Layer, save: bool, ends: tuple[int, ...], precision: str | None) -> None:

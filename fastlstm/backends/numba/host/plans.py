@@ -62,6 +62,7 @@ class Plan:
     """How calls like an example run. See `fastlstm.backends.base.Plan`."""
 
     backend: str
+    types: Any
     reads_h = True
 
     def __init__(
