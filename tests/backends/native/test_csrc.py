@@ -105,8 +105,8 @@ def test_the_example_is_small(tmp_path):
 
 
 @needs_compiler
-@pytest.mark.parametrize("count", [300, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_the_example_reads_test_images_as_python_does(example, tmp_path, count):
+@pytest.mark.parametrize(("count", "most"), [(300, 9), pytest.param(10_000, 150, marks=pytest.mark.slow)])
+def test_the_example_reads_test_images_as_python_does(example, tmp_path, count, most):
     mnist = data.load()
     model = RowLSTM(generator=torch.Generator().manual_seed(1))
     train(model, mnist.train, Recipe(iterations=25))
@@ -120,7 +120,7 @@ def test_the_example_reads_test_images_as_python_does(example, tmp_path, count):
         path = model_file(tmp_path, model, "--int8", "--activations", f"int{activations}")
         with torch.no_grad():
             rounded = quantized(model, mnist.test.images[:count], activations).argmax(1)
-        assert (rounded != want).sum() <= 0.03 * count  # six models of 25 iterations had up to 0.009
+        assert (rounded != want).sum() <= most  # the model has barely been trained
         for batch, threads in ((128, 1), (1000, 2)):
             assert torch.equal(classes(example, path, images, batch, threads), rounded)
 
