@@ -18,14 +18,8 @@ from torch.autograd import Function
 from fastlstm.autograd import levels, operators
 from fastlstm.autograd.batching import backward_rule, forward_rule
 from fastlstm.autograd.linearized import Along, Linearized
-from fastlstm.autograd.modes import (
-    differentiated,
-    is_plain,
-    no_autocast,
-    wants_autograd,
-)
-from fastlstm.backends.base import Gradients, Layer, Plan, Run, count_tensors, sum_of
-from fastlstm.cells.spec import Cell
+from fastlstm.autograd.modes import differentiated, is_plain, no_autocast, wants_autograd
+from fastlstm.backends.base import Gradients, Layer, Plan, Run, sum_of
 from fastlstm.torch_private import plain_apply, transformed, when_compiling
 
 Optional = Tensor | None
@@ -75,11 +69,11 @@ class LayerBackward(_Function):
     @staticmethod
     def backward(ctx: Any, *grads: Optional) -> tuple[Any, ...]:
         cell, tensors = ctx.cell, ctx.saved_tensors
-        incoming, layer, run = apart(cell, ctx.reverse, tensors)
+        incoming, layer, run = operators.apart(cell, ctx.reverse, tensors)
         first = 2 * len(cell.states)
         wanted = Gradients.of(cell, ctx.needs_input_grad[first : first + len(layer.tensors) - 2])
         with no_autocast(layer.x):
-            along, around = Along(*Gradients.of(cell, grads)), Linearized(layer, (run.h, *run.kept[:-1]))
+            along, around = Along.of(cell, grads), Linearized(layer, (run.h, *run.kept[:-1]))
             dsums, d = around.gradient((incoming.h, *incoming.kept), incoming.last)
             preact, states = around.tangent(around.preact_tangent(along, None), along)
             prev = around.before(states, along.states)
@@ -91,27 +85,16 @@ class LayerBackward(_Function):
         of_incoming = [None if a is None else g for a, g in zip(tensors, outputs)]
         first_states = tuple(None if a is None else g for a, g in zip(layer.states, of_first))
         # autograd passes the gradients of the run's states on to LayerFunction's own backward
-        return (
-            *of_incoming,
-            *found._replace(states=first_states).flat,
-            None,
-            None,
-            *of_states,
-            None,
-            None,
-            None,
-            None,
-            None,
-        )
+        of_layer = found._replace(states=first_states).flat
+        return *of_incoming, *of_layer, None, None, *of_states, *[None] * 5
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Optional, ...]:
         cell, tensors = ctx.cell, ctx.saved_tensors
-        grads, layer, run = apart(cell, ctx.reverse, tensors)
-        grads_t, layer_t, run_t = apart(cell, ctx.reverse, tangents[: len(tensors)])
+        grads, layer, run = operators.apart(cell, ctx.reverse, tensors)
+        grads_t, layer_t, run_t = operators.apart(cell, ctx.reverse, tangents[: len(tensors)])
         states, needs = (run.h, *run.kept[:-1]), Gradients.of(cell, ctx.needs)
-        along = Along(layer_t.x, layer_t.weights, layer_t.states, layer_t.inputs)
-        around = Linearized(layer, states)
+        along, around = Along.of(cell, layer_t.tensors[:-2]), Linearized(layer, states)
         states_t = [torch.zeros_like(a) if t is None else t for a, t in zip(states, (run_t.h, *run_t.kept[:-1]))]
         dsums, d = around.gradient((grads.h, *grads.kept), grads.last)
         prev = around.before(states_t, along.states)
@@ -128,15 +111,6 @@ class LayerBackward(_Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         return backward_rule(args[-3], LayerBackward.apply, operators.backward, info.batch_size, in_dims, *args)
-
-
-def apart(cell: Cell, reverse: bool, tensors: Any) -> tuple[Run, Layer, Run]:
-    """Return the gradients of a run, the layer, and the run, from the tensors of `LayerBackward`'s arguments."""
-    states, first = len(cell.states), 2 * len(cell.states)
-    dh, *grads = tensors[:first]
-    last = first + count_tensors(cell)
-    layer, (h, *kept) = Layer.of(cell, tensors[first:last], reverse), tensors[last:]
-    return Run(dh, tuple(grads[:states]), tuple(grads[states:])), layer, Run(h, (None,) * states, tuple(kept))
 
 
 class LayerFunction(_Function):
@@ -174,15 +148,14 @@ class LayerFunction(_Function):
     def jvp(ctx: Any, *tangents: Any) -> tuple[Optional, ...]:
         cell, tensors = ctx.cell, ctx.saved_tensors
         layer, states = Layer.of(cell, tensors[: ctx.count], ctx.reverse), tensors[ctx.count : -1]
-        moved = Layer.of(cell, tangents[: ctx.count], ctx.reverse)
-        along, around = Along(moved.x, moved.weights, moved.states, moved.inputs), Linearized(layer, states)
+        along, around = Along.of(cell, tangents[: ctx.count - 2]), Linearized(layer, states)
         _, states = around.tangent(around.preact_tangent(along, None), along)
         last = around.order[-1]
         return around.outputs(states[0]), *(a[last].clone() for a in states), *states[1:], None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
-        return forward_rule(args[-2], LayerFunction.apply, _saving, info.batch_size, in_dims, *args)
+        return forward_rule(args[-2], LayerFunction.apply, LayerFunction.forward, info.batch_size, in_dims, *args)
 
 
 class PlannedFunction(Function):
@@ -209,8 +182,7 @@ class PlannedFunction(Function):
     def backward(ctx: Any, *grads: Optional) -> tuple[Any, ...]:
         (plan, cell, reverse, count), saved, needs = ctx.call, ctx.saved_tensors, ctx.needs_input_grad[2:]
         layer, h, kept = Layer.of(cell, saved[:count], reverse), saved[count], saved[count + 1 :]
-        states = len(cell.states)
-        incoming = Run(grads[0], grads[1 : 1 + states], grads[1 + states :])
+        incoming = Run.of(len(cell.states), grads)
         if (found := _types(saved)) != plan.types:  # kernels would read these as those
             then, now = next((one, other) for one, other in zip(plan.types, found) if one is not other)
             raise RuntimeError(
@@ -221,7 +193,7 @@ class PlannedFunction(Function):
             if differentiated() or not is_plain(*grads, *saved):
                 gradients = _composed(plan, incoming, layer, (h, *kept), needs)
             else:
-                run = Run(h, (None,) * states, kept)
+                run = Run(h, (None,) * len(cell.states), kept)
                 gradients = plan.backward(incoming, layer, run, _record(cell, needs)).flat
         return None, None, *gradients
 
@@ -271,11 +243,6 @@ def _like(gradient: Optional, of: Optional) -> Optional:
     return gradient if axes == 0 else gradient.unsqueeze(0) if axes > 0 else gradient.squeeze(0)
 
 
-def _saving(*args: Any) -> tuple[Optional, ...]:
-    *tensors, reverse, cell, backend = args
-    return operators.forward(*tensors, reverse, cell, True, backend)
-
-
 class WithoutGradients:
     """`operators.forward` under any number of `vmap` levels, for calls without derivatives."""
 
@@ -293,8 +260,7 @@ class WithoutGradients:
 def differentiable(layer: Layer, cells: bool, backend: str) -> Run:
     """Run a layer under any transform. The other states of all steps are kept if `cells` or a derivative is wanted."""
     if wants_autograd(*layer.tensors):
-        h, *others = LayerFunction.apply(*layer.tensors, layer.reverse, layer.cell, backend)
+        *found, _ = LayerFunction.apply(*layer.tensors, layer.reverse, layer.cell, backend)
     else:
-        h, *others = WithoutGradients.apply(*layer.tensors, layer.reverse, layer.cell, cells, backend)
-    states = len(layer.states)
-    return Run(h, tuple(others[:states]), tuple(others[states:-1]))
+        *found, _ = WithoutGradients.apply(*layer.tensors, layer.reverse, layer.cell, cells, backend)
+    return Run.of(len(layer.states), found)

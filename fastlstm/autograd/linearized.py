@@ -38,15 +38,7 @@ def _combined(slopes: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
     return total
 
 
-class Along(NamedTuple):
-    """Tangents of a layer's operands, each None for zeros: of x, weights, initial states and inputs as `Layer` has
-    them.
-    """
-
-    x: Optional
-    weights: tuple[Any, ...]
-    states: tuple[Any, ...]
-    inputs: tuple[Any, ...] = ()
+Along = Gradients  # tangents of a layer's operands, each None for zeros
 
 
 class Changes(NamedTuple):

@@ -79,6 +79,11 @@ class Run(NamedTuple):
     last: tuple[Any, ...]
     kept: tuple[Any, ...]
 
+    @classmethod
+    def of(cls, states: int, flat: Sequence[Any]) -> "Run":
+        """Return the run of `flat` results, of so many states: h, the last states, and what is kept."""
+        return cls(flat[0], tuple(flat[1 : 1 + states]), tuple(flat[1 + states :]))
+
 
 class Gradients(NamedTuple):
     """The gradients of a layer's x, weights, states and inputs, or booleans that say which of them are wanted. A

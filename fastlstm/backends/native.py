@@ -152,8 +152,8 @@ class _Stack:
 
     def forward(self, layer: Layer) -> Run:
         runs = [plan.forward(group) for plan, group in zip(self.plans, _layers(layer))]
-        h, *columns = (_joined(column) for column in zip(*((run.h, *run.last, *run.kept) for run in runs)))
-        return Run(h, tuple(columns[: len(layer.states)]), tuple(columns[len(layer.states) :]))
+        columns = [_joined(column) for column in zip(*((run.h, *run.last, *run.kept) for run in runs))]
+        return Run.of(len(layer.states), columns)
 
     @staticmethod
     def backward(grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
@@ -231,8 +231,8 @@ def _layers(layer: Layer) -> list[Layer]:
 
 
 def _runs(run: Run, count: int) -> list[Run]:
-    rows, states = zip(*(_groups(a, count) for a in (run.h, *run.last, *run.kept))), len(run.last)
-    return [Run(h, tuple(others[:states]), tuple(others[states:])) for h, *others in rows]
+    rows = zip(*(_groups(a, count) for a in (run.h, *run.last, *run.kept)))
+    return [Run.of(len(run.last), row) for row in rows]
 
 
 def _joined(column: tuple[Any, ...]) -> Tensor | None:
