@@ -16,7 +16,7 @@ Layers without a kernel of ours, such as those with a projection, run torch's ow
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,17 +54,6 @@ MOST = 1024  # plans that a `Plans` holds, whether of one layer or of all calls 
 _UNKNOWN = object()  # marks a signature without an entry: None is the entry of one that can have no plan
 Optional = Tensor | None
 Runs = Callable[[Layer], Run]
-
-
-class Result(NamedTuple):
-    """``output`` (T, B, H), the last states, and the other states (T, B, H) of all steps if they were asked for.
-
-    The output is None if x was (B, I), a single step: it would equal the first of the last states.
-    """
-
-    output: Any
-    last: tuple[Any, ...]
-    others: tuple[Any, ...] = ()
 
 
 class Plans:
@@ -171,7 +160,7 @@ def _with_steps(layer: Layer, axis: bool) -> Layer:
 
 def _differentiable(plan: Plan, layer: Layer) -> Run:
     found = apply_plan(plan, layer, layer.x, *layer.weights, *layer.states, *layer.inputs)
-    return Run(found[0], found[1 : 1 + len(layer.states)], ())
+    return Run(found[0], found[1 : 1 + len(layer.states)], ())  # what else a plan keeps is for its backward pass
 
 
 def _cast(plan: Plan, dtype: torch.dtype, layer: Layer) -> Run:
@@ -186,8 +175,11 @@ def run(
     axis: bool = False,
     cells: bool = False,
     weight_hr: Optional = None,
-) -> Result:
+) -> Run:
     """Run one layer in one direction.
+
+    The run keeps the states but the first, (T, B, H) each, if `cells` is true, and otherwise nothing. Its h is None if
+    x is (B, I), since it would equal the first of the last states.
 
     Args:
         layer: the tensors. For a single step x may also be (B, I).
@@ -207,8 +199,7 @@ def run(
             if signature is not None:
                 plan = plans.make(signature, layer, backend, axis)
             if plan is not None:
-                found = plan(layer)
-                return Result(found.h, found.last)
+                return plan(layer)
         result = _general(_with_steps(layer, axis), plans, backend, cells, weight_hr)
     else:
         layer_3d = _with_steps(layer, axis)
@@ -217,12 +208,10 @@ def run(
         if autocast_of(layer.x) is None:  # checked before entering the graph node, so users see our error
             check_layer(layer_3d, weight_hr)
         options = layer.reverse, layer.cell.key, weight_hr, cells, settings.named(backend)
-        output, *others = _in_graph(dual_level_in_graph(), *layer_3d.tensors, *options)
-        states = len(layer.states)
-        result = Result(output, tuple(others[:states]), tuple(others[states:]))
+        result = Run.of(len(layer.states), _in_graph(dual_level_in_graph(), *layer_3d.tensors, *options))
     if axis:  # stack, since unsqueeze gives views, which cannot be detached in place
         return result._replace(last=tuple(torch.stack([a]) for a in result.last))
-    return result if layer.x.dim() == 3 else result._replace(output=None)
+    return result if layer.x.dim() == 3 else result._replace(h=None)
 
 
 @allow_in_graph  # opaque to dynamo: traced, it would install about a hundred guards, checked at each call
@@ -231,10 +220,10 @@ def _in_graph(dual: bool, *arguments: Any) -> tuple[Tensor, ...]:
     *tensors, reverse, key, weight_hr, cells, backend = arguments
     with opened_by_graph(dual):
         found = _general(Layer.of(by_key(key), tensors, reverse), None, backend, cells, weight_hr)
-    return found.output, *found.last, *found.others
+    return found.h, *found.last, *found.kept
 
 
-def _general(layer: Layer, plans: Plans | None, backend: str | None, cells: bool, weight_hr: Optional) -> Result:
+def _general(layer: Layer, plans: Plans | None, backend: str | None, cells: bool, weight_hr: Optional) -> Run:
     """Run a call that follows no plan. x is (T, B, I), and states are (B, H)."""
     x = layer.x
     if (to := autocast_of(x)) is not None:
@@ -246,7 +235,7 @@ def _general(layer: Layer, plans: Plans | None, backend: str | None, cells: bool
     if x.shape[0] == 0:
         states = given_states(layer)
         output, *others = (a.unsqueeze(0)[:0].clone() for a in states)
-        return Result(output, tuple(a.clone() for a in states), tuple(others) if cells else ())
+        return Run(output, tuple(a.clone() for a in states), tuple(others) if cells else ())
     name = dispatch.choose(
         backend,
         x.device,
@@ -260,22 +249,20 @@ def _general(layer: Layer, plans: Plans | None, backend: str | None, cells: bool
         layer=layer,
     )
     if name == "aten":
-        return Result(*_by_torch(layer, weight_hr))
+        return Run(*_by_torch(layer, weight_hr), ())
     if x.itemsize == 2 and not dispatch.traits(name).takes_sixteen_bits:  # computed in float32, stored in 16 bits
         wide_hr = None if weight_hr is None else weight_hr.float()
         wide = run(layer.to(torch.float32), plans=plans, backend=name, cells=cells, weight_hr=wide_hr)
-        results, count = (wide.output, *wide.last, *wide.others), len(layer.states)
-        h, *others = narrowed(results, x.dtype, (*layer.tensors, weight_hr))
-        return Result(h, tuple(others[:count]), tuple(others[count:]))
+        results = wide.h, *wide.last, *wide.kept
+        return Run.of(len(layer.states), narrowed(results, x.dtype, (*layer.tensors, weight_hr)))
     if weight_hr is not None or nests_forward_mode():
         found = reference.forward(layer, True, weight_hr)
         found = found._replace(kept=found.kept[:-1])
     elif torch.jit.is_tracing():
-        h, *others = made[layer.cell].layer(*layer.tensors, layer.reverse, cells, name)
-        found = Run(h, tuple(others[: len(layer.states)]), tuple(others[len(layer.states) :]))
+        found = Run.of(len(layer.states), made[layer.cell].layer(*layer.tensors, layer.reverse, cells, name))
     else:
         found = differentiable(layer, cells, name)
-    return Result(found.h, found.last, found.kept if cells else ())
+    return found if cells else found._replace(kept=())
 
 
 def _by_torch(layer: Layer, weight_hr: Optional) -> tuple[Tensor, tuple[Tensor, ...]]:
