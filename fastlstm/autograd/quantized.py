@@ -38,8 +38,9 @@ def find(layer: Layer, activations: int, backend: str | None, plans: dict[Any, A
     if not is_untransformed(*tensors) or not is_plain(*weights) or wants_gradient(*tensors, *weights):
         return None, None
     signature = (
-        x.shape, x.dtype, x.device, reverse, lengths is None, reset is None, activations, settings.named(backend),
-        threads_now(), *[None if a is None else (a.shape, a.dtype, a.device) for a in (*weights, *states)],
+        x.shape, x.stride(), x.dtype, x.device, reverse, lengths is None, reset is None, activations,
+        settings.named(backend), threads_now(),
+        *[None if a is None else (a.shape, a.dtype, a.device) for a in (*weights, *states)],
     )  # fmt: skip
     plan: Runs | None = plans.get(signature)
     return (signature, None) if plan is None else (None, plan)
