@@ -35,7 +35,7 @@ from fastlstm.autograd.modes import (
 )
 from fastlstm.autograd.operators import made
 from fastlstm.backends import aten, dispatch, reference, settings
-from fastlstm.backends.base import Layer, Plan, Run, given_states
+from fastlstm.backends.base import Layer, Plan, Run, empty_run, given_states
 from fastlstm.backends.checks import check_layer
 from fastlstm.backends.cpu import threads_now
 from fastlstm.cells.spec import by_key
@@ -233,9 +233,8 @@ def _general(layer: Layer, plans: Plans | None, backend: str | None, cells: bool
             return run(layer.to(to), plans=plans, backend=backend, cells=cells, weight_hr=weight_hr)
     check_layer(layer, weight_hr)
     if x.shape[0] == 0:
-        states = given_states(layer)
-        output, *others = (a.unsqueeze(0)[:0].clone() for a in states)
-        return Run(output, tuple(a.clone() for a in states), tuple(others) if cells else ())
+        found = empty_run(layer)
+        return found if cells else found._replace(kept=())
     name = dispatch.choose(
         backend,
         x.device,

@@ -138,8 +138,7 @@ class Linearized:
         moved = Sums(self.cell, along.weights, self.H)
         total = moved.start(self.x)
         if along.x is not None:
-            x = fill(flat_input(along.x), self.held)
-            total = total + self.sums.multiply(x, x.shape[:-1], x)
+            total = total + self.sums.multiply(fill(flat_input(along.x), self.held))
         return self.sums.add_h(moved.add_h(total, self.prev[0]), h_prev)
 
     def tangent(self, preact: Tensor, along: Along) -> tuple[Tensor, tuple[Tensor, ...]]:

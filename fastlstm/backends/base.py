@@ -212,6 +212,13 @@ def fill(a: Tensor, where: Optional) -> Tensor:
     return a if where is None else a.masked_fill(where, 0)
 
 
+def empty_run(layer: Layer) -> Run:
+    """Return the run of a layer of no steps or no rows, which keeps the states but the first."""
+    states = given_states(layer)
+    h, *others = (a.expand(layer.x.shape[0], -1, -1).clone() for a in states)
+    return Run(h, tuple(a.clone() for a in states), tuple(others))
+
+
 def hidden_size(layer: Layer) -> int:
     """Return H, from whichever tensor tells."""
     weight_ih, weight_hh, _, _, *params = layer.weights

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from fastlstm import torch_private
-from fastlstm.backends import aten, native, numba, quantized, reference, settings, triton
+from fastlstm.backends import aten, native, numba, reference, settings, triton
 from fastlstm.backends.base import Layer, Traits, hidden_size
 from fastlstm.cells.spec import Cell
 
@@ -45,8 +45,6 @@ _MODULES: dict[str, Any] = {
     "reference": reference,
     "aten": aten,
 }  # these imports are light: kernels load when first run
-# those that have `quantized_forward`
-_QUANTIZED: dict[str, Any] = {"numba": numba, "native": native, "reference": quantized}
 
 
 MANY_ROWS, MANY_STEPS = 64, 8  # from which six products of bfloat16 take 0.7 to 0.95 of the time of one of float32
@@ -230,13 +228,6 @@ def choose(
     return _with_precision(name, dtype, cell)
 
 
-def quantized_module(name: str) -> Any:
-    """Return what has `quantized_forward` of the backend of this name, and perhaps `quantized_plan`; None if it has
-    none.
-    """
-    return _QUANTIZED.get(name)
-
-
 def choose_quantized(name: str | None, device: torch.device, cell: Cell) -> str:
     """Return the backend that runs an int8 layer on this device: of numba and native the first that can, or reference.
 
@@ -247,7 +238,7 @@ def choose_quantized(name: str | None, device: torch.device, cell: Cell) -> str:
     name = settings.check_name(settings.named(name))
 
     def reason(candidate: str) -> str | None:
-        if candidate not in _QUANTIZED:
+        if not hasattr(module(candidate), "quantized_forward"):
             return f"the {candidate} backend has no kernels for int8 weights"
         if not runs(candidate, cell):
             return f"the {candidate} backend runs the cells {', '.join(traits(candidate).cells or ())}, got {cell.key}"
