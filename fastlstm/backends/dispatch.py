@@ -94,23 +94,18 @@ def _setting() -> str:
     return torch_private.rnn_precision()
 
 
-def _with_precision(name: str, dtype: torch.dtype, cell: Cell) -> str:
-    """Return the name of numba with products of bfloat16, if the processor has them, for bfloat16 tensors and for
-    float32 tensors if torch's setting asks for them. Return any other `name` as it is.
+def _with_precision(name: str, dtype: torch.dtype, pieces: bool = False) -> str:
+    """Return the name of numba with products of bfloat16, if the processor has them: for bfloat16 tensors, and for
+    float32 tensors if torch's setting asks for them, or `pieces` does and the setting has nothing against it. Return
+    any other `name` as it is.
     """
-    if name != "numba" or dtype not in (torch.bfloat16, torch.float32) or not runs("numba-bf16", cell):
+    if name != "numba" or dtype not in (torch.bfloat16, torch.float32):
         return name
-    precision = _PRECISIONS.get("bf16" if dtype == torch.bfloat16 else _setting())
+    setting = "bf16" if dtype == torch.bfloat16 else _setting()
+    precision = "bf16x6" if pieces and setting == "none" else _PRECISIONS.get(setting)
     if precision is None or numba.PIECES[precision] > numba.most_pieces():
         return name
     return f"numba-{precision}"
-
-
-def _in_pieces(name: str, dtype: torch.dtype, cell: Cell) -> str:
-    """Return "numba-bf16x6" in place of "numba" for float32, if the processor has it and torch's setting allows it."""
-    if name != "numba" or dtype != torch.float32 or _setting() != "none" or not runs("numba-bf16x6", cell):
-        return name
-    return "numba-bf16x6" if numba.PIECES["bf16x6"] <= numba.most_pieces() else name
 
 
 @lru_cache(None)
@@ -139,8 +134,7 @@ def _fused_on_cpu(device: torch.device, dtype: torch.dtype, cell: Cell, warn: bo
     """Return the first of numba and native that can run these tensors, or None. Warn if the installation is at fault:
     if numba is broken, or neither can be used.
     """
-    able = (fused for fused in _order() if module(fused).supports(device, dtype) is None and runs(fused, cell))
-    taken = next(able, None)
+    taken = next((fused for fused in _order() if _reason(fused, device, dtype, cell) is None), None)
     if not warn:
         return taken
     if taken is None:
@@ -154,9 +148,14 @@ def _fused_on_cpu(device: torch.device, dtype: torch.dtype, cell: Cell, warn: bo
     return taken
 
 
-def _by_triton(device: torch.device, dtype: torch.dtype, cell: Cell) -> str | None:
-    """Return why Triton's kernels cannot run a cell, or None."""
-    return triton.supports(device, dtype) or triton.failures.get((device, cell))
+def _reason(name: str, device: torch.device, dtype: torch.dtype, cell: Cell) -> str | None:
+    """Return why the backend of this name cannot run these tensors, or layers of a cell, or None."""
+    reason: str | None = module(name).supports(device, dtype)
+    if reason is None and name in TRITON:
+        reason = triton.failures.get((device, cell))
+    if reason is None and not runs(name, cell):
+        reason = f"the {name} backend runs the cells {', '.join(traits(name).cells or ())}, got {cell.key}"
+    return reason
 
 
 def choose(
@@ -198,19 +197,14 @@ def choose(
         if not projected:
             if device.type in ("cpu", "meta"):
                 if (fused := _fused_on_cpu(device, dtype, cell, warn)) is not None:
-                    taken = _with_precision(fused, dtype, cell)
-                    if layer is None or traced or transformed or not takes_pieces(layer.x):
-                        return taken
-                    if hidden_size(layer) < MANY_UNITS:
-                        return taken
-                    return _in_pieces(taken, dtype, cell)
+                    eager = None if traced or transformed else layer
+                    pieces = eager is not None and takes_pieces(eager.x) and hidden_size(eager) >= MANY_UNITS
+                    return _with_precision(fused, dtype, pieces)
                 lacking = lacking or traced
-            elif device.type == "cuda" and _by_triton(device, dtype, cell) is None:
+            elif device.type == "cuda" and _reason("triton", device, dtype, cell) is None:
                 return "triton"
         return "reference" if lacking else "aten"
-    reason = _by_triton(device, dtype, cell) if name in TRITON else module(name).supports(device, dtype)
-    if reason is None and not runs(name, cell):
-        reason = f"the {name} backend runs the cells {', '.join(traits(name).cells or ())}, got {cell.key}"
+    reason = _reason(name, device, dtype, cell)
     if reason is None and projected and name not in ("aten", "reference"):
         reason = f"the {name} backend has no projections (proj_size)"
     if reason is None and name == "aten" and masked:
@@ -225,7 +219,7 @@ def choose(
         reason = reason and f"an ONNX export takes the aten backend alone: {reason}"
     if reason is not None:
         raise RuntimeError(reason)
-    return _with_precision(name, dtype, cell)
+    return _with_precision(name, dtype)
 
 
 def choose_quantized(name: str | None, device: torch.device, cell: Cell) -> str:
@@ -240,10 +234,7 @@ def choose_quantized(name: str | None, device: torch.device, cell: Cell) -> str:
     def reason(candidate: str) -> str | None:
         if not hasattr(module(candidate), "quantized_forward"):
             return f"the {candidate} backend has no kernels for int8 weights"
-        if not runs(candidate, cell):
-            return f"the {candidate} backend runs the cells {', '.join(traits(candidate).cells or ())}, got {cell.key}"
-        found: str | None = module(candidate).supports(device, torch.float32)
-        return found
+        return _reason(candidate, device, torch.float32, cell)
 
     if name == "auto":
         return next(candidate for candidate in (*_order(), "reference") if reason(candidate) is None)
