@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fastlstm.backends import base, csrc
-from fastlstm.backends.base import Gradients, Layer, Run, Traits
+from fastlstm.backends.base import Gradients, Layer, Run, Traits, groups_of
 from fastlstm.backends.cpu import LARGE, address, rows_contiguous, snapshot_of, threads_now
 from fastlstm.backends.memory import pooled, unpooled
 from fastlstm.cells.spec import Cell
@@ -134,51 +134,35 @@ class _Plan:
         return _backward(self.head[:4], grads, _readable(layer), run, needs)
 
 
-class _Stack:
-    """Runs the layers of a stack one after the other."""
+def plan(layer: Layer, save: bool, kept: dict[Any, Any] | None, ends: tuple[int, ...]) -> base.Plan:
+    """Return a plan for calls like that of `layer`: of the same shapes, types, strides of x, contiguity and threads. It
+    is of one layer and no stack.
 
-    backend: str
-    types: Any
-    keeps_cells = reads_h = True
+    All plans of a layer keep packed weights in `kept`. With None each call packs its own. `ends` are leading axes of
+    the states.
+    """
+    return _Plan(layer, save, kept, ends)
 
-    def __init__(self, layer: Layer, save: bool, kept: dict[Any, Any] | None, ends: tuple[int, ...]) -> None:
-        self.plans = [
-            _Plan(group, save, None if kept is None else kept.setdefault(("native", g), {}), ends)
-            for g, group in enumerate(_layers(layer))
-        ]
 
-    def forward(self, layer: Layer) -> Run:
-        runs = [plan.forward(group) for plan, group in zip(self.plans, _layers(layer))]
-        columns = [_joined(column) for column in zip(*((run.h, *run.last, *run.kept) for run in runs))]
-        return Run.of(len(layer.states), columns)
+def forward(layer: Layer, save: bool) -> Run:
+    """Return the results of one call, which packs the weights for itself. Saved gates have `saved_shape`. The layers of
+    a stack run one after the other.
+    """
+    if not groups_of(layer):
+        return _Plan(layer, save, None, ()).forward(layer)
+    runs = [forward(group, save) for group in _layers(layer)]
+    columns = [_joined(column) for column in zip(*((run.h, *run.last, *run.kept) for run in runs))]
+    return Run.of(len(layer.states), columns)
 
-    @staticmethod
-    def backward(grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
+
+def backward(grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
+    """Return the gradients of one call, from the gradients of its results."""
+    if groups_of(layer):
         layers = _layers(layer)
         parts = zip(_runs(grads, len(layers)), layers, _runs(run, len(layers)))
         dx, *others = zip(*(backward(*part, needs).flat for part in parts))
         weights = (None if column[0] is None else torch.stack(column) for column in others[:4])
         return Gradients(_joined(dx), tuple(weights), tuple(map(_joined, others[4:])))
-
-
-def plan(layer: Layer, save: bool, kept: dict[Any, Any] | None, ends: tuple[int, ...]) -> base.Plan:
-    """Return a plan for calls like that of `layer`: of the same shapes, types, strides of x, contiguity and threads.
-
-    All plans of a layer keep packed weights in `kept`. With None each call packs its own. `ends` are leading axes of
-    the states.
-    """
-    return (_Plan if cast(Tensor, layer.weights[0]).dim() == 2 else _Stack)(layer, save, kept, ends)
-
-
-def forward(layer: Layer, save: bool) -> Run:
-    """Return the results of one call, which packs the weights for itself. Saved gates have `saved_shape`."""
-    return plan(layer, save, None, ()).forward(layer)
-
-
-def backward(grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
-    """Return the gradients of one call, from the gradients of its results."""
-    if cast(Tensor, layer.weights[0]).dim() == 3:
-        return _Stack.backward(grads, layer, run, needs)
     kind = csrc.VERSION, _DTYPES[layer.x.dtype], csrc.instructions, csrc.CELLS[layer.cell]
     return _backward(kind, grads, _readable(layer), run, needs)
 
@@ -217,7 +201,7 @@ def _groups(a: Tensor | None, count: int, axis: int = -2) -> Sequence[Tensor | N
 def _layers(layer: Layer) -> list[Layer]:
     """Return the layers of a stack."""
     x, weights, states, lengths, reset, reverse, *_ = layer
-    G = cast(Tensor, weights[0]).shape[0]
+    G = groups_of(layer)
     columns = (
         x.unbind(1) if x.dim() == 4 else _groups(x, G),
         *([None] * G if a is None else a.unbind(0) for a in weights),
