@@ -210,23 +210,16 @@ def _composed(
     plan: Plan, incoming: Run, layer: Layer, kept: tuple[Any, ...], needs: tuple[bool, ...]
 ) -> tuple[Optional, ...]:
     """Return the gradients of a planned run, from Functions that can be differentiated again."""
-    cell, narrow = layer.cell, layer.x.itemsize == 2
-    states, leading = len(cell.states), 0 if layer.states[0] is None else layer.states[0].dim() - 2
+    cell, states, to = layer.cell, len(layer.cell.states), torch.promote_types(layer.x.dtype, torch.float32)
 
-    def plain(a: Any, axes: int) -> Any:
-        """Return `a` without its leading axis of one, if it has `axes`, and in float32 instead of 16 bits."""
-        if a is None:
-            return None
-        a = a.squeeze(0) if axes else a
-        return a.float() if narrow else a
+    def plain(a: Optional) -> Optional:
+        """Return `a` without a leading axis of one, and in float32 instead of 16 bits."""
+        return None if a is None else a.reshape(a.shape[-2:]).to(to)
 
     x = layer.x if layer.x.dim() == 3 else layer.x.unsqueeze(0)
-    weights, inputs = (tuple(plain(a, 0) for a in each) for each in (layer.weights, layer.inputs))
-    first = tuple(plain(a, leading) for a in layer.states)
-    tensors = layer._replace(x=plain(x, 0), weights=weights, states=first, inputs=inputs).tensors
+    tensors = layer._replace(x=x, states=tuple(map(plain, layer.states))).to(to).tensors
     others = incoming.kept if plan.keeps_cells else (None,) * (states - 1)
-    axes = next((a.dim() - 2 for a in incoming.last if a is not None), 0)
-    grads = plain(incoming.h, 0), *(plain(a, axes) for a in incoming.last), *(None if narrow else a for a in others)
+    grads = None if incoming.h is None else incoming.h.to(to), *map(plain, incoming.last), *others
     if not plan.keeps_cells:  # run again: the buffers that the plan kept have no gradients
         h, *again = LayerFunction.apply(*tensors, layer.reverse, cell, plan.backend)
         kept = h, *again[states:]
@@ -236,11 +229,7 @@ def _composed(
 
 def _like(gradient: Optional, of: Optional) -> Optional:
     """Return a gradient in the type and the shape of its operand. The shapes may differ by an axis of one."""
-    if gradient is None or of is None:
-        return None
-    gradient = gradient.to(of.dtype)
-    axes = of.dim() - gradient.dim()
-    return gradient if axes == 0 else gradient.unsqueeze(0) if axes > 0 else gradient.squeeze(0)
+    return None if gradient is None or of is None else gradient.to(of.dtype).reshape(of.shape)
 
 
 class WithoutGradients:
