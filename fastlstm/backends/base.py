@@ -167,8 +167,6 @@ class Traits:
         plans: it has `plan`, which prepares calls of one signature and keeps weights packed from call to call.
         plans_sixteen_bits: `plan` takes layers of bfloat16 and float16, and weights that autocast would cast to them.
         sorts_lengths: it is faster if the longest rows come first.
-        has_steps: it has `steps`, which prepares single steps of a layer of float32 or float64 for a stream.
-        has_quantized_steps: it has `quantized_steps`, the same for int8 weights.
         cells: the keys of the cells that it runs, or None if it runs any.
     """
 
@@ -176,8 +174,6 @@ class Traits:
     plans: bool = False
     plans_sixteen_bits: bool = False
     sorts_lengths: bool = False
-    has_steps: bool = False
-    has_quantized_steps: bool = False
     cells: tuple[str, ...] | None = None
 
 

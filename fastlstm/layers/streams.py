@@ -206,7 +206,7 @@ def steps_of(module: Any, layer: Layer, kept: dict[Any, Any]) -> Any:
     if getattr(module, "proj_size", 0) or zoneout not in (0, (0, 0)) or cell.inputs or not may_prepare(module):
         return None
     name = dispatch.choose(module.backend, x.device, x.dtype, cell=cell, projected=False, masked=False, cells=False)
-    if not dispatch.traits(name).has_steps or x.dtype not in (torch.float32, torch.float64):
+    if not hasattr(dispatch.module(name), "steps") or x.dtype not in (torch.float32, torch.float64):
         return None
     if not is_plain(*layer.weights):
         return None
