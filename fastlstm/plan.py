@@ -1,16 +1,7 @@
-"""Which way a call of one layer goes.
+"""Which of four ways a call of one layer takes to a backend: docs/design.md has the ways, and what a plan is for.
 
-There are four ways from a module to a backend. Two are *plain*: nothing is traced or transformed, and the call follows
-a plan. A plan belongs to a *signature*: the shapes, types and settings of a call, and whether gradients are wanted. The
-first call of a signature checks everything and keeps a plan, and later calls only run the plan.
-
-* Plain without gradients: the plan is the backend's own.
-* Plain with gradients: the plan runs within `PlannedFunction`.
-* Transformed, by torch.func or in forward mode: `LayerFunction` without a plan. Backends that have no plans, and calls
-  for all cell states, take this way too.
-* Traced, by a compiler, an exporter or `torch.jit.trace`: the call becomes operators of `torch.library`.
-
-Layers without a kernel of ours, such as those with a projection, run torch's own LSTM, or plain PyTorch.
+A plan belongs to a *signature*: the shapes, types and settings of a call, and whether gradients are wanted. The first
+call of a signature checks everything and keeps a plan, and later calls only run the plan.
 """
 
 from collections.abc import Callable

@@ -1,8 +1,7 @@
 """The pair of autograd Functions: `LayerFunction` runs a layer in one direction, and `LayerBackward` its backward pass.
 
-Both define ``vmap`` and ``jvp``, and both can be differentiated again. The fused backward pass computes first
-derivatives. `fastlstm.autograd.linearized` computes the others, and leaves to the fused backward pass what is linear in
-the incoming gradients. `PlannedFunction` stands in for `LayerFunction` in calls that follow a plan.
+Both define ``vmap`` and ``jvp``, and can be differentiated again, by way of `fastlstm.autograd.linearized`.
+`PlannedFunction` stands in for `LayerFunction` in calls that follow a plan.
 
 The arguments are flat: first the tensors, in the order of `Layer.tensors`, and then the other arguments.
 """
@@ -46,9 +45,7 @@ class LayerBackward(_Function):
     """The gradients of one layer, in the order of its tensors.
 
     Args:
-        args: the gradients of h, of the last states, and of the other states of all steps, each of which may be None;
-            the layer's tensors; h, the other states and gates of its run; reverse; the cell; booleans that say which
-            gradients are wanted; and the backend's name.
+        args: those of `operators.backward`.
 
     It is differentiable in all tensors but lengths, reset and gates, a buffer of the backend. A second derivative takes
     two loops over time: `Linearized.gradient` and `Linearized.tangent`. They treat the states of the run as given. The

@@ -11,12 +11,8 @@ reference takes the calls for which aten lacks something: resets and lengths, al
 On a CPU it also takes calls that a compiler or an exporter traces, where aten would become a graph of all time steps.
 An export to ONNX knows no operators of ours, so it takes aten for all calls, and raises if aten lacks something.
 
-A backend asked for by name runs or raises its reason: it never hands over silently. The exception is that derivatives
-beyond the first, and forward mode, are partly or wholly plain PyTorch whatever the backend.
-
-`triton` follows torch's setting for the products of float32. `triton-ieee` and `triton-tf32` name their precision, and
-so do `numba-bf16`, `numba-bf16x3` and `numba-bf16x6`, for processors that multiply bfloat16 faster. bfloat16 tensors
-take `numba-bf16` by themselves. `auto` gives long float32 sequences of many rows to `numba-bf16x6`, see `takes_pieces`.
+bfloat16 tensors take `numba-bf16` by themselves, and `auto` gives long float32 sequences of many rows to
+`numba-bf16x6`, see `takes_pieces`. What a backend promises that is asked for by name is in docs/design.md.
 """
 
 import warnings
