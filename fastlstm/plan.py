@@ -26,7 +26,7 @@ from fastlstm.autograd.modes import (
 )
 from fastlstm.autograd.operators import made
 from fastlstm.backends import aten, dispatch, reference, settings
-from fastlstm.backends.base import Layer, Plan, Run, empty_run, given_states
+from fastlstm.backends.base import Layer, Plan, Run, empty_run
 from fastlstm.backends.checks import check_layer
 from fastlstm.backends.cpu import threads_now
 from fastlstm.cells.spec import by_key
@@ -122,7 +122,7 @@ class Plans:
         if to is not None and (learns or to.itemsize > 2 or layer.x.dtype == torch.float64):
             return None
         cast_layer = layer if to is None else layer.to(to)
-        check_layer(_with_steps(cast_layer, axis))
+        check_layer(cast_layer.squeezed(axis))
         x = cast_layer.x
         masked = layer.lengths is not None or layer.reset is not None
         name = dispatch.choose(
@@ -141,12 +141,6 @@ class Plans:
         if learns:
             return partial(_differentiable, plan)
         return plan.forward if to is None else partial(_cast, plan, to)
-
-
-def _with_steps(layer: Layer, axis: bool) -> Layer:
-    """Return the layer with x as (T, B, I) and states as (B, H)."""
-    x = layer.x if layer.x.dim() != 2 else layer.x.unsqueeze(0)
-    return layer._replace(x=x, states=tuple(a.squeeze(0) if axis and a is not None else a for a in layer.states))
 
 
 def _differentiable(plan: Plan, layer: Layer) -> Run:
@@ -191,9 +185,9 @@ def run(
                 plan = plans.make(signature, layer, backend, axis)
             if plan is not None:
                 return plan(layer)
-        result = _general(_with_steps(layer, axis), plans, backend, cells, weight_hr)
+        result = _general(layer.squeezed(axis), plans, backend, cells, weight_hr)
     else:
-        layer_3d = _with_steps(layer, axis)
+        layer_3d = layer.squeezed(axis)
         if backend is not None:
             settings.check_name(backend)
         if autocast_of(layer.x) is None:  # checked before entering the graph node, so users see our error
@@ -239,7 +233,7 @@ def _general(layer: Layer, plans: Plans | None, backend: str | None, cells: bool
         layer=layer,
     )
     if name == "aten":
-        return Run(*_by_torch(layer, weight_hr), ())
+        return aten.forward(layer, weight_hr)
     if x.itemsize == 2 and not dispatch.traits(name).takes_sixteen_bits:  # computed in float32, stored in 16 bits
         wide_hr = None if weight_hr is None else weight_hr.float()
         wide = run(layer.to(torch.float32), plans=plans, backend=name, cells=cells, weight_hr=wide_hr)
@@ -253,15 +247,3 @@ def _general(layer: Layer, plans: Plans | None, backend: str | None, cells: bool
     else:
         found = differentiable(layer, cells, name)
     return found if cells else found._replace(kept=())
-
-
-def _by_torch(layer: Layer, weight_hr: Optional) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Return the output and the last states of torch's own layer."""
-    weight_ih, weight_hh, bias_ih, bias_hh = layer.weights
-    if (bias_ih is None) is not (bias_hh is None):  # torch's layers take both biases or none
-        given = bias_ih if bias_hh is None else bias_hh
-        bias_ih, bias_hh = (torch.zeros_like(given) if a is None else a for a in (bias_ih, bias_hh))
-    present = [a for a in (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr) if a is not None]
-    # torch.jit.trace runs with gradients and without, and both runs have to record the same
-    learns = torch.is_grad_enabled() or torch.jit.is_tracing()
-    return aten.forward(layer.cell, layer.x, present, given_states(layer), layer.reverse, bias_ih is not None, learns)

@@ -209,14 +209,11 @@ def _composed(
     """Return the gradients of a planned run, from Functions that can be differentiated again."""
     cell, states, to = layer.cell, len(layer.cell.states), torch.promote_types(layer.x.dtype, torch.float32)
 
-    def plain(a: Optional) -> Optional:
-        """Return `a` without a leading axis of one, and in float32 instead of 16 bits."""
-        return None if a is None else a.reshape(a.shape[-2:]).to(to)
-
-    x = layer.x if layer.x.dim() == 3 else layer.x.unsqueeze(0)
-    tensors = layer._replace(x=x, states=tuple(map(plain, layer.states))).to(to).tensors
+    axis = layer.states[0] is not None and layer.states[0].dim() == 3
+    tensors = layer.squeezed(axis).to(to).tensors
     others = incoming.kept if plan.keeps_cells else (None,) * (states - 1)
-    grads = None if incoming.h is None else incoming.h.to(to), *map(plain, incoming.last), *others
+    last = (None if a is None else a.reshape(a.shape[-2:]).to(to) for a in incoming.last)
+    grads = None if incoming.h is None else incoming.h.to(to), *last, *others
     if not plan.keeps_cells:  # run again: the buffers that the plan kept have no gradients
         h, *again = LayerFunction.apply(*tensors, layer.reverse, cell, plan.backend)
         kept = h, *again[states:]

@@ -21,7 +21,6 @@ from fastlstm.cells.library import gru, lstm
 from fastlstm.cells.spec import Cell
 from fastlstm.torch_private import dual_level, transformed
 
-WEIGHTS = 6  # weight_ih and weight_hh of int8, bias_ih and bias_hh, weight_ih_scale and weight_hh_scale
 MOST = 256  # plans that are kept for one layer and direction
 Runs = Callable[[Layer], Run]
 INSTEAD = "train the float model, which fastlstm.dequantize(model) gives back"
@@ -70,20 +69,15 @@ def run(layer: Layer, activations: int, backend: str | None, plans: dict[Any, An
             plans[signature] = plan
         if plan is not None:
             return plan(layer)
-    x, weights, _, lengths, reset, reverse, cell, _ = layer
-    states = _squeezed(layer).states
-    if not torch.compiler.is_compiling() and (transformed() or dual_level()) and wants_autograd(x, *states):
+    if not torch.compiler.is_compiling() and (transformed() or dual_level()) and wants_autograd(layer.x, *layer.states):
         raise RuntimeError(NO_GRADIENT)
-    h, *last = operators[cell.key](x, *weights, *states, lengths, reset, reverse, activations, settings.named(backend))
+    options = layer.reverse, activations, settings.named(backend)
+    h, *last = operators[layer.cell.key](*layer.squeezed(True).tensors, *options)
     return Run(h, tuple([torch.stack([a]) for a in last]), ())  # views, as of unsqueeze, cannot be detached in place
 
 
-def _squeezed(layer: Layer) -> Layer:
-    return layer._replace(states=tuple([None if a is None else a.squeeze(0) for a in layer.states]))
-
-
 def _plan(layer: Layer, activations: int, backend: str | None, plans: dict[Any, Any]) -> Runs | None:
-    check_quantized_layer(_squeezed(layer))
+    check_quantized_layer(layer.squeezed(True))
     module = dispatch.module(dispatch.choose_quantized(backend, layer.x.device, layer.cell))
     if 0 in layer.x.shape[:2] or not hasattr(module, "quantized_plan"):
         return None
@@ -96,15 +90,9 @@ def _define(cell: Cell) -> Any:
     """Define the operator of a cell."""
     name, states = f"quantized_{cell.key}", len(cell.states)
 
-    def layer_of(tensors: list[Any], reverse: bool) -> Layer:
-        x, *others = tensors
-        weights, initial = tuple(others[:WEIGHTS]), tuple(others[WEIGHTS : WEIGHTS + states])
-        lengths, reset = others[WEIGHTS + states :]
-        return Layer(x, weights, initial, lengths, reset, reverse, cell)
-
     def forward(*args: Any) -> tuple[Tensor, ...]:
         *tensors, reverse, activations, backend = args
-        layer = layer_of(tensors, reverse)
+        layer = Layer.of(cell, tensors, reverse)
         check_quantized_layer(layer)
         module = dispatch.module(dispatch.choose_quantized(backend, layer.x.device, cell))
         found = empty_run(layer) if 0 in layer.x.shape[:2] else module.quantized_forward(layer, activations)

@@ -52,6 +52,13 @@ class Layer(NamedTuple):
         )
         return self._replace(x=self.x.to(dtype), weights=weights, states=states, inputs=inputs)
 
+    def squeezed(self, axis: bool) -> "Layer":
+        """Return the layer as backends take it outside of plans: x, which may be (B, I), has an axis of steps, and the
+        states, which are (1, B, H) if `axis`, are (B, H).
+        """
+        x = self.x if self.x.dim() != 2 else self.x.unsqueeze(0)
+        return self._replace(x=x, states=tuple(a.squeeze(0) if axis and a is not None else a for a in self.states))
+
     @property
     def tensors(self) -> tuple[Any, ...]:
         """All tensors, flat, as autograd's Functions take them."""
@@ -59,7 +66,7 @@ class Layer(NamedTuple):
 
     @classmethod
     def of(cls, cell: Cell, tensors: Sequence[Any], reverse: bool) -> "Layer":
-        """Return the layer of flat `tensors`."""
+        """Return the layer of flat `tensors`. It may be of int8, with two weights more."""
         x, weights, states, inputs = _cut(cell, tensors[:-2])
         return cls(x, weights, states, tensors[-2], tensors[-1], reverse, cell, inputs)
 
@@ -125,9 +132,9 @@ def count_tensors(cell: Cell) -> int:
 
 
 def _cut(cell: Cell, flat: Sequence[Any]) -> tuple[Any, tuple[Any, ...], tuple[Any, ...], tuple[Any, ...]]:
-    weights = 1 + WEIGHTS + len(cell.params)
-    states = weights + len(cell.states)
-    return flat[0], tuple(flat[1:weights]), tuple(flat[weights:states]), tuple(flat[states:])
+    inputs = len(flat) - len(cell.inputs)
+    states = inputs - len(cell.states)
+    return flat[0], tuple(flat[1:states]), tuple(flat[states:inputs]), tuple(flat[inputs:])
 
 
 class Plan(Protocol):
