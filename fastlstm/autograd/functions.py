@@ -77,9 +77,7 @@ class LayerBackward(_Function):
             changes = around.curvature(d, preact, prev, along)
             found = around.products(changes, dsums, along, prev[0], wanted)
             of_states, of_first = around.after(found.states)
-        last = around.order[-1]
-        outputs = around.outputs(states[0]), *(a[last] for a in states), *states[1:]
-        of_incoming = [None if a is None else g for a, g in zip(tensors, outputs)]
+        of_incoming = [None if a is None else g for a, g in zip(tensors, around.results(states))]
         first_states = tuple(None if a is None else g for a, g in zip(layer.states, of_first))
         # autograd passes the gradients of the run's states on to LayerFunction's own backward
         of_layer = found._replace(states=first_states).flat
@@ -147,8 +145,7 @@ class LayerFunction(_Function):
         layer, states = Layer.of(cell, tensors[: ctx.count], ctx.reverse), tensors[ctx.count : -1]
         along, around = Along.of(cell, tangents[: ctx.count - 2]), Linearized(layer, states)
         _, states = around.tangent(around.preact_tangent(along, None), along)
-        last = around.order[-1]
-        return around.outputs(states[0]), *(a[last].clone() for a in states), *states[1:], None
+        return *around.results(states), None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
