@@ -170,7 +170,7 @@ class Elman(Recurrent):
         return new
 
 
-class ElmanCell(RecurrentCell):
+class ElmanCell(RecurrentCell[Tensor]):
     """A cell of a simple recurrent network that takes the place of `torch.nn.RNNCell`.
 
     Equivalent to ``torch.nn.RNNCell(input_size, hidden_size, bias, nonlinearity)``: the same arguments, parameters,
@@ -184,8 +184,7 @@ class ElmanCell(RecurrentCell):
         device, dtype: of the parameters.
         backend: a name of `fastlstm.backends.settings.NAMES`. None takes the default that `fastlstm.use_backend` sets.
 
-    Parameters: ``weight_ih`` (H, I), ``weight_hh`` (H, H), ``bias_ih`` and
-    ``bias_hh`` (H,).
+    Parameters: ``weight_ih`` (H, I), ``weight_hh`` (H, H), ``bias_ih`` and ``bias_hh`` (H,).
 
     Raises:
         ValueError: for an unknown backend.
@@ -194,7 +193,7 @@ class ElmanCell(RecurrentCell):
     __constants__ = nn.RNNCell.__constants__
     _single = True
     _words = Words("RNNCell", "RNNCell: Expected input to be 1D or 2D, got {}D instead")
-    nonlinearity: str
+    nonlinearity: str = "tanh"
 
     def __init__(
         self,
@@ -207,37 +206,11 @@ class ElmanCell(RecurrentCell):
         *,
         backend: Backend | None = None,
     ) -> None:
-        super().__init__(input_size, hidden_size, bias, num_chunks=1, device=device, dtype=dtype)
+        super().__init__(input_size, hidden_size, bias, device, dtype, backend=backend)
         self.nonlinearity = nonlinearity
-        self._set_backend(backend)
 
     @property
     def _cell(self) -> Cell:
         if self.nonlinearity not in ("tanh", "relu"):
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
         return library.elman_relu if self.nonlinearity == "relu" else library.elman_tanh
-
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:  # noqa: A002
-        """Run one time step.
-
-        Args:
-            input: (B, I), or (I,) for one row alone.
-            hx: ``h_0`` (B, H) or (H,); None for zeros.
-
-        Returns:
-            ``h_1`` (B, H) or (H,).
-
-        Raises:
-            ValueError: for a number of dimensions other than 1 and 2.
-            RuntimeError: for other sizes, dtypes and devices, for an unknown nonlinearity, and from a backend asked
-                for by name that cannot run.
-            TypeError: if `input` or `hx` is no tensor.
-
-        Equivalent to `torch.nn.RNNCell.forward`.
-        """
-        h: Tensor = self._forward(input, hx)
-        return h
-
-    if TYPE_CHECKING:  # torch.nn.Module leaves it untyped
-
-        def __call__(self, input: Tensor, hx: Tensor | None = None) -> Tensor: ...  # noqa: A002

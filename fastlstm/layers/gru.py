@@ -169,7 +169,7 @@ class GRU(Regularized):
         return new
 
 
-class GRUCell(RecurrentCell):
+class GRUCell(RecurrentCell[Tensor]):
     """A GRU cell that takes the place of `torch.nn.GRUCell`.
 
     Equivalent to ``torch.nn.GRUCell(input_size, hidden_size, bias)``: the same arguments, parameters, initial values
@@ -195,40 +195,3 @@ class GRUCell(RecurrentCell):
     @property
     def _cell(self) -> Cell:
         return library.gru
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        bias: bool = True,
-        device: Any = None,
-        dtype: Any = None,
-        *,
-        backend: Backend | None = None,
-    ) -> None:
-        super().__init__(input_size, hidden_size, bias, num_chunks=3, device=device, dtype=dtype)
-        self._set_backend(backend)
-
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:  # noqa: A002
-        """Run one time step.
-
-        Args:
-            input: (B, I), or (I,) for one row alone.
-            hx: ``h_0`` (B, H) or (H,); None for zeros.
-
-        Returns:
-            ``h_1`` (B, H) or (H,).
-
-        Raises:
-            ValueError: for a number of dimensions other than 1 and 2.
-            RuntimeError: for other sizes, dtypes and devices, and from a backend asked for by name that cannot run.
-            TypeError: if `input` or `hx` is no tensor.
-
-        Equivalent to `torch.nn.GRUCell.forward`.
-        """
-        h: Tensor = self._forward(input, hx)
-        return h
-
-    if TYPE_CHECKING:  # torch.nn.Module leaves it untyped
-
-        def __call__(self, input: Tensor, hx: Tensor | None = None) -> Tensor: ...  # noqa: A002

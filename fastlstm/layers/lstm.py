@@ -1,4 +1,4 @@
-"""`LSTM`: the parameters, arguments, results and errors of `torch.nn.LSTM`."""
+"""`LSTM` and `LSTMCell`: the parameters, arguments, results and errors of `torch.nn.LSTM` and `torch.nn.LSTMCell`."""
 
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -12,6 +12,7 @@ from fastlstm.layers import checks
 from fastlstm.layers.functional import State
 from fastlstm.layers.modules import Words
 from fastlstm.layers.packing import Lengths
+from fastlstm.layers.recurrent_cell import RecurrentCell
 from fastlstm.layers.regularized import Regularized
 from fastlstm.layers.typed import X
 
@@ -237,3 +238,34 @@ class LSTM(Regularized):
         """
         new: nn.LSTM = self._to_torch(LSTM, nn.LSTM)
         return new
+
+
+class LSTMCell(RecurrentCell[State]):
+    """An LSTM cell that takes the place of `torch.nn.LSTMCell`.
+
+    Equivalent to ``torch.nn.LSTMCell(input_size, hidden_size, bias)``: the same arguments, parameters, initial values
+    for the same seed, state_dict, results and errors.
+
+    Args:
+        input_size: I, the number of input features.
+        hidden_size: H, the number of hidden units.
+        bias: with False, ``bias_ih`` and ``bias_hh`` are None.
+        device, dtype: of the parameters.
+        backend: a name of `fastlstm.backends.settings.NAMES`. None takes the default that `fastlstm.use_backend` sets.
+
+    Parameters, with row blocks in the order i, f, g, o: ``weight_ih`` (4H, I), ``weight_hh`` (4H, H), ``bias_ih`` and
+    ``bias_hh`` (4H,).
+
+    Raises:
+        ValueError: for an unknown backend.
+    """
+
+    _words = Words(
+        "LSTMCell",
+        "LSTMCell: Expected input to be 1D or 2D, got {}D instead",
+        number="lstm_cell expects two hidden states",
+    )
+
+    @property
+    def _cell(self) -> Cell:
+        return library.lstm

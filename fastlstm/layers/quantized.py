@@ -15,12 +15,12 @@ from fastlstm.layers import calls
 from fastlstm.layers.functional import State
 from fastlstm.layers.gru import GRU, GRUCell
 from fastlstm.layers.int8 import BITS, Quantized
-from fastlstm.layers.lstm import LSTM
-from fastlstm.layers.lstm_cell import LSTMCell
+from fastlstm.layers.lstm import LSTM, LSTMCell
 from fastlstm.layers.packing import Lengths
 from fastlstm.layers.recompute import Results
 from fastlstm.layers.recurrent import Recurrent
 from fastlstm.layers.recurrent_cell import RecurrentCell
+from fastlstm.layers.typed import States
 
 if TYPE_CHECKING:
     from fastlstm.layers.typed import typed_as
@@ -67,7 +67,7 @@ class QuantizedLayers(Quantized, Recurrent):
         return run.h, run.last, ()
 
 
-class QuantizedCell(Quantized, RecurrentCell):
+class QuantizedCell(Quantized, RecurrentCell[States]):
     """An int8 cell."""
 
     def _forward(self, x: Any, hx: Any) -> Any:
@@ -154,31 +154,13 @@ class QuantizedGRU(QuantizedLayers):
         def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
 
-class QuantizedLSTMCell(QuantizedCell):
+class QuantizedLSTMCell(QuantizedCell[State]):
     """A `fastlstm.LSTMCell` for inference, with weights of int8: ``weight_ih``, ``weight_ih_scale`` and so on."""
 
     _float, _cell, _words = LSTMCell, LSTMCell._cell, LSTMCell._words
 
-    def forward(self, input: Tensor, hx: State | None = None) -> State:  # noqa: A002
-        """Run one time step, as `fastlstm.LSTMCell.forward`."""
-        state: State = self._forward(input, hx)
-        return state
 
-    if TYPE_CHECKING:  # torch.nn.Module leaves it untyped
-
-        def __call__(self, input: Tensor, hx: State | None = None) -> State: ...  # noqa: A002
-
-
-class QuantizedGRUCell(QuantizedCell):
+class QuantizedGRUCell(QuantizedCell[Tensor]):
     """A `fastlstm.GRUCell` for inference, with weights of int8: ``weight_ih``, ``weight_ih_scale`` and so on."""
 
     _float, _cell, _words, _single = GRUCell, GRUCell._cell, GRUCell._words, True
-
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:  # noqa: A002
-        """Run one time step, as `fastlstm.GRUCell.forward`."""
-        h: Tensor = self._forward(input, hx)
-        return h
-
-    if TYPE_CHECKING:  # torch.nn.Module leaves it untyped
-
-        def __call__(self, input: Tensor, hx: Tensor | None = None) -> Tensor: ...  # noqa: A002

@@ -7,7 +7,18 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 X = TypeVar("X", Tensor, PackedSequence)  # the output has the form of the input
+States = TypeVar("States", Tensor, tuple[Tensor, Tensor])  # a GRU or an Elman network has one, an LSTM two
 if TYPE_CHECKING:
+    from typing import Generic
+
     Method = TypeVar("Method", bound=Callable[..., Any])
 
     def typed_as(method: Method) -> Callable[[Any], Method]: ...
+
+else:
+
+    class Generic:
+        """Takes parameters as typing's own, which would keep `replace` from generic subclasses of torch's modules."""
+
+        def __class_getitem__(cls, parameters):
+            return cls
