@@ -10,17 +10,15 @@ from fastlstm.backends.settings import Backend
 from fastlstm.cells import Cell, library
 from fastlstm.layers import checks
 from fastlstm.layers.functional import State
+from fastlstm.layers.like_torch import InPlaceOf
 from fastlstm.layers.modules import Words
 from fastlstm.layers.packing import Lengths
 from fastlstm.layers.recurrent_cell import RecurrentCell
 from fastlstm.layers.regularized import Regularized
-from fastlstm.layers.typed import X
-
-if TYPE_CHECKING:
-    from fastlstm.layers.typed import typed_as
+from fastlstm.layers.typed import X, typed_as
 
 
-class LSTM(Regularized):
+class LSTM(Regularized[State], InPlaceOf[nn.LSTM]):
     """A multi-layer LSTM that takes the place of `torch.nn.LSTM`.
 
     Equivalent to ``torch.nn.LSTM(input_size, hidden_size, ...)``: the same arguments, parameters, initial values for
@@ -66,6 +64,7 @@ class LSTM(Regularized):
             beside a projection.
     """
 
+    _theirs = nn.LSTM
     _words = Words(
         "LSTM",
         "LSTM: Expected input to be 2D or 3D, got {}D instead",
@@ -199,45 +198,6 @@ class LSTM(Regularized):
 
         @typed_as(forward)
         def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
-
-    def step(self, x_t: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """Run one time step through all layers, for streaming. Modules of one direction only.
-
-        Args:
-            x_t: (B, I), or (I,) for one sequence alone.
-            state: h (L, B, H_out) and c (L, B, H), without B for one sequence alone; None for zeros.
-
-        Returns:
-            h_t (B, H_out) of the last layer, and the new state, in the form of `state`.
-
-        Raises:
-            ValueError: for a bidirectional module, and for the number of dimensions or dtype of `x_t`.
-            TypeError: if `x_t` is no tensor, or `state` is no tuple or list of tensors.
-            RuntimeError: for other sizes, dtypes and devices, as in `forward`.
-
-        Equivalent to `forward` with T = 1.
-        """
-        return self._step(x_t, state)
-
-    @classmethod
-    def from_torch(cls, module: nn.LSTM) -> "LSTM":
-        """Return an LSTM with the arguments, mode, hooks and the very parameters of `module`, which stays as it is.
-
-        Raises:
-            TypeError: if `module` is no plain `torch.nn.LSTM`. `fastlstm.replace_lstm` takes subclasses and
-                parametrized modules.
-        """
-        new: LSTM = cls._from_torch(module, nn.LSTM)
-        return new
-
-    def to_torch(self) -> nn.LSTM:
-        """Return a `torch.nn.LSTM` with the arguments, mode, hooks and the very parameters of this module.
-
-        Raises:
-            TypeError: if this module is parametrized or of a subclass. `fastlstm.restore_lstm` takes those.
-        """
-        new: nn.LSTM = self._to_torch(LSTM, nn.LSTM)
-        return new
 
 
 class LSTMCell(RecurrentCell[State]):

@@ -3,11 +3,10 @@
 `fastlstm.quantize` makes them of a model's layers. `docs/quantize.md` says what they compute, and how fast.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
 
 from fastlstm.autograd import quantized
 from fastlstm.backends.base import Layer
@@ -15,18 +14,14 @@ from fastlstm.layers import calls
 from fastlstm.layers.functional import State
 from fastlstm.layers.gru import GRU, GRUCell
 from fastlstm.layers.int8 import BITS, Quantized
+from fastlstm.layers.like_torch import LikeTorch
 from fastlstm.layers.lstm import LSTM, LSTMCell
-from fastlstm.layers.packing import Lengths
 from fastlstm.layers.recompute import Results
-from fastlstm.layers.recurrent import Recurrent
 from fastlstm.layers.recurrent_cell import RecurrentCell
 from fastlstm.layers.typed import States
 
-if TYPE_CHECKING:
-    from fastlstm.layers.typed import typed_as
 
-
-class QuantizedLayers(Quantized, Recurrent):
+class QuantizedLayers(Quantized, LikeTorch[States]):
     """A stack of int8 layers, each in one or both directions."""
 
     @property
@@ -82,8 +77,10 @@ class QuantizedCell(Quantized, RecurrentCell[States]):
         return last[0] if self._single else last
 
 
-class QuantizedLSTM(QuantizedLayers):
+class QuantizedLSTM(QuantizedLayers[State]):
     """A `fastlstm.LSTM` for inference, with weights of int8. `fastlstm.quantize` makes it.
+
+    It returns no cell states. The backward pass of its results raises RuntimeError.
 
     Buffers of layer k: ``weight_ih_l{k}`` and ``weight_hh_l{k}``, int8 in the shapes of `fastlstm.LSTM`'s parameters;
     ``weight_ih_l{k}_scale`` and ``weight_hh_l{k}_scale``, float32 (4H,); and ``bias_ih_l{k}`` and ``bias_hh_l{k}``,
@@ -96,62 +93,15 @@ class QuantizedLSTM(QuantizedLayers):
     check_forward_args: Any = nn.LSTM.check_forward_args
     permute_hidden: Any = nn.LSTM.permute_hidden
 
-    def forward(
-        self,
-        input: Tensor | PackedSequence,  # noqa: A002
-        hx: State | None = None,
-        *,
-        reset: Tensor | None = None,
-        lengths: Lengths | None = None,
-    ) -> tuple[Any, State]:
-        """Run all layers over whole sequences: arguments, results and errors are those of `fastlstm.LSTM.forward`.
 
-        The backward pass of the results raises RuntimeError.
-        """
-        output, last = self._forward(input, hx, reset, lengths)
-        return output, last
-
-    def step(self, x_t: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """Run one time step through all layers, as `fastlstm.LSTM.step`."""
-        return self._step(x_t, state)
-
-    if TYPE_CHECKING:  # torch.nn.Module leaves it untyped
-
-        @typed_as(forward)
-        def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
-
-
-class QuantizedGRU(QuantizedLayers):
+class QuantizedGRU(QuantizedLayers[Tensor]):
     """A `fastlstm.GRU` for inference, with weights of int8. `fastlstm.quantize` makes it.
 
-    Its buffers are those of `QuantizedLSTM`, with 3H rows instead of 4H.
+    Its buffers are those of `QuantizedLSTM`, with 3H rows instead of 4H. The backward pass of its results raises
+    RuntimeError.
     """
 
     _float, _cell, _words, _single = GRU, GRU._cell, GRU._words, True
-
-    def forward(
-        self,
-        input: Tensor | PackedSequence,  # noqa: A002
-        hx: Tensor | None = None,
-        *,
-        reset: Tensor | None = None,
-        lengths: Lengths | None = None,
-    ) -> tuple[Any, Tensor]:
-        """Run all layers over whole sequences: arguments, results and errors are those of `fastlstm.GRU.forward`.
-
-        The backward pass of the results raises RuntimeError.
-        """
-        output, h_n = self._forward(input, hx, reset, lengths)
-        return output, h_n
-
-    def step(self, x_t: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Run one time step through all layers, as `fastlstm.GRU.step`."""
-        return self._step(x_t, state)
-
-    if TYPE_CHECKING:  # torch.nn.Module leaves it untyped
-
-        @typed_as(forward)
-        def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
 
 class QuantizedLSTMCell(QuantizedCell[State]):

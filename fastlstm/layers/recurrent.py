@@ -15,7 +15,7 @@ from fastlstm.autograd.elementary import take_rows
 from fastlstm.backends import dispatch, settings
 from fastlstm.backends.base import Layer
 from fastlstm.layers import calls, checks
-from fastlstm.layers.modules import CellModule, with_class
+from fastlstm.layers.modules import CellModule
 from fastlstm.layers.packing import inputs_of, lengths_of, longest_first, pack, pad, reset_of, unpack
 from fastlstm.layers.recompute import Results, recomputed
 from fastlstm.plan import run
@@ -245,20 +245,6 @@ class Recurrent(CellModule, nn.RNNBase):
         if x_t.dim() == 1:
             output, last = output.squeeze(0), tuple([a.squeeze(1) for a in last])
         return output.squeeze(0), last[0] if self._single else last
-
-    @classmethod
-    def _from_torch(cls, module: nn.RNNBase, theirs: type) -> Any:
-        new = with_class(module, theirs, cls)
-        vars(new).pop("_flat_weights")  # here it is a property
-        return new
-
-    def _to_torch(self, ours: type, theirs: type) -> Any:
-        new = with_class(self, ours, theirs)
-        warn_of_regularizers(self, 3)
-        for name in OWN:
-            vars(new).pop(name, None)
-        new._init_flat_weights()
-        return new
 
 
 # attributes that torch's modules lack

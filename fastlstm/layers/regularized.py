@@ -33,11 +33,13 @@ from torch.nn import functional as F
 from fastlstm.backends.base import Layer, held_steps
 from fastlstm.cells import library
 from fastlstm.layers import checks
-from fastlstm.layers.recurrent import Recurrent, Results
+from fastlstm.layers.like_torch import LikeTorch
+from fastlstm.layers.recompute import Results
+from fastlstm.layers.typed import States
 
 
-class Regularized(Recurrent):
-    """A `Recurrent` of the cell `lstm` or `gru`, with recurrent dropout and zoneout."""
+class Regularized(LikeTorch[States]):
+    """Layers of the cell `lstm` or `gru`, with recurrent dropout and zoneout."""
 
     @property
     def recurrent_dropout(self) -> float:
@@ -112,7 +114,7 @@ class Regularized(Recurrent):
 
         T, B, H = layer.x.shape[0], layer.x.shape[1], self.hidden_size
         inputs: list[Tensor] = []
-        states = layer.states
+        states: tuple[Any, ...] = layer.states
         if drops:
             mask = F.dropout(layer.x.new_ones(B, H), self.recurrent_dropout)
             inputs.append(mask.expand(T, -1, -1))

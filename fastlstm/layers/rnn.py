@@ -14,7 +14,7 @@ from fastlstm.layers import checks
 from fastlstm.layers.modules import Words
 from fastlstm.layers.packing import Lengths
 from fastlstm.layers.recurrent import Recurrent, Tensors
-from fastlstm.layers.typed import X
+from fastlstm.layers.typed import X, typed_as
 
 if TYPE_CHECKING:
     from fastlstm.layers.typed import typed_as

@@ -8,13 +8,16 @@ from torch.nn.utils.rnn import PackedSequence
 
 X = TypeVar("X", Tensor, PackedSequence)  # the output has the form of the input
 States = TypeVar("States", Tensor, tuple[Tensor, Tensor])  # a GRU or an Elman network has one, an LSTM two
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def typed_as(method: Method) -> Callable[[Any], Method]:
+    """Give a method that torch leaves untyped the type of another one."""
+    return lambda _: method
+
+
 if TYPE_CHECKING:
     from typing import Generic
-
-    Method = TypeVar("Method", bound=Callable[..., Any])
-
-    def typed_as(method: Method) -> Callable[[Any], Method]: ...
-
 else:
 
     class Generic:
