@@ -106,6 +106,10 @@ class CellModule:
         """
         vars(self).pop("_plans", None)
 
+    def extra_repr(self) -> str:
+        text: str = super().extra_repr()  # type: ignore[misc]
+        return text if self.backend is None else f"{text}, backend={self.backend}"
+
     def _set_backend(self, backend: settings.Backend | None) -> None:
         if backend is not None:
             settings.check_name(backend)

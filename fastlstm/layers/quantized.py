@@ -40,25 +40,13 @@ class QuantizedLayers(Quantized, LikeTorch[States]):
     def _flat_weights_names(self, names: Any) -> None:
         pass
 
-    def _planned(self, x: Any, hx: Any, weights: list[Any]) -> tuple[Tensor, Any] | None:
-        """Return the results of a module of one layer and direction, if the call has a plan already, else None."""
-        plans = None if torch.compiler.is_dynamo_compiling() else vars(self).get("_plans")  # none before the first call
-        if not plans or self.num_layers > 1 or self.bidirectional or type(x) is not Tensor or x.dim() != 3:
+    def _plan_for(self, layer: Layer, plans: Any) -> Any:
+        if self._like.dtype is not torch.float32 or not self._is_float32(layer.x):
             return None
-        states = self._states_of(hx)
-        if states is None or self._like.dtype is not torch.float32 or not self._is_float32(x):
-            return None
-        if self.batch_first:
-            x = x.transpose(0, 1)
-        layer = Layer(x, tuple(weights), states, None, None, False, self._cell)
-        _, plan = quantized.find(layer, BITS[self.activations], self.backend, plans[0])
-        if plan is None:
-            return None
-        run = plan(layer)
-        return run.h.transpose(0, 1) if self.batch_first else run.h, run.last[0] if self._single else run.last
+        return quantized.find(layer, BITS[self.activations], self.backend, plans)[1]
 
     def _run_layer(self, k: int, layer: Layer, weight_hr: Tensor | None, sequences: bool) -> Results:
-        run = self._run_quantized(k, layer)
+        run = self._run_quantized(0 if self.num_layers == 1 and not self.bidirectional else k + 1, layer)
         return run.h, run.last, ()
 
 

@@ -42,9 +42,7 @@ class Recurrent(CellModule, nn.RNNBase):
             raise TypeError(f"recompute should be a bool, got: {type(value).__name__}")
         if value:
             checks.check_unprojected("recompute", value, self.proj_size)
-            self._recompute = True
-        else:
-            vars(self).pop("_recompute", None)
+        self._recompute = value
         self.flatten_parameters()  # a call that has a plan would go past it
 
     @property
@@ -68,8 +66,7 @@ class Recurrent(CellModule, nn.RNNBase):
         return weights
 
     def extra_repr(self) -> str:
-        backend = f", backend={self.backend}" if self.backend is not None else ""
-        return super().extra_repr() + backend + (", recompute=True" if self.recompute else "")
+        return super().extra_repr() + (", recompute=True" if self.recompute else "")
 
     def _forward(
         self, x: Any, hx: Any, reset: Any, lengths: Any, sequences: bool = False, inputs: tuple[Tensor, ...] = ()
@@ -96,14 +93,16 @@ class Recurrent(CellModule, nn.RNNBase):
         calls.check_inputs(x, inputs, self._cell.inputs)
         ends = lengths_of(lengths, batch, T, x.device)
         masks = ends, reset_of(reset, batch, T, x.device, self.batch_first, self.bidirectional)
-        order = None if single or ends is None else self._order(x, ends)
+        order = None
+        if not (single or ends is None or self.proj_size) and dispatch.sorts_lengths(self.backend, x.device, x.dtype):
+            order = longest_first(ends, T, self.input_size, self.hidden_size)
         if order is None:
             output, last, others = self._run(x, states, masks, None, sequences, weights, inputs)
             if ends is not None and not self.bidirectional and output.requires_grad:
                 # Callers may write to the padding of their copy. With two directions torch.cat has already copied it.
                 output = output.clone()
         else:
-            output, last, others = self._run_in_order(order, x, states, masks, None, sequences, weights, inputs)
+            output, last, others = self._run_in_order(order, x, states, masks, sequences, weights, inputs)
         if single:
             output, last = output.squeeze(1), tuple([a.squeeze(1) for a in last])
             others = tuple([a.squeeze(1) for a in others])
@@ -123,34 +122,24 @@ class Recurrent(CellModule, nn.RNNBase):
         if self.batch_first:
             x = x.transpose(0, 1)
         layer = Layer(x, tuple(weights), states, None, None, False, self._cell)
-        _, plan = plans.find(layer, self.backend, True)
+        plan = self._plan_for(layer, plans)
         if plan is None:
             return None
         output, last, _ = plan(layer)
         return output.transpose(0, 1) if self.batch_first else output, last[0] if self._single else last
 
-    def _order(self, x: Tensor, lengths: Tensor) -> Tensor | None:
-        if self.proj_size or not dispatch.sorts_lengths(self.backend, x.device, x.dtype):
-            return None
-        return longest_first(lengths, x.shape[0], self.input_size, self.hidden_size)
+    def _plan_for(self, layer: Layer, plans: Any) -> Any:
+        """Return the plan of a call, or None."""
+        return plans.find(layer, self.backend, True)[1]
 
     def _run_in_order(
-        self,
-        order: Tensor,
-        x: Tensor,
-        hx: Any,
-        masks: Masks,
-        places: None,
-        sequences: bool,
-        weights: list[Any],
-        inputs: Tensors,
+        self, order: Tensor, x: Tensor, hx: Any, masks: Masks, sequences: bool, weights: list[Any], inputs: Tensors
     ) -> Results:
         """Call `_run` on rows permuted to `order`, in which dropout also meets them. Permute the results back."""
         hx = None if hx is None else tuple([take_rows(a, order, 1) for a in hx])
         lengths, reset = (None if a is None else a.index_select(axis, order) for axis, a in enumerate(masks))
         x, *inputs_in_order = (take_rows(a, order, 1) for a in (x, *inputs))
-        results = self._run(x, hx, (lengths, reset), places, sequences, weights, tuple(inputs_in_order))
-        output, last, others = results
+        output, last, others = self._run(x, hx, (lengths, reset), None, sequences, weights, tuple(inputs_in_order))
         back = order.argsort()
         output, *others_back = (take_rows(a, back, 1) for a in (output, *others))
         return output, tuple([take_rows(a, back, 1) for a in last]), tuple(others_back)

@@ -54,9 +54,6 @@ class RecurrentCell(CellModule, nn.RNNCellBase, Generic[States]):
 
         def __call__(self, input: Tensor, hx: States | None = None) -> States: ...  # noqa: A002
 
-    def extra_repr(self) -> str:
-        return super().extra_repr() + (f", backend={self.backend}" if self.backend is not None else "")
-
     def _layer_weights(self, index: int) -> list[Any]:
         """Return the weights of the only layer, as a `Layer` has them."""
         parameters: Any = self._parameters

@@ -75,10 +75,7 @@ class Regularized(LikeTorch[States]):
         if keeps:
             checks.check_unprojected("zoneout", zoneout, self.proj_size)
         self.flatten_parameters()  # plans are of one cell
-        if recurrent_dropout or keeps:
-            self._regularizers = recurrent_dropout, zoneout
-        else:
-            vars(self).pop("_regularizers", None)
+        self._regularizers = (recurrent_dropout, zoneout) if recurrent_dropout or keeps else None
 
     def extra_repr(self) -> str:
         text = super().extra_repr()
@@ -120,13 +117,10 @@ class Regularized(LikeTorch[States]):
             inputs.append(mask.expand(T, -1, -1))
             states = (None if states[0] is None else states[0] * mask, *states)
         for p in zoneout:
-            drawn = self.training and 0 < p < 1
-            new = (
-                torch.bernoulli(layer.x.new_empty(T, B, H), p)
-                if drawn
-                else layer.x.new_full((1, 1, 1), p).expand(T, B, H)
-            )
-            inputs.append(new)
+            if self.training and 0 < p < 1:
+                inputs.append(torch.bernoulli(layer.x.new_empty(T, B, H), p))
+            else:
+                inputs.append(layer.x.new_full((1, 1, 1), p).expand(T, B, H))
         of = "lstm" if layer.cell is library.lstm else "gru"
         name = "_".join(word for word, wanted in (("dropped", drops), ("zoneout", bool(zoneout)), (of, True)) if wanted)
         return layer._replace(cell=getattr(regularized, name), states=states, inputs=tuple(inputs)), drops
