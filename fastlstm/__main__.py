@@ -32,10 +32,6 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print what runs here, or warm up, as `argv` says; the exit code is 0, or 2 after a bad argument."""
-    return _arguments().run(argv, _run)
-
-
-def _arguments() -> Parser:
     parser = Parser(
         prog="python -m fastlstm",
         description="Print which backends run here and why, or compile kernels ahead of their first use.",
@@ -52,7 +48,7 @@ def _arguments() -> Parser:
     add("--batch-size", type=positive, metavar="B", help="batch rows (default: 64)")
     add("--dtype", nargs="+", choices=TYPES, metavar="TYPE", help=f"of {', '.join(TYPES)} (default: float32)")
     add("--backend", choices=settings.NAMES, help="what runs the layer (default: FASTLSTM_BACKEND, else auto)")
-    return parser
+    return parser.run(argv, _run)
 
 
 def _run(parser: Parser, args: argparse.Namespace) -> int:

@@ -55,10 +55,6 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, report and write as `argv` says; the exit code is 0, or 130 after Ctrl-C. A bad argument exits with 2."""
-    return _arguments().run(argv, _run)
-
-
-def _arguments() -> Parser:
     recipe = Recipe()
     parser = Parser(
         prog="python -m fastlstm.train",
@@ -109,7 +105,7 @@ def _arguments() -> Parser:
     add("--checkpoint-every", type=positive, default=200, metavar="N", help="iterations (default: %(default)s)")
     add("--tensorboard", type=Path, metavar="DIR", help="log there for TensorBoard (extra: fastlstm[tensorboard])")
     add("--verbose", action="store_true", help="print loss and accuracy every 10 iterations")
-    return parser
+    return parser.run(argv, _run)
 
 
 def _run(parser: Parser, args: argparse.Namespace) -> int:
