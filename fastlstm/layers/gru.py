@@ -98,9 +98,5 @@ class GRUCell(RecurrentCell[Tensor]):
         ValueError: for an unknown backend.
     """
 
-    _single = True
+    _single, _cell = True, GRU._cell
     _words = Words("GRUCell", "GRUCell: Expected input to be 1D or 2D, got {}D instead")
-
-    @property
-    def _cell(self) -> Cell:
-        return library.gru

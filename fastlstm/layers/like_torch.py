@@ -58,7 +58,7 @@ class LikeTorch(Recurrent, Generic[States]):
             RuntimeError: for other sizes, dtypes and devices, and from a backend asked for by name that cannot run.
             TypeError: for `input`, `hx`, `reset` or `lengths` of the wrong type.
 
-        Equivalent to the `forward` of torch's module.
+        Equivalent to the `forward` of torch's module, but for the rounding of int8 modules.
         """
         output, last = self._forward(input, hx, reset, lengths)
         return output, last

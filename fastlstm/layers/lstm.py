@@ -96,27 +96,24 @@ class LSTM(Regularized[State], InPlaceOf[nn.LSTM]):
         recurrent_dropout: float = 0.0,
         zoneout: float | tuple[float, float] = 0.0,
     ) -> None:
+        if forget_bias is not None:
+            self.forget_bias = checks.check_forget_bias(forget_bias, bias)
         options = bias, batch_first, dropout, bidirectional, proj_size, device, dtype
         super().__init__("LSTM", input_size, hidden_size, num_layers, *options)
         self._set_backend(backend)
         self.recompute = recompute
         self.recurrent_dropout, self.zoneout = recurrent_dropout, zoneout
-        if forget_bias is not None:
-            self.forget_bias = checks.check_forget_bias(forget_bias, bias)
-            self._set_forget_bias(self.forget_bias)
 
+    @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draw the parameters again from uniform(-1/sqrt(H), 1/sqrt(H)), and apply `forget_bias` if it is given."""
         super().reset_parameters()
-        if self.forget_bias is not None:
-            self._set_forget_bias(self.forget_bias)
-
-    @torch.no_grad()
-    def _set_forget_bias(self, value: float) -> None:
-        H = self.hidden_size
+        if self.forget_bias is None:
+            return
+        forget = slice(self.hidden_size, 2 * self.hidden_size)
         for _, _, bias_ih, bias_hh, *_ in self.all_weights:
-            bias_ih[H : 2 * H].fill_(value)
-            bias_hh[H : 2 * H].zero_()
+            bias_ih[forget] = self.forget_bias
+            bias_hh[forget] = 0
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (f", forget_bias={self.forget_bias}" if self.forget_bias is not None else "")
@@ -220,12 +217,9 @@ class LSTMCell(RecurrentCell[State]):
         ValueError: for an unknown backend.
     """
 
+    _cell = LSTM._cell
     _words = Words(
         "LSTMCell",
         "LSTMCell: Expected input to be 1D or 2D, got {}D instead",
         number="lstm_cell expects two hidden states",
     )
-
-    @property
-    def _cell(self) -> Cell:
-        return library.lstm

@@ -45,7 +45,7 @@ class RecurrentCell(CellModule, nn.RNNCellBase, Generic[States]):
                 An `ElmanCell` also raises it for an unknown nonlinearity.
             TypeError: if `input` is no tensor, or `hx` has not the form of states.
 
-        Equivalent to the `forward` of torch's cell.
+        Equivalent to the `forward` of torch's cell, but for the rounding of int8 modules.
         """
         states: States = self._forward(input, hx)
         return states
