@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlstm.autograd.modes import is_plain, is_untransformed, no_autocast
-from fastlstm.backends import dispatch, settings
+from fastlstm.autograd.modes import is_untransformed, no_autocast
+from fastlstm.backends import settings
 from fastlstm.backends.base import Layer
 from fastlstm.backends.cpu import threads_now
 from fastlstm.torch_private import when_compiling
@@ -193,21 +193,3 @@ def may_prepare(module: Any) -> bool:
         return str(type(module).step.__module__).startswith("fastlstm.")
     own = str(type(module).forward.__module__).startswith("fastlstm.")
     return own and not (module._forward_hooks or module._forward_pre_hooks)
-
-
-def steps_of(module: Any, layer: Layer, kept: dict[Any, Any]) -> Any:
-    """Return the steps of one layer of a float module, or None where its backend has none.
-
-    Args:
-        kept: where the packed weights stay, in case that the steps are prepared again.
-    """
-    x, cell = layer.x, layer.cell
-    zoneout = getattr(module, "zoneout", 0)
-    if getattr(module, "proj_size", 0) or zoneout not in (0, (0, 0)) or cell.inputs or not may_prepare(module):
-        return None
-    name = dispatch.choose(module.backend, x.device, x.dtype, cell=cell, projected=False, masked=False, cells=False)
-    if not dispatch.traits(name).has_steps or x.dtype not in (torch.float32, torch.float64):
-        return None
-    if not is_plain(*layer.weights):
-        return None
-    return dispatch.module(name).steps(layer, kept)
