@@ -24,21 +24,7 @@ from fastlstm.layers.typed import States
 class QuantizedLayers(Quantized, LikeTorch[States]):
     """A stack of int8 layers, each in one or both directions."""
 
-    @property
-    def _flat_weights(self) -> list[Any]:
-        return [self._like]  # torch's check of an input looks at its dtype
-
-    @_flat_weights.setter
-    def _flat_weights(self, weights: Any) -> None:
-        pass
-
-    @property
-    def _flat_weights_names(self) -> list[str]:
-        return ["_like"]
-
-    @_flat_weights_names.setter
-    def _flat_weights_names(self, names: Any) -> None:
-        pass
+    _flat_weights_names: Any = ("_like",)  # torch's check of an input looks at the dtype of the first
 
     def _plan_for(self, layer: Layer, plans: Any) -> Any:
         if self._like.dtype is not torch.float32 or not self._is_float32(layer.x):
