@@ -16,9 +16,6 @@ from fastlstm.layers.packing import Lengths
 from fastlstm.layers.recurrent import Recurrent, Tensors
 from fastlstm.layers.typed import X, typed_as
 
-if TYPE_CHECKING:
-    from fastlstm.layers.typed import typed_as
-
 Inputs = Mapping[str, Tensor]
 
 
