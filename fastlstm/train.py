@@ -5,7 +5,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,8 @@ from fastlstm.mnist.training import run
 
 OURS, THEIRS = "fastlstm.LSTM", "torch.nn.LSTM"
 CHECKPOINTS = {OURS: checkpoint.NAME, THEIRS: "checkpoint-compare.pt"}
-SIZES = ("batch_size", "hidden_size", "lr", "seed", "layers", "bidirectional", "proj_size", "dropout")
-OPTIONS = (*SIZES, "parts", "steps", "permuted", "precision", "compile")  # of Recipe, under the same names
-FIXED = (*OPTIONS, "recipe", "iterations", "epochs", "backend", "compare", "out")  # once a run has begun
+OPTIONS = tuple(field.name for field in fields(Recipe))  # each is an argument, too
+FIXED = (*OPTIONS, "recipe", "epochs", "backend", "compare", "out")  # once a run has begun
 
 
 EXAMPLES = """\
@@ -216,9 +215,7 @@ def _recipe(parser: Parser, args: argparse.Namespace, data: Dataset) -> Recipe:
         )
     epochs = chosen.pop("epochs", None)
     epochs = args.epochs or epochs
-    if args.iterations:
-        chosen["iterations"] = args.iterations
-    elif epochs:
+    if epochs and not args.iterations:
         chosen["iterations"] = iterations(epochs, images, batch_size)
     recipe = Recipe(**chosen)
     pixels = data.train.images[0].numel()
