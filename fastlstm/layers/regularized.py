@@ -85,8 +85,6 @@ class Regularized(LikeTorch[States]):
         return text
 
     def _run_layer(self, k: int, layer: Layer, weight_hr: Tensor | None, sequences: bool) -> Results:
-        if self._regularizers is None:
-            return super()._run_layer(k, layer, weight_hr, sequences)
         zoneout = self.zoneout if isinstance(self.zoneout, tuple) else (self.zoneout,) * len(layer.cell.states)
         drops, keeps = self.training and self.recurrent_dropout > 0, any(zoneout)
         if not drops and not keeps:
