@@ -82,9 +82,8 @@ def _warm_up(parser: Parser, args: argparse.Namespace, key: str, dtype: str) -> 
     cell, T = next(cell for cell in CELLS if cell.key == key), dispatch.MANY_STEPS  # see `dispatch.takes_pieces`
     device = "cuda" if torch.cuda.is_available() else "cpu"
     begin, of = time.perf_counter(), {"device": torch.device(device), "dtype": getattr(torch, dtype)}
-    call: dict[str, Any] = {"cell": cell, "projected": False, "masked": False, "cells": False}
     try:
-        taken = dispatch.choose(args.backend, **of, **call)
+        taken = dispatch.choose(args.backend, **of, cell=cell, projected=False, masked=False, cells=False)
     except RuntimeError as error:
         parser.error(f"argument --backend: {error}")
     layer = RNN(cell, I, H, backend=args.backend, **of)
