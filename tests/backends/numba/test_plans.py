@@ -229,6 +229,35 @@ def test_a_held_row_whose_weights_nobody_packs_leaves_zeros():
     assert_same(run.last, layer.states)
 
 
+@pytest.mark.parametrize("masks", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("I", "H"), [(200, 272), (16, 512), (48, 1040)])
+def test_gradients_by_weights_that_nobody_packs_have_the_bits_of_packed_ones(I, H, dtype, masks, poisoned):
+    """Of one row, and of few rows of large weights."""
+    layer = layer_of((1, 40, I, H), dtype, masks=masks)
+    plan = numba.plan(layer, True, None, ())
+    run = plan.forward(layer)
+    grads = gradients_of(run)
+    many = plan.backward(grads, layer, run, ALL)
+    for rows in (slice(0, 1), slice(1, 6), slice(8, 40)):
+        x, lengths, reset = layer.x[:, rows], layer.lengths, layer.reset
+        few = layer._replace(
+            x=x,
+            states=(*(a[rows] for a in layer.states),),
+            lengths=None if lengths is None else lengths[rows],
+            reset=None if reset is None else reset[:, rows],
+        )
+        plan = numba.plan(few, True, {}, ())
+        run = plan.forward(few)
+        of_rows = Run(grads.h[:, rows], (*(a[rows] for a in grads.last),), (*(a[:, rows] for a in grads.kept),))
+        got = plan.backward(of_rows, few, run, ALL)
+        assert_same((got.x, *got.states), (many.x[:, rows], *(a[rows] for a in many.states)))
+        wide = cast(few, torch.float64)
+        run = reference.forward(wide, True)
+        want = reference.backward(cast(of_rows, torch.float64), wide, run, ALL)
+        assert_close(got.flat, want.flat, dtype)
+
+
 @pytest.mark.parametrize("T", [1, 5])
 def test_python_threads_share_a_plan(T):
     layers = [layer_of((T, 4, 30, 50)) for _ in range(4)]

@@ -60,6 +60,21 @@ def test_weights_in_place_give_the_bits_of_packed_ones():
 
 
 @pytest.mark.parametrize("vectors", [1, 2, 3, 4])
+def test_pieces_of_weights_make_one_sum(vectors):
+    size, width = 4, tasks.primitives(4, 0)["lanes"] * vectors
+    for rows in ROWS:
+        a, w, zeros = torch.randn(rows, 13), torch.randn(13, width + 3), torch.zeros(rows, width)
+        want, found = torch.empty(rows, width), torch.full((rows + 1, width), torch.nan)
+        found[:rows] = 0
+        row, of_w = width * size, (width + 3) * size
+        call(f"product{vectors}", rows, zeros, row, want, row, w, of_w, a, 13 * size, size, 13, 1, 0, 0, a, 0, 0)
+        for k, count in ((0, 4), (4, 1), (5, 8)):
+            call(f"chain{vectors}", rows, a[:, k:], 13 * size, w[k:], of_w, count, found, row)
+        assert torch.equal(found[:rows], want), rows
+        assert found[rows:].isnan().all()
+
+
+@pytest.mark.parametrize("vectors", [1, 2, 3, 4])
 def test_a_lone_row_in_blocks_is_a_row_of_many(vectors):
     """The same bits, wherever blocks begin and whichever part of the first has been summed before."""
     size, width = 4, tasks.primitives(4, 0)["lanes"] * vectors

@@ -1,12 +1,14 @@
-"""A single step of one row, whose weights are read as they lie.
+"""A single step whose weights are read as they lie, in the blocks and the order of the packed product: the bits are the
+same.
 
-Packed weights pay where they are read more than once. A step that is alone reads each weight once, and a lone row gains
-nothing from a tile of rows. So a panel's columns are transposed in registers and multiplied at once, in the blocks and
-in the order of the packed product: the bits are the same.
+Packed weights pay where they are read more than once. A step that is alone reads each weight once. The forward pass
+transposes a panel's columns in registers, which pays for one row. The backward pass multiplies rows of weights as they
+are, which pays for a few rows too.
 """
 
-from fastlstm.backends.numba.kernels.layout import block_hh, block_ih, first_of_h
-from fastlstm.backends.numba.kernels.shared import VECTOR, jit
+from fastlstm.backends.numba.host.sizes import FEW_IN_PLACE
+from fastlstm.backends.numba.kernels.layout import block_hh, block_ih, dpreact_of, first_of_h, group, terms_of
+from fastlstm.backends.numba.kernels.shared import BLOCK_K, VECTOR, jit
 from fastlstm.backends.numba.kernels.vector_forward import biases_at, copy_sums
 from fastlstm.backends.numba.llvm.intrinsics import call
 
@@ -52,3 +54,25 @@ def preact_in_place(a, p, out, x, h_seen):
             begin, k = to, k_last
             if k >= used:
                 break
+
+
+@jit
+def back_product_in_place(a, rows, b, s, of_h, vectors, q, scratch):
+    """`vector_backward.back_product` with the weights as they lie, in the same order."""
+    L, H, S, gates = a.lanes, a.H, a.size, a.of_h if of_h else a.of_x
+    panels, first, part, row = a.panels, first_of_h(a) if of_h else 0, scratch + FEW_IN_PLACE * 4 * VECTOR, 4 * VECTOR
+    weight, weight_row = (a.weight_hh, a.weight_hh_row) if of_h else (a.weight_ih, a.weight_ih_row)
+    wide, dpre_row = group(vectors, q + 1) - group(vectors, q), terms_of(a) * VECTOR
+    kernel = a.chain4 if wide == 4 else a.chain3 if wide == 3 else a.chain2 if wide == 2 else a.chain1
+    blocks = (panels * gates * L + BLOCK_K - 1) // BLOCK_K
+    block = (panels + blocks - 1) // blocks
+    call(a.copy_rows, rows, 0, 4 * L, scratch, 0, scratch, row)
+    for p in range(panels):
+        if p % block == 0:
+            call(a.copy_rows, rows, 0, 4 * L, part, 0, part, row)
+        for gate in range(gates):
+            unit = (block_hh(a, gate) if of_h else block_ih(a, gate)) * H + p * L
+            at, dpre = weight + unit * weight_row + group(vectors, q) * L * S, dpreact_of(a, p, s, b)
+            call(kernel, rows, dpre + (first + gate) * VECTOR, dpre_row, at, weight_row, L, part, row)
+        if p % block == block - 1 or p == panels - 1:
+            call(a.add_rows, rows, 4 * L, part, row, scratch, row)

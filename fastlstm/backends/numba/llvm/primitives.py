@@ -17,6 +17,32 @@ from fastlstm.backends.numba.llvm.rows import add_rows, copy_rows, transpose, tr
 from fastlstm.backends.numba.llvm.simd import I64, TILE_ROWS, Lanes
 
 
+def accumulated(
+    b: ir.IRBuilder, lanes: Lanes, rows: int, vecs: int, a: Any, a_row: Any, a_step: Any, w: Any, w_row: Any,
+    count: Any, acc: Any,
+) -> list[ir.Value]:  # fmt: skip
+    """a and w after `count` of their steps, and the `rows` x `vecs` sums `acc` with the products of these."""
+    at, vector = offsets(b, a_row, rows), lanes.size * lanes.count
+
+    def body(a_k, w_k, *acc):
+        def scalar(m):
+            return lanes.broadcast(b, b.add(a_k, at[m]))
+
+        def weight(n):
+            return lanes.load(b, b.add(w_k, I64(n * vector)))
+
+        new, short, long = list(acc), min(rows, vecs), max(rows, vecs)
+        held = [scalar(m) for m in range(rows)] if rows == short else [weight(n) for n in range(vecs)]
+        for k in range(long):  # the longer side one at a time: no registers are left for more
+            one = weight(k) if rows == short else scalar(k)
+            for j in range(short):
+                at_acc = j * vecs + k if rows == short else k * vecs + j
+                new[at_acc] = lanes.fma(b, one, held[j], acc[at_acc])
+        return [b.add(a_k, a_step), b.add(w_k, w_row), *new]
+
+    return counted(b, count, [a, w, *acc], body)
+
+
 def tile(lanes: Lanes, rows: int, vecs: int) -> Builder:
     """`product` for `rows` rows: `rows` x `vecs` accumulators stay in registers over the whole sum."""
     vector = lanes.size * lanes.count
@@ -24,33 +50,12 @@ def tile(lanes: Lanes, rows: int, vecs: int) -> Builder:
     def build(
         b, init, init_row, out, out_row, w, w_row, a, a_row, a_step, count, outer, a_outer, w_outer, a2, a2_row, count2
     ):
-        def accumulate(a, a_row, a_step, w, count, acc):
-            at = offsets(b, a_row, rows)
-
-            def body(a_k, w_k, *acc):
-                def scalar(m):
-                    return lanes.broadcast(b, b.add(a_k, at[m]))
-
-                def weight(n):
-                    return lanes.load(b, b.add(w_k, I64(n * vector)))
-
-                new, short, long = list(acc), min(rows, vecs), max(rows, vecs)
-                held = [scalar(m) for m in range(rows)] if rows == short else [weight(n) for n in range(vecs)]
-                for k in range(long):  # the longer side one at a time: no registers are left for more
-                    one = weight(k) if rows == short else scalar(k)
-                    for j in range(short):
-                        at_acc = j * vecs + k if rows == short else k * vecs + j
-                        new[at_acc] = lanes.fma(b, one, held[j], acc[at_acc])
-                return [b.add(a_k, a_step), b.add(w_k, w_row), *new]
-
-            return counted(b, count, [a, w, *acc], body)[1:]
-
         def block(a, w, *acc):
-            new = accumulate(a, a_row, a_step, w, count, acc)[1:]
+            new = accumulated(b, lanes, rows, vecs, a, a_row, a_step, w, w_row, count, acc)[2:]
             return [b.add(a, a_outer), b.add(w, w_outer), *new]
 
         _, w, *acc = counted(b, outer, [a, w, *[lanes.splat(0.0)] * (rows * vecs)], block)
-        acc = accumulate(a2, a2_row, I64(lanes.size), w, count2, acc)[1:]
+        acc = accumulated(b, lanes, rows, vecs, a2, a2_row, I64(lanes.size), w, w_row, count2, acc)[2:]
         for m, (at_init, at_out) in enumerate(zip(offsets(b, init_row, rows), offsets(b, out_row, rows))):
             for n in range(vecs):
                 start = lanes.load(b, b.add(b.add(init, at_init), I64(n * vector)))
@@ -213,6 +218,36 @@ def in_place(lanes: Lanes) -> Builder:
     return build
 
 
+def chain_tile(lanes: Lanes, rows: int, vecs: int) -> Builder:
+    """`chain` for `rows` rows."""
+
+    def build(b, a, a_row, w, w_row, count, out, out_row):
+        vectors = [I64(n * lanes.size * lanes.count) for n in range(vecs)]
+        places = [b.add(b.add(out, at), n) for at in offsets(b, out_row, rows) for n in vectors]
+        sums = [lanes.load(b, place) for place in places]
+        sums = accumulated(b, lanes, rows, vecs, a, a_row, I64(lanes.size), w, w_row, count, sums)[2:]
+        for place, value in zip(places, sums):
+            lanes.store(b, value, place)
+
+    return build
+
+
+def chain(lanes: Lanes, vecs: int) -> Builder:
+    """``out[m, n] += sum of a[m, k] * w[k, n]`` for `rows` values of m, `vecs` vectors of n and `count` rows of w. The
+    sum starts from what is in `out`: calls for one piece of w after the other make one sum.
+    """
+
+    def build(b, rows, a, a_row, w, w_row, count, out, out_row):
+        def body(size, a, out):
+            args = [a, a_row, w, w_row, count, out, out_row]
+            b.call(function(b.module, f"chain{size}x{vecs}", len(args), chain_tile(lanes, size, vecs)), args)
+            return [b.add(a, b.mul(a_row, I64(size))), b.add(out, b.mul(out_row, I64(size)))]
+
+        in_tiles(b, rows, min(TILE_ROWS * 4 // vecs, 12), [a, out], body)
+
+    return build
+
+
 def builders(lanes: Lanes) -> dict[str, tuple[int, Builder]]:
     """For each primitive how many arguments it takes, and what builds it."""
     return {
@@ -225,6 +260,10 @@ def builders(lanes: Lanes) -> dict[str, tuple[int, Builder]]:
         "lone2": (17, lone(lanes, 2)),
         "lone1": (17, lone(lanes, 1)),
         "in_place": (12, in_place(lanes)),
+        "chain4": (8, chain(lanes, 4)),
+        "chain3": (8, chain(lanes, 3)),
+        "chain2": (8, chain(lanes, 2)),
+        "chain1": (8, chain(lanes, 1)),
         "transpose": (6, transpose(lanes)),
         "add_rows": (6, add_rows(lanes)),
         "copy_rows": (7, copy_rows(lanes)),
