@@ -46,6 +46,17 @@ def layer_of(size, dtype=torch.float32, *, masks=False, reverse=False, states=Tr
     return Layer(x, (*weights, *biases), given, lengths, reset, reverse, cells.lstm)
 
 
+def rows_of(layer, rows):
+    """The layer of some of its batch rows."""
+    lengths, reset = layer.lengths, layer.reset
+    return layer._replace(
+        x=layer.x[:, rows],
+        states=(*(a[rows] for a in layer.states),),
+        lengths=None if lengths is None else lengths[rows],
+        reset=None if reset is None else reset[:, rows],
+    )
+
+
 def gradients_of(run, dtype=None):
     """Incoming gradients of a run: of its outputs, also where steps are held, and of its last states."""
     generator = torch.Generator().manual_seed(1)
@@ -197,26 +208,29 @@ def test_one_packed_copy_serves_all_shapes():
 
 @pytest.mark.parametrize("states", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("size", [(1, 1, 100, 650), (1, 1, 17, 512), (1, 1, 200, 272), (1, 2, 40, 512), (1, 1, 3, 528)])
+@pytest.mark.parametrize(
+    "size", [(1, 1, 100, 650), (1, 1, 17, 512), (1, 1, 200, 272), (1, 2, 40, 512), (1, 1, 3, 528), (1, 9, 100, 528)]
+)
 def test_large_weights_of_one_step_are_not_kept(size, dtype, states, poisoned):
     layer, kept = layer_of(size, dtype, states=states), {}
     want = true(layer)
-    assert_close(flat(numba.plan(layer, False, kept, ()).forward(layer)), want[:3], dtype)
+    for save in (True, False):
+        assert_close(flat(numba.plan(layer, save, kept, ()).forward(layer)), want[:3], dtype)
     assert not kept
     for _ in range(2):
         assert_close(called(layer, kept), want, dtype)
 
 
+@pytest.mark.parametrize("masks", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("I", [17, 200])
-def test_a_row_whose_weights_nobody_packs_has_the_bits_of_a_row_of_many(I, dtype):
-    layer = layer_of((1, 5, I, 528), dtype)
+def test_rows_whose_weights_nobody_packs_have_the_bits_of_many_rows(I, dtype, masks):
+    layer = layer_of((1, 20, I, 528), dtype, masks=masks)
     many = numba.plan(layer, False, None, ()).forward(layer)
-    for b in range(5):
-        row = slice(b, b + 1)
-        alone = layer._replace(x=layer.x[:, row], states=(*(a[row] for a in layer.states),))
-        run = numba.plan(alone, False, None, ()).forward(alone)
-        assert_same(flat(run), [many.h[:, row], *(a[row] for a in many.last)])
+    for rows in (slice(0, 1), slice(1, 2), slice(0, 3), slice(12, 20)):
+        few = rows_of(layer, rows)
+        run = numba.plan(few, False, None, ()).forward(few)
+        assert_same(flat(run), [many.h[:, rows], *(a[rows] for a in many.last)])
 
 
 def test_a_held_row_whose_weights_nobody_packs_leaves_zeros():
@@ -240,13 +254,7 @@ def test_gradients_by_weights_that_nobody_packs_have_the_bits_of_packed_ones(I, 
     grads = gradients_of(run)
     many = plan.backward(grads, layer, run, ALL)
     for rows in (slice(0, 1), slice(1, 6), slice(8, 40)):
-        x, lengths, reset = layer.x[:, rows], layer.lengths, layer.reset
-        few = layer._replace(
-            x=x,
-            states=(*(a[rows] for a in layer.states),),
-            lengths=None if lengths is None else lengths[rows],
-            reset=None if reset is None else reset[:, rows],
-        )
+        few = rows_of(layer, rows)
         plan = numba.plan(few, True, {}, ())
         run = plan.forward(few)
         of_rows = Run(grads.h[:, rows], (*(a[rows] for a in grads.last),), (*(a[:, rows] for a in grads.kept),))

@@ -2,8 +2,8 @@
 same.
 
 Packed weights pay where they are read more than once. A step that is alone reads each weight once. The forward pass
-transposes a panel's columns in registers, which pays for one row. The backward pass multiplies rows of weights as they
-are, which pays for a few rows too.
+transposes a panel's columns in registers, once for each tile of rows. The backward pass multiplies rows of weights as
+they are.
 """
 
 from fastlstm.backends.numba.host.sizes import FEW_IN_PLACE
@@ -14,44 +14,48 @@ from fastlstm.backends.numba.llvm.intrinsics import call
 
 
 @jit
-def sums_in_place(a, p, sums, first_sum, columns, block, x, of_inputs, init, out):
+def sums_in_place(a, p, sums, first_sum, columns, block, rows, x, x_row, of_inputs, init, init_row, out):
     """``out = init +`` products of x alone, or of h, for so many sums from `first_sum` on. Of no columns: a copy."""
-    S, H = a.size, a.H
+    S, H, wide = a.size, a.H, a.sums * VECTOR
     weight, row = (a.weight_ih, a.weight_ih_row) if of_inputs else (a.weight_hh, a.weight_hh_row)
     for gate in range(sums):
         unit = (block_ih(a, gate) if of_inputs else block_hh(a, gate)) * H + p * a.lanes
-        begin, to, k = init + (first_sum + gate) * VECTOR, out + (first_sum + gate) * VECTOR, 0
+        to, k = out + (first_sum + gate) * VECTOR, 0
+        begin, begin_row = init + (first_sum + gate) * VECTOR, init_row
         while True:
-            w, last = weight + unit * row + k * S, columns - a.lanes - k
-            call(a.in_place, begin, to, x + k * S, w, row, min(block, columns - k), last, x, w, row, 0, 0)
-            begin, k = to, k + block
+            w, x_k, count, last = weight + unit * row + k * S, x + k * S, min(block, columns - k), columns - a.lanes - k
+            call(
+                a.in_place, rows, begin, begin_row, to, wide, x_k, x_row, w, row, count, last, x, x_row, w, row, 0, 0
+            )  # fmt: skip
+            begin, begin_row, k = to, wide, k + block
             if k >= columns:
                 break
 
 
 @jit
-def preact_in_place(a, p, out, x, h_seen):
-    """preact of the only row for panel p, to out (S, lanes). No h_seen: it is zero."""
-    S, L, I, H, init = a.size, a.lanes, a.I, a.H, biases_at(a, p)
+def preact_in_place(a, p, rows, out, x, h_seen, h_seen_row):
+    """`vector_forward.preact` of all rows. No h_seen: it is zero."""
+    S, L, I, H, init, wide, x_row = a.size, a.lanes, a.I, a.H, biases_at(a, p), a.sums * VECTOR, a.x_row
     if a.block_x != 0:
-        sums_in_place(a, p, a.of_x, 0, I, a.block_x, x, True, init, out)
-        copy_sums(a, a.of_x, a.sums, 1, init, 0, out, 0)
+        sums_in_place(a, p, a.of_x, 0, I, a.block_x, rows, x, x_row, True, init, 0, out)
+        copy_sums(a, a.of_x, a.sums, rows, init, 0, out, wide)
         columns = H if h_seen != 0 else 0
-        sums_in_place(a, p, a.of_h, first_of_h(a), columns, a.block, h_seen, False, out, out)
+        sums_in_place(a, p, a.of_h, first_of_h(a), columns, a.block, rows, h_seen, h_seen_row, False, out, wide, out)
         return
     used = I + H if h_seen != 0 else I
     for gate in range(a.sums):
         w = a.weight_ih + (block_ih(a, gate) * H + p * L) * a.weight_ih_row
         w_2 = a.weight_hh + (block_hh(a, gate) * H + p * L) * a.weight_hh_row
-        begin, to, k = init + gate * VECTOR, out + gate * VECTOR, 0
+        begin, begin_row, to, k = init + gate * VECTOR, 0, out + gate * VECTOR, 0
         while True:
             k_last = min(k + a.block, used)
             of_x, of_h = max(0, min(k_last, I) - k), max(0, k - I)  # columns of x, and of h before them
             call(
-                a.in_place, begin, to, x + k * S, w + k * S, a.weight_ih_row, of_x, I - L - k,
-                h_seen + of_h * S, w_2 + of_h * S, a.weight_hh_row, k_last - k - of_x, H - L - of_h,
+                a.in_place, rows, begin, begin_row, to, wide, x + k * S, x_row, w + k * S, a.weight_ih_row, of_x,
+                I - L - k, h_seen + of_h * S, h_seen_row, w_2 + of_h * S, a.weight_hh_row, k_last - k - of_x,
+                H - L - of_h,
             )  # fmt: skip
-            begin, k = to, k_last
+            begin, begin_row, k = to, wide, k_last
             if k >= used:
                 break
 

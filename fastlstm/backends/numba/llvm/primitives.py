@@ -4,6 +4,7 @@ They are built once for an element type, as one module, and called by address: t
 of types, small, and quick to compile. All arguments are 64-bit integers: addresses, strides in bytes, counts.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -90,6 +91,30 @@ def in_tiles(b: ir.IRBuilder, rows: ir.Value, height: int, carried: list[ir.Valu
     return carried
 
 
+def tiled(name: str, height: int, tile: Callable[[int], Builder], places: tuple[int, ...]) -> Builder:
+    """What ``tile(size)`` builds for `size` rows, for any number of rows, in tiles of up to `height`.
+
+    `places`: which arguments are the addresses of a row. Each is followed by the bytes to the next row.
+    """
+
+    def build(b, rows, *args):
+        def body(size, *at):
+            now = [at[places.index(k)] if k in places else value for k, value in enumerate(args)]
+            b.call(function(b.module, f"{name}{size}", len(args), tile(size)), now)
+            return [b.add(place, b.mul(args[k + 1], I64(size))) for k, place in zip(places, at)]
+
+        in_tiles(b, rows, height, [args[k] for k in places], body)
+
+    return build
+
+
+def tile_rows(vecs: int) -> int:
+    """Rows of a tile of so many vectors. 12 chains of sums keep the units busy; a chunk of 64 rows would leave 16 over
+    from tiles of 24, in small ones.
+    """
+    return min(TILE_ROWS * 4 // vecs, 12)
+
+
 def product(lanes: Lanes, vecs: int) -> Builder:
     """``out[m, n] = init[m, n] + sum of a[m, k] * w[k, n]`` for `rows` values of m and `vecs` vectors of n,
     rows of w `w_row` apart.
@@ -98,24 +123,7 @@ def product(lanes: Lanes, vecs: int) -> Builder:
     sum has one order whatever tile a row falls into, and meets `init` last: the error of a long sum that comes in
     blocks grows with the block.
     """
-
-    def build(
-        b, rows, init, init_row, out, out_row, w, w_row, a, a_row, a_step, count, outer, a_outer, w_outer, a2, a2_row,
-        count2,
-    ):  # fmt: skip
-        def body(size, init, out, a, a2):
-            args = [
-                init, init_row, out, out_row, w, w_row, a, a_row, a_step, count, outer, a_outer, w_outer, a2, a2_row,
-                count2,
-            ]  # fmt: skip
-            b.call(function(b.module, f"tile{size}x{vecs}", len(args), tile(lanes, size, vecs)), args)
-            steps = (b.mul(row, I64(size)) for row in (init_row, out_row, a_row, a2_row))
-            return [b.add(place, step) for place, step in zip((init, out, a, a2), steps)]
-
-        # 12 chains of sums keep the units busy; a chunk of 64 rows would leave 16 over from tiles of 24, in small ones
-        in_tiles(b, rows, min(TILE_ROWS * 4 // vecs, 12), [init, out, a, a2], body)
-
-    return build
+    return tiled(f"tile{vecs}x", tile_rows(vecs), lambda rows: tile(lanes, rows, vecs), (0, 2, 6, 13))
 
 
 def lone(lanes: Lanes, vecs: int) -> Builder:
@@ -165,57 +173,63 @@ def lone(lanes: Lanes, vecs: int) -> Builder:
     return build
 
 
-def in_place(lanes: Lanes) -> Builder:
-    """`product` of one row with one vector of weights that lie as a layer has them, one unit's columns side by side:
-    they are transposed in registers. `count` columns at w meet a, then `count2` at w2 meet a2. `last`, counted from w,
-    is the last column at which a whole vector still lies within the row. It is negative if fewer than a vector's
-    columns follow w: then the load begins before w.
-    """
+def in_place_tile(lanes: Lanes, rows: int) -> Builder:
+    """`in_place` for `rows` rows."""
     length, size, vector = I64(lanes.count), I64(lanes.size), I64(lanes.size * lanes.count)
 
-    def build(b, init, out, a, w, w_row, count, last, a2, w2, w2_row, count2, last2):
+    def build(b, init, init_row, out, out_row, a, a_row, w, w_row, count, last, a2, a2_row, w2, w2_row, count2, last2):
         aside = b.ptrtoint(b.alloca(ir.ArrayType(lanes.type, lanes.count)), I64)
 
         def at_most(x, limit):
             return b.select(b.icmp_signed("<", x, limit), x, limit)
 
-        def accumulate(a, w, w_row, count, last, acc):
-            rows = offsets(b, w_row, lanes.count)
+        def accumulate(a, a_row, w, w_row, count, last, sums):
+            weight_rows, places = offsets(b, w_row, lanes.count), offsets(b, a_row, rows)
 
             def columns(k):
                 at = b.add(w, b.mul(k, size))
-                return transposed(b, lanes, [lanes.load(b, b.add(at, row)) for row in rows])
+                return transposed(b, lanes, [lanes.load(b, b.add(at, row)) for row in weight_rows])
 
-            def add(weights, at, acc):
-                return lanes.fma(b, weights, lanes.broadcast(b, at), acc)
+            def add(weights, at, sums):
+                return [lanes.fma(b, weights, lanes.broadcast(b, b.add(at, m)), one) for m, one in zip(places, sums)]
 
-            def square(k, acc):
+            def square(k, *sums):
                 for m, weights in enumerate(columns(k)):
-                    acc = add(weights, b.add(a, b.mul(b.add(k, I64(m)), size)), acc)
-                return [b.add(k, length), acc]
+                    sums = add(weights, b.add(a, b.mul(b.add(k, I64(m)), size)), sums)
+                return [b.add(k, length), *sums]
 
-            def ragged(k, acc):
+            def ragged(k, *sums):
                 first = at_most(k, last)  # some of these columns may not be wanted, or be in the sum already
                 for m, weights in enumerate(columns(first)):
                     lanes.store(b, weights, b.add(aside, I64(m * lanes.size * lanes.count)))
 
-                def column(at, a_k, acc):
-                    return [b.add(at, vector), b.add(a_k, size), add(lanes.load(b, at), a_k, acc)]
+                def column(at, a_k, *sums):
+                    return [b.add(at, vector), b.add(a_k, size), *add(lanes.load(b, at), a_k, sums)]
 
                 at = b.add(aside, b.mul(b.sub(k, first), vector))
-                acc = counted(b, at_most(b.sub(count, k), length), [at, b.add(a, b.mul(k, size)), acc], column)[2]
-                return [b.add(k, length), acc]
+                some = at_most(b.sub(count, k), length)
+                return [b.add(k, length), *counted(b, some, [at, b.add(a, b.mul(k, size)), *sums], column)[2:]]
 
             whole = at_most(b.sdiv(count, length), b.sdiv(b.add(last, length), length))
-            k, acc = counted(b, whole, [I64(0), acc], square)
+            k, *sums = counted(b, whole, [I64(0), *sums], square)
             rest = b.sdiv(b.sub(b.add(count, b.sub(length, I64(1))), k), length)
-            return counted(b, rest, [k, acc], ragged)[1]
+            return counted(b, rest, [k, *sums], ragged)[1:]
 
-        acc = accumulate(a, w, w_row, count, last, lanes.splat(0.0))
-        acc = accumulate(a2, w2, w2_row, count2, last2, acc)
-        lanes.store(b, b.fadd(lanes.load(b, init), acc), out)
+        sums = accumulate(a, a_row, w, w_row, count, last, [lanes.splat(0.0)] * rows)
+        sums = accumulate(a2, a2_row, w2, w2_row, count2, last2, sums)
+        for start, to, total in zip(offsets(b, init_row, rows), offsets(b, out_row, rows), sums):
+            lanes.store(b, b.fadd(lanes.load(b, b.add(init, start)), total), b.add(out, to))
 
     return build
+
+
+def in_place(lanes: Lanes) -> Builder:
+    """`product` with one vector of weights that lie as a layer has them, one unit's columns side by side: they are
+    transposed in registers. `count` columns at w meet a, then `count2` at w2 meet a2. `last`, counted from w, is the
+    last column at which a whole vector still lies within the row. It is negative if fewer than a vector's columns
+    follow w: then the load begins before w.
+    """
+    return tiled("in_place", 4, lambda rows: in_place_tile(lanes, rows), (0, 2, 4, 10))
 
 
 def chain_tile(lanes: Lanes, rows: int, vecs: int) -> Builder:
@@ -236,16 +250,7 @@ def chain(lanes: Lanes, vecs: int) -> Builder:
     """``out[m, n] += sum of a[m, k] * w[k, n]`` for `rows` values of m, `vecs` vectors of n and `count` rows of w. The
     sum starts from what is in `out`: calls for one piece of w after the other make one sum.
     """
-
-    def build(b, rows, a, a_row, w, w_row, count, out, out_row):
-        def body(size, a, out):
-            args = [a, a_row, w, w_row, count, out, out_row]
-            b.call(function(b.module, f"chain{size}x{vecs}", len(args), chain_tile(lanes, size, vecs)), args)
-            return [b.add(a, b.mul(a_row, I64(size))), b.add(out, b.mul(out_row, I64(size)))]
-
-        in_tiles(b, rows, min(TILE_ROWS * 4 // vecs, 12), [a, out], body)
-
-    return build
+    return tiled(f"chain{vecs}x", tile_rows(vecs), lambda rows: chain_tile(lanes, rows, vecs), (0, 5))
 
 
 def builders(lanes: Lanes) -> dict[str, tuple[int, Builder]]:
@@ -259,7 +264,7 @@ def builders(lanes: Lanes) -> dict[str, tuple[int, Builder]]:
         "lone3": (17, lone(lanes, 3)),
         "lone2": (17, lone(lanes, 2)),
         "lone1": (17, lone(lanes, 1)),
-        "in_place": (12, in_place(lanes)),
+        "in_place": (17, in_place(lanes)),
         "chain4": (8, chain(lanes, 4)),
         "chain3": (8, chain(lanes, 3)),
         "chain2": (8, chain(lanes, 2)),
