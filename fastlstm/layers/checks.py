@@ -1,6 +1,7 @@
 """Checks of a module's options, and of lengths, resets and a cell's inputs.
 
-`fastlstm.layers.calls` checks inputs and states, and `fastlstm.backends.checks.check_layer` the tensors of one layer.
+`fastlstm.layers.input_checks` checks inputs and states, and `fastlstm.backends.checks.check_layer` the tensors of one
+layer.
 """
 
 from collections.abc import Mapping, Sequence

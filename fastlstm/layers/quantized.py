@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastlstm.autograd import quantized
 from fastlstm.backends.base import Layer
-from fastlstm.layers import calls
+from fastlstm.layers import input_checks
 from fastlstm.layers.functional import State
 from fastlstm.layers.gru import GRU, GRUCell
 from fastlstm.layers.int8 import BITS, Quantized
@@ -40,7 +40,7 @@ class QuantizedCell(Quantized, RecurrentCell[States]):
     """An int8 cell."""
 
     def _forward(self, x: Any, hx: Any) -> Any:
-        states = calls.check_cell(self, x, hx, self._like)
+        states = input_checks.check_cell(self, x, hx, self._like)
         rows = x if x.dim() == 2 else x.unsqueeze(0)
         given: tuple[Any, ...] = (None,) * len(self._cell.states)
         if states is not None:

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 from fastlstm.autograd.elementary import take_rows
 from fastlstm.backends import dispatch, settings
 from fastlstm.backends.base import Layer
-from fastlstm.layers import calls, checks
+from fastlstm.layers import checks, input_checks
 from fastlstm.layers.modules import CellModule
 from fastlstm.layers.packing import inputs_of, lengths_of, longest_first, pack, pad, reset_of, unpack
 from fastlstm.layers.recompute import Results, recomputed
@@ -85,12 +85,12 @@ class Recurrent(CellModule, nn.RNNBase):
         if isinstance(x, PackedSequence):
             checks.check_no_masks(reset, lengths)
             return self._forward_packed(x, hx, sequences, inputs, weights)
-        states = calls.check_forward(self, x, hx, self._example(weights))
+        states = input_checks.check_forward(self, x, hx, self._example(weights))
         single = x.dim() == 2
         x = x.unsqueeze(1) if single else x.transpose(0, 1) if self.batch_first else x
         T, batch = x.shape[0], () if single else (x.shape[1],)
         inputs = inputs_of(inputs, self._cell.inputs, batch, T, self.hidden_size, self.batch_first)
-        calls.check_inputs(x, inputs, self._cell.inputs)
+        input_checks.check_inputs(x, inputs, self._cell.inputs)
         ends = lengths_of(lengths, batch, T, x.device)
         masks = ends, reset_of(reset, batch, T, x.device, self.batch_first, self.bidirectional)
         order = None
@@ -149,12 +149,12 @@ class Recurrent(CellModule, nn.RNNBase):
     ) -> tuple[Any, ...]:
         data, batch_sizes, sorted_indices, unsorted_indices = packed
         checks.check_batch_sizes(batch_sizes, data.shape[0])
-        states = calls.check_forward(self, data, hx, self._example(weights), batch_sizes)
+        states = input_checks.check_forward(self, data, hx, self._example(weights), batch_sizes)
         states = None if states is None else self._permuted(states, sorted_indices)
         takes_lengths = not self.proj_size and settings.named(self.backend) != "aten"
         x, lengths, places = unpack(data, batch_sizes, takes_lengths)
         inputs = inputs_of(inputs, self._cell.inputs, (x.shape[1],), x.shape[0], self.hidden_size, self.batch_first)
-        calls.check_inputs(x, inputs, self._cell.inputs)
+        input_checks.check_inputs(x, inputs, self._cell.inputs)
         inputs = self._permuted(inputs, sorted_indices)
         output, last, others = self._run(x, states, (lengths, None), places, sequences, weights, inputs)
         last = self._permuted(last, unsorted_indices)
@@ -222,10 +222,10 @@ class Recurrent(CellModule, nn.RNNBase):
             found = self._planned(x_t.unsqueeze(0), state, weights)
             if found is not None:
                 return found[0].squeeze(0), found[1]
-        states = calls.check_step(self, x_t, state, self._example(weights))
+        states = input_checks.check_step(self, x_t, state, self._example(weights))
         layout = "(B, H)" if x_t.dim() == 2 else "(H,)"
         inputs = checks.expanded(inputs, self._cell.inputs, (*x_t.shape[:-1], self.hidden_size), layout)
-        calls.check_inputs(x_t, inputs, self._cell.inputs)
+        input_checks.check_inputs(x_t, inputs, self._cell.inputs)
         x, inputs = x_t.unsqueeze(0), tuple([a.unsqueeze(0) for a in inputs])
         if x_t.dim() == 1:
             x, inputs = x.unsqueeze(0), tuple([a.unsqueeze(0) for a in inputs])

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from fastlstm.backends.base import Layer
 from fastlstm.backends.settings import Backend
-from fastlstm.layers import calls
+from fastlstm.layers import input_checks
 from fastlstm.layers.functional import run_cell
 from fastlstm.layers.modules import CellModule
 from fastlstm.layers.typed import Generic, States
@@ -74,7 +74,7 @@ class RecurrentCell(CellModule, nn.RNNCellBase, Generic[States]):
                     last = plan(layer).last
                     return last[0] if self._single else tuple(last)
         plans_of_all = self._plans_of()
-        given = calls.check_cell(self, x, hx, weights[0])
+        given = input_checks.check_cell(self, x, hx, weights[0])
         if x.dim() == 2:
             last = run_cell(self._cell, x, given, weights, self.backend, plans_of_all)
         else:
