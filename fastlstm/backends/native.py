@@ -114,13 +114,14 @@ class _Plan:
         """Write the results to `run`. Return False if `watch` is set and the weights are not those of `packed`."""
         x, (weight_ih, weight_hh, bias_ih, bias_hh, *scales), (h_0, *c_0), lengths, reset, *_ = cast(Any, layer)
         h, (h_n, *c_n), kept = cast(Any, run)
+        scale_ih, scale_hh = map(address, scales) if scales else (0, 0)
         changed = ctypes.c_int64() if watch else None
         # The conditions are spelled out, since calls of `address` would take longer.
         arguments = csrc.FORWARD.pack(
             *self.head, x.data_ptr(), *self.x_strides, weight_ih.data_ptr(), self.I, weight_hh.data_ptr(), self.H,
             0 if bias_ih is None else bias_ih.data_ptr(), 0 if bias_hh is None else bias_hh.data_ptr(),
-            *([scales[0].data_ptr(), scales[1].data_ptr()] if scales else (0, 0)),
-            0 if packed is None else packed.data_ptr(), 0 if changed is None else ctypes.addressof(changed),
+            scale_ih, scale_hh, 0 if packed is None else packed.data_ptr(),
+            0 if changed is None else ctypes.addressof(changed),
             0 if h_0 is None else h_0.data_ptr(), self.H, address(c_0[0]) if c_0 else 0, self.H,
             0 if reset is None else reset.data_ptr(), 0 if lengths is None else lengths.data_ptr(),
             0 if h is None else h.data_ptr(), h_n.data_ptr(), c_n[0].data_ptr() if c_n else 0,
