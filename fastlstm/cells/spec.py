@@ -11,7 +11,7 @@ from typing import Any
 from fastlstm.cells.derive import Derived, derive
 from fastlstm.cells.emit import RESERVED, python
 from fastlstm.cells.functions import FUNCTIONS
-from fastlstm.cells.layout import Layout, layout
+from fastlstm.cells.layout import Layout
 from fastlstm.cells.saving import Costs
 from fastlstm.cells.tensors import OnTensors
 from fastlstm.cells.trace import trace
@@ -99,7 +99,7 @@ class Cell:
     @functools.cached_property
     def layout(self) -> Layout:
         """What a kernel has to know beside the functions."""
-        return layout(self._derived, self.gates, self.states, self.params, self.inputs)
+        return Layout(self._derived, self.gates, self.states, self.params, self.inputs)
 
     @functools.cached_property
     def code(self) -> OnTensors:

@@ -49,7 +49,7 @@ def functions_of(cell: Cell) -> Functions:
     """A cell's functions on vectors."""
     derived = cell.derived()
     forward, backward = derived.forward, derived.backward
-    source = "\n".join([python(forward), python(backward), repr(cell.layout)])
+    source = "\n".join([python(forward), python(backward), repr(vars(cell.layout))])
     takes = tuple(forward.arguments), tuple(backward.arguments)
     return Functions(cell.layout, source, _by_name(forward), _by_name(backward), takes)
 
