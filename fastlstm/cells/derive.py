@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fastlstm.cells.emit import python
-from fastlstm.cells.function import Function
+from fastlstm.cells.emit import Function, python
 from fastlstm.cells.functions import sigmoid, where
 from fastlstm.cells.graph import Node, in_order
 from fastlstm.cells.products import share_factors

@@ -241,12 +241,3 @@ def depending_on(nodes: Iterable[Node], sources: Iterable[Node]) -> set[Node]:
         if any(a in found for a in node.args):
             found.add(node)
     return found
-
-
-def operations(roots: Iterable[Node], leaves: Iterable[Node] = ()) -> dict[str, int]:
-    """How often each operation is done for `roots`, given `leaves`."""
-    stop, counts = set(leaves), dict[str, int]()
-    for node in in_order(roots, stop):
-        if node.args and node not in stop and node.op not in ("stop_gradient", "fill"):
-            counts[node.op] = counts.get(node.op, 0) + 1
-    return counts

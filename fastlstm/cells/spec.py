@@ -13,7 +13,6 @@ from fastlstm.cells.emit import RESERVED, python
 from fastlstm.cells.functions import FUNCTIONS
 from fastlstm.cells.layout import Layout
 from fastlstm.cells.saving import Costs
-from fastlstm.cells.tensors import OnTensors
 from fastlstm.cells.trace import trace
 
 _SUMS = ("x", "h", "xh")
@@ -100,11 +99,6 @@ class Cell:
     def layout(self) -> Layout:
         """What a kernel has to know beside the functions."""
         return Layout(self._derived, self.gates, self.states, self.params, self.inputs)
-
-    @functools.cached_property
-    def code(self) -> OnTensors:
-        """The derived functions on tensors."""
-        return OnTensors(self._derived)
 
     @functools.cached_property
     def _derived(self) -> Derived:

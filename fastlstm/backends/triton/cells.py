@@ -15,8 +15,7 @@ import triton
 import triton.language as tl
 
 from fastlstm.backends.triton import INTERPRET
-from fastlstm.cells.emit import load, python
-from fastlstm.cells.function import Function
+from fastlstm.cells.emit import Function, load, python
 from fastlstm.cells.graph import Node, in_order
 from fastlstm.cells.spec import Cell
 
