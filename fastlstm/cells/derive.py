@@ -128,8 +128,8 @@ def derive(name: str, trace: Trace, costs: Costs, shares_products: bool) -> Deri
             rounds otherwise than the chain rule as it comes.
     """
     graph, inputs, new = trace.graph, trace.inputs, trace.results
-    old = {state: inputs[f"{state}_prev"] for state in trace.states}
-    d_new = {f"d{state}": graph.input(f"d{state}") for state in trace.states}
+    old = {state: inputs[f"{state}_prev"] for state in new}
+    d_new = {f"d{state}": graph.input(f"d{state}") for state in new}
     along = {f"{name}_t": graph.input(f"{name}_t") for name in inputs}
 
     incoming: dict[Node, Node] = {}

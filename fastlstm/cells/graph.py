@@ -203,12 +203,3 @@ def in_order(roots: Iterable[Node], leaves: Iterable[Node] = ()) -> list[Node]:
             else:
                 stack.append(waits[0])
     return list(found)
-
-
-def depending_on(nodes: Iterable[Node], sources: Iterable[Node]) -> set[Node]:
-    """`sources`, and those of `nodes` that are made from them. `nodes` come in order."""
-    found = set(sources)
-    for node in nodes:
-        if any(a in found for a in node.args):
-            found.add(node)
-    return found

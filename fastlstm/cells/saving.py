@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import chain, combinations
 from math import inf
 
-from fastlstm.cells.graph import COMPARISONS, Node, depending_on, in_order
+from fastlstm.cells.graph import COMPARISONS, Node, in_order
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,10 @@ def choose(
         new, old: each state after the step and before it, by its name.
         free: inputs that are there anyway.
     """
-    nodes, given, free = in_order(results), set(inputs), set(free)
-    late = depending_on(nodes, gradients)
+    nodes, given, free, late = in_order(results), set(inputs), set(free), set(gradients)
+    for node in nodes:
+        if any(a in late for a in node.args):  # which come before it
+            late.add(node)
     needed = [a for n in nodes if n in late for a in n.args if a not in late and not a.is_constant()]
     early = sorted((n for n in in_order(needed) if not n.is_constant()), key=lambda n: n.number)
 

@@ -15,8 +15,6 @@ from fastlstm.cells.layout import Layout
 from fastlstm.cells.saving import Costs
 from fastlstm.cells.trace import trace
 
-_SUMS = ("x", "h", "xh")
-
 
 class Cell:
     """A recurrent cell, as `cell` declares it. Called, it is the author's function: on tensors or on numbers.
@@ -180,7 +178,7 @@ def _check(made: Cell) -> None:
         for name in getattr(made, kind):
             if not isinstance(name, str):
                 raise TypeError(f"cell {made.name}: {kind} must be names, got {name!r}")
-    wrong = next((gate for gate, sums in made.gates.items() if sums not in _SUMS), None)
+    wrong = next((gate for gate, sums in made.gates.items() if sums not in ("x", "h", "xh")), None)
     if wrong is not None:
         raise ValueError(f'cell {made.name}: gate {wrong} must sum "x", "h" or "xh", got {made.gates[wrong]!r}')
     declared = (*made.gates, *made.states, *made.params, *made.inputs)

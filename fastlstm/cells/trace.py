@@ -17,14 +17,12 @@ class Trace:
     """What a cell computes: its inputs by their names in what is derived, and its new states by theirs.
 
     Attributes:
-        states: the names of the states, of which the first is the output.
         free: the names of the inputs that are there anyway: the cell's params and inputs.
     """
 
     graph: Graph
     inputs: dict[str, Node]
     results: dict[str, Node]
-    states: tuple[str, ...]
     free: tuple[str, ...]
 
 
@@ -67,7 +65,6 @@ def trace(
         graph,
         {node.value: node for node in nodes.values()},
         dict(zip(states, found)),
-        tuple(states),
         tuple(names[argument] for argument in free),
     )
 
