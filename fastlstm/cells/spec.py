@@ -8,12 +8,12 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from fastlstm.cells.derive import Derived, derive
+from fastlstm.cells.derive import Derived
 from fastlstm.cells.emit import RESERVED, python
 from fastlstm.cells.functions import FUNCTIONS
 from fastlstm.cells.layout import Layout
 from fastlstm.cells.saving import Costs
-from fastlstm.cells.trace import trace
+from fastlstm.cells.trace import Trace
 
 
 class Cell:
@@ -55,7 +55,7 @@ class Cell:
         _check(self)
         self.gates_of_x, self.gates_of_h = (sum(operand in sums for sums in self.gates.values()) for operand in "xh")
         # once: numbers that the function takes from elsewhere are those of its declaration
-        self._traced = trace(self.name, function, self.arguments, self.states, (*self.params, *self.inputs))
+        self._traced = Trace(self.name, function, self.arguments, self.states, (*self.params, *self.inputs))
         with _declaring:
             self.key = _register(self)
             for told in when_declared:
@@ -91,7 +91,7 @@ class Cell:
         found = self._derived  # first, so that its text does not depend on what else has been derived
         if costs is None and not share_products:
             return found
-        return derive(self.name, self._traced, costs or Costs(), share_products)
+        return Derived(self.name, self._traced, costs or Costs(), share_products)
 
     @functools.cached_property
     def layout(self) -> Layout:
@@ -100,7 +100,7 @@ class Cell:
 
     @functools.cached_property
     def _derived(self) -> Derived:
-        return derive(self.name, self._traced, Costs(), False)
+        return Derived(self.name, self._traced, Costs(), False)
 
 
 def cell(
