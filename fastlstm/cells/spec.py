@@ -129,11 +129,7 @@ def cell(
             anything but elementwise arithmetic. The message names the line.
         ValueError: a gate sums anything else, or a name is used twice or cannot be one.
     """
-
-    def declare(function: Callable[..., Any]) -> Cell:
-        return Cell(function, gates, states, params, inputs)
-
-    return declare
+    return functools.partial(Cell, gates=gates, states=states, params=params, inputs=inputs)
 
 
 when_declared: list[Callable[[Cell], Any]] = []  # called with each cell that is declared from then on
