@@ -100,24 +100,18 @@ def _cut(
 
     total = 0.0
     while True:
-        reached: dict[object, object] = {"source": None}
-        queue: deque[object] = deque(["source"])
-        while queue and "sink" not in reached:
+        paths: dict[object, list[tuple[object, object]]] = {"source": []}
+        queue: deque[object] = deque(paths)
+        while queue and "sink" not in paths:
             a = queue.popleft()
             for b, left in capacity[a].items():
-                if left > 1e-9 and b not in reached:
-                    reached[b] = a
+                if left > 1e-9 and b not in paths:
+                    paths[b] = [*paths[a], (a, b)]
                     queue.append(b)
-        if "sink" not in reached:
-            break
-        path: list[tuple[object, object]] = []
-        end: object = "sink"
-        while reached[end] is not None:
-            path.append((reached[end], end))
-            end = reached[end]
-        flow = min(capacity[a][b] for a, b in path)
-        for a, b in path:
+        if "sink" not in paths:
+            return total, [n for n in nodes if (n, "there") in paths and (n, "computed") not in paths]
+        flow = min(capacity[a][b] for a, b in paths["sink"])
+        for a, b in paths["sink"]:
             capacity[a][b] -= flow
             capacity[b][a] += flow
         total += flow
-    return total, [n for n in nodes if (n, "there") in reached and (n, "computed") not in reached]
