@@ -10,7 +10,6 @@ from typing import Any
 from fastlstm.cells.emit import Function, python
 from fastlstm.cells.functions import sigmoid, where
 from fastlstm.cells.graph import Node, in_order
-from fastlstm.cells.products import share_factors
 from fastlstm.cells.saving import Costs, choose
 from fastlstm.cells.trace import Trace
 
@@ -83,10 +82,10 @@ class Derived:
         states_read: these.
 
     Args:
-        costs, shares_products: as in `Cell.derived`.
+        costs: as in `Cell.derived`.
     """
 
-    def __init__(self, name: str, trace: Trace, costs: Costs, shares_products: bool) -> None:
+    def __init__(self, name: str, trace: Trace, costs: Costs) -> None:
         graph, inputs, new = trace.graph, trace.inputs, trace.results
         old = {state: inputs[f"{state}_prev"] for state in new}
         d_new = {f"d{state}": graph.input(f"d{state}") for state in new}
@@ -110,11 +109,8 @@ class Derived:
 
         def function(name: str, arguments: Mapping[str, Node], results: Mapping[str, Node]) -> Function:
             results = {name: node for name, node in results.items() if not node.is_constant(0)}
-            made = _given(name, arguments, results)
-            if not shares_products or name == "forward":  # whose sums are to round as they are written
-                return made
-            shared = share_factors(graph, list(results.values()), list(arguments.values()))
-            return min(_given(name, arguments, dict(zip(results, shared))), made, key=lambda function: function.count)
+            used = set(in_order(results.values(), arguments.values()))
+            return Function(name, {name: node for name, node in arguments.items() if node in used}, results)
 
         slopes: dict[str, Node] = {}
         for state, node in new.items():
@@ -139,12 +135,6 @@ class Derived:
             f"so backward reads {len(read)} values for each unit and step, beside gradients",
             f"tangent: {self.tangent.count} operations; curvature: {self.curvature.count} operations",
         ])  # fmt: skip
-
-
-def _given(name: str, arguments: Mapping[str, Node], results: Mapping[str, Node]) -> Function:
-    """A function of those arguments that it depends on."""
-    used = set(in_order(results.values(), arguments.values()))
-    return Function(name, {name: node for name, node in arguments.items() if node in used}, dict(results))
 
 
 def _described(function: Function) -> str:

@@ -80,18 +80,14 @@ class Cell:
             **{name: name for name in (*self.params, *self.inputs)},
         }
 
-    def derived(self, costs: Costs | None = None, share_products: bool = False) -> Derived:
+    def derived(self, costs: Costs | None = None) -> Derived:
         """What follows from the cell's arithmetic. Printed, it shows the forward and the backward pass.
 
         Args:
             costs: what saving, loading and computing a value cost, which decides what forward saves.
-            share_products: multiply factors that several products have in common once. It saves a few operations and
-                rounds otherwise. Without it products are as the chain rule writes them.
         """
         found = self._derived  # first, so that its text does not depend on what else has been derived
-        if costs is None and not share_products:
-            return found
-        return Derived(self.name, self._traced, costs or Costs(), share_products)
+        return found if costs is None else Derived(self.name, self._traced, costs)
 
     @functools.cached_property
     def layout(self) -> Layout:
@@ -100,7 +96,7 @@ class Cell:
 
     @functools.cached_property
     def _derived(self) -> Derived:
-        return Derived(self.name, self._traced, Costs(), False)
+        return Derived(self.name, self._traced, Costs())
 
 
 def cell(

@@ -18,11 +18,10 @@ ALL = """
 from fastlstm import cells
 from fastlstm.cells.emit import cpp, python
 for cell in cells.CELLS:
-    for shared in (False, True):
-        derived = cell.derived(share_products=shared)
-        print(derived)
-        for name in "forward backward tangent curvature jacobian".split():
-            print(python(getattr(derived, name)), cpp(getattr(derived, name)))
+    derived = cell.derived()
+    print(derived)
+    for name in "forward backward tangent curvature jacobian".split():
+        print(python(getattr(derived, name)), cpp(getattr(derived, name)))
 """
 
 
