@@ -18,8 +18,7 @@ from fastlstm.backends.numba.llvm import functions
 from fastlstm.backends.numba.llvm.functions import ON_VECTORS
 from fastlstm.backends.numba.llvm.loops import Builder, counted, function
 from fastlstm.backends.numba.llvm.simd import I64, Lanes, Vector
-from fastlstm.cells.emit import load, python
-from fastlstm.cells.function import Function
+from fastlstm.cells.emit import ByName, python
 from fastlstm.cells.layout import Layout
 from fastlstm.cells.spec import Cell
 
@@ -39,8 +38,8 @@ class Functions:
 
     layout: Layout
     source: str
-    forward: Callable[[Values], dict[str, Any]]
-    backward: Callable[[Values], dict[str, Any]]
+    forward: ByName
+    backward: ByName
     takes: tuple[tuple[str, ...], tuple[str, ...]]
 
 
@@ -49,15 +48,10 @@ def functions_of(cell: Cell) -> Functions:
     """A cell's functions on vectors."""
     derived = cell.derived()
     forward, backward = derived.forward, derived.backward
-    source = "\n".join([python(forward), python(backward), repr(cell.layout)])
+    source = "\n".join([python(forward), python(backward), repr(vars(cell.layout))])
     takes = tuple(forward.arguments), tuple(backward.arguments)
-    return Functions(cell.layout, source, _by_name(forward), _by_name(backward), takes)
-
-
-def _by_name(derived: Function) -> Callable[[Values], dict[str, Any]]:
-    takes, gives = tuple(derived.arguments), tuple(derived.results)
-    code = load(python(derived), derived.name, ON_VECTORS, functions.__name__)
-    return lambda given: dict(zip(gives, code(*[given[name] for name in takes])))
+    compute = ON_VECTORS, functions.__name__
+    return Functions(cell.layout, source, forward.by_name(*compute), backward.by_name(*compute), takes)
 
 
 def forward_table(layout: Layout) -> list[str]:
