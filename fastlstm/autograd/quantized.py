@@ -78,11 +78,12 @@ def run(layer: Layer, activations: int, backend: str | None, plans: dict[Any, An
 
 def _plan(layer: Layer, activations: int, backend: str | None, plans: dict[Any, Any]) -> Runs | None:
     check_quantized_layer(layer.squeezed(True))
-    module = dispatch.module(dispatch.choose_quantized(backend, layer.x.device, layer.cell))
-    if 0 in layer.x.shape[:2] or not hasattr(module, "quantized_plan"):
+    name = dispatch.choose_quantized(backend, layer.x.device, layer.cell)
+    if 0 in layer.x.shape[:2] or not dispatch.traits(name).plans_quantized:
         return None
     with torch.inference_mode(False), torch.no_grad():
-        made: Runs = module.quantized_plan(layer, activations, plans.setdefault("kept", {}), (1,)).forward
+        plan = dispatch.module(name).quantized_plan(layer, activations, plans.setdefault("kept", {}), (1,))
+    made: Runs = plan.forward
     return made
 
 

@@ -228,7 +228,7 @@ def choose_quantized(name: str | None, device: torch.device, cell: Cell) -> str:
     name = settings.check_name(settings.named(name))
 
     def reason(candidate: str) -> str | None:
-        if not hasattr(module(candidate), "quantized_forward"):
+        if not traits(candidate).quantized:
             return f"the {candidate} backend has no kernels for int8 weights"
         return _reason(candidate, device, torch.float32, cell)
 

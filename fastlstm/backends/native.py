@@ -20,7 +20,9 @@ from fastlstm.backends.cpu import LARGE, address, rows_contiguous, snapshot_of, 
 from fastlstm.backends.memory import pooled, unpooled
 from fastlstm.cells.spec import Cell
 
-TRAITS = Traits(plans=True, cells=tuple(cell.key for cell in csrc.CELLS))
+TRAITS = Traits(
+    plans=True, prepares_steps=True, quantized=True, plans_quantized=True, cells=tuple(cell.key for cell in csrc.CELLS)
+)
 # enum fastlstm_dtype of csrc/fastlstm.h, by the type of the weights, or by the bits of x and h beside int8 weights
 _DTYPES: dict[Any, int] = {torch.float32: 0, torch.float64: 1, 8: 2, 16: 3}
 _SIXTEEN_BITS = (torch.bfloat16, torch.float16)
