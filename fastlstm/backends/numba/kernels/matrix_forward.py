@@ -7,7 +7,7 @@ next one's while it reads its own.
 from fastlstm.backends.numba.kernels.ends import any_held, zero_held, zero_reset
 from fastlstm.backends.numba.kernels.shared import BLOCK_STEPS, CHUNK, VECTOR, item, jit, operand_steps, read_rows
 from fastlstm.backends.numba.kernels.vector_forward import multiply_inputs  # noqa: F401  the kernel's
-from fastlstm.backends.numba.llvm.intrinsics import call, call0
+from fastlstm.backends.numba.llvm.intrinsics import call
 
 READS_STATES, READS_INPUTS = False, False
 TILES = 4096  # bytes of one piece of a step of columns
@@ -37,7 +37,7 @@ def begin(a, rows):
 
 @jit
 def end(a):
-    call0(a.release)
+    call(a.release)
 
 
 @jit

@@ -15,7 +15,7 @@ from fastlstm.backends.numba.kernels.vector_backward import (  # noqa: F401  the
     pack_transposed,
 )
 from fastlstm.backends.numba.kernels.vector_forward import begin, end  # noqa: F401  the kernel's
-from fastlstm.backends.numba.llvm.intrinsics import call, call0
+from fastlstm.backends.numba.llvm.intrinsics import call
 
 pack_vectors, pack_columns = vector_backward.pack_transposed, matrix_backward.pack_transposed
 vector_gradient, unit_gradient = vector_backward.input_gradient, matrix_backward.input_gradient
@@ -55,7 +55,7 @@ def add_gradients(a, scratch, chunk, rows, thread, threads):
     add_sums(a, chunk, thread, threads)
     if a.rows_kept != 0:
         unit_gradient(a, scratch, s, s_last, thread, threads)
-    call0(a.release)
+    call(a.release)
     if a.dweights == 0 and a.strips != 0:
         strips = a.strips + chunk % a.ring * a.strips_bytes
         first, last = share(panels, thread, threads), share(panels, thread + 1, threads)

@@ -10,7 +10,7 @@ from fastlstm.backends.numba.kernels.shared import CHUNK, VECTOR, jit
 from fastlstm.backends.numba.kernels.threads import share, share_rows_alive, wait
 from fastlstm.backends.numba.kernels.weights import DIGEST, digested_blocks
 from fastlstm.backends.numba.llvm.digest import DIGEST_BYTES
-from fastlstm.backends.numba.llvm.intrinsics import call, call0, get_int32, get_int64
+from fastlstm.backends.numba.llvm.intrinsics import call, get_int32, get_int64
 from fastlstm.backends.numba.llvm.quantized import CONSTANTS
 
 ONE = 0x3F800000  # the bits of 1.0, the least magnitude that a row of h is scaled by
@@ -277,5 +277,5 @@ def quantized(a, thread, threads):
             round_inputs(a, (s + 1) // a.feed, b_first, rows, member, team)
         passed = wait(barrier, team, passed, a.relax)
     if on_unit:
-        call0(a.release)
+        call(a.release)
     finish(a, b_first, b_last, p_first, p_last)
