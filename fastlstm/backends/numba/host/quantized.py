@@ -91,7 +91,7 @@ class QuantizedKernel(Kernel):
         words = *(count // 4 for count in self.counts[:2]), *self.counts[2:]
         last_ih, last_hh = (count - 4 if count % 4 else 0 for count in self.counts[:2])
         self.arguments = arguments.QuantizedArguments(
-            **tasks.quantized_primitives(s.cell, pieces), relax=tasks.relax(), parts=parts,
+            **tasks.cell_primitives(s.cell, 4, pieces), relax=tasks.relax(), parts=parts,
             scratch_bytes=self.steps["scratch"], lanes=lanes, panels=panels, T=T, B=B, rows=B, I=I, H=H, of_x=of_x,
             of_h=of_h, pieces=pieces, groups_ih=groups_ih, groups_hh=groups_hh, panel_ih=groups_ih * of_x * lanes * 4,
             panel_hh=groups_hh * of_h * lanes * 4, feed=feed, unit_rows=unit_rows, reverse=s.reverse,

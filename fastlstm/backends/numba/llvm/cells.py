@@ -11,12 +11,10 @@ from functools import cache
 from typing import Any
 
 from llvmlite import ir
-from numba.core import types
-from numba.extending import intrinsic
 
 from fastlstm.backends.numba.llvm import functions
 from fastlstm.backends.numba.llvm.functions import ON_VECTORS
-from fastlstm.backends.numba.llvm.loops import Builder, counted, function
+from fastlstm.backends.numba.llvm.loops import Builder, Builders, counted
 from fastlstm.backends.numba.llvm.simd import I64, Lanes, Vector
 from fastlstm.cells.emit import load, python
 from fastlstm.cells.function import Function
@@ -183,29 +181,13 @@ def backward(lanes: Lanes, cell: Functions) -> Builder:
     return build
 
 
-FORWARD_ARGUMENTS, BACKWARD_ARGUMENTS = 6, 11
+def builders(lanes: Lanes, cell: Functions) -> Builders:
+    return {
+        "cell_forward": (6, forward(lanes, cell, False)),
+        "cell_forward_saving": (6, forward(lanes, cell, True)),
+        "cell_forward_streaming": (6, forward(lanes, cell, True, streams=True)),
+        "cell_backward": (11, backward(lanes, cell)),
+    }
+
+
 NAMES = "cell_forward", "cell_forward_saving", "cell_forward_streaming", "cell_backward"
-known: dict[int, tuple[types.Float, Functions]] = {}  # what is compiled by number
-
-
-@intrinsic(prefer_literal=True)
-def store_addresses(typingctx, number, target):
-    """Write the addresses of the primitives of `known[number]`, in the order of `NAMES`, to an array of int64."""
-    if not isinstance(number, types.IntegerLiteral):
-        return None
-    scalar, cell = known[number.literal_value]
-    lanes = Lanes(scalar)
-    builders = (
-        (FORWARD_ARGUMENTS, forward(lanes, cell, False)),
-        (FORWARD_ARGUMENTS, forward(lanes, cell, True)),
-        (FORWARD_ARGUMENTS, forward(lanes, cell, True, streams=True)),
-        (BACKWARD_ARGUMENTS, backward(lanes, cell)),
-    )
-
-    def codegen(context, b, signature, args):
-        for k, (name, (arguments, builder)) in enumerate(zip(NAMES, builders)):
-            found = function(b.module, f"fastlstm.{name}.{number.literal_value}", arguments, builder)
-            b.store(b.ptrtoint(found, I64), b.inttoptr(b.add(args[1], I64(8 * k)), I64.as_pointer()))
-        return context.get_dummy_value()
-
-    return types.void(number, types.intp), codegen

@@ -4,10 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
 
 from fastlstm.backends.numba.llvm.simd import I64
 
 Builder = Callable[..., None]
+Builders = dict[str, tuple[int, Builder]]  # of each function how many arguments it takes, and what builds it
+tables: dict[str, Builders] = {}  # what `store_addresses` knows by name
 
 
 def counted(b: ir.IRBuilder, count: ir.Value, carried: list[ir.Value], body: Any) -> list[ir.Value]:
@@ -49,3 +53,18 @@ def function(module: ir.Module, name: str, arguments: int, body: Builder) -> ir.
         body(b, *found.args)
         b.ret_void()
     return found
+
+
+@intrinsic(prefer_literal=True)
+def store_addresses(typingctx, name, target):
+    """Write the addresses of the functions of `tables[name]`, a constant, to an array of int64."""
+    if not isinstance(name, types.StringLiteral):
+        return None
+
+    def codegen(context, b, signature, args):
+        for k, (each, (arguments, builder)) in enumerate(tables[name.literal_value].items()):
+            found = function(b.module, f"fastlstm.{name.literal_value}.{each}", arguments, builder)
+            b.store(b.ptrtoint(found, I64), b.inttoptr(b.add(args[1], I64(8 * k)), I64.as_pointer()))
+        return context.get_dummy_value()
+
+    return types.void(name, types.intp), codegen

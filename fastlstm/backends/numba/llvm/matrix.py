@@ -16,10 +16,9 @@ from typing import Any
 
 from llvmlite import ir
 from numba.core import cgutils, types
-from numba.extending import intrinsic
 
 from fastlstm.backends.numba.llvm import amx, dots
-from fastlstm.backends.numba.llvm.loops import Builder, counted, function
+from fastlstm.backends.numba.llvm.loops import Builder, Builders, counted, tables
 from fastlstm.backends.numba.llvm.rows import load_some, spans, store_some, transposed
 from fastlstm.backends.numba.llvm.simd import I32, I64, VECTOR_BYTES, Lanes, machine_features
 
@@ -176,7 +175,7 @@ def narrow(b, rows, width, source, source_row, target, target_row):
     spans(b, 16, rows, width, [target, source], [target_row, source_row], [2, 4], copy)
 
 
-def builders(pieces: int) -> dict[str, tuple[int, Builder]]:
+def builders(pieces: int) -> Builders:
     instructions = unit() or amx  # which nothing will run
     return {
         "matrix_product": (12, instructions.product(pieces)),
@@ -190,19 +189,5 @@ def builders(pieces: int) -> dict[str, tuple[int, Builder]]:
     }
 
 
-NAMES = tuple(builders(1))
-
-
-@intrinsic(prefer_literal=True)
-def store_addresses(typingctx, pieces, target):
-    """Write the addresses of the primitives for numbers of so many pieces, a constant, to an array of int64."""
-    if not isinstance(pieces, types.IntegerLiteral):
-        return None
-
-    def codegen(context, b, signature, args):
-        for k, (name, (arguments, builder)) in enumerate(builders(pieces.literal_value).items()):
-            found = function(b.module, f"fastlstm.{name}{pieces.literal_value}", arguments, builder)
-            b.store(b.ptrtoint(found, I64), b.inttoptr(b.add(args[1], I64(8 * k)), I64.as_pointer()))
-        return context.get_dummy_value()
-
-    return types.void(pieces, types.intp), codegen
+tables.update({f"matrix{pieces}": builders(pieces) for pieces in amx.PRODUCTS})
+NAMES = tuple(tables["matrix1"])

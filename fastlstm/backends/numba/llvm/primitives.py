@@ -9,10 +9,9 @@ from typing import Any
 
 from llvmlite import ir
 from numba.core import types
-from numba.extending import intrinsic
 
 from fastlstm.backends.numba.llvm.digest import digest
-from fastlstm.backends.numba.llvm.loops import Builder, counted, function, offsets
+from fastlstm.backends.numba.llvm.loops import Builder, Builders, counted, function, offsets, tables
 from fastlstm.backends.numba.llvm.rows import add_rows, copy_rows, transpose, transposed
 from fastlstm.backends.numba.llvm.simd import I64, TILE_ROWS, Lanes
 
@@ -213,8 +212,7 @@ def in_place(lanes: Lanes) -> Builder:
     return build
 
 
-def builders(lanes: Lanes) -> dict[str, tuple[int, Builder]]:
-    """For each primitive how many arguments it takes, and what builds it."""
+def builders(lanes: Lanes) -> Builders:
     return {
         "product4": (17, product(lanes, 4)),
         "product3": (17, product(lanes, 3)),
@@ -232,17 +230,5 @@ def builders(lanes: Lanes) -> dict[str, tuple[int, Builder]]:
     }
 
 
-NAMES = tuple(builders(Lanes(types.float32)))
-
-
-@intrinsic
-def store_addresses(typingctx, zero, target):
-    """Write the addresses of the primitives for ``zero``'s type, in the order of `NAMES`, to an array of int64."""
-
-    def codegen(context, b, signature, args):
-        for k, (name, (arguments, builder)) in enumerate(builders(Lanes(zero)).items()):
-            found = function(b.module, f"fastlstm.{name}", arguments, builder)
-            b.store(b.ptrtoint(found, I64), b.inttoptr(b.add(args[1], I64(8 * k)), I64.as_pointer()))
-        return context.get_dummy_value()
-
-    return types.void(zero, types.intp), codegen
+tables["primitives4"], tables["primitives8"] = builders(Lanes(types.float32)), builders(Lanes(types.float64))
+NAMES = tuple(tables["primitives4"])

@@ -7,16 +7,14 @@ from functools import partial
 from typing import Any
 
 from llvmlite import ir
-from numba.core import types
-from numba.extending import intrinsic
 
 from fastlstm.backends.numba.llvm import amx, matrix
 from fastlstm.backends.numba.llvm import bytes as dots
 from fastlstm.backends.numba.llvm import dots as bfloats
 from fastlstm.backends.numba.llvm.bytes import OFFSET, SUMS, tile_rows
-from fastlstm.backends.numba.llvm.cells import Functions, known
+from fastlstm.backends.numba.llvm.cells import Functions
 from fastlstm.backends.numba.llvm.digest import digest
-from fastlstm.backends.numba.llvm.loops import Builder, counted, function
+from fastlstm.backends.numba.llvm.loops import Builder, Builders, counted, function
 from fastlstm.backends.numba.llvm.primitives import in_tiles
 from fastlstm.backends.numba.llvm.rounding import FLOATS, TOP, quantize, store_bytes
 from fastlstm.backends.numba.llvm.rows import copy_rows
@@ -252,8 +250,8 @@ def step(name: str, cell: Functions, pieces: int) -> Builder:
     return build
 
 
-def builders(name: str, cell: Functions, pieces: int) -> dict[str, tuple[int, Builder]]:
-    """For each primitive how many arguments it takes, and what builds it."""
+def builders(name: str, cell: Functions, pieces: int) -> Builders:
+    """`name` is what the functions that they call begin with."""
     of_unit = amx if ON_UNIT else bfloats  # vectors have nothing to ready or to release
     return {
         "quantize": (9, quantize(pieces)),
@@ -267,22 +265,3 @@ def builders(name: str, cell: Functions, pieces: int) -> dict[str, tuple[int, Bu
 
 
 NAMES = "quantize", "inputs", "step", "copy_rows", "digest", "configure", "release"
-
-
-@intrinsic(prefer_literal=True)
-def store_addresses(typingctx, number, pieces, target):
-    """Write the addresses of the primitives for the cell `known[number]`, in the order of `NAMES`, to an array of
-    int64.
-    """
-    if not isinstance(number, types.IntegerLiteral) or not isinstance(pieces, types.IntegerLiteral):
-        return None
-    _, cell = known[number.literal_value]
-    prefix = f"fastlstm.quantized{pieces.literal_value}.{number.literal_value}"
-
-    def codegen(context, b, signature, args):
-        for k, (name, (arguments, builder)) in enumerate(builders(prefix, cell, pieces.literal_value).items()):
-            found = function(b.module, f"{prefix}.{name}", arguments, builder)
-            b.store(b.ptrtoint(found, I64), b.inttoptr(b.add(args[2], I64(8 * k)), I64.as_pointer()))
-        return context.get_dummy_value()
-
-    return types.void(number, pieces, types.intp), codegen
