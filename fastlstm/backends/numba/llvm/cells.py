@@ -16,6 +16,7 @@ from fastlstm.backends.numba.llvm import functions
 from fastlstm.backends.numba.llvm.functions import ON_VECTORS
 from fastlstm.backends.numba.llvm.loops import Builder, Builders, counted
 from fastlstm.backends.numba.llvm.simd import I64, Lanes, Vector
+from fastlstm.backends.numba.llvm.simd import load as load_at
 from fastlstm.cells.emit import load, python
 from fastlstm.cells.function import Function
 from fastlstm.cells.layout import Layout
@@ -85,9 +86,7 @@ class _Rows:
         b = self.b
         for k, name in enumerate(names):
             if name in wanted:
-                start, step = (
-                    b.load(b.inttoptr(b.add(table, I64(16 * k + 8 * n)), I64.as_pointer())) for n in range(2)
-                )
+                start, step = (load_at(b, I64, b.add(table, I64(16 * k + 8 * n))) for n in range(2))
                 self.add(name, b.add(b.add(start, b.mul(row, step)), unit), step)
 
     def load(self, name: str, vector: int = 0) -> Vector:

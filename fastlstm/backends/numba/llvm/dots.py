@@ -1,12 +1,12 @@
 """Products of bfloat16 on vectors: vdpbf16ps adds two of them to each lane's sum. See `matrix` for the operands."""
 
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import types
 
 from fastlstm.backends.numba.llvm.amx import TILE
 from fastlstm.backends.numba.llvm.loops import Builder, counted, function, offsets
 from fastlstm.backends.numba.llvm.primitives import in_tiles
-from fastlstm.backends.numba.llvm.simd import I32, I64, TILE_ROWS, Lanes
+from fastlstm.backends.numba.llvm.simd import I32, I64, TILE_ROWS, Lanes, instruction, load
 
 FLOATS = Lanes(types.float32)
 PAIRS = ir.VectorType(I32, 16)  # of bfloat16
@@ -19,16 +19,11 @@ def most_pieces() -> int:
 
 def _pair(b: ir.IRBuilder, address: ir.Value) -> ir.Value:
     """The pair at an address in every lane."""
-    value = b.load(b.inttoptr(address, I32.as_pointer()))
-    undefined = ir.Constant(PAIRS, ir.Undefined)
-    return b.shuffle_vector(b.insert_element(undefined, value, I32(0)), undefined, ir.Constant(PAIRS, [I32(0)] * 16))
+    return FLOATS.wide(b, load(b, I32, address))
 
 
 def _add(b: ir.IRBuilder, total: ir.Value, left: ir.Value, right: ir.Value) -> ir.Value:
-    signature = ir.FunctionType(FLOATS.type, [FLOATS.type, PAIRS, PAIRS])
-    return b.call(
-        cgutils.get_or_insert_function(b.module, signature, "llvm.x86.avx512bf16.dpbf16ps.512"), [total, left, right]
-    )
+    return instruction(b, "llvm.x86.avx512bf16.dpbf16ps.512", FLOATS.type, total, left, right)
 
 
 def tile(rows: int, vecs: int) -> Builder:
@@ -36,9 +31,7 @@ def tile(rows: int, vecs: int) -> Builder:
 
     def build(b, init, init_row, out, out_row, a, a_step, w, steps):
         def weight(w, n):
-            value = b.load(b.inttoptr(b.add(w, I64(n * TILE)), PAIRS.as_pointer()))
-            value.align = 4
-            return value
+            return load(b, PAIRS, b.add(w, I64(n * TILE)), 4)
 
         def pair(a, w, *acc):
             new = list(acc)

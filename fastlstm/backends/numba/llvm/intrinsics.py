@@ -4,7 +4,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from fastlstm.backends.numba.llvm.simd import I8, I32, I64
+from fastlstm.backends.numba.llvm.simd import I8, I32, I64, load, store
 
 
 @intrinsic
@@ -35,7 +35,7 @@ def _getter(integer, extend):
 
     def get(typingctx, address):
         def codegen(context, b, signature, args):
-            return extend(b, b.load(b.inttoptr(args[0], integer.as_pointer())), I64)
+            return extend(b, load(b, integer, args[0]), I64)
 
         return types.intp(types.intp), codegen
 
@@ -51,7 +51,7 @@ def set_int64(typingctx, address, value):
     """Store an int64 at an address."""
 
     def codegen(context, b, signature, args):
-        b.store(args[1], b.inttoptr(args[0], I64.as_pointer()))
+        store(b, args[1], args[0])
         return context.get_dummy_value()
 
     return types.void(types.intp, types.intp), codegen

@@ -7,7 +7,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from fastlstm.backends.numba.llvm.simd import I64
+from fastlstm.backends.numba.llvm.simd import I64, store
 
 Builder = Callable[..., None]
 Builders = dict[str, tuple[int, Builder]]  # of each function how many arguments it takes, and what builds it
@@ -64,7 +64,7 @@ def store_addresses(typingctx, name, target):
     def codegen(context, b, signature, args):
         for k, (each, (arguments, builder)) in enumerate(tables[name.literal_value].items()):
             found = function(b.module, f"fastlstm.{name.literal_value}.{each}", arguments, builder)
-            b.store(b.ptrtoint(found, I64), b.inttoptr(b.add(args[1], I64(8 * k)), I64.as_pointer()))
+            store(b, b.ptrtoint(found, I64), b.add(args[1], I64(8 * k)))
         return context.get_dummy_value()
 
     return types.void(name, types.intp), codegen

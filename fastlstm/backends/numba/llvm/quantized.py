@@ -18,7 +18,7 @@ from fastlstm.backends.numba.llvm.loops import Builder, Builders, counted, funct
 from fastlstm.backends.numba.llvm.primitives import in_tiles
 from fastlstm.backends.numba.llvm.rounding import FLOATS, TOP, quantize, store_bytes
 from fastlstm.backends.numba.llvm.rows import copy_rows
-from fastlstm.backends.numba.llvm.simd import I64, VECTOR_BYTES, Vector, machine_features
+from fastlstm.backends.numba.llvm.simd import I64, VECTOR_BYTES, Vector, load, machine_features, store
 
 CONSTANTS = 3  # of a panel: scales, biases, and what sums start from, a vector for each gate
 ON_UNIT = dots.UNIT == "vnni" and matrix.unit() is amx and "+amx-int8" in machine_features().split(",")
@@ -36,9 +36,10 @@ def _products(
     zeros = ir.Constant(SUMS, [0] * dots.LANES)
     if ON_UNIT:
         begins = [b.add(b.mul(init_row, I64(m)), b.mul(init_piece, I64(k))) for k in range(pieces) for m in range(rows)]
-        starts = [dots.load(b, b.add(init, b.add(at, I64(n * VECTOR_BYTES)))) for at in begins for n in range(vecs)]
+        starts = [load(b, SUMS, b.add(init, b.add(at, I64(n * VECTOR_BYTES))), 4) for at in begins for n in range(vecs)]
     else:
-        starts = [dots.load(b, b.add(init, I64(n * VECTOR_BYTES))) if OFFSET else zeros for n in range(vecs)] * height
+        at_start = [b.add(init, I64(n * VECTOR_BYTES)) for n in range(vecs)]
+        starts = [load(b, SUMS, at, 4) if OFFSET else zeros for at in at_start] * height
 
     def body(number, a, w, *acc):
         new = list(acc)
@@ -48,7 +49,7 @@ def _products(
                 for m in range(height)
             ]
             weights = [
-                partial(lambda n, u: dots.load(b, b.add(w, I64((u * vecs + n) * VECTOR_BYTES))), n, u)
+                partial(lambda n, u: load(b, SUMS, b.add(w, I64((u * vecs + n) * VECTOR_BYTES)), 4), n, u)
                 for n in range(vecs)
             ]
             by_row = height > vecs  # what there are fewer of stays in registers
@@ -196,8 +197,7 @@ def step_tile(rows: int, cell: Functions, pieces: int) -> Builder:
             store_bytes(b, h, top, b.add(to, b.mul(to_row, I64(m))), to_piece, pieces)
             lanes_nan = b.bitcast(b.fcmp_unordered("uno", h, h), ir.IntType(FLOATS.count))
             with b.if_then(b.icmp_signed("!=", lanes_nan, lanes_nan.type(0)), likely=False):
-                at = b.add(to_scales, b.mul(to_scales_step, I64(m)))
-                b.store(nan, b.inttoptr(at, FLOATS.scalar.as_pointer())).align = 4
+                store(b, nan, b.add(to_scales, b.mul(to_scales_step, I64(m))), 4)
 
     return build
 
