@@ -68,8 +68,14 @@ class Kernel:
         self.lends = threads > 1 or len(large) > 0 or total > OWN
         self.idle: list[Frame] = []
 
-    def lend(self, frame: Frame) -> None:
-        """Give a frame its buffers for one run, if they are not its own."""
+    def borrow(self) -> Frame:
+        """A frame for one run, with its buffers."""
+        try:
+            frame = self.idle.pop()  # atomic: Python threads may share the kernel
+        except IndexError:
+            frame = Frame(self)
+        if not self.lends:
+            return frame
         if self.small <= SCRATCH:
             frame.memory = take_scratch()  # mostly what the last call of any kernel has left in a cache
             frame.place(self, frame.memory.data_ptr())
@@ -85,13 +91,16 @@ class Kernel:
             view, address = take(count)
             frame.views.append(view)
             setattr(frame.arguments, name, address)
+        return frame
 
     def take_back(self, frame: Frame) -> None:
-        """Let go of the buffers that a frame was lent."""
-        if self.small <= SCRATCH:
-            release_scratch(frame.memory)
-        frame.memory = None
-        frame.views.clear()
+        """Let go of a frame and of buffers that are not its own."""
+        if self.lends:
+            if self.small <= SCRATCH:
+                release_scratch(frame.memory)
+            frame.memory = None
+            frame.views.clear()
+        self.idle.append(frame)
 
     def run_stack(self, frame: Frame, groups: int, by_group: dict[str, int]) -> None:
         """Run the kernel for each group of a stack, whose fields lie so many bytes apart."""

@@ -7,7 +7,6 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from fastlstm.backends.cpu import address, snapshot_of
 from fastlstm.backends.memory import PAGE, Pages
@@ -18,7 +17,7 @@ from fastlstm.backends.numba.host.sizes import LINE
 class Packed(NamedTuple):
     """Packed weights, which nobody writes to once they are kept, and the addresses of their parts and digests."""
 
-    memory: Tensor | Pages
+    memory: Any
     addresses: tuple[int, ...]
 
 

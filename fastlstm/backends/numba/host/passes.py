@@ -88,12 +88,7 @@ class Pass:
         that the matrix unit cannot take.
         """
         kernel, keeper = self.kernel, self.keeper
-        try:
-            frame = kernel.idle.pop()  # atomic: Python threads may share the kernel
-        except IndexError:
-            frame = Frame(kernel)
-        if kernel.lends:
-            kernel.lend(frame)
+        frame = kernel.borrow()
         if keeper is None:
             if self.casts:
                 weights = self.signature.cast(weights)
@@ -116,9 +111,7 @@ class Pass:
                 large, stale = frame.look()
             if stale:
                 large = self._pack_and_run(keeper, frame, weights, call)
-        if kernel.lends:
-            kernel.take_back(frame)
-        kernel.idle.append(frame)
+        kernel.take_back(frame)
         return large
 
     def _pack_and_run(self, keeper: Keeper, frame: Frame, weights: Weights, call: Sequence[int]) -> int:

@@ -14,8 +14,8 @@ from fastlstm.backends.base import Layer, Run
 from fastlstm.backends.cpu import address, rows_contiguous, snapshot_of, threads_now
 from fastlstm.backends.memory import PAGE, Pages, new_of
 from fastlstm.backends.numba.host import sizes
-from fastlstm.backends.numba.host.frames import Frame, Kernel
-from fastlstm.backends.numba.host.packing import digest_bytes
+from fastlstm.backends.numba.host.frames import Kernel
+from fastlstm.backends.numba.host.packing import Packed, digest_bytes
 from fastlstm.backends.numba.host.signature import contiguous
 from fastlstm.backends.quantized import TOP
 from fastlstm.cells.spec import Cell
@@ -24,13 +24,6 @@ FEW_ROWS, FED_ROWS = 15, 32  # batch rows up to which several steps of x are mul
 ROW_BYTES = 1 << 15  # of weights, for each row of a part of the batch rows: see `sizes.split`
 UNIT_ROWS = 16  # from which the matrix unit multiplies, where there is one
 FASTER = 4  # than products of float32, whose limits `sizes` has: below them a second thread costs more than it saves
-
-
-class Packed(NamedTuple):
-    """Packed weights, which nobody writes to, and where their parts lie: `arguments.QUANTIZED_KEPT`."""
-
-    memory: tuple[Any, ...]
-    addresses: tuple[int, ...]
 
 
 class Signature(NamedTuple):
@@ -128,7 +121,7 @@ class Plan:
         self.key, self.ends = (s.cell, s.I, s.H, s.biased), (*ends, s.B, s.H)
 
     def pack(self, weights: Sequence[Any]) -> Packed:
-        """Weights as the kernel reads them, without digests: `run` then does not compare them with any."""
+        """Weights as `arguments.QUANTIZED_KEPT` says, without digests: `run` then does not compare them with any."""
         s = self.signature
         layout, (ih, hh, bias_ih, bias_hh, scale_ih, scale_hh) = s.cell.layout, weights
         of_ih, of_hh = (
@@ -201,12 +194,7 @@ class Plan:
         if reset is not None:
             reset = reset.contiguous()
         self.flip ^= 1
-        try:
-            frame = kernel.idle.pop()  # atomic: Python threads may share the plan
-        except IndexError:
-            frame = Frame(kernel)
-        if kernel.lends:
-            kernel.lend(frame)
+        frame = kernel.borrow()
         *places, compares = packed.addresses
         self.write(
             frame.arguments, self.at, *places, frame.stale if compares else 0, *map(address, weights), x.data_ptr(),
@@ -215,9 +203,7 @@ class Plan:
         )  # fmt: skip
         frame.run()
         _, stale = frame.look()
-        if kernel.lends:
-            kernel.take_back(frame)
-        kernel.idle.append(frame)
+        kernel.take_back(frame)
         return Run(h, last, ()), stale
 
 

@@ -13,7 +13,7 @@ import torch
 from fastlstm.backends.base import WEIGHTS, Layer
 from fastlstm.backends.numba.host import quantized
 from fastlstm.backends.numba.host.forward import Forward
-from fastlstm.backends.numba.host.frames import Frame, Kernel
+from fastlstm.backends.numba.host.frames import Kernel
 from fastlstm.backends.numba.host.packing import addresses
 from fastlstm.backends.numba.host.signature import contiguous, readable, signature_of
 
@@ -23,14 +23,7 @@ class Steps:
 
     def __init__(self, kernel: Kernel, holds: Any) -> None:
         """`holds`: what must live as long as the steps do."""
-        self.holds, self.frame = holds, Frame(kernel)
-        self.meets = kernel.counters > 0
-        if kernel.lends:
-            self.buffers = [torch.empty(size, dtype=torch.uint8, device="cpu") for _, size in kernel.large]
-            for (name, _), buffer in zip(kernel.large, self.buffers):
-                setattr(self.frame.arguments, name, buffer.data_ptr())
-            self.frame.memory = torch.empty(kernel.small, dtype=torch.uint8, device="cpu")
-            self.frame.place(kernel, self.frame.memory.data_ptr())
+        self.holds, self.frame, self.meets = holds, kernel.borrow(), kernel.counters > 0  # a frame for good
         self.words = memoryview(self.frame.arguments).cast("B").cast("q")
         fields = type(self.frame.arguments)
         self.x, self.h, self.flip = (getattr(fields, name).offset // 8 for name in ("x", "h", "flip"))
