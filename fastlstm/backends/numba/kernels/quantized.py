@@ -8,8 +8,7 @@ from fastlstm.backends.numba.host.sizes import LINE
 from fastlstm.backends.numba.kernels.ends import is_held, is_reset, length_of
 from fastlstm.backends.numba.kernels.shared import CHUNK, VECTOR, jit
 from fastlstm.backends.numba.kernels.threads import share, share_rows_alive, wait
-from fastlstm.backends.numba.kernels.weights import DIGEST, digested_blocks
-from fastlstm.backends.numba.llvm.digest import DIGEST_BYTES
+from fastlstm.backends.numba.kernels.weights import digest_all
 from fastlstm.backends.numba.llvm.intrinsics import call, get_int32, get_int64
 from fastlstm.backends.numba.llvm.quantized import CONSTANTS
 
@@ -18,22 +17,14 @@ HELD, RESETS = 1, 2  # what a row does: stays as it is at this step, is zero bef
 
 
 @jit
-def digest_all(a, thread, threads):
-    """This thread's blocks of all weights, scales and biases, digested to `digests` or compared to them."""
+def digest_weights(a, thread, threads):
+    """`digest_all` of all weights, scales and biases."""
     sources = (
         (a.ih, a.words_ih), (a.hh, a.words_hh), (a.scale_ih, a.words_scale_ih), (a.scale_hh, a.words_scale_hh),
         (a.bias_ih, a.words_bias_ih), (a.bias_hh, a.words_bias_hh), (a.ih + a.last_ih, 1 if a.last_ih != 0 else 0),
         (a.hh + a.last_hh, 1 if a.last_hh != 0 else 0),
     )  # fmt: skip
-    blocks = 0
-    for _, words in sources:
-        blocks += digested_blocks(words)
-    first, last, n = share(blocks, thread, threads), share(blocks, thread + 1, threads), 0
-    for source, words in sources:
-        for k in range(0, words, DIGEST):
-            if first <= n < last:
-                call(a.digest, min(DIGEST, words - k), source + k * 4, a.digests + n * DIGEST_BYTES, a.stale)
-            n += 1
+    digest_all(a, sources, thread, threads)
 
 
 @jit
@@ -238,7 +229,7 @@ def quantized(a, thread, threads):
         return
     part, member = thread // team, thread % team
     if a.digests != 0:  # if they differ, the result is thrown away; but a team still meets at its barriers
-        digest_all(a, thread, parts * team)
+        digest_weights(a, thread, parts * team)
         if parts * team == 1 and a.stale != 0 and get_int64(a.stale) != 0:
             return
     barrier, passed, scratch = a.barrier + (1 + part) * LINE, 0, a.scratch + thread * a.scratch_bytes
