@@ -29,12 +29,12 @@ def _struct(name: str, fields: str) -> type[ctypes.Structure]:
 # wide, slots: vectors of a row of scratch, and then beside it, see `states.slot`. c_step: of the states but the first.
 # parts: into how many the batch rows are split. relax: what a waiting thread calls. constants: a kilobyte of zeros,
 # then a one. original_size: bytes of an element of the weights that are digested. For the matrix unit: pieces of a
-# number; pitch, bytes from one step of 32 of an operand's rows to the next. narrow_rows and narrow_weights: whether x,
-# dx, dh and h, and the weights and their gradients, are of bfloat16.
+# number; pitch, bytes from one step of 32 of an operand's rows to the next. is_narrow: whether x, dx, dh and h, and
+# the weights and their gradients, are of bfloat16.
 _COMMON = " ".join((*NAMES, *CELLS, *matrix.NAMES)) + (
     " size lanes panels dense T B rows I H sums of_x of_h saved params inputs others values joint blocks reads"
-    " table_bytes wide slots c_step reverse parts relax scratch_bytes constants original_size pieces pitch narrow_rows"
-    " narrow_weights x_step x_row weight_ih_row weight_hh_row"
+    " table_bytes wide slots c_step reverse parts relax scratch_bytes constants original_size pieces pitch is_narrow"
+    " x_step x_row weight_ih_row weight_hh_row"
 )
 # barrier: counters at which threads meet. scratch: each thread's own, scratch_bytes apart: two tables, then rows of
 # vectors. large: where a one is left if there was a number that the unit cannot take. What ends the struct lies at
@@ -54,7 +54,7 @@ _LAYER = "x h_0 h_0_row lengths reset h gates"
 # packed: (places,H,Y,lanes) weight_hh, then (places,I,X,lanes) weight_ih, or with the unit the columns of this or of
 # both. There is a place for each panel, or one for each thread, which packs a panel when it comes to it, or none: then
 # a lone row reads the weights as they lie. biases (panels,S,lanes). flip: whether the first step takes the panels from
-# last to first. states: where narrow_rows, two steps' float32 rows of h, which goes to `h` with out_step and out_row.
+# last to first. states: where is_narrow, two steps' float32 rows of h, which goes to `h` with out_step and out_row.
 # operand: x and h as rows, of two steps; or x alone, of twice `feed` steps. fed: what x makes of the sums of `feed`
 # steps, (panels,feed,B,S,lanes), with 2 for B where block_x is 0; with the unit (panels,pitch/64,4,lanes). block_x and
 # block are those of `sizes.blocks_of`.

@@ -60,7 +60,7 @@ class Pass:
         else:
             buffers = buffers | packed
         fields = fields | s.row_strides | {"rows": s.rows, "reverse": s.reverse, "original_size": s.given.itemsize}
-        fields |= {"narrow_rows": s.narrow, "narrow_weights": s.narrow}
+        fields["is_narrow"] = s.narrow
         lanes = 1 if self.groups == 1 else threads
         self.kernel = Kernel(task, self.kind, s.cell, s.dtype, pieces, threads, parts, fields, buffers, lanes)
         tail = s.counts.others, s.counts.values, s.counts.params

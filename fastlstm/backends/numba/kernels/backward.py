@@ -54,11 +54,11 @@ def cells(a, p, s, t, b, rows, scratch, table, dh, dpre):
         if told(a, k, 3) != 0:
             d = told(a, k, 3) + t * told(a, k, 4) + b * told(a, k, 5) + unit
             call(a.add_rows, rows, valid, d, told(a, k, 5), carried_at(a, k, p, b), VECTOR)
-    if valid < L or resets or a.narrow_rows != 0 or (corrects and a.reads & 1 != 0):
+    if valid < L or resets or a.is_narrow != 0 or (corrects and a.reads & 1 != 0):
         used, k = table + a.table_bytes, outside(a)
         set_aside(a, table, used, p, t, b, rows, scratch, False, corrects)
-        dh_out = get_int64(table + 16 * k) + b * row_of(table, k) + p * L * item(a, a.narrow_rows)
-        read_rows(a, a.narrow_rows, rows, valid, L, dh_out, row_of(table, k), slot(a, scratch, k), VECTOR)
+        dh_out = get_int64(table + 16 * k) + b * row_of(table, k) + p * L * item(a)
+        read_rows(a, a.is_narrow, rows, valid, L, dh_out, row_of(table, k), slot(a, scratch, k), VECTOR)
         enter(used, k, slot(a, scratch, k) - b * VECTOR - unit, VECTOR)
     if holds:  # a held row hands on the states' gradients that it got: its dpreact is zero, and its own dh is ignored
         for k in range(a.others):

@@ -59,12 +59,12 @@ def carry(a, t, p, b, rows, table):
 def leave(a, t, p, b, rows, h):
     """One panel's h of `rows` rows from `b` on to where it is wanted, with zeros at held steps."""
     width = min(a.lanes, a.H - p * a.lanes)
-    to = a.h + t * a.out_step + b * a.out_row + p * a.lanes * item(a, a.narrow_rows)
-    write_rows(a, a.narrow_rows, rows, width, h + b * a.h_row + p * VECTOR, a.h_row, to, a.out_row)
+    to = a.h + t * a.out_step + b * a.out_row + p * a.lanes * item(a)
+    write_rows(a, rows, width, h + b * a.h_row + p * VECTOR, a.h_row, to, a.out_row)
     if a.lengths != 0:
         for r in range(rows):
             if is_held(a, t, b + r):
-                write_rows(a, a.narrow_rows, 1, width, a.constants, 0, to + r * a.out_row, 0)
+                write_rows(a, 1, width, a.constants, 0, to + r * a.out_row, 0)
 
 
 @jit
