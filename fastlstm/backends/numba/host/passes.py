@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from fastlstm.backends.base import WEIGHTS, Layer
-from fastlstm.backends.cpu import rows_contiguous
+from fastlstm.backends.cpu import rows_contiguous, snapshot_of
 from fastlstm.backends.numba.host import sizes
 from fastlstm.backends.numba.host.frames import Frame, Kernel
-from fastlstm.backends.numba.host.packing import Keeper, addresses, digest_bytes, sealed
+from fastlstm.backends.numba.host.packing import Keeper, addresses, digest_bytes
 from fastlstm.backends.numba.host.signature import Signature, Weights, contiguous
 
 
@@ -45,10 +45,12 @@ class Pass:
         return sizes.split(s.threads, s, self.panels, back)
 
     def prepare(
-        self, task: str, pieces: int, of_x: int, threads: int, parts: int, fields: dict[str, int],
+        self, pieces: int, of_x: int, threads: int, parts: int, fields: dict[str, int],
         buffers: dict[str, int], packed: dict[str, int], keeps: bool, digested: tuple[int, ...],
     ) -> None:  # fmt: skip
-        """`packed`: elements of each part of the packed weights; `digested`: of those weights that are compared."""
+        """`pieces`: of a number on the matrix unit, in some products or, with the signature's, in all; `packed`:
+        elements of each part of the packed weights; `digested`: of those weights that are compared.
+        """
         from fastlstm.backends.numba.host import arguments
 
         s = self.signature
@@ -62,6 +64,7 @@ class Pass:
         fields = fields | s.row_strides | {"rows": s.rows, "reverse": s.reverse, "original_size": s.given.itemsize}
         fields["is_narrow"] = s.narrow
         lanes = 1 if self.groups == 1 else threads
+        task = self.kind.lower() + ("_matrix" if s.pieces else "_mixed" if pieces else "")
         self.kernel = Kernel(task, self.kind, s.cell, s.dtype, pieces, threads, parts, fields, buffers, lanes)
         tail = s.counts.others, s.counts.values, s.counts.params
         self.write, self.at = arguments.writer(self.kind, False, *tail)
@@ -116,7 +119,8 @@ class Pass:
 
     def _pack_and_run(self, keeper: Keeper, frame: Frame, weights: Weights, call: Sequence[int]) -> int:
         """Run on newly packed weights. They are kept, unless the matrix unit cannot take a number in them."""
-        packed, (originals, copies) = keeper.new(), sealed(self.signature, weights)
+        packed, originals = keeper.new(), (*snapshot_of(weights),)  # whatever is written to the weights meanwhile
+        copies = self.signature.cast(originals)
         addressed = *addresses(copies), *addresses(originals)
         self.write_kept(frame.arguments, self.at_kept, *packed.addresses, 0, *addressed, *call)
         frame.count_anew()

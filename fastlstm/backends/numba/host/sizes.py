@@ -119,18 +119,6 @@ def input_pieces(s: Signature) -> int:
     return s.pieces or (UNIT_PIECES if s.unit and many and most_pieces() >= UNIT_PIECES else 0)
 
 
-def forward_task(pieces: int, of_x: int) -> str:
-    """The task for products of so many pieces, 0 without the matrix unit, and those with the input of so many."""
-    return "forward_matrix" if pieces else "forward_mixed" if of_x else "forward"
-
-
-def backward_task(pieces: int, of_x: int, of_sums: int) -> str:
-    """The task for products of so many pieces, 0 without the matrix unit, those with the input of so many, and sums
-    for the weights of so many.
-    """
-    return "backward_matrix" if pieces else "backward_mixed" if of_x or of_sums else "backward"
-
-
 def forward_sizes(s: Signature, of_x: int, parts: int) -> tuple[dict[str, int], dict[str, int]]:
     """Fields of the forward kernel's arguments and elements of its buffers, but for packed weights."""
     T, B, I, H, dtype, pieces, sums = s.T, s.B, s.I, s.H, s.dtype, s.pieces, s.counts.sums
