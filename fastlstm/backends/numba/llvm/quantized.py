@@ -44,23 +44,20 @@ def _products(
     def body(number, a, w, *acc):
         new = list(acc)
         for u in range(number):
-            operands = [
-                partial(lambda m, u: dots.prepared(b, dots.wide(b, b.add(a, b.add(places[m], I64(4 * u))))), m, u)
-                for m in range(height)
-            ]
-            weights = [
-                partial(lambda n, u: load(b, SUMS, b.add(w, I64((u * vecs + n) * VECTOR_BYTES)), 4), n, u)
-                for n in range(vecs)
-            ]
+
+            def operand(m, u=u):
+                return dots.prepared(b, dots.wide(b, b.add(a, b.add(places[m], I64(4 * u)))))
+
+            def weight(n, u=u):
+                return load(b, SUMS, b.add(w, I64((u * vecs + n) * VECTOR_BYTES)), 4)
+
             by_row = height > vecs  # what there are fewer of stays in registers
-            held = [get() for get in (weights if by_row else operands)]
-            for k, get in enumerate(operands if by_row else weights):
-                one = get()
+            held = [weight(n) for n in range(vecs)] if by_row else [operand(m) for m in range(height)]
+            for k in range(max(height, vecs)):
+                one = operand(k) if by_row else weight(k)
                 for j, other in enumerate(held):
-                    m, n = (k, j) if by_row else (j, k)
-                    weight, operand = (other, one) if by_row else (one, other)
-                    at = (u * height + m) * vecs + n
-                    new[at] = dots.add(b, new[at], weight, operand)
+                    at = (u * height + k) * vecs + j if by_row else (u * height + j) * vecs + k
+                    new[at] = dots.add(b, new[at], other, one) if by_row else dots.add(b, new[at], one, other)
         return [b.add(a, I64(4 * number)), b.add(w, I64(number * vecs * VECTOR_BYTES)), *new]
 
     acc = starts + [zeros] * ((at_once - 1) * height * vecs)

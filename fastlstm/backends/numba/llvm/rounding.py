@@ -95,20 +95,15 @@ def quantize(pieces: int) -> Builder:
                 carried = counted(b, number, start, step)[2:]
             return carried
 
-        def magnitude(values, _, wide, most):
-            count = values.type.count
-            integers = ir.VectorType(I32, count)
-            bits = b.and_(b.bitcast(values, integers), ir.Constant(integers, [0x7FFFFFFF] * count))
-            if count == 1:
-                one = b.extract_element(bits, I32(0))
-                return [wide, b.select(b.icmp_signed(">", one, most), one, most)]
-            return [b.select(b.icmp_signed(">", bits, wide), bits, wide), most]
+        def magnitude(values, _, wide):
+            if values.type.count == 1:
+                values = FLOATS.wide(b, b.extract_element(values, I32(0)))
+            bits = b.and_(b.bitcast(values, SUMS), ir.Constant(SUMS, [0x7FFFFFFF] * lanes))
+            return [b.select(b.icmp_signed(">", bits, wide), bits, wide)]
 
         def row(source, target, scales):
-            zeros = ir.Constant(SUMS, [0] * lanes)
-            wide, most = columns_of(source, target, [zeros, b.trunc(least, I32)], magnitude)
-            wide = _largest(b, wide)
-            bits = b.select(b.icmp_signed(">", wide, most), wide, most)
+            (wide,) = columns_of(source, target, [FLOATS.wide(b, b.trunc(least, I32))], magnitude)
+            bits = _largest(b, wide)
             value, top, zero = b.bitcast(bits, FLOATS.scalar), FLOATS.scalar(float(TOP[pieces])), FLOATS.scalar(0.0)
             finite, small = b.icmp_signed("<", bits, I32(_INFINITE)), b.icmp_signed("<", bits, I32(_SMALLEST))
             scale = b.select(finite, b.select(small, zero, b.fdiv(value, top)), FLOATS.scalar(float("nan")))
