@@ -38,6 +38,20 @@ def counted(b: ir.IRBuilder, count: ir.Value, carried: list[ir.Value], body: Any
     return results
 
 
+def tile_sums(rows: int, vecs: int, of_row: Any, of_vector: Any, add: Any, sums: list[Any]) -> list[Any]:
+    """The sums of `rows` rows by `vecs` vectors, to each of which `add` adds what belongs to its row and its vector.
+    The shorter side stays in registers, the longer one comes one at a time: no registers are left for more.
+    """
+    new, by_row = list(sums), rows > vecs
+    held = [of_vector(n) for n in range(vecs)] if by_row else [of_row(m) for m in range(rows)]
+    for k in range(max(rows, vecs)):
+        one = of_row(k) if by_row else of_vector(k)
+        for j, other in enumerate(held):
+            at = k * vecs + j if by_row else j * vecs + k
+            new[at] = add(new[at], one, other) if by_row else add(new[at], other, one)
+    return new
+
+
 def offsets(b: ir.IRBuilder, stride: ir.Value, count: int) -> list[ir.Value]:
     return [b.mul(stride, I64(m)) for m in range(count)]
 

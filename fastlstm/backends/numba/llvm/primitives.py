@@ -11,7 +11,7 @@ from llvmlite import ir
 from numba.core import types
 
 from fastlstm.backends.numba.llvm.digest import digest
-from fastlstm.backends.numba.llvm.loops import Builder, Builders, counted, function, offsets, tables
+from fastlstm.backends.numba.llvm.loops import Builder, Builders, counted, function, offsets, tables, tile_sums
 from fastlstm.backends.numba.llvm.rows import add_rows, copy_rows, transpose, transposed
 from fastlstm.backends.numba.llvm.simd import I64, TILE_ROWS, Lanes
 
@@ -33,14 +33,10 @@ def tile(lanes: Lanes, rows: int, vecs: int) -> Builder:
                 def weight(n):
                     return lanes.load(b, b.add(w_k, I64(n * vector)))
 
-                new, short, long = list(acc), min(rows, vecs), max(rows, vecs)
-                held = [scalar(m) for m in range(rows)] if rows == short else [weight(n) for n in range(vecs)]
-                for k in range(long):  # the longer side one at a time: no registers are left for more
-                    one = weight(k) if rows == short else scalar(k)
-                    for j in range(short):
-                        at_acc = j * vecs + k if rows == short else k * vecs + j
-                        new[at_acc] = lanes.fma(b, one, held[j], acc[at_acc])
-                return [b.add(a_k, a_step), b.add(w_k, w_row), *new]
+                def add(total, one, other):
+                    return lanes.fma(b, one, other, total)
+
+                return [b.add(a_k, a_step), b.add(w_k, w_row), *tile_sums(rows, vecs, scalar, weight, add, acc)]
 
             return counted(b, count, [a, w, *acc], body)[1:]
 

@@ -14,7 +14,7 @@ from fastlstm.backends.numba.llvm import dots as bfloats
 from fastlstm.backends.numba.llvm.bytes import OFFSET, SUMS, tile_rows
 from fastlstm.backends.numba.llvm.cells import Functions
 from fastlstm.backends.numba.llvm.digest import digest
-from fastlstm.backends.numba.llvm.loops import Builder, Builders, counted, function
+from fastlstm.backends.numba.llvm.loops import Builder, Builders, counted, function, tile_sums
 from fastlstm.backends.numba.llvm.primitives import in_tiles
 from fastlstm.backends.numba.llvm.rounding import FLOATS, TOP, quantize, store_bytes
 from fastlstm.backends.numba.llvm.rows import copy_rows
@@ -41,6 +41,9 @@ def _products(
         at_start = [b.add(init, I64(n * VECTOR_BYTES)) for n in range(vecs)]
         starts = [load(b, SUMS, at, 4) if OFFSET else zeros for at in at_start] * height
 
+    def add(total, operand, weight):
+        return dots.add(b, total, weight, operand)
+
     def body(number, a, w, *acc):
         new = list(acc)
         for u in range(number):
@@ -51,13 +54,8 @@ def _products(
             def weight(n, u=u):
                 return load(b, SUMS, b.add(w, I64((u * vecs + n) * VECTOR_BYTES)), 4)
 
-            by_row = height > vecs  # what there are fewer of stays in registers
-            held = [weight(n) for n in range(vecs)] if by_row else [operand(m) for m in range(height)]
-            for k in range(max(height, vecs)):
-                one = operand(k) if by_row else weight(k)
-                for j, other in enumerate(held):
-                    at = (u * height + k) * vecs + j if by_row else (u * height + j) * vecs + k
-                    new[at] = dots.add(b, new[at], other, one) if by_row else dots.add(b, new[at], one, other)
+            of_group = slice(u * height * vecs, (u + 1) * height * vecs)
+            new[of_group] = tile_sums(height, vecs, operand, weight, add, new[of_group])
         return [b.add(a, I64(4 * number)), b.add(w, I64(number * vecs * VECTOR_BYTES)), *new]
 
     acc = starts + [zeros] * ((at_once - 1) * height * vecs)
