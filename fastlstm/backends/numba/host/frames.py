@@ -6,7 +6,6 @@ import ctypes
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fastlstm.backends.memory import SCRATCH, SMALL, release_scratch, take, take_scratch
 from fastlstm.backends.numba.host.cells import counts
@@ -23,6 +22,7 @@ class Kernel:
     """A task, the arguments that all its calls share, the sizes of its buffers, and the frames that calls run in.
 
     Attributes:
+        constants: a kilobyte of zeros, then a one.
         steps: bytes from one of a buffer to the next, where lanes of a stack have their own.
     """
 
@@ -37,12 +37,13 @@ class Kernel:
         from fastlstm.backends.numba.host import arguments, tasks
 
         self.lay_out(threads, parts, sizes, dtype.itemsize, lanes)
-        self.task = task
-        found = counts(cell)
+        self.task, found = task, counts(cell)
+        self.constants = torch.zeros(1024 // dtype.itemsize + 1, dtype=dtype, device="cpu")
+        self.constants[-1] = 1.0
         made, self.tails = arguments.struct_of(kind, found.others, found.values, found.params)
         self.arguments = made(
             **tasks.primitives(dtype.itemsize, pieces), **tasks.cell_primitives(cell, dtype.itemsize),
-            relax=tasks.relax(), constants=_constants(dtype).data_ptr(), parts=parts,
+            relax=tasks.relax(), constants=self.constants.data_ptr(), parts=parts,
             scratch_bytes=self.steps["scratch"], **fields,
         )  # fmt: skip
 
@@ -152,16 +153,3 @@ class Frame:
         if large or stale:
             self.found[0] = self.found[1] = 0
         return large, stale
-
-
-_kept: dict[torch.dtype, Tensor] = {}
-
-
-def _constants(dtype: torch.dtype) -> Tensor:
-    """A kilobyte of zeros, then a one, for good."""
-    found = _kept.get(dtype)
-    if found is None:
-        found = torch.zeros(1024 // dtype.itemsize + 1, dtype=dtype, device="cpu")
-        found[-1] = 1.0
-        found = _kept.setdefault(dtype, found)  # atomic: one for all threads, since its address is kept
-    return found

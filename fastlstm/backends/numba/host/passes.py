@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -35,7 +36,9 @@ class Pass:
         self.panels = sizes.panels_of(s.H, self.lanes)
         self.like = torch.empty(0, dtype=s.dtype, device="cpu")
         self.has_values, self.casts = s.counts.values > 0, not (s.given is s.rounded is s.dtype)
-        self.states, self.row, self.zeros = (*s.ends, s.rows, s.H), s.H * size, sizes.zeros(s.H * size)
+        self.states, self.row = (*s.ends, s.rows, s.H), s.H * size
+        self.no_state = ctypes.create_string_buffer(self.row)
+        self.zeros = ctypes.addressof(self.no_state)
 
     def split(self, back: bool) -> tuple[int, int]:
         """Threads, and into how many parts they split the batch rows."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import struct
 from collections.abc import Sequence
 from functools import lru_cache
@@ -115,7 +116,7 @@ class Plan:
         self.write = struct.Struct(f"{len(names)}n").pack_into
         self.at = getattr(arguments.QuantizedArguments, names[0]).offset
         self.like = torch.empty(0, dtype=torch.float32, device="cpu")
-        self.new, self.zeros, self.flip = new_of(self.like, (s.T, s.B, s.H)), sizes.zeros(4 * s.H), 0
+        self.new, self.no_state, self.flip = new_of(self.like, (s.T, s.B, s.H)), ctypes.create_string_buffer(4 * s.H), 0
         # weights of less than a word have no digest
         self.kept = kept if min(self.kernel.counts[:2]) >= 4 else None
         self.key, self.ends = (s.cell, s.I, s.H, s.biased), (*ends, s.B, s.H)
@@ -185,7 +186,7 @@ class Plan:
         new, h = self.like.new_empty, self.new(self.like, s.T, s.B, s.H)
         last = tuple([new(*self.ends) for _ in states])
         first, start, lengths, reset = states[0], states[-1], layer.lengths, layer.reset
-        of_first = of_start = self.zeros, 0
+        of_first = of_start = ctypes.addressof(self.no_state), 0
         if first is not None:
             first, start = rows_contiguous(first), rows_contiguous(start)
             of_first, of_start = (first.data_ptr(), 4 * first.stride(-2)), (start.data_ptr(), 4 * start.stride(-2))

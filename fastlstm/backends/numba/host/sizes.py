@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -255,17 +254,6 @@ def step_row(a: Tensor) -> tuple[int, int, int]:
     """The address of (steps, ..., rows, columns) and the bytes from one step and one row to the next."""
     size, (step, *_, row, _) = a.element_size(), a.stride()
     return a.data_ptr(), step * size, row * size
-
-
-_zeros: dict[int, Any] = {}
-
-
-def zeros(size: int) -> int:
-    """The address of so many bytes of zeros, for good. A kept tensor would keep what a transform wraps it in."""
-    found = _zeros.get(size)
-    if found is None:  # one for all threads: `setdefault` is atomic
-        found = _zeros.setdefault(size, (ctypes.c_char * size)())
-    return ctypes.addressof(found)
 
 
 def split_stack(team: int, s: Signature) -> tuple[int, int]:

@@ -22,8 +22,9 @@ class Steps:
     """Runs single steps: called with the addresses of x (B, I) and of h (B, H), which it writes."""
 
     def __init__(self, kernel: Kernel, holds: Any) -> None:
-        """`holds`: what must live as long as the steps do."""
-        self.holds, self.frame, self.meets = holds, kernel.borrow(), kernel.counters > 0  # a frame for good
+        """`holds`: what must live as long as the steps do, beside the kernel."""
+        self.kernel, self.holds, self.frame = kernel, holds, kernel.borrow()  # a frame for good
+        self.meets = kernel.counters > 0
         self.words = memoryview(self.frame.arguments).cast("B").cast("q")
         fields = type(self.frame.arguments)
         self.x, self.h, self.flip = (getattr(fields, name).offset // 8 for name in ("x", "h", "flip"))
@@ -76,7 +77,7 @@ def quantized_steps(layer: Layer, activations: int, kept: dict[Any, Any]) -> Ste
         packed = kept.get(plan.key)
         if packed is None:
             packed = kept[plan.key] = plan.pack(layer.weights)
-        made, row = Steps(plan.kernel, (packed, layer, plan.kernel)), H * 4
+        made, row = Steps(plan.kernel, (packed, layer)), H * 4
         plan.write(
             made.frame.arguments, plan.at, *packed.addresses[:4], 0, 0, *(0,) * len(layer.weights), 0, B * I * 4, I * 4,
             first.data_ptr(), row, last.data_ptr(), row, 0, 0, 0, first.data_ptr(), last.data_ptr(), 0,
