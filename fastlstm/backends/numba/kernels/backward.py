@@ -96,7 +96,7 @@ def backward_with(products: Any) -> Any:
     pack_transposed, pack_transposed_inputs = products.pack_transposed, products.pack_transposed_inputs
     dpreact_place, keep = products.dpreact_place, products.keep
     back_product, pack_inputs, add_gradients = products.back_product, products.pack_inputs, products.add_gradients
-    begin, end = products.begin, products.end
+    on_unit = products is matrix_backward
 
     @jit
     @named_for(products.__name__)
@@ -136,7 +136,8 @@ def backward_with(products: Any) -> Any:
         b_first, b_last = share_rows_alive(a, part, parts)
         q_first, q_last = share(groups, member, team), share(groups, member + 1, team)
 
-        begin(a, max(b_last - b_first, 1))
+        if on_unit:
+            call(a.configure, max(b_last - b_first, 1))
         wants_states = a.dh_0 != 0
         for k in range(a.others):
             wants_states |= told(a, k, 8) != 0
@@ -215,7 +216,8 @@ def backward_with(products: Any) -> Any:
                     wait_for(meeting(a, number), everyone, number // 2 + 1, a.relax)
                     add_gradients(a, scratch, due, b_last - b_first, thread, everyone)
 
-        end(a)
+        if on_unit:
+            call(a.release)
         if a.dweights != 0:
             if a.halves == 2:  # another's half is added
                 wait(meeting(a, met), everyone, met // 2, a.relax)

@@ -78,7 +78,7 @@ def zero_held_outputs(a, b_first, b_last, unit, width):
 
 def forward_with(products: Any) -> Any:
     """The kernel that takes its products from a module: `vector_forward`, or one like it."""
-    pack_weights, preact, begin, end = products.pack_weights, products.preact, products.begin, products.end
+    pack_weights, preact = products.pack_weights, products.preact
     feed_inputs, feed_states, multiply_inputs = products.feed_inputs, products.feed_states, products.multiply_inputs
     preact_of_lone = products.preact_of_lone
     reads_states: bool = products.READS_STATES
@@ -136,7 +136,8 @@ def forward_with(products: Any) -> Any:
             and p_last - p_first <= CHUNK
         )
         lone = lone and not packs_as_used
-        begin(a, max(b_last - b_first, 1))
+        if not reads_inputs:  # but the matrix unit does
+            call(a.configure, max((b_last - b_first) * max(a.feed, 1), 1))
         if not reads_inputs and T > 0:
             feed_inputs(a, 0, part, b_first, b_last, x_first, x_last, scratch)
             if not reads_states:
@@ -196,7 +197,8 @@ def forward_with(products: Any) -> Any:
             if not reads_inputs and s + 1 < T:
                 feed_inputs(a, s + 1, part, b_first, b_last, x_first, x_last, scratch)
             passed = wait(barrier, team, passed, a.relax)
-        end(a)
+        if not reads_inputs:
+            call(a.release)
 
         rows, width = b_last - b_first, min(p_last * L, H) - p_first * L  # its own, which nobody else writes
         at = b_first * H * S + p_first * L * S

@@ -8,7 +8,7 @@ against the transposed [x, 1, h] of as many batch rows.
 from fastlstm.backends.numba.kernels.ends import correct_states, zero_held
 from fastlstm.backends.numba.kernels.gradients import sum_at
 from fastlstm.backends.numba.kernels.layout import group, groups_of
-from fastlstm.backends.numba.kernels.matrix_forward import TILES, begin, end, square_of  # noqa: F401  begin and end are the kernel's
+from fastlstm.backends.numba.kernels.matrix_forward import TILES, square_of
 from fastlstm.backends.numba.kernels.shared import (
     BLOCK_STEPS,
     CHUNK,
@@ -248,8 +248,8 @@ def add_sums(a, chunk, thread, threads):
 def add_gradients(a, scratch, chunk, rows, thread, threads):
     """This thread's part of the gradients of the weights and of x, for a chunk of steps that all have been through."""
     s = chunk * a.chunk
-    begin(a, 16)
+    call(a.configure, 16)
     add_sums(a, chunk, thread, threads)
     if a.dx != 0:
         input_gradient(a, scratch, s, min(s + a.chunk, a.T), thread, threads)
-    begin(a, rows)
+    call(a.configure, max(rows, 1))

@@ -31,16 +31,6 @@ def operand(a, s, j, b):
 
 
 @jit
-def begin(a, rows):
-    call(a.configure, max(rows, 1))
-
-
-@jit
-def end(a):
-    call(a.release)
-
-
-@jit
 def square_of(a, rows, columns, source, source_row, target):
     """16 by 16 weights in memory of their own, zeros beyond `rows` and `columns`."""
     read_rows(a, a.is_narrow, rows, columns, 16, source, source_row, target, VECTOR)

@@ -14,7 +14,6 @@ from fastlstm.backends.numba.kernels.vector_backward import (  # noqa: F401  the
     dpreact_place,
     pack_transposed,
 )
-from fastlstm.backends.numba.kernels.vector_forward import begin, end  # noqa: F401  the kernel's
 from fastlstm.backends.numba.llvm.intrinsics import call
 
 pack_vectors, pack_columns = vector_backward.pack_transposed, matrix_backward.pack_transposed

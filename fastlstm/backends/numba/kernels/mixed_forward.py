@@ -4,18 +4,13 @@ ones on the processor's own vectors: a batch row takes its own part of both, so 
 x of `feed` steps is laid out as an operand, in two that take turns; its product is what the steps' sums start from.
 """
 
-from fastlstm.backends.numba.kernels.matrix_forward import TILES, end, groups_of_x, pack_columns, split_inputs  # noqa: F401
+from fastlstm.backends.numba.kernels.matrix_forward import TILES, groups_of_x, pack_columns, split_inputs
 from fastlstm.backends.numba.kernels.shared import BLOCK_K, BLOCK_STEPS, CHUNK, VECTOR, jit
 from fastlstm.backends.numba.kernels.vector_forward import feed_states, pack_states, states_at  # noqa: F401  feed_states is the kernel's
 from fastlstm.backends.numba.llvm.intrinsics import call
 
 READS_STATES, READS_INPUTS = True, False
 ROOM = 32  # rows of whole tiles beyond a part's last
-
-
-@jit
-def begin(a, rows):
-    call(a.configure, max(rows * a.feed, 1))
 
 
 @jit

@@ -24,7 +24,6 @@ from fastlstm.backends.numba.kernels.outer import pack_rows, write_weight_gradie
 from fastlstm.backends.numba.kernels.shared import BLOCK_K, CHUNK, ONE, VECTOR, jit
 from fastlstm.backends.numba.kernels.states import terms_aside
 from fastlstm.backends.numba.kernels.threads import share
-from fastlstm.backends.numba.kernels.vector_forward import begin, end  # noqa: F401  the kernel's
 from fastlstm.backends.numba.llvm.intrinsics import call
 
 BLOCK_ROWS = 128  # rows of dpreact and of a strip that stay in the L1 cache together: 16 + 12 KB at 8 lanes

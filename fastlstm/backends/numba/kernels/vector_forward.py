@@ -254,16 +254,6 @@ def preact(a, s, p, place, b, rows, part, b_first, b_last, scratch, x, h_seen, h
 
 
 @jit
-def begin(a, rows):
-    pass
-
-
-@jit
-def end(a):
-    pass
-
-
-@jit
 def feed_inputs(a, s, part, b_first, b_last, x_first, x_last, scratch):
     pass
 
