@@ -73,7 +73,7 @@ def quantized_steps(layer: Layer, activations: int, kept: dict[Any, Any]) -> Ste
     B, I, H, first, last = *layer.x.shape, layer.states[0].shape[1], layer.states[0], layer.states[-1]
     with torch.inference_mode(False), torch.no_grad():
         layer = layer._replace(x=layer.x.unsqueeze(0), weights=(*map(contiguous, layer.weights),))
-        plan = quantized.Plan(quantized.signature_of(layer, activations))
+        plan = quantized.Plan(signature_of(layer, (), 0), activations)
         packed = kept.get(plan.key)
         if packed is None:
             packed = kept[plan.key] = plan.pack(layer.weights)
