@@ -43,8 +43,8 @@ class Pass:
     def split(self, back: bool) -> tuple[int, int]:
         """Threads, and into how many parts they split the batch rows."""
         s = self.signature
-        if self.groups > 1:
-            return sizes.split_stack(s.threads, s)
+        if self.groups > 1:  # each runs on one thread, and needs no barrier
+            return 1 if s.rows * s.H * s.products < sizes.SERIAL else min(s.threads, self.groups), 1
         return sizes.split(s.threads, s, self.panels, back)
 
     def prepare(

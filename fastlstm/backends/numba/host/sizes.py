@@ -257,11 +257,6 @@ def step_row(a: Tensor) -> tuple[int, int, int]:
     return a.data_ptr(), step * size, row * size
 
 
-def split_stack(team: int, s: Signature) -> tuple[int, int]:
-    """As `split`, for groups of B rows: each runs on one thread, and needs no barrier."""
-    return (1 if s.rows * s.H * s.products < SERIAL else min(team, s.groups or 1)), 1
-
-
 def row_steps(B: int, **tensors: Tensor | None) -> dict[str, int]:
     """Bytes from one group's B rows to the next one's."""
     return {k: B * a.stride(-2) * a.element_size() for k, a in tensors.items() if a is not None}

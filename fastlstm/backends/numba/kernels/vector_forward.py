@@ -114,12 +114,6 @@ def copy_sums(a, first, last, rows, source, source_row, target, target_row):
 
 
 @jit
-def most_alive(a, s, steps, b_first, b_last):
-    """How many of the batch rows from `b_first` on go on in one of these steps, and those before them."""
-    return rows_alive(a, a.T - s - steps if a.reverse != 0 else s, b_first, b_last - b_first)
-
-
-@jit
 def multiply_inputs(a, s, p, part, b_first, b_last):
     """What panel p's sums of `feed` steps from s on start from, where these begin: a row reads the weights once for all
     of them.
@@ -129,7 +123,8 @@ def multiply_inputs(a, s, p, part, b_first, b_last):
         rows, x, biases, I = min(a.feed, a.T - s), a.x + t * a.x_step, biases_at(a, p), a.I
         vectors, w, wide = vectors_of(a, p, a.of_x), inputs_at(a, p), a.sums * VECTOR
         if a.block_x != 0:
-            for b in range(b_first, b_first + most_alive(a, s, rows, b_first, b_last)):
+            alive = rows_alive(a, t - rows + 1 if a.reverse != 0 else s, b_first, b_last - b_first)  # in any of them
+            for b in range(b_first, b_first + alive):
                 x_b, out, out_row = x + b * a.x_row, fed(a, p, s, b), a.B * wide
                 add_product(a, vectors, w, I, 0, I, a.block_x, rows, biases, 0, out, out_row, x_b, x_step)
                 copy_sums(a, a.of_x, a.sums, rows, biases, 0, out, out_row)
