@@ -134,7 +134,7 @@ def forward_sizes(s: Signature, of_x: int, parts: int) -> tuple[dict[str, int], 
     elif of_x:
         feed = max(1, min(T, CHUNK_ROWS // max(B, 1)))
         rows = feed * B + 32 * parts
-        fields |= {"feed": feed, "pitch": rows * 64}
+        fields |= {"feed": feed, "pitch": rows * 64, "block": blocks_of(I, H, joint=True)[1]}
         buffers["operand"] = 2 * of_x * panels_of(I, 32) * rows * 16
         buffers["fed"] = panels_of(H, lanes) * rows * 4 * lanes
     else:
