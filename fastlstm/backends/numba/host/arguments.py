@@ -75,15 +75,15 @@ ForwardArguments = _struct(
 # strips_bytes apart, the columns of [x, h, 1]. dweights (halves,panels,sum_rows,max(X,Y),lanes), over half of the batch
 # rows each where halves is 2, and as many again where the unit sums more than FOLD chunks: x's rows first, h's from
 # sums_of_h on, those of ones at sum_of_one. Where dweights is absent and strips are not, rows are few, and strips hold
-# them for `outer`. For the unit there is dpreact as rows, of `rows_kept` steps, for products with weights, and as
-# columns, columns_bytes apart, for the sums, whose strips are rows of the transposed [x, 1, h].
+# them for `outer`. strip: columns of one. For the unit there is dpreact as rows, of `rows_kept` steps, for products
+# with weights, and as columns, columns_bytes apart, for the sums, whose strips are rows of the transposed [x, 1, h].
 BACKWARD_KEPT = f"packed_hh packed_ih {_KEPT}"
 BACKWARD_CALL = f"{_WEIGHTS} {_LAYER} dh dh_step dh_row dh_n dh_n_row dx dweight_ih dweight_hh dbias_ih dbias_hh dh_0"
 BACKWARD_OTHER = "start start_row steps d d_step d_row d_last d_last_row d_start"
 BACKWARD_VALUE = "value value_step value_row d_value"
 BackwardArguments = _struct(
     "BackwardArguments",
-    f"{_COMMON} gate_rows chunk ring halves sum_rows sums_of_h sum_of_one kept packs rows_kept strips_bytes "
+    f"{_COMMON} gate_rows chunk ring strip halves sum_rows sums_of_h sum_of_one kept packs rows_kept strips_bytes "
     f"columns_bytes carries_h {_BUFFERS} dpreact carried strips dweights dpreact_rows columns "
     f"{BACKWARD_KEPT} {BACKWARD_CALL}",
 )

@@ -210,6 +210,9 @@ def backward_sizes(s: Signature, sums: bool, to_x: bool) -> tuple[dict[str, int]
     sums_of_h, sum_of_one, sum_rows = sum_places(s, of_sums)
     of_half = panels * sum_rows * max(counts.of_x, counts.of_h, 1) * lanes * size  # bytes
     rows = CHUNK_ROWS
+    if few:  # x and h each in strips of four vectors, and no ones
+        sums_of_h = panels_of(I, wide) * wide
+        sum_of_one = sums_of_h + H
     if mixed:  # dpreact takes more memory, for which a batch of few rows gets no speed
         rows = CHUNK_ROWS // 2 if B < 64 else CHUNK_ROWS
     elif of_half > (MATRIX_SUM_BYTES if pieces else SUM_BYTES):
@@ -221,7 +224,7 @@ def backward_sizes(s: Signature, sums: bool, to_x: bool) -> tuple[dict[str, int]
     kept = ring * chunk if (sums and not of_sums) or (to_x and not of_x) else 2
     fields, scratch = common_sizes(s, "Backward", 4)
     fields |= {"chunk": chunk, "ring": ring, "halves": halves, "kept": kept}
-    fields |= {"sum_rows": sum_rows, "sums_of_h": sums_of_h, "sum_of_one": sum_of_one}
+    fields |= {"strip": wide if few else STRIP, "sum_rows": sum_rows, "sums_of_h": sums_of_h, "sum_of_one": sum_of_one}
     carried = counts.others + counts.carries_h + s.ends_early
     buffers = {"scratch": scratch, "carried": panels * B * lanes * carried}
     if not pieces:

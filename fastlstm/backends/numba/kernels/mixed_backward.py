@@ -6,7 +6,7 @@ there, see `host.input_pieces`. Neither makes a row's own gradients depend on wh
 
 from fastlstm.backends.numba.kernels import matrix_backward, vector_backward
 from fastlstm.backends.numba.kernels.matrix_backward import add_sums, keep_columns, keep_rows
-from fastlstm.backends.numba.kernels.outer import pack_rows, write_weight_gradients
+from fastlstm.backends.numba.kernels.outer import write_weight_gradients
 from fastlstm.backends.numba.kernels.shared import jit
 from fastlstm.backends.numba.kernels.threads import share
 from fastlstm.backends.numba.kernels.vector_backward import (  # noqa: F401  the kernel's
@@ -18,7 +18,7 @@ from fastlstm.backends.numba.llvm.intrinsics import call
 
 pack_vectors, pack_columns = vector_backward.pack_transposed, matrix_backward.pack_transposed
 vector_gradient, unit_gradient = vector_backward.input_gradient, matrix_backward.input_gradient
-pack_sums = matrix_backward.pack_inputs
+pack_sums, pack_strips = matrix_backward.pack_inputs, vector_backward.pack_inputs
 
 
 @jit
@@ -41,9 +41,8 @@ def pack_inputs(a, chunk, thread, threads, scratch):
     """What the weight gradients of a chunk of steps are sums over, this thread's part of it."""
     if a.dweights != 0:
         pack_sums(a, chunk, thread, threads, scratch)
-    elif a.strips != 0:
-        strips = a.strips + chunk % a.ring * a.strips_bytes
-        pack_rows(a, strips, share(a.B, thread, threads), share(a.B, thread + 1, threads))
+    else:
+        pack_strips(a, chunk, thread, threads, scratch)
 
 
 @jit
