@@ -32,9 +32,9 @@ def _struct(name: str, fields: str) -> type[ctypes.Structure]:
 # number; pitch, bytes from one step of 32 of an operand's rows to the next. is_narrow: whether x, dx, dh and h, and
 # the weights and their gradients, are of bfloat16.
 _COMMON = " ".join((*NAMES, *CELLS, *matrix.NAMES)) + (
-    " size lanes panels dense T B rows I H sums of_x of_h saved params inputs others values joint blocks reads"
-    " table_bytes wide slots c_step reverse parts relax scratch_bytes constants original_size pieces pitch is_narrow"
-    " x_step x_row weight_ih_row weight_hh_row"
+    " size lanes panels dense T B rows I H sums of_x of_h saved params inputs others values joint carries_h blocks"
+    " reads table_bytes wide slots c_step reverse parts relax scratch_bytes constants original_size pieces pitch"
+    " is_narrow x_step x_row weight_ih_row weight_hh_row"
 )
 # barrier: counters at which threads meet. scratch: each thread's own, scratch_bytes apart: two tables, then rows of
 # vectors. large: where a one is left if there was a number that the unit cannot take. What ends the struct lies at
@@ -84,7 +84,7 @@ BACKWARD_VALUE = "value value_step value_row d_value"
 BackwardArguments = _struct(
     "BackwardArguments",
     f"{_COMMON} gate_rows chunk ring strip halves sum_rows sums_of_h sum_of_one kept packs rows_kept strips_bytes "
-    f"columns_bytes carries_h {_BUFFERS} dpreact carried strips dweights dpreact_rows columns "
+    f"columns_bytes {_BUFFERS} dpreact carried strips dweights dpreact_rows columns "
     f"{BACKWARD_KEPT} {BACKWARD_CALL}",
 )
 

@@ -141,10 +141,8 @@ class SixteenBits(Plan):
         if not self.narrow:
             x, dh = converted(x, torch.float32), *widened((dh,))
             h = kept.pop() if x.dim() == 3 else None
-        layer, grads = (
-            layer._replace(x=x, states=widened(layer.states), inputs=widened(layer.inputs)),
-            Run(dh, widened(grads.last), widened(grads.kept)),
-        )
+        layer = layer._replace(x=x, states=widened(layer.states), inputs=widened(layer.inputs))
+        grads = Run(dh, widened(grads.last), widened(grads.kept))
         gradients = super().backward(grads, layer, Run(h, run.last, (*kept,)), needs)
         return Gradients.of(layer.cell, [rounded(a, self.dtype) for a in gradients.flat])
 

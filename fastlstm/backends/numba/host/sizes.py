@@ -182,12 +182,10 @@ def common_sizes(s: Signature, kind: str, wide: int) -> tuple[dict[str, int], in
     products are summed in.
     """
     found, slots = cells.fields(s.cell, kind), cells.vectors_aside(s.cell, kind)
-    of_call = {"T": s.T, "B": s.B, "I": s.I, "H": s.H, "panels": panels_of(s.H, lanes_of(s.dtype))}
+    lanes, size = lanes_of(s.dtype), s.dtype.itemsize
+    of_call = {"T": s.T, "B": s.B, "I": s.I, "H": s.H, "panels": panels_of(s.H, lanes), "c_step": s.rows * s.H * size}
     of_call |= {"dense": is_dense(s), "wide": wide, "slots": slots}
-    tables = 2 * found["table_bytes"] // s.dtype.itemsize
-    return found | of_call | {"c_step": s.rows * s.H * s.dtype.itemsize}, tables + 64 * (wide + slots) * lanes_of(
-        s.dtype
-    )
+    return found | of_call, 2 * found["table_bytes"] // size + 64 * (wide + slots) * lanes
 
 
 def backward_sizes(s: Signature, sums: bool, to_x: bool) -> tuple[dict[str, int], dict[str, int], int, int]:

@@ -101,9 +101,8 @@ def forward_with(products: Any) -> Any:
         first, last = share(panels, thread, parts * team), share(panels, thread + 1, parts * team)
         table = a.scratch + thread * a.scratch_bytes
         scratch = table + 2 * a.table_bytes
-        begins_at_zero = a.of_h == 0 or is_zero(
-            B, H * S, a.h_0, a.h_0_row
-        )  # all rows: who computes which must not decide
+        # of all rows: who computes which must not decide
+        begins_at_zero = a.of_h == 0 or is_zero(B, H * S, a.h_0, a.h_0_row)
         # an operand of the matrix unit may have columns of x and h side by side: then these are multiplied even if zero
         recurs = T != 1 or a.stale == 0 or not begins_at_zero or not reads_states
         packs_as_used = a.places < panels
@@ -126,16 +125,8 @@ def forward_with(products: Any) -> Any:
         x_last = b_first + share(b_last - b_first, member + 1, team)
         h_reset = slot(a, scratch, a.slots)  # (rows, H)
         h_prev, h_prev_row = a.h_0, a.h_0_row
-        lone = (
-            reads_states
-            and reads_inputs
-            and a.rows == 1
-            and a.reset == 0
-            and a.lengths == 0
-            and H % L == 0
-            and p_last - p_first <= CHUNK
-        )
-        lone = lone and not packs_as_used
+        alone = a.rows == 1 and a.reset == 0 and a.lengths == 0 and H % L == 0 and p_last - p_first <= CHUNK
+        lone = reads_states and reads_inputs and alone and not packs_as_used
         if not reads_inputs:  # but the matrix unit does
             call(a.configure, max((b_last - b_first) * max(a.feed, 1), 1))
         if not reads_inputs and T > 0:

@@ -49,16 +49,11 @@ def pack_columns(a, p, of_x, of_h, to, scratch):
         for k in range((of_x + of_h + 1) // 2):
             for half in range(2):
                 j = 2 * k + half
-                source, source_row, columns = (
-                    a.weight_ih + row * a.weight_ih_row + j * wide,
-                    a.weight_ih_row,
-                    I - j * L,
-                )
+                source, source_row = a.weight_ih + row * a.weight_ih_row + j * wide, a.weight_ih_row
+                columns = I - j * L
                 if j >= of_x:
-                    source = a.weight_hh + row * a.weight_hh_row + (j - of_x) * wide
-                    source_row, columns = a.weight_hh_row, H - (j - of_x) * L
-                    if of_h == 0:
-                        columns = 0
+                    source, source_row = a.weight_hh + row * a.weight_hh_row + (j - of_x) * wide, a.weight_hh_row
+                    columns = H - (j - of_x) * L if of_h != 0 else 0
                 if columns < L or units < L:
                     square_of(a, units, max(0, min(L, columns)), source, source_row, aside)
                     call(a.split, L, aside, VECTOR, tile + half * 32, 1024, a.large)

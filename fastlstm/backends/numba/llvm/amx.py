@@ -157,11 +157,9 @@ def configure(b, rows):
     for k in range(0, 64, 8):
         store(b, I64(1 if k == 0 else 0), b.add(at, I64(k)))
     few = b.trunc(b.select(b.icmp_signed("<", rows, I64(16)), rows, I64(16)), I8)
-    small = b.icmp_signed("<", rows, I64(16))
     for tile in range(8):  # few rows take `by_four`, whose sums and left sides are the tiles up to 6
         store(b, ir.IntType(16)(64), b.add(at, I64(16 + 2 * tile)))
-        height = few if tile < 7 else I8(16)
-        store(b, b.select(small, height, I8(16)), b.add(at, I64(48 + tile)))
+        store(b, few if tile < 7 else I8(16), b.add(at, I64(48 + tile)))
     _call(b, "ldtilecfg", b.bitcast(memory, I8.as_pointer()))
 
 

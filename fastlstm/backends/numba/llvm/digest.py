@@ -22,11 +22,8 @@ def digest(lanes: Lanes) -> Builder:
         lane = lane * FACTOR                                after every fourth pair, and after each that is left over
 
     No pair goes to two lanes, but at the end of the words, whose last vector has lanes of its own. All lanes are kept
-    and compared, so that nothing in one lane can make up for another. A step is one-to-one in its lane and in its
-    pair. A change within one pair is therefore always seen. Several changes in the same lane go unseen with odds of
-    about 2**-64, in several lanes with the product of their odds: signs and exponents lie a multiple of 8 bits apart,
-    and rotations by 13, 26 and 39 turn none of them into another. It is no cryptography: who wants a collision can
-    compute one.
+    and compared, so that nothing in one lane can make up for another. Signs and exponents lie a multiple of 8 bits
+    apart, and rotations by 13, 26 and 39 turn none of them into another. docs/design.md says what goes unseen.
     """
     bytes_ = lanes.size * lanes.count
     count, chains = bytes_ // 8, DIGEST_CHAINS
