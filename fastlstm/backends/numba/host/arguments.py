@@ -95,19 +95,17 @@ BackwardArguments = _struct(
 # x_bytes: rows of two blocks of `feed` steps, x_pitch apart, with the pieces of a row x_piece apart. h_bytes: rows of
 # two steps. x_scales and h_scales: a float for each row, of h for three steps. carried (panels,B,lanes): the last of
 # the cell's states. fed: what x makes of the sums of a block of steps (panels,feed B,of_x,lanes), where it has several.
-# words: 32-bit words of each original; last_ih and last_hh: where the last four bytes of a weight lie that is not of
-# whole words, or 0. start and last: of the carried state; where it is also the first, h_n is the same memory as last.
-QUANTIZED_SOURCES = "ih hh bias_ih bias_hh scale_ih scale_hh"
+# start and last: of the carried state; where it is also the first, h_n is the same memory as last.
 QUANTIZED_KEPT = "packed_ih constants_ih packed_hh constants_hh digests stale"
 QUANTIZED_CALL = (
-    f"{QUANTIZED_KEPT} {QUANTIZED_SOURCES} x x_step x_row h_0 h_0_row start start_row lengths reset h h_n last flip"
+    f"{QUANTIZED_KEPT} ih hh bias_ih bias_hh scale_ih scale_hh x x_step x_row h_0 h_0_row start start_row lengths reset"
+    " h h_n last flip"
 )
 QuantizedArguments = _struct(
     "QuantizedArguments",
     f"{' '.join(QUANTIZED_NAMES)} lanes panels T B rows I H of_x of_h pieces groups_ih groups_hh panel_ih panel_hh feed"
-    f" unit_rows reverse parts relax scratch_bytes h_step x_pitch x_piece h_pitch h_piece zeros clean last_ih last_hh"
-    f" {' '.join(f'words_{name}' for name in QUANTIZED_SOURCES.split())} barrier scratch large"
-    f" x_bytes h_bytes x_scales h_scales carried fed {QUANTIZED_CALL}",
+    f" unit_rows reverse parts relax scratch_bytes h_step x_pitch x_piece h_pitch h_piece zeros clean"
+    f" barrier scratch large x_bytes h_bytes x_scales h_scales carried fed {QUANTIZED_CALL}",
 )
 
 # Tasks of one kind that know nothing of each other: `count` structs from `first` on, `bytes` apart. A lane is what has

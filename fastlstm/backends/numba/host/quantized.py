@@ -29,7 +29,7 @@ class QuantizedKernel(Kernel):
     """The kernel of int8 layers of one signature, with the arguments that all its calls share.
 
     Attributes:
-        counts: elements of each weight, bias and scale, in the order of `arguments.QUANTIZED_SOURCES`.
+        counts: elements of each weight, bias and scale, in the order of a layer's.
         constants: a row of h's bytes that stand for zeros, then the scale of a row within 1.
     """
 
@@ -55,16 +55,13 @@ class QuantizedKernel(Kernel):
         one = torch.ones(1, dtype=torch.float32, device="cpu")
         self.constants[h_piece:] = (one / TOP[activations]).view(torch.uint8)
         self.counts = of_x * H * I, of_h * H * H, of_x * H * s.biased[0], of_h * H * s.biased[1], of_x * H, of_h * H
-        words = *(count // 4 for count in self.counts[:2]), *self.counts[2:]
-        last_ih, last_hh = (count - 4 if count % 4 else 0 for count in self.counts[:2])
         self.arguments = arguments.QuantizedArguments(
             **tasks.cell_primitives(s.cell, 4, pieces), relax=tasks.relax(), parts=parts,
             scratch_bytes=self.steps["scratch"], lanes=lanes, panels=panels, T=T, B=B, rows=B, I=I, H=H, of_x=of_x,
             of_h=of_h, pieces=pieces, groups_ih=groups_ih, groups_hh=groups_hh, panel_ih=groups_ih * of_x * lanes * 4,
             panel_hh=groups_hh * of_h * lanes * 4, feed=feed, unit_rows=unit_rows, reverse=s.reverse,
             h_step=B * H * 4, x_pitch=pieces * x_piece, x_piece=x_piece, h_pitch=pieces * h_piece, h_piece=h_piece,
-            zeros=self.constants.data_ptr(), clean=self.constants.data_ptr() + h_piece, last_ih=last_ih,
-            last_hh=last_hh, **{f"words_{name}": n for name, n in zip(arguments.QUANTIZED_SOURCES.split(), words)},
+            zeros=self.constants.data_ptr(), clean=self.constants.data_ptr() + h_piece,
         )  # fmt: skip
 
 

@@ -18,11 +18,13 @@ HELD, RESETS = 1, 2  # what a row does: stays as it is at this step, is zero bef
 
 @jit
 def digest_weights(a, thread, threads):
-    """`digest_all` of all weights, scales and biases."""
+    """`digest_all` of all weights, scales and biases. The last word of weights that are not of whole words overlaps."""
+    of_ih, of_hh = a.of_x * a.H, a.of_h * a.H
+    ih, hh = of_ih * a.I, of_hh * a.H
     sources = (
-        (a.ih, a.words_ih), (a.hh, a.words_hh), (a.scale_ih, a.words_scale_ih), (a.scale_hh, a.words_scale_hh),
-        (a.bias_ih, a.words_bias_ih), (a.bias_hh, a.words_bias_hh), (a.ih + a.last_ih, 1 if a.last_ih != 0 else 0),
-        (a.hh + a.last_hh, 1 if a.last_hh != 0 else 0),
+        (a.ih, ih // 4), (a.hh, hh // 4), (a.scale_ih, of_ih), (a.scale_hh, of_hh),
+        (a.bias_ih, of_ih if a.bias_ih != 0 else 0), (a.bias_hh, of_hh if a.bias_hh != 0 else 0),
+        (a.ih + ih - 4, 1 if ih % 4 != 0 else 0), (a.hh + hh - 4, 1 if hh % 4 != 0 else 0),
     )  # fmt: skip
     digest_all(a, sources, thread, threads)
 
