@@ -8,7 +8,7 @@ import sys
 
 from llvmlite import ir
 
-from fastlstm.backends.numba.llvm.loops import Builder, counted
+from fastlstm.backends.numba.llvm.loops import Builder, at_most, counted
 from fastlstm.backends.numba.llvm.simd import I8, I64, instruction, store
 
 ROWS, TILE = 16, 1024  # of a tile, and its bytes
@@ -156,7 +156,7 @@ def configure(b, rows):
     at = b.ptrtoint(memory, I64)
     for k in range(0, 64, 8):
         store(b, I64(1 if k == 0 else 0), b.add(at, I64(k)))
-    few = b.trunc(b.select(b.icmp_signed("<", rows, I64(16)), rows, I64(16)), I8)
+    few = b.trunc(at_most(b, rows, I64(16)), I8)
     for tile in range(8):  # few rows take `by_four`, whose sums and left sides are the tiles up to 6
         store(b, ir.IntType(16)(64), b.add(at, I64(16 + 2 * tile)))
         store(b, few if tile < 7 else I8(16), b.add(at, I64(48 + tile)))

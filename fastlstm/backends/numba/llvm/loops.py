@@ -52,6 +52,10 @@ def tile_sums(rows: int, vecs: int, of_row: Any, of_vector: Any, add: Any, sums:
     return new
 
 
+def at_most(b: ir.IRBuilder, x: ir.Value, limit: ir.Value) -> ir.Value:
+    return b.select(b.icmp_signed("<", x, limit), x, limit)
+
+
 def offsets(b: ir.IRBuilder, stride: ir.Value, count: int) -> list[ir.Value]:
     return [b.mul(stride, I64(m)) for m in range(count)]
 

@@ -11,7 +11,7 @@ from llvmlite import ir
 from numba.core import types
 
 from fastlstm.backends.numba.llvm.digest import digest
-from fastlstm.backends.numba.llvm.loops import Builder, Builders, counted, function, offsets, tables, tile_sums
+from fastlstm.backends.numba.llvm.loops import Builder, Builders, at_most, counted, function, offsets, tables, tile_sums
 from fastlstm.backends.numba.llvm.rows import add_rows, copy_rows, transpose, transposed
 from fastlstm.backends.numba.llvm.simd import I64, TILE_ROWS, Lanes
 
@@ -122,9 +122,6 @@ def lone(lanes: Lanes, vecs: int) -> Builder:
         def vectors(at):
             return [lanes.load(b, b.add(at, I64(n * vector))) for n in range(vecs)]
 
-        def at_most(x, limit):
-            return b.select(b.icmp_signed("<", x, limit), x, limit)
-
         def column(a, w, *acc):
             held = lanes.broadcast(b, a)
             new = [lanes.fma(b, weight, held, one) for weight, one in zip(vectors(w), acc)]
@@ -132,8 +129,8 @@ def lone(lanes: Lanes, vecs: int) -> Builder:
 
         def sums(length, left, left2, a, w, a2, w2, *carried):
             total, acc = carried[:vecs], carried[vecs:]
-            of_a = at_most(left, length)
-            of_a2 = at_most(left2, b.sub(length, of_a))
+            of_a = at_most(b, left, length)
+            of_a2 = at_most(b, left2, b.sub(length, of_a))
             a, w, *acc = counted(b, of_a, [a, w, *acc], column)
             a2, w2, *acc = counted(b, of_a2, [a2, w2, *acc], column)
             new = [b.fadd(one, other) for one, other in zip(total, acc)]
@@ -166,9 +163,6 @@ def in_place(lanes: Lanes) -> Builder:
     def build(b, init, out, a, w, w_row, count, last, a2, w2, w2_row, count2, last2):
         aside = b.ptrtoint(b.alloca(ir.ArrayType(lanes.type, lanes.count)), I64)
 
-        def at_most(x, limit):
-            return b.select(b.icmp_signed("<", x, limit), x, limit)
-
         def accumulate(a, w, w_row, count, last, acc):
             rows = offsets(b, w_row, lanes.count)
 
@@ -185,7 +179,7 @@ def in_place(lanes: Lanes) -> Builder:
                 return [b.add(k, length), acc]
 
             def ragged(k, acc):
-                first = at_most(k, last)  # some of these columns may not be wanted, or be in the sum already
+                first = at_most(b, k, last)  # some of these columns may not be wanted, or be in the sum already
                 for m, weights in enumerate(columns(first)):
                     lanes.store(b, weights, b.add(aside, I64(m * lanes.size * lanes.count)))
 
@@ -193,10 +187,10 @@ def in_place(lanes: Lanes) -> Builder:
                     return [b.add(at, vector), b.add(a_k, size), add(lanes.load(b, at), a_k, acc)]
 
                 at = b.add(aside, b.mul(b.sub(k, first), vector))
-                acc = counted(b, at_most(b.sub(count, k), length), [at, b.add(a, b.mul(k, size)), acc], column)[2]
+                acc = counted(b, at_most(b, b.sub(count, k), length), [at, b.add(a, b.mul(k, size)), acc], column)[2]
                 return [b.add(k, length), acc]
 
-            whole = at_most(b.sdiv(count, length), b.sdiv(b.add(last, length), length))
+            whole = at_most(b, b.sdiv(count, length), b.sdiv(b.add(last, length), length))
             k, acc = counted(b, whole, [I64(0), acc], square)
             rest = b.sdiv(b.sub(b.add(count, b.sub(length, I64(1))), k), length)
             return counted(b, rest, [k, acc], ragged)[1]

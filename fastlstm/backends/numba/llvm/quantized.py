@@ -14,7 +14,7 @@ from fastlstm.backends.numba.llvm import dots as bfloats
 from fastlstm.backends.numba.llvm.bytes import OFFSET, SUMS, tile_rows
 from fastlstm.backends.numba.llvm.cells import Functions
 from fastlstm.backends.numba.llvm.digest import digest
-from fastlstm.backends.numba.llvm.loops import Builder, Builders, counted, function, tile_sums
+from fastlstm.backends.numba.llvm.loops import Builder, Builders, at_most, counted, function, tile_sums
 from fastlstm.backends.numba.llvm.primitives import in_tiles
 from fastlstm.backends.numba.llvm.rounding import FLOATS, TOP, quantize, store_bytes
 from fastlstm.backends.numba.llvm.rows import copy_rows
@@ -110,7 +110,7 @@ def _in_tiles(b, name: str, vecs: int, pieces: int, rows, unit_rows, w, init, gr
             made = function(b.module, f"{name}.unit{vecs}", 7, amx.byte_sums(vecs, pieces))
 
             def block(left, a, *carried):
-                size = b.select(b.icmp_signed("<", left, I64(amx.ROWS)), left, I64(amx.ROWS))
+                size = at_most(b, left, I64(amx.ROWS))
                 before = b.sub(I64(amx.ROWS), size)
                 b.call(made, [init, b.sub(a, b.mul(a_row, before)), a_row, a_piece, w, steps, sums])
                 start, a_rest = b.add(sums, b.mul(before, I64(row))), b.add(a, b.mul(steps, I64(4 * columns)))

@@ -4,7 +4,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from fastlstm.backends.numba.llvm.loops import Builder, counted, offsets
+from fastlstm.backends.numba.llvm.loops import Builder, at_most, counted, offsets
 from fastlstm.backends.numba.llvm.simd import I32, I64, Lanes, load, store
 
 
@@ -33,7 +33,7 @@ def transpose(lanes: Lanes) -> Builder:
         full = b.and_(b.icmp_signed("==", rows, count), b.icmp_signed(">=", columns, count))
 
         def square(k):
-            k = b.select(b.icmp_signed("<", k, b.sub(columns, count)), k, b.sub(columns, count))  # the last may overlap
+            k = at_most(b, k, b.sub(columns, count))  # the last may overlap
             at = b.add(source, b.mul(k, size))
             vectors = [lanes.load(b, b.add(at, offset)) for offset in offsets(b, source_row, lanes.count)]
             at = b.add(target, b.mul(k, target_row))
