@@ -8,8 +8,7 @@ from fastlstm.info import info
 from fastlstm.layers.elman import Elman, ElmanCell
 from fastlstm.layers.functional import lstm, lstm_cell
 from fastlstm.layers.gru import GRU, GRUCell
-from fastlstm.layers.lstm import LSTM
-from fastlstm.layers.lstm_cell import LSTMCell
+from fastlstm.layers.lstm import LSTM, LSTMCell
 from fastlstm.layers.quantized import QuantizedGRU, QuantizedGRUCell, QuantizedLSTM, QuantizedLSTMCell
 from fastlstm.layers.rnn import RNN
 from fastlstm.layers.streams import Stream

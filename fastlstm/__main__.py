@@ -32,10 +32,6 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print what runs here, or warm up, as `argv` says; the exit code is 0, or 2 after a bad argument."""
-    return _arguments().run(argv, _run)
-
-
-def _arguments() -> Parser:
     parser = Parser(
         prog="python -m fastlstm",
         description="Print which backends run here and why, or compile kernels ahead of their first use.",
@@ -52,7 +48,7 @@ def _arguments() -> Parser:
     add("--batch-size", type=positive, metavar="B", help="batch rows (default: 64)")
     add("--dtype", nargs="+", choices=TYPES, metavar="TYPE", help=f"of {', '.join(TYPES)} (default: float32)")
     add("--backend", choices=settings.NAMES, help="what runs the layer (default: FASTLSTM_BACKEND, else auto)")
-    return parser
+    return parser.run(argv, _run)
 
 
 def _run(parser: Parser, args: argparse.Namespace) -> int:
@@ -86,9 +82,8 @@ def _warm_up(parser: Parser, args: argparse.Namespace, key: str, dtype: str) -> 
     cell, T = next(cell for cell in CELLS if cell.key == key), dispatch.MANY_STEPS  # see `dispatch.takes_pieces`
     device = "cuda" if torch.cuda.is_available() else "cpu"
     begin, of = time.perf_counter(), {"device": torch.device(device), "dtype": getattr(torch, dtype)}
-    call: dict[str, Any] = {"cell": cell, "projected": False, "masked": False, "cells": False}
     try:
-        taken = dispatch.choose(args.backend, **of, **call)
+        taken = dispatch.choose(args.backend, **of, cell=cell, projected=False, masked=False, cells=False)
     except RuntimeError as error:
         parser.error(f"argument --backend: {error}")
     layer = RNN(cell, I, H, backend=args.backend, **of)

@@ -15,8 +15,7 @@ from fastlstm.backends import settings
 from fastlstm.backends.settings import Backend
 from fastlstm.layers.elman import Elman, ElmanCell
 from fastlstm.layers.gru import GRU, GRUCell
-from fastlstm.layers.lstm import LSTM
-from fastlstm.layers.lstm_cell import LSTMCell
+from fastlstm.layers.lstm import LSTM, LSTMCell
 from fastlstm.layers.recurrent import OWN, warn_of_regularizers
 from fastlstm.layers.rnn import RNN
 from fastlstm.weights import keras_gru_weights, keras_weights, tensorflow_weights

@@ -87,10 +87,6 @@ def _stored(kind: str, *tensors: Tensor) -> bytes:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Export as `argv` says; the exit code is 0, or 2 after one line that says what was wrong."""
-    return _arguments().run(argv, _run)
-
-
-def _arguments() -> Parser:
     parser = Parser(
         prog="python -m fastlstm.export",
         description="Write a trained row-LSTM as a file that C programs load.",
@@ -108,7 +104,7 @@ def _arguments() -> Parser:
         default="int8",
         help="with --int8, to what inputs and states are rounded; int16 has half the error (default: %(default)s)",
     )
-    return parser
+    return parser.run(argv, _run)
 
 
 def _run(parser: Parser, args: argparse.Namespace) -> int:

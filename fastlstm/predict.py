@@ -1,6 +1,7 @@
 """Read digits with a trained row-LSTM: `python -m fastlstm.predict IMAGE...`."""
 
 import argparse
+import functools
 import itertools
 import re
 import sys
@@ -47,10 +48,6 @@ class _Source(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a line for each image, and draw how it was read; the exit code is 0, or 2 after a bad argument or file."""
-    return _arguments().run(argv, _run)
-
-
-def _arguments() -> Parser:
     parser = Parser(
         prog="python -m fastlstm.predict",
         description="Read digits from pictures or IDX files with a model that fastlstm.train wrote.",
@@ -74,8 +71,9 @@ def _arguments() -> Parser:
         metavar="DIR",
         help="draw there how each image is read, step by step; images of the same name get a number",
     )
-    add("--draw", type=_count, default=10, metavar="N", help="draw only the first N of a file (default: %(default)s)")
-    return parser
+    count = functools.partial(whole, 0, 2**31 - 1)
+    add("--draw", type=count, default=10, metavar="N", help="draw only the first N of a file (default: %(default)s)")
+    return parser.run(argv, _run)
 
 
 def _run(parser: Parser, args: argparse.Namespace) -> int:
@@ -121,10 +119,6 @@ def _draw(directory: Path, model: RowLSTM, sources: Sequence[_Source], most: int
             figure = pictures.reading(model, source.images[index : index + 1], [title])
             with replacing(directory / f"{name}.reading.png") as file:
                 figure.savefig(file, format="png", dpi=110)
-
-
-def _count(text: str) -> int:
-    return whole(0, 2**31 - 1, text)
 
 
 def _source(path: Path, size: tuple[int, int], invert: bool | None) -> _Source:

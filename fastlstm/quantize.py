@@ -14,8 +14,7 @@ from fastlstm.backends.quantized import quantize_weight
 from fastlstm.convert import modules_of
 from fastlstm.layers.gru import GRU, GRUCell
 from fastlstm.layers.int8 import Activations, Quantized, check_activations
-from fastlstm.layers.lstm import LSTM
-from fastlstm.layers.lstm_cell import LSTMCell
+from fastlstm.layers.lstm import LSTM, LSTMCell
 from fastlstm.layers.quantized import QuantizedGRU, QuantizedGRUCell, QuantizedLSTM, QuantizedLSTMCell
 
 __all__ = ["dequantize", "quantize", "quantize_weight"]

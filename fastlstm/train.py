@@ -5,7 +5,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,8 @@ from fastlstm.mnist.training import run
 
 OURS, THEIRS = "fastlstm.LSTM", "torch.nn.LSTM"
 CHECKPOINTS = {OURS: checkpoint.NAME, THEIRS: "checkpoint-compare.pt"}
-SIZES = ("batch_size", "hidden_size", "lr", "seed", "layers", "bidirectional", "proj_size", "dropout")
-OPTIONS = (*SIZES, "parts", "steps", "permuted", "precision", "compile")  # of Recipe, under the same names
-FIXED = (*OPTIONS, "recipe", "iterations", "epochs", "backend", "compare", "out")  # once a run has begun
+OPTIONS = tuple(field.name for field in fields(Recipe))  # each is an argument, too
+FIXED = (*OPTIONS, "recipe", "epochs", "backend", "compare", "out")  # once a run has begun
 
 
 EXAMPLES = """\
@@ -55,10 +54,6 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, report and write as `argv` says; the exit code is 0, or 130 after Ctrl-C. A bad argument exits with 2."""
-    return _arguments().run(argv, _run)
-
-
-def _arguments() -> Parser:
     recipe = Recipe()
     parser = Parser(
         prog="python -m fastlstm.train",
@@ -109,7 +104,7 @@ def _arguments() -> Parser:
     add("--checkpoint-every", type=positive, default=200, metavar="N", help="iterations (default: %(default)s)")
     add("--tensorboard", type=Path, metavar="DIR", help="log there for TensorBoard (extra: fastlstm[tensorboard])")
     add("--verbose", action="store_true", help="print loss and accuracy every 10 iterations")
-    return parser
+    return parser.run(argv, _run)
 
 
 def _run(parser: Parser, args: argparse.Namespace) -> int:
@@ -220,9 +215,7 @@ def _recipe(parser: Parser, args: argparse.Namespace, data: Dataset) -> Recipe:
         )
     epochs = chosen.pop("epochs", None)
     epochs = args.epochs or epochs
-    if args.iterations:
-        chosen["iterations"] = args.iterations
-    elif epochs:
+    if epochs and not args.iterations:
         chosen["iterations"] = iterations(epochs, images, batch_size)
     recipe = Recipe(**chosen)
     pixels = data.train.images[0].numel()

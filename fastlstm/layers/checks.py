@@ -1,6 +1,7 @@
 """Checks of a module's options, and of lengths, resets and a cell's inputs.
 
-`fastlstm.layers.calls` checks inputs and states, and `fastlstm.backends.checks.check_layer` the tensors of one layer.
+`fastlstm.layers.input_checks` checks inputs and states, and `fastlstm.backends.checks.check_layer` the tensors of one
+layer.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,12 +28,7 @@ def check_batch_sizes(batch_sizes: Tensor, rows: int) -> None:
 def check_lengths(lengths: Any, batch: tuple[int, ...], steps: int | None) -> None:
     """Raise unless `lengths` is an integer tensor of shape `batch`: (B,), or () for unbatched input.
 
-    Args:
-        steps: T, which no length may exceed, or None if the values cannot be read.
-
-    Raises:
-        TypeError: for anything but an integer tensor.
-        ValueError: for another shape, and for a length below 0 or beyond T.
+    No length may exceed `steps`, which is T, or None if the values cannot be read.
     """
     integers = "lengths must be integers of shape (B,), as a tensor, an array or a list"
     if not isinstance(lengths, Tensor):
@@ -49,12 +45,7 @@ def check_lengths(lengths: Any, batch: tuple[int, ...], steps: int | None) -> No
 
 
 def check_reset(reset: Any, steps: tuple[int, ...], layout: str, bidirectional: bool) -> None:
-    """Raise unless `reset` is a boolean tensor of shape `steps`, named `layout`, and the module has one direction.
-
-    Raises:
-        TypeError: for anything but a boolean tensor.
-        ValueError: for another shape, or a bidirectional module.
-    """
+    """Raise unless `reset` is a boolean tensor of shape `steps`, called `layout`, and the module has one direction."""
     if bidirectional:
         raise ValueError("reset needs a module of one direction, and this one is bidirectional")
     if not isinstance(reset, Tensor):
@@ -73,12 +64,7 @@ def check_no_masks(reset: Any, lengths: Any) -> None:
 
 
 def check_forget_bias(forget_bias: Any, bias: bool) -> float:
-    """Return `forget_bias` as a float.
-
-    Raises:
-        TypeError: if it is no real number.
-        ValueError: if the module has no biases.
-    """
+    """Return `forget_bias` as a float. Raise TypeError if it is no real number, ValueError if there are no biases."""
     if isinstance(forget_bias, bool) or not isinstance(forget_bias, int | float):
         raise TypeError(f"forget_bias should be a number or None, got: {type(forget_bias).__name__}")
     if not bias:
@@ -118,12 +104,7 @@ def check_cell_of(cell: Any) -> None:
 
 
 def inputs_by_name(inputs: Any, names: Sequence[str]) -> tuple[Any, ...]:
-    """Return the values of the mapping `inputs` in the order of `names`.
-
-    Raises:
-        TypeError: if `inputs` is no mapping, or one of its values no tensor.
-        ValueError: if it has not just these names.
-    """
+    """Return the values of the mapping `inputs` in the order of `names`. Raise unless it maps just these to tensors."""
     if inputs is None and not names:
         return ()
     wanted = f"inputs must map {', '.join(names)} to tensors" if names else "inputs must be None or empty"

@@ -1,24 +1,19 @@
 """`Elman` and `ElmanCell`: the parameters, arguments, results and errors of `torch.nn.RNN` and `torch.nn.RNNCell`."""
 
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
 
 from fastlstm.backends.settings import Backend
 from fastlstm.cells import library
 from fastlstm.cells.spec import Cell
 from fastlstm.layers import checks
+from fastlstm.layers.like_torch import InPlaceOf, LikeTorch
 from fastlstm.layers.modules import Words
-from fastlstm.layers.packing import Lengths
-from fastlstm.layers.recurrent import Recurrent
 from fastlstm.layers.recurrent_cell import RecurrentCell
 
-if TYPE_CHECKING:
-    from fastlstm.layers.typed import typed_as
 
-
-class Elman(Recurrent):
+class Elman(LikeTorch[Tensor], InPlaceOf[nn.RNN]):
     """A multi-layer simple recurrent network that takes the place of `torch.nn.RNN`.
 
     Equivalent to ``torch.nn.RNN(input_size, hidden_size, ...)``: the same arguments, parameters, initial values for the
@@ -48,7 +43,7 @@ class Elman(Recurrent):
             nonlinearity or backend.
     """
 
-    _single = True
+    _single, _theirs = True, nn.RNN
     _words = Words("Elman", "RNN: Expected input to be 2D or 3D, got {}D tensor instead")
     nonlinearity: str
 
@@ -82,95 +77,8 @@ class Elman(Recurrent):
     def _cell(self) -> Cell:
         return library.elman_relu if self.mode == "RNN_RELU" else library.elman_tanh
 
-    @overload
-    def forward(
-        self, input: Tensor, hx: Tensor | None = None, *, reset: Tensor | None = None, lengths: Lengths | None = None
-    ) -> tuple[Tensor, Tensor]: ...
-    @overload
-    def forward(
-        self, input: PackedSequence, hx: Tensor | None = None, *, reset: None = None, lengths: None = None
-    ) -> tuple[PackedSequence, Tensor]: ...
-    def forward(
-        self,
-        input: Tensor | PackedSequence,  # noqa: A002
-        hx: Tensor | None = None,
-        *,
-        reset: Tensor | None = None,
-        lengths: Lengths | None = None,
-    ) -> tuple[Any, Tensor]:
-        """Run all layers over whole sequences.
 
-        Args:
-            input: (T, B, I); (B, T, I) with batch_first; (T, I) for one sequence alone; or a PackedSequence.
-            hx: ``h_0`` (D*L, B, H), without B for one sequence alone; None for zeros.
-            reset: boolean (T, B), (B, T) with batch_first, (T,) for one sequence alone. The states are zero before the
-                steps that are True, and gradients stop there. Modules of one direction only. Steps past a row's end
-                are not reset.
-            lengths: integer (B,), or () for one sequence alone, in any order: a tensor on any device, a list, or an
-                array. Row b ends after lengths[b] steps. Outputs past the end are zero, ``h_n`` is the state at the
-                end, and the reverse direction starts there. Equivalent to a PackedSequence. Lengths that cannot be read
-                are clamped to 0..T, as in `fastlstm.LSTM.forward`.
-
-        Returns:
-            output (T, B, D*H) of the last layer in the form of `input`, and ``h_n`` of the size of `hx`.
-
-        Raises:
-            ValueError: for the number of dimensions or dtype of `input`, the shape of `reset` or `lengths`, a length
-                below 0 or beyond T, `reset` in a bidirectional module, `reset` or `lengths` with a PackedSequence.
-            RuntimeError: for other sizes, dtypes and devices, and from a backend asked for by name that cannot run.
-            TypeError: for `input`, `hx`, `reset` or `lengths` of the wrong type.
-
-        Equivalent to `torch.nn.RNN.forward`.
-        """
-        output, h_n = self._forward(input, hx, reset, lengths)
-        return output, h_n
-
-    if TYPE_CHECKING:  # torch.nn.Module leaves it untyped
-
-        @typed_as(forward)
-        def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
-
-    def step(self, x_t: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Run one time step through all layers, for streaming. Modules of one direction only.
-
-        Args:
-            x_t: (B, I), or (I,) for one sequence alone.
-            state: h (L, B, H), without B for one sequence alone; None for zeros.
-
-        Returns:
-            h_t (B, H) of the last layer, and the new state, in the form of `state`.
-
-        Raises:
-            ValueError: for a bidirectional module, and for the number of dimensions or dtype of `x_t`.
-            TypeError: if `x_t` or `state` is no tensor.
-            RuntimeError: for other sizes, dtypes and devices, as in `forward`.
-
-        Equivalent to `forward` with T = 1.
-        """
-        return self._step(x_t, state)
-
-    @classmethod
-    def from_torch(cls, module: nn.RNN) -> "Elman":
-        """Return an Elman with the arguments, mode, hooks and the very parameters of `module`, which stays as it is.
-
-        Raises:
-            TypeError: if `module` is no plain `torch.nn.RNN`. `fastlstm.replace` takes subclasses and parametrized
-                modules.
-        """
-        new: Elman = cls._from_torch(module, nn.RNN)
-        return new
-
-    def to_torch(self) -> nn.RNN:
-        """Return a `torch.nn.RNN` with the arguments, mode, hooks and the very parameters of this module.
-
-        Raises:
-            TypeError: if this module is parametrized or of a subclass. `fastlstm.restore` takes those.
-        """
-        new: nn.RNN = self._to_torch(Elman, nn.RNN)
-        return new
-
-
-class ElmanCell(RecurrentCell):
+class ElmanCell(RecurrentCell[Tensor]):
     """A cell of a simple recurrent network that takes the place of `torch.nn.RNNCell`.
 
     Equivalent to ``torch.nn.RNNCell(input_size, hidden_size, bias, nonlinearity)``: the same arguments, parameters,
@@ -184,8 +92,7 @@ class ElmanCell(RecurrentCell):
         device, dtype: of the parameters.
         backend: a name of `fastlstm.backends.settings.NAMES`. None takes the default that `fastlstm.use_backend` sets.
 
-    Parameters: ``weight_ih`` (H, I), ``weight_hh`` (H, H), ``bias_ih`` and
-    ``bias_hh`` (H,).
+    Parameters: ``weight_ih`` (H, I), ``weight_hh`` (H, H), ``bias_ih`` and ``bias_hh`` (H,).
 
     Raises:
         ValueError: for an unknown backend.
@@ -194,7 +101,7 @@ class ElmanCell(RecurrentCell):
     __constants__ = nn.RNNCell.__constants__
     _single = True
     _words = Words("RNNCell", "RNNCell: Expected input to be 1D or 2D, got {}D instead")
-    nonlinearity: str
+    nonlinearity: str = "tanh"
 
     def __init__(
         self,
@@ -207,37 +114,11 @@ class ElmanCell(RecurrentCell):
         *,
         backend: Backend | None = None,
     ) -> None:
-        super().__init__(input_size, hidden_size, bias, num_chunks=1, device=device, dtype=dtype)
+        super().__init__(input_size, hidden_size, bias, device, dtype, backend=backend)
         self.nonlinearity = nonlinearity
-        self._set_backend(backend)
 
     @property
     def _cell(self) -> Cell:
         if self.nonlinearity not in ("tanh", "relu"):
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
         return library.elman_relu if self.nonlinearity == "relu" else library.elman_tanh
-
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:  # noqa: A002
-        """Run one time step.
-
-        Args:
-            input: (B, I), or (I,) for one row alone.
-            hx: ``h_0`` (B, H) or (H,); None for zeros.
-
-        Returns:
-            ``h_1`` (B, H) or (H,).
-
-        Raises:
-            ValueError: for a number of dimensions other than 1 and 2.
-            RuntimeError: for other sizes, dtypes and devices, for an unknown nonlinearity, and from a backend asked
-                for by name that cannot run.
-            TypeError: if `input` or `hx` is no tensor.
-
-        Equivalent to `torch.nn.RNNCell.forward`.
-        """
-        h: Tensor = self._forward(input, hx)
-        return h
-
-    if TYPE_CHECKING:  # torch.nn.Module leaves it untyped
-
-        def __call__(self, input: Tensor, hx: Tensor | None = None) -> Tensor: ...  # noqa: A002

@@ -10,7 +10,7 @@ from fastlstm.backends.checks import check_layer
 from fastlstm.backends.settings import Backend
 from fastlstm.cells import library
 from fastlstm.cells.spec import Cell
-from fastlstm.layers import calls
+from fastlstm.layers import input_checks
 from fastlstm.layers.packing import Lengths, lengths_of, reset_of
 from fastlstm.plan import Plans, run
 
@@ -118,7 +118,7 @@ def lstm(
 
     Equivalent to one layer and direction of `torch.nn.LSTM`.
     """
-    calls.check_given(x, hx)
+    input_checks.check_given(x, hx)
     if x.dim() != 3:
         raise ValueError(f"x must have shape (T, B, I), got {tuple(x.shape)}")
     T, batch = x.shape[0], (x.shape[1],)
@@ -148,7 +148,7 @@ def lstm_cell(
 
     Raises what `lstm` raises. Equivalent to `torch.nn.LSTMCell`.
     """
-    calls.check_given(x, hx)
+    input_checks.check_given(x, hx)
     if x.dim() != 2:
         raise ValueError(f"x must have shape (B, I), got {tuple(x.shape)}")
     h, c = run_cell(library.lstm, x, hx, (weight_ih, weight_hh, bias_ih, bias_hh), backend, _plans)

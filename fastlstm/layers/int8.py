@@ -109,9 +109,9 @@ class Quantized(CellModule, nn.Module):
             return None
         return dispatch.module(name).quantized_steps(layer, BITS[self.activations], kept)
 
-    def _run_quantized(self, k: int, layer: Layer) -> Run:
-        """Run a layer with states (1, B, H), in float32 whatever its dtype."""
-        plans = None if torch.compiler.is_compiling() else vars(self).setdefault("_plans", {}).setdefault(k, {})
+    def _run_quantized(self, key: int, layer: Layer) -> Run:
+        """Run a layer with states (1, B, H), in float32 whatever its dtype. `key`: as for `_plans_of`."""
+        plans = None if torch.compiler.is_compiling() else vars(self).setdefault("_plans", {}).setdefault(key, {})
         options = BITS[self.activations], self.backend, plans
         if self._is_float32(layer.x):
             return quantized.run(layer, *options)
@@ -133,8 +133,11 @@ class Quantized(CellModule, nn.Module):
         If `mode` is true, the first call of the process gives a UserWarning, so that a model with other modules can be
         trained around this one.
         """
-        if mode:
-            _warn_of_training(type(self).__name__)
+        global _warned
+        if mode and not _warned:  # once, whatever the warning filters say: a model changes its mode in each epoch
+            _warned = True
+            text = f"a {type(self).__name__} is for inference and stays in eval mode: {quantized.INSTEAD}"
+            warnings.warn(text, stacklevel=2)
         return super().train(False)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
@@ -181,14 +184,6 @@ class Quantized(CellModule, nn.Module):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, activations={self.activations}"
-
-
-def _warn_of_training(name: str) -> None:
-    global _warned
-    if not _warned:  # once, whatever the warning filters say: a model changes its mode in each epoch
-        _warned = True
-        text = f"a {name} is for inference and stays in eval mode: {quantized.INSTEAD}"
-        warnings.warn(text, stacklevel=3)
 
 
 def _check_tensors(module: Any, name: str) -> None:

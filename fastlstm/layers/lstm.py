@@ -1,4 +1,4 @@
-"""`LSTM`: the parameters, arguments, results and errors of `torch.nn.LSTM`."""
+"""`LSTM` and `LSTMCell`: the parameters, arguments, results and errors of `torch.nn.LSTM` and `torch.nn.LSTMCell`."""
 
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -10,16 +10,15 @@ from fastlstm.backends.settings import Backend
 from fastlstm.cells import Cell, library
 from fastlstm.layers import checks
 from fastlstm.layers.functional import State
+from fastlstm.layers.like_torch import InPlaceOf
 from fastlstm.layers.modules import Words
 from fastlstm.layers.packing import Lengths
+from fastlstm.layers.recurrent_cell import RecurrentCell
 from fastlstm.layers.regularized import Regularized
-from fastlstm.layers.typed import X
-
-if TYPE_CHECKING:
-    from fastlstm.layers.typed import typed_as
+from fastlstm.layers.typed import X, typed_as
 
 
-class LSTM(Regularized):
+class LSTM(Regularized[State], InPlaceOf[nn.LSTM]):
     """A multi-layer LSTM that takes the place of `torch.nn.LSTM`.
 
     Equivalent to ``torch.nn.LSTM(input_size, hidden_size, ...)``: the same arguments, parameters, initial values for
@@ -65,6 +64,7 @@ class LSTM(Regularized):
             beside a projection.
     """
 
+    _theirs = nn.LSTM
     _words = Words(
         "LSTM",
         "LSTM: Expected input to be 2D or 3D, got {}D instead",
@@ -96,27 +96,24 @@ class LSTM(Regularized):
         recurrent_dropout: float = 0.0,
         zoneout: float | tuple[float, float] = 0.0,
     ) -> None:
+        if forget_bias is not None:
+            self.forget_bias = checks.check_forget_bias(forget_bias, bias)
         options = bias, batch_first, dropout, bidirectional, proj_size, device, dtype
         super().__init__("LSTM", input_size, hidden_size, num_layers, *options)
         self._set_backend(backend)
         self.recompute = recompute
         self.recurrent_dropout, self.zoneout = recurrent_dropout, zoneout
-        if forget_bias is not None:
-            self.forget_bias = checks.check_forget_bias(forget_bias, bias)
-            self._set_forget_bias(self.forget_bias)
 
+    @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draw the parameters again from uniform(-1/sqrt(H), 1/sqrt(H)), and apply `forget_bias` if it is given."""
         super().reset_parameters()
-        if self.forget_bias is not None:
-            self._set_forget_bias(self.forget_bias)
-
-    @torch.no_grad()
-    def _set_forget_bias(self, value: float) -> None:
-        H = self.hidden_size
+        if self.forget_bias is None:
+            return
+        forget = slice(self.hidden_size, 2 * self.hidden_size)
         for _, _, bias_ih, bias_hh, *_ in self.all_weights:
-            bias_ih[H : 2 * H].fill_(value)
-            bias_hh[H : 2 * H].zero_()
+            bias_ih[forget] = self.forget_bias
+            bias_hh[forget] = 0
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (f", forget_bias={self.forget_bias}" if self.forget_bias is not None else "")
@@ -199,41 +196,30 @@ class LSTM(Regularized):
         @typed_as(forward)
         def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
-    def step(self, x_t: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """Run one time step through all layers, for streaming. Modules of one direction only.
 
-        Args:
-            x_t: (B, I), or (I,) for one sequence alone.
-            state: h (L, B, H_out) and c (L, B, H), without B for one sequence alone; None for zeros.
+class LSTMCell(RecurrentCell[State]):
+    """An LSTM cell that takes the place of `torch.nn.LSTMCell`.
 
-        Returns:
-            h_t (B, H_out) of the last layer, and the new state, in the form of `state`.
+    Equivalent to ``torch.nn.LSTMCell(input_size, hidden_size, bias)``: the same arguments, parameters, initial values
+    for the same seed, state_dict, results and errors.
 
-        Raises:
-            ValueError: for a bidirectional module, and for the number of dimensions or dtype of `x_t`.
-            TypeError: if `x_t` is no tensor, or `state` is no tuple or list of tensors.
-            RuntimeError: for other sizes, dtypes and devices, as in `forward`.
+    Args:
+        input_size: I, the number of input features.
+        hidden_size: H, the number of hidden units.
+        bias: with False, ``bias_ih`` and ``bias_hh`` are None.
+        device, dtype: of the parameters.
+        backend: a name of `fastlstm.backends.settings.NAMES`. None takes the default that `fastlstm.use_backend` sets.
 
-        Equivalent to `forward` with T = 1.
-        """
-        return self._step(x_t, state)
+    Parameters, with row blocks in the order i, f, g, o: ``weight_ih`` (4H, I), ``weight_hh`` (4H, H), ``bias_ih`` and
+    ``bias_hh`` (4H,).
 
-    @classmethod
-    def from_torch(cls, module: nn.LSTM) -> "LSTM":
-        """Return an LSTM with the arguments, mode, hooks and the very parameters of `module`, which stays as it is.
+    Raises:
+        ValueError: for an unknown backend.
+    """
 
-        Raises:
-            TypeError: if `module` is no plain `torch.nn.LSTM`. `fastlstm.replace_lstm` takes subclasses and
-                parametrized modules.
-        """
-        new: LSTM = cls._from_torch(module, nn.LSTM)
-        return new
-
-    def to_torch(self) -> nn.LSTM:
-        """Return a `torch.nn.LSTM` with the arguments, mode, hooks and the very parameters of this module.
-
-        Raises:
-            TypeError: if this module is parametrized or of a subclass. `fastlstm.restore_lstm` takes those.
-        """
-        new: nn.LSTM = self._to_torch(LSTM, nn.LSTM)
-        return new
+    _cell = LSTM._cell
+    _words = Words(
+        "LSTMCell",
+        "LSTMCell: Expected input to be 1D or 2D, got {}D instead",
+        number="lstm_cell expects two hidden states",
+    )

@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastlstm.backends import settings
+from fastlstm.autograd.modes import is_plain
+from fastlstm.backends import dispatch, settings
 from fastlstm.backends.base import Layer
 from fastlstm.cells.spec import Cell
-from fastlstm.layers.streams import Stream, steps_of
+from fastlstm.layers.streams import Stream, may_prepare
 from fastlstm.plan import Plans
 
 
@@ -74,8 +75,19 @@ class CellModule:
         return Stream(self, batch_size)
 
     def _steps_of(self, layer: Layer, kept: dict[Any, Any]) -> Any:
-        """Return what runs single steps of a layer of this module for a stream, or None where no backend has that."""
-        return steps_of(self, layer, kept)
+        """Return what runs single steps of a layer of this module for a stream, or None where no backend has that.
+
+        Args:
+            kept: where the packed weights stay, in case that the steps are prepared again.
+        """
+        x, cell = layer.x, layer.cell
+        zoneout = getattr(self, "zoneout", 0)
+        if getattr(self, "proj_size", 0) or zoneout not in (0, (0, 0)) or cell.inputs or not may_prepare(self):
+            return None
+        name = dispatch.choose(self.backend, x.device, x.dtype, cell=cell, projected=False, masked=False, cells=False)
+        if not dispatch.traits(name).has_steps or x.dtype not in (torch.float32, torch.float64):
+            return None
+        return dispatch.module(name).steps(layer, kept) if is_plain(*layer.weights) else None
 
     def _plans_of(self, key: Any = 0) -> Plans | None:
         """Return the plans of this key, or None under a compiler, which uses none.
@@ -105,6 +117,10 @@ class CellModule:
         method of this name.
         """
         vars(self).pop("_plans", None)
+
+    def extra_repr(self) -> str:
+        text: str = super().extra_repr()  # type: ignore[misc]
+        return text if self.backend is None else f"{text}, backend={self.backend}"
 
     def _set_backend(self, backend: settings.Backend | None) -> None:
         if backend is not None:

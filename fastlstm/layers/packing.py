@@ -32,8 +32,7 @@ def is_readable(lengths: Any) -> bool:
 def lengths_of(given: Any, batch: tuple[int, ...], T: int, device: torch.device) -> Tensor | None:
     """Return the `given` lengths as int64 (B,) on `device`, without a wait. `batch`: (B,), or () for one sequence.
 
-    Raises:
-        TypeError, ValueError: see `checks.check_lengths`.
+    Raises what `checks.check_lengths` raises.
     """
     if given is None:
         return None
@@ -46,11 +45,7 @@ def lengths_of(given: Any, batch: tuple[int, ...], T: int, device: torch.device)
 def reset_of(
     given: Any, batch: tuple[int, ...], T: int, device: torch.device, batch_first: bool, bidirectional: bool = False
 ) -> Tensor | None:
-    """Return the `given` reset as bool (T, B) on `device`, without waiting for it.
-
-    Raises:
-        TypeError, ValueError: see `checks.check_reset`.
-    """
+    """Return the `given` reset as bool (T, B) on `device`, without a wait. Raises what `checks.check_reset` raises."""
     if given is None:
         return None
     size, layout = ((*batch, T), "(B, T)") if batch_first else ((T, *batch), "(T, B)")
@@ -62,11 +57,7 @@ def reset_of(
 def inputs_of(
     given: tuple[Tensor, ...], names: Sequence[str], batch: tuple[int, ...], T: int, H: int, batch_first: bool
 ) -> tuple[Tensor, ...]:
-    """Return a cell's `given` inputs, which have the names `names`, as (T, B, H).
-
-    Raises:
-        ValueError: see `checks.expanded`.
-    """
+    """Return a cell's `given` inputs, called `names`, as (T, B, H). Raises what `checks.expanded` raises."""
     if not given:
         return ()
     size, layout = ((*batch, T, H), "(B, T, H)") if batch_first else ((T, *batch, H), "(T, B, H)")

@@ -3,75 +3,44 @@
 `fastlstm.quantize` makes them of a model's layers. `docs/quantize.md` says what they compute, and how fast.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
 
 from fastlstm.autograd import quantized
 from fastlstm.backends.base import Layer
-from fastlstm.layers import calls
+from fastlstm.layers import input_checks
 from fastlstm.layers.functional import State
 from fastlstm.layers.gru import GRU, GRUCell
 from fastlstm.layers.int8 import BITS, Quantized
-from fastlstm.layers.lstm import LSTM
-from fastlstm.layers.lstm_cell import LSTMCell
-from fastlstm.layers.packing import Lengths
+from fastlstm.layers.like_torch import LikeTorch
+from fastlstm.layers.lstm import LSTM, LSTMCell
 from fastlstm.layers.recompute import Results
-from fastlstm.layers.recurrent import Recurrent
 from fastlstm.layers.recurrent_cell import RecurrentCell
-
-if TYPE_CHECKING:
-    from fastlstm.layers.typed import typed_as
+from fastlstm.layers.typed import States
 
 
-class QuantizedLayers(Quantized, Recurrent):
+class QuantizedLayers(Quantized, LikeTorch[States]):
     """A stack of int8 layers, each in one or both directions."""
 
-    @property
-    def _flat_weights(self) -> list[Any]:
-        return [self._like]  # torch's check of an input looks at its dtype
+    _flat_weights_names: Any = ("_like",)  # torch's check of an input looks at the dtype of the first
 
-    @_flat_weights.setter
-    def _flat_weights(self, weights: Any) -> None:
-        pass
-
-    @property
-    def _flat_weights_names(self) -> list[str]:
-        return ["_like"]
-
-    @_flat_weights_names.setter
-    def _flat_weights_names(self, names: Any) -> None:
-        pass
-
-    def _planned(self, x: Any, hx: Any, weights: list[Any]) -> tuple[Tensor, Any] | None:
-        """Return the results of a module of one layer and direction, if the call has a plan already, else None."""
-        plans = None if torch.compiler.is_dynamo_compiling() else vars(self).get("_plans")  # none before the first call
-        if not plans or self.num_layers > 1 or self.bidirectional or type(x) is not Tensor or x.dim() != 3:
+    def _plan_for(self, layer: Layer, plans: Any) -> Any:
+        if self._like.dtype is not torch.float32 or not self._is_float32(layer.x):
             return None
-        states = self._states_of(hx)
-        if states is None or self._like.dtype is not torch.float32 or not self._is_float32(x):
-            return None
-        if self.batch_first:
-            x = x.transpose(0, 1)
-        layer = Layer(x, tuple(weights), states, None, None, False, self._cell)
-        _, plan = quantized.find(layer, BITS[self.activations], self.backend, plans[0])
-        if plan is None:
-            return None
-        run = plan(layer)
-        return run.h.transpose(0, 1) if self.batch_first else run.h, run.last[0] if self._single else run.last
+        return quantized.find(layer, BITS[self.activations], self.backend, plans)[1]
 
     def _run_layer(self, k: int, layer: Layer, weight_hr: Tensor | None, sequences: bool) -> Results:
-        run = self._run_quantized(k, layer)
+        run = self._run_quantized(0 if self.num_layers == 1 and not self.bidirectional else k + 1, layer)
         return run.h, run.last, ()
 
 
-class QuantizedCell(Quantized, RecurrentCell):
+class QuantizedCell(Quantized, RecurrentCell[States]):
     """An int8 cell."""
 
     def _forward(self, x: Any, hx: Any) -> Any:
-        states = calls.check_cell(self, x, hx, self._like)
+        states = input_checks.check_cell(self, x, hx, self._like)
         rows = x if x.dim() == 2 else x.unsqueeze(0)
         given: tuple[Any, ...] = (None,) * len(self._cell.states)
         if states is not None:
@@ -82,8 +51,10 @@ class QuantizedCell(Quantized, RecurrentCell):
         return last[0] if self._single else last
 
 
-class QuantizedLSTM(QuantizedLayers):
+class QuantizedLSTM(QuantizedLayers[State]):
     """A `fastlstm.LSTM` for inference, with weights of int8. `fastlstm.quantize` makes it.
+
+    It returns no cell states. The backward pass of its results raises RuntimeError.
 
     Buffers of layer k: ``weight_ih_l{k}`` and ``weight_hh_l{k}``, int8 in the shapes of `fastlstm.LSTM`'s parameters;
     ``weight_ih_l{k}_scale`` and ``weight_hh_l{k}_scale``, float32 (4H,); and ``bias_ih_l{k}`` and ``bias_hh_l{k}``,
@@ -96,89 +67,24 @@ class QuantizedLSTM(QuantizedLayers):
     check_forward_args: Any = nn.LSTM.check_forward_args
     permute_hidden: Any = nn.LSTM.permute_hidden
 
-    def forward(
-        self,
-        input: Tensor | PackedSequence,  # noqa: A002
-        hx: State | None = None,
-        *,
-        reset: Tensor | None = None,
-        lengths: Lengths | None = None,
-    ) -> tuple[Any, State]:
-        """Run all layers over whole sequences: arguments, results and errors are those of `fastlstm.LSTM.forward`.
 
-        The backward pass of the results raises RuntimeError.
-        """
-        output, last = self._forward(input, hx, reset, lengths)
-        return output, last
-
-    def step(self, x_t: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """Run one time step through all layers, as `fastlstm.LSTM.step`."""
-        return self._step(x_t, state)
-
-    if TYPE_CHECKING:  # torch.nn.Module leaves it untyped
-
-        @typed_as(forward)
-        def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
-
-
-class QuantizedGRU(QuantizedLayers):
+class QuantizedGRU(QuantizedLayers[Tensor]):
     """A `fastlstm.GRU` for inference, with weights of int8. `fastlstm.quantize` makes it.
 
-    Its buffers are those of `QuantizedLSTM`, with 3H rows instead of 4H.
+    Its buffers are those of `QuantizedLSTM`, with 3H rows instead of 4H. The backward pass of its results raises
+    RuntimeError.
     """
 
     _float, _cell, _words, _single = GRU, GRU._cell, GRU._words, True
 
-    def forward(
-        self,
-        input: Tensor | PackedSequence,  # noqa: A002
-        hx: Tensor | None = None,
-        *,
-        reset: Tensor | None = None,
-        lengths: Lengths | None = None,
-    ) -> tuple[Any, Tensor]:
-        """Run all layers over whole sequences: arguments, results and errors are those of `fastlstm.GRU.forward`.
 
-        The backward pass of the results raises RuntimeError.
-        """
-        output, h_n = self._forward(input, hx, reset, lengths)
-        return output, h_n
-
-    def step(self, x_t: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Run one time step through all layers, as `fastlstm.GRU.step`."""
-        return self._step(x_t, state)
-
-    if TYPE_CHECKING:  # torch.nn.Module leaves it untyped
-
-        @typed_as(forward)
-        def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
-
-
-class QuantizedLSTMCell(QuantizedCell):
+class QuantizedLSTMCell(QuantizedCell[State]):
     """A `fastlstm.LSTMCell` for inference, with weights of int8: ``weight_ih``, ``weight_ih_scale`` and so on."""
 
     _float, _cell, _words = LSTMCell, LSTMCell._cell, LSTMCell._words
 
-    def forward(self, input: Tensor, hx: State | None = None) -> State:  # noqa: A002
-        """Run one time step, as `fastlstm.LSTMCell.forward`."""
-        state: State = self._forward(input, hx)
-        return state
 
-    if TYPE_CHECKING:  # torch.nn.Module leaves it untyped
-
-        def __call__(self, input: Tensor, hx: State | None = None) -> State: ...  # noqa: A002
-
-
-class QuantizedGRUCell(QuantizedCell):
+class QuantizedGRUCell(QuantizedCell[Tensor]):
     """A `fastlstm.GRUCell` for inference, with weights of int8: ``weight_ih``, ``weight_ih_scale`` and so on."""
 
     _float, _cell, _words, _single = GRUCell, GRUCell._cell, GRUCell._words, True
-
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:  # noqa: A002
-        """Run one time step, as `fastlstm.GRUCell.forward`."""
-        h: Tensor = self._forward(input, hx)
-        return h
-
-    if TYPE_CHECKING:  # torch.nn.Module leaves it untyped
-
-        def __call__(self, input: Tensor, hx: Tensor | None = None) -> Tensor: ...  # noqa: A002

@@ -54,11 +54,6 @@ def _part(layer: Layer, steps: slice, states: tuple[Any, ...]) -> Layer:
     return layer._replace(x=layer.x[steps], states=states, inputs=inputs, lengths=lengths, reset=reset)
 
 
-def _flat(results: Results) -> tuple[Tensor, ...]:
-    output, last, others = results
-    return output, *last, *others
-
-
 class _Recomputed(Function):
     @staticmethod
     def forward(ctx: Any, run: Runs, cell: Any, reverse: bool, steps: int, *tensors: Any) -> tuple[Tensor, ...]:
@@ -130,8 +125,8 @@ def _gradients(run: Runs, layer: Layer, needs: Any, grads: Any, create_graph: bo
     else:
         tensors = [a if a is None else a.detach().requires_grad_(bool(need)) for a, need in zip(tensors, needs)]
     with torch.enable_grad():
-        results = _flat(run(Layer.of(layer.cell, tensors, layer.reverse)))
-    pairs = [(a, g) for a, g in zip(results, grads) if g is not None and a.requires_grad]
+        output, last, others = run(Layer.of(layer.cell, tensors, layer.reverse))
+    pairs = [(a, g) for a, g in zip((output, *last, *others), grads) if g is not None and a.requires_grad]
     wanted = [a for a, need in zip(tensors, needs) if need]
     if not pairs or not wanted:
         return [None] * len(tensors)

@@ -14,8 +14,8 @@ from torch.nn.utils.rnn import PackedSequence
 from fastlstm.autograd.elementary import take_rows
 from fastlstm.backends import dispatch, settings
 from fastlstm.backends.base import Layer
-from fastlstm.layers import calls, checks
-from fastlstm.layers.modules import CellModule, with_class
+from fastlstm.layers import checks, input_checks
+from fastlstm.layers.modules import CellModule
 from fastlstm.layers.packing import inputs_of, lengths_of, longest_first, pack, pad, reset_of, unpack
 from fastlstm.layers.recompute import Results, recomputed
 from fastlstm.plan import run
@@ -42,9 +42,7 @@ class Recurrent(CellModule, nn.RNNBase):
             raise TypeError(f"recompute should be a bool, got: {type(value).__name__}")
         if value:
             checks.check_unprojected("recompute", value, self.proj_size)
-            self._recompute = True
-        else:
-            vars(self).pop("_recompute", None)
+        self._recompute = value
         self.flatten_parameters()  # a call that has a plan would go past it
 
     @property
@@ -68,8 +66,7 @@ class Recurrent(CellModule, nn.RNNBase):
         return weights
 
     def extra_repr(self) -> str:
-        backend = f", backend={self.backend}" if self.backend is not None else ""
-        return super().extra_repr() + backend + (", recompute=True" if self.recompute else "")
+        return super().extra_repr() + (", recompute=True" if self.recompute else "")
 
     def _forward(
         self, x: Any, hx: Any, reset: Any, lengths: Any, sequences: bool = False, inputs: tuple[Tensor, ...] = ()
@@ -88,22 +85,24 @@ class Recurrent(CellModule, nn.RNNBase):
         if isinstance(x, PackedSequence):
             checks.check_no_masks(reset, lengths)
             return self._forward_packed(x, hx, sequences, inputs, weights)
-        states = calls.check_forward(self, x, hx, self._example(weights))
+        states = input_checks.check_forward(self, x, hx, self._example(weights))
         single = x.dim() == 2
         x = x.unsqueeze(1) if single else x.transpose(0, 1) if self.batch_first else x
         T, batch = x.shape[0], () if single else (x.shape[1],)
         inputs = inputs_of(inputs, self._cell.inputs, batch, T, self.hidden_size, self.batch_first)
-        calls.check_inputs(x, inputs, self._cell.inputs)
+        input_checks.check_inputs(x, inputs, self._cell.inputs)
         ends = lengths_of(lengths, batch, T, x.device)
         masks = ends, reset_of(reset, batch, T, x.device, self.batch_first, self.bidirectional)
-        order = None if single or ends is None else self._order(x, ends)
+        order = None
+        if not (single or ends is None or self.proj_size) and dispatch.sorts_lengths(self.backend, x.device, x.dtype):
+            order = longest_first(ends, T, self.input_size, self.hidden_size)
         if order is None:
             output, last, others = self._run(x, states, masks, None, sequences, weights, inputs)
             if ends is not None and not self.bidirectional and output.requires_grad:
                 # Callers may write to the padding of their copy. With two directions torch.cat has already copied it.
                 output = output.clone()
         else:
-            output, last, others = self._run_in_order(order, x, states, masks, None, sequences, weights, inputs)
+            output, last, others = self._run_in_order(order, x, states, masks, sequences, weights, inputs)
         if single:
             output, last = output.squeeze(1), tuple([a.squeeze(1) for a in last])
             others = tuple([a.squeeze(1) for a in others])
@@ -123,34 +122,24 @@ class Recurrent(CellModule, nn.RNNBase):
         if self.batch_first:
             x = x.transpose(0, 1)
         layer = Layer(x, tuple(weights), states, None, None, False, self._cell)
-        _, plan = plans.find(layer, self.backend, True)
+        plan = self._plan_for(layer, plans)
         if plan is None:
             return None
         output, last, _ = plan(layer)
         return output.transpose(0, 1) if self.batch_first else output, last[0] if self._single else last
 
-    def _order(self, x: Tensor, lengths: Tensor) -> Tensor | None:
-        if self.proj_size or not dispatch.sorts_lengths(self.backend, x.device, x.dtype):
-            return None
-        return longest_first(lengths, x.shape[0], self.input_size, self.hidden_size)
+    def _plan_for(self, layer: Layer, plans: Any) -> Any:
+        """Return the plan of a call, or None."""
+        return plans.find(layer, self.backend, True)[1]
 
     def _run_in_order(
-        self,
-        order: Tensor,
-        x: Tensor,
-        hx: Any,
-        masks: Masks,
-        places: None,
-        sequences: bool,
-        weights: list[Any],
-        inputs: Tensors,
+        self, order: Tensor, x: Tensor, hx: Any, masks: Masks, sequences: bool, weights: list[Any], inputs: Tensors
     ) -> Results:
         """Call `_run` on rows permuted to `order`, in which dropout also meets them. Permute the results back."""
         hx = None if hx is None else tuple([take_rows(a, order, 1) for a in hx])
         lengths, reset = (None if a is None else a.index_select(axis, order) for axis, a in enumerate(masks))
         x, *inputs_in_order = (take_rows(a, order, 1) for a in (x, *inputs))
-        results = self._run(x, hx, (lengths, reset), places, sequences, weights, tuple(inputs_in_order))
-        output, last, others = results
+        output, last, others = self._run(x, hx, (lengths, reset), None, sequences, weights, tuple(inputs_in_order))
         back = order.argsort()
         output, *others_back = (take_rows(a, back, 1) for a in (output, *others))
         return output, tuple([take_rows(a, back, 1) for a in last]), tuple(others_back)
@@ -160,12 +149,12 @@ class Recurrent(CellModule, nn.RNNBase):
     ) -> tuple[Any, ...]:
         data, batch_sizes, sorted_indices, unsorted_indices = packed
         checks.check_batch_sizes(batch_sizes, data.shape[0])
-        states = calls.check_forward(self, data, hx, self._example(weights), batch_sizes)
+        states = input_checks.check_forward(self, data, hx, self._example(weights), batch_sizes)
         states = None if states is None else self._permuted(states, sorted_indices)
         takes_lengths = not self.proj_size and settings.named(self.backend) != "aten"
         x, lengths, places = unpack(data, batch_sizes, takes_lengths)
         inputs = inputs_of(inputs, self._cell.inputs, (x.shape[1],), x.shape[0], self.hidden_size, self.batch_first)
-        calls.check_inputs(x, inputs, self._cell.inputs)
+        input_checks.check_inputs(x, inputs, self._cell.inputs)
         inputs = self._permuted(inputs, sorted_indices)
         output, last, others = self._run(x, states, (lengths, None), places, sequences, weights, inputs)
         last = self._permuted(last, unsorted_indices)
@@ -233,10 +222,10 @@ class Recurrent(CellModule, nn.RNNBase):
             found = self._planned(x_t.unsqueeze(0), state, weights)
             if found is not None:
                 return found[0].squeeze(0), found[1]
-        states = calls.check_step(self, x_t, state, self._example(weights))
+        states = input_checks.check_step(self, x_t, state, self._example(weights))
         layout = "(B, H)" if x_t.dim() == 2 else "(H,)"
         inputs = checks.expanded(inputs, self._cell.inputs, (*x_t.shape[:-1], self.hidden_size), layout)
-        calls.check_inputs(x_t, inputs, self._cell.inputs)
+        input_checks.check_inputs(x_t, inputs, self._cell.inputs)
         x, inputs = x_t.unsqueeze(0), tuple([a.unsqueeze(0) for a in inputs])
         if x_t.dim() == 1:
             x, inputs = x.unsqueeze(0), tuple([a.unsqueeze(0) for a in inputs])
@@ -245,20 +234,6 @@ class Recurrent(CellModule, nn.RNNBase):
         if x_t.dim() == 1:
             output, last = output.squeeze(0), tuple([a.squeeze(1) for a in last])
         return output.squeeze(0), last[0] if self._single else last
-
-    @classmethod
-    def _from_torch(cls, module: nn.RNNBase, theirs: type) -> Any:
-        new = with_class(module, theirs, cls)
-        vars(new).pop("_flat_weights")  # here it is a property
-        return new
-
-    def _to_torch(self, ours: type, theirs: type) -> Any:
-        new = with_class(self, ours, theirs)
-        warn_of_regularizers(self, 3)
-        for name in OWN:
-            vars(new).pop(name, None)
-        new._init_flat_weights()
-        return new
 
 
 # attributes that torch's modules lack

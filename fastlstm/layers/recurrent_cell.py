@@ -1,21 +1,58 @@
 """What the modules of one time step have in common."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from fastlstm.backends.base import Layer
-from fastlstm.layers import calls
+from fastlstm.backends.settings import Backend
+from fastlstm.layers import input_checks
 from fastlstm.layers.functional import run_cell
 from fastlstm.layers.modules import CellModule
+from fastlstm.layers.typed import Generic, States
 
 
-class RecurrentCell(CellModule, nn.RNNCellBase):
+class RecurrentCell(CellModule, nn.RNNCellBase, Generic[States]):
     """A module that runs one time step of its cell."""
 
-    def extra_repr(self) -> str:
-        return super().extra_repr() + (f", backend={self.backend}" if self.backend is not None else "")
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        backend: Backend | None = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, self._cell.gates_of_x, device, dtype)
+        self._set_backend(backend)
+
+    def forward(self, input: Tensor, hx: States | None = None) -> States:  # noqa: A002
+        """Run one time step.
+
+        Args:
+            input: (B, I), or (I,) for one row alone.
+            hx: the states, in the form of the result; None for zeros.
+
+        Returns:
+            ``h_1`` (B, H) or (H,). An LSTM's cell returns ``(h_1, c_1)``, each of this shape.
+
+        Raises:
+            ValueError: for a number of dimensions other than 1 and 2.
+            RuntimeError: for other sizes, dtypes and devices, and from a backend asked for by name that cannot run.
+                An `ElmanCell` also raises it for an unknown nonlinearity.
+            TypeError: if `input` is no tensor, or `hx` has not the form of states.
+
+        Equivalent to the `forward` of torch's cell, but for the rounding of int8 modules.
+        """
+        states: States = self._forward(input, hx)
+        return states
+
+    if TYPE_CHECKING:  # torch.nn.Module leaves it untyped
+
+        def __call__(self, input: Tensor, hx: States | None = None) -> States: ...  # noqa: A002
 
     def _layer_weights(self, index: int) -> list[Any]:
         """Return the weights of the only layer, as a `Layer` has them."""
@@ -37,7 +74,7 @@ class RecurrentCell(CellModule, nn.RNNCellBase):
                     last = plan(layer).last
                     return last[0] if self._single else tuple(last)
         plans_of_all = self._plans_of()
-        given = calls.check_cell(self, x, hx, weights[0])
+        given = input_checks.check_cell(self, x, hx, weights[0])
         if x.dim() == 2:
             last = run_cell(self._cell, x, given, weights, self.backend, plans_of_all)
         else:

@@ -33,11 +33,13 @@ from torch.nn import functional as F
 from fastlstm.backends.base import Layer, held_steps
 from fastlstm.cells import library
 from fastlstm.layers import checks
-from fastlstm.layers.recurrent import Recurrent, Results
+from fastlstm.layers.like_torch import LikeTorch
+from fastlstm.layers.recompute import Results
+from fastlstm.layers.typed import States
 
 
-class Regularized(Recurrent):
-    """A `Recurrent` of the cell `lstm` or `gru`, with recurrent dropout and zoneout."""
+class Regularized(LikeTorch[States]):
+    """Layers of the cell `lstm` or `gru`, with recurrent dropout and zoneout."""
 
     @property
     def recurrent_dropout(self) -> float:
@@ -73,10 +75,7 @@ class Regularized(Recurrent):
         if keeps:
             checks.check_unprojected("zoneout", zoneout, self.proj_size)
         self.flatten_parameters()  # plans are of one cell
-        if recurrent_dropout or keeps:
-            self._regularizers = recurrent_dropout, zoneout
-        else:
-            vars(self).pop("_regularizers", None)
+        self._regularizers = (recurrent_dropout, zoneout) if recurrent_dropout or keeps else None
 
     def extra_repr(self) -> str:
         text = super().extra_repr()
@@ -86,8 +85,6 @@ class Regularized(Recurrent):
         return text
 
     def _run_layer(self, k: int, layer: Layer, weight_hr: Tensor | None, sequences: bool) -> Results:
-        if self._regularizers is None:
-            return super()._run_layer(k, layer, weight_hr, sequences)
         zoneout = self.zoneout if isinstance(self.zoneout, tuple) else (self.zoneout,) * len(layer.cell.states)
         drops, keeps = self.training and self.recurrent_dropout > 0, any(zoneout)
         if not drops and not keeps:
@@ -112,19 +109,16 @@ class Regularized(Recurrent):
 
         T, B, H = layer.x.shape[0], layer.x.shape[1], self.hidden_size
         inputs: list[Tensor] = []
-        states = layer.states
+        states: tuple[Any, ...] = layer.states
         if drops:
             mask = F.dropout(layer.x.new_ones(B, H), self.recurrent_dropout)
             inputs.append(mask.expand(T, -1, -1))
             states = (None if states[0] is None else states[0] * mask, *states)
         for p in zoneout:
-            drawn = self.training and 0 < p < 1
-            new = (
-                torch.bernoulli(layer.x.new_empty(T, B, H), p)
-                if drawn
-                else layer.x.new_full((1, 1, 1), p).expand(T, B, H)
-            )
-            inputs.append(new)
+            if self.training and 0 < p < 1:
+                inputs.append(torch.bernoulli(layer.x.new_empty(T, B, H), p))
+            else:
+                inputs.append(layer.x.new_full((1, 1, 1), p).expand(T, B, H))
         of = "lstm" if layer.cell is library.lstm else "gru"
         name = "_".join(word for word, wanted in (("dropped", drops), ("zoneout", bool(zoneout)), (of, True)) if wanted)
         return layer._replace(cell=getattr(regularized, name), states=states, inputs=tuple(inputs)), drops

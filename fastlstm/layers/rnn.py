@@ -14,10 +14,7 @@ from fastlstm.layers import checks
 from fastlstm.layers.modules import Words
 from fastlstm.layers.packing import Lengths
 from fastlstm.layers.recurrent import Recurrent, Tensors
-from fastlstm.layers.typed import X
-
-if TYPE_CHECKING:
-    from fastlstm.layers.typed import typed_as
+from fastlstm.layers.typed import X, typed_as
 
 Inputs = Mapping[str, Tensor]
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlstm.autograd.modes import is_plain, is_untransformed, no_autocast
-from fastlstm.backends import dispatch, settings
+from fastlstm.autograd.modes import is_untransformed, no_autocast
+from fastlstm.backends import settings
 from fastlstm.backends.base import Layer
 from fastlstm.backends.cpu import threads_now
 from fastlstm.torch_private import when_compiling
@@ -43,6 +43,7 @@ class Stream:
             self._shape = torch.Size((batch_size, module.input_size))
             widths = [getattr(module, "proj_size", 0) or H] + [H] * (len(module._cell.states) - 1)
             self._states = [like.new_zeros(self._layers or 1, batch_size, width) for width in widths]
+            self._own = self._states if self._layers is not None else [a[0] for a in self._states]  # as the module's
         if like.is_meta:
             raise ValueError("a stream needs a module with weights, and this one is on the device meta")
         self._hidden, self._packed = H, [dict[Any, Any]() for _ in range(self._layers or 1)]
@@ -107,18 +108,15 @@ class Stream:
             return h
 
     def _by_module(self, x_t: Tensor, inputs: Any) -> Tensor:
-        state = tuple(self._states)
+        state = self._own[0] if self._single else tuple(self._own)
         with torch.no_grad(), no_autocast(x_t):
             if self._layers is None:
-                given = [a[0] for a in state]
-                found = self._module(x_t, given[0] if self._single else tuple(given))
-                last = [a.unsqueeze(0) for a in ([found] if self._single else found)]
-                h = last[0][0].clone()
+                found = self._module(x_t, state)
+                h = (found if self._single else found[0]).clone()
             else:
                 options = {} if inputs is None else {"inputs": inputs}
-                h, found = self._module.step(x_t, state[0] if self._single else state, **options)
-                last = [found] if self._single else found
-            for a, b in zip(state, last):
+                h, found = self._module.step(x_t, state, **options)
+            for a, b in zip(self._own, [found] if self._single else found):
                 a.copy_(b)
         return h
 
@@ -152,7 +150,7 @@ class Stream:
     def state(self) -> Any:
         """The states after the last step."""
         with self._lock:
-            found = tuple([(a if self._layers is not None else a[0]).clone() for a in self._states])
+            found = tuple([a.clone() for a in self._own])
         return found[0] if self._single else found
 
     @state.setter
@@ -160,8 +158,7 @@ class Stream:
         given = (state,) if isinstance(state, Tensor) else state
         if not isinstance(given, tuple | list) or not all(isinstance(a, Tensor) for a in given):
             raise TypeError(f"state must be of the form of stream.state, got {type(state).__name__}")
-        own = [a if self._layers is not None else a[0] for a in self._states]
-        shapes, wanted = [tuple(a.shape) for a in given], [tuple(a.shape) for a in own]
+        shapes, wanted = [tuple(a.shape) for a in given], [tuple(a.shape) for a in self._own]
         if shapes != wanted:
             raise ValueError(f"state must have the shapes {wanted}, got {shapes}")
         for b in given:
@@ -169,7 +166,7 @@ class Stream:
                 wanted_kind = f"{self._like.dtype} on {self._like.device}"
                 raise ValueError(f"state must be of {wanted_kind}, got {b.dtype} on {b.device}")
         with self._lock, torch.no_grad():
-            for a, b in zip(own, given):
+            for a, b in zip(self._own, given):
                 a.copy_(b)
 
     def __repr__(self) -> str:
@@ -193,21 +190,3 @@ def may_prepare(module: Any) -> bool:
         return str(type(module).step.__module__).startswith("fastlstm.")
     own = str(type(module).forward.__module__).startswith("fastlstm.")
     return own and not (module._forward_hooks or module._forward_pre_hooks)
-
-
-def steps_of(module: Any, layer: Layer, kept: dict[Any, Any]) -> Any:
-    """Return the steps of one layer of a float module, or None where its backend has none.
-
-    Args:
-        kept: where the packed weights stay, in case that the steps are prepared again.
-    """
-    x, cell = layer.x, layer.cell
-    zoneout = getattr(module, "zoneout", 0)
-    if getattr(module, "proj_size", 0) or zoneout not in (0, (0, 0)) or cell.inputs or not may_prepare(module):
-        return None
-    name = dispatch.choose(module.backend, x.device, x.dtype, cell=cell, projected=False, masked=False, cells=False)
-    if not dispatch.traits(name).has_steps or x.dtype not in (torch.float32, torch.float64):
-        return None
-    if not is_plain(*layer.weights):
-        return None
-    return dispatch.module(name).steps(layer, kept)

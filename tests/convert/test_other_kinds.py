@@ -1,8 +1,10 @@
 """Models of GRUs, plain RNNs and cells over to fastlstm and back."""
 
 import re
+import types
 import warnings
 from copy import deepcopy
+from typing import Generic, TypeVar
 
 import pytest
 import torch
@@ -41,6 +43,20 @@ class Mixture(nn.Module):
         for cell in self.cells[:2]:
             h = cell(h)
         return self.cells[2](h)[0].sum()
+
+
+Item = TypeVar("Item")
+
+
+@pytest.mark.parametrize("bases", [(nn.GRU, Generic[Item]), (Generic[Item], nn.GRU)], ids=["torch first", "last"])
+def test_generic_subclasses(bases):
+    """Their bases have an order of their own, which has to go together with that of fastlstm's classes."""
+    cls = types.new_class("Own", bases)
+    module, x = cls(3, 5), torch.randn(4, 2, 3)
+    want = module(x)
+    close(replace(module)(x), want, "sums")
+    assert isinstance(module, fastlstm.GRU)
+    assert type(restore(module)) is cls
 
 
 def test_replace_and_restore_all_kinds():

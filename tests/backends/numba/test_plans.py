@@ -46,6 +46,17 @@ def layer_of(size, dtype=torch.float32, *, masks=False, reverse=False, states=Tr
     return Layer(x, (*weights, *biases), given, lengths, reset, reverse, cells.lstm)
 
 
+def rows_of(layer, rows):
+    """The layer of some of its batch rows."""
+    lengths, reset = layer.lengths, layer.reset
+    return layer._replace(
+        x=layer.x[:, rows],
+        states=(*(a[rows] for a in layer.states),),
+        lengths=None if lengths is None else lengths[rows],
+        reset=None if reset is None else reset[:, rows],
+    )
+
+
 def gradients_of(run, dtype=None):
     """Incoming gradients of a run: of its outputs, also where steps are held, and of its last states."""
     generator = torch.Generator().manual_seed(1)
@@ -197,26 +208,29 @@ def test_one_packed_copy_serves_all_shapes():
 
 @pytest.mark.parametrize("states", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("size", [(1, 1, 100, 650), (1, 1, 17, 512), (1, 1, 200, 272), (1, 2, 40, 512), (1, 1, 3, 528)])
+@pytest.mark.parametrize(
+    "size", [(1, 1, 100, 650), (1, 1, 17, 512), (1, 1, 200, 272), (1, 2, 40, 512), (1, 1, 3, 528), (1, 9, 100, 528)]
+)
 def test_large_weights_of_one_step_are_not_kept(size, dtype, states, poisoned):
     layer, kept = layer_of(size, dtype, states=states), {}
     want = true(layer)
-    assert_close(flat(numba.plan(layer, False, kept, ()).forward(layer)), want[:3], dtype)
+    for save in (True, False):
+        assert_close(flat(numba.plan(layer, save, kept, ()).forward(layer)), want[:3], dtype)
     assert not kept
     for _ in range(2):
         assert_close(called(layer, kept), want, dtype)
 
 
+@pytest.mark.parametrize("masks", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("I", [17, 200])
-def test_a_row_whose_weights_nobody_packs_has_the_bits_of_a_row_of_many(I, dtype):
-    layer = layer_of((1, 5, I, 528), dtype)
+def test_rows_whose_weights_nobody_packs_have_the_bits_of_many_rows(I, dtype, masks):
+    layer = layer_of((1, 20, I, 528), dtype, masks=masks)
     many = numba.plan(layer, False, None, ()).forward(layer)
-    for b in range(5):
-        row = slice(b, b + 1)
-        alone = layer._replace(x=layer.x[:, row], states=(*(a[row] for a in layer.states),))
-        run = numba.plan(alone, False, None, ()).forward(alone)
-        assert_same(flat(run), [many.h[:, row], *(a[row] for a in many.last)])
+    for rows in (slice(0, 1), slice(1, 2), slice(0, 3), slice(12, 20)):
+        few = rows_of(layer, rows)
+        run = numba.plan(few, False, None, ()).forward(few)
+        assert_same(flat(run), [many.h[:, rows], *(a[rows] for a in many.last)])
 
 
 def test_a_held_row_whose_weights_nobody_packs_leaves_zeros():
@@ -227,6 +241,29 @@ def test_a_held_row_whose_weights_nobody_packs_leaves_zeros():
     assert not run.h.any()
     assert not run.kept[-1].any()  # the gates: what an operator returns is to be the same at every run
     assert_same(run.last, layer.states)
+
+
+@pytest.mark.parametrize("masks", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("I", "H"), [(200, 272), (16, 512), (48, 1040)])
+def test_gradients_by_weights_that_nobody_packs_have_the_bits_of_packed_ones(I, H, dtype, masks, poisoned):
+    """Of one row, and of few rows of large weights."""
+    layer = layer_of((1, 40, I, H), dtype, masks=masks)
+    plan = numba.plan(layer, True, None, ())
+    run = plan.forward(layer)
+    grads = gradients_of(run)
+    many = plan.backward(grads, layer, run, ALL)
+    for rows in (slice(0, 1), slice(1, 6), slice(8, 40)):
+        few = rows_of(layer, rows)
+        plan = numba.plan(few, True, {}, ())
+        run = plan.forward(few)
+        of_rows = Run(grads.h[:, rows], (*(a[rows] for a in grads.last),), (*(a[:, rows] for a in grads.kept),))
+        got = plan.backward(of_rows, few, run, ALL)
+        assert_same((got.x, *got.states), (many.x[:, rows], *(a[rows] for a in many.states)))
+        wide = cast(few, torch.float64)
+        run = reference.forward(wide, True)
+        want = reference.backward(cast(of_rows, torch.float64), wide, run, ALL)
+        assert_close(got.flat, want.flat, dtype)
 
 
 @pytest.mark.parametrize("T", [1, 5])

@@ -42,21 +42,41 @@ def call(name, *arguments):
     ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * len(pointers))(tasks.primitives(4, 0)[name])(*pointers)
 
 
-def test_weights_in_place_give_the_bits_of_packed_ones():
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 8])
+def test_weights_in_place_give_the_bits_of_packed_ones(rows):
     """From any column on, and where fewer columns follow than a vector has lanes."""
     size, L = 4, tasks.primitives(4, 0)["lanes"]
     for I, H in ((L, L), (L + 1, 3 * L), (40, 2 * L + 5)):
-        x, h, of_x, of_h, init = torch.randn(I), torch.randn(H), torch.randn(L, I), torch.randn(L, H), torch.randn(L)
+        x, h, of_x, of_h = torch.randn(rows, I), torch.randn(rows, H), torch.randn(L, I), torch.randn(L, H)
+        init = torch.randn(L)
         for k in (0, 3, I - L, I - 1):
             for count in (0, 1, H - 2, H):
-                got, want = torch.full((L,), torch.nan), torch.empty(L)
+                got, want = torch.full((rows, 2 * L), torch.nan), torch.empty(rows, L)
                 call(
-                    "in_place", init, got, x[k:], of_x[:, k:], I * size, I - k, I - L - k,
-                    h, of_h, H * size, count, H - L,
+                    "in_place", rows, init, 0, got, 2 * L * size, x[:, k:], I * size, of_x[:, k:], I * size, I - k,
+                    I - L - k, h, H * size, of_h, H * size, count, H - L,
                 )  # fmt: skip
-                a, w = torch.cat([x[k:], h[:count]]), torch.cat([of_x[:, k:], of_h[:, :count]], 1).mT.contiguous()
-                call("product1", 1, init, 0, want, 0, w, L * size, a, 0, size, len(a), 1, 0, 0, a, 0, 0)
-                assert torch.equal(got, want)
+                a = torch.cat([x[:, k:], h[:, :count]], 1)
+                w, columns = torch.cat([of_x[:, k:], of_h[:, :count]], 1).mT.contiguous(), a.shape[1]
+                row = columns * size
+                call("product1", rows, init, 0, want, L * size, w, L * size, a, row, size, columns, 1, 0, 0, a, 0, 0)
+                assert torch.equal(got[:, :L], want)
+                assert got[:, L:].isnan().all()
+
+
+@pytest.mark.parametrize("vectors", [1, 2, 3, 4])
+def test_pieces_of_weights_make_one_sum(vectors):
+    size, width = 4, tasks.primitives(4, 0)["lanes"] * vectors
+    for rows in ROWS:
+        a, w, zeros = torch.randn(rows, 13), torch.randn(13, width + 3), torch.zeros(rows, width)
+        want, found = torch.empty(rows, width), torch.full((rows + 1, width), torch.nan)
+        found[:rows] = 0
+        row, of_w = width * size, (width + 3) * size
+        call(f"product{vectors}", rows, zeros, row, want, row, w, of_w, a, 13 * size, size, 13, 1, 0, 0, a, 0, 0)
+        for k, count in ((0, 4), (4, 1), (5, 8)):
+            call(f"chain{vectors}", rows, a[:, k:], 13 * size, w[k:], of_w, count, found, row)
+        assert torch.equal(found[:rows], want), rows
+        assert found[rows:].isnan().all()
 
 
 @pytest.mark.parametrize("vectors", [1, 2, 3, 4])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastlstm.backends.base import WEIGHTS, Gradients, Layer, Run
-from fastlstm.backends.cpu import address, rows_contiguous
+from fastlstm.backends.cpu import LARGE, address, rows_contiguous
 from fastlstm.backends.memory import new_of
 from fastlstm.backends.numba.host import sizes
 from fastlstm.backends.numba.host.passes import Pass
@@ -28,11 +28,18 @@ class Backward(Pass):
         """`in_groups`: whether the gates were saved by a stack, and not by one layer for all rows."""
         super().__init__(signature, kept)
         self.needs, self.in_groups, self.options, s = needs, in_groups, (needs, in_groups), signature
-        T, B, R, I, H, counts = s.T, s.B, s.rows, s.I, s.H, s.counts
+        T, B, R, I, H, counts, dtype = s.T, s.B, s.rows, s.I, s.H, s.counts, s.dtype
         to_x, back = needs.x and counts.of_x > 0, counts.of_h > 0 and (T > 1 or needs.states[0])
-        reads, (threads, parts) = {"packed_hh": back, "packed_ih": to_x}, self.split(back=True)
-        sums, packs = any(needs.weights), any(reads.values())
+        threads, parts = self.split(back=True)
+        sums = any(needs.weights)
         fields, buffers, of_x, of_sums = sizes.backward_sizes(s, sums, to_x)
+        # One step reads each weight once. A lone row, and few rows of large weights, take them as they lie, if panels
+        # are full of units and vectors full of columns.
+        full = H % self.lanes == 0 and (I % self.lanes == 0 or not to_x)
+        few = R == 1 or (R <= sizes.FEW_IN_PLACE and H * s.products * dtype.itemsize > LARGE)
+        in_place = T == 1 and few and full and not (s.groups or s.pieces or of_x or of_sums or self.casts)
+        reads = {"packed_hh": back and not in_place, "packed_ih": to_x and not in_place}
+        packs = any(reads.values())
         fields |= {"gate_rows": B if in_groups else R, "packs": packs}
         layout = s.pieces or of_x  # of the weights for the products for x, which are packed to be kept even if unread
         transposed = sizes.transposed_sizes(s, self.panels, self.lanes, layout)

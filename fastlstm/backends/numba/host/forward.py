@@ -43,10 +43,10 @@ class Forward(Pass):
         fields, buffers = sizes.forward_sizes(s, of_x, parts)
         # One step reads every panel once: a thread packs it into memory that stays in its cache, in a third of the time
         # where the weights are larger than the caches. Parts of the batch rows share the packed weights instead. The
-        # panels of a lone row are not packed at all, if every panel is full and x has at least a vector's columns.
+        # panels of few rows are not packed at all, if every panel is full and x has at least a vector's columns.
         once, L = T == 1 and parts == 1 and not (s.pieces or of_x), self.lanes
-        in_place = once and R == 1 and H % L == 0 and L <= I
-        large = H * s.products * size > LARGE and not self.casts and (in_place or not save)
+        in_place = once and s.groups is None and R <= sizes.FEW_TRANSPOSED and H % L == 0 and L <= I
+        large = H * s.products * size > LARGE and not self.casts
         keeps = holds or (kept is not None and s.groups is None and not (once and large))
         places = self.panels if keeps or not once else 0 if in_place else threads
         fields["places"] = places

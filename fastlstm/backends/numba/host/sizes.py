@@ -66,6 +66,9 @@ SUM_BYTES, MATRIX_SUM_BYTES = 9 << 18, 1 << 22
 # so that the bits do not on the threads.
 HALF_BYTES = 1 << 19
 FEW_ROWS = 128  # (step, row) pairs whose weight gradients are written row by row, less for padding, see `outer`
+# Rows at most whose step reads weights as they lie: in the forward pass, which transposes them for each tile of rows,
+# and in the backward pass, for whose sums half of a thread's scratch has room.
+FEW_TRANSPOSED, FEW_IN_PLACE = 8, 32
 UNIT_PIECES = 3  # of a float32, where some products alone run on the matrix unit: all that it has
 MANY_SUMS = 1 << 22  # multiply-adds a step, from which sums for the weights run there: laying dpreact out costs a tenth
 MANY_INPUTS = 1 << 18  # weights of the input from which its products run there, see `input_pieces`

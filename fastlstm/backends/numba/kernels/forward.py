@@ -159,14 +159,7 @@ def forward_with(products: Any) -> Any:
             for j in range(p_last if lone else p_first, p_last):
                 p = j if (s + a.flip) % 2 == 0 else p_first + p_last - 1 - j
                 place = p
-                if packs_as_used:
-                    if a.places == 0:
-                        if rows_alive(a, t, 0, 1) == 0:
-                            carry(a, t, p, 0, 1, table)
-                        else:
-                            preact_in_place(a, p, scratch, x, h_seen)
-                            cells(a, t, p, 0, 1, scratch, table)
-                        continue
+                if packs_as_used and a.places != 0:
                     place = thread
                     pack_inputs(a, p, place)
                     if h_seen != 0:
@@ -177,7 +170,10 @@ def forward_with(products: Any) -> Any:
                     alive = rows_alive(a, t, b, rows)
                     if alive < rows:
                         carry(a, t, p, b + alive, rows - alive, table)
-                    preact(a, s, p, place, b, alive, part, b_first, b_last, scratch, x, h_seen, h_seen_row)
+                    if a.places == 0:  # of so few rows that all of them are here
+                        preact_in_place(a, p, alive, scratch, x, h_seen, h_seen_row)
+                    else:
+                        preact(a, s, p, place, b, alive, part, b_first, b_last, scratch, x, h_seen, h_seen_row)
                     cells(a, t, p, b, alive, scratch, table)
                     if not reads_states:
                         if a.states != 0:

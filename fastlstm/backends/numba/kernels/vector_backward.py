@@ -5,6 +5,7 @@ the input, and over all T B rows, for the weights.
 from fastlstm.backends.numba.host.sizes import STRIP
 from fastlstm.backends.numba.kernels.ends import correct_states, rows_alive, zero_held
 from fastlstm.backends.numba.kernels.gradients import sum_at, sum_row
+from fastlstm.backends.numba.kernels.in_place import back_product_in_place
 from fastlstm.backends.numba.kernels.layout import (
     block_hh,
     block_ih,
@@ -71,6 +72,9 @@ def keep(a, p, s, b, rows, dpre):
 @jit
 def back_product(a, rows, b, s, of_h, packed, vectors, q, scratch):
     """``scratch`` (rows, 4 vectors) = dpreact of step s times column group q of the transposed weights."""
+    if packed == 0:
+        back_product_in_place(a, rows, b, s, of_h, vectors, q, scratch)
+        return
     L, gates, shift = a.lanes, a.of_h if of_h else a.of_x, first_of_h(a) * VECTOR if of_h else 0
     panels, terms = (a.H + L - 1) // L, terms_of(a)
     wide = 4 if group(vectors, q + 1) - group(vectors, q) == 4 else 3
@@ -100,12 +104,15 @@ def input_gradient(a, scratch, s_first, s_last, thread, threads):
     vectors = (I + L - 1) // L
     rows = (s_last - s_first) * B
     first, last = share(rows, thread, threads), share(rows, thread + 1, threads)
+    q_first, q_last = 0, groups_of(vectors)
+    if rows == 1:  # threads share its columns instead
+        first, last, q_first, q_last = 0, 1, share(q_last, thread, threads), share(q_last, thread + 1, threads)
     while first < last:
         s, b = s_first + first // B, first % B
         count = min(min(CHUNK, B - b), last - first)
         t = T - 1 - s if a.reverse != 0 else s
         alive = rows_alive(a, t, b, count)
-        for q in range(groups_of(vectors)):
+        for q in range(q_first, q_last):
             column = group(vectors, q) * L
             width = min((group(vectors, q + 1) - group(vectors, q)) * L, I - column)
             back_product(a, alive, b, s, False, a.packed_ih, vectors, q, scratch)

@@ -4,6 +4,7 @@ They are built once for an element type, as one module, and called by address: t
 of types, small, and quick to compile. All arguments are 64-bit integers: addresses, strides in bytes, counts.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,28 @@ from fastlstm.backends.numba.llvm.rows import add_rows, copy_rows, transpose, tr
 from fastlstm.backends.numba.llvm.simd import I64, TILE_ROWS, Lanes
 
 
+def accumulated(
+    b: ir.IRBuilder, lanes: Lanes, rows: int, vecs: int, a: Any, a_row: Any, a_step: Any, w: Any, w_row: Any,
+    count: Any, acc: Any,
+) -> list[ir.Value]:  # fmt: skip
+    """a and w after `count` of their steps, and the `rows` x `vecs` sums `acc` with the products of these."""
+    at, vector = offsets(b, a_row, rows), lanes.size * lanes.count
+
+    def body(a_k, w_k, *acc):
+        def scalar(m):
+            return lanes.broadcast(b, b.add(a_k, at[m]))
+
+        def weight(n):
+            return lanes.load(b, b.add(w_k, I64(n * vector)))
+
+        def add(total, one, other):
+            return lanes.fma(b, one, other, total)
+
+        return [b.add(a_k, a_step), b.add(w_k, w_row), *tile_sums(rows, vecs, scalar, weight, add, acc)]
+
+    return counted(b, count, [a, w, *acc], body)
+
+
 def tile(lanes: Lanes, rows: int, vecs: int) -> Builder:
     """`product` for `rows` rows: `rows` x `vecs` accumulators stay in registers over the whole sum."""
     vector = lanes.size * lanes.count
@@ -23,29 +46,12 @@ def tile(lanes: Lanes, rows: int, vecs: int) -> Builder:
     def build(
         b, init, init_row, out, out_row, w, w_row, a, a_row, a_step, count, outer, a_outer, w_outer, a2, a2_row, count2
     ):
-        def accumulate(a, a_row, a_step, w, count, acc):
-            at = offsets(b, a_row, rows)
-
-            def body(a_k, w_k, *acc):
-                def scalar(m):
-                    return lanes.broadcast(b, b.add(a_k, at[m]))
-
-                def weight(n):
-                    return lanes.load(b, b.add(w_k, I64(n * vector)))
-
-                def add(total, one, other):
-                    return lanes.fma(b, one, other, total)
-
-                return [b.add(a_k, a_step), b.add(w_k, w_row), *tile_sums(rows, vecs, scalar, weight, add, acc)]
-
-            return counted(b, count, [a, w, *acc], body)[1:]
-
         def block(a, w, *acc):
-            new = accumulate(a, a_row, a_step, w, count, acc)[1:]
+            new = accumulated(b, lanes, rows, vecs, a, a_row, a_step, w, w_row, count, acc)[2:]
             return [b.add(a, a_outer), b.add(w, w_outer), *new]
 
         _, w, *acc = counted(b, outer, [a, w, *[lanes.splat(0.0)] * (rows * vecs)], block)
-        acc = accumulate(a2, a2_row, I64(lanes.size), w, count2, acc)[1:]
+        acc = accumulated(b, lanes, rows, vecs, a2, a2_row, I64(lanes.size), w, w_row, count2, acc)[2:]
         for m, (at_init, at_out) in enumerate(zip(offsets(b, init_row, rows), offsets(b, out_row, rows))):
             for n in range(vecs):
                 start = lanes.load(b, b.add(b.add(init, at_init), I64(n * vector)))
@@ -80,6 +86,30 @@ def in_tiles(b: ir.IRBuilder, rows: ir.Value, height: int, carried: list[ir.Valu
     return carried
 
 
+def tiled(name: str, height: int, tile: Callable[[int], Builder], places: tuple[int, ...]) -> Builder:
+    """What ``tile(size)`` builds for `size` rows, for any number of rows, in tiles of up to `height`.
+
+    `places`: which arguments are the addresses of a row. Each is followed by the bytes to the next row.
+    """
+
+    def build(b, rows, *args):
+        def body(size, *at):
+            now = [at[places.index(k)] if k in places else value for k, value in enumerate(args)]
+            b.call(function(b.module, f"{name}{size}", len(args), tile(size)), now)
+            return [b.add(place, b.mul(args[k + 1], I64(size))) for k, place in zip(places, at)]
+
+        in_tiles(b, rows, height, [args[k] for k in places], body)
+
+    return build
+
+
+def tile_rows(vecs: int) -> int:
+    """Rows of a tile of so many vectors. 12 chains of sums keep the units busy; a chunk of 64 rows would leave 16 over
+    from tiles of 24, in small ones.
+    """
+    return min(TILE_ROWS * 4 // vecs, 12)
+
+
 def product(lanes: Lanes, vecs: int) -> Builder:
     """``out[m, n] = init[m, n] + sum of a[m, k] * w[k, n]`` for `rows` values of m and `vecs` vectors of n,
     rows of w `w_row` apart.
@@ -88,24 +118,7 @@ def product(lanes: Lanes, vecs: int) -> Builder:
     sum has one order whatever tile a row falls into, and meets `init` last: the error of a long sum that comes in
     blocks grows with the block.
     """
-
-    def build(
-        b, rows, init, init_row, out, out_row, w, w_row, a, a_row, a_step, count, outer, a_outer, w_outer, a2, a2_row,
-        count2,
-    ):  # fmt: skip
-        def body(size, init, out, a, a2):
-            args = [
-                init, init_row, out, out_row, w, w_row, a, a_row, a_step, count, outer, a_outer, w_outer, a2, a2_row,
-                count2,
-            ]  # fmt: skip
-            b.call(function(b.module, f"tile{size}x{vecs}", len(args), tile(lanes, size, vecs)), args)
-            steps = (b.mul(row, I64(size)) for row in (init_row, out_row, a_row, a2_row))
-            return [b.add(place, step) for place, step in zip((init, out, a, a2), steps)]
-
-        # 12 chains of sums keep the units busy; a chunk of 64 rows would leave 16 over from tiles of 24, in small ones
-        in_tiles(b, rows, min(TILE_ROWS * 4 // vecs, 12), [init, out, a, a2], body)
-
-    return build
+    return tiled(f"tile{vecs}x", tile_rows(vecs), lambda rows: tile(lanes, rows, vecs), (0, 2, 6, 13))
 
 
 def lone(lanes: Lanes, vecs: int) -> Builder:
@@ -152,54 +165,81 @@ def lone(lanes: Lanes, vecs: int) -> Builder:
     return build
 
 
-def in_place(lanes: Lanes) -> Builder:
-    """`product` of one row with one vector of weights that lie as a layer has them, one unit's columns side by side:
-    they are transposed in registers. `count` columns at w meet a, then `count2` at w2 meet a2. `last`, counted from w,
-    is the last column at which a whole vector still lies within the row. It is negative if fewer than a vector's
-    columns follow w: then the load begins before w.
-    """
+def in_place_tile(lanes: Lanes, rows: int) -> Builder:
+    """`in_place` for `rows` rows."""
     length, size, vector = I64(lanes.count), I64(lanes.size), I64(lanes.size * lanes.count)
 
-    def build(b, init, out, a, w, w_row, count, last, a2, w2, w2_row, count2, last2):
+    def build(b, init, init_row, out, out_row, a, a_row, w, w_row, count, last, a2, a2_row, w2, w2_row, count2, last2):
         aside = b.ptrtoint(b.alloca(ir.ArrayType(lanes.type, lanes.count)), I64)
 
-        def accumulate(a, w, w_row, count, last, acc):
-            rows = offsets(b, w_row, lanes.count)
+        def accumulate(a, a_row, w, w_row, count, last, sums):
+            weight_rows, places = offsets(b, w_row, lanes.count), offsets(b, a_row, rows)
 
             def columns(k):
                 at = b.add(w, b.mul(k, size))
-                return transposed(b, lanes, [lanes.load(b, b.add(at, row)) for row in rows])
+                return transposed(b, lanes, [lanes.load(b, b.add(at, row)) for row in weight_rows])
 
-            def add(weights, at, acc):
-                return lanes.fma(b, weights, lanes.broadcast(b, at), acc)
+            def add(weights, at, sums):
+                return [lanes.fma(b, weights, lanes.broadcast(b, b.add(at, m)), one) for m, one in zip(places, sums)]
 
-            def square(k, acc):
+            def square(k, *sums):
                 for m, weights in enumerate(columns(k)):
-                    acc = add(weights, b.add(a, b.mul(b.add(k, I64(m)), size)), acc)
-                return [b.add(k, length), acc]
+                    sums = add(weights, b.add(a, b.mul(b.add(k, I64(m)), size)), sums)
+                return [b.add(k, length), *sums]
 
-            def ragged(k, acc):
+            def ragged(k, *sums):
                 first = at_most(b, k, last)  # some of these columns may not be wanted, or be in the sum already
                 for m, weights in enumerate(columns(first)):
                     lanes.store(b, weights, b.add(aside, I64(m * lanes.size * lanes.count)))
 
-                def column(at, a_k, acc):
-                    return [b.add(at, vector), b.add(a_k, size), add(lanes.load(b, at), a_k, acc)]
+                def column(at, a_k, *sums):
+                    return [b.add(at, vector), b.add(a_k, size), *add(lanes.load(b, at), a_k, sums)]
 
                 at = b.add(aside, b.mul(b.sub(k, first), vector))
-                acc = counted(b, at_most(b, b.sub(count, k), length), [at, b.add(a, b.mul(k, size)), acc], column)[2]
-                return [b.add(k, length), acc]
+                some = at_most(b, b.sub(count, k), length)
+                return [b.add(k, length), *counted(b, some, [at, b.add(a, b.mul(k, size)), *sums], column)[2:]]
 
             whole = at_most(b, b.sdiv(count, length), b.sdiv(b.add(last, length), length))
-            k, acc = counted(b, whole, [I64(0), acc], square)
+            k, *sums = counted(b, whole, [I64(0), *sums], square)
             rest = b.sdiv(b.sub(b.add(count, b.sub(length, I64(1))), k), length)
-            return counted(b, rest, [k, acc], ragged)[1]
+            return counted(b, rest, [k, *sums], ragged)[1:]
 
-        acc = accumulate(a, w, w_row, count, last, lanes.splat(0.0))
-        acc = accumulate(a2, w2, w2_row, count2, last2, acc)
-        lanes.store(b, b.fadd(lanes.load(b, init), acc), out)
+        sums = accumulate(a, a_row, w, w_row, count, last, [lanes.splat(0.0)] * rows)
+        sums = accumulate(a2, a2_row, w2, w2_row, count2, last2, sums)
+        for start, to, total in zip(offsets(b, init_row, rows), offsets(b, out_row, rows), sums):
+            lanes.store(b, b.fadd(lanes.load(b, b.add(init, start)), total), b.add(out, to))
 
     return build
+
+
+def in_place(lanes: Lanes) -> Builder:
+    """`product` with one vector of weights that lie as a layer has them, one unit's columns side by side: they are
+    transposed in registers. `count` columns at w meet a, then `count2` at w2 meet a2. `last`, counted from w, is the
+    last column at which a whole vector still lies within the row. It is negative if fewer than a vector's columns
+    follow w: then the load begins before w.
+    """
+    return tiled("in_place", 4, lambda rows: in_place_tile(lanes, rows), (0, 2, 4, 10))
+
+
+def chain_tile(lanes: Lanes, rows: int, vecs: int) -> Builder:
+    """`chain` for `rows` rows."""
+
+    def build(b, a, a_row, w, w_row, count, out, out_row):
+        vectors = [I64(n * lanes.size * lanes.count) for n in range(vecs)]
+        places = [b.add(b.add(out, at), n) for at in offsets(b, out_row, rows) for n in vectors]
+        sums = [lanes.load(b, place) for place in places]
+        sums = accumulated(b, lanes, rows, vecs, a, a_row, I64(lanes.size), w, w_row, count, sums)[2:]
+        for place, value in zip(places, sums):
+            lanes.store(b, value, place)
+
+    return build
+
+
+def chain(lanes: Lanes, vecs: int) -> Builder:
+    """``out[m, n] += sum of a[m, k] * w[k, n]`` for `rows` values of m, `vecs` vectors of n and `count` rows of w. The
+    sum starts from what is in `out`: calls for one piece of w after the other make one sum.
+    """
+    return tiled(f"chain{vecs}x", tile_rows(vecs), lambda rows: chain_tile(lanes, rows, vecs), (0, 5))
 
 
 def builders(lanes: Lanes) -> Builders:
@@ -212,7 +252,11 @@ def builders(lanes: Lanes) -> Builders:
         "lone3": (17, lone(lanes, 3)),
         "lone2": (17, lone(lanes, 2)),
         "lone1": (17, lone(lanes, 1)),
-        "in_place": (12, in_place(lanes)),
+        "in_place": (17, in_place(lanes)),
+        "chain4": (8, chain(lanes, 4)),
+        "chain3": (8, chain(lanes, 3)),
+        "chain2": (8, chain(lanes, 2)),
+        "chain1": (8, chain(lanes, 1)),
         "transpose": (6, transpose(lanes)),
         "add_rows": (6, add_rows(lanes)),
         "copy_rows": (7, copy_rows(lanes)),

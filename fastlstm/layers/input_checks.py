@@ -133,7 +133,7 @@ def check_cell(module: Any, x: Tensor, hx: Any, weight: Tensor) -> States | None
             if state.shape != size:
                 _raise_cell_state(module, x, k, state)
         check_states(x, states)
-    if x.dtype is not weight.dtype and not casts(x):
+    if x.dtype is not weight.dtype and autocast_of(x) is None:
         raise RuntimeError(dtypes("parameter", x, weight))
     if x.device != weight.device:
         raise RuntimeError(_devices("parameter", x, weight))
@@ -206,7 +206,7 @@ def check_states(x: Tensor, states: States, name: str = "hidden") -> None:
     for state in states:
         if state.device != x.device:
             raise RuntimeError(_devices(name, x, state))
-        if state.dtype != x.dtype and not casts(x):
+        if state.dtype != x.dtype and autocast_of(x) is None:
             raise RuntimeError(dtypes(name, x, state))
 
 
@@ -229,8 +229,3 @@ def dtypes(name: str, x: Tensor, other: Tensor) -> str:
         f"Input and {name} tensors are not the same dtype, "
         f"found input tensor with {x.dtype} and {name} tensor with {other.dtype}"
     )
-
-
-def casts(x: Tensor) -> bool:
-    """Return whether an autocast is active for the device of `x`. It brings all tensors to one dtype."""
-    return autocast_of(x) is not None

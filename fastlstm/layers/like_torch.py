@@ -1,0 +1,121 @@
+"""The methods of the layers that have a counterpart in torch."""
+
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from fastlstm.layers.modules import with_class
+from fastlstm.layers.packing import Lengths
+from fastlstm.layers.recurrent import OWN, Recurrent, warn_of_regularizers
+from fastlstm.layers.typed import Generic, States, typed_as
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Theirs = TypeVar("Theirs", bound=nn.RNNBase)
+
+
+class LikeTorch(Recurrent, Generic[States]):
+    """A `Recurrent` that is called as torch's modules are."""
+
+    @overload
+    def forward(
+        self, input: Tensor, hx: States | None = None, *, reset: Tensor | None = None, lengths: Lengths | None = None
+    ) -> tuple[Tensor, States]: ...
+    @overload
+    def forward(
+        self, input: PackedSequence, hx: States | None = None, *, reset: None = None, lengths: None = None
+    ) -> tuple[PackedSequence, States]: ...
+    def forward(
+        self,
+        input: Tensor | PackedSequence,  # noqa: A002
+        hx: States | None = None,
+        *,
+        reset: Tensor | None = None,
+        lengths: Lengths | None = None,
+    ) -> tuple[Any, States]:
+        """Run all layers over whole sequences.
+
+        Args:
+            input: (T, B, I); (B, T, I) with batch_first; (T, I) for one sequence alone; or a PackedSequence.
+            hx: ``h_0`` (D*L, B, H), without B for one sequence alone; None for zeros. An LSTM takes ``(h_0, c_0)``.
+            reset: boolean (T, B), (B, T) with batch_first, (T,) for one sequence alone. The states are zero before the
+                steps that are True, and gradients stop there. Modules of one direction only. Steps past a row's end
+                are not reset.
+            lengths: integer (B,), or () for one sequence alone, in any order: a tensor on any device, a list, or an
+                array. Row b ends after lengths[b] steps. Outputs past the end are zero, ``h_n`` is the state at the
+                end, and the reverse direction starts there. Equivalent to a PackedSequence. Lengths that cannot be read
+                are clamped to 0..T, as in `fastlstm.LSTM.forward`.
+
+        Returns:
+            output (T, B, D*H) of the last layer in the form of `input`, and ``h_n`` of the size of `hx`. An LSTM
+            returns ``(h_n, c_n)`` in its place.
+
+        Raises:
+            ValueError: for the number of dimensions or dtype of `input`, the shape of `reset` or `lengths`, a length
+                below 0 or beyond T, `reset` in a bidirectional module, `reset` or `lengths` with a PackedSequence.
+            RuntimeError: for other sizes, dtypes and devices, and from a backend asked for by name that cannot run.
+            TypeError: for `input`, `hx`, `reset` or `lengths` of the wrong type.
+
+        Equivalent to the `forward` of torch's module, but for the rounding of int8 modules.
+        """
+        output, last = self._forward(input, hx, reset, lengths)
+        return output, last
+
+    if TYPE_CHECKING:  # torch.nn.Module leaves it untyped
+
+        @typed_as(forward)
+        def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+    def step(self, x_t: Tensor, state: States | None = None) -> tuple[Tensor, States]:
+        """Run one time step through all layers, for streaming. Modules of one direction only.
+
+        Args:
+            x_t: (B, I), or (I,) for one sequence alone.
+            state: h (L, B, H), without B for one sequence alone; None for zeros. An LSTM takes ``(h, c)``. With a
+                projection its h is (L, B, P).
+
+        Returns:
+            h_t (B, H) of the last layer, or (B, P), and the new state, in the form of `state`.
+
+        Raises:
+            ValueError: for a bidirectional module, and for the number of dimensions or dtype of `x_t`.
+            TypeError: if `x_t` is no tensor, or `state` has not the form of states.
+            RuntimeError: for other sizes, dtypes and devices, as in `forward`; for recurrent_dropout in training mode.
+
+        Equivalent to `forward` with T = 1.
+        """
+        return self._step(x_t, state)
+
+
+class InPlaceOf(Recurrent, Generic[Theirs]):
+    """A `Recurrent` that can be made of torch's module, and back."""
+
+    _theirs: type[Theirs]
+
+    @classmethod
+    def from_torch(cls, module: Theirs) -> "Self":
+        """Return a layer with the arguments, mode, hooks and the very parameters of `module`, which stays as it is.
+
+        Raises:
+            TypeError: if `module` is not of torch's plain class of the same kind: `torch.nn.LSTM`, `torch.nn.GRU`, and
+                `torch.nn.RNN` for an `Elman`. `fastlstm.replace` takes subclasses and parametrized modules.
+        """
+        new: Self = with_class(module, cls._theirs, cls)
+        vars(new).pop("_flat_weights")  # here it is a property
+        return new
+
+    def to_torch(self) -> Theirs:
+        """Return torch's module with the arguments, mode, hooks and the very parameters of this one.
+
+        Raises:
+            TypeError: if this module is parametrized or of a subclass. `fastlstm.restore` takes those.
+        """
+        ours = next(cls for cls in type(self).__mro__ if "_theirs" in vars(cls))
+        new: Theirs = with_class(self, ours, self._theirs)
+        warn_of_regularizers(self, 2)
+        for name in OWN:
+            vars(new).pop(name, None)
+        new._init_flat_weights()
+        return new
