@@ -155,7 +155,7 @@ def test_the_tiles_stay_in_registers(features, target, fma, tiles):
         pytest.skip("LLVM before 20, as numba 0.61 has it, spills there")
     (code,) = assembly(features, target)
     for rows, vectors in zip(tiles, (4, 3, 2, 1)):
-        loop = busiest_loop(code, f"tile{rows}x{vectors}", fma)
+        loop = busiest_loop(code, f"tile{vectors}x{rows}", fma)
         multiply_adds = sum(fma in line for line in loop)
         assert multiply_adds >= rows * vectors
         assert multiply_adds % (rows * vectors) == 0
