@@ -89,7 +89,7 @@ class Linearized:
         self.carried = [cell.states.index(name) for name in cell.layout.carried]
         self.slopes = {
             name: slope if isinstance(slope, Tensor) else self.zeros + slope
-            for name, slope in cell.code.jacobian(self.given).items()
+            for name, slope in cell.derived().jacobian(self.given).items()
         }
         moving = [f"{gate}_pre" for gate in cell.layout.sums] + [f"{name}_prev" for name in cell.layout.carried]
         self.jacobian = [  # of each new state, (T, B, S + N, H) for S sums and N carried states
@@ -218,7 +218,7 @@ class Linearized:
         (T, B, H), of params and of inputs, at fixed gradients `d` of the new states, those of `gradient`.
         """
         cell = self.cell
-        found = cell.code.curvature({
+        found = cell.derived().curvature({
             **self.given,
             **{f"d{name}": a for name, a in zip(cell.states, d)},
             **{f"{name}_t": a for name, a in self.sums.split(preact).items()},

@@ -144,7 +144,7 @@ def quantized_forward(layer: Layer, activations: int) -> Run:
             states = tuple(fill(state, reset[t]) for state in states)
         numbers, scales = rounded(states[0], activations, 1.0)
         from_h = ordered(products(numbers, weight_hh, activations) * (scale_hh * scales), layout.blocks_hh)
-        found = cell.code.forward({
+        found = cell.derived().forward({
             **{f"{gate}_pre": sums[k][t] + from_h[k - layout.of_h.start] if k in layout.of_h else sums[k][t]
                for k, gate in enumerate(layout.sums)},
             **{f"{name}_prev": state for name, state in zip(cell.states, states)},

@@ -70,7 +70,7 @@ def forward(layer: Layer, save: bool, weight_hr: Tensor | None = None) -> Run:
     for t in step_order(T, layer.reverse):
         if reset is not None:
             states = tuple(fill(state, reset[t]) for state in states)
-        found = cell.code.forward({
+        found = cell.derived().forward({
             **sums.split(sums.add_h(start[t], states[0])),
             **dict(zip(names, states)),
             **params,
@@ -116,7 +116,7 @@ def backward(grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
     for t in reversed(order):
         d = [da if out is None else da + (fill(out[t], None if held is None else held[t]) if k == 0 else out[t])
              for k, (da, out) in enumerate(zip(d, incoming))]  # fmt: skip
-        found = cell.code.backward({
+        found = cell.derived().backward({
             **{f"d{name}": da for name, da in zip(cell.states, d)},
             **{name: a[t] for name, a in known.items()},
             **params,

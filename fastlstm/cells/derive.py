@@ -5,14 +5,11 @@ backwards.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from fastlstm.cells.emit import python
-from fastlstm.cells.function import Function
+from fastlstm.cells.emit import Function, python
 from fastlstm.cells.functions import sigmoid, where
 from fastlstm.cells.graph import Node, in_order
-from fastlstm.cells.products import share_factors
 from fastlstm.cells.saving import Costs, choose
 from fastlstm.cells.trace import Trace
 
@@ -65,7 +62,6 @@ def pull(gradients: Mapping[Node, Node], inputs: Iterable[Node]) -> list[Node]:
     return [back.get(a, a.graph.constant(0)) for a in inputs]
 
 
-@dataclass(eq=False)
 class Derived:
     """What follows from a cell's arithmetic.
 
@@ -84,16 +80,48 @@ class Derived:
             multiplies by these, and they are computed for all steps at once.
         saved: what forward keeps, beside the states of all steps that backward reads.
         states_read: these.
+
+    Args:
+        costs: as in `Cell.derived`.
     """
 
-    name: str
-    forward: Function
-    backward: Function
-    tangent: Function
-    curvature: Function
-    jacobian: Function
-    saved: tuple[str, ...]
-    states_read: tuple[str, ...]
+    def __init__(self, name: str, trace: Trace, costs: Costs) -> None:
+        graph, inputs, new = trace.graph, trace.inputs, trace.results
+        old = {state: inputs[f"{state}_prev"] for state in new}
+        d_new = {f"d{state}": graph.input(f"d{state}") for state in new}
+        along = {f"{name}_t": graph.input(f"{name}_t") for name in inputs}
+
+        incoming: dict[Node, Node] = {}
+        for node, given in zip(new.values(), d_new.values()):
+            incoming[node] = incoming[node] + given if node in incoming else given
+        gradients = dict(zip((f"d{name}" for name in inputs), pull(incoming, inputs.values())))
+        tangents = dict(zip(inputs.values(), along.values()))
+        moved = dict(zip((f"{state}_t" for state in new), push(tangents, new.values())))
+        bent = dict(zip((f"{name}_t" for name in gradients), push(tangents, gradients.values())))
+
+        free = {name: inputs[name] for name in trace.free}
+        loaded, sequences = choose(gradients.values(), inputs.values(), d_new.values(), new, old, free.values(), costs)
+        of_states = {f"{state}_prev": old[state] for state in sequences} | {state: new[state] for state in sequences}
+        read = set(loaded)
+        of_states = {name: node for name, node in of_states.items() if node in read}
+        known = {*of_states.values(), *free.values()}
+        saved = _named((node for node in loaded if node not in known), {*inputs, *new, *d_new})
+
+        def function(name: str, arguments: Mapping[str, Node], results: Mapping[str, Node]) -> Function:
+            results = {name: node for name, node in results.items() if not node.is_constant(0)}
+            used = set(in_order(results.values(), arguments.values()))
+            return Function(name, {name: node for name, node in arguments.items() if node in used}, results)
+
+        slopes: dict[str, Node] = {}
+        for state, node in new.items():
+            of_state = pull({node: graph.constant(1)}, inputs.values())
+            slopes |= {f"{state}_by_{name}": slope for name, slope in zip(inputs, of_state)}
+        self.name, self.saved, self.states_read = name, tuple(saved), tuple(of_states)
+        self.forward = function("forward", inputs, {**new, **saved})
+        self.backward = function("backward", {**d_new, **saved, **of_states, **free}, gradients)
+        self.tangent = function("tangent", {**inputs, **along}, moved)
+        self.curvature = function("curvature", {**d_new, **inputs, **along}, bent)
+        self.jacobian = function("jacobian", inputs, slopes)
 
     def __str__(self) -> str:
         """Forward and backward, what is saved, and how many operations there are."""
@@ -109,68 +137,9 @@ class Derived:
         ])  # fmt: skip
 
 
-def _given(name: str, arguments: Mapping[str, Node], results: Mapping[str, Node]) -> Function:
-    """A function of those arguments that it depends on."""
-    used = set(in_order(results.values(), arguments.values()))
-    return Function(name, {name: node for name, node in arguments.items() if node in used}, dict(results))
-
-
 def _described(function: Function) -> str:
     counts = ", ".join(f"{number} {op}" for op, number in function.operations().items())
     return f"{function.name}: {function.count} operations ({counts})\n{python(function)}"
-
-
-def derive(name: str, trace: Trace, costs: Costs, shares_products: bool) -> Derived:
-    """All that follows from a trace.
-
-    Args:
-        costs: of saving, loading and computing, which decide what is saved.
-        shares_products: factors that several products have in common are multiplied once. It saves operations, and
-            rounds otherwise than the chain rule as it comes.
-    """
-    graph, inputs, new = trace.graph, trace.inputs, trace.results
-    old = {state: inputs[f"{state}_prev"] for state in trace.states}
-    d_new = {f"d{state}": graph.input(f"d{state}") for state in trace.states}
-    along = {f"{name}_t": graph.input(f"{name}_t") for name in inputs}
-
-    incoming: dict[Node, Node] = {}
-    for node, given in zip(new.values(), d_new.values()):
-        incoming[node] = incoming[node] + given if node in incoming else given
-    gradients = dict(zip((f"d{name}" for name in inputs), pull(incoming, inputs.values())))
-    tangents = dict(zip(inputs.values(), along.values()))
-    moved = dict(zip((f"{state}_t" for state in new), push(tangents, new.values())))
-    bent = dict(zip((f"{name}_t" for name in gradients), push(tangents, gradients.values())))
-
-    free = {name: inputs[name] for name in trace.free}
-    loaded, sequences = choose(gradients.values(), inputs.values(), d_new.values(), new, old, free.values(), costs)
-    of_states = {f"{state}_prev": old[state] for state in sequences} | {state: new[state] for state in sequences}
-    read = set(loaded)
-    of_states = {name: node for name, node in of_states.items() if node in read}
-    known = {*of_states.values(), *free.values()}
-    saved = _named((node for node in loaded if node not in known), {*inputs, *new, *d_new})
-
-    def function(name: str, arguments: Mapping[str, Node], results: Mapping[str, Node]) -> Function:
-        results = {name: node for name, node in results.items() if not node.is_constant(0)}
-        made = _given(name, arguments, results)
-        if not shares_products or name == "forward":  # whose sums are to round as they are written
-            return made
-        shared = share_factors(graph, list(results.values()), list(arguments.values()))
-        return min(_given(name, arguments, dict(zip(results, shared))), made, key=lambda function: function.count)
-
-    slopes: dict[str, Node] = {}
-    for state, node in new.items():
-        of_state = pull({node: graph.constant(1)}, inputs.values())
-        slopes |= {f"{state}_by_{name}": slope for name, slope in zip(inputs, of_state)}
-    return Derived(
-        name,
-        function("forward", inputs, {**new, **saved}),
-        function("backward", {**d_new, **saved, **of_states, **free}, gradients),
-        function("tangent", {**inputs, **along}, moved),
-        function("curvature", {**d_new, **inputs, **along}, bent),
-        function("jacobian", inputs, slopes),
-        tuple(saved),
-        tuple(of_states),
-    )
 
 
 def _named(nodes: Iterable[Node], taken: set[str]) -> dict[str, Node]:

@@ -13,11 +13,15 @@ import keyword
 import linecache
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from fastlstm.cells.function import Function
+from fastlstm.cells import on_tensors
 from fastlstm.cells.graph import Node, in_order
 from fastlstm.cells.on_tensors import ON_TENSORS
+
+ByName = Callable[[Mapping[str, Any]], dict[str, Any]]  # arguments by name to results by name
 
 _SYMBOLS = {"add": "+", "sub": "-", "mul": "*", "div": "/", "greater": ">", "at_least": ">="}
 _STRENGTH = {"greater": 0, "at_least": 0, "add": 1, "sub": 1, "mul": 2, "div": 2}
@@ -30,6 +34,43 @@ _CPP = (
 )
 # A derived value may have none of these names
 RESERVED = frozenset([*keyword.kwlist, *_CPP.split(), *ON_TENSORS, "tl"])
+
+
+@dataclass(eq=False)
+class Function:
+    """Straight-line code: results by their names, of arguments, which are nodes that are given, by their names.
+
+    Called, it computes on tensors with arguments and results by name, and autograd differentiates it. A result that
+    does not depend on anything is a number.
+    """
+
+    name: str
+    arguments: dict[str, Node]
+    results: dict[str, Node]
+
+    def __call__(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        return self._on_tensors(given)
+
+    @cached_property
+    def _on_tensors(self) -> ByName:
+        return self.by_name(ON_TENSORS, on_tensors.__name__)
+
+    def by_name(self, names: Mapping[str, Any], module: str) -> ByName:
+        """The function on what `names` compute with, see `load`."""
+        takes, gives = tuple(self.arguments), tuple(self.results)
+        run = load(python(self), self.name, names, module)
+        return lambda given: dict(zip(gives, run(*[given[name] for name in takes])))
+
+    def operations(self) -> Counter[str]:
+        """How often it does each operation."""
+        given = set(self.arguments.values())
+        done = [n.op for n in in_order(self.results.values(), given) if n.args and n not in given]
+        return Counter(op for op in done if op not in ("stop_gradient", "fill"))
+
+    @property
+    def count(self) -> int:
+        """How many operations it does."""
+        return self.operations().total()
 
 
 def statements(function: Function) -> tuple[list[tuple[str, str]], list[str]]:

@@ -8,11 +8,21 @@ already. Nothing is folded that would hide a NaN: ``0 * x`` stays.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterable
 from typing import Any
 
 Number = float | int
 COMPARISONS = ("greater", "at_least")
+
+
+def _operator(op: str, swapped: bool = False) -> Callable[[Node, Node | Number], Node]:
+    def method(self: Node, other: Node | Number) -> Node:
+        if isinstance(other, Node | int | float):
+            return self.graph.make(op, *((other, self) if swapped else (self, other)))
+        return NotImplemented  # Python then raises, with both types
+
+    return method
 
 
 class Node:
@@ -30,29 +40,12 @@ class Node:
         """Whether it is a number, or this number."""
         return self.op == "constant" and value in (None, self.value)
 
-    def __add__(self, other: Node | Number) -> Node:
-        return self._make("add", self, other)
-
-    def __radd__(self, other: Number) -> Node:
-        return self._make("add", other, self)
-
-    def __sub__(self, other: Node | Number) -> Node:
-        return self._make("sub", self, other)
-
-    def __rsub__(self, other: Number) -> Node:
-        return self._make("sub", other, self)
-
-    def __mul__(self, other: Node | Number) -> Node:
-        return self._make("mul", self, other)
-
-    def __rmul__(self, other: Number) -> Node:
-        return self._make("mul", other, self)
-
-    def __truediv__(self, other: Node | Number) -> Node:
-        return self._make("div", self, other)
-
-    def __rtruediv__(self, other: Number) -> Node:
-        return self._make("div", other, self)
+    __add__, __radd__ = _operator("add"), _operator("add", swapped=True)
+    __sub__, __rsub__ = _operator("sub"), _operator("sub", swapped=True)
+    __mul__, __rmul__ = _operator("mul"), _operator("mul", swapped=True)
+    __truediv__, __rtruediv__ = _operator("div"), _operator("div", swapped=True)
+    __gt__, __lt__ = _operator("greater"), _operator("greater", swapped=True)
+    __ge__, __le__ = _operator("at_least"), _operator("at_least", swapped=True)
 
     def __matmul__(self, other: object) -> Node:
         raise TypeError("a cell writes no matrix products: its gates are the products with x and the first state")
@@ -60,22 +53,10 @@ class Node:
     __rmatmul__ = __matmul__
 
     def __neg__(self) -> Node:
-        return self._make("neg", self)
+        return self.graph.make("neg", self)
 
     def __pos__(self) -> Node:
         return self
-
-    def __gt__(self, other: Node | Number) -> Node:
-        return self._make("greater", self, other)
-
-    def __lt__(self, other: Node | Number) -> Node:
-        return self._make("greater", other, self)
-
-    def __ge__(self, other: Node | Number) -> Node:
-        return self._make("at_least", self, other)
-
-    def __le__(self, other: Node | Number) -> Node:
-        return self._make("at_least", other, self)
 
     def __eq__(self, other: object) -> bool:
         raise TypeError("== and != of values have no place in a cell")
@@ -92,11 +73,6 @@ class Node:
         if name.startswith("__"):
             raise AttributeError(name)  # what Python itself looks for
         raise TypeError(f"a value has no .{name}: write functions and operators")
-
-    def _make(self, op: str, *args: Node | Number) -> Node:
-        if all(isinstance(a, Node | int | float) for a in args):
-            return self.graph.make(op, *args)
-        return NotImplemented  # Python then raises, with both types
 
 
 class Graph:
@@ -126,6 +102,8 @@ class Graph:
             nodes = nodes[0], self._node("fill", (like, nodes[1]), None), nodes[2]
         if op in COMPARISONS and all(a.is_constant() for a in nodes):
             raise TypeError("a comparison of two constants does not depend on any value")
+        if op in FOLDED and all(a.is_constant() for a in nodes):
+            return self.constant(FOLDED[op](*[a.value for a in nodes]))
         simpler = SIMPLER[op](*nodes) if op in SIMPLER else None
         return self._node(op, nodes, None) if simpler is None else simpler
 
@@ -139,8 +117,6 @@ class Graph:
 
 
 def _add(a: Node, b: Node) -> Node | None:
-    if a.is_constant() and b.is_constant():
-        return a.graph.constant(a.value + b.value)
     if a.is_constant(0):
         return b
     if b.is_constant(0):
@@ -151,8 +127,6 @@ def _add(a: Node, b: Node) -> Node | None:
 
 
 def _sub(a: Node, b: Node) -> Node | None:
-    if a.is_constant() and b.is_constant():
-        return a.graph.constant(a.value - b.value)
     if b.is_constant(0):
         return a
     if a.is_constant(0):
@@ -163,8 +137,6 @@ def _sub(a: Node, b: Node) -> Node | None:
 
 
 def _mul(a: Node, b: Node) -> Node | None:
-    if a.is_constant() and b.is_constant():
-        return a.graph.constant(a.value * b.value)
     for one, other in ((a, b), (b, a)):
         if one.is_constant(1):
             return other
@@ -188,8 +160,6 @@ def _div(a: Node, b: Node) -> Node | None:
 
 
 def _neg(a: Node) -> Node | None:
-    if a.is_constant():
-        return a.graph.constant(-a.value)
     if a.op == "sub":
         return a.args[1] - a.args[0]
     return a.args[0] if a.op == "neg" else None
@@ -206,13 +176,14 @@ def _where(condition: Node, a: Node, b: Node) -> Node | None:
 
 
 def _maximum(a: Node, b: Node) -> Node | None:
-    if a.is_constant() and b.is_constant():
-        return a if a.value > b.value else b
     if a is b:
         return a
     return a.graph.make("maximum", b, a) if a.is_constant() else None  # constants last
 
 
+FOLDED: dict[str, Callable[..., Number]] = {
+    "add": operator.add, "sub": operator.sub, "mul": operator.mul, "neg": operator.neg, "maximum": max,
+}  # fmt: skip
 SIMPLER: dict[str, Callable[..., Node | None]] = {
     "add": _add, "sub": _sub, "mul": _mul, "div": _div, "neg": _neg, "where": _where, "maximum": _maximum,
 }  # fmt: skip
@@ -232,21 +203,3 @@ def in_order(roots: Iterable[Node], leaves: Iterable[Node] = ()) -> list[Node]:
             else:
                 stack.append(waits[0])
     return list(found)
-
-
-def depending_on(nodes: Iterable[Node], sources: Iterable[Node]) -> set[Node]:
-    """`sources`, and those of `nodes` that are made from them. `nodes` come in order."""
-    found = set(sources)
-    for node in nodes:
-        if any(a in found for a in node.args):
-            found.add(node)
-    return found
-
-
-def operations(roots: Iterable[Node], leaves: Iterable[Node] = ()) -> dict[str, int]:
-    """How often each operation is done for `roots`, given `leaves`."""
-    stop, counts = set(leaves), dict[str, int]()
-    for node in in_order(roots, stop):
-        if node.args and node not in stop and node.op not in ("stop_gradient", "fill"):
-            counts[node.op] = counts.get(node.op, 0) + 1
-    return counts

@@ -1,15 +1,12 @@
 """What a kernel has to know of a cell beside its functions: sums, what lies in memory, what is carried."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 
 from fastlstm.cells.derive import Derived
 
 
-@dataclass(frozen=True)
 class Layout:
-    """How a cell's values lie side by side.
+    """How the values of a cell, as it was declared, lie side by side.
 
     A *sum* is what a product adds to: one pre-activation of H units. Sums of x alone come first, then those of both,
     then those of h alone. Each product then fills a contiguous range of them. weight_ih has a block of H rows for each
@@ -17,7 +14,8 @@ class Layout:
 
     Attributes:
         sums: the gates in the order of the sums.
-        of_x, of_h: the ranges of sums that x and h are multiplied for. They overlap in the sums of both.
+        of_x, of_h: the ranges of sums that x and h are multiplied for. They overlap in the sums of both, `of_both`.
+        joint: whether both products add to every sum, so that both weights have the same order.
         blocks_ih, blocks_hh: for each sum of its range which block of rows of weight_ih or weight_hh, and of the bias.
         rows_ih, rows_hh: the inverse of these, by which gradients get back into the order of the weights.
         states: the states, of which the first is the output.
@@ -28,55 +26,23 @@ class Layout:
         params, inputs: vectors (H,), and values (T, B, H). Gradients of params are summed over steps and rows.
     """
 
-    sums: tuple[str, ...]
-    of_x: range
-    of_h: range
-    blocks_ih: tuple[int, ...]
-    blocks_hh: tuple[int, ...]
-    rows_ih: tuple[int, ...]
-    rows_hh: tuple[int, ...]
-    states: tuple[str, ...]
-    saved: tuple[str, ...]
-    sequences: tuple[str, ...]
-    carried: tuple[str, ...]
-    params: tuple[str, ...]
-    inputs: tuple[str, ...]
-
-    @property
-    def of_both(self) -> range:
-        """The sums that both products add to."""
-        return range(self.of_h.start, self.of_x.stop)
-
-    @cached_property
-    def joint(self) -> bool:
-        """Whether both products add to every sum, so that both weights have the same order."""
-        return self.of_x == self.of_h
-
-
-def layout(
-    derived: Derived,
-    gates: Mapping[str, str],
-    states: Sequence[str],
-    params: Sequence[str],
-    inputs: Sequence[str],
-) -> Layout:
-    """The layout of a cell as it was declared."""
-    sums = tuple(gate for kind in ("x", "xh", "h") for gate, of in gates.items() if of == kind)
-    declared = {operand: [gate for gate, of in gates.items() if operand in of] for operand in "xh"}
-    number = {operand: len(declared[operand]) for operand in "xh"}
-    of_x, of_h = range(number["x"]), range(len(sums) - number["h"], len(sums))
-    return Layout(
-        sums,
-        of_x,
-        of_h,
-        tuple(declared["x"].index(sums[k]) for k in of_x),
-        tuple(declared["h"].index(sums[k]) for k in of_h),
-        tuple(sums.index(gate) for gate in declared["x"]),
-        tuple(sums.index(gate) - of_h.start for gate in declared["h"]),
-        tuple(states),
-        derived.saved,
-        tuple(state for state in states[1:] if {state, f"{state}_prev"} & set(derived.states_read)),
-        tuple(state for state in states if f"d{state}_prev" in derived.backward.results),
-        tuple(params),
-        tuple(inputs),
-    )
+    def __init__(
+        self,
+        derived: Derived,
+        gates: Mapping[str, str],
+        states: Sequence[str],
+        params: Sequence[str],
+        inputs: Sequence[str],
+    ) -> None:
+        self.sums = sums = tuple(gate for kind in ("x", "xh", "h") for gate, of in gates.items() if of == kind)
+        declared_x, declared_h = ([gate for gate, of in gates.items() if operand in of] for operand in "xh")
+        self.of_x, self.of_h = range(len(declared_x)), range(len(sums) - len(declared_h), len(sums))
+        self.of_both, self.joint = range(self.of_h.start, self.of_x.stop), self.of_x == self.of_h
+        self.blocks_ih = tuple(declared_x.index(sums[k]) for k in self.of_x)
+        self.blocks_hh = tuple(declared_h.index(sums[k]) for k in self.of_h)
+        self.rows_ih = tuple(sums.index(gate) for gate in declared_x)
+        self.rows_hh = tuple(sums.index(gate) - self.of_h.start for gate in declared_h)
+        self.states, self.params, self.inputs = tuple(states), tuple(params), tuple(inputs)
+        self.saved = derived.saved
+        self.sequences = tuple(s for s in states[1:] if {s, f"{s}_prev"} & set(derived.states_read))
+        self.carried = tuple(s for s in states if f"d{s}_prev" in derived.backward.results)

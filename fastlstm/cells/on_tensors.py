@@ -32,14 +32,5 @@ def fill(like: Tensor, value: float) -> Tensor:
     return torch.full_like(like, value)
 
 
-ON_TENSORS: dict[str, Callable[..., Any]] = {
-    "sigmoid": sigmoid,
-    "tanh": tanh,
-    "relu": relu,
-    "exp": exp,
-    "log_sigmoid": log_sigmoid,
-    "maximum": maximum,
-    "where": where,
-    "stop_gradient": stop_gradient,
-    "fill": fill,
-}
+_ALL: list[Callable[..., Any]] = [sigmoid, tanh, relu, exp, log_sigmoid, maximum, where, stop_gradient, fill]
+ON_TENSORS = {function.__name__: function for function in _ALL}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import chain, combinations
 from math import inf
 
-from fastlstm.cells.graph import COMPARISONS, Node, depending_on, in_order
+from fastlstm.cells.graph import COMPARISONS, Node, in_order
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,10 @@ def choose(
         new, old: each state after the step and before it, by its name.
         free: inputs that are there anyway.
     """
-    nodes, given, free = in_order(results), set(inputs), set(free)
-    late = depending_on(nodes, gradients)
+    nodes, given, free, late = in_order(results), set(inputs), set(free), set(gradients)
+    for node in nodes:
+        if any(a in late for a in node.args):  # which come before it
+            late.add(node)
     needed = [a for n in nodes if n in late for a in n.args if a not in late and not a.is_constant()]
     early = sorted((n for n in in_order(needed) if not n.is_constant()), key=lambda n: n.number)
 
@@ -98,24 +100,18 @@ def _cut(
 
     total = 0.0
     while True:
-        reached: dict[object, object] = {"source": None}
-        queue: deque[object] = deque(["source"])
-        while queue and "sink" not in reached:
+        paths: dict[object, list[tuple[object, object]]] = {"source": []}
+        queue: deque[object] = deque(paths)
+        while queue and "sink" not in paths:
             a = queue.popleft()
             for b, left in capacity[a].items():
-                if left > 1e-9 and b not in reached:
-                    reached[b] = a
+                if left > 1e-9 and b not in paths:
+                    paths[b] = [*paths[a], (a, b)]
                     queue.append(b)
-        if "sink" not in reached:
-            break
-        path: list[tuple[object, object]] = []
-        end: object = "sink"
-        while reached[end] is not None:
-            path.append((reached[end], end))
-            end = reached[end]
-        flow = min(capacity[a][b] for a, b in path)
-        for a, b in path:
+        if "sink" not in paths:
+            return total, [n for n in nodes if (n, "there") in paths and (n, "computed") not in paths]
+        flow = min(capacity[a][b] for a, b in paths["sink"])
+        for a, b in paths["sink"]:
             capacity[a][b] -= flow
             capacity[b][a] += flow
         total += flow
-    return total, [n for n in nodes if (n, "there") in reached and (n, "computed") not in reached]

@@ -8,15 +8,12 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from fastlstm.cells.derive import Derived, derive
+from fastlstm.cells.derive import Derived
 from fastlstm.cells.emit import RESERVED, python
 from fastlstm.cells.functions import FUNCTIONS
-from fastlstm.cells.layout import Layout, layout
+from fastlstm.cells.layout import Layout
 from fastlstm.cells.saving import Costs
-from fastlstm.cells.tensors import OnTensors
-from fastlstm.cells.trace import trace
-
-_SUMS = ("x", "h", "xh")
+from fastlstm.cells.trace import Trace
 
 
 class Cell:
@@ -58,7 +55,7 @@ class Cell:
         _check(self)
         self.gates_of_x, self.gates_of_h = (sum(operand in sums for sums in self.gates.values()) for operand in "xh")
         # once: numbers that the function takes from elsewhere are those of its declaration
-        self._traced = trace(self.name, function, self.arguments, self.states, (*self.params, *self.inputs))
+        self._traced = Trace(self.name, function, self.arguments, self.states, (*self.params, *self.inputs))
         with _declaring:
             self.key = _register(self)
             for told in when_declared:
@@ -83,32 +80,23 @@ class Cell:
             **{name: name for name in (*self.params, *self.inputs)},
         }
 
-    def derived(self, costs: Costs | None = None, share_products: bool = False) -> Derived:
+    def derived(self, costs: Costs | None = None) -> Derived:
         """What follows from the cell's arithmetic. Printed, it shows the forward and the backward pass.
 
         Args:
             costs: what saving, loading and computing a value cost, which decides what forward saves.
-            share_products: multiply factors that several products have in common once. It saves a few operations and
-                rounds otherwise. Without it products are as the chain rule writes them.
         """
         found = self._derived  # first, so that its text does not depend on what else has been derived
-        if costs is None and not share_products:
-            return found
-        return derive(self.name, self._traced, costs or Costs(), share_products)
+        return found if costs is None else Derived(self.name, self._traced, costs)
 
     @functools.cached_property
     def layout(self) -> Layout:
         """What a kernel has to know beside the functions."""
-        return layout(self._derived, self.gates, self.states, self.params, self.inputs)
-
-    @functools.cached_property
-    def code(self) -> OnTensors:
-        """The derived functions on tensors."""
-        return OnTensors(self._derived)
+        return Layout(self._derived, self.gates, self.states, self.params, self.inputs)
 
     @functools.cached_property
     def _derived(self) -> Derived:
-        return derive(self.name, self._traced, Costs(), False)
+        return Derived(self.name, self._traced, Costs())
 
 
 def cell(
@@ -137,11 +125,7 @@ def cell(
             anything but elementwise arithmetic. The message names the line.
         ValueError: a gate sums anything else, or a name is used twice or cannot be one.
     """
-
-    def declare(function: Callable[..., Any]) -> Cell:
-        return Cell(function, gates, states, params, inputs)
-
-    return declare
+    return functools.partial(Cell, gates=gates, states=states, params=params, inputs=inputs)
 
 
 when_declared: list[Callable[[Cell], Any]] = []  # called with each cell that is declared from then on
@@ -186,7 +170,7 @@ def _check(made: Cell) -> None:
         for name in getattr(made, kind):
             if not isinstance(name, str):
                 raise TypeError(f"cell {made.name}: {kind} must be names, got {name!r}")
-    wrong = next((gate for gate, sums in made.gates.items() if sums not in _SUMS), None)
+    wrong = next((gate for gate, sums in made.gates.items() if sums not in ("x", "h", "xh")), None)
     if wrong is not None:
         raise ValueError(f'cell {made.name}: gate {wrong} must sum "x", "h" or "xh", got {made.gates[wrong]!r}')
     declared = (*made.gates, *made.states, *made.params, *made.inputs)

@@ -4,7 +4,6 @@ import inspect
 import linecache
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from types import CodeType, TracebackType
 from typing import Any
 
@@ -12,64 +11,51 @@ from fastlstm.cells.functions import ALLOWED
 from fastlstm.cells.graph import Graph, Node
 
 
-@dataclass(eq=False)
 class Trace:
-    """What a cell computes: its inputs by their names in what is derived, and its new states by theirs.
-
-    Attributes:
-        states: the names of the states, of which the first is the output.
-        free: the names of the inputs that are there anyway: the cell's params and inputs.
-    """
-
-    graph: Graph
-    inputs: dict[str, Node]
-    results: dict[str, Node]
-    states: tuple[str, ...]
-    free: tuple[str, ...]
-
-
-def trace(
-    name: str, function: Callable[..., Any], names: Mapping[str, str], states: Sequence[str], free: Sequence[str]
-) -> Trace:
-    """Run the function of the cell `name`.
+    """What the function of the cell `name` computes: its inputs by their names in what is derived, and its new states
+    by theirs.
 
     Args:
         names: for each argument that the function may take its name in what is derived.
         states: what the results are called.
-        free: the arguments that are params or inputs.
+        free: the names of the inputs that are there anyway: the cell's params and inputs.
 
     Raises:
         TypeError: the function does anything but elementwise arithmetic, or returns other than one value a state.
     """
-    graph = Graph()
-    nodes = {argument: graph.input(label) for argument, label in names.items()}
-    local: dict[str, Any] = {}
-    result = _run(
-        name, function, {argument: nodes[argument] for argument in inspect.signature(function).parameters}, local
-    )
-    found = list(result) if isinstance(result, tuple | list) else [result]
-    if len(found) != len(states):
-        raise TypeError(
-            f"cell {name} must return {len(states)} value{'s' * (len(states) > 1)}, the new {', '.join(states)}, "
-            f"got {len(found)}"
-        )
-    for state, value in zip(states, found):
-        if not isinstance(value, Node):
-            raise TypeError(f"cell {name} must return a value for {state} that depends on its arguments, got {value!r}")
-        if value.op in ("greater", "at_least", "constant"):
-            raise TypeError(f"cell {name} must return a value for {state}, got a comparison or a constant")
-    for state, value in zip(states, found):
-        value.hint = value.hint or (state if value.args else None)
-    for variable, value in local.items():
-        if isinstance(value, Node) and value.args and value.hint is None:
-            value.hint = variable
-    return Trace(
-        graph,
-        {node.value: node for node in nodes.values()},
-        dict(zip(states, found)),
-        tuple(states),
-        tuple(names[argument] for argument in free),
-    )
+
+    def __init__(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        names: Mapping[str, str],
+        states: Sequence[str],
+        free: Sequence[str],
+    ) -> None:
+        graph = self.graph = Graph()
+        nodes = {argument: graph.input(label) for argument, label in names.items()}
+        local: dict[str, Any] = {}
+        result = _run(name, function, {taken: nodes[taken] for taken in inspect.signature(function).parameters}, local)
+        found = list(result) if isinstance(result, tuple | list) else [result]
+        if len(found) != len(states):
+            raise TypeError(
+                f"cell {name} must return {len(states)} value{'s' * (len(states) > 1)}, the new {', '.join(states)}, "
+                f"got {len(found)}"
+            )
+        for state, value in zip(states, found):
+            if not isinstance(value, Node):
+                raise TypeError(
+                    f"cell {name} must return a value for {state} that depends on its arguments, got {value!r}"
+                )
+            if value.op in ("greater", "at_least", "constant"):
+                raise TypeError(f"cell {name} must return a value for {state}, got a comparison or a constant")
+        for state, value in zip(states, found):
+            value.hint = value.hint or (state if value.args else None)
+        for variable, value in local.items():
+            if isinstance(value, Node) and value.args and value.hint is None:
+                value.hint = variable
+        self.inputs = {names[argument]: node for argument, node in nodes.items()}
+        self.results, self.free = dict(zip(states, found)), tuple(free)
 
 
 def _run(name: str, function: Callable[..., Any], arguments: dict[str, Node], local: dict[str, Any]) -> Any:

@@ -9,9 +9,9 @@ from fastlstm import cells
 from fastlstm.cells import cell as declare
 from fastlstm.cells import exp, log_sigmoid, maximum, relu, sigmoid, stop_gradient, tanh, where
 from fastlstm.cells.derive import PARTIALS
-from fastlstm.cells.emit import load, python
+from fastlstm.cells.emit import Function, load, python
 from fastlstm.cells.functions import FUNCTIONS
-from fastlstm.cells.graph import Graph, operations
+from fastlstm.cells.graph import Graph
 from tests.cells import by_hand
 from tests.cells.layers import error
 
@@ -26,13 +26,13 @@ def values(names, dtype=torch.double, count=64):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_the_lstm_has_the_bits_of_the_one_by_hand(dtype):
     given = values(["i", "f", "g", "o", "c", "dh", "dc"], dtype, 4096)
-    forward, backward = cells.lstm.code.forward, cells.lstm.code.backward
-    assert forward.takes == ("i_pre", "f_pre", "g_pre", "o_pre", "c_prev")
-    assert forward.gives == ("h", "c", "i", "f", "g", "o")
-    assert backward.takes == ("dh", "dc", "i", "f", "g", "o", "c_prev")
-    assert backward.gives == ("di_pre", "df_pre", "dg_pre", "do_pre", "dc_prev")
+    forward, backward = cells.lstm.derived().forward, cells.lstm.derived().backward
+    assert tuple(forward.arguments) == ("i_pre", "f_pre", "g_pre", "o_pre", "c_prev")
+    assert tuple(forward.results) == ("h", "c", "i", "f", "g", "o")
+    assert tuple(backward.arguments) == ("dh", "dc", "i", "f", "g", "o", "c_prev")
+    assert tuple(backward.results) == ("di_pre", "df_pre", "dg_pre", "do_pre", "dc_prev")
     want = by_hand.forward(*(given[name] for name in "ifgoc"), torch.sigmoid, torch.tanh)
-    got = forward(dict(zip(forward.takes, (given[name] for name in "ifgoc"))))
+    got = forward(dict(zip(forward.arguments, (given[name] for name in "ifgoc"))))
     assert all(map(torch.equal, got.values(), want))
     gates = dict(zip("ifgo", want[2:]))
     expected = by_hand.backward(given["dh"], given["dc"], *gates.values(), given["c"], torch.tanh)
@@ -52,30 +52,26 @@ def test_the_lstm_fuses_as_the_one_by_hand():
         want = expected(*map(by_hand.Fused, function.arguments), **wanted)
         assert [a.text for a in got] == [a.text for a in want]
         assert any("fma" in a.text for a in want)
-    shared = cells.lstm.derived(share_products=True).backward  # which rounds otherwise
-    got = load(python(shared), shared.name, names)(*map(by_hand.Fused, shared.arguments))
-    assert [a.text for a in got] != [a.text for a in want]
 
 
 def test_operations():
-    """As many as by hand, or fewer; with shared products fewer still."""
+    """As many as by hand, or fewer."""
     graph = Graph()
-    args = [graph.input(name) for name in ["dh", "dc", "i", "f", "g", "o", "c_prev"]]
-    hand = sum(operations(by_hand.backward(*args, tanh)).values())
-    assert cells.lstm.derived().backward.count == hand == 26
-    assert cells.lstm.derived(share_products=True).backward.count == 23
+    args = {name: graph.input(name) for name in ["dh", "dc", "i", "f", "g", "o", "c_prev"]}
+    hand = Function("by hand", args, dict(enumerate(by_hand.backward(*args.values(), tanh))))
+    assert cells.lstm.derived().backward.count == hand.count == 26
     assert cells.lstm.derived().forward.count == 9
     assert cells.gru.derived().forward.count == 8
 
 
 def test_the_gru_by_hand():
     given = values(["r_pre", "z_pre", "n_x_pre", "n_h_pre", "h_prev", "dh"])
-    found = cells.gru.code.forward(given)
+    found = cells.gru.derived().forward(given)
     r, z = given["r_pre"].sigmoid(), given["z_pre"].sigmoid()
     n = (given["n_x_pre"] + r * given["n_h_pre"]).tanh()
     h = (1 - z) * n + z * given["h_prev"]
     assert error(found["h"], h) < 1e-15
-    gradients = cells.gru.code.backward({**given, **found})
+    gradients = cells.gru.derived().backward({**given, **found})
     dn = given["dh"] * (1 - z) * (1 - n * n)
     dr, dz = dn * given["n_h_pre"] * r * (1 - r), given["dh"] * (given["h_prev"] - n) * z * (1 - z)
     want = {"dr_pre": dr, "dz_pre": dz, "dn_x_pre": dn, "dn_h_pre": dn * r, "dh_prev": given["dh"] * z}
@@ -91,7 +87,7 @@ def test_the_curvature_of_the_lstm_by_hand():
     bend = 1.0 - (f * given["c_prev"] + i * g).tanh() ** 2
     whole = given["dh"] * o * bend + given["dc"]
     want = by_hand.curvature(given["dh"], whole, i, f, g, o, given["c_prev"], tangents, along["c_prev_t"])
-    got = cells.lstm.code.curvature({**given, **along})
+    got = cells.lstm.derived().curvature({**given, **along})
     names = ["di_pre_t", "df_pre_t", "dg_pre_t", "do_pre_t", "dc_prev_t"]
     assert all(error(got[name], a) < 1e-14 for name, a in zip(names, want))
 
@@ -136,7 +132,7 @@ def one(expression):
 def test_each_operation(name):
     """Its value, gradient, tangent and curvature against autograd's, on tensors; its value on numbers."""
     expression = EXPRESSIONS[name]
-    code, given = one(expression).code, values(["a_pre", "b_pre", "dh", "a_pre_t", "b_pre_t"])
+    code, given = one(expression).derived(), values(["a_pre", "b_pre", "dh", "a_pre_t", "b_pre_t"])
     a, b = (given[k].clone().requires_grad_() for k in ("a_pre", "b_pre"))
     want = expression(a, b)
     found = code.forward(given)
@@ -164,7 +160,7 @@ def test_nan_and_infinity_in_a_gradient(name):
     expression, special = EXPRESSIONS[name], torch.tensor([math.nan, math.inf, -math.inf, 0.0, 1.5], dtype=torch.double)
     grid = torch.cartesian_prod(special, special)
     a, b = (grid[:, k].clone().requires_grad_() for k in (0, 1))
-    want, code = expression(a, b), one(expression).code
+    want, code = expression(a, b), one(expression).derived()
     given = {"a_pre": grid[:, 0], "b_pre": grid[:, 1], "dh": torch.ones(len(grid), dtype=torch.double)}
     found = code.forward(given)
     assert torch.equal(found["h"].isnan(), want.isnan())
@@ -188,11 +184,11 @@ def test_numbers_as_tensors(name):
 
 
 def test_ties_are_torchs():
-    code = one(lambda a, b: maximum(a, b)).code
+    code = one(lambda a, b: maximum(a, b)).derived()
     given = {"a_pre": torch.ones(1), "b_pre": torch.ones(1), "dh": torch.ones(1)}
     got = code.backward({**given, **code.forward(given)})
     assert got["da_pre"].item() == got["db_pre"].item() == 0.5
-    code = one(lambda a, b: relu(a) * b).code
+    code = one(lambda a, b: relu(a) * b).derived()
     given = {"a_pre": torch.zeros(1), "b_pre": torch.ones(1), "dh": torch.ones(1)}
     assert code.backward({**given, **code.forward(given)})["da_pre"].item() == 0.0
 
@@ -201,8 +197,8 @@ def test_the_jacobian_is_tangent_and_gradient():
     for cell in cells.CELLS:
         derived = cell.derived()
         given = values({**derived.tangent.arguments, **derived.backward.arguments})
-        given |= cell.code.forward(given)
-        slopes, moved, gradients = (code(given) for code in (cell.code.jacobian, cell.code.tangent, cell.code.backward))
+        given |= derived.forward(given)
+        slopes, moved, gradients = (code(given) for code in (derived.jacobian, derived.tangent, derived.backward))
         for state in cell.states:
             want = sum(slopes.get(f"{state}_by_{a}", 0) * given.get(f"{a}_t", 0) for a in cell.arguments.values())
             assert error(moved[f"{state}_t"], want) < 1e-13

@@ -6,7 +6,6 @@ Two versions: exact, for float32 in full precision, and fast, for tf32 and 16 bi
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from math import inf
 from typing import Any
@@ -15,8 +14,7 @@ import triton
 import triton.language as tl
 
 from fastlstm.backends.triton import INTERPRET
-from fastlstm.cells.emit import load, python
-from fastlstm.cells.function import Function
+from fastlstm.cells.emit import Function, load, python
 from fastlstm.cells.graph import Node, in_order
 from fastlstm.cells.spec import Cell
 
@@ -92,7 +90,6 @@ EXACT = {"sigmoid": sigmoid, "tanh": tanh, **_COMMON}
 FAST = {"sigmoid": fast_sigmoid, "tanh": fast_tanh, **_COMMON}
 
 
-@dataclass(frozen=True)
 class Kernel:
     """What the kernels are compiled for, of a cell.
 
@@ -103,52 +100,34 @@ class Kernel:
             the gradients of the sums, of the states that are carried, of the params and of the inputs.
         read: of the states that backward reads 2 k for state k after the step, and 2 k + 1 for the one before it.
         carried: for each state where its gradient is among those that backward returns, or -1.
-        blocks: of weight_ih, for each sum of x.
         sums, of_h: how many sums there are, and how many of them sum h: the last ones.
-        gates: how many gates a product computes.
+        gates: how many gates a product computes: all, if every gate sums both products and there are 2 or 4, since then
+            they fall into place. Otherwise each gate has a product of its own.
         wide: whether the output may be beyond 1.
         reads_h: whether the output's value before the step counts, beside its product.
         divides: whether a gradient may be NaN where all values are zero.
     """
 
-    forward: Any
-    backward: Any
-    read: tuple[int, ...]
-    carried: tuple[int, ...]
-    blocks: tuple[int, ...]
-    sums: int
-    of_h: int
-    gates: int
-    wide: bool
-    reads_h: bool
-    divides: bool
+    def __init__(self, cell: Cell, exact: bool) -> None:
+        layout, derived, names = cell.layout, cell.derived(), EXACT if exact else FAST
+        new, old = list(layout.states), [f"{state}_prev" for state in layout.states]
+        sums, given = [f"{gate}_pre" for gate in layout.sums], [*layout.params, *layout.inputs]
+        arguments = [*(f"d{state}" for state in new), *layout.saved, *derived.states_read, *given]
+        carried = [f"d{state}_prev" for state in layout.carried]
+        results = [*(f"d{name}" for name in sums), *carried, *(f"d{name}" for name in given)]
+        self.forward = _compiled(derived.forward, [*sums, *old, *given], [*new, *layout.saved], names)
+        self.backward = _compiled(derived.backward, arguments, results, names)
+        known = [name for both in zip(new, old) for name in both]
+        self.read = tuple(known.index(name) for name in derived.states_read)
+        self.carried = tuple(layout.carried.index(state) if state in layout.carried else -1 for state in new)
+        self.sums, self.of_h = len(sums), len(layout.of_h)
+        self.gates = self.sums if layout.joint and self.sums in (2, 4) else 1
+        self.wide = _bound(derived.forward.results[new[0]]) > 1
+        self.reads_h = old[0] in derived.forward.arguments
+        self.divides = "div" in derived.backward.operations()
 
 
-@cache
-def kernel(cell: Cell, exact: bool) -> Kernel:
-    """What the kernels have to know of a cell. They take as many sums for one product as fall into place there: all, if
-    every gate sums both products and there are 2 or 4. Otherwise each gate has a product of its own.
-    """
-    layout, derived, names = cell.layout, cell.derived(), EXACT if exact else FAST
-    old, sums = [f"{state}_prev" for state in layout.states], [f"{gate}_pre" for gate in layout.sums]
-    given, gradients = [*layout.params, *layout.inputs], [f"d{state}" for state in layout.states]
-    carried = [f"d{state}_prev" for state in layout.carried]
-    arguments = [*gradients, *layout.saved, *derived.states_read, *given]
-    results = [*(f"d{name}" for name in sums), *carried, *(f"d{name}" for name in given)]
-    after, number = list(layout.states), len(layout.sums)
-    return Kernel(
-        _compiled(derived.forward, [*sums, *old, *given], [*after, *layout.saved], names),
-        _compiled(derived.backward, arguments, results, names),
-        tuple(2 * after.index(name) if name in after else 2 * old.index(name) + 1 for name in derived.states_read),
-        tuple(layout.carried.index(state) if state in layout.carried else -1 for state in layout.states),
-        layout.blocks_ih,
-        number,
-        len(layout.of_h),
-        number if number == len(layout.of_both) and number in (2, 4) else 1,
-        _bound(derived.forward.results[layout.states[0]]) > 1,
-        old[0] in derived.forward.arguments,
-        "div" in derived.backward.operations(),
-    )
+kernel = cache(Kernel)
 
 
 def _compiled(function: Function, arguments: Sequence[str], results: Sequence[str], names: Mapping[str, Any]) -> Any:

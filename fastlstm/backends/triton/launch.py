@@ -169,7 +169,8 @@ class Forward(Pass):
         cell, tile, H, I = self.cell, self.tile, self.H, layer.x.shape[-1]
         self.save, self.ends = save, (*axes, self.B, H)
         common = {
-            "CELL": cell.forward, "BLOCKS": cell.blocks, "S": cell.sums, "Y": cell.of_h, "GATES": cell.gates, "H": H,
+            "CELL": cell.forward, "BLOCKS": self.layout.blocks_ih, "S": cell.sums, "Y": cell.of_h,
+            "GATES": cell.gates, "H": H,
         }  # fmt: skip
         self.fused = False  # whether the kernel multiplies x
         if self.resident:

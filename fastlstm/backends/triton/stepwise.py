@@ -28,7 +28,7 @@ from fastlstm.backends.triton.products import block_of, gate_rows, split_gates
 
 
 @triton.jit
-def place(B, rows, H: tl.constexpr, UNITS: tl.constexpr, BLOCK_B: tl.constexpr):
+def place(rows, H: tl.constexpr, UNITS: tl.constexpr, BLOCK_B: tl.constexpr):
     """This program's group and first unit; its batch rows and units, and which of them exist."""
     group, first = block_of(rows, BLOCK_B)
     first_unit = tl.program_id(1) * UNITS
@@ -51,7 +51,7 @@ def forward_kernel(
     X: tl.constexpr = len(BLOCKS)
     N: tl.constexpr = S // GATES
     t, t_prev = tl.cast(t, tl.int64), tl.cast(t_prev, tl.int64)
-    group, first_unit, b, unit, b_ok, u_ok = place(B, rows, H, UNITS, BLOCK_B)
+    group, first_unit, b, unit, b_ok, u_ok = place(rows, H, UNITS, BLOCK_B)
     row, row_unit = gate_rows(H, UNITS, GATES)
     row, row_ok, k = row + first_unit, row_unit + first_unit < H, tl.arange(0, BLOCK_K)
     if Y * H * H >= 2**31:
@@ -122,7 +122,7 @@ def backward_kernel(
     """
     OTHERS: tl.constexpr = len(CARRIED) - 1
     t, t_prev, t_next = tl.cast(t, tl.int64), tl.cast(t_prev, tl.int64), tl.cast(t_next, tl.int64)
-    group, _, b, unit, b_ok, u_ok = place(B, rows, H, UNITS, BLOCK_B)
+    group, _, b, unit, b_ok, u_ok = place(rows, H, UNITS, BLOCK_B)
     k, ok, state = tl.arange(0, BLOCK_K), u_ok[:, None] & b_ok[None, :], b[None, :] * H + unit[:, None]
     if S * H * H >= 2**31:
         k = k.to(tl.int64)

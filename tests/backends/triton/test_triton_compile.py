@@ -151,7 +151,7 @@ def check_ptx(chip, row):
     products = tiles_of_m * (K // 16) * (3 if exact else 1) * (cell.of_h // gates)
     if case.I:
         padded = tiles.padded_input(case.I, tile.P, precision, CHIPS[chip])
-        products += tiles_of_m * (padded // 16) * (len(cell.blocks) // gates)
+        products += tiles_of_m * (padded // 16) * (by_key(case.cell).gates_of_x // gates)
     assert ptx["wgmma"] + ptx["mma.sync"] + ptx["tcgen05.mma"] == 2 * products, row
 
 

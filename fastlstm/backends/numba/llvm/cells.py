@@ -15,10 +15,8 @@ from llvmlite import ir
 from fastlstm.backends.numba.llvm import functions
 from fastlstm.backends.numba.llvm.functions import ON_VECTORS
 from fastlstm.backends.numba.llvm.loops import Builder, Builders, counted
-from fastlstm.backends.numba.llvm.simd import I64, Lanes, Vector
-from fastlstm.backends.numba.llvm.simd import load as load_at
-from fastlstm.cells.emit import load, python
-from fastlstm.cells.function import Function
+from fastlstm.backends.numba.llvm.simd import I64, Lanes, Vector, load
+from fastlstm.cells.emit import ByName, python
 from fastlstm.cells.layout import Layout
 from fastlstm.cells.spec import Cell
 
@@ -38,8 +36,8 @@ class Functions:
 
     layout: Layout
     source: str
-    forward: Callable[[Values], dict[str, Any]]
-    backward: Callable[[Values], dict[str, Any]]
+    forward: ByName
+    backward: ByName
     takes: tuple[tuple[str, ...], tuple[str, ...]]
 
 
@@ -48,15 +46,10 @@ def functions_of(cell: Cell) -> Functions:
     """A cell's functions on vectors."""
     derived = cell.derived()
     forward, backward = derived.forward, derived.backward
-    source = "\n".join([python(forward), python(backward), repr(cell.layout)])
+    source = "\n".join([python(forward), python(backward), repr(vars(cell.layout))])
     takes = tuple(forward.arguments), tuple(backward.arguments)
-    return Functions(cell.layout, source, _by_name(forward), _by_name(backward), takes)
-
-
-def _by_name(derived: Function) -> Callable[[Values], dict[str, Any]]:
-    takes, gives = tuple(derived.arguments), tuple(derived.results)
-    code = load(python(derived), derived.name, ON_VECTORS, functions.__name__)
-    return lambda given: dict(zip(gives, code(*[given[name] for name in takes])))
+    compute = ON_VECTORS, functions.__name__
+    return Functions(cell.layout, source, forward.by_name(*compute), backward.by_name(*compute), takes)
 
 
 def forward_table(layout: Layout) -> list[str]:
@@ -86,7 +79,7 @@ class _Rows:
         b = self.b
         for k, name in enumerate(names):
             if name in wanted:
-                start, step = (load_at(b, I64, b.add(table, I64(16 * k + 8 * n))) for n in range(2))
+                start, step = (load(b, I64, b.add(table, I64(16 * k + 8 * n))) for n in range(2))
                 self.add(name, b.add(b.add(start, b.mul(row, step)), unit), step)
 
     def load(self, name: str, vector: int = 0) -> Vector:
