@@ -1,22 +1,13 @@
-"""Which way a call of one layer goes.
+"""Which of four ways a call of one layer takes to a backend: docs/design.md has the ways, and what a plan is for.
 
-There are four ways from a module to a backend. Two are *plain*: nothing is traced or transformed, and the call follows
-a plan. A plan belongs to a *signature*: the shapes, types and settings of a call, and whether gradients are wanted. The
-first call of a signature checks everything and keeps a plan, and later calls only run the plan.
-
-* Plain without gradients: the plan is the backend's own.
-* Plain with gradients: the plan runs within `PlannedFunction`.
-* Transformed, by torch.func or in forward mode: `LayerFunction` without a plan. Backends that have no plans, and calls
-  for all cell states, take this way too.
-* Traced, by a compiler, an exporter or `torch.jit.trace`: the call becomes operators of `torch.library`.
-
-Layers without a kernel of ours, such as those with a projection, run torch's own LSTM, or plain PyTorch.
+A plan belongs to a *signature*: the shapes, types and settings of a call, and whether gradients are wanted. The first
+call of a signature checks everything and keeps a plan, and later calls only run the plan.
 """
 
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,7 +26,7 @@ from fastlstm.autograd.modes import (
 )
 from fastlstm.autograd.operators import made
 from fastlstm.backends import aten, dispatch, reference, settings
-from fastlstm.backends.base import Layer, Plan, Run, given_states
+from fastlstm.backends.base import Layer, Plan, Run, empty_run
 from fastlstm.backends.checks import check_layer
 from fastlstm.backends.cpu import threads_now
 from fastlstm.cells.spec import by_key
@@ -54,17 +45,6 @@ MOST = 1024  # plans that a `Plans` holds, whether of one layer or of all calls 
 _UNKNOWN = object()  # marks a signature without an entry: None is the entry of one that can have no plan
 Optional = Tensor | None
 Runs = Callable[[Layer], Run]
-
-
-class Result(NamedTuple):
-    """``output`` (T, B, H), the last states, and the other states (T, B, H) of all steps if they were asked for.
-
-    The output is None if x was (B, I), a single step: it would equal the first of the last states.
-    """
-
-    output: Any
-    last: tuple[Any, ...]
-    others: tuple[Any, ...] = ()
 
 
 class Plans:
@@ -142,7 +122,7 @@ class Plans:
         if to is not None and (learns or to.itemsize > 2 or layer.x.dtype == torch.float64):
             return None
         cast_layer = layer if to is None else layer.to(to)
-        check_layer(_with_steps(cast_layer, axis))
+        check_layer(cast_layer.squeezed(axis))
         x = cast_layer.x
         masked = layer.lengths is not None or layer.reset is not None
         name = dispatch.choose(
@@ -163,15 +143,9 @@ class Plans:
         return plan.forward if to is None else partial(_cast, plan, to)
 
 
-def _with_steps(layer: Layer, axis: bool) -> Layer:
-    """Return the layer with x as (T, B, I) and states as (B, H)."""
-    x = layer.x if layer.x.dim() != 2 else layer.x.unsqueeze(0)
-    return layer._replace(x=x, states=tuple(a.squeeze(0) if axis and a is not None else a for a in layer.states))
-
-
 def _differentiable(plan: Plan, layer: Layer) -> Run:
     found = apply_plan(plan, layer, layer.x, *layer.weights, *layer.states, *layer.inputs)
-    return Run(found[0], found[1 : 1 + len(layer.states)], ())
+    return Run(found[0], found[1 : 1 + len(layer.states)], ())  # what else a plan keeps is for its backward pass
 
 
 def _cast(plan: Plan, dtype: torch.dtype, layer: Layer) -> Run:
@@ -186,8 +160,11 @@ def run(
     axis: bool = False,
     cells: bool = False,
     weight_hr: Optional = None,
-) -> Result:
+) -> Run:
     """Run one layer in one direction.
+
+    The run keeps the states but the first, (T, B, H) each, if `cells` is true, and otherwise nothing. Its h is None if
+    x is (B, I), since it would equal the first of the last states.
 
     Args:
         layer: the tensors. For a single step x may also be (B, I).
@@ -207,22 +184,19 @@ def run(
             if signature is not None:
                 plan = plans.make(signature, layer, backend, axis)
             if plan is not None:
-                found = plan(layer)
-                return Result(found.h, found.last)
-        result = _general(_with_steps(layer, axis), plans, backend, cells, weight_hr)
+                return plan(layer)
+        result = _general(layer.squeezed(axis), plans, backend, cells, weight_hr)
     else:
-        layer_3d = _with_steps(layer, axis)
+        layer_3d = layer.squeezed(axis)
         if backend is not None:
             settings.check_name(backend)
         if autocast_of(layer.x) is None:  # checked before entering the graph node, so users see our error
             check_layer(layer_3d, weight_hr)
         options = layer.reverse, layer.cell.key, weight_hr, cells, settings.named(backend)
-        output, *others = _in_graph(dual_level_in_graph(), *layer_3d.tensors, *options)
-        states = len(layer.states)
-        result = Result(output, tuple(others[:states]), tuple(others[states:]))
+        result = Run.of(len(layer.states), _in_graph(dual_level_in_graph(), *layer_3d.tensors, *options))
     if axis:  # stack, since unsqueeze gives views, which cannot be detached in place
         return result._replace(last=tuple(torch.stack([a]) for a in result.last))
-    return result if layer.x.dim() == 3 else result._replace(output=None)
+    return result if layer.x.dim() == 3 else result._replace(h=None)
 
 
 @allow_in_graph  # opaque to dynamo: traced, it would install about a hundred guards, checked at each call
@@ -231,10 +205,10 @@ def _in_graph(dual: bool, *arguments: Any) -> tuple[Tensor, ...]:
     *tensors, reverse, key, weight_hr, cells, backend = arguments
     with opened_by_graph(dual):
         found = _general(Layer.of(by_key(key), tensors, reverse), None, backend, cells, weight_hr)
-    return found.output, *found.last, *found.others
+    return found.h, *found.last, *found.kept
 
 
-def _general(layer: Layer, plans: Plans | None, backend: str | None, cells: bool, weight_hr: Optional) -> Result:
+def _general(layer: Layer, plans: Plans | None, backend: str | None, cells: bool, weight_hr: Optional) -> Run:
     """Run a call that follows no plan. x is (T, B, I), and states are (B, H)."""
     x = layer.x
     if (to := autocast_of(x)) is not None:
@@ -244,9 +218,8 @@ def _general(layer: Layer, plans: Plans | None, backend: str | None, cells: bool
             return run(layer.to(to), plans=plans, backend=backend, cells=cells, weight_hr=weight_hr)
     check_layer(layer, weight_hr)
     if x.shape[0] == 0:
-        states = given_states(layer)
-        output, *others = (a.unsqueeze(0)[:0].clone() for a in states)
-        return Result(output, tuple(a.clone() for a in states), tuple(others) if cells else ())
+        found = empty_run(layer)
+        return found if cells else found._replace(kept=())
     name = dispatch.choose(
         backend,
         x.device,
@@ -260,31 +233,17 @@ def _general(layer: Layer, plans: Plans | None, backend: str | None, cells: bool
         layer=layer,
     )
     if name == "aten":
-        return Result(*_by_torch(layer, weight_hr))
+        return aten.forward(layer, weight_hr)
     if x.itemsize == 2 and not dispatch.traits(name).takes_sixteen_bits:  # computed in float32, stored in 16 bits
         wide_hr = None if weight_hr is None else weight_hr.float()
         wide = run(layer.to(torch.float32), plans=plans, backend=name, cells=cells, weight_hr=wide_hr)
-        results, count = (wide.output, *wide.last, *wide.others), len(layer.states)
-        h, *others = narrowed(results, x.dtype, (*layer.tensors, weight_hr))
-        return Result(h, tuple(others[:count]), tuple(others[count:]))
+        results = wide.h, *wide.last, *wide.kept
+        return Run.of(len(layer.states), narrowed(results, x.dtype, (*layer.tensors, weight_hr)))
     if weight_hr is not None or nests_forward_mode():
         found = reference.forward(layer, True, weight_hr)
         found = found._replace(kept=found.kept[:-1])
     elif torch.jit.is_tracing():
-        h, *others = made[layer.cell].layer(*layer.tensors, layer.reverse, cells, name)
-        found = Run(h, tuple(others[: len(layer.states)]), tuple(others[len(layer.states) :]))
+        found = Run.of(len(layer.states), made[layer.cell].layer(*layer.tensors, layer.reverse, cells, name))
     else:
         found = differentiable(layer, cells, name)
-    return Result(found.h, found.last, found.kept if cells else ())
-
-
-def _by_torch(layer: Layer, weight_hr: Optional) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Return the output and the last states of torch's own layer."""
-    weight_ih, weight_hh, bias_ih, bias_hh = layer.weights
-    if (bias_ih is None) is not (bias_hh is None):  # torch's layers take both biases or none
-        given = bias_ih if bias_hh is None else bias_hh
-        bias_ih, bias_hh = (torch.zeros_like(given) if a is None else a for a in (bias_ih, bias_hh))
-    present = [a for a in (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr) if a is not None]
-    # torch.jit.trace runs with gradients and without, and both runs have to record the same
-    learns = torch.is_grad_enabled() or torch.jit.is_tracing()
-    return aten.forward(layer.cell, layer.x, present, given_states(layer), layer.reverse, bias_ih is not None, learns)
+    return found if cells else found._replace(kept=())

@@ -1,8 +1,7 @@
 """The pair of autograd Functions: `LayerFunction` runs a layer in one direction, and `LayerBackward` its backward pass.
 
-Both define ``vmap`` and ``jvp``, and both can be differentiated again. The fused backward pass computes first
-derivatives. `fastlstm.autograd.linearized` computes the others, and leaves to the fused backward pass what is linear in
-the incoming gradients. `PlannedFunction` stands in for `LayerFunction` in calls that follow a plan.
+Both define ``vmap`` and ``jvp``, and can be differentiated again, by way of `fastlstm.autograd.linearized`.
+`PlannedFunction` stands in for `LayerFunction` in calls that follow a plan.
 
 The arguments are flat: first the tensors, in the order of `Layer.tensors`, and then the other arguments.
 """
@@ -18,14 +17,8 @@ from torch.autograd import Function
 from fastlstm.autograd import levels, operators
 from fastlstm.autograd.batching import backward_rule, forward_rule
 from fastlstm.autograd.linearized import Along, Linearized
-from fastlstm.autograd.modes import (
-    differentiated,
-    is_plain,
-    no_autocast,
-    wants_autograd,
-)
-from fastlstm.backends.base import Gradients, Layer, Plan, Run, count_tensors, sum_of
-from fastlstm.cells.spec import Cell
+from fastlstm.autograd.modes import differentiated, is_plain, no_autocast, wants_autograd
+from fastlstm.backends.base import Gradients, Layer, Plan, Run, sum_of
 from fastlstm.torch_private import plain_apply, transformed, when_compiling
 
 Optional = Tensor | None
@@ -52,9 +45,7 @@ class LayerBackward(_Function):
     """The gradients of one layer, in the order of its tensors.
 
     Args:
-        args: the gradients of h, of the last states, and of the other states of all steps, each of which may be None;
-            the layer's tensors; h, the other states and gates of its run; reverse; the cell; booleans that say which
-            gradients are wanted; and the backend's name.
+        args: those of `operators.backward`.
 
     It is differentiable in all tensors but lengths, reset and gates, a buffer of the backend. A second derivative takes
     two loops over time: `Linearized.gradient` and `Linearized.tangent`. They treat the states of the run as given. The
@@ -75,43 +66,30 @@ class LayerBackward(_Function):
     @staticmethod
     def backward(ctx: Any, *grads: Optional) -> tuple[Any, ...]:
         cell, tensors = ctx.cell, ctx.saved_tensors
-        incoming, layer, run = apart(cell, ctx.reverse, tensors)
+        incoming, layer, run = operators.apart(cell, ctx.reverse, tensors)
         first = 2 * len(cell.states)
         wanted = Gradients.of(cell, ctx.needs_input_grad[first : first + len(layer.tensors) - 2])
         with no_autocast(layer.x):
-            along, around = Along(*Gradients.of(cell, grads)), Linearized(layer, (run.h, *run.kept[:-1]))
+            along, around = Along.of(cell, grads), Linearized(layer, (run.h, *run.kept[:-1]))
             dsums, d = around.gradient((incoming.h, *incoming.kept), incoming.last)
             preact, states = around.tangent(around.preact_tangent(along, None), along)
             prev = around.before(states, along.states)
             changes = around.curvature(d, preact, prev, along)
             found = around.products(changes, dsums, along, prev[0], wanted)
             of_states, of_first = around.after(found.states)
-        last = around.order[-1]
-        outputs = around.outputs(states[0]), *(a[last] for a in states), *states[1:]
-        of_incoming = [None if a is None else g for a, g in zip(tensors, outputs)]
+        of_incoming = [None if a is None else g for a, g in zip(tensors, around.results(states))]
         first_states = tuple(None if a is None else g for a, g in zip(layer.states, of_first))
         # autograd passes the gradients of the run's states on to LayerFunction's own backward
-        return (
-            *of_incoming,
-            *found._replace(states=first_states).flat,
-            None,
-            None,
-            *of_states,
-            None,
-            None,
-            None,
-            None,
-            None,
-        )
+        of_layer = found._replace(states=first_states).flat
+        return *of_incoming, *of_layer, None, None, *of_states, *[None] * 5
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Optional, ...]:
         cell, tensors = ctx.cell, ctx.saved_tensors
-        grads, layer, run = apart(cell, ctx.reverse, tensors)
-        grads_t, layer_t, run_t = apart(cell, ctx.reverse, tangents[: len(tensors)])
+        grads, layer, run = operators.apart(cell, ctx.reverse, tensors)
+        grads_t, layer_t, run_t = operators.apart(cell, ctx.reverse, tangents[: len(tensors)])
         states, needs = (run.h, *run.kept[:-1]), Gradients.of(cell, ctx.needs)
-        along = Along(layer_t.x, layer_t.weights, layer_t.states, layer_t.inputs)
-        around = Linearized(layer, states)
+        along, around = Along.of(cell, layer_t.tensors[:-2]), Linearized(layer, states)
         states_t = [torch.zeros_like(a) if t is None else t for a, t in zip(states, (run_t.h, *run_t.kept[:-1]))]
         dsums, d = around.gradient((grads.h, *grads.kept), grads.last)
         prev = around.before(states_t, along.states)
@@ -128,15 +106,6 @@ class LayerBackward(_Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         return backward_rule(args[-3], LayerBackward.apply, operators.backward, info.batch_size, in_dims, *args)
-
-
-def apart(cell: Cell, reverse: bool, tensors: Any) -> tuple[Run, Layer, Run]:
-    """Return the gradients of a run, the layer, and the run, from the tensors of `LayerBackward`'s arguments."""
-    states, first = len(cell.states), 2 * len(cell.states)
-    dh, *grads = tensors[:first]
-    last = first + count_tensors(cell)
-    layer, (h, *kept) = Layer.of(cell, tensors[first:last], reverse), tensors[last:]
-    return Run(dh, tuple(grads[:states]), tuple(grads[states:])), layer, Run(h, (None,) * states, tuple(kept))
 
 
 class LayerFunction(_Function):
@@ -174,15 +143,13 @@ class LayerFunction(_Function):
     def jvp(ctx: Any, *tangents: Any) -> tuple[Optional, ...]:
         cell, tensors = ctx.cell, ctx.saved_tensors
         layer, states = Layer.of(cell, tensors[: ctx.count], ctx.reverse), tensors[ctx.count : -1]
-        moved = Layer.of(cell, tangents[: ctx.count], ctx.reverse)
-        along, around = Along(moved.x, moved.weights, moved.states, moved.inputs), Linearized(layer, states)
+        along, around = Along.of(cell, tangents[: ctx.count - 2]), Linearized(layer, states)
         _, states = around.tangent(around.preact_tangent(along, None), along)
-        last = around.order[-1]
-        return around.outputs(states[0]), *(a[last].clone() for a in states), *states[1:], None
+        return *around.results(states), None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
-        return forward_rule(args[-2], LayerFunction.apply, _saving, info.batch_size, in_dims, *args)
+        return forward_rule(args[-2], LayerFunction.apply, LayerFunction.forward, info.batch_size, in_dims, *args)
 
 
 class PlannedFunction(Function):
@@ -209,8 +176,7 @@ class PlannedFunction(Function):
     def backward(ctx: Any, *grads: Optional) -> tuple[Any, ...]:
         (plan, cell, reverse, count), saved, needs = ctx.call, ctx.saved_tensors, ctx.needs_input_grad[2:]
         layer, h, kept = Layer.of(cell, saved[:count], reverse), saved[count], saved[count + 1 :]
-        states = len(cell.states)
-        incoming = Run(grads[0], grads[1 : 1 + states], grads[1 + states :])
+        incoming = Run.of(len(cell.states), grads)
         if (found := _types(saved)) != plan.types:  # kernels would read these as those
             then, now = next((one, other) for one, other in zip(plan.types, found) if one is not other)
             raise RuntimeError(
@@ -221,7 +187,7 @@ class PlannedFunction(Function):
             if differentiated() or not is_plain(*grads, *saved):
                 gradients = _composed(plan, incoming, layer, (h, *kept), needs)
             else:
-                run = Run(h, (None,) * states, kept)
+                run = Run(h, (None,) * len(cell.states), kept)
                 gradients = plan.backward(incoming, layer, run, _record(cell, needs)).flat
         return None, None, *gradients
 
@@ -238,23 +204,13 @@ def _composed(
     plan: Plan, incoming: Run, layer: Layer, kept: tuple[Any, ...], needs: tuple[bool, ...]
 ) -> tuple[Optional, ...]:
     """Return the gradients of a planned run, from Functions that can be differentiated again."""
-    cell, narrow = layer.cell, layer.x.itemsize == 2
-    states, leading = len(cell.states), 0 if layer.states[0] is None else layer.states[0].dim() - 2
+    cell, states, to = layer.cell, len(layer.cell.states), torch.promote_types(layer.x.dtype, torch.float32)
 
-    def plain(a: Any, axes: int) -> Any:
-        """Return `a` without its leading axis of one, if it has `axes`, and in float32 instead of 16 bits."""
-        if a is None:
-            return None
-        a = a.squeeze(0) if axes else a
-        return a.float() if narrow else a
-
-    x = layer.x if layer.x.dim() == 3 else layer.x.unsqueeze(0)
-    weights, inputs = (tuple(plain(a, 0) for a in each) for each in (layer.weights, layer.inputs))
-    first = tuple(plain(a, leading) for a in layer.states)
-    tensors = layer._replace(x=plain(x, 0), weights=weights, states=first, inputs=inputs).tensors
+    axis = layer.states[0] is not None and layer.states[0].dim() == 3
+    tensors = layer.squeezed(axis).to(to).tensors
     others = incoming.kept if plan.keeps_cells else (None,) * (states - 1)
-    axes = next((a.dim() - 2 for a in incoming.last if a is not None), 0)
-    grads = plain(incoming.h, 0), *(plain(a, axes) for a in incoming.last), *(None if narrow else a for a in others)
+    last = (None if a is None else a.reshape(a.shape[-2:]).to(to) for a in incoming.last)
+    grads = None if incoming.h is None else incoming.h.to(to), *last, *others
     if not plan.keeps_cells:  # run again: the buffers that the plan kept have no gradients
         h, *again = LayerFunction.apply(*tensors, layer.reverse, cell, plan.backend)
         kept = h, *again[states:]
@@ -264,16 +220,7 @@ def _composed(
 
 def _like(gradient: Optional, of: Optional) -> Optional:
     """Return a gradient in the type and the shape of its operand. The shapes may differ by an axis of one."""
-    if gradient is None or of is None:
-        return None
-    gradient = gradient.to(of.dtype)
-    axes = of.dim() - gradient.dim()
-    return gradient if axes == 0 else gradient.unsqueeze(0) if axes > 0 else gradient.squeeze(0)
-
-
-def _saving(*args: Any) -> tuple[Optional, ...]:
-    *tensors, reverse, cell, backend = args
-    return operators.forward(*tensors, reverse, cell, True, backend)
+    return None if gradient is None or of is None else gradient.to(of.dtype).reshape(of.shape)
 
 
 class WithoutGradients:
@@ -293,8 +240,7 @@ class WithoutGradients:
 def differentiable(layer: Layer, cells: bool, backend: str) -> Run:
     """Run a layer under any transform. The other states of all steps are kept if `cells` or a derivative is wanted."""
     if wants_autograd(*layer.tensors):
-        h, *others = LayerFunction.apply(*layer.tensors, layer.reverse, layer.cell, backend)
+        *found, _ = LayerFunction.apply(*layer.tensors, layer.reverse, layer.cell, backend)
     else:
-        h, *others = WithoutGradients.apply(*layer.tensors, layer.reverse, layer.cell, cells, backend)
-    states = len(layer.states)
-    return Run(h, tuple(others[:states]), tuple(others[states:-1]))
+        *found, _ = WithoutGradients.apply(*layer.tensors, layer.reverse, layer.cell, cells, backend)
+    return Run.of(len(layer.states), found)

@@ -38,15 +38,7 @@ def _combined(slopes: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
     return total
 
 
-class Along(NamedTuple):
-    """Tangents of a layer's operands, each None for zeros: of x, weights, initial states and inputs as `Layer` has
-    them.
-    """
-
-    x: Optional
-    weights: tuple[Any, ...]
-    states: tuple[Any, ...]
-    inputs: tuple[Any, ...] = ()
+Along = Gradients  # tangents of a layer's operands, each None for zeros
 
 
 class Changes(NamedTuple):
@@ -70,22 +62,18 @@ class Linearized:
         self.cell, self.layer, self.H = cell, layer, hidden_size(layer)
         self.held = held_steps(layer)
         self.reset = reset_steps(layer, self.held)
-        self.x, self.first = fill(flat_input(layer.x), self.held), given_states(layer)  # a padding may be NaN
+        self.x = fill(flat_input(layer.x), self.held)  # a padding may be NaN
         self.T, self.B = self.x.shape[:2]
         self.order = step_order(self.T, layer.reverse)
         self.sums = Sums(cell, layer.weights, self.H)
-        self.prev = self.before(states, self.first)
+        self.prev = self.before(states, given_states(layer))
+        self.zeros = torch.zeros_like(self.prev[0])
         preact = self.sums.add_h(self.sums.start(self.x), self.prev[0])
         self.given = {
             **self.sums.split(preact),
             **dict(zip([f"{name}_prev" for name in cell.states], self.prev)),
-            **{
-                name: for_rows(a, self.B).expand(self.T, -1, -1)
-                for name, a in zip(cell.params, layer.weights[WEIGHTS:])
-            },
-            **{name: fill(a, self.held) for name, a in zip(cell.inputs, layer.inputs)},
+            **self._beside_states(layer, ""),
         }
-        self.zeros = torch.zeros_like(self.prev[0])
         self.carried = [cell.states.index(name) for name in cell.layout.carried]
         self.slopes = {
             name: slope if isinstance(slope, Tensor) else self.zeros + slope
@@ -121,23 +109,23 @@ class Linearized:
             first.append(a_0)
         return tuple(states), tuple(first)
 
-    def outputs(self, h: Tensor) -> Tensor:
-        """Of states (T, B, H) what the layer's outputs have: zeros at held steps."""
-        return fill(h, self.held)
+    def results(self, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Of states (T, B, H) what a run has: outputs, which are zero at held steps, last states, and others."""
+        return fill(states[0], self.held), *(a[self.order[-1]].clone() for a in states), *states[1:]
 
     def _steps(self, *tensors: Optional) -> list[tuple[Any, ...]]:
         """The tensors of each time step; unbind's derivative is one stack, where indexing's is T zero tensors."""
         return list(zip(*([None] * self.T if a is None else a.unbind(0) for a in tensors)))
 
-    def _tangents(self, along: Along) -> dict[str, Tensor]:
-        """Tangents (T, B, H) of params and inputs, by what derived functions call them."""
+    def _beside_states(self, of: Layer | Along, suffix: str) -> dict[str, Tensor]:
+        """Params and inputs, or tangents of them, (T, B, H), by what derived functions call them."""
         params = {
-            f"{name}_t": self.zeros if a is None else for_rows(a, self.B).expand(self.T, -1, -1)
-            for name, a in zip(self.cell.params, along.weights[WEIGHTS:])
+            f"{name}{suffix}": self.zeros if a is None else for_rows(a, self.B).expand(self.T, -1, -1)
+            for name, a in zip(self.cell.params, of.weights[WEIGHTS:])
         }
         inputs = {
-            f"{name}_t": self.zeros if a is None else fill(a, self.held)
-            for name, a in zip(self.cell.inputs, along.inputs)
+            f"{name}{suffix}": self.zeros if a is None else fill(a, self.held)
+            for name, a in zip(self.cell.inputs, of.inputs)
         }
         return params | inputs
 
@@ -146,8 +134,7 @@ class Linearized:
         moved = Sums(self.cell, along.weights, self.H)
         total = moved.start(self.x)
         if along.x is not None:
-            x = fill(flat_input(along.x), self.held)
-            total = total + self.sums.multiply(x, x.shape[:-1], x)
+            total = total + self.sums.multiply(fill(flat_input(along.x), self.held))
         return self.sums.add_h(moved.add_h(total, self.prev[0]), h_prev)
 
     def tangent(self, preact: Tensor, along: Along) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -177,7 +164,7 @@ class Linearized:
         names = [*self.cell.params, *self.cell.inputs]
         if all(a is None for a in (*along.weights[WEIGHTS:], *along.inputs)):
             return None
-        tangents, rows = self._tangents(along), []
+        tangents, rows = self._beside_states(along, "_t"), []
         for state in self.cell.states:
             slopes = [(self.slopes.get(f"{state}_by_{name}"), tangents[f"{name}_t"]) for name in names]
             rows.append(sum((slope * a for slope, a in slopes if slope is not None), self.zeros))
@@ -223,7 +210,7 @@ class Linearized:
             **{f"d{name}": a for name, a in zip(cell.states, d)},
             **{f"{name}_t": a for name, a in self.sums.split(preact).items()},
             **{f"{name}_prev_t": a for name, a in zip(cell.states, prev)},
-            **self._tangents(along),
+            **self._beside_states(along, "_t"),
         })  # fmt: skip
 
         def named(names: Sequence[str]) -> tuple[Tensor, ...]:

@@ -122,13 +122,16 @@ def tensors_of(count: int) -> str:
 
 def _gradients(cell: Cell, *args: Any) -> tuple[Optional, ...]:
     *tensors, reverse, needs, backend = args
+    found: Gradients = dispatch.module(backend).backward(*apart(cell, reverse, tensors), Gradients.of(cell, needs))
+    return found.flat
+
+
+def apart(cell: Cell, reverse: bool, tensors: Any) -> tuple[Run, Layer, Run]:
+    """Return the gradients of a run, the layer, and the run, from the tensors of `backward`'s arguments."""
     states, first = len(cell.states), 2 * len(cell.states)
     last = first + count_tensors(cell)
-    (dh, *grads), (h, *kept) = tensors[:first], tensors[last:]
-    incoming, run = Run(dh, tuple(grads[:states]), tuple(grads[states:])), Run(h, (None,) * states, tuple(kept))
-    layer, wanted = Layer.of(cell, tensors[first:last], reverse), Gradients.of(cell, needs)
-    found: Gradients = dispatch.module(backend).backward(incoming, layer, run, wanted)
-    return found.flat
+    run = Run(tensors[last], (None,) * states, tuple(tensors[last + 1 :]))
+    return Run.of(states, tensors[:first]), Layer.of(cell, tensors[first:last], reverse), run
 
 
 # Dispatch keys of an ordinary tensor outside any mode. Any mode, transform, tensor subclass or lazy view adds a key.

@@ -4,7 +4,7 @@ A plain call without gradients follows a plan, which keeps packed weights. All o
 or ``fastlstm::quantized_gru``. Results have a backward pass that raises, since int8 weights have no gradient.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -14,14 +14,13 @@ from torch import Tensor
 from fastlstm.autograd.modes import is_plain, is_untransformed, wants_autograd, wants_gradient
 from fastlstm.autograd.operators import LIBRARIES, define, tensors_of
 from fastlstm.backends import aten, dispatch, settings
-from fastlstm.backends.base import Layer, Run
+from fastlstm.backends.base import Layer, Run, empty_run
 from fastlstm.backends.cpu import threads_now
-from fastlstm.backends.quantized import check_quantized_layer, empty_run
+from fastlstm.backends.quantized import check_quantized_layer
 from fastlstm.cells.library import gru, lstm
 from fastlstm.cells.spec import Cell
 from fastlstm.torch_private import dual_level, transformed
 
-WEIGHTS = 6  # weight_ih and weight_hh of int8, bias_ih and bias_hh, weight_ih_scale and weight_hh_scale
 MOST = 256  # plans that are kept for one layer and direction
 Runs = Callable[[Layer], Run]
 INSTEAD = "train the float model, which fastlstm.dequantize(model) gives back"
@@ -29,7 +28,7 @@ NO_GRADIENT = f"int8 weights are for inference and have no gradient: {INSTEAD}, 
 
 
 def find(layer: Layer, activations: int, backend: str | None, plans: dict[Any, Any]) -> tuple[Any, Runs | None]:
-    """Return (signature, None) if a plan may serve and there is none yet, (None, plan) if there is, else (None, None).
+    """Return (signature, None) if the signature is new, (None, plan) if not, (None, None) if no plan can serve.
 
     The arguments are those of `run`.
     """
@@ -38,11 +37,11 @@ def find(layer: Layer, activations: int, backend: str | None, plans: dict[Any, A
     if not is_untransformed(*tensors) or not is_plain(*weights) or wants_gradient(*tensors, *weights):
         return None, None
     signature = (
-        x.shape, x.dtype, x.device, reverse, lengths is None, reset is None, activations, settings.named(backend),
-        threads_now(), *[None if a is None else (a.shape, a.dtype, a.device) for a in (*weights, *states)],
+        x.shape, x.stride(), x.dtype, x.device, reverse, lengths is None, reset is None, activations,
+        settings.named(backend), threads_now(),
+        *[None if a is None else (a.shape, a.dtype, a.device) for a in (*weights, *states)],
     )  # fmt: skip
-    plan: Runs | None = plans.get(signature)
-    return (signature, None) if plan is None else (None, plan)
+    return (None, plans.get(signature)) if signature in plans else (signature, None)
 
 
 def run(layer: Layer, activations: int, backend: str | None, plans: dict[Any, Any] | None) -> Run:
@@ -70,61 +69,33 @@ def run(layer: Layer, activations: int, backend: str | None, plans: dict[Any, An
             plans[signature] = plan
         if plan is not None:
             return plan(layer)
-    x, weights, _, lengths, reset, reverse, cell, _ = layer
-    states = _squeezed(layer).states
-    if not torch.compiler.is_compiling() and (transformed() or dual_level()) and wants_autograd(x, *states):
+    if not torch.compiler.is_compiling() and (transformed() or dual_level()) and wants_autograd(layer.x, *layer.states):
         raise RuntimeError(NO_GRADIENT)
-    h, *last = operators[cell.key](x, *weights, *states, lengths, reset, reverse, activations, settings.named(backend))
-    return Run(h, _with_axis(last), ())
+    options = layer.reverse, activations, settings.named(backend)
+    h, *last = operators[layer.cell.key](*layer.squeezed(True).tensors, *options)
+    return Run(h, tuple([torch.stack([a]) for a in last]), ())  # views, as of unsqueeze, cannot be detached in place
 
 
-def _squeezed(layer: Layer) -> Layer:
-    return layer._replace(states=tuple([None if a is None else a.squeeze(0) for a in layer.states]))
-
-
-def _with_axis(last: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    return tuple([torch.stack([a]) for a in last])  # unsqueeze gives views, which cannot be detached in place
-
-
-def _plan(layer: Layer, activations: int, backend: str | None, plans: dict[Any, Any]) -> Runs:
-    check_quantized_layer(_squeezed(layer))
-    name = dispatch.choose_quantized(backend, layer.x.device, layer.cell)
-    module = dispatch.quantized_module(name)
-    if 0 not in layer.x.shape[:2] and hasattr(module, "quantized_plan"):
-        with torch.inference_mode(False), torch.no_grad():
-            made: Runs = module.quantized_plan(layer, activations, plans.setdefault("kept", {}), (1,)).forward
-        return made
-
-    def forward(layer: Layer) -> Run:
-        found = _forward(_squeezed(layer), activations, module)
-        return found._replace(last=_with_axis(found.last))
-
-    return forward
-
-
-def _forward(layer: Layer, activations: int, module: Any) -> Run:
-    if 0 in layer.x.shape[:2]:
-        return empty_run(layer)
-    found: Run = module.quantized_forward(layer, activations)
-    return found
+def _plan(layer: Layer, activations: int, backend: str | None, plans: dict[Any, Any]) -> Runs | None:
+    check_quantized_layer(layer.squeezed(True))
+    module = dispatch.module(dispatch.choose_quantized(backend, layer.x.device, layer.cell))
+    if 0 in layer.x.shape[:2] or not hasattr(module, "quantized_plan"):
+        return None
+    with torch.inference_mode(False), torch.no_grad():
+        made: Runs = module.quantized_plan(layer, activations, plans.setdefault("kept", {}), (1,)).forward
+    return made
 
 
 def _define(cell: Cell) -> Any:
     """Define the operator of a cell."""
     name, states = f"quantized_{cell.key}", len(cell.states)
 
-    def layer_of(tensors: list[Any], reverse: bool) -> Layer:
-        x, *others = tensors
-        weights, initial = tuple(others[:WEIGHTS]), tuple(others[WEIGHTS : WEIGHTS + states])
-        lengths, reset = others[WEIGHTS + states :]
-        return Layer(x, weights, initial, lengths, reset, reverse, cell)
-
     def forward(*args: Any) -> tuple[Tensor, ...]:
         *tensors, reverse, activations, backend = args
-        layer = layer_of(tensors, reverse)
+        layer = Layer.of(cell, tensors, reverse)
         check_quantized_layer(layer)
-        name = dispatch.choose_quantized(backend, layer.x.device, cell)
-        found = _forward(layer, activations, dispatch.quantized_module(name))
+        module = dispatch.module(dispatch.choose_quantized(backend, layer.x.device, cell))
+        found = empty_run(layer) if 0 in layer.x.shape[:2] else module.quantized_forward(layer, activations)
         return found.h, *found.last
 
     tensors = (

@@ -37,20 +37,17 @@ def define(cell: Cell) -> None:
         return LayerFunction.backward(ctx, *grads)  # as many arguments: save stands for the cell
 
     def setup_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        *tensors, needs, backend = inputs
-        LayerBackward.setup_context(ctx, (*tensors, cell, needs, backend), output)
+        LayerBackward.setup_context(ctx, (*inputs[:-2], cell, *inputs[-2:]), output)
 
     def backward_of_backward(ctx: Any, *grads: Optional) -> tuple[Any, ...]:
         wanted = (g if need else None for g, need in zip(grads, ctx.needs))
         return LayerBackward.backward(ctx, *wanted)[:-1]
 
     def run(*args: Any) -> tuple[Tensor, ...]:
-        *given, save, backend = args
-        return operators.forward(*given, cell, save, backend)
+        return operators.forward(*args[:-2], cell, *args[-2:])
 
     def gradients(*args: Any) -> tuple[Optional, ...]:
-        *given, needs, backend = args
-        return operators.backward(*given, cell, needs, backend)
+        return operators.backward(*args[:-2], cell, *args[-2:])
 
     def vmap_forward(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         return forward_rule(cell, run, run, info.batch_size, in_dims, *args)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlstm.backends.base import Traits
+from fastlstm.backends.base import Layer, Run, Traits, given_states
 from fastlstm.cells.spec import Cell
 from fastlstm.torch_private import watched
 
@@ -35,18 +35,18 @@ def exports_onnx() -> bool:
     return bool(watched()) or torch.jit.is_tracing()
 
 
-def forward(
-    cell: Cell,
-    x: Tensor,
-    weights: list[Tensor],
-    states: tuple[Tensor, ...],
-    reverse: bool,
-    has_biases: bool,
-    train: bool,
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Run one layer in one direction. Return the output (T, B, P) and the last states, (B, P) and (B, H), as the module
-    of `torch.nn` does.
+def forward(layer: Layer, weight_hr: Tensor | None) -> Run:
+    """Run one layer in one direction, as the module of `torch.nn` does: h is (T, B, P), and the last states are (B, P)
+    and (B, H).
     """
+    x, (weight_ih, weight_hh, bias_ih, bias_hh), _, _, _, reverse, cell, _ = layer
+    if (bias_ih is None) is not (bias_hh is None):  # torch's layers take both biases or none
+        other = bias_ih if bias_hh is None else bias_hh
+        bias_ih, bias_hh = (torch.zeros_like(other) if a is None else a for a in (bias_ih, bias_hh))
+    weights = [a for a in (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr) if a is not None]
+    # torch.jit.trace runs with gradients and without, and both runs have to record the same
+    train = torch.is_grad_enabled() or torch.jit.is_tracing()
+    states, has_biases = given_states(layer), bias_ih is not None
     if exports_onnx() and not torch.jit.is_tracing():  # the older exporter, which traces, translates torch's own
         return _onnx_node(cell, x, weights, states, reverse, has_biases)
     if reverse:
@@ -55,7 +55,7 @@ def forward(
     given: Any = first if len(first) > 1 else first[0]
     y, *last = _FUNCTIONS[cell.key](x, given, weights, has_biases, 1, 0.0, train, False, False)
     # clones, since views cannot be detached in place
-    return y.flip(0) if reverse else y, tuple(a.squeeze(0).clone() for a in last)
+    return Run(y.flip(0) if reverse else y, tuple(a.squeeze(0).clone() for a in last), ())
 
 
 # ONNX's operators: their name, the places of torch's row blocks in theirs, and attributes. Their GRU multiplies before
@@ -70,7 +70,7 @@ _NODES: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
 
 def _onnx_node(
     cell: Cell, x: Tensor, weights: list[Tensor], states: tuple[Tensor, ...], reverse: bool, has_biases: bool
-) -> tuple[Tensor, tuple[Tensor, ...]]:
+) -> Run:
     """Run `forward` as ONNX's own operator. torch's would fix the number of time steps at the example's."""
     (T, B, _), H = x.shape, states[0].shape[1]
     name, order, attributes = _NODES[cell.key]
@@ -94,4 +94,4 @@ def _onnx_node(
         dtypes=(x.dtype,) * (1 + len(states)),
         shapes=((T, 1, B, H), *[(1, B, H)] * len(states)),
     )
-    return y.squeeze(1), tuple(a.squeeze(0) for a in last)
+    return Run(y.squeeze(1), tuple(a.squeeze(0) for a in last), ())

@@ -52,6 +52,13 @@ class Layer(NamedTuple):
         )
         return self._replace(x=self.x.to(dtype), weights=weights, states=states, inputs=inputs)
 
+    def squeezed(self, axis: bool) -> "Layer":
+        """Return the layer as backends take it outside of plans: x, which may be (B, I), has an axis of steps, and the
+        states, which are (1, B, H) if `axis`, are (B, H).
+        """
+        x = self.x if self.x.dim() != 2 else self.x.unsqueeze(0)
+        return self._replace(x=x, states=tuple(a.squeeze(0) if axis and a is not None else a for a in self.states))
+
     @property
     def tensors(self) -> tuple[Any, ...]:
         """All tensors, flat, as autograd's Functions take them."""
@@ -59,7 +66,7 @@ class Layer(NamedTuple):
 
     @classmethod
     def of(cls, cell: Cell, tensors: Sequence[Any], reverse: bool) -> "Layer":
-        """Return the layer of flat `tensors`."""
+        """Return the layer of flat `tensors`. It may be of int8, with two weights more."""
         x, weights, states, inputs = _cut(cell, tensors[:-2])
         return cls(x, weights, states, tensors[-2], tensors[-1], reverse, cell, inputs)
 
@@ -78,6 +85,11 @@ class Run(NamedTuple):
     h: Any
     last: tuple[Any, ...]
     kept: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, states: int, flat: Sequence[Any]) -> "Run":
+        """Return the run of `flat` results, of so many states: h, the last states, and what is kept."""
+        return cls(flat[0], tuple(flat[1 : 1 + states]), tuple(flat[1 + states :]))
 
 
 class Gradients(NamedTuple):
@@ -120,9 +132,9 @@ def count_tensors(cell: Cell) -> int:
 
 
 def _cut(cell: Cell, flat: Sequence[Any]) -> tuple[Any, tuple[Any, ...], tuple[Any, ...], tuple[Any, ...]]:
-    weights = 1 + WEIGHTS + len(cell.params)
-    states = weights + len(cell.states)
-    return flat[0], tuple(flat[1:weights]), tuple(flat[weights:states]), tuple(flat[states:])
+    inputs = len(flat) - len(cell.inputs)
+    states = inputs - len(cell.states)
+    return flat[0], tuple(flat[1:states]), tuple(flat[states:inputs]), tuple(flat[inputs:])
 
 
 class Plan(Protocol):
@@ -162,8 +174,6 @@ class Traits:
         plans: it has `plan`, which prepares calls of one signature and keeps weights packed from call to call.
         plans_sixteen_bits: `plan` takes layers of bfloat16 and float16, and weights that autocast would cast to them.
         sorts_lengths: it is faster if the longest rows come first.
-        has_steps: it has `steps`, which prepares single steps of a layer of float32 or float64 for a stream.
-        has_quantized_steps: it has `quantized_steps`, the same for int8 weights.
         cells: the keys of the cells that it runs, or None if it runs any.
     """
 
@@ -171,8 +181,6 @@ class Traits:
     plans: bool = False
     plans_sixteen_bits: bool = False
     sorts_lengths: bool = False
-    has_steps: bool = False
-    has_quantized_steps: bool = False
     cells: tuple[str, ...] | None = None
 
 
@@ -205,6 +213,13 @@ def flat_input(x: Tensor) -> Tensor:
 def fill(a: Tensor, where: Optional) -> Tensor:
     """Return `a` with zeros where a mask is True, or as it is if there is no mask."""
     return a if where is None else a.masked_fill(where, 0)
+
+
+def empty_run(layer: Layer) -> Run:
+    """Return the run of a layer of no steps or no rows, which keeps the states but the first."""
+    states = given_states(layer)
+    h, *others = (a.expand(layer.x.shape[0], -1, -1).clone() for a in states)
+    return Run(h, tuple(a.clone() for a in states), tuple(others))
 
 
 def hidden_size(layer: Layer) -> int:

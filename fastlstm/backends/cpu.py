@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Bytes of weights above which they and their packed form do not both stay in a second-level cache. A single step
-# without gradients then packs each panel just before its product, and reads the weights once. To compare kept weights
-# would read as much twice. Packing takes 0.7 of the time at 512 units.
+# Bytes of weights above which they and their packed form do not both stay in a second-level cache: a single step then
+# packs in the call, see docs/design.md.
 LARGE = 1 << 20
 _forked = False
 

@@ -11,12 +11,8 @@ reference takes the calls for which aten lacks something: resets and lengths, al
 On a CPU it also takes calls that a compiler or an exporter traces, where aten would become a graph of all time steps.
 An export to ONNX knows no operators of ours, so it takes aten for all calls, and raises if aten lacks something.
 
-A backend asked for by name runs or raises its reason: it never hands over silently. The exception is that derivatives
-beyond the first, and forward mode, are partly or wholly plain PyTorch whatever the backend.
-
-`triton` follows torch's setting for the products of float32. `triton-ieee` and `triton-tf32` name their precision, and
-so do `numba-bf16`, `numba-bf16x3` and `numba-bf16x6`, for processors that multiply bfloat16 faster. bfloat16 tensors
-take `numba-bf16` by themselves. `auto` gives long float32 sequences of many rows to `numba-bf16x6`, see `takes_pieces`.
+bfloat16 tensors take `numba-bf16` by themselves, and `auto` gives long float32 sequences of many rows to
+`numba-bf16x6`, see `takes_pieces`. What a backend promises that is asked for by name is in docs/design.md.
 """
 
 import warnings
@@ -26,7 +22,7 @@ from typing import Any
 import torch
 
 from fastlstm import torch_private
-from fastlstm.backends import aten, native, numba, quantized, reference, settings, triton
+from fastlstm.backends import aten, native, numba, reference, settings, triton
 from fastlstm.backends.base import Layer, Traits, hidden_size
 from fastlstm.cells.spec import Cell
 
@@ -45,8 +41,6 @@ _MODULES: dict[str, Any] = {
     "reference": reference,
     "aten": aten,
 }  # these imports are light: kernels load when first run
-# those that have `quantized_forward`
-_QUANTIZED: dict[str, Any] = {"numba": numba, "native": native, "reference": quantized}
 
 
 MANY_ROWS, MANY_STEPS = 64, 8  # from which six products of bfloat16 take 0.7 to 0.95 of the time of one of float32
@@ -96,23 +90,18 @@ def _setting() -> str:
     return torch_private.rnn_precision()
 
 
-def _with_precision(name: str, dtype: torch.dtype, cell: Cell) -> str:
-    """Return the name of numba with products of bfloat16, if the processor has them, for bfloat16 tensors and for
-    float32 tensors if torch's setting asks for them. Return any other `name` as it is.
+def _with_precision(name: str, dtype: torch.dtype, pieces: bool = False) -> str:
+    """Return the name of numba with products of bfloat16, if the processor has them: for bfloat16 tensors, and for
+    float32 tensors if torch's setting asks for them, or `pieces` does and the setting has nothing against it. Return
+    any other `name` as it is.
     """
-    if name != "numba" or dtype not in (torch.bfloat16, torch.float32) or not runs("numba-bf16", cell):
+    if name != "numba" or dtype not in (torch.bfloat16, torch.float32):
         return name
-    precision = _PRECISIONS.get("bf16" if dtype == torch.bfloat16 else _setting())
+    setting = "bf16" if dtype == torch.bfloat16 else _setting()
+    precision = "bf16x6" if pieces and setting == "none" else _PRECISIONS.get(setting)
     if precision is None or numba.PIECES[precision] > numba.most_pieces():
         return name
     return f"numba-{precision}"
-
-
-def _in_pieces(name: str, dtype: torch.dtype, cell: Cell) -> str:
-    """Return "numba-bf16x6" in place of "numba" for float32, if the processor has it and torch's setting allows it."""
-    if name != "numba" or dtype != torch.float32 or _setting() != "none" or not runs("numba-bf16x6", cell):
-        return name
-    return "numba-bf16x6" if numba.PIECES["bf16x6"] <= numba.most_pieces() else name
 
 
 @lru_cache(None)
@@ -141,8 +130,7 @@ def _fused_on_cpu(device: torch.device, dtype: torch.dtype, cell: Cell, warn: bo
     """Return the first of numba and native that can run these tensors, or None. Warn if the installation is at fault:
     if numba is broken, or neither can be used.
     """
-    able = (fused for fused in _order() if module(fused).supports(device, dtype) is None and runs(fused, cell))
-    taken = next(able, None)
+    taken = next((fused for fused in _order() if _reason(fused, device, dtype, cell) is None), None)
     if not warn:
         return taken
     if taken is None:
@@ -156,9 +144,14 @@ def _fused_on_cpu(device: torch.device, dtype: torch.dtype, cell: Cell, warn: bo
     return taken
 
 
-def _by_triton(device: torch.device, dtype: torch.dtype, cell: Cell) -> str | None:
-    """Return why Triton's kernels cannot run a cell, or None."""
-    return triton.supports(device, dtype) or triton.failures.get((device, cell))
+def _reason(name: str, device: torch.device, dtype: torch.dtype, cell: Cell) -> str | None:
+    """Return why the backend of this name cannot run these tensors, or layers of a cell, or None."""
+    reason: str | None = module(name).supports(device, dtype)
+    if reason is None and name in TRITON:
+        reason = triton.failures.get((device, cell))
+    if reason is None and not runs(name, cell):
+        reason = f"the {name} backend runs the cells {', '.join(traits(name).cells or ())}, got {cell.key}"
+    return reason
 
 
 def choose(
@@ -200,19 +193,14 @@ def choose(
         if not projected:
             if device.type in ("cpu", "meta"):
                 if (fused := _fused_on_cpu(device, dtype, cell, warn)) is not None:
-                    taken = _with_precision(fused, dtype, cell)
-                    if layer is None or traced or transformed or not takes_pieces(layer.x):
-                        return taken
-                    if hidden_size(layer) < MANY_UNITS:
-                        return taken
-                    return _in_pieces(taken, dtype, cell)
+                    eager = None if traced or transformed else layer
+                    pieces = eager is not None and takes_pieces(eager.x) and hidden_size(eager) >= MANY_UNITS
+                    return _with_precision(fused, dtype, pieces)
                 lacking = lacking or traced
-            elif device.type == "cuda" and _by_triton(device, dtype, cell) is None:
+            elif device.type == "cuda" and _reason("triton", device, dtype, cell) is None:
                 return "triton"
         return "reference" if lacking else "aten"
-    reason = _by_triton(device, dtype, cell) if name in TRITON else module(name).supports(device, dtype)
-    if reason is None and not runs(name, cell):
-        reason = f"the {name} backend runs the cells {', '.join(traits(name).cells or ())}, got {cell.key}"
+    reason = _reason(name, device, dtype, cell)
     if reason is None and projected and name not in ("aten", "reference"):
         reason = f"the {name} backend has no projections (proj_size)"
     if reason is None and name == "aten" and masked:
@@ -227,14 +215,7 @@ def choose(
         reason = reason and f"an ONNX export takes the aten backend alone: {reason}"
     if reason is not None:
         raise RuntimeError(reason)
-    return _with_precision(name, dtype, cell)
-
-
-def quantized_module(name: str) -> Any:
-    """Return what has `quantized_forward` of the backend of this name, and perhaps `quantized_plan`; None if it has
-    none.
-    """
-    return _QUANTIZED.get(name)
+    return _with_precision(name, dtype)
 
 
 def choose_quantized(name: str | None, device: torch.device, cell: Cell) -> str:
@@ -247,12 +228,9 @@ def choose_quantized(name: str | None, device: torch.device, cell: Cell) -> str:
     name = settings.check_name(settings.named(name))
 
     def reason(candidate: str) -> str | None:
-        if candidate not in _QUANTIZED:
+        if not hasattr(module(candidate), "quantized_forward"):
             return f"the {candidate} backend has no kernels for int8 weights"
-        if not runs(candidate, cell):
-            return f"the {candidate} backend runs the cells {', '.join(traits(candidate).cells or ())}, got {cell.key}"
-        found: str | None = module(candidate).supports(device, torch.float32)
-        return found
+        return _reason(candidate, device, torch.float32, cell)
 
     if name == "auto":
         return next(candidate for candidate in (*_order(), "reference") if reason(candidate) is None)

@@ -1,10 +1,5 @@
-"""A pool of large buffers that are used again, since page faults of fresh ones cost more than fused kernels save.
-
-The gates of a forward pass and the dpreact of a backward pass are tens of megabytes that live for one training step.
-malloc would map them anew every time. Here their pages stay in a small pool, in huge pages where the system has them.
-
-No code of this package runs when such a tensor dies: the pool finds out at the next request which pages are free. A
-finalizer would run at any moment, in any thread, and could swallow an exception of a signal handler.
+"""A pool of large buffers that are used again. Its pages stay, in huge pages where the system has them: docs/design.md
+says what the pool serves, and why nothing runs when a tensor of it dies.
 """
 
 import ctypes

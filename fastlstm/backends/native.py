@@ -1,6 +1,7 @@
 """LSTMs and GRUs on the CPU: the kernels of csrc/, compiled when the package was installed and called through ctypes.
 
 They have the tiles and loops of the numba backend, but need no compiler at run time and no time at the first call.
+Int8 layers, see `fastlstm.backends.quantized`, run without gradients alone.
 """
 
 from __future__ import annotations
@@ -14,27 +15,14 @@ import torch
 from torch import Tensor
 
 from fastlstm.backends import base, csrc
-from fastlstm.backends.base import Gradients, Layer, Run, Traits
+from fastlstm.backends.base import Gradients, Layer, Run, Traits, groups_of
 from fastlstm.backends.cpu import LARGE, address, rows_contiguous, snapshot_of, threads_now
 from fastlstm.backends.memory import pooled, unpooled
-from fastlstm.backends.quantized_native import quantized_forward, quantized_plan, quantized_steps
 from fastlstm.cells.spec import Cell
 
-__all__ = [
-    "TRAITS",
-    "backward",
-    "forward",
-    "plan",
-    "quantized_forward",
-    "quantized_plan",
-    "quantized_steps",
-    "saved_shape",
-    "steps",
-    "supports",
-]
-
-TRAITS = Traits(plans=True, has_steps=True, has_quantized_steps=True, cells=tuple(cell.key for cell in csrc.CELLS))
-_DTYPES = {torch.float32: 0, torch.float64: 1}
+TRAITS = Traits(plans=True, cells=tuple(cell.key for cell in csrc.CELLS))
+# enum fastlstm_dtype of csrc/fastlstm.h, by the type of the weights, or by the bits of x and h beside int8 weights
+_DTYPES: dict[Any, int] = {torch.float32: 0, torch.float64: 1, 8: 2, 16: 3}
 _SIXTEEN_BITS = (torch.bfloat16, torch.float16)
 
 
@@ -55,9 +43,11 @@ def saved_shape(cell: Cell, T: int, B: int, H: int, dtype: torch.dtype, groups: 
 
 def _readable(layer: Layer) -> Layer:
     """Return the layer with contiguous tensors, and x with contiguous rows."""
-    x, *others = cast(Any, layer.tensors)
-    others = [a if a is None else a.contiguous() for a in others]
-    return Layer.of(layer.cell, [rows_contiguous(x), *others], layer.reverse)
+    weights, states, (lengths, reset) = (
+        tuple([a if a is None else a.contiguous() for a in each])
+        for each in (layer.weights, layer.states, (layer.lengths, layer.reset))
+    )
+    return Layer(rows_contiguous(layer.x), weights, states, lengths, reset, layer.reverse, layer.cell)
 
 
 def _sizes(layer: Layer) -> tuple[int, int, int, int]:
@@ -67,27 +57,33 @@ def _sizes(layer: Layer) -> tuple[int, int, int, int]:
 
 
 class _Plan:
-    """Runs the calls of one signature. Everything that they have in common is computed once."""
+    """Runs the calls of one signature. Everything that they have in common is computed once.
+
+    With `activations`, the bits of x and h, the weights are those of an int8 layer, in calls of any contiguity.
+    """
 
     backend: str
     types: Any
     reads_h = True
 
-    def __init__(self, layer: Layer, save: bool, kept: dict[Any, Any] | None, ends: tuple[int, ...]) -> None:
+    def __init__(
+        self, layer: Layer, save: bool, kept: dict[Any, Any] | None, ends: tuple[int, ...], activations: int = 0
+    ) -> None:
         readable = _readable(layer)
-        self.is_readable = all(map(is_, layer.tensors, readable.tensors))
+        self.is_readable = not activations and all(map(is_, layer.tensors, readable.tensors))
         x, sizes = readable.x, _sizes(layer)
         T, B, self.I, self.H = sizes
         self.output, self.state = None if x.dim() == 2 else (T, B, self.H), x.new_empty(*ends, B, self.H)
         self.has_c, self.keeps_cells = len(layer.cell.states) == 2, x.dim() == 3
         made = [(unpooled, (T, B, self.H))] * self.has_c + [(pooled, saved_shape(layer.cell, T, B, self.H, x.dtype))]
         self.saved = made if save else []  # how c and the gates are made
-        self.packs = _DTYPES[x.dtype], csrc.instructions, csrc.CELLS[layer.cell], self.I, self.H
+        self.packs = _DTYPES[activations or x.dtype], csrc.instructions, csrc.CELLS[layer.cell], self.I, self.H
+        self.form = self.packs[activations > 0 :]  # what packed weights depend on: not on the bits of x and h
         self.head, self.x_strides = (csrc.VERSION, *self.packs[:3], *sizes, layer.reverse), csrc.array(x, 2)[1:]
         self.key, self.team, self.is_empty = ("native", layer.reverse), csrc.team(threads_now()), B == 0
         # Calls that keep no packed weights: training on whole sequences, and single steps of large weights, see LARGE.
         in_the_call = save if T > 1 else sum(cast(Tensor, a).nbytes for a in layer.weights[:2]) > LARGE
-        self.kept = None if in_the_call or self.is_empty else kept
+        self.kept = None if (in_the_call and not activations) or self.is_empty else kept
 
     def forward(self, layer: Layer) -> Run:
         """Return the results. Weights that differ from the packed ones are packed again first."""
@@ -98,8 +94,8 @@ class _Plan:
         last = torch.empty_like(self.state), torch.empty_like(self.state)  # faster than new_empty
         run = Run(h, last if self.has_c else last[:1], tuple([make(x, *shape) for make, shape in self.saved]))
         if self.kept is not None:
-            packs, packed = self.kept.get(self.key, (None, None))
-            if packs != self.packs or not self._run(layer, run, packed, True):
+            form, packed = self.kept.get(self.key, (None, None))
+            if form != self.form or not self._run(layer, run, packed, True):
                 self._run(layer, run, self.pack(layer.weights, self.kept), False)
         elif not self.is_empty:
             self._run(layer, run, None, False)
@@ -107,23 +103,25 @@ class _Plan:
 
     def pack(self, weights: Sequence[Tensor | None], kept: dict[Any, Any]) -> Tensor:
         """Pack a snapshot of the weights and keep it. Nobody writes to it again, since other threads may read it."""
-        weight_ih, weight_hh, *biases = cast(list[Any], snapshot_of(weights))
+        weight_ih, weight_hh, *others = cast(list[Any], snapshot_of(weights))
         packed = unpooled(weight_ih, csrc.library.fastlstm_packed_size(*self.packs) // weight_ih.itemsize)
-        read = *csrc.array(weight_ih, 1), *csrc.array(weight_hh, 1), *map(address, biases)
-        csrc.call("fastlstm_pack", csrc.FORWARD.pack(*self.head, 0, 0, 0, *read, *(0,) * 15), packed.data_ptr())
-        kept[self.key] = self.packs, packed
+        read = *csrc.array(weight_ih, 1), *csrc.array(weight_hh, 1), *map(address, others), *(0,) * (4 - len(others))
+        csrc.call("fastlstm_pack", csrc.FORWARD.pack(*self.head, 0, 0, 0, *read, *(0,) * 13), packed.data_ptr())
+        kept[self.key] = self.form, packed
         return packed
 
     def _run(self, layer: Layer, run: Run, packed: Tensor | None, watch: bool) -> bool:
         """Write the results to `run`. Return False if `watch` is set and the weights are not those of `packed`."""
-        x, (weight_ih, weight_hh, bias_ih, bias_hh), (h_0, *c_0), lengths, reset, *_ = cast(Any, layer)
+        x, (weight_ih, weight_hh, bias_ih, bias_hh, *scales), (h_0, *c_0), lengths, reset, *_ = cast(Any, layer)
         h, (h_n, *c_n), kept = cast(Any, run)
+        scale_ih, scale_hh = map(address, scales) if scales else (0, 0)
         changed = ctypes.c_int64() if watch else None
         # The conditions are spelled out, since calls of `address` would take longer.
         arguments = csrc.FORWARD.pack(
             *self.head, x.data_ptr(), *self.x_strides, weight_ih.data_ptr(), self.I, weight_hh.data_ptr(), self.H,
-            0 if bias_ih is None else bias_ih.data_ptr(), 0 if bias_hh is None else bias_hh.data_ptr(), 0, 0,
-            0 if packed is None else packed.data_ptr(), 0 if changed is None else ctypes.addressof(changed),
+            0 if bias_ih is None else bias_ih.data_ptr(), 0 if bias_hh is None else bias_hh.data_ptr(),
+            scale_ih, scale_hh, 0 if packed is None else packed.data_ptr(),
+            0 if changed is None else ctypes.addressof(changed),
             0 if h_0 is None else h_0.data_ptr(), self.H, address(c_0[0]) if c_0 else 0, self.H,
             0 if reset is None else reset.data_ptr(), 0 if lengths is None else lengths.data_ptr(),
             0 if h is None else h.data_ptr(), h_n.data_ptr(), c_n[0].data_ptr() if c_n else 0,
@@ -137,51 +135,35 @@ class _Plan:
         return _backward(self.head[:4], grads, _readable(layer), run, needs)
 
 
-class _Stack:
-    """Runs the layers of a stack one after the other."""
+def plan(layer: Layer, save: bool, kept: dict[Any, Any] | None, ends: tuple[int, ...]) -> base.Plan:
+    """Return a plan for calls like that of `layer`: of the same shapes, types, strides of x, contiguity and threads. It
+    is of one layer and no stack.
 
-    backend: str
-    types: Any
-    keeps_cells = reads_h = True
+    All plans of a layer keep packed weights in `kept`. With None each call packs its own. `ends` are leading axes of
+    the states.
+    """
+    return _Plan(layer, save, kept, ends)
 
-    def __init__(self, layer: Layer, save: bool, kept: dict[Any, Any] | None, ends: tuple[int, ...]) -> None:
-        self.plans = [
-            _Plan(group, save, None if kept is None else kept.setdefault(("native", g), {}), ends)
-            for g, group in enumerate(_layers(layer))
-        ]
 
-    def forward(self, layer: Layer) -> Run:
-        runs = [plan.forward(group) for plan, group in zip(self.plans, _layers(layer))]
-        h, *columns = (_joined(column) for column in zip(*((run.h, *run.last, *run.kept) for run in runs)))
-        return Run(h, tuple(columns[: len(layer.states)]), tuple(columns[len(layer.states) :]))
+def forward(layer: Layer, save: bool) -> Run:
+    """Return the results of one call, which packs the weights for itself. Saved gates have `saved_shape`. The layers of
+    a stack run one after the other.
+    """
+    if not groups_of(layer):
+        return _Plan(layer, save, None, ()).forward(layer)
+    runs = [forward(group, save) for group in _layers(layer)]
+    columns = [_joined(column) for column in zip(*((run.h, *run.last, *run.kept) for run in runs))]
+    return Run.of(len(layer.states), columns)
 
-    @staticmethod
-    def backward(grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
+
+def backward(grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
+    """Return the gradients of one call, from the gradients of its results."""
+    if groups_of(layer):
         layers = _layers(layer)
         parts = zip(_runs(grads, len(layers)), layers, _runs(run, len(layers)))
         dx, *others = zip(*(backward(*part, needs).flat for part in parts))
         weights = (None if column[0] is None else torch.stack(column) for column in others[:4])
         return Gradients(_joined(dx), tuple(weights), tuple(map(_joined, others[4:])))
-
-
-def plan(layer: Layer, save: bool, kept: dict[Any, Any] | None, ends: tuple[int, ...]) -> base.Plan:
-    """Return a plan for calls like that of `layer`: of the same shapes, types, strides of x, contiguity and threads.
-
-    All plans of a layer keep packed weights in `kept`. With None each call packs its own. `ends` are leading axes of
-    the states.
-    """
-    return (_Plan if cast(Tensor, layer.weights[0]).dim() == 2 else _Stack)(layer, save, kept, ends)
-
-
-def forward(layer: Layer, save: bool) -> Run:
-    """Return the results of one call, which packs the weights for itself. Saved gates have `saved_shape`."""
-    return plan(layer, save, None, ()).forward(layer)
-
-
-def backward(grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
-    """Return the gradients of one call, from the gradients of its results."""
-    if cast(Tensor, layer.weights[0]).dim() == 3:
-        return _Stack.backward(grads, layer, run, needs)
     kind = csrc.VERSION, _DTYPES[layer.x.dtype], csrc.instructions, csrc.CELLS[layer.cell]
     return _backward(kind, grads, _readable(layer), run, needs)
 
@@ -220,7 +202,7 @@ def _groups(a: Tensor | None, count: int, axis: int = -2) -> Sequence[Tensor | N
 def _layers(layer: Layer) -> list[Layer]:
     """Return the layers of a stack."""
     x, weights, states, lengths, reset, reverse, *_ = layer
-    G = cast(Tensor, weights[0]).shape[0]
+    G = groups_of(layer)
     columns = (
         x.unbind(1) if x.dim() == 4 else _groups(x, G),
         *([None] * G if a is None else a.unbind(0) for a in weights),
@@ -231,23 +213,42 @@ def _layers(layer: Layer) -> list[Layer]:
 
 
 def _runs(run: Run, count: int) -> list[Run]:
-    rows, states = zip(*(_groups(a, count) for a in (run.h, *run.last, *run.kept))), len(run.last)
-    return [Run(h, tuple(others[:states]), tuple(others[states:])) for h, *others in rows]
+    rows = zip(*(_groups(a, count) for a in (run.h, *run.last, *run.kept)))
+    return [Run.of(len(run.last), row) for row in rows]
 
 
 def _joined(column: tuple[Any, ...]) -> Tensor | None:
     return None if column[0] is None else torch.cat(column, -2)
 
 
-def steps(layer: Layer, kept: dict[Any, Any]) -> csrc.Steps:
-    """Prepare the steps of a layer of float32 or float64, whose weights do not change.
+def quantized_plan(layer: Layer, activations: int, kept: dict[Any, Any] | None, ends: tuple[int, ...]) -> _Plan:
+    """Return what `plan` does for an int8 layer, whose tensors may lie in any way but x."""
+    return _Plan(layer, False, kept, ends, activations)
+
+
+def quantized_forward(layer: Layer, activations: int) -> Run:
+    """Return the results of one call of an int8 layer, which packs the weights for itself.
+
+    Raises:
+        RuntimeError: if the library cannot run the call: I or H is above 65536, or no memory is left.
+    """
+    return quantized_plan(layer, activations, None, ()).forward(layer)
+
+
+def quantized_steps(layer: Layer, activations: int, kept: dict[Any, Any]) -> csrc.Steps:
+    """Prepare the steps of an int8 layer, see `steps`."""
+    return steps(layer, kept, activations)
+
+
+def steps(layer: Layer, kept: dict[Any, Any], activations: int = 0) -> csrc.Steps:
+    """Prepare the steps of a layer of float32 or float64, or of int8 with `activations`, whose weights do not change.
 
     Args:
         layer: x (B, I) and states (B, H), contiguous. The steps read and write these very states.
         kept: where the packed weights stay, in case that the steps are prepared again.
     """
     with torch.inference_mode(False), torch.no_grad():
-        plan = _Plan(layer, False, {}, ())
+        plan = _Plan(layer, False, {}, (), activations)
         if plan.key not in kept:
             plan.pack(_readable(layer).weights, kept)
         return csrc.Steps(plan.packs, kept[plan.key][1], layer.states, plan.team)

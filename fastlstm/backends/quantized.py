@@ -1,4 +1,4 @@
-"""int8 layers: how their numbers are rounded, and a layer in plain PyTorch, for devices and cells without a kernel.
+"""int8 layers: how their numbers are rounded, and their sums in plain PyTorch, for devices and cells without a kernel.
 
 The weights of an int8 layer (`Layer.weights`) are weight_ih (X H, I) and weight_hh (Y H, H) of int8, bias_ih and
 bias_hh or None, and their float32 scales (X H,) and (Y H,): a weight row is its numbers times its scale.
@@ -15,12 +15,16 @@ With 16 bits q is 256 hi + lo, bytes both, with sums of their own: s = 256 s_hi 
 Everything else is float32.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from fastlstm.backends.base import Layer, Run, fill, given_states, held_steps, reset_steps
+from fastlstm.backends.base import Layer
 from fastlstm.backends.checks import check_layer
+from fastlstm.backends.sums import Sums, in_order
 
+Optional = Tensor | None
 TOP = {8: 127, 16: 127 * 256}  # the largest number, by the bits of activations
 MOST_COLUMNS = 1 << 16  # of which 127 times 128 in each fit into int32
 SMALLEST = 2.0**-100
@@ -75,13 +79,6 @@ def check_quantized_layer(layer: Layer) -> None:
     check_layer(layer._replace(weights=(*like, *weights[2:4])))
 
 
-def empty_run(layer: Layer) -> Run:
-    """The run of a layer of no steps, or of no rows."""
-    weight_hh, x = layer.weights[1], layer.x
-    states = given_states(layer._replace(weights=(*layer.weights[:2], None, None)))
-    return Run(x.new_zeros(*x.shape[:2], weight_hh.shape[1]), tuple(a.clone() for a in states), ())
-
-
 def rounded(a: Tensor, activations: int, least: float = 0.0) -> tuple[Tensor, Tensor]:
     """Return the numbers of rows (..., K), integers in float32, and the rows' scales (..., 1).
 
@@ -97,7 +94,7 @@ def rounded(a: Tensor, activations: int, least: float = 0.0) -> tuple[Tensor, Te
     return (a.masked_fill(~finite, 0) * inverse).round(), scale
 
 
-def products(numbers: Tensor, weight: Tensor, activations: int) -> Tensor:
+def products(numbers: Tensor, weight: Any, activations: int) -> Tensor:
     """Return the sums of products of numbers (..., K) with a weight of int8 (R, K), in float32 (..., R)."""
     if activations == 16:
         high = ((numbers + 128) / 256).floor()
@@ -109,47 +106,20 @@ def products(numbers: Tensor, weight: Tensor, activations: int) -> Tensor:
     return total.to(numbers.dtype)
 
 
-def quantized_forward(layer: Layer, activations: int) -> Run:
-    """Run an int8 layer in one direction, without gradients.
+class QuantizedSums(Sums):
+    """The weights of an int8 layer in the order of its cell's sums."""
 
-    Args:
-        layer: with the weights above, and x and states of float32.
-        activations: 8 or 16, the bits of x and h in products.
+    def __init__(self, layer: Layer, activations: int) -> None:
+        *weights, scale_ih, scale_hh = layer.weights
+        super().__init__(layer.cell, weights, weights[1].shape[1])
+        self.scale_ih: Any = in_order(scale_ih, self.layout.blocks_ih, -1)
+        self.scale_hh: Any = in_order(scale_hh, self.layout.blocks_hh, -1)
+        self.activations = activations
 
-    Returns:
-        A `Run` that keeps nothing.
-    """
-    weight_ih, weight_hh, bias_ih, bias_hh, scale_ih, scale_hh = layer.weights
-    cell, layout, x, H = layer.cell, layer.cell.layout, layer.x, weight_hh.shape[1]
-    states, held = given_states(layer._replace(weights=(weight_ih, weight_hh, None, None))), held_steps(layer)
-    T, reset = x.shape[0], reset_steps(layer, held)
+    def product_ih(self, x: Tensor) -> Optional:
+        numbers, scales = rounded(x, self.activations)
+        return products(numbers, self.weight_ih, self.activations) * (self.scale_ih * scales)
 
-    def ordered(a: Tensor, blocks: tuple[int, ...]) -> list[Tensor]:
-        parts = a.split(H, -1)
-        return [parts[k] for k in blocks]
-
-    zeros = x.new_zeros(1)
-    of_x = ordered(zeros.expand(weight_ih.shape[0]) if bias_ih is None else bias_ih, layout.blocks_ih)
-    of_h = ordered(zeros.expand(weight_hh.shape[0]) if bias_hh is None else bias_hh, layout.blocks_hh)
-    biases = dict(zip(layout.of_x, of_x))
-    for k, bias in zip(layout.of_h, of_h):
-        biases[k] = biases[k] + bias if k in biases else bias
-    numbers, scales = rounded(x, activations)
-    from_x = ordered(products(numbers, weight_ih, activations) * (scale_ih * scales), layout.blocks_ih)
-    sums = {k: (from_x[k] + bias if k in layout.of_x else bias.expand(T, x.shape[1], H)).unbind(0)
-            for k, bias in biases.items()}  # fmt: skip
-    outputs = [x] * T
-    for t in range(T - 1, -1, -1) if layer.reverse else range(T):
-        if reset is not None:
-            states = tuple(fill(state, reset[t]) for state in states)
-        numbers, scales = rounded(states[0], activations, 1.0)
-        from_h = ordered(products(numbers, weight_hh, activations) * (scale_hh * scales), layout.blocks_hh)
-        found = cell.derived().forward({
-            **{f"{gate}_pre": sums[k][t] + from_h[k - layout.of_h.start] if k in layout.of_h else sums[k][t]
-               for k, gate in enumerate(layout.sums)},
-            **{f"{name}_prev": state for name, state in zip(cell.states, states)},
-        })  # fmt: skip
-        new = tuple(found[name] for name in cell.states)
-        states = new if held is None else tuple(torch.where(held[t], a, b) for a, b in zip(states, new))
-        outputs[t] = states[0]
-    return Run(fill(torch.stack(outputs), held), tuple(state.clone() for state in states), ())
+    def product_hh(self, h: Tensor) -> Optional:
+        numbers, scales = rounded(h, self.activations, 1.0)
+        return products(numbers, self.weight_hh, self.activations) * (self.scale_hh * scales)

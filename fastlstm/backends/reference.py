@@ -19,6 +19,7 @@ from fastlstm.backends.base import (
     hidden_size,
     reset_steps,
 )
+from fastlstm.backends.quantized import QuantizedSums
 from fastlstm.backends.sums import Sums, for_rows, linear, vector_gradient
 from fastlstm.cells.spec import Cell
 
@@ -58,10 +59,20 @@ def forward(layer: Layer, save: bool, weight_hr: Tensor | None = None) -> Run:
 
     ``weight_hr`` (P, H) projects the first state, as in `torch.nn.LSTM`.
     """
-    cell, x, states = layer.cell, flat_input(layer.x), given_states(layer)
-    H, held = hidden_size(layer), held_steps(layer)
+    return _forward(layer, Sums(layer.cell, layer.weights, hidden_size(layer)), save, weight_hr)
+
+
+def quantized_forward(layer: Layer, activations: int) -> Run:
+    """One int8 layer in one direction, see `fastlstm.backends.quantized`. `activations`: 8 or 16, the bits of x and h
+    in products.
+    """
+    return _forward(layer, QuantizedSums(layer, activations), False, None)
+
+
+def _forward(layer: Layer, sums: Sums, save: bool, weight_hr: Tensor | None) -> Run:
+    cell, x, states, held = layer.cell, flat_input(layer.x), given_states(layer), held_steps(layer)
     T, B, reset = x.shape[0], x.shape[1], reset_steps(layer, held)
-    sums, params = Sums(layer.cell, layer.weights, H), _params(layer, B)
+    params = _params(layer, B)
     # padding may be NaN, which a zero gradient would turn to NaN
     inputs = {name: fill(a, held).unbind(0) for name, a in zip(cell.inputs, layer.inputs)}
     start = sums.start(fill(x, held)).unbind(0)

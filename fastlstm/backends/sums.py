@@ -90,21 +90,28 @@ class Sums:
         """(..., H) for each gate, by what it is called in derived functions."""
         return dict(zip(self._names, sums.split(self.H, -1)))
 
-    def multiply(self, x: Optional, rows: Sequence[int], like: Tensor) -> Tensor:
-        """The product of x as part of the pre-activations (*rows, S H). `like` has their type and device."""
-        product = None if x is None or self.weight_ih is None else linear(x, self.weight_ih)
-        total = _added(self.layout, self.H, product, None)
-        return like.new_zeros(()).expand(*rows, len(self.layout.sums) * self.H) if total is None else total
+    def product_ih(self, x: Tensor) -> Optional:
+        """The product of x, as of_x has it."""
+        return None if self.weight_ih is None else linear(x, self.weight_ih)
+
+    def product_hh(self, h: Tensor) -> Optional:
+        """The product of h, as of_h has it."""
+        return None if self.weight_hh is None else linear(h, self.weight_hh)
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """The product of x (..., I) as part of the pre-activations (..., S H)."""
+        total = _added(self.layout, self.H, self.product_ih(x), None)
+        return x.new_zeros(()).expand(*x.shape[:-1], len(self.layout.sums) * self.H) if total is None else total
 
     def start(self, x: Tensor) -> Tensor:
         """The pre-activations (T, B, S H) before h is multiplied."""
-        return add_bias(self.multiply(x, x.shape[:-1], x), self.bias)
+        return add_bias(self.multiply(x), self.bias)
 
     def add_h(self, sums: Tensor, h: Optional) -> Tensor:
         """`sums` with the product of h."""
-        if h is None or self.weight_hh is None:
+        product, start = None if h is None else self.product_hh(h), self.layout.of_h.start * self.H
+        if product is None:
             return sums
-        product, start = linear(h, self.weight_hh), self.layout.of_h.start * self.H
         if start == 0:
             return sums + product
         return torch.cat([sums[..., :start], sums[..., start:] + product], -1)

@@ -127,11 +127,10 @@ def lstm(
     layer = Layer(x, (weight_ih, weight_hh, bias_ih, bias_hh), (h_0, c_0), ends, begins, reverse, library.lstm)
     if autocast_of(x) is None:
         check_layer(layer, weight_hr)
-    result = run(layer, plans=_plans, backend=backend, cells=return_cells, weight_hr=weight_hr)
-    output = result.output
+    output, last, others = run(layer, plans=_plans, backend=backend, cells=return_cells, weight_hr=weight_hr)
     if ends is not None and output.requires_grad:  # callers may write to the padding of their copy
         output = output.clone()
-    return (output, result.last, result.others[0]) if return_cells else (output, result.last)
+    return (output, last, others[0]) if return_cells else (output, last)
 
 
 def lstm_cell(

@@ -104,10 +104,10 @@ class Quantized(CellModule, nn.Module):
         return x.dtype is torch.float32 and autocast_of(x) is None
 
     def _steps_of(self, layer: Layer, kept: dict[Any, Any]) -> Any:
-        name = dispatch.choose_quantized(self.backend, layer.x.device, layer.cell)
-        if not dispatch.traits(name).has_quantized_steps or layer.x.dtype is not torch.float32 or not may_prepare(self):
+        module = dispatch.module(dispatch.choose_quantized(self.backend, layer.x.device, layer.cell))
+        if not hasattr(module, "quantized_steps") or layer.x.dtype is not torch.float32 or not may_prepare(self):
             return None
-        return dispatch.module(name).quantized_steps(layer, BITS[self.activations], kept)
+        return module.quantized_steps(layer, BITS[self.activations], kept)
 
     def _run_quantized(self, key: int, layer: Layer) -> Run:
         """Run a layer with states (1, B, H), in float32 whatever its dtype. `key`: as for `_plans_of`."""

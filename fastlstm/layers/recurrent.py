@@ -210,8 +210,7 @@ class Recurrent(CellModule, nn.RNNBase):
         backend = settings.named(self.backend)  # the backward pass may run under another default
 
         def run_part(part: Layer) -> Results:
-            result = run(part, plans=plans, backend=backend, axis=True, cells=sequences, weight_hr=weight_hr)
-            return result.output, result.last, result.others
+            return run(part, plans=plans, backend=backend, axis=True, cells=sequences, weight_hr=weight_hr)
 
         return recomputed(layer, run_part) if self._recompute else run_part(layer)
 

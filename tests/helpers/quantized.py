@@ -11,10 +11,7 @@ from fastlstm.backends import dispatch
 
 # those with kernels of their own; an installation may lack native
 KERNELS = [
-    name
-    for name in ("numba", "native")
-    if dispatch.quantized_module(name) is not None
-    and dispatch.module(name).supports(torch.device("cpu"), torch.float32) is None
+    name for name in ("numba", "native") if dispatch.module(name).supports(torch.device("cpu"), torch.float32) is None
 ]
 kernels = pytest.mark.parametrize("backend", KERNELS)
 both_activations = pytest.mark.parametrize("activations", ["int8", "int16"])

@@ -14,7 +14,6 @@ import importlib
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,8 +24,7 @@ from fastlstm.backends.numba.host import plans, quantized, sizes, streams
 from fastlstm.backends.numba.host.forward import saved_shape
 from fastlstm.torch_private import constant
 
-_ALWAYS = Traits(plans=True, plans_sixteen_bits=True, sorts_lengths=True)
-TRAITS = replace(_ALWAYS, has_steps=True, has_quantized_steps=True)
+TRAITS = Traits(plans=True, plans_sixteen_bits=True, sorts_lengths=True)
 _INSTALLED = importlib.util.find_spec("numba") is not None
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Of a float32, by the precision of its products. Fewer than 32 rows leave the unit half idle, and three pieces are half
@@ -114,7 +112,7 @@ def with_precision(precision: str) -> SimpleNamespace:
         return call
 
     functions = {f.__name__: with_pieces(f) for f in (plans.forward, plans.backward, plans.plan)}
-    return SimpleNamespace(supports=supports_precision, saved_shape=saved_shape, TRAITS=_ALWAYS, **functions)
+    return SimpleNamespace(supports=supports_precision, saved_shape=saved_shape, TRAITS=TRAITS, **functions)
 
 
 forward, backward, plan = plans.forward, plans.backward, plans.plan
