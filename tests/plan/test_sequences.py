@@ -1,7 +1,6 @@
 """A call in training under no transform: the bits of one under transforms, and all derivatives."""
 
 import itertools
-import threading
 
 import pytest
 import torch
@@ -10,7 +9,6 @@ from torch.func import functional_call, vjp
 from torch.utils.checkpoint import checkpoint
 
 import fastlstm
-from fastlstm.backends.numba.host import sizes
 from tests.helpers.contract import WRONG_DTYPE
 from tests.helpers.modules import pair
 from tests.helpers.tolerances import close
@@ -248,23 +246,6 @@ def test_two_backward_passes():
     output = module(x)[0]
     first, second = (torch.autograd.grad(output.sum(), [*module.parameters()], retain_graph=True) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second))
-
-
-def test_zeros_are_one_for_all_threads():
-    """Their address is read after whoever asked has let go of them."""
-    for size in range(1001, 1041):
-        ready, found = threading.Barrier(4), []
-
-        def ask(size=size, ready=ready, found=found):
-            ready.wait()
-            found.append(sizes.zeros(size))
-
-        threads = [threading.Thread(target=ask) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert len(set(found)) == 1
 
 
 def test_states_may_be_changed_in_place():

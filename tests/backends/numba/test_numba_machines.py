@@ -105,11 +105,9 @@ def test_another_process_finds_what_was_compiled(copy, tmp_path):
         from fastlstm import cells
         from fastlstm.backends.numba.host import tasks
         kernels = "forward", "backward", "quantized"
-        names = sys.argv[1:] or [name for name in tasks._sources if not name.startswith(kernels)]
-        compiled = [(name, None) for name in names]
-        if not sys.argv[1:]:
-            compiled.append(("cell", tasks.number_of(cells.gru, 4)))
-        print(all([tasks._compiled(*each).cache_hits for each in compiled]), *names)
+        tasks.table_of(cells.gru, 4)
+        names = sys.argv[1:] or [n for n in (*tasks._tasks, *tasks.tables) if not n.startswith(kernels)]
+        print(all([tasks._compiled(name).cache_hits for name in names]), *names)
     """
     processor = {"NUMBA_CPU_NAME": "sapphirerapids", "NUMBA_CPU_FEATURES": "+avx512f,+amx-tile,+amx-bf16"}
     environment = {**processor, "PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
@@ -157,7 +155,7 @@ def test_the_tiles_stay_in_registers(features, target, fma, tiles):
         pytest.skip("LLVM before 20, as numba 0.61 has it, spills there")
     (code,) = assembly(features, target)
     for rows, vectors in zip(tiles, (4, 3, 2, 1)):
-        loop = busiest_loop(code, f"tile{rows}x{vectors}", fma)
+        loop = busiest_loop(code, f"tile{vectors}x{rows}", fma)
         multiply_adds = sum(fma in line for line in loop)
         assert multiply_adds >= rows * vectors
         assert multiply_adds % (rows * vectors) == 0

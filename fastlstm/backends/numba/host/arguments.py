@@ -29,12 +29,12 @@ def _struct(name: str, fields: str) -> type[ctypes.Structure]:
 # wide, slots: vectors of a row of scratch, and then beside it, see `states.slot`. c_step: of the states but the first.
 # parts: into how many the batch rows are split. relax: what a waiting thread calls. constants: a kilobyte of zeros,
 # then a one. original_size: bytes of an element of the weights that are digested. For the matrix unit: pieces of a
-# number; pitch, bytes from one step of 32 of an operand's rows to the next. narrow_rows and narrow_weights: whether x,
-# dx, dh and h, and the weights and their gradients, are of bfloat16.
+# number; pitch, bytes from one step of 32 of an operand's rows to the next. is_narrow: whether x, dx, dh and h, and
+# the weights and their gradients, are of bfloat16.
 _COMMON = " ".join((*NAMES, *CELLS, *matrix.NAMES)) + (
-    " size lanes panels dense T B rows I H sums of_x of_h saved params inputs others values joint blocks reads"
-    " table_bytes wide slots c_step reverse parts relax scratch_bytes constants original_size pieces pitch narrow_rows"
-    " narrow_weights x_step x_row weight_ih_row weight_hh_row"
+    " size lanes panels dense T B rows I H sums of_x of_h saved params inputs others values joint carries_h blocks"
+    " reads table_bytes wide slots c_step reverse parts relax scratch_bytes constants original_size pieces pitch"
+    " is_narrow x_step x_row weight_ih_row weight_hh_row"
 )
 # barrier: counters at which threads meet. scratch: each thread's own, scratch_bytes apart: two tables, then rows of
 # vectors. large: where a one is left if there was a number that the unit cannot take. What ends the struct lies at
@@ -54,7 +54,7 @@ _LAYER = "x h_0 h_0_row lengths reset h gates"
 # packed: (places,H,Y,lanes) weight_hh, then (places,I,X,lanes) weight_ih, or with the unit the columns of this or of
 # both. There is a place for each panel, or one for each thread, which packs a panel when it comes to it, or none: then
 # a lone row reads the weights as they lie. biases (panels,S,lanes). flip: whether the first step takes the panels from
-# last to first. states: where narrow_rows, two steps' float32 rows of h, which goes to `h` with out_step and out_row.
+# last to first. states: where is_narrow, two steps' float32 rows of h, which goes to `h` with out_step and out_row.
 # operand: x and h as rows, of two steps; or x alone, of twice `feed` steps. fed: what x makes of the sums of `feed`
 # steps, (panels,feed,B,S,lanes), with 2 for B where block_x is 0; with the unit (panels,pitch/64,4,lanes). block_x and
 # block are those of `sizes.blocks_of`.
@@ -75,16 +75,16 @@ ForwardArguments = _struct(
 # strips_bytes apart, the columns of [x, h, 1]. dweights (halves,panels,sum_rows,max(X,Y),lanes), over half of the batch
 # rows each where halves is 2, and as many again where the unit sums more than FOLD chunks: x's rows first, h's from
 # sums_of_h on, those of ones at sum_of_one. Where dweights is absent and strips are not, rows are few, and strips hold
-# them for `outer`. For the unit there is dpreact as rows, of `rows_kept` steps, for products with weights, and as
-# columns, columns_bytes apart, for the sums, whose strips are rows of the transposed [x, 1, h].
+# them for `outer`. strip: columns of one. For the unit there is dpreact as rows, of `rows_kept` steps, for products
+# with weights, and as columns, columns_bytes apart, for the sums, whose strips are rows of the transposed [x, 1, h].
 BACKWARD_KEPT = f"packed_hh packed_ih {_KEPT}"
 BACKWARD_CALL = f"{_WEIGHTS} {_LAYER} dh dh_step dh_row dh_n dh_n_row dx dweight_ih dweight_hh dbias_ih dbias_hh dh_0"
 BACKWARD_OTHER = "start start_row steps d d_step d_row d_last d_last_row d_start"
 BACKWARD_VALUE = "value value_step value_row d_value"
 BackwardArguments = _struct(
     "BackwardArguments",
-    f"{_COMMON} gate_rows chunk ring halves sum_rows sums_of_h sum_of_one kept packs rows_kept strips_bytes "
-    f"columns_bytes carries_h {_BUFFERS} dpreact carried strips dweights dpreact_rows columns "
+    f"{_COMMON} gate_rows chunk ring strip halves sum_rows sums_of_h sum_of_one kept packs rows_kept strips_bytes "
+    f"columns_bytes {_BUFFERS} dpreact carried strips dweights dpreact_rows columns "
     f"{BACKWARD_KEPT} {BACKWARD_CALL}",
 )
 
@@ -95,19 +95,17 @@ BackwardArguments = _struct(
 # x_bytes: rows of two blocks of `feed` steps, x_pitch apart, with the pieces of a row x_piece apart. h_bytes: rows of
 # two steps. x_scales and h_scales: a float for each row, of h for three steps. carried (panels,B,lanes): the last of
 # the cell's states. fed: what x makes of the sums of a block of steps (panels,feed B,of_x,lanes), where it has several.
-# words: 32-bit words of each original; last_ih and last_hh: where the last four bytes of a weight lie that is not of
-# whole words, or 0. start and last: of the carried state; where it is also the first, h_n is the same memory as last.
-QUANTIZED_SOURCES = "ih hh bias_ih bias_hh scale_ih scale_hh"
+# start and last: of the carried state; where it is also the first, h_n is the same memory as last.
 QUANTIZED_KEPT = "packed_ih constants_ih packed_hh constants_hh digests stale"
 QUANTIZED_CALL = (
-    f"{QUANTIZED_KEPT} {QUANTIZED_SOURCES} x x_step x_row h_0 h_0_row start start_row lengths reset h h_n last flip"
+    f"{QUANTIZED_KEPT} ih hh bias_ih bias_hh scale_ih scale_hh x x_step x_row h_0 h_0_row start start_row lengths reset"
+    " h h_n last flip"
 )
 QuantizedArguments = _struct(
     "QuantizedArguments",
     f"{' '.join(QUANTIZED_NAMES)} lanes panels T B rows I H of_x of_h pieces groups_ih groups_hh panel_ih panel_hh feed"
-    f" unit_rows reverse parts relax scratch_bytes h_step x_pitch x_piece h_pitch h_piece zeros clean last_ih last_hh"
-    f" {' '.join(f'words_{name}' for name in QUANTIZED_SOURCES.split())} barrier scratch large"
-    f" x_bytes h_bytes x_scales h_scales carried fed {QUANTIZED_CALL}",
+    f" unit_rows reverse parts relax scratch_bytes h_step x_pitch x_piece h_pitch h_piece zeros clean"
+    f" barrier scratch large x_bytes h_bytes x_scales h_scales carried fed {QUANTIZED_CALL}",
 )
 
 # Tasks of one kind that know nothing of each other: `count` structs from `first` on, `bytes` apart. A lane is what has

@@ -60,9 +60,7 @@ def fields(cell: Cell, kind: str) -> dict[str, int]:
     found, functions, layout = counts(cell), functions_of(cell), cell.layout
     names, takes = forward_table(layout), functions.takes[kind == "Backward"]
     read = {*takes, *(f"{state}_prev" for state in layout.states[1:])}  # which a held step hands on
-    made = {name: int(value) for name, value in found._asdict().items()}
-    for name in ("on_unit", "reads_new", *(["carries_h"] if kind == "Forward" else [])):
-        del made[name]
+    made = {name: int(value) for name, value in found._asdict().items() if name not in ("on_unit", "reads_new")}
     # two tables lie before the rows of scratch: each in cache lines of its own
     table_bytes = -(-16 * len(backward_table(layout)) // 64) * 64
     return made | {

@@ -6,7 +6,6 @@ import ctypes
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fastlstm.backends.memory import SCRATCH, SMALL, release_scratch, take, take_scratch
 from fastlstm.backends.numba.host.cells import counts
@@ -23,6 +22,7 @@ class Kernel:
     """A task, the arguments that all its calls share, the sizes of its buffers, and the frames that calls run in.
 
     Attributes:
+        constants: a kilobyte of zeros, then a one.
         steps: bytes from one of a buffer to the next, where lanes of a stack have their own.
     """
 
@@ -37,12 +37,13 @@ class Kernel:
         from fastlstm.backends.numba.host import arguments, tasks
 
         self.lay_out(threads, parts, sizes, dtype.itemsize, lanes)
-        self.task = task
-        found = counts(cell)
+        self.task, found = task, counts(cell)
+        self.constants = torch.zeros(1024 // dtype.itemsize + 1, dtype=dtype, device="cpu")
+        self.constants[-1] = 1.0
         made, self.tails = arguments.struct_of(kind, found.others, found.values, found.params)
         self.arguments = made(
             **tasks.primitives(dtype.itemsize, pieces), **tasks.cell_primitives(cell, dtype.itemsize),
-            relax=tasks.relax(), constants=_constants(dtype).data_ptr(), parts=parts,
+            relax=tasks.relax(), constants=self.constants.data_ptr(), parts=parts,
             scratch_bytes=self.steps["scratch"], **fields,
         )  # fmt: skip
 
@@ -68,8 +69,14 @@ class Kernel:
         self.lends = threads > 1 or len(large) > 0 or total > OWN
         self.idle: list[Frame] = []
 
-    def lend(self, frame: Frame) -> None:
-        """Give a frame its buffers for one run, if they are not its own."""
+    def borrow(self) -> Frame:
+        """A frame for one run, with its buffers."""
+        try:
+            frame = self.idle.pop()  # atomic: Python threads may share the kernel
+        except IndexError:
+            frame = Frame(self)
+        if not self.lends:
+            return frame
         if self.small <= SCRATCH:
             frame.memory = take_scratch()  # mostly what the last call of any kernel has left in a cache
             frame.place(self, frame.memory.data_ptr())
@@ -85,13 +92,16 @@ class Kernel:
             view, address = take(count)
             frame.views.append(view)
             setattr(frame.arguments, name, address)
+        return frame
 
     def take_back(self, frame: Frame) -> None:
-        """Let go of the buffers that a frame was lent."""
-        if self.small <= SCRATCH:
-            release_scratch(frame.memory)
-        frame.memory = None
-        frame.views.clear()
+        """Let go of a frame and of buffers that are not its own."""
+        if self.lends:
+            if self.small <= SCRATCH:
+                release_scratch(frame.memory)
+            frame.memory = None
+            frame.views.clear()
+        self.idle.append(frame)
 
     def run_stack(self, frame: Frame, groups: int, by_group: dict[str, int]) -> None:
         """Run the kernel for each group of a stack, whose fields lie so many bytes apart."""
@@ -143,16 +153,3 @@ class Frame:
         if large or stale:
             self.found[0] = self.found[1] = 0
         return large, stale
-
-
-_kept: dict[torch.dtype, Tensor] = {}
-
-
-def _constants(dtype: torch.dtype) -> Tensor:
-    """A kilobyte of zeros, then a one, for good."""
-    found = _kept.get(dtype)
-    if found is None:
-        found = torch.zeros(1024 // dtype.itemsize + 1, dtype=dtype, device="cpu")
-        found[-1] = 1.0
-        found = _kept.setdefault(dtype, found)  # atomic: one for all threads, since its address is kept
-    return found

@@ -7,18 +7,16 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
-from fastlstm.backends.cpu import address, snapshot_of
+from fastlstm.backends.cpu import address
 from fastlstm.backends.memory import PAGE, Pages
-from fastlstm.backends.numba.host.signature import Signature, Weights
 from fastlstm.backends.numba.host.sizes import LINE
 
 
 class Packed(NamedTuple):
     """Packed weights, which nobody writes to once they are kept, and the addresses of their parts and digests."""
 
-    memory: Tensor | Pages
+    memory: Any
     addresses: tuple[int, ...]
 
 
@@ -58,9 +56,3 @@ def digest_bytes(counts: tuple[int, ...], dtype: torch.dtype) -> int:
 def addresses(weights: Any) -> tuple[int, ...]:
     """The addresses of weights, 0 for None."""
     return (*map(address, weights),)
-
-
-def sealed(signature: Signature, weights: Weights) -> tuple[Weights, Weights]:
-    """A snapshot of weights, and what the kernel packs of it: it does not matter what is written to them meanwhile."""
-    snapshot = (*snapshot_of(weights),)
-    return snapshot, signature.cast(snapshot)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -10,10 +11,10 @@ import torch
 from torch import Tensor
 
 from fastlstm.backends.base import WEIGHTS, Layer
-from fastlstm.backends.cpu import rows_contiguous
+from fastlstm.backends.cpu import rows_contiguous, snapshot_of
 from fastlstm.backends.numba.host import sizes
 from fastlstm.backends.numba.host.frames import Frame, Kernel
-from fastlstm.backends.numba.host.packing import Keeper, addresses, digest_bytes, sealed
+from fastlstm.backends.numba.host.packing import Keeper, addresses, digest_bytes
 from fastlstm.backends.numba.host.signature import Signature, Weights, contiguous
 
 
@@ -35,20 +36,24 @@ class Pass:
         self.panels = sizes.panels_of(s.H, self.lanes)
         self.like = torch.empty(0, dtype=s.dtype, device="cpu")
         self.has_values, self.casts = s.counts.values > 0, not (s.given is s.rounded is s.dtype)
-        self.states, self.row, self.zeros = (*s.ends, s.rows, s.H), s.H * size, sizes.zeros(s.H * size)
+        self.states, self.row = (*s.ends, s.rows, s.H), s.H * size
+        self.no_state = ctypes.create_string_buffer(self.row)
+        self.zeros = ctypes.addressof(self.no_state)
 
     def split(self, back: bool) -> tuple[int, int]:
         """Threads, and into how many parts they split the batch rows."""
         s = self.signature
-        if self.groups > 1:
-            return sizes.split_stack(s.threads, s)
+        if self.groups > 1:  # each runs on one thread, and needs no barrier
+            return 1 if s.rows * s.H * s.products < sizes.SERIAL else min(s.threads, self.groups), 1
         return sizes.split(s.threads, s, self.panels, back)
 
     def prepare(
-        self, task: str, pieces: int, of_x: int, threads: int, parts: int, fields: dict[str, int],
+        self, pieces: int, of_x: int, threads: int, parts: int, fields: dict[str, int],
         buffers: dict[str, int], packed: dict[str, int], keeps: bool, digested: tuple[int, ...],
     ) -> None:  # fmt: skip
-        """`packed`: elements of each part of the packed weights; `digested`: of those weights that are compared."""
+        """`pieces`: of a number on the matrix unit, in some products or, with the signature's, in all; `packed`:
+        elements of each part of the packed weights; `digested`: of those weights that are compared.
+        """
         from fastlstm.backends.numba.host import arguments
 
         s = self.signature
@@ -60,8 +65,9 @@ class Pass:
         else:
             buffers = buffers | packed
         fields = fields | s.row_strides | {"rows": s.rows, "reverse": s.reverse, "original_size": s.given.itemsize}
-        fields |= {"narrow_rows": s.narrow, "narrow_weights": s.narrow}
+        fields["is_narrow"] = s.narrow
         lanes = 1 if self.groups == 1 else threads
+        task = self.kind.lower() + ("_matrix" if s.pieces else "_mixed" if pieces else "")
         self.kernel = Kernel(task, self.kind, s.cell, s.dtype, pieces, threads, parts, fields, buffers, lanes)
         tail = s.counts.others, s.counts.values, s.counts.params
         self.write, self.at = arguments.writer(self.kind, False, *tail)
@@ -88,12 +94,7 @@ class Pass:
         that the matrix unit cannot take.
         """
         kernel, keeper = self.kernel, self.keeper
-        try:
-            frame = kernel.idle.pop()  # atomic: Python threads may share the kernel
-        except IndexError:
-            frame = Frame(kernel)
-        if kernel.lends:
-            kernel.lend(frame)
+        frame = kernel.borrow()
         if keeper is None:
             if self.casts:
                 weights = self.signature.cast(weights)
@@ -116,14 +117,13 @@ class Pass:
                 large, stale = frame.look()
             if stale:
                 large = self._pack_and_run(keeper, frame, weights, call)
-        if kernel.lends:
-            kernel.take_back(frame)
-        kernel.idle.append(frame)
+        kernel.take_back(frame)
         return large
 
     def _pack_and_run(self, keeper: Keeper, frame: Frame, weights: Weights, call: Sequence[int]) -> int:
         """Run on newly packed weights. They are kept, unless the matrix unit cannot take a number in them."""
-        packed, (originals, copies) = keeper.new(), sealed(self.signature, weights)
+        packed, originals = keeper.new(), (*snapshot_of(weights),)  # whatever is written to the weights meanwhile
+        copies = self.signature.cast(originals)
         addressed = *addresses(copies), *addresses(originals)
         self.write_kept(frame.arguments, self.at_kept, *packed.addresses, 0, *addressed, *call)
         frame.count_anew()

@@ -40,22 +40,15 @@ def backward(grads: Run, layer: Layer, run: Run, needs: Gradients, pieces: int =
     layer = readable(layer)
     signature = signature_of(layer, (), pieces_for(layer, pieces))
     if signature.rows == 0:
-        return _zeros(layer, needs)
+        flat = layer.x.flatten(1, 2) if layer.x.dim() == 4 else layer.x, *layer.tensors[1:]
+        zeros = [torch.zeros_like(a) if need and a is not None else None for a, need in zip(flat, needs.flat)]
+        return Gradients.of(layer.cell, zeros)
     return _backward(signature, needs, run.kept[-1].dim() == 5).run(grads, layer, run)
 
 
 def pieces_for(layer: Layer, pieces: int) -> int:
     """`pieces` where the kernels of the matrix unit can run the cell, else 0."""
     return pieces if pieces and counts(layer.cell).on_unit else 0
-
-
-def _zeros(layer: Layer, needs: Gradients) -> Gradients:
-    """The gradients of a layer of no rows."""
-    tensors = layer.tensors
-    flat = layer.x.flatten(1, 2) if layer.x.dim() == 4 else layer.x, *tensors[1:]
-    return Gradients.of(
-        layer.cell, [torch.zeros_like(a) if need and a is not None else None for a, need in zip(flat, needs.flat)]
-    )
 
 
 class Plan:
@@ -148,10 +141,8 @@ class SixteenBits(Plan):
         if not self.narrow:
             x, dh = converted(x, torch.float32), *widened((dh,))
             h = kept.pop() if x.dim() == 3 else None
-        layer, grads = (
-            layer._replace(x=x, states=widened(layer.states), inputs=widened(layer.inputs)),
-            Run(dh, widened(grads.last), widened(grads.kept)),
-        )
+        layer = layer._replace(x=x, states=widened(layer.states), inputs=widened(layer.inputs))
+        grads = Run(dh, widened(grads.last), widened(grads.kept))
         gradients = super().backward(grads, layer, Run(h, run.last, (*kept,)), needs)
         return Gradients.of(layer.cell, [rounded(a, self.dtype) for a in gradients.flat])
 

@@ -2,76 +2,43 @@
 
 from __future__ import annotations
 
+import ctypes
 import struct
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastlstm.backends.base import Layer, Run
-from fastlstm.backends.cpu import address, rows_contiguous, snapshot_of, threads_now
+from fastlstm.backends.cpu import address, rows_contiguous, snapshot_of
 from fastlstm.backends.memory import PAGE, Pages, new_of
 from fastlstm.backends.numba.host import sizes
-from fastlstm.backends.numba.host.frames import Frame, Kernel
-from fastlstm.backends.numba.host.packing import digest_bytes
-from fastlstm.backends.numba.host.signature import contiguous
+from fastlstm.backends.numba.host.frames import Kernel
+from fastlstm.backends.numba.host.packing import Packed, digest_bytes
+from fastlstm.backends.numba.host.signature import Signature, contiguous, signature_of
 from fastlstm.backends.quantized import TOP
-from fastlstm.cells.spec import Cell
 
 FEW_ROWS, FED_ROWS = 15, 32  # batch rows up to which several steps of x are multiplied at once; (step, row) pairs then
-ROW_BYTES = 1 << 15  # of weights, for each row of a part of the batch rows: see `sizes.split`
 UNIT_ROWS = 16  # from which the matrix unit multiplies, where there is one
-FASTER = 4  # than products of float32, whose limits `sizes` has: below them a second thread costs more than it saves
-
-
-class Packed(NamedTuple):
-    """Packed weights, which nobody writes to, and where their parts lie: `arguments.QUANTIZED_KEPT`."""
-
-    memory: tuple[Any, ...]
-    addresses: tuple[int, ...]
-
-
-class Signature(NamedTuple):
-    """What calls that run the same way have in common. `biased`: whether there is bias_ih, and bias_hh."""
-
-    cell: Cell
-    T: int
-    B: int
-    I: int
-    H: int
-    reverse: bool
-    resets: bool
-    ends_early: bool
-    biased: tuple[bool, bool]
-    activations: int
-    threads: int
-
-
-def signature_of(layer: Layer, activations: int) -> Signature:
-    """The signature of an int8 layer."""
-    (T, B, I), (_, weight_hh, bias_ih, bias_hh, *_) = layer.x.shape, layer.weights
-    return Signature(
-        layer.cell, T, B, I, weight_hh.shape[1], layer.reverse, layer.reset is not None, layer.lengths is not None,
-        (bias_ih is not None, bias_hh is not None), activations, threads_now(),
-    )  # fmt: skip
+FASTER = 4  # than products of float32
 
 
 class QuantizedKernel(Kernel):
     """The kernel of int8 layers of one signature, with the arguments that all its calls share.
 
     Attributes:
-        counts: elements of each weight, bias and scale, in the order of `arguments.QUANTIZED_SOURCES`.
+        counts: elements of each weight, bias and scale, in the order of a layer's.
         constants: a row of h's bytes that stand for zeros, then the scale of a row within 1.
     """
 
-    def __init__(self, s: Signature, lanes: int, offset: int) -> None:
+    def __init__(self, s: Signature, activations: int, lanes: int, offset: int) -> None:
         """`offset`: what is added to the bytes of x and h."""
         from fastlstm.backends.numba.host import arguments, tasks
 
-        T, B, I, H, layout, pieces = s.T, s.B, s.I, s.H, s.cell.layout, s.activations // 8
-        of_x, of_h, panels = len(layout.of_x), len(layout.of_h), sizes.panels_of(H, lanes)
+        T, B, I, H, pieces = s.T, s.B, s.I, s.H, activations // 8
+        of_x, of_h, panels = s.counts.of_x, s.counts.of_h, sizes.panels_of(H, lanes)
         feed = 1 if B > FEW_ROWS else min(T, max(1, FED_ROWS // max(B, 1)))
         groups_ih, groups_hh = -(-I // 4), -(-H // 4)
         unit_rows = UNIT_ROWS if sizes.most_pieces() > 1 else 1 << 62
@@ -81,23 +48,20 @@ class QuantizedKernel(Kernel):
             "h_bytes": 2 * B * pieces * h_piece // 4, "x_scales": 2 * B * feed, "h_scales": 3 * B,
             "carried": panels * B * lanes, "fed": panels * feed * B * of_x * lanes if feed > 1 else 0,
         }  # fmt: skip
-        threads, parts = split(s, panels)
+        threads, parts = sizes.split(s.threads, s, panels, faster=FASTER)
         self.lay_out(threads, parts, buffers, 4, 1)
         self.task, self.tails = "quantized", {}
         self.constants = torch.full((h_piece + 4,), offset, dtype=torch.uint8, device="cpu")
         one = torch.ones(1, dtype=torch.float32, device="cpu")
-        self.constants[h_piece:] = (one / TOP[s.activations]).view(torch.uint8)
+        self.constants[h_piece:] = (one / TOP[activations]).view(torch.uint8)
         self.counts = of_x * H * I, of_h * H * H, of_x * H * s.biased[0], of_h * H * s.biased[1], of_x * H, of_h * H
-        words = *(count // 4 for count in self.counts[:2]), *self.counts[2:]
-        last_ih, last_hh = (count - 4 if count % 4 else 0 for count in self.counts[:2])
         self.arguments = arguments.QuantizedArguments(
-            **tasks.quantized_primitives(s.cell, pieces), relax=tasks.relax(), parts=parts,
+            **tasks.cell_primitives(s.cell, 4, pieces), relax=tasks.relax(), parts=parts,
             scratch_bytes=self.steps["scratch"], lanes=lanes, panels=panels, T=T, B=B, rows=B, I=I, H=H, of_x=of_x,
             of_h=of_h, pieces=pieces, groups_ih=groups_ih, groups_hh=groups_hh, panel_ih=groups_ih * of_x * lanes * 4,
             panel_hh=groups_hh * of_h * lanes * 4, feed=feed, unit_rows=unit_rows, reverse=s.reverse,
             h_step=B * H * 4, x_pitch=pieces * x_piece, x_piece=x_piece, h_pitch=pieces * h_piece, h_piece=h_piece,
-            zeros=self.constants.data_ptr(), clean=self.constants.data_ptr() + h_piece, last_ih=last_ih,
-            last_hh=last_hh, **{f"words_{name}": n for name, n in zip(arguments.QUANTIZED_SOURCES.split(), words)},
+            zeros=self.constants.data_ptr(), clean=self.constants.data_ptr() + h_piece,
         )  # fmt: skip
 
 
@@ -108,27 +72,27 @@ class Plan:
     that do not change calls `pack` once, and then `run`.
     """
 
-    def __init__(self, signature: Signature, kept: dict[Any, Any] | None = None, ends: tuple[int, ...] = ()) -> None:
-        """`ends`: the leading axes of the states, ``(1,)`` or ``()``. `kept`: where packed weights stay from call to
-        call, which plans of one layer share. None: they are packed in each call.
+    def __init__(self, signature: Signature, activations: int, kept: dict[Any, Any] | None = None) -> None:
+        """`kept`: where packed weights stay from call to call, which plans of one layer share. None: they are packed in
+        each call.
         """
         from fastlstm.backends.numba.host import arguments
         from fastlstm.backends.numba.llvm import bytes as dots
 
         self.signature, s = signature, signature
         self.lanes, self.offset, self.panels = dots.LANES, dots.OFFSET, sizes.panels_of(s.H, dots.LANES)
-        self.kernel = QuantizedKernel(s, self.lanes, self.offset)
+        self.kernel = QuantizedKernel(s, activations, self.lanes, self.offset)
         names = arguments.QUANTIZED_CALL.split()
         self.write = struct.Struct(f"{len(names)}n").pack_into
         self.at = getattr(arguments.QuantizedArguments, names[0]).offset
         self.like = torch.empty(0, dtype=torch.float32, device="cpu")
-        self.new, self.zeros, self.flip = new_of(self.like, (s.T, s.B, s.H)), sizes.zeros(4 * s.H), 0
+        self.new, self.no_state, self.flip = new_of(self.like, (s.T, s.B, s.H)), ctypes.create_string_buffer(4 * s.H), 0
         # weights of less than a word have no digest
         self.kept = kept if min(self.kernel.counts[:2]) >= 4 else None
-        self.key, self.ends = (s.cell, s.I, s.H, s.biased), (*ends, s.B, s.H)
+        self.key, self.ends = (s.cell, s.I, s.H, s.biased), (*s.ends, s.B, s.H)
 
     def pack(self, weights: Sequence[Any]) -> Packed:
-        """Weights as the kernel reads them, without digests: `run` then does not compare them with any."""
+        """Weights as `arguments.QUANTIZED_KEPT` says, without digests: `run` then does not compare them with any."""
         s = self.signature
         layout, (ih, hh, bias_ih, bias_hh, scale_ih, scale_hh) = s.cell.layout, weights
         of_ih, of_hh = (
@@ -192,7 +156,7 @@ class Plan:
         new, h = self.like.new_empty, self.new(self.like, s.T, s.B, s.H)
         last = tuple([new(*self.ends) for _ in states])
         first, start, lengths, reset = states[0], states[-1], layer.lengths, layer.reset
-        of_first = of_start = self.zeros, 0
+        of_first = of_start = ctypes.addressof(self.no_state), 0
         if first is not None:
             first, start = rows_contiguous(first), rows_contiguous(start)
             of_first, of_start = (first.data_ptr(), 4 * first.stride(-2)), (start.data_ptr(), 4 * start.stride(-2))
@@ -201,12 +165,7 @@ class Plan:
         if reset is not None:
             reset = reset.contiguous()
         self.flip ^= 1
-        try:
-            frame = kernel.idle.pop()  # atomic: Python threads may share the plan
-        except IndexError:
-            frame = Frame(kernel)
-        if kernel.lends:
-            kernel.lend(frame)
+        frame = kernel.borrow()
         *places, compares = packed.addresses
         self.write(
             frame.arguments, self.at, *places, frame.stale if compares else 0, *map(address, weights), x.data_ptr(),
@@ -215,9 +174,7 @@ class Plan:
         )  # fmt: skip
         frame.run()
         _, stale = frame.look()
-        if kernel.lends:
-            kernel.take_back(frame)
-        kernel.idle.append(frame)
+        kernel.take_back(frame)
         return Run(h, last, ()), stale
 
 
@@ -237,23 +194,6 @@ def _settled(a: Tensor) -> tuple[Any, int]:
     return pages, pages.address
 
 
-def split(s: Signature, panels: int) -> tuple[int, int]:
-    """Threads, and into how many parts they split the batch rows: as `sizes.split`."""
-    of_x, of_h = len(s.cell.layout.of_x), len(s.cell.layout.of_h)
-    products = of_x * s.I + of_h * s.H
-    enough = min(64, max(2, s.H * products // ROW_BYTES))
-    parts = min(s.threads, max(1, s.B // enough, min(sizes.panels_of(s.threads, panels), s.B // 2)))
-    threads = s.threads
-    if parts < threads and s.B * s.H * products < sizes.SERIAL * FASTER:
-        threads = parts
-    threads = min(threads, parts * panels)
-    if parts == threads and s.T * s.B * s.H * (products + 32 * FASTER * len(s.cell.layout.sums)) < (
-        sizes.SERIAL_CALL * FASTER
-    ):
-        return 1, 1
-    return threads, parts
-
-
 _plans = lru_cache(1024)(Plan)
 
 
@@ -266,9 +206,9 @@ def quantized_plan(layer: Layer, activations: int, kept: dict[Any, Any] | None, 
         kept: where packed weights stay between calls, or None.
         ends: the leading axes of the states, ``(1,)`` or ``()``.
     """
-    return Plan(signature_of(layer, activations), kept, ends)
+    return Plan(signature_of(layer, ends, 0), activations, kept)
 
 
 def quantized_forward(layer: Layer, activations: int) -> Run:
     """Run an int8 layer, with weights that are packed for this call. See `fastlstm.backends.quantized`."""
-    return _plans(signature_of(layer, activations)).forward(layer)
+    return _plans(signature_of(layer, (), 0), activations).forward(layer)

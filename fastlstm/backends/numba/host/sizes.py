@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -33,24 +32,25 @@ def panels_of(size: int, lanes: int) -> int:
     return (size + lanes - 1) // lanes
 
 
-def split(team: int, s: Signature, panels: int, back: bool = False) -> tuple[int, int]:
+def split(team: int, s: Signature, panels: int, back: bool = False, faster: int = 1) -> tuple[int, int]:
     """Threads of a `team`, and into how many parts they split the batch rows; threads within a part split the units.
 
     Parts meet nobody, but each reads all weights; a split of units halves what a thread reads, for a barrier of a
     microsecond a step. So a part is given the rows that make its products last longer than its reading, few where
     weights are few, but no more than fill a pass over a panel; and all other threads go to units. `back`: of the
-    backward pass, whose steps read weight_hh alone.
+    backward pass, whose steps read weight_hh alone. `faster`: than products of float32, of weights of so many times
+    fewer bytes.
     """
     threads, T, B, H, pieces, products = team, s.T, s.B, s.H, s.pieces, s.products
     least = 2 if pieces < 2 else 32  # rows that fill the tiles of the matrix unit
-    enough = min(64, max(least, 4 * H * (s.counts.of_h * H if back else products) // ROW_BYTES))
+    enough = min(64, max(least, 4 * H * (s.counts.of_h * H if back else products) // (ROW_BYTES * faster)))
     parts = min(threads, max(1, B // enough, min(panels_of(threads, panels), B // 2)))
     # products of bfloat16 are so much faster where few rows use them: on the matrix unit, or on vectors
-    faster = 1 if pieces != 1 else 8 if most_pieces() > 1 else 2
-    if parts < threads and SERIAL * faster > B * H * products:
+    by_unit = 1 if pieces != 1 else 8 if most_pieces() > 1 else 2
+    if parts < threads and SERIAL * faster * by_unit > B * H * products:
         threads = parts
     threads = min(threads, parts * panels)
-    if parts == threads and T * B * (H + 8) * (products + 32 * s.counts.sums) < SERIAL_CALL:
+    if parts == threads and T * B * (H + 8) * (products + 32 * faster * s.counts.sums) < SERIAL_CALL * faster:
         return 1, 1
     return threads, parts
 
@@ -122,18 +122,6 @@ def input_pieces(s: Signature) -> int:
     return s.pieces or (UNIT_PIECES if s.unit and many and most_pieces() >= UNIT_PIECES else 0)
 
 
-def forward_task(pieces: int, of_x: int) -> str:
-    """The task for products of so many pieces, 0 without the matrix unit, and those with the input of so many."""
-    return "forward_matrix" if pieces else "forward_mixed" if of_x else "forward"
-
-
-def backward_task(pieces: int, of_x: int, of_sums: int) -> str:
-    """The task for products of so many pieces, 0 without the matrix unit, those with the input of so many, and sums
-    for the weights of so many.
-    """
-    return "backward_matrix" if pieces else "backward_mixed" if of_x or of_sums else "backward"
-
-
 def forward_sizes(s: Signature, of_x: int, parts: int) -> tuple[dict[str, int], dict[str, int]]:
     """Fields of the forward kernel's arguments and elements of its buffers, but for packed weights."""
     T, B, I, H, dtype, pieces, sums = s.T, s.B, s.I, s.H, s.dtype, s.pieces, s.counts.sums
@@ -149,7 +137,7 @@ def forward_sizes(s: Signature, of_x: int, parts: int) -> tuple[dict[str, int], 
     elif of_x:
         feed = max(1, min(T, CHUNK_ROWS // max(B, 1)))
         rows = feed * B + 32 * parts
-        fields |= {"feed": feed, "pitch": rows * 64}
+        fields |= {"feed": feed, "pitch": rows * 64, "block": blocks_of(I, H, joint=True)[1]}
         buffers["operand"] = 2 * of_x * panels_of(I, 32) * rows * 16
         buffers["fed"] = panels_of(H, lanes) * rows * 4 * lanes
     else:
@@ -197,12 +185,10 @@ def common_sizes(s: Signature, kind: str, wide: int) -> tuple[dict[str, int], in
     products are summed in.
     """
     found, slots = cells.fields(s.cell, kind), cells.vectors_aside(s.cell, kind)
-    of_call = {"T": s.T, "B": s.B, "I": s.I, "H": s.H, "panels": panels_of(s.H, lanes_of(s.dtype))}
+    lanes, size = lanes_of(s.dtype), s.dtype.itemsize
+    of_call = {"T": s.T, "B": s.B, "I": s.I, "H": s.H, "panels": panels_of(s.H, lanes), "c_step": s.rows * s.H * size}
     of_call |= {"dense": is_dense(s), "wide": wide, "slots": slots}
-    tables = 2 * found["table_bytes"] // s.dtype.itemsize
-    return found | of_call | {"c_step": s.rows * s.H * s.dtype.itemsize}, tables + 64 * (wide + slots) * lanes_of(
-        s.dtype
-    )
+    return found | of_call, 2 * found["table_bytes"] // size + 64 * (wide + slots) * lanes
 
 
 def backward_sizes(s: Signature, sums: bool, to_x: bool) -> tuple[dict[str, int], dict[str, int], int, int]:
@@ -225,6 +211,9 @@ def backward_sizes(s: Signature, sums: bool, to_x: bool) -> tuple[dict[str, int]
     sums_of_h, sum_of_one, sum_rows = sum_places(s, of_sums)
     of_half = panels * sum_rows * max(counts.of_x, counts.of_h, 1) * lanes * size  # bytes
     rows = CHUNK_ROWS
+    if few:  # x and h each in strips of four vectors, and no ones
+        sums_of_h = panels_of(I, wide) * wide
+        sum_of_one = sums_of_h + H
     if mixed:  # dpreact takes more memory, for which a batch of few rows gets no speed
         rows = CHUNK_ROWS // 2 if B < 64 else CHUNK_ROWS
     elif of_half > (MATRIX_SUM_BYTES if pieces else SUM_BYTES):
@@ -236,7 +225,7 @@ def backward_sizes(s: Signature, sums: bool, to_x: bool) -> tuple[dict[str, int]
     kept = ring * chunk if (sums and not of_sums) or (to_x and not of_x) else 2
     fields, scratch = common_sizes(s, "Backward", 4)
     fields |= {"chunk": chunk, "ring": ring, "halves": halves, "kept": kept}
-    fields |= {"sum_rows": sum_rows, "sums_of_h": sums_of_h, "sum_of_one": sum_of_one}
+    fields |= {"strip": wide if few else STRIP, "sum_rows": sum_rows, "sums_of_h": sums_of_h, "sum_of_one": sum_of_one}
     carried = counts.others + counts.carries_h + s.ends_early
     buffers = {"scratch": scratch, "carried": panels * B * lanes * carried}
     if not pieces:
@@ -270,22 +259,6 @@ def step_row(a: Tensor) -> tuple[int, int, int]:
     """The address of (steps, ..., rows, columns) and the bytes from one step and one row to the next."""
     size, (step, *_, row, _) = a.element_size(), a.stride()
     return a.data_ptr(), step * size, row * size
-
-
-_zeros: dict[int, Any] = {}
-
-
-def zeros(size: int) -> int:
-    """The address of so many bytes of zeros, for good. A kept tensor would keep what a transform wraps it in."""
-    found = _zeros.get(size)
-    if found is None:  # one for all threads: `setdefault` is atomic
-        found = _zeros.setdefault(size, (ctypes.c_char * size)())
-    return ctypes.addressof(found)
-
-
-def split_stack(team: int, s: Signature) -> tuple[int, int]:
-    """As `split`, for groups of B rows: each runs on one thread, and needs no barrier."""
-    return (1 if s.rows * s.H * s.products < SERIAL else min(team, s.groups or 1)), 1
 
 
 def row_steps(B: int, **tensors: Tensor | None) -> dict[str, int]:

@@ -13,7 +13,7 @@ import torch
 from fastlstm.backends.base import WEIGHTS, Layer
 from fastlstm.backends.numba.host import quantized
 from fastlstm.backends.numba.host.forward import Forward
-from fastlstm.backends.numba.host.frames import Frame, Kernel
+from fastlstm.backends.numba.host.frames import Kernel
 from fastlstm.backends.numba.host.packing import addresses
 from fastlstm.backends.numba.host.signature import contiguous, readable, signature_of
 
@@ -22,15 +22,9 @@ class Steps:
     """Runs single steps: called with the addresses of x (B, I) and of h (B, H), which it writes."""
 
     def __init__(self, kernel: Kernel, holds: Any) -> None:
-        """`holds`: what must live as long as the steps do."""
-        self.holds, self.frame = holds, Frame(kernel)
+        """`holds`: what must live as long as the steps do, beside the kernel."""
+        self.kernel, self.holds, self.frame = kernel, holds, kernel.borrow()  # a frame for good
         self.meets = kernel.counters > 0
-        if kernel.lends:
-            self.buffers = [torch.empty(size, dtype=torch.uint8, device="cpu") for _, size in kernel.large]
-            for (name, _), buffer in zip(kernel.large, self.buffers):
-                setattr(self.frame.arguments, name, buffer.data_ptr())
-            self.frame.memory = torch.empty(kernel.small, dtype=torch.uint8, device="cpu")
-            self.frame.place(kernel, self.frame.memory.data_ptr())
         self.words = memoryview(self.frame.arguments).cast("B").cast("q")
         fields = type(self.frame.arguments)
         self.x, self.h, self.flip = (getattr(fields, name).offset // 8 for name in ("x", "h", "flip"))
@@ -79,11 +73,11 @@ def quantized_steps(layer: Layer, activations: int, kept: dict[Any, Any]) -> Ste
     B, I, H, first, last = *layer.x.shape, layer.states[0].shape[1], layer.states[0], layer.states[-1]
     with torch.inference_mode(False), torch.no_grad():
         layer = layer._replace(x=layer.x.unsqueeze(0), weights=(*map(contiguous, layer.weights),))
-        plan = quantized.Plan(quantized.signature_of(layer, activations))
+        plan = quantized.Plan(signature_of(layer, (), 0), activations)
         packed = kept.get(plan.key)
         if packed is None:
             packed = kept[plan.key] = plan.pack(layer.weights)
-        made, row = Steps(plan.kernel, (packed, layer, plan.kernel)), H * 4
+        made, row = Steps(plan.kernel, (packed, layer)), H * 4
         plan.write(
             made.frame.arguments, plan.at, *packed.addresses[:4], 0, 0, *(0,) * len(layer.weights), 0, B * I * 4, I * 4,
             first.data_ptr(), row, last.data_ptr(), row, 0, 0, 0, first.data_ptr(), last.data_ptr(), 0,

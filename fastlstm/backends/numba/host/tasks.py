@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numba import carray
 from numba import types as nb
+from numba.extending import overload
 
 from fastlstm import cells
 from fastlstm.backends import cpu
@@ -30,15 +31,11 @@ from fastlstm.backends.numba.kernels.backward import backward, backward_matrix, 
 from fastlstm.backends.numba.kernels.forward import forward, forward_matrix, forward_mixed
 from fastlstm.backends.numba.kernels.quantized import quantized
 from fastlstm.backends.numba.kernels.shared import named_for
-from fastlstm.backends.numba.llvm import amx, matrix, rounding
 from fastlstm.backends.numba.llvm import cells as cell_functions
 from fastlstm.backends.numba.llvm import quantized as quantized_functions
-from fastlstm.backends.numba.llvm.cells import store_addresses as store_cell_addresses
 from fastlstm.backends.numba.llvm.intrinsics import call, call_int
-from fastlstm.backends.numba.llvm.matrix import store_addresses as store_matrix_addresses
-from fastlstm.backends.numba.llvm.primitives import NAMES, store_addresses
-from fastlstm.backends.numba.llvm.quantized import store_addresses as store_quantized_addresses
-from fastlstm.backends.numba.llvm.simd import VECTOR_BYTES
+from fastlstm.backends.numba.llvm.loops import store_addresses, tables
+from fastlstm.backends.numba.llvm.simd import VECTOR_BYTES, Lanes
 from fastlstm.cells.spec import Cell
 
 _TASK = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
@@ -53,38 +50,40 @@ def _fingerprint() -> int:
     return int.from_bytes(digest.digest()[:7], "little")
 
 
-def _functions(fingerprint: int) -> tuple[dict[str, tuple[Any, Any]], dict[str, Callable[[int], tuple[Any, Any]]]]:
-    """All functions that are compiled, with their signatures, and those of the cell of a number, see `number_of`."""
+KERNELS = {
+    "forward": (forward, FORWARD),
+    "backward": (backward, BACKWARD),
+    "forward_matrix": (forward_matrix, FORWARD),
+    "backward_matrix": (backward_matrix, BACKWARD),
+    "forward_mixed": (forward_mixed, FORWARD),
+    "backward_mixed": (backward_mixed, BACKWARD),
+    "quantized": (quantized, QUANTIZED),
+}
+
+
+def run_kernel(name, args, thread, threads):
+    """Run the kernel of this name, a constant, on the struct at an address."""
+
+
+@overload(run_kernel, prefer_literal=True)
+def _run_kernel(name, args, thread, threads):
+    kernel, record = KERNELS[name.literal_value]
+    return lambda name, args, thread, threads: kernel(carray(args, 1, record)[0], thread, threads)
+
+
+def _functions(fingerprint: int) -> tuple[dict[str, tuple[Any, Any]], Callable[[str], tuple[Any, Any]]]:
+    """The tasks that are compiled, with their signatures, and what stores the addresses of a table."""
+    task = nb.void(nb.voidptr, nb.intp, nb.intp)
 
     # What is closed over is part of the key of numba's cache: the number is to be, while a kernel or an intrinsic would
-    # get another key in every process, and be compiled there again.
-    def forward_task(args, thread, threads):
-        if threads < fingerprint:
-            forward(carray(args, 1, FORWARD)[0], thread, threads)
+    # get another key in every process, and be compiled there again. So kernels are found by name.
+    def task_of(name):
+        @named_for(name)
+        def run(args, thread, threads):
+            if threads < fingerprint:
+                run_kernel(name, args, thread, threads)
 
-    def backward_task(args, thread, threads):
-        if threads < fingerprint:
-            backward(carray(args, 1, BACKWARD)[0], thread, threads)
-
-    def forward_matrix_task(args, thread, threads):
-        if threads < fingerprint:
-            forward_matrix(carray(args, 1, FORWARD)[0], thread, threads)
-
-    def backward_matrix_task(args, thread, threads):
-        if threads < fingerprint:
-            backward_matrix(carray(args, 1, BACKWARD)[0], thread, threads)
-
-    def forward_mixed_task(args, thread, threads):
-        if threads < fingerprint:
-            forward_mixed(carray(args, 1, FORWARD)[0], thread, threads)
-
-    def backward_mixed_task(args, thread, threads):
-        if threads < fingerprint:
-            backward_mixed(carray(args, 1, BACKWARD)[0], thread, threads)
-
-    def quantized_task(args, thread, threads):
-        if threads < fingerprint:
-            quantized(carray(args, 1, QUANTIZED)[0], thread, threads)
+        return run, task
 
     def stack_task(args, thread, threads):
         a = carray(args, 1, STACK)[0]
@@ -99,71 +98,34 @@ def _functions(fingerprint: int) -> tuple[dict[str, tuple[Any, Any]], dict[str, 
         if size < fingerprint:
             call(a.task, a.arguments, call_int(a.thread_number), size)
 
-    def primitives32(target):
-        if fingerprint != 0:
-            store_addresses(np.float32(0), target)
-
-    def primitives64(target):
-        if fingerprint != 0:
-            store_addresses(np.float64(0), target)
-
-    def matrix_primitives(pieces):
-        @named_for(pieces)
+    def storing(name):
+        @named_for(name)
         def store(target):
             if fingerprint != 0:
-                store_matrix_addresses(pieces, target)
+                store_addresses(name, target)
 
         return store, nb.void(nb.intp)
 
-    def cell_primitives(number):
-        @named_for(number)
-        def store(target):
-            if fingerprint != 0:
-                store_cell_addresses(number, target)
-
-        return store, nb.void(nb.intp)
-
-    def quantized_primitives(pieces, number):
-        @named_for(f"{number}.{pieces}")
-        def store(target):
-            if fingerprint != 0:
-                store_quantized_addresses(number, pieces, target)
-
-        return store, nb.void(nb.intp)
-
-    task = nb.void(nb.voidptr, nb.intp, nb.intp)
     return {
-        "forward": (forward_task, task),
-        "backward": (backward_task, task),
-        "forward_matrix": (forward_matrix_task, task),
-        "backward_matrix": (backward_matrix_task, task),
-        "forward_mixed": (forward_mixed_task, task),
-        "backward_mixed": (backward_mixed_task, task),
-        "quantized": (quantized_task, task),
+        **{name: task_of(name) for name in KERNELS},
         "stack": (stack_task, task),
         "region": (region, nb.void(nb.voidptr)),
-        "primitives4": (primitives32, nb.void(nb.intp)),
-        "primitives8": (primitives64, nb.void(nb.intp)),
-        **{f"matrix{pieces}": matrix_primitives(pieces) for pieces in amx.PRODUCTS},
-    }, {
-        "cell": cell_primitives,
-        **{f"quantized{pieces}": partial(quantized_primitives, pieces) for pieces in rounding.TOP},
-    }  # fmt: skip
+    }, storing
 
 
-_sources, _of_cell = _functions(_fingerprint())
+_tasks, _storing = _functions(_fingerprint())
 
 
 @cache
-def _compiled(name: str, number: int | None = None) -> Any:
-    function, signature = _sources[name] if number is None else _of_cell[name](number)
+def _compiled(name: str) -> Any:
+    function, signature = _tasks[name] if name in _tasks else _storing(name)
     return compiled(signature, function)
 
 
-def _addresses(name: str, names: tuple[str, ...], number: int | None = None) -> dict[str, int]:
-    addresses = (ctypes.c_int64 * len(names))()
-    ctypes.CFUNCTYPE(None, ctypes.c_int64)(_compiled(name, number).address)(ctypes.addressof(addresses))
-    return dict(zip(names, addresses))
+def _addresses(name: str) -> dict[str, int]:
+    addresses = (ctypes.c_int64 * len(tables[name]))()
+    ctypes.CFUNCTYPE(None, ctypes.c_int64)(_compiled(name).address)(ctypes.addressof(addresses))
+    return dict(zip(tables[name], addresses))
 
 
 @cache
@@ -171,37 +133,37 @@ def primitives(size: int, pieces: int) -> dict[str, int]:
     """The addresses of the primitives for elements of `size` bytes, and the vectors they work on. `pieces`: what the
     matrix unit splits a number into, or 0 without it.
     """
-    of_matrix = _addresses(f"matrix{pieces}", matrix.NAMES) if pieces else {}
     return {
-        **_addresses(f"primitives{size}", NAMES),
-        **of_matrix,
+        **_addresses(f"primitives{size}"),
+        **(_addresses(f"matrix{pieces}") if pieces else {}),
         "size": size,
         "lanes": VECTOR_BYTES // size,
         "pieces": pieces,
     }
 
 
-def number_of(cell: Cell, size: int) -> int:
-    """The number that a cell's own primitives for elements of `size` bytes are compiled by: of all that they are made
-    from. Cells of one name are not taken for each other, and those of one source share their code.
+def table_of(cell: Cell, size: int, pieces: int = 0) -> str:
+    """The name of the table of a cell's own primitives for elements of `size` bytes, or those of an int8 layer for
+    numbers of `pieces` bytes. It has a digest of all that they are made from: cells of one name are not taken for each
+    other, and those of one source share their code.
     """
-    functions, scalar = cell_functions.functions_of(cell), nb.float32 if size == 4 else nb.float64
-    digest = hashlib.sha256(f"{functions.source} {scalar}".encode()).digest()
-    number = int.from_bytes(digest[:7], "little")
-    cell_functions.known[number] = scalar, functions
-    return number
+    functions = cell_functions.functions_of(cell)
+    digest = hashlib.sha256(functions.source.encode()).hexdigest()[:14]
+    name = f"quantized{pieces}.{digest}" if pieces else f"cell{size}.{digest}"
+    if name not in tables:
+        lanes = Lanes(nb.float32 if size == 4 else nb.float64)
+        tables[name] = (
+            quantized_functions.builders(name, functions, pieces)
+            if pieces
+            else cell_functions.builders(lanes, functions)
+        )
+    return name
 
 
 @cache
-def cell_primitives(cell: Cell, size: int) -> dict[str, int]:
-    """The addresses of a cell's own primitives, for elements of `size` bytes."""
-    return _addresses("cell", cell_functions.NAMES, number_of(cell, size))
-
-
-@cache
-def quantized_primitives(cell: Cell, pieces: int) -> dict[str, int]:
-    """The addresses of the primitives of an int8 layer, for numbers of so many bytes."""
-    return _addresses(f"quantized{pieces}", quantized_functions.NAMES, number_of(cell, 4))
+def cell_primitives(cell: Cell, size: int, pieces: int = 0) -> dict[str, int]:
+    """The addresses of the primitives of `table_of`."""
+    return _addresses(table_of(cell, size, pieces))
 
 
 @cache

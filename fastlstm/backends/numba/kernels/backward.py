@@ -54,11 +54,11 @@ def cells(a, p, s, t, b, rows, scratch, table, dh, dpre):
         if told(a, k, 3) != 0:
             d = told(a, k, 3) + t * told(a, k, 4) + b * told(a, k, 5) + unit
             call(a.add_rows, rows, valid, d, told(a, k, 5), carried_at(a, k, p, b), VECTOR)
-    if valid < L or resets or a.narrow_rows != 0 or (corrects and a.reads & 1 != 0):
+    if valid < L or resets or a.is_narrow != 0 or (corrects and a.reads & 1 != 0):
         used, k = table + a.table_bytes, outside(a)
         set_aside(a, table, used, p, t, b, rows, scratch, False, corrects)
-        dh_out = get_int64(table + 16 * k) + b * row_of(table, k) + p * L * item(a, a.narrow_rows)
-        read_rows(a, a.narrow_rows, rows, valid, L, dh_out, row_of(table, k), slot(a, scratch, k), VECTOR)
+        dh_out = get_int64(table + 16 * k) + b * row_of(table, k) + p * L * item(a)
+        read_rows(a, a.is_narrow, rows, valid, L, dh_out, row_of(table, k), slot(a, scratch, k), VECTOR)
         enter(used, k, slot(a, scratch, k) - b * VECTOR - unit, VECTOR)
     if holds:  # a held row hands on the states' gradients that it got: its dpreact is zero, and its own dh is ignored
         for k in range(a.others):
@@ -96,7 +96,7 @@ def backward_with(products: Any) -> Any:
     pack_transposed, pack_transposed_inputs = products.pack_transposed, products.pack_transposed_inputs
     dpreact_place, keep = products.dpreact_place, products.keep
     back_product, pack_inputs, add_gradients = products.back_product, products.pack_inputs, products.add_gradients
-    begin, end = products.begin, products.end
+    on_unit = products is matrix_backward
 
     @jit
     @named_for(products.__name__)
@@ -136,7 +136,8 @@ def backward_with(products: Any) -> Any:
         b_first, b_last = share_rows_alive(a, part, parts)
         q_first, q_last = share(groups, member, team), share(groups, member + 1, team)
 
-        begin(a, max(b_last - b_first, 1))
+        if on_unit:
+            call(a.configure, max(b_last - b_first, 1))
         wants_states = a.dh_0 != 0
         for k in range(a.others):
             wants_states |= told(a, k, 8) != 0
@@ -215,7 +216,8 @@ def backward_with(products: Any) -> Any:
                     wait_for(meeting(a, number), everyone, number // 2 + 1, a.relax)
                     add_gradients(a, scratch, due, b_last - b_first, thread, everyone)
 
-        end(a)
+        if on_unit:
+            call(a.release)
         if a.dweights != 0:
             if a.halves == 2:  # another's half is added
                 wait(meeting(a, met), everyone, met // 2, a.relax)

@@ -59,12 +59,12 @@ def carry(a, t, p, b, rows, table):
 def leave(a, t, p, b, rows, h):
     """One panel's h of `rows` rows from `b` on to where it is wanted, with zeros at held steps."""
     width = min(a.lanes, a.H - p * a.lanes)
-    to = a.h + t * a.out_step + b * a.out_row + p * a.lanes * item(a, a.narrow_rows)
-    write_rows(a, a.narrow_rows, rows, width, h + b * a.h_row + p * VECTOR, a.h_row, to, a.out_row)
+    to = a.h + t * a.out_step + b * a.out_row + p * a.lanes * item(a)
+    write_rows(a, rows, width, h + b * a.h_row + p * VECTOR, a.h_row, to, a.out_row)
     if a.lengths != 0:
         for r in range(rows):
             if is_held(a, t, b + r):
-                write_rows(a, a.narrow_rows, 1, width, a.constants, 0, to + r * a.out_row, 0)
+                write_rows(a, 1, width, a.constants, 0, to + r * a.out_row, 0)
 
 
 @jit
@@ -78,7 +78,7 @@ def zero_held_outputs(a, b_first, b_last, unit, width):
 
 def forward_with(products: Any) -> Any:
     """The kernel that takes its products from a module: `vector_forward`, or one like it."""
-    pack_weights, preact, begin, end = products.pack_weights, products.preact, products.begin, products.end
+    pack_weights, preact = products.pack_weights, products.preact
     feed_inputs, feed_states, multiply_inputs = products.feed_inputs, products.feed_states, products.multiply_inputs
     preact_of_lone = products.preact_of_lone
     reads_states: bool = products.READS_STATES
@@ -101,9 +101,8 @@ def forward_with(products: Any) -> Any:
         first, last = share(panels, thread, parts * team), share(panels, thread + 1, parts * team)
         table = a.scratch + thread * a.scratch_bytes
         scratch = table + 2 * a.table_bytes
-        begins_at_zero = a.of_h == 0 or is_zero(
-            B, H * S, a.h_0, a.h_0_row
-        )  # all rows: who computes which must not decide
+        # of all rows: who computes which must not decide
+        begins_at_zero = a.of_h == 0 or is_zero(B, H * S, a.h_0, a.h_0_row)
         # an operand of the matrix unit may have columns of x and h side by side: then these are multiplied even if zero
         recurs = T != 1 or a.stale == 0 or not begins_at_zero or not reads_states
         packs_as_used = a.places < panels
@@ -126,17 +125,10 @@ def forward_with(products: Any) -> Any:
         x_last = b_first + share(b_last - b_first, member + 1, team)
         h_reset = slot(a, scratch, a.slots)  # (rows, H)
         h_prev, h_prev_row = a.h_0, a.h_0_row
-        lone = (
-            reads_states
-            and reads_inputs
-            and a.rows == 1
-            and a.reset == 0
-            and a.lengths == 0
-            and H % L == 0
-            and p_last - p_first <= CHUNK
-        )
-        lone = lone and not packs_as_used
-        begin(a, max(b_last - b_first, 1))
+        alone = a.rows == 1 and a.reset == 0 and a.lengths == 0 and H % L == 0 and p_last - p_first <= CHUNK
+        lone = reads_states and reads_inputs and alone and not packs_as_used
+        if not reads_inputs:  # but the matrix unit does
+            call(a.configure, max((b_last - b_first) * max(a.feed, 1), 1))
         if not reads_inputs and T > 0:
             feed_inputs(a, 0, part, b_first, b_last, x_first, x_last, scratch)
             if not reads_states:
@@ -192,7 +184,8 @@ def forward_with(products: Any) -> Any:
             if not reads_inputs and s + 1 < T:
                 feed_inputs(a, s + 1, part, b_first, b_last, x_first, x_last, scratch)
             passed = wait(barrier, team, passed, a.relax)
-        end(a)
+        if not reads_inputs:
+            call(a.release)
 
         rows, width = b_last - b_first, min(p_last * L, H) - p_first * L  # its own, which nobody else writes
         at = b_first * H * S + p_first * L * S

@@ -25,7 +25,7 @@ def unpack_weight(a, scratch, of_sums, width, units, weight):
     L, row = a.lanes, sum_row(a)
     for k in range(0, width, L):
         columns, source = min(L, width - k), of_sums + k * row
-        if a.narrow_weights != 0:
+        if a.is_narrow != 0:
             call(a.transpose, columns, units, source, row, scratch, VECTOR)
             call(a.narrow, units, columns, scratch, VECTOR, weight + k * 2, width * 2)
         else:
@@ -53,7 +53,7 @@ def write_vectors(a, p, ones):
 def unpack_weight_gradients(a, scratch, p_first, p_last):
     """Panels of dweights to the gradients of weights, biases and params, those that are wanted."""
     L, I, H = a.lanes, a.I, a.H
-    wide = item(a, a.narrow_weights)
+    wide = item(a)
     for p in range(p_first, p_last):
         sums, valid = sum_at(a, 0, p), min(L, H - p * L)
         if a.halves == 2:  # with what narrower rows leave unused

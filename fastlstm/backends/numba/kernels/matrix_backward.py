@@ -8,7 +8,7 @@ against the transposed [x, 1, h] of as many batch rows.
 from fastlstm.backends.numba.kernels.ends import correct_states, zero_held
 from fastlstm.backends.numba.kernels.gradients import sum_at
 from fastlstm.backends.numba.kernels.layout import group, groups_of
-from fastlstm.backends.numba.kernels.matrix_forward import TILES, begin, end, square_of  # noqa: F401  begin and end are the kernel's
+from fastlstm.backends.numba.kernels.matrix_forward import TILES, square_of
 from fastlstm.backends.numba.kernels.shared import (
     BLOCK_STEPS,
     CHUNK,
@@ -49,9 +49,9 @@ def pack_transposed(a, weight, weight_row, N, of_h, packed, first, last, scratch
             for q in range(first, last):  # inside: the rows of weights are read from end to end
                 for n in range(group(vectors, q + 1) - group(vectors, q)):
                     column = (group(vectors, q) + n) * L
-                    low = weight + (2 * pair * H + p * L) * weight_row + column * item(a, a.narrow_weights)
+                    low = weight + (2 * pair * H + p * L) * weight_row + column * item(a)
                     high, low_row = low + H * weight_row, weight_row
-                    if units < L or N - column < L or a.narrow_weights != 0:
+                    if units < L or N - column < L or a.is_narrow != 0:
                         square_of(a, units, min(L, N - column), low, weight_row, aside)
                         square_of(a, units, min(L, N - column), high, weight_row, beside)
                         low, high, low_row = aside, beside, VECTOR
@@ -128,7 +128,7 @@ def back_product(a, rows, b, s, of_h, packed, vectors, q, scratch):
 @jit
 def input_gradient(a, scratch, s_first, s_last, thread, threads):
     """dx = dpreact times weight_ih for a chunk of steps, this thread's columns of it, or rows where columns are few."""
-    L, S, I, B, T = a.lanes, item(a, a.narrow_rows), a.I, a.B, a.T
+    L, S, I, B, T = a.lanes, item(a), a.I, a.B, a.T
     vectors, rows = (I + L - 1) // L, (s_last - s_first) * B
     blocks = (rows + CHUNK - 1) // CHUNK
     units = groups_of(vectors) * blocks
@@ -141,7 +141,7 @@ def input_gradient(a, scratch, s_first, s_last, thread, threads):
             s, b = s_first + (first + done) // B, (first + done) % B
             t, run = T - 1 - s if a.reverse != 0 else s, min(B - b, count - done)
             to = a.dx + ((t * a.rows + b) * I + column) * S
-            write_rows(a, a.narrow_rows, run, width, scratch + done * 4 * VECTOR, 4 * VECTOR, to, I * S)
+            write_rows(a, run, width, scratch + done * 4 * VECTOR, 4 * VECTOR, to, I * S)
             done += run
 
 
@@ -151,7 +151,7 @@ def gather(a, j, s_first, s_last, block, to):
     h_prev is what the step saw: zero after a reset. A held row has no part: its padding may be NaN.
     """
     L, S, I, H, B, T, R = a.lanes, a.size, a.I, a.H, a.B, a.T, a.rows
-    row, last, of_x, wide = block * 32, (s_last - s_first) * even(B), a.sums_of_h // L, item(a, a.narrow_rows)
+    row, last, of_x, wide = block * 32, (s_last - s_first) * even(B), a.sums_of_h // L, item(a)
     done = 0
     while done < 32:
         b, s = (row + done) % even(B), s_first + (row + done) // even(B)
@@ -163,7 +163,7 @@ def gather(a, j, s_first, s_last, block, to):
             continue
         run = min(B - b, 32 - done)
         t, t_prev = (T - 1 - s, T - s) if a.reverse != 0 else (s, s - 1)
-        source, source_row, narrow = a.x + t * a.x_step + b * a.x_row + j * L * wide, a.x_row, a.narrow_rows
+        source, source_row, narrow = a.x + t * a.x_step + b * a.x_row + j * L * wide, a.x_row, a.is_narrow
         valid = max(0, min(L, I - j * L))
         if j >= of_x:
             unit = (j - of_x) * L
@@ -248,8 +248,8 @@ def add_sums(a, chunk, thread, threads):
 def add_gradients(a, scratch, chunk, rows, thread, threads):
     """This thread's part of the gradients of the weights and of x, for a chunk of steps that all have been through."""
     s = chunk * a.chunk
-    begin(a, 16)
+    call(a.configure, 16)
     add_sums(a, chunk, thread, threads)
     if a.dx != 0:
         input_gradient(a, scratch, s, min(s + a.chunk, a.T), thread, threads)
-    begin(a, rows)
+    call(a.configure, max(rows, 1))

@@ -7,7 +7,7 @@ next one's while it reads its own.
 from fastlstm.backends.numba.kernels.ends import any_held, zero_held, zero_reset
 from fastlstm.backends.numba.kernels.shared import BLOCK_STEPS, CHUNK, VECTOR, item, jit, operand_steps, read_rows
 from fastlstm.backends.numba.kernels.vector_forward import multiply_inputs  # noqa: F401  the kernel's
-from fastlstm.backends.numba.llvm.intrinsics import call, call0
+from fastlstm.backends.numba.llvm.intrinsics import call
 
 READS_STATES, READS_INPUTS = False, False
 TILES = 4096  # bytes of one piece of a step of columns
@@ -31,19 +31,9 @@ def operand(a, s, j, b):
 
 
 @jit
-def begin(a, rows):
-    call(a.configure, max(rows, 1))
-
-
-@jit
-def end(a):
-    call0(a.release)
-
-
-@jit
 def square_of(a, rows, columns, source, source_row, target):
     """16 by 16 weights in memory of their own, zeros beyond `rows` and `columns`."""
-    read_rows(a, a.narrow_weights, rows, columns, 16, source, source_row, target, VECTOR)
+    read_rows(a, a.is_narrow, rows, columns, 16, source, source_row, target, VECTOR)
     call(a.copy_rows, 16 - rows, 0, 16, source, 0, target + rows * VECTOR, VECTOR)
 
 
@@ -53,26 +43,21 @@ def pack_columns(a, p, of_x, of_h, to, scratch):
     weight_ih, then `of_h` of weight_hh.
     """
     L, I, H = a.lanes, a.I, a.H
-    units, aside, tile, wide = min(L, H - p * L), scratch, scratch + 16 * VECTOR, L * item(a, a.narrow_weights)
+    units, aside, tile, wide = min(L, H - p * L), scratch, scratch + 16 * VECTOR, L * item(a)
     for gate in range(4):
         row = gate * H + p * L
         for k in range((of_x + of_h + 1) // 2):
             for half in range(2):
                 j = 2 * k + half
-                source, source_row, columns = (
-                    a.weight_ih + row * a.weight_ih_row + j * wide,
-                    a.weight_ih_row,
-                    I - j * L,
-                )
+                source, source_row = a.weight_ih + row * a.weight_ih_row + j * wide, a.weight_ih_row
+                columns = I - j * L
                 if j >= of_x:
-                    source = a.weight_hh + row * a.weight_hh_row + (j - of_x) * wide
-                    source_row, columns = a.weight_hh_row, H - (j - of_x) * L
-                    if of_h == 0:
-                        columns = 0
+                    source, source_row = a.weight_hh + row * a.weight_hh_row + (j - of_x) * wide, a.weight_hh_row
+                    columns = H - (j - of_x) * L if of_h != 0 else 0
                 if columns < L or units < L:
                     square_of(a, units, max(0, min(L, columns)), source, source_row, aside)
                     call(a.split, L, aside, VECTOR, tile + half * 32, 1024, a.large)
-                elif a.narrow_weights != 0:  # one piece, as they are
+                elif a.is_narrow != 0:  # one piece, as they are
                     call(a.copy_rows, L, 8, 8, source, source_row, tile + half * 32, 64)
                 else:
                     call(a.split, L, source, source_row, tile + half * 32, 1024, a.large)
@@ -102,10 +87,10 @@ def split_inputs(a, s, j, b, rows, to, piece, scratch):
     """16 columns of x from 16 j on, of step s and `rows` rows from `b` on, to an operand."""
     L, I, T = a.lanes, a.I, a.T
     t = T - 1 - s if a.reverse != 0 else s
-    source, source_row = a.x + t * a.x_step + b * a.x_row + j * L * item(a, a.narrow_rows), a.x_row
+    source, source_row = a.x + t * a.x_step + b * a.x_row + j * L * item(a), a.x_row
     aside = scratch + CHUNK * 4 * VECTOR
-    if I - j * L < L or a.narrow_rows != 0:
-        read_rows(a, a.narrow_rows, rows, min(L, I - j * L), L, source, source_row, aside, VECTOR)
+    if I - j * L < L or a.is_narrow != 0:
+        read_rows(a, a.is_narrow, rows, min(L, I - j * L), L, source, source_row, aside, VECTOR)
         source, source_row = aside, VECTOR
     if any_held(a, t, b, rows):  # padding may hold what the unit cannot take
         if source != aside:

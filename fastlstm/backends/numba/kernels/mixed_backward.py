@@ -6,7 +6,7 @@ there, see `host.input_pieces`. Neither makes a row's own gradients depend on wh
 
 from fastlstm.backends.numba.kernels import matrix_backward, vector_backward
 from fastlstm.backends.numba.kernels.matrix_backward import add_sums, keep_columns, keep_rows
-from fastlstm.backends.numba.kernels.outer import pack_rows, write_weight_gradients
+from fastlstm.backends.numba.kernels.outer import write_weight_gradients
 from fastlstm.backends.numba.kernels.shared import jit
 from fastlstm.backends.numba.kernels.threads import share
 from fastlstm.backends.numba.kernels.vector_backward import (  # noqa: F401  the kernel's
@@ -14,12 +14,11 @@ from fastlstm.backends.numba.kernels.vector_backward import (  # noqa: F401  the
     dpreact_place,
     pack_transposed,
 )
-from fastlstm.backends.numba.kernels.vector_forward import begin, end  # noqa: F401  the kernel's
-from fastlstm.backends.numba.llvm.intrinsics import call, call0
+from fastlstm.backends.numba.llvm.intrinsics import call
 
 pack_vectors, pack_columns = vector_backward.pack_transposed, matrix_backward.pack_transposed
 vector_gradient, unit_gradient = vector_backward.input_gradient, matrix_backward.input_gradient
-pack_sums = matrix_backward.pack_inputs
+pack_sums, pack_strips = matrix_backward.pack_inputs, vector_backward.pack_inputs
 
 
 @jit
@@ -42,9 +41,8 @@ def pack_inputs(a, chunk, thread, threads, scratch):
     """What the weight gradients of a chunk of steps are sums over, this thread's part of it."""
     if a.dweights != 0:
         pack_sums(a, chunk, thread, threads, scratch)
-    elif a.strips != 0:
-        strips = a.strips + chunk % a.ring * a.strips_bytes
-        pack_rows(a, strips, share(a.B, thread, threads), share(a.B, thread + 1, threads))
+    else:
+        pack_strips(a, chunk, thread, threads, scratch)
 
 
 @jit
@@ -55,7 +53,7 @@ def add_gradients(a, scratch, chunk, rows, thread, threads):
     add_sums(a, chunk, thread, threads)
     if a.rows_kept != 0:
         unit_gradient(a, scratch, s, s_last, thread, threads)
-    call0(a.release)
+    call(a.release)
     if a.dweights == 0 and a.strips != 0:
         strips = a.strips + chunk % a.ring * a.strips_bytes
         first, last = share(panels, thread, threads), share(panels, thread + 1, threads)

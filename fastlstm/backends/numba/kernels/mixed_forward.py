@@ -4,18 +4,13 @@ ones on the processor's own vectors: a batch row takes its own part of both, so 
 x of `feed` steps is laid out as an operand, in two that take turns; its product is what the steps' sums start from.
 """
 
-from fastlstm.backends.numba.kernels.matrix_forward import TILES, end, groups_of_x, pack_columns, split_inputs  # noqa: F401
-from fastlstm.backends.numba.kernels.shared import BLOCK_K, BLOCK_STEPS, CHUNK, VECTOR, jit
-from fastlstm.backends.numba.kernels.vector_forward import feed_states, pack_states, states_at  # noqa: F401  feed_states is the kernel's
+from fastlstm.backends.numba.kernels.matrix_forward import TILES, groups_of_x, pack_columns, split_inputs
+from fastlstm.backends.numba.kernels.shared import BLOCK_STEPS, CHUNK, VECTOR, jit
+from fastlstm.backends.numba.kernels.vector_forward import add_product, feed_states, pack_states, states_at  # noqa: F401
 from fastlstm.backends.numba.llvm.intrinsics import call
 
 READS_STATES, READS_INPUTS = True, False
 ROOM = 32  # rows of whole tiles beyond a part's last
-
-
-@jit
-def begin(a, rows):
-    call(a.configure, max(rows * a.feed, 1))
 
 
 @jit
@@ -84,18 +79,11 @@ def multiply_inputs(a, s, p, part, b_first, b_last):
 @jit
 def preact(a, s, p, place, b, rows, part, b_first, b_last, scratch, x, h_seen, h_seen_row):
     """See `vector_forward.preact`."""
-    S, H = a.size, a.H
-    block = (H + BLOCK_K - 1) // BLOCK_K
-    block = (H + block - 1) // block
-    w, init = states_at(a, place), fed(a, p, row_of(a, s, b, part, b_first, b_last))
-    used = H if h_seen != 0 else 1
-    for k in range(0, used, block):
-        h, count = h_seen + b * h_seen_row + k * S, min(block, H - k) if h_seen != 0 else 0
-        call(
-            a.product4, rows, init, 4 * VECTOR, scratch, 4 * VECTOR, w + k * 4 * VECTOR,
-            4 * VECTOR, h, h_seen_row, S, count, 1, 0, 0, h, 0, 0,
-        )  # fmt: skip
-        init = scratch
+    init = fed(a, p, row_of(a, s, b, part, b_first, b_last))
+    add_product(
+        a, 4, states_at(a, place), a.H, 0, a.H if h_seen != 0 else 0, a.block, rows, init, 4 * VECTOR, scratch,
+        4 * VECTOR, h_seen + b * h_seen_row, h_seen_row,
+    )  # fmt: skip
 
 
 @jit

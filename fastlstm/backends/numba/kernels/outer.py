@@ -4,7 +4,6 @@ A sum in the tile's layout has to be zeroed, added to and transposed: over few r
 are those of `vector_backward.add_weight_gradients`, in the same order.
 """
 
-from fastlstm.backends.numba.kernels.ends import correct_states, zero_held
 from fastlstm.backends.numba.kernels.gradients import write_vectors
 from fastlstm.backends.numba.kernels.layout import (
     block_hh,
@@ -20,31 +19,6 @@ from fastlstm.backends.numba.kernels.layout import (
 )
 from fastlstm.backends.numba.kernels.shared import ONE, VECTOR, jit
 from fastlstm.backends.numba.llvm.intrinsics import call
-
-
-@jit
-def pack_rows(a, packed, b_first, b_last):
-    """Rows (s, b) of x, then of h_prev, of batch rows `b_first` to `b_last`: to [4 vectors of columns][row][column],
-    zeros past the last column. h_prev is what the step saw: zero after a reset.
-    """
-    S, I, H, B, T, R, wide = a.size, a.I, a.H, a.B, a.T, a.rows, 4 * a.lanes
-    count = b_last - b_first
-    for s in range(T):
-        t, t_prev = (T - 1 - s, T - s) if a.reverse != 0 else (s, s - 1)
-        h, h_row = a.h + (t_prev * R + b_first) * H * S, H * S
-        if s == 0:
-            h, h_row = a.h_0 + b_first * a.h_0_row, a.h_0_row
-        to = packed + (s * B + b_first) * 4 * VECTOR
-        for k in range(0, I, wide):
-            x = a.x + t * a.x_step + b_first * a.x_row + k * S
-            call(a.copy_rows, count, min(wide, I - k), wide, x, a.x_row, to, 4 * VECTOR)
-            zero_held(a, t, b_first, count, wide, to, 4 * VECTOR)  # a held row has no part: its padding may be NaN
-            to += T * B * 4 * VECTOR
-        for k in range(0, H, wide):
-            call(a.copy_rows, count, min(wide, H - k), wide, h + k * S, h_row, to, 4 * VECTOR)
-            correct_states(a, t, b_first, count, k, min(wide, H - k), to, 4 * VECTOR)
-            zero_held(a, t, b_first, count, wide, to, 4 * VECTOR)
-            to += T * B * 4 * VECTOR
 
 
 @jit
@@ -67,7 +41,7 @@ def write_columns(a, scratch, rows, dpre, dpre_row, packed, weight, width):
 def write_weight_gradients(a, packed, scratch, p_first, p_last):
     """Panels `p_first` to `p_last` of the gradients of weights, biases and params, those that are wanted."""
     L, S, I, H, count = a.lanes, a.size, a.I, a.H, a.T * a.B
-    of_h = packed + (I + 4 * L - 1) // (4 * L) * count * 4 * VECTOR
+    of_h = packed + a.sums_of_h * count * S
     for p in range(p_first, p_last):
         valid, dpreact, vectors = min(L, H - p * L), dpreact_of(a, p, 0, 0), vectors_of(a, p, terms_of(a))
         wide = vectors * VECTOR

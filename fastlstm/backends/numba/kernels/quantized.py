@@ -8,9 +8,8 @@ from fastlstm.backends.numba.host.sizes import LINE
 from fastlstm.backends.numba.kernels.ends import is_held, is_reset, length_of
 from fastlstm.backends.numba.kernels.shared import CHUNK, VECTOR, jit
 from fastlstm.backends.numba.kernels.threads import share, share_rows_alive, wait
-from fastlstm.backends.numba.kernels.weights import DIGEST, digested_blocks
-from fastlstm.backends.numba.llvm.digest import DIGEST_BYTES
-from fastlstm.backends.numba.llvm.intrinsics import call, call0, get_int32, get_int64
+from fastlstm.backends.numba.kernels.weights import digest_all
+from fastlstm.backends.numba.llvm.intrinsics import call, get_int32, get_int64
 from fastlstm.backends.numba.llvm.quantized import CONSTANTS
 
 ONE = 0x3F800000  # the bits of 1.0, the least magnitude that a row of h is scaled by
@@ -18,22 +17,16 @@ HELD, RESETS = 1, 2  # what a row does: stays as it is at this step, is zero bef
 
 
 @jit
-def digest_all(a, thread, threads):
-    """This thread's blocks of all weights, scales and biases, digested to `digests` or compared to them."""
+def digest_weights(a, thread, threads):
+    """`digest_all` of all weights, scales and biases. The last word of weights that are not of whole words overlaps."""
+    of_ih, of_hh = a.of_x * a.H, a.of_h * a.H
+    ih, hh = of_ih * a.I, of_hh * a.H
     sources = (
-        (a.ih, a.words_ih), (a.hh, a.words_hh), (a.scale_ih, a.words_scale_ih), (a.scale_hh, a.words_scale_hh),
-        (a.bias_ih, a.words_bias_ih), (a.bias_hh, a.words_bias_hh), (a.ih + a.last_ih, 1 if a.last_ih != 0 else 0),
-        (a.hh + a.last_hh, 1 if a.last_hh != 0 else 0),
+        (a.ih, ih // 4), (a.hh, hh // 4), (a.scale_ih, of_ih), (a.scale_hh, of_hh),
+        (a.bias_ih, of_ih if a.bias_ih != 0 else 0), (a.bias_hh, of_hh if a.bias_hh != 0 else 0),
+        (a.ih + ih - 4, 1 if ih % 4 != 0 else 0), (a.hh + hh - 4, 1 if hh % 4 != 0 else 0),
     )  # fmt: skip
-    blocks = 0
-    for _, words in sources:
-        blocks += digested_blocks(words)
-    first, last, n = share(blocks, thread, threads), share(blocks, thread + 1, threads), 0
-    for source, words in sources:
-        for k in range(0, words, DIGEST):
-            if first <= n < last:
-                call(a.digest, min(DIGEST, words - k), source + k * 4, a.digests + n * DIGEST_BYTES, a.stale)
-            n += 1
+    digest_all(a, sources, thread, threads)
 
 
 @jit
@@ -238,7 +231,7 @@ def quantized(a, thread, threads):
         return
     part, member = thread // team, thread % team
     if a.digests != 0:  # if they differ, the result is thrown away; but a team still meets at its barriers
-        digest_all(a, thread, parts * team)
+        digest_weights(a, thread, parts * team)
         if parts * team == 1 and a.stale != 0 and get_int64(a.stale) != 0:
             return
     barrier, passed, scratch = a.barrier + (1 + part) * LINE, 0, a.scratch + thread * a.scratch_bytes
@@ -277,5 +270,5 @@ def quantized(a, thread, threads):
             round_inputs(a, (s + 1) // a.feed, b_first, rows, member, team)
         passed = wait(barrier, team, passed, a.relax)
     if on_unit:
-        call0(a.release)
+        call(a.release)
     finish(a, b_first, b_last, p_first, p_last)

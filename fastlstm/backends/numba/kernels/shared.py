@@ -53,9 +53,9 @@ def operand_steps(I, H):
 
 
 @jit
-def item(a, narrow):
-    """Bytes of an element, of 16 bits if `narrow`."""
-    return 2 if narrow != 0 else a.size
+def item(a):
+    """Bytes of an element of x, of h and of the weights."""
+    return 2 if a.is_narrow != 0 else a.size
 
 
 @jit
@@ -68,9 +68,9 @@ def read_rows(a, narrow, rows, valid, width, source, source_row, target, target_
 
 
 @jit
-def write_rows(a, narrow, rows, width, source, source_row, target, target_row):
-    """`width` elements of each row, rounded if `narrow`."""
-    if narrow != 0:
+def write_rows(a, rows, width, source, source_row, target, target_row):
+    """`width` elements of each row, rounded where they are of bfloat16."""
+    if a.is_narrow != 0:
         call(a.narrow, rows, width, source, source_row, target, target_row)
     else:
         call(a.copy_rows, rows, width, width, source, source_row, target, target_row)

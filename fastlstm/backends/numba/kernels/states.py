@@ -48,9 +48,8 @@ def enter_step(a, table, s, t, h_prev, h_prev_row, h, h_row, count, lone):
     told = VALUE_BACK if count == OTHER_BACK else VALUE
     for k in range(a.values):
         at = a.values_at + 8 * told * k
-        enter(
-            table, 2 * a.others + 2 + k, get_int64(at) + t * get_int64(at + 8), VECTOR if lone else get_int64(at + 16)
-        )
+        value, value_row = get_int64(at) + t * get_int64(at + 8), get_int64(at + 16)
+        enter(table, 2 * a.others + 2 + k, value, VECTOR if lone else value_row)
 
 
 @jit

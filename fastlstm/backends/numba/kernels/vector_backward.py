@@ -21,11 +21,10 @@ from fastlstm.backends.numba.kernels.layout import (
     terms_of,
     vectors_of,
 )
-from fastlstm.backends.numba.kernels.outer import pack_rows, write_weight_gradients
+from fastlstm.backends.numba.kernels.outer import write_weight_gradients
 from fastlstm.backends.numba.kernels.shared import BLOCK_K, CHUNK, ONE, VECTOR, jit
 from fastlstm.backends.numba.kernels.states import terms_aside
 from fastlstm.backends.numba.kernels.threads import share
-from fastlstm.backends.numba.kernels.vector_forward import begin, end  # noqa: F401  the kernel's
 from fastlstm.backends.numba.llvm.intrinsics import call
 
 BLOCK_ROWS = 128  # rows of dpreact and of a strip that stay in the L1 cache together: 16 + 12 KB at 8 lanes
@@ -126,37 +125,35 @@ def input_gradient(a, scratch, s_first, s_last, thread, threads):
 @jit
 def pack_strips(a, strips, s_first, s_last, b_first, b_last):
     """Rows (s, b) of [x, h_prev, 1], of batch rows `b_first` to `b_last`, to [strip][row][column], where `sums_of_h`
-    and `sum_of_one` say; h_prev is what the step saw: zero after a reset.
+    and `sum_of_one` say; h_prev is what the step saw: zero after a reset. Without `dweights` there are no ones.
     """
-    S, I, H, B, T, R = a.size, a.I, a.H, a.B, a.T, a.rows
+    S, I, H, B, T, R, wide = a.size, a.I, a.H, a.B, a.T, a.rows, a.strip * a.size
     first_h, last_h = a.sums_of_h, a.sums_of_h + columns_of_h(a)
-    block, count = (s_last - s_first) * B * STRIP * S, b_last - b_first
+    last = a.sum_of_one + 1 if a.dweights != 0 else last_h
+    next_strip, count = (s_last - s_first) * B * wide - wide, b_last - b_first
     for s in range(s_first, s_last):
         t, t_prev = (T - 1 - s, T - s) if a.reverse != 0 else (s, s - 1)
         x, h, h_row = a.x + t * a.x_step + b_first * a.x_row, a.h + (t_prev * R + b_first) * H * S, H * S
         if s == 0:
             h, h_row = a.h_0 + b_first * a.h_0_row, a.h_0_row
-        rows = strips + ((s - s_first) * B + b_first) * STRIP * S
-        column = 0
-        while column <= a.sum_of_one:
-            to = rows + column // STRIP * block + column % STRIP * S
-            room = STRIP - column % STRIP
+        to, room, column = strips + ((s - s_first) * B + b_first) * wide, a.strip, 0
+        while column < last:
+            run = room  # of what nobody multiplies: a strip ends where other sums are multiplied
             if column < I:
                 run = min(I - column, room)
-                call(a.copy_rows, count, run, run, x + column * S, a.x_row, to, STRIP * S)
+                call(a.copy_rows, count, run, run, x + column * S, a.x_row, to, wide)
             elif first_h <= column < last_h:
                 run = min(last_h - column, room)
-                call(a.copy_rows, count, run, run, h + (column - first_h) * S, h_row, to, STRIP * S)
-                correct_states(a, t, b_first, count, column - first_h, run, to, STRIP * S)
-            elif column < a.sum_of_one:  # what nobody multiplies: a strip ends where other sums are multiplied
-                column += room
-                continue
-            else:
+                call(a.copy_rows, count, run, run, h + (column - first_h) * S, h_row, to, wide)
+                correct_states(a, t, b_first, count, column - first_h, run, to, wide)
+            elif column == a.sum_of_one:
                 run = 1
-                call(a.copy_rows, count, 1, 1, a.constants + ONE, 0, to, STRIP * S)
-            if column < a.sum_of_one:  # a held row has no part: its padding may be NaN
-                zero_held(a, t, b_first, count, run, to, STRIP * S)
-            column += run
+                call(a.copy_rows, count, 1, 1, a.constants + ONE, 0, to, wide)
+            if column != a.sum_of_one:  # a held row has no part: its padding may be NaN
+                zero_held(a, t, b_first, count, run, to, wide)
+            column, room, to = column + run, room - run, to + run * S
+            if room == 0:
+                room, to = a.strip, to + next_strip
 
 
 @jit
@@ -224,10 +221,8 @@ def pack_inputs(a, chunk, thread, threads, scratch):
     """What the weight gradients of a chunk of steps are sums over, this thread's batch rows of it."""
     strips, s = a.strips + chunk % a.ring * a.strips_bytes, chunk * a.chunk
     b_first, b_last = share(a.B, thread, threads), share(a.B, thread + 1, threads)
-    if a.dweights != 0:
+    if a.strips != 0:
         pack_strips(a, strips, s, min(s + a.chunk, a.T), b_first, b_last)
-    elif a.strips != 0:
-        pack_rows(a, strips, b_first, b_last)
 
 
 @jit

@@ -97,9 +97,7 @@ def add_product(a, vectors, w, columns, first, last, block, rows, init, init_row
         kernel, begin, begin_row, to = product_of(a, wide // VECTOR), init + v * VECTOR, init_row, out + v * VECTOR
         while True:
             w_k, x_k, count = w + v * columns * VECTOR + k * wide, x + k * a.size, min(block, last - k)
-            call(
-                kernel, rows, begin, begin_row, to, out_row, w_k, wide, x_k, x_row, a.size, count, 1, 0, 0, x, 0, 0
-            )  # fmt: skip
+            call(kernel, rows, begin, begin_row, to, out_row, w_k, wide, x_k, x_row, a.size, count, 1, 0, 0, x, 0, 0)
             begin, begin_row, k = to, out_row, k + block
             if k >= last:
                 break
@@ -114,12 +112,6 @@ def copy_sums(a, first, last, rows, source, source_row, target, target_row):
 
 
 @jit
-def most_alive(a, s, steps, b_first, b_last):
-    """How many of the batch rows from `b_first` on go on in one of these steps, and those before them."""
-    return rows_alive(a, a.T - s - steps if a.reverse != 0 else s, b_first, b_last - b_first)
-
-
-@jit
 def multiply_inputs(a, s, p, part, b_first, b_last):
     """What panel p's sums of `feed` steps from s on start from, where these begin: a row reads the weights once for all
     of them.
@@ -129,7 +121,8 @@ def multiply_inputs(a, s, p, part, b_first, b_last):
         rows, x, biases, I = min(a.feed, a.T - s), a.x + t * a.x_step, biases_at(a, p), a.I
         vectors, w, wide = vectors_of(a, p, a.of_x), inputs_at(a, p), a.sums * VECTOR
         if a.block_x != 0:
-            for b in range(b_first, b_first + most_alive(a, s, rows, b_first, b_last)):
+            alive = rows_alive(a, t - rows + 1 if a.reverse != 0 else s, b_first, b_last - b_first)  # in any of them
+            for b in range(b_first, b_first + alive):
                 x_b, out, out_row = x + b * a.x_row, fed(a, p, s, b), a.B * wide
                 add_product(a, vectors, w, I, 0, I, a.block_x, rows, biases, 0, out, out_row, x_b, x_step)
                 copy_sums(a, a.of_x, a.sums, rows, biases, 0, out, out_row)
@@ -145,13 +138,8 @@ def multiply_inputs(a, s, p, part, b_first, b_last):
 @inlined
 def preact_of_one(a, s, p, place, panels, step, b, out, x, h_seen):
     """preact of row b for `panels` panels from p on, `step` 1 or -1: the same sums, all blocks in one call."""
-    I, of_h, wide, w_x, w_h = (
-        a.I,
-        a.H if h_seen != 0 else 0,
-        step * a.sums * VECTOR,
-        inputs_at(a, place),
-        states_at(a, place),
-    )
+    I, of_h, wide = a.I, a.H if h_seen != 0 else 0, step * a.sums * VECTOR
+    w_x, w_h = inputs_at(a, place), states_at(a, place)
     x_step, h_step = step * a.of_x * a.I * VECTOR, step * a.of_h * a.H * VECTOR
     init, init_step, part, part_step, first = biases_at(a, p), wide, a.constants, 0, a.block
     if a.feed != 0:
@@ -238,9 +226,7 @@ def preact(a, s, p, place, b, rows, part, b_first, b_last, scratch, x, h_seen, h
             copy_sums(a, 0, first_of_h(a), rows, init, init_row, out, wide)
         else:
             vectors, w, I = vectors_of(a, p, a.of_x), inputs_at(a, place), a.I
-            add_product(
-                a, vectors, w, I, 0, I, a.block_x, rows, init, 0, out, wide, x + b * a.x_row, a.x_row
-            )  # fmt: skip
+            add_product(a, vectors, w, I, 0, I, a.block_x, rows, init, 0, out, wide, x + b * a.x_row, a.x_row)
             copy_sums(a, a.of_x, a.sums, rows, init, 0, out, wide)
             init, init_row = out, wide
         columns, begin = a.H if h_seen != 0 else 0, first_of_h(a) * VECTOR
@@ -251,16 +237,6 @@ def preact(a, s, p, place, b, rows, part, b_first, b_last, scratch, x, h_seen, h
             )  # fmt: skip
     if dense:
         spread(a, p, rows, out, scratch)
-
-
-@jit
-def begin(a, rows):
-    pass
-
-
-@jit
-def end(a):
-    pass
 
 
 @jit

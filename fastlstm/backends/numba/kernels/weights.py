@@ -26,22 +26,26 @@ def pack_biases(a, p, to):
 
 @jit
 def digest_weights(a, thread, threads, recurs):
-    """This thread's blocks of the weights and biases that the packed ones are of, digested to `digests` or compared to
-    them. `recurs`: whether weight_hh is looked at.
+    """`digest_all` of the weights and biases that the packed ones are of. `recurs`: whether weight_hh is looked at."""
+    S, I, H = a.original_size, a.I, a.H
+    of_bias, of_bias_hh = a.of_x if a.original_bias != 0 else 0, a.of_h if a.original_bias_hh != 0 else 0
+    sources = (
+        (a.original_ih, a.of_x * H * I * S // 4), (a.original_bias, of_bias * H * S // 4),
+        (a.original_bias_hh, of_bias_hh * H * S // 4), (a.original_hh, a.of_h * H * H * S // 4 if recurs else 0),
+    )  # fmt: skip
+    digest_all(a, sources, thread, threads)
+
+
+@jit
+def digest_all(a, sources, thread, threads):
+    """This thread's blocks of the sources, each an address and a number of words, digested to `digests` or compared to
+    them.
     """
-    of_ih, of_hh = a.of_x * a.H * a.I * a.original_size // 4, a.of_h * a.H * a.H * a.original_size // 4
-    of_bias, of_bias_hh = a.of_x * a.H * a.original_size // 4, a.of_h * a.H * a.original_size // 4
-    if a.original_bias == 0:
-        of_bias = 0
-    if a.original_bias_hh == 0:
-        of_bias_hh = 0
-    if not recurs:
-        of_hh = 0
-    blocks = digested_blocks(of_ih) + digested_blocks(of_bias) + digested_blocks(of_bias_hh) + digested_blocks(of_hh)
+    blocks = 0
+    for _, words in sources:
+        blocks += digested_blocks(words)
     first, last, n = share(blocks, thread, threads), share(blocks, thread + 1, threads), 0
-    for source, words in (
-        (a.original_ih, of_ih), (a.original_bias, of_bias), (a.original_bias_hh, of_bias_hh), (a.original_hh, of_hh),
-    ):  # fmt: skip
+    for source, words in sources:
         for k in range(0, words, DIGEST):
             if first <= n < last:
                 call(a.digest, min(DIGEST, words - k), source + k * 4, a.digests + n * DIGEST_BYTES, a.stale)

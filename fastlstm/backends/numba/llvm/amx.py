@@ -7,15 +7,14 @@ import platform
 import sys
 
 from llvmlite import ir
-from numba.core import cgutils
 
-from fastlstm.backends.numba.llvm.loops import Builder, counted
-from fastlstm.backends.numba.llvm.simd import I64
+from fastlstm.backends.numba.llvm.loops import Builder, at_most, counted
+from fastlstm.backends.numba.llvm.simd import I8, I64, instruction, store
 
 ROWS, TILE = 16, 1024  # of a tile, and its bytes
 # Pairs of pieces whose product counts, the smallest first; the others are below the last bit that the pieces keep.
 PRODUCTS = {1: ((0, 0),), 2: ((0, 1), (1, 0), (0, 0)), 3: ((0, 2), (0, 1), (1, 1), (1, 0), (2, 0), (0, 0))}
-I8, ROW = ir.IntType(8), I64(64)
+ROW = I64(64)
 _ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18
 
 
@@ -27,8 +26,7 @@ def most_pieces() -> int:
 
 
 def _call(b: ir.IRBuilder, name: str, *args: ir.Value) -> None:
-    signature = ir.FunctionType(ir.VoidType(), [a.type for a in args])
-    b.call(cgutils.get_or_insert_function(b.module, signature, f"llvm.x86.{name}"), args)
+    instruction(b, f"llvm.x86.{name}", ir.VoidType(), *args)
 
 
 def _load(b: ir.IRBuilder, tile: int, address: ir.Value, row: ir.Value = ROW) -> None:
@@ -157,13 +155,11 @@ def configure(b, rows):
     memory.align = 64
     at = b.ptrtoint(memory, I64)
     for k in range(0, 64, 8):
-        b.store(I64(1 if k == 0 else 0), b.inttoptr(b.add(at, I64(k)), I64.as_pointer()))
-    few = b.trunc(b.select(b.icmp_signed("<", rows, I64(16)), rows, I64(16)), I8)
-    small = b.icmp_signed("<", rows, I64(16))
+        store(b, I64(1 if k == 0 else 0), b.add(at, I64(k)))
+    few = b.trunc(at_most(b, rows, I64(16)), I8)
     for tile in range(8):  # few rows take `by_four`, whose sums and left sides are the tiles up to 6
-        b.store(ir.IntType(16)(64), b.inttoptr(b.add(at, I64(16 + 2 * tile)), ir.IntType(16).as_pointer()))
-        height = few if tile < 7 else I8(16)
-        b.store(b.select(small, height, I8(16)), b.inttoptr(b.add(at, I64(48 + tile)), I8.as_pointer()))
+        store(b, ir.IntType(16)(64), b.add(at, I64(16 + 2 * tile)))
+        store(b, few if tile < 7 else I8(16), b.add(at, I64(48 + tile)))
     _call(b, "ldtilecfg", b.bitcast(memory, I8.as_pointer()))
 
 

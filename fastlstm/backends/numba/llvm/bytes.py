@@ -6,11 +6,12 @@ gives the same ones.
 """
 
 from llvmlite import ir
-from numba.core import cgutils
+from numba.core import types
 
-from fastlstm.backends.numba.llvm.simd import I8, I32, VECTOR_BYTES, machine_features
+from fastlstm.backends.numba.llvm.simd import I8, I32, VECTOR_BYTES, Lanes, instruction, load, machine_features, store
 
-LANES = VECTOR_BYTES // 4
+WORDS = Lanes(types.float32)
+LANES = WORDS.count
 SUMS, BYTES, SHORTS = (ir.VectorType(ir.IntType(bits), VECTOR_BYTES * 8 // bits) for bits in (32, 8, 16))
 
 
@@ -39,23 +40,7 @@ def tile_rows(pieces: int) -> int:
 
 def wide(b: ir.IRBuilder, address: ir.Value) -> ir.Value:
     """The four bytes at an address in every lane."""
-    value = b.load(b.inttoptr(address, I32.as_pointer()))
-    value.align = 1
-    undefined = ir.Constant(SUMS, ir.Undefined)
-    zeros = ir.Constant(SUMS, [0] * LANES)
-    return b.shuffle_vector(b.insert_element(undefined, value, I32(0)), undefined, zeros)
-
-
-def load(b: ir.IRBuilder, address: ir.Value) -> ir.Value:
-    """A vector of weights, or of sums."""
-    value = b.load(b.inttoptr(address, SUMS.as_pointer()))
-    value.align = 4
-    return value
-
-
-def _call(b: ir.IRBuilder, name: str, result: ir.Type, *arguments: ir.Value) -> ir.Value:
-    signature = ir.FunctionType(result, [a.type for a in arguments])
-    return b.call(cgutils.get_or_insert_function(b.module, signature, name), arguments)
+    return WORDS.wide(b, load(b, I32, address, 1))
 
 
 def prepared(b: ir.IRBuilder, numbers: ir.Value) -> tuple[ir.Value, ...]:
@@ -70,10 +55,10 @@ def prepared(b: ir.IRBuilder, numbers: ir.Value) -> tuple[ir.Value, ...]:
 def add(b: ir.IRBuilder, total: ir.Value, weights: ir.Value, operand: tuple[ir.Value, ...]) -> ir.Value:
     """`total` and the products of weights with what `prepared` gave."""
     if UNIT in ("vnni", "avxvnni"):
-        return _call(b, f"llvm.x86.avx512.vpdpbusd.{VECTOR_BYTES * 8}", SUMS, total, operand[0], weights)
+        return instruction(b, f"llvm.x86.avx512.vpdpbusd.{VECTOR_BYTES * 8}", SUMS, total, operand[0], weights)
     if UNIT == "dotprod":
         w, x = b.bitcast(weights, BYTES), b.bitcast(operand[0], BYTES)
-        return _call(b, "llvm.aarch64.neon.sdot.v4i32.v16i8", SUMS, total, x, w)
+        return instruction(b, "llvm.aarch64.neon.sdot.v4i32.v16i8", SUMS, total, x, w)
     w = b.bitcast(weights, BYTES)
     if UNIT == "plain":
         x = b.bitcast(operand[0], BYTES)
@@ -87,15 +72,14 @@ def add(b: ir.IRBuilder, total: ir.Value, weights: ir.Value, operand: tuple[ir.V
     ones = ir.Constant(SHORTS, [1] * (VECTOR_BYTES // 2))
     magnitude, sign = operand
     if UNIT == "avx2":
-        signed = _call(b, "llvm.x86.avx2.psign.b", BYTES, w, sign)
-        pairs = _call(b, "llvm.x86.avx2.pmadd.ub.sw", SHORTS, magnitude, signed)
-        return b.add(total, _call(b, "llvm.x86.avx2.pmadd.wd", SUMS, pairs, ones))
+        signed = instruction(b, "llvm.x86.avx2.psign.b", BYTES, w, sign)
+        pairs = instruction(b, "llvm.x86.avx2.pmadd.ub.sw", SHORTS, magnitude, signed)
+        return b.add(total, instruction(b, "llvm.x86.avx2.pmadd.wd", SUMS, pairs, ones))
     signed = b.select(sign, b.sub(ir.Constant(BYTES, [0] * VECTOR_BYTES), w), w)
-    pairs = _call(b, "llvm.x86.avx512.pmaddubs.w.512", SHORTS, magnitude, signed)
-    return b.add(total, _call(b, "llvm.x86.avx512.pmaddw.d.512", SUMS, pairs, ones))
+    pairs = instruction(b, "llvm.x86.avx512.pmaddubs.w.512", SHORTS, magnitude, signed)
+    return b.add(total, instruction(b, "llvm.x86.avx512.pmaddw.d.512", SUMS, pairs, ones))
 
 
-def store(b: ir.IRBuilder, integers: ir.Value, address: ir.Value) -> None:
+def store_low(b: ir.IRBuilder, integers: ir.Value, address: ir.Value) -> None:
     """The lowest byte of each lane."""
-    low = b.trunc(integers, ir.VectorType(I8, integers.type.count))
-    b.store(low, b.inttoptr(address, low.type.as_pointer())).align = 1
+    store(b, b.trunc(integers, ir.VectorType(I8, integers.type.count)), address, 1)

@@ -11,13 +11,11 @@ from functools import cache
 from typing import Any
 
 from llvmlite import ir
-from numba.core import types
-from numba.extending import intrinsic
 
 from fastlstm.backends.numba.llvm import functions
 from fastlstm.backends.numba.llvm.functions import ON_VECTORS
-from fastlstm.backends.numba.llvm.loops import Builder, counted, function
-from fastlstm.backends.numba.llvm.simd import I64, Lanes, Vector
+from fastlstm.backends.numba.llvm.loops import Builder, Builders, counted
+from fastlstm.backends.numba.llvm.simd import I64, Lanes, Vector, load
 from fastlstm.cells.emit import ByName, python
 from fastlstm.cells.layout import Layout
 from fastlstm.cells.spec import Cell
@@ -81,9 +79,7 @@ class _Rows:
         b = self.b
         for k, name in enumerate(names):
             if name in wanted:
-                start, step = (
-                    b.load(b.inttoptr(b.add(table, I64(16 * k + 8 * n)), I64.as_pointer())) for n in range(2)
-                )
+                start, step = (load(b, I64, b.add(table, I64(16 * k + 8 * n))) for n in range(2))
                 self.add(name, b.add(b.add(start, b.mul(row, step)), unit), step)
 
     def load(self, name: str, vector: int = 0) -> Vector:
@@ -177,29 +173,13 @@ def backward(lanes: Lanes, cell: Functions) -> Builder:
     return build
 
 
-FORWARD_ARGUMENTS, BACKWARD_ARGUMENTS = 6, 11
+def builders(lanes: Lanes, cell: Functions) -> Builders:
+    return {
+        "cell_forward": (6, forward(lanes, cell, False)),
+        "cell_forward_saving": (6, forward(lanes, cell, True)),
+        "cell_forward_streaming": (6, forward(lanes, cell, True, streams=True)),
+        "cell_backward": (11, backward(lanes, cell)),
+    }
+
+
 NAMES = "cell_forward", "cell_forward_saving", "cell_forward_streaming", "cell_backward"
-known: dict[int, tuple[types.Float, Functions]] = {}  # what is compiled by number
-
-
-@intrinsic(prefer_literal=True)
-def store_addresses(typingctx, number, target):
-    """Write the addresses of the primitives of `known[number]`, in the order of `NAMES`, to an array of int64."""
-    if not isinstance(number, types.IntegerLiteral):
-        return None
-    scalar, cell = known[number.literal_value]
-    lanes = Lanes(scalar)
-    builders = (
-        (FORWARD_ARGUMENTS, forward(lanes, cell, False)),
-        (FORWARD_ARGUMENTS, forward(lanes, cell, True)),
-        (FORWARD_ARGUMENTS, forward(lanes, cell, True, streams=True)),
-        (BACKWARD_ARGUMENTS, backward(lanes, cell)),
-    )
-
-    def codegen(context, b, signature, args):
-        for k, (name, (arguments, builder)) in enumerate(zip(NAMES, builders)):
-            found = function(b.module, f"fastlstm.{name}.{number.literal_value}", arguments, builder)
-            b.store(b.ptrtoint(found, I64), b.inttoptr(b.add(args[1], I64(8 * k)), I64.as_pointer()))
-        return context.get_dummy_value()
-
-    return types.void(number, types.intp), codegen

@@ -3,7 +3,7 @@
 from llvmlite import ir
 
 from fastlstm.backends.numba.llvm.loops import Builder, counted
-from fastlstm.backends.numba.llvm.simd import I32, I64, VECTOR_BYTES, Lanes
+from fastlstm.backends.numba.llvm.simd import I32, I64, VECTOR_BYTES, Lanes, load, store
 
 # As many vectors as keep the units busy and stay in registers, and how many pairs a lane takes to one multiplication,
 # which is by far the slowest of its operations.
@@ -22,11 +22,8 @@ def digest(lanes: Lanes) -> Builder:
         lane = lane * FACTOR                                after every fourth pair, and after each that is left over
 
     No pair goes to two lanes, but at the end of the words, whose last vector has lanes of its own. All lanes are kept
-    and compared, so that nothing in one lane can make up for another. A step is one-to-one in its lane and in its
-    pair. A change within one pair is therefore always seen. Several changes in the same lane go unseen with odds of
-    about 2**-64, in several lanes with the product of their odds: signs and exponents lie a multiple of 8 bits apart,
-    and rotations by 13, 26 and 39 turn none of them into another. It is no cryptography: who wants a collision can
-    compute one.
+    and compared, so that nothing in one lane can make up for another. Signs and exponents lie a multiple of 8 bits
+    apart, and rotations by 13, 26 and 39 turn none of them into another. docs/design.md says what goes unseen.
     """
     bytes_ = lanes.size * lanes.count
     count, chains = bytes_ // 8, DIGEST_CHAINS
@@ -41,23 +38,17 @@ def digest(lanes: Lanes) -> Builder:
         return b.mul(lane, constant(0x9E3779B1)) if multiplies else lane
 
     def build(b, words, source, kept, changed):
-        def load(address: ir.Value) -> ir.Value:
-            value = b.load(b.inttoptr(address, vector.as_pointer()))
-            value.align = 4
-            return value
-
         def many(source, *states):
             for k in range(DIGEST_ROUNDS):
-                pairs = [load(b.add(source, I64((k * chains + n) * bytes_))) for n in range(chains)]
+                pairs = [load(b, vector, b.add(source, I64((k * chains + n) * bytes_)), 4) for n in range(chains)]
                 states = [step(b, *each, k == DIGEST_ROUNDS - 1) for each in zip(states, pairs)]
             return [b.add(source, I64(DIGEST_ROUNDS * chains * bytes_)), *states]
 
         def one(source, state):
-            return [b.add(source, I64(bytes_)), step(b, state, load(source))]
+            return [b.add(source, I64(bytes_)), step(b, state, load(b, vector, source, 4))]
 
         def word(source, state):
-            wide = b.zext(b.load(b.inttoptr(source, I32.as_pointer())), I64)
-            return [b.add(source, I64(4)), step(b, state, wide)]
+            return [b.add(source, I64(4)), step(b, state, b.zext(load(b, I32, source), I64))]
 
         size, start = bytes_ // 4, source
         states = [ir.Constant(vector, [n * count + k + 1 for k in range(count)]) for n in range(chains)]
@@ -77,11 +68,11 @@ def digest(lanes: Lanes) -> Builder:
         with b.if_else(keep) as (then, otherwise):
             with then:
                 for state, place in zip(states, places):
-                    b.store(state, b.inttoptr(place, vector.as_pointer())).align = 4
+                    store(b, state, place, 4)
             with otherwise:
                 differs = zeros
                 for state, place in zip(states, places):
-                    differs = b.or_(differs, b.xor(state, load(place)))
+                    differs = b.or_(differs, b.xor(state, load(b, vector, place, 4)))
                 lanes_differ = b.bitcast(b.icmp_signed("!=", differs, zeros), ir.IntType(count))
                 with b.if_then(b.icmp_signed("!=", lanes_differ, ir.IntType(count)(0))):
                     b.atomic_rmw("add", b.inttoptr(changed, I64.as_pointer()), I64(1), "monotonic")

@@ -1,12 +1,12 @@
 """Products of bfloat16 on vectors: vdpbf16ps adds two of them to each lane's sum. See `matrix` for the operands."""
 
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import types
 
 from fastlstm.backends.numba.llvm.amx import TILE
-from fastlstm.backends.numba.llvm.loops import Builder, counted, function, offsets
+from fastlstm.backends.numba.llvm.loops import Builder, counted, function, offsets, tile_sums
 from fastlstm.backends.numba.llvm.primitives import in_tiles
-from fastlstm.backends.numba.llvm.simd import I32, I64, TILE_ROWS, Lanes
+from fastlstm.backends.numba.llvm.simd import I32, I64, TILE_ROWS, Lanes, instruction, load
 
 FLOATS = Lanes(types.float32)
 PAIRS = ir.VectorType(I32, 16)  # of bfloat16
@@ -17,44 +17,21 @@ def most_pieces() -> int:
     return 1
 
 
-def _pair(b: ir.IRBuilder, address: ir.Value) -> ir.Value:
-    """The pair at an address in every lane."""
-    value = b.load(b.inttoptr(address, I32.as_pointer()))
-    undefined = ir.Constant(PAIRS, ir.Undefined)
-    return b.shuffle_vector(b.insert_element(undefined, value, I32(0)), undefined, ir.Constant(PAIRS, [I32(0)] * 16))
-
-
-def _add(b: ir.IRBuilder, total: ir.Value, left: ir.Value, right: ir.Value) -> ir.Value:
-    signature = ir.FunctionType(FLOATS.type, [FLOATS.type, PAIRS, PAIRS])
-    return b.call(
-        cgutils.get_or_insert_function(b.module, signature, "llvm.x86.avx512bf16.dpbf16ps.512"), [total, left, right]
-    )
-
-
 def tile(rows: int, vecs: int) -> Builder:
     """`product` for `rows` rows and `vecs` vectors: their sums stay in registers."""
 
     def build(b, init, init_row, out, out_row, a, a_step, w, steps):
-        def weight(w, n):
-            value = b.load(b.inttoptr(b.add(w, I64(n * TILE)), PAIRS.as_pointer()))
-            value.align = 4
-            return value
-
         def pair(a, w, *acc):
-            new = list(acc)
-            if rows < vecs:
-                held = [_pair(b, b.add(a, I64(64 * m))) for m in range(rows)]
-                for n in range(vecs):
-                    one = weight(w, n)
-                    for m in range(rows):
-                        new[m * vecs + n] = _add(b, acc[m * vecs + n], held[m], one)
-            else:
-                held = [weight(w, n) for n in range(vecs)]
-                for m in range(rows):
-                    one = _pair(b, b.add(a, I64(64 * m)))
-                    for n in range(vecs):
-                        new[m * vecs + n] = _add(b, acc[m * vecs + n], one, held[n])
-            return [b.add(a, I64(4)), b.add(w, I64(64)), *new]
+            def number(m):
+                return FLOATS.wide(b, load(b, I32, b.add(a, I64(64 * m))))
+
+            def weight(n):
+                return load(b, PAIRS, b.add(w, I64(n * TILE)), 4)
+
+            def add(total, left, right):
+                return instruction(b, "llvm.x86.avx512bf16.dpbf16ps.512", FLOATS.type, total, left, right)
+
+            return [b.add(a, I64(4)), b.add(w, I64(64)), *tile_sums(rows, vecs, number, weight, add, acc)]
 
         def step(a, w, *acc):
             acc = counted(b, I64(16), [a, w, *acc], pair)[2:]

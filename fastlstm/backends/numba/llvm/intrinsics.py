@@ -4,7 +4,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from fastlstm.backends.numba.llvm.simd import I8, I32, I64
+from fastlstm.backends.numba.llvm.simd import I8, I32, I64, load, store
 
 
 @intrinsic
@@ -17,7 +17,7 @@ def call(typingctx, address, *arguments):
         b.call(b.inttoptr(args[0], pointer), [b.extract_value(args[1], k) for k in range(count)])
         return context.get_dummy_value()
 
-    return types.void(types.intp, types.UniTuple(types.intp, count)), codegen
+    return types.void(types.intp, types.Tuple((types.intp,) * count)), codegen
 
 
 @intrinsic
@@ -30,24 +30,20 @@ def call_int(typingctx, address):
     return types.intp(types.intp), codegen
 
 
-@intrinsic
-def get_int32(typingctx, address):
-    """The int32 at an address, as a 64-bit integer."""
+def _getter(integer, extend):
+    """What loads an integer of this type from an address, extended to 64 bits."""
 
-    def codegen(context, b, signature, args):
-        return b.sext(b.load(b.inttoptr(args[0], I32.as_pointer())), I64)
+    def get(typingctx, address):
+        def codegen(context, b, signature, args):
+            return extend(b, load(b, integer, args[0]), I64)
 
-    return types.intp(types.intp), codegen
+        return types.intp(types.intp), codegen
+
+    return intrinsic(get)
 
 
-@intrinsic
-def get_int64(typingctx, address):
-    """The int64 at an address."""
-
-    def codegen(context, b, signature, args):
-        return b.load(b.inttoptr(args[0], I64.as_pointer()))
-
-    return types.intp(types.intp), codegen
+get_byte = _getter(I8, ir.IRBuilder.zext)
+get_int32, get_int64 = _getter(I32, ir.IRBuilder.sext), _getter(I64, ir.IRBuilder.sext)
 
 
 @intrinsic
@@ -55,20 +51,10 @@ def set_int64(typingctx, address, value):
     """Store an int64 at an address."""
 
     def codegen(context, b, signature, args):
-        b.store(args[1], b.inttoptr(args[0], I64.as_pointer()))
+        store(b, args[1], args[0])
         return context.get_dummy_value()
 
     return types.void(types.intp, types.intp), codegen
-
-
-@intrinsic
-def get_byte(typingctx, address):
-    """The byte at an address."""
-
-    def codegen(context, b, signature, args):
-        return b.zext(b.load(b.inttoptr(args[0], I8.as_pointer())), I64)
-
-    return types.intp(types.intp), codegen
 
 
 @intrinsic
@@ -91,14 +77,3 @@ def load_atomic(typingctx, address):
         return b.load_atomic(b.inttoptr(args[0], I64.as_pointer()), "acquire", 8)
 
     return types.intp(types.intp), codegen
-
-
-@intrinsic
-def call0(typingctx, address):
-    """Call a function of nothing by address."""
-
-    def codegen(context, b, signature, args):
-        b.call(b.inttoptr(args[0], ir.FunctionType(ir.VoidType(), []).as_pointer()), [])
-        return context.get_dummy_value()
-
-    return types.void(types.intp), codegen

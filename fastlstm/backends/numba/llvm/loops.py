@@ -4,10 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
 
-from fastlstm.backends.numba.llvm.simd import I64
+from fastlstm.backends.numba.llvm.simd import I64, store
 
 Builder = Callable[..., None]
+Builders = dict[str, tuple[int, Builder]]  # of each function how many arguments it takes, and what builds it
+tables: dict[str, Builders] = {}  # what `store_addresses` knows by name
 
 
 def counted(b: ir.IRBuilder, count: ir.Value, carried: list[ir.Value], body: Any) -> list[ir.Value]:
@@ -34,6 +38,24 @@ def counted(b: ir.IRBuilder, count: ir.Value, carried: list[ir.Value], body: Any
     return results
 
 
+def tile_sums(rows: int, vecs: int, of_row: Any, of_vector: Any, add: Any, sums: list[Any]) -> list[Any]:
+    """The sums of `rows` rows by `vecs` vectors, to each of which `add` adds what belongs to its row and its vector.
+    The shorter side stays in registers, the longer one comes one at a time: no registers are left for more.
+    """
+    new, by_row = list(sums), rows > vecs
+    held = [of_vector(n) for n in range(vecs)] if by_row else [of_row(m) for m in range(rows)]
+    for k in range(max(rows, vecs)):
+        one = of_row(k) if by_row else of_vector(k)
+        for j, other in enumerate(held):
+            at = k * vecs + j if by_row else j * vecs + k
+            new[at] = add(new[at], one, other) if by_row else add(new[at], other, one)
+    return new
+
+
+def at_most(b: ir.IRBuilder, x: ir.Value, limit: ir.Value) -> ir.Value:
+    return b.select(b.icmp_signed("<", x, limit), x, limit)
+
+
 def offsets(b: ir.IRBuilder, stride: ir.Value, count: int) -> list[ir.Value]:
     return [b.mul(stride, I64(m)) for m in range(count)]
 
@@ -49,3 +71,18 @@ def function(module: ir.Module, name: str, arguments: int, body: Builder) -> ir.
         body(b, *found.args)
         b.ret_void()
     return found
+
+
+@intrinsic(prefer_literal=True)
+def store_addresses(typingctx, name, target):
+    """Write the addresses of the functions of `tables[name]`, a constant, to an array of int64."""
+    if not isinstance(name, types.StringLiteral):
+        return None
+
+    def codegen(context, b, signature, args):
+        for k, (each, (arguments, builder)) in enumerate(tables[name.literal_value].items()):
+            found = function(b.module, f"fastlstm.{name.literal_value}.{each}", arguments, builder)
+            store(b, b.ptrtoint(found, I64), b.add(args[1], I64(8 * k)))
+        return context.get_dummy_value()
+
+    return types.void(name, types.intp), codegen

@@ -15,13 +15,12 @@ from types import ModuleType
 from typing import Any
 
 from llvmlite import ir
-from numba.core import cgutils, types
-from numba.extending import intrinsic
+from numba.core import types
 
 from fastlstm.backends.numba.llvm import amx, dots
-from fastlstm.backends.numba.llvm.loops import Builder, counted, function
-from fastlstm.backends.numba.llvm.rows import load_some, spans, store_some, transposed
-from fastlstm.backends.numba.llvm.simd import I32, I64, VECTOR_BYTES, Lanes, machine_features
+from fastlstm.backends.numba.llvm.loops import Builder, Builders, counted, tables
+from fastlstm.backends.numba.llvm.rows import spans, transposed
+from fastlstm.backends.numba.llvm.simd import I32, I64, VECTOR_BYTES, Lanes, instruction, load, machine_features, store
 
 FLOATS, INTS, SHORTS = Lanes(types.float32), ir.VectorType(I32, 16), ir.VectorType(ir.IntType(16), 16)
 
@@ -48,18 +47,13 @@ def _constant(value: int) -> ir.Constant:
     return ir.Constant(INTS, [ir.Constant(I32, value)] * 16)
 
 
-def _round(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
-    signature = ir.FunctionType(SHORTS, [FLOATS.type])  # of integers, which LLVM reads as bfloat
-    return b.call(cgutils.get_or_insert_function(b.module, signature, "llvm.x86.avx512bf16.cvtneps2bf16.512"), [x])
-
-
 def _pieces(b: ir.IRBuilder, x: ir.Value, pieces: int, large: ir.Value | None) -> tuple[list[ir.Value], Any]:
     """The pieces of 16 numbers, each in the upper half of its 32 bits (the lower halves hold anything), and the lanes
     of numbers from 2^63 on, together with `large`: their products may overflow one way and then the other, where the
     product of the whole numbers is finite; and an infinite number's second piece would be a NaN.
     """
     if pieces == 1 and "+avx512bf16" in machine_features().split(","):  # what has AMX has this
-        rounded = _round(b, x)
+        rounded = instruction(b, "llvm.x86.avx512bf16.cvtneps2bf16.512", SHORTS, x)  # integers, for LLVM's bfloat
         return [b.shl(b.zext(rounded, INTS), _constant(16))], large
     bits, upper = b.bitcast(x, INTS), _constant(0xFFFF0000)
     half: ir.Value = _constant(0x8000)
@@ -91,7 +85,7 @@ def _tell(b: ir.IRBuilder, large: list[ir.Value], flag: ir.Value) -> None:
     if large:
         some = b.icmp_signed("!=", b.bitcast(large[0], ir.IntType(16)), ir.IntType(16)(0))
         with b.if_then(some):
-            b.store(I64(1), b.inttoptr(flag, I64.as_pointer()))
+            store(b, I64(1), flag)
 
 
 def split(pieces: int) -> Builder:
@@ -101,16 +95,12 @@ def split(pieces: int) -> Builder:
         def row(source, target, *large):
             found, more = _pieces(b, FLOATS.load(b, source), pieces, large[0] if large else None)
             for n, bits in enumerate(found):
-                store_some(b, _upper(b, bits), b.add(target, b.mul(piece, I64(n))), 2)
+                store(b, _upper(b, bits), b.add(target, b.mul(piece, I64(n))), 2)
             return [b.add(source, source_row), b.add(target, I64(64)), *([more] if large else [])]
 
         _tell(b, counted(b, rows, [source, target, *_no_lanes(pieces)], row)[2:], flag)
 
     return build
-
-
-def _interleaved(b: ir.IRBuilder, low: ir.Value, high: ir.Value) -> ir.Value:
-    return b.or_(b.lshr(low, _constant(16)), b.and_(high, _constant(0xFFFF0000)))
 
 
 def pairs(pieces: int) -> Builder:
@@ -122,10 +112,10 @@ def pairs(pieces: int) -> Builder:
             low, more = _pieces(b, FLOATS.load(b, first), pieces, more)
             high, more = _pieces(b, FLOATS.load(b, second), pieces, more)
             for n in range(pieces):
-                at = b.inttoptr(b.add(target, b.mul(piece, I64(n))), INTS.as_pointer())
-                b.store(_interleaved(b, low[n], high[n]), at).align = 4
-                target_next = b.add(target, I64(64))
-            return [b.add(first, first_row), b.add(second, second_row), target_next, *([more] if large else [])]
+                beside = b.or_(b.lshr(low[n], _constant(16)), b.and_(high[n], _constant(0xFFFF0000)))
+                store(b, beside, b.add(target, b.mul(piece, I64(n))), 4)
+            moved = b.add(first, first_row), b.add(second, second_row), b.add(target, I64(64))
+            return [*moved, *([more] if large else [])]
 
         _tell(b, counted(b, rows, [first, second, target, *_no_lanes(pieces)], row)[3:], flag)
 
@@ -136,13 +126,9 @@ def transpose(b, count, source, source_step, target, target_step):
     """`count` tiles of 16 by 16 pairs, transposed."""
 
     def tile(source, target):
-        rows = []
-        for n in range(16):
-            value = b.load(b.inttoptr(b.add(source, I64(64 * n)), INTS.as_pointer()))
-            value.align = 4
-            rows.append(value)
+        rows = [load(b, INTS, b.add(source, I64(64 * n)), 4) for n in range(16)]
         for n, value in enumerate(transposed(b, FLOATS, rows)):
-            b.store(value, b.inttoptr(b.add(target, I64(64 * n)), INTS.as_pointer())).align = 4
+            store(b, value, b.add(target, I64(64 * n)), 4)
         return [b.add(source, source_step), b.add(target, target_step)]
 
     counted(b, count, [source, target], tile)
@@ -152,12 +138,12 @@ def widen(b, rows, valid, width, source, source_row, target, target_row):
     """`copy_rows` from bfloat16 to float32."""
 
     def copy(n, target, source):
-        short, bits = load_some(b, ir.IntType(16), n, source, 2), ir.VectorType(I32, n)
+        short, bits = load(b, ir.VectorType(ir.IntType(16), n), source, 2), ir.VectorType(I32, n)
         upper = b.shl(b.zext(short, bits), ir.Constant(bits, [16] * n))
-        store_some(b, b.bitcast(upper, ir.VectorType(FLOATS.scalar, n)), target, 4)
+        store(b, b.bitcast(upper, ir.VectorType(FLOATS.scalar, n)), target, 4)
 
     def clear(n, target):
-        store_some(b, ir.Constant(ir.VectorType(FLOATS.scalar, n), [0.0] * n), target, 4)
+        store(b, ir.Constant(ir.VectorType(FLOATS.scalar, n), [0.0] * n), target, 4)
 
     spans(b, 16, rows, valid, [target, source], [target_row, source_row], [4, 2], copy)
     rest = b.add(target, b.mul(valid, I64(4)))
@@ -168,15 +154,15 @@ def narrow(b, rows, width, source, source_row, target, target_row):
     """Copy `width` elements of each row from float32 to bfloat16."""
 
     def copy(n, target, source):
-        value = load_some(b, FLOATS.scalar, n, source, 4)
+        value = load(b, ir.VectorType(FLOATS.scalar, n), source, 4)
         value = b.shuffle_vector(value, value, ir.Constant(INTS, [k % n for k in range(16)]))
         short = _upper(b, _pieces(b, value, 1, None)[0][0])
-        store_some(b, b.shuffle_vector(short, short, ir.Constant(ir.VectorType(I32, n), list(range(n)))), target, 2)
+        store(b, b.shuffle_vector(short, short, ir.Constant(ir.VectorType(I32, n), list(range(n)))), target, 2)
 
     spans(b, 16, rows, width, [target, source], [target_row, source_row], [2, 4], copy)
 
 
-def builders(pieces: int) -> dict[str, tuple[int, Builder]]:
+def builders(pieces: int) -> Builders:
     instructions = unit() or amx  # which nothing will run
     return {
         "matrix_product": (12, instructions.product(pieces)),
@@ -190,19 +176,5 @@ def builders(pieces: int) -> dict[str, tuple[int, Builder]]:
     }
 
 
-NAMES = tuple(builders(1))
-
-
-@intrinsic(prefer_literal=True)
-def store_addresses(typingctx, pieces, target):
-    """Write the addresses of the primitives for numbers of so many pieces, a constant, to an array of int64."""
-    if not isinstance(pieces, types.IntegerLiteral):
-        return None
-
-    def codegen(context, b, signature, args):
-        for k, (name, (arguments, builder)) in enumerate(builders(pieces.literal_value).items()):
-            found = function(b.module, f"fastlstm.{name}{pieces.literal_value}", arguments, builder)
-            b.store(b.ptrtoint(found, I64), b.inttoptr(b.add(args[1], I64(8 * k)), I64.as_pointer()))
-        return context.get_dummy_value()
-
-    return types.void(pieces, types.intp), codegen
+tables.update({f"matrix{pieces}": builders(pieces) for pieces in amx.PRODUCTS})
+NAMES = tuple(tables["matrix1"])

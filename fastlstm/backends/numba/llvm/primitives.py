@@ -10,10 +10,9 @@ from typing import Any
 
 from llvmlite import ir
 from numba.core import types
-from numba.extending import intrinsic
 
 from fastlstm.backends.numba.llvm.digest import digest
-from fastlstm.backends.numba.llvm.loops import Builder, counted, function, offsets
+from fastlstm.backends.numba.llvm.loops import Builder, Builders, at_most, counted, function, offsets, tables, tile_sums
 from fastlstm.backends.numba.llvm.rows import add_rows, copy_rows, transpose, transposed
 from fastlstm.backends.numba.llvm.simd import I64, TILE_ROWS, Lanes
 
@@ -32,14 +31,10 @@ def accumulated(
         def weight(n):
             return lanes.load(b, b.add(w_k, I64(n * vector)))
 
-        new, short, long = list(acc), min(rows, vecs), max(rows, vecs)
-        held = [scalar(m) for m in range(rows)] if rows == short else [weight(n) for n in range(vecs)]
-        for k in range(long):  # the longer side one at a time: no registers are left for more
-            one = weight(k) if rows == short else scalar(k)
-            for j in range(short):
-                at_acc = j * vecs + k if rows == short else k * vecs + j
-                new[at_acc] = lanes.fma(b, one, held[j], acc[at_acc])
-        return [b.add(a_k, a_step), b.add(w_k, w_row), *new]
+        def add(total, one, other):
+            return lanes.fma(b, one, other, total)
+
+        return [b.add(a_k, a_step), b.add(w_k, w_row), *tile_sums(rows, vecs, scalar, weight, add, acc)]
 
     return counted(b, count, [a, w, *acc], body)
 
@@ -140,9 +135,6 @@ def lone(lanes: Lanes, vecs: int) -> Builder:
         def vectors(at):
             return [lanes.load(b, b.add(at, I64(n * vector))) for n in range(vecs)]
 
-        def at_most(x, limit):
-            return b.select(b.icmp_signed("<", x, limit), x, limit)
-
         def column(a, w, *acc):
             held = lanes.broadcast(b, a)
             new = [lanes.fma(b, weight, held, one) for weight, one in zip(vectors(w), acc)]
@@ -150,8 +142,8 @@ def lone(lanes: Lanes, vecs: int) -> Builder:
 
         def sums(length, left, left2, a, w, a2, w2, *carried):
             total, acc = carried[:vecs], carried[vecs:]
-            of_a = at_most(left, length)
-            of_a2 = at_most(left2, b.sub(length, of_a))
+            of_a = at_most(b, left, length)
+            of_a2 = at_most(b, left2, b.sub(length, of_a))
             a, w, *acc = counted(b, of_a, [a, w, *acc], column)
             a2, w2, *acc = counted(b, of_a2, [a2, w2, *acc], column)
             new = [b.fadd(one, other) for one, other in zip(total, acc)]
@@ -180,9 +172,6 @@ def in_place_tile(lanes: Lanes, rows: int) -> Builder:
     def build(b, init, init_row, out, out_row, a, a_row, w, w_row, count, last, a2, a2_row, w2, w2_row, count2, last2):
         aside = b.ptrtoint(b.alloca(ir.ArrayType(lanes.type, lanes.count)), I64)
 
-        def at_most(x, limit):
-            return b.select(b.icmp_signed("<", x, limit), x, limit)
-
         def accumulate(a, a_row, w, w_row, count, last, sums):
             weight_rows, places = offsets(b, w_row, lanes.count), offsets(b, a_row, rows)
 
@@ -199,7 +188,7 @@ def in_place_tile(lanes: Lanes, rows: int) -> Builder:
                 return [b.add(k, length), *sums]
 
             def ragged(k, *sums):
-                first = at_most(k, last)  # some of these columns may not be wanted, or be in the sum already
+                first = at_most(b, k, last)  # some of these columns may not be wanted, or be in the sum already
                 for m, weights in enumerate(columns(first)):
                     lanes.store(b, weights, b.add(aside, I64(m * lanes.size * lanes.count)))
 
@@ -207,10 +196,10 @@ def in_place_tile(lanes: Lanes, rows: int) -> Builder:
                     return [b.add(at, vector), b.add(a_k, size), *add(lanes.load(b, at), a_k, sums)]
 
                 at = b.add(aside, b.mul(b.sub(k, first), vector))
-                some = at_most(b.sub(count, k), length)
+                some = at_most(b, b.sub(count, k), length)
                 return [b.add(k, length), *counted(b, some, [at, b.add(a, b.mul(k, size)), *sums], column)[2:]]
 
-            whole = at_most(b.sdiv(count, length), b.sdiv(b.add(last, length), length))
+            whole = at_most(b, b.sdiv(count, length), b.sdiv(b.add(last, length), length))
             k, *sums = counted(b, whole, [I64(0), *sums], square)
             rest = b.sdiv(b.sub(b.add(count, b.sub(length, I64(1))), k), length)
             return counted(b, rest, [k, *sums], ragged)[1:]
@@ -253,8 +242,7 @@ def chain(lanes: Lanes, vecs: int) -> Builder:
     return tiled(f"chain{vecs}x", tile_rows(vecs), lambda rows: chain_tile(lanes, rows, vecs), (0, 5))
 
 
-def builders(lanes: Lanes) -> dict[str, tuple[int, Builder]]:
-    """For each primitive how many arguments it takes, and what builds it."""
+def builders(lanes: Lanes) -> Builders:
     return {
         "product4": (17, product(lanes, 4)),
         "product3": (17, product(lanes, 3)),
@@ -276,17 +264,5 @@ def builders(lanes: Lanes) -> dict[str, tuple[int, Builder]]:
     }
 
 
-NAMES = tuple(builders(Lanes(types.float32)))
-
-
-@intrinsic
-def store_addresses(typingctx, zero, target):
-    """Write the addresses of the primitives for ``zero``'s type, in the order of `NAMES`, to an array of int64."""
-
-    def codegen(context, b, signature, args):
-        for k, (name, (arguments, builder)) in enumerate(builders(Lanes(zero)).items()):
-            found = function(b.module, f"fastlstm.{name}", arguments, builder)
-            b.store(b.ptrtoint(found, I64), b.inttoptr(b.add(args[1], I64(8 * k)), I64.as_pointer()))
-        return context.get_dummy_value()
-
-    return types.void(zero, types.intp), codegen
+tables["primitives4"], tables["primitives8"] = builders(Lanes(types.float32)), builders(Lanes(types.float64))
+NAMES = tuple(tables["primitives4"])

@@ -7,20 +7,18 @@ from functools import partial
 from typing import Any
 
 from llvmlite import ir
-from numba.core import types
-from numba.extending import intrinsic
 
 from fastlstm.backends.numba.llvm import amx, matrix
 from fastlstm.backends.numba.llvm import bytes as dots
 from fastlstm.backends.numba.llvm import dots as bfloats
 from fastlstm.backends.numba.llvm.bytes import OFFSET, SUMS, tile_rows
-from fastlstm.backends.numba.llvm.cells import Functions, known
+from fastlstm.backends.numba.llvm.cells import Functions
 from fastlstm.backends.numba.llvm.digest import digest
-from fastlstm.backends.numba.llvm.loops import Builder, counted, function
+from fastlstm.backends.numba.llvm.loops import Builder, Builders, at_most, counted, function, tile_sums
 from fastlstm.backends.numba.llvm.primitives import in_tiles
 from fastlstm.backends.numba.llvm.rounding import FLOATS, TOP, quantize, store_bytes
 from fastlstm.backends.numba.llvm.rows import copy_rows
-from fastlstm.backends.numba.llvm.simd import I64, VECTOR_BYTES, Vector, machine_features
+from fastlstm.backends.numba.llvm.simd import I64, VECTOR_BYTES, Vector, load, machine_features, store
 
 CONSTANTS = 3  # of a panel: scales, biases, and what sums start from, a vector for each gate
 ON_UNIT = dots.UNIT == "vnni" and matrix.unit() is amx and "+amx-int8" in machine_features().split(",")
@@ -38,30 +36,26 @@ def _products(
     zeros = ir.Constant(SUMS, [0] * dots.LANES)
     if ON_UNIT:
         begins = [b.add(b.mul(init_row, I64(m)), b.mul(init_piece, I64(k))) for k in range(pieces) for m in range(rows)]
-        starts = [dots.load(b, b.add(init, b.add(at, I64(n * VECTOR_BYTES)))) for at in begins for n in range(vecs)]
+        starts = [load(b, SUMS, b.add(init, b.add(at, I64(n * VECTOR_BYTES))), 4) for at in begins for n in range(vecs)]
     else:
-        starts = [dots.load(b, b.add(init, I64(n * VECTOR_BYTES))) if OFFSET else zeros for n in range(vecs)] * height
+        at_start = [b.add(init, I64(n * VECTOR_BYTES)) for n in range(vecs)]
+        starts = [load(b, SUMS, at, 4) if OFFSET else zeros for at in at_start] * height
+
+    def add(total, operand, weight):
+        return dots.add(b, total, weight, operand)
 
     def body(number, a, w, *acc):
         new = list(acc)
         for u in range(number):
-            operands = [
-                partial(lambda m, u: dots.prepared(b, dots.wide(b, b.add(a, b.add(places[m], I64(4 * u))))), m, u)
-                for m in range(height)
-            ]
-            weights = [
-                partial(lambda n, u: dots.load(b, b.add(w, I64((u * vecs + n) * VECTOR_BYTES))), n, u)
-                for n in range(vecs)
-            ]
-            by_row = height > vecs  # what there are fewer of stays in registers
-            held = [get() for get in (weights if by_row else operands)]
-            for k, get in enumerate(operands if by_row else weights):
-                one = get()
-                for j, other in enumerate(held):
-                    m, n = (k, j) if by_row else (j, k)
-                    weight, operand = (other, one) if by_row else (one, other)
-                    at = (u * height + m) * vecs + n
-                    new[at] = dots.add(b, new[at], weight, operand)
+
+            def operand(m, u=u):
+                return dots.prepared(b, dots.wide(b, b.add(a, b.add(places[m], I64(4 * u)))))
+
+            def weight(n, u=u):
+                return load(b, SUMS, b.add(w, I64((u * vecs + n) * VECTOR_BYTES)), 4)
+
+            of_group = slice(u * height * vecs, (u + 1) * height * vecs)
+            new[of_group] = tile_sums(height, vecs, operand, weight, add, new[of_group])
         return [b.add(a, I64(4 * number)), b.add(w, I64(number * vecs * VECTOR_BYTES)), *new]
 
     acc = starts + [zeros] * ((at_once - 1) * height * vecs)
@@ -116,7 +110,7 @@ def _in_tiles(b, name: str, vecs: int, pieces: int, rows, unit_rows, w, init, gr
             made = function(b.module, f"{name}.unit{vecs}", 7, amx.byte_sums(vecs, pieces))
 
             def block(left, a, *carried):
-                size = b.select(b.icmp_signed("<", left, I64(amx.ROWS)), left, I64(amx.ROWS))
+                size = at_most(b, left, I64(amx.ROWS))
                 before = b.sub(I64(amx.ROWS), size)
                 b.call(made, [init, b.sub(a, b.mul(a_row, before)), a_row, a_piece, w, steps, sums])
                 start, a_rest = b.add(sums, b.mul(before, I64(row))), b.add(a, b.mul(steps, I64(4 * columns)))
@@ -198,8 +192,7 @@ def step_tile(rows: int, cell: Functions, pieces: int) -> Builder:
             store_bytes(b, h, top, b.add(to, b.mul(to_row, I64(m))), to_piece, pieces)
             lanes_nan = b.bitcast(b.fcmp_unordered("uno", h, h), ir.IntType(FLOATS.count))
             with b.if_then(b.icmp_signed("!=", lanes_nan, lanes_nan.type(0)), likely=False):
-                at = b.add(to_scales, b.mul(to_scales_step, I64(m)))
-                b.store(nan, b.inttoptr(at, FLOATS.scalar.as_pointer())).align = 4
+                store(b, nan, b.add(to_scales, b.mul(to_scales_step, I64(m))), 4)
 
     return build
 
@@ -252,8 +245,8 @@ def step(name: str, cell: Functions, pieces: int) -> Builder:
     return build
 
 
-def builders(name: str, cell: Functions, pieces: int) -> dict[str, tuple[int, Builder]]:
-    """For each primitive how many arguments it takes, and what builds it."""
+def builders(name: str, cell: Functions, pieces: int) -> Builders:
+    """`name` is what the functions that they call begin with."""
     of_unit = amx if ON_UNIT else bfloats  # vectors have nothing to ready or to release
     return {
         "quantize": (9, quantize(pieces)),
@@ -267,22 +260,3 @@ def builders(name: str, cell: Functions, pieces: int) -> dict[str, tuple[int, Bu
 
 
 NAMES = "quantize", "inputs", "step", "copy_rows", "digest", "configure", "release"
-
-
-@intrinsic(prefer_literal=True)
-def store_addresses(typingctx, number, pieces, target):
-    """Write the addresses of the primitives for the cell `known[number]`, in the order of `NAMES`, to an array of
-    int64.
-    """
-    if not isinstance(number, types.IntegerLiteral) or not isinstance(pieces, types.IntegerLiteral):
-        return None
-    _, cell = known[number.literal_value]
-    prefix = f"fastlstm.quantized{pieces.literal_value}.{number.literal_value}"
-
-    def codegen(context, b, signature, args):
-        for k, (name, (arguments, builder)) in enumerate(builders(prefix, cell, pieces.literal_value).items()):
-            found = function(b.module, f"{prefix}.{name}", arguments, builder)
-            b.store(b.ptrtoint(found, I64), b.inttoptr(b.add(args[2], I64(8 * k)), I64.as_pointer()))
-        return context.get_dummy_value()
-
-    return types.void(number, pieces, types.intp), codegen

@@ -5,13 +5,12 @@ is added to each byte.
 """
 
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import types
 
 from fastlstm.backends.numba.llvm import bytes as dots
 from fastlstm.backends.numba.llvm.bytes import OFFSET, SUMS
 from fastlstm.backends.numba.llvm.loops import Builder, counted
-from fastlstm.backends.numba.llvm.rows import load_some
-from fastlstm.backends.numba.llvm.simd import I32, I64, Lanes
+from fastlstm.backends.numba.llvm.simd import I32, I64, Lanes, load, store
 
 TOP = {1: 127, 2: 127 * 256}  # the largest number, by how many bytes it has
 _SMALLEST, _INFINITE = 0x0D800000, 0x7F800000  # bits of 2**-100, below which a row counts as zeros, and of infinity
@@ -21,9 +20,7 @@ _ROUNDS = 1.5 * 2**23  # what is added to it is rounded to an integer, half to e
 class Fused(Lanes):
     """Vectors whose products are fused into sums even where that takes a call of a library."""
 
-    def fma(self, b: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
-        signature = ir.FunctionType(self.type, [self.type] * 3)
-        return b.call(cgutils.get_or_insert_function(b.module, signature, f"llvm.fma.{self.suffix}"), [x, y, z])
+    multiply_add = "fma"
 
 
 FLOATS = Fused(types.float32)
@@ -39,12 +36,12 @@ def store_bytes(b: ir.IRBuilder, values: ir.Value, inverse: ir.Value, at: ir.Val
     integers = ir.VectorType(I32, count)
     scaled = b.fmul(values, inverse)
     if pieces == 1:
-        dots.store(b, b.bitcast(b.fadd(scaled, constant(_ROUNDS + OFFSET)), integers), at)
+        dots.store_low(b, b.bitcast(b.fadd(scaled, constant(_ROUNDS + OFFSET)), integers), at)
         return
     bits = b.bitcast(b.fadd(scaled, constant(_ROUNDS + 128 + 256 * OFFSET)), integers)
-    dots.store(b, b.ashr(bits, ir.Constant(integers, [8] * count)), at)
+    dots.store_low(b, b.ashr(bits, ir.Constant(integers, [8] * count)), at)
     low = bits if OFFSET else b.xor(bits, ir.Constant(integers, [128] * count))
-    dots.store(b, low, b.add(at, piece))
+    dots.store_low(b, low, b.add(at, piece))
 
 
 def _largest(b: ir.IRBuilder, values: ir.Value) -> ir.Value:
@@ -79,7 +76,7 @@ def quantize(pieces: int) -> Builder:
             """``carried = body(values, at_target, *carried)`` for `count` columns at a time."""
 
             def step(at_source, at_target, *carried):
-                values = load_some(b, FLOATS.scalar, count, at_source, 4)
+                values = load(b, ir.VectorType(FLOATS.scalar, count), at_source, 4)
                 return [
                     b.add(at_source, I64(4 * count)),
                     b.add(at_target, I64(count)),
@@ -98,25 +95,19 @@ def quantize(pieces: int) -> Builder:
                 carried = counted(b, number, start, step)[2:]
             return carried
 
-        def magnitude(values, _, wide, most):
-            count = values.type.count
-            integers = ir.VectorType(I32, count)
-            bits = b.and_(b.bitcast(values, integers), ir.Constant(integers, [0x7FFFFFFF] * count))
-            if count == 1:
-                one = b.extract_element(bits, I32(0))
-                return [wide, b.select(b.icmp_signed(">", one, most), one, most)]
-            return [b.select(b.icmp_signed(">", bits, wide), bits, wide), most]
+        def magnitude(values, _, wide):
+            if values.type.count == 1:
+                values = FLOATS.wide(b, b.extract_element(values, I32(0)))
+            bits = b.and_(b.bitcast(values, SUMS), ir.Constant(SUMS, [0x7FFFFFFF] * lanes))
+            return [b.select(b.icmp_signed(">", bits, wide), bits, wide)]
 
         def row(source, target, scales):
-            zeros = ir.Constant(SUMS, [0] * lanes)
-            wide, most = columns_of(source, target, [zeros, b.trunc(least, I32)], magnitude)
-            wide = _largest(b, wide)
-            bits = b.select(b.icmp_signed(">", wide, most), wide, most)
+            (wide,) = columns_of(source, target, [FLOATS.wide(b, b.trunc(least, I32))], magnitude)
+            bits = _largest(b, wide)
             value, top, zero = b.bitcast(bits, FLOATS.scalar), FLOATS.scalar(float(TOP[pieces])), FLOATS.scalar(0.0)
             finite, small = b.icmp_signed("<", bits, I32(_INFINITE)), b.icmp_signed("<", bits, I32(_SMALLEST))
             scale = b.select(finite, b.select(small, zero, b.fdiv(value, top)), FLOATS.scalar(float("nan")))
-            store = b.store(scale, b.inttoptr(scales, FLOATS.scalar.as_pointer()))
-            store.align = 4
+            store(b, scale, scales, 4)
             inverse = b.select(b.or_(small, b.not_(finite)), zero, b.fdiv(top, value))
             splat = FLOATS.wide(b, inverse)
 

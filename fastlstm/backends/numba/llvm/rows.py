@@ -4,8 +4,8 @@ from typing import Any
 
 from llvmlite import ir
 
-from fastlstm.backends.numba.llvm.loops import Builder, counted, offsets
-from fastlstm.backends.numba.llvm.simd import I32, I64, Lanes
+from fastlstm.backends.numba.llvm.loops import Builder, at_most, counted, offsets
+from fastlstm.backends.numba.llvm.simd import I32, I64, Lanes, load, store
 
 
 def transposed(b: ir.IRBuilder, lanes: Lanes, rows: list[ir.Value]) -> list[ir.Value]:
@@ -27,13 +27,13 @@ def transposed(b: ir.IRBuilder, lanes: Lanes, rows: list[ir.Value]) -> list[ir.V
 
 def transpose(lanes: Lanes) -> Builder:
     """``target[k, r] = source[r, k]`` for `rows` <= lanes and any number of `columns`."""
-    pointer, size, count = lanes.scalar.as_pointer(), I64(lanes.size), I64(lanes.count)
+    size, count = I64(lanes.size), I64(lanes.count)
 
     def build(b, rows, columns, source, source_row, target, target_row):
         full = b.and_(b.icmp_signed("==", rows, count), b.icmp_signed(">=", columns, count))
 
         def square(k):
-            k = b.select(b.icmp_signed("<", k, b.sub(columns, count)), k, b.sub(columns, count))  # the last may overlap
+            k = at_most(b, k, b.sub(columns, count))  # the last may overlap
             at = b.add(source, b.mul(k, size))
             vectors = [lanes.load(b, b.add(at, offset)) for offset in offsets(b, source_row, lanes.count)]
             at = b.add(target, b.mul(k, target_row))
@@ -43,7 +43,7 @@ def transpose(lanes: Lanes) -> Builder:
 
         def ragged(source, target):
             def element(source, target):
-                b.store(b.load(b.inttoptr(source, pointer)), b.inttoptr(target, pointer))
+                store(b, load(b, lanes.scalar, source), target)
                 return [b.add(source, size), b.add(target, target_row)]
 
             counted(b, columns, [source, target], element)
@@ -58,7 +58,7 @@ def transpose(lanes: Lanes) -> Builder:
 
 def add_rows(lanes: Lanes) -> Builder:
     """Add `width` elements of each row of the source to the target's."""
-    pointer, size, vector = lanes.scalar.as_pointer(), I64(lanes.size), I64(lanes.size * lanes.count)
+    size, vector = I64(lanes.size), I64(lanes.size * lanes.count)
 
     def build(b, rows, width, source, source_row, target, target_row):
         def whole(source, target):
@@ -66,8 +66,7 @@ def add_rows(lanes: Lanes) -> Builder:
             return [b.add(source, vector), b.add(target, vector)]
 
         def one(source, target):
-            at = b.inttoptr(target, pointer)
-            b.store(b.fadd(b.load(at), b.load(b.inttoptr(source, pointer))), at)
+            store(b, b.fadd(load(b, lanes.scalar, target), load(b, lanes.scalar, source)), target)
             return [b.add(source, size), b.add(target, size)]
 
         vectors, rest = b.udiv(width, I64(lanes.count)), b.urem(width, I64(lanes.count))
@@ -112,16 +111,6 @@ def spans(
         counted(b, b.select(fits, rows, I64(0)), places, row)
 
 
-def load_some(b: ir.IRBuilder, scalar: ir.Type, lanes: int, place: ir.Value, size: int) -> ir.Value:
-    value = b.load(b.inttoptr(place, ir.VectorType(scalar, lanes).as_pointer()))
-    value.align = size
-    return value
-
-
-def store_some(b: ir.IRBuilder, value: ir.Value, place: ir.Value, size: int) -> None:
-    b.store(value, b.inttoptr(place, value.type.as_pointer())).align = size
-
-
 def copy_rows(lanes: Lanes) -> Builder:
     """Copy `valid` elements of each row, then zeros up to `width`.
 
@@ -131,10 +120,10 @@ def copy_rows(lanes: Lanes) -> Builder:
 
     def build(b, rows, valid, width, source, source_row, target, target_row):
         def copy(n, target, source):
-            store_some(b, load_some(b, lanes.scalar, n, source, size), target, size)
+            store(b, load(b, ir.VectorType(lanes.scalar, n), source, size), target, size)
 
         def clear(n, target):
-            store_some(b, ir.Constant(ir.VectorType(lanes.scalar, n), [0.0] * n), target, size)
+            store(b, ir.Constant(ir.VectorType(lanes.scalar, n), [0.0] * n), target, size)
 
         spans(b, lanes.count, rows, valid, [target, source], [target_row, source_row], [size, size], copy)
         rest = b.add(target, b.mul(valid, I64(size)))

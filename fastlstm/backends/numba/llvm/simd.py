@@ -37,8 +37,28 @@ VECTOR_BYTES, TILE_ROWS = _machine()
 I8, I32, I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 
 
+def load(b: ir.IRBuilder, kind: ir.Type, address: ir.Value, align: int | None = None) -> ir.Value:
+    value = b.load(b.inttoptr(address, kind.as_pointer()))
+    value.align = align
+    return value
+
+
+def store(b: ir.IRBuilder, value: ir.Value, address: ir.Value, align: int | None = None) -> ir.Value:
+    stored = b.store(value, b.inttoptr(address, value.type.as_pointer()))
+    stored.align = align
+    return stored
+
+
+def instruction(b: ir.IRBuilder, name: str, result: ir.Type, *arguments: ir.Value) -> ir.Value:
+    """What LLVM has by this name, of these arguments."""
+    signature = ir.FunctionType(result, [a.type for a in arguments])
+    return b.call(cgutils.get_or_insert_function(b.module, signature, name), arguments)
+
+
 class Lanes:
     """Vectors of one element type: their LLVM types and the instructions a kernel needs."""
+
+    multiply_add = "fmuladd"  # not fma: without a fused instruction that is a library call
 
     def __init__(self, scalar: types.Float) -> None:
         self.size = scalar.bitwidth // 8
@@ -52,31 +72,25 @@ class Lanes:
         return ir.Constant(self.type, [value] * self.count)
 
     def load(self, b: ir.IRBuilder, address: ir.Value) -> ir.Value:
-        value = b.load(b.inttoptr(address, self.type.as_pointer()))
-        value.align = self.size
-        return value
+        return load(b, self.type, address, self.size)
 
     def store(self, b: ir.IRBuilder, value: ir.Value, address: ir.Value, past_caches: int = 0) -> None:
         """`past_caches`: a whole vector's alignment, for a store that leaves the caches to others."""
-        stored = b.store(value, b.inttoptr(address, self.type.as_pointer()))
-        stored.align = past_caches or self.size
+        stored = store(b, value, address, past_caches or self.size)
         if past_caches:
             stored.set_metadata("nontemporal", b.module.add_metadata([I32(1)]))
 
     def broadcast(self, b: ir.IRBuilder, address: ir.Value) -> ir.Value:
-        scalar = b.load(b.inttoptr(address, self.scalar.as_pointer()))
-        scalar.align = self.size
-        return self.wide(b, scalar)
+        return self.wide(b, load(b, self.scalar, address, self.size))
 
     def wide(self, b: ir.IRBuilder, scalar: ir.Value) -> ir.Value:
+        """A number, of whatever type, in every lane."""
         undefined = ir.Constant(ir.VectorType(scalar.type, self.count), ir.Undefined)
         zeros = ir.Constant(ir.VectorType(I32, self.count), [0] * self.count)
         return b.shuffle_vector(b.insert_element(undefined, scalar, I32(0)), undefined, zeros)
 
     def fma(self, b: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
-        # fmuladd, not fma: without a fused instruction the latter is a library call. VectorType has no intrinsic_name
-        signature = ir.FunctionType(self.type, [self.type] * 3)
-        return b.call(cgutils.get_or_insert_function(b.module, signature, f"llvm.fmuladd.{self.suffix}"), [x, y, z])
+        return instruction(b, f"llvm.{self.multiply_add}.{self.suffix}", self.type, x, y, z)
 
     def first(self, b: ir.IRBuilder, count: ir.Value) -> ir.Value:
         """A mask of the first `count` lanes."""
