@@ -1,10 +1,9 @@
-"""Checks of a module's options, and of lengths, resets and a cell's inputs.
+"""Checks of a module's options, and of lengths and resets.
 
 `fastlstm.layers.input_checks` checks inputs and states, and `fastlstm.backends.checks.check_layer` the tensors of one
 layer.
 """
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -101,36 +100,3 @@ def check_cell_of(cell: Any) -> None:
     taken = next((name for name in cell.params if name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")), None)
     if taken is not None:
         raise ValueError(f"cell must have params of other names than the weights, got {cell.name} with {taken}")
-
-
-def inputs_by_name(inputs: Any, names: Sequence[str]) -> tuple[Any, ...]:
-    """Return the values of the mapping `inputs` in the order of `names`. Raise unless it maps just these to tensors."""
-    if inputs is None and not names:
-        return ()
-    wanted = f"inputs must map {', '.join(names)} to tensors" if names else "inputs must be None or empty"
-    if not isinstance(inputs, Mapping):
-        raise TypeError(f"{wanted}, got {type(inputs).__name__}")
-    if set(inputs) != set(names):
-        raise ValueError(f"{wanted}, got {', '.join(map(str, inputs)) or 'an empty mapping'}")
-    for name in names:
-        if not isinstance(inputs[name], Tensor):
-            raise TypeError(f"{wanted}, got {type(inputs[name]).__name__} for {name}")
-    return tuple([inputs[name] for name in names])
-
-
-def expanded(inputs: Sequence[Tensor], names: Sequence[str], size: tuple[int, ...], layout: str) -> tuple[Tensor, ...]:
-    """Return a cell's `inputs`, each expanded to the given size, which is called `layout`.
-
-    Raises:
-        ValueError: unless each has these dimensions, of this size or of size 1. One with fewer dimensions is not taken,
-            since (T, B) would be read as (B, H).
-    """
-    found = []
-    for name, a in zip(names, inputs):
-        if a.shape != size:
-            if a.dim() != len(size) or not all(n == m or n == 1 for n, m in zip(a.shape, size)):
-                wanted = f"shape {layout} = {size}, where any size may be 1"
-                raise ValueError(f"inputs[{name!r}] must have {wanted}, got {tuple(a.shape)}")
-            a = a.expand(size)
-        found.append(a)
-    return tuple(found)

@@ -11,7 +11,7 @@ from fastlstm.backends.settings import Backend
 from fastlstm.cells import library
 from fastlstm.cells.spec import Cell
 from fastlstm.layers import input_checks
-from fastlstm.layers.packing import Lengths, lengths_of, reset_of
+from fastlstm.layers.packing import Lengths, masks_of
 from fastlstm.plan import Plans, run
 
 State = tuple[Tensor, Tensor]
@@ -121,8 +121,7 @@ def lstm(
     input_checks.check_given(x, hx)
     if x.dim() != 3:
         raise ValueError(f"x must have shape (T, B, I), got {tuple(x.shape)}")
-    T, batch = x.shape[0], (x.shape[1],)
-    ends, begins = lengths_of(lengths, batch, T, x.device), reset_of(reset, batch, T, x.device, False)
+    ends, begins = masks_of(lengths, reset, x)
     h_0, c_0 = (None, None) if hx is None else hx
     layer = Layer(x, (weight_ih, weight_hh, bias_ih, bias_hh), (h_0, c_0), ends, begins, reverse, library.lstm)
     if autocast_of(x) is None:

@@ -4,7 +4,7 @@ A check that passes costs little: the details of a message are looked up only to
 type and the words are torch's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -210,10 +210,42 @@ def check_states(x: Tensor, states: States, name: str = "hidden") -> None:
             raise RuntimeError(dtypes(name, x, state))
 
 
-def check_inputs(x: Tensor, inputs: Sequence[Tensor], names: Sequence[str]) -> None:
-    """Check the device and dtype of a cell's `inputs`, called `names`, as `check_states` does."""
+def inputs_by_name(inputs: Any, names: Sequence[str]) -> tuple[Any, ...]:
+    """Return the values of the mapping `inputs` in the order of `names`. Raise unless it maps just these to tensors."""
+    if inputs is None and not names:
+        return ()
+    wanted = f"inputs must map {', '.join(names)} to tensors" if names else "inputs must be None or empty"
+    if not isinstance(inputs, Mapping):
+        raise TypeError(f"{wanted}, got {type(inputs).__name__}")
+    if set(inputs) != set(names):
+        raise ValueError(f"{wanted}, got {', '.join(map(str, inputs)) or 'an empty mapping'}")
+    for name in names:
+        if not isinstance(inputs[name], Tensor):
+            raise TypeError(f"{wanted}, got {type(inputs[name]).__name__} for {name}")
+    return tuple([inputs[name] for name in names])
+
+
+def expanded(
+    x: Tensor, inputs: Sequence[Tensor], names: Sequence[str], size: tuple[int, ...], layout: str
+) -> tuple[Tensor, ...]:
+    """Return a cell's `inputs`, called `names`, each expanded to the given size, which is called `layout`.
+
+    Raises:
+        ValueError: unless each has these dimensions, of this size or of size 1. One with fewer dimensions is not taken,
+            since (T, B) would be read as (B, H).
+        RuntimeError: unless they have the device and, without autocast, the dtype of `x`.
+    """
+    found = []
     for name, a in zip(names, inputs):
+        if a.shape != size:
+            if a.dim() != len(size) or not all(n == m or n == 1 for n, m in zip(a.shape, size)):
+                wanted = f"shape {layout} = {size}, where any size may be 1"
+                raise ValueError(f"inputs[{name!r}] must have {wanted}, got {tuple(a.shape)}")
+            a = a.expand(size)
+        found.append(a)
+    for name, a in zip(names, found):
         check_states(x, (a,), f"inputs[{name!r}]")
+    return tuple(found)
 
 
 def _devices(name: str, x: Tensor, other: Tensor) -> str:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastlstm.autograd.modes import is_untransformed
-from fastlstm.layers import checks
+from fastlstm.layers import checks, input_checks
 
 Lengths = Tensor | Sequence[int] | np.ndarray[Any, np.dtype[np.integer[Any]]] | int  # (B,); () for one sequence alone
 
@@ -29,40 +29,40 @@ def is_readable(lengths: Any) -> bool:
     return isinstance(lengths, Tensor) and lengths.is_cpu and is_untransformed(lengths)
 
 
-def lengths_of(given: Any, batch: tuple[int, ...], T: int, device: torch.device) -> Tensor | None:
-    """Return the `given` lengths as int64 (B,) on `device`, without a wait. `batch`: (B,), or () for one sequence.
+def masks_of(
+    lengths: Any, reset: Any, x: Tensor, single: bool = False, batch_first: bool = False, bidirectional: bool = False
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the given `lengths` as int64 (B,) and the given `reset` as bool (T, B), on the device of `x` (T, B, I),
+    without a wait. `single`: whether they were given without a batch dimension.
 
-    Raises what `checks.check_lengths` raises.
+    Raises what `checks.check_lengths` and `checks.check_reset` raise.
     """
-    if given is None:
-        return None
-    lengths = tensor_of(given)
-    checks.check_lengths(lengths, batch, T if is_readable(lengths) else None)
-    lengths = lengths.to(device, torch.int64, non_blocking=True)
-    return lengths if batch else lengths.unsqueeze(0)
-
-
-def reset_of(
-    given: Any, batch: tuple[int, ...], T: int, device: torch.device, batch_first: bool, bidirectional: bool = False
-) -> Tensor | None:
-    """Return the `given` reset as bool (T, B) on `device`, without a wait. Raises what `checks.check_reset` raises."""
-    if given is None:
-        return None
-    size, layout = ((*batch, T), "(B, T)") if batch_first else ((T, *batch), "(T, B)")
-    checks.check_reset(given, size, layout if batch else "(T,)", bidirectional)
-    reset: Tensor = given.unsqueeze(1) if not batch else given.transpose(0, 1) if batch_first else given
-    return reset.to(device, non_blocking=True)
+    T, batch = x.shape[0], () if single else (x.shape[1],)
+    if lengths is not None:
+        lengths = tensor_of(lengths)
+        checks.check_lengths(lengths, batch, T if is_readable(lengths) else None)
+        lengths = lengths.to(x.device, torch.int64, non_blocking=True)
+        lengths = lengths.unsqueeze(0) if single else lengths
+    if reset is not None:
+        size, layout = ((*batch, T), "(B, T)") if batch_first else ((T, *batch), "(T, B)")
+        checks.check_reset(reset, size, "(T,)" if single else layout, bidirectional)
+        reset = reset.unsqueeze(1) if single else reset.transpose(0, 1) if batch_first else reset
+        reset = reset.to(x.device, non_blocking=True)
+    return lengths, reset
 
 
 def inputs_of(
-    given: tuple[Tensor, ...], names: Sequence[str], batch: tuple[int, ...], T: int, H: int, batch_first: bool
+    given: tuple[Tensor, ...], names: Sequence[str], x: Tensor, H: int, single: bool, batch_first: bool
 ) -> tuple[Tensor, ...]:
-    """Return a cell's `given` inputs, called `names`, as (T, B, H). Raises what `checks.expanded` raises."""
+    """Return a cell's `given` inputs, called `names`, as (T, B, H) beside `x` (T, B, I). `single`: whether they were
+    given without a batch dimension. Raises what `input_checks.expanded` raises.
+    """
     if not given:
         return ()
+    T, batch = x.shape[0], () if single else (x.shape[1],)
     size, layout = ((*batch, T, H), "(B, T, H)") if batch_first else ((T, *batch, H), "(T, B, H)")
-    given = checks.expanded(given, names, size, layout if batch else "(T, H)")
-    if not batch:
+    given = input_checks.expanded(x, given, names, size, "(T, H)" if single else layout)
+    if single:
         return tuple([a.unsqueeze(1) for a in given])
     return tuple([a.transpose(0, 1) for a in given]) if batch_first else given
 

@@ -16,7 +16,7 @@ from fastlstm.backends import dispatch, settings
 from fastlstm.backends.base import Layer
 from fastlstm.layers import checks, input_checks
 from fastlstm.layers.modules import CellModule
-from fastlstm.layers.packing import inputs_of, lengths_of, longest_first, pack, pad, reset_of, unpack
+from fastlstm.layers.packing import inputs_of, longest_first, masks_of, pack, pad, unpack
 from fastlstm.layers.recompute import Results, recomputed
 from fastlstm.plan import run
 
@@ -88,14 +88,11 @@ class Recurrent(CellModule, nn.RNNBase):
         states = input_checks.check_forward(self, x, hx, self._example(weights))
         single = x.dim() == 2
         x = x.unsqueeze(1) if single else x.transpose(0, 1) if self.batch_first else x
-        T, batch = x.shape[0], () if single else (x.shape[1],)
-        inputs = inputs_of(inputs, self._cell.inputs, batch, T, self.hidden_size, self.batch_first)
-        input_checks.check_inputs(x, inputs, self._cell.inputs)
-        ends = lengths_of(lengths, batch, T, x.device)
-        masks = ends, reset_of(reset, batch, T, x.device, self.batch_first, self.bidirectional)
-        order = None
+        inputs = inputs_of(inputs, self._cell.inputs, x, self.hidden_size, single, self.batch_first)
+        masks = masks_of(lengths, reset, x, single, self.batch_first, self.bidirectional)
+        ends, order = masks[0], None
         if not (single or ends is None or self.proj_size) and dispatch.sorts_lengths(self.backend, x.device, x.dtype):
-            order = longest_first(ends, T, self.input_size, self.hidden_size)
+            order = longest_first(ends, x.shape[0], self.input_size, self.hidden_size)
         if order is None:
             output, last, others = self._run(x, states, masks, None, sequences, weights, inputs)
             if ends is not None and not self.bidirectional and output.requires_grad:
@@ -153,8 +150,7 @@ class Recurrent(CellModule, nn.RNNBase):
         states = None if states is None else self._permuted(states, sorted_indices)
         takes_lengths = not self.proj_size and settings.named(self.backend) != "aten"
         x, lengths, places = unpack(data, batch_sizes, takes_lengths)
-        inputs = inputs_of(inputs, self._cell.inputs, (x.shape[1],), x.shape[0], self.hidden_size, self.batch_first)
-        input_checks.check_inputs(x, inputs, self._cell.inputs)
+        inputs = inputs_of(inputs, self._cell.inputs, x, self.hidden_size, False, self.batch_first)
         inputs = self._permuted(inputs, sorted_indices)
         output, last, others = self._run(x, states, (lengths, None), places, sequences, weights, inputs)
         last = self._permuted(last, unsorted_indices)
@@ -223,8 +219,8 @@ class Recurrent(CellModule, nn.RNNBase):
                 return found[0].squeeze(0), found[1]
         states = input_checks.check_step(self, x_t, state, self._example(weights))
         layout = "(B, H)" if x_t.dim() == 2 else "(H,)"
-        inputs = checks.expanded(inputs, self._cell.inputs, (*x_t.shape[:-1], self.hidden_size), layout)
-        input_checks.check_inputs(x_t, inputs, self._cell.inputs)
+        size = *x_t.shape[:-1], self.hidden_size
+        inputs = input_checks.expanded(x_t, inputs, self._cell.inputs, size, layout)
         x, inputs = x_t.unsqueeze(0), tuple([a.unsqueeze(0) for a in inputs])
         if x_t.dim() == 1:
             x, inputs = x.unsqueeze(0), tuple([a.unsqueeze(0) for a in inputs])

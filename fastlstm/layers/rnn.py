@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastlstm.backends.settings import Backend
 from fastlstm.cells.spec import Cell
-from fastlstm.layers import checks
+from fastlstm.layers import checks, input_checks
 from fastlstm.layers.modules import Words
 from fastlstm.layers.packing import Lengths
 from fastlstm.layers.recurrent import Recurrent, Tensors
@@ -202,7 +202,7 @@ class RNN(Recurrent):
                 for by name that cannot run.
             TypeError: for any argument of the wrong type.
         """
-        given = checks.inputs_by_name(inputs, self.cell.inputs)
+        given = input_checks.inputs_by_name(inputs, self.cell.inputs)
         output, last, *others = self._forward(input, states, reset, lengths, return_states, given)
         return (output, last, (output, *others)) if return_states else (output, last)
 
@@ -234,4 +234,4 @@ class RNN(Recurrent):
 
         Equivalent to `forward` with T = 1.
         """
-        return self._step(x_t, state, checks.inputs_by_name(inputs, self.cell.inputs))
+        return self._step(x_t, state, input_checks.inputs_by_name(inputs, self.cell.inputs))
