@@ -14,7 +14,7 @@ from fastlstm.backends.base import WEIGHTS, Layer
 from fastlstm.backends.cpu import rows_contiguous, snapshot_of
 from fastlstm.backends.numba.host import sizes
 from fastlstm.backends.numba.host.frames import Frame, Kernel
-from fastlstm.backends.numba.host.packing import Keeper, addresses, digest_bytes
+from fastlstm.backends.numba.host.kept_weights import Keeper, addresses, digest_bytes
 from fastlstm.backends.numba.host.signature import Signature, Weights, contiguous
 
 

@@ -16,7 +16,7 @@ from fastlstm.backends.cpu import address, rows_contiguous, snapshot_of
 from fastlstm.backends.memory import PAGE, Pages, new_of
 from fastlstm.backends.numba.host import sizes
 from fastlstm.backends.numba.host.frames import Kernel
-from fastlstm.backends.numba.host.packing import Packed, digest_bytes
+from fastlstm.backends.numba.host.kept_weights import Packed, digest_bytes
 from fastlstm.backends.numba.host.signature import Signature, contiguous, signature_of
 from fastlstm.backends.quantized import TOP
 

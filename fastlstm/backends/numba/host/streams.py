@@ -14,7 +14,7 @@ from fastlstm.backends.base import WEIGHTS, Layer
 from fastlstm.backends.numba.host import quantized
 from fastlstm.backends.numba.host.forward import Forward
 from fastlstm.backends.numba.host.frames import Kernel
-from fastlstm.backends.numba.host.packing import addresses
+from fastlstm.backends.numba.host.kept_weights import addresses
 from fastlstm.backends.numba.host.signature import contiguous, readable, signature_of
 
 
