@@ -206,7 +206,8 @@ class Recurrent(CellModule, nn.RNNBase):
         backend = settings.named(self.backend)  # the backward pass may run under another default
 
         def run_part(part: Layer) -> Results:
-            return run(part, plans=plans, backend=backend, axis=True, cells=sequences, weight_hr=weight_hr)
+            found = run(part, plans=plans, backend=backend, axis=True, cells=sequences, weight_hr=weight_hr)
+            return found.h, found.last, found.kept  # Dynamo of torch 2.9 cannot return a Run
 
         return recomputed(layer, run_part) if self._recompute else run_part(layer)
 
