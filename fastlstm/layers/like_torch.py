@@ -10,9 +10,7 @@ from fastlstm.layers.packing import Lengths
 from fastlstm.layers.recurrent import OWN, Recurrent, warn_of_regularizers
 from fastlstm.layers.typed import Generic, States, typed_as
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
+Own = TypeVar("Own", bound="InPlaceOf[Any]")
 Theirs = TypeVar("Theirs", bound=nn.RNNBase)
 
 
@@ -95,14 +93,14 @@ class InPlaceOf(Recurrent, Generic[Theirs]):
     _theirs: type[Theirs]
 
     @classmethod
-    def from_torch(cls, module: Theirs) -> "Self":
+    def from_torch(cls: type[Own], module: Theirs) -> Own:
         """Return a layer with the arguments, mode, hooks and the very parameters of `module`, which stays as it is.
 
         Raises:
             TypeError: if `module` is not of torch's plain class of the same kind: `torch.nn.LSTM`, `torch.nn.GRU`, and
                 `torch.nn.RNN` for an `Elman`. `fastlstm.replace` takes subclasses and parametrized modules.
         """
-        new: Self = with_class(module, cls._theirs, cls)
+        new: Own = with_class(module, cls._theirs, cls)
         vars(new).pop("_flat_weights")  # here it is a property
         return new
 

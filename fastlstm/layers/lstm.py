@@ -96,18 +96,22 @@ class LSTM(Regularized[State], InPlaceOf[nn.LSTM]):
         recurrent_dropout: float = 0.0,
         zoneout: float | tuple[float, float] = 0.0,
     ) -> None:
-        if forget_bias is not None:
-            self.forget_bias = checks.check_forget_bias(forget_bias, bias)
         options = bias, batch_first, dropout, bidirectional, proj_size, device, dtype
         super().__init__("LSTM", input_size, hidden_size, num_layers, *options)
         self._set_backend(backend)
         self.recompute = recompute
         self.recurrent_dropout, self.zoneout = recurrent_dropout, zoneout
+        if forget_bias is not None:
+            self.forget_bias = checks.check_forget_bias(forget_bias, bias)
+            self._set_forget_bias()  # also in a subclass whose reset_parameters, which has run, does not
 
-    @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draw the parameters again from uniform(-1/sqrt(H), 1/sqrt(H)), and apply `forget_bias` if it is given."""
         super().reset_parameters()
+        self._set_forget_bias()
+
+    @torch.no_grad()
+    def _set_forget_bias(self) -> None:
         if self.forget_bias is None:
             return
         forget = slice(self.hidden_size, 2 * self.hidden_size)

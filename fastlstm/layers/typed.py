@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 else:
 
     class Generic:
-        """Takes parameters as typing's own, which would keep `replace` from generic subclasses of torch's modules."""
+        """Takes parameters as typing's own, which would keep `replace` from generic subclasses of torch's modules.
+        Users' subclasses may have it as a base too.
+        """
 
         def __class_getitem__(cls, parameters):
-            return cls
+            return cls if cls.__module__.startswith("fastlstm.") else super().__class_getitem__(parameters)

@@ -1,12 +1,15 @@
 """`forget_bias` and `backend` at construction."""
 
 from copy import deepcopy
+from typing import Generic, TypeVar, get_args, get_type_hints
 
 import pytest
 import torch
+from torch import nn
 
 import fastlstm
 
+Item = TypeVar("Item")
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 
 
@@ -44,6 +47,37 @@ def test_forget_bias(arguments):
 def test_bad_keywords(arguments, error, message):
     with pytest.raises(error, match=message):
         fastlstm.LSTM(3, 5, **arguments)
+
+
+class Zeros(fastlstm.LSTM):
+    """Draws its parameters in a way of its own."""
+
+    def reset_parameters(self):
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+
+
+def test_a_subclass_that_draws_its_own_parameters_keeps_the_forget_bias():
+    assert Zeros(3, 2, forget_bias=1).bias_ih_l0.tolist() == [0, 0, 1, 1, 0, 0, 0, 0]
+
+
+def test_torch_is_the_first_to_complain():
+    with pytest.raises(ValueError, match="input_size must be greater than zero"):
+        fastlstm.LSTM(0, 0, forget_bias="1")
+
+
+@pytest.mark.parametrize("module", [fastlstm.LSTM, fastlstm.GRU, fastlstm.Elman])
+def test_type_hints_can_be_read(module):
+    for method in (module.from_torch, module.to_torch, module.forward, module.step):
+        assert "return" in get_type_hints(method)
+
+
+def test_generic_subclasses():
+    class Named(fastlstm.GRU, Generic[Item]):
+        pass
+
+    assert get_args(Named[int]) == (int,)
+    assert isinstance(Named[int](3, 5), fastlstm.GRU)
 
 
 def test_backend_of_the_module():

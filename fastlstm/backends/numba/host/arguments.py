@@ -53,7 +53,7 @@ _LAYER = "x h_0 h_0_row lengths reset h gates"
 
 # packed: (places,H,Y,lanes) weight_hh, then (places,I,X,lanes) weight_ih, or with the unit the columns of this or of
 # both. There is a place for each panel, or one for each thread, which packs a panel when it comes to it, or none: then
-# a lone row reads the weights as they lie. biases (panels,S,lanes). flip: whether the first step takes the panels from
+# few rows read the weights as they lie. biases (panels,S,lanes). flip: whether the first step takes the panels from
 # last to first. states: where is_narrow, two steps' float32 rows of h, which goes to `h` with out_step and out_row.
 # operand: x and h as rows, of two steps; or x alone, of twice `feed` steps. fed: what x makes of the sums of `feed`
 # steps, (panels,feed,B,S,lanes), with 2 for B where block_x is 0; with the unit (panels,pitch/64,4,lanes). block_x and

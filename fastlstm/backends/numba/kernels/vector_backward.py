@@ -125,11 +125,12 @@ def input_gradient(a, scratch, s_first, s_last, thread, threads):
 @jit
 def pack_strips(a, strips, s_first, s_last, b_first, b_last):
     """Rows (s, b) of [x, h_prev, 1], of batch rows `b_first` to `b_last`, to [strip][row][column], where `sums_of_h`
-    and `sum_of_one` say; h_prev is what the step saw: zero after a reset. Without `dweights` there are no ones.
+    and `sum_of_one` say; h_prev is what the step saw: zero after a reset. Without `dweights` there are no ones. What is
+    left of a strip is zero: few rows multiply it, and old memory may hold denormals, which are slow.
     """
     S, I, H, B, T, R, wide = a.size, a.I, a.H, a.B, a.T, a.rows, a.strip * a.size
     first_h, last_h = a.sums_of_h, a.sums_of_h + columns_of_h(a)
-    last = a.sum_of_one + 1 if a.dweights != 0 else last_h
+    last = a.sum_of_one + 1 if a.dweights != 0 else (last_h + a.strip - 1) // a.strip * a.strip
     next_strip, count = (s_last - s_first) * B * wide - wide, b_last - b_first
     for s in range(s_first, s_last):
         t, t_prev = (T - 1 - s, T - s) if a.reverse != 0 else (s, s - 1)
@@ -138,7 +139,7 @@ def pack_strips(a, strips, s_first, s_last, b_first, b_last):
             h, h_row = a.h_0 + b_first * a.h_0_row, a.h_0_row
         to, room, column = strips + ((s - s_first) * B + b_first) * wide, a.strip, 0
         while column < last:
-            run = room  # of what nobody multiplies: a strip ends where other sums are multiplied
+            run = room
             if column < I:
                 run = min(I - column, room)
                 call(a.copy_rows, count, run, run, x + column * S, a.x_row, to, wide)
@@ -149,6 +150,8 @@ def pack_strips(a, strips, s_first, s_last, b_first, b_last):
             elif column == a.sum_of_one:
                 run = 1
                 call(a.copy_rows, count, 1, 1, a.constants + ONE, 0, to, wide)
+            else:
+                call(a.copy_rows, count, 0, run, to, 0, to, wide)
             if column != a.sum_of_one:  # a held row has no part: its padding may be NaN
                 zero_held(a, t, b_first, count, run, to, wide)
             column, room, to = column + run, room - run, to + run * S
