@@ -62,8 +62,8 @@ def test_a_subclass_that_draws_its_own_parameters_keeps_the_forget_bias():
 
 
 def test_torch_is_the_first_to_complain():
-    with pytest.raises(ValueError, match="input_size must be greater than zero"):
-        fastlstm.LSTM(0, 0, forget_bias="1")
+    with pytest.raises(ValueError, match="hidden_size must be greater than zero"):
+        fastlstm.LSTM(3, 0, forget_bias="1")
 
 
 @pytest.mark.parametrize("module", [fastlstm.LSTM, fastlstm.GRU, fastlstm.Elman])
