@@ -22,7 +22,6 @@ from fastlstm.backends.triton.memory import (
     load_params,
     load_read,
     load_reset,
-    load_x,
     reset_read,
     step_at,
     store_all,
@@ -92,6 +91,15 @@ def wait(met_ptr, number, more):
         pass
 
 
+@triton.jit
+def load_preact(ptr, start, offs, ok, H: tl.constexpr, BLOCKS: tl.constexpr, GATES: tl.constexpr):
+    """The input's part of each product, as it lies in memory."""
+    found = ()
+    for n in tl.static_range(len(BLOCKS) // GATES):
+        found += (tl.load(ptr + start + BLOCKS[n * GATES] * H + offs, mask=ok, other=0.0),)
+    return found
+
+
 @triton.jit(do_not_specialize=["T", "B", "rows", "reverse"])
 def forward_kernel(
     preact_ptr, weight_ptr, bias_hh_ptr, param_ptrs, input_ptrs, starts, reset_ptr, states, saved_ptr, ends, met_ptr,
@@ -141,7 +149,7 @@ def forward_kernel(
     if reset_ptr is not None:
         runs &= ~load_reset(reset_ptr, t, B, first + b, length)
         old = zero_all(~runs[None, :], old)
-    x = load_x(preact_ptr + (t * B + first) * (X * H), offs_x, x_ok, H, BLOCKS, GATES, False)
+    x = load_preact(preact_ptr, (t * B + first) * (X * H), offs_x, x_ok, H, BLOCKS, GATES)
     given = load_all(input_ptrs, len(input_ptrs), (t * B + first) * H, state, ok)
     sums = products(w, starts[0] + first * H + offs_h, k, runs[None, None, :], H, OF_H, AT_ONCE, PRECISION)
     for s in range(T):
@@ -165,7 +173,7 @@ def forward_kernel(
             store_blocks(at, H, results[STATES:], ok)
         more = s + 1 < T
         ahead = step_at(tl.minimum(s + 1, T - 1), T, reverse)
-        x = load_x(preact_ptr + (ahead * B + first) * (X * H), offs_x, x_ok, H, BLOCKS, GATES, False)
+        x = load_preact(preact_ptr, (ahead * B + first) * (X * H), offs_x, x_ok, H, BLOCKS, GATES)
         given = load_all(input_ptrs, len(input_ptrs), (ahead * B + first) * H, state, ok)
         runs = b_ok & more
         if reset_ptr is not None:

@@ -29,7 +29,7 @@ def load_reset(ptr, t, B, b, length):
 
 @triton.jit
 def where_all(condition, values, others):
-    """`values` where a condition holds, else those of `others`."""
+    """`values` where a condition holds, else those of `others`, or a number."""
     chosen = ()
     for k in tl.static_range(len(values)):
         chosen += (tl.where(condition, values[k], others[k]),)
@@ -97,14 +97,14 @@ def load_blocks(at, step: tl.constexpr, ok, NUMBER: tl.constexpr):
 
 
 @triton.jit
-def load_x(ptr, offs, ok, H: tl.constexpr, BLOCKS: tl.constexpr, GATES: tl.constexpr, FUSED: tl.constexpr):
-    """x of a step, or its product with the weights: a tile for each GATES sums of x, as it lies in memory."""
+def load_x(ptr, offs, ok, H: tl.constexpr, BLOCKS: tl.constexpr, FUSED: tl.constexpr):
+    """x of a step, or its product with the weights: a tile for each sum of x."""
     if FUSED:
         return (tl.load(ptr + offs, mask=ok, other=0.0),)
     else:
         found = ()
-        for k in tl.static_range(len(BLOCKS) // GATES):
-            found += (tl.load(ptr + BLOCKS[k * GATES] * H + offs, mask=ok, other=0.0),)
+        for k in tl.static_range(len(BLOCKS)):
+            found += (tl.load(ptr + BLOCKS[k] * H + offs, mask=ok, other=0.0),)
         return found
 
 

@@ -120,7 +120,7 @@ def forward_kernel(
     old = as_float32(load_all(starts, len(starts), first * H, state, ok))
     param = load_params(param_ptrs, group * H, unit, u_ok, BLOCK_B)
     t = step_at(0, T, reverse)
-    x = load_x(x_ptr + t * x_step, x_offs, x_ok, H, BLOCKS, 1, PI > 0) if X > 0 else ()
+    x = load_x(x_ptr + t * x_step, x_offs, x_ok, H, BLOCKS, PI > 0) if X > 0 else ()
     given = load_all(input_ptrs, len(input_ptrs), (t * B + first) * H, state, ok)
     length = load_lengths(lengths_ptr, first + b, b_ok, T)
     if reset_ptr is not None:
@@ -129,7 +129,7 @@ def forward_kernel(
     sums = pre_activations(w, w_low, scale, old[0], w_ih, x, X, S, GATES, P, BLOCK_B, PRECISION, True)
     if X > 0:
         ahead = step_at(tl.minimum(1, T - 1), T, reverse)
-        x = load_x(x_ptr + ahead * x_step, x_offs, x_ok, H, BLOCKS, 1, PI > 0)
+        x = load_x(x_ptr + ahead * x_step, x_offs, x_ok, H, BLOCKS, PI > 0)
     for s in range(T):
         t = step_at(s, T, reverse)
         r = t * B + first  # this program's first row in the step
@@ -159,7 +159,7 @@ def forward_kernel(
         sums = pre_activations(w, w_low, scale, old[0], w_ih, x, X, S, GATES, P, BLOCK_B, PRECISION, wide)
         if X > 0:
             ahead = step_at(tl.minimum(s + 2, T - 1), T, reverse)
-            x = load_x(x_ptr + ahead * x_step, x_offs, x_ok, H, BLOCKS, 1, PI > 0)
+            x = load_x(x_ptr + ahead * x_step, x_offs, x_ok, H, BLOCKS, PI > 0)
 
 
 @triton.jit
