@@ -99,7 +99,7 @@ def tiled(name: str, height: int, tile: Callable[[int], Builder], places: tuple[
             return [b.add(place, b.mul(args[k + 1], I64(size))) for k, place in zip(places, at)]
 
         with b.if_else(b.icmp_signed("==", rows, I64(1))) as (one, more):
-            with one:  # who calls for a row at a time would notice how long it takes to find its tile
+            with one:  # a call for a single row is so short that the choice of its tile would show
                 body(1, *[args[k] for k in places])
             with more:
                 in_tiles(b, rows, height, [args[k] for k in places], body)
