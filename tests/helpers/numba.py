@@ -4,14 +4,17 @@ import ctypes
 import os
 import sys
 
+import llvmlite.binding as llvm
 import pytest
 import torch
+from llvmlite import ir
 
 from fastlstm import cells
 from fastlstm.backends.base import Layer
 from fastlstm.backends.numba.host import plans, tasks
 from fastlstm.backends.numba.host.signature import signature_of
-from fastlstm.backends.numba.llvm import matrix
+from fastlstm.backends.numba.llvm import emit, matrix
+from fastlstm.backends.numba.llvm.simd import I64, store
 from fastlstm.layers import functional
 from tests.helpers import interpreter
 
@@ -37,6 +40,34 @@ def signature(T, B, I, H, dtype=torch.float32, unit=True):
 def primitive(name, pieces):
     arguments, _ = matrix.builders(pieces)[name]
     return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * arguments)(tasks.primitives(4, pieces)[name])
+
+
+def compiled(function, **fields):
+    """A function of a kernel, of a struct with these numbers and of two more, as Python's: it returns two."""
+    module, both = ir.Module("test"), ir.LiteralStructType([I64, I64])
+    called, _ = emit.function_of(module, "test", function, (emit.Fields(fields), None, None))
+    task = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64] * 4), "task")
+    b = ir.IRBuilder(task.append_basic_block())
+    struct, target, *numbers = task.args
+    found = b.call(called, [b.inttoptr(struct, I64.as_pointer()), *numbers])
+    assert found.type == both
+    for k in range(2):
+        store(b, b.extract_value(found, k), b.add(target, I64(8 * k)))
+    b.ret_void()
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    engine = llvm.create_mcjit_compiler(
+        llvm.parse_assembly(str(module)), llvm.Target.from_default_triple().create_target_machine()
+    )
+    engine.finalize_object()
+    start = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)(engine.get_function_address("task"))
+    values, results = (ctypes.c_int64 * len(fields))(*fields.values()), (ctypes.c_int64 * 2)()
+
+    def call(x, y, engine=engine):
+        start(ctypes.addressof(values), ctypes.addressof(results), x, y)
+        return (*results,)
+
+    return call
 
 
 def run(code, cwd=None, arguments=(), **environment):

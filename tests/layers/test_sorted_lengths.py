@@ -1,18 +1,15 @@
 """Batches sorted by length, as packed ones are: rows past their end are left out of products, and of nothing else."""
 
-import numpy as np
 import pytest
 import torch
-from numba import njit
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastlstm
 from fastlstm.backends import dispatch
-from fastlstm.backends.numba.host.arguments import FORWARD
 from fastlstm.backends.numba.kernels.threads import share_rows_alive
 from fastlstm.layers import packing
 from tests.helpers.layers import NAMES, Layer, compare, error
-from tests.helpers.numba import needs_unit
+from tests.helpers.numba import compiled, needs_unit
 from tests.helpers.tolerances import close
 
 # Of the largest value: float64's roundings of a few hundred terms, and of float32's, in sums over up to 1000 rows
@@ -155,19 +152,13 @@ def test_the_number_of_threads_changes_no_bit(shuffled):
             assert torch.equal(other, alone)
 
 
-@njit
-def rows_of_part(B, T, lengths, part, parts):
-    a = np.zeros(1, FORWARD)
-    a[0].B, a[0].T, a[0].rows, a[0].lengths = B, T, B, lengths
-    return share_rows_alive(a[0], part, parts)
-
-
 def test_every_row_belongs_to_one_part():
     """Parts of sorted lengths, however many, follow each other and have like shares of the steps."""
     for _ in range(50):
         T, B, parts = (int(torch.randint(1, n, ())) for n in (9, 40, 12))
         lengths = torch.randint(0, T + 1, (B,)).sort(descending=True).values
-        bounds = [rows_of_part(B, T, lengths.data_ptr(), part, parts) for part in range(parts)]
+        rows_of_part = compiled(share_rows_alive, B=B, T=T, lengths=lengths.data_ptr())
+        bounds = [rows_of_part(part, parts) for part in range(parts)]
         assert [first for first, _ in bounds] == [0, *(last for _, last in bounds[:-1])]
         assert bounds[-1][1] == B
         for first, last in bounds:

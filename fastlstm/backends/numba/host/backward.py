@@ -46,7 +46,7 @@ class Backward(Pass):
         keeps = kept is not None and s.groups is None and packs
         packed = {name: transposed[name] for name, is_read in reads.items() if keeps or is_read}
         digested = counts.of_x * H * I, counts.of_h * H * H
-        self.prepare(of_x or of_sums, layout, threads, parts, fields, buffers, packed, keeps, digested)
+        self.prepare(of_x or of_sums, layout, threads, parts, fields, buffers, packed, keeps, digested, in_place)
         stack, made = () if s.groups is None else (s.groups,), self.like.bfloat16() if s.narrow else self.like
         of_x_rows, of_h_rows, states = counts.of_x * H, counts.of_h * H, [self.states] * (counts.others + 1)
         shapes: Any = (

@@ -1,5 +1,6 @@
 """How kernels are compiled: once, kept in numba's cache where a folder for it can be written, and not in silence."""
 
+import gc
 import os
 import sys
 import threading
@@ -34,7 +35,7 @@ def folder() -> str | None:
 def compiled(signature: Any, function: Callable[..., None]) -> Any:
     """Return numba's C function of `function`, from the cache if it is there."""
     options: dict[str, Any] = {"nopython": True, "nogil": True, "error_model": "numpy", "boundscheck": False}
-    with _telling():
+    with _telling(), _collecting_later():
         return cfunc(signature, cache=folder() is not None, **options)(function)
 
 
@@ -48,6 +49,20 @@ def _telling() -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+
+
+@contextmanager
+def _collecting_later() -> Iterator[None]:
+    """A compilation makes so many objects that all of the process would be looked through again and again for garbage:
+    a sixth of its time.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _tell() -> None:

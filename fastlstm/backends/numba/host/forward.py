@@ -59,7 +59,7 @@ class Forward(Pass):
         count = sizes.packed_size(s, self.lanes, of_x, places)
         packed = {"packed": count, "biases": self.panels * counts.sums * self.lanes}
         digested = counts.of_x * H * I, counts.of_x * H, counts.of_h * H, counts.of_h * H * H
-        self.prepare(of_x, of_x, threads, parts, fields, buffers, packed, keeps, digested)
+        self.prepare(of_x, of_x, threads, parts, fields, buffers, packed, keeps, digested, places == 0)
         self.new = new_of(self.like, (T, R, H))
         self.shape = (R, H) if s.step else (T, R, H)
         self.outputs = None if s.step else self.shape

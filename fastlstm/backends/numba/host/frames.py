@@ -28,11 +28,11 @@ class Kernel:
 
     def __init__(
         self, task: str, kind: str, cell: Cell, dtype: torch.dtype, pieces: int, threads: int, parts: int,
-        fields: dict[str, int], sizes: dict[str, int], lanes: int = 1,
+        fields: dict[str, int], sizes: dict[str, int], lanes: int = 1, in_place: bool = False,
     ) -> None:  # fmt: skip
         """`kind`: Forward or Backward, of a `cell`; `pieces`: of a number on the matrix unit; `fields` of the
         arguments; `sizes` of the buffers, in elements: each thread has a ``scratch`` of its own, and each of `lanes`
-        one of the others.
+        one of the others; `in_place`: whether it reads weights as they lie.
         """
         from fastlstm.backends.numba.host import arguments, tasks
 
@@ -43,6 +43,7 @@ class Kernel:
         made, self.tails = arguments.struct_of(kind, found.others, found.values, found.params)
         self.arguments = made(
             **tasks.primitives(dtype.itemsize, pieces), **tasks.cell_primitives(cell, dtype.itemsize),
+            **(tasks.in_place(dtype.itemsize, kind) if in_place else {}),
             relax=tasks.relax(), constants=self.constants.data_ptr(), parts=parts,
             scratch_bytes=self.steps["scratch"], **fields,
         )  # fmt: skip

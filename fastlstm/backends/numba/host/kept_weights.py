@@ -50,7 +50,7 @@ def digest_bytes(counts: tuple[int, ...], dtype: torch.dtype) -> int:
     from fastlstm.backends.numba.kernels.weights import digested_blocks
     from fastlstm.backends.numba.llvm.digest import DIGEST_BYTES
 
-    return sum(digested_blocks.py_func(count * dtype.itemsize // 4) for count in counts) * DIGEST_BYTES
+    return sum(digested_blocks(count * dtype.itemsize // 4) for count in counts) * DIGEST_BYTES
 
 
 def addresses(weights: Any) -> tuple[int, ...]:

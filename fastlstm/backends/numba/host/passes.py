@@ -49,10 +49,11 @@ class Pass:
 
     def prepare(
         self, pieces: int, of_x: int, threads: int, parts: int, fields: dict[str, int],
-        buffers: dict[str, int], packed: dict[str, int], keeps: bool, digested: tuple[int, ...],
+        buffers: dict[str, int], packed: dict[str, int], keeps: bool, digested: tuple[int, ...], in_place: bool,
     ) -> None:  # fmt: skip
         """`pieces`: of a number on the matrix unit, in some products or, with the signature's, in all; `packed`:
-        elements of each part of the packed weights; `digested`: of those weights that are compared.
+        elements of each part of the packed weights; `digested`: of those weights that are compared; `in_place`: whether
+        they are read as they lie.
         """
         from fastlstm.backends.numba.host import arguments
 
@@ -68,7 +69,7 @@ class Pass:
         fields["is_narrow"] = s.narrow
         lanes = 1 if self.groups == 1 else threads
         task = self.kind.lower() + ("_matrix" if s.pieces else "_mixed" if pieces else "")
-        self.kernel = Kernel(task, self.kind, s.cell, s.dtype, pieces, threads, parts, fields, buffers, lanes)
+        self.kernel = Kernel(task, self.kind, s.cell, s.dtype, pieces, threads, parts, fields, buffers, lanes, in_place)
         tail = s.counts.others, s.counts.values, s.counts.params
         self.write, self.at = arguments.writer(self.kind, False, *tail)
         self.write_kept, self.at_kept = arguments.writer(self.kind, True, *tail)

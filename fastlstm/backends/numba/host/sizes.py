@@ -133,7 +133,7 @@ def forward_sizes(s: Signature, of_x: int, parts: int) -> tuple[dict[str, int], 
         buffers["states"] = 2 * B * H
     if pieces:  # the last tile may be cut off
         fields["pitch"] = (B + 32) * 64
-        buffers["operand"] = 2 * pieces * operand_steps.py_func(I, H) * fields["pitch"] // 4
+        buffers["operand"] = 2 * pieces * operand_steps(I, H) * fields["pitch"] // 4
     elif of_x:
         feed = max(1, min(T, CHUNK_ROWS // max(B, 1)))
         rows = feed * B + 32 * parts
@@ -157,7 +157,7 @@ def packed_size(s: Signature, lanes: int, of_x: int, places: int) -> int:
     from fastlstm.backends.numba.kernels.shared import operand_steps
 
     if s.pieces:
-        return places * operand_steps.py_func(s.I, s.H) * s.pieces * 1024
+        return places * operand_steps(s.I, s.H) * s.pieces * 1024
     of_inputs = panels_of(s.I, 32) * of_x * 1024 if of_x else s.I * s.counts.of_x * lanes
     return places * (s.H * s.counts.of_h * lanes + of_inputs)
 

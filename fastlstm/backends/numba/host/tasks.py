@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import carray
 from numba import types as nb
-from numba.extending import overload
+from numba.extending import intrinsic
 
 from fastlstm import cells
 from fastlstm.backends import cpu
@@ -30,9 +29,10 @@ from fastlstm.backends.numba.host.compiling import compiled
 from fastlstm.backends.numba.kernels.backward import backward, backward_matrix, backward_mixed
 from fastlstm.backends.numba.kernels.forward import forward, forward_matrix, forward_mixed
 from fastlstm.backends.numba.kernels.quantized import quantized
-from fastlstm.backends.numba.kernels.shared import named_for
+from fastlstm.backends.numba.kernels.shared import jit
 from fastlstm.backends.numba.llvm import cells as cell_functions
 from fastlstm.backends.numba.llvm import quantized as quantized_functions
+from fastlstm.backends.numba.llvm.emit import Fields, emit
 from fastlstm.backends.numba.llvm.intrinsics import call, call_int
 from fastlstm.backends.numba.llvm.loops import store_addresses, tables
 from fastlstm.backends.numba.llvm.simd import VECTOR_BYTES, Lanes
@@ -50,6 +50,32 @@ def _fingerprint() -> int:
     return int.from_bytes(digest.digest()[:7], "little")
 
 
+def named_for(what: object) -> Any:
+    """A decorator that names a function for what it closes over. Functions of one name that numba's cache keeps from
+    different processes can be taken for each other: a kernel then ran another's code.
+    """
+
+    def name(function: Any) -> Any:
+        function.__qualname__ = f"{function.__qualname__}.{what}"
+        return function
+
+    return name
+
+
+@jit
+def stack(a, thread, threads):
+    """This thread's tasks of a stack."""
+    for lane in range(thread, a.lanes, threads):
+        for k in range(lane, a.count, a.lanes):
+            call(a.task, a.first + k * a.bytes, 0, 1)
+
+
+@jit
+def region(a, thread, threads):
+    """What each thread of an OpenMP team runs."""
+    call(a.task, a.arguments, call_int(a.thread_number), call_int(a.team_size))
+
+
 KERNELS = {
     "forward": (forward, FORWARD),
     "backward": (backward, BACKWARD),
@@ -58,17 +84,23 @@ KERNELS = {
     "forward_mixed": (forward_mixed, FORWARD),
     "backward_mixed": (backward_mixed, BACKWARD),
     "quantized": (quantized, QUANTIZED),
+    "stack": (stack, STACK),
+    "region": (region, REGION),
 }
 
 
-def run_kernel(name, args, thread, threads):
+@intrinsic(prefer_literal=True)
+def run_kernel(typingctx, name, args, thread, threads):
     """Run the kernel of this name, a constant, on the struct at an address."""
+    if not isinstance(name, nb.StringLiteral):
+        return None
 
+    def codegen(context, b, signature, values):
+        kernel, record = KERNELS[name.literal_value]
+        emit(b, f"fastlstm.{name.literal_value}", kernel, Fields(record.names), *values[1:])
+        return context.get_dummy_value()
 
-@overload(run_kernel, prefer_literal=True)
-def _run_kernel(name, args, thread, threads):
-    kernel, record = KERNELS[name.literal_value]
-    return lambda name, args, thread, threads: kernel(carray(args, 1, record)[0], thread, threads)
+    return nb.void(name, nb.voidptr, nb.intp, nb.intp), codegen
 
 
 def _functions(fingerprint: int) -> tuple[dict[str, tuple[Any, Any]], Callable[[str], tuple[Any, Any]]]:
@@ -85,18 +117,9 @@ def _functions(fingerprint: int) -> tuple[dict[str, tuple[Any, Any]], Callable[[
 
         return run, task
 
-    def stack_task(args, thread, threads):
-        a = carray(args, 1, STACK)[0]
-        for lane in range(thread, a.lanes, threads):
-            for k in range(lane, a.count, a.lanes):
-                if k < fingerprint:
-                    call(a.task, a.first + k * a.bytes, 0, 1)
-
-    def region(args):
-        a = carray(args, 1, REGION)[0]
-        size = call_int(a.team_size)
-        if size < fingerprint:
-            call(a.task, a.arguments, call_int(a.thread_number), size)
+    def region_task(args):
+        if fingerprint != 0:
+            run_kernel("region", args, 0, 1)
 
     def storing(name):
         @named_for(name)
@@ -106,11 +129,7 @@ def _functions(fingerprint: int) -> tuple[dict[str, tuple[Any, Any]], Callable[[
 
         return store, nb.void(nb.intp)
 
-    return {
-        **{name: task_of(name) for name in KERNELS},
-        "stack": (stack_task, task),
-        "region": (region, nb.void(nb.voidptr)),
-    }, storing
+    return {**{name: task_of(name) for name in KERNELS}, "region": (region_task, nb.void(nb.voidptr))}, storing
 
 
 _tasks, _storing = _functions(_fingerprint())
@@ -140,6 +159,12 @@ def primitives(size: int, pieces: int) -> dict[str, int]:
         "lanes": VECTOR_BYTES // size,
         "pieces": pieces,
     }
+
+
+@cache
+def in_place(size: int, kind: str) -> dict[str, int]:
+    """The addresses of what reads weights as they lie, of a Forward or Backward kernel."""
+    return _addresses(f"in_place{size}.{kind}")
 
 
 def table_of(cell: Cell, size: int, pieces: int = 0) -> str:

@@ -12,7 +12,7 @@ from fastlstm.backends.numba.kernels import matrix_backward, mixed_backward, vec
 from fastlstm.backends.numba.kernels.ends import any_held, any_reset, is_held, rows_alive, zero_reset
 from fastlstm.backends.numba.kernels.gradients import unpack_weight_gradients
 from fastlstm.backends.numba.kernels.layout import group, groups_of, terms_of
-from fastlstm.backends.numba.kernels.shared import CHUNK, VECTOR, inlined, item, jit, named_for, read_rows
+from fastlstm.backends.numba.kernels.shared import CHUNK, VECTOR, inlined, item, jit, read_rows
 from fastlstm.backends.numba.kernels.states import (
     OTHER_BACK,
     VALUE_BACK,
@@ -99,7 +99,6 @@ def backward_with(products: Any) -> Any:
     on_unit = products is matrix_backward
 
     @jit
-    @named_for(products.__name__)
     def backward(a, thread, threads):
         """This thread's share: rows and units are split as in the forward pass, the sums over rows by panels."""
         L, S, I, H, T = a.lanes, a.size, a.I, a.H, a.T

@@ -7,7 +7,7 @@ from fastlstm.backends.numba.kernels import matrix_forward, mixed_forward, vecto
 from fastlstm.backends.numba.kernels.ends import any_held, any_reset, is_held, length_of, rows_alive, zero_reset
 from fastlstm.backends.numba.kernels.in_place import preact_in_place
 from fastlstm.backends.numba.kernels.layout import cell_forward_of
-from fastlstm.backends.numba.kernels.shared import CHUNK, VECTOR, inlined, is_zero, item, jit, named_for, write_rows
+from fastlstm.backends.numba.kernels.shared import CHUNK, VECTOR, inlined, is_zero, item, jit, write_rows
 from fastlstm.backends.numba.kernels.states import OTHER, enter_step, row_at, row_of, set_aside, slot
 from fastlstm.backends.numba.kernels.threads import share, share_rows_alive, wait
 from fastlstm.backends.numba.kernels.vector_forward import pack_inputs, pack_states
@@ -85,7 +85,6 @@ def forward_with(products: Any) -> Any:
     reads_inputs: bool = products.READS_INPUTS
 
     @jit
-    @named_for(products.__name__)
     def forward(a, thread, threads):
         """This thread's share.
 

@@ -2,9 +2,6 @@
 
 from typing import Any
 
-from numba import njit
-from numba.core.types import unliteral
-
 from fastlstm.backends.numba.llvm.intrinsics import call, get_int32
 from fastlstm.backends.numba.llvm.simd import VECTOR_BYTES
 
@@ -18,32 +15,15 @@ FOLD = 8  # chunks of steps that the matrix unit sums together
 ONE = 1024  # where the constants' one lies, after the zeros
 
 
-def jit(function: Any, **more: Any) -> Any:
-    """For functions that kernels call: compiled without wrappers, which Python would need (it has `py_func`), and once,
-    not for each constant that they are called with. The loops take 8 s for 13.
-    """
-    options: Any = {"boundscheck": False, "error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-    compiled = njit(**options, **more)(function)
-    for_types = compiled.get_call_template
-    compiled.get_call_template = lambda args, kws: for_types((*map(unliteral, args),), kws)
-    return compiled
+def jit(function: Any, inlined: bool = False) -> Any:
+    """For functions that kernels call: compiled into each kernel that does, see `llvm.emit`."""
+    function.inlined = inlined
+    return function
 
 
 def inlined(function: Any) -> Any:
     """As `jit`, for what every panel of every step runs. Calls of these took 4 % of the time of a layer of two rows."""
-    return jit(function, forceinline=True)
-
-
-def named_for(what: object) -> Any:
-    """A decorator that names a function for what it closes over. Functions of one name that numba's cache keeps from
-    different processes can be taken for each other: a kernel then ran another's code.
-    """
-
-    def name(function: Any) -> Any:
-        function.__qualname__ = f"{function.__qualname__}.{what}"
-        return function
-
-    return name
+    return jit(function, True)
 
 
 @jit

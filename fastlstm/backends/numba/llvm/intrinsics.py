@@ -1,79 +1,72 @@
-"""What Numba's compiled code cannot say otherwise: calls by address, loads from an address, atomics."""
+"""What the kernels cannot say otherwise: calls by address, loads from an address, atomics.
+
+Python never calls these: `emit` puts their instructions where a kernel calls them.
+"""
+
+from collections.abc import Callable
+from typing import Any
 
 from llvmlite import ir
-from numba.core import types
-from numba.extending import intrinsic
 
 from fastlstm.backends.numba.llvm.simd import I8, I32, I64, load, store
 
 
-@intrinsic
-def call(typingctx, address, *arguments):
+class Emitted:
+    """What kernels may call, by what it emits for a builder and int64 values."""
+
+    def __init__(self, emits: Callable[..., Any]) -> None:
+        self.emits, self.__doc__ = emits, emits.__doc__
+
+    def __call__(self, *arguments: int) -> Any:
+        raise TypeError("only a compiled kernel can call this")
+
+
+@Emitted
+def call(b: ir.IRBuilder, address: ir.Value, *arguments: ir.Value) -> None:
     """Call a function of int64 arguments by address."""
-    count = len(arguments)
-
-    def codegen(context, b, signature, args):
-        pointer = ir.FunctionType(ir.VoidType(), [I64] * count).as_pointer()
-        b.call(b.inttoptr(args[0], pointer), [b.extract_value(args[1], k) for k in range(count)])
-        return context.get_dummy_value()
-
-    return types.void(types.intp, types.Tuple((types.intp,) * count)), codegen
+    pointer = ir.FunctionType(ir.VoidType(), [I64] * len(arguments)).as_pointer()
+    b.call(b.inttoptr(address, pointer), arguments)
 
 
-@intrinsic
-def call_int(typingctx, address):
+@Emitted
+def call_int(b: ir.IRBuilder, address: ir.Value) -> ir.Value:
     """Call ``int f(void)`` by address."""
-
-    def codegen(context, b, signature, args):
-        return b.sext(b.call(b.inttoptr(args[0], ir.FunctionType(I32, []).as_pointer()), []), I64)
-
-    return types.intp(types.intp), codegen
+    return b.sext(b.call(b.inttoptr(address, ir.FunctionType(I32, []).as_pointer()), []), I64)
 
 
-def _getter(integer, extend):
-    """What loads an integer of this type from an address, extended to 64 bits."""
-
-    def get(typingctx, address):
-        def codegen(context, b, signature, args):
-            return extend(b, load(b, integer, args[0]), I64)
-
-        return types.intp(types.intp), codegen
-
-    return intrinsic(get)
+@Emitted
+def get_byte(b: ir.IRBuilder, address: ir.Value) -> ir.Value:
+    """The byte at an address."""
+    return b.zext(load(b, I8, address), I64)
 
 
-get_byte = _getter(I8, ir.IRBuilder.zext)
-get_int32, get_int64 = _getter(I32, ir.IRBuilder.sext), _getter(I64, ir.IRBuilder.sext)
+@Emitted
+def get_int32(b: ir.IRBuilder, address: ir.Value) -> ir.Value:
+    """The int32 at an address."""
+    return b.sext(load(b, I32, address), I64)
 
 
-@intrinsic
-def set_int64(typingctx, address, value):
+@Emitted
+def get_int64(b: ir.IRBuilder, address: ir.Value) -> ir.Value:
+    """The int64 at an address."""
+    return load(b, I64, address)
+
+
+@Emitted
+def set_int64(b: ir.IRBuilder, address: ir.Value, value: ir.Value) -> None:
     """Store an int64 at an address."""
-
-    def codegen(context, b, signature, args):
-        store(b, args[1], args[0])
-        return context.get_dummy_value()
-
-    return types.void(types.intp, types.intp), codegen
+    store(b, value, address)
 
 
-@intrinsic
-def add_atomic(typingctx, address, value):
+@Emitted
+def add_atomic(b: ir.IRBuilder, address: ir.Value, value: ir.Value) -> ir.Value:
     """Add to the int64 at an address, visible to every thread after what was written before it;
     returns the new value.
     """
-
-    def codegen(context, b, signature, args):
-        return b.add(b.atomic_rmw("add", b.inttoptr(args[0], I64.as_pointer()), args[1], "acq_rel"), args[1])
-
-    return types.intp(types.intp, types.intp), codegen
+    return b.add(b.atomic_rmw("add", b.inttoptr(address, I64.as_pointer()), value, "acq_rel"), value)
 
 
-@intrinsic
-def load_atomic(typingctx, address):
+@Emitted
+def load_atomic(b: ir.IRBuilder, address: ir.Value) -> ir.Value:
     """The int64 at an address, with all that was written before another thread stored it."""
-
-    def codegen(context, b, signature, args):
-        return b.load_atomic(b.inttoptr(args[0], I64.as_pointer()), "acquire", 8)
-
-    return types.intp(types.intp), codegen
+    return b.load_atomic(b.inttoptr(address, I64.as_pointer()), "acquire", 8)

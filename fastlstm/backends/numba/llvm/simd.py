@@ -34,7 +34,7 @@ def _machine() -> tuple[int, int]:
 
 
 VECTOR_BYTES, TILE_ROWS = _machine()
-I8, I32, I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
+I1, I8, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 32, 64))
 
 
 def load(b: ir.IRBuilder, kind: ir.Type, address: ir.Value, align: int | None = None) -> ir.Value:
