@@ -218,7 +218,7 @@ def _general(layer: Layer, plans: Plans | None, backend: str | None, cells: bool
             return run(layer.to(to), plans=plans, backend=backend, cells=cells, weight_hr=weight_hr)
     check_layer(layer, weight_hr)
     if x.shape[0] == 0:
-        found = empty_run(layer)
+        found = empty_run(layer, weight_hr)
         return found if cells else found._replace(kept=())
     name = dispatch.choose(
         backend,

@@ -46,7 +46,7 @@ def forward(layer: Layer, weight_hr: Tensor | None) -> Run:
     weights = [a for a in (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr) if a is not None]
     # torch.jit.trace runs with gradients and without, and both runs have to record the same
     train = torch.is_grad_enabled() or torch.jit.is_tracing()
-    states, has_biases = given_states(layer), bias_ih is not None
+    states, has_biases = given_states(layer, weight_hr), bias_ih is not None
     if exports_onnx() and not torch.jit.is_tracing():  # the older exporter, which traces, translates torch's own
         return _onnx_node(cell, x, weights, states, reverse, has_biases)
     if reverse:

@@ -22,9 +22,10 @@ class Layer(NamedTuple):
 
     Attributes:
         x: (T, B, I), any strides. For a stack of G layers it may also be (T, G, B / G, I).
-        weights: weight_ih (X H, I) for a cell with X gates that sum x, weight_hh (Y H, H) for its Y gates that sum h,
-            bias_ih (X H,) and bias_hh (Y H,), and then the cell's params (H,). Blocks of rows are in the order of the
-            cell's gates. A bias may be None, and so may a weight that no gate of the cell sums. The weights of a stack
+        weights: weight_ih (X H, I) for a cell with X gates that sum x, weight_hh (Y H, H / K) for its Y gates that sum
+            h, bias_ih (X H,) and bias_hh (Y H,), and then the cell's params (H,). Blocks of rows are in the order of
+            the cell's gates. A bias may be None, and so may a weight that no gate of the cell sums. K is the number of
+            heads, mostly 1: a unit sees those H / K units of h alone that are of its own head. The weights of a stack
             of G layers have a leading axis of G, and its batch rows lie in G equal groups.
         states: the initial states (B, H) in the cell's order, h_0 first, or only Nones for zeros.
         lengths: int64 (B,), on the device of x, or None. Row b is *held* at step t if t >= lengths[b], in either
@@ -222,9 +223,9 @@ def fill(a: Tensor, where: Optional) -> Tensor:
     return a if where is None else a.masked_fill(where, 0)
 
 
-def empty_run(layer: Layer) -> Run:
+def empty_run(layer: Layer, weight_hr: Optional = None) -> Run:
     """Return the run of a layer of no steps or no rows, which keeps the states but the first."""
-    states = given_states(layer)
+    states = given_states(layer, weight_hr)
     h, *others = (a.expand(layer.x.shape[0], -1, -1).clone() for a in states)
     return Run(h, tuple(a.clone() for a in states), tuple(others))
 
@@ -238,11 +239,17 @@ def hidden_size(layer: Layer) -> int:
     return int(next(a for a in (*layer.states, *params, *layer.inputs) if a is not None).shape[-1])
 
 
-def given_states(layer: Layer) -> tuple[Tensor, ...]:
+def heads_of(layer: Layer) -> int:
+    """Return the number of heads K of a layer without a projection, from the columns of weight_hh, H / K."""
+    weight_hh = layer.weights[1]
+    return 1 if weight_hh is None else int(hidden_size(layer) // weight_hh.shape[-1])
+
+
+def given_states(layer: Layer, weight_hr: Optional = None) -> tuple[Tensor, ...]:
     """Return the initial states, or zeros expanded from one row. With a projection the first is P wide, others H."""
     if layer.states[0] is not None:
         return layer.states
-    rows, weight_hh, H = flat_input(layer.x).shape[1], layer.weights[1], hidden_size(layer)
-    first = layer.x.new_zeros(1, H if weight_hh is None else weight_hh.shape[-1]).expand(rows, -1)
+    rows, H = flat_input(layer.x).shape[1], hidden_size(layer)
+    first = layer.x.new_zeros(1, H if weight_hr is None else weight_hr.shape[-2]).expand(rows, -1)
     other = first if first.shape[1] == H else layer.x.new_zeros(1, H).expand(rows, -1)
     return first, *[other] * (len(layer.states) - 1)

@@ -26,10 +26,11 @@ def check_layer(layer: Layer, weight_hr: Optional = None) -> None:
     hidden = _hidden(layer, I)
     of_x, of_h = cell.gates_of_x * hidden, cell.gates_of_h * hidden
     out = hidden if weight_hr is None else weight_hr.shape[0]
+    heads = 1 if weight_hr is not None or weight_hh is None else out // max(weight_hh.shape[-1], 1) or 1
     widths = [out] + [hidden] * (len(states) - 1)
     named = [
         ("weight_ih", weight_ih, (of_x, I)),
-        ("weight_hh", weight_hh, (of_h, out)),
+        ("weight_hh", weight_hh, (of_h, out // heads)),
         ("bias_ih", bias_ih, (of_x,)),
         ("bias_hh", bias_hh, (of_h,)),
         ("weight_hr", weight_hr, (out, hidden)),
@@ -78,11 +79,13 @@ def _check_presence(layer: Layer) -> None:
 
 
 def _hidden(layer: Layer, I: int) -> int:
-    """H, from weight_ih, or from the columns of weight_hh where there is none."""
+    """H, from weight_ih, or from the rows of weight_hh where there is none."""
     weight_ih, weight_hh, _, _, *params = layer.weights
     gates = layer.cell.gates_of_x
     if weight_ih is None:
-        a = next(a for a in (weight_hh, *params, *layer.inputs, layer.states[0]) if a is not None)
+        if weight_hh is not None:
+            return int(weight_hh.shape[0] // layer.cell.gates_of_h)
+        a = next(a for a in (*params, *layer.inputs, layer.states[0]) if a is not None)
         return int(a.shape[-1])
     form = "(H, I)" if gates == 1 else f"({gates}H, I)"
     rows = weight_ih.shape[0]

@@ -23,7 +23,7 @@ import torch
 
 from fastlstm import torch_private
 from fastlstm.backends import aten, native, numba, reference, settings, triton
-from fastlstm.backends.base import Layer, Traits, hidden_size
+from fastlstm.backends.base import Layer, Traits, heads_of, hidden_size
 from fastlstm.cells.spec import Cell
 
 TRITON = ("triton", "triton-ieee", "triton-tf32")
@@ -184,6 +184,12 @@ def choose(
         ValueError: for an unknown name.
     """
     name, exports = settings.check_name(settings.named(name)), aten.exports_onnx()
+    if layer is not None and not projected and heads_of(layer) > 1:
+        if name == "auto":
+            fused = device.type in ("cpu", "meta") and _reason("numba", device, dtype, cell) is None
+            name = "numba" if fused and not exports else "reference"
+        if name != "reference" and name not in ("numba", *NUMBA_PRECISIONS):
+            raise RuntimeError(f"the {name} backend has no heads")
     if layer is not None and not projected and (name in TRITON or (name == "auto" and device.type == "cuda")):
         module("triton" if name == "auto" else name).check(layer)
     if name == "auto" and exports:

@@ -70,7 +70,7 @@ def quantized_forward(layer: Layer, activations: int) -> Run:
 
 
 def _forward(layer: Layer, sums: Sums, save: bool, weight_hr: Tensor | None) -> Run:
-    cell, x, states, held = layer.cell, flat_input(layer.x), given_states(layer), held_steps(layer)
+    cell, x, states, held = layer.cell, flat_input(layer.x), given_states(layer, weight_hr), held_steps(layer)
     T, B, reset = x.shape[0], x.shape[1], reset_steps(layer, held)
     params = _params(layer, B)
     # padding may be NaN, which a zero gradient would turn to NaN

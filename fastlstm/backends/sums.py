@@ -24,6 +24,17 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     return (x.unflatten(-2, (weight.shape[0], -1)) @ weight.mT).flatten(-3, -2)
 
 
+def of_heads(equation: str, h: Optional, sums: Optional, weight: Tensor, H: int) -> Tensor:
+    """An einsum of two of these three: h (..., B, H) as (..., g, b, k, i), sums (..., B, Y H) as (..., g, b, y, k, o),
+    and the weights (Y H, D) or (G, Y H, D) of heads of D units as (g, y, k, o, i).
+    """
+    D, G = weight.shape[-1], weight.shape[0] if weight.dim() == 3 else 1
+    parts = [] if h is None else [h.reshape(*h.shape[:-2], G, -1, H // D, D)]
+    parts += [] if sums is None else [sums.reshape(*sums.shape[:-2], G, -1, sums.shape[-1] // H, H // D, D)]
+    parts += [weight.reshape(G, -1, H // D, D, D)][: 2 - len(parts)]
+    return torch.einsum(equation, *parts)
+
+
 def add_bias(sums: Tensor, bias: Optional) -> Tensor:
     """Add (N,) to every row, or row g of (G, N) to the rows of group g."""
     if bias is None:
@@ -96,7 +107,10 @@ class Sums:
 
     def product_hh(self, h: Tensor) -> Optional:
         """The product of h, as of_h has it."""
-        return None if self.weight_hh is None else linear(h, self.weight_hh)
+        weight = self.weight_hh
+        if weight is None or weight.shape[-1] == h.shape[-1]:
+            return None if weight is None else linear(h, weight)
+        return of_heads("...gbki,gykoi->...gbyko", h, None, weight, self.H).flatten(-3).flatten(-3, -2)
 
     def multiply(self, x: Tensor) -> Tensor:
         """The product of x (..., I) as part of the pre-activations (..., S H)."""
@@ -122,7 +136,10 @@ class Sums:
 
     def to_h(self, dsums: Tensor) -> Optional:
         """The gradient of h, by way of its product."""
-        return None if self.weight_hh is None else linear(self.of_h(dsums), self.weight_hh.mT)
+        weight = self.weight_hh
+        if weight is None or weight.shape[-1] == self.H:
+            return None if weight is None else linear(self.of_h(dsums), weight.mT)
+        return of_heads("...gbyko,gykoi->...gbki", None, self.of_h(dsums), weight, self.H).flatten(-2).flatten(-3, -2)
 
     def weights(
         self, dsums: Tensor, x: Optional, h: Optional, wanted: Sequence[Any], biases: Sequence[Any]
@@ -138,7 +155,12 @@ class Sums:
         ):
             found = None
             if want and weight is not None and inputs is not None:
-                found = in_order(weight_gradient(part, inputs, weight), order, -2)
+                by_heads = weight is self.weight_hh and weight.shape[-1] != inputs.shape[-1]
+                if by_heads:
+                    found = of_heads("...gbki,...gbyko->gykoi", inputs, part, weight, self.H).reshape(weight.shape)
+                else:
+                    found = weight_gradient(part, inputs, weight)
+                found = in_order(found, order, -2)
             results.append(found)
         wants = [want and bias is not None for want, bias in zip(wanted[2:], biases)]
         if not any(wants):

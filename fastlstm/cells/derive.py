@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from fastlstm.cells.emit import Function, python
-from fastlstm.cells.functions import sigmoid, where
+from fastlstm.cells.functions import mean, sigmoid, where
 from fastlstm.cells.graph import Node, in_order
-from fastlstm.cells.saving import Costs, choose
+from fastlstm.cells.saving import Costs, choose, per_row
 from fastlstm.cells.trace import Trace
 
 Partial = Callable[..., Node]
@@ -32,6 +32,8 @@ PARTIALS: dict[str, tuple[Partial | None, ...]] = {
     "tanh": (lambda t, y, a: t * (1.0 - y * y),),
     "relu": (lambda t, y, a: where(y <= 0.0, 0.0, t),),
     "exp": (lambda t, y, a: t * y,),
+    "mean": (lambda t, y, a: mean(t),),
+    "rsqrt": (lambda t, y, a: -0.5 * (t * (y * y * y)),),
     "log_sigmoid": (lambda t, y, a: t * sigmoid(-a),),
     "maximum": (lambda t, y, a, b: _of_greater(t, a, b), lambda t, y, a, b: _of_greater(t, b, a)),
     "where": (None, lambda t, y, c, a, b: where(c, t, 0.0), lambda t, y, c, a, b: where(c, 0.0, t)),
@@ -116,7 +118,9 @@ class Derived:
         for state, node in new.items():
             of_state = pull({node: graph.constant(1)}, inputs.values())
             slopes |= {f"{state}_by_{name}": slope for name, slope in zip(inputs, of_state)}
+        rows = per_row(in_order([*new.values(), *saved.values()]))
         self.name, self.saved, self.states_read = name, tuple(saved), tuple(of_states)
+        self.saved_rows = tuple(name for name, node in saved.items() if node in rows)
         self.forward = function("forward", inputs, {**new, **saved})
         self.backward = function("backward", {**d_new, **saved, **of_states, **free}, gradients)
         self.tangent = function("tangent", {**inputs, **along}, moved)
@@ -155,6 +159,7 @@ def _named(nodes: Iterable[Node], taken: set[str]) -> dict[str, Node]:
     found: dict[str, Node] = {}
     for node in nodes:
         wanted = name(node)
+        wanted = wanted if len(wanted) < 40 else f"{wanted[:30]}_{len(found)}"
         while (node.args and wanted in taken) or wanted in found:
             wanted += "_"
         found[wanted] = node

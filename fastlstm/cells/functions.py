@@ -86,5 +86,17 @@ def stop_gradient(x: Any) -> Any:
     return x
 
 
-FUNCTIONS = {f.__name__: f for f in (sigmoid, tanh, relu, exp, log_sigmoid, maximum, where, stop_gradient)}
+@_function
+def mean(x: Any) -> Any:
+    """The mean over the H units of a row, for every unit."""
+    return x
+
+
+@_function
+def rsqrt(x: Any) -> Any:
+    """1 / sqrt(x)."""
+    return 1.0 / math.sqrt(x)
+
+
+FUNCTIONS = {f.__name__: f for f in (sigmoid, tanh, relu, exp, log_sigmoid, maximum, where, stop_gradient, mean, rsqrt)}
 ALLOWED = f"+ - * / < > <= >= and {' '.join(FUNCTIONS)}"

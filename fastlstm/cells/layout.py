@@ -19,7 +19,7 @@ class Layout:
         blocks_ih, blocks_hh: for each sum of its range which block of rows of weight_ih or weight_hh, and of the bias.
         rows_ih, rows_hh: the inverse of these, by which gradients get back into the order of the weights.
         states: the states, of which the first is the output.
-        saved: what forward leaves for backward, (T, B, H) each.
+        saved: what forward leaves for backward, (T, B, H) each, of which `saved_rows` are the same for all units.
         sequences: the states but the first that backward reads at all steps.
         carried: the states whose gradient goes to the step before elementwise. Where the first is among them, the
             product with weight_hh is added to it.
@@ -43,6 +43,7 @@ class Layout:
         self.rows_ih = tuple(sums.index(gate) for gate in declared_x)
         self.rows_hh = tuple(sums.index(gate) - self.of_h.start for gate in declared_h)
         self.states, self.params, self.inputs = tuple(states), tuple(params), tuple(inputs)
-        self.saved = derived.saved
+        self.saved, self.saved_rows = derived.saved, derived.saved_rows
+        self.saved_units = tuple(name for name in self.saved if name not in self.saved_rows)
         self.sequences = tuple(s for s in states[1:] if {s, f"{s}_prev"} & set(derived.states_read))
         self.carried = tuple(s for s in states if f"d{s}_prev" in derived.backward.results)

@@ -32,5 +32,10 @@ def fill(like: Tensor, value: float) -> Tensor:
     return torch.full_like(like, value)
 
 
-_ALL: list[Callable[..., Any]] = [sigmoid, tanh, relu, exp, log_sigmoid, maximum, where, stop_gradient, fill]
+def mean(x: Tensor) -> Tensor:
+    return x.mean(-1, keepdim=True).expand_as(x)
+
+
+rsqrt = torch.rsqrt
+_ALL: list[Callable[..., Any]] = [mean, rsqrt, sigmoid, tanh, relu, exp, log_sigmoid, maximum, where, stop_gradient, fill]
 ON_TENSORS = {function.__name__: function for function in _ALL}

@@ -29,7 +29,7 @@ class Costs:
     def of(self, node: Node) -> float:
         if node.op in ("sigmoid", "tanh", "exp", "log_sigmoid"):
             return self.function
-        return {"div": self.division, "stop_gradient": 0.0, "fill": 0.0}.get(node.op, 1.0)
+        return {"div": self.division, "rsqrt": 2 * self.division, "stop_gradient": 0.0, "fill": 0.0}.get(node.op, 1.0)
 
 
 def choose(
@@ -57,21 +57,32 @@ def choose(
     needed = [a for n in nodes if n in late for a in n.args if a not in late and not a.is_constant()]
     early = sorted((n for n in in_order(needed) if not n.is_constant()), key=lambda n: n.number)
 
-    first, *others = new
+    rows, (first, *others) = per_row(early), new
     best: tuple[float, list[Node], list[str]] = (inf, [], [])
     for more in chain.from_iterable(combinations(others, k) for k in range(len(others) + 1)):
         kept = [first, *more]
         near = {states[name] for name in kept for states in (new, old)}
-        load = {n: 0.0 if n in free else costs.load if n in near else costs.save for n in early}
+        load = {n: 0.0 if n in free else costs.load if n in near else 2.0 if n in rows else costs.save for n in early}
         load |= {n: inf for n in old.values() if n not in near}
         load |= {n: inf for n in early if n.op in COMPARISONS}  # which have no number
-        compute = {n: inf if n in given else costs.of(n) for n in early}
+        # what is the same for all units of a row is a number a row, but to compute a mean again takes a phase
+        compute = {n: inf if n in given or n.op == "mean" else 0.5 if n in rows else costs.of(n) for n in early}
         cost, loaded = _cut(early, set(needed), load, compute)
         cost += costs.keep * len(more)
         if cost < best[0]:
             there = set(loaded)
             best = cost, loaded, [s for s in kept if new[s] in there or old[s] in there]
     return best[1:]
+
+
+def per_row(nodes: Iterable[Node], given: Iterable[Node] = ()) -> set[Node]:
+    """Those of nodes, each after its arguments, that are the same for all units of a row."""
+    found = set(given)
+    for n in nodes:
+        varies = [a for a in n.args if not a.is_constant()]
+        if n.op == "mean" or (varies and all(a in found for a in varies)):
+            found.add(n)
+    return found
 
 
 def _cut(

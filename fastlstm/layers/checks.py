@@ -91,12 +91,18 @@ def check_no_projection(proj_size: Any) -> None:
         raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
 
 
+def check_heads(heads: Any, hidden_size: int, cell: Any) -> None:
+    """Raise unless so many heads can share the units: TypeError if it is no int, ValueError for a wrong number."""
+    if isinstance(heads, bool) or not isinstance(heads, int):
+        raise TypeError(f"heads should be of type int, got: {type(heads).__name__}")
+    if heads < 1 or hidden_size % heads or (heads > 1 and not cell.gates_of_h):
+        raise ValueError(f"heads must divide the {hidden_size} units of a cell with products of h, got {heads}")
+
+
 def check_cell_of(cell: Any) -> None:
-    """Raise unless `cell` can be an `RNN`'s: TypeError if it is no cell, ValueError if no gate of it sums x."""
+    """Raise unless `cell` can be an `RNN`'s: TypeError if it is no cell, ValueError for a param of a weight's name."""
     if not isinstance(cell, Cell):
         raise TypeError(f"cell must be a fastlstm.Cell, as fastlstm.cell declares one, got {type(cell).__name__}")
-    if not cell.gates_of_x:
-        raise ValueError(f"cell must have a gate that sums x, got {cell.name} with the gates {cell.gates}")
     taken = next((name for name in cell.params if name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")), None)
     if taken is not None:
         raise ValueError(f"cell must have params of other names than the weights, got {cell.name} with {taken}")

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.utils.rnn import PackedSequence
 
+from fastlstm.backends.base import WEIGHTS
 from fastlstm.backends.settings import Backend
 from fastlstm.cells.spec import Cell
 from fastlstm.layers import checks, input_checks
@@ -36,11 +37,12 @@ class RNN(Recurrent):
         bidirectional: each layer also runs from the last step to the first (D = 2, otherwise 1).
         device, dtype: of the parameters.
         backend: a name of `fastlstm.backends.settings.NAMES`. None takes the default that `fastlstm.use_backend` sets.
+        heads: K, which divides H. The product with h gives a unit those H / K units alone that are of its own head.
         recompute: whether the backward pass computes the gates of a long sequence again, a hundred steps and more at a
             time, instead of reading them from memory: see `fastlstm.layers.recompute`.
 
     Parameters of layer k, for a cell with X gates that sum x and Y gates that sum h:
-        ``weight_ih_l{k}`` (X*H, I) or (X*H, D*H) for k > 0, ``weight_hh_l{k}`` (Y*H, H), ``bias_ih_l{k}`` (X*H,),
+        ``weight_ih_l{k}`` (X*H, I) or (X*H, D*H) for k > 0, ``weight_hh_l{k}`` (Y*H, H/K), ``bias_ih_l{k}`` (X*H,),
         ``bias_hh_l{k}`` (Y*H,), and ``{name}_l{k}`` (H,) for each of the cell's params. Row blocks are in the order in
         which the cell declares its gates. Without gates that sum h, ``weight_hh_l{k}`` and ``bias_hh_l{k}`` do not
         exist. A bidirectional layer has each of them again, with ``_reverse`` at the end of the name. All are drawn
@@ -58,6 +60,7 @@ class RNN(Recurrent):
 
     _words = Words("RNN", "RNN: Expected input to be 2D or 3D, got {}D tensor instead", "states", "states")
     cell: Cell
+    heads = 1  # of a module that was pickled before there were any
 
     def __init__(
         self,
@@ -74,9 +77,11 @@ class RNN(Recurrent):
         dtype: Any = None,
         backend: Backend | None = None,
         recompute: bool = False,
+        heads: int = 1,
     ) -> None:
         checks.check_cell_of(cell)
-        self.cell = cell
+        checks.check_heads(heads, hidden_size, cell)
+        self.cell, self.heads = cell, heads
         options = bias, batch_first, dropout, bidirectional
         # checks its arguments, and makes parameters of another cell that take no memory
         super().__init__("RNN_TANH", input_size, hidden_size, num_layers, *options, device="meta")
@@ -100,7 +105,7 @@ class RNN(Recurrent):
         """The shapes of a layer's parameters by their names, in the order of a `Layer`'s weights."""
         H = self.hidden_size
         of_x, of_h = self.cell.gates_of_x * H, self.cell.gates_of_h * H
-        shapes: dict[str, tuple[int, ...]] = {"weight_ih": (of_x, inputs), "weight_hh": (of_h, H)}
+        shapes: dict[str, tuple[int, ...]] = {"weight_ih": (of_x, inputs), "weight_hh": (of_h, H // self.heads)}
         if self.bias:
             shapes |= {"bias_ih": (of_x,), "bias_hh": (of_h,)}
         return {name: shape for name, shape in shapes.items() if shape[0]} | dict.fromkeys(self.cell.params, (H,))
@@ -111,16 +116,19 @@ class RNN(Recurrent):
 
     def _layer_weights(self, index: int) -> list[Any]:
         weights = [getattr(self, name) for name in self._all_weights[index]]
-        if not self.cell.gates_of_h:
-            weights.insert(1, None)
-        if not self.bias:
-            weights[2:2] = (None, None)
-        elif not self.cell.gates_of_h:
-            weights.insert(3, None)
+        if len(weights) < WEIGHTS + len(self.cell.params):
+            of_x, of_h = self.cell.gates_of_x, self.cell.gates_of_h
+            for k, there in enumerate((of_x, of_h, self.bias and of_x, self.bias and of_h)):
+                if not there:
+                    weights.insert(k, None)
         return weights
 
+    def _example(self, weights: list[Any]) -> Any:
+        return next(a for a in weights if a is not None)
+
     def extra_repr(self) -> str:
-        return f"{self.cell.name}, {super().extra_repr()}"
+        heads = f", heads={self.heads}" if self.heads > 1 else ""
+        return f"{self.cell.name}, {super().extra_repr()}{heads}"
 
     def permute_hidden(self, hx: Any, permutation: Tensor | None) -> Any:
         """Return the states with their rows in another order."""

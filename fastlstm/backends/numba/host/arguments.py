@@ -30,11 +30,12 @@ def _struct(name: str, fields: str) -> type[ctypes.Structure]:
 # parts: into how many the batch rows are split. relax: what a waiting thread calls. constants: a kilobyte of zeros,
 # then a one. original_size: bytes of an element of the weights that are digested. For the matrix unit: pieces of a
 # number; pitch, bytes from one step of 32 of an operand's rows to the next. is_narrow: whether x, dx, dh and h, and
-# the weights and their gradients, are of bfloat16.
+# the weights and their gradients, are of bfloat16. head: units of a head, H / K, or H; span: columns of h that a
+# panel of units multiplies, those of as many heads as one can have units of.
 _COMMON = " ".join((*NAMES, *CELLS, *matrix.NAMES)) + (
     " size lanes panels dense T B rows I H sums of_x of_h saved params inputs others values joint carries_h blocks"
-    " reads table_bytes wide slots c_step reverse parts relax scratch_bytes constants original_size pieces pitch"
-    " is_narrow x_step x_row weight_ih_row weight_hh_row"
+    " reads table_bytes phases crossing row_values saved_rows panel_bytes kept_slot rows_slot together gate_panels wide slots c_step reverse parts relax scratch_bytes constants original_size pieces pitch"
+    " head span is_narrow x_step x_row weight_ih_row weight_hh_row"
 )
 # barrier: counters at which threads meet. scratch: each thread's own, scratch_bytes apart: two tables, then rows of
 # vectors. large: where a one is left if there was a number that the unit cannot take. What ends the struct lies at
@@ -71,8 +72,9 @@ ForwardArguments = _struct(
 # dh (T,B,H) and dh_n (B,H): incoming; dh is zeros, or dh_n absent, where there is none. dpreact
 # (panels,kept,B,S+P,lanes). carried: (panels,B,lanes) for each state but the first, then if it carries_h for the first,
 # then for dh of held rows. gate_rows: from one panel's gates to the next's. packed_hh and packed_ih: for each group of
-# panels (Y H, its vectors), or X H; packs: whether any is read. strips: for `ring` chunks of `chunk` steps,
-# strips_bytes apart, the columns of [x, h, 1]. dweights (halves,panels,sum_rows,max(X,Y),lanes), over half of the batch
+# panels (Y H, its vectors), or X H, and with heads Y lanes times the `reach` panels that it multiplies; packs: whether
+# any is read. strips: for `ring` chunks of `chunk` steps, strips_bytes apart, the columns of [x, h, 1].
+# dweights (halves,panels,sum_rows,max(X,Y),lanes), over half of the batch
 # rows each where halves is 2, and as many again where the unit sums more than FOLD chunks: x's rows first, h's from
 # sums_of_h on, those of ones at sum_of_one. Where dweights is absent and strips are not, rows are few, and strips hold
 # them for `outer`. strip: columns of one. For the unit there is dpreact as rows, of `rows_kept` steps, for products
@@ -83,8 +85,8 @@ BACKWARD_OTHER = "start start_row steps d d_step d_row d_last d_last_row d_start
 BACKWARD_VALUE = "value value_step value_row d_value"
 BackwardArguments = _struct(
     "BackwardArguments",
-    f"{_COMMON} gate_rows chunk ring strip halves sum_rows sums_of_h sum_of_one kept packs rows_kept strips_bytes "
-    f"columns_bytes {_BUFFERS} dpreact carried strips dweights dpreact_rows columns "
+    f"{_COMMON} gate_rows reach chunk ring strip halves sum_rows sums_of_h sum_of_one kept packs rows_kept "
+    f"strips_bytes columns_bytes {_BUFFERS} dpreact carried strips dweights dpreact_rows columns "
     f"{BACKWARD_KEPT} {BACKWARD_CALL}",
 )
 

@@ -37,7 +37,8 @@ class Backward(Pass):
         # are full of units and vectors full of columns.
         full = H % self.lanes == 0 and (I % self.lanes == 0 or not to_x)
         few = R == 1 or (R <= sizes.FEW_IN_PLACE and H * s.products * dtype.itemsize > LARGE)
-        in_place = T == 1 and few and full and not (s.groups or s.pieces or of_x or of_sums or self.casts)
+        other = s.groups or s.pieces or of_x or of_sums or self.casts or s.heads > 1
+        in_place = T == 1 and few and full and not other
         reads = {"packed_hh": back and not in_place, "packed_ih": to_x and not in_place}
         packs = any(reads.values())
         fields |= {"gate_rows": B if in_groups else R, "packs": packs}
@@ -45,13 +46,14 @@ class Backward(Pass):
         transposed = sizes.transposed_sizes(s, self.panels, self.lanes, layout)
         keeps = kept is not None and s.groups is None and packs
         packed = {name: transposed[name] for name, is_read in reads.items() if keeps or is_read}
-        digested = counts.of_x * H * I, counts.of_h * H * H
+        digested = counts.of_x * H * I, counts.of_h * H * (H // s.heads)
         self.prepare(of_x or of_sums, layout, threads, parts, fields, buffers, packed, keeps, digested, in_place)
         stack, made = () if s.groups is None else (s.groups,), self.like.bfloat16() if s.narrow else self.like
         of_x_rows, of_h_rows, states = counts.of_x * H, counts.of_h * H, [self.states] * (counts.others + 1)
         shapes: Any = (
-            (R, I) if s.step else (T, R, I), (*stack, of_x_rows, I), (*stack, of_h_rows, H), (*stack, of_x_rows),
-            (*stack, of_h_rows), *[(*stack, H)] * counts.params, *states, *[(T, R, H)] * counts.inputs,
+            (R, I) if s.step else (T, R, I), (*stack, of_x_rows, I), (*stack, of_h_rows, H // s.heads),
+            (*stack, of_x_rows), (*stack, of_h_rows), *[(*stack, H)] * counts.params, *states,
+            *[(T, R, H)] * counts.inputs,
         )  # fmt: skip
         self.others, self.of_states = range(1, counts.others + 1), WEIGHTS + 1 + counts.params  # of `wanted`
         wanted = to_x, *needs.weights, *needs.states, *needs.inputs

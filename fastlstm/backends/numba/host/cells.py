@@ -23,6 +23,13 @@ class Counts(NamedTuple):
     on_unit: bool  # the kernels of the matrix unit can run it
     carries_h: bool  # the gradient of the first state is carried to the step before beside its product
     reads_new: bool  # backward reads states after the step
+    means: bool  # it takes means over a row's units, and so runs in phases
+    saved_rows: int  # values that are saved once a row
+
+    @property
+    def saved_panels(self) -> int:
+        """How many panels of saved values those of rows take as much memory as."""
+        return -(-self.saved_rows // max(self.saved, 1))
 
     @property
     def values(self) -> int:
@@ -35,13 +42,14 @@ def counts(cell: Cell) -> Counts:
     """Those of a cell."""
     layout, read = cell.layout, set(cell.derived().states_read)
     first, *others = layout.states
-    numbers = (len(layout.sums), len(layout.of_x), len(layout.of_h), len(layout.saved))
+    numbers = (len(layout.sums), len(layout.of_x), len(layout.of_h), len(layout.saved_units))
     joint = layout.of_x == layout.of_h
     # whose h may be of bfloat16, and is not kept by a single step
-    plain = not (layout.params or layout.inputs) and read <= {f"{state}_prev" for state in others}
+    means = "mean" in cell.derived().forward.operations()
+    plain = not (means or layout.params or layout.inputs) and read <= {f"{state}_prev" for state in others}
     return Counts(
         *numbers, len(layout.params), len(layout.inputs), len(others), joint, joint and numbers[0] == 4 and plain,
-        first in layout.carried, bool(read & set(layout.states)),
+        first in layout.carried, bool(read & set(layout.states)), means, len(layout.saved_rows),
     )  # fmt: skip
 
 
@@ -60,10 +68,13 @@ def fields(cell: Cell, kind: str) -> dict[str, int]:
     found, functions, layout = counts(cell), functions_of(cell), cell.layout
     names, takes = forward_table(layout), functions.takes[kind == "Backward"]
     read = {*takes, *(f"{state}_prev" for state in layout.states[1:])}  # which a held step hands on
-    made = {name: int(value) for name, value in found._asdict().items() if name not in ("on_unit", "reads_new")}
+    made = {name: int(value) for name, value in found._asdict().items() if name not in ("on_unit", "reads_new", "means")}
     # two tables lie before the rows of scratch: each in cache lines of its own
     table_bytes = -(-16 * len(backward_table(layout)) // 64) * 64
+    passes = functions.passes[2:] if kind == "Backward" else functions.passes[:2]
     return made | {
+        "phases": max(len(each.phases) for each in passes), "crossing": max(len(each.kept) for each in passes),
+        "row_values": max(len(each.of_rows) + len(each.sums) for each in passes),
         "values": found.values, "blocks": ctypes.addressof(blocks(cell)), "table_bytes": table_bytes,
         "reads": sum(1 << k for k, name in enumerate(names) if name in read),
     }  # fmt: skip

@@ -11,6 +11,7 @@ from fastlstm.backends.base import WEIGHTS, Layer, Run
 from fastlstm.backends.cpu import LARGE
 from fastlstm.backends.memory import new_of, pooled
 from fastlstm.backends.numba.host import sizes
+from fastlstm.backends.numba.host.cells import counts
 from fastlstm.backends.numba.host.passes import Pass
 from fastlstm.backends.numba.host.signature import Signature
 from fastlstm.cells.spec import Cell
@@ -21,7 +22,8 @@ def saved_shape(cell: Cell, T: int, B: int, H: int, dtype: torch.dtype, groups: 
     both passes read them, and of a stack's groups one after the other.
     """
     lanes = sizes.lanes_of(dtype)
-    shape = T, sizes.panels_of(H, lanes), B if groups is None else B // groups, len(cell.layout.saved) * lanes
+    panels, found = sizes.panels_of(H, lanes), counts(cell)
+    shape = T, panels + found.saved_panels, B if groups is None else B // groups, found.saved * lanes
     return shape if groups is None else (groups, *shape)
 
 
@@ -45,7 +47,7 @@ class Forward(Pass):
         # where the weights are larger than the caches. Parts of the batch rows share the packed weights instead. The
         # panels of few rows are not packed at all, if every panel is full and x has at least a vector's columns.
         once, L = T == 1 and parts == 1 and not (s.pieces or of_x), self.lanes
-        in_place = once and s.groups is None and R <= sizes.FEW_TRANSPOSED and H % L == 0 and L <= I
+        in_place = once and s.groups is None and R <= sizes.FEW_TRANSPOSED and H // s.heads % L == 0 and L <= I
         large = H * s.products * size > LARGE and not self.casts
         keeps = holds or (kept is not None and s.groups is None and not (once and large))
         places = self.panels if keeps or not once else 0 if in_place else threads
@@ -58,7 +60,7 @@ class Forward(Pass):
             fields["c_step"] = 0
         count = sizes.packed_size(s, self.lanes, of_x, places)
         packed = {"packed": count, "biases": self.panels * counts.sums * self.lanes}
-        digested = counts.of_x * H * I, counts.of_x * H, counts.of_h * H, counts.of_h * H * H
+        digested = counts.of_x * H * I, counts.of_x * H, counts.of_h * H, counts.of_h * H * (H // s.heads)
         self.prepare(of_x, of_x, threads, parts, fields, buffers, packed, keeps, digested, places == 0)
         self.new = new_of(self.like, (T, R, H))
         self.shape = (R, H) if s.step else (T, R, H)

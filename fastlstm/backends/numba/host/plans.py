@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlstm.backends.base import Gradients, Layer, Run
+from fastlstm.backends.base import Gradients, Layer, Run, heads_of
 from fastlstm.backends.cpu import threads_now
 from fastlstm.backends.memory import converted, unpooled
 from fastlstm.backends.numba.host.backward import Backward
@@ -48,7 +48,7 @@ def backward(grads: Run, layer: Layer, run: Run, needs: Gradients, pieces: int =
 
 def pieces_for(layer: Layer, pieces: int) -> int:
     """`pieces` where the kernels of the matrix unit can run the cell, else 0."""
-    return pieces if pieces and counts(layer.cell).on_unit else 0
+    return pieces if pieces and counts(layer.cell).on_unit and heads_of(layer) == 1 else 0
 
 
 class Plan:

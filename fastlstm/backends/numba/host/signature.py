@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastlstm.backends.base import groups_of, hidden_size
+from fastlstm.backends.base import groups_of, heads_of, hidden_size
 from fastlstm.backends.cpu import rows_contiguous, threads_now
 from fastlstm.backends.memory import converted
 from fastlstm.backends.numba.host.cells import Counts, counts
@@ -33,6 +33,7 @@ class Signature(NamedTuple):
         pieces, unit: of a number in all products, see `PIECES`; whether any product may take the matrix unit.
         threads: those that a call may use.
         biased: whether there is bias_ih, and bias_hh.
+        heads: see `Layer`.
     """
 
     cell: Cell
@@ -55,6 +56,7 @@ class Signature(NamedTuple):
     unit: bool
     threads: int
     biased: tuple[bool, bool]
+    heads: int
 
     @property
     def counts(self) -> Counts:
@@ -64,7 +66,7 @@ class Signature(NamedTuple):
     @property
     def products(self) -> int:
         """Multiply-adds for each unit of a row."""
-        return self.counts.of_x * self.I + self.counts.of_h * self.H
+        return self.counts.of_x * self.I + self.counts.of_h * self.H // self.heads
 
     @property
     def rows(self) -> int:
@@ -120,8 +122,9 @@ def signature_of(layer: Any, ends: tuple[int, ...], pieces: int) -> Signature:
     return Signature(
         cell, T, prod(rows) // (groups or 1), I if counts(cell).of_x else 0, hidden_size(layer), groups,
         torch.float32 if narrow else x.dtype, narrow, given, x.dtype, strides,
-        layer.reverse, layer.reset is not None, layer.lengths is not None, step, ends, pieces, counts(cell).on_unit,
-        threads_now(), (layer.weights[2] is not None, layer.weights[3] is not None),
+        layer.reverse, layer.reset is not None, layer.lengths is not None, step, ends, pieces,
+        counts(cell).on_unit and heads_of(layer) == 1, threads_now(),
+        (layer.weights[2] is not None, layer.weights[3] is not None), heads_of(layer),
     )  # fmt: skip
 
 

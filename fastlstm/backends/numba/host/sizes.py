@@ -32,6 +32,20 @@ def panels_of(size: int, lanes: int) -> int:
     return (size + lanes - 1) // lanes
 
 
+def span_of(s: Signature, lanes: int) -> int:
+    """Columns of h that a panel multiplies: those of all heads that it has units of."""
+    D = s.H // s.heads
+    return max((min(k + lanes, s.H) - 1) // D - k // D + 1 for k in range(0, s.H, lanes)) * D
+
+
+def reach_of(s: Signature, lanes: int) -> int:
+    """Panels that a group of panels, as columns of h, is multiplied for: those of all heads that it has units of."""
+    D, panels = s.H // s.heads, panels_of(s.H, lanes)
+    groups = panels_of(panels, 4)
+    ends = [panels_of(panels * q, groups) * lanes for q in range(groups)] + [s.H]  # as `kernels.layout.group` has them
+    return max(panels_of(((b - 1) // D + 1) * D, lanes) - a // D * D // lanes for a, b in zip(ends, ends[1:]))
+
+
 def split(team: int, s: Signature, panels: int, back: bool = False, faster: int = 1) -> tuple[int, int]:
     """Threads of a `team`, and into how many parts they split the batch rows; threads within a part split the units.
 
@@ -42,8 +56,15 @@ def split(team: int, s: Signature, panels: int, back: bool = False, faster: int 
     fewer bytes.
     """
     threads, T, B, H, pieces, products = team, s.T, s.B, s.H, s.pieces, s.products
+    if s.counts.means:  # a thread has all units of its rows, a tile at least; a team of fewer meets twice a step
+        parts = max(1, min(threads, B // 6))
+        if parts < threads and 2 * SERIAL > B * H * products:
+            threads = parts
+        threads = min(threads, parts * panels)
+        small = parts == threads and T * B * (H + 8) * (products + 64 * s.counts.sums) < SERIAL_CALL
+        return (1, 1) if small else (threads // parts * parts, parts)
     least = 2 if pieces < 2 else 32  # rows that fill the tiles of the matrix unit
-    enough = min(64, max(least, 4 * H * (s.counts.of_h * H if back else products) // (ROW_BYTES * faster)))
+    enough = min(64, max(least, 4 * H * (s.counts.of_h * H // s.heads if back else products) // (ROW_BYTES * faster)))
     parts = min(threads, max(1, B // enough, min(panels_of(threads, panels), B // 2)))
     # products of bfloat16 are so much faster where few rows use them: on the matrix unit, or on vectors
     by_unit = 1 if pieces != 1 else 8 if most_pieces() > 1 else 2
@@ -78,6 +99,7 @@ SERIAL_CALL = 1_000_000  # of a call, with 32 more a sum for the cells, below wh
 # for several steps at once: 10 MB, which a cache shared with others loses from step to step, and more where steps are
 # fewer. FED_ROWS: (step, row) pairs at most whose products are kept.
 READ_IN_EIGHT_STEPS, FED_ROWS = 5 << 24, 512
+ROWS_TOGETHER = 48  # of a cell that takes means, whose sums for all units stay in the second-level cache
 ROW_BYTES = 1 << 15  # of weights in float32, for each row of a part
 LINE = 64  # bytes of a cache line: the counters of two barriers lie so far apart
 
@@ -88,6 +110,8 @@ def transposed_sizes(s: Signature, panels: int, lanes: int, of_x: int) -> dict[s
     ih, hh = (
         panels * 2 * n * 1024 if n else panels * count * lanes * 4 * lanes for n, count in zip((of_x, s.pieces), gates)
     )
+    if s.heads > 1:
+        hh = hh // panels * reach_of(s, lanes)
     return {"packed_ih": panels_of(I, 4 * lanes) * ih, "packed_hh": panels_of(H, 4 * lanes) * hh}
 
 
@@ -109,7 +133,7 @@ def is_dense(s: Signature) -> bool:
     """
     lanes, sums = lanes_of(s.dtype), s.counts.sums
     unit = s.pieces or (s.counts.on_unit and s.dtype == torch.float32 and most_pieces() >= UNIT_PIECES)
-    return not unit and s.counts.joint and sums <= 4 and -(-sums * (s.H % lanes) // lanes) < sums and s.H % lanes > 0
+    return not unit and not s.counts.means and s.counts.joint and sums <= 4 and -(-sums * (s.H % lanes) // lanes) < sums and s.H % lanes > 0
 
 
 def input_pieces(s: Signature) -> int:
@@ -127,7 +151,7 @@ def forward_sizes(s: Signature, of_x: int, parts: int) -> tuple[dict[str, int], 
     T, B, I, H, dtype, pieces, sums = s.T, s.B, s.I, s.H, s.dtype, s.pieces, s.counts.sums
     from fastlstm.backends.numba.kernels.shared import CHUNK, operand_steps
 
-    lanes, (fields, scratch) = lanes_of(dtype), common_sizes(s, "Forward", sums)
+    lanes, (fields, scratch) = lanes_of(dtype), common_sizes(s, "Forward", sums, panels_of(H, lanes_of(dtype)))
     buffers = {"scratch": scratch + (B * H if s.resets and not pieces else 0)}
     if s.narrow:
         buffers["states"] = 2 * B * H
@@ -141,7 +165,7 @@ def forward_sizes(s: Signature, of_x: int, parts: int) -> tuple[dict[str, int], 
         buffers["operand"] = 2 * of_x * panels_of(I, 32) * rows * 16
         buffers["fed"] = panels_of(H, lanes) * rows * 4 * lanes
     else:
-        fields["block_x"], fields["block"] = blocks_of(I, H, s.counts.joint)
+        fields["block_x"], fields["block"] = blocks_of(I, fields["span"], s.counts.joint)
         wide, large = fields["block_x"] > 0, H * s.products * dtype.itemsize * min(T, 8) > READ_IN_EIGHT_STEPS
         most = min(32, FED_ROWS // max(B, 1))  # steps for which a row reads the weights once
         feed = -(-T // -(-T // most)) if T > 1 and most else 0
@@ -159,7 +183,7 @@ def packed_size(s: Signature, lanes: int, of_x: int, places: int) -> int:
     if s.pieces:
         return places * operand_steps(s.I, s.H) * s.pieces * 1024
     of_inputs = panels_of(s.I, 32) * of_x * 1024 if of_x else s.I * s.counts.of_x * lanes
-    return places * (s.H * s.counts.of_h * lanes + of_inputs)
+    return places * (span_of(s, lanes) * s.counts.of_h * lanes + of_inputs)
 
 
 def sum_places(s: Signature, of_sums: int) -> tuple[int, int, int]:
@@ -167,27 +191,36 @@ def sum_places(s: Signature, of_sums: int) -> tuple[int, int, int]:
 
     If all have the same terms to be multiplied with, and the matrix unit has no part, they follow each other.
     Otherwise those of each begin a strip of columns. A row has a vector for each sum of x, or of h. That of ones takes
-    as many rows as it needs.
+    as many rows as it needs. A panel has no rows for those columns of h that its heads do not see.
     """
     counts, I, H = s.counts, s.I, s.H if s.counts.of_h else 0
     if of_sums:
         of_x = -(-(I + 1) // 16) * 16
         return of_x, I, of_x + panels_of(H, lanes_of(s.dtype)) * 16
+    unseen = H - span_of(s, lanes_of(s.dtype)) if H else 0
     if counts.joint and not counts.params:
-        return I, I + H, I + H + 1
+        return I, I + H, I + H + 1 - unseen
     of_h = panels_of(I, STRIP) * STRIP
     of_one = of_h + panels_of(H, STRIP) * STRIP
-    return of_h, of_one, of_one + panels_of(counts.sums + counts.params, max(counts.of_x, counts.of_h, 1))
+    return of_h, of_one, of_one - unseen + panels_of(counts.sums + counts.params, max(counts.of_x, counts.of_h, 1))
 
 
-def common_sizes(s: Signature, kind: str, wide: int) -> tuple[dict[str, int], int]:
+def common_sizes(s: Signature, kind: str, wide: int, count: int) -> tuple[dict[str, int], int]:
     """Fields of both kernels' arguments, and elements of a thread's scratch, whose rows have so many vectors that
-    products are summed in.
+    products are summed in; of all `count` panels or groups of them where a cell takes means.
     """
+    from fastlstm.backends.numba.kernels.shared import CHUNK, VECTOR
+
     found, slots = cells.fields(s.cell, kind), cells.vectors_aside(s.cell, kind)
     lanes, size = lanes_of(s.dtype), s.dtype.itemsize
     of_call = {"T": s.T, "B": s.B, "I": s.I, "H": s.H, "panels": panels_of(s.H, lanes), "c_step": s.rows * s.H * size}
-    of_call |= {"dense": is_dense(s), "wide": wide, "slots": slots}
+    panels, means = panels_of(s.H, lanes), s.counts.means
+    of_call |= {"gate_panels": panels + s.counts.saved_panels, "panel_bytes": CHUNK * wide * VECTOR if means else 0}
+    of_call["together"] = ROWS_TOGETHER if means else max(s.B, 1)
+    kept_slot, rows_slot = slots, slots + panels * found["crossing"]
+    wide, slots = wide * (count if means else 1), rows_slot + found["row_values"]
+    of_call |= {"kept_slot": kept_slot, "rows_slot": rows_slot}
+    of_call |= {"dense": is_dense(s), "wide": wide, "slots": slots, "head": s.H // s.heads, "span": span_of(s, lanes)}
     return found | of_call, 2 * found["table_bytes"] // size + 64 * (wide + slots) * lanes
 
 
@@ -223,8 +256,8 @@ def backward_sizes(s: Signature, sums: bool, to_x: bool) -> tuple[dict[str, int]
     many = B >= 4 and T * B >= 1024 and of_half <= HALF_BYTES // 2
     halves = 2 if many or (B >= 128 and of_half <= HALF_BYTES) else 1
     kept = ring * chunk if (sums and not of_sums) or (to_x and not of_x) else 2
-    fields, scratch = common_sizes(s, "Backward", 4)
-    fields |= {"chunk": chunk, "ring": ring, "halves": halves, "kept": kept}
+    fields, scratch = common_sizes(s, "Backward", 4, panels_of(H, wide))
+    fields |= {"reach": reach_of(s, lanes), "chunk": chunk, "ring": ring, "halves": halves, "kept": kept}
     fields |= {"strip": wide if few else STRIP, "sum_rows": sum_rows, "sums_of_h": sums_of_h, "sum_of_one": sum_of_one}
     carried = counts.others + counts.carries_h + s.ends_early
     buffers = {"scratch": scratch, "carried": panels * B * lanes * carried}

@@ -16,12 +16,16 @@ from fastlstm.backends.numba.kernels.shared import CHUNK, VECTOR, inlined, item,
 from fastlstm.backends.numba.kernels.states import (
     OTHER_BACK,
     VALUE_BACK,
+    begin_phase,
     dinputs_aside,
     enter,
     enter_step,
     held_aside,
+    kept_aside,
     outside,
+    panel_sums,
     row_of,
+    rows_aside,
     set_aside,
     slot,
 )
@@ -45,13 +49,13 @@ def told(a, k, n):
 
 
 @inlined
-def cells(a, p, s, t, b, rows, scratch, table, dh, dpre):
-    """dpreact of one panel for `rows` rows from `b` on. `dh` is the gradient from the step after."""
+def cells(a, p, s, t, b, rows, scratch, table, dh, dpre, phase):
+    """One phase of dpreact of one panel for `rows` rows from `b` on. `dh` is the gradient from the step after."""
     L, H, unit, used = a.lanes, a.H, p * VECTOR, table
-    panels, valid = a.panels, min(L, H - p * L)
+    panels, valid, is_last = a.panels, min(L, H - p * L), phase == a.phases - 1
     resets, holds, corrects = any_reset(a, t, b, rows), any_held(a, t, b, rows), a.reverse != 0 and a.lengths != 0
     for k in range(a.others):
-        if told(a, k, 3) != 0:
+        if told(a, k, 3) != 0 and phase == 0:
             d = told(a, k, 3) + t * told(a, k, 4) + b * told(a, k, 5) + unit
             call(a.add_rows, rows, valid, d, told(a, k, 5), carried_at(a, k, p, b), VECTOR)
     if valid < L or resets or a.is_narrow != 0 or (corrects and a.reads & 1 != 0):
@@ -60,17 +64,17 @@ def cells(a, p, s, t, b, rows, scratch, table, dh, dpre):
         dh_out = get_int64(table + 16 * k) + b * row_of(table, k) + p * L * item(a)
         read_rows(a, a.is_narrow, rows, valid, L, dh_out, row_of(table, k), slot(a, scratch, k), VECTOR)
         enter(used, k, slot(a, scratch, k) - b * VECTOR - unit, VECTOR)
-    if holds:  # a held row hands on the states' gradients that it got: its dpreact is zero, and its own dh is ignored
+    if holds and is_last:  # a held row hands on the states' gradients that it got: its dpreact is zero, and its own dh is ignored
         for k in range(a.others):
             call(a.copy_rows, rows, L, L, carried_at(a, k, p, b), VECTOR, held_aside(a, scratch, k), VECTOR)
         call(a.copy_rows, rows, valid, L, dh, 4 * VECTOR, carried_at(a, a.others + a.carries_h, p, b), VECTOR)
-    saved = a.gates + ((t * panels + p) * a.gate_rows + b) * a.saved * VECTOR
+    saved = a.gates + ((t * a.gate_panels + p) * a.gate_rows + b) * a.saved * VECTOR
     alive, terms, dinputs = rows_alive(a, t, b, rows), terms_of(a), dinputs_aside(a, scratch)
     call(
         a.cell_backward, alive, b, unit, valid, dh, saved, dpre, dinputs, carried_at(a, 0, p, b),
-        panels * a.B * VECTOR, used,
+        panels * a.B * VECTOR, used, phase, kept_aside(a, scratch, p), rows_aside(a, scratch), a.row_values * VECTOR,
     )  # fmt: skip
-    if holds:
+    if holds and is_last:
         for r in range(rows):
             if is_held(a, t, b + r):
                 for k in range(a.others):
@@ -78,7 +82,7 @@ def cells(a, p, s, t, b, rows, scratch, table, dh, dpre):
                     call(a.copy_rows, 1, L, L, held, 0, carried_at(a, k, p, b + r), 0)
                 call(a.copy_rows, 1, 0, terms * L, a.constants, 0, dpre + r * terms * VECTOR, 0)
                 call(a.copy_rows, 1, 0, a.inputs * L, a.constants, 0, dinputs + r * a.inputs * VECTOR, 0)
-    for k in range(a.inputs):
+    for k in range(a.inputs if is_last else 0):
         to = get_int64(a.values_at + 8 * (VALUE_BACK * k + 3))
         if to != 0:
             at, row = ((t * a.rows + b) * H + p * L) * a.size, H * a.size
@@ -98,6 +102,47 @@ def backward_with(products: Any) -> Any:
     back_product, pack_inputs, add_gradients = products.back_product, products.pack_inputs, products.add_gradients
     on_unit = products is matrix_backward
 
+    @inlined
+    def arriving(a, s, t_next, b, rows, q, sums):
+        """The gradients of the states after step s, in column group q, for `rows` rows from `b` on: of the first state
+        in `sums` (rows, 4, lanes), of the others where they are carried.
+        """
+        L, S, H, T, panels = a.lanes, a.size, a.H, a.T, a.panels
+        p_first, p_last = group(panels, q), group(panels, q + 1)
+        column = p_first * L
+        width = min((p_last - p_first) * L, H - column)
+        if s < T - 1 and a.of_h != 0 and (s >= 0 or a.dh_0 != 0):
+            back_product(a, rows_alive(a, t_next, b, rows), b, s + 1, True, a.packed_hh, panels, q, sums)
+        elif s == T - 1 and a.dh_n != 0:
+            call(
+                a.copy_rows, rows, width, 4 * L,
+                a.dh_n + b * a.dh_n_row + column * S, a.dh_n_row, sums, 4 * VECTOR,
+            )  # fmt: skip
+        else:
+            call(a.copy_rows, rows, 0, 4 * L, sums, 0, sums, 4 * VECTOR)
+        resets = s < T - 1 and any_reset(a, t_next, b, rows)
+        holds = s < T - 1 and any_held(a, t_next, b, rows)
+        for p in range(p_first, p_last if s < T - 1 and a.carries_h != 0 else p_first):
+            dh = sums + (p - p_first) * VECTOR
+            call(a.add_rows, rows, L, carried_at(a, a.others, p, b), VECTOR, dh, 4 * VECTOR)
+        if resets:
+            zero_reset(a, t_next, b, rows, 4 * L, sums, 4 * VECTOR)
+        for p in range(p_first, p_last):
+            dh, valid = sums + (p - p_first) * VECTOR, min(L, H - p * L)
+            for k in range(a.others):
+                carried = carried_at(a, k, p, b)
+                if s == T - 1:
+                    d_n, row = told(a, k, 6) + b * told(a, k, 7) + p * VECTOR, told(a, k, 7)
+                    given = valid if told(a, k, 6) != 0 else 0
+                    call(a.copy_rows, rows, given, L, d_n, row, carried, VECTOR)
+                if resets:
+                    zero_reset(a, t_next, b, rows, L, carried, VECTOR)
+            if holds:
+                for r in range(rows):
+                    if is_held(a, t_next, b + r):
+                        held = carried_at(a, a.others + a.carries_h, p, b + r)
+                        call(a.copy_rows, 1, L, L, held, 0, dh + r * 4 * VECTOR, 0)
+
     @jit
     def backward(a, thread, threads):
         """This thread's share: rows and units are split as in the forward pass, the sums over rows by panels."""
@@ -112,6 +157,7 @@ def backward_with(products: Any) -> Any:
         part, member = thread // team, thread % team
         table = a.scratch + thread * a.scratch_bytes
         scratch = table + 2 * a.table_bytes
+        shared = scratch - member * a.scratch_bytes if a.phases > 1 else scratch  # where a team's products meet
         if a.digests != 0:  # if they differ, all is thrown away; but a team still meets at its barriers
             digest_weights(a, thread, everyone, T > 1 or a.stale == 0 or a.dh_0 != 0)
             if everyone == 1 and a.stale != 0 and get_int64(a.stale) != 0:
@@ -150,56 +196,46 @@ def backward_with(products: Any) -> Any:
                     h_prev, h_prev_row = a.h_0, a.h_0_row
                 enter_step(a, table, s, t, h_prev, h_prev_row, a.h + t * a.rows * H * S, H * S, OTHER_BACK, False)
                 enter(table, outside(a), a.dh + t * a.dh_step, a.dh_row)
-            for j in range(q_first, q_last if wanted else q_first):  # to and fro, as in the forward pass
-                q = j if s % 2 == 0 else q_first + q_last - 1 - j
-                p_first, p_last = group(panels, q), group(panels, q + 1)
-                column = p_first * L
-                width = min((p_last - p_first) * L, H - column)
-                for b in range(b_first, b_last, CHUNK):
-                    rows = min(CHUNK, b_last - b)
-                    if s < T - 1 and a.of_h != 0 and (s >= 0 or a.dh_0 != 0):
-                        back_product(a, rows_alive(a, t_next, b, rows), b, s + 1, True, a.packed_hh, panels, q, scratch)
-                    elif s == T - 1 and a.dh_n != 0:
-                        call(
-                            a.copy_rows, rows, width, 4 * L,
-                            a.dh_n + b * a.dh_n_row + column * S, a.dh_n_row, scratch, 4 * VECTOR,
-                        )  # fmt: skip
-                    else:
-                        call(a.copy_rows, rows, 0, 4 * L, scratch, 0, scratch, 4 * VECTOR)
-                    resets = s < T - 1 and any_reset(a, t_next, b, rows)
-                    holds = s < T - 1 and any_held(a, t_next, b, rows)
-                    for p in range(p_first, p_last if s < T - 1 and a.carries_h != 0 else p_first):
-                        dh = scratch + (p - p_first) * VECTOR
-                        call(a.add_rows, rows, L, carried_at(a, a.others, p, b), VECTOR, dh, 4 * VECTOR)
-                    if resets:
-                        zero_reset(a, t_next, b, rows, 4 * L, scratch, 4 * VECTOR)
-                    for p in range(p_first, p_last):
-                        dh, valid = scratch + (p - p_first) * VECTOR, min(L, H - p * L)
-                        for k in range(a.others):
-                            carried = carried_at(a, k, p, b)
-                            if s == T - 1:
-                                d_n, row = told(a, k, 6) + b * told(a, k, 7) + p * VECTOR, told(a, k, 7)
-                                given = valid if told(a, k, 6) != 0 else 0
-                                call(a.copy_rows, rows, given, L, d_n, row, carried, VECTOR)
-                            if resets:
-                                zero_reset(a, t_next, b, rows, L, carried, VECTOR)
-                        if holds:
-                            for r in range(rows):
-                                if is_held(a, t_next, b + r):
-                                    held = carried_at(a, a.others + a.carries_h, p, b + r)
-                                    call(a.copy_rows, 1, L, L, held, 0, dh + r * 4 * VECTOR, 0)
-                        if s >= 0:
-                            dpre = dpreact_place(a, p, s, b, scratch)
-                            cells(a, p, s, t, b, rows, scratch, table, dh, dpre)
-                            keep(a, p, s, b, rows, dpre)
-                            continue
-                        at = (b * H + p * L) * S
-                        if a.dh_0 != 0:
-                            call(a.copy_rows, rows, valid, valid, dh, 4 * VECTOR, a.dh_0 + at, H * S)
-                        for k in range(a.others):
-                            if told(a, k, 8) != 0:
-                                to = told(a, k, 8) + at
-                                call(a.copy_rows, rows, valid, valid, carried_at(a, k, p, b), VECTOR, to, H * S)
+            for c in range(b_first, b_last if wanted else b_first, a.together):
+                c_last = min(c + a.together, b_last)
+                for phase in range(-1 if a.phases > 1 else 0, a.phases if s >= 0 else 1):
+                    multiplies, computes = phase < 0 or a.phases == 1, phase >= 0
+                    r_first, r_last, begin, end = c, c_last, q_first, q_last
+                    if not multiplies:
+                        r_first, r_last = c + share(c_last - c, member, team), c + share(c_last - c, member + 1, team)
+                        begin, end = 0, groups if r_first < r_last else 0
+                    if a.row_values != 0 and s >= 0 and computes:
+                        alive = rows_alive(a, t, r_first, r_last - r_first)
+                        begin_phase(
+                            a, a.rows_backward, phase, t, r_first, alive, a.gate_rows, scratch, a.row_values * VECTOR
+                        )
+                    for j in range(begin, end):  # to and fro, as in the forward pass
+                        q = j if s % 2 == 0 else begin + end - 1 - j
+                        p_first, p_last = group(panels, q), group(panels, q + 1)
+                        sums = panel_sums(a, shared, q) + (r_first - c) * 4 * VECTOR
+                        for b in range(r_first, r_last, CHUNK):
+                            rows = min(CHUNK, r_last - b)
+                            if multiplies:
+                                arriving(a, s, t_next, b, rows, q, sums)
+                            for p in range(p_first, p_last if computes else p_first):
+                                dh, valid = sums + (p - p_first) * VECTOR, min(L, H - p * L)
+                                if s >= 0:
+                                    dpre = dpreact_place(a, p, s, b, scratch)
+                                    cells(a, p, s, t, b, rows, scratch, table, dh, dpre, phase)
+                                    if phase == a.phases - 1:
+                                        keep(a, p, s, b, rows, dpre)
+                                    continue
+                                at = (b * H + p * L) * S
+                                if a.dh_0 != 0:
+                                    call(a.copy_rows, rows, valid, valid, dh, 4 * VECTOR, a.dh_0 + at, H * S)
+                                for k in range(a.others):
+                                    if told(a, k, 8) != 0:
+                                        to = told(a, k, 8) + at
+                                        call(a.copy_rows, rows, valid, valid, carried_at(a, k, p, b), VECTOR, to, H * S)
+                    if not computes:
+                        passed = wait(barrier, team, passed, a.relax)
+                if c_last < b_last:
+                    passed = wait(barrier, team, passed, a.relax)
             passed = wait(barrier, team, passed, a.relax)
             if a.strips != 0 or a.dx != 0:
                 due, number = 0 if s < 0 else T, met - 1

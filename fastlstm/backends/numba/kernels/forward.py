@@ -6,9 +6,20 @@ from fastlstm.backends.numba.host.sizes import LINE
 from fastlstm.backends.numba.kernels import matrix_forward, mixed_forward, vector_forward
 from fastlstm.backends.numba.kernels.ends import any_held, any_reset, is_held, length_of, rows_alive, zero_reset
 from fastlstm.backends.numba.kernels.in_place import preact_in_place
-from fastlstm.backends.numba.kernels.layout import cell_forward_of
+from fastlstm.backends.numba.kernels.layout import cell_forward_of, rows_forward_of, seen_from
 from fastlstm.backends.numba.kernels.shared import CHUNK, VECTOR, inlined, is_zero, item, jit, write_rows
-from fastlstm.backends.numba.kernels.states import OTHER, enter_step, row_at, row_of, set_aside, slot
+from fastlstm.backends.numba.kernels.states import (
+    OTHER,
+    begin_phase,
+    enter_step,
+    kept_aside,
+    panel_sums,
+    row_at,
+    row_of,
+    rows_aside,
+    set_aside,
+    slot,
+)
 from fastlstm.backends.numba.kernels.threads import share, share_rows_alive, wait
 from fastlstm.backends.numba.kernels.vector_forward import pack_inputs, pack_states
 from fastlstm.backends.numba.kernels.weights import digest_weights, pack_biases
@@ -16,23 +27,26 @@ from fastlstm.backends.numba.llvm.intrinsics import call, get_int64
 
 
 @inlined
-def cells(a, t, p, b, rows, scratch, table):
-    """One panel's cells for `rows` rows from `b` on, from preact in scratch."""
+def cells(a, t, p, b, rows, sums, scratch, table, phase):
+    """One phase of one panel's cells for `rows` rows from `b` on, from preact in `sums`."""
     L, H, unit, states = a.lanes, a.H, p * VECTOR, 2 * a.others + 2
-    valid, panels, used = min(L, H - p * L), a.panels, table
+    valid, used, is_last = min(L, H - p * L), table, phase == a.phases - 1
     resets, holds = any_reset(a, t, b, rows), any_held(a, t, b, rows)
     if valid < L or resets or (holds and a.c_step == 0):  # cut off, reset or still wanted
         used = table + a.table_bytes
         set_aside(a, table, used, p, t, b, rows, scratch, True, False)
-    saved = a.gates + ((t * panels + p) * a.B + b) * a.saved * VECTOR
-    call(cell_forward_of(a), rows, b, unit, scratch, saved, used)
-    if valid < L:  # whole vectors would reach into the next row
+    saved = a.gates + ((t * a.gate_panels + p) * a.B + b) * a.saved * VECTOR
+    call(
+        cell_forward_of(a), rows, b, unit, sums, saved, used, phase, kept_aside(a, scratch, p),
+        rows_aside(a, scratch), a.row_values * VECTOR, valid,
+    )  # fmt: skip
+    if valid < L and is_last:  # whole vectors would reach into the next row
         for k in range(1, states, 2):
             call(
                 a.copy_rows, rows, valid, valid, row_at(used, k, b, unit), VECTOR, row_at(table, k, b, unit),
                 row_of(table, k),
             )  # fmt: skip
-    if holds:
+    if holds and is_last:
         for r in range(rows):
             if is_held(a, t, b + r):
                 for k in range(0, states, 2):
@@ -46,12 +60,12 @@ def carry(a, t, p, b, rows, table):
     operator returns is to be the same at every run.
     """
     L, unit = a.lanes, p * VECTOR
-    width, panels = min(L, a.H - p * L), (a.H + L - 1) // L
+    width = min(L, a.H - p * L)
     for k in range(0, 2 * a.others + 2, 2):
         old, new = row_at(table, k, b, unit), row_at(table, k + 1, b, unit)
         call(a.copy_rows, rows, width, width, old, row_of(table, k), new, row_of(table, k + 1))
     if a.gates != 0:
-        saved = a.gates + ((t * panels + p) * a.B + b) * a.saved * VECTOR
+        saved = a.gates + ((t * a.gate_panels + p) * a.B + b) * a.saved * VECTOR
         call(a.copy_rows, rows, 0, a.saved * L, a.constants, 0, saved, a.saved * VECTOR)
 
 
@@ -100,6 +114,7 @@ def forward_with(products: Any) -> Any:
         first, last = share(panels, thread, parts * team), share(panels, thread + 1, parts * team)
         table = a.scratch + thread * a.scratch_bytes
         scratch = table + 2 * a.table_bytes
+        shared = scratch - member * a.scratch_bytes if a.phases > 1 else scratch  # where a team's products meet
         # of all rows: who computes which must not decide
         begins_at_zero = a.of_h == 0 or is_zero(B, H * S, a.h_0, a.h_0_row)
         # an operand of the matrix unit may have columns of x and h side by side: then these are multiplied even if zero
@@ -125,6 +140,7 @@ def forward_with(products: Any) -> Any:
         h_reset = slot(a, scratch, a.slots)  # (rows, H)
         h_prev, h_prev_row = a.h_0, a.h_0_row
         alone = a.rows == 1 and a.reset == 0 and a.lengths == 0 and H % L == 0 and p_last - p_first <= CHUNK
+        alone = alone and (a.phases == 1 or panels <= CHUNK)
         lone = reads_states and reads_inputs and alone and not packs_as_used
         if not reads_inputs:  # but the matrix unit does
             call(a.configure, max((b_last - b_first) * max(a.feed, 1), 1))
@@ -151,34 +167,66 @@ def forward_with(products: Any) -> Any:
             if (s == 0 and begins_at_zero) or a.of_h == 0:
                 h_seen = 0
             if lone:
-                preact_of_lone(a, s, p_first, p_last, scratch, x, h_seen)
-                saved = a.gates + (t * panels + p_first) * a.saved * VECTOR  # panels are rows: none waits for another
-                call(cell_forward_of(a), p_last - p_first, p_first, 0, scratch, saved, table)
-            # to and fro: the weights read last are still in the L2 cache
-            for j in range(p_last if lone else p_first, p_last):
-                p = j if (s + a.flip) % 2 == 0 else p_first + p_last - 1 - j
-                place = p
-                if packs_as_used and a.places != 0:
-                    place = thread
-                    pack_inputs(a, p, place)
-                    if h_seen != 0:
-                        pack_states(a, p, place)
-                multiply_inputs(a, s, p, part, b_first, b_last)
-                for b in range(b_first, b_last, CHUNK):
-                    rows = min(CHUNK, b_last - b)
-                    alive = rows_alive(a, t, b, rows)
-                    if alive < rows:
-                        carry(a, t, p, b + alive, rows - alive, table)
-                    if a.places == 0:  # of so few rows that all of them are here
-                        preact_in_place(a, p, alive, scratch, x, h_seen, h_seen_row)
-                    else:
-                        preact(a, s, p, place, b, alive, part, b_first, b_last, scratch, x, h_seen, h_seen_row)
-                    cells(a, t, p, b, alive, scratch, table)
-                    if not reads_states:
-                        if a.states != 0:
-                            leave(a, t, p, b, rows, h)
-                        if s + 1 < T:
-                            feed_states(a, s + 1, p, b, rows, h + b * a.h_row + p * L * S, a.h_row, scratch)
+                sums, q_first, q_last = scratch, p_first, p_last
+                if a.phases > 1:
+                    sums, q_first, q_last = shared + p_first * a.sums * VECTOR, 0, panels if member == 0 else 0
+                preact_of_lone(a, s, p_first, p_last, sums, x, h_seen)
+                if a.phases > 1:
+                    sums, passed = shared, wait(barrier, team, passed, a.relax)
+                saved = a.gates + (t * a.gate_panels + q_first) * a.saved * VECTOR  # panels are rows
+                for phase in range(a.phases if q_first < q_last else 0):
+                    if a.row_values != 0:
+                        begin_phase(a, rows_forward_of(a), phase, t, 0, 1, 1, scratch, 0)
+                    call(
+                        cell_forward_of(a), q_last - q_first, q_first, 0, sums, saved, table, phase,
+                        kept_aside(a, scratch, 0), rows_aside(a, scratch), 0, L,
+                    )  # fmt: skip
+            for c in range(b_last if lone else b_first, b_last, a.together):
+                c_last = min(c + a.together, b_last)
+                # a cell that takes means needs the products of all units first, and sums over these in one order: a
+                # team multiplies by units and computes cells by rows
+                for phase in range(-1 if a.phases > 1 else 0, a.phases):
+                    multiplies, computes = phase < 0 or a.phases == 1, phase >= 0
+                    r_first, r_last, q_first, q_last = c, c_last, p_first, p_last
+                    if not multiplies:
+                        r_first, r_last = c + share(c_last - c, member, team), c + share(c_last - c, member + 1, team)
+                        q_first, q_last = 0, panels if r_first < r_last else 0
+                    if computes and a.row_values != 0:
+                        alive = rows_alive(a, t, r_first, r_last - r_first)
+                        begin_phase(a, rows_forward_of(a), phase, t, r_first, alive, B, scratch, a.row_values * VECTOR)
+                    # to and fro: the weights read last are still in the L2 cache
+                    for j in range(q_first, q_last):
+                        p = q_first + q_last - 1 - j if multiplies and (s + a.flip) % 2 != 0 else j
+                        place, sums = p, panel_sums(a, shared, p) + (r_first - c) * a.sums * VECTOR
+                        if multiplies and packs_as_used and a.places != 0:
+                            place = thread
+                            pack_inputs(a, p, place)
+                            if h_seen != 0:
+                                pack_states(a, p, place)
+                        if multiplies and c == b_first:
+                            multiply_inputs(a, s, p, part, b_first, b_last)
+                        h_of_heads = h_seen + seen_from(a, p) * S if h_seen != 0 else 0
+                        for b in range(r_first, r_last, CHUNK):
+                            rows = min(CHUNK, r_last - b)
+                            alive = rows_alive(a, t, b, rows)
+                            if multiplies:
+                                if a.places == 0:  # of so few rows that all of them are here
+                                    preact_in_place(a, p, alive, sums, x, h_of_heads, h_seen_row)
+                                else:
+                                    preact(a, s, p, place, b, alive, part, b_first, b_last, sums, x, h_of_heads, h_seen_row)
+                            if alive < rows and phase == a.phases - 1:
+                                carry(a, t, p, b + alive, rows - alive, table)
+                            if computes:
+                                cells(a, t, p, b, alive, sums, scratch, table, phase)
+                            if not reads_states:
+                                if a.states != 0:
+                                    leave(a, t, p, b, rows, h)
+                                if s + 1 < T:
+                                    feed_states(a, s + 1, p, b, rows, h + b * a.h_row + p * L * S, a.h_row, scratch)
+                    if not computes:
+                        passed = wait(barrier, team, passed, a.relax)
+                if c_last < b_last:  # the next rows' products take the place of these
+                    passed = wait(barrier, team, passed, a.relax)
             h_prev, h_prev_row = h, a.h_row
             if not reads_inputs and s + 1 < T:
                 feed_inputs(a, s + 1, part, b_first, b_last, x_first, x_last, scratch)

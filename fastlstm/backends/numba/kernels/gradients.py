@@ -1,6 +1,6 @@
 """What the backward pass's products have in common: sums of weight gradients and where they go."""
 
-from fastlstm.backends.numba.kernels.layout import block_hh, block_ih, first_of_h, gate_at
+from fastlstm.backends.numba.kernels.layout import block_hh, block_ih, columns_of_h, first_of_h, gate_at, seen_from
 from fastlstm.backends.numba.kernels.shared import VECTOR, item, jit
 from fastlstm.backends.numba.llvm.intrinsics import call, get_int64
 
@@ -52,8 +52,8 @@ def write_vectors(a, p, ones):
 @jit
 def unpack_weight_gradients(a, scratch, p_first, p_last):
     """Panels of dweights to the gradients of weights, biases and params, those that are wanted."""
-    L, I, H = a.lanes, a.I, a.H
-    wide = item(a)
+    L, I, H, D, columns = a.lanes, a.I, a.H, a.head, columns_of_h(a)
+    wide, row_of = item(a), sum_row(a)
     for p in range(p_first, p_last):
         sums, valid = sum_at(a, 0, p), min(L, H - p * L)
         if a.halves == 2:  # with what narrower rows leave unused
@@ -63,6 +63,11 @@ def unpack_weight_gradients(a, scratch, p_first, p_last):
             unpack_weight(a, scratch, sums + gate_at(a, p, gate), I, valid, a.dweight_ih + row * I * wide)
         of_h = sums + a.sums_of_h * sum_row(a)
         for gate in range(a.of_h if a.dweight_hh != 0 else 0):
-            row = block_hh(a, gate) * H + p * L
-            unpack_weight(a, scratch, of_h + gate_at(a, p, gate), H, valid, a.dweight_hh + row * H * wide)
-        write_vectors(a, p, sums + a.sum_of_one * sum_row(a))
+            row, unit, source = block_hh(a, gate) * H, p * L, of_h + gate_at(a, p, gate)
+            while unit < p * L + valid:  # of one head
+                column = unit // D * D
+                end = min(column + D, p * L + valid)
+                at = source + (unit - p * L) * a.size + (column - seen_from(a, p)) * row_of
+                unpack_weight(a, scratch, at, D, end - unit, a.dweight_hh + (row + unit) * D * wide)
+                unit = end
+        write_vectors(a, p, sums + (a.sum_of_one - columns + min(a.span, columns)) * row_of)

@@ -39,10 +39,10 @@ def preact_in_place(a, p, rows, out, x, h_seen, h_seen_row):
     if a.block_x != 0:
         sums_in_place(a, p, a.of_x, 0, I, a.block_x, rows, x, x_row, True, init, 0, out)
         copy_sums(a, a.of_x, a.sums, rows, init, 0, out, wide)
-        columns = H if h_seen != 0 else 0
+        columns = a.span if h_seen != 0 else 0
         sums_in_place(a, p, a.of_h, first_of_h(a), columns, a.block, rows, h_seen, h_seen_row, False, out, wide, out)
         return
-    used = I + H if h_seen != 0 else I
+    used = I + a.span if h_seen != 0 else I
     for gate in range(a.sums):
         w = a.weight_ih + (block_ih(a, gate) * H + p * L) * a.weight_ih_row
         w_2 = a.weight_hh + (block_hh(a, gate) * H + p * L) * a.weight_hh_row
@@ -53,7 +53,7 @@ def preact_in_place(a, p, rows, out, x, h_seen, h_seen_row):
             call(
                 a.in_place, rows, begin, begin_row, to, wide, x + k * S, x_row, w + k * S, a.weight_ih_row, of_x,
                 I - L - k, h_seen + of_h * S, h_seen_row, w_2 + of_h * S, a.weight_hh_row, k_last - k - of_x,
-                H - L - of_h,
+                a.span - L - of_h,
             )  # fmt: skip
             begin, begin_row, k = to, wide, k_last
             if k >= used:

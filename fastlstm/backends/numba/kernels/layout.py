@@ -57,8 +57,48 @@ def first_of_h(a):
 
 @jit
 def columns_of_h(a):
-    """Columns of weight_hh, 0 where there is none."""
+    """Columns of h that are multiplied, 0 where there is no weight_hh."""
     return a.H if a.of_h != 0 else 0
+
+
+@jit
+def seen_from(a, p):
+    """The first of the columns of h that panel p multiplies: those of its units' heads."""
+    return 0 if a.span == a.H else p * a.lanes // a.head * a.head
+
+
+@jit
+def seen_by(a, p):
+    """How many columns of h panel p multiplies, at most `span`."""
+    if a.span == a.H:
+        return a.H
+    return (min((p + 1) * a.lanes, a.H) - 1) // a.head * a.head + a.head - seen_from(a, p)
+
+
+@jit
+def seen_alike(a, p, last):
+    """The end of the panels from p on, before `last`, that multiply the same columns of h."""
+    if a.span == a.H:
+        return last
+    end = p + 1
+    while end < last and seen_from(a, end) == seen_from(a, p) and seen_by(a, end) == seen_by(a, p):
+        end += 1
+    return end
+
+
+@jit
+def summed_from(a, q):
+    """The first of the panels whose dpreact column group q of h multiplies: those of its columns' heads."""
+    return 0 if a.span == a.H else group(a.panels, q) * a.lanes // a.head * a.head // a.lanes
+
+
+@jit
+def summed_by(a, q):
+    """How many panels these are, at most `reach`."""
+    if a.span == a.H:
+        return a.panels
+    end = (min(group(a.panels, q + 1) * a.lanes, a.H) - 1) // a.head * a.head + a.head  # of the units
+    return (end + a.lanes - 1) // a.lanes - summed_from(a, q)
 
 
 @jit
@@ -118,12 +158,20 @@ def lone_of(a, vectors):
 
 
 @jit
+def rows_forward_of(a):
+    """The forward pass of what is the same for all units of a row."""
+    return a.rows_forward if a.gates == 0 else a.rows_forward_saving
+
+
+@jit
 def cell_forward_of(a):
     """The cells' forward pass, and how it leaves gates, which nobody reads before the backward pass: by then threads
     have met, at locked instructions, which such stores wait for.
     """
     if a.gates == 0:
         return a.cell_forward
+    if a.phases > 1:  # which read some again
+        return a.cell_forward_saving
     size = a.T * a.panels * a.rows * a.saved * VECTOR
     # such stores want whole vectors where they belong, as memory of this size has them
     return a.cell_forward_streaming if size > STREAMED and a.gates % VECTOR == 0 else a.cell_forward_saving

@@ -22,11 +22,14 @@ from fastlstm.backends.numba.llvm.intrinsics import call
 
 
 @jit
-def write_columns(a, scratch, rows, dpre, dpre_row, packed, weight, width):
-    """One gate and panel's `rows` rows of the (gates H, `width`) gradient at `weight`, from dpreact of all steps."""
+def write_columns(a, scratch, rows, dpre, dpre_row, packed, weight, column, width):
+    """One gate and panel's `rows` rows of the (gates H, `width`) gradient at `weight`, from dpreact of all steps and
+    the packed columns from `column` on.
+    """
     S, count, wide = a.size, a.T * a.B, 4 * a.lanes
-    for k in range(0, width, wide):
-        out, out_row, valid = weight + k * S, width * S, min(wide, width - k)
+    for k in range(column // wide * wide, column + width, wide):
+        begin = max(k, column)
+        out, out_row, valid = weight + (begin - column) * S, width * S, min(k + wide, column + width) - begin
         if valid < wide:  # whole vectors would reach into the next row
             out, out_row = scratch, 4 * VECTOR
         call(
@@ -34,23 +37,29 @@ def write_columns(a, scratch, rows, dpre, dpre_row, packed, weight, width):
             4 * VECTOR, dpre, S, dpre_row, count, 1, 0, 0, dpre, 0, 0,
         )  # fmt: skip
         if valid < wide:
-            call(a.copy_rows, rows, valid, valid, scratch, 4 * VECTOR, weight + k * S, width * S)
+            source, to = scratch + (begin - k) * S, weight + (begin - column) * S
+            call(a.copy_rows, rows, valid, valid, source, 4 * VECTOR, to, width * S)
 
 
 @jit
 def write_weight_gradients(a, packed, scratch, p_first, p_last):
     """Panels `p_first` to `p_last` of the gradients of weights, biases and params, those that are wanted."""
-    L, S, I, H, count = a.lanes, a.size, a.I, a.H, a.T * a.B
+    L, S, I, H, D, count = a.lanes, a.size, a.I, a.H, a.head, a.T * a.B
     of_h = packed + a.sums_of_h * count * S
     for p in range(p_first, p_last):
         valid, dpreact, vectors = min(L, H - p * L), dpreact_of(a, p, 0, 0), vectors_of(a, p, terms_of(a))
         wide = vectors * VECTOR
         for gate in range(a.of_x if a.dweight_ih != 0 else 0):
             weight = a.dweight_ih + (block_ih(a, gate) * H + p * L) * I * S
-            write_columns(a, scratch, valid, dpreact + gate_at(a, p, gate), wide, packed, weight, I)
+            write_columns(a, scratch, valid, dpreact + gate_at(a, p, gate), wide, packed, weight, 0, I)
         for gate in range(a.of_h if a.dweight_hh != 0 else 0):
-            weight = a.dweight_hh + (block_hh(a, gate) * H + p * L) * H * S
-            write_columns(a, scratch, valid, dpreact + gate_at(a, p, first_of_h(a) + gate), wide, of_h, weight, H)
+            row, unit, source = block_hh(a, gate) * H, p * L, dpreact + gate_at(a, p, first_of_h(a) + gate)
+            while unit < p * L + valid:  # of one head
+                column = unit // D * D
+                end = min(column + D, p * L + valid)
+                weight, dpre = a.dweight_hh + (row + unit) * D * S, source + (unit - p * L) * S
+                write_columns(a, scratch, end - unit, dpre, wide, of_h, weight, column, D)
+                unit = end
         if a.dbias_ih != 0 or a.dbias_hh != 0 or a.params != 0:
             for q in range(groups_of(vectors)):
                 v = group(vectors, q)

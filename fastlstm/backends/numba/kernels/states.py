@@ -65,6 +65,31 @@ def slot(a, scratch, n):
 
 
 @jit
+def panel_sums(a, scratch, p):
+    """Where the sums of panel p lie, or the gradients of group p: of all panels, where a cell takes means."""
+    return scratch + p * a.panel_bytes
+
+
+@jit
+def kept_aside(a, scratch, p):
+    """Where the values of panel p lie that a phase of the cell keeps for later ones."""
+    return slot(a, scratch, a.kept_slot + p * a.crossing)
+
+
+@jit
+def rows_aside(a, scratch):
+    """Where what is the same for all units of a row lies, and the sums that means are made of."""
+    return slot(a, scratch, a.rows_slot)
+
+
+@jit
+def begin_phase(a, kernel, phase, t, b, rows, rows_of_gates, scratch, row_bytes):
+    """Turn the sums of the phase before into means, for `rows` rows from `b` on, and compute what rows have of them."""
+    saved = a.gates + (t * a.gate_panels + a.panels) * rows_of_gates * a.saved * VECTOR + b * a.saved_rows * VECTOR
+    call(kernel, rows, phase, a.H, rows_aside(a, scratch), row_bytes, saved)
+
+
+@jit
 def held_aside(a, scratch, k):
     """Where the gradients of the k-th state but the first lie that held rows hand on."""
     return slot(a, scratch, outside(a) + 1 + k)

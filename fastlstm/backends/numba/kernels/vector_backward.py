@@ -18,6 +18,11 @@ from fastlstm.backends.numba.kernels.layout import (
     groups_of,
     is_dense,
     product_of,
+    seen_alike,
+    seen_by,
+    seen_from,
+    summed_by,
+    summed_from,
     terms_of,
     vectors_of,
 )
@@ -33,22 +38,36 @@ BLOCK_ROWS = 128  # rows of dpreact and of a strip that stay in the L1 cache tog
 @jit
 def pack_transposed(a, weight, weight_row, N, of_h, packed, first, last, scratch):
     """Column groups `first` to `last` of (gates H, N) weights to [group][k][3 or 4 vectors],
-    k in the order of dpreact's panels.
+    k in the order of dpreact's panels. Of weight_hh a group has the panels whose units see any of its columns.
     """
     L, S, H, gates = a.lanes, a.size, a.H, a.of_h if of_h else a.of_x
     panels, vectors = a.panels, (N + L - 1) // L
+    head, own, reach = (a.head, a.head, a.reach) if of_h else (H, N, panels)
     for p in range(panels):
         units = min(L, H - p * L)
         for gate in range(gates):
             row = gate_at(a, p, gate) // S
             row_last = gate_at(a, p, gate + 1) // S if gate + 1 < gates else vectors_of(a, p, gates) * L
-            source = weight + ((block_hh(a, gate) if of_h else block_ih(a, gate)) * H + p * L) * weight_row
+            source = weight + (block_hh(a, gate) if of_h else block_ih(a, gate)) * H * weight_row
             for q in range(first, last):  # innermost: whole rows of weights are read one after the other
-                column = group(vectors, q) * L
+                column, before = group(vectors, q) * L, p - summed_from(a, q) if of_h else p
+                if before < 0 or (of_h and before >= summed_by(a, q)):
+                    continue
                 wide = 4 if group(vectors, q + 1) - group(vectors, q) == 4 else 3
-                to = packed + (q * panels * 4 * VECTOR + p * wide * VECTOR) * gates * L + row * wide * VECTOR
-                valid = min(wide * L, N - column)
-                call(a.copy_rows, units, valid, wide * L, source + column * S, weight_row, to, wide * VECTOR)
+                to = packed + (q * reach * 4 * VECTOR + before * wide * VECTOR) * gates * L + row * wide * VECTOR
+                if own < N:
+                    call(a.copy_rows, units, 0, wide * L, source, 0, to, wide * VECTOR)
+                unit, unit_last = p * L, p * L + units
+                while unit < unit_last:  # of one head
+                    head_at, end = unit // head * own, min((unit // head + 1) * head, unit_last)
+                    begin, stop = max(column, head_at), min(min(column + wide * L, N), head_at + own)
+                    if begin < stop:
+                        call(
+                            a.copy_rows, end - unit, stop - begin, wide * L - (begin - column),
+                            source + unit * weight_row + (begin - head_at) * S, weight_row,
+                            to + (unit - p * L) * wide * VECTOR + (begin - column) * S, wide * VECTOR,
+                        )  # fmt: skip
+                    unit = end
                 to += units * wide * VECTOR
                 call(a.copy_rows, row_last - row - units, 0, wide * L, source, 0, to, wide * VECTOR)
 
@@ -79,19 +98,20 @@ def back_product(a, rows, b, s, of_h, packed, vectors, q, scratch):
     panels, terms = (a.H + L - 1) // L, terms_of(a)
     wide = 4 if group(vectors, q + 1) - group(vectors, q) == 4 else 3
     kernel = a.product4 if wide == 4 else a.product3
-    blocks = (panels * gates * L + BLOCK_K - 1) // BLOCK_K
-    block = (panels + blocks - 1) // blocks  # panels
+    first, count, reach = (summed_from(a, q), summed_by(a, q), a.reach) if of_h else (0, panels, panels)
+    blocks = (count * gates * L + BLOCK_K - 1) // BLOCK_K
+    block = (count + blocks - 1) // blocks  # panels
     init, init_row = a.constants, 0
     # a last panel of its own width
     last, narrow = dpreact_of(a, panels - 1, s, b), 1 if is_dense(a, panels - 1) else 0
     last_row, last_columns = vectors_of(a, panels - 1, terms) * VECTOR, gates * (a.H - (panels - 1) * L)
-    for p in range(0, panels, block):
-        dpre = dpreact_of(a, p, s, b) + shift
-        w = packed + (q * panels * 4 * VECTOR + p * wide * VECTOR) * gates * L
-        at_end = narrow if p + block >= panels else 0
+    for p in range(0, count, block):
+        dpre = dpreact_of(a, first + p, s, b) + shift
+        w = packed + (q * reach * 4 * VECTOR + p * wide * VECTOR) * gates * L
+        at_end = narrow if p + block >= count and first + count == panels else 0
         call(
             kernel, rows, init, init_row, scratch, 4 * VECTOR, w, wide * VECTOR, dpre, terms * VECTOR, a.size,
-            gates * L, min(block, panels - p) - at_end, a.kept * a.B * terms * VECTOR, gates * L * wide * VECTOR,
+            gates * L, min(block, count - p) - at_end, a.kept * a.B * terms * VECTOR, gates * L * wide * VECTOR,
             last, last_row, at_end * last_columns,
         )  # fmt: skip
         init, init_row = scratch, 4 * VECTOR
@@ -175,22 +195,25 @@ def live_rows(a, s_first, first, rows):
 
 
 @jit
-def add_products(a, strips, s_first, s_last, half, p_first, p_last, column, column_last, gate, gates):
+def add_products(a, strips, s_first, s_last, half, p_first, p_last, column, column_last, shift, gate, gates):
     """Add a chunk of steps to what `columns` have in panels `p_first` to `p_last` of dweights, over half of the batch
     rows, or over all where `halves` is one: their sums with terms of dpreact, `gates` from `gate` on. The sums start as
-    those of the last steps: every row in one order, whoever else works beside.
+    those of the last steps: every row in one order, whoever else works beside. A column's sum lies `shift` rows before
+    the row of its number.
     """
     all_rows = (s_last - s_first) * a.B
     first, rows = share(all_rows, half, a.halves), share(all_rows, half + 1, a.halves) - share(all_rows, half, a.halves)
     steps, rows = live_rows(a, s_first, first, rows)
     blocks = (rows + BLOCK_ROWS - 1) // BLOCK_ROWS
     block = rows if steps > 1 else (rows + blocks - 1) // max(blocks, 1)
-    count = (column_last - column + STRIP - 1) // STRIP
-    for j in range(count):  # to and fro: the sums touched last are still in the L2 cache
-        k = column + (j if s_first // a.chunk % 2 == 0 else count - 1 - j) * STRIP
-        strip = strips + (k // STRIP * all_rows + first) * STRIP * a.size
+    begin, end = column // STRIP, (column_last + STRIP - 1) // STRIP if column < column_last else 0
+    for j in range(begin, end):  # to and fro: the sums touched last are still in the L2 cache
+        n = j if s_first // a.chunk % 2 == 0 else begin + end - 1 - j
+        k, width = max(column, n * STRIP), min(column_last, (n + 1) * STRIP) - max(column, n * STRIP)
+        strip = strips + ((n * all_rows + first) * STRIP + k - n * STRIP) * a.size
         for p in range(p_first, p_last):
-            out, dpre = sum_at(a, half, p) + k * sum_row(a), dpreact_of(a, p, s_first, first) + gate_at(a, p, gate)
+            out = sum_at(a, half, p) + (k - shift) * sum_row(a)
+            dpre = dpreact_of(a, p, s_first, first) + gate_at(a, p, gate)
             vectors, dpre_row = vectors_of(a, p, gates), vectors_of(a, p, terms_of(a)) * VECTOR
             for q in range(groups_of(vectors)):
                 v = group(vectors, q)
@@ -198,7 +221,7 @@ def add_products(a, strips, s_first, s_last, half, p_first, p_last, column, colu
                 init, init_row = (a.constants, 0) if s_last == a.T else (to, sum_row(a))
                 for r in range(0, rows, block):
                     call(
-                        kernel, min(STRIP, column_last - k), init, init_row, to, sum_row(a),
+                        kernel, width, init, init_row, to, sum_row(a),
                         dpre + v * VECTOR + r * dpre_row, dpre_row, strip + r * STRIP * a.size, a.size, STRIP * a.size,
                         min(block, rows - r), steps, a.B * STRIP * a.size, a.B * dpre_row, strip, 0, 0,
                     )  # fmt: skip
@@ -211,12 +234,17 @@ def add_weight_gradients(a, strips, s_first, s_last, half, p_first, p_last):
     `sizes.sum_places`.
     """
     of_h, of_one, columns = a.sums_of_h, a.sum_of_one, columns_of_h(a)
-    if a.joint != 0 and a.params == 0:
-        add_products(a, strips, s_first, s_last, half, p_first, p_last, 0, of_one + 1, 0, a.sums)
-    else:
-        add_products(a, strips, s_first, s_last, half, p_first, p_last, 0, a.I, 0, a.of_x)
-        add_products(a, strips, s_first, s_last, half, p_first, p_last, of_h, of_h + columns, first_of_h(a), a.of_h)
-        add_products(a, strips, s_first, s_last, half, p_first, p_last, of_one, of_one + 1, 0, terms_of(a))
+    if a.joint != 0 and a.params == 0 and a.span == a.H:
+        add_products(a, strips, s_first, s_last, half, p_first, p_last, 0, of_one + 1, 0, 0, a.sums)
+        return
+    add_products(a, strips, s_first, s_last, half, p_first, p_last, 0, a.I, 0, 0, a.of_x)
+    p, first, unseen = p_first, first_of_h(a), columns - min(a.span, columns)
+    while p < (p_last if columns != 0 else p_first):
+        end, seen = seen_alike(a, p, p_last), seen_from(a, p)
+        begin = of_h + seen
+        add_products(a, strips, s_first, s_last, half, p, end, begin, begin + seen_by(a, p), seen, first, a.of_h)
+        p = end
+    add_products(a, strips, s_first, s_last, half, p_first, p_last, of_one, of_one + 1, unseen, 0, terms_of(a))
 
 
 @jit

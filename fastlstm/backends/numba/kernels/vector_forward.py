@@ -15,6 +15,9 @@ from fastlstm.backends.numba.kernels.layout import (
     is_dense,
     lone_of,
     product_of,
+    seen_alike,
+    seen_by,
+    seen_from,
     spread,
     vectors_of,
 )
@@ -28,7 +31,7 @@ READS_STATES, READS_INPUTS = True, True  # preact reads h where the step before 
 @jit
 def states_at(a, place):
     """Where the panel of weight_hh lies that is packed at a place: a panel's own number, unless panels take turns."""
-    return a.packed + place * a.H * a.of_h * VECTOR
+    return a.packed + place * a.span * a.of_h * VECTOR
 
 
 @jit
@@ -48,24 +51,30 @@ def biases_at(a, p):
 @jit
 def pack_panel(a, p, weight, weight_row, columns, of_h, panel):
     """Panel p of a weight to [group of vectors][k][gate][lane], or [k] and its gates side by side, see `is_dense`, then
-    zeros.
+    zeros. Units of several heads have zeros where one does not see what another sees.
     """
-    L, H, gates = a.lanes, a.H, a.of_h if of_h else a.of_x
+    L, S, H, gates = a.lanes, a.size, a.H, a.of_h if of_h else a.of_x
     valid, vectors = min(L, H - p * L), vectors_of(a, p, gates)
-    if valid < L:
+    head, width, begin = (a.head, a.head, seen_from(a, p)) if of_h else (H, columns, 0)
+    if valid < L or width < columns:
         call(a.copy_rows, 1, 0, columns * vectors * L, panel, 0, panel, 0)
     for q in range(groups_of(vectors)):
         first, last = group(vectors, q), group(vectors, q + 1)
         to, wide = panel + first * columns * VECTOR, (last - first) * VECTOR
         for gate in range(first, gates if last == vectors else last):
-            row = (block_hh(a, gate) if of_h else block_ih(a, gate)) * H + p * L
-            at = to + gate_at(a, p, gate) - first * VECTOR
-            call(a.transpose, valid, columns, weight + row * weight_row, weight_row, at, wide)
+            row = (block_hh(a, gate) if of_h else block_ih(a, gate)) * H
+            at, unit = to + gate_at(a, p, gate) - first * VECTOR, p * L
+            while unit < p * L + valid:
+                column = unit // head * head  # where the head begins, in units and, of h, in columns
+                end = min(column + head, p * L + valid)
+                place = at + (unit - p * L) * S + (column - begin) * wide
+                call(a.transpose, end - unit, width, weight + (row + unit) * weight_row, weight_row, place, wide)
+                unit = end
 
 
 @jit
 def pack_states(a, p, place):
-    pack_panel(a, p, a.weight_hh, a.weight_hh_row, a.H, True, states_at(a, place))
+    pack_panel(a, p, a.weight_hh, a.weight_hh_row, seen_by(a, p), True, states_at(a, place))
 
 
 @jit
@@ -137,10 +146,13 @@ def multiply_inputs(a, s, p, part, b_first, b_last):
 
 @inlined
 def preact_of_one(a, s, p, place, panels, step, b, out, x, h_seen):
-    """preact of row b for `panels` panels from p on, `step` 1 or -1: the same sums, all blocks in one call."""
-    I, of_h, wide = a.I, a.H if h_seen != 0 else 0, step * a.sums * VECTOR
+    """preact of row b for `panels` panels from p on, `step` 1 or -1: the same sums, all blocks in one call. All see the
+    same columns of h.
+    """
+    I, columns, wide = a.I, seen_by(a, p), step * a.sums * VECTOR
+    of_h = columns if h_seen != 0 else 0
     w_x, w_h = inputs_at(a, place), states_at(a, place)
-    x_step, h_step = step * a.of_x * a.I * VECTOR, step * a.of_h * a.H * VECTOR
+    x_step, h_step = step * a.of_x * a.I * VECTOR, step * a.of_h * a.span * VECTOR
     init, init_step, part, part_step, first = biases_at(a, p), wide, a.constants, 0, a.block
     if a.feed != 0:
         rest, fed_step = I % a.block if a.block_x == 0 else 0, fed(a, step, 0, 0) - fed(a, 0, 0, 0)
@@ -165,7 +177,7 @@ def preact_of_one(a, s, p, place, panels, step, b, out, x, h_seen):
         v = group(vectors, q)
         call(
             lone_of(a, group(vectors, q + 1) - v), panels, init + begin + v * VECTOR, init_step,
-            out + begin + v * VECTOR, wide, x, w_x + v * a.I * VECTOR, x_step, I, h_seen, w_h + v * a.H * VECTOR,
+            out + begin + v * VECTOR, wide, x, w_x + v * a.I * VECTOR, x_step, I, h_seen, w_h + v * columns * VECTOR,
             h_step, of_h, first, a.block, part + (v * VECTOR if part_step != 0 else 0), part_step,
         )  # fmt: skip
 
@@ -178,18 +190,23 @@ def preact_of_lone(a, s, p_first, p_last, scratch, x, h_seen):
     if a.feed != 0 and s % a.feed == 0:
         for p in range(p_first, p_last):
             multiply_inputs(a, s, p, 0, 0, 1)
-    if (s + a.flip) % 2 == 0:
-        preact_of_one(a, s, p_first, p_first, p_last - p_first, 1, 0, scratch, x, h_seen)
-    else:
-        p = p_last - 1
-        preact_of_one(a, s, p, p, p_last - p_first, -1, 0, scratch + (p - p_first) * a.sums * VECTOR, x, h_seen)
+    begin = p_first
+    while begin < p_last:
+        end, h, p, step = seen_alike(a, begin, p_last), h_seen, begin, 1
+        if h_seen != 0:
+            h += seen_from(a, begin) * a.size
+        if (s + a.flip) % 2 != 0:
+            p, step = end - 1, -1
+        preact_of_one(a, s, p, p, end - begin, step, 0, scratch + (p - p_first) * a.sums * VECTOR, x, h)
+        begin = end
 
 
 @inlined
 def shared_sums(a, p, place, b, rows, init, out, wide, x, h_seen, h_seen_row):
     """preact of panel p where x and h share their sums."""
     S, I, vectors, w_x, w_h = a.size, a.I, wide // VECTOR, inputs_at(a, place), states_at(a, place)
-    used = I + a.H if h_seen != 0 else I
+    columns = seen_by(a, p)
+    used = I + columns if h_seen != 0 else I
     for q in range(groups_of(vectors)):
         v, k, w_row = group(vectors, q), 0, (group(vectors, q + 1) - group(vectors, q)) * VECTOR
         kernel, begin, begin_row, to = product_of(a, w_row // VECTOR), init + v * VECTOR, 0, out + v * VECTOR
@@ -197,7 +214,7 @@ def shared_sums(a, p, place, b, rows, init, out, wide, x, h_seen, h_seen_row):
             k_last = min(k + a.block, used)
             of_x, of_h = max(0, min(k_last, I) - k), max(0, k - I)  # columns of x, and of h before them
             x_k, h_k = x + b * a.x_row + k * S, h_seen + b * h_seen_row + of_h * S
-            w, w_2 = w_x + v * I * VECTOR + k * w_row, w_h + v * a.H * VECTOR + of_h * w_row
+            w, w_2 = w_x + v * I * VECTOR + k * w_row, w_h + v * columns * VECTOR + of_h * w_row
             call(
                 kernel, rows, begin, begin_row, to, wide, w, w_row, x_k, a.x_row, S, of_x, 1, 0, w_2 - w, h_k,
                 h_seen_row, k_last - k - of_x,
@@ -209,8 +226,8 @@ def shared_sums(a, p, place, b, rows, init, out, wide, x, h_seen, h_seen_row):
 
 @inlined
 def preact(a, s, p, place, b, rows, part, b_first, b_last, scratch, x, h_seen, h_seen_row):
-    """preact of panel p, packed at `place`, for `rows` rows from `b` on, to scratch (rows, S, lanes). No h_seen: it is
-    zero.
+    """preact of panel p, packed at `place`, for `rows` rows from `b` on, to scratch (rows, S, lanes). h_seen: the
+    columns that the panel sees; if it is absent they are zero.
     """
     out, wide, dense = scratch, vectors_of(a, p, a.sums) * VECTOR, is_dense(a, p)
     if dense:
@@ -229,10 +246,11 @@ def preact(a, s, p, place, b, rows, part, b_first, b_last, scratch, x, h_seen, h
             add_product(a, vectors, w, I, 0, I, a.block_x, rows, init, 0, out, wide, x + b * a.x_row, a.x_row)
             copy_sums(a, a.of_x, a.sums, rows, init, 0, out, wide)
             init, init_row = out, wide
-        columns, begin = a.H if h_seen != 0 else 0, first_of_h(a) * VECTOR
+        seen, begin = seen_by(a, p), first_of_h(a) * VECTOR
+        columns = seen if h_seen != 0 else 0
         if columns != 0 or a.feed != 0:
             add_product(
-                a, vectors_of(a, p, a.of_h), states_at(a, place), a.H, 0, columns, a.block, rows, init + begin,
+                a, vectors_of(a, p, a.of_h), states_at(a, place), seen, 0, columns, a.block, rows, init + begin,
                 init_row, out + begin, wide, h_seen + b * h_seen_row, h_seen_row,
             )  # fmt: skip
     if dense:

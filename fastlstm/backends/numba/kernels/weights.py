@@ -31,7 +31,7 @@ def digest_weights(a, thread, threads, recurs):
     of_bias, of_bias_hh = a.of_x if a.original_bias != 0 else 0, a.of_h if a.original_bias_hh != 0 else 0
     sources = (
         (a.original_ih, a.of_x * H * I * S // 4), (a.original_bias, of_bias * H * S // 4),
-        (a.original_bias_hh, of_bias_hh * H * S // 4), (a.original_hh, a.of_h * H * H * S // 4 if recurs else 0),
+        (a.original_bias_hh, of_bias_hh * H * S // 4), (a.original_hh, a.of_h * H * a.head * S // 4 if recurs else 0),
     )  # fmt: skip
     digest_all(a, sources, thread, threads)
 

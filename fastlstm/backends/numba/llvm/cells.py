@@ -5,9 +5,10 @@ rows. What there are as many of as the cell has states or inputs is found by a t
 `forward_table` and `backward_table`: the address of row 0 and unit 0, and the bytes from one row to the next.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from llvmlite import ir
@@ -16,8 +17,9 @@ from fastlstm.backends.numba.llvm import functions
 from fastlstm.backends.numba.llvm.functions import ON_VECTORS
 from fastlstm.backends.numba.llvm.loops import Builder, Builders, counted
 from fastlstm.backends.numba.llvm.simd import I64, Lanes, Vector, load
-from fastlstm.cells.emit import ByName, python
+from fastlstm.cells.emit import ByName, Function, python
 from fastlstm.cells.layout import Layout
+from fastlstm.cells.phases import Phases, in_phases
 from fastlstm.cells.spec import Cell
 
 Values = Mapping[str, Any]
@@ -30,26 +32,40 @@ class Functions:
 
     Attributes:
         source: all that the primitives are made from.
-        forward, backward: the derived functions on vectors, with arguments and results by name.
-        takes: the names of their arguments.
+        forward, saving, backward: the derived functions in phases: one each, unless the cell takes means.
+        takes: the names of arguments of the forward pass and of the backward pass.
     """
 
     layout: Layout
     source: str
-    forward: ByName
-    backward: ByName
+    forward: Phases
+    saving: Phases
+    backward: Phases
     takes: tuple[tuple[str, ...], tuple[str, ...]]
+
+    @property
+    def passes(self) -> tuple[Phases, Phases, Phases]:
+        return self.forward, self.saving, self.backward
 
 
 @cache
 def functions_of(cell: Cell) -> Functions:
     """A cell's functions on vectors."""
-    derived = cell.derived()
+    derived, layout = cell.derived(), cell.layout
     forward, backward = derived.forward, derived.backward
+    terms = [f"d{name}" for name in (*(f"{gate}_pre" for gate in layout.sums), *layout.params)]
+    passes = (
+        in_phases(forward, cell.states),
+        in_phases(forward, [*cell.states, *layout.saved], early=layout.saved),
+        in_phases(backward, backward.results, layout.saved_rows, early=terms),
+    )
     source = "\n".join([python(forward), python(backward), repr(vars(cell.layout))])
     takes = tuple(forward.arguments), tuple(backward.arguments)
-    compute = ON_VECTORS, functions.__name__
-    return Functions(cell.layout, source, forward.by_name(*compute), backward.by_name(*compute), takes)
+    return Functions(layout, source, *passes, takes)
+
+
+def on_vectors(function: Function) -> ByName:
+    return function.by_name(ON_VECTORS, functions.__name__)
 
 
 def forward_table(layout: Layout) -> list[str]:
@@ -105,26 +121,116 @@ class _Rows:
         counted(self.b, rows, [start for start, _ in self.starts.values()], row)
 
 
-def forward(lanes: Lanes, cell: Functions, save: bool, streams: bool = False) -> Builder:
-    """The new states and, if `save`, what backward loads (rows, K, lanes): past the caches if it `streams`."""
-    layout, vector = cell.layout, lanes.size * lanes.count
+@contextmanager
+def _in_phase(b: ir.IRBuilder, phase: ir.Value, k: int, phases: int) -> Iterator[None]:
+    """What is built is for phase k alone."""
+    if phases == 1:
+        yield
+    else:
+        with b.if_then(b.icmp_signed("==", phase, I64(k))):
+            yield
 
-    def build(b, rows, row, unit, preact, saved, table):
-        at, taken = _Rows(b, lanes), cell.takes[0]
+
+class _Means:
+    """What a phase of a cell has beside a function of units: values kept, sums, and what a row's units share."""
+
+    def __init__(self, at: _Rows, phases: Phases, kept: ir.Value, of_rows: ir.Value, row_bytes: ir.Value) -> None:
+        self.at, self.phases = at, phases
+        if phases.kept:
+            at.add("all kept", kept, len(phases.kept) * at.vector)
+        if phases.of_rows:
+            at.add("all of rows", of_rows, row_bytes)
+
+    def load(self, taken: Any) -> dict[str, Vector]:
+        """Those of its values that are taken."""
+        found = {name: self.at.load("all kept", k) for k, name in enumerate(self.phases.kept) if name in taken}
+        of_rows = enumerate(self.phases.of_rows)
+        return found | {name: self.at.load("all of rows", k) for k, name in of_rows if name in taken}
+
+    def store(self, found: Values, inside: Any) -> None:
+        """What the phase has found for later ones."""
+        for k, name in enumerate(self.phases.kept):
+            if name in found:
+                self.at.store(found[name], "all kept", k)
+        for k, name in enumerate(self.phases.sums, len(self.phases.of_rows)):
+            if name in found:
+                zero, value = self.at.lanes.splat(0.0), found[name].value
+                more = Vector(self.at.b, self.at.lanes, self.at.b.select(inside, value, zero))
+                self.at.store(self.at.load("all of rows", k) + more, "all of rows", k)
+
+
+def of_rows(lanes: Lanes, phases: Phases, saved_rows: tuple[str, ...], backward: bool) -> Builder:
+    """What is the same for all units of a row, at the begin of a phase: the values, then the sums (rows, V + M, lanes),
+    `row_bytes` from one to the next. Those that are saved, (rows, K, lanes), are read at the backward pass.
+    """
+    vector, names, sums = lanes.size * lanes.count, phases.of_rows, phases.sums
+
+    def build(b, rows, phase, H, values, row_bytes, saved):
+        whole = lanes.wide(b, b.sitofp(H, lanes.scalar))
+        for k, each in enumerate(phases.phases):
+            with _in_phase(b, phase, k, len(phases.phases)):
+                at, run, taken = _Rows(b, lanes), on_vectors(each.rows), set(each.rows.arguments)
+                at.add("all of rows", values, row_bytes)
+                at.add("what is saved", saved, len(saved_rows) * vector)
+
+                def body(at=at, k=k, run=run, taken=taken):
+                    for n in range(len(sums) if k == 0 else 0):
+                        at.store(None, "all of rows", len(names) + n)
+                    given = {name: at.load("all of rows", n) for n, name in enumerate(names) if name in taken}
+                    for n, name in enumerate(sums, len(names)):
+                        if name in taken:
+                            total = lanes.total(b, at.load("all of rows", n).value)
+                            given[name] = Vector(b, lanes, b.fdiv(total, whole))
+                    if backward:
+                        given |= {name: at.load("what is saved", n) for n, name in enumerate(saved_rows) if name in taken}
+                    found = run(given)
+                    for n, name in enumerate(names):
+                        if name in found:
+                            at.store(found[name], "all of rows", n)
+                    for n, name in enumerate(saved_rows):
+                        if name in found:
+                            at.store(found[name], "what is saved", n)
+
+                at.loop(rows, body)
+
+    return build
+
+
+def forward(lanes: Lanes, cell: Functions, save: bool, streams: bool = False) -> Builder:
+    """The new states and, if `save`, what backward loads (rows, K, lanes): past the caches if it `streams`. For a cell
+    that takes means this is one phase of it, see `cells.phases`.
+    """
+    layout, vector, phases = cell.layout, lanes.size * lanes.count, cell.saving if save else cell.forward
+    saved_units = layout.saved_units if save else ()
+
+    def build(b, rows, row, unit, preact, saved, table, phase, kept, of_rows, row_bytes, valid):
+        for k, each in enumerate(phases.phases):
+            with _in_phase(b, phase, k, len(phases.phases)):
+                build_phase(b, each.units, rows, row, unit, preact, saved, table, kept, of_rows, row_bytes, valid)
+
+    def build_phase(b, function, rows, row, unit, preact, saved, table, kept, of_rows, row_bytes, valid):
+        at, taken, run = _Rows(b, lanes), set(function.arguments), on_vectors(function)
+        inside = lanes.first(b, valid) if phases.sums else None
         at.add("all sums", preact, len(layout.sums) * vector)
         at.add_table(forward_table(layout), {*taken, *layout.states}, table, row, unit)
-        if save:
-            at.add("what is saved", saved, len(layout.saved) * vector)
+        if saved_units:
+            at.add("what is saved", saved, len(saved_units) * vector)
+        means = _Means(at, phases, kept, of_rows, row_bytes)
 
         def body():
-            given = {
+            given = {name: at.load("what is saved", k) for k, name in enumerate(saved_units) if name in taken}
+            given |= {  # an argument may be what is saved: it is there in the first phase, too
                 f"{gate}_pre": at.load("all sums", k) for k, gate in enumerate(layout.sums) if f"{gate}_pre" in taken
             }
-            found = cell.forward(given | {name: at.load(name) for name in at.at if name in taken})
+            given |= {name: at.load(name) for name in at.at if name in taken} | means.load(taken)
+            found = run(given)
             for state in reversed(layout.states):
-                at.store(found[state], state)
-            for k, name in enumerate(layout.saved if save else ()):
-                at.store(found[name], "what is saved", k, past_caches=vector if streams else 0)
+                if state in found:
+                    at.store(found[state], state)
+            for k, name in enumerate(saved_units):
+                if name in found:
+                    at.store(found[name], "what is saved", k, past_caches=vector if streams else 0)
+            means.store(found, inside)
 
         at.loop(rows, body)
 
@@ -144,42 +250,62 @@ def backward(lanes: Lanes, cell: Functions) -> Builder:
     terms = [*(f"{gate}_pre" for gate in layout.sums), *layout.params]
     carried = [*others, *(state for state in layout.carried if state == first)]
 
-    def build(b, rows, row, unit, valid, dh, saved, dpreact, dinputs, first_carried, carried_state, table):
-        inside, (_, taken), at = lanes.first(b, valid), cell.takes, _Rows(b, lanes)
-        at.add("dh of the step after", dh, 4 * vector)
-        at.add_table(backward_table(layout), {*taken, OUTSIDE}, table, row, unit)
-        at.add("what is saved", saved, len(layout.saved) * vector)
-        at.add("all terms", dpreact, len(terms) * vector)
-        at.add("all dinputs", dinputs, len(layout.inputs) * vector)
-        for k, state in enumerate(carried):
-            at.add(f"carried {state}", b.add(first_carried, b.mul(carried_state, I64(k))), vector)
+    phases, saved_units = cell.backward, layout.saved_units
 
-        def body():
-            given = {name: at.load("what is saved", k) for k, name in enumerate(layout.saved)}
-            given |= {name: at.load(name) for name in at.at if name in taken}
-            given |= {f"d{state}": at.load(f"carried {state}") for state in others if f"d{state}" in taken}
-            if f"d{first}" in taken:
-                given[f"d{first}"] = at.load("dh of the step after") + at.load(OUTSIDE)
-            found = cell.backward(given)
-            for state in carried:
-                at.store(found.get(f"d{state}_prev"), f"carried {state}")
-            for k, name in enumerate(terms):
+    def build(
+        b, rows, row, unit, valid, dh, saved, dpreact, dinputs, first_carried, carried_state, table, phase, kept,
+        of_rows, row_bytes,
+    ):  # fmt: skip
+        inside = lanes.first(b, valid)
+        for k, each in enumerate(phases.phases):
+            with _in_phase(b, phase, k, len(phases.phases)):
+                at = _Rows(b, lanes)
+                at.add("dh of the step after", dh, 4 * vector)
+                at.add_table(backward_table(layout), {*each.units.arguments, OUTSIDE}, table, row, unit)
+                at.add("what is saved", saved, len(saved_units) * vector)
+                at.add("all terms", dpreact, len(terms) * vector)
+                at.add("all dinputs", dinputs, len(layout.inputs) * vector)
+                for n, state in enumerate(carried):
+                    at.add(f"carried {state}", b.add(first_carried, b.mul(carried_state, I64(n))), vector)
+                means = _Means(at, phases, kept, of_rows, row_bytes)
+                at.loop(rows, partial(body, at, means, each.units, inside, k == len(phases.phases) - 1))
+
+    def body(at, means, function, inside, is_last):
+        taken = set(function.arguments)
+        given = {name: at.load("what is saved", k) for k, name in enumerate(saved_units) if name in taken}
+        given |= {f"d{name}": at.load("all terms", k) for k, name in enumerate(terms) if f"d{name}" in taken}
+        given |= {name: at.load(name) for name in at.at if name in taken} | means.load(taken)
+        given |= {f"d{state}": at.load(f"carried {state}") for state in others if f"d{state}" in taken}
+        if f"d{first}" in taken:
+            given[f"d{first}"] = at.load("dh of the step after") + at.load(OUTSIDE)
+        found = on_vectors(function)(given)
+        means.store(found, inside)
+        for state in carried if is_last else ():
+            at.store(found.get(f"d{state}_prev"), f"carried {state}")
+        for k, name in enumerate(terms):
+            if f"d{name}" in found or (is_last and f"d{name}" not in results):
                 at.store(found.get(f"d{name}"), "all terms", k, inside)
-            for k, name in enumerate(layout.inputs):
-                at.store(found.get(f"d{name}"), "all dinputs", k)
+        for k, name in enumerate(layout.inputs if is_last else ()):
+            at.store(found.get(f"d{name}"), "all dinputs", k)
 
-        at.loop(rows, body)
-
+    results = {name for each in phases.phases for name in each.units.results}
     return build
 
 
 def builders(lanes: Lanes, cell: Functions) -> Builders:
+    rows = cell.layout.saved_rows
     return {
-        "cell_forward": (6, forward(lanes, cell, False)),
-        "cell_forward_saving": (6, forward(lanes, cell, True)),
-        "cell_forward_streaming": (6, forward(lanes, cell, True, streams=True)),
-        "cell_backward": (11, backward(lanes, cell)),
+        "cell_forward": (11, forward(lanes, cell, False)),
+        "cell_forward_saving": (11, forward(lanes, cell, True)),
+        "cell_forward_streaming": (11, forward(lanes, cell, True, streams=True)),
+        "cell_backward": (15, backward(lanes, cell)),
+        "rows_forward": (6, of_rows(lanes, cell.forward, (), False)),
+        "rows_forward_saving": (6, of_rows(lanes, cell.saving, rows, False)),
+        "rows_backward": (6, of_rows(lanes, cell.backward, rows, True)),
     }
 
 
-NAMES = "cell_forward", "cell_forward_saving", "cell_forward_streaming", "cell_backward"
+NAMES = (
+    "cell_forward", "cell_forward_saving", "cell_forward_streaming", "cell_backward",
+    "rows_forward", "rows_forward_saving", "rows_backward",
+)  # fmt: skip

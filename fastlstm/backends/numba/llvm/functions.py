@@ -5,7 +5,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from fastlstm.backends.numba.llvm.simd import Vector
+from fastlstm.backends.numba.llvm.simd import Vector, instruction
 
 # sigmoid, tanh and exp from one form. With t = x L = N + f, |f| <= 1/2, and L = log2(e), for tanh twice that:
 #   e^(t ln 2) = (b + f) / (2^-N b),  b = q0 - f/2 + q1 f^2 + q2 f^4 ..,
@@ -117,10 +117,15 @@ def stop_gradient(x: Vector) -> Vector:
     return x
 
 
+def rsqrt(x: Vector) -> Vector:
+    lanes = x.lanes
+    return 1.0 / x._new(instruction(x.b, f"llvm.sqrt.{lanes.suffix}", lanes.type, x.value))
+
+
 def fill(like: Vector, value: float) -> Vector:
     return like._new(like.lanes.splat(value))
 
 
 ON_VECTORS: dict[str, Callable[..., Vector]] = {
-    f.__name__: f for f in (sigmoid, tanh, exp, log_sigmoid, relu, maximum, where, stop_gradient, fill)
+    f.__name__: f for f in (sigmoid, tanh, exp, log_sigmoid, relu, maximum, where, stop_gradient, rsqrt, fill)
 }

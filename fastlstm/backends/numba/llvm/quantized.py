@@ -12,7 +12,7 @@ from fastlstm.backends.numba.llvm import amx, matrix
 from fastlstm.backends.numba.llvm import bytes as dots
 from fastlstm.backends.numba.llvm import dots as bfloats
 from fastlstm.backends.numba.llvm.bytes import OFFSET, SUMS, tile_rows
-from fastlstm.backends.numba.llvm.cells import Functions
+from fastlstm.backends.numba.llvm.cells import Functions, on_vectors
 from fastlstm.backends.numba.llvm.digest import digest
 from fastlstm.backends.numba.llvm.loops import Builder, Builders, at_most, counted, function, tile_sums
 from fastlstm.backends.numba.llvm.primitives import in_tiles
@@ -162,7 +162,7 @@ def inputs(name: str, vecs: int, pieces: int) -> Builder:
 
 def step_tile(rows: int, cell: Functions, pieces: int) -> Builder:
     """`step` for one panel and `rows` rows."""
-    layout, takes = cell.layout, cell.takes[0]
+    layout, takes, run = cell.layout, cell.takes[0], on_vectors(cell.forward.phases[0].units)
     of_x, of_h, (first, *_, carried) = layout.of_x, layout.of_h, (*layout.states[:1], *layout.states)
     vecs = len(of_h)
 
@@ -185,7 +185,7 @@ def step_tile(rows: int, cell: Functions, pieces: int) -> Builder:
                 given[f"{gate}_pre"] = Vector(b, FLOATS, value)
             at_state = b.add(state, I64(m * VECTOR_BYTES))
             given[f"{carried}_prev"] = Vector(b, FLOATS, FLOATS.load(b, at_state))
-            new = cell.forward({name: value for name, value in given.items() if name in takes})
+            new = run({name: value for name, value in given.items() if name in takes})
             h = new[first].value
             FLOATS.store(b, new[carried].value, at_state)
             FLOATS.store(b, h, b.add(out, b.mul(out_row, I64(m))))

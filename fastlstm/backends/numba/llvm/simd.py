@@ -92,6 +92,14 @@ class Lanes:
     def fma(self, b: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
         return instruction(b, f"llvm.{self.multiply_add}.{self.suffix}", self.type, x, y, z)
 
+    def total(self, b: ir.IRBuilder, value: ir.Value) -> ir.Value:
+        """The sum of the lanes, in every lane."""
+        half = self.count // 2
+        while half:
+            order = ir.Constant(ir.VectorType(I32, self.count), [k ^ half for k in range(self.count)])
+            value, half = b.fadd(value, b.shuffle_vector(value, value, order)), half // 2
+        return value
+
     def first(self, b: ir.IRBuilder, count: ir.Value) -> ir.Value:
         """A mask of the first `count` lanes."""
         numbers = ir.Constant(ir.VectorType(I64, self.count), list(range(self.count)))
