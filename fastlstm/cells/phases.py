@@ -39,10 +39,15 @@ class Phases:
 
 
 def in_phases(
-    function: Function, results: Iterable[str], given_rows: Iterable[str] = (), early: Iterable[str] = ()
+    function: Function,
+    results: Iterable[str],
+    given_rows: Iterable[str] = (),
+    early: Iterable[str] = (),
+    once: Iterable[str] = (),
 ) -> Phases:
     """Split a function of which some `results` are wanted. `given_rows`: arguments that are the same for all units.
-    `early`: results that may be given as soon as they are known, and be read back by later phases.
+    `early`: results that may be given as soon as they are known, and be read back by later phases. `once`: results that
+    are the same for all units, and that `rows` gives; if any others are, `units` gives them.
     """
     arguments, wanted, costs = function.arguments, {name: function.results[name] for name in results}, Costs()
     given, nodes = set(arguments.values()), in_order(wanted.values(), arguments.values())
@@ -54,13 +59,13 @@ def in_phases(
     means = [n for n in nodes if n.op == "mean" and n not in given]
     asked = {a for n in nodes if n not in rows and n not in given for a in n.args} | set(wanted.values())
     of_rows = {f"row{k}": n for k, n in enumerate(n for n in nodes if n in rows and (n in asked or (n.op == "mean" and n not in given)))}
-    of_results = {name: n for name, n in wanted.items() if n in rows}
+    of_results = {name: wanted[name] for name in once}
     sums = {f"sum{k}": n for k, n in enumerate(means)}
 
     roots: list[list[Node]] = [[n.args[0] for n in means if depth[n] == k + 1] for k in range(last + 1)]
     soon = {name: n for name, n in wanted.items() if name in set(early) and n not in rows and not n.is_constant()}
     there, kept = {*given, *of_rows.values()}, {n: name for name, n in soon.items()}
-    roots[last] += [n for name, n in wanted.items() if n not in rows and name not in soon]
+    roots[last] += [n for name, n in wanted.items() if n not in rows and name not in soon and name not in of_results]
     for n in soon.values():
         roots[depth[n]].append(n)
     for k in range(last, 0, -1):
@@ -93,6 +98,6 @@ def in_phases(
         to = {name: n.args[0] for name, n in sums.items() if depth[n] == k + 1}
         to |= {name: n for n, name in kept.items() if depth[n] == k}
         to |= {name: n for name, n in soon.items() if depth[n] == k}
-        to |= {name: n for name, n in wanted.items() if k == last and n not in rows and name not in soon}
+        to |= {name: n for name, n in wanted.items() if k == last and name not in soon and name not in of_results}
         phases.append(Phase(of_row, made("units", known, to)))
     return Phases((*phases,), (*of_rows,), (*sums,), tuple(name for name in kept.values() if name not in soon))

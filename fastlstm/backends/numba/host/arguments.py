@@ -34,8 +34,8 @@ def _struct(name: str, fields: str) -> type[ctypes.Structure]:
 # panel of units multiplies, those of as many heads as one can have units of.
 _COMMON = " ".join((*NAMES, *CELLS, *matrix.NAMES)) + (
     " size lanes panels dense T B rows I H sums of_x of_h saved params inputs others values joint carries_h blocks"
-    " reads table_bytes phases crossing row_values saved_rows panel_bytes kept_slot rows_slot together gate_panels wide slots c_step reverse parts relax scratch_bytes constants original_size pieces pitch"
-    " head span is_narrow x_step x_row weight_ih_row weight_hh_row"
+    " reads table_bytes phases crossing row_values saved_rows panel_bytes kept_slot rows_slot together gate_vectors row_vectors wide slots c_step reverse parts relax scratch_bytes constants original_size pieces pitch"
+    " heads head span is_narrow x_step x_row weight_ih_row weight_hh_row"
 )
 # barrier: counters at which threads meet. scratch: each thread's own, scratch_bytes apart: two tables, then rows of
 # vectors. large: where a one is left if there was a number that the unit cannot take. What ends the struct lies at

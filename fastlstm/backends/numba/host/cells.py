@@ -27,11 +27,6 @@ class Counts(NamedTuple):
     saved_rows: int  # values that are saved once a row
 
     @property
-    def saved_panels(self) -> int:
-        """How many panels of saved values those of rows take as much memory as."""
-        return -(-self.saved_rows // max(self.saved, 1))
-
-    @property
     def values(self) -> int:
         """Inputs and params."""
         return self.inputs + self.params
@@ -71,9 +66,10 @@ def fields(cell: Cell, kind: str) -> dict[str, int]:
     made = {name: int(value) for name, value in found._asdict().items() if name not in ("on_unit", "reads_new", "means")}
     # two tables lie before the rows of scratch: each in cache lines of its own
     table_bytes = -(-16 * len(backward_table(layout)) // 64) * 64
-    passes = functions.passes[2:] if kind == "Backward" else functions.passes[:2]
+    back = kind == "Backward"
+    passes = (functions.backward,) if back else (functions.forward, functions.saving)
     return made | {
-        "phases": max(len(each.phases) for each in passes), "crossing": max(len(each.kept) for each in passes),
+        "phases": functions.phases[back], "crossing": max(len(each.kept) for each in passes),
         "row_values": max(len(each.of_rows) + len(each.sums) for each in passes),
         "values": found.values, "blocks": ctypes.addressof(blocks(cell)), "table_bytes": table_bytes,
         "reads": sum(1 << k for k, name in enumerate(names) if name in read),

@@ -18,12 +18,12 @@ from fastlstm.cells.spec import Cell
 
 
 def saved_shape(cell: Cell, T: int, B: int, H: int, dtype: torch.dtype, groups: int | None = None) -> tuple[int, ...]:
-    """Shape of what is kept for the backward pass beside the states: for each panel of units its rows side by side, as
-    both passes read them, and of a stack's groups one after the other.
+    """Shape of what is kept for the backward pass beside the states. Each step has for each panel of units its rows side
+    by side, as both passes read them, and then, for each row, the numbers that all of its units share. A stack's groups
+    follow each other.
     """
     lanes = sizes.lanes_of(dtype)
-    panels, found = sizes.panels_of(H, lanes), counts(cell)
-    shape = T, panels + found.saved_panels, B if groups is None else B // groups, found.saved * lanes
+    shape = T, sizes.saved_vectors(cell, H, lanes), B if groups is None else B // groups, lanes
     return shape if groups is None else (groups, *shape)
 
 

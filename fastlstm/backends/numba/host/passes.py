@@ -68,7 +68,8 @@ class Pass:
         fields = fields | s.row_strides | {"rows": s.rows, "reverse": s.reverse, "original_size": s.given.itemsize}
         fields["is_narrow"] = s.narrow
         lanes = 1 if self.groups == 1 else threads
-        task = self.kind.lower() + ("_matrix" if s.pieces else "_mixed" if pieces else "")
+        variant = "_across" if s.across else "_matrix" if s.pieces else "_mixed" if pieces else ""
+        task = self.kind.lower() + variant
         self.kernel = Kernel(task, self.kind, s.cell, s.dtype, pieces, threads, parts, fields, buffers, lanes, in_place)
         tail = s.counts.others, s.counts.values, s.counts.params
         self.write, self.at = arguments.writer(self.kind, False, *tail)

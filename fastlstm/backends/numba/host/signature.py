@@ -64,6 +64,11 @@ class Signature(NamedTuple):
         return counts(self.cell)
 
     @property
+    def across(self) -> bool:
+        """Whether units see each other by means, or not all of h: the kernels for that know nothing of matrix units."""
+        return self.counts.means or self.heads > 1
+
+    @property
     def products(self) -> int:
         """Multiply-adds for each unit of a row."""
         return self.counts.of_x * self.I + self.counts.of_h * self.H // self.heads

@@ -11,6 +11,7 @@ from torch import Tensor
 from fastlstm.backends.numba.host import cells
 
 if TYPE_CHECKING:
+    from fastlstm.cells.spec import Cell
     from fastlstm.backends.numba.host.signature import Signature
 
 
@@ -30,6 +31,16 @@ def lanes_of(dtype: torch.dtype) -> int:
 
 def panels_of(size: int, lanes: int) -> int:
     return (size + lanes - 1) // lanes
+
+
+def row_vectors(cell: Cell, lanes: int) -> int:
+    """Vectors of the numbers that are saved once a row."""
+    return -(-cells.counts(cell).saved_rows // lanes)
+
+
+def saved_vectors(cell: Cell, H: int, lanes: int) -> int:
+    """Vectors that are saved for each row and step."""
+    return panels_of(H, lanes) * cells.counts(cell).saved + row_vectors(cell, lanes)
 
 
 def span_of(s: Signature, lanes: int) -> int:
@@ -215,12 +226,13 @@ def common_sizes(s: Signature, kind: str, wide: int, count: int) -> tuple[dict[s
     lanes, size = lanes_of(s.dtype), s.dtype.itemsize
     of_call = {"T": s.T, "B": s.B, "I": s.I, "H": s.H, "panels": panels_of(s.H, lanes), "c_step": s.rows * s.H * size}
     panels, means = panels_of(s.H, lanes), s.counts.means
-    of_call |= {"gate_panels": panels + s.counts.saved_panels, "panel_bytes": CHUNK * wide * VECTOR if means else 0}
+    of_call |= {"row_vectors": row_vectors(s.cell, lanes), "gate_vectors": saved_vectors(s.cell, s.H, lanes)}
+    of_call["panel_bytes"] = CHUNK * wide * VECTOR if means else 0
     of_call["together"] = ROWS_TOGETHER if means else max(s.B, 1)
     kept_slot, rows_slot = slots, slots + panels * found["crossing"]
     wide, slots = wide * (count if means else 1), rows_slot + found["row_values"]
     of_call |= {"kept_slot": kept_slot, "rows_slot": rows_slot}
-    of_call |= {"dense": is_dense(s), "wide": wide, "slots": slots, "head": s.H // s.heads, "span": span_of(s, lanes)}
+    of_call |= {"dense": is_dense(s), "wide": wide, "slots": slots, "heads": s.heads, "head": s.H // s.heads, "span": span_of(s, lanes)}
     return found | of_call, 2 * found["table_bytes"] // size + 64 * (wide + slots) * lanes
 
 

@@ -76,16 +76,21 @@ def region(a, thread, threads):
     call(a.task, a.arguments, call_int(a.thread_number), call_int(a.team_size))
 
 
-KERNELS = {
-    "forward": (forward, FORWARD),
-    "backward": (backward, BACKWARD),
-    "forward_matrix": (forward_matrix, FORWARD),
-    "backward_matrix": (backward_matrix, BACKWARD),
-    "forward_mixed": (forward_mixed, FORWARD),
-    "backward_mixed": (backward_mixed, BACKWARD),
-    "quantized": (quantized, QUANTIZED),
-    "stack": (stack, STACK),
-    "region": (region, REGION),
+# What is so where a cell takes no means and a layer has one head: the loops over phases and heads are compiled away.
+PLAIN: dict[str, int | str] = {"phases": 1, "heads": 1, "head": "H", "span": "H"}
+_PLAIN_BACK = PLAIN | {"reach": "panels"}
+KERNELS: dict[str, tuple[Any, Any, dict[str, int | str]]] = {
+    "forward": (forward, FORWARD, PLAIN),
+    "backward": (backward, BACKWARD, _PLAIN_BACK),
+    "forward_across": (forward, FORWARD, {}),
+    "backward_across": (backward, BACKWARD, {}),
+    "forward_matrix": (forward_matrix, FORWARD, PLAIN),
+    "backward_matrix": (backward_matrix, BACKWARD, _PLAIN_BACK),
+    "forward_mixed": (forward_mixed, FORWARD, PLAIN),
+    "backward_mixed": (backward_mixed, BACKWARD, _PLAIN_BACK),
+    "quantized": (quantized, QUANTIZED, {}),
+    "stack": (stack, STACK, {}),
+    "region": (region, REGION, {}),
 }
 
 
@@ -96,8 +101,8 @@ def run_kernel(typingctx, name, args, thread, threads):
         return None
 
     def codegen(context, b, signature, values):
-        kernel, record = KERNELS[name.literal_value]
-        emit(b, f"fastlstm.{name.literal_value}", kernel, Fields(record.names), *values[1:])
+        kernel, record, known = KERNELS[name.literal_value]
+        emit(b, f"fastlstm.{name.literal_value}", kernel, Fields(record.names, known), *values[1:])
         return context.get_dummy_value()
 
     return nb.void(name, nb.voidptr, nb.intp, nb.intp), codegen

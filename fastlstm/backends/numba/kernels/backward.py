@@ -11,7 +11,7 @@ from fastlstm.backends.numba.host.sizes import LINE
 from fastlstm.backends.numba.kernels import matrix_backward, mixed_backward, vector_backward
 from fastlstm.backends.numba.kernels.ends import any_held, any_reset, is_held, rows_alive, zero_reset
 from fastlstm.backends.numba.kernels.gradients import unpack_weight_gradients
-from fastlstm.backends.numba.kernels.layout import group, groups_of, terms_of
+from fastlstm.backends.numba.kernels.layout import group, groups_of, panel_saved, terms_of
 from fastlstm.backends.numba.kernels.shared import CHUNK, VECTOR, inlined, item, jit, read_rows
 from fastlstm.backends.numba.kernels.states import (
     OTHER_BACK,
@@ -68,12 +68,16 @@ def cells(a, p, s, t, b, rows, scratch, table, dh, dpre, phase):
         for k in range(a.others):
             call(a.copy_rows, rows, L, L, carried_at(a, k, p, b), VECTOR, held_aside(a, scratch, k), VECTOR)
         call(a.copy_rows, rows, valid, L, dh, 4 * VECTOR, carried_at(a, a.others + a.carries_h, p, b), VECTOR)
-    saved = a.gates + ((t * a.gate_panels + p) * a.gate_rows + b) * a.saved * VECTOR
+    saved = panel_saved(a, a.gate_rows, t, p, b)
     alive, terms, dinputs = rows_alive(a, t, b, rows), terms_of(a), dinputs_aside(a, scratch)
-    call(
-        a.cell_backward, alive, b, unit, valid, dh, saved, dpre, dinputs, carried_at(a, 0, p, b),
-        panels * a.B * VECTOR, used, phase, kept_aside(a, scratch, p), rows_aside(a, scratch), a.row_values * VECTOR,
-    )  # fmt: skip
+    carried, carried_state = carried_at(a, 0, p, b), panels * a.B * VECTOR
+    if a.phases == 1:
+        call(a.cell_backward, alive, b, unit, valid, dh, saved, dpre, dinputs, carried, carried_state, used)
+    else:
+        call(
+            a.cell_backward, alive, b, unit, valid, dh, saved, dpre, dinputs, carried, carried_state, used, phase,
+            kept_aside(a, scratch, p), rows_aside(a, scratch), a.row_values * VECTOR,
+        )  # fmt: skip
     if holds and is_last:
         for r in range(rows):
             if is_held(a, t, b + r):
@@ -102,7 +106,7 @@ def backward_with(products: Any) -> Any:
     back_product, pack_inputs, add_gradients = products.back_product, products.pack_inputs, products.add_gradients
     on_unit = products is matrix_backward
 
-    @inlined
+    @jit
     def arriving(a, s, t_next, b, rows, q, sums):
         """The gradients of the states after step s, in column group q, for `rows` rows from `b` on: of the first state
         in `sums` (rows, 4, lanes), of the others where they are carried.
@@ -204,7 +208,7 @@ def backward_with(products: Any) -> Any:
                     if not multiplies:
                         r_first, r_last = c + share(c_last - c, member, team), c + share(c_last - c, member + 1, team)
                         begin, end = 0, groups if r_first < r_last else 0
-                    if a.row_values != 0 and s >= 0 and computes:
+                    if a.phases > 1 and s >= 0 and computes:
                         alive = rows_alive(a, t, r_first, r_last - r_first)
                         begin_phase(
                             a, a.rows_backward, phase, t, r_first, alive, a.gate_rows, scratch, a.row_values * VECTOR

@@ -6,7 +6,7 @@ from fastlstm.backends.numba.host.sizes import LINE
 from fastlstm.backends.numba.kernels import matrix_forward, mixed_forward, vector_forward
 from fastlstm.backends.numba.kernels.ends import any_held, any_reset, is_held, length_of, rows_alive, zero_reset
 from fastlstm.backends.numba.kernels.in_place import preact_in_place
-from fastlstm.backends.numba.kernels.layout import cell_forward_of, rows_forward_of, seen_from
+from fastlstm.backends.numba.kernels.layout import cell_forward_of, panel_saved, rows_forward_of, rows_saved, seen_from
 from fastlstm.backends.numba.kernels.shared import CHUNK, VECTOR, inlined, is_zero, item, jit, write_rows
 from fastlstm.backends.numba.kernels.states import (
     OTHER,
@@ -35,11 +35,14 @@ def cells(a, t, p, b, rows, sums, scratch, table, phase):
     if valid < L or resets or (holds and a.c_step == 0):  # cut off, reset or still wanted
         used = table + a.table_bytes
         set_aside(a, table, used, p, t, b, rows, scratch, True, False)
-    saved = a.gates + ((t * a.gate_panels + p) * a.B + b) * a.saved * VECTOR
-    call(
-        cell_forward_of(a), rows, b, unit, sums, saved, used, phase, kept_aside(a, scratch, p),
-        rows_aside(a, scratch), a.row_values * VECTOR, valid,
-    )  # fmt: skip
+    saved = panel_saved(a, a.B, t, p, b)
+    if a.phases == 1:
+        call(cell_forward_of(a), rows, b, unit, sums, saved, used)
+    else:
+        call(
+            cell_forward_of(a), rows, b, unit, sums, saved, used, phase, kept_aside(a, scratch, p),
+            rows_aside(a, scratch), a.row_values * VECTOR, valid,
+        )  # fmt: skip
     if valid < L and is_last:  # whole vectors would reach into the next row
         for k in range(1, states, 2):
             call(
@@ -65,7 +68,7 @@ def carry(a, t, p, b, rows, table):
         old, new = row_at(table, k, b, unit), row_at(table, k + 1, b, unit)
         call(a.copy_rows, rows, width, width, old, row_of(table, k), new, row_of(table, k + 1))
     if a.gates != 0:
-        saved = a.gates + ((t * a.gate_panels + p) * a.B + b) * a.saved * VECTOR
+        saved = panel_saved(a, a.B, t, p, b)
         call(a.copy_rows, rows, 0, a.saved * L, a.constants, 0, saved, a.saved * VECTOR)
 
 
@@ -140,7 +143,7 @@ def forward_with(products: Any) -> Any:
         h_reset = slot(a, scratch, a.slots)  # (rows, H)
         h_prev, h_prev_row = a.h_0, a.h_0_row
         alone = a.rows == 1 and a.reset == 0 and a.lengths == 0 and H % L == 0 and p_last - p_first <= CHUNK
-        alone = alone and (a.phases == 1 or panels <= CHUNK)
+        alone = alone and (a.phases == 1 or panels <= CHUNK)  # with means one thread computes the cells of all panels
         lone = reads_states and reads_inputs and alone and not packs_as_used
         if not reads_inputs:  # but the matrix unit does
             call(a.configure, max((b_last - b_first) * max(a.feed, 1), 1))
@@ -173,14 +176,16 @@ def forward_with(products: Any) -> Any:
                 preact_of_lone(a, s, p_first, p_last, sums, x, h_seen)
                 if a.phases > 1:
                     sums, passed = shared, wait(barrier, team, passed, a.relax)
-                saved = a.gates + (t * a.gate_panels + q_first) * a.saved * VECTOR  # panels are rows
-                for phase in range(a.phases if q_first < q_last else 0):
-                    if a.row_values != 0:
+                saved = panel_saved(a, 1, t, q_first, 0)  # panels are rows
+                if a.phases == 1:
+                    call(cell_forward_of(a), q_last - q_first, q_first, 0, sums, saved, table)
+                else:
+                    for phase in range(a.phases if q_first < q_last else 0):
                         begin_phase(a, rows_forward_of(a), phase, t, 0, 1, 1, scratch, 0)
-                    call(
-                        cell_forward_of(a), q_last - q_first, q_first, 0, sums, saved, table, phase,
-                        kept_aside(a, scratch, 0), rows_aside(a, scratch), 0, L,
-                    )  # fmt: skip
+                        call(
+                            cell_forward_of(a), q_last - q_first, q_first, 0, sums, saved, table, phase,
+                            kept_aside(a, scratch, 0), rows_aside(a, scratch), 0, L,
+                        )  # fmt: skip
             for c in range(b_last if lone else b_first, b_last, a.together):
                 c_last = min(c + a.together, b_last)
                 # a cell that takes means needs the products of all units first, and sums over these in one order: a
@@ -191,9 +196,13 @@ def forward_with(products: Any) -> Any:
                     if not multiplies:
                         r_first, r_last = c + share(c_last - c, member, team), c + share(c_last - c, member + 1, team)
                         q_first, q_last = 0, panels if r_first < r_last else 0
-                    if computes and a.row_values != 0:
+                    if computes and a.phases > 1:
                         alive = rows_alive(a, t, r_first, r_last - r_first)
                         begin_phase(a, rows_forward_of(a), phase, t, r_first, alive, B, scratch, a.row_values * VECTOR)
+                        if phase == 0 and a.gates != 0:  # those of held rows are zero, as `carry` leaves others
+                            width, rows = a.row_vectors * L, r_last - r_first - alive
+                            saved = rows_saved(a, B, t, r_first + alive)
+                            call(a.copy_rows, rows, 0, width, saved, 0, saved, width * S)
                     # to and fro: the weights read last are still in the L2 cache
                     for j in range(q_first, q_last):
                         p = q_first + q_last - 1 - j if multiplies and (s + a.flip) % 2 != 0 else j

@@ -1,6 +1,15 @@
 """What the backward pass's products have in common: sums of weight gradients and where they go."""
 
-from fastlstm.backends.numba.kernels.layout import block_hh, block_ih, columns_of_h, first_of_h, gate_at, seen_from
+from fastlstm.backends.numba.kernels.layout import (
+    block_hh,
+    block_ih,
+    columns_of_h,
+    first_of_h,
+    gate_at,
+    head_begin,
+    head_end,
+    seen_from,
+)
 from fastlstm.backends.numba.kernels.shared import VECTOR, item, jit
 from fastlstm.backends.numba.llvm.intrinsics import call, get_int64
 
@@ -65,9 +74,8 @@ def unpack_weight_gradients(a, scratch, p_first, p_last):
         for gate in range(a.of_h if a.dweight_hh != 0 else 0):
             row, unit, source = block_hh(a, gate) * H, p * L, of_h + gate_at(a, p, gate)
             while unit < p * L + valid:  # of one head
-                column = unit // D * D
-                end = min(column + D, p * L + valid)
-                at = source + (unit - p * L) * a.size + (column - seen_from(a, p)) * row_of
+                end = head_end(a, unit, p * L + valid)
+                at = source + (unit - p * L) * a.size + (head_begin(a, unit) - seen_from(a, p)) * row_of
                 unpack_weight(a, scratch, at, D, end - unit, a.dweight_hh + (row + unit) * D * wide)
                 unit = end
         write_vectors(a, p, sums + (a.sum_of_one - columns + min(a.span, columns)) * row_of)

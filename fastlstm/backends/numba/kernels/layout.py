@@ -62,23 +62,33 @@ def columns_of_h(a):
 
 
 @jit
+def head_begin(a, unit):
+    """The first unit of the head that has this unit, and the first column of h that the unit sees."""
+    return 0 if a.heads == 1 else unit // a.head * a.head
+
+
+@jit
+def head_end(a, unit, last):
+    """The end of that head's units, `last` at most."""
+    return last if a.heads == 1 else min(head_begin(a, unit) + a.head, last)
+
+
+@jit
 def seen_from(a, p):
     """The first of the columns of h that panel p multiplies: those of its units' heads."""
-    return 0 if a.span == a.H else p * a.lanes // a.head * a.head
+    return head_begin(a, p * a.lanes)
 
 
 @jit
 def seen_by(a, p):
     """How many columns of h panel p multiplies, at most `span`."""
-    if a.span == a.H:
-        return a.H
-    return (min((p + 1) * a.lanes, a.H) - 1) // a.head * a.head + a.head - seen_from(a, p)
+    return a.H if a.heads == 1 else head_begin(a, min((p + 1) * a.lanes, a.H) - 1) + a.head - seen_from(a, p)
 
 
 @jit
 def seen_alike(a, p, last):
     """The end of the panels from p on, before `last`, that multiply the same columns of h."""
-    if a.span == a.H:
+    if a.heads == 1:
         return last
     end = p + 1
     while end < last and seen_from(a, end) == seen_from(a, p) and seen_by(a, end) == seen_by(a, p):
@@ -89,15 +99,15 @@ def seen_alike(a, p, last):
 @jit
 def summed_from(a, q):
     """The first of the panels whose dpreact column group q of h multiplies: those of its columns' heads."""
-    return 0 if a.span == a.H else group(a.panels, q) * a.lanes // a.head * a.head // a.lanes
+    return head_begin(a, group(a.panels, q) * a.lanes) // a.lanes
 
 
 @jit
 def summed_by(a, q):
     """How many panels these are, at most `reach`."""
-    if a.span == a.H:
+    if a.heads == 1:
         return a.panels
-    end = (min(group(a.panels, q + 1) * a.lanes, a.H) - 1) // a.head * a.head + a.head  # of the units
+    end = head_begin(a, min(group(a.panels, q + 1) * a.lanes, a.H) - 1) + a.head  # of the units
     return (end + a.lanes - 1) // a.lanes - summed_from(a, q)
 
 
@@ -139,6 +149,18 @@ def dpreact_of(a, p, s, b):
     """Where dpreact of panel p, step s and row b lies: of `kept` steps, each panel's rows side by side."""
     terms = terms_of(a)
     return a.dpreact + p * a.kept * a.B * terms * VECTOR + (s % a.kept * a.B + b) * vectors_of(a, p, terms) * VECTOR
+
+
+@jit
+def panel_saved(a, rows, t, p, b):
+    """Where what is saved of panel p lies, from row b of step t on, of `rows` rows."""
+    return a.gates + (t * a.gate_vectors * rows + (p * rows + b) * a.saved) * VECTOR
+
+
+@jit
+def rows_saved(a, rows, t, b):
+    """Where the numbers lie that are saved once for all units, from row b of step t on."""
+    return a.gates + (t * a.gate_vectors * rows + a.panels * rows * a.saved + b * a.row_vectors) * VECTOR
 
 
 @jit

@@ -13,6 +13,8 @@ from fastlstm.backends.numba.kernels.layout import (
     gate_at,
     group,
     groups_of,
+    head_begin,
+    head_end,
     product_of,
     terms_of,
     vectors_of,
@@ -55,10 +57,9 @@ def write_weight_gradients(a, packed, scratch, p_first, p_last):
         for gate in range(a.of_h if a.dweight_hh != 0 else 0):
             row, unit, source = block_hh(a, gate) * H, p * L, dpreact + gate_at(a, p, first_of_h(a) + gate)
             while unit < p * L + valid:  # of one head
-                column = unit // D * D
-                end = min(column + D, p * L + valid)
-                weight, dpre = a.dweight_hh + (row + unit) * D * S, source + (unit - p * L) * S
-                write_columns(a, scratch, end - unit, dpre, wide, of_h, weight, column, D)
+                end, weight = head_end(a, unit, p * L + valid), a.dweight_hh + (row + unit) * D * S
+                dpre = source + (unit - p * L) * S
+                write_columns(a, scratch, end - unit, dpre, wide, of_h, weight, head_begin(a, unit), D)
                 unit = end
         if a.dbias_ih != 0 or a.dbias_hh != 0 or a.params != 0:
             for q in range(groups_of(vectors)):

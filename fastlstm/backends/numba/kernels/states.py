@@ -4,6 +4,7 @@ A table has an address and a row's bytes for each value. Beside it is room for a
 """
 
 from fastlstm.backends.numba.kernels.ends import correct_states, zero_reset
+from fastlstm.backends.numba.kernels.layout import rows_saved
 from fastlstm.backends.numba.kernels.shared import CHUNK, VECTOR, inlined, jit
 from fastlstm.backends.numba.llvm.intrinsics import call, get_int64, set_int64
 
@@ -83,10 +84,12 @@ def rows_aside(a, scratch):
 
 
 @jit
-def begin_phase(a, kernel, phase, t, b, rows, rows_of_gates, scratch, row_bytes):
-    """Turn the sums of the phase before into means, for `rows` rows from `b` on, and compute what rows have of them."""
-    saved = a.gates + (t * a.gate_panels + a.panels) * rows_of_gates * a.saved * VECTOR + b * a.saved_rows * VECTOR
-    call(kernel, rows, phase, a.H, rows_aside(a, scratch), row_bytes, saved)
+def begin_phase(a, kernel, phase, t, b, rows, rows_of_gates, scratch, row_stride):
+    """Compute what all units of a row share in a phase, from the sums that the phase before has left, for `rows` rows
+    from `b` on.
+    """
+    if a.row_values != 0:
+        call(kernel, rows, phase, a.H, rows_aside(a, scratch), row_stride, rows_saved(a, rows_of_gates, t, b))
 
 
 @jit

@@ -16,6 +16,8 @@ from fastlstm.backends.numba.kernels.layout import (
     gather,
     group,
     groups_of,
+    head_begin,
+    head_end,
     is_dense,
     product_of,
     seen_alike,
@@ -42,7 +44,7 @@ def pack_transposed(a, weight, weight_row, N, of_h, packed, first, last, scratch
     """
     L, S, H, gates = a.lanes, a.size, a.H, a.of_h if of_h else a.of_x
     panels, vectors = a.panels, (N + L - 1) // L
-    head, own, reach = (a.head, a.head, a.reach) if of_h else (H, N, panels)
+    own, reach = (a.head, a.reach) if of_h else (N, panels)
     for p in range(panels):
         units = min(L, H - p * L)
         for gate in range(gates):
@@ -55,16 +57,17 @@ def pack_transposed(a, weight, weight_row, N, of_h, packed, first, last, scratch
                     continue
                 wide = 4 if group(vectors, q + 1) - group(vectors, q) == 4 else 3
                 to = packed + (q * reach * 4 * VECTOR + before * wide * VECTOR) * gates * L + row * wide * VECTOR
-                if own < N:
+                if of_h and a.heads > 1:
                     call(a.copy_rows, units, 0, wide * L, source, 0, to, wide * VECTOR)
                 unit, unit_last = p * L, p * L + units
                 while unit < unit_last:  # of one head
-                    head_at, end = unit // head * own, min((unit // head + 1) * head, unit_last)
-                    begin, stop = max(column, head_at), min(min(column + wide * L, N), head_at + own)
+                    head = head_begin(a, unit) if of_h else 0
+                    end = head_end(a, unit, unit_last) if of_h else unit_last
+                    begin, stop = max(column, head), min(min(column + wide * L, N), head + own)
                     if begin < stop:
                         call(
                             a.copy_rows, end - unit, stop - begin, wide * L - (begin - column),
-                            source + unit * weight_row + (begin - head_at) * S, weight_row,
+                            source + unit * weight_row + (begin - head) * S, weight_row,
                             to + (unit - p * L) * wide * VECTOR + (begin - column) * S, wide * VECTOR,
                         )  # fmt: skip
                     unit = end
@@ -234,7 +237,7 @@ def add_weight_gradients(a, strips, s_first, s_last, half, p_first, p_last):
     `sizes.sum_places`.
     """
     of_h, of_one, columns = a.sums_of_h, a.sum_of_one, columns_of_h(a)
-    if a.joint != 0 and a.params == 0 and a.span == a.H:
+    if a.joint != 0 and a.params == 0 and a.heads == 1:
         add_products(a, strips, s_first, s_last, half, p_first, p_last, 0, of_one + 1, 0, 0, a.sums)
         return
     add_products(a, strips, s_first, s_last, half, p_first, p_last, 0, a.I, 0, 0, a.of_x)

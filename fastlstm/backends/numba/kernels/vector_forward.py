@@ -12,6 +12,8 @@ from fastlstm.backends.numba.kernels.layout import (
     gate_at,
     group,
     groups_of,
+    head_begin,
+    head_end,
     is_dense,
     lone_of,
     product_of,
@@ -55,7 +57,7 @@ def pack_panel(a, p, weight, weight_row, columns, of_h, panel):
     """
     L, S, H, gates = a.lanes, a.size, a.H, a.of_h if of_h else a.of_x
     valid, vectors = min(L, H - p * L), vectors_of(a, p, gates)
-    head, width, begin = (a.head, a.head, seen_from(a, p)) if of_h else (H, columns, 0)
+    width, begin = (a.head, seen_from(a, p)) if of_h else (columns, 0)
     if valid < L or width < columns:
         call(a.copy_rows, 1, 0, columns * vectors * L, panel, 0, panel, 0)
     for q in range(groups_of(vectors)):
@@ -65,8 +67,8 @@ def pack_panel(a, p, weight, weight_row, columns, of_h, panel):
             row = (block_hh(a, gate) if of_h else block_ih(a, gate)) * H
             at, unit = to + gate_at(a, p, gate) - first * VECTOR, p * L
             while unit < p * L + valid:
-                column = unit // head * head  # where the head begins, in units and, of h, in columns
-                end = min(column + head, p * L + valid)
+                column = head_begin(a, unit) if of_h else 0
+                end = head_end(a, unit, p * L + valid) if of_h else p * L + valid
                 place = at + (unit - p * L) * S + (column - begin) * wide
                 call(a.transpose, end - unit, width, weight + (row + unit) * weight_row, weight_row, place, wide)
                 unit = end

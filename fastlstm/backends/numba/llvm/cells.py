@@ -16,7 +16,7 @@ from llvmlite import ir
 from fastlstm.backends.numba.llvm import functions
 from fastlstm.backends.numba.llvm.functions import ON_VECTORS
 from fastlstm.backends.numba.llvm.loops import Builder, Builders, counted
-from fastlstm.backends.numba.llvm.simd import I64, Lanes, Vector, load
+from fastlstm.backends.numba.llvm.simd import I32, I64, Lanes, Vector, load, store
 from fastlstm.cells.emit import ByName, Function, python
 from fastlstm.cells.layout import Layout
 from fastlstm.cells.phases import Phases, in_phases
@@ -44,8 +44,9 @@ class Functions:
     takes: tuple[tuple[str, ...], tuple[str, ...]]
 
     @property
-    def passes(self) -> tuple[Phases, Phases, Phases]:
-        return self.forward, self.saving, self.backward
+    def phases(self) -> tuple[int, int]:
+        """How many phases a step of the forward pass has, and one of the backward pass."""
+        return max(len(self.forward.phases), len(self.saving.phases)), len(self.backward.phases)
 
 
 @cache
@@ -56,7 +57,7 @@ def functions_of(cell: Cell) -> Functions:
     terms = [f"d{name}" for name in (*(f"{gate}_pre" for gate in layout.sums), *layout.params)]
     passes = (
         in_phases(forward, cell.states),
-        in_phases(forward, [*cell.states, *layout.saved], early=layout.saved),
+        in_phases(forward, [*cell.states, *layout.saved], early=layout.saved_units, once=layout.saved_rows),
         in_phases(backward, backward.results, layout.saved_rows, early=terms),
     )
     source = "\n".join([python(forward), python(backward), repr(vars(cell.layout))])
@@ -102,6 +103,16 @@ class _Rows:
         at = self.b.add(self.at[name], I64(vector * self.vector))
         return Vector(self.b, self.lanes, self.lanes.load(self.b, at))
 
+    def load_number(self, name: str, k: int) -> Vector:
+        """The k-th number of a row, in every lane."""
+        at = self.b.add(self.at[name], I64(k * self.lanes.size))
+        return Vector(self.b, self.lanes, self.lanes.broadcast(self.b, at))
+
+    def store_number(self, value: Vector, name: str, k: int) -> None:
+        """Store what is the same in every lane as the k-th number of a row."""
+        at = self.b.add(self.at[name], I64(k * self.lanes.size))
+        store(self.b, self.b.extract_element(value.value, I32(0)), at, self.lanes.size)
+
     def store(self, value: Any, name: str, vector: int = 0, inside: Any = None, past_caches: int = 0) -> None:
         """Store a value, zeros where it is None, or outside of the lanes that are `inside`."""
         zeros = self.lanes.splat(0.0)
@@ -122,9 +133,9 @@ class _Rows:
 
 
 @contextmanager
-def _in_phase(b: ir.IRBuilder, phase: ir.Value, k: int, phases: int) -> Iterator[None]:
-    """What is built is for phase k alone."""
-    if phases == 1:
+def _in_phase(b: ir.IRBuilder, phase: ir.Value | None, k: int) -> Iterator[None]:
+    """What is built is for phase k alone, if there are several."""
+    if phase is None:
         yield
     else:
         with b.if_then(b.icmp_signed("==", phase, I64(k))):
@@ -168,10 +179,10 @@ def of_rows(lanes: Lanes, phases: Phases, saved_rows: tuple[str, ...], backward:
     def build(b, rows, phase, H, values, row_bytes, saved):
         whole = lanes.wide(b, b.sitofp(H, lanes.scalar))
         for k, each in enumerate(phases.phases):
-            with _in_phase(b, phase, k, len(phases.phases)):
+            with _in_phase(b, phase, k):
                 at, run, taken = _Rows(b, lanes), on_vectors(each.rows), set(each.rows.arguments)
                 at.add("all of rows", values, row_bytes)
-                at.add("what is saved", saved, len(saved_rows) * vector)
+                at.add("what is saved", saved, -(-len(saved_rows) // lanes.count) * vector)
 
                 def body(at=at, k=k, run=run, taken=taken):
                     for n in range(len(sums) if k == 0 else 0):
@@ -182,14 +193,15 @@ def of_rows(lanes: Lanes, phases: Phases, saved_rows: tuple[str, ...], backward:
                             total = lanes.total(b, at.load("all of rows", n).value)
                             given[name] = Vector(b, lanes, b.fdiv(total, whole))
                     if backward:
-                        given |= {name: at.load("what is saved", n) for n, name in enumerate(saved_rows) if name in taken}
+                        numbers = enumerate(saved_rows)
+                        given |= {name: at.load_number("what is saved", n) for n, name in numbers if name in taken}
                     found = run(given)
                     for n, name in enumerate(names):
                         if name in found:
                             at.store(found[name], "all of rows", n)
                     for n, name in enumerate(saved_rows):
                         if name in found:
-                            at.store(found[name], "what is saved", n)
+                            at.store_number(found[name], "what is saved", n)
 
                 at.loop(rows, body)
 
@@ -203,9 +215,9 @@ def forward(lanes: Lanes, cell: Functions, save: bool, streams: bool = False) ->
     layout, vector, phases = cell.layout, lanes.size * lanes.count, cell.saving if save else cell.forward
     saved_units = layout.saved_units if save else ()
 
-    def build(b, rows, row, unit, preact, saved, table, phase, kept, of_rows, row_bytes, valid):
+    def build(b, rows, row, unit, preact, saved, table, phase=None, kept=None, of_rows=None, row_bytes=None, valid=None):
         for k, each in enumerate(phases.phases):
-            with _in_phase(b, phase, k, len(phases.phases)):
+            with _in_phase(b, phase, k):
                 build_phase(b, each.units, rows, row, unit, preact, saved, table, kept, of_rows, row_bytes, valid)
 
     def build_phase(b, function, rows, row, unit, preact, saved, table, kept, of_rows, row_bytes, valid):
@@ -253,12 +265,12 @@ def backward(lanes: Lanes, cell: Functions) -> Builder:
     phases, saved_units = cell.backward, layout.saved_units
 
     def build(
-        b, rows, row, unit, valid, dh, saved, dpreact, dinputs, first_carried, carried_state, table, phase, kept,
-        of_rows, row_bytes,
+        b, rows, row, unit, valid, dh, saved, dpreact, dinputs, first_carried, carried_state, table, phase=None,
+        kept=None, of_rows=None, row_bytes=None,
     ):  # fmt: skip
         inside = lanes.first(b, valid)
         for k, each in enumerate(phases.phases):
-            with _in_phase(b, phase, k, len(phases.phases)):
+            with _in_phase(b, phase, k):
                 at = _Rows(b, lanes)
                 at.add("dh of the step after", dh, 4 * vector)
                 at.add_table(backward_table(layout), {*each.units.arguments, OUTSIDE}, table, row, unit)
@@ -293,16 +305,20 @@ def backward(lanes: Lanes, cell: Functions) -> Builder:
 
 
 def builders(lanes: Lanes, cell: Functions) -> Builders:
-    rows = cell.layout.saved_rows
-    return {
-        "cell_forward": (11, forward(lanes, cell, False)),
-        "cell_forward_saving": (11, forward(lanes, cell, True)),
-        "cell_forward_streaming": (11, forward(lanes, cell, True, streams=True)),
-        "cell_backward": (15, backward(lanes, cell)),
-        "rows_forward": (6, of_rows(lanes, cell.forward, (), False)),
-        "rows_forward_saving": (6, of_rows(lanes, cell.saving, rows, False)),
-        "rows_backward": (6, of_rows(lanes, cell.backward, rows, True)),
+    rows, (of_forward, of_backward) = cell.layout.saved_rows, cell.phases
+    takes, takes_back = 11 if of_forward > 1 else 6, 15 if of_backward > 1 else 11
+    made: Builders = {
+        "cell_forward": (takes, forward(lanes, cell, False)),
+        "cell_forward_saving": (takes, forward(lanes, cell, True)),
+        "cell_forward_streaming": (takes, forward(lanes, cell, True, streams=True)),
+        "cell_backward": (takes_back, backward(lanes, cell)),
     }
+    if of_forward > 1:
+        made["rows_forward"] = 6, of_rows(lanes, cell.forward, (), False)
+        made["rows_forward_saving"] = 6, of_rows(lanes, cell.saving, rows, False)
+    if of_backward > 1:
+        made["rows_backward"] = 6, of_rows(lanes, cell.backward, rows, True)
+    return made
 
 
 NAMES = (

@@ -12,7 +12,7 @@ import ast
 import builtins
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache, partial
 from types import FunctionType, ModuleType
 from typing import Any
@@ -38,7 +38,7 @@ inspect.getsource(sys.modules[__name__])  # raises here, and not in a call, wher
 class Struct:
     """The arguments of a kernel: an address, and where each number lies."""
 
-    def __init__(self, pointer: ir.Value, fields: Sequence[str]) -> None:
+    def __init__(self, pointer: ir.Value, fields: Fields) -> None:
         self.pointer, self.fields = pointer, fields
 
 
@@ -96,9 +96,18 @@ def _kind(shape: Any) -> list[Any]:
 
 
 class Fields(list[str]):
-    """Names of the fields of a struct: not a tuple, which has a shape of its own."""
+    """Names of the fields of a struct: not a tuple, which has a shape of its own.
+
+    Attributes:
+        known: what fields are that the kernel is compiled for: a number, or the name of a field of the same value. What
+            they decide is decided then, and costs nothing when the kernel runs.
+    """
 
     __hash__ = object.__hash__  # type: ignore[assignment]
+
+    def __init__(self, names: Iterable[str], known: Mapping[str, int | str] | None = None) -> None:
+        super().__init__(names)
+        self.known = known or {}
 
 
 class _Body:
@@ -263,6 +272,15 @@ class _Body:
         given = [self.value(argument) for argument in call.args]
         start, stop, step = (0, *given, 1) if len(given) == 1 else (*given, 1) if len(given) == 2 else given
         down = isinstance(step, int) and step < 0  # any other step is positive
+        if isinstance(start, int) and isinstance(stop, int) and isinstance(step, int) and step:
+            turns = range(start, stop, step)
+            if len(turns) < 2:  # no loop
+                for turn in turns:
+                    self.bind(node.target, turn)
+                    body, after = self.make("once"), self.make("done")
+                    self.b.branch(body)
+                    self.loop(node.body, body, after, after)
+                return
         start, stop, by = map(self.number, (start, stop, step))
         test, body, again, after = (self.make(name) for name in ("for", "do", "next", "done"))
         counter = self.entry.alloca(I64)
@@ -309,9 +327,12 @@ class _Body:
             return found
         return _formed(_shape(found), map(self.b.load, _leaves(found)))
 
-    def of_Attribute(self, node: ast.Attribute) -> ir.Value:
+    def of_Attribute(self, node: ast.Attribute) -> Any:
         struct = self.value(node.value)
-        found = self.b.load(self.b.gep(struct.pointer, [I64(struct.fields.index(node.attr))]))
+        field = struct.fields.known.get(node.attr, node.attr)
+        if isinstance(field, int):
+            return field
+        found = self.b.load(self.b.gep(struct.pointer, [I64(struct.fields.index(field))]))
         found.set_metadata("invariant.load", self.b.module.add_metadata([]))  # no kernel changes its arguments
         return found
 
