@@ -37,5 +37,17 @@ def mean(x: Tensor) -> Tensor:
 
 
 rsqrt = torch.rsqrt
-_ALL: list[Callable[..., Any]] = [mean, rsqrt, sigmoid, tanh, relu, exp, log_sigmoid, maximum, where, stop_gradient, fill]
+_ALL: list[Callable[..., Any]] = [
+    mean,
+    rsqrt,
+    sigmoid,
+    tanh,
+    relu,
+    exp,
+    log_sigmoid,
+    maximum,
+    where,
+    stop_gradient,
+    fill,
+]
 ON_TENSORS = {function.__name__: function for function in _ALL}

@@ -58,7 +58,10 @@ def in_phases(
     last = max(depth.values(), default=0)
     means = [n for n in nodes if n.op == "mean" and n not in given]
     asked = {a for n in nodes if n not in rows and n not in given for a in n.args} | set(wanted.values())
-    of_rows = {f"row{k}": n for k, n in enumerate(n for n in nodes if n in rows and (n in asked or (n.op == "mean" and n not in given)))}
+    of_rows = {
+        f"row{k}": n
+        for k, n in enumerate(n for n in nodes if n in rows and (n in asked or (n.op == "mean" and n not in given)))
+    }
     of_results = {name: wanted[name] for name in once}
     sums = {f"sum{k}": n for k, n in enumerate(means)}
 

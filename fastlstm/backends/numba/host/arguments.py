@@ -30,12 +30,18 @@ def _struct(name: str, fields: str) -> type[ctypes.Structure]:
 # parts: into how many the batch rows are split. relax: what a waiting thread calls. constants: a kilobyte of zeros,
 # then a one. original_size: bytes of an element of the weights that are digested. For the matrix unit: pieces of a
 # number; pitch, bytes from one step of 32 of an operand's rows to the next. is_narrow: whether x, dx, dh and h, and
-# the weights and their gradients, are of bfloat16. head: units of a head, H / K, or H; span: columns of h that a
+# the weights and their gradients, are of bfloat16. heads: K; head: units of one, H / K; span: columns of h that a
 # panel of units multiplies, those of as many heads as one can have units of.
+# gate_vectors: vectors that are saved for each row and step: `saved` for each panel, then row_vectors for all units.
+# phases: those of a step. Where a cell takes means there are several, and a row of scratch has the sums of all panels,
+# panel_bytes from one to the next. Then later_values vectors of each panel, which later phases read, begin at the slot
+# later_slot, and at shared_slot lie shared_values vectors of all units. rows_together: rows that go through all phases
+# before the next ones do.
 _COMMON = " ".join((*NAMES, *CELLS, *matrix.NAMES)) + (
     " size lanes panels dense T B rows I H sums of_x of_h saved params inputs others values joint carries_h blocks"
-    " reads table_bytes phases crossing row_values saved_rows panel_bytes kept_slot rows_slot together gate_vectors row_vectors wide slots c_step reverse parts relax scratch_bytes constants original_size pieces pitch"
-    " heads head span is_narrow x_step x_row weight_ih_row weight_hh_row"
+    " reads table_bytes gate_vectors row_vectors wide slots phases later_values later_slot shared_values shared_slot"
+    " panel_bytes rows_together c_step reverse parts relax scratch_bytes constants original_size pieces pitch heads"
+    " head span is_narrow x_step x_row weight_ih_row weight_hh_row"
 )
 # barrier: counters at which threads meet. scratch: each thread's own, scratch_bytes apart: two tables, then rows of
 # vectors. large: where a one is left if there was a number that the unit cannot take. What ends the struct lies at
@@ -49,7 +55,8 @@ _KEPT = "digests stale"
 # are the originals, contiguous: those packed may be copies of them.
 _WEIGHTS = "weight_ih weight_hh bias bias_hh original_ih original_hh original_bias original_bias_hh"
 # x (T,B,I), h (T,B,H), h_0 (B,H) with any strides but the last. lengths: int64 (R,), the steps of each row. reset:
-# bytes (T,R), one where the states are zero before a step. gates (T,panels,B,K,lanes), if saved.
+# bytes (T,R), one where the states are zero before a step. gates (T,gate_vectors,B,lanes), if saved: panels
+# (panels,B,K,lanes), then (B,row_vectors,lanes).
 _LAYER = "x h_0 h_0_row lengths reset h gates"
 
 # packed: (places,H,Y,lanes) weight_hh, then (places,I,X,lanes) weight_ih, or with the unit the columns of this or of

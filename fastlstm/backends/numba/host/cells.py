@@ -63,14 +63,15 @@ def fields(cell: Cell, kind: str) -> dict[str, int]:
     found, functions, layout = counts(cell), functions_of(cell), cell.layout
     names, takes = forward_table(layout), functions.takes[kind == "Backward"]
     read = {*takes, *(f"{state}_prev" for state in layout.states[1:])}  # which a held step hands on
-    made = {name: int(value) for name, value in found._asdict().items() if name not in ("on_unit", "reads_new", "means")}
+    of_host = "on_unit", "reads_new", "means", "saved_rows"
+    made = {name: int(value) for name, value in found._asdict().items() if name not in of_host}
     # two tables lie before the rows of scratch: each in cache lines of its own
     table_bytes = -(-16 * len(backward_table(layout)) // 64) * 64
     back = kind == "Backward"
     passes = (functions.backward,) if back else (functions.forward, functions.saving)
     return made | {
-        "phases": functions.phases[back], "crossing": max(len(each.kept) for each in passes),
-        "row_values": max(len(each.of_rows) + len(each.sums) for each in passes),
+        "phases": functions.phases[back], "later_values": max(len(each.kept) for each in passes),
+        "shared_values": max(len(each.of_rows) + len(each.sums) for each in passes),
         "values": found.values, "blocks": ctypes.addressof(blocks(cell)), "table_bytes": table_bytes,
         "reads": sum(1 << k for k, name in enumerate(names) if name in read),
     }  # fmt: skip

@@ -11,15 +11,14 @@ from fastlstm.backends.base import WEIGHTS, Layer, Run
 from fastlstm.backends.cpu import LARGE
 from fastlstm.backends.memory import new_of, pooled
 from fastlstm.backends.numba.host import sizes
-from fastlstm.backends.numba.host.cells import counts
 from fastlstm.backends.numba.host.passes import Pass
 from fastlstm.backends.numba.host.signature import Signature
 from fastlstm.cells.spec import Cell
 
 
 def saved_shape(cell: Cell, T: int, B: int, H: int, dtype: torch.dtype, groups: int | None = None) -> tuple[int, ...]:
-    """Shape of what is kept for the backward pass beside the states. Each step has for each panel of units its rows side
-    by side, as both passes read them, and then, for each row, the numbers that all of its units share. A stack's groups
+    """Shape of what is kept for the backward pass beside the states. Each step has for each panel of units its rows
+    side by side, as both passes read them, and then, for each row, the numbers that all of its units share. A stack's groups
     follow each other.
     """
     lanes = sizes.lanes_of(dtype)

@@ -21,11 +21,11 @@ from fastlstm.backends.numba.kernels.states import (
     enter,
     enter_step,
     held_aside,
-    kept_aside,
+    later_aside,
     outside,
     panel_sums,
     row_of,
-    rows_aside,
+    shared_aside,
     set_aside,
     slot,
 )
@@ -64,7 +64,8 @@ def cells(a, p, s, t, b, rows, scratch, table, dh, dpre, phase):
         dh_out = get_int64(table + 16 * k) + b * row_of(table, k) + p * L * item(a)
         read_rows(a, a.is_narrow, rows, valid, L, dh_out, row_of(table, k), slot(a, scratch, k), VECTOR)
         enter(used, k, slot(a, scratch, k) - b * VECTOR - unit, VECTOR)
-    if holds and is_last:  # a held row hands on the states' gradients that it got: its dpreact is zero, and its own dh is ignored
+    # a held row hands on the states' gradients that it got: its dpreact is zero, and its own dh is ignored
+    if holds and is_last:
         for k in range(a.others):
             call(a.copy_rows, rows, L, L, carried_at(a, k, p, b), VECTOR, held_aside(a, scratch, k), VECTOR)
         call(a.copy_rows, rows, valid, L, dh, 4 * VECTOR, carried_at(a, a.others + a.carries_h, p, b), VECTOR)
@@ -76,7 +77,7 @@ def cells(a, p, s, t, b, rows, scratch, table, dh, dpre, phase):
     else:
         call(
             a.cell_backward, alive, b, unit, valid, dh, saved, dpre, dinputs, carried, carried_state, used, phase,
-            kept_aside(a, scratch, p), rows_aside(a, scratch), a.row_values * VECTOR,
+            later_aside(a, scratch, p), shared_aside(a, scratch), a.shared_values * VECTOR,
         )  # fmt: skip
     if holds and is_last:
         for r in range(rows):
@@ -200,8 +201,8 @@ def backward_with(products: Any) -> Any:
                     h_prev, h_prev_row = a.h_0, a.h_0_row
                 enter_step(a, table, s, t, h_prev, h_prev_row, a.h + t * a.rows * H * S, H * S, OTHER_BACK, False)
                 enter(table, outside(a), a.dh + t * a.dh_step, a.dh_row)
-            for c in range(b_first, b_last if wanted else b_first, a.together):
-                c_last = min(c + a.together, b_last)
+            for c in range(b_first, b_last if wanted else b_first, a.rows_together):
+                c_last = min(c + a.rows_together, b_last)
                 for phase in range(-1 if a.phases > 1 else 0, a.phases if s >= 0 else 1):
                     multiplies, computes = phase < 0 or a.phases == 1, phase >= 0
                     r_first, r_last, begin, end = c, c_last, q_first, q_last
@@ -211,7 +212,7 @@ def backward_with(products: Any) -> Any:
                     if a.phases > 1 and s >= 0 and computes:
                         alive = rows_alive(a, t, r_first, r_last - r_first)
                         begin_phase(
-                            a, a.rows_backward, phase, t, r_first, alive, a.gate_rows, scratch, a.row_values * VECTOR
+                            a, a.rows_backward, phase, t, r_first, alive, a.gate_rows, scratch, a.shared_values * VECTOR
                         )
                     for j in range(begin, end):  # to and fro, as in the forward pass
                         q = j if s % 2 == 0 else begin + end - 1 - j

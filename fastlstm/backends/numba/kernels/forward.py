@@ -12,11 +12,11 @@ from fastlstm.backends.numba.kernels.states import (
     OTHER,
     begin_phase,
     enter_step,
-    kept_aside,
+    later_aside,
     panel_sums,
     row_at,
     row_of,
-    rows_aside,
+    shared_aside,
     set_aside,
     slot,
 )
@@ -40,8 +40,8 @@ def cells(a, t, p, b, rows, sums, scratch, table, phase):
         call(cell_forward_of(a), rows, b, unit, sums, saved, used)
     else:
         call(
-            cell_forward_of(a), rows, b, unit, sums, saved, used, phase, kept_aside(a, scratch, p),
-            rows_aside(a, scratch), a.row_values * VECTOR, valid,
+            cell_forward_of(a), rows, b, unit, sums, saved, used, phase, later_aside(a, scratch, p),
+            shared_aside(a, scratch), a.shared_values * VECTOR, valid,
         )  # fmt: skip
     if valid < L and is_last:  # whole vectors would reach into the next row
         for k in range(1, states, 2):
@@ -184,10 +184,10 @@ def forward_with(products: Any) -> Any:
                         begin_phase(a, rows_forward_of(a), phase, t, 0, 1, 1, scratch, 0)
                         call(
                             cell_forward_of(a), q_last - q_first, q_first, 0, sums, saved, table, phase,
-                            kept_aside(a, scratch, 0), rows_aside(a, scratch), 0, L,
+                            later_aside(a, scratch, 0), shared_aside(a, scratch), 0, L,
                         )  # fmt: skip
-            for c in range(b_last if lone else b_first, b_last, a.together):
-                c_last = min(c + a.together, b_last)
+            for c in range(b_last if lone else b_first, b_last, a.rows_together):
+                c_last = min(c + a.rows_together, b_last)
                 # a cell that takes means needs the products of all units first, and sums over these in one order: a
                 # team multiplies by units and computes cells by rows
                 for phase in range(-1 if a.phases > 1 else 0, a.phases):
@@ -198,7 +198,9 @@ def forward_with(products: Any) -> Any:
                         q_first, q_last = 0, panels if r_first < r_last else 0
                     if computes and a.phases > 1:
                         alive = rows_alive(a, t, r_first, r_last - r_first)
-                        begin_phase(a, rows_forward_of(a), phase, t, r_first, alive, B, scratch, a.row_values * VECTOR)
+                        begin_phase(
+                            a, rows_forward_of(a), phase, t, r_first, alive, B, scratch, a.shared_values * VECTOR
+                        )
                         if phase == 0 and a.gates != 0:  # those of held rows are zero, as `carry` leaves others
                             width, rows = a.row_vectors * L, r_last - r_first - alive
                             saved = rows_saved(a, B, t, r_first + alive)
@@ -222,7 +224,9 @@ def forward_with(products: Any) -> Any:
                                 if a.places == 0:  # of so few rows that all of them are here
                                     preact_in_place(a, p, alive, sums, x, h_of_heads, h_seen_row)
                                 else:
-                                    preact(a, s, p, place, b, alive, part, b_first, b_last, sums, x, h_of_heads, h_seen_row)
+                                    preact(
+                                        a, s, p, place, b, alive, part, b_first, b_last, sums, x, h_of_heads, h_seen_row
+                                    )
                             if alive < rows and phase == a.phases - 1:
                                 carry(a, t, p, b + alive, rows - alive, table)
                             if computes:

@@ -72,15 +72,15 @@ def panel_sums(a, scratch, p):
 
 
 @jit
-def kept_aside(a, scratch, p):
+def later_aside(a, scratch, p):
     """Where the values of panel p lie that a phase of the cell keeps for later ones."""
-    return slot(a, scratch, a.kept_slot + p * a.crossing)
+    return slot(a, scratch, a.later_slot + p * a.later_values)
 
 
 @jit
-def rows_aside(a, scratch):
+def shared_aside(a, scratch):
     """Where what is the same for all units of a row lies, and the sums that means are made of."""
-    return slot(a, scratch, a.rows_slot)
+    return slot(a, scratch, a.shared_slot)
 
 
 @jit
@@ -88,8 +88,8 @@ def begin_phase(a, kernel, phase, t, b, rows, rows_of_gates, scratch, row_stride
     """Compute what all units of a row share in a phase, from the sums that the phase before has left, for `rows` rows
     from `b` on.
     """
-    if a.row_values != 0:
-        call(kernel, rows, phase, a.H, rows_aside(a, scratch), row_stride, rows_saved(a, rows_of_gates, t, b))
+    if a.shared_values != 0:
+        call(kernel, rows, phase, a.H, shared_aside(a, scratch), row_stride, rows_saved(a, rows_of_gates, t, b))
 
 
 @jit

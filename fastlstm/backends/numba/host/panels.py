@@ -1,0 +1,48 @@
+"""How many vectors and panels a layer makes: a panel is the units that fill one vector."""
+
+from functools import cache
+from itertools import pairwise
+
+import torch
+
+from fastlstm.backends.numba.host import cells
+from fastlstm.cells.spec import Cell
+
+
+@cache
+def lanes_of(dtype: torch.dtype) -> int:
+    """Return how many numbers of this type a vector has."""
+    from fastlstm.backends.numba.llvm.simd import VECTOR_BYTES
+
+    return VECTOR_BYTES // dtype.itemsize
+
+
+def panels_of(size: int, lanes: int) -> int:
+    """Return how many vectors hold `size` numbers."""
+    return (size + lanes - 1) // lanes
+
+
+def row_vectors(cell: Cell, lanes: int) -> int:
+    """Return how many vectors hold the numbers that all units of a row share and the backward pass reads."""
+    return panels_of(cells.counts(cell).saved_rows, lanes)
+
+
+def saved_vectors(cell: Cell, H: int, lanes: int) -> int:
+    """Return how many vectors the forward pass saves for each row and step."""
+    return panels_of(H, lanes) * cells.counts(cell).saved + row_vectors(cell, lanes)
+
+
+def span_of(H: int, heads: int, lanes: int) -> int:
+    """Return the most columns of h that a panel multiplies: those of all heads that it has units of."""
+    D = H // heads
+    return max((min(unit + lanes, H) - 1) // D - unit // D + 1 for unit in range(0, H, lanes)) * D
+
+
+def reach_of(H: int, heads: int, lanes: int) -> int:
+    """Return the most panels whose dpreact a group of columns of h multiplies: those of all heads that it has columns
+    of. Groups are those of `kernels.layout.group`.
+    """
+    D, panels = H // heads, panels_of(H, lanes)
+    groups = panels_of(panels, 4)
+    ends = [panels_of(panels * q, groups) * lanes for q in range(groups)] + [H]
+    return max(panels_of(((end - 1) // D + 1) * D, lanes) - begin // D * D // lanes for begin, end in pairwise(ends))
