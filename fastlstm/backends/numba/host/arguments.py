@@ -1,8 +1,7 @@
-"""What a kernel call is told: one C struct of 64-bit integers a task.
+"""The structs that kernels read: their fields stand in `fields`.
 
-Addresses and strides are in bytes; a zero address means absent. R counts the batch rows of all groups of a stack. A
-struct has first what is the same for all calls of one signature, then buffers, then what is a call's own. It ends with
-what there are as many of as the cell has states, inputs and params: kernels find these by address.
+A struct has first what all calls of one signature share, then buffers, then packed weights, then what is a call's own.
+It ends with a record for each state but the first, then for each input and param, which kernels find by address.
 """
 
 import ctypes
@@ -12,89 +11,29 @@ from functools import cache
 
 import numpy as np
 
+from fastlstm.backends.numba.host import fields
+from fastlstm.backends.numba.host.fields import TAILS
 from fastlstm.backends.numba.llvm import matrix
 from fastlstm.backends.numba.llvm.cells import NAMES as CELLS
 from fastlstm.backends.numba.llvm.primitives import NAMES
 from fastlstm.backends.numba.llvm.quantized import NAMES as QUANTIZED_NAMES
 
 
-def _struct(name: str, fields: str) -> type[ctypes.Structure]:
-    return type(name, (ctypes.Structure,), {"_fields_": [(field, ctypes.c_int64) for field in fields.split()]})
+def _struct(name: str, *tables: str) -> type[ctypes.Structure]:
+    return type(name, (ctypes.Structure,), {"_fields_": [(f, ctypes.c_int64) for t in tables for f in fields.names(t)]})
 
 
-# size: bytes of an element; lanes: elements of a vector; panels: those of H; dense: see `is_dense`. rows: R, batch rows
-# from one step to the next. sums, of_x, of_h, saved, params, inputs: counts of the cell's layout; others: its states
-# but the first; values: inputs and params. joint: x and h have all sums in common; blocks: the blocks of weights, of_x,
-# then of_h. reads: bits of the values that the cells read, in the order of `llvm.cells`' tables; table_bytes: of one.
-# wide, slots: vectors of a row of scratch, and then beside it, see `states.slot`. c_step: of the states but the first.
-# parts: into how many the batch rows are split. relax: what a waiting thread calls. constants: a kilobyte of zeros,
-# then a one. original_size: bytes of an element of the weights that are digested. For the matrix unit: pieces of a
-# number; pitch, bytes from one step of 32 of an operand's rows to the next. is_narrow: whether x, dx, dh and h, and
-# the weights and their gradients, are of bfloat16. heads: K; head: units of one, H / K; span: columns of h that a
-# panel of units multiplies, those of as many heads as one can have units of.
-# gate_vectors: vectors that are saved for each row and step: `saved` for each panel, then row_vectors for all units.
-# phases: those of a step. Where a cell takes means there are several, and a row of scratch has the sums of all panels,
-# panel_bytes from one to the next. Then later_values vectors of each panel, which later phases read, begin at the slot
-# later_slot, and at shared_slot lie shared_values vectors of all units. rows_together: rows that go through all phases
-# before the next ones do.
-_COMMON = " ".join((*NAMES, *CELLS, *matrix.NAMES)) + (
-    " size lanes panels dense T B rows I H sums of_x of_h saved params inputs others values joint carries_h blocks"
-    " reads table_bytes gate_vectors row_vectors wide slots phases later_values later_slot shared_values shared_slot"
-    " panel_bytes rows_together c_step reverse parts relax scratch_bytes constants original_size pieces pitch heads"
-    " head span is_narrow x_step x_row weight_ih_row weight_hh_row"
-)
-# barrier: counters at which threads meet. scratch: each thread's own, scratch_bytes apart: two tables, then rows of
-# vectors. large: where a one is left if there was a number that the unit cannot take. What ends the struct lies at
-# others_at and so on.
-TAILS = "others_at", "values_at", "dparams_at"
-_BUFFERS = " ".join(("barrier scratch large", *TAILS))
-# Where packed weights are kept from call to call. digests: one for each block of the originals. stale: where to count
-# those that are others, if the weights are packed already; if it is absent they are packed, and the digests stored.
-_KEPT = "digests stale"
-# The kernel packs weight_ih (X H,I), weight_hh (Y H,H), and the sum of bias (X H,) and bias_hh (Y H,). What is digested
-# are the originals, contiguous: those packed may be copies of them.
-_WEIGHTS = "weight_ih weight_hh bias bias_hh original_ih original_hh original_bias original_bias_hh"
-# x (T,B,I), h (T,B,H), h_0 (B,H) with any strides but the last. lengths: int64 (R,), the steps of each row. reset:
-# bytes (T,R), one where the states are zero before a step. gates (T,gate_vectors,B,lanes), if saved: panels
-# (panels,B,K,lanes), then (B,row_vectors,lanes).
-_LAYER = "x h_0 h_0_row lengths reset h gates"
-
-# packed: (places,H,Y,lanes) weight_hh, then (places,I,X,lanes) weight_ih, or with the unit the columns of this or of
-# both. There is a place for each panel, or one for each thread, which packs a panel when it comes to it, or none: then
-# few rows read the weights as they lie. biases (panels,S,lanes). flip: whether the first step takes the panels from
-# last to first. states: where is_narrow, two steps' float32 rows of h, which goes to `h` with out_step and out_row.
-# operand: x and h as rows, of two steps; or x alone, of twice `feed` steps. fed: what x makes of the sums of `feed`
-# steps, (panels,feed,B,S,lanes), with 2 for B where block_x is 0; with the unit (panels,pitch/64,4,lanes). block_x and
-# block are those of `sizes.blocks_of`.
-FORWARD_KEPT, FORWARD_CALL = f"packed biases {_KEPT}", f"{_WEIGHTS} {_LAYER} h_n flip"
-# Of each state but the first: where it starts (B,H), the states after each step (T,B,H), or with c_step 0 one (B,H),
-# and where the last go. Of each input and param: (T,B,H), or of a param (H,) with strides of zero.
-FORWARD_OTHER, FORWARD_VALUE = "start start_row steps last", "value value_step value_row"
+_PRIMITIVES = "\n".join((*NAMES, *CELLS, *matrix.NAMES))
+_COMMON = _PRIMITIVES, fields.SIZES, fields.CELL, fields.SCRATCH, fields.LAYOUT
+_CALLS = {
+    "Forward": (fields.FORWARD_KEPT + fields.KEPT, fields.WEIGHTS + fields.LAYER + fields.FORWARD_CALL),
+    "Backward": (fields.BACKWARD_KEPT + fields.KEPT, fields.WEIGHTS + fields.LAYER + fields.BACKWARD_CALL),
+}
 ForwardArguments = _struct(
-    "ForwardArguments",
-    f"{_COMMON} h_step h_row out_step out_row places block_x block feed {_BUFFERS} states operand fed "
-    f"{FORWARD_KEPT} {FORWARD_CALL}",
+    "ForwardArguments", *_COMMON, fields.FORWARD, fields.BUFFERS, fields.FORWARD_BUFFERS, *_CALLS["Forward"]
 )
-
-# dh (T,B,H) and dh_n (B,H): incoming; dh is zeros, or dh_n absent, where there is none. dpreact
-# (panels,kept,B,S+P,lanes). carried: (panels,B,lanes) for each state but the first, then if it carries_h for the first,
-# then for dh of held rows. gate_rows: from one panel's gates to the next's. packed_hh and packed_ih: for each group of
-# panels (Y H, its vectors), or X H, and with heads Y lanes times the `reach` panels that it multiplies; packs: whether
-# any is read. strips: for `ring` chunks of `chunk` steps, strips_bytes apart, the columns of [x, h, 1].
-# dweights (halves,panels,sum_rows,max(X,Y),lanes), over half of the batch
-# rows each where halves is 2, and as many again where the unit sums more than FOLD chunks: x's rows first, h's from
-# sums_of_h on, those of ones at sum_of_one. Where dweights is absent and strips are not, rows are few, and strips hold
-# them for `outer`. strip: columns of one. For the unit there is dpreact as rows, of `rows_kept` steps, for products
-# with weights, and as columns, columns_bytes apart, for the sums, whose strips are rows of the transposed [x, 1, h].
-BACKWARD_KEPT = f"packed_hh packed_ih {_KEPT}"
-BACKWARD_CALL = f"{_WEIGHTS} {_LAYER} dh dh_step dh_row dh_n dh_n_row dx dweight_ih dweight_hh dbias_ih dbias_hh dh_0"
-BACKWARD_OTHER = "start start_row steps d d_step d_row d_last d_last_row d_start"
-BACKWARD_VALUE = "value value_step value_row d_value"
 BackwardArguments = _struct(
-    "BackwardArguments",
-    f"{_COMMON} gate_rows reach chunk ring strip halves sum_rows sums_of_h sum_of_one kept packs rows_kept "
-    f"strips_bytes columns_bytes {_BUFFERS} dpreact carried strips dweights dpreact_rows columns "
-    f"{BACKWARD_KEPT} {BACKWARD_CALL}",
+    "BackwardArguments", *_COMMON, fields.BACKWARD, fields.BUFFERS, fields.BACKWARD_BUFFERS, *_CALLS["Backward"]
 )
 
 # Of an int8 layer. of_x, of_h: vectors of a panel that x and h are multiplied for. pieces: bytes of a number. A product
@@ -110,57 +49,60 @@ QUANTIZED_CALL = (
     f"{QUANTIZED_KEPT} ih hh bias_ih bias_hh scale_ih scale_hh x x_step x_row h_0 h_0_row start start_row lengths reset"
     " h h_n last flip"
 )
-QuantizedArguments = _struct(
-    "QuantizedArguments",
+_QUANTIZED = (
     f"{' '.join(QUANTIZED_NAMES)} lanes panels T B rows I H of_x of_h pieces groups_ih groups_hh panel_ih panel_hh feed"
     f" unit_rows reverse parts relax scratch_bytes h_step x_pitch x_piece h_pitch h_piece zeros clean"
-    f" barrier scratch large x_bytes h_bytes x_scales h_scales carried fed {QUANTIZED_CALL}",
+    f" barrier scratch large x_bytes h_bytes x_scales h_scales carried fed {QUANTIZED_CALL}"
 )
+QuantizedArguments = _struct("QuantizedArguments", "\n".join(_QUANTIZED.split()))
 
-# Tasks of one kind that know nothing of each other: `count` structs from `first` on, `bytes` apart. A lane is what has
-# buffers of its own: struct k runs in lane k % lanes.
-StackArguments = _struct("StackArguments", "task first bytes count lanes")
-# What each thread of a team is handed.
-RegionArguments = _struct("RegionArguments", "task arguments thread_number team_size")
+StackArguments = _struct("StackArguments", fields.STACK)  # tasks of one kind that know nothing of each other
+RegionArguments = _struct("RegionArguments", fields.REGION)  # what each thread of a team is handed
 
 FORWARD, BACKWARD = np.dtype(ForwardArguments), np.dtype(BackwardArguments)
 QUANTIZED = np.dtype(QuantizedArguments)
 STACK, REGION = np.dtype(StackArguments), np.dtype(RegionArguments)
 _HEADS = {"Forward": ForwardArguments, "Backward": BackwardArguments}
-_CALLS = {"Forward": (FORWARD_KEPT, FORWARD_CALL), "Backward": (BACKWARD_KEPT, BACKWARD_CALL)}
-_TAILS = {"Forward": (FORWARD_OTHER, FORWARD_VALUE), "Backward": (BACKWARD_OTHER, BACKWARD_VALUE)}
+_RECORDS = {
+    "Forward": (fields.FORWARD_STATE, fields.FORWARD_VALUE),
+    "Backward": (fields.BACKWARD_STATE, fields.BACKWARD_VALUE),
+}
 
 
 def _tail(kind: str, others: int, values: int, params: int) -> list[list[str]]:
-    """The names of what ends a struct, each with its number: what there is of states, of inputs and params, and where
-    the gradients of params go.
+    """Return the fields of the records of states, those of the records of inputs and params, and those of the params'
+    gradients. Each has its record's number after its name.
     """
-    of_other, of_value = (names.split() for names in _TAILS[kind])
+    of_state, of_value = map(fields.names, _RECORDS[kind])
     return [
-        [f"{name}{k}" for k in range(others) for name in of_other],
-        [f"{name}{k}" for k in range(values) for name in of_value],
+        [f"{field}{k}" for k in range(others) for field in of_state],
+        [f"{field}{k}" for k in range(values) for field in of_value],
         [f"dparam{k}" for k in range(params if kind == "Backward" else 0)],
     ]
 
 
 @cache
 def struct_of(kind: str, others: int, values: int, params: int) -> tuple[type[ctypes.Structure], dict[str, int]]:
-    """The struct of a kernel's arguments for a cell of so many states but the first, inputs and params, and how far
-    behind its start what ends it begins.
+    """Return the struct of a pass of a cell with so many states but the first, inputs and params together, and params.
+    And for each of `TAILS` the offset in it at which these records begin.
     """
     tails, head = _tail(kind, others, values, params), _HEADS[kind]
-    made = type(head.__name__, (head,), {"_fields_": [(name, ctypes.c_int64) for names in tails for name in names]})
-    places, at = {}, ctypes.sizeof(head)
-    for name, names in zip(TAILS, tails):
-        places[name] = at
-        at += 8 * len(names)
-    return made, places
+    struct_type = type(
+        head.__name__, (head,), {"_fields_": [(field, ctypes.c_int64) for part in tails for field in part]}
+    )
+    offsets, offset = {}, ctypes.sizeof(head)
+    for name, part in zip(TAILS, tails):
+        offsets[name] = offset
+        offset += 8 * len(part)
+    return struct_type, offsets
 
 
 @cache
 def writer(kind: str, kept: bool, others: int, values: int, params: int) -> tuple[Callable[..., None], int]:
-    """What writes a call's own fields into a struct, with those of kept weights or without, and where they begin."""
-    names = " ".join(_CALLS[kind][not kept :]).split()
-    count = len(names) + sum(map(len, _tail(kind, others, values, params)))
+    """Return a function that writes a call's own fields into a struct, and the offset at which they begin. If weights
+    are `kept`, the fields of packed weights come before them.
+    """
+    own = [field for table in _CALLS[kind][not kept :] for field in fields.names(table)]
+    count = len(own) + sum(map(len, _tail(kind, others, values, params)))
     # the format of pointers, which packs in half the time of other integers
-    return struct.Struct(f"{count}n").pack_into, getattr(_HEADS[kind], names[0]).offset
+    return struct.Struct(f"{count}n").pack_into, getattr(_HEADS[kind], own[0]).offset

@@ -17,9 +17,10 @@ from fastlstm.cells.spec import Cell
 
 
 def saved_shape(cell: Cell, T: int, B: int, H: int, dtype: torch.dtype, groups: int | None = None) -> tuple[int, ...]:
-    """Shape of what is kept for the backward pass beside the states. Each step has for each panel of units its rows
-    side by side, as both passes read them, and then, for each row, the numbers that all of its units share. A stack's groups
-    follow each other.
+    """Return the shape of what is saved for the backward pass beside the states: (T, vectors, B, lanes).
+
+    Each step has for each panel of units its rows side by side, as both passes read them, and then, for each row, the
+    numbers that all of its units share. Stacked layers follow each other.
     """
     lanes = sizes.lanes_of(dtype)
     shape = T, sizes.saved_vectors(cell, H, lanes), B if groups is None else B // groups, lanes

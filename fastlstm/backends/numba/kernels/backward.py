@@ -25,8 +25,8 @@ from fastlstm.backends.numba.kernels.states import (
     outside,
     panel_sums,
     row_of,
-    shared_aside,
     set_aside,
+    shared_aside,
     slot,
 )
 from fastlstm.backends.numba.kernels.threads import arrive, share, share_rows_alive, wait, wait_for

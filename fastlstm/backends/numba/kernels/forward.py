@@ -16,8 +16,8 @@ from fastlstm.backends.numba.kernels.states import (
     panel_sums,
     row_at,
     row_of,
-    shared_aside,
     set_aside,
+    shared_aside,
     slot,
 )
 from fastlstm.backends.numba.kernels.threads import share, share_rows_alive, wait
