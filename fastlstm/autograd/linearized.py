@@ -3,6 +3,9 @@
 Plain PyTorch, differentiable itself. What the run knows is computed for all steps at once, as the slopes of each new
 state by all that a step starts from. The two loops over time are left with one product and a few elementwise operations
 a step. Weights may be stacks, as in `reference`.
+
+The means over units that a step takes are M more results, before the N states: slopes say how what a mean is taken of
+changes, and how later results change with the mean.
 """
 
 from collections.abc import Sequence
@@ -79,11 +82,17 @@ class Linearized:
             name: slope if isinstance(slope, Tensor) else self.zeros + slope
             for name, slope in cell.derived().jacobian(self.given).items()
         }
+        means = cell.derived().means
+        self.names = *means, *cell.states
         moving = [f"{gate}_pre" for gate in cell.layout.sums] + [f"{name}_prev" for name in cell.layout.carried]
-        self.jacobian = [  # of each new state, (T, B, S + N, H) for S sums and N carried states
-            torch.stack([self.slopes.get(f"{state}_by_{name}", self.zeros) for name in moving], -2)
-            for state in cell.states
+        self.jacobian = [  # of each result, (T, B, S + C, H) for S sums and C carried states
+            torch.stack([self.slope(result, name) for name in moving], -2) for result in self.names
         ]
+        self.by_mean = [[self.slope(result, mean) for result in self.names] for mean in means]  # (T, B, H) each
+
+    def slope(self, result: str, name: str) -> Tensor:
+        """What one more of an argument or mean adds to a result, (T, B, H)."""
+        return self.slopes.get(f"{result}_by_{name}", self.zeros)
 
     def before(self, states: Sequence[Tensor], first: Several) -> tuple[Tensor, ...]:
         """What each step saw of states (T, B, H) that start from `first`, each of which may be None for zeros. The
@@ -142,31 +151,33 @@ class Linearized:
         (T, B, H). Held steps repeat the tangents before them.
         """
         states = [torch.zeros_like(a[0]) if s is None else s for a, s in zip(self.prev, along.states)]
-        steps, results = (
-            self._steps(preact, torch.stack(self.jacobian, 1), self._beside(along), self.reset, self.held),
-            [],
-        )
+        by_mean = [torch.stack(slopes, 1) for slopes in self.by_mean]  # (T, M + N, B, H) each
+        known = preact, torch.stack(self.jacobian, 1), self._beside(along), self.reset, self.held, *by_mean
+        steps, results = self._steps(*known), []
         for t in self.order:
-            start, slopes, beside, reset, held = steps[t]
+            start, slopes, beside, reset, held, *of_means = steps[t]
             prev = [fill(a, reset) for a in states]
             moved = self.sums.add_h(start, prev[0])
             each = torch.cat([moved, *(prev[k] for k in self.carried)], -1)
             each = each.reshape(*each.shape[:-1], -1, self.H)  # gradcheck's older vmap has no unflatten
             total = (slopes * each).sum(-2)
-            new = (total if beside is None else total + beside).unbind(0)
+            total = total if beside is None else total + beside
+            for k, of_mean in enumerate(of_means):
+                total = torch.addcmul(total, of_mean, total[k].mean(-1, keepdim=True))
+            new = total[len(of_means) :].unbind(0)
             states = [*new] if held is None else [torch.where(held, a, b) for a, b in zip(states, new)]
             results.append((moved, *states))
         moved, *states = (torch.stack(steps if not self.layer.reverse else steps[::-1]) for steps in zip(*results))
         return moved, tuple(states)
 
     def _beside(self, along: Along) -> Optional:
-        """What tangents of params and inputs add to those of the new states, (T, N, B, H)."""
+        """What tangents of params and inputs add to those of the results, (T, M + N, B, H)."""
         names = [*self.cell.params, *self.cell.inputs]
         if all(a is None for a in (*along.weights[WEIGHTS:], *along.inputs)):
             return None
         tangents, rows = self._beside_states(along, "_t"), []
-        for state in self.cell.states:
-            slopes = [(self.slopes.get(f"{state}_by_{name}"), tangents[f"{name}_t"]) for name in names]
+        for result in self.names:
+            slopes = [(self.slopes.get(f"{result}_by_{name}"), tangents[f"{name}_t"]) for name in names]
             rows.append(sum((slope * a for slope, a in slopes if slope is not None), self.zeros))
         return torch.stack(rows, 1)
 
@@ -181,18 +192,22 @@ class Linearized:
         d = [torch.zeros_like(a[0]) if da is None else da for a, da in zip(self.prev, last)]
         first, *others = outputs
         incoming = self._steps(None if first is None else fill(first, self.held), *others)
-        S, carried = len(self.cell.layout.sums), len(self.carried)
+        S, carried, R = len(self.cell.layout.sums), len(self.carried), len(self.names)
         of_sums, of_states = ([a[..., part, :] for a in self.jacobian] for part in (slice(S), slice(S, None)))
         steps, results = self._steps(self.reset, self.held, *of_sums), []
         carries = self._steps(*(a.select(-2, k) for k in range(carried) for a in of_states))
+        by_mean = [self._steps(*slopes[k + 1 :]) for k, slopes in enumerate(self.by_mean)]
         for t in reversed(self.order):
             reset, held, *slopes = steps[t]
             d = [a if out is None else a + out for a, out in zip(d, incoming[t])]
-            dsums = fill(_combined(slopes, [a.unsqueeze(-2) for a in d]).flatten(-2), held)
+            each = [*d]
+            for of_mean in reversed(by_mean):  # the gradient of what a mean is taken of is the mean of the mean's
+                each.insert(0, _combined(of_mean[t], each).mean(-1, keepdim=True))
+            dsums = fill(_combined(slopes, [a.unsqueeze(-2) for a in each]).flatten(-2), held)
             results.append((dsums, *d))
             of_prev: list[Optional] = [None] * len(d)
             for j, k in enumerate(self.carried):
-                of_prev[k] = _combined(carries[t][j * len(d) : (j + 1) * len(d)], d)
+                of_prev[k] = _combined(carries[t][j * R : (j + 1) * R], each)
             of_prev[0] = sum_of(self.sums.to_h(dsums), of_prev[0])
             new = [torch.zeros_like(a) if b is None else b for a, b in zip(d, of_prev)]
             new = new if held is None else [torch.where(held, a, b) for a, b in zip(d, new)]

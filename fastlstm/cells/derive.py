@@ -1,18 +1,21 @@
 """A cell's forward, backward, tangent and curvature from its trace.
 
-All operations are elementwise, so a derivative is a factor, and the same table carries tangents forwards and gradients
-backwards.
+All operations but `mean` are elementwise, so a derivative is a factor, and the same table carries tangents forwards and
+gradients backwards. The mean over a row's units is linear and its own adjoint: a tangent and a gradient both go through
+it as their mean.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from fastlstm.cells.emit import Function, python
+from fastlstm.cells.emit import RESERVED, Function, python
 from fastlstm.cells.functions import mean, sigmoid, where
 from fastlstm.cells.graph import Node, in_order
-from fastlstm.cells.saving import Costs, choose, per_row
+from fastlstm.cells.saving import Costs, choose
 from fastlstm.cells.trace import Trace
 
+LONGEST = 20  # characters of a name that is made of operations
 Partial = Callable[..., Node]
 
 
@@ -33,7 +36,9 @@ PARTIALS: dict[str, tuple[Partial | None, ...]] = {
     "relu": (lambda t, y, a: where(y <= 0.0, 0.0, t),),
     "exp": (lambda t, y, a: t * y,),
     "mean": (lambda t, y, a: mean(t),),
-    "rsqrt": (lambda t, y, a: -0.5 * (t * (y * y * y)),),
+    "sqrt": (lambda t, y, a: t * (0.5 / y),),
+    "rsqrt": (lambda t, y, a: t * (-0.5 * (y * y * y)),),
+    "log": (lambda t, y, a: t / a,),
     "log_sigmoid": (lambda t, y, a: t * sigmoid(-a),),
     "maximum": (lambda t, y, a, b: _of_greater(t, a, b), lambda t, y, a, b: _of_greater(t, b, a)),
     "where": (None, lambda t, y, c, a, b: where(c, t, 0.0), lambda t, y, c, a, b: where(c, 0.0, t)),
@@ -54,13 +59,17 @@ def push(tangents: Mapping[Node, Node], results: Iterable[Node]) -> list[Node]:
 
 
 def pull(gradients: Mapping[Node, Node], inputs: Iterable[Node]) -> list[Node]:
-    """The inputs' gradients, from those of results."""
-    back = dict(gradients)
-    for node in reversed(in_order(gradients)):  # each after all that is made from it
+    """The inputs' gradients, from those of results. What inputs are made from counts as fixed."""
+    inputs, back = list(inputs), dict(gradients)
+    leaves = set(inputs)
+    for node in reversed(in_order(gradients, leaves)):  # each after all that is made from it
+        parts: dict[Node, Node] = {}  # first of this node alone: both arguments of a square are one
         for arg, partial in zip(node.args, PARTIALS.get(node.op, ())):
-            if partial is not None and node in back and not arg.is_constant():
+            if partial is not None and node in back and node not in leaves and not arg.is_constant():
                 part = partial(back[node], node, *node.args)
-                back[arg] = back[arg] + part if arg in back else part
+                parts[arg] = parts[arg] + part if arg in parts else part
+        for arg, part in parts.items():
+            back[arg] = back[arg] + part if arg in back else part
     return [back.get(a, a.graph.constant(0)) for a in inputs]
 
 
@@ -78,10 +87,13 @@ class Derived:
         tangent: the new states' tangents.
         curvature: how backward's results change along tangents of all that a step depends on, with the new states'
             gradients held fixed. It is symmetric, so it is also backward's own backward.
-        jacobian: what one more of each argument adds to each new state: ``c_by_i_pre``. A loop over time that is linear
-            multiplies by these, and they are computed for all steps at once.
+        means: the means over units that forward takes, by names of their own, each after those that it depends on.
+        jacobian: what one more of each argument adds to each new state: ``c_by_i_pre``. Means count as arguments here,
+            and what they are taken of as results. A loop over time that is
+            linear multiplies by these, and they are computed for all steps at once.
         saved: what forward keeps, beside the states of all steps that backward reads.
-        states_read: these.
+        saved_rows: those of it that are the same for all units of a row.
+        states_read: the states of all steps that backward reads.
 
     Args:
         costs: as in `Cell.derived`.
@@ -105,7 +117,7 @@ class Derived:
         loaded, sequences = choose(gradients.values(), inputs.values(), d_new.values(), new, old, free.values(), costs)
         of_states = {f"{state}_prev": old[state] for state in sequences} | {state: new[state] for state in sequences}
         read = set(loaded)
-        of_states = {name: node for name, node in of_states.items() if node in read}
+        of_states = {name: node for name, node in of_states.items() if node in read and not node.per_row}
         known = {*of_states.values(), *free.values()}
         saved = _named((node for node in loaded if node not in known), {*inputs, *new, *d_new})
 
@@ -114,13 +126,14 @@ class Derived:
             used = set(in_order(results.values(), arguments.values()))
             return Function(name, {name: node for name, node in arguments.items() if node in used}, results)
 
-        slopes: dict[str, Node] = {}
-        for state, node in new.items():
-            of_state = pull({node: graph.constant(1)}, inputs.values())
-            slopes |= {f"{state}_by_{name}": slope for name, slope in zip(inputs, of_state)}
-        rows = per_row(in_order([*new.values(), *saved.values()]))
+        means = _named((n for n in in_order(new.values()) if n.op == "mean"), {*inputs, *new})
+        arguments, slopes = {**inputs, **means}, dict[str, Node]()
+        for result, node in {**{label: n.args[0] for label, n in means.items()}, **new}.items():
+            of_node = pull({node: graph.constant(1)}, arguments.values())
+            slopes |= {f"{result}_by_{argument}": slope for argument, slope in zip(arguments, of_node)}
         self.name, self.saved, self.states_read = name, tuple(saved), tuple(of_states)
-        self.saved_rows = tuple(name for name, node in saved.items() if node in rows)
+        self.saved_rows = tuple(name for name, node in saved.items() if node.per_row)
+        self.means = tuple(means)
         self.forward = function("forward", inputs, {**new, **saved})
         self.backward = function("backward", {**d_new, **saved, **of_states, **free}, gradients)
         self.tangent = function("tangent", {**inputs, **along}, moved)
@@ -129,14 +142,15 @@ class Derived:
 
     def __str__(self) -> str:
         """Forward and backward, what is saved, and how many operations there are."""
-        read = (*self.saved, *self.states_read)
+        of_units = len(self.saved) - len(self.saved_rows) + len(self.states_read)
+        of_rows = f", {len(self.saved_rows)} for each row and step" if self.saved_rows else ""
         return "\n".join([
             f"cell {self.name}\n",
             _described(self.forward),
             _described(self.backward),
             f"saved by forward: {' '.join(self.saved) or 'nothing'}",
             f"states read by backward: {' '.join(self.states_read) or 'none'}",
-            f"so backward reads {len(read)} values for each unit and step, beside gradients",
+            f"so backward reads {of_units} values for each unit and step{of_rows}, beside gradients",
             f"tangent: {self.tangent.count} operations; curvature: {self.curvature.count} operations",
         ])  # fmt: skip
 
@@ -157,9 +171,12 @@ def _named(nodes: Iterable[Node], taken: set[str]) -> dict[str, Node]:
         return f"{node.value:g}".replace(".", "_").replace("-", "minus_").replace("+", "")
 
     found: dict[str, Node] = {}
+    taken = {*taken, *RESERVED}
     for node in nodes:
         wanted = name(node)
-        wanted = wanted if len(wanted) < 40 else f"{wanted[:30]}_{len(found)}"
+        if len(wanted) > LONGEST:  # then by what it is alone, and a number
+            numbered = (f"{node.op}_{k}" for k in itertools.count())
+            wanted = next(each for each in numbered if each not in taken and each not in found)
         while (node.args and wanted in taken) or wanted in found:
             wanted += "_"
         found[wanted] = node

@@ -1,12 +1,17 @@
 """The functions that a cell may call.
 
-Each takes values of a cell that is being declared, tensors, or Python floats, all elementwise. So a cell's function can
-also be called on tensors, which autograd differentiates, and on numbers.
+Each takes values of a cell that is being declared, tensors, or Python floats. So a cell's function can also be called
+on tensors, whose last axis is the units and which autograd differentiates, and on numbers.
+
+All but `mean` and the norms are elementwise. The functions in `PRIMITIVES` are operations of the graph, which every
+backend has to know. The others are written with these.
 """
 
 import functools
 import math
-from collections.abc import Callable
+import operator
+from builtins import abs  # noqa: A004  # a value has __abs__
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -88,15 +93,132 @@ def stop_gradient(x: Any) -> Any:
 
 @_function
 def mean(x: Any) -> Any:
-    """The mean over the H units of a row, for every unit."""
+    """The mean over the H units of a row, which each of them gets. Equivalent to ``x.mean(-1, keepdim=True)``, expanded
+    to the shape of x.
+    """
     return x
 
 
 @_function
+def sqrt(x: Any) -> Any:
+    """The square root, NaN of a negative number. Equivalent to `torch.sqrt`."""
+    return math.sqrt(x) if x >= 0 else math.nan
+
+
+@_function
 def rsqrt(x: Any) -> Any:
-    """1 / sqrt(x)."""
-    return 1.0 / math.sqrt(x)
+    """``1 / sqrt(x)``. Equivalent to `torch.rsqrt`."""
+    root = math.sqrt(x) if x >= 0 else math.nan
+    return 1.0 / root if root else math.copysign(math.inf, root)
 
 
-FUNCTIONS = {f.__name__: f for f in (sigmoid, tanh, relu, exp, log_sigmoid, maximum, where, stop_gradient, mean, rsqrt)}
-ALLOWED = f"+ - * / < > <= >= and {' '.join(FUNCTIONS)}"
+@_function
+def log(x: Any) -> Any:
+    """The natural logarithm, NaN of a negative number. Equivalent to `torch.log`."""
+    return math.log(x) if x > 0 else -math.inf if x == 0 else math.nan
+
+
+def square(x: Any) -> Any:
+    """``x * x``. Equivalent to `torch.square`."""
+    return x * x
+
+
+def minimum(a: Any, b: Any) -> Any:
+    """The smaller of two values, NaN if either is. Equivalent to `torch.minimum`."""
+    return -maximum(-a, -b)
+
+
+def clamp(x: Any, min: Any = None, max: Any = None) -> Any:  # noqa: A002
+    """x within two limits, of which one may be None; its derivative at a limit is 1. Equivalent to `torch.clamp`."""
+    x = x if min is None else where(x < min, min, x)
+    return x if max is None else where(x > max, max, x)
+
+
+def softplus(x: Any) -> Any:
+    """``log(1 + exp(x))``, without overflow. Equivalent to `torch.nn.functional.softplus` without a threshold, above
+    which that one returns x.
+    """
+    return -log_sigmoid(-x)
+
+
+def hard_sigmoid(x: Any) -> Any:
+    """``x / 6 + 1 / 2`` within 0 and 1; its derivative at both ends is 0. Equivalent to
+    `torch.nn.functional.hardsigmoid`.
+    """
+    return where(x <= -3.0, 0.0, where(x >= 3.0, 1.0, (x + 3.0) * (1 / 6)))
+
+
+def layer_norm(*values: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Any:
+    """Values with a mean of 0 and a variance of 1 over the units of each row, then times `weight`, plus `bias`.
+
+    Several values are normalized together, over all their units, as Ba, Kiros and Hinton normalize the four gates of an
+    LSTM (Layer normalization, 2016).
+
+    Args:
+        values: one or more.
+        weight, bias: a value or number for all of them, or a sequence of one for each; None for 1 and 0.
+        eps: what is added to the variance.
+
+    Returns:
+        One value for one, and a tuple for several.
+
+    Raises:
+        TypeError: for no values, and for a sequence of another length.
+
+    Equivalent to `torch.nn.functional.layer_norm` of the values side by side along the last axis.
+    """
+    center = _mean_of_all(values)
+    return _normalized("layer_norm", [v - center for v in values], weight, bias, eps)
+
+
+def rms_norm(*values: Any, weight: Any = None, eps: float = 2**-23) -> Any:
+    """Values divided by the root of the mean of their squares over the units of each row, then times `weight`.
+
+    Several values are normalized together, over all their units. Zhang and Sennrich, Root mean square layer
+    normalization, 2019.
+
+    Args:
+        values: one or more.
+        weight: a value or number for all of them, or a sequence of one for each; None for 1.
+        eps: what is added to the mean of squares. The default is torch's for float32, whatever the dtype.
+
+    Returns:
+        One value for one, and a tuple for several.
+
+    Raises:
+        TypeError: for no values, and for a sequence of another length.
+
+    Equivalent to `torch.nn.functional.rms_norm` of the values side by side along the last axis.
+    """
+    return _normalized("rms_norm", values, weight, None, eps)
+
+
+def _mean_of_all(values: Sequence[Any]) -> Any:
+    """The mean over all units of all values."""
+    if not values:
+        raise TypeError("a norm takes one value or more, got none")
+    total = functools.reduce(operator.add, values)
+    return mean(total) * (1 / len(values))
+
+
+def _normalized(name: str, values: Sequence[Any], weight: Any, bias: Any, eps: float) -> Any:
+    """Values over the root of the mean of their squares, times weights, plus biases."""
+    scale = rsqrt(_mean_of_all([v * v for v in values]) + eps)
+    results = [v * scale for v in values]
+    for kind, apply, each in (("weight", operator.mul, weight), ("bias", operator.add, bias)):
+        if each is None:
+            continue
+        factors = each if isinstance(each, list | tuple) else [each] * len(values)
+        if len(factors) != len(values):
+            raise TypeError(f"{name} takes a {kind} for each of {len(values)} values, got {len(factors)}")
+        results = list(map(apply, results, factors))
+    return results[0] if len(results) == 1 else tuple(results)
+
+
+PRIMITIVES = {
+    f.__name__: f
+    for f in (sigmoid, tanh, relu, exp, log_sigmoid, maximum, where, stop_gradient, mean, sqrt, rsqrt, log)
+}
+_WRITTEN_WITH_THESE = (abs, square, minimum, clamp, softplus, hard_sigmoid, layer_norm, rms_norm)
+FUNCTIONS: dict[str, Callable[..., Any]] = {**PRIMITIVES, **{f.__name__: f for f in _WRITTEN_WITH_THESE}}
+ALLOWED = f"+ - * / ** < > <= >= and {' '.join(FUNCTIONS)}"

@@ -1,4 +1,4 @@
-"""Straight-line elementwise arithmetic as a graph in which equal expressions are one node.
+"""Straight-line arithmetic, elementwise but for means over units, as a graph in which equal expressions are one node.
 
 A node is what a cell's function is called with when it is traced. Its operators build more nodes, and so do the
 functions of `fastlstm.cells.functions`. They fold constants, move signs outwards, and find an expression that is there
@@ -7,6 +7,7 @@ already. Nothing is folded that would hide a NaN: ``0 * x`` stays.
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from collections.abc import Callable, Iterable
@@ -14,6 +15,7 @@ from typing import Any
 
 Number = float | int
 COMPARISONS = ("greater", "at_least")
+MAX_EXPONENT = 16  # a power is written out as a product
 
 
 def _operator(op: str, swapped: bool = False) -> Callable[[Node, Node | Number], Node]:
@@ -28,13 +30,17 @@ def _operator(op: str, swapped: bool = False) -> Callable[[Node, Node | Number],
 class Node:
     """``op`` of ``args``. An input has a name as its ``value``, a constant a number. ``number`` counts the nodes of a
     graph in the order in which they were made, and ``hint`` is what the author of the cell called the value.
+    ``per_row`` says whether the value is a number that all units of a row share: a mean is, and so is what is computed
+    from such numbers alone.
     """
 
-    __slots__ = ("args", "graph", "hint", "number", "op", "value")
+    __slots__ = ("args", "graph", "hint", "number", "op", "per_row", "value")
 
     def __init__(self, graph: Graph, op: str, args: tuple[Node, ...], value: Any, number: int) -> None:
         self.graph, self.op, self.args, self.value, self.number = graph, op, args, value, number
         self.hint: str | None = None
+        shared: bool = op in ("mean", "constant") or (bool(args) and all(a.per_row for a in args))
+        self.per_row: bool = shared and op not in COMPARISONS  # which are no numbers
 
     def is_constant(self, value: Number | None = None) -> bool:
         """Whether it is a number, or this number."""
@@ -57,6 +63,17 @@ class Node:
 
     def __pos__(self) -> Node:
         return self
+
+    def __pow__(self, exponent: object) -> Node:
+        if not isinstance(exponent, int) or not 1 <= exponent <= MAX_EXPONENT:
+            raise TypeError(f"an exponent must be a whole number from 1 to {MAX_EXPONENT}, got {exponent!r}")
+        product = self
+        for _ in range(exponent - 1):
+            product = product * self
+        return product
+
+    def __abs__(self) -> Node:
+        return self.graph.make("maximum", self, -self)
 
     def __eq__(self, other: object) -> bool:
         raise TypeError("== and != of values have no place in a cell")
@@ -121,6 +138,8 @@ def _add(a: Node, b: Node) -> Node | None:
         return b
     if b.is_constant(0):
         return a
+    if a is b:
+        return 2.0 * a
     if b.op == "neg":
         return a - b.args[0]
     return b - a.args[0] if a.op == "neg" else None
@@ -144,7 +163,7 @@ def _mul(a: Node, b: Node) -> Node | None:
             return -other
         if one.op == "neg":
             return -(one.args[0] * other)
-        if one.is_constant() and other.op == "mul" and other.args[0].is_constant():
+        if one.is_constant() and other.op == "mul" and other.args[0].per_row:
             return (one * other.args[0]) * other.args[1]
     return b * a if b.is_constant() else None  # constants first
 
@@ -181,11 +200,26 @@ def _maximum(a: Node, b: Node) -> Node | None:
     return a.graph.make("maximum", b, a) if a.is_constant() else None  # constants last
 
 
+def _mean(a: Node) -> Node | None:
+    """The mean is linear, and what a row shares can be taken out of it: once a row costs less than once a unit."""
+    mean = functools.partial(a.graph.make, "mean")
+    if a.per_row:
+        return a
+    if a.op == "neg":
+        return -mean(a.args[0])
+    if a.op == "mul":
+        for one, other in (a.args, a.args[::-1]):
+            if one.per_row:
+                return one * mean(other)
+    return mean(a.args[0]) / a.args[1] if a.op == "div" and a.args[1].per_row else None
+
+
 FOLDED: dict[str, Callable[..., Number]] = {
     "add": operator.add, "sub": operator.sub, "mul": operator.mul, "neg": operator.neg, "maximum": max,
 }  # fmt: skip
 SIMPLER: dict[str, Callable[..., Node | None]] = {
     "add": _add, "sub": _sub, "mul": _mul, "div": _div, "neg": _neg, "where": _where, "maximum": _maximum,
+    "mean": _mean,
 }  # fmt: skip
 
 

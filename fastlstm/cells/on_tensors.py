@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid as log_sigmoid
 
 sigmoid, tanh, relu, exp, where = torch.sigmoid, torch.tanh, torch.relu, torch.exp, torch.where
+sqrt, rsqrt, log = torch.sqrt, torch.rsqrt, torch.log
 
 
 def maximum(a: Any, b: Any) -> Tensor:
@@ -33,21 +34,11 @@ def fill(like: Tensor, value: float) -> Tensor:
 
 
 def mean(x: Tensor) -> Tensor:
+    """The mean over the last axis, in the shape of x."""
     return x.mean(-1, keepdim=True).expand_as(x)
 
 
-rsqrt = torch.rsqrt
 _ALL: list[Callable[..., Any]] = [
-    mean,
-    rsqrt,
-    sigmoid,
-    tanh,
-    relu,
-    exp,
-    log_sigmoid,
-    maximum,
-    where,
-    stop_gradient,
-    fill,
-]
+    sigmoid, tanh, relu, exp, log_sigmoid, maximum, where, stop_gradient, mean, sqrt, rsqrt, log, fill,
+]  # fmt: skip
 ON_TENSORS = {function.__name__: function for function in _ALL}

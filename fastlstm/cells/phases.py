@@ -1,8 +1,9 @@
 """A derived function in phases: what can be computed until the next means over a row's units are known.
 
 Each phase has two functions. `rows` is of what is the same for all units of a row: it gets the means that the phase
-before ended in, and is computed once a row. `units` is elementwise, as a whole derived function is without means. Values
-of it that a later phase needs are kept, or computed again: a minimum cut decides, phase by phase from the last on.
+before ended in, and is computed once a row. `units` is elementwise, as a whole derived function is without means. If a
+later phase needs a value of it, the value is kept, or computed again: a minimum cut decides, phase by phase from the
+last on.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,13 +12,20 @@ from math import inf
 
 from fastlstm.cells.emit import Function
 from fastlstm.cells.graph import COMPARISONS, Node, in_order
-from fastlstm.cells.saving import Costs, _cut, per_row
+from fastlstm.cells.saving import Costs, cut
 
 KEEP = 4.0  # to keep a value for a later phase, in additions: a store and a load in the first or second cache
 
 
 @dataclass(frozen=True)
 class Phase:
+    """One phase of a derived function.
+
+    Attributes:
+        rows: gives numbers that all units of a row share, of such numbers and means.
+        units: gives values of each unit.
+    """
+
     rows: Function
     units: Function
 
@@ -39,68 +47,70 @@ class Phases:
 
 
 def in_phases(
-    function: Function,
-    results: Iterable[str],
-    given_rows: Iterable[str] = (),
-    early: Iterable[str] = (),
-    once: Iterable[str] = (),
+    function: Function, results: Iterable[str], rows: Iterable[str] = (), early: Iterable[str] = ()
 ) -> Phases:
-    """Split a function of which some `results` are wanted. `given_rows`: arguments that are the same for all units.
-    `early`: results that may be given as soon as they are known, and be read back by later phases. `once`: results that
-    are the same for all units, and that `rows` gives; if any others are, `units` gives them.
+    """Split a derived function.
+
+    Args:
+        results: the names of those of its results that are wanted.
+        rows: the arguments and results that are one number for each row. The functions `rows` take and give these.
+        early: the results that may be given as soon as they are known, and be read back by later phases.
     """
-    arguments, wanted, costs = function.arguments, {name: function.results[name] for name in results}, Costs()
+    arguments, rows, costs = function.arguments, set(rows), Costs()
+    wanted = {name: function.results[name] for name in results}
     given, nodes = set(arguments.values()), in_order(wanted.values(), arguments.values())
-    rows, depth = per_row(nodes, {arguments[name] for name in given_rows if name in arguments}), dict[Node, int]()
+    depth: dict[Node, int] = {}  # the phase from whose begin, or in which, a value is known
     for n in nodes:
         below = 0 if n in given else max((depth[a] for a in n.args), default=0)
         depth[n] = below + (n.op == "mean" and n not in given)
     last = max(depth.values(), default=0)
-    means = [n for n in nodes if n.op == "mean" and n not in given]
-    asked = {a for n in nodes if n not in rows and n not in given for a in n.args} | set(wanted.values())
-    of_rows = {
-        f"row{k}": n
-        for k, n in enumerate(n for n in nodes if n in rows and (n in asked or (n.op == "mean" and n not in given)))
-    }
-    of_results = {name: wanted[name] for name in once}
-    sums = {f"sum{k}": n for k, n in enumerate(means)}
 
-    roots: list[list[Node]] = [[n.args[0] for n in means if depth[n] == k + 1] for k in range(last + 1)]
-    soon = {name: n for name, n in wanted.items() if name in set(early) and n not in rows and not n.is_constant()}
-    there, kept = {*given, *of_rows.values()}, {n: name for name, n in soon.items()}
-    roots[last] += [n for name, n in wanted.items() if n not in rows and name not in soon and name not in of_results]
+    means = [n for n in nodes if n.op == "mean" and n not in given]
+    shared = {n for n in nodes if n.per_row and not n.is_constant()}
+    of_units = {name: n for name, n in wanted.items() if name not in rows}
+    asked = {a for n in nodes if n not in shared and n not in given for a in n.args} | {*of_units.values(), *means}
+    row_values = shared & asked
+    of_rows = {f"row{k}": n for k, n in enumerate(n for n in nodes if n in row_values)}
+    sums = {f"sum{k}": n for k, n in enumerate(means)}
+    soon = {name: n for name, n in of_units.items() if name in set(early) and not n.is_constant()}
+
+    # what a phase gives that is not the same for all units, and what it can read from an earlier one
+    roots = [[n.args[0] for n in means if depth[n] == k + 1] for k in range(last + 1)]
+    roots[last] += [n for name, n in of_units.items() if name not in soon]
     for n in soon.values():
         roots[depth[n]].append(n)
+    there, stored = {*given, *row_values}, {n: name for name, n in soon.items()}
+    kept: dict[Node, str] = {}
     for k in range(last, 0, -1):
-        early = [n for n in in_order(roots[k], there) if depth[n] < k and not n.is_constant()]
+        inside = in_order(roots[k], there)
+        before = [n for n in inside if depth[n] < k and not n.is_constant()]
         needed = {n for n in roots[k] if depth[n] < k}
-        needed |= {a for n in in_order(roots[k], there) if depth[n] == k and n not in there for a in n.args}
-        needed = {n for n in needed if n in set(early)}
-        load = {n: 1.0 if n in given else 0.0 if n in there else 1.0 if n in kept else KEEP for n in early}
-        load |= {n: inf for n in early if n.op in COMPARISONS}
-        compute = {n: inf if n in there else costs.of(n) for n in early}
-        for n in _cut(early, needed, load, compute)[1]:
-            if n not in there and n not in kept:
-                kept[n] = f"kept{len(kept) - len(set(soon.values()))}"
+        needed |= {a for n in inside if depth[n] == k and n not in there for a in n.args}
+        load = {n: 1.0 if n in given or n in stored or n in kept else KEEP for n in before}
+        load |= {n: 0.0 for n in before if n in row_values} | {n: inf for n in before if n.op in COMPARISONS}
+        compute = {n: inf if n in there else costs.of(n) for n in before}
+        for n in cut(before, needed.intersection(before), load, compute)[1]:
+            if n not in there and n not in stored and n not in kept:
+                kept[n] = f"kept{len(kept)}"
                 roots[depth[n]].append(n)
 
     def made(name: str, from_: Mapping[str, Node], to: Mapping[str, Node]) -> Function:
         used = set(in_order(to.values(), from_.values()))
         return Function(name, {key: n for key, n in from_.items() if n in used}, dict(to))
 
-    phases = []
+    def known_in(k: int, values: Mapping[str, Node]) -> dict[str, Node]:
+        return {name: n for name, n in values.items() if depth[n] == k}
+
+    phases, of_earlier = list[Phase](), dict[str, Node]()
+    all_kept = {name: n for n, name in (stored | kept).items()}
     for k in range(last + 1):
-        before = {name: n for name, n in of_rows.items() if depth[n] < k}
-        now = {name: n for name, n in of_rows.items() if depth[n] == k}
-        means_now = {name: n for name, n in sums.items() if depth[n] == k}
-        rows_given = {name: arguments[name] for name in given_rows if name in arguments}
-        results_now = {name: n for name, n in of_results.items() if depth[n] == k}
-        of_row = made("rows", {**before, **means_now, **rows_given}, {**now, **results_now})
-        known = {**{name: n for name, n in arguments.items() if n not in rows}, **before, **now}
-        known |= {name: n for n, name in kept.items() if depth[n] < k}
-        to = {name: n.args[0] for name, n in sums.items() if depth[n] == k + 1}
-        to |= {name: n for n, name in kept.items() if depth[n] == k}
-        to |= {name: n for name, n in soon.items() if depth[n] == k}
-        to |= {name: n for name, n in wanted.items() if k == last and name not in soon and name not in of_results}
-        phases.append(Phase(of_row, made("units", known, to)))
-    return Phases((*phases,), (*of_rows,), (*sums,), tuple(name for name in kept.values() if name not in soon))
+        now = known_in(k, of_rows)
+        of_row = {name: n for name, n in arguments.items() if name in rows} | of_earlier | known_in(k, sums)
+        row_results = {name: n for name, n in wanted.items() if name in rows}
+        known = {name: n for name, n in arguments.items() if name not in rows} | of_earlier | now
+        known |= {name: n for name, n in all_kept.items() if depth[n] < k}
+        to = {name: n.args[0] for name, n in sums.items() if depth[n] == k + 1} | known_in(k, all_kept | soon)
+        to |= {name: n for name, n in of_units.items() if k == last and name not in soon}
+        phases.append(Phase(made("rows", of_row, now | known_in(k, row_results)), made("units", known, to)))
+        of_earlier |= now
+    return Phases((*phases,), (*of_rows,), (*sums,), (*kept.values(),))

@@ -17,19 +17,28 @@ from fastlstm.cells.graph import COMPARISONS, Node, in_order
 class Costs:
     """In additions of an element. A value saved is written and read back through memory, which costs more than the
     dearest function. A state is written anyway: to keep those of all steps costs less, and then its neighbours are
-    there to be loaded.
+    there to be loaded. What all units of a row share is one number, and costs next to nothing.
     """
 
     save: float = 40.0
     keep: float = 30.0
     load: float = 4.0
+    of_row: float = 2.0
     function: float = 12.0
     division: float = 5.0
 
     def of(self, node: Node) -> float:
-        if node.op in ("sigmoid", "tanh", "exp", "log_sigmoid"):
+        """What it costs to compute a value from its arguments."""
+        if node.per_row:
+            return self.of_row / 4
+        if node.op in ("sigmoid", "tanh", "exp", "log_sigmoid", "log"):
             return self.function
-        return {"div": self.division, "rsqrt": 2 * self.division, "stop_gradient": 0.0, "fill": 0.0}.get(node.op, 1.0)
+        divisions = {"div": 1, "sqrt": 1, "rsqrt": 2}.get(node.op)
+        return divisions * self.division if divisions else 0.0 if node.op in ("stop_gradient", "fill") else 1.0
+
+    def saving(self, node: Node) -> float:
+        """What it costs to save a value and to load it."""
+        return self.of_row if node.per_row else self.save
 
 
 def choose(
@@ -57,35 +66,25 @@ def choose(
     needed = [a for n in nodes if n in late for a in n.args if a not in late and not a.is_constant()]
     early = sorted((n for n in in_order(needed) if not n.is_constant()), key=lambda n: n.number)
 
-    rows, (first, *others) = per_row(early), new
+    first, *others = new
     best: tuple[float, list[Node], list[str]] = (inf, [], [])
     for more in chain.from_iterable(combinations(others, k) for k in range(len(others) + 1)):
         kept = [first, *more]
-        near = {states[name] for name in kept for states in (new, old)}
-        load = {n: 0.0 if n in free else costs.load if n in near else 2.0 if n in rows else costs.save for n in early}
+        near = {states[name] for name in kept for states in (new, old) if not states[name].per_row}
+        load = {n: 0.0 if n in free else costs.load if n in near else costs.saving(n) for n in early}
         load |= {n: inf for n in old.values() if n not in near}
         load |= {n: inf for n in early if n.op in COMPARISONS}  # which have no number
-        # what is the same for all units of a row is a number a row, but to compute a mean again takes a phase
-        compute = {n: inf if n in given or n.op == "mean" else 0.5 if n in rows else costs.of(n) for n in early}
-        cost, loaded = _cut(early, set(needed), load, compute)
+        # a mean is never computed again: the backward pass would go over the units once more to add them up
+        compute = {n: inf if n in given or n.op == "mean" else costs.of(n) for n in early}
+        cost, loaded = cut(early, set(needed), load, compute)
         cost += costs.keep * len(more)
         if cost < best[0]:
             there = set(loaded)
-            best = cost, loaded, [s for s in kept if new[s] in there or old[s] in there]
+            best = cost, loaded, [s for s in kept if {new[s], old[s]} & near & there]
     return best[1:]
 
 
-def per_row(nodes: Iterable[Node], given: Iterable[Node] = ()) -> set[Node]:
-    """Those of nodes, each after its arguments, that are the same for all units of a row."""
-    found = set(given)
-    for n in nodes:
-        varies = [a for a in n.args if not a.is_constant()]
-        if n.op == "mean" or (varies and all(a in found for a in varies)):
-            found.add(n)
-    return found
-
-
-def _cut(
+def cut(
     nodes: list[Node], needed: set[Node], load: dict[Node, float], compute: dict[Node, float]
 ) -> tuple[float, list[Node]]:
     """The least cost at which `needed` are there, and what is loaded for it.

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import inspect
+import math
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -10,10 +11,12 @@ from typing import Any
 
 from fastlstm.cells.derive import Derived
 from fastlstm.cells.emit import RESERVED, python
-from fastlstm.cells.functions import FUNCTIONS
 from fastlstm.cells.layout import Layout
+from fastlstm.cells.on_tensors import ON_TENSORS
 from fastlstm.cells.saving import Costs
 from fastlstm.cells.trace import Trace
+
+Params = Sequence[str] | Mapping[str, float | None]
 
 
 class Cell:
@@ -27,6 +30,7 @@ class Cell:
         gates: for each pre-activation which products it sums, "x", "h" or "xh".
         states: the names of the states, of which the first is the output and what the h products multiply.
         params: the names of vectors (H,).
+        initial: the numbers that params start from, by name. Modules draw all other params at random.
         inputs: the names of values (T, B, H), which are one more elementwise value a step.
         gates_of_x: how many gates sum "x", alone or in "xh".
         gates_of_h: how many gates sum "h", alone or in "xh".
@@ -39,7 +43,7 @@ class Cell:
         function: Callable[..., Any],
         gates: Mapping[str, str],
         states: Sequence[str],
-        params: Sequence[str],
+        params: Params,
         inputs: Sequence[str],
     ) -> None:
         if not inspect.isfunction(function):
@@ -52,6 +56,8 @@ class Cell:
         functools.update_wrapper(self, function)
         self.name, self.function, self.gates = function.__name__, function, dict(gates)
         self.states, self.params, self.inputs = tuple(states), tuple(params), tuple(inputs)
+        starts: Mapping[str, Any] = params if isinstance(params, Mapping) else {}
+        self.initial: dict[str, float] = {name: start for name, start in starts.items() if start is not None}
         _check(self)
         self.gates_of_x, self.gates_of_h = (sum(operand in sums for sums in self.gates.values()) for operand in "xh")
         # once: numbers that the function takes from elsewhere are those of its declaration
@@ -100,9 +106,9 @@ class Cell:
 
 
 def cell(
-    *, gates: Mapping[str, str], states: Sequence[str], params: Sequence[str] = (), inputs: Sequence[str] = ()
+    *, gates: Mapping[str, str], states: Sequence[str], params: Params = (), inputs: Sequence[str] = ()
 ) -> Callable[[Callable[..., Any]], Cell]:
-    """Declare a recurrent cell by the elementwise arithmetic of one step:
+    """Declare a recurrent cell by the arithmetic of one step:
 
         @cell(gates={"r": "xh", "z": "xh", "n_x": "x", "n_h": "h"}, states=("h",))
         def gru(r, z, n_x, n_h, h):
@@ -111,18 +117,20 @@ def cell(
             return n + z * (h - n)
 
     The function takes any of the names declared: a gate's is its pre-activation, and a state's the state before the
-    step. It returns the new states in their order. It may use ``+ - * /``, comparisons, numbers and the functions of
-    `fastlstm.cells`. Its derivatives follow from it.
+    step. It returns the new states in their order. It may use ``+ - * /``, powers, comparisons, numbers and the
+    functions of `fastlstm.cells`. All of it is elementwise but `mean` and the norms, which see all H units of a row.
+    The derivatives follow from it.
 
     Args:
         gates: for each pre-activation which products it sums: "x" with weight_ih, "h" with weight_hh, "xh" both.
         states: names. The first state is the output, and what h products multiply.
-        params: names of vectors (H,), such as peepholes.
+        params: names of vectors (H,), such as peepholes. A mapping says by name what number all elements of one start
+            from: ``{"scale": 1.0}``. None, as a sequence of names alone, leaves it to be drawn as weights are.
         inputs: names of values (T, B, H), one more elementwise value a step, such as a mask or a time gap.
 
     Raises:
         TypeError: the function takes an argument that is not declared, returns other than one value a state, or does
-            anything but elementwise arithmetic. The message names the line.
+            anything but such arithmetic, where the message names the line; a param starts from anything but a number.
         ValueError: a gate sums anything else, or a name is used twice or cannot be one.
     """
     return functools.partial(Cell, gates=gates, states=states, params=params, inputs=inputs)
@@ -173,8 +181,12 @@ def _check(made: Cell) -> None:
     wrong = next((gate for gate, sums in made.gates.items() if sums not in ("x", "h", "xh")), None)
     if wrong is not None:
         raise ValueError(f'cell {made.name}: gate {wrong} must sum "x", "h" or "xh", got {made.gates[wrong]!r}')
+    start: Any
+    for name, start in made.initial.items():
+        if not isinstance(start, int | float) or not math.isfinite(start):
+            raise TypeError(f"cell {made.name}: param {name} must start from a finite number or None, got {start!r}")
     declared = (*made.gates, *made.states, *made.params, *made.inputs)
-    odd = next((n for n in declared if not (n.isidentifier() and n.isascii()) or n in FUNCTIONS), None)
+    odd = next((n for n in declared if not (n.isidentifier() and n.isascii()) or n in ON_TENSORS), None)
     if odd is not None:
         raise ValueError(f"cell {made.name}: {odd!r} must be a name of ASCII characters, and not a function's")
     labels = [*made.arguments.values(), *made.states]

@@ -2,12 +2,13 @@
 
 import inspect
 import linecache
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import CodeType, TracebackType
 from typing import Any
 
-from fastlstm.cells.functions import ALLOWED
+from fastlstm.cells.functions import ALLOWED, FUNCTIONS
 from fastlstm.cells.graph import Graph, Node
 
 
@@ -21,7 +22,7 @@ class Trace:
         free: the names of the inputs that are there anyway: the cell's params and inputs.
 
     Raises:
-        TypeError: the function does anything but elementwise arithmetic, or returns other than one value a state.
+        TypeError: the function does anything but arithmetic, or returns other than one value a state.
     """
 
     def __init__(
@@ -72,13 +73,21 @@ def _run(name: str, function: Callable[..., Any], arguments: dict[str, Node], lo
         return function(**arguments)
     except Exception as error:
         what = str(error).replace("'Node'", "a value of a cell").replace("Node", "a value of a cell")
-        raise TypeError(f"cell {name}, {_place(code, error.__traceback__)}: {what}. Allowed: {ALLOWED}") from error
+        place = _place(code, error.__traceback__)
+        raise TypeError(f"cell {name}, {place}: {what}{_instead(what)}. Allowed: {ALLOWED}") from error
     finally:
         sys.setprofile(None)
         if callable(before):
             sys.setprofile(before)
         elif before is not None:  # cProfile's, which is no function
             before.enable()
+
+
+def _instead(what: str) -> str:
+    """What to write in place of a method or of torch's function, if fastlstm.cells has one of its name."""
+    found = re.match(r"a value has no \.(\w+)|(\w+)\(\)", what)
+    name = found and (found[1] or found[2])
+    return f"; write {name} of fastlstm.cells" if name in FUNCTIONS else ""
 
 
 def _place(code: CodeType, traceback: TracebackType | None) -> str:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
+from torch.nn import Parameter, init
 from torch.nn.utils.rnn import PackedSequence
 
 from fastlstm.backends.base import WEIGHTS
@@ -46,7 +46,7 @@ class RNN(Recurrent):
         ``bias_hh_l{k}`` (Y*H,), and ``{name}_l{k}`` (H,) for each of the cell's params. Row blocks are in the order in
         which the cell declares its gates. Without gates that sum h, ``weight_hh_l{k}`` and ``bias_hh_l{k}`` do not
         exist. A bidirectional layer has each of them again, with ``_reverse`` at the end of the name. All are drawn
-        from uniform(-1/sqrt(H), 1/sqrt(H)).
+        from uniform(-1/sqrt(H), 1/sqrt(H)), but for the params that the cell has initial values for.
 
     The cell is pickled as a function is, by the name of the module that declares it.
 
@@ -109,6 +109,15 @@ class RNN(Recurrent):
         if self.bias:
             shapes |= {"bias_ih": (of_x,), "bias_hh": (of_h,)}
         return {name: shape for name, shape in shapes.items() if shape[0]} | dict.fromkeys(self.cell.params, (H,))
+
+    def reset_parameters(self) -> None:
+        """Set all parameters to initial values, as a new module has them."""
+        super().reset_parameters()
+        for names in self._all_weights:
+            for name in names:
+                start = self.cell.initial.get(name.rpartition("_l")[0])
+                if start is not None:
+                    init.constant_(getattr(self, name), start)
 
     @property
     def _cell(self) -> Cell:

@@ -27,10 +27,32 @@ FORMS = (  # bounded enough that a few dozen of them, over a few steps, stay wit
     "where({a} <= 0.2, {b}, 1.0)",
     "where({a} >= {b}, 1.0, 0.5) * {c}",
     "where({a} < {b}, tanh({a}), relu({c}))",
+    "{a} ** 2",
+    "abs({a})",
+    "log(1.5 + square({a}))",
+    "sqrt(0.5 + {a} ** 2)",
+    "rsqrt(1.0 + abs({a}))",
+    "minimum({a}, {b})",
+    "clamp({a}, -0.5, 0.75)",
+    "softplus({a})",
+    "hard_sigmoid({a})",
+    "mean({a})",
+    "{a} - mean({b})",
+    "{a} * mean({a} * {b})",
+    "where(mean({a}) > 0.1, {b}, {c})",
+    "layer_norm({a}, eps=0.5)",
+    "layer_norm({a}, {b}, weight={c}, bias=(0.5, {b}), eps=0.5)[1]",
+    "rms_norm({a}, {b}, weight=(1.5, {c}), eps=0.5)[0]",
     "stop_gradient({a})",
     "stop_gradient({a} * {b}) + {c}",
 )
-RESULTS = ("tanh({a})", "sigmoid({a})", "0.5 * tanh({a}) + 0.25 * {old}", "{old} + sigmoid({a}) * (tanh({b}) - {old})")
+RESULTS = (
+    "tanh({a})",
+    "sigmoid({a})",
+    "tanh(mean({a}))",
+    "0.5 * tanh({a}) + 0.25 * {old}",
+    "{old} + sigmoid({a}) * (tanh({b}) - {old})",
+)
 
 
 @st.composite

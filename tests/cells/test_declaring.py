@@ -14,7 +14,7 @@ import torch
 
 import fastlstm
 import fastlstm.cells.spec
-from fastlstm.cells import cell, exp, gru, lstm, maximum, relu, sigmoid, stop_gradient, tanh, where
+from fastlstm.cells import cell, exp, gru, layer_norm, lstm, maximum, relu, sigmoid, stop_gradient, tanh, where
 from fastlstm.cells.functions import ALLOWED
 
 
@@ -32,12 +32,17 @@ def pre(function, **others):
 MISTAKES = {
     "a method": lambda a, b: a.pow(2),
     "an attribute": lambda a, b: a.shape,
-    "a power": lambda a, b: a**2,
+    "a root as a power": lambda a, b: a**0.5,
+    "a power of a value": lambda a, b: a**b,
+    "a power that is a quotient": lambda a, b: a**-1,
+    "a long product": lambda a, b: a**17,
     "a matrix product": lambda a, b: a @ b,
     "a matrix product from the left": lambda a, b: torch.ones(3, 3) @ a,
     "a remainder": lambda a, b: a % b,
     "a function of torch": lambda a, b: torch.sigmoid(a),
-    "a function of Python": lambda a, b: abs(a),
+    "a function of Python": lambda a, b: math.sqrt(a),
+    "a norm of nothing": lambda a, b: layer_norm(),
+    "a norm with too few weights": lambda a, b: layer_norm(a, b, weight=(a,)),
     "an if": lambda a, b: a if a > 0.0 else b,
     "an if on a value": lambda a, b: a if a else b,
     "an and": lambda a, b: where(a > 0.0 and b > 0.0, a, b),
@@ -93,6 +98,31 @@ def test_the_line_in_a_function_that_is_called():
 
 
 @pytest.mark.parametrize(
+    ("function", "instead"),
+    [
+        (lambda a, b: a.mean(), "mean"),
+        (lambda a, b: torch.mean(a), "mean"),
+        (lambda a, b: a.mean(-1, keepdim=True) + b, "mean"),
+        (lambda a, b: torch.nn.functional.layer_norm(a, (3,)), "layer_norm"),
+        (lambda a, b: torch.nn.LayerNorm(3)(a), "layer_norm"),
+        (lambda a, b: torch.nn.functional.rms_norm(a, (3,)), "rms_norm"),
+        (lambda a, b: torch.nn.functional.softplus(a), "softplus"),
+        (lambda a, b: a.clamp(0, 1), "clamp"),
+        (lambda a, b: torch.sqrt(a), "sqrt"),
+    ],
+)
+def test_what_to_write_instead(function, instead):
+    with pytest.raises(TypeError, match=rf"; write {instead} of fastlstm\.cells\. Allowed: "):
+        pre(function)
+
+
+@pytest.mark.parametrize("start", ["1", math.nan, math.inf, 1j])
+def test_a_param_starts_from_a_number(start):
+    with pytest.raises(TypeError, match=re.escape(f"param p must start from a finite number or None, got {start!r}")):
+        pre(lambda a, b, p: a * p, params={"p": start})
+
+
+@pytest.mark.parametrize(
     ("function", "message"),
     [
         (lambda a, b: (a, b), "must return 1 value, the new h, got 2"),
@@ -129,6 +159,7 @@ def test_two_states_and_one_value():
         ({"params": ("dh",)}, "the name dh is used twice"),
         ({"params": ("a-b",)}, "'a-b' must be a name"),
         ({"params": ("tanh",)}, "'tanh' must be a name of ASCII characters, and not a function's"),
+        ({"inputs": ("mean",)}, "'mean' must be a name of ASCII characters, and not a function's"),
         ({"params": ("lambda",)}, "reserved"),
         ({"params": ("double",)}, "reserved"),
     ],
@@ -287,13 +318,13 @@ def test_no_argument_has_a_default():
 def test_errors_of_others_call_a_value_a_value():
     """What Python and torch say of a value has no name of a class that authors have never met."""
 
-    def power(a):
-        return a**2
+    def remainder(a):
+        return a % 2
 
     def of_torch(a):
         return torch.sigmoid(a)
 
-    for function in (power, of_torch):
+    for function in (remainder, of_torch):
         with pytest.raises(TypeError, match="a value of a cell") as raised:
             cell(gates={"a": "xh"}, states=("h",))(function)
         assert "Node" not in str(raised.value)

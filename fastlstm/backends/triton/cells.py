@@ -62,6 +62,21 @@ def log_sigmoid(x):
 
 
 @triton.jit
+def sqrt(x):
+    return tl.sqrt_rn(x)
+
+
+@triton.jit
+def rsqrt(x):
+    return 1.0 / tl.sqrt_rn(x)
+
+
+@triton.jit
+def log(x):
+    return tl.log(x)
+
+
+@triton.jit
 def maximum(a, b):
     return tl.where((a > b) | (a != a), a, b)  # NaN if either is
 
@@ -83,8 +98,8 @@ def fill(x, value):
 
 # The interpreter looks for tl in a function's globals
 _COMMON = {
-    "relu": relu, "exp": exp, "log_sigmoid": log_sigmoid, "maximum": maximum, "where": where,
-    "stop_gradient": stop_gradient, "fill": fill, "tl": tl,
+    "relu": relu, "exp": exp, "log_sigmoid": log_sigmoid, "sqrt": sqrt, "rsqrt": rsqrt, "log": log,
+    "maximum": maximum, "where": where, "stop_gradient": stop_gradient, "fill": fill, "tl": tl,
 }  # fmt: skip
 EXACT = {"sigmoid": sigmoid, "tanh": tanh, **_COMMON}
 FAST = {"sigmoid": fast_sigmoid, "tanh": fast_tanh, **_COMMON}

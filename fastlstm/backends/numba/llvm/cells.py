@@ -51,7 +51,7 @@ def functions_of(cell: Cell) -> Functions:
     terms = [f"d{name}" for name in (*(f"{gate}_pre" for gate in layout.sums), *layout.params)]
     passes = (
         in_phases(forward, cell.states),
-        in_phases(forward, [*cell.states, *layout.saved], early=layout.saved_units, once=layout.saved_rows),
+        in_phases(forward, [*cell.states, *layout.saved], layout.saved_rows, early=layout.saved_units),
         in_phases(backward, backward.results, layout.saved_rows, early=terms),
     )
     source = "\n".join([python(forward), python(backward), repr(vars(cell.layout))])

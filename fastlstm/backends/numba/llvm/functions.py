@@ -1,6 +1,7 @@
 """The functions that a cell may call, on vectors. NaN comes out as NaN."""
 
 from collections.abc import Callable
+from math import inf, nan
 from typing import Any
 
 from llvmlite import ir
@@ -28,6 +29,9 @@ TANH64 = (22.0, tuple(2 * part for part in _LOG2E), _Q64)
 # e^x, whose argument is not bounded by what comes out: log2(e) in two parts
 EXP32 = (105.0, (1.44269502162933349609375, 1.925963033500011e-08), TANH32[2])
 EXP64 = (760.0, _LOG2E, _Q64)
+# log(2) in two parts, of which the first times an exponent is exact
+LN2_32 = (float.fromhex("0x1.62e3p-1"), float.fromhex("0x1.2fefa4p-17"))
+LN2_64 = (float.fromhex("0x1.62e42feep-1"), float.fromhex("0x1.a39ef35793c76p-33"))
 # A sum with it has -N, plus the exponent's bias, in its last bits
 MAGIC = {4: 1.5 * 2**23 + 127, 8: 1.5 * 2**52 + 1023}
 
@@ -117,9 +121,38 @@ def stop_gradient(x: Vector) -> Vector:
     return x
 
 
+def sqrt(x: Vector) -> Vector:
+    return x._new(instruction(x.b, f"llvm.sqrt.{x.lanes.suffix}", x.lanes.type, x.value))
+
+
 def rsqrt(x: Vector) -> Vector:
-    lanes = x.lanes
-    return 1.0 / x._new(instruction(x.b, f"llvm.sqrt.{lanes.suffix}", lanes.type, x.value))
+    return 1.0 / sqrt(x)
+
+
+def log(x: Vector) -> Vector:
+    """n log(2) + log(1 + f) for x = 2^n (1 + f), 1 + f between the roots of 1/2 and of 2. With s = f / (2 + f),
+    log(1 + f) = 2 atanh(s) = f - f^2 / 2 + s (f^2 / 2 + r), where r is a series in s^2. As f is exact and the largest
+    term, it is added nearly last.
+    """
+    b, size = x.b, x.lanes.size
+    mantissa, bias, terms, ln2 = (23, 127, 4, LN2_32) if size == 4 else (52, 1023, 10, LN2_64)
+    is_tiny = x < 2.0 ** (1 - bias)  # then it may have no exponent of its own
+    bits = _bits(is_tiny.where(x * 2.0**mantissa, x))
+    root, one, magic = (_bits(x._new(x.lanes.splat(value))) for value in (0.5**0.5, 1.0, 1.5 * 2**mantissa))
+    bits = b.add(bits, b.sub(one, root))  # so that the exponent changes at the root of 2
+    exponent = b.sub(b.ashr(bits, _integers(x, mantissa)), _integers(x, bias))
+    n = x._new(b.bitcast(b.add(exponent, magic), x.lanes.type)) - 1.5 * 2**mantissa
+    n = n - is_tiny.where(float(mantissa), 0.0)
+    rest = b.add(b.and_(bits, _integers(x, (1 << mantissa) - 1)), root)
+    f = x._new(b.bitcast(rest, x.lanes.type)) - 1.0
+    s = f / (f + 2.0)
+    z, half = x._new((s * s).value), x._new((f * 0.5 * f).value)
+    series: Any = 2.0 / (2 * terms + 1)
+    for k in range(2 * terms - 1, 1, -2):
+        series = z * series + 2.0 / k
+    result = n * ln2[0] + (f - (half - (s * (z * series + half) + n * ln2[1])))
+    special = (x >= 0.0).where(-inf, nan)
+    return (x > 0.0).where((x < inf).where(result, x), special)
 
 
 def fill(like: Vector, value: float) -> Vector:
@@ -127,5 +160,6 @@ def fill(like: Vector, value: float) -> Vector:
 
 
 ON_VECTORS: dict[str, Callable[..., Vector]] = {
-    f.__name__: f for f in (sigmoid, tanh, exp, log_sigmoid, relu, maximum, where, stop_gradient, rsqrt, fill)
+    f.__name__: f
+    for f in (sigmoid, tanh, exp, log, log_sigmoid, sqrt, rsqrt, relu, maximum, where, stop_gradient, fill)
 }
