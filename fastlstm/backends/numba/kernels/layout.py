@@ -64,21 +64,27 @@ def columns_of_h(a):
 @jit
 def seen_from(a, p):
     """The first of the columns of h that panel p multiplies: those of its units' heads."""
-    return 0 if a.span == a.H else p * a.lanes // a.head * a.head
+    return 0 if a.head == a.H else p * a.lanes // a.head * a.head
 
 
 @jit
 def seen_by(a, p):
     """How many columns of h panel p multiplies, at most `span`."""
-    if a.span == a.H:
+    if a.head == a.H:
         return a.H
     return (min((p + 1) * a.lanes, a.H) - 1) // a.head * a.head + a.head - seen_from(a, p)
 
 
 @jit
+def spans_heads(a, p):
+    """Whether panel p has units of several heads."""
+    return a.head != a.H and p * a.lanes // a.head != (min((p + 1) * a.lanes, a.H) - 1) // a.head
+
+
+@jit
 def seen_alike(a, p, last):
     """The end of the panels from p on, before `last`, that multiply the same columns of h."""
-    if a.span == a.H:
+    if a.head == a.H:
         return last
     end = p + 1
     while end < last and seen_from(a, end) == seen_from(a, p) and seen_by(a, end) == seen_by(a, p):
@@ -89,13 +95,13 @@ def seen_alike(a, p, last):
 @jit
 def summed_from(a, q):
     """The first of the panels whose dpreact column group q of h multiplies: those of its columns' heads."""
-    return 0 if a.span == a.H else group(a.panels, q) * a.lanes // a.head * a.head // a.lanes
+    return 0 if a.head == a.H else group(a.panels, q) * a.lanes // a.head * a.head // a.lanes
 
 
 @jit
 def summed_by(a, q):
     """How many panels these are, at most `reach`."""
-    if a.span == a.H:
+    if a.head == a.H:
         return a.panels
     end = (min(group(a.panels, q + 1) * a.lanes, a.H) - 1) // a.head * a.head + a.head  # of the units
     return (end + a.lanes - 1) // a.lanes - summed_from(a, q)

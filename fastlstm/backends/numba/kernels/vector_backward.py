@@ -94,27 +94,86 @@ def back_product(a, rows, b, s, of_h, packed, vectors, q, scratch):
     if packed == 0:
         back_product_in_place(a, rows, b, s, of_h, vectors, q, scratch)
         return
+    if of_h and a.head != a.H:
+        back_product_of_heads(a, rows, b, s, packed, vectors, q, scratch)
+        return
     L, gates, shift = a.lanes, a.of_h if of_h else a.of_x, first_of_h(a) * VECTOR if of_h else 0
     panels, terms = (a.H + L - 1) // L, terms_of(a)
     wide = 4 if group(vectors, q + 1) - group(vectors, q) == 4 else 3
     kernel = a.product4 if wide == 4 else a.product3
-    first, count, reach = (summed_from(a, q), summed_by(a, q), a.reach) if of_h else (0, panels, panels)
-    blocks = (count * gates * L + BLOCK_K - 1) // BLOCK_K
-    block = (count + blocks - 1) // blocks  # panels
+    blocks = (panels * gates * L + BLOCK_K - 1) // BLOCK_K
+    block = (panels + blocks - 1) // blocks  # panels
     init, init_row = a.constants, 0
     # a last panel of its own width
     last, narrow = dpreact_of(a, panels - 1, s, b), 1 if is_dense(a, panels - 1) else 0
     last_row, last_columns = vectors_of(a, panels - 1, terms) * VECTOR, gates * (a.H - (panels - 1) * L)
-    for p in range(0, count, block):
-        dpre = dpreact_of(a, first + p, s, b) + shift
-        w = packed + (q * reach * 4 * VECTOR + p * wide * VECTOR) * gates * L
-        at_end = narrow if p + block >= count and first + count == panels else 0
+    for p in range(0, panels, block):
+        dpre = dpreact_of(a, p, s, b) + shift
+        w = packed + (q * panels * 4 * VECTOR + p * wide * VECTOR) * gates * L
+        at_end = narrow if p + block >= panels else 0
         call(
             kernel, rows, init, init_row, scratch, 4 * VECTOR, w, wide * VECTOR, dpre, terms * VECTOR, a.size,
-            gates * L, min(block, count - p) - at_end, a.kept * a.B * terms * VECTOR, gates * L * wide * VECTOR,
+            gates * L, min(block, panels - p) - at_end, a.kept * a.B * terms * VECTOR, gates * L * wide * VECTOR,
             last, last_row, at_end * last_columns,
         )  # fmt: skip
         init, init_row = scratch, 4 * VECTOR
+
+
+@jit
+def add_head(a, rows, b, s, unit, last, w, wide, vectors, q, kernel, out, lane, lane_last):
+    """Add to `out`, of a column group q with rows of `wide` bytes, what the units of one head, `unit` to `last`, have of
+    the gradient of its columns: to whole vectors, or with `masked` to some lanes of one. `w`: where the packed weights
+    of these columns begin.
+    """
+    L, gates, row = a.lanes, a.of_h, 4 * VECTOR
+    block = max(1, BLOCK_K // (gates * L))  # panels
+    while unit < last:
+        p, at = unit // L, unit % L
+        panels = min((last - unit) // L, block) if at == 0 else 0
+        # all units of whole panels, or of one panel those of the head
+        count, outer, dpre_outer, w_outer = gates * L, panels, a.kept * a.B * terms_of(a) * VECTOR, gates * L * wide
+        end = unit + panels * L
+        if panels == 0:
+            end = min(unit - at + L, last)
+            count, outer, dpre_outer, w_outer = end - unit, gates, VECTOR, L * wide
+        dpre, dpre_row = dpreact_of(a, p, s, b) + first_of_h(a) * VECTOR + at * a.size, terms_of(a) * VECTOR
+        of_panel = w + ((p - summed_from(a, q)) * gates * L + at) * wide
+        if kernel == a.masked:
+            call(
+                kernel, rows, out, row, of_panel, wide, dpre, dpre_row, count, outer, dpre_outer, w_outer, lane,
+                lane_last,
+            )  # fmt: skip
+        else:
+            call(
+                kernel, rows, out, row, out, row, of_panel, wide, dpre, dpre_row, a.size, count, outer, dpre_outer,
+                w_outer, dpre, 0, 0,
+            )  # fmt: skip
+        unit = end
+
+
+@jit
+def back_product_of_heads(a, rows, b, s, packed, vectors, q, scratch):
+    """`back_product` of a layer of heads: each head's columns have the dpreact of its units alone. A weight of zero would
+    not keep infinity or NaN from the others.
+    """
+    L, H, D, first, v, last = a.lanes, a.H, a.head, group(vectors, q), group(vectors, q), group(vectors, q + 1)
+    wide = (4 if last - first == 4 else 3) * VECTOR
+    packed += q * a.reach * 4 * VECTOR * a.of_h * L
+    call(a.copy_rows, rows, 0, 4 * L, scratch, 0, scratch, 4 * VECTOR)
+    while v < last:
+        column, end, after = v * L, min((v + 1) * L, H), v + 1
+        unit, w, out = column // D * D, packed + (v - first) * VECTOR, scratch + (v - first) * VECTOR
+        if end <= unit + D:  # of one head, as the next vectors may be
+            while after < last and min((after + 1) * L, H) <= unit + D:
+                after += 1
+            kernel = product_of(a, after - v)
+            add_head(a, rows, b, s, unit, unit + D, w, wide, vectors, q, kernel, out, 0, L)
+        else:
+            while unit < end:
+                lane, lane_last = max(unit, column) - column, min(unit + D, end) - column
+                add_head(a, rows, b, s, unit, unit + D, w, wide, vectors, q, a.masked, out, lane, lane_last)
+                unit += D
+        v = after
 
 
 @jit
@@ -234,7 +293,7 @@ def add_weight_gradients(a, strips, s_first, s_last, half, p_first, p_last):
     `sizes.sum_places`.
     """
     of_h, of_one, columns = a.sums_of_h, a.sum_of_one, columns_of_h(a)
-    if a.joint != 0 and a.params == 0 and a.span == a.H:
+    if a.joint != 0 and a.params == 0 and a.head == a.H:
         add_products(a, strips, s_first, s_last, half, p_first, p_last, 0, of_one + 1, 0, 0, a.sums)
         return
     add_products(a, strips, s_first, s_last, half, p_first, p_last, 0, a.I, 0, 0, a.of_x)
