@@ -1,4 +1,4 @@
-"""Cells whose units see each other through means, in numba's kernels: a step runs in phases, over rows that go together.
+"""Cells with means over units, in numba's kernels: a step runs in phases, over rows that go together.
 
 What such cells compute is tested beside plain PyTorch in `tests.cells`. Here it is how the kernels split the work.
 """
@@ -7,8 +7,7 @@ import pytest
 import torch
 
 import fastlstm
-from fastlstm.cells import cell, sigmoid, tanh
-from fastlstm.cells.functions import mean, rsqrt
+from fastlstm.cells import cell, mean, rsqrt, sigmoid, tanh
 from tests.helpers.tolerances import close
 
 

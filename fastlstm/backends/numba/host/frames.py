@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,11 +29,11 @@ class Kernel:
 
     def __init__(
         self, task: str, kind: str, cell: Cell, dtype: torch.dtype, pieces: int, threads: int, parts: int,
-        fields: dict[str, int], sizes: dict[str, int], lanes: int = 1, in_place: bool = False,
+        fields: dict[str, int], sizes: dict[str, int], lanes: int = 1, rare: Sequence[str] = (),
     ) -> None:  # fmt: skip
         """`kind`: Forward or Backward, of a `cell`; `pieces`: of a number on the matrix unit; `fields` of the
         arguments; `sizes` of the buffers, in elements: each thread has a ``scratch`` of its own, and each of `lanes`
-        one of the others; `in_place`: whether it reads weights as they lie.
+        one of the others; `rare`: the kinds of `primitives.RARE` that it needs.
         """
         from fastlstm.backends.numba.host import arguments, tasks
 
@@ -43,7 +44,7 @@ class Kernel:
         made, self.tails = arguments.struct_of(kind, found.others, found.values, found.params)
         self.arguments = made(
             **tasks.primitives(dtype.itemsize, pieces), **tasks.cell_primitives(cell, dtype.itemsize),
-            **(tasks.in_place(dtype.itemsize, kind) if in_place else {}),
+            **{name: at for each in rare for name, at in tasks.rare(dtype.itemsize, each).items()},
             relax=tasks.relax(), constants=self.constants.data_ptr(), parts=parts,
             scratch_bytes=self.steps["scratch"], **fields,
         )  # fmt: skip

@@ -68,9 +68,11 @@ class Pass:
         fields = fields | s.row_strides | {"rows": s.rows, "reverse": s.reverse, "original_size": s.given.itemsize}
         fields["is_narrow"] = s.narrow
         lanes = 1 if self.groups == 1 else threads
+        crosses = s.heads > 1 and s.H // s.heads % self.lanes != 0
+        rare = [f"in_place.{self.kind}"] * in_place + ["heads"] * crosses
         variant = "_across" if s.across else "_matrix" if s.pieces else "_mixed" if pieces else ""
         task = self.kind.lower() + variant
-        self.kernel = Kernel(task, self.kind, s.cell, s.dtype, pieces, threads, parts, fields, buffers, lanes, in_place)
+        self.kernel = Kernel(task, self.kind, s.cell, s.dtype, pieces, threads, parts, fields, buffers, lanes, rare)
         tail = s.counts.others, s.counts.values, s.counts.params
         self.write, self.at = arguments.writer(self.kind, False, *tail)
         self.write_kept, self.at_kept = arguments.writer(self.kind, True, *tail)

@@ -105,12 +105,13 @@ def blocks_of(I: int, H: int, joint: bool) -> tuple[int, int]:
 
 def is_dense(s: Signature) -> bool:
     """Whether a last panel that is not full has its sums side by side: where they then make fewer vectors, all of them
-    are of x and of h, and the matrix unit has no part.
+    are of x and of h, the matrix unit has no part, and no unit of it is of another head.
     """
-    lanes, sums = lanes_of(s.dtype), s.counts.sums
+    lanes, sums, rest = lanes_of(s.dtype), s.counts.sums, s.H % lanes_of(s.dtype)
     unit = s.pieces or (s.counts.on_unit and s.dtype == torch.float32 and most_pieces() >= UNIT_PIECES)
-    fewer = s.H % lanes > 0 and -(-sums * (s.H % lanes) // lanes) < sums
-    return not unit and not s.counts.means and s.counts.joint and sums <= 4 and fewer
+    if unit or s.counts.means or s.heads > 1 or not s.counts.joint or sums > 4:
+        return False
+    return 0 < -(-sums * rest // lanes) < sums
 
 
 def input_pieces(s: Signature) -> int:

@@ -167,9 +167,9 @@ def primitives(size: int, pieces: int) -> dict[str, int]:
 
 
 @cache
-def in_place(size: int, kind: str) -> dict[str, int]:
-    """The addresses of what reads weights as they lie, of a Forward or Backward kernel."""
-    return _addresses(f"in_place{size}.{kind}")
+def rare(size: int, kind: str) -> dict[str, int]:
+    """The addresses of those primitives that few calls need, of a kind of `primitives.RARE`."""
+    return _addresses(f"{kind}.{size}")
 
 
 def table_of(cell: Cell, size: int, pieces: int = 0) -> str:

@@ -86,6 +86,12 @@ def seen_by(a, p):
 
 
 @jit
+def spans_heads(a, p):
+    """Whether panel p has units of several heads."""
+    return a.heads > 1 and seen_by(a, p) > a.head
+
+
+@jit
 def seen_alike(a, p, last):
     """The end of the panels from p on, before `last`, that multiply the same columns of h."""
     if a.heads == 1:

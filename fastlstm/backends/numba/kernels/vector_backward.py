@@ -5,6 +5,7 @@ the input, and over all T B rows, for the weights.
 from fastlstm.backends.numba.host.sizes import STRIP
 from fastlstm.backends.numba.kernels.ends import correct_states, rows_alive, zero_held
 from fastlstm.backends.numba.kernels.gradients import sum_at, sum_row
+from fastlstm.backends.numba.kernels.heads import back_product_of_heads
 from fastlstm.backends.numba.kernels.in_place import back_product_in_place
 from fastlstm.backends.numba.kernels.layout import (
     block_hh,
@@ -97,24 +98,26 @@ def back_product(a, rows, b, s, of_h, packed, vectors, q, scratch):
     if packed == 0:
         back_product_in_place(a, rows, b, s, of_h, vectors, q, scratch)
         return
+    if of_h and a.heads > 1:
+        back_product_of_heads(a, rows, b, s, packed, vectors, q, scratch)
+        return
     L, gates, shift = a.lanes, a.of_h if of_h else a.of_x, first_of_h(a) * VECTOR if of_h else 0
     panels, terms = (a.H + L - 1) // L, terms_of(a)
     wide = 4 if group(vectors, q + 1) - group(vectors, q) == 4 else 3
     kernel = a.product4 if wide == 4 else a.product3
-    first, count, reach = (summed_from(a, q), summed_by(a, q), a.reach) if of_h else (0, panels, panels)
-    blocks = (count * gates * L + BLOCK_K - 1) // BLOCK_K
-    block = (count + blocks - 1) // blocks  # panels
+    blocks = (panels * gates * L + BLOCK_K - 1) // BLOCK_K
+    block = (panels + blocks - 1) // blocks  # panels
     init, init_row = a.constants, 0
     # a last panel of its own width
     last, narrow = dpreact_of(a, panels - 1, s, b), 1 if is_dense(a, panels - 1) else 0
     last_row, last_columns = vectors_of(a, panels - 1, terms) * VECTOR, gates * (a.H - (panels - 1) * L)
-    for p in range(0, count, block):
-        dpre = dpreact_of(a, first + p, s, b) + shift
-        w = packed + (q * reach * 4 * VECTOR + p * wide * VECTOR) * gates * L
-        at_end = narrow if p + block >= count and first + count == panels else 0
+    for p in range(0, panels, block):
+        dpre = dpreact_of(a, p, s, b) + shift
+        w = packed + (q * panels * 4 * VECTOR + p * wide * VECTOR) * gates * L
+        at_end = narrow if p + block >= panels else 0
         call(
             kernel, rows, init, init_row, scratch, 4 * VECTOR, w, wide * VECTOR, dpre, terms * VECTOR, a.size,
-            gates * L, min(block, count - p) - at_end, a.kept * a.B * terms * VECTOR, gates * L * wide * VECTOR,
+            gates * L, min(block, panels - p) - at_end, a.kept * a.B * terms * VECTOR, gates * L * wide * VECTOR,
             last, last_row, at_end * last_columns,
         )  # fmt: skip
         init, init_row = scratch, 4 * VECTOR

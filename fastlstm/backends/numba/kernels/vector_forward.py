@@ -5,6 +5,7 @@ Few rows multiply an x with its own sum, and a lone row any x, for several steps
 """
 
 from fastlstm.backends.numba.kernels.ends import rows_alive
+from fastlstm.backends.numba.kernels.heads import add_heads
 from fastlstm.backends.numba.kernels.layout import (
     block_hh,
     block_ih,
@@ -20,6 +21,7 @@ from fastlstm.backends.numba.kernels.layout import (
     seen_alike,
     seen_by,
     seen_from,
+    spans_heads,
     spread,
     vectors_of,
 )
@@ -199,7 +201,11 @@ def preact_of_lone(a, s, p_first, p_last, scratch, x, h_seen):
             h += seen_from(a, begin) * a.size
         if (s + a.flip) % 2 != 0:
             p, step = end - 1, -1
-        preact_of_one(a, s, p, p, end - begin, step, 0, scratch + (p - p_first) * a.sums * VECTOR, x, h)
+        out = scratch + (p - p_first) * a.sums * VECTOR
+        crosses = spans_heads(a, begin)
+        preact_of_one(a, s, p, p, end - begin, step, 0, out, x, 0 if crosses else h)
+        if crosses and h_seen != 0:  # no two panels of several heads see the same columns
+            add_heads(a, p, 1, out, states_at(a, p), h, 0)
         begin = end
 
 
@@ -235,6 +241,9 @@ def preact(a, s, p, place, b, rows, part, b_first, b_last, scratch, x, h_seen, h
     if dense:
         out = slot(a, scratch, 0)
     init, init_row = biases_at(a, p), 0
+    h_of_heads, crosses = h_seen, spans_heads(a, p)
+    if crosses:
+        h_seen = 0
     if rows == 1:
         preact_of_one(a, s, p, place, 1, 1, b, out, x + b * a.x_row, h_seen + b * h_seen_row if h_seen != 0 else 0)
     elif a.block_x == 0:
@@ -255,6 +264,8 @@ def preact(a, s, p, place, b, rows, part, b_first, b_last, scratch, x, h_seen, h
                 a, vectors_of(a, p, a.of_h), states_at(a, place), seen, 0, columns, a.block, rows, init + begin,
                 init_row, out + begin, wide, h_seen + b * h_seen_row, h_seen_row,
             )  # fmt: skip
+    if crosses and h_of_heads != 0:
+        add_heads(a, p, rows, out, states_at(a, place), h_of_heads + b * h_seen_row, h_seen_row)
     if dense:
         spread(a, p, rows, out, scratch)
 

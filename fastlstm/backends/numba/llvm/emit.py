@@ -170,7 +170,7 @@ class _Body:
     def method(self, kind: str, node: Any) -> Any:
         """What emits a statement or an expression."""
         found = getattr(self, f"{kind}_{type(node).__name__}", None)
-        if found is None or getattr(node, "orelse", None) and isinstance(node, (ast.For, ast.While)):
+        if found is None or (getattr(node, "orelse", None) and isinstance(node, (ast.For, ast.While))):
             raise self.cannot(node)
         return found
 

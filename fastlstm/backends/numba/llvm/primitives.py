@@ -125,6 +125,31 @@ def product(lanes: Lanes, vecs: int) -> Builder:
     return tiled(f"tile{vecs}x", tile_rows(vecs), lambda rows: tile(lanes, rows, vecs), (0, 2, 6, 13))
 
 
+def masked_tile(lanes: Lanes, rows: int) -> Builder:
+    """`masked` for `rows` rows."""
+
+    def build(b, out, out_row, w, w_row, a, a_row, count, outer, a_outer, w_outer, first, last):
+        def block(a, w, *acc):
+            new = accumulated(b, lanes, rows, 1, a, a_row, I64(lanes.size), w, w_row, count, acc)[2:]
+            return [b.add(a, a_outer), b.add(w, w_outer), *new]
+
+        sums = counted(b, outer, [a, w, *[lanes.splat(0.0)] * rows], block)[2:]
+        wanted = b.and_(b.not_(lanes.first(b, first)), lanes.first(b, last))
+        for at, total in zip(offsets(b, out_row, rows), sums):
+            place = b.add(out, at)
+            found = lanes.load(b, place)
+            lanes.store(b, b.select(wanted, b.fadd(found, total), found), place)
+
+    return build
+
+
+def masked(lanes: Lanes) -> Builder:
+    """Add to the lanes `first` to `last` of ``out[m]`` the sum of ``a[m, k] * w[k]``, as `product` has it of one vector
+    and one matrix. The other lanes stay as they are, whatever `a` is.
+    """
+    return tiled("masked", tile_rows(1), lambda rows: masked_tile(lanes, rows), (0, 4))
+
+
 def lone(lanes: Lanes, vecs: int) -> Builder:
     """`product` of one row with `panels` panels: `count` columns at a with w, then `count2` at a2 with w2, in blocks,
     one of `first` columns, whose sum starts from `part`, then of `block`. The next panel's out is `out_step` further,
@@ -256,6 +281,7 @@ def builders(lanes: Lanes) -> Builders:
         "lone3": (17, lone(lanes, 3)),
         "lone2": (17, lone(lanes, 2)),
         "lone1": (17, lone(lanes, 1)),
+        "masked": (13, masked(lanes)),
         "in_place": (17, in_place(lanes)),
         "chain4": (8, chain(lanes, 4)),
         "chain3": (8, chain(lanes, 3)),
@@ -268,11 +294,16 @@ def builders(lanes: Lanes) -> Builders:
     }
 
 
-# What reads weights as they lie, of either pass. Few calls do, and half of the time of compiling all would be theirs.
-IN_PLACE = {"Forward": ("in_place",), "Backward": ("chain4", "chain3", "chain2", "chain1")}
+# What few calls need: to read weights as they lie in either pass, and to multiply vectors that have units of several
+# heads. Half of the time of compiling all would be theirs.
+RARE = {
+    "in_place.Forward": ("in_place",),
+    "in_place.Backward": ("chain4", "chain3", "chain2", "chain1"),
+    "heads": ("masked",),
+}
 for _scalar in types.float32, types.float64:
     _size, _all = _scalar.bitwidth // 8, builders(Lanes(_scalar))
     NAMES = tuple(_all)
-    for _kind, _names in IN_PLACE.items():
-        tables[f"in_place{_size}.{_kind}"] = {name: _all.pop(name) for name in _names}
+    for _kind, _names in RARE.items():
+        tables[f"{_kind}.{_size}"] = {name: _all.pop(name) for name in _names}
     tables[f"primitives{_size}"] = _all
