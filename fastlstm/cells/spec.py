@@ -35,7 +35,8 @@ class Cell:
         gates_of_x: how many gates sum "x", alone or in "xh".
         gates_of_h: how many gates sum "h", alone or in "xh".
         key: a word by which `by_key` finds the cell. A cell of the library has its name. Other cells have their
-            module's name before it, and a digest of their arithmetic after it. If that is taken, a number follows.
+            module's name before it, and after it a digest of all that they compute: what each gate sums, the order of
+            gates, states, params and inputs, and the arithmetic. If that is taken, a number follows.
     """
 
     def __init__(
@@ -149,7 +150,7 @@ def by_key(key: str) -> Cell:
     """
     found = _cells.get(key)
     if found is None:
-        raise LookupError(f"no cell {key} has been declared: import the module that declares it")
+        raise LookupError(f"no cell {key} has been declared: import the module that declares it, unchanged")
     return found
 
 
@@ -158,8 +159,9 @@ def _register(made: Cell) -> str:
     if module == "fastlstm.cells.library":
         base = name
     else:  # caches of compilers, and exports, must not take a cell for an edited one
-        functions = made.derived().forward, made.derived().backward
-        digest = hashlib.sha256("".join([python(function) for function in functions]).encode()).hexdigest()[:8]
+        functions = [python(function) for function in (made.derived().forward, made.derived().backward)]
+        declared = repr((list(made.gates.items()), made.states, made.params, made.inputs))
+        digest = hashlib.sha256("".join([declared, *functions]).encode()).hexdigest()[:8]
         word = re.sub(r"\W", "_", f"{module}_{name}", flags=re.ASCII).lstrip("_")  # Python mangles a leading __
         base = f"{word}_{digest}"
     key, number = base, 1

@@ -115,8 +115,8 @@ class Regularized(LikeTorch[States]):
             inputs.append(mask.expand(T, -1, -1))
             states = (None if states[0] is None else states[0] * mask, *states)
         for p in zoneout:
-            if self.training and 0 < p < 1:
-                inputs.append(torch.bernoulli(layer.x.new_empty(T, B, H), p))
+            if self.training and 0 < p < 1:  # not x.new_empty: vmap draws no equal numbers for a tensor that it batches
+                inputs.append(torch.bernoulli(torch.empty(T, B, H, dtype=layer.x.dtype, device=layer.x.device), p))
             else:
                 inputs.append(layer.x.new_full((1, 1, 1), p).expand(T, B, H))
         of = "lstm" if layer.cell is library.lstm else "gru"

@@ -2,6 +2,8 @@
 
 import builtins
 import functools
+import importlib
+import sys
 
 import pytest
 import torch
@@ -59,6 +61,43 @@ def test_export_in_another_process(tmp_path, backend, strict):
         output, states = lstm(x)
         want = [output, *states, *torch.autograd.grad(output.pow(2).sum(), x)]
         assert all(torch.equal(a, b) for a, b in zip(got, want))
+
+
+DECLARING = """
+from fastlstm.cells import cell, sigmoid, tanh
+
+@cell(gates={}, states=("h",))
+def own(a, b, h):
+    return tanh(a) + sigmoid(b) * h
+"""
+LOADING = """
+import sys, torch, fastlstm, edited_cell
+from fastlstm.cells.spec import by_key
+for load in (lambda: torch.export.load("model.pt2"), lambda: torch.jit.load("model.pt"), lambda: by_key(sys.argv[1])):
+    try:
+        load()
+    except Exception as error:
+        print(type(error).__name__)
+"""
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.* is deprecated")
+def test_an_export_does_not_run_an_edited_cell(tmp_path, monkeypatch):
+    """Though the file has a cell of the same name and function: what its gates sum has been exchanged."""
+    file = tmp_path / "edited_cell.py"
+    file.write_text(DECLARING.replace("{}", '{"a": "x", "b": "h"}'))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    cell = importlib.import_module(file.stem).own
+    rnn, x = fastlstm.RNN(cell, 3, 3, backend="reference"), torch.ones(2, 1, 3)
+    torch.export.save(torch.export.export(rnn, (x,)), tmp_path / "model.pt2")
+    torch.jit.save(torch.jit.trace(rnn, (x,)), tmp_path / "model.pt")
+    assert torch.equal(torch.export.load(tmp_path / "model.pt2").module()(x)[0], rnn(x)[0])
+    file.write_text(DECLARING.replace("{}", '{"a": "h", "b": "x"}'))
+    done = interpreter.run(LOADING, cell.key, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["RuntimeError", "RuntimeError", "LookupError"]
+    assert cell.key in done.stderr  # torch's warning names the operator
 
 
 @pytest.mark.parametrize("freeze", [True, False])

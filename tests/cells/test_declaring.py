@@ -361,6 +361,39 @@ def test_keys_tell_cells_of_one_name_apart():
     assert fastlstm.cells.spec.by_key(other.key) is other
 
 
+DECLARED = {"gates": {"a": "xh", "b": "xh"}, "states": ("h", "c"), "params": ("p", "q"), "inputs": ("u", "v")}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"gates": {"a": "x", "b": "h"}},
+        {"gates": {"a": "h", "b": "x"}},
+        {"gates": {"b": "xh", "a": "xh"}},
+        {"states": ("c", "h")},
+        {"params": ("q", "p")},
+        {"inputs": ("v", "u")},
+        {"params": ("p", "u"), "inputs": ("q", "v")},
+        {"params": ("p", "q", "unused")},
+    ],
+    ids=str,
+)
+def test_keys_tell_all_declarations_apart(change):
+    """What gates sum and how values are ordered decides what a cell computes, though its function stays the same."""
+
+    def own(a, b, p, q, u, v):
+        return tanh(a) * p * u, sigmoid(b) * q * v
+
+    one, other = (fastlstm.cell(**DECLARED)(own), fastlstm.cell(**{**DECLARED, **change})(own))
+    digests = [made.key.split("_own_")[1][:8] for made in (one, other)]
+    assert digests[0] != digests[1]
+
+
+def test_a_key_that_is_missing_is_named():
+    with pytest.raises(LookupError, match="no cell mine_0123 has been declared: import the module that declares it"):
+        fastlstm.cells.spec.by_key("mine_0123")
+
+
 def test_names_are_of_ascii():
     with pytest.raises(ValueError, match="'ħ' must be a name of ASCII characters"):
         cell(gates={"a": "xh"}, states=("ħ",))(lambda a: tanh(a))

@@ -214,6 +214,27 @@ def test_one_mask_lasts_a_sequence(torch_s):
 
 
 @each
+@pytest.mark.parametrize("options", [{"recurrent_dropout": 0.5}, {"zoneout": 0.5}], ids=str)
+@pytest.mark.parametrize("randomness", ["same", "different"])
+def test_masks_under_vmap(torch_s, options, randomness):
+    """Equal samples have equal results where vmap draws the same numbers for all of them, and only there."""
+    module = OURS[torch_s](3, 5, dtype=torch.float64, **options)
+    x = torch.randn(6, 4, 3, dtype=torch.float64)
+
+    def call(x):
+        return module(x)[0]
+
+    torch.manual_seed(3)
+    output = torch.vmap(call, randomness=randomness)(x.expand(3, -1, -1, -1))
+    assert output.isfinite().all()
+    if randomness == "same":
+        torch.manual_seed(3)
+        close(output, call(x).expand(3, -1, -1, -1), "sums")
+    else:
+        assert all(not torch.equal(output[a], output[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
+
+
+@each
 def test_steps(torch_s):
     module = OURS[torch_s](3, 5, recurrent_dropout=0.5, zoneout=0.2)
     with pytest.raises(RuntimeError, match="recurrent_dropout must be 0 or the module in eval mode"):

@@ -13,9 +13,6 @@ from fastlstm.backends.numba.host.cells import counts
 from fastlstm.backends.numba.host.sizes import LINE
 from fastlstm.cells.spec import Cell
 
-OWN = 1 << 16  # bytes of buffers that a frame has for itself, which spares a short call to look for them
-
-
 _Found = ctypes.c_int64 * 2  # one type: each that is made is a cycle
 
 
@@ -50,7 +47,7 @@ class Kernel:
         )  # fmt: skip
 
     def lay_out(self, threads: int, parts: int, sizes: dict[str, int], size: int, lanes: int) -> None:
-        """Give each buffer its place, in memory that a frame has for itself or borrows for a run.
+        """Give each buffer its place, in memory that a frame borrows for a run.
 
         Args:
             sizes: of the buffers, in elements of `size` bytes.
@@ -68,7 +65,6 @@ class Kernel:
         self.small, self.places = total, places  # one piece of memory for all of these
         self.large = sorted(large, key=lambda entry: -entry[1])  # what the pool has goes to those that it fits
         self.threads = threads
-        self.lends = threads > 1 or len(large) > 0 or total > OWN
         self.idle: list[Frame] = []
 
     def borrow(self) -> Frame:
@@ -77,11 +73,10 @@ class Kernel:
             frame = self.idle.pop()  # atomic: Python threads may share the kernel
         except IndexError:
             frame = Frame(self)
-        if not self.lends:
-            return frame
         if self.small <= SCRATCH:
-            frame.memory = take_scratch()  # mostly what the last call of any kernel has left in a cache
-            frame.place(self, frame.memory.data_ptr())
+            frame.memory = memory = take_scratch()  # mostly what the last call of any kernel has left in a cache
+            if memory.address != frame.at:
+                frame.place(self, memory.address)
         elif self.small < SMALL:
             frame.memory = torch.empty(self.small, dtype=torch.uint8, device="cpu")
             frame.place(self, frame.memory.data_ptr())
@@ -89,7 +84,8 @@ class Kernel:
             view, at = take(self.small)
             frame.views.append(view)
             frame.place(self, at)
-        frame.count_anew()
+        if self.counters:
+            frame.count_anew()
         for name, count in self.large:
             view, address = take(count)
             frame.views.append(view)
@@ -98,10 +94,10 @@ class Kernel:
 
     def take_back(self, frame: Frame) -> None:
         """Let go of a frame and of buffers that are not its own."""
-        if self.lends:
-            if self.small <= SCRATCH:
-                release_scratch(frame.memory)
-            frame.memory = None
+        if self.small <= SCRATCH:
+            release_scratch(frame.memory)
+        frame.memory = None
+        if frame.views:
             frame.views.clear()
         self.idle.append(frame)
 
@@ -131,9 +127,6 @@ class Frame:
         self.at, self.counted = -1, memoryview(bytearray())
         self.memory: Any = None
         self.views: list[memoryview] = []
-        if not kernel.lends:
-            self.memory = torch.empty(kernel.small, dtype=torch.uint8, device="cpu")
-            self.place(kernel, self.memory.data_ptr())
 
     def place(self, kernel: Kernel, at: int) -> None:
         """Have the small buffers lie from an address on."""
