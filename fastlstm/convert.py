@@ -190,7 +190,8 @@ def _original(cls: type, parametrized: bool, theirs: type, ours: type) -> type |
 def _check_names(function: str, module: nn.Module, theirs: type, ours: type) -> None:
     """Raise TypeError where a subclass of torch's, or an instance, has a name that ours keeps something else under."""
     of_ours = {name for cls in ours.__mro__ if not issubclass(theirs, cls) for name in vars(cls)}
-    kept = {name for name in of_ours if name.startswith("_") and not name.startswith("__")} - {"_flat_weights"}
+    private = {name for name in of_ours if name.startswith("_") and not name.startswith("__")} - {"_flat_weights"}
+    kept = private.difference(dir(theirs))  # a subclass may add to the methods of torch's class
     own = set(vars(module)).union(*(vars(cls) for cls in type(module).__mro__ if not issubclass(theirs, cls)))
     public = {"backend", "forget_bias", "recompute"} | ({"recurrent_dropout", "zoneout"} & of_ours)
     for name in sorted((kept | public) & own):

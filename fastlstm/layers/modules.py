@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils import parametrize
 
 from fastlstm.autograd.modes import is_plain
 from fastlstm.backends import dispatch, settings
@@ -30,6 +31,9 @@ class Words(NamedTuple):
     argument: str = "hx"
     states: str = "hx"
     number: str | None = None
+
+
+_LAYERS = __name__.removesuffix("modules")  # the folder of all modules that users have
 
 
 class CellModule:
@@ -117,6 +121,16 @@ class CellModule:
         method of this name.
         """
         vars(self).pop("_plans", None)
+
+    def _get_name(self) -> str:
+        """Return what `repr` calls the module: ``fastlstm.LSTM`` where torch's module says LSTM. A class that users
+        derived keeps its own name.
+        """
+        cls: Any = type(self)
+        declared = cls.__bases__[0] if parametrize.is_parametrized(self) else cls  # type: ignore[arg-type]
+        if not declared.__module__.startswith(("torch.", "fastlstm.")):  # the first is kept by `keep_type`
+            return str(cls.__name__)
+        return "fastlstm." + next(each.__name__ for each in cls.__mro__ if each.__module__.startswith(_LAYERS))
 
     def extra_repr(self) -> str:
         text: str = super().extra_repr()  # type: ignore[misc]

@@ -43,10 +43,10 @@ def test_hooks_backend_and_repr_stay():
     module, seen = fastlstm.LSTM(4, 5, batch_first=True, backend="reference"), []
     module.register_forward_hook(lambda *args: seen.append(args))
     made = fastlstm.quantize(module, "int16")
-    assert repr(made) == "QuantizedLSTM(4, 5, batch_first=True, backend=reference, activations=int16)"
+    assert repr(made) == "fastlstm.QuantizedLSTM(4, 5, batch_first=True, backend=reference, activations=int16)"
     made(torch.zeros(2, 3, 4))
     assert len(seen) == 1
-    assert repr(made.dequantize()) == "LSTM(4, 5, batch_first=True, backend=reference)"
+    assert repr(made.dequantize()) == "fastlstm.LSTM(4, 5, batch_first=True, backend=reference)"
 
 
 @torch.no_grad()
