@@ -162,6 +162,14 @@ def modules_of(model: Any, function: str) -> list[nn.Module]:
     return modules
 
 
+def class_before(module: nn.Module) -> type:
+    """Return the class that a module had before it was parametrized, and before `replace` mixed ours into that."""
+    cls: Any = type(module)
+    if parametrize.is_parametrized(module):
+        cls = cls.__bases__[0]
+    return cls._made_from if issubclass(cls, _Mixed) else cls  # type: ignore[no-any-return]
+
+
 def _nothing_found(function: str, pairs: Any, model: nn.Module, modules: list[nn.Module]) -> str:
     *most, last = [f"torch.nn.{theirs.__name__}" for theirs, _ in pairs]
     text = f"{function} found no {', '.join(most)} or {last} in the {type(model).__name__}"

@@ -70,6 +70,22 @@ def test_dequantize():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell])
+@pytest.mark.parametrize("parametrized", [False, True])
+def test_modules_that_kept_their_type(kind, parametrized):
+    model, x = nn.ModuleList([kind(7, 9)]), torch.randn(5, 7)
+    if parametrized:
+        name = "weight_hh_l0" if isinstance(model[0], nn.RNNBase) else "weight_hh"
+        parametrize.register_parametrization(model[0], name, fastlstm.WeightDrop(0.5))
+    want = fastlstm.quantize(deepcopy(model))
+    fastlstm.replace(model, keep_type=True)
+    got = fastlstm.quantize(model)
+    assert type(got[0]) is type(want[0])
+    assert same_bits([got[0](x)[0]], [want[0](x)[0]])
+    assert type(fastlstm.dequantize(got)[0]) is getattr(fastlstm, kind.__name__)
+
+
+@torch.no_grad()
 def test_parametrized_weights_are_rounded_as_in_eval_mode():
     torch.manual_seed(0)
     module, x = fastlstm.LSTM(7, 9), torch.randn(5, 3, 7)
