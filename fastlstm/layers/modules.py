@@ -114,11 +114,10 @@ class CellModule:
         vars(self).pop("_plans", None)  # packed copies would stay behind on the old device
         return super()._apply(*args, **kwargs)  # type: ignore[misc]
 
-    def flatten_parameters(self) -> None:
-        """Drop the packed copies of the weights, which gives back their memory. Later calls pack the weights again.
+    def release_memory(self) -> None:
+        """Give back the memory of the packed copies of the weights and of the plans. Later calls make them again.
 
-        Nobody needs to call it, since a call that uses a packed copy notices changed weights. `torch.nn.LSTM` has a
-        method of this name.
+        Nobody needs to call it when weights change, since a call that uses a packed copy compares it with the weights.
         """
         vars(self).pop("_plans", None)
 

@@ -43,7 +43,14 @@ class Recurrent(CellModule, nn.RNNBase):
         if value:
             checks.check_unprojected("recompute", value, self.proj_size)
         self._recompute = value
-        self.flatten_parameters()  # a call that has a plan would go past it
+        self.release_memory()  # a call that has a plan would go past it
+
+    def flatten_parameters(self) -> None:
+        """Do nothing. Models of torch's modules call it, some of them in every forward pass.
+
+        `torch.nn.LSTM.flatten_parameters` moves weights on a GPU, which no kernel here needs. `release_memory` gives
+        back what calls have left.
+        """
 
     @property
     def _flat_weights(self) -> list[Tensor | None]:

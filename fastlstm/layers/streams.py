@@ -36,7 +36,7 @@ class Stream:
         self.batch_size, self._single, self._lock = batch_size, module._single, threading.Lock()
         with torch.inference_mode(False), torch.no_grad():
             self._module = deepcopy(module).eval().requires_grad_(False)
-            self._module.flatten_parameters()
+            self._module.release_memory()
             self._module.backend = settings.named(module.backend)  # later defaults do not reach the stream
             self._layers, H = getattr(module, "num_layers", None), module.hidden_size
             like = self._like = module._example(module._layer_weights(0)).detach()[:0].clone()
