@@ -167,7 +167,7 @@ def class_before(module: nn.Module) -> type:
     cls: Any = type(module)
     if parametrize.is_parametrized(module):
         cls = cls.__bases__[0]
-    return cls._made_from if issubclass(cls, _Mixed) else cls  # type: ignore[no-any-return]
+    return cls._made_from if issubclass(cls, _Mixed) else cls
 
 
 def _nothing_found(function: str, pairs: Any, model: nn.Module, modules: list[nn.Module]) -> str:
