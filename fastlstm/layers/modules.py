@@ -67,7 +67,7 @@ class CellModule:
         """Return a `fastlstm.Stream`: a copy of this module that runs one time step a call, on states of its own.
 
         The weights are packed now, and later changes do not reach the stream. It computes what a step of this module
-        computes in eval mode, without gradients.
+        computes in eval mode, without gradients and without hooks.
 
         Args:
             batch_size: B, the rows of each step.
