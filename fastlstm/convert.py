@@ -162,6 +162,14 @@ def modules_of(model: Any, function: str) -> list[nn.Module]:
     return modules
 
 
+def class_before(module: nn.Module) -> type:
+    """Return the class that a module had before it was parametrized, and before `replace` mixed ours into that."""
+    cls: Any = type(module)
+    if parametrize.is_parametrized(module):
+        cls = cls.__bases__[0]
+    return cls._made_from if issubclass(cls, _Mixed) else cls
+
+
 def _nothing_found(function: str, pairs: Any, model: nn.Module, modules: list[nn.Module]) -> str:
     *most, last = [f"torch.nn.{theirs.__name__}" for theirs, _ in pairs]
     text = f"{function} found no {', '.join(most)} or {last} in the {type(model).__name__}"
@@ -190,7 +198,8 @@ def _original(cls: type, parametrized: bool, theirs: type, ours: type) -> type |
 def _check_names(function: str, module: nn.Module, theirs: type, ours: type) -> None:
     """Raise TypeError where a subclass of torch's, or an instance, has a name that ours keeps something else under."""
     of_ours = {name for cls in ours.__mro__ if not issubclass(theirs, cls) for name in vars(cls)}
-    kept = {name for name in of_ours if name.startswith("_") and not name.startswith("__")} - {"_flat_weights"}
+    private = {name for name in of_ours if name.startswith("_") and not name.startswith("__")} - {"_flat_weights"}
+    kept = private.difference(dir(theirs))  # a subclass may add to the methods of torch's class
     own = set(vars(module)).union(*(vars(cls) for cls in type(module).__mro__ if not issubclass(theirs, cls)))
     public = {"backend", "forget_bias", "recompute"} | ({"recurrent_dropout", "zoneout"} & of_ours)
     for name in sorted((kept | public) & own):

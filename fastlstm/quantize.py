@@ -8,10 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
-from torch.nn.utils import parametrize
 
 from fastlstm.backends.quantized import quantize_weight
-from fastlstm.convert import modules_of
+from fastlstm.convert import class_before, modules_of
 from fastlstm.layers.gru import GRU, GRUCell
 from fastlstm.layers.int8 import Activations, Quantized, check_activations
 from fastlstm.layers.lstm import LSTM, LSTMCell
@@ -69,10 +68,7 @@ def quantize(model: Any, activations: Activations = "int8", *, exclude: Excluded
     def replacement(name: str, module: nn.Module) -> Any:
         for classes, quantized in _KINDS:
             if isinstance(module, classes) and not is_excluded(name, module):
-                cls: Any = type(module)
-                if parametrize.is_parametrized(module):
-                    cls = cls.__bases__[0]
-                if cls not in classes:
+                if class_before(module) not in classes:
                     raise TypeError(
                         f"{name or 'the module'} must be no subclass of {classes[0].__name__} unless it is excluded, "
                         f"got {type(module).__name__}, whose own methods would be lost"

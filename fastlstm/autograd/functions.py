@@ -166,7 +166,7 @@ class PlannedFunction(Function):
         h, last, kept = plan.forward(layer)
         tensors += layer.lengths, layer.reset
         saved = *tensors, h if plan.reads_h else None, *kept
-        plan.types = plan.types or _types(saved)
+        plan.types = plan.types or types_of(saved)
         ctx.call = plan, layer.cell, layer.reverse, len(tensors)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*saved)
@@ -177,12 +177,7 @@ class PlannedFunction(Function):
         (plan, cell, reverse, count), saved, needs = ctx.call, ctx.saved_tensors, ctx.needs_input_grad[2:]
         layer, h, kept = Layer.of(cell, saved[:count], reverse), saved[count], saved[count + 1 :]
         incoming = Run.of(len(cell.states), grads)
-        if (found := _types(saved)) != plan.types:  # kernels would read these as those
-            then, now = next((one, other) for one, other in zip(plan.types, found) if one is not other)
-            raise RuntimeError(
-                f"a tensor of {then} that the backward pass reads has become {now} since the forward pass: call "
-                "backward before the module changes its type; hooks of saved tensors must give back the type they got"
-            )
+        check_types(plan.types, saved)
         with no_autocast(layer.x):  # backward may run inside the caller's autocast
             if differentiated() or not is_plain(*grads, *saved):
                 gradients = _composed(plan, incoming, layer, (h, *kept), needs)
@@ -192,8 +187,19 @@ class PlannedFunction(Function):
         return None, None, *gradients
 
 
-def _types(tensors: tuple[Optional, ...]) -> tuple[torch.dtype | None, ...]:
+def types_of(tensors: tuple[Optional, ...]) -> tuple[torch.dtype | None, ...]:
+    """Return the dtypes of tensors, each of which may be None."""
     return tuple([None if a is None else a.dtype for a in tensors])
+
+
+def check_types(types: tuple[torch.dtype | None, ...], saved: tuple[Optional, ...]) -> None:
+    """Raise RuntimeError if saved tensors have other dtypes than in the forward pass: kernels would misread them."""
+    if (types_now := types_of(saved)) != types:
+        then, now = next((one, other) for one, other in zip(types, types_now) if one is not other)
+        raise RuntimeError(
+            f"a tensor of {then} that the backward pass reads has become {now} since the forward pass: call "
+            "backward before the module changes its type; hooks of saved tensors must give back the type they got"
+        )
 
 
 apply_plan = plain_apply(PlannedFunction)

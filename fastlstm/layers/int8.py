@@ -7,9 +7,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
-from torch.nn.utils.prune import BasePruningMethod
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
 
 from fastlstm.autograd import quantized
 from fastlstm.autograd.modes import autocast_of
@@ -19,6 +16,7 @@ from fastlstm.backends.quantized import quantize_weight
 from fastlstm.layers.modules import CellModule
 from fastlstm.layers.recurrent import OWN
 from fastlstm.layers.streams import may_prepare
+from fastlstm.layers.weight_hooks import REMOVERS, weight_hooks
 
 Activations = Literal["int8", "int16"]
 BITS = {"int8": 8, "int16": 16}
@@ -26,9 +24,6 @@ BITS = {"int8": 8, "int16": 16}
 _OF_FLOAT = {*OWN, "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_flat_weights",
              "_flat_weights_names", "_flat_weight_refs", "_compiled_call_impl", "forward"} - {"backend"}  # fmt: skip
 
-# hooks that compute a weight before each call, and what removes them, in torch.nn.utils
-_REMOVE = ((BasePruningMethod, "prune.remove"), (WeightNorm, "remove_weight_norm"),
-           (SpectralNorm, "remove_spectral_norm"))  # fmt: skip
 _warned = False  # of a module that cannot be trained
 
 
@@ -188,13 +183,12 @@ class Quantized(CellModule, nn.Module):
 
 def _check_tensors(module: Any, name: str) -> None:
     """Raise ValueError where a hook computes a weight, or the module holds more than its weights."""
-    for hook in module._forward_pre_hooks.values():
-        for cls, remove in _REMOVE:
-            if isinstance(hook, cls):
-                raise ValueError(
-                    f"{name} must have no hook that computes a weight, got {type(hook).__name__}: remove it first, "
-                    f"with torch.nn.utils.{remove}"
-                )
+    for _, hook in weight_hooks(module):
+        remover = next(remover for cls, remover in REMOVERS.items() if isinstance(hook, cls))
+        raise ValueError(
+            f"{name} must have no hook that computes a weight, got {type(hook).__name__}: remove it first, "
+            f"with torch.nn.utils.{remover}"
+        )
     known = {"parametrizations"}.union(*_names_of(module))
     added = [each for each in (*module._parameters, *module._buffers, *module._modules) if each not in known]
     if added:

@@ -82,7 +82,9 @@ class LikeTorch(Recurrent, Generic[States]):
             TypeError: if `x_t` is no tensor, or `state` has not the form of states.
             RuntimeError: for other sizes, dtypes and devices, as in `forward`; for recurrent_dropout in training mode.
 
-        Equivalent to `forward` with T = 1.
+        Equivalent to `forward` with T = 1. Hooks belong to calls of the module, so that they do not run, as with
+        `forward` itself. The exceptions are hooks of `torch.nn.utils` that compute weights: those of `prune`,
+        `weight_norm` and `spectral_norm` run first.
         """
         return self._step(x_t, state)
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils import parametrize
 
 from fastlstm.autograd.modes import is_plain
 from fastlstm.backends import dispatch, settings
@@ -30,6 +31,9 @@ class Words(NamedTuple):
     argument: str = "hx"
     states: str = "hx"
     number: str | None = None
+
+
+_LAYERS = __name__.removesuffix("modules")  # the folder of all modules that users have
 
 
 class CellModule:
@@ -63,7 +67,7 @@ class CellModule:
         """Return a `fastlstm.Stream`: a copy of this module that runs one time step a call, on states of its own.
 
         The weights are packed now, and later changes do not reach the stream. It computes what a step of this module
-        computes in eval mode, without gradients.
+        computes in eval mode, without gradients and without hooks.
 
         Args:
             batch_size: B, the rows of each step.
@@ -110,13 +114,22 @@ class CellModule:
         vars(self).pop("_plans", None)  # packed copies would stay behind on the old device
         return super()._apply(*args, **kwargs)  # type: ignore[misc]
 
-    def flatten_parameters(self) -> None:
-        """Drop the packed copies of the weights, which gives back their memory. Later calls pack the weights again.
+    def release_memory(self) -> None:
+        """Give back the memory of the packed copies of the weights and of the plans. Later calls make them again.
 
-        Nobody needs to call it, since a call that uses a packed copy notices changed weights. `torch.nn.LSTM` has a
-        method of this name.
+        Nobody needs to call it when weights change, since a call that uses a packed copy compares it with the weights.
         """
         vars(self).pop("_plans", None)
+
+    def _get_name(self) -> str:
+        """Return what `repr` calls the module: ``fastlstm.LSTM`` where torch's module says LSTM. A class that users
+        derived keeps its own name.
+        """
+        cls: Any = type(self)
+        declared = cls.__bases__[0] if parametrize.is_parametrized(self) else cls  # type: ignore[arg-type]
+        if not declared.__module__.startswith(("torch.", "fastlstm.")):  # the first is kept by `keep_type`
+            return str(cls.__name__)
+        return "fastlstm." + next(each.__name__ for each in cls.__mro__ if each.__module__.startswith(_LAYERS))
 
     def extra_repr(self) -> str:
         text: str = super().extra_repr()  # type: ignore[misc]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from fastlstm.autograd.functions import check_types, types_of
 from fastlstm.autograd.modes import autocast_of, is_untransformed, wants_gradient
 from fastlstm.backends.base import Layer, count_tensors
 
@@ -26,14 +27,17 @@ Runs = Callable[[Layer], Results]
 def recomputed(layer: Layer, run: Runs) -> Results:
     """Return ``run(layer)``, with as little kept for the backward pass as the module's text says.
 
-    A second derivative keeps everything, and so does a transform of torch.func or a compiler.
+    A second derivative keeps everything, and so does a transform of torch.func, a tracer or a compiler.
 
     Args:
         layer: x is (T, B, I).
         run: runs a layer, whose states come back as the layer has them.
     """
+    # first, since a tracer would take a comparison of the number of steps as fixed
+    if not wants_gradient(*layer.tensors) or not is_untransformed(*layer.tensors):
+        return run(layer)
     steps = max(STEPS, round(layer.x.shape[0] ** 0.5))
-    if layer.x.shape[0] <= steps or not wants_gradient(*layer.tensors) or not is_untransformed(*layer.tensors):
+    if layer.x.shape[0] <= steps:
         return run(layer)
     output, *results = _Recomputed.apply(run, layer.cell, layer.reverse, steps, *layer.tensors)
     states = len(layer.states)
@@ -69,6 +73,7 @@ class _Recomputed(Function):
                 sequences = tuple(a.new_empty(T, *a.shape[1:]) for a in (output, *others))
             for whole, a in zip(sequences, (output, *others)):
                 whole[part] = a
+        ctx.types = types_of((*tensors, *between))
         ctx.save_for_backward(*tensors, *between)
         ctx.set_materialize_grads(False)
         return sequences[0], *(a.clone() if a is b else a for a, b in zip(states, layer.states)), *sequences[1:]
@@ -77,6 +82,7 @@ class _Recomputed(Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         count = count_tensors(ctx.cell)
         saved = ctx.saved_tensors  # read once, since hooks may unpack it anew each time
+        check_types(ctx.types, saved)
         tensors, between = saved[:count], saved[count:]
         layer, needs = Layer.of(ctx.cell, tensors, ctx.reverse), ctx.needs_input_grad[4:]
         device = layer.x.device.type

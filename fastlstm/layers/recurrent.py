@@ -18,6 +18,7 @@ from fastlstm.layers import checks, input_checks
 from fastlstm.layers.modules import CellModule
 from fastlstm.layers.packing import inputs_of, longest_first, masks_of, pack, pad, unpack
 from fastlstm.layers.recompute import Results, recomputed
+from fastlstm.layers.weight_hooks import compute_weights
 from fastlstm.plan import run
 
 Tensors = tuple[Tensor, ...]
@@ -43,7 +44,14 @@ class Recurrent(CellModule, nn.RNNBase):
         if value:
             checks.check_unprojected("recompute", value, self.proj_size)
         self._recompute = value
-        self.flatten_parameters()  # a call that has a plan would go past it
+        self.release_memory()  # a call that has a plan would go past it
+
+    def flatten_parameters(self) -> None:
+        """Do nothing. Models of torch's modules call it, some of them in every forward pass.
+
+        `torch.nn.LSTM.flatten_parameters` moves weights on a GPU, which no kernel here needs. `release_memory` gives
+        back what calls have left.
+        """
 
     @property
     def _flat_weights(self) -> list[Tensor | None]:
@@ -213,6 +221,8 @@ class Recurrent(CellModule, nn.RNNBase):
 
     def _step(self, x_t: Any, state: Any, inputs: tuple[Tensor, ...] = ()) -> tuple[Tensor, Any]:
         """Return what `step` returns, for arguments as a user gave them. `inputs`: (B, H), or (H,), in cell's order."""
+        if self._forward_pre_hooks:
+            compute_weights(self)
         weights = self._layer_weights(0)
         if type(x_t) is Tensor and x_t.dim() == 2 and not self.batch_first and not inputs:
             found = self._planned(x_t.unsqueeze(0), state, weights)

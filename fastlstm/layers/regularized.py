@@ -74,7 +74,7 @@ class Regularized(LikeTorch[States]):
         keeps = any(zoneout) if isinstance(zoneout, tuple) else zoneout > 0
         if keeps:
             checks.check_unprojected("zoneout", zoneout, self.proj_size)
-        self.flatten_parameters()  # plans are of one cell
+        self.release_memory()  # plans are of one cell
         self._regularizers = (recurrent_dropout, zoneout) if recurrent_dropout or keeps else None
 
     def extra_repr(self) -> str:

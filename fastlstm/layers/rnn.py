@@ -249,6 +249,8 @@ class RNN(Recurrent):
             TypeError: for any argument of the wrong type.
             RuntimeError: for other sizes, dtypes and devices, as in `forward`.
 
-        Equivalent to `forward` with T = 1.
+        Equivalent to `forward` with T = 1. Hooks belong to calls of the module, so that they do not run, as with
+        `forward` itself. The exceptions are hooks of `torch.nn.utils` that compute weights: those of `prune`,
+        `weight_norm` and `spectral_norm` run first.
         """
         return self._step(x_t, state, input_checks.inputs_by_name(inputs, self.cell.inputs))

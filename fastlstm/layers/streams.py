@@ -1,25 +1,31 @@
 """`Stream`: one time step a call, with weights that were packed before."""
 
 import threading
-from copy import deepcopy
+from copy import copy
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
+from torch.nn.utils import parametrize
 
 from fastlstm.autograd.modes import is_untransformed, no_autocast
 from fastlstm.backends import settings
 from fastlstm.backends.base import Layer
 from fastlstm.backends.cpu import threads_now
+from fastlstm.layers.weight_hooks import weight_hooks
 from fastlstm.torch_private import when_compiling
 
 
 class Stream:
     """A module that runs one time step a call, on weights and states of its own. `LSTM.stream` and so on make it.
 
-    The weights are those of the moment at which the stream is made. Later changes of the module's weights do not reach
-    it. The stream computes what the module's `step` computes in eval mode, without gradients. On the CPU a call takes
-    the kernel and a few microseconds. Calls from several Python threads run one after the other.
+    The weights are those of the moment at which the stream is made, as hooks of `torch.nn.utils` and parametrizations
+    compute them in eval mode. Later changes of the module's weights do not reach it. The stream computes what `step`
+    of the module's class computes in eval mode, or `forward` of a cell's class, without gradients. It does not call the
+    module: hooks do not run, nor does a function that stands in the place of `step` or `forward` of this module alone.
+    On the CPU a call takes the kernel and a few microseconds. Calls from several Python threads run one after the
+    other.
 
     Attributes:
         batch_size: B, the rows of each step.
@@ -35,11 +41,10 @@ class Stream:
             raise ValueError("a stream needs a module of one direction, and this one is bidirectional")
         self.batch_size, self._single, self._lock = batch_size, module._single, threading.Lock()
         with torch.inference_mode(False), torch.no_grad():
-            self._module = deepcopy(module).eval().requires_grad_(False)
-            self._module.flatten_parameters()
-            self._module.backend = settings.named(module.backend)  # later defaults do not reach the stream
+            module = self._module = _frozen(module)
+            module.backend = settings.named(module.backend)  # later defaults do not reach the stream
             self._layers, H = getattr(module, "num_layers", None), module.hidden_size
-            like = self._like = module._example(module._layer_weights(0)).detach()[:0].clone()
+            like = self._like = module._example(module._layer_weights(0))[:0].clone()
             self._shape = torch.Size((batch_size, module.input_size))
             widths = [getattr(module, "proj_size", 0) or H] + [H] * (len(module._cell.states) - 1)
             self._states = [like.new_zeros(self._layers or 1, batch_size, width) for width in widths]
@@ -108,14 +113,14 @@ class Stream:
             return h
 
     def _by_module(self, x_t: Tensor, inputs: Any) -> Tensor:
-        state = self._own[0] if self._single else tuple(self._own)
+        module, state = self._module, self._own[0] if self._single else tuple(self._own)
         with torch.no_grad(), no_autocast(x_t):
             if self._layers is None:
-                found = self._module(x_t, state)
+                found = type(module).forward(module, x_t, state)
                 h = (found if self._single else found[0]).clone()
             else:
                 options = {} if inputs is None else {"inputs": inputs}
-                h, found = self._module.step(x_t, state, **options)
+                h, found = type(module).step(module, x_t, state, **options)
             for a, b in zip(self._own, [found] if self._single else found):
                 a.copy_(b)
         return h
@@ -185,8 +190,37 @@ when_compiling(_leave_frame)
 
 
 def may_prepare(module: Any) -> bool:
-    """Return whether a step of the module is one of its layers and no more: no code of a subclass, and no hook."""
-    if hasattr(module, "num_layers"):
-        return str(type(module).step.__module__).startswith("fastlstm.")
-    own = str(type(module).forward.__module__).startswith("fastlstm.")
-    return own and not (module._forward_hooks or module._forward_pre_hooks)
+    """Return whether a step of the module is one of its layers and no more, without code of a subclass."""
+    step = type(module).step if hasattr(module, "num_layers") else type(module).forward
+    return str(getattr(step, "__globals__", {}).get("__name__")).startswith("fastlstm.")
+
+
+def _frozen(module: Any) -> Any:
+    """Return a module of the same class and options, in eval mode, with tensors of its own. So are its children.
+
+    Hooks and parametrizations that compute weights do so here for the last time. All else is shared with `module`: some
+    of it, such as a hook that holds a lock, cannot be copied.
+    """
+    cls: Any = type(module)
+    new = cls.__new__(cls)
+    vars(new).update(
+        {name: _own(a) for name, a in vars(module).items() if name not in ("_plans", "_compiled_call_impl")}
+    )
+    new._parameters.update({name: a if a is None else Parameter(_own(a), False) for name, a in new._parameters.items()})
+    new._buffers.update({name: _own(a) for name, a in new._buffers.items()})
+    new._modules.update({name: a if a is None else _frozen(a) for name, a in new._modules.items()})
+    vars(new)["training"] = False
+    for key, hook in reversed(weight_hooks(new)):
+        hook.remove(new)
+        del new._forward_pre_hooks[key]
+    if parametrize.is_parametrized(new):
+        weights = {name: getattr(new, name) for name in new.parametrizations}
+        new.__class__, _ = cls.__bases__[0], new._modules.pop("parametrizations")
+        for name, a in weights.items():
+            new.register_parameter(name, Parameter(a.detach()))
+    return new.requires_grad_(False)
+
+
+def _own(a: Any) -> Any:
+    """Return a copy of a tensor or of a collection, and anything else as it is."""
+    return a.detach().clone() if isinstance(a, Tensor) else copy(a) if isinstance(a, dict | list | set) else a

@@ -35,6 +35,13 @@ def pair(*sizes, like=nn.LSTM, exact=torch.float64, dtype=torch.float64, backend
     return theirs, ours
 
 
+def torch_s_repr(ours):
+    """The repr that torch's module has in the place of ours."""
+    text = repr(ours)
+    assert text.startswith("fastlstm.")
+    return text.removeprefix("fastlstm.").replace("Elman", "RNN")
+
+
 def randn(*size, grad=True):
     return torch.randn(*size, dtype=torch.float64, requires_grad=grad)
 

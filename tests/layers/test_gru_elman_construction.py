@@ -11,7 +11,7 @@ from torch import nn
 import fastlstm
 from tests.helpers.contract import assert_same, bad_sizes, outcome, sizes
 from tests.helpers.layers import TORCH
-from tests.helpers.modules import OURS, pair
+from tests.helpers.modules import OURS, pair, torch_s_repr
 from tests.layers.test_contract_construction import assert_same_module, constructor, faults
 
 layers = st.sampled_from([nn.GRU, nn.RNN])
@@ -35,10 +35,6 @@ def assert_same_construction(torch_s, seed, arguments):
         return None
     assert not isinstance(ours, Exception), repr(ours)
     return theirs, ours
-
-
-def named_as_torch_s(ours):
-    return repr(ours).replace("Elman", "RNN")
 
 
 @settings(max_examples=100, deadline=None)
@@ -70,7 +66,7 @@ def test_cell_construction(torch_s, arguments, nonlinearity, seed):
     built = assert_same_construction(torch_s, seed, arguments)
     if built is not None:
         theirs, ours = built
-        assert named_as_torch_s(ours) == repr(theirs)
+        assert torch_s_repr(ours) == repr(theirs)
         assert list(ours._parameters) == list(theirs._parameters)
         assert ours.__constants__ == theirs.__constants__
         for name, parameter in theirs._parameters.items():
@@ -122,9 +118,9 @@ def test_positional_order():
     ours = fastlstm.Elman(3, 4, 2, "relu", *options, "cpu", torch.float32)
     assert_same_module(nn.RNN(3, 4, 2, "relu", *options), ours, same_seed=False)
     cell = fastlstm.ElmanCell(3, 4, False, "relu", "meta", torch.float64)
-    assert named_as_torch_s(cell) == repr(nn.RNNCell(3, 4, False, "relu", "meta", torch.float64))
+    assert torch_s_repr(cell) == repr(nn.RNNCell(3, 4, False, "relu", "meta", torch.float64))
     assert (cell.weight_ih.device.type, cell.weight_ih.dtype) == ("meta", torch.float64)
-    assert repr(fastlstm.GRUCell(3, 4, False, "meta")) == repr(nn.GRUCell(3, 4, False, "meta"))
+    assert torch_s_repr(fastlstm.GRUCell(3, 4, False, "meta")) == repr(nn.GRUCell(3, 4, False, "meta"))
 
 
 @each_layer

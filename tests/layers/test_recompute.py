@@ -4,6 +4,8 @@ import copy
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.export import Dim
 from torch.func import functional_call, grad
 from torch.utils.checkpoint import checkpoint
 
@@ -173,6 +175,46 @@ def test_the_backward_pass_runs_on_the_backend_of_the_forward_pass():
     with fastlstm.use_backend("aten"):  # which takes no lengths
         output.sum().backward()
     assert x.grad.isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # shapes are checked, and traced as they are
+@pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated")
+def test_a_trace_and_an_export_leave_the_number_of_steps_open():
+    module, x = fastlstm.LSTM(2, 3, recompute=True), torch.randn(LONG, 2, 2)
+    traced = torch.jit.trace(module, (x,))
+    exported = torch.export.export(module, (x,), dynamic_shapes={"input": {0: Dim("T", max=10_000)}}).module()
+    for steps in (2, recompute.STEPS, 5 * recompute.STEPS + 3):
+        other = torch.randn(steps, 2, 2)
+        want = module(other)[0]
+        for program in (traced, exported):
+            assert torch.equal(program(other)[0], want)
+
+
+def test_open_sizes_compile_once():
+    module = fastlstm.LSTM(2, 3, recompute=True)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled, compilations = torch.compile(module, backend=counter, fullgraph=True, dynamic=True), set()
+    for steps in (LONG, 5, 5 * recompute.STEPS):
+        x = torch.randn(steps, 4, 2, requires_grad=True)
+        got, want = compiled(x)[0], module(x)[0]
+        compilations.add(counter.frame_count)
+        assert torch.equal(got, want)
+        directions = torch.randn_like(want)
+        close(torch.autograd.grad(got, x, directions)[0], torch.autograd.grad(want, x, directions)[0], "gradients")
+    assert len(compilations) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_type_that_changes_before_the_backward_pass(dtype):
+    module, x = fastlstm.LSTM(2, 3, recompute=True), torch.randn(LONG, 2, 2)
+    errors = []
+    for module.recompute in (True, False):
+        output = module.float()(x)[0]
+        module.to(dtype)
+        with pytest.raises(RuntimeError, match=f"torch.float32 that .* has become {dtype} since") as error:
+            output.sum().backward()
+        errors.append(str(error.value))
+    assert errors[0] == errors[1]
 
 
 def test_sums_of_sixteen_bits_are_wide():

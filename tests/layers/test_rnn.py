@@ -129,7 +129,7 @@ def test_parameters():
 
 def test_repr_device_and_dtype():
     rnn = fastlstm.RNN(gadget, 3, 5, 2, backend="reference", device="meta", dtype=torch.float16)
-    assert repr(rnn) == "RNN(gadget, 3, 5, num_layers=2, backend=reference)"
+    assert repr(rnn) == "fastlstm.RNN(gadget, 3, 5, num_layers=2, backend=reference)"
     assert {(a.device.type, a.dtype) for a in rnn.parameters()} == {("meta", torch.float16)}
     with torch.device("meta"):
         assert fastlstm.RNN(gadget, 3, 5).p_l0.device.type == "meta"

@@ -245,10 +245,8 @@ class Doubled(fastlstm.GRUCell):
 
 
 @pytest.mark.parametrize("backend", ["numba", "native"])
-def test_code_of_a_subclass_and_hooks_of_a_cell_run(backend):
-    hooked = fastlstm.LSTMCell(4, 6, backend=backend)
-    hooked.register_forward_hook(lambda module, args, output: tuple(a / 2 for a in output))
-    for module in (Scaled(4, 6, backend=backend), Doubled(4, 6, backend=backend), hooked):
+def test_code_of_a_subclass_runs(backend):
+    for module in (Scaled(4, 6, backend=backend), Doubled(4, 6, backend=backend)):
         assert run_beside(module, module.stream(2), 2) == 0
 
 

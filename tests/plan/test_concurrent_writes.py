@@ -54,10 +54,10 @@ def swap_in_and_out(module):
 def test_a_call_after_the_writes_sees_them(backend, dtype, write):
     module, x = fastlstm.LSTM(40, 100, backend=backend, dtype=dtype), torch.randn(2, 3, 40, dtype=dtype)
     for _ in range(25):
-        module.flatten_parameters()  # what the threads then pack
+        module.release_memory()  # what the threads then pack
         at_once(lambda: infer(module, x), lambda: infer(module, x), lambda: write(module))
         got = infer(module, x)
-        module.flatten_parameters()
+        module.release_memory()
         assert torch.equal(got, infer(module, x))
 
 
@@ -68,10 +68,10 @@ def test_gradients_after_the_writes_are_right():
         return torch.autograd.grad(module(x)[0].sum(), x)[0]
 
     for _ in range(25):
-        module.flatten_parameters()
+        module.release_memory()
         at_once(gradients, gradients, lambda: swap_in_and_out(module))
         got = gradients()
-        module.flatten_parameters()
+        module.release_memory()
         assert torch.equal(got, gradients())
 
 

@@ -157,12 +157,25 @@ def test_packed_weights_are_kept_from_call_to_call(calls):
             assert calls.count("pack") == 2
     assert calls.count("plan") == 2
     assert calls.count("forward") == 4
-    lstm.flatten_parameters()
+    lstm.release_memory()
     gc.collect()
     assert [kept() for kept in calls.packed] == [None, None]
     with torch.no_grad():
         lstm(x)
     assert calls.count("pack") == 4
+
+
+@pytest.mark.parametrize("kind", [fastlstm.LSTM, fastlstm.GRU])
+def test_flatten_parameters_before_each_call_costs_nothing(calls, kind):
+    layer, x = kind(5, 7), torch.randn(3, 2, 5)
+    for _ in range(3):
+        layer.flatten_parameters()
+        with torch.no_grad():
+            layer(x)
+            layer.step(x[0])
+        layer(x)
+    assert calls.count("pack") == 1
+    assert calls.count("plan") == 3  # one for each kind of call
 
 
 @needs_native
@@ -283,7 +296,7 @@ def test_many_threads_share_a_module():
     lstm, inputs = fastlstm.LSTM(1, 512), [torch.randn(2, 1, 1) for _ in range(4)]
     with torch.no_grad():
         want = [lstm(x)[0] for x in inputs]
-    lstm.flatten_parameters()
+    lstm.release_memory()
     wrong = []
 
     def loop(k):

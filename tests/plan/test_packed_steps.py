@@ -94,7 +94,7 @@ def test_packed_once_for_all_steps_of_an_update(calls):
     torch.optim.SGD(cell.parameters(), 0.1).step()
     cell(xs[0], state)
     assert calls.count("pack") == 3
-    cell.flatten_parameters()
+    cell.release_memory()
     cell(xs[0], state)
     assert calls.count("pack") == 4
 
@@ -187,7 +187,7 @@ def test_graphs_that_are_kept_keep_no_packed_weights_of_older_updates(backend, c
         losses.append(cell(torch.randn(2, 5), (torch.randn(2, 6), torch.randn(2, 6)))[0].sum())
     gc.collect()
     assert [kept() is not None for kept in calls.packed] == [False, False, False, True]
-    cell.flatten_parameters()
+    cell.release_memory()
     losses[-1].backward()
     losses.clear()
     gc.collect()
@@ -284,7 +284,7 @@ def test_python_threads_train_one_cell(backend):
         return torch.autograd.grad(unrolled(cell, x, state)[0].sum(), list(cell.parameters()))
 
     want = [gradients(x) for x in xs]
-    cell.flatten_parameters()
+    cell.release_memory()
     got: dict[int, object] = {}
     workers = [threading.Thread(target=lambda k=k: got.update({k: gradients(xs[k])})) for k in range(8)]
     for worker in workers:

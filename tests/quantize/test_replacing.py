@@ -43,10 +43,10 @@ def test_hooks_backend_and_repr_stay():
     module, seen = fastlstm.LSTM(4, 5, batch_first=True, backend="reference"), []
     module.register_forward_hook(lambda *args: seen.append(args))
     made = fastlstm.quantize(module, "int16")
-    assert repr(made) == "QuantizedLSTM(4, 5, batch_first=True, backend=reference, activations=int16)"
+    assert repr(made) == "fastlstm.QuantizedLSTM(4, 5, batch_first=True, backend=reference, activations=int16)"
     made(torch.zeros(2, 3, 4))
     assert len(seen) == 1
-    assert repr(made.dequantize()) == "LSTM(4, 5, batch_first=True, backend=reference)"
+    assert repr(made.dequantize()) == "fastlstm.LSTM(4, 5, batch_first=True, backend=reference)"
 
 
 @torch.no_grad()
@@ -67,6 +67,22 @@ def test_dequantize():
     again = fastlstm.quantize(deepcopy(model))
     for name, a in fastlstm.dequantize(again).state_dict().items():
         torch.testing.assert_close(a, model.state_dict()[name], rtol=1e-6, atol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell])
+@pytest.mark.parametrize("parametrized", [False, True])
+def test_modules_that_kept_their_type(kind, parametrized):
+    model, x = nn.ModuleList([kind(7, 9)]), torch.randn(5, 7)
+    if parametrized:
+        name = "weight_hh_l0" if isinstance(model[0], nn.RNNBase) else "weight_hh"
+        parametrize.register_parametrization(model[0], name, fastlstm.WeightDrop(0.5))
+    want = fastlstm.quantize(deepcopy(model))
+    fastlstm.replace(model, keep_type=True)
+    got = fastlstm.quantize(model)
+    assert type(got[0]) is type(want[0])
+    assert same_bits([got[0](x)[0]], [want[0](x)[0]])
+    assert type(fastlstm.dequantize(got)[0]) is getattr(fastlstm, kind.__name__)
 
 
 @torch.no_grad()
