@@ -84,8 +84,6 @@ class Sizes:
     size = SIZE
 
 
-
-
 @pytest.mark.parametrize("function", [arithmetic, decisions, loops])
 def test_the_same_as_in_python(function):
     run = compiled(function, size=SIZE)
