@@ -33,7 +33,7 @@ export CHECK_PYTHON
 .NOTPARALLEL: # pip installs into one environment, one at a time
 
 train: $(VENV)/.installed-plots
-	$(BIN)/python -m fastlstm.train --out runs/row-lstm $(ARGS)
+	$(BIN)/python -m fastlstm.train $(ARGS)
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal $(ARGS)

@@ -5,6 +5,7 @@ The backend native has to run, except with the option `--pure`: the package was 
 
 import subprocess
 import sys
+import tempfile
 from importlib import metadata, resources
 
 import torch
@@ -33,5 +34,6 @@ for backend in ("numba", "aten", "reference", *["native"] * (not pure)):
         print(f"{name} on {backend} computes what torch.nn.{name} does")
 
 for command in (["fastlstm"], ["fastlstm.train", "--iterations", "2"], ["fastlstm.predict", "--help"]):
-    subprocess.run([sys.executable, "-m", *command], check=True, stdout=subprocess.DEVNULL)
+    with tempfile.TemporaryDirectory() as folder:  # in which the training leaves its run
+        subprocess.run([sys.executable, "-m", *command], check=True, stdout=subprocess.DEVNULL, cwd=folder)
     print("python -m", *command, "runs")

@@ -26,7 +26,7 @@ MAGIC, FLOAT_VERSION, INT8_VERSION = b"fastlstm", 1, 2
 EXAMPLES = f"""\
 examples:
   a run's model, for fastlstm_model_load of csrc/fastlstm.h
-    python -m fastlstm.train --out {saved.DIRECTORY}
+    python -m fastlstm.train
     python -m fastlstm.export {saved.DIRECTORY} row_lstm.flstm
   a model's file
     python -m fastlstm.export {saved.DIRECTORY}/{saved.NAME} row_lstm.flstm
@@ -111,8 +111,7 @@ def _run(parser: Parser, args: argparse.Namespace) -> int:
     path, out = args.model, args.out
     if path is None:
         parser.error(
-            "argument MODEL: must be a run's directory or its model.pt, got none; "
-            f"python -m fastlstm.train --out {saved.DIRECTORY} trains one"
+            "argument MODEL: must be a run's directory or its model.pt, got none; python -m fastlstm.train trains one"
         )
     if out is None:
         parser.error("argument OUT: must be the file to write, such as row_lstm.flstm, got none")

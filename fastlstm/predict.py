@@ -21,14 +21,14 @@ from fastlstm.mnist.training import predict
 
 INVERT = {"auto": None, "yes": True, "no": False}
 LONGEST = 50  # characters of a picture's name: of four bytes each they fit a file name, whose limit is mostly 255
-EXAMPLES = f"""\
+EXAMPLES = """\
 A picture of the training images' size with light ink on a dark ground is
 taken as it is. Every other is cropped to its ink, scaled and centred as
 MNIST was. An IDX file whose labels lie beside it is also scored.
 
 examples:
   train a model, and read two pictures with it
-    python -m fastlstm.train --out {saved.DIRECTORY}
+    python -m fastlstm.train
     python -m fastlstm.predict three.png photo.jpg
   draw how they are read
     python -m fastlstm.predict three.png photo.jpg --out runs/read

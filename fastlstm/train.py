@@ -15,7 +15,7 @@ from torch import nn
 from fastlstm.backends import dispatch, settings
 from fastlstm.cells.library import lstm
 from fastlstm.layers.lstm import LSTM
-from fastlstm.mnist import checkpoint, report
+from fastlstm.mnist import checkpoint, report, saved
 from fastlstm.mnist.arguments import Parser, positive, positive_float, probability, whole
 from fastlstm.mnist.board import Board
 from fastlstm.mnist.checkpoint import CheckpointError, Keeper
@@ -38,7 +38,7 @@ reported and written; --resume goes on from the last checkpoint.
 
 examples:
   the tutorial's recipe, in seconds
-    python -m fastlstm.train --out runs/row-lstm
+    python -m fastlstm.train
   the accuracy that such a model can reach, beside torch.nn.LSTM
     python -m fastlstm.train --recipe best --compare --out runs/best
   a run that was cut short
@@ -99,7 +99,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--compile", action="store_true", default=None, help="run the model through torch.compile")
 
     add = parser.add_argument_group("what is written, and going on").add_argument
-    add("--out", type=Path, metavar="DIR", help="write metrics.json, model.pt, checkpoints and pictures there")
+    add(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="write metrics.json, model.pt, checkpoints and pictures there, in place of an earlier run's "
+        f"(default: {saved.DIRECTORY})",
+    )
     add("--resume", type=Path, metavar="DIR", help="continue the run that wrote to DIR where its last checkpoint is")
     add("--checkpoint-every", type=positive, default=200, metavar="N", help="iterations (default: %(default)s)")
     add("--tensorboard", type=Path, metavar="DIR", help="log there for TensorBoard (extra: fastlstm[tensorboard])")
@@ -120,17 +126,17 @@ def _run(parser: Parser, args: argparse.Namespace) -> int:
         )
     backend = _backend(parser, args, device, recipe)
     board = _board(parser, args) if args.tensorboard and processes.rank == 0 else None
-    out = args.resume or args.out
-    if out:
-        parser.make_directory("--resume" if args.resume else "--out", out)
+    out = args.resume or args.out or Path(saved.DIRECTORY)
+    parser.make_directory("--resume" if args.resume else "--out", out)
 
     lstm_classes: dict[str, Callable[..., nn.RNNBase]] = {OURS: functools.partial(LSTM, backend=args.backend)}
     if args.compare:
         lstm_classes[THEIRS] = TorchLSTM
         if recipe.precision == "bf16" and device.type == "cpu" and lacks_bf16() and not processes.rank:
             print(f"{THEIRS} runs without oneDNN, which has no bf16 on this processor")
-    about = {"recipe": asdict(recipe), "backend": backend, "images": fingerprint(data.train)} if out else {}
-    keepers = _keepers(args, out, about) if out else None
+    replaces = not args.resume and (out / saved.NAME).exists()
+    about = {"recipe": asdict(recipe), "backend": backend, "images": fingerprint(data.train)}
+    keepers = _keepers(args, out, about)
     try:
         with joined(processes, device):
             runs = run(
@@ -150,24 +156,21 @@ def _run(parser: Parser, args: argparse.Namespace) -> int:
     metrics = report.metrics(recipe, runs, backend, processes.number)
     if trouble and not metrics["iterations"]:
         parser.error(trouble)  # there is nothing to report
-    if out:
-        try:  # before anything is told: standard output may be what cannot be written
-            report.write(out, metrics, runs, data.test)
-        except FileError as error:
-            trouble = str(error)
+    try:  # before the figures are printed: standard output may be what cannot be written
+        report.write(out, metrics, runs, data.test)
+    except FileError as error:
+        trouble = str(error)
     print(report.summary(metrics))
     if trouble:
-        parser.error(f"{trouble}; continue with --resume {out}" if out else trouble)
-    if out:
-        written = "metrics.json, model.pt and the pictures" if report.can_draw() else "metrics.json and model.pt"
-        print(f"{written} are in {out}")
-    if (out or board) and not report.can_draw():
+        parser.error(f"{trouble}; continue with --resume {out}")
+    written = "metrics.json, model.pt and the pictures" if report.can_draw() else "metrics.json and model.pt"
+    print(f"{written} are in {out}{', in place of those of an earlier run' * replaces}")
+    if not report.can_draw():
         print(f"the pictures are left out: drawing {report.NEEDED}")
     if board:
         board.close(metrics["iterations"], report.draw(runs, data.test))
     if any(each.history.interrupted for each in runs.values()):
-        if out:
-            print(f"continue with --resume {out}")
+        print(f"continue with --resume {out}")
         return 130
     return 0
 

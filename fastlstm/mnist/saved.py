@@ -13,7 +13,7 @@ from fastlstm.mnist.files import replacing
 from fastlstm.mnist.model import RowLSTM
 
 NAME = "model.pt"
-DIRECTORY = "runs/row-lstm"  # where a run is looked for, and where the examples write it
+DIRECTORY = "runs/row-lstm"  # where a run is written and looked for unless another place is named
 ARCHIVE = b"PK\x03\x04"  # how a file of torch.save begins, a zip archive
 KINDS = {
     b"\x89PNG": "a PNG picture",
@@ -52,7 +52,7 @@ def load(path: Path) -> tuple[RowLSTM, tuple[int, int]]:
         content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
         unfinished = path.name == NAME and (path.parent / checkpoint.NAME).exists()
-        train = resume if unfinished else f"python -m fastlstm.train --out {DIRECTORY}"
+        train = resume if unfinished else "python -m fastlstm.train"
         raise DataError(f"{expected} none; {train} trains one") from error
     except OSError as error:
         raise DataError(f"{expected} none that can be read ({error.strerror})") from error

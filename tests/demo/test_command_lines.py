@@ -22,7 +22,7 @@ from tests.helpers import ROOT
 from tests.helpers.idx import tiny_arrays, write_set
 
 COMMANDS = {"train": fastlstm.train.main, "predict": fastlstm.predict.main, "export": fastlstm.export.main}
-TRAINS = "python -m fastlstm.train --out runs/row-lstm trains one"
+TRAINS = "python -m fastlstm.train trains one"
 # Chinese, Arabic, Hindi, an emoji that is a sequence, mathematics to matplotlib, and a line of its own
 NAMES = ("三.png", "ثلاثة.png", "तीन.png", "👩‍💻.png", r"$\frac$.png", "one\nline.png")
 

@@ -35,7 +35,8 @@ def test_the_default_recipe_is_the_tutorials(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(fastlstm.train, "run", lambda classes, data, recipe, **more: recipes.append(recipe) or {})
     monkeypatch.setattr(report, "metrics", lambda *arguments: {})
     monkeypatch.setattr(report, "summary", lambda metrics: "")
-    assert fastlstm.train.main(["--data", str(tiny), "--batch-size", "32"]) == 0
+    monkeypatch.setattr(report, "write", lambda *arguments: {})
+    assert fastlstm.train.main(["--data", str(tiny), "--batch-size", "32", "--out", str(tmp_path)]) == 0
     assert recipes == [Recipe(iterations=800, batch_size=32, hidden_size=128, lr=1e-3, seed=0, parts=())]
 
 

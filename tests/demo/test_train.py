@@ -4,11 +4,13 @@ import json
 import math
 import re
 import signal
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+import fastlstm.predict
 import fastlstm.train
 from fastlstm.mnist import pictures, report, training
 from fastlstm.mnist.data import Batches, Split, load
@@ -168,10 +170,18 @@ def test_a_run_reports_and_writes(tiny, tmp_path, capsys):
     assert str(out) in text
 
 
-def test_without_out_nothing_is_written(tiny, tmp_path, monkeypatch):
+def test_without_out_a_run_is_written_where_predict_looks(tiny, tmp_path, monkeypatch, no_pictures, capsys):
     monkeypatch.chdir(tmp_path)
-    assert command(tiny) == 0
-    assert list(tmp_path.iterdir()) == []
+    assert command(tiny, "--compare") == 0
+    written = f"metrics.json, model.pt and the pictures are in {Path('runs/row-lstm')}"
+    assert capsys.readouterr().out.endswith(f"{written}\n")
+    assert fastlstm.predict.main([str(tiny)]) == 0
+    assert " of 130 read rightly " in capsys.readouterr().out
+    assert command(tiny, "--seed", 1) == 0
+    assert capsys.readouterr().out.endswith(f"{written}, in place of those of an earlier run\n")
+    assert strict_json(tmp_path / "runs/row-lstm/metrics.json")["seed"] == 1
+    assert command(tiny, "--out", "other") == 0
+    assert capsys.readouterr().out.endswith(" are in other\n")
 
 
 def test_a_seed_repeats_a_run(tiny):

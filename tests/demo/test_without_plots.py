@@ -39,12 +39,6 @@ def test_it_trains_and_says_what_it_leaves_out(run):
     assert not list(out.glob("*.png"))
 
 
-def test_where_nothing_is_written_nothing_is_left_out(tiny):
-    done = without_plots("train", "--data", tiny, *SMALL)
-    assert done.returncode == 0, done.stderr
-    assert "plots" not in done.stdout
-
-
 def test_it_reads_idx_files(run, tiny):
     done = without_plots("predict", tiny, "--model", run[0])
     assert done.returncode == 0, done.stderr

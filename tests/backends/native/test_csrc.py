@@ -1,10 +1,12 @@
 """csrc/ as a C program uses it: the example against Python, its binary, bad files, and everything under sanitizers."""
 
 import ast
+import functools
 import gzip
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import struct
 import subprocess
@@ -142,6 +144,37 @@ def test_the_program_of_the_page_answers_as_python_does(example, tmp_path):
     done = interpreter.run(code, cwd=tmp_path, environment={**os.environ, "PYTHONPATH": str(ROOT)})
     (program,) = [block.text for block in found if block.text.startswith("/* classify.c */")]
     assert ast.literal_eval(done.stdout) == [int(line) for line in run(example, tmp_path, program).split()]
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.skipif(PROCESSOR != "x86_64", reason="the page compiles the kernels of x86-64")
+@pytest.mark.skipif(shutil.which("git") is None, reason="asks git which files it ignores")
+def test_what_the_page_makes_is_ignored_by_git(tmp_path):
+    """The page's commands run as they stand, its files written where they are mentioned."""
+    for name in ("csrc", "fastlstm", "docs/native.md", ".gitignore"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        copy(ROOT / name, tmp_path / name)
+    git = functools.partial(subprocess.run, cwd=tmp_path, check=True, capture_output=True, text=True)
+    git(["git", "init"])
+    git(["git", "add", "."])
+    writes, lines = {"python": "cat >> model.py", "c": "cat > classify.c"}, []
+    for language, text in blocks("docs/native.md"):
+        if language in writes and not text.startswith("fastlstm_forward_args"):
+            lines += [f"{writes[language]} <<'END'", text + "END", *["python model.py"] * ("x.bin" in text)]
+        elif language == "bash":
+            lines.append(text)
+    folder, variables = os.path.dirname(sys.executable), {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **variables, "PATH": os.pathsep.join((folder, os.environ["PATH"]))}
+    done = subprocess.run(
+        ["sh", "-e"], input="\n".join(lines), cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    answers, classes = done.stdout.partition("4\n1\n4\n")[::2]
+    assert "4, 1, 4" in answers
+    assert len(re.findall(r"^\d$", classes, re.MULTILINE)) == 10_000
+    assert git(["git", "ls-files", "--others", "--exclude-standard"]).stdout == ""
 
 
 GRU_PROGRAM = """

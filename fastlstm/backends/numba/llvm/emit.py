@@ -46,7 +46,7 @@ class Struct:
 def _functions_of(module: ModuleType) -> dict[int, ast.FunctionDef]:
     """Of a module's source, by the line of `def` or of the first decorator."""
     found = [node for node in ast.walk(ast.parse(inspect.getsource(module))) if isinstance(node, ast.FunctionDef)]
-    return {min(n.lineno for n in (node, *node.decorator_list)): node for node in found}
+    return {min([node.lineno, *(line.lineno for line in node.decorator_list)]): node for node in found}
 
 
 def _shape(value: Any) -> Any:
@@ -72,7 +72,7 @@ def function_of(module: ir.Module, prefix: str, function: FunctionType, shapes: 
 
     `prefix`: of names, since other functions may have the same.
     """
-    node = _functions_of(inspect.getmodule(function))[function.__code__.co_firstlineno]  # type: ignore[index]
+    node = _functions_of(inspect.getmodule(function))[function.__code__.co_firstlineno]
     returned = [n.value for n in ast.walk(node) if isinstance(n, ast.Return) and n.value is not None]
     count = 0 if not returned else len(returned[0].elts) if isinstance(returned[0], ast.Tuple) else 1
     tuples = "".join(f".{len(_leaves(shape))}" for shape in shapes if isinstance(shape, tuple))
