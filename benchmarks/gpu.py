@@ -33,7 +33,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks import machine
-from benchmarks.gpu_goals import GOALS, SMALLEST, WIDTHS, judged, speeds, told
+from benchmarks.gpu_goals import GOALS, SMALLEST, judged, speeds, told
 from benchmarks.gpu_layers import FRESH, MEASURED, MODES, SHAPES, TINY
 from benchmarks.gpu_rivals import installed
 from benchmarks.report import replaced
@@ -80,7 +80,7 @@ def items(dry_run: bool) -> tuple[list[str], list[str]]:
     """The row-LSTM's, which come before all else, and the others in the order of their weight: time may run out.
 
     Rivals come in items of their own, where they are installed: TorchRL tries many tiles at its first call, and the
-    loop compiles for a minute. So do the kernels of ours that are not taken unless asked for.
+    loop compiles for a minute.
     """
     if dry_run:
         return [], [f"{n}:{precision}:" for n in range(len(TINY)) for precision in ("ieee", "tf32")]
@@ -89,12 +89,10 @@ def items(dry_run: bool) -> tuple[list[str], list[str]]:
     small = SHAPES.index(SMALLEST)
     rivals = [f"{item}torchrl" for item in (*first, *goals)] * installed("torchrl")
     rivals += [f"{small}:{precision}:flashrnn" for precision in ("bf16", "tf32")] * installed("flashrnn")
-    large = [SHAPES.index(shape) for shape, _ in WIDTHS if shape.H > 128]
-    meetings = [f"{n}:bf16:meeting" for n in large]
     grus = [f"{n}:{p}:" for n in range(len(SHAPES), len(MEASURED)) for p in ("bf16", "tf32")]
     every = [f"{n}:{p}:" for p in ("tf32", "bf16", "fp16", "ieee") for n in range(len(SHAPES))]
     rest = [item for item in every if item not in (*first, *goals)]
-    return first, [*goals, *rivals, *meetings, *grus, *rest, f"{first[1]}torch.compile"]
+    return first, [*goals, *rivals, *grus, *rest, f"{first[1]}torch.compile"]
 
 
 def lines(

@@ -1,23 +1,18 @@
-"""What a GPU's LSTM is timed beside, each as a module over the parameters of an nn.LSTM: other packages' kernels, and
-those of fastlstm that it takes only if it is asked to.
+"""What a GPU's LSTM is timed beside, each as a module over the parameters of an nn.LSTM: other packages' kernels.
 
 A rival takes `x` as its own kernel wants it, batch first where it says so. `rivals` builds those that are installed and
 can run a shape, and says why the others do not.
 """
 
-import contextlib
 import importlib.util
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-import fastlstm
 from benchmarks.shapes import Shape
-from fastlstm.backends.triton import tiles
 
 
 class Rival(nn.Module):
@@ -107,43 +102,10 @@ class FlashRNN(Rival):
         return (states[0].squeeze(2),)  # of h and c; one head
 
 
-class Meeting(Rival):
-    """fastlstm's layer in one launch whose programs meet after each step. It has to run within `asked`."""
-
-    def __init__(self, lstm: nn.LSTM, precision: str) -> None:
-        super().__init__(lstm, precision)
-        self.lstm = fastlstm.LSTM(lstm.input_size, lstm.hidden_size, backend="triton")
-        self.lstm.load_state_dict(lstm.state_dict())
-
-    @staticmethod
-    def reason(shape: Shape, precision: str) -> str | None:
-        if shape.H <= 128:
-            return f"one program holds all weights of {shape.H} hidden units"
-        multiprocessors = torch.cuda.get_device_properties("cuda").multi_processor_count
-        kind = precision if precision in ("ieee", "tf32") else "native"
-        if tiles.across(shape.H, kind, 1, 4, shape.H, shape.B, 1, multiprocessors) is None:
-            return f"its programs do not fit {multiprocessors} multiprocessors at once"
-        return None
-
-    def forward(self, x: Tensor) -> Any:
-        return self.lstm(x)
-
-
-@contextlib.contextmanager
-def asked(name: str) -> Iterator[None]:
-    """Whoever runs within gets the kernels of this contender."""
-    os.environ["FASTLSTM_TRITON_GRID"] = str(int(name == "meeting"))
-    try:
-        yield
-    finally:
-        del os.environ["FASTLSTM_TRITON_GRID"]
-
-
 RIVALS: dict[str, tuple[str, type[Rival]]] = {  # and the package that each needs
     "torch.compile": ("torch", Compiled),
     "torchrl": ("torchrl", TorchRL),
     "flashrnn": ("flashrnn", FlashRNN),
-    "meeting": ("triton", Meeting),
 }
 
 

@@ -47,15 +47,12 @@ PTX = {  # of the whole kernel
     "div": r"\bdiv\.\w+\.f32",
     "cp.async": r"\bcp\.async\.c[ag]",  # loads on their way while something else is done
 }
-MULTIPROCESSORS = 132  # of an H100
 DTYPES = {"bf16": "native", "fp16": "native", "tf32": "tf32", "ieee": "ieee"}
 
 
 @dataclass(frozen=True)
 class Case:
-    """direction: forward or backward; kind: bf16, fp16, tf32 or ieee; I 0: the input's product is given; meeting: the
-    batch rows of a layer that runs in one launch whose programs meet, or 0 for another layer.
-    """
+    """direction: forward or backward; kind: bf16, fp16, tf32 or ieee; I 0: the input's product is given."""
 
     direction: str
     kind: str
@@ -67,12 +64,10 @@ class Case:
     last_step_only: bool = False
     cells: bool = False  # backward takes a gradient of every state but the first
     cell: str = "lstm"
-    meeting: int = 0
 
     def __str__(self) -> str:
         flags = [f"I{self.I}"] * bool(self.I) + ["lengths"] * self.lengths + ["reset"] * self.reset
         flags += ["nothing-saved"] * (not self.save) + ["cells"] * self.cells
-        flags += [f"meeting-B{self.meeting}"] * bool(self.meeting)
         parts = [self.direction, self.kind, f"H{self.H}", *flags, *["last"] * self.last_step_only]
         return "-".join([*[self.cell] * (self.cell != "lstm"), *parts])
 
@@ -94,7 +89,6 @@ def cases() -> Iterator[Case]:
             yield Case("backward", kind, H, lengths=lengths, reset=True, cells=True)
     yield Case("forward", "bf16", 100, I=28, lengths=True, reset=True)
     yield from others()
-    yield from meetings()
     yield Case("forward", "bf16", 128, I=16)
     yield Case("forward", "bf16", 128, save=False)
     yield Case("backward", "bf16", 128, last_step_only=True)
@@ -119,19 +113,6 @@ def others() -> Iterator[Case]:
     yield Case("forward", "bf16", 128, I=28, cell="gru")
 
 
-def meetings() -> Iterator[Case]:
-    """Layers in one launch whose programs meet, with the largest tiles that an H100 takes for them."""
-    for kind, H, B in (("bf16", 256, 64), ("bf16", 512, 64), ("bf16", 768, 16), ("bf16", 1024, 32), ("tf32", 512, 32)):
-        for direction in ("forward", "backward"):
-            yield Case(direction, kind, H, meeting=B)
-            yield Case(direction, kind, H, reset=True, cells=direction == "backward", meeting=B)
-    for reset in (False, True):
-        yield Case("forward", "bf16", 1024, reset=reset, meeting=64)
-    for cell in ("gru", "slstm"):
-        for direction in ("forward", "backward"):
-            yield Case(direction, "bf16", 512, cell=cell, meeting=64)
-
-
 def describe(case: Case, capability: tuple[int, int]) -> tuple[Any, dict[str, Any]]:
     """The source of the kernel that a call launches, with its arguments as Triton would specialize them, and its
     options.
@@ -149,8 +130,6 @@ def describe(case: Case, capability: tuple[int, int]) -> tuple[Any, dict[str, An
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jit.JITFunction, "run", run)
         patch.setattr(launch, "capability", lambda device: capability)
-        patch.setattr(launch, "multiprocessors", lambda device: MULTIPROCESSORS)
-        patch.setenv("FASTLSTM_TRITON_GRID", "1" if case.meeting else "0")
         try:
             _call(case)
         except Compiled as found:
@@ -160,8 +139,8 @@ def describe(case: Case, capability: tuple[int, int]) -> tuple[Any, dict[str, An
 
 
 def _call(case: Case) -> None:
-    """A call of the case on tensors that hold anything, of 5 steps and 16 rows or as many as it has."""
-    T, B, I, H, cell, precision = 5, case.meeting or 16, case.I or 40, case.H, by_key(case.cell), DTYPES[case.kind]
+    """A call of the case on tensors that hold anything, of 5 steps and 16 rows."""
+    T, B, I, H, cell, precision = 5, 16, case.I or 40, case.H, by_key(case.cell), DTYPES[case.kind]
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(case.kind, torch.float32)
 
     def empty(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
@@ -192,7 +171,6 @@ def resources(case: Case, capability: tuple[int, int]) -> dict[str, Any]:
     """
     source, options = describe(case, capability)
     resident = isinstance(tiles.choose(case.H, DTYPES[case.kind], capability), tiles.Resident)
-    kind = "meeting" if case.meeting else "resident" if resident else "stepwise"
     target = GPUTarget("cuda", 10 * capability[0] + capability[1], 32)
     compiled = triton.compile(source, target=target, options=options)
     usage, sass = (dump(flag, compiled.asm["cubin"]) for flag in ("-res-usage", "-sass"))
@@ -201,7 +179,7 @@ def resources(case: Case, capability: tuple[int, int]) -> dict[str, Any]:
     loop = main_loop(code)
     return {
         "case": str(case),
-        "kernel": kind,
+        "kernel": "resident" if resident else "stepwise",
         "capability": list(capability),
         "warps": options["num_warps"],
         "registers": registers,

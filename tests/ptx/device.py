@@ -9,10 +9,9 @@ from functools import lru_cache
 from typing import Any
 from unittest import mock
 
-import numpy as np
 import torch
 
-from tests.ptx.emulator import grid as grids
+from tests.ptx.emulator import machine
 from tests.ptx.emulator.findings import Findings
 from tests.ptx.emulator.global_memory import Global
 from tests.ptx.emulator.parse import Kernel, parse
@@ -46,13 +45,11 @@ class Device:
         findings: what was wrong, so far. It is false while nothing was.
         launches: all launches so far.
         kernels: the PTX of each kernel that was launched, by the kernel's name, in order.
-        interleave: the seed for the order in which CTAs take turns. None: one CTA runs after the other.
         change: applied to PTX before it runs, to see whether a fault is found.
         left_out: of a kernel, by its name, the lines of PTX whose instructions do nothing. The first line is 1.
     """
 
     chip: int
-    interleave: int | None = None
     change: Callable[[str], str] | None = None
     left_out: Mapping[str, Collection[int]] = field(default_factory=dict)
     findings: Findings = field(default_factory=Findings)
@@ -73,20 +70,15 @@ class Device:
         memory = Global({name: a for name, a in arguments.items() if isinstance(a, torch.Tensor)})
         values = [memory.addresses.get(name, value) for name, value in arguments.items()]
         scratch = [0] * (len(kernel.parameters) - len(values))  # Triton's own parameters, which kernels here do not use
-        parameters = {name: _bits(value) for name, value in zip(kernel.parameters, values + scratch, strict=True)}
-        launch = grids.run(
-            kernel, code, shared_bytes, memory, parameters, (*grid, 1, 1)[:3], self.chip, self.findings, self.interleave
+        parameters = {name: int(value) for name, value in zip(kernel.parameters, values + scratch, strict=True)}
+        launch = machine.run(
+            kernel, code, shared_bytes, memory, parameters, (*grid, 1, 1)[:3], self.chip, self.findings
         )  # fmt: skip
         counts: Counter[str] = Counter(launch.traffic)
         for op, count in zip(code, launch.counts):
             counts[op.kind] += int(count)
         x, y, z = launch.grid
         self.launches.append(Launched(kernel.name, kernel.threads // 32, x * y * z, counts))
-
-
-def _bits(value: float) -> int:
-    """A scalar argument, whose floats are float32."""
-    return int(np.float32(value).view(np.uint32)) if isinstance(value, float) else int(value)
 
 
 @lru_cache(64)
@@ -97,7 +89,7 @@ def _prepared(ptx: str) -> tuple[Kernel, list[Operation]]:
 
 @contextmanager
 def emulated(
-    chip: int, *, interleave: int | None = None, change: Callable[[str], str] | None = None,
+    chip: int, *, change: Callable[[str], str] | None = None,
     left_out: Mapping[str, Collection[int]] | None = None, stops: bool = False,
 ) -> Iterator[Device]:  # fmt: skip
     """Within this block Triton's launches take CPU tensors and run as PTX for compute capability 10 * major + minor.
@@ -116,7 +108,7 @@ def emulated(
 
     if triton.knobs.runtime.interpret:
         raise RuntimeError("TRITON_INTERPRET must be 0 where kernels are emulated, got 1")
-    device, compiled_for = Device(chip, interleave, change, left_out or {}, Findings(stops)), compiler(chip)
+    device, compiled_for = Device(chip, change, left_out or {}, Findings(stops)), compiler(chip)
 
     def run(function: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
         compiled, bound = compiled_for(function, arguments, options)

@@ -25,7 +25,7 @@ from tests.ptx.emulator.operands import Unsupported
 from tests.ptx.layers import PRECISIONS, Case, Result, run
 
 ORDERING = r"^\s*(bar\.sync|fence\.proxy|cp\.async\.wait_group|wgmma\.fence|wgmma\.wait_group)"
-ACCESS = r"\s*(@!?%p\d+\s+)?(ld|st|cp|mma|wgmma\.mma_async|ldmatrix|stmatrix|bra|atom|red)\b"
+ACCESS = r"\s*(@!?%p\d+\s+)?(ld|st|cp|mma|wgmma\.mma_async|ldmatrix|stmatrix|bra)\b"
 NOTHING = r"(\s*@!?%p\d+\s+bra\b[^;]*;\s*\$L__BB\d+_\d+:[^;]*)?"  # or the end of a loop
 CASES = [
     Case(chip, kind, H, mask, T=T, I=I, rows=rows, grads="cells" if mask else "all")

@@ -13,7 +13,6 @@ import pytest
 EMULATED = [
     "test_layers.py",
     "test_cells.py",
-    "test_grids.py",
     "test_mutants.py",
     "test_modules.py",
     "test_first_call.py",

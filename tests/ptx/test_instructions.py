@@ -257,33 +257,15 @@ def test_branches_take_each_thread_where_it_belongs():
     assert out.tolist() == [n * (n % 4 + 1) for n in range(32)]
 
 
-def test_an_atomic_addition_adds_each_threads_value():
-    total, old = torch.tensor([100], dtype=I32), torch.zeros(32, dtype=I32)
-    device = executed(
-        """atom.global.gpu.relaxed.add.u32 %r1, [%rd90], %r90;
-        mul.wide.u32 %rd1, %r90, 4; add.s64 %rd1, %rd1, %rd91; st.global.b32 [%rd1], %r1;""",
-        total=total,
-        old=old,
-    )
-    assert total.item() == 100 + 31 * 32 // 2
-    assert old.tolist() == [100 + n * (n - 1) // 2 for n in range(32)]
-    assert not device.findings, device.findings
-
-
-def test_compare_and_swap_lets_one_thread_win():
-    lock, old = torch.tensor([7], dtype=I32), torch.zeros(32, dtype=I32)
-    executed(
-        """atom.global.acq_rel.gpu.cas.b32 %r1, [%rd90], 7, %r90;
-        mul.wide.u32 %rd1, %r90, 4; add.s64 %rd1, %rd1, %rd91; st.global.b32 [%rd1], %r1;""",
-        lock=lock,
-        old=old,
-    )
-    assert lock.item() == 0
-    assert old.tolist() == [7] + [0] * 31
-
-
 @pytest.mark.parametrize(
-    "instruction", ["add.ftz.f32 %r1, %r90, %r90;", "sin.approx.f32 %r1, %r90;", "tcgen05.wait::ld.sync.aligned;"]
+    "instruction",
+    [
+        "add.ftz.f32 %r1, %r90, %r90;",
+        "sin.approx.f32 %r1, %r90;",
+        "tcgen05.wait::ld.sync.aligned;",
+        "red.global.gpu.relaxed.add.u32 [%rd90], 1;",
+        "membar.gl;",
+    ],
 )
 def test_what_the_emulator_lacks_is_named(instruction):
     with pytest.raises(Unsupported, match=instruction.split(".")[0]):

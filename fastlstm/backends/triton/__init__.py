@@ -1,9 +1,8 @@
 """Layers of any cell on NVIDIA GPUs: Triton kernels compiled when first used.
 
-`tiles` chooses between one launch for all time steps (`resident`) and one launch a step (`stepwise`). Where the
-environment has ``FASTLSTM_TRITON_GRID=1``, large layers run in one launch whose programs meet after each step (`grid`),
-if they can. The gradients of the weights, the bias and the input are products over all steps at once and go to torch.
-Under ``TRITON_INTERPRET=1`` the same kernels run on CPU tensors, but for those of `grid`.
+`tiles` chooses between one launch for all time steps (`resident`) and one launch a step (`stepwise`). The gradients of
+the weights, the bias and the input are products over all steps at once and go to torch. Under ``TRITON_INTERPRET=1``
+the same kernels run on CPU tensors.
 """
 
 from __future__ import annotations
@@ -34,12 +33,6 @@ _INSTALLED = importlib.util.find_spec("triton") is not None
 def capability(device: torch.device) -> tuple[int, int]:
     """Compute capability; the interpreter is as large as an H100."""
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
-
-
-@cache
-def multiprocessors(device: torch.device) -> int:
-    """How many there are; what stands in for a GPU is as large as an H100."""
-    return int(torch.cuda.get_device_properties(device).multi_processor_count) if device.type == "cuda" else 132
 
 
 def supports(device: torch.device, dtype: torch.dtype) -> str | None:

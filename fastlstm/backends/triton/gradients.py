@@ -7,8 +7,8 @@ from torch import Tensor
 
 from fastlstm.backends import base, sums
 from fastlstm.backends.base import WEIGHTS, Gradients, Layer, Run
-from fastlstm.backends.triton import grid, products_in, resident, stepwise
-from fastlstm.backends.triton.launch import Launch, Pass, addressable, arrivals, on_device, readable
+from fastlstm.backends.triton import products_in, resident, stepwise
+from fastlstm.backends.triton.launch import Launch, Pass, addressable, on_device, readable
 
 
 class Found(NamedTuple):
@@ -41,7 +41,7 @@ class Backward(Pass):
             "CELL": cell.backward, "READ": cell.read, "CARRIED": cell.carried, "S": cell.sums, "Y": cell.of_h,
             "K": len(self.layout.saved), "H": self.H,
         }  # fmt: skip
-        kernel = (resident if self.resident else grid if self.meeting is not None else stepwise).backward_kernel
+        kernel = (resident if self.resident else stepwise).backward_kernel
         if self.resident:
             common |= {"GATES": min(cell.gates, tile.backward_gates), "DIVIDES": cell.divides}
         last, (first, later, earlier) = self.T - 1, (self.T - 1, 0, 1) if layer.reverse else (0, 1, 0)
@@ -93,15 +93,11 @@ class Backward(Pass):
         dparams = tuple([saved.new_zeros(B, H, dtype=torch.float32) if want else None for want in wanted])
         dinputs = tuple([torch.empty_like(a) if want else None for a, want in zip(inputs, needs.inputs)])
         values, weight_hh, *packed = (tuple(params), inputs, starts), *self.recurrent(weight_hh)
-        if self.resident or self.meeting is not None:
+        if self.resident:
             dstates = tuple([torch.empty_like(a) if want else None for a, want in zip(first, needs.states)])
             results = steps, saved, dsums, dstates, dparams, dinputs
             sizes = T, B, self.rows, dh_step // H, dh_row // H, self.reverse
-            if self.resident:
-                self.start(dh, douts, dends, weight_hh, *packed, *values, lengths, reset, *results, *sizes)
-            else:
-                met = arrivals(self.places, saved)
-                self.start(dh, douts, dends, weight_hh, *values, reset, *results, met, *sizes)
+            self.start(dh, douts, dends, weight_hh, *packed, *values, lengths, reset, *results, *sizes)
             return Found(dsums, dstates, dparams, dinputs)
         dcarried = tuple(
             torch.zeros_like(a, dtype=torch.float32) if d is None else d.to(torch.float32, copy=True)

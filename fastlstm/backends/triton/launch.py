@@ -6,7 +6,6 @@ reaches a kernel is aligned. It does not look at the numbers, since each kernel 
 `do_not_specialize`. So each kernel is found once.
 """
 
-import os
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
@@ -18,8 +17,8 @@ from torch import Tensor
 
 from fastlstm.backends import base, reference, sums
 from fastlstm.backends.base import Layer, Run
-from fastlstm.backends.triton import capability, cells, grid, multiprocessors, products_in, resident, stepwise, tiles
-from fastlstm.backends.triton.products import INTERPRETED, pack_kernel
+from fastlstm.backends.triton import capability, cells, products_in, resident, stepwise, tiles
+from fastlstm.backends.triton.products import pack_kernel
 
 PACK_LINES = 16  # rows or columns that a program of pack_kernel takes
 
@@ -66,11 +65,6 @@ def cut(layer: Layer, precision: str) -> tuple[Any, Any, int, int, int]:
     return cell, tiles.choose(H, precision, capability(layer.x.device), cell.gates), G, rows, H
 
 
-def arrivals(places: tuple[int, ...], x: Tensor) -> Tensor:
-    """(programs of different batch rows, 32): the counters of `grid`, each in a cache line of its own."""
-    return torch.zeros(places[0], 32, dtype=torch.int32, device=x.device)
-
-
 class Launch:
     """A kernel, the grid on which it runs, and its constants and options.
 
@@ -98,8 +92,6 @@ class Pass:
     """What both passes find out once, from an example, for all layers of its shapes and types.
 
     Attributes:
-        meeting: the tile of a large layer in one launch, where the environment asks for it and programs can meet.
-            Triton's interpreter runs one after the other.
         places: the grid of its kernel.
     """
 
@@ -109,14 +101,8 @@ class Pass:
         self.T, self.B, _ = base.flat_input(layer.x).shape
         self.order = list(reference.step_order(self.T, layer.reverse))
         self.resident = isinstance(tile, tiles.Resident)
-        self.meeting: Any = None
-        if self.resident:
-            self.places: tuple[int, ...] = (-(-rows // tile.block_b) * G,)
-        else:
-            if os.environ.get("FASTLSTM_TRITON_GRID") == "1" and layer.lengths is None and not INTERPRETED.value:
-                shape = (min(cell.of_h, 1), 1, cell.of_h * H) if back else (cell.of_h // cell.gates, cell.gates, H)
-                self.meeting = tiles.across(H, precision, *shape, rows, G, multiprocessors(layer.x.device))
-            self.places = (self.meeting or tile).grid(H, rows, G)
+        blocks = -(-rows // tile.block_b) * G
+        self.places: tuple[int, ...] = (blocks,) if self.resident else (blocks, -(-H // tile.units))
         self.packs = self.resident and precision != "native" and cell.of_h > 0
         if self.packs:
             lines, terms = (H, cell.of_h * H) if back else (cell.of_h * H, H)
@@ -132,11 +118,6 @@ class Pass:
         if self.resident:
             return {
                 "P": tile.P, "BLOCK_B": tile.block_b, "PRECISION": self.precision, "num_warps": warps, "num_stages": 1,
-            }  # fmt: skip
-        if self.meeting is not None:
-            return {
-                "UNITS": self.meeting.units, "BLOCK_B": self.meeting.block_b, "AT_ONCE": self.meeting.at_once,
-                "PRECISION": exact, "num_warps": tiles.GRID_WAYS, "num_stages": 1, "launch_cooperative_grid": True,
             }  # fmt: skip
         return {
             "UNITS": tile.units, "BLOCK_K": tile.block_k, "BLOCK_B": tile.block_b, "PRECISION": exact,
@@ -178,8 +159,6 @@ class Forward(Pass):
             PI = tiles.padded_input(I, tile.P, precision, capability(layer.x.device)) if multiplied else 0
             self.fused = PI > 0
             common |= {"WIDE": cell.wide, "I": I if PI else 0, "PI": PI}
-        elif self.meeting is not None:
-            kernel = grid.forward_kernel
         else:
             kernel, common["STATES"] = stepwise.forward_kernel, len(layer.states)
         self.start = Launch(kernel, self.places, **common, **self.options(tile.forward_warps))
@@ -212,9 +191,6 @@ class Forward(Pass):
                 x, weight_ih, bias, weight_hh, *packed, *values, states, lengths, reset, *results, ends,
                 T, B, self.rows, step, row, self.reverse,
             )  # fmt: skip
-        elif self.meeting is not None:
-            met = arrivals(self.places, h)
-            self.start(x, weight_hh, *values, states, reset, *results, ends, met, T, B, self.rows, self.reverse)
         else:
             carried = tuple(
                 a.to(torch.float32, copy=True) if k or self.cell.reads_h else None for k, a in enumerate(states)

@@ -2,11 +2,9 @@
 
 from dataclasses import dataclass
 from functools import cache
-from math import prod
 
 # Kilobytes of shared memory that a program may have, by compute capability; 99 elsewhere (8.6, 8.9, 12.0)
 SHARED_KB = {(8, 0): 163, (8, 7): 163, (9, 0): 227, (10, 0): 227, (10, 3): 227}
-GRID_WAYS, GRID_TERMS = 8, 32  # how many warps of `Grid` share a sum, and how many terms each takes at once
 INPUT_PRECISION = {"native": "ieee", "tf32": "tf32", "ieee": "tf32x3"}  # of tl.dot; ieee would go past the matrix unit
 
 
@@ -33,23 +31,6 @@ class Stepwise:
     forward_warps: int
     backward_warps: int
     stages: int
-
-    def grid(self, H: int, rows: int, groups: int) -> tuple[int, int]:
-        return -(-rows // self.block_b) * groups, -(-H // self.units)
-
-
-@dataclass(frozen=True)
-class Grid:
-    """One launch in which programs meet after each step: units and batch rows of a program, and how many parts of a sum
-    it asks for at once.
-    """
-
-    units: int
-    block_b: int
-    at_once: int
-
-    def grid(self, H: int, rows: int, groups: int) -> tuple[int, int]:
-        return -(-rows // self.block_b) * groups, -(-H // self.units)
 
 
 @cache  # which a short call would notice
@@ -85,37 +66,6 @@ def choose(H: int, precision: str, capability: tuple[int, int], gates: int = 4) 
     return Stepwise(
         32, 32, 64 if precision == "native" else 32, warps, 2 if precision == "ieee" and not newest else warps, 3
     )
-
-
-@cache
-def across(
-    H: int, precision: str, products: int, gates: int, terms: int, rows: int, groups: int, multiprocessors: int
-) -> Grid | None:
-    """The tile of a pass whose programs hold the weights together, or None if they do not fit the device at once.
-
-    For each unit of H it takes so many `products`, each of so many `gates`: sums over so many `terms`. Programs may
-    take all registers of a multiprocessor, so there is one on each. ieee, with twice the weights and three products,
-    has no registers for that.
-
-    The fewest batch rows come first: they decide how much a program reads in a step. Then the fewest units, for the
-    shortest product. Of 255 registers a thread, weights and accumulators may have 168, in tf32 152. Weights and what is
-    asked for at once may have 192. Where not all is asked for at once, few accumulators fit beside both.
-    """
-    if precision == "ieee" or not products:
-        return None
-    span, threads = GRID_WAYS * GRID_TERMS, 32 * GRID_WAYS
-    parts, size, most = -(-terms // span), *((4, 152) if precision == "tf32" else (2, 168))
-    for block_b in (8, 16, 32, 64):
-        for units in (8, 16, 32):
-            lines = products * gates * units
-            weights = lines * parts * span * size // (4 * threads)
-            accumulators = lines * block_b * GRID_WAYS // threads
-            at_once = min(parts, (192 - weights) * 4 * threads // (span * block_b * size))
-            tile = Grid(units, block_b, at_once)
-            fits = weights + accumulators <= most and at_once > 0 and (at_once == parts or accumulators <= 8)
-            if fits and gates * units >= 16 and prod(tile.grid(H, rows, groups)) <= multiprocessors:
-                return tile
-    return None
 
 
 @cache

@@ -2,15 +2,12 @@
 
 import contextlib
 import json
-import os
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from benchmarks import gpu, gpu_layers
 from benchmarks.gpu_layers import TINY, Bench
-from benchmarks.shapes import Shape
 from fastlstm.backends import sums
 from tests.helpers import stand_in
 from tests.helpers.transforms import needs_triton
@@ -200,22 +197,3 @@ def test_rivals_that_are_not_installed_say_so(monkeypatch, torch_flags_stay):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     bench = Bench(TINY[0], "bf16", "cpu", ["torchrl"])
     assert bench.left_out == {"torchrl": "the package torchrl is not installed"}
-
-
-@needs_triton
-def test_kernels_that_have_to_be_asked_for_run_for_one_contender_alone(monkeypatch, torch_flags_stay):
-    card = SimpleNamespace(multi_processor_count=132)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
-    bench, seen = Bench(Shape(1, 2, 3, 130), "tf32", "cpu", ["meeting"]), {}
-    for name, module in bench.modules.items():
-        module.register_forward_pre_hook(
-            lambda *_, name=name: seen.update({name: os.environ.get("FASTLSTM_TRITON_GRID")})
-        )
-        bench.run(name, "inference")()
-    assert seen == {"nn.LSTM": "0", "fastlstm": "0", "meeting": "1"}
-    assert "FASTLSTM_TRITON_GRID" not in os.environ
-    card.multi_processor_count = 4
-    assert "do not fit 4 multiprocessors" in Bench(Shape(1, 2, 3, 130), "tf32", "cpu", ["meeting"]).left_out["meeting"]
-    assert Bench(TINY[0], "tf32", "cpu", ["meeting"]).left_out == {
-        "meeting": "one program holds all weights of 8 hidden units"
-    }

@@ -6,8 +6,6 @@ import threading
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from fastlstm import cells
 from fastlstm.backends import dispatch
@@ -18,7 +16,6 @@ from tests.helpers.layers import Layer
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is made for Linux on x86-64", allow_module_level=True)
 
-from fastlstm.backends.triton import tiles
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -165,26 +162,3 @@ def test_without_the_interpreter_cpu_tensors_are_refused():
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = interpreter.run(code, cwd=ROOT, environment=environment)
     assert done.stdout.startswith("the triton backend needs CUDA tensors"), done.stderr
-
-
-@given(
-    st.integers(129, 2048), st.sampled_from(["native", "tf32"]), st.sampled_from([(1, 4), (3, 1), (1, 1)]),
-    st.integers(1, 200), st.integers(1, 3), st.integers(1, 148),
-)  # fmt: skip
-def test_programs_that_meet_fit_the_device(H, precision, products, rows, groups, multiprocessors):
-    tile = tiles.across(H, precision, *products, H, rows, groups, multiprocessors)
-    if tile is not None:
-        blocks, slices = tile.grid(H, rows, groups)
-        assert blocks * slices <= multiprocessors
-        assert blocks * tile.block_b >= rows * groups
-        assert slices * tile.units >= H
-
-
-def test_the_interpreter_runs_programs_one_after_the_other_and_lets_none_wait(monkeypatch):
-    layer = Layer(2, 2, 4, 130)
-    inputs = [a.to(DEVICE) for a in layer.to(torch.float32, requires_grad=False)]
-    with_barriers = []
-    for asked in ("0", "1"):
-        monkeypatch.setenv("FASTLSTM_TRITON_GRID", asked)
-        with_barriers.append(layer.run(inputs, "triton-tf32")[0])
-    assert torch.equal(*with_barriers)

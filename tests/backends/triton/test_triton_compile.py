@@ -12,7 +12,6 @@ import re
 import subprocess
 import sys
 from importlib import metadata
-from math import prod
 from pathlib import Path
 
 import pytest
@@ -25,7 +24,7 @@ if importlib.util.find_spec("triton") is None:
 
 from fastlstm.backends.triton.cells import kernel
 from tests.helpers import ROOT, interpreter
-from tests.helpers.triton_resources import DTYPES, MULTIPROCESSORS, Case, cases
+from tests.helpers.triton_resources import DTYPES, Case, cases
 
 BUDGETS = Path(__file__).parent / "budgets"
 TRITON = ".".join(metadata.version("triton").split(".")[:2])
@@ -59,8 +58,6 @@ SPILLED = {
     ("sm_100", "3.9", "forward-bf16-H100-I28-lengths-reset"): 20,
     ("sm_100", "3.9", "backward-ieee-H64-lengths-reset-cells"): 9,
     ("sm_100", "3.9", "slstm-backward-ieee-H64"): 3,
-    ("sm_90", "3.9", "backward-bf16-H1024-reset-cells-meeting-B32"): 4,
-    ("sm_100", "3.9", "backward-bf16-H1024-reset-cells-meeting-B32"): 4,
 }
 # Of resident kernels with Triton 3.8, torch 2.14's
 SPILLED_BY_3_8 = {
@@ -100,12 +97,10 @@ def check(chip, rows):
         most = SPILLED.get((chip, TRITON, row["case"]), 0)
         if TRITON == "3.8" and row["kernel"] == "resident":
             most = SPILLED_BY_3_8.get((chip, row["case"].split("-")[0]), 0)
-        counted = (BUDGETS / f"{chip}-{TRITON}.jsonl").exists()
-        if row["kernel"] != "meeting" or counted:  # an experiment, which other versions of Triton have not compiled
-            assert row["spilled"] <= most, row
+        assert row["spilled"] <= most, row
         assert row["shared_bytes"] <= limit, row
         assert row["mma"] > 0 or "ind_rnn" in row["case"], row  # which has no weight_hh
-        if row["kernel"] == "meeting" or (row["kernel"] == "resident" and "ieee" not in row["case"]):
+        if row["kernel"] == "resident" and "ieee" not in row["case"]:
             assert row["streamed"] == 0, row  # weights stay in registers
     if (BUDGETS / f"{chip}-{TRITON}.jsonl").exists():
         budget = recorded(chip, TRITON)
@@ -116,11 +111,8 @@ def check(chip, rows):
             assert row["barriers"] <= budget[row["case"]]["barriers"], row
             assert row["registers"] <= budget[row["case"]]["registers"] + 8, row  # at 255 a spill is near
             check_ptx(chip, row)
-            # backward 32 units a program, and wgmma's M is 64; programs that meet share a sum among their warps
-            few = "H32" in row["case"] or row["kernel"] == "stepwise"
-            if row["kernel"] == "meeting":
-                assert row["wgmma"] == 0, row
-            elif chip == "sm_90" and TRITON == COUNTED and (row["case"].startswith("forward") or not few):
+            few = "H32" in row["case"] or row["kernel"] == "stepwise"  # 32 units a program, and wgmma's M is 64
+            if chip == "sm_90" and TRITON == COUNTED and (row["case"].startswith("forward") or not few):
                 assert row["wgmma"] == row["mma"], row  # 3.6 takes mma.sync at 8 batch rows
 
 
@@ -129,9 +121,6 @@ def check_ptx(chip, row):
     case = next(case for case in cases() if str(case) == row["case"])
     precision, ptx, warps = DTYPES[case.kind], row["ptx"], row["warps"]
     cell = kernel(by_key(case.cell), precision == "ieee")
-    if case.meeting:
-        check_meeting(case, cell, row)
-        return
     tile = tiles.choose(case.H, precision, CHIPS[chip], cell.gates)
     resident, exact = isinstance(tile, tiles.Resident), precision == "ieee"
     if case.cell == "lstm":
@@ -153,21 +142,6 @@ def check_ptx(chip, row):
         padded = tiles.padded_input(case.I, tile.P, precision, CHIPS[chip])
         products += tiles_of_m * (padded // 16) * (by_key(case.cell).gates_of_x // gates)
     assert ptx["wgmma"] + ptx["mma.sync"] + ptx["tcgen05.mma"] == 2 * products, row
-
-
-def check_meeting(case, cell, row):
-    """Each warp has an eighth of each sum, before the loop and in it, and each thread its share of the cells."""
-    number, gates, length = (cell.of_h // cell.gates, cell.gates, case.H)
-    if case.direction == "backward":
-        number, gates, length = 1, 1, cell.of_h * case.H
-    tile = tiles.across(case.H, DTYPES[case.kind], number, gates, length, case.meeting, 1, MULTIPROCESSORS)
-    lines, parts = number * gates * tile.units, -(-length // (tiles.GRID_WAYS * tiles.GRID_TERMS))
-    terms = parts * tiles.GRID_TERMS // (8 if case.kind == "tf32" else 16)  # in products, 16 lines by 8 rows
-    assert row["ptx"]["mma.sync"] == 2 * (lines // 16) * (tile.block_b // 8) * terms, row
-    if case.cell == "lstm":
-        cells = max(1, tile.units * tile.block_b // (32 * tiles.GRID_WAYS))
-        assert row["ptx"]["tanh.approx"] == (5 if case.direction == "forward" else 1) * cells, row
-    assert row["ptx"]["cp.async"] == 0, row
 
 
 def test_an_input_is_fused_where_both_weights_have_room():
@@ -219,38 +193,6 @@ def test_the_documents_counts_are_the_recorded_ones():
             warps, registers, shared, *rest = (budget[str(case)][column] for column in columns)
             expected.append((name, [warps, registers, shared // 1024, *rest]))
     assert found == expected
-
-
-def of_lstm(H, direction):
-    """Of each unit its products, their gates and the terms of each sum: see `tiles.across`."""
-    return (1, 4, H) if direction == "forward" else (1, 1, 4 * H)
-
-
-def test_the_documents_counts_of_meetings_are_the_recorded_ones():
-    text, budget = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8"), recorded("sm_90", COUNTED)
-    cells = r"\| (\d+), (\d+), (\w+) \| (\d+) of (\d+) x (\d+) " + 6 * r"\| (\d+) " + r"\| [\d.]+ to"
-    found = [(int(H), int(B), way, list(map(int, rest))) for H, B, way, *rest in re.findall(cells, text)]
-    assert len(found) == 9
-    for H, B, way, numbers in found:
-        row, sums = budget[f"{way}-bf16-H{H}-meeting-B{B}"], of_lstm(H, way)
-        tile = tiles.across(H, "native", *sums, B, 1, MULTIPROCESSORS)
-        programs, read = prod(tile.grid(H, B, 1)), tile.block_b * sums[2] * 2 // 1024
-        counts = row["registers"], row["shared_bytes"] // 1024, read, row["instructions"], row["mma"], row["barriers"]
-        assert numbers == [programs, tile.units, tile.block_b, *counts]
-
-
-def test_the_document_says_how_many_rows_can_meet():
-    text = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
-    found = re.findall(r"^\| (\d+) \| (\d+)(?: rows)? \| (\d+) \| (\d+) \| (\d+|none) \|$", text, re.MULTILINE)
-    assert len(found) == 4
-    for H, *numbers in found:
-        most = []
-        for precision in ("native", "tf32"):
-            for direction in ("forward", "backward"):
-                sums = of_lstm(int(H), direction)
-                taken = (B for B in range(1, 1100) if tiles.across(int(H), precision, *sums, B, 1, MULTIPROCESSORS))
-                most.append(str(max(taken, default="none")))
-        assert numbers == most
 
 
 VARIANTS = """

@@ -19,7 +19,7 @@ from fastlstm.backends.base import Gradients, Layer, Run
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is made for Linux on x86-64", allow_module_level=True)
 
-from fastlstm.backends.triton import gradients, grid, launch, resident, stepwise
+from fastlstm.backends.triton import gradients, launch, resident, stepwise
 
 
 def test_the_tensors_device_becomes_the_current_one(monkeypatch):
@@ -38,9 +38,7 @@ def test_the_tensors_device_becomes_the_current_one(monkeypatch):
 
 @pytest.fixture
 def launches(monkeypatch):
-    """For each launch whether it was made where its tensors' device was the current one, and if its programs meet, all
-    at once.
-    """
+    """For each launch whether it was made where its tensors' device was the current one."""
     found, current = [], []
 
     @contextmanager
@@ -50,24 +48,19 @@ def launches(monkeypatch):
         current.pop()
 
     class Recorded:
-        def __init__(self, meets=False):
-            self.meets = meets
-
         def __getitem__(self, places):
             return self.run
 
         def run(self, *arguments, **options):
-            together = options.get("launch_cooperative_grid", False)
-            devices = {a.device for a in arguments if isinstance(a, torch.Tensor)}
-            found.append(devices == {*current} and together == self.meets)
+            found.append({a.device for a in arguments if isinstance(a, torch.Tensor)} == {*current})
 
     for module in (launch, gradients):
         monkeypatch.setattr(module, "on_device", on_device)
     monkeypatch.setattr(launch, "capability", lambda device: (9, 0))
     monkeypatch.setattr(launch, "pack_kernel", Recorded())
-    for kernels in (resident, stepwise, grid):
+    for kernels in (resident, stepwise):
         for name in ("forward_kernel", "backward_kernel"):
-            monkeypatch.setattr(kernels, name, Recorded(kernels is grid))
+            monkeypatch.setattr(kernels, name, Recorded())
     return found
 
 
@@ -119,37 +112,3 @@ def test_torch_multiplies_all_steps_at_once(launches):
         backend.backward(Run(run.h, (None, None), ()), layer, run, Gradients.of(cells.lstm, [True] * 7), "tf32")
     # x; dx, dweight_ih, dweight_hh of the first step and of the others
     assert products.names == ["addmm", "mm", "mm", "mm", "addmm"]
-
-
-T = 5
-TOGETHER, ONE_AND_ONE_A_STEP, ONE_A_STEP = 2, T + 2, 2 * T + 1
-
-
-@pytest.mark.parametrize(
-    ("H", "B", "precision", "masked", "number"),
-    [
-        (300, 64, "native", False, TOGETHER),
-        (300, 64, "tf32", False, TOGETHER),
-        (1024, 64, "native", False, ONE_AND_ONE_A_STEP),  # backward a program would read four times as much
-        (1024, 65, "native", False, ONE_A_STEP),
-        (300, 64, "ieee", False, ONE_A_STEP),
-        (300, 64, "native", True, ONE_A_STEP),
-    ],
-)
-def test_programs_meet_where_all_fit_the_device(launches, monkeypatch, H, B, precision, masked, number):
-    """And where it is asked for, and there are no lengths."""
-    monkeypatch.setattr(launch, "INTERPRETED", SimpleNamespace(value=False))
-
-    def empty(*shape, dtype=torch.bfloat16 if precision == "native" else torch.float32):
-        return torch.empty(shape, device="meta", dtype=dtype)
-
-    weights, states = (empty(4 * H, 28), empty(4 * H, H), None, None), (empty(B, H), empty(B, H))
-    lengths = empty(B, dtype=torch.int64) if masked else None
-    layer = Layer(empty(T, B, 28), weights, states, lengths, empty(T, B, dtype=torch.bool), True, cells.lstm)
-    for asked, expected in (("1", number), ("0", ONE_A_STEP)):
-        monkeypatch.setenv("FASTLSTM_TRITON_GRID", asked)
-        launches.clear()
-        run = backend.forward(layer, True, precision)
-        backend.backward(Run(run.h, (None, None), ()), layer, run, Gradients.of(cells.lstm, [True] * 7), precision)
-        assert len(launches) == expected
-        assert all(launches)

@@ -85,16 +85,6 @@ def test_a_plan_starts_what_triton_starts(H, backend, masked):
 
 
 @needs_triton
-@pytest.mark.slow
-def test_a_plan_starts_programs_that_meet(monkeypatch):
-    monkeypatch.setenv("FASTLSTM_TRITON_GRID", "1")
-    (first, by_triton), (second, again), (third, by_plan) = steps("triton", "bfloat16", 200, False, "")
-    assert (first, second, third) == (4, 0, 0)  # two layers, forward and backward
-    assert by_triton == again == by_plan
-    assert [grid for grid, *_ in by_plan] == 2 * [[1, 25, 1]] + 2 * [[1, 13, 1]]  # 8 units a program, and 16
-
-
-@needs_triton
 @pytest.mark.parametrize(("change", "place", "value"), [("stream", 1, 7), ("hook", 2, True)])
 def test_streams_and_hooks_are_those_of_the_call(change, place, value):
     (_, first), _, (own, last) = steps("triton", "float32", 32, False, change)

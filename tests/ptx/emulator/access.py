@@ -10,9 +10,7 @@ from tests.ptx.emulator.operands import BITS, Active, Run, Unsupported, listed, 
 from tests.ptx.emulator.parse import Address, Instruction
 from tests.ptx.emulator.shared import BASE
 
-SCOPES = {"cta", "cluster", "gpu", "sys"}
 HINTS = {"L1", "L2", "evict_first", "evict_last", "no_allocate", "weak", "cg", "ca"}
-WIDE = {"gpu", "sys"}  # the scopes that reach other CTAs
 
 
 def addresses(operand: Address, n: int) -> Callable[[Any], np.ndarray]:
@@ -44,18 +42,13 @@ def space_of(ins: Instruction) -> str:
     return next((found[1] for found in spaces if found), "")
 
 
-def _shape(ins: Instruction) -> tuple[list, int, str]:
-    """The registers or immediates of a load or store, the bytes of each, and how it orders."""
-    order, known = "weak", r"v[248]|\w+::\w+|shared|global"
-    for part in ins.parts[1:-1]:
-        if part in ("acquire", "release", "relaxed", "volatile"):
-            order = part
-        elif not re.fullmatch(known, part) and part not in HINTS | SCOPES:
-            raise Unsupported(ins.text)
-    if order not in ("weak", "volatile") and not WIDE & set(ins.parts):
-        order = "weak"  # to other CTAs
+def _shape(ins: Instruction) -> tuple[list, int]:
+    """The registers or immediates of a load or store, and the bytes of each."""
+    known = r"v[248]|\w+::\w+|shared|global"
+    if any(not re.fullmatch(known, part) and part not in HINTS for part in ins.parts[1:-1]):
+        raise Unsupported(ins.text)
     value = ins.operands[0] if ins.parts[0] == "ld" else ins.operands[1]
-    return listed(value), int(re.search(r"\d+", ins.parts[-1])[0]) // 8, order
+    return listed(value), int(re.search(r"\d+", ins.parts[-1])[0]) // 8
 
 
 def _load_parameter(ins: Instruction, n: int) -> Run:
@@ -70,7 +63,7 @@ def _load_parameter(ins: Instruction, n: int) -> Run:
 
 def _load(ins: Instruction, n: int, shared: bool) -> Run:
     """A register wider than what is loaded gets zeros above it: "Operand Size Exceeding Instruction-Type Size"."""
-    registers, width, order = _shape(ins)
+    registers, width = _shape(ins)
     where, total, dtype = addresses(ins.operands[1], n), width * len(registers), BITS[8 * max(width, 2)]
     widths = {r.width for r in registers}
     if min(widths) < 8 * width or (ins.parts[-1][0] == "s" and max(widths) > 8 * width):
@@ -80,12 +73,7 @@ def _load(ins: Instruction, n: int, shared: bool) -> Run:
         address, thread = where(m), m.threads
         if active is not None:
             address, thread = address[active], thread[active]
-        if shared:
-            data = m.shared.read(address, total, thread)
-        else:
-            data = m.memory.read(address, total, thread, m.knowledge, "weak" if order == "weak" else "strong")
-            if order != "weak":
-                observe(m, address, thread, order == "acquire")
+        data = m.shared.read(address, total, thread) if shared else m.memory.read(address, total, thread, m.clock)
         columns = np.ascontiguousarray(data).view(np.uint8 if width == 1 else dtype)
         for k, register in enumerate(registers):
             column = columns[:, k].astype(BITS[register.width])
@@ -98,15 +86,8 @@ def _load(ins: Instruction, n: int, shared: bool) -> Run:
     return run
 
 
-def observe(m: Any, address: np.ndarray, thread: np.ndarray, acquires: bool) -> None:
-    """Strong reads tell their threads what was released there."""
-    for at, who in zip(address.tolist(), thread.tolist()):
-        messages, offset = m.memory.place(at)
-        (m.knowledge.acquire if acquires else m.knowledge.see)(who, messages.get(offset))
-
-
 def _store(ins: Instruction, n: int, shared: bool) -> Run:
-    values, width, order = _shape(ins)
+    values, width = _shape(ins)
     where = addresses(ins.operands[0], n)
     gets = [source(value, BITS[8 * max(width, 2)], n) for value in values]
 
@@ -118,24 +99,10 @@ def _store(ins: Instruction, n: int, shared: bool) -> Run:
             address, thread, data = address[active], thread[active], data[active]
         if shared:
             m.shared.write(address, data, thread)
-            return
-        if order != "weak":
-            publish(m, address, thread, order == "release")
-        m.memory.write(address, data, thread, m.knowledge, "weak" if order == "weak" else "strong")
+        else:
+            m.memory.write(address, data, thread, m.clock)
 
     return run
-
-
-def publish(m: Any, address: np.ndarray, thread: np.ndarray, releases: bool, adds: bool = False) -> None:
-    """Strong writes leave what their threads release. adds: to what is there, as atomics do."""
-    for at, who in zip(address.tolist(), thread.tolist()):
-        messages, offset = m.memory.place(at)
-        new = m.knowledge.message(who) if releases else m.knowledge.fenced.get(who)
-        old = messages.get(offset) if adds else None
-        if new is None and old is None:
-            messages.pop(offset, None)
-        else:
-            messages[offset] = np.maximum(0 if old is None else old, 0 if new is None else new)
 
 
 def _copy(ins: Instruction, n: int) -> Run:
@@ -158,7 +125,7 @@ def _copy(ins: Instruction, n: int) -> Run:
             raise Unsupported(f"{ins.text} of a part")
         full, thread = count != 0, m.threads[chosen]
         if full.any():
-            data[full] = m.memory.read(origin(m)[chosen][full], width, thread[full], m.knowledge)
+            data[full] = m.memory.read(origin(m)[chosen][full], width, thread[full], m.clock)
         m.copies.add(m.shared.start_copy(to(m)[chosen], data, thread))
 
     return run

@@ -5,24 +5,22 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-import numpy as np
-
-from tests.ptx.emulator import access, arithmetic, atomics, conversions, matrix, warps, wgmma
+from tests.ptx.emulator import access, arithmetic, conversions, matrix, warps, wgmma
 from tests.ptx.emulator.operands import Active, Run, Unsupported, registers_of
 from tests.ptx.emulator.parse import Instruction, Kernel
 
 MAKERS = {
-    "ld": access.build, "st": access.build, "cp": access.build, "atom": atomics.build, "red": atomics.build,
-    "fence": atomics.fence, "membar": atomics.fence, "shfl": warps.shfl, "redux": warps.redux, "mma": matrix.mma,
-    "ldmatrix": matrix.ldmatrix, "stmatrix": matrix.stmatrix, "wgmma": wgmma.build,
+    "ld": access.build, "st": access.build, "cp": access.build, "fence": wgmma.fence, "shfl": warps.shfl,
+    "redux": warps.redux, "mma": matrix.mma, "ldmatrix": matrix.ldmatrix, "stmatrix": matrix.stmatrix,
+    "wgmma": wgmma.build,
 }  # fmt: skip
-NOTHING_WRITTEN = {"st", "stmatrix", "bar", "barrier", "bra", "cp", "fence", "membar", "ret", "red"}
+NOTHING_WRITTEN = {"st", "stmatrix", "bar", "barrier", "bra", "cp", "fence", "ret"}
 # Names for the counts: the first whose prefix fits
 CLASSES = {
     "mma": ("mma", "wgmma.mma_async"), "special": ("tanh", "ex2", "div.full"), "ld.global": ("ld.global",),
     "st.global": ("st.global",), "ld.shared": ("ld.shared", "ldmatrix"), "st.shared": ("st.shared", "stmatrix"),
-    "atom": ("atom", "red"), "cp.async": ("cp.async",), "barrier": ("bar", "barrier"), "shfl": ("shfl", "redux"),
-    "async": ("wgmma", "fence", "membar"), "branch": ("bra", "ret"), "convert": ("cvt",), "mov": ("mov", "ld.param"),
+    "cp.async": ("cp.async",), "barrier": ("bar", "barrier"), "shfl": ("shfl", "redux"), "async": ("wgmma", "fence"),
+    "branch": ("bra", "ret"), "convert": ("cvt",), "mov": ("mov", "ld.param"),
 }  # fmt: skip
 
 
@@ -36,7 +34,6 @@ class Operation:
         reads, writes: numbers of registers.
         scalar: what nothing has written makes its result so too, and is no finding yet.
         moves: it takes along by itself which values are valid.
-        visible: other CTAs may see it, or it may see what they do.
     """
 
     ins: Instruction
@@ -49,7 +46,6 @@ class Operation:
     scalar: bool
     moves: bool
     is_product: bool
-    visible: bool
     kind: str
 
 
@@ -60,7 +56,7 @@ def prepare(kernel: Kernel) -> list[Operation]:
 def without(code: list[Operation], lines: Collection[int]) -> list[Operation]:
     """The instructions, of which those on these lines do nothing."""
     idle = {"run": lambda m, active: None, "control": "", "guard": -1, "reads": set(), "writes": set()}
-    return [replace(op, **idle, is_product=False, visible=False) if op.ins.line in lines else op for op in code]
+    return [replace(op, **idle, is_product=False) if op.ins.line in lines else op for op in code]
 
 
 @cache
@@ -100,11 +96,10 @@ def _operation(ins: Instruction, kernel: Kernel) -> Operation:
         scalar=not control and base not in MAKERS and ins.opcode != "bar.warp.sync",
         moves=base == "shfl" or (base == "mov" and not vectors),
         is_product=ins.opcode.startswith("wgmma.mma_async"),
-        visible=base in ("atom", "red", "membar", "fence") or access.space_of(ins) == "global",
         kind=classify(ins.opcode),
     )  # fmt: skip
 
 
 def _warp_sync(m: Any, active: Active) -> None:
     m.whole_warps(active)
-    m.knowledge.warp_barrier(np.unique((m.threads if active is None else m.threads[active]) // 32))
+    m.clock.tick += 1

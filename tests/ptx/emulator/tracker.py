@@ -1,8 +1,7 @@
 """Who touched each place of a memory last, and races.
 
-A race: one warp writes a place that another reads or writes, and no barrier of the CTA lies between. Of accesses by two
-CTAs one has to know of the other, see `Knowledge`. Lanes of one warp between which there is program order alone are
-reported as "same-warp".
+A race: one warp writes a place that another reads or writes, and no barrier of the CTA lies between. Between two
+CTAs nothing does. Lanes of one warp between which there is program order alone are reported as "same-warp".
 """
 
 import numba
@@ -24,23 +23,27 @@ class Tracker:
         self.rows = np.zeros((-(-size // GRANULE), 7), np.int32)
         self.span = {"read": [self.rows.shape[0], -1], "write": [self.rows.shape[0], -1]}
 
-    def note(self, at: np.ndarray, thread: np.ndarray, clock: Clock, writes: bool, races: bool = True) -> bool:
+    def note(self, at: np.ndarray, thread: np.ndarray, clock: Clock, writes: bool) -> bool:
         """Compare accesses with those before them, and note them. Return whether two of them write one granule.
 
-        at: granules (n, of each thread). thread: (n,). races: report them; between atomics there are none.
+        at: granules (n, of each thread). thread: (n,).
         """
         found = np.zeros((6, 4), np.int64)
         twice = _track(self.rows, at, thread, clock.epoch, clock.tick, writes, found)
         span = self.span["write" if writes else "read"]
         span[0], span[1] = min(span[0], int(at.min())), max(span[1], int(at.max()))
-        for n in np.flatnonzero(found[:, 0]) if races else ():
+        for n in np.flatnonzero(found[:, 0]):
             _, granule, who, other = found[n]
             clock.report(KINDS[n % 2], f"{HAZARDS[n // 2]}: byte {GRANULE * granule}, thread {who} after {other}")
         return twice
 
-    def touches(self, what: str, at: np.ndarray) -> bool:
-        first, last = self.span[what]
-        return last >= at.min() and first <= at.max()
+    def conflict(self, at: np.ndarray, writes: bool) -> str:
+        """Of these granules' earlier accesses the kind with which another CTA's of now would race, or nothing."""
+        for kind, column in (("write", WRITER), ("read", READER))[: 1 + writes]:
+            first, last = self.span[kind]
+            if last >= at.min() and first <= at.max() and self.rows[at, column].any():
+                return kind
+        return ""
 
 
 @numba.njit(cache=True)
@@ -90,26 +93,6 @@ def _track(rows, at, thread, epoch, tick, writes, found):
             if rows[at[n, k], WRITER] != thread[n] + 1:
                 return True
     return False
-
-
-@numba.njit(cache=True)
-def unordered(rows, at, which, known, writes):
-    """The first access before which another CTA's in `rows` are not known to be over, or -1.
-
-    It is n * 2 for access n after a write, and n * 2 + 1 after a read. known (k, threads): of each thread of that CTA
-    the last tick that is over. which (n,): the row of known.
-    """
-    for n in range(at.shape[0]):
-        over = known[which[n]]
-        for k in range(at.shape[1]):
-            row = rows[at[n, k]]
-            if row[WRITER] and over[row[WRITER] - 1] < row[WRITE_TICK]:
-                return 2 * n
-            if writes and row[READER]:
-                last = over.min() if row[READER] == SEVERAL else over[row[READER] - 1]
-                if last < row[READ_TICK]:
-                    return 2 * n + 1
-    return -1
 
 
 def granules(offset: np.ndarray, width: int) -> np.ndarray:

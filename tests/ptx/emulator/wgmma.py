@@ -28,6 +28,17 @@ def build(ins: Instruction, n: int) -> Run:
     return _mma_async(ins, n)
 
 
+def fence(ins: Instruction, n: int) -> Run:
+    """The fence between the generic and the async proxy."""
+    if not ins.opcode.startswith("fence.proxy.async"):
+        raise Unsupported(ins.text)
+
+    def run(m: Any, active: Active) -> None:
+        m.clock.proxy_fences += 1
+
+    return run
+
+
 def _mma_async(ins: Instruction, n: int) -> Run:
     """D (64, N) of four warps with 16 rows each. A lies in registers as in mma.sync or in shared memory, B there."""
     found = re.fullmatch(r"wgmma\.mma_async\.sync\.aligned\.m64n(\d+)k(\d+)\.f32\.(bf16|f16|tf32)\.\3", ins.opcode)
