@@ -1,0 +1,176 @@
+"""Cells with norms, and layers of heads, against the same in plain PyTorch.
+
+python -m benchmarks.across [--only norms heads] [--pairs 15]
+
+Norms: `layer_norm_lstm` and `dreamer_gru` against a loop over time with `torch.nn.functional.layer_norm`, in which x is
+multiplied for all steps at once. The last column has what norms cost: the time beside `peephole_lstm` or `gru`, whose
+products are the same. Heads: an sLSTM with 4 heads of 128 units, whose x comes as inputs, against a loop with one
+`torch.bmm` a step. Every rival is checked before the clock starts, and runs on one thread and on all in every round.
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fastlstm
+from benchmarks import machine
+from benchmarks.clock import Contender, interleaved, ratio_of, thread_counts
+from fastlstm import cells
+
+SIZES = ((28, 128, 28, 128), (100, 16, 64, 256), (50, 1, 40, 128), (50, 16, 512, 512), (50, 64, 1024, 1024))
+BATCHES, STEPS, HEADS, UNITS = (1, 16, 64), 64, 4, 128
+Run = Callable[[], object]
+
+
+def plain_layer_norm_lstm(x: Tensor, weights: dict[str, Tensor]) -> Tensor:
+    """`layer_norm_lstm` as one writes it in PyTorch."""
+    H = weights["weight_hh"].shape[1]
+    gain_x, gain_h = (torch.cat([weights[f"gain_{gate}_{kind}"] for gate in "ifgo"]) for kind in "xh")
+    bias = torch.cat([weights[f"bias_{gate}"] for gate in "ifgo"])
+    from_x = F.layer_norm(F.linear(x, weights["weight_ih"], weights["bias_ih"]), (4 * H,), gain_x, bias)
+    h = c = x.new_zeros(x.shape[1], H)
+    outputs = []
+    for part in from_x.unbind(0):
+        from_h = F.linear(h, weights["weight_hh"], weights["bias_hh"])
+        i, f, g, o = (part + F.layer_norm(from_h, (4 * H,), gain_h)).chunk(4, 1)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        h = torch.sigmoid(o) * torch.tanh(F.layer_norm(c, (H,), weights["gain_c"], weights["bias_c"]))
+        outputs.append(h)
+    return torch.stack(outputs)
+
+
+def plain_dreamer_gru(x: Tensor, weights: dict[str, Tensor]) -> Tensor:
+    """`dreamer_gru` as one writes it in PyTorch."""
+    H = weights["weight_hh"].shape[1]
+    gain, bias = (torch.cat([weights[f"{kind}_{gate}"] for gate in "rnu"]) for kind in ("gain", "bias"))
+    from_x = F.linear(x, weights["weight_ih"], weights["bias_ih"] + weights["bias_hh"])
+    h = x.new_zeros(x.shape[1], H)
+    outputs = []
+    for part in from_x.unbind(0):
+        gates = torch.addmm(part, h, weights["weight_hh"].t())
+        r, n, u = F.layer_norm(gates, (3 * H,), gain, bias, 1e-3).chunk(3, 1)
+        h = torch.lerp(h, torch.tanh(torch.sigmoid(r) * n), torch.sigmoid(u - 1))
+        outputs.append(h)
+    return torch.stack(outputs)
+
+
+def plain_heads(inputs: tuple[Tensor, ...], weight: Tensor) -> Tensor:
+    """`slstm_of_inputs` as one writes it in PyTorch: one product a step for all heads."""
+    B, H = inputs[0].shape[1:]
+    blocks = weight.view(4, HEADS, UNITS, UNITS).permute(1, 3, 0, 2).reshape(HEADS, UNITS, 4 * UNITS)
+    h = c = n = m = inputs[0].new_zeros(B, H)
+    outputs = []
+    for x_i, x_f, x_z, x_o in zip(*(a.unbind(0) for a in inputs)):
+        sums = torch.bmm(h.view(B, HEADS, UNITS).transpose(0, 1), blocks).view(HEADS, B, 4, UNITS).permute(2, 1, 0, 3)
+        i, f, z, o = (part.reshape(B, H) + a for part, a in zip(sums, (x_i, x_f, x_z, x_o)))
+        f_log = F.logsigmoid(f) + m
+        m = torch.maximum(f_log, i)
+        i, f = torch.exp(i - m), torch.exp(f_log - m)
+        c, n = f * c + i * torch.tanh(z), f * n + i
+        h = torch.sigmoid(o) * c / n
+        outputs.append(h)
+    return torch.stack(outputs)
+
+
+@cells.cell(gates=dict.fromkeys("ifzo", "h"), states=("h", "c", "n", "m"), inputs=("x_i", "x_f", "x_z", "x_o"))
+def slstm_of_inputs(i: Any, f: Any, z: Any, o: Any, c: Any, n: Any, m: Any, x_i: Any, x_f: Any, x_z: Any, x_o: Any):
+    """`slstm` without a product of x: what x adds to the pre-activations comes as inputs."""
+    return cells.slstm(i + x_i, f + x_f, z + x_z, o + x_o, c, n, m)
+
+
+def kinds(run: Callable[[], Tensor], leaves: list[Tensor]) -> dict[str, Run]:
+    """A call without gradients, and one with the backward pass."""
+
+    def inference() -> Tensor:
+        with torch.no_grad():
+            return run()
+
+    def training() -> list[Tensor]:
+        output = run()
+        return [output.detach(), *torch.autograd.grad(output, leaves, torch.ones_like(output))]
+
+    return {"inference": inference, "training": training}
+
+
+def compare(title: str, ours: dict[str, Run], theirs: dict[str, Run], base: dict[str, Run] | None, pairs: int) -> None:
+    """Print a row of the table for each kind of call."""
+    threads = torch.get_num_threads()
+    for kind, run in ours.items():
+        contenders = {"ours": Contender(run, threads)} | ({"base": Contender(base[kind], threads)} if base else {})
+        contenders |= {f"plain {count}": Contender(theirs[kind], count) for count in thread_counts(threads)}
+        times = interleaved(contenders, pairs)
+        plain = min((times[name] for name in times if name.startswith("plain")), key=statistics.median)
+        ratio, milliseconds = (
+            ratio_of(plain, times["ours"]),
+            [statistics.median(a) * 1e3 for a in (plain, times["ours"])],
+        )
+        cost = f"{ratio_of(times['ours'], times['base']).median:.2f}" if base else ""
+        ms = [statistics.median(seconds) * 1e3 for seconds in both]
+        interval = f"**{ratio.median:.2f}** ({ratio.low:.2f} to {ratio.high:.2f})"
+        print(f"| {title} | {kind} | {ms[0]:.2f} | {ms[1]:.2f} | {interval} | {cost} |", flush=True)
+
+
+def rnn_runs(cell: cells.Cell, x: Tensor, H: int) -> tuple[nn.Module, dict[str, Run]]:
+    """A layer of a cell, and its calls."""
+    rnn = fastlstm.RNN(cell, x.shape[-1], H, backend="numba")
+    return rnn, kinds(lambda: rnn(x)[0], list(rnn.parameters()))
+
+
+def norms(pairs: int) -> None:
+    """Print the rows of cells with norms."""
+    rivals = (
+        (cells.layer_norm_lstm, plain_layer_norm_lstm, cells.peephole_lstm),
+        (cells.dreamer_gru, plain_dreamer_gru, cells.gru),
+    )
+    for cell, plain, without in rivals:
+        for T, B, I, H in SIZES:
+            x = torch.randn(T, B, I)
+            rnn, ours = rnn_runs(cell, x, H)
+            weights = {name.removesuffix("_l0"): a for name, a in rnn.named_parameters()}
+            theirs = kinds(lambda: plain(x, weights), list(weights.values()))  # noqa: B023 # called in this turn
+            check(ours, theirs)
+            compare(f"`{cell.name}`, T {T}, B {B}, I {I}, H {H}", ours, theirs, rnn_runs(without, x, H)[1], pairs)
+
+
+def heads(pairs: int) -> None:
+    """Print the rows of layers of heads."""
+    H = HEADS * UNITS
+    for B in BATCHES:
+        inputs = tuple(torch.randn(STEPS, B, H) for _ in slstm_of_inputs.inputs)
+        rnn = fastlstm.RNN(slstm_of_inputs, 0, H, bias=False, heads=HEADS, backend="numba")
+        named, leaves = dict(zip(slstm_of_inputs.inputs, inputs)), list(rnn.parameters())
+        ours = kinds(lambda: rnn(None, inputs=named)[0], leaves)  # noqa: B023 # called in this turn
+        theirs = kinds(lambda: plain_heads(inputs, rnn.weight_hh_l0), leaves)  # noqa: B023
+        check(ours, theirs)
+        compare(f"sLSTM, {HEADS} heads of {UNITS}, T {STEPS}, B {B}", ours, theirs, None, pairs)
+
+
+def check(ours: dict[str, Run], theirs: dict[str, Run]) -> None:
+    """Raise unless both give the same output and gradients."""
+    for got, want in zip(ours["training"](), theirs["training"]()):  # type: ignore[call-overload]
+        # sums of up to 6400 terms in another order, whose roundings grow over 100 steps of normalised states
+        torch.testing.assert_close(got, want, rtol=0, atol=2e-3 * max(1.0, want.abs().max().item()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=("norms", "heads"), default=["norms", "heads"])
+    parser.add_argument("--pairs", type=int, default=15)
+    options = parser.parse_args()
+    print(
+        f"{machine.cpu_name()}, {torch.get_num_threads()} threads, load {machine.load()}, torch {torch.__version__}\n"
+    )
+    print("| layer | call | plain PyTorch, ms | fastlstm, ms | ratio | beside the cell without norms |")
+    print("|---|---|---|---|---|---|")
+    for name, rows in (("norms", norms), ("heads", heads)):
+        if name in options.only:
+            rows(options.pairs)
+
+
+if __name__ == "__main__":
+    main()
