@@ -105,12 +105,9 @@ def compare(title: str, ours: dict[str, Run], theirs: dict[str, Run], base: dict
         contenders |= {f"plain {count}": Contender(theirs[kind], count) for count in thread_counts(threads)}
         times = interleaved(contenders, pairs)
         plain = min((times[name] for name in times if name.startswith("plain")), key=statistics.median)
-        ratio, milliseconds = (
-            ratio_of(plain, times["ours"]),
-            [statistics.median(a) * 1e3 for a in (plain, times["ours"])],
-        )
+        ratio = ratio_of(plain, times["ours"])
         cost = f"{ratio_of(times['ours'], times['base']).median:.2f}" if base else ""
-        ms = [statistics.median(seconds) * 1e3 for seconds in both]
+        ms = [statistics.median(seconds) * 1e3 for seconds in (plain, times["ours"])]
         interval = f"**{ratio.median:.2f}** ({ratio.low:.2f} to {ratio.high:.2f})"
         print(f"| {title} | {kind} | {ms[0]:.2f} | {ms[1]:.2f} | {interval} | {cost} |", flush=True)
 
