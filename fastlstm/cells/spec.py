@@ -11,6 +11,8 @@ from typing import Any
 
 from fastlstm.cells.derive import Derived
 from fastlstm.cells.emit import RESERVED, python
+from fastlstm.cells.graph import in_order
+from fastlstm.cells.hints import checked_by, did_you_mean
 from fastlstm.cells.layout import Layout
 from fastlstm.cells.on_tensors import ON_TENSORS
 from fastlstm.cells.saving import Costs
@@ -34,6 +36,7 @@ class Cell:
         inputs: the names of values (T, B, H), which are one more elementwise value a step.
         gates_of_x: how many gates sum "x", alone or in "xh".
         gates_of_h: how many gates sum "h", alone or in "xh".
+        states_read: the states whose values before the step the arithmetic reads, as an LSTM's reads c, but not h.
         key: a word by which `by_key` finds the cell. A cell of the library has its name. Other cells have their
             module's name before it, and after it a digest of all that they compute: what each gate sums, the order of
             gates, states, params and inputs, and the arithmetic. If that is taken, a number follows.
@@ -63,6 +66,8 @@ class Cell:
         self.gates_of_x, self.gates_of_h = (sum(operand in sums for sums in self.gates.values()) for operand in "xh")
         # once: numbers that the function takes from elsewhere are those of its declaration
         self._traced = Trace(self.name, function, self.arguments, self.states, (*self.params, *self.inputs))
+        used = set(in_order(self._traced.results.values()))
+        self.states_read = tuple(state for state in self.states if self._traced.inputs[f"{state}_prev"] in used)
         with _declaring:
             self.key = _register(self)
             for told in when_declared:
@@ -106,6 +111,12 @@ class Cell:
         return Derived(self.name, self._traced, Costs())
 
 
+def _check_keywords(*function: Any, **_: Any) -> None:
+    if function:
+        raise TypeError("cell takes no function: write @cell(gates=..., states=...) above it, with parentheses")
+
+
+@checked_by(_check_keywords)
 def cell(
     *, gates: Mapping[str, str], states: Sequence[str], params: Params = (), inputs: Sequence[str] = ()
 ) -> Callable[[Callable[..., Any]], Cell]:
@@ -205,6 +216,6 @@ def _check(made: Cell) -> None:
             raise TypeError(f"cell {made.name} takes {argument}, but no argument may have a default")
         if argument.name not in declared or argument.kind in (argument.VAR_POSITIONAL, argument.VAR_KEYWORD):
             raise TypeError(
-                f"cell {made.name} takes {argument}, which is no gate, state, param or input; "
-                f"declared are {', '.join(declared)}"
+                f"cell {made.name} takes {argument}, which is no gate, state, param or input"
+                f"{did_you_mean(argument.name, declared)}; declared are {', '.join(declared)}"
             )

@@ -45,12 +45,13 @@ def check_lengths(lengths: Any, batch: tuple[int, ...], steps: int | None) -> No
 
 def check_reset(reset: Any, steps: tuple[int, ...], layout: str, bidirectional: bool) -> None:
     """Raise unless `reset` is a boolean tensor of shape `steps`, called `layout`, and the module has one direction."""
+    booleans = f"reset must be booleans of shape {layout}, as a tensor, an array or a list"
     if bidirectional:
         raise ValueError("reset needs a module of one direction, and this one is bidirectional")
     if not isinstance(reset, Tensor):
-        raise TypeError(f"reset must be a boolean tensor of shape {layout}, got {type(reset).__name__}")
+        raise TypeError(f"{booleans}, got {type(reset).__name__}")
     if reset.dtype != torch.bool:
-        raise TypeError(f"reset must be a boolean tensor of shape {layout}, got {reset.dtype}: reset.bool() is one")
+        raise TypeError(f"{booleans}, got {reset.dtype}: a tensor's reset.bool() has them")
     if reset.shape != steps:
         raise ValueError(f"reset must have shape {layout} = {steps}, got {tuple(reset.shape)}")
 
@@ -99,10 +100,13 @@ def check_heads(heads: Any, hidden_size: int, cell: Any) -> None:
         raise ValueError(f"heads must divide the {hidden_size} units of a cell with products of h, got {heads}")
 
 
-def check_cell_of(cell: Any) -> None:
-    """Raise unless `cell` can be an `RNN`'s: TypeError if it is no cell, ValueError for a param of a weight's name."""
+def check_cell_of(module: Any, cell: Any = None, *_: Any, **__: Any) -> None:
+    """Raise unless an `RNN` can have `cell`: TypeError if it is no cell, ValueError for a param of a weight's name."""
     if not isinstance(cell, Cell):
-        raise TypeError(f"cell must be a fastlstm.Cell, as fastlstm.cell declares one, got {type(cell).__name__}")
+        raise TypeError(
+            f"cell must be a fastlstm.Cell, as fastlstm.cell declares one, got {type(cell).__name__}: "
+            "fastlstm.Elman takes the place of torch.nn.RNN"
+        )
     taken = next((name for name in cell.params if name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")), None)
     if taken is not None:
         raise ValueError(f"cell must have params of other names than the weights, got {cell.name} with {taken}")

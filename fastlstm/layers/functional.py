@@ -2,6 +2,7 @@
 
 from typing import Any, Literal, overload
 
+import torch
 from torch import Tensor
 
 from fastlstm.autograd.modes import autocast_of, no_autocast
@@ -11,7 +12,7 @@ from fastlstm.backends.settings import Backend
 from fastlstm.cells import library
 from fastlstm.cells.spec import Cell
 from fastlstm.layers import input_checks
-from fastlstm.layers.packing import Lengths, masks_of
+from fastlstm.layers.packing import Lengths, Resets, masks_of
 from fastlstm.plan import Plans, run
 
 State = tuple[Tensor, Tensor]
@@ -29,7 +30,7 @@ def lstm(
     weight_hr: Tensor | None = None,
     *,
     lengths: Lengths | None = None,
-    reset: Tensor | None = None,
+    reset: Resets | None = None,
     reverse: bool = False,
     return_cells: Literal[False] = False,
     backend: Backend | None = None,
@@ -47,7 +48,7 @@ def lstm(
     weight_hr: Tensor | None = None,
     *,
     lengths: Lengths | None = None,
-    reset: Tensor | None = None,
+    reset: Resets | None = None,
     reverse: bool = False,
     return_cells: Literal[True],
     backend: Backend | None = None,
@@ -65,7 +66,7 @@ def lstm(
     weight_hr: Tensor | None = None,
     *,
     lengths: Lengths | None = None,
-    reset: Tensor | None = None,
+    reset: Resets | None = None,
     reverse: bool = False,
     return_cells: bool,
     backend: Backend | None = None,
@@ -82,7 +83,7 @@ def lstm(
     weight_hr: Tensor | None = None,
     *,
     lengths: Lengths | None = None,
-    reset: Tensor | None = None,
+    reset: Resets | None = None,
     reverse: bool = False,
     return_cells: bool = False,
     backend: Backend | None = None,
@@ -101,8 +102,8 @@ def lstm(
             output is zero from there on, and its last states are those at its end. With `reverse` it starts at its end.
             Lengths below 0 or beyond T raise if they can be read. They cannot be read on a GPU, while a graph is
             traced, or under torch.func; there they are clamped to 0..T.
-        reset: boolean (T, B). The states are zero before the steps that are True, and gradients stop there. Steps past
-            a row's end are not reset.
+        reset: boolean (T, B): a tensor, a list, or an array. The states are zero before the steps that are True, and
+            gradients stop there. Steps past a row's end are not reset.
         reverse: run from the last step to the first. Outputs stay in the order of `x`.
         return_cells: also return every cell state.
         backend: a name of `fastlstm.backends.settings.NAMES`. None takes the default that `use_backend` sets.
@@ -162,15 +163,19 @@ def run_cell(
         x: (B, I).
         hx: the states (B, H), or None for zeros.
 
-    Autocast on a CPU leaves a cell in the dtype of its weights, as it leaves `torch.nn.LSTMCell`. A cell state that is
-    rounded to 16 bits at every step would lose its digits.
+    Under a CPU's autocast the states have the types that torch's cells give them, whose products are of autocast's type
+    and whose other arithmetic has the type of the states before the step. What lies between is rounded less than there.
     """
     weight_ih = weights[0]
-    if x.is_cpu and autocast_of(x) is not None:
-        x = x.to(weight_ih.dtype)
-        hx = None if hx is None else tuple([a.to(x.dtype) for a in hx])
+    if x.is_cpu and (to := autocast_of(x)) is not None:
+        for name, a in zip(cell.states, hx or (x,) * len(cell.states)):
+            to = torch.promote_types(to, a.dtype) if name in cell.states_read else to
+        to = torch.float64 if weight_ih.dtype == torch.float64 else to  # autocast leaves float64 alone
+        dtype = torch.promote_types(to, weight_ih.dtype)
+        weights = tuple([None if a is None else a.to(dtype) for a in weights])
+        hx = None if hx is None else tuple([a.to(dtype) for a in hx])
         with no_autocast(x):
-            return run_cell(cell, x, hx, weights, backend, plans)
+            return tuple([a.to(to) for a in run_cell(cell, x.to(dtype), hx, weights, backend, plans)])
     if weight_ih.shape[0] == 0:  # torch's cell takes zero units
         h = x @ weight_ih.mT
         return h, *[h.clone() for _ in cell.states[1:]]

@@ -10,10 +10,11 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastlstm.backends.base import WEIGHTS
 from fastlstm.backends.settings import Backend
+from fastlstm.cells.hints import checked_by
 from fastlstm.cells.spec import Cell
 from fastlstm.layers import checks, input_checks
 from fastlstm.layers.modules import Words
-from fastlstm.layers.packing import Lengths
+from fastlstm.layers.packing import Lengths, Resets
 from fastlstm.layers.recurrent import Recurrent, Tensors
 from fastlstm.layers.typed import X, typed_as
 
@@ -62,6 +63,7 @@ class RNN(Recurrent):
     cell: Cell
     heads = 1  # of a module that was pickled before there were any
 
+    @checked_by(checks.check_cell_of)
     def __init__(
         self,
         cell: Cell,
@@ -79,7 +81,6 @@ class RNN(Recurrent):
         recompute: bool = False,
         heads: int = 1,
     ) -> None:
-        checks.check_cell_of(cell)
         checks.check_heads(heads, hidden_size, cell)
         self.cell, self.heads = cell, heads
         options = bias, batch_first, dropout, bidirectional
@@ -157,7 +158,7 @@ class RNN(Recurrent):
         states: Tensors | Tensor | None = None,
         inputs: Inputs | None = None,
         *,
-        reset: Tensor | None = None,
+        reset: Resets | None = None,
         lengths: Lengths | None = None,
         return_states: Literal[False] = False,
     ) -> tuple[X, Tensors]: ...
@@ -168,7 +169,7 @@ class RNN(Recurrent):
         states: Tensors | Tensor | None = None,
         inputs: Inputs | None = None,
         *,
-        reset: Tensor | None = None,
+        reset: Resets | None = None,
         lengths: Lengths | None = None,
         return_states: Literal[True],
     ) -> tuple[X, Tensors, tuple[X, ...]]: ...
@@ -179,7 +180,7 @@ class RNN(Recurrent):
         states: Tensors | Tensor | None = None,
         inputs: Inputs | None = None,
         *,
-        reset: Tensor | None = None,
+        reset: Resets | None = None,
         lengths: Lengths | None = None,
         return_states: bool = False,
     ) -> tuple[Any, ...]: ...
@@ -189,7 +190,7 @@ class RNN(Recurrent):
         states: Tensors | Tensor | None = None,
         inputs: Inputs | None = None,
         *,
-        reset: Tensor | None = None,
+        reset: Resets | None = None,
         lengths: Lengths | None = None,
         return_states: bool = False,
     ) -> tuple[Any, ...]:
