@@ -1,6 +1,8 @@
 """What runs here and why, and kernels compiled ahead of their first use: `python -m fastlstm`."""
 
 import argparse
+import functools
+import itertools
 import json
 import sys
 import time
@@ -9,8 +11,9 @@ from typing import Any
 
 import torch
 
-from fastlstm.backends import dispatch, settings
+from fastlstm.backends import dispatch, numba, settings
 from fastlstm.cells.library import CELLS
+from fastlstm.cells.spec import Cell
 from fastlstm.info import info
 from fastlstm.layers.rnn import RNN
 from fastlstm.mnist.arguments import Parser, positive
@@ -62,9 +65,7 @@ def _run(parser: Parser, args: argparse.Namespace) -> int:
         return 0
     if args.json:
         parser.error("argument --json: must be left out with --warm-up, got both")
-    for cell in args.cell or ["lstm"]:
-        for dtype in args.dtype or ["float32"]:
-            print(_warm_up(parser, args, cell, dtype), flush=True)
+    _warm_up(parser, args)
     found = info()
     folder, reason = found["caches"]["numba"], found["backends"]["numba"]
     if folder is not None:
@@ -76,23 +77,38 @@ def _run(parser: Parser, args: argparse.Namespace) -> int:
     return 0
 
 
-def _warm_up(parser: Parser, args: argparse.Namespace, key: str, dtype: str) -> str:
-    """Run a sequence and a single step, without gradients and with them. Return a line that says what it took."""
-    I, H, B = args.input_size or 28, args.hidden_size or 128, args.batch_size or 64
-    cell, T = next(cell for cell in CELLS if cell.key == key), dispatch.MANY_STEPS  # see `dispatch.takes_pieces`
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    begin, of = time.perf_counter(), {"device": torch.device(device), "dtype": getattr(torch, dtype)}
-    try:
-        taken = dispatch.choose(args.backend, **of, cell=cell, projected=False, masked=False, cells=False)
-    except RuntimeError as error:
-        parser.error(f"argument --backend: {error}")
-    layer = RNN(cell, I, H, backend=args.backend, **of)
-    for steps in (T, 1):
-        x = torch.zeros(steps, B, I, **of)
+def _warm_up(parser: Parser, args: argparse.Namespace) -> None:
+    """Run each layer that `args` name, and print a line that says when it was ready."""
+    from fastlstm.__main__ import _run_layer  # by this name new processes can import it
+
+    begin, device = time.perf_counter(), torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    shape = args.input_size or 28, args.hidden_size or 128, args.batch_size or 64
+    layers, ahead = [], []
+    for key, dtype in itertools.product(args.cell or ["lstm"], args.dtype or ["float32"]):
+        cell = next(cell for cell in CELLS if cell.key == key)
+        of = {"device": device, "dtype": getattr(torch, dtype)}
+        try:
+            taken = dispatch.choose(args.backend, **of, cell=cell, projected=False, masked=False, cells=False)
+        except RuntimeError as error:
+            parser.error(f"argument --backend: {error}")
+        run = functools.partial(_run_layer, cell, *shape, args.backend, **of)
+        layers.append((f"{key} of {shape[0]} inputs and {shape[1]} units in {dtype}: {taken} is ready after", run))
+        if taken.startswith("numba"):
+            ahead.append(run)
+    numba.compile_ahead(ahead)
+    for line, run in layers:
+        run()
+        print(f"{line} {time.perf_counter() - begin:.1f} s", flush=True)
+
+
+def _run_layer(cell: Cell, I: int, H: int, B: int, backend: Any, **of: Any) -> None:
+    """Run a sequence, a single step and a step of one row, without gradients and with them. `of`: device and dtype."""
+    layer = RNN(cell, I, H, backend=backend, **of)
+    for steps, rows in ((dispatch.MANY_STEPS, B), (1, B), (1, 1)):  # see `dispatch.takes_pieces`
+        x = torch.zeros(steps, rows, I, **of)
         with torch.no_grad():
             layer(x)
-        layer(x.requires_grad_())[0].sum().backward()
-    return f"{key} of {I} inputs and {H} units in {dtype}: {taken} is ready after {time.perf_counter() - begin:.1f} s"
+        layer(x.requires_grad_(rows > 1))[0].sum().backward()  # some of a row's kernels serve only without dx
 
 
 def lines(found: dict[str, Any]) -> Iterator[str]:

@@ -11,8 +11,11 @@ import os
 import signal
 import sys
 
+import hypothesis
 import pytest
 
+hypothesis.settings.register_profile("untimed", deadline=None)  # no test asserts a time
+hypothesis.settings.load_profile("untimed")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("FASTLSTM_QUIET", "1")  # tests look at what commands print, whether or not kernels are there
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import builtins
 import importlib
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
@@ -85,6 +85,16 @@ def cache_folder() -> str | None:
         return None
     folder: str | None = importlib.import_module("fastlstm.backends.numba.host.compiling").folder()
     return folder
+
+
+def compile_ahead(runs: Sequence[Callable[[], object]]) -> None:
+    """Compile the kernels that calls need, in as many processes as a call may have threads, but at most 8: for more
+    there are too few kernels. Without a folder to keep the kernels in nothing is done. See
+    `fastlstm.backends.numba.host.ahead`.
+    """
+    workers = min(torch.get_num_threads(), 8)
+    if runs and workers > 1 and cache_folder() is not None:
+        importlib.import_module("fastlstm.backends.numba.host.ahead").compile_ahead(runs, workers)
 
 
 @constant

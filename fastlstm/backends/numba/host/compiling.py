@@ -2,9 +2,10 @@
 
 import gc
 import os
+import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -13,7 +14,7 @@ from numba import cfunc, njit
 
 QUIET = os.environ.get("FASTLSTM_QUIET", "0") not in ("", "0")
 PATIENCE = 1.0  # seconds: loading a kernel from the cache takes less
-_told = QUIET
+_announced = False
 
 
 @cache
@@ -35,20 +36,56 @@ def folder() -> str | None:
 def compiled(signature: Any, function: Callable[..., None]) -> Any:
     """Return numba's C function of `function`, from the cache if it is there."""
     options: dict[str, Any] = {"nopython": True, "nogil": True, "error_model": "numpy", "boundscheck": False}
-    with _telling(), _collecting_later():
+    with _collecting_later():
         return cfunc(signature, cache=folder() is not None, **options)(function)
 
 
-@contextmanager
-def _telling() -> Iterator[None]:
-    """Say on standard error, once in a process, why the caller waits."""
-    timer = threading.Timer(PATIENCE, _tell)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
+class Progress:
+    """Says on standard error why the caller waits, if something takes longer than `PATIENCE`.
+
+    A first line says once in a process that kernels are compiled. On a terminal a second line names what is compiled
+    now, and what is left. It is rewritten as kernels are done, and erased at the end.
+    """
+
+    def __init__(self, names: Iterable[str], at_once: int = 1) -> None:
+        """`names`: of the kernels, in the order in which they are begun, `at_once` of them at a time."""
+        self.left, self.at_once, self.shown = list(names), at_once, False
+
+    def __enter__(self) -> "Progress":
+        self._wait()
+        return self
+
+    def done(self, name: str) -> None:
+        """Take note that the kernel of this name is compiled."""
+        self.timer.cancel()
+        self.left.remove(name)
+        if self.left and self.shown:
+            self._show()
+        elif self.left:
+            self._wait()
+
+    def __exit__(self, *error: object) -> None:
+        self.timer.cancel()
+        self._rewrite("")
+
+    def _wait(self) -> None:
+        self.timer = threading.Timer(PATIENCE, self._show)
+        self.timer.daemon = True
+        self.timer.start()
+
+    def _show(self) -> None:
+        if QUIET:
+            return
+        self.shown = True
+        _announce()
+        plain = [name.partition(".")[0].rstrip("0123456789").replace("_", " ") for name in self.left]
+        now, later = plain[: self.at_once], plain[self.at_once :]
+        self._rewrite(f"compiling {', '.join(now)}" + f"; {len(later)} left: {', '.join(later)}" * bool(later))
+
+    def _rewrite(self, line: str) -> None:
+        if self.shown and sys.stderr is not None and sys.stderr.isatty():
+            width = shutil.get_terminal_size().columns - 1
+            print(f"\r{line[:width]:{width}}\r", end="", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -65,9 +102,9 @@ def _collecting_later() -> Iterator[None]:
             gc.enable()
 
 
-def _tell() -> None:
-    global _told
-    if not _told:
-        _told = True
+def _announce() -> None:
+    global _announced
+    if not _announced:
+        _announced = True
         kept = f"later processes load them from {folder()}" if folder() else "no folder can be written to keep them in"
         print(f"fastlstm compiles its kernels for this processor, which takes seconds; {kept}", file=sys.stderr)

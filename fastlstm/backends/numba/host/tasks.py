@@ -3,7 +3,7 @@
 import ctypes
 import hashlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from fastlstm.backends.numba.host.arguments import (
     RegionArguments,
     StackArguments,
 )
-from fastlstm.backends.numba.host.compiling import compiled
+from fastlstm.backends.numba.host.compiling import Progress, compiled
 from fastlstm.backends.numba.kernels.backward import backward, backward_matrix, backward_mixed
 from fastlstm.backends.numba.kernels.forward import forward, forward_matrix, forward_mixed
 from fastlstm.backends.numba.kernels.quantized import quantized
@@ -140,10 +140,29 @@ def _functions(fingerprint: int) -> tuple[dict[str, tuple[Any, Any]], Callable[[
 _tasks, _storing = _functions(_fingerprint())
 
 
-@cache
+compiled_functions: dict[str, Any] = {}
+
+
+def prepare(names: Iterable[str]) -> None:
+    """Compile those tasks, and what stores those tables, that this process has not compiled yet."""
+    missing = [name for name in names if name not in compiled_functions]
+    if missing:
+        with Progress(missing) as progress:
+            for name in missing:
+                function, signature = _tasks[name] if name in _tasks else _storing(name)
+                compiled_functions[name] = compiled(signature, function)
+                progress.done(name)
+
+
+def prepare_kernel(task: str, kind: str, cell: Cell, size: int, pieces: int, in_place: bool) -> None:
+    """Compile all that a kernel needs, so that what is left can be shown. See `frames.Kernel`."""
+    matrix, unpacked = [f"matrix{pieces}"] * (pieces > 0), [f"in_place{size}.{kind}"] * in_place
+    prepare([f"primitives{size}", *matrix, table_of(cell, size), *unpacked, task])
+
+
 def _compiled(name: str) -> Any:
-    function, signature = _tasks[name] if name in _tasks else _storing(name)
-    return compiled(signature, function)
+    prepare([name])
+    return compiled_functions[name]
 
 
 def _addresses(name: str) -> dict[str, int]:

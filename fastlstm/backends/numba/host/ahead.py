@@ -1,0 +1,79 @@
+"""Kernels compiled ahead of their first use, in processes side by side: in one process LLVM compiles one at a time."""
+
+import ctypes
+import multiprocessing
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from fastlstm.backends.numba.host import compiling, tasks
+from fastlstm.backends.numba.llvm.loops import tables
+
+Run = Callable[[], object]
+_nothing = ctypes.CFUNCTYPE(None)(lambda: None)
+
+
+class _Idle(dict[str, Any]):
+    """In place of the compiled functions: a function that does nothing, under every name that is asked for."""
+
+    def __contains__(self, name: Any) -> bool:
+        return self[name] is not None
+
+    def __missing__(self, name: str) -> Any:
+        self[name] = SimpleNamespace(address=ctypes.cast(_nothing, ctypes.c_void_p).value)
+        return self[name]
+
+
+def compile_ahead(runs: Sequence[Run], workers: int) -> None:
+    """Compile all kernels that calls need, into numba's cache.
+
+    Args:
+        runs: functions that make the calls and can be pickled. Other processes run them with kernels that do nothing,
+            which shows what kernels the calls need.
+        workers: the number of processes.
+
+    Raises:
+        Exception: what the compilation of a kernel raises.
+    """
+    # Forked processes need not import torch. This one has started no threads of OpenMP, which a fork would miss.
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    with ProcessPoolExecutor(workers, context, _begin) as pool:
+        try:
+            run_of = {name: run for run, names in zip(runs, pool.map(_names, runs)) for name in names}
+            futures = {pool.submit(_compile, name, run): name for name, run in run_of.items()}
+            with compiling.Progress(run_of, workers) as progress:
+                for future in as_completed(futures):
+                    future.result()
+                    progress.done(futures[future])
+        except BaseException:  # Ctrl-C among them
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
+
+
+def _begin() -> None:
+    """Prepare a worker."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once, while the main process says so
+    torch.set_num_threads(1)
+    compiling.QUIET = True
+
+
+def _names(run: Run) -> list[str]:
+    """Return the names of the kernels that `run` needs."""
+    tasks.compiled_functions = idle = _Idle()
+    run()
+    return list(idle)
+
+
+def _compile(name: str, run: Run) -> None:
+    """Compile a kernel that `run` needs."""
+    if name not in tasks.KERNELS and name not in tables:
+        _names(run)  # which makes the tables of its cell
+    tasks.compiled_functions = {}
+    tasks.prepare([name])
