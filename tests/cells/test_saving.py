@@ -5,10 +5,13 @@ from itertools import combinations
 from unittest import mock
 
 import pytest
+import torch
 
 from fastlstm import cells
 from fastlstm.cells import saving
+from fastlstm.cells.emit import RESERVED
 from fastlstm.cells.saving import Costs
+from tests.cells.layers import error
 
 
 def cost_of(some, nodes, needed, load, compute):
@@ -72,12 +75,48 @@ def test_the_cheapest_of_all_choices_of_large_cells(cell):
         ("elman_relu", "", "h"),
         ("li_gru", "z n", "h_prev"),
         ("ind_rnn", "", "h_prev h"),
+        ("dreamer_gru", "deviation deviation_1 deviation_2 scale", "h_prev"),
     ],
 )
 def test_what_the_library_saves(name, saved, read):
     derived = getattr(cells, name).derived()
     assert derived.saved == tuple(saved.split())
     assert derived.states_read == tuple(read.split())
+
+
+def test_numbers_of_rows_are_saved_rather_than_values_of_units():
+    """A mean is never taken again, and what all units of a row share is never read as a state of each unit."""
+
+    @cells.cell(gates={"a": "xh"}, states=("h", "m"), params=("p",))
+    def shares(a, h, m, p):
+        m = cells.mean(a) + cells.stop_gradient(cells.mean(p))
+        return cells.tanh(p * m) * cells.rsqrt(1.0 + m * m), m
+
+    derived = shares.derived()
+    assert derived.saved_rows
+    assert not {"m", "m_prev"} & {*derived.states_read}
+    assert derived.backward.operations()["mean"] == 1  # of the gradient
+
+
+def test_names_of_what_is_saved():
+    """They are short, differ, and hide no function that the backward pass calls, whatever the author's names are."""
+    sigmoid, of_tanh = cells.sigmoid, cells.tanh
+
+    @cells.cell(gates={"a": "xh", "b": "xh"}, states=("h",))
+    def hides(a, b, h):
+        tanh = sigmoid(a) * b
+        mean = of_tanh(tanh * a + b)
+        rsqrt, scale = cells.layer_norm(of_tanh(tanh * h + b) * mean, mean)
+        return of_tanh(rsqrt * scale * tanh) * mean
+
+    derived = hides.derived()
+    assert len({*derived.saved}) == len(derived.saved)
+    assert all(len(name) < 24 and name not in RESERVED for name in derived.saved)
+    a, b, h = torch.randn(3, 2, 5, dtype=torch.double, requires_grad=True)
+    found = derived.forward({"a_pre": a, "b_pre": b, "h_prev": h})
+    want = torch.autograd.grad(hides(a, b, h).sum(), (a, b, h))
+    got = derived.backward({**found, "a_pre": a, "b_pre": b, "h_prev": h, "dh": torch.ones_like(h)})
+    assert max(map(error, (got["da_pre"], got["db_pre"], got["dh_prev"]), want)) < 1e-12
 
 
 def test_dear_memory_saves_less():
