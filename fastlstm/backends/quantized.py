@@ -61,8 +61,12 @@ def quantize_weight(weight: Tensor, name: str = "weight") -> tuple[Tensor, Tenso
 
 
 def check_quantized_layer(layer: Layer) -> None:
-    """Raise ValueError unless the tensors make one int8 layer of its cell in one direction."""
+    """Raise ValueError unless the tensors make one int8 layer of its cell in one direction, and the cell takes no means
+    over units, for which int8 kernels have no second look at a row.
+    """
     x, weights = layer.x, layer.weights
+    if layer.cell.derived().means:
+        raise ValueError(f"an int8 layer must be of a cell without means over units, got {layer.cell.name}")
     if x.dtype is not torch.float32:
         raise ValueError(f"x must have the dtype torch.float32, got {x.dtype}")
     for name, weight, scale in zip(("weight_ih", "weight_hh"), weights[:2], weights[4:]):

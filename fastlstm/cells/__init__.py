@@ -7,7 +7,7 @@
 """
 
 from fastlstm.cells.functions import (
-    abs,  # noqa: A004
+    abs,  # noqa: A004, F401  # Python's own
     clamp,
     exp,
     hard_sigmoid,
@@ -49,7 +49,6 @@ from fastlstm.cells.spec import Cell, cell
 __all__ = [
     "CELLS",
     "Cell",
-    "abs",
     "cell",
     "cifg",
     "clamp",

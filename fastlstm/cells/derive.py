@@ -171,13 +171,10 @@ def _named(nodes: Iterable[Node], taken: set[str]) -> dict[str, Node]:
         return f"{node.value:g}".replace(".", "_").replace("-", "minus_").replace("+", "")
 
     found: dict[str, Node] = {}
-    taken = {*taken, *RESERVED}
     for node in nodes:
-        wanted = name(node)
-        if len(wanted) > LONGEST:  # then by what it is alone, and a number
-            numbered = (f"{node.op}_{k}" for k in itertools.count())
-            wanted = next(each for each in numbered if each not in taken and each not in found)
-        while (node.args and wanted in taken) or wanted in found:
-            wanted += "_"
-        found[wanted] = node
+        stem = name(node)
+        stem = stem if len(stem) <= LONGEST else node.op  # what it is alone
+        others = {*found, *taken, *RESERVED} if node.args else {*found}
+        labels = itertools.chain([stem], (f"{stem}_{k}" for k in itertools.count(1)))
+        found[next(label for label in labels if label not in others)] = node
     return found

@@ -168,7 +168,7 @@ def layer_norm(*values: Any, weight: Any = None, bias: Any = None, eps: float = 
     Equivalent to `torch.nn.functional.layer_norm` of the values side by side along the last axis.
     """
     center = _mean_of_all(values)
-    return _normalized("layer_norm", [v - center for v in values], weight, bias, eps)
+    return _normalized("layer_norm", [_called("deviation", v - center) for v in values], weight, bias, eps)
 
 
 def rms_norm(*values: Any, weight: Any = None, eps: float = 2**-23) -> Any:
@@ -193,6 +193,13 @@ def rms_norm(*values: Any, weight: Any = None, eps: float = 2**-23) -> Any:
     return _normalized("rms_norm", values, weight, None, eps)
 
 
+def _called(name: str, value: Any) -> Any:
+    """The value, which has this name in derived functions unless it has one."""
+    if isinstance(value, Node) and value.args and value.hint is None:
+        value.hint = name
+    return value
+
+
 def _mean_of_all(values: Sequence[Any]) -> Any:
     """The mean over all units of all values."""
     if not values:
@@ -203,7 +210,7 @@ def _mean_of_all(values: Sequence[Any]) -> Any:
 
 def _normalized(name: str, values: Sequence[Any], weight: Any, bias: Any, eps: float) -> Any:
     """Values over the root of the mean of their squares, times weights, plus biases."""
-    scale = rsqrt(_mean_of_all([v * v for v in values]) + eps)
+    scale = _called("scale", rsqrt(_mean_of_all([v * v for v in values]) + eps))
     results = [v * scale for v in values]
     for kind, apply, each in (("weight", operator.mul, weight), ("bias", operator.add, bias)):
         if each is None:

@@ -63,8 +63,6 @@ def in_phases(
     for n in nodes:
         below = 0 if n in given else max((depth[a] for a in n.args), default=0)
         depth[n] = below + (n.op == "mean" and n not in given)
-    last = max(depth.values(), default=0)
-
     means = [n for n in nodes if n.op == "mean" and n not in given]
     shared = {n for n in nodes if n.per_row and not n.is_constant()}
     of_units = {name: n for name, n in wanted.items() if name not in rows}
@@ -72,6 +70,8 @@ def in_phases(
     row_values = shared & asked
     of_rows = {f"row{k}": n for k, n in enumerate(n for n in nodes if n in row_values)}
     sums = {f"sum{k}": n for k, n in enumerate(means)}
+    # kernels of one phase know nothing that is of a row: a function that only reads such numbers has two
+    last = max(depth.values(), default=0) or int(bool(of_rows))
     soon = {name: n for name, n in of_units.items() if name in set(early) and not n.is_constant()}
 
     # what a phase gives that is not the same for all units, and what it can read from an earlier one

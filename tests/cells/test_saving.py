@@ -5,6 +5,7 @@ from itertools import combinations
 from unittest import mock
 
 import pytest
+import torch
 
 from fastlstm import cells
 from fastlstm.cells import saving
@@ -72,12 +73,57 @@ def test_the_cheapest_of_all_choices_of_large_cells(cell):
         ("elman_relu", "", "h"),
         ("li_gru", "z n", "h_prev"),
         ("ind_rnn", "", "h_prev h"),
+        ("dreamer_gru", "deviation deviation_1 deviation_2 scale", "h_prev"),
     ],
 )
 def test_what_the_library_saves(name, saved, read):
     derived = getattr(cells, name).derived()
     assert derived.saved == tuple(saved.split())
     assert derived.states_read == tuple(read.split())
+
+
+def test_numbers_of_rows_are_saved_rather_than_values_of_units():
+    """A mean is never taken again, and what all units of a row share is never read as a state of each unit."""
+
+    @cells.cell(gates={"a": "xh"}, states=("h", "m"), params=("p",))
+    def shares(a, h, m, p):
+        m = cells.mean(a) + cells.stop_gradient(cells.mean(p))
+        return cells.tanh(p * m) * cells.rsqrt(1.0 + m * m), m
+
+    derived = shares.derived()
+    assert derived.saved_rows
+    assert not {"m", "m_prev"} & {*derived.states_read}
+    assert derived.backward.operations()["mean"] == 1  # of the gradient
+
+
+def test_names_of_what_is_saved():
+    """They hide no function that the backward pass calls, whatever the author's names are."""
+    of_tanh = cells.tanh
+
+    @cells.cell(gates=cells.lstm.gates, states=("h", "c"))
+    def hides(i, f, g, o, c):
+        tanh, mean, rsqrt, o = cells.sigmoid(i), cells.sigmoid(f), of_tanh(g), cells.sigmoid(o)
+        c = mean * c + tanh * rsqrt
+        return o * of_tanh(c), c
+
+    derived = hides.derived()
+    assert derived.saved == ("tanh_1", "mean_1", "rsqrt_1", "o")
+    assert derived.backward.operations()["tanh"] == 1
+    given = dict(zip(("i_pre", "f_pre", "g_pre", "o_pre", "c_prev", "dh", "dc"), torch.randn(7, 9)))
+    got, want = (cell.derived().backward({**given, **cell.derived().forward(given)}) for cell in (hides, cells.lstm))
+    assert all(torch.equal(got[name], want[name]) for name in want)
+
+
+def test_names_are_short():
+    @cells.cell(gates={"a": "xh", "b": "xh"}, states=("h",))
+    def long(a, b, h):
+        return (
+            (a * b * h + a + b) * (a * b * h - a - b) * (a / (1.0 + h * h)) * cells.rms_norm(cells.layer_norm(a, b)[0])
+        )
+
+    saved = long.derived(Costs(save=1.0)).saved
+    assert len({*saved}) == len(saved) > 3
+    assert all(len(name) <= 20 for name in saved)
 
 
 def test_dear_memory_saves_less():

@@ -13,7 +13,23 @@ from fastlstm import cells
 from fastlstm.backends import reference
 from fastlstm.backends.base import Gradients, Layer, Run
 from fastlstm.cells import cell as declare
-from fastlstm.cells import exp, log_sigmoid, maximum, relu, sigmoid, tanh, where
+from fastlstm.cells import (
+    clamp,
+    exp,
+    hard_sigmoid,
+    log,
+    log_sigmoid,
+    maximum,
+    minimum,
+    relu,
+    rsqrt,
+    sigmoid,
+    softplus,
+    sqrt,
+    square,
+    tanh,
+    where,
+)
 from tests.backends.numba.test_schedules import under
 from tests.cells.drawn import declared, sources
 from tests.cells.layers import EVERY, GRADIENTS, OUTPUTS, Case, directions, error, every_cell, flat, masks
@@ -238,7 +254,9 @@ def test_nan_stays_in_its_row(cell):
 
 
 FUNCTIONS = {
-    "exp": exp, "log_sigmoid": log_sigmoid, "relu": relu, "sigmoid": sigmoid, "tanh": tanh,
+    "exp": exp, "log_sigmoid": log_sigmoid, "relu": relu, "sigmoid": sigmoid, "tanh": tanh, "log": log, "sqrt": sqrt,
+    "rsqrt": rsqrt, "softplus": softplus, "hard_sigmoid": hard_sigmoid, "abs": abs, "square": square,
+    "minimum": lambda a: minimum(a, 0.25), "clamp": lambda a: clamp(a, -1.0, 2.0),
     "maximum": lambda a: maximum(a, 0.25) - maximum(-a, a),
     "where": lambda a: where(a > 1.0, 1.0, where(a <= -1.0, a, 2.0)),
     "reciprocal": lambda a: 3.0 / a - (-a),

@@ -1,0 +1,248 @@
+"""The library's cells with norms, as modules on backends by name, against their papers' formulas in plain PyTorch."""
+
+import copy
+import io
+
+import pytest
+import torch
+from torch.func import functional_call, grad, jvp, vmap
+from torch.nn import functional as F
+
+import fastlstm
+from fastlstm import cells
+from tests.helpers.tolerances import close
+
+NORMS = (cells.layer_norm_lstm, cells.layer_norm_gru, cells.dreamer_gru)
+every_norm = pytest.mark.parametrize("cell", NORMS, ids=lambda cell: cell.name)
+backends = pytest.mark.parametrize("backend", ["numba", "reference"])  # auto would hide one that does not load
+F64 = torch.float64
+
+
+def joined(w, kind, names):
+    """The vectors of several gates, side by side."""
+    return torch.cat([w[f"{kind}_{name}"] for name in names.split()])
+
+
+def ba_lstm(w, x, h, c):
+    """Ba, Kiros and Hinton, 2016, equations 20 to 22, with one bias for the sum of three."""
+    H = h.shape[-1]
+    of_x = F.layer_norm(F.linear(x, w["weight_ih"], w.get("bias_ih")), (4 * H,), joined(w, "gain", "i_x f_x g_x o_x"))
+    of_h = F.layer_norm(F.linear(h, w["weight_hh"], w.get("bias_hh")), (4 * H,), joined(w, "gain", "i_h f_h g_h o_h"))
+    i, f, g, o = (of_x + of_h + joined(w, "bias", "i f g o")).chunk(4, -1)
+    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+    return o.sigmoid() * F.layer_norm(c, (H,), w["gain_c"], w["bias_c"]).tanh(), c
+
+
+def ba_gru(w, x, h):
+    """Ba, Kiros and Hinton, 2016, the supplement's GRU, with one bias for the sum of two of a gate."""
+    H = h.shape[-1]
+    of_x, of_h = F.linear(x, w["weight_ih"], w.get("bias_ih")), F.linear(h, w["weight_hh"], w.get("bias_hh"))
+    gates = F.layer_norm(of_x[:, : 2 * H], (2 * H,), joined(w, "gain", "r_x z_x"), joined(w, "bias", "r z"))
+    gates = gates + F.layer_norm(of_h[:, : 2 * H], (2 * H,), joined(w, "gain", "r_h z_h"))
+    r, z = gates.sigmoid().chunk(2, -1)
+    n = F.layer_norm(of_x[:, 2 * H :], (H,), w["gain_n_x"], w["bias_n_x"])
+    n = (n + r * F.layer_norm(of_h[:, 2 * H :], (H,), w["gain_n_h"], w["bias_n_h"])).tanh()
+    return ((1 - z) * h + z * n,)
+
+
+def hafner_gru(w, x, h):
+    """DreamerV2's GRUCell with norm=True: one dense layer of x and h side by side, and update_bias=-1."""
+    weight = torch.cat([w["weight_ih"], w["weight_hh"]], 1)
+    parts = F.linear(torch.cat([x, h], -1), weight, w["bias_ih"] + w["bias_hh"] if "bias_ih" in w else None)
+    scale, offset = joined(w, "gain", "r n u"), joined(w, "bias", "r n u")
+    reset, cand, update = F.layer_norm(parts, parts.shape[-1:], scale, offset, 1e-3).chunk(3, -1)
+    update = (update - 1).sigmoid()
+    return (update * (reset.sigmoid() * cand).tanh() + (1 - update) * h,)
+
+
+PAPERS = {cells.layer_norm_lstm: ba_lstm, cells.layer_norm_gru: ba_gru, cells.dreamer_gru: hafner_gru}
+
+
+def published(module, x, states, lengths=None, reset=None):
+    """All layers and directions of a module, a step at a time: the output and the last states."""
+    T, D = len(x), 2 if module.bidirectional else 1
+    ends, held = [], None if lengths is None else torch.arange(T).unsqueeze(1) >= lengths
+    for layer in range(module.num_layers):
+        outputs = []
+        for direction in range(D):
+            suffix = f"_l{layer}{'_reverse' * direction}"
+            w = {name.removesuffix(suffix): a for name, a in module.named_parameters() if name.endswith(suffix)}
+            state, steps = [a[layer * D + direction] for a in states], [None] * T
+            for t in range(T) if direction == 0 else reversed(range(T)):
+                start = state if reset is None else [a.masked_fill(reset[t].unsqueeze(1), 0) for a in state]
+                new = PAPERS[module.cell](w, x[t], *start)
+                if held is not None:
+                    new = [torch.where(held[t].unsqueeze(1), a, b) for a, b in zip(state, new)]
+                state = new
+                steps[t] = state[0] if held is None else state[0].masked_fill(held[t].unsqueeze(1), 0)
+            outputs.append(torch.stack(steps))
+            ends.append(state)
+        x = torch.cat(outputs, -1)
+    return x, tuple(map(torch.stack, zip(*ends)))
+
+
+def made(cell, I, H, backend, dtype=F64, **options):
+    """A module whose params are not the numbers they start from, so that each of them counts."""
+    torch.manual_seed(I + H)
+    module = fastlstm.RNN(cell, I, H, backend=backend, dtype=dtype, **options)
+    with torch.no_grad():
+        for a in module.parameters():
+            a += 0.2 * torch.randn_like(a) / (1 if a.dim() == 1 else H**0.5)
+    return module
+
+
+def operands(module, T=5, B=3):
+    D = module.num_layers * (2 if module.bidirectional else 1)
+    states = tuple(torch.randn(D, B, module.hidden_size, dtype=F64) for _ in module.cell.states)
+    return torch.randn(T, B, module.input_size, dtype=F64), states
+
+
+def with_gradients(module, function, x, states):
+    """Results, and the gradients of all that they depend on."""
+    leaves = [a.detach().clone().requires_grad_() for a in (x, *states)]
+    output, last = function(leaves[0], tuple(leaves[1:]))
+    ends = output, *last
+    directions = [torch.linspace(-1, 1, a.numel(), dtype=a.dtype).view_as(a) for a in ends]
+    return [*ends, *torch.autograd.grad(ends, [*leaves, *module.parameters()], directions)]
+
+
+@backends
+@every_norm
+@pytest.mark.parametrize(
+    ("H", "masked", "bias"), [(1, False, True), (7, True, False), (100, True, True), (650, False, False)]
+)
+def test_the_papers_formula(cell, backend, H, masked, bias):
+    module = made(cell, 3, H, backend, bias=bias)
+    x, states = operands(module)
+    masks = {"lengths": torch.tensor([5, 0, 3]), "reset": torch.rand(5, 3) < 0.3} if masked else {}
+    got = with_gradients(module, lambda x, states: module(x, states, **masks), x, states)
+    want = with_gradients(module, lambda x, states: published(module, x, states, **masks), x, states)
+    close(got, want, "gradients")
+
+
+@backends
+@every_norm
+def test_layers_and_directions(cell, backend):
+    module = made(cell, 3, 9, backend, num_layers=2, bidirectional=True)
+    x, states = operands(module)
+    got = with_gradients(module, module, x, states)
+    close(got, with_gradients(module, lambda x, states: published(module, x, states), x, states), "gradients")
+
+
+@every_norm
+def test_float32(cell):
+    """Beside float64, at sizes that take rows together, parts of a vector, and many rows."""
+    for T, B, I, H in [(9, 4, 5, 33), (4, 70, 20, 64)]:
+        exact, module = made(cell, I, H, "reference"), made(cell, I, H, "numba", torch.float32)
+        exact.load_state_dict(module.state_dict())
+        x, states = operands(exact, T, B)
+        singles = x.float(), tuple(a.float() for a in states)
+        want = with_gradients(exact, exact, singles[0].double(), tuple(a.double() for a in singles[1]))
+        close(with_gradients(module, module, *singles), want, "layer")
+
+
+@backends
+@every_norm
+def test_steps_streams_and_recomputing(cell, backend):
+    module = made(cell, 3, 9, backend)
+    x, states = operands(module, 300)
+    output, last = module(x, states)
+    state, stream = states, module.stream(3)
+    stream.state = tuple(a.clone() for a in states)
+    for t in range(5):
+        h, state = module.step(x[t], state)
+        close(h, output[t], "values")
+        close(stream(x[t]), h, "values")
+    again = copy.deepcopy(module)
+    again.recompute = True
+    close(again(x, states), (output, last), "values")
+    close(with_gradients(again, again, x, states), with_gradients(module, module, x, states), "gradients")
+
+
+@backends
+@every_norm
+def test_transforms(cell, backend):
+    """An ensemble, gradients of each row, forward mode, and second derivatives beside the paper's formula."""
+    module = made(cell, 2, 3, backend)
+    x, states = operands(module, 3, 2)
+    weights = dict(module.named_parameters())
+    loss = lambda function: lambda w, x: functional_call(function, w, (x, states))[0].sin().sum()  # noqa: E731
+    plain = copy.deepcopy(module)
+    plain.forward = lambda x, states: published(plain, x, states)
+    stacked = {name: torch.stack([a, 0.5 * a, a - 0.1]) for name, a in weights.items()}
+    results = []
+    for function in (module, plain):
+        of = loss(function)
+        ensemble = vmap(of, (0, None))(stacked, x)
+        each = vmap(grad(of), (0, None))(stacked, x)
+        _, tangent = jvp(grad(of, (0, 1)), (weights, x), (weights, x.cos()))
+        results.append([ensemble, *each.values(), *tangent[0].values(), tangent[1]])
+    close(results[0], results[1], "derivatives")
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [cells.dreamer_gru, *(pytest.param(cell, marks=pytest.mark.slow) for cell in NORMS[:2])],
+    ids=lambda c: c.name,
+)
+def test_gradcheck(cell):
+    module = made(cell, 1, 2, "numba")
+    x, states = operands(module, 2, 2)
+    names, weights = zip(*module.named_parameters())
+
+    def function(x, *rest):
+        output, last = functional_call(module, dict(zip(names, rest[len(states) :])), (x, rest[: len(states)]))
+        return output, *last
+
+    leaves = [a.detach().requires_grad_() for a in (x, *states, *weights)]
+    assert torch.autograd.gradcheck(function, leaves, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(function, leaves, check_fwd_over_rev=True)
+
+
+@every_norm
+def test_compilers_and_exports(cell):
+    module = made(cell, 3, 4, "numba")
+    x, states = operands(module)
+    want = module(x, states)
+    close(torch.compile(module, fullgraph=True, backend="aot_eager")(x, states), want, "values")
+    program, buffer = torch.export.export(module, (x, states)), io.BytesIO()
+    torch.export.save(program, buffer)
+    buffer.seek(0)
+    close(torch.export.load(buffer).module()(x, states), want, "values")
+
+
+def test_onnx_has_no_operator():
+    module = fastlstm.RNN(cells.dreamer_gru, 3, 4).eval()
+    with pytest.raises(Exception, match=r"the aten backend runs the cells .*, got dreamer_gru"):
+        torch.onnx.export(module, (torch.randn(2, 1, 3),), io.BytesIO(), dynamo=True, verbose=False)
+
+
+@every_norm
+def test_what_params_start_from(cell):
+    """Gains start from 1 and biases of norms from 0, at reset_parameters, too; weights are drawn as for other cells."""
+    torch.manual_seed(0)
+    module = fastlstm.RNN(cell, 3, 5, 2, bidirectional=True)
+    for _ in range(2):
+        for name, a in module.named_parameters():
+            start = 1.0 if name.startswith("gain") else 0.0
+            if name.startswith(("weight_", "bias_ih", "bias_hh")):
+                assert 0 < a.abs().max() <= 5**-0.5
+            else:
+                assert torch.equal(a, torch.full_like(a, start))
+        with torch.no_grad():
+            for a in module.parameters():
+                a += 0.25
+        module.reset_parameters()
+
+
+def test_a_mapping_says_what_params_start_from():
+    @cells.cell(gates={"a": "xh"}, states=("h",), params={"scale": 2, "drawn": None, "shift": -0.5})
+    def affine(a, scale, drawn, shift):
+        return scale * cells.tanh(a) + drawn + shift
+
+    assert affine.params == ("scale", "drawn", "shift")
+    assert affine.initial == {"scale": 2, "shift": -0.5}
+    module = fastlstm.RNN(affine, 3, 5)
+    assert torch.equal(module.scale_l0, torch.full((5,), 2.0))
+    assert torch.equal(module.shift_l0, torch.full((5,), -0.5))
+    assert len(module.drawn_l0.unique()) == 5

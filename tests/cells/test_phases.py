@@ -1,0 +1,77 @@
+"""Derived functions in phases, run one after the other on tensors, against the whole function."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+
+from fastlstm.cells import CELLS
+from fastlstm.cells.phases import in_phases
+from tests.cells.drawn import declared, sources
+from tests.cells.layers import error
+from tests.cells.test_derivations import MEANS, one
+from tests.cells.test_drawn import QUIET
+
+B, H = 3, 5
+
+
+def in_turn(phases, arguments, rows):
+    """All that the phases give. A row's numbers are (B, 1), and a sum is known from the next phase on."""
+    shared = {name: arguments[name][:, :1] for name in rows if name in arguments}
+    units, results = {name: a for name, a in arguments.items() if name not in rows}, {}
+    for phase in phases.phases:
+        numbers = phase.rows(shared)
+        assert all(a.shape == (B, 1) for a in numbers.values())
+        assert {*phase.units.arguments}.isdisjoint(rows)
+        values = phase.units(units | shared | numbers)
+        shared |= numbers | {name: values[name].mean(-1, keepdim=True) for name in phases.sums if name in values}
+        units |= values
+        results |= numbers | values
+    return results
+
+
+def check(cell):
+    derived, layout = cell.derived(), cell.layout
+    generator = torch.Generator().manual_seed(3)
+    given = {
+        name: torch.rand(B, H, generator=generator, dtype=torch.double)
+        for function in (derived.forward, derived.backward)
+        for name in function.arguments
+    }
+    given |= derived.forward(given)
+    terms = [f"d{name}" for name in (*(f"{gate}_pre" for gate in layout.sums), *layout.params)]
+    for function, rows, early in (
+        (derived.forward, layout.saved_rows, layout.saved_units),
+        (derived.backward, layout.saved_rows, terms),
+    ):
+        phases = in_phases(function, function.results, rows, early)
+        found = in_turn(phases, {name: given[name] for name in function.arguments}, rows)
+        for name, want in function(given).items():
+            assert error(found[name].expand(B, H), want) < 1e-12, name
+        taken = {name for phase in phases.phases for name in phase.units.arguments}
+        assert {*phases.kept} <= taken  # nothing is kept for nothing
+
+
+@pytest.mark.parametrize("cell", [*CELLS, *(one(expression) for expression in MEANS.values())])
+def test_phases_are_the_whole_function(cell):
+    check(cell)
+
+
+@given(sources())
+@settings(max_examples=60, **QUIET)
+def test_phases_of_drawn_cells(source):
+    check(declared(source))
+
+
+def test_a_plain_cell_has_one_phase():
+    for cell in CELLS:
+        if not cell.derived().means:
+            phases = in_phases(cell.derived().forward, cell.states)
+            assert (len(phases.phases), phases.of_rows, phases.sums, phases.kept) == (1, (), (), ())
+
+
+@pytest.mark.parametrize(("name", "forward", "backward"), [("layer_norm_lstm", 5, 5), ("dreamer_gru", 3, 3)])
+def test_how_many_phases_there_are(name, forward, backward):
+    cell = next(cell for cell in CELLS if cell.name == name)
+    derived = cell.derived()
+    assert len(in_phases(derived.forward, cell.states).phases) == forward
+    assert len(in_phases(derived.backward, derived.backward.results, derived.saved_rows).phases) == backward
