@@ -203,16 +203,14 @@ template <class C, int PIECES> struct Int8Inputs : Int8Product<C> {
     float *out;
     int64_t out_panel;
 
-    template <int R> NOINLINE __attribute__((flatten)) void tile(int64_t panels) const {
-        for (Int8Inputs s = *this; panels > 0; panels--, s.next()) {
-            const Int8Panel<C> &p = *s.panel;
-            const Int8Sums<PIECES, R, C::X, C> sums(s, p.starts_x);
-            UNROLL for (int r = 0; r < R; r++) {
-                UNROLL for (int n = 0; n < C::X; n++) {
-                    const Raw<float> init = Vector<float>::load(p.biases + n * L).raw;
-                    const auto value = scaled<PIECES, C::X>(sums.totals + r * PIECES, n, s.scales[r], p.scales_x, init);
-                    Vector<float>(value).store(s.out + (r * C::X + n) * L);
-                }
+    template <int R> INLINE void tile() const {
+        const Int8Panel<C> &p = *this->panel;
+        const Int8Sums<PIECES, R, C::X, C> sums(*this, p.starts_x);
+        UNROLL for (int r = 0; r < R; r++) {
+            UNROLL for (int n = 0; n < C::X; n++) {
+                const Raw<float> init = Vector<float>::load(p.biases + n * L).raw;
+                const auto value = scaled<PIECES, C::X>(sums.totals + r * PIECES, n, this->scales[r], p.scales_x, init);
+                Vector<float>(value).store(out + (r * C::X + n) * L);
             }
         }
     }
@@ -233,12 +231,10 @@ template <class C, int PIECES> struct Int8Step : Int8Product<C> {
     uint8_t *to;
     float *to_scales;
 
-    template <int R> NOINLINE __attribute__((flatten)) void tile(int64_t panels) const {
-        for (Int8Step s = *this; panels > 0; panels--, s.next()) {
-            const Int8Sums<PIECES, R, C::Y, C> sums(s, s.panel->starts_h);
-            if constexpr (R == 1) s.cells(1, sums.totals);
-            else s.cells_apart(R, sums.totals);
-        }
+    template <int R> INLINE void tile() const {
+        const Int8Sums<PIECES, R, C::Y, C> sums(*this, this->panel->starts_h);
+        if constexpr (R == 1) cells(1, sums.totals);
+        else cells_apart(R, sums.totals);
     }
     // Its constants then take no registers from the sums.
     NOINLINE __attribute__((flatten)) void cells_apart(int64_t rows, const Ints (*totals)[C::Y]) const { cells(rows, totals); }
@@ -276,9 +272,16 @@ template <class C, int PIECES> struct Int8Step : Int8Product<C> {
     }
 };
 
+// `tiles` tiles of R rows, against some panels
+template <int R, class T> NOINLINE __attribute__((flatten)) void run_tiles(int64_t panels, int64_t tiles, const T &first) {
+    T t = first;
+    for (; panels > 0; panels--, t.skip(-R * tiles), t.next())
+        for (int64_t k = 0; k < tiles; k++, t.skip(R)) t.template tile<R>();
+}
 template <int R, class T> inline void in_tiles(int64_t rows, int64_t panels, T &t) {
-    for (; rows >= R; rows -= R, t.skip(R)) t.template tile<R>(panels);
-    if constexpr (R > 1) in_tiles<R - 1>(rows, panels, t);
+    const int64_t tiles = rows / R;
+    if (tiles) run_tiles<R>(panels, tiles, t), t.skip(tiles * R);
+    if constexpr (R > 1) in_tiles<R - 1>(rows % R, panels, t);
 }
 // Rows of one tile pass all panels at once.
 template <int PIECES, class T> NOINLINE void multiply_int8(int64_t rows, int64_t panels, T &&t) {
