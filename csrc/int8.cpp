@@ -27,7 +27,7 @@ int fastlstm::run_int8(fastlstm_forward_args &a, const fastlstm_threads *threads
     Int8Job job = {};
     job.args = &a, job.parts = split.parts, job.barriers = split.barriers;
     job.pack = !a.packed, job.packed = (void *)a.packed;
-    job.pieces = pieces, job.block = max(1, min(a.T, BLOCK_ROWS / a.B)), job.few = a.B <= BLOCK_ROWS;
+    job.pieces = pieces, job.block = max(1, min(a.T, BLOCK_ROWS / a.B)), job.few = a.B <= BLOCK_ROWS / 2;
     Memory memory;
     Zeros zeros(a, memory);
     const int64_t panel = int8_panel_size(cell.sums, cell.of_x, cell.of_h, a.I, a.H, kernels.vector_bytes);

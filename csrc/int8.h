@@ -15,8 +15,9 @@ using fastlstm::int8_pitch;
 // What a panel of packed weights has beside these. Packed memory may lie anywhere.
 template <class C> struct Int8Panel {
     static constexpr int64_t L = Vector<float>::N;
-    float scales_x[C::X * L], scales_h[C::Y * L], biases[C::S * L];
-    int32_t starts_x[C::X * L], starts_h[C::Y * L];  // of the sums: -ZERO times each weight row's own sum
+    int32_t starts_x[C::X * L];  // of the sums: -ZERO times each weight row's own sum
+    float scales_x[C::X * L], biases[C::S * L], scales_h[C::Y * L];
+    int32_t starts_h[C::Y * L];
     char digest[sizeof(Digest)];
 };
 
@@ -89,9 +90,9 @@ template <class C> NOINLINE bool is_int8_changed(const fastlstm_forward_args &a,
     constexpr int64_t L = Vector<float>::N;
     alignas(64) float seen[(C::X + C::Y + C::S) * L];  // as they lie in the panel
     pack_scales(a, p, C::X, C::BLOCKS_IH, a.weight_ih_scale, seen);
-    pack_scales(a, p, C::Y, C::BLOCKS_HH, a.weight_hh_scale, seen + C::X * L);
-    pack_biases<C, float>(&a, p, L, seen + (C::X + C::Y) * L);
-    if (__builtin_memcmp(seen, &panel, sizeof seen)) return true;
+    pack_biases<C, float>(&a, p, L, seen + C::X * L);
+    pack_scales(a, p, C::Y, C::BLOCKS_HH, a.weight_hh_scale, seen + (C::X + C::S) * L);
+    if (__builtin_memcmp(seen, panel.scales_x, sizeof seen)) return true;
     const Digest now = digest<C, float, int8_t>(&a, p);
     return __builtin_memcmp(&now, panel.digest, sizeof now) != 0;
 }
@@ -120,6 +121,14 @@ template <class Body> inline void for_vectors(int64_t count, const float *from, 
     body(few, 0);
 }
 
+template <int BYTES> inline int32_t largest_lane(const int32_t __attribute__((vector_size(BYTES))) lanes) {
+    struct { int32_t __attribute__((vector_size(BYTES / 2))) low, high; } halves;
+    __builtin_memcpy(&halves, &lanes, BYTES);
+    const auto larger = halves.low > halves.high ? halves.low : halves.high;
+    if constexpr (BYTES > 16) return largest_lane<BYTES / 2>(larger);
+    else return max(larger[0], larger[1]);
+}
+
 // Writes a row in PIECES of bytes, `piece` apart and whole vectors of them, and returns its scale. The largest size is
 // `least` or more. A row that is not finite has a scale of NaN, and one that is next to nothing a scale of 0.
 template <int PIECES>
@@ -130,8 +139,7 @@ NOINLINE float quantize(int64_t count, const float *from, float least, uint8_t *
         const Ints size = (Ints)values & INT32_MAX;
         most = size > most ? size : most;
     });
-    int32_t bits = most[0];
-    for (int64_t k = 1; k < L; k++) bits = most[k] > bits ? most[k] : bits;
+    const int32_t bits = largest_lane<VECTOR_BYTES>(most);
     float largest;
     __builtin_memcpy(&largest, &bits, 4);
     const bool finite = bits < 0x7f800000;
@@ -272,25 +280,22 @@ template <class C, int PIECES> struct Int8Step : Int8Product<C> {
     }
 };
 
-// `tiles` tiles of R rows, against some panels
-template <int R, class T> NOINLINE __attribute__((flatten)) void run_tiles(int64_t panels, int64_t tiles, const T &first) {
-    T t = first;
-    for (; panels > 0; panels--, t.skip(-R * tiles), t.next())
+// `tiles` tiles of R rows, against some panels: then t is behind these rows, and at the last panel.
+template <int R, class T> NOINLINE __attribute__((flatten)) void run_tiles(int64_t panels, int64_t tiles, T &t) {
+    for (;; t.skip(-R * tiles), t.next()) {
         for (int64_t k = 0; k < tiles; k++, t.skip(R)) t.template tile<R>();
+        if (--panels <= 0) return;
+    }
 }
 template <int R, class T> inline void in_tiles(int64_t rows, int64_t panels, T &t) {
-    const int64_t tiles = rows / R;
-    if (tiles) run_tiles<R>(panels, tiles, t), t.skip(tiles * R);
+    if (rows >= R) run_tiles<R>(panels, rows / R, t);
     if constexpr (R > 1) in_tiles<R - 1>(rows % R, panels, t);
 }
 // Rows of one tile pass all panels at once.
 template <int PIECES, class T> NOINLINE void multiply_int8(int64_t rows, int64_t panels, T &&t) {
     constexpr int MOST = (INT8_ROWS + PIECES - 1) / PIECES;
     const int64_t at_once = rows <= MOST ? panels : 1;
-    for (; panels > 0; panels -= at_once, t.next()) {
-        T some = t;
-        in_tiles<MOST>(rows, at_once, some);
-    }
+    for (; panels > 0; panels -= at_once, t.skip(-rows), t.next()) in_tiles<MOST>(rows, at_once, t);
 }
 
 template <class C, int PIECES> void run_int8(const Int8Job &job, Place &place) {
