@@ -12,7 +12,7 @@
 namespace fastlstm {
 
 // Vectors of a digest: as many as keep the multipliers busy and stay in registers.
-constexpr int64_t digest_vectors(int64_t vector_bytes) { return vector_bytes == 64 ? 16 : 8; }
+constexpr int64_t digest_vectors(int64_t vector_bytes) { return vector_bytes == 64 ? 8 : 4; }
 
 struct alignas(64) Barrier { int64_t arrived; };  // a cache line each
 
