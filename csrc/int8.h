@@ -348,17 +348,13 @@ template <class C, int PIECES> void run_int8(const Int8Job &job, Place &place) {
             else __builtin_memset(to, ZERO, (p_last - p_first) * L);
         }
     };
-    auto set_carried = [&](int64_t r, int64_t of, const float *from) {
-        for (int64_t p = p_first; p < p_last; p++)
-            copy_rows<float>(1, of ? min(L, H - p * L) : 0, L, {from + p * L, 0}, {carried + (p * B + r) * L, 0});
-    };
-    const float *const starts[] = {(const float *)a.h_0, (const float *)a.c_0};
-    const int64_t start_rows[] = {a.h_0_row, a.c_0_row};
+    const Rows<const float> starts[] = {{(const float *)a.h_0, a.h_0_row}, {(const float *)a.c_0, a.c_0_row}};
     for (int64_t r = r_first; r < r_last; r++) {
-        scales_of(0)[r] = quantize<PIECES>(H, starts[0] + (b_first + r) * start_rows[0], 1, bytes_of(0) + r * row_h, piece_h);
+        scales_of(0)[r] = quantize<PIECES>(H, starts[0][b_first + r], 1, bytes_of(0) + r * row_h, piece_h);
         scales_of(1)[r] = CLEAN;
     }
-    for (int64_t r = 0; r < count; r++) set_carried(r, 1, starts[C::OWN] + (b_first + r) * start_rows[C::OWN]);
+    for (int64_t p = p_first; p < p_last; p++)
+        copy_rows<float>(count, min(L, H - p * L), L, starts[C::OWN].from(b_first, p * L), {carried + p * B * L, L});
     round_inputs(0);
     place.meet_team();
     bool is_large = false;  // a GRU's h stays beyond 1 then
@@ -366,7 +362,8 @@ template <class C, int PIECES> void run_int8(const Int8Job &job, Place &place) {
     auto reset = [&](int64_t s) {
         const Mask mask(a, time_of(s), b_first);
         for (int64_t r = mask.next(RESET, count); r < count; r = mask.next(RESET, count, r + 1))
-            set_bytes(s, r, nullptr), set_carried(r, 0, nullptr);
+            set_bytes(s, r, nullptr);
+        for (int64_t p = p_first; p < p_last; p++) mask.zero<float>(RESET, count, L, {carried + p * B * L, L});
     };
     if (a.reset) place.meet_team(), reset(0), place.meet_team();
 
@@ -413,15 +410,17 @@ template <class C, int PIECES> void run_int8(const Int8Job &job, Place &place) {
         }
         place.meet_team();
     }
-    for (int64_t r = 0; r < count; r++) {
-        const int64_t b = b_first + r, length = a.lengths ? min(a.lengths[b], T) : T, of = b * H + first;
-        const float *h = starts[0] + b * start_rows[0] + first;
-        if (length > 0) h = (const float *)a.h + (a.reverse ? 0 : length - 1) * B * H + of;
-        copy_rows<float>(1, width, width, {h, 0}, {(float *)a.h_n + of, 0});
-        for (int64_t p = p_first; C::OWN > 0 && p < p_last; p++) {
-            const int64_t valid = min(L, H - p * L);
-            copy_rows<float>(1, valid, valid, {carried + (p * B + r) * L, 0}, {(float *)a.c_n + b * H + p * L, 0});
-        }
+    const Rows<float> h_n{(float *)a.h_n + b_first * H + first, H};
+    const Rows<const float> h{(const float *)a.h + b_first * H + first, H};
+    if (!a.lengths) copy_rows<float>(count, width, width, h.from(time_of(T - 1) * B, 0), h_n);
+    for (int64_t r = 0; a.lengths && r < count; r++) {
+        const int64_t length = min(a.lengths[b_first + r], T);
+        const float *from = length > 0 ? h[(a.reverse ? 0 : length - 1) * B + r] : starts[0][b_first + r] + first;
+        copy_rows<float>(1, width, width, {from, 0}, h_n.from(r, 0));
+    }
+    for (int64_t p = p_first; C::OWN > 0 && p < p_last; p++) {
+        const int64_t valid = min(L, H - p * L);
+        copy_rows<float>(count, valid, valid, {carried + p * B * L, L}, {(float *)a.c_n + b_first * H + p * L, H});
     }
 }
 
