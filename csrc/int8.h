@@ -280,11 +280,13 @@ template <class C, int PIECES> struct Int8Step : Int8Product<C> {
     }
 };
 
-// `tiles` tiles of R rows, against some panels: then t is behind these rows, and at the last panel.
+// Several tiles of R rows, or one against several panels: t goes on to what comes then.
 template <int R, class T> NOINLINE __attribute__((flatten)) void run_tiles(int64_t panels, int64_t tiles, T &t) {
-    for (;; t.skip(-R * tiles), t.next()) {
-        for (int64_t k = 0; k < tiles; k++, t.skip(R)) t.template tile<R>();
-        if (--panels <= 0) return;
+    const bool across = panels > 1;
+    for (int64_t k = across ? panels : tiles; k > 0; k--) {
+        t.template tile<R>();
+        if (across) t.next();
+        else t.skip(R);
     }
 }
 template <int R, class T> inline void in_tiles(int64_t rows, int64_t panels, T &t) {
@@ -294,8 +296,8 @@ template <int R, class T> inline void in_tiles(int64_t rows, int64_t panels, T &
 // Rows of one tile pass all panels at once.
 template <int PIECES, class T> NOINLINE void multiply_int8(int64_t rows, int64_t panels, T &&t) {
     constexpr int MOST = (INT8_ROWS + PIECES - 1) / PIECES;
-    const int64_t at_once = rows <= MOST ? panels : 1;
-    for (; panels > 0; panels -= at_once, t.skip(-rows), t.next()) in_tiles<MOST>(rows, at_once, t);
+    if (rows <= MOST) return in_tiles<MOST>(rows, panels, t);
+    for (; panels > 0; panels--, t.skip(-rows), t.next()) in_tiles<MOST>(rows, 1, t);
 }
 
 template <class C, int PIECES> void run_int8(const Int8Job &job, Place &place) {
