@@ -164,7 +164,7 @@ template <class C> struct Int8Product {
 
 // sums[m][n] = scales[m] * weight_scales[n] * (sum over k of a[m, k] w[k, n]) + init(m, n) for R rows and N vectors of a panel.
 template <int PIECES, int R, int N, class C> struct Int8Sums {
-    static constexpr int A = R * PIECES, U = A * N < CHAINS ? 2 : 1;  // rows of bytes, and sums of each
+    static constexpr int A = R * PIECES, U = A * N >= CHAINS ? 1 : A * N > 4 ? 2 : 4;  // rows of bytes, and sums of each
     static constexpr int64_t L = Vector<float>::N;
     Ints totals[A][N];
 
@@ -179,11 +179,11 @@ template <int PIECES, int R, int N, class C> struct Int8Sums {
         int64_t groups = s.groups;
         for (; groups >= U; groups -= U, w += U * N * VECTOR_BYTES, a += U * 4)
             UNROLL for (int u = 0; u < U; u++) add(sums[u], w + u * N * VECTOR_BYTES, a + u * 4, piece);
-        if (U > 1 && groups) add(sums[0], w, a, piece);
+        for (; U > 1 && groups > 0; groups--, w += N * VECTOR_BYTES, a += 4) add(sums[0], w, a, piece);
         UNROLL for (int m = 0; m < A; m++) {
             UNROLL for (int n = 0; n < N; n++) {
                 totals[m][n] = sums[0][m][n].total();
-                if (U > 1) totals[m][n] += sums[U - 1][m][n].total();
+                UNROLL for (int u = 1; u < U; u++) totals[m][n] += sums[u][m][n].total();
             }
         }
     }
