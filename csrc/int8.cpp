@@ -4,7 +4,7 @@
 using namespace fastlstm;
 
 // (step, row) pairs whose x is multiplied in one pass over the weights, in several steps where rows are few
-constexpr int64_t BLOCK_ROWS = 24;
+constexpr int64_t BLOCK_ROWS = 48;
 
 const Int8Kernels *fastlstm::int8_kernels_of(int64_t instructions) {
 #ifdef __x86_64__

@@ -316,7 +316,7 @@ template <class C, int PIECES> void run_int8(const Int8Job &job, Place &place) {
     // The part's rows of h before step s, and of the scales, with three turns: read, written, made ready
     auto bytes_of = [&](int64_t s) { return job.h + (s % 2 * B + b_first) * row_h; };
     auto scales_of = [&](int64_t s) { return job.scales_h + s % 3 * B + b_first; };
-    float *const scales = job.scales + place.thread * B, *const carried = job.carried + b_first * L;
+    float *const own_scales = job.scales + place.thread * B, *const carried = job.carried + b_first * L;
     auto inputs_at = [&](int64_t s) { return (s / block % 2 * B + b_first) * block; };  // the first of a block's rows
     auto round_inputs = [&](int64_t s) {
         const int64_t rows = min(block, T - s) * count;
@@ -334,7 +334,7 @@ template <class C, int PIECES> void run_int8(const Int8Job &job, Place &place) {
             out, B * block * OF_X});
     };
     // Step s of `some` panels from p on, or back, for rows that are not held
-    auto run_panels = [&](int64_t s, int64_t p, int64_t some, int64_t sign, int64_t r, int64_t rows, const float *sums_x) {
+    auto run_panels = [&](int64_t s, const float *scales, int64_t p, int64_t some, int64_t sign, int64_t r, int64_t rows, const float *sums_x) {
         const bool cut = (p + 1) * L > H;
         float *const out = (float *)a.h + (time_of(s) * B + b_first + r) * H + p * L;
         multiply_int8<PIECES>(rows, some, Int8Step<C, PIECES>{
@@ -353,7 +353,7 @@ template <class C, int PIECES> void run_int8(const Int8Job &job, Place &place) {
     const Rows<const float> starts[] = {{(const float *)a.h_0, a.h_0_row}, {(const float *)a.c_0, a.c_0_row}};
     for (int64_t r = r_first; r < r_last; r++) {
         scales_of(0)[r] = quantize<PIECES>(H, starts[0][b_first + r], 1, bytes_of(0) + r * row_h, piece_h);
-        scales_of(1)[r] = CLEAN;
+        scales_of(1)[r] = scales_of(2)[r] = CLEAN;
     }
     for (int64_t p = p_first; p < p_last; p++)
         copy_rows<float>(count, min(L, H - p * L), L, starts[C::OWN].from(b_first, p * L), {carried + p * B * L, L});
@@ -372,8 +372,10 @@ template <class C, int PIECES> void run_int8(const Int8Job &job, Place &place) {
     for (int64_t s = 0; s < T; s++) {
         const int64_t t = time_of(s), in_block = s % block, steps = min(block, T - s);
         const Mask mask(a, t, b_first);
-        for (int64_t r = 0; r < count; r++) scales[r] = mask.is(RESET, r) ? CLEAN : scales_of(s)[r];
-        for (int64_t r = r_first; r < r_last; r++) scales_of(s + 2)[r] = CLEAN;
+        for (int64_t r = 0; a.reset && r < count; r++) own_scales[r] = mask.is(RESET, r) ? CLEAN : scales_of(s)[r];
+        const float *const scales = a.reset ? own_scales : scales_of(s);
+        for (int64_t r = r_first; r < r_last; r++)  // hardly ever: other threads keep what they have read
+            if (scales_of(s + 2)[r] != CLEAN) scales_of(s + 2)[r] = CLEAN;
         float *const of_block = job.sums_x + (p_first * B + b_first) * block * OF_X;
         if (job.few && in_block == 0) multiply_inputs(s, p_first, p_last - p_first, 0, steps * count, of_block);
         for (int64_t r = mask.next(HOLD, count); r < count; r = mask.next(HOLD, count, r + 1)) {
@@ -397,7 +399,7 @@ template <class C, int PIECES> void run_int8(const Int8Job &job, Place &place) {
                 const float *sums_x = of_x;
                 if (job.few) sums_x = job.sums_x + ((p * B + b_first) * block + in_block * count + r) * OF_X;
                 else multiply_inputs(s, p, 1, r, rows, of_x);
-                run_panels(s, p, some, back ? -1 : 1, r, rows, sums_x);
+                run_panels(s, scales, p, some, back ? -1 : 1, r, rows, sums_x);
             }
         }
         if (s + 1 < T && a.reset) reset(s + 1);
