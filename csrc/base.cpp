@@ -6,6 +6,9 @@
 #define REGISTERS 32
 #define TILE_ROWS 6  // 24 accumulators
 #else
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
 #define REGISTERS 16
 #define TILE_ROWS 3
 #endif

@@ -96,3 +96,28 @@ struct Dots {
     Ints total() const { return sums; }
 };
 #endif
+
+// Stores the lowest byte of each lane; and says whether a lane is NaN.
+#if VECTOR_BYTES == 64
+inline void store_low(Ints numbers, uint8_t *to) { _mm_storeu_si128((__m128i *)to, _mm512_cvtepi32_epi8((__m512i)numbers)); }
+inline bool any_nan(__m512 x) { return _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q) != 0; }
+#elif VECTOR_BYTES == 32
+inline void store_low(Ints numbers, uint8_t *to) {
+    const __m256i first = _mm256_set1_epi32(0x0c080400), bytes = _mm256_shuffle_epi8((__m256i)numbers, first);
+    const __m128i halves = _mm_unpacklo_epi32(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1));
+    _mm_storel_epi64((__m128i *)to, halves);
+}
+inline bool any_nan(__m256 x) { return _mm256_movemask_ps(_mm256_cmp_ps(x, x, _CMP_UNORD_Q)) != 0; }
+#elif defined(__SSE2__)
+inline void store_low(Ints numbers, uint8_t *to) {
+    const __m128i words = _mm_packs_epi32((__m128i)(numbers & 255), __m128i{}), bytes = _mm_packus_epi16(words, words);
+    const int32_t four = _mm_cvtsi128_si32(bytes);
+    __builtin_memcpy(to, &four, 4);
+}
+inline bool any_nan(__m128 x) { return _mm_movemask_ps(_mm_cmpunord_ps(x, x)) != 0; }
+#else
+inline void store_low(Ints numbers, uint8_t *to) {
+    for (int k = 0; k < VECTOR_BYTES / 4; k++) to[k] = (uint8_t)numbers[k];
+}
+template <class V> inline bool any_nan(V x) { return x[0] != x[0] || x[1] != x[1] || x[2] != x[2] || x[3] != x[3]; }
+#endif

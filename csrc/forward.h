@@ -17,11 +17,11 @@ NOINLINE void pack_biases(const fastlstm_forward_args *a, int64_t p, int64_t pit
     }
 }
 
-// A digest of all weights of a panel, that of fastlstm/backends/numba/primitives.py: each 64-bit pair of words goes to one of
-// many lanes, lane = rotate_left(lane + pair, 13) * FACTOR. All lanes are kept and compared. A change within one pair is always
-// seen; several changes in the same lane go unseen with odds of about 2**-64.
+// A digest of weights, as that of the numba backend (llvm/digest.py): each 64-bit pair of words goes to one of many lanes,
+// lane = rotate_left(lane + pair, 13), and every fourth time, and at the end, lane * FACTOR. All lanes are kept and compared.
+// A change within one pair is always seen; several changes in the same lane go unseen with odds of about 2**-64.
 struct Digest {
-    static constexpr int64_t CHAINS = fastlstm::digest_vectors(VECTOR_BYTES);
+    static constexpr int64_t CHAINS = fastlstm::digest_vectors(VECTOR_BYTES), ROUND = CHAINS * VECTOR_BYTES;
     typedef uint64_t Pairs __attribute__((vector_size(VECTOR_BYTES)));
     Pairs lanes[CHAINS];
 
@@ -29,20 +29,28 @@ struct Digest {
         for (uint64_t n = 0; n < CHAINS; n++)
             for (uint64_t k = 0; k < VECTOR_BYTES / 8; k++) lanes[n][k] = n * VECTOR_BYTES / 8 + k + 1;
     }
-    static Pairs mix(Pairs lane, const char *from, int64_t bytes) {
+    static Pairs mix(Pairs lane, const char *from, int64_t bytes = VECTOR_BYTES, bool multiplies = true) {
         Pairs pairs = {};
         __builtin_memcpy(&pairs, from, bytes);
         lane += pairs;
-        return (lane << 13 | lane >> 51) * UINT64_C(0x9E3779B1);
+        lane = lane << 13 | lane >> 51;
+        return multiplies ? lane * UINT64_C(0x9E3779B1) : lane;
     }
     NOINLINE void add(const void *words, int64_t bytes) {
         const char *at = (const char *)words;
         Pairs own[CHAINS];  // which stay in registers
         UNROLL for (int64_t n = 0; n < CHAINS; n++) own[n] = lanes[n];
-        for (; bytes >= CHAINS * VECTOR_BYTES; bytes -= CHAINS * VECTOR_BYTES)
-            UNROLL for (int64_t n = 0; n < CHAINS; n++, at += VECTOR_BYTES) own[n] = mix(own[n], at, VECTOR_BYTES);
-        for (; bytes >= VECTOR_BYTES; bytes -= VECTOR_BYTES, at += VECTOR_BYTES) own[0] = mix(own[0], at, VECTOR_BYTES);
-        if (bytes) own[1] = mix(own[1], at, bytes);
+        for (; bytes >= 4 * ROUND; bytes -= 4 * ROUND)
+            UNROLL for (int k = 0; k < 4; k++, at += ROUND)
+                UNROLL for (int64_t n = 0; n < CHAINS; n++) own[n] = mix(own[n], at + n * VECTOR_BYTES, VECTOR_BYTES, k == 3);
+        for (; bytes >= ROUND; bytes -= ROUND, at += ROUND)
+            UNROLL for (int64_t n = 0; n < CHAINS; n++) own[n] = mix(own[n], at + n * VECTOR_BYTES);
+        UNROLL for (int64_t n = 0; n < CHAINS; n++) {
+            const int64_t next = min(bytes, VECTOR_BYTES);
+            if (next == VECTOR_BYTES) own[n] = mix(own[n], at);
+            else if (next) own[n] = mix(own[n], at, next);
+            at += next, bytes -= next;
+        }
         UNROLL for (int64_t n = 0; n < CHAINS; n++) lanes[n] = own[n];
     }
     template <class W> void add_rows(int64_t rows, int64_t columns, Rows<const W> weight) {
@@ -51,18 +59,14 @@ struct Digest {
     }
 };
 
-// Of panel p, whose units are the lanes of a vector of E; the weights are of W.
+// Of the part of all weights, which are of W, that is kept with panel p of E. All parts together are compared.
 template <class C, class E, class W = E> NOINLINE Digest digest(const fastlstm_forward_args *a, int64_t p) {
-    constexpr int64_t L = Vector<E>::N;
-    const int64_t valid = min(L, a->H - p * L);
+    const int64_t panels = ceil_div(a->H, Vector<E>::N), first_x = share(C::X * a->H, p, panels);
+    const int64_t first_h = share(C::Y * a->H, p, panels);
+    const Rows<const W> ih{(const W *)a->weight_ih, a->weight_ih_row}, hh{(const W *)a->weight_hh, a->weight_hh_row};
     Digest digest;
-    for (int64_t block = 0; block < max(C::X, C::Y); block++) {
-        const int64_t row = block * a->H + p * L;
-        if (block < C::X)
-            digest.add_rows<W>(valid, a->I, {(const W *)a->weight_ih + row * a->weight_ih_row, a->weight_ih_row});
-        if (block < C::Y)
-            digest.add_rows<W>(valid, a->H, {(const W *)a->weight_hh + row * a->weight_hh_row, a->weight_hh_row});
-    }
+    digest.add_rows<W>(share(C::X * a->H, p + 1, panels) - first_x, a->I, ih.from(first_x, 0));
+    digest.add_rows<W>(share(C::Y * a->H, p + 1, panels) - first_h, a->H, hh.from(first_h, 0));
     return digest;
 }
 

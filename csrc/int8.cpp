@@ -4,7 +4,7 @@
 using namespace fastlstm;
 
 // (step, row) pairs whose x is multiplied in one pass over the weights, in several steps where rows are few
-constexpr int64_t BLOCK_ROWS = 24;
+constexpr int64_t BLOCK_ROWS = 48;
 
 const Int8Kernels *fastlstm::int8_kernels_of(int64_t instructions) {
 #ifdef __x86_64__
@@ -27,19 +27,21 @@ int fastlstm::run_int8(fastlstm_forward_args &a, const fastlstm_threads *threads
     Int8Job job = {};
     job.args = &a, job.parts = split.parts, job.barriers = split.barriers;
     job.pack = !a.packed, job.packed = (void *)a.packed;
-    job.pieces = pieces, job.block = max(1, min(a.T, BLOCK_ROWS / a.B));
+    job.pieces = pieces, job.block = max(1, min(a.T, BLOCK_ROWS / a.B)), job.few = a.B <= BLOCK_ROWS / 2;
     Memory memory;
     Zeros zeros(a, memory);
     const int64_t panel = int8_panel_size(cell.sums, cell.of_x, cell.of_h, a.I, a.H, kernels.vector_bytes);
-    const int64_t rows = split.threads * a.B;
-    void *x, *h, *scales, *preact = nullptr;
-    memory.want(x, rows * job.block * pieces * int8_pitch(a.I));
-    memory.want(h, rows * pieces * int8_pitch(a.H));
-    memory.want(scales, rows * (job.block + 1) * 4);
-    if (job.block > 1) memory.want(preact, panels * job.block * a.B * cell.sums * kernels.vector_bytes);
+    const int64_t rows = job.block * a.B, scales_of = 2 * rows + 3 * a.B;
+    void *x, *h, *scales, *sums_x = nullptr, *carried;
+    memory.want(x, 2 * rows * pieces * int8_pitch(a.I));
+    memory.want(h, 2 * a.B * pieces * int8_pitch(a.H));
+    memory.want(scales, (scales_of + split.threads * a.B) * 4);
+    memory.want(carried, panels * a.B * kernels.vector_bytes);
+    if (job.few) memory.want(sums_x, panels * rows * cell.of_x * kernels.vector_bytes);
     if (job.pack) memory.want(job.packed, panels * panel);
     if (!memory.take()) return FASTLSTM_NO_MEMORY;
-    job.x = (uint8_t *)x, job.h = (uint8_t *)h, job.scales = (float *)scales, job.preact = (float *)preact;
+    job.x = (uint8_t *)x, job.h = (uint8_t *)h, job.sums_x = (float *)sums_x, job.carried = (float *)carried;
+    job.scales_x = (float *)scales, job.scales_h = job.scales_x + 2 * rows, job.scales = job.scales_x + scales_of;
     zeros.give(a);
     if (!a.h) a.h = a.h_n;
     if (a.changed) *a.changed = 0;

@@ -12,7 +12,7 @@
 namespace fastlstm {
 
 // Vectors of a digest: as many as keep the multipliers busy and stay in registers.
-constexpr int64_t digest_vectors(int64_t vector_bytes) { return vector_bytes == 64 ? 16 : 8; }
+constexpr int64_t digest_vectors(int64_t vector_bytes) { return vector_bytes == 64 ? 8 : 4; }
 
 struct alignas(64) Barrier { int64_t arrived; };  // a cache line each
 
@@ -46,16 +46,18 @@ struct BackwardJob : Job {
     int64_t halves;  // into how many the batch rows are split, each with sums of its own
 };
 
-// A layer with int8 weights. Arrays of activations have `threads` times what a thread needs, which quantizes for itself.
+// A layer with int8 weights. Rows of x and h are rounded to bytes, which the threads of a part share.
 struct Int8Job : Job {
     const fastlstm_forward_args *args;
     bool pack;
-    void *packed;        // panels of int8_panel_size bytes, see Int8Panel
-    int64_t pieces;      // of 8 bits in a number of x or h: 1 or 2
-    int64_t block;       // steps whose x is multiplied at once
-    uint8_t *x, *h;      // (threads, block, B, pieces, pitch of I), (threads, B, pieces, pitch of H)
-    float *scales;       // (threads, block + 1, B): of these rows
-    float *preact;       // with more than one step in a block: (panels, block, B, S, lanes)
+    void *packed;      // panels of int8_panel_size bytes, see Int8Panel
+    int64_t pieces;    // of 8 bits in a number of x or h: 1 or 2
+    int64_t block;     // steps whose x is multiplied at once
+    bool few;          // whether rows are few: then x is multiplied for all panels, before h is
+    uint8_t *x, *h;    // (2, B, block, pieces, pitch of I), (2, B, pieces, pitch of H)
+    float *scales_x, *scales_h, *scales;  // of these rows: (2, B, block), (3, B), and (threads, B) of the step that runs
+    float *sums_x;     // what x makes of the sums, if rows are few: (panels, B, block, X, lanes)
+    float *carried;    // the state that a cell reads: (panels, B, lanes)
 };
 
 // Bytes from one row of quantized numbers to the next: whole vectors are written.

@@ -40,6 +40,23 @@ inline Floats fused(Floats x, Floats y, Floats z) {
 #endif
 #endif
 
+// The smaller and the larger one, and y if x or y is NaN. Compilers make a comparison and a selection of the general form.
+template <class Raw> inline Raw smaller(Raw x, Raw y) { return x < y ? x : y; }
+template <class Raw> inline Raw larger(Raw x, Raw y) { return x > y ? x : y; }
+#define EXTREMES(Raw, set, type) \
+    inline Raw smaller(Raw x, Raw y) { return set##_min_##type(x, y); } \
+    inline Raw larger(Raw x, Raw y) { return set##_max_##type(x, y); }
+#if VECTOR_BYTES == 64
+EXTREMES(__m512, _mm512, ps)
+EXTREMES(__m512d, _mm512, pd)
+#elif VECTOR_BYTES == 32
+EXTREMES(__m256, _mm256, ps)
+EXTREMES(__m256d, _mm256, pd)
+#elif defined(__SSE2__)
+EXTREMES(__m128, _mm, ps)
+EXTREMES(__m128d, _mm, pd)
+#endif
+
 template <class E> struct Register;
 template <> struct Register<float> { typedef float Raw __attribute__((vector_size(VECTOR_BYTES))); };
 template <> struct Register<double> { typedef double Raw __attribute__((vector_size(VECTOR_BYTES))); };
@@ -75,11 +92,8 @@ template <class E> struct Vector {
     friend Vector operator-(E z, Product p) { return fused(-p.x, p.y, Vector(z).raw); }
     friend Vector operator/(Vector x, Vector y) { return x.raw / y.raw; }
 
-    // NaN stays NaN, since a comparison with it is false
     Vector clamp(E least, E most) const {
-        Raw low = Vector(least).raw, high = Vector(most).raw;
-        Raw x = high < raw ? high : raw;
-        return low > x ? low : x;
+        return larger(Vector(least).raw, smaller(Vector(most).raw, raw));  // NaN stays NaN
     }
     Vector first(int64_t count) const {  // the other lanes zero
         Bits lane;
