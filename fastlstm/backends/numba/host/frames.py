@@ -34,7 +34,7 @@ class Kernel:
         """
         from fastlstm.backends.numba.host import arguments, tasks
 
-        tasks.prepare_kernel(task, kind, cell, dtype.itemsize, pieces, in_place)
+        tasks.prepare_kernel(task, cell, dtype.itemsize, pieces, rare)
         self.lay_out(threads, parts, sizes, dtype.itemsize, lanes)
         self.task, found = task, counts(cell)
         self.constants = torch.zeros(1024 // dtype.itemsize + 1, dtype=dtype, device="cpu")

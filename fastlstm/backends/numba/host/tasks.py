@@ -3,7 +3,7 @@
 import ctypes
 import hashlib
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from pathlib import Path
@@ -154,10 +154,10 @@ def prepare(names: Iterable[str]) -> None:
                 progress.done(name)
 
 
-def prepare_kernel(task: str, kind: str, cell: Cell, size: int, pieces: int, in_place: bool) -> None:
+def prepare_kernel(task: str, cell: Cell, size: int, pieces: int, rare: Sequence[str]) -> None:
     """Compile all that a kernel needs, so that what is left can be shown. See `frames.Kernel`."""
-    matrix, unpacked = [f"matrix{pieces}"] * (pieces > 0), [f"in_place{size}.{kind}"] * in_place
-    prepare([f"primitives{size}", *matrix, table_of(cell, size), *unpacked, task])
+    matrix, seldom = [f"matrix{pieces}"] * (pieces > 0), [f"{kind}.{size}" for kind in rare]
+    prepare([f"primitives{size}", *matrix, table_of(cell, size), *seldom, task])
 
 
 def _compiled(name: str) -> Any:
