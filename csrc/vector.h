@@ -76,8 +76,8 @@ template <class E> struct Vector {
     friend Vector operator/(Vector x, Vector y) { return x.raw / y.raw; }
 
     // NaN stays NaN, since a comparison with it is false
-    Vector clamp(E limit) const {
-        Raw high = Vector(limit).raw, low = -high;
+    Vector clamp(E least, E most) const {
+        Raw low = Vector(least).raw, high = Vector(most).raw;
         Raw x = high < raw ? high : raw;
         return low > x ? low : x;
     }
@@ -86,17 +86,23 @@ template <class E> struct Vector {
         for (int64_t k = 0; k < N; k++) lane[k] = k;
         return (Raw)((Bits)raw & (lane < (decltype(lane[0] + 0))count));
     }
-    friend Vector sigmoid(Vector x) { return Exponential(x, Constants<E>::sigmoid_limit, Constants<E>::sigmoid()).sigmoid(); }
-    friend Vector tanh(Vector x) { return Exponential(x, Constants<E>::tanh_limit, Constants<E>::tanh()).tanh(); }
+    friend Vector sigmoid(Vector x) {
+        using C = Constants<E>;
+        return Exponential(x.clamp(C::sigmoid_low, C::sigmoid_high), C::sigmoid()).sigmoid();
+    }
+    friend Vector tanh(Vector x) {
+        using C = Constants<E>;
+        return Exponential(x.clamp(-C::tanh_limit, C::tanh_limit), C::tanh()).tanh();
+    }
 
     // sigmoid and tanh from one form. With t = x L = N + f, |f| <= 1/2, and L = log2(e), for tanh twice that:
     //   e^(t ln 2) = (b + f) / (2^-N b),  b = q0 - f/2 + q1 f^2 + q2 f^4 ..,
     //   f / (e^(f ln 2) - 1) being -f/2 and an even function.
     // So sigmoid = a / (a + s b) and tanh = (a - s b) / (a + s b), a = b + f, s = 2^-N: in range by construction.
+    // The limits of t keep s a power of 2, zero or infinity, which sigmoid reaches where it is to be 0.
     struct Exponential {
         Vector a, b, f, s;
-        template <class Q> Exponential(Vector x, E limit, Q q) {
-            x = x.clamp(limit);
+        template <class Q> Exponential(Vector x, Q q) {
             Vector shifted = x * Vector(-q.log2e[0]) + Vector(Constants<E>::magic);  // -N and the bias in its last bits
             f = x * Vector(q.log2e[0]) + (shifted - Constants<E>::magic);
             if (Constants<E>::log2e_parts == 2) f = x * Vector(q.log2e[1]) + f;
@@ -113,7 +119,8 @@ template <class E> struct Vector {
 // Minimax fits: sigmoid and tanh are within 1.9e-7 and 1.3e-7 in float32, 2e-16 and 3e-16 in float64.
 template <> struct Constants<float> {
     using V = Vector<float>;
-    static constexpr float magic = 1.5f * (1 << 23) + 127, sigmoid_limit = 87, tanh_limit = 10;
+    static constexpr float magic = 1.5f * (1 << 23) + 127;
+    static constexpr float sigmoid_low = -88.72f, sigmoid_high = 87, tanh_limit = 10;
     static constexpr int mantissa = 23, log2e_parts = 1;
     struct Sigmoid {
         float log2e[2] = {1.44269502f, 0};
@@ -132,7 +139,8 @@ template <> struct Constants<float> {
 
 template <> struct Constants<double> {
     using V = Vector<double>;
-    static constexpr double magic = 1.5 * (1LL << 52) + 1023, sigmoid_limit = 700, tanh_limit = 22;
+    static constexpr double magic = 1.5 * (1LL << 52) + 1023;
+    static constexpr double sigmoid_low = -709.78, sigmoid_high = 700, tanh_limit = 22;
     static constexpr int mantissa = 52, log2e_parts = 2;
     struct Fit {
         double log2e[2];

@@ -293,3 +293,19 @@ def test_an_infinite_input_saturates_its_gates(H, dtype, backend):
     output, states = lstm(x)
     for a in (inferred, output, *states):
         assert a.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_gate_at_minus_infinity_is_closed(dtype, backend):
+    """It is zero, so that nothing finite passes it, however large, and infinity times it is no number."""
+    lstm, largest = fastlstm.LSTM(4, 20, dtype=dtype, backend=backend), torch.finfo(dtype).max
+    with torch.no_grad():
+        lstm.bias_ih_l0[:40] = -torch.inf  # the gates i and f
+    c_0 = torch.tensor([1.0, -largest, torch.inf], dtype=dtype).view(1, 3, 1).expand(1, 3, 20)
+    for learns in (False, True):
+        with torch.set_grad_enabled(learns):
+            _, (h_n, c_n) = lstm(torch.randn(1, 3, 4, dtype=dtype), (torch.randn(1, 3, 20, dtype=dtype), c_0))
+        for state in (h_n, c_n):
+            assert not state[:, :2].any()
+            assert state[:, 2].isnan().all()

@@ -11,10 +11,10 @@ from fastlstm.backends.numba.llvm.simd import Vector
 #   e^(t ln 2) = (b + f) / (2^-N b),  b = q0 - f/2 + q1 f^2 + q2 f^4 ..,
 #   f / (e^(f ln 2) - 1) being -f/2 and an even function.
 # So sigmoid = a / (a + s b) and tanh = (a - s b) / (a + s b), a = b + f, s = 2^-N: in range by construction,
-# one division each.
+# one division each. The limits of t keep s a power of 2, zero or infinity, which sigmoid reaches where it is to be 0.
 # Coefficients: minimax fits; sigmoid and tanh are within 1.9e-7 and 1.3e-7 in float32, 2e-16 and 3e-16 in float64.
-SIGMOID32 = (87.0, (1.44269502,), (1.44270408, 0.0576181859))
-TANH32 = (10.0, (2.88539004,), (1.44269502, 0.0577620789, -0.000460556475))
+SIGMOID32 = ((-88.72, 87.0), (1.44269502,), (1.44270408, 0.0576181859))
+TANH32 = ((-10.0, 10.0), (2.88539004,), (1.44269502, 0.0577620789, -0.000460556475))
 _LOG2E = (float.fromhex("0x1.71547652b82fep+0"), float.fromhex("0x1.777d0ffda0d24p-56"))
 _Q64 = tuple(
     float.fromhex(q)
@@ -23,19 +23,21 @@ _Q64 = tuple(
         "0x1.63144e989154dp-18", "-0x1.10f329f1e0b97p-24", "0x1.a40d209d03a1dp-31",
     )
 )  # fmt: skip
-SIGMOID64 = (700.0, _LOG2E, _Q64)
-TANH64 = (22.0, tuple(2 * part for part in _LOG2E), _Q64)
+SIGMOID64 = ((-709.78, 700.0), _LOG2E, _Q64)
+TANH64 = ((-22.0, 22.0), tuple(2 * part for part in _LOG2E), _Q64)
 # e^x, whose argument is not bounded by what comes out: log2(e) in two parts
-EXP32 = (105.0, (1.44269502162933349609375, 1.925963033500011e-08), TANH32[2])
-EXP64 = (760.0, _LOG2E, _Q64)
+EXP32 = ((-105.0, 105.0), (1.44269502162933349609375, 1.925963033500011e-08), TANH32[2])
+EXP64 = ((-760.0, 760.0), _LOG2E, _Q64)
 # A sum with it has -N, plus the exponent's bias, in its last bits
 MAGIC = {4: 1.5 * 2**23 + 127, 8: 1.5 * 2**52 + 1023}
 
 
-def _exponential(x: Vector, limit: float, log2e: tuple[float, ...], q: tuple[float, ...]) -> tuple[Vector, ...]:
+def _exponential(
+    x: Vector, limits: tuple[float, float], log2e: tuple[float, ...], q: tuple[float, ...]
+) -> tuple[Vector, ...]:
     """``a, b, f`` as above, and the sum that has -N in its last bits."""
     lanes = x.lanes
-    x = x.clamp(-limit, limit)
+    x = x.clamp(*limits)
     shifted = x * -log2e[0] + MAGIC[lanes.size]
     f = x * log2e[0] + (shifted - MAGIC[lanes.size])
     for part in log2e[1:]:
