@@ -11,6 +11,7 @@ from typing import Any
 from fastlstm.cells.derive import Derived
 from fastlstm.cells.emit import RESERVED, python
 from fastlstm.cells.functions import FUNCTIONS
+from fastlstm.cells.graph import in_order
 from fastlstm.cells.layout import Layout
 from fastlstm.cells.saving import Costs
 from fastlstm.cells.trace import Trace
@@ -30,6 +31,7 @@ class Cell:
         inputs: the names of values (T, B, H), which are one more elementwise value a step.
         gates_of_x: how many gates sum "x", alone or in "xh".
         gates_of_h: how many gates sum "h", alone or in "xh".
+        states_read: the states whose values before the step the arithmetic reads, as an LSTM's reads c, but not h.
         key: a word by which `by_key` finds the cell. A cell of the library has its name. Other cells have their
             module's name before it, and after it a digest of all that they compute: what each gate sums, the order of
             gates, states, params and inputs, and the arithmetic. If that is taken, a number follows.
@@ -57,6 +59,8 @@ class Cell:
         self.gates_of_x, self.gates_of_h = (sum(operand in sums for sums in self.gates.values()) for operand in "xh")
         # once: numbers that the function takes from elsewhere are those of its declaration
         self._traced = Trace(self.name, function, self.arguments, self.states, (*self.params, *self.inputs))
+        used = set(in_order(self._traced.results.values()))
+        self.states_read = tuple(state for state in self.states if self._traced.inputs[f"{state}_prev"] in used)
         with _declaring:
             self.key = _register(self)
             for told in when_declared:

@@ -2,6 +2,7 @@
 
 from typing import Any, Literal, overload
 
+import torch
 from torch import Tensor
 
 from fastlstm.autograd.modes import autocast_of, no_autocast
@@ -162,15 +163,19 @@ def run_cell(
         x: (B, I).
         hx: the states (B, H), or None for zeros.
 
-    Autocast on a CPU leaves a cell in the dtype of its weights, as it leaves `torch.nn.LSTMCell`. A cell state that is
-    rounded to 16 bits at every step would lose its digits.
+    Under a CPU's autocast the states have the types that torch's cells give them, whose products are of autocast's type
+    and whose other arithmetic has the type of the states before the step. What lies between is rounded less than there.
     """
     weight_ih = weights[0]
-    if x.is_cpu and autocast_of(x) is not None:
-        x = x.to(weight_ih.dtype)
-        hx = None if hx is None else tuple([a.to(x.dtype) for a in hx])
+    if x.is_cpu and (to := autocast_of(x)) is not None:
+        for name, a in zip(cell.states, hx or (x,) * len(cell.states)):
+            to = torch.promote_types(to, a.dtype) if name in cell.states_read else to
+        to = torch.float64 if weight_ih.dtype == torch.float64 else to  # autocast leaves float64 alone
+        dtype = torch.promote_types(to, weight_ih.dtype)
+        weights = tuple([None if a is None else a.to(dtype) for a in weights])
+        hx = None if hx is None else tuple([a.to(dtype) for a in hx])
         with no_autocast(x):
-            return run_cell(cell, x, hx, weights, backend, plans)
+            return tuple([a.to(to) for a in run_cell(cell, x.to(dtype), hx, weights, backend, plans)])
     if weight_ih.shape[0] == 0:  # torch's cell takes zero units
         h = x @ weight_ih.mT
         return h, *[h.clone() for _ in cell.states[1:]]
