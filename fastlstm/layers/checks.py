@@ -45,12 +45,13 @@ def check_lengths(lengths: Any, batch: tuple[int, ...], steps: int | None) -> No
 
 def check_reset(reset: Any, steps: tuple[int, ...], layout: str, bidirectional: bool) -> None:
     """Raise unless `reset` is a boolean tensor of shape `steps`, called `layout`, and the module has one direction."""
+    booleans = f"reset must be booleans of shape {layout}, as a tensor, an array or a list"
     if bidirectional:
         raise ValueError("reset needs a module of one direction, and this one is bidirectional")
     if not isinstance(reset, Tensor):
-        raise TypeError(f"reset must be a boolean tensor of shape {layout}, got {type(reset).__name__}")
+        raise TypeError(f"{booleans}, got {type(reset).__name__}")
     if reset.dtype != torch.bool:
-        raise TypeError(f"reset must be a boolean tensor of shape {layout}, got {reset.dtype}: reset.bool() is one")
+        raise TypeError(f"{booleans}, got {reset.dtype}: a tensor's reset.bool() has them")
     if reset.shape != steps:
         raise ValueError(f"reset must have shape {layout} = {steps}, got {tuple(reset.shape)}")
 

@@ -12,7 +12,7 @@ from fastlstm.backends.settings import Backend
 from fastlstm.cells import library
 from fastlstm.cells.spec import Cell
 from fastlstm.layers import input_checks
-from fastlstm.layers.packing import Lengths, masks_of
+from fastlstm.layers.packing import Lengths, Resets, masks_of
 from fastlstm.plan import Plans, run
 
 State = tuple[Tensor, Tensor]
@@ -30,7 +30,7 @@ def lstm(
     weight_hr: Tensor | None = None,
     *,
     lengths: Lengths | None = None,
-    reset: Tensor | None = None,
+    reset: Resets | None = None,
     reverse: bool = False,
     return_cells: Literal[False] = False,
     backend: Backend | None = None,
@@ -48,7 +48,7 @@ def lstm(
     weight_hr: Tensor | None = None,
     *,
     lengths: Lengths | None = None,
-    reset: Tensor | None = None,
+    reset: Resets | None = None,
     reverse: bool = False,
     return_cells: Literal[True],
     backend: Backend | None = None,
@@ -66,7 +66,7 @@ def lstm(
     weight_hr: Tensor | None = None,
     *,
     lengths: Lengths | None = None,
-    reset: Tensor | None = None,
+    reset: Resets | None = None,
     reverse: bool = False,
     return_cells: bool,
     backend: Backend | None = None,
@@ -83,7 +83,7 @@ def lstm(
     weight_hr: Tensor | None = None,
     *,
     lengths: Lengths | None = None,
-    reset: Tensor | None = None,
+    reset: Resets | None = None,
     reverse: bool = False,
     return_cells: bool = False,
     backend: Backend | None = None,
@@ -102,8 +102,8 @@ def lstm(
             output is zero from there on, and its last states are those at its end. With `reverse` it starts at its end.
             Lengths below 0 or beyond T raise if they can be read. They cannot be read on a GPU, while a graph is
             traced, or under torch.func; there they are clamped to 0..T.
-        reset: boolean (T, B). The states are zero before the steps that are True, and gradients stop there. Steps past
-            a row's end are not reset.
+        reset: boolean (T, B): a tensor, a list, or an array. The states are zero before the steps that are True, and
+            gradients stop there. Steps past a row's end are not reset.
         reverse: run from the last step to the first. Outputs stay in the order of `x`.
         return_cells: also return every cell state.
         backend: a name of `fastlstm.backends.settings.NAMES`. None takes the default that `use_backend` sets.

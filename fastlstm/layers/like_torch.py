@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from fastlstm.layers.modules import with_class
-from fastlstm.layers.packing import Lengths
+from fastlstm.layers.packing import Lengths, Resets
 from fastlstm.layers.recurrent import OWN, Recurrent, warn_of_regularizers
 from fastlstm.layers.typed import Generic, States, typed_as
 
@@ -19,7 +19,7 @@ class LikeTorch(Recurrent, Generic[States]):
 
     @overload
     def forward(
-        self, input: Tensor, hx: States | None = None, *, reset: Tensor | None = None, lengths: Lengths | None = None
+        self, input: Tensor, hx: States | None = None, *, reset: Resets | None = None, lengths: Lengths | None = None
     ) -> tuple[Tensor, States]: ...
     @overload
     def forward(
@@ -30,7 +30,7 @@ class LikeTorch(Recurrent, Generic[States]):
         input: Tensor | PackedSequence,  # noqa: A002
         hx: States | None = None,
         *,
-        reset: Tensor | None = None,
+        reset: Resets | None = None,
         lengths: Lengths | None = None,
     ) -> tuple[Any, States]:
         """Run all layers over whole sequences.
@@ -38,9 +38,9 @@ class LikeTorch(Recurrent, Generic[States]):
         Args:
             input: (T, B, I); (B, T, I) with batch_first; (T, I) for one sequence alone; or a PackedSequence.
             hx: ``h_0`` (D*L, B, H), without B for one sequence alone; None for zeros. An LSTM takes ``(h_0, c_0)``.
-            reset: boolean (T, B), (B, T) with batch_first, (T,) for one sequence alone. The states are zero before the
-                steps that are True, and gradients stop there. Modules of one direction only. Steps past a row's end
-                are not reset.
+            reset: boolean (T, B), (B, T) with batch_first, (T,) for one sequence alone: a tensor, a list, or an array.
+                The states are zero before the steps that are True, and gradients stop there. Modules of one direction
+                only. Steps past a row's end are not reset.
             lengths: integer (B,), or () for one sequence alone, in any order: a tensor on any device, a list, or an
                 array. Row b ends after lengths[b] steps. Outputs past the end are zero, ``h_n`` is the state at the
                 end, and the reverse direction starts there. Equivalent to a PackedSequence. Lengths that cannot be read

@@ -12,7 +12,7 @@ from fastlstm.layers import checks
 from fastlstm.layers.functional import State
 from fastlstm.layers.like_torch import InPlaceOf
 from fastlstm.layers.modules import Words
-from fastlstm.layers.packing import Lengths
+from fastlstm.layers.packing import Lengths, Resets
 from fastlstm.layers.recurrent_cell import RecurrentCell
 from fastlstm.layers.regularized import Regularized
 from fastlstm.layers.typed import X, typed_as
@@ -132,7 +132,7 @@ class LSTM(Regularized[State], InPlaceOf[nn.LSTM]):
         input: X,
         hx: State | None = None,
         *,
-        reset: Tensor | None = None,
+        reset: Resets | None = None,
         lengths: Lengths | None = None,
         return_cells: Literal[False] = False,
     ) -> tuple[X, State]: ...
@@ -142,7 +142,7 @@ class LSTM(Regularized[State], InPlaceOf[nn.LSTM]):
         input: X,
         hx: State | None = None,
         *,
-        reset: Tensor | None = None,
+        reset: Resets | None = None,
         lengths: Lengths | None = None,
         return_cells: Literal[True],
     ) -> tuple[X, State, X]: ...
@@ -152,7 +152,7 @@ class LSTM(Regularized[State], InPlaceOf[nn.LSTM]):
         input: Tensor | PackedSequence,
         hx: State | None = None,
         *,
-        reset: Tensor | None = None,
+        reset: Resets | None = None,
         lengths: Lengths | None = None,
         return_cells: bool = False,
     ) -> tuple[Any, ...]: ...
@@ -161,7 +161,7 @@ class LSTM(Regularized[State], InPlaceOf[nn.LSTM]):
         input: Tensor | PackedSequence,  # noqa: A002
         hx: State | None = None,
         *,
-        reset: Tensor | None = None,
+        reset: Resets | None = None,
         lengths: Lengths | None = None,
         return_cells: bool = False,
     ) -> tuple[Any, ...]:
@@ -170,9 +170,9 @@ class LSTM(Regularized[State], InPlaceOf[nn.LSTM]):
         Args:
             input: (T, B, I); (B, T, I) with batch_first; (T, I) for one sequence alone; or a PackedSequence.
             hx: ``h_0`` (D*L, B, H_out) and ``c_0`` (D*L, B, H), without B for one sequence alone; None for zeros.
-            reset: boolean (T, B), (B, T) with batch_first, (T,) for one sequence alone. The states are zero before the
-                steps that are True, and gradients stop there. Equivalent to running the pieces apart. Modules of one
-                direction only. Steps past a row's end are not reset.
+            reset: boolean (T, B), (B, T) with batch_first, (T,) for one sequence alone: a tensor, a list, or an array.
+                The states are zero before the steps that are True, and gradients stop there. Equivalent to running the
+                pieces apart. Modules of one direction only. Steps past a row's end are not reset.
             lengths: integer (B,), or () for one sequence alone, in any order: a tensor on any device, a list, or an
                 array. Row b ends after lengths[b] steps. Outputs past the end are zero, ``h_n`` and ``c_n`` are the
                 states at the end, and the reverse direction starts there. Equivalent to a PackedSequence.

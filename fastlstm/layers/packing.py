@@ -11,17 +11,22 @@ from fastlstm.autograd.modes import is_untransformed
 from fastlstm.layers import checks, input_checks
 
 Lengths = Tensor | Sequence[int] | np.ndarray[Any, np.dtype[np.integer[Any]]] | int  # (B,); () for one sequence alone
+Resets = Tensor | Sequence[bool] | Sequence[Sequence[bool]] | np.ndarray[Any, np.dtype[np.bool_]]  # (T, B) or (B, T)
 
 
-def tensor_of(lengths: Any) -> Any:
-    """Return lengths as a tensor, or as they are if they cannot become one. `checks` then raises."""
-    if isinstance(lengths, Tensor):
-        return lengths
+def tensor_of(values: Any, kind: Any = np.int64) -> Any:
+    """Return lengths or resets as a tensor, or as they are if they cannot become one. `checks` then raises.
+
+    Args:
+        kind: the type of an array without elements.
+    """
+    if isinstance(values, Tensor):
+        return values
     try:
-        array = np.array(lengths)  # a copy: torch takes no negative strides, and warns of read-only arrays
-        return torch.as_tensor(array if array.size else array.astype(np.int64), device="cpu")
+        array = np.array(values)  # a copy: torch takes no negative strides, and warns of read-only arrays
+        return torch.as_tensor(array if array.size else array.astype(kind), device="cpu")
     except (TypeError, ValueError):
-        return lengths
+        return values
 
 
 def is_readable(lengths: Any) -> bool:
@@ -45,6 +50,7 @@ def masks_of(
         lengths = lengths.unsqueeze(0) if single else lengths
     if reset is not None:
         size, layout = ((*batch, T), "(B, T)") if batch_first else ((T, *batch), "(T, B)")
+        reset = tensor_of(reset, np.bool_)
         checks.check_reset(reset, size, "(T,)" if single else layout, bidirectional)
         reset = reset.unsqueeze(1) if single else reset.transpose(0, 1) if batch_first else reset
         reset = reset.to(x.device, non_blocking=True)

@@ -12,7 +12,7 @@ from fastlstm.backends.settings import Backend
 from fastlstm.cells.spec import Cell
 from fastlstm.layers import checks, input_checks
 from fastlstm.layers.modules import Words
-from fastlstm.layers.packing import Lengths
+from fastlstm.layers.packing import Lengths, Resets
 from fastlstm.layers.recurrent import Recurrent, Tensors
 from fastlstm.layers.typed import X, typed_as
 
@@ -140,7 +140,7 @@ class RNN(Recurrent):
         states: Tensors | Tensor | None = None,
         inputs: Inputs | None = None,
         *,
-        reset: Tensor | None = None,
+        reset: Resets | None = None,
         lengths: Lengths | None = None,
         return_states: Literal[False] = False,
     ) -> tuple[X, Tensors]: ...
@@ -151,7 +151,7 @@ class RNN(Recurrent):
         states: Tensors | Tensor | None = None,
         inputs: Inputs | None = None,
         *,
-        reset: Tensor | None = None,
+        reset: Resets | None = None,
         lengths: Lengths | None = None,
         return_states: Literal[True],
     ) -> tuple[X, Tensors, tuple[X, ...]]: ...
@@ -162,7 +162,7 @@ class RNN(Recurrent):
         states: Tensors | Tensor | None = None,
         inputs: Inputs | None = None,
         *,
-        reset: Tensor | None = None,
+        reset: Resets | None = None,
         lengths: Lengths | None = None,
         return_states: bool = False,
     ) -> tuple[Any, ...]: ...
@@ -172,7 +172,7 @@ class RNN(Recurrent):
         states: Tensors | Tensor | None = None,
         inputs: Inputs | None = None,
         *,
-        reset: Tensor | None = None,
+        reset: Resets | None = None,
         lengths: Lengths | None = None,
         return_states: bool = False,
     ) -> tuple[Any, ...]:

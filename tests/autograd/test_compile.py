@@ -137,7 +137,7 @@ def test_operators_in_frames_that_dynamo_sees_are_not_compiled():
     [
         ({"weight_hh": torch.ones(16, 5)}, ValueError, "weight_hh must have shape"),
         ({"bias_ih": torch.ones(16).double()}, ValueError, "bias_ih must have the dtype of x"),
-        ({"reset": torch.zeros(5, 2)}, TypeError, "reset must be a boolean tensor"),
+        ({"reset": torch.zeros(5, 2)}, TypeError, "reset must be booleans"),
         ({"backend": "fast"}, ValueError, "backend must be one of"),
     ],
 )

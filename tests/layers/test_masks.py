@@ -240,6 +240,43 @@ def test_lengths_that_are_no_tensor(lengths, compiled):
     torch.testing.assert_close(got, lstm(x, lengths=torch.tensor([4, 0, 3]))[0])
 
 
+@pytest.mark.parametrize(
+    "form",
+    [
+        torch.Tensor.tolist,
+        lambda a: tuple(map(tuple, a.tolist())),
+        torch.Tensor.numpy,
+        lambda a: a.flip(0).numpy()[::-1],
+        lambda a: read_only(a.clone().numpy()),
+        lambda a: list(a.numpy()),
+        lambda a: list(a),
+    ],
+    ids=["list", "tuple", "array", "from the end", "read-only", "list of arrays", "list of tensors"],
+)
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_resets_that_are_no_tensor(form, batch_first):
+    lstm, x = fastlstm.LSTM(3, 5, batch_first=batch_first), torch.randn(4, 3, 3)
+    reset = torch.rand(4, 3) < 0.5
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        got = lstm(x, reset=form(reset))[0]
+    assert torch.equal(got, lstm(x, reset=reset)[0])
+
+
+def test_resets_elsewhere_that_are_no_tensor():
+    """In a compiled call, of one sequence alone, of no rows, and in the other functions and modules that take them."""
+    lstm, x, reset = fastlstm.LSTM(3, 5), torch.randn(4, 3, 3), torch.rand(4, 3) < 0.5
+    want = lstm(x, reset=reset)
+    for values in (reset.tolist(), reset.numpy()):
+        assert torch.equal(torch.compile(lstm, backend="eager")(x, reset=values)[0], want[0])
+        assert torch.equal(fastlstm.lstm(x, None, *lstm.parameters(), reset=values)[0], want[0])
+    of_one = lstm(x[:, 0], reset=reset[:, 0].tolist())[0]
+    assert torch.equal(of_one, lstm(x[:, 0], reset=reset[:, 0])[0])
+    assert lstm(torch.zeros(4, 0, 3), reset=[[]] * 4)[0].shape == (4, 0, 5)
+    for module in (fastlstm.GRU(3, 5), fastlstm.Elman(3, 5), fastlstm.RNN(fastlstm.cells.mgu, 3, 5)):
+        assert torch.equal(module(x, reset=reset.tolist())[0], module(x, reset=reset)[0])
+
+
 def test_lengths_of_no_rows_and_of_one_sequence_alone():
     lstm, x = fastlstm.LSTM(3, 5), torch.randn(4, 3)
     assert lstm(torch.zeros(4, 0, 3), lengths=[])[0].shape == (4, 0, 5)
@@ -311,18 +348,23 @@ def test_masks_wait_for_no_device():
         assert h_n.shape == (2, 4, 5)
 
 
+BOOLEANS = "reset must be booleans of shape (T, B), as a tensor, an array or a list"
 INTEGERS = "lengths must be integers of shape (B,), as a tensor, an array or a list"
 
 
 @pytest.mark.parametrize(
     ("arguments", "call", "error", "message"),
     [
-        ({}, {"reset": [True]}, TypeError, "reset must be a boolean tensor of shape (T, B), got list"),
+        ({}, {"reset": [True]}, ValueError, "reset must have shape (T, B) = (5, 2), got (1,)"),
+        ({}, {"reset": [[True], [True, False]]}, TypeError, f"{BOOLEANS}, got list"),
+        ({}, {"reset": "start"}, TypeError, f"{BOOLEANS}, got str"),
+        ({}, {"reset": [[0, 1]] * 5}, TypeError, f"{BOOLEANS}, got torch.int64"),
+        ({}, {"reset": np.zeros((5, 2))}, TypeError, f"{BOOLEANS}, got torch.float64"),
         (
             {},
             {"reset": torch.zeros(5, 2)},
             TypeError,
-            "reset must be a boolean tensor of shape (T, B), got torch.float32: reset.bool() is one",
+            f"{BOOLEANS}, got torch.float32: a tensor's reset.bool() has them",
         ),
         ({}, {"reset": torch.zeros(2, 5) > 0}, ValueError, "reset must have shape (T, B) = (5, 2), got (2, 5)"),
         (
@@ -337,7 +379,7 @@ INTEGERS = "lengths must be integers of shape (B,), as a tensor, an array or a l
             ValueError,
             "reset needs a module of one direction, and this one is bidirectional",
         ),
-        ({}, {"reset": torch.zeros(5, 2).int()}, TypeError, "got torch.int32: reset.bool() is one"),
+        ({}, {"reset": torch.zeros(5, 2).int()}, TypeError, f"{BOOLEANS}, got torch.int32"),
         ({}, {"lengths": ["1", "2"]}, TypeError, f"{INTEGERS}, got list"),
         ({}, {"lengths": [[1], [1, 2]]}, TypeError, f"{INTEGERS}, got list"),
         ({}, {"lengths": {1, 2}}, TypeError, f"{INTEGERS}, got set"),

@@ -47,7 +47,7 @@ RAISED = {
     "RNN input dtype ... does not match weight dtype": lambda: fastlstm.LSTM(2, 3)(X.double()),
     "replace cannot replace a ... that has a 'backend' of its own": lambda: fastlstm.replace(HasBackend(2, 3)),
     "the numba backend has no projections (proj_size)": lambda: fastlstm.LSTM(2, 3, proj_size=1, backend="numba")(X),
-    "reset must be a boolean tensor of shape (T, B)": lambda: fastlstm.LSTM(2, 3)(X, reset=STARTS.int()),
+    "reset must be booleans of shape (T, B)": lambda: fastlstm.LSTM(2, 3)(X, reset=STARTS.int()),
     "reset needs a module of one direction": lambda: fastlstm.LSTM(2, 3, bidirectional=True)(X, reset=STARTS),
     "lengths must be None for a PackedSequence": lambda: fastlstm.LSTM(2, 3)(pack_sequence([X[:, 0]]), lengths=[2]),
     "a stream has no gradients": lambda: fastlstm.LSTM(2, 3).stream()(X[0].clone().requires_grad_()),
