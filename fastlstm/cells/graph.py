@@ -25,6 +25,14 @@ def _operator(op: str, swapped: bool = False) -> Callable[[Node, Node | Number],
     return method
 
 
+class NoAttribute(TypeError):
+    """Raised for `name` after a value and a dot. NumPy takes an AttributeError for leave to go another way."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"a value has no .{name}: write functions and operators")
+        self.name = name
+
+
 class Node:
     """``op`` of ``args``. An input has a name as its ``value``, a constant a number. ``number`` counts the nodes of a
     graph in the order in which they were made, and ``hint`` is what the author of the cell called the value.
@@ -69,10 +77,13 @@ class Node:
     def __repr__(self) -> str:
         return f"<a value of a cell: {self.op if self.args else self.value}>"
 
+    def __getitem__(self, index: object) -> Node:
+        raise TypeError("a value cannot be indexed or looped over: a cell computes the same for each hidden unit")
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)  # what Python itself looks for
-        raise TypeError(f"a value has no .{name}: write functions and operators")
+        raise NoAttribute(name)
 
 
 class Graph:

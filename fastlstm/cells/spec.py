@@ -12,6 +12,7 @@ from fastlstm.cells.derive import Derived
 from fastlstm.cells.emit import RESERVED, python
 from fastlstm.cells.functions import FUNCTIONS
 from fastlstm.cells.graph import in_order
+from fastlstm.cells.hints import checked_by, did_you_mean
 from fastlstm.cells.layout import Layout
 from fastlstm.cells.saving import Costs
 from fastlstm.cells.trace import Trace
@@ -104,6 +105,12 @@ class Cell:
         return Derived(self.name, self._traced, Costs())
 
 
+def _check_keywords(*function: Any, **_: Any) -> None:
+    if function:
+        raise TypeError("cell takes no function: write @cell(gates=..., states=...) above it, with parentheses")
+
+
+@checked_by(_check_keywords)
 def cell(
     *, gates: Mapping[str, str], states: Sequence[str], params: Sequence[str] = (), inputs: Sequence[str] = ()
 ) -> Callable[[Callable[..., Any]], Cell]:
@@ -197,6 +204,6 @@ def _check(made: Cell) -> None:
             raise TypeError(f"cell {made.name} takes {argument}, but no argument may have a default")
         if argument.name not in declared or argument.kind in (argument.VAR_POSITIONAL, argument.VAR_KEYWORD):
             raise TypeError(
-                f"cell {made.name} takes {argument}, which is no gate, state, param or input; "
-                f"declared are {', '.join(declared)}"
+                f"cell {made.name} takes {argument}, which is no gate, state, param or input"
+                f"{did_you_mean(argument.name, declared)}; declared are {', '.join(declared)}"
             )

@@ -3,12 +3,14 @@
 import inspect
 import linecache
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import CodeType, TracebackType
 from typing import Any
 
-from fastlstm.cells.functions import ALLOWED
-from fastlstm.cells.graph import Graph, Node
+from fastlstm.cells.functions import ALLOWED, FUNCTIONS
+from fastlstm.cells.graph import Graph, NoAttribute, Node
+from fastlstm.cells.hints import did_you_mean, instead
 
 
 class Trace:
@@ -61,17 +63,21 @@ class Trace:
 def _run(name: str, function: Callable[..., Any], arguments: dict[str, Node], local: dict[str, Any]) -> Any:
     """The function's result; its local variables at the end go into `local`, so that values keep their names."""
     code = function.__code__
+    failed: tuple[Any, str | None] = None, None  # the place and the name of the last call of a C function that raised
 
-    def watch(frame: Any, event: str, _: Any) -> None:
+    def watch(frame: Any, event: str, called: Any) -> None:
+        nonlocal failed
         if event == "return" and frame.f_code is code:
             local.update(frame.f_locals)
+        elif event == "c_exception":
+            failed = (frame, frame.f_lineno), getattr(called, "__name__", None)
 
     before: Any = sys.getprofile()
     sys.setprofile(watch)
     try:
         return function(**arguments)
     except Exception as error:
-        what = str(error).replace("'Node'", "a value of a cell").replace("Node", "a value of a cell")
+        what = _described(error, failed, arguments)
         raise TypeError(f"cell {name}, {_place(code, error.__traceback__)}: {what}. Allowed: {ALLOWED}") from error
     finally:
         sys.setprofile(None)
@@ -81,12 +87,26 @@ def _run(name: str, function: Callable[..., Any], arguments: dict[str, Node], lo
             before.enable()
 
 
-def _place(code: CodeType, traceback: TracebackType | None) -> str:
+def _described(error: Exception, failed: tuple[Any, str | None], arguments: Iterable[str]) -> str:
+    """What went wrong, without the name of a class that authors have never met.
+
+    Args:
+        failed: the frame and line that last called a C function which raised, and the function's name.
+        arguments: names that the cell's function takes.
+    """
+    *_, place = traceback.walk_tb(error.__traceback__)
+    kinds = NameError, AttributeError, NoAttribute
+    unknown = next((each.name for each in (error, error.__cause__) if isinstance(each, kinds)), None)
+    if text := instead(unknown or (failed[1] if failed[0] == place else None)):
+        return text
+    text = str(error).replace("'Node'", "a value of a cell").replace("Node", "a value of a cell")
+    return text + (did_you_mean(unknown, [*FUNCTIONS, *arguments]) if unknown else "")
+
+
+def _place(code: CodeType, raised: TracebackType | None) -> str:
     """The line of the cell's function that an error came from."""
     line = code.co_firstlineno
-    while traceback is not None:
-        if traceback.tb_frame.f_code is code:
-            line = traceback.tb_lineno
-        traceback = traceback.tb_next
+    for frame, number in traceback.walk_tb(raised):
+        line = number if frame.f_code is code else line
     source = linecache.getline(code.co_filename, line).strip()
     return f"line {line} `{source}`" if source else f"line {line}"

@@ -92,10 +92,15 @@ def check_no_projection(proj_size: Any) -> None:
         raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
 
 
-def check_cell_of(cell: Any) -> None:
-    """Raise unless `cell` can be an `RNN`'s: TypeError if it is no cell, ValueError if no gate of it sums x."""
+def check_cell_of(module: Any, cell: Any = None, *_: Any, **__: Any) -> None:
+    """Raise unless `cell`, the first argument of an `RNN`, can be its cell: TypeError if it is no cell, ValueError if
+    no gate of it sums x.
+    """
     if not isinstance(cell, Cell):
-        raise TypeError(f"cell must be a fastlstm.Cell, as fastlstm.cell declares one, got {type(cell).__name__}")
+        raise TypeError(
+            f"cell must be a fastlstm.Cell, as fastlstm.cell declares one, got {type(cell).__name__}: "
+            "fastlstm.Elman takes the place of torch.nn.RNN"
+        )
     if not cell.gates_of_x:
         raise ValueError(f"cell must have a gate that sums x, got {cell.name} with the gates {cell.gates}")
     taken = next((name for name in cell.params if name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")), None)

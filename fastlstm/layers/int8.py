@@ -16,6 +16,7 @@ from fastlstm.autograd.modes import autocast_of
 from fastlstm.backends import dispatch
 from fastlstm.backends.base import Layer, Run
 from fastlstm.backends.quantized import quantize_weight
+from fastlstm.cells.hints import checked_by
 from fastlstm.layers.modules import CellModule
 from fastlstm.layers.recurrent import OWN
 from fastlstm.layers.streams import may_prepare
@@ -38,6 +39,16 @@ def check_activations(activations: Any) -> None:
         raise ValueError(f"activations must be 'int8' or 'int16', got {activations!r}")
 
 
+def _check_module(self: Any, module: Any = None, *_: Any, **__: Any) -> None:
+    """Raise TypeError unless an int8 module is made of the float module that it stands for."""
+    name = self._float.__name__
+    if not isinstance(module, (self._float, getattr(nn, name))):
+        raise TypeError(
+            f"module must be a torch.nn.{name} or a fastlstm.{name}, got {type(module).__name__}: train one, and "
+            f"fastlstm.quantize makes a {type(self).__name__} of it"
+        )
+
+
 class Quantized(CellModule, nn.Module):
     """A module whose weights are int8, with one float32 scale for each row of a weight.
 
@@ -52,6 +63,7 @@ class Quantized(CellModule, nn.Module):
     hidden_size: int
     bias: bool
 
+    @checked_by(_check_module)
     def __init__(self, module: Any, activations: Activations = "int8", *, name: str = "") -> None:
         """Round the weights of a float module, which stays as it is.
 
@@ -61,6 +73,7 @@ class Quantized(CellModule, nn.Module):
             name: what errors call the module.
 
         Raises:
+            TypeError: for a module of another class.
             ValueError: for other activations; for a projection or zoneout; for parameters, buffers or modules that
                 users added; for a weight that has infinity or NaN, or more than 65536 columns, or that is on the device
                 meta, or that a hook of `torch.nn.utils` computes.

@@ -9,6 +9,7 @@ from torch.nn import Parameter
 from torch.nn.utils.rnn import PackedSequence
 
 from fastlstm.backends.settings import Backend
+from fastlstm.cells.hints import checked_by
 from fastlstm.cells.spec import Cell
 from fastlstm.layers import checks, input_checks
 from fastlstm.layers.modules import Words
@@ -59,6 +60,7 @@ class RNN(Recurrent):
     _words = Words("RNN", "RNN: Expected input to be 2D or 3D, got {}D tensor instead", "states", "states")
     cell: Cell
 
+    @checked_by(checks.check_cell_of)
     def __init__(
         self,
         cell: Cell,
@@ -75,7 +77,6 @@ class RNN(Recurrent):
         backend: Backend | None = None,
         recompute: bool = False,
     ) -> None:
-        checks.check_cell_of(cell)
         self.cell = cell
         options = bias, batch_first, dropout, bidirectional
         # checks its arguments, and makes parameters of another cell that take no memory

@@ -125,7 +125,9 @@ class Stream:
         if not isinstance(x_t, Tensor):
             raise TypeError(f"x_t must be a tensor, got {type(x_t).__name__}")
         if x_t.shape != self._shape:
-            raise ValueError(f"x_t must be (B, I) = {tuple(self._shape)}, got {tuple(x_t.shape)}")
+            rows = x_t.dim() == 2 and x_t.shape[1] == self._shape[1] and len(x_t)
+            make = f": make it with stream(batch_size={rows})" if rows else ""
+            raise ValueError(f"x_t must be (B, I) = {tuple(self._shape)}, got {tuple(x_t.shape)}{make}")
         for what, wanted in (("dtype", self._like.dtype), ("device", self._like.device)):
             if getattr(x_t, what) != wanted:
                 raise ValueError(f"x_t must have the {what} {wanted}, got {getattr(x_t, what)}")

@@ -1,20 +1,24 @@
 """What an author may declare, and what every mistake says."""
 
+import contextlib
 import copy
 import cProfile
 import functools
+import inspect
 import math
 import pickle
 import pstats
 import re
 import sys
 
+import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 import fastlstm
 import fastlstm.cells.spec
-from fastlstm.cells import cell, exp, gru, lstm, maximum, relu, sigmoid, stop_gradient, tanh, where
+from fastlstm.cells import cell, exp, gru, hints, lstm, maximum, relu, sigmoid, stop_gradient, tanh, where
 from fastlstm.cells.functions import ALLOWED
 
 
@@ -71,13 +75,80 @@ def test_what_is_not_elementwise_arithmetic(mistake):
     assert message.endswith(f"Allowed: {ALLOWED}")
 
 
+@pytest.mark.parametrize(
+    ("function", "written", "name"),
+    [
+        (lambda a, b: torch.sigmoid(a), "sigmoid", "sigmoid"),
+        (lambda a, b: torch.where(a > b, a, b), "where", "where"),
+        (lambda a, b: torch.max(a, b), "maximum", "max"),
+        (lambda a, b: functional.relu(a), "relu", "relu"),
+        (lambda a, b: functional.sigmoid(a), "sigmoid", "sigmoid"),
+        (lambda a, b: functional.logsigmoid(a), "log_sigmoid", "log_?sigmoid"),
+        (lambda a, b: torch.nn.Tanh()(a), "tanh", "tanh"),
+        (lambda a, b: math.exp(a), "exp", "exp"),
+        (lambda a, b: math.tanh(a), "tanh", "tanh"),
+        (lambda a, b: np.exp(a), "exp", "exp"),
+        (lambda a, b: a.sigmoid(), "sigmoid", "sigmoid"),
+        (lambda a, b: a.detach(), "stop_gradient", "detach"),
+        (lambda a, b: log_sigmoid(a), "log_sigmoid", "log_sigmoid"),  # noqa: F821
+        (lambda a, b: torch.mean(a), "of_table", "mean"),
+        (lambda a, b: a.mean(), "of_table", "mean"),
+        (lambda a, b: functional.layer_norm(a, (3,)), "of_table", "layer_norm"),
+        (lambda a, b: torch.nn.LayerNorm(3)(a), "of_table", "layer_norm"),
+    ],
+)
+def test_functions_of_others_and_what_stands_for_them(function, written, name, monkeypatch):
+    """Whatever the table has, by the name of a function in C, of a method or of what is not imported."""
+    if written == "of_table":
+        monkeypatch.setattr(hints, "INSTEAD", {name: written})
+    words = f"a cell has functions of its own: write fastlstm.cells.{written} in the place of this {name}. Allowed"
+    with pytest.raises(TypeError, match=words):
+        pre(function)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda a, b: a[0], "a value cannot be indexed or looped over: a cell computes the same for each hidden unit"),
+        (lambda a, b: sum(a), "a value cannot be indexed or looped over"),
+        (lambda a, b: sigmod(a), "name 'sigmod' is not defined (did you mean sigmoid?)"),  # noqa: F821
+        (lambda a, b: fastlstm.cells.tanhh(a), "has no attribute 'tanhh' (did you mean tanh?)"),
+        (lambda a, b: torch.cos(a), "cos(): argument 'input' (position 1) must be Tensor, not a value of a cell"),
+        (lambda a, b: np.mean(a), "a value has no .mean: write functions and operators"),
+        (lambda a, b: caught(math.exp, a) + "b", "and 'str'"),
+    ],
+)
+def test_what_else_is_said_of_mistakes(function, message):
+    with pytest.raises(TypeError, match=re.escape(message)):
+        pre(function)
+
+
+def caught(function, a):
+    """A mistake that is none of the one that ends the declaration."""
+    with contextlib.suppress(TypeError):
+        function(a)
+    return a
+
+
+def test_a_misspelt_gate():
+    with pytest.raises(TypeError, match=r"takes forgot, which is no gate, .* \(did you mean forget\?\); declared are"):
+        pre(lambda forgot: forgot, gates={"forget": "xh", "b": "x"})
+
+
+def test_a_decorator_without_parentheses():
+    for options in ({}, {"gates": {"a": "xh"}, "states": ("h",)}):
+        with pytest.raises(TypeError, match=re.escape("write @cell(gates=..., states=...) above it, with parentheses")):
+            cell(lambda a: tanh(a), **options)
+    assert list(inspect.signature(cell).parameters) == ["gates", "states", "params", "inputs"]
+
+
 def test_the_line_is_the_one_within_the_function():
     def long(a, b):
         c = a * b
-        d = c.exp()
+        d = c.cosh()
         return d
 
-    with pytest.raises(TypeError, match=r"cell long, line \d+ `d = c\.exp\(\)`: a value has no \.exp"):
+    with pytest.raises(TypeError, match=r"cell long, line \d+ `d = c\.cosh\(\)`: a value has no \.cosh"):
         pre(long)
 
 
@@ -291,7 +362,7 @@ def test_errors_of_others_call_a_value_a_value():
         return a**2
 
     def of_torch(a):
-        return torch.sigmoid(a)
+        return torch.cos(a)
 
     for function in (power, of_torch):
         with pytest.raises(TypeError, match="a value of a cell") as raised:

@@ -85,6 +85,25 @@ def odd_name(a, weight_hh):
     return cells.tanh(a * weight_hh)
 
 
+ELMAN = ": fastlstm.Elman takes the place of torch.nn.RNN"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "got"),
+    [
+        ((8, 16), {}, "int"),
+        ((8, 16, 2), {}, "int"),
+        ((8, 16), {"num_layers": 2, "nonlinearity": "relu"}, "int"),
+        ((), {"input_size": 8, "hidden_size": 16, "batch_first": True}, "NoneType"),
+        (("gru", 8, 16), {}, "str"),
+    ],
+)
+def test_arguments_of_torchs_rnn(arguments, options, got):
+    """Of which Python would say how many it takes."""
+    with pytest.raises(TypeError, match=f"cell must be a fastlstm.Cell, .*, got {got}{ELMAN}"):
+        fastlstm.RNN(*arguments, **options)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

@@ -177,7 +177,10 @@ def test_bad_arguments_raise_and_change_nothing():
     cases = [
         (TypeError, [1.0], "x_t must be a tensor, got list"),
         (TypeError, None, "x_t must be a tensor, got NoneType"),
-        (ValueError, torch.randn(3, 4), r"x_t must be \(B, I\) = \(2, 4\), got \(3, 4\)"),
+        (ValueError, torch.randn(3, 4), r"= \(2, 4\), got \(3, 4\): make it with stream\(batch_size=3\)"),
+        (ValueError, torch.randn(2, 5), r"x_t must be \(B, I\) = \(2, 4\), got \(2, 5\)$"),
+        (ValueError, torch.randn(4), r"x_t must be \(B, I\) = \(2, 4\), got \(4,\)$"),
+        (ValueError, torch.randn(0, 4), r"x_t must be \(B, I\) = \(2, 4\), got \(0, 4\)$"),
         (ValueError, torch.randn(2, 4).double(), "x_t must have the dtype torch.float32, got torch.float64"),
         (ValueError, torch.randn(2, 4, device="meta"), "x_t must have the device cpu, got meta"),
         (RuntimeError, torch.randn(2, 4, requires_grad=True), "a stream has no gradients"),

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import re
 from copy import deepcopy
 
 import pytest
@@ -191,6 +192,26 @@ def test_no_steps_and_no_rows():
     assert same_bits(last, state)
     output, (h_n, c_n) = made(torch.empty(4, 0, 7))
     assert (output.shape, h_n.shape, c_n.shape) == ((4, 0, 9), (1, 0, 9), (1, 0, 9))
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "LSTMCell", "GRUCell"])
+@pytest.mark.parametrize(
+    ("arguments", "options", "got"),
+    [
+        ((8,), {}, "int"),
+        ((8, 16), {}, "int"),
+        ((8, 16, 2), {"batch_first": True}, "int"),
+        ((), {"input_size": 8, "hidden_size": 16}, "NoneType"),
+        ((nn.RNN(8, 16),), {}, "RNN"),
+    ],
+)
+def test_arguments_of_a_float_module(name, arguments, options, got):
+    message = (
+        f"module must be a torch.nn.{name} or a fastlstm.{name}, got {got}: train one, and fastlstm.quantize makes a "
+        f"Quantized{name} of it"
+    )
+    with pytest.raises(TypeError, match=re.escape(message)):
+        getattr(fastlstm, f"Quantized{name}")(*arguments, **options)
 
 
 @torch.no_grad()
