@@ -10,8 +10,6 @@ import struct
 from collections.abc import Callable
 from functools import cache
 
-import numpy as np
-
 from fastlstm.backends.numba.llvm import matrix
 from fastlstm.backends.numba.llvm.cells import NAMES as CELLS
 from fastlstm.backends.numba.llvm.primitives import NAMES
@@ -116,9 +114,6 @@ StackArguments = _struct("StackArguments", "task first bytes count lanes")
 # What each thread of a team is handed.
 RegionArguments = _struct("RegionArguments", "task arguments thread_number team_size")
 
-FORWARD, BACKWARD = np.dtype(ForwardArguments), np.dtype(BackwardArguments)
-QUANTIZED = np.dtype(QuantizedArguments)
-STACK, REGION = np.dtype(StackArguments), np.dtype(RegionArguments)
 _HEADS = {"Forward": ForwardArguments, "Backward": BackwardArguments}
 _CALLS = {"Forward": (FORWARD_KEPT, FORWARD_CALL), "Backward": (BACKWARD_KEPT, BACKWARD_CALL)}
 _TAILS = {"Forward": (FORWARD_OTHER, FORWARD_VALUE), "Backward": (BACKWARD_OTHER, BACKWARD_VALUE)}
