@@ -1,6 +1,8 @@
-"""A numba that is installed and cannot be imported: `auto` goes on without it and says so; by name it is the error."""
+"""A numba that is installed and cannot be used: `auto` goes on without it and says so; by name it is the error."""
 
+import compileall
 import os
+import shutil
 import sys
 
 import pytest
@@ -11,7 +13,7 @@ from tests.helpers.layers import NOT_BUILT
 NEXT = "native instead" if NOT_BUILT is None else "aten instead, and reference for what aten lacks"
 BROKEN = {  # a numba's source, and what the reason has to hold
     "too old": ("raise ImportError('Numba needs NumPy 2.9 or less')", "ImportError: Numba needs NumPy 2.9 or less"),
-    "too new": ("__version__ = '9.0'", "ImportError: cannot import name 'carray' from 'numba'"),
+    "too new": ("__version__ = '9.0'", "ImportError: cannot import name 'types' from 'numba'"),
     "damaged": ("raise OSError('libllvmlite.so: file too short')", "OSError: libllvmlite.so: file too short"),
 }
 CODE = """
@@ -52,11 +54,12 @@ COMPILED = """
 """
 
 
-def run(code, folder, source):
-    (folder / "numba").mkdir()
-    (folder / "numba" / "__init__.py").write_text(f"print('numba is imported')\n{source}")
+def run(code, folder, source=None):
+    if source is not None:
+        (folder / "numba").mkdir()
+        (folder / "numba" / "__init__.py").write_text(f"print('numba is imported')\n{source}")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), *sys.path])}
-    done = interpreter.run(code, cwd=ROOT, environment=environment)
+    done = interpreter.run(code, cwd=folder, environment=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
@@ -77,3 +80,18 @@ def test_auto_goes_on_with_one_warning(tmp_path, how):
 
 def test_compiled(tmp_path):
     assert run(COMPILED, tmp_path, BROKEN["too old"][0]) == ["numba is imported", "1 warning"]
+
+
+def test_an_installation_without_sources(tmp_path):
+    """Kernels are compiled from sources, which some installations leave out to be smaller."""
+    shutil.copytree(ROOT / "fastlstm", tmp_path / "fastlstm", ignore=shutil.ignore_patterns("__pycache__"))
+    assert compileall.compile_dir(tmp_path, legacy=True, quiet=1)
+    for path in tmp_path.rglob("*.py"):
+        path.unlink()
+    _, warned, *raised = run(CODE, tmp_path)
+    reason = (
+        "ImportError: kernels are compiled from their sources, and fastlstm.cells.derive is installed without its own"
+    )
+    assert warned.endswith(f"{reason}; auto takes {NEXT}")
+    assert len(raised) == 2
+    assert all(line.endswith(reason) for line in raised)

@@ -43,29 +43,27 @@ def primitive(name, pieces):
 
 
 def compiled(function, **fields):
-    """A function of a kernel, of a struct with these numbers and of two more, as Python's: it returns two."""
-    module, both = ir.Module("test"), ir.LiteralStructType([I64, I64])
-    called, _ = emit.function_of(module, "test", function, (emit.Fields(fields), None, None))
+    """A function ``f(a, x, y)`` of the kernels' Python, of a struct with these numbers, as Python's: it returns two."""
+    module = ir.Module("test")
     task = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64] * 4), "task")
     b = ir.IRBuilder(task.append_basic_block())
     struct, target, *numbers = task.args
-    found = b.call(called, [b.inttoptr(struct, I64.as_pointer()), *numbers])
-    assert found.type == both
+    callee = emit.emitted(module, function, emit.fields_of(list(fields)))
+    results = b.call(callee, [b.inttoptr(struct, I64.as_pointer()), *numbers])
     for k in range(2):
-        store(b, b.extract_value(found, k), b.add(target, I64(8 * k)))
+        store(b, b.extract_value(results, k), b.add(target, I64(8 * k)))
     b.ret_void()
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    engine = llvm.create_mcjit_compiler(
-        llvm.parse_assembly(str(module)), llvm.Target.from_default_triple().create_target_machine()
-    )
+    machine = llvm.Target.from_default_triple().create_target_machine()
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(str(module)), machine)
     engine.finalize_object()
     start = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)(engine.get_function_address("task"))
-    values, results = (ctypes.c_int64 * len(fields))(*fields.values()), (ctypes.c_int64 * 2)()
+    values, returned = (ctypes.c_int64 * len(fields))(*fields.values()), (ctypes.c_int64 * 2)()
 
     def call(x, y, engine=engine):
-        start(ctypes.addressof(values), ctypes.addressof(results), x, y)
-        return (*results,)
+        start(ctypes.addressof(values), ctypes.addressof(returned), x, y)
+        return (*returned,)
 
     return call
 

@@ -4,7 +4,8 @@ A tile of batch rows by four vectors stays in registers over the whole sum. Weig
 once for many calls. Threads split the batch rows, or the hidden units where rows are few.
 
 The folder has three rooms. `host` is what runs in Python: sizes, buffers, packed weights, plans. `kernels` are the two
-passes, which Numba compiles. `llvm` is what emits instructions: tiles of products, cells, copies.
+passes, in the Python that `llvm.emit` compiles. `llvm` is what emits instructions: these, tiles of products, cells,
+copies.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import torch
 import fastlstm
 from fastlstm.backends import cpu
 from fastlstm.backends.numba import most_pieces
+from fastlstm.backends.numba.host import tasks
 from fastlstm.backends.numba.llvm.simd import machine_features
 from tests.helpers.layers import Layer, error
 from tests.helpers.numba import assembly, busiest_loop, forget, run
@@ -97,16 +98,13 @@ def test_the_cache_follows_the_sources(copy, tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif("x86" not in os.uname().machine, reason="names an x86-64 processor")
 def test_another_process_finds_what_was_compiled(copy, tmp_path):
-    """Also what only a processor with a matrix unit runs, and nothing of other sources. Kernels are left out: they take
-    a minute.
-    """
+    """Also what only a processor with a matrix unit runs, and nothing of other sources."""
     code = """
         import sys
         from fastlstm import cells
         from fastlstm.backends.numba.host import tasks
-        kernels = "forward", "backward", "quantized"
         tasks.table_of(cells.gru, 4)
-        names = sys.argv[1:] or [n for n in (*tasks._tasks, *tasks.tables) if not n.startswith(kernels)]
+        names = sys.argv[1:] or [*tasks.KERNELS, *tasks.tables]
         print(all([tasks._compiled(name).cache_hits for name in names]), *names)
     """
     processor = {"NUMBA_CPU_NAME": "sapphirerapids", "NUMBA_CPU_FEATURES": "+avx512f,+amx-tile,+amx-bf16"}
@@ -118,7 +116,7 @@ def test_another_process_finds_what_was_compiled(copy, tmp_path):
     again = run(code, tmp_path, arguments=small, **environment).split()
     assert (first, second) == ("False", "True")
     assert (others, again) == (["False", *small], ["True", *small])
-    assert {"matrix3", "primitives4", "region", "stack"} <= set(names)
+    assert {"matrix3", "primitives4", "region", "stack", "backward_matrix", "forward_mixed"} <= set(names)
 
 
 @pytest.mark.slow
@@ -160,6 +158,41 @@ def test_the_tiles_stay_in_registers(features, target, fma, tiles):
         assert multiply_adds >= rows * vectors
         assert multiply_adds % (rows * vectors) == 0
         assert not [line for line in loop if "rsp" in line or "[sp" in line]
+
+
+@pytest.mark.parametrize(
+    ("features", "target"),
+    [
+        ("+avx512f,+amx-tile,+amx-bf16", ("x86_64-unknown-linux-gnu", "sapphirerapids")),
+        ("+neon", ("aarch64-unknown-linux-gnu", "neoverse-n1")),
+    ],
+    ids=["amx", "neon"],
+)
+def test_all_kernels_compile(features, target):
+    """Also those of a matrix unit, of which `test_matrix_choice` compiles the instructions."""
+    code = f"""
+        import llvmlite.binding as llvm
+        from llvmlite import ir
+        from fastlstm.backends.numba.host import tasks
+        from fastlstm.backends.numba.llvm.emit import run
+        from fastlstm.backends.numba.llvm.simd import I64
+        llvm.initialize_all_targets()
+        llvm.initialize_all_asmprinters()
+        triple, cpu = {target}
+        machine = llvm.Target.from_triple(triple).create_target_machine(cpu=cpu, features="{features}", opt=1)
+        for name, (kernel, struct) in tasks.KERNELS.items():
+            module = ir.Module(name)
+            module.triple = triple
+            task = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64] * 3), "task")
+            b = ir.IRBuilder(task.append_basic_block())
+            run(b, kernel, [field for field, _ in struct._fields_], *task.args)
+            b.ret_void()
+            parsed = llvm.parse_assembly(str(module))
+            parsed.verify()
+            print(name, "task:" in machine.emit_assembly(parsed))
+    """
+    output = run(code, NUMBA_CPU_FEATURES=features, NUMBA_CPU_NAME=target[1]).splitlines()
+    assert output == [f"{name} True" for name in tasks.KERNELS]
 
 
 def test_without_openmp(monkeypatch):

@@ -9,8 +9,6 @@ import struct
 from collections.abc import Callable
 from functools import cache
 
-import numpy as np
-
 from fastlstm.backends.numba.host import fields
 from fastlstm.backends.numba.host.fields import TAILS
 from fastlstm.backends.numba.llvm import matrix
@@ -59,9 +57,6 @@ QuantizedArguments = _struct("QuantizedArguments", "\n".join(_QUANTIZED.split())
 StackArguments = _struct("StackArguments", fields.STACK)  # tasks of one kind that know nothing of each other
 RegionArguments = _struct("RegionArguments", fields.REGION)  # what each thread of a team is handed
 
-FORWARD, BACKWARD = np.dtype(ForwardArguments), np.dtype(BackwardArguments)
-QUANTIZED = np.dtype(QuantizedArguments)
-STACK, REGION = np.dtype(StackArguments), np.dtype(RegionArguments)
 _HEADS = {"Forward": ForwardArguments, "Backward": BackwardArguments}
 _RECORDS = {
     "Forward": (fields.FORWARD_STATE, fields.FORWARD_VALUE),

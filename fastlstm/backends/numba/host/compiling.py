@@ -15,6 +15,7 @@ from numba import cfunc, njit
 QUIET = os.environ.get("FASTLSTM_QUIET", "0") not in ("", "0")
 PATIENCE = 1.0  # seconds: loading a kernel from the cache takes less
 _announced = False
+_turns = threading.RLock()  # numba has one of its own, but the garbage collector is the whole process's
 
 
 @cache
@@ -34,10 +35,9 @@ def folder() -> str | None:
 
 
 def compiled(signature: Any, function: Callable[..., None]) -> Any:
-    """Return numba's C function of `function`, from the cache if it is there."""
-    options: dict[str, Any] = {"nopython": True, "nogil": True, "error_model": "numpy", "boundscheck": False}
-    with _collecting_later():
-        return cfunc(signature, cache=folder() is not None, **options)(function)
+    """Return numba's C function of `function`, from the cache if it is there. Threads take turns."""
+    with _turns, _without_collection():
+        return cfunc(signature, cache=folder() is not None)(function)
 
 
 class Progress:
@@ -89,13 +89,13 @@ class Progress:
 
 
 @contextmanager
-def _collecting_later() -> Iterator[None]:
-    """A compilation makes so many objects that all of the process would be looked through again and again for garbage:
-    a sixth of its time.
+def _without_collection() -> Iterator[None]:
+    """Keep the garbage collector away: it would look through all objects of the process again and again, as a
+    compilation makes so many, and take a sixth of the time.
     """
     enabled = gc.isenabled()
-    gc.disable()
     try:
+        gc.disable()
         yield
     finally:
         if enabled:

@@ -6,22 +6,18 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numba import types as nb
 from numba.extending import intrinsic
 
-from fastlstm import cells
 from fastlstm.backends import cpu
 from fastlstm.backends.numba.host.arguments import (
-    BACKWARD,
-    FORWARD,
-    QUANTIZED,
-    REGION,
-    STACK,
     TAILS,
+    BackwardArguments,
+    ForwardArguments,
+    QuantizedArguments,
     RegionArguments,
     StackArguments,
 )
@@ -32,34 +28,14 @@ from fastlstm.backends.numba.kernels.quantized import quantized
 from fastlstm.backends.numba.kernels.shared import jit
 from fastlstm.backends.numba.llvm import cells as cell_functions
 from fastlstm.backends.numba.llvm import quantized as quantized_functions
-from fastlstm.backends.numba.llvm.emit import Fields, emit
+from fastlstm.backends.numba.llvm.emit import fields_of, run
 from fastlstm.backends.numba.llvm.intrinsics import call, call_int
 from fastlstm.backends.numba.llvm.loops import store_addresses, tables
 from fastlstm.backends.numba.llvm.simd import VECTOR_BYTES, Lanes
+from fastlstm.backends.numba.llvm.sources import fingerprint
 from fastlstm.cells.spec import Cell
 
 _TASK = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
-
-
-def _fingerprint() -> int:
-    """A number of all sources a kernel is made of: numba's cache looks only at the file that a function stands in."""
-    digest = hashlib.sha256()
-    for folder in Path(cells.__file__).parent, Path(__file__).parents[1]:
-        for path in sorted(folder.rglob("*.py")):
-            digest.update(path.read_bytes())
-    return int.from_bytes(digest.digest()[:7], "little")
-
-
-def named_for(what: object) -> Any:
-    """A decorator that names a function for what it closes over. Functions of one name that numba's cache keeps from
-    different processes can be taken for each other: a kernel then ran another's code.
-    """
-
-    def name(function: Any) -> Any:
-        function.__qualname__ = f"{function.__qualname__}.{what}"
-        return function
-
-    return name
 
 
 @jit
@@ -76,68 +52,62 @@ def region(a, thread, threads):
     call(a.task, a.arguments, call_int(a.thread_number), call_int(a.team_size))
 
 
-# What is so where a cell takes no means and a layer has one head: the loops over phases and heads are compiled away.
+# What is so where a cell takes no means and a layer has one head: the loops over phases and heads are compiled away. A
+# field has a value that is known, or that of another field.
 PLAIN: dict[str, int | str] = {"phases": 1, "heads": 1, "head": "H", "span": "H"}
 _PLAIN_BACK = PLAIN | {"reach": "panels"}
 KERNELS: dict[str, tuple[Any, Any, dict[str, int | str]]] = {
-    "forward": (forward, FORWARD, PLAIN),
-    "backward": (backward, BACKWARD, _PLAIN_BACK),
-    "forward_across": (forward, FORWARD, {}),
-    "backward_across": (backward, BACKWARD, {}),
-    "forward_matrix": (forward_matrix, FORWARD, PLAIN),
-    "backward_matrix": (backward_matrix, BACKWARD, _PLAIN_BACK),
-    "forward_mixed": (forward_mixed, FORWARD, PLAIN),
-    "backward_mixed": (backward_mixed, BACKWARD, _PLAIN_BACK),
-    "quantized": (quantized, QUANTIZED, {}),
-    "stack": (stack, STACK, {}),
-    "region": (region, REGION, {}),
+    "forward": (forward, ForwardArguments, PLAIN),
+    "backward": (backward, BackwardArguments, _PLAIN_BACK),
+    "forward_across": (forward, ForwardArguments, {}),
+    "backward_across": (backward, BackwardArguments, {}),
+    "forward_matrix": (forward_matrix, ForwardArguments, PLAIN),
+    "backward_matrix": (backward_matrix, BackwardArguments, _PLAIN_BACK),
+    "forward_mixed": (forward_mixed, ForwardArguments, PLAIN),
+    "backward_mixed": (backward_mixed, BackwardArguments, _PLAIN_BACK),
+    "quantized": (quantized, QuantizedArguments, {}),
+    "stack": (stack, StackArguments, {}),
+    "region": (region, RegionArguments, {}),
 }
 
 
 @intrinsic(prefer_literal=True)
-def run_kernel(typingctx, name, args, thread, threads):
-    """Run the kernel of this name, a constant, on the struct at an address."""
-    if not isinstance(name, nb.StringLiteral):
-        return None
+def emit_task(typingctx, name, address, thread, threads):
+    """The task of this name, a constant: to run a kernel on the struct at an address, or to store a table there."""
 
     def codegen(context, b, signature, values):
-        kernel, record, known = KERNELS[name.literal_value]
-        emit(b, f"fastlstm.{name.literal_value}", kernel, Fields(record.names, known), *values[1:])
+        if name.literal_value in tables:
+            store_addresses(b, name.literal_value, values[1])
+        else:
+            kernel, struct, known = KERNELS[name.literal_value]
+            run(b, kernel, fields_of([field for field, _ in struct._fields_], known), *values[1:])
         return context.get_dummy_value()
 
-    return nb.void(name, nb.voidptr, nb.intp, nb.intp), codegen
+    return nb.void(name, nb.intp, nb.intp, nb.intp), codegen
 
 
-def _functions(fingerprint: int) -> tuple[dict[str, tuple[Any, Any]], Callable[[str], tuple[Any, Any]]]:
-    """The tasks that are compiled, with their signatures, and what stores the addresses of a table."""
-    task = nb.void(nb.voidptr, nb.intp, nb.intp)
+def _functions(number: int) -> tuple[Callable[[str], Any], Any]:
+    """What makes the function that is compiled for a task, and the function of the task "region"."""
 
-    # What is closed over is part of the key of numba's cache: the number is to be, while a kernel or an intrinsic would
-    # get another key in every process, and be compiled there again. So kernels are found by name.
-    def task_of(name):
-        @named_for(name)
-        def run(args, thread, threads):
-            if threads < fingerprint:
-                run_kernel(name, args, thread, threads)
+    # What is closed over is part of the key of numba's cache: the number is to be, while a kernel would get another key
+    # in every process, and be compiled there again. So tasks are found by name. Functions of one name that different
+    # processes keep there can be taken for each other, so the task's name is also part of its function's.
+    def function_of(name):
+        def task(address, thread, threads):
+            if number != 0:
+                emit_task(name, address, thread, threads)
 
-        return run, task
+        task.__qualname__ = f"{task.__qualname__}.{name}"
+        return task
 
-    def region_task(args):
-        if fingerprint != 0:
-            run_kernel("region", args, 0, 1)
+    def region(address):
+        if number != 0:
+            emit_task("region", address, 0, 1)
 
-    def storing(name):
-        @named_for(name)
-        def store(target):
-            if fingerprint != 0:
-                store_addresses(name, target)
-
-        return store, nb.void(nb.intp)
-
-    return {**{name: task_of(name) for name in KERNELS}, "region": (region_task, nb.void(nb.voidptr))}, storing
+    return function_of, region
 
 
-_tasks, _storing = _functions(_fingerprint())
+_function_of, _region = _functions(fingerprint())
 
 
 compiled_functions: dict[str, Any] = {}
@@ -149,8 +119,8 @@ def prepare(names: Iterable[str]) -> None:
     if missing:
         with Progress(missing) as progress:
             for name in missing:
-                function, signature = _tasks[name] if name in _tasks else _storing(name)
-                compiled_functions[name] = compiled(signature, function)
+                function, count = (_region, 1) if name == "region" else (_function_of(name), 3)
+                compiled_functions[name] = compiled(nb.void(*[nb.intp] * count), function)
                 progress.done(name)
 
 
@@ -167,7 +137,7 @@ def _compiled(name: str) -> Any:
 
 def _addresses(name: str) -> dict[str, int]:
     addresses = (ctypes.c_int64 * len(tables[name]))()
-    ctypes.CFUNCTYPE(None, ctypes.c_int64)(_compiled(name).address)(ctypes.addressof(addresses))
+    task(name)(ctypes.addressof(addresses), 0, 1)
     return dict(zip(tables[name], addresses))
 
 

@@ -8,7 +8,7 @@ from fastlstm.backends.numba.host.sizes import LINE
 from fastlstm.backends.numba.kernels.ends import is_held, is_reset, length_of
 from fastlstm.backends.numba.kernels.shared import CHUNK, VECTOR, jit
 from fastlstm.backends.numba.kernels.threads import share, share_rows_alive, wait
-from fastlstm.backends.numba.kernels.weights import digest_all
+from fastlstm.backends.numba.kernels.weights import digest_words
 from fastlstm.backends.numba.llvm.intrinsics import call, get_int32, get_int64
 from fastlstm.backends.numba.llvm.quantized import CONSTANTS
 
@@ -18,15 +18,19 @@ HELD, RESETS = 1, 2  # what a row does: stays as it is at this step, is zero bef
 
 @jit
 def digest_weights(a, thread, threads):
-    """`digest_all` of all weights, scales and biases. The last word of weights that are not of whole words overlaps."""
+    """`digest_words` of all weights, scales and biases. The last word of weights that are not of whole words overlaps
+    the one before.
+    """
     of_ih, of_hh = a.of_x * a.H, a.of_h * a.H
     ih, hh = of_ih * a.I, of_hh * a.H
-    sources = (
-        (a.ih, ih // 4), (a.hh, hh // 4), (a.scale_ih, of_ih), (a.scale_hh, of_hh),
-        (a.bias_ih, of_ih if a.bias_ih != 0 else 0), (a.bias_hh, of_hh if a.bias_hh != 0 else 0),
-        (a.ih + ih - 4, 1 if ih % 4 != 0 else 0), (a.hh + hh - 4, 1 if hh % 4 != 0 else 0),
-    )  # fmt: skip
-    digest_all(a, sources, thread, threads)
+    n = digest_words(a, a.ih, ih // 4, 0, thread, threads)
+    n = digest_words(a, a.hh, hh // 4, n, thread, threads)
+    n = digest_words(a, a.scale_ih, of_ih, n, thread, threads)
+    n = digest_words(a, a.scale_hh, of_hh, n, thread, threads)
+    n = digest_words(a, a.bias_ih, of_ih if a.bias_ih != 0 else 0, n, thread, threads)
+    n = digest_words(a, a.bias_hh, of_hh if a.bias_hh != 0 else 0, n, thread, threads)
+    n = digest_words(a, a.ih + ih - 4, 1 if ih % 4 != 0 else 0, n, thread, threads)
+    digest_words(a, a.hh + hh - 4, 1 if hh % 4 != 0 else 0, n, thread, threads)
 
 
 @jit

@@ -15,15 +15,15 @@ FOLD = 8  # chunks of steps that the matrix unit sums together
 ONE = 1024  # where the constants' one lies, after the zeros
 
 
-def jit(function: Any, inlined: bool = False) -> Any:
-    """For functions that kernels call: compiled into each kernel that does, see `llvm.emit`."""
-    function.inlined = inlined
+def jit(function: Any) -> Any:
+    """For functions that kernels call: `llvm.emit` compiles them into each kernel that does."""
     return function
 
 
 def inlined(function: Any) -> Any:
     """As `jit`, for what every panel of every step runs. Calls of these took 4 % of the time of a layer of two rows."""
-    return jit(function, True)
+    function.inlined = True
+    return function
 
 
 @jit

@@ -2,7 +2,6 @@
 
 from fastlstm.backends.numba.kernels.layout import block_hh, block_ih, first_of_h, gate_at
 from fastlstm.backends.numba.kernels.shared import jit
-from fastlstm.backends.numba.kernels.threads import share
 from fastlstm.backends.numba.llvm.digest import DIGEST_BYTES
 from fastlstm.backends.numba.llvm.intrinsics import call
 
@@ -26,30 +25,25 @@ def pack_biases(a, p, to):
 
 @jit
 def digest_weights(a, thread, threads, recurs):
-    """`digest_all` of the weights and biases that the packed ones are of. `recurs`: whether weight_hh is looked at."""
+    """`digest_words` of the weights and biases that the packed ones are of: of weight_hh if the layer `recurs`."""
     S, I, H = a.original_size, a.I, a.H
     of_bias, of_bias_hh = a.of_x if a.original_bias != 0 else 0, a.of_h if a.original_bias_hh != 0 else 0
-    sources = (
-        (a.original_ih, a.of_x * H * I * S // 4), (a.original_bias, of_bias * H * S // 4),
-        (a.original_bias_hh, of_bias_hh * H * S // 4), (a.original_hh, a.of_h * H * a.head * S // 4 if recurs else 0),
-    )  # fmt: skip
-    digest_all(a, sources, thread, threads)
+    n = digest_words(a, a.original_ih, a.of_x * H * I * S // 4, 0, thread, threads)
+    n = digest_words(a, a.original_bias, of_bias * H * S // 4, n, thread, threads)
+    n = digest_words(a, a.original_bias_hh, of_bias_hh * H * S // 4, n, thread, threads)
+    digest_words(a, a.original_hh, a.of_h * H * a.head * S // 4 if recurs else 0, n, thread, threads)
 
 
 @jit
-def digest_all(a, sources, thread, threads):
-    """This thread's blocks of the sources, each an address and a number of words, digested to `digests` or compared to
-    them.
+def digest_words(a, source, words, n, thread, threads):
+    """Digest this thread's blocks of so many words to `digests`, or compare them with what is there. Threads take turns
+    with the blocks. The first block has the number n. Return the number that comes after the last.
     """
-    blocks = 0
-    for _, words in sources:
-        blocks += digested_blocks(words)
-    first, last, n = share(blocks, thread, threads), share(blocks, thread + 1, threads), 0
-    for source, words in sources:
-        for k in range(0, words, DIGEST):
-            if first <= n < last:
-                call(a.digest, min(DIGEST, words - k), source + k * 4, a.digests + n * DIGEST_BYTES, a.stale)
-            n += 1
+    for k in range(0, words, DIGEST):
+        if n % threads == thread:
+            call(a.digest, min(DIGEST, words - k), source + k * 4, a.digests + n * DIGEST_BYTES, a.stale)
+        n += 1
+    return n
 
 
 @jit

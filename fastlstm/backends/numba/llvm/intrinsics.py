@@ -1,64 +1,45 @@
 """What the kernels cannot say otherwise: calls by address, loads from an address, atomics.
 
-Python never calls these: `emit` puts their instructions where a kernel calls them.
+Where a kernel calls one of these, `emit` runs it, and it emits its instructions: `b` is what builds the kernel, and the
+arguments are the kernel's numbers. Python itself cannot call it.
 """
-
-from collections.abc import Callable
-from typing import Any
 
 from llvmlite import ir
 
 from fastlstm.backends.numba.llvm.simd import I8, I32, I64, load, store
 
 
-class Emitted:
-    """What kernels may call, by what it emits for a builder and int64 values."""
-
-    def __init__(self, emits: Callable[..., Any]) -> None:
-        self.emits, self.__doc__ = emits, emits.__doc__
-
-    def __call__(self, *arguments: int) -> Any:
-        raise TypeError("only a compiled kernel can call this")
-
-
-@Emitted
 def call(b: ir.IRBuilder, address: ir.Value, *arguments: ir.Value) -> None:
     """Call a function of int64 arguments by address."""
     pointer = ir.FunctionType(ir.VoidType(), [I64] * len(arguments)).as_pointer()
     b.call(b.inttoptr(address, pointer), arguments)
 
 
-@Emitted
 def call_int(b: ir.IRBuilder, address: ir.Value) -> ir.Value:
     """Call ``int f(void)`` by address."""
     return b.sext(b.call(b.inttoptr(address, ir.FunctionType(I32, []).as_pointer()), []), I64)
 
 
-@Emitted
 def get_byte(b: ir.IRBuilder, address: ir.Value) -> ir.Value:
     """The byte at an address."""
     return b.zext(load(b, I8, address), I64)
 
 
-@Emitted
 def get_int32(b: ir.IRBuilder, address: ir.Value) -> ir.Value:
     """The int32 at an address."""
     return b.sext(load(b, I32, address), I64)
 
 
-@Emitted
 def get_int64(b: ir.IRBuilder, address: ir.Value) -> ir.Value:
     """The int64 at an address."""
     return load(b, I64, address)
 
 
-@Emitted
 def set_int64(b: ir.IRBuilder, address: ir.Value, value: ir.Value) -> None:
     """Store an int64 at an address."""
     store(b, value, address)
 
 
-@Emitted
 def add_atomic(b: ir.IRBuilder, address: ir.Value, value: ir.Value) -> ir.Value:
     """Add to the int64 at an address, visible to every thread after what was written before it;
     returns the new value.
@@ -66,7 +47,6 @@ def add_atomic(b: ir.IRBuilder, address: ir.Value, value: ir.Value) -> ir.Value:
     return b.add(b.atomic_rmw("add", b.inttoptr(address, I64.as_pointer()), value, "acq_rel"), value)
 
 
-@Emitted
 def load_atomic(b: ir.IRBuilder, address: ir.Value) -> ir.Value:
     """The int64 at an address, with all that was written before another thread stored it."""
     return b.load_atomic(b.inttoptr(address, I64.as_pointer()), "acquire", 8)

@@ -4,8 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from numba.core import types
-from numba.extending import intrinsic
 
 from fastlstm.backends.numba.llvm.simd import I64, store
 
@@ -73,16 +71,8 @@ def function(module: ir.Module, name: str, arguments: int, body: Builder) -> ir.
     return found
 
 
-@intrinsic(prefer_literal=True)
-def store_addresses(typingctx, name, target):
-    """Write the addresses of the functions of `tables[name]`, a constant, to an array of int64."""
-    if not isinstance(name, types.StringLiteral):
-        return None
-
-    def codegen(context, b, signature, args):
-        for k, (each, (arguments, builder)) in enumerate(tables[name.literal_value].items()):
-            found = function(b.module, f"fastlstm.{name.literal_value}.{each}", arguments, builder)
-            store(b, b.ptrtoint(found, I64), b.add(args[1], I64(8 * k)))
-        return context.get_dummy_value()
-
-    return types.void(name, types.intp), codegen
+def store_addresses(b: ir.IRBuilder, name: str, target: ir.Value) -> None:
+    """Write the addresses of the functions of a table to an array of int64."""
+    for k, (each, (arguments, builder)) in enumerate(tables[name].items()):
+        found = function(b.module, f"fastlstm.{name}.{each}", arguments, builder)
+        store(b, b.ptrtoint(found, I64), b.add(target, I64(8 * k)))
