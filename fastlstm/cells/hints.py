@@ -12,8 +12,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 # Names of functions and methods of torch, NumPy and math, and the function of `fastlstm.cells` that stands for each
 INSTEAD = {name: name for name in FUNCTIONS} | {
     "logsigmoid": "log_sigmoid",
+    "hardsigmoid": "hard_sigmoid",
     "detach": "stop_gradient",
     "max": "maximum",
+    "min": "minimum",
+    "clip": "clamp",
+    "var": "mean",
 }
 
 

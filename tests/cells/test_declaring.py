@@ -104,6 +104,10 @@ def test_what_is_not_elementwise_arithmetic(mistake):
         (lambda a, b: functional.rms_norm(a, (3,)), "rms_norm", "rms_norm"),
         (lambda a, b: functional.softplus(a), "softplus", "softplus"),
         (lambda a, b: a.clamp(0, 1), "clamp", "clamp"),
+        (lambda a, b: functional.hardsigmoid(a), "hard_sigmoid", "hardsigmoid"),
+        (lambda a, b: torch.min(a, b), "minimum", "min"),
+        (lambda a, b: np.clip(a, 0, 1), "clamp", "clip"),
+        (lambda a, b: torch.var(a), "mean", "var"),
     ],
 )
 def test_functions_of_others_and_what_stands_for_them(function, written, name):
