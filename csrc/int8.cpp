@@ -1,10 +1,38 @@
 // Calls of layers with int8 weights: a kernel is chosen, memory is found, the threads run.
 #include "call.h"
 
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+#ifdef __x86_64__
+#include <cpuid.h>
+#endif
+
 using namespace fastlstm;
 
 // (step, row) pairs whose x is multiplied in one pass over the weights, in several steps where rows are few
 constexpr int64_t BLOCK_ROWS = 48;
+
+// Whether the processor multiplies tiles of bytes, and the system lets this process use them. It is asked once.
+static bool is_unit_there() {
+#ifdef FASTLSTM_EMULATE_TILES
+    return true;
+#elif defined(__linux__) && defined(__x86_64__)
+    enum { UNKNOWN, ABSENT, THERE };
+    static int known = UNKNOWN;
+    if (const int answer = __atomic_load_n(&known, __ATOMIC_RELAXED)) return answer == THERE;
+    constexpr unsigned TILES = 1 << 24, BYTES = 1 << 25;
+    constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;
+    unsigned a, b, c, d = 0;
+    const bool can = __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & TILES) && (d & BYTES);
+    const bool may = can && syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+    __atomic_store_n(&known, may ? THERE : ABSENT, __ATOMIC_RELAXED);
+    return may;
+#else
+    return false;
+#endif
+}
 
 const Int8Kernels *fastlstm::int8_kernels_of(int64_t instructions) {
 #ifdef __x86_64__
@@ -28,6 +56,7 @@ int fastlstm::run_int8(fastlstm_forward_args &a, const fastlstm_threads *threads
     job.args = &a, job.parts = split.parts, job.barriers = split.barriers;
     job.pack = !a.packed, job.packed = (void *)a.packed;
     job.pieces = pieces, job.block = max(1, min(a.T, BLOCK_ROWS / a.B)), job.few = a.B <= BLOCK_ROWS / 2;
+    job.has_unit = kernels.has_unit && is_unit_there();
     Memory memory;
     Zeros zeros(a, memory);
     const int64_t panel = int8_panel_size(cell.sums, cell.of_x, cell.of_h, a.I, a.H, kernels.vector_bytes);

@@ -54,6 +54,7 @@ struct Int8Job : Job {
     int64_t pieces;    // of 8 bits in a number of x or h: 1 or 2
     int64_t block;     // steps whose x is multiplied at once
     bool few;          // whether rows are few: then x is multiplied for all panels, before h is
+    bool has_unit;     // whether this process may use the matrix unit, see amx.h
     uint8_t *x, *h;    // (2, B, block, pieces, pitch of I), (2, B, pieces, pitch of H)
     float *scales_x, *scales_h, *scales;  // of these rows: (2, B, block), (3, B), and (threads, B) of the step that runs
     float *sums_x;     // what x makes of the sums, if rows are few: (panels, B, block, X, lanes)
@@ -83,6 +84,7 @@ struct Kernels {
 // Of int8 weights, for each cell
 struct Int8Kernels {
     int64_t vector_bytes;
+    bool has_unit;  // whether they can use a matrix unit
     void (*pack[CELLS])(const fastlstm_forward_args *, void *packed);
     fastlstm_task forward[CELLS];
 };

@@ -183,7 +183,7 @@ template <class C> struct Layer {
 
 int main() {
     const int64_t sizes[][4] = {{1, 1, 1, 1},   {3, 7, 1, 7},     {5, 1, 7, 100}, {4, 9, 28, 64},
-                                {2, 70, 30, 7}, {2, 130, 65, 33}, {12, 40, 5, 48}, {30, 2, 18, 20}};
+                                {2, 70, 30, 7}, {2, 130, 65, 33}, {12, 40, 5, 48}, {30, 2, 18, 20}, {2, 21, 70, 80}};
     for (const auto &size : sizes) {
         for (int kind = 0; kind < 4; kind++) {
             const Case s = {size[0], size[1], size[2], size[3], (kind & 1) != 0, (kind & 2) != 0};

@@ -312,9 +312,11 @@ def test_the_slow_checks_follow_the_header(check):
 
 @needs_compiler
 @pytest.mark.slow
-@pytest.mark.parametrize("check", ["matrix", "quantized"])
-def test_all_kernels_under_sanitizers(tmp_path, check):
-    program = build(tmp_path, f"checks/{check}.cpp", SANITIZE)
+@pytest.mark.parametrize(
+    ("check", "options"), [("matrix", ()), ("quantized", ()), ("quantized", ("-DFASTLSTM_EMULATE_TILES",))]
+)
+def test_all_kernels_under_sanitizers(tmp_path, check, options):
+    program = build(tmp_path, f"checks/{check}.cpp", (*SANITIZE, *options))
     done = subprocess.run([program], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 

@@ -1,0 +1,60 @@
+// Sums of products of bytes on Intel's matrix unit, AMX, whose tiles have 16 rows of 64 bytes. Vectors take what is left.
+#pragma once
+
+constexpr int64_t UNIT_ROWS = 16, UNIT_GROUPS = 16;  // of a tile: rows of bytes, and groups of 4 columns
+
+#if VECTOR_BYTES == 64 && defined(FASTLSTM_EMULATE_TILES)
+#include "checks/tiles.h"
+#define ON_UNIT
+#elif VECTOR_BYTES == 64 && defined(__linux__) && defined(__has_include)
+#if __has_include(<amxint8intrin.h>) || __has_include(<amxintrin.h>)
+#define ON_UNIT __attribute__((target("amx-tile,amx-int8")))
+#endif
+#endif
+
+#ifdef ON_UNIT
+constexpr bool HAS_UNIT = true;
+
+// Until `release_unit` this thread has tiles 0 to 7 of that size.
+NOINLINE ON_UNIT void configure_unit() {
+    alignas(64) uint8_t sizes[64] = {1};
+    for (int tile = 0; tile < 8; tile++) sizes[16 + 2 * tile] = 64, sizes[48 + tile] = UNIT_ROWS;
+    _tile_loadconfig(sizes);
+}
+NOINLINE ON_UNIT void release_unit() { _tile_release(); }
+
+// sums[m, n] = starts[n] + sum of a[m, k] * w[k, n] for UNIT_ROWS rows of bytes, N vectors of n, and `steps` times 64 columns.
+// The weights of 64 columns and a vector are a tile as they lie in a panel.
+template <int N>
+NOINLINE ON_UNIT void unit_sums(const int32_t *starts, const uint8_t *a, int64_t a_row, const int8_t *w, int64_t steps,
+                                int32_t *sums) {
+    static_assert(N == 3 || N == 4, "tiles of this many vectors are spelled out below");
+    constexpr int64_t row = N * 64;
+    _tile_loadd(0, starts, 0);
+    _tile_loadd(1, starts + 16, 0);
+    _tile_loadd(2, starts + 32, 0);
+    if constexpr (N == 4) _tile_loadd(3, starts + 48, 0);
+    for (; steps > 0; steps--, a += 64, w += UNIT_GROUPS * row) {
+        _tile_loadd(4, a, a_row);
+        _tile_loadd(5, w, row);
+        _tile_dpbusd(0, 4, 5);
+        _tile_loadd(6, w + 64, row);
+        _tile_dpbusd(1, 4, 6);
+        _tile_loadd(7, w + 128, row);
+        _tile_dpbusd(2, 4, 7);
+        if constexpr (N == 4) {
+            _tile_loadd(5, w + 192, row);
+            _tile_dpbusd(3, 4, 5);
+        }
+    }
+    _tile_stored(0, sums, row);
+    _tile_stored(1, sums + 16, row);
+    _tile_stored(2, sums + 32, row);
+    if constexpr (N == 4) _tile_stored(3, sums + 48, row);
+}
+#else
+constexpr bool HAS_UNIT = false;
+template <int N> void unit_sums(const int32_t *, const uint8_t *, int64_t, const int8_t *, int64_t, int32_t *);
+inline void configure_unit() {}
+inline void release_unit() {}
+#endif
