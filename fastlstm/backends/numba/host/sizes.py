@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastlstm.backends.numba.host import cells
+from fastlstm.backends.numba.host.heads import reach_of, span_of
 
 if TYPE_CHECKING:
     from fastlstm.backends.numba.host.signature import Signature
@@ -32,20 +33,6 @@ def panels_of(size: int, lanes: int) -> int:
     return (size + lanes - 1) // lanes
 
 
-def span_of(s: Signature, lanes: int) -> int:
-    """Columns of h that a panel multiplies: those of all heads that it has units of."""
-    D = s.H // s.heads
-    return max((min(k + lanes, s.H) - 1) // D - k // D + 1 for k in range(0, s.H, lanes)) * D
-
-
-def reach_of(s: Signature, lanes: int) -> int:
-    """Panels that a group of panels, as columns of h, is multiplied for: those of all heads that it has units of."""
-    D, panels = s.H // s.heads, panels_of(s.H, lanes)
-    groups = panels_of(panels, 4)
-    ends = [panels_of(panels * q, groups) * lanes for q in range(groups)] + [s.H]  # as `kernels.layout.group` has them
-    return max(panels_of(((b - 1) // D + 1) * D, lanes) - a // D * D // lanes for a, b in zip(ends, ends[1:]))
-
-
 def split(team: int, s: Signature, panels: int, back: bool = False, faster: int = 1) -> tuple[int, int]:
     """Threads of a `team`, and into how many parts they split the batch rows; threads within a part split the units.
 
@@ -58,7 +45,7 @@ def split(team: int, s: Signature, panels: int, back: bool = False, faster: int 
     threads, T, B, H, pieces, products = team, s.T, s.B, s.H, s.pieces, s.products
     if s.counts.means:  # a thread has all units of its rows, a tile at least; a team of fewer meets twice a step
         parts = max(1, min(threads, B // 6))
-        if parts < threads and 2 * SERIAL > B * H * products:
+        if parts < threads and B * H * products < 2 * SERIAL:
             threads = parts
         threads = min(threads, parts * panels)
         small = parts == threads and T * B * (H + 8) * (products + 64 * s.counts.sums) < SERIAL_CALL
@@ -111,7 +98,7 @@ def transposed_sizes(s: Signature, panels: int, lanes: int, of_x: int) -> dict[s
         panels * 2 * n * 1024 if n else panels * count * lanes * 4 * lanes for n, count in zip((of_x, s.pieces), gates)
     )
     if s.heads > 1:
-        hh = hh // panels * reach_of(s, lanes)
+        hh = hh // panels * reach_of(s.H, s.heads, lanes)
     return {"packed_ih": panels_of(I, 4 * lanes) * ih, "packed_hh": panels_of(H, 4 * lanes) * hh}
 
 
@@ -185,7 +172,7 @@ def packed_size(s: Signature, lanes: int, of_x: int, places: int) -> int:
     if s.pieces:
         return places * operand_steps(s.I, s.H) * s.pieces * 1024
     of_inputs = panels_of(s.I, 32) * of_x * 1024 if of_x else s.I * s.counts.of_x * lanes
-    return places * (span_of(s, lanes) * s.counts.of_h * lanes + of_inputs)
+    return places * (span_of(s.H, s.heads, lanes) * s.counts.of_h * lanes + of_inputs)
 
 
 def sum_places(s: Signature, of_sums: int) -> tuple[int, int, int]:
@@ -199,7 +186,7 @@ def sum_places(s: Signature, of_sums: int) -> tuple[int, int, int]:
     if of_sums:
         of_x = -(-(I + 1) // 16) * 16
         return of_x, I, of_x + panels_of(H, lanes_of(s.dtype)) * 16
-    unseen = H - span_of(s, lanes_of(s.dtype)) if H else 0
+    unseen = H - span_of(s.H, s.heads, lanes_of(s.dtype)) if H else 0
     if counts.joint and not counts.params:
         return I, I + H, I + H + 1 - unseen
     of_h = panels_of(I, STRIP) * STRIP
@@ -221,8 +208,8 @@ def common_sizes(s: Signature, kind: str, wide: int, count: int) -> tuple[dict[s
     of_call["together"] = ROWS_TOGETHER if means else max(s.B, 1)
     kept_slot, rows_slot = slots, slots + panels * found["crossing"]
     wide, slots = wide * (count if means else 1), rows_slot + found["row_values"]
-    of_call |= {"kept_slot": kept_slot, "rows_slot": rows_slot}
-    of_call |= {"dense": is_dense(s), "wide": wide, "slots": slots, "head": s.H // s.heads, "span": span_of(s, lanes)}
+    of_call |= {"kept_slot": kept_slot, "rows_slot": rows_slot, "dense": is_dense(s), "wide": wide, "slots": slots}
+    of_call |= {"head": s.H // s.heads, "span": span_of(s.H, s.heads, lanes)}
     return found | of_call, 2 * found["table_bytes"] // size + 64 * (wide + slots) * lanes
 
 
@@ -259,7 +246,7 @@ def backward_sizes(s: Signature, sums: bool, to_x: bool) -> tuple[dict[str, int]
     halves = 2 if many or (B >= 128 and of_half <= HALF_BYTES) else 1
     kept = ring * chunk if (sums and not of_sums) or (to_x and not of_x) else 2
     fields, scratch = common_sizes(s, "Backward", 4, panels_of(H, wide))
-    fields |= {"reach": reach_of(s, lanes), "chunk": chunk, "ring": ring, "halves": halves, "kept": kept}
+    fields |= {"reach": reach_of(s.H, s.heads, lanes), "chunk": chunk, "ring": ring, "halves": halves, "kept": kept}
     fields |= {"strip": wide if few else STRIP, "sum_rows": sum_rows, "sums_of_h": sums_of_h, "sum_of_one": sum_of_one}
     carried = counts.others + counts.carries_h + s.ends_early
     buffers = {"scratch": scratch, "carried": panels * B * lanes * carried}

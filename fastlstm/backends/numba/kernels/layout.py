@@ -76,12 +76,6 @@ def seen_by(a, p):
 
 
 @jit
-def spans_heads(a, p):
-    """Whether panel p has units of several heads."""
-    return a.head != a.H and p * a.lanes // a.head != (min((p + 1) * a.lanes, a.H) - 1) // a.head
-
-
-@jit
 def seen_alike(a, p, last):
     """The end of the panels from p on, before `last`, that multiply the same columns of h."""
     if a.head == a.H:

@@ -5,6 +5,7 @@ the input, and over all T B rows, for the weights.
 from fastlstm.backends.numba.host.sizes import STRIP
 from fastlstm.backends.numba.kernels.ends import correct_states, rows_alive, zero_held
 from fastlstm.backends.numba.kernels.gradients import sum_at, sum_row
+from fastlstm.backends.numba.kernels.heads import back_product_of_heads
 from fastlstm.backends.numba.kernels.in_place import back_product_in_place
 from fastlstm.backends.numba.kernels.layout import (
     block_hh,
@@ -117,63 +118,6 @@ def back_product(a, rows, b, s, of_h, packed, vectors, q, scratch):
             last, last_row, at_end * last_columns,
         )  # fmt: skip
         init, init_row = scratch, 4 * VECTOR
-
-
-@jit
-def add_head(a, rows, b, s, unit, last, w, wide, vectors, q, kernel, out, lane, lane_last):
-    """Add to `out`, of a column group q with rows of `wide` bytes, what the units of one head, `unit` to `last`, have of
-    the gradient of its columns: to whole vectors, or with `masked` to some lanes of one. `w`: where the packed weights
-    of these columns begin.
-    """
-    L, gates, row = a.lanes, a.of_h, 4 * VECTOR
-    block = max(1, BLOCK_K // (gates * L))  # panels
-    while unit < last:
-        p, at = unit // L, unit % L
-        panels = min((last - unit) // L, block) if at == 0 else 0
-        # all units of whole panels, or of one panel those of the head
-        count, outer, dpre_outer, w_outer = gates * L, panels, a.kept * a.B * terms_of(a) * VECTOR, gates * L * wide
-        end = unit + panels * L
-        if panels == 0:
-            end = min(unit - at + L, last)
-            count, outer, dpre_outer, w_outer = end - unit, gates, VECTOR, L * wide
-        dpre, dpre_row = dpreact_of(a, p, s, b) + first_of_h(a) * VECTOR + at * a.size, terms_of(a) * VECTOR
-        of_panel = w + ((p - summed_from(a, q)) * gates * L + at) * wide
-        if kernel == a.masked:
-            call(
-                kernel, rows, out, row, of_panel, wide, dpre, dpre_row, count, outer, dpre_outer, w_outer, lane,
-                lane_last,
-            )  # fmt: skip
-        else:
-            call(
-                kernel, rows, out, row, out, row, of_panel, wide, dpre, dpre_row, a.size, count, outer, dpre_outer,
-                w_outer, dpre, 0, 0,
-            )  # fmt: skip
-        unit = end
-
-
-@jit
-def back_product_of_heads(a, rows, b, s, packed, vectors, q, scratch):
-    """`back_product` of a layer of heads: each head's columns have the dpreact of its units alone. A weight of zero would
-    not keep infinity or NaN from the others.
-    """
-    L, H, D, first, v, last = a.lanes, a.H, a.head, group(vectors, q), group(vectors, q), group(vectors, q + 1)
-    wide = (4 if last - first == 4 else 3) * VECTOR
-    packed += q * a.reach * 4 * VECTOR * a.of_h * L
-    call(a.copy_rows, rows, 0, 4 * L, scratch, 0, scratch, 4 * VECTOR)
-    while v < last:
-        column, end, after = v * L, min((v + 1) * L, H), v + 1
-        unit, w, out = column // D * D, packed + (v - first) * VECTOR, scratch + (v - first) * VECTOR
-        if end <= unit + D:  # of one head, as the next vectors may be
-            while after < last and min((after + 1) * L, H) <= unit + D:
-                after += 1
-            kernel = product_of(a, after - v)
-            add_head(a, rows, b, s, unit, unit + D, w, wide, vectors, q, kernel, out, 0, L)
-        else:
-            while unit < end:
-                lane, lane_last = max(unit, column) - column, min(unit + D, end) - column
-                add_head(a, rows, b, s, unit, unit + D, w, wide, vectors, q, a.masked, out, lane, lane_last)
-                unit += D
-        v = after
 
 
 @jit

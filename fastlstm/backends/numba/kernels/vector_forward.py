@@ -5,6 +5,7 @@ Few rows multiply an x with its own sum, and a lone row any x, for several steps
 """
 
 from fastlstm.backends.numba.kernels.ends import rows_alive
+from fastlstm.backends.numba.kernels.heads import add_heads, spans_heads
 from fastlstm.backends.numba.kernels.layout import (
     block_hh,
     block_ih,
@@ -18,7 +19,6 @@ from fastlstm.backends.numba.kernels.layout import (
     seen_alike,
     seen_by,
     seen_from,
-    spans_heads,
     spread,
     vectors_of,
 )
@@ -145,28 +145,6 @@ def multiply_inputs(a, s, p, part, b_first, b_last):
                 add_product(a, vectors, w, I, whole, I, a.block, rows, a.constants, 0, out, 2 * wide, x, x_step)
 
 
-@jit
-def add_heads(a, p, place, rows, out, h, h_row):
-    """Add the product of h to preact of panel p, which has units of several heads: each head's columns to its own units
-    alone. A weight of zero would not keep infinity or NaN from the others. h: the columns that the panel sees.
-    """
-    L, D, sums, wide, columns = a.lanes, a.head, out + first_of_h(a) * VECTOR, a.sums * VECTOR, seen_by(a, p)
-    unit, last = p * L, min((p + 1) * L, a.H)
-    while unit < last:
-        begin = unit // D * D - seen_from(a, p)
-        end = min(unit // D * D + D, last)
-        for q in range(groups_of(a.of_h)):
-            v_first, v_last = group(a.of_h, q), group(a.of_h, q + 1)
-            w, w_row = states_at(a, place) + v_first * columns * VECTOR, (v_last - v_first) * VECTOR
-            for k in range(begin, begin + D, a.block):
-                for v in range(v_first, v_last):
-                    call(
-                        a.masked, rows, sums + v * VECTOR, wide, w + k * w_row + (v - v_first) * VECTOR, w_row,
-                        h + k * a.size, h_row, min(a.block, begin + D - k), 1, 0, 0, unit - p * L, end - p * L,
-                    )  # fmt: skip
-        unit = end
-
-
 @inlined
 def preact_of_one(a, s, p, place, panels, step, b, out, x, h_seen):
     """preact of row b for `panels` panels from p on, `step` 1 or -1: the same sums, all blocks in one call. All see the
@@ -224,7 +202,7 @@ def preact_of_lone(a, s, p_first, p_last, scratch, x, h_seen):
         crosses = spans_heads(a, begin)
         preact_of_one(a, s, p, p, end - begin, step, 0, out, x, 0 if crosses else h)
         if crosses and h_seen != 0:  # no two panels of several heads see the same columns
-            add_heads(a, p, p, 1, out, h, 0)
+            add_heads(a, p, states_at(a, p), 1, out, h, 0)
         begin = end
 
 
@@ -284,7 +262,7 @@ def preact(a, s, p, place, b, rows, part, b_first, b_last, scratch, x, h_seen, h
                 init_row, out + begin, wide, h_seen + b * h_seen_row, h_seen_row,
             )  # fmt: skip
     if crosses and h_of_heads != 0:
-        add_heads(a, p, place, rows, out, h_of_heads + b * h_seen_row, h_seen_row)
+        add_heads(a, p, states_at(a, place), rows, out, h_of_heads + b * h_seen_row, h_seen_row)
     if dense:
         spread(a, p, rows, out, scratch)
 
