@@ -129,7 +129,7 @@ class Plans:
             backend, x.device, x.dtype, cell=layer.cell, projected=False, masked=masked, cells=False, layer=cast_layer
         )
         traits = dispatch.traits(name)
-        if not traits.plans or not is_plain(*layer.weights) or 0 in x.shape:
+        if not traits.plans or not is_plain(*layer.weights) or 0 in x.shape[: 3 if layer.cell.gates_of_x else -1]:
             return None
         if not traits.plans_sixteen_bits and (x.itemsize == 2 or to is not None):
             return None

@@ -14,8 +14,6 @@ import sys
 import hypothesis
 import pytest
 
-hypothesis.settings.register_profile("untimed", deadline=None)  # no test asserts a time
-hypothesis.settings.load_profile("untimed")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("FASTLSTM_QUIET", "1")  # tests look at what commands print, whether or not kernels are there
 
@@ -23,6 +21,8 @@ import torch
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+hypothesis.settings.register_profile("untimed", deadline=None)  # no test asserts a time
+hypothesis.settings.load_profile("untimed")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS refuses torch.use_deterministic_algorithms
 
 

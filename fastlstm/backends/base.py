@@ -176,6 +176,7 @@ class Traits:
         plans_sixteen_bits: `plan` takes layers of bfloat16 and float16, and weights that autocast would cast to them.
         sorts_lengths: it is faster if the longest rows come first.
         prepares_steps: it has `steps`, which prepares single steps of a layer of float32 or float64 for a stream.
+        heads: it runs layers of several heads, see `Layer`.
         quantized: it has `quantized_forward`, which runs layers with int8 weights.
         plans_quantized: it has `quantized_plan` and `quantized_steps`, which are to these what `plan` and `steps` are
             to other layers.
@@ -187,6 +188,7 @@ class Traits:
     plans_sixteen_bits: bool = False
     sorts_lengths: bool = False
     prepares_steps: bool = False
+    heads: bool = False
     quantized: bool = False
     plans_quantized: bool = False
     cells: tuple[str, ...] | None = None

@@ -26,11 +26,12 @@ def check_layer(layer: Layer, weight_hr: Optional = None) -> None:
     hidden = _hidden(layer, I)
     of_x, of_h = cell.gates_of_x * hidden, cell.gates_of_h * hidden
     out = hidden if weight_hr is None else weight_hr.shape[0]
-    heads = 1 if weight_hr is not None or weight_hh is None else out // max(weight_hh.shape[-1], 1) or 1
+    columns = 0 if weight_hr is not None or weight_hh is None or weight_hh.dim() != 2 else weight_hh.shape[1]
+    head = columns if columns and out % columns == 0 else out  # its units
     widths = [out] + [hidden] * (len(states) - 1)
     named = [
         ("weight_ih", weight_ih, (of_x, I)),
-        ("weight_hh", weight_hh, (of_h, out // heads)),
+        ("weight_hh", weight_hh, (of_h, head)),
         ("bias_ih", bias_ih, (of_x,)),
         ("bias_hh", bias_hh, (of_h,)),
         ("weight_hr", weight_hr, (out, hidden)),

@@ -105,9 +105,10 @@ def _with_precision(name: str, dtype: torch.dtype, pieces: bool = False) -> str:
 
 
 @lru_cache(None)
-def _warn_of_cell(cell: Cell, reason: str) -> None:
-    instead = "torch's own layer" if runs("aten", cell) else "plain PyTorch"
-    message = f"auto runs the cell {cell.key} in {instead}, since no backend here has a kernel for it: {reason}"
+def _warn_of_cell(cell: Cell, has_heads: bool, reason: str) -> None:
+    instead = "torch's own layer" if runs("aten", cell) and not has_heads else "plain PyTorch"
+    what = f"layers of several heads of the cell {cell.key}" if has_heads else f"the cell {cell.key}"
+    message = f"auto runs {what} in {instead}, since no backend here has a kernel for it: {reason}"
     warnings.warn(message, RuntimeWarning, stacklevel=2)
 
 
@@ -126,11 +127,11 @@ def _order() -> tuple[str, ...]:
     return _CPU if numba.cache_folder() is not None else _CPU[::-1]
 
 
-def _fused_on_cpu(device: torch.device, dtype: torch.dtype, cell: Cell, warn: bool) -> str | None:
+def _fused_on_cpu(device: torch.device, dtype: torch.dtype, cell: Cell, heads: int, warn: bool) -> str | None:
     """Return the first of numba and native that can run these tensors, or None. Warn if the installation is at fault:
     if numba is broken, or neither can be used.
     """
-    taken = next((fused for fused in _order() if _reason(fused, device, dtype, cell) is None), None)
+    taken = next((fused for fused in _order() if _reason(fused, device, dtype, cell, heads) is None), None)
     if not warn:
         return taken
     if taken is None:
@@ -138,19 +139,21 @@ def _fused_on_cpu(device: torch.device, dtype: torch.dtype, cell: Cell, warn: bo
         if None not in reasons:
             _warn(f"{'; '.join(reasons)}; auto takes aten instead, and reference for what aten lacks")
         elif any(module(fused).supports(device, dtype) is None for fused in _CPU):
-            _warn_of_cell(cell, "; ".join(reason for reason in reasons if reason))
+            _warn_of_cell(cell, heads > 1, "; ".join(reason for reason in reasons if reason))
     elif taken != "numba" and (failure := numba.failure()) is not None:
         _warn(f"{failure}; auto takes {taken} instead")
     return taken
 
 
-def _reason(name: str, device: torch.device, dtype: torch.dtype, cell: Cell) -> str | None:
-    """Return why the backend of this name cannot run these tensors, or layers of a cell, or None."""
+def _reason(name: str, device: torch.device, dtype: torch.dtype, cell: Cell, heads: int = 1) -> str | None:
+    """Return why the backend of this name cannot run these tensors, or layers of a cell with so many heads, or None."""
     reason: str | None = module(name).supports(device, dtype)
     if reason is None and name in TRITON:
         reason = triton.failures.get((device, cell))
     if reason is None and not runs(name, cell):
         reason = f"the {name} backend runs the cells {', '.join(traits(name).cells or ())}, got {cell.key}"
+    if reason is None and heads > 1 and not traits(name).heads:
+        reason = f"the {name} backend runs layers of one head, got heads={heads}"
     return reason
 
 
@@ -184,29 +187,27 @@ def choose(
         ValueError: for an unknown name.
     """
     name, exports = settings.check_name(settings.named(name)), aten.exports_onnx()
-    if layer is not None and not projected and heads_of(layer) > 1:
-        if name == "auto":
-            fused = device.type in ("cpu", "meta") and _reason("numba", device, dtype, cell) is None
-            name = "numba" if fused and not exports else "reference"
-        if name != "reference" and name not in ("numba", *NUMBA_PRECISIONS):
-            raise RuntimeError(f"the {name} backend has no heads")
-    if layer is not None and not projected and (name in TRITON or (name == "auto" and device.type == "cuda")):
+    heads = 1 if layer is None or projected else heads_of(layer)
+    may_take_triton = name in TRITON or (name == "auto" and device.type == "cuda")
+    if layer is not None and not projected and may_take_triton and (heads == 1 or traits("triton").heads):
         module("triton" if name == "auto" else name).check(layer)
     if name == "auto" and exports:
         name = "aten"
     if name == "auto":
-        lacking = masked or cells or transformed or not runs("aten", cell)  # aten has none of these
+        lacking = masked or cells or transformed or heads > 1 or not runs("aten", cell)  # aten has none of these
         if not projected:
             if device.type in ("cpu", "meta"):
-                if (fused := _fused_on_cpu(device, dtype, cell, warn)) is not None:
+                if (fused := _fused_on_cpu(device, dtype, cell, heads, warn)) is not None:
                     eager = None if traced or transformed else layer
                     pieces = eager is not None and takes_pieces(eager.x) and hidden_size(eager) >= MANY_UNITS
                     return _with_precision(fused, dtype, pieces)
                 lacking = lacking or traced
-            elif device.type == "cuda" and _reason("triton", device, dtype, cell) is None:
+            elif device.type == "cuda" and (why := _reason("triton", device, dtype, cell, heads)) is None:
                 return "triton"
+            elif device.type == "cuda" and heads > 1 and warn and triton.supports(device, dtype) is None:
+                _warn_of_cell(cell, True, str(why))
         return "reference" if lacking else "aten"
-    reason = _reason(name, device, dtype, cell)
+    reason = _reason(name, device, dtype, cell, heads)
     if reason is None and projected and name not in ("aten", "reference"):
         reason = f"the {name} backend has no projections (proj_size)"
     if reason is None and name == "aten" and masked:

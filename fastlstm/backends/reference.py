@@ -23,7 +23,7 @@ from fastlstm.backends.quantized import QuantizedSums
 from fastlstm.backends.sums import Sums, for_rows, linear, vector_gradient
 from fastlstm.cells.spec import Cell
 
-TRAITS = Traits(quantized=True)  # no 16 bits, since rounding at every operation would lose their digits
+TRAITS = Traits(heads=True, quantized=True)  # no 16 bits, since rounding at every operation would lose their digits
 
 
 def supports(device: torch.device, dtype: torch.dtype) -> str | None:

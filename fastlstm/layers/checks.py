@@ -92,21 +92,42 @@ def check_no_projection(proj_size: Any) -> None:
         raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
 
 
-def check_heads(heads: Any, hidden_size: int, cell: Any) -> None:
-    """Raise unless so many heads can share the units: TypeError if it is no int, ValueError for a wrong number."""
+def check_heads(heads: Any, hidden_size: int, cell: Cell) -> None:
+    """Raise unless `heads` can share the units: TypeError if it is no int, ValueError for a number that does not divide
+    them, or for several heads of a cell without a product of h.
+    """
     if isinstance(heads, bool) or not isinstance(heads, int):
         raise TypeError(f"heads should be of type int, got: {type(heads).__name__}")
-    if heads < 1 or hidden_size % heads or (heads > 1 and not cell.gates_of_h):
-        raise ValueError(f"heads must divide the {hidden_size} units of a cell with products of h, got {heads}")
+    if heads < 1 or hidden_size % heads:
+        raise ValueError(f"heads must be 1 or more and divide hidden_size, which is {hidden_size}, got {heads}")
+    if heads > 1 and not cell.gates_of_h:
+        raise ValueError(f"heads must be 1 for the cell {cell.name}, which has no gate that sums h, got {heads}")
+
+
+def check_sizes_without_x(cell: Cell, input_size: Any, num_layers: Any) -> None:
+    """Raise ValueError for sizes that a cell without a product of x cannot have: such a layer reads neither features
+    nor the layer before it.
+    """
+    for name, value, wanted in (("input_size", input_size, 0), ("num_layers", num_layers, 1)):
+        if not cell.gates_of_x and value != wanted:
+            raise ValueError(
+                f"{name} must be {wanted} for the cell {cell.name}, which has no gate that sums x, got {value}"
+            )
 
 
 def check_cell_of(module: Any, cell: Any = None, *_: Any, **__: Any) -> None:
-    """Raise unless an `RNN` can have `cell`: TypeError if it is no cell, ValueError for a param of a weight's name."""
+    """Raise unless an `RNN` can have `cell`: TypeError if it is no cell, ValueError if it reads neither x nor inputs,
+    has no weights, or has a param of a weight's name.
+    """
     if not isinstance(cell, Cell):
         raise TypeError(
             f"cell must be a fastlstm.Cell, as fastlstm.cell declares one, got {type(cell).__name__}: "
             "fastlstm.Elman takes the place of torch.nn.RNN"
         )
+    if not cell.gates_of_x and not cell.inputs:
+        raise ValueError(f"cell must have a gate that sums x, or inputs, got {cell.name} with the gates {cell.gates}")
+    if not cell.gates and not cell.params:
+        raise ValueError(f"cell must have gates or params, got {cell.name} without any")
     taken = next((name for name in cell.params if name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")), None)
     if taken is not None:
         raise ValueError(f"cell must have params of other names than the weights, got {cell.name} with {taken}")

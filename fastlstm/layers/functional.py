@@ -94,7 +94,7 @@ def lstm(
         x: (T, B, I), any strides.
         hx: initial states ``h_0`` and ``c_0`` (B, H), or None for zeros.
         weight_ih: (4H, I), with row blocks in the order i, f, g, o.
-        weight_hh: (4H, H).
+        weight_hh: (4H, H), or (4H, H / K) for K heads, each of which sees the h of its own units alone.
         bias_ih, bias_hh: (4H,).
         weight_hr: (P, H), which projects the hidden state. weight_hh is then (4H, P), and ``h_0``, ``h_n`` and the
             output are P wide.

@@ -88,7 +88,10 @@ class CellModule:
         zoneout = getattr(self, "zoneout", 0)
         if getattr(self, "proj_size", 0) or zoneout not in (0, (0, 0)) or cell.inputs or not may_prepare(self):
             return None
-        name = dispatch.choose(self.backend, x.device, x.dtype, cell=cell, projected=False, masked=False, cells=False)
+        name = dispatch.choose(
+            self.backend, x.device, x.dtype, cell=cell, projected=False, masked=False, cells=False,
+            layer=layer.squeezed(False),
+        )  # fmt: skip
         if not dispatch.traits(name).prepares_steps or x.dtype not in (torch.float32, torch.float64):
             return None
         return dispatch.module(name).steps(layer, kept) if is_plain(*layer.weights) else None

@@ -73,6 +73,25 @@ def inputs_of(
     return tuple([a.transpose(0, 1) for a in given]) if batch_first else given
 
 
+def empty_input(inputs: Sequence[Tensor], names: Sequence[str], like: Tensor, dims: int) -> Tensor:
+    """Return an input without features for a cell that reads none: (T, B, 0) beside `inputs`, called `names`, of
+    (T, B, H), in which any size may be 1. It has the dtype and device of `like`.
+
+    Args:
+        dims: how many dimensions an input of a batch has, 3 or 2. That of one sequence alone has one less.
+
+    Raises:
+        ValueError: for another number of dimensions.
+    """
+    for name, a in zip(names, inputs):
+        if a.dim() not in (dims, dims - 1):
+            wanted = f"{dims} dimensions, or {dims - 1} for one sequence alone"
+            raise ValueError(f"inputs[{name!r}] must have {wanted}, got shape {tuple(a.shape)}")
+    most = max([a.dim() for a in inputs])
+    shapes = [a.shape[:-1] for a in inputs if a.dim() == most]
+    return like.new_empty((*[next((n for n in sizes if n != 1), 1) for sizes in zip(*shapes)], 0))
+
+
 WORTH = 1 << 26  # multiply-adds of a layer, a quarter of a millisecond, below which its rows are not sorted
 WIDE = 96  # units below which rows are not sorted, since computing them takes no longer than copying them
 

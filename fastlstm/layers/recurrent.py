@@ -16,7 +16,7 @@ from fastlstm.backends import dispatch, settings
 from fastlstm.backends.base import Layer
 from fastlstm.layers import checks, input_checks
 from fastlstm.layers.modules import CellModule
-from fastlstm.layers.packing import inputs_of, longest_first, masks_of, pack, pad, unpack
+from fastlstm.layers.packing import empty_input, inputs_of, longest_first, masks_of, pack, pad, unpack
 from fastlstm.layers.recompute import Results, recomputed
 from fastlstm.layers.weight_hooks import compute_weights
 from fastlstm.plan import run
@@ -83,6 +83,7 @@ class Recurrent(CellModule, nn.RNNBase):
         are wanted those of the states but the first.
 
         Args:
+            x: None where no gate of the cell sums it.
             inputs: tensors for the cell's inputs, in its order.
         """
         weights = self._layer_weights(0)  # read once, since a parametrization may draw random numbers
@@ -90,6 +91,8 @@ class Recurrent(CellModule, nn.RNNBase):
             found = self._planned(x, hx, weights)
             if found is not None:
                 return found
+        if x is None and not self._cell.gates_of_x:
+            x = empty_input(inputs, self._cell.inputs, self._example(weights), 3)
         if isinstance(x, PackedSequence):
             checks.check_no_masks(reset, lengths)
             return self._forward_packed(x, hx, sequences, inputs, weights)
@@ -228,6 +231,8 @@ class Recurrent(CellModule, nn.RNNBase):
             found = self._planned(x_t.unsqueeze(0), state, weights)
             if found is not None:
                 return found[0].squeeze(0), found[1]
+        if x_t is None and not self._cell.gates_of_x:
+            x_t = empty_input(inputs, self._cell.inputs, self._example(weights), 2)
         states = input_checks.check_step(self, x_t, state, self._example(weights))
         layout = "(B, H)" if x_t.dim() == 2 else "(H,)"
         size = *x_t.shape[:-1], self.hidden_size

@@ -29,7 +29,8 @@ class RNN(Recurrent):
 
     Args:
         cell: what a step computes: one of `fastlstm.cells`, or what `fastlstm.cell` declares.
-        input_size: I, the number of input features.
+        input_size: I, the number of input features; 0 for a cell without gates that sum x, whose values of x come as
+            `inputs` of a call. Such a module has one layer.
         hidden_size: H, the number of hidden units.
         num_layers: L, layers stacked on each other.
         bias: with False there are no ``bias_ih_l*`` and ``bias_hh_l*``. The cell's params stay.
@@ -38,7 +39,8 @@ class RNN(Recurrent):
         bidirectional: each layer also runs from the last step to the first (D = 2, otherwise 1).
         device, dtype: of the parameters.
         backend: a name of `fastlstm.backends.settings.NAMES`. None takes the default that `fastlstm.use_backend` sets.
-        heads: K, which divides H. The product with h gives a unit those H / K units alone that are of its own head.
+        heads: K, which divides H. Units 0 to H/K - 1 are the first head, and so on. The product with h gives a unit the
+            h of its own head alone, as if weight_hh were block-diagonal. Infinity and NaN do not cross either.
         recompute: whether the backward pass computes the gates of a long sequence again, a hundred steps and more at a
             time, instead of reading them from memory: see `fastlstm.layers.recompute`.
 
@@ -46,14 +48,16 @@ class RNN(Recurrent):
         ``weight_ih_l{k}`` (X*H, I) or (X*H, D*H) for k > 0, ``weight_hh_l{k}`` (Y*H, H/K), ``bias_ih_l{k}`` (X*H,),
         ``bias_hh_l{k}`` (Y*H,), and ``{name}_l{k}`` (H,) for each of the cell's params. Row blocks are in the order in
         which the cell declares its gates. Without gates that sum h, ``weight_hh_l{k}`` and ``bias_hh_l{k}`` do not
-        exist. A bidirectional layer has each of them again, with ``_reverse`` at the end of the name. All are drawn
-        from uniform(-1/sqrt(H), 1/sqrt(H)), but for the params that the cell has initial values for.
+        exist, and without gates that sum x neither do ``weight_ih_l{k}`` and ``bias_ih_l{k}``. A bidirectional layer
+        has each of them again, with ``_reverse`` at the end of the name. All are drawn from uniform(-1/sqrt(H),
+        1/sqrt(H)), with two exceptions: ``weight_hh_l{k}`` has the bound 1/sqrt(H/K), and params may have initial
+        values of the cell's.
 
     The cell is pickled as a function is, by the name of the module that declares it.
 
     Raises:
         TypeError, ValueError: for arguments of the wrong type or out of range, as `torch.nn.RNN` does; for a cell that
-            is none or has no gate that sums x; for an unknown backend.
+            is none, or reads neither x nor inputs; for `heads` that do not divide H; for an unknown backend.
 
     Equivalent to `torch.nn.LSTM`, `torch.nn.GRU` or `torch.nn.RNN` with the cells ``lstm``, ``gru``, ``elman_tanh`` and
     ``elman_relu``, whose parameters have the same names, shapes and, for the same seed, initial values.
@@ -81,11 +85,12 @@ class RNN(Recurrent):
         recompute: bool = False,
         heads: int = 1,
     ) -> None:
-        checks.check_heads(heads, hidden_size, cell)
-        self.cell, self.heads = cell, heads
-        options = bias, batch_first, dropout, bidirectional
+        checks.check_sizes_without_x(cell, input_size, num_layers)
+        self.cell, sizes = cell, (input_size if cell.gates_of_x else 1, hidden_size, num_layers)
         # checks its arguments, and makes parameters of another cell that take no memory
-        super().__init__("RNN_TANH", input_size, hidden_size, num_layers, *options, device="meta")
+        super().__init__("RNN_TANH", *sizes, bias, batch_first, dropout, bidirectional, device="meta")
+        checks.check_heads(heads, hidden_size, cell)
+        self.input_size, self.heads = input_size, heads
         for name in self._flat_weights_names:
             delattr(self, name)
         self.mode, self._flat_weights_names, self._all_weights = cell.name, [], []
@@ -112,13 +117,14 @@ class RNN(Recurrent):
         return {name: shape for name, shape in shapes.items() if shape[0]} | dict.fromkeys(self.cell.params, (H,))
 
     def reset_parameters(self) -> None:
-        """Set all parameters to initial values, as a new module has them."""
-        super().reset_parameters()
-        for names in self._all_weights:
-            for name in names:
-                start = self.cell.initial.get(name.rpartition("_l")[0])
-                if start is not None:
-                    init.constant_(getattr(self, name), start)
+        """Set all parameters to initial values, as a new module has them: see the class."""
+        for name, parameter in self.named_parameters():
+            start = self.cell.initial.get(name.rpartition("_l")[0])
+            bound = (self.hidden_size // self.heads if "weight_hh" in name else self.hidden_size) ** -0.5
+            if start is None:
+                init.uniform_(parameter, -bound, bound)
+            else:
+                init.constant_(parameter, start)
 
     @property
     def _cell(self) -> Cell:
@@ -176,7 +182,7 @@ class RNN(Recurrent):
     @overload
     def forward(
         self,
-        input: Tensor | PackedSequence,
+        input: Tensor | PackedSequence | None,
         states: Tensors | Tensor | None = None,
         inputs: Inputs | None = None,
         *,
@@ -186,7 +192,7 @@ class RNN(Recurrent):
     ) -> tuple[Any, ...]: ...
     def forward(
         self,
-        input: Tensor | PackedSequence,  # noqa: A002
+        input: Tensor | PackedSequence | None,  # noqa: A002
         states: Tensors | Tensor | None = None,
         inputs: Inputs | None = None,
         *,
@@ -197,7 +203,8 @@ class RNN(Recurrent):
         """Run all layers over whole sequences.
 
         Args:
-            input: (T, B, I); (B, T, I) with batch_first; (T, I) for one sequence alone; or a PackedSequence.
+            input: (T, B, I); (B, T, I) with batch_first; (T, I) for one sequence alone; or a PackedSequence. None for a
+                cell without gates that sum x: the `inputs` then say what T and B are.
             states: a tuple in the cell's order, each (D*L, B, H), without B for one sequence alone; None for zeros. A
                 tensor by itself is the state of a cell that has one.
             inputs: maps each name of the cell's inputs to a tensor (T, B, H), (B, T, H) with batch_first, (T, H) for
@@ -230,12 +237,12 @@ class RNN(Recurrent):
         def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
     def step(
-        self, x_t: Tensor, state: Tensors | Tensor | None = None, inputs: Inputs | None = None
+        self, x_t: Tensor | None, state: Tensors | Tensor | None = None, inputs: Inputs | None = None
     ) -> tuple[Tensor, Tensors]:
         """Run one time step through all layers, for streaming. Modules of one direction only.
 
         Args:
-            x_t: (B, I), or (I,) for one sequence alone.
+            x_t: (B, I), or (I,) for one sequence alone. None for a cell without gates that sum x.
             state: a tuple in the cell's order, each (L, B, H), without B for one sequence alone; None for zeros. A
                 tensor by itself is the state of a cell that has one.
             inputs: maps each name of the cell's inputs to a tensor (B, H), or (H,) for one sequence alone. Any size may

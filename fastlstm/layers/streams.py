@@ -72,11 +72,11 @@ class Stream:
         self._threads, self._between = threads, between  # kept alive: `_inner` has their addresses
         self._inner = [(step, to.data_ptr()) for step, to in zip(inner, between[1:])]
 
-    def __call__(self, x_t: Tensor, inputs: Any = None) -> Tensor:
+    def __call__(self, x_t: Tensor | None, inputs: Any = None) -> Tensor:
         """Run one time step.
 
         Args:
-            x_t: (B, I), of the dtype and on the device that the weights had.
+            x_t: (B, I), of the dtype and on the device that the weights had. None for a cell without gates that sum x.
             inputs: for a `fastlstm.RNN` whose cell has inputs, a dictionary as for its `step`; None for all others.
 
         Returns:
@@ -88,24 +88,27 @@ class Stream:
             RuntimeError: if `x_t` requires a gradient while gradients are enabled; under a transform of torch.func.
         """
         like = self._like
+        x: Any = x_t
+        if x is None and not self._module._cell.gates_of_x:
+            x = like.new_empty(self._shape)
         if (
-            not is_untransformed(x_t)
-            or getattr(x_t, "shape", None) != self._shape  # of None, which counts as untransformed
-            or x_t.dtype is not like.dtype
-            or x_t.device != like.device
-            or x_t.requires_grad
+            not is_untransformed(x)
+            or getattr(x, "shape", None) != self._shape  # of None, which counts as untransformed
+            or x.dtype is not like.dtype
+            or x.device != like.device
+            or x.requires_grad
         ):
-            x_t = self._accepted(x_t)
+            x = self._accepted(x)
         if inputs is not None and not self._module._cell.inputs:
             raise ValueError(f"inputs must be None, since the cell {self._module._cell.name} has none, got {inputs!r}")
         with self._lock:
             if threads_now() != self._threads:
                 self._prepare()
             if self._last is None or inputs is not None:
-                return self._by_module(x_t, inputs)
-            if not x_t.is_contiguous():
-                x_t = x_t.contiguous()
-            h, at = like.new_empty(self.batch_size, self._hidden), x_t.data_ptr()
+                return self._by_module(x, inputs)
+            if not x.is_contiguous():
+                x = x.contiguous()
+            h, at = like.new_empty(self.batch_size, self._hidden), x.data_ptr()
             for step, to in self._inner:
                 step(at, to)
                 at = to

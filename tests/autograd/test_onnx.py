@@ -172,6 +172,14 @@ def test_what_an_export_cannot_take_is_named(options, given, reason, newer):
         torch.onnx.export(model, (torch.randn(6, 2, 3),), io.BytesIO(), dynamo=newer, verbose=False)
 
 
+@pytest.mark.parametrize("newer", [True, False])
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_several_heads_are_named(newer):
+    model = Given(fastlstm.RNN(fastlstm.cells.lstm, 3, 6, heads=2)).eval()
+    with pytest.raises(Exception, match="aten backend alone: the aten backend runs layers of one head, got heads=2"):
+        torch.onnx.export(model, (torch.randn(6, 2, 3),), io.BytesIO(), dynamo=newer, verbose=False)
+
+
 def test_a_call_after_an_export_is_as_before():
     lstm, x = fastlstm.LSTM(3, 5), torch.randn(6, 4, 3)
     before = lstm(x)[0]

@@ -1,8 +1,9 @@
-"""What the tests of `fastlstm.RNN` share: cells, modules in float64 and what they are called with."""
+"""What the tests of `fastlstm.RNN` share: cells, modules in float64, what they are called with, and a plain loop."""
 
 from functools import partial
 
 import torch
+from torch import Tensor
 
 import fastlstm
 from fastlstm import cells
@@ -21,12 +22,72 @@ def no_product(a, h):
     return cells.tanh(a) + 0.5 * h
 
 
+@cells.cell(gates={"a": "h", "b": "h"}, states=("h", "c"), params=("p",), inputs=("x_a", "x_b"))
+def without_x(a, b, c, p, x_a, x_b):
+    """No product of x: its values come as inputs."""
+    c = cells.sigmoid(a + x_a) * c + p * x_b
+    return cells.tanh(b + c), c
+
+
 RNN = partial(fastlstm.RNN, dtype=torch.float64)
 
 
 def given(rnn, T=6, B=4):
     D = 2 if rnn.bidirectional else 1
     states = tuple(randn(rnn.num_layers * D, B, rnn.hidden_size) for _ in rnn.cell.states)
-    if rnn.cell is cells.slstm:  # whose n is a sum of positive numbers
+    if "n" in rnn.cell.states:  # which is a sum of positive numbers
         states = tuple(torch.zeros_like(a, requires_grad=True) for a in states)
-    return randn(T, B, rnn.input_size), states, {name: randn(T, B, rnn.hidden_size) for name in rnn.cell.inputs}
+    x = randn(T, B, rnn.input_size) if rnn.cell.gates_of_x else None
+    return x, states, {name: randn(T, B, rnn.hidden_size) for name in rnn.cell.inputs}
+
+
+def by_heads(h: Tensor, weight: Tensor) -> Tensor:
+    """The product of h (B, H) with weight_hh (Y H, H / K): one product for each of K heads."""
+    (B, H), D = h.shape, weight.shape[1]
+    blocks = weight.view(-1, H // D, D, D).permute(1, 3, 0, 2).flatten(2)  # (K, D, Y D)
+    products = torch.bmm(h.view(B, H // D, D).transpose(0, 1), blocks)
+    return products.view(H // D, B, -1, D).permute(1, 2, 0, 3).reshape(B, -1)
+
+
+def loop(rnn, x, states, inputs, lengths=None, reset=None):
+    """All states after each step of the last layer, and the last states of all: one layer and direction after the
+    other, by the cell's own function, time first. x is None for a cell that has no gate for it.
+    """
+    cell, D, H = rnn.cell, 2 if rnn.bidirectional else 1, rnn.hidden_size
+    T, B = next(iter(inputs.values())).shape[:2] if x is None else x.shape[:2]
+    gates = {operand: [gate for gate, of in cell.gates.items() if operand in of] for operand in "xh"}
+    last = []
+    for layer in range(rnn.num_layers):
+        sequences = []
+        for direction in range(D):
+            suffix = f"_l{layer}{'_reverse' * direction}"
+            ih, hh, b_ih, b_hh = (
+                getattr(rnn, name + suffix, None) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+            )
+            params = {name: getattr(rnn, name + suffix) for name in cell.params}
+            state, after = [a[layer * D + direction] for a in states], [[] for _ in states]
+            for t in range(T) if direction == 0 else reversed(range(T)):
+                held = torch.zeros(B, 1, dtype=torch.bool) if lengths is None else (t >= lengths).unsqueeze(1)
+                if reset is not None:
+                    state = [a.masked_fill(reset[t].unsqueeze(1) & ~held, 0) for a in state]
+                sums = dict.fromkeys(cell.gates, 0)
+                for operand, product, bias in (
+                    ("x", None if ih is None else x[t] @ ih.T, b_ih),
+                    ("h", None if hh is None else by_heads(state[0], hh), b_hh),
+                ):
+                    if gates[operand]:
+                        parts = (product if bias is None else product + bias).split(H, -1)
+                        for gate, part in zip(gates[operand], parts):
+                            sums[gate] = sums[gate] + part
+                values = {**sums, **dict(zip(cell.states, state)), **params, **{k: a[t] for k, a in inputs.items()}}
+                wanted = cell.function.__code__.co_varnames[: cell.function.__code__.co_argcount]
+                new = cell(**{name: values[name] for name in wanted})
+                new = new if isinstance(new, tuple) else (new,)
+                state = [torch.where(held, a, b) for a, b in zip(state, new)]
+                for k, (steps, a) in enumerate(zip(after, state)):
+                    steps.append(a if k else a.masked_fill(held, 0))
+            sequences.append([torch.stack(steps if direction == 0 else steps[::-1]) for steps in after])
+            last.append(state)
+        together = [torch.cat(each, -1) for each in zip(*sequences)]
+        x = together[0]
+    return together, tuple(torch.stack(each) for each in zip(*last))

@@ -1,42 +1,294 @@
-"""Layers of heads are dense layers whose weight_hh is block-diagonal."""
+"""Layers of heads: `fastlstm.RNN` with ``heads=K``, and weight_hh of H / K columns in the functions.
+
+The truth is a loop in float64 with one product a head and step. Sizes are such that a head is a part of a vector, one,
+several, or several and a part.
+"""
+
+import io
+import pickle
 
 import pytest
 import torch
+from torch.func import functional_call, grad, jvp, vmap
+from torch.nn.utils import parametrize
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastlstm
-from fastlstm.cells import gru, lstm, slstm
+from fastlstm import cells
+from fastlstm.backends import dispatch
+from tests.helpers.layers import NOT_BUILT
+from tests.helpers.modules import randn
+from tests.helpers.rnn import RNN, gadget, given, loop, without_x
+from tests.helpers.tolerances import F32, F64, close
+from tests.helpers.transforms import exporting
+
+SIZES = [(1, 1), (7, 1), (7, 7), (48, 2), (64, 4), (100, 2), (100, 5), (100, 100), (650, 2), (650, 5), (650, 650)]
+OPTIONS = [{}, {"masked": True}, {"masked": True, "bidirectional": True, "num_layers": 2}]
+of_both = pytest.mark.parametrize("backend", ["numba", "reference"])
 
 
-def blocks(weight: torch.Tensor, K: int) -> torch.Tensor:
-    """(Y, K, D, D) of the blocks of a dense (Y H, H), as a view."""
-    D = weight.shape[1] // K
-    return weight.view(-1, K, D, K, D).diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)
+def with_double(cell, I, H, dtype, **options):
+    """A module and its copy in float64."""
+    rnn = fastlstm.RNN(cell, I, H, dtype=dtype, **options)
+    exact = fastlstm.RNN(cell, I, H, dtype=F64, **options)
+    exact.load_state_dict(rnn.state_dict())
+    return rnn, exact
 
 
-@pytest.mark.parametrize("backend", ["numba", "reference"])
-@pytest.mark.parametrize("cell", [lstm, gru, slstm])
-@pytest.mark.parametrize("H, K", [(128, 4), (60, 4), (24, 3), (12, 12)])
-@pytest.mark.parametrize("T, B, I", [(1, 1, 9), (7, 1, 70), (9, 3, 5), (12, 130, 5)])
-def test_heads_are_blocks(backend, cell, H, K, T, B, I):
-    torch.manual_seed(0)
-    heads = fastlstm.RNN(cell, I, H, heads=K, backend=backend)
-    dense = fastlstm.RNN(cell, I, H, backend="reference", dtype=torch.float64)
-    assert heads.weight_hh_l0.shape[1] == H // K
+@pytest.mark.sampled(97)
+@pytest.mark.parametrize(("backend", "dtype"), [("numba", F32), ("numba", F64), ("reference", F64)])
+@pytest.mark.parametrize("cell", [cells.lstm, cells.gru, gadget, without_x], ids=lambda cell: cell.name)
+@pytest.mark.parametrize("size", [(5, 1, 3), (4, 1, 90), (3, 3, 9), (3, 67, 200)], ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize(("H", "K"), SIZES)
+def test_equals_a_loop_of_heads(poisoned, H, K, options, size, cell, dtype, backend):
+    (T, B, I), options = size, dict(options)
+    masked = options.pop("masked", False)
+    if cell is without_x:
+        I, options = 0, options | {"num_layers": 1}
+    rnn, exact = with_double(cell, I, H, dtype, heads=K, backend=backend, **options)
+    with torch.no_grad():  # params of both signs multiply a state in each step
+        for name, a in [*rnn.named_parameters(), *exact.named_parameters()]:
+            if name.partition("_l")[0] in cell.params:
+                a.mul_(0.5)
+    x, states, inputs = given(rnn, T, B)
+    inputs, masks = {name: 0.3 * a for name, a in inputs.items()}, {}  # one of gadget's multiplies a state
+    if masked:
+        masks["lengths"] = torch.randint(0, T + 1, (B,))
+        masks |= {} if rnn.bidirectional else {"reset": torch.rand(T, B) < 0.3}
+    operands = [a for a in (x, *states, *inputs.values()) if a is not None]
+
+    def cast(to):
+        made = [a.detach().to(dtype).to(to).requires_grad_() for a in operands]
+        rest = iter(made)
+        x_cast = None if x is None else next(rest)
+        return made, x_cast, tuple(next(rest) for _ in states), {name: next(rest) for name in inputs}
+
+    exact_operands, *exact_call = cast(F64)
+    expected, ends = loop(exact, *exact_call, **masks)
+    own_operands, *own_call = cast(dtype)
+    output, last, every = rnn(*own_call, **masks, return_states=True)
+    got, want = [output, *every[1:], *last], [*expected, *ends]
+    close(got, want, "sums")
     with torch.no_grad():
-        for a, b in zip(dense.parameters(), heads.parameters()):
-            if a.shape == b.shape:
-                a.copy_(b)
-            else:
-                blocks(a.zero_(), K).copy_(b.view(-1, K, H // K, H // K))
-    x = torch.randn(T, B, I)
+        close(rnn(*own_call, **masks), (expected[0], ends), "sums")
+    directions = [torch.randn_like(a) for a in want]
+    found = torch.autograd.grad(got, [*own_operands, *rnn.parameters()], [a.to(dtype) for a in directions])
+    truth = torch.autograd.grad(want, [*exact_operands, *exact.parameters()], directions)
+    close(found, truth, "gradients")
+
+
+@pytest.mark.parametrize(("H", "K"), [(64, 4), (60, 4), (100, 5), (7, 7)])
+@pytest.mark.parametrize("I", [3, 200])
+def test_bits_do_not_depend_on_threads_or_neighbours(two_threads, H, K, I):
+    rnn, x = fastlstm.RNN(cells.lstm, I, H, heads=K, backend="numba"), torch.randn(9, 70, I)
     results = []
-    for module, x_in in (heads, x.requires_grad_()), (dense, x.detach().double().requires_grad_()):
-        start = tuple(torch.full((1, B, H), 0.3, dtype=x_in.dtype) for _ in cell.states)
-        output, last = module(x_in, start)
-        (output.pow(2).sum() + sum(a.sum() for a in last)).backward()
-        results.append([output, *last, x_in.grad, *(a.grad for a in module.parameters())])
-    for found, wanted in zip(*results):
-        if found.shape != wanted.shape:
-            wanted = blocks(wanted, K).reshape(found.shape)
-        scale = wanted.abs().max() + 1e-3
-        torch.testing.assert_close(found.double() / scale, wanted / scale, rtol=0, atol=1e-4)
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        rows = x.clone().requires_grad_()
+        output, last = rnn(rows)
+        loss = output.square().sum() + last[1].sum()
+        results.append([output, *last, *torch.autograd.grad(loss, [rows, *rnn.parameters()])])
+    assert all(map(torch.equal, *results))
+    for few in (slice(3, 4), slice(5, 8)):
+        assert torch.equal(rnn(x[:, few])[0], results[0][0][:, few])
+
+
+@of_both
+@pytest.mark.parametrize("dtype", [F32, F64], ids=str)
+@pytest.mark.parametrize(("H", "K"), [(128, 4), (60, 4), (48, 2), (100, 5), (12, 12)])
+@pytest.mark.parametrize(("B", "I"), [(1, 3), (3, 200), (3, 3)])
+def test_what_is_not_finite_stays_within_its_head(B, I, H, K, dtype, backend):
+    """Neither an initial state nor the gradient of a last one changes a bit of another head."""
+    rnn, D, k = fastlstm.RNN(cells.lstm, I, H, heads=K, dtype=dtype, backend=backend), H // K, K // 2
+    x, h_0 = torch.randn(4, B, I, dtype=dtype), torch.randn(1, B, H, dtype=dtype)
+    others = torch.ones(H, dtype=torch.bool)
+    others[k * D : (k + 1) * D] = False
+    results = []
+    for of_h, of_dh in ((0.0, 0.0), (torch.inf, 0.0), (torch.nan, 0.0), (0.0, torch.inf), (0.0, torch.nan)):
+        start, dh_n = h_0.clone(), torch.ones_like(h_0)
+        start[0, 0, k * D + D // 2] += of_h
+        dh_n[0, 0, k * D + D // 2] += of_dh
+        start.requires_grad_()
+        with torch.no_grad():
+            alone, _ = rnn(x, (start, torch.zeros_like(start)))
+        output, (h_n, _) = rnn(x, (start, torch.zeros_like(start)))
+        weights = rnn.weight_ih_l0, rnn.weight_hh_l0, rnn.bias_hh_l0
+        dh_0, *dweights = torch.autograd.grad([output, h_n], [start, *weights], [torch.ones_like(output), dh_n])
+        of_units = [a.view(4, H, -1)[:, others] for a in dweights]
+        results.append([alone[..., others], output[..., others], dh_0[..., others], *of_units])
+    assert all(a.isfinite().all() for a in results[0])
+    for other in results[1:]:
+        assert all(map(torch.equal, other, results[0]))
+
+
+def test_parameters():
+    torch.manual_seed(0)
+    rnn = fastlstm.RNN(gadget, 3, 12, 2, heads=3, bidirectional=True)
+    assert repr(rnn) == "fastlstm.RNN(gadget, 3, 12, num_layers=2, bidirectional=True, heads=3)"
+    assert "heads" not in repr(fastlstm.RNN(gadget, 3, 12, heads=1))
+    for name, a in rnn.named_parameters():
+        is_hh = name.startswith("weight_hh")
+        assert not is_hh or a.shape == (12, 4)
+        assert (12**-0.5 if is_hh else 0) < a.abs().max() <= (4**-0.5 if is_hh else 12**-0.5)
+    before = rnn.weight_hh_l1.clone()
+    rnn.reset_parameters()
+    assert not torch.equal(rnn.weight_hh_l1, before)
+
+
+def test_copies_and_old_pickles():
+    rnn, buffer, x = fastlstm.RNN(cells.gru, 3, 12, heads=3), io.BytesIO(), torch.randn(4, 2, 3)
+    torch.save(rnn, buffer)
+    buffer.seek(0)
+    for copy in (pickle.loads(pickle.dumps(rnn)), torch.load(buffer, weights_only=False)):
+        assert copy.heads == 3
+        assert torch.equal(copy(x)[0], rnn(x)[0])
+    dense = fastlstm.RNN(cells.gru, 3, 12)
+    del dense.__dict__["heads"]  # as in a pickle of a version without heads
+    assert repr(dense) == "RNN(gru, 3, 12)"
+    with pytest.raises(RuntimeError, match="size mismatch for weight_hh_l0"):
+        dense.load_state_dict(rnn.state_dict())
+
+
+@of_both
+def test_calls_of_every_kind(backend):
+    """Single steps, a stream, one sequence alone, batch_first and packed sequences compute what `forward` does."""
+    rnn, x, n = RNN(cells.lstm, 3, 12, 2, heads=3, backend=backend), randn(5, 4, 3, grad=False), [5, 2, 3, 1]
+    output, last = rnn(x)
+    stream, state, packed = rnn.stream(4), None, pack_padded_sequence(x, n, enforce_sorted=False)
+    for x_t, h in zip(x, output):
+        h_t, state = rnn.step(x_t, state)
+        close([h_t, stream(x_t)], [h, h], "values")
+    close([state, stream.state], [last, last], "values")
+    close(rnn(x[:, 1])[0], output[:, 1], "values")
+    masked, ends = rnn(x, lengths=n)
+    again, ends_again = rnn(packed)
+    close([again.data, ends_again], [pack_padded_sequence(masked, n, enforce_sorted=False).data, ends], "values")
+    rnn.batch_first = True
+    close(rnn(x.transpose(0, 1))[0].transpose(0, 1), output, "values")
+
+
+@of_both
+def test_recompute(backend):
+    results = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        rnn = RNN(cells.gru, 3, 12, heads=3, backend=backend, recompute=recompute)
+        output, last = rnn(randn(300, 2, 3))
+        results.append([output, *torch.autograd.grad(output.sum() + last[0].sum(), list(rnn.parameters()))])
+    close(results[1], results[0], "gradients")
+
+
+@of_both
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bits_and_autocast(backend, dtype):
+    rnn, exact = with_double(cells.lstm, 3, 24, F32, heads=3, backend=backend)
+    x = torch.randn(5, 4, 3)
+    want, _ = exact(x.double())
+    for training in (False, True):
+        with torch.autocast("cpu", dtype), torch.set_grad_enabled(training):
+            close(rnn(x)[0], want, "cast")
+    rounded, x = rnn.to(dtype), x.to(dtype).requires_grad_()
+    output, _ = rounded(x)
+    close(output, want, "cast")
+    output.sum().backward()
+    assert x.grad.dtype == rounded.weight_hh_l0.grad.dtype == dtype
+
+
+@of_both
+def test_derivatives(backend):
+    rnn = RNN(cells.gru, 2, 4, heads=2, backend=backend)
+    names, weights = zip(*rnn.named_parameters())
+
+    def outputs(x, *weights):
+        return functional_call(rnn, dict(zip(names, weights)), (x,))[0]
+
+    operands = randn(3, 2, 2), *(a.detach().requires_grad_() for a in weights)
+    assert torch.autograd.gradcheck(outputs, operands, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(outputs, operands)
+    x, x_t = randn(3, 2, 2, grad=False), randn(3, 2, 2, grad=False)
+    tangent = jvp(lambda x: rnn(x)[0], (x,), (x_t,))[1]
+    step = 1e-6
+    differences = (rnn(x + step * x_t)[0] - rnn(x - step * x_t)[0]) / (2 * step)
+    assert (tangent - differences).abs().max() < 1e-8  # the error of a difference of such a step
+
+
+@of_both
+def test_vmap_over_weights(backend):
+    rnn, x = RNN(cells.lstm, 3, 12, heads=3, backend=backend), randn(4, 2, 3, grad=False)
+    models = [{name: torch.randn_like(a) for name, a in rnn.named_parameters()} for _ in range(3)]
+    stacked = {name: torch.stack([model[name] for model in models]) for name in models[0]}
+
+    def loss(weights):
+        return functional_call(rnn, weights, (x,))[0].square().sum()
+
+    got = vmap(grad(loss))(stacked)
+    for k, model in enumerate(models):
+        want = grad(loss)(model)
+        close([got[name][k] for name in want], list(want.values()), "gradients")
+
+
+@of_both
+def test_compiled_and_exported(backend):
+    rnn = RNN(cells.lstm, 3, 12, heads=3, backend=backend)
+    compiled = torch.compile(rnn, fullgraph=True, backend="aot_eager", dynamic=True)
+    sizes = {"input": {0: torch.export.Dim("T", max=99), 1: torch.export.Dim("B", max=99)}}
+    with exporting():
+        program = torch.export.export(rnn, (randn(5, 4, 3, grad=False),), dynamic_shapes=sizes)
+    for T, B in ((5, 4), (7, 2)):
+        x = randn(T, B, 3)
+        want = rnn(x)[0]
+        close([compiled(x)[0], program.module()(x)[0]], [want, want], "values")
+        gradients = [torch.autograd.grad(f(x)[0].sum(), list(rnn.parameters())) for f in (compiled, rnn)]
+        close(*gradients, "gradients")
+
+
+def test_dropped_weights():
+    rnn = RNN(cells.lstm, 3, 12, heads=3, backend="numba")
+    parametrize.register_parametrization(rnn, "weight_hh_l0", fastlstm.WeightDrop(0.5))
+    assert rnn.weight_hh_l0.eq(0).any()
+    output, _ = rnn(randn(4, 2, 3))
+    output.sum().backward()
+    assert rnn.parametrizations.weight_hh_l0.original.grad.shape == (48, 4)
+
+
+def test_functions_read_the_heads_from_weight_hh():
+    rnn, x = RNN(cells.lstm, 3, 12, heads=3), randn(4, 2, 3)
+    output, last = rnn(x)
+    got, got_last = fastlstm.lstm(x, None, *rnn.parameters())
+    h, _ = fastlstm.lstm_cell(x[0], None, *rnn.parameters())
+    close([got, *got_last, h], [output, *[a[0] for a in last], output[0]], "values")
+    for shape in ((48, 5), (48, 0), (48,), (48, 24)):
+        with pytest.raises(ValueError, match=r"weight_hh must have shape \(48, 12\), got"):
+            fastlstm.lstm(x, None, rnn.weight_ih_l0, randn(*shape))
+
+
+@pytest.mark.skipif(NOT_BUILT is not None, reason=str(NOT_BUILT))
+def test_native_says_why_it_cannot():
+    check_refusal("native")
+
+
+def test_aten_says_why_it_cannot():
+    check_refusal("aten")
+
+
+def check_refusal(backend):
+    rnn, x = fastlstm.RNN(cells.lstm, 3, 12, heads=3, backend=backend), torch.randn(4, 2, 3)
+    message = f"the {backend} backend runs layers of one head, got heads=3"
+    for call in (lambda: rnn(x), lambda: rnn.step(x[0]), lambda: rnn.stream(2)(x[0]), lambda: rnn(x, lengths=[4, 1])):
+        with pytest.raises(RuntimeError, match=message):
+            call()
+
+
+def test_without_numba_a_warning_says_what_runs(monkeypatch):
+    """Even where native runs the cell."""
+    monkeypatch.setattr(dispatch.module("numba"), "_INSTALLED", False)
+    dispatch._warn_of_cell.cache_clear()
+    rnn, x = RNN(cells.lstm, 3, 12, heads=3), randn(4, 2, 3)
+    text = (
+        r"auto runs layers of several heads of the cell lstm in plain PyTorch, since .*: the numba backend needs numba"
+    )
+    with pytest.warns(RuntimeWarning, match=text):
+        output, _ = rnn(x)
+    rnn.backend = "reference"
+    assert torch.equal(output, rnn(x)[0])

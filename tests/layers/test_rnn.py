@@ -12,45 +12,8 @@ from torch import nn
 import fastlstm
 from fastlstm import cells
 from tests.helpers.modules import assert_same_gradients, randn
-from tests.helpers.rnn import RNN, gadget, given, no_product
+from tests.helpers.rnn import RNN, gadget, given, loop, no_product
 from tests.helpers.tolerances import close
-
-
-def loop(rnn, x, states, inputs):
-    """All states after each step, one layer and direction after the other, by the cell's own function; time first."""
-    cell, D, H = rnn.cell, 2 if rnn.bidirectional else 1, rnn.hidden_size
-    of = {operand: [gate for gate, of in cell.gates.items() if operand in of] for operand in "xh"}
-    last = []
-    for layer in range(rnn.num_layers):
-        sequences = []
-        for direction in range(D):
-            suffix = f"_l{layer}{'_reverse' * direction}"
-            w = {name: getattr(rnn, name + suffix, None) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
-            params = {name: getattr(rnn, name + suffix) for name in cell.params}
-            state = [a[layer * D + direction] for a in states]
-            after = [[] for _ in state]
-            for t in range(len(x)) if direction == 0 else reversed(range(len(x))):
-                sums = dict.fromkeys(cell.gates, 0)
-                for operand, a in (("x", x[t]), ("h", state[0])):
-                    if of[operand]:
-                        weight, bias = (
-                            w[f"weight_{operand.replace('x', 'i')}h"],
-                            w[f"bias_{operand.replace('x', 'i')}h"],
-                        )
-                        for gate, part in zip(of[operand], nn.functional.linear(a, weight, bias).split(H, -1)):
-                            sums[gate] = sums[gate] + part
-                given = {**sums, **dict(zip(cell.states, state)), **params, **{k: a[t] for k, a in inputs.items()}}
-                wanted = cell.function.__code__.co_varnames[: cell.function.__code__.co_argcount]
-                new = cell(**{name: given[name] for name in wanted})
-                state = list(new) if isinstance(new, tuple) else [new]
-                for steps, a in zip(after, state):
-                    steps.append(a)
-            sequences.append([torch.stack(steps if direction == 0 else steps[::-1]) for steps in after])
-            last.append(state)
-        together = [torch.cat(each, -1) for each in zip(*sequences)]
-        x = together[0]
-    return together, tuple(torch.stack(each) for each in zip(*last))
-
 
 ALL = [*cells.CELLS, gadget, no_product]
 

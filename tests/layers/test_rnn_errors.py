@@ -9,7 +9,7 @@ from torch import nn
 import fastlstm
 from fastlstm import cells
 from tests.helpers.layers import TORCH
-from tests.helpers.rnn import gadget
+from tests.helpers.rnn import gadget, without_x
 
 
 def test_errors_of_the_state_of_a_cell_with_one():
@@ -80,6 +80,11 @@ def no_x(a):
     return cells.tanh(a)
 
 
+@cells.cell(gates={}, states=("h",), inputs=("x",))
+def bare(h, x):
+    return cells.tanh(x + h)
+
+
 @cells.cell(gates={"a": "x"}, states=("h",), params=("weight_hh",))
 def odd_name(a, weight_hh):
     return cells.tanh(a * weight_hh)
@@ -113,6 +118,19 @@ def test_arguments_of_torchs_rnn(arguments, options, got):
             "cell must be a fastlstm.Cell, as fastlstm.cell declares one, got type",
         ),
         ((3, 5, 1), TypeError, "got int"),
+        ((no_x, 0, 5), ValueError, "cell must have a gate that sums x, or inputs, got no_x with the gates {'a': 'h'}"),
+        ((bare, 0, 5), ValueError, "cell must have gates or params, got bare without any"),
+        (
+            (without_x, 3, 5),
+            ValueError,
+            "input_size must be 0 for the cell without_x, which has no gate that sums x, got",
+        ),
+        ((without_x, None, 5), ValueError, "which has no gate that sums x, got None"),
+        (
+            (without_x, 0, 5, 2),
+            ValueError,
+            "num_layers must be 1 for the cell without_x, which has no gate that sums x",
+        ),
         ((odd_name, 3, 5), ValueError, "cell must have params of other names than the weights, got odd_name with"),
         ((gadget, 3.0, 5), TypeError, "input_size should be of type int, got: float"),
         ((gadget, 3, 0), ValueError, "hidden_size must be greater than zero"),
@@ -127,3 +145,58 @@ def test_errors_of_construction(arguments, error, message):
         fastlstm.RNN(*arguments)
     with pytest.raises(ValueError, match="backend must be one of"):
         fastlstm.RNN(gadget, 3, 5, backend="cudnn")
+
+
+@pytest.mark.parametrize(
+    ("cell", "heads", "error", "message"),
+    [
+        (gadget, 5, ValueError, "heads must be 1 or more and divide hidden_size, which is 12, got 5"),
+        (gadget, 0, ValueError, "heads must be 1 or more and divide hidden_size, which is 12, got 0"),
+        (gadget, -3, ValueError, "heads must be 1 or more and divide hidden_size, which is 12, got -3"),
+        (gadget, 24, ValueError, "heads must be 1 or more and divide hidden_size, which is 12, got 24"),
+        (gadget, 3.0, TypeError, "heads should be of type int, got: float"),
+        (gadget, True, TypeError, "heads should be of type int, got: bool"),
+        (gadget, None, TypeError, "heads should be of type int, got: NoneType"),
+        (cells.ind_rnn, 2, ValueError, "heads must be 1 for the cell ind_rnn, which has no gate that sums h, got 2"),
+    ],
+)
+def test_errors_of_heads(cell, heads, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        fastlstm.RNN(cell, 3, 12, heads=heads)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        ({}, TypeError, "inputs must map x_a, x_b to tensors, got NoneType"),
+        (
+            {"inputs": {"x_a": M, "x_b": M[:3]}},
+            ValueError,
+            "inputs['x_b'] must have shape (T, B, H) = (6, 4, 5), where",
+        ),
+        ({"inputs": {"x_a": M, "x_b": M[0]}}, ValueError, "inputs['x_b'] must have shape (T, B, H) = (6, 4, 5), where"),
+        ({"inputs": {"x_a": M, "x_b": M[..., :3]}}, ValueError, "inputs['x_b'] must have shape (T, B, H) = (6, 4, 5)"),
+        (
+            {"inputs": {"x_a": M, "x_b": M[None]}},
+            ValueError,
+            "inputs['x_b'] must have 3 dimensions, or 2 for one sequence alone, got shape (1, 6, 4, 5)",
+        ),
+        ({"inputs": {"x_a": M, "x_b": M.double()}}, RuntimeError, "inputs['x_b'] tensor with torch.float64"),
+        ({"input": X, "inputs": {"x_a": M, "x_b": M}}, RuntimeError, "equal to input_size. Expected 0, got 3"),
+    ],
+)
+def test_errors_of_a_cell_without_x(call, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        fastlstm.RNN(without_x, 0, 5)(**{"input": None, **call})
+
+
+def test_errors_of_steps_of_a_cell_without_x():
+    rnn = fastlstm.RNN(without_x, 0, 5)
+    message = "inputs['x_a'] must have 2 dimensions, or 1 for one sequence alone, got shape (6, 4, 5)"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        rnn.step(None, None, {"x_a": M, "x_b": M})
+    with pytest.raises(TypeError, match="inputs must map x_a, x_b to tensors, got NoneType"):
+        rnn.stream(4)(None)
+    for call in (fastlstm.RNN(gadget, 3, 5), fastlstm.RNN(gadget, 3, 5).step):
+        with pytest.raises(TypeError, match=r"must be a tensor.*, got NoneType"):
+            call(None, None, {"m": M, "d": M})

@@ -96,6 +96,12 @@ def test_cell_from_a_paper_learns_over_many_steps():
     assert example("cell_from_a_paper").main()["janet"][-1] < 0.02
 
 
+def test_slstm_equals_a_plain_loop():
+    output, gradients, rounded = example("slstm").main(T=20, B=3, D=20)
+    assert max(output, gradients) < BOUND
+    assert rounded < 0.02  # of an output within 1, of weights and values of 8 bits
+
+
 @pytest.mark.slow
 def test_compile_and_export_without_a_compiler(monkeypatch, capsys):
     module = example("compile_and_export")
