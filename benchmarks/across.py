@@ -80,7 +80,7 @@ def plain_heads(inputs: tuple[Tensor, ...], weight: Tensor) -> Tensor:
 @cells.cell(gates=dict.fromkeys("ifzo", "h"), states=("h", "c", "n", "m"), inputs=("x_i", "x_f", "x_z", "x_o"))
 def slstm_of_inputs(i: Any, f: Any, z: Any, o: Any, c: Any, n: Any, m: Any, x_i: Any, x_f: Any, x_z: Any, x_o: Any):
     """`slstm` without a product of x: what x adds to the pre-activations comes as inputs."""
-    return cells.slstm(i + x_i, f + x_f, z + x_z, o + x_o, c, n, m)
+    return cells.slstm(z + x_z, i + x_i, f + x_f, o + x_o, c, n, m)
 
 
 def kinds(run: Callable[[], Tensor], leaves: list[Tensor]) -> dict[str, Run]:

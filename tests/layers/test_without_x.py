@@ -45,7 +45,7 @@ def test_equals_a_loop(poisoned, cell, options, backend):
 
 def test_parameters():
     rnn = fastlstm.RNN(without_x, 0, 6, heads=3)
-    assert repr(rnn) == "RNN(without_x, 0, 6, heads=3)"
+    assert repr(rnn) == "fastlstm.RNN(without_x, 0, 6, heads=3)"
     shapes = {name: tuple(a.shape) for name, a in rnn.state_dict().items()}
     assert shapes == {"weight_hh_l0": (12, 2), "bias_hh_l0": (12,), "p_l0": (6,)}
     assert list(fastlstm.RNN(without_x, 0, 6, bias=False).state_dict()) == ["weight_hh_l0", "p_l0"]
