@@ -180,6 +180,22 @@ def test_transforms(cell, backend):
     close(results[0], results[1], "derivatives")
 
 
+@backends
+@every_norm
+def test_gradients_of_each_sample(cell, backend):
+    """Sequences that share weights are more rows, whose gradients of weights are apart."""
+    module = made(cell, 2, 3, backend)
+    x, states = operands(module, 3, 2)
+    weights, sequences = dict(module.named_parameters()), torch.stack([x, x.cos(), 0.5 * x])
+    plain = copy.deepcopy(module)
+    plain.forward = lambda x, states: published(plain, x, states)
+    results = []
+    for function in (module, plain):
+        of = lambda w, x: functional_call(function, w, (x, states))[0].sin().sum()  # noqa: B023, E731
+        results.append([*vmap(grad(of), (None, 0))(weights, sequences).values()])
+    close(results[0], results[1], "derivatives")
+
+
 @pytest.mark.parametrize(
     "cell",
     [cells.dreamer_gru, *(pytest.param(cell, marks=pytest.mark.slow) for cell in NORMS[:2])],
