@@ -87,7 +87,13 @@ def poisoned(monkeypatch):
     from fastlstm.backends import memory  # after the interpreter has been chosen
 
     torch.use_deterministic_algorithms(True)
-    monkeypatch.setattr("fastlstm.backends.numba.host.frames.take_scratch", lambda: memory.take_scratch().fill_(0xFF))
+
+    def poisoned_scratch():
+        scratch = memory.take_scratch()
+        scratch.memory.fill_(0xFF)
+        return scratch
+
+    monkeypatch.setattr("fastlstm.backends.numba.host.frames.take_scratch", poisoned_scratch)
     for size in (1 << 21, 1 << 22, 1 << 23):
         memory.pooled(torch.empty(0), size // 4).fill_(float("nan"))
     yield

@@ -55,7 +55,7 @@ class Pages:
 
 
 _pool: list[Pages] = []  # the newest piece is last
-_scratch: deque[Tensor] = deque()  # one for each of the calls that ran at the same time
+_scratch: deque["Scratch"] = deque()  # one for each of the calls that ran at the same time
 _lock = threading.RLock()  # garbage collection inside may run a finalizer that takes the lock again
 
 
@@ -119,15 +119,25 @@ def _make_room(size: int) -> bool:
     return held + size <= LIMIT and number < MOST
 
 
-def take_scratch() -> Tensor:
-    """Return SCRATCH bytes, usually those that the last call left in a cache."""
+class Scratch:
+    """SCRATCH bytes at `address`."""
+
+    __slots__ = ("address", "memory")
+
+    def __init__(self) -> None:
+        self.memory = torch.empty(SCRATCH, dtype=torch.uint8, device="cpu")
+        self.address = self.memory.data_ptr()
+
+
+def take_scratch() -> Scratch:
+    """Return memory for the small buffers of a call, usually what the last call left in a cache."""
     try:
         return _scratch.pop()
     except IndexError:
-        return torch.empty(SCRATCH, dtype=torch.uint8, device="cpu")
+        return Scratch()
 
 
-def release_scratch(memory: Tensor) -> None:
+def release_scratch(memory: Scratch) -> None:
     """Give back the memory that `take_scratch` returned."""
     if len(_scratch) < MOST:
         _scratch.append(memory)

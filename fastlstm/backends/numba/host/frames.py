@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -12,17 +13,27 @@ from fastlstm.backends.numba.host.cells import counts
 from fastlstm.backends.numba.host.sizes import LINE
 from fastlstm.cells.spec import Cell
 
-OWN = 1 << 16  # bytes of buffers that a frame has for itself, which spares a short call to look for them
-
-
 _Found = ctypes.c_int64 * 2  # one type: each that is made is a cycle
+
+
+@cache
+def constants(dtype: torch.dtype) -> torch.Tensor:
+    """A kilobyte of zeros, then a one."""
+    made = torch.zeros(1024 // dtype.itemsize + 1, dtype=dtype, device="cpu")
+    made[-1] = 1.0
+    return made
+
+
+@lru_cache(64)
+def zeros(count: int) -> Any:
+    """So many bytes of zero, which kernels read in the place of a state."""
+    return ctypes.create_string_buffer(count)
 
 
 class Kernel:
     """A task, the arguments that all its calls share, the sizes of its buffers, and the frames that calls run in.
 
     Attributes:
-        constants: a kilobyte of zeros, then a one.
         steps: bytes from one of a buffer to the next, where lanes of a stack have their own.
     """
 
@@ -38,17 +49,15 @@ class Kernel:
 
         self.lay_out(threads, parts, sizes, dtype.itemsize, lanes)
         self.task, found = task, counts(cell)
-        self.constants = torch.zeros(1024 // dtype.itemsize + 1, dtype=dtype, device="cpu")
-        self.constants[-1] = 1.0
         made, self.tails = arguments.struct_of(kind, found.others, found.values, found.params)
         self.arguments = made(
             **tasks.primitives(dtype.itemsize, pieces), **tasks.cell_primitives(cell, dtype.itemsize),
-            relax=tasks.relax(), constants=self.constants.data_ptr(), parts=parts,
+            relax=tasks.relax(), constants=constants(dtype).data_ptr(), parts=parts,
             scratch_bytes=self.steps["scratch"], **fields,
         )  # fmt: skip
 
     def lay_out(self, threads: int, parts: int, sizes: dict[str, int], size: int, lanes: int) -> None:
-        """Give each buffer its place, in memory that a frame has for itself or borrows for a run.
+        """Give each buffer its place, in memory that a frame borrows for a run.
 
         Args:
             sizes: of the buffers, in elements of `size` bytes.
@@ -66,7 +75,6 @@ class Kernel:
         self.small, self.places = total, places  # one piece of memory for all of these
         self.large = sorted(large, key=lambda entry: -entry[1])  # what the pool has goes to those that it fits
         self.threads = threads
-        self.lends = threads > 1 or len(large) > 0 or total > OWN
         self.idle: list[Frame] = []
 
     def borrow(self) -> Frame:
@@ -75,31 +83,46 @@ class Kernel:
             frame = self.idle.pop()  # atomic: Python threads may share the kernel
         except IndexError:
             frame = Frame(self)
-        if not self.lends:
-            return frame
         if self.small <= SCRATCH:
-            frame.memory = take_scratch()  # mostly what the last call of any kernel has left in a cache
-            frame.place(self, frame.memory.data_ptr())
+            frame.memory = memory = take_scratch()  # mostly what the last call of any kernel has left in a cache
+            if memory.address != frame.at:
+                frame.place(self, memory.address)
         elif self.small < SMALL:
-            frame.memory = torch.empty(self.small, dtype=torch.uint8, device="cpu")
-            frame.place(self, frame.memory.data_ptr())
+            self._place_alone(frame)
         else:
             view, at = take(self.small)
             frame.views.append(view)
             frame.place(self, at)
-        frame.count_anew()
+        if self.counters:
+            frame.count_anew()
+        if self.large:
+            self._take_large(frame)
+        return frame
+
+    def keep(self) -> Frame:
+        """A frame for many runs, with buffers of its own."""
+        frame = Frame(self)
+        self._place_alone(frame)
+        self._take_large(frame)
+        return frame
+
+    def _place_alone(self, frame: Frame) -> None:
+        """Have the small buffers lie in memory that nothing else uses."""
+        frame.memory = torch.empty(self.small, dtype=torch.uint8, device="cpu")
+        frame.place(self, frame.memory.data_ptr())
+
+    def _take_large(self, frame: Frame) -> None:
         for name, count in self.large:
             view, address = take(count)
             frame.views.append(view)
             setattr(frame.arguments, name, address)
-        return frame
 
     def take_back(self, frame: Frame) -> None:
-        """Let go of a frame and of buffers that are not its own."""
-        if self.lends:
-            if self.small <= SCRATCH:
-                release_scratch(frame.memory)
-            frame.memory = None
+        """Let go of a frame and of its buffers."""
+        if self.small <= SCRATCH:
+            release_scratch(frame.memory)
+        frame.memory = None
+        if frame.views:
             frame.views.clear()
         self.idle.append(frame)
 
@@ -129,14 +152,9 @@ class Frame:
         self.at, self.counted = -1, memoryview(bytearray())
         self.memory: Any = None
         self.views: list[memoryview] = []
-        if not kernel.lends:
-            self.memory = torch.empty(kernel.small, dtype=torch.uint8, device="cpu")
-            self.place(kernel, self.memory.data_ptr())
 
     def place(self, kernel: Kernel, at: int) -> None:
         """Have the small buffers lie from an address on."""
-        if at == self.at:
-            return
         self.at = self.arguments.barrier = at
         for name, place in kernel.places:
             setattr(self.arguments, name, at + place)
