@@ -4,10 +4,12 @@ A plan belongs to a *signature*: the shapes, types and settings of a call, and w
 call of a signature checks everything and keeps a plan, and later calls only run the plan.
 """
 
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -39,9 +41,7 @@ from fastlstm.torch_private import (
     transformed,
 )
 
-MOST = 1024  # plans that a `Plans` holds, whether of one layer or of all calls of `fastlstm.lstm`
-
-
+MOST = 4096  # plans of the whole process: of `numba`, each takes 8 KB, or 17 where a call trains
 _UNKNOWN = object()  # marks a signature without an entry: None is the entry of one that can have no plan
 Optional = Tensor | None
 Runs = Callable[[Layer], Run]
@@ -51,10 +51,10 @@ class Plans:
     """The plans of one layer and direction, and the packed weights that they share.
 
     It is empty until the first call. Copies and pickles of it are empty. Without `keeps`, weights are packed in each
-    call.
+    call. All `Plans` of a process together hold at most MOST plans.
     """
 
-    __slots__ = ("kept", "made")
+    __slots__ = ("__weakref__", "kept", "made")
 
     def __init__(self, keeps: bool = True) -> None:
         self.made: dict[Any, Runs | None] = {}
@@ -109,11 +109,13 @@ class Plans:
             ValueError: for tensors that make no layer.
             RuntimeError: if a backend that was asked for by name cannot run them.
         """
-        plan = self._plan(layer, backend, axis)
-        while len(self.made) >= MOST:
-            with suppress(StopIteration, RuntimeError):  # another thread may be here as well
-                self.made.pop(next(iter(self.made)), None)  # the oldest
-        self.made[signature] = plan
+        plan = self.made[signature] = self._plan(layer, backend, axis)
+        _in_order.append((ref(self), signature))
+        while len(_in_order) > MOST:
+            with suppress(IndexError):  # another thread may be here as well
+                owner, oldest = _in_order.popleft()
+                if (plans := owner()) is not None:
+                    plans.made.pop(oldest, None)
         return plan
 
     def _plan(self, layer: Layer, backend: str | None, axis: bool) -> Runs | None:
@@ -141,6 +143,9 @@ class Plans:
         if learns:
             return partial(_differentiable, plan)
         return plan.forward if to is None else partial(_cast, plan, to)
+
+
+_in_order: deque[tuple["ref[Plans]", Any]] = deque()  # the signatures of all plans and who holds them, the oldest first
 
 
 def _differentiable(plan: Plan, layer: Layer) -> Run:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from functools import lru_cache
 from operator import is_
 from typing import Any, cast
 
@@ -58,6 +59,12 @@ def _sizes(layer: Layer) -> tuple[int, int, int, int]:
     return T, B, I, cast(Tensor, layer.weights[1]).shape[-1]
 
 
+@lru_cache(64)
+def _state(dtype: torch.dtype, *shape: int) -> Tensor:
+    """Return an example of states, which plans of the same number of rows share."""
+    return torch.empty(shape, dtype=dtype, device="cpu")
+
+
 class _Plan:
     """Runs the calls of one signature. Everything that they have in common is computed once.
 
@@ -75,7 +82,7 @@ class _Plan:
         self.is_readable = not activations and all(map(is_, layer.tensors, readable.tensors))
         x, sizes = readable.x, _sizes(layer)
         T, B, self.I, self.H = sizes
-        self.output, self.state = None if x.dim() == 2 else (T, B, self.H), x.new_empty(*ends, B, self.H)
+        self.output, self.state = None if x.dim() == 2 else (T, B, self.H), _state(x.dtype, *ends, B, self.H)
         self.has_c, self.keeps_cells = len(layer.cell.states) == 2, x.dim() == 3
         made = [(unpooled, (T, B, self.H))] * self.has_c + [(pooled, saved_shape(layer.cell, T, B, self.H, x.dtype))]
         self.saved = made if save else []  # how c and the gates are made

@@ -1,6 +1,8 @@
 """Everything that a call's way depends on belongs to its signature: a plan of another call is never run."""
 
+import copy
 import gc
+import os
 import threading
 import weakref
 
@@ -11,6 +13,7 @@ from torch.func import functional_call
 import fastlstm
 from fastlstm import cells, plan
 from tests.helpers.layers import CPU_BACKENDS
+from tests.helpers.memory import resident
 from tests.helpers.modules import REFERENCE, pair
 from tests.helpers.tolerances import close
 
@@ -151,6 +154,36 @@ def test_more_signatures_than_are_kept(modules, monkeypatch):
     for steps in (*range(1, 20), 1, 19):
         check(ours, theirs, torch.randn(steps, 1, I))
         assert len(ours._plans[0].made) <= 5
+
+
+@torch.no_grad()
+def test_plans_of_all_modules_are_bounded_together(modules, monkeypatch):
+    ours, theirs = modules
+    others = [copy.deepcopy(ours) for _ in range(2)]
+    monkeypatch.setattr(plan, "MOST", 5)
+    for steps in (*range(1, 8), 1, 7):
+        for each in (ours, *others):
+            check(each, theirs, torch.randn(steps, 1, I))
+            assert sum(len(m._plans[0].made) for m in (ours, *others) if "_plans" in vars(m)) <= 5
+        others[0] = copy.deepcopy(ours)  # plans of a module that is gone do not count for ever
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs Linux's /proc")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_plan_takes_little_memory(modules, dtype):
+    """Signatures that differ in a stride alone, so that all else of each call has the same size."""
+    ours, count = modules[0].to(dtype), 400
+    memory = torch.randn(1 << 20).to(dtype)
+
+    def run(strides):
+        for stride in strides:
+            ours(memory.as_strided((T, 64, I), (64 * stride, stride, 1)))[0].sum().backward()
+        gc.collect()
+
+    run(range(I, I + 50))
+    before = resident()
+    run(range(I + 50, I + 50 + count))
+    assert (resident() - before) / count < 30_000  # it takes 17 KB, and the allocator loses some
 
 
 @torch.no_grad()

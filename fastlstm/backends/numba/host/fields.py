@@ -64,6 +64,7 @@ scratch_bytes       bytes from one thread's scratch to the next one's
 LAYOUT = """
 gate_vectors        vectors that are saved for each row and step: G for each panel, and row_vectors
 row_vectors         vectors of the saved values that a row's units share
+shared_offset       bytes from `gates` to the saved values that a row's units share
 c_step              stride of a step in the states but the first, 0 if only the last ones are stored
 pitch               stride of 32 columns in an operand of the matrix unit
 x_step              stride of a step of x

@@ -51,7 +51,7 @@ class Forward(Pass):
         large = H * s.products * size > LARGE and not self.casts
         keeps = holds or (kept is not None and s.groups is None and not (once and large))
         places = self.panels if keeps or not once else 0 if in_place else threads
-        fields["places"] = places
+        fields |= {"places": places, "shared_offset": self.panels * B * counts.saved * self.vector}
         fields["h_step"], fields["h_row"] = (B if s.narrow else R) * self.row, self.row
         fields["out_step"], fields["out_row"] = R * H * 2, H * 2
         self.others = range(1, counts.others + 1)

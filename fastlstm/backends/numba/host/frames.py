@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -16,11 +17,24 @@ from fastlstm.cells.spec import Cell
 _Found = ctypes.c_int64 * 2  # one type: each that is made is a cycle
 
 
+@cache
+def constants(dtype: torch.dtype) -> torch.Tensor:
+    """A kilobyte of zeros, then a one."""
+    made = torch.zeros(1024 // dtype.itemsize + 1, dtype=dtype, device="cpu")
+    made[-1] = 1.0
+    return made
+
+
+@lru_cache(64)
+def zeros(count: int) -> Any:
+    """So many bytes of zero, which kernels read in the place of a state."""
+    return ctypes.create_string_buffer(count)
+
+
 class Kernel:
     """A task, the arguments that all its calls share, the sizes of its buffers, and the frames that calls run in.
 
     Attributes:
-        constants: a kilobyte of zeros, then a one.
         steps: bytes from one of a buffer to the next, where lanes of a stack have their own.
     """
 
@@ -37,13 +51,11 @@ class Kernel:
         tasks.prepare_kernel(task, cell, dtype.itemsize, pieces, rare)
         self.lay_out(threads, parts, sizes, dtype.itemsize, lanes)
         self.task, found = task, counts(cell)
-        self.constants = torch.zeros(1024 // dtype.itemsize + 1, dtype=dtype, device="cpu")
-        self.constants[-1] = 1.0
         made, self.tails = arguments.struct_of(kind, found.others, found.values, found.params)
         self.arguments = made(
             **tasks.primitives(dtype.itemsize, pieces), **tasks.cell_primitives(cell, dtype.itemsize),
             **{name: at for each in rare for name, at in tasks.rare(dtype.itemsize, each).items()},
-            relax=tasks.relax(), constants=self.constants.data_ptr(), parts=parts,
+            relax=tasks.relax(), constants=constants(dtype).data_ptr(), parts=parts,
             scratch_bytes=self.steps["scratch"], **fields,
         )  # fmt: skip
 
@@ -79,22 +91,37 @@ class Kernel:
             if memory.address != frame.at:
                 frame.place(self, memory.address)
         elif self.small < SMALL:
-            frame.memory = torch.empty(self.small, dtype=torch.uint8, device="cpu")
-            frame.place(self, frame.memory.data_ptr())
+            self._place_alone(frame)
         else:
             view, at = take(self.small)
             frame.views.append(view)
             frame.place(self, at)
         if self.counters:
             frame.count_anew()
+        if self.large:
+            self._take_large(frame)
+        return frame
+
+    def keep(self) -> Frame:
+        """A frame for many runs, with buffers of its own."""
+        frame = Frame(self)
+        self._place_alone(frame)
+        self._take_large(frame)
+        return frame
+
+    def _place_alone(self, frame: Frame) -> None:
+        """Have the small buffers lie in memory that nothing else uses."""
+        frame.memory = torch.empty(self.small, dtype=torch.uint8, device="cpu")
+        frame.place(self, frame.memory.data_ptr())
+
+    def _take_large(self, frame: Frame) -> None:
         for name, count in self.large:
             view, address = take(count)
             frame.views.append(view)
             setattr(frame.arguments, name, address)
-        return frame
 
     def take_back(self, frame: Frame) -> None:
-        """Let go of a frame and of buffers that are not its own."""
+        """Let go of a frame and of its buffers."""
         if self.small <= SCRATCH:
             release_scratch(frame.memory)
         frame.memory = None
@@ -131,8 +158,6 @@ class Frame:
 
     def place(self, kernel: Kernel, at: int) -> None:
         """Have the small buffers lie from an address on."""
-        if at == self.at:
-            return
         self.at = self.arguments.barrier = at
         for name, place in kernel.places:
             setattr(self.arguments, name, at + place)

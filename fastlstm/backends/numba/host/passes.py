@@ -13,7 +13,7 @@ from torch import Tensor
 from fastlstm.backends.base import WEIGHTS, Layer
 from fastlstm.backends.cpu import rows_contiguous, snapshot_of
 from fastlstm.backends.numba.host import sizes
-from fastlstm.backends.numba.host.frames import Frame, Kernel
+from fastlstm.backends.numba.host.frames import Frame, Kernel, zeros
 from fastlstm.backends.numba.host.kept_weights import Keeper, addresses, digest_bytes
 from fastlstm.backends.numba.host.signature import Signature, Weights, contiguous
 
@@ -36,8 +36,8 @@ class Pass:
         self.panels = sizes.panels_of(s.H, self.lanes)
         self.like = torch.empty(0, dtype=s.dtype, device="cpu")
         self.has_values, self.casts = s.counts.values > 0, not (s.given is s.rounded is s.dtype)
-        self.states, self.row = (*s.ends, s.rows, s.H), s.H * size
-        self.no_state = ctypes.create_string_buffer(self.row)
+        self.states, self.row, self.vector = (*s.ends, s.rows, s.H), s.H * size, self.lanes * size
+        self.no_state = zeros(self.row)
         self.zeros = ctypes.addressof(self.no_state)
 
     def split(self, back: bool) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from functools import lru_cache
 from math import prod
 from typing import Any
@@ -21,6 +22,7 @@ from fastlstm.torch_private import copy_all
 Optional = Tensor | None
 WIDE = torch.float32, torch.float64
 SHORT = 1 << 14  # numbers of x and the states up to which a call of 16 bits copies them to memory that is kept
+_wide: deque[Tensor] = deque()  # such memory of float32, which all plans share: one for each of the calls at a time
 
 
 # What runs calls of no plan, for as many signatures as a program may have in turns.
@@ -110,19 +112,26 @@ class SixteenBits(Plan):
         super().__init__(layer, *others)
         self.dtype, self.reads_h = layer.x.dtype, self.narrow  # otherwise h is kept in float32 as well
         self.sizes = layer.x.shape, *[self.kernel.states] * len(layer.states)
-        self.short = sum(map(prod, self.sizes)) < SHORT
-        self.idle: list[list[Tensor]] = []
+        self.counts = [prod(size) for size in self.sizes]
+        self.short = sum(self.counts) < SHORT
+        self.views: dict[Any, list[Tensor]] = {}  # of each memory of `_wide`
 
     def forward(self, layer: Any) -> Run:
         """Run a layer."""
         x, states = layer.x, layer.states
         given: Any = None
+        memory: Any
         if self.short and not self.narrow and states[0] is not None:
             try:
-                given = self.idle.pop()  # atomic: Python threads may share the plan
+                memory = _wide.pop()  # atomic: Python threads may be here at once
             except IndexError:
+                memory = None
+            given = self.views.get(memory)
+            if given is None:
                 with torch.inference_mode(False):  # to be written to outside it as well
-                    given = [torch.empty(size, dtype=torch.float32, device="cpu") for size in self.sizes]
+                    memory = torch.empty(SHORT, dtype=torch.float32, device="cpu") if memory is None else memory
+                    parts = memory[: sum(self.counts)].split(self.counts)
+                    given = self.views[memory] = [part.view(size) for part, size in zip(parts, self.sizes)]
             copy_all(given, [x, *states])
             x, *states = given
         else:
@@ -130,7 +139,7 @@ class SixteenBits(Plan):
         inputs = layer.inputs if self.narrow else widened(layer.inputs)
         h, last, kept = super().forward(layer._replace(x=x, states=states, inputs=inputs))
         if given is not None:
-            self.idle.append(given)
+            _wide.append(memory)
         if kept and h is not None and not self.narrow:
             kept = *kept, h  # which the backward pass reads, before it is rounded
         return Run(rounded(h, self.dtype), (*(a.to(self.dtype) for a in last),), kept)

@@ -15,7 +15,7 @@ from fastlstm.backends.base import Layer, Run
 from fastlstm.backends.cpu import address, rows_contiguous, snapshot_of
 from fastlstm.backends.memory import PAGE, Pages, new_of
 from fastlstm.backends.numba.host import sizes
-from fastlstm.backends.numba.host.frames import Kernel
+from fastlstm.backends.numba.host.frames import Kernel, zeros
 from fastlstm.backends.numba.host.kept_weights import Packed, digest_bytes
 from fastlstm.backends.numba.host.signature import Signature, contiguous, signature_of
 from fastlstm.backends.quantized import TOP
@@ -86,7 +86,7 @@ class Plan:
         self.write = struct.Struct(f"{len(names)}n").pack_into
         self.at = getattr(arguments.QuantizedArguments, names[0]).offset
         self.like = torch.empty(0, dtype=torch.float32, device="cpu")
-        self.new, self.no_state, self.flip = new_of(self.like, (s.T, s.B, s.H)), ctypes.create_string_buffer(4 * s.H), 0
+        self.new, self.no_state, self.flip = new_of(self.like, (s.T, s.B, s.H)), zeros(4 * s.H), 0
         # weights of less than a word have no digest
         self.kept = kept if min(self.kernel.counts[:2]) >= 4 else None
         self.key, self.ends = (s.cell, s.I, s.H, s.biased), (*s.ends, s.B, s.H)

@@ -23,7 +23,7 @@ class Steps:
 
     def __init__(self, kernel: Kernel, holds: Any) -> None:
         """`holds`: what must live as long as the steps do, beside the kernel."""
-        self.kernel, self.holds, self.frame = kernel, holds, kernel.borrow()  # a frame for good
+        self.kernel, self.holds, self.frame = kernel, holds, kernel.keep()
         self.meets = kernel.counters > 0
         self.words = memoryview(self.frame.arguments).cast("B").cast("q")
         fields = type(self.frame.arguments)

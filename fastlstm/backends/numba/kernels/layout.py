@@ -166,7 +166,7 @@ def panel_saved(a, rows, t, p, b):
 @jit
 def rows_saved(a, rows, t, b):
     """Where the numbers lie that are saved once for all units, from row b of step t on."""
-    return a.gates + (t * a.gate_vectors * rows + a.panels * rows * a.saved + b * a.row_vectors) * VECTOR
+    return a.gates + a.shared_offset + (t * a.gate_vectors * rows + b * a.row_vectors) * VECTOR
 
 
 @jit
