@@ -48,8 +48,7 @@ def compiled(function, **fields):
     task = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64] * 4), "task")
     b = ir.IRBuilder(task.append_basic_block())
     struct, target, *numbers = task.args
-    callee = emit.emitted(module, function, emit.fields_of(list(fields)))
-    results = b.call(callee, [b.inttoptr(struct, I64.as_pointer()), *numbers])
+    results = emit.run(b, function, emit.fields_of(list(fields)), struct, *numbers)
     for k in range(2):
         store(b, b.extract_value(results, k), b.add(target, I64(8 * k)))
     b.ret_void()

@@ -56,7 +56,7 @@ def adding(n):
     return add
 
 
-add_five = adding(5)
+add_five, add_seven = adding(5), adding(7)
 
 
 def arithmetic(a, x, y):
@@ -64,7 +64,7 @@ def arithmetic(a, x, y):
     quotient, rest = x // y, x % y
     low, high = least(a, x, y)
     nothing(x)
-    total = quotient * 7 + rest * 11 - (low >> 1) + (high & 5 | 8) + add_five(half(x))
+    total = quotient * 7 + rest * 11 - (low >> 1) + (high & 5 | 8) + add_five(half(x)) * add_seven(y)
     total += x // 8 + x % 8 + x // 3 + x % 3 + x // -3 + x % -5 + x // -8 + x % -8 + x // 1 - -y
     total |= x & 3
     return total + min(x, y, 3) * 2 + max(-x, y) + (x < y) * 100 + (not x) * 1000, low

@@ -4,6 +4,7 @@ other vector units, no cache, no OpenMP.
 
 import os
 import subprocess
+import zipfile
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from fastlstm.backends import cpu
 from fastlstm.backends.numba import most_pieces
 from fastlstm.backends.numba.host import tasks
 from fastlstm.backends.numba.llvm.simd import machine_features
+from fastlstm.backends.numba.llvm.sources import fingerprint
+from tests.helpers import ROOT
 from tests.helpers.layers import Layer, error
 from tests.helpers.numba import assembly, busiest_loop, forget, run
 
@@ -93,6 +96,21 @@ def test_the_cache_follows_the_sources(copy, tmp_path):
     add_to_output(copy)
     after = run(code, tmp_path, **environment)
     assert before[0] == before[1] != after
+
+
+def test_sources_in_an_archive(tmp_path):
+    """Python imports the package from one. What is cached follows the sources there too."""
+    with zipfile.ZipFile(tmp_path / "archive.zip", "w") as archive:
+        for path in (ROOT / "fastlstm").rglob("*.py"):
+            archive.write(path, path.relative_to(ROOT))
+    code = """
+        import fastlstm
+        from fastlstm.backends.numba.llvm.sources import fingerprint
+        print(fastlstm.__file__, fingerprint())
+    """
+    path, number = run(code, tmp_path, PYTHONPATH=archive.filename).split()
+    assert path == f"{archive.filename}/fastlstm/__init__.py"
+    assert number == str(fingerprint())
 
 
 @pytest.mark.slow

@@ -1,9 +1,9 @@
 """The kernels' Python as LLVM IR, statement by statement, in the module of the task that runs it.
 
 Kernels are integer code, in which no type has to be inferred. Numba would infer types nevertheless. It would also make
-each of their 125 functions a library of its own, optimise it there, and optimise it again in every caller. That was 14
-of the 18 seconds of a first training step. Here all of a kernel is one module, which Numba optimises, compiles and
-keeps in its cache.
+each of their 125 functions a library of its own, optimise it there, and optimise it again in every caller: 14 seconds
+for a first training step, which takes 4 without. Here a kernel is one module, which Numba optimises, compiles and keeps
+in its cache.
 
 What a kernel says means what it means in Python:
 
@@ -49,27 +49,27 @@ def fields_of(names: Sequence[str], known: Mapping[str, int | str] = MappingProx
     return places | {name: places[of] if isinstance(of, str) else I64(of) for name, of in known.items()}
 
 
-def emitted(module: ir.Module, function: Any, fields: Fields) -> ir.Function:
-    """The LLVM function that does what a Python function does, emitted into a module when first asked for. It takes the
-    struct, whose fields these are, by its address. It returns a struct of the numbers that the Python function returns.
+def emitted(module: ir.Module, function: Any, fields: Fields, known: dict[Any, ir.Function]) -> ir.Function:
+    """The LLVM function that does what a Python function does: one of those that are `known`, or else emitted into a
+    module. It takes the struct, whose fields these are, by its address, and returns a struct of what Python returns.
     """
-    name = f"{function.__module__}.{function.__qualname__}"
-    if name not in module.globals:
+    if function not in known:
         node = functions_of(function.__module__)[function.__code__.co_firstlineno]
         returned = next((each.value for each in ast.walk(node) if isinstance(each, ast.Return)), None)
         count = len(returned.elts) if isinstance(returned, ast.Tuple) else int(returned is not None)
         kinds = [I64.as_pointer() if parameter.arg == "a" else I64 for parameter in node.args.args]
-        new = ir.Function(module, ir.FunctionType(ir.LiteralStructType([I64] * count), kinds), name)
+        name = module.get_unique_name(f"{function.__module__}.{function.__qualname__}")
+        known[function] = new = ir.Function(module, ir.FunctionType(ir.LiteralStructType([I64] * count), kinds), name)
         new.linkage = "internal"
         if getattr(function, "inlined", False):
             new.attributes.add("alwaysinline")
-        _Body(new, function, node, fields)
-    return module.globals[name]
+        _Body(new, function, node, fields, known)
+    return known[function]
 
 
-def run(b: ir.IRBuilder, function: Any, fields: Fields, address: ir.Value, *numbers: ir.Value) -> None:
+def run(b: ir.IRBuilder, function: Any, fields: Fields, address: ir.Value, *numbers: ir.Value) -> ir.Value:
     """Emit the call of a function of the struct at an address, and of these numbers."""
-    b.call(emitted(b.module, function, fields), [b.inttoptr(address, I64.as_pointer()), *numbers])
+    return b.call(emitted(b.module, function, fields, {}), [b.inttoptr(address, I64.as_pointer()), *numbers])
 
 
 def _need(condition: bool) -> None:
@@ -82,8 +82,8 @@ class _Body:
     which are several for a tuple and for a call that returns several.
     """
 
-    def __init__(self, new: ir.Function, function: Any, node: ast.FunctionDef, fields: Fields) -> None:
-        self.new, self.module, self.code, self.fields = new, function.__module__, function.__code__, fields
+    def __init__(self, new: ir.Function, function: Any, node: ast.FunctionDef, fields: Fields, known: Any) -> None:
+        self.new, self.function, self.code, self.fields, self.known = new, function, function.__code__, fields, known
         cells = zip(self.code.co_freevars, function.__closure__ or ())
         self.constants = function.__globals__ | {name: cell.cell_contents for name, cell in cells}
         self.entry = ir.IRBuilder(new.append_basic_block())
@@ -113,7 +113,7 @@ class _Body:
             raise
         except Exception as error:
             place = f"{self.code.co_filename}:{node.lineno}: {self.code.co_name}"
-            line = source_of(self.module).decode().splitlines()[node.lineno - 1].strip()
+            line = source_of(self.function.__module__).decode().splitlines()[node.lineno - 1].strip()
             raise NotImplementedError(f"{place} cannot be compiled, because of {line!r}") from error
 
     def block(self, statements: list[ast.stmt]) -> None:
@@ -329,7 +329,7 @@ class _Body:
         if function.__module__ == intrinsics.__name__:
             result = function(self.b, *map(self.number, node.args))
             return [] if result is None else [result]
-        callee = emitted(self.b.module, function, self.fields)
+        callee = emitted(self.b.module, function, self.fields, self.known)
         arguments = [self.structs.get(getattr(part, "id", "")) or self.number(part) for part in node.args]
         _need(len(arguments) == len(callee.args))
         results = self.b.call(callee, arguments)
