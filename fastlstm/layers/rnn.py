@@ -1,5 +1,6 @@
 """`RNN`: layers of any cell."""
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -120,7 +121,8 @@ class RNN(Recurrent):
         """Set all parameters to initial values, as a new module has them: see the class."""
         for name, parameter in self.named_parameters():
             start = self.cell.initial.get(name.rpartition("_l")[0])
-            bound = (self.hidden_size // self.heads if "weight_hh" in name else self.hidden_size) ** -0.5
+            terms = self.hidden_size // self.heads if "weight_hh" in name else self.hidden_size
+            bound = 1.0 / math.sqrt(terms)  # as torch has it: a power of -0.5 is rounded otherwise
             if start is None:
                 init.uniform_(parameter, -bound, bound)
             else:

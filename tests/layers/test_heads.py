@@ -145,7 +145,7 @@ def test_copies_and_old_pickles():
         assert torch.equal(copy(x)[0], rnn(x)[0])
     dense = fastlstm.RNN(cells.gru, 3, 12)
     del dense.__dict__["heads"]  # as in a pickle of a version without heads
-    assert repr(dense) == "RNN(gru, 3, 12)"
+    assert repr(dense) == "fastlstm.RNN(gru, 3, 12)"
     with pytest.raises(RuntimeError, match="size mismatch for weight_hh_l0"):
         dense.load_state_dict(rnn.state_dict())
 
@@ -280,6 +280,7 @@ def check_refusal(backend):
             call()
 
 
+@pytest.mark.skipif(NOT_BUILT is not None, reason=str(NOT_BUILT))
 def test_without_numba_a_warning_says_what_runs(monkeypatch):
     """Even where native runs the cell."""
     monkeypatch.setattr(dispatch.module("numba"), "_INSTALLED", False)

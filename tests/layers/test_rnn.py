@@ -68,6 +68,16 @@ def test_equals_torch_s(cell, like):
     assert_same_gradients(ours, theirs, *results[::-1], [x])
 
 
+@pytest.mark.parametrize("H", [7, 18, 100, 694])
+def test_initial_values_are_torch_s(H):
+    """To the last bit in float64, in which two ways to a root may be rounded differently."""
+    drawn = []
+    for make in (nn.LSTM, partial(fastlstm.RNN, cells.lstm)):
+        torch.manual_seed(0)
+        drawn.append(list(make(2, H, dtype=torch.float64).parameters()))
+    assert all(map(torch.equal, *drawn))
+
+
 def test_parameters():
     torch.manual_seed(0)
     rnn = fastlstm.RNN(gadget, 3, 5, 2, bidirectional=True)

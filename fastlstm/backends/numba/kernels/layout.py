@@ -88,7 +88,7 @@ def seen_by(a, p):
 @jit
 def spans_heads(a, p):
     """Whether panel p has units of several heads."""
-    return a.heads > 1 and seen_by(a, p) > a.head
+    return a.heads > 1 and a.masked != 0 and seen_by(a, p) > a.head
 
 
 @jit
