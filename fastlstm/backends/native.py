@@ -113,7 +113,7 @@ class _Plan:
     def pack(self, weights: Sequence[Tensor | None], kept: dict[Any, Any]) -> Tensor:
         """Pack a snapshot of the weights and keep it. Nobody writes to it again, since other threads may read it."""
         weight_ih, weight_hh, *others = cast(list[Any], snapshot_of(weights))
-        packed = pooled(weight_ih, csrc.library.fastlstm_packed_size(*self.packs) // weight_ih.itemsize)
+        packed = unpooled(weight_ih, csrc.library.fastlstm_packed_size(*self.packs) // weight_ih.itemsize)
         read = *csrc.array(weight_ih, 1), *csrc.array(weight_hh, 1), *map(address, others), *(0,) * (4 - len(others))
         csrc.call("fastlstm_pack", csrc.FORWARD.pack(*self.head, 0, 0, 0, *read, *(0,) * 13), packed.data_ptr())
         kept[self.key] = self.form, packed

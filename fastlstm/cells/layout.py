@@ -47,3 +47,9 @@ class Layout:
         self.saved_units = tuple(name for name in self.saved if name not in self.saved_rows)
         self.sequences = tuple(s for s in states[1:] if {s, f"{s}_prev"} & set(derived.states_read))
         self.carried = tuple(s for s in states if f"d{s}_prev" in derived.backward.results)
+
+    def saved_vectors(self, lanes: int) -> int:
+        """Return how many vectors a row has of each panel's saved values: one for each value of a unit. The values that
+        a row's units share are as if of one more panel, so there are no fewer than hold these.
+        """
+        return max(len(self.saved_units), -(-len(self.saved_rows) // lanes))

@@ -61,7 +61,7 @@ WARNED = {
 }
 # what is seen without Numba, and after an export: other tests see these, and here the words are looked up
 WRITTEN = {
-    "auto runs the cell ...": dispatch,
+    "auto runs ...": dispatch,
     "... auto takes aten instead": dispatch,
     "an ONNX export takes the aten backend alone": dispatch,
 }

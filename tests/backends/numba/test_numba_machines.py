@@ -192,18 +192,18 @@ def test_all_kernels_compile(features, target):
         import llvmlite.binding as llvm
         from llvmlite import ir
         from fastlstm.backends.numba.host import tasks
-        from fastlstm.backends.numba.llvm.emit import run
+        from fastlstm.backends.numba.llvm.emit import fields_of, run
         from fastlstm.backends.numba.llvm.simd import I64
         llvm.initialize_all_targets()
         llvm.initialize_all_asmprinters()
         triple, cpu = {target}
         machine = llvm.Target.from_triple(triple).create_target_machine(cpu=cpu, features="{features}", opt=1)
-        for name, (kernel, struct) in tasks.KERNELS.items():
+        for name, (kernel, struct, known) in tasks.KERNELS.items():
             module = ir.Module(name)
             module.triple = triple
             task = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64] * 3), "task")
             b = ir.IRBuilder(task.append_basic_block())
-            run(b, kernel, [field for field, _ in struct._fields_], *task.args)
+            run(b, kernel, fields_of([field for field, _ in struct._fields_], known), *task.args)
             b.ret_void()
             parsed = llvm.parse_assembly(str(module))
             parsed.verify()

@@ -41,9 +41,7 @@ class Backward(Pass):
         in_place = T == 1 and few and full and not other
         reads = {"packed_hh": back and not in_place, "packed_ih": to_x and not in_place}
         packs = any(reads.values())
-        gate_rows = B if in_groups else R
-        fields |= {"packs": packs, "gate_rows": gate_rows}
-        fields["shared_offset"] = self.panels * gate_rows * counts.saved * self.vector
+        fields |= {"gate_rows": B if in_groups else R, "packs": packs}
         layout = s.pieces or of_x  # of the weights for the products for x, which are packed to be kept even if unread
         transposed = sizes.transposed_sizes(s, self.panels, self.lanes, layout)
         keeps = kept is not None and s.groups is None and packs
@@ -142,11 +140,6 @@ class Backward(Pass):
             rows |= {f"steps{k}": steps[k + 1], f"d{k}": d_steps[k + 1], f"d_last{k}": d_last[k + 1]}
             rows[f"d_start{k}"] = results[of_states + k + 1]
         rows |= {f"d_value{k}": a for k, a in enumerate(results[of_states + counts.others + 1 :])}
+        (weights if self.in_groups else rows)["gates"] = gates
         found = s.group_strides | sizes.row_steps(s.B, **rows) | sizes.first_steps(**weights)
-        if self.in_groups:
-            found |= sizes.first_steps(gates=gates)
-        else:  # each panel has the rows of all groups, and so have the values that a row's units share
-            row_vectors = sizes.row_vectors(s.cell, self.lanes)
-            found["gates"] = s.B * counts.saved * self.vector
-            found["shared_offset"] = s.B * (row_vectors - counts.saved) * self.vector
         return found | self.values_by_group(values)

@@ -24,7 +24,6 @@ class Counts(NamedTuple):
     carries_h: bool  # the gradient of the first state is carried to the step before beside its product
     reads_new: bool  # backward reads states after the step
     means: bool  # it takes means over a row's units, and so runs in phases
-    saved_rows: int  # values that are saved once a row
 
     @property
     def values(self) -> int:
@@ -44,7 +43,7 @@ def counts(cell: Cell) -> Counts:
     plain = not (means or layout.params or layout.inputs) and read <= {f"{state}_prev" for state in others}
     return Counts(
         *numbers, len(layout.params), len(layout.inputs), len(others), joint, joint and numbers[0] == 4 and plain,
-        first in layout.carried, bool(read & set(layout.states)), means, len(layout.saved_rows),
+        first in layout.carried, bool(read & set(layout.states)), means,
     )  # fmt: skip
 
 
@@ -63,7 +62,7 @@ def fields(cell: Cell, kind: str) -> dict[str, int]:
     found, functions, layout = counts(cell), functions_of(cell), cell.layout
     names, takes = forward_table(layout), functions.takes[kind == "Backward"]
     read = {*takes, *(f"{state}_prev" for state in layout.states[1:])}  # which a held step hands on
-    of_host = "on_unit", "reads_new", "means", "saved_rows"
+    of_host = "on_unit", "reads_new", "means"
     made = {name: int(value) for name, value in found._asdict().items() if name not in of_host}
     # two tables lie before the rows of scratch: each in cache lines of its own
     table_bytes = -(-16 * len(backward_table(layout)) // 64) * 64

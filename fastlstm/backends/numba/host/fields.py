@@ -3,7 +3,7 @@
 Every field is a 64-bit integer. Addresses, offsets and strides are in bytes, and an address of 0 says that there is no
 such array. A shape in parentheses is that of the array at an address. Sizes are T steps, B batch rows of one stacked
 layer, R batch rows of all of them, I inputs, H units, K heads, L lanes of a vector. A cell has S pre-activations, of
-which X have a product with x and Y one with h, P params, Q inputs, and saves G values for each unit.
+which X have a product with x and Y one with h, P params, Q inputs, and saves G vectors for each panel and row.
 """
 
 
@@ -38,7 +38,7 @@ of_x                X; these are the first pre-activations
 of_h                Y; these are the last pre-activations
 joint               1 if X = Y = S
 blocks              (X + Y,) int64: the block of weight_ih of each pre-activation of x, then that of weight_hh of h
-saved               G
+saved               G, vectors of a panel's saved values of a row: no fewer than hold those that its units share
 params              P
 inputs              Q
 values              Q + P
@@ -62,9 +62,7 @@ scratch_bytes       bytes from one thread's scratch to the next one's
 """
 
 LAYOUT = """
-gate_vectors        vectors that are saved for each row and step: G for each panel, and row_vectors
-row_vectors         vectors of the saved values that a row's units share
-shared_offset       bytes from `gates` to the saved values that a row's units share
+gate_panels         panels of saved values: one more than of units if there are any that a row's units share
 c_step              stride of a step in the states but the first, 0 if only the last ones are stored
 pitch               stride of 32 columns in an operand of the matrix unit
 x_step              stride of a step of x
@@ -108,7 +106,7 @@ h_0_row             stride of a row of h_0
 lengths             (R,) int64, the steps of each row, or 0
 reset               (T, R) bytes, 1 where a row starts from zeros, or 0
 h                   (T, B, H)
-gates               (T, gate_vectors, B, L), what is saved: (panels, B, G, L), then (B, row_vectors, L); or 0
+gates               (T, gate_panels, B, G, L), what is saved, or 0
 """
 
 FORWARD = """

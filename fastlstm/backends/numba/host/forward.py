@@ -17,13 +17,14 @@ from fastlstm.cells.spec import Cell
 
 
 def saved_shape(cell: Cell, T: int, B: int, H: int, dtype: torch.dtype, groups: int | None = None) -> tuple[int, ...]:
-    """Return the shape of what is saved for the backward pass beside the states: (T, vectors, B, lanes).
+    """Return the shape of what is saved for the backward pass beside the states: (T, panels, B, G lanes).
 
-    Each step has for each panel of units its rows side by side, as both passes read them, and then, for each row, the
-    numbers that all of its units share. Stacked layers follow each other.
+    Each step has for each panel of units its rows side by side, as both passes read them. The numbers that a row's
+    units share are those of a last panel. Stacked layers follow each other.
     """
     lanes = sizes.lanes_of(dtype)
-    shape = T, sizes.saved_vectors(cell, H, lanes), B if groups is None else B // groups, lanes
+    panels, width = sizes.saved_panels(cell, H, lanes), cell.layout.saved_vectors(lanes) * lanes
+    shape = T, panels, B if groups is None else B // groups, width
     return shape if groups is None else (groups, *shape)
 
 
@@ -51,7 +52,7 @@ class Forward(Pass):
         large = H * s.products * size > LARGE and not self.casts
         keeps = holds or (kept is not None and s.groups is None and not (once and large))
         places = self.panels if keeps or not once else 0 if in_place else threads
-        fields |= {"places": places, "shared_offset": self.panels * B * counts.saved * self.vector}
+        fields["places"] = places
         fields["h_step"], fields["h_row"] = (B if s.narrow else R) * self.row, self.row
         fields["out_step"], fields["out_row"] = R * H * 2, H * 2
         self.others = range(1, counts.others + 1)

@@ -5,7 +5,6 @@ from itertools import pairwise
 
 import torch
 
-from fastlstm.backends.numba.host import cells
 from fastlstm.cells.spec import Cell
 
 
@@ -22,14 +21,9 @@ def panels_of(size: int, lanes: int) -> int:
     return (size + lanes - 1) // lanes
 
 
-def row_vectors(cell: Cell, lanes: int) -> int:
-    """Return how many vectors hold the numbers that all units of a row share and the backward pass reads."""
-    return panels_of(cells.counts(cell).saved_rows, lanes)
-
-
-def saved_vectors(cell: Cell, H: int, lanes: int) -> int:
-    """Return how many vectors the forward pass saves for each row and step."""
-    return panels_of(H, lanes) * cells.counts(cell).saved + row_vectors(cell, lanes)
+def saved_panels(cell: Cell, H: int, lanes: int) -> int:
+    """Return how many panels the saved values have: one more for the values that a row's units share."""
+    return panels_of(H, lanes) + (len(cell.layout.saved_rows) > 0)
 
 
 def span_of(H: int, heads: int, lanes: int) -> int:

@@ -36,7 +36,7 @@ class Pass:
         self.panels = sizes.panels_of(s.H, self.lanes)
         self.like = torch.empty(0, dtype=s.dtype, device="cpu")
         self.has_values, self.casts = s.counts.values > 0, not (s.given is s.rounded is s.dtype)
-        self.states, self.row, self.vector = (*s.ends, s.rows, s.H), s.H * size, self.lanes * size
+        self.states, self.row = (*s.ends, s.rows, s.H), s.H * size
         self.no_state = zeros(self.row)
         self.zeros = ctypes.addressof(self.no_state)
 

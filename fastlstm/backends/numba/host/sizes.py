@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastlstm.backends.numba.host import cells
-from fastlstm.backends.numba.host.panels import lanes_of, panels_of, reach_of, row_vectors, saved_vectors, span_of
+from fastlstm.backends.numba.host.panels import lanes_of, panels_of, reach_of, saved_panels, span_of
 
 if TYPE_CHECKING:
     from fastlstm.backends.numba.host.signature import Signature
@@ -196,7 +196,7 @@ def common_sizes(s: Signature, kind: str, wide: int, count: int) -> tuple[dict[s
     fields = {
         "T": s.T, "B": s.B, "I": s.I, "H": s.H, "panels": panels, "c_step": s.rows * s.H * size, "dense": is_dense(s),
         "heads": s.heads, "head": s.H // s.heads, "span": span_of(s.H, s.heads, lanes),
-        "row_vectors": row_vectors(s.cell, lanes), "gate_vectors": saved_vectors(s.cell, s.H, lanes),
+        "saved": s.cell.layout.saved_vectors(lanes), "gate_panels": saved_panels(s.cell, s.H, lanes),
         "panel_bytes": CHUNK * wide * VECTOR if means else 0, "rows_together": ROWS_TOGETHER if means else max(s.B, 1),
         "later_slot": slots, "shared_slot": shared_slot, "slots": shared_slot + of_cell["shared_values"],
         "wide": wide * count if means else wide,

@@ -6,7 +6,7 @@ from fastlstm.backends.numba.host.sizes import LINE
 from fastlstm.backends.numba.kernels import matrix_forward, mixed_forward, vector_forward
 from fastlstm.backends.numba.kernels.ends import any_held, any_reset, is_held, length_of, rows_alive, zero_reset
 from fastlstm.backends.numba.kernels.in_place import preact_in_place
-from fastlstm.backends.numba.kernels.layout import cell_forward_of, panel_saved, rows_forward_of, rows_saved, seen_from
+from fastlstm.backends.numba.kernels.layout import cell_forward_of, panel_saved, rows_forward_of, seen_from
 from fastlstm.backends.numba.kernels.shared import CHUNK, VECTOR, inlined, is_zero, item, jit, write_rows
 from fastlstm.backends.numba.kernels.states import (
     OTHER,
@@ -202,8 +202,8 @@ def forward_with(products: Any) -> Any:
                             a, rows_forward_of(a), phase, t, r_first, alive, B, scratch, a.shared_values * VECTOR
                         )
                         if phase == 0 and a.gates != 0:  # those of held rows are zero, as `carry` leaves others
-                            width, rows = a.row_vectors * L, r_last - r_first - alive
-                            saved = rows_saved(a, B, t, r_first + alive)
+                            saved = panel_saved(a, B, t, panels, r_first + alive)
+                            rows, width = r_last - r_first - alive if a.gate_panels > panels else 0, a.saved * L
                             call(a.copy_rows, rows, 0, width, saved, 0, saved, width * S)
                     # to and fro: the weights read last are still in the L2 cache
                     for j in range(q_first, q_last):

@@ -159,14 +159,10 @@ def dpreact_of(a, p, s, b):
 
 @jit
 def panel_saved(a, rows, t, p, b):
-    """Where what is saved of panel p lies, from row b of step t on, of `rows` rows."""
-    return a.gates + (t * a.gate_vectors * rows + (p * rows + b) * a.saved) * VECTOR
-
-
-@jit
-def rows_saved(a, rows, t, b):
-    """Where the numbers lie that are saved once for all units, from row b of step t on."""
-    return a.gates + a.shared_offset + (t * a.gate_vectors * rows + b * a.row_vectors) * VECTOR
+    """Where what is saved of panel p lies, from row b of step t on, of `rows` rows. What a row's units share is
+    saved as if of a panel behind all others.
+    """
+    return a.gates + ((t * a.gate_panels + p) * rows + b) * a.saved * VECTOR
 
 
 @jit

@@ -4,7 +4,7 @@ A table has an address and a row's bytes for each value. Beside it is room for a
 """
 
 from fastlstm.backends.numba.kernels.ends import correct_states, zero_reset
-from fastlstm.backends.numba.kernels.layout import rows_saved
+from fastlstm.backends.numba.kernels.layout import panel_saved
 from fastlstm.backends.numba.kernels.shared import CHUNK, VECTOR, inlined, jit
 from fastlstm.backends.numba.llvm.intrinsics import call, get_int64, set_int64
 
@@ -89,7 +89,15 @@ def begin_phase(a, kernel, phase, t, b, rows, rows_of_gates, scratch, row_stride
     from `b` on.
     """
     if a.shared_values != 0:
-        call(kernel, rows, phase, a.H, shared_aside(a, scratch), row_stride, rows_saved(a, rows_of_gates, t, b))
+        call(
+            kernel,
+            rows,
+            phase,
+            a.H,
+            shared_aside(a, scratch),
+            row_stride,
+            panel_saved(a, rows_of_gates, t, a.panels, b),
+        )
 
 
 @jit

@@ -90,7 +90,7 @@ def forward(lanes: Lanes, cell: Functions, save: bool, streams: bool = False) ->
         at.add("all sums", preact, len(layout.sums) * vector)
         at.add_table(forward_table(layout), {*taken, *layout.states}, table, row, unit)
         if saved_units:
-            at.add("what is saved", saved, len(saved_units) * vector)
+            at.add("what is saved", saved, layout.saved_vectors(lanes.count) * vector)
         phased = AcrossPhases(at, phases, later, shared, row_stride)
 
         def body():
@@ -138,7 +138,7 @@ def backward(lanes: Lanes, cell: Functions) -> Builder:
                 at = RowPointers(b, lanes)
                 at.add("dh of the step after", dh, 4 * vector)
                 at.add_table(backward_table(layout), {*each.units.arguments, OUTSIDE}, table, row, unit)
-                at.add("what is saved", saved, len(saved_units) * vector)
+                at.add("what is saved", saved, layout.saved_vectors(lanes.count) * vector)
                 at.add("all terms", dpreact, len(terms) * vector)
                 at.add("all dinputs", dinputs, len(layout.inputs) * vector)
                 for n, state in enumerate(carried):
@@ -169,7 +169,8 @@ def backward(lanes: Lanes, cell: Functions) -> Builder:
 
 
 def builders(lanes: Lanes, cell: Functions) -> Builders:
-    rows, (of_forward, of_backward) = cell.layout.saved_rows, cell.phases
+    rows, saved = cell.layout.saved_rows, cell.layout.saved_vectors(lanes.count)
+    of_forward, of_backward = cell.phases
     takes, takes_back = 11 if of_forward > 1 else 6, 15 if of_backward > 1 else 11
     made: Builders = {
         "cell_forward": (takes, forward(lanes, cell, False)),
@@ -178,10 +179,10 @@ def builders(lanes: Lanes, cell: Functions) -> Builders:
         "cell_backward": (takes_back, backward(lanes, cell)),
     }
     if of_forward > 1:
-        made["rows_forward"] = 6, of_rows(lanes, cell.forward, (), False)
-        made["rows_forward_saving"] = 6, of_rows(lanes, cell.saving, rows, False)
+        made["rows_forward"] = 6, of_rows(lanes, cell.forward, (), 0, False)
+        made["rows_forward_saving"] = 6, of_rows(lanes, cell.saving, rows, saved, False)
     if of_backward > 1:
-        made["rows_backward"] = 6, of_rows(lanes, cell.backward, rows, True)
+        made["rows_backward"] = 6, of_rows(lanes, cell.backward, rows, saved, True)
     return made
 
 

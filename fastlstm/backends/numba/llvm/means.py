@@ -73,14 +73,14 @@ class AcrossPhases:
                 self.at.store(self.at.load(_SHARED, k) + term, _SHARED, k)
 
 
-def of_rows(lanes: Lanes, phases: Phases, saved: tuple[str, ...], backward: bool) -> Builder:
+def of_rows(lanes: Lanes, phases: Phases, saved: tuple[str, ...], vectors: int, backward: bool) -> Builder:
     """Return what builds the begin of a phase: it computes what a row's units share.
 
     The function that is built takes, as integers:
         rows, phase, H: the number of batch rows, of the phase, and of units.
         shared, row_stride: see `AcrossPhases`. In phase 0 the sums are set to zero.
-        saved_at: the address of (rows, lanes times a whole number), numbers by the names in `saved`. The forward pass
-            stores them, and the backward pass reads them.
+        saved_at: the address of (rows, `vectors` times lanes), numbers by the names in `saved`. The forward pass stores
+            them, and the backward pass reads them.
     """
     vector, names, sums = lanes.size * lanes.count, phases.of_rows, phases.sums
 
@@ -90,7 +90,7 @@ def of_rows(lanes: Lanes, phases: Phases, saved: tuple[str, ...], backward: bool
             with in_phase(b, phase, k):
                 at = RowPointers(b, lanes)
                 at.add(_SHARED, shared, row_stride)
-                at.add(_SAVED, saved_at, -(-len(saved) // lanes.count) * vector)
+                at.add(_SAVED, saved_at, vectors * vector)
                 at.loop(rows, partial(row, at, each.rows, units, k))
 
     def row(at, function, units, k):
