@@ -7,7 +7,8 @@
 * CUDA: triton; aten for float64, before compute capability 8.0, on ROCm, and without the package triton.
 * Other devices, and projections on any device: aten.
 
-reference takes the calls for which aten lacks something: resets and lengths, all cell states, `vmap` and forward mode.
+reference takes the calls for which aten lacks something: resets and lengths, all cell states, `vmap` and forward mode,
+and heads. It also takes layers of means or heads that triton has no kernels for, with a warning that says why.
 On a CPU it also takes calls that a compiler or an exporter traces, where aten would become a graph of all time steps.
 An export to ONNX knows no operators of ours, so it takes aten for all calls, and raises if aten lacks something.
 
@@ -105,8 +106,7 @@ def _with_precision(name: str, dtype: torch.dtype, pieces: bool = False) -> str:
 
 
 @lru_cache(None)
-def _warn_of_cell(cell: Cell, reason: str) -> None:
-    instead = "torch's own layer" if runs("aten", cell) else "plain PyTorch"
+def _warn_of_cell(cell: Cell, reason: str, instead: str) -> None:
     message = f"auto runs the cell {cell.key} in {instead}, since no backend here has a kernel for it: {reason}"
     warnings.warn(message, RuntimeWarning, stacklevel=2)
 
@@ -138,7 +138,8 @@ def _fused_on_cpu(device: torch.device, dtype: torch.dtype, cell: Cell, warn: bo
         if None not in reasons:
             _warn(f"{'; '.join(reasons)}; auto takes aten instead, and reference for what aten lacks")
         elif any(module(fused).supports(device, dtype) is None for fused in _CPU):
-            _warn_of_cell(cell, "; ".join(reason for reason in reasons if reason))
+            instead = "torch's own layer" if runs("aten", cell) else "plain PyTorch"
+            _warn_of_cell(cell, "; ".join(reason for reason in reasons if reason), instead)
     elif taken != "numba" and (failure := numba.failure()) is not None:
         _warn(f"{failure}; auto takes {taken} instead")
     return taken
@@ -184,18 +185,20 @@ def choose(
         ValueError: for an unknown name.
     """
     name, exports = settings.check_name(settings.named(name)), aten.exports_onnx()
-    if layer is not None and not projected and heads_of(layer) > 1:
-        if name == "auto":
-            fused = device.type in ("cpu", "meta") and _reason("numba", device, dtype, cell) is None
-            name = "numba" if fused and not exports else "reference"
-        if name != "reference" and name not in ("numba", *NUMBA_PRECISIONS):
+    heads = layer is not None and not projected and heads_of(layer) > 1
+    if heads:
+        if name == "auto" and (device.type != "cuda" or exports):
+            has_kernels = device.type in ("cpu", "meta") and _reason("numba", device, dtype, cell) is None
+            name = "numba" if has_kernels and not exports else "reference"
+        if name not in ("auto", "reference", "numba", *NUMBA_PRECISIONS, *TRITON):
             raise RuntimeError(f"the {name} backend has no heads")
+    lack: str | None = None
     if layer is not None and not projected and (name in TRITON or (name == "auto" and device.type == "cuda")):
-        module("triton" if name == "auto" else name).check(layer)
+        lack = module("triton" if name == "auto" else name).check(layer)
     if name == "auto" and exports:
         name = "aten"
     if name == "auto":
-        lacking = masked or cells or transformed or not runs("aten", cell)  # aten has none of these
+        lacking = masked or cells or transformed or heads or not runs("aten", cell)  # aten has none of these
         if not projected:
             if device.type in ("cpu", "meta"):
                 if (fused := _fused_on_cpu(device, dtype, cell, warn)) is not None:
@@ -204,9 +207,12 @@ def choose(
                     return _with_precision(fused, dtype, pieces)
                 lacking = lacking or traced
             elif device.type == "cuda" and _reason("triton", device, dtype, cell) is None:
-                return "triton"
+                if lack is None:
+                    return "triton"
+                if warn:
+                    _warn_of_cell(cell, lack, "plain PyTorch")
         return "reference" if lacking else "aten"
-    reason = _reason(name, device, dtype, cell)
+    reason = _reason(name, device, dtype, cell) or lack
     if reason is None and projected and name not in ("aten", "reference"):
         reason = f"the {name} backend has no projections (proj_size)"
     if reason is None and name == "aten" and masked:
