@@ -7,7 +7,8 @@
 * CUDA: triton; aten for float64, before compute capability 8.0, on ROCm, and without the package triton.
 * Other devices, and projections on any device: aten.
 
-reference takes the calls for which aten lacks something: resets and lengths, all cell states, `vmap` and forward mode.
+reference takes the calls for which aten lacks something: resets and lengths, all cell states, `vmap` and forward mode,
+and heads. It also takes layers of means or heads that triton has no kernels for, with a warning that says why.
 On a CPU it also takes calls that a compiler or an exporter traces, where aten would become a graph of all time steps.
 An export to ONNX knows no operators of ours, so it takes aten for all calls, and raises if aten lacks something.
 
@@ -188,9 +189,9 @@ def choose(
     """
     name, exports = settings.check_name(settings.named(name)), aten.exports_onnx()
     heads = 1 if layer is None or projected else heads_of(layer)
-    may_take_triton = name in TRITON or (name == "auto" and device.type == "cuda")
-    if layer is not None and not projected and may_take_triton and (heads == 1 or traits("triton").heads):
-        module("triton" if name == "auto" else name).check(layer)
+    lack: str | None = None
+    if layer is not None and not projected and (name in TRITON or (name == "auto" and device.type == "cuda")):
+        lack = module("triton" if name == "auto" else name).check(layer)
     if name == "auto" and exports:
         name = "aten"
     if name == "auto":
@@ -202,12 +203,13 @@ def choose(
                     pieces = eager is not None and takes_pieces(eager.x) and hidden_size(eager) >= MANY_UNITS
                     return _with_precision(fused, dtype, pieces)
                 lacking = lacking or traced
-            elif device.type == "cuda" and (why := _reason("triton", device, dtype, cell, heads)) is None:
-                return "triton"
-            elif device.type == "cuda" and heads > 1 and warn and triton.supports(device, dtype) is None:
-                _warn_of_cell(cell, True, str(why))
+            elif device.type == "cuda" and _reason("triton", device, dtype, cell, heads) is None:
+                if lack is None:
+                    return "triton"
+                if warn:
+                    _warn_of_cell(cell, heads > 1, lack)
         return "reference" if lacking else "aten"
-    reason = _reason(name, device, dtype, cell, heads)
+    reason = _reason(name, device, dtype, cell, heads) or lack
     if reason is None and projected and name not in ("aten", "reference"):
         reason = f"the {name} backend has no projections (proj_size)"
     if reason is None and name == "aten" and masked:

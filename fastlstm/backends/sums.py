@@ -35,6 +35,14 @@ def of_heads(equation: str, h: Optional, sums: Optional, weight: Tensor, H: int)
     return torch.einsum(equation, *parts)
 
 
+def dense(weight: Tensor, H: int) -> Tensor:
+    """(..., Y H, H) of the weights (..., Y H, H / K) of heads, zero where a unit does not see another."""
+    heads = torch.arange(H, device=weight.device) // weight.shape[-1]
+    blocks = weight.unflatten(-2, (-1, H))
+    blocks = torch.cat([blocks] * (H // weight.shape[-1]), -1)
+    return blocks.masked_fill(heads.unsqueeze(-1) != heads, 0).flatten(-3, -2)
+
+
 def add_bias(sums: Tensor, bias: Optional) -> Tensor:
     """Add (N,) to every row, or row g of (G, N) to the rows of group g."""
     if bias is None:
@@ -61,7 +69,11 @@ def rows_of(a: Tensor, groups: int) -> Tensor:
 
 
 def weight_gradient(dsums: Tensor, inputs: Tensor, weight: Tensor) -> Tensor:
-    """The sum of the outer products of ``dsums`` and ``inputs`` over all rows, by groups if `weight` is a stack."""
+    """The sum of the outer products of ``dsums`` and ``inputs`` over all rows, by groups if `weight` is a stack, and by
+    heads if it has fewer columns than ``inputs``.
+    """
+    if weight.shape[-1] < inputs.shape[-1]:
+        return of_heads("...gbki,...gbyko->gykoi", inputs, dsums, weight, inputs.shape[-1]).reshape(weight.shape)
     groups = weight.shape[0] if weight.dim() == 3 else 0
     return rows_of(dsums, groups).mT @ rows_of(inputs, groups)
 
@@ -155,12 +167,7 @@ class Sums:
         ):
             found = None
             if want and weight is not None and inputs is not None:
-                by_heads = weight is self.weight_hh and weight.shape[-1] != inputs.shape[-1]
-                if by_heads:
-                    found = of_heads("...gbki,...gbyko->gykoi", inputs, part, weight, self.H).reshape(weight.shape)
-                else:
-                    found = weight_gradient(part, inputs, weight)
-                found = in_order(found, order, -2)
+                found = in_order(weight_gradient(part, inputs, weight), order, -2)
             results.append(found)
         wants = [want and bias is not None for want, bias in zip(wanted[2:], biases)]
         if not any(wants):

@@ -10,6 +10,7 @@ from torch import Tensor
 from fastlstm.backends.base import WEIGHTS, Gradients, Layer, Run
 from fastlstm.cells import CELLS, Cell, exp, relu, sigmoid, tanh
 from fastlstm.cells import cell as declare
+from fastlstm.cells.functions import mean, rsqrt
 
 
 @declare(gates={"r": "xh", "z": "xh", "n_x": "x", "n_h": "h"}, states=("h",), params=("w", "b"), inputs=("gap",))
@@ -19,6 +20,41 @@ def gru_decay(r, z, n_x, n_h, h, w, b, gap):
     r, z = sigmoid(r), sigmoid(z)
     n = tanh(n_x + r * n_h)
     return n + z * (h - n)
+
+
+def normalized(*values):
+    """Values as `layer_norm` has them, over the units and all of these values."""
+    size = 1.0 / len(values)
+    center = mean(size * sum(values[1:], values[0]))
+    values = [a - center for a in values]
+    squares = [a * a for a in values]
+    factor = rsqrt(mean(size * sum(squares[1:], squares[0])) + 1e-3)
+    return [a * factor for a in values]
+
+
+@declare(gates={"r": "xh", "u": "xh", "n": "xh"}, states=("h",), params=("w_r", "w_u", "w_n", "b_r", "b_u", "b_n"))
+def normalized_gru(r, u, n, h, w_r, w_u, w_n, b_r, b_u, b_n):
+    """A cell whose units see each other, by one mean and one variance of all its sums. Hafner et al., 2020."""
+    r, u, n = normalized(r, u, n)
+    r, u = sigmoid(r * w_r + b_r), sigmoid(u * w_u + b_u - 1.0)
+    n = tanh(r * (n * w_n + b_n))
+    return u * n + (1.0 - u) * h
+
+
+@declare(
+    gates={gate + operand: operand for gate in "ifgo" for operand in "xh"},
+    states=("h", "c"),
+    params=(*(f"{kind}_{gate}" for kind in "xhb" for gate in "ifgo"), "scale", "shift"),
+)
+def normalized_lstm(
+    ix, fx, gx, ox, ih, fh, gh, oh, c, x_i, x_f, x_g, x_o, h_i, h_f, h_g, h_o, b_i, b_f, b_g, b_o, scale, shift
+):  # fmt: skip
+    """Another, with means of means and more params than registers can hold. Ba, Kiros and Hinton, 2016."""
+    (ix, fx, gx, ox), (ih, fh, gh, oh) = normalized(ix, fx, gx, ox), normalized(ih, fh, gh, oh)
+    i, f, o = sigmoid(ix * x_i + ih * h_i + b_i), sigmoid(fx * x_f + fh * h_f + b_f), sigmoid(ox * x_o + oh * h_o + b_o)
+    c = f * c + i * tanh(gx * x_g + gh * h_g + b_g)
+    (state,) = normalized(c)
+    return o * tanh(state * scale + shift), c
 
 
 @declare(gates={"a": "h"}, states=("h", "c"), inputs=("u", "v"))
@@ -50,6 +86,7 @@ class Case:
     zeros: bool = False
     bias: bool = True
     seed: int = 0
+    heads: int = 1
     layer: Layer = field(init=False)
     grads: Run = field(init=False)
 
@@ -61,7 +98,7 @@ class Case:
 
         T, B, I, H, layout = self.T, self.B, self.I, self.H, self.cell.layout
         of_x, of_h, scale = len(layout.of_x) * H, len(layout.of_h) * H, H**-0.5
-        weights: list[Any] = [random(of_x, I), random(of_h, H), random(of_x), random(of_h)]
+        weights: list[Any] = [random(of_x, I), random(of_h, H // self.heads), random(of_x), random(of_h)]
         weights = [a * scale if len(a) else None for a in weights]
         if not self.bias:
             weights[2:] = None, None

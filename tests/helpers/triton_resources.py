@@ -27,6 +27,7 @@ from fastlstm.backends.triton import gradients, launch, tiles
 from fastlstm.backends.triton.products import pack_kernel
 from fastlstm.cells import CELLS
 from fastlstm.cells.spec import by_key
+from tests.cells.layers import normalized_gru, normalized_lstm
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 OPERATIONS = {
@@ -64,12 +65,14 @@ class Case:
     last_step_only: bool = False
     cells: bool = False  # backward takes a gradient of every state but the first
     cell: str = "lstm"
+    heads: int = 1
 
     def __str__(self) -> str:
         flags = [f"I{self.I}"] * bool(self.I) + ["lengths"] * self.lengths + ["reset"] * self.reset
         flags += ["nothing-saved"] * (not self.save) + ["cells"] * self.cells
-        parts = [self.direction, self.kind, f"H{self.H}", *flags, *["last"] * self.last_step_only]
-        return "-".join([*[self.cell] * (self.cell != "lstm"), *parts])
+        size = f"H{self.H}" + f"x{self.heads}" * (self.heads > 1)
+        parts = [self.direction, self.kind, size, *flags, *["last"] * self.last_step_only]
+        return "-".join([*[by_key(self.cell).name] * (self.cell != "lstm"), *parts])
 
 
 def cases() -> Iterator[Case]:
@@ -89,6 +92,7 @@ def cases() -> Iterator[Case]:
             yield Case("backward", kind, H, lengths=lengths, reset=True, cells=True)
     yield Case("forward", "bf16", 100, I=28, lengths=True, reset=True)
     yield from others()
+    yield from means_and_heads()
     yield Case("forward", "bf16", 128, I=16)
     yield Case("forward", "bf16", 128, save=False)
     yield Case("backward", "bf16", 128, last_step_only=True)
@@ -111,6 +115,19 @@ def others() -> Iterator[Case]:
             yield Case(direction, "ieee", 64, cell=name)
         yield Case(direction, "bf16", 1024, cell="slstm")
     yield Case("forward", "bf16", 128, I=28, cell="gru")
+
+
+def means_and_heads() -> Iterator[Case]:
+    """Cells with means, and layers of heads, resident and stepwise."""
+    for direction in ("forward", "backward"):
+        cells = direction == "backward"
+        for cell in (normalized_gru.key, normalized_lstm.key):
+            for kind, H in (("bf16", 64), ("bf16", 128), ("tf32", 64), ("ieee", 64)):
+                yield Case(direction, kind, H, cell=cell)
+            yield Case(direction, "bf16", 100, lengths=True, reset=True, cells=cells, cell=cell)
+        for kind, H in (("bf16", 512), ("tf32", 256), ("ieee", 256), ("bf16", 1024), ("tf32", 1024), ("ieee", 1024)):
+            yield Case(direction, kind, H, heads=4)
+        yield Case(direction, "bf16", 256, heads=4, lengths=True, reset=True, cells=cells)
 
 
 def describe(case: Case, capability: tuple[int, int]) -> tuple[Any, dict[str, Any]]:
@@ -147,7 +164,7 @@ def _call(case: Case) -> None:
         return torch.empty(shape, dtype=dtype)
 
     of_x, of_h = cell.gates_of_x * H, cell.gates_of_h * H
-    weights = [empty(of_x, I), empty(of_h, H), empty(of_x), empty(of_h)]
+    weights = [empty(of_x, I), empty(of_h, H // case.heads), empty(of_x), empty(of_h)]
     weights = [a if a.shape[0] else None for a in weights] + [empty(H) for _ in cell.params]
     states, inputs = tuple(empty(B, H) for _ in cell.states), tuple(empty(T, B, H) for _ in cell.inputs)
     lengths = empty(B, dtype=torch.int64) if case.lengths else None
@@ -170,7 +187,7 @@ def resources(case: Case, capability: tuple[int, int]) -> dict[str, Any]:
     Of PTX those of the whole kernel.
     """
     source, options = describe(case, capability)
-    resident = isinstance(tiles.choose(case.H, DTYPES[case.kind], capability), tiles.Resident)
+    resident = isinstance(tiles.choose(case.H // case.heads, DTYPES[case.kind], capability), tiles.Resident)
     target = GPUTarget("cuda", 10 * capability[0] + capability[1], 32)
     compiled = triton.compile(source, target=target, options=options)
     usage, sass = (dump(flag, compiled.asm["cubin"]) for flag in ("-res-usage", "-sass"))

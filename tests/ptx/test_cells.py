@@ -7,9 +7,10 @@ from fastlstm import cells
 from fastlstm.backends import reference
 from fastlstm.backends import triton as backend
 from fastlstm.backends.base import Layer, Run
-from tests.cells.layers import Case, error, flat, gru_decay, without_x
+from tests.cells.layers import Case, error, flat, gru_decay, normalized_gru, normalized_lstm, without_x
 from tests.ptx import emulated
 from tests.ptx.layers import BOUNDS, DTYPES, PRECISIONS
+from tests.ptx.processes import on_each_chip
 
 SIZES = (33, 64, 128, 130)
 JUMPING = {"relu", "maximum"}  # where two of their arguments are equal, a gradient jumps
@@ -17,7 +18,7 @@ JUMPING = {"relu", "maximum"}  # where two of their arguments are equal, a gradi
 
 def matrix():
     """Every cell but the LSTM on each chip, in each precision and size. Of each of these there are layers with the
-    input's product fused and without, and with masks and without.
+    input's product fused and without, and with masks and without. Then cells with means, and layers of heads.
     """
     for cell in (*(cell for cell in cells.CELLS if cell is not cells.lstm), gru_decay, without_x):
         for c, chip in enumerate((80, 90)):
@@ -25,7 +26,17 @@ def matrix():
                 for h, H in enumerate(SIZES):
                     I, masked = (28, 40)[(c + k + h) % 2], (k + h // 2) % 2 == 1
                     label = f"{cell.name}-sm_{chip}-{kind}-H{H}-I{I}" + "-masked" * masked
-                    yield pytest.param(cell, chip, kind, H, I, masked, id=label)
+                    yield pytest.param(cell, chip, kind, H, I, masked, 1, id=label)
+    for cell, H, heads in (
+        (normalized_lstm, 40, 1),
+        (normalized_gru, 64, 2),
+        (cells.lstm, 160, 4),
+        (cells.gru, 320, 2),
+    ):
+        for c, chip in enumerate((80, 90)):
+            for k, kind in enumerate(BOUNDS):
+                label = f"{cell.name}-sm_{chip}-{kind}-H{H}x{heads}"
+                yield pytest.param(cell, chip, kind, H, 28, (c + k) % 2 == 1, heads, id=label)
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +69,7 @@ def errors(got, want):
     return [error(a.double(), b) for a, b in zip(got, want) if a is not None]
 
 
-def drawn(cell, kind, H, I, masked):
+def drawn(cell, kind, H, I, masked, heads):
     """A layer, gradients for what comes out of it, those that are wanted, and the truth.
 
     Near an equality of what `JUMPING` compares, a rounding decides where a gradient goes. So such a cell gets the first
@@ -69,7 +80,7 @@ def drawn(cell, kind, H, I, masked):
     eps = torch.finfo({"tf32": torch.float16}.get(kind, DTYPES[kind])).eps
     for seed in range(1000):
         rows, made = 3 if jumps and H > 33 else 9, torch.Generator().manual_seed(seed)
-        case = Case(cell, T=2, B=rows, I=I, H=H, masked=masked, reverse=masked, seed=seed)
+        case = Case(cell, T=2, B=rows, I=I, H=H, masked=masked, reverse=masked, seed=seed, heads=heads)
         layer, grads = case.layer.to(DTYPES[kind]), converted(case.grads, DTYPES[kind])
         exact = truth(grads, layer, case.needs)
         others = (truth(grads, rounded(layer, eps, made), case.needs)[1] for _ in range(8 if jumps else 0))
@@ -79,15 +90,25 @@ def drawn(cell, kind, H, I, masked):
 
 
 @pytest.mark.sampled(137)
-@pytest.mark.parametrize(("cell", "chip", "kind", "H", "I", "masked"), list(matrix()))
-def test_outputs_and_gradients(cell, chip, kind, H, I, masked):
-    layer, grads, needs, exact = drawn(cell, kind, H, I, masked)
+@pytest.mark.parametrize(("cell", "chip", "kind", "H", "I", "masked", "heads"), list(matrix()))
+def test_outputs_and_gradients(cell, chip, kind, H, I, masked, heads):
+    layer, grads, needs, exact = drawn(cell, kind, H, I, masked, heads)
     with emulated(chip) as device:
         run = backend.forward(layer, True, PRECISIONS[kind])
         found = flat(run), backend.backward(grads, layer, run, needs, PRECISIONS[kind]).flat
     assert not device.findings, device.findings
     for got, want, bound in zip(found, exact, BOUNDS[kind]):
         assert max(errors(got, want)) < bound, errors(got, want)
+
+
+@on_each_chip
+@pytest.mark.parametrize(
+    ("cell", "kind", "H", "heads"),
+    [(normalized_gru, "bf16", 33, 1), (cells.lstm, "tf32", 64, 2)],
+    ids=["means", "heads"],
+)
+def test_means_and_heads(cell, chip, kind, H, heads):
+    test_outputs_and_gradients(cell, chip, kind, H, 28, False, heads)
 
 
 def per_step(cell, chip, H, I=40):

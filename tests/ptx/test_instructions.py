@@ -34,6 +34,11 @@ def bits(*values):
         ("sub.s32 {d}, {a}, 3;", (ints(1, -(2**31)),), [-2, 2**31 - 3]),
         ("mul.lo.s32 {d}, {a}, {b};", (ints(65536, -3), ints(65537, 5)), [65536, -15]),
         ("mul.hi.u32 {d}, {a}, {b};", (ints(-1, 65536), ints(-1, 65536)), [-2, 1]),
+        (
+            "mov.b64 %rd1, {{{a}, {b}}}; mul.hi.u64 %rd2, %rd1, %rd1; cvt.u32.u64 {d}, %rd2;",
+            (ints(0, -1), ints(1, -1)),
+            [1, -2],
+        ),
         ("mad.lo.s32 {d}, {a}, {b}, {c};", (ints(3, -3), ints(5, 5), ints(1, 1)), [16, -14]),
         ("div.s32 {d}, {a}, {b};", (ints(7, -7, 7), ints(2, 2, -2)), [3, -3, -3]),
         ("rem.s32 {d}, {a}, {b};", (ints(7, -7, 7), ints(2, 2, -2)), [1, -1, 1]),
@@ -98,10 +103,12 @@ def test_approximate_functions_are_off_by_no_more_than_documented():
     x = torch.linspace(-4, 4, 32)
     tanh = torch.tensor(computed("tanh.approx.f32 {d}, {a};", F32, x), dtype=torch.double)
     ex2 = torch.tensor(computed("ex2.approx.f32 {d}, {a};", F32, x), dtype=torch.double)
+    rsqrt = torch.tensor(computed("rsqrt.approx.ftz.f32 {d}, {a};", F32, x + 9), dtype=torch.double)
     quotient = torch.tensor(computed("div.full.f32 {d}, {a}, {b};", F32, x, x + 9), dtype=torch.double)
     for got, want, bound in (
         (tanh, x.double().tanh(), 2**-10.987 + 2**-24),
         (ex2, x.double().exp2(), 2**-22 + 2**-24),
+        (rsqrt, (x + 9).double().rsqrt(), 2**-22.9 + 2**-24),
         (quotient, x.double() / (x + 9).double(), 2 * 2**-23),
     ):
         error = ((got - want).abs() / want.abs()).max()

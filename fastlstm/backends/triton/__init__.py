@@ -23,7 +23,7 @@ from fastlstm.backends.base import Gradients, Layer, Run, Traits
 from fastlstm.cells.spec import Cell
 
 INTERPRET = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")  # as triton reads it
-TRAITS = Traits(takes_sixteen_bits=True, plans=True, plans_sixteen_bits=True)
+TRAITS = Traits(takes_sixteen_bits=True, plans=True, plans_sixteen_bits=True, heads=True)
 failures: dict[tuple[torch.device, Cell], str] = {}  # cells whose first call has failed its check on a device, and how
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _INSTALLED = importlib.util.find_spec("triton") is not None
@@ -50,16 +50,20 @@ def supports(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
-def check(layer: Layer, precision: str | None = None) -> None:
-    """Check the kernels of a layer at their first use: see `fastlstm.backends.triton.first_call`. `failures` then has
-    what was found.
+def check(layer: Layer, precision: str | None = None) -> str | None:
+    """Why there are no kernels for a layer of tensors that are supported, or None. Those that there are, are checked at
+    their first use: see `fastlstm.backends.triton.first_call`. `failures` then has what was found.
     """
     x = layer.x
-    if supports(x.device, x.dtype) is None:
-        from fastlstm.backends.triton import first_call
+    if supports(x.device, x.dtype) is not None:
+        return None
+    from fastlstm.backends.triton import first_call, launch
 
-        if first_call.applies(x.device):
-            first_call.check(layer, resolve_precision(x.dtype, precision))
+    precision = resolve_precision(x.dtype, precision)
+    reason = launch.lacks(layer, precision)
+    if reason is None and first_call.applies(x.device):
+        first_call.check(layer, precision)
+    return reason
 
 
 def saved_shape(cell: Cell, T: int, B: int, H: int, dtype: torch.dtype, groups: int | None = None) -> tuple[int, ...]:

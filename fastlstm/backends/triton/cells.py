@@ -67,11 +67,6 @@ def sqrt(x):
 
 
 @triton.jit
-def rsqrt(x):
-    return 1.0 / tl.sqrt_rn(x)
-
-
-@triton.jit
 def log(x):
     return tl.log(x)
 
@@ -79,6 +74,11 @@ def log(x):
 @triton.jit
 def maximum(a, b):
     return tl.where((a > b) | (a != a), a, b)  # NaN if either is
+
+
+@triton.jit
+def rsqrt(x):
+    return tl.rsqrt(x)
 
 
 @triton.jit
@@ -103,6 +103,18 @@ _COMMON = {
 }  # fmt: skip
 EXACT = {"sigmoid": sigmoid, "tanh": tanh, **_COMMON}
 FAST = {"sigmoid": fast_sigmoid, "tanh": fast_tanh, **_COMMON}
+# A program has all units that a mean is over, and padding beyond them
+_MEAN = """
+def mean(x):
+    there = tl.arange(0, x.shape[0])[:, None] < {units}
+    return tl.broadcast_to((tl.sum(tl.where(there, x, 0.0), 0) * {share!r})[None, :], x.shape)
+"""
+
+
+@cache
+def has_means(cell: Cell) -> bool:
+    """Whether units of the cell see each other."""
+    return "mean" in cell.derived().forward.operations()
 
 
 class Kernel:
@@ -121,17 +133,24 @@ class Kernel:
         wide: whether the output may be beyond 1.
         reads_h: whether the output's value before the step counts, beside its product.
         divides: whether a gradient may be NaN where all values are zero.
+
+    Args:
+        units: that a mean is over, or 0 for a cell without means.
     """
 
-    def __init__(self, cell: Cell, exact: bool) -> None:
-        layout, derived, names = cell.layout, cell.derived(), EXACT if exact else FAST
+    def __init__(self, cell: Cell, exact: bool, units: int = 0) -> None:
+        layout, derived = cell.layout, cell.derived()
+        names, version = (EXACT, "exact") if exact else (FAST, "fast")
+        if units:
+            source, version = _MEAN.format(units=units, share=1 / units), f"{version}_of_{units}"
+            names = names | {"mean": triton.jit(load(source, "mean", names, __name__))}
         new, old = list(layout.states), [f"{state}_prev" for state in layout.states]
         sums, given = [f"{gate}_pre" for gate in layout.sums], [*layout.params, *layout.inputs]
         arguments = [*(f"d{state}" for state in new), *layout.saved, *derived.states_read, *given]
         carried = [f"d{state}_prev" for state in layout.carried]
         results = [*(f"d{name}" for name in sums), *carried, *(f"d{name}" for name in given)]
-        self.forward = _compiled(derived.forward, [*sums, *old, *given], [*new, *layout.saved], names)
-        self.backward = _compiled(derived.backward, arguments, results, names)
+        self.forward = _compiled(derived.forward, [*sums, *old, *given], [*new, *layout.saved], names, version)
+        self.backward = _compiled(derived.backward, arguments, results, names, version)
         known = [name for both in zip(new, old) for name in both]
         self.read = tuple(known.index(name) for name in derived.states_read)
         self.carried = tuple(layout.carried.index(state) if state in layout.carried else -1 for state in new)
@@ -139,15 +158,17 @@ class Kernel:
         self.gates = self.sums if layout.joint and self.sums in (2, 4) else 1
         self.wide = _bound(derived.forward.results[new[0]]) > 1
         self.reads_h = old[0] in derived.forward.arguments
-        self.divides = "div" in derived.backward.operations()
+        self.divides = bool({"div", "rsqrt"} & derived.backward.operations().keys())
 
 
 kernel = cache(Kernel)
 
 
-def _compiled(function: Function, arguments: Sequence[str], results: Sequence[str], names: Mapping[str, Any]) -> Any:
+def _compiled(
+    function: Function, arguments: Sequence[str], results: Sequence[str], names: Mapping[str, Any], version: str
+) -> Any:
     """The function of all `arguments` and with all `results` in this order. What it does not depend on is not used, and
-    what it lacks is zero.
+    what it lacks is zero. `version`: what `names` compute.
     """
     graph = next(iter(function.results.values())).graph
     taken = {name: function.arguments.get(name, graph.input(name)) for name in arguments}
@@ -158,7 +179,7 @@ def _compiled(function: Function, arguments: Sequence[str], results: Sequence[st
         return graph.make("fill", like, found) if found.is_constant() else found
 
     whole = Function(function.name, taken, {name: result(name) for name in results})
-    digest, version = hashlib.sha256(python(whole).encode()).hexdigest()[:16], "exact" if names is EXACT else "fast"
+    digest = hashlib.sha256(python(whole).encode()).hexdigest()[:16]
     name = f"{function.name}_{version}_{digest}"  # by which Triton tells the kernels apart that it has compiled
     return triton.jit(load(python(whole, name), name, names, __name__))
 
@@ -177,7 +198,7 @@ def _bound(result: Node) -> float:
             bound = sum(of)
         elif node.op == "mul" and inf not in of:
             bound = of[0] * of[1]
-        elif node.op in ("neg", "relu", "stop_gradient", "maximum"):
+        elif node.op in ("neg", "relu", "stop_gradient", "maximum", "mean"):
             bound = max(of)
         elif node.op == "where":
             bound = max(of[1:])

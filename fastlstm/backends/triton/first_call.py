@@ -5,9 +5,10 @@ differ, or the kernel does not start, the backend has failed for this cell on th
 `failures` has a reason from then on, and so `auto` takes torch's own layer or the reference. Results that are infinite
 or NaN in the reference too, if it computes in the layer's own type, say nothing and are left out.
 
-A variant is what is compiled apart: a cell, a type and precision, H, what I is padded to where a kernel multiplies x,
-which of biases, lengths and resets there are, and whether gradients are wanted. The check runs in a thread of its own,
-since modes, transforms and settings for gradients, which the call may be under, belong to a thread. It is left out:
+A variant is what is compiled apart: a cell, a type and precision, H, how many heads, what I is padded to where a kernel
+multiplies x, which of biases, lengths and resets there are, and whether gradients are wanted. The check runs in a
+thread of its own, since modes, transforms and settings for gradients, which the call may be under, belong to a thread.
+It is left out:
 
 * with ``FASTLSTM_CHECK=0`` in the environment,
 * while a CUDA graph is captured or a model exported, which what the check does would disturb,
@@ -30,7 +31,7 @@ from torch import Tensor
 
 from fastlstm.backends import reference
 from fastlstm.backends import triton as backend
-from fastlstm.backends.base import Gradients, Layer, Run
+from fastlstm.backends.base import Gradients, Layer, Run, heads_of
 from fastlstm.backends.triton import launch, tiles
 from fastlstm.cells.spec import Cell
 
@@ -59,6 +60,7 @@ class Variant(NamedTuple):
     precision: str
     padded: int
     H: int
+    heads: int
     present: tuple[bool, ...]
     learns: bool
 
@@ -75,12 +77,12 @@ def applies(device: torch.device) -> bool:
 def check(layer: Layer, precision: str) -> None:
     """Check the kernels of a layer at their first use. `backend.failures` then has what was found."""
     device, I = layer.x.device, int(layer.x.shape[-1])
-    _, tile, _, _, H = launch.cut(layer, precision)
+    _, tile, _, _, H, _ = launch.cut(layer, precision)
     multiplies = isinstance(tile, tiles.Resident) and layer.weights[0] is not None
     variant = Variant(
         device, layer.cell, layer.x.dtype, precision,
         tiles.padded_input(I, tile.P, precision, backend.capability(device)) if multiplies else 0,
-        H, tuple([a is not None for a in layer.tensors]),
+        H, heads_of(layer), tuple([a is not None for a in layer.tensors]),
         torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in layer.tensors),
     )  # fmt: skip
     if _is_known(variant) or H > WIDEST:
@@ -143,6 +145,7 @@ def _example(variant: Variant, I: int) -> tuple[Layer, Run]:
     by them.
     """
     generator, cell, H = torch.Generator().manual_seed(0), variant.cell, variant.H
+    D = H // variant.heads
 
     def random(*shape: int, scale: float = 1.0) -> Tensor:
         return scale * torch.randn(shape, generator=generator)
@@ -153,7 +156,7 @@ def _example(variant: Variant, I: int) -> tuple[Layer, Run]:
     of_x, of_h = cell.gates_of_x * H, cell.gates_of_h * H
     x, weight_ih = random(T, B, I), random(of_x, I, scale=0.15 * I**-0.5)
     x[..., 0], weight_ih[:, 0] = 1, random(of_x).sign()
-    tensors: list[Any] = [x, weight_ih, random(of_h, H, scale=0.25 * H**-0.5)]
+    tensors: list[Any] = [x, weight_ih, random(of_h, D, scale=0.25 * D**-0.5)]
     tensors += [random(of_x, scale=0.1), random(of_h, scale=0.1)] + [near_one(H) for _ in cell.params]
     tensors += [random(B, H).abs() for _ in cell.states] + [near_one(T, B, H) for _ in cell.inputs]
     tensors = [a.to(variant.dtype).double() for a in tensors]
@@ -220,7 +223,7 @@ def _report(variant: Variant, found: str) -> str:
         f"following: {chip}, capability {'.'.join(map(str, backend.capability(variant.device)))}, "
         f"fastlstm {_version('fastlstm')}, torch {torch.__version__}, triton {_version('triton')}, "
         f"CUDA {torch.version.cuda}; cell {variant.cell.key}, {variant.dtype}, {variant.precision}, "
-        f"I padded to {variant.padded}, H {variant.H}, {' and '.join(there) or 'no masks'}, "
+        f"I padded to {variant.padded}, H {variant.H}, heads {variant.heads}, {' and '.join(there) or 'no masks'}, "
         f"{'with' if variant.learns else 'without'} gradients. "
         "FASTLSTM_CHECK=0 in the environment turns the check off"
     )

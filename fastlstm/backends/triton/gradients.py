@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from fastlstm.backends import base, sums
+from fastlstm.backends import base, reference, sums
 from fastlstm.backends.base import WEIGHTS, Gradients, Layer, Run
 from fastlstm.backends.triton import products_in, resident, stepwise
 from fastlstm.backends.triton.launch import Launch, Pass, addressable, on_device, readable
@@ -39,7 +39,7 @@ class Backward(Pass):
         self.sums = sums.Sums(layer.cell, (None,) * WEIGHTS, self.H)
         common = {
             "CELL": cell.backward, "READ": cell.read, "CARRIED": cell.carried, "S": cell.sums, "Y": cell.of_h,
-            "K": len(self.layout.saved), "H": self.H,
+            "K": len(self.layout.saved), "H": self.H, "D": self.D,
         }  # fmt: skip
         kernel = (resident if self.resident else stepwise).backward_kernel
         if self.resident:
@@ -144,6 +144,11 @@ class Backward(Pass):
         step saw h_0. Held steps add nothing, since there the gradients of the sums and h are zero.
         """
         h_0, lengths, reset = cast(Any, (layer.states[0], layer.lengths, layer.reset))
+        weight_hh: Any = layer.weights[1]
+        if weight_hh.shape[-1] < self.H:
+            held = base.held_steps(layer)
+            h = reference.before(h, base.given_states(layer)[0], layer, held, base.reset_steps(layer, held))
+            return sums.weight_gradient(self.sums.of_h(dsums), base.fill(h, held), weight_hh)
         if reset is None:
             unseen, h = None, self._rows(h)
             size, stride, offset = self.earlier_h

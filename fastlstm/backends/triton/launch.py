@@ -57,12 +57,27 @@ def project(x: Tensor, weight_ih: Tensor | None, bias: Tensor | None) -> Tensor 
     return sums.add_bias(sums.linear(x, weight_ih), bias)
 
 
-def cut(layer: Layer, precision: str) -> tuple[Any, Any, int, int, int]:
-    """What kernels know of the cell, how the layer is cut up, the groups of its batch rows, the rows of each, and H."""
-    H, G = base.hidden_size(layer), base.groups_of(layer) or 1
-    cell = cells.kernel(layer.cell, precision == "ieee")
+def cut(layer: Layer, precision: str) -> tuple[Any, Any, int, int, int, int]:
+    """What kernels know of the cell, how the layer is cut up, the groups of its batch rows, the rows of each, H, and of
+    how many units each may see another: those of a head, or all H if there are means.
+    """
+    H, G, means = base.hidden_size(layer), base.groups_of(layer) or 1, cells.has_means(layer.cell)
+    D = H if means else H // base.heads_of(layer)
+    cell = cells.kernel(layer.cell, precision == "ieee", D if means else 0)
     rows = base.flat_input(layer.x).shape[1] // G
-    return cell, tiles.choose(H, precision, capability(layer.x.device), cell.gates), G, rows, H
+    return cell, tiles.choose(D, precision, capability(layer.x.device), cell.gates), G, rows, H, D
+
+
+def lacks(layer: Layer, precision: str) -> str | None:
+    """Why there are no kernels for a layer of a type and device that there are kernels for, or None."""
+    _, tile, _, _, H, D = cut(layer, precision)
+    if isinstance(tile, tiles.Resident):
+        return None
+    if cells.has_means(layer.cell):
+        return f"the triton backend has no means over {H} units, since one program cannot hold their weights"
+    if D < H and D % tile.units:
+        return f"the triton backend needs large heads of a multiple of {tile.units} units, got {D}"
+    return None
 
 
 class Launch:
@@ -96,16 +111,18 @@ class Pass:
     """
 
     def __init__(self, layer: Layer, precision: str, back: bool) -> None:
+        if (reason := lacks(layer, precision)) is not None:  # torch's precision may have changed since it was chosen
+            raise RuntimeError(reason)
         self.layout, self.precision, self.reverse = layer.cell.layout, precision, int(layer.reverse)
-        self.cell, self.tile, self.G, self.rows, self.H = cell, tile, G, rows, H = cut(layer, precision)
+        self.cell, self.tile, self.G, self.rows, self.H, self.D = cell, tile, G, rows, H, D = cut(layer, precision)
         self.T, self.B, _ = base.flat_input(layer.x).shape
         self.order = list(reference.step_order(self.T, layer.reverse))
         self.resident = isinstance(tile, tiles.Resident)
         blocks = -(-rows // tile.block_b) * G
-        self.places: tuple[int, ...] = (blocks,) if self.resident else (blocks, -(-H // tile.units))
+        self.places: tuple[int, ...] = (blocks, H // D if self.resident else -(-H // tile.units))
         self.packs = self.resident and precision != "native" and cell.of_h > 0
         if self.packs:
-            lines, terms = (H, cell.of_h * H) if back else (cell.of_h * H, H)
+            lines, terms = (H, cell.of_h * D) if back else (cell.of_h * H, D)
             self.scales = G, lines
             self.pack = Launch(
                 pack_kernel, (-(-lines // PACK_LINES) * G,),
@@ -129,11 +146,13 @@ class Pass:
         parts in fp16 and a scale for each row or column; see `pack_kernel`.
         """
         weight_hh = sums.in_order(weight_hh, self.layout.blocks_hh, -2)
+        if weight_hh is not None and weight_hh.shape[-1] < self.D:
+            weight_hh = sums.dense(weight_hh, self.H)
         if not self.packs:
             return weight_hh, None, None
         high, low = (torch.empty_like(weight_hh, dtype=torch.float16) for _ in range(2))
         scale = weight_hh.new_empty(*self.scales)
-        self.pack(weight_hh, high, low, scale, *weight_hh.shape[-2:])
+        self.pack(weight_hh, high, low, scale, *weight_hh.shape[-2:], self.H)
         return high, low, scale
 
 
@@ -151,7 +170,7 @@ class Forward(Pass):
         self.save, self.ends = save, (*axes, self.B, H)
         common = {
             "CELL": cell.forward, "BLOCKS": self.layout.blocks_ih, "S": cell.sums, "Y": cell.of_h,
-            "GATES": cell.gates, "H": H,
+            "GATES": cell.gates, "H": H, "D": self.D,
         }  # fmt: skip
         self.fused = False  # whether the kernel multiplies x
         if self.resident:

@@ -37,6 +37,15 @@ def block_of(lines, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def in_head(unit, H: tl.constexpr, D: tl.constexpr):
+    """Units, or rows of weights, of the head program_id(1), from those of the first head. A head has D of H units."""
+    if D < H:
+        return unit + tl.program_id(1) * D
+    else:
+        return unit
+
+
+@triton.jit
 def gate_rows(H: tl.constexpr, P: tl.constexpr, GATES: tl.constexpr):
     """For each row of a product of GATES gates, 1, 2 or 4, its row of (GATES H, ...), and its unit.
 
@@ -100,20 +109,23 @@ def high_low(v):
 
 @triton.jit
 def pack_kernel(
-    w_ptr, high_ptr, low_ptr, scale_ptr, rows, columns, BY_ROW: tl.constexpr, BLOCK: tl.constexpr, PAD: tl.constexpr
+    w_ptr, high_ptr, low_ptr, scale_ptr, rows, columns, H, BY_ROW: tl.constexpr, BLOCK: tl.constexpr, PAD: tl.constexpr
 ):  # fmt: skip
-    """A float32 matrix as fp16 high and low parts, times a power of two for each row (or column).
+    """A float32 matrix as fp16 high and low parts, times a power of two for each row (or column of a head). The heads
+    share each H rows, and each head has as many of them as there are columns.
 
     tf32 rounds to 11 bits and so does fp16, in half the room: with a scale the high part alone is tf32's precision.
     With the low part it is float32's, for three products instead of one.
     """
-    lines = rows if BY_ROW else columns
+    lines = rows if BY_ROW else H
     group, line = block_of(lines, BLOCK)
     line, k = line + tl.arange(0, BLOCK), tl.arange(0, PAD)
     if BY_ROW:
         offs, ok = line[:, None] * columns + k[None, :], (line < rows)[:, None] & (k < columns)[None, :]
     else:
-        offs, ok = k[None, :] * columns + line[:, None], (line < columns)[:, None] & (k < rows)[None, :]
+        head, row = line // columns * columns, k // columns * H + k % columns
+        offs = (row[None, :] + head[:, None]) * columns + (line - head)[:, None]
+        ok = (line < H)[:, None] & (row < rows)[None, :]
     offs += group * rows * columns
     w = tl.load(w_ptr + offs, mask=ok, other=0.0)
     scale, inverse = power_of_two(tl.max(tl.abs(w), 1))

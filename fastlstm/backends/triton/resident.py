@@ -5,8 +5,9 @@ loop, because the compiler sinks an operand with a single use into the loop. Wha
 in the step before.
 
 There are T steps, and G groups of `rows` batch rows each, B in all, with one matrix of weights a group. The cell has S
-sums, of which the first X sum x and the last Y sum h. Arrays are contiguous but for those with strides of their own
-(`x_step`, `x_row`). Any offset may pass 2^31. Arguments in capitals are those of `cells.Kernel`, and of the tile.
+sums, of which the first X sum x and the last Y sum h. A program has the D units of one head, which may be all H units.
+Arrays are contiguous but for those with strides of their own (`x_step`, `x_row`). Any offset may pass 2^31. Arguments
+in capitals are those of `cells.Kernel`, and of the tile.
 """
 
 import triton
@@ -33,7 +34,7 @@ from fastlstm.backends.triton.memory import (
     zero_all,
     zeros,
 )
-from fastlstm.backends.triton.products import block_of, gate_rows, join_gates, pin, product, split_gates
+from fastlstm.backends.triton.products import block_of, gate_rows, in_head, join_gates, pin, product, split_gates
 
 
 @triton.jit
@@ -67,27 +68,28 @@ def forward_kernel(
     x_ptr, weight_ih_ptr, bias_ptr, weight_ptr, weight_low_ptr, scale_ptr, bias_hh_ptr, param_ptrs, input_ptrs, starts,
     lengths_ptr, reset_ptr, states, saved_ptr, ends, T, B, rows, x_step: tl.int64, x_row, reverse,
     CELL: tl.constexpr, BLOCKS: tl.constexpr, S: tl.constexpr, Y: tl.constexpr, GATES: tl.constexpr,
-    WIDE: tl.constexpr, H: tl.constexpr, P: tl.constexpr, I: tl.constexpr, PI: tl.constexpr, BLOCK_B: tl.constexpr,
-    PRECISION: tl.constexpr,
+    WIDE: tl.constexpr, H: tl.constexpr, D: tl.constexpr, P: tl.constexpr, I: tl.constexpr, PI: tl.constexpr,
+    BLOCK_B: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """x (T,B,I), weight_ih (X H,I) and bias (X H,) or None where the input's product is done here (PI: I padded); else
-    x (T,B,X H) is that product with the bias, contiguous, and PI 0. weight (Y H,H). bias_hh (Y H,), of which the sums
+    x (T,B,X H) is that product with the bias, contiguous, and PI 0. weight (Y H,D). bias_hh (Y H,), of which the sums
     of h alone are read. params (H,) and inputs (T,B,H). lengths (B,) and reset (T,B) may be None. The first of
     `states`, h (T,B,H), is not written at held steps. The others, and saved (T,B,K H), are None where nothing is saved.
     """
     X: tl.constexpr = len(BLOCKS)
     group, first = block_of(rows, BLOCK_B)
-    b, unit = tl.arange(0, BLOCK_B), tl.arange(0, P)
-    b_ok, u_ok = first + b < rows, unit < H
+    b, column = tl.arange(0, BLOCK_B), tl.arange(0, P)
+    unit = in_head(column, H, D)
+    b_ok, u_ok = first + b < rows, column < D
     first = group * rows + first  # 64 bits for the scalars, 32 for the tiles
     ok, state = u_ok[:, None] & b_ok[None, :], b[None, :] * H + unit[:, None]
     row, row_unit = gate_rows(H, P, GATES)
-    row_ok = row_unit < H
+    row, row_ok = in_head(row, H, D), row_unit < D
 
     w, w_low, scale = (), (), ()
     for k in tl.static_range(Y // GATES):
         at = group * Y * H + k * GATES * H
-        offs_w, w_ok = at * H + row[:, None] * H + unit[None, :], row_ok[:, None] & u_ok[None, :]
+        offs_w, w_ok = at * D + row[:, None] * D + column[None, :], row_ok[:, None] & u_ok[None, :]
         w += (pin(tl.load(weight_ptr + offs_w, mask=w_ok, other=0.0)),)
         if PRECISION == "ieee":
             w_low += (tl.load(weight_low_ptr + offs_w, mask=w_ok, other=0.0),)  # not pinned: it stays in shared memory
@@ -152,7 +154,7 @@ def forward_kernel(
             store_all(ends, first * H, state, new, ok)
         if reset_ptr is not None:
             new = zero_all(reset[None, :], new)
-        if P > H:  # padding may be NaN: no weight times infinity
+        if P > D:  # padding may be NaN: no weight times infinity
             new = with_first(tl.where(u_ok[:, None], new[0], 0.0), new)
         old = new
         wide: tl.constexpr = WIDE or lengths_ptr is not None  # a held row may still carry h_0, of any size
@@ -176,29 +178,30 @@ def backward_kernel(
     dh_ptr, douts, dends, weight_ptr, weight_low_ptr, scale_ptr, param_ptrs, input_ptrs, starts, lengths_ptr,
     reset_ptr, states, saved_ptr, dsums_ptr, dstarts, dparams, dinputs, T, B, rows, dh_step: tl.int64, dh_row, reverse,
     CELL: tl.constexpr, READ: tl.constexpr, CARRIED: tl.constexpr, S: tl.constexpr, Y: tl.constexpr,
-    GATES: tl.constexpr, DIVIDES: tl.constexpr, K: tl.constexpr, H: tl.constexpr, P: tl.constexpr,
+    GATES: tl.constexpr, DIVIDES: tl.constexpr, K: tl.constexpr, H: tl.constexpr, D: tl.constexpr, P: tl.constexpr,
     BLOCK_B: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dh_ptr and douts (T,B,H), dends (B,H), lengths (B,), reset (T,B): each may be None. weight (Y H,H). saved
+    """dh_ptr and douts (T,B,H), dends (B,H), lengths (B,), reset (T,B): each may be None. weight (Y H,D). saved
     (T,B,K H), dsums (T,B,S H). dh_step and dh_row count in H. `states` are None but for those in READ. dparams (B,H)
-    are float32, dinputs (T,B,H), and each is None if it is not wanted.
+    are float32, and a row may get the sum of several. dinputs (T,B,H). Each of both is None if it is not wanted.
     """
     dh_row *= H  # so that the compiler knows it for a multiple, and loads are wide
     HELD: tl.constexpr = lengths_ptr is not None
     MASKED: tl.constexpr = HELD or reset_ptr is not None
     group, first = block_of(rows, BLOCK_B)
-    b, unit, k = tl.arange(0, BLOCK_B), tl.arange(0, P), tl.arange(0, GATES * P)
-    b_ok, u_ok = first + b < rows, unit < H
+    b, column, row = tl.arange(0, BLOCK_B), tl.arange(0, P), tl.arange(0, GATES * P)
+    unit = in_head(column, H, D)
+    b_ok, u_ok = first + b < rows, column < D
     first = group * rows + first
     ok, state = u_ok[:, None] & b_ok[None, :], b[None, :] * H + unit[:, None]
     offs_saved, offs_dh = b[None, :] * (K * H) + unit[:, None], b[None, :] * dh_row + unit[:, None]
-    row, row_ok = k // P * H + k % P, k % P < H
+    row, row_ok = in_head(row // P * H + row % P, H, D), row % P < D
     offs_dsums, dsums_ok = b[None, :] * (S * H) + row[:, None], row_ok[:, None] & b_ok[None, :]
 
     w, w_low, scale = (), (), 1.0
     for n in tl.static_range(Y // GATES):
-        offs_w, w_ok = row[None, :] * H + unit[:, None], u_ok[:, None] & row_ok[None, :]
-        offs_w = group * Y * H * H + n * GATES * H * H + offs_w
+        offs_w, w_ok = row[None, :] * D + column[:, None], u_ok[:, None] & row_ok[None, :]
+        offs_w = group * Y * H * D + n * GATES * H * D + offs_w
         w += (pin(tl.load(weight_ptr + offs_w, mask=w_ok, other=0.0)),)  # W^T (P, GATES P)
         w_low += (tl.load(weight_low_ptr + offs_w, mask=w_ok, other=0.0) if PRECISION == "ieee" else w[n],)
     if PRECISION != "native" and Y > 0:
@@ -209,7 +212,8 @@ def backward_kernel(
         # This product is never chosen. It is the second use of w, without which the compiler would sink w into the loop
         unused = to_h(w, w_low, scale, zeros((GATES * P, BLOCK_B), Y // GATES), PRECISION, False)
         d = with_first(tl.where(T > 0, d[0], unused), d)
-    dparam = zeros((P, BLOCK_B), len(param_ptrs))
+    ROWS: tl.constexpr = 2 if Y > 0 else 1  # that a thread has of a product's: their sum takes half the registers
+    dparam = zeros((P, BLOCK_B // ROWS), len(param_ptrs))
     param = load_params(param_ptrs, group * H, unit, u_ok, BLOCK_B)
     length = load_lengths(lengths_ptr, first + b, b_ok, T)
     t = step_at(T - 1, T, reverse)
@@ -241,7 +245,7 @@ def backward_kernel(
         for j in tl.static_range(S // GATES):
             tile = join_gates(results[j * GATES : (j + 1) * GATES], P, BLOCK_B, GATES).to(dsums_ptr.dtype.element_ty)
             tl.store(dsums_ptr + r * S * H + j * GATES * H + offs_dsums, tile, mask=dsums_ok)
-            if P > H and not MASKED and not DIVIDES:
+            if P > D and not MASKED and not DIVIDES:
                 # padding may be NaN, by which no weight is to be multiplied; `goes_on` zeroes it too
                 tile = tl.where(dsums_ok, tile, 0.0).to(tile.dtype)
             tiles += (tile,)
@@ -254,7 +258,8 @@ def backward_kernel(
         ends = results[len(results) - len(param_ptrs) - len(input_ptrs) :]
         total = ()
         for j in tl.static_range(len(param_ptrs)):
-            total += (dparam[j] + ends[j] if dparams[j] is not None else dparam[j],)
+            of_rows = tl.sum(tl.reshape(ends[j], (P, BLOCK_B // ROWS, ROWS)), 2)
+            total += (dparam[j] + of_rows if dparams[j] is not None else dparam[j],)
         dparam = total
         store_all(dinputs, r * H, state, ends[len(param_ptrs) :], ok)
 
@@ -278,4 +283,6 @@ def backward_kernel(
         if reset_ptr is not None:
             reset = load_reset(reset_ptr, t, B, first + b, length)
     store_all(dstarts, first * H, state, d, ok)
-    store_all(dparams, first * H, state, dparam, ok)
+    b = tl.arange(0, BLOCK_B // ROWS) * ROWS
+    ok = u_ok[:, None] & (first + b < (group + 1) * rows)[None, :]
+    store_all(dparams, first * H, b[None, :] * H + unit[:, None], dparam, ok)

@@ -1,7 +1,8 @@
 """Large layers: one launch a step, in which every program computes some units of some batch rows, product and cell.
 
-The weights are read again in every step, from the L2 cache where they fit. What is carried from launch to launch in
-float32 changes in place, since one program alone reads and writes an element. Sizes and names are those of `resident`.
+The weights are read again in every step, from the L2 cache where they fit. The units of a program are of one head. What
+is carried from launch to launch in float32 changes in place, since one program alone reads and writes an element. Sizes
+and names are those of `resident`.
 """
 
 import triton
@@ -28,6 +29,15 @@ from fastlstm.backends.triton.products import block_of, gate_rows, split_gates
 
 
 @triton.jit
+def head_of(unit, H: tl.constexpr, D: tl.constexpr):
+    """The first unit of the head that has a unit. A head has D of H units."""
+    if D < H:
+        return unit // D * D
+    else:
+        return 0
+
+
+@triton.jit
 def place(rows, H: tl.constexpr, UNITS: tl.constexpr, BLOCK_B: tl.constexpr):
     """This program's group and first unit; its batch rows and units, and which of them exist."""
     group, first = block_of(rows, BLOCK_B)
@@ -40,8 +50,8 @@ def place(rows, H: tl.constexpr, UNITS: tl.constexpr, BLOCK_B: tl.constexpr):
 def forward_kernel(
     preact_ptr, weight_ptr, bias_hh_ptr, param_ptrs, input_ptrs, h_0_ptr, lengths_ptr, reset_ptr, states, saved_ptr,
     h_n_ptr, carried, t, t_prev, B, rows, CELL: tl.constexpr, BLOCKS: tl.constexpr, S: tl.constexpr, Y: tl.constexpr,
-    GATES: tl.constexpr, STATES: tl.constexpr, H: tl.constexpr, UNITS: tl.constexpr, BLOCK_K: tl.constexpr,
-    BLOCK_B: tl.constexpr, PRECISION: tl.constexpr,
+    GATES: tl.constexpr, STATES: tl.constexpr, H: tl.constexpr, D: tl.constexpr, UNITS: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_B: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Step t, after t_prev, which is negative where t is the first. preact (T,B,X H) is the input's product with the
     bias. carried (B,H) are the states in float32. That of h is None if only its product is taken. lengths (B,) and
@@ -54,21 +64,22 @@ def forward_kernel(
     group, first_unit, b, unit, b_ok, u_ok = place(rows, H, UNITS, BLOCK_B)
     row, row_unit = gate_rows(H, UNITS, GATES)
     row, row_ok, k = row + first_unit, row_unit + first_unit < H, tl.arange(0, BLOCK_K)
-    if Y * H * H >= 2**31:
+    if Y * H * D >= 2**31:
         row = row.to(tl.int64)
     h_prev_ptr = tl.where(t_prev < 0, h_0_ptr, states[0] + t_prev * B * H)
     length = load_lengths(lengths_ptr, b, b_ok, LONGEST)
     run_ok = b_ok & ~load_reset(reset_ptr, t, B, b, length) if reset_ptr is not None else b_ok
     acc = zeros((GATES * UNITS, BLOCK_B), N)
     if Y > 0:
-        weight_ptr += group * Y * H * H
-        for k_0 in range(0, H, BLOCK_K):
-            k_ok = k_0 + k < H
+        weight_ptr += group * Y * H * D
+        h_prev_ptr += head_of(first_unit, H, D)
+        for k_0 in range(0, D, BLOCK_K):
+            k_ok = k_0 + k < D
             w_at, h_at = (
-                weight_ptr + row[:, None] * H + (k_0 + k)[None, :],
+                weight_ptr + row[:, None] * D + (k_0 + k)[None, :],
                 h_prev_ptr + b[None, :] * H + (k_0 + k)[:, None],
             )
-            w = load_blocks(w_at, GATES * H * H, row_ok[:, None] & k_ok[None, :], Y // GATES)
+            w = load_blocks(w_at, GATES * H * D, row_ok[:, None] & k_ok[None, :], Y // GATES)
             h = tl.load(h_at, mask=k_ok[:, None] & run_ok[None, :], other=0.0)
             total = acc[: N - Y // GATES]
             for n in tl.static_range(Y // GATES):
@@ -111,7 +122,8 @@ def backward_kernel(
     dh_ptr, douts, weight_ptr, param_ptrs, input_ptrs, starts, lengths_ptr, reset_ptr, states, saved_ptr, dsums_ptr,
     dcarried, dparams, dinputs, t, t_prev, t_next, B, rows, dh_step: tl.int64, dh_row,
     CELL: tl.constexpr, READ: tl.constexpr, CARRIED: tl.constexpr, S: tl.constexpr, Y: tl.constexpr, K: tl.constexpr,
-    H: tl.constexpr, UNITS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_B: tl.constexpr, PRECISION: tl.constexpr,
+    H: tl.constexpr, D: tl.constexpr, UNITS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_B: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The gradient of step t, whose neighbours are t_prev and t_next, negative where there is none.
 
@@ -122,17 +134,20 @@ def backward_kernel(
     """
     OTHERS: tl.constexpr = len(CARRIED) - 1
     t, t_prev, t_next = tl.cast(t, tl.int64), tl.cast(t_prev, tl.int64), tl.cast(t_next, tl.int64)
-    group, _, b, unit, b_ok, u_ok = place(rows, H, UNITS, BLOCK_B)
+    group, first_unit, b, unit, b_ok, u_ok = place(rows, H, UNITS, BLOCK_B)
     k, ok, state = tl.arange(0, BLOCK_K), u_ok[:, None] & b_ok[None, :], b[None, :] * H + unit[:, None]
-    if S * H * H >= 2**31:
+    if S * H * D >= 2**31:
         k = k.to(tl.int64)
     acc = tl.zeros((UNITS, BLOCK_B), tl.float32)
     if Y > 0:
-        weight_ptr += group * Y * H * H
-        for k_0 in range(0, tl.where(t_next < 0, 0, Y * H), BLOCK_K):
-            k_ok = k_0 + k < Y * H
-            w_at = weight_ptr + (k_0 + k)[None, :] * H + unit[:, None]
-            d_at = dsums_ptr + (t_next * B + b)[None, :] * (S * H) + ((S - Y) * H + k_0 + k)[:, None]
+        head = head_of(first_unit, H, D)
+        weight_ptr += group * Y * H * D
+        for k_0 in range(0, tl.where(t_next < 0, 0, Y * D), BLOCK_K):
+            k_ok, row = k_0 + k < Y * D, k_0 + k
+            if D < H:
+                row = row // D * H + row % D + head
+            w_at = weight_ptr + row[None, :] * D + (unit - head)[:, None]
+            d_at = dsums_ptr + (t_next * B + b)[None, :] * (S * H) + ((S - Y) * H + row)[:, None]
             w = tl.load(w_at, mask=u_ok[:, None] & k_ok[None, :], other=0.0)
             dsums = tl.load(d_at, mask=k_ok[:, None] & b_ok[None, :], other=0.0)
             acc = tl.dot(w, dsums, acc, input_precision=PRECISION)

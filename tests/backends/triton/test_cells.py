@@ -17,7 +17,17 @@ from fastlstm.backends.base import Gradients, Layer, Run, held_steps
 from fastlstm.backends.triton import tiles
 from fastlstm.layers.functional import run_cell
 from fastlstm.plan import Plans
-from tests.cells.layers import Case, directions, error, every_cell, flat, gru_decay, masks
+from tests.cells.layers import (
+    Case,
+    directions,
+    error,
+    every_cell,
+    flat,
+    gru_decay,
+    masks,
+    normalized_gru,
+    normalized_lstm,
+)
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is made for Linux on x86-64", allow_module_level=True)
@@ -32,6 +42,7 @@ BOUNDS = {
     "native": (torch.float16, 4e-3, 1e-2),
 }
 
+with_means = pytest.mark.parametrize("cell", [normalized_gru, normalized_lstm], ids=lambda cell: cell.name)
 every_library_cell = pytest.mark.parametrize("cell", cells.CELLS, ids=lambda cell: cell.name)
 
 
@@ -49,6 +60,9 @@ def poisoned():
 def kernels(request, monkeypatch):
     """Both kinds of kernels at small sizes, where the interpreter is fast."""
     if request.param == "stepwise":
+        cell = request.node.callspec.params.get("cell")
+        if cell is not None and "mean" in cell.derived().forward.operations():
+            pytest.skip("the kernels of a step a launch have no means")
         monkeypatch.setattr(tiles, "choose", lambda *_: STEPWISE)
 
 
@@ -89,9 +103,45 @@ def test_outputs_and_gradients(cell, kind, masked, reverse, kernels):
     check(case.layer, case.grads, kind, case.needs)
 
 
+@pytest.mark.sampled(7)
+@masks
+@pytest.mark.parametrize("kind", BOUNDS)
+@pytest.mark.parametrize(("H", "heads"), [(20, 1), (64, 1), (64, 2)])
+@with_means
+def test_means(cell, H, heads, kind, masked):
+    case = Case(cell, T=3, B=9, I=40 if masked else 5, H=H, reverse=masked, masked=masked, heads=heads)
+    check(case.layer, case.grads, kind, case.needs)
+
+
+@pytest.mark.sampled(7)
+@masks
+@pytest.mark.parametrize("kind", BOUNDS)
+@pytest.mark.parametrize(("H", "heads"), [(32, 2), (60, 3), (128, 4)])
+@pytest.mark.parametrize("cell", [cells.lstm, gru_decay], ids=lambda cell: cell.name)
+def test_heads(cell, H, heads, kind, masked):
+    case = Case(cell, T=3, B=9, I=40 if masked else 5, H=H, reverse=masked, masked=masked, heads=heads)
+    check(case.layer, case.grads, kind, case.needs)
+
+
+def test_large_heads(monkeypatch):
+    monkeypatch.setattr(tiles, "choose", lambda *_: STEPWISE)
+    case = Case(cells.gru, T=2, B=5, H=128, masked=True, heads=2)
+    check(case.layer, case.grads, "tf32", case.needs)
+
+
 @pytest.mark.parametrize("cell", [gru_decay, cells.slstm], ids=lambda cell: cell.name)
 def test_a_stack_of_layers(cell, kernels):
-    first, second = (Case(cell, T=2, B=4, I=5, H=20, masked=True, bias=False, seed=seed) for seed in (1, 2))
+    check_stack(cell, 1)
+
+
+@pytest.mark.parametrize("cell", [gru_decay, normalized_gru], ids=lambda cell: cell.name)
+def test_a_stack_of_layers_with_heads(cell):
+    check_stack(cell, 2)
+
+
+def check_stack(cell, heads):
+    options = {"T": 2, "B": 4, "I": 5, "H": 20, "masked": True, "bias": False, "heads": heads}
+    first, second = (Case(cell, **options, seed=seed) for seed in (1, 2))
 
     def joined(parts, axis):
         return tuple(None if a is None else torch.cat([a, b], axis) for a, b in zip(*parts))
@@ -125,6 +175,71 @@ def test_nan_in_the_padding_reaches_nothing(cell, kernels):
         results.append([a for a in (*flat(run), *grads.flat) if a is not None])
     for a, b in zip(*results):
         assert torch.equal(a, b)
+
+
+@with_means
+def test_bits_do_not_depend_on_the_rows_beside(cell):
+    layer, row = on_device(Case(cell, T=3, B=5, H=20).layer.to(torch.float32)), torch.tensor([2], device=DEVICE)
+    x = torch.full_like(layer.x, 1e3).index_copy(1, row, layer.x.index_select(1, row))
+    for a, b in zip(*(flat(backend.forward(each, False, "ieee")) for each in (layer, layer._replace(x=x)))):
+        assert torch.equal(a[..., 2, :], b[..., 2, :])
+        assert not torch.equal(a, b)
+
+
+@pytest.mark.parametrize("stepwise", [False, True])
+def test_infinity_does_not_cross_from_one_head_to_another(stepwise, monkeypatch):
+    if stepwise:
+        monkeypatch.setattr(tiles, "choose", lambda *_: STEPWISE)
+    case, results = Case(cells.gru, T=2, B=3, H=64, heads=2), []
+    layer, grads = on_device(case.layer.to(torch.float32)), converted(case.grads, torch.float32)
+    for value in (None, float("inf"), float("nan")):
+        if value is not None:
+            weight_hh = layer.weights[1].clone()
+            weight_hh[3], layer.states[0][:, 5] = value, value  # both of the first head
+            layer = layer._replace(weights=(layer.weights[0], weight_hh, *layer.weights[2:]))
+        run = backend.forward(layer, True, "ieee")
+        gradients = backend.backward(grads, layer, run, case.needs, "ieee")
+        results.append([*flat(run), gradients.states[0], gradients.weights[1].view(3, 64, 32).transpose(1, 2)])
+    for clean, *others in zip(*results):
+        for other in others:
+            assert torch.equal(clean[..., 32:], other[..., 32:])
+
+
+def test_layers_that_no_kernel_runs(monkeypatch):
+    """By name they raise, and auto takes plain PyTorch, with a warning."""
+    monkeypatch.setattr(backend, "capability", lambda device: (9, 0))
+    for layer, reason in (
+        (Case(normalized_gru, H=140).layer, "no means over 140 units, since one program cannot hold their weights"),
+        (Case(normalized_gru, H=70).layer, "no means over 70 units"),
+        (Case(cells.lstm, H=300, heads=2).layer, "needs large heads of a multiple of 32 units, got 150"),
+    ):
+        layer = layer.to(torch.float32)
+        options = {"cell": layer.cell, "projected": False, "masked": False, "cells": False, "layer": layer}
+        with pytest.raises(RuntimeError, match=reason):
+            dispatch.choose("triton-ieee", DEVICE, torch.float32, **options)
+        with pytest.raises(RuntimeError, match=reason):
+            backend.forward(layer, True, "ieee")
+        monkeypatch.setattr(backend, "resolve_precision", lambda *_: "ieee")
+        with pytest.warns(
+            RuntimeWarning, match=f"in plain PyTorch, since no backend here has a kernel for it: .*{reason}"
+        ):
+            assert dispatch.choose("auto", torch.device("cuda"), torch.float32, **options) == "reference"
+    headed = Case(cells.lstm, H=256, heads=2).layer.to(torch.float32)
+    options |= {"cell": cells.lstm, "layer": headed}
+    assert dispatch.choose("auto", torch.device("cuda"), torch.float32, **options) == "triton"
+
+
+def test_a_module_with_heads():
+    results = []
+    for name in ("triton-ieee", "reference"):
+        torch.manual_seed(0)
+        rnn = fastlstm.RNN(cells.lstm, 6, 32, heads=2, backend=name, device=DEVICE)
+        x = torch.randn(2, 3, 6, device=DEVICE)
+        for _ in range(2):  # the second call follows a plan
+            output, _ = rnn(x)
+        results.append([output, *torch.autograd.grad(output.sin().sum(), [*rnn.parameters()])])
+    for got, want in zip(*results, strict=True):
+        assert error(got, want) < BOUNDS["ieee"][2]
 
 
 @pytest.mark.parametrize("kind", ["ieee", "tf32"])

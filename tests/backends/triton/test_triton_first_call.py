@@ -10,6 +10,7 @@ import fastlstm
 from fastlstm import cells
 from fastlstm.backends import dispatch
 from fastlstm.backends import triton as backend
+from tests.cells.layers import normalized_gru
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is made for Linux on x86-64", allow_module_level=True)
@@ -54,6 +55,17 @@ def test_kernels_that_are_right_pass(batches, H, masks, options):
     given = {name: given[name].to(DEVICE) for name in masks}
     lstm(H, **options)(x_of(), **given)[0].sum().backward()
     assert batches == [first_call.B, 2]
+
+
+def test_kernels_with_means_and_heads_pass(batches):
+    """Layers of other heads are other variants, and what has no kernels has no check."""
+    for H, heads in ((20, 1), (20, 2)):
+        rnn = fastlstm.RNN(normalized_gru, 3, H, heads=heads, backend="triton-ieee", device=DEVICE)
+        rnn(x_of())[0].sum().backward()
+    assert batches == [first_call.B, 2] * 2
+    with pytest.raises(RuntimeError, match="no means over 70 units"):
+        fastlstm.RNN(normalized_gru, 3, 70, backend="triton-ieee", device=DEVICE)(x_of())
+    assert len(batches) == 4
 
 
 def test_each_variant_is_checked_once(batches):

@@ -22,8 +22,9 @@ def build(ins: Instruction, n: int) -> Run:
     maker = {"mov": _mov, "setp": _setp, "selp": _selp, "mad": _mad, "mul": _mul}.get(base)
     if maker:
         return maker(ins, n)
-    if ins.opcode == "fma.rn.ftz.f32":
-        return pure(ins, n, kind, [kind] * 3, _flushed(numerics.fma))
+    if ins.opcode in ("fma.rn.ftz.f32", "rsqrt.approx.ftz.f32"):
+        kinds, function = OPERATIONS[base]
+        return pure(ins, n, kind, [kind] * len(kinds), _flushed(function))
     if base not in OPERATIONS or any(part in ("ftz", "sat", "cc") for part in ins.parts):
         raise Unsupported(ins.text)
     kinds, function = OPERATIONS[base]
@@ -129,6 +130,7 @@ OPERATIONS: dict[str, tuple[tuple[str, ...], Callable[..., Any]]] = {
     "fma": ((SAME, SAME, SAME), numerics.fma),
     "ex2": ((SAME,), numerics.ex2),
     "tanh": ((SAME,), numerics.tanh),
+    "rsqrt": ((SAME,), numerics.rsqrt),
     "bfe": ((SAME, "u32", "u32"), _bit_field),
     "prmt": ((SAME, SAME, "u32"), _permute_bytes),
 }
@@ -140,8 +142,8 @@ def _mul(ins: Instruction, n: int) -> Run:
         wide = WIDER[kind]
         return pure(ins, n, f"{kind[0]}{2 * int(kind[1:])}", [kind] * 2, lambda a, b: a.astype(wide) * b)
     if "hi" in modes:
-        bits = WIDER[kind](int(kind[1:]))
-        return pure(ins, n, kind, [kind] * 2, lambda a, b: (a.astype(WIDER[kind]) * b) >> bits)
+        wide, bits = WIDER.get(kind, object), int(kind[1:])  # numpy has nothing wider than 64 bits
+        return pure(ins, n, kind, [kind] * 2, lambda a, b: (a.astype(wide) * b.astype(wide)) >> bits)
     if kind == "f32x2" and not set(modes) - {"rn"}:
         return pure(ins, n, kind, [kind] * 2, _of_pairs(np.multiply))
     if set(modes) - {"lo", "rn"} or kind not in ("s16", "u16", "s32", "u32", "s64", "u64", "f32", "f64"):

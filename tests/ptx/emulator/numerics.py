@@ -10,6 +10,7 @@ import numpy as np
 
 TANH = 2**-10.987  # largest relative error. PTX ISA, "Floating Point Instructions: tanh"
 EX2 = 2**-22  # "Floating Point Instructions: ex2"
+RSQRT = 2**-22.9  # "Floating Point Instructions: rsqrt"
 DIVISION = 1.4 * 2**-23  # of div.full, within its 2 ulp after the last rounding. "Floating Point Instructions: div"
 
 
@@ -32,6 +33,10 @@ def tanh(x: np.ndarray) -> np.ndarray:
 
 def ex2(x: np.ndarray) -> np.ndarray:
     return (np.exp2(x.astype(np.float64)) * (1 + EX2 * noise(x))).astype(np.float32)
+
+
+def rsqrt(x: np.ndarray) -> np.ndarray:
+    return (1 / np.sqrt(x.astype(np.float64)) * (1 + RSQRT * noise(x))).astype(np.float32)
 
 
 def divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ MAKERS = {
 NOTHING_WRITTEN = {"st", "stmatrix", "bar", "barrier", "bra", "cp", "fence", "ret"}
 # Names for the counts: the first whose prefix fits
 CLASSES = {
-    "mma": ("mma", "wgmma.mma_async"), "special": ("tanh", "ex2", "div.full"), "ld.global": ("ld.global",),
+    "mma": ("mma", "wgmma.mma_async"), "special": ("tanh", "ex2", "rsqrt", "div.full"), "ld.global": ("ld.global",),
     "st.global": ("st.global",), "ld.shared": ("ld.shared", "ldmatrix"), "st.shared": ("st.shared", "stmatrix"),
     "cp.async": ("cp.async",), "barrier": ("bar", "barrier"), "shfl": ("shfl", "redux"), "async": ("wgmma", "fence"),
     "branch": ("bra", "ret"), "convert": ("cvt",), "mov": ("mov", "ld.param"),
