@@ -2,11 +2,11 @@
 
 python examples/slstm.py
 
-The sLSTM of Beck et al., xLSTM: extended long short-term memory, 2024, arXiv:2405.04517, is used with heads: the product
-with h is block-diagonal. The products with x, which may be a convolution as well, are made outside of the recurrence for
-all steps at once. So no gate of the cell sums x. Its values come as inputs, and `input` is None. The script takes weights
-in the layout of such models, R (K, D, 4, D) and b (K, 4, D) for K heads of D units, compares outputs and gradients with a
-plain loop, and prints how long both take.
+The sLSTM of Beck et al., xLSTM: extended long short-term memory, 2024, arXiv:2405.04517, is used with heads: the
+product with h is block-diagonal. The products with x, which may be a convolution as well, are made outside of the
+recurrence for all steps at once. So no gate of the cell sums x. Its values come as inputs, and `input` is None. The
+script takes weights in the layout of such models, R (K, D, 4, D) and b (K, 4, D) for K heads of D units, compares
+outputs and gradients with a plain loop, and prints how long both take.
 """
 
 import time
@@ -78,7 +78,9 @@ def main(T: int = 64, B: int = 16, K: int = 4, D: int = 128) -> tuple[float, flo
         rounded = rnn.bfloat16()(None, inputs={name: a.bfloat16() for name, a in by_name.items()})[0].float()
         errors = largest_difference(output, expected), max(largest_difference(*pair) for pair in pairs)
         errors += (largest_difference(rounded, expected),)
-        print(f"outputs differ by {errors[0]:.1e} of the largest, gradients by {errors[1]:.1e}, bfloat16 {errors[2]:.1e}")
+        of_outputs, of_gradients, of_bfloat16 = errors
+        print(f"outputs differ by {of_outputs:.1e} of the largest, gradients by {of_gradients:.1e}, "
+              f"bfloat16 {of_bfloat16:.1e}")  # fmt: skip
         rnn.float()
         for name, run in (("fastlstm", lambda: rnn(None, inputs=by_name)), ("plain loop", lambda: loop(values, R, b))):
             run()
