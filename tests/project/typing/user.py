@@ -58,7 +58,7 @@ def masks(lstm: fastlstm.LSTM, x: Tensor) -> None:
     lstm(x, lengths=[1.5, 2.0])  # type: ignore[list-item]
     lstm(x, lengths="42")  # type: ignore[arg-type]
     lstm(x, reset=[[True, False], [False, False]])
-    lstm(x, reset="starts")  # type: ignore[call-overload]
+    lstm(x, reset="starts")  # type: ignore[arg-type]
 
 
 def steps(lstm: fastlstm.LSTM, cell: fastlstm.LSTMCell, x: Tensor, state: State) -> None:
