@@ -64,6 +64,11 @@ def sorts_lengths(name: str | None, device: torch.device, dtype: torch.dtype) ->
     return traits(name).sorts_lengths
 
 
+def takes_lengths(name: str | None) -> bool:
+    """Return whether a layer of the backend of this name may have lengths. `auto` finds a backend that takes them."""
+    return settings.named(name) != "aten"
+
+
 def module(name: str) -> Any:
     """Return the backend of this name: a module, or an object with the functions of one."""
     return _MODULES[name]

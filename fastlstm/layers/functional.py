@@ -9,11 +9,12 @@ from fastlstm.autograd.modes import autocast_of, no_autocast
 from fastlstm.backends.base import Layer
 from fastlstm.backends.checks import check_layer
 from fastlstm.backends.settings import Backend
+from fastlstm.call import run
 from fastlstm.cells import library
 from fastlstm.cells.spec import Cell
 from fastlstm.layers import input_checks
 from fastlstm.layers.packing import Lengths, Resets, masks_of
-from fastlstm.plan import Plans, run
+from fastlstm.plans import Plans
 
 State = tuple[Tensor, Tensor]
 _plans = Plans(keeps=False)  # shared by all calls; keeps plans, no weights
@@ -127,7 +128,7 @@ def lstm(
     layer = Layer(x, (weight_ih, weight_hh, bias_ih, bias_hh), (h_0, c_0), ends, begins, reverse, library.lstm)
     if autocast_of(x) is None:
         check_layer(layer, weight_hr)
-    output, last, others = run(layer, plans=_plans, backend=backend, cells=return_cells, weight_hr=weight_hr)
+    output, last, others = run(layer, plans=_plans, backend=backend, inner_states=return_cells, weight_hr=weight_hr)
     if ends is not None and output.requires_grad:  # callers may write to the padding of their copy
         output = output.clone()
     return (output, last, others[0]) if return_cells else (output, last)

@@ -14,12 +14,12 @@ from torch.nn.utils.rnn import PackedSequence
 from fastlstm.autograd.elementary import take_rows
 from fastlstm.backends import dispatch, settings
 from fastlstm.backends.base import Layer
+from fastlstm.call import run
 from fastlstm.layers import checks, input_checks
 from fastlstm.layers.modules import CellModule
 from fastlstm.layers.packing import empty_input, inputs_of, longest_first, masks_of, pack, pad, unpack
 from fastlstm.layers.recompute import Results, recomputed
 from fastlstm.layers.weight_hooks import compute_weights
-from fastlstm.plan import run
 
 Tensors = tuple[Tensor, ...]
 Masks = tuple[Tensor | None, Tensor | None]  # lengths and reset, as a `Layer` has them
@@ -159,7 +159,7 @@ class Recurrent(CellModule, nn.RNNBase):
         checks.check_batch_sizes(batch_sizes, data.shape[0])
         states = input_checks.check_forward(self, data, hx, self._example(weights), batch_sizes)
         states = None if states is None else self._permuted(states, sorted_indices)
-        takes_lengths = not self.proj_size and settings.named(self.backend) != "aten"
+        takes_lengths = not self.proj_size and dispatch.takes_lengths(self.backend)
         x, lengths, places = unpack(data, batch_sizes, takes_lengths)
         inputs = inputs_of(inputs, self._cell.inputs, x, self.hidden_size, False, self.batch_first)
         inputs = self._permuted(inputs, sorted_indices)
@@ -217,7 +217,7 @@ class Recurrent(CellModule, nn.RNNBase):
         backend = settings.named(self.backend)  # the backward pass may run under another default
 
         def run_part(part: Layer) -> Results:
-            found = run(part, plans=plans, backend=backend, axis=True, cells=sequences, weight_hr=weight_hr)
+            found = run(part, plans=plans, backend=backend, axis=True, inner_states=sequences, weight_hr=weight_hr)
             return found.h, found.last, found.kept  # Dynamo of torch 2.9 cannot return a Run
 
         return recomputed(layer, run_part) if self._recompute else run_part(layer)

@@ -5,7 +5,7 @@ import torch
 from torch.nn import Parameter
 
 import fastlstm
-from fastlstm import cells, plan
+from fastlstm import call, cells, plans
 from fastlstm.backends.base import Layer
 from tests.helpers.tolerances import close
 
@@ -51,7 +51,7 @@ def test_a_single_step_of_three_states():
     found = []
     for backend in ("numba", "reference"):
         layer = Layer(x, (*weights, None, None), tuple(states), None, None, False, three)
-        last = plan.run(layer, plans=plan.Plans(), backend=backend).last
+        last = call.run(layer, plans=plans.Plans(), backend=backend).last
         loss = sum((a * a).sum() for a in last)
         first = torch.autograd.grad(loss, weights, create_graph=True)
         found.append([*first, *torch.autograd.grad(sum(a.square().sum() for a in first), weights)])

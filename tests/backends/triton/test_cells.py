@@ -16,7 +16,7 @@ from fastlstm.backends import triton as backend
 from fastlstm.backends.base import Gradients, Layer, Run, held_steps
 from fastlstm.backends.triton import tiles
 from fastlstm.layers.functional import run_cell
-from fastlstm.plan import Plans
+from fastlstm.plans import Plans
 from tests.cells.layers import (
     Case,
     directions,

@@ -1,4 +1,4 @@
-"""Which of four ways a call of one layer takes to a backend: docs/design.md has the ways, and what a plan is for.
+"""The plans of a layer: what a call of one signature needs no second look at.
 
 A plan belongs to a *signature*: the shapes, types and settings of a call, and whether gradients are wanted. The first
 call of a signature checks everything and keeps a plan, and later calls only run the plan.
@@ -12,38 +12,18 @@ from typing import Any
 from weakref import ref
 
 import torch
-from torch import Tensor
 from torch.nn import Parameter
 
-from fastlstm.autograd import rules  # noqa: F401  # which defines the operators of every cell
-from fastlstm.autograd.elementary import narrowed
-from fastlstm.autograd.functions import apply_plan, differentiable
-from fastlstm.autograd.modes import (
-    autocast_of,
-    is_plain,
-    nests_forward_mode,
-    no_autocast,
-    under_vmap,
-    wants_gradient,
-)
-from fastlstm.autograd.operators import made
-from fastlstm.backends import aten, dispatch, reference, settings
-from fastlstm.backends.base import Layer, Plan, Run, empty_run
+from fastlstm.autograd.functions import apply_plan
+from fastlstm.autograd.modes import autocast_of, is_plain, wants_gradient
+from fastlstm.backends import dispatch, settings
+from fastlstm.backends.base import Layer, Plan, Run
 from fastlstm.backends.checks import check_layer
 from fastlstm.backends.cpu import threads_now
-from fastlstm.cells.spec import by_key
-from fastlstm.torch_private import (
-    allow_in_graph,
-    dual_level,
-    dual_level_in_graph,
-    opened_by_graph,
-    rnn_precision,
-    transformed,
-)
+from fastlstm.torch_private import dual_level, rnn_precision, transformed
 
 MOST = 4096  # plans of the whole process: of `numba`, each takes 8 KB, or 17 where a call trains
 _UNKNOWN = object()  # marks a signature without an entry: None is the entry of one that can have no plan
-Optional = Tensor | None
 Runs = Callable[[Layer], Run]
 
 
@@ -96,11 +76,16 @@ class Plans:
             tuple([(a.shape, a.stride(), a.dtype, a.device) for a in inputs]) if inputs else None,
             None if lengths is None else lengths.stride(), None if reset is None else reset.stride(),
             autocast_of(x), settings.named(backend), rnn_precision(), threads_now(),
-            x.numel() >= dispatch.MANY_NUMBERS and dispatch.takes_pieces(x),  # a short call would notice the second
+            settings.invariant(),
             *of_weights, learns, *of_states,  # between the two, so that no state is taken for a weight
         )  # fmt: skip
         plan: Any = self.made.get(signature, _UNKNOWN)  # one look: another thread may drop what is there
         return (signature, None) if plan is _UNKNOWN else (None, plan)
+
+    def plan_of(self, layer: Layer, backend: str | None, axis: bool) -> Runs | None:
+        """Return the plan of a call, made now if its signature is new, or None if no plan can serve."""
+        signature, plan = self.find(layer, backend, axis)
+        return plan if signature is None else self.make(signature, layer, backend, axis)
 
     def make(self, signature: Any, layer: Layer, backend: str | None, axis: bool) -> Runs | None:
         """Make and keep the plan of a plain call. Return it, or None if no plan can serve.
@@ -155,100 +140,3 @@ def _differentiable(plan: Plan, layer: Layer) -> Run:
 
 def _cast(plan: Plan, dtype: torch.dtype, layer: Layer) -> Run:
     return plan.forward(layer.to(dtype)._replace(weights=layer.weights))  # weights are cast when they are packed
-
-
-def run(
-    layer: Layer,
-    *,
-    plans: Plans | None,
-    backend: str | None = None,
-    axis: bool = False,
-    cells: bool = False,
-    weight_hr: Optional = None,
-) -> Run:
-    """Run one layer in one direction.
-
-    The run keeps the states but the first, (T, B, H) each, if `cells` is true, and otherwise nothing. Its h is None if
-    x is (B, I), since it would equal the first of the last states.
-
-    Args:
-        layer: the tensors. For a single step x may also be (B, I).
-        plans: the plans of the layer, or None to go without.
-        backend: a name of `fastlstm.backends.settings.NAMES`. None takes the default that `use_backend` sets.
-        axis: whether the states are (1, B, H), in the layer and in the result.
-        cells: whether the states but the first are wanted of all steps.
-        weight_hr: (P, H), which projects the hidden state.
-
-    Raises:
-        ValueError: for tensors that make no layer, and for an unknown backend.
-        RuntimeError: if a backend that was asked for by name cannot run them, with its reason.
-    """
-    if not torch.compiler.is_compiling():
-        if plans is not None and weight_hr is None and not cells:
-            signature, plan = plans.find(layer, backend, axis)
-            if signature is not None:
-                plan = plans.make(signature, layer, backend, axis)
-            if plan is not None:
-                return plan(layer)
-        result = _general(layer.squeezed(axis), plans, backend, cells, weight_hr)
-    else:
-        layer_3d = layer.squeezed(axis)
-        if backend is not None:
-            settings.check_name(backend)
-        if autocast_of(layer.x) is None:  # checked before entering the graph node, so users see our error
-            check_layer(layer_3d, weight_hr)
-        options = layer.reverse, layer.cell.key, weight_hr, cells, settings.named(backend)
-        result = Run.of(len(layer.states), _in_graph(dual_level_in_graph(), *layer_3d.tensors, *options))
-    if axis:  # stack, since unsqueeze gives views, which cannot be detached in place
-        return result._replace(last=tuple(torch.stack([a]) for a in result.last))
-    return result if layer.x.dim() == 3 else result._replace(h=None)
-
-
-@allow_in_graph  # opaque to dynamo: traced, it would install about a hundred guards, checked at each call
-def _in_graph(dual: bool, *arguments: Any) -> tuple[Tensor, ...]:
-    """Run `_general` as one node of a graph. `dual`: whether a level of dual numbers is active."""
-    *tensors, reverse, key, weight_hr, cells, backend = arguments
-    with opened_by_graph(dual):
-        found = _general(Layer.of(by_key(key), tensors, reverse), None, backend, cells, weight_hr)
-    return found.h, *found.last, *found.kept
-
-
-def _general(layer: Layer, plans: Plans | None, backend: str | None, cells: bool, weight_hr: Optional) -> Run:
-    """Run a call that follows no plan. x is (T, B, I), and states are (B, H)."""
-    x = layer.x
-    if (to := autocast_of(x)) is not None:
-        to = torch.float64 if x.dtype == torch.float64 else to  # autocast leaves float64 alone
-        weight_hr = None if weight_hr is None else weight_hr.to(to)
-        with no_autocast(x):  # plain PyTorch operations would be cast again
-            return run(layer.to(to), plans=plans, backend=backend, cells=cells, weight_hr=weight_hr)
-    check_layer(layer, weight_hr)
-    if x.shape[0] == 0:
-        found = empty_run(layer, weight_hr)
-        return found if cells else found._replace(kept=())
-    name = dispatch.choose(
-        backend,
-        x.device,
-        x.dtype,
-        cell=layer.cell,
-        projected=weight_hr is not None,
-        masked=layer.lengths is not None or layer.reset is not None,
-        cells=cells,
-        transformed=under_vmap() or dual_level(),
-        traced=not is_plain(),  # without tensors it says whether a tracer is active
-        layer=layer,
-    )
-    if name == "aten":
-        return aten.forward(layer, weight_hr)
-    if x.itemsize == 2 and not dispatch.traits(name).takes_sixteen_bits:  # computed in float32, stored in 16 bits
-        wide_hr = None if weight_hr is None else weight_hr.float()
-        wide = run(layer.to(torch.float32), plans=plans, backend=name, cells=cells, weight_hr=wide_hr)
-        results = wide.h, *wide.last, *wide.kept
-        return Run.of(len(layer.states), narrowed(results, x.dtype, (*layer.tensors, weight_hr)))
-    if weight_hr is not None or nests_forward_mode():
-        found = reference.forward(layer, True, weight_hr)
-        found = found._replace(kept=found.kept[:-1])
-    elif torch.jit.is_tracing():
-        found = Run.of(len(layer.states), made[layer.cell].layer(*layer.tensors, layer.reverse, cells, name))
-    else:
-        found = differentiable(layer, cells, name)
-    return found if cells else found._replace(kept=())

@@ -1,0 +1,187 @@
+"""How a call of one layer reaches a backend.
+
+`run` takes the first row of this table that describes the call. Above the line is what `run` itself asks; below it, the
+call has been checked, its tensors have been cast and a backend has been chosen.
+
+| the call                                              | what runs it                                             |
+|-------------------------------------------------------|----------------------------------------------------------|
+| is traced by `torch.compile`                          | one opaque node of the graph, which makes the call again |
+| is plain: eager, under no transform, without all      | the plan of its signature, by itself or, where gradients |
+| states and without a projection                       | are wanted, inside `PlannedFunction`                     |
+|-------------------------------------------------------|----------------------------------------------------------|
+| has no time steps                                     | nothing: the results are the initial states              |
+| is plain, once it was cast for autocast or a backend  | the plan of its new signature                            |
+| is for the backend aten                               | torch's own layer                                        |
+| has a projection, or nests two levels of forward mode | `reference`, whose operations autograd sees one by one   |
+| is recorded by `torch.jit.trace`                      | an operator of the cell                                  |
+| is any other                                          | `LayerFunction`, or without derivatives the backend      |
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastlstm.autograd import rules  # noqa: F401  # which defines the operators of every cell
+from fastlstm.autograd.elementary import narrowed
+from fastlstm.autograd.functions import differentiable
+from fastlstm.autograd.modes import autocast_of, is_plain, nests_forward_mode, no_autocast, under_vmap
+from fastlstm.autograd.operators import made
+from fastlstm.backends import aten, dispatch, reference, settings
+from fastlstm.backends.base import Layer, Run, empty_run
+from fastlstm.backends.checks import check_layer
+from fastlstm.cells.spec import by_key
+from fastlstm.plans import Plans
+from fastlstm.torch_private import allow_in_graph, dual_level, dual_level_in_graph, opened_by_graph
+
+Optional = Tensor | None
+
+
+class Call(NamedTuple):
+    """A call that is ready to run.
+
+    Attributes:
+        layer: x is (T, B, I), states are (B, H), and the types are those that the backend takes.
+        backend: the name of the backend that runs it.
+        inner_states: whether the states but the first are wanted of all steps.
+        weight_hr: (P, H), which projects the hidden state, or None.
+    """
+
+    layer: Layer
+    backend: str
+    inner_states: bool
+    weight_hr: Optional
+
+
+def _by_aten(call: Call) -> Run:
+    return aten.forward(call.layer, call.weight_hr)
+
+
+def _by_operations(call: Call) -> Run:
+    run = reference.forward(call.layer, True, call.weight_hr)
+    return run._replace(kept=run.kept[:-1])
+
+
+def _by_operator(call: Call) -> Run:
+    layer = call.layer
+    operator = made[layer.cell].layer
+    return Run.of(len(layer.states), operator(*layer.tensors, layer.reverse, call.inner_states, call.backend))
+
+
+def _by_function(call: Call) -> Run:
+    return differentiable(call.layer, call.inner_states, call.backend)
+
+
+# The lower half of the table above: whether a row describes the call, and what runs it.
+_WAYS: tuple[tuple[Callable[[Call], bool], Callable[[Call], Run]], ...] = (
+    (lambda call: call.backend == "aten", _by_aten),
+    (lambda call: call.weight_hr is not None or nests_forward_mode(), _by_operations),
+    (lambda call: torch.jit.is_tracing(), _by_operator),
+    (lambda call: True, _by_function),
+)
+
+
+def run(
+    layer: Layer,
+    *,
+    plans: Plans | None,
+    backend: str | None = None,
+    axis: bool = False,
+    inner_states: bool = False,
+    weight_hr: Optional = None,
+) -> Run:
+    """Run one layer in one direction.
+
+    The run keeps the states but the first, (T, B, H) each, if `inner_states` is true, and otherwise nothing. Its h is
+    None if x is (B, I), since it would equal the first of the last states.
+
+    Args:
+        layer: the tensors. For a single step x may also be (B, I).
+        plans: the plans of the layer, or None to go without.
+        backend: a name of `fastlstm.backends.settings.NAMES`. None takes the default that `use_backend` sets.
+        axis: whether the states are (1, B, H), in the layer and in the result.
+        inner_states: whether the states but the first are wanted of all steps.
+        weight_hr: (P, H), which projects the hidden state.
+
+    Raises:
+        ValueError: for tensors that make no layer, and for an unknown backend.
+        RuntimeError: if a backend that was asked for by name cannot run them, with its reason.
+    """
+    if torch.compiler.is_compiling():
+        result = _as_node(layer.squeezed(axis), backend, inner_states, weight_hr)
+    else:
+        if plans is None or weight_hr is not None or inner_states:
+            plans = None  # a plan keeps no inner states and has no projection
+        elif (plan := plans.plan_of(layer, backend, axis)) is not None:
+            return plan(layer)
+        result = _run_checked(layer.squeezed(axis), plans, backend, inner_states, weight_hr)
+    if axis:  # stack, since unsqueeze gives views, which cannot be detached in place
+        return result._replace(last=tuple(torch.stack([a]) for a in result.last))
+    return result if layer.x.dim() == 3 else result._replace(h=None)
+
+
+def _as_node(layer: Layer, backend: str | None, inner_states: bool, weight_hr: Optional) -> Run:
+    """Run a call that `torch.compile` traces."""
+    if backend is not None:
+        settings.check_name(backend)
+    if autocast_of(layer.x) is None:  # checked before entering the graph node, so users see our error
+        check_layer(layer, weight_hr)
+    options = layer.reverse, layer.cell.key, weight_hr, inner_states, settings.named(backend)
+    return Run.of(len(layer.states), _in_graph(dual_level_in_graph(), *layer.tensors, *options))
+
+
+@allow_in_graph  # opaque to dynamo: traced, it would install about a hundred guards, checked at each call
+def _in_graph(dual: bool, *arguments: Any) -> tuple[Tensor, ...]:
+    """Run a call as one node of a graph. `dual`: whether a level of dual numbers is active."""
+    *tensors, reverse, key, weight_hr, inner_states, backend = arguments
+    with opened_by_graph(dual):
+        layer = Layer.of(by_key(key), tensors, reverse)
+        result = _run_checked(layer, None, backend, inner_states, weight_hr)
+    return result.h, *result.last, *result.kept
+
+
+def _run_checked(
+    layer: Layer, plans: Plans | None, backend: str | None, inner_states: bool, weight_hr: Optional
+) -> Run:
+    """Check a call, cast its tensors, choose a backend, and run the call in the first of `_WAYS` that serves it."""
+    to = autocast_of(layer.x)
+    with no_autocast(layer.x):  # plain PyTorch operations would be cast again
+        if to is not None:  # autocast leaves float64 alone
+            layer, weight_hr = _cast_to(torch.float64 if layer.x.dtype == torch.float64 else to, layer, weight_hr)
+            if plans is not None and (plan := plans.plan_of(layer, backend, False)) is not None:
+                return plan(layer)
+        check_layer(layer, weight_hr)
+        if layer.x.shape[0] == 0:
+            result = empty_run(layer, weight_hr)
+            return result if inner_states else result._replace(kept=())
+        name = dispatch.choose(
+            backend,
+            layer.x.device,
+            layer.x.dtype,
+            cell=layer.cell,
+            projected=weight_hr is not None,
+            masked=layer.lengths is not None or layer.reset is not None,
+            cells=inner_states,
+            transformed=under_vmap() or dual_level(),
+            traced=not is_plain(),  # without tensors it says whether a tracer is active
+            layer=layer,
+        )
+        wide, narrow_weight_hr = layer, weight_hr
+        if layer.x.itemsize == 2 and not dispatch.traits(name).takes_sixteen_bits:
+            wide, weight_hr = _cast_to(torch.float32, layer, weight_hr)  # computed in float32, stored in 16 bits
+        if wide is not layer and plans is not None and (plan := plans.plan_of(wide, name, False)) is not None:
+            result = plan(wide)
+        else:
+            call = Call(wide, name, inner_states, weight_hr)
+            result = next(way for describes, way in _WAYS if describes(call))(call)
+        if not inner_states:
+            result = result._replace(kept=())
+        if wide is layer:
+            return result
+        results = narrowed((result.h, *result.last, *result.kept), layer.x.dtype, (*layer.tensors, narrow_weight_hr))
+        return Run.of(len(layer.states), results)
+
+
+def _cast_to(dtype: torch.dtype, layer: Layer, weight_hr: Optional) -> tuple[Layer, Optional]:
+    return layer.to(dtype), None if weight_hr is None else weight_hr.to(dtype)
