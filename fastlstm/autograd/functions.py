@@ -22,6 +22,12 @@ from fastlstm.backends.base import Gradients, Layer, Plan, Run, sum_of
 from fastlstm.torch_private import plain_apply, transformed, when_compiling
 
 Optional = Tensor | None
+NO_MASKS = (None, None)  # the gradients of lengths and reset
+
+
+def _for_all(ctx: Any, *gradients: Optional) -> tuple[Optional, ...]:
+    """Return a gradient for each of the `ctx.arguments` arguments of a call: None for those after the ones given."""
+    return *gradients, *[None] * (ctx.arguments - len(gradients))
 
 
 class _Function(Function):
@@ -59,6 +65,7 @@ class LayerBackward(_Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         *tensors, ctx.reverse, ctx.cell, ctx.needs, ctx.backend = inputs
+        ctx.arguments = len(inputs)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
@@ -81,7 +88,7 @@ class LayerBackward(_Function):
         first_states = tuple(None if a is None else g for a, g in zip(layer.states, of_first))
         # autograd passes the gradients of the run's states on to LayerFunction's own backward
         of_layer = found._replace(states=first_states).flat
-        return *of_incoming, *of_layer, None, None, *of_states, *[None] * 5
+        return _for_all(ctx, *of_incoming, *of_layer, *NO_MASKS, *of_states)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Optional, ...]:
@@ -124,7 +131,7 @@ class LayerFunction(_Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
         *tensors, ctx.reverse, ctx.cell, ctx.backend = inputs
-        ctx.count = len(tensors)
+        ctx.count, ctx.arguments = len(tensors), len(inputs)
         saved = *tensors, output[0], *output[1 + len(ctx.cell.states) :]
         ctx.mark_non_differentiable(output[-1])
         ctx.set_materialize_grads(False)
@@ -137,7 +144,7 @@ class LayerFunction(_Function):
         saved, incoming, needs = ctx.saved_tensors, grads[: 2 * len(ctx.cell.states)], ctx.needs_input_grad
         with no_autocast(saved[0]):  # backward may run inside the caller's autocast
             gradients = call(*incoming, *saved, ctx.reverse, ctx.cell, [*needs[: ctx.count - 2]], ctx.backend)
-        return *gradients, None, None, None, None, None
+        return _for_all(ctx, *gradients)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Optional, ...]:

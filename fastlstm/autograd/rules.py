@@ -28,20 +28,22 @@ def define(cell: Cell) -> None:
     def setup_forward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         *layer, ctx.saved, backend = inputs
         LayerFunction.setup_context(ctx, (*layer, cell, backend), output)
+        ctx.arguments = len(inputs)
 
     def backward_of_forward(ctx: Any, *grads: Optional) -> tuple[Any, ...]:
         if not ctx.saved:
             raise RuntimeError(
                 f"fastlstm::{names[0]} was recorded with save=False: to train an export, record it with gradients"
             )
-        return LayerFunction.backward(ctx, *grads)  # as many arguments: save stands for the cell
+        return LayerFunction.backward(ctx, *grads)
 
     def setup_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         LayerBackward.setup_context(ctx, (*inputs[:-2], cell, *inputs[-2:]), output)
+        ctx.arguments = len(inputs)
 
     def backward_of_backward(ctx: Any, *grads: Optional) -> tuple[Any, ...]:
         wanted = (g if need else None for g, need in zip(grads, ctx.needs))
-        return LayerBackward.backward(ctx, *wanted)[:-1]
+        return LayerBackward.backward(ctx, *wanted)
 
     def run(*args: Any) -> tuple[Tensor, ...]:
         return operators.forward(*args[:-2], cell, *args[-2:])
