@@ -13,6 +13,7 @@ from fastlstm.layers.quantized import QuantizedGRU, QuantizedGRUCell, QuantizedL
 from fastlstm.layers.rnn import RNN
 from fastlstm.layers.streams import Stream
 from fastlstm.layers.weight_drop import WeightDrop
+from fastlstm.patching import patch, unpatch
 from fastlstm.quantize import dequantize, quantize, quantize_weight
 
 __all__ = [
@@ -37,12 +38,14 @@ __all__ = [
     "info",
     "lstm",
     "lstm_cell",
+    "patch",
     "quantize",
     "quantize_weight",
     "replace",
     "replace_lstm",
     "restore",
     "restore_lstm",
+    "unpatch",
     "use_backend",
 ]
 __version__ = "0.1.0"

@@ -33,7 +33,7 @@ __all__ = [
 M = TypeVar("M", bound=nn.Module)
 
 _LSTMS: Any = ((nn.LSTM, LSTM), (nn.LSTMCell, LSTMCell))
-_PAIRS: Any = (*_LSTMS, (nn.GRU, GRU), (nn.RNN, Elman), (nn.GRUCell, GRUCell), (nn.RNNCell, ElmanCell))
+PAIRS: Any = (*_LSTMS, (nn.GRU, GRU), (nn.RNN, Elman), (nn.GRUCell, GRUCell), (nn.RNNCell, ElmanCell))
 
 
 class _Mixed:
@@ -71,7 +71,7 @@ def replace(model: M, *, backend: Backend | None = None, keep_type: bool = False
             attribute of its own where ours keeps another, as `backend`.
         ValueError: for an unknown backend.
     """
-    return _replace("replace", _PAIRS, model, backend, keep_type)
+    return _replace("replace", PAIRS, model, backend, keep_type)
 
 
 def replace_lstm(model: M, *, backend: Backend | None = None, keep_type: bool = False) -> M:
@@ -100,7 +100,7 @@ def restore(model: M) -> M:
     Raises:
         TypeError: when `model` is no module, or a scripted one.
     """
-    return _restore("restore", _PAIRS, model)
+    return _restore("restore", PAIRS, model)
 
 
 def restore_lstm(model: M) -> M:
@@ -118,14 +118,11 @@ def _replace(function: str, pairs: Any, model: M, backend: Backend | None, keep_
     if not any(isinstance(module, pair) for module in modules for pair in pairs):
         warnings.warn(_nothing_found(function, pairs, model, modules), stacklevel=3)
     for module in modules:
-        for theirs, ours in pairs:
-            if isinstance(module, theirs) and not isinstance(module, ours):
-                _check_names(function, module, theirs, ours)
-                cls = _replacement(type(module), parametrize.is_parametrized(module), theirs, ours, keep_type)
-                replacements.append((module, cls))
+        cls = class_for(function, module, keep_type, pairs)
+        if cls is not None:
+            replacements.append((module, cls))
     for module, cls in replacements:  # all classes exist: no model is left half replaced
-        module.__class__ = cls
-        vars(module).pop("_flat_weights", None)  # a second list of the weights, which ours does not keep
+        become(module, cls)
     if backend is not None:
         for module in modules:
             if isinstance(module, tuple(ours for _, ours in pairs)):
@@ -133,9 +130,27 @@ def _replace(function: str, pairs: Any, model: M, backend: Backend | None, keep_
     return model
 
 
+def class_for(function: str, module: nn.Module, keep_type: bool, pairs: Any = PAIRS) -> type | None:
+    """Return the class of ours that a module of torch's changes to, or None for any other module.
+
+    Raises TypeError where a subclass has an attribute of its own that ours needs. `function`: who asks.
+    """
+    for theirs, ours in pairs:
+        if isinstance(module, theirs) and not isinstance(module, ours):
+            _check_names(function, module, theirs, ours)
+            return _replacement(type(module), parametrize.is_parametrized(module), theirs, ours, keep_type)
+    return None
+
+
+def become(module: nn.Module, cls: type) -> None:
+    """Change the class of a module of torch's to one that `class_for` returned."""
+    module.__class__ = cls
+    vars(module).pop("_flat_weights", None)  # a second list of the weights, which ours does not keep
+
+
 def _restore(function: str, pairs: Any, model: M) -> M:
     for module in modules_of(model, function):
-        if isinstance(module, RNN) and pairs is _PAIRS:
+        if isinstance(module, RNN) and pairs is PAIRS:
             warnings.warn("an RNN of any cell has no counterpart in torch and stays", stacklevel=3)
         for theirs, ours in pairs:
             if isinstance(module, ours):
@@ -173,7 +188,7 @@ def class_before(module: nn.Module) -> type:
 def _nothing_found(function: str, pairs: Any, model: nn.Module, modules: list[nn.Module]) -> str:
     *most, last = [f"torch.nn.{theirs.__name__}" for theirs, _ in pairs]
     text = f"{function} found no {', '.join(most)} or {last} in the {type(model).__name__}"
-    rest = [theirs for theirs, ours in _PAIRS if (theirs, ours) not in pairs]
+    rest = [theirs for theirs, ours in PAIRS if (theirs, ours) not in pairs]
     others = [f"torch.nn.{cls.__name__}" for cls in rest if any(isinstance(module, cls) for module in modules)]
     return f"{text}; what it has of {' and '.join(others)} is not replaced" if others else text
 
@@ -220,5 +235,5 @@ def _mixed(cls: type, theirs: type, ours: type) -> Any:
 
 
 def _new(cls: type) -> Any:
-    made = next(_mixed(cls, theirs, ours) for theirs, ours in _PAIRS if issubclass(cls, theirs))
+    made = next(_mixed(cls, theirs, ours) for theirs, ours in PAIRS if issubclass(cls, theirs))
     return made.__new__(made)

@@ -1,0 +1,160 @@
+"""Modules of torch that are constructed under `fastlstm.patch` are ours."""
+
+import copy
+import pickle
+import threading
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+
+import fastlstm
+
+PAIRS = [
+    (LSTM, fastlstm.LSTM), (GRU, fastlstm.GRU), (RNN, fastlstm.Elman),
+    (LSTMCell, fastlstm.LSTMCell), (GRUCell, fastlstm.GRUCell), (RNNCell, fastlstm.ElmanCell),
+]  # fmt: skip
+CONSTRUCTORS = {cls: cls.__init__ for cls, _ in PAIRS}
+
+
+@pytest.fixture(autouse=True)
+def leaves_no_trace():
+    yield
+    fastlstm.unpatch()
+    assert all(cls.__init__ is constructor for cls, constructor in CONSTRUCTORS.items())
+
+
+class Named(nn.LSTM):
+    """A subclass with a constructor of its own, which goes on after torch's."""
+
+    def __init__(self, size):
+        super().__init__(size, size, batch_first=True)
+        self.scale = nn.Parameter(torch.ones(size))
+
+    def forward(self, x):
+        output, state = super().forward(x)
+        return output * self.scale, state
+
+
+class Taken(nn.LSTM):
+    """A subclass with an attribute that ours needs."""
+
+    backend = "mine"
+
+
+@pytest.mark.parametrize(("theirs", "ours"), PAIRS, ids=lambda cls: cls.__name__)
+def test_each_class(theirs, ours):
+    torch.manual_seed(1)
+    before = theirs(3, 5)
+    torch.manual_seed(1)
+    with fastlstm.patch():
+        module = theirs(3, 5)
+        named = getattr(nn, theirs.__name__)(3, 5)
+    assert type(module) is type(named) is ours
+    assert type(theirs(3, 5)) is theirs
+    for (name, a), (other, b) in zip(module.named_parameters(), before.named_parameters(), strict=True):
+        assert name == other
+        assert torch.equal(a, b)
+    x = torch.randn(4, 3)
+    got, want = module(x), before.double()(x.double())
+    for a, b in zip(torch.utils._pytree.tree_leaves(got), torch.utils._pytree.tree_leaves(want), strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=0, atol=1e-6)  # values within 1, a few roundings of each
+
+
+def test_a_network_that_is_built_inside_a_function():
+    def fit():
+        network = nn.Sequential(nn.Linear(2, 3), nn.LSTM(3, 4, 2, bidirectional=True))
+        network(torch.randn(5, 2, 2))[0].sum().backward()
+        return network
+
+    with fastlstm.patch(backend="reference"):
+        network = fit()
+    assert type(network[1]) is fastlstm.LSTM
+    assert network[1].backend == "reference"
+    assert type(fit()[1]) is nn.LSTM
+
+
+def test_a_subclass_keeps_its_own_constructor_and_methods():
+    with fastlstm.patch():
+        module = Named(3)
+    assert isinstance(module, Named)
+    assert isinstance(module, fastlstm.LSTM)
+    assert dict(module.named_parameters())["scale"].shape == (3,)
+    x = torch.randn(2, 4, 3)
+    plain = fastlstm.restore(copy.deepcopy(module))
+    assert type(plain) is Named
+    torch.testing.assert_close(module(x)[0], plain(x)[0], rtol=0, atol=1e-6)  # values within 1
+    loaded = pickle.loads(pickle.dumps(module))
+    torch.testing.assert_close(loaded(x)[0], module(x)[0], rtol=0, atol=0)
+
+
+def test_a_subclass_that_cannot_be_ours_stays_and_warns_once(recwarn):
+    with fastlstm.patch():
+        modules = [Taken(2, 3), Taken(2, 3)]
+    assert [type(module) for module in modules] == [Taken, Taken]
+    messages = [str(warning.message) for warning in recwarn]
+    assert messages == ["patch cannot replace a Taken that has a 'backend' of its own; it stays torch's"]
+    assert recwarn[0].filename == __file__
+
+
+def test_keep_type():
+    with fastlstm.patch(keep_type=True):
+        module = nn.LSTM(2, 3)
+    assert isinstance(module, nn.LSTM)
+    assert isinstance(module, fastlstm.LSTM)
+
+
+def test_until_unpatch():
+    fastlstm.patch()
+    assert type(nn.GRU(2, 3)) is fastlstm.GRU
+    fastlstm.unpatch()
+    assert type(nn.GRU(2, 3)) is nn.GRU
+    fastlstm.unpatch()  # nothing is left to end
+
+
+def test_the_latest_decides_and_patches_nest():
+    with fastlstm.patch(backend="reference"):
+        with fastlstm.patch():
+            assert nn.LSTM(2, 3).backend is None
+        assert nn.LSTM(2, 3).backend == "reference"
+    assert type(nn.LSTM(2, 3)) is nn.LSTM
+
+
+def test_an_unknown_backend_patches_nothing():
+    with pytest.raises(ValueError, match="backend must be one of"):
+        fastlstm.patch(backend="cuda")
+    assert type(nn.LSTM(2, 3)) is nn.LSTM
+
+
+def test_an_error_in_the_context_ends_the_patch():
+    with pytest.raises(TypeError), fastlstm.patch():
+        nn.LSTM()
+    assert type(nn.LSTM(2, 3)) is nn.LSTM
+
+
+def test_threads_that_patch_and_construct():
+    """Every module is one of the two classes, whatever the other threads do, and the last patch ends them all."""
+    kinds, errors = set(), []
+
+    def work():
+        try:
+            for _ in range(50):
+                with fastlstm.patch():
+                    kinds.add(type(nn.LSTMCell(1, 1)))
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert kinds == {fastlstm.LSTMCell}
+
+
+def test_modules_of_ours_are_left_alone():
+    with fastlstm.patch():
+        assert type(fastlstm.LSTM(2, 3)) is fastlstm.LSTM
+        assert type(fastlstm.RNN(fastlstm.cells.gru, 2, 3)) is fastlstm.RNN
