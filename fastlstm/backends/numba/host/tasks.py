@@ -19,7 +19,6 @@ from fastlstm.backends import cpu
 from fastlstm.backends.numba.host.arguments import (
     BACKWARD,
     FORWARD,
-    QUANTIZED,
     REGION,
     STACK,
     TAILS,
@@ -29,10 +28,8 @@ from fastlstm.backends.numba.host.arguments import (
 from fastlstm.backends.numba.host.compiling import compiled
 from fastlstm.backends.numba.kernels.backward import backward, backward_matrix, backward_mixed
 from fastlstm.backends.numba.kernels.forward import forward, forward_matrix, forward_mixed
-from fastlstm.backends.numba.kernels.quantized import quantized
 from fastlstm.backends.numba.kernels.shared import named_for
 from fastlstm.backends.numba.llvm import cells as cell_functions
-from fastlstm.backends.numba.llvm import quantized as quantized_functions
 from fastlstm.backends.numba.llvm.intrinsics import call, call_int
 from fastlstm.backends.numba.llvm.loops import store_addresses, tables
 from fastlstm.backends.numba.llvm.simd import VECTOR_BYTES, Lanes
@@ -57,7 +54,6 @@ KERNELS = {
     "backward_matrix": (backward_matrix, BACKWARD),
     "forward_mixed": (forward_mixed, FORWARD),
     "backward_mixed": (backward_mixed, BACKWARD),
-    "quantized": (quantized, QUANTIZED),
 }
 
 
@@ -142,28 +138,22 @@ def primitives(size: int, pieces: int) -> dict[str, int]:
     }
 
 
-def table_of(cell: Cell, size: int, pieces: int = 0) -> str:
-    """The name of the table of a cell's own primitives for elements of `size` bytes, or those of an int8 layer for
-    numbers of `pieces` bytes. It has a digest of all that they are made from: cells of one name are not taken for each
-    other, and those of one source share their code.
+def table_of(cell: Cell, size: int) -> str:
+    """The name of the table of a cell's own primitives for elements of `size` bytes. It has a digest of all that they
+    are made from: cells of one name are not taken for each other, and those of one source share their code.
     """
     functions = cell_functions.functions_of(cell)
     digest = hashlib.sha256(functions.source.encode()).hexdigest()[:14]
-    name = f"quantized{pieces}.{digest}" if pieces else f"cell{size}.{digest}"
+    name = f"cell{size}.{digest}"
     if name not in tables:
-        lanes = Lanes(nb.float32 if size == 4 else nb.float64)
-        tables[name] = (
-            quantized_functions.builders(name, functions, pieces)
-            if pieces
-            else cell_functions.builders(lanes, functions)
-        )
+        tables[name] = cell_functions.builders(Lanes(nb.float32 if size == 4 else nb.float64), functions)
     return name
 
 
 @cache
-def cell_primitives(cell: Cell, size: int, pieces: int = 0) -> dict[str, int]:
+def cell_primitives(cell: Cell, size: int) -> dict[str, int]:
     """The addresses of the primitives of `table_of`."""
-    return _addresses(table_of(cell, size, pieces))
+    return _addresses(table_of(cell, size))
 
 
 @cache
