@@ -32,7 +32,7 @@ LINK = ["-pthread"] if sys.platform == "darwin" else ["-pthread", "-Wl,--as-need
 INSTRUCTIONS = {
     "csrc/avx2.cpp": ["-mavx2", "-mfma"],
     "csrc/avx512.cpp": ["-mavx512f", "-mavx512dq", "-mavx512vl"],
-    # GCC would load two pointers, which have just been stored apart, as one vector: that takes 5 % of a single row's time
+    # GCC would load two pointers, which were just stored apart, as one vector: that takes 5 % of a single row's time
     "csrc/int8_avx2.cpp": ["-mavx2", "-mfma", "-fno-tree-vectorize"],
     "csrc/int8_avx512.cpp": ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-fno-tree-vectorize"],
 }
