@@ -228,21 +228,22 @@ def choose(
 
 
 def choose_quantized(name: str | None, device: torch.device, cell: Cell) -> str:
-    """Return the backend that runs an int8 layer on this device: of numba and native the first that can, or reference.
+    """Return the backend that runs an int8 layer on this device: native on a CPU, and reference on another.
 
     Raises:
-        RuntimeError: if the backend that was asked for by name cannot, with its reason.
+        RuntimeError: if the backend that was asked for by name cannot, or native is not there, with the reason.
         ValueError: for an unknown name.
     """
     name = settings.check_name(settings.named(name))
-
-    def reason(candidate: str) -> str | None:
-        if not traits(candidate).quantized:
-            return f"the {candidate} backend has no kernels for int8 weights"
-        return _reason(candidate, device, torch.float32, cell)
-
     if name == "auto":
-        return next(candidate for candidate in (*_order(), "reference") if reason(candidate) is None)
-    if (why := reason(name)) is not None:
-        raise RuntimeError(why)
+        name = "native" if device.type == "cpu" else "reference"
+        if (reason := _reason(name, device, torch.float32, cell)) is not None:
+            raise RuntimeError(
+                f"int8 layers need the compiled library, and {reason}. Install fastlstm again with FASTLSTM_NATIVE=1 "
+                "in the environment, or call fastlstm.use_backend('reference'), which is plain PyTorch"
+            )
+    reason = f"the {name} backend has no kernels for int8 weights"
+    reason = _reason(name, device, torch.float32, cell) if traits(name).quantized else reason
+    if reason is not None:
+        raise RuntimeError(reason)
     return name

@@ -72,6 +72,7 @@ class Quantized(CellModule, nn.Module):
             ValueError: for other activations; for a projection or zoneout; for parameters, buffers or modules that
                 users added; for a weight that has infinity or NaN, or more than 65536 columns, or that is on the device
                 meta, or that a hook of `torch.nn.utils` computes.
+            RuntimeError: if the backend cannot run int8 layers, or there is no compiled library and none was named.
         """
         check_activations(activations)
         prefix = f"{name}." if name else ""
@@ -81,6 +82,8 @@ class Quantized(CellModule, nn.Module):
         if zoneout not in (0, (0, 0)):
             raise ValueError(f"{name or 'the module'} must have no zoneout, got zoneout={zoneout}")
         _check_tensors(module, name or "the module")
+        weight = getattr(module, _names_of(module)[0][0])
+        dispatch.choose_quantized(getattr(module, "backend", None), weight.device, self._cell)  # so that it raises now
         nn.Module.__init__(self)
         vars(self).update(_shared(module))
         self.training, self.activations, self._names = False, activations, _names_of(module)
@@ -92,10 +95,9 @@ class Quantized(CellModule, nn.Module):
                     found[each] = None if a is None else a.detach().to(torch.float32, copy=True)
                     continue
                 found[each], found[f"{each}_scale"] = quantize_weight(a, prefix + each)
-        first = getattr(module, self._names[0][0])
         for each, buffer in found.items():
             self.register_buffer(each, buffer)
-        self.register_buffer("_like", torch.empty(0, dtype=first.dtype, device=first.device), False)
+        self.register_buffer("_like", torch.empty(0, dtype=weight.dtype, device=weight.device), False)
         if isinstance(self, nn.RNNBase):
             self._init_flat_weights()
 
