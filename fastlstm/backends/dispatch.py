@@ -225,25 +225,3 @@ def choose(
     if reason is not None:
         raise RuntimeError(reason)
     return _with_precision(name, dtype)
-
-
-def choose_quantized(name: str | None, device: torch.device, cell: Cell) -> str:
-    """Return the backend that runs an int8 layer on this device: native on a CPU, and reference on another.
-
-    Raises:
-        RuntimeError: if the backend that was asked for by name cannot, or native is not there, with the reason.
-        ValueError: for an unknown name.
-    """
-    name = settings.check_name(settings.named(name))
-    if name == "auto":
-        name = "native" if device.type == "cpu" else "reference"
-        if (reason := _reason(name, device, torch.float32, cell)) is not None:
-            raise RuntimeError(
-                f"int8 layers need the compiled library, and {reason}. Install fastlstm again with FASTLSTM_NATIVE=1 "
-                "in the environment, or call fastlstm.use_backend('reference'), which is plain PyTorch"
-            )
-    reason = f"the {name} backend has no kernels for int8 weights"
-    reason = _reason(name, device, torch.float32, cell) if traits(name).quantized else reason
-    if reason is not None:
-        raise RuntimeError(reason)
-    return name
