@@ -5,16 +5,17 @@ from fastlstm.backends.settings import batch_invariant, use_backend
 from fastlstm.cells import Cell, cell
 from fastlstm.convert import replace, replace_lstm, restore, restore_lstm
 from fastlstm.info import info
+from fastlstm.int8.definition import quantize_weight
+from fastlstm.int8.modules import QuantizedGRU, QuantizedGRUCell, QuantizedLSTM, QuantizedLSTMCell
+from fastlstm.int8.quantize import dequantize, quantize
 from fastlstm.layers.elman import Elman, ElmanCell
 from fastlstm.layers.functional import lstm, lstm_cell
 from fastlstm.layers.gru import GRU, GRUCell
 from fastlstm.layers.lstm import LSTM, LSTMCell
-from fastlstm.layers.quantized import QuantizedGRU, QuantizedGRUCell, QuantizedLSTM, QuantizedLSTMCell
 from fastlstm.layers.rnn import RNN
 from fastlstm.layers.streams import Stream
 from fastlstm.layers.weight_drop import WeightDrop
 from fastlstm.patching import patch, unpatch
-from fastlstm.quantize import dequantize, quantize, quantize_weight
 
 __all__ = [
     "GRU",

@@ -18,21 +18,23 @@ call has been checked, its tensors have been cast and a backend has been chosen.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from fastlstm.autograd import rules  # noqa: F401  # which defines the operators of every cell
 from fastlstm.autograd.elementary import narrowed
-from fastlstm.autograd.functions import differentiable
-from fastlstm.autograd.modes import autocast_of, is_plain, nests_forward_mode, no_autocast, under_vmap
+from fastlstm.autograd.functions import apply_plan, differentiable
+from fastlstm.autograd.modes import autocast_of, is_plain, nests_forward_mode, no_autocast, under_vmap, wants_gradient
 from fastlstm.autograd.operators import made
 from fastlstm.backends import aten, dispatch, reference, settings
-from fastlstm.backends.base import Layer, Run, empty_run
+from fastlstm.backends.base import Layer, Plan, Run, empty_run
 from fastlstm.backends.checks import check_layer
 from fastlstm.cells.spec import by_key
-from fastlstm.plans import Plans
+from fastlstm.plans import Plans, Runs
 from fastlstm.torch_private import allow_in_graph, dual_level, dual_level_in_graph, opened_by_graph
 
 Optional = Tensor | None
@@ -113,7 +115,7 @@ def run(
     else:
         if plans is None or weight_hr is not None or inner_states:
             plans = None  # a plan keeps no inner states and has no projection
-        elif (plan := plans.plan_of(layer, backend, axis)) is not None:
+        elif (plan := plans.get(layer, backend, axis, _plan)) is not None:
             return plan(layer)
         result = _run_checked(layer.squeezed(axis), plans, backend, inner_states, weight_hr)
     if axis:  # stack, since unsqueeze gives views, which cannot be detached in place
@@ -149,7 +151,7 @@ def _run_checked(
     with no_autocast(layer.x):  # plain PyTorch operations would be cast again
         if to is not None:  # autocast leaves float64 alone
             layer, weight_hr = _cast_to(torch.float64 if layer.x.dtype == torch.float64 else to, layer, weight_hr)
-            if plans is not None and (plan := plans.plan_of(layer, backend, False)) is not None:
+            if plans is not None and (plan := plans.get(layer, backend, False, _plan)) is not None:
                 return plan(layer)
         check_layer(layer, weight_hr)
         if layer.x.shape[0] == 0:
@@ -170,7 +172,7 @@ def _run_checked(
         wide, narrow_weight_hr = layer, weight_hr
         if layer.x.itemsize == 2 and not dispatch.traits(name).takes_sixteen_bits:
             wide, weight_hr = _cast_to(torch.float32, layer, weight_hr)  # computed in float32, stored in 16 bits
-        if wide is not layer and plans is not None and (plan := plans.plan_of(wide, name, False)) is not None:
+        if wide is not layer and plans is not None and (plan := plans.get(wide, name, False, _plan)) is not None:
             result = plan(wide)
         else:
             call = Call(wide, name, inner_states, weight_hr)
@@ -185,3 +187,45 @@ def _run_checked(
 
 def _cast_to(dtype: torch.dtype, layer: Layer, weight_hr: Optional) -> tuple[Layer, Optional]:
     return layer.to(dtype), None if weight_hr is None else weight_hr.to(dtype)
+
+
+def _plan(layer: Layer, backend: str | None, axis: bool, kept: dict[Any, Any] | None) -> Runs | None:
+    """Make the plan of a plain call of floats, see `Plans.get`.
+
+    Raises:
+        ValueError: for tensors that make no layer.
+        RuntimeError: if a backend that was asked for by name cannot run them.
+    """
+    learns, to = wants_gradient(*layer.tensors), autocast_of(layer.x)
+    # PyTorch's operations cast for gradients, since autograd records them. Autocast leaves float64 alone.
+    if to is not None and (learns or to.itemsize > 2 or layer.x.dtype == torch.float64):
+        return None
+    cast_layer = layer if to is None else layer.to(to)
+    check_layer(cast_layer.squeezed(axis))
+    x = cast_layer.x
+    masked = layer.lengths is not None or layer.reset is not None
+    name = dispatch.choose(
+        backend, x.device, x.dtype, cell=layer.cell, projected=False, masked=masked, cells=False, layer=cast_layer
+    )
+    traits = dispatch.traits(name)
+    if not traits.plans or not is_plain(*layer.weights) or 0 in x.shape[: 3 if layer.cell.gates_of_x else -1]:
+        return None
+    if not traits.plans_sixteen_bits and (x.itemsize == 2 or to is not None):
+        return None
+    keeps = all(a is None or (type(a) is Parameter and a.is_contiguous()) for a in layer.weights)
+    example = cast_layer._replace(weights=layer.weights)  # weights are cast when they are packed
+    with torch.inference_mode(False), torch.no_grad():
+        plan: Plan = dispatch.module(name).plan(example, learns, kept if keeps else None, (1,) * axis)
+    plan.backend, plan.types = name, None
+    if learns:
+        return partial(_differentiable, plan)
+    return plan.forward if to is None else partial(_cast, plan, to)
+
+
+def _differentiable(plan: Plan, layer: Layer) -> Run:
+    h, *rest = apply_plan(plan, layer, layer.x, *layer.weights, *layer.states, *layer.inputs)
+    return Run(h, tuple(rest[: len(layer.states)]), ())  # what else a plan keeps is for its backward pass
+
+
+def _cast(plan: Plan, dtype: torch.dtype, layer: Layer) -> Run:
+    return plan.forward(layer.to(dtype)._replace(weights=layer.weights))  # weights are cast when they are packed

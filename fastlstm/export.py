@@ -16,7 +16,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fastlstm.backends.quantized import quantize_weight
+from fastlstm.int8.definition import BITS, quantize_weight
 from fastlstm.mnist import saved
 from fastlstm.mnist.arguments import Parser
 from fastlstm.mnist.data import DataError
@@ -73,7 +73,7 @@ def model_bytes(state_dict: dict[str, Tensor], int8: bool = False, activations: 
         (rounded_ih, scale_ih), (rounded_hh, scale_hh) = (
             quantize_weight(a, name) for name, a in zip(shapes, (weight_ih, weight_hh))
         )
-        payload = struct.pack("<I", {"int8": 8, "int16": 16}[activations])
+        payload = struct.pack("<I", BITS[activations])
         payload += _stored("<f4", scale_ih, scale_hh, *others) + _stored("i1", rounded_ih, rounded_hh)
     else:
         payload = _stored("<f4", weight_ih, weight_hh, *others)

@@ -7,24 +7,22 @@ call of a signature checks everything and keeps a plan, and later calls only run
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from typing import Any
 from weakref import ref
 
 import torch
 from torch.nn import Parameter
 
-from fastlstm.autograd.functions import apply_plan
-from fastlstm.autograd.modes import autocast_of, is_plain, wants_gradient
-from fastlstm.backends import dispatch, settings
-from fastlstm.backends.base import Layer, Plan, Run
-from fastlstm.backends.checks import check_layer
+from fastlstm.autograd.modes import autocast_of, is_plain
+from fastlstm.backends import settings
+from fastlstm.backends.base import Layer, Run
 from fastlstm.backends.cpu import threads_now
 from fastlstm.torch_private import dual_level, rnn_precision, transformed
 
 MOST = 4096  # plans of the whole process: of `numba`, each takes 8 KB, or 17 where a call trains
 _UNKNOWN = object()  # marks a signature without an entry: None is the entry of one that can have no plan
 Runs = Callable[[Layer], Run]
+Makes = Callable[[Layer, str | None, bool, dict[Any, Any] | None], Runs | None]
 
 
 class Plans:
@@ -48,8 +46,10 @@ class Plans:
 
         `axis`: whether the states are (1, B, H), as those of modules are, or (B, H).
         """
-        x, weights, states, lengths, reset, reverse, cell, inputs = layer
-        if not is_plain(x, *states, lengths, reset, *inputs) or transformed() or dual_level():
+        x, weights, states, lengths, reset, reverse, cell, inputs, scales, activations = layer
+        weights += scales
+        buffers = weights if activations else ()  # looked at together, since one by one they would take twice as long
+        if not is_plain(x, *states, lengths, reset, *inputs, *buffers) or transformed() or dual_level():
             return None, None
         of_weights: list[Any] = []
         of_states: list[Any] = []
@@ -57,7 +57,7 @@ class Plans:
         for a in weights:
             if a is None:
                 of_weights.append(a)
-            elif (type(a) is Parameter or is_plain(a)) and a.device == device and not a.is_neg():
+            elif (type(a) is Parameter or activations or is_plain(a)) and a.device == device and not a.is_neg():
                 of_weights.append((type(a), a.shape, a.dtype, a.is_contiguous()))
             else:
                 return None, None
@@ -72,7 +72,7 @@ class Plans:
                     learns = True
                     break
         signature = (
-            cell, x.shape, x.stride(), x.dtype, device, reverse, axis,
+            cell, activations, x.shape, x.stride(), x.dtype, device, reverse, axis,
             tuple([(a.shape, a.stride(), a.dtype, a.device) for a in inputs]) if inputs else None,
             None if lengths is None else lengths.stride(), None if reset is None else reset.stride(),
             autocast_of(x), settings.named(backend), rnn_precision(), threads_now(),
@@ -82,19 +82,17 @@ class Plans:
         plan: Any = self.made.get(signature, _UNKNOWN)  # one look: another thread may drop what is there
         return (signature, None) if plan is _UNKNOWN else (None, plan)
 
-    def plan_of(self, layer: Layer, backend: str | None, axis: bool) -> Runs | None:
-        """Return the plan of a call, made now if its signature is new, or None if no plan can serve."""
-        signature, plan = self.find(layer, backend, axis)
-        return plan if signature is None else self.make(signature, layer, backend, axis)
+    def get(self, layer: Layer, backend: str | None, axis: bool, make: Makes) -> Runs | None:
+        """Return the plan of a call, or None if no plan can serve. A plan that is not there yet is made and kept.
 
-    def make(self, signature: Any, layer: Layer, backend: str | None, axis: bool) -> Runs | None:
-        """Make and keep the plan of a plain call. Return it, or None if no plan can serve.
-
-        Raises:
-            ValueError: for tensors that make no layer.
-            RuntimeError: if a backend that was asked for by name cannot run them.
+        Args:
+            make: is called with `layer`, `backend`, `axis` and the dictionary of packed weights. It returns the new
+                plan, or None if no plan can serve, and its errors pass.
         """
-        plan = self.made[signature] = self._plan(layer, backend, axis)
+        signature, plan = self.find(layer, backend, axis)
+        if signature is None:
+            return plan
+        plan = self.made[signature] = make(layer, backend, axis, self.kept)
         _in_order.append((ref(self), signature))
         while len(_in_order) > MOST:
             with suppress(IndexError):  # another thread may be here as well
@@ -103,40 +101,5 @@ class Plans:
                     plans.made.pop(oldest, None)
         return plan
 
-    def _plan(self, layer: Layer, backend: str | None, axis: bool) -> Runs | None:
-        learns, to = wants_gradient(*layer.tensors), autocast_of(layer.x)
-        # PyTorch's operations cast for gradients, since autograd records them. Autocast leaves float64 alone.
-        if to is not None and (learns or to.itemsize > 2 or layer.x.dtype == torch.float64):
-            return None
-        cast_layer = layer if to is None else layer.to(to)
-        check_layer(cast_layer.squeezed(axis))
-        x = cast_layer.x
-        masked = layer.lengths is not None or layer.reset is not None
-        name = dispatch.choose(
-            backend, x.device, x.dtype, cell=layer.cell, projected=False, masked=masked, cells=False, layer=cast_layer
-        )
-        traits = dispatch.traits(name)
-        if not traits.plans or not is_plain(*layer.weights) or 0 in x.shape[: 3 if layer.cell.gates_of_x else -1]:
-            return None
-        if not traits.plans_sixteen_bits and (x.itemsize == 2 or to is not None):
-            return None
-        keeps = all(a is None or (type(a) is Parameter and a.is_contiguous()) for a in layer.weights)
-        example = cast_layer._replace(weights=layer.weights)  # weights are cast when they are packed
-        with torch.inference_mode(False), torch.no_grad():
-            plan: Plan = dispatch.module(name).plan(example, learns, self.kept if keeps else None, (1,) * axis)
-        plan.backend, plan.types = name, None
-        if learns:
-            return partial(_differentiable, plan)
-        return plan.forward if to is None else partial(_cast, plan, to)
-
 
 _in_order: deque[tuple["ref[Plans]", Any]] = deque()  # the signatures of all plans and who holds them, the oldest first
-
-
-def _differentiable(plan: Plan, layer: Layer) -> Run:
-    found = apply_plan(plan, layer, layer.x, *layer.weights, *layer.states, *layer.inputs)
-    return Run(found[0], found[1 : 1 + len(layer.states)], ())  # what else a plan keeps is for its backward pass
-
-
-def _cast(plan: Plan, dtype: torch.dtype, layer: Layer) -> Run:
-    return plan.forward(layer.to(dtype)._replace(weights=layer.weights))  # weights are cast when they are packed

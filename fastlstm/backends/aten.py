@@ -39,7 +39,7 @@ def forward(layer: Layer, weight_hr: Tensor | None) -> Run:
     """Run one layer in one direction, as the module of `torch.nn` does: h is (T, B, P), and the last states are (B, P)
     and (B, H).
     """
-    x, (weight_ih, weight_hh, bias_ih, bias_hh), _, _, _, reverse, cell, _ = layer
+    x, (weight_ih, weight_hh, bias_ih, bias_hh), _, _, _, reverse, cell, *_ = layer
     if (bias_ih is None) is not (bias_hh is None):  # torch's layers take both biases or none
         other = bias_ih if bias_hh is None else bias_hh
         bias_ih, bias_hh = (torch.zeros_like(other) if a is None else a for a in (bias_ih, bias_hh))

@@ -35,6 +35,9 @@ class Layer(NamedTuple):
         reverse: the steps run from the last to the first. Results stay in the order of x.
         cell: what one step computes.
         inputs: (T, B, H) for each of the cell's inputs.
+        scales: float32 (X H,) of weight_ih and (Y H,) of weight_hh, if these are int8, or (). A weight row is its
+            numbers times its scale.
+        activations: 8 or 16, the bits of the numbers that rows of x and h are rounded to beside int8 weights, or 0.
     """
 
     x: Tensor
@@ -45,6 +48,8 @@ class Layer(NamedTuple):
     reverse: bool
     cell: Cell
     inputs: tuple[Any, ...] = ()
+    scales: tuple[Any, ...] = ()
+    activations: int = 0
 
     def to(self, dtype: torch.dtype) -> "Layer":
         """Return the layer with its floating-point tensors in another type."""
@@ -62,12 +67,12 @@ class Layer(NamedTuple):
 
     @property
     def tensors(self) -> tuple[Any, ...]:
-        """All tensors, flat, as autograd's Functions take them."""
+        """All tensors of a layer of floats, flat, as autograd's Functions take them."""
         return self.x, *self.weights, *self.states, *self.inputs, self.lengths, self.reset
 
     @classmethod
     def of(cls, cell: Cell, tensors: Sequence[Any], reverse: bool) -> "Layer":
-        """Return the layer of flat `tensors`. It may be of int8, with two weights more."""
+        """Return the layer of flat `tensors`."""
         x, weights, states, inputs = _cut(cell, tensors[:-2])
         return cls(x, weights, states, tensors[-2], tensors[-1], reverse, cell, inputs)
 
@@ -177,9 +182,6 @@ class Traits:
         sorts_lengths: it is faster if the longest rows come first.
         prepares_steps: it has `steps`, which prepares single steps of a layer of float32 or float64 for a stream.
         heads: it runs layers of several heads, see `Layer`.
-        quantized: it has `quantized_forward`, which runs layers with int8 weights.
-        plans_quantized: it has `quantized_plan` and `quantized_steps`, which are to these what `plan` and `steps` are
-            to other layers.
         cells: the keys of the cells that it runs, or None if it runs any.
     """
 
@@ -189,8 +191,6 @@ class Traits:
     sorts_lengths: bool = False
     prepares_steps: bool = False
     heads: bool = False
-    quantized: bool = False
-    plans_quantized: bool = False
     cells: tuple[str, ...] | None = None
 
 

@@ -18,7 +18,7 @@ def check_layer(layer: Layer, weight_hr: Optional = None) -> None:
     Raises:
         ValueError: naming the argument, the shape, dtype or device it must have, and the one it has.
     """
-    x, (weight_ih, weight_hh, bias_ih, bias_hh, *params), states, lengths, reset, _, cell, inputs = layer
+    x, (weight_ih, weight_hh, bias_ih, bias_hh, *params), states, lengths, reset, _, cell, inputs, *_ = layer
     if x.dim() != 3:
         raise ValueError(f"x must have shape (T, B, I), got {tuple(x.shape)}")
     T, B, I = x.shape

@@ -41,7 +41,6 @@ def _load() -> ctypes.CDLL | str:
         return f"the native backend's {LIBRARY.name} is of another version: install fastlstm again"
     for function in (library.fastlstm_forward, library.fastlstm_backward):
         function.argtypes = [ctypes.c_char_p, ctypes.c_char_p]
-    library.fastlstm_step.argtypes = [ctypes.c_int64] * 6 + [ctypes.c_void_p] * 5 + [ctypes.c_char_p]
     library.fastlstm_pack.argtypes = [ctypes.c_char_p, ctypes.c_void_p]
     library.fastlstm_packed_size.argtypes = [ctypes.c_int64] * 5
     library.fastlstm_packed_size.restype = ctypes.c_size_t
@@ -86,14 +85,25 @@ class Steps:
     def __init__(self, packs: tuple[int, ...], packed: Tensor, states: Sequence[Tensor], threads: bytes) -> None:
         """`packs`: the dtype, the instructions, the cell, I and H that the weights were packed for."""
         h, c = with_c(states)
-        self.holds, self.size, self.threads = (packed, h, c), h.nbytes, threads
-        self.head = *packs[:3], h.shape[0], *packs[3:], packed.data_ptr()
-        self.h, self.c = h.data_ptr(), None if c is None else c.data_ptr()
+        (*kind, I, H), B = packs, h.shape[0]
+        self.holds, self.size, self.threads, self.h = (packed, h, c), h.nbytes, threads, h.data_ptr()
+        c_0 = 0 if c is None else c.data_ptr()
+        # The arguments of fastlstm_forward: a call writes two of them and passes two pointers, where fastlstm_step
+        # would have twelve arguments to convert.
+        self.arguments = ctypes.create_string_buffer(
+            FORWARD.pack(
+                VERSION, *kind, 1, B, I, H, 0, 0, 0, I, *(0,) * 8, packed.data_ptr(), 0, self.h, H, c_0, H,
+                *(0,) * 4, c_0, 0, 0,
+            ),
+            FORWARD.size,
+        )  # fmt: skip
+        self.words = memoryview(self.arguments).cast("B").cast("q")
 
     def __call__(self, x: int, h: int) -> None:
-        code = library.fastlstm_step(*self.head, x, self.h, self.c, h, self.threads)
+        self.words[9], self.words[29] = x, h  # the fields x and h_n
+        code = library.fastlstm_forward(self.arguments, self.threads)
         if code:
-            raise RuntimeError(f"fastlstm_step: {library.fastlstm_error_text(code).decode()}")
+            raise RuntimeError(f"fastlstm_forward: {library.fastlstm_error_text(code).decode()}")
         ctypes.memmove(self.h, h, self.size)
 
 

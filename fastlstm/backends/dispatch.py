@@ -230,24 +230,3 @@ def choose(
     if reason is not None:
         raise RuntimeError(reason)
     return _with_precision(name, dtype)
-
-
-def choose_quantized(name: str | None, device: torch.device, cell: Cell) -> str:
-    """Return the backend that runs an int8 layer on this device: of numba and native the first that can, or reference.
-
-    Raises:
-        RuntimeError: if the backend that was asked for by name cannot, with its reason.
-        ValueError: for an unknown name.
-    """
-    name = settings.check_name(settings.named(name))
-
-    def reason(candidate: str) -> str | None:
-        if not traits(candidate).quantized:
-            return f"the {candidate} backend has no kernels for int8 weights"
-        return _reason(candidate, device, torch.float32, cell)
-
-    if name == "auto":
-        return next(candidate for candidate in (*_order(), "reference") if reason(candidate) is None)
-    if (why := reason(name)) is not None:
-        raise RuntimeError(why)
-    return name

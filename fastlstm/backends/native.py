@@ -1,7 +1,7 @@
 """LSTMs and GRUs on the CPU: the kernels of csrc/, compiled when the package was installed and called through ctypes.
 
 They have the tiles and loops of the numba backend, but need no compiler at run time and no time at the first call.
-Int8 layers, see `fastlstm.backends.quantized`, run without gradients alone.
+Layers of int8 weights, see `fastlstm.int8.definition`, run without gradients alone.
 """
 
 from __future__ import annotations
@@ -21,9 +21,7 @@ from fastlstm.backends.cpu import LARGE, address, rows_contiguous, snapshot_of, 
 from fastlstm.backends.memory import pooled, unpooled
 from fastlstm.cells.spec import Cell
 
-TRAITS = Traits(
-    plans=True, prepares_steps=True, quantized=True, plans_quantized=True, cells=tuple(cell.key for cell in csrc.CELLS)
-)
+TRAITS = Traits(plans=True, prepares_steps=True, cells=tuple(cell.key for cell in csrc.CELLS))
 # enum fastlstm_dtype of csrc/fastlstm.h, by the type of the weights, or by the bits of x and h beside int8 weights
 _DTYPES: dict[Any, int] = {torch.float32: 0, torch.float64: 1, 8: 2, 16: 3}
 _SIXTEEN_BITS = (torch.bfloat16, torch.float16)
@@ -46,11 +44,12 @@ def saved_shape(cell: Cell, T: int, B: int, H: int, dtype: torch.dtype, groups: 
 
 def _readable(layer: Layer) -> Layer:
     """Return the layer with contiguous tensors, and x with contiguous rows."""
-    weights, states, (lengths, reset) = (
+    x, weights, states, lengths, reset, reverse, cell, _, scales, activations = layer
+    weights, states, scales, (lengths, reset) = (
         tuple([a if a is None else a.contiguous() for a in each])
-        for each in (layer.weights, layer.states, (layer.lengths, layer.reset))
+        for each in (weights, states, scales, (lengths, reset))
     )
-    return Layer(rows_contiguous(layer.x), weights, states, lengths, reset, layer.reverse, layer.cell)
+    return Layer(rows_contiguous(x), weights, states, lengths, reset, reverse, cell, (), scales, activations)
 
 
 def _sizes(layer: Layer) -> tuple[int, int, int, int]:
@@ -66,20 +65,15 @@ def _state(dtype: torch.dtype, *shape: int) -> Tensor:
 
 
 class _Plan:
-    """Runs the calls of one signature. Everything that they have in common is computed once.
-
-    With `activations`, the bits of x and h, the weights are those of an int8 layer, in calls of any contiguity.
-    """
+    """Runs the calls of one signature. Everything that they have in common is computed once."""
 
     backend: str
     types: Any
     reads_h = True
 
-    def __init__(
-        self, layer: Layer, save: bool, kept: dict[Any, Any] | None, ends: tuple[int, ...], activations: int = 0
-    ) -> None:
-        readable = _readable(layer)
-        self.is_readable = not activations and all(map(is_, layer.tensors, readable.tensors))
+    def __init__(self, layer: Layer, save: bool, kept: dict[Any, Any] | None, ends: tuple[int, ...]) -> None:
+        readable, activations = _readable(layer), layer.activations
+        self.is_readable = all(map(is_, layer.tensors + layer.scales, readable.tensors + readable.scales))
         x, sizes = readable.x, _sizes(layer)
         T, B, self.I, self.H = sizes
         self.output, self.state = None if x.dim() == 2 else (T, B, self.H), _state(x.dtype, *ends, B, self.H)
@@ -105,14 +99,14 @@ class _Plan:
         if self.kept is not None:
             form, packed = self.kept.get(self.key, (None, None))
             if form != self.form or not self._run(layer, run, packed, True):
-                self._run(layer, run, self.pack(layer.weights, self.kept), False)
+                self._run(layer, run, self.pack(layer, self.kept), False)
         elif not self.is_empty:
             self._run(layer, run, None, False)
         return run
 
-    def pack(self, weights: Sequence[Tensor | None], kept: dict[Any, Any]) -> Tensor:
+    def pack(self, layer: Layer, kept: dict[Any, Any]) -> Tensor:
         """Pack a snapshot of the weights and keep it. Nobody writes to it again, since other threads may read it."""
-        weight_ih, weight_hh, *others = cast(list[Any], snapshot_of(weights))
+        weight_ih, weight_hh, *others = cast(list[Any], snapshot_of((*layer.weights, *layer.scales)))
         packed = unpooled(weight_ih, csrc.library.fastlstm_packed_size(*self.packs) // weight_ih.itemsize)
         read = *csrc.array(weight_ih, 1), *csrc.array(weight_hh, 1), *map(address, others), *(0,) * (4 - len(others))
         csrc.call("fastlstm_pack", csrc.FORWARD.pack(*self.head, 0, 0, 0, *read, *(0,) * 13), packed.data_ptr())
@@ -121,9 +115,9 @@ class _Plan:
 
     def _run(self, layer: Layer, run: Run, packed: Tensor | None, watch: bool) -> bool:
         """Write the results to `run`. Return False if `watch` is set and the weights are not those of `packed`."""
-        x, (weight_ih, weight_hh, bias_ih, bias_hh, *scales), (h_0, *c_0), lengths, reset, *_ = cast(Any, layer)
+        x, (weight_ih, weight_hh, bias_ih, bias_hh), (h_0, *c_0), lengths, reset, *_ = cast(Any, layer)
         h, (h_n, *c_n), kept = cast(Any, run)
-        scale_ih, scale_hh = map(address, scales) if scales else (0, 0)
+        scale_ih, scale_hh = map(address, layer.scales) if layer.activations else (0, 0)
         changed = ctypes.c_int64() if watch else None
         # The conditions are spelled out, since calls of `address` would take longer.
         arguments = csrc.FORWARD.pack(
@@ -157,6 +151,9 @@ def plan(layer: Layer, save: bool, kept: dict[Any, Any] | None, ends: tuple[int,
 def forward(layer: Layer, save: bool) -> Run:
     """Return the results of one call, which packs the weights for itself. Saved gates have `saved_shape`. The layers of
     a stack run one after the other.
+
+    Raises:
+        RuntimeError: if the library cannot run the call: no memory is left, or I or H of an int8 layer is above 65536.
     """
     if not groups_of(layer):
         return _Plan(layer, save, None, ()).forward(layer)
@@ -230,34 +227,15 @@ def _joined(column: tuple[Any, ...]) -> Tensor | None:
     return None if column[0] is None else torch.cat(column, -2)
 
 
-def quantized_plan(layer: Layer, activations: int, kept: dict[Any, Any] | None, ends: tuple[int, ...]) -> _Plan:
-    """Return what `plan` does for an int8 layer, whose tensors may lie in any way but x."""
-    return _Plan(layer, False, kept, ends, activations)
-
-
-def quantized_forward(layer: Layer, activations: int) -> Run:
-    """Return the results of one call of an int8 layer, which packs the weights for itself.
-
-    Raises:
-        RuntimeError: if the library cannot run the call: I or H is above 65536, or no memory is left.
-    """
-    return quantized_plan(layer, activations, None, ()).forward(layer)
-
-
-def quantized_steps(layer: Layer, activations: int, kept: dict[Any, Any]) -> csrc.Steps:
-    """Prepare the steps of an int8 layer, see `steps`."""
-    return steps(layer, kept, activations)
-
-
-def steps(layer: Layer, kept: dict[Any, Any], activations: int = 0) -> csrc.Steps:
-    """Prepare the steps of a layer of float32 or float64, or of int8 with `activations`, whose weights do not change.
+def steps(layer: Layer, kept: dict[Any, Any]) -> csrc.Steps:
+    """Prepare the steps of a layer of float32, float64 or int8, whose weights do not change.
 
     Args:
         layer: x (B, I) and states (B, H), contiguous. The steps read and write these very states.
         kept: where the packed weights stay, in case that the steps are prepared again.
     """
     with torch.inference_mode(False), torch.no_grad():
-        plan = _Plan(layer, False, {}, (), activations)
+        plan = _Plan(layer, False, {}, ())
         if plan.key not in kept:
-            plan.pack(_readable(layer).weights, kept)
+            plan.pack(_readable(layer), kept)
         return csrc.Steps(plan.packs, kept[plan.key][1], layer.states, plan.team)

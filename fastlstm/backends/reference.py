@@ -19,11 +19,10 @@ from fastlstm.backends.base import (
     hidden_size,
     reset_steps,
 )
-from fastlstm.backends.quantized import QuantizedSums
 from fastlstm.backends.sums import Sums, for_rows, linear, vector_gradient
 from fastlstm.cells.spec import Cell
 
-TRAITS = Traits(heads=True, quantized=True)  # no 16 bits, since rounding at every operation would lose their digits
+TRAITS = Traits(heads=True)  # no 16 bits, since rounding at every operation would lose their digits
 
 
 def supports(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -59,17 +58,11 @@ def forward(layer: Layer, save: bool, weight_hr: Tensor | None = None) -> Run:
 
     ``weight_hr`` (P, H) projects the first state, as in `torch.nn.LSTM`.
     """
-    return _forward(layer, Sums(layer.cell, layer.weights, hidden_size(layer)), save, weight_hr)
+    return forward_with(Sums(layer.cell, layer.weights, hidden_size(layer)), layer, save, weight_hr)
 
 
-def quantized_forward(layer: Layer, activations: int) -> Run:
-    """One int8 layer in one direction, see `fastlstm.backends.quantized`. `activations`: 8 or 16, the bits of x and h
-    in products.
-    """
-    return _forward(layer, QuantizedSums(layer, activations), False, None)
-
-
-def _forward(layer: Layer, sums: Sums, save: bool, weight_hr: Tensor | None) -> Run:
+def forward_with(sums: Sums, layer: Layer, save: bool, weight_hr: Tensor | None = None) -> Run:
+    """Do what `forward` does, with `sums` for the products of x and h."""
     cell, x, states, held = layer.cell, flat_input(layer.x), given_states(layer, weight_hr), held_steps(layer)
     T, B, reset = x.shape[0], x.shape[1], reset_steps(layer, held)
     params = _params(layer, B)

@@ -33,7 +33,7 @@ class Words(NamedTuple):
     number: str | None = None
 
 
-_LAYERS = __name__.removesuffix("modules")  # the folder of all modules that users have
+_ROOMS = "fastlstm.layers.", "fastlstm.int8."  # the folders of all modules that users have
 
 
 class CellModule:
@@ -132,7 +132,7 @@ class CellModule:
         declared = cls.__bases__[0] if parametrize.is_parametrized(self) else cls  # type: ignore[arg-type]
         if not declared.__module__.startswith(("torch.", "fastlstm.")):  # the first is kept by `keep_type`
             return str(cls.__name__)
-        return "fastlstm." + next(each.__name__ for each in cls.__mro__ if each.__module__.startswith(_LAYERS))
+        return "fastlstm." + next(each.__name__ for each in cls.__mro__ if each.__module__.startswith(_ROOMS))
 
     def extra_repr(self) -> str:
         text: str = super().extra_repr()  # type: ignore[misc]

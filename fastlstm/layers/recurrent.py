@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastlstm.autograd.elementary import take_rows
 from fastlstm.backends import dispatch, settings
-from fastlstm.backends.base import Layer
+from fastlstm.backends.base import Layer, Run
 from fastlstm.call import run
 from fastlstm.layers import checks, input_checks
 from fastlstm.layers.modules import CellModule
@@ -130,15 +130,16 @@ class Recurrent(CellModule, nn.RNNBase):
         if self.batch_first:
             x = x.transpose(0, 1)
         layer = Layer(x, tuple(weights), states, None, None, False, self._cell)
-        plan = self._plan_for(layer, plans)
-        if plan is None:
+        run = self._run_planned(layer, plans)
+        if run is None:
             return None
-        output, last, _ = plan(layer)
+        output, last, _ = run
         return output.transpose(0, 1) if self.batch_first else output, last[0] if self._single else last
 
-    def _plan_for(self, layer: Layer, plans: Any) -> Any:
-        """Return the plan of a call, or None."""
-        return plans.find(layer, self.backend, True)[1]
+    def _run_planned(self, layer: Layer, plans: Any) -> Run | None:
+        """Return the results of a call that has a plan, or None."""
+        plan = plans.find(layer, self.backend, True)[1]
+        return None if plan is None else plan(layer)
 
     def _run_in_order(
         self, order: Tensor, x: Tensor, hx: Any, masks: Masks, sequences: bool, weights: list[Any], inputs: Tensors

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fastlstm import cells
-from fastlstm.autograd import quantized
 from fastlstm.backends.checks import check_layer
+from fastlstm.int8 import definition
 from tests.cells.layers import Case, gru_decay, without_x
 
 
@@ -64,4 +64,4 @@ def test_what_is_wrong(cell, fields, message):
 def test_int8_layers_have_no_means():
     layer = Case(cells.dreamer_gru).layer
     with pytest.raises(ValueError, match="must be of a cell without means over units, got dreamer_gru"):
-        quantized.run(layer._replace(states=tuple(a[None] for a in layer.states)), 8, None, {})
+        definition.check(layer._replace(activations=8))

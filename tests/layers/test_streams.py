@@ -67,7 +67,7 @@ def test_every_backend_and_dtype_has_streams(backend, dtype):
     assert run_beside(module, module.stream(3), 3) == 0
 
 
-@pytest.mark.parametrize("backend", ["numba", "native", "reference"])
+@pytest.mark.parametrize("backend", ["native", "reference"])
 @pytest.mark.parametrize("activations", ["int8", "int16"])
 @pytest.mark.parametrize("kind", [*LAYERS[:2], *CELLS[:2]])
 def test_int8_streams_have_the_bits_of_step(kind, activations, backend):
@@ -297,8 +297,7 @@ def test_an_interrupted_change_of_threads_leaves_a_stream_right(monkeypatch):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")
-@pytest.mark.parametrize("backend", ["numba", "native"])
-@pytest.mark.parametrize("quantized", [False, True])
+@pytest.mark.parametrize(("backend", "quantized"), [("numba", False), ("native", False), ("native", True)])
 def test_a_stream_goes_on_in_a_forked_child(backend, quantized):
     module, x, previous = fastlstm.LSTM(4, 128, backend=backend), torch.randn(8, 4), torch.get_num_threads()
     if quantized:

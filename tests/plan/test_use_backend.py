@@ -150,8 +150,6 @@ def test_a_backend_states_what_it_can_do(name):
     assert type(found) is Traits
     assert found.plans == hasattr(module, "plan")
     assert found.prepares_steps == hasattr(module, "steps")
-    assert found.quantized == hasattr(module, "quantized_forward")
-    assert found.plans_quantized == hasattr(module, "quantized_plan") == hasattr(module, "quantized_steps")
 
 
 def test_a_trait_that_does_not_exist_is_an_error():

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fastlstm
+from fastlstm.backends import csrc
 from tests.helpers.numba import run
 from tests.helpers.quantized import both_activations, both_kinds, flat, quantized, same_bits
 
@@ -212,6 +213,25 @@ def test_arguments_of_a_float_module(name, arguments, options, got):
     )
     with pytest.raises(TypeError, match=re.escape(message)):
         getattr(fastlstm, f"Quantized{name}")(*arguments, **options)
+
+
+def test_without_the_compiled_library(monkeypatch):
+    """`quantize` says what is missing, and the definition still runs by name."""
+    made, x = quantized(fastlstm.LSTM(4, 5)), torch.randn(3, 2, 4)
+    want = made(x)[0]
+    monkeypatch.setattr(csrc, "reason", "the library is not there")
+    with pytest.raises(RuntimeError, match=r"int8 layers need .*, and the library is not there\. Install"):
+        quantized(fastlstm.LSTM(4, 5))
+    with pytest.raises(RuntimeError, match="int8 layers need the compiled library"):
+        made(torch.randn(4, 2, 4))
+    with fastlstm.use_backend("reference"):
+        copy = quantized(made.dequantize())
+        assert (copy(x)[0] - want).abs().max() < 1e-2
+
+
+def test_a_backend_without_int8_kernels():
+    with pytest.raises(RuntimeError, match="the numba backend has no kernels for int8 weights"):
+        fastlstm.quantize(fastlstm.LSTM(4, 5, backend="numba"))
 
 
 @torch.no_grad()

@@ -1,15 +1,11 @@
 """What int8 modules compute: their error, beside plain PyTorch, and its bits."""
 
-import os
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastlstm
-from fastlstm.backends.numba.llvm.simd import machine_features
-from tests.helpers.numba import run
 from tests.helpers.quantized import KERNELS, both_activations, both_kinds, flat, kernels, quantized, same_bits
 
 # The largest error of h, of random weights over 1000 steps at H 128. An LSTM's is halved by its output gate; a GRU's h
@@ -114,62 +110,6 @@ def test_one_thread_and_two(kind, activations, size, backend):
         found.append(flat(made(*inputs, **options)))
     torch.set_num_threads(before)
     assert same_bits(*found)
-
-
-@pytest.mark.skipif(len(KERNELS) < 2, reason="only one backend has kernels for int8 weights")
-@both_kinds
-@both_activations
-@torch.no_grad()
-def test_all_kernels_give_the_same_bits(kind, activations):
-    for size in ((7, 3, 5, 9), (4, 20, 28, 40), (5, 1, 600, 130), (3, 37, 150, 140), (40, 1, 130, 70)):
-        module, inputs, options = draw(3, *size, kind)
-        first, *others = (flat(quantized(module, activations, each)(*inputs, **options)) for each in KERNELS)
-        assert all(same_bits(first, each) for each in others)
-
-
-BITS = """
-    import torch, hashlib, fastlstm
-    from tests.helpers.quantized import flat, quantized
-    from tests.quantize.test_results import draw
-    torch.set_num_threads(1)
-    digest = hashlib.sha256()
-    with torch.no_grad():
-        for kind in (fastlstm.LSTM, fastlstm.GRU):
-            for size in ((7, 3, 5, 9), (4, 20, 28, 40), (3, 2, 700, 130), (30, 1, 64, 64), (3, 37, 150, 140)):
-                for activations in ("int8", "int16"):
-                    module, inputs, options = draw(4, *size, kind)
-                    for a in flat(quantized(module, activations, "numba")(*inputs, **options)):
-                        digest.update(a.nan_to_num().numpy().tobytes())
-    print(digest.hexdigest())
-"""
-AVX2 = "+avx,+avx2,+fma,+sse4.2,+popcnt,+bmi,+bmi2"
-
-
-def bits(**environment):
-    # LSTM and GRU draw their weights with torch, which may choose other kernels on other machines: here it is one
-    return run(BITS, **environment)
-
-
-@pytest.mark.skipif("+avx2" not in machine_features().split(","), reason="the processor has no AVX2")
-def test_avx2_gives_the_same_bits():
-    assert bits(NUMBA_CPU_NAME="haswell", NUMBA_CPU_FEATURES=AVX2) == bits()
-
-
-@pytest.mark.slow
-@pytest.mark.skipif("x86" not in os.uname().machine, reason="names x86-64 processors")
-@pytest.mark.parametrize(
-    ("needs", "name", "features"),
-    [
-        ("", "x86-64", ""),
-        ("+avxvnni", "alderlake", f"{AVX2},+avxvnni"),
-        ("+avx512bw", "skylake-avx512", f"{AVX2},+avx512f,+avx512bw,+avx512dq,+avx512vl"),
-    ],
-    ids=["base", "avxvnni", "avx512bw"],
-)
-def test_other_processors_give_the_same_bits(needs, name, features, tmp_path):
-    if needs and needs not in machine_features().split(","):
-        pytest.skip(f"the processor has no {needs[1:]}")
-    assert bits(NUMBA_CPU_NAME=name, NUMBA_CPU_FEATURES=features, NUMBA_CACHE_DIR=str(tmp_path)) == bits()
 
 
 @torch.no_grad()

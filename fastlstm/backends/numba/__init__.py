@@ -22,12 +22,12 @@ from typing import Any
 import torch
 
 from fastlstm.backends.base import Traits
-from fastlstm.backends.numba.host import plans, quantized, sizes, streams
+from fastlstm.backends.numba.host import plans, sizes, streams
 from fastlstm.backends.numba.host.forward import saved_shape
 from fastlstm.torch_private import constant
 
 _ALWAYS = Traits(plans=True, plans_sixteen_bits=True, sorts_lengths=True, heads=True)
-TRAITS = replace(_ALWAYS, prepares_steps=True, quantized=True, plans_quantized=True)
+TRAITS = replace(_ALWAYS, prepares_steps=True)
 _INSTALLED = importlib.util.find_spec("numba") is not None
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Of a float32, by the precision of its products. Fewer than 32 rows leave the unit half idle, and three pieces are half
@@ -129,5 +129,4 @@ def with_precision(precision: str) -> SimpleNamespace:
 
 
 forward, backward, plan = plans.forward, plans.backward, plans.plan
-quantized_forward, quantized_plan = quantized.quantized_forward, quantized.quantized_plan
-steps, quantized_steps = streams.steps, streams.quantized_steps
+steps = streams.steps

@@ -189,7 +189,7 @@ class Forward(Pass):
 
     def _run(self, layer: Layer) -> Run:
         T, B, H, save = self.T, self.B, self.H, self.save
-        given, weights, states, lengths, reset, _, _, inputs = layer
+        given, weights, states, lengths, reset, _, _, inputs, *_ = layer
         x: Any = addressable(base.flat_input(given))  # then its product, unless the kernel multiplies it
         lengths, reset, weight_ih, weight_hh, bias_ih, bias_hh, *params = readable((lengths, reset, *weights))
         states = readable(states) if states[0] is not None else (x.new_zeros(B, H),) * len(states)

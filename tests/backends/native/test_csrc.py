@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from fastlstm import export
+from fastlstm.backends import native
 from fastlstm.backends.base import Layer
-from fastlstm.backends.native import quantized_forward
 from fastlstm.cells.library import lstm
 from fastlstm.mnist import data, saved
 from fastlstm.mnist.model import RowLSTM
@@ -94,9 +94,10 @@ def quantized(model, images, activations):
     numbers = np.frombuffer(content, "i1", 4 * H * (I + H), 32 + floats.nbytes)
     scale_ih, scale_hh, bias = torch.tensor(floats[: 12 * H]).view(3, 4 * H)
     weight_ih, weight_hh = (torch.tensor(a) for a in np.split(numbers, [4 * H * I]))
-    weights = weight_ih.view(4 * H, I), weight_hh.view(4 * H, H), bias, None, scale_ih, scale_hh
-    layer = Layer(images.transpose(0, 1).contiguous(), weights, (None, None), None, None, False, lstm)
-    return model.linear(quantized_forward(layer, activations).last[0])
+    weights, x = (weight_ih.view(4 * H, I), weight_hh.view(4 * H, H), bias, None), images.transpose(0, 1).contiguous()
+    options = {"scales": (scale_ih, scale_hh), "activations": activations}
+    layer = Layer(x, weights, (None, None), None, None, False, lstm, **options)
+    return model.linear(native.forward(layer, False).last[0])
 
 
 @needs_compiler

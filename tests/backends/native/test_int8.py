@@ -6,9 +6,8 @@ import itertools
 import pytest
 import torch
 
-from fastlstm.backends import csrc, reference
+from fastlstm.backends import csrc, native, reference
 from fastlstm.backends.base import Layer
-from fastlstm.backends.native import quantized_forward, quantized_plan
 from fastlstm.cells import gru, lstm
 from tests.backends.native.test_native import instruction_sets
 from tests.helpers.layers import needs_native
@@ -47,14 +46,18 @@ def draw(cell, T, B, I, H, *, masked=False, reverse=False, states=True, biases=T
     lengths = torch.randint(0, T + 1, (B,)) if masked else None
     reset = torch.rand(T, B) < 0.2 if masked else None
     plain = Layer(torch.randn(T, B, I), (weight_ih, weight_hh, *bias), first, lengths, reset, reverse, cell)
-    return plain, plain._replace(weights=(numbers_ih, numbers_hh, *bias, scale_ih, scale_hh))
+    return plain, plain._replace(weights=(numbers_ih, numbers_hh, *bias), scales=(scale_ih, scale_hh))
 
 
 def exact(layer):
     """An int8 layer in float64, where x and h are not rounded."""
-    *weights, scale_ih, scale_hh = (None if a is None else a.double() for a in layer.weights)
-    weights[:2] = weights[0] * scale_ih[:, None], weights[1] * scale_hh[:, None]
-    return layer._replace(weights=tuple(weights)).to(torch.double)
+    numbers, scales = layer.weights[:2], layer.scales
+    weights = (a.double() * scale[:, None].double() for a, scale in zip(numbers, scales))
+    return layer._replace(weights=(*weights, *layer.weights[2:]), scales=()).to(torch.double)
+
+
+def forward(layer, activations):
+    return native.forward(layer._replace(activations=activations), False)
 
 
 def results(run):
@@ -64,8 +67,8 @@ def results(run):
 def planned(layer, activations, kept):
     """A run by a new plan, which takes and gives states with an axis in front."""
     states = tuple(a if a is None else a[None] for a in layer.states)
-    layer = layer._replace(states=states)
-    run = quantized_plan(layer, activations, kept, (1,)).forward(layer)
+    layer = layer._replace(states=states, activations=activations)
+    run = native.plan(layer, False, kept, (1,)).forward(layer)
     return run._replace(last=tuple(a[0] for a in run.last))
 
 
@@ -113,8 +116,8 @@ def test_sums_are_exact(cell, activations, columns, extreme, instructions):
     if cell is gru:  # the products of the last block do not meet
         biases = -sum_ih.float(), -sum_hh.float()
     states = h_0, *torch.randn(len(cell.states) - 1, 1, H)
-    layer = Layer(x, (*weights, *biases, one, one), states, None, None, False, cell)
-    h, *c = results(quantized_forward(layer, activations))[1:]
+    layer = Layer(x, (*weights, *biases), states, None, None, False, cell, scales=(one, one))
+    h, *c = results(forward(layer, activations))[1:]
     if cell is gru:
         assert torch.equal(h, h_0 / 2)
     else:
@@ -130,9 +133,9 @@ def test_sums_of_65536_columns_do_not_overflow(activations, other, sign, instruc
     x = torch.where(torch.arange(columns) % 2 == 0, TOP[activations], other).float().view(1, 1, columns)
     weight_ih, one, zero = torch.full((4, columns), 127 * sign, dtype=torch.int8), torch.ones(4), torch.zeros(4)
     bias = -(weight_ih.double() @ x[0, 0].double()).float()
-    weights = weight_ih, torch.zeros(4, 1, dtype=torch.int8), bias, zero, one, one
-    layer = Layer(x, weights, (torch.zeros(1, 1), torch.ones(1, 1)), None, None, False, lstm)
-    assert quantized_forward(layer, activations).last[1].item() == 0.5
+    weights = weight_ih, torch.zeros(4, 1, dtype=torch.int8), bias, zero
+    layer = Layer(x, weights, (torch.zeros(1, 1), torch.ones(1, 1)), None, None, False, lstm, scales=(one, one))
+    assert forward(layer, activations).last[1].item() == 0.5
 
 
 @CELLS
@@ -144,16 +147,16 @@ def test_bits_depend_on_nothing_else(cell, activations, size, masked, reverse, m
     """Not on the instruction set, threads, other rows, or whether packed weights are kept."""
     before, (_, layer) = torch.get_num_threads(), draw(cell, *size, masked=masked, reverse=reverse)
     torch.set_num_threads(1)
-    want = results(quantized_forward(layer, activations))
+    want = results(forward(layer, activations))
     for b in {0, size[1] // 2, size[1] - 1}:
-        alone = quantized_forward(rows_of(layer, b), activations)
+        alone = forward(rows_of(layer, b), activations)
         assert alike((alone.h[:, 0], *(a[0] for a in alone.last)), [want[0][:, b], *(a[b] for a in want[1:])])
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         for instructions in instruction_sets():
             monkeypatch.setattr(csrc, "instructions", instructions)
             kept = {}
-            runs = [quantized_forward(layer, activations)]
+            runs = [forward(layer, activations)]
             runs += [planned(layer, activations, kept) for _ in range(2)]
             assert all(alike(results(run), want) for run in runs), (threads, instructions)
     torch.set_num_threads(before)
@@ -165,7 +168,7 @@ def test_bits_depend_on_nothing_else(cell, activations, size, masked, reverse, m
 def test_a_layer_of_1000_steps_beside_float64(cell, activations, reverse):
     plain, layer = draw(cell, 1000, 4, 28, 128, reverse=reverse, masked=True)
     want = reference.forward(plain.to(torch.double), False)
-    got = quantized_forward(layer, activations)
+    got = forward(layer, activations)
     error = max((a - b).abs().max().item() for a, b in zip((got.h, got.last[0]), (want.h, want.last[0])))
     assert 0 < error < {8: 1e-2, 16: 5e-3}[activations]
 
@@ -181,7 +184,7 @@ def test_masks_are_what_shorter_sequences_are(cell, activations):
     reset[3, 0] = reset[5, 1] = True  # the second is held there
     for reverse in (False, True):
         whole = layer._replace(x=x, lengths=lengths, reset=reset, reverse=reverse)
-        h, *last = results(quantized_forward(whole, activations))
+        h, *last = results(forward(whole, activations))
         for b, length in enumerate(lengths.tolist()):
             row = rows_of(whole, b)._replace(lengths=None, reset=None)
             assert not h[length:, b].any()
@@ -191,7 +194,7 @@ def test_masks_are_what_shorter_sequences_are(cell, activations):
             cuts = [0, 3, 9] if b == 0 and not reverse else [0, 4, 9] if b == 0 else [0, length]
             pieces, state = list(itertools.pairwise(cuts)), row.states
             for first, end in reversed(pieces) if reverse else pieces:
-                piece = quantized_forward(row._replace(x=x[first:end, b : b + 1], states=state), activations)
+                piece = forward(row._replace(x=x[first:end, b : b + 1], states=state), activations)
                 assert alike([piece.h], [h[first:end, b : b + 1]])
                 state = tuple(torch.zeros(1, 20) for _ in states)
             assert alike(piece.last, [a[b : b + 1] for a in last])
@@ -202,11 +205,11 @@ def test_masks_are_what_shorter_sequences_are(cell, activations):
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_what_is_not_finite_reaches_its_row_alone(cell, activations, value, instructions):
     _, layer = draw(cell, 6, 5, 7, 20)
-    want = quantized_forward(layer, activations)
+    want = forward(layer, activations)
     x, h_0 = layer.x.clone(), layer.states[0].clone()
     x[3, 1, 2] = value
     h_0[4, 19] = value
-    got = quantized_forward(layer._replace(x=x, states=(h_0, *layer.states[1:])), activations)
+    got = forward(layer._replace(x=x, states=(h_0, *layer.states[1:])), activations)
     assert alike([got.h[:, [0, 2, 3]], got.h[:3, 1]], [want.h[:, [0, 2, 3]], want.h[:3, 1]])
     assert got.h[3:, 1].isnan().all()
     assert got.h[:, 4].isnan().all()
@@ -218,7 +221,7 @@ def test_nan_of_one_unit_reaches_all_at_the_next_step(cell, activations, instruc
     _, layer = draw(cell, 3, 5, 7, 40)
     bias = layer.weights[2].clone()
     bias[3] = float("nan")
-    h = quantized_forward(layer._replace(weights=(*layer.weights[:2], bias, *layer.weights[3:])), activations).h
+    h = forward(layer._replace(weights=(*layer.weights[:2], bias, *layer.weights[3:])), activations).h
     assert h[0].isnan().sum() == 5
     assert h[0, :, 3].isnan().all()
     assert h[1:].isnan().all()
@@ -229,14 +232,14 @@ def test_nan_of_one_unit_reaches_all_at_the_next_step(cell, activations, instruc
 def test_rows_of_zeros_and_of_next_to_nothing(cell, activations, instructions):
     """They count as zeros, which is what no rounding is needed for. Rows of any larger size are scaled."""
     _, layer = draw(cell, 4, 3, 7, 9, states=False)
-    zeros = results(quantized_forward(layer._replace(x=torch.zeros(4, 3, 7)), activations))
+    zeros = results(forward(layer._replace(x=torch.zeros(4, 3, 7)), activations))
     for factor in (1e-45, 1e-38, 1e-33):
         tiny = layer._replace(x=torch.full((4, 3, 7), factor))
-        assert alike(results(quantized_forward(tiny, activations)), zeros)
-    *weights, scale_ih, scale_hh = layer.weights
+        assert alike(results(forward(tiny, activations)), zeros)
+    scale_ih, scale_hh = layer.scales
     for power in (-90, -20, 60):  # of two: the numbers of x are the same, and the scales make up for it
-        other = layer._replace(x=layer.x * 2.0**power, weights=(*weights, scale_ih * 2.0**-power, scale_hh))
-        assert alike(results(quantized_forward(other, activations)), results(quantized_forward(layer, activations)))
+        other = layer._replace(x=layer.x * 2.0**power, scales=(scale_ih * 2.0**-power, scale_hh))
+        assert alike(results(forward(other, activations)), results(forward(layer, activations)))
 
 
 @CELLS
@@ -249,7 +252,7 @@ def test_large_offsets_of_x(cell, activations, offset):
     most, top = layer.x.abs().amax(-1, keepdim=True), TOP[activations]
     rounded_x = (layer.x * (top / most)).round().double() * (most / top).double()
     want = reference.forward(exact(layer)._replace(x=rounded_x), False)
-    h = quantized_forward(layer, activations).h
+    h = forward(layer, activations).h
     assert (h - want.h).abs().max() < 1e-2  # from rounding h, and from float32: pre-activations are up to 1e4
 
 
@@ -259,7 +262,7 @@ def test_states_beyond_one_are_scaled(cell, activations):
     """A hidden state larger than 1 is rounded by its largest number, in all steps of a GRU."""
     _, layer = draw(cell, 6, 4, 7, 60)
     layer = layer._replace(states=(layer.states[0] * 4, *layer.states[1:]))
-    h, want = quantized_forward(layer, activations).h, reference.forward(exact(layer), False).h
+    h, want = forward(layer, activations).h, reference.forward(exact(layer), False).h
     assert (h - want).abs().max() < {8: 5e-2, 16: 5e-4}[activations]  # twice what 200 layers had, or more
 
 
@@ -270,18 +273,18 @@ def test_changed_weights_are_seen(cell, threads):
     torch.set_num_threads(threads)
     _, layer = draw(cell, 4, 40 if threads == 2 else 1, 70, 100)
     kept = {}
-    want = results(quantized_forward(layer, 8))
-    for place in range(6):
-        kept_value = layer.weights[place].clone()
+    want = results(forward(layer, 8))
+    for weight in (*layer.weights, *layer.scales):
+        before_change = weight.clone()
         for change in (lambda a: a.view(-1)[-1:].add_(1), lambda a: a[::3].neg_(), lambda a: a.copy_(a.flip(0))):
-            change(layer.weights[place])
+            change(weight)
             changed = results(planned(layer, 8, kept))
-            assert alike(changed, results(quantized_forward(layer, 8)))
+            assert alike(changed, results(forward(layer, 8)))
             assert not alike(changed, want)
-            layer.weights[place].copy_(kept_value)
+            weight.copy_(before_change)
             assert alike(results(planned(layer, 8, kept)), want)
-    other = layer._replace(weights=(*layer.weights[:2], None, None, *layer.weights[4:]))
-    assert alike(results(planned(other, 8, kept)), results(quantized_forward(other, 8)))
+    other = layer._replace(weights=(*layer.weights[:2], None, None))
+    assert alike(results(planned(other, 8, kept)), results(forward(other, 8)))
     (packed,) = kept.values()
     planned(other._replace(x=layer.x[:1]), 16, kept)
     assert list(kept.values()) == [packed]  # whatever the steps and the bits of activations
@@ -291,16 +294,16 @@ def test_changed_weights_are_seen(cell, threads):
 @CELLS
 def test_strides_and_no_rows(cell):
     _, layer = draw(cell, 4, 6, 5, 9, masked=True)
-    want = results(quantized_forward(layer, 8))
+    want = results(forward(layer, 8))
     spread = lambda a: None if a is None else torch.stack([a, a], -1)[..., 0]  # noqa: E731
-    weights, states = (tuple(map(spread, each)) for each in (layer.weights, layer.states))
+    weights, states, scales = (tuple(map(spread, each)) for each in (layer.weights, layer.states, layer.scales))
     for x in (spread(layer.x), layer.x.transpose(0, 1).contiguous().transpose(0, 1)):
         other = layer._replace(
-            x=x, weights=weights, states=states, lengths=spread(layer.lengths), reset=spread(layer.reset)
+            x=x, weights=weights, states=states, scales=scales, lengths=spread(layer.lengths), reset=spread(layer.reset)
         )
-        assert alike(results(quantized_forward(other, 8)), want)
+        assert alike(results(forward(other, 8)), want)
     _, layer = draw(cell, 4, 0, 5, 9)
-    assert [a.shape for a in results(quantized_forward(layer, 8))] == [(4, 0, 9), *[(0, 9)] * len(cell.states)]
+    assert [a.shape for a in results(forward(layer, 8))] == [(4, 0, 9), *[(0, 9)] * len(cell.states)]
 
 
 @CELLS
@@ -308,14 +311,14 @@ def test_strides_and_no_rows(cell):
 def test_single_steps_are_the_steps_of_a_sequence(cell, activations):
     """Of the backend, and of fastlstm_step."""
     _, layer = draw(cell, 5, 3, 7, 20)
-    want = quantized_forward(layer, activations)
+    want = forward(layer, activations)
     kind = {8: 2, 16: 3}[activations], 0, csrc.CELLS[cell]
     library, kept = csrc.library, {}
     planned(layer, activations, kept)
     (_, packed) = next(iter(kept.values()))
     state, (h, *c) = layer.states, (a.clone() for a in layer.states)
     for t in range(5):
-        run = quantized_forward(layer._replace(x=layer.x[t : t + 1], states=state), activations)
+        run = forward(layer._replace(x=layer.x[t : t + 1], states=state), activations)
         state = run.last
         assert alike([run.h[0], state[0]], [want.h[t], want.h[t]])
         x, h_next = layer.x[t].contiguous(), torch.empty_like(h)
@@ -331,15 +334,10 @@ def test_single_steps_are_the_steps_of_a_sequence(cell, activations):
 
 def test_more_columns_than_sums_hold_are_refused():
     columns = (1 << 16) + 1
-    weights = (
-        torch.zeros(4, columns, dtype=torch.int8),
-        torch.zeros(4, 1, dtype=torch.int8),
-        None,
-        None,
-        *torch.ones(2, 4),
-    )
-    layer = Layer(torch.zeros(1, 1, columns), weights, (None, None), None, None, False, lstm)
+    weights = torch.zeros(4, columns, dtype=torch.int8), torch.zeros(4, 1, dtype=torch.int8), None, None
+    x, scales = torch.zeros(1, 1, columns), tuple(torch.ones(2, 4))
+    layer = Layer(x, weights, (None, None), None, None, False, lstm, scales=scales, activations=8)
     for kept in (None, {}):
         with pytest.raises(RuntimeError, match=r"fastlstm_(forward|pack): a size, stride or pointer cannot be"):
-            quantized_plan(layer, 8, kept, ()).forward(layer)
+            native.plan(layer, False, kept, ()).forward(layer)
     assert csrc.library.fastlstm_packed_size(2, 0, 0, columns, 1) == 0

@@ -14,7 +14,6 @@ from fastlstm.backends.numba.host.fields import TAILS
 from fastlstm.backends.numba.llvm import matrix
 from fastlstm.backends.numba.llvm.cells import NAMES as CELLS
 from fastlstm.backends.numba.llvm.primitives import NAMES
-from fastlstm.backends.numba.llvm.quantized import NAMES as QUANTIZED_NAMES
 
 
 def _struct(name: str, *tables: str) -> type[ctypes.Structure]:
@@ -33,26 +32,6 @@ ForwardArguments = _struct(
 BackwardArguments = _struct(
     "BackwardArguments", *_COMMON, fields.BACKWARD, fields.BUFFERS, fields.BACKWARD_BUFFERS, *_CALLS["Backward"]
 )
-
-# Of an int8 layer. of_x, of_h: vectors of a panel that x and h are multiplied for. pieces: bytes of a number. A product
-# goes over groups of four columns. packed_ih and packed_hh: (panels, groups, vectors, lanes, 4), panel_ih and panel_hh
-# bytes apart; constants_ih and constants_hh: (panels, 3, vectors, lanes), see `llvm.quantized.CONSTANTS`. zeros: a row
-# of h's bytes that stand for zeros; clean: the scale of rows within 1.
-# x_bytes: rows of two blocks of `feed` steps, x_pitch apart, with the pieces of a row x_piece apart. h_bytes: rows of
-# two steps. x_scales and h_scales: a float for each row, of h for three steps. carried (panels,B,lanes): the last of
-# the cell's states. fed: what x makes of the sums of a block of steps (panels,feed B,of_x,lanes), where it has several.
-# start and last: of the carried state; where it is also the first, h_n is the same memory as last.
-QUANTIZED_KEPT = "packed_ih constants_ih packed_hh constants_hh digests stale"
-QUANTIZED_CALL = (
-    f"{QUANTIZED_KEPT} ih hh bias_ih bias_hh scale_ih scale_hh x x_step x_row h_0 h_0_row start start_row lengths reset"
-    " h h_n last flip"
-)
-_QUANTIZED = (
-    f"{' '.join(QUANTIZED_NAMES)} lanes panels T B rows I H of_x of_h pieces groups_ih groups_hh panel_ih panel_hh feed"
-    f" unit_rows reverse parts relax scratch_bytes h_step x_pitch x_piece h_pitch h_piece zeros clean"
-    f" barrier scratch large x_bytes h_bytes x_scales h_scales carried fed {QUANTIZED_CALL}"
-)
-QuantizedArguments = _struct("QuantizedArguments", "\n".join(_QUANTIZED.split()))
 
 StackArguments = _struct("StackArguments", fields.STACK)  # tasks of one kind that know nothing of each other
 RegionArguments = _struct("RegionArguments", fields.REGION)  # what each thread of a team is handed

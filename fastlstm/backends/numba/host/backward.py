@@ -66,7 +66,7 @@ class Backward(Pass):
         """The gradients that are wanted of a layer of this signature. Where it is ``narrow``, dh, dx and the gradients
         of the weights are of bfloat16, too, and all others float32.
         """
-        x, weights, starts, lengths, reset, _, _, _ = layer
+        x, weights, starts, lengths, reset, *_ = layer
         starts = (*map(contiguous, starts),)
         first, zeros, dh, (h, *steps, gates) = starts[0], self.zeros, grads.h, map(contiguous, (run.h, *run.kept))
         if self.signature.step and steps:

@@ -70,7 +70,7 @@ class Forward(Pass):
 
     def run(self, layer: Layer) -> Run:
         """A layer of this signature; where x is ``narrow`` h is, too, and the states and what is kept are float32."""
-        x, weights, starts, lengths, reset, _, _, _ = layer
+        x, weights, starts, lengths, reset, *_ = layer
         new, states, first, keeps, of_gates = self.like.new_empty, self.states, starts[0], self.keeps_states, 0
         h_n, h = new(*states), None  # by a tuple it would take half as long again
         last: tuple[Tensor, ...] = (h_n,)

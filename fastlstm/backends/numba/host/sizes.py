@@ -22,14 +22,13 @@ def most_pieces() -> int:
     return matrix.most_pieces()
 
 
-def split(team: int, s: Signature, panels: int, back: bool = False, faster: int = 1) -> tuple[int, int]:
+def split(team: int, s: Signature, panels: int, back: bool = False) -> tuple[int, int]:
     """Threads of a `team`, and into how many parts they split the batch rows; threads within a part split the units.
 
     Parts meet nobody, but each reads all weights; a split of units halves what a thread reads, for a barrier of a
     microsecond a step. So a part is given the rows that make its products last longer than its reading, few where
     weights are few, but no more than fill a pass over a panel; and all other threads go to units. `back`: of the
-    backward pass, whose steps read weight_hh alone. `faster`: than products of float32, of weights of so many times
-    fewer bytes.
+    backward pass, whose steps read weight_hh alone.
     """
     threads, T, B, H, pieces, products = team, s.T, s.B, s.H, s.pieces, s.products
     if s.counts.means:  # a thread has all units of its rows, a tile at least; a team of fewer meets twice a step
@@ -40,14 +39,14 @@ def split(team: int, s: Signature, panels: int, back: bool = False, faster: int 
         small = parts == threads and T * B * (H + 8) * (products + 64 * s.counts.sums) < SERIAL_CALL
         return (1, 1) if small else (threads // parts * parts, parts)
     least = 2 if pieces < 2 else 32  # rows that fill the tiles of the matrix unit
-    enough = min(64, max(least, 4 * H * (s.counts.of_h * H // s.heads if back else products) // (ROW_BYTES * faster)))
+    enough = min(64, max(least, 4 * H * (s.counts.of_h * H // s.heads if back else products) // ROW_BYTES))
     parts = min(threads, max(1, B // enough, min(panels_of(threads, panels), B // 2)))
     # products of bfloat16 are so much faster where few rows use them: on the matrix unit, or on vectors
     by_unit = 1 if pieces != 1 else 8 if most_pieces() > 1 else 2
-    if parts < threads and SERIAL * faster * by_unit > B * H * products:
+    if parts < threads and SERIAL * by_unit > B * H * products:
         threads = parts
     threads = min(threads, parts * panels)
-    if parts == threads and T * B * (H + 8) * (products + 32 * faster * s.counts.sums) < SERIAL_CALL * faster:
+    if parts == threads and T * B * (H + 8) * (products + 32 * s.counts.sums) < SERIAL_CALL:
         return 1, 1
     return threads, parts
 

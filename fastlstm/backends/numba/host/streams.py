@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from fastlstm.backends.base import WEIGHTS, Layer
-from fastlstm.backends.numba.host import quantized
 from fastlstm.backends.numba.host.forward import Forward
 from fastlstm.backends.numba.host.frames import Kernel
 from fastlstm.backends.numba.host.kept_weights import addresses
@@ -64,22 +63,5 @@ def steps(layer: Layer, kept: dict[Any, Any]) -> Steps:
         forward.write_kept(
             made.frame.arguments, forward.at_kept, *of_weights, 0, made.frame.stale, 0, 0, 0, 0,
             *addresses(layer.weights[:WEIGHTS]), *call,
-        )  # fmt: skip
-    return made
-
-
-def quantized_steps(layer: Layer, activations: int, kept: dict[Any, Any]) -> Steps:
-    """Prepare the steps of an int8 layer. See `steps`; `activations`: 8 or 16."""
-    B, I, H, first, last = *layer.x.shape, layer.states[0].shape[1], layer.states[0], layer.states[-1]
-    with torch.inference_mode(False), torch.no_grad():
-        layer = layer._replace(x=layer.x.unsqueeze(0), weights=(*map(contiguous, layer.weights),))
-        plan = quantized.Plan(signature_of(layer, (), 0), activations)
-        packed = kept.get(plan.key)
-        if packed is None:
-            packed = kept[plan.key] = plan.pack(layer.weights)
-        made, row = Steps(plan.kernel, (packed, layer)), H * 4
-        plan.write(
-            made.frame.arguments, plan.at, *packed.addresses[:4], 0, 0, *(0,) * len(layer.weights), 0, B * I * 4, I * 4,
-            first.data_ptr(), row, last.data_ptr(), row, 0, 0, 0, first.data_ptr(), last.data_ptr(), 0,
         )  # fmt: skip
     return made

@@ -17,17 +17,14 @@ from fastlstm.backends.numba.host.arguments import (
     TAILS,
     BackwardArguments,
     ForwardArguments,
-    QuantizedArguments,
     RegionArguments,
     StackArguments,
 )
 from fastlstm.backends.numba.host.compiling import Progress, compiled
 from fastlstm.backends.numba.kernels.backward import backward, backward_matrix, backward_mixed
 from fastlstm.backends.numba.kernels.forward import forward, forward_matrix, forward_mixed
-from fastlstm.backends.numba.kernels.quantized import quantized
 from fastlstm.backends.numba.kernels.shared import jit
 from fastlstm.backends.numba.llvm import cells as cell_functions
-from fastlstm.backends.numba.llvm import quantized as quantized_functions
 from fastlstm.backends.numba.llvm.emit import fields_of, run
 from fastlstm.backends.numba.llvm.intrinsics import call, call_int
 from fastlstm.backends.numba.llvm.loops import store_addresses, tables
@@ -65,7 +62,6 @@ KERNELS: dict[str, tuple[Any, Any, dict[str, int | str]]] = {
     "backward_matrix": (backward_matrix, BackwardArguments, _PLAIN_BACK),
     "forward_mixed": (forward_mixed, ForwardArguments, PLAIN),
     "backward_mixed": (backward_mixed, BackwardArguments, _PLAIN_BACK),
-    "quantized": (quantized, QuantizedArguments, {}),
     "stack": (stack, StackArguments, {}),
     "region": (region, RegionArguments, {}),
 }
@@ -161,28 +157,22 @@ def rare(size: int, kind: str) -> dict[str, int]:
     return _addresses(f"{kind}.{size}")
 
 
-def table_of(cell: Cell, size: int, pieces: int = 0) -> str:
-    """The name of the table of a cell's own primitives for elements of `size` bytes, or those of an int8 layer for
-    numbers of `pieces` bytes. It has a digest of all that they are made from: cells of one name are not taken for each
-    other, and those of one source share their code.
+def table_of(cell: Cell, size: int) -> str:
+    """The name of the table of a cell's own primitives for elements of `size` bytes. It has a digest of all that they
+    are made from: cells of one name are not taken for each other, and those of one source share their code.
     """
     functions = cell_functions.functions_of(cell)
     digest = hashlib.sha256(functions.source.encode()).hexdigest()[:14]
-    name = f"quantized{pieces}.{digest}" if pieces else f"cell{size}.{digest}"
+    name = f"cell{size}.{digest}"
     if name not in tables:
-        lanes = Lanes(nb.float32 if size == 4 else nb.float64)
-        tables[name] = (
-            quantized_functions.builders(name, functions, pieces)
-            if pieces
-            else cell_functions.builders(lanes, functions)
-        )
+        tables[name] = cell_functions.builders(Lanes(nb.float32 if size == 4 else nb.float64), functions)
     return name
 
 
 @cache
-def cell_primitives(cell: Cell, size: int, pieces: int = 0) -> dict[str, int]:
+def cell_primitives(cell: Cell, size: int) -> dict[str, int]:
     """The addresses of the primitives of `table_of`."""
-    return _addresses(table_of(cell, size, pieces))
+    return _addresses(table_of(cell, size))
 
 
 @cache

@@ -1,6 +1,4 @@
-"""Products of bfloat16, and of bytes, on Intel's AMX, whose tiles are of 16 rows and 64 bytes. See `matrix` and
-`quantized` for the operands.
-"""
+"""Products of bfloat16 on Intel's AMX, whose tiles are of 16 rows and 64 bytes. See `matrix` for the operands."""
 
 import ctypes
 import platform
@@ -116,35 +114,6 @@ def product(pieces: int) -> Builder:
             return [after, end, b.add(a, b.mul(a_step, count)), b.add(w, b.mul(I64(w_step), count)), out, out_row]
 
         counted(b, blocks, [I64(0), I64(0), a, w, init, init_row], block)
-
-    return build
-
-
-def byte_sums(vecs: int, pieces: int) -> Builder:
-    """For each piece of `ROWS` rows of unsigned bytes the sums of products with `vecs` vectors of weights, int32:
-    out[piece, m, n] = init[n] + sum of a[m, piece, k] * w[k, n], for `steps` times 64 columns k.
-
-    The weights of 64 columns and a vector are a tile as they lie in a panel.
-    """
-    row = I64(vecs * 64)
-
-    def build(b, init, a, a_row, a_piece, w, steps, out):
-        for piece in range(pieces):
-            for first in range(0, vecs, 4):
-                tiles = list(enumerate(range(first, min(first + 4, vecs))))
-
-                def step(a, w, tiles=tiles):
-                    _load(b, 4, a, a_row)
-                    for k, n in tiles:
-                        _load(b, 6 + k % 2, b.add(w, I64(64 * n)), row)
-                        _call(b, "tdpbusd", I8(k), I8(4), I8(6 + k % 2))
-                    return [b.add(a, I64(64)), b.add(w, I64(ROWS * vecs * 64))]
-
-                for k, n in tiles:
-                    _load(b, k, b.add(init, I64(64 * n)), I64(0))
-                counted(b, steps, [b.add(a, b.mul(a_piece, I64(piece))), w], step)
-                for k, n in tiles:
-                    _store(b, k, b.add(out, I64(64 * (n + piece * ROWS * vecs))), row)
 
     return build
 

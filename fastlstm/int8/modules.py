@@ -1,37 +1,39 @@
-"""What all int8 modules have in common: their buffers, and the ways to and from float modules."""
+"""`QuantizedLSTM`, `QuantizedGRU` and their cells: modules for inference with weights of int8.
+
+They are made of float modules, and give float modules back. `fastlstm.quantize` makes them of a model's layers.
+"""
 
 import warnings
 from copy import copy
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from fastlstm.autograd import quantized
 from fastlstm.autograd.modes import autocast_of
-from fastlstm.backends import dispatch
 from fastlstm.backends.base import Layer, Run
-from fastlstm.backends.quantized import quantize_weight
 from fastlstm.cells.hints import checked_by
+from fastlstm.int8 import call
+from fastlstm.int8.definition import BITS, Activations, check_activations, quantize_weight
+from fastlstm.layers import input_checks
+from fastlstm.layers.functional import State
+from fastlstm.layers.gru import GRU, GRUCell
+from fastlstm.layers.like_torch import LikeTorch
+from fastlstm.layers.lstm import LSTM, LSTMCell
 from fastlstm.layers.modules import CellModule
+from fastlstm.layers.recompute import Results
 from fastlstm.layers.recurrent import OWN
+from fastlstm.layers.recurrent_cell import RecurrentCell
 from fastlstm.layers.streams import may_prepare
+from fastlstm.layers.typed import States
 from fastlstm.layers.weight_hooks import REMOVERS, weight_hooks
 
-Activations = Literal["int8", "int16"]
-BITS = {"int8": 8, "int16": 16}
 # attributes that a module's float counterpart has for itself. The last two may be compiled code of that module
 _OF_FLOAT = {*OWN, "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_flat_weights",
              "_flat_weights_names", "_flat_weight_refs", "_compiled_call_impl", "forward"} - {"backend"}  # fmt: skip
 
 _warned = False  # of a module that cannot be trained
-
-
-def check_activations(activations: Any) -> None:
-    """Raise ValueError unless the argument is "int8" or "int16"."""
-    if activations not in BITS:
-        raise ValueError(f"activations must be 'int8' or 'int16', got {activations!r}")
 
 
 def _check_module(self: Any, module: Any = None, *_: Any, **__: Any) -> None:
@@ -72,6 +74,7 @@ class Quantized(CellModule, nn.Module):
             ValueError: for other activations; for a projection or zoneout; for parameters, buffers or modules that
                 users added; for a weight that has infinity or NaN, or more than 65536 columns, or that is on the device
                 meta, or that a hook of `torch.nn.utils` computes.
+            RuntimeError: if the backend cannot run int8 layers, or there is no compiled library and none was named.
         """
         check_activations(activations)
         prefix = f"{name}." if name else ""
@@ -81,6 +84,8 @@ class Quantized(CellModule, nn.Module):
         if zoneout not in (0, (0, 0)):
             raise ValueError(f"{name or 'the module'} must have no zoneout, got zoneout={zoneout}")
         _check_tensors(module, name or "the module")
+        weight = getattr(module, _names_of(module)[0][0])
+        call.choose(getattr(module, "backend", None), weight.device)  # so that it raises now
         nn.Module.__init__(self)
         vars(self).update(_shared(module))
         self.training, self.activations, self._names = False, activations, _names_of(module)
@@ -92,14 +97,14 @@ class Quantized(CellModule, nn.Module):
                     found[each] = None if a is None else a.detach().to(torch.float32, copy=True)
                     continue
                 found[each], found[f"{each}_scale"] = quantize_weight(a, prefix + each)
-        first = getattr(module, self._names[0][0])
         for each, buffer in found.items():
             self.register_buffer(each, buffer)
-        self.register_buffer("_like", torch.empty(0, dtype=first.dtype, device=first.device), False)
+        self.register_buffer("_like", torch.empty(0, dtype=weight.dtype, device=weight.device), False)
         if isinstance(self, nn.RNNBase):
             self._init_flat_weights()
 
     def _layer_weights(self, index: int) -> list[Any]:
+        """Return the weights of a `Layer`, then its scales."""
         buffers: Any = self._buffers
         ih, hh, *biases = names = self._names[index]
         scales = [buffers[f"{ih}_scale"], buffers[f"{hh}_scale"]]
@@ -108,25 +113,25 @@ class Quantized(CellModule, nn.Module):
     def _example(self, weights: list[Any]) -> Any:
         return self._like
 
-    def _is_float32(self, x: Tensor) -> bool:
-        return x.dtype is torch.float32 and autocast_of(x) is None
+    def _with_scales(self, layer: Layer) -> Layer:
+        """Return the record of a layer, from one whose weights are those of `_layer_weights`."""
+        x, weights, states, lengths, reset, reverse, cell, *_ = layer
+        bits = BITS[self.activations]
+        return Layer(x, weights[:4], states, lengths, reset, reverse, cell, (), weights[4:], bits)
 
     def _steps_of(self, layer: Layer, kept: dict[Any, Any]) -> Any:
-        name = dispatch.choose_quantized(self.backend, layer.x.device, layer.cell)
-        if not dispatch.traits(name).plans_quantized or layer.x.dtype is not torch.float32 or not may_prepare(self):
-            return None
-        return dispatch.module(name).quantized_steps(layer, BITS[self.activations], kept)
+        return call.steps_of(self._with_scales(layer), self.backend, kept) if may_prepare(self) else None
 
-    def _run_quantized(self, key: int, layer: Layer) -> Run:
-        """Run a layer with states (1, B, H), in float32 whatever its dtype. `key`: as for `_plans_of`."""
-        plans = None if torch.compiler.is_compiling() else vars(self).setdefault("_plans", {}).setdefault(key, {})
-        options = BITS[self.activations], self.backend, plans
-        if self._is_float32(layer.x):
-            return quantized.run(layer, *options)
-        to = autocast_of(layer.x) or layer.x.dtype
+    def _run_int8(self, layer: Layer, plans: Any, axis: bool) -> Run:
+        """Run a layer in float32, whatever its dtype. The arguments are those of `fastlstm.int8.call.run`, but for the
+        weights, which are those of `_layer_weights`.
+        """
+        layer, to = self._with_scales(layer), autocast_of(layer.x) or layer.x.dtype
+        if to is torch.float32 and layer.x.dtype is to:
+            return call.run(layer, plans, self.backend, axis)
         states = tuple([None if a is None else a.float() for a in layer.states])
-        found = quantized.run(layer._replace(x=layer.x.float(), states=states), *options)
-        return Run(found.h.to(to), tuple([a.to(to) for a in found.last]), ())
+        run = call.run(layer._replace(x=layer.x.float(), states=states), plans, self.backend, axis)
+        return Run(run.h.to(to), tuple([a.to(to) for a in run.last]), ())
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         def moved(a: Tensor) -> Tensor:
@@ -144,7 +149,7 @@ class Quantized(CellModule, nn.Module):
         global _warned
         if mode and not _warned:  # once, whatever the warning filters say: a model changes its mode in each epoch
             _warned = True
-            text = f"a {type(self).__name__} is for inference and stays in eval mode: {quantized.INSTEAD}"
+            text = f"a {type(self).__name__} is for inference and stays in eval mode: {call.INSTEAD}"
             warnings.warn(text, stacklevel=2)
         return super().train(False)
 
@@ -223,3 +228,73 @@ def _names_of(module: Any) -> list[list[str]]:
     if isinstance(module, nn.RNNBase):
         return [list(names) for names in module._all_weights]
     return [["weight_ih", "weight_hh", "bias_ih", "bias_hh"]]
+
+
+class QuantizedLayers(Quantized, LikeTorch[States]):
+    """A stack of int8 layers, each in one or both directions."""
+
+    _flat_weights_names: Any = ("_like",)  # torch's check of an input looks at the dtype of the first
+
+    def _run_planned(self, layer: Layer, plans: Any) -> Run | None:
+        x, example = layer.x, self._like
+        if x.dtype is not torch.float32 or example.dtype is not x.dtype or autocast_of(x) is not None:
+            return None
+        return super()._run_planned(self._with_scales(layer), plans)
+
+    def _run_layer(self, k: int, layer: Layer, weight_hr: Tensor | None, sequences: bool) -> Results:
+        plans = self._plans_of(0 if self.num_layers == 1 and not self.bidirectional else k + 1)
+        run = self._run_int8(layer, plans, True)
+        return run.h, run.last, ()
+
+
+class QuantizedCell(Quantized, RecurrentCell[States]):
+    """An int8 cell."""
+
+    def _forward(self, x: Any, hx: Any) -> Any:
+        states, is_row = input_checks.check_cell(self, x, hx, self._like), x.dim() == 1
+        if is_row:
+            x, states = x.unsqueeze(0), None if states is None else [a.unsqueeze(0) for a in states]
+        first = (None,) * len(self._cell.states) if states is None else tuple(states)
+        layer = Layer(x, tuple(self._layer_weights(0)), first, None, None, False, self._cell)
+        last = self._run_int8(layer, self._plans_of(), False).last
+        last = tuple([a.squeeze(0) for a in last]) if is_row else last
+        return last[0] if self._single else last
+
+
+class QuantizedLSTM(QuantizedLayers[State]):
+    """A `fastlstm.LSTM` for inference, with weights of int8. `fastlstm.quantize` makes it.
+
+    It returns no cell states. The backward pass of its results raises RuntimeError.
+
+    Buffers of layer k: ``weight_ih_l{k}`` and ``weight_hh_l{k}``, int8 in the shapes of `fastlstm.LSTM`'s parameters;
+    ``weight_ih_l{k}_scale`` and ``weight_hh_l{k}_scale``, float32 (4H,); and ``bias_ih_l{k}`` and ``bias_hh_l{k}``,
+    float32 (4H,). A bidirectional layer has each again, as ``weight_ih_l{k}_reverse`` and
+    ``weight_ih_l{k}_reverse_scale``.
+    """
+
+    _float, _cell, _words = LSTM, LSTM._cell, LSTM._words
+    get_expected_cell_size: Any = nn.LSTM.get_expected_cell_size
+    check_forward_args: Any = nn.LSTM.check_forward_args
+    permute_hidden: Any = nn.LSTM.permute_hidden
+
+
+class QuantizedGRU(QuantizedLayers[Tensor]):
+    """A `fastlstm.GRU` for inference, with weights of int8. `fastlstm.quantize` makes it.
+
+    Its buffers are those of `QuantizedLSTM`, with 3H rows instead of 4H. The backward pass of its results raises
+    RuntimeError.
+    """
+
+    _float, _cell, _words, _single = GRU, GRU._cell, GRU._words, True
+
+
+class QuantizedLSTMCell(QuantizedCell[State]):
+    """A `fastlstm.LSTMCell` for inference, with weights of int8: ``weight_ih``, ``weight_ih_scale`` and so on."""
+
+    _float, _cell, _words = LSTMCell, LSTMCell._cell, LSTMCell._words
+
+
+class QuantizedGRUCell(QuantizedCell[Tensor]):
+    """A `fastlstm.GRUCell` for inference, with weights of int8: ``weight_ih``, ``weight_ih_scale`` and so on."""
+
+    _float, _cell, _words, _single = GRUCell, GRUCell._cell, GRUCell._words, True

@@ -1,9 +1,8 @@
-"""int8 layers: how their numbers are rounded, and their sums in plain PyTorch, for devices and cells without a kernel.
+"""What int8 layers compute, in plain PyTorch: the truth for the kernels of csrc/, which devices without these run.
 
-The weights of an int8 layer (`Layer.weights`) are weight_ih (X H, I) and weight_hh (Y H, H) of int8, bias_ih and
-bias_hh or None, and their float32 scales (X H,) and (Y H,): a weight row is its numbers times its scale.
+An int8 layer is a `Layer` with `scales` and `activations`, whose weight_ih (X H, I) and weight_hh (Y H, H) are int8.
 
-**What all backends compute.** A row of x, or of h, is rounded to integers q of at most `TOP` with a scale of its own::
+**What is computed.** A row of x, or of h, is rounded to integers q of at most `TOP` with a scale of its own::
 
     m = max|row|, of h at least 1       scale = m / TOP       q = round_half_even(row * (TOP / m))
 
@@ -15,20 +14,29 @@ With 16 bits q is 256 hi + lo, bytes both, with sums of their own: s = 256 s_hi 
 Everything else is float32.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from fastlstm.backends.base import Layer
+from fastlstm.backends import reference
+from fastlstm.backends.base import Layer, Run
 from fastlstm.backends.checks import check_layer
 from fastlstm.backends.sums import Sums, in_order
 
 Optional = Tensor | None
+Activations = Literal["int8", "int16"]
+BITS = {"int8": 8, "int16": 16}
 TOP = {8: 127, 16: 127 * 256}  # the largest number, by the bits of activations
 MOST_COLUMNS = 1 << 16  # of which 127 times 128 in each fit into int32
 SMALLEST = 2.0**-100
 _BLOCK = 512  # columns whose sums are exact in float32
+
+
+def check_activations(activations: Any) -> None:
+    """Raise ValueError unless the argument is "int8" or "int16"."""
+    if activations not in BITS:
+        raise ValueError(f"activations must be 'int8' or 'int16', got {activations!r}")
 
 
 def quantize_weight(weight: Tensor, name: str = "weight") -> tuple[Tensor, Tensor]:
@@ -60,7 +68,7 @@ def quantize_weight(weight: Tensor, name: str = "weight") -> tuple[Tensor, Tenso
     return numbers.to(torch.int8), scale
 
 
-def check_quantized_layer(layer: Layer) -> None:
+def check(layer: Layer) -> None:
     """Raise ValueError unless the tensors make one int8 layer of its cell in one direction, and the cell takes no means
     over units, for which int8 kernels have no second look at a row.
     """
@@ -69,7 +77,7 @@ def check_quantized_layer(layer: Layer) -> None:
         raise ValueError(f"an int8 layer must be of a cell without means over units, got {layer.cell.name}")
     if x.dtype is not torch.float32:
         raise ValueError(f"x must have the dtype torch.float32, got {x.dtype}")
-    for name, weight, scale in zip(("weight_ih", "weight_hh"), weights[:2], weights[4:]):
+    for name, weight, scale in zip(("weight_ih", "weight_hh"), weights[:2], layer.scales):
         if weight.dtype is not torch.int8:
             raise ValueError(f"{name} must have the dtype torch.int8, got {weight.dtype}")
         if scale.shape != weight.shape[:1] or scale.dtype is not torch.float32:
@@ -80,7 +88,7 @@ def check_quantized_layer(layer: Layer) -> None:
         if weight.shape[1] > MOST_COLUMNS:
             raise ValueError(f"{name} must have at most {MOST_COLUMNS} columns, got {weight.shape[1]}")
     like = (x.new_empty(1, 1).expand(weight.shape) for weight in weights[:2])
-    check_layer(layer._replace(weights=(*like, *weights[2:4])))
+    check_layer(layer._replace(weights=(*like, *weights[2:])))
 
 
 def rounded(a: Tensor, activations: int, least: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -110,15 +118,15 @@ def products(numbers: Tensor, weight: Any, activations: int) -> Tensor:
     return total.to(numbers.dtype)
 
 
-class QuantizedSums(Sums):
+class Int8Sums(Sums):
     """The weights of an int8 layer in the order of its cell's sums."""
 
-    def __init__(self, layer: Layer, activations: int) -> None:
-        *weights, scale_ih, scale_hh = layer.weights
-        super().__init__(layer.cell, weights, weights[1].shape[1])
+    def __init__(self, layer: Layer) -> None:
+        super().__init__(layer.cell, layer.weights, layer.weights[1].shape[1])
+        scale_ih, scale_hh = layer.scales
         self.scale_ih: Any = in_order(scale_ih, self.layout.blocks_ih, -1)
         self.scale_hh: Any = in_order(scale_hh, self.layout.blocks_hh, -1)
-        self.activations = activations
+        self.activations = layer.activations
 
     def product_ih(self, x: Tensor) -> Optional:
         numbers, scales = rounded(x, self.activations)
@@ -127,3 +135,8 @@ class QuantizedSums(Sums):
     def product_hh(self, h: Tensor) -> Optional:
         numbers, scales = rounded(h, self.activations, 1.0)
         return products(numbers, self.weight_hh, self.activations) * (self.scale_hh * scales)
+
+
+def forward(layer: Layer) -> Run:
+    """Return the results of one int8 layer in one direction, which keep nothing."""
+    return reference.forward_with(Int8Sums(layer), layer, False)

@@ -1,6 +1,6 @@
 """int8 weights for inference: `quantize` turns a model's LSTMs and GRUs into modules with them, `dequantize` back.
 
-docs/quantize.md says what they compute, how accurate they are, and how fast.
+docs/quantize.md says what these compute, how accurate they are, and how fast.
 """
 
 import warnings
@@ -9,14 +9,11 @@ from typing import Any
 
 from torch import nn
 
-from fastlstm.backends.quantized import quantize_weight
 from fastlstm.convert import class_before, modules_of
+from fastlstm.int8.definition import Activations, check_activations
+from fastlstm.int8.modules import Quantized, QuantizedGRU, QuantizedGRUCell, QuantizedLSTM, QuantizedLSTMCell
 from fastlstm.layers.gru import GRU, GRUCell
-from fastlstm.layers.int8 import Activations, Quantized, check_activations
 from fastlstm.layers.lstm import LSTM, LSTMCell
-from fastlstm.layers.quantized import QuantizedGRU, QuantizedGRUCell, QuantizedLSTM, QuantizedLSTMCell
-
-__all__ = ["dequantize", "quantize", "quantize_weight"]
 
 Excluded = Sequence[str] | Callable[[str, nn.Module], bool]
 _KINDS: Any = (
