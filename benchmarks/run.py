@@ -21,7 +21,7 @@ from benchmarks.rivals import rivals
 from benchmarks.shapes import GRID, MODES, Shape, random_shapes
 from fastlstm.backends import dispatch
 from fastlstm.cells import library
-from fastlstm.mnist.arguments import Parser
+from fastlstm.commands import Parser
 
 RIVAL_ROUNDS = 11
 EXAMPLES = """\

@@ -14,6 +14,7 @@ from fastlstm.layers.rnn import RNN
 from fastlstm.layers.streams import Stream
 from fastlstm.layers.weight_drop import WeightDrop
 from fastlstm.quantize import dequantize, quantize, quantize_weight
+from fastlstm.version import __version__ as __version__
 
 __all__ = [
     "GRU",
@@ -45,7 +46,6 @@ __all__ = [
     "restore_lstm",
     "use_backend",
 ]
-__version__ = "0.1.0"
 
 
 def __dir__() -> list[str]:

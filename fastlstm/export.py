@@ -17,10 +17,10 @@ from pathlib import Path
 from torch import Tensor
 
 from fastlstm.backends.quantized import quantize_weight
+from fastlstm.commands import Parser
+from fastlstm.files import replacing
 from fastlstm.mnist import saved
-from fastlstm.mnist.arguments import Parser
 from fastlstm.mnist.data import DataError
-from fastlstm.mnist.files import replacing
 
 MAGIC, FLOAT_VERSION, INT8_VERSION = b"fastlstm", 1, 2
 EXAMPLES = f"""\
