@@ -2,7 +2,6 @@
 
 import argparse
 import datetime
-import statistics
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -11,19 +10,20 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from benchmarks import machine, memory
-from benchmarks.clock import Contender, interleaved, ratio_of, thread_counts
-from benchmarks.contest import Contest
-from benchmarks.peak import fma_peak
-from benchmarks.report import write_report
-from benchmarks.rivals import SETTLE as RIVAL_SETTLE
-from benchmarks.rivals import rivals
-from benchmarks.shapes import GRID, MODES, Shape, random_shapes
+from benchmarks.cpu.runtimes import SETTLE as RIVAL_SETTLE
+from benchmarks.cpu.runtimes import rivals
+from benchmarks.shared import machine, memory
+from benchmarks.shared.clock import compare
+from benchmarks.shared.contest import Contest
+from benchmarks.shared.report import write_report
+from benchmarks.shared.shapes import GRID, MODES, Shape, random_shapes
+from benchmarks.shared.tables import NOISY
 from fastlstm.backends import dispatch
 from fastlstm.cells import library
 from fastlstm.commands import Parser
 
 RIVAL_ROUNDS = 11
+SECONDS = 20.0  # that a shape takes, with its checks and the memory that is measured
 EXAMPLES = """\
 examples:
   the grid and twenty random shapes
@@ -35,65 +35,55 @@ examples:
 """
 
 
-def measure(shape: Shape, options: argparse.Namespace, peak_before: float) -> Iterator[dict[str, Any]]:
-    """A row for each mode. Correctness before the clock starts, and the peak on both sides of it: the highest of these
-    and `peak_before` counts, since what else runs on the machine can only lower it.
-    """
-    threads: int = options.threads
-    dtype: torch.dtype = getattr(torch, options.dtype)
-    contest = Contest(shape, options.seed, options.null, options.backend, dtype)
+def measure(shape: Shape, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield a row for each mode. Results are checked before the clock starts."""
+    contest = Contest(shape, options.dtype, beside=options.backend, seed=options.seed, null=options.null)
     contest.check()
-    used: dict[str, dict[str, int]] = {"ours": {}, "baseline": {}}
+    theirs, ours = contest.theirs, "fastlstm"
+    used: dict[str, dict[str, int]] = {key: {} for key in ("ours", "baseline")}
     if not options.null:
-        used = {name: memory.peak_memory(shape, name, threads, options.dtype) or {} for name in used}
+        named = zip(used, (ours, theirs))
+        used = {key: memory.peak_memory(shape, name, options.threads, options.dtype) or {} for key, name in named}
     for mode in MODES:
-        # each count in every round: chosen in a minute when two cores are worth one, it would be the wrong one
-        counts = [threads] if options.null else thread_counts(threads)
-        theirs = {f"baseline-{n}": Contender(contest.run(contest.baseline, mode), n) for n in counts}
-        ours = Contender(contest.run(contest.ours, mode), threads)
-        before = fma_peak(threads)
-        named = {name: Contender(contest.run(m, mode), threads) for name, m in contest.backends.items()}
-        times = interleaved({**theirs, "ours": ours, **named}, options.pairs)
-        peak = max(peak_before, before, fma_peak(threads))
-        seconds = {name: statistics.median(values) for name, values in times.items()}
-        baseline = min(theirs, key=seconds.__getitem__)
-        gflops = shape.flops(mode) / seconds["ours"] / 1e9
-        others = against_rivals(contest, ours, threads) if mode == "inference" and dtype == torch.float32 else {}
+        others = machine.Others()
+        runs = {name: contest.run(name, mode) for name in contest.modules}
+        sides = compare(runs, options.pairs, options.threads)
+        ratios = {name: side.to(sides[theirs]) for name, side in sides.items()}
+        alone = {name: asdict(ratios[name]) | {"seconds": sides[name].seconds} for name in sides}
         yield {
             "name": str(shape),
             "shape": asdict(shape),
             "mode": mode,
             "random": False,
-            "seconds": seconds["ours"],
-            "baseline_seconds": seconds[baseline],
-            "baseline_threads": theirs[baseline].threads,
-            "ratio": asdict(ratio_of(times[baseline], times["ours"])),
-            "backends": {
-                name: asdict(ratio_of(times[baseline], times[name])) | {"seconds": seconds[name]} for name in named
-            },
-            "gflops": gflops,
-            "fma_peak": peak,
-            "fraction_of_peak": gflops / peak,
+            "seconds": sides[ours].seconds,
+            "threads": sides[ours].threads,
+            "baseline_seconds": sides[theirs].seconds,
+            "baseline_threads": sides[theirs].threads,
+            "ratio": asdict(ratios[ours]),
+            "noisy": ratios[ours].noisy or others.share() > machine.BUSY,
+            "backends": {name: alone[name] for name in sides if name not in (theirs, ours)},
+            "gflops": shape.flops(mode) / sides[ours].seconds / 1e9,
             "peak_memory": {name: used[name].get(mode) for name in used},
-            "rivals": others,
+            "rivals": against_rivals(contest, options.threads) if mode == "inference" else {},
         }
 
 
-def against_rivals(contest: Contest, ours: Contender, threads: int) -> dict[str, dict[str, float]]:
+def against_rivals(contest: Contest, threads: int) -> dict[str, dict[str, float]]:
     """In rounds of their own: their threads would disturb the pairs with nn.LSTM."""
-    others = dict(rivals(contest.baseline, contest.x, contest.shape, threads))
-    times = interleaved({"ours": ours, **others}, RIVAL_ROUNDS, RIVAL_SETTLE) if others else {}
-    return {
-        name: asdict(ratio_of(times[name], times["ours"])) | {"seconds": statistics.median(times[name])}
-        for name in others
-    }
+    if contest.precision != "float32":
+        return {}
+    others = dict(rivals(contest.modules["nn.LSTM"], contest.x, contest.shape, threads))
+    runs = {"fastlstm": contest.run("fastlstm", "inference"), **others}
+    sides = compare(runs, RIVAL_ROUNDS, threads, RIVAL_SETTLE) if others else {}
+    return {name: asdict(sides["fastlstm"].to(sides[name])) | {"seconds": sides[name].seconds} for name in others}
 
 
 def line(row: dict[str, Any]) -> str:
-    ratio, peak = row["ratio"], row["fraction_of_peak"] * 100
+    ratio = row["ratio"]
     speed = f"{ratio['median']:5.2f} times nn.LSTM ({ratio['low']:.2f} to {ratio['high']:.2f})"
     others = "".join(f", {name} {ratio['median']:5.2f} times" for name, ratio in row["backends"].items())
-    return f"{row['name']:28} {row['mode']:10} {row['seconds'] * 1e3:9.3f} ms {speed}, {peak:3.0f} % of peak{others}"
+    name = f"{row['name']:28} {row['mode']:10}"
+    return f"{name} {NOISY}" if row["noisy"] else f"{name} {row['seconds'] * 1e3:9.3f} ms {speed}{others}"
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -142,13 +132,13 @@ def main(argv: list[str] | None = None) -> None:
     options = arguments(argv)
     torch.set_num_threads(options.threads)
     description = machine.describe(options.threads)
-    if (description["load"] or 0) > 0.5:
-        print(f"warning: load average {description['load']}: other work on this machine disturbs what is measured")
-    peak = {str(n): fma_peak(n) for n in thread_counts(options.threads)}
     drawn = list(random_shapes(options.random, options.seed))
+    every = [*options.shapes, *drawn]
+    print(machine.header())
+    print(f"{len(every)} shapes, at least {len(every) * SECONDS / 60:.0f} minutes on a quiet machine")
     results = []
-    for n, shape in enumerate(tqdm([*options.shapes, *drawn], unit="shape")):
-        for row in measure(shape, options, peak[str(options.threads)]):
+    for n, shape in enumerate(tqdm(every, unit="shape")):
+        for row in measure(shape, options):
             row["random"] = n >= len(options.shapes)
             results.append(row)
             tqdm.write(line(row))
@@ -158,7 +148,6 @@ def main(argv: list[str] | None = None) -> None:
         "title": title if options.dtype == "float32" else f"{title}, in {options.dtype}",
         "date": today,
         "machine": description,
-        "peak": peak,
         "pairs": options.pairs,
         "seed": options.seed,
         "results": results,

@@ -13,7 +13,7 @@ STEPS = """
 import json, sys
 import torch, triton
 import fastlstm
-from benchmarks import host
+from benchmarks.gpu import host
 
 backend, dtype, H, masked, other = json.loads(sys.argv[1])
 dtype = getattr(torch, dtype)

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.contest import Contest
-from benchmarks.shapes import MODES, Shape
+from benchmarks.shared.contest import Contest
+from benchmarks.shared.shapes import MODES, Shape
 from fastlstm.backends import memory
 
 PROC = Path("/proc/self")
@@ -43,16 +43,15 @@ def reset_peak() -> None:
 def peaks(shape: Shape, implementation: str, threads: int, dtype: str) -> dict[str, int]:
     """Bytes by mode, in this process."""
     torch.set_num_threads(threads)
-    options = {"dtype": getattr(torch, dtype)}
     for rows in (shape.B, max(shape.B, 128)):  # many rows may take other kernels
-        warm_up = Contest(replace(shape, T=min(shape.T, 2), B=rows), **options)
+        warm_up = Contest(replace(shape, T=min(shape.T, 2), B=rows), dtype)
         for mode in MODES:
-            warm_up.run(getattr(warm_up, implementation), mode)()
+            warm_up.run(implementation, mode)()
         del warm_up
     result = {}
     for mode in MODES:
-        contest = Contest(shape, **options)  # a layer that has packed no weights
-        run = contest.run(getattr(contest, implementation), mode)
+        contest = Contest(shape, dtype)  # a layer that has packed no weights
+        run = contest.run(implementation, mode)
         gc.collect()
         memory.forget()
         reset_peak()
@@ -65,14 +64,14 @@ def peaks(shape: Shape, implementation: str, threads: int, dtype: str) -> dict[s
 
 
 def peak_memory(shape: Shape, implementation: str, threads: int, dtype: str = "float32") -> dict[str, int] | None:
-    """Bytes by mode, for Contest's "baseline" or "ours", in a fresh process; None where it cannot be measured."""
+    """Bytes by mode, for a module of Contest's, in a fresh process; None where it cannot be measured."""
     if not os.access(PROC / "clear_refs", os.W_OK):
         return None
     request = json.dumps({"shape": asdict(shape), "implementation": implementation, "threads": threads, "dtype": dtype})
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.memory", request],
+        [sys.executable, "-m", "benchmarks.shared.memory", request],
         env=os.environ | MALLOC,
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
     )

@@ -1,21 +1,19 @@
 """Every cell of the library in `fastlstm.RNN`, against a plain PyTorch loop, compiled or not, and torch's own layer.
 
-python -m benchmarks.cells [--only gru mgu] [--pairs 31] [--no-compile]
+python -m benchmarks.cpu.cells [--only gru mgu] [--rounds 31] [--no-compile]
 
 The loop is checked against `fastlstm.RNN` before the clock starts, and what is made from it against the loop: its
 outputs, and in a training step all its gradients. What cannot run or is wrong is not measured. The loop, `scan` and
-torch's layer run on one thread and on all in every round, and the fastest counts. What is compiled runs on all. Two
-tables for docs/cells.md are printed row by row. To compile a loop of so many steps takes minutes for each row.
+torch's layer and fastlstm run on one thread and on all in every round, and the faster counts. What is compiled runs on
+all. Two tables for docs/cells.md are printed row by row. To compile a loop of so many steps takes minutes for each row.
 
 "scan" is the same step in torch's `scan`, a loop that a compiler need not unroll.
 """
 
-import argparse
 import inspect
-import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -24,8 +22,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastlstm
-from benchmarks import machine
-from benchmarks.clock import Contender, interleaved, ratio_of, thread_counts
+from benchmarks.shared.calls import inference, training
+from benchmarks.shared.clock import Run, compare
+from benchmarks.shared.shapes import MODES
+from benchmarks.shared.tables import parser, print_table
 from fastlstm import cells
 from fastlstm.cells import Cell
 
@@ -37,7 +37,6 @@ TORCH = {
     cells.elman_relu: partial(nn.RNN, nonlinearity="relu"),
 }
 CONTENDERS = "plain PyTorch loop", "compiled", "scan", "scan compiled", "torch.nn", "fastlstm"
-Run = Callable[[], Tensor]
 States = tuple[Tensor, ...]
 
 
@@ -84,109 +83,86 @@ class Loop(nn.Module):
         """The states after a step whose product with x, of all gates that sum it, is `from_x`."""
         if self.joint:
             sums = torch.addmm(from_x, states[0], self.weight_hh.t())
-            given = dict(zip(self.of_x, sums.chunk(len(self.of_x), 1)))
+            values = dict(zip(self.of_x, sums.chunk(len(self.of_x), 1)))
         else:
-            given = dict(zip(self.of_x, from_x.chunk(len(self.of_x), 1)))
+            values = dict(zip(self.of_x, from_x.chunk(len(self.of_x), 1)))
             from_h = F.linear(states[0], self.weight_hh, self.bias_hh) if self.of_h else from_x.new_zeros(0)
             for gate, part in zip(self.of_h, from_h.chunk(max(len(self.of_h), 1), -1)):
-                given[gate] = given[gate] + part if gate in given else part
-        given |= {name: getattr(self, name) for name in self.cell.params} | dict(zip(self.cell.states, states))
-        new = self.cell.function(**{name: given[name] for name in self.takes})
+                values[gate] = values[gate] + part if gate in values else part
+        values |= {name: getattr(self, name) for name in self.cell.params} | dict(zip(self.cell.states, states))
+        new = self.cell.function(**{name: values[name] for name in self.takes})
         return new if isinstance(new, tuple) else (new,)
 
 
-def inference(module: Callable[[Tensor], Tensor], parameters: list[Tensor], x: Tensor) -> Run:
-    def run() -> Tensor:
-        with torch.no_grad():
-            return module(x)
-
-    return run
-
-
-def training(module: Callable[[Tensor], Tensor], parameters: list[Tensor], x: Tensor) -> Run:
-    """Forward and backward. The next step drops the gradients, the weights stay."""
+def prepared(mode: str, call: Callable[[Tensor], Tensor], module: nn.Module, x: Tensor) -> Run:
+    """Return `call`, which runs the module, without gradients or with the backward pass."""
+    if mode == "inference":
+        return inference(lambda: call(x))
     gradient = torch.randn(T, B, H, generator=torch.Generator().manual_seed(0))
-
-    def run() -> Tensor:
-        for parameter in parameters:
-            parameter.grad = None
-        output = module(x)
-        output.backward(gradient)
-        return output.detach()
-
-    return run
+    return training(lambda: call(x), module.parameters(), gradient)
 
 
 def results_of(run: Run, module: nn.Module) -> dict[str, Tensor | None]:
-    """The output, and the gradients of the parameters or None."""
-    return {"output": run(), **{f"gradient of {name}": a.grad for name, a in module.named_parameters()}}
+    """Return the output, and the gradients of the parameters or None."""
+    result: Any = run()
+    output = result[0] if isinstance(result, list) else result
+    return {"output": output, **{f"gradient of {name}": a.grad for name, a in module.named_parameters()}}
 
 
 def works(name: str, run: Run, module: nn.Module, expected: dict[str, Tensor | None]) -> bool:
-    """Whether it runs, with the expected results. Else it says what is wrong."""
+    """Return whether it runs, with the expected results. Else it says what is wrong."""
     start = time.perf_counter()
     try:
         results = results_of(run, module)
     except Exception as error:  # whatever a compiler raises
-        print(f"not measured: {name}: {type(error).__name__}: {str(error).splitlines()[0]}", file=sys.stderr)
+        print(f"not measured: {name}: {type(error).__name__}", file=sys.stderr)
         return False
-    print(f"{name}: the first call took {time.perf_counter() - start:.0f} s", file=sys.stderr)
+    print(f"the first run of {name} took {time.perf_counter() - start:.0f} s", file=sys.stderr)
     for what, a in expected.items():
-        found = results[what]
+        b = results[what]
         # sums of at most 3200 products in another order differ by less than 1e-5 of the largest
-        if a is not None and (found is None or float((found - a).abs().max()) > 1e-4 * max(1.0, float(a.abs().max()))):
+        if a is not None and (b is None or float((b - a).abs().max()) > 1e-4 * max(1.0, float(a.abs().max()))):
             print(f"not measured: {name}: wrong {what}", file=sys.stderr)
             return False
     return True
 
 
-def measure(cell: Cell, kind: Callable[..., Run], pairs: int, compiles: bool) -> str:
-    """A row of the table."""
+def row_of(cell: Cell, mode: str, rounds: int, threads: int, compiles: bool) -> list[str]:
     torch.manual_seed(0)
     rnn, x = fastlstm.RNN(cell, I, H), torch.randn(T, B, I)
     loop = Loop(rnn)
     torch.testing.assert_close(rnn(x)[0], loop(x), rtol=0, atol=1e-5)
-    rivals = {"plain PyTorch loop": kind(loop, list(loop.parameters()), x)}
-    expected = results_of(rivals["plain PyTorch loop"], loop)
+    runs: dict[str, Any] = {"plain PyTorch loop": prepared(mode, loop, loop, x)}
+    expected = results_of(runs["plain PyTorch loop"], loop)
     torch.compiler.reset()
     for scans, name in ((False, "compiled"), (True, "scan"), (True, "scan compiled")):
         module = Loop(rnn, scans)
         called = torch.compile(module, fullgraph=True, dynamic=False) if name.endswith("compiled") else module
-        run = kind(called, list(module.parameters()), x)
+        run = prepared(mode, called, module, x)
         if (compiles or called is module) and works(name, run, module, expected):
-            rivals[name] = run
+            # what is compiled belongs to one count of threads, and another would take as many minutes again
+            runs[name] = run if called is module else {threads: run}
     if cell in TORCH:
         theirs = TORCH[cell](I, H)
-        rivals["torch.nn"] = kind(lambda x: theirs(x)[0], list(theirs.parameters()), x)
-    threads = torch.get_num_threads()
-    contenders = {"fastlstm": Contender(kind(lambda x: rnn(x)[0], list(rnn.parameters()), x), threads)}
-    for name, run in rivals.items():
-        # what is compiled belongs to one count of threads, and another would take as many minutes again
-        for count in [threads] if name.endswith("compiled") else thread_counts(threads):
-            contenders[f"{name} {count}"] = Contender(run, count)
-    times = interleaved(contenders, pairs)
-    best = {"fastlstm": times["fastlstm"]}
-    for name in rivals:
-        of_counts = [values for key, values in times.items() if key.rpartition(" ")[0] == name]
-        best[name] = min(of_counts, key=statistics.median)
-    ratio = ratio_of(best["plain PyTorch loop"], best["fastlstm"])
-    columns = [f"{statistics.median(best[name]) * 1e3:.2f} ms" if name in best else "" for name in CONTENDERS]
-    return f"| `{cell.name}` | {' | '.join(columns)} | **{ratio.median:.2f}** ({ratio.low:.2f}–{ratio.high:.2f}) |"
+        runs["torch.nn"] = prepared(mode, lambda x: theirs(x)[0], theirs, x)
+    runs["fastlstm"] = prepared(mode, lambda x: rnn(x)[0], rnn, x)
+    sides = compare(runs, rounds, threads)
+    ratio = sides["fastlstm"].to(sides["plain PyTorch loop"])
+    return [f"`{cell.name}`", *(sides[name].ms if name in sides else "" for name in CONTENDERS), str(ratio)]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    named = {cell.name: cell for cell in cells.CELLS}
-    parser.add_argument("--only", nargs="+", choices=named, default=list(named), metavar="CELL")
-    parser.add_argument("--pairs", type=int, default=31)
-    parser.add_argument("--no-compile", dest="compile", action="store_false", help="leave out what is compiled")
-    options = parser.parse_args()
-    threads = torch.get_num_threads()
-    print(f"{machine.cpu_name()}, {threads} threads, load {machine.load()}, torch {torch.__version__}")
-    for title, kind in (("a training step", training), ("without gradients", inference)):
-        print(f"\n| {title} | {' | '.join(CONTENDERS)} | ratio |\n|---|{'---|' * len(CONTENDERS)}---|")
+    arguments, named = parser("cpu.cells", __doc__), {cell.name: cell for cell in cells.CELLS}
+    arguments.add_argument("--only", nargs="+", choices=named, default=list(named), metavar="CELL")
+    arguments.add_argument("--no-compile", dest="compile", action="store_false", help="leave out what is compiled")
+    options = arguments.parse_args()
+
+    def rows(mode: str) -> Iterator[list[str]]:
         for name in options.only:
-            print(measure(named[name], kind, options.pairs, options.compile), flush=True)
+            yield row_of(named[name], mode, options.rounds, options.threads, options.compile)
+
+    for title, mode in zip(("without gradients", "a training step"), MODES):
+        print_table([title, *CONTENDERS, "ratio"], rows(mode))
 
 
 if __name__ == "__main__":
