@@ -4,6 +4,7 @@ import argparse
 import datetime
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ from benchmarks.shared.shapes import GRID, MODES, Shape, random_shapes
 from benchmarks.shared.tables import NOISY
 from fastlstm.backends import dispatch
 from fastlstm.cells import library
-from fastlstm.commands import Parser
+from fastlstm.commands import Parser, positive, whole
 
 RIVAL_ROUNDS = 11
 SECONDS = 20.0  # that a shape takes, with its checks and the memory that is measured
+TITLES = "fastlstm against torch.nn.LSTM", "torch.nn.LSTM against itself"
 EXAMPLES = """\
 examples:
   the grid and twenty random shapes
@@ -88,38 +90,27 @@ def line(row: dict[str, Any]) -> str:
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser("python -m benchmarks.run", "Measure fastlstm.LSTM beside torch.nn.LSTM, and report.", EXAMPLES)
-    named = {str(shape): shape for shape in GRID}
+    named, backends = {str(shape): shape for shape in GRID}, ", ".join(dispatch.FUSED)
     add = parser.add_argument_group("shapes").add_argument
-    add("--only", nargs="+", default=[], metavar="SHAPE", help=f"of the grid: {', '.join(named)}")
-    add("--random", type=int, metavar="N", help="random shapes beside the grid (20; 0 with --only)")
+    add("--only", nargs="+", choices=named, default=[], metavar="SHAPE", help=f"of the grid: {', '.join(named)}")
+    add(
+        "--random", type=partial(whole, 0, 10**6), metavar="N", help="random shapes beside the grid (20; 0 with --only)"
+    )
     add("--seed", type=int, default=0, metavar="N", help="of weights, inputs and random shapes (0)")
     add("--dtype", choices=["float32", "bfloat16"], default="float32", help="of everything (float32)")
     add = parser.add_argument_group("contenders").add_argument
-    add(
-        "--backend",
-        nargs="+",
-        choices=dispatch.FUSED,
-        default=[],
-        metavar="NAME",
-        help=f"backends beside auto's, of {', '.join(dispatch.FUSED)}",
-    )
+    several = {"nargs": "+", "choices": dispatch.FUSED, "default": [], "metavar": "NAME"}
+    add("--backend", **several, help=f"backends beside auto's, of {backends}")
     add("--null", action="store_true", help="nn.LSTM against itself: the error of the clock")
     add = parser.add_argument_group("rounds and report").add_argument
-    add("--pairs", type=int, default=31, metavar="N", help="interleaved rounds (31)")
-    add("--threads", type=int, default=torch.get_num_threads(), metavar="N", help="as torch chooses")
+    add("--pairs", type=positive, default=31, metavar="N", help="interleaved rounds (31)")
+    add("--threads", type=positive, default=torch.get_num_threads(), metavar="N", help="as torch chooses")
     add("--out", type=Path, default=Path(__file__).parent / "results", metavar="DIR", help="folder of the report")
     options = parser.parse_args(argv)
-    unknown = sorted(set(options.only) - set(named))
-    if unknown:
-        parser.error(f"argument --only: no shape {', '.join(unknown)}; the grid has {', '.join(named)}")
-    for name, least in (("pairs", 1), ("threads", 1), ("random", 0)):
-        if getattr(options, name) is not None and getattr(options, name) < least:
-            parser.error(f"argument --{name}: must be at least {least}, got {getattr(options, name)}")
     for name in options.backend:
-        dtype = getattr(torch, options.dtype)
+        call = {"cell": library.lstm, "projected": False, "masked": False, "cells": False}
         try:
-            call = {"cell": library.lstm, "projected": False, "masked": False, "cells": False}
-            dispatch.choose(name, torch.device("cpu"), dtype, **call)
+            dispatch.choose(name, torch.device("cpu"), getattr(torch, options.dtype), **call)
         except RuntimeError as error:
             parser.error(f"argument --backend: {error}")
     options.shapes = [named[name] for name in options.only] or list(GRID)
@@ -131,9 +122,9 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     options = arguments(argv)
     torch.set_num_threads(options.threads)
-    description = machine.describe(options.threads)
-    drawn = list(random_shapes(options.random, options.seed))
-    every = [*options.shapes, *drawn]
+    every = [*options.shapes, *random_shapes(options.random, options.seed)]
+    report: dict[str, Any] = {"title": TITLES[options.null], "date": datetime.date.today().isoformat()}
+    report |= {"machine": machine.describe(options.threads), "pairs": options.pairs, "seed": options.seed}
     print(machine.header())
     print(f"{len(every)} shapes, at least {len(every) * SECONDS / 60:.0f} minutes on a quiet machine")
     results = []
@@ -142,18 +133,12 @@ def main(argv: list[str] | None = None) -> None:
             row["random"] = n >= len(options.shapes)
             results.append(row)
             tqdm.write(line(row))
-    today = datetime.date.today().isoformat()
-    title = "torch.nn.LSTM against itself" if options.null else "fastlstm against torch.nn.LSTM"
-    report = {
-        "title": title if options.dtype == "float32" else f"{title}, in {options.dtype}",
-        "date": today,
-        "machine": description,
-        "pairs": options.pairs,
-        "seed": options.seed,
-        "results": results,
-    }
-    name = f"{machine.slug(machine.cpu_name())}-{today}" + ("-null" if options.null else "")
-    name += "" if options.dtype == "float32" else f"-{options.dtype}"
+    kinds = ["null"] * options.null
+    if options.dtype != "float32":
+        report["title"] += f", in {options.dtype}"
+        kinds.append(options.dtype)
+    report["results"] = results
+    name = "-".join([machine.slug(report["machine"]["cpu"]), report["date"], *kinds])
     for path in write_report(report, options.out, name):
         print(path)
 

@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass
 import pytest
 import torch
 
-from benchmarks import across
-from benchmarks.cpu import int8, steps
+from benchmarks.cpu import int8, norms_and_heads, steps
 from benchmarks.gpu import layers
 from benchmarks.shared import machine
+from benchmarks.shared.calls import check
 from benchmarks.shared.clock import Run, Side, compare
 from benchmarks.shared.contest import Contest
 from benchmarks.shared.shapes import MODES, SOME, Shape
@@ -27,6 +27,7 @@ from fastlstm.backends import dispatch
 ROUNDS, SECONDS = 21, 3.0  # of a row: rounds, unless they take longer
 GRUS = (Shape(28, 128, 28, 128, cell="GRU"), Shape(128, 64, 256, 256, cell="GRU"))
 CELLS = ((1, 128, 512), (32, 128, 256))  # B, I, H
+BY_THE_CLOCK = functools.partial(compare, rounds=ROUNDS, limit=SECONDS)
 
 
 class Replay:
@@ -51,20 +52,23 @@ REPLAY = Replay()
 
 
 @functools.lru_cache(maxsize=1)
-def checked(shape: Shape) -> Contest:
-    contest = Contest(shape)
+def checked(shape: Shape, on_gpu: bool) -> Contest:
+    contest = layers.contest_of(shape, "bf16") if on_gpu else Contest(shape)
     contest.check()
     return contest
 
 
-def of_layer(shape: Shape, mode: str) -> dict[str, Run]:
-    contest = checked(shape)
+def of_layer(shape: Shape, mode: str, on_gpu: bool = False) -> dict[str, Run]:
+    device = torch.device(layers.DEVICE)
+    if on_gpu and (reason := dispatch.module("triton").supports(device, torch.bfloat16)) is not None:
+        pytest.skip(reason)  # before anything is computed
+    contest = checked(shape, on_gpu)
     return {"torch": contest.run(contest.theirs, mode), "fastlstm": contest.run("fastlstm", mode)}
 
 
 def of_own_cell(mode: str) -> dict[str, Run]:
-    _, runs = next(across.norms())
-    across.check(runs)
+    _, runs = next(norms_and_heads.norms())
+    check(runs["fastlstm"]["training"](), runs["torch"]["training"](), norms_and_heads.TOLERANCE)
     return {name: runs[name][mode] for name in ("torch", "fastlstm")}
 
 
@@ -80,6 +84,7 @@ class Case:
     runs: Callable[[str], dict[str, Run]]  # "torch" and "fastlstm" by mode, checked
     modes: tuple[str, ...] = MODES
     note: str = ""
+    times: Callable[[dict[str, Run]], dict[str, Side]] = BY_THE_CLOCK
 
 
 CASES = [
@@ -90,44 +95,32 @@ CASES = [
     Case("own cells", "LSTM with norms, T28-B128-I28-H128", of_own_cell),
     Case("int8", "int8 beside float32, T477-B1-I512-H512", of_int8, modes=MODES[:1]),
 ]
+if torch.cuda.is_available():
+    on_gpu = {"times": functools.partial(layers.times, way="eager", rounds=ROUNDS)}
+    group = f"{torch.cuda.get_device_name()}, bf16"
+    CASES += [
+        Case(group, f"GPU {shape}", functools.partial(of_layer, shape, on_gpu=True), **on_gpu)
+        for shape in layers.SHAPES
+    ]
 
 
-def record(benchmark, group: str, name: str, mode: str, sides: dict[str, Side], noisy: bool, note: str = "") -> None:
+def record(benchmark, case: Case, mode: str, sides: dict[str, Side], busy: bool) -> None:
     """Keep what conftest.py prints and `benchmarks.change` reads."""
     ours, theirs = sides["fastlstm"], sides["torch"]
     ratio = ours.to(theirs)
     REPLAY.report(benchmark, ours.times)
     benchmark.extra_info |= {
-        "group": group,
-        "name": name,
+        "group": case.group,
+        "name": case.name,
         "mode": mode,
-        "note": note,
+        "note": case.note,
         "ratio to nn.LSTM": asdict(ratio),
-        "noisy": noisy or ratio.noisy,
+        "noisy": busy or ratio.noisy,
         "seconds": ours.seconds,
         "nn.LSTM seconds": theirs.seconds,
         "threads": ours.threads,
         "nn.LSTM threads": theirs.threads,
     }
-
-
-@functools.lru_cache(maxsize=1)
-def checked_on_a_gpu(shape: Shape) -> Contest:
-    return layers.contest_of(shape, "bf16")
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-@pytest.mark.benchmark(timer=REPLAY)
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("shape", layers.SHAPES, ids=str)
-def test_speed_on_a_gpu(benchmark, shape, mode):
-    reason = dispatch.module("triton").supports(torch.device(layers.DEVICE), torch.bfloat16)
-    if reason is not None:  # said before anything is computed
-        pytest.skip(reason)
-    contest = checked_on_a_gpu(shape)
-    sides = layers.times(layers.calls(contest, mode, "eager"), "eager", ROUNDS)
-    group = f"{torch.cuda.get_device_name()}, bf16"
-    record(benchmark, group, str(shape), mode, {**sides, "torch": sides[contest.theirs]}, noisy=False)
 
 
 @pytest.mark.benchmark(timer=REPLAY)
@@ -136,5 +129,5 @@ def test_speed_on_a_gpu(benchmark, shape, mode):
 )
 def test_speed(benchmark, case, mode):
     runs, others = case.runs(mode), machine.Others()
-    sides = compare(runs, ROUNDS, limit=SECONDS)
-    record(benchmark, case.group, case.name, mode, sides, others.share() > machine.BUSY, case.note)
+    sides = case.times(runs)
+    record(benchmark, case, mode, sides, others.share() > machine.BUSY)

@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.cpu.runtimes import SETTLE, onnx_model, onnx_weights, onnxruntime_session
 from benchmarks.shared.clock import Run, compare, thread_counts
-from benchmarks.shared.tables import parser, print_table
+from benchmarks.shared.tables import Options, parser, print_table
 from fastlstm.backends import csrc
 from fastlstm.export import model_bytes
 from fastlstm.mnist.model import RowLSTM
@@ -98,27 +98,22 @@ def contenders(
         yield name, {n: logits(name, prepare(model, images, B, n)) for n in counts}
 
 
-def main() -> None:
-    arguments = parser("cpu.classifier", __doc__)
-    arguments.add_argument("--batch", type=int, nargs="+", default=[1, 128], help=f"divisors of {IMAGES} (1 128)")
-    options = arguments.parse_args()
-    if wrong := [B for B in options.batch if B < 1 or IMAGES % B]:
-        arguments.error(f"argument --batch: must divide {IMAGES}, got {wrong[0]}")
+def rows(options: Options) -> Iterator[list[str]]:
     torch.manual_seed(0)
     model = RowLSTM().eval()  # T 28, I 28, H 128
     images = torch.randint(256, (IMAGES, 28, 28)) / 255
-
-    def rows() -> Iterator[list[str]]:
-        with tempfile.TemporaryDirectory() as folder:
-            for B in options.batch:
-                runs = dict(contenders(Path(folder), model, images, B, options.threads))
-                sides = compare(runs, options.rounds, options.threads, SETTLE)
-                for name, side in sides.items():
-                    speed = f"{IMAGES / side.seconds:.0f}"
-                    yield [str(B), name, str(side.threads), speed, str(side.to(sides["onnxruntime"]))]
-
-    print_table(["batch", "what", "threads", "images a second", "speed relative to ONNX Runtime"], rows())
+    with tempfile.TemporaryDirectory() as folder:
+        for B in options.batch:
+            runs = dict(contenders(Path(folder), model, images, B, options.threads))
+            sides = compare(runs, options.rounds, options.threads, SETTLE)
+            for name, side in sides.items():
+                speed = f"{IMAGES / side.seconds:.0f}"
+                yield [str(B), name, str(side.threads), speed, str(side.to(sides["onnxruntime"]))]
 
 
 if __name__ == "__main__":
-    main()
+    arguments = parser("cpu.classifier", __doc__)
+    divisors = [B for B in range(1, IMAGES + 1) if IMAGES % B == 0]
+    arguments.add_argument("--batch", type=int, nargs="+", choices=divisors, default=[1, 128], help="rows (1 128)")
+    header = ["batch", "what", "threads", "images a second", "speed relative to ONNX Runtime"]
+    print_table(header, rows(arguments.parse_args()))

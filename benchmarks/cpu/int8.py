@@ -4,8 +4,7 @@ python -m benchmarks.cpu.int8 [--rounds 41] [--shapes 1,128,128 16,256,256]
 """
 
 import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from copy import deepcopy
 
 import torch
@@ -13,9 +12,10 @@ from torch import nn
 
 import fastlstm
 from benchmarks.cpu.runtimes import installed, onnx_int8, onnx_layers, onnxruntime_run
-from benchmarks.shared.clock import Run, in_turns, ratio_of
+from benchmarks.shared.calls import check
+from benchmarks.shared.clock import Run, compare
 from benchmarks.shared.shapes import Shape
-from benchmarks.shared.tables import parser, print_table
+from benchmarks.shared.tables import Options, parser, print_table
 
 SHAPES = "1,128,128", "1,512,512", "1,1024,1024", "16,256,256", "64,256,256", "128,28,128"
 WORK = 1e9  # multiply-adds of a call, which say how many steps it has
@@ -31,44 +31,24 @@ def contenders(B: int, I: int, H: int) -> tuple[int, dict[str, Run]]:
     modules = {"nn.LSTM": theirs, "float32": ours, "int8": fastlstm.quantize(deepcopy(ours))}
     modules["int16"] = fastlstm.quantize(deepcopy(ours), "int16")
     for module in modules.values():
-        torch.testing.assert_close(module(x)[0], ours(x)[0], rtol=0, atol=2e-2)
+        check(module(x)[0], ours(x)[0], 2e-2)
     runs: dict[str, Run] = {name: torch.no_grad()(lambda m=module: m(x)) for name, module in modules.items()}
     if "onnxruntime" in installed():
         runs["ONNX Runtime int8"] = onnxruntime_run(onnx_int8(onnx_layers(theirs, Shape(T, B, I, H))), x, 1)
     return T, runs
 
 
-def sampled(run: Run) -> Callable[[], float]:
-    """Return what takes the seconds of processor time of a call. Other work on the machine counts less in it than in
-    the time on the clock.
-    """
-    for _ in range(2):
-        run()  # compiles, packs, fills caches
-
-    def sample() -> float:
-        start = time.thread_time()
-        run()
-        return time.thread_time() - start
-
-    return sample
-
-
-def main() -> None:
-    options = parser("cpu.int8", __doc__, rounds=41, threads=False)
-    options.add_argument("--shapes", nargs="+", default=SHAPES)
-    options = options.parse_args()
-    torch.set_num_threads(1)
-
-    def rows() -> Iterator[list[str]]:
-        for text in options.shapes:
-            T, runs = contenders(*map(int, text.split(",")))
-            times = in_turns({name: sampled(run) for name, run in runs.items()}, options.rounds)
-            for name, values in times.items():
-                us = [f"{of(values) / T * 1e6:.2f}" for of in (min, statistics.median)]
-                yield [f"{text}, T {T}", name, *us, str(ratio_of(times["float32"], values))]
-
-    print_table(["B, I, H", "what", "us a step, least", "median", "speed relative to float32"], rows())
+def rows(options: Options) -> Iterator[list[str]]:
+    for text in options.shapes:
+        T, runs = contenders(*map(int, text.split(",")))
+        sides = compare(runs, options.rounds, threads=1)
+        for name, side in sides.items():
+            us = [f"{of(side.times) / T * 1e6:.2f}" for of in (min, statistics.median)]
+            yield [f"{text}, T {T}", name, *us, str(side.to(sides["float32"]))]
 
 
 if __name__ == "__main__":
-    main()
+    arguments = parser("cpu.int8", __doc__, rounds=41, threads=False)
+    arguments.add_argument("--shapes", nargs="+", default=SHAPES)
+    header = ["B, I, H", "what", "us a step, least", "median", "speed relative to float32"]
+    print_table(header, rows(arguments.parse_args()))

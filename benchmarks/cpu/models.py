@@ -19,7 +19,7 @@ from benchmarks.cpu.third_party import Run as Call
 from benchmarks.shared.calls import inference
 from benchmarks.shared.clock import Run, compare
 from benchmarks.shared.shapes import MODES
-from benchmarks.shared.tables import parser, print_table
+from benchmarks.shared.tables import Options, parser, print_table
 
 
 def prepared(model: nn.Module, call: Call, mode: str) -> Run:
@@ -34,27 +34,22 @@ def prepared(model: nn.Module, call: Call, mode: str) -> Run:
     return step if mode == "training" else inference(lambda: call(model.eval()))
 
 
-def main() -> None:
-    arguments = parser("cpu.models", __doc__, rounds=15)
-    arguments.add_argument("--only", nargs="+", choices=MODELS, default=list(MODELS), metavar="MODEL")
-    options = arguments.parse_args()
-
-    def rows() -> Iterator[list[str]]:
-        for name in options.only:
-            chosen = MODELS[name]
-            if importlib.util.find_spec(chosen.package) is None:
-                yield [name, f"left out: {chosen.package} is not installed", "", "", ""]
-                continue
-            torch.manual_seed(0)
-            theirs, call = chosen.build()
-            ours = fastlstm.replace_lstm(deepcopy(theirs), keep_type=chosen.keep_type)
-            for mode in MODES:
-                runs = {"theirs": prepared(theirs, call, mode), "ours": prepared(ours, call, mode)}
-                sides = compare(runs, options.rounds, options.threads)
-                yield [name, mode, sides["theirs"].ms, sides["ours"].ms, str(sides["ours"].to(sides["theirs"]))]
-
-    print_table(["model", "call", "before", "after", "ratio"], rows())
+def rows(options: Options) -> Iterator[list[str]]:
+    for name in options.only:
+        chosen = MODELS[name]
+        if importlib.util.find_spec(chosen.package) is None:
+            yield [name, f"left out: {chosen.package} is not installed", "", "", ""]
+            continue
+        torch.manual_seed(0)
+        theirs, call = chosen.build()
+        ours = fastlstm.replace_lstm(deepcopy(theirs), keep_type=chosen.keep_type)
+        for mode in MODES:
+            runs = {"theirs": prepared(theirs, call, mode), "ours": prepared(ours, call, mode)}
+            sides = compare(runs, options.rounds, options.threads)
+            yield [name, mode, sides["theirs"].ms, sides["ours"].ms, str(sides["ours"].to(sides["theirs"]))]
 
 
 if __name__ == "__main__":
-    main()
+    arguments = parser("cpu.models", __doc__, rounds=15)
+    arguments.add_argument("--only", nargs="+", choices=MODELS, default=list(MODELS), metavar="MODEL")
+    print_table(["model", "call", "before", "after", "ratio"], rows(arguments.parse_args()))

@@ -1,4 +1,4 @@
-"""Other runtimes for inference, where they are installed: ONNX Runtime, OpenVINO, and nn.LSTMCell for a single step."""
+"""Other runtimes for inference, where they are installed: ONNX Runtime and OpenVINO."""
 
 import importlib.util
 import tempfile
@@ -96,17 +96,6 @@ def openvino_run(model: bytes, x: Tensor, threads: int) -> Callable[[], np.ndarr
     return lambda: request.infer(feed, share_inputs=True)[0]
 
 
-def lstm_cell_run(lstm: nn.LSTM, x: Tensor) -> Callable[[], Tensor]:
-    cell = nn.LSTMCell(lstm.input_size, lstm.hidden_size)
-    cell.load_state_dict({name.removesuffix("_l0"): value for name, value in lstm.state_dict().items()})
-
-    def run() -> Tensor:
-        with torch.no_grad():
-            return cell(x[0])[0][None]
-
-    return run
-
-
 RUNTIMES = {"onnxruntime": onnxruntime_run, "openvino": openvino_run}
 
 
@@ -128,6 +117,3 @@ def rivals(lstm: nn.LSTM, x: Tensor, shape: Shape, threads: int) -> Iterator[tup
     model = onnx_layers(lstm, shape) if installed() else b""
     for name in installed():
         yield name, {n: checked(name, RUNTIMES[name](model, x, n)) for n in thread_counts(threads)}
-    if shape.T == 1 and shape.layers == 1 and not shape.bidirectional:
-        run = checked("nn.LSTMCell", lstm_cell_run(lstm, x))
-        yield "nn.LSTMCell", dict.fromkeys(thread_counts(threads), run)

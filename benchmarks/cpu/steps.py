@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 import fastlstm
-from benchmarks.shared.calls import inference, training
+from benchmarks.shared.calls import check, inference, training
 from benchmarks.shared.clock import Run, compare
 from benchmarks.shared.shapes import MODES
-from benchmarks.shared.tables import parser, print_table
+from benchmarks.shared.tables import Options, parser, print_table
 
 SIZES = [(1, 128, 128), (1, 128, 512), (16, 64, 64), (32, 128, 256), (128, 128, 256), (8, 512, 512), (128, 512, 512)]
 STEPS = 20
@@ -38,25 +38,20 @@ def runs(B: int, I: int, H: int, mode: str) -> dict[str, Run]:
     theirs, ours = nn.LSTMCell(I, H), fastlstm.LSTMCell(I, H)
     ours.load_state_dict(theirs.state_dict())
     xs = torch.randn(STEPS, B, I)
-    for a, b in zip(theirs(xs[0]), ours(xs[0]), strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+    check(ours(xs[0]), theirs(xs[0]), 1e-5)
     return {"torch": prepared(theirs, xs, mode), "fastlstm": prepared(ours, xs, mode)}
 
 
-def main() -> None:
-    options = parser("cpu.steps", __doc__).parse_args()
-
-    def rows() -> Iterator[list[str]]:
-        for size in SIZES:
-            cells = []
-            for mode, steps in zip(MODES, (1, STEPS)):
-                sides = compare(runs(*size, mode), options.rounds, options.threads)
-                us = [f"{side.seconds / steps * 1e6:.0f}" for side in sides.values()]
-                cells.append(f"{' and '.join(us)} us, {sides['fastlstm'].to(sides['torch'])}")
-            yield [", ".join(map(str, size)), *cells]
-
-    print_table(["B, I, H", "a call without gradients", "a step of a loop, forward and backward"], rows())
+def rows(options: Options) -> Iterator[list[str]]:
+    for size in SIZES:
+        cells = []
+        for mode, steps in zip(MODES, (1, STEPS)):
+            sides = compare(runs(*size, mode), options.rounds, options.threads)
+            us = [f"{side.seconds / steps * 1e6:.0f}" for side in sides.values()]
+            cells.append(f"{' and '.join(us)} us, {sides['fastlstm'].to(sides['torch'])}")
+        yield [", ".join(map(str, size)), *cells]
 
 
 if __name__ == "__main__":
-    main()
+    header = ["B, I, H", "a call without gradients", "a step of a loop, forward and backward"]
+    print_table(header, rows(parser("cpu.steps", __doc__).parse_args()))

@@ -6,13 +6,13 @@ Each contender runs in a process of its own, and blocks of its calls alternate w
 takes part if it is installed. Its threads do not spin, and neither do those of a contender that waits.
 """
 
-import argparse
-import json
+import contextlib
+import itertools
+import multiprocessing
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -21,11 +21,14 @@ from torch import nn
 
 import fastlstm
 from benchmarks.cpu.runtimes import installed, onnx_int8, onnx_model, onnx_weights, onnxruntime_session
-from benchmarks.shared.tables import parser, print_table
+from benchmarks.shared.tables import Options, parser, print_table
+from fastlstm.commands import positive
 
 SIZES = [(40, 128), (128, 128), (512, 512), (1024, 1024)]  # I, H
 CONTENDERS = ("stream", "int8 stream", "step", "nn.LSTM", "onnxruntime", "onnxruntime int8")
 BLOCK = 500  # calls
+SPAWN = multiprocessing.get_context("spawn")
+_call: Callable[[], object]
 
 
 def onnx_step(lstm: nn.LSTM, B: int) -> bytes:
@@ -68,58 +71,47 @@ def contender(name: str, B: int, I: int, H: int, threads: int) -> Callable[[], o
     return call
 
 
-def work(name: str, B: int, I: int, H: int, threads: int) -> None:
-    """Serve blocks of calls: for each line of input, the seconds of each call of a block."""
-    call = contender(name, B, I, H, threads)
-    for _ in sys.stdin:
-        times = []
-        for _ in range(BLOCK):
-            start = time.perf_counter()
-            call()
-            times.append(time.perf_counter() - start)
-        print(json.dumps(times), flush=True)
+def begin(*arguments: Any) -> None:
+    """Make this process that of a contender."""
+    global _call
+    _call = contender(*arguments)
+
+
+def block() -> list[float]:
+    """Return the seconds of each call of a block, in the process of a contender."""
+    times = [time.perf_counter()]
+    for _ in range(BLOCK):
+        _call()
+        times.append(time.perf_counter())
+    return [end - start for start, end in itertools.pairwise(times)]
 
 
 def measure(names: list[str], B: int, I: int, H: int, threads: int, calls: int) -> dict[str, list[float]]:
     """Return the seconds of each call of each contender."""
-    command, sizes = [sys.executable, "-m", "benchmarks.cpu.streams", "--worker"], map(str, (B, I, H, threads))
-    sizes, pipe = list(sizes), subprocess.PIPE
-    workers = {name: subprocess.Popen([*command, name, *sizes], stdin=pipe, stdout=pipe, text=True) for name in names}
-    times: dict[str, list[float]] = {name: [] for name in workers}
-    for block in range(-1, calls // BLOCK):
-        for name, worker in workers.items():
-            worker.stdin.write("\n")
-            worker.stdin.flush()
-            line = worker.stdout.readline()
-            if not line:
-                raise RuntimeError(f"{name} has ended with {worker.wait()}")
-            if block >= 0:  # the block before compiles, packs and fills caches
-                times[name] += json.loads(line)
-    for worker in workers.values():
-        worker.communicate()
+    with contextlib.ExitStack() as stack:
+        pools = {name: ProcessPoolExecutor(1, SPAWN, begin, (name, B, I, H, threads)) for name in names}
+        for pool in pools.values():
+            stack.enter_context(pool).submit(block).result()  # compiles, packs and fills caches
+        times: dict[str, list[float]] = {name: [] for name in names}
+        for _ in range(max(1, calls // BLOCK)):
+            for name, pool in pools.items():
+                times[name] += pool.submit(block).result()
     return times
 
 
-def main() -> None:
-    arguments = parser("cpu.streams", __doc__, threads=False)
-    arguments.add_argument("--batch", type=int, default=1, help="rows of a step (1)")
-    arguments.add_argument("--threads", type=int, default=1, help="of each contender (1)")
-    arguments.add_argument("--calls", type=int, default=20000, help="of each contender at each size (20000)")
-    arguments.add_argument("--worker", nargs=5, help=argparse.SUPPRESS)
-    options = arguments.parse_args()
-    if options.worker:
-        return work(options.worker[0], *map(int, options.worker[1:]))
-    names = [name for name in CONTENDERS if "onnxruntime" in installed() or not name.startswith("onnxruntime")]
-
-    def rows() -> Iterator[list[str]]:
-        for I, H in SIZES:
-            times = measure(names, options.batch, I, H, options.threads, options.calls)
-            us = [[of * 1e6 for of in (statistics.median(each), np.quantile(each, 0.99))] for each in times.values()]
-            yield [f"{I}, {H}", *(f"{median:.1f} ({late:.1f})" for median, late in us)]
-
-    print(f"us a step of {options.batch} rows on {options.threads} threads: the median, and the 99th percentile")
-    print_table(["I, H", *names], rows())
+def rows(options: Options, names: list[str]) -> Iterator[list[str]]:
+    for I, H in SIZES:
+        times = measure(names, options.batch, I, H, options.threads, options.calls)
+        us = [[of * 1e6 for of in (statistics.median(each), np.quantile(each, 0.99))] for each in times.values()]
+        yield [f"{I}, {H}", *(f"{median:.1f} ({late:.1f})" for median, late in us)]
 
 
 if __name__ == "__main__":
-    main()
+    arguments = parser("cpu.streams", __doc__, rounds=None, threads=False)
+    arguments.add_argument("--batch", type=positive, default=1, help="rows of a step (1)")
+    arguments.add_argument("--threads", type=positive, default=1, help="of each contender (1)")
+    arguments.add_argument("--calls", type=positive, default=20000, help="of each contender at each size (20000)")
+    options = arguments.parse_args()
+    names = [name for name in CONTENDERS if "onnxruntime" in installed() or not name.startswith("onnxruntime")]
+    print(f"us a step of {options.batch} rows on {options.threads} threads: the median, and the 99th percentile")
+    print_table(["I, H", *names], rows(options, names))

@@ -3,19 +3,21 @@
 python -m benchmarks.cpu.transforms [--rounds 31]
 """
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.func import functional_call, grad, stack_module_state, vmap
-from torch.nn.utils.rnn import pack_padded_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastlstm
 from benchmarks.shared.calls import inference, training
 from benchmarks.shared.clock import Run, compare
-from benchmarks.shared.tables import parser, print_table
+from benchmarks.shared.shapes import MODES
+from benchmarks.shared.tables import Options, parser, print_table
 from fastlstm.mnist.model import RowLSTM
 
 SIZES = [(28, 128, 28, 128), (128, 64, 256, 256)]  # T, B, I, H: resets, lengths, compilation
@@ -61,8 +63,12 @@ def check(what: str, first: Any, second: Any) -> None:
 Row = tuple[str, str, Run, str, Run]  # what; the first rival; the second, whose speed is given in the first's
 
 
-def trained(module: nn.Module, x: Tensor, **masks: Tensor) -> Run:
-    return training(lambda: module(x, **masks)[0].sum(), module.parameters())
+def called_by(mode: str, module: nn.Module, x: Tensor | PackedSequence, **masks: Tensor) -> Callable[[], Any]:
+    """Return a call of a layer, in training with the gradients of its output's sum."""
+    whole = lambda: module(x, **masks)  # noqa: E731
+    if mode == "inference":
+        return inference(whole)
+    return training(lambda: pytree.tree_leaves(whole())[0].sum(), module.parameters())
 
 
 def twins(I: int, H: int) -> tuple[nn.Module, nn.Module]:
@@ -76,20 +82,17 @@ def comparisons() -> Iterator[Row]:
     for T, B, I, H in SIZES:
         lstm, size, x = fastlstm.LSTM(I, H), f"T{T}-B{B}-I{I}-H{H}", torch.randn(T, B, I)
         masks = {"reset": torch.rand(T, B) < 0.05, "lengths": torch.randint(T // 2, T + 1, (B,))}
-        for name, mask in masks.items():
-            masked = {name: mask}
-            yield f"{size}, training", "plain", trained(lstm, x), name, trained(lstm, x, **masked)
-            both = [inference(lambda masks=masks: lstm(x, **masks)) for masks in ({}, masked)]  # noqa: B023
-            yield f"{size}, inference", "plain", both[0], name, both[1]
-        yield f"{size}, training", "eager", trained(lstm, x), "compiled", trained(torch.compile(lstm), x)
+        for (name, mask), mode in itertools.product(masks.items(), MODES):
+            runs = called_by(mode, lstm, x), called_by(mode, lstm, x, **{name: mask})
+            yield f"{size}, {mode}", "plain", runs[0], name, runs[1]
+        runs = called_by("training", lstm, x), called_by("training", torch.compile(lstm), x)
+        yield f"{size}, training", "eager", runs[0], "compiled", runs[1]
     for T, B, I, H in PACKED:
-        lengths = torch.linspace(T, 1, B).long()
-        x, size = pack_padded_sequence(torch.randn(T, B, I), lengths), f"packed, T{T}-B{B}-I{I}-H{H}"
-        pair = twins(I, H)
-        first, second = (inference(lambda m=m, x=x: m(x)) for m in pair)
-        yield f"{size}, inference", "nn.LSTM", first, "ours", second
-        first, second = (training(lambda m=m, x=x: m(x)[0].data.sum(), m.parameters()) for m in pair)
-        yield f"{size}, training", "nn.LSTM", first, "ours", second
+        lengths, pair = torch.linspace(T, 1, B).long(), twins(I, H)
+        packed = pack_padded_sequence(torch.randn(T, B, I), lengths)
+        for mode in MODES:
+            first, second = (called_by(mode, module, packed) for module in pair)
+            yield f"packed, T{T}-B{B}-I{I}-H{H}, {mode}", "nn.LSTM", first, "ours", second
     model, images, labels = RowLSTM(), torch.randn(128, 28, 28), torch.randint(0, 10, (128,))
 
     def loss(images: Tensor, labels: Tensor) -> Tensor:
@@ -115,27 +118,23 @@ def ensembles() -> Iterator[Row]:
     for name, models in (("a loop of nn.LSTM", theirs), ("a loop of ours", ours)):
         loop = inference(lambda models=models: [model(x)[0] for model in models])
         yield f"{what}, inference", name, loop, "vmap", inference(lambda: output(stacked))
-        runs = [gradients(model, x) for model in models]
-        yield f"{what}, training", name, lambda runs=runs: [run() for run in runs], "vmap", lambda: gradient(stacked)
+        runs = [called_by("training", model, x) for model in models]
+        yield (
+            f"{what}, training",
+            name,
+            lambda runs=runs: [run()[1:] for run in runs],
+            "vmap",
+            lambda: gradient(stacked),
+        )
 
 
-def gradients(module: nn.Module, x: Tensor) -> Run:
-    weights = list(module.parameters())
-    return lambda: torch.autograd.grad(module(x)[0].sum(), weights)
-
-
-def main() -> None:
-    options = parser("cpu.transforms", __doc__).parse_args()
-
-    def rows() -> Iterator[list[str]]:
-        for what, first, run_first, second, run_second in comparisons():
-            if second not in ("reset", "lengths"):  # which compute something else
-                check(what, run_first(), run_second())
-            sides = compare({first: run_first, second: run_second}, options.rounds, options.threads)
-            yield [what, *(f"{name} {side.ms}" for name, side in sides.items()), str(sides[second].to(sides[first]))]
-
-    print_table(["what", "", "", "speed of the second"], rows())
+def rows(options: Options) -> Iterator[list[str]]:
+    for what, first, run_first, second, run_second in comparisons():
+        if second not in ("reset", "lengths"):  # which compute something else
+            check(what, run_first(), run_second())
+        sides = compare({first: run_first, second: run_second}, options.rounds, options.threads)
+        yield [what, *(f"{name} {side.ms}" for name, side in sides.items()), str(sides[second].to(sides[first]))]
 
 
 if __name__ == "__main__":
-    main()
+    print_table(["what", "", "", "speed of the second"], rows(parser("cpu.transforms", __doc__).parse_args()))

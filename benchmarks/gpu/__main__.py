@@ -7,7 +7,6 @@ Each layer has a process of its own, so that one that fails, hangs or takes the 
 The JSON file is written anew after every result. At the end follow a chart and a line for each goal.
 """
 
-import argparse
 import datetime
 import multiprocessing
 import os
@@ -16,7 +15,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,8 +28,10 @@ from benchmarks.gpu.layers import BEST_OF_CUDNN, GRUS, LARGER, ROW, SHAPES, SMAL
 from benchmarks.shared import machine
 from benchmarks.shared.report import chart, replaced, write_json
 from benchmarks.shared.shapes import MODES
+from benchmarks.shared.tables import parser
 
 ROOT = Path(__file__).parents[2]
+Measure = Callable[[Item, int], list[dict[str, Any]]]
 PROCESSES = multiprocessing.get_context("forkserver")  # which imports once, and forks before CUDA starts
 WIDTHS = [(shape, "bf16") for shape in (LARGER[-1], SHAPES[1], SMALLEST, *LARGER[:-1])]  # the likeliest to miss first
 # rival, how many times as fast as it, in which modes and layers. Speeds are judged by eager calls.
@@ -67,54 +67,38 @@ def items() -> list[Item]:
     every = [(shape, precision) for precision in ("tf32", "bf16", "fp16", "ieee") for shape in SHAPES]
     every += [(shape, precision) for shape in GRUS for precision in ("bf16", "tf32")]
     others = [layer for layer in every if layer not in goals]
-    return [(*layer, beside) for of, beside in ((goals, False), (goals, True), (others, False)) for layer in of]
+    groups = ((goals, False), (goals if layers.TORCHRL else [], True), (others, False))
+    return [(*layer, beside) for group, beside in groups for layer in group]
 
 
-def layer(item: Item, rounds: int, limit: float, measure: Callable[..., None] = layers.measure) -> list[dict[str, Any]]:
-    """Return an item's rows, and after them what ended its process early."""
-    receive, send = PROCESSES.Pipe(duplex=False)
-    process = PROCESSES.Process(target=measure, args=(send, item, rounds))
-    process.start()
-    send.close()
-    rows, deadline = [], time.monotonic() + limit
-    try:
-        while receive.poll(max(0.0, deadline - time.monotonic())):
-            rows.append(receive.recv())
-        process.kill()
-    except EOFError:  # it has said all, or has crashed
-        pass
-    process.join()
-    if process.exitcode:
-        rows.append(
-            {"name": str(item[0]), "precision": item[1], "failed": f"its process ended with {process.exitcode}"}
-        )
-    return rows
+def layer(item: Item, rounds: int, limit: float, measure: Measure = layers.measure) -> list[dict[str, Any]]:
+    """Return an item's rows, from a process of its own."""
+    with PROCESSES.Pool(1) as pool:
+        try:
+            return pool.apply_async(measure, (item, rounds)).get(limit)
+        except multiprocessing.TimeoutError:
+            return [layers.described(item) | {"failed": f"its process hung or crashed within {limit:.0f} s"}]
 
 
 def run(command: Sequence[str], limit: float) -> dict[str, Any]:
     """Return how a command ended, with None for a status where it was stopped at the limit, and what it printed."""
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as file:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
-        try:
-            status: int | None = process.wait(limit)
-        except subprocess.TimeoutExpired:
-            status = None
-            os.killpg(process.pid, signal.SIGKILL)  # with its helpers, which would hold on to the device
-            process.wait()
-        file.seek(0)
-        output = file.read()[-500_000:]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes)
+    try:
+        output, status = process.communicate(timeout=limit)[0], process.returncode
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # with its helpers, which would hold on to the device
+        output, status = process.communicate()[0], None
     name = " ".join(command).replace(sys.executable, "python")
     print(f"{'no time left' if status is None else status}: {name}: {output.strip().splitlines()[-1:]}", flush=True)
-    return {"command": name, "status": status, "output": output}
+    return {"command": name, "status": status, "output": output[-500_000:]}
 
 
 def verdict(goal: str, facts: dict[str, bool | None]) -> str:
-    """Return a goal's line. A fact holds, does not, or is not known."""
-    word, decides = next(
-        (word, value) for word, value in (("FAIL", False), ("not measured", None), ("pass", True))
-        if value in facts.values() or value is True
-    )  # fmt: skip
-    return f"{word}: {goal}: {', '.join(fact for fact, held in facts.items() if held is decides)}"
+    """Return a goal's line. A fact holds, does not, or is not known; without facts the goal was not measured."""
+    held = False if False in facts.values() else None if None in facts.values() or not facts else True
+    word = {False: "FAIL", None: "not measured", True: "pass"}[held]
+    return f"{word}: {goal}: {', '.join(fact for fact in facts if facts[fact] is held)}"
 
 
 def goals(report: dict[str, Any]) -> Iterator[str]:
@@ -124,27 +108,26 @@ def goals(report: dict[str, Any]) -> Iterator[str]:
         rows = [row for row in results if row["way"] == "eager" and rival in row["ratios"]]
         ratios = {(row["name"], row["precision"], row["mode"]): row["ratios"][rival]["median"] for row in rows}
         keys = [(str(shape), precision, mode) for shape, precision in of for mode in modes]
-        facts = {
-            f"{' '.join(key)} {ratios.get(key, 0):.2f}": ratios[key] >= least if key in ratios else None for key in keys
-        }
+        facts = {f"{' '.join(key)} {ratios.get(key, 0):.2f}": ratios[key] >= least if key in ratios else None
+                 for key in keys}  # fmt: skip
         yield verdict(f"at least {least} times as fast as {rival}", facts)
-    same: dict[str, bool | None] = {f"{row['name']} {row['precision']}": row["same_bits"] for row in results}
-    yield verdict("the same bits run after run", same or {"no layer": None})
-    accuracies = re.findall(r"test accuracy, all \d+ +([\d.]+)%", "".join(each["output"] for each in commands))
-    reached: dict[str, bool | None] = {f"{percent} %": float(percent) >= ACCURACY for percent in accuracies[:1]}
-    yield verdict(f"training reaches {ACCURACY} % of the test images", reached or {"no training": None})
+    yield verdict(
+        "the same bits run after run", {f"{row['name']} {row['precision']}": row["same_bits"] for row in results}
+    )
+    reached = re.findall(r"test accuracy, all \d+ +([\d.]+)%", "".join(each["output"] for each in commands))
+    facts = {f"{percent} %": float(percent) >= ACCURACY for percent in reached[:1]}
+    yield verdict(f"training reaches {ACCURACY} % of the test images", facts)
     ended = {each["command"]: None if each["status"] is None else each["status"] == 0 for each in commands}
-    yield verdict("every command passes", ended or {"no command": None})
+    yield verdict("every command passes", ended)
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=7.5, help="after which what is left is dropped (7.5)")
-    parser.add_argument("--rounds", type=int, default=31, help="of each measurement, at most (31)")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the two files")
-    options = parser.parse_args(argv)
+    arguments = parser("gpu", __doc__, threads=False)
+    arguments.add_argument("--minutes", type=float, default=7.5, help="after which what is left is dropped (7.5)")
+    arguments.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the two files")
+    options = arguments.parse_args(argv)
     if not torch.cuda.is_available():
-        parser.error("no CUDA device was found")
+        arguments.error("no CUDA device was found")
     end, device = time.monotonic() + 60 * options.minutes, torch.cuda.get_device_name()
     date = datetime.date.today().isoformat()
     path = options.out / f"{machine.slug(device)}-{date}.json"
@@ -166,19 +149,20 @@ def main(argv: list[str] | None = None) -> None:
     take([TRAIN, HOST], TRAINING)
     for item in every:
         left = end - LAST - time.monotonic()
-        late = [{"name": str(item[0]), "precision": item[1], "failed": "no time was left"}]
+        late = [layers.described(item) | {"failed": "no time was left"}]
         for row in layer(item, options.rounds, min(LAYER, left)) if left > 0 else late:
             print({key: row[key] for key in row if key not in ("errors", "seconds")}, flush=True)
-            report["results" if "ratios" in row else "left_out"].append(row)
+            report["left_out" if "failed" in row else "results"].append(row)
         write_json(report, path)
     take(SANITIZERS, LAST)
     report["goals"] = list(goals(report))
     print(*report["goals"], write_json(report, path), sep="\n")
-    ratios: dict[str, Any] = {}
-    for row in report["results"]:
-        if row["way"] == "eager" and (of_torch := row["ratios"].get("nn.LSTM") or row["ratios"].get("nn.GRU")):
-            ratios.setdefault(f"{row['name']} {row['precision']}", {})[row["mode"]] = of_torch
-    print(replaced(path.with_suffix(".png"), lambda temporary: chart(device, ratios).savefig(temporary, dpi=150)))
+    bars = [
+        {"name": f"{row['name']} {row['precision']}", "mode": row["mode"], "ratio": ratio}
+        for row in report["results"] if row["way"] == "eager" and not row["beside_torchrl"]
+        for name, ratio in row["ratios"].items() if name.startswith("nn.")
+    ]  # fmt: skip
+    print(replaced(path.with_suffix(".png"), lambda temporary: chart(device, bars).savefig(temporary, dpi=150)))
     if any(line.startswith("FAIL") for line in report["goals"]):
         sys.exit("a goal is missed; the JSON file has what each part said")
 

@@ -8,7 +8,7 @@ they can be, since little but the number of launches depends on them. What a rea
 CUDA, some 3 us, and for torch's own operations what CUDA adds to them.
 """
 
-import argparse
+import itertools
 import statistics
 import time
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import fastlstm
 from benchmarks.shared.calls import inference, training
-from benchmarks.shared.clock import Run
+from benchmarks.shared.tables import parser, print_table
 from fastlstm.backends import triton as backend
 
 T, B, I = 3, 2, 4
@@ -30,50 +30,31 @@ T, B, I = 3, 2, 4
 LAYERS = {f"resident {name}": (f"triton-{name}", torch.float32, T, 32) for name in ("tf32", "ieee")}
 LAYERS |= {"resident bf16": ("triton", torch.bfloat16, T, 32)}
 LAYERS |= {f"stepwise bf16, {steps} steps": ("triton", torch.bfloat16, steps, 200) for steps in (T, 33)}
-
-
-class Launcher:
-    """What Triton calls to launch a compiled kernel."""
-
-    def __init__(self, source: Any, metadata: Any) -> None:
-        pass
-
-    def __call__(self, *arguments: Any) -> None:
-        pass
-
-
-class Driver:
-    """A driver of Triton's for a device that does nothing."""
-
-    launcher_cls = Launcher
-    utils = SimpleNamespace(
-        load_binary=lambda *_: (0, 0, 0, 0, 1024),  # module, function, registers, spills, threads
-        unload_module=lambda module: None,
-        get_device_properties=lambda device: {"max_shared_mem": 227 << 10},
-    )
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-    def get_current_target(self) -> Any:
-        from triton.backends.compiler import GPUTarget
-
-        return GPUTarget("cuda", 90, 32)
+UTILITIES = SimpleNamespace(
+    load_binary=lambda *_: (0, 0, 0, 0, 1024),  # module, function, registers, spills, threads
+    unload_module=lambda module: None,
+    get_device_properties=lambda device: {"max_shared_mem": 227 << 10},
+)
 
 
 @contextmanager
-def idle() -> Iterator[None]:
-    """Within, the backend takes CPU tensors for those of a GPU, and neither kernels nor products run."""
+def idle(launched: Any = lambda *_: None, stream: Any = lambda device: 0) -> Iterator[None]:
+    """Within, the backend takes CPU tensors for those of a GPU, and neither kernels nor products run.
+
+    Args:
+        launched: is called in the place of CUDA with what Triton launches a compiled kernel with.
+        stream: returns the current stream.
+    """
     if backend.INTERPRET:
         raise RuntimeError("benchmarks.gpu.host needs compiled kernels, and TRITON_INTERPRET=1 is in the environment")
+    from triton.backends.compiler import GPUTarget
     from triton.runtime.driver import driver
 
     from fastlstm.backends.triton import launch  # noqa: F401  # whose kernels read INTERPRET when they are made
 
-    driver.set_active(Driver())
+    current = {"get_current_device": lambda: 0, "get_current_target": lambda: GPUTarget("cuda", 90, 32)}
+    current |= {"get_current_stream": stream, "launcher_cls": lambda source, metadata: launched}
+    driver.set_active(SimpleNamespace(utils=UTILITIES, **current))
     try:
         with (
             mock.patch.object(backend, "INTERPRET", True),  # by which it takes CPU tensors
@@ -99,30 +80,27 @@ class Empty(torch.autograd.Function):
         return None, *(torch.empty_like(weight) for weight in ctx.saved_tensors[1:])
 
 
-def figures(run: Run, calls: int) -> str:
-    """Return the least and the median of so many calls, in microseconds: other processes only ever add."""
-    times = []
-    for _ in range(calls // 10 + calls):
-        began = time.perf_counter_ns()
-        run()
-        times.append((time.perf_counter_ns() - began) / 1e3)
-    return f"{min(times):.1f}, {statistics.median(times[calls // 10 :]):.1f}"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.host", description=__doc__.splitlines()[0])
-    parser.add_argument("--calls", type=int, default=2000, help="of each kind (2000)")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    print("| microseconds, least and median | inference | forward with gradients | training step |\n|---|---|---|---|")
-    with idle():
-        for name, (named, dtype, steps, H) in {"an empty Function": ("", torch.float32, T, 32), **LAYERS}.items():
-            module: Any = fastlstm.LSTM(I, H, backend=named, dtype=dtype) if named else nn.LSTM(I, H)
-            x, weights = torch.randn(steps, B, I, dtype=dtype), list(module.parameters())
-            forward = (lambda: module(x)[0]) if named else (lambda: Empty.apply(x, *weights))  # noqa: B023
-            runs = inference(forward), forward, training(forward, weights, x.new_ones(steps, B, H))
-            print(f"| {name} | {' | '.join(figures(run, options.calls) for run in runs)} |", flush=True)
+def rows(calls: int) -> Iterator[list[str]]:
+    """Yield each layer's least and median of so many calls, in microseconds: other processes only ever add."""
+    for name, (named, dtype, steps, H) in {"an empty Function": ("", torch.float32, T, 32), **LAYERS}.items():
+        module: Any = fastlstm.LSTM(I, H, backend=named, dtype=dtype) if named else nn.LSTM(I, H)
+        x, weights = torch.randn(steps, B, I, dtype=dtype), list(module.parameters())
+        forward = (lambda: module(x)[0]) if named else (lambda: Empty.apply(x, *weights))  # noqa: B023
+        cells = []
+        for run in (inference(forward), forward, training(forward, weights, x.new_ones(steps, B, H))):
+            times = [time.perf_counter_ns()]
+            for _ in range(calls // 10 + calls):  # the first tenth compiles, and fills caches
+                run()
+                times.append(time.perf_counter_ns())
+            us = [(end - start) / 1e3 for start, end in itertools.pairwise(times)][calls // 10 :]
+            cells.append(f"{min(us):.1f}, {statistics.median(us):.1f}")
+        yield [name, *cells]
 
 
 if __name__ == "__main__":
-    main()
+    arguments = parser("gpu.host", __doc__, rounds=None, threads=False)
+    arguments.add_argument("--calls", type=int, default=2000, help="of each kind (2000)")
+    torch.set_num_threads(1)
+    header = ["least and median, us", "inference", "forward with gradients", "training step"]
+    with idle():
+        print_table(header, rows(arguments.parse_args().calls))

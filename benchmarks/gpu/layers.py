@@ -5,10 +5,9 @@ replay of a graph is queued behind the flush, so that its time is the device's a
 """
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import asdict
-from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ WAYS = ("eager", "graph")
 DEVICE = "cuda"
 WARM_UP, SECONDS = 3, 3.0  # calls; a measurement ends after so long
 FLUSH = 256 * 2**20  # bytes, several times the L2 cache
+TORCHRL = importlib.util.find_spec("torchrl") is not None
 Item = tuple[Shape, str, bool]  # and its precision, and whether TorchRL runs beside it
 
 
@@ -53,17 +53,12 @@ def set_precision(name: str) -> None:
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = PRECISIONS[name].tf32
 
 
-def contest_of(shape: Shape, precision: str, beside_torchrl: bool = False, check: bool = True) -> Contest:
+def contest_of(shape: Shape, precision: str, beside_torchrl: bool = False) -> Contest:
     """Return the layer in torch's setting of a precision, which the backend follows."""
     set_precision(precision)
     contest = Contest(shape, precision, DEVICE, backend="triton")
-    if beside_torchrl and importlib.util.find_spec("torchrl") is None:
-        contest.left_out["torchrl"] = "the package torchrl is not installed"
-    elif beside_torchrl:
+    if beside_torchrl:
         contest.modules["torchrl"] = TorchRL(deepcopy(contest.modules["nn.LSTM"]), precision)
-        contest.rivals.add("torchrl")
-    if check:
-        contest.check()
     return contest
 
 
@@ -83,24 +78,8 @@ def graphed(run: Run) -> Run:
     return graph.replay
 
 
-def calls(contest: Contest, mode: str, way: str) -> dict[str, Run]:
-    """Return what can run so by name. After a failed capture no other is tried: torch's allocator may still be in it.
-    Ours therefore comes first, and raises.
-    """
-    runs: dict[str, Run] = {}
-    for name in sorted(contest.modules, key=lambda name: name != "fastlstm"):
-        run = contest.run(name, mode)
-        try:
-            runs[name] = run if way == "eager" else graphed(run)
-        except Exception as problem:
-            if name == "fastlstm":
-                raise
-            contest.left_out[f"{name} {mode} from a graph, and what follows"] = f"{type(problem).__name__}: {problem}"
-            break
-    return runs
-
-
-def times(runs: dict[str, Run], way: str, rounds: int) -> dict[str, Side]:
+def times(runs: Mapping[str, Run], way: str, rounds: int) -> dict[str, Side]:
+    """Return what each takes eagerly, or as the replay of a graph."""
     flush = torch.empty(FLUSH, dtype=torch.int8, device=DEVICE)
 
     def sampled(run: Run) -> Callable[[], float]:
@@ -119,38 +98,47 @@ def times(runs: dict[str, Run], way: str, rounds: int) -> dict[str, Side]:
             sample()
         return sample
 
-    samples = in_turns({name: sampled(run) for name, run in runs.items()}, rounds, SECONDS)
-    return {name: Side(values, 1) for name, values in samples.items()}
+    samples = {name: sampled(run if way == "eager" else graphed(run)) for name, run in runs.items()}
+    return {name: Side(values, 1) for name, values in in_turns(samples, rounds, SECONDS).items()}
 
 
 def rows(item: Item, rounds: int) -> Iterator[dict[str, Any]]:
-    """Yield what was measured of an item, and at last what was left out."""
-    shape, precision, _ = item
+    """Yield what was measured of an item."""
     contest = contest_of(*item)
+    contest.check()
     first, second = (contest.results(contest.modules["fastlstm"]) for _ in range(2))
     same_bits = all(map(torch.equal, first.values(), second.values()))
     for way in WAYS:
         for mode in MODES:
-            sides = times(calls(contest, mode, way), way, rounds)
+            sides = times({name: contest.run(name, mode) for name in contest.modules}, way, rounds)
             ours = sides["fastlstm"]
             yield {
-                "name": str(shape), "precision": precision, "mode": mode, "way": way, "same_bits": same_bits,
+                **described(item), "mode": mode, "way": way, "same_bits": same_bits,
                 "seconds": {name: side.seconds for name, side in sides.items()}, "errors": contest.errors,
-                "microseconds_a_step": 1e6 * ours.seconds / shape.T,
+                "microseconds_a_step": 1e6 * ours.seconds / item[0].T,
                 "ratios": {name: asdict(ours.to(side)) for name, side in sides.items() if side is not ours},
             }  # fmt: skip
-    if contest.left_out:
-        yield {"name": str(shape), "precision": precision, "left_out": contest.left_out}
 
 
-def measure(send: Connection, item: Item, rounds: int) -> None:
-    """Send what was measured of an item, from a process of its own."""
-    for row in rows(item, rounds):
-        send.send(row)
+def measure(item: Item, rounds: int) -> list[dict[str, Any]]:
+    """Return an item's rows, and after them the error that ended them. A failed capture of a graph ends them too, since
+    torch's allocator may still be in it.
+    """
+    measured = []
+    try:
+        for row in rows(item, rounds):
+            measured.append(row)
+    except Exception as error:
+        measured.append(described(item) | {"failed": f"{type(error).__name__}: {error}"[:500]})
+    return measured
+
+
+def described(item: Item) -> dict[str, Any]:
+    return {"name": str(item[0]), "precision": item[1], "beside_torchrl": item[2]}
 
 
 def compile_kernels(item: Item) -> None:
     """Run ours once, so that its kernels lie in Triton's cache."""
-    contest = contest_of(*item[:2], check=False)
+    contest = contest_of(*item[:2])
     for mode in MODES:
         contest.run("fastlstm", mode)()

@@ -1,9 +1,10 @@
-"""What is timed: a call without gradients, and a training step without an optimizer."""
+"""What is timed: a call without gradients, and a training step without an optimizer. Both are checked first."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor
 
 
@@ -35,3 +36,16 @@ def training(
         return [output.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
 
     return run
+
+
+def called(
+    mode: str, call: Callable[[], Tensor], leaves: Iterable[Tensor], gradient: Tensor | None = None
+) -> Callable[[], Any]:
+    """Return what a mode of `shapes.MODES` runs."""
+    return inference(call) if mode == "inference" else training(call, leaves, gradient)
+
+
+def check(result: Any, expected: Any, tolerance: float) -> None:
+    """Raise unless each tensor is the expected one within `tolerance`, times its largest value if that is above 1."""
+    for a, b in zip(*map(pytree.tree_leaves, (result, expected)), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=tolerance * max(1.0, b.abs().max().item()))

@@ -6,22 +6,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 Run = Callable[[], object]
+Name = TypeVar("Name")
 
 SAMPLE = 0.005  # seconds: a shorter call is repeated until a sample lasts this long
 FEWEST = 5  # rounds, from which a median tells something
 SETTLE = 0.010  # seconds untimed before each sample: torch's idle threads spin on for 8 ms after a call
 SCATTER = 1.25  # the highest bound of an interval beside its lowest, above which a ratio says nothing
-
-
-@dataclass(frozen=True)
-class Contender:
-    run: Run
-    threads: int  # torch's thread count while it runs
 
 
 @contextmanager
@@ -42,14 +38,12 @@ def seconds_of(run: Run, calls: int) -> float:
     return (time.perf_counter() - start) / calls
 
 
-def in_turns(
-    samples: Mapping[str, Callable[[], float]], rounds: int, limit: float = math.inf
-) -> dict[str, list[float]]:
+def in_turns(samples: Mapping[Name, Callable[[], float]], rounds: int, limit: float) -> dict[Name, list[float]]:
     """Take a sample of each in each round, and return what they gave. Every second round has the opposite order.
 
     After `limit` seconds no round begins except the first `FEWEST`.
     """
-    times: dict[str, list[float]] = {name: [] for name in samples}
+    times: dict[Name, list[float]] = {name: [] for name in samples}
     order, begin = list(samples), time.perf_counter()
     for n in range(rounds):
         if n >= FEWEST and time.perf_counter() - begin > limit:
@@ -59,25 +53,19 @@ def in_turns(
     return times
 
 
-def interleaved(
-    contenders: Mapping[str, Contender], rounds: int, settle: float = SETTLE, limit: float = math.inf
-) -> dict[str, list[float]]:
-    """Return the seconds that a call of each contender takes in each round, as `in_turns` has the rounds."""
+def sampled(run: Run, threads: int, settle: float) -> Callable[[], float]:
+    """Return what takes the seconds of a call on so many threads, `settle` seconds after what ran before."""
+    with num_threads(threads):
+        run()  # compiles, packs, fills caches
+        once = min(seconds_of(run, 1) for _ in range(3))
+    calls, untimed = (max(1, math.ceil(least / once)) for least in (SAMPLE, settle))
 
-    def sampled(contender: Contender) -> Callable[[], float]:
-        with num_threads(contender.threads):
-            contender.run()  # compiles, packs, fills caches
-            once = min(seconds_of(contender.run, 1) for _ in range(3))
-        calls, untimed = (max(1, math.ceil(least / once)) for least in (SAMPLE, settle))
+    def sample() -> float:
+        with num_threads(threads):
+            seconds_of(run, untimed)
+            return seconds_of(run, calls)
 
-        def sample() -> float:
-            with num_threads(contender.threads):
-                seconds_of(contender.run, untimed)
-                return seconds_of(contender.run, calls)
-
-        return sample
-
-    return in_turns({name: sampled(contender) for name, contender in contenders.items()}, rounds, limit)
+    return sample
 
 
 def thread_counts(threads: int) -> list[int]:
@@ -147,7 +135,6 @@ def compare(
     """
     counts = thread_counts(threads or torch.get_num_threads())
     by_count = {name: run if isinstance(run, Mapping) else dict.fromkeys(counts, run) for name, run in runs.items()}
-    contenders = {f"{name} {n}": Contender(run, n) for name, of in by_count.items() for n, run in of.items()}
-    times = interleaved(contenders, rounds, settle, limit)
-    sides = {name: [Side(times[f"{name} {n}"], n) for n in of] for name, of in by_count.items()}
-    return {name: min(of, key=lambda side: side.seconds) for name, of in sides.items()}
+    samples = {(name, n): sampled(run, n, settle) for name, of in by_count.items() for n, run in of.items()}
+    sides = [(name, Side(times, n)) for (name, n), times in in_turns(samples, rounds, limit).items()]
+    return {name: min((side for of, side in sides if of == name), key=lambda side: side.seconds) for name in runs}

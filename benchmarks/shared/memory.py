@@ -8,12 +8,12 @@ buffers do, since those that fastlstm keeps for later calls are given back befor
 
 import ctypes
 import gc
-import json
+import multiprocessing
 import os
-import subprocess
-import sys
-from dataclasses import asdict, replace
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import torch
 
@@ -67,19 +67,5 @@ def peak_memory(shape: Shape, implementation: str, threads: int, dtype: str = "f
     """Bytes by mode, for a module of Contest's, in a fresh process; None where it cannot be measured."""
     if not os.access(PROC / "clear_refs", os.W_OK):
         return None
-    request = json.dumps({"shape": asdict(shape), "implementation": implementation, "threads": threads, "dtype": dtype})
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.shared.memory", request],
-        env=os.environ | MALLOC,
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        raise RuntimeError(f"{shape}: measuring the memory of {implementation} failed:\n{done.stderr}")
-    return json.loads(done.stdout)
-
-
-if __name__ == "__main__":
-    request = json.loads(sys.argv[1])
-    print(json.dumps(peaks(Shape(**request.pop("shape")), **request)))
+    with mock.patch.dict(os.environ, MALLOC), ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(peaks, shape, implementation, threads, dtype).result()

@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from benchmarks.shared.clock import Ratio
 from benchmarks.shared.shapes import MODES
 from benchmarks.shared.tables import NOISY, ZEROS, ratio_text, table
 
@@ -58,13 +59,12 @@ def markdown(report: dict[str, Any]) -> str:
         for row in (row for row in results if row["mode"] == mode):
             ratio, memory = row["ratio"], row["peak_memory"]
             name = row["name"] + " (random)" * row["random"] + f" ({ZEROS})" * (row["shape"]["T"] == 1)
-            bold = f"**{ratio['median']:.2f}** ({ratio['low']:.2f}–{ratio['high']:.2f})"
             of_rivals = (row["rivals"].get(name) for name in rivals * (mode == "inference"))
             rows.append(
                 [
                     name,
                     f"{row['seconds'] * 1e3:.3f}",
-                    NOISY if row["noisy"] else bold,
+                    NOISY if row["noisy"] else str(Ratio(**ratio)),
                     *(ratio_text(row["backends"][name]) for name in backends),
                     f"{row['gflops']:.0f}",
                     f"{megabytes(memory['ours'])} / {megabytes(memory['baseline'])}",
@@ -77,34 +77,28 @@ def markdown(report: dict[str, Any]) -> str:
         header += [f"ratio to {name}" for name in rivals * (mode == "inference")]
         title = "Inference" if mode == "inference" else "Training step (forward and backward, x without gradient)"
         lines += ["", f"## {title}", "", *table(header, rows)]
-    slower = [f"{row['name']} {row['mode']}" for row in results if row["ratio"]["median"] < 0.97 and not row["noisy"]]
-    slower += [
-        f"{name} at {row['name']} {row['mode']}"
-        for row in results
-        for name, ratio in row["backends"].items()
-        if ratio["median"] < 0.97
-    ]
+    ratios = {f"{row['name']} {row['mode']}": row["ratio"] for row in results if not row["noisy"]}
+    ratios |= {f"{name} at {row['name']} {row['mode']}": row["backends"][name] for row in results for name in backends}
+    slower = [name for name, ratio in ratios.items() if ratio["median"] < 0.97]
     lines += ["", f"Slower than nn.LSTM by more than 3 %: {', '.join(slower) or 'none'}."]
     return "\n".join(lines) + "\n"
 
 
-def chart(title: str, ratios: dict[str, dict[str, dict[str, float]]]) -> Figure:
-    """Return bars with their intervals, the fastest on top.
-
-    Args:
-        title: the line above them.
-        ratios: by the name of a bar, then by mode, as `asdict` has a `Ratio`.
-    """
-    names = sorted(ratios, key=lambda name: -max(ratio["median"] for ratio in ratios[name].values()))
+def chart(title: str, rows: list[dict[str, Any]]) -> Figure:
+    """Return bars with their intervals, the fastest on top, of rows with a "name", a "mode" and a "ratio"."""
+    best: dict[str, float] = {}
+    for row in rows:
+        best[row["name"]] = max(row["ratio"]["median"], best.get(row["name"], 0.0))
+    names = sorted(best, key=lambda name: -best[name])
     figure = Figure(figsize=(9, 1.6 + 0.42 * len(names)), layout="constrained")
     axes, height = figure.subplots(), 0.38
     for n, mode in enumerate(MODES):
-        rows = [(k + (n - 0.5) * height, ratios[name][mode]) for k, name in enumerate(names) if mode in ratios[name]]
-        places, values = [place for place, _ in rows], [ratio["median"] for _, ratio in rows]
-        ends = [(ratio["low"], ratio["high"]) for _, ratio in rows]
+        bars = [(names.index(row["name"]) + (n - 0.5) * height, row["ratio"]) for row in rows if row["mode"] == mode]
+        places, values = [place for place, _ in bars], [ratio["median"] for _, ratio in bars]
+        ends = [(ratio["low"], ratio["high"]) for _, ratio in bars]
         spread = [[abs(value - end) for value, end in zip(values, each)] for each in zip(*ends)] or None
         axes.barh(places, values, height, color=COLOURS[mode], label=mode, xerr=spread, error_kw={"elinewidth": 0.8})
-        for place, ratio in rows:
+        for place, ratio in bars:
             axes.annotate(f" {ratio['median']:.2f}", (ratio["high"], place), va="center", fontsize=7)
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set_ylim(max(len(names), 1) - 0.4, -0.6)
@@ -121,12 +115,9 @@ def chart(title: str, ratios: dict[str, dict[str, dict[str, float]]]) -> Figure:
 def write_report(report: dict[str, Any], folder: Path, name: str) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     rows = [row for row in report["results"] if not row["random"] and not row["noisy"]]
-    ratios: dict[str, Any] = {}
-    for row in rows:
-        ratios.setdefault(row["name"], {})[row["mode"]] = row["ratio"]
     title = f"{report['title']}: {report['machine']['cpu']}, {report['machine']['threads']} threads"
     return [
         write_json(report, folder / f"{name}.json"),
         replaced(folder / f"{name}.md", lambda path: path.write_text(markdown(report), encoding="utf-8")),
-        replaced(folder / f"{name}.png", lambda path: chart(title, ratios).savefig(path, dpi=150)),
+        replaced(folder / f"{name}.png", lambda path: chart(title, rows).savefig(path, dpi=150)),
     ]

@@ -8,16 +8,18 @@ import torch
 from benchmarks.shared import machine
 from fastlstm.commands import positive
 
+Options = argparse.Namespace
 NOISY = "noisy, no result"
 ZEROS = "starts from a state of zeros, which fastlstm does not multiply"
 
 
-def parser(name: str, doc: str | None, rounds: int = 31, threads: bool = True) -> argparse.ArgumentParser:
+def parser(name: str, doc: str | None, rounds: int | None = 31, threads: bool = True) -> argparse.ArgumentParser:
     """Return the parser of a command of this folder, whose help is the docstring of its module."""
     options = argparse.ArgumentParser(
         f"python -m benchmarks.{name}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    options.add_argument("--rounds", "--pairs", type=positive, default=rounds, help=f"interleaved ({rounds})")
+    if rounds:
+        options.add_argument("--rounds", "--pairs", type=positive, default=rounds, help=f"interleaved ({rounds})")
     if threads:
         options.add_argument("--threads", type=positive, default=torch.get_num_threads(), help="as torch chooses")
     return options

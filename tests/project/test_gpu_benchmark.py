@@ -4,7 +4,6 @@ import itertools
 import json
 import os
 import sys
-import time
 
 import pytest
 import torch
@@ -48,68 +47,38 @@ def test_a_layer_is_timed_by_events_and_from_graphs(cell, card):
         )
 
 
-class Wrong(torch.nn.LSTM):
-    def forward(self, *args):
-        output, states = super().forward(*args)
-        return output * 1.1, states
-
-
-@needs_triton
-def test_a_rival_that_is_wrong_is_left_out(card):
-    contest = layers.contest_of(*ITEM)
-    for name, kind in (("right", torch.nn.LSTM), ("wrong", Wrong)):
-        contest.modules[name] = kind(4, 8)
-        contest.modules[name].load_state_dict(contest.modules["nn.LSTM"].state_dict())
-        contest.rivals.add(name)
-    contest.check()
-    assert list(contest.modules) == ["nn.LSTM", "fastlstm", "right"]
-    assert "of wrong is " in contest.left_out["wrong"]
-
-
-@needs_triton
-@pytest.mark.parametrize("fails", ["fastlstm", "nn.LSTM"])
-def test_no_graph_is_captured_after_a_failed_one(fails, card, monkeypatch):
-    """Ours fails its item; the rival's is left out, with all later ones."""
-    contest = layers.contest_of(*ITEM)
-    calls = iter(["fastlstm", "nn.LSTM"])
-
-    def graphed(run):
-        if next(calls) == fails:
-            raise RuntimeError("it waits")
-        return run
-
-    monkeypatch.setattr(layers, "graphed", graphed)
-    if fails == "fastlstm":
-        with pytest.raises(RuntimeError, match="it waits"):
-            layers.calls(contest, "training", "graph")
-    else:
-        assert list(layers.calls(contest, "training", "graph")) == ["fastlstm"]
-        assert contest.left_out == {"nn.LSTM training from a graph, and what follows": "RuntimeError: it waits"}
-
-
 @pytest.mark.parametrize("way", layers.WAYS)
 def test_calls_from_the_host_begin_when_the_flush_has_ended(way, card, monkeypatch):
     events = []
     monkeypatch.setattr(layers, "WARM_UP", 0)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: events.append("waited"))
+    monkeypatch.setattr(layers, "graphed", lambda run: run)
     layers.times({"a": lambda: events.append("ran")}, way, 2)
     assert events == (["waited", "ran"] if way == "eager" else ["ran"]) * 2
 
 
-def measured(send, item, rounds):
+def measured(item, rounds):
     """In the place of `layers.measure`."""
-    send.send({"name": "first"})
     if item[1] == "crashes":
         os.abort()
-    if item[1] == "hangs":
-        time.sleep(600)
+    return [{"name": "first"}]
 
 
-@pytest.mark.parametrize(("kind", "ended"), [("ends", None), ("crashes", -6), ("hangs", -9)])
-def test_what_crashes_or_hangs_loses_no_earlier_row(kind, ended):
-    rows = gpu.layer((TINY, kind, False), 1, 600.0 if kind != "hangs" else 20.0, measured)
-    assert rows[0] == {"name": "first"}
-    assert [row["failed"] for row in rows[1:]] == [f"its process ended with {ended}"] * (ended is not None)
+def test_a_layer_that_crashes_loses_its_own_rows_alone():
+    crashed, done = (gpu.layer((TINY, kind, False), 1, limit, measured) for kind, limit in (("crashes", 9), ("", 600)))
+    assert "hung or crashed" in crashed[0]["failed"]
+    assert done == [{"name": "first"}]
+
+
+@needs_triton
+def test_what_fails_keeps_the_rows_before(card, monkeypatch):
+    def graphed(run):
+        raise RuntimeError("it waits")
+
+    monkeypatch.setattr(layers, "graphed", graphed)
+    *before, last = layers.measure(ITEM, 1)
+    assert [row["way"] for row in before] == ["eager", "eager"]
+    assert last["failed"] == "RuntimeError: it waits"
 
 
 def test_a_command_is_stopped_at_its_limit():
@@ -173,7 +142,7 @@ def test_pytest_reports_what_was_measured(tmp_path):
     assert done.returncode == 0, done.stdout
     infos = [each["extra_info"] for each in json.loads(file.read_text())["benchmarks"]]
     assert [(info["group"], info["name"], info["mode"]) for info in infos] == [
-        ("A card, bf16", str(TINY), mode) for mode in MODES
+        ("A card, bf16", f"GPU {TINY}", mode) for mode in MODES
     ]
     assert "geometric mean of" in done.stdout or "No row has a result" in done.stdout
 
@@ -184,7 +153,7 @@ def test_the_hosts_time_is_measured_without_a_gpu():
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
     done = interpreter.run_module("benchmarks.gpu.host", "--calls", "10", cwd=ROOT, environment=environment)
     assert done.returncode == 0, done.stderr
-    rows = [line.split("|")[1:-1] for line in done.stdout.splitlines()[2:]]
+    rows = [line.split("|")[1:-1] for line in done.stdout.splitlines()[4:]]
     assert [row[0].strip() for row in rows] == ["an empty Function", *host.LAYERS]
     for row in rows:
         assert all(0 < float(cell.split(",")[0]) <= float(cell.split(",")[1]) for cell in row[1:])

@@ -121,10 +121,11 @@ def test_ratio_is_taken_within_pairs():
     assert spread.low < spread.median == 2.0 < spread.high
 
 
-def test_backends_of_ones_choice_are_measured_beside_the_default(monkeypatch):
+@pytest.mark.parametrize("T", [1, 2])  # one step from a state of zeros has gradients that are zero
+def test_backends_of_ones_choice_are_measured_beside_the_default(monkeypatch, T):
     monkeypatch.setattr(run.memory, "peak_memory", lambda *_: None)
     options = run.arguments(["--backend", "reference", "--pairs", "1", "--threads", "1"])
-    rows = list(run.measure(Shape(2, 2, 3, 4), options))
+    rows = list(run.measure(Shape(T, 2, 3, 4), options))
     assert [row["mode"] for row in rows] == ["inference", "training"]
     for row in rows:
         assert list(row["backends"]) == ["reference"]
@@ -136,15 +137,13 @@ def test_backends_of_ones_choice_are_measured_beside_the_default(monkeypatch):
 REPORT = {"title": "A title", "date": "today", "pairs": 1, "machine": machine.describe(1)}
 
 
-@pytest.mark.parametrize(
-    ("seconds", "threads"), [({"torch 1": 3.0, "torch 2": 2.0}, 2), ({"torch 1": 2.0, "torch 2": 3.0}, 1)]
-)
-def test_of_each_side_the_thread_count_counts_that_was_faster_in_the_rounds(monkeypatch, seconds, threads):
-    def interleaved(contenders, rounds, *_):
-        assert [each.threads for each in contenders.values()] == [1, 2, 1, 2]
-        return {name: [seconds.get(name, 1.0)] * rounds for name in contenders}
+@pytest.mark.parametrize(("one", "two", "threads"), [(3.0, 2.0, 2), (2.0, 3.0, 1)])
+def test_of_each_side_the_thread_count_counts_that_was_faster_in_the_rounds(monkeypatch, one, two, threads):
+    def in_turns(samples, rounds, limit):
+        seconds = {("torch", 1): one, ("torch", 2): two, ("ours", 1): 1.0, ("ours", 2): 1.0}
+        return {key: [seconds[key]] * rounds for key in samples}
 
-    monkeypatch.setattr(clock, "interleaved", interleaved)
+    monkeypatch.setattr(clock, "in_turns", in_turns)
     sides = clock.compare({"torch": int, "ours": int}, 3, threads=2)
     assert (sides["torch"].threads, sides["torch"].seconds, sides["ours"].to(sides["torch"]).median) == (threads, 2, 2)
 

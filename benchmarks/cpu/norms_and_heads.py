@@ -1,6 +1,6 @@
 """Cells with norms, and layers of heads, against the same in plain PyTorch.
 
-python -m benchmarks.across [--only norms heads] [--rounds 15]
+python -m benchmarks.cpu.norms_and_heads [--only norms heads] [--rounds 15]
 
 Norms: `layer_norm_lstm` and `dreamer_gru` against a loop over time with `torch.nn.functional.layer_norm`, in which x is
 multiplied for all steps at once. The last column has what norms cost: the time beside `peephole_lstm` or `gru`, whose
@@ -17,14 +17,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastlstm
-from benchmarks.shared.calls import inference, training
+from benchmarks.shared.calls import called, check
 from benchmarks.shared.clock import Run, compare
 from benchmarks.shared.shapes import MODES
-from benchmarks.shared.tables import parser, print_table
+from benchmarks.shared.tables import Options, parser, print_table
 from fastlstm import cells
 
 SIZES = ((28, 128, 28, 128), (100, 16, 64, 256), (50, 1, 40, 128), (50, 16, 512, 512), (50, 64, 1024, 1024))
 BATCHES, STEPS, HEADS, UNITS = (1, 16, 64), 64, 4, 128
+TOLERANCE = 2e-3  # sums of up to 6400 terms, whose roundings grow over 100 steps of normalised states
 Runs = dict[str, Run]  # by mode
 
 
@@ -85,8 +86,7 @@ def slstm_of_inputs(i: Any, f: Any, z: Any, o: Any, c: Any, n: Any, m: Any, x_i:
 
 
 def calls(call: Callable[[], Tensor], leaves: list[Tensor]) -> Runs:
-    """Return a call without gradients, and one with the backward pass."""
-    return {"inference": inference(call), "training": training(call, leaves)}
+    return {mode: called(mode, call, leaves) for mode in MODES}
 
 
 def layer(cell: cells.Cell, x: Tensor, H: int) -> tuple[nn.Module, Runs]:
@@ -123,31 +123,21 @@ def heads() -> Iterator[tuple[str, dict[str, Runs]]]:
         yield f"sLSTM, {HEADS} heads of {UNITS}, T {STEPS}, B {B}", {"torch": theirs, "fastlstm": ours}
 
 
-def check(runs: dict[str, Runs]) -> None:
-    """Raise unless both give the same output and gradients."""
-    ours, theirs = (runs[name]["training"]() for name in ("fastlstm", "torch"))
-    for a, b in zip(ours, theirs, strict=True):  # type: ignore[call-overload]
-        # sums of up to 6400 terms in another order, whose roundings grow over 100 steps of normalised states
-        torch.testing.assert_close(a, b, rtol=0, atol=2e-3 * max(1.0, b.abs().max().item()))
+KINDS = {"norms": norms, "heads": heads}
 
 
-def main() -> None:
-    kinds = {"norms": norms, "heads": heads}
-    arguments = parser("across", __doc__, rounds=15)
-    arguments.add_argument("--only", nargs="+", choices=kinds, default=list(kinds))
-    options = arguments.parse_args()
-
-    def rows() -> Iterator[list[str]]:
-        for title, runs in (row for name in kinds if name in options.only for row in kinds[name]()):
-            check(runs)
-            for mode in MODES:
-                sides = compare({name: of[mode] for name, of in runs.items()}, options.rounds, options.threads)
-                plain, ours, *without = sides.values()
-                cost = [f"{side.to(ours).median:.2f}" for side in without] or [""]
-                yield [title, mode, plain.ms, ours.ms, str(ours.to(plain)), *cost]
-
-    print_table(["layer", "call", "plain PyTorch", "fastlstm", "ratio", "beside the cell without norms"], rows())
+def rows(options: Options) -> Iterator[list[str]]:
+    for title, runs in (row for kind in options.only for row in KINDS[kind]()):
+        check(runs["fastlstm"]["training"](), runs["torch"]["training"](), TOLERANCE)
+        for mode in MODES:
+            sides = compare({name: of[mode] for name, of in runs.items()}, options.rounds, options.threads)
+            plain, ours, *without = sides.values()
+            cost = [f"{side.to(ours).median:.2f}" for side in without] or [""]
+            yield [title, mode, plain.ms, ours.ms, str(ours.to(plain)), *cost]
 
 
 if __name__ == "__main__":
-    main()
+    arguments = parser("cpu.norms_and_heads", __doc__, rounds=15)
+    arguments.add_argument("--only", nargs="+", choices=KINDS, default=list(KINDS))
+    header = ["layer", "call", "plain PyTorch", "fastlstm", "ratio", "beside the cell without norms"]
+    print_table(header, rows(arguments.parse_args()))
