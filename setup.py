@@ -4,7 +4,7 @@
   the native backend says so. A compiler that fails is an error: pip would keep a wheel without the library in its
   cache, and install it again after the compiler has been repaired. FASTLSTM_NATIVE=0 leaves the library out, and with
   FASTLSTM_NATIVE=1 a missing compiler is an error too.
-* The version, which stands in fastlstm/__init__.py alone.
+* The version, which stands in fastlstm/version.py alone.
 * The page of a package index: README.md, whose links are those of a repository.
 """
 
@@ -134,7 +134,7 @@ library = Extension(
     extra_link_args=LINK,
     language="c++",
 )
-(VERSION,) = re.findall(r'^__version__ = "(.+)"$', read("fastlstm/__init__.py"), re.MULTILINE)
+(VERSION,) = re.findall(r'^__version__ = "(.+)"$', read("fastlstm/version.py"), re.MULTILINE)
 setup(
     version=VERSION,
     long_description=page(),

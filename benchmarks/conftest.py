@@ -1,42 +1,67 @@
 """The table of `pytest benchmarks/ --benchmark-only`, in the place of pytest-benchmark's. Its files keep all times."""
 
+import itertools
+import statistics
+
 import pytest
 import torch
 
-HEAD = ("ratio", "95 % interval", "fastlstm, ms", "nn.LSTM, ms", "of peak", "shape", "mode")
+from benchmarks.shared import machine
+from benchmarks.shared.tables import NOISY
+
+HEAD = ("ratio", "95 % interval", "fastlstm, ms", "torch, ms", "threads", "what", "mode", "")
+LEGEND = """\
+T time steps, B batch rows, I inputs, H hidden units, L layers, bi both directions. A ratio of 2 means that fastlstm
+takes half the time of torch: it is the ratio of the two medians beside it. The interval has the ratios within a round.
+Each side runs on one thread and on all, and its faster way counts; "threads" has fastlstm's and torch's. A row has no
+result where its rounds scatter, or where other processes worked beside it."""
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-benchmark reads its options
 def pytest_configure(config):
-    if not torch.cuda.is_available():  # the table of a GPU is pytest-benchmark's
-        config.option.benchmark_quiet = True
+    config.option.benchmark_quiet = True
 
 
-def pytest_ignore_collect(collection_path):
-    """Without a GPU its cases are not collected."""
-    return True if collection_path.name == "test_gpu.py" and not torch.cuda.is_available() else None
+def pytest_report_header(config):
+    cards = [f"GPU: {torch.cuda.get_device_name()}"] if torch.cuda.is_available() else []
+    return [machine.header(), *cards]
 
 
 def pytest_terminal_summary(terminalreporter, config):
     session = getattr(config, "_benchmarksession", None)
-    measured = [bench.extra_info for bench in session.benchmarks] if session else []
-    rows = [HEAD, *map(row, (info for info in measured if "nn.LSTM seconds" in info))]
-    if len(rows) == 1:
+    measured = [bench.extra_info for bench in session.benchmarks if "group" in bench.extra_info] if session else []
+    if not measured:
         return
-    terminalreporter.section("speed relative to torch.nn.LSTM with its better number of threads")
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    for cells in rows:
-        terminalreporter.line("  ".join(cell.rjust(width) for cell, width in zip(cells, widths)))
+    terminalreporter.section("speed relative to torch")
+    for text in (machine.header(), LEGEND):
+        terminalreporter.line(text)
+    cells = [row(info) for info in measured]
+    widths = [max(map(len, column)) for column in zip(HEAD, *cells)]
+    groups = itertools.groupby(zip(measured, cells), lambda pair: pair[0]["group"])
+    for group, rows in groups:
+        pairs = list(rows)
+        for line in (["", group], HEAD, *(of for _, of in pairs)):
+            padded = line if len(line) == 2 else [text.rjust(width) for text, width in zip(line, widths)]
+            terminalreporter.line("  ".join(padded).rstrip() if len(line) > 2 else "\n".join(padded))
+    terminalreporter.line(f"\n{mean_of(measured)}")
 
 
 def row(info):
     ratio = info["ratio to nn.LSTM"]
+    figures = [f"{ratio['of_medians']:.2f}", f"{ratio['low']:.2f} to {ratio['high']:.2f}"]
+    figures += [f"{1e3 * info['seconds']:.3f}", f"{1e3 * info['nn.LSTM seconds']:.3f}"]
     return (
-        f"{ratio['median']:.2f}",
-        f"{ratio['low']:.2f} to {ratio['high']:.2f}",
-        f"{1e3 * info['seconds']:.3f}",
-        f"{1e3 * info['nn.LSTM seconds']:.3f}",
-        f"{100 * info['fraction of peak']:.0f} %",
+        *(["", NOISY, "", ""] if info["noisy"] else figures),
+        f"{info['threads']} and {info['nn.LSTM threads']}",
         info["name"],
         info["mode"],
+        info["note"],
     )
+
+
+def mean_of(measured):
+    ratios = [info["ratio to nn.LSTM"]["of_medians"] for info in measured if not info["noisy"]]
+    if not ratios:
+        return "No row has a result."
+    left = f"; {len(measured) - len(ratios)} rows have no result" * (len(ratios) < len(measured))
+    return f"geometric mean of {len(ratios)} rows: {statistics.geometric_mean(ratios):.2f}{left}"

@@ -16,6 +16,7 @@ from fastlstm.layers.rnn import RNN
 from fastlstm.layers.streams import Stream
 from fastlstm.layers.weight_drop import WeightDrop
 from fastlstm.patching import patch, unpatch
+from fastlstm.version import __version__ as __version__
 
 __all__ = [
     "GRU",
@@ -49,7 +50,6 @@ __all__ = [
     "unpatch",
     "use_backend",
 ]
-__version__ = "0.1.0"
 
 
 def __dir__() -> list[str]:

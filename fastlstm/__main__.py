@@ -14,9 +14,9 @@ import torch
 from fastlstm.backends import dispatch, numba, settings
 from fastlstm.cells.library import CELLS
 from fastlstm.cells.spec import Cell
+from fastlstm.commands import Parser, positive
 from fastlstm.info import info
 from fastlstm.layers.rnn import RNN
-from fastlstm.mnist.arguments import Parser, positive
 
 TYPES = ("float32", "float64", "bfloat16", "float16")
 EXAMPLES = """\

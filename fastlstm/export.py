@@ -16,11 +16,11 @@ from pathlib import Path
 
 from torch import Tensor
 
+from fastlstm.commands import Parser
+from fastlstm.files import replacing
 from fastlstm.int8.definition import BITS, quantize_weight
 from fastlstm.mnist import saved
-from fastlstm.mnist.arguments import Parser
 from fastlstm.mnist.data import DataError
-from fastlstm.mnist.files import replacing
 
 MAGIC, FLOAT_VERSION, INT8_VERSION = b"fastlstm", 1, 2
 EXAMPLES = f"""\

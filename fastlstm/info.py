@@ -12,6 +12,7 @@ import torch
 
 from fastlstm.backends import csrc, dispatch, numba, settings, triton
 from fastlstm.cells.library import CELLS
+from fastlstm.version import __version__
 
 
 def info() -> dict[str, Any]:
@@ -31,8 +32,6 @@ def info() -> dict[str, Any]:
         - ``caches``: for numba and triton the folder in which compiled kernels stay, or None where none can be written.
         - ``notes``: sentences on what is not as it should be.
     """
-    from fastlstm import __version__
-
     gpus = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
     found: dict[str, Any] = {
         "versions": {

@@ -12,10 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastlstm.commands import Parser, whole
+from fastlstm.files import replacing
 from fastlstm.mnist import images, report, saved
-from fastlstm.mnist.arguments import Parser, whole
 from fastlstm.mnist.data import FILES, DataError, read_idx
-from fastlstm.mnist.files import replacing
 from fastlstm.mnist.model import RowLSTM
 from fastlstm.mnist.training import predict
 

@@ -14,13 +14,13 @@ from torch import nn
 
 from fastlstm.backends import dispatch, settings
 from fastlstm.cells.library import lstm
+from fastlstm.commands import Parser, positive, positive_float, probability, whole
+from fastlstm.files import FileError
 from fastlstm.layers.lstm import LSTM
 from fastlstm.mnist import checkpoint, report, saved
-from fastlstm.mnist.arguments import Parser, positive, positive_float, probability, whole
 from fastlstm.mnist.board import Board
 from fastlstm.mnist.checkpoint import CheckpointError, Keeper
 from fastlstm.mnist.data import DataError, Dataset, fingerprint, load
-from fastlstm.mnist.files import FileError
 from fastlstm.mnist.model import TorchLSTM, lacks_bf16
 from fastlstm.mnist.processes import joined, started
 from fastlstm.mnist.recipe import PARTS, RECIPES, Recipe, iterations

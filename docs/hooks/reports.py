@@ -66,7 +66,8 @@ def overview() -> str:
     for name, report in reports().items():
         ranges = []
         for mode in MODES:
-            ratios = [row["ratio"]["median"] for row in rows(report, mode) if row["shape"]["T"] > 1]
+            taken = [row for row in rows(report, mode) if row["shape"]["T"] > 1 and not row.get("noisy")]
+            ratios = [row["ratio"]["median"] for row in taken]
             of_all = f"{min(ratios):.2f} to {max(ratios):.2f}, median {median(ratios):.2f}" if ratios else "–"
             ranges.append(of_all)
         lanes = report["machine"]["float32_lanes"]

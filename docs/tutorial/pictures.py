@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import Tensor
 
-from fastlstm.mnist.files import replacing
+from fastlstm.files import replacing
 
 DOCS = Path(__file__).resolve().parents[1]
 ROWS = 28

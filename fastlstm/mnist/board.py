@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastlstm.mnist.files import FileError
+from fastlstm.files import FileError
 from fastlstm.mnist.history import History
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
-from fastlstm.mnist.files import replacing
+from fastlstm.files import replacing
 
 NAME = "checkpoint.pt"
 MAGIC = b"fastlstm training checkpoint, version 1\n"

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fastlstm.files import replacing
 from fastlstm.mnist import saved
 from fastlstm.mnist.data import Split
-from fastlstm.mnist.files import replacing
 from fastlstm.mnist.history import compare
 from fastlstm.mnist.recipe import Recipe
 from fastlstm.mnist.training import Run

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
+from fastlstm.files import replacing
 from fastlstm.mnist import checkpoint
 from fastlstm.mnist.data import DataError
-from fastlstm.mnist.files import replacing
 from fastlstm.mnist.model import RowLSTM
 
 NAME = "model.pt"

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
+from fastlstm.files import is_full
 from fastlstm.mnist import augment
 from fastlstm.mnist.board import Board
 from fastlstm.mnist.checkpoint import Keeper
 from fastlstm.mnist.data import CLASSES, Dataset, Split
-from fastlstm.mnist.files import is_full
 from fastlstm.mnist.history import History, Recorder
 from fastlstm.mnist.model import RowLSTM
 from fastlstm.mnist.processes import ALONE, Processes

@@ -1,6 +1,6 @@
 """Models that others wrote, unchanged but for `replace_lstm`: outputs, gradients and an optimiser's step are the same.
 
-They need their packages: `pip install .[models]`. How each is built stands in benchmarks/third_party.py.
+They need their packages: `pip install .[models]`. How each is built stands in benchmarks/cpu/third_party.py.
 """
 
 from copy import deepcopy
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import fastlstm
-from benchmarks.third_party import MODELS
+from benchmarks.cpu.third_party import MODELS
 from tests.helpers.tolerances import close
 
 # Values and gradients of size one, or relative to their size, through up to a few hundred steps and the layers around

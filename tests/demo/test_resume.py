@@ -12,10 +12,10 @@ import pytest
 import torch
 
 import fastlstm.train
+from fastlstm.files import replacing
 from fastlstm.mnist import checkpoint
 from fastlstm.mnist.checkpoint import CheckpointError, Keeper
 from fastlstm.mnist.data import Batches, load
-from fastlstm.mnist.files import replacing
 from fastlstm.mnist.model import RowLSTM
 from fastlstm.mnist.recipe import PARTS, Recipe
 from fastlstm.mnist.training import train

@@ -1,7 +1,7 @@
 """Stands in for a CUDA device, so that the GPU benchmark's own lines run where there is none.
 
-As a plugin, `pytest -p tests.helpers.stand_in benchmarks/test_gpu.py` under TRITON_INTERPRET=1 runs the GPU's
-benchmarks on a tiny layer on the CPU. What torch.cuda has no name for cannot be replaced, so misspelt names still fail.
+As a plugin, `pytest -p tests.helpers.stand_in benchmarks/ -k gpu` under TRITON_INTERPRET=1 runs the GPU's rows on a
+tiny layer on the CPU. What torch.cuda has no name for cannot be replaced, so misspelt names still fail.
 """
 
 import contextlib
@@ -10,7 +10,11 @@ import time
 import pytest
 import torch
 
-from benchmarks import gpu_layers
+from benchmarks.gpu import layers
+from benchmarks.shared.contest import PRECISIONS
+from benchmarks.shared.shapes import Shape
+
+TINY = Shape(3, 2, 4, 8)
 
 
 class Event:
@@ -37,11 +41,6 @@ class CUDAGraph:
         time.sleep(1e-5)
 
 
-class Bench(gpu_layers.Bench):
-    def __init__(self, shape, precision, device, names):
-        super().__init__(shape, precision, "cpu", names)
-
-
 def install(monkeypatch):
     for name, value in {
         "Event": Event, "Stream": Stream, "CUDAGraph": CUDAGraph, "current_stream": Stream,
@@ -49,19 +48,13 @@ def install(monkeypatch):
         "is_available": lambda: True, "get_device_name": lambda: "A card",
     }.items():  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, value)
-    monkeypatch.setattr(gpu_layers, "is_cuda", lambda device: True)
-    monkeypatch.setattr(gpu_layers, "FLUSH", 1)
-    monkeypatch.setattr(gpu_layers, "Bench", Bench)
+    monkeypatch.setattr(layers, "DEVICE", "cpu")
+    monkeypatch.setattr(layers, "FLUSH", 1)
 
 
 def pytest_configure(config):
     monkeypatch = pytest.MonkeyPatch()
     config.add_cleanup(monkeypatch.undo)
     install(monkeypatch)
-    monkeypatch.setattr(gpu_layers, "SHAPES", gpu_layers.TINY[:1])
-    # the interpreter multiplies bf16 as integers, and nn.LSTM knows no fp16 on a CPU
-    monkeypatch.setattr(gpu_layers, "PRECISIONS", {name: gpu_layers.PRECISIONS[name] for name in ("tf32", "ieee")})
-    from benchmarks import test_gpu
-
-    monkeypatch.setattr(test_gpu, "ROUNDS", 3)
-    monkeypatch.setattr(test_gpu, "LONGEST_LOOP", 0)  # to compile a loop takes longer than all else
+    monkeypatch.setattr(layers, "SHAPES", (TINY,))
+    monkeypatch.setitem(PRECISIONS, "bf16", PRECISIONS["ieee"])  # the interpreter multiplies bf16 as integers

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import fastlstm
-from benchmarks.clock import num_threads
+from benchmarks.shared.clock import num_threads
 from fastlstm.backends.numba.host import sizes
 from fastlstm.layers.functional import lstm
 from tests.helpers.layers import CPU_BACKENDS, Layer, needs_native

@@ -34,8 +34,8 @@ def test_each_shape_has_its_change(report):
     before = measured(("a", "training", 1.0), ("b", "training", 2.0), ("gone", "training", 1.0))
     text = report(before, measured(("a", "training", 1.05), ("b", "training", 4.0), ("new", "training", 1.0)))
     assert "at **1.45** times the speed" in text  # the root of 2.1
-    assert "| a | training | 1.05 | 1.00 (1.00 to 2.00) | 1.05 (1.05 to 2.10) |\n" in text
-    assert "| b | training | **2.00** | 2.00 (2.00 to 4.00) | 4.00 (4.00 to 8.00) |\n" in text
+    assert "| a | training | 1.05 | 1.00 (1.00–2.00) | 1.05 (1.05–2.10) |\n" in text
+    assert "| b | training | **2.00** | 2.00 (2.00–4.00) | 4.00 (4.00–8.00) |\n" in text
     assert "gone" not in text
     assert "new" not in text
 

@@ -133,8 +133,7 @@ def test_the_commands_of_a_page_exist(page):
     for target in re.findall(r"^make ([a-z][\w-]*)", code(page), re.MULTILINE):
         assert target in TARGETS, f"{page}: make {target}"
     for name in re.findall(r"python -m ([\w.]+)", code(page)):
-        if name != "benchmarks.NAME":  # which stands for each of them
-            assert importlib.util.find_spec(name) or name in OF_OTHERS, f"{page}: python -m {name}"
+        assert importlib.util.find_spec(name) or name in OF_OTHERS, f"{page}: python -m {name}"
     for extra in re.findall(r"pip install '?(?:\.|fastlstm)\[(\w+)\]", code(page)):
         assert extra in EXTRAS, f"{page}: the extra {extra}"
 

@@ -63,7 +63,7 @@ def test_the_linters_need_no_package_that_only_tests_run():
 
 def copied(folder):
     """Copy what setup.py reads, without csrc/."""
-    for name in ("setup.py", "pyproject.toml", "README.md", "fastlstm/__init__.py"):
+    for name in ("setup.py", "pyproject.toml", "README.md", "fastlstm/version.py"):
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
 

@@ -8,8 +8,10 @@ import pytest
 from importlinter.cli import lint_imports
 
 from benchmarks import run
-from benchmarks.clock import ratio_of
-from benchmarks.shapes import GRID, Shape, random_shapes
+from benchmarks.shared import clock, machine
+from benchmarks.shared.clock import ratio_of
+from benchmarks.shared.report import markdown
+from benchmarks.shared.shapes import GRID, Shape, random_shapes
 from fastlstm import torch_private
 from tests.helpers import ROOT, interpreter
 
@@ -119,32 +121,39 @@ def test_ratio_is_taken_within_pairs():
     assert spread.low < spread.median == 2.0 < spread.high
 
 
-def test_backends_of_ones_choice_are_measured_beside_the_default(monkeypatch):
-    monkeypatch.setattr(run, "fma_peak", lambda threads: 1.0)
+@pytest.mark.parametrize("T", [1, 2])  # one step from a state of zeros has gradients that are zero
+def test_backends_of_ones_choice_are_measured_beside_the_default(monkeypatch, T):
     monkeypatch.setattr(run.memory, "peak_memory", lambda *_: None)
     options = run.arguments(["--backend", "reference", "--pairs", "1", "--threads", "1"])
-    rows = list(run.measure(Shape(2, 2, 3, 4), options, 1.0))
+    rows = list(run.measure(Shape(T, 2, 3, 4), options))
     assert [row["mode"] for row in rows] == ["inference", "training"]
     for row in rows:
         assert list(row["backends"]) == ["reference"]
         assert row["backends"]["reference"]["seconds"] > 0
-        assert "reference" in run.line(row)
+        assert "reference" in run.line(row | {"noisy": False})
+        assert "reference" in markdown({**REPORT, "results": [row]})
 
 
-@pytest.mark.parametrize(
-    ("seconds", "threads"), [({"baseline-1": 3.0, "baseline-2": 2.0}, 2), ({"baseline-1": 2.0, "baseline-2": 3.0}, 1)]
-)
-def test_the_ratio_is_to_the_thread_count_that_was_faster_in_the_rounds(monkeypatch, seconds, threads):
-    monkeypatch.setattr(run, "fma_peak", lambda threads: 1.0)
-    monkeypatch.setattr(run.memory, "peak_memory", lambda *_: None)
-    monkeypatch.setattr(run, "rivals", lambda *_: [])
+REPORT = {"title": "A title", "date": "today", "pairs": 1, "machine": machine.describe(1)}
 
-    def interleaved(contenders, rounds):
-        assert set(contenders) == {"baseline-1", "baseline-2", "ours"}
-        assert [contenders[name].threads for name in ("baseline-1", "baseline-2", "ours")] == [1, 2, 2]
-        return {name: [seconds.get(name, 1.0)] * rounds for name in contenders}
 
-    monkeypatch.setattr(run, "interleaved", interleaved)
-    options = run.arguments(["--pairs", "3", "--threads", "2"])
-    for row in run.measure(Shape(2, 2, 3, 4), options, 1.0):
-        assert (row["baseline_threads"], row["baseline_seconds"], row["ratio"]["median"]) == (threads, 2.0, 2.0)
+@pytest.mark.parametrize(("one", "two", "threads"), [(3.0, 2.0, 2), (2.0, 3.0, 1)])
+def test_of_each_side_the_thread_count_counts_that_was_faster_in_the_rounds(monkeypatch, one, two, threads):
+    def in_turns(samples, rounds, limit):
+        seconds = {("torch", 1): one, ("torch", 2): two, ("ours", 1): 1.0, ("ours", 2): 1.0}
+        return {key: [seconds[key]] * rounds for key in samples}
+
+    monkeypatch.setattr(clock, "in_turns", in_turns)
+    sides = clock.compare({"torch": int, "ours": int}, 3, threads=2)
+    assert (sides["torch"].threads, sides["torch"].seconds, sides["ours"].to(sides["torch"]).median) == (threads, 2, 2)
+
+
+@pytest.mark.parametrize(("theirs", "noisy"), [([2.0, 2.1, 2.0, 1.9, 2.0], False), ([2.0, 9.0, 1.0, 2.0, 4.0], True)])
+def test_rounds_that_scatter_give_no_result(theirs, noisy):
+    assert ratio_of(theirs, [1.0] * 5).noisy == noisy
+
+
+def test_a_ratio_that_the_times_contradict_is_no_result():
+    ours = [1.0] * 5 + [8.0] * 5  # a machine of two minds, in which the rounds' ratios say 1 and the times do not
+    assert ratio_of([2.0, 2.0, 2.0, 2.0, 2.0, 16.0, 16.0, 16.0, 16.0, 16.0], ours).noisy is False
+    assert clock.Ratio(2.17, 2.0, 2.3, of_medians=0.79).noisy

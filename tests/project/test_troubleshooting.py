@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pack_sequence
 import fastlstm
 from fastlstm import cells
 from fastlstm.backends import dispatch
-from fastlstm.layers import int8
+from fastlstm.int8 import modules as int8
 from tests.helpers.layers import TORCH
 from tests.helpers.pages import text_of
 

@@ -37,17 +37,10 @@ def deepar() -> tuple[nn.Module, Run]:
 
     B, context, future = 32, 48, 24
     model = DeepARModel("h", context, future, num_feat_dynamic_real=4, cardinality=[10])
-    past = model._past_length
-    inputs = {
-        "feat_static_cat": torch.randint(10, (B, 1)),
-        "feat_static_real": torch.randn(B, 1),
-        "past_time_feat": torch.randn(B, past, 4),
-        "past_target": torch.rand(B, past),
-        "past_observed_values": torch.ones(B, past),
-        "future_time_feat": torch.randn(B, future, 4),
-        "future_target": torch.rand(B, future),
-        "future_observed_values": torch.ones(B, future),
-    }
+    inputs = {"feat_static_cat": torch.randint(10, (B, 1)), "feat_static_real": torch.randn(B, 1)}
+    for name, T in (("past", model._past_length), ("future", future)):
+        inputs |= {f"{name}_time_feat": torch.randn(B, T, 4), f"{name}_target": torch.rand(B, T)}
+        inputs[f"{name}_observed_values"] = torch.ones(B, T)
     return model, lambda model: (model.loss(**inputs),)
 
 
@@ -59,17 +52,9 @@ def temporal_fusion_transformer() -> tuple[nn.Module, Run]:
 
     rng = np.random.default_rng(0)
     frame = pd.DataFrame([{"series": str(s), "t": t, "y": rng.normal()} for s in range(32) for t in range(80)])
-    data = TimeSeriesDataSet(
-        frame,
-        time_idx="t",
-        target="y",
-        group_ids=["series"],
-        min_encoder_length=0,
-        max_encoder_length=48,
-        max_prediction_length=24,
-        time_varying_known_reals=["t"],
-        time_varying_unknown_reals=["y"],
-    )
+    columns = {"time_idx": "t", "time_varying_known_reals": ["t"], "time_varying_unknown_reals": ["y"]}
+    lengths = {"min_encoder_length": 0, "max_encoder_length": 48, "max_prediction_length": 24}
+    data = TimeSeriesDataSet(frame, target="y", group_ids=["series"], **columns, **lengths)
     model = TemporalFusionTransformer.from_dataset(data, hidden_size=32, lstm_layers=2, dropout=0.1)
     inputs, _ = next(iter(data.to_dataloader(train=True, batch_size=64, num_workers=0)))
     dtype = torch.get_default_dtype()
@@ -137,34 +122,28 @@ def stanza_seq2seq() -> tuple[nn.Module, Run]:
     return model, lambda model: (model(source, padding, target)[0],)
 
 
-def crnn() -> tuple[nn.Module, Run]:
-    """Columns of convolutional features into a bidirectional LSTM of two layers, trained by CTC."""
-    from doctr.models import crnn_vgg16_bn
+def doctr(name: str, rows: int) -> tuple[nn.Module, Run]:
+    import doctr.models
 
-    words = torch.rand(4, 3, 32, 128)
-    model = crnn_vgg16_bn(pretrained=False, pretrained_backbone=False)
-    labels = ["word", "recognition"] * 2
+    words = torch.rand(rows, 3, 32, 128)
+    model = getattr(doctr.models, name)(pretrained=False, pretrained_backbone=False)
+    labels = ["word", "recognition"] * (rows // 2)
 
     def run(model: nn.Module) -> tuple[Tensor, ...]:
         out = model(words, labels, return_model_output=True)
         return out["out_map"], out["loss"]
 
     return model, run
+
+
+def crnn() -> tuple[nn.Module, Run]:
+    """Columns of convolutional features into a bidirectional LSTM of two layers, trained by CTC."""
+    return doctr("crnn_vgg16_bn", 4)
 
 
 def sar() -> tuple[nn.Module, Run]:
     """An LSTM of two layers, then LSTMCell with attention, letter by letter."""
-    from doctr.models import sar_resnet31
-
-    words = torch.rand(2, 3, 32, 128)
-    model = sar_resnet31(pretrained=False, pretrained_backbone=False)
-    labels = ["word", "recognition"]
-
-    def run(model: nn.Module) -> tuple[Tensor, ...]:
-        out = model(words, labels, return_model_output=True)
-        return out["out_map"], out["loss"]
-
-    return model, run
+    return doctr("sar_resnet31", 2)
 
 
 MODELS = {

@@ -4,6 +4,9 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+GATES = {"LSTM": 4, "GRU": 3}
+MODES = ("inference", "training")
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -15,10 +18,12 @@ class Shape:
     H: int
     layers: int = 1
     bidirectional: bool = False
+    cell: str = "LSTM"
 
     def __str__(self) -> str:
         name = f"T{self.T}-B{self.B}-I{self.I}-H{self.H}"
-        return name + (f"-L{self.layers}" if self.layers > 1 else "") + ("-bi" if self.bidirectional else "")
+        name += (f"-L{self.layers}" if self.layers > 1 else "") + ("-bi" if self.bidirectional else "")
+        return name if self.cell == "LSTM" else f"{self.cell}-{name}"
 
     @property
     def directions(self) -> int:
@@ -33,7 +38,7 @@ class Shape:
             if mode == "training":
                 terms += I + H + H  # dweight_ih, dweight_hh, dh
                 terms += I if layer else 0  # dx
-            total += self.directions * 2 * self.T * self.B * 4 * H * terms
+            total += self.directions * 2 * self.T * self.B * GATES[self.cell] * H * terms
         return total
 
 
@@ -53,7 +58,6 @@ GRID = (
     Shape(100, 32, 128, 512),
     Shape(784, 128, 1, 128),  # MNIST by pixel
 )
-MODES = ("inference", "training")
 
 
 def random_shapes(count: int, seed: int, limit: float = 8e9) -> Iterator[Shape]:

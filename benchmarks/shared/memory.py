@@ -8,17 +8,17 @@ buffers do, since those that fastlstm keeps for later calls are given back befor
 
 import ctypes
 import gc
-import json
+import multiprocessing
 import os
-import subprocess
-import sys
-from dataclasses import asdict, replace
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import torch
 
-from benchmarks.contest import Contest
-from benchmarks.shapes import MODES, Shape
+from benchmarks.shared.contest import Contest
+from benchmarks.shared.shapes import MODES, Shape
 from fastlstm.backends import memory
 
 PROC = Path("/proc/self")
@@ -43,16 +43,15 @@ def reset_peak() -> None:
 def peaks(shape: Shape, implementation: str, threads: int, dtype: str) -> dict[str, int]:
     """Bytes by mode, in this process."""
     torch.set_num_threads(threads)
-    options = {"dtype": getattr(torch, dtype)}
     for rows in (shape.B, max(shape.B, 128)):  # many rows may take other kernels
-        warm_up = Contest(replace(shape, T=min(shape.T, 2), B=rows), **options)
+        warm_up = Contest(replace(shape, T=min(shape.T, 2), B=rows), dtype)
         for mode in MODES:
-            warm_up.run(getattr(warm_up, implementation), mode)()
+            warm_up.run(implementation, mode)()
         del warm_up
     result = {}
     for mode in MODES:
-        contest = Contest(shape, **options)  # a layer that has packed no weights
-        run = contest.run(getattr(contest, implementation), mode)
+        contest = Contest(shape, dtype)  # a layer that has packed no weights
+        run = contest.run(implementation, mode)
         gc.collect()
         memory.forget()
         reset_peak()
@@ -65,22 +64,8 @@ def peaks(shape: Shape, implementation: str, threads: int, dtype: str) -> dict[s
 
 
 def peak_memory(shape: Shape, implementation: str, threads: int, dtype: str = "float32") -> dict[str, int] | None:
-    """Bytes by mode, for Contest's "baseline" or "ours", in a fresh process; None where it cannot be measured."""
+    """Bytes by mode, for a module of Contest's, in a fresh process; None where it cannot be measured."""
     if not os.access(PROC / "clear_refs", os.W_OK):
         return None
-    request = json.dumps({"shape": asdict(shape), "implementation": implementation, "threads": threads, "dtype": dtype})
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.memory", request],
-        env=os.environ | MALLOC,
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        raise RuntimeError(f"{shape}: measuring the memory of {implementation} failed:\n{done.stderr}")
-    return json.loads(done.stdout)
-
-
-if __name__ == "__main__":
-    request = json.loads(sys.argv[1])
-    print(json.dumps(peaks(Shape(**request.pop("shape")), **request)))
+    with mock.patch.dict(os.environ, MALLOC), ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(peaks, shape, implementation, threads, dtype).result()

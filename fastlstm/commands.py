@@ -10,8 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-from fastlstm import __version__
-from fastlstm.mnist.files import FileError, is_full
+from fastlstm.files import FileError, is_full
+from fastlstm.version import __version__
 
 
 class Parser(argparse.ArgumentParser):

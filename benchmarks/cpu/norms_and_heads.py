@@ -1,16 +1,15 @@
 """Cells with norms, and layers of heads, against the same in plain PyTorch.
 
-python -m benchmarks.across [--only norms heads] [--pairs 15]
+python -m benchmarks.cpu.norms_and_heads [--only norms heads] [--rounds 15]
 
 Norms: `layer_norm_lstm` and `dreamer_gru` against a loop over time with `torch.nn.functional.layer_norm`, in which x is
 multiplied for all steps at once. The last column has what norms cost: the time beside `peephole_lstm` or `gru`, whose
 products are the same. Heads: an sLSTM with 4 heads of 128 units, whose x comes as inputs, against a loop with one
-`torch.bmm` a step. Every rival is checked before the clock starts, and runs on one thread and on all in every round.
+`torch.bmm` a step. Every rival is checked before the clock starts. All run on one thread and on all in every round, and
+the faster counts.
 """
 
-import argparse
-import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -18,13 +17,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastlstm
-from benchmarks import machine
-from benchmarks.clock import Contender, interleaved, ratio_of, thread_counts
+from benchmarks.shared.calls import called, check
+from benchmarks.shared.clock import Run, compare
+from benchmarks.shared.shapes import MODES
+from benchmarks.shared.tables import Options, parser, print_table
 from fastlstm import cells
 
 SIZES = ((28, 128, 28, 128), (100, 16, 64, 256), (50, 1, 40, 128), (50, 16, 512, 512), (50, 64, 1024, 1024))
 BATCHES, STEPS, HEADS, UNITS = (1, 16, 64), 64, 4, 128
-Run = Callable[[], object]
+TOLERANCE = 2e-3  # sums of up to 6400 terms, whose roundings grow over 100 steps of normalised states
+Runs = dict[str, Run]  # by mode
 
 
 def plain_layer_norm_lstm(x: Tensor, weights: dict[str, Tensor]) -> Tensor:
@@ -83,43 +85,18 @@ def slstm_of_inputs(i: Any, f: Any, z: Any, o: Any, c: Any, n: Any, m: Any, x_i:
     return cells.slstm(z + x_z, i + x_i, f + x_f, o + x_o, c, n, m)
 
 
-def kinds(run: Callable[[], Tensor], leaves: list[Tensor]) -> dict[str, Run]:
-    """A call without gradients, and one with the backward pass."""
-
-    def inference() -> Tensor:
-        with torch.no_grad():
-            return run()
-
-    def training() -> list[Tensor]:
-        output = run()
-        return [output.detach(), *torch.autograd.grad(output, leaves, torch.ones_like(output))]
-
-    return {"inference": inference, "training": training}
+def calls(call: Callable[[], Tensor], leaves: list[Tensor]) -> Runs:
+    return {mode: called(mode, call, leaves) for mode in MODES}
 
 
-def compare(title: str, ours: dict[str, Run], theirs: dict[str, Run], base: dict[str, Run] | None, pairs: int) -> None:
-    """Print a row of the table for each kind of call."""
-    threads = torch.get_num_threads()
-    for kind, run in ours.items():
-        contenders = {"ours": Contender(run, threads)} | ({"base": Contender(base[kind], threads)} if base else {})
-        contenders |= {f"plain {count}": Contender(theirs[kind], count) for count in thread_counts(threads)}
-        times = interleaved(contenders, pairs)
-        plain = min((times[name] for name in times if name.startswith("plain")), key=statistics.median)
-        ratio = ratio_of(plain, times["ours"])
-        cost = f"{ratio_of(times['ours'], times['base']).median:.2f}" if base else ""
-        ms = [statistics.median(seconds) * 1e3 for seconds in (plain, times["ours"])]
-        interval = f"**{ratio.median:.2f}** ({ratio.low:.2f} to {ratio.high:.2f})"
-        print(f"| {title} | {kind} | {ms[0]:.2f} | {ms[1]:.2f} | {interval} | {cost} |", flush=True)
-
-
-def rnn_runs(cell: cells.Cell, x: Tensor, H: int) -> tuple[nn.Module, dict[str, Run]]:
-    """A layer of a cell, and its calls."""
+def layer(cell: cells.Cell, x: Tensor, H: int) -> tuple[nn.Module, Runs]:
+    """Return a layer of a cell, and its calls."""
     rnn = fastlstm.RNN(cell, x.shape[-1], H, backend="numba")
-    return rnn, kinds(lambda: rnn(x)[0], list(rnn.parameters()))
+    return rnn, calls(lambda: rnn(x)[0], list(rnn.parameters()))
 
 
-def norms(pairs: int) -> None:
-    """Print the rows of cells with norms."""
+def norms() -> Iterator[tuple[str, dict[str, Runs]]]:
+    """Yield what each row of cells with norms is called, and what runs."""
     rivals = (
         (cells.layer_norm_lstm, plain_layer_norm_lstm, cells.peephole_lstm),
         (cells.dreamer_gru, plain_dreamer_gru, cells.gru),
@@ -127,47 +104,40 @@ def norms(pairs: int) -> None:
     for cell, plain, without in rivals:
         for T, B, I, H in SIZES:
             x = torch.randn(T, B, I)
-            rnn, ours = rnn_runs(cell, x, H)
+            rnn, ours = layer(cell, x, H)
             weights = {name.removesuffix("_l0"): a for name, a in rnn.named_parameters()}
-            theirs = kinds(lambda: plain(x, weights), list(weights.values()))  # noqa: B023 # called in this turn
-            check(ours, theirs)
-            compare(f"`{cell.name}`, T {T}, B {B}, I {I}, H {H}", ours, theirs, rnn_runs(without, x, H)[1], pairs)
+            theirs = calls(lambda: plain(x, weights), list(weights.values()))  # noqa: B023 # called in this turn
+            title = f"`{cell.name}`, T {T}, B {B}, I {I}, H {H}"
+            yield title, {"torch": theirs, "fastlstm": ours, "without": layer(without, x, H)[1]}
 
 
-def heads(pairs: int) -> None:
-    """Print the rows of layers of heads."""
+def heads() -> Iterator[tuple[str, dict[str, Runs]]]:
+    """Yield what each row of layers of heads is called, and what runs."""
     H = HEADS * UNITS
     for B in BATCHES:
         inputs = tuple(torch.randn(STEPS, B, H) for _ in slstm_of_inputs.inputs)
         rnn = fastlstm.RNN(slstm_of_inputs, 0, H, bias=False, heads=HEADS, backend="numba")
         named, leaves = dict(zip(slstm_of_inputs.inputs, inputs)), list(rnn.parameters())
-        ours = kinds(lambda: rnn(None, inputs=named)[0], leaves)  # noqa: B023 # called in this turn
-        theirs = kinds(lambda: plain_heads(inputs, rnn.weight_hh_l0), leaves)  # noqa: B023
-        check(ours, theirs)
-        compare(f"sLSTM, {HEADS} heads of {UNITS}, T {STEPS}, B {B}", ours, theirs, None, pairs)
+        ours = calls(lambda: rnn(None, inputs=named)[0], leaves)  # noqa: B023 # called in this turn
+        theirs = calls(lambda: plain_heads(inputs, rnn.weight_hh_l0), leaves)  # noqa: B023
+        yield f"sLSTM, {HEADS} heads of {UNITS}, T {STEPS}, B {B}", {"torch": theirs, "fastlstm": ours}
 
 
-def check(ours: dict[str, Run], theirs: dict[str, Run]) -> None:
-    """Raise unless both give the same output and gradients."""
-    for got, want in zip(ours["training"](), theirs["training"]()):  # type: ignore[call-overload]
-        # sums of up to 6400 terms in another order, whose roundings grow over 100 steps of normalised states
-        torch.testing.assert_close(got, want, rtol=0, atol=2e-3 * max(1.0, want.abs().max().item()))
+KINDS = {"norms": norms, "heads": heads}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=("norms", "heads"), default=["norms", "heads"])
-    parser.add_argument("--pairs", type=int, default=15)
-    options = parser.parse_args()
-    print(
-        f"{machine.cpu_name()}, {torch.get_num_threads()} threads, load {machine.load()}, torch {torch.__version__}\n"
-    )
-    print("| layer | call | plain PyTorch, ms | fastlstm, ms | ratio | beside the cell without norms |")
-    print("|---|---|---|---|---|---|")
-    for name, rows in (("norms", norms), ("heads", heads)):
-        if name in options.only:
-            rows(options.pairs)
+def rows(options: Options) -> Iterator[list[str]]:
+    for title, runs in (row for kind in options.only for row in KINDS[kind]()):
+        check(runs["fastlstm"]["training"](), runs["torch"]["training"](), TOLERANCE)
+        for mode in MODES:
+            sides = compare({name: of[mode] for name, of in runs.items()}, options.rounds, options.threads)
+            plain, ours, *without = sides.values()
+            cost = [f"{side.to(ours).median:.2f}" for side in without] or [""]
+            yield [title, mode, plain.ms, ours.ms, str(ours.to(plain)), *cost]
 
 
 if __name__ == "__main__":
-    main()
+    arguments = parser("cpu.norms_and_heads", __doc__, rounds=15)
+    arguments.add_argument("--only", nargs="+", choices=KINDS, default=list(KINDS))
+    header = ["layer", "call", "plain PyTorch", "fastlstm", "ratio", "beside the cell without norms"]
+    print_table(header, rows(arguments.parse_args()))

@@ -1,0 +1,105 @@
+"""Every cell of the library in `fastlstm.RNN`, against a plain PyTorch loop, compiled or not, and torch's own layer.
+
+python -m benchmarks.cpu.cells [--only gru mgu] [--rounds 31] [--no-compile]
+
+The loop is checked against `fastlstm.RNN` before the clock starts, and the compiled loop against the loop: its output,
+and in a training step all its gradients. The compiled loop runs on all threads, and the others on one and on all in
+every round, of which the faster counts. To compile a loop of so many steps takes minutes for each row. Two tables for
+docs/cells.md are printed row by row.
+"""
+
+import inspect
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fastlstm
+from benchmarks.shared.calls import called, check
+from benchmarks.shared.clock import compare
+from benchmarks.shared.shapes import MODES
+from benchmarks.shared.tables import Options, parser, print_table
+from fastlstm import cells
+from fastlstm.cells import Cell
+
+T, B, I, H = 100, 32, 128, 128
+TORCH = {
+    cells.lstm: nn.LSTM,
+    cells.gru: nn.GRU,
+    cells.elman_tanh: nn.RNN,
+    cells.elman_relu: partial(nn.RNN, nonlinearity="relu"),
+}
+CONTENDERS = "plain PyTorch loop", "compiled", "torch.nn", "fastlstm"
+States = tuple[Tensor, ...]
+
+
+class Loop(nn.Module):
+    """A layer of a cell as one writes it in PyTorch: x is multiplied for all steps at once, and h at each."""
+
+    weight_ih: Tensor
+    weight_hh: Tensor
+    bias_ih: Tensor
+    bias_hh: Tensor
+
+    def __init__(self, rnn: fastlstm.RNN) -> None:
+        super().__init__()
+        self.cell, self.takes = rnn.cell, tuple(inspect.signature(rnn.cell.function).parameters)
+        self.of_x, self.of_h = ([gate for gate, sums in rnn.cell.gates.items() if k in sums] for k in "xh")
+        self.joint = self.of_x == self.of_h
+        for name, parameter in rnn.named_parameters():
+            self.register_parameter(name.removesuffix("_l0"), nn.Parameter(parameter.detach().clone()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        states: States = tuple([x.new_zeros(x.shape[1], H) for _ in self.cell.states])
+        from_x = F.linear(x, self.weight_ih, self.bias_ih + self.bias_hh if self.joint else self.bias_ih)
+        outputs = []
+        for part in from_x.unbind(0):
+            states = self.step(states, part)
+            outputs.append(states[0])
+        return torch.stack(outputs)
+
+    def step(self, states: States, from_x: Tensor) -> States:
+        """The states after a step whose product with x, of all gates that sum it, is `from_x`."""
+        if self.joint:
+            sums = torch.addmm(from_x, states[0], self.weight_hh.t())
+            values = dict(zip(self.of_x, sums.chunk(len(self.of_x), 1)))
+        else:
+            values = dict(zip(self.of_x, from_x.chunk(len(self.of_x), 1)))
+            from_h = F.linear(states[0], self.weight_hh, self.bias_hh) if self.of_h else from_x.new_zeros(0)
+            for gate, part in zip(self.of_h, from_h.chunk(max(len(self.of_h), 1), -1)):
+                values[gate] = values[gate] + part if gate in values else part
+        values |= {name: getattr(self, name) for name in self.cell.params} | dict(zip(self.cell.states, states))
+        new = self.cell.function(**{name: values[name] for name in self.takes})
+        return new if isinstance(new, tuple) else (new,)
+
+
+def row_of(cell: Cell, mode: str, options: Options) -> list[str]:
+    torch.manual_seed(0)
+    rnn, x, gradient = fastlstm.RNN(cell, I, H), torch.randn(T, B, I), torch.randn(T, B, H)
+    loop = Loop(rnn)
+    check(rnn(x)[0], loop(x), 1e-5)
+    runs: dict[str, Any] = {CONTENDERS[0]: called(mode, lambda: loop(x), loop.parameters(), gradient)}
+    if options.compile:
+        torch.compiler.reset()
+        module = torch.compile(loop, fullgraph=True, dynamic=False)
+        run = called(mode, lambda: module(x), loop.parameters(), gradient)
+        check(run(), runs[CONTENDERS[0]](), 1e-4)  # sums of at most 3200 products in another order differ by 1e-5
+        runs["compiled"] = {options.threads: run}  # another count of threads would take as many minutes again
+    if cell in TORCH:
+        theirs = TORCH[cell](I, H)
+        runs["torch.nn"] = called(mode, lambda: theirs(x)[0], theirs.parameters(), gradient)
+    runs["fastlstm"] = called(mode, lambda: rnn(x)[0], rnn.parameters(), gradient)
+    sides = compare(runs, options.rounds, options.threads)
+    ratio = sides["fastlstm"].to(sides[CONTENDERS[0]])
+    return [f"`{cell.name}`", *(sides[name].ms if name in sides else "" for name in CONTENDERS), str(ratio)]
+
+
+if __name__ == "__main__":
+    arguments, named = parser("cpu.cells", __doc__), {cell.name: cell for cell in cells.CELLS}
+    arguments.add_argument("--only", nargs="+", choices=named, default=list(named), metavar="CELL")
+    arguments.add_argument("--no-compile", dest="compile", action="store_false", help="leave out what is compiled")
+    options = arguments.parse_args()
+    for title, mode in zip(("without gradients", "a training step"), MODES):
+        print_table([title, *CONTENDERS, "ratio"], (row_of(named[name], mode, options) for name in options.only))

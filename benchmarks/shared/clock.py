@@ -1,0 +1,140 @@
+"""Times taken side by side: rounds in which every contender runs once, medians, and the ratio with its interval."""
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+Run = Callable[[], object]
+Name = TypeVar("Name")
+
+SAMPLE = 0.005  # seconds: a shorter call is repeated until a sample lasts this long
+FEWEST = 5  # rounds, from which a median tells something
+SETTLE = 0.010  # seconds untimed before each sample: torch's idle threads spin on for 8 ms after a call
+SCATTER = 1.25  # the highest bound of an interval beside its lowest, above which a ratio says nothing
+
+
+@contextmanager
+def num_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def seconds_of(run: Run, calls: int) -> float:
+    """Return the seconds that a call takes on the CPU."""
+    start = time.perf_counter()
+    for _ in range(calls):
+        run()
+    return (time.perf_counter() - start) / calls
+
+
+def in_turns(samples: Mapping[Name, Callable[[], float]], rounds: int, limit: float) -> dict[Name, list[float]]:
+    """Take a sample of each in each round, and return what they gave. Every second round has the opposite order.
+
+    After `limit` seconds no round begins except the first `FEWEST`.
+    """
+    times: dict[Name, list[float]] = {name: [] for name in samples}
+    order, begin = list(samples), time.perf_counter()
+    for n in range(rounds):
+        if n >= FEWEST and time.perf_counter() - begin > limit:
+            break
+        for name in order if n % 2 == 0 else reversed(order):
+            times[name].append(samples[name]())
+    return times
+
+
+def sampled(run: Run, threads: int, settle: float) -> Callable[[], float]:
+    """Return what takes the seconds of a call on so many threads, `settle` seconds after what ran before."""
+    with num_threads(threads):
+        run()  # compiles, packs, fills caches
+        once = min(seconds_of(run, 1) for _ in range(3))
+    calls, untimed = (max(1, math.ceil(least / once)) for least in (SAMPLE, settle))
+
+    def sample() -> float:
+        with num_threads(threads):
+            seconds_of(run, untimed)
+            return seconds_of(run, calls)
+
+    return sample
+
+
+def thread_counts(threads: int) -> list[int]:
+    return sorted({1, threads})
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as long one takes as another: the median over the rounds, and its 95 % interval."""
+
+    median: float
+    low: float
+    high: float
+    of_medians: float = field(default=1.0, compare=False)  # which says the same unless the rounds scatter
+
+    @property
+    def noisy(self) -> bool:
+        """Whether the rounds scatter so much that the ratio says nothing."""
+        return self.high > SCATTER * self.low or not 0.95 * self.low <= self.of_medians <= 1.05 * self.high
+
+    def __str__(self) -> str:
+        return f"**{self.median:.2f}** ({self.low:.2f}–{self.high:.2f})"
+
+
+def ratio_of(theirs: list[float], ours: list[float], resamples: int = 4000) -> Ratio:
+    """Return the ratio within the rounds, in which a drift of the machine cancels. A bootstrap has the interval."""
+    ratios = np.array(theirs) / np.array(ours)
+    draws = np.random.default_rng(0).integers(len(ratios), size=(resamples, len(ratios)))
+    low, high = np.quantile(np.median(ratios[draws], axis=1), (0.025, 0.975))
+    of_medians = statistics.median(theirs) / statistics.median(ours)
+    return Ratio(float(np.median(ratios)), float(low), float(high), of_medians)
+
+
+@dataclass(frozen=True)
+class Side:
+    """What one side took in each round, with the thread count that was faster for it."""
+
+    times: list[float]
+    threads: int
+
+    @property
+    def seconds(self) -> float:
+        return statistics.median(self.times)
+
+    @property
+    def ms(self) -> str:
+        return f"{self.seconds * 1e3:.2f} ms"
+
+    def to(self, other: "Side") -> Ratio:
+        """Return how many times as fast this side is as the other."""
+        return ratio_of(other.times, self.times)
+
+
+def compare(
+    runs: Mapping[str, Run | Mapping[int, Run]],
+    rounds: int,
+    threads: int | None = None,
+    settle: float = SETTLE,
+    limit: float = math.inf,
+) -> dict[str, Side]:
+    """Time each on one thread and on all in every round, and return of each the thread count with the lower median.
+
+    Args:
+        runs: what runs by its name, or by its thread counts where each needs a call of its own.
+        rounds: how many, unless they take longer than `limit` seconds.
+        threads: what "all" is; torch's number of threads unless it is given.
+    """
+    counts = thread_counts(threads or torch.get_num_threads())
+    by_count = {name: run if isinstance(run, Mapping) else dict.fromkeys(counts, run) for name, run in runs.items()}
+    samples = {(name, n): sampled(run, n, settle) for name, of in by_count.items() for n, run in of.items()}
+    sides = [(name, Side(times, n)) for (name, n), times in in_turns(samples, rounds, limit).items()]
+    return {name: min((side for of, side in sides if of == name), key=lambda side: side.seconds) for name in runs}

@@ -1,0 +1,83 @@
+"""What a result must say about where it came from."""
+
+import os
+import platform
+import re
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fastlstm
+
+PACKAGES = ("fastlstm", "torch", "numba", "llvmlite", "numpy", "onnxruntime", "openvino", "triton")
+BUSY = 0.1  # of all processors: where others use more, times say nothing
+
+
+def cpu_name() -> str:
+    """Return the processor's name, with LLVM's word for its generation, which a virtual machine may hide. Intel's has
+    none: LLVM guesses the generation of a processor that it does not know, and guesses wrong.
+    """
+    from llvmlite import binding  # not above: a GPU's times need none
+
+    name = str(fastlstm.info()["processor"]["name"])
+    return name if name.startswith("Intel") else f"{name} ({binding.get_host_cpu_name()})"
+
+
+def slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", text.lower())).strip("-")
+
+
+def versions() -> dict[str, str]:
+    """Return those of the packages that are installed."""
+    installed = {name: metadata.version(name) for name in PACKAGES if any(metadata.distributions(name=name))}
+    return {"python": platform.python_version(), **installed}
+
+
+def load() -> float | None:
+    """Processes running or waiting, over the last minute; near 0 on a machine that is fit for measuring."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+class Others:
+    """The work of other processes since this was made."""
+
+    def __init__(self) -> None:
+        self.began, self.before = time.perf_counter(), self._seconds()
+
+    def share(self) -> float:
+        """Return the share of all processors that others used; 0 where the system does not say."""
+        used = self._seconds() - self.before
+        return used / (time.perf_counter() - self.began) / (os.cpu_count() or 1)
+
+    @staticmethod
+    def _seconds() -> float:
+        if not os.access("/proc/stat", os.R_OK):
+            return 0.0
+        user, nice, system, _, _, *interrupts = map(int, Path("/proc/stat").read_text().split()[1:9])
+        return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK") - time.process_time()
+
+
+def describe(threads: int) -> dict[str, Any]:
+    from fastlstm.backends.numba.llvm.simd import VECTOR_BYTES  # not above: it imports numba
+
+    return {
+        "cpu": cpu_name(),
+        "float32_lanes": VECTOR_BYTES // 4,
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "load": load(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "versions": versions(),
+        "backend": os.environ.get("FASTLSTM_BACKEND", "auto"),
+    }
+
+
+def header() -> str:
+    """Return a line on this machine, for the head of what a command prints."""
+    named = ", ".join(f"{name} {version}" for name, version in versions().items())
+    cores = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    return f"{cpu_name()}, {cores}; load average {load()}; {named}"

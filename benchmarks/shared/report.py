@@ -1,0 +1,123 @@
+"""A run's results as JSON, as Markdown and as a chart."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from benchmarks.shared.clock import Ratio
+from benchmarks.shared.shapes import MODES
+from benchmarks.shared.tables import NOISY, ZEROS, ratio_text, table
+
+COLOURS = {"inference": "#4c78a8", "training": "#f58518"}
+
+
+def replaced(path: Path, write: Callable[[Path], object]) -> Path:
+    """Written under a temporary name, then renamed: a reader never sees half a file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def write_json(report: dict[str, Any], path: Path) -> Path:
+    text = json.dumps(report, indent=1) + "\n"
+    return replaced(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def megabytes(count: int | None) -> str:
+    return "–" if count is None else f"{count / 1e6:.1f}"
+
+
+def markdown(report: dict[str, Any]) -> str:
+    machine, results = report["machine"], report["results"]
+    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+    rivals = sorted({name for row in results for name in row["rivals"]})
+    backends = list(results[0]["backends"])
+    vectors, counts = machine["float32_lanes"], f"{machine['cores']} cores, {machine['threads']} threads"
+    lines = [
+        f"# {report['title']}",
+        "",
+        f"{machine['cpu']}, vectors of {vectors} float32, {counts}; {machine['system']};",
+        f"Python {machine['python']}, {versions}; backend {machine['backend']}. {report['date']}.",
+        f"Load average before the run: {machine['load'] if machine['load'] is not None else 'unknown'}.",
+        "",
+        f"Medians over {report['pairs']} interleaved rounds, each side on one thread or on all, whichever is faster",
+        "for it. The ratio is nn.LSTM's time over fastlstm's, with its 95 % interval. A row whose rounds scatter, or",
+        f'beside which other processes worked, is "{NOISY}". Memory is how far resident memory rises in a call. Other',
+        "rivals are measured in rounds of their own. GFLOP/s counts every product of the formula, also those with a",
+        "state of zeros, which fastlstm leaves out.",
+    ]
+    for mode in MODES:
+        rows = []
+        for row in (row for row in results if row["mode"] == mode):
+            ratio, memory = row["ratio"], row["peak_memory"]
+            name = row["name"] + " (random)" * row["random"] + f" ({ZEROS})" * (row["shape"]["T"] == 1)
+            of_rivals = (row["rivals"].get(name) for name in rivals * (mode == "inference"))
+            rows.append(
+                [
+                    name,
+                    f"{row['seconds'] * 1e3:.3f}",
+                    NOISY if row["noisy"] else str(Ratio(**ratio)),
+                    *(ratio_text(row["backends"][name]) for name in backends),
+                    f"{row['gflops']:.0f}",
+                    f"{megabytes(memory['ours'])} / {megabytes(memory['baseline'])}",
+                    f"{row['threads']} / {row['baseline_threads']}",
+                    *(f"{ratio['median']:.2f}" if ratio else "–" for ratio in of_rivals),
+                ]
+            )
+        header = ["shape", "fastlstm, ms", "ratio", *(f"ratio of {name}" for name in backends), "GFLOP/s"]
+        header += ["memory, MB, fastlstm / nn.LSTM", "threads, fastlstm / nn.LSTM"]
+        header += [f"ratio to {name}" for name in rivals * (mode == "inference")]
+        title = "Inference" if mode == "inference" else "Training step (forward and backward, x without gradient)"
+        lines += ["", f"## {title}", "", *table(header, rows)]
+    ratios = {f"{row['name']} {row['mode']}": row["ratio"] for row in results if not row["noisy"]}
+    ratios |= {f"{name} at {row['name']} {row['mode']}": row["backends"][name] for row in results for name in backends}
+    slower = [name for name, ratio in ratios.items() if ratio["median"] < 0.97]
+    lines += ["", f"Slower than nn.LSTM by more than 3 %: {', '.join(slower) or 'none'}."]
+    return "\n".join(lines) + "\n"
+
+
+def chart(title: str, rows: list[dict[str, Any]]) -> Figure:
+    """Return bars with their intervals, the fastest on top, of rows with a "name", a "mode" and a "ratio"."""
+    best: dict[str, float] = {}
+    for row in rows:
+        best[row["name"]] = max(row["ratio"]["median"], best.get(row["name"], 0.0))
+    names = sorted(best, key=lambda name: -best[name])
+    figure = Figure(figsize=(9, 1.6 + 0.42 * len(names)), layout="constrained")
+    axes, height = figure.subplots(), 0.38
+    for n, mode in enumerate(MODES):
+        bars = [(names.index(row["name"]) + (n - 0.5) * height, row["ratio"]) for row in rows if row["mode"] == mode]
+        places, values = [place for place, _ in bars], [ratio["median"] for _, ratio in bars]
+        ends = [(ratio["low"], ratio["high"]) for _, ratio in bars]
+        spread = [[abs(value - end) for value, end in zip(values, each)] for each in zip(*ends)] or None
+        axes.barh(places, values, height, color=COLOURS[mode], label=mode, xerr=spread, error_kw={"elinewidth": 0.8})
+        for place, ratio in bars:
+            axes.annotate(f" {ratio['median']:.2f}", (ratio["high"], place), va="center", fontsize=7)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_ylim(max(len(names), 1) - 0.4, -0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(x=0.12)
+    axes.axvline(1, color="black", linewidth=1)
+    axes.set_xlabel("speed relative to torch's layer (1 = the same, more is faster)")
+    axes.set_title("T time steps, B batch rows, I inputs, H hidden units", loc="left", fontsize=8)
+    figure.legend(loc="outside upper right", fontsize=8, frameon=False, ncols=2)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def write_report(report: dict[str, Any], folder: Path, name: str) -> list[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [row for row in report["results"] if not row["random"] and not row["noisy"]]
+    title = f"{report['title']}: {report['machine']['cpu']}, {report['machine']['threads']} threads"
+    return [
+        write_json(report, folder / f"{name}.json"),
+        replaced(folder / f"{name}.md", lambda path: path.write_text(markdown(report), encoding="utf-8")),
+        replaced(folder / f"{name}.png", lambda path: chart(title, rows).savefig(path, dpi=150)),
+    ]

@@ -1,0 +1,133 @@
+"""What fastlstm gains over torch: sequences, single steps, GRUs, own cells and int8 on a CPU, and layers on a GPU.
+
+pytest benchmarks/ --benchmark-only
+
+`benchmarks.shared.clock` does the timing: both sides in turns, on a settled machine. On a GPU `benchmarks.gpu.layers`
+does it. pytest-benchmark only keeps the times, and conftest.py prints the table. `make bench` measures a whole grid,
+and `python -m benchmarks.gpu` all that is to know of a GPU.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import pytest
+import torch
+
+from benchmarks.cpu import int8, norms_and_heads, steps
+from benchmarks.gpu import layers
+from benchmarks.shared import machine
+from benchmarks.shared.calls import check
+from benchmarks.shared.clock import Run, Side, compare
+from benchmarks.shared.contest import Contest
+from benchmarks.shared.shapes import MODES, SOME, Shape
+from benchmarks.shared.tables import ZEROS
+from fastlstm.backends import dispatch
+
+ROUNDS, SECONDS = 21, 3.0  # of a row: rounds, unless they take longer
+GRUS = (Shape(28, 128, 28, 128, cell="GRU"), Shape(128, 64, 256, 256, cell="GRU"))
+CELLS = ((1, 128, 512), (32, 128, 256))  # B, I, H
+BY_THE_CLOCK = functools.partial(compare, rounds=ROUNDS, limit=SECONDS)
+
+
+class Replay:
+    """A clock for pytest-benchmark that goes on by what has been measured, and by nothing else."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def report(self, benchmark, seconds: list[float]) -> None:
+        """Have the fixture `benchmark`, whose timer this is, report `seconds`."""
+        left = iter(seconds)
+
+        def call() -> None:
+            self.now += next(left)
+
+        benchmark.pedantic(call, rounds=len(seconds))
+
+
+REPLAY = Replay()
+
+
+@functools.lru_cache(maxsize=1)
+def checked(shape: Shape, on_gpu: bool) -> Contest:
+    contest = layers.contest_of(shape, "bf16") if on_gpu else Contest(shape)
+    contest.check()
+    return contest
+
+
+def of_layer(shape: Shape, mode: str, on_gpu: bool = False) -> dict[str, Run]:
+    device = torch.device(layers.DEVICE)
+    if on_gpu and (reason := dispatch.module("triton").supports(device, torch.bfloat16)) is not None:
+        pytest.skip(reason)  # before anything is computed
+    contest = checked(shape, on_gpu)
+    return {"torch": contest.run(contest.theirs, mode), "fastlstm": contest.run("fastlstm", mode)}
+
+
+def of_own_cell(mode: str) -> dict[str, Run]:
+    _, runs = next(norms_and_heads.norms())
+    check(runs["fastlstm"]["training"](), runs["torch"]["training"](), norms_and_heads.TOLERANCE)
+    return {name: runs[name][mode] for name in ("torch", "fastlstm")}
+
+
+def of_int8(mode: str) -> dict[str, Run]:
+    _, runs = int8.contenders(1, 512, 512)
+    return {"torch": runs["nn.LSTM"], "fastlstm": runs["int8"]}
+
+
+@dataclass(frozen=True)
+class Case:
+    group: str
+    name: str
+    runs: Callable[[str], dict[str, Run]]  # "torch" and "fastlstm" by mode, checked
+    modes: tuple[str, ...] = MODES
+    note: str = ""
+    times: Callable[[dict[str, Run]], dict[str, Side]] = BY_THE_CLOCK
+
+
+CASES = [
+    *(Case("sequences", str(shape), functools.partial(of_layer, shape)) for shape in SOME if shape.T > 1),
+    *(Case("steps", f"cell-B{B}-I{I}-H{H}", functools.partial(steps.runs, B, I, H)) for B, I, H in CELLS),
+    *(Case("steps", str(s), functools.partial(of_layer, s), note=ZEROS) for s in SOME if s.T == 1),
+    *(Case("GRU", str(shape), functools.partial(of_layer, shape)) for shape in GRUS),
+    Case("own cells", "LSTM with norms, T28-B128-I28-H128", of_own_cell),
+    Case("int8", "int8 beside float32, T477-B1-I512-H512", of_int8, modes=MODES[:1]),
+]
+if torch.cuda.is_available():
+    on_gpu = {"times": functools.partial(layers.times, way="eager", rounds=ROUNDS)}
+    group = f"{torch.cuda.get_device_name()}, bf16"
+    CASES += [
+        Case(group, f"GPU {shape}", functools.partial(of_layer, shape, on_gpu=True), **on_gpu)
+        for shape in layers.SHAPES
+    ]
+
+
+def record(benchmark, case: Case, mode: str, sides: dict[str, Side], busy: bool) -> None:
+    """Keep what conftest.py prints and `benchmarks.change` reads."""
+    ours, theirs = sides["fastlstm"], sides["torch"]
+    ratio = ours.to(theirs)
+    REPLAY.report(benchmark, ours.times)
+    benchmark.extra_info |= {
+        "group": case.group,
+        "name": case.name,
+        "mode": mode,
+        "note": case.note,
+        "ratio to nn.LSTM": asdict(ratio),
+        "noisy": busy or ratio.noisy,
+        "seconds": ours.seconds,
+        "nn.LSTM seconds": theirs.seconds,
+        "threads": ours.threads,
+        "nn.LSTM threads": theirs.threads,
+    }
+
+
+@pytest.mark.benchmark(timer=REPLAY)
+@pytest.mark.parametrize(
+    ("case", "mode"), [pytest.param(case, mode, id=f"{case.name}-{mode}") for case in CASES for mode in case.modes]
+)
+def test_speed(benchmark, case, mode):
+    runs, others = case.runs(mode), machine.Others()
+    sides = case.times(runs)
+    record(benchmark, case, mode, sides, others.share() > machine.BUSY)
