@@ -89,7 +89,8 @@ class Node:
     __hash__ = object.__hash__  # by identity, and a set or dict asks for equality only where hashes are equal
 
     def __bool__(self) -> bool:
-        raise TypeError("a value is neither true nor false: write where(a > b, x, y) for `if`, `and`, max and min")
+        instead = "where(a > b, x, y) for `if` and `and`, and maximum(a, b) for max"
+        raise TypeError(f"a value is neither true nor false: write {instead}")
 
     def __repr__(self) -> str:
         return f"<a value of a cell: {self.op if self.args else self.value}>"

@@ -55,8 +55,10 @@ class Cell:
         if not isinstance(gates, Mapping):
             raise TypeError(f'cell {function.__name__}: gates must map names to "x", "h" or "xh", got {gates!r}')
         for kind, names in (("states", states), ("params", params), ("inputs", inputs)):
-            if isinstance(names, str):
-                raise TypeError(f"cell {function.__name__}: {kind} must be a sequence of names, got {names!r}")
+            may_map = kind == "params"
+            if isinstance(names, str) or not isinstance(names, (Sequence, Mapping) if may_map else Sequence):
+                wanted = f"a sequence of names{' or a mapping from them' * may_map}, since their order counts"
+                raise TypeError(f"cell {function.__name__}: {kind} must be {wanted}, got {names!r}")
         functools.update_wrapper(self, function)
         self.name, self.function, self.gates = function.__name__, function, dict(gates)
         self.states, self.params, self.inputs = tuple(states), tuple(params), tuple(inputs)
@@ -215,7 +217,8 @@ def _check(made: Cell) -> None:
         if argument.default is not argument.empty:
             raise TypeError(f"cell {made.name} takes {argument}, but no argument may have a default")
         if argument.name not in declared or argument.kind in (argument.VAR_POSITIONAL, argument.VAR_KEYWORD):
+            of_x = ": the gates have the products with x, and x itself may be one of inputs" * (argument.name == "x")
             raise TypeError(
                 f"cell {made.name} takes {argument}, which is no gate, state, param or input"
-                f"{did_you_mean(argument.name, declared)}; declared are {', '.join(declared)}"
+                f"{of_x or did_you_mean(argument.name, declared)}; declared are {', '.join(declared)}"
             )

@@ -5,7 +5,7 @@ import linecache
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import CodeType, TracebackType
+from types import CodeType, FrameType, TracebackType
 from typing import Any
 
 from fastlstm.cells.functions import ALLOWED, FUNCTIONS
@@ -97,10 +97,16 @@ def _described(error: Exception, failed: tuple[Any, str | None], arguments: Iter
     *_, place = traceback.walk_tb(error.__traceback__)
     kinds = NameError, AttributeError, NoAttribute
     unknown = next((each.name for each in (error, error.__cause__) if isinstance(each, kinds)), None)
-    if text := instead(unknown or (failed[1] if failed[0] == place else None)):
-        return text
+    of_torch = [frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__) if _is_torchs(frame)]
+    for name in (unknown, failed[1] if failed[0] == place else None, *of_torch):
+        if text := instead(name):
+            return text
     text = str(error).replace("'Node'", "a value of a cell").replace("Node", "a value of a cell")
     return text + (did_you_mean(unknown, [*FUNCTIONS, *arguments]) if unknown else "")
+
+
+def _is_torchs(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__")).startswith("torch.")
 
 
 def _place(code: CodeType, raised: TracebackType | None) -> str:
