@@ -8,6 +8,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastlstm.backends.settings import Backend
 from fastlstm.cells import Cell, library
+from fastlstm.cells.hints import checked_by
 from fastlstm.layers import checks
 from fastlstm.layers.functional import State
 from fastlstm.layers.like_torch import InPlaceOf
@@ -77,6 +78,7 @@ class LSTM(Regularized[State], InPlaceOf[nn.LSTM]):
     def _cell(self) -> Cell:
         return library.lstm
 
+    @checked_by(checks.check_no_heads)
     def __init__(
         self,
         input_size: int,
