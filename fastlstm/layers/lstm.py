@@ -174,7 +174,7 @@ class LSTM(Regularized[State], InPlaceOf[nn.LSTM]):
             hx: ``h_0`` (D*L, B, H_out) and ``c_0`` (D*L, B, H), without B for one sequence alone; None for zeros.
             reset: boolean (T, B), (B, T) with batch_first, (T,) for one sequence alone: a tensor, a list, or an array.
                 The states are zero before the steps that are True, and gradients stop there. Equivalent to running the
-                pieces apart. Modules of one direction only. Steps past a row's end are not reset.
+                pieces apart. Modules of one direction only. True past a row's end, which `lengths` says, has no effect.
             lengths: integer (B,), or () for one sequence alone, in any order: a tensor on any device, a list, or an
                 array. Row b ends after lengths[b] steps. Outputs past the end are zero, ``h_n`` and ``c_n`` are the
                 states at the end, and the reverse direction starts there. Equivalent to a PackedSequence.
