@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fastlstm.cells.graph import Node
+from fastlstm.cells.graph import HEADS, Node
 from fastlstm.cells.on_tensors import ON_TENSORS
 
 _IN_CELLS = Node, int, float
@@ -110,12 +110,24 @@ def stop_gradient(x: Any) -> Any:
     return x
 
 
-@_function
-def mean(x: Any) -> Any:
-    """The mean over the H units of a row, which each of them gets. Equivalent to ``x.mean(-1, keepdim=True)``, expanded
-    to the shape of x.
+def mean(x: Any, of: str = "row") -> Any:
+    """The mean over the H units of a row, or over the H / K units of a head, which each of them gets.
+
+    Args:
+        of: "row" or "head".
+
+    Raises:
+        ValueError: for another `of`.
+
+    Equivalent to ``x.mean(-1, keepdim=True)``, expanded to the shape of x. So tensors of the units of one head along
+    the last axis give a mean of the head.
     """
-    return x
+    _check_values("mean", x)
+    if of not in ("row", "head"):
+        raise ValueError(f'mean must be of "row" or "head", got {of!r}')
+    if isinstance(x, Node):
+        return x.graph.make("mean", x) if of == "row" else x.graph.make("mean_of_head", x, x.graph.input(HEADS))
+    return ON_TENSORS["mean"](x) if isinstance(x, Tensor) else x
 
 
 @_function
@@ -172,7 +184,7 @@ def hard_sigmoid(x: Any) -> Any:
     return where(x <= -3.0, 0.0, where(x >= 3.0, 1.0, (x + 3.0) * (1 / 6)))
 
 
-def layer_norm(*values: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Any:
+def layer_norm(*values: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5, of: str = "row") -> Any:
     """Values with a mean of 0 and a variance of 1 over the units of each row, then times `weight`, plus `bias`.
 
     Several values are normalized together, over all their units, as Ba, Kiros and Hinton normalize the four gates of an
@@ -182,6 +194,7 @@ def layer_norm(*values: Any, weight: Any = None, bias: Any = None, eps: float = 
         values: one or more.
         weight, bias: a value or number for all of them, or a sequence of one for each; None for 1 and 0.
         eps: what is added to the variance.
+        of: "row", or "head" to normalize the units of each head by themselves.
 
     Returns:
         One value for one, and a tuple for several.
@@ -192,11 +205,11 @@ def layer_norm(*values: Any, weight: Any = None, bias: Any = None, eps: float = 
     Equivalent to `torch.nn.functional.layer_norm` of the values side by side along the last axis.
     """
     _check_normed("layer_norm", values, eps)
-    center = _mean_of_all(values)
-    return _normalized("layer_norm", [_called("deviation", v - center) for v in values], weight, bias, eps)
+    center = _mean_of_all(values, of)
+    return _normalized("layer_norm", [_called("deviation", v - center) for v in values], weight, bias, eps, of)
 
 
-def rms_norm(*values: Any, weight: Any = None, eps: float = 2**-23) -> Any:
+def rms_norm(*values: Any, weight: Any = None, eps: float = 2**-23, of: str = "row") -> Any:
     """Values divided by the root of the mean of their squares over the units of each row, then times `weight`.
 
     Several values are normalized together, over all their units. Zhang and Sennrich, Root mean square layer
@@ -206,6 +219,7 @@ def rms_norm(*values: Any, weight: Any = None, eps: float = 2**-23) -> Any:
         values: one or more.
         weight: a value or number for all of them, or a sequence of one for each; None for 1.
         eps: what is added to the mean of squares. The default is torch's for float32, whatever the dtype.
+        of: "row", or "head" to normalize the units of each head by themselves.
 
     Returns:
         One value for one, and a tuple for several.
@@ -216,7 +230,7 @@ def rms_norm(*values: Any, weight: Any = None, eps: float = 2**-23) -> Any:
     Equivalent to `torch.nn.functional.rms_norm` of the values side by side along the last axis.
     """
     _check_normed("rms_norm", values, eps)
-    return _normalized("rms_norm", values, weight, None, eps)
+    return _normalized("rms_norm", values, weight, None, eps, of)
 
 
 def _check_normed(name: str, values: Sequence[Any], eps: Any) -> None:
@@ -233,15 +247,15 @@ def _called(name: str, value: Any) -> Any:
     return value
 
 
-def _mean_of_all(values: Sequence[Any]) -> Any:
+def _mean_of_all(values: Sequence[Any], of: str) -> Any:
     """The mean over all units of all values."""
     total = functools.reduce(operator.add, values)
-    return mean(total) * (1 / len(values))
+    return mean(total, of) * (1 / len(values))
 
 
-def _normalized(name: str, values: Sequence[Any], weight: Any, bias: Any, eps: float) -> Any:
+def _normalized(name: str, values: Sequence[Any], weight: Any, bias: Any, eps: float, of: str) -> Any:
     """Values over the root of the mean of their squares, times weights, plus biases."""
-    scale = _called("scale", rsqrt(_mean_of_all([v * v for v in values]) + eps))
+    scale = _called("scale", rsqrt(_mean_of_all([v * v for v in values], of) + eps))
     results = [v * scale for v in values]
     for kind, apply, each in (("weight", operator.mul, weight), ("bias", operator.add, bias)):
         if each is None:
@@ -255,9 +269,8 @@ def _normalized(name: str, values: Sequence[Any], weight: Any, bias: Any, eps: f
 
 
 PRIMITIVES = {
-    f.__name__: f
-    for f in (sigmoid, tanh, relu, exp, log_sigmoid, maximum, where, stop_gradient, mean, sqrt, rsqrt, log)
+    f.__name__: f for f in (sigmoid, tanh, relu, exp, log_sigmoid, maximum, where, stop_gradient, sqrt, rsqrt, log)
 }
-_WRITTEN_WITH_THESE = (abs, square, minimum, clamp, softplus, hard_sigmoid, layer_norm, rms_norm)
+_WRITTEN_WITH_THESE = (mean, abs, square, minimum, clamp, softplus, hard_sigmoid, layer_norm, rms_norm)
 FUNCTIONS: dict[str, Callable[..., Any]] = {**PRIMITIVES, **{f.__name__: f for f in _WRITTEN_WITH_THESE}}
 ALLOWED = f"+ - * / ** < > <= >= and {' '.join(FUNCTIONS)}"

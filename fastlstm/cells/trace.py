@@ -9,7 +9,7 @@ from types import CodeType, FrameType, TracebackType
 from typing import Any
 
 from fastlstm.cells.functions import ALLOWED, FUNCTIONS
-from fastlstm.cells.graph import Graph, NoAttribute, Node
+from fastlstm.cells.graph import HEADS, Graph, NoAttribute, Node, in_order
 from fastlstm.cells.hints import did_you_mean, instead
 
 
@@ -20,7 +20,8 @@ class Trace:
     Args:
         names: for each argument that the function may take its name in what is derived.
         states: what the results are called.
-        free: the names of the inputs that are there anyway: the cell's params and inputs.
+        free: the names of the inputs that are there anyway: the cell's params and inputs. The number of heads joins
+            them if a mean is of a head.
 
     Raises:
         TypeError: the function does anything but arithmetic, or returns other than one value a state.
@@ -58,6 +59,8 @@ class Trace:
                 value.hint = variable
         self.inputs = {names[argument]: node for argument, node in nodes.items()}
         self.results, self.free = dict(zip(states, found)), tuple(free)
+        if any(node.op == "mean_of_head" for node in in_order(found)):
+            self.inputs[HEADS], self.free = graph.input(HEADS), (*self.free, HEADS)
 
 
 def _run(name: str, function: Callable[..., Any], arguments: dict[str, Node], local: dict[str, Any]) -> Any:
