@@ -49,7 +49,7 @@ def results(rnn, x, states, inputs, **masks):
     return [*ends, *torch.autograd.grad(ends, [*leaves, *rnn.parameters()], directions)]
 
 
-@pytest.mark.sampled(11)
+@pytest.mark.sampled(23)
 @pytest.mark.parametrize(("backend", "dtype"), [("numba", F32), ("numba", F64), ("reference", F64)])
 @pytest.mark.parametrize("options", [{}, {"masked": True}, {"masked": True, "bidirectional": True, "num_layers": 2}])
 @pytest.mark.parametrize(("T", "B"), [(1, 1), (4, 1), (3, 5), (2, 130)])
