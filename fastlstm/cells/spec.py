@@ -132,8 +132,8 @@ def cell(
 
     The function takes any of the names declared: a gate's is its pre-activation, and a state's the state before the
     step. It returns the new states in their order. It may use ``+ - * /``, powers, comparisons, numbers and the
-    functions of `fastlstm.cells`. All of it is elementwise but `mean` and the norms, which see all H units of a row.
-    The derivatives follow from it.
+    functions of `fastlstm.cells`. All of it is elementwise but `mean` and the norms, which see the units of a row or of
+    a head. The derivatives follow from it.
 
     Args:
         gates: for each pre-activation which products it sums: "x" with weight_ih, "h" with weight_hh, "xh" both.
