@@ -50,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--hidden-size", type=positive, metavar="H", help="hidden units (default: 128)")
     add("--batch-size", type=positive, metavar="B", help="batch rows (default: 64)")
     add("--dtype", nargs="+", choices=TYPES, metavar="TYPE", help=f"of {', '.join(TYPES)} (default: float32)")
-    add("--backend", choices=settings.NAMES, help="what runs the layer (default: FASTLSTM_BACKEND, else auto)")
+    backends = "what runs the layer: %(choices)s (default: FASTLSTM_BACKEND, else auto)"
+    add("--backend", choices=settings.NAMES, metavar="NAME", help=backends)
     return parser.run(argv, _run)
 
 

@@ -93,7 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto, the default: cuda where there is a GPU"
     )
-    add("--backend", choices=settings.NAMES, help="what runs the LSTM (default: FASTLSTM_BACKEND, else auto)")
+    backends = "what runs the LSTM: %(choices)s (default: FASTLSTM_BACKEND, else auto)"
+    add("--backend", choices=settings.NAMES, metavar="NAME", help=backends)
     add("--threads", type=positive, metavar="N", help="of the CPU (default: torch's own number)")
     add("--precision", choices=("fp32", "bf16"), help="bf16: under torch.autocast (default: fp32)")
     add("--compile", action="store_true", default=None, help="run the model through torch.compile")

@@ -21,6 +21,7 @@ from fastlstm.backends.base import (
     fill,
     flat_input,
     given_states,
+    heads_of,
     held_steps,
     hidden_size,
     reset_steps,
@@ -28,6 +29,8 @@ from fastlstm.backends.base import (
 )
 from fastlstm.backends.reference import before, step_order
 from fastlstm.backends.sums import Sums, for_rows, vector_gradient
+from fastlstm.cells.graph import HEADS
+from fastlstm.cells.on_tensors import mean_of_head
 
 Optional = Tensor | None
 Several = Sequence[Optional]
@@ -76,19 +79,25 @@ class Linearized:
             **self.sums.split(preact),
             **dict(zip([f"{name}_prev" for name in cell.states], self.prev)),
             **self._beside_states(layer, ""),
+            HEADS: heads_of(layer),
         }
         self.carried = [cell.states.index(name) for name in cell.layout.carried]
         self.slopes = {
             name: slope if isinstance(slope, Tensor) else self.zeros + slope
             for name, slope in cell.derived().jacobian(self.given).items()
         }
-        means = cell.derived().means
+        means = self.means = cell.derived().means
         self.names = *means, *cell.states
         moving = [f"{gate}_pre" for gate in cell.layout.sums] + [f"{name}_prev" for name in cell.layout.carried]
         self.jacobian = [  # of each result, (T, B, S + C, H) for S sums and C carried states
             torch.stack([self.slope(result, name) for name in moving], -2) for result in self.names
         ]
         self.by_mean = [[self.slope(result, mean) for result in self.names] for mean in means]  # (T, B, H) each
+
+    def mean(self, k: int, a: Tensor) -> Tensor:
+        """The k-th mean of a value (..., H), in this shape or one that broadcasts to it."""
+        of_head = [*self.means.values()][k] == "mean_of_head"
+        return mean_of_head(a, heads_of(self.layer)) if of_head else a.mean(-1, keepdim=True)
 
     def slope(self, result: str, name: str) -> Tensor:
         """What one more of an argument or mean adds to a result, (T, B, H)."""
@@ -163,7 +172,7 @@ class Linearized:
             total = (slopes * each).sum(-2)
             total = total if beside is None else total + beside
             for k, of_mean in enumerate(of_means):
-                total = torch.addcmul(total, of_mean, total[k].mean(-1, keepdim=True))
+                total = torch.addcmul(total, of_mean, self.mean(k, total[k]))
             new = total[len(of_means) :].unbind(0)
             states = [*new] if held is None else [torch.where(held, a, b) for a, b in zip(states, new)]
             results.append((moved, *states))
@@ -201,8 +210,8 @@ class Linearized:
             reset, held, *slopes = steps[t]
             d = [a if out is None else a + out for a, out in zip(d, incoming[t])]
             each = [*d]
-            for of_mean in reversed(by_mean):  # the gradient of what a mean is taken of is the mean of the mean's
-                each.insert(0, _combined(of_mean[t], each).mean(-1, keepdim=True))
+            for k in reversed(range(len(by_mean))):  # the gradient of what a mean is taken of is the mean of the mean's
+                each.insert(0, self.mean(k, _combined(by_mean[k][t], each)))
             dsums = fill(_combined(slopes, [a.unsqueeze(-2) for a in each]).flatten(-2), held)
             results.append((dsums, *d))
             of_prev: list[Optional] = [None] * len(d)

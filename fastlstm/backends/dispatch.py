@@ -113,7 +113,7 @@ def _with_precision(name: str, dtype: torch.dtype, pieces: bool = False) -> str:
 @lru_cache(None)
 def _warn_of_cell(cell: Cell, has_heads: bool, reason: str) -> None:
     instead = "torch's own layer" if runs("aten", cell) and not has_heads else "plain PyTorch"
-    what = f"layers of several heads of the cell {cell.key}" if has_heads else f"the cell {cell.key}"
+    what = f"layers of several heads of the cell {cell.name}" if has_heads else f"the cell {cell.name}"
     message = f"auto runs {what} in {instead}, since no backend here has a kernel for it: {reason}"
     warnings.warn(message, RuntimeWarning, stacklevel=2)
 
@@ -157,7 +157,7 @@ def _reason(name: str, device: torch.device, dtype: torch.dtype, cell: Cell, hea
     if reason is None and name in TRITON:
         reason = triton.failures.get((device, cell))
     if reason is None and not runs(name, cell):
-        reason = f"the {name} backend runs the cells {', '.join(traits(name).cells or ())}, got {cell.key}"
+        reason = f"the {name} backend runs the cells {', '.join(traits(name).cells or ())}, got {cell.name}"
     if reason is None and heads > 1 and not traits(name).heads:
         reason = f"the {name} backend runs layers of one head, got heads={heads}"
     return reason

@@ -15,11 +15,13 @@ from fastlstm.backends.base import (
     fill,
     flat_input,
     given_states,
+    heads_of,
     held_steps,
     hidden_size,
     reset_steps,
 )
 from fastlstm.backends.sums import Sums, for_rows, linear, vector_gradient
+from fastlstm.cells.graph import HEADS
 from fastlstm.cells.spec import Cell
 
 TRAITS = Traits(heads=True)  # no 16 bits, since rounding at every operation would lose their digits
@@ -65,7 +67,7 @@ def forward_with(sums: Sums, layer: Layer, save: bool, weight_hr: Tensor | None 
     """Do what `forward` does, with `sums` for the products of x and h."""
     cell, x, states, held = layer.cell, flat_input(layer.x), given_states(layer, weight_hr), held_steps(layer)
     T, B, reset = x.shape[0], x.shape[1], reset_steps(layer, held)
-    params = _params(layer, B)
+    params = _params(layer, B) | {HEADS: heads_of(layer)}
     # padding may be NaN, which a zero gradient would turn to NaN
     inputs = {name: fill(a, held).unbind(0) for name, a in zip(cell.inputs, layer.inputs)}
     start = sums.start(fill(x, held)).unbind(0)
@@ -101,7 +103,7 @@ def backward(grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
     cell, layout, x, states = layer.cell, layer.cell.layout, flat_input(layer.x), given_states(layer)
     H, held, order = hidden_size(layer), held_steps(layer), step_order(x.shape[0], layer.reverse)
     T, B, reset = x.shape[0], x.shape[1], reset_steps(layer, held)
-    sums, params = Sums(layer.cell, layer.weights, H), _params(layer, B)
+    sums, params = Sums(layer.cell, layer.weights, H), _params(layer, B) | {HEADS: heads_of(layer)}
     *others, saved = run.kept
     x, inputs = fill(x, held), [fill(a, held) for a in layer.inputs]  # zero times the NaN of a padding would be NaN
     h_prev = before(run.h, states[0], layer, held, reset)

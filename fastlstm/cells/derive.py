@@ -1,8 +1,8 @@
 """A cell's forward, backward, tangent and curvature from its trace.
 
-All operations but `mean` are elementwise, so a derivative is a factor, and the same table carries tangents forwards and
-gradients backwards. The mean over a row's units is linear and its own adjoint: a tangent and a gradient both go through
-it as their mean.
+All operations but means are elementwise, so a derivative is a factor, and the same table carries tangents forwards and
+gradients backwards. The mean over the units of a row or of a head is linear and its own adjoint: a tangent and a
+gradient both go through it as their mean.
 """
 
 import itertools
@@ -11,7 +11,7 @@ from typing import Any
 
 from fastlstm.cells.emit import RESERVED, Function, python
 from fastlstm.cells.functions import mean, sigmoid, where
-from fastlstm.cells.graph import Node, in_order
+from fastlstm.cells.graph import MEANS, Node, in_order
 from fastlstm.cells.saving import Costs, choose
 from fastlstm.cells.trace import Trace
 
@@ -36,6 +36,7 @@ PARTIALS: dict[str, tuple[Partial | None, ...]] = {
     "relu": (lambda t, y, a: where(y <= 0.0, 0.0, t),),
     "exp": (lambda t, y, a: t * y,),
     "mean": (lambda t, y, a: mean(t),),
+    "mean_of_head": (lambda t, y, a, heads: mean(t, "head"), None),
     "sqrt": (lambda t, y, a: t * (0.5 / y),),
     "rsqrt": (lambda t, y, a: t * (-0.5 * (y * y * y)),),
     "log": (lambda t, y, a: t / a,),
@@ -87,7 +88,8 @@ class Derived:
         tangent: the new states' tangents.
         curvature: how backward's results change along tangents of all that a step depends on, with the new states'
             gradients held fixed. It is symmetric, so it is also backward's own backward.
-        means: the means over units that forward takes, by names of their own, each after those that it depends on.
+        means: the operations of the means over units that forward takes, by names of their own, each after those that
+            it depends on.
         jacobian: what one more of each argument adds to each new state: ``c_by_i_pre``. Means count as arguments here,
             and what they are taken of as results. A loop over time that is
             linear multiplies by these, and they are computed for all steps at once.
@@ -126,14 +128,14 @@ class Derived:
             used = set(in_order(results.values(), arguments.values()))
             return Function(name, {name: node for name, node in arguments.items() if node in used}, results)
 
-        means = _named((n for n in in_order(new.values()) if n.op == "mean"), {*inputs, *new})
+        means = _named((n for n in in_order(new.values()) if n.op in MEANS), {*inputs, *new})
         arguments, slopes = {**inputs, **means}, dict[str, Node]()
         for result, node in {**{label: n.args[0] for label, n in means.items()}, **new}.items():
             of_node = pull({node: graph.constant(1)}, arguments.values())
             slopes |= {f"{result}_by_{argument}": slope for argument, slope in zip(arguments, of_node)}
         self.name, self.saved, self.states_read = name, tuple(saved), tuple(of_states)
         self.saved_rows = tuple(name for name, node in saved.items() if node.per_row)
-        self.means = tuple(means)
+        self.means = {name: node.op for name, node in means.items()}
         self.forward = function("forward", inputs, {**new, **saved})
         self.backward = function("backward", {**d_new, **saved, **of_states, **free}, gradients)
         self.tangent = function("tangent", {**inputs, **along}, moved)

@@ -18,7 +18,7 @@ from functools import cached_property
 from typing import Any
 
 from fastlstm.cells import on_tensors
-from fastlstm.cells.graph import Node, in_order
+from fastlstm.cells.graph import HEADS, Node, in_order
 from fastlstm.cells.on_tensors import ON_TENSORS
 
 ByName = Callable[[Mapping[str, Any]], dict[str, Any]]  # arguments by name to results by name
@@ -33,7 +33,7 @@ _CPP = (
     "this throw true try typedef typename union unsigned using virtual void volatile while xor V"
 )
 # A derived value may have none of these names
-RESERVED = frozenset([*keyword.kwlist, *_CPP.split(), *ON_TENSORS, "tl"])
+RESERVED = frozenset([*keyword.kwlist, *_CPP.split(), *ON_TENSORS, "tl", HEADS])
 
 
 @dataclass(eq=False)
@@ -83,8 +83,8 @@ def statements(function: Function) -> tuple[list[tuple[str, str]], list[str]]:
     of_results = {node: name for name, node in function.results.items()}
 
     def text(node: Node, least: int = 0) -> str:
-        if node in names:
-            return names[node]
+        if node in names or node.op == "input":  # the latter is no argument, but known where the function is loaded
+            return names.get(node, node.value)
         if node.op == "constant":
             return repr(node.value) if node.value >= 0 else f"({node.value!r})"
         if node.op == "neg":

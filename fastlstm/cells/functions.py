@@ -16,8 +16,29 @@ from typing import Any
 
 from torch import Tensor
 
-from fastlstm.cells.graph import Node
+from fastlstm.cells.graph import HEADS, Node
 from fastlstm.cells.on_tensors import ON_TENSORS
+
+_IN_CELLS = Node, int, float
+_ELSEWHERE = Tensor, int, float  # tuples, since Dynamo of torch 2.9 knows no union
+
+
+def _check_values(name: str, *args: Any, hint: str = "") -> None:
+    """Raise TypeError unless the arguments of the function `name` are values of a cell, or tensors, and numbers.
+
+    Args:
+        hint: the end of the message about a sequence.
+    """
+    in_cell = any(isinstance(a, Node) for a in args)
+    kinds: tuple[type, ...] = _IN_CELLS if in_cell else _ELSEWHERE
+    for a in args:
+        if isinstance(a, kinds) or (not in_cell and hasattr(a, "__float__")):  # as NumPy's numbers have
+            continue
+        takes = f"{name} takes {'a value or a number' if len(args) == 1 else 'values and numbers'}"
+        if not isinstance(a, (tuple, list)):
+            raise TypeError(f"{takes}, got {type(a).__name__}")
+        hint = hint or "layer_norm returns one value for each that it is given; pass weight= and bias= by name"
+        raise TypeError(f"{takes}, got a {type(a).__name__} of {len(a)}: {hint}")
 
 
 def _function(declared: Callable[..., Any]) -> Callable[..., Any]:
@@ -28,11 +49,9 @@ def _function(declared: Callable[..., Any]) -> Callable[..., Any]:
     def function(*args: Any) -> Any:
         if len(args) != arity:
             raise TypeError(f"{name} takes {arity} argument{'s' * (arity > 1)}, got {len(args)}")
+        _check_values(name, *args)
         for a in args:
             if isinstance(a, Node):
-                strange = next((b for b in args if not isinstance(b, Node | int | float)), None)
-                if strange is not None:
-                    raise TypeError(f"{name} takes values and numbers, not {type(strange).__name__}")
                 return a.graph.make(name, *args)
         on_tensors = any(isinstance(a, Tensor) for a in args)
         return (ON_TENSORS[name] if on_tensors else declared)(*args)
@@ -91,12 +110,24 @@ def stop_gradient(x: Any) -> Any:
     return x
 
 
-@_function
-def mean(x: Any) -> Any:
-    """The mean over the H units of a row, which each of them gets. Equivalent to ``x.mean(-1, keepdim=True)``, expanded
-    to the shape of x.
+def mean(x: Any, of: str = "row") -> Any:
+    """The mean over the H units of a row, or over the H / K units of a head, which each of them gets.
+
+    Args:
+        of: "row" or "head".
+
+    Raises:
+        ValueError: for another `of`.
+
+    Equivalent to ``x.mean(-1, keepdim=True)``, expanded to the shape of x. So tensors of the units of one head along
+    the last axis give a mean of the head.
     """
-    return x
+    _check_values("mean", x)
+    if of not in ("row", "head"):
+        raise ValueError(f'mean must be of "row" or "head", got {of!r}')
+    if isinstance(x, Node):
+        return x.graph.make("mean", x) if of == "row" else x.graph.make("mean_of_head", x, x.graph.input(HEADS))
+    return ON_TENSORS["mean"](x) if isinstance(x, Tensor) else x
 
 
 @_function
@@ -120,16 +151,19 @@ def log(x: Any) -> Any:
 
 def square(x: Any) -> Any:
     """``x * x``. Equivalent to `torch.square`."""
+    _check_values("square", x)
     return x * x
 
 
 def minimum(a: Any, b: Any) -> Any:
     """The smaller of two values, NaN if either is. Equivalent to `torch.minimum`."""
+    _check_values("minimum", a, b)
     return -maximum(-a, -b)
 
 
 def clamp(x: Any, min: Any = None, max: Any = None) -> Any:  # noqa: A002
     """x within two limits, of which one may be None; its derivative at a limit is 1. Equivalent to `torch.clamp`."""
+    _check_values("clamp", *(a for a in (x, min, max) if a is not None))
     x = x if min is None else where(x < min, min, x)
     return x if max is None else where(x > max, max, x)
 
@@ -138,6 +172,7 @@ def softplus(x: Any) -> Any:
     """``log(1 + exp(x))``, without overflow. Equivalent to `torch.nn.functional.softplus` without a threshold, above
     which that one returns x.
     """
+    _check_values("softplus", x)
     return -log_sigmoid(-x)
 
 
@@ -145,10 +180,11 @@ def hard_sigmoid(x: Any) -> Any:
     """``x / 6 + 1 / 2`` within 0 and 1; its derivative at both ends is 0. Equivalent to
     `torch.nn.functional.hardsigmoid`.
     """
+    _check_values("hard_sigmoid", x)
     return where(x <= -3.0, 0.0, where(x >= 3.0, 1.0, (x + 3.0) * (1 / 6)))
 
 
-def layer_norm(*values: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Any:
+def layer_norm(*values: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5, of: str = "row") -> Any:
     """Values with a mean of 0 and a variance of 1 over the units of each row, then times `weight`, plus `bias`.
 
     Several values are normalized together, over all their units, as Ba, Kiros and Hinton normalize the four gates of an
@@ -158,6 +194,7 @@ def layer_norm(*values: Any, weight: Any = None, bias: Any = None, eps: float = 
         values: one or more.
         weight, bias: a value or number for all of them, or a sequence of one for each; None for 1 and 0.
         eps: what is added to the variance.
+        of: "row", or "head" to normalize the units of each head by themselves.
 
     Returns:
         One value for one, and a tuple for several.
@@ -167,11 +204,12 @@ def layer_norm(*values: Any, weight: Any = None, bias: Any = None, eps: float = 
 
     Equivalent to `torch.nn.functional.layer_norm` of the values side by side along the last axis.
     """
-    center = _mean_of_all(values)
-    return _normalized("layer_norm", [_called("deviation", v - center) for v in values], weight, bias, eps)
+    _check_normed("layer_norm", values, eps)
+    center = _mean_of_all(values, of)
+    return _normalized("layer_norm", [_called("deviation", v - center) for v in values], weight, bias, eps, of)
 
 
-def rms_norm(*values: Any, weight: Any = None, eps: float = 2**-23) -> Any:
+def rms_norm(*values: Any, weight: Any = None, eps: float = 2**-23, of: str = "row") -> Any:
     """Values divided by the root of the mean of their squares over the units of each row, then times `weight`.
 
     Several values are normalized together, over all their units. Zhang and Sennrich, Root mean square layer
@@ -181,6 +219,7 @@ def rms_norm(*values: Any, weight: Any = None, eps: float = 2**-23) -> Any:
         values: one or more.
         weight: a value or number for all of them, or a sequence of one for each; None for 1.
         eps: what is added to the mean of squares. The default is torch's for float32, whatever the dtype.
+        of: "row", or "head" to normalize the units of each head by themselves.
 
     Returns:
         One value for one, and a tuple for several.
@@ -190,7 +229,15 @@ def rms_norm(*values: Any, weight: Any = None, eps: float = 2**-23) -> Any:
 
     Equivalent to `torch.nn.functional.rms_norm` of the values side by side along the last axis.
     """
-    return _normalized("rms_norm", values, weight, None, eps)
+    _check_normed("rms_norm", values, eps)
+    return _normalized("rms_norm", values, weight, None, eps, of)
+
+
+def _check_normed(name: str, values: Sequence[Any], eps: Any) -> None:
+    if not values:
+        raise TypeError(f"{name} takes one value or more, got none")
+    hint = "it takes each value as an argument of its own, and no shape, since it normalizes all units"
+    _check_values(name, *values, eps, hint=hint)
 
 
 def _called(name: str, value: Any) -> Any:
@@ -200,17 +247,15 @@ def _called(name: str, value: Any) -> Any:
     return value
 
 
-def _mean_of_all(values: Sequence[Any]) -> Any:
+def _mean_of_all(values: Sequence[Any], of: str) -> Any:
     """The mean over all units of all values."""
-    if not values:
-        raise TypeError("a norm takes one value or more, got none")
     total = functools.reduce(operator.add, values)
-    return mean(total) * (1 / len(values))
+    return mean(total, of) * (1 / len(values))
 
 
-def _normalized(name: str, values: Sequence[Any], weight: Any, bias: Any, eps: float) -> Any:
+def _normalized(name: str, values: Sequence[Any], weight: Any, bias: Any, eps: float, of: str) -> Any:
     """Values over the root of the mean of their squares, times weights, plus biases."""
-    scale = _called("scale", rsqrt(_mean_of_all([v * v for v in values]) + eps))
+    scale = _called("scale", rsqrt(_mean_of_all([v * v for v in values], of) + eps))
     results = [v * scale for v in values]
     for kind, apply, each in (("weight", operator.mul, weight), ("bias", operator.add, bias)):
         if each is None:
@@ -218,14 +263,14 @@ def _normalized(name: str, values: Sequence[Any], weight: Any, bias: Any, eps: f
         factors = each if isinstance(each, list | tuple) else [each] * len(values)
         if len(factors) != len(values):
             raise TypeError(f"{name} takes a {kind} for each of {len(values)} values, got {len(factors)}")
+        _check_values(name, *values, *factors)
         results = list(map(apply, results, factors))
     return results[0] if len(results) == 1 else tuple(results)
 
 
 PRIMITIVES = {
-    f.__name__: f
-    for f in (sigmoid, tanh, relu, exp, log_sigmoid, maximum, where, stop_gradient, mean, sqrt, rsqrt, log)
+    f.__name__: f for f in (sigmoid, tanh, relu, exp, log_sigmoid, maximum, where, stop_gradient, sqrt, rsqrt, log)
 }
-_WRITTEN_WITH_THESE = (abs, square, minimum, clamp, softplus, hard_sigmoid, layer_norm, rms_norm)
+_WRITTEN_WITH_THESE = (mean, abs, square, minimum, clamp, softplus, hard_sigmoid, layer_norm, rms_norm)
 FUNCTIONS: dict[str, Callable[..., Any]] = {**PRIMITIVES, **{f.__name__: f for f in _WRITTEN_WITH_THESE}}
 ALLOWED = f"+ - * / ** < > <= >= and {' '.join(FUNCTIONS)}"

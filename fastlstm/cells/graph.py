@@ -7,7 +7,6 @@ already. Nothing is folded that would hide a NaN: ``0 * x`` stays.
 
 from __future__ import annotations
 
-import functools
 import math
 import operator
 from collections.abc import Callable, Iterable
@@ -15,6 +14,8 @@ from typing import Any
 
 Number = float | int
 COMPARISONS = ("greater", "at_least")
+MEANS = ("mean", "mean_of_head")  # over the units of a row, or of each head
+HEADS = "heads"  # the input that says how many heads there are: the second argument of `mean_of_head`
 MAX_EXPONENT = 16  # a power is written out as a product
 
 
@@ -89,7 +90,8 @@ class Node:
     __hash__ = object.__hash__  # by identity, and a set or dict asks for equality only where hashes are equal
 
     def __bool__(self) -> bool:
-        raise TypeError("a value is neither true nor false: write where(a > b, x, y) for `if`, `and`, max and min")
+        instead = "where(a > b, x, y) for `if` and `and`, and maximum(a, b) for max"
+        raise TypeError(f"a value is neither true nor false: write {instead}")
 
     def __repr__(self) -> str:
         return f"<a value of a cell: {self.op if self.args else self.value}>"
@@ -211,10 +213,13 @@ def _maximum(a: Node, b: Node) -> Node | None:
     return a.graph.make("maximum", b, a) if a.is_constant() else None  # constants last
 
 
-def _mean(a: Node) -> Node | None:
+def _mean(a: Node, *heads: Node) -> Node | None:
     """The mean is linear, and what a row shares can be taken out of it: once a row costs less than once a unit."""
-    mean = functools.partial(a.graph.make, "mean")
-    if a.per_row:
+
+    def mean(x: Node) -> Node:
+        return a.graph.make("mean_of_head" if heads else "mean", x, *heads)
+
+    if a.per_row or (heads and a.op == "mean_of_head"):
         return a
     if a.op == "neg":
         return -mean(a.args[0])
@@ -230,7 +235,7 @@ FOLDED: dict[str, Callable[..., Number]] = {
 }  # fmt: skip
 SIMPLER: dict[str, Callable[..., Node | None]] = {
     "add": _add, "sub": _sub, "mul": _mul, "div": _div, "neg": _neg, "where": _where, "maximum": _maximum,
-    "mean": _mean,
+    "mean": _mean, "mean_of_head": _mean,
 }  # fmt: skip
 
 

@@ -38,7 +38,13 @@ def mean(x: Tensor) -> Tensor:
     return x.mean(-1, keepdim=True).expand_as(x)
 
 
+def mean_of_head(x: Tensor, heads: int) -> Tensor:
+    """The mean over each of so many parts of the last axis, in the shape of x."""
+    parts = x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
+    return mean(parts).reshape(x.shape)
+
+
 _ALL: list[Callable[..., Any]] = [
-    sigmoid, tanh, relu, exp, log_sigmoid, maximum, where, stop_gradient, mean, sqrt, rsqrt, log, fill,
+    sigmoid, tanh, relu, exp, log_sigmoid, maximum, where, stop_gradient, mean, mean_of_head, sqrt, rsqrt, log, fill,
 ]  # fmt: skip
 ON_TENSORS = {function.__name__: function for function in _ALL}

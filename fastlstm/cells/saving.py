@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import chain, combinations
 from math import inf
 
-from fastlstm.cells.graph import COMPARISONS, Node, in_order
+from fastlstm.cells.graph import COMPARISONS, MEANS, Node, in_order
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def choose(
         load |= {n: inf for n in old.values() if n not in near}
         load |= {n: inf for n in early if n.op in COMPARISONS}  # which have no number
         # a mean is never computed again: the backward pass would go over the units once more to add them up
-        compute = {n: inf if n in given or n.op == "mean" else costs.of(n) for n in early}
+        compute = {n: inf if n in given or n.op in MEANS else costs.of(n) for n in early}
         cost, loaded = cut(early, set(needed), load, compute)
         cost += costs.keep * len(more)
         if cost < best[0]:

@@ -55,8 +55,10 @@ class Cell:
         if not isinstance(gates, Mapping):
             raise TypeError(f'cell {function.__name__}: gates must map names to "x", "h" or "xh", got {gates!r}')
         for kind, names in (("states", states), ("params", params), ("inputs", inputs)):
-            if isinstance(names, str):
-                raise TypeError(f"cell {function.__name__}: {kind} must be a sequence of names, got {names!r}")
+            may_map = kind == "params"
+            if isinstance(names, str) or not isinstance(names, (Sequence, Mapping) if may_map else Sequence):
+                wanted = f"a sequence of names{' or a mapping from them' * may_map}, since their order counts"
+                raise TypeError(f"cell {function.__name__}: {kind} must be {wanted}, got {names!r}")
         functools.update_wrapper(self, function)
         self.name, self.function, self.gates = function.__name__, function, dict(gates)
         self.states, self.params, self.inputs = tuple(states), tuple(params), tuple(inputs)
@@ -130,8 +132,8 @@ def cell(
 
     The function takes any of the names declared: a gate's is its pre-activation, and a state's the state before the
     step. It returns the new states in their order. It may use ``+ - * /``, powers, comparisons, numbers and the
-    functions of `fastlstm.cells`. All of it is elementwise but `mean` and the norms, which see all H units of a row.
-    The derivatives follow from it.
+    functions of `fastlstm.cells`. All of it is elementwise but `mean` and the norms, which see the units of a row or of
+    a head. The derivatives follow from it.
 
     Args:
         gates: for each pre-activation which products it sums: "x" with weight_ih, "h" with weight_hh, "xh" both.
@@ -215,7 +217,8 @@ def _check(made: Cell) -> None:
         if argument.default is not argument.empty:
             raise TypeError(f"cell {made.name} takes {argument}, but no argument may have a default")
         if argument.name not in declared or argument.kind in (argument.VAR_POSITIONAL, argument.VAR_KEYWORD):
+            of_x = ": the gates have the products with x, and x itself may be one of inputs" * (argument.name == "x")
             raise TypeError(
                 f"cell {made.name} takes {argument}, which is no gate, state, param or input"
-                f"{did_you_mean(argument.name, declared)}; declared are {', '.join(declared)}"
+                f"{of_x or did_you_mean(argument.name, declared)}; declared are {', '.join(declared)}"
             )

@@ -5,11 +5,11 @@ import linecache
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import CodeType, TracebackType
+from types import CodeType, FrameType, TracebackType
 from typing import Any
 
 from fastlstm.cells.functions import ALLOWED, FUNCTIONS
-from fastlstm.cells.graph import Graph, NoAttribute, Node
+from fastlstm.cells.graph import HEADS, Graph, NoAttribute, Node, in_order
 from fastlstm.cells.hints import did_you_mean, instead
 
 
@@ -20,7 +20,8 @@ class Trace:
     Args:
         names: for each argument that the function may take its name in what is derived.
         states: what the results are called.
-        free: the names of the inputs that are there anyway: the cell's params and inputs.
+        free: the names of the inputs that are there anyway: the cell's params and inputs. The number of heads joins
+            them if a mean is of a head.
 
     Raises:
         TypeError: the function does anything but arithmetic, or returns other than one value a state.
@@ -58,6 +59,8 @@ class Trace:
                 value.hint = variable
         self.inputs = {names[argument]: node for argument, node in nodes.items()}
         self.results, self.free = dict(zip(states, found)), tuple(free)
+        if any(node.op == "mean_of_head" for node in in_order(found)):
+            self.inputs[HEADS], self.free = graph.input(HEADS), (*self.free, HEADS)
 
 
 def _run(name: str, function: Callable[..., Any], arguments: dict[str, Node], local: dict[str, Any]) -> Any:
@@ -97,10 +100,16 @@ def _described(error: Exception, failed: tuple[Any, str | None], arguments: Iter
     *_, place = traceback.walk_tb(error.__traceback__)
     kinds = NameError, AttributeError, NoAttribute
     unknown = next((each.name for each in (error, error.__cause__) if isinstance(each, kinds)), None)
-    if text := instead(unknown or (failed[1] if failed[0] == place else None)):
-        return text
+    of_torch = [frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__) if _is_torchs(frame)]
+    for name in (unknown, failed[1] if failed[0] == place else None, *of_torch):
+        if text := instead(name):
+            return text
     text = str(error).replace("'Node'", "a value of a cell").replace("Node", "a value of a cell")
     return text + (did_you_mean(unknown, [*FUNCTIONS, *arguments]) if unknown else "")
+
+
+def _is_torchs(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__")).startswith("torch.")
 
 
 def _place(code: CodeType, raised: TracebackType | None) -> str:

@@ -4,11 +4,13 @@
 layer.
 """
 
+import inspect
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastlstm.cells.library import CELLS
 from fastlstm.cells.spec import Cell
 
 
@@ -115,15 +117,33 @@ def check_sizes_without_x(cell: Cell, input_size: Any, num_layers: Any) -> None:
             )
 
 
+def check_no_heads(module: Any, *_: Any, **options: Any) -> None:
+    """Raise TypeError if a module other than an `RNN` was given `heads`."""
+    if "heads" in options:
+        write = f"write fastlstm.RNN(cell, input_size, hidden_size, heads={options['heads']!r})"
+        kind = type(module).__name__
+        raise TypeError(f"{write}, with a cell such as fastlstm.cells.lstm: {kind} has no argument heads")
+
+
+def _instead_of_cell(given: Any) -> str:
+    """What is to be written where `given` is no cell of an `RNN`."""
+    word = given if isinstance(given, str) else getattr(given, "__name__", type(given).__name__).removesuffix("Cell")
+    known = next((cell.name for cell in CELLS if cell.name == word.lower()), None)
+    if known is not None:
+        return f"pass the cell fastlstm.cells.{known}"
+    if inspect.isfunction(given):
+        return f"declare {given.__name__} by @fastlstm.cell(gates=..., states=...)"
+    if given is None or isinstance(given, int):
+        return "use fastlstm.Elman in the place of torch.nn.RNN, or pass a cell first: RNN(fastlstm.cells.mgu, 8, 16)"
+    return "pass a cell of fastlstm.cells, or what @fastlstm.cell declares"
+
+
 def check_cell_of(module: Any, cell: Any = None, *_: Any, **__: Any) -> None:
     """Raise unless an `RNN` can have `cell`: TypeError if it is no cell, ValueError if it reads neither x nor inputs,
     has no weights, or has a param of a weight's name.
     """
     if not isinstance(cell, Cell):
-        raise TypeError(
-            f"cell must be a fastlstm.Cell, as fastlstm.cell declares one, got {type(cell).__name__}: "
-            "fastlstm.Elman takes the place of torch.nn.RNN"
-        )
+        raise TypeError(f"{_instead_of_cell(cell)}: cell must be a fastlstm.Cell, got {type(cell).__name__}")
     if not cell.gates_of_x and not cell.inputs:
         raise ValueError(f"cell must have a gate that sums x, or inputs, got {cell.name} with the gates {cell.gates}")
     if not cell.gates and not cell.params:

@@ -104,7 +104,7 @@ def lstm(
             Lengths below 0 or beyond T raise if they can be read. They cannot be read on a GPU, while a graph is
             traced, or under torch.func; there they are clamped to 0..T.
         reset: boolean (T, B): a tensor, a list, or an array. The states are zero before the steps that are True, and
-            gradients stop there. Steps past a row's end are not reset.
+            gradients stop there. True past a row's end, which `lengths` says, has no effect.
         reverse: run from the last step to the first. Outputs stay in the order of `x`.
         return_cells: also return every cell state.
         backend: a name of `fastlstm.backends.settings.NAMES`. None takes the default that `use_backend` sets.

@@ -40,7 +40,7 @@ class LikeTorch(Recurrent, Generic[States]):
             hx: ``h_0`` (D*L, B, H), without B for one sequence alone; None for zeros. An LSTM takes ``(h_0, c_0)``.
             reset: boolean (T, B), (B, T) with batch_first, (T,) for one sequence alone: a tensor, a list, or an array.
                 The states are zero before the steps that are True, and gradients stop there. Modules of one direction
-                only. Steps past a row's end are not reset.
+                only. True past a row's end, which `lengths` says, has no effect.
             lengths: integer (B,), or () for one sequence alone, in any order: a tensor on any device, a list, or an
                 array. Row b ends after lengths[b] steps. Outputs past the end are zero, ``h_n`` is the state at the
                 end, and the reverse direction starts there. Equivalent to a PackedSequence. Lengths that cannot be read

@@ -8,6 +8,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastlstm.backends.settings import Backend
 from fastlstm.cells import Cell, library
+from fastlstm.cells.hints import checked_by
 from fastlstm.layers import checks
 from fastlstm.layers.functional import State
 from fastlstm.layers.like_torch import InPlaceOf
@@ -77,6 +78,7 @@ class LSTM(Regularized[State], InPlaceOf[nn.LSTM]):
     def _cell(self) -> Cell:
         return library.lstm
 
+    @checked_by(checks.check_no_heads)
     def __init__(
         self,
         input_size: int,
@@ -172,7 +174,7 @@ class LSTM(Regularized[State], InPlaceOf[nn.LSTM]):
             hx: ``h_0`` (D*L, B, H_out) and ``c_0`` (D*L, B, H), without B for one sequence alone; None for zeros.
             reset: boolean (T, B), (B, T) with batch_first, (T,) for one sequence alone: a tensor, a list, or an array.
                 The states are zero before the steps that are True, and gradients stop there. Equivalent to running the
-                pieces apart. Modules of one direction only. Steps past a row's end are not reset.
+                pieces apart. Modules of one direction only. True past a row's end, which `lengths` says, has no effect.
             lengths: integer (B,), or () for one sequence alone, in any order: a tensor on any device, a list, or an
                 array. Row b ends after lengths[b] steps. Outputs past the end are zero, ``h_n`` and ``c_n`` are the
                 states at the end, and the reverse direction starts there. Equivalent to a PackedSequence.

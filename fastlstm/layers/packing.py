@@ -57,6 +57,31 @@ def masks_of(
     return lengths, reset
 
 
+def rows_of(rows: Any, B: int) -> Any:
+    """Return an index of `rows` of B rows: a slice or a tensor. None stands for all. Indices on a GPU are not read.
+
+    Raises:
+        TypeError: for other types than ints, booleans, and sequences, arrays and tensors of these.
+        ValueError: for an index outside the rows, and for booleans of another shape than (B,).
+    """
+    wanted = f"rows must be an int, a slice, ints from -{B} to {B - 1}, or booleans of shape (B,) = ({B},), got"
+    index = slice(None) if rows is None else rows if isinstance(rows, slice) else tensor_of(rows)
+    if isinstance(index, slice):
+        return index
+    if not isinstance(index, Tensor):
+        raise TypeError(f"{wanted} {type(rows).__name__}")
+    if index.is_floating_point() or index.is_complex():
+        raise TypeError(f"{wanted} {index.dtype}")
+    if index.dtype == torch.bool:
+        if index.shape != (B,):
+            raise ValueError(f"{wanted} booleans of shape {tuple(index.shape)}")
+        return index
+    outside = [n for n in index.flatten().tolist() if not -B <= n < B] if index.is_cpu else []
+    if outside:
+        raise ValueError(f"{wanted} {outside[0]}")
+    return index.to(torch.int64)
+
+
 def inputs_of(
     given: tuple[Tensor, ...], names: Sequence[str], x: Tensor, H: int, single: bool, batch_first: bool
 ) -> tuple[Tensor, ...]:

@@ -13,6 +13,7 @@ from fastlstm.autograd.modes import is_untransformed, no_autocast
 from fastlstm.backends import settings
 from fastlstm.backends.base import Layer
 from fastlstm.backends.cpu import threads_now
+from fastlstm.layers.packing import rows_of
 from fastlstm.layers.weight_hooks import weight_hooks
 from fastlstm.torch_private import when_compiling
 
@@ -150,11 +151,16 @@ class Stream:
         """Set the states of some rows to zeros, of all if `rows` is None.
 
         Args:
-            rows: whatever indexes a dimension of B: an int, a slice, a list or tensor of ints, or booleans (B,).
+            rows: an int, a slice, a sequence, array or tensor of ints, or booleans (B,).
+
+        Raises:
+            TypeError: for other types.
+            ValueError: for an int outside the rows, and for booleans of another shape.
         """
+        index = rows_of(rows, self.batch_size)
         with self._lock, torch.no_grad():
             for a in self._states:
-                a[:, slice(None) if rows is None else rows] = 0
+                a[:, index] = 0
 
     @property
     def state(self) -> Any:

@@ -43,6 +43,8 @@ FORMS = (  # bounded enough that a few dozen of them, over a few steps, stay wit
     "layer_norm({a}, eps=0.5)",
     "layer_norm({a}, {b}, weight={c}, bias=(0.5, {b}), eps=0.5)[1]",
     "rms_norm({a}, {b}, weight=(1.5, {c}), eps=0.5)[0]",
+    "{a} - mean({b}, of='head')",  # a row, in layers of one head
+    "layer_norm({a}, weight={c}, eps=0.5, of='head')",
     "stop_gradient({a})",
     "stop_gradient({a} * {b}) + {c}",
 )

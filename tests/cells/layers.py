@@ -10,7 +10,7 @@ from torch import Tensor
 from fastlstm.backends.base import WEIGHTS, Gradients, Layer, Run
 from fastlstm.cells import CELLS, Cell, exp, relu, sigmoid, tanh
 from fastlstm.cells import cell as declare
-from fastlstm.cells.functions import mean, rsqrt
+from fastlstm.cells.functions import layer_norm, mean, rms_norm, rsqrt
 
 
 @declare(gates={"r": "xh", "z": "xh", "n_x": "x", "n_h": "h"}, states=("h",), params=("w", "b"), inputs=("gap",))
@@ -62,6 +62,19 @@ def without_x(a, c, u, v):
     """A cell that multiplies no x, and whose second state is not the first to be declared in a product."""
     c = tanh(a) * u + v * c
     return sigmoid(c), c
+
+
+@declare(gates={"g": "xh", "n": "xh"}, states=("h",), params=("gain",))
+def of_heads(g, n, h, gain):
+    """Norms of each head by itself: of the candidate, and of the state."""
+    g, n = sigmoid(g), tanh(layer_norm(n, weight=gain, eps=0.1, of="head"))
+    return rms_norm(n + g * (h - n), eps=0.1, of="head")
+
+
+@declare(gates={"n": "xh"}, states=("h",))
+def of_both(n, h):
+    """Means of a row and of its heads."""
+    return tanh(n - mean(n) + mean(h, of="head"))
 
 
 OUTPUTS, GRADIENTS = 1e-12, 1e-11  # of sums of a few dozen terms in float64

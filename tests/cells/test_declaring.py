@@ -18,7 +18,8 @@ from torch.nn import functional
 
 import fastlstm
 import fastlstm.cells.spec
-from fastlstm.cells import cell, exp, gru, layer_norm, lstm, maximum, relu, sigmoid, stop_gradient, tanh, where
+from fastlstm import cells
+from fastlstm.cells import cell, exp, gru, layer_norm, lstm, maximum, mean, relu, sigmoid, stop_gradient, tanh, where
 from fastlstm.cells.functions import ALLOWED
 
 
@@ -107,12 +108,12 @@ def test_what_is_not_elementwise_arithmetic(mistake):
         (lambda a, b: functional.hardsigmoid(a), "hard_sigmoid", "hardsigmoid"),
         (lambda a, b: torch.min(a, b), "minimum", "min"),
         (lambda a, b: np.clip(a, 0, 1), "clamp", "clip"),
-        (lambda a, b: torch.var(a), "mean", "var"),
+        (lambda a, b: torch.amax(a, -1), "maximum", "amax"),
     ],
 )
 def test_functions_of_others_and_what_stands_for_them(function, written, name):
     """By the name of a function in C, of a method or of what is not imported."""
-    words = f"a cell has functions of its own: write fastlstm.cells.{written} in the place of this {name}. Allowed"
+    words = rf"a cell has functions of its own: write fastlstm.cells.{written}\b.* in the place of this {name}. Allowed"
     with pytest.raises(TypeError, match=words):
         pre(function)
 
@@ -125,13 +126,88 @@ def test_functions_of_others_and_what_stands_for_them(function, written, name):
         (lambda a, b: sigmod(a), "name 'sigmod' is not defined (did you mean sigmoid?)"),  # noqa: F821
         (lambda a, b: fastlstm.cells.tanhh(a), "has no attribute 'tanhh' (did you mean tanh?)"),
         (lambda a, b: torch.cos(a), "cos(): argument 'input' (position 1) must be Tensor, not a value of a cell"),
-        (lambda a, b: np.std(a), "a value has no .std: write functions and operators"),
+        (lambda a, b: np.prod(a), "a value has no .prod: write functions and operators"),
+        (lambda a, b: max(a, b), "is neither true nor false: write where(a > b, x, y) for `if` and `and`, and max"),
         (lambda a, b: caught(math.exp, a) + "b", "and 'str'"),
     ],
 )
 def test_what_else_is_said_of_mistakes(function, message):
     with pytest.raises(TypeError, match=re.escape(message)):
         pre(function)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda a, b: tanh(layer_norm(a, b)), "tanh takes a value or a number, got a tuple of 2: layer_norm returns"),
+        (lambda a, b: mean((a, b)), "mean takes a value or a number, got a tuple of 2: layer_norm returns one value"),
+        (lambda a, b: [mean("x"), a][1], "mean takes a value or a number, got str"),
+        (lambda a, b: sigmoid([a, b]), "sigmoid takes a value or a number, got a list of 2"),
+        (lambda a, b: exp(None), "exp takes a value or a number, got NoneType"),
+        (lambda a, b: maximum(a, (b, b)), "maximum takes values and numbers, got a tuple of 2"),
+        (lambda a, b: cells.square((a, b)), "square takes a value or a number, got a tuple of 2"),
+        (lambda a, b: cells.minimum((a, b), b), "minimum takes values and numbers, got a tuple of 2"),
+        (lambda a, b: cells.softplus((a, b)), "softplus takes a value or a number, got a tuple of 2"),
+        (lambda a, b: cells.hard_sigmoid((a, b)), "hard_sigmoid takes a value or a number, got a tuple of 2"),
+        (lambda a, b: cells.clamp(a, "0"), "clamp takes values and numbers, got str"),
+        (lambda a, b: layer_norm(a, (8,)), "layer_norm takes values and numbers, got a tuple of 1: it takes each"),
+        (lambda a, b: cells.rms_norm([a, b]), "got a list of 2: it takes each value as an argument of its own, and no"),
+        (lambda a, b: layer_norm(a, weight="b"), "layer_norm takes values and numbers, got str"),
+        (lambda a, b: layer_norm(a, eps=None), "layer_norm takes values and numbers, got NoneType"),
+    ],
+)
+def test_functions_take_values_and_numbers_alone(function, message):
+    """In a declaration, and where a cell is called on tensors."""
+    with pytest.raises(TypeError, match=re.escape(message)):
+        pre(function)
+    with pytest.raises(TypeError, match=re.escape(message)):
+        function(torch.ones(2), torch.ones(2))
+
+
+@pytest.mark.parametrize("number", [2, 2.0, np.float32(2), np.float64(2)])
+def test_functions_take_numbers_of_any_kind(number):
+    assert cells.clamp(number, 0, 1) == 1
+    assert cells.square(number) == maximum(number, 4) == 4
+    assert cells.sqrt(number) == pytest.approx(2**0.5)
+
+
+@pytest.mark.parametrize(
+    ("function", "what"),
+    [
+        (lambda a, b: a.var(-1), "mean((a - mean(a)) ** 2), which has correction=0, in the place of this var"),
+        (lambda a, b: torch.std(a), "sqrt(mean((a - mean(a)) ** 2)), which has correction=0, in the place of this std"),
+        (lambda a, b: a.sum(-1), "mean(a), times the number of units, in the place of this sum"),
+        (lambda a, b: a.chunk(2, -1)[0], "a gate for each part in the place of this chunk"),
+        (lambda a, b: functional.silu(a), "a * sigmoid(a) in the place of this silu"),
+        (lambda a, b: functional.gelu(a), "a * sigmoid(1.702 * a), which is near to it, in the place of this gelu"),
+        (lambda a, b: functional.softmax(a, -1), "exp(a) / mean(exp(a)), which is a softmax over units times their"),
+        (lambda a, b: a.softmax(-1), "which is a softmax over units times their number and may overflow, in the place"),
+        (lambda a, b: functional.softsign(a), "a / (1 + abs(a)) in the place of this softsign"),
+        (lambda a, b: functional.elu(a), "where(a > 0, a, exp(a) - 1) in the place of this elu"),
+        (lambda a, b: a.max(-1), "maximum(a, b), which is of two values and not over units, in the place of this max"),
+        (lambda a, b: torch.nn.LayerNorm(3)(a), 'layer_norm(a, weight=gain, bias=shift) with params={"gain": 1.0, "sh'),
+    ],
+)
+def test_functions_of_others_and_what_to_write_in_their_place(function, what):
+    """Also where torch raises within a function of its own."""
+    with pytest.raises(TypeError, match=re.escape(what)):
+        pre(function)
+
+
+@pytest.mark.parametrize(
+    ("written", "same"),
+    [
+        (lambda a: a * sigmoid(a), functional.silu),
+        (lambda a: a / (1 + abs(a)), functional.softsign),
+        (lambda a: where(a > 0, a, exp(a) - 1), functional.elu),
+        (lambda a: where(a > 0, a, 0.01 * a), functional.leaky_relu),
+        (lambda a: exp(a) / mean(exp(a)) / 9, lambda a: a.softmax(-1)),
+        (lambda a: cells.sqrt(mean((a - mean(a)) ** 2)), lambda a: a.std(-1, correction=0, keepdim=True)),
+    ],
+)
+def test_what_is_written_in_their_place_is_the_same(written, same):
+    a = torch.linspace(-3, 3, 9, dtype=torch.double)
+    torch.testing.assert_close(*torch.broadcast_tensors(written(a), same(a)))
 
 
 def caught(function, a):
@@ -190,6 +266,7 @@ def test_a_param_starts_from_a_number(start):
         (lambda a, b: a > b, "must return a value for h, got a comparison or a constant"),
         (lambda a, b: a * 0 if False else "a", "must return a value for h"),
         (lambda a, other: a, "takes other, which is no gate, state, param or input; declared are a, b, h"),
+        (lambda a, x: a + x, "takes x, which is no gate, .*: the gates have the products with x, and x itself may be"),
         (lambda a, *rest: a, r"takes \*rest, which is no gate"),
         (lambda a, **h: a, r"takes \*\*h, which is no gate"),
     ],
@@ -232,8 +309,28 @@ def test_names_must_be_strings():
         pre(lambda a, b: a + b, params=(3,))
     with pytest.raises(TypeError, match="gates must be names, got 1"):
         pre(lambda a, b: a + b, gates={1: "x"})
-    with pytest.raises(TypeError, match="params must be a sequence of names, got 'p_i'"):
-        pre(lambda a, b: a + b, params="p_i")
+
+
+@pytest.mark.parametrize(
+    "declared",
+    [
+        {"states": {"h"}},
+        {"states": {"h": 0.0}},
+        {"states": frozenset("h")},
+        {"states": "h"},
+        {"params": {"p"}},
+        {"params": "p"},
+        {"inputs": {"p"}},
+        {"inputs": {"p": 1.0}},
+    ],
+    ids=str,
+)
+def test_names_have_an_order(declared):
+    (kind, names), *_ = declared.items()
+    wanted = "a sequence of names or a mapping from them" if kind == "params" else "a sequence of names"
+    message = f"{kind} must be {wanted}, since their order counts, got {names!r}"
+    with pytest.raises(TypeError, match=re.escape(message)):
+        pre(lambda a, b: a + b, **declared)
 
 
 @pytest.mark.parametrize("gates", [("a", "b"), "ab", None])

@@ -31,7 +31,7 @@ from fastlstm.cells import (
 from fastlstm.cells.derive import PARTIALS
 from fastlstm.cells.emit import Function, load, python
 from fastlstm.cells.functions import FUNCTIONS
-from fastlstm.cells.graph import Graph
+from fastlstm.cells.graph import HEADS, Graph
 from tests.cells import by_hand
 from tests.cells.layers import error
 
@@ -151,6 +151,8 @@ MEANS = {
     "joint_layer_norm": lambda a, b: layer_norm(a, b, a * b, weight=(b, 2.0, 1.0), bias=b)[1],
     "rms_norm": lambda a, b: rms_norm(a, b, weight=b)[0],
     "norm_of_norm": lambda a, b: layer_norm(layer_norm(a) * b + rms_norm(b)),
+    "mean_of_head": lambda a, b: mean(a * b, "head") * a + mean(-a / (3.0 + mean(b)), of="head"),  # here of one
+    "norms_of_heads": lambda a, b: layer_norm(a * b, weight=b, of="head") + mean(rms_norm(b, of="head")),
 }
 ALL = EXPRESSIONS | MEANS
 
@@ -174,6 +176,7 @@ def test_each_operation(name):
     """Its value, gradient, tangent and curvature against autograd's, on tensors; its value on numbers."""
     expression = ALL[name]
     code, given = one(expression).derived(), values(["a_pre", "b_pre", "dh", "a_pre_t", "b_pre_t"])
+    given |= {HEADS: 1}
     a, b = (given[k].clone().requires_grad_() for k in ("a_pre", "b_pre"))
     want = expression(a, b)
     found = code.forward(given)
@@ -309,6 +312,7 @@ def test_the_jacobian_is_tangent_and_gradient(cell):
     """Slopes of new states, and of what means are taken of, add up to the tangent, and transposed to the gradients."""
     derived = cell.derived()
     given = values({**derived.tangent.arguments, **derived.backward.arguments, **derived.forward.arguments})
+    given |= {HEADS: 1}
     given |= derived.forward(given)
     slopes, moved, gradients = (code(given) for code in (derived.jacobian, derived.tangent, derived.backward))
     names = [*cell.arguments.values()]

@@ -5,13 +5,15 @@ import torch
 from hypothesis import given, settings
 
 from fastlstm.cells import CELLS
+from fastlstm.cells.graph import HEADS
+from fastlstm.cells.on_tensors import mean_of_head
 from fastlstm.cells.phases import in_phases
 from tests.cells.drawn import declared, sources
-from tests.cells.layers import error
+from tests.cells.layers import error, of_both, of_heads
 from tests.cells.test_derivations import MEANS, one
 from tests.cells.test_drawn import QUIET
 
-B, H = 3, 5
+B, H, K = 3, 6, 2
 
 
 def in_turn(phases, arguments, rows):
@@ -19,6 +21,8 @@ def in_turn(phases, arguments, rows):
     shared = {name: arguments[name][:, :1] for name in rows if name in arguments}
     units, results = {name: a for name, a in arguments.items() if name not in rows}, {}
     for phase in phases.phases:
+        for name in (phases.kept[n] for n in phase.of_heads):
+            units[name] = mean_of_head(units[name], K)
         numbers = phase.rows(shared)
         assert all(a.shape == (B, 1) for a in numbers.values())
         assert {*phase.units.arguments}.isdisjoint(rows)
@@ -36,7 +40,7 @@ def check(cell):
         name: torch.rand(B, H, generator=generator, dtype=torch.double)
         for function in (derived.forward, derived.backward)
         for name in function.arguments
-    }
+    } | {HEADS: K}
     given |= derived.forward(given)
     terms = [f"d{name}" for name in (*(f"{gate}_pre" for gate in layout.sums), *layout.params)]
     for function, rows, early in (
@@ -51,7 +55,7 @@ def check(cell):
         assert {*phases.kept} <= taken  # nothing is kept for nothing
 
 
-@pytest.mark.parametrize("cell", [*CELLS, *(one(expression) for expression in MEANS.values())])
+@pytest.mark.parametrize("cell", [*CELLS, of_heads, of_both, *(one(expression) for expression in MEANS.values())])
 def test_phases_are_the_whole_function(cell):
     check(cell)
 

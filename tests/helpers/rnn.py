@@ -49,9 +49,10 @@ def by_heads(h: Tensor, weight: Tensor) -> Tensor:
     return products.view(H // D, B, -1, D).permute(1, 2, 0, 3).reshape(B, -1)
 
 
-def loop(rnn, x, states, inputs, lengths=None, reset=None):
+def loop(rnn, x, states, inputs, lengths=None, reset=None, views=False):
     """All states after each step of the last layer, and the last states of all: one layer and direction after the
-    other, by the cell's own function, time first. x is None for a cell that has no gate for it.
+    other, by the cell's own function, time first. x is None for a cell that has no gate for it. With `views` the
+    function gets values of (..., K, H / K) for K heads.
     """
     cell, D, H = rnn.cell, 2 if rnn.bidirectional else 1, rnn.hidden_size
     T, B = next(iter(inputs.values())).shape[:2] if x is None else x.shape[:2]
@@ -81,8 +82,12 @@ def loop(rnn, x, states, inputs, lengths=None, reset=None):
                             sums[gate] = sums[gate] + part
                 values = {**sums, **dict(zip(cell.states, state)), **params, **{k: a[t] for k, a in inputs.items()}}
                 wanted = cell.function.__code__.co_varnames[: cell.function.__code__.co_argcount]
-                new = cell(**{name: values[name] for name in wanted})
+                taken = {name: values[name] for name in wanted}
+                if views:
+                    taken = {name: a.unflatten(-1, (rnn.heads, -1)) for name, a in taken.items()}
+                new = cell(**taken)
                 new = new if isinstance(new, tuple) else (new,)
+                new = [a.flatten(-2) for a in new] if views else new
                 state = [torch.where(held, a, b) for a, b in zip(state, new)]
                 for k, (steps, a) in enumerate(zip(after, state)):
                     steps.append(a if k else a.masked_fill(held, 0))

@@ -3,9 +3,11 @@
 import copy
 import os
 import pickle
+import re
 import signal
 import threading
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -162,6 +164,62 @@ def test_rows_are_reset_and_states_are_set(kind):
     following = stream(x)
     stream.state = kept
     assert torch.equal(stream(x), following)
+
+
+ROWS = "rows must be an int, a slice, ints from -3 to 2, or booleans of shape (B,) = (3,), got "
+
+
+@pytest.mark.parametrize(
+    ("rows", "error", "got"),
+    [
+        (torch.tensor([True, False]), ValueError, "booleans of shape (2,)"),
+        ([True, False], ValueError, "booleans of shape (2,)"),
+        (np.ones((3, 1), bool), ValueError, "booleans of shape (3, 1)"),
+        (torch.ones(5, 3) > 0, ValueError, "booleans of shape (5, 3)"),
+        (True, ValueError, "booleans of shape ()"),
+        (3, ValueError, "3"),
+        (-4, ValueError, "-4"),
+        ([0, 7], ValueError, "7"),
+        (1.5, TypeError, "torch.float64"),
+        (torch.zeros(3), TypeError, "torch.float32"),
+        ("start", TypeError, "str"),
+        ([[0], [1, 2]], TypeError, "list"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", [fastlstm.LSTM, fastlstm.GRUCell])
+def test_rows_that_a_stream_has_not(kind, rows, error, got):
+    stream = kind(4, 6).stream(3)
+    stream(torch.randn(3, 4))
+    before = stream.state
+    with pytest.raises(error, match=f"^{re.escape(ROWS + got)}$"):
+        stream.reset(rows)
+    torch.testing.assert_close(stream.state, before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("rows", "indices"),
+    [
+        (1, [1]),
+        (-1, [2]),
+        (slice(1, None), [1, 2]),
+        ((0, 1), [0, 1]),
+        (range(2), [0, 1]),
+        ([], []),
+        (np.array([2, 0], np.uint8), [0, 2]),
+        (np.array([True, False, True]), [0, 2]),
+        (torch.tensor([-1], dtype=torch.int16), [2]),
+        (torch.tensor(1), [1]),
+        ([False, True, False], [1]),
+    ],
+    ids=str,
+)
+def test_rows_of_every_kind(rows, indices):
+    stream = fastlstm.GRU(4, 6).stream(3)
+    stream(torch.randn(3, 4))
+    stream.reset(rows)
+    is_zero = (stream.state == 0).all(-1)[0]
+    assert is_zero.nonzero().flatten().tolist() == indices
 
 
 def test_bad_arguments_raise_and_change_nothing():

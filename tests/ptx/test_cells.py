@@ -7,7 +7,7 @@ from fastlstm import cells
 from fastlstm.backends import reference
 from fastlstm.backends import triton as backend
 from fastlstm.backends.base import Layer, Run
-from tests.cells.layers import Case, error, flat, gru_decay, normalized_gru, normalized_lstm, without_x
+from tests.cells.layers import Case, error, flat, gru_decay, normalized_gru, normalized_lstm, of_heads, without_x
 from tests.ptx import emulated
 from tests.ptx.layers import BOUNDS, DTYPES, PRECISIONS
 from tests.ptx.processes import on_each_chip
@@ -32,6 +32,7 @@ def matrix():
         (normalized_gru, 64, 2),
         (cells.lstm, 160, 4),
         (cells.gru, 320, 2),
+        (of_heads, 66, 2),
     ):
         for c, chip in enumerate((80, 90)):
             for k, kind in enumerate(BOUNDS):
@@ -104,8 +105,8 @@ def test_outputs_and_gradients(cell, chip, kind, H, I, masked, heads):
 @on_each_chip
 @pytest.mark.parametrize(
     ("cell", "kind", "H", "heads"),
-    [(normalized_gru, "bf16", 33, 1), (cells.lstm, "tf32", 64, 2)],
-    ids=["means", "heads"],
+    [(normalized_gru, "bf16", 33, 1), (cells.lstm, "tf32", 64, 2), (of_heads, "tf32", 66, 2)],
+    ids=["means", "heads", "means of heads"],
 )
 def test_means_and_heads(cell, chip, kind, H, heads):
     test_outputs_and_gradients(cell, chip, kind, H, 28, False, heads)

@@ -15,7 +15,7 @@ import triton.language as tl
 
 from fastlstm.backends.triton import INTERPRET
 from fastlstm.cells.emit import Function, load, python
-from fastlstm.cells.graph import Node, in_order
+from fastlstm.cells.graph import HEADS, MEANS, Node, in_order
 from fastlstm.cells.spec import Cell
 
 
@@ -105,16 +105,15 @@ EXACT = {"sigmoid": sigmoid, "tanh": tanh, **_COMMON}
 FAST = {"sigmoid": fast_sigmoid, "tanh": fast_tanh, **_COMMON}
 # A program has all units that a mean is over, and padding beyond them
 _MEAN = """
-def mean(x):
+def mean(x, heads=1):
     there = tl.arange(0, x.shape[0])[:, None] < {units}
     return tl.broadcast_to((tl.sum(tl.where(there, x, 0.0), 0) * {share!r})[None, :], x.shape)
 """
 
 
-@cache
-def has_means(cell: Cell) -> bool:
-    """Whether units of the cell see each other."""
-    return "mean" in cell.derived().forward.operations()
+def means_of(cell: Cell) -> set[str]:
+    """The operations by which units of the cell see each other."""
+    return set(cell.derived().means.values())
 
 
 class Kernel:
@@ -135,7 +134,7 @@ class Kernel:
         divides: whether a gradient may be NaN where all values are zero.
 
     Args:
-        units: that a mean is over, or 0 for a cell without means.
+        units: that a mean is over, of a row or of a head, or 0 for a cell without means.
     """
 
     def __init__(self, cell: Cell, exact: bool, units: int = 0) -> None:
@@ -143,7 +142,8 @@ class Kernel:
         names, version = (EXACT, "exact") if exact else (FAST, "fast")
         if units:
             source, version = _MEAN.format(units=units, share=1 / units), f"{version}_of_{units}"
-            names = names | {"mean": triton.jit(load(source, "mean", names, __name__))}
+            mean = triton.jit(load(source, "mean", names, __name__))
+            names = names | {"mean": mean, "mean_of_head": mean, HEADS: tl.constexpr(1)}
         new, old = list(layout.states), [f"{state}_prev" for state in layout.states]
         sums, given = [f"{gate}_pre" for gate in layout.sums], [*layout.params, *layout.inputs]
         arguments = [*(f"d{state}" for state in new), *layout.saved, *derived.states_read, *given]
@@ -198,7 +198,7 @@ def _bound(result: Node) -> float:
             bound = sum(of)
         elif node.op == "mul" and inf not in of:
             bound = of[0] * of[1]
-        elif node.op in ("neg", "relu", "stop_gradient", "maximum", "mean"):
+        elif node.op in ("neg", "relu", "stop_gradient", "maximum", *MEANS):
             bound = max(of)
         elif node.op == "where":
             bound = max(of[1:])

@@ -59,10 +59,10 @@ def project(x: Tensor, weight_ih: Tensor | None, bias: Tensor | None) -> Tensor 
 
 def cut(layer: Layer, precision: str) -> tuple[Any, Any, int, int, int, int]:
     """What kernels know of the cell, how the layer is cut up, the groups of its batch rows, the rows of each, H, and of
-    how many units each may see another: those of a head, or all H if there are means.
+    how many units each may see another: those of a head, or all H if there are means over a row.
     """
-    H, G, means = base.hidden_size(layer), base.groups_of(layer) or 1, cells.has_means(layer.cell)
-    D = H if means else H // base.heads_of(layer)
+    H, G, means = base.hidden_size(layer), base.groups_of(layer) or 1, cells.means_of(layer.cell)
+    D = H if "mean" in means else H // base.heads_of(layer)
     cell = cells.kernel(layer.cell, precision == "ieee", D if means else 0)
     rows = base.flat_input(layer.x).shape[1] // G
     return cell, tiles.choose(D, precision, capability(layer.x.device), cell.gates), G, rows, H, D
@@ -71,10 +71,13 @@ def cut(layer: Layer, precision: str) -> tuple[Any, Any, int, int, int, int]:
 def lacks(layer: Layer, precision: str) -> str | None:
     """Why there are no kernels for a layer of a type and device that there are kernels for, or None."""
     _, tile, _, _, H, D = cut(layer, precision)
+    means = cells.means_of(layer.cell)
+    if len(means) > 1 and base.heads_of(layer) > 1:
+        return "the triton backend has no means over a row beside means over its heads, since a program has one of both"
     if isinstance(tile, tiles.Resident):
         return None
-    if cells.has_means(layer.cell):
-        return f"the triton backend has no means over {H} units, since one program cannot hold their weights"
+    if means:
+        return f"the triton backend has no means over {D} units, since one program cannot hold their weights"
     if D < H and D % tile.units:
         return f"the triton backend needs large heads of a multiple of {tile.units} units, got {D}"
     return None

@@ -45,6 +45,17 @@ def test_cells_without_kernels_are_refused_with_a_reason():
         rnn(torch.zeros(2, 1, 3))
 
 
+def test_a_refusal_calls_a_cell_by_its_name():
+    """And not by the word with a digest that caches go by."""
+
+    @cells.cell(gates={"a": "xh"}, states=("h",))
+    def own(a):
+        return cells.tanh(a)
+
+    with pytest.raises(RuntimeError, match=r"the native backend runs the cells lstm, gru, got own$"):
+        fastlstm.RNN(own, 3, 5, backend="native")(torch.zeros(2, 1, 3))
+
+
 @pytest.mark.parametrize(
     ("name", "layout"),
     [("forward_args", csrc.FORWARD), ("backward_args", csrc.BACKWARD), ("threads", csrc.THREADS)],

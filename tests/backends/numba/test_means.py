@@ -111,3 +111,16 @@ def test_as_in_plain_pytorch(poisoned, cell, masked, size):
     x, states, inputs = operand
     doubles = x.double(), tuple(a.double() for a in states), tuple(a.double() for a in inputs)
     close(found, results(exact, *doubles, **masks), "layer")
+
+
+@cell(gates={"a": "xh"}, states=("h",), params=("row0", "sum0", "kept0"), inputs=("_head0",))
+def names_of_phases(a, h, row0, sum0, kept0, _head0):
+    (a,) = normalized(a * row0)
+    return tanh(a * sum0 * kept0 + mean(h * _head0, of="head"))
+
+
+def test_names_may_be_those_that_phases_use():
+    module, x, states, inputs = operands(names_of_phases, 3, 5, 4, 20)
+    exact = fastlstm.RNN(names_of_phases, 4, 20, backend="reference")
+    exact.load_state_dict(module.state_dict())
+    close(results(module, x, states, inputs), results(exact, x, states, inputs), "gradients")

@@ -27,6 +27,8 @@ from tests.cells.layers import (
     masks,
     normalized_gru,
     normalized_lstm,
+    of_both,
+    of_heads,
 )
 
 if importlib.util.find_spec("triton") is None:
@@ -110,6 +112,15 @@ def test_outputs_and_gradients(cell, kind, masked, reverse, kernels):
 @with_means
 def test_means(cell, H, heads, kind, masked):
     case = Case(cell, T=3, B=9, I=40 if masked else 5, H=H, reverse=masked, masked=masked, heads=heads)
+    check(case.layer, case.grads, kind, case.needs)
+
+
+@pytest.mark.sampled(5)
+@masks
+@pytest.mark.parametrize("kind", BOUNDS)
+@pytest.mark.parametrize(("H", "heads"), [(20, 1), (60, 3), (64, 2)])
+def test_means_of_heads(H, heads, kind, masked):
+    case = Case(of_heads, T=3, B=9, I=40 if masked else 5, H=H, reverse=masked, masked=masked, heads=heads)
     check(case.layer, case.grads, kind, case.needs)
 
 
@@ -211,6 +222,8 @@ def test_layers_that_no_kernel_runs(monkeypatch):
     for layer, reason in (
         (Case(normalized_gru, H=140).layer, "no means over 140 units, since one program cannot hold their weights"),
         (Case(normalized_gru, H=70).layer, "no means over 70 units"),
+        (Case(of_heads, H=140, heads=2).layer, "no means over 70 units"),
+        (Case(of_both, H=20, heads=2).layer, "no means over a row beside means over its heads"),
         (Case(cells.lstm, H=300, heads=2).layer, "needs large heads of a multiple of 32 units, got 150"),
     ):
         layer = layer.to(torch.float32)

@@ -22,7 +22,7 @@ from fastlstm.cells.spec import by_key
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is made for Linux on x86-64", allow_module_level=True)
 
-from fastlstm.backends.triton.cells import has_means, kernel
+from fastlstm.backends.triton.cells import kernel, means_of
 from tests.helpers import ROOT, interpreter
 from tests.helpers.triton_resources import DTYPES, Case, cases
 
@@ -126,7 +126,7 @@ def check_ptx(chip, row):
     """What a thread and a warp are meant to do, and nothing twice, in the whole kernel's PTX."""
     case = next(case for case in cases() if str(case) == row["case"])
     precision, ptx, warps = DTYPES[case.kind], row["ptx"], row["warps"]
-    cell = kernel(by_key(case.cell), precision == "ieee", case.H if has_means(by_key(case.cell)) else 0)
+    cell = kernel(by_key(case.cell), precision == "ieee", case.H if means_of(by_key(case.cell)) else 0)
     tile = tiles.choose(case.H // case.heads, precision, CHIPS[chip], cell.gates)
     resident, exact = isinstance(tile, tiles.Resident), precision == "ieee"
     if case.cell == "lstm":

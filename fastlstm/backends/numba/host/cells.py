@@ -23,7 +23,7 @@ class Counts(NamedTuple):
     on_unit: bool  # the kernels of the matrix unit can run it
     carries_h: bool  # the gradient of the first state is carried to the step before beside its product
     reads_new: bool  # backward reads states after the step
-    means: bool  # it takes means over a row's units, and so runs in phases
+    means: bool  # it takes means over units, and so runs in phases
 
     @property
     def values(self) -> int:
@@ -39,7 +39,7 @@ def counts(cell: Cell) -> Counts:
     numbers = (len(layout.sums), len(layout.of_x), len(layout.of_h), len(layout.saved_units))
     joint = layout.of_x == layout.of_h
     # whose h may be of bfloat16, and is not kept by a single step
-    means = "mean" in cell.derived().forward.operations()
+    means = bool(cell.derived().means)
     plain = not (means or layout.params or layout.inputs) and read <= {f"{state}_prev" for state in others}
     return Counts(
         *numbers, len(layout.params), len(layout.inputs), len(others), joint, joint and numbers[0] == 4 and plain,

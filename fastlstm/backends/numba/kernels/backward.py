@@ -211,9 +211,7 @@ def backward_with(products: Any) -> Any:
                         begin, end = 0, groups if r_first < r_last else 0
                     if a.phases > 1 and s >= 0 and computes:
                         alive = rows_alive(a, t, r_first, r_last - r_first)
-                        begin_phase(
-                            a, a.rows_backward, phase, t, r_first, alive, a.gate_rows, scratch, a.shared_values * VECTOR
-                        )
+                        begin_phase(a, a.rows_backward, phase, t, r_first, alive, a.gate_rows, scratch, False)
                     for j in range(begin, end):  # to and fro, as in the forward pass
                         q = j if s % 2 == 0 else begin + end - 1 - j
                         p_first, p_last = group(panels, q), group(panels, q + 1)

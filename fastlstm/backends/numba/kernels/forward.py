@@ -181,7 +181,7 @@ def forward_with(products: Any) -> Any:
                     call(cell_forward_of(a), q_last - q_first, q_first, 0, sums, saved, table)
                 else:
                     for phase in range(a.phases if q_first < q_last else 0):
-                        begin_phase(a, rows_forward_of(a), phase, t, 0, 1, 1, scratch, 0)
+                        begin_phase(a, rows_forward_of(a), phase, t, 0, 1, 1, scratch, True)
                         call(
                             cell_forward_of(a), q_last - q_first, q_first, 0, sums, saved, table, phase,
                             later_aside(a, scratch, 0), shared_aside(a, scratch), 0, L,
@@ -198,9 +198,7 @@ def forward_with(products: Any) -> Any:
                         q_first, q_last = 0, panels if r_first < r_last else 0
                     if computes and a.phases > 1:
                         alive = rows_alive(a, t, r_first, r_last - r_first)
-                        begin_phase(
-                            a, rows_forward_of(a), phase, t, r_first, alive, B, scratch, a.shared_values * VECTOR
-                        )
+                        begin_phase(a, rows_forward_of(a), phase, t, r_first, alive, B, scratch, False)
                         if phase == 0 and a.gates != 0:  # those of held rows are zero, as `carry` leaves others
                             saved = panel_saved(a, B, t, panels, r_first + alive)
                             rows, width = r_last - r_first - alive if a.gate_panels > panels else 0, a.saved * L

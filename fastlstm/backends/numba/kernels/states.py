@@ -84,20 +84,15 @@ def shared_aside(a, scratch):
 
 
 @jit
-def begin_phase(a, kernel, phase, t, b, rows, rows_of_gates, scratch, row_stride):
-    """Compute what all units of a row share in a phase, from the sums that the phase before has left, for `rows` rows
-    from `b` on.
+def begin_phase(a, kernel, phase, t, b, rows, rows_of_gates, scratch, lone):
+    """Compute what all units of a row or of a head share in a phase, from what the phase before has left, for `rows`
+    rows from `b` on. A `lone` row has its vectors of units as rows.
     """
-    if a.shared_values != 0:
-        call(
-            kernel,
-            rows,
-            phase,
-            a.H,
-            shared_aside(a, scratch),
-            row_stride,
-            panel_saved(a, rows_of_gates, t, a.panels, b),
-        )
+    row_stride, panel_bytes = (0, 0) if lone else (a.shared_values * VECTOR, CHUNK * a.later_values * VECTOR)
+    call(
+        kernel, rows, phase, a.H, shared_aside(a, scratch), row_stride, panel_saved(a, rows_of_gates, t, a.panels, b),
+        later_aside(a, scratch, 0), panel_bytes, a.head,
+    )  # fmt: skip
 
 
 @jit

@@ -179,10 +179,10 @@ def builders(lanes: Lanes, cell: Functions) -> Builders:
         "cell_backward": (takes_back, backward(lanes, cell)),
     }
     if of_forward > 1:
-        made["rows_forward"] = 6, of_rows(lanes, cell.forward, (), 0, False)
-        made["rows_forward_saving"] = 6, of_rows(lanes, cell.saving, rows, saved, False)
+        made["rows_forward"] = 9, of_rows(lanes, cell.forward, (), 0, False)
+        made["rows_forward_saving"] = 9, of_rows(lanes, cell.saving, rows, saved, False)
     if of_backward > 1:
-        made["rows_backward"] = 6, of_rows(lanes, cell.backward, rows, saved, True)
+        made["rows_backward"] = 9, of_rows(lanes, cell.backward, rows, saved, True)
     return made
 
 
