@@ -6,7 +6,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastlstm
 from fastlstm.backends import dispatch
-from fastlstm.backends.numba.kernels.threads import share_rows_alive
+from fastlstm.backends.numba.kernels.threads import team_rows
 from fastlstm.layers import packing
 from tests.helpers.layers import NAMES, Layer, compare, error
 from tests.helpers.numba import compiled, needs_unit
@@ -157,7 +157,7 @@ def test_every_row_belongs_to_one_part():
     for _ in range(50):
         T, B, parts = (int(torch.randint(1, n, ())) for n in (9, 40, 12))
         lengths = torch.randint(0, T + 1, (B,)).sort(descending=True).values
-        rows_of_part = compiled(share_rows_alive, B=B, T=T, lengths=lengths.data_ptr())
+        rows_of_part = compiled(team_rows, B=B, T=T, lengths=lengths.data_ptr())
         bounds = [rows_of_part(part, parts) for part in range(parts)]
         assert [first for first, _ in bounds] == [0, *(last for _, last in bounds[:-1])]
         assert bounds[-1][1] == B

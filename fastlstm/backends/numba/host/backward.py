@@ -10,6 +10,7 @@ from torch import Tensor
 from fastlstm.backends.base import WEIGHTS, Gradients, Layer, Run
 from fastlstm.backends.cpu import LARGE, address, rows_contiguous
 from fastlstm.backends.memory import new_of
+from fastlstm.backends.numba.constants import FEW_IN_PLACE
 from fastlstm.backends.numba.host import sizes
 from fastlstm.backends.numba.host.passes import Pass
 from fastlstm.backends.numba.host.signature import Signature, contiguous
@@ -30,13 +31,13 @@ class Backward(Pass):
         self.needs, self.in_groups, self.options, s = needs, in_groups, (needs, in_groups), signature
         T, B, R, I, H, counts, dtype = s.T, s.B, s.rows, s.I, s.H, s.counts, s.dtype
         to_x, back = needs.x and counts.of_x > 0, counts.of_h > 0 and (T > 1 or needs.states[0])
-        threads, parts = self.split(back=True)
+        threads, team_count = self.split(back=True)
         sums = any(needs.weights)
         fields, buffers, of_x, of_sums = sizes.backward_sizes(s, sums, to_x)
         # One step reads each weight once. A lone row, and few rows of large weights, take them as they lie, if panels
         # are full of units and vectors full of columns.
         full = H % self.lanes == 0 and (I % self.lanes == 0 or not to_x)
-        few = R == 1 or (R <= sizes.FEW_IN_PLACE and H * s.products * dtype.itemsize > LARGE)
+        few = R == 1 or (R <= FEW_IN_PLACE and H * s.products * dtype.itemsize > LARGE)
         other = s.groups or s.pieces or of_x or of_sums or self.casts or s.heads > 1
         in_place = T == 1 and few and full and not other
         reads = {"packed_hh": back and not in_place, "packed_ih": to_x and not in_place}
@@ -47,7 +48,7 @@ class Backward(Pass):
         keeps = kept is not None and s.groups is None and packs
         packed = {name: transposed[name] for name, is_read in reads.items() if keeps or is_read}
         digested = counts.of_x * H * I, counts.of_h * H * (H // s.heads)
-        self.prepare(of_x or of_sums, layout, threads, parts, fields, buffers, packed, keeps, digested, in_place)
+        self.prepare(of_x or of_sums, layout, threads, team_count, fields, buffers, packed, keeps, digested, in_place)
         stack, made = () if s.groups is None else (s.groups,), self.like.bfloat16() if s.narrow else self.like
         of_x_rows, of_h_rows, states = counts.of_x * H, counts.of_h * H, [self.states] * (counts.others + 1)
         shapes: Any = (

@@ -26,7 +26,7 @@ head                H / K, the units of a head and the columns of weight_hh
 span                columns of h that a panel multiplies: those of as many heads as one panel can have units of
 dense               1 if a last panel that is not full has its pre-activations side by side, without padding
 reverse             1 if the layer runs from the last step to the first
-parts               teams that split the batch rows
+team_count          teams that split the batch rows
 pieces              bfloat16 numbers that a float32 is split into for the matrix unit, 0 without it
 is_narrow           1 if x, h, the weights and their gradients are bfloat16, and all else float32
 original_size       bytes of an element of the original weights
@@ -117,13 +117,13 @@ out_row             stride of a row of h where `states` are apart
 places              panels that `packed` has room for: all; one a thread; or 0, then weights are read unpacked
 block_x             columns of x in a block of its sum, 0 if x shares h's sum
 block               columns of h in a block of its sum, or of x and h
-feed                steps for which the products of x are computed at once, or 0
+input_steps         steps for which the products of x are computed at once, or 0
 """
 
 FORWARD_BUFFERS = """
 states              (2, B, H) float32 h of two steps, if is_narrow
-operand             rows of x and h of two steps, or of x of 2 `feed` steps, for the matrix unit
-fed                 (panels, feed, B or 2 if block_x is 0, S, L) products of x; (panels, pitch / 64, 4, L) by the unit
+operand             rows of x and h of two steps, or of x of 2 `input_steps` steps, for the matrix unit
+input_preact        (panels, input_steps, B, S, L) products of x, 2 for B if block_x is 0; or (panels, pitch / 64, 4, L)
 """
 
 FORWARD_KEPT = """

@@ -10,6 +10,7 @@ from torch import Tensor
 from fastlstm.backends.base import WEIGHTS, Layer, Run
 from fastlstm.backends.cpu import LARGE
 from fastlstm.backends.memory import new_of, pooled
+from fastlstm.backends.numba.constants import FEW_TRANSPOSED
 from fastlstm.backends.numba.host import sizes
 from fastlstm.backends.numba.host.passes import Pass
 from fastlstm.backends.numba.host.signature import Signature
@@ -42,13 +43,13 @@ class Forward(Pass):
         super().__init__(signature, kept)
         self.save, self.options, self.flip, s = save, (save,), 0, signature
         T, B, R, I, H, dtype, size, counts = s.T, s.B, s.rows, s.I, s.H, s.dtype, s.dtype.itemsize, s.counts
-        of_x, (threads, parts) = sizes.input_pieces(s), self.split(back=False)
-        fields, buffers = sizes.forward_sizes(s, of_x, parts)
+        of_x, (threads, team_count) = sizes.input_pieces(s), self.split(back=False)
+        fields, buffers = sizes.forward_sizes(s, of_x, team_count)
         # One step reads every panel once: a thread packs it into memory that stays in its cache, in a third of the time
         # where the weights are larger than the caches. Parts of the batch rows share the packed weights instead. The
         # panels of few rows are not packed at all, if every panel is full and x has at least a vector's columns.
-        once, L = T == 1 and parts == 1 and not (s.pieces or of_x), self.lanes
-        in_place = once and s.groups is None and R <= sizes.FEW_TRANSPOSED and H // s.heads % L == 0 and L <= I
+        once, L = T == 1 and team_count == 1 and not (s.pieces or of_x), self.lanes
+        in_place = once and s.groups is None and R <= FEW_TRANSPOSED and H // s.heads % L == 0 and L <= I
         large = H * s.products * size > LARGE and not self.casts
         keeps = holds or (kept is not None and s.groups is None and not (once and large))
         places = self.panels if keeps or not once else 0 if in_place else threads
@@ -62,7 +63,7 @@ class Forward(Pass):
         count = sizes.packed_size(s, self.lanes, of_x, places)
         packed = {"packed": count, "biases": self.panels * counts.sums * self.lanes}
         digested = counts.of_x * H * I, counts.of_x * H, counts.of_h * H, counts.of_h * H * (H // s.heads)
-        self.prepare(of_x, of_x, threads, parts, fields, buffers, packed, keeps, digested, places == 0)
+        self.prepare(of_x, of_x, threads, team_count, fields, buffers, packed, keeps, digested, places == 0)
         self.new = new_of(self.like, (T, R, H))
         self.shape = (R, H) if s.step else (T, R, H)
         self.outputs = None if s.step else self.shape

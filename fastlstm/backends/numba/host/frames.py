@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from fastlstm.backends.memory import SCRATCH, SMALL, release_scratch, take, take_scratch
+from fastlstm.backends.numba.constants import LINE
 from fastlstm.backends.numba.host.cells import counts
-from fastlstm.backends.numba.host.sizes import LINE
 from fastlstm.cells.spec import Cell
 
 _Found = ctypes.c_int64 * 2  # one type: each that is made is a cycle
@@ -39,7 +39,7 @@ class Kernel:
     """
 
     def __init__(
-        self, task: str, kind: str, cell: Cell, dtype: torch.dtype, pieces: int, threads: int, parts: int,
+        self, task: str, kind: str, cell: Cell, dtype: torch.dtype, pieces: int, threads: int, team_count: int,
         fields: dict[str, int], sizes: dict[str, int], lanes: int = 1, rare: Sequence[str] = (),
     ) -> None:  # fmt: skip
         """`kind`: Forward or Backward, of a `cell`; `pieces`: of a number on the matrix unit; `fields` of the
@@ -49,24 +49,24 @@ class Kernel:
         from fastlstm.backends.numba.host import arguments, tasks
 
         tasks.prepare_kernel(task, cell, dtype.itemsize, pieces, rare)
-        self.lay_out(threads, parts, sizes, dtype.itemsize, lanes)
+        self.lay_out(threads, team_count, sizes, dtype.itemsize, lanes)
         self.task, found = task, counts(cell)
         made, self.tails = arguments.struct_of(kind, found.others, found.values, found.params)
         self.arguments = made(
             **tasks.primitives(dtype.itemsize, pieces), **tasks.cell_primitives(cell, dtype.itemsize),
             **{name: at for each in rare for name, at in tasks.rare(dtype.itemsize, each).items()},
-            relax=tasks.relax(), constants=constants(dtype).data_ptr(), parts=parts,
+            relax=tasks.relax(), constants=constants(dtype).data_ptr(), team_count=team_count,
             scratch_bytes=self.steps["scratch"], **fields,
         )  # fmt: skip
 
-    def lay_out(self, threads: int, parts: int, sizes: dict[str, int], size: int, lanes: int) -> None:
+    def lay_out(self, threads: int, team_count: int, sizes: dict[str, int], size: int, lanes: int) -> None:
         """Give each buffer its place, in memory that a frame borrows for a run.
 
         Args:
             sizes: of the buffers, in elements of `size` bytes.
         """
         places, large, self.steps = [], [], {}
-        self.counters = total = LINE * (parts + 2) if threads > 1 else 0
+        self.counters = total = LINE * (team_count + 2) if threads > 1 else 0
         for name, count in sizes.items():
             self.steps[name] = -(-count * size // LINE) * LINE
             needed = self.steps[name] * (threads if name == "scratch" else lanes)

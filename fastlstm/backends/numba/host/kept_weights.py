@@ -10,7 +10,7 @@ import torch
 
 from fastlstm.backends.cpu import address
 from fastlstm.backends.memory import PAGE, Pages
-from fastlstm.backends.numba.host.sizes import LINE
+from fastlstm.backends.numba.constants import LINE
 
 
 class Packed(NamedTuple):

@@ -41,14 +41,14 @@ class Pass:
         self.zeros = ctypes.addressof(self.no_state)
 
     def split(self, back: bool) -> tuple[int, int]:
-        """Threads, and into how many parts they split the batch rows."""
+        """Return how many threads work, and how many teams they form, see `sizes.split`."""
         s = self.signature
         if self.groups > 1:  # each runs on one thread, and needs no barrier
             return 1 if s.rows * s.H * s.products < sizes.SERIAL else min(s.threads, self.groups), 1
         return sizes.split(s.threads, s, self.panels, back)
 
     def prepare(
-        self, pieces: int, of_x: int, threads: int, parts: int, fields: dict[str, int],
+        self, pieces: int, of_x: int, threads: int, team_count: int, fields: dict[str, int],
         buffers: dict[str, int], packed: dict[str, int], keeps: bool, digested: tuple[int, ...], in_place: bool,
     ) -> None:  # fmt: skip
         """`pieces`: of a number on the matrix unit, in some products or, with the signature's, in all; `packed`:
@@ -72,7 +72,9 @@ class Pass:
         rare = [f"in_place.{self.kind}"] * in_place + ["heads"] * crosses
         variant = "_across" if s.across else "_matrix" if s.pieces else "_mixed" if pieces else ""
         task = self.kind.lower() + variant
-        self.kernel = Kernel(task, self.kind, s.cell, s.dtype, pieces, threads, parts, fields, buffers, lanes, rare)
+        self.kernel = Kernel(
+            task, self.kind, s.cell, s.dtype, pieces, threads, team_count, fields, buffers, lanes, rare
+        )
         tail = s.counts.others, s.counts.values, s.counts.params
         self.write, self.at = arguments.writer(self.kind, False, *tail)
         self.write_kept, self.at_kept = arguments.writer(self.kind, True, *tail)

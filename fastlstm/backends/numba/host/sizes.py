@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from fastlstm.backends.numba.constants import FOLD, ROW_BLOCK, STRIP, WEIGHT_BLOCK_BYTES, operand_steps
 from fastlstm.backends.numba.host import cells
 from fastlstm.backends.numba.host.panels import lanes_of, panels_of, reach_of, saved_panels, span_of
 
@@ -23,36 +24,39 @@ def most_pieces() -> int:
 
 
 def split(team: int, s: Signature, panels: int, back: bool = False) -> tuple[int, int]:
-    """Threads of a `team`, and into how many parts they split the batch rows; threads within a part split the units.
+    """Return how many of `team` threads work, and how many teams they form.
 
-    Parts meet nobody, but each reads all weights; a split of units halves what a thread reads, for a barrier of a
-    microsecond a step. So a part is given the rows that make its products last longer than its reading, few where
-    weights are few, but no more than fill a pass over a panel; and all other threads go to units. `back`: of the
-    backward pass, whose steps read weight_hh alone.
+    Teams split the batch rows and do not wait for each other between steps, but each team reads all weights. The
+    threads of one team split the hidden units, so that each reads a share of the weights, at the cost of a barrier of
+    a microsecond a step. A team gets enough rows for its products to last longer than its reading: few rows if there
+    are few weights, and no more than pass a panel together.
+
+    Args:
+        team: the number of threads that may work.
+        back: whether it is the backward pass, whose steps read weight_hh alone.
     """
     threads, T, B, H, pieces, products = team, s.T, s.B, s.H, s.pieces, s.products
     if s.counts.means:  # a thread has all units of its rows, a tile at least; a team of fewer meets twice a step
-        parts = max(1, min(threads, B // 6))
-        if parts < threads and B * H * products < 2 * SERIAL:
-            threads = parts
-        threads = min(threads, parts * panels)
-        small = parts == threads and T * B * (H + 8) * (products + 64 * s.counts.sums) < SERIAL_CALL
-        return (1, 1) if small else (threads // parts * parts, parts)
+        team_count = max(1, min(threads, B // 6))
+        if team_count < threads and B * H * products < 2 * SERIAL:
+            threads = team_count
+        threads = min(threads, team_count * panels)
+        small = team_count == threads and T * B * (H + 8) * (products + 64 * s.counts.sums) < SERIAL_CALL
+        return (1, 1) if small else (threads // team_count * team_count, team_count)
     least = 2 if pieces < 2 else 32  # rows that fill the tiles of the matrix unit
     enough = min(64, max(least, 4 * H * (s.counts.of_h * H // s.heads if back else products) // ROW_BYTES))
-    parts = min(threads, max(1, B // enough, min(panels_of(threads, panels), B // 2)))
+    team_count = min(threads, max(1, B // enough, min(panels_of(threads, panels), B // 2)))
     # products of bfloat16 are so much faster where few rows use them: on the matrix unit, or on vectors
     by_unit = 1 if pieces != 1 else 8 if most_pieces() > 1 else 2
-    if parts < threads and SERIAL * by_unit > B * H * products:
-        threads = parts
-    threads = min(threads, parts * panels)
-    if parts == threads and T * B * (H + 8) * (products + 32 * s.counts.sums) < SERIAL_CALL:
+    if team_count < threads and SERIAL * by_unit > B * H * products:
+        threads = team_count
+    threads = min(threads, team_count * panels)
+    if team_count == threads and T * B * (H + 8) * (products + 32 * s.counts.sums) < SERIAL_CALL:
         return 1, 1
-    return threads, parts
+    return threads, team_count
 
 
 CHUNK_ROWS = 128  # (step, row) pairs whose dpreact is turned into gradients together
-STRIP = 24  # columns of [x, h, 1] packed side by side: 8 tiles of 3, or 4 of 6
 RING = 4  # chunks of these that are kept: a thread may write one while another reads the chunk three before it
 # Bytes of the sums over these pairs from which they no longer stay in the second-level caches, and four times as many
 # pairs are summed together.
@@ -62,9 +66,6 @@ SUM_BYTES, MATRIX_SUM_BYTES = 9 << 18, 1 << 22
 # so that the bits do not on the threads.
 HALF_BYTES = 1 << 19
 FEW_ROWS = 128  # (step, row) pairs whose weight gradients are written row by row, less for padding, see `outer`
-# Rows at most whose step reads weights as they lie: in the forward pass, which transposes them for each tile of rows,
-# and in the backward pass, for whose sums half of a thread's scratch has room.
-FEW_TRANSPOSED, FEW_IN_PLACE = 8, 32
 UNIT_PIECES = 3  # of a float32, where some products alone run on the matrix unit: all that it has
 MANY_SUMS = 1 << 22  # multiply-adds a step, from which sums for the weights run there: laying dpreact out costs a tenth
 MANY_INPUTS = 1 << 18  # weights of the input from which its products run there, see `input_pieces`
@@ -76,7 +77,6 @@ SERIAL_CALL = 1_000_000  # of a call, with 32 more a sum for the cells, below wh
 READ_IN_EIGHT_STEPS, FED_ROWS = 5 << 24, 512
 ROWS_TOGETHER = 48  # of a cell that takes means, whose sums for all units stay in the second-level cache
 ROW_BYTES = 1 << 15  # of weights in float32, for each row of a part
-LINE = 64  # bytes of a cache line: the counters of two barriers lie so far apart
 
 
 def transposed_sizes(s: Signature, panels: int, lanes: int, of_x: int) -> dict[str, int]:
@@ -94,10 +94,10 @@ def blocks_of(I: int, H: int, joint: bool) -> tuple[int, int]:
     """Rows of weights in a block of x's sum, 0 where a narrow x is in h's, and of h's. How many batch rows there are
     must not decide: a row's bits would depend on it. `joint`: whether all sums are of x and of h.
     """
-    from fastlstm.backends.numba.kernels.shared import BLOCK_K
+    most = WEIGHT_BLOCK_BYTES // (16 * lanes_of(torch.float32))
 
     def block(rows: int) -> int:
-        return -(-rows // -(-rows // BLOCK_K)) if rows else 1
+        return -(-rows // -(-rows // most)) if rows else 1
 
     return (block(I), block(H)) if 4 * I >= H or not joint else (0, block(I + H))
 
@@ -123,11 +123,9 @@ def input_pieces(s: Signature) -> int:
     return s.pieces or (UNIT_PIECES if s.unit and many and most_pieces() >= UNIT_PIECES else 0)
 
 
-def forward_sizes(s: Signature, of_x: int, parts: int) -> tuple[dict[str, int], dict[str, int]]:
+def forward_sizes(s: Signature, of_x: int, team_count: int) -> tuple[dict[str, int], dict[str, int]]:
     """Fields of the forward kernel's arguments and elements of its buffers, but for packed weights."""
     T, B, I, H, dtype, pieces, sums = s.T, s.B, s.I, s.H, s.dtype, s.pieces, s.counts.sums
-    from fastlstm.backends.numba.kernels.shared import CHUNK, operand_steps
-
     lanes, (fields, scratch) = lanes_of(dtype), common_sizes(s, "Forward", sums, panels_of(H, lanes_of(dtype)))
     buffers = {"scratch": scratch + (B * H if s.resets and not pieces else 0)}
     if s.narrow:
@@ -136,27 +134,25 @@ def forward_sizes(s: Signature, of_x: int, parts: int) -> tuple[dict[str, int], 
         fields["pitch"] = (B + 32) * 64
         buffers["operand"] = 2 * pieces * operand_steps(I, H) * fields["pitch"] // 4
     elif of_x:
-        feed = max(1, min(T, CHUNK_ROWS // max(B, 1)))
-        rows = feed * B + 32 * parts
-        fields |= {"feed": feed, "pitch": rows * 64, "block": blocks_of(I, H, joint=True)[1]}
+        steps = max(1, min(T, CHUNK_ROWS // max(B, 1)))
+        rows = steps * B + 32 * team_count
+        fields |= {"input_steps": steps, "pitch": rows * 64, "block": blocks_of(I, H, joint=True)[1]}
         buffers["operand"] = 2 * of_x * panels_of(I, 32) * rows * 16
-        buffers["fed"] = panels_of(H, lanes) * rows * 4 * lanes
+        buffers["input_preact"] = panels_of(H, lanes) * rows * 4 * lanes
     else:
         fields["block_x"], fields["block"] = blocks_of(I, fields["span"], s.counts.joint)
         wide, large = fields["block_x"] > 0, H * s.products * dtype.itemsize * min(T, 8) > READ_IN_EIGHT_STEPS
         most = min(32, FED_ROWS // max(B, 1))  # steps for which a row reads the weights once
-        feed = -(-T // -(-T // most)) if T > 1 and most else 0
-        few = CHUNK if large else feed // max(B, 1)
-        if feed and (B == 1 or (wide and 0 < B <= few)):
-            fields["feed"] = feed
-            buffers["fed"] = panels_of(H, lanes) * feed * (B if wide else 2) * sums * lanes
+        steps = -(-T // -(-T // most)) if T > 1 and most else 0
+        few = ROW_BLOCK if large else steps // max(B, 1)
+        if steps and (B == 1 or (wide and 0 < B <= few)):
+            fields["input_steps"] = steps
+            buffers["input_preact"] = panels_of(H, lanes) * steps * (B if wide else 2) * sums * lanes
     return fields, buffers
 
 
 def packed_size(s: Signature, lanes: int, of_x: int, places: int) -> int:
     """Elements of the packed weights of so many panels."""
-    from fastlstm.backends.numba.kernels.shared import operand_steps
-
     if s.pieces:
         return places * operand_steps(s.I, s.H) * s.pieces * 1024
     of_inputs = panels_of(s.I, 32) * of_x * 1024 if of_x else s.I * s.counts.of_x * lanes
@@ -186,8 +182,6 @@ def common_sizes(s: Signature, kind: str, wide: int, count: int) -> tuple[dict[s
     """Fields of both kernels' arguments, and elements of a thread's scratch, whose rows have so many vectors that
     products are summed in; of all `count` panels or groups of them where a cell takes means.
     """
-    from fastlstm.backends.numba.kernels.shared import CHUNK, VECTOR
-
     of_cell, slots = cells.fields(s.cell, kind), cells.vectors_aside(s.cell, kind)
     lanes, size, means = lanes_of(s.dtype), s.dtype.itemsize, s.counts.means
     panels = panels_of(s.H, lanes)
@@ -196,11 +190,12 @@ def common_sizes(s: Signature, kind: str, wide: int, count: int) -> tuple[dict[s
         "T": s.T, "B": s.B, "I": s.I, "H": s.H, "panels": panels, "c_step": s.rows * s.H * size, "dense": is_dense(s),
         "heads": s.heads, "head": s.H // s.heads, "span": span_of(s.H, s.heads, lanes),
         "saved": s.cell.layout.saved_vectors(lanes), "gate_panels": saved_panels(s.cell, s.H, lanes),
-        "panel_bytes": CHUNK * wide * VECTOR if means else 0, "rows_together": ROWS_TOGETHER if means else max(s.B, 1),
+        "panel_bytes": ROW_BLOCK * wide * lanes * size if means else 0,
+        "rows_together": ROWS_TOGETHER if means else max(s.B, 1),
         "later_slot": slots, "shared_slot": shared_slot, "slots": shared_slot + of_cell["shared_values"],
         "wide": wide * count if means else wide,
     }  # fmt: skip
-    return of_cell | fields, 2 * of_cell["table_bytes"] // size + CHUNK * (fields["wide"] + fields["slots"]) * lanes
+    return of_cell | fields, 2 * of_cell["table_bytes"] // size + ROW_BLOCK * (fields["wide"] + fields["slots"]) * lanes
 
 
 def backward_sizes(s: Signature, sums: bool, to_x: bool) -> tuple[dict[str, int], dict[str, int], int, int]:
@@ -254,8 +249,6 @@ def backward_sizes(s: Signature, sums: bool, to_x: bool) -> tuple[dict[str, int]
     else:
         columns = columns if few else panels_of(sum_of_one + 1, STRIP) * STRIP
         fields["strips_bytes"] = chunk * B * columns * size
-    from fastlstm.backends.numba.kernels.shared import FOLD
-
     both = 2 if of_sums and -(-T // chunk) > FOLD else 1  # the sums, and those of the last chunks
     buffers["dweights"] = both * halves * of_half // size if sums and not few else 0
     buffers["strips"] = ring * fields["strips_bytes"] // size if sums else 0

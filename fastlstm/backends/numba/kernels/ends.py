@@ -42,7 +42,7 @@ def any_reset(a, t, b, rows):
 
 
 @jit
-def rows_alive(a, t, b, rows):
+def rows_to_last_active(a, t, b, rows):
     """How many of `rows` rows from `b` on there are up to the last that is not held at step t. Sorted by length, the
     longest first, these are all that go on.
     """

@@ -4,18 +4,18 @@ from fastlstm.backends.numba.kernels.layout import (
     block_hh,
     block_ih,
     columns_of_h,
-    first_of_h,
+    first_h_preact,
     gate_at,
     head_begin,
     head_end,
     seen_from,
 )
-from fastlstm.backends.numba.kernels.shared import VECTOR, item, jit
+from fastlstm.backends.numba.kernels.shared import VECTOR, element_bytes, jit
 from fastlstm.backends.numba.llvm.intrinsics import call, get_int64
 
 
 @jit
-def sum_row(a):
+def accumulator_bytes(a):
     """Bytes of a row of the sums over rows and steps: a vector for each sum of x, or of h. The row of ones, the last,
     goes on with the others and with the params' terms.
     """
@@ -23,15 +23,15 @@ def sum_row(a):
 
 
 @jit
-def sum_at(a, half, p):
+def accumulator_address(a, half, p):
     """Where the sum of panel p over half of the batch rows lies."""
-    return a.dweights + (half * a.panels + p) * a.sum_rows * sum_row(a)
+    return a.dweights + (half * a.panels + p) * a.sum_rows * accumulator_bytes(a)
 
 
 @jit
 def unpack_weight(a, scratch, of_sums, width, units, weight):
     """Sums (width, gates, lanes) of one gate to its rows of a weight's gradient."""
-    L, row = a.lanes, sum_row(a)
+    L, row = a.lanes, accumulator_bytes(a)
     for k in range(0, width, L):
         columns, source = min(L, width - k), of_sums + k * row
         if a.is_narrow != 0:
@@ -51,7 +51,7 @@ def write_vectors(a, p, ones):
         call(a.copy_rows, 1, valid, valid, ones + gate_at(a, p, k), 0, to, 0)
     for k in range(a.of_h if a.dbias_hh != 0 else 0):
         to = a.dbias_hh + (block_hh(a, k) * a.H + unit) * S
-        call(a.copy_rows, 1, valid, valid, ones + gate_at(a, p, first_of_h(a) + k), 0, to, 0)
+        call(a.copy_rows, 1, valid, valid, ones + gate_at(a, p, first_h_preact(a) + k), 0, to, 0)
     for k in range(a.params):
         dparam = get_int64(a.dparams_at + 8 * k)
         if dparam != 0:
@@ -62,15 +62,15 @@ def write_vectors(a, p, ones):
 def unpack_weight_gradients(a, scratch, p_first, p_last):
     """Panels of dweights to the gradients of weights, biases and params, those that are wanted."""
     L, I, H, D, columns = a.lanes, a.I, a.H, a.head, columns_of_h(a)
-    wide, row_of = item(a), sum_row(a)
+    wide, row_of = element_bytes(a), accumulator_bytes(a)
     for p in range(p_first, p_last):
-        sums, valid = sum_at(a, 0, p), min(L, H - p * L)
+        sums, valid = accumulator_address(a, 0, p), min(L, H - p * L)
         if a.halves == 2:  # with what narrower rows leave unused
-            call(a.add_rows, 1, a.sum_rows * sum_row(a) // a.size, sum_at(a, 1, p), 0, sums, 0)
+            call(a.add_rows, 1, a.sum_rows * accumulator_bytes(a) // a.size, accumulator_address(a, 1, p), 0, sums, 0)
         for gate in range(a.of_x if a.dweight_ih != 0 else 0):
             row = block_ih(a, gate) * H + p * L
             unpack_weight(a, scratch, sums + gate_at(a, p, gate), I, valid, a.dweight_ih + row * I * wide)
-        of_h = sums + a.sums_of_h * sum_row(a)
+        of_h = sums + a.sums_of_h * accumulator_bytes(a)
         for gate in range(a.of_h if a.dweight_hh != 0 else 0):
             row, unit, source = block_hh(a, gate) * H, p * L, of_h + gate_at(a, p, gate)
             while unit < p * L + valid:  # of one head

@@ -5,10 +5,10 @@ then reach the others. Only vectors that the border of two heads crosses come he
 """
 
 from fastlstm.backends.numba.kernels.layout import (
+    count_vector_groups,
     dpreact_of,
-    first_of_h,
-    group,
-    groups_of,
+    first_h_preact,
+    first_vector,
     head_begin,
     head_end,
     product_of,
@@ -26,12 +26,12 @@ def add_heads(a, p, rows, out, w_hh, h, h_row):
     """Add the product of h to preact of panel p, which has units of several heads. w_hh: the panel's packed weights; h:
     the columns that the panel sees.
     """
-    L, D, sums, wide, columns = a.lanes, a.head, out + first_of_h(a) * VECTOR, a.sums * VECTOR, seen_by(a, p)
+    L, D, sums, wide, columns = a.lanes, a.head, out + first_h_preact(a) * VECTOR, a.sums * VECTOR, seen_by(a, p)
     unit, last = p * L, min((p + 1) * L, a.H)
     while unit < last:
         begin, end = head_begin(a, unit) - seen_from(a, p), head_end(a, unit, last)
-        for q in range(groups_of(a.of_h)):
-            v_first, v_last = group(a.of_h, q), group(a.of_h, q + 1)
+        for q in range(count_vector_groups(a.of_h)):
+            v_first, v_last = first_vector(a.of_h, q), first_vector(a.of_h, q + 1)
             w, w_row = w_hh + v_first * columns * VECTOR, (v_last - v_first) * VECTOR
             for k in range(begin, begin + D, a.block):
                 for v in range(v_first, v_last):
@@ -61,7 +61,7 @@ def add_head(a, rows, b, s, unit, last, w, wide, vectors, q, kernel, out, lane, 
         if panels == 0:
             end = min(unit - at + L, last)
             count, outer, dpre_outer, w_outer = end - unit, gates, VECTOR, L * wide
-        dpre, dpre_row = dpreact_of(a, p, s, b) + first_of_h(a) * VECTOR + at * a.size, terms_of(a) * VECTOR
+        dpre, dpre_row = dpreact_of(a, p, s, b) + first_h_preact(a) * VECTOR + at * a.size, terms_of(a) * VECTOR
         of_panel = w + ((p - summed_from(a, q)) * gates * L + at) * wide
         if kernel == a.masked:
             call(
@@ -79,7 +79,14 @@ def add_head(a, rows, b, s, unit, last, w, wide, vectors, q, kernel, out, lane, 
 @jit
 def back_product_of_heads(a, rows, b, s, packed, vectors, q, scratch):
     """`vector_backward.back_product` of a layer of heads."""
-    L, H, D, first, v, last = a.lanes, a.H, a.head, group(vectors, q), group(vectors, q), group(vectors, q + 1)
+    L, H, D, first, v, last = (
+        a.lanes,
+        a.H,
+        a.head,
+        first_vector(vectors, q),
+        first_vector(vectors, q),
+        first_vector(vectors, q + 1),
+    )
     wide = (4 if last - first == 4 else 3) * VECTOR
     packed += q * a.reach * 4 * VECTOR * a.of_h * L
     call(a.copy_rows, rows, 0, 4 * L, scratch, 0, scratch, 4 * VECTOR)

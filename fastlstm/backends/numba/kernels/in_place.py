@@ -6,8 +6,15 @@ transposes a panel's columns in registers, once for each tile of rows. The backw
 they are.
 """
 
-from fastlstm.backends.numba.host.sizes import FEW_IN_PLACE
-from fastlstm.backends.numba.kernels.layout import block_hh, block_ih, dpreact_of, first_of_h, group, terms_of
+from fastlstm.backends.numba.constants import FEW_IN_PLACE
+from fastlstm.backends.numba.kernels.layout import (
+    block_hh,
+    block_ih,
+    dpreact_of,
+    first_h_preact,
+    first_vector,
+    terms_of,
+)
 from fastlstm.backends.numba.kernels.shared import BLOCK_K, VECTOR, jit
 from fastlstm.backends.numba.kernels.vector_forward import biases_at, copy_sums
 from fastlstm.backends.numba.llvm.intrinsics import call
@@ -15,7 +22,7 @@ from fastlstm.backends.numba.llvm.intrinsics import call
 
 @jit
 def sums_in_place(a, p, sums, first_sum, columns, block, rows, x, x_row, of_inputs, init, init_row, out):
-    """``out = init +`` products of x alone, or of h, for so many sums from `first_sum` on. Of no columns: a copy."""
+    """``out = init +`` products of x alone, or of h, for the sums from `first_sum` on. Without columns it is a copy."""
     S, H, wide = a.size, a.H, a.sums * VECTOR
     weight, row = (a.weight_ih, a.weight_ih_row) if of_inputs else (a.weight_hh, a.weight_hh_row)
     for gate in range(sums):
@@ -33,16 +40,16 @@ def sums_in_place(a, p, sums, first_sum, columns, block, rows, x, x_row, of_inpu
 
 
 @jit
-def preact_in_place(a, p, rows, out, x, h_seen, h_seen_row):
+def preact_in_place(a, p, rows, out, x, h_in, h_seen_row):
     """`vector_forward.preact` of all rows. No h_seen: it is zero."""
     S, L, I, H, init, wide, x_row = a.size, a.lanes, a.I, a.H, biases_at(a, p), a.sums * VECTOR, a.x_row
     if a.block_x != 0:
         sums_in_place(a, p, a.of_x, 0, I, a.block_x, rows, x, x_row, True, init, 0, out)
         copy_sums(a, a.of_x, a.sums, rows, init, 0, out, wide)
-        columns = a.span if h_seen != 0 else 0
-        sums_in_place(a, p, a.of_h, first_of_h(a), columns, a.block, rows, h_seen, h_seen_row, False, out, wide, out)
+        columns = a.span if h_in != 0 else 0
+        sums_in_place(a, p, a.of_h, first_h_preact(a), columns, a.block, rows, h_in, h_seen_row, False, out, wide, out)
         return
-    used = I + a.span if h_seen != 0 else I
+    used = I + a.span if h_in != 0 else I
     for gate in range(a.sums):
         w = a.weight_ih + (block_ih(a, gate) * H + p * L) * a.weight_ih_row
         w_2 = a.weight_hh + (block_hh(a, gate) * H + p * L) * a.weight_hh_row
@@ -52,7 +59,7 @@ def preact_in_place(a, p, rows, out, x, h_seen, h_seen_row):
             of_x, of_h = max(0, min(k_last, I) - k), max(0, k - I)  # columns of x, and of h before them
             call(
                 a.in_place, rows, begin, begin_row, to, wide, x + k * S, x_row, w + k * S, a.weight_ih_row, of_x,
-                I - L - k, h_seen + of_h * S, h_seen_row, w_2 + of_h * S, a.weight_hh_row, k_last - k - of_x,
+                I - L - k, h_in + of_h * S, h_seen_row, w_2 + of_h * S, a.weight_hh_row, k_last - k - of_x,
                 a.span - L - of_h,
             )  # fmt: skip
             begin, begin_row, k = to, wide, k_last
@@ -64,9 +71,14 @@ def preact_in_place(a, p, rows, out, x, h_seen, h_seen_row):
 def back_product_in_place(a, rows, b, s, of_h, vectors, q, scratch):
     """`vector_backward.back_product` with the weights as they lie, in the same order."""
     L, H, S, gates = a.lanes, a.H, a.size, a.of_h if of_h else a.of_x
-    panels, first, part, row = a.panels, first_of_h(a) if of_h else 0, scratch + FEW_IN_PLACE * 4 * VECTOR, 4 * VECTOR
+    panels, first, part, row = (
+        a.panels,
+        first_h_preact(a) if of_h else 0,
+        scratch + FEW_IN_PLACE * 4 * VECTOR,
+        4 * VECTOR,
+    )
     weight, weight_row = (a.weight_hh, a.weight_hh_row) if of_h else (a.weight_ih, a.weight_ih_row)
-    wide, dpre_row = group(vectors, q + 1) - group(vectors, q), terms_of(a) * VECTOR
+    wide, dpre_row = first_vector(vectors, q + 1) - first_vector(vectors, q), terms_of(a) * VECTOR
     kernel = a.chain4 if wide == 4 else a.chain3 if wide == 3 else a.chain2 if wide == 2 else a.chain1
     blocks = (panels * gates * L + BLOCK_K - 1) // BLOCK_K
     block = (panels + blocks - 1) // blocks
@@ -76,7 +88,7 @@ def back_product_in_place(a, rows, b, s, of_h, vectors, q, scratch):
             call(a.copy_rows, rows, 0, 4 * L, part, 0, part, row)
         for gate in range(gates):
             unit = (block_hh(a, gate) if of_h else block_ih(a, gate)) * H + p * L
-            at, dpre = weight + unit * weight_row + group(vectors, q) * L * S, dpreact_of(a, p, s, b)
+            at, dpre = weight + unit * weight_row + first_vector(vectors, q) * L * S, dpreact_of(a, p, s, b)
             call(kernel, rows, dpre + (first + gate) * VECTOR, dpre_row, at, weight_row, L, part, row)
         if p % block == block - 1 or p == panels - 1:
             call(a.add_rows, rows, 4 * L, part, row, scratch, row)

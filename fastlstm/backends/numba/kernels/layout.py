@@ -13,7 +13,7 @@ def terms_of(a):
 
 
 @jit
-def is_dense(a, p):
+def is_compact(a, p):
     """Whether panel p, a last one that is not full, has its sums side by side, so that a product takes no more vectors
     than it needs.
     """
@@ -23,34 +23,34 @@ def is_dense(a, p):
 @jit
 def vectors_of(a, p, count):
     """Vectors that `count` sums of panel p make."""
-    return (count * (a.H - p * a.lanes) + a.lanes - 1) // a.lanes if is_dense(a, p) else count
+    return (count * (a.H - p * a.lanes) + a.lanes - 1) // a.lanes if is_compact(a, p) else count
 
 
 @jit
 def gate_at(a, p, gate):
     """Where a sum lies in a row of panel p."""
-    return gate * (a.H - p * a.lanes) * a.size if is_dense(a, p) else gate * VECTOR
+    return gate * (a.H - p * a.lanes) * a.size if is_compact(a, p) else gate * VECTOR
 
 
 @jit
-def groups_of(vectors):
+def count_vector_groups(vectors):
     """How many groups of at most 4 vectors a row of `vectors` makes."""
     return (vectors + 3) // 4
 
 
 @jit
-def group(vectors, q):
+def first_vector(vectors, q):
     """The first vector of group q.
 
     Groups are 4 or 3 wide wherever they can be: a lone vector would leave the tile idle.
     """
     if vectors <= 4:  # a division would take as long as a product of a row
         return q * vectors
-    return (vectors * q + groups_of(vectors) - 1) // groups_of(vectors)
+    return (vectors * q + count_vector_groups(vectors) - 1) // count_vector_groups(vectors)
 
 
 @jit
-def first_of_h(a):
+def first_h_preact(a):
     """The first sum that h is multiplied for."""
     return a.sums - a.of_h
 
@@ -105,7 +105,7 @@ def seen_alike(a, p, last):
 @jit
 def summed_from(a, q):
     """The first of the panels whose dpreact column group q of h multiplies: those of its columns' heads."""
-    return head_begin(a, group(a.panels, q) * a.lanes) // a.lanes
+    return head_begin(a, first_vector(a.panels, q) * a.lanes) // a.lanes
 
 
 @jit
@@ -113,7 +113,7 @@ def summed_by(a, q):
     """How many panels these are, at most `reach`."""
     if a.heads == 1:
         return a.panels
-    end = head_begin(a, min(group(a.panels, q + 1) * a.lanes, a.H) - 1) + a.head  # of the units
+    end = head_begin(a, min(first_vector(a.panels, q + 1) * a.lanes, a.H) - 1) + a.head  # of the units
     return (end + a.lanes - 1) // a.lanes - summed_from(a, q)
 
 
@@ -130,7 +130,7 @@ def block_hh(a, k):
 
 
 @jit
-def spread(a, p, rows, source, target):
+def expand(a, p, rows, source, target):
     """Rows of the last panel's sums side by side to (rows, S, lanes)."""
     wide, valid = vectors_of(a, p, a.sums) * VECTOR, a.H - p * a.lanes
     for gate in range(a.sums):

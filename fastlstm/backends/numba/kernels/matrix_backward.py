@@ -5,21 +5,12 @@ beside each other; and as columns, for the sums over all T B rows, where batch r
 against the transposed [x, 1, h] of as many batch rows.
 """
 
+from fastlstm.backends.numba.constants import BLOCK_STEPS, FOLD, ONE_OFFSET, ROW_BLOCK
 from fastlstm.backends.numba.kernels.ends import correct_states, zero_held
-from fastlstm.backends.numba.kernels.gradients import sum_at
-from fastlstm.backends.numba.kernels.layout import group, groups_of
+from fastlstm.backends.numba.kernels.gradients import accumulator_address
+from fastlstm.backends.numba.kernels.layout import count_vector_groups, first_vector
 from fastlstm.backends.numba.kernels.matrix_forward import TILES, square_of
-from fastlstm.backends.numba.kernels.shared import (
-    BLOCK_STEPS,
-    CHUNK,
-    FOLD,
-    ONE,
-    VECTOR,
-    item,
-    jit,
-    read_rows,
-    write_rows,
-)
+from fastlstm.backends.numba.kernels.shared import VECTOR, element_bytes, jit, read_rows, write_rows
 from fastlstm.backends.numba.kernels.states import terms_aside
 from fastlstm.backends.numba.kernels.threads import share
 from fastlstm.backends.numba.llvm.intrinsics import call
@@ -47,9 +38,9 @@ def pack_transposed(a, weight, weight_row, N, of_h, packed, first, last, scratch
         units = min(L, H - p * L)
         for pair in range(2):
             for q in range(first, last):  # inside: the rows of weights are read from end to end
-                for n in range(group(vectors, q + 1) - group(vectors, q)):
-                    column = (group(vectors, q) + n) * L
-                    low = weight + (2 * pair * H + p * L) * weight_row + column * item(a)
+                for n in range(first_vector(vectors, q + 1) - first_vector(vectors, q)):
+                    column = (first_vector(vectors, q) + n) * L
+                    low = weight + (2 * pair * H + p * L) * weight_row + column * element_bytes(a)
                     high, low_row = low + H * weight_row, weight_row
                     if units < L or N - column < L or a.is_narrow != 0:
                         square_of(a, units, min(L, N - column), low, weight_row, aside)
@@ -64,7 +55,7 @@ pack_transposed_inputs = pack_transposed
 
 @jit
 def dpreact_place(a, p, s, b, scratch):
-    """Where the cells' backward pass leaves dpreact: `keep` lays it out."""
+    """Where the cells' backward pass leaves dpreact: `store_dpreact` lays it out."""
     return terms_aside(a, scratch)
 
 
@@ -75,8 +66,8 @@ def rows_at(a, s, b):
 
 
 @jit
-def keep_columns(a, p, s, b, rows, dpre):
-    """Lay out dpreact as `keep` is told of, for the sums over rows: as columns."""
+def store_dpreact_columns(a, p, s, b, rows, dpre):
+    """Lay out dpreact as `store_dpreact` is told of, for the sums over rows: as columns."""
     if a.dweights == 0:
         return
     wide = 4 * VECTOR
@@ -98,8 +89,8 @@ def keep_columns(a, p, s, b, rows, dpre):
 
 
 @jit
-def keep_rows(a, p, s, b, rows, dpre):
-    """Lay out dpreact as `keep` is told of, for products with the weights: as rows."""
+def store_dpreact_rows(a, p, s, b, rows, dpre):
+    """Lay out dpreact as `store_dpreact` is told of, for products with the weights: as rows."""
     panels, wide = a.panels, 4 * VECTOR
     piece = 2 * panels * a.pitch
     for pair in range(2):
@@ -108,10 +99,10 @@ def keep_rows(a, p, s, b, rows, dpre):
 
 
 @jit
-def keep(a, p, s, b, rows, dpre):
+def store_dpreact(a, p, s, b, rows, dpre):
     """Lay out dpreact (rows, 4, lanes) of panel p, step s and rows from `b` on."""
-    keep_rows(a, p, s, b, rows, dpre)
-    keep_columns(a, p, s, b, rows, dpre)
+    store_dpreact_rows(a, p, s, b, rows, dpre)
+    store_dpreact_columns(a, p, s, b, rows, dpre)
 
 
 @jit
@@ -120,22 +111,22 @@ def back_product(a, rows, b, s, of_h, packed, vectors, q, scratch):
     panels = a.panels
     call(
         a.matrix_product, rows, a.constants, 0, scratch, 4 * VECTOR, rows_at(a, s, b), a.pitch, 2 * panels * a.pitch,
-        packed + q * 2 * panels * a.pieces * TILES, 2 * panels, (group(vectors, q + 1) - group(vectors, q) + 1) // 2,
-        BLOCK_STEPS,
+        packed + q * 2 * panels * a.pieces * TILES, 2 * panels,
+        (first_vector(vectors, q + 1) - first_vector(vectors, q) + 1) // 2, BLOCK_STEPS,
     )  # fmt: skip
 
 
 @jit
 def input_gradient(a, scratch, s_first, s_last, thread, threads):
     """dx = dpreact times weight_ih for a chunk of steps, this thread's columns of it, or rows where columns are few."""
-    L, S, I, B, T = a.lanes, item(a), a.I, a.B, a.T
+    L, S, I, B, T = a.lanes, element_bytes(a), a.I, a.B, a.T
     vectors, rows = (I + L - 1) // L, (s_last - s_first) * B
-    blocks = (rows + CHUNK - 1) // CHUNK
-    units = groups_of(vectors) * blocks
+    blocks = (rows + ROW_BLOCK - 1) // ROW_BLOCK
+    units = count_vector_groups(vectors) * blocks
     for unit in range(share(units, thread, threads), share(units, thread + 1, threads)):
-        q, first = unit // blocks, unit % blocks * CHUNK
-        column, count, done = group(vectors, q) * L, min(CHUNK, rows - first), 0
-        width = min((group(vectors, q + 1) - group(vectors, q)) * L, I - column)
+        q, first = unit // blocks, unit % blocks * ROW_BLOCK
+        column, count, done = first_vector(vectors, q) * L, min(ROW_BLOCK, rows - first), 0
+        width = min((first_vector(vectors, q + 1) - first_vector(vectors, q)) * L, I - column)
         back_product(a, count, first % B, s_first + first // B, False, a.packed_ih, vectors, q, scratch)
         while done < count:
             s, b = s_first + (first + done) // B, (first + done) % B
@@ -151,7 +142,7 @@ def gather(a, j, s_first, s_last, block, to):
     h_prev is what the step saw: zero after a reset. A held row has no part: its padding may be NaN.
     """
     L, S, I, H, B, T, R = a.lanes, a.size, a.I, a.H, a.B, a.T, a.rows
-    row, last, of_x, wide = block * 32, (s_last - s_first) * even(B), a.sums_of_h // L, item(a)
+    row, last, of_x, wide = block * 32, (s_last - s_first) * even(B), a.sums_of_h // L, element_bytes(a)
     done = 0
     while done < 32:
         b, s = (row + done) % even(B), s_first + (row + done) // even(B)
@@ -172,7 +163,7 @@ def gather(a, j, s_first, s_last, block, to):
                 source, source_row, narrow = a.h_0 + b * a.h_0_row + unit * S, a.h_0_row, 0
         read_rows(a, narrow, run, valid, L, source, source_row, at, VECTOR)
         if j == I // L:
-            call(a.copy_rows, run, 1, 1, a.constants + ONE, 0, at + I % L * S, VECTOR)
+            call(a.copy_rows, run, 1, 1, a.constants + ONE_OFFSET, 0, at + I % L * S, VECTOR)
         zero_held(a, t, b, run, L, at, VECTOR)
         if j >= of_x:
             correct_states(a, t, b, run, (j - of_x) * L, valid, at, VECTOR)
@@ -180,7 +171,7 @@ def gather(a, j, s_first, s_last, block, to):
 
 
 @jit
-def pack_inputs(a, chunk, thread, threads, scratch):
+def pack_activations(a, chunk, thread, threads, scratch):
     """This thread's share of what the weight gradients of a chunk of steps are sums over."""
     if a.dweights == 0:
         return
@@ -215,7 +206,7 @@ def add_weight_gradients(a, chunk, half, p_first, p_last):
     chunks = (a.T + a.chunk - 1) // a.chunk
     folds = chunks > FOLD
     for p in range(p_first, p_last):
-        out = sum_at(a, a.halves + half if folds else half, p)
+        out = accumulator_address(a, a.halves + half if folds else half, p)
         begins = chunk == chunks - 1 or chunk % FOLD == FOLD - 1
         init, init_row = (a.constants, 0) if begins else (out, 4 * VECTOR)
         if begins and first == last:  # a lone block is the other half's, and no product starts this one's sums
@@ -226,7 +217,7 @@ def add_weight_gradients(a, chunk, half, p_first, p_last):
             last - first, 2, max(last - first, 1),
         )  # fmt: skip
         if folds and chunk % FOLD == 0:
-            total, width = sum_at(a, half, p), a.sum_rows * 4 * a.lanes
+            total, width = accumulator_address(a, half, p), a.sum_rows * 4 * a.lanes
             if chunk + FOLD >= chunks:
                 call(a.copy_rows, 1, width, width, out, 0, total, 0)
             else:

@@ -4,12 +4,13 @@ Columns of the operand: x, padded to 16, then h, each panel 16 wide. Two operand
 next one's while it reads its own.
 """
 
+from fastlstm.backends.numba.constants import BLOCK_STEPS, ROW_BLOCK, operand_steps
 from fastlstm.backends.numba.kernels.ends import any_held, zero_held, zero_reset
-from fastlstm.backends.numba.kernels.shared import BLOCK_STEPS, CHUNK, VECTOR, item, jit, operand_steps, read_rows
+from fastlstm.backends.numba.kernels.shared import VECTOR, element_bytes, jit, read_rows
 from fastlstm.backends.numba.kernels.vector_forward import multiply_inputs  # noqa: F401  the kernel's
 from fastlstm.backends.numba.llvm.intrinsics import call
 
-READS_STATES, READS_INPUTS = False, False
+READS_H_UNPACKED, READS_X_UNPACKED = False, False
 TILES = 4096  # bytes of one piece of a step of columns
 
 
@@ -19,14 +20,14 @@ def groups_of_x(a):
 
 
 @jit
-def steps_of(a):
+def count_k_blocks(a):
     return operand_steps(a.I, a.H)
 
 
 @jit
 def operand(a, s, j, b):
     """Where 16 columns from 16 j on lie, of step s and row b."""
-    steps = steps_of(a)
+    steps = count_k_blocks(a)
     return a.operand + (s % 2) * a.pieces * steps * a.pitch + j // 2 * a.pitch + b * 64 + j % 2 * 32
 
 
@@ -43,7 +44,7 @@ def pack_columns(a, p, of_x, of_h, to, scratch):
     weight_ih, then `of_h` of weight_hh.
     """
     L, I, H = a.lanes, a.I, a.H
-    units, aside, tile, wide = min(L, H - p * L), scratch, scratch + 16 * VECTOR, L * item(a)
+    units, aside, tile, wide = min(L, H - p * L), scratch, scratch + 16 * VECTOR, L * element_bytes(a)
     for gate in range(4):
         row = gate * H + p * L
         for k in range((of_x + of_h + 1) // 2):
@@ -67,15 +68,15 @@ def pack_columns(a, p, of_x, of_h, to, scratch):
 @jit
 def pack_weights(a, p, place, scratch):
     """Panel p of the weights to columns."""
-    to = a.packed + place * steps_of(a) * a.pieces * TILES
+    to = a.packed + place * count_k_blocks(a) * a.pieces * TILES
     pack_columns(a, p, groups_of_x(a), a.panels, to, scratch)
 
 
 @jit
-def preact(a, s, p, place, b, rows, part, b_first, b_last, scratch, x, h_seen, h_seen_row):
+def preact(a, s, p, place, b, rows, team_index, b_first, b_last, scratch, x, h_in, h_seen_row):
     """See `vector_forward.preact`."""
-    steps = steps_of(a)
-    used = steps if h_seen != 0 else max(1, (groups_of_x(a) + 1) // 2)
+    steps = count_k_blocks(a)
+    used = steps if h_in != 0 else max(1, (groups_of_x(a) + 1) // 2)
     call(
         a.matrix_product, rows, a.biases + p * 4 * VECTOR, 0, scratch, 4 * VECTOR, operand(a, s, 0, b), a.pitch,
         steps * a.pitch, a.packed + place * steps * a.pieces * TILES, used, 2, BLOCK_STEPS,
@@ -87,8 +88,8 @@ def split_inputs(a, s, j, b, rows, to, piece, scratch):
     """16 columns of x from 16 j on, of step s and `rows` rows from `b` on, to an operand."""
     L, I, T = a.lanes, a.I, a.T
     t = T - 1 - s if a.reverse != 0 else s
-    source, source_row = a.x + t * a.x_step + b * a.x_row + j * L * item(a), a.x_row
-    aside = scratch + CHUNK * 4 * VECTOR
+    source, source_row = a.x + t * a.x_step + b * a.x_row + j * L * element_bytes(a), a.x_row
+    aside = scratch + ROW_BLOCK * 4 * VECTOR
     if I - j * L < L or a.is_narrow != 0:
         read_rows(a, a.is_narrow, rows, min(L, I - j * L), L, source, source_row, aside, VECTOR)
         source, source_row = aside, VECTOR
@@ -101,12 +102,12 @@ def split_inputs(a, s, j, b, rows, to, piece, scratch):
 
 
 @jit
-def feed_inputs(a, s, part, b_first, b_last, x_first, x_last, scratch):
+def pack_x_operand(a, s, team_index, b_first, b_last, x_first, x_last, scratch):
     """x of step s, of rows `x_first` to `x_last`, to its operand."""
-    of_x, piece = groups_of_x(a), steps_of(a) * a.pitch
+    of_x, piece = groups_of_x(a), count_k_blocks(a) * a.pitch
     for j in range(of_x):
-        for b in range(x_first, x_last, CHUNK):
-            split_inputs(a, s, j, b, min(CHUNK, x_last - b), operand(a, s, j, b), piece, scratch)
+        for b in range(x_first, x_last, ROW_BLOCK):
+            split_inputs(a, s, j, b, min(ROW_BLOCK, x_last - b), operand(a, s, j, b), piece, scratch)
     columns = of_x + a.panels
     if s == 0 and columns % 2 != 0:  # the half of a step that nothing else fills
         for n in range(2 * a.pieces):
@@ -115,14 +116,14 @@ def feed_inputs(a, s, part, b_first, b_last, x_first, x_last, scratch):
 
 
 @jit
-def feed_states(a, s, p, b, rows, h, h_row, scratch):
+def pack_h_operand(a, s, p, b, rows, h, h_row, scratch):
     """h before step s, of panel p and `rows` rows from `b` on, to the step's operand: zeros where the step resets, and
     beyond H, where an infinity in x would leave NaN.
     """
     L, T = a.lanes, a.T
-    piece = steps_of(a) * a.pitch
+    piece = count_k_blocks(a) * a.pitch
     if a.H - p * L < L:
-        aside = scratch + CHUNK * 6 * VECTOR
+        aside = scratch + ROW_BLOCK * 6 * VECTOR
         call(a.copy_rows, rows, a.H - p * L, L, h, h_row, aside, VECTOR)
         h, h_row = aside, VECTOR
     to = operand(a, s, groups_of_x(a) + p, b)
@@ -133,5 +134,5 @@ def feed_states(a, s, p, b, rows, h, h_row, scratch):
 
 
 @jit
-def preact_of_lone(a, s, p_first, p_last, scratch, x, h_seen):
+def preact_of_only_row(a, s, p_first, p_last, scratch, x, h_in):
     pass

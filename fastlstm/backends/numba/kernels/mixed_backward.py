@@ -5,7 +5,7 @@ there, see `host.input_pieces`. Neither makes a row's own gradients depend on wh
 """
 
 from fastlstm.backends.numba.kernels import matrix_backward, vector_backward
-from fastlstm.backends.numba.kernels.matrix_backward import add_sums, keep_columns, keep_rows
+from fastlstm.backends.numba.kernels.matrix_backward import add_sums, store_dpreact_columns, store_dpreact_rows
 from fastlstm.backends.numba.kernels.outer import write_weight_gradients
 from fastlstm.backends.numba.kernels.shared import jit
 from fastlstm.backends.numba.kernels.threads import share
@@ -18,7 +18,7 @@ from fastlstm.backends.numba.llvm.intrinsics import call
 
 pack_vectors, pack_columns = vector_backward.pack_transposed, matrix_backward.pack_transposed
 vector_gradient, unit_gradient = vector_backward.input_gradient, matrix_backward.input_gradient
-pack_sums, pack_strips = matrix_backward.pack_inputs, vector_backward.pack_inputs
+pack_sums, pack_strips = matrix_backward.pack_activations, vector_backward.pack_activations
 
 
 @jit
@@ -30,14 +30,14 @@ def pack_transposed_inputs(a, weight, weight_row, N, of_h, packed, first, last, 
 
 
 @jit
-def keep(a, p, s, b, rows, dpre):
+def store_dpreact(a, p, s, b, rows, dpre):
     if a.rows_kept != 0:
-        keep_rows(a, p, s, b, rows, dpre)
-    keep_columns(a, p, s, b, rows, dpre)
+        store_dpreact_rows(a, p, s, b, rows, dpre)
+    store_dpreact_columns(a, p, s, b, rows, dpre)
 
 
 @jit
-def pack_inputs(a, chunk, thread, threads, scratch):
+def pack_activations(a, chunk, thread, threads, scratch):
     """What the weight gradients of a chunk of steps are sums over, this thread's part of it."""
     if a.dweights != 0:
         pack_sums(a, chunk, thread, threads, scratch)

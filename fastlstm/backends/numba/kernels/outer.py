@@ -4,22 +4,23 @@ A sum in the tile's layout has to be zeroed, added to and transposed: over few r
 are those of `vector_backward.add_weight_gradients`, in the same order.
 """
 
+from fastlstm.backends.numba.constants import ONE_OFFSET
 from fastlstm.backends.numba.kernels.gradients import write_vectors
 from fastlstm.backends.numba.kernels.layout import (
     block_hh,
     block_ih,
+    count_vector_groups,
     dpreact_of,
-    first_of_h,
+    first_h_preact,
+    first_vector,
     gate_at,
-    group,
-    groups_of,
     head_begin,
     head_end,
     product_of,
     terms_of,
     vectors_of,
 )
-from fastlstm.backends.numba.kernels.shared import ONE, VECTOR, jit
+from fastlstm.backends.numba.kernels.shared import VECTOR, jit
 from fastlstm.backends.numba.llvm.intrinsics import call
 
 
@@ -55,17 +56,17 @@ def write_weight_gradients(a, packed, scratch, p_first, p_last):
             weight = a.dweight_ih + (block_ih(a, gate) * H + p * L) * I * S
             write_columns(a, scratch, valid, dpreact + gate_at(a, p, gate), wide, packed, weight, 0, I)
         for gate in range(a.of_h if a.dweight_hh != 0 else 0):
-            row, unit, source = block_hh(a, gate) * H, p * L, dpreact + gate_at(a, p, first_of_h(a) + gate)
+            row, unit, source = block_hh(a, gate) * H, p * L, dpreact + gate_at(a, p, first_h_preact(a) + gate)
             while unit < p * L + valid:  # of one head
                 end, weight = head_end(a, unit, p * L + valid), a.dweight_hh + (row + unit) * D * S
                 dpre = source + (unit - p * L) * S
                 write_columns(a, scratch, end - unit, dpre, wide, of_h, weight, head_begin(a, unit), D)
                 unit = end
         if a.dbias_ih != 0 or a.dbias_hh != 0 or a.params != 0:
-            for q in range(groups_of(vectors)):
-                v = group(vectors, q)
+            for q in range(count_vector_groups(vectors)):
+                v = first_vector(vectors, q)
                 call(
-                    product_of(a, group(vectors, q + 1) - v), 1, a.constants, 0, scratch + v * VECTOR, 0,
-                    dpreact + v * VECTOR, wide, a.constants + ONE, 0, 0, count, 1, 0, 0, dpreact, 0, 0,
+                    product_of(a, first_vector(vectors, q + 1) - v), 1, a.constants, 0, scratch + v * VECTOR, 0,
+                    dpreact + v * VECTOR, wide, a.constants + ONE_OFFSET, 0, 0, count, 1, 0, 0, dpreact, 0, 0,
                 )  # fmt: skip
             write_vectors(a, p, scratch)

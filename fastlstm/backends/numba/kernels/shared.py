@@ -2,17 +2,14 @@
 
 from typing import Any
 
+from fastlstm.backends.numba.constants import WEIGHT_BLOCK_BYTES
 from fastlstm.backends.numba.llvm.intrinsics import call, get_int32
 from fastlstm.backends.numba.llvm.simd import VECTOR_BYTES
 
 VECTOR = VECTOR_BYTES
-# Batch rows that pass a panel together, and rows of packed weights in a block: 16 KB of these whatever a vector's size
-# and, at 32 bytes, 8 KB of sums, so that both stay in a 32 KB L1 cache while the rows' tiles are computed. A lower tile
-# wants longer sums: 3 rows took up to 1.2 times as long in blocks of half of that.
-CHUNK, BLOCK_K = 64, 4096 // VECTOR
-BLOCK_STEPS = 2  # steps of k whose operands stay in a 48 KB L1 cache while all their tiles are multiplied: 24 + 12 KB
-FOLD = 8  # chunks of steps that the matrix unit sums together
-ONE = 1024  # where the constants' one lies, after the zeros
+# Rows of packed weights in a block. A lower tile wants longer sums: in blocks of half of that, 3 rows took up to 1.2
+# times as long.
+BLOCK_K = WEIGHT_BLOCK_BYTES // (4 * VECTOR)
 
 
 def jit(function: Any) -> Any:
@@ -27,13 +24,7 @@ def inlined(function: Any) -> Any:
 
 
 @jit
-def operand_steps(I, H):
-    """Steps of 32 columns that x and h make for the matrix unit, each padded to 16."""
-    return ((I + 15) // 16 + (H + 15) // 16 + 1) // 2
-
-
-@jit
-def item(a):
+def element_bytes(a):
     """Bytes of an element of x, of h and of the weights."""
     return 2 if a.is_narrow != 0 else a.size
 

@@ -18,7 +18,7 @@ def share_rows(count, part, parts):
 
 
 @jit
-def begin_alive(a, total, part, parts):
+def team_begin_by_length(a, total, part, parts):
     """The first batch row of a part, an even one: before it lies the part's share of all steps. One part's end is the
     next one's begin, and rows without a step are the last part's.
     """
@@ -34,7 +34,7 @@ def begin_alive(a, total, part, parts):
 
 
 @jit
-def share_rows_alive(a, part, parts):
+def team_rows(a, part, parts):
     """The first batch row of a part and of the next. Where sequences are sorted by length, as packed ones are, parts
     have as many steps of theirs, not as many rows.
     """
@@ -48,7 +48,7 @@ def share_rows_alive(a, part, parts):
         total += length_of(a, b)
     if total == a.T * a.B:
         return first, last
-    return begin_alive(a, total, part, parts), begin_alive(a, total, part + 1, parts)
+    return team_begin_by_length(a, total, part, parts), team_begin_by_length(a, total, part + 1, parts)
 
 
 @jit
@@ -70,8 +70,8 @@ def wait_for(barrier, threads, times, relax):
 
 
 @jit
-def wait(barrier, threads, passed, relax):
-    """Return when `threads` threads have called this for the (`passed` + 1)th time."""
+def wait(barrier, threads, barriers_passed, relax):
+    """Return when `threads` threads have called this for the (`barriers_passed` + 1)th time."""
     arrive(barrier, threads)
-    wait_for(barrier, threads, passed + 1, relax)
-    return passed + 1
+    wait_for(barrier, threads, barriers_passed + 1, relax)
+    return barriers_passed + 1

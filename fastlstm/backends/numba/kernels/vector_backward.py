@@ -2,24 +2,24 @@
 the input, and over all T B rows, for the weights.
 """
 
-from fastlstm.backends.numba.host.sizes import STRIP
-from fastlstm.backends.numba.kernels.ends import correct_states, rows_alive, zero_held
-from fastlstm.backends.numba.kernels.gradients import sum_at, sum_row
+from fastlstm.backends.numba.constants import ONE_OFFSET, ROW_BLOCK, STRIP
+from fastlstm.backends.numba.kernels.ends import correct_states, rows_to_last_active, zero_held
+from fastlstm.backends.numba.kernels.gradients import accumulator_address, accumulator_bytes
 from fastlstm.backends.numba.kernels.heads import back_product_of_heads
 from fastlstm.backends.numba.kernels.in_place import back_product_in_place
 from fastlstm.backends.numba.kernels.layout import (
     block_hh,
     block_ih,
     columns_of_h,
+    count_vector_groups,
     dpreact_of,
-    first_of_h,
+    first_h_preact,
+    first_vector,
     gate_at,
     gather,
-    group,
-    groups_of,
     head_begin,
     head_end,
-    is_dense,
+    is_compact,
     product_of,
     seen_alike,
     seen_by,
@@ -30,7 +30,7 @@ from fastlstm.backends.numba.kernels.layout import (
     vectors_of,
 )
 from fastlstm.backends.numba.kernels.outer import write_weight_gradients
-from fastlstm.backends.numba.kernels.shared import BLOCK_K, CHUNK, ONE, VECTOR, jit
+from fastlstm.backends.numba.kernels.shared import BLOCK_K, VECTOR, jit
 from fastlstm.backends.numba.kernels.states import terms_aside
 from fastlstm.backends.numba.kernels.threads import share
 from fastlstm.backends.numba.llvm.intrinsics import call
@@ -53,10 +53,10 @@ def pack_transposed(a, weight, weight_row, N, of_h, packed, first, last, scratch
             row_last = gate_at(a, p, gate + 1) // S if gate + 1 < gates else vectors_of(a, p, gates) * L
             source = weight + (block_hh(a, gate) if of_h else block_ih(a, gate)) * H * weight_row
             for q in range(first, last):  # innermost: whole rows of weights are read one after the other
-                column, before = group(vectors, q) * L, p - summed_from(a, q) if of_h else p
+                column, before = first_vector(vectors, q) * L, p - summed_from(a, q) if of_h else p
                 if before < 0 or (of_h and before >= summed_by(a, q)):
                     continue
-                wide = 4 if group(vectors, q + 1) - group(vectors, q) == 4 else 3
+                wide = 4 if first_vector(vectors, q + 1) - first_vector(vectors, q) == 4 else 3
                 to = packed + (q * reach * 4 * VECTOR + before * wide * VECTOR) * gates * L + row * wide * VECTOR
                 if of_h and a.heads > 1:
                     call(a.copy_rows, units, 0, wide * L, source, 0, to, wide * VECTOR)
@@ -82,13 +82,13 @@ pack_transposed_inputs = pack_transposed
 @jit
 def dpreact_place(a, p, s, b, scratch):
     """Where the cells' backward pass leaves dpreact (rows, S + P, lanes)."""
-    return terms_aside(a, scratch) if is_dense(a, p) else dpreact_of(a, p, s, b)
+    return terms_aside(a, scratch) if is_compact(a, p) else dpreact_of(a, p, s, b)
 
 
 @jit
-def keep(a, p, s, b, rows, dpre):
+def store_dpreact(a, p, s, b, rows, dpre):
     """Lay out dpreact for the products with it."""
-    if is_dense(a, p):
+    if is_compact(a, p):
         gather(a, p, rows, dpre, dpreact_of(a, p, s, b))
 
 
@@ -101,15 +101,15 @@ def back_product(a, rows, b, s, of_h, packed, vectors, q, scratch):
     if of_h and a.heads > 1:
         back_product_of_heads(a, rows, b, s, packed, vectors, q, scratch)
         return
-    L, gates, shift = a.lanes, a.of_h if of_h else a.of_x, first_of_h(a) * VECTOR if of_h else 0
+    L, gates, shift = a.lanes, a.of_h if of_h else a.of_x, first_h_preact(a) * VECTOR if of_h else 0
     panels, terms = (a.H + L - 1) // L, terms_of(a)
-    wide = 4 if group(vectors, q + 1) - group(vectors, q) == 4 else 3
+    wide = 4 if first_vector(vectors, q + 1) - first_vector(vectors, q) == 4 else 3
     kernel = a.product4 if wide == 4 else a.product3
     blocks = (panels * gates * L + BLOCK_K - 1) // BLOCK_K
     block = (panels + blocks - 1) // blocks  # panels
     init, init_row = a.constants, 0
     # a last panel of its own width
-    last, narrow = dpreact_of(a, panels - 1, s, b), 1 if is_dense(a, panels - 1) else 0
+    last, narrow = dpreact_of(a, panels - 1, s, b), 1 if is_compact(a, panels - 1) else 0
     last_row, last_columns = vectors_of(a, panels - 1, terms) * VECTOR, gates * (a.H - (panels - 1) * L)
     for p in range(0, panels, block):
         dpre = dpreact_of(a, p, s, b) + shift
@@ -130,21 +130,21 @@ def input_gradient(a, scratch, s_first, s_last, thread, threads):
     vectors = (I + L - 1) // L
     rows = (s_last - s_first) * B
     first, last = share(rows, thread, threads), share(rows, thread + 1, threads)
-    q_first, q_last = 0, groups_of(vectors)
+    q_first, q_last = 0, count_vector_groups(vectors)
     if rows == 1:  # threads share its columns instead
         first, last, q_first, q_last = 0, 1, share(q_last, thread, threads), share(q_last, thread + 1, threads)
     while first < last:
         s, b = s_first + first // B, first % B
-        count = min(min(CHUNK, B - b), last - first)
+        count = min(min(ROW_BLOCK, B - b), last - first)
         t = T - 1 - s if a.reverse != 0 else s
-        alive = rows_alive(a, t, b, count)
+        active = rows_to_last_active(a, t, b, count)
         for q in range(q_first, q_last):
-            column = group(vectors, q) * L
-            width = min((group(vectors, q + 1) - group(vectors, q)) * L, I - column)
-            back_product(a, alive, b, s, False, a.packed_ih, vectors, q, scratch)
+            column = first_vector(vectors, q) * L
+            width = min((first_vector(vectors, q + 1) - first_vector(vectors, q)) * L, I - column)
+            back_product(a, active, b, s, False, a.packed_ih, vectors, q, scratch)
             to = a.dx + ((t * a.rows + b) * I + column) * S
-            call(a.copy_rows, alive, width, width, scratch, 4 * VECTOR, to, I * S)
-            call(a.copy_rows, count - alive, 0, width, scratch, 0, to + alive * I * S, I * S)
+            call(a.copy_rows, active, width, width, scratch, 4 * VECTOR, to, I * S)
+            call(a.copy_rows, count - active, 0, width, scratch, 0, to + active * I * S, I * S)
         first += count
 
 
@@ -175,7 +175,7 @@ def pack_strips(a, strips, s_first, s_last, b_first, b_last):
                 correct_states(a, t, b_first, count, column - first_h, run, to, wide)
             elif column == a.sum_of_one:
                 run = 1
-                call(a.copy_rows, count, 1, 1, a.constants + ONE, 0, to, wide)
+                call(a.copy_rows, count, 1, 1, a.constants + ONE_OFFSET, 0, to, wide)
             else:
                 call(a.copy_rows, count, 0, run, to, 0, to, wide)
             if column != a.sum_of_one:  # a held row has no part: its padding may be NaN
@@ -186,7 +186,7 @@ def pack_strips(a, strips, s_first, s_last, b_first, b_last):
 
 
 @jit
-def live_rows(a, s_first, first, rows):
+def active_range(a, s_first, first, rows):
     """Steps, and rows of each from `first` on, that all which is not held lies in, of `rows` rows (step, row). Rows
     that are reset are summed in the order of those that end, a step at a time.
     """
@@ -197,7 +197,7 @@ def live_rows(a, s_first, first, rows):
     steps, row = max(1, rows // a.B), first % a.B
     s = s_first + first // a.B
     earliest = a.T - s - steps if a.reverse != 0 else s
-    return steps, max(1, rows_alive(a, earliest, row, rows // steps))  # a row at least: the sums begin with it
+    return steps, max(1, rows_to_last_active(a, earliest, row, rows // steps))  # a row at least: the sums begin with it
 
 
 @jit
@@ -209,7 +209,7 @@ def add_products(a, strips, s_first, s_last, half, p_first, p_last, column, colu
     """
     all_rows = (s_last - s_first) * a.B
     first, rows = share(all_rows, half, a.halves), share(all_rows, half + 1, a.halves) - share(all_rows, half, a.halves)
-    steps, rows = live_rows(a, s_first, first, rows)
+    steps, rows = active_range(a, s_first, first, rows)
     blocks = (rows + BLOCK_ROWS - 1) // BLOCK_ROWS
     block = rows if steps > 1 else (rows + blocks - 1) // max(blocks, 1)
     begin, end = column // STRIP, (column_last + STRIP - 1) // STRIP if column < column_last else 0
@@ -218,20 +218,20 @@ def add_products(a, strips, s_first, s_last, half, p_first, p_last, column, colu
         k, width = max(column, n * STRIP), min(column_last, (n + 1) * STRIP) - max(column, n * STRIP)
         strip = strips + ((n * all_rows + first) * STRIP + k - n * STRIP) * a.size
         for p in range(p_first, p_last):
-            out = sum_at(a, half, p) + (k - shift) * sum_row(a)
+            out = accumulator_address(a, half, p) + (k - shift) * accumulator_bytes(a)
             dpre = dpreact_of(a, p, s_first, first) + gate_at(a, p, gate)
             vectors, dpre_row = vectors_of(a, p, gates), vectors_of(a, p, terms_of(a)) * VECTOR
-            for q in range(groups_of(vectors)):
-                v = group(vectors, q)
-                kernel, to = product_of(a, group(vectors, q + 1) - v), out + v * VECTOR
-                init, init_row = (a.constants, 0) if s_last == a.T else (to, sum_row(a))
+            for q in range(count_vector_groups(vectors)):
+                v = first_vector(vectors, q)
+                kernel, to = product_of(a, first_vector(vectors, q + 1) - v), out + v * VECTOR
+                init, init_row = (a.constants, 0) if s_last == a.T else (to, accumulator_bytes(a))
                 for r in range(0, rows, block):
                     call(
-                        kernel, width, init, init_row, to, sum_row(a),
+                        kernel, width, init, init_row, to, accumulator_bytes(a),
                         dpre + v * VECTOR + r * dpre_row, dpre_row, strip + r * STRIP * a.size, a.size, STRIP * a.size,
                         min(block, rows - r), steps, a.B * STRIP * a.size, a.B * dpre_row, strip, 0, 0,
                     )  # fmt: skip
-                    init, init_row = to, sum_row(a)
+                    init, init_row = to, accumulator_bytes(a)
 
 
 @jit
@@ -244,7 +244,7 @@ def add_weight_gradients(a, strips, s_first, s_last, half, p_first, p_last):
         add_products(a, strips, s_first, s_last, half, p_first, p_last, 0, of_one + 1, 0, 0, a.sums)
         return
     add_products(a, strips, s_first, s_last, half, p_first, p_last, 0, a.I, 0, 0, a.of_x)
-    p, first, unseen = p_first, first_of_h(a), columns - min(a.span, columns)
+    p, first, unseen = p_first, first_h_preact(a), columns - min(a.span, columns)
     while p < (p_last if columns != 0 else p_first):
         end, seen = seen_alike(a, p, p_last), seen_from(a, p)
         begin = of_h + seen
@@ -254,7 +254,7 @@ def add_weight_gradients(a, strips, s_first, s_last, half, p_first, p_last):
 
 
 @jit
-def pack_inputs(a, chunk, thread, threads, scratch):
+def pack_activations(a, chunk, thread, threads, scratch):
     """What the weight gradients of a chunk of steps are sums over, this thread's batch rows of it."""
     strips, s = a.strips + chunk % a.ring * a.strips_bytes, chunk * a.chunk
     b_first, b_last = share(a.B, thread, threads), share(a.B, thread + 1, threads)

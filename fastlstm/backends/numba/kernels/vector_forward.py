@@ -4,32 +4,32 @@ Where x is wide, it has a sum of its own; a narrow x and h share one, if both ar
 Few rows multiply an x with its own sum, and a lone row any x, for several steps at once.
 """
 
-from fastlstm.backends.numba.kernels.ends import rows_alive
+from fastlstm.backends.numba.kernels.ends import rows_to_last_active
 from fastlstm.backends.numba.kernels.heads import add_heads
 from fastlstm.backends.numba.kernels.layout import (
     block_hh,
     block_ih,
-    first_of_h,
+    count_vector_groups,
+    expand,
+    first_h_preact,
+    first_vector,
     gate_at,
-    group,
-    groups_of,
     head_begin,
     head_end,
-    is_dense,
+    is_compact,
     lone_of,
     product_of,
     seen_alike,
     seen_by,
     seen_from,
     spans_heads,
-    spread,
     vectors_of,
 )
 from fastlstm.backends.numba.kernels.shared import VECTOR, inlined, jit
-from fastlstm.backends.numba.kernels.states import slot
+from fastlstm.backends.numba.kernels.states import scratch_slot
 from fastlstm.backends.numba.llvm.intrinsics import call
 
-READS_STATES, READS_INPUTS = True, True  # preact reads h where the step before left it, and x where it lies
+READS_H_UNPACKED, READS_X_UNPACKED = True, True  # preact reads h where the step before left it, and x where it lies
 
 
 @jit
@@ -54,16 +54,16 @@ def biases_at(a, p):
 
 @jit
 def pack_panel(a, p, weight, weight_row, columns, of_h, panel):
-    """Panel p of a weight to [group of vectors][k][gate][lane], or [k] and its gates side by side, see `is_dense`, then
-    zeros. Units of several heads have zeros where one does not see what another sees.
+    """Pack panel p of a weight as [group of vectors][k][gate][lane]. A compact panel is [k], with its gates side by
+    side and then zeros. Units of several heads have zeros where one does not see what another sees.
     """
     L, S, H, gates = a.lanes, a.size, a.H, a.of_h if of_h else a.of_x
     valid, vectors = min(L, H - p * L), vectors_of(a, p, gates)
     width, begin = (a.head, seen_from(a, p)) if of_h else (columns, 0)
     if valid < L or width < columns:
         call(a.copy_rows, 1, 0, columns * vectors * L, panel, 0, panel, 0)
-    for q in range(groups_of(vectors)):
-        first, last = group(vectors, q), group(vectors, q + 1)
+    for q in range(count_vector_groups(vectors)):
+        first, last = first_vector(vectors, q), first_vector(vectors, q + 1)
         to, wide = panel + first * columns * VECTOR, (last - first) * VECTOR
         for gate in range(first, gates if last == vectors else last):
             row = (block_hh(a, gate) if of_h else block_ih(a, gate)) * H
@@ -77,27 +77,30 @@ def pack_panel(a, p, weight, weight_row, columns, of_h, panel):
 
 
 @jit
-def pack_states(a, p, place):
+def pack_hh(a, p, place):
     pack_panel(a, p, a.weight_hh, a.weight_hh_row, seen_by(a, p), True, states_at(a, place))
 
 
 @jit
-def pack_inputs(a, p, place):
+def pack_ih(a, p, place):
     pack_panel(a, p, a.weight_ih, a.weight_ih_row, a.I, False, inputs_at(a, place))
 
 
 @jit
 def pack_weights(a, p, place, scratch):
-    pack_states(a, p, place)
-    pack_inputs(a, p, place)
+    pack_hh(a, p, place)
+    pack_ih(a, p, place)
 
 
 @jit
-def fed(a, p, s, row):
+def input_preact_at(a, p, s, row):
     """Where what x makes of panel p's sums of step s lies, if there is memory for it: each batch row's sum where x has
     its own; otherwise the lone row's over whole blocks, then over the part of a block in which h follows.
     """
-    return a.fed + ((p * a.feed + s % a.feed) * (a.B if a.block_x != 0 else 2) + row) * a.sums * VECTOR
+    return (
+        a.input_preact
+        + ((p * a.input_steps + s % a.input_steps) * (a.B if a.block_x != 0 else 2) + row) * a.sums * VECTOR
+    )
 
 
 @jit
@@ -105,8 +108,8 @@ def add_product(a, vectors, w, columns, first, last, block, rows, init, init_row
     """``out = init +`` columns `first` to `last` of `rows` rows of x times a panel of so many vectors, in blocks. Of no
     columns it is a copy.
     """
-    for q in range(groups_of(vectors)):
-        v, wide, k = group(vectors, q), (group(vectors, q + 1) - group(vectors, q)) * VECTOR, first
+    for q in range(count_vector_groups(vectors)):
+        v, wide, k = first_vector(vectors, q), (first_vector(vectors, q + 1) - first_vector(vectors, q)) * VECTOR, first
         kernel, begin, begin_row, to = product_of(a, wide // VECTOR), init + v * VECTOR, init_row, out + v * VECTOR
         while True:
             w_k, x_k, count = w + v * columns * VECTOR + k * wide, x + k * a.size, min(block, last - k)
@@ -125,22 +128,24 @@ def copy_sums(a, first, last, rows, source, source_row, target, target_row):
 
 
 @jit
-def multiply_inputs(a, s, p, part, b_first, b_last):
-    """What panel p's sums of `feed` steps from s on start from, where these begin: a row reads the weights once for all
-    of them.
+def multiply_inputs(a, s, p, team_index, b_first, b_last):
+    """If a block of `input_steps` steps begins at s, compute the products of x with panel p for all of them. A row then
+    reads the weights once for these steps.
     """
-    if a.feed != 0 and s % a.feed == 0:
+    if a.input_steps != 0 and s % a.input_steps == 0:
         t, x_step = (a.T - 1 - s, -a.x_step) if a.reverse != 0 else (s, a.x_step)
-        rows, x, biases, I = min(a.feed, a.T - s), a.x + t * a.x_step, biases_at(a, p), a.I
+        rows, x, biases, I = min(a.input_steps, a.T - s), a.x + t * a.x_step, biases_at(a, p), a.I
         vectors, w, wide = vectors_of(a, p, a.of_x), inputs_at(a, p), a.sums * VECTOR
         if a.block_x != 0:
-            alive = rows_alive(a, t - rows + 1 if a.reverse != 0 else s, b_first, b_last - b_first)  # in any of them
-            for b in range(b_first, b_first + alive):
-                x_b, out, out_row = x + b * a.x_row, fed(a, p, s, b), a.B * wide
+            active = rows_to_last_active(
+                a, t - rows + 1 if a.reverse != 0 else s, b_first, b_last - b_first
+            )  # in any of them
+            for b in range(b_first, b_first + active):
+                x_b, out, out_row = x + b * a.x_row, input_preact_at(a, p, s, b), a.B * wide
                 add_product(a, vectors, w, I, 0, I, a.block_x, rows, biases, 0, out, out_row, x_b, x_step)
                 copy_sums(a, a.of_x, a.sums, rows, biases, 0, out, out_row)
         else:
-            whole, out = I // a.block * a.block, fed(a, p, s, 0)
+            whole, out = I // a.block * a.block, input_preact_at(a, p, s, 0)
             if whole > 0:
                 add_product(a, vectors, w, I, 0, whole, a.block, rows, biases, 0, out, 2 * wide, x, x_step)
             if whole < I:
@@ -149,79 +154,82 @@ def multiply_inputs(a, s, p, part, b_first, b_last):
 
 
 @inlined
-def preact_of_one(a, s, p, place, panels, step, b, out, x, h_seen):
+def preact_of_row(a, s, p, place, panels, step, b, out, x, h_in):
     """preact of row b for `panels` panels from p on, `step` 1 or -1: the same sums, all blocks in one call. All see the
     same columns of h.
     """
     I, columns, wide = a.I, seen_by(a, p), step * a.sums * VECTOR
-    of_h = columns if h_seen != 0 else 0
+    of_h = columns if h_in != 0 else 0
     w_x, w_h = inputs_at(a, place), states_at(a, place)
     x_step, h_step = step * a.of_x * a.I * VECTOR, step * a.of_h * a.span * VECTOR
     init, init_step, part, part_step, first = biases_at(a, p), wide, a.constants, 0, a.block
-    if a.feed != 0:
-        rest, fed_step = I % a.block if a.block_x == 0 else 0, fed(a, step, 0, 0) - fed(a, 0, 0, 0)
+    if a.input_steps != 0:
+        rest, preact_step = (
+            I % a.block if a.block_x == 0 else 0,
+            input_preact_at(a, step, 0, 0) - input_preact_at(a, 0, 0, 0),
+        )
         if rest != I or a.block_x != 0:  # whole blocks; an x of no columns has none, and feeds nothing
-            init, init_step = fed(a, p, s, b), fed_step
+            init, init_step = input_preact_at(a, p, s, b), preact_step
         if rest != 0:
-            part, part_step, first = fed(a, p, s, 1), fed_step, a.block - rest
+            part, part_step, first = input_preact_at(a, p, s, 1), preact_step, a.block - rest
         I = 0
-        copy_sums(a, 0, first_of_h(a), panels, init, init_step, out, wide)
+        copy_sums(a, 0, first_h_preact(a), panels, init, init_step, out, wide)
     elif a.block_x != 0:
         vectors = vectors_of(a, p, a.of_x)
-        for q in range(groups_of(vectors)):
-            v = group(vectors, q)
+        for q in range(count_vector_groups(vectors)):
+            v = first_vector(vectors, q)
             call(
-                lone_of(a, group(vectors, q + 1) - v), panels, init + v * VECTOR, init_step, out + v * VECTOR, wide, x,
-                w_x + v * I * VECTOR, x_step, I, x, w_x, 0, 0, a.block_x, a.block_x, part, 0,
+                lone_of(a, first_vector(vectors, q + 1) - v), panels, init + v * VECTOR, init_step, out + v * VECTOR,
+                wide, x, w_x + v * I * VECTOR, x_step, I, x, w_x, 0, 0, a.block_x, a.block_x, part, 0,
             )  # fmt: skip
         copy_sums(a, a.of_x, a.sums, panels, init, init_step, out, wide)
         init, init_step, I = out, wide, 0
-    vectors, begin = vectors_of(a, p, a.of_h), first_of_h(a) * VECTOR
-    for q in range(groups_of(vectors)):
-        v = group(vectors, q)
+    vectors, begin = vectors_of(a, p, a.of_h), first_h_preact(a) * VECTOR
+    for q in range(count_vector_groups(vectors)):
+        v = first_vector(vectors, q)
         call(
-            lone_of(a, group(vectors, q + 1) - v), panels, init + begin + v * VECTOR, init_step,
-            out + begin + v * VECTOR, wide, x, w_x + v * a.I * VECTOR, x_step, I, h_seen, w_h + v * columns * VECTOR,
+            lone_of(a, first_vector(vectors, q + 1) - v), panels, init + begin + v * VECTOR, init_step,
+            out + begin + v * VECTOR, wide, x, w_x + v * a.I * VECTOR, x_step, I, h_in, w_h + v * columns * VECTOR,
             h_step, of_h, first, a.block, part + (v * VECTOR if part_step != 0 else 0), part_step,
         )  # fmt: skip
 
 
 @inlined
-def preact_of_lone(a, s, p_first, p_last, scratch, x, h_seen):
+def preact_of_only_row(a, s, p_first, p_last, scratch, x, h_in):
     """preact of the only row for panels `p_first` to `p_last`, none of them cut off, side by side in scratch. To and
     fro, as other rows.
     """
-    if a.feed != 0 and s % a.feed == 0:
+    if a.input_steps != 0 and s % a.input_steps == 0:
         for p in range(p_first, p_last):
             multiply_inputs(a, s, p, 0, 0, 1)
     begin = p_first
     while begin < p_last:
-        end, h, p, step = seen_alike(a, begin, p_last), h_seen, begin, 1
-        if h_seen != 0:
+        end, h, p, step = seen_alike(a, begin, p_last), h_in, begin, 1
+        if h_in != 0:
             h += seen_from(a, begin) * a.size
         if (s + a.flip) % 2 != 0:
             p, step = end - 1, -1
         out = scratch + (p - p_first) * a.sums * VECTOR
         crosses = spans_heads(a, begin)
-        preact_of_one(a, s, p, p, end - begin, step, 0, out, x, 0 if crosses else h)
-        if crosses and h_seen != 0:  # no two panels of several heads see the same columns
+        preact_of_row(a, s, p, p, end - begin, step, 0, out, x, 0 if crosses else h)
+        if crosses and h_in != 0:  # no two panels of several heads see the same columns
             add_heads(a, p, 1, out, states_at(a, p), h, 0)
         begin = end
 
 
 @inlined
-def shared_sums(a, p, place, b, rows, init, out, wide, x, h_seen, h_seen_row):
+def shared_sums(a, p, place, b, rows, init, out, wide, x, h_in, h_seen_row):
     """preact of panel p where x and h share their sums."""
     S, I, vectors, w_x, w_h = a.size, a.I, wide // VECTOR, inputs_at(a, place), states_at(a, place)
     columns = seen_by(a, p)
-    used = I + columns if h_seen != 0 else I
-    for q in range(groups_of(vectors)):
-        v, k, w_row = group(vectors, q), 0, (group(vectors, q + 1) - group(vectors, q)) * VECTOR
+    used = I + columns if h_in != 0 else I
+    for q in range(count_vector_groups(vectors)):
+        v, k, w_row = first_vector(vectors, q), 0, (first_vector(vectors, q + 1) - first_vector(vectors, q)) * VECTOR
         kernel, begin, begin_row, to = product_of(a, w_row // VECTOR), init + v * VECTOR, 0, out + v * VECTOR
         while True:
             k_last = min(k + a.block, used)
             of_x, of_h = max(0, min(k_last, I) - k), max(0, k - I)  # columns of x, and of h before them
-            x_k, h_k = x + b * a.x_row + k * S, h_seen + b * h_seen_row + of_h * S
+            x_k, h_k = x + b * a.x_row + k * S, h_in + b * h_seen_row + of_h * S
             w, w_2 = w_x + v * I * VECTOR + k * w_row, w_h + v * columns * VECTOR + of_h * w_row
             call(
                 kernel, rows, begin, begin_row, to, wide, w, w_row, x_k, a.x_row, S, of_x, 1, 0, w_2 - w, h_k,
@@ -233,48 +241,48 @@ def shared_sums(a, p, place, b, rows, init, out, wide, x, h_seen, h_seen_row):
 
 
 @inlined
-def preact(a, s, p, place, b, rows, part, b_first, b_last, scratch, x, h_seen, h_seen_row):
+def preact(a, s, p, place, b, rows, part, b_first, b_last, scratch, x, h_in, h_seen_row):
     """preact of panel p, packed at `place`, for `rows` rows from `b` on, to scratch (rows, S, lanes). h_seen: the
     columns that the panel sees; if it is absent they are zero.
     """
-    out, wide, dense = scratch, vectors_of(a, p, a.sums) * VECTOR, is_dense(a, p)
+    out, wide, dense = scratch, vectors_of(a, p, a.sums) * VECTOR, is_compact(a, p)
     if dense:
-        out = slot(a, scratch, 0)
+        out = scratch_slot(a, scratch, 0)
     init, init_row = biases_at(a, p), 0
-    h_of_heads, crosses = h_seen, spans_heads(a, p)
+    h_of_heads, crosses = h_in, spans_heads(a, p)
     if crosses:
-        h_seen = 0
+        h_in = 0
     if rows == 1:
-        preact_of_one(a, s, p, place, 1, 1, b, out, x + b * a.x_row, h_seen + b * h_seen_row if h_seen != 0 else 0)
+        preact_of_row(a, s, p, place, 1, 1, b, out, x + b * a.x_row, h_in + b * h_seen_row if h_in != 0 else 0)
     elif a.block_x == 0:
-        shared_sums(a, p, place, b, rows, init, out, wide, x, h_seen, h_seen_row)
+        shared_sums(a, p, place, b, rows, init, out, wide, x, h_in, h_seen_row)
     else:
-        if a.feed != 0:
-            init, init_row = fed(a, p, s, b), a.sums * VECTOR
-            copy_sums(a, 0, first_of_h(a), rows, init, init_row, out, wide)
+        if a.input_steps != 0:
+            init, init_row = input_preact_at(a, p, s, b), a.sums * VECTOR
+            copy_sums(a, 0, first_h_preact(a), rows, init, init_row, out, wide)
         else:
             vectors, w, I = vectors_of(a, p, a.of_x), inputs_at(a, place), a.I
             add_product(a, vectors, w, I, 0, I, a.block_x, rows, init, 0, out, wide, x + b * a.x_row, a.x_row)
             copy_sums(a, a.of_x, a.sums, rows, init, 0, out, wide)
             init, init_row = out, wide
-        seen, begin = seen_by(a, p), first_of_h(a) * VECTOR
-        columns = seen if h_seen != 0 else 0
-        if columns != 0 or a.feed != 0:
+        seen, begin = seen_by(a, p), first_h_preact(a) * VECTOR
+        columns = seen if h_in != 0 else 0
+        if columns != 0 or a.input_steps != 0:
             add_product(
                 a, vectors_of(a, p, a.of_h), states_at(a, place), seen, 0, columns, a.block, rows, init + begin,
-                init_row, out + begin, wide, h_seen + b * h_seen_row, h_seen_row,
+                init_row, out + begin, wide, h_in + b * h_seen_row, h_seen_row,
             )  # fmt: skip
     if crosses and h_of_heads != 0:
         add_heads(a, p, rows, out, states_at(a, place), h_of_heads + b * h_seen_row, h_seen_row)
     if dense:
-        spread(a, p, rows, out, scratch)
+        expand(a, p, rows, out, scratch)
 
 
 @jit
-def feed_inputs(a, s, part, b_first, b_last, x_first, x_last, scratch):
+def pack_x_operand(a, s, part, b_first, b_last, x_first, x_last, scratch):
     pass
 
 
 @jit
-def feed_states(a, s, p, b, rows, h, h_row, scratch):
+def pack_h_operand(a, s, p, b, rows, h, h_row, scratch):
     pass

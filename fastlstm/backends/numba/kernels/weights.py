@@ -1,6 +1,6 @@
 """What is kept of weights beside their packed form: biases, and digests, by which a change of them is seen."""
 
-from fastlstm.backends.numba.kernels.layout import block_hh, block_ih, first_of_h, gate_at
+from fastlstm.backends.numba.kernels.layout import block_hh, block_ih, first_h_preact, gate_at
 from fastlstm.backends.numba.kernels.shared import jit
 from fastlstm.backends.numba.llvm.digest import DIGEST_BYTES
 from fastlstm.backends.numba.llvm.intrinsics import call
@@ -10,7 +10,7 @@ DIGEST = 1 << 14  # words of a block of weights that has one digest: 64 KB
 
 @jit
 def pack_biases(a, p, to):
-    """The sum of the biases of panel p to [gate][lane], or its gates side by side (see `is_dense`), then zeros."""
+    """The sum of the biases of panel p to [gate][lane], or its gates side by side (see `is_compact`), then zeros."""
     L, S, H = a.lanes, a.size, a.H
     valid = min(L, H - p * L)
     call(a.copy_rows, 1, 0, a.sums * L, to, 0, to, 0)
@@ -19,7 +19,7 @@ def pack_biases(a, p, to):
             call(a.copy_rows, 1, valid, valid, a.bias + (block_ih(a, k) * H + p * L) * S, 0, to + gate_at(a, p, k), 0)
     if a.bias_hh != 0:
         for k in range(a.of_h):
-            at = to + gate_at(a, p, first_of_h(a) + k)
+            at = to + gate_at(a, p, first_h_preact(a) + k)
             call(a.add_rows, 1, valid, a.bias_hh + (block_hh(a, k) * H + p * L) * S, 0, at, 0)
 
 
