@@ -6,12 +6,11 @@ Each file holds ratios to torch, taken in pairs on one machine. So both compare 
 busier for one of them. Of a row that only one of them has, or that is noisy in one, nothing is said.
 """
 
-import argparse
 import json
 import statistics
 from pathlib import Path
 
-from benchmarks.shared.tables import ratio_text, table
+from benchmarks.shared.tables import parser, ratio_text, table
 
 Ratio = dict[str, float]
 NOISE = 0.1  # of a shared machine: smaller changes of one shape say nothing
@@ -43,10 +42,10 @@ def markdown(before: dict[tuple[str, str], Ratio], after: dict[tuple[str, str], 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("before", type=Path)
-    parser.add_argument("after", type=Path)
-    options = parser.parse_args()
+    arguments = parser("change", __doc__, rounds=None, threads=False)
+    arguments.add_argument("before", type=Path)
+    arguments.add_argument("after", type=Path)
+    options = arguments.parse_args()
     print(markdown(ratios(options.before), ratios(options.after)))
 
 

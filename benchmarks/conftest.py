@@ -37,12 +37,10 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.line(text)
     cells = [row(info) for info in measured]
     widths = [max(map(len, column)) for column in zip(HEAD, *cells)]
-    groups = itertools.groupby(zip(measured, cells), lambda pair: pair[0]["group"])
-    for group, rows in groups:
-        pairs = list(rows)
-        for line in (["", group], HEAD, *(of for _, of in pairs)):
-            padded = line if len(line) == 2 else [text.rjust(width) for text, width in zip(line, widths)]
-            terminalreporter.line("  ".join(padded).rstrip() if len(line) > 2 else "\n".join(padded))
+    for group, pairs in itertools.groupby(zip(measured, cells), lambda pair: pair[0]["group"]):
+        terminalreporter.line(f"\n{group}")
+        for line in (HEAD, *(texts for _, texts in pairs)):
+            terminalreporter.line("  ".join(text.rjust(width) for text, width in zip(line, widths)).rstrip())
     terminalreporter.line(f"\n{mean_of(measured)}")
 
 

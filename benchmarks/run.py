@@ -42,10 +42,10 @@ def measure(shape: Shape, options: argparse.Namespace) -> Iterator[dict[str, Any
     contest = Contest(shape, options.dtype, beside=options.backend, seed=options.seed, null=options.null)
     contest.check()
     theirs, ours = contest.theirs, "fastlstm"
-    used: dict[str, dict[str, int]] = {key: {} for key in ("ours", "baseline")}
-    if not options.null:
-        named = zip(used, (ours, theirs))
-        used = {key: memory.peak_memory(shape, name, options.threads, options.dtype) or {} for key, name in named}
+    used = {
+        key: {} if options.null else memory.peak_memory(shape, name, options.threads, options.dtype) or {}
+        for key, name in (("ours", ours), ("baseline", theirs))
+    }
     for mode in MODES:
         others = machine.Others()
         runs = {name: contest.run(name, mode) for name in contest.modules}

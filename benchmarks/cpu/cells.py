@@ -38,11 +38,6 @@ States = tuple[Tensor, ...]
 class Loop(nn.Module):
     """A layer of a cell as one writes it in PyTorch: x is multiplied for all steps at once, and h at each."""
 
-    weight_ih: Tensor
-    weight_hh: Tensor
-    bias_ih: Tensor
-    bias_hh: Tensor
-
     def __init__(self, rnn: fastlstm.RNN) -> None:
         super().__init__()
         self.cell, self.takes = rnn.cell, tuple(inspect.signature(rnn.cell.function).parameters)

@@ -9,6 +9,7 @@ products are the same. Heads: an sLSTM with 4 heads of 128 units, whose x comes 
 the faster counts.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -97,18 +98,15 @@ def layer(cell: cells.Cell, x: Tensor, H: int) -> tuple[nn.Module, Runs]:
 
 def norms() -> Iterator[tuple[str, dict[str, Runs]]]:
     """Yield what each row of cells with norms is called, and what runs."""
-    rivals = (
-        (cells.layer_norm_lstm, plain_layer_norm_lstm, cells.peephole_lstm),
-        (cells.dreamer_gru, plain_dreamer_gru, cells.gru),
-    )
-    for cell, plain, without in rivals:
-        for T, B, I, H in SIZES:
-            x = torch.randn(T, B, I)
-            rnn, ours = layer(cell, x, H)
-            weights = {name.removesuffix("_l0"): a for name, a in rnn.named_parameters()}
-            theirs = calls(lambda: plain(x, weights), list(weights.values()))  # noqa: B023 # called in this turn
-            title = f"`{cell.name}`, T {T}, B {B}, I {I}, H {H}"
-            yield title, {"torch": theirs, "fastlstm": ours, "without": layer(without, x, H)[1]}
+    lstm = cells.layer_norm_lstm, plain_layer_norm_lstm, cells.peephole_lstm
+    gru = cells.dreamer_gru, plain_dreamer_gru, cells.gru
+    for (cell, plain, without), (T, B, I, H) in itertools.product((lstm, gru), SIZES):
+        x = torch.randn(T, B, I)
+        rnn, ours = layer(cell, x, H)
+        weights = {name.removesuffix("_l0"): a for name, a in rnn.named_parameters()}
+        theirs = calls(lambda: plain(x, weights), list(weights.values()))  # noqa: B023 # called in this turn
+        title = f"`{cell.name}`, T {T}, B {B}, I {I}, H {H}"
+        yield title, {"torch": theirs, "fastlstm": ours, "without": layer(without, x, H)[1]}
 
 
 def heads() -> Iterator[tuple[str, dict[str, Runs]]]:

@@ -110,10 +110,9 @@ def rivals(lstm: nn.LSTM, x: Tensor, shape: Shape, threads: int) -> Iterator[tup
     with torch.no_grad():
         expected = lstm(x)[0].numpy()
 
-    def checked(name: str, run: Callable[[], object]) -> Callable[[], object]:
-        np.testing.assert_allclose(np.asarray(run()), expected, rtol=0, atol=1e-5, err_msg=f"{name} at {shape}")
-        return run
-
     model = onnx_layers(lstm, shape) if installed() else b""
     for name in installed():
-        yield name, {n: checked(name, RUNTIMES[name](model, x, n)) for n in thread_counts(threads)}
+        runs = {n: RUNTIMES[name](model, x, n) for n in thread_counts(threads)}
+        for run in runs.values():
+            np.testing.assert_allclose(run(), expected, rtol=0, atol=1e-5, err_msg=f"{name} at {shape}")
+        yield name, runs

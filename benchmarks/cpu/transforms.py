@@ -47,14 +47,10 @@ def hessian_vector(module: nn.Module, x: Tensor) -> Run:
     return run
 
 
-def values(result: Any) -> Tensor:
-    """All numbers of a result."""
-    return torch.cat([a.detach().flatten() for a in pytree.tree_leaves(result) if a is not None])
-
-
 def check(what: str, first: Any, second: Any) -> None:
     """Both compute the same: a vmap's results are a loop's in another order."""
-    a, b = (values(result).double() for result in (first, second))
+    leaves = ([a for a in pytree.tree_leaves(result) if a is not None] for result in (first, second))
+    a, b = (torch.cat([a.detach().flatten() for a in each]).double() for each in leaves)
     for way in (lambda v: v.abs().sum(), lambda v: v.square().sum()):
         if not torch.isclose(way(a), way(b), rtol=1e-3):
             raise AssertionError(f"{what}: the two differ, {way(a):.6g} and {way(b):.6g}")
@@ -65,10 +61,9 @@ Row = tuple[str, str, Run, str, Run]  # what; the first rival; the second, whose
 
 def called_by(mode: str, module: nn.Module, x: Tensor | PackedSequence, **masks: Tensor) -> Callable[[], Any]:
     """Return a call of a layer, in training with the gradients of its output's sum."""
-    whole = lambda: module(x, **masks)  # noqa: E731
     if mode == "inference":
-        return inference(whole)
-    return training(lambda: pytree.tree_leaves(whole())[0].sum(), module.parameters())
+        return inference(lambda: module(x, **masks))
+    return training(lambda: pytree.tree_leaves(module(x, **masks))[0].sum(), module.parameters())
 
 
 def twins(I: int, H: int) -> tuple[nn.Module, nn.Module]:
@@ -118,14 +113,9 @@ def ensembles() -> Iterator[Row]:
     for name, models in (("a loop of nn.LSTM", theirs), ("a loop of ours", ours)):
         loop = inference(lambda models=models: [model(x)[0] for model in models])
         yield f"{what}, inference", name, loop, "vmap", inference(lambda: output(stacked))
-        runs = [called_by("training", model, x) for model in models]
-        yield (
-            f"{what}, training",
-            name,
-            lambda runs=runs: [run()[1:] for run in runs],
-            "vmap",
-            lambda: gradient(stacked),
-        )
+        trained = [called_by("training", model, x) for model in models]
+        loop = lambda trained=trained: [run()[1:] for run in trained]  # noqa: E731
+        yield f"{what}, training", name, loop, "vmap", lambda: gradient(stacked)
 
 
 def rows(options: Options) -> Iterator[list[str]]:

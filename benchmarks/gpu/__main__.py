@@ -31,7 +31,6 @@ from benchmarks.shared.shapes import MODES
 from benchmarks.shared.tables import parser
 
 ROOT = Path(__file__).parents[2]
-Measure = Callable[[Item, int], list[dict[str, Any]]]
 PROCESSES = multiprocessing.get_context("forkserver")  # which imports once, and forks before CUDA starts
 WIDTHS = [(shape, "bf16") for shape in (LARGER[-1], SHAPES[1], SMALLEST, *LARGER[:-1])]  # the likeliest to miss first
 # rival, how many times as fast as it, in which modes and layers. Speeds are judged by eager calls.
@@ -71,7 +70,7 @@ def items() -> list[Item]:
     return [(*layer, beside) for group, beside in groups for layer in group]
 
 
-def layer(item: Item, rounds: int, limit: float, measure: Measure = layers.measure) -> list[dict[str, Any]]:
+def layer(item: Item, rounds: int, limit: float, measure: Callable[..., Any] = layers.measure) -> list[dict[str, Any]]:
     """Return an item's rows, from a process of its own."""
     with PROCESSES.Pool(1) as pool:
         try:

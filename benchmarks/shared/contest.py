@@ -116,7 +116,5 @@ class Contest:
             for what, error in errors(module).items():
                 allowed = max(3 * theirs[what], limit)
                 if not error <= allowed:  # NaN is an error too
-                    raise AssertionError(
-                        f"{self.shape}: {what} of {name} is {error:.1e} from float64, allowed {allowed:.1e}"
-                    )
+                    raise AssertionError(f"{self.shape}: {what} of {name} errs by {error:.1e}, allowed {allowed:.1e}")
                 self.errors[name] = max(error, self.errors.get(name, 0.0))

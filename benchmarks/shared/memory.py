@@ -34,9 +34,7 @@ def resident(field: str) -> int:
 
 def reset_peak() -> None:
     gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
-    if trim is not None:
-        trim(0)
+    getattr(ctypes.CDLL(None), "malloc_trim", lambda kept: None)(0)  # glibc only
     (PROC / "clear_refs").write_text("5")
 
 
@@ -52,7 +50,6 @@ def peaks(shape: Shape, implementation: str, threads: int, dtype: str) -> dict[s
     for mode in MODES:
         contest = Contest(shape, dtype)  # a layer that has packed no weights
         run = contest.run(implementation, mode)
-        gc.collect()
         memory.forget()
         reset_peak()
         before = resident("VmRSS")

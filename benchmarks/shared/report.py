@@ -45,7 +45,7 @@ def markdown(report: dict[str, Any]) -> str:
         f"# {report['title']}",
         "",
         f"{machine['cpu']}, vectors of {vectors} float32, {counts}; {machine['system']};",
-        f"Python {machine['python']}, {versions}; backend {machine['backend']}. {report['date']}.",
+        f"{versions}; backend {machine['backend']}. {report['date']}.",
         f"Load average before the run: {machine['load'] if machine['load'] is not None else 'unknown'}.",
         "",
         f"Medians over {report['pairs']} interleaved rounds, each side on one thread or on all, whichever is faster",
