@@ -5,23 +5,17 @@
 
 #include "job.h"
 #include "memory.h"
-#include "threads.h"
 
 namespace fastlstm {
 
-// The kernels of int8 weights, or NULL where they cannot run; and a call of them, whose arguments have been checked.
-const Int8Kernels *int8_kernels_of(int64_t instructions);
-int run_int8(fastlstm_forward_args &a, const fastlstm_threads *threads);
+// Of a layer with int8 weights, whose arguments have been checked
+int run_int8(fastlstm_forward_args &a, const Kernels &kernels, const fastlstm_threads *threads);
 
 namespace {
 
 #include "cells.h"
 
 constexpr int64_t MAX_THREADS = 256, LARGEST = INT64_C(1) << 40;
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
-inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // The numbers of a cell that sizes follow from, see cells.h
 struct Cell {

@@ -12,24 +12,29 @@ constexpr int64_t CHUNK_ROWS = 128;  // (step, row) pairs whose dpreact is turne
 constexpr int64_t HALF_BYTES = 1 << 19;
 constexpr int64_t FEW_ROWS = 128;  // (step, row) pairs whose weight gradients are written row by row, less for padding
 
-const Kernels *kernels_of(int64_t instructions) {
+#ifdef __x86_64__
+#define SETS(name) {&base_##name, &avx2_##name, &avx512_##name}
+#else
+#define SETS(name) {&base_##name}
+#endif
+
+// The place in SETS of the widest instruction set that was asked for, or -1 where it cannot run
+int set_of(int64_t instructions, [[maybe_unused]] bool int8 = false) {
 #ifdef __x86_64__
     __builtin_cpu_init();
-    bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-                  __builtin_cpu_supports("avx512vl");
-    if (avx512 && (instructions == FASTLSTM_BEST || instructions == FASTLSTM_AVX512)) return &avx512_kernels;
-    if (avx2 && (instructions == FASTLSTM_BEST || instructions == FASTLSTM_AVX2)) return &avx2_kernels;
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                        __builtin_cpu_supports("avx512vl") && (!int8 || __builtin_cpu_supports("avx512vnni"));
+    if (avx512 && (instructions == FASTLSTM_BEST || instructions == FASTLSTM_AVX512)) return 2;
+    if (avx2 && (instructions == FASTLSTM_BEST || instructions == FASTLSTM_AVX2)) return 1;
 #endif
-    return instructions == FASTLSTM_BEST || instructions == FASTLSTM_BASE ? &base_kernels : nullptr;
+    return instructions == FASTLSTM_BEST || instructions == FASTLSTM_BASE ? 0 : -1;
 }
 
-const Tasks &backward_of([[maybe_unused]] const Kernels &kernels) {
-#ifdef __x86_64__
-    if (&kernels == &avx512_kernels) return avx512_backward;
-    if (&kernels == &avx2_kernels) return avx2_backward;
-#endif
-    return base_backward;
+const Kernels *kernels_of(int64_t instructions, int64_t dtype = FASTLSTM_FLOAT32) {
+    static const Kernels *const of_floats[] = SETS(kernels), *const of_int8[] = SETS(int8);
+    const int set = set_of(instructions, is_int8(dtype));
+    return set < 0 ? nullptr : is_int8(dtype) ? of_int8[set] : of_floats[set];
 }
 
 constexpr int64_t MOST_COLUMNS = 1 << 16;  // of int8 weights, whose sums are of int32
@@ -40,8 +45,7 @@ template <class Args> int check_common(const Args &a, bool may_be_int8) {
     if (!(int8 || is_dtype(a.dtype)) || !is_cell(a.cell) || !are_sizes(a.cell, a.T, a.B, a.I, a.H))
         return FASTLSTM_BAD_ARGUMENT;
     if (int8 && (a.I > MOST_COLUMNS || a.H > MOST_COLUMNS)) return FASTLSTM_BAD_ARGUMENT;
-    const bool runs = int8 ? int8_kernels_of(a.instructions) != nullptr : kernels_of(a.instructions) != nullptr;
-    return runs ? FASTLSTM_OK : FASTLSTM_NO_INSTRUCTIONS;
+    return kernels_of(a.instructions, a.dtype) ? FASTLSTM_OK : FASTLSTM_NO_INSTRUCTIONS;
 }
 
 bool are_weights(const fastlstm_forward_args &a) {
@@ -109,7 +113,7 @@ size_t fastlstm_gates_size(int64_t dtype, int64_t instructions, int64_t cell, in
 size_t fastlstm_packed_size(int64_t dtype, int64_t instructions, int64_t cell, int64_t I, int64_t H) {
     if (!is_cell(cell) || !are_sizes(cell, 1, 1, I, H)) return 0;
     if (is_int8(dtype)) {
-        const Int8Kernels *kernels = int8_kernels_of(instructions);
+        const Kernels *kernels = kernels_of(instructions, dtype);
         if (!kernels || I > MOST_COLUMNS || H > MOST_COLUMNS) return 0;
         const Cell &c = cells[cell];
         return (size_t)(ceil_div(H, kernels->vector_bytes / 4) *
@@ -127,16 +131,15 @@ int fastlstm_pack(const fastlstm_forward_args *args, void *packed) {
     a.T = a.B = 1;
     if (int code = check_common(a, true)) return code;
     if (!are_weights(a)) return FASTLSTM_BAD_ARGUMENT;
-    if (is_int8(a.dtype)) int8_kernels_of(a.instructions)->pack[a.cell](&a, packed);
-    else kernels_of(a.instructions)->pack[a.cell][a.dtype](&a, packed);
+    kernels_of(a.instructions, a.dtype)->pack[a.cell][a.dtype % 2](&a, packed);
     return FASTLSTM_OK;
 }
 
 int fastlstm_forward(const fastlstm_forward_args *args, const fastlstm_threads *threads) {
     if (int code = check(args)) return code;
     fastlstm_forward_args a = *args;
-    if (is_int8(a.dtype)) return run_int8(a, threads);
-    const Kernels &kernels = *kernels_of(a.instructions);
+    const Kernels &kernels = *kernels_of(a.instructions, a.dtype);
+    if (is_int8(a.dtype)) return run_int8(a, kernels, threads);
     const Cell &cell = cells[a.cell];
     const int64_t size = size_of(a.dtype), lanes = kernels.vector_bytes / size;
     Split split(cell, a.T, a.B, a.I, a.H, ceil_div(a.H, lanes), threads, false);
@@ -203,6 +206,7 @@ int fastlstm_backward(const fastlstm_backward_args *args, const fastlstm_threads
     }
     if (!memory.take()) return FASTLSTM_NO_MEMORY;
     zeros.give(a);
-    run(backward_of(kernels)[a.cell][a.dtype], &job, split.threads, threads);
+    static const Tasks *const tasks[] = SETS(backward);
+    run((*tasks[set_of(a.instructions)])[a.cell][a.dtype], &job, split.threads, threads);
     return FASTLSTM_OK;
 }

@@ -34,20 +34,7 @@ static bool is_unit_there() {
 #endif
 }
 
-const Int8Kernels *fastlstm::int8_kernels_of(int64_t instructions) {
-#ifdef __x86_64__
-    __builtin_cpu_init();
-    bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-                  __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
-    if (avx512 && (instructions == FASTLSTM_BEST || instructions == FASTLSTM_AVX512)) return &avx512_int8;
-    if (avx2 && (instructions == FASTLSTM_BEST || instructions == FASTLSTM_AVX2)) return &avx2_int8;
-#endif
-    return instructions == FASTLSTM_BEST || instructions == FASTLSTM_BASE ? &base_int8 : nullptr;
-}
-
-int fastlstm::run_int8(fastlstm_forward_args &a, const fastlstm_threads *threads) {
-    const Int8Kernels &kernels = *int8_kernels_of(a.instructions);
+int fastlstm::run_int8(fastlstm_forward_args &a, const Kernels &kernels, const fastlstm_threads *threads) {
     const Cell &cell = cells[a.cell];
     const int64_t lanes = kernels.vector_bytes / 4, panels = ceil_div(a.H, lanes);
     const int64_t pieces = a.dtype == FASTLSTM_INT8 ? 1 : 2;
@@ -55,7 +42,7 @@ int fastlstm::run_int8(fastlstm_forward_args &a, const fastlstm_threads *threads
     Int8Job job = {};
     job.args = &a, job.parts = split.parts, job.barriers = split.barriers;
     job.pack = !a.packed, job.packed = (void *)a.packed;
-    job.pieces = pieces, job.block = max(1, min(a.T, BLOCK_ROWS / a.B)), job.few = a.B <= BLOCK_ROWS / 2;
+    job.block = max(1, min(a.T, BLOCK_ROWS / a.B)), job.few = a.B <= BLOCK_ROWS / 2;
     job.has_unit = kernels.has_unit && is_unit_there();
     Memory memory;
     Zeros zeros(a, memory);
@@ -74,6 +61,6 @@ int fastlstm::run_int8(fastlstm_forward_args &a, const fastlstm_threads *threads
     zeros.give(a);
     if (!a.h) a.h = a.h_n;
     if (a.changed) *a.changed = 0;
-    run(kernels.forward[a.cell], &job, split.threads, threads);
+    run(kernels.forward[a.cell][pieces - 1], &job, split.threads, threads);
     return FASTLSTM_OK;
 }

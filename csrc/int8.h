@@ -1,10 +1,11 @@
-// The forward pass of a layer with int8 weights: included after kernels.h by a file for each instruction set.
+// The forward pass of a layer with int8 weights: included by a file for each instruction set.
 //
 // Each weight row is a row of int8 numbers times its scale. Each row of x, and of h before each step, is rounded in the
 // same way, to 8 bits or to 16, which are two pieces of 8. Their products are sums of integers, exact in any order, and the
 // rest has one order: so all instruction sets, threads and batches give the same bits.
 #pragma once
 
+#include "kernels.h"
 #include "int8_tiles.h"
 
 using fastlstm::Int8Job;
@@ -160,7 +161,7 @@ template <class C, int PIECES> struct Int8Layer {
     }
 };
 
-template <class C> void forward_int8(void *argument, int thread, int threads) {
+template <class C, int PIECES> void forward_int8(void *argument, int thread, int threads) {
     const Int8Job &job = *(const Int8Job *)argument;
     const fastlstm_forward_args &a = *job.args;
     Place place(job, thread, threads);
@@ -172,8 +173,10 @@ template <class C> void forward_int8(void *argument, int thread, int threads) {
         else if (a.changed && is_int8_changed<C>(a, packed.panels[p], p)) __atomic_add_fetch(a.changed, 1, __ATOMIC_RELAXED);
     }
     if (job.pack && place.parts > 1) place.meet_everyone();
-    if (job.pieces == 1) Int8Layer<C, 1>(job, place).forward();
-    else Int8Layer<C, 2>(job, place).forward();
+    Int8Layer<C, PIECES>(job, place).forward();
 }
 
-#define INT8_KERNELS {VECTOR_BYTES, HAS_UNIT, {pack_int8<Lstm>, pack_int8<Gru>}, {forward_int8<Lstm>, forward_int8<Gru>}}
+#define INT8_PACK(cell) {pack_int8<cell>, pack_int8<cell>}
+#define INT8_FORWARD(cell) {forward_int8<cell, 1>, forward_int8<cell, 2>}
+#define INT8_KERNELS(name) \
+    {name, VECTOR_BYTES, HAS_UNIT, {INT8_PACK(Lstm), INT8_PACK(Gru)}, {INT8_FORWARD(Lstm), INT8_FORWARD(Gru)}}

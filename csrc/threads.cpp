@@ -1,7 +1,7 @@
 // The library's own threads: started when first wanted, asleep between calls, one call at a time.
-#include "threads.h"
-
 #include <pthread.h>
+
+#include "job.h"
 
 namespace {
 
