@@ -6,6 +6,9 @@
 #pragma once
 
 #include "kernels.h"
+
+namespace {
+
 #include "int8_tiles.h"
 
 using fastlstm::Int8Job;
@@ -20,7 +23,7 @@ template <class C, int PIECES> struct Int8Layer {
     const Int8Job &job;
     Place &place;
     const fastlstm_forward_args &a;
-    const Int8Packed<C> packed{a, job.packed};
+    const Int8Packed<C> packed{a.I, a.H, job.packed};
     const int64_t T = a.T, B = a.B, I = a.I, H = a.H, block = job.block, panels = ceil_div(H, L);
     const int64_t piece_x = int8_pitch(I), piece_h = int8_pitch(H), row_x = PIECES * piece_x, row_h = PIECES * piece_h;
     // Rows of the part, panels of this thread and how many of these are whole, its units, and the rows that it rounds
@@ -167,7 +170,7 @@ template <class C, int PIECES> void forward_int8(void *argument, int thread, int
     Place place(job, thread, threads);
     if (thread >= place.everyone) return;
     const int64_t panels = ceil_div(a.H, Vector<float>::N);
-    const Int8Packed<C> packed(a, job.packed);
+    const Int8Packed<C> packed(a.I, a.H, job.packed);
     for (int64_t p = place.first(panels); p < place.last(panels); p++) {
         if (job.pack) pack_int8_panel<C>(a, p, packed);
         else if (a.changed && is_int8_changed<C>(a, packed.panels[p], p)) __atomic_add_fetch(a.changed, 1, __ATOMIC_RELAXED);
@@ -176,7 +179,9 @@ template <class C, int PIECES> void forward_int8(void *argument, int thread, int
     Int8Layer<C, PIECES>(job, place).forward();
 }
 
-#define INT8_PACK(cell) {pack_int8<cell>, pack_int8<cell>}
-#define INT8_FORWARD(cell) {forward_int8<cell, 1>, forward_int8<cell, 2>}
-#define INT8_KERNELS(name) \
-    {name, VECTOR_BYTES, HAS_UNIT, {INT8_PACK(Lstm), INT8_PACK(Gru)}, {INT8_FORWARD(Lstm), INT8_FORWARD(Gru)}}
+}  // namespace
+
+#define INT8_BOTH(function, cell) {function<cell, 1>, function<cell, 2>}
+#define INT8_ALL(function) {INT8_BOTH(function, Lstm), INT8_BOTH(function, Gru)}
+#define INT8_TABLES INT8_ALL(packed_size_int8), INT8_ALL(pack_int8), INT8_ALL(forward_int8)
+#define INT8_KERNELS(name) {name, VECTOR_BYTES, HAS_UNIT, INT8_TABLES}

@@ -10,6 +10,10 @@
 #include "fastlstm.h"
 
 #ifdef VECTOR_BYTES  // of a register, which the file of an instruction set defines
+#if (VECTOR_BYTES == 32 && !(defined(__AVX2__) && defined(__FMA__))) || \
+    (VECTOR_BYTES == 64 && !(defined(__AVX512F__) && defined(__AVX512DQ__) && defined(__AVX512VL__)))
+#error "compile this file with the flags that its first line names"
+#endif
 #define BASE_NAME "base"
 #if defined(__aarch64__)
 #include <arm_neon.h>
@@ -74,7 +78,7 @@ struct BackwardJob : Job {
 struct Int8Job : Job {
     const fastlstm_forward_args *args;
     bool pack;
-    void *packed;      // panels of int8_panel_size bytes, see Int8Panel
+    void *packed;      // see Int8Packed
     int64_t block;     // steps whose x is multiplied at once
     bool few;          // whether rows are few: then x is multiplied for all panels, before h is
     bool has_unit;     // whether this process may use the matrix unit, see amx.h
@@ -87,12 +91,6 @@ struct Int8Job : Job {
 // Bytes from one row of quantized numbers to the next: whole vectors are written.
 constexpr int64_t int8_pitch(int64_t columns) { return (columns + 15) / 16 * 16; }
 
-// Bytes of a panel of packed int8 weights: of_x and of_h vectors for each four columns, for each of these vectors its
-// scales and the start of its sums, then the biases of all sums and the digest.
-constexpr int64_t int8_panel_size(int64_t sums, int64_t of_x, int64_t of_h, int64_t I, int64_t H, int64_t vector_bytes) {
-    return vector_bytes * (of_x * ((I + 3) / 4 + 2) + of_h * ((H + 3) / 4 + 2) + sums + digest_vectors(vector_bytes));
-}
-
 // For each cell in float32 and float64, or with int8 weights for x and h of one byte and of two. The backward pass stands
 // apart, so that a program without one can be linked without its code.
 constexpr int CELLS = 2;
@@ -101,6 +99,7 @@ struct Kernels {
     const char *name;
     int64_t vector_bytes;
     bool has_unit;  // whether they can use a matrix unit
+    size_t (*packed_size[CELLS][2])(int64_t I, int64_t H);  // bytes
     void (*pack[CELLS][2])(const fastlstm_forward_args *, void *packed);
     Tasks forward;
 };

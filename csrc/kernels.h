@@ -1,10 +1,14 @@
-// All kernels of one instruction set: included by its file, in an anonymous namespace.
+// All kernels of one instruction set, for its file alone.
+#include "job.h"
+
 #define NOINLINE __attribute__((noinline))
 #ifdef __clang__
 #define UNROLL _Pragma("unroll")
 #else
 #define UNROLL _Pragma("GCC unroll 64")
 #endif
+
+namespace {
 
 using fastlstm::BackwardJob;
 using fastlstm::Barrier;
@@ -72,8 +76,10 @@ struct Place {
 #include "outer.h"
 #include "backward.h"
 
+}  // namespace
+
 // For float32 and float64, of each cell
 #define BOTH(function, cell) {function<cell, float>, function<cell, double>}
 #define ALL(function) {BOTH(function, Lstm), BOTH(function, Gru)}
-#define KERNELS(name) {name, VECTOR_BYTES, false, ALL(pack_weights), ALL(forward)}
+#define KERNELS(name) {name, VECTOR_BYTES, false, ALL(packed_size), ALL(pack_weights), ALL(forward)}
 #define BACKWARD ALL(backward)

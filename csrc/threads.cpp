@@ -42,9 +42,7 @@ void *work(void *number) {
 }
 
 // A forked child has none of its parent's threads, and locks as they stood: it starts its own.
-void start_anew() {
-    pool = Pool();
-}
+void start_anew() { pool = Pool(); }
 
 __attribute__((constructor)) void watch_forks() { pthread_atfork(nullptr, nullptr, start_anew); }
 
