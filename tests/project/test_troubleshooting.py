@@ -59,7 +59,8 @@ WARNED = {
     "replace found no torch.nn.LSTM, ...": lambda: fastlstm.replace(torch.nn.Linear(2, 2)),
     "a QuantizedLSTM is for inference and stays in eval mode": lambda: fastlstm.quantize(torch.nn.LSTM(2, 3)).train(),
 }
-# what is seen without Numba or the compiled library, and after an export: other tests see these, and here the words are looked up
+# what is seen without Numba or the compiled library, and after an export: other tests see these, and here the words are
+# looked up
 WRITTEN = {
     "auto runs ...": dispatch,
     "... auto takes aten instead": dispatch,
