@@ -28,29 +28,18 @@ NOINLINE ON_UNIT void release_unit() { _tile_release(); }
 template <int N>
 NOINLINE ON_UNIT void unit_sums(const int32_t *starts, const uint8_t *a, int64_t a_row, const int8_t *w, int64_t steps,
                                 int32_t *sums) {
-    static_assert(N == 3 || N == 4, "tiles of this many vectors are spelled out below");
+#define EACH_SUM(action) action(0, 5) action(1, 6) action(2, 7) if constexpr (N == 4) { action(3, 5) }
+#define START(n, other) _tile_loadd(n, starts + 16 * n, 0);
+#define MULTIPLY(n, other) _tile_loadd(other, w + 64 * n, row); _tile_dpbusd(n, 4, other);
+#define STORE(n, other) _tile_stored(n, sums + 16 * n, row);
+    static_assert(N == 3 || N == 4, "there are tiles for this many vectors");
     constexpr int64_t row = N * 64;
-    _tile_loadd(0, starts, 0);
-    _tile_loadd(1, starts + 16, 0);
-    _tile_loadd(2, starts + 32, 0);
-    if constexpr (N == 4) _tile_loadd(3, starts + 48, 0);
+    EACH_SUM(START)
     for (; steps > 0; steps--, a += 64, w += UNIT_GROUPS * row) {
         _tile_loadd(4, a, a_row);
-        _tile_loadd(5, w, row);
-        _tile_dpbusd(0, 4, 5);
-        _tile_loadd(6, w + 64, row);
-        _tile_dpbusd(1, 4, 6);
-        _tile_loadd(7, w + 128, row);
-        _tile_dpbusd(2, 4, 7);
-        if constexpr (N == 4) {
-            _tile_loadd(5, w + 192, row);
-            _tile_dpbusd(3, 4, 5);
-        }
+        EACH_SUM(MULTIPLY)
     }
-    _tile_stored(0, sums, row);
-    _tile_stored(1, sums + 16, row);
-    _tile_stored(2, sums + 32, row);
-    if constexpr (N == 4) _tile_stored(3, sums + 48, row);
+    EACH_SUM(STORE)
 }
 #else
 constexpr bool HAS_UNIT = false;

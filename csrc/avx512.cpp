@@ -1,18 +1,7 @@
 // The kernels for x86-64 processors with AVX-512: compile with -mavx512f -mavx512dq -mavx512vl.
-#include "job.h"
-
 #ifdef __x86_64__
-#include <immintrin.h>
-#if !defined(__AVX512F__) || !defined(__AVX512DQ__) || !defined(__AVX512VL__)
-#error "compile this file with -mavx512f -mavx512dq -mavx512vl"
-#endif
 #define VECTOR_BYTES 64
-#define REGISTERS 32
-#define TILE_ROWS 6  // 24 accumulators
-
-namespace {
 #include "kernels.h"
-}
 
 const fastlstm::Kernels fastlstm::avx512_kernels = KERNELS("avx512");
 const fastlstm::Tasks fastlstm::avx512_backward = BACKWARD;

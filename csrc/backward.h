@@ -106,9 +106,10 @@ template <class C, class E> struct Backward : Gradients<C, E> {
     // This thread's share of what the weight gradients of a chunk of steps are sums over
     void pack_inputs(int64_t chunk) {
         if (job.dweights)
-            this->pack_strips(strips_of(chunk), chunk * job.chunk, end_of(chunk), place.first(B), place.last(B));
+            this->template pack_strips<STRIP>(strips_of(chunk), true, chunk * job.chunk, end_of(chunk), place.first(B),
+                                              place.last(B));
         else if (job.strips)
-            pack_rows<C, E>(*this, strips_of(chunk), place.first(B), place.last(B));
+            this->template pack_strips<4 * L>(strips_of(chunk), false, 0, T, place.first(B), place.last(B));
     }
 
     // This thread's share of the gradients of the weights and of x, for a chunk of steps that all have been through

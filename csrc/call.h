@@ -1,27 +1,17 @@
 // What the functions of fastlstm.h do for each call: sizes are checked, threads are split, and the kernel is run.
 #pragma once
 
+#include <stdlib.h>
 #include <string.h>
 
 #include "job.h"
-#include "memory.h"
-#include "threads.h"
 
 namespace fastlstm {
-
-// The kernels of int8 weights, or NULL where they cannot run; and a call of them, whose arguments have been checked.
-const Int8Kernels *int8_kernels_of(int64_t instructions);
-int run_int8(fastlstm_forward_args &a, const fastlstm_threads *threads);
-
 namespace {
 
 #include "cells.h"
 
 constexpr int64_t MAX_THREADS = 256, LARGEST = INT64_C(1) << 40;
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
-inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // The numbers of a cell that sizes follow from, see cells.h
 struct Cell {
@@ -38,22 +28,13 @@ inline bool is_dtype(int64_t dtype) { return dtype == FASTLSTM_FLOAT32 || dtype 
 inline bool is_int8(int64_t dtype) { return dtype == FASTLSTM_INT8 || dtype == FASTLSTM_INT8_BY_INT16; }
 inline int64_t size_of(int64_t dtype) { return dtype == FASTLSTM_FLOAT64 ? 8 : 4; }  // of x and the states
 
-// The product of sizes, or -1 where one is below 1 or the result would be no array's size
-inline int64_t product_of(int64_t a, int64_t b, int64_t c = 1, int64_t d = 1) {
-    int64_t total = 1;
-    const int64_t sizes[] = {a, b, c, d};
-    for (int64_t size : sizes) {
-        if (size < 1 || size > LARGEST || total > LARGEST / size) return -1;
-        total *= size;
-    }
-    return total;
-}
-
 // Whether all arrays of a call have a size
 inline bool are_sizes(int64_t cell, int64_t T, int64_t B, int64_t I, int64_t H) {
-    const int64_t most = max(cells[cell].sums, cells[cell].saved);
-    return I >= 1 && H >= 1 && I <= LARGEST && H <= LARGEST && product_of(T, B, I + 64) > 0 &&
-           product_of(T, B, H + 64, most) > 0 && product_of(H + 64, I + H + 64, most) > 0;
+    const int64_t sizes[] = {T, B, I, H}, most = max(cells[cell].sums, cells[cell].saved);
+    for (int64_t size : sizes)
+        if (size < 1 || size > LARGEST) return false;
+    const double of_x = (double)T * B * (I + 64), of_h = (double)T * B * (H + 64) * most;
+    return of_x <= LARGEST && of_h <= LARGEST && (double)(H + 64) * (I + H + 64) * most <= LARGEST;
 }
 
 // Whether the last of so many things, so many elements apart in either direction, is in reach.
@@ -65,9 +46,6 @@ inline bool is_stride(int64_t count, int64_t stride) {
 // Whether the rows of a weight, of so many columns, lie so many elements apart: they do not overlap.
 template <class Args> bool is_weight_row(const Args &a, int64_t columns, int64_t row) {
     return row >= columns && is_stride(cells[a.cell].sums * a.H, row);
-}
-template <class Args> bool are_weight_rows(const Args &a) {
-    return is_weight_row(a, a.I, a.weight_ih_row) && is_weight_row(a, a.H, a.weight_hh_row);
 }
 template <class Args> bool are_input_strides(const Args &a) {
     return is_stride(a.T, a.x_step) && is_stride(a.B, a.x_row) && is_stride(a.B, a.h_0_row) && is_stride(a.B, a.c_0_row);
@@ -110,6 +88,31 @@ inline void run(fastlstm_task task, void *job, int64_t threads, const fastlstm_t
     else
         run_in_pool(task, job, (int)threads);
 }
+
+// Scratch of one call, in one piece: told of everything first, then taken. Each part is on cache lines of its own.
+class Memory {
+    struct Part {
+        void **place;
+        int64_t at;
+    } parts[8];
+    int count = 0;
+    int64_t total = 0;
+    void *memory = nullptr;
+
+  public:
+    void want(void *&place, int64_t bytes) {
+        parts[count++] = {&place, total};
+        total += (bytes + 63) / 64 * 64;
+    }
+    bool take() {
+        if (total && posix_memalign(&memory, 64, (size_t)total)) return false;
+        for (int k = 0; k < count; k++) *parts[k].place = (char *)memory + parts[k].at;
+        return true;
+    }
+    ~Memory() { free(memory); }
+    Memory() = default;
+    Memory(const Memory &) = delete;
+};
 
 // Zeros for the initial states that are not given
 struct Zeros {

@@ -10,23 +10,25 @@ inline int32_t four_bytes(const uint8_t *from) {
     return four;
 }
 
+struct Sums {
+    Ints sums;
+    Ints total() const { return sums; }
+};
+
 // ZERO is what is added to an activation where it is stored, INT8_ROWS how many rows of activations a tile has, and
 // CHAINS how many sums keep the processor busy. `Operand` is four activations in every lane; `add` adds their products
 // with four weights in each lane, which are never -128.
 #if VECTOR_BYTES == 64
 constexpr int ZERO = 128, INT8_ROWS = 6, CHAINS = 10;
-struct Dots {
+struct Dots : Sums {
     using Operand = Ints;
-    Ints sums;
     static Operand operand(const uint8_t *from) { return four_bytes(from) - Ints{}; }
     void add(Bytes weights, Operand x) { sums = (Ints)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)x, (__m512i)weights); }
-    Ints total() const { return sums; }
 };
 #elif VECTOR_BYTES == 32
 constexpr int ZERO = 0, INT8_ROWS = 2, CHAINS = 1;
-struct Dots {
+struct Dots : Sums {
     struct Operand { __m256i signs, size; };
-    Ints sums;
     static Operand operand(const uint8_t *from) {
         const __m256i x = _mm256_set1_epi32(four_bytes(from));
         return {x, _mm256_abs_epi8(x)};
@@ -36,29 +38,25 @@ struct Dots {
         const __m256i pairs = _mm256_maddubs_epi16(x.size, _mm256_sign_epi8((__m256i)weights, x.signs));
         sums += (Ints)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
     }
-    Ints total() const { return sums; }
-};
-#elif defined(__ARM_FEATURE_DOTPROD)
-constexpr int ZERO = 0, INT8_ROWS = 4, CHAINS = 10;
-struct Dots {
-    using Operand = int8x16_t;
-    Ints sums;
-    static Operand operand(const uint8_t *from) { return vreinterpretq_s8_s32(vdupq_n_s32(four_bytes(from))); }
-    void add(Bytes weights, Operand x) { sums = (Ints)vdotq_s32((int32x4_t)sums, (int8x16_t)weights, x); }
-    Ints total() const { return sums; }
 };
 #elif defined(__aarch64__)
+#ifdef __ARM_FEATURE_DOTPROD
+constexpr int ZERO = 0, INT8_ROWS = 4, CHAINS = 10;
+#else
 constexpr int ZERO = 0, INT8_ROWS = 4, CHAINS = 1;
-struct Dots {
+#endif
+struct Dots : Sums {
     using Operand = int8x16_t;
-    Ints sums;
     static Operand operand(const uint8_t *from) { return vreinterpretq_s8_s32(vdupq_n_s32(four_bytes(from))); }
-    void add(Bytes weights, Operand x) {  // a pair of products fits in 16 bits
+    void add(Bytes weights, Operand x) {
         const int8x16_t w = (int8x16_t)weights;
+#ifdef __ARM_FEATURE_DOTPROD
+        sums = (Ints)vdotq_s32((int32x4_t)sums, w, x);
+#else  // a pair of products fits in 16 bits
         const int16x8_t low = vmull_s8(vget_low_s8(w), vget_low_s8(x)), high = vmull_high_s8(w, x);
         sums = (Ints)vpadalq_s16((int32x4_t)sums, vpaddq_s16(low, high));
+#endif
     }
-    Ints total() const { return sums; }
 };
 #elif defined(__SSE2__)
 constexpr int ZERO = 0, INT8_ROWS = 1, CHAINS = 1;
@@ -82,9 +80,8 @@ struct Dots {
 };
 #else
 constexpr int ZERO = 0, INT8_ROWS = 1, CHAINS = 1;
-struct Dots {
+struct Dots : Sums {
     struct Operand { int8_t bytes[4]; };
-    Ints sums;
     static Operand operand(const uint8_t *from) {
         Operand x;
         __builtin_memcpy(&x, from, 4);
@@ -93,7 +90,6 @@ struct Dots {
     void add(Bytes weights, Operand x) {
         for (int k = 0; k < VECTOR_BYTES; k++) sums[k / 4] += weights[k] * x.bytes[k % 4];
     }
-    Ints total() const { return sums; }
 };
 #endif
 

@@ -1,6 +1,14 @@
 // The functions of fastlstm.h: arguments are checked, a kernel is chosen, memory is found, the threads run.
 #include "call.h"
 
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+#ifdef __x86_64__
+#include <cpuid.h>
+#endif
+
 using namespace fastlstm;
 
 namespace {
@@ -12,24 +20,29 @@ constexpr int64_t CHUNK_ROWS = 128;  // (step, row) pairs whose dpreact is turne
 constexpr int64_t HALF_BYTES = 1 << 19;
 constexpr int64_t FEW_ROWS = 128;  // (step, row) pairs whose weight gradients are written row by row, less for padding
 
-const Kernels *kernels_of(int64_t instructions) {
+#ifdef __x86_64__
+#define SETS(name) {&base_##name, &avx2_##name, &avx512_##name}
+#else
+#define SETS(name) {&base_##name}
+#endif
+
+// The place in SETS of the widest instruction set that was asked for, or -1 where it cannot run
+int set_of(int64_t instructions, [[maybe_unused]] bool int8 = false) {
 #ifdef __x86_64__
     __builtin_cpu_init();
-    bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-                  __builtin_cpu_supports("avx512vl");
-    if (avx512 && (instructions == FASTLSTM_BEST || instructions == FASTLSTM_AVX512)) return &avx512_kernels;
-    if (avx2 && (instructions == FASTLSTM_BEST || instructions == FASTLSTM_AVX2)) return &avx2_kernels;
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                        __builtin_cpu_supports("avx512vl") && (!int8 || __builtin_cpu_supports("avx512vnni"));
+    if (avx512 && (instructions == FASTLSTM_BEST || instructions == FASTLSTM_AVX512)) return 2;
+    if (avx2 && (instructions == FASTLSTM_BEST || instructions == FASTLSTM_AVX2)) return 1;
 #endif
-    return instructions == FASTLSTM_BEST || instructions == FASTLSTM_BASE ? &base_kernels : nullptr;
+    return instructions == FASTLSTM_BEST || instructions == FASTLSTM_BASE ? 0 : -1;
 }
 
-const Tasks &backward_of([[maybe_unused]] const Kernels &kernels) {
-#ifdef __x86_64__
-    if (&kernels == &avx512_kernels) return avx512_backward;
-    if (&kernels == &avx2_kernels) return avx2_backward;
-#endif
-    return base_backward;
+const Kernels *kernels_of(int64_t instructions, int64_t dtype = FASTLSTM_FLOAT32) {
+    static const Kernels *const of_floats[] = SETS(kernels), *const of_int8[] = SETS(int8);
+    const int set = set_of(instructions, is_int8(dtype));
+    return set < 0 ? nullptr : is_int8(dtype) ? of_int8[set] : of_floats[set];
 }
 
 constexpr int64_t MOST_COLUMNS = 1 << 16;  // of int8 weights, whose sums are of int32
@@ -40,13 +53,13 @@ template <class Args> int check_common(const Args &a, bool may_be_int8) {
     if (!(int8 || is_dtype(a.dtype)) || !is_cell(a.cell) || !are_sizes(a.cell, a.T, a.B, a.I, a.H))
         return FASTLSTM_BAD_ARGUMENT;
     if (int8 && (a.I > MOST_COLUMNS || a.H > MOST_COLUMNS)) return FASTLSTM_BAD_ARGUMENT;
-    const bool runs = int8 ? int8_kernels_of(a.instructions) != nullptr : kernels_of(a.instructions) != nullptr;
-    return runs ? FASTLSTM_OK : FASTLSTM_NO_INSTRUCTIONS;
+    return kernels_of(a.instructions, a.dtype) ? FASTLSTM_OK : FASTLSTM_NO_INSTRUCTIONS;
 }
 
 bool are_weights(const fastlstm_forward_args &a) {
     const bool scales = !is_int8(a.dtype) || (a.weight_ih_scale && a.weight_hh_scale);
-    return a.weight_ih && a.weight_hh && are_weight_rows(a) && scales;
+    const bool rows = is_weight_row(a, a.I, a.weight_ih_row) && is_weight_row(a, a.H, a.weight_hh_row);
+    return a.weight_ih && a.weight_hh && rows && scales;
 }
 
 int check(const fastlstm_forward_args *a) {
@@ -68,6 +81,57 @@ int check(const fastlstm_backward_args *a) {
             is_stride(a->T, a->dc_step) && is_stride(a->B, a->dc_row) && is_stride(a->B, a->dh_n_row) &&
             is_stride(a->B, a->dc_n_row);
     return right ? FASTLSTM_OK : FASTLSTM_BAD_ARGUMENT;
+}
+
+// (step, row) pairs whose x is multiplied in one pass over the weights, in several steps where rows are few
+constexpr int64_t BLOCK_ROWS = 48;
+
+// Whether the processor multiplies tiles of bytes, and the system lets this process use them. It is asked once.
+bool is_unit_there() {
+#ifdef FASTLSTM_EMULATE_TILES
+    return true;
+#elif defined(__linux__) && defined(__x86_64__)
+    static int known = 0;  // 1 if it is absent, 2 if it is there
+    if (const int answer = __atomic_load_n(&known, __ATOMIC_RELAXED)) return answer == 2;
+    constexpr unsigned TILES = 1 << 24, BYTES = 1 << 25;
+    constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;
+    unsigned a, b, c, d = 0;
+    const bool can = __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & TILES) && (d & BYTES);
+    const bool may = can && syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+    __atomic_store_n(&known, 1 + may, __ATOMIC_RELAXED);
+    return may;
+#else
+    return false;
+#endif
+}
+
+// Of a layer with int8 weights, whose arguments have been checked
+int run_int8(fastlstm_forward_args &a, const Kernels &kernels, const fastlstm_threads *threads) {
+    const Cell &cell = cells[a.cell];
+    const int64_t lanes = kernels.vector_bytes / 4, panels = ceil_div(a.H, lanes);
+    const int64_t pieces = a.dtype == FASTLSTM_INT8 ? 1 : 2;
+    Split split(cell, a.T, a.B, a.I, a.H, panels, threads, false, 1);
+    Int8Job job = {};
+    job.args = &a, job.parts = split.parts, job.barriers = split.barriers;
+    job.pack = !a.packed, job.packed = (void *)a.packed;
+    job.block = max(1, min(a.T, BLOCK_ROWS / a.B)), job.few = a.B <= BLOCK_ROWS / 2;
+    job.has_unit = kernels.has_unit && is_unit_there();
+    Memory memory;
+    Zeros zeros(a, memory);
+    const int64_t rows = job.block * a.B, scales_of = 2 * rows + 3 * a.B;
+    void *x, *h, *scales, *sums_x = nullptr, *carried;
+    memory.want(x, 2 * rows * pieces * int8_pitch(a.I));
+    memory.want(h, 2 * a.B * pieces * int8_pitch(a.H));
+    memory.want(scales, (scales_of + split.threads * a.B) * 4);
+    memory.want(carried, panels * a.B * kernels.vector_bytes);
+    if (job.few) memory.want(sums_x, panels * rows * cell.of_x * kernels.vector_bytes);
+    if (job.pack) memory.want(job.packed, (int64_t)kernels.packed_size[a.cell][pieces - 1](a.I, a.H));
+    if (!memory.take()) return FASTLSTM_NO_MEMORY;
+    job.x = (uint8_t *)x, job.h = (uint8_t *)h, job.sums_x = (float *)sums_x, job.carried = (float *)carried;
+    job.scales_x = (float *)scales, job.scales_h = job.scales_x + 2 * rows, job.scales = job.scales_x + scales_of;
+    zeros.give(a);
+    run(kernels.forward[a.cell][pieces - 1], &job, split.threads, threads);
+    return FASTLSTM_OK;
 }
 
 }  // namespace
@@ -107,18 +171,10 @@ size_t fastlstm_gates_size(int64_t dtype, int64_t instructions, int64_t cell, in
 }
 
 size_t fastlstm_packed_size(int64_t dtype, int64_t instructions, int64_t cell, int64_t I, int64_t H) {
-    if (!is_cell(cell) || !are_sizes(cell, 1, 1, I, H)) return 0;
-    if (is_int8(dtype)) {
-        const Int8Kernels *kernels = int8_kernels_of(instructions);
-        if (!kernels || I > MOST_COLUMNS || H > MOST_COLUMNS) return 0;
-        const Cell &c = cells[cell];
-        return (size_t)(ceil_div(H, kernels->vector_bytes / 4) *
-                        int8_panel_size(c.sums, c.of_x, c.of_h, I, H, kernels->vector_bytes));
-    }
-    int64_t lanes = fastlstm_lanes(dtype, instructions);
-    if (!lanes) return 0;
-    const int64_t vectors = cells[cell].weights(I, H) + cells[cell].sums + digest_vectors(lanes * size_of(dtype));
-    return (size_t)(ceil_div(H, lanes) * vectors * lanes * size_of(dtype));
+    const Kernels *kernels = kernels_of(instructions, dtype);
+    const bool small = !is_int8(dtype) || (I <= MOST_COLUMNS && H <= MOST_COLUMNS);
+    const bool known = kernels && (is_dtype(dtype) || is_int8(dtype)) && is_cell(cell);
+    return known && small && are_sizes(cell, 1, 1, I, H) ? kernels->packed_size[cell][dtype % 2](I, H) : 0;
 }
 
 int fastlstm_pack(const fastlstm_forward_args *args, void *packed) {
@@ -127,16 +183,17 @@ int fastlstm_pack(const fastlstm_forward_args *args, void *packed) {
     a.T = a.B = 1;
     if (int code = check_common(a, true)) return code;
     if (!are_weights(a)) return FASTLSTM_BAD_ARGUMENT;
-    if (is_int8(a.dtype)) int8_kernels_of(a.instructions)->pack[a.cell](&a, packed);
-    else kernels_of(a.instructions)->pack[a.cell][a.dtype](&a, packed);
+    kernels_of(a.instructions, a.dtype)->pack[a.cell][a.dtype % 2](&a, packed);
     return FASTLSTM_OK;
 }
 
 int fastlstm_forward(const fastlstm_forward_args *args, const fastlstm_threads *threads) {
     if (int code = check(args)) return code;
     fastlstm_forward_args a = *args;
-    if (is_int8(a.dtype)) return run_int8(a, threads);
-    const Kernels &kernels = *kernels_of(a.instructions);
+    const Kernels &kernels = *kernels_of(a.instructions, a.dtype);
+    if (!a.h) a.h = a.h_n;
+    if (a.changed) *a.changed = 0;
+    if (is_int8(a.dtype)) return run_int8(a, kernels, threads);
     const Cell &cell = cells[a.cell];
     const int64_t size = size_of(a.dtype), lanes = kernels.vector_bytes / size;
     Split split(cell, a.T, a.B, a.I, a.H, ceil_div(a.H, lanes), threads, false);
@@ -151,8 +208,6 @@ int fastlstm_forward(const fastlstm_forward_args *args, const fastlstm_threads *
     if (a.reset) memory.want(job.resets, split.threads * a.B * a.H * size);
     if (!memory.take()) return FASTLSTM_NO_MEMORY;
     zeros.give(a);
-    if (!a.h) a.h = a.h_n;
-    if (a.changed) *a.changed = 0;
     run(kernels.forward[a.cell][a.dtype], &job, split.threads, threads);
     return FASTLSTM_OK;
 }
@@ -203,6 +258,7 @@ int fastlstm_backward(const fastlstm_backward_args *args, const fastlstm_threads
     }
     if (!memory.take()) return FASTLSTM_NO_MEMORY;
     zeros.give(a);
-    run(backward_of(kernels)[a.cell][a.dtype], &job, split.threads, threads);
+    static const Tasks *const tasks[] = SETS(backward);
+    run((*tasks[set_of(a.instructions)])[a.cell][a.dtype], &job, split.threads, threads);
     return FASTLSTM_OK;
 }

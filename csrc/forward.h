@@ -102,14 +102,16 @@ template <class C, class E> void pack_panel(const fastlstm_forward_args *a, int6
     const int64_t of_x = panel.of_x() * L, of_h = panel.of_h() * L;
     E *const to_h = to + a->I * of_x;
     if (panel.valid < L) zero_rows<E>(1, a->I * of_x + a->H * of_h, {to, 0});
-    for (int64_t k = 0; k < C::X; k++) {
-        const int64_t row = C::BLOCKS_IH[k] * a->H + p * L;
-        transpose<E>(panel.valid, a->I, weight_ih.from(row, 0), {to + k * panel.pitch, of_x});
-    }
-    for (int64_t k = 0; k < C::Y; k++) {
-        const int64_t row = C::BLOCKS_HH[k] * a->H + p * L;
-        transpose<E>(panel.valid, a->H, weight_hh.from(row, 0), {to_h + k * panel.pitch, of_h});
-    }
+    auto pack = [&](Rows<const E> weight, int64_t block, int64_t columns, Rows<E> target) {
+        transpose<E>(panel.valid, columns, weight.from(block * a->H + p * L, 0), target);
+    };
+    for (int64_t k = 0; k < C::X; k++) pack(weight_ih, C::BLOCKS_IH[k], a->I, {to + k * panel.pitch, of_x});
+    for (int64_t k = 0; k < C::Y; k++) pack(weight_hh, C::BLOCKS_HH[k], a->H, {to_h + k * panel.pitch, of_h});
+}
+
+template <class C, class E> size_t packed_size(int64_t I, int64_t H) {
+    constexpr int64_t L = Vector<E>::N;
+    return (size_t)ceil_div(H, L) * ((I * C::X + H * C::Y + C::S) * L * sizeof(E) + sizeof(Digest));
 }
 
 // Packed weights to be kept: weights, biases and digests. The digests come first: what is written to the weights from now on

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fastlstm.cells import Cell, gru, lstm
-from fastlstm.cells.emit import cpp
+from fastlstm.cells.emit import statements
 
 CELLS = lstm, gru  # in the order of enum fastlstm_cell
 HEAD = """\
@@ -35,13 +35,14 @@ def struct(cell: Cell) -> str:
         return {name: f"{array}[{k}]" for k, name in enumerate(names)}
 
     def method(name: str, head: str, given: dict[str, str], *results: dict[str, str]) -> str:
-        arguments = ", ".join(given[a] for a in getattr(derived, name).arguments)
-        copies = [", ".join(f"{to} = made.{a}" for a, to in part.items()) for part in results]
-        return (
-            f"    template <class V> static void {name}({head}) {{\n"
-            f"        {kind}{name.capitalize()}<V> made = {cell.name}_{name}<V>({arguments});\n"
-            f"{''.join(f'        {line};{chr(10)}' for line in copies)}    }}\n"
-        )
+        function = getattr(derived, name)
+        lines, values = statements(function)
+        made = dict(zip(function.results, values))
+        body = [f"const V {', '.join(f'{a} = {given[a]}' for a in function.arguments)}"]
+        body += [f"auto {variable} = {value}" for variable, value in lines]
+        body += [", ".join(f"{to} = {made[a]}" for a, to in part.items()) for part in results]
+        text = "".join(f"        {line};\n" for line in body)
+        return f"    template <class V> static void {name}({head}) {{\n{text}    }}\n"
 
     prev = {a: to for a, to in places("prev", [f"{state}_prev" for state in cell.states]).items() if a in read}
     d_prev = places("d_prev", [f"d{state}_prev" for state in cell.states])
@@ -63,7 +64,6 @@ def struct(cell: Cell) -> str:
     numbers = {**{name: len(values) for name, values in sizes.items()}, "OWN": len(cell.states) - len(own)}
     blocks_ih, blocks_hh = (", ".join(map(str, blocks)) for blocks in (layout.blocks_ih, layout.blocks_hh))
     return (
-        f"{cpp(derived.forward, f'{cell.name}_forward')}\n{cpp(derived.backward, f'{cell.name}_backward')}\n"
         f"struct {kind} {{  // sums: {', '.join(layout.sums)}\n"
         f"    static constexpr int {', '.join(f'{name} = {value}' for name, value in numbers.items())};\n"
         f"    static constexpr int BLOCKS_IH[X] = {{{blocks_ih}}}, BLOCKS_HH[Y] = {{{blocks_hh}}};\n"

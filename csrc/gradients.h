@@ -79,16 +79,20 @@ template <class C, class E> struct Gradients {
         }
     }
 
-    // Rows (s, b) of [x, h_prev, 1], of batch rows b_first to b_last, to [strip][row][column]; h_prev is what the step saw:
-    // zero after a reset.
-    void pack_strips(E *strips, int64_t s_first, int64_t s_last, int64_t b_first, int64_t b_last) const {
-        const int64_t columns = I + H + 1, strip = (s_last - s_first) * B * STRIP, count = b_last - b_first;
+    // Rows (s, b) of [x, h_prev, 1], of batch rows b_first to b_last, to [strip of WIDTH columns][row][column]; h_prev is what
+    // the step saw: zero after a reset. Unless there are `ones`, x and h_prev begin with a strip each, zeros after them.
+    template <int64_t WIDTH>
+    void pack_strips(E *strips, bool ones, int64_t s_first, int64_t s_last, int64_t b_first, int64_t b_last) const {
+        const int64_t strip = (s_last - s_first) * B * WIDTH, count = b_last - b_first;
+        auto padded = [&](int64_t size) { return ones ? size : ceil_div(size, WIDTH) * WIDTH; };
+        const int64_t first_h = padded(I), last_h = first_h + padded(H);
         for (int64_t s = s_first; s < s_last; s++) {
-            for (int64_t k = 0, run; k < columns; k += run) {
-                const Rows<E> to{strips + k / STRIP * strip + ((s - s_first) * B + b_first) * STRIP + k % STRIP, STRIP};
-                run = min(STRIP - k % STRIP, (k < I ? I : k < I + H ? I + H : columns) - k);
-                for (int64_t r = 0; k == I + H && r < count; r++) *to[r] = 1;
-                if (k < I + H) copy_seen(k < I, s, b_first, count, k < I ? k : k - I, run, run, to);
+            for (int64_t k = 0, run; k < last_h + ones; k += run) {
+                const Rows<E> to{strips + k / WIDTH * strip + ((s - s_first) * B + b_first) * WIDTH + k % WIDTH, WIDTH};
+                run = min(WIDTH - k % WIDTH, (k < first_h ? first_h : k < last_h ? last_h : k + 1) - k);
+                for (int64_t r = 0; k == last_h && r < count; r++) *to[r] = 1;
+                const int64_t column = k < first_h ? k : k - first_h, valid = min(run, (k < first_h ? I : H) - column);
+                if (k < last_h) copy_seen(k < first_h, s, b_first, count, column, valid, run, to);
             }
         }
     }

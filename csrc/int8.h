@@ -1,9 +1,13 @@
-// The forward pass of a layer with int8 weights: included after kernels.h by a file for each instruction set.
+// The forward pass of a layer with int8 weights: included by a file for each instruction set.
 //
 // Each weight row is a row of int8 numbers times its scale. Each row of x, and of h before each step, is rounded in the
 // same way, to 8 bits or to 16, which are two pieces of 8. Their products are sums of integers, exact in any order, and the
 // rest has one order: so all instruction sets, threads and batches give the same bits.
 #pragma once
+
+#include "kernels.h"
+
+namespace {
 
 #include "int8_tiles.h"
 
@@ -19,7 +23,7 @@ template <class C, int PIECES> struct Int8Layer {
     const Int8Job &job;
     Place &place;
     const fastlstm_forward_args &a;
-    const Int8Packed<C> packed{a, job.packed};
+    const Int8Packed<C> packed{a.I, a.H, job.packed};
     const int64_t T = a.T, B = a.B, I = a.I, H = a.H, block = job.block, panels = ceil_div(H, L);
     const int64_t piece_x = int8_pitch(I), piece_h = int8_pitch(H), row_x = PIECES * piece_x, row_h = PIECES * piece_h;
     // Rows of the part, panels of this thread and how many of these are whole, its units, and the rows that it rounds
@@ -160,20 +164,24 @@ template <class C, int PIECES> struct Int8Layer {
     }
 };
 
-template <class C> void forward_int8(void *argument, int thread, int threads) {
+template <class C, int PIECES> void forward_int8(void *argument, int thread, int threads) {
     const Int8Job &job = *(const Int8Job *)argument;
     const fastlstm_forward_args &a = *job.args;
     Place place(job, thread, threads);
     if (thread >= place.everyone) return;
     const int64_t panels = ceil_div(a.H, Vector<float>::N);
-    const Int8Packed<C> packed(a, job.packed);
+    const Int8Packed<C> packed(a.I, a.H, job.packed);
     for (int64_t p = place.first(panels); p < place.last(panels); p++) {
         if (job.pack) pack_int8_panel<C>(a, p, packed);
         else if (a.changed && is_int8_changed<C>(a, packed.panels[p], p)) __atomic_add_fetch(a.changed, 1, __ATOMIC_RELAXED);
     }
     if (job.pack && place.parts > 1) place.meet_everyone();
-    if (job.pieces == 1) Int8Layer<C, 1>(job, place).forward();
-    else Int8Layer<C, 2>(job, place).forward();
+    Int8Layer<C, PIECES>(job, place).forward();
 }
 
-#define INT8_KERNELS {VECTOR_BYTES, HAS_UNIT, {pack_int8<Lstm>, pack_int8<Gru>}, {forward_int8<Lstm>, forward_int8<Gru>}}
+}  // namespace
+
+#define INT8_BOTH(function, cell) {function<cell, 1>, function<cell, 2>}
+#define INT8_ALL(function) {INT8_BOTH(function, Lstm), INT8_BOTH(function, Gru)}
+#define INT8_TABLES INT8_ALL(packed_size_int8), INT8_ALL(pack_int8), INT8_ALL(forward_int8)
+#define INT8_KERNELS(name) {name, VECTOR_BYTES, HAS_UNIT, INT8_TABLES}

@@ -17,13 +17,17 @@ template <class C> struct Int8Packed {
     Int8Panel<C> *panels;
     int8_t *weights_x, *weights_h;
 
-    Int8Packed(const fastlstm_forward_args &a, void *packed)
-        : groups_x(ceil_div(a.I, 4)), groups_h(ceil_div(a.H, 4)), size_x(groups_x * C::X * VECTOR_BYTES),
+    Int8Packed(int64_t I, int64_t H, void *packed)
+        : groups_x(ceil_div(I, 4)), groups_h(ceil_div(H, 4)), size_x(groups_x * C::X * VECTOR_BYTES),
           size_h(groups_h * C::Y * VECTOR_BYTES), panels((Int8Panel<C> *)packed) {
-        const int64_t count = ceil_div(a.H, Vector<float>::N);
+        const int64_t count = ceil_div(H, Vector<float>::N);
         weights_x = (int8_t *)(panels + count), weights_h = weights_x + count * size_x;
     }
 };
+template <class C, int PIECES> size_t packed_size_int8(int64_t I, int64_t H) {
+    const Int8Packed<C> packed(I, H, nullptr);
+    return (size_t)ceil_div(H, Vector<float>::N) * (sizeof(Int8Panel<C>) + packed.size_x + packed.size_h);
+}
 
 // The scales of panel p of one weight, zeros after them
 inline void pack_scales(const fastlstm_forward_args &a, int64_t p, int count, const int *blocks, const float *from,
@@ -65,8 +69,8 @@ template <class C> NOINLINE void pack_int8_panel(const fastlstm_forward_args &a,
 }
 
 // To be kept: the digest comes first, so that what is written to the weights from now on makes it differ.
-template <class C> void pack_int8(const fastlstm_forward_args *a, void *memory) {
-    const Int8Packed<C> packed(*a, memory);
+template <class C, int PIECES> void pack_int8(const fastlstm_forward_args *a, void *memory) {
+    const Int8Packed<C> packed(a->I, a->H, memory);
     for (int64_t p = 0; p < ceil_div(a->H, Vector<float>::N); p++) {
         const Digest digest_of_p = digest<C, float, int8_t>(a, p);
         __builtin_memcpy(packed.panels[p].digest, &digest_of_p, sizeof digest_of_p);

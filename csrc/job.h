@@ -9,7 +9,35 @@
 
 #include "fastlstm.h"
 
+#ifdef VECTOR_BYTES  // of a register, which the file of an instruction set defines
+#if (VECTOR_BYTES == 32 && !(defined(__AVX2__) && defined(__FMA__))) || \
+    (VECTOR_BYTES == 64 && !(defined(__AVX512F__) && defined(__AVX512DQ__) && defined(__AVX512VL__)))
+#error "compile this file with the flags that its first line names"
+#endif
+#define BASE_NAME "base"
+#if defined(__aarch64__)
+#include <arm_neon.h>
+#undef BASE_NAME
+#define BASE_NAME "neon"
+#elif VECTOR_BYTES > 16
+#include <immintrin.h>
+#elif defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+#if VECTOR_BYTES == 64 || defined(__aarch64__)
+#define REGISTERS 32
+#define TILE_ROWS 6  // batch rows by 4 vectors that fit the registers: 24 accumulators
+#else
+#define REGISTERS 16
+#define TILE_ROWS 3
+#endif
+#endif
+
 namespace fastlstm {
+
+static inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
+static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Vectors of a digest: as many as keep the multipliers busy and stay in registers.
 constexpr int64_t digest_vectors(int64_t vector_bytes) { return vector_bytes == 64 ? 8 : 4; }
@@ -50,8 +78,7 @@ struct BackwardJob : Job {
 struct Int8Job : Job {
     const fastlstm_forward_args *args;
     bool pack;
-    void *packed;      // panels of int8_panel_size bytes, see Int8Panel
-    int64_t pieces;    // of 8 bits in a number of x or h: 1 or 2
+    void *packed;      // see Int8Packed
     int64_t block;     // steps whose x is multiplied at once
     bool few;          // whether rows are few: then x is multiplied for all panels, before h is
     bool has_unit;     // whether this process may use the matrix unit, see amx.h
@@ -64,35 +91,26 @@ struct Int8Job : Job {
 // Bytes from one row of quantized numbers to the next: whole vectors are written.
 constexpr int64_t int8_pitch(int64_t columns) { return (columns + 15) / 16 * 16; }
 
-// Bytes of a panel of packed int8 weights: of_x and of_h vectors for each four columns, for each of these vectors its
-// scales and the start of its sums, then the biases of all sums and the digest.
-constexpr int64_t int8_panel_size(int64_t sums, int64_t of_x, int64_t of_h, int64_t I, int64_t H, int64_t vector_bytes) {
-    return vector_bytes * (of_x * ((I + 3) / 4 + 2) + of_h * ((H + 3) / 4 + 2) + sums + digest_vectors(vector_bytes));
-}
-
-// For each cell in float32 and float64. The backward pass stands apart, so that a program without one can be linked
-// without its code.
+// For each cell in float32 and float64, or with int8 weights for x and h of one byte and of two. The backward pass stands
+// apart, so that a program without one can be linked without its code.
 constexpr int CELLS = 2;
 using Tasks = fastlstm_task[CELLS][2];
 struct Kernels {
     const char *name;
     int64_t vector_bytes;
+    bool has_unit;  // whether they can use a matrix unit
+    size_t (*packed_size[CELLS][2])(int64_t I, int64_t H);  // bytes
     void (*pack[CELLS][2])(const fastlstm_forward_args *, void *packed);
     Tasks forward;
 };
 
-// Of int8 weights, for each cell
-struct Int8Kernels {
-    int64_t vector_bytes;
-    bool has_unit;  // whether they can use a matrix unit
-    void (*pack[CELLS])(const fastlstm_forward_args *, void *packed);
-    fastlstm_task forward[CELLS];
-};
-
-extern const Int8Kernels avx512_int8, avx2_int8, base_int8;
-extern const Kernels avx512_kernels, avx2_kernels, base_kernels;
+extern const Kernels avx512_kernels, avx2_kernels, base_kernels, avx512_int8, avx2_int8, base_int8;
 extern const Tasks avx512_backward, avx2_backward, base_backward;
 
 constexpr int64_t STRIP = 24;  // columns of [x, h_prev, 1] packed side by side: 8 tiles of 3, or 4 of 6
+
+// task(argument, k, n) for k from 0 to n - 1 on the library's own threads, n at most `threads`: where another call holds
+// the pool, or no thread can be started, the caller works alone.
+void run_in_pool(fastlstm_task task, void *argument, int threads);
 
 }  // namespace fastlstm

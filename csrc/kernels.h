@@ -1,5 +1,6 @@
-// All kernels of one instruction set: included by its file, in an anonymous namespace, after VECTOR_BYTES (of a
-// register) and TILE_ROWS (batch rows by 4 vectors that fit the registers) are defined.
+// All kernels of one instruction set, for its file alone.
+#include "job.h"
+
 #define NOINLINE __attribute__((noinline))
 #ifdef __clang__
 #define UNROLL _Pragma("unroll")
@@ -7,15 +8,16 @@
 #define UNROLL _Pragma("GCC unroll 64")
 #endif
 
+namespace {
+
 using fastlstm::BackwardJob;
 using fastlstm::Barrier;
 using fastlstm::ForwardJob;
 using fastlstm::Job;
 using fastlstm::STRIP;
-
-inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+using fastlstm::ceil_div;
+using fastlstm::max;
+using fastlstm::min;
 
 // The first of `count` things that belongs to `part` of `parts`
 inline int64_t share(int64_t count, int64_t part, int64_t parts) { return count * part / parts; }
@@ -74,8 +76,10 @@ struct Place {
 #include "outer.h"
 #include "backward.h"
 
+}  // namespace
+
 // For float32 and float64, of each cell
 #define BOTH(function, cell) {function<cell, float>, function<cell, double>}
 #define ALL(function) {BOTH(function, Lstm), BOTH(function, Gru)}
-#define KERNELS(name) {name, VECTOR_BYTES, ALL(pack_weights), ALL(forward)}
+#define KERNELS(name) {name, VECTOR_BYTES, false, ALL(packed_size), ALL(pack_weights), ALL(forward)}
 #define BACKWARD ALL(backward)

@@ -1,21 +1,7 @@
-// Weight gradients summed over few rows, straight into the rows of the weights' own layout. A sum in the tile's layout has
-// to be started, added to and transposed: over few rows that is all there is to do. The sums are those of gradients.h, in
-// the same order.
+// Weight gradients summed over few rows, straight into the rows of the weights' own layout, from strips of x and of h_prev
+// that are 4 vectors wide. A sum in the tile's layout has to be started, added to and transposed: over few rows that is
+// all there is to do. The sums are those of gradients.h, in the same order.
 #pragma once
-
-// Rows (s, b) of x, then of h_prev, of some batch rows: to [4 vectors of columns][row][column], zeros past the last column
-template <class C, class E>
-void pack_rows(const Gradients<C, E> &g, E *packed, int64_t b_first, int64_t b_last) {
-    constexpr int64_t wide = 4 * Vector<E>::N;
-    const int64_t count = b_last - b_first, next = g.T * g.B * wide;
-    for (int64_t s = 0; s < g.T; s++) {
-        Rows<E> to{packed + (s * g.B + b_first) * wide, wide};
-        for (int64_t k = 0; k < g.I; k += wide, to.at += next)
-            g.copy_seen(true, s, b_first, count, k, min(wide, g.I - k), wide, to);
-        for (int64_t k = 0; k < g.H; k += wide, to.at += next)
-            g.copy_seen(false, s, b_first, count, k, min(wide, g.H - k), wide, to);
-    }
-}
 
 // One sum and panel's rows of a (sums H, width) gradient, from its dpreact of all steps
 template <class C, class E>

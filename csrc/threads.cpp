@@ -1,7 +1,7 @@
 // The library's own threads: started when first wanted, asleep between calls, one call at a time.
-#include "threads.h"
-
 #include <pthread.h>
+
+#include "job.h"
 
 namespace {
 
@@ -42,9 +42,7 @@ void *work(void *number) {
 }
 
 // A forked child has none of its parent's threads, and locks as they stood: it starts its own.
-void start_anew() {
-    pool = Pool();
-}
+void start_anew() { pool = Pool(); }
 
 __attribute__((constructor)) void watch_forks() { pthread_atfork(nullptr, nullptr, start_anew); }
 

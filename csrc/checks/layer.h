@@ -78,16 +78,13 @@ template <class C> struct Layer {
                 for (int64_t u = 0; u < H; u++) all[k][at * H + u] = seen[k][t * H + u];
             for (int64_t u = 0; u < H && !held; u++) {
                 double sums[C::S] = {}, prev[C::STATES], next[C::STATES];
-                for (int g = 0; g < C::X; g++) {
-                    const int64_t row = C::BLOCKS_IH[g] * H + u;
-                    sums[g] += bias_ih[row];
-                    for (int64_t k = 0; k < I; k++) sums[g] += x[at * I + k] * weight_ih[row * I + k];
-                }
-                for (int g = 0; g < C::Y; g++) {
-                    const int64_t row = C::BLOCKS_HH[g] * H + u;
-                    sums[FIRST_H + g] += bias_hh[row];
-                    for (int64_t k = 0; k < H; k++) sums[FIRST_H + g] += seen[0][t * H + k] * weight_hh[row * H + k];
-                }
+                auto add = [&](double &sum, int64_t row, const Doubles &bias, const Doubles &weight, double *from, int64_t count) {
+                    sum += bias[row];
+                    for (int64_t k = 0; k < count; k++) sum += from[k] * weight[row * count + k];
+                };
+                for (int g = 0; g < C::X; g++) add(sums[g], C::BLOCKS_IH[g] * H + u, bias_ih, weight_ih, &x[at * I], I);
+                double *const h = &seen[0][t * H], *const of_h = sums + FIRST_H;
+                for (int g = 0; g < C::Y; g++) add(of_h[g], C::BLOCKS_HH[g] * H + u, bias_hh, weight_hh, h, H);
                 for (int k = 0; k < C::STATES; k++) prev[k] = seen[k][t * H + u];
                 C::forward(sums, prev, next, &saved[(t * H + u) * C::SAVED]);
                 for (int k = 0; k < C::STATES; k++) all[k][at * H + u] = last[k][b * H + u] = next[k];
@@ -99,35 +96,27 @@ template <class C> struct Layer {
             for (int k = held; k < C::STATES; k++)
                 for (int64_t u = 0; u < H; u++) d_0[k][b * H + u] += d[k][at * H + u];
             if (held) continue;
-            std::vector<Doubles> dsums(C::S, Doubles(H));
+            Doubles dh(H);
             for (int64_t u = 0; u < H; u++) {
-                double d_next[C::STATES], prev[C::STATES], d_prev[C::STATES] = {}, found[C::S];
+                double d_next[C::STATES], prev[C::STATES], d_prev[C::STATES] = {}, dsums[C::S];
                 for (int k = 0; k < C::STATES; k++) d_next[k] = d_0[k][b * H + u], prev[k] = seen[k][t * H + u];
-                C::backward(d_next, &saved[(t * H + u) * C::SAVED], prev, found, d_prev);
-                for (int g = 0; g < C::S; g++) dsums[g][u] = found[g];
+                C::backward(d_next, &saved[(t * H + u) * C::SAVED], prev, dsums, d_prev);
                 for (int k = 0; k < C::STATES; k++) d_0[k][b * H + u] = zero ? 0 : d_prev[k];
-            }
-            for (int g = 0; g < C::X; g++) {
-                for (int64_t u = 0; u < H; u++) {
+                for (int g = 0; g < C::X; g++) {
                     const int64_t row = C::BLOCKS_IH[g] * H + u;
-                    dbias_ih[row] += dsums[g][u];
-                    for (int64_t k = 0; k < I; k++) {
-                        dweight_ih[row * I + k] += dsums[g][u] * x[at * I + k];
-                        dx[at * I + k] += dsums[g][u] * weight_ih[row * I + k];
-                    }
+                    dbias_ih[row] += dsums[g];
+                    for (int64_t k = 0; k < I; k++)
+                        dweight_ih[row * I + k] += dsums[g] * x[at * I + k], dx[at * I + k] += dsums[g] * weight_ih[row * I + k];
                 }
-            }
-            for (int g = 0; g < C::Y; g++) {
-                for (int64_t u = 0; u < H; u++) {
+                for (int g = 0; g < C::Y; g++) {
                     const int64_t row = C::BLOCKS_HH[g] * H + u;
-                    const double dsum = dsums[FIRST_H + g][u];
+                    const double dsum = dsums[FIRST_H + g];
                     dbias_hh[row] += dsum;
-                    for (int64_t k = 0; k < H; k++) {
-                        dweight_hh[row * H + k] += dsum * seen[0][t * H + k];
-                        if (!zero) d_0[0][b * H + k] += dsum * weight_hh[row * H + k];
-                    }
+                    for (int64_t k = 0; k < H; k++)
+                        dweight_hh[row * H + k] += dsum * seen[0][t * H + k], dh[k] += dsum * weight_hh[row * H + k];
                 }
             }
+            for (int64_t k = 0; k < H && !zero; k++) d_0[0][b * H + k] += dh[k];
         }
     }
 };
@@ -223,16 +212,12 @@ template <class C, class E, class W> struct Call {
         for (int64_t *stride : strides) {
             const int64_t given = *stride, far = INT64_C(1) << 60, wrong[] = {far, -far, given - 1, 0, -given};
             const int count = stride == &f.weight_ih_row || stride == &f.weight_hh_row ? 5 : 2;  // others may be any in reach
-            for (int k = 0; k < count; k++) {
-                *stride = wrong[k];
-                expect(forward() == FASTLSTM_BAD_ARGUMENT, "a stride out of reach was taken");
-            }
+            for (int k = 0; k < count; k++)
+                *stride = wrong[k], expect(forward() == FASTLSTM_BAD_ARGUMENT, "a stride out of reach was taken");
             *stride = given;
         }
-        for (int64_t wrong : {-1, 1 - CELL, 2}) {  // to the other cell c is missing, or too much
-            f.cell = wrong;
-            expect(forward() == FASTLSTM_BAD_ARGUMENT, "a wrong cell was taken");
-        }
+        for (int64_t wrong : {-1, 1 - CELL, 2})  // to the other cell c is missing, or too much
+            f.cell = wrong, expect(forward() == FASTLSTM_BAD_ARGUMENT, "a wrong cell was taken");
     }
     void check_step(fastlstm_forward_args whole) {  // one step of x's first rows
         f = whole, f.T = 1, f.reverse = 0, f.reset = nullptr, f.lengths = nullptr, f.h = f.c = f.gates = nullptr;
@@ -248,8 +233,9 @@ template <class C, class E, class W> struct Call {
 };
 
 template <class Check> int check_all(Check check) {
-    const int64_t sizes[][4] = {{1, 1, 1, 1},   {3, 7, 1, 7},     {5, 1, 7, 100}, {4, 9, 28, 64},   {2, 70, 30, 7}, {3, 2, 7, 130},
-                                {2, 130, 65, 33}, {12, 40, 5, 48}, {24, 40, 3, 20}, {30, 2, 18, 20}, {2, 21, 70, 80}};
+    const int64_t sizes[][4] = {{1, 1, 1, 1},   {3, 7, 1, 7},     {5, 1, 7, 100},  {4, 9, 28, 64},
+                                {2, 70, 30, 7}, {3, 2, 7, 130},   {12, 40, 5, 48}, {24, 40, 3, 20},
+                                {30, 2, 18, 20}, {2, 21, 70, 80}, {2, 130, 65, 33}};
     for (const auto &size : sizes)
         for (int kind = 0; kind < 4; kind++)
             check(Case{size[0], size[1], size[2], size[3], (kind & 1) != 0, (kind & 2) != 0});

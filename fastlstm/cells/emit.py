@@ -119,19 +119,6 @@ def python(function: Function, name: str | None = None) -> str:
     )
 
 
-def cpp(function: Function, name: str | None = None) -> str:
-    """A C++ template of the same name whose result is a struct: ``lstm_forward`` returns an ``LstmForward``."""
-    lines, results = statements(function)
-    name = name or function.name
-    body = "".join(f"    auto {variable} = {value};\n" for variable, value in lines)
-    kind = "".join(word.capitalize() for word in name.split("_"))
-    return (
-        f"template <class V> struct {kind} {{ V {', '.join(function.results)}; }};\n"
-        f"template <class V> inline {kind}<V> {name}({', '.join(f'V {a}' for a in function.arguments)}) {{\n"
-        f"{body}    return {{{', '.join(results)}}};\n}}\n"
-    )
-
-
 def load(source: str, name: str, names: Mapping[str, Any], module: str = __name__) -> Callable[..., Any]:
     """The function of this name in `source`.
 

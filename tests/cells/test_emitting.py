@@ -10,18 +10,18 @@ import pytest
 import torch
 
 from fastlstm import cells
-from fastlstm.cells.emit import cpp, load, python
+from fastlstm.cells.emit import load, python
 from fastlstm.cells.graph import Graph
 from fastlstm.cells.on_tensors import ON_TENSORS
 
 ALL = """
 from fastlstm import cells
-from fastlstm.cells.emit import cpp, python
+from fastlstm.cells.emit import python
 for cell in cells.CELLS:
     derived = cell.derived()
     print(derived)
     for name in "forward backward tangent curvature jacobian".split():
-        print(python(getattr(derived, name)), cpp(getattr(derived, name)))
+        print(python(getattr(derived, name)))
 """
 
 
@@ -51,16 +51,6 @@ def test_the_forward_pass_of_the_lstm():
         "    c = f * c_prev + i * g\n"
         "    h = o * tanh(c)\n"
         "    return h, c, i, f, g, o\n"
-    )
-
-
-def test_cpp():
-    assert cpp(cells.elman_tanh.derived().backward, "elman_tanh_backward") == (
-        "template <class V> struct ElmanTanhBackward { V da_pre; };\n"
-        "template <class V> inline ElmanTanhBackward<V> elman_tanh_backward(V dh, V h) {\n"
-        "    auto da_pre = dh * (1.0 - h * h);\n"
-        "    return {da_pre};\n"
-        "}\n"
     )
 
 

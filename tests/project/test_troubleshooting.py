@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pack_sequence
 import fastlstm
 from fastlstm import cells
 from fastlstm.backends import dispatch
-from fastlstm.int8 import modules as int8
+from fastlstm.int8 import call, modules
 from tests.helpers.layers import TORCH
 from tests.helpers.pages import text_of
 
@@ -59,11 +59,13 @@ WARNED = {
     "replace found no torch.nn.LSTM, ...": lambda: fastlstm.replace(torch.nn.Linear(2, 2)),
     "a QuantizedLSTM is for inference and stays in eval mode": lambda: fastlstm.quantize(torch.nn.LSTM(2, 3)).train(),
 }
-# what is seen without Numba, and after an export: other tests see these, and here the words are looked up
+# what is seen without Numba or the compiled library, and after an export: other tests see these, and here the words are
+# looked up
 WRITTEN = {
     "auto runs ...": dispatch,
     "... auto takes aten instead": dispatch,
     "an ONNX export takes the aten backend alone": dispatch,
+    "int8 layers need the compiled library": call,
 }
 OF_TORCH = {  # in words that its next release may change
     "We ran into an error when deserializing the saved file",
@@ -102,7 +104,7 @@ def test_the_error_of_pickling_a_local_cell():
 
 @pytest.mark.parametrize("quote", WARNED)
 def test_warnings(quote, monkeypatch):
-    monkeypatch.setattr(int8, "_warned", False)
+    monkeypatch.setattr(modules, "_warned", False)
     with pytest.warns(UserWarning, match=pattern(quote)):
         WARNED[quote]()
 
