@@ -103,7 +103,7 @@ def quantized(model, images, activations):
 @needs_compiler
 @pytest.mark.slow
 def test_the_example_is_small(tmp_path):
-    assert build_example(tmp_path, "-O2").stat().st_size < 350_000
+    assert build_example(tmp_path, "-O2").stat().st_size < 500_000  # four instruction sets, each of floats and of int8
     assert len((SOURCES / "examples/mnist.c").read_text().splitlines()) < 100
 
 
