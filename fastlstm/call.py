@@ -37,8 +37,6 @@ from fastlstm.cells.spec import by_key
 from fastlstm.plans import Plans, Runs
 from fastlstm.torch_private import allow_in_graph, dual_level, dual_level_in_graph, opened_by_graph
 
-Optional = Tensor | None
-
 
 class Call(NamedTuple):
     """A call that is ready to run.
@@ -47,21 +45,19 @@ class Call(NamedTuple):
         layer: x is (T, B, I), states are (B, H), and the types are those that the backend takes.
         backend: the name of the backend that runs it.
         inner_states: whether the states but the first are wanted of all steps.
-        weight_hr: (P, H), which projects the hidden state, or None.
     """
 
     layer: Layer
     backend: str
     inner_states: bool
-    weight_hr: Optional
 
 
 def _by_aten(call: Call) -> Run:
-    return aten.forward(call.layer, call.weight_hr)
+    return aten.forward(call.layer)
 
 
 def _by_operations(call: Call) -> Run:
-    run = reference.forward(call.layer, True, call.weight_hr)
+    run = reference.forward(call.layer, True)
     return run._replace(kept=run.kept[:-1])
 
 
@@ -78,7 +74,7 @@ def _by_function(call: Call) -> Run:
 # The lower half of the table above: whether a row describes the call, and what runs it.
 _WAYS: tuple[tuple[Callable[[Call], bool], Callable[[Call], Run]], ...] = (
     (lambda call: call.backend == "aten", _by_aten),
-    (lambda call: call.weight_hr is not None or nests_forward_mode(), _by_operations),
+    (lambda call: call.layer.weight_hr is not None or nests_forward_mode(), _by_operations),
     (lambda call: torch.jit.is_tracing(), _by_operator),
     (lambda call: True, _by_function),
 )
@@ -91,7 +87,6 @@ def run(
     backend: str | None = None,
     axis: bool = False,
     inner_states: bool = False,
-    weight_hr: Optional = None,
 ) -> Run:
     """Run one layer in one direction.
 
@@ -104,89 +99,82 @@ def run(
         backend: a name of `fastlstm.backends.settings.NAMES`. None takes the default that `use_backend` sets.
         axis: whether the states are (1, B, H), in the layer and in the result.
         inner_states: whether the states but the first are wanted of all steps.
-        weight_hr: (P, H), which projects the hidden state.
 
     Raises:
         ValueError: for tensors that make no layer, and for an unknown backend.
         RuntimeError: if a backend that was asked for by name cannot run them, with its reason.
     """
     if torch.compiler.is_compiling():
-        result = _as_node(layer.squeezed(axis), backend, inner_states, weight_hr)
+        result = _as_node(layer.squeezed(axis), backend, inner_states)
     else:
-        if plans is None or weight_hr is not None or inner_states:
+        if plans is None or layer.weight_hr is not None or inner_states:
             plans = None  # a plan keeps no inner states and has no projection
         elif (plan := plans.get(layer, backend, axis, _plan)) is not None:
             return plan(layer)
-        result = _run_checked(layer.squeezed(axis), plans, backend, inner_states, weight_hr)
+        result = _run_checked(layer.squeezed(axis), plans, backend, inner_states)
     if axis:  # stack, since unsqueeze gives views, which cannot be detached in place
         return result._replace(last=tuple(torch.stack([a]) for a in result.last))
     return result if layer.x.dim() == 3 else result._replace(h=None)
 
 
-def _as_node(layer: Layer, backend: str | None, inner_states: bool, weight_hr: Optional) -> Run:
+def _as_node(layer: Layer, backend: str | None, inner_states: bool) -> Run:
     """Run a call that `torch.compile` traces."""
     if backend is not None:
         settings.check_name(backend)
     if autocast_of(layer.x) is None:  # checked before entering the graph node, so users see our error
-        check_layer(layer, weight_hr)
-    options = layer.reverse, layer.cell.key, weight_hr, inner_states, settings.named(backend)
+        check_layer(layer)
+    options = layer.weight_hr, layer.reverse, layer.cell.key, inner_states, settings.named(backend)
     return Run.of(len(layer.states), _in_graph(dual_level_in_graph(), *layer.tensors, *options))
 
 
 @allow_in_graph  # opaque to dynamo: traced, it would install about a hundred guards, checked at each call
 def _in_graph(dual: bool, *arguments: Any) -> tuple[Tensor, ...]:
     """Run a call as one node of a graph. `dual`: whether a level of dual numbers is active."""
-    *tensors, reverse, key, weight_hr, inner_states, backend = arguments
+    *tensors, weight_hr, reverse, key, inner_states, backend = arguments
     with opened_by_graph(dual):
-        layer = Layer.of(by_key(key), tensors, reverse)
-        result = _run_checked(layer, None, backend, inner_states, weight_hr)
+        layer = Layer.of(by_key(key), tensors, reverse)._replace(weight_hr=weight_hr)
+        result = _run_checked(layer, None, backend, inner_states)
     return result.h, *result.last, *result.kept
 
 
-def _run_checked(
-    layer: Layer, plans: Plans | None, backend: str | None, inner_states: bool, weight_hr: Optional
-) -> Run:
+def _run_checked(layer: Layer, plans: Plans | None, backend: str | None, inner_states: bool) -> Run:
     """Check a call, cast its tensors, choose a backend, and run the call in the first of `_WAYS` that serves it."""
     to = autocast_of(layer.x)
     with no_autocast(layer.x):  # plain PyTorch operations would be cast again
         if to is not None:  # autocast leaves float64 alone
-            layer, weight_hr = _cast_to(torch.float64 if layer.x.dtype == torch.float64 else to, layer, weight_hr)
+            layer = layer.to(torch.float64 if layer.x.dtype == torch.float64 else to)
             if plans is not None and (plan := plans.get(layer, backend, False, _plan)) is not None:
                 return plan(layer)
-        check_layer(layer, weight_hr)
+        check_layer(layer)
         if layer.x.shape[0] == 0:
-            result = empty_run(layer, weight_hr)
+            result = empty_run(layer)
             return result if inner_states else result._replace(kept=())
         name = dispatch.choose(
             backend,
             layer.x.device,
             layer.x.dtype,
             cell=layer.cell,
-            projected=weight_hr is not None,
+            projected=layer.weight_hr is not None,
             masked=layer.lengths is not None or layer.reset is not None,
             cells=inner_states,
             transformed=under_vmap() or dual_level(),
             traced=not is_plain(),  # without tensors it says whether a tracer is active
             layer=layer,
         )
-        wide, narrow_weight_hr = layer, weight_hr
+        wide = layer
         if layer.x.itemsize == 2 and not dispatch.traits(name).takes_sixteen_bits:
-            wide, weight_hr = _cast_to(torch.float32, layer, weight_hr)  # computed in float32, stored in 16 bits
+            wide = layer.to(torch.float32)  # computed in float32, stored in 16 bits
         if wide is not layer and plans is not None and (plan := plans.get(wide, name, False, _plan)) is not None:
             result = plan(wide)
         else:
-            call = Call(wide, name, inner_states, weight_hr)
+            call = Call(wide, name, inner_states)
             result = next(way for describes, way in _WAYS if describes(call))(call)
         if not inner_states:
             result = result._replace(kept=())
         if wide is layer:
             return result
-        results = narrowed((result.h, *result.last, *result.kept), layer.x.dtype, (*layer.tensors, narrow_weight_hr))
+        results = narrowed((result.h, *result.last, *result.kept), layer.x.dtype, (*layer.tensors, layer.weight_hr))
         return Run.of(len(layer.states), results)
-
-
-def _cast_to(dtype: torch.dtype, layer: Layer, weight_hr: Optional) -> tuple[Layer, Optional]:
-    return layer.to(dtype), None if weight_hr is None else weight_hr.to(dtype)
 
 
 def _plan(layer: Layer, backend: str | None, axis: bool, kept: dict[Any, Any] | None) -> Runs | None:

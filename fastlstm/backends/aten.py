@@ -35,7 +35,7 @@ def exports_onnx() -> bool:
     return bool(watched()) or torch.jit.is_tracing()
 
 
-def forward(layer: Layer, weight_hr: Tensor | None) -> Run:
+def forward(layer: Layer) -> Run:
     """Run one layer in one direction, as the module of `torch.nn` does: h is (T, B, P), and the last states are (B, P)
     and (B, H).
     """
@@ -43,10 +43,10 @@ def forward(layer: Layer, weight_hr: Tensor | None) -> Run:
     if (bias_ih is None) is not (bias_hh is None):  # torch's layers take both biases or none
         other = bias_ih if bias_hh is None else bias_hh
         bias_ih, bias_hh = (torch.zeros_like(other) if a is None else a for a in (bias_ih, bias_hh))
-    weights = [a for a in (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr) if a is not None]
+    weights = [a for a in (weight_ih, weight_hh, bias_ih, bias_hh, layer.weight_hr) if a is not None]
     # torch.jit.trace runs with gradients and without, and both runs have to record the same
     train = torch.is_grad_enabled() or torch.jit.is_tracing()
-    states, has_biases = given_states(layer, weight_hr), bias_ih is not None
+    states, has_biases = given_states(layer), bias_ih is not None
     if exports_onnx() and not torch.jit.is_tracing():  # the older exporter, which traces, translates torch's own
         return _onnx_node(cell, x, weights, states, reverse, has_biases)
     if reverse:

@@ -38,6 +38,8 @@ class Layer(NamedTuple):
         scales: float32 (X H,) of weight_ih and (Y H,) of weight_hh, if these are int8, or (). A weight row is its
             numbers times its scale.
         activations: 8 or 16, the bits of the numbers that rows of x and h are rounded to beside int8 weights, or 0.
+        weight_hr: (P, H), which projects the first state, as in `torch.nn.LSTM`, or None. With it the first state is
+            (B, P), and weight_hh has P columns.
     """
 
     x: Tensor
@@ -50,13 +52,15 @@ class Layer(NamedTuple):
     inputs: tuple[Any, ...] = ()
     scales: tuple[Any, ...] = ()
     activations: int = 0
+    weight_hr: Optional = None
 
     def to(self, dtype: torch.dtype) -> "Layer":
         """Return the layer with its floating-point tensors in another type."""
         weights, states, inputs = (
             tuple(None if a is None else a.to(dtype) for a in each) for each in (self.weights, self.states, self.inputs)
         )
-        return self._replace(x=self.x.to(dtype), weights=weights, states=states, inputs=inputs)
+        weight_hr = None if self.weight_hr is None else self.weight_hr.to(dtype)
+        return self._replace(x=self.x.to(dtype), weights=weights, states=states, inputs=inputs, weight_hr=weight_hr)
 
     def squeezed(self, axis: bool) -> "Layer":
         """Return the layer as backends take it outside of plans: x, which may be (B, I), has an axis of steps, and the
@@ -67,7 +71,7 @@ class Layer(NamedTuple):
 
     @property
     def tensors(self) -> tuple[Any, ...]:
-        """All tensors of a layer of floats, flat, as autograd's Functions take them."""
+        """All tensors of a layer of floats without a projection, flat, as autograd's Functions take them."""
         return self.x, *self.weights, *self.states, *self.inputs, self.lengths, self.reset
 
     @classmethod
@@ -225,9 +229,9 @@ def fill(a: Tensor, where: Optional) -> Tensor:
     return a if where is None else a.masked_fill(where, 0)
 
 
-def empty_run(layer: Layer, weight_hr: Optional = None) -> Run:
+def empty_run(layer: Layer) -> Run:
     """Return the run of a layer of no steps or no rows, which keeps the states but the first."""
-    states = given_states(layer, weight_hr)
+    states = given_states(layer)
     h, *others = (a.expand(layer.x.shape[0], -1, -1).clone() for a in states)
     return Run(h, tuple(a.clone() for a in states), tuple(others))
 
@@ -247,11 +251,11 @@ def heads_of(layer: Layer) -> int:
     return 1 if weight_hh is None else int(hidden_size(layer) // weight_hh.shape[-1])
 
 
-def given_states(layer: Layer, weight_hr: Optional = None) -> tuple[Tensor, ...]:
+def given_states(layer: Layer) -> tuple[Tensor, ...]:
     """Return the initial states, or zeros expanded from one row. With a projection the first is P wide, others H."""
     if layer.states[0] is not None:
         return layer.states
     rows, H = flat_input(layer.x).shape[1], hidden_size(layer)
-    first = layer.x.new_zeros(1, H if weight_hr is None else weight_hr.shape[-2]).expand(rows, -1)
+    first = layer.x.new_zeros(1, H if layer.weight_hr is None else layer.weight_hr.shape[-2]).expand(rows, -1)
     other = first if first.shape[1] == H else layer.x.new_zeros(1, H).expand(rows, -1)
     return first, *[other] * (len(layer.states) - 1)

@@ -8,17 +8,17 @@ from fastlstm.backends.base import Layer
 Optional = Tensor | None
 
 
-def check_layer(layer: Layer, weight_hr: Optional = None) -> None:
+def check_layer(layer: Layer) -> None:
     """Raise unless the tensors make one layer of its cell in one direction.
 
     Args:
         layer: weights of one layer, not of a stack.
-        weight_hr: (P, H), with which the first state is (B, P) and weight_hh has P columns.
 
     Raises:
         ValueError: naming the argument, the shape, dtype or device it must have, and the one it has.
     """
     x, (weight_ih, weight_hh, bias_ih, bias_hh, *params), states, lengths, reset, _, cell, inputs, *_ = layer
+    weight_hr = layer.weight_hr
     if x.dim() != 3:
         raise ValueError(f"x must have shape (T, B, I), got {tuple(x.shape)}")
     T, B, I = x.shape

@@ -54,18 +54,18 @@ def before(a: Tensor, a_0: Tensor, layer: Layer, held: Tensor | None, reset: Ten
     return fill(a, reset)
 
 
-def forward(layer: Layer, save: bool, weight_hr: Tensor | None = None) -> Run:
+def forward(layer: Layer, save: bool) -> Run:
     """One layer in one direction. With `save` the run keeps the states but the first, (T, B, H) each, and what `cell`
     saves, (T, B, K H) in the order of `Layout.saved`.
 
     ``weight_hr`` (P, H) projects the first state, as in `torch.nn.LSTM`.
     """
-    return forward_with(Sums(layer.cell, layer.weights, hidden_size(layer)), layer, save, weight_hr)
+    return forward_with(Sums(layer.cell, layer.weights, hidden_size(layer)), layer, save)
 
 
-def forward_with(sums: Sums, layer: Layer, save: bool, weight_hr: Tensor | None = None) -> Run:
+def forward_with(sums: Sums, layer: Layer, save: bool) -> Run:
     """Do what `forward` does, with `sums` for the products of x and h."""
-    cell, x, states, held = layer.cell, flat_input(layer.x), given_states(layer, weight_hr), held_steps(layer)
+    cell, x, states, held = layer.cell, flat_input(layer.x), given_states(layer), held_steps(layer)
     T, B, reset = x.shape[0], x.shape[1], reset_steps(layer, held)
     params = _params(layer, B) | {HEADS: heads_of(layer)}
     # padding may be NaN, which a zero gradient would turn to NaN
@@ -83,8 +83,8 @@ def forward_with(sums: Sums, layer: Layer, save: bool, weight_hr: Tensor | None 
             **{name: a[t] for name, a in inputs.items()},
         })  # fmt: skip
         new = [found[name] for name in cell.states]
-        if weight_hr is not None:
-            new[0] = linear(new[0], weight_hr)
+        if layer.weight_hr is not None:
+            new[0] = linear(new[0], layer.weight_hr)
         states = tuple(new) if held is None else tuple(torch.where(held[t], a, b) for a, b in zip(states, new))
         for steps, state in zip(after, states):
             steps[t] = state

@@ -126,9 +126,10 @@ def lstm(
     ends, begins = masks_of(lengths, reset, x)
     h_0, c_0 = (None, None) if hx is None else hx
     layer = Layer(x, (weight_ih, weight_hh, bias_ih, bias_hh), (h_0, c_0), ends, begins, reverse, library.lstm)
+    layer = layer._replace(weight_hr=weight_hr)
     if autocast_of(x) is None:
-        check_layer(layer, weight_hr)
-    output, last, others = run(layer, plans=_plans, backend=backend, inner_states=return_cells, weight_hr=weight_hr)
+        check_layer(layer)
+    output, last, others = run(layer, plans=_plans, backend=backend, inner_states=return_cells)
     if ends is not None and output.requires_grad:  # callers may write to the padding of their copy
         output = output.clone()
     return (output, last, others[0]) if return_cells else (output, last)

@@ -196,8 +196,8 @@ class Recurrent(CellModule, nn.RNNBase):
                 each = weights if k == 0 else self._layer_weights(k)
                 weight_hr = each.pop() if self.proj_size else None
                 states = (None,) * len(cell.states) if hx is None else tuple([a[k : k + 1] for a in hx])
-                layer = Layer(x, tuple(each), states, *masks, direction == 1, cell, inputs)
-                output, last, rest = self._run_layer(k, layer, weight_hr, sequences and is_last)
+                layer = Layer(x, tuple(each), states, *masks, direction == 1, cell, inputs, weight_hr=weight_hr)
+                output, last, rest = self._run_layer(k, layer, sequences and is_last)
                 outputs.append(output)
                 ends.append(last)
                 others.append(rest)
@@ -208,17 +208,17 @@ class Recurrent(CellModule, nn.RNNBase):
         last = ends[0] if len(ends) == 1 else tuple([torch.cat(each) for each in zip(*ends)])
         return x, last, others[0] if directions == 1 else tuple([torch.cat(both, -1) for both in zip(*others)])
 
-    def _run_layer(self, k: int, layer: Layer, weight_hr: Tensor | None, sequences: bool) -> Results:
+    def _run_layer(self, k: int, layer: Layer, sequences: bool) -> Results:
         """Run layer k // D, direction k % D."""
         options = self.bidirectional or self.proj_size or self._regularizers or self._recompute
         plans = self._plans_of(0 if self.num_layers == 1 and not options else k + 1)
-        return self._run_with(layer, plans, weight_hr, sequences)
+        return self._run_with(layer, plans, sequences)
 
-    def _run_with(self, layer: Layer, plans: Any, weight_hr: Tensor | None, sequences: bool) -> Results:
+    def _run_with(self, layer: Layer, plans: Any, sequences: bool) -> Results:
         backend = settings.named(self.backend)  # the backward pass may run under another default
 
         def run_part(part: Layer) -> Results:
-            found = run(part, plans=plans, backend=backend, axis=True, inner_states=sequences, weight_hr=weight_hr)
+            found = run(part, plans=plans, backend=backend, axis=True, inner_states=sequences)
             return found.h, found.last, found.kept  # Dynamo of torch 2.9 cannot return a Run
 
         return recomputed(layer, run_part) if self._recompute else run_part(layer)

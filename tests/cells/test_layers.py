@@ -150,7 +150,9 @@ def test_a_projection_as_torch_nn():
     module = nn.LSTM(I, H, proj_size=P).double()
     x = torch.randn(T, B, I, dtype=torch.double)
     *weights, weight_hr = module.parameters()
-    made = reference.forward(Layer(x, tuple(weights), (None, None), None, None, False, cells.lstm), True, weight_hr)
+    made = reference.forward(
+        Layer(x, tuple(weights), (None, None), None, None, False, cells.lstm, weight_hr=weight_hr), True
+    )
     output, (h_n, c_n) = module(x)
     assert max(map(error, (made.h, *made.last), (output, h_n[0], c_n[0]))) < OUTPUTS
 

@@ -17,7 +17,7 @@ T, B, I, H, P = 4, 2, 3, 5, 2
 
 def check(x, hx, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, lengths, reset):
     weights = weight_ih, weight_hh, bias_ih, bias_hh
-    check_layer(Layer(x, weights, hx or (None, None), lengths, reset, False, cells.lstm), weight_hr)
+    check_layer(Layer(x, weights, hx or (None, None), lengths, reset, False, cells.lstm, weight_hr=weight_hr))
 
 
 def layer(**replaced):
