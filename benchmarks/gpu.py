@@ -37,7 +37,7 @@ from benchmarks.gpu_goals import GOALS, SMALLEST, judged, speeds, told
 from benchmarks.gpu_layers import FRESH, MEASURED, MODES, SHAPES, TINY
 from benchmarks.gpu_rivals import installed
 from benchmarks.report import replaced
-from fastlstm.backends.triton import INTERPRET
+from fastlstm.backends.triton.device import INTERPRET
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [sys.executable, "-m", "benchmarks.gpu_layers"]

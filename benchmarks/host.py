@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import fastlstm
-from fastlstm.backends import triton as backend
+from fastlstm.backends.triton import device as backend
 
 T, B, I = 3, 2, 4
 RESIDENT, STEPWISE = 32, 200  # H

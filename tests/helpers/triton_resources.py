@@ -23,7 +23,7 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime import jit
 
 from fastlstm.backends.base import Gradients, Layer, Run
-from fastlstm.backends.triton import gradients, launch, tiles
+from fastlstm.backends.triton import device, gradients, launch, tiles
 from fastlstm.backends.triton.products import pack_kernel
 from fastlstm.cells import CELLS
 from fastlstm.cells.spec import by_key
@@ -146,7 +146,7 @@ def describe(case: Case, capability: tuple[int, int]) -> tuple[Any, dict[str, An
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jit.JITFunction, "run", run)
-        patch.setattr(launch, "capability", lambda device: capability)
+        patch.setattr(device, "capability", lambda _: capability)
         try:
             _call(case)
         except Compiled as found:

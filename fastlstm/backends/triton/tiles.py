@@ -11,7 +11,7 @@ INPUT_PRECISION = {"native": "ieee", "tf32": "tf32", "ieee": "tf32x3"}  # of tl.
 @dataclass(frozen=True)
 class Resident:
     """One launch. H padded to P; batch rows of a program, and warps in forward and backward. At most so many gates are
-    one product in backward.
+    one product in backward. I padded, where the kernel also multiplies x, or 0.
     """
 
     P: int
@@ -19,6 +19,7 @@ class Resident:
     forward_warps: int
     backward_warps: int
     backward_gates: int = 4
+    inputs: int = 0
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,13 @@ class Stepwise:
     stages: int
 
 
+Tile = Resident | Stepwise
+
+
 @cache  # which a short call would notice
-def choose(H: int, precision: str, capability: tuple[int, int], gates: int = 4) -> Resident | Stepwise:
-    """The tile of a layer. `precision` is native (16 bits), tf32 or ieee. A product computes so many `gates`.
+def choose(H: int, precision: str, capability: tuple[int, int], gates: int = 4, I: int = 0) -> Tile:
+    """The tile of a layer. `precision` is native (16 bits), tf32 or ieee. A product computes so many `gates`. I is 0
+    where no x is multiplied.
 
     Resident: 4 P^2 weights of two bytes lie in registers, 128 KB at P 128, half of a multiprocessor's 256 KB, after
     they passed through shared memory once. Read from there in each step they would take 1024 cycles at 128 bytes a
@@ -61,21 +66,21 @@ def choose(H: int, precision: str, capability: tuple[int, int], gates: int = 4) 
     if largest >= P and _fits(8 * P * P, capability):
         forward = {32: 4, 64: 16, 128: 16} if newest else {32: 8, 64: 16, 128: 8}
         backward_gates = 1 if capability[0] == 8 and precision == "native" and P > 32 else 4
-        return Resident(P, 8, forward[P] if gates == 4 else min(gates * P // 16, 8), P // 16, backward_gates)
+        warps = forward[P] if gates == 4 else min(gates * P // 16, 8)
+        return Resident(P, 8, warps, P // 16, backward_gates, padded_input(I, P, precision, capability))
     warps = 8 if newest else 4
     return Stepwise(
         32, 32, 64 if precision == "native" else 32, warps, 2 if precision == "ieee" and not newest else warps, 3
     )
 
 
-@cache
 def padded_input(I: int, P: int, precision: str, capability: tuple[int, int]) -> int:
     """I padded, where the resident kernel also does the input's product; 0 where a GEMM does.
 
     16 bits alone, since x may be of any size, and up to 32 inputs: their weights take 32 more registers at P 128. And
     only where shared memory has room for both weights: Triton 3.8 puts them there at once, others one after the other.
     """
-    if I > 32 or precision != "native":
+    if not 0 < I <= 32 or precision != "native":
         return 0
     padded = max(16, 1 << (I - 1).bit_length())
     return padded if _fits(8 * P * (P + padded), capability) else 0
@@ -84,3 +89,13 @@ def padded_input(I: int, P: int, precision: str, capability: tuple[int, int]) ->
 def _fits(weights: int, capability: tuple[int, int]) -> bool:
     """Whether shared memory has room for so many bytes of weights and the layouts' conversions."""
     return SHARED_KB.get(capability, 99) * 1024 >= weights + 8192
+
+
+def is_faster(tile: Tile) -> bool:
+    """Return whether `auto` takes the kernels for a layer that torch's own layer computes as well.
+
+    No GPU has been measured, so this is counted. A further launch of a kernel takes 2.5 us of Python and about 2.5 us
+    of CUDA, and stepwise kernels are a launch a step: 5 us. cuDNN's steps take 2 us by published figures (B 16, H 768).
+    A resident kernel takes all steps in one launch.
+    """
+    return isinstance(tile, Resident)
