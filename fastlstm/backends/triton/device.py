@@ -1,8 +1,9 @@
 """What a device can do, and the precision that torch's settings ask of it."""
 
 import os
+import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -80,19 +81,46 @@ def products_in(precision: str) -> AbstractContextManager[object]:
 def _products(precision: str) -> Iterator[None]:
     """The same in float32, whatever products outside a layer have.
 
-    torch has one setting for the process. Meanwhile, a product of another Python thread may follow this one, and torch
-    does not tell it what ``allow_tf32`` is. A setting that is the general one is taken to follow that.
+    torch has one setting for the process, so a product of another Python thread may follow this one meanwhile. The
+    setting has an older name, ``allow_tf32``, which sets both, and which cannot be read once the two differ. So the
+    older one is used, unless the caller has made them differ. A setting that is the general one is taken to follow it.
     """
     backends: Any = torch.backends
     matmul = backends.cuda.matmul
     with _setting:
-        found = matmul.fp32_precision
-        if (precision == "tf32") == (found == "tf32"):
+        before, wanted = matmul.fp32_precision, precision == "tf32"
+        if wanted == (before == "tf32"):
             yield
             return
-        inherited = found in (backends.cudnn.fp32_precision, backends.fp32_precision)
-        matmul.fp32_precision = precision
+        inherited = before in (backends.cudnn.fp32_precision, backends.fp32_precision)
+        older = _older_setting()
+        if older is None:
+            matmul.fp32_precision = precision
+        else:
+            matmul.allow_tf32 = wanted
         try:
             yield
         finally:
-            matmul.fp32_precision = "none" if inherited else found
+            if older == "medium":  # of both names, and of products on the CPU
+                torch.set_float32_matmul_precision(older)
+            elif older is not None:
+                matmul.allow_tf32 = not wanted
+            matmul.fp32_precision = "none" if inherited else before
+
+
+def _older_setting() -> str | None:
+    """Return torch's setting by its older name, or None where torch refuses to tell."""
+    _take_warning()
+    try:
+        torch.backends.cuda.matmul.allow_tf32  # noqa: B018
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return None
+
+
+@cache
+def _take_warning() -> None:
+    """Have torch 2.9 give its one warning of the older name here, since it is no fault of the caller."""
+    with warnings.catch_warnings(), suppress(RuntimeError):
+        warnings.simplefilter("ignore")
+        torch.backends.cuda.matmul.allow_tf32  # noqa: B018
