@@ -118,6 +118,11 @@ def _notes(found: dict[str, Any]) -> list[str]:
         named = os.environ.get("NUMBA_CACHE_DIR")
         folder = "a folder for the cache" if named is None else f"{named}, where this user cannot write"
         notes.append(f"No folder for numba's cache can be written: {instead}. NUMBA_CACHE_DIR names {folder}.")
+    if found["gpus"] and (reason := found["backends"]["triton"]) is not None:
+        notes.append(
+            f"No kernels of this package run on the GPU: {reason}. torch's own layers run there instead, with lengths "
+            "too. What they lack, such as resets and other cells, runs in plain PyTorch."
+        )
     if not csrc.LIBRARY.exists() and os.name != "nt":
         notes.append(
             "The native backend was not built. If GCC or Clang is installed, two commands build it: 'pip cache remove "

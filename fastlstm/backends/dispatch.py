@@ -164,10 +164,9 @@ def _is_expected(device: torch.device, dtype: torch.dtype, lacking: bool) -> boo
     """Return whether nobody will wonder that triton does not run these tensors: it never runs float64. On an old GPU
     torch's own layer is the best there is, and only what that is `lacking` is worth a warning.
     """
-    reason = triton.supports(device, torch.float32)
-    if reason is None or lacking:
-        return reason is None and triton.supports(device, dtype) is not None
-    return reason != gpu.import_failure()
+    if dtype not in gpu.DTYPES:
+        return True
+    return not lacking and triton.supports(device, dtype) not in (None, gpu.import_failure())
 
 
 def _reason(name: str, device: torch.device, dtype: torch.dtype, cell: Cell, heads: int = 1) -> str | None:

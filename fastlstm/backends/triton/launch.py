@@ -66,7 +66,11 @@ def cut(layer: Layer, precision: str) -> tuple[Any, Any, int, int, int, int]:
     cell = cells.kernel(layer.cell, precision == "ieee", D if means else 0)
     rows = (layer.x if layer.x.dim() == 2 else base.flat_input(layer.x)).shape[-2] // G
     inputs = 0 if layer.weights[0] is None else int(layer.x.shape[-1])
-    tile = tiles.choose(D, precision, device.capability(layer.x.device), cell.gates, inputs)
+    capability, masked = device.capability(layer.x.device), layer.lengths is not None or layer.reset is not None
+    tile = tiles.choose(D, precision, capability, cell.gates, inputs)
+    if isinstance(rows, int):  # a graph of open sizes takes the fewest
+        multiprocessors = device.multiprocessors(layer.x.device)
+        tile = tiles.with_rows(tile, precision, capability, masked, rows, G * H // D, multiprocessors)
     return cell, tile, G, rows, H, D
 
 
@@ -185,7 +189,7 @@ class Forward(Pass):
         self.save, self.ends = save, (*axes, self.B, H)
         common = {
             "CELL": cell.forward, "BLOCKS": self.layout.blocks_ih, "S": cell.sums, "Y": cell.of_h,
-            "GATES": cell.gates, "H": H, "D": self.D,
+            "GATES": min(cell.gates, self.tile.forward_gates) if self.resident else cell.gates, "H": H, "D": self.D,
         }  # fmt: skip
         self.fused = False  # whether the kernel multiplies x
         if self.resident:

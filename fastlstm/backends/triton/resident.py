@@ -275,10 +275,12 @@ def backward_kernel(
         if Y > 0:
             dh = to_h(w, w_low, scale, tiles, PRECISION, True)
             dh = dh + d[0] if CARRIED[0] >= 0 else dh
-            if PRECISION == "ieee" and HELD and reset_ptr is None:
-                dh += held[0]  # a held row's product is zero, and to choose takes registers that are not there
-            elif MASKED:
+            if MASKED and PRECISION == "native":
                 dh = tl.where(goes_on, dh, held[0] if HELD else 0.0)
+            else:
+                dh = tl.where(reset[None, :], 0.0, dh) if reset_ptr is not None else dh
+                if HELD:
+                    dh += held[0]  # a held row's product is zero, and to choose takes registers that are not there
             d = with_first(dh, d)
         if reset_ptr is not None:
             reset = load_reset(reset_ptr, t, B, first + b, length)
