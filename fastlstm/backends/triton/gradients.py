@@ -78,7 +78,7 @@ class Backward(Pass):
 
     def launch(self, grads: Run, layer: Layer, run: Run) -> Found:
         """Return what the kernels find."""
-        T, B, H, needs, states = self.T, self.B, self.H, self.needs, layer.states
+        T, B, H, needs = self.T, self.B, self.H, self.needs
         dh, (h, *others, saved) = grads.h, readable((run.h, *run.kept))
         dends, douts = readable(grads.last), readable(grads.kept) if grads.kept else (None,) * len(others)
         dh_step, dh_row = 0, 0
@@ -88,7 +88,7 @@ class Backward(Pass):
         of_weights = layer.weights[1], *layer.weights[WEIGHTS:]
         lengths, reset, weight_hh, *params = readable((layer.lengths, layer.reset, *of_weights))
         inputs = readable(layer.inputs) if layer.inputs else ()
-        first = readable(states) if states[0] is not None else (saved.new_zeros(B, H),) * len(states)
+        first = self.first(layer.states, saved)
         starts = tuple([a if k in self.read else None for k, a in enumerate(first)])
         steps = tuple([a if k in self.read else None for k, a in enumerate((h, *others))])
         dsums = saved.new_empty(T, B, self.cell.sums * H)
@@ -97,7 +97,8 @@ class Backward(Pass):
         dinputs = tuple([torch.empty_like(a) if want else None for a, want in zip(inputs, needs.inputs)])
         values, weight_hh, *packed = (tuple(params), inputs, starts), *self.recurrent(weight_hh)
         if self.resident:
-            dstates = tuple([torch.empty_like(a) if want else None for a, want in zip(first, needs.states)])
+            wants = (want and a is not None for a, want in zip(first, needs.states))
+            dstates = tuple([torch.empty_like(a) if want else None for a, want in zip(first, wants)])
             results = steps, saved, dsums, dstates, dparams, dinputs
             sizes = T, B, self.rows, dh_step // H, dh_row // H, self.reverse
             self.start(dh, douts, dends, weight_hh, *packed, *values, lengths, reset, *results, *sizes)

@@ -145,6 +145,12 @@ class Pass:
                 BY_ROW=not back, BLOCK=PACK_LINES, PAD=1 << (terms - 1).bit_length(),
             )  # fmt: skip
 
+    def first(self, states: tuple[Any, ...], like: Tensor) -> tuple[Any, ...]:
+        """The initial states as the kernels read them. Resident ones take None for zeros."""
+        if states[0] is not None or self.resident:
+            return readable(states)
+        return (like.new_zeros(self.B, self.H),) * len(states)
+
     def options(self, warps: int) -> dict[str, Any]:
         """Of the kernel, beside what it knows of the cell."""
         tile, exact = self.tile, tiles.INPUT_PRECISION[self.precision]
@@ -189,7 +195,8 @@ class Forward(Pass):
         self.save, self.ends = save, (*axes, self.B, H)
         common = {
             "CELL": cell.forward, "BLOCKS": self.layout.blocks_ih, "S": cell.sums, "Y": cell.of_h,
-            "GATES": min(cell.gates, self.tile.forward_gates) if self.resident else cell.gates, "H": H, "D": self.D,
+            "GATES": min(cell.gates, self.tile.forward_gates) if self.resident else cell.gates,
+            "STATES": len(layer.states), "H": H, "D": self.D,
         }  # fmt: skip
         self.fused = False  # whether the kernel multiplies x
         if self.resident:
@@ -197,7 +204,7 @@ class Forward(Pass):
             self.fused = PI > 0
             common |= {"WIDE": cell.wide, "I": I if PI else 0, "PI": PI}
         else:
-            kernel, common["STATES"] = stepwise.forward_kernel, len(layer.states)
+            kernel = stepwise.forward_kernel
         self.start = Launch(kernel, self.places, self.loads, **common, **self.options(self.tile.forward_warps))
 
     def run(self, layer: Layer) -> Run:
@@ -210,7 +217,7 @@ class Forward(Pass):
         given, weights, states, lengths, reset, _, _, inputs = layer
         x: Any = addressable(base.flat_input(given))  # then its product, unless the kernel multiplies it
         lengths, reset, weight_ih, weight_hh, bias_ih, bias_hh, *params = readable((lengths, reset, *weights))
-        states = readable(states) if states[0] is not None else (x.new_zeros(B, H),) * len(states)
+        states = self.first(states, x)
         inputs = readable(inputs) if inputs else ()
         bias, bias_hh = sums.biases(layer.cell, bias_ih, bias_hh)
         h = x.new_empty(T, B, H) if lengths is None else x.new_zeros(T, B, H)  # held steps write nothing there
