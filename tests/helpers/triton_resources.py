@@ -1,16 +1,20 @@
 """What the Triton kernels cost, compiled ahead of time: registers, spills, shared memory, instructions of a step.
 
+    python -m tests.helpers.triton_resources > tests/backends/triton/budgets.csv
     python -m tests.helpers.triton_resources CAPABILITY [CASE ...]
 
-prints one JSON object a line. It needs no GPU, and must not run under TRITON_INTERPRET=1.
+The first prints a table of all cases and chips, and the second one JSON object a line. Neither needs a GPU, or may run
+under TRITON_INTERPRET=1.
 """
 
+import itertools
 import json
 import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +28,7 @@ from triton.runtime import jit
 
 from fastlstm.backends.base import Gradients, Layer, Run
 from fastlstm.backends.triton import device, gradients, launch, tiles
+from fastlstm.backends.triton.cells import has_means, kernel
 from fastlstm.backends.triton.products import pack_kernel
 from fastlstm.cells.spec import by_key
 
@@ -46,6 +51,7 @@ PTX = {  # of the whole kernel
     "div": r"\bdiv\.\w+\.f32",
     "cp.async": r"\bcp\.async\.c[ag]",  # loads on their way while something else is done
 }
+T, B = 5, 32
 DTYPES = {"bf16": "native", "fp16": "native", "tf32": "tf32", "ieee": "ieee"}
 
 
@@ -87,7 +93,8 @@ def cases() -> Iterator[Case]:
             yield Case(direction, kind, 100, lengths=True)
             yield Case(direction, kind, 64, many=True)
             yield Case(direction, kind, 40, lengths=True, reset=True, cells=back, many=True)
-        yield Case(direction, "bf16", 128, cells=back, many=True)
+        for cell in ("lstm", "gru"):
+            yield Case(direction, "bf16", 128, cells=back, many=True, cell=cell)
         of_gru = (("bf16", 64), ("bf16", 128), ("tf32", 128), ("ieee", 64), ("bf16", 1024))
         for kind, H in of_gru:
             yield Case(direction, kind, H, cell="gru")
@@ -107,6 +114,16 @@ def cases() -> Iterator[Case]:
 
 class Compiled(Exception):
     """What a launch would compile: the kernel, and what Triton's compiler takes for these arguments."""
+
+
+def tile_of(case: Case, capability: tuple[int, int]) -> tiles.Tile:
+    """The tile of a case. One of many rows is on a chip of one multiprocessor."""
+    cell, precision = by_key(case.cell), DTYPES[case.kind]
+    D = case.H if has_means(cell) else case.H // case.heads
+    gates = kernel(cell, precision == "ieee", D if has_means(cell) else 0).gates
+    tile = tiles.choose(D, precision, capability, gates, case.I or 40)
+    places, masked = case.H // D, case.lengths or case.reset
+    return tiles.with_rows(tile, precision, capability, masked, B, places, 1 if case.many else 132)
 
 
 def describe(case: Case, capability: tuple[int, int]) -> tuple[Any, dict[str, Any]]:
@@ -136,8 +153,8 @@ def describe(case: Case, capability: tuple[int, int]) -> tuple[Any, dict[str, An
 
 
 def _call(case: Case) -> None:
-    """A call of the case on tensors that hold anything, of 5 steps and 32 rows."""
-    T, B, I, H, cell, precision = 5, 32, case.I or 40, case.H, by_key(case.cell), DTYPES[case.kind]
+    """A call of the case on tensors that hold anything, of T steps and B rows."""
+    I, H, cell, precision = case.I or 40, case.H, by_key(case.cell), DTYPES[case.kind]
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(case.kind, torch.float32)
 
     def empty(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
@@ -167,7 +184,6 @@ def resources(case: Case, capability: tuple[int, int]) -> dict[str, Any]:
     Of PTX those of the whole kernel.
     """
     source, options = describe(case, capability)
-    resident = isinstance(tiles.choose(case.H // case.heads, DTYPES[case.kind], capability), tiles.Resident)
     target = GPUTarget("cuda", 10 * capability[0] + capability[1], 32)
     compiled = triton.compile(source, target=target, options=options)
     usage, sass = (dump(flag, compiled.asm["cubin"]) for flag in ("-res-usage", "-sass"))
@@ -176,7 +192,7 @@ def resources(case: Case, capability: tuple[int, int]) -> dict[str, Any]:
     loop = main_loop(code)
     return {
         "case": str(case),
-        "kernel": "resident" if resident else "stepwise",
+        "kernel": "resident" if isinstance(tile_of(case, capability), tiles.Resident) else "stepwise",
         "capability": list(capability),
         "warps": options["num_warps"],
         "registers": registers,
@@ -206,9 +222,30 @@ def main_loop(code: list[tuple[int, str]]) -> list[str]:
     return max(products, key=len, default=[text for _, text in code])
 
 
+CHIPS = ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
+COUNTS = ("registers", "spilled", "instructions", "barriers")
+
+
+def table() -> Iterator[str]:
+    """Yield the lines of a table with the `COUNTS` of each case on each chip. The kernels refuse capability 7.5."""
+    with ProcessPoolExecutor() as pool:
+        columns = [pool.map(resources, cases(), itertools.repeat(_numbers(chip))) for chip in CHIPS]
+        yield ",".join(["case", "7.5", *CHIPS])
+        for case, *found in zip(cases(), *columns):
+            yield ",".join([str(case), "refused", *(" ".join(str(row[name]) for name in COUNTS) for row in found)])
+
+
+def _numbers(chip: str) -> tuple[int, int]:
+    major, minor = map(int, chip.split("."))
+    return major, minor
+
+
 def main() -> None:
-    names = set(sys.argv[2:])
-    capability = tuple(map(int, sys.argv[1].split(".")))
+    if not sys.argv[1:]:
+        for line in table():
+            print(line, flush=True)
+        return
+    capability, names = _numbers(sys.argv[1]), set(sys.argv[2:])
     for case in cases():
         if not names or str(case) in names:
             print(json.dumps(resources(case, capability)), flush=True)
