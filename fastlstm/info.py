@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from fastlstm.backends import csrc, dispatch, numba, settings, triton
+from fastlstm.backends import csrc, dispatch, numba, settings
+from fastlstm.backends.triton import device as gpu
 from fastlstm.cells.library import CELLS
 from fastlstm.version import __version__
 
@@ -44,7 +45,7 @@ def info() -> dict[str, Any]:
         "instructions": {"numba": _of_numba(), "native": _of_native()},
         "gpus": gpus,
         "default": settings.named(None),
-        "auto": {device: _taken(device) for device in ["cpu", *["cuda"] * bool(gpus)]},
+        "auto": {name: _taken(name) for name in ["cpu", *["cuda"] * bool(gpus)]},
         "backends": {name: _reason(name) for name in (*dispatch.FUSED, "aten")},
         "caches": {"numba": numba.cache_folder(), "triton": _of_triton()},
     }
@@ -100,7 +101,7 @@ def _taken(device: str) -> dict[str, str]:
 
 def _reason(name: str) -> str | None:
     """Return why the backend of this name cannot run float32 on any device that is here, or None."""
-    needs_gpu = name in dispatch.TRITON and not triton.INTERPRET
+    needs_gpu = name in dispatch.TRITON and not gpu.INTERPRET
     if needs_gpu and not torch.cuda.is_available():
         return f"the {name} backend needs an NVIDIA GPU, and torch finds none"
     reason: str | None = dispatch.module(name).supports(torch.device("cuda" if needs_gpu else "cpu"), torch.float32)
@@ -116,6 +117,11 @@ def _notes(found: dict[str, Any]) -> list[str]:
         named = os.environ.get("NUMBA_CACHE_DIR")
         folder = "a folder for the cache" if named is None else f"{named}, where this user cannot write"
         notes.append(f"No folder for numba's cache can be written: {instead}. NUMBA_CACHE_DIR names {folder}.")
+    if found["gpus"] and (reason := found["backends"]["triton"]) is not None:
+        notes.append(
+            f"No kernels of this package run on the GPU: {reason}. torch's own layers run there instead, with lengths "
+            "too. What they lack, such as resets and other cells, runs in plain PyTorch."
+        )
     if not csrc.LIBRARY.exists() and os.name != "nt":
         notes.append(
             "The native backend was not built. If GCC or Clang is installed, two commands build it: 'pip cache remove "

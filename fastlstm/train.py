@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from fastlstm.backends import dispatch, settings
+from fastlstm.backends.base import WEIGHTS, Layer
 from fastlstm.cells.library import lstm
 from fastlstm.commands import Parser, positive, positive_float, probability, whole
 from fastlstm.files import FileError
@@ -154,6 +155,8 @@ def _run(parser: Parser, args: argparse.Namespace) -> int:
     if processes.rank:
         return 0
     trouble = next((each.history.trouble for each in runs.values() if each.history.trouble), "")
+    rows = recipe.batch_size // processes.number
+    backend = _backend(parser, args, device, recipe, _first_layer(runs[OURS].model.lstm, recipe, rows))  # that ran
     metrics = report.metrics(recipe, runs, backend, processes.number)
     if trouble and not metrics["iterations"]:
         parser.error(trouble)  # there is nothing to report
@@ -243,11 +246,24 @@ def _device(parser: Parser, args: argparse.Namespace) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def _backend(parser: Parser, args: argparse.Namespace, device: torch.device, recipe: Recipe) -> str:
-    dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
-    projected = recipe.proj_size > 0
+def _dtype(recipe: Recipe) -> torch.dtype:
+    return torch.bfloat16 if recipe.precision == "bf16" else torch.float32
+
+
+def _first_layer(module: nn.RNNBase, recipe: Recipe, rows: int) -> Layer:
+    """Return a layer like that which the first layer of a module runs in training, on so many batch rows."""
+    weights = tuple(a.to(_dtype(recipe)) for a in module.all_weights[0][:WEIGHTS])
+    x = weights[0].new_zeros(1, rows, module.input_size)
+    return Layer(x, weights, (None,) * len(lstm.states), None, None, False, lstm)
+
+
+def _backend(
+    parser: Parser, args: argparse.Namespace, device: torch.device, recipe: Recipe, layer: Layer | None = None
+) -> str:
+    """Return the backend that is to run layers, or with a `layer` the one that has run it: its first call may fail."""
+    options: dict[str, Any] = {"cell": lstm, "projected": recipe.proj_size > 0, "masked": False, "cells": False}
     try:
-        return dispatch.choose(args.backend, device, dtype, cell=lstm, projected=projected, masked=False, cells=False)
+        return dispatch.choose(args.backend, device, _dtype(recipe), **options, layer=layer)
     except RuntimeError as error:
         parser.error(f"argument --backend: {error}")
 

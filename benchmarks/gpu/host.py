@@ -23,7 +23,7 @@ from torch import Tensor, nn
 import fastlstm
 from benchmarks.shared.calls import inference, training
 from benchmarks.shared.tables import parser, print_table
-from fastlstm.backends import triton as backend
+from fastlstm.backends.triton import device as backend
 
 T, B, I = 3, 2, 4
 # layer: backend, type, T and H

@@ -3,12 +3,13 @@ ONNX.
 """
 
 import sys
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from fastlstm.backends.base import Layer, Run, Traits, given_states
+from fastlstm.backends.base import Layer, Run, Traits, fill, given_states, held_steps
 from fastlstm.cells.spec import Cell
 from fastlstm.torch_private import watched
 
@@ -35,9 +36,16 @@ def exports_onnx() -> bool:
     return bool(watched()) or torch.jit.is_tracing()
 
 
+def packs(device: torch.device) -> bool:
+    """Return whether lengths can be packed, for which torch reads them on the CPU, and so waits for the device."""
+    if device.type != "cuda":
+        return True
+    return not torch.cuda.is_current_stream_capturing() and torch.cuda.get_sync_debug_mode() < 2
+
+
 def forward(layer: Layer) -> Run:
     """Run one layer in one direction, as the module of `torch.nn` does: h is (T, B, P), and the last states are (B, P)
-    and (B, H).
+    and (B, H). Lengths go to torch as a `PackedSequence`.
     """
     x, (weight_ih, weight_hh, bias_ih, bias_hh), _, _, _, reverse, cell, *_ = layer
     if (bias_ih is None) is not (bias_hh is None):  # torch's layers take both biases or none
@@ -49,13 +57,36 @@ def forward(layer: Layer) -> Run:
     states, has_biases = given_states(layer), bias_ih is not None
     if exports_onnx() and not torch.jit.is_tracing():  # the older exporter, which traces, translates torch's own
         return _onnx_node(cell, x, weights, states, reverse, has_biases)
-    if reverse:
-        x = x.flip(0)
+    lengths, run = layer.lengths, _FUNCTIONS[cell.key]
     first = [a.unsqueeze(0).contiguous() for a in states]  # cuDNN needs contiguous states
-    given: Any = first if len(first) > 1 else first[0]
-    y, *last = _FUNCTIONS[cell.key](x, given, weights, has_biases, 1, 0.0, train, False, False)
-    # clones, since views cannot be detached in place
-    return Run(y.flip(0) if reverse else y, tuple(a.squeeze(0).clone() for a in last), ())
+    if lengths is None:
+        given: Any = first if len(first) > 1 else first[0]
+        y, *last = run(x.flip(0) if reverse else x, given, weights, has_biases, 1, 0.0, train, False, False)
+        # clones, since views cannot be detached in place
+        return Run(y.flip(0) if reverse else y, tuple(a.squeeze(0).clone() for a in last), ())
+    lengths = lengths.clamp(0, x.shape[0])
+    x = _turned(fill(x, held_steps(layer)), lengths, reverse)
+    packed = pack_padded_sequence(x, lengths.clamp(1).cpu(), enforce_sorted=False)  # of one step at least
+    sorted_rows, rows = cast(Any, (packed.sorted_indices, packed.unsorted_indices))
+    first = [a.index_select(1, sorted_rows) for a in first]
+    given = first if len(first) > 1 else first[0]
+    data, *last = run(packed.data, packed.batch_sizes, given, weights, has_biases, 1, 0.0, train, False)
+    y, _ = pad_packed_sequence(packed._replace(data=data), total_length=x.shape[0])
+    last = [a.squeeze(0).index_select(0, rows) for a in last]
+    empty = (lengths == 0).unsqueeze(1)
+    y = fill(_turned(y, lengths, reverse), empty)
+    return Run(y, tuple(torch.where(empty, state, a) for state, a in zip(states, last)), ())
+
+
+def _turned(a: Tensor, lengths: Tensor, reverse: bool) -> Tensor:
+    """Return (T, B, N) with the steps of each row in the other order, those beyond its length left alone, if
+    `reverse`.
+    """
+    if not reverse:
+        return a
+    steps = torch.arange(a.shape[0], device=a.device).unsqueeze(1)
+    index = torch.where(steps < lengths, lengths - 1 - steps, steps)
+    return a.gather(0, index.unsqueeze(2).expand_as(a))
 
 
 # ONNX's operators: their name, the places of torch's row blocks in theirs, and attributes. Their GRU multiplies before

@@ -4,11 +4,12 @@
 
 * CPU: numba; native where numba cannot keep what it compiles, is not installed or, with a warning, cannot be imported;
   aten, with a warning that says why, where neither can be used.
-* CUDA: triton; aten for float64, before compute capability 8.0, on ROCm, and without the package triton.
+* CUDA: triton for what aten lacks, for lengths, and for layers that are one launch, see `triton.is_faster`; otherwise
+  aten. It also runs float64, and all layers before compute capability 8.0, on ROCm, and without a triton that works.
 * Other devices, and projections on any device: aten.
 
-reference takes the calls for which aten lacks something: resets and lengths, all cell states, `vmap` and forward mode,
-and heads. It also takes layers of means or heads that triton has no kernels for, with a warning that says why.
+reference takes the calls for which aten lacks something: resets, all cell states, `vmap` and forward mode, heads, and
+lengths in calls that are traced. On a GPU a warning says why, unless the type alone is the reason.
 On a CPU it also takes calls that a compiler or an exporter traces, where aten would become a graph of all time steps.
 An export to ONNX knows no operators of ours, so it takes aten for all calls, and raises if aten lacks something.
 
@@ -17,7 +18,6 @@ bfloat16 tensors take `numba-bf16` by themselves, and `auto` gives long float32 
 """
 
 import warnings
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ import torch
 from fastlstm import torch_private
 from fastlstm.backends import aten, native, numba, reference, settings, triton
 from fastlstm.backends.base import Layer, Traits, heads_of, hidden_size
+from fastlstm.backends.triton import device as gpu
 from fastlstm.cells.spec import Cell
 
 TRITON = ("triton", "triton-ieee", "triton-tf32")
@@ -110,22 +111,22 @@ def _with_precision(name: str, dtype: torch.dtype, pieces: bool = False) -> str:
     return f"numba-{precision}"
 
 
-@lru_cache(None)
-def _warn_of_cell(cell: Cell, has_heads: bool, reason: str) -> None:
-    instead = "torch's own layer" if runs("aten", cell) and not has_heads else "plain PyTorch"
-    what = f"layers of several heads of the cell {cell.name}" if has_heads else f"the cell {cell.name}"
-    message = f"auto runs {what} in {instead}, since no backend here has a kernel for it: {reason}"
-    warnings.warn(message, RuntimeWarning, stacklevel=2)
+_warned: set[str] = set()  # reasons
 
 
-_warned = False
-
-
-def _warn(message: str) -> None:
-    global _warned
-    if not _warned:  # once, whatever the warning filters say: a layer runs thousands of times
-        _warned = True
+def _warn(reason: str, message: str) -> None:
+    """Warn once for each reason, whatever the warning filters say: a layer runs thousands of times."""
+    if reason not in _warned:
+        _warned.add(reason)
         warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+
+def _warn_of_layer(cell: Cell, has_heads: bool, name: str, reason: str) -> None:
+    """Warn that no kernel runs a layer, and say which backend does."""
+    instead = "torch's own layer" if name == "aten" else "plain PyTorch"
+    what = "a layer of" if runs("aten", cell) else "the cell"
+    what = "layers of several heads of the cell" if has_heads else what
+    _warn(reason, f"auto runs {what} {cell.name} in {instead}, since no backend here has a kernel for it: {reason}")
 
 
 def _order() -> tuple[str, ...]:
@@ -143,19 +144,39 @@ def _fused_on_cpu(device: torch.device, dtype: torch.dtype, cell: Cell, heads: i
     if taken is None:
         reasons = [module(fused).supports(device, torch.float32) for fused in _CPU]
         if None not in reasons:
-            _warn(f"{'; '.join(reasons)}; auto takes aten instead, and reference for what aten lacks")
+            _warn("cpu", f"{'; '.join(reasons)}; auto takes aten instead, and reference for what aten lacks")
         elif any(module(fused).supports(device, dtype) is None for fused in _CPU):
-            _warn_of_cell(cell, heads > 1, "; ".join(reason for reason in reasons if reason))
+            name = "aten" if runs("aten", cell) and heads == 1 else "reference"
+            _warn_of_layer(cell, heads > 1, name, "; ".join(reason for reason in reasons if reason))
     elif taken != "numba" and (failure := numba.failure()) is not None:
-        _warn(f"{failure}; auto takes {taken} instead")
+        _warn("cpu", f"{failure}; auto takes {taken} instead")
     return taken
+
+
+def _triton_lacks(
+    device: torch.device, dtype: torch.dtype, cell: Cell, heads: int, layer: Layer | None, plain: bool
+) -> str | None:
+    """Return why `auto` does not take triton for these tensors, or None. The reason is empty where torch's own layer is
+    preferred, which may be if the call is `plain`: if torch's own layer computes all of it, without lengths.
+    """
+    reason = _reason("triton", device, dtype, cell, heads)
+    if reason is not None or layer is None:
+        return reason
+    return "" if plain and not triton.is_faster(layer) else triton.check(layer)
+
+
+def _is_expected(device: torch.device, dtype: torch.dtype, lacking: bool) -> bool:
+    """Return whether nobody will wonder that triton does not run these tensors: it never runs float64. On an old GPU
+    torch's own layer is the best there is, and only what that is `lacking` is worth a warning.
+    """
+    if dtype not in gpu.DTYPES:
+        return True
+    return not lacking and triton.supports(device, dtype) not in (None, gpu.import_failure())
 
 
 def _reason(name: str, device: torch.device, dtype: torch.dtype, cell: Cell, heads: int = 1) -> str | None:
     """Return why the backend of this name cannot run these tensors, or layers of a cell with so many heads, or None."""
     reason: str | None = module(name).supports(device, dtype)
-    if reason is None and name in TRITON:
-        reason = triton.failures.get((device, cell))
     if reason is None and not runs(name, cell):
         reason = f"the {name} backend runs the cells {', '.join(traits(name).cells or ())}, got {cell.name}"
     if reason is None and heads > 1 and not traits(name).heads:
@@ -194,31 +215,35 @@ def choose(
     """
     name, exports = settings.check_name(settings.named(name)), aten.exports_onnx()
     heads = 1 if layer is None or projected else heads_of(layer)
-    lack: str | None = None
-    if layer is not None and not projected and (name in TRITON or (name == "auto" and device.type == "cuda")):
-        lack = module("triton" if name == "auto" else name).check(layer)
+    packs = masked and layer is not None and layer.reset is None and not transformed and not traced
+    packs = packs and aten.packs(device)
     if name == "auto" and exports:
         name = "aten"
     if name == "auto":
-        lacking = masked or cells or transformed or heads > 1 or not runs("aten", cell)  # aten has none of these
+        # aten has none of these
+        lacking = (masked and not packs) or cells or transformed or heads > 1 or not runs("aten", cell)
         if not projected:
-            if device.type in ("cpu", "meta"):
+            if gpu.is_gpu(device):
+                plain = not (lacking or masked or traced)
+                reason = _triton_lacks(device, dtype, cell, heads, layer, plain)
+                if reason is None:
+                    return "triton"
+                if reason and warn and not _is_expected(device, dtype, lacking):
+                    _warn_of_layer(cell, heads > 1, "reference" if lacking else "aten", reason)
+            elif device.type in ("cpu", "meta"):
                 if (fused := _fused_on_cpu(device, dtype, cell, heads, warn)) is not None:
                     eager = None if traced or transformed else layer
                     pieces = eager is not None and takes_pieces(eager.x) and hidden_size(eager) >= MANY_UNITS
                     return _with_precision(fused, dtype, pieces)
                 lacking = lacking or traced
-            elif device.type == "cuda" and _reason("triton", device, dtype, cell, heads) is None:
-                if lack is None:
-                    return "triton"
-                if warn:
-                    _warn_of_cell(cell, heads > 1, lack)
         return "reference" if lacking else "aten"
-    reason = _reason(name, device, dtype, cell, heads) or lack
+    reason = _reason(name, device, dtype, cell, heads)
+    if reason is None and name in TRITON and layer is not None and not projected:
+        reason = module(name).check(layer)
     if reason is None and projected and name not in ("aten", "reference"):
         reason = f"the {name} backend has no projections (proj_size)"
-    if reason is None and name == "aten" and masked:
-        reason = "the aten backend has no reset and no lengths"
+    if reason is None and name == "aten" and masked and not packs:
+        reason = "the aten backend has no reset, and no lengths in calls that are traced, transformed or captured"
     if reason is None and name == "aten" and cells:
         reason = "the aten backend does not return the cell states"
     if exports:

@@ -156,8 +156,8 @@ class Given(nn.Module):
 @pytest.mark.parametrize(
     ("options", "given", "reason"),
     [
-        ({}, {"lengths": torch.tensor([6, 3])}, "no reset and no lengths"),
-        ({}, {"reset": torch.zeros(6, 2, dtype=torch.bool)}, "no reset and no lengths"),
+        ({}, {"lengths": torch.tensor([6, 3])}, "no reset, and no lengths"),
+        ({}, {"reset": torch.zeros(6, 2, dtype=torch.bool)}, "no reset, and no lengths"),
         ({}, {"return_cells": True}, "does not return the cell states"),
         ({"proj_size": 2}, {}, r"no projections \(proj_size\)"),
         ({"backend": "reference"}, {}, "an ONNX export takes the aten backend alone: this is reference"),

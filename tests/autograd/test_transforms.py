@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 import fastlstm
 from fastlstm.autograd import operators
-from fastlstm.backends.triton import INTERPRET
+from fastlstm.backends.triton.device import INTERPRET
 from fastlstm.cells import library
 from tests.helpers.layers import TORCH, Layer
 from tests.helpers.transforms import backends, dtype_of, slow_in_the_interpreter

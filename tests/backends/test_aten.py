@@ -4,6 +4,11 @@ import pytest
 import torch
 
 import fastlstm
+from fastlstm import cells
+from fastlstm.backends.base import Layer
+from fastlstm.plan import run
+from tests.cells.layers import Case
+from tests.helpers.tolerances import close
 
 
 def test_the_states_of_a_cell_are_no_views():
@@ -24,3 +29,20 @@ def test_one_bias_alone(which, projected):
     x = torch.randn(5, 2, 3)
     got, want = (fastlstm.lstm(x, None, *weights, **options, backend=name)[0] for name in ("aten", "reference"))
     torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("cell", [cells.lstm, cells.gru, cells.elman_tanh], ids=lambda cell: cell.key)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_lengths_are_packed(cell, reverse):
+    """Empty rows keep their states, and what the padding holds reaches nothing."""
+    case = Case(cell, T=5, B=4, I=3, H=6, reverse=reverse)
+    lengths, results = torch.tensor([3, 0, 5, 1]), []
+    x = case.layer.x.masked_fill((torch.arange(5).unsqueeze(1) >= lengths).unsqueeze(2), float("nan"))
+    for name in ("aten", "reference"):
+        tensors = [a if a is None else a.detach().clone().requires_grad_() for a in (x, *case.layer.tensors[1:-2])]
+        layer = Layer.of(cell, (*tensors, lengths, None), reverse)
+        found = run(layer, plans=None, backend=name)
+        loss = sum((a * d).sum() for a, d in zip((found.h, *found.last), (case.grads.h, *case.grads.last)))
+        results.append([found.h, *found.last, *torch.autograd.grad(loss, [a for a in tensors if a is not None])])
+    for got, want in zip(*results, strict=True):
+        close(got, want, "derivatives")

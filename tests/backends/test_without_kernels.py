@@ -24,7 +24,7 @@ DEVICE = torch.device("cpu")
 def without_kernels(monkeypatch):
     monkeypatch.setattr(dispatch.module("numba"), "_INSTALLED", False)
     monkeypatch.setattr(csrc, "reason", "the native backend's library is not there")
-    monkeypatch.setattr(dispatch, "_warned", True)  # the warning has a test of its own
+    monkeypatch.setattr(dispatch, "_warned", {"cpu"})  # the warning has a test of its own
 
 
 def taken(**options):
@@ -174,7 +174,7 @@ def test_the_meta_device(without_kernels):
 
 
 def test_complex_numbers_are_no_fault_of_the_installation(monkeypatch, recwarn):
-    monkeypatch.setattr(dispatch, "_warned", False)
+    monkeypatch.setattr(dispatch, "_warned", set())
     lstm, x = fastlstm.LSTM(3, 4, dtype=torch.complex64), torch.randn(5, 2, 3, dtype=torch.complex64)
     torch.testing.assert_close(lstm(x)[0], lstm.to_torch()(x)[0])
     assert not [warning for warning in recwarn if "auto takes" in str(warning.message)]

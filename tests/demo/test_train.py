@@ -17,6 +17,7 @@ from fastlstm.mnist.data import Batches, Split, load
 from fastlstm.mnist.history import History, compare
 from fastlstm.mnist.model import RowLSTM
 from fastlstm.mnist.training import Recipe, evaluate, train
+from tests.helpers.transforms import needs_triton
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -364,3 +365,18 @@ def test_a_backend_that_cannot_run_here_says_why(tiny, monkeypatch, capsys):
         command(tiny)
     assert stop.value.code == 2
     assert capsys.readouterr().err.endswith("error: argument --backend: the loom backend needs wool\n")
+
+
+@needs_triton
+def test_the_backend_that_ran_is_named(tiny, tmp_path, monkeypatch):
+    """On a GPU, where the first call of the kernels finds that they are wrong."""
+    from fastlstm.backends.triton import device, first_call, launch
+
+    monkeypatch.setattr(device, "is_gpu", lambda place: place.type == "cpu")
+    monkeypatch.setattr(first_call, "compares", lambda place: True)
+    monkeypatch.setattr(first_call, "failures", {})
+    original = launch.Forward.run
+    monkeypatch.setattr(launch.Forward, "run", lambda *given: (run := original(*given))._replace(h=2 * run.h))
+    with pytest.warns(RuntimeWarning, match="auto runs a layer of lstm in torch's own layer"):
+        assert command(tiny, "--out", tmp_path, "--backend", "auto", iterations=2) == 0
+    assert strict_json(tmp_path / "metrics.json")["backend"] == "aten"

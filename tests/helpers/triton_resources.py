@@ -1,16 +1,20 @@
 """What the Triton kernels cost, compiled ahead of time: registers, spills, shared memory, instructions of a step.
 
+    python -m tests.helpers.triton_resources > tests/backends/triton/budgets.csv
     python -m tests.helpers.triton_resources CAPABILITY [CASE ...]
 
-prints one JSON object a line. It needs no GPU, and must not run under TRITON_INTERPRET=1.
+The first prints a table of all cases and chips, and the second one JSON object a line. Neither needs a GPU, or may run
+under TRITON_INTERPRET=1.
 """
 
+import itertools
 import json
 import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +27,10 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime import jit
 
 from fastlstm.backends.base import Gradients, Layer, Run
-from fastlstm.backends.triton import gradients, launch, tiles
+from fastlstm.backends.triton import device, gradients, launch, tiles
+from fastlstm.backends.triton.cells import kernel, means_of
 from fastlstm.backends.triton.products import pack_kernel
-from fastlstm.cells import CELLS
 from fastlstm.cells.spec import by_key
-from tests.cells.layers import normalized_gru, normalized_lstm
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 OPERATIONS = {
@@ -48,6 +51,7 @@ PTX = {  # of the whole kernel
     "div": r"\bdiv\.\w+\.f32",
     "cp.async": r"\bcp\.async\.c[ag]",  # loads on their way while something else is done
 }
+T, B = 5, 32
 DTYPES = {"bf16": "native", "fp16": "native", "tf32": "tf32", "ieee": "ieee"}
 
 
@@ -66,34 +70,44 @@ class Case:
     cells: bool = False  # backward takes a gradient of every state but the first
     cell: str = "lstm"
     heads: int = 1
+    many: bool = False  # rows, so that a program takes 16 of them if it can
 
     def __str__(self) -> str:
         flags = [f"I{self.I}"] * bool(self.I) + ["lengths"] * self.lengths + ["reset"] * self.reset
-        flags += ["nothing-saved"] * (not self.save) + ["cells"] * self.cells
+        flags += ["nothing-saved"] * (not self.save) + ["cells"] * self.cells + ["many"] * self.many
         size = f"H{self.H}" + f"x{self.heads}" * (self.heads > 1)
         parts = [self.direction, self.kind, size, *flags, *["last"] * self.last_step_only]
         return "-".join([*[by_key(self.cell).name] * (self.cell != "lstm"), *parts])
 
 
 def cases() -> Iterator[Case]:
-    """Every kernel in every precision, the sizes at which a tile changes, and the variants that cost registers."""
-    for kind in DTYPES:
-        for direction in ("forward", "backward"):
-            for H in (32, 64, 100, 128, 1024):
-                yield Case(direction, kind, H)
-            for H in (40, 64, 100, 128, 1024):
-                yield Case(direction, kind, H, lengths=True, cells=direction == "backward")
-    for H in (64, 100, 128):
-        yield Case("forward", "bf16", H, I=28)
-        yield Case("forward", "bf16", H, I=28, lengths=True)
-    for kind, H in (("bf16", 128), ("bf16", 1024), ("tf32", 100), ("ieee", 40), ("ieee", 64)):
-        for lengths in (False, True):
-            yield Case("forward", kind, H, lengths=lengths, reset=True)
-            yield Case("backward", kind, H, lengths=lengths, reset=True, cells=True)
-    yield Case("forward", "bf16", 100, I=28, lengths=True, reset=True)
-    yield from others()
-    yield from means_and_heads()
-    yield Case("forward", "bf16", 128, I=16)
+    """Every kernel in every precision and at the sizes at which a tile changes; masks, other cells, means and heads."""
+    for direction in ("forward", "backward"):
+        back = direction == "backward"
+        of_lstm = [(kind, H) for kind in ("bf16", "tf32", "ieee") for H in (64, 128, 1024)]
+        for kind, H in [("bf16", 32), *of_lstm]:
+            yield Case(direction, kind, H)
+        for kind, H in (("bf16", 40), ("bf16", 100), ("tf32", 40), ("tf32", 100), ("ieee", 40), ("bf16", 1000)):
+            yield Case(direction, kind, H, lengths=True, reset=True, cells=back)
+        for kind in ("bf16", "tf32"):
+            yield Case(direction, kind, 100, lengths=True)
+            yield Case(direction, kind, 64, many=True)
+            yield Case(direction, kind, 40, lengths=True, reset=True, cells=back, many=True)
+        for cell in ("lstm", "gru"):
+            yield Case(direction, "bf16", 128, cells=back, many=True, cell=cell)
+        of_gru = (("bf16", 64), ("bf16", 128), ("tf32", 128), ("ieee", 64), ("bf16", 1024))
+        for kind, H in of_gru:
+            yield Case(direction, kind, H, cell="gru")
+        yield Case(direction, "bf16", 100, lengths=True, reset=True, cell="gru")
+        for cell in ("mgu", "peephole_lstm", "slstm", "layer_norm_lstm", "dreamer_gru"):
+            yield Case(direction, "bf16", 128, cell=cell)
+        yield Case(direction, "tf32", 64, cell="layer_norm_lstm")
+        yield Case(direction, "bf16", 100, lengths=True, reset=True, cell="dreamer_gru")
+        for cell, kind, H in (("lstm", "bf16", 512), ("slstm", "bf16", 256), ("lstm", "tf32", 1024)):
+            yield Case(direction, kind, H, heads=4, cell=cell)
+    for I in (16, 28):
+        yield Case("forward", "bf16", 128, I=I)
+    yield Case("forward", "bf16", 64, I=28, lengths=True, reset=True)
     yield Case("forward", "bf16", 128, save=False)
     yield Case("backward", "bf16", 128, last_step_only=True)
 
@@ -102,32 +116,14 @@ class Compiled(Exception):
     """What a launch would compile: the kernel, and what Triton's compiler takes for these arguments."""
 
 
-def others() -> Iterator[Case]:
-    """The GRU, which has three products, and the other cells."""
-    for direction in ("forward", "backward"):
-        for kind, H in (("bf16", 32), ("bf16", 64), ("bf16", 128), ("tf32", 128), ("ieee", 64), ("bf16", 1024)):
-            yield Case(direction, kind, H, cell="gru")
-        yield Case(direction, "ieee", 1024, cell="gru")
-        yield Case(direction, "bf16", 128, lengths=True, reset=True, cell="gru")
-        for cell in CELLS[2:]:
-            yield Case(direction, "bf16", 128, cell=cell.key)
-        for name in ("peephole_lstm", "slstm"):
-            yield Case(direction, "ieee", 64, cell=name)
-        yield Case(direction, "bf16", 1024, cell="slstm")
-    yield Case("forward", "bf16", 128, I=28, cell="gru")
-
-
-def means_and_heads() -> Iterator[Case]:
-    """Cells with means, and layers of heads, resident and stepwise."""
-    for direction in ("forward", "backward"):
-        cells = direction == "backward"
-        for cell in (normalized_gru.key, normalized_lstm.key):
-            for kind, H in (("bf16", 64), ("bf16", 128), ("tf32", 64), ("ieee", 64)):
-                yield Case(direction, kind, H, cell=cell)
-            yield Case(direction, "bf16", 100, lengths=True, reset=True, cells=cells, cell=cell)
-        for kind, H in (("bf16", 512), ("tf32", 256), ("ieee", 256), ("bf16", 1024), ("tf32", 1024), ("ieee", 1024)):
-            yield Case(direction, kind, H, heads=4)
-        yield Case(direction, "bf16", 256, heads=4, lengths=True, reset=True, cells=cells)
+def tile_of(case: Case, capability: tuple[int, int]) -> tiles.Tile:
+    """The tile of a case. One of many rows is on a chip of one multiprocessor."""
+    cell, precision = by_key(case.cell), DTYPES[case.kind]
+    D = case.H if "mean" in means_of(cell) else case.H // case.heads
+    gates = kernel(cell, precision == "ieee", D if means_of(cell) else 0).gates
+    tile = tiles.choose(D, precision, capability, gates, case.I or 40)
+    places, masked = case.H // D, case.lengths or case.reset
+    return tiles.with_rows(tile, precision, capability, masked, B, places, 1 if case.many else 132)
 
 
 def describe(case: Case, capability: tuple[int, int]) -> tuple[Any, dict[str, Any]]:
@@ -146,7 +142,8 @@ def describe(case: Case, capability: tuple[int, int]) -> tuple[Any, dict[str, An
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jit.JITFunction, "run", run)
-        patch.setattr(launch, "capability", lambda device: capability)
+        patch.setattr(device, "capability", lambda _: capability)
+        patch.setattr(device, "multiprocessors", lambda _: 1 if case.many else 132)
         try:
             _call(case)
         except Compiled as found:
@@ -156,8 +153,8 @@ def describe(case: Case, capability: tuple[int, int]) -> tuple[Any, dict[str, An
 
 
 def _call(case: Case) -> None:
-    """A call of the case on tensors that hold anything, of 5 steps and 16 rows."""
-    T, B, I, H, cell, precision = 5, 16, case.I or 40, case.H, by_key(case.cell), DTYPES[case.kind]
+    """A call of the case on tensors that hold anything, of T steps and B rows."""
+    I, H, cell, precision = case.I or 40, case.H, by_key(case.cell), DTYPES[case.kind]
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(case.kind, torch.float32)
 
     def empty(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
@@ -187,7 +184,6 @@ def resources(case: Case, capability: tuple[int, int]) -> dict[str, Any]:
     Of PTX those of the whole kernel.
     """
     source, options = describe(case, capability)
-    resident = isinstance(tiles.choose(case.H // case.heads, DTYPES[case.kind], capability), tiles.Resident)
     target = GPUTarget("cuda", 10 * capability[0] + capability[1], 32)
     compiled = triton.compile(source, target=target, options=options)
     usage, sass = (dump(flag, compiled.asm["cubin"]) for flag in ("-res-usage", "-sass"))
@@ -196,7 +192,7 @@ def resources(case: Case, capability: tuple[int, int]) -> dict[str, Any]:
     loop = main_loop(code)
     return {
         "case": str(case),
-        "kernel": "resident" if resident else "stepwise",
+        "kernel": "resident" if isinstance(tile_of(case, capability), tiles.Resident) else "stepwise",
         "capability": list(capability),
         "warps": options["num_warps"],
         "registers": registers,
@@ -226,9 +222,30 @@ def main_loop(code: list[tuple[int, str]]) -> list[str]:
     return max(products, key=len, default=[text for _, text in code])
 
 
+CHIPS = ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
+COUNTS = ("registers", "spilled", "instructions", "barriers")
+
+
+def table() -> Iterator[str]:
+    """Yield the lines of a table with the `COUNTS` of each case on each chip. The kernels refuse capability 7.5."""
+    with ProcessPoolExecutor() as pool:
+        columns = [pool.map(resources, cases(), itertools.repeat(_numbers(chip))) for chip in CHIPS]
+        yield ",".join(["case", "7.5", *CHIPS])
+        for case, *found in zip(cases(), *columns):
+            yield ",".join([str(case), "refused", *(" ".join(str(row[name]) for name in COUNTS) for row in found)])
+
+
+def _numbers(chip: str) -> tuple[int, int]:
+    major, minor = map(int, chip.split("."))
+    return major, minor
+
+
 def main() -> None:
-    names = set(sys.argv[2:])
-    capability = tuple(map(int, sys.argv[1].split(".")))
+    if not sys.argv[1:]:
+        for line in table():
+            print(line, flush=True)
+        return
+    capability, names = _numbers(sys.argv[1]), set(sys.argv[2:])
     for case in cases():
         if not names or str(case) in names:
             print(json.dumps(resources(case, capability)), flush=True)

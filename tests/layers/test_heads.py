@@ -284,7 +284,7 @@ def check_refusal(backend):
 def test_without_numba_a_warning_says_what_runs(monkeypatch):
     """Even where native runs the cell."""
     monkeypatch.setattr(dispatch.module("numba"), "_INSTALLED", False)
-    dispatch._warn_of_cell.cache_clear()
+    monkeypatch.setattr(dispatch, "_warned", set())
     rnn, x = RNN(cells.lstm, 3, 12, heads=3), randn(4, 2, 3)
     text = (
         r"auto runs layers of several heads of the cell lstm in plain PyTorch, since .*: the numba backend needs numba"

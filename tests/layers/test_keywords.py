@@ -81,13 +81,13 @@ def test_generic_subclasses():
 
 
 def test_backend_of_the_module():
-    x = torch.randn(4, 2, 3)
+    x, reset = torch.randn(4, 2, 3), torch.zeros(4, 2, dtype=torch.bool)
     lstm, cell = fastlstm.LSTM(3, 5, backend="reference"), fastlstm.LSTMCell(3, 5, backend="reference")
     assert "backend=reference" in repr(lstm)
     assert "backend=reference" in repr(cell)
-    with fastlstm.use_backend("aten"):  # a module's own wins: aten takes no mask
-        lstm(x, lengths=torch.tensor([4, 2]))
-        with pytest.raises(RuntimeError, match="aten backend has no reset and no lengths"):
-            fastlstm.LSTM(3, 5)(x, lengths=torch.tensor([4, 2]))
+    with fastlstm.use_backend("aten"):  # a module's own wins: aten takes no resets
+        lstm(x, reset=reset)
+        with pytest.raises(RuntimeError, match="aten backend has no reset"):
+            fastlstm.LSTM(3, 5)(x, reset=reset)
     with pytest.raises(ValueError, match="backend must be one of"):
         fastlstm.LSTMCell(3, 5, backend="cudnn")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fastlstm
-from fastlstm.backends.triton import INTERPRET
+from fastlstm.backends.triton.device import INTERPRET
 from fastlstm.layers.functional import lstm
 from tests.helpers.transforms import backends, needs_triton, slow_in_the_interpreter
 

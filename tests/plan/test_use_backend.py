@@ -34,11 +34,11 @@ def test_a_call_sets_the_default(name):
 
 
 def test_layers_follow_a_call():
-    lstm, x, lengths = fastlstm.LSTM(3, 5), torch.randn(4, 2, 3), torch.tensor([4, 2])
-    lstm(x, lengths=lengths)
+    lstm, x, reset = fastlstm.LSTM(3, 5), torch.randn(4, 2, 3), torch.zeros(4, 2, dtype=torch.bool)
+    lstm(x, reset=reset)
     fastlstm.use_backend("aten")
-    with pytest.raises(RuntimeError, match="aten backend has no reset and no lengths"):
-        lstm(x, lengths=lengths)
+    with pytest.raises(RuntimeError, match="aten backend has no reset"):
+        lstm(x, reset=reset)
 
 
 @pytest.mark.parametrize("name", ["nativ", "NATIVE", "", None, 3])

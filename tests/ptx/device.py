@@ -1,9 +1,8 @@
 """The emulator in the place of a GPU: within `emulated` the Triton backend runs on CPU tensors."""
 
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -16,8 +15,6 @@ from tests.ptx.emulator.findings import Findings
 from tests.ptx.emulator.global_memory import Global
 from tests.ptx.emulator.parse import Kernel, parse
 from tests.ptx.emulator.program import Operation, prepare, without
-
-BACKEND = "fastlstm.backends.triton"
 
 
 @dataclass
@@ -103,6 +100,7 @@ def emulated(
     import triton
     from triton.runtime import jit
 
+    from fastlstm.backends.triton import device as gpu
     from fastlstm.backends.triton import launch  # noqa: F401, with all kernels, before INTERPRET says otherwise
     from tests.ptx.emulator.compile import compiler
 
@@ -111,18 +109,17 @@ def emulated(
     device, compiled_for = Device(chip, change, left_out or {}, Findings(stops)), compiler(chip)
 
     def run(function: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
+        if warmup:  # a first call that only loads
+            return
         compiled, bound = compiled_for(function, arguments, options)
         named = compiled.taken(bound)
         if compiled.ptx not in device.kernels[function.__name__]:
             device.kernels[function.__name__].append(compiled.ptx)
         device.run(compiled.ptx, named, grid(bound) if callable(grid) else grid, compiled.shared_bytes)
 
-    backend = sys.modules[BACKEND]
-    with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(jit.JITFunction, "run", run))
-        stack.enter_context(mock.patch.object(backend, "INTERPRET", True))  # CPU tensors are taken
-        original = backend.capability
-        for name, module in list(sys.modules.items()):
-            if name.startswith(BACKEND) and getattr(module, "capability", None) is original:
-                stack.enter_context(mock.patch.object(module, "capability", return_value=divmod(chip, 10)))
+    with (
+        mock.patch.object(jit.JITFunction, "run", run),
+        mock.patch.object(gpu, "INTERPRET", True),  # CPU tensors are taken
+        mock.patch.object(gpu, "capability", return_value=divmod(chip, 10)),
+    ):
         yield device

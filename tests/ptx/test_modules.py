@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import fastlstm
-from fastlstm.backends import triton as backend
+from fastlstm.backends.triton import device as gpu
 from tests.ptx import emulated
 from tests.ptx.processes import on_each_chip
 
@@ -34,10 +34,9 @@ def test_a_module_trains(chip):
 
 
 def test_nothing_is_left_behind():
-    before = backend.INTERPRET, backend.capability, backend.launch.capability
+    before = gpu.INTERPRET, gpu.capability
     with emulated(80):
-        assert backend.capability(torch.device("cpu")) == (8, 0)
-        assert backend.launch.capability(torch.device("cpu")) == (8, 0)
-    assert before == (backend.INTERPRET, backend.capability, backend.launch.capability)
+        assert gpu.capability(torch.device("cpu")) == (8, 0)
+    assert before == (gpu.INTERPRET, gpu.capability)
     with pytest.raises(RuntimeError, match="CUDA tensors"):
         fastlstm.LSTM(5, 9, backend="triton")(torch.randn(2, 3, 5))

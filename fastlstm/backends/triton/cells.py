@@ -13,7 +13,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from fastlstm.backends.triton import INTERPRET
+from fastlstm.backends.triton.device import INTERPRET
 from fastlstm.cells.emit import Function, load, python
 from fastlstm.cells.graph import HEADS, MEANS, Node, in_order
 from fastlstm.cells.spec import Cell

@@ -1,26 +1,28 @@
-"""A first call that checks itself, on chips that this project has not measured.
+"""The first call of a kernel variant on a device, which finds out whether its kernels run, and run right.
 
-The first use of a kernel variant on a device runs two steps of random numbers beside the reference. Where the results
-differ, or the kernel does not start, the backend has failed for this cell on that device: there is one RuntimeWarning,
-`failures` has a reason from then on, and so `auto` takes torch's own layer or the reference. Results that are infinite
-or NaN in the reference too, if it computes in the layer's own type, say nothing and are left out.
+Two steps come before the call itself. First, the kernels of the variant are compiled and loaded. A triton that is
+broken, a missing C compiler, a cache that cannot be written, and a kernel that is too large for the device all show
+here, where nothing has been computed yet. Second, on a chip that this project has not measured, the kernels run two
+steps of random numbers, and the results are compared with the reference. Results that are infinite or NaN in the
+reference too, if it computes in the layer's own type, say nothing and are left out.
 
-A variant is what is compiled apart: a cell, a type and precision, H, how many heads, what I is padded to where a kernel
-multiplies x, which of biases, lengths and resets there are, and whether gradients are wanted. The check runs in a
-thread of its own, since modes, transforms and settings for gradients, which the call may be under, belong to a thread.
-It is left out:
+A failure of either step is permanent. From then on `failure` gives a reason for all layers of this cell, type, size and
+number of heads on this device, and so `auto` takes torch's own layer or the reference.
+
+A variant is what is compiled apart: a cell, a type and precision, the tile, H, how many heads, which of biases, states,
+lengths and resets there are, and whether gradients are wanted. Both steps run in a thread of their own, since modes,
+transforms and settings for gradients, which the call may be under, belong to a thread. The comparison is left out:
 
 * with ``FASTLSTM_CHECK=0`` in the environment,
-* while a CUDA graph is captured or a model exported, which what the check does would disturb,
+* while a CUDA graph is captured or a model exported, which what the comparison does would disturb,
 * above `WIDEST` hidden units, where it would take gigabytes,
-* where memory does not suffice for it, or torch forbids to wait for the device. Calls of other
-  signatures try again.
+* where memory does not suffice for it, or torch forbids to wait for the device. Calls of other signatures try again.
 """
 
 from __future__ import annotations
 
 import os
-import warnings
+import re
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from threading import Lock
@@ -30,128 +32,136 @@ import torch
 from torch import Tensor
 
 from fastlstm.backends import reference
-from fastlstm.backends import triton as backend
 from fastlstm.backends.base import Gradients, Layer, Run, heads_of
+from fastlstm.backends.triton import device as devices
 from fastlstm.backends.triton import launch, tiles
+from fastlstm.backends.triton.gradients import Backward
+from fastlstm.backends.triton.launch import Forward
 from fastlstm.cells.spec import Cell
 
 MEASURED: frozenset[tuple[int, int]] = frozenset()  # capabilities of the chips on which benchmarks.gpu has passed
-T, B = 2, 9  # 9 batch rows take a second program of resident kernels, and most of its rows are missing
+T = 2
 WIDEST = 2048
 # Several times what rounding makes of two steps, relative to the largest value: a wrong result is wrong by more
 TOLERANCES = {torch.bfloat16: 0.05, torch.float16: 0.01, "tf32": 0.01, "ieee": 2e-5}
 # What messages of a RuntimeError say that is no fault of a kernel: no memory, or `torch.cuda.set_sync_debug_mode`
 PASSING = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "synchronizing")
-_checked: set[Variant] = set()
+failures: dict[Kind, str] = {}  # of layers whose kernels have failed, and how
+_reports: dict[tuple[torch.device, str], str] = {}  # the first for each reason: one warning is enough
+_passed: set[Variant] = set()
 _checking = Lock()
 
 
-class Variant(NamedTuple):
-    """What a check is made of.
-
-    Attributes:
-        padded: what I is padded to where a kernel multiplies x, else 0.
-        present: for each of the layer's tensors whether it is there.
-    """
+class Kind(NamedTuple):
+    """The layers that a failure takes out."""
 
     device: torch.device
     cell: Cell
     dtype: torch.dtype
     precision: str
-    padded: int
     H: int
     heads: int
+
+
+class Variant(NamedTuple):
+    """What is compiled apart, of one kind of layers.
+
+    Attributes:
+        present: for each of the layer's tensors whether it is there.
+        learns: whether gradients are wanted.
+    """
+
+    kind: Kind
+    tile: tiles.Tile
     present: tuple[bool, ...]
     learns: bool
 
 
-def applies(device: torch.device) -> bool:
-    """Whether kernels have to be checked on this device, and can be now."""
-    if device.type != "cuda" or os.environ.get("FASTLSTM_CHECK") == "0":
+def compares(device: torch.device) -> bool:
+    """Return whether results have to be compared on this device, and can be now."""
+    if not devices.is_gpu(device) or os.environ.get("FASTLSTM_CHECK") == "0":
         return False
-    if backend.capability(device) in MEASURED:
+    if devices.capability(device) in MEASURED:
         return False
     return not (torch.cuda.is_current_stream_capturing() or torch.compiler.is_exporting())
 
 
-def check(layer: Layer, precision: str) -> None:
-    """Check the kernels of a layer at their first use. `backend.failures` then has what was found."""
-    device, I = layer.x.device, int(layer.x.shape[-1])
+def failure(layer: Layer, precision: str) -> str | None:
+    """Return why the kernels of a layer do not run right on its device, or None. The first call of a variant tries."""
     _, tile, _, _, H, _ = launch.cut(layer, precision)
-    multiplies = isinstance(tile, tiles.Resident) and layer.weights[0] is not None
-    variant = Variant(
-        device, layer.cell, layer.x.dtype, precision,
-        tiles.padded_input(I, tile.P, precision, backend.capability(device)) if multiplies else 0,
-        H, heads_of(layer), tuple([a is not None for a in layer.tensors]),
-        torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in layer.tensors),
-    )  # fmt: skip
-    if _is_known(variant) or H > WIDEST:
-        return
+    kind = Kind(layer.x.device, layer.cell, layer.x.dtype, precision, H, heads_of(layer))
+    learns = torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in layer.tensors)
+    variant = Variant(kind, tile, tuple([a is not None for a in layer.tensors]), learns)
+    if not devices.is_gpu(kind.device) or variant in _passed or kind in failures:
+        return failures.get(kind)
+    compared, I = H <= WIDEST and compares(kind.device), int(layer.x.shape[-1])
     with _checking:
-        if _is_known(variant):
-            return
-        with ThreadPoolExecutor(1) as thread:
-            try:
-                found = thread.submit(_failure, variant, min(I, 33)).result()
-            except RuntimeError as error:
-                if _passes(error):
-                    return
-                raise
-        if found is not None:  # before others may take the variant for one that has passed
-            failure = f"the triton backend failed its check of {variant.cell.key} on {device}: {found}"
-            backend.failures[device, variant.cell] = failure
-        _checked.add(variant)
-    if found is not None:
-        warnings.warn(_report(variant, found), RuntimeWarning, stacklevel=2)
-
-
-def _is_known(variant: Variant) -> bool:
-    return (variant.device, variant.cell) in backend.failures or variant in _checked
+        if variant not in _passed and kind not in failures:
+            with ThreadPoolExecutor(1) as thread:
+                try:
+                    found = thread.submit(_failure, variant, min(I, 33), compared).result()
+                except Exception as error:
+                    if _passes(error):
+                        return None
+                    raise
+            if found is None:
+                _passed.add(variant)
+            else:
+                reason = kind.device, re.sub(r"/\S*|\n.*", "", found)  # paths and later lines may be of one kernel
+                failures[kind] = _reports.setdefault(reason, _report(variant, found))
+    return failures.get(kind)
 
 
 def _passes(error: Exception) -> bool:
-    """Whether a later check may find what this one could not."""
+    """Return whether a later check may find what this one could not."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in PASSING)
 
 
-def _failure(variant: Variant, I: int) -> str | None:
-    """What is wrong with a variant, or None."""
-    layer, incoming = _example(variant, I)
-    truth = _flat(layer, incoming, variant, False)
+def _failure(variant: Variant, I: int, compared: bool) -> str | None:
+    """Return what is wrong with a variant, or None."""
+    device, precision, meta = variant.kind.device, variant.kind.precision, torch.device("meta")
     try:
-        found = _flat(*_converted(layer, incoming, variant, variant.device), variant, True)
-    except Exception as error:  # of the compiler, the driver, the device
+        with launch.on_device(device):
+            _flat(*_converted(_example(variant, I, "meta"), variant, meta), variant, True)  # which loads the kernels
+        if not compared:
+            return None
+        example = _example(variant, I, "cpu")
+        results = _flat(*_converted(example, variant, device), variant, True)
+    except Exception as error:  # of the compiler, the cache, the driver, the device
         if _passes(error):
             raise
         return f"{type(error).__name__}: {error}"
-    tolerance = TOLERANCES[variant.dtype if variant.precision == "native" else variant.precision]
-    wrong = {name: d for name, wanted in truth.items() if not (d := _distance(found[name], wanted)) <= tolerance}
+    truth = _flat(*example, variant, False)
+    tolerance = TOLERANCES[variant.kind.dtype if precision == "native" else precision]
+    wrong = {name: d for name, wanted in truth.items() if not (d := _distance(results[name], wanted)) <= tolerance}
     if not wrong:
         return None
-    likewise = _flat(*_converted(layer, incoming, variant, torch.device("cpu")), variant, False)
+    likewise = _flat(*_converted(example, variant, torch.device("cpu")), variant, False)
     for name, distance in wrong.items():
         if likewise[name].isfinite().all():
             return f"{name} differs from the reference by {distance:.1e} of its largest value"
     return None
 
 
-def _example(variant: Variant, I: int) -> tuple[Layer, Run]:
-    """A layer and the gradients of its outputs, on the CPU and in float64, with values that the type can hold.
+def _example(variant: Variant, I: int, place: str) -> tuple[Layer, Run]:
+    """A layer and the gradients of its outputs, on "cpu" or "meta" and in float64, with values that the type can hold.
 
     The first input is 1 and its weights are 1 or -1, so that no pre-activation is near zero: there the derivative of a
     relu jumps. States begin above zero, and params and the cell's inputs are from 0.5 to 1.5, since a cell may divide
     by them.
     """
-    generator, cell, H = torch.Generator().manual_seed(0), variant.cell, variant.H
-    D = H // variant.heads
+    options: dict[str, Any] = {"device": place}
+    options |= {"generator": torch.Generator().manual_seed(0)} if place == "cpu" else {}
+    _, cell, dtype, _, H, heads = variant.kind
+    B, D = variant.tile.block_b + 1, H // heads  # a second program, most of whose rows are missing
 
     def random(*shape: int, scale: float = 1.0) -> Tensor:
-        return scale * torch.randn(shape, generator=generator)
+        return scale * torch.randn(shape, **options)
 
     def near_one(*shape: int) -> Tensor:
-        return 0.5 + torch.rand(shape, generator=generator)
+        return 0.5 + torch.rand(shape, **options)
 
     of_x, of_h = cell.gates_of_x * H, cell.gates_of_h * H
     x, weight_ih = random(T, B, I), random(of_x, I, scale=0.15 * I**-0.5)
@@ -159,35 +169,37 @@ def _example(variant: Variant, I: int) -> tuple[Layer, Run]:
     tensors: list[Any] = [x, weight_ih, random(of_h, D, scale=0.25 * D**-0.5)]
     tensors += [random(of_x, scale=0.1), random(of_h, scale=0.1)] + [near_one(H) for _ in cell.params]
     tensors += [random(B, H).abs() for _ in cell.states] + [near_one(T, B, H) for _ in cell.inputs]
-    tensors = [a.to(variant.dtype).double() for a in tensors]
-    rows = torch.arange(B)
-    tensors += [rows % (T + 1), (torch.arange(T).unsqueeze(1) + rows) % 3 == 0]
+    tensors = [a.to(dtype).double() for a in tensors]
+    rows = torch.arange(B, device=place)
+    tensors += [rows % (T + 1), (torch.arange(T, device=place).unsqueeze(1) + rows) % 3 == 0]
     given = [a if there else None for a, there in zip(tensors, variant.present)]
-    return Layer.of(cell, given, False), Run(random(T, B, H).to(variant.dtype).double(), (None,) * len(cell.states), ())
+    return Layer.of(cell, given, False), Run(random(T, B, H).to(dtype).double(), (None,) * len(cell.states), ())
 
 
-def _converted(layer: Layer, incoming: Run, variant: Variant, device: torch.device) -> tuple[Layer, Run]:
+def _converted(example: tuple[Layer, Run], variant: Variant, device: torch.device) -> tuple[Layer, Run]:
     """An example on a device and in the variant's own type."""
+    layer, incoming = example
 
     def converted(a: Any) -> Any:
-        return a if a is None else a.detach().to(device, variant.dtype if a.is_floating_point() else a.dtype)
+        return a if a is None else a.detach().to(device, variant.kind.dtype if a.is_floating_point() else a.dtype)
 
-    layer = Layer.of(variant.cell, [converted(a) for a in layer.tensors], layer.reverse)
+    layer = Layer.of(variant.kind.cell, [converted(a) for a in layer.tensors], layer.reverse)
     return layer, incoming._replace(h=converted(incoming.h))
 
 
 def _flat(layer: Layer, incoming: Run, variant: Variant, by_kernels: bool) -> dict[str, Tensor]:
     """The results by name, and the gradients if they are wanted, of the kernels or of the reference."""
-    names = ["x", "weight_ih", "weight_hh", "bias_ih", "bias_hh", *variant.cell.params]
-    names += [f"{name}_0" for name in variant.cell.states] + list(variant.cell.inputs)
+    cell, precision, tile = variant.kind.cell, variant.kind.precision, variant.tile
+    names = ["x", "weight_ih", "weight_hh", "bias_ih", "bias_hh", *cell.params]
+    names += [f"{name}_0" for name in cell.states] + list(cell.inputs)
     wanted = variant.present[: len(names)]
     gradients: list[Any] = [None] * len(names)
     if by_kernels:
         with torch.no_grad():
-            run = backend.forward(layer, variant.learns, variant.precision)
+            run = Forward(layer, variant.learns, precision, tile=tile).run(layer)
             if variant.learns:
-                needs = Gradients.of(variant.cell, wanted)
-                gradients = list(backend.backward(incoming, layer, run, needs, variant.precision).flat)
+                needs = Gradients.of(cell, wanted)
+                gradients = list(Backward(layer, needs, precision, tile).run(incoming, layer, run).flat)
     else:
         tensors = [a if a is None or not a.is_floating_point() else a.requires_grad_() for a in layer.tensors]
         run = reference.forward(layer, False)
@@ -196,9 +208,9 @@ def _flat(layer: Layer, incoming: Run, variant: Variant, by_kernels: bool) -> di
             found = iter(torch.autograd.grad(run.h, given, incoming.h, allow_unused=True))
             gradients = [next(found) if there else None for there in wanted]
     results = {"the output": run.h}
-    results |= {f"{name}_n": a for name, a in zip(variant.cell.states, run.last)}
+    results |= {f"{name}_n": a for name, a in zip(cell.states, run.last)}
     results |= {f"the gradient of {name}": a for name, a in zip(names, gradients) if a is not None}
-    return {name: a.detach().double().cpu() for name, a in results.items()}
+    return {name: a.detach().double().cpu() for name, a in results.items() if not a.is_meta}
 
 
 def _distance(found: Tensor, wanted: Tensor) -> float:
@@ -214,16 +226,15 @@ def _version(package: str) -> str:
 
 
 def _report(variant: Variant, found: str) -> str:
-    cuda = variant.device.type == "cuda"
-    chip = torch.cuda.get_device_name(variant.device) if cuda else variant.device.type
-    there = [name for name, has in zip(("lengths", "reset"), variant.present[-2:]) if has]
+    device, cell, dtype, precision, H, heads = variant.kind
+    chip = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    masks = [name for name, there in zip(("lengths", "reset"), variant.present[-2:]) if there]
+    found_on = (
+        chip, f"capability {'.'.join(map(str, devices.capability(device)))}", f"fastlstm {_version('fastlstm')}",
+        f"torch {torch.__version__}", f"triton {_version('triton')}", f"CUDA {torch.version.cuda}", f"cell {cell.key}",
+        dtype, precision, f"H {H}", f"heads {heads}", variant.tile, *masks, "gradients" * variant.learns,
+    )  # fmt: skip
+    text = ", ".join(str(part) for part in found_on if part)
     return (
-        f"the triton backend failed the check of its first call: {found}. From now on auto takes torch's own layer for "
-        f"this cell on {variant.device}, or plain PyTorch for what torch's layer lacks. Please report this with the "
-        f"following: {chip}, capability {'.'.join(map(str, backend.capability(variant.device)))}, "
-        f"fastlstm {_version('fastlstm')}, torch {torch.__version__}, triton {_version('triton')}, "
-        f"CUDA {torch.version.cuda}; cell {variant.cell.key}, {variant.dtype}, {variant.precision}, "
-        f"I padded to {variant.padded}, H {variant.H}, heads {variant.heads}, {' and '.join(there) or 'no masks'}, "
-        f"{'with' if variant.learns else 'without'} gradients. "
-        "FASTLSTM_CHECK=0 in the environment turns the check off"
+        f"the triton backend failed its first call on {device}: {found}. Please report this with the following: {text}"
     )

@@ -7,8 +7,10 @@ from torch import Tensor
 
 from fastlstm.backends import base, reference, sums
 from fastlstm.backends.base import WEIGHTS, Gradients, Layer, Run
-from fastlstm.backends.triton import products_in, resident, stepwise
+from fastlstm.backends.triton import resident, stepwise
+from fastlstm.backends.triton.device import products_in
 from fastlstm.backends.triton.launch import Launch, Pass, addressable, on_device, readable
+from fastlstm.backends.triton.tiles import Tile
 
 
 class Found(NamedTuple):
@@ -27,11 +29,12 @@ class Backward(Pass):
 
     Args:
         needs: which gradients are wanted.
+        tile: how the layer is cut up, if not as `launch.cut` does it.
     """
 
-    def __init__(self, layer: Layer, needs: Gradients, precision: str) -> None:
-        super().__init__(layer, precision, True)
-        cell, tile = self.cell, self.tile
+    def __init__(self, layer: Layer, needs: Gradients, precision: str, tile: Tile | None = None) -> None:
+        super().__init__(layer, precision, True, tile)
+        cell = self.cell
         self.needs, self.read = needs, {code // 2 for code in cell.read}
         self.biases = [want and a is not None for want, a in zip(needs.weights[2:WEIGHTS], layer.weights[2:WEIGHTS])]
         self.wants_bias = any(self.biases)
@@ -43,13 +46,13 @@ class Backward(Pass):
         }  # fmt: skip
         kernel = (resident if self.resident else stepwise).backward_kernel
         if self.resident:
-            common |= {"GATES": min(cell.gates, tile.backward_gates), "DIVIDES": cell.divides}
+            common |= {"GATES": min(cell.gates, self.tile.backward_gates), "DIVIDES": cell.divides}
         last, (first, later, earlier) = self.T - 1, (self.T - 1, 0, 1) if layer.reverse else (0, 1, 0)
         self.of_x = self._places(self.layout.of_x, cell.sums, 0, self.T, True)
         self.of_first_h = self._places(self.layout.of_h, cell.sums, first, 1, True)
         self.of_later_h = self._places(self.layout.of_h, cell.sums, later, last, True)
         self.earlier_h = self._places(range(1), 1, earlier, last, False)
-        self.start = Launch(kernel, self.places, **common, **self.options(tile.backward_warps))
+        self.start = Launch(kernel, self.places, self.loads, **common, **self.options(self.tile.backward_warps))
 
     def _places(self, of: range, number: int, first: int, steps: int, turned: bool) -> tuple[list[int], list[int], int]:
         """Where in `_rows` of (T,B,Z H), for a `number` Z, some blocks of H are, at `steps` steps from the `first` on:
@@ -70,12 +73,12 @@ class Backward(Pass):
 
     def run(self, grads: Run, layer: Layer, run: Run) -> Gradients:
         """Return the gradients of a layer, from those of its results. The same of these are None in all calls."""
-        with products_in(self.precision), on_device(layer.x):
+        with products_in(self.precision), on_device(layer.x.device):
             return self._finished(self.launch(grads, layer, run), layer, run.h)
 
     def launch(self, grads: Run, layer: Layer, run: Run) -> Found:
         """Return what the kernels find."""
-        T, B, H, needs, states = self.T, self.B, self.H, self.needs, layer.states
+        T, B, H, needs = self.T, self.B, self.H, self.needs
         dh, (h, *others, saved) = grads.h, readable((run.h, *run.kept))
         dends, douts = readable(grads.last), readable(grads.kept) if grads.kept else (None,) * len(others)
         dh_step, dh_row = 0, 0
@@ -85,7 +88,7 @@ class Backward(Pass):
         of_weights = layer.weights[1], *layer.weights[WEIGHTS:]
         lengths, reset, weight_hh, *params = readable((layer.lengths, layer.reset, *of_weights))
         inputs = readable(layer.inputs) if layer.inputs else ()
-        first = readable(states) if states[0] is not None else (saved.new_zeros(B, H),) * len(states)
+        first = self.first(layer.states, saved)
         starts = tuple([a if k in self.read else None for k, a in enumerate(first)])
         steps = tuple([a if k in self.read else None for k, a in enumerate((h, *others))])
         dsums = saved.new_empty(T, B, self.cell.sums * H)
@@ -94,7 +97,8 @@ class Backward(Pass):
         dinputs = tuple([torch.empty_like(a) if want else None for a, want in zip(inputs, needs.inputs)])
         values, weight_hh, *packed = (tuple(params), inputs, starts), *self.recurrent(weight_hh)
         if self.resident:
-            dstates = tuple([torch.empty_like(a) if want else None for a, want in zip(first, needs.states)])
+            wants = (want and a is not None for a, want in zip(first, needs.states))
+            dstates = tuple([torch.empty_like(a) if want else None for a, want in zip(first, wants)])
             results = steps, saved, dsums, dstates, dparams, dinputs
             sizes = T, B, self.rows, dh_step // H, dh_row // H, self.reverse
             self.start(dh, douts, dends, weight_hh, *packed, *values, lengths, reset, *results, *sizes)

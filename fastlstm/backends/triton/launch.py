@@ -9,7 +9,7 @@ reaches a kernel is aligned. It does not look at the numbers, since each kernel 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 import triton
@@ -17,15 +17,15 @@ from torch import Tensor
 
 from fastlstm.backends import base, reference, sums
 from fastlstm.backends.base import Layer, Run
-from fastlstm.backends.triton import capability, cells, products_in, resident, stepwise, tiles
+from fastlstm.backends.triton import cells, device, resident, stepwise, tiles
 from fastlstm.backends.triton.products import pack_kernel
 
 PACK_LINES = 16  # rows or columns that a program of pack_kernel takes
 
 
-def on_device(a: Tensor) -> AbstractContextManager[object]:
+def on_device(place: torch.device) -> AbstractContextManager[object]:
     """Triton launches on the current device."""
-    return torch.cuda.device(a.device) if a.is_cuda else nullcontext()
+    return torch.cuda.device(place) if place.type == "cuda" else nullcontext()
 
 
 def readable(tensors: Iterable[Any]) -> tuple[Any, ...]:
@@ -59,13 +59,20 @@ def project(x: Tensor, weight_ih: Tensor | None, bias: Tensor | None) -> Tensor 
 
 def cut(layer: Layer, precision: str) -> tuple[Any, Any, int, int, int, int]:
     """What kernels know of the cell, how the layer is cut up, the groups of its batch rows, the rows of each, H, and of
-    how many units each may see another: those of a head, or all H if there are means over a row.
+    how many units each may see another: those of a head, or all H if there are means over a row. x may be (B, I), for
+    one step.
     """
     H, G, means = base.hidden_size(layer), base.groups_of(layer) or 1, cells.means_of(layer.cell)
     D = H if "mean" in means else H // base.heads_of(layer)
     cell = cells.kernel(layer.cell, precision == "ieee", D if means else 0)
-    rows = base.flat_input(layer.x).shape[1] // G
-    return cell, tiles.choose(D, precision, capability(layer.x.device), cell.gates), G, rows, H, D
+    rows = (layer.x if layer.x.dim() == 2 else base.flat_input(layer.x)).shape[-2] // G
+    inputs = 0 if layer.weights[0] is None else int(layer.x.shape[-1])
+    capability, masked = device.capability(layer.x.device), layer.lengths is not None or layer.reset is not None
+    tile = tiles.choose(D, precision, capability, cell.gates, inputs)
+    if isinstance(rows, int):  # a graph of open sizes takes the fewest
+        multiprocessors = device.multiprocessors(layer.x.device)
+        tile = tiles.with_rows(tile, precision, capability, masked, rows, G * H // D, multiprocessors)
+    return cell, tile, G, rows, H, D
 
 
 def lacks(layer: Layer, precision: str) -> str | None:
@@ -88,11 +95,14 @@ class Launch:
 
     The first start is Triton's own. Later ones call what that has compiled, which still looks up the current stream and
     calls Triton's hooks. In the interpreter there is nothing compiled, and all starts are Triton's own.
+
+    Args:
+        loads: whether a start only compiles the kernel and loads it, for tensors on the device "meta".
     """
 
-    def __init__(self, kernel: Any, places: tuple[int, ...], **options: Any) -> None:
+    def __init__(self, kernel: Any, places: tuple[int, ...], loads: bool, **options: Any) -> None:
         self.kernel, self.places, self.options = kernel, places, options | {"enable_fp_fusion": True}
-        self.compiled: Any = None
+        self.loads, self.compiled = loads, cast(Any, None)
 
     def __call__(self, *arguments: Any) -> None:
         """Start the kernel. The same arguments are None at every start, and the others are of the same types."""
@@ -100,10 +110,14 @@ class Launch:
             run, constants = self.compiled
             run(*arguments, *constants)
             return
-        compiled = self.kernel[self.places](*arguments, **self.options)
+        if self.loads:
+            compiled = self.kernel.warmup(*arguments, grid=self.places, **self.options)
+        else:
+            compiled = self.kernel[self.places](*arguments, **self.options)
         if isinstance(compiled, triton.compiler.CompiledKernel):
-            constants = tuple([self.options[name] for name in self.kernel.arg_names[len(arguments) :]])
-            self.compiled = compiled[(*self.places, 1, 1)[:3]], constants
+            start = compiled[(*self.places, 1, 1)[:3]]  # which has loaded it
+            if not self.loads:
+                self.compiled = start, tuple([self.options[a] for a in self.kernel.arg_names[len(arguments) :]])
 
 
 class Pass:
@@ -113,24 +127,33 @@ class Pass:
         places: the grid of its kernel.
     """
 
-    def __init__(self, layer: Layer, precision: str, back: bool) -> None:
-        if (reason := lacks(layer, precision)) is not None:  # torch's precision may have changed since it was chosen
+    def __init__(self, layer: Layer, precision: str, back: bool, tile: tiles.Tile | None) -> None:
+        if tile is None and (reason := lacks(layer, precision)) is not None:  # torch's precision may have changed
             raise RuntimeError(reason)
         self.layout, self.precision, self.reverse = layer.cell.layout, precision, int(layer.reverse)
-        self.cell, self.tile, self.G, self.rows, self.H, self.D = cell, tile, G, rows, H, D = cut(layer, precision)
+        cell, usual, G, rows, H, D = cut(layer, precision)
+        self.cell, self.G, self.rows, self.H, self.D = cell, G, rows, H, D
+        taken: Any = usual if tile is None else tile
+        self.tile, self.resident = taken, isinstance(taken, tiles.Resident)
+        self.loads = layer.x.is_meta
         self.T, self.B, _ = base.flat_input(layer.x).shape
         self.order = list(reference.step_order(self.T, layer.reverse))
-        self.resident = isinstance(tile, tiles.Resident)
-        blocks = -(-rows // tile.block_b) * G
-        self.places: tuple[int, ...] = (blocks, H // D if self.resident else -(-H // tile.units))
+        blocks = -(-rows // taken.block_b) * G
+        self.places: tuple[int, ...] = (blocks, H // D if self.resident else -(-H // taken.units))
         self.packs = self.resident and precision != "native" and cell.of_h > 0
         if self.packs:
             lines, terms = (H, cell.of_h * D) if back else (cell.of_h * H, D)
             self.scales = G, lines
             self.pack = Launch(
-                pack_kernel, (-(-lines // PACK_LINES) * G,),
+                pack_kernel, (-(-lines // PACK_LINES) * G,), self.loads,
                 BY_ROW=not back, BLOCK=PACK_LINES, PAD=1 << (terms - 1).bit_length(),
             )  # fmt: skip
+
+    def first(self, states: tuple[Any, ...], like: Tensor) -> tuple[Any, ...]:
+        """The initial states as the kernels read them. Resident ones take None for zeros."""
+        if states[0] is not None or self.resident:
+            return readable(states)
+        return (like.new_zeros(self.B, self.H),) * len(states)
 
     def options(self, warps: int) -> dict[str, Any]:
         """Of the kernel, beside what it knows of the cell."""
@@ -165,29 +188,32 @@ class Forward(Pass):
     Args:
         save: whether runs keep what the backward pass reads.
         axes: leading axes that the last states are to have.
+        tile: how the layer is cut up, if not as `cut` does it.
     """
 
-    def __init__(self, layer: Layer, save: bool, precision: str, axes: tuple[int, ...] = ()) -> None:
-        super().__init__(layer, precision, False)
-        cell, tile, H, I = self.cell, self.tile, self.H, layer.x.shape[-1]
+    def __init__(
+        self, layer: Layer, save: bool, precision: str, axes: tuple[int, ...] = (), tile: tiles.Tile | None = None
+    ) -> None:
+        super().__init__(layer, precision, False, tile)
+        cell, H, I = self.cell, self.H, layer.x.shape[-1]
         self.save, self.ends = save, (*axes, self.B, H)
         common = {
             "CELL": cell.forward, "BLOCKS": self.layout.blocks_ih, "S": cell.sums, "Y": cell.of_h,
-            "GATES": cell.gates, "H": H, "D": self.D,
+            "GATES": min(cell.gates, self.tile.forward_gates) if self.resident else cell.gates,
+            "STATES": len(layer.states), "H": H, "D": self.D,
         }  # fmt: skip
         self.fused = False  # whether the kernel multiplies x
         if self.resident:
-            kernel, multiplied = resident.forward_kernel, layer.weights[0] is not None
-            PI = tiles.padded_input(I, tile.P, precision, capability(layer.x.device)) if multiplied else 0
+            kernel, PI = resident.forward_kernel, self.tile.inputs
             self.fused = PI > 0
             common |= {"WIDE": cell.wide, "I": I if PI else 0, "PI": PI}
         else:
-            kernel, common["STATES"] = stepwise.forward_kernel, len(layer.states)
-        self.start = Launch(kernel, self.places, **common, **self.options(tile.forward_warps))
+            kernel = stepwise.forward_kernel
+        self.start = Launch(kernel, self.places, self.loads, **common, **self.options(self.tile.forward_warps))
 
     def run(self, layer: Layer) -> Run:
         """Return the results of a layer."""
-        with on_device(layer.x):
+        with on_device(layer.x.device):
             return self._run(layer)
 
     def _run(self, layer: Layer) -> Run:
@@ -195,7 +221,7 @@ class Forward(Pass):
         given, weights, states, lengths, reset, _, _, inputs, *_ = layer
         x: Any = addressable(base.flat_input(given))  # then its product, unless the kernel multiplies it
         lengths, reset, weight_ih, weight_hh, bias_ih, bias_hh, *params = readable((lengths, reset, *weights))
-        states = readable(states) if states[0] is not None else (x.new_zeros(B, H),) * len(states)
+        states = self.first(states, x)
         inputs = readable(inputs) if inputs else ()
         bias, bias_hh = sums.biases(layer.cell, bias_ih, bias_hh)
         h = x.new_empty(T, B, H) if lengths is None else x.new_zeros(T, B, H)  # held steps write nothing there
@@ -203,7 +229,7 @@ class Forward(Pass):
         others = tuple([x.new_empty(T, B, H) if save else None for _ in states[1:]])
         saved = x.new_empty(T, B, len(self.layout.saved) * H) if save else None
         if not self.fused:
-            with products_in(self.precision):
+            with device.products_in(self.precision):
                 x, weight_ih, bias = project(x, weight_ih, bias), None, None
         values, results = (bias_hh, tuple(params), inputs), ((h, *others), saved)
         weight_hh, *packed = self.recurrent(weight_hh)

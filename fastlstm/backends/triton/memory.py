@@ -157,7 +157,8 @@ def load_read(
     HELD: tl.constexpr,
 ):  # fmt: skip
     """The states that step t reads: after it; and before it, which are those after step `before`, or the first ones if
-    no step has `begun` earlier. Where steps may be held, h is not there at these.
+    no step has `begun` earlier, which are zeros where `starts` has None. Where steps may be held, h is not there at
+    these.
     """
     found = ()
     for k in tl.static_range(len(READ)):
@@ -167,8 +168,10 @@ def load_read(
         elif READ[k] == 1 and HELD:
             there = (tl.where(begun, before.to(tl.int32), LONGEST) < length)[None, :]
             value = tl.load(ptr + (before * B + first) * H + state, mask=ok & there, other=0.0)
-            start = tl.load(start_ptr + first * H + state, mask=ok & ~there, other=0.0)
+            start = load_or_zeros(start_ptr, first * H, state, ok & ~there)
             found += (tl.where(there, value, start),)
+        elif start_ptr is None:
+            found += (tl.load(ptr + (before * B + first) * H + state, mask=tl.where(begun, ok, False), other=0.0),)
         else:
             at = tl.where(begun, ptr + before * B * H, start_ptr)
             found += (tl.load(at + first * H + state, mask=ok, other=0.0),)

@@ -8,7 +8,7 @@ or one of a cell with three.
 import triton
 import triton.language as tl
 
-from fastlstm.backends.triton import INTERPRET
+from fastlstm.backends.triton.device import INTERPRET
 
 INTERPRETED = tl.constexpr(INTERPRET)
 

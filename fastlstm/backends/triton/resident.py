@@ -68,13 +68,14 @@ def forward_kernel(
     x_ptr, weight_ih_ptr, bias_ptr, weight_ptr, weight_low_ptr, scale_ptr, bias_hh_ptr, param_ptrs, input_ptrs, starts,
     lengths_ptr, reset_ptr, states, saved_ptr, ends, T, B, rows, x_step: tl.int64, x_row, reverse,
     CELL: tl.constexpr, BLOCKS: tl.constexpr, S: tl.constexpr, Y: tl.constexpr, GATES: tl.constexpr,
-    WIDE: tl.constexpr, H: tl.constexpr, D: tl.constexpr, P: tl.constexpr, I: tl.constexpr, PI: tl.constexpr,
-    BLOCK_B: tl.constexpr, PRECISION: tl.constexpr,
+    STATES: tl.constexpr, WIDE: tl.constexpr, H: tl.constexpr, D: tl.constexpr, P: tl.constexpr, I: tl.constexpr,
+    PI: tl.constexpr, BLOCK_B: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """x (T,B,I), weight_ih (X H,I) and bias (X H,) or None where the input's product is done here (PI: I padded); else
     x (T,B,X H) is that product with the bias, contiguous, and PI 0. weight (Y H,D). bias_hh (Y H,), of which the sums
-    of h alone are read. params (H,) and inputs (T,B,H). lengths (B,) and reset (T,B) may be None. The first of
-    `states`, h (T,B,H), is not written at held steps. The others, and saved (T,B,K H), are None where nothing is saved.
+    of h alone are read. params (H,) and inputs (T,B,H). starts (B,H), or None for zeros. lengths (B,) and reset (T,B)
+    may be None. The first of `states`, h (T,B,H), is not written at held steps. The others, and saved (T,B,K H), are
+    None where nothing is saved.
     """
     X: tl.constexpr = len(BLOCKS)
     group, first = block_of(rows, BLOCK_B)
@@ -119,7 +120,7 @@ def forward_kernel(
 
     if x_ptr is not None:
         x_ptr += first * x_row
-    old = as_float32(load_all(starts, len(starts), first * H, state, ok))
+    old = as_float32(load_all(starts, STATES, first * H, state, ok))
     param = load_params(param_ptrs, group * H, unit, u_ok, BLOCK_B)
     t = step_at(0, T, reverse)
     x = load_x(x_ptr + t * x_step, x_offs, x_ok, H, BLOCKS, PI > 0) if X > 0 else ()
@@ -275,10 +276,12 @@ def backward_kernel(
         if Y > 0:
             dh = to_h(w, w_low, scale, tiles, PRECISION, True)
             dh = dh + d[0] if CARRIED[0] >= 0 else dh
-            if PRECISION == "ieee" and HELD and reset_ptr is None:
-                dh += held[0]  # a held row's product is zero, and to choose takes registers that are not there
-            elif MASKED:
+            if MASKED and PRECISION == "native":
                 dh = tl.where(goes_on, dh, held[0] if HELD else 0.0)
+            else:
+                dh = tl.where(reset[None, :], 0.0, dh) if reset_ptr is not None else dh
+                if HELD:
+                    dh += held[0]  # a held row's product is zero, and to choose takes registers that are not there
             d = with_first(dh, d)
         if reset_ptr is not None:
             reset = load_reset(reset_ptr, t, B, first + b, length)

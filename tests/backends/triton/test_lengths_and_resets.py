@@ -94,7 +94,7 @@ def check(layer, grads, kind):
     precision, bounds = "ieee" if kind == "native" else kind, BOUNDS[kind][1:]
     got = results(backend, layer, grads, precision=precision)
     for name, want in results(reference, doubled(layer), doubled(grads)).items():
-        if want is None:
+        if want is None or (layer.states[0] is None and name in ("dh_0", "dc_0")):
             assert got[name] is None, name
             continue
         assert got[name].shape == want.shape, name

@@ -19,6 +19,7 @@ from fastlstm.backends.base import Gradients, Layer, Run
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is made for Linux on x86-64", allow_module_level=True)
 
+from fastlstm.backends.triton import device as gpu
 from fastlstm.backends.triton import gradients, launch, resident, stepwise
 
 
@@ -31,7 +32,7 @@ def test_the_tensors_device_becomes_the_current_one(monkeypatch):
 
     for name in ("_exchange_device", "_maybe_exchange_device"):
         monkeypatch.setattr(torch.cuda, name, exchange)
-    with launch.on_device(second):
+    with launch.on_device(second.device):
         assert current == [1]
     assert current == [0]
 
@@ -42,8 +43,8 @@ def launches(monkeypatch):
     found, current = [], []
 
     @contextmanager
-    def on_device(a):
-        current.append(a.device)
+    def on_device(place):
+        current.append(place)
         yield
         current.pop()
 
@@ -51,12 +52,15 @@ def launches(monkeypatch):
         def __getitem__(self, places):
             return self.run
 
+        def warmup(self, *arguments, grid, **options):
+            self.run(*arguments)
+
         def run(self, *arguments, **options):
             found.append({a.device for a in arguments if isinstance(a, torch.Tensor)} == {*current})
 
     for module in (launch, gradients):
         monkeypatch.setattr(module, "on_device", on_device)
-    monkeypatch.setattr(launch, "capability", lambda device: (9, 0))
+    monkeypatch.setattr(gpu, "capability", lambda device: (9, 0))
     monkeypatch.setattr(launch, "pack_kernel", Recorded())
     for kernels in (resident, stepwise):
         for name in ("forward_kernel", "backward_kernel"):
@@ -96,19 +100,21 @@ class Products(TorchDispatchMode):
         self.names = []
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        assert "zero" not in function.overloadpacket.__name__  # a launch that the kernels can do without
         if "mm" in function.overloadpacket.__name__:
             self.names.append(function.overloadpacket.__name__)
         return function(*args, **(kwargs or {}))
 
 
-def test_torch_multiplies_all_steps_at_once(launches):
-    """A batch-first input is no reason for a product a step."""
+@pytest.mark.parametrize("zeros", [False, True])
+def test_torch_multiplies_all_steps_at_once(launches, zeros):
+    """A batch-first input is no reason for a product a step, and states that are zero are no reason for a launch."""
     T, B, I, H = 5, 6, 28, 40
     x, states = torch.empty(B, T, I, device="meta").transpose(0, 1), (torch.empty(B, H, device="meta"),) * 2
     weights = (torch.empty(4 * H, *end, device="meta") for end in ((I,), (H,), (), ()))
-    layer = Layer(x, tuple(weights), states, None, None, False, cells.lstm)
+    layer = Layer(x, tuple(weights), (None, None) if zeros else states, None, None, False, cells.lstm)
     with Products() as products:
         run = backend.forward(layer, True, "tf32")
         backend.backward(Run(run.h, (None, None), ()), layer, run, Gradients.of(cells.lstm, [True] * 7), "tf32")
     # x; dx, dweight_ih, dweight_hh of the first step and of the others
-    assert products.names == ["addmm", "mm", "mm", "mm", "addmm"]
+    assert products.names == ["addmm", "mm", "mm", "mm", *["addmm"] * (not zeros)]
