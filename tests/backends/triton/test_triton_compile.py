@@ -5,7 +5,6 @@ one command writes it anew: `python -m tests.helpers.triton_resources > tests/ba
 """
 
 import csv
-import importlib.util
 import json
 import os
 from importlib import metadata
@@ -17,8 +16,7 @@ import torch
 from fastlstm.backends.triton import device, tiles
 from fastlstm.cells.spec import by_key
 
-if importlib.util.find_spec("triton") is None:
-    pytest.skip("triton is made for Linux on x86-64", allow_module_level=True)
+pytest.importorskip("triton", reason="triton is made for Linux on x86-64")
 
 from fastlstm.backends.triton.cells import has_means, kernel
 from tests.helpers import ROOT, interpreter

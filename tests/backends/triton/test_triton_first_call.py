@@ -1,6 +1,5 @@
 """The comparison that a variant's first call makes, on the interpreter's device as on a chip nobody has measured."""
 
-import importlib.util
 import re
 import warnings
 
@@ -12,8 +11,7 @@ from fastlstm import cells
 from fastlstm.backends import dispatch
 from tests.cells.layers import normalized_gru
 
-if importlib.util.find_spec("triton") is None:
-    pytest.skip("triton is made for Linux on x86-64", allow_module_level=True)
+pytest.importorskip("triton", reason="triton is made for Linux on x86-64")
 
 from fastlstm.backends.triton import device as gpu
 from fastlstm.backends.triton import first_call
