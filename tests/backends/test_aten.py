@@ -6,7 +6,7 @@ import torch
 import fastlstm
 from fastlstm import cells
 from fastlstm.backends.base import Layer
-from fastlstm.plan import run
+from fastlstm.call import run
 from tests.cells.layers import Case
 from tests.helpers.tolerances import close
 

@@ -86,7 +86,7 @@ def _prepared(ptx: str) -> tuple[Kernel, list[Operation]]:
 
 @contextmanager
 def emulated(
-    chip: int, *, change: Callable[[str], str] | None = None,
+    chip: int, *, change: Callable[[str], str] | None = None, multiprocessors: int = 132,
     left_out: Mapping[str, Collection[int]] | None = None, stops: bool = False,
 ) -> Iterator[Device]:  # fmt: skip
     """Within this block Triton's launches take CPU tensors and run as PTX for compute capability 10 * major + minor.
@@ -121,5 +121,6 @@ def emulated(
         mock.patch.object(jit.JITFunction, "run", run),
         mock.patch.object(gpu, "INTERPRET", True),  # CPU tensors are taken
         mock.patch.object(gpu, "capability", return_value=divmod(chip, 10)),
+        mock.patch.object(gpu, "multiprocessors", return_value=multiprocessors),
     ):
         yield device

@@ -1,5 +1,6 @@
 """Layers of the Triton backend on emulated code, compared with the reference in float64."""
 
+import itertools
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +19,6 @@ from tests.ptx import Device, emulated
 PRECISIONS = {"bf16": "native", "fp16": "native", "tf32": "tf32", "ieee": "ieee"}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32, "ieee": torch.float32}
 ALL = Gradients.of(cells.lstm, [True] * 7)
-SIZES = (5, 32, 33, 64, 100, 128, 130, 200)
 MASKS = ("lengths", "reset", "lengths+reset")
 # Of outputs, absolute, where results are about one; of gradients, of the largest of each.
 # bf16: 2^-9 = 2e-3 each for the input's product (|.| < 4, times a slope of 1/4), the gates, h and the product's h. Four
@@ -37,6 +37,7 @@ class Case:
         turned: batch first in memory.
         grads: "all", "ends" for those of the last states alone, or "cells" for those of every cell state as well.
         quiet: the forward pass runs once more without saving.
+        multiprocessors: of the chip. Of few, programs take 16 rows.
     """
 
     chip: int
@@ -52,6 +53,7 @@ class Case:
     turned: bool = False
     grads: str = "all"
     quiet: bool = False
+    multiprocessors: int = 132
 
     def __str__(self) -> str:
         flags = [name for name in ("reverse", "turned", "quiet") if getattr(self, name)] + ["nobias"] * (not self.bias)
@@ -62,23 +64,21 @@ class Case:
 
 
 def matrix() -> Iterator[Case]:
-    """Each chip, precision and size, with masks and without. The rest changes from one to the next, so that all values
-    meet all.
+    """Two chips and each precision at three sizes, which take other tiles. The rest changes from layer to layer, so
+    that all values meet. Then chips of little shared memory, and programs of 16 rows.
     """
-    number = 0
-    for chip in (80, 90):
-        for kind in DTYPES:
-            for H in SIZES:
-                for masked in (False, True):
-                    yield Case(
-                        chip, kind, H, MASKS[number // 2 % 3] if masked else "",
-                        T=min((5, 2, 5, 1, 2)[number % 5], 5 if H <= 128 else 2),
-                        rows=(3, 8, 11)[number // 2 % 3], G=(0, 0, 2)[number % 3],
-                        I=(28, 40, 5, 16)[(number + number // 8) % 4], reverse=number % 7 in (1, 3, 4),
-                        bias=number % 5 != 3, turned=number // 3 % 2 == 1,
-                        grads=("all", "cells", "ends")[(number // 2 + number // 8) % 3], quiet=number % 3 == 0,
-                    )  # fmt: skip
-                    number += 1
+    for number, (chip, kind, H) in enumerate(itertools.product((80, 90), DTYPES, (33, 128, 130))):
+        yield Case(
+            chip, kind, H, ("", *MASKS)[number % 4],
+            T=min((5, 2, 5, 1, 2)[number % 5], 5 if H <= 128 else 2), rows=(3, 8, 11)[number // 2 % 3],
+            G=(0, 0, 2)[number % 3 - 1], I=(28, 40, 5, 16)[(number + number // 8) % 4],
+            reverse=number % 7 in (1, 3, 4), bias=number % 5 != 3, turned=number // 3 % 2 == 1,
+            grads=("all", "cells", "ends")[(number // 2 + number // 8) % 3], quiet=number % 3 == 0,
+        )  # fmt: skip
+    for chip, kind in ((86, "bf16"), (86, "tf32"), (120, "fp16"), (120, "tf32")):
+        yield Case(chip, kind, 100, "lengths+reset", I=28, grads="cells")
+    for chip, kind, H, mask in ((80, "bf16", 128, ""), (90, "fp16", 128, ""), (90, "tf32", 64, "lengths")):
+        yield Case(chip, kind, H, mask, I=28, rows=19, multiprocessors=1)
 
 
 @dataclass
@@ -137,7 +137,7 @@ def run(case: Case, direction: str = "both", **options: Any) -> Result:
     given = [a for a in (*layer.tensors, grads.h, *grads.last, *grads.kept) if a is not None]
     before = [a.clone() for a in given]
     results = forward_results(case) if direction == "backward" else None
-    with emulated(case.chip, **options) as device:
+    with emulated(case.chip, multiprocessors=case.multiprocessors, **options) as device:
         if results is None:
             results = backend.forward(layer, True, precision)
         quiet = backend.forward(layer, False, precision) if case.quiet and direction == "both" else None
@@ -165,7 +165,7 @@ def run(case: Case, direction: str = "both", **options: Any) -> Result:
 @cache
 def forward_results(case: Case) -> Run:
     """What the unchanged forward pass leaves for backward."""
-    with emulated(case.chip):
+    with emulated(case.chip, multiprocessors=case.multiprocessors):
         return backend.forward(drawn(case)[0], True, PRECISIONS[case.kind])
 
 

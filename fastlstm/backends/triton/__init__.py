@@ -14,12 +14,10 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
-import torch
-
 from fastlstm.backends import base
 from fastlstm.backends.base import Gradients, Layer, Run, Traits
+from fastlstm.backends.reference import saved_shape
 from fastlstm.backends.triton.device import resolve_precision, supports
-from fastlstm.cells.spec import Cell
 
 TRAITS = Traits(takes_sixteen_bits=True, plans=True, plans_sixteen_bits=True, heads=True)
 
@@ -41,11 +39,6 @@ def is_faster(layer: Layer, precision: str | None = None) -> bool:
     from fastlstm.backends.triton import launch, tiles
 
     return tiles.is_faster(launch.cut(layer, resolve_precision(layer.x.dtype, precision))[1])
-
-
-def saved_shape(cell: Cell, T: int, B: int, H: int, dtype: torch.dtype, groups: int | None = None) -> tuple[int, ...]:
-    """Return the shape of what forward saves beside the states."""
-    return T, B, len(cell.layout.saved) * H
 
 
 def with_precision(precision: str) -> SimpleNamespace:

@@ -69,12 +69,14 @@ class Variant(NamedTuple):
     Attributes:
         present: for each of the layer's tensors whether it is there.
         learns: whether gradients are wanted.
+        compared: whether results are compared as well.
     """
 
     kind: Kind
     tile: tiles.Tile
     present: tuple[bool, ...]
     learns: bool
+    compared: bool
 
 
 def compares(device: torch.device) -> bool:
@@ -90,16 +92,16 @@ def failure(layer: Layer, precision: str) -> str | None:
     """Return why the kernels of a layer do not run right on its device, or None. The first call of a variant tries."""
     _, tile, _, _, H, _ = launch.cut(layer, precision)
     kind = Kind(layer.x.device, layer.cell, layer.x.dtype, precision, H, heads_of(layer))
-    learns = torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in layer.tensors)
-    variant = Variant(kind, tile, tuple([a is not None for a in layer.tensors]), learns)
-    if not devices.is_gpu(kind.device) or variant in _passed or kind in failures:
+    if kind in failures or not devices.is_gpu(kind.device):
         return failures.get(kind)
-    compared, I = H <= WIDEST and compares(kind.device), int(layer.x.shape[-1])
+    learns = torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in layer.tensors)
+    present, compared = tuple([a is not None for a in layer.tensors]), H <= WIDEST and compares(kind.device)
+    variant, I = Variant(kind, tile, present, learns, compared), int(layer.x.shape[-1])
     with _checking:
         if variant not in _passed and kind not in failures:
             with ThreadPoolExecutor(1) as thread:
                 try:
-                    found = thread.submit(_failure, variant, min(I, 33), compared).result()
+                    found = thread.submit(_failure, variant, max(1, min(I, 33))).result()
                 except Exception as error:
                     if _passes(error):
                         return None
@@ -119,13 +121,13 @@ def _passes(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in PASSING)
 
 
-def _failure(variant: Variant, I: int, compared: bool) -> str | None:
+def _failure(variant: Variant, I: int) -> str | None:
     """Return what is wrong with a variant, or None."""
     device, precision, meta = variant.kind.device, variant.kind.precision, torch.device("meta")
     try:
         with launch.on_device(device):
             _flat(*_converted(_example(variant, I, "meta"), variant, meta), variant, True)  # which loads the kernels
-        if not compared:
+        if not variant.compared:
             return None
         example = _example(variant, I, "cpu")
         results = _flat(*_converted(example, variant, device), variant, True)

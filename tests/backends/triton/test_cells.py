@@ -1,9 +1,5 @@
-"""Every cell in both kinds of Triton kernels, against the reference in float64.
+"""Every cell in both kinds of Triton kernels, against the reference in float64."""
 
-Without a GPU they run in Triton's interpreter, which multiplies bf16 as integers: 16 bits are tested in fp16.
-"""
-
-import importlib.util
 import warnings
 
 import pytest
@@ -11,13 +7,12 @@ import torch
 
 import fastlstm
 from fastlstm import cells
-from fastlstm.backends import dispatch, reference
-from fastlstm.backends import triton as backend
+from fastlstm.backends import dispatch
 from fastlstm.backends.base import Gradients, Layer, Run, held_steps
 from fastlstm.backends.triton import device as gpu
-from fastlstm.backends.triton import tiles
 from fastlstm.layers.functional import run_cell
 from fastlstm.plans import Plans
+from tests.backends.triton.shared import BOUNDS, DEVICE, STEPWISE, backend, check, converted, on_device, results, tiles
 from tests.cells.layers import (
     Case,
     directions,
@@ -32,67 +27,9 @@ from tests.cells.layers import (
     of_heads,
 )
 
-if importlib.util.find_spec("triton") is None:
-    pytest.skip("triton is made for Linux on x86-64", allow_module_level=True)
-
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-STEPWISE = tiles.Stepwise(units=32, block_b=16, block_k=16, forward_warps=4, backward_warps=4, stages=3)
-# Of outputs and of gradients, of the largest value or of 1: float32's roundings over sums of a few dozen terms; those
-# of tf32's and fp16's 11 bits, of which a few add up in the steps. Gradients are products of three or four of these.
-BOUNDS = {
-    "ieee": (torch.float32, 2e-6, 2e-5),
-    "tf32": (torch.float32, 3e-3, 6e-3),
-    "native": (torch.float16, 4e-3, 1e-2),
-}
-
+pytestmark = pytest.mark.usefixtures("poisoned")
 with_means = pytest.mark.parametrize("cell", [normalized_gru, normalized_lstm], ids=lambda cell: cell.name)
 every_library_cell = pytest.mark.parametrize("cell", cells.CELLS, ids=lambda cell: cell.name)
-
-
-@pytest.fixture(autouse=True)
-def poisoned():
-    """Uninitialised memory is NaN: what a kernel forgets to write shows. The interpreter warns of NaN and infinity."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        yield
-    torch.use_deterministic_algorithms(False)
-
-
-@pytest.fixture(params=["resident", "stepwise"])
-def kernels(request, monkeypatch):
-    """Both kinds of kernels at small sizes, where the interpreter is fast."""
-    if request.param == "stepwise":
-        cell = request.node.callspec.params.get("cell")
-        if cell is not None and "mean" in cell.derived().forward.operations():
-            pytest.skip("the kernels of a step a launch have no means")
-        monkeypatch.setattr(tiles, "choose", lambda *_: STEPWISE)
-
-
-def converted(part, dtype):
-    """The tensors of a run in another type, on the device."""
-    if isinstance(part, Run):
-        return Run(*(converted(a, dtype) for a in part))
-    return tuple(converted(a, dtype) for a in part) if isinstance(part, tuple) else part.to(DEVICE, dtype)
-
-
-def on_device(layer):
-    tensors = [None if a is None else a.to(DEVICE) for a in layer.tensors]
-    return Layer.of(layer.cell, tensors, layer.reverse)
-
-
-def check(layer, grads, kind, needs):
-    dtype, *bounds = BOUNDS[kind]
-    layer = on_device(layer.to(dtype))
-    exact, given = layer.to(torch.double), converted(grads, dtype)
-    run = backend.forward(layer, True, kind)
-    found = flat(run), backend.backward(given, layer, run, needs, kind).flat
-    run = reference.forward(exact, True)
-    truth = flat(run), reference.backward(converted(given, torch.double), exact, run, needs).flat
-    for got, want, bound in zip(found, truth, bounds):
-        assert [a is None for a in got] == [a is None for a in want]
-        errors = [error(a.double(), b) for a, b in zip(got, want) if a is not None]
-        assert max(errors) < bound, errors
 
 
 @pytest.mark.sampled(13)
@@ -103,7 +40,7 @@ def check(layer, grads, kind, needs):
 def test_outputs_and_gradients(cell, kind, masked, reverse, kernels):
     # with this seed no two arguments of a maximum are equal up to the rounding of 16 bits: there its gradient jumps
     case = Case(cell, T=4, B=9, I=40 if reverse else 5, H=20, reverse=reverse, masked=masked, seed=4)
-    check(case.layer, case.grads, kind, case.needs)
+    check(case.layer, case.grads, kind)
 
 
 @pytest.mark.sampled(7)
@@ -113,7 +50,7 @@ def test_outputs_and_gradients(cell, kind, masked, reverse, kernels):
 @with_means
 def test_means(cell, H, heads, kind, masked):
     case = Case(cell, T=3, B=9, I=40 if masked else 5, H=H, reverse=masked, masked=masked, heads=heads)
-    check(case.layer, case.grads, kind, case.needs)
+    check(case.layer, case.grads, kind)
 
 
 @pytest.mark.sampled(5)
@@ -122,7 +59,7 @@ def test_means(cell, H, heads, kind, masked):
 @pytest.mark.parametrize(("H", "heads"), [(20, 1), (60, 3), (64, 2)])
 def test_means_of_heads(H, heads, kind, masked):
     case = Case(of_heads, T=3, B=9, I=40 if masked else 5, H=H, reverse=masked, masked=masked, heads=heads)
-    check(case.layer, case.grads, kind, case.needs)
+    check(case.layer, case.grads, kind)
 
 
 @pytest.mark.sampled(7)
@@ -132,13 +69,13 @@ def test_means_of_heads(H, heads, kind, masked):
 @pytest.mark.parametrize("cell", [cells.lstm, gru_decay], ids=lambda cell: cell.name)
 def test_heads(cell, H, heads, kind, masked):
     case = Case(cell, T=3, B=9, I=40 if masked else 5, H=H, reverse=masked, masked=masked, heads=heads)
-    check(case.layer, case.grads, kind, case.needs)
+    check(case.layer, case.grads, kind)
 
 
 def test_large_heads(monkeypatch):
     monkeypatch.setattr(tiles, "choose", lambda *_: STEPWISE)
     case = Case(cells.gru, T=2, B=5, H=128, masked=True, heads=2)
-    check(case.layer, case.grads, "tf32", case.needs)
+    check(case.layer, case.grads, "tf32")
 
 
 @pytest.mark.parametrize("cell", [gru_decay, cells.slstm], ids=lambda cell: cell.name)
@@ -169,24 +106,19 @@ def check_stack(cell, heads):
         torch.cat([each.h for each in grads], 1), joined([each.last for each in grads], 0),
         joined([each.kept for each in grads], 1),
     )  # fmt: skip
-    check(layer, both, "ieee", Gradients.of(cell, [a is not None for a in layer.tensors[:-2]]))
+    check(layer, both, "ieee")
 
 
-@pytest.mark.parametrize("cell", [gru_decay, cells.slstm], ids=lambda cell: cell.name)
-def test_nan_in_the_padding_reaches_nothing(cell, kernels):
-    case = Case(cell, T=3, B=5, H=20, masked=True, reverse=True)
-    clean = on_device(case.layer.to(torch.float32))
-    held, results = held_steps(clean), []
-    dirty = clean._replace(
-        x=clean.x.masked_fill(held, float("nan")),
-        inputs=tuple(a.masked_fill(held, float("nan")) for a in clean.inputs),
-    )
-    for layer in (clean, dirty):
-        run = backend.forward(layer, True, "ieee")
-        grads = backend.backward(converted(case.grads, torch.float32), layer, run, case.needs, "ieee")
-        results.append([a for a in (*flat(run), *grads.flat) if a is not None])
-    for a, b in zip(*results):
-        assert torch.equal(a, b)
+@pytest.mark.sampled(3)
+@directions
+@pytest.mark.parametrize("cell", [gru_decay, cells.slstm, cells.lstm], ids=lambda cell: cell.name)
+def test_nan_in_the_padding_reaches_nothing(cell, reverse, kernels):
+    case = Case(cell, T=3, B=5, H=20, masked=True, reverse=reverse)
+    clean, grads = on_device(case.layer.to(torch.float32)), converted(case.grads, torch.float32)
+    x, *inputs = (a.masked_fill(held_steps(clean), float("nan")) for a in (clean.x, *clean.inputs))
+    found = [results(layer, grads, "ieee") for layer in (clean, clean._replace(x=x, inputs=tuple(inputs)))]
+    for a, b in zip(*([*run, *gradients] for run, gradients in found), strict=True):
+        assert a is b is None or torch.equal(a, b)
 
 
 @with_means
@@ -233,6 +165,7 @@ def test_layers_that_no_kernel_runs(monkeypatch):
         with pytest.raises(RuntimeError, match=reason):
             backend.forward(layer, True, "ieee")
         monkeypatch.setattr(dispatch, "_warned", set())
+        monkeypatch.setattr(backend, "resolve_precision", lambda *_: "ieee")
         with pytest.warns(
             RuntimeWarning, match=f"in plain PyTorch, since no backend here has a kernel for it: .*{reason}"
         ):
@@ -320,7 +253,7 @@ def eight_gates(a, b, c, d, e, f, g, i):
 @pytest.mark.parametrize("kind", BOUNDS)
 def test_more_gates_than_a_product_can_join(kind, kernels):
     case = Case(eight_gates, T=2, B=9, I=5, H=20)
-    check(case.layer, case.grads, kind, case.needs)
+    check(case.layer, case.grads, kind)
 
 
 @every_cell

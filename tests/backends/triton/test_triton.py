@@ -1,12 +1,6 @@
-"""The Triton backend against float64: on the GPU where there is one, in Triton's interpreter on the CPU otherwise.
+"""The Triton backend against float64: on the GPU where there is one, in Triton's interpreter on the CPU otherwise."""
 
-The interpreter ignores the precision of a product, so of the stepwise kernels it tests the arithmetic alone; and it
-multiplies bf16 as integers, so 16 bits are tested in fp16. It cannot show races.
-"""
-
-import importlib.util
 import itertools
-import warnings
 
 import pytest
 import torch
@@ -14,14 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastlstm
-from fastlstm.backends.triton import tiles
 from fastlstm.layers.functional import lstm
+from tests.backends.triton.shared import DEVICE
 from tests.helpers.layers import Layer, draws, error
 
-if importlib.util.find_spec("triton") is None:
-    pytest.skip("triton is made for Linux on x86-64", allow_module_level=True)
-
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+pytestmark = pytest.mark.usefixtures("poisoned")
 SIZES = [(1, 1, 1, 1), (3, 7, 1, 7), (4, 9, 28, 64), (2, 3, 40, 100), (5, 17, 7, 33)]
 SLOW = [(2, 34, 3, 130), (3, 5, 40, 260), (3, 2, 7, 650), (2, 100, 100, 33), (20, 17, 28, 128)]
 NAMES = ("output", "h_n", "c_n", "cells", "x", "h_0", "c_0", "weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -33,28 +24,6 @@ BOUNDS = {
     # every input, output and saved gate is rounded to 2^-11, some of them in each of the steps: a few roundings add up
     "triton": (torch.float16, 4e-3, 8e-3),
 }
-
-
-@pytest.fixture(autouse=True)
-def poisoned():
-    """Uninitialised memory is NaN: what a kernel forgets to write shows. Overflow in exp is meant to be."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "overflow encountered", RuntimeWarning)
-        warnings.filterwarnings("ignore", "invalid value encountered", RuntimeWarning)
-        yield
-    torch.use_deterministic_algorithms(False)
-
-
-@pytest.fixture(params=["resident", "stepwise"])
-def kernels(request, monkeypatch):
-    """Both kinds of kernels at small sizes, where the interpreter is fast."""
-    if request.param == "stepwise":
-        monkeypatch.setattr(
-            tiles,
-            "choose",
-            lambda *_: tiles.Stepwise(units=32, block_b=16, block_k=16, forward_warps=4, backward_warps=4, stages=3),
-        )
 
 
 def outputs_and_gradients(layer, name, dtype):
@@ -116,26 +85,6 @@ def test_any_outputs_have_gradients(wanted, kernels):
     want = torch.autograd.grad([want[k] for k in wanted], truth, grads)
     got = torch.autograd.grad([got[k] for k in wanted], inputs, [g.to(DEVICE, torch.float32) for g in grads])
     assert max(map(error, (a.cpu() for a in got), want)) < 2e-5
-
-
-@pytest.mark.sampled(3)
-@pytest.mark.parametrize("needed", range(7))
-def test_one_gradient_at_a_time(needed, kernels):
-    layer = Layer(3, 3, 22, 35)
-    inputs, truth = [a.to(DEVICE) for a in layer.to(torch.float32, requires_grad=False)], layer.to(torch.double)
-    inputs[needed].requires_grad_()
-    grads = [g.to(DEVICE, torch.float32) for g in layer.gradients]
-    (want,) = torch.autograd.grad(layer.truth(truth), truth[needed], layer.gradients)
-    (got,) = torch.autograd.grad(layer.run(inputs, "triton-ieee"), inputs[needed], grads)
-    assert error(got.cpu(), want) < 2e-5
-
-
-@pytest.mark.sampled(5)
-@pytest.mark.parametrize("I", [5, 40])
-@pytest.mark.parametrize("name", BOUNDS)
-def test_a_layer_without_biases(name, I, kernels):
-    """Up to 32 inputs the resident kernel does their product in 16 bits."""
-    check(draws(3, 9, I, 20, values=16, bias=False), name)
 
 
 @settings(max_examples=2, deadline=None)
@@ -275,23 +224,6 @@ def test_states_of_any_size_are_taken(name, kernels):
     for n, (label, b) in enumerate(zip(NAMES, want, strict=True)):
         if label in got:
             assert error(got[label].cpu(), b) < (forward if n < 4 else backward), label
-
-
-@pytest.mark.sampled(3)
-@pytest.mark.parametrize("reverse", [False, True])
-def test_nan_in_the_padding_reaches_nothing(reverse, kernels):
-    layer = Layer(4, 3, 5, 35, reverse=reverse, masked=True)
-    layer.lengths, layer.reset = torch.tensor([2, 0, 4], device=DEVICE), layer.reset.to(DEVICE)
-    clean, dirty = (layer.to(torch.float32, requires_grad=False) for _ in range(2))
-    dirty[0][torch.arange(4).unsqueeze(1) >= layer.lengths.cpu()] = float("nan")
-    results = []
-    for inputs in (clean, dirty):
-        inputs = [a.to(DEVICE).requires_grad_() for a in inputs]
-        outputs = layer.run(inputs, "triton-ieee")
-        grads = torch.autograd.grad(outputs, inputs, [g.to(DEVICE, torch.float32) for g in layer.gradients])
-        results.append([*outputs, *grads])
-    for a, b in zip(*results):
-        assert torch.equal(a, b)
 
 
 def test_vmap_gives_one_gradient_a_sample(kernels):

@@ -1,6 +1,5 @@
 """Which of torch's tensors and settings the Triton backend takes, and what it says of the others."""
 
-import importlib.util
 import os
 import re
 import threading
@@ -19,8 +18,7 @@ from tests.cells.layers import Case, normalized_gru
 from tests.helpers import ROOT, interpreter
 from tests.helpers import layers as helpers
 
-if importlib.util.find_spec("triton") is None:
-    pytest.skip("triton is made for Linux on x86-64", allow_module_level=True)
+pytest.importorskip("triton", reason="triton is made for Linux on x86-64")
 
 from fastlstm.backends.triton import launch
 

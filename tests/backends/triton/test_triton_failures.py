@@ -22,23 +22,22 @@ gpu.INTERPRET = True  # CPU tensors are taken
 gpu.is_gpu = lambda device: device.type == "cpu"
 torch.cuda.is_current_stream_capturing = lambda: how == "too large in a capture"
 if how != "broken package":
+    from types import SimpleNamespace
+    from triton.backends.compiler import GPUTarget
     from triton.runtime.driver import driver
-    from benchmarks.gpu.host import Driver, Launcher, Utilities
+    from benchmarks.gpu.host import UTILITIES
 
-    class OfCompiler(Launcher):
-        def __init__(self, *arguments):
-            raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable")
+    def without_compiler(source, metadata):
+        raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable")
 
-    class Small(Utilities):
-        @staticmethod
-        def get_device_properties(device):
-            return {"max_shared_mem": 64 << 10}
-
-    driver.set_active(Driver())
-    if how == "no C compiler":
-        Driver.launcher_cls = OfCompiler
+    utilities = SimpleNamespace(**vars(UTILITIES))
     if how.startswith("too large"):
-        Driver.utils = Small
+        utilities.get_device_properties = lambda device: {"max_shared_mem": 64 << 10}
+    driver.set_active(SimpleNamespace(
+        utils=utilities, get_current_device=lambda: 0, get_current_stream=lambda device: 0,
+        get_current_target=lambda: GPUTarget("cuda", 90, 32),
+        launcher_cls=without_compiler if how == "no C compiler" else lambda source, metadata: lambda *_: None,
+    ))
 
 def results(module, x, lengths):
     for parameter in module.parameters():

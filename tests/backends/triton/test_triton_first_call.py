@@ -1,6 +1,5 @@
 """The comparison that a variant's first call makes, on the interpreter's device as on a chip nobody has measured."""
 
-import importlib.util
 import re
 import warnings
 
@@ -10,10 +9,9 @@ import torch
 import fastlstm
 from fastlstm import cells
 from fastlstm.backends import dispatch
-from tests.cells.layers import normalized_gru
+from tests.cells.layers import normalized_gru, without_x
 
-if importlib.util.find_spec("triton") is None:
-    pytest.skip("triton is made for Linux on x86-64", allow_module_level=True)
+pytest.importorskip("triton", reason="triton is made for Linux on x86-64")
 
 from fastlstm.backends.triton import device as gpu
 from fastlstm.backends.triton import first_call
@@ -70,6 +68,22 @@ def test_kernels_with_means_and_heads_pass(batches):
     with pytest.raises(RuntimeError, match="no means over 70 units"):
         fastlstm.RNN(normalized_gru, 3, 70, backend="triton-ieee", device=DEVICE)(x_of())
     assert len(batches) == 4
+
+
+def test_a_cell_without_x_passes(batches):
+    rnn = fastlstm.RNN(without_x, 0, 20, backend="triton-ieee", device=DEVICE)
+    inputs = {name: torch.rand(4, 2, 20, device=DEVICE) for name in without_x.inputs}
+    rnn(None, inputs=inputs)[0].sum().backward()
+    assert batches == [EXAMPLE, 2]
+
+
+def test_kernels_of_a_capture_are_compared_later(batches, monkeypatch):
+    with monkeypatch.context() as capture:
+        capture.setattr(first_call, "compares", lambda device: False)
+        lstm()(x_of())
+    assert batches == [2]
+    lstm()(x_of())
+    assert batches == [2, EXAMPLE, 2]
 
 
 def test_each_variant_is_compared_once(batches):

@@ -4,7 +4,6 @@ To read a value, as waiting for the device does, or to have a size depend on one
 captured in a CUDA graph.
 """
 
-import importlib.util
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -16,8 +15,7 @@ from fastlstm import cells
 from fastlstm.backends import triton as backend
 from fastlstm.backends.base import Gradients, Layer, Run
 
-if importlib.util.find_spec("triton") is None:
-    pytest.skip("triton is made for Linux on x86-64", allow_module_level=True)
+pytest.importorskip("triton", reason="triton is made for Linux on x86-64")
 
 from fastlstm.backends.triton import device as gpu
 from fastlstm.backends.triton import gradients, launch, resident, stepwise

@@ -3,24 +3,17 @@
 Memory that is never touched costs nothing, so tensors are as large as they must be and one program alone is run.
 """
 
-import importlib.util
-
 import pytest
 import torch
 
 from fastlstm import cells
-from fastlstm.backends import triton as backend
 from fastlstm.backends.base import Gradients, Layer, Run
-from fastlstm.backends.triton import tiles
-
-if importlib.util.find_spec("triton") is None:
-    pytest.skip("triton is made for Linux on x86-64", allow_module_level=True)
-
+from fastlstm.backends.triton import device as gpu
 from fastlstm.backends.triton import gradients, launch, resident, stepwise
+from tests.backends.triton.shared import DEVICE, backend
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 LONG = 2**31 + 64
-STEPWISE = tiles.Stepwise(units=32, block_b=16, block_k=16, forward_warps=4, backward_warps=4, stages=3)
+KINDS = {"resident": resident, "stepwise": stepwise}
 
 
 def half(*shape):
@@ -35,13 +28,6 @@ def apart(a):
     """`a` (T,B,N) with LONG elements from step to step."""
     far = untouched((a.shape[0] - 1) * LONG + a[0].numel()).as_strided(a.shape, (LONG, a.shape[2], 1))
     return far.copy_(a)
-
-
-@pytest.fixture(params=["resident", "stepwise"])
-def kernels(request, monkeypatch):
-    if request.param == "stepwise":
-        monkeypatch.setattr(tiles, "choose", lambda *_: STEPWISE)
-    return {"resident": resident, "stepwise": stepwise}[request.param]
 
 
 @pytest.fixture
@@ -81,6 +67,7 @@ def test_steps_far_apart(kernels):
 @pytest.mark.sampled(2)
 def test_large_batches(kernels, first_program, monkeypatch):
     """Gates and dpreact of 33 steps: the last one's lie beyond 2^31."""
+    monkeypatch.setattr(gpu, "multiprocessors", lambda device: 2**19)  # programs of 8 rows for any batch
     T, B, H, rows = 33, 2**19, 32, 8
     assert (T - 1) * B * 4 * H >= 2**31
     x, weights, states = half(T, rows, 4), (half(4 * H, 4), half(4 * H, H)), (half(rows, H), half(rows, H))
@@ -134,12 +121,12 @@ def test_more_groups_than_an_axis_has(kernels, monkeypatch):
 
     monkeypatch.setattr(launch, "pack_kernel", Recorded())
     for name in ("forward_kernel", "backward_kernel"):
-        monkeypatch.setattr(kernels, name, Recorded())
+        monkeypatch.setattr(KINDS[kernels], name, Recorded())
     G, H = 65536, 2
     x, state = torch.zeros(1, G, 1, device=DEVICE), torch.zeros(G, H, device=DEVICE)
     weights = x.new_zeros(G, 4 * H, 1), x.new_zeros(G, 4 * H, H), None, None
     layer = Layer(x, weights, (state, state), None, None, False, cells.lstm)
     run = backend.forward(layer, True, "ieee")
     backend.backward(Run(run.h, (None, None), ()), layer, run, Gradients.of(cells.lstm, [True] * 7), "ieee")
-    assert len(grids) == (4 if kernels is resident else 3)  # the last of which is for dh_0
+    assert len(grids) == (4 if kernels == "resident" else 3)  # the last of which is for dh_0
     assert all(grid[0] >= G and all(size <= 65535 for size in grid[1:]) for grid in grids)
