@@ -1,0 +1,29 @@
+"""The examples that need other libraries run, and show what they say."""
+
+import pytest
+
+from tests.helpers import script
+
+BOUND = 1e-5  # of the largest gradient: a sum of a few thousand terms in float32
+
+
+def example(name, package):
+    pytest.importorskip(package, reason=f"the example needs the package {package}: pip install .[integrations]")
+    return script(f"examples/{name}.py")
+
+
+def test_ppo_has_the_gradients_of_the_loop():
+    _, error = example("cleanrl_ppo_lstm", "gymnasium").main(updates=10)
+    assert error < BOUND
+
+
+@pytest.mark.slow
+def test_ppo_learns_what_needs_memory():
+    length, _ = example("cleanrl_ppo_lstm", "gymnasium").main()
+    assert length > 100  # of 500 steps; an agent without memory balances for some 50
+
+
+def test_recurrent_ppo_has_the_same_episodes():
+    theirs, ours = example("sb3_recurrent_ppo", "sb3_contrib").main(steps=1024)
+    assert len(theirs) > 20
+    assert ours == theirs
