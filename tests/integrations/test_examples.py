@@ -1,9 +1,12 @@
 """The examples that need other libraries run, and show what they say."""
 
+import os
+
 import pytest
 
 from tests.helpers import script
 
+os.environ.setdefault("KERAS_BACKEND", "torch")
 BOUND = 1e-5  # of the largest gradient: a sum of a few thousand terms in float32
 
 
@@ -27,3 +30,9 @@ def test_recurrent_ppo_has_the_same_episodes():
     theirs, ours = example("sb3_recurrent_ppo", "sb3_contrib").main(steps=1024)
     assert len(theirs) > 20
     assert ours == theirs
+
+
+def test_a_model_of_keras_has_the_same_losses_and_predictions():
+    loss, error = example("keras_row_lstm", "keras").main(images=512)
+    assert loss < BOUND
+    assert error < BOUND

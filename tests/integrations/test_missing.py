@@ -1,14 +1,16 @@
 """What an integration says where its library is absent or too old."""
 
 import importlib.metadata
+import os
 import subprocess
 import sys
 
 import pytest
 
-from fastlstm.integrations import sb3
+from fastlstm.integrations import keras, sb3
 
-CALLS = {"sb3-contrib": ("sb3_contrib", lambda: sb3.accelerate(object()))}
+os.environ.setdefault("KERAS_BACKEND", "torch")
+CALLS = {"sb3-contrib": ("sb3_contrib", lambda: sb3.accelerate(object())), "keras": ("keras", keras.enable)}
 parametrized = pytest.mark.parametrize("package", CALLS)
 
 
@@ -44,7 +46,8 @@ def test_a_library_that_is_too_old(package, monkeypatch):
 
 
 def test_nothing_is_imported_before_it_is_used():
-    code = "import sys, fastlstm, fastlstm.integrations.sb3; print(*sys.modules)"
+    names = [f"fastlstm.integrations.{name}" for name in ("keras", "sb3")]
+    code = f"import sys, fastlstm, {', '.join(names)}; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert "fastlstm.integrations.sb3" in loaded
+    assert set(names) <= set(loaded)
     assert {module for module, _ in CALLS.values()} & set(loaded) == set()
