@@ -39,10 +39,10 @@ def enable() -> None:
     * a mask that leaves out steps between others.
 
     Raises:
-        ImportError: without Keras 3.
+        ImportError: without Keras 3.6 or newer.
         RuntimeError: if Keras's backend is not torch, or if its layers lack the method. Nothing changes then.
     """
-    keras = import_library("keras", "keras", "3.0")
+    keras = import_library("keras", "keras", "3.6")
     if (backend := keras.backend.backend()) != "torch":
         raise RuntimeError(f"Keras's backend must be torch, got {backend}: set KERAS_BACKEND=torch before its import")
     classes = keras.layers.RNN, keras.layers.LSTM, keras.layers.GRU  # a SimpleRNN has the method of RNN

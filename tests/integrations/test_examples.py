@@ -36,3 +36,8 @@ def test_a_model_of_keras_has_the_same_losses_and_predictions():
     loss, error = example("keras_row_lstm", "keras").main(images=512)
     assert loss < BOUND
     assert error < BOUND
+
+
+def test_torchrl_has_the_same_gradients():
+    pytest.importorskip("gymnasium", reason="the example needs the package gymnasium: pip install .[integrations]")
+    assert example("torchrl_lstm", "torchrl").main(T=64, B=2, H=16, rounds=1) < BOUND

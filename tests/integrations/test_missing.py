@@ -6,12 +6,22 @@ import subprocess
 import sys
 
 import pytest
+from torch import nn
 
-from fastlstm.integrations import keras, sb3
+from fastlstm.integrations import keras, sb3, torchrl
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
-CALLS = {"sb3-contrib": ("sb3_contrib", lambda: sb3.accelerate(object())), "keras": ("keras", keras.enable)}
+CALLS = {
+    "sb3-contrib": ("sb3_contrib", lambda: sb3.accelerate(object())),
+    "keras": ("keras", keras.enable),
+    "torchrl": ("torchrl", lambda: torchrl.accelerate(nn.Linear(1, 1))),
+}
 parametrized = pytest.mark.parametrize("package", CALLS)
+
+
+@pytest.fixture(autouse=True)
+def forgets_classes():
+    torchrl._classes.cache_clear()
 
 
 @parametrized
@@ -46,7 +56,7 @@ def test_a_library_that_is_too_old(package, monkeypatch):
 
 
 def test_nothing_is_imported_before_it_is_used():
-    names = [f"fastlstm.integrations.{name}" for name in ("keras", "sb3")]
+    names = [f"fastlstm.integrations.{name}" for name in ("keras", "sb3", "torchrl")]
     code = f"import sys, fastlstm, {', '.join(names)}; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert set(names) <= set(loaded)
