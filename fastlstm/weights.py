@@ -104,10 +104,10 @@ def _hidden_size(bias: Tensor) -> int:
     return bias.shape[0] // 4
 
 
-def r_first(a: Tensor) -> Tensor:
-    """Return the row blocks z, r, n of a Keras GRU in the order r, z, n of torch's."""
-    z, r, n = a.chunk(3)
-    return torch.cat([r, z, n])
+def r_first(a: Tensor, dim: int = 0) -> Tensor:
+    """Return the blocks z, r, n of a Keras GRU, along an axis, in the order r, z, n of torch's."""
+    z, r, n = a.chunk(3, dim)
+    return torch.cat([r, z, n], dim)
 
 
 def _check_kernels(kernel: Tensor, recurrent_kernel: Tensor, gates: int, H: int) -> None:

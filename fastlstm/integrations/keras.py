@@ -23,7 +23,7 @@ from fastlstm.weights import r_first
 
 _ARGUMENTS = ["self", "sequences", "initial_state", "mask", "training"]
 _originals: dict[Any, Callable[..., Any]] = {}  # Keras's own methods, while they are replaced
-_plans = Plans(keeps=False)
+_plans = Plans(keeps=False)  # Keras's weights lie transposed: comparing them would take as long as packing them anew
 
 
 def enable() -> None:
@@ -70,9 +70,10 @@ def _replacement(keras: Any, theirs: Callable[..., Any]) -> Callable[..., Any]:
         def tensor(a: Any) -> Any:
             return None if a is None else keras.ops.convert_to_tensor(a)
 
-        x, cell = tensor(sequences), None
-        if x.is_cpu and not torch.compiler.is_compiling() and not torch.jit.is_tracing():
-            cell = _cell_of(keras, self.cell, training)
+        in_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        cell = None if in_graph else _cell_of(keras, self.cell, training)
+        if cell is not None and not (x := tensor(sequences)).is_cpu:
+            cell = None
         if isinstance(cell, Cell):
             states = initial_state if isinstance(initial_state, list | tuple) else [initial_state]
             runs = tensor(mask[0] if isinstance(mask, list | tuple) else mask)
@@ -129,16 +130,15 @@ def _run(layer: Any, cell: Cell, x: Any, weights: list[Any], states: list[Any], 
             return None
     if training and layer.cell.dropout:
         x = x * layer.cell.get_dropout_mask(x[:, 0]).unsqueeze(1)
+    if cell is library.gru:
+        weights = [None if a is None else r_first(a, -1) for a in weights]
     kernel, recurrent_kernel, bias = weights
     biases = (bias, None) if bias is None or bias.dim() == 1 else bias.unbind()
-    of_layer = kernel.t(), recurrent_kernel.t(), *biases
-    if cell is library.gru:
-        of_layer = tuple([None if a is None else r_first(a) for a in of_layer])
     x = x.to(kernel.dtype).transpose(0, 1)
     x = x.flip(0) if padded_in_front else x
     # Keras writes the new states of a stateful layer over the old ones, which the backward pass reads.
     first = tuple([a.to(kernel.dtype, copy=layer.stateful) for a in states])
-    reverse = layer.go_backwards != padded_in_front
+    of_layer, reverse = (kernel.t(), recurrent_kernel.t(), *biases), layer.go_backwards != padded_in_front
     output, last, _ = run(Layer(x, of_layer, first, lengths, None, reverse, cell), plans=_plans)
     output = output.flip(0) if reverse else output  # in the order in which Keras runs the steps
     if lengths is None:
