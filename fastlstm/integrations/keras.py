@@ -35,7 +35,7 @@ def enable() -> None:
 
     * an activation other than Keras's default, where a SimpleRNN may also have ``"relu"``,
     * ``reset_after=False`` of a GRU,
-    * in training ``recurrent_dropout``, and ``dropout`` with ``implementation=1``,
+    * in training ``recurrent_dropout``, and ``dropout`` with ``implementation=1``, which have a mask for each gate,
     * a mask that leaves out steps between others.
 
     Raises:
@@ -82,7 +82,7 @@ def _replacement(keras: Any, theirs: Callable[..., Any]) -> Callable[..., Any]:
                 return results
             cell = "mask that leaves out steps between others"
         if cell is not None:
-            _warn(f"fastlstm has no {cell}, so that a keras.layers.{type(self).__name__} runs Keras's own code")
+            _warn(f"fastlstm lacks Keras's {cell}, so that a keras.layers.{type(self).__name__} runs Keras's own code")
         return theirs(self, sequences, initial_state, mask=mask, training=training)
 
     return inner_loop

@@ -43,7 +43,7 @@ def leaves_no_trace(monkeypatch):
     before = [cls.inner_loop for cls in classes]
     integration._warn.cache_clear()
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", "fastlstm has no")
+        warnings.filterwarnings("error", "fastlstm lacks Keras's")
         yield
     integration.disable()
     assert [cls.inner_loop for cls in classes] == before
@@ -209,7 +209,7 @@ def test_an_option_that_fastlstm_lacks(option, calls):
     expected = results(built(cls, **options), **arguments)
     integration.enable()
     with pytest.warns(
-        UserWarning, match=f"^fastlstm has no {option}, so that a keras.layers.{cls.__name__} runs Keras's"
+        UserWarning, match=f"^fastlstm lacks Keras's {option}, so that a keras.layers.{cls.__name__} runs Keras's"
     ):
         got = results(built(cls, **options), **arguments)
     assert calls == []
@@ -222,7 +222,7 @@ def test_dropout_with_a_mask_for_each_gate(calls):
     layer = keras.layers.RNN(keras.layers.LSTMCell(H, dropout=0.5, implementation=1))
     layer.build((B, T, I))
     integration.enable()
-    with pytest.warns(UserWarning, match="fastlstm has no implementation=1"):
+    with pytest.warns(UserWarning, match="fastlstm lacks Keras's implementation=1"):
         results(layer, training=True)
     assert calls == []
 

@@ -102,6 +102,20 @@ def test_the_results_are_those_of_the_backend_scan(kind):
 
 
 @kinds
+def test_an_ensemble_by_vmap(kind):
+    ours, data = integration.accelerate(module(kind)), rollout(kind, (4, T))
+    parameters = TensorDict.from_module(ours)
+    members = [parameters.data * scale for scale in (1.0, 0.5)]
+
+    def output(member):
+        with member.to_module(ours), set_recurrent_mode(True):
+            return ours(data.clone())["out"]
+
+    expected = torch.stack([output(member) for member in members])
+    close(torch.vmap(output)(torch.stack(members).contiguous()), expected, "values")
+
+
+@kinds
 def test_single_steps(kind):
     theirs = module(kind)
     ours, data = integration.accelerate(copy.deepcopy(theirs)), rollout(kind, (4,))
