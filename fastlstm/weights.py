@@ -94,7 +94,7 @@ def keras_gru_weights(kernel: Any, recurrent_kernel: Any, bias: Any, *, suffix: 
     if bias.dim() != 2 or bias.shape[0] != 2 or bias.shape[1] % 3:
         raise ValueError(f"bias must have shape (2, 3H), got {tuple(bias.shape)}")
     _check_kernels(kernel, recurrent_kernel, 3, bias.shape[1] // 3)
-    weight_ih, weight_hh, bias_ih, bias_hh = (_r_first(a) for a in (kernel.mT, recurrent_kernel.mT, *bias))
+    weight_ih, weight_hh, bias_ih, bias_hh = (r_first(a) for a in (kernel.mT, recurrent_kernel.mT, *bias))
     return _named(weight_ih, weight_hh, bias_ih, bias_hh, suffix)
 
 
@@ -104,9 +104,10 @@ def _hidden_size(bias: Tensor) -> int:
     return bias.shape[0] // 4
 
 
-def _r_first(a: Tensor) -> Tensor:
-    z, r, n = a.chunk(3)
-    return torch.cat([r, z, n])
+def r_first(a: Tensor, dim: int = 0) -> Tensor:
+    """Return the blocks z, r, n of a Keras GRU, along an axis, in the order r, z, n of torch's."""
+    z, r, n = a.chunk(3, dim)
+    return torch.cat([r, z, n], dim)
 
 
 def _check_kernels(kernel: Tensor, recurrent_kernel: Tensor, gates: int, H: int) -> None:

@@ -1,0 +1,154 @@
+"""Keras 3 on torch: its recurrent layers run fastlstm on the CPU, in place of a Python loop over time.
+
+`enable` puts another method `inner_loop` into Keras's classes: the one that runs a layer over whole sequences. Dropout,
+states and files stay Keras's matter. A mask that leaves out steps at the ends of rows alone becomes their lengths. Rows
+that are padded in front run backwards over the reversed sequence, in which their padding comes last.
+"""
+
+import inspect
+import warnings
+from collections.abc import Callable
+from functools import cache, wraps
+from typing import Any
+
+import torch
+
+from fastlstm.backends.base import Layer
+from fastlstm.call import run
+from fastlstm.cells import library
+from fastlstm.cells.spec import Cell
+from fastlstm.integrations import import_library
+from fastlstm.plans import Plans
+from fastlstm.weights import r_first
+
+_ARGUMENTS = ["self", "sequences", "initial_state", "mask", "training"]
+_originals: dict[Any, Callable[..., Any]] = {}  # Keras's own methods, while they are replaced
+_plans = Plans(keeps=False)  # Keras's weights lie transposed: comparing them would take as long as packing them anew
+
+
+def enable() -> None:
+    """Make Keras's layers LSTM, GRU and SimpleRNN run fastlstm on the CPU, those that exist and those to come.
+
+    Bidirectional layers of them do so too, and so does ``keras.layers.RNN`` with a single cell of theirs. Results stay
+    the same up to rounding, and models are saved and loaded as before. Keras's own code runs on other devices, and
+    under a compiler or tracer. It also runs for these options, and a UserWarning then names the option:
+
+    * an activation other than Keras's default, where a SimpleRNN may also have ``"relu"``,
+    * ``reset_after=False`` of a GRU,
+    * in training ``recurrent_dropout``, and ``dropout`` with ``implementation=1``, which have a mask for each gate,
+    * a mask that leaves out steps between others.
+
+    Raises:
+        ImportError: without Keras 3.6 or newer.
+        RuntimeError: if Keras's backend is not torch, or if its layers lack the method. Nothing changes then.
+    """
+    keras = import_library("keras", "keras", "3.6")
+    if (backend := keras.backend.backend()) != "torch":
+        raise RuntimeError(f"Keras's backend must be torch, got {backend}: set KERAS_BACKEND=torch before its import")
+    classes = keras.layers.RNN, keras.layers.LSTM, keras.layers.GRU  # a SimpleRNN has the method of RNN
+    for cls in classes:
+        method = getattr(cls, "inner_loop", None)
+        if method is None or list(inspect.signature(method).parameters) != _ARGUMENTS:
+            wanted = f"inner_loop({', '.join(_ARGUMENTS)})"
+            raise RuntimeError(f"keras.layers.{cls.__name__} must have {wanted}, which keras {keras.__version__} lacks")
+    for cls in classes:
+        if cls not in _originals:
+            _originals[cls] = cls.inner_loop
+            cls.inner_loop = _replacement(keras, cls.inner_loop)
+
+
+def disable() -> None:
+    """Undo `enable`: Keras's layers run their own code again."""
+    for cls, method in _originals.items():
+        cls.inner_loop = method
+    _originals.clear()
+
+
+def _replacement(keras: Any, theirs: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(theirs)
+    def inner_loop(self: Any, sequences: Any, initial_state: Any, mask: Any, training: bool = False) -> Any:
+        def tensor(a: Any) -> Any:
+            return None if a is None else keras.ops.convert_to_tensor(a)
+
+        in_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        cell = None if in_graph else _cell_of(keras, self.cell, training)
+        if cell is not None and not (x := tensor(sequences)).is_cpu:
+            cell = None
+        if isinstance(cell, Cell):
+            states = initial_state if isinstance(initial_state, list | tuple) else [initial_state]
+            runs = tensor(mask[0] if isinstance(mask, list | tuple) else mask)
+            weights = [tensor(a) for a in (self.cell.kernel, self.cell.recurrent_kernel, self.cell.bias)]
+            if (results := _run(self, cell, x, weights, [tensor(a) for a in states], runs, training)) is not None:
+                return results
+            cell = "mask that leaves out steps between others"
+        if cell is not None:
+            _warn(f"fastlstm lacks Keras's {cell}, so that a keras.layers.{type(self).__name__} runs Keras's own code")
+        return theirs(self, sequences, initial_state, mask=mask, training=training)
+
+    return inner_loop
+
+
+def _cell_of(keras: Any, cell: Any, training: bool) -> Cell | str | None:
+    """Return the cell that computes what a cell of Keras does, the option that it lacks, or None for other cells."""
+    layers, of = keras.layers, keras.activations
+    cells = {
+        layers.LSTMCell: {of.tanh: library.lstm},
+        layers.GRUCell: {of.tanh: library.gru},
+        layers.SimpleRNNCell: {of.tanh: library.elman_tanh, of.relu: library.elman_relu},
+    }.get(type(cell))
+    if cells is None:
+        return None
+    lacks = {
+        "activation": cell.activation not in cells,
+        "recurrent_activation": getattr(cell, "recurrent_activation", of.sigmoid) is not of.sigmoid,
+        "reset_after": not getattr(cell, "reset_after", True),
+        "recurrent_dropout": training and cell.recurrent_dropout > 0,
+        "implementation": training and cell.dropout > 0 and getattr(cell, "implementation", 2) == 1,
+    }
+    if (name := next((name for name in lacks if lacks[name]), None)) is not None:
+        value = getattr(cell, name)
+        return f"{name}={getattr(value, '__name__', value)}"
+    return cells[cell.activation]
+
+
+def _run(layer: Any, cell: Cell, x: Any, weights: list[Any], states: list[Any], runs: Any, training: bool) -> Any:
+    """Return what `inner_loop` returns: the last output (B, H), the outputs (B, T, H) and the last states. Return None
+    if steps are left out between others.
+
+    Args:
+        layer: a recurrent layer of Keras, and `cell`, what it computes.
+        x: (B, T, I).
+        weights: kernel (I, X H), recurrent kernel (H, X H), and bias: (X H,), (2, X H), or None.
+        runs: (B, T), False for steps that are left out, or None.
+    """
+    lengths, padded_in_front = None, False
+    if runs is not None and not (runs := runs.bool()).all():
+        lengths = runs.sum(1)
+        early = torch.arange(x.shape[1]) < lengths.unsqueeze(1)  # (B, T)
+        padded_in_front = not torch.equal(runs, early)
+        if padded_in_front and not torch.equal(runs, early.flip(1)):
+            return None
+    if training and layer.cell.dropout:
+        x = x * layer.cell.get_dropout_mask(x[:, 0]).unsqueeze(1)
+    if cell is library.gru:
+        weights = [None if a is None else r_first(a, -1) for a in weights]
+    kernel, recurrent_kernel, bias = weights
+    biases = (bias, None) if bias is None or bias.dim() == 1 else bias.unbind()
+    x = x.to(kernel.dtype).transpose(0, 1)
+    x = x.flip(0) if padded_in_front else x
+    # Keras writes the new states of a stateful layer over the old ones, which the backward pass reads.
+    first = tuple([a.to(kernel.dtype, copy=layer.stateful) for a in states])
+    of_layer, reverse = (kernel.t(), recurrent_kernel.t(), *biases), layer.go_backwards != padded_in_front
+    output, last, _ = run(Layer(x, of_layer, first, lengths, None, reverse, cell), plans=_plans)
+    output = output.flip(0) if reverse else output  # in the order in which Keras runs the steps
+    if lengths is None:
+        return last[0], output.transpose(0, 1), list(last)
+    if not reverse and not layer.zero_output_for_mask:  # steps past the end repeat the output before them
+        ends = last[0].masked_fill((lengths == 0).unsqueeze(1), 0)
+        output = torch.where(early.t().unsqueeze(2), output, ends)
+    return output[-1], output.transpose(0, 1), list(last)
+
+
+@cache  # once for each text, whatever the warning filters say
+def _warn(message: str) -> None:
+    warnings.warn(message, stacklevel=3)

@@ -1,0 +1,176 @@
+"""TorchRL's LSTMModule and GRUModule compute the same with fastlstm."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import fastlstm
+from fastlstm.integrations import torchrl as integration
+from tests.helpers.tolerances import close
+
+pytest.importorskip("torchrl", reason="needs the package torchrl: pip install .[integrations]")
+from tensordict import TensorDict
+from torchrl.modules import GRUModule, LSTMModule, set_recurrent_mode
+
+T, I, H = 9, 3, 7
+KINDS = {"LSTM": (LSTMModule, ["h", "c"], fastlstm.LSTM), "GRU": (GRUModule, ["h"], fastlstm.GRU)}
+kinds = pytest.mark.parametrize("kind", KINDS)
+
+
+def module(kind, **options):
+    torch.manual_seed(0)
+    cls, states, _ = KINDS[kind]
+    in_keys, out_keys = ["seen", *states], ["out", *(("next", key) for key in states)]
+    return cls(input_size=I, hidden_size=H, in_keys=in_keys, out_keys=out_keys, **options)
+
+
+def rollout(kind, shape, layers=1, begins=0.3, given=True, states_at_resets=False):
+    """A rollout whose states are zero where episodes begin, but for first steps, as an environment gives them."""
+    torch.manual_seed(1)
+    is_init = torch.rand(*shape, 1) < begins
+    data = TensorDict({"seen": torch.randn(*shape, I), "is_init": is_init}, shape)
+    if given:
+        for key in KINDS[kind][1]:
+            states = torch.randn(*shape, layers, H)
+            if not states_at_resets:
+                states[..., 1:, :, :].masked_fill_(is_init[..., 1:, :, None], 0)
+            data[key] = states
+    return data
+
+
+def results(module, data):
+    """All that a module writes, and the gradients of its parameters."""
+    data = data.clone()
+    with set_recurrent_mode(True):
+        module(data)
+    written = [data[key] for key in module.out_keys]
+    torch.manual_seed(2)
+    gradients = torch.autograd.grad(written, list(module.parameters()), [torch.randn(a.shape) for a in written])
+    return [a.detach() for a in written], gradients
+
+
+def check(ours, theirs, data):
+    expected, got = results(theirs, data), results(ours, data)
+    close(got[0], expected[0], "values")
+    close(got[1], expected[1], "gradients")
+
+
+def refuses(monkeypatch):
+    """Have TorchRL's own code for rollouts raise."""
+
+    def forward(self, tensordict):
+        raise AssertionError("TorchRL's own code ran")
+
+    for cls in (LSTMModule, GRUModule):
+        monkeypatch.setattr(cls, "forward", forward)
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["states", "no states"])
+@pytest.mark.parametrize("shape", [(4, T), (2, 3, T), (T,)], ids=str)
+@kinds
+def test_rollouts_with_resets(kind, shape, given, monkeypatch):
+    theirs, data = module(kind), rollout(kind, shape, given=given)
+    assert data["is_init"][..., 1:, :].any()
+    ours = integration.accelerate(copy.deepcopy(theirs))
+    expected = results(theirs, data)
+    refuses(monkeypatch)
+    got = results(ours, data)
+    close(got[0], expected[0], "values")
+    close(got[1], expected[1], "gradients")
+
+
+@pytest.mark.parametrize(
+    ("of_module", "of_rollout"),
+    [({}, {"begins": 0}), ({"num_layers": 2}, {"layers": 2}), ({}, {"states_at_resets": True}), ({"bias": False}, {})],
+    ids=["no resets", "two layers", "states at resets", "no biases"],
+)
+@kinds
+def test_other_rollouts(kind, of_module, of_rollout):
+    theirs = module(kind, **of_module)
+    ours = integration.accelerate(copy.deepcopy(theirs))
+    check(ours, theirs, rollout(kind, (4, T), **of_rollout))
+
+
+@kinds
+def test_the_results_are_those_of_the_backend_scan(kind):
+    pytest.importorskip("hoptorch", reason="TorchRL's backend scan needs the package hoptorch")
+    ours, scan = integration.accelerate(module(kind)), module(kind, recurrent_backend="scan")
+    check(ours, scan, rollout(kind, (4, T)))
+
+
+@kinds
+def test_an_ensemble_by_vmap(kind):
+    ours, data = integration.accelerate(module(kind)), rollout(kind, (4, T))
+    parameters = TensorDict.from_module(ours)
+    members = [parameters.data * scale for scale in (1.0, 0.5)]
+
+    def output(member):
+        with member.to_module(ours), set_recurrent_mode(True):
+            return ours(data.clone())["out"]
+
+    expected = torch.stack([output(member) for member in members])
+    close(torch.vmap(output)(torch.stack(members).contiguous()), expected, "values")
+
+
+@kinds
+def test_single_steps(kind):
+    theirs = module(kind)
+    ours, data = integration.accelerate(copy.deepcopy(theirs)), rollout(kind, (4,))
+    written = []
+    for each in (theirs, ours):
+        step = each(data.clone())
+        written.append([step[key] for key in each.out_keys])
+    close(written[1], written[0], "values")
+
+
+@kinds
+def test_tensors_in_place_of_a_tensordict(kind):
+    theirs, data = module(kind), rollout(kind, (4,))
+    ours = integration.accelerate(copy.deepcopy(theirs))
+    arguments = {key: data[key] for key in theirs.in_keys}
+    close(list(ours(**arguments)), list(theirs(**arguments)), "values")
+
+
+@kinds
+def test_changed_and_restored(kind):
+    theirs, plain, layer = module(kind), KINDS[kind][0], kind.lower()
+    model = nn.ModuleDict({"policy": nn.Sequential(theirs), "value": nn.Linear(2, 1)})
+    weights = list(model.parameters())
+    assert integration.accelerate(model) is model
+    integration.accelerate(model)
+    assert isinstance(theirs, plain)
+    assert isinstance(getattr(theirs, layer), KINDS[kind][2])
+    assert all(a is b for a, b in zip(model.parameters(), weights, strict=True))
+    loaded = pickle.loads(pickle.dumps(theirs))
+    assert type(loaded) is type(copy.deepcopy(theirs)) is type(theirs)
+    check(loaded, theirs, rollout(kind, (4, T)))
+    assert integration.restore(model) is model
+    assert type(theirs) is plain
+    assert type(getattr(theirs, layer)) is getattr(nn, kind)
+    integration.restore(model)
+
+
+@kinds
+def test_nothing_to_change(kind):
+    python_based = module(kind, python_based=True)
+    for model in (nn.Linear(2, 2), python_based):
+        with pytest.warns(
+            UserWarning, match=rf"^accelerate found no LSTMModule or GRUModule in the {type(model).__name__}$"
+        ):
+            integration.accelerate(model)
+    assert type(python_based) is KINDS[kind][0]
+    with pytest.raises(AttributeError, match="has no attribute 'RNNModule'"):
+        integration.RNNModule  # noqa: B018
+
+
+def test_a_compiled_module_is_torchrls_matter():
+    theirs = module("LSTM", recurrent_backend="scan")
+    ours = integration.accelerate(copy.deepcopy(theirs))
+    data, expected = rollout("LSTM", (4, T)), rollout("LSTM", (4, T))
+    with set_recurrent_mode(True):
+        torch.compile(ours, backend="eager")(data)
+        theirs(expected)
+    close(data["out"], expected["out"], "values")
