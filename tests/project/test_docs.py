@@ -20,7 +20,7 @@ from tests.helpers.pages import PAGES, Block, anchors, blocks, documented, links
 
 # torch 2.9's gap, which the page on transforms names
 BEFORE = "import torch\ntorch._dynamo.config.fake_tensor_cache_enabled = False\n" if TORCH < (2, 10) else ""
-OF_ITS_OWN = {"docs/tutorial.md"}  # test_tutorial.py runs it with fewer iterations
+OF_ITS_OWN = {"docs/tutorial.md", "docs/integrations.md"}  # test_tutorial.py, and tests/integrations/test_page.py
 COMPILED = {"docs/cells.md", "docs/export.md", "docs/quantize.md", "docs/transforms.md"}  # with torch's slow compiler
 WITH_PYTHON = [page for page in PAGES if any(block.language == "python" for block in blocks(page))]
 NEEDED = ("onnxscript", "onnxruntime")
