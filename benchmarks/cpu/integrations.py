@@ -1,6 +1,6 @@
 """Libraries before and after their integration: their speed, side by side, on the CPU.
 
-python -m benchmarks.integrations [--only ppo keras torchrl] [--rounds 9] [--threads 2]
+python -m benchmarks.cpu.integrations [--only ppo keras torchrl] [--rounds 9] [--threads 2]
 
 Every round runs each contender once, every second round in the opposite order. A line has the medians, and the ratios
 of the library alone to the others within a round: their median, the least and the largest. The libraries come with
@@ -127,7 +127,7 @@ def seconds_of(contenders: Contenders, rounds: int) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.integrations", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cpu.integrations", description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=LIBRARIES, default=list(LIBRARIES), metavar="LIBRARY")
     parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds (9)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="as torch chooses")
