@@ -81,7 +81,9 @@ HOW = {  # what Triton's own error says, and what runs smaller layers
 
 
 @needs_triton
-@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize(
+    "how", [pytest.param(how, marks=[pytest.mark.slow] * (how in ("no C compiler", "too large"))) for how in HOW]
+)
 def test_one_warning_and_right_results(how, tmp_path):
     environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path / "cache")}
     if how == "broken package":
