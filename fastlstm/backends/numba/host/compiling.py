@@ -104,5 +104,5 @@ def _announce() -> None:
     global _announced
     if not _announced:
         _announced = True
-        kept = f"later processes load them from {folder()}" if folder() else "no folder can be written to keep them in"
-        print(f"fastlstm compiles its kernels for this processor, which takes seconds; {kept}", file=sys.stderr)
+        cache = f"later processes load them from {folder()}" if folder() else "no folder can be written to keep them in"
+        print(f"fastlstm compiles its kernels for this processor, which takes seconds; {cache}", file=sys.stderr)

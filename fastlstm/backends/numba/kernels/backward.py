@@ -53,7 +53,7 @@ def inner_field(a, k, n):
 
 
 @inlined
-def run_cell(a, p, s, t, b, rows, scratch, table, dh, dpre, phase):
+def run_cell(a, p, t, b, rows, scratch, table, dh, dpre, phase):
     """Run one phase of the cell's backward pass for panel p and `rows` rows from `b` on. `dh`: the gradient of h from
     the step after; `dpre`: where dpreact is stored.
     """
@@ -243,7 +243,7 @@ def backward_with(products: BackwardProducts) -> Any:
                                 dh, valid = dh_group + (p - p_first) * VECTOR, min(L, H - p * L)
                                 if s >= 0:
                                     dpre = dpreact_target(a, p, s, b, scratch)
-                                    run_cell(a, p, s, t, b, rows, scratch, table, dh, dpre, phase)
+                                    run_cell(a, p, t, b, rows, scratch, table, dh, dpre, phase)
                                     if phase == a.phases - 1:
                                         store_dpreact(a, p, s, b, rows, dpre)
                                     continue

@@ -48,7 +48,7 @@ def add_heads(a, p, rows, out, w_hh, h, h_row):
 
 
 @jit
-def add_head(a, rows, b, s, unit, last, w, w_stride, vectors, q, kernel, out, lane, lane_last):
+def add_head(a, rows, b, s, unit, last, w, w_stride, q, kernel, out, lane, lane_last):
     """Add to dh the product of the dpreact of one head, units `unit` to `last`, with its transposed weights.
 
     Args:
@@ -99,10 +99,10 @@ def back_product_of_heads(a, rows, b, s, packed, vectors, q, scratch):
             while after < last and min((after + 1) * L, H) <= unit + D:
                 after += 1
             kernel = gemm_of(a, after - v)
-            add_head(a, rows, b, s, unit, unit + D, w, w_stride, vectors, q, kernel, out, 0, L)
+            add_head(a, rows, b, s, unit, unit + D, w, w_stride, q, kernel, out, 0, L)
         else:
             while unit < end:
                 lane, lane_last = max(unit, column) - column, min(unit + D, end) - column
-                add_head(a, rows, b, s, unit, unit + D, w, w_stride, vectors, q, a.masked, out, lane, lane_last)
+                add_head(a, rows, b, s, unit, unit + D, w, w_stride, q, a.masked, out, lane, lane_last)
                 unit += D
         v = after

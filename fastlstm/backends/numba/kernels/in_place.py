@@ -21,12 +21,13 @@ from fastlstm.backends.numba.llvm.intrinsics import call
 
 
 @jit
-def products_in_place(a, p, gates, first_gate, columns, block, rows, x, x_row, of_x, init, init_row, out):
-    """Store ``out = init +`` the products of x, or of h unless `of_x`, for `gates` pre-activations from `first_gate`
-    on. Without columns it is a copy.
-    """
-    size, H, stride, L = a.size, a.H, a.preacts * VECTOR, a.lanes
-    weight, w_row = (a.weight_ih, a.ih_row_stride) if of_x else (a.weight_hh, a.hh_row_stride)
+def products_in_place(a, p, of_x, rows, x, x_row, init, init_row, out):
+    """Store ``out = init +`` the products of x, or, unless `of_x`, of h, for panel p. If h is 0, it is a copy."""
+    size, H, stride, L, weight, w_row = a.size, a.H, a.preacts * VECTOR, a.lanes, a.weight_ih, a.ih_row_stride
+    gates, first_gate, columns, block = a.x_preacts, 0, a.I, a.x_k_block
+    if not of_x:
+        weight, w_row, gates, first_gate = a.weight_hh, a.hh_row_stride, a.h_preacts, first_h_preact(a)
+        columns, block = a.span if x != 0 else 0, a.k_block
     for gate in range(gates):
         unit = (block_ih(a, gate) if of_x else block_hh(a, gate)) * H + p * L
         target, k = out + (first_gate + gate) * VECTOR, 0
@@ -51,12 +52,9 @@ def preact_in_place(a, p, rows, out, x, h_in, h_in_stride):
         biases_address(a, p), a.preacts * VECTOR, a.x_row_stride, a.ih_row_stride, a.hh_row_stride,
     )  # fmt: skip
     if a.x_k_block != 0:
-        products_in_place(a, p, a.x_preacts, 0, I, a.x_k_block, rows, x, x_row, True, init, 0, out)
+        products_in_place(a, p, True, rows, x, x_row, init, 0, out)
         copy_preacts(a, a.x_preacts, a.preacts, rows, init, 0, out, stride)
-        columns, first, block = a.span if h_in != 0 else 0, first_h_preact(a), a.k_block
-        products_in_place(
-            a, p, a.h_preacts, first, columns, block, rows, h_in, h_in_stride, False, out, stride, out
-        )  # fmt: skip
+        products_in_place(a, p, False, rows, h_in, h_in_stride, out, stride, out)
         return
     used = I + a.span if h_in != 0 else I
     for gate in range(a.preacts):

@@ -101,7 +101,7 @@ def begin_phase(a, kernel, phase, t, b, rows, gate_rows, scratch, is_one_row):
 
 @jit
 def held_address(a, scratch, k):
-    """Return the address where the gradients of inner state k of held rows are copied, which pass unchanged."""
+    """Return the address of copies of inner state k's gradients, which held rows pass on unchanged."""
     return scratch_slot(a, scratch, dh_entry(a) + 1 + k)
 
 

@@ -159,8 +159,8 @@ def in_place_tile(vtype: VectorType, rows: int) -> Builder:
 
         sums = accumulate(a, a_row, w, w_row, count, last, [vtype.splat(0.0)] * rows)
         sums = accumulate(a2, a2_row, w2, w2_row, count2, last2, sums)
-        for start, to, total in zip(offsets(b, init_row, rows), offsets(b, out_row, rows), sums):
-            vtype.store(b, b.fadd(vtype.load(b, b.add(init, start)), total), b.add(out, to))
+        for start, target, total in zip(offsets(b, init_row, rows), offsets(b, out_row, rows), sums):
+            vtype.store(b, b.fadd(vtype.load(b, b.add(init, start)), total), b.add(out, target))
 
     return build
 
