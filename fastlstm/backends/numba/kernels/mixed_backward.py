@@ -10,11 +10,7 @@ from fastlstm.backends.numba.kernels.matrix_backward import add_accumulators, st
 from fastlstm.backends.numba.kernels.products import BackwardProducts
 from fastlstm.backends.numba.kernels.shared import jit
 from fastlstm.backends.numba.kernels.threads import share
-from fastlstm.backends.numba.kernels.vector_backward import (
-    back_product,
-    dpreact_target,
-    pack_transposed,
-)
+from fastlstm.backends.numba.kernels.vector_backward import back_product, dpreact_target, pack_transposed
 from fastlstm.backends.numba.llvm.intrinsics import call
 
 pack_vectors, pack_columns = vector_backward.pack_transposed, matrix_backward.pack_transposed

@@ -9,12 +9,7 @@ from fastlstm.backends.numba.constants import BLOCK_STEPS, ROW_BLOCK
 from fastlstm.backends.numba.kernels.matrix_forward import TILES, count_x_groups, pack_columns, split_inputs
 from fastlstm.backends.numba.kernels.products import ForwardProducts
 from fastlstm.backends.numba.kernels.shared import VECTOR, jit
-from fastlstm.backends.numba.kernels.vector_forward import (
-    add_product,
-    pack_h_operand,
-    pack_hh,
-    packed_hh_address,
-)
+from fastlstm.backends.numba.kernels.vector_forward import add_product, pack_h_operand, pack_hh, packed_hh_address
 from fastlstm.backends.numba.llvm.intrinsics import call
 
 ROOM = 32  # rows after a team's last one, to which whole AMX tiles may write
