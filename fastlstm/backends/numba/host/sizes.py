@@ -64,10 +64,11 @@ SUM_BYTES, MATRIX_SUM_BYTES = 9 << 18, 1 << 22
 # rows that are in its cache. With few batch rows but many steps the limit is half of that. Only the shape decides, so
 # that the results do not depend on the number of threads.
 SPLIT_K_BYTES = 1 << 19
-FEW_PAIRS = 128  # (step, row) pairs whose weight gradients are written row by row, less for padding, see `few_pairs`
-UNIT_COMPONENTS = 3  # of a float32, where only some products are on the bf16 unit: all that it has
-MIN_UNIT_STEP = 1 << 22  # multiply-adds of a step from which weight gradients are there: dpreact's layout costs a tenth
-MIN_UNIT_INPUTS = 1 << 18  # elements of weight_ih from which its products are there, see `input_components`
+FEW_PAIRS = 128  # (step, row) pairs whose weight gradients `few_pairs` sums, fewer where columns are padded
+UNIT_COMPONENTS = 3  # of a float32, where only some products are on the bf16 unit: they make up the whole number
+# Multiply-adds of a step from which the unit has the weight gradients, since laying dpreact out costs a tenth; and
+# elements of weight_ih from which it has the products of x, see `input_components`.
+MIN_UNIT_STEP, MIN_UNIT_INPUTS = 1 << 22, 1 << 18
 MIN_PARALLEL_STEP = 75_000  # multiply-adds of a step, below which a barrier costs what the second thread saves
 # The same of a call, with 32 more for each pre-activation, below which waking the second thread costs as much.
 MIN_PARALLEL_CALL = 1_000_000
