@@ -26,7 +26,9 @@ from fastlstm.backends.numba.llvm.intrinsics import call
 
 @jit
 def write_columns(a, scratch, rows, dpre, dpre_row, packed, weight, column, width):
-    """Write `rows` rows of one gate and panel of a gradient (gates H, `width`), from packed column `column` on."""
+    """Write `rows` rows of one gate and panel of a weight's gradient (gates H, `width`) at `weight`, from dpreact of
+    all pairs and from the packed columns of [x, h] from `column` on.
+    """
     size, count, wide = a.size, a.T * a.B, 4 * a.lanes
     for k in range(column // wide * wide, column + width, wide):
         begin = max(k, column)

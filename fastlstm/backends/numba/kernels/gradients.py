@@ -60,7 +60,7 @@ def write_vectors(a, p, ones):
 
 @jit
 def unpack_weight_gradients(a, scratch, p_first, p_last):
-    """Write the wanted gradients of weights, biases and params of some panels from the accumulators."""
+    """Write the wanted gradients of weights, biases and params of panels `p_first` to `p_last` from accumulators."""
     L, I, H, D, columns = a.lanes, a.I, a.H, a.head, columns_of_h(a)
     element, row_stride = element_bytes(a), accumulator_row_bytes(a)
     for p in range(p_first, p_last):

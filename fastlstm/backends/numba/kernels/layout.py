@@ -157,8 +157,8 @@ def dpreact_address(a, p, s, b):
 
 @jit
 def saved_address(a, rows, t, p, b):
-    """Return the address of the saved values of panel p, step t and row b. One more panel has those that
-    units share.
+    """Return the address of the saved values of panel p, step t and row b, of `rows` rows. The values that a row's
+    units share are saved as those of one more panel.
     """
     return a.gates + ((t * a.gate_panels + p) * rows + b) * a.saved * VECTOR
 

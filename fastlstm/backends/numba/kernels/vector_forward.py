@@ -34,7 +34,9 @@ from fastlstm.backends.numba.llvm.intrinsics import call
 
 @jit
 def packed_hh_address(a, packed_index):
-    """Return the address of a packed panel of weight_hh. If panels take turns, it is a thread's own place."""
+    """Return the address of a packed panel of weight_hh. `packed_index` is the panel, or the thread if it packs as it
+    goes.
+    """
     return a.packed + packed_index * a.span * a.h_preacts * VECTOR
 
 
@@ -134,7 +136,7 @@ def copy_preacts(a, first, last, rows, source, source_row, target, target_row):
 
 @jit
 def multiply_inputs(a, s, p, team_index, b_first, b_last):
-    """If an input block begins at s, compute its input projection for panel p: weights are read once for it."""
+    """If an input block begins at s, compute its input projection for panel p. Each row then reads the weights once."""
     if a.input_steps != 0 and s % a.input_steps == 0:
         t, x_step = (a.T - 1 - s, -a.x_step_stride) if a.reverse != 0 else (s, a.x_step_stride)
         rows, x, biases, I = min(a.input_steps, a.T - s), a.x + t * a.x_step_stride, biases_address(a, p), a.I

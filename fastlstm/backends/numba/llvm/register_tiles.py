@@ -83,5 +83,7 @@ def for_row_tiles(name: str, height: int, tile: Callable[[int], Builder], row_ar
 
 
 def tile_rows(vecs: int) -> int:
-    """Return the rows of a tile of `vecs` vectors: 12 sums keep the units busy, and 64 rows leave few over."""
+    """Return the rows of a register tile of `vecs` vectors. 12 chains of sums keep the units busy; a row block of 64
+    would leave 16 rows over from tiles of 24, in small ones.
+    """
     return min(TILE_ROWS * 4 // vecs, 12)
