@@ -71,7 +71,7 @@ def _of_numba() -> str | None:
     from fastlstm.backends.numba.llvm.simd import VECTOR_BYTES  # not above: it imports numba
 
     narrow = "neon" if platform.machine().lower() in ("arm64", "aarch64") else "base"
-    products = {0: "", 1: "+vdpbf16ps"}.get(numba.most_pieces(), "+amx")
+    products = {0: "", 1: "+vdpbf16ps"}.get(numba.max_components(), "+amx")
     return {64: "avx512", 32: "avx2"}.get(VECTOR_BYTES, narrow) + products
 
 

@@ -29,13 +29,13 @@ from fastlstm.backends.triton import device as gpu
 from fastlstm.cells.spec import Cell
 
 TRITON = ("triton", "triton-ieee", "triton-tf32")
-NUMBA_PRECISIONS = tuple(f"numba-{precision}" for precision in numba.PIECES)
+NUMBA_PRECISIONS = tuple(f"numba-{precision}" for precision in numba.COMPONENTS)
 # backends with forward, backward and saved_shape, which run under the autograd Functions
 FUSED = ("numba", *NUMBA_PRECISIONS, "native", *TRITON, "reference")
 _CPU = ("numba", "native")  # the order in which auto tries them
 _MODULES: dict[str, Any] = {
     "numba": numba,
-    **{f"numba-{precision}": numba.with_precision(precision) for precision in numba.PIECES},
+    **{f"numba-{precision}": numba.with_precision(precision) for precision in numba.COMPONENTS},
     "native": native,
     "triton": triton,
     "triton-ieee": triton.with_precision("ieee"),
@@ -106,7 +106,7 @@ def _with_precision(name: str, dtype: torch.dtype, pieces: bool = False) -> str:
         return name
     setting = "bf16" if dtype == torch.bfloat16 else _setting()
     precision = "bf16x6" if pieces and setting == "none" else _PRECISIONS.get(setting)
-    if precision is None or numba.PIECES[precision] > numba.most_pieces():
+    if precision is None or numba.COMPONENTS[precision] > numba.max_components():
         return name
     return f"numba-{precision}"
 

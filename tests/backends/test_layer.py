@@ -235,7 +235,7 @@ def test_sixteen_bit_tensors_compute_in_float32(backend, dtype):
     layer = Layer(4, 3, 5, 6)
     x, h_0, c_0, *weights = layer.to(dtype)
     output, (h_n, c_n) = lstm(x, (h_0, c_0), *weights, backend=backend)
-    if backend == "numba" and dtype == torch.bfloat16 and numba.most_pieces():
+    if backend == "numba" and dtype == torch.bfloat16 and numba.max_components():
         backend = "numba-bf16"
     want = lstm(x.float(), (h_0.float(), c_0.float()), *(w.float() for w in weights), backend=backend)[0]
     assert output.dtype == h_n.dtype == c_n.dtype == dtype

@@ -18,8 +18,8 @@ from fastlstm.backends.numba.llvm.simd import I64, store
 from fastlstm.layers import functional
 from tests.helpers import interpreter
 
-needs_unit = pytest.mark.skipif(not matrix.most_pieces(), reason="the processor has no AMX, and no fast vdpbf16ps")
-needs_pieces = pytest.mark.skipif(matrix.most_pieces() < 3, reason="the processor has no AMX")
+needs_unit = pytest.mark.skipif(not matrix.max_components(), reason="the processor has no AMX, and no fast vdpbf16ps")
+needs_pieces = pytest.mark.skipif(matrix.max_components() < 3, reason="the processor has no AMX")
 PRECISIONS = ("numba-bf16", "numba-bf16x3", "numba-bf16x6")
 
 
@@ -34,7 +34,7 @@ def signature(T, B, I, H, dtype=torch.float32, unit=True):
     """What the sizes of a layer's buffers depend on."""
     x, weights = torch.empty(T, B, I, dtype=dtype), (torch.empty(4 * H, K, dtype=dtype) for K in (I, H))
     layer = Layer(x, (*weights, None, None), (None, None), None, None, False, cells.lstm)
-    return signature_of(layer, (), 0)._replace(unit=unit)
+    return signature_of(layer, (), 0)._replace(allows_bf16_unit=unit)
 
 
 def primitive(name, pieces):
@@ -83,16 +83,16 @@ def assembly(features, target, *pieces):
         from llvmlite import ir
         from numba.core import types
         from fastlstm.backends.numba.llvm import loops, matrix, primitives
-        from fastlstm.backends.numba.llvm.simd import Lanes
+        from fastlstm.backends.numba.llvm.simd import VectorType
         llvm.initialize_all_targets()
         llvm.initialize_all_asmprinters()
         triple, cpu = {target!r}
         for pieces in {pieces or (0,)}:
             module = ir.Module("primitives")
             module.triple = triple
-            builders = matrix.builders(pieces) if pieces else primitives.builders(Lanes(types.float32))
+            builders = matrix.builders(pieces) if pieces else primitives.builders(VectorType(types.float32))
             for name, (arguments, builder) in builders.items():
-                loops.function(module, name, arguments, builder).linkage = "external"
+                loops.function_named(module, name, arguments, builder).linkage = "external"
             machine = llvm.Target.from_triple(triple).create_target_machine(cpu=cpu, features={features!r}, opt=3)
             parsed = llvm.parse_assembly(str(module))
             options = llvm.create_pipeline_tuning_options(speed_level=3)

@@ -305,9 +305,9 @@ def test_weight_gradients_of_few_rows_are_those_of_many(size, reverse, masked, m
     h, _, _, c, gates = operators.forward(*inputs, reverse, library.lstm, True, "numba")
     grads = [g.float() for g in layer.gradients]
     results = []
-    monkeypatch.setattr(sizes, "MANY_SUMS", 1 << 60)  # few rows are never summed on the matrix unit
+    monkeypatch.setattr(sizes, "MIN_UNIT_STEP", 1 << 60)  # few rows are never summed on the matrix unit
     for rows in (0, 1 << 30):
-        monkeypatch.setattr(sizes, "FEW_ROWS", rows)
+        monkeypatch.setattr(sizes, "FEW_PAIRS", rows)
         forget()
         results.append(operators.backward(*grads, *inputs, h, c, gates, reverse, library.lstm, [True] * 7, "numba"))
     forget()

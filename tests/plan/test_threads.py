@@ -40,10 +40,10 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system star
 )
 def test_how_threads_split_the_work(T, B, I, H, forward, backward):
     panels, layer = sizes.panels_of(H, 16), signature(T, B, I, H)
-    assert sizes.split(2, layer, panels) == forward
-    assert sizes.split(2, layer, panels, back=True) == backward
-    assert sizes.split(1, layer, panels) == (1, 1)
-    assert sizes.split(8, signature(100, 1, 2000, 16), 1) == (1, 1)  # no more threads than have something to do
+    assert sizes.split_threads(2, layer, panels) == forward
+    assert sizes.split_threads(2, layer, panels, backward=True) == backward
+    assert sizes.split_threads(1, layer, panels) == (1, 1)
+    assert sizes.split_threads(8, signature(100, 1, 2000, 16), 1) == (1, 1)  # no more threads than have something to do
 
 
 def work(backend, seed=0):
@@ -186,8 +186,8 @@ def test_a_graph_that_is_older_than_the_fork(backend):
 
 def test_set_num_threads_is_followed_at_once(two_threads, monkeypatch):
     used = []
-    enter = passes.Pass.enter
-    monkeypatch.setattr(passes.Pass, "enter", lambda self, *a: used.append(self.kernel.threads) or enter(self, *a))
+    launch = passes.Pass.launch
+    monkeypatch.setattr(passes.Pass, "launch", lambda self, *a: used.append(self.kernel.threads) or launch(self, *a))
     for count in (2, 1, 2):
         torch.set_num_threads(count)
         work("numba")

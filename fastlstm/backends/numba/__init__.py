@@ -1,11 +1,20 @@
-"""Recurrent layers on the CPU: kernels compiled by Numba when first used, all time steps of a layer in one call.
+"""Recurrent layers on the CPU: kernels that are compiled at their first use. One call runs all time steps of a layer.
 
-A tile of batch rows by four vectors stays in registers over the whole sum. Weights are packed for it at every call, or
-once for many calls. Threads split the batch rows, or the hidden units where rows are few.
+Three kinds of code are compiled. The *loops* of both passes, over steps, teams, panels and rows, are Python functions
+of 64-bit integers in `kernels`, which `llvm.emit` translates into LLVM statement by statement. *Products*, copies and
+other primitives are explicit LLVM instructions in `llvm`, since a vectoriser would not keep their register tiles in
+registers. The *cells*, the elementwise part of a step, are LLVM instructions too: a cell's derived source runs once on
+objects whose operators emit them. Numba gets all of this as a body for one-line functions, whose modules it optimises
+for this processor, caches and loads.
 
-The folder has three rooms. `host` is what runs in Python: sizes, buffers, packed weights, plans. `kernels` are the two
-passes, in the Python that `llvm.emit` compiles. `llvm` is what emits instructions: these, tiles of products, cells,
-copies.
+The loops know addresses and strides, and no arrays. A kernel reads one struct of integers, and calls primitives by
+address: so it depends on no type and no cell, no types have to be inferred, and no arrays are wrapped for a call.
+
+The folder has three rooms. `host` runs in Python: sizes, buffers, packed weights, plans. `kernels` are the loops.
+`llvm` emits instructions: the loops', the primitives', the cells'.
+
+A register tile of batch rows by four vectors stays in registers over a whole K block. Weights are packed for it in
+every call, or once for many calls. Threads split the batch rows, or the hidden units where rows are few.
 """
 
 from __future__ import annotations
@@ -30,10 +39,11 @@ _ALWAYS = Traits(plans=True, plans_sixteen_bits=True, sorts_lengths=True, heads=
 TRAITS = replace(_ALWAYS, prepares_steps=True)
 _INSTALLED = importlib.util.find_spec("numba") is not None
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-# Of a float32, by the precision of its products. Fewer than 32 rows leave the unit half idle, and three pieces are half
-# as many bytes of weights again: then it beats float32's own instructions from about 32 rows a thread on. How many rows
-# there are must not decide, since a row's bits do not depend on the rows beside it: so each precision has a name.
-PIECES = {"bf16": 1, "bf16x3": 2, "bf16x6": 3}
+# The bfloat16 components of a number, by the precision of its products. With fewer than 32 rows the bf16 unit is half
+# idle, and three components are half as many bytes of weights again: it beats float32's own instructions from about 32
+# rows a thread on. The number of rows must not decide, since a row's bits do not depend on the rows beside it. So each
+# precision has a name.
+COMPONENTS = {"bf16": 1, "bf16x3": 2, "bf16x6": 3}
 _OWN = {"max": max, "min": min}
 _failure: str | None = None
 _tried = False
@@ -41,20 +51,20 @@ _tried = False
 
 @contextmanager
 def _own_builtins() -> Iterator[None]:
-    """In place of those that torch.export puts there while it traces, which an older numba cannot be imported with."""
-    found = {name: getattr(builtins, name) for name in _OWN}
+    """Put Python's `max` and `min` back while torch.export, tracing, replaces them: an older numba needs them."""
+    replaced = {name: getattr(builtins, name) for name in _OWN}
     vars(builtins).update(_OWN)
     try:
         yield
     finally:
         for name, own in _OWN.items():
             if getattr(builtins, name) is own:  # an export of another thread may have begun since
-                setattr(builtins, name, found[name])
+                setattr(builtins, name, replaced[name])
 
 
 @constant
 def failure() -> str | None:
-    """Why the numba that is installed cannot be used, or None. The first call imports it, for all that follow."""
+    """Return why the installed numba cannot be used, or None. The first call imports it."""
     global _failure, _tried
     if not _tried and _INSTALLED:
         try:
@@ -67,8 +77,8 @@ def failure() -> str | None:
 
 
 def supports(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why these tensors cannot be taken, or None. 16-bit tensors are computed in float32, but for products of bfloat16
-    where the processor has a unit for them.
+    """Return why the backend cannot take such tensors, or None. 16-bit tensors are computed in float32, except for
+    products of bfloat16 on a processor with a unit for them.
     """
     if device.type not in ("cpu", "meta"):
         return f"the numba backend needs CPU tensors, got {device.type}"
@@ -79,9 +89,7 @@ def supports(device: torch.device, dtype: torch.dtype) -> str | None:
 
 @constant
 def cache_folder() -> str | None:
-    """The folder in which compiled kernels stay for later processes, or None where no such folder can be written or
-    numba cannot be used.
-    """
+    """Return the folder of compiled kernels, or None if none can be written or numba cannot be used."""
     if not _INSTALLED or failure() is not None:
         return None
     folder: str | None = importlib.import_module("fastlstm.backends.numba.host.compiling").folder()
@@ -89,8 +97,8 @@ def cache_folder() -> str | None:
 
 
 def compile_ahead(runs: Sequence[Callable[[], object]]) -> None:
-    """Compile the kernels that calls need, in as many processes as a call may have threads, but at most 8: for more
-    there are too few kernels. Without a folder to keep the kernels in nothing is done. See
+    """Compile the kernels that calls need, in as many processes as a call may have threads, but at most 8, since there
+    are too few kernels for more. Without a folder for the kernels, do nothing. See
     `fastlstm.backends.numba.host.ahead`.
     """
     workers = min(torch.get_num_threads(), 8)
@@ -99,32 +107,30 @@ def compile_ahead(runs: Sequence[Callable[[], object]]) -> None:
 
 
 @constant
-def most_pieces() -> int:
-    """Into how many pieces of bfloat16 a number may go for products that the processor has a unit for, see `PIECES`: 0
-    where there is none, or numba cannot be used.
-    """
-    return sizes.most_pieces() if _INSTALLED and failure() is None else 0
+def max_components() -> int:
+    """Return the most `COMPONENTS` for which the processor has a unit: 0 without one, or if numba cannot be used."""
+    return sizes.max_components() if _INSTALLED and failure() is None else 0
 
 
 def with_precision(precision: str) -> SimpleNamespace:
-    """This backend with products of bfloat16 in place of float32's: of a precision of `PIECES`."""
-    name, pieces = f"numba-{precision}", PIECES[precision]
+    """Return this backend with products of bfloat16, in a precision of `COMPONENTS`, in place of float32's."""
+    name, components = f"numba-{precision}", COMPONENTS[precision]
 
     def supports_precision(device: torch.device, dtype: torch.dtype) -> str | None:
         if dtype == torch.float64:
             return f"the {name} backend needs float32, bfloat16 or float16, got {dtype}"
-        needed = "AMX" if pieces > 1 else "AMX, or with a vdpbf16ps of twice float32's rate"
+        needed = "AMX" if components > 1 else "AMX, or with a vdpbf16ps of twice float32's rate"
         missing = f"the {name} backend needs a processor with {needed}, and a system that lets this process use it"
-        return supports(device, dtype) or (None if pieces <= most_pieces() else missing)
+        return supports(device, dtype) or (None if components <= max_components() else missing)
 
-    def with_pieces(function: Any) -> Any:
+    def with_components(function: Any) -> Any:
         def call(*args: Any, **options: Any) -> Any:
             # an export may have been recorded on another processor
-            return function(*args, pieces=pieces if pieces <= most_pieces() else 0, **options)
+            return function(*args, components=components if components <= max_components() else 0, **options)
 
         return call
 
-    functions = {f.__name__: with_pieces(f) for f in (plans.forward, plans.backward, plans.plan)}
+    functions = {f.__name__: with_components(f) for f in (plans.forward, plans.backward, plans.plan)}
     return SimpleNamespace(supports=supports_precision, saved_shape=saved_shape, TRAITS=_ALWAYS, **functions)
 
 

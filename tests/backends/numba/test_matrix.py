@@ -37,7 +37,7 @@ BOUNDS["numba"] = BOUNDS["numba-bf16x6"]
 def some_products():
     """Small layers, too, multiply inputs wider than two states, and sum the weights' gradients, on the unit."""
     with pytest.MonkeyPatch.context() as patch:
-        for limit in ("MANY_INPUTS", "MANY_SUMS"):
+        for limit in ("MIN_UNIT_INPUTS", "MIN_UNIT_STEP"):
             patch.setattr(sizes, limit, 0)
         forget()
         yield
@@ -50,7 +50,7 @@ def without_unit():
 
     def call(function):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sizes, "most_pieces", lambda: 0)
+            patch.setattr(sizes, "max_components", lambda: 0)
             forget()
             try:
                 return function()
@@ -66,7 +66,7 @@ def without_unit():
 def test_three_pieces_are_the_number(values):
     x, pieces, large = torch.tensor(values), torch.zeros(3, 32, dtype=torch.bfloat16), ctypes.c_int64()
     x = torch.where(x.abs() < 2.0**-100, 0, x)  # whose last piece would be below the smallest normal number
-    primitive("split", 3)(1, x.data_ptr(), 64, pieces.data_ptr(), 64, ctypes.addressof(large))
+    primitive("to_row_operand", 3)(1, x.data_ptr(), 64, pieces.data_ptr(), 64, ctypes.addressof(large))
     assert bool(large.value) == bool(x.bfloat16().abs().max() >= 2.0**63)
     if x.abs().max() < 3.395e38:  # bfloat16's largest is 3.39e38
         assert torch.equal(pieces.double().sum(0)[:16].float(), x)
@@ -77,11 +77,11 @@ def test_numbers_without_pieces(pieces):
     """NaN, whatever its bits, stays NaN; an infinite number is told of where there are pieces after it."""
     bits = torch.tensor([0x7FC00000, 0x7FFFFFFF, 0x7F800001, -1, -0x400000, 0, 0x3F800000, 0] * 2, dtype=torch.int32)
     x, out, large = bits.view(torch.float32), torch.zeros(pieces, 32, dtype=torch.bfloat16), ctypes.c_int64()
-    primitive("split", pieces)(1, x.data_ptr(), 64, out.data_ptr(), 64, ctypes.addressof(large))
+    primitive("to_row_operand", pieces)(1, x.data_ptr(), 64, out.data_ptr(), 64, ctypes.addressof(large))
     assert torch.equal(out[0, :16].isnan(), x.isnan())
     assert not large.value
     x = torch.full((16,), -math.inf)
-    primitive("split", pieces)(1, x.data_ptr(), 64, out.data_ptr(), 64, ctypes.addressof(large))
+    primitive("to_row_operand", pieces)(1, x.data_ptr(), 64, out.data_ptr(), 64, ctypes.addressof(large))
     assert bool(large.value) == (pieces > 1)
     assert torch.equal(out[0, :16].float(), x)
 
@@ -90,7 +90,7 @@ def test_numbers_without_pieces(pieces):
 def test_bfloat16_is_rounded_as_torch_rounds():
     x = torch.cat([torch.randn(4096) * 10.0 ** torch.randint(-30, 30, (4096,)), torch.arange(4096) / 256 + 1])
     out = torch.zeros(512, 32, dtype=torch.bfloat16)
-    primitive("split", 1)(512, x.data_ptr(), 64, out.data_ptr(), 0, 0)
+    primitive("to_row_operand", 1)(512, x.data_ptr(), 64, out.data_ptr(), 0, 0)
     assert torch.equal(out[:, :16].flatten(), x.bfloat16())
 
 
@@ -126,7 +126,7 @@ def test_six_products_are_as_exact_as_nn_lstm(backend, size):
 def vector_sums(monkeypatch):
     """No sums for the weights are large enough for the unit."""
     forget()
-    monkeypatch.setattr(sizes, "MANY_SUMS", 1 << 60)
+    monkeypatch.setattr(sizes, "MIN_UNIT_STEP", 1 << 60)
     yield
     forget()
 

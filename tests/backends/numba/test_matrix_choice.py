@@ -5,7 +5,7 @@ import torch
 
 import fastlstm
 from fastlstm.backends import dispatch, numba
-from fastlstm.backends.numba.llvm import amx, dots, matrix
+from fastlstm.backends.numba.llvm import amx, bf16_dot, matrix
 from fastlstm.cells import library
 from fastlstm.layers.functional import lstm
 from tests.helpers.numba import PRECISIONS, assembly, busiest_loop, needs_unit, run
@@ -37,7 +37,7 @@ def test_which_tensors_take_its_products(setting):
         module(x)
     for precision, name in (("bf16", "numba-bf16"), ("tf32", "numba-bf16x3")):
         setting(precision)
-        if numba.PIECES[name.removeprefix("numba-")] > numba.most_pieces():
+        if numba.COMPONENTS[name.removeprefix("numba-")] > numba.max_components():
             name = "numba"
         assert choose("auto", torch.float32) == choose("numba", torch.float32) == name
         assert choose("auto", torch.bfloat16) == "numba-bf16"
@@ -52,7 +52,7 @@ def test_which_tensors_take_its_products(setting):
 @needs_unit
 @pytest.mark.parametrize("grad", [False, True])
 def test_auto_multiplies_many_rows_in_pieces_unless_bits_matter(grad):
-    if numba.PIECES["bf16x6"] > numba.most_pieces():
+    if numba.COMPONENTS["bf16x6"] > numba.max_components():
         pytest.skip("the processor multiplies bfloat16 on vectors, and float32 in no pieces")
     module, x = fastlstm.LSTM(20, 70), torch.randn(9, 64, 20)
 
@@ -95,7 +95,7 @@ def test_asked_for_by_name(monkeypatch):
             RuntimeError, match=rf"{name} backend needs float32, bfloat16 or float16, got torch\.float64"
         ):
             lstm(x.double(), None, *(w.double() for w in weights), backend=name)
-    monkeypatch.setattr(numba, "most_pieces", lambda: 0)
+    monkeypatch.setattr(numba, "max_components", lambda: 0)
     for name in PRECISIONS:
         with pytest.raises(RuntimeError, match=f"{name} backend needs a processor with AMX"):
             lstm(x, None, *weights, backend=name)
@@ -113,7 +113,7 @@ def test_an_export_in_a_process_of_its_own(available, tmp_path):
         import torch
         import fastlstm
         from fastlstm.backends.numba.llvm import matrix
-        {"" if available else "matrix.most_pieces = lambda: 0"}
+        {"" if available else "matrix.max_components = lambda: 0"}
         x = torch.load("x.pt")
         torch.save(torch.export.load("lstm.pt2").module()(x)[0].detach(), "output.pt")
     """
@@ -151,7 +151,7 @@ def test_the_unit_is_kept_busy():
     ("features", "bytes_", "expected"),
     [
         ("+avx512f,+avx512bf16,+amx-tile,+amx-bf16", 64, amx),
-        ("+avx512f,+avx512bf16,+sse4a", 64, dots),
+        ("+avx512f,+avx512bf16,+sse4a", 64, bf16_dot),
         ("+avx512f,+avx512bf16", 64, None),  # Intel's, at half of float32's rate
         ("+avx512f", 64, None),
         ("+avx2,+fma,+sse4a", 32, None),
@@ -160,7 +160,7 @@ def test_the_unit_is_kept_busy():
 def test_which_instructions_a_processor_takes(features, bytes_, expected, monkeypatch):
     monkeypatch.setattr(matrix, "machine_features", lambda: features)
     monkeypatch.setattr(matrix, "VECTOR_BYTES", bytes_)
-    assert matrix.unit() is expected
+    assert matrix.bf16_module() is expected
 
 
 def test_vectors_are_kept_busy():

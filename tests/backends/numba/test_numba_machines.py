@@ -11,7 +11,7 @@ import torch
 
 import fastlstm
 from fastlstm.backends import cpu
-from fastlstm.backends.numba import most_pieces
+from fastlstm.backends.numba import max_components
 from fastlstm.backends.numba.host import tasks
 from fastlstm.backends.numba.llvm.simd import machine_features
 from fastlstm.backends.numba.llvm.sources import fingerprint
@@ -138,7 +138,7 @@ def test_another_process_finds_what_was_compiled(copy, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(most_pieces() == 0, reason="the processor has no unit for products of bfloat16")
+@pytest.mark.skipif(max_components() == 0, reason="the processor has no unit for products of bfloat16")
 def test_kernels_from_different_processes_are_not_taken_for_each_other(tmp_path):
     code = """
         import sys, torch, fastlstm

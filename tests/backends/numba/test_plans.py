@@ -366,7 +366,7 @@ def test_absent_biases_and_states(T, missing):
         assert_close(flat(run, plan.backward(gradients_of(run), layer, run, needs)), want, torch.float32)
 
 
-PRECISIONS = [name for name, pieces in numba.PIECES.items() if pieces <= numba.most_pieces()]
+PRECISIONS = [name for name, pieces in numba.COMPONENTS.items() if pieces <= numba.max_components()]
 
 
 @pytest.mark.parametrize("module", [numba, *map(numba.with_precision, PRECISIONS)], ids=["float32", *PRECISIONS])
@@ -388,7 +388,9 @@ def test_no_rows():
     assert called(layer, {})[0].shape == (3, 0, 33)
 
 
-@pytest.mark.skipif(numba.most_pieces() < 3, reason="the processor has no matrix unit that takes pieces of a float32")
+@pytest.mark.skipif(
+    numba.max_components() < 3, reason="the processor has no matrix unit that takes pieces of a float32"
+)
 @pytest.mark.parametrize("where", ["x", "weight"])
 @pytest.mark.parametrize("kept", [None, {}])
 def test_numbers_that_the_matrix_unit_cannot_take(kept, where):
@@ -401,7 +403,7 @@ def test_numbers_that_the_matrix_unit_cannot_take(kept, where):
         assert_close(flat(plan.forward(layer)), true(layer)[:3], torch.float32)
 
 
-@pytest.mark.skipif(numba.most_pieces() < 1, reason="the processor has no fast products of bfloat16")
+@pytest.mark.skipif(numba.max_components() < 1, reason="the processor has no fast products of bfloat16")
 @pytest.mark.parametrize("masks", [False, True])
 @pytest.mark.parametrize("T", [1, 5])
 def test_bfloat16_as_it_is(T, masks):

@@ -22,7 +22,7 @@ def largest_error(dtype, vectors, rows):
     out = torch.full((rows + 1, width), torch.nan, dtype=dtype)
     arguments = [rows, init.data_ptr(), width * size, out.data_ptr(), width * size, w.data_ptr()]
     arguments += [width * size, a.data_ptr(), K * size, size, K, 1, 0, 0, a.data_ptr(), 0, 0]
-    ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * len(arguments))(table[f"product{vectors}"])(*arguments)
+    ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * len(arguments))(table[f"gemm{vectors}"])(*arguments)
     assert out[rows:].isnan().all()
     return torch.nan_to_num(
         (out[:rows].double() - (init.double() + a.double() @ w.double())).abs(), nan=torch.inf
@@ -60,7 +60,7 @@ def test_weights_in_place_give_the_bits_of_packed_ones(rows):
                 a = torch.cat([x[:, k:], h[:, :count]], 1)
                 w, columns = torch.cat([of_x[:, k:], of_h[:, :count]], 1).mT.contiguous(), a.shape[1]
                 row = columns * size
-                call("product1", rows, init, 0, want, L * size, w, L * size, a, row, size, columns, 1, 0, 0, a, 0, 0)
+                call("gemm1", rows, init, 0, want, L * size, w, L * size, a, row, size, columns, 1, 0, 0, a, 0, 0)
                 assert torch.equal(got[:, :L], want)
                 assert got[:, L:].isnan().all()
 
@@ -73,9 +73,9 @@ def test_pieces_of_weights_make_one_sum(vectors):
         want, found = torch.empty(rows, width), torch.full((rows + 1, width), torch.nan)
         found[:rows] = 0
         row, of_w = width * size, (width + 3) * size
-        call(f"product{vectors}", rows, zeros, row, want, row, w, of_w, a, 13 * size, size, 13, 1, 0, 0, a, 0, 0)
+        call(f"gemm{vectors}", rows, zeros, row, want, row, w, of_w, a, 13 * size, size, 13, 1, 0, 0, a, 0, 0)
         for k, count in ((0, 4), (4, 1), (5, 8)):
-            call(f"chain{vectors}", rows, a[:, k:], 13 * size, w[k:], of_w, count, found, row)
+            call(f"accumulate{vectors}", rows, a[:, k:], 13 * size, w[k:], of_w, count, found, row)
         assert torch.equal(found[:rows], want), rows
         assert found[rows:].isnan().all()
 
@@ -91,7 +91,7 @@ def test_a_lone_row_in_blocks_is_a_row_of_many(vectors):
         for k in range(0, 43, block):
             part = min(block, 43 - k)
             call(
-                f"product{vectors}",
+                f"gemm{vectors}",
                 1,
                 start,
                 0,
@@ -112,19 +112,17 @@ def test_a_lone_row_in_blocks_is_a_row_of_many(vectors):
             )
             start = want
         whole = torch.full((1, width), torch.nan)
-        call(f"lone{vectors}", 1, init, 0, whole, 0, x, w, 0, 13, h, w[13:], 0, 30, block, block, zeros, 0)
+        call(f"gemv{vectors}", 1, init, 0, whole, 0, x, w, 0, 13, h, w[13:], 0, 30, block, block, zeros, 0)
         assert torch.equal(whole, want), block
         done = 13 % block  # columns of x in the block in which h follows, after whole ones
         fed, part = init.clone(), zeros.clone()
         for k in range(0, 13 - done, block):
-            call(f"product{vectors}", 1, fed, 0, fed, 0, w[k:], width * size, x[k:], 0, size, block, 1, 0, 0, x, 0, 0)
+            call(f"gemm{vectors}", 1, fed, 0, fed, 0, w[k:], width * size, x[k:], 0, size, block, 1, 0, 0, x, 0, 0)
         if done:
             at = 13 - done
-            call(
-                f"product{vectors}", 1, zeros, 0, part, 0, w[at:], width * size, x[at:], 0, size, done, 1, 0, 0, x, 0, 0
-            )
+            call(f"gemm{vectors}", 1, zeros, 0, part, 0, w[at:], width * size, x[at:], 0, size, done, 1, 0, 0, x, 0, 0)
         whole.fill_(torch.nan)
-        call(f"lone{vectors}", 1, fed, 0, whole, 0, x, w, 0, 0, h, w[13:], 0, 30, block - done, block, part, 0)
+        call(f"gemv{vectors}", 1, fed, 0, whole, 0, x, w, 0, 0, h, w[13:], 0, 30, block - done, block, part, 0)
         assert torch.equal(whole, want), block
 
 
@@ -136,10 +134,10 @@ def test_a_lone_row_takes_many_panels_to_and_fro(vectors, step):
     init, part, first = torch.randn(panels, width), torch.randn(panels, width), 0 if step == 1 else panels - 1
     want, found = torch.empty(panels, width), torch.full((panels, width), torch.nan)
     for p in range(panels):
-        call(f"lone{vectors}", 1, init[p], 0, want[p], 0, x, of_x[p], 0, 6, h, of_h[p], 0, 9, 3, 4, part[p], 0)
+        call(f"gemv{vectors}", 1, init[p], 0, want[p], 0, x, of_x[p], 0, 6, h, of_h[p], 0, 9, 3, 4, part[p], 0)
     row = step * width * 4
     call(
-        f"lone{vectors}", panels, init[first], row, found[first], row, x, of_x[first], 6 * row, 6, h, of_h[first],
+        f"gemv{vectors}", panels, init[first], row, found[first], row, x, of_x[first], 6 * row, 6, h, of_h[first],
         9 * row, 9, 3, 4, part[first], row,
     )  # fmt: skip
     assert torch.equal(found, want)

@@ -42,10 +42,15 @@ def outputs(layer, dtype):
 def test_steps_that_multiply_the_input_together(T, B, I, H, reverse, masked, dtype, team):
     """However many rows of however many steps do, no bit of the result is another."""
     layer = Layer(T, B, I, H, reverse=reverse, masked=masked)
-    alone = under(lambda: outputs(layer, dtype), READ_IN_EIGHT_STEPS=1 << 60, FED_ROWS=0)
+    alone = under(lambda: outputs(layer, dtype), READ_IN_EIGHT_STEPS=1 << 60, INPUT_BLOCK_PAIRS=0)
     for rows in (70, 512):
         together = under(
-            lambda: outputs(layer, dtype), team, READ_IN_EIGHT_STEPS=0, FED_ROWS=rows, SERIAL=0, SERIAL_CALL=0
+            lambda: outputs(layer, dtype),
+            team,
+            READ_IN_EIGHT_STEPS=0,
+            INPUT_BLOCK_PAIRS=rows,
+            MIN_PARALLEL_STEP=0,
+            MIN_PARALLEL_CALL=0,
         )
         assert torch.equal(together, alone)
 
@@ -56,7 +61,7 @@ def test_steps_that_multiply_the_input_together(T, B, I, H, reverse, masked, dty
 def test_sums_over_more_pairs_at_a_time(size, masked, reverse):
     """As where they no longer stay in the caches; four chunks of them and more."""
     layers = draws(*size, reverse=reverse, masked=masked)
-    options = {"SUM_BYTES": 0, "CHUNK_ROWS": 4, "SERIAL": 0, "SERIAL_CALL": 0}
+    options = {"SUM_BYTES": 0, "CHUNK_PAIRS": 4, "MIN_PARALLEL_STEP": 0, "MIN_PARALLEL_CALL": 0}
     one, two = (under(lambda: list(compare(layers, torch.float32, "numba")), team, **options) for team in (1, 2))
     for (name, got, want), (_, other, _) in zip(one, two, strict=True):
         assert torch.equal(got, other), name

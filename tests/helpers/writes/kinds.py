@@ -67,7 +67,7 @@ LARGE = {  # more than a megabyte of weights
     "step": Kind(1, 1, 60, 272, how="step"),
     "cell": Kind(1, 2, 60, 260, how="cell"),
 }
-needs_pieces = pytest.mark.skipif(numba.most_pieces() < 2, reason="the processor multiplies no numbers in pieces")
+needs_pieces = pytest.mark.skipif(numba.max_components() < 2, reason="the processor multiplies no numbers in pieces")
 SETTINGS = [
     pytest.param(Setting("numba", torch.float32), id="numba-float32"),
     pytest.param(Setting("numba", torch.float64), id="numba-float64"),

@@ -1,4 +1,4 @@
-"""Kernels compiled ahead of their first use, in processes side by side: in one process LLVM compiles one at a time."""
+"""Compiles kernels ahead of their first use, in several processes: in one process LLVM compiles one at a time."""
 
 import ctypes
 import multiprocessing
@@ -19,7 +19,7 @@ _nothing = ctypes.CFUNCTYPE(None)(lambda: None)
 
 
 class _Idle(dict[str, Any]):
-    """In place of the compiled functions: a function that does nothing, under every name that is asked for."""
+    """Replaces the compiled functions: under every name that is asked for it has a function that does nothing."""
 
     def __contains__(self, name: Any) -> bool:
         return self[name] is not None

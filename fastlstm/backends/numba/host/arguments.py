@@ -1,18 +1,19 @@
-"""The structs that kernels read: their fields stand in `fields`.
+"""The argument structs: each kernel reads one C struct of 64-bit integers, which the host fills. See `fields`.
 
-A struct has first what all calls of one signature share, then buffers, then packed weights, then what is a call's own.
-It ends with a record for each state but the first, then for each input and param, which kernels find by address.
+A struct has first the fields that all calls of one signature share, then buffers, then packed weights, then the fields
+of a call. It ends with a record for each inner state, then for each input and param, which kernels find by address.
 """
 
 import ctypes
 import struct
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 from fastlstm.backends.numba.host import fields
 from fastlstm.backends.numba.host.fields import TAILS
 from fastlstm.backends.numba.llvm import matrix
-from fastlstm.backends.numba.llvm.cells import NAMES as CELLS
+from fastlstm.backends.numba.llvm.cells import NAMES as CELL_FUNCTIONS
 from fastlstm.backends.numba.llvm.primitives import NAMES
 
 
@@ -20,7 +21,7 @@ def _struct(name: str, *tables: str) -> type[ctypes.Structure]:
     return type(name, (ctypes.Structure,), {"_fields_": [(f, ctypes.c_int64) for t in tables for f in fields.names(t)]})
 
 
-_PRIMITIVES = "\n".join((*NAMES, *CELLS, *matrix.NAMES))
+_PRIMITIVES = "\n".join((*NAMES, *CELL_FUNCTIONS, *matrix.NAMES))
 _COMMON = _PRIMITIVES, fields.SIZES, fields.CELL, fields.SCRATCH, fields.LAYOUT
 _CALLS = {
     "Forward": (fields.FORWARD_KEPT + fields.KEPT, fields.WEIGHTS + fields.LAYER + fields.FORWARD_CALL),
@@ -33,50 +34,46 @@ BackwardArguments = _struct(
     "BackwardArguments", *_COMMON, fields.BACKWARD, fields.BUFFERS, fields.BACKWARD_BUFFERS, *_CALLS["Backward"]
 )
 
-StackArguments = _struct("StackArguments", fields.STACK)  # tasks of one kind that know nothing of each other
-RegionArguments = _struct("RegionArguments", fields.REGION)  # what each thread of a team is handed
+StackArguments = _struct("StackArguments", fields.STACK)  # independent calls of one task
+RegionArguments = _struct("RegionArguments", fields.REGION)  # read by each thread of an OpenMP region
 
 _HEADS = {"Forward": ForwardArguments, "Backward": BackwardArguments}
 _RECORDS = {
-    "Forward": (fields.FORWARD_STATE, fields.FORWARD_VALUE),
-    "Backward": (fields.BACKWARD_STATE, fields.BACKWARD_VALUE),
+    "Forward": (fields.FORWARD_STATE, fields.FORWARD_OPERAND),
+    "Backward": (fields.BACKWARD_STATE, fields.BACKWARD_OPERAND),
 }
 
 
-def _tail(kind: str, others: int, values: int, params: int) -> list[list[str]]:
-    """Return the fields of the records of states, those of the records of inputs and params, and those of the params'
-    gradients. Each has its record's number after its name.
-    """
-    of_state, of_value = map(fields.names, _RECORDS[kind])
+def _record_fields(kind: str, inner_states: int, operands: int, params: int) -> list[list[str]]:
+    """Return the fields, numbered by record, of inner states, of inputs and params, and of the params' gradients."""
+    state_fields, operand_fields = map(fields.names, _RECORDS[kind])
     return [
-        [f"{field}{k}" for k in range(others) for field in of_state],
-        [f"{field}{k}" for k in range(values) for field in of_value],
+        [f"{field}{k}" for k in range(inner_states) for field in state_fields],
+        [f"{field}{k}" for k in range(operands) for field in operand_fields],
         [f"dparam{k}" for k in range(params if kind == "Backward" else 0)],
     ]
 
 
 @cache
-def struct_of(kind: str, others: int, values: int, params: int) -> tuple[type[ctypes.Structure], dict[str, int]]:
-    """Return the struct of a pass of a cell with so many states but the first, inputs and params together, and params.
-    And for each of `TAILS` the offset in it at which these records begin.
+def struct_of(kind: str, inner_states: int, operands: int, params: int) -> tuple[Any, dict[str, int]]:
+    """Return the argument struct of a pass of a cell, and for each of `TAILS` the offset at which these records begin.
+    `operands` counts inputs and params together.
     """
-    tails, head = _tail(kind, others, values, params), _HEADS[kind]
-    struct_type = type(
-        head.__name__, (head,), {"_fields_": [(field, ctypes.c_int64) for part in tails for field in part]}
-    )
+    records, head = _record_fields(kind, inner_states, operands, params), _HEADS[kind]
+    all_fields = [(field, ctypes.c_int64) for part in records for field in part]
     offsets, offset = {}, ctypes.sizeof(head)
-    for name, part in zip(TAILS, tails):
+    for name, part in zip(TAILS, records):
         offsets[name] = offset
         offset += 8 * len(part)
-    return struct_type, offsets
+    return type(head.__name__, (head,), {"_fields_": all_fields}), offsets
 
 
 @cache
-def writer(kind: str, kept: bool, others: int, values: int, params: int) -> tuple[Callable[..., None], int]:
-    """Return a function that writes a call's own fields into a struct, and the offset at which they begin. If weights
-    are `kept`, the fields of packed weights come before them.
+def writer(kind: str, cached: bool, inner_states: int, operands: int, params: int) -> tuple[Callable[..., None], int]:
+    """Return a function that writes the fields of a call into a struct, and the offset of the first of them. If
+    `cached`, the fields of the cached packed weights come before the others.
     """
-    own = [field for table in _CALLS[kind][not kept :] for field in fields.names(table)]
-    count = len(own) + sum(map(len, _tail(kind, others, values, params)))
+    own = [field for table in _CALLS[kind][not cached :] for field in fields.names(table)]
+    count = len(own) + sum(map(len, _record_fields(kind, inner_states, operands, params)))
     # the format of pointers, which packs in half the time of other integers
     return struct.Struct(f"{count}n").pack_into, getattr(_HEADS[kind], own[0]).offset

@@ -17,130 +17,137 @@ from fastlstm.backends.numba.host.signature import Signature, contiguous
 
 
 class Backward(Pass):
-    """The backward kernel, for one set of wanted gradients. What stays packed are the transposed weights, if a product
-    needs any.
+    """Runs the backward kernel for calls of one signature and one set of wanted gradients. The weights that stay packed
+    are the transposed ones, if a product needs any.
     """
 
     kind = "Backward"
 
     def __init__(
-        self, signature: Signature, needs: Gradients, in_groups: bool, kept: dict[Any, Any] | None = None
+        self, signature: Signature, needs: Gradients, stacked_gates: bool, caches: dict[Any, Any] | None = None
     ) -> None:
-        """`in_groups`: whether the gates were saved by a stack, and not by one layer for all rows."""
-        super().__init__(signature, kept)
-        self.needs, self.in_groups, self.options, s = needs, in_groups, (needs, in_groups), signature
+        """`stacked_gates`: whether the gates were saved by a stack, and not by one layer for all rows."""
+        super().__init__(signature, caches)
+        self.needs, self.stacked_gates, self.options, s = needs, stacked_gates, (needs, stacked_gates), signature
         T, B, R, I, H, counts, dtype = s.T, s.B, s.rows, s.I, s.H, s.counts, s.dtype
-        to_x, back = needs.x and counts.of_x > 0, counts.of_h > 0 and (T > 1 or needs.states[0])
-        threads, team_count = self.split(back=True)
-        sums = any(needs.weights)
-        fields, buffers, of_x, of_sums = sizes.backward_sizes(s, sums, to_x)
-        # One step reads each weight once. A lone row, and few rows of large weights, take them as they lie, if panels
+        wants_dx, multiplies_hh = needs.x and counts.x_preacts > 0, counts.h_preacts > 0 and (T > 1 or needs.states[0])
+        threads, team_count = self.split_threads(backward=True)
+        wants_weights = any(needs.weights)
+        fields, buffers, dx_components, sum_components = sizes.backward_sizes(s, wants_weights, wants_dx)
+        # One step reads each weight once. One row, and few rows of large weights, read the original weights, if panels
         # are full of units and vectors full of columns.
-        full = H % self.lanes == 0 and (I % self.lanes == 0 or not to_x)
-        few = R == 1 or (R <= FEW_IN_PLACE and H * s.products * dtype.itemsize > LARGE)
-        other = s.groups or s.pieces or of_x or of_sums or self.casts or s.heads > 1
-        in_place = T == 1 and few and full and not other
-        reads = {"packed_hh": back and not in_place, "packed_ih": to_x and not in_place}
+        is_full = H % self.lanes == 0 and (I % self.lanes == 0 or not wants_dx)
+        is_few = R == 1 or (R <= FEW_IN_PLACE and H * s.products * dtype.itemsize > LARGE)
+        uses_bf16_unit = s.components or dx_components or sum_components
+        in_place = T == 1 and is_few and is_full and not (s.stack_size or uses_bf16_unit or self.casts or s.heads > 1)
+        reads = {"packed_hh": multiplies_hh and not in_place, "packed_ih": wants_dx and not in_place}
         packs = any(reads.values())
-        fields |= {"gate_rows": B if in_groups else R, "packs": packs}
-        layout = s.pieces or of_x  # of the weights for the products for x, which are packed to be kept even if unread
-        transposed = sizes.transposed_sizes(s, self.panels, self.lanes, layout)
-        keeps = kept is not None and s.groups is None and packs
-        packed = {name: transposed[name] for name, is_read in reads.items() if keeps or is_read}
-        digested = counts.of_x * H * I, counts.of_h * H * (H // s.heads)
-        self.prepare(of_x or of_sums, layout, threads, team_count, fields, buffers, packed, keeps, digested, in_place)
-        stack, made = () if s.groups is None else (s.groups,), self.like.bfloat16() if s.narrow else self.like
-        of_x_rows, of_h_rows, states = counts.of_x * H, counts.of_h * H, [self.states] * (counts.others + 1)
-        shapes: Any = (
-            (R, I) if s.step else (T, R, I), (*stack, of_x_rows, I), (*stack, of_h_rows, H // s.heads),
-            (*stack, of_x_rows), (*stack, of_h_rows), *[(*stack, H)] * counts.params, *states,
-            *[(T, R, H)] * counts.inputs,
+        fields |= {"gate_rows": B if stacked_gates else R, "packs": packs}
+        x_components = s.components or dx_components  # of packed weight_ih: cached weights have it even if unread
+        transposed = sizes.transposed_sizes(s, self.panels, self.lanes, x_components)
+        caches_weights = caches is not None and s.stack_size is None and packs
+        packed = {name: transposed[name] for name, is_read in reads.items() if caches_weights or is_read}
+        digested = counts.x_preacts * H * I, counts.h_preacts * H * (H // s.heads)
+        self.prepare(
+            dx_components or sum_components, x_components, threads, team_count, fields, buffers, packed,
+            caches_weights, digested, in_place,
         )  # fmt: skip
-        self.others, self.of_states = range(1, counts.others + 1), WEIGHTS + 1 + counts.params  # of `wanted`
-        wanted = to_x, *needs.weights, *needs.states, *needs.inputs
-        self.wanted = [
-            (None if not want else made if k < 3 else self.like, new_of(self.like, shape), shape)
+        stack = () if s.stack_size is None else (s.stack_size,)
+        weight_like = self.prototype.bfloat16() if s.is_bfloat16 else self.prototype
+        x_rows, h_rows = counts.x_preacts * H, counts.h_preacts * H
+        shapes: Any = (
+            (R, I) if s.is_single_step else (T, R, I), (*stack, x_rows, I), (*stack, h_rows, H // s.heads),
+            (*stack, x_rows), (*stack, h_rows), *[(*stack, H)] * counts.params,
+            *[self.state_shape] * (counts.inner_states + 1), *[(T, R, H)] * counts.inputs,
+        )  # fmt: skip
+        self.inner_states = range(1, counts.inner_states + 1)
+        self.first_state = WEIGHTS + 1 + counts.params  # index of dh_0 among the gradients
+        wanted = wants_dx, *needs.weights, *needs.states, *needs.inputs
+        self.allocations = [
+            (None if not want else weight_like if k < 3 else self.prototype, new_of(self.prototype, shape), shape)
             for k, (want, shape) in enumerate(zip(wanted, shapes))
         ]
 
     def run(self, grads: Run, layer: Layer, run: Run) -> Gradients:
-        """The gradients that are wanted of a layer of this signature. Where it is ``narrow``, dh, dx and the gradients
-        of the weights are of bfloat16, too, and all others float32.
-        """
-        x, weights, starts, lengths, reset, *_ = layer
-        starts = (*map(contiguous, starts),)
-        first, zeros, dh, (h, *steps, gates) = starts[0], self.zeros, grads.h, map(contiguous, (run.h, *run.kept))
-        if self.signature.step and steps:
-            h, *steps = steps
-        results = [like if like is None else new(like, *shape) for like, new, shape in self.wanted]
-        addressed = [0 if a is None else a.data_ptr() for a in results]
-        of_states, d_last, d_steps = self.of_states, [grads.last[0]], []
-        of_first, row, of_dh, of_dh_n = zeros, 0, (zeros, 0, 0), (0, 0)
-        if first is not None:
-            of_first, row = first.data_ptr(), self.row
+        """Return the wanted gradients of a layer. If x is bfloat16, so are dh, dx and the gradients of the weights."""
+        x, weights, initial, lengths, reset, *_ = layer
+        initial = (*map(contiguous, initial),)
+        h_0, zeros, dh, (h, *sequences, gates) = (
+            initial[0], self.zeros_address, grads.h, map(contiguous, (run.h, *run.kept)),
+        )  # fmt: skip
+        if self.signature.is_single_step and sequences:
+            h, *sequences = sequences
+        gradients = [like if like is None else new(like, *shape) for like, new, shape in self.allocations]
+        addresses = [0 if a is None else a.data_ptr() for a in gradients]
+        first_state, d_last, d_sequences = self.first_state, [grads.last[0]], []
+        h_0_address, row_stride, dh_fields, dh_n_fields = zeros, 0, (zeros, 0, 0), (0, 0)
+        if h_0 is not None:
+            h_0_address, row_stride = h_0.data_ptr(), self.state_row_bytes
         if dh is not None:
             dh = rows_contiguous(dh)
-            of_dh = sizes.step_row(dh)
+            dh_fields = sizes.address_and_strides(dh)
         if d_last[0] is not None:
             d_last[0] = rows_contiguous(d_last[0])
-            of_dh_n = sizes.row(d_last[0])
+            dh_n_fields = sizes.address_and_row_stride(d_last[0])
         lengths, reset = contiguous(lengths), contiguous(reset)
         call = [
-            x.data_ptr(), of_first, row, address(lengths), address(reset), address(h), address(gates), *of_dh,
-            *of_dh_n, *addressed[: WEIGHTS + 1], addressed[of_states],
+            x.data_ptr(), h_0_address, row_stride, address(lengths), address(reset), address(h), address(gates),
+            *dh_fields, *dh_n_fields, *addresses[: WEIGHTS + 1], addresses[first_state],
         ]  # fmt: skip
-        for k in self.others:
-            d, end = grads.kept[k - 1] if grads.kept else None, grads.last[k]
-            call += zeros if first is None else starts[k].data_ptr(), row
-            call.append(steps[k - 1].data_ptr() if steps else 0)  # of a step nobody may read them
-            if d is None:
+        for k in self.inner_states:
+            d_sequence, d_state = grads.kept[k - 1] if grads.kept else None, grads.last[k]
+            call += zeros if h_0 is None else initial[k].data_ptr(), row_stride
+            call.append(sequences[k - 1].data_ptr() if sequences else 0)  # a single step may not read them
+            if d_sequence is None:
                 call += 0, 0, 0
             else:
-                d = rows_contiguous(d)
-                call += sizes.step_row(d)
-            if end is None:
+                d_sequence = rows_contiguous(d_sequence)
+                call += sizes.address_and_strides(d_sequence)
+            if d_state is None:
                 call += 0, 0
             else:
-                end = rows_contiguous(end)
-                call += sizes.row(end)
-            call.append(addressed[of_states + k])
-            d_steps.append(d)
-            d_last.append(end)
-        values: list[Tensor] = []
-        if self.has_values:
-            told, values = self.values(layer, 0)
+                d_state = rows_contiguous(d_state)
+                call += sizes.address_and_row_stride(d_state)
+            call.append(addresses[first_state + k])
+            d_sequences.append(d_sequence)
+            d_last.append(d_state)
+        operands: list[Tensor] = []
+        if self.has_operands:
+            field_values, operands = self.operand_fields(layer, 0)
             inputs = len(layer.inputs)
-            told[3 : 4 * inputs : 4] = addressed[len(addressed) - inputs :]
-            call += *told, *addressed[WEIGHTS + 1 : of_states]
-        by_group = None
-        if self.groups > 1:
-            by_group = self._by_group(values, starts, (h, *steps), gates, (dh, *d_steps), d_last, results)
-        if self.enter((*weights[:2], None, None), call, by_group):
-            found: Gradients = self.without_unit.run(grads, layer, run)
-            return found
-        dx, *of_weights = results[:of_states]
+            field_values[3 : 4 * inputs : 4] = addresses[len(addresses) - inputs :]
+            call += *field_values, *addresses[WEIGHTS + 1 : first_state]
+        strides = None
+        if self.stack_size > 1:
+            states = (h, *sequences), gates, (dh, *d_sequences), d_last
+            strides = self._stack_strides(operands, initial, *states, gradients)
+        if self.launch((*weights[:2], None, None), call, strides):
+            without_unit: Gradients = self.without_bf16_unit.run(grads, layer, run)
+            return without_unit
+        dx, *dweights = gradients[:first_state]
         for k in (2, 3):
             if weights[k] is None:
-                of_weights[k] = None
+                dweights[k] = None
         if dx is None and self.needs.x:  # a cell may multiply no x
             dx = torch.zeros_like(x if x.dim() < 4 else x.flatten(1, 2))
-        end = of_states + len(starts)
-        return Gradients(dx, (*of_weights,), (*results[of_states:end],), (*results[end:],))
+        first_input = first_state + len(initial)
+        return Gradients(dx, (*dweights,), (*gradients[first_state:first_input],), (*gradients[first_input:],))
 
-    def _by_group(
-        self, values: list[Tensor], starts: Any, steps: Any, gates: Any, d_steps: Any, d_last: Any, results: Any
-    ) -> dict[str, int]:
-        """Bytes from what is one group's to what is the next one's."""
-        s, counts, of_states = self.signature, self.signature.counts, self.of_states
-        names = "dx", "dweight_ih", "dweight_hh", "dbias_ih", "dbias_hh", *(f"dparam{k}" for k in range(counts.params))
-        weights = dict(zip(names[1:], results[1:of_states]))
-        rows = {"dx": results[0], "h": steps[0], "dh": d_steps[0], "dh_n": d_last[0], "dh_0": results[of_states]}
-        rows["h_0"] = starts[0]
-        for k in range(counts.others):
-            rows[f"start{k}"] = starts[k + 1]
-            rows |= {f"steps{k}": steps[k + 1], f"d{k}": d_steps[k + 1], f"d_last{k}": d_last[k + 1]}
-            rows[f"d_start{k}"] = results[of_states + k + 1]
-        rows |= {f"d_value{k}": a for k, a in enumerate(results[of_states + counts.others + 1 :])}
-        (weights if self.in_groups else rows)["gates"] = gates
-        found = s.group_strides | sizes.row_steps(s.B, **rows) | sizes.first_steps(**weights)
-        return found | self.values_by_group(values)
+    def _stack_strides(
+        self, operands: list[Tensor], initial: Any, sequences: Any, gates: Any, d_sequences: Any, d_last: Any,
+        gradients: Any,
+    ) -> dict[str, int]:  # fmt: skip
+        """Return the stride of each address field from one stacked layer to the next."""
+        s, counts, first_state = self.signature, self.signature.counts, self.first_state
+        params = (f"dparam{k}" for k in range(counts.params))
+        weights = dict(zip(("dweight_ih", "dweight_hh", "dbias_ih", "dbias_hh", *params), gradients[1:first_state]))
+        rows = {"dx": gradients[0], "h": sequences[0], "h_0": initial[0]}
+        rows |= {"dh": d_sequences[0], "dh_n": d_last[0], "dh_0": gradients[first_state]}
+        for k in range(counts.inner_states):
+            rows |= {f"initial{k}": initial[k + 1], f"sequence{k}": sequences[k + 1]}
+            rows |= {f"d_sequence{k}": d_sequences[k + 1], f"d_last{k}": d_last[k + 1]}
+            rows[f"d_initial{k}"] = gradients[first_state + k + 1]
+        rows |= {f"d_operand{k}": a for k, a in enumerate(gradients[first_state + counts.inner_states + 1 :])}
+        (weights if self.stacked_gates else rows)["gates"] = gates
+        strides = s.input_stack_strides | sizes.stack_row_strides(s.B, **rows) | sizes.stack_strides(**weights)
+        return strides | self.operand_stack_strides(operands)

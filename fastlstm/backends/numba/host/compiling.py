@@ -1,4 +1,4 @@
-"""How kernels are compiled: once, kept in numba's cache where a folder for it can be written, and not in silence."""
+"""Compiles kernels: once for each processor if numba's cache has a folder that can be written, and not in silence."""
 
 import gc
 import os
@@ -41,14 +41,14 @@ def compiled(signature: Any, function: Callable[..., None]) -> Any:
 
 
 class Progress:
-    """Says on standard error why the caller waits, if something takes longer than `PATIENCE`.
+    """Says on standard error why the caller waits, if a compilation takes longer than `PATIENCE`.
 
-    A first line says once in a process that kernels are compiled. On a terminal a second line names what is compiled
-    now, and what is left. It is rewritten as kernels are done, and erased at the end.
+    A first line says once in a process that kernels are compiled. On a terminal a second line names the kernels that
+    are compiled now, and those left. It is rewritten as kernels are done, and erased at the end.
     """
 
     def __init__(self, names: Iterable[str], at_once: int = 1) -> None:
-        """`names`: of the kernels, in the order in which they are begun, `at_once` of them at a time."""
+        """`names`: the kernels' names, in the order in which they are begun, `at_once` of them at a time."""
         self.left, self.at_once, self.shown = list(names), at_once, False
 
     def __enter__(self) -> "Progress":
@@ -56,7 +56,7 @@ class Progress:
         return self
 
     def done(self, name: str) -> None:
-        """Take note that the kernel of this name is compiled."""
+        """Note that the kernel of this name is compiled."""
         self.timer.cancel()
         self.left.remove(name)
         if self.left and self.shown:
@@ -90,9 +90,7 @@ class Progress:
 
 @contextmanager
 def _without_collection() -> Iterator[None]:
-    """Keep the garbage collector away: it would look through all objects of the process again and again, as a
-    compilation makes so many, and take a sixth of the time.
-    """
+    """Switch the garbage collector off: it would search a compilation's many objects for a sixth of the time."""
     enabled = gc.isenabled()
     try:
         gc.disable()
@@ -106,5 +104,5 @@ def _announce() -> None:
     global _announced
     if not _announced:
         _announced = True
-        kept = f"later processes load them from {folder()}" if folder() else "no folder can be written to keep them in"
-        print(f"fastlstm compiles its kernels for this processor, which takes seconds; {kept}", file=sys.stderr)
+        cache = f"later processes load them from {folder()}" if folder() else "no folder can be written to keep them in"
+        print(f"fastlstm compiles its kernels for this processor, which takes seconds; {cache}", file=sys.stderr)

@@ -13,214 +13,214 @@ def names(table: str) -> list[str]:
 
 
 SIZES = """
-size                bytes of an element of states and sums
-lanes               L, elements of a vector
-T                   steps
-B                   batch rows
-rows                R
-I                   columns of x
-H                   units
-panels              panels of H units, each of one vector
-heads               K
-head                H / K, the units of a head and the columns of weight_hh
-span                columns of h that a panel multiplies: those of as many heads as one panel can have units of
-dense               1 if a last panel that is not full has its pre-activations side by side, without padding
-reverse             1 if the layer runs from the last step to the first
-team_count          teams that split the batch rows
-pieces              bfloat16 numbers that a float32 is split into for the matrix unit, 0 without it
-is_narrow           1 if x, h, the weights and their gradients are bfloat16, and all else float32
-original_size       bytes of an element of the original weights
+size                    bytes of an element of states and pre-activations
+lanes                   L, elements of a vector
+T                       steps
+B                       batch rows
+rows                    R
+I                       columns of x
+H                       units
+panels                  panels of H units, each of one vector
+heads                   K
+head                    H / K, the units of a head and the columns of weight_hh
+span                    most columns of h that a panel multiplies: those of all heads that it has units of
+has_compact             1 if a last panel that is not full is compact: its gates lie side by side without padding
+reverse                 1 if the layer runs from the last step to the first
+team_count              teams that split the batch rows
+components              bfloat16 numbers whose sum stands for a float32 on the bf16 unit, 0 without the unit
+is_bfloat16             1 if x, h, the weights and their gradients are bfloat16, and all else float32
+original_size           bytes of an element of the original weights
 """
 
 CELL = """
-sums                S
-of_x                X; these are the first pre-activations
-of_h                Y; these are the last pre-activations
-joint               1 if X = Y = S
-blocks              (X + Y,) int64: the block of weight_ih of each pre-activation of x, then that of weight_hh of h
-saved               G, vectors of a panel's saved values of a row: no fewer than hold those that its units share
-params              P
-inputs              Q
-values              Q + P
-others              states but the first
-carries_h           1 if the gradient of h goes to the step before also beside its product
-reads               bits of the pointer table's entries that the cell reads
-phases              phases of a step, more than 1 if the cell takes means
-later_values        values of a unit that later phases read
-shared_values       values that a row's units share, and sums of means
+preacts                 S
+x_preacts               X; these are the first pre-activations
+h_preacts               Y; these are the last pre-activations
+joint                   1 if X = Y = S
+gate_blocks             (X + Y,) int64: the gate block of weight_ih of each of the X, then of weight_hh of each of the Y
+saved                   G, vectors of a panel's saved values of a row: enough also for those that its units share
+params                  P
+inputs                  Q
+operands                Q + P
+inner_states            states but the first
+carries_h               1 if the gradient of h goes to the step before also beside its product
+read_bits               bits of the pointer table's entries that the cell reads
+phases                  phases of a step, more than 1 if the cell takes means
+later_values            values of a unit that later phases read
+shared_values           values that a row's units share, and sums of means
 """
 
 SCRATCH = """
-table_bytes         bytes of a pointer table; a thread's scratch begins with two
-wide                vectors of a scratch row that hold products: of one panel or, with several phases, of all
-slots               vectors of a scratch row beside them
-later_slot          first slot of the values that later phases read
-shared_slot         first slot of the values that a row's units share
-panel_bytes         bytes from one panel's products to the next one's, 0 with one phase
-rows_together       batch rows that go through all phases before the next rows do
-scratch_bytes       bytes from one thread's scratch to the next one's
+table_bytes             bytes of a pointer table; a thread's scratch begins with two
+product_vectors         vectors of a scratch row that hold products: of one panel or, with several phases, of all
+copy_vectors            vectors of a scratch row that hold copies
+later_slot              first scratch slot of the values that later phases read
+shared_slot             first scratch slot of the values that a row's units share
+panel_bytes             stride from one panel's products to the next one's, 0 with one phase
+rows_together           batch rows that go through all phases before the next rows do
+scratch_bytes           stride from one thread's scratch to the next one's
 """
 
 LAYOUT = """
-gate_panels         panels of saved values: one more than of units if there are any that a row's units share
-c_step              stride of a step in the states but the first, 0 if only the last ones are stored
-pitch               stride of 32 columns in an operand of the matrix unit
-x_step              stride of a step of x
-x_row               stride of a row of x
-weight_ih_row       stride of a row of weight_ih
-weight_hh_row       stride of a row of weight_hh
-relax               address of a function that a waiting thread calls, or 0
-constants           address of 1024 bytes of zeros, then a one
+gate_panels             panels of saved values: one more than of units if a row's units share saved values
+inner_step_stride       stride of a step in the sequences of inner states, 0 if only the last states are stored
+k_block_stride          stride from one K block of 32 columns to the next in a row operand of the bf16 unit
+x_step_stride           stride of a step of x
+x_row_stride            stride of a row of x
+ih_row_stride           stride of a row of weight_ih
+hh_row_stride           stride of a row of weight_hh
+relax                   address of a function that a waiting thread calls, or 0
+constants               address of 1024 bytes of zeros, then a one
 """
 
 BUFFERS = """
-barrier             counters at which threads meet, a cache line each
-scratch             each thread's scratch
-large               int64 that becomes 1 if the matrix unit cannot take a number
-others_at           record of each state but the first
-values_at           record of each input, then of each param
-dparams_at          address of each param's gradient, or 0
+barrier                 counters at which threads wait for each other, a cache line each
+scratch                 each thread's scratch
+overflow_flag           int64 that becomes 1 if the bf16 unit cannot take a number
+inner_records           record of each inner state
+operand_records         record of each input, then of each param
+dparam_addresses        address of each param's gradient, or 0
 """
-TAILS = "others_at", "values_at", "dparams_at"
+TAILS = "inner_records", "operand_records", "dparam_addresses"
 
 KEPT = """
-digests             a digest of each block of the original weights, 0 if the packed weights are not kept
-stale               int64 that counts blocks whose digests differ; 0: weights are packed, and digests stored
+digests                 a digest of each block of the original weights, 0 if the packed weights are not cached
+mismatches              int64 that counts blocks whose digests differ; 0: pack the weights and store their digests
 """
 
 WEIGHTS = """
-weight_ih           (X H, I)
-weight_hh           (Y H, H / K)
-bias                (X H,) or 0
-bias_hh             (Y H,) or 0
-original_ih         weight_ih before it is cast, contiguous, of which digests are
-original_hh         weight_hh before it is cast
-original_bias       bias before it is cast
-original_bias_hh    bias_hh before it is cast
+weight_ih               (X H, I)
+weight_hh               (Y H, H / K)
+bias                    (X H,) or 0
+bias_hh                 (Y H,) or 0
+original_ih             weight_ih before it is cast, contiguous, which digests are computed from
+original_hh             weight_hh before it is cast
+original_bias           bias before it is cast
+original_bias_hh        bias_hh before it is cast
 """
 
 LAYER = """
-x                   (T, B, I)
-h_0                 (B, H)
-h_0_row             stride of a row of h_0
-lengths             (R,) int64, the steps of each row, or 0
-reset               (T, R) bytes, 1 where a row starts from zeros, or 0
-h                   (T, B, H)
-gates               (T, gate_panels, B, G, L), what is saved, or 0
+x                       (T, B, I)
+h_0                     (B, H)
+h_0_row_stride          stride of a row of h_0
+lengths                 (R,) int64, the steps of each row, or 0
+reset                   (T, R) bytes, 1 where a row starts from zeros, or 0
+h                       (T, B, H)
+gates                   (T, gate_panels, B, G, L), the saved values, or 0
 """
 
 FORWARD = """
-h_step              stride of a step of h, or of `states`
-h_row               stride of a row of h, or of `states`
-out_step            stride of a step of h where `states` are apart
-out_row             stride of a row of h where `states` are apart
-places              panels that `packed` has room for: all; one a thread; or 0, then weights are read unpacked
-block_x             columns of x in a block of its sum, 0 if x shares h's sum
-block               columns of h in a block of its sum, or of x and h
-input_steps         steps for which the products of x are computed at once, or 0
+h_step_stride           stride of a step of h, or of h_float32
+h_row_stride            stride of a row of h, or of h_float32
+out_step_stride         stride of a step of h where there is h_float32
+out_row_stride          stride of a row of h where there is h_float32
+packed_panels           panels that `packed` has room for: all; one a thread; or 0, then weights are read unpacked
+x_k_block               columns of x in a K block, 0 if x and h share their K blocks
+k_block                 columns of h in a K block, or of x and h
+input_steps             steps of an input block, for which the products of x are computed at once, or 0
 """
 
 FORWARD_BUFFERS = """
-states              (2, B, H) float32 h of two steps, if is_narrow
-operand             rows of x and h of two steps, or of x of 2 `input_steps` steps, for the matrix unit
-input_preact        (panels, input_steps, B, S, L) products of x, 2 for B if block_x is 0; or (panels, pitch / 64, 4, L)
+h_float32               (2, B, H) float32, h of two steps, if is_bfloat16
+row_operand             x and h of two steps, or x of two input blocks, as row operands of the bf16 unit
+input_preact            (panels, input_steps, B or, if x_k_block is 0, 2, S, L) products of x; unit: (panels, rows, 4 L)
 """
 
 FORWARD_KEPT = """
-packed              (places, span, Y, L) weight_hh, then (places, I, X, L) weight_ih; or operands of the matrix unit
-biases              (panels, S, L)
+packed                  (packed_panels, span, Y, L) weight_hh, then (.., I, X, L) weight_ih; or column operands
+biases                  (panels, S, L)
 """
 
 FORWARD_CALL = """
-h_n                 (B, H)
-flip                1 if the first step takes the panels from last to first
+h_n                     (B, H)
+flip                    1 if the first step takes the panels from last to first
 """
 
 FORWARD_STATE = """
-start               (B, H) before the first step
-start_row           stride of a row of it
-steps               (T, B, H) after each step, or (B, H) if c_step is 0
-last                (B, H) after the last step
+initial                 (B, H) before the first step
+initial_row_stride      stride of a row of it
+sequence                (T, B, H) after each step, or (B, H) if inner_step_stride is 0
+last                    (B, H) after the last step
 """
 
-FORWARD_VALUE = """
-value               (T, B, H) of an input, (H,) of a param
-value_step          stride of a step of it, 0 of a param
-value_row           stride of a row of it, 0 of a param
+FORWARD_OPERAND = """
+operand                 (T, B, H) of an input, (H,) of a param
+operand_step_stride     stride of a step of it, 0 of a param
+operand_row_stride      stride of a row of it, 0 of a param
 """
 
 BACKWARD = """
-gate_rows           batch rows from one panel of `gates` to the next
-reach               panels of dpreact that a group of columns of h multiplies
-chunk               steps whose dpreact becomes weight gradients together
-ring                chunks of `strips` that are kept
-strip               columns of a strip of [x, h, 1]
-halves              sets of accumulators of the weight gradients, each over a share of the batch rows: 1 or 2
-sum_rows            accumulator rows: one for each column of [x, h, 1], with padding
-sums_of_h           first accumulator row of h
-sum_of_one          accumulator row of the ones
-kept                steps that `dpreact` has room for
-packs               1 if transposed weights are read
-rows_kept           steps that `dpreact_rows` has room for
-strips_bytes        bytes of the strips of a chunk
-columns_bytes       bytes of the columns of a chunk
+gate_rows               batch rows from one panel of `gates` to the next
+reach                   most panels of dpreact that a vector group of columns of h multiplies
+chunk                   steps of a time chunk, whose dpreact becomes weight gradients together
+ring                    time chunks that `strips` has room for
+strip                   columns of a strip of [x, h, 1]
+split_k                 sets of accumulators of the weight gradients, each over a share of the batch rows: 1 or 2
+accumulator_rows        accumulator rows: one for each column of [x, h, 1], with padding
+first_h_row             first accumulator row of h
+ones_row                accumulator row of the ones
+dpreact_steps           steps that `dpreact` has room for
+packs                   1 if transposed weights are read
+dpreact_row_steps       steps that `dpreact_rows` has room for
+strips_bytes            bytes of the strips of a time chunk
+columns_bytes           bytes of `dpreact_columns` of a time chunk
 """
 
 BACKWARD_BUFFERS = """
-dpreact             (panels, kept, B, S + P, L)
-carried             (others + carries_h + 1, panels, B, L), of states but the first, h, and dh of held rows
-strips              (ring, strips, chunk B, strip) columns of [x, h, 1]; or rows of the transposed [x, 1, h] by the unit
-dweights            (halves, panels, sum_rows, max(X, Y), L), or 0 if few rows are summed from `strips` at once
-dpreact_rows        dpreact as rows of an operand of the matrix unit, for products with weights
-columns             dpreact as columns of an operand, for the weight gradients
+dpreact                 (panels, dpreact_steps, B, S + P, L)
+carried                 (inner_states + carries_h + 1, panels, B, L), of inner states, of h, then dh of held rows
+strips                  (ring, strips, chunk B, strip) columns of [x, h, 1]; unit: rows of the transposed [x, 1, h]
+dweights                (split_k, panels, accumulator_rows, max(X, Y), L), or 0 if few pairs are summed without it
+dpreact_rows            dpreact as a row operand of the bf16 unit, for the products with weights
+dpreact_columns         dpreact as a column operand, for the weight gradients
 """
 
 BACKWARD_KEPT = """
-packed_hh           (groups of 4 vectors of H, reach, Y L, 4 L) transposed weight_hh, or 0 if it is not read
-packed_ih           (groups of 4 vectors of I, panels, X L, 4 L) transposed weight_ih, or 0 if it is not read
+packed_hh               (vector groups of H, reach, Y L, 4 L) transposed weight_hh, or 0 if it is not read
+packed_ih               (vector groups of I, panels, X L, 4 L) transposed weight_ih, or 0 if it is not read
 """
 
 BACKWARD_CALL = """
-dh                  (T, B, H), zeros with strides of 0 if there is none
-dh_step             stride of a step of dh
-dh_row              stride of a row of dh
-dh_n                (B, H) or 0
-dh_n_row            stride of a row of dh_n
-dx                  (T, B, I) or 0
-dweight_ih          (X H, I) or 0
-dweight_hh          (Y H, H / K) or 0
-dbias_ih            (X H,) or 0
-dbias_hh            (Y H,) or 0
-dh_0                (B, H) or 0
+dh                      (T, B, H), zeros with strides of 0 if there is none
+dh_step_stride          stride of a step of dh
+dh_row_stride           stride of a row of dh
+dh_n                    (B, H) or 0
+dh_n_row_stride         stride of a row of dh_n
+dx                      (T, B, I) or 0
+dweight_ih              (X H, I) or 0
+dweight_hh              (Y H, H / K) or 0
+dbias_ih                (X H,) or 0
+dbias_hh                (Y H,) or 0
+dh_0                    (B, H) or 0
 """
 
 BACKWARD_STATE = """
-start               (B, H) before the first step
-start_row           stride of a row of it
-steps               (T, B, H) after each step, or 0 of a single step that does not read them
-d                   (T, B, H) gradient of the state after each step, or 0
-d_step              stride of a step of d
-d_row               stride of a row of d
-d_last              (B, H) gradient of the last state, or 0
-d_last_row          stride of a row of d_last
-d_start             (B, H) gradient of the initial state, or 0
+initial                 (B, H) before the first step
+initial_row_stride      stride of a row of it
+sequence                (T, B, H) after each step, or 0 of a single step that does not read them
+d_sequence              (T, B, H) gradient of the state after each step, or 0
+d_sequence_step_stride  stride of a step of d_sequence
+d_sequence_row_stride   stride of a row of d_sequence
+d_last                  (B, H) gradient of the last state, or 0
+d_last_row_stride       stride of a row of d_last
+d_initial               (B, H) gradient of the initial state, or 0
 """
 
-BACKWARD_VALUE = f"""{FORWARD_VALUE.rstrip()}
-d_value             (T, B, H) gradient of an input, or 0
+BACKWARD_OPERAND = f"""{FORWARD_OPERAND.rstrip()}
+d_operand               (T, B, H) gradient of an input, or 0
 """
 
 STACK = """
-task                address of the kernel
-first               address of the first layer's struct
-bytes               bytes from one struct to the next
-count               layers
-lanes               sets of buffers; layer k uses set k % lanes
+task                    address of the kernel
+first                   address of the first layer's struct
+struct_bytes            bytes from one struct to the next
+count                   layers
+buffer_sets             sets of buffers; layer k uses set k % buffer_sets
 """
 
 REGION = """
-task                address of the kernel
-arguments           address of its struct
-thread_number       address of a function that returns a thread's number
-team_size           address of a function that returns how many threads there are
+task                    address of the kernel
+arguments               address of its struct
+get_thread_number       address of a function that returns a thread's number
+get_thread_count        address of a function that returns the number of threads
 """

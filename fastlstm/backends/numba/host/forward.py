@@ -18,10 +18,10 @@ from fastlstm.cells.spec import Cell
 
 
 def saved_shape(cell: Cell, T: int, B: int, H: int, dtype: torch.dtype, groups: int | None = None) -> tuple[int, ...]:
-    """Return the shape of what is saved for the backward pass beside the states: (T, panels, B, G lanes).
+    """Return the shape of the saved gates, which are all saved values but states: (T, panels, B, G lanes).
 
-    Each step has for each panel of units its rows side by side, as both passes read them. The numbers that a row's
-    units share are those of a last panel. Stacked layers follow each other.
+    Each step has for each panel of units its rows side by side, as both passes read them. The values that a row's units
+    share are those of a last panel. The `groups` layers of a stack follow each other.
     """
     lanes = sizes.lanes_of(dtype)
     panels, width = sizes.saved_panels(cell, H, lanes), cell.layout.saved_vectors(lanes) * lanes
@@ -30,106 +30,123 @@ def saved_shape(cell: Cell, T: int, B: int, H: int, dtype: torch.dtype, groups: 
 
 
 class Forward(Pass):
-    """The forward kernel. With `save` runs keep what the backward pass reads: the states but the first and gates. A
-    single step keeps states only if the backward pass reads them, and then all. If it `holds` weights they stay packed
-    whatever it costs to compare them.
+    """Runs the forward kernel for calls of one signature.
+
+    With `save`, a run returns what the backward pass reads: the saved gates, and the inner states of all steps. A
+    single step returns its states only if the backward pass reads states after the step, and then h too. With
+    `always_caches`, packed weights are cached even for a single step of large weights.
     """
 
     kind = "Forward"
 
     def __init__(
-        self, signature: Signature, save: bool, kept: dict[Any, Any] | None = None, holds: bool = False
+        self, signature: Signature, save: bool, caches: dict[Any, Any] | None = None, always_caches: bool = False
     ) -> None:
-        super().__init__(signature, kept)
+        super().__init__(signature, caches)
         self.save, self.options, self.flip, s = save, (save,), 0, signature
         T, B, R, I, H, dtype, size, counts = s.T, s.B, s.rows, s.I, s.H, s.dtype, s.dtype.itemsize, s.counts
-        of_x, (threads, team_count) = sizes.input_pieces(s), self.split(back=False)
-        fields, buffers = sizes.forward_sizes(s, of_x, team_count)
+        x_components, (threads, team_count) = sizes.input_components(s), self.split_threads(backward=False)
+        fields, buffers = sizes.forward_sizes(s, x_components, team_count)
         # One step reads every panel once: a thread packs it into memory that stays in its cache, in a third of the time
-        # where the weights are larger than the caches. Parts of the batch rows share the packed weights instead. The
-        # panels of few rows are not packed at all, if every panel is full and x has at least a vector's columns.
-        once, L = T == 1 and team_count == 1 and not (s.pieces or of_x), self.lanes
-        in_place = once and s.groups is None and R <= FEW_TRANSPOSED and H // s.heads % L == 0 and L <= I
-        large = H * s.products * size > LARGE and not self.casts
-        keeps = holds or (kept is not None and s.groups is None and not (once and large))
-        places = self.panels if keeps or not once else 0 if in_place else threads
-        fields["places"] = places
-        fields["h_step"], fields["h_row"] = (B if s.narrow else R) * self.row, self.row
-        fields["out_step"], fields["out_row"] = R * H * 2, H * 2
-        self.others = range(1, counts.others + 1)
-        self.keeps_states = save and (not s.step or counts.reads_new)
-        if not self.keeps_states:
-            fields["c_step"] = 0
-        count = sizes.packed_size(s, self.lanes, of_x, places)
-        packed = {"packed": count, "biases": self.panels * counts.sums * self.lanes}
-        digested = counts.of_x * H * I, counts.of_x * H, counts.of_h * H, counts.of_h * H * (H // s.heads)
-        self.prepare(of_x, of_x, threads, team_count, fields, buffers, packed, keeps, digested, places == 0)
-        self.new = new_of(self.like, (T, R, H))
-        self.shape = (R, H) if s.step else (T, R, H)
-        self.outputs = None if s.step else self.shape
-        self.gates = saved_shape(s.cell, T, R, H, dtype, s.groups)
+        # where the weights are larger than the caches. Teams share the packed weights instead. The panels of few rows
+        # are not packed at all, if every panel is full and x has at least a vector's columns.
+        once, L = T == 1 and team_count == 1 and not (s.components or x_components), self.lanes
+        in_place = once and s.stack_size is None and R <= FEW_TRANSPOSED and H // s.heads % L == 0 and L <= I
+        is_large = H * s.products * size > LARGE and not self.casts
+        may_cache = caches is not None and s.stack_size is None and not (once and is_large)
+        caches_weights = always_caches or may_cache
+        packed_panels = self.panels if caches_weights or not once else 0 if in_place else threads
+        fields["packed_panels"] = packed_panels
+        row_bytes = self.state_row_bytes
+        fields["h_step_stride"], fields["h_row_stride"] = (B if s.is_bfloat16 else R) * row_bytes, row_bytes
+        fields["out_step_stride"], fields["out_row_stride"] = R * H * 2, H * 2
+        self.inner_states = range(1, counts.inner_states + 1)
+        self.saves_states = save and (not s.is_single_step or counts.reads_new)
+        if not self.saves_states:
+            fields["inner_step_stride"] = 0
+        count = sizes.packed_size(s, self.lanes, x_components, packed_panels)
+        packed = {"packed": count, "biases": self.panels * counts.preacts * self.lanes}
+        hh_size = counts.h_preacts * H * (H // s.heads)
+        digested = counts.x_preacts * H * I, counts.x_preacts * H, counts.h_preacts * H, hh_size
+        self.prepare(
+            x_components, x_components, threads, team_count, fields, buffers, packed, caches_weights, digested,
+            packed_panels == 0,
+        )  # fmt: skip
+        self.new_output = new_of(self.prototype, (T, R, H))
+        self.sequence_shape = (R, H) if s.is_single_step else (T, R, H)
+        self.output_shape = None if s.is_single_step else self.sequence_shape
+        self.gates_shape = saved_shape(s.cell, T, R, H, dtype, s.stack_size)
 
     def run(self, layer: Layer) -> Run:
-        """A layer of this signature; where x is ``narrow`` h is, too, and the states and what is kept are float32."""
-        x, weights, starts, lengths, reset, *_ = layer
-        new, states, first, keeps, of_gates = self.like.new_empty, self.states, starts[0], self.keeps_states, 0
-        h_n, h = new(*states), None  # by a tuple it would take half as long again
+        """Run a layer of this signature. If x is bfloat16, h is too, and states and saved values are float32."""
+        x, weights, initial, lengths, reset, *_ = layer
+        new, state_shape, h_0, saves_states = self.prototype.new_empty, self.state_shape, initial[0], self.saves_states
+        h_n, h = new(*state_shape), None  # by a tuple it would take half as long again
         last: tuple[Tensor, ...] = (h_n,)
-        steps: tuple[Tensor, ...] = ()
+        sequences: tuple[Tensor, ...] = ()
         gates: tuple[Tensor, ...] = ()
-        of_h = of_last = h_n.data_ptr()
-        if self.outputs is not None:
-            h = self.new(x, *self.outputs)
-            of_h = h.data_ptr()
-        elif keeps:  # a step has no other h that stays as it is
-            steps = (self.new(self.like, *self.shape),)
-            of_h = steps[0].data_ptr()
-        elif self.signature.narrow:  # its rows of bfloat16 would lie over those of h_n that other threads have left
+        gates_address = 0
+        h_address = h_n_address = h_n.data_ptr()
+        if self.output_shape is not None:
+            h = self.new_output(x, *self.output_shape)
+            h_address = h.data_ptr()
+        elif saves_states:  # a step has no other h that stays as it is
+            sequences = (self.new_output(self.prototype, *self.sequence_shape),)
+            h_address = sequences[0].data_ptr()
+        elif self.signature.is_bfloat16:  # its rows would lie over those of h_n that other threads have written
             output = x.new_empty(self.signature.rows, self.signature.H)
-            of_h = output.data_ptr()
-        of_first, row = self.zeros, 0
-        if first is not None:
-            starts = (*[a.contiguous() for a in starts],)
-            of_first, row = starts[0].data_ptr(), self.row
+            h_address = output.data_ptr()
+        h_0_address, row_stride = self.zeros_address, 0
+        if h_0 is not None:
+            initial = (*[a.contiguous() for a in initial],)
+            h_0_address, row_stride = initial[0].data_ptr(), self.state_row_bytes
         if self.save:
-            gates = (pooled(self.like, *self.gates),)
-            of_gates = gates[0].data_ptr()
-        of_lengths = of_reset = 0
+            gates = (pooled(self.prototype, *self.gates_shape),)
+            gates_address = gates[0].data_ptr()
+        lengths_address = reset_address = 0
         if lengths is not None:
             lengths = lengths.contiguous()
-            of_lengths = lengths.data_ptr()
+            lengths_address = lengths.data_ptr()
         if reset is not None:
             reset = reset.contiguous()
-            of_reset = reset.data_ptr()
+            reset_address = reset.data_ptr()
         self.flip ^= 1
-        call = [x.data_ptr(), of_first, row, of_lengths, of_reset, of_h, of_gates, of_last, self.flip]
-        for k in self.others:
-            end = new(*states)
-            of_end = of_steps = end.data_ptr()
-            last += (end,)
-            if keeps:
-                to = self.new(self.like, *self.shape)
-                of_steps = to.data_ptr()
-                steps += (to,)
-            call += self.zeros if first is None else starts[k].data_ptr(), row, of_steps, of_end
-        values: list[Tensor] = []
-        if self.has_values:
-            told, values = self.values(layer)
+        call = [
+            x.data_ptr(), h_0_address, row_stride, lengths_address, reset_address, h_address, gates_address,
+            h_n_address, self.flip,
+        ]  # fmt: skip
+        for k in self.inner_states:
+            last_state = new(*state_shape)
+            last_address = sequence_address = last_state.data_ptr()
+            last += (last_state,)
+            if saves_states:
+                sequence = self.new_output(self.prototype, *self.sequence_shape)
+                sequence_address = sequence.data_ptr()
+                sequences += (sequence,)
+            initial_address = self.zeros_address if h_0 is None else initial[k].data_ptr()
+            call += initial_address, row_stride, sequence_address, last_address
+        operands: list[Tensor] = []
+        if self.has_operands:
+            field_values, operands = self.operand_fields(layer)
             weights = weights[:WEIGHTS]
-            call += told
-        by_group = None
-        if self.groups > 1:
-            by_group = self._by_group(weights, starts, h_n if h is None else h, (*steps, *gates), last, values)
-        if self.enter(weights, call, by_group):
-            found: Run = self.without_unit.run(layer)
-            return found
-        return Run(h, last, steps + gates)
+            call += field_values
+        strides = None
+        if self.stack_size > 1:
+            output = h_n if h is None else h
+            strides = self._stack_strides(weights, initial, output, (*sequences, *gates), last, operands)
+        if self.launch(weights, call, strides):
+            run: Run = self.without_bf16_unit.run(layer)
+            return run
+        return Run(h, last, sequences + gates)
 
-    def _by_group(self, weights: Any, starts: Any, h: Tensor, kept: Any, last: Any, values: list[Tensor]) -> Any:
-        """Bytes from what is one group's to what is the next one's."""
-        s, rows = self.signature, {"h": h, "h_n": last[0], "h_0": starts[0]}
-        for k, (to, end) in enumerate(zip(kept if self.keeps_states else last[1:], last[1:])):
-            rows |= {f"steps{k}": to, f"last{k}": end}
-            rows |= {} if starts[0] is None else {f"start{k}": starts[k + 1]}
-        found = s.group_strides | sizes.row_steps(s.B, **rows) | self.values_by_group(values)
-        return found | sizes.first_steps(bias=weights[2], bias_hh=weights[3], gates=kept[-1] if kept else None)
+    def _stack_strides(
+        self, weights: Any, initial: Any, h: Tensor, saved: Any, last: Any, operands: list[Tensor]
+    ) -> dict[str, int]:
+        """Return the stride of each address field from one stacked layer to the next."""
+        s, rows = self.signature, {"h": h, "h_n": last[0], "h_0": initial[0]}
+        for k, (sequence, last_state) in enumerate(zip(saved if self.saves_states else last[1:], last[1:])):
+            rows |= {f"sequence{k}": sequence, f"last{k}": last_state}
+            rows |= {} if initial[0] is None else {f"initial{k}": initial[k + 1]}
+        strides = s.input_stack_strides | sizes.stack_row_strides(s.B, **rows) | self.operand_stack_strides(operands)
+        gates = saved[-1] if saved else None
+        return strides | sizes.stack_strides(bias=weights[2], bias_hh=weights[3], gates=gates)

@@ -1,4 +1,6 @@
-"""A kernel ready to run, but for what is a call's own: a short call would spend longer on it than on its arithmetic."""
+"""Kernels prepared once, so that a call has only its own fields to write. A short call would otherwise spend longer on
+the preparation than on its arithmetic.
+"""
 
 from __future__ import annotations
 
@@ -11,166 +13,183 @@ import torch
 
 from fastlstm.backends.memory import SCRATCH, SMALL, release_scratch, take, take_scratch
 from fastlstm.backends.numba.constants import LINE
-from fastlstm.backends.numba.host.cells import counts
+from fastlstm.backends.numba.host.cell_counts import counts
 from fastlstm.cells.spec import Cell
 
-_Found = ctypes.c_int64 * 2  # one type: each that is made is a cycle
+_Flags = ctypes.c_int64 * 2  # created once: each new ctypes array type is a reference cycle
 
 
 @cache
 def constants(dtype: torch.dtype) -> torch.Tensor:
-    """A kilobyte of zeros, then a one."""
-    made = torch.zeros(1024 // dtype.itemsize + 1, dtype=dtype, device="cpu")
-    made[-1] = 1.0
-    return made
+    """Return a kilobyte of zeros, then a one."""
+    numbers = torch.zeros(1024 // dtype.itemsize + 1, dtype=dtype, device="cpu")
+    numbers[-1] = 1.0
+    return numbers
 
 
 @lru_cache(64)
 def zeros(count: int) -> Any:
-    """So many bytes of zero, which kernels read in the place of a state."""
+    """Return `count` zero bytes, which kernels read in place of a state."""
     return ctypes.create_string_buffer(count)
 
 
 class Kernel:
-    """A task, the arguments that all its calls share, the sizes of its buffers, and the frames that calls run in.
+    """A task, the argument fields that all its calls share, its buffers' sizes, and the frames that calls run in.
 
     Attributes:
-        steps: bytes from one of a buffer to the next, where lanes of a stack have their own.
+        buffer_bytes: the bytes of each buffer. Threads, or stacked layers, that have a buffer of their own have it at
+            this distance.
+        barrier_bytes: the bytes of the barriers, 0 for one thread.
+        small_offsets: the offsets of the small buffers, which lie in one piece of memory of `small_bytes`, after the
+            barriers.
+        pool_buffers: names and bytes of the buffers that come from the pool.
+        free_frames: the frames not in use.
     """
 
     def __init__(
-        self, task: str, kind: str, cell: Cell, dtype: torch.dtype, pieces: int, threads: int, team_count: int,
-        fields: dict[str, int], sizes: dict[str, int], lanes: int = 1, rare: Sequence[str] = (),
+        self, task: str, kind: str, cell: Cell, dtype: torch.dtype, components: int, threads: int, team_count: int,
+        fields: dict[str, int], sizes: dict[str, int], buffer_sets: int = 1, rare: Sequence[str] = (),
     ) -> None:  # fmt: skip
-        """`kind`: Forward or Backward, of a `cell`; `pieces`: of a number on the matrix unit; `fields` of the
-        arguments; `sizes` of the buffers, in elements: each thread has a ``scratch`` of its own, and each of `lanes`
-        one of the others; `rare`: the kinds of `primitives.RARE` that it needs.
+        """Prepare a kernel.
+
+        Args:
+            kind: Forward or Backward.
+            components: of a number on the bf16 unit, 0 without it.
+            fields: argument fields.
+            sizes: of the buffers, in elements. Each thread has a ``scratch`` of its own, and each of the `buffer_sets`
+                one of every other buffer.
+            rare: the kinds of `primitives.RARE` that the kernel needs.
         """
         from fastlstm.backends.numba.host import arguments, tasks
 
-        tasks.prepare_kernel(task, cell, dtype.itemsize, pieces, rare)
-        self.lay_out(threads, team_count, sizes, dtype.itemsize, lanes)
-        self.task, found = task, counts(cell)
-        made, self.tails = arguments.struct_of(kind, found.others, found.values, found.params)
-        self.arguments = made(
-            **tasks.primitives(dtype.itemsize, pieces), **tasks.cell_primitives(cell, dtype.itemsize),
-            **{name: at for each in rare for name, at in tasks.rare(dtype.itemsize, each).items()},
+        tasks.prepare_kernel(task, cell, dtype.itemsize, components, rare)
+        self.lay_out(threads, team_count, sizes, dtype.itemsize, buffer_sets)
+        self.task, of_cell = task, counts(cell)
+        struct, self.tails = arguments.struct_of(kind, of_cell.inner_states, of_cell.operands, of_cell.params)
+        self.arguments = struct(
+            **tasks.primitives(dtype.itemsize, components), **tasks.cell_primitives(cell, dtype.itemsize),
+            **{name: address for each in rare for name, address in tasks.rare(dtype.itemsize, each).items()},
             relax=tasks.relax(), constants=constants(dtype).data_ptr(), team_count=team_count,
-            scratch_bytes=self.steps["scratch"], **fields,
+            scratch_bytes=self.buffer_bytes["scratch"], **fields,
         )  # fmt: skip
 
-    def lay_out(self, threads: int, team_count: int, sizes: dict[str, int], size: int, lanes: int) -> None:
-        """Give each buffer its place, in memory that a frame borrows for a run.
-
-        Args:
-            sizes: of the buffers, in elements of `size` bytes.
-        """
-        places, large, self.steps = [], [], {}
-        self.counters = total = LINE * (team_count + 2) if threads > 1 else 0
+    def lay_out(self, threads: int, team_count: int, sizes: dict[str, int], size: int, buffer_sets: int) -> None:
+        """Assign each buffer, of `sizes` elements of `size` bytes, an offset in the small memory, or to the pool."""
+        self.threads, self.buffer_bytes = threads, {}
+        self.small_offsets: list[tuple[str, int]] = []
+        pool_buffers = []
+        self.barrier_bytes = offset = LINE * (team_count + 2) if threads > 1 else 0
         for name, count in sizes.items():
-            self.steps[name] = -(-count * size // LINE) * LINE
-            needed = self.steps[name] * (threads if name == "scratch" else lanes)
+            self.buffer_bytes[name] = -(-count * size // LINE) * LINE
+            needed = self.buffer_bytes[name] * (threads if name == "scratch" else buffer_sets)
             if needed >= SMALL:
-                large.append((name, needed))
+                pool_buffers.append((name, needed))
             elif needed:
-                places.append((name, total))
-                total += needed
-        self.small, self.places = total, places  # one piece of memory for all of these
-        self.large = sorted(large, key=lambda entry: -entry[1])  # what the pool has goes to those that it fits
-        self.threads = threads
-        self.idle: list[Frame] = []
+                self.small_offsets.append((name, offset))
+                offset += needed
+        self.small_bytes = offset
+        # largest first: what the pool has goes to the buffers that it fits
+        self.pool_buffers = sorted(pool_buffers, key=lambda entry: -entry[1])
+        self.free_frames: list[Frame] = []
 
     def borrow(self) -> Frame:
-        """A frame for one run, with its buffers."""
+        """Return a frame for one run, with its buffers."""
         try:
-            frame = self.idle.pop()  # atomic: Python threads may share the kernel
+            frame = self.free_frames.pop()  # atomic: Python threads may share the kernel
         except IndexError:
             frame = Frame(self)
-        if self.small <= SCRATCH:
+        if self.small_bytes <= SCRATCH:
             frame.memory = memory = take_scratch()  # mostly what the last call of any kernel has left in a cache
-            if memory.address != frame.at:
-                frame.place(self, memory.address)
-        elif self.small < SMALL:
-            self._place_alone(frame)
+            if memory.address != frame.small_address:
+                frame.set_addresses(self, memory.address)
+        elif self.small_bytes < SMALL:
+            self._allocate_small(frame)
         else:
-            view, at = take(self.small)
+            view, address = take(self.small_bytes)
             frame.views.append(view)
-            frame.place(self, at)
-        if self.counters:
-            frame.count_anew()
-        if self.large:
-            self._take_large(frame)
+            frame.set_addresses(self, address)
+        if self.barrier_bytes:
+            frame.reset_barriers()
+        if self.pool_buffers:
+            self._take_from_pool(frame)
         return frame
 
-    def keep(self) -> Frame:
-        """A frame for many runs, with buffers of its own."""
+    def own_frame(self) -> Frame:
+        """Return a frame for many runs, with buffers of its own."""
         frame = Frame(self)
-        self._place_alone(frame)
-        self._take_large(frame)
+        self._allocate_small(frame)
+        self._take_from_pool(frame)
         return frame
 
-    def _place_alone(self, frame: Frame) -> None:
-        """Have the small buffers lie in memory that nothing else uses."""
-        frame.memory = torch.empty(self.small, dtype=torch.uint8, device="cpu")
-        frame.place(self, frame.memory.data_ptr())
+    def _allocate_small(self, frame: Frame) -> None:
+        """Give a frame small memory that nothing else uses."""
+        frame.memory = torch.empty(self.small_bytes, dtype=torch.uint8, device="cpu")
+        frame.set_addresses(self, frame.memory.data_ptr())
 
-    def _take_large(self, frame: Frame) -> None:
-        for name, count in self.large:
+    def _take_from_pool(self, frame: Frame) -> None:
+        for name, count in self.pool_buffers:
             view, address = take(count)
             frame.views.append(view)
             setattr(frame.arguments, name, address)
 
     def take_back(self, frame: Frame) -> None:
         """Let go of a frame and of its buffers."""
-        if self.small <= SCRATCH:
+        if self.small_bytes <= SCRATCH:
             release_scratch(frame.memory)
         frame.memory = None
         if frame.views:
             frame.views.clear()
-        self.idle.append(frame)
+        self.free_frames.append(frame)
 
-    def run_stack(self, frame: Frame, groups: int, by_group: dict[str, int]) -> None:
-        """Run the kernel for each group of a stack, whose fields lie so many bytes apart."""
+    def run_stack(self, frame: Frame, stack_size: int, strides: dict[str, int]) -> None:
+        """Run the kernel for each layer of a stack. `strides`: of address fields, from one layer to the next."""
         from fastlstm.backends.numba.host import tasks
 
-        tasks.run_stack(self.task, frame.arguments, groups, by_group, self.steps, self.threads)
+        tasks.run_stack(self.task, frame.arguments, stack_size, strides, self.buffer_bytes, self.threads)
 
 
 class Frame:
-    """The arguments and buffers of one call at a time. It does not know its kernel: a cycle would outlive a layer."""
+    """The arguments and buffers of one call at a time. It has no reference to its kernel: such a cycle would keep the
+    memory until the garbage collector runs, after the layer is gone.
 
-    __slots__ = ("arguments", "at", "counted", "found", "memory", "run", "stale", "views")
+    Attributes:
+        flags: an overflow flag, and the count of blocks of weights whose digests differ. The kernel writes both.
+        mismatches: the address of the second.
+        small_address: where the barriers and the small buffers begin, or -1.
+    """
+
+    __slots__ = ("arguments", "barriers", "flags", "memory", "mismatches", "run", "small_address", "views")
 
     def __init__(self, kernel: Kernel) -> None:
         from fastlstm.backends.numba.host import tasks
 
         self.arguments = type(kernel.arguments).from_buffer_copy(kernel.arguments)
-        found = _Found()
-        self.arguments.large = ctypes.addressof(found)
-        for name, place in kernel.tails.items():
-            setattr(self.arguments, name, ctypes.addressof(self.arguments) + place)
-        self.stale = ctypes.addressof(found) + 8
-        self.found = memoryview(found).cast("B").cast("q")  # a number too large for the unit; blocks of other weights
-        self.run = tasks.ready(kernel.task, self.arguments, kernel.threads)
-        self.at, self.counted = -1, memoryview(bytearray())
+        flags = _Flags()
+        self.arguments.overflow_flag = ctypes.addressof(flags)
+        for name, offset in kernel.tails.items():
+            setattr(self.arguments, name, ctypes.addressof(self.arguments) + offset)
+        self.mismatches = ctypes.addressof(flags) + 8
+        self.flags = memoryview(flags).cast("B").cast("q")
+        self.run = tasks.bind(kernel.task, self.arguments, kernel.threads)
+        self.small_address, self.barriers = -1, memoryview(bytearray())
         self.memory: Any = None
         self.views: list[memoryview] = []
 
-    def place(self, kernel: Kernel, at: int) -> None:
-        """Have the small buffers lie from an address on."""
-        self.at = self.arguments.barrier = at
-        for name, place in kernel.places:
-            setattr(self.arguments, name, at + place)
-        if kernel.counters:
-            self.counted = memoryview((ctypes.c_char * kernel.counters).from_address(at)).cast("B")
+    def set_addresses(self, kernel: Kernel, address: int) -> None:
+        """Set the addresses of the barriers and the small buffers, which lie one after the other from `address` on."""
+        self.small_address = self.arguments.barrier = address
+        for name, offset in kernel.small_offsets:
+            setattr(self.arguments, name, address + offset)
+        if kernel.barrier_bytes:
+            self.barriers = memoryview((ctypes.c_char * kernel.barrier_bytes).from_address(address)).cast("B")
 
-    def count_anew(self) -> None:
-        """Have the barriers count from zero, as they do in each run."""
-        self.counted[:] = bytes(len(self.counted))
+    def reset_barriers(self) -> None:
+        """Set the barriers to zero, from which they count in each run."""
+        self.barriers[:] = bytes(len(self.barriers))
 
-    def look(self) -> tuple[int, int]:
-        """What the kernel has found: a number that the matrix unit cannot take; weights that are not those packed."""
-        large, stale = self.found
-        if large or stale:
-            self.found[0] = self.found[1] = 0
-        return large, stale
+    def take_flags(self) -> tuple[int, int]:
+        """Return and clear the flags: whether the bf16 unit met a number too large, and the count of mismatches."""
+        overflow, mismatches = self.flags
+        if overflow or mismatches:
+            self.flags[0] = self.flags[1] = 0
+        return overflow, mismatches

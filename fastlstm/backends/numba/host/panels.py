@@ -1,4 +1,4 @@
-"""How many vectors and panels a layer makes: a panel is the units that fill one vector."""
+"""Counts of vectors and panels: a panel is the hidden units that fill one vector."""
 
 from functools import cache
 from itertools import pairwise
@@ -33,8 +33,8 @@ def span_of(H: int, heads: int, lanes: int) -> int:
 
 
 def reach_of(H: int, heads: int, lanes: int) -> int:
-    """Return the most panels whose dpreact a group of columns of h multiplies: those of all heads that it has columns
-    of. Groups are those of `kernels.layout.group`.
+    """Return the most panels whose dpreact a vector group of columns of h multiplies: those of all heads that it has
+    columns of. Vector groups are those of `kernels.layout.first_vector`.
     """
     D, panels = H // heads, panels_of(H, lanes)
     groups = panels_of(panels, 4)

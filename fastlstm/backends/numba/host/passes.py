@@ -1,4 +1,4 @@
-"""What both kernels' calls have in common: weights that a call packs for itself, or that stay packed."""
+"""The part that the calls of both kernels share: packed weights, the cell operands, and the launch."""
 
 from __future__ import annotations
 
@@ -14,133 +14,144 @@ from fastlstm.backends.base import WEIGHTS, Layer
 from fastlstm.backends.cpu import rows_contiguous, snapshot_of
 from fastlstm.backends.numba.host import sizes
 from fastlstm.backends.numba.host.frames import Frame, Kernel, zeros
-from fastlstm.backends.numba.host.kept_weights import Keeper, addresses, digest_bytes
+from fastlstm.backends.numba.host.packed_weights import PackedCache, addresses, digest_bytes
 from fastlstm.backends.numba.host.signature import Signature, Weights, contiguous
 
 
 class Pass:
     """Runs one kernel for calls of one signature.
 
-    With `kept` it reads weights that stay packed there from call to call. The kernel then compares the digest of all
-    weights that it uses with that of the packed ones; where they differ, these are packed again and it runs once more.
+    With `caches` it reads packed weights from one of them. The kernel then compares the digests of all weights that it
+    uses with those of the packed ones. If they differ, the weights are packed again, and the kernel runs once more.
     """
 
     kind: str
     options: tuple[Any, ...]  # the other arguments of the class
 
-    def __init__(self, signature: Signature, kept: dict[Any, Any] | None) -> None:
+    def __init__(self, signature: Signature, caches: dict[Any, Any] | None) -> None:
         s, size = signature, signature.dtype.itemsize
-        self.signature, self.kept, self.groups = s, kept, s.groups or 1
+        self.signature, self.caches, self.stack_size = s, caches, s.stack_size or 1
         self.lanes = sizes.lanes_of(s.dtype)
-        self.keeper: Keeper | None = None
+        self.cache: PackedCache | None = None
         self.panels = sizes.panels_of(s.H, self.lanes)
-        self.like = torch.empty(0, dtype=s.dtype, device="cpu")
-        self.has_values, self.casts = s.counts.values > 0, not (s.given is s.rounded is s.dtype)
-        self.states, self.row = (*s.ends, s.rows, s.H), s.H * size
-        self.no_state = zeros(self.row)
-        self.zeros = ctypes.addressof(self.no_state)
+        self.prototype = torch.empty(0, dtype=s.dtype, device="cpu")
+        self.has_operands = s.counts.operands > 0
+        self.casts = not (s.weight_dtype is s.rounded_dtype is s.dtype)
+        self.state_shape, self.state_row_bytes = (*s.state_axes, s.rows, s.H), s.H * size
+        self.zero_row = zeros(self.state_row_bytes)
+        self.zeros_address = ctypes.addressof(self.zero_row)
 
-    def split(self, back: bool) -> tuple[int, int]:
-        """Return how many threads work, and how many teams they form, see `sizes.split`."""
+    def split_threads(self, backward: bool) -> tuple[int, int]:
+        """Return how many threads work, and how many teams they form, see `sizes.split_threads`."""
         s = self.signature
-        if self.groups > 1:  # each runs on one thread, and needs no barrier
-            return 1 if s.rows * s.H * s.products < sizes.SERIAL else min(s.threads, self.groups), 1
-        return sizes.split(s.threads, s, self.panels, back)
+        if self.stack_size > 1:  # each layer runs on one thread, and needs no barrier
+            is_small = s.rows * s.H * s.products < sizes.MIN_PARALLEL_STEP
+            return 1 if is_small else min(s.threads, self.stack_size), 1
+        return sizes.split_threads(s.threads, s, self.panels, backward)
 
     def prepare(
-        self, pieces: int, of_x: int, threads: int, team_count: int, fields: dict[str, int],
-        buffers: dict[str, int], packed: dict[str, int], keeps: bool, digested: tuple[int, ...], in_place: bool,
+        self, components: int, x_components: int, threads: int, team_count: int, fields: dict[str, int],
+        buffers: dict[str, int], packed: dict[str, int], caches_weights: bool, digested: tuple[int, ...],
+        in_place: bool,
     ) -> None:  # fmt: skip
-        """`pieces`: of a number on the matrix unit, in some products or, with the signature's, in all; `packed`:
-        elements of each part of the packed weights; `digested`: of those weights that are compared; `in_place`: whether
-        they are read as they lie.
+        """Prepare the kernel, and the cache of its packed weights.
+
+        Args:
+            components: of a number on the bf16 unit, in some products or, with the signature's, in all.
+            x_components: the same for the products with weight_ih, whose packed layout depends on it.
+            packed: elements of each part of the packed weights.
+            digested: elements of each weight that is compared.
+            in_place: whether the original weights are read.
         """
         from fastlstm.backends.numba.host import arguments
 
-        s = self.signature
-        # a digest is of whole words
-        if keeps and self.kept is not None and not any(count * s.given.itemsize % 4 for count in digested):
-            key = self.kind, s.cell, s.I, s.H, s.biased, s.dtype, s.given, s.rounded, s.narrow, s.pieces, of_x
-            parts_of = *(count * s.dtype.itemsize for count in packed.values()), digest_bytes(digested, s.given)
-            self.keeper = self.kept.setdefault(key, Keeper(*parts_of))
+        s, dtype = self.signature, self.signature.weight_dtype
+        # a digest reads whole words
+        if caches_weights and self.caches is not None and not any(n * dtype.itemsize % 4 for n in digested):
+            types = s.dtype, dtype, s.rounded_dtype, s.is_bfloat16
+            key = self.kind, s.cell, s.I, s.H, s.biased, *types, s.components, x_components
+            part_bytes = *(count * s.dtype.itemsize for count in packed.values()), digest_bytes(digested, dtype)
+            self.cache = self.caches.setdefault(key, PackedCache(*part_bytes))
         else:
             buffers = buffers | packed
-        fields = fields | s.row_strides | {"rows": s.rows, "reverse": s.reverse, "original_size": s.given.itemsize}
-        fields["is_narrow"] = s.narrow
-        lanes = 1 if self.groups == 1 else threads
+        fields = fields | s.input_strides | {"rows": s.rows, "reverse": s.reverse, "original_size": dtype.itemsize}
+        fields["is_bfloat16"] = s.is_bfloat16
+        buffer_sets = 1 if self.stack_size == 1 else threads
         crosses = s.heads > 1 and s.H // s.heads % self.lanes != 0
         rare = [f"in_place.{self.kind}"] * in_place + ["heads"] * crosses
-        variant = "_across" if s.across else "_matrix" if s.pieces else "_mixed" if pieces else ""
+        variant = "_across" if s.across else "_matrix" if s.components else "_mixed" if components else ""
         task = self.kind.lower() + variant
         self.kernel = Kernel(
-            task, self.kind, s.cell, s.dtype, pieces, threads, team_count, fields, buffers, lanes, rare
+            task, self.kind, s.cell, s.dtype, components, threads, team_count, fields, buffers, buffer_sets, rare
         )
-        tail = s.counts.others, s.counts.values, s.counts.params
-        self.write, self.at = arguments.writer(self.kind, False, *tail)
-        self.write_kept, self.at_kept = arguments.writer(self.kind, True, *tail)
+        tail = s.counts.inner_states, s.counts.operands, s.counts.params
+        self.write_call, self.call_offset = arguments.writer(self.kind, False, *tail)
+        self.write_cached_call, self.cached_call_offset = arguments.writer(self.kind, True, *tail)
 
-    def values(self, layer: Layer, *more: int) -> tuple[list[int], list[Tensor]]:
-        """What a kernel is told of the cell's inputs and params, with `more` numbers of each, and these as it reads
-        them, to be held until it has run.
+    def operand_fields(self, layer: Layer, *more: int) -> tuple[list[int], list[Tensor]]:
+        """Return the argument fields of the cell's inputs and params, each followed by `more`, and the tensors that
+        they point to. The caller keeps these tensors until the kernel has run.
         """
         inputs = [*map(rows_contiguous, layer.inputs)]
         params = [*map(contiguous, self.signature.cast((*(None,) * WEIGHTS, *layer.weights[WEIGHTS:]))[WEIGHTS:])]
-        told = [n for a in inputs for n in (*sizes.step_row(a), *more)]
-        told += [n for a in params for n in (a.data_ptr(), 0, 0, *more)]
-        return told, [*inputs, *params]
+        field_values = [n for a in inputs for n in (*sizes.address_and_strides(a), *more)]
+        field_values += [n for a in params for n in (a.data_ptr(), 0, 0, *more)]
+        return field_values, [*inputs, *params]
 
-    def values_by_group(self, values: list[Tensor]) -> dict[str, int]:
-        """Bytes from one group's inputs and params to the next one's."""
-        s, named = self.signature, [(f"value{k}", a) for k, a in enumerate(values)]
+    def operand_stack_strides(self, operands: list[Tensor]) -> dict[str, int]:
+        """Return the strides of inputs and params from one stacked layer to the next."""
+        s, named = self.signature, [(f"operand{k}", a) for k, a in enumerate(operands)]
         inputs, params = dict(named[: s.counts.inputs]), dict(named[s.counts.inputs :])
-        return sizes.row_steps(s.B, **inputs) | sizes.first_steps(**params)
+        return sizes.stack_row_strides(s.B, **inputs) | sizes.stack_strides(**params)
 
-    def enter(self, weights: Weights, call: Sequence[int], by_group: dict[str, int] | None = None) -> int:
-        """Run the kernel on weight_ih, weight_hh and the biases, in a stack for each group; whether it met a number
-        that the matrix unit cannot take.
+    def launch(self, weights: Weights, call: Sequence[int], strides: dict[str, int] | None = None) -> int:
+        """Run the kernel on (weight_ih, weight_hh, bias_ih, bias_hh), in a stack once for each layer. Return whether it
+        met a number that the bf16 unit cannot take. `call` are the fields of the call, and `strides` those of a stack's
+        address fields from one layer to the next.
         """
-        kernel, keeper = self.kernel, self.keeper
+        kernel, cache = self.kernel, self.cache
         frame = kernel.borrow()
-        if keeper is None:
+        if cache is None:
             if self.casts:
                 weights = self.signature.cast(weights)
-            self.write(frame.arguments, self.at, *addresses(weights), 0, 0, 0, 0, *call)
-            if by_group is None:
+            self.write_call(frame.arguments, self.call_offset, *addresses(weights), 0, 0, 0, 0, *call)
+            if strides is None:
                 frame.run()
             else:
-                kernel.run_stack(frame, self.groups, by_group)
-            large, _ = frame.look()
+                kernel.run_stack(frame, self.stack_size, strides)
+            overflow, _ = frame.take_flags()
         else:
-            packed, stale = keeper.packed, 1
+            packed, mismatches = cache.packed, 1
             if packed is not None:
                 ih, hh, b_ih, b_hh = weights
-                self.write_kept(
-                    frame.arguments, self.at_kept, *packed.addresses, frame.stale, 0, 0, 0, 0,
+                self.write_cached_call(
+                    frame.arguments, self.cached_call_offset, *packed.addresses, frame.mismatches, 0, 0, 0, 0,
                     0 if ih is None else ih.data_ptr(), 0 if hh is None else hh.data_ptr(),
                     0 if b_ih is None else b_ih.data_ptr(), 0 if b_hh is None else b_hh.data_ptr(), *call,
                 )  # fmt: skip
                 frame.run()
-                large, stale = frame.look()
-            if stale:
-                large = self._pack_and_run(keeper, frame, weights, call)
+                overflow, mismatches = frame.take_flags()
+            if mismatches:
+                overflow = self._pack_and_run(cache, frame, weights, call)
         kernel.take_back(frame)
-        return large
+        return overflow
 
-    def _pack_and_run(self, keeper: Keeper, frame: Frame, weights: Weights, call: Sequence[int]) -> int:
-        """Run on newly packed weights. They are kept, unless the matrix unit cannot take a number in them."""
-        packed, originals = keeper.new(), (*snapshot_of(weights),)  # whatever is written to the weights meanwhile
+    def _pack_and_run(self, cache: PackedCache, frame: Frame, weights: Weights, call: Sequence[int]) -> int:
+        """Run on newly packed weights. The cache gets them, unless the bf16 unit cannot take a number in them."""
+        packed, originals = cache.allocate(), (*snapshot_of(weights),)  # whatever is written to the weights meanwhile
         copies = self.signature.cast(originals)
-        addressed = *addresses(copies), *addresses(originals)
-        self.write_kept(frame.arguments, self.at_kept, *packed.addresses, 0, *addressed, *call)
-        frame.count_anew()
+        weight_addresses = *addresses(copies), *addresses(originals)
+        self.write_cached_call(frame.arguments, self.cached_call_offset, *packed.addresses, 0, *weight_addresses, *call)
+        frame.reset_barriers()
         frame.run()
-        large, _ = frame.look()
-        if not large:
-            keeper.packed = packed
-        return large
+        overflow, _ = frame.take_flags()
+        if not overflow:
+            cache.packed = packed
+        return overflow
 
     @cached_property
-    def without_unit(self) -> Any:
-        """The same without the matrix unit, for numbers that it cannot take."""
-        made: Any = type(self)
-        return made(self.signature._replace(pieces=0, unit=False), *self.options, self.kept)
+    def without_bf16_unit(self) -> Any:
+        """The same pass without the bf16 unit, for numbers that the unit cannot take."""
+        pass_type: Any = type(self)
+        signature = self.signature._replace(components=0, allows_bf16_unit=False)
+        return pass_type(signature, *self.options, self.caches)

@@ -1,4 +1,4 @@
-"""What calls that run the same way have in common."""
+"""The signature of a call: everything that decides how it runs."""
 
 from __future__ import annotations
 
@@ -10,28 +10,29 @@ import torch
 from fastlstm.backends.base import groups_of, heads_of, hidden_size
 from fastlstm.backends.cpu import rows_contiguous, threads_now
 from fastlstm.backends.memory import converted
-from fastlstm.backends.numba.host.cells import Counts, counts
+from fastlstm.backends.numba.host.cell_counts import Counts, counts
 from fastlstm.cells.spec import Cell
 
 Weights = tuple[Any, ...]  # weight_ih, weight_hh, and bias_ih and bias_hh or None; then params
 
 
 class Signature(NamedTuple):
-    """What calls that run the same way have in common.
+    """Everything that decides how a call runs: two calls of one signature run the same kernels on the same buffers.
 
     Attributes:
         cell: what a step computes.
-        T, B, I, H: as everywhere; B of one group where the layer is a stack, and no I of an x that is not multiplied.
-        groups: the number of layers in a stack, or None.
+        T, B, I, H: steps, batch rows of one stacked layer, inputs (0 if the cell multiplies no x), units.
+        stack_size: the number of layers in a stack, or None.
         dtype: what x is computed in.
-        narrow: x and h are of bfloat16, which the kernel takes as it is.
-        given, rounded: the dtypes that weights have, and that they are rounded to before anything is computed.
+        is_bfloat16: whether x and h are bfloat16, which the kernel takes as it is.
+        weight_dtype, rounded_dtype: the dtype of the weights, and the one that they are rounded to before use.
         strides: of x, weight_ih and weight_hh, in elements.
-        reverse, resets, ends_early: the layer's direction; whether it has `reset`, and `lengths`.
-        step: x is (B, I), and there is no output but the last state.
-        ends: the leading axes of the states.
-        pieces, unit: of a number in all products, see `PIECES`; whether any product may take the matrix unit.
-        threads: those that a call may use.
+        reverse, has_resets, has_lengths: the layer's direction; whether it has `reset`, and `lengths`.
+        is_single_step: whether x is (B, I), and there is no output but the last state.
+        state_axes: the leading axes of the states.
+        components: of a number in all products on the bf16 unit, see `COMPONENTS`; 0 without the unit.
+        allows_bf16_unit: whether any product may take the bf16 unit.
+        threads: the number that a call may use.
         biased: whether there is bias_ih, and bias_hh.
         heads: see `Layer`.
     """
@@ -41,105 +42,108 @@ class Signature(NamedTuple):
     B: int
     I: int
     H: int
-    groups: int | None
+    stack_size: int | None
     dtype: torch.dtype
-    narrow: bool
-    given: torch.dtype
-    rounded: torch.dtype
+    is_bfloat16: bool
+    weight_dtype: torch.dtype
+    rounded_dtype: torch.dtype
     strides: tuple[tuple[int, ...], ...]
     reverse: bool
-    resets: bool
-    ends_early: bool
-    step: bool
-    ends: tuple[int, ...]
-    pieces: int
-    unit: bool
+    has_resets: bool
+    has_lengths: bool
+    is_single_step: bool
+    state_axes: tuple[int, ...]
+    components: int
+    allows_bf16_unit: bool
     threads: int
     biased: tuple[bool, bool]
     heads: int
 
     @property
     def counts(self) -> Counts:
-        """What the cell has."""
+        """The counts of the cell's values."""
         return counts(self.cell)
 
     @property
     def across(self) -> bool:
-        """Whether units see each other by means, or not all of h: the kernels for that know nothing of matrix units."""
+        """Whether units see each other by means, or not all of h. The kernels for that do not use the bf16 unit."""
         return self.counts.means or self.heads > 1
 
     @property
     def products(self) -> int:
-        """Multiply-adds for each unit of a row."""
-        return self.counts.of_x * self.I + self.counts.of_h * self.H // self.heads
+        """The multiply-adds of a step for each unit of a row."""
+        return self.counts.x_preacts * self.I + self.counts.h_preacts * self.H // self.heads
 
     @property
     def rows(self) -> int:
-        """Batch rows of all groups."""
-        return self.B * (self.groups or 1)
+        """The batch rows of all stacked layers."""
+        return self.B * (self.stack_size or 1)
 
     @property
-    def row_strides(self) -> dict[str, int]:
-        """Bytes from one step and row of x to the next, and from one row of each weight."""
-        x, ih, hh = self.strides
-        size, step = 2 if self.narrow else self.dtype.itemsize, x[0] if len(x) > 2 else 0
-        elements = {"x_step": step, "x_row": x[-2], "weight_ih_row": row_of(ih), "weight_hh_row": row_of(hh)}
-        return {name: count * size for name, count in elements.items()}
+    def kernel_size(self) -> int:
+        """The bytes of an element of x and of the weights, as the kernel reads them."""
+        return 2 if self.is_bfloat16 else self.dtype.itemsize
 
     @property
-    def group_strides(self) -> dict[str, int]:
-        """The same from one group of a stack to the next."""
+    def input_strides(self) -> dict[str, int]:
+        """The fields of the strides of x and of both weights."""
         x, ih, hh = self.strides
-        size = 2 if self.narrow else self.dtype.itemsize
-        of_x = x[1] if len(x) == 4 else self.B * x[-2]  # with an axis of their own all groups may read the same x
-        of_masks = {"lengths": 8 * self.B, "reset": self.B}
-        of_weights = {name: a[0] * size for name, a in (("weight_ih", ih), ("weight_hh", hh)) if a}
-        return {"x": of_x * size, **of_weights, **of_masks}
+        step = x[0] if len(x) > 2 else 0
+        elements = {"x_step_stride": step, "x_row_stride": x[-2]}
+        elements |= {"ih_row_stride": row_stride_of(ih), "hh_row_stride": row_stride_of(hh)}
+        return {name: count * self.kernel_size for name, count in elements.items()}
+
+    @property
+    def input_stack_strides(self) -> dict[str, int]:
+        """The strides of x, of both weights and of the masks from one stacked layer to the next."""
+        x, ih, hh = self.strides
+        x_stride = x[1] if len(x) == 4 else self.B * x[-2]  # with an axis of their own all layers may read the same x
+        weights = {name: a[0] * self.kernel_size for name, a in (("weight_ih", ih), ("weight_hh", hh)) if a}
+        return {"x": x_stride * self.kernel_size, **weights, "lengths": 8 * self.B, "reset": self.B}
 
     def cast(self, weights: Weights) -> Weights:
-        """Weights as the kernel takes them: rounded, then in the type that it computes in, or as they are."""
-        if self.given is self.rounded is self.dtype:
+        """Return the weights as the kernel takes them: rounded, then in the type that it computes in, or unchanged."""
+        if self.weight_dtype is self.rounded_dtype is self.dtype:
             return weights
-        rounded = (a if a is None else a.to(self.rounded) for a in weights)
-        return (
-            *(a if a is None or (self.narrow and n < 2) else converted(a, self.dtype) for n, a in enumerate(rounded)),
-        )
+        rounded = [a if a is None else a.to(self.rounded_dtype) for a in weights]
+        count = 2 if self.is_bfloat16 else 0  # of weights that stay bfloat16
+        return (*rounded[:count], *(a if a is None else converted(a, self.dtype) for a in rounded[count:]))
 
 
-def row_of(strides: tuple[int, ...]) -> int:
-    """That of the rows of a weight, if there is one."""
+def row_stride_of(strides: tuple[int, ...]) -> int:
+    """Return the row stride of a weight of these strides, in elements, or 0 if the layer has no such weight."""
     return strides[-2] if strides else 0
 
 
 def strides_of(a: Any) -> tuple[int, ...]:
-    """Those of a tensor, or of none."""
+    """Return the strides of a tensor, or () for None."""
     return () if a is None else a.stride()
 
 
-def signature_of(layer: Any, ends: tuple[int, ...], pieces: int) -> Signature:
-    """The signature of a layer whose x and weights have their rows contiguous."""
+def signature_of(layer: Any, state_axes: tuple[int, ...], components: int) -> Signature:
+    """Return the signature of a layer whose x and weights have their rows contiguous."""
     x, (weight_ih, weight_hh, *_), cell = layer.x, layer.weights, layer.cell
-    step = x.dim() == 2
-    T, *rows, I = (1, *x.shape) if step else x.shape
-    groups, given = groups_of(layer) or None, next((a.dtype for a in layer.weights if a is not None), x.dtype)
-    narrow = x.dtype is torch.bfloat16
+    is_single_step, is_bfloat16 = x.dim() == 2, x.dtype is torch.bfloat16
+    T, *rows, I = (1, *x.shape) if is_single_step else x.shape
+    stack_size = groups_of(layer) or None
+    weight_dtype = next((a.dtype for a in layer.weights if a is not None), x.dtype)
     strides = x.stride(), strides_of(weight_ih), strides_of(weight_hh)
     return Signature(
-        cell, T, prod(rows) // (groups or 1), I if counts(cell).of_x else 0, hidden_size(layer), groups,
-        torch.float32 if narrow else x.dtype, narrow, given, x.dtype, strides,
-        layer.reverse, layer.reset is not None, layer.lengths is not None, step, ends, pieces,
-        counts(cell).on_unit and heads_of(layer) == 1, threads_now(),
+        cell, T, prod(rows) // (stack_size or 1), I if counts(cell).x_preacts else 0, hidden_size(layer), stack_size,
+        torch.float32 if is_bfloat16 else x.dtype, is_bfloat16, weight_dtype, x.dtype, strides,
+        layer.reverse, layer.reset is not None, layer.lengths is not None, is_single_step, state_axes, components,
+        counts(cell).fits_bf16_unit and heads_of(layer) == 1, threads_now(),
         (layer.weights[2] is not None, layer.weights[3] is not None), heads_of(layer),
     )  # fmt: skip
 
 
 def readable(layer: Any) -> Any:
-    """A layer as the kernels read it: each row of x, of the inputs and of the weights contiguous, and all vectors."""
+    """Return a layer as the kernels read it: each row of x, inputs and weights contiguous, and all vectors."""
     matrices, vectors = layer.weights[:2], layer.weights[2:]
     weights = *(a if a is None else rows_contiguous(a) for a in matrices), *map(contiguous, vectors)
     return layer._replace(x=rows_contiguous(layer.x), weights=weights, inputs=(*map(rows_contiguous, layer.inputs),))
 
 
 def contiguous(a: Any) -> Any:
-    """A tensor, or None, contiguous."""
+    """Return a tensor contiguous, or None as it is."""
     return a if a is None else a.contiguous()

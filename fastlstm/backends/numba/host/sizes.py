@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastlstm.backends.numba.constants import FOLD, ROW_BLOCK, STRIP, WEIGHT_BLOCK_BYTES, operand_steps
-from fastlstm.backends.numba.host import cells
+from fastlstm.backends.numba.host.cell_counts import cell_fields, count_copy_vectors
 from fastlstm.backends.numba.host.panels import lanes_of, panels_of, reach_of, saved_panels, span_of
 
 if TYPE_CHECKING:
@@ -17,259 +17,272 @@ if TYPE_CHECKING:
 
 
 @cache
-def most_pieces() -> int:
+def max_components() -> int:
+    """Return the most bfloat16 components of a number for which the bf16 unit is faster, 0 without a unit."""
     from fastlstm.backends.numba.llvm import matrix
 
-    return matrix.most_pieces()
+    return matrix.max_components()
 
 
-def split(team: int, s: Signature, panels: int, back: bool = False) -> tuple[int, int]:
-    """Return how many of `team` threads work, and how many teams they form.
+def split_threads(available: int, s: Signature, panels: int, backward: bool = False) -> tuple[int, int]:
+    """Return how many of the `available` threads work, and how many teams they form. In the `backward` pass a step
+    reads weight_hh alone.
 
     Teams split the batch rows and do not wait for each other between steps, but each team reads all weights. The
-    threads of one team split the hidden units, so that each reads a share of the weights, at the cost of a barrier of
-    a microsecond a step. A team gets enough rows for its products to last longer than its reading: few rows if there
-    are few weights, and no more than pass a panel together.
-
-    Args:
-        team: the number of threads that may work.
-        back: whether it is the backward pass, whose steps read weight_hh alone.
+    threads of one team split the hidden units, so that each reads a share of the weights, at the cost of a barrier of a
+    microsecond a step. A team gets enough rows for its products to last longer than its reading: few rows if there are
+    few weights, and no more than a row block.
     """
-    threads, T, B, H, pieces, products = team, s.T, s.B, s.H, s.pieces, s.products
-    if s.counts.means:  # a thread has all units of its rows, a tile at least; a team of fewer meets twice a step
+    threads, T, B, H, components, products = available, s.T, s.B, s.H, s.components, s.products
+    if s.counts.means:  # a thread has all units of at least a register tile of rows; a larger team waits twice a step
         team_count = max(1, min(threads, B // 6))
-        if team_count < threads and B * H * products < 2 * SERIAL:
+        if team_count < threads and B * H * products < 2 * MIN_PARALLEL_STEP:
             threads = team_count
         threads = min(threads, team_count * panels)
-        small = team_count == threads and T * B * (H + 8) * (products + 64 * s.counts.sums) < SERIAL_CALL
+        small = team_count == threads and T * B * (H + 8) * (products + 64 * s.counts.preacts) < MIN_PARALLEL_CALL
         return (1, 1) if small else (threads // team_count * team_count, team_count)
-    least = 2 if pieces < 2 else 32  # rows that fill the tiles of the matrix unit
-    enough = min(64, max(least, 4 * H * (s.counts.of_h * H // s.heads if back else products) // ROW_BYTES))
+    least = 2 if components < 2 else 32  # rows that fill the AMX tiles
+    reads = s.counts.h_preacts * H // s.heads if backward else products
+    enough = min(64, max(least, 4 * H * reads // WEIGHT_BYTES_PER_ROW))
     team_count = min(threads, max(1, B // enough, min(panels_of(threads, panels), B // 2)))
-    # products of bfloat16 are so much faster where few rows use them: on the matrix unit, or on vectors
-    by_unit = 1 if pieces != 1 else 8 if most_pieces() > 1 else 2
-    if team_count < threads and SERIAL * by_unit > B * H * products:
+    # how much faster products of bfloat16 are where few rows use them: on AMX, or on vectors
+    speedup = 1 if components != 1 else 8 if max_components() > 1 else 2
+    if team_count < threads and MIN_PARALLEL_STEP * speedup > B * H * products:
         threads = team_count
     threads = min(threads, team_count * panels)
-    if team_count == threads and T * B * (H + 8) * (products + 32 * s.counts.sums) < SERIAL_CALL:
+    if team_count == threads and T * B * (H + 8) * (products + 32 * s.counts.preacts) < MIN_PARALLEL_CALL:
         return 1, 1
     return threads, team_count
 
 
-CHUNK_ROWS = 128  # (step, row) pairs whose dpreact is turned into gradients together
-RING = 4  # chunks of these that are kept: a thread may write one while another reads the chunk three before it
-# Bytes of the sums over these pairs from which they no longer stay in the second-level caches, and four times as many
-# pairs are summed together.
+CHUNK_PAIRS = 128  # (step, row) pairs of a time chunk
+RING = 4  # time chunks that stay in memory: a thread may write one while another reads the chunk three before it
+# If the accumulators of the weight gradients take more bytes, they no longer stay in the second-level caches, and a
+# time chunk has four times as many pairs.
 SUM_BYTES, MATRIX_SUM_BYTES = 9 << 18, 1 << 22
-# Up to this size of the sums over (step, row) pairs, or half of it where batch rows are few but steps many, each half
-# of the batch rows has its own: a thread's are then over what it has in its cache. It depends on nothing but the shape,
-# so that the bits do not on the threads.
-HALF_BYTES = 1 << 19
-FEW_ROWS = 128  # (step, row) pairs whose weight gradients are written row by row, less for padding, see `outer`
-UNIT_PIECES = 3  # of a float32, where some products alone run on the matrix unit: all that it has
-MANY_SUMS = 1 << 22  # multiply-adds a step, from which sums for the weights run there: laying dpreact out costs a tenth
-MANY_INPUTS = 1 << 18  # weights of the input from which its products run there, see `input_pieces`
-SERIAL = 75_000  # multiply-adds of a step, below which a barrier costs what the second thread saves
-SERIAL_CALL = 1_000_000  # of a call, with 32 more a sum for the cells, below which waking the second thread does
-# Bytes of both weights that a call's first 8 steps read, above which more than a few rows, too, multiply a wide input
-# for several steps at once: 10 MB, which a cache shared with others loses from step to step, and more where steps are
-# fewer. FED_ROWS: (step, row) pairs at most whose products are kept.
-READ_IN_EIGHT_STEPS, FED_ROWS = 5 << 24, 512
-ROWS_TOGETHER = 48  # of a cell that takes means, whose sums for all units stay in the second-level cache
-ROW_BYTES = 1 << 15  # of weights in float32, for each row of a part
+# If the accumulators take at most these bytes, each half of the batch rows has its own set, so that a thread sums over
+# rows that are in its cache. With few batch rows but many steps the limit is half of that. Only the shape decides, so
+# that the results do not depend on the number of threads.
+SPLIT_K_BYTES = 1 << 19
+FEW_PAIRS = 128  # (step, row) pairs whose weight gradients `few_pairs` sums, fewer where columns are padded
+UNIT_COMPONENTS = 3  # of a float32, where only some products are on the bf16 unit: they make up the whole number
+# Multiply-adds of a step from which the unit has the weight gradients, since laying dpreact out costs a tenth; and
+# elements of weight_ih from which it has the products of x, see `input_components`.
+MIN_UNIT_STEP, MIN_UNIT_INPUTS = 1 << 22, 1 << 18
+MIN_PARALLEL_STEP = 75_000  # multiply-adds of a step, below which a barrier costs what the second thread saves
+# The same of a call, with 32 more for each pre-activation, below which waking the second thread costs as much.
+MIN_PARALLEL_CALL = 1_000_000
+# If the weights that the first 8 steps read add up to more bytes than this, 10 MB for each step, up to ROW_BLOCK rows
+# multiply a wide input for several steps at once. A cache that is shared with others would lose the weights between two
+# steps. An input block has at most INPUT_BLOCK_PAIRS (step, row) pairs.
+READ_IN_EIGHT_STEPS, INPUT_BLOCK_PAIRS = 5 << 24, 512
+ROWS_TOGETHER = 48  # rows of a cell that takes means, whose products for all units stay in the second-level cache
+WEIGHT_BYTES_PER_ROW = 1 << 15  # of float32 weights, for each row of a team
 
 
-def transposed_sizes(s: Signature, panels: int, lanes: int, of_x: int) -> dict[str, int]:
-    """Elements of the transposed weights packed for products with dpreact: of each group of four vectors."""
-    I, H, gates = s.I, s.H, (s.counts.of_x, s.counts.of_h)
-    ih, hh = (
-        panels * 2 * n * 1024 if n else panels * count * lanes * 4 * lanes for n, count in zip((of_x, s.pieces), gates)
-    )
+def transposed_sizes(s: Signature, panels: int, lanes: int, x_components: int) -> dict[str, int]:
+    """Return the elements of the transposed weights, packed by vector groups. `x_components`: of weight_ih on the bf16
+    unit, or 0.
+    """
+    I, H, gates, components = s.I, s.H, (s.counts.x_preacts, s.counts.h_preacts), (x_components, s.components)
+    ih, hh = (panels * 2 * n * 1024 if n else panels * count * lanes * 4 * lanes for n, count in zip(components, gates))
     if s.heads > 1:
         hh = hh // panels * reach_of(s.H, s.heads, lanes)
     return {"packed_ih": panels_of(I, 4 * lanes) * ih, "packed_hh": panels_of(H, 4 * lanes) * hh}
 
 
-def blocks_of(I: int, H: int, joint: bool) -> tuple[int, int]:
-    """Rows of weights in a block of x's sum, 0 where a narrow x is in h's, and of h's. How many batch rows there are
-    must not decide: a row's bits would depend on it. `joint`: whether all sums are of x and of h.
+def k_block_lengths(I: int, H: int, joint: bool) -> tuple[int, int]:
+    """Return the columns of x in a K block, 0 if a narrow x shares the K blocks of h, and those of h.
+
+    They do not depend on the number of batch rows, since a row's bits would then depend on it. `joint`: whether every
+    pre-activation has a product of x and one of h.
     """
     most = WEIGHT_BLOCK_BYTES // (16 * lanes_of(torch.float32))
 
-    def block(rows: int) -> int:
-        return -(-rows // -(-rows // most)) if rows else 1
+    def length(columns: int) -> int:
+        return -(-columns // -(-columns // most)) if columns else 1
 
-    return (block(I), block(H)) if 4 * I >= H or not joint else (0, block(I + H))
+    return (length(I), length(H)) if 4 * I >= H or not joint else (0, length(I + H))
 
 
-def is_dense(s: Signature) -> bool:
-    """Whether a last panel that is not full has its sums side by side: where they then make fewer vectors, all of them
-    are of x and of h, the matrix unit has no part, and no unit of it is of another head.
+def has_compact_panel(s: Signature) -> bool:
+    """Return whether a last panel that is not full is compact. It is if its gates then take fewer vectors. But all its
+    pre-activations must have both products, the bf16 unit must have no part, and all its units must be of one head.
     """
-    lanes, sums, rest = lanes_of(s.dtype), s.counts.sums, s.H % lanes_of(s.dtype)
-    unit = s.pieces or (s.counts.on_unit and s.dtype == torch.float32 and most_pieces() >= UNIT_PIECES)
-    if unit or s.counts.means or s.heads > 1 or not s.counts.joint or sums > 4:
+    lanes, preacts, rest = lanes_of(s.dtype), s.counts.preacts, s.H % lanes_of(s.dtype)
+    may_use_unit = s.counts.fits_bf16_unit and s.dtype == torch.float32 and max_components() >= UNIT_COMPONENTS
+    if s.components or may_use_unit or s.counts.means or s.heads > 1 or not s.counts.joint or preacts > 4:
         return False
-    return 0 < -(-sums * rest // lanes) < sums
+    return 0 < -(-preacts * rest // lanes) < preacts
 
 
-def input_pieces(s: Signature) -> int:
-    """Pieces of a number in the products with the input, of both passes: 0 without the matrix unit.
+def input_components(s: Signature) -> int:
+    """Return the bf16 components of a number in the products with the input, of both passes, 0 without the bf16 unit.
 
-    Where all other products do without it these still take it if they are two thirds of all, and many. How many rows
-    there are must not decide: a row's bits would depend on the rows beside it, a step's on the steps around it.
+    If no other product is on the unit, these are if they are two thirds of all, and many. The numbers of rows and steps
+    do not decide: a row's bits would depend on the rows beside it, a step's on the steps around it.
     """
-    many = s.dtype == torch.float32 and s.I >= 2 * s.H and 4 * s.H * s.I >= MANY_INPUTS
-    return s.pieces or (UNIT_PIECES if s.unit and many and most_pieces() >= UNIT_PIECES else 0)
+    many = s.dtype == torch.float32 and s.I >= 2 * s.H and 4 * s.H * s.I >= MIN_UNIT_INPUTS
+    if s.components or not (s.allows_bf16_unit and many):
+        return s.components
+    return UNIT_COMPONENTS if max_components() >= UNIT_COMPONENTS else 0
 
 
-def forward_sizes(s: Signature, of_x: int, team_count: int) -> tuple[dict[str, int], dict[str, int]]:
-    """Fields of the forward kernel's arguments and elements of its buffers, but for packed weights."""
-    T, B, I, H, dtype, pieces, sums = s.T, s.B, s.I, s.H, s.dtype, s.pieces, s.counts.sums
-    lanes, (fields, scratch) = lanes_of(dtype), common_sizes(s, "Forward", sums, panels_of(H, lanes_of(dtype)))
-    buffers = {"scratch": scratch + (B * H if s.resets and not pieces else 0)}
-    if s.narrow:
-        buffers["states"] = 2 * B * H
-    if pieces:  # the last tile may be cut off
-        fields["pitch"] = (B + 32) * 64
-        buffers["operand"] = 2 * pieces * operand_steps(I, H) * fields["pitch"] // 4
-    elif of_x:
-        steps = max(1, min(T, CHUNK_ROWS // max(B, 1)))
+def forward_sizes(s: Signature, x_components: int, team_count: int) -> tuple[dict[str, int], dict[str, int]]:
+    """Return fields of the forward kernel's arguments, and elements of its buffers without the packed weights."""
+    T, B, I, H, dtype, components, preacts = s.T, s.B, s.I, s.H, s.dtype, s.components, s.counts.preacts
+    lanes = lanes_of(dtype)
+    fields, scratch = common_sizes(s, "Forward", preacts, panels_of(H, lanes))
+    buffers = {"scratch": scratch + (B * H if s.has_resets and not components else 0)}
+    if s.is_bfloat16:
+        buffers["h_float32"] = 2 * B * H
+    if components:  # the last AMX tile may stand out
+        fields["k_block_stride"] = (B + 32) * 64
+        buffers["row_operand"] = 2 * components * operand_steps(I, H) * fields["k_block_stride"] // 4
+    elif x_components:
+        steps = max(1, min(T, CHUNK_PAIRS // max(B, 1)))
         rows = steps * B + 32 * team_count
-        fields |= {"input_steps": steps, "pitch": rows * 64, "block": blocks_of(I, H, joint=True)[1]}
-        buffers["operand"] = 2 * of_x * panels_of(I, 32) * rows * 16
+        fields |= {"input_steps": steps, "k_block_stride": rows * 64}
+        fields["k_block"] = k_block_lengths(I, H, joint=True)[1]
+        buffers["row_operand"] = 2 * x_components * panels_of(I, 32) * rows * 16
         buffers["input_preact"] = panels_of(H, lanes) * rows * 4 * lanes
     else:
-        fields["block_x"], fields["block"] = blocks_of(I, fields["span"], s.counts.joint)
-        wide, large = fields["block_x"] > 0, H * s.products * dtype.itemsize * min(T, 8) > READ_IN_EIGHT_STEPS
-        most = min(32, FED_ROWS // max(B, 1))  # steps for which a row reads the weights once
+        fields["x_k_block"], fields["k_block"] = k_block_lengths(I, fields["span"], s.counts.joint)
+        is_wide, is_large = fields["x_k_block"] > 0, H * s.products * dtype.itemsize * min(T, 8) > READ_IN_EIGHT_STEPS
+        most = min(32, INPUT_BLOCK_PAIRS // max(B, 1))  # steps for which a row reads the weights once
         steps = -(-T // -(-T // most)) if T > 1 and most else 0
-        few = ROW_BLOCK if large else steps // max(B, 1)
-        if steps and (B == 1 or (wide and 0 < B <= few)):
+        few = ROW_BLOCK if is_large else steps // max(B, 1)
+        if steps and (B == 1 or (is_wide and 0 < B <= few)):
             fields["input_steps"] = steps
-            buffers["input_preact"] = panels_of(H, lanes) * steps * (B if wide else 2) * sums * lanes
+            buffers["input_preact"] = panels_of(H, lanes) * steps * (B if is_wide else 2) * preacts * lanes
     return fields, buffers
 
 
-def packed_size(s: Signature, lanes: int, of_x: int, places: int) -> int:
-    """Elements of the packed weights of so many panels."""
-    if s.pieces:
-        return places * operand_steps(s.I, s.H) * s.pieces * 1024
-    of_inputs = panels_of(s.I, 32) * of_x * 1024 if of_x else s.I * s.counts.of_x * lanes
-    return places * (span_of(s.H, s.heads, lanes) * s.counts.of_h * lanes + of_inputs)
+def packed_size(s: Signature, lanes: int, x_components: int, packed_panels: int) -> int:
+    """Return the elements of the packed weights of `packed_panels` panels."""
+    if s.components:
+        return packed_panels * operand_steps(s.I, s.H) * s.components * 1024
+    ih = panels_of(s.I, 32) * x_components * 1024 if x_components else s.I * s.counts.x_preacts * lanes
+    return packed_panels * (span_of(s.H, s.heads, lanes) * s.counts.h_preacts * lanes + ih)
 
 
-def sum_places(s: Signature, of_sums: int) -> tuple[int, int, int]:
-    """Where the sums of h and of ones begin among those of the rows of [x, h, 1], and how many rows there are.
+def accumulator_layout(s: Signature, sum_components: int) -> tuple[int, int, int]:
+    """Return the first accumulator row of h, that of the ones, and the number of rows.
 
-    If all have the same terms to be multiplied with, and the matrix unit has no part, they follow each other.
-    Otherwise those of each begin a strip of columns. A row has a vector for each sum of x, or of h. That of ones takes
-    as many rows as it needs. A panel has no rows for those columns of h that its heads do not see.
+    There is one row for each column of [x, h, 1], without those columns of h that a panel's heads do not see. The three
+    follow each other if all have the same factors and the bf16 unit has no part. Otherwise each begins a strip of
+    columns, and the ones may take several rows.
     """
-    counts, I, H = s.counts, s.I, s.H if s.counts.of_h else 0
-    if of_sums:
-        of_x = -(-(I + 1) // 16) * 16
-        return of_x, I, of_x + panels_of(H, lanes_of(s.dtype)) * 16
+    counts, I, H = s.counts, s.I, s.H if s.counts.h_preacts else 0
+    if sum_components:
+        first_h_row = -(-(I + 1) // 16) * 16
+        return first_h_row, I, first_h_row + panels_of(H, lanes_of(s.dtype)) * 16
     unseen = H - span_of(s.H, s.heads, lanes_of(s.dtype)) if H else 0
     if counts.joint and not counts.params:
         return I, I + H, I + H + 1 - unseen
-    of_h = panels_of(I, STRIP) * STRIP
-    of_one = of_h + panels_of(H, STRIP) * STRIP
-    return of_h, of_one, of_one - unseen + panels_of(counts.sums + counts.params, max(counts.of_x, counts.of_h, 1))
+    first_h_row = panels_of(I, STRIP) * STRIP
+    ones_row = first_h_row + panels_of(H, STRIP) * STRIP
+    rows_of_ones = panels_of(counts.preacts + counts.params, max(counts.x_preacts, counts.h_preacts, 1))
+    return first_h_row, ones_row, ones_row - unseen + rows_of_ones
 
 
-def common_sizes(s: Signature, kind: str, wide: int, count: int) -> tuple[dict[str, int], int]:
-    """Fields of both kernels' arguments, and elements of a thread's scratch, whose rows have so many vectors that
-    products are summed in; of all `count` panels or groups of them where a cell takes means.
+def common_sizes(s: Signature, kind: str, vectors: int, count: int) -> tuple[dict[str, int], int]:
+    """Return fields of both kernels' arguments, and elements of a thread's scratch, whose rows hold the products of a
+    panel or vector group in `vectors` vectors: of all `count` of them if the cell takes means.
     """
-    of_cell, slots = cells.fields(s.cell, kind), cells.vectors_aside(s.cell, kind)
+    of_cell, copy_slots = cell_fields(s.cell, kind), count_copy_vectors(s.cell, kind)
     lanes, size, means = lanes_of(s.dtype), s.dtype.itemsize, s.counts.means
     panels = panels_of(s.H, lanes)
-    shared_slot = slots + panels * of_cell["later_values"]
+    shared_slot = copy_slots + panels * of_cell["later_values"]
+    row_vectors = vectors * count if means else vectors, shared_slot + of_cell["shared_values"]
     fields = {
-        "T": s.T, "B": s.B, "I": s.I, "H": s.H, "panels": panels, "c_step": s.rows * s.H * size, "dense": is_dense(s),
-        "heads": s.heads, "head": s.H // s.heads, "span": span_of(s.H, s.heads, lanes),
-        "saved": s.cell.layout.saved_vectors(lanes), "gate_panels": saved_panels(s.cell, s.H, lanes),
-        "panel_bytes": ROW_BLOCK * wide * lanes * size if means else 0,
-        "rows_together": ROWS_TOGETHER if means else max(s.B, 1),
-        "later_slot": slots, "shared_slot": shared_slot, "slots": shared_slot + of_cell["shared_values"],
-        "wide": wide * count if means else wide,
+        "T": s.T, "B": s.B, "I": s.I, "H": s.H, "panels": panels, "inner_step_stride": s.rows * s.H * size,
+        "has_compact": has_compact_panel(s), "heads": s.heads, "head": s.H // s.heads,
+        "span": span_of(s.H, s.heads, lanes), "saved": s.cell.layout.saved_vectors(lanes),
+        "gate_panels": saved_panels(s.cell, s.H, lanes),
+        "panel_bytes": ROW_BLOCK * vectors * lanes * size if means else 0,
+        "rows_together": ROWS_TOGETHER if means else max(s.B, 1), "later_slot": copy_slots,
+        "shared_slot": shared_slot, "product_vectors": row_vectors[0], "copy_vectors": row_vectors[1],
     }  # fmt: skip
-    return of_cell | fields, 2 * of_cell["table_bytes"] // size + ROW_BLOCK * (fields["wide"] + fields["slots"]) * lanes
+    return of_cell | fields, 2 * of_cell["table_bytes"] // size + ROW_BLOCK * sum(row_vectors) * lanes
 
 
-def backward_sizes(s: Signature, sums: bool, to_x: bool) -> tuple[dict[str, int], dict[str, int], int, int]:
-    """Fields of the backward kernel's arguments and elements of its buffers, but for transposed weights; and the pieces
-    of a number in the products for x and in the sums for the weights: 0 without the matrix unit.
-
-    `sums`: whether a gradient of the weights or of a bias is wanted; `to_x`: whether one of x is.
+def backward_sizes(
+    s: Signature, wants_weights: bool, wants_dx: bool
+) -> tuple[dict[str, int], dict[str, int], int, int]:
+    """Return fields of the backward kernel's arguments, and elements of its buffers without the transposed weights.
+    Then the bf16 components of a number in the products for x, and in the weight gradients, 0 without the bf16 unit.
+    `wants_weights` is true if a gradient of weights or biases is wanted, and `wants_dx` if one of x is.
     """
-    T, B, I, H, dtype, pieces, unit = s.T, s.B, s.I, s.H, s.dtype, s.pieces, s.unit
+    T, B, I, H, dtype, components = s.T, s.B, s.I, s.H, s.dtype, s.components
     lanes, size, counts = lanes_of(dtype), dtype.itemsize, s.counts
-    panels, wide, terms = panels_of(H, lanes), 4 * lanes, (counts.sums + counts.params) * lanes
+    panels, wide, terms = panels_of(H, lanes), 4 * lanes, (counts.preacts + counts.params) * lanes
     columns = (panels_of(I, wide) + panels_of(H, wide)) * wide
-    few = not pieces and T * B * columns <= FEW_ROWS * (I + H)
-    of_inputs = input_pieces(s)
-    of_x = of_inputs if to_x else 0
-    # where dx takes the unit its kernel sums there, too: then always, since the sums must not depend on who wants dx
-    long = dtype == torch.float32 and (of_inputs or B * H * s.products >= MANY_SUMS)
-    of_sums = pieces or (UNIT_PIECES if unit and sums and long and not few and most_pieces() >= UNIT_PIECES else 0)
-    mixed = of_sums and not pieces
-    sums_of_h, sum_of_one, sum_rows = sum_places(s, of_sums)
-    of_half = panels * sum_rows * max(counts.of_x, counts.of_h, 1) * lanes * size  # bytes
-    rows = CHUNK_ROWS
-    if few:  # x and h each in strips of four vectors, and no ones
-        sums_of_h = panels_of(I, wide) * wide
-        sum_of_one = sums_of_h + H
-    if mixed:  # dpreact takes more memory, for which a batch of few rows gets no speed
-        rows = CHUNK_ROWS // 2 if B < 64 else CHUNK_ROWS
-    elif of_half > (MATRIX_SUM_BYTES if pieces else SUM_BYTES):
-        rows = 4 * CHUNK_ROWS
-    chunk = -(-T // max(1, round(T * B / rows)))
+    is_few = not components and T * B * columns <= FEW_PAIRS * (I + H)
+    x_components = input_components(s)
+    dx_components = x_components if wants_dx else 0
+    # If dx takes the unit, the weight gradients do too, and without dx as well: their bits must not depend on it.
+    is_long = dtype == torch.float32 and (x_components or B * H * s.products >= MIN_UNIT_STEP)
+    on_unit = s.allows_bf16_unit and wants_weights and is_long and not is_few and max_components() >= UNIT_COMPONENTS
+    sum_components = components or (UNIT_COMPONENTS if on_unit else 0)
+    first_h_row, ones_row, accumulator_rows = accumulator_layout(s, sum_components)
+    set_bytes = panels * accumulator_rows * max(counts.x_preacts, counts.h_preacts, 1) * lanes * size
+    pairs = CHUNK_PAIRS
+    if is_few:  # x and h each in strips of four vectors, and no ones
+        first_h_row = panels_of(I, wide) * wide
+        ones_row = first_h_row + H
+    if sum_components and not components:
+        pairs = CHUNK_PAIRS // 2 if B < 64 else CHUNK_PAIRS  # more memory for dpreact makes few rows no faster
+    elif set_bytes > (MATRIX_SUM_BYTES if components else SUM_BYTES):
+        pairs = 4 * CHUNK_PAIRS
+    chunk = -(-T // max(1, round(T * B / pairs)))
     ring = min(RING, -(-T // chunk))
-    many = B >= 4 and T * B >= 1024 and of_half <= HALF_BYTES // 2
-    halves = 2 if many or (B >= 128 and of_half <= HALF_BYTES) else 1
-    kept = ring * chunk if (sums and not of_sums) or (to_x and not of_x) else 2
+    many_steps = B >= 4 and T * B >= 1024 and set_bytes <= SPLIT_K_BYTES // 2
+    split_k = 2 if many_steps or (B >= 128 and set_bytes <= SPLIT_K_BYTES) else 1
+    reads_chunk = (wants_weights and not sum_components) or (wants_dx and not dx_components)
+    dpreact_steps = ring * chunk if reads_chunk else 2
     fields, scratch = common_sizes(s, "Backward", 4, panels_of(H, wide))
-    fields |= {"reach": reach_of(s.H, s.heads, lanes), "chunk": chunk, "ring": ring, "halves": halves, "kept": kept}
-    fields |= {"strip": wide if few else STRIP, "sum_rows": sum_rows, "sums_of_h": sums_of_h, "sum_of_one": sum_of_one}
-    carried = counts.others + counts.carries_h + s.ends_early
+    fields |= {"reach": reach_of(s.H, s.heads, lanes), "chunk": chunk, "ring": ring, "split_k": split_k}
+    fields |= {"dpreact_steps": dpreact_steps, "strip": wide if is_few else STRIP}
+    fields |= {"accumulator_rows": accumulator_rows, "first_h_row": first_h_row, "ones_row": ones_row}
+    carried = counts.inner_states + counts.carries_h + s.has_lengths
     buffers = {"scratch": scratch, "carried": panels * B * lanes * carried}
-    if not pieces:
-        buffers["dpreact"] = panels * kept * B * terms
-    if pieces or of_x:
-        kept = ring * chunk if to_x else 2
-        fields |= {"rows_kept": kept, "pitch": (kept * B + 32) * 64}
-        buffers["dpreact_rows"] = (pieces or of_x) * 2 * panels * fields["pitch"] // size
-    if of_sums:
-        blocks = -(-chunk * (B + B % 2) // 32)
-        fields["columns_bytes"] = panels * blocks * of_sums * 4096
-        fields["strips_bytes"] = of_sums * blocks * sum_rows * 64
-        buffers["columns"] = ring * fields["columns_bytes"] // size if sums else 0
+    if not components:
+        buffers["dpreact"] = panels * dpreact_steps * B * terms
+    if components or dx_components:
+        steps = ring * chunk if wants_dx else 2
+        fields |= {"dpreact_row_steps": steps, "k_block_stride": (steps * B + 32) * 64}
+        buffers["dpreact_rows"] = (components or dx_components) * 2 * panels * fields["k_block_stride"] // size
+    if sum_components:
+        k_blocks = -(-chunk * (B + B % 2) // 32)
+        fields["columns_bytes"] = panels * k_blocks * sum_components * 4096
+        fields["strips_bytes"] = sum_components * k_blocks * accumulator_rows * 64
+        buffers["dpreact_columns"] = ring * fields["columns_bytes"] // size if wants_weights else 0
     else:
-        columns = columns if few else panels_of(sum_of_one + 1, STRIP) * STRIP
+        columns = columns if is_few else panels_of(ones_row + 1, STRIP) * STRIP
         fields["strips_bytes"] = chunk * B * columns * size
-    both = 2 if of_sums and -(-T // chunk) > FOLD else 1  # the sums, and those of the last chunks
-    buffers["dweights"] = both * halves * of_half // size if sums and not few else 0
-    buffers["strips"] = ring * fields["strips_bytes"] // size if sums else 0
-    return fields, buffers, of_x, of_sums
+    levels = 2 if sum_components and -(-T // chunk) > FOLD else 1  # sums of all chunks, and of the last FOLD chunks
+    buffers["dweights"] = levels * split_k * set_bytes // size if wants_weights and not is_few else 0
+    buffers["strips"] = ring * fields["strips_bytes"] // size if wants_weights else 0
+    return fields, buffers, dx_components, sum_components
 
 
-def row(a: Tensor) -> tuple[int, int]:
-    """The address of (..., rows, columns) and the bytes from one row to the next."""
+def address_and_row_stride(a: Tensor) -> tuple[int, int]:
+    """Return the address and the row stride of (..., rows, columns)."""
     return a.data_ptr(), a.stride(-2) * a.element_size()
 
 
-def step_row(a: Tensor) -> tuple[int, int, int]:
-    """The address of (steps, ..., rows, columns) and the bytes from one step and one row to the next."""
+def address_and_strides(a: Tensor) -> tuple[int, int, int]:
+    """Return the address, the step stride and the row stride of (steps, ..., rows, columns)."""
     size, (step, *_, row, _) = a.element_size(), a.stride()
     return a.data_ptr(), step * size, row * size
 
 
-def row_steps(B: int, **tensors: Tensor | None) -> dict[str, int]:
-    """Bytes from one group's B rows to the next one's."""
+def stack_row_strides(B: int, **tensors: Tensor | None) -> dict[str, int]:
+    """Return the strides from one stacked layer's B rows to the next one's."""
     return {k: B * a.stride(-2) * a.element_size() for k, a in tensors.items() if a is not None}
 
 
-def first_steps(**tensors: Tensor | None) -> dict[str, int]:
+def stack_strides(**tensors: Tensor | None) -> dict[str, int]:
+    """Return the strides of the first axis, which is that of the stacked layers."""
     return {k: a.stride(0) * a.element_size() for k, a in tensors.items() if a is not None}

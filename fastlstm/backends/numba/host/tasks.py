@@ -1,4 +1,4 @@
-"""The kernels compiled: C functions by address, and the team of threads that runs them."""
+"""The compiled kernels: C functions by address, and the threads that run them."""
 
 import ctypes
 import hashlib
@@ -28,7 +28,7 @@ from fastlstm.backends.numba.llvm import cells as cell_functions
 from fastlstm.backends.numba.llvm.emit import fields_of, run
 from fastlstm.backends.numba.llvm.intrinsics import call, call_int
 from fastlstm.backends.numba.llvm.loops import store_addresses, tables
-from fastlstm.backends.numba.llvm.simd import VECTOR_BYTES, Lanes
+from fastlstm.backends.numba.llvm.simd import VECTOR_BYTES, VectorType
 from fastlstm.backends.numba.llvm.sources import fingerprint
 from fastlstm.cells.spec import Cell
 
@@ -37,31 +37,31 @@ _TASK = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
 
 @jit
 def stack(a, thread, threads):
-    """This thread's tasks of a stack."""
-    for lane in range(thread, a.lanes, threads):
-        for k in range(lane, a.count, a.lanes):
-            call(a.task, a.first + k * a.bytes, 0, 1)
+    """Run this thread's layers of a stack: those that use its sets of buffers."""
+    for buffers in range(thread, a.buffer_sets, threads):
+        for k in range(buffers, a.count, a.buffer_sets):
+            call(a.task, a.first + k * a.struct_bytes, 0, 1)
 
 
 @jit
 def region(a, thread, threads):
-    """What each thread of an OpenMP team runs."""
-    call(a.task, a.arguments, call_int(a.thread_number), call_int(a.team_size))
+    """Run a task in a thread of an OpenMP region."""
+    call(a.task, a.arguments, call_int(a.get_thread_number), call_int(a.get_thread_count))
 
 
-# What is so where a cell takes no means and a layer has one head: the loops over phases and heads are compiled away. A
-# field has a value that is known, or that of another field.
+# The known fields of cells that take no means in layers of one head: each has a value, or that of another field. With
+# them the loops over phases and heads are compiled away.
 PLAIN: dict[str, int | str] = {"phases": 1, "heads": 1, "head": "H", "span": "H"}
-_PLAIN_BACK = PLAIN | {"reach": "panels"}
+_PLAIN_BACKWARD = PLAIN | {"reach": "panels"}
 KERNELS: dict[str, tuple[Any, Any, dict[str, int | str]]] = {
     "forward": (forward, ForwardArguments, PLAIN),
-    "backward": (backward, BackwardArguments, _PLAIN_BACK),
+    "backward": (backward, BackwardArguments, _PLAIN_BACKWARD),
     "forward_across": (forward, ForwardArguments, {}),
     "backward_across": (backward, BackwardArguments, {}),
     "forward_matrix": (forward_matrix, ForwardArguments, PLAIN),
-    "backward_matrix": (backward_matrix, BackwardArguments, _PLAIN_BACK),
+    "backward_matrix": (backward_matrix, BackwardArguments, _PLAIN_BACKWARD),
     "forward_mixed": (forward_mixed, ForwardArguments, PLAIN),
-    "backward_mixed": (backward_mixed, BackwardArguments, _PLAIN_BACK),
+    "backward_mixed": (backward_mixed, BackwardArguments, _PLAIN_BACKWARD),
     "stack": (stack, StackArguments, {}),
     "region": (region, RegionArguments, {}),
 }
@@ -69,7 +69,7 @@ KERNELS: dict[str, tuple[Any, Any, dict[str, int | str]]] = {
 
 @intrinsic(prefer_literal=True)
 def emit_task(typingctx, name, address, thread, threads):
-    """The task of this name, a constant: to run a kernel on the struct at an address, or to store a table there."""
+    """Emit a task, whose name is a constant: run a kernel on the struct at an address, or store a table there."""
 
     def codegen(context, b, signature, values):
         if name.literal_value in tables:
@@ -83,11 +83,13 @@ def emit_task(typingctx, name, address, thread, threads):
 
 
 def _functions(number: int) -> tuple[Callable[[str], Any], Any]:
-    """What makes the function that is compiled for a task, and the function of the task "region"."""
+    """Return a function that makes the function to compile for a task, and the function of the task "region".
 
-    # What is closed over is part of the key of numba's cache: the number is to be, while a kernel would get another key
-    # in every process, and be compiled there again. So tasks are found by name. Functions of one name that different
-    # processes keep there can be taken for each other, so the task's name is also part of its function's.
+    Numba's cache uses the values of a closure as part of its key. The fingerprint `number` belongs in the key. A kernel
+    does not, since its key differs in every process; so tasks are looked up by name. The cache may also take functions
+    of one name for each other, so a task's name is part of its function's.
+    """
+
     def function_of(name):
         def task(address, thread, threads):
             if number != 0:
@@ -110,7 +112,7 @@ compiled_functions: dict[str, Any] = {}
 
 
 def prepare(names: Iterable[str]) -> None:
-    """Compile those tasks, and what stores those tables, that this process has not compiled yet."""
+    """Compile the tasks and tables of these names that this process has not compiled yet."""
     missing = [name for name in names if name not in compiled_functions]
     if missing:
         with Progress(missing) as progress:
@@ -120,10 +122,10 @@ def prepare(names: Iterable[str]) -> None:
                 progress.done(name)
 
 
-def prepare_kernel(task: str, cell: Cell, size: int, pieces: int, rare: Sequence[str]) -> None:
-    """Compile all that a kernel needs, so that what is left can be shown. See `frames.Kernel`."""
-    matrix, seldom = [f"matrix{pieces}"] * (pieces > 0), [f"{kind}.{size}" for kind in rare]
-    prepare([f"primitives{size}", *matrix, table_of(cell, size), *seldom, task])
+def prepare_kernel(task: str, cell: Cell, size: int, components: int, rare: Sequence[str]) -> None:
+    """Compile all that a kernel needs at once, so that `Progress` knows what is left. See `frames.Kernel`."""
+    matrix, rare_tables = [f"matrix{components}"] * (components > 0), [f"{kind}.{size}" for kind in rare]
+    prepare([f"primitives{size}", *matrix, table_of(cell, size), *rare_tables, task])
 
 
 def _compiled(name: str) -> Any:
@@ -138,46 +140,44 @@ def _addresses(name: str) -> dict[str, int]:
 
 
 @cache
-def primitives(size: int, pieces: int) -> dict[str, int]:
-    """The addresses of the primitives for elements of `size` bytes, and the vectors they work on. `pieces`: what the
-    matrix unit splits a number into, or 0 without it.
-    """
+def primitives(size: int, components: int) -> dict[str, int]:
+    """Return the fields of the primitives for elements of `size` bytes. `components`: 0 without the bf16 unit."""
     return {
         **_addresses(f"primitives{size}"),
-        **(_addresses(f"matrix{pieces}") if pieces else {}),
+        **(_addresses(f"matrix{components}") if components else {}),
         "size": size,
         "lanes": VECTOR_BYTES // size,
-        "pieces": pieces,
+        "components": components,
     }
 
 
 @cache
 def rare(size: int, kind: str) -> dict[str, int]:
-    """The addresses of those primitives that few calls need, of a kind of `primitives.RARE`."""
+    """Return the fields of those primitives that few calls need, of a kind of `primitives.RARE`."""
     return _addresses(f"{kind}.{size}")
 
 
 def table_of(cell: Cell, size: int) -> str:
-    """The name of the table of a cell's own primitives for elements of `size` bytes. It has a digest of all that they
-    are made from: cells of one name are not taken for each other, and those of one source share their code.
+    """Return the name of the table of a cell's own primitives for elements of `size` bytes. It contains a digest of
+    their source: so cells of one name are not taken for each other, and those of one source share their code.
     """
     functions = cell_functions.functions_of(cell)
     digest = hashlib.sha256(functions.source.encode()).hexdigest()[:14]
     name = f"cell{size}.{digest}"
     if name not in tables:
-        tables[name] = cell_functions.builders(Lanes(nb.float32 if size == 4 else nb.float64), functions)
+        tables[name] = cell_functions.builders(VectorType(nb.float32 if size == 4 else nb.float64), functions)
     return name
 
 
 @cache
 def cell_primitives(cell: Cell, size: int) -> dict[str, int]:
-    """The addresses of the primitives of `table_of`."""
+    """Return the fields of the primitives of `table_of`."""
     return _addresses(table_of(cell, size))
 
 
 @cache
 def task(name: str) -> Any:
-    """The C function of this name, callable through ctypes without the interpreter lock."""
+    """Return the C function of a task, which ctypes calls without the interpreter lock."""
     return _TASK(_compiled(name).address)
 
 
@@ -191,30 +191,28 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 @cache
 def relax() -> int:
-    """The address of sched_yield, which a waiting thread calls, or 0."""
+    """Return the address of sched_yield, which a waiting thread calls, or 0."""
     try:
         return ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p).value or 0
     except (OSError, AttributeError, TypeError):
         return 0
 
 
-def ready(name: str, arguments: ctypes.Structure, threads: int) -> Callable[[], object]:
-    """Runs a task with these arguments, which the caller keeps, on `threads` threads; one thread is a plain call, with
-    no parallel region at all.
-    """
+def bind(name: str, arguments: ctypes.Structure, threads: int) -> Callable[[], object]:
+    """Return a function that runs a task. The caller keeps `arguments` alive. One thread is a plain call."""
     function, address = task(name), ctypes.addressof(arguments)
     if threads == 1:
         return partial(function, *map(ctypes.c_int64, (address, 0, 1)))  # ctypes would convert ints in each call
     openmp = cpu.openmp()
     if openmp is None:
         return partial(_run_in_pool, function, address, threads)
-    parallel, thread_number, team_size = openmp
-    data = RegionArguments(_compiled(name).address, address, thread_number, team_size)
-    return partial(parallel, _compiled("region").address, ctypes.byref(data), threads, 0)  # which keeps the data
+    parallel, get_thread_number, get_thread_count = openmp
+    data = RegionArguments(_compiled(name).address, address, get_thread_number, get_thread_count)
+    return partial(parallel, _compiled("region").address, ctypes.byref(data), threads, 0)  # which keeps the data alive
 
 
 def _run_in_pool(function: Any, address: int, threads: int) -> None:
-    with _submitting:  # a team is queued whole: two that wait for each other's members would never end
+    with _submitting:  # all threads of a run are queued at once: two runs that wait for threads would never end
         others = [_pool(threads).submit(function, address, k, threads) for k in range(1, threads)]
     function(address, 0, threads)
     for other in others:
@@ -222,23 +220,24 @@ def _run_in_pool(function: Any, address: int, threads: int) -> None:
 
 
 def run_stack(
-    name: str, arguments: ctypes.Structure, groups: int, by_group: dict[str, int], by_lane: dict[str, int], lanes: int
-) -> None:
-    """Run a task for each group of a stack, each on one thread, `lanes` at a time.
+    name: str, arguments: ctypes.Structure, stack_size: int, layer_strides: dict[str, int],
+    buffer_strides: dict[str, int], buffer_sets: int,
+) -> None:  # fmt: skip
+    """Run a task for each layer of a stack, each on one thread, `buffer_sets` at a time.
 
-    `arguments` are the first group's; a group's addresses lie so many bytes further for each group before it, or for
-    each lane. An absent address stays absent.
+    `arguments` are those of layer 0. In layer k each address is larger by k times its entry in `layer_strides`, and by
+    k % buffer_sets times its entry in `buffer_strides`. An address of 0 stays 0.
     """
     first = np.frombuffer(bytes(arguments), np.int64)
-    steps = np.zeros((2, len(first)), np.int64)
-    for to, by in zip(steps, (by_group, by_lane)):
-        for field, step in by.items():
-            to[getattr(type(arguments), field).offset // 8] = step
-    group = np.arange(groups)
-    times = np.stack((group, group % lanes), axis=1)
-    many = first + times @ steps * (first != 0)
-    for field in TAILS:  # each struct has its own, as far behind its start
-        place = getattr(arguments, field) - ctypes.addressof(arguments)
-        many[:, getattr(type(arguments), field).offset // 8] = many.ctypes.data + group * first.nbytes + place
-    stack = StackArguments(_compiled(name).address, many.ctypes.data, many.strides[0], groups, lanes)
-    ready("stack", stack, lanes)()
+    strides = np.zeros((2, len(first)), np.int64)
+    for target, by_field in zip(strides, (layer_strides, buffer_strides)):
+        for field, stride in by_field.items():
+            target[getattr(type(arguments), field).offset // 8] = stride
+    layer = np.arange(stack_size)
+    multipliers = np.stack((layer, layer % buffer_sets), axis=1)
+    structs = first + multipliers @ strides * (first != 0)
+    for field in TAILS:  # each struct has records of its own, at the same offset
+        offset = getattr(arguments, field) - ctypes.addressof(arguments)
+        structs[:, getattr(type(arguments), field).offset // 8] = structs.ctypes.data + layer * first.nbytes + offset
+    stack = StackArguments(_compiled(name).address, structs.ctypes.data, structs.strides[0], stack_size, buffer_sets)
+    bind("stack", stack, buffer_sets)()

@@ -1,81 +1,82 @@
-"""What the backward pass's products have in common: sums of weight gradients and where they go."""
+"""The accumulators of the weight gradients, and how they become gradients."""
 
 from fastlstm.backends.numba.kernels.layout import (
     block_hh,
     block_ih,
     columns_of_h,
     first_h_preact,
-    gate_at,
+    gate_offset,
     head_begin,
     head_end,
-    seen_from,
+    seen_begin,
 )
 from fastlstm.backends.numba.kernels.shared import VECTOR, element_bytes, jit
 from fastlstm.backends.numba.llvm.intrinsics import call, get_int64
 
 
 @jit
-def accumulator_bytes(a):
-    """Bytes of a row of the sums over rows and steps: a vector for each sum of x, or of h. The row of ones, the last,
-    goes on with the others and with the params' terms.
+def accumulator_row_bytes(a):
+    """Return the bytes of an accumulator row: one vector for each pre-activation of x or of h, whichever are more. The
+    sums of the ones have terms for all pre-activations and params, and may take several rows.
     """
-    return max(a.of_x, a.of_h, 1) * VECTOR
+    return max(a.x_preacts, a.h_preacts, 1) * VECTOR
 
 
 @jit
-def accumulator_address(a, half, p):
-    """Where the sum of panel p over half of the batch rows lies."""
-    return a.dweights + (half * a.panels + p) * a.sum_rows * accumulator_bytes(a)
+def accumulator_address(a, k_set, p):
+    """Return the address of the accumulators of panel p in one split-K set."""
+    return a.dweights + (k_set * a.panels + p) * a.accumulator_rows * accumulator_row_bytes(a)
 
 
 @jit
-def unpack_weight(a, scratch, of_sums, width, units, weight):
-    """Sums (width, gates, lanes) of one gate to its rows of a weight's gradient."""
-    L, row = a.lanes, accumulator_bytes(a)
+def unpack_weight(a, scratch, accumulators, width, units, weight):
+    """Transpose accumulators (width, gates, lanes) of one gate into its rows of a weight's gradient."""
+    L, row_stride = a.lanes, accumulator_row_bytes(a)
     for k in range(0, width, L):
-        columns, source = min(L, width - k), of_sums + k * row
-        if a.is_narrow != 0:
-            call(a.transpose, columns, units, source, row, scratch, VECTOR)
+        columns, source = min(L, width - k), accumulators + k * row_stride
+        if a.is_bfloat16 != 0:
+            call(a.transpose, columns, units, source, row_stride, scratch, VECTOR)
             call(a.narrow, units, columns, scratch, VECTOR, weight + k * 2, width * 2)
         else:
-            call(a.transpose, columns, units, source, row, weight + k * a.size, width * a.size)
+            call(a.transpose, columns, units, source, row_stride, weight + k * a.size, width * a.size)
 
 
 @jit
 def write_vectors(a, p, ones):
-    """Panel p of the gradients of the biases and params, those that are wanted, from the sums of all terms."""
-    S, unit = a.size, p * a.lanes
+    """Write panel p of the wanted gradients of biases and params, from `ones`, the accumulators of the ones."""
+    size, unit = a.size, p * a.lanes
     valid = min(a.lanes, a.H - unit)
-    for k in range(a.of_x if a.dbias_ih != 0 else 0):
-        to = a.dbias_ih + (block_ih(a, k) * a.H + unit) * S
-        call(a.copy_rows, 1, valid, valid, ones + gate_at(a, p, k), 0, to, 0)
-    for k in range(a.of_h if a.dbias_hh != 0 else 0):
-        to = a.dbias_hh + (block_hh(a, k) * a.H + unit) * S
-        call(a.copy_rows, 1, valid, valid, ones + gate_at(a, p, first_h_preact(a) + k), 0, to, 0)
+    for k in range(a.x_preacts if a.dbias_ih != 0 else 0):
+        target = a.dbias_ih + (block_ih(a, k) * a.H + unit) * size
+        call(a.copy_rows, 1, valid, valid, ones + gate_offset(a, p, k), 0, target, 0)
+    for k in range(a.h_preacts if a.dbias_hh != 0 else 0):
+        target = a.dbias_hh + (block_hh(a, k) * a.H + unit) * size
+        call(a.copy_rows, 1, valid, valid, ones + gate_offset(a, p, first_h_preact(a) + k), 0, target, 0)
     for k in range(a.params):
-        dparam = get_int64(a.dparams_at + 8 * k)
+        dparam = get_int64(a.dparam_addresses + 8 * k)
         if dparam != 0:
-            call(a.copy_rows, 1, valid, valid, ones + gate_at(a, p, a.sums + k), 0, dparam + unit * S, 0)
+            call(a.copy_rows, 1, valid, valid, ones + gate_offset(a, p, a.preacts + k), 0, dparam + unit * size, 0)
 
 
 @jit
 def unpack_weight_gradients(a, scratch, p_first, p_last):
-    """Panels of dweights to the gradients of weights, biases and params, those that are wanted."""
+    """Write the wanted gradients of weights, biases and params of panels `p_first` to `p_last` from accumulators."""
     L, I, H, D, columns = a.lanes, a.I, a.H, a.head, columns_of_h(a)
-    wide, row_of = element_bytes(a), accumulator_bytes(a)
+    element, row_stride = element_bytes(a), accumulator_row_bytes(a)
     for p in range(p_first, p_last):
-        sums, valid = accumulator_address(a, 0, p), min(L, H - p * L)
-        if a.halves == 2:  # with what narrower rows leave unused
-            call(a.add_rows, 1, a.sum_rows * accumulator_bytes(a) // a.size, accumulator_address(a, 1, p), 0, sums, 0)
-        for gate in range(a.of_x if a.dweight_ih != 0 else 0):
-            row = block_ih(a, gate) * H + p * L
-            unpack_weight(a, scratch, sums + gate_at(a, p, gate), I, valid, a.dweight_ih + row * I * wide)
-        of_h = sums + a.sums_of_h * accumulator_bytes(a)
-        for gate in range(a.of_h if a.dweight_hh != 0 else 0):
-            row, unit, source = block_hh(a, gate) * H, p * L, of_h + gate_at(a, p, gate)
+        accumulators, valid = accumulator_address(a, 0, p), min(L, H - p * L)
+        if a.split_k == 2:  # the unused ends of narrower rows are added too
+            width = a.accumulator_rows * accumulator_row_bytes(a) // a.size
+            call(a.add_rows, 1, width, accumulator_address(a, 1, p), 0, accumulators, 0)
+        for gate in range(a.x_preacts if a.dweight_ih != 0 else 0):
+            source, row = accumulators + gate_offset(a, p, gate), block_ih(a, gate) * H + p * L
+            unpack_weight(a, scratch, source, I, valid, a.dweight_ih + row * I * element)
+        h_accumulators = accumulators + a.first_h_row * accumulator_row_bytes(a)
+        for gate in range(a.h_preacts if a.dweight_hh != 0 else 0):
+            row, unit, source = block_hh(a, gate) * H, p * L, h_accumulators + gate_offset(a, p, gate)
             while unit < p * L + valid:  # of one head
                 end = head_end(a, unit, p * L + valid)
-                at = source + (unit - p * L) * a.size + (head_begin(a, unit) - seen_from(a, p)) * row_of
-                unpack_weight(a, scratch, at, D, end - unit, a.dweight_hh + (row + unit) * D * wide)
+                head = source + (unit - p * L) * a.size + (head_begin(a, unit) - seen_begin(a, p)) * row_stride
+                unpack_weight(a, scratch, head, D, end - unit, a.dweight_hh + (row + unit) * D * element)
                 unit = end
-        write_vectors(a, p, sums + (a.sum_of_one - columns + min(a.span, columns)) * row_of)
+        write_vectors(a, p, accumulators + (a.ones_row - columns + min(a.span, columns)) * row_stride)

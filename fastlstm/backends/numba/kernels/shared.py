@@ -1,4 +1,4 @@
-"""What all kernels share: how they are compiled, sizes, and rows read and written in either of two types."""
+"""What all kernels share: how they are compiled, sizes, and rows read and written in one of two types."""
 
 from typing import Any
 
@@ -7,31 +7,31 @@ from fastlstm.backends.numba.llvm.intrinsics import call, get_int32
 from fastlstm.backends.numba.llvm.simd import VECTOR_BYTES
 
 VECTOR = VECTOR_BYTES
-# Rows of packed weights in a block. A lower tile wants longer sums: in blocks of half of that, 3 rows took up to 1.2
-# times as long.
+# Rows of packed weights in a K block. A register tile of few rows needs long sums: with half of that, 3 rows took up to
+# 1.2 times as long.
 BLOCK_K = WEIGHT_BLOCK_BYTES // (4 * VECTOR)
 
 
 def jit(function: Any) -> Any:
-    """For functions that kernels call: `llvm.emit` compiles them into each kernel that does."""
+    """Mark a function that kernels call: `llvm.emit` compiles it into each kernel that does."""
     return function
 
 
 def inlined(function: Any) -> Any:
-    """As `jit`, for what every panel of every step runs. Calls of these took 4 % of the time of a layer of two rows."""
+    """Mark a function as `jit` does, and inline it: calls took 4 % of the time of a layer of two rows."""
     function.inlined = True
     return function
 
 
 @jit
 def element_bytes(a):
-    """Bytes of an element of x, of h and of the weights."""
-    return 2 if a.is_narrow != 0 else a.size
+    """Return the bytes of an element of x, of h and of the weights."""
+    return 2 if a.is_bfloat16 != 0 else a.size
 
 
 @jit
 def read_rows(a, narrow, rows, valid, width, source, source_row, target, target_row):
-    """`valid` elements of each row, then zeros up to `width`."""
+    """Copy `valid` elements of each row, which are bfloat16 if `narrow`, then zeros up to `width`."""
     if narrow != 0:
         call(a.widen, rows, valid, width, source, source_row, target, target_row)
     else:
@@ -40,8 +40,8 @@ def read_rows(a, narrow, rows, valid, width, source, source_row, target, target_
 
 @jit
 def write_rows(a, rows, width, source, source_row, target, target_row):
-    """`width` elements of each row, rounded where they are of bfloat16."""
-    if a.is_narrow != 0:
+    """Copy `width` elements of each row, rounded if the layer is bfloat16."""
+    if a.is_bfloat16 != 0:
         call(a.narrow, rows, width, source, source_row, target, target_row)
     else:
         call(a.copy_rows, rows, width, width, source, source_row, target, target_row)
@@ -49,13 +49,11 @@ def write_rows(a, rows, width, source, source_row, target, target_row):
 
 @jit
 def is_zero(rows, width, source, source_row):
-    """Whether `width` bytes of each row are zero: then a product of finite weights with them is left out, and no sum
-    differs.
-    """
+    """Return whether `width` bytes of each row are zero: a product of finite weights with them is left out."""
     for r in range(rows if source_row != 0 else min(rows, 1)):
-        found = 0
+        bits = 0
         for k in range(0, width, 4):
-            found |= get_int32(source + r * source_row + k)
-        if found != 0:
+            bits |= get_int32(source + r * source_row + k)
+        if bits != 0:
             return False
     return True

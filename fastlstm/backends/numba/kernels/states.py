@@ -1,136 +1,140 @@
-"""Where a step's cells find the states, the cell's inputs and its params: see `llvm.cells` for the tables.
+"""Where the cell finds the states, its inputs and its params at a step: see `llvm.cells` for the order.
 
-A table has an address and a row's bytes for each value. Beside it is room for another, of which some values lie aside.
+A pointer table has an address and a row stride for each value. A second table follows it, in which some entries point
+to copies in scratch.
 """
 
 from fastlstm.backends.numba.constants import ROW_BLOCK
-from fastlstm.backends.numba.kernels.ends import correct_states, zero_reset
-from fastlstm.backends.numba.kernels.layout import panel_saved
+from fastlstm.backends.numba.kernels.layout import saved_address
+from fastlstm.backends.numba.kernels.row_masks import correct_states, zero_reset
 from fastlstm.backends.numba.kernels.shared import VECTOR, inlined, jit
 from fastlstm.backends.numba.llvm.intrinsics import call, get_int64, set_int64
 
-OTHER, OTHER_BACK = 4, 9  # numbers that are told of each state but the first, see `arguments`
-VALUE, VALUE_BACK = 3, 4  # and of each input and param
+# the fields of an inner state's record, and of that of an input or param, see `host.fields`
+INNER_FIELDS, INNER_FIELDS_BACKWARD = 4, 9
+OPERAND_FIELDS, OPERAND_FIELDS_BACKWARD = 3, 4
 
 
 @jit
 def set_entry(table, k, address, row):
-    """Entry k of a table."""
+    """Set entry k of a pointer table."""
     set_int64(table + 16 * k, address)
     set_int64(table + 16 * k + 8, row)
 
 
 @jit
-def row_at(table, k, b, panel_offset):
-    """Where row b of entry k lies, from bytes `panel_offset` of a row on."""
+def entry_address(table, k, b, panel_offset):
+    """Return the address of row b of entry k, from byte `panel_offset` of the row on."""
     return get_int64(table + 16 * k) + b * get_int64(table + 16 * k + 8) + panel_offset
 
 
 @jit
-def row_of(table, k):
+def entry_stride(table, k):
+    """Return the row stride of entry k."""
     return get_int64(table + 16 * k + 8)
 
 
 @inlined
 def enter_step(a, table, s, t, h_prev, h_prev_row, h, h_row, count, is_one_row):
-    """The values of step s, which is that of x at t: states before and after it, then inputs and params. `count`: the
-    numbers that are told of a state. A `is_one_row` row has its vectors of units as rows.
+    """Fill the pointer table of step s, whose index in x is t: states before and after it, then inputs and params. A
+    state's record has `count` fields. If there `is_one_row` alone, its vectors of units stand as rows.
     """
-    t_prev, row = t + 1 if a.reverse != 0 else t - 1, a.H * a.size
+    t_prev, row_stride = t + 1 if a.reverse != 0 else t - 1, a.H * a.size
     set_entry(table, 0, h_prev, VECTOR if is_one_row else h_prev_row)
     set_entry(table, 1, h, VECTOR if is_one_row else h_row)
-    for k in range(a.others):
-        at = a.others_at + 8 * count * k
-        steps = get_int64(at + 16)
-        old, old_row = steps + t_prev * a.c_step, row
+    for k in range(a.inner_states):
+        record = a.inner_records + 8 * count * k
+        sequence = get_int64(record + 16)
+        before, before_stride = sequence + t_prev * a.inner_step_stride, row_stride
         if s == 0:
-            old, old_row = get_int64(at), get_int64(at + 8)
-        set_entry(table, 2 * k + 2, old, VECTOR if is_one_row else old_row)
-        set_entry(table, 2 * k + 3, steps + t * a.c_step, VECTOR if is_one_row else row)
-    inner_field = VALUE_BACK if count == OTHER_BACK else VALUE
-    for k in range(a.values):
-        at = a.values_at + 8 * inner_field * k
-        value, value_row = get_int64(at) + t * get_int64(at + 8), get_int64(at + 16)
-        set_entry(table, 2 * a.others + 2 + k, value, VECTOR if is_one_row else value_row)
+            before, before_stride = get_int64(record), get_int64(record + 8)
+        set_entry(table, 2 * k + 2, before, VECTOR if is_one_row else before_stride)
+        set_entry(table, 2 * k + 3, sequence + t * a.inner_step_stride, VECTOR if is_one_row else row_stride)
+    operand_count = OPERAND_FIELDS_BACKWARD if count == INNER_FIELDS_BACKWARD else OPERAND_FIELDS
+    for k in range(a.operands):
+        record = a.operand_records + 8 * operand_count * k
+        value, value_row = get_int64(record) + t * get_int64(record + 8), get_int64(record + 16)
+        set_entry(table, 2 * a.inner_states + 2 + k, value, VECTOR if is_one_row else value_row)
 
 
 @jit
 def dh_entry(a):
-    """The entry, of the backward pass alone, that dh from outside has: behind all others."""
-    return 2 * a.others + 2 + a.values
+    """Return the entry of dh from outside, in the backward pass alone: the last one."""
+    return 2 * a.inner_states + 2 + a.operands
 
 
 @jit
 def scratch_slot(a, scratch, n):
-    """Where values lie aside, (CHUNK, lanes) for each n: the entries of a table, then what else a kernel wants."""
-    return scratch + ROW_BLOCK * (a.wide + n) * VECTOR
+    """Return the address of scratch slot n, (ROW_BLOCK, lanes): first those of a table's entries, then others."""
+    return scratch + ROW_BLOCK * (a.product_vectors + n) * VECTOR
 
 
 @jit
-def panel_sums(a, scratch, p):
-    """Where the sums of panel p lie, or the gradients of group p: of all panels, where a cell takes means."""
+def panel_products(a, scratch, p):
+    """Return the address of the products of panel or vector group p, which all panels share with one phase."""
     return scratch + p * a.panel_bytes
 
 
 @jit
-def later_aside(a, scratch, p):
-    """Where the values of panel p lie that a phase of the cell keeps for later ones."""
+def later_address(a, scratch, p):
+    """Return the address of the values of panel p that later phases of the cell read."""
     return scratch_slot(a, scratch, a.later_slot + p * a.later_values)
 
 
 @jit
-def shared_aside(a, scratch):
-    """Where what is the same for all units of a row lies, and the sums that means are made of."""
+def shared_address(a, scratch):
+    """Return the address of the values that a row's units share, and of the sums of means."""
     return scratch_slot(a, scratch, a.shared_slot)
 
 
 @jit
-def begin_phase(a, kernel, phase, t, b, rows, rows_of_gates, scratch, is_one_row):
-    """Compute what all units of a row or of a head share in a phase, from what the phase before has left, for `rows`
-    rows from `b` on. A `is_one_row` row has its vectors of units as rows.
+def begin_phase(a, kernel, phase, t, b, rows, gate_rows, scratch, is_one_row):
+    """Compute the values that all units of a row or of a head share in a phase, for `rows` rows from `b` on, from the
+    results of the phase before. `is_one_row`: see `enter_step`.
     """
     row_stride, panel_bytes = (0, 0) if is_one_row else (a.shared_values * VECTOR, ROW_BLOCK * a.later_values * VECTOR)
     call(
-        kernel, rows, phase, a.H, shared_aside(a, scratch), row_stride, panel_saved(a, rows_of_gates, t, a.panels, b),
-        later_aside(a, scratch, 0), panel_bytes, a.head,
+        kernel, rows, phase, a.H, shared_address(a, scratch), row_stride,
+        saved_address(a, gate_rows, t, a.panels, b), later_address(a, scratch, 0), panel_bytes, a.head,
     )  # fmt: skip
 
 
 @jit
-def held_aside(a, scratch, k):
-    """Where the gradients of the k-th state but the first lie that held rows hand on."""
+def held_address(a, scratch, k):
+    """Return the address of copies of inner state k's gradients, which held rows pass on unchanged."""
     return scratch_slot(a, scratch, dh_entry(a) + 1 + k)
 
 
 @jit
-def dinputs_aside(a, scratch):
-    """Where the cells' backward pass leaves the gradients of the inputs (rows, Q, lanes)."""
-    return held_aside(a, scratch, a.others)
+def dinputs_address(a, scratch):
+    """Return the address where the cell stores the gradients of the inputs (rows, Q, lanes)."""
+    return held_address(a, scratch, a.inner_states)
 
 
 @jit
-def terms_aside(a, scratch):
-    """Where it leaves dpreact, if it is to be laid out."""
-    return held_aside(a, scratch, a.others + a.inputs)
+def dpreact_slot(a, scratch):
+    """Return the address where the cell stores dpreact, if it is copied to another layout."""
+    return held_address(a, scratch, a.inner_states + a.inputs)
 
 
 @jit
 def redirect_to_scratch(a, table, pointers, p, t, b, rows, scratch, writes, corrects):
-    """As `table`, but with memory for whole vectors, for `rows` rows from `b` on of panel p: what the cells read is
-    copied there, and states before the step are zero where it resets. Where it `writes`, new states go there if the
-    panel is not full. `corrects`: the first state is not what the step saw, see `correct_states`.
+    """Fill the second pointer table for `rows` rows from `b` on of panel p: values that the cell reads are copied to
+    whole vectors in scratch, with states of zero where the step resets. If it `writes`, new states of a panel that is
+    not full go there too. `corrects`: the first state may differ from h_in, see `correct_states`.
     """
-    L, panel_offset, states = a.lanes, p * VECTOR, 2 * a.others + 2
+    L, panel_offset, states = a.lanes, p * VECTOR, 2 * a.inner_states + 2
     valid = min(L, a.H - p * L)
-    for k in range(states + a.values):
-        is_old, is_read, aside = k < states and k % 2 == 0, (a.reads >> k) & 1 != 0, scratch_slot(a, scratch, k)
+    for k in range(states + a.operands):
+        is_old, is_read, slot = k < states and k % 2 == 0, (a.read_bits >> k) & 1 != 0, scratch_slot(a, scratch, k)
         if is_read and (is_old or valid < L):
-            call(a.copy_rows, rows, valid, L, row_at(table, k, b, panel_offset), row_of(table, k), aside, VECTOR)
+            source, source_row = entry_address(table, k, b, panel_offset), entry_stride(table, k)
+            call(a.copy_rows, rows, valid, L, source, source_row, slot, VECTOR)
             if k == 0 and corrects:
-                correct_states(a, t, b, rows, p * L, valid, aside, VECTOR)
+                correct_states(a, t, b, rows, p * L, valid, slot, VECTOR)
             elif is_old:
-                zero_reset(a, t, b, rows, L, aside, VECTOR)
+                zero_reset(a, t, b, rows, L, slot, VECTOR)
         if (is_read and is_old) or (valid < L and (is_read or (writes and not is_old))):
-            set_entry(pointers, k, aside - b * VECTOR - panel_offset, VECTOR)
+            set_entry(pointers, k, slot - b * VECTOR - panel_offset, VECTOR)
         else:
-            set_entry(pointers, k, get_int64(table + 16 * k), row_of(table, k))
+            set_entry(pointers, k, get_int64(table + 16 * k), entry_stride(table, k))

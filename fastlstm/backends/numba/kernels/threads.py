@@ -1,31 +1,31 @@
-"""Who does which part, and waiting for each other."""
+"""The share of each thread, and barriers."""
 
-from fastlstm.backends.numba.kernels.ends import length_of
+from fastlstm.backends.numba.kernels.row_masks import length_of
 from fastlstm.backends.numba.kernels.shared import jit
 from fastlstm.backends.numba.llvm.intrinsics import add_atomic, call_int, load_atomic
 
 
 @jit
-def share(count, part, parts):
-    """The first of `count` things that belongs to `part` of `parts`."""
-    return count * part // parts
+def share(count, k, n):
+    """Return the first of `count` things that belongs to share k of n."""
+    return count * k // n
 
 
 @jit
-def share_rows(count, part, parts):
-    """As `share`, in pairs, so that no pair of rows is split."""
-    return min(count, 2 * share((count + 1) // 2, part, parts))
+def share_rows(count, k, n):
+    """Return the first of `count` rows of share k of n. Rows go in pairs, so that no pair is split."""
+    return min(count, 2 * share((count + 1) // 2, k, n))
 
 
 @jit
-def team_begin_by_length(a, total, part, parts):
-    """The first batch row of a part, an even one: before it lies the part's share of all steps. One part's end is the
-    next one's begin, and rows without a step are the last part's.
+def team_begin_by_length(a, total, team_index, team_count):
+    """Return the first batch row of a team, an even one: the rows before it have the share of the `total` steps that
+    belongs to the teams before. Rows without a step belong to the last team.
     """
-    if part == parts:
+    if team_index == team_count:
         return a.B
     steps, b = 0, 0
-    while b < a.B and steps * parts < total * part:
+    while b < a.B and steps * team_count < total * team_index:
         steps += length_of(a, b)
         if b + 1 < a.B:
             steps += length_of(a, b + 1)
@@ -34,12 +34,12 @@ def team_begin_by_length(a, total, part, parts):
 
 
 @jit
-def team_rows(a, part, parts):
-    """The first batch row of a part and of the next. Where sequences are sorted by length, as packed ones are, parts
-    have as many steps of theirs, not as many rows.
+def team_rows(a, team_index, team_count):
+    """Return the first batch row of a team and that of the next one. If the rows are sorted longest first, the teams
+    get about equal numbers of active steps, and otherwise equal numbers of rows.
     """
-    first, last = share_rows(a.B, part, parts), share_rows(a.B, part + 1, parts)
-    if a.lengths == 0 or parts == 1:
+    first, last = share_rows(a.B, team_index, team_count), share_rows(a.B, team_index + 1, team_count)
+    if a.lengths == 0 or team_count == 1:
         return first, last
     total = 0
     for b in range(a.B):
@@ -48,19 +48,21 @@ def team_rows(a, part, parts):
         total += length_of(a, b)
     if total == a.T * a.B:
         return first, last
-    return team_begin_by_length(a, total, part, parts), team_begin_by_length(a, total, part + 1, parts)
+    return team_begin_by_length(a, total, team_index, team_count), team_begin_by_length(
+        a, total, team_index + 1, team_count
+    )
 
 
 @jit
 def arrive(barrier, threads):
-    """Tell `wait_for` that this thread is there."""
+    """Count this thread at a barrier."""
     if threads > 1:
         add_atomic(barrier, 1)
 
 
 @jit
 def wait_for(barrier, threads, times, relax):
-    """Return when `threads` threads have arrived `times` times. The counter only grows; a spin yields."""
+    """Return when `threads` threads have arrived `times` times. A thread that waits long calls `relax`."""
     if threads > 1:
         spins = 0
         while load_atomic(barrier) < threads * times:

@@ -6,18 +6,18 @@ import sys
 
 from llvmlite import ir
 
-from fastlstm.backends.numba.llvm.loops import Builder, at_most, counted
+from fastlstm.backends.numba.llvm.loops import Builder, at_most, for_loop
 from fastlstm.backends.numba.llvm.simd import I8, I64, instruction, store
 
 ROWS, TILE = 16, 1024  # of a tile, and its bytes
-# Pairs of pieces whose product counts, the smallest first; the others are below the last bit that the pieces keep.
+# Pairs of components whose product counts, the smallest first; the others are below the last bit of the components.
 PRODUCTS = {1: ((0, 0),), 2: ((0, 1), (1, 0), (0, 0)), 3: ((0, 2), (0, 1), (1, 1), (1, 0), (2, 0), (0, 0))}
 ROW = I64(64)
 _ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18
 
 
-def most_pieces() -> int:
-    """Three, or 0 where the system does not let this process use the unit."""
+def max_components() -> int:
+    """Return three, or 0 if the system does not let this process use AMX."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return 0
     return 3 if ctypes.CDLL(None).syscall(_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA) == 0 else 0
@@ -35,51 +35,53 @@ def _store(b: ir.IRBuilder, tile: int, address: ir.Value, row: ir.Value) -> None
     _call(b, "tilestored64", I8(tile), b.inttoptr(address, I8.as_pointer()), row)
 
 
-def product(pieces: int) -> Builder:
-    """``out[m, n] = init[m, n] + sum of a[m, k] * w[k, n]`` for `rows` values of m, 32 `pairs` of n, 32 `steps` of k.
+def product(components: int) -> Builder:
+    """Return the builder of ``out[m, n] = init[m, n] + sum of a[m, k] * w[k, n]`` for `rows` values of m, 32 `pairs` of
+    n, 32 `steps` of k.
 
-    `a` are rows, `a_step` and `a_piece` bytes apart; w are columns. Two tiles of rows by two of columns stay in
-    registers: fewer chains would wait for each other's sums. The order of a sum is the same for every row. Whole tiles
-    are written: out has room for 16 rows, for 32 if there are more than 16.
+    a is a row operand, `a_step` from one K block to the next and `a_component` from one component to the next; w is a
+    column operand. Two tiles of rows by two of columns stay in registers: fewer chains would wait for each other's
+    sums. The order of a sum is the same for every row. Whole tiles are written: out has room for 16 rows, for 32 if
+    there are more than 16.
     """
-    products, w_step = PRODUCTS[pieces], pieces * 4 * TILE
+    products, w_step = PRODUCTS[components], components * 4 * TILE
 
-    def build(b, rows, init, init_row, out, out_row, a, a_step, a_piece, w, steps, pairs, block_steps):
+    def build(b, rows, init, init_row, out, out_row, a, a_step, a_component, w, steps, pairs, block_steps):
         def sums(steps, init, init_row, out, a, w, high, step):
-            """The four sums of tiles, `high` by 4 / high."""
+            """Compute the sums of four tiles, `high` by 4 / high."""
 
-            def places(base, row):
+            def addresses(base, row):
                 across = 4 // high
                 return [
                     b.add(base, b.add(b.mul(row, I64(tile // across * 16)), I64(tile % across * 64)))
                     for tile in range(4)
                 ]
 
-            for tile, place in enumerate(places(init, init_row)):
-                _load(b, tile, place, init_row)
-            counted(b, steps, [a, w], step)
-            for tile, place in enumerate(places(out, out_row)):
-                _store(b, tile, place, out_row)
+            for tile, address in enumerate(addresses(init, init_row)):
+                _load(b, tile, address, init_row)
+            for_loop(b, steps, [a, w], step)
+            for tile, address in enumerate(addresses(out, out_row)):
+                _store(b, tile, address, out_row)
 
         def by_two(a, w):
-            """A step of two tiles of rows, two of columns."""
+            """Emit a K block of two tiles of rows by two of columns."""
             last = (-1, -1)
             for left, right in products:  # each tile loaded where it is first wanted, behind a product: 10 % faster
-                at, beside = b.add(a, b.mul(a_piece, I64(left))), b.add(w, I64(right * 4 * TILE))
+                a_left, w_right = b.add(a, b.mul(a_component, I64(left))), b.add(w, I64(right * 4 * TILE))
                 for tile in range(4):
                     row, column = 4 + tile // 2, 6 + tile % 2
                     if left != last[0] and tile % 2 == 0:
-                        _load(b, row, b.add(at, I64(TILE * (row - 4))))
+                        _load(b, row, b.add(a_left, I64(TILE * (row - 4))))
                     if right != last[1] and tile < 2:
-                        _load(b, column, b.add(beside, I64(TILE * (column - 6))))
+                        _load(b, column, b.add(w_right, I64(TILE * (column - 6))))
                     _call(b, "tdpbf16ps", I8(tile), I8(row), I8(column))
                 last = (left, right)
             return [b.add(a, a_step), b.add(w, I64(w_step))]
 
         def by_four(a, w):
-            """A step of one tile of rows, four of columns."""
-            for piece in range(pieces):
-                _load(b, 4 + piece, b.add(a, b.mul(a_piece, I64(piece))))
+            """Emit a K block of one tile of rows by four of columns."""
+            for component in range(components):
+                _load(b, 4 + component, b.add(a, b.mul(a_component, I64(component))))
             for tile in range(4):
                 last = -1
                 for left, right in products:
@@ -98,39 +100,40 @@ def product(pieces: int) -> Builder:
             end = b.udiv(b.mul(steps, after), blocks)
             count = b.sub(end, begin)
 
-            def columns(init, to, w):
-                def tiles(init, to, a):
-                    sums(count, init, init_row, to, a, w, 2, by_two)
+            def columns(init, target, w):
+                def tiles(init, target, a):
+                    sums(count, init, init_row, target, a, w, 2, by_two)
                     moves = b.mul(I64(32), init_row), b.mul(I64(32), out_row), I64(2 * TILE)
-                    return [b.add(place, move) for place, move in zip((init, to, a), moves)]
+                    return [b.add(address, move) for address, move in zip((init, target, a), moves)]
 
-                counted(b, two, [init, to, a], tiles)
-                return [b.add(init, I64(128)), b.add(to, I64(128)), b.add(w, I64(2 * TILE))]
+                for_loop(b, two, [init, target, a], tiles)
+                return [b.add(init, I64(128)), b.add(target, I64(128)), b.add(w, I64(2 * TILE))]
 
-            counted(b, b.select(b.icmp_signed(">", two, I64(0)), pairs, I64(0)), [init, out, w], columns)
+            for_loop(b, b.select(b.icmp_signed(">", two, I64(0)), pairs, I64(0)), [init, out, w], columns)
             with b.if_then(b.icmp_signed("<", done, rows)):
-                init_at, out_at = b.add(init, b.mul(done, init_row)), b.add(out, b.mul(done, out_row))
-                sums(count, init_at, init_row, out_at, b.add(a, b.mul(done, I64(64))), w, 1, by_four)
+                init_left, out_left = b.add(init, b.mul(done, init_row)), b.add(out, b.mul(done, out_row))
+                sums(count, init_left, init_row, out_left, b.add(a, b.mul(done, I64(64))), w, 1, by_four)
             return [after, end, b.add(a, b.mul(a_step, count)), b.add(w, b.mul(I64(w_step), count)), out, out_row]
 
-        counted(b, blocks, [I64(0), I64(0), a, w, init, init_row], block)
+        for_loop(b, blocks, [I64(0), I64(0), a, w, init, init_row], block)
 
     return build
 
 
 def configure(b, rows):
-    """Ready the unit for products of operands of `rows` rows, 16 and more being 16. It holds until `release`."""
+    """Configure AMX until `release`, for products of row operands of `rows` rows; more than 16 count as 16."""
     memory = b.alloca(ir.ArrayType(I8, 64))
     memory.align = 64
-    at = b.ptrtoint(memory, I64)
+    config = b.ptrtoint(memory, I64)
     for k in range(0, 64, 8):
-        store(b, I64(1 if k == 0 else 0), b.add(at, I64(k)))
+        store(b, I64(1 if k == 0 else 0), b.add(config, I64(k)))
     few = b.trunc(at_most(b, rows, I64(16)), I8)
     for tile in range(8):  # few rows take `by_four`, whose sums and left sides are the tiles up to 6
-        store(b, ir.IntType(16)(64), b.add(at, I64(16 + 2 * tile)))
-        store(b, few if tile < 7 else I8(16), b.add(at, I64(48 + tile)))
+        store(b, ir.IntType(16)(64), b.add(config, I64(16 + 2 * tile)))
+        store(b, few if tile < 7 else I8(16), b.add(config, I64(48 + tile)))
     _call(b, "ldtilecfg", b.bitcast(memory, I8.as_pointer()))
 
 
 def release(b):
+    """Release the tiles of AMX."""
     _call(b, "tilerelease")

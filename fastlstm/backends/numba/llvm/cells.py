@@ -1,8 +1,8 @@
-"""The elementwise part of a step as LLVM functions, made from what is derived from a cell.
+"""The elementwise part of a step as LLVM functions, built from a cell's derived functions.
 
-They have the arguments of the other primitives: 64-bit integers. A function takes one vector of units for some batch
-rows. What there are as many of as the cell has states or inputs is found by a table of int64, in the order of
-`forward_table` and `backward_table`: the address of row 0 and unit 0, and the bytes from one row to the next.
+They take 64-bit integers like the other primitives, and work on one vector of units of some batch rows. States and
+inputs, whose number depends on the cell, are gradients by a pointer table of int64, in the order of `forward_table` and
+`backward_table`: the address of row 0 and unit 0, and the row stride.
 """
 
 from dataclasses import dataclass
@@ -11,23 +11,23 @@ from functools import cache, partial
 from fastlstm.backends.numba.llvm.loops import Builder, Builders
 from fastlstm.backends.numba.llvm.means import AcrossPhases, in_phase, of_rows, on_vectors
 from fastlstm.backends.numba.llvm.pointers import RowPointers
-from fastlstm.backends.numba.llvm.simd import I64, Lanes
+from fastlstm.backends.numba.llvm.simd import I64, VectorType
 from fastlstm.cells.emit import python
 from fastlstm.cells.layout import Layout
 from fastlstm.cells.phases import Phases, in_phases
 from fastlstm.cells.spec import Cell
 
-OUTSIDE = "dh from outside"  # what places are called that are no values of a cell has blanks
+OUTSIDE = "dh from outside"  # a label with blanks names memory that is no value of a cell, so it cannot be one's name
 
 
 @dataclass(frozen=True)
 class Functions:
-    """What kernels need of a cell.
+    """The parts of a cell that kernels need.
 
     Attributes:
-        source: all that the primitives are made from.
+        source: everything that the primitives are built from.
         forward, saving, backward: the derived functions in phases: one each, unless the cell takes means.
-        takes: the names of arguments of the forward pass and of the backward pass.
+        takes: the names of the arguments of the forward pass and of the backward pass.
     """
 
     layout: Layout
@@ -39,13 +39,13 @@ class Functions:
 
     @property
     def phases(self) -> tuple[int, int]:
-        """How many phases a step of the forward pass has, and one of the backward pass."""
+        """Return the number of phases of a step of the forward pass, and of one of the backward pass."""
         return max(len(self.forward.phases), len(self.saving.phases)), len(self.backward.phases)
 
 
 @cache
 def functions_of(cell: Cell) -> Functions:
-    """A cell's functions on vectors."""
+    """Return a cell's functions on vectors."""
     derived, layout = cell.derived(), cell.layout
     forward, backward = derived.forward, derived.backward
     terms = [f"d{name}" for name in (*(f"{gate}_pre" for gate in layout.sums), *layout.params)]
@@ -60,21 +60,21 @@ def functions_of(cell: Cell) -> Functions:
 
 
 def forward_table(layout: Layout) -> list[str]:
-    """Each state before the step and after it, then inputs and params."""
+    """Return the names in the forward pass's table: each state before the step and after it, inputs, params."""
     states = [name for state in layout.states for name in (f"{state}_prev", state)]
     return [*states, *layout.inputs, *layout.params]
 
 
 def backward_table(layout: Layout) -> list[str]:
-    """`forward_table`, then the gradients that come from outside to the first state."""
+    """Return `forward_table`, then dh from outside, the share of h's gradient that the step after does not send."""
     return [*forward_table(layout), OUTSIDE]
 
 
-def forward(lanes: Lanes, cell: Functions, save: bool, streams: bool = False) -> Builder:
-    """The new states and, if `save`, what backward loads (rows, K, lanes): past the caches if it `streams`. For a cell
-    that takes means this is one phase of it, see `cells.phases`.
+def forward(vtype: VectorType, cell: Functions, save: bool, streams: bool = False) -> Builder:
+    """Return the builder of one phase of the forward pass, see `cells.phases`. It stores the new states and, if `save`,
+    the saved values (rows, G, lanes), which go past the caches if it `streams`.
     """
-    layout, vector, phases = cell.layout, lanes.size * lanes.count, cell.saving if save else cell.forward
+    layout, vector, phases = cell.layout, vtype.size * vtype.count, cell.saving if save else cell.forward
     saved_units = layout.saved_units if save else ()
 
     def build(
@@ -85,46 +85,50 @@ def forward(lanes: Lanes, cell: Functions, save: bool, streams: bool = False) ->
                 build_phase(b, each.units, rows, row, unit, preact, saved, table, later, shared, row_stride, valid)
 
     def build_phase(b, function, rows, row, unit, preact, saved, table, later, shared, row_stride, valid):
-        at, taken, run = RowPointers(b, lanes), set(function.arguments), on_vectors(function)
-        inside = lanes.first(b, valid) if phases.sums else None
-        at.add("all sums", preact, len(layout.sums) * vector)
-        at.add_table(forward_table(layout), {*taken, *layout.states}, table, row, unit)
+        arrays, taken, run = RowPointers(b, vtype), set(function.arguments), on_vectors(function)
+        inside = vtype.first_lanes(b, valid) if phases.sums else None
+        arrays.add("all preacts", preact, len(layout.sums) * vector)
+        arrays.add_table(forward_table(layout), {*taken, *layout.states}, table, row, unit)
         if saved_units:
-            at.add("what is saved", saved, layout.saved_vectors(lanes.count) * vector)
-        phased = AcrossPhases(at, phases, later, shared, row_stride)
+            arrays.add("saved values", saved, layout.saved_vectors(vtype.count) * vector)
+        phased = AcrossPhases(arrays, phases, later, shared, row_stride)
 
         def body():
-            given = {name: at.load("what is saved", k) for k, name in enumerate(saved_units) if name in taken}
-            given |= {  # an argument may be what is saved: it is there in the first phase, too
-                f"{gate}_pre": at.load("all sums", k) for k, gate in enumerate(layout.sums) if f"{gate}_pre" in taken
+            arguments = {name: arrays.load("saved values", k) for k, name in enumerate(saved_units) if name in taken}
+            arguments |= {  # an argument may be a saved value, which has memory in the first phase too
+                f"{gate}_pre": arrays.load("all preacts", k)
+                for k, gate in enumerate(layout.sums)
+                if f"{gate}_pre" in taken
             }
-            given |= {name: at.load(name) for name in at.at if name in taken} | phased.load(taken)
-            found = run(given)
+            arguments |= {name: arrays.load(name) for name in arrays.current if name in taken} | phased.load(taken)
+            results = run(arguments)
             for state in reversed(layout.states):
-                if state in found:
-                    at.store(found[state], state)
+                if state in results:
+                    arrays.store(results[state], state)
             for k, name in enumerate(saved_units):
-                if name in found:
-                    at.store(found[name], "what is saved", k, past_caches=vector if streams else 0)
-            phased.store(found, inside)
+                if name in results:
+                    arrays.store(results[name], "saved values", k, past_caches=vector if streams else 0)
+            phased.store(results, inside)
 
-        at.loop(rows, body)
+        arrays.loop(rows, body)
 
     return build
 
 
-def backward(lanes: Lanes, cell: Functions) -> Builder:
-    """dpreact (rows, S + P, lanes), of which the last are the terms of the params' gradients; the terms dinputs
-    (rows, Q, lanes); and the gradients carried to the step before, a state's (rows, lanes) in place, `carried_state`
-    bytes from one to the next: those of the states but the first, then the first's if there is one.
+def backward(vtype: VectorType, cell: Functions) -> Builder:
+    """Return the builder of one phase of the backward pass. dh (rows, 4, lanes) is the gradient of the first state
+    without the part from outside. It stores:
 
-    The gradient of the first state is dh (rows, 4, lanes) and what comes from outside. Lanes from `valid` on of dpreact
-    get zeros, since a product sums over them.
+        dpreact (rows, S + P, lanes), the last of which are the terms of the params' gradients. Lanes from `valid` on
+            get zeros, since a product sums over them.
+        dinputs (rows, Q, lanes), the gradients of the inputs.
+        the carried gradients (rows, lanes) of a state, in place and `carried_state` bytes apart: those of the inner
+            states, then that of the first state if there is one.
     """
-    layout, vector = cell.layout, lanes.size * lanes.count
-    first, *others = layout.states
+    layout, vector = cell.layout, vtype.size * vtype.count
+    first, *inner = layout.states
     terms = [*(f"{gate}_pre" for gate in layout.sums), *layout.params]
-    carried = [*others, *(state for state in layout.carried if state == first)]
+    carried = [*inner, *(state for state in layout.carried if state == first)]
 
     phases, saved_units = cell.backward, layout.saved_units
 
@@ -132,58 +136,59 @@ def backward(lanes: Lanes, cell: Functions) -> Builder:
         b, rows, row, unit, valid, dh, saved, dpreact, dinputs, first_carried, carried_state, table, phase=None,
         later=None, shared=None, row_stride=None,
     ):  # fmt: skip
-        inside = lanes.first(b, valid)
+        inside = vtype.first_lanes(b, valid)
         for k, each in enumerate(phases.phases):
             with in_phase(b, phase, k):
-                at = RowPointers(b, lanes)
-                at.add("dh of the step after", dh, 4 * vector)
-                at.add_table(backward_table(layout), {*each.units.arguments, OUTSIDE}, table, row, unit)
-                at.add("what is saved", saved, layout.saved_vectors(lanes.count) * vector)
-                at.add("all terms", dpreact, len(terms) * vector)
-                at.add("all dinputs", dinputs, len(layout.inputs) * vector)
+                arrays = RowPointers(b, vtype)
+                arrays.add("dh of the step after", dh, 4 * vector)
+                arrays.add_table(backward_table(layout), {*each.units.arguments, OUTSIDE}, table, row, unit)
+                arrays.add("saved values", saved, layout.saved_vectors(vtype.count) * vector)
+                arrays.add("all terms", dpreact, len(terms) * vector)
+                arrays.add("all dinputs", dinputs, len(layout.inputs) * vector)
                 for n, state in enumerate(carried):
-                    at.add(f"carried {state}", b.add(first_carried, b.mul(carried_state, I64(n))), vector)
-                phased = AcrossPhases(at, phases, later, shared, row_stride)
-                at.loop(rows, partial(body, at, phased, each.units, inside, k == len(phases.phases) - 1))
+                    arrays.add(f"carried {state}", b.add(first_carried, b.mul(carried_state, I64(n))), vector)
+                phased = AcrossPhases(arrays, phases, later, shared, row_stride)
+                arrays.loop(rows, partial(body, arrays, phased, each.units, inside, k == len(phases.phases) - 1))
 
-    def body(at, phased, function, inside, is_last):
+    def body(arrays, phased, function, inside, is_last):
         taken = set(function.arguments)
-        given = {name: at.load("what is saved", k) for k, name in enumerate(saved_units) if name in taken}
-        given |= {f"d{name}": at.load("all terms", k) for k, name in enumerate(terms) if f"d{name}" in taken}
-        given |= {name: at.load(name) for name in at.at if name in taken} | phased.load(taken)
-        given |= {f"d{state}": at.load(f"carried {state}") for state in others if f"d{state}" in taken}
+        arguments = {name: arrays.load("saved values", k) for k, name in enumerate(saved_units) if name in taken}
+        arguments |= {f"d{name}": arrays.load("all terms", k) for k, name in enumerate(terms) if f"d{name}" in taken}
+        arguments |= {name: arrays.load(name) for name in arrays.current if name in taken} | phased.load(taken)
+        arguments |= {f"d{state}": arrays.load(f"carried {state}") for state in inner if f"d{state}" in taken}
         if f"d{first}" in taken:
-            given[f"d{first}"] = at.load("dh of the step after") + at.load(OUTSIDE)
-        found = on_vectors(function)(given)
-        phased.store(found, inside)
+            arguments[f"d{first}"] = arrays.load("dh of the step after") + arrays.load(OUTSIDE)
+        gradients = on_vectors(function)(arguments)
+        phased.store(gradients, inside)
         for state in carried if is_last else ():
-            at.store(found.get(f"d{state}_prev"), f"carried {state}")
+            arrays.store(gradients.get(f"d{state}_prev"), f"carried {state}")
         for k, name in enumerate(terms):
-            if f"d{name}" in found or (is_last and f"d{name}" not in results):
-                at.store(found.get(f"d{name}"), "all terms", k, inside)
+            if f"d{name}" in gradients or (is_last and f"d{name}" not in results):
+                arrays.store(gradients.get(f"d{name}"), "all terms", k, inside)
         for k, name in enumerate(layout.inputs if is_last else ()):
-            at.store(found.get(f"d{name}"), "all dinputs", k)
+            arrays.store(gradients.get(f"d{name}"), "all dinputs", k)
 
     results = {name for each in phases.phases for name in each.units.results}
     return build
 
 
-def builders(lanes: Lanes, cell: Functions) -> Builders:
-    rows, saved = cell.layout.saved_rows, cell.layout.saved_vectors(lanes.count)
-    of_forward, of_backward = cell.phases
-    takes, takes_back = 11 if of_forward > 1 else 6, 15 if of_backward > 1 else 11
-    made: Builders = {
-        "cell_forward": (takes, forward(lanes, cell, False)),
-        "cell_forward_saving": (takes, forward(lanes, cell, True)),
-        "cell_forward_streaming": (takes, forward(lanes, cell, True, streams=True)),
-        "cell_backward": (takes_back, backward(lanes, cell)),
+def builders(vtype: VectorType, cell: Functions) -> Builders:
+    """Return the builders of a cell's primitives for an element type."""
+    rows, saved = cell.layout.saved_rows, cell.layout.saved_vectors(vtype.count)
+    forward_phases, backward_phases = cell.phases
+    takes, takes_backward = 11 if forward_phases > 1 else 6, 15 if backward_phases > 1 else 11
+    builders: Builders = {
+        "cell_forward": (takes, forward(vtype, cell, False)),
+        "cell_forward_saving": (takes, forward(vtype, cell, True)),
+        "cell_forward_streaming": (takes, forward(vtype, cell, True, streams=True)),
+        "cell_backward": (takes_backward, backward(vtype, cell)),
     }
-    if of_forward > 1:
-        made["rows_forward"] = 9, of_rows(lanes, cell.forward, (), 0, False)
-        made["rows_forward_saving"] = 9, of_rows(lanes, cell.saving, rows, saved, False)
-    if of_backward > 1:
-        made["rows_backward"] = 9, of_rows(lanes, cell.backward, rows, saved, True)
-    return made
+    if forward_phases > 1:
+        builders["rows_forward"] = 9, of_rows(vtype, cell.forward, (), 0, False)
+        builders["rows_forward_saving"] = 9, of_rows(vtype, cell.saving, rows, saved, False)
+    if backward_phases > 1:
+        builders["rows_backward"] = 9, of_rows(vtype, cell.backward, rows, saved, True)
+    return builders
 
 
 NAMES = (

@@ -1,31 +1,33 @@
-"""The digest of weights, by which a kernel sees that they are not those that were packed."""
+"""The digest of weights, by which a kernel sees that they differ from those that were packed."""
 
 from llvmlite import ir
 
-from fastlstm.backends.numba.llvm.loops import Builder, counted
-from fastlstm.backends.numba.llvm.simd import I32, I64, VECTOR_BYTES, Lanes, load, store
+from fastlstm.backends.numba.llvm.loops import Builder, for_loop
+from fastlstm.backends.numba.llvm.simd import I32, I64, VECTOR_BYTES, VectorType, load, store
 
-# As many vectors as keep the units busy and stay in registers, and how many pairs a lane takes to one multiplication,
-# which is by far the slowest of its operations.
+# CHAINS: as many vectors as keep the units busy and stay in registers. ROUNDS: the pairs that a lane takes for one
+# multiplication, which is by far the slowest of its operations.
 DIGEST_CHAINS = 8 if VECTOR_BYTES == 64 else 4
 DIGEST_ROUNDS = 4
 DIGEST_BYTES = (DIGEST_CHAINS + 1) * VECTOR_BYTES
 
 
-def digest(lanes: Lanes) -> Builder:
-    """Digest `words` 32-bit words: store DIGEST_BYTES at `kept`, or where `changed` is an address, add one to what lies
-    there unless the same bytes lie at `kept`.
+def digest(vtype: VectorType) -> Builder:
+    """Return the builder of the digest of `words` 32-bit words. If `mismatches` is 0, it stores the DIGEST_BYTES at
+    `stored`. Otherwise it compares them with those at `stored`, and adds one to the counter at `mismatches` if they
+    differ.
 
     The words are read as 64-bit pairs, and each pair goes to one of many 64-bit numbers, here called lanes::
 
         lane = rotate_left(lane + pair, 13)                 (mod 2**64)
         lane = lane * FACTOR                                after every fourth pair, and after each that is left over
 
-    No pair goes to two lanes, but at the end of the words, whose last vector has lanes of its own. All lanes are kept
-    and compared, so that nothing in one lane can make up for another. Signs and exponents lie a multiple of 8 bits
-    apart, and rotations by 13, 26 and 39 turn none of them into another. docs/design.md says what goes unseen.
+    Each pair goes to one lane. Only the last vector, which has lanes of its own, may overlap pairs before it. All lanes
+    are stored and compared, so that nothing in one lane can make up for another. Signs and exponents lie a multiple of
+    8 bits apart, and rotations by 13, 26 and 39 turn none of them into another. docs/design.md says which changes
+    remain unseen.
     """
-    bytes_ = lanes.size * lanes.count
+    bytes_ = vtype.size * vtype.count
     count, chains = bytes_ // 8, DIGEST_CHAINS
     vector = ir.VectorType(I64, count)
 
@@ -37,7 +39,7 @@ def digest(lanes: Lanes) -> Builder:
         lane = b.or_(b.shl(lane, constant(13)), b.lshr(lane, constant(51)))
         return b.mul(lane, constant(0x9E3779B1)) if multiplies else lane
 
-    def build(b, words, source, kept, changed):
+    def build(b, words, source, stored, mismatches):
         def many(source, *states):
             for k in range(DIGEST_ROUNDS):
                 pairs = [load(b, vector, b.add(source, I64((k * chains + n) * bytes_)), 4) for n in range(chains)]
@@ -52,29 +54,29 @@ def digest(lanes: Lanes) -> Builder:
 
         size, start = bytes_ // 4, source
         states = [ir.Constant(vector, [n * count + k + 1 for k in range(count)]) for n in range(chains)]
-        source, *states = counted(b, b.udiv(words, I64(DIGEST_ROUNDS * chains * size)), [source, *states], many)
+        source, *states = for_loop(b, b.udiv(words, I64(DIGEST_ROUNDS * chains * size)), [source, *states], many)
         rest = b.urem(words, I64(DIGEST_ROUNDS * chains * size))
-        source, states[0] = counted(b, b.udiv(rest, I64(size)), [source, states[0]], one)
-        # What is left over is less than a vector: the last whole one, or where there is none a word at a time.
+        source, states[0] = for_loop(b, b.udiv(rest, I64(size)), [source, states[0]], one)
+        # Less than a vector is left over: the last whole vector covers it, or, if there is none, a word at a time.
         left, has_whole = b.urem(words, I64(size)), b.icmp_signed(">=", words, I64(size))
         overlaps = b.zext(b.and_(b.icmp_signed(">", left, I64(0)), has_whole), I64)
         last = b.sub(b.add(start, b.mul(words, I64(4))), I64(bytes_))
-        tail = counted(b, overlaps, [last, ir.Constant(vector, [7] * count)], one)[1]
-        lone = counted(b, b.select(has_whole, I64(0), left), [source, I64(7)], word)[1]
-        states.append(b.insert_element(tail, b.xor(b.extract_element(tail, I32(0)), lone), I32(0)))
+        tail = for_loop(b, overlaps, [last, ir.Constant(vector, [7] * count)], one)[1]
+        few = for_loop(b, b.select(has_whole, I64(0), left), [source, I64(7)], word)[1]
+        states.append(b.insert_element(tail, b.xor(b.extract_element(tail, I32(0)), few), I32(0)))
 
-        places, zeros = [b.add(kept, I64(n * bytes_)) for n in range(chains + 1)], ir.Constant(vector, [0] * count)
-        keep = b.icmp_signed("==", changed, I64(0))
-        with b.if_else(keep) as (then, otherwise):
+        addresses, zeros = [b.add(stored, I64(n * bytes_)) for n in range(chains + 1)], ir.Constant(vector, [0] * count)
+        stores = b.icmp_signed("==", mismatches, I64(0))
+        with b.if_else(stores) as (then, otherwise):
             with then:
-                for state, place in zip(states, places):
-                    store(b, state, place, 4)
+                for state, address in zip(states, addresses):
+                    store(b, state, address, 4)
             with otherwise:
                 differs = zeros
-                for state, place in zip(states, places):
-                    differs = b.or_(differs, b.xor(state, load(b, vector, place, 4)))
+                for state, address in zip(states, addresses):
+                    differs = b.or_(differs, b.xor(state, load(b, vector, address, 4)))
                 lanes_differ = b.bitcast(b.icmp_signed("!=", differs, zeros), ir.IntType(count))
                 with b.if_then(b.icmp_signed("!=", lanes_differ, ir.IntType(count)(0))):
-                    b.atomic_rmw("add", b.inttoptr(changed, I64.as_pointer()), I64(1), "monotonic")
+                    b.atomic_rmw("add", b.inttoptr(mismatches, I64.as_pointer()), I64(1), "monotonic")
 
     return build

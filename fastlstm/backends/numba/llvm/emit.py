@@ -5,7 +5,7 @@ each of their 125 functions a library of its own, optimise it there, and optimis
 for a first training step, which takes 4 without. Here a kernel is one module, which Numba optimises, compiles and keeps
 in its cache.
 
-What a kernel says means what it means in Python:
+The kernels' Python means what it means in Python:
 
 * Numbers are integers of 64 bits, and wrap. True is 1, and False is 0.
 * A parameter `a` is the struct of arguments, and ``a.name`` one of its fields. Every other name is a number: a constant
@@ -19,7 +19,6 @@ Anything else raises NotImplementedError, which names the function, the line and
 """
 
 import ast
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
@@ -27,31 +26,20 @@ from typing import Any
 
 from llvmlite import ir
 
-from fastlstm.backends.numba.llvm import intrinsics
-from fastlstm.backends.numba.llvm.simd import I1, I32, I64
+from fastlstm.backends.numba.llvm.expressions import Expressions, Fields, need
+from fastlstm.backends.numba.llvm.simd import I32, I64
 from fastlstm.backends.numba.llvm.sources import functions_of, source_of
-
-_ADDING = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.BitAnd: "and_", ast.BitOr: "or_", ast.RShift: "ashr"}
-_ORDERS = {ast.Eq: "==", ast.NotEq: "!=", ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">="}
-_COMPARISONS = {
-    "==": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
-}  # fmt: skip
-_EXTREMES = {"min": "<", "max": ">"}
-Numbers = list[ir.Value]
-
-
-Fields = Mapping[str, ir.Constant]  # of a struct: where each lies as an int32, or its value as an int64
 
 
 def fields_of(names: Sequence[str], known: Mapping[str, int | str] = MappingProxyType({})) -> Fields:
-    """The fields of a struct, of which some have values that are known, or those of other fields."""
-    places = {name: I32(k) for k, name in enumerate(names)}
-    return places | {name: places[of] if isinstance(of, str) else I64(of) for name, of in known.items()}
+    """Return the fields of a struct. Those in `known` have a known value, or that of another field."""
+    numbers = {name: I32(k) for k, name in enumerate(names)}
+    return numbers | {name: numbers[of] if isinstance(of, str) else I64(of) for name, of in known.items()}
 
 
 def emitted(module: ir.Module, function: Any, fields: Fields, known: dict[Any, ir.Function]) -> ir.Function:
-    """The LLVM function that does what a Python function does: one of those that are `known`, or else emitted into a
-    module. It takes the struct, whose fields these are, by its address, and returns a struct of what Python returns.
+    """Return the LLVM function of a Python function: one that is `known` already, or else emit it into a module. It
+    takes the struct, whose fields these are, by its address, and returns a struct of Python's results.
     """
     if function not in known:
         node = functions_of(function.__module__)[function.__code__.co_firstlineno]
@@ -68,19 +56,12 @@ def emitted(module: ir.Module, function: Any, fields: Fields, known: dict[Any, i
 
 
 def run(b: ir.IRBuilder, function: Any, fields: Fields, address: ir.Value, *numbers: ir.Value) -> ir.Value:
-    """Emit the call of a function of the struct at an address, and of these numbers."""
+    """Emit the call of a function with the struct at an address, and with these numbers."""
     return b.call(emitted(b.module, function, fields, {}), [b.inttoptr(address, I64.as_pointer()), *numbers])
 
 
-def _need(condition: bool) -> None:
-    if not condition:
-        raise ValueError
-
-
-class _Body:
-    """Emits one function. A method `on_` emits a statement. A method `of_` emits an expression and returns its numbers,
-    which are several for a tuple and for a call that returns several.
-    """
+class _Body(Expressions):
+    """Emits one function. A method `on_` emits a kind of statement."""
 
     def __init__(self, new: ir.Function, function: Any, node: ast.FunctionDef, fields: Fields, known: Any) -> None:
         self.new, self.function, self.code, self.fields, self.known = new, function, function.__code__, fields, known
@@ -88,7 +69,7 @@ class _Body:
         self.constants = function.__globals__ | {name: cell.cell_contents for name, cell in cells}
         self.entry = ir.IRBuilder(new.append_basic_block())
         self.b = ir.IRBuilder(new.append_basic_block())
-        self.places: dict[str, ir.Value] = {}  # of variables in memory, which LLVM turns into registers
+        self.variables: dict[str, ir.Value] = {}  # of variables in memory, which LLVM turns into registers
         self.assigned: set[str] = set()  # the variables that have a number here, whichever way was taken
         self.structs: dict[str, ir.Value] = {}
         self.loops: list[tuple[ir.Block, ir.Block]] = []  # where `continue` and `break` lead
@@ -102,9 +83,7 @@ class _Body:
         self.entry.branch(new.blocks[1])
 
     def statement(self, node: Any, emit: Callable[[Any], Any]) -> None:
-        """Emit a statement, if a way leads to it. If anything in it has no method, no number or another type than it
-        needs, raise the error that names it.
-        """
+        """Emit a statement, unless no way leads to it. An error names it, if anything in it cannot be emitted."""
         if self.b.block.is_terminated:
             return
         try:
@@ -112,9 +91,9 @@ class _Body:
         except NotImplementedError:  # names a statement within this one, or in a function that it calls
             raise
         except Exception as error:
-            place = f"{self.code.co_filename}:{node.lineno}: {self.code.co_name}"
+            where = f"{self.code.co_filename}:{node.lineno}: {self.code.co_name}"
             line = source_of(self.function.__module__).decode().splitlines()[node.lineno - 1].strip()
-            raise NotImplementedError(f"{place} cannot be compiled, because of {line!r}") from error
+            raise NotImplementedError(f"{where} cannot be compiled, because of {line!r}") from error
 
     def block(self, statements: list[ast.stmt]) -> None:
         for node in statements:
@@ -127,9 +106,9 @@ class _Body:
         self.of_Call(node.value)
 
     def assign(self, name: str, number: ir.Value) -> None:
-        if name not in self.places:
-            self.places[name] = self.entry.alloca(I64)
-        self.b.store(number, self.places[name])
+        if name not in self.variables:
+            self.variables[name] = self.entry.alloca(I64)
+        self.b.store(number, self.variables[name])
         self.assigned.add(name)
 
     def on_Assign(self, node: ast.Assign) -> None:
@@ -151,36 +130,11 @@ class _Body:
     def on_If(self, node: ast.If) -> None:
         self.either(self.number(node.test), partial(self.block, node.body), partial(self.block, node.orelse))
 
-    def either(self, number: ir.Value, *ways: Callable[[], Numbers | None]) -> Numbers:
-        """Go the first way if a number is true, or else the second. Return the numbers that this leads to."""
-        if isinstance(number, ir.Constant):
-            return ways[0 if number.constant else 1]() or []
-        blocks, after = [self.b.append_basic_block() for _ in ways], self.b.append_basic_block()
-        self.b.cbranch(self.bit(number), *blocks)
-        assigned, ends = self.assigned, []
-        for block, way in zip(blocks, ways):
-            self.b.position_at_end(block)
-            self.assigned = {*assigned}
-            numbers = way() or []
-            if not self.b.block.is_terminated:
-                self.b.branch(after)
-                ends.append((numbers, self.b.block, self.assigned))
-        self.b.position_at_end(after)
-        if not ends:
-            self.b.unreachable()
-            return []
-        self.assigned = set.intersection(*(names for _, _, names in ends))
-        results = [self.b.phi(I64) for _ in ends[0][0]]
-        for numbers, block, _ in ends:
-            for result, each in zip(results, numbers, strict=True):
-                result.add_incoming(each, block)
-        return results
-
     def on_While(self, node: ast.While) -> None:
         self.loop(node, lambda: self.number(node.test))
 
     def on_For(self, node: Any) -> None:
-        _need(node.iter.func.id == "range")
+        need(node.iter.func.id == "range")
         numbers = [self.number(argument) for argument in node.iter.args]
         start, stop, step = {1: [I64(0), *numbers, I64(1)], 2: [*numbers, I64(1)], 3: numbers}[len(numbers)]
         known = [number.constant for number in (start, stop, step) if isinstance(number, ir.Constant)]
@@ -198,8 +152,8 @@ class _Body:
         )
 
     def once(self, node: Any, number: ir.Value) -> None:
-        """Emit the body of a loop that has one turn, and this number in it."""
-        _need(not node.orelse)
+        """Emit the body of a loop that runs once, with this number."""
+        need(not node.orelse)
         done = self.b.append_basic_block()
         self.assign(node.target.id, number)
         assigned = {*self.assigned}
@@ -213,7 +167,7 @@ class _Body:
 
     def loop(self, node: Any, test: Any, begin: Any = lambda: None, end: Any = lambda: None) -> None:
         """Emit `begin`, the body of a loop and `end`, for as long as the number of `test` is true."""
-        _need(not node.orelse)
+        need(not node.orelse)
         again, body, next_, done = (self.b.append_basic_block() for _ in range(4))
         assigned = {*self.assigned}
         self.b.branch(again)
@@ -238,99 +192,5 @@ class _Body:
     def on_Break(self, node: ast.Break) -> None:
         self.b.branch(self.loops[-1][1])
 
-    def numbers(self, node: Any) -> Numbers:
-        return getattr(self, f"of_{type(node).__name__}")(node)
-
-    def number(self, node: Any) -> ir.Value:
-        [number] = self.numbers(node)
-        return number
-
-    def bit(self, number: ir.Value) -> ir.Value:
-        """Whether a number is true."""
-        if isinstance(number, ir.CastInstr) and number.operands[0].type == I1:  # a comparison
-            return number.operands[0]
-        return self.b.icmp_signed("!=", number, I64(0))
-
-    def compared(self, order: str, x: ir.Value, y: ir.Value) -> ir.Value:
-        if isinstance(x, ir.Constant) and isinstance(y, ir.Constant):
-            return I64(int(_COMPARISONS[order](x.constant, y.constant)))
-        return self.b.zext(self.b.icmp_signed(order, x, y), I64)
-
-    def of_Constant(self, node: Any) -> Numbers:
-        _need(isinstance(node.value, int) and -(1 << 63) <= node.value < 1 << 63)
-        return [I64(int(node.value))]
-
-    def of_Name(self, node: ast.Name) -> Numbers:
-        if node.id not in self.code.co_varnames:
-            return self.of_Constant(ast.Constant(self.constants[node.id]))
-        _need(node.id in self.assigned)
-        return [self.b.load(self.places[node.id])]
-
-    def of_Attribute(self, node: Any) -> Numbers:
-        place = self.fields[node.attr]
-        if place.type == I64:
-            return [place]
-        field = self.b.load(self.b.gep(self.structs[node.value.id], [place]))
-        field.set_metadata("invariant.load", self.b.module.add_metadata([]))  # no kernel changes its arguments
-        return [field]
-
-    def of_Tuple(self, node: ast.Tuple) -> Numbers:
-        return [self.number(part) for part in node.elts]
-
-    def of_UnaryOp(self, node: ast.UnaryOp) -> Numbers:
-        number = self.number(node.operand)
-        if isinstance(node.op, ast.Not):
-            return self.either(number, lambda: [I64(0)], lambda: [I64(1)])
-        _need(isinstance(node.op, ast.USub))
-        return [I64(-number.constant) if isinstance(number, ir.Constant) else self.b.neg(number)]
-
-    def of_BinOp(self, node: ast.BinOp) -> Numbers:
-        x, y = self.number(node.left), self.number(node.right)
-        if isinstance(node.op, (ast.FloorDiv, ast.Mod)):
-            return [self.divided(x, y)[isinstance(node.op, ast.Mod)]]
-        return [getattr(self.b, _ADDING[type(node.op)])(x, y)]
-
-    def divided(self, x: ir.Value, y: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """The quotient, rounded down, and the rest. LLVM drops the one that is not used."""
-        b = self.b
-        if isinstance(y, ir.Constant) and y.constant > 0 and y.constant & (y.constant - 1) == 0:
-            return b.ashr(x, I64(y.constant.bit_length() - 1)), b.and_(x, I64(y.constant - 1))
-        y = b.select(b.icmp_signed("==", y, I64(0)), I64(1), y)  # a division by 0 would end the process
-        quotient, rest = b.sdiv(x, y), b.srem(x, y)  # rounded to zero
-        above = b.and_(b.icmp_signed("!=", rest, I64(0)), b.icmp_signed("<", b.xor(rest, y), I64(0)))
-        return b.sub(quotient, b.zext(above, I64)), b.add(rest, b.select(above, y, I64(0)))
-
-    def of_Compare(self, node: ast.Compare, left: ir.Value | None = None) -> Numbers:
-        left, right = left or self.number(node.left), self.number(node.comparators[0])
-        result = self.compared(_ORDERS[type(node.ops[0])], left, right)
-        if len(node.ops) == 1:
-            return [result]
-        others = ast.Compare(node.left, node.ops[1:], node.comparators[1:])
-        return self.either(result, partial(self.of_Compare, others, right), lambda: [I64(0)])
-
-    def of_BoolOp(self, node: ast.BoolOp) -> Numbers:
-        number = self.number(node.values[0])
-        for other in node.values[1:]:
-            ways = [partial(self.numbers, other), partial(list, [number])]
-            [number] = self.either(number, *(ways if isinstance(node.op, ast.And) else reversed(ways)))
-        return [number]
-
-    def of_IfExp(self, node: ast.IfExp) -> Numbers:
-        return self.either(self.number(node.test), partial(self.numbers, node.body), partial(self.numbers, node.orelse))
-
-    def of_Call(self, node: Any) -> Numbers:
-        _need(not node.keywords)
-        if node.func.id in _EXTREMES:
-            order, (number, *others) = _EXTREMES[node.func.id], map(self.number, node.args)
-            for other in others:
-                number = self.b.select(self.b.icmp_signed(order, other, number), other, number)
-            return [number]
-        function = self.constants[node.func.id]
-        if function.__module__ == intrinsics.__name__:
-            result = function(self.b, *map(self.number, node.args))
-            return [] if result is None else [result]
-        callee = emitted(self.b.module, function, self.fields, self.known)
-        arguments = [self.structs.get(getattr(part, "id", "")) or self.number(part) for part in node.args]
-        _need(len(arguments) == len(callee.args))
-        results = self.b.call(callee, arguments)
-        return [self.b.extract_value(results, k) for k in range(len(results.type))]
+    def called(self, function: Any) -> ir.Function:
+        return emitted(self.b.module, function, self.fields, self.known)

@@ -39,11 +39,11 @@ MAGIC = {4: 1.5 * 2**23 + 127, 8: 1.5 * 2**52 + 1023}
 def _exponential(
     x: Vector, limits: tuple[float, float], log2e: tuple[float, ...], q: tuple[float, ...]
 ) -> tuple[Vector, ...]:
-    """``a, b, f`` as above, and the sum that has -N in its last bits."""
-    lanes = x.lanes
+    """Return ``a, b, f`` as above, and the sum that has -N in its last bits."""
+    vtype = x.vtype
     x = x.clamp(*limits)
-    shifted = x * -log2e[0] + MAGIC[lanes.size]
-    f = x * log2e[0] + (shifted - MAGIC[lanes.size])
+    shifted = x * -log2e[0] + MAGIC[vtype.size]
+    f = x * log2e[0] + (shifted - MAGIC[vtype.size])
     for part in log2e[1:]:
         f = x * part + f
     if len(q) == 2:
@@ -58,48 +58,48 @@ def _exponential(
 
 
 def _integers(x: Vector, value: int) -> ir.Constant:
-    return ir.Constant(ir.VectorType(x.lanes.integer, x.lanes.count), [value] * x.lanes.count)
+    return ir.Constant(ir.VectorType(x.vtype.integer, x.vtype.count), [value] * x.vtype.count)
 
 
 def _power(x: Vector, exponent: ir.Value) -> Vector:
-    """2 to the power of what is in the last bits, the exponent's bias added."""
-    b, mantissa = x.b, _integers(x, {4: 23, 8: 52}[x.lanes.size])
-    return x._new(b.bitcast(b.shl(exponent, mantissa), x.lanes.type))
+    """Return 2 to the power of the number in the last bits, from which the exponent's bias is subtracted."""
+    b, mantissa = x.b, _integers(x, {4: 23, 8: 52}[x.vtype.size])
+    return x._new(b.bitcast(b.shl(exponent, mantissa), x.vtype.type))
 
 
 def _bits(x: Vector) -> ir.Value:
-    return x.b.bitcast(x.value, ir.VectorType(x.lanes.integer, x.lanes.count))
+    return x.b.bitcast(x.value, ir.VectorType(x.vtype.integer, x.vtype.count))
 
 
 def sigmoid(x: Vector) -> Vector:
-    a, base, _, shifted = _exponential(x, *(SIGMOID32 if x.lanes.size == 4 else SIGMOID64))
+    a, base, _, shifted = _exponential(x, *(SIGMOID32 if x.vtype.size == 4 else SIGMOID64))
     s = _power(x, _bits(shifted))
     return a / (s * base + a)
 
 
 def tanh(x: Vector) -> Vector:
-    a, base, f, shifted = _exponential(x, *(TANH32 if x.lanes.size == 4 else TANH64))
+    a, base, f, shifted = _exponential(x, *(TANH32 if x.vtype.size == 4 else TANH64))
     s = _power(x, _bits(shifted))
     return ((1.0 - s) * base + f) / (s * base + a)  # with 1 - s, exact relative behaviour at zero
 
 
 def exp(x: Vector) -> Vector:
-    """As a / b times two powers of 2, since one of them reaches neither the largest nor the smallest results."""
-    b, size = x.b, x.lanes.size
+    """Return e^x as a / b times two powers of 2: one alone reaches neither the largest nor the smallest results."""
+    b, size = x.b, x.vtype.size
     a, base, _, shifted = _exponential(x, *(EXP32 if size == 4 else EXP64))
     bias = _integers(x, {4: 127, 8: 1023}[size])
-    n = b.sub(_bits(x._new(x.lanes.splat(MAGIC[size]))), _bits(shifted))  # N
+    n = b.sub(_bits(x._new(x.vtype.splat(MAGIC[size]))), _bits(shifted))  # N
     half = b.ashr(n, _integers(x, 1))
     low, high = (_power(x, b.add(part, bias)) for part in (half, b.sub(n, half)))
     return a / base * low * high
 
 
 def log_sigmoid(x: Vector) -> Vector:
-    """min(x, 0) - log1p(e^-|x|), where log1p(y) = 2 atanh(y / (2 + y)) is a series: y is at most 1."""
+    """Return min(x, 0) - log1p(e^-|x|), where log1p(y) = 2 atanh(y / (2 + y)) is a series: y is at most 1."""
     negative = x < 0.0
     y = exp(negative.where(x, -x))
     z = y / (y + 2.0)
-    square, terms = x._new((z * z).value), 8 if x.lanes.size == 4 else 17
+    square, terms = x._new((z * z).value), 8 if x.vtype.size == 4 else 17
     series: Any = 1.0 / (2 * terms - 1)
     for k in range(2 * terms - 3, 0, -2):
         series = square * series + 1.0 / k
@@ -124,7 +124,7 @@ def stop_gradient(x: Vector) -> Vector:
 
 
 def sqrt(x: Vector) -> Vector:
-    return x._new(instruction(x.b, f"llvm.sqrt.{x.lanes.suffix}", x.lanes.type, x.value))
+    return x._new(instruction(x.b, f"llvm.sqrt.{x.vtype.suffix}", x.vtype.type, x.value))
 
 
 def rsqrt(x: Vector) -> Vector:
@@ -132,21 +132,21 @@ def rsqrt(x: Vector) -> Vector:
 
 
 def log(x: Vector) -> Vector:
-    """n log(2) + log(1 + f) for x = 2^n (1 + f), 1 + f between the roots of 1/2 and of 2. With s = f / (2 + f),
+    """Return n log(2) + log(1 + f) for x = 2^n (1 + f), 1 + f between the roots of 1/2 and of 2. With s = f / (2 + f),
     log(1 + f) = 2 atanh(s) = f - f^2 / 2 + s (f^2 / 2 + r), where r is a series in s^2. As f is exact and the largest
     term, it is added nearly last.
     """
-    b, size = x.b, x.lanes.size
+    b, size = x.b, x.vtype.size
     mantissa, bias, terms, ln2 = (23, 127, 4, LN2_32) if size == 4 else (52, 1023, 10, LN2_64)
     is_tiny = x < 2.0 ** (1 - bias)  # then it may have no exponent of its own
     bits = _bits(is_tiny.where(x * 2.0**mantissa, x))
-    root, one, magic = (_bits(x._new(x.lanes.splat(value))) for value in (0.5**0.5, 1.0, 1.5 * 2**mantissa))
+    root, one, magic = (_bits(x._new(x.vtype.splat(value))) for value in (0.5**0.5, 1.0, 1.5 * 2**mantissa))
     bits = b.add(bits, b.sub(one, root))  # so that the exponent changes at the root of 2
     exponent = b.sub(b.ashr(bits, _integers(x, mantissa)), _integers(x, bias))
-    n = x._new(b.bitcast(b.add(exponent, magic), x.lanes.type)) - 1.5 * 2**mantissa
+    n = x._new(b.bitcast(b.add(exponent, magic), x.vtype.type)) - 1.5 * 2**mantissa
     n = n - is_tiny.where(float(mantissa), 0.0)
     rest = b.add(b.and_(bits, _integers(x, (1 << mantissa) - 1)), root)
-    f = x._new(b.bitcast(rest, x.lanes.type)) - 1.0
+    f = x._new(b.bitcast(rest, x.vtype.type)) - 1.0
     s = f / (f + 2.0)
     z, half = x._new((s * s).value), x._new((f * 0.5 * f).value)
     series: Any = 2.0 / (2 * terms + 1)
@@ -158,7 +158,7 @@ def log(x: Vector) -> Vector:
 
 
 def fill(like: Vector, value: float) -> Vector:
-    return like._new(like.lanes.splat(value))
+    return like._new(like.vtype.splat(value))
 
 
 ON_VECTORS: dict[str, Callable[..., Vector]] = {

@@ -1,6 +1,6 @@
-"""What the kernels cannot say otherwise: calls by address, loads from an address, atomics.
+"""What the kernels' Python cannot say: calls by address, loads from an address, atomics.
 
-Where a kernel calls one of these, `emit` runs it, and it emits its instructions: `b` is what builds the kernel, and the
+If a kernel calls one of these functions, `emit` runs it, and it emits instructions: `b` builds the kernel, and the
 arguments are the kernel's numbers. Python itself cannot call it.
 """
 
@@ -21,17 +21,17 @@ def call_int(b: ir.IRBuilder, address: ir.Value) -> ir.Value:
 
 
 def get_byte(b: ir.IRBuilder, address: ir.Value) -> ir.Value:
-    """The byte at an address."""
+    """Load the byte at an address."""
     return b.zext(load(b, I8, address), I64)
 
 
 def get_int32(b: ir.IRBuilder, address: ir.Value) -> ir.Value:
-    """The int32 at an address."""
+    """Load the int32 at an address."""
     return b.sext(load(b, I32, address), I64)
 
 
 def get_int64(b: ir.IRBuilder, address: ir.Value) -> ir.Value:
-    """The int64 at an address."""
+    """Load the int64 at an address."""
     return load(b, I64, address)
 
 
@@ -41,12 +41,10 @@ def set_int64(b: ir.IRBuilder, address: ir.Value, value: ir.Value) -> None:
 
 
 def add_atomic(b: ir.IRBuilder, address: ir.Value, value: ir.Value) -> ir.Value:
-    """Add to the int64 at an address, visible to every thread after what was written before it;
-    returns the new value.
-    """
+    """Add to the int64 at an address, after all that was written before, and return the new value."""
     return b.add(b.atomic_rmw("add", b.inttoptr(address, I64.as_pointer()), value, "acq_rel"), value)
 
 
 def load_atomic(b: ir.IRBuilder, address: ir.Value) -> ir.Value:
-    """The int64 at an address, with all that was written before another thread stored it."""
+    """Load the int64 at an address, and see all that another thread wrote before it stored it."""
     return b.load_atomic(b.inttoptr(address, I64.as_pointer()), "acquire", 8)

@@ -1,4 +1,4 @@
-"""What the primitives are built from: loops with values in registers, and functions of integers."""
+"""Basic parts of the primitives: loops with values in registers, and functions of integers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,12 +8,12 @@ from llvmlite import ir
 from fastlstm.backends.numba.llvm.simd import I64, store
 
 Builder = Callable[..., None]
-Builders = dict[str, tuple[int, Builder]]  # of each function how many arguments it takes, and what builds it
-tables: dict[str, Builders] = {}  # what `store_addresses` knows by name
+Builders = dict[str, tuple[int, Builder]]  # for each function's name the number of its arguments, and its builder
+tables: dict[str, Builders] = {}  # the tables of `store_addresses` by name
 
 
-def counted(b: ir.IRBuilder, count: ir.Value, carried: list[ir.Value], body: Any) -> list[ir.Value]:
-    """``for _ in range(count): carried = body(*carried)``, the values in registers."""
+def for_loop(b: ir.IRBuilder, count: ir.Value, carried: list[ir.Value], body: Any) -> list[ir.Value]:
+    """Emit ``for _ in range(count): carried = body(*carried)``, with the values in registers, and return them."""
     before, loop, after = b.block, b.append_basic_block("loop"), b.append_basic_block("done")
     b.cbranch(b.icmp_signed(">", count, I64(0)), loop, after)
     b.position_at_end(loop)
@@ -36,43 +36,46 @@ def counted(b: ir.IRBuilder, count: ir.Value, carried: list[ir.Value], body: Any
     return results
 
 
-def tile_sums(rows: int, vecs: int, of_row: Any, of_vector: Any, add: Any, sums: list[Any]) -> list[Any]:
-    """The sums of `rows` rows by `vecs` vectors, to each of which `add` adds what belongs to its row and its vector.
-    The shorter side stays in registers, the longer one comes one at a time: no registers are left for more.
+def update_tile(rows: int, vecs: int, row_value: Any, vector: Any, add: Any, sums: list[Any]) -> list[Any]:
+    """Return the sums of a register tile of `rows` rows by `vecs` vectors, after `add(total, row_value, vector)` for
+    each. The values of the shorter side stay in registers. Those of the longer side come one at a time, since no
+    registers are left for more.
     """
     new, by_row = list(sums), rows > vecs
-    held = [of_vector(n) for n in range(vecs)] if by_row else [of_row(m) for m in range(rows)]
+    values = [vector(n) for n in range(vecs)] if by_row else [row_value(m) for m in range(rows)]
     for k in range(max(rows, vecs)):
-        one = of_row(k) if by_row else of_vector(k)
-        for j, other in enumerate(held):
-            at = k * vecs + j if by_row else j * vecs + k
-            new[at] = add(new[at], one, other) if by_row else add(new[at], other, one)
+        one = row_value(k) if by_row else vector(k)
+        for j, other in enumerate(values):
+            n = k * vecs + j if by_row else j * vecs + k
+            new[n] = add(new[n], one, other) if by_row else add(new[n], other, one)
     return new
 
 
 def at_most(b: ir.IRBuilder, x: ir.Value, limit: ir.Value) -> ir.Value:
+    """Return the smaller of two integers."""
     return b.select(b.icmp_signed("<", x, limit), x, limit)
 
 
 def offsets(b: ir.IRBuilder, stride: ir.Value, count: int) -> list[ir.Value]:
+    """Return the offsets of `count` rows."""
     return [b.mul(stride, I64(m)) for m in range(count)]
 
 
-def function(module: ir.Module, name: str, arguments: int, body: Builder) -> ir.Function:
-    """A function of integers in this module, built by ``body(builder, *arguments)`` when first asked for."""
-    found = module.globals.get(name)
-    if found is None:
-        found = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64] * arguments), name)
-        found.linkage = "internal"
-        found.attributes.add("noinline")
-        b = ir.IRBuilder(found.append_basic_block("entry"))
-        body(b, *found.args)
+def function_named(module: ir.Module, name: str, arguments: int, body: Builder) -> ir.Function:
+    """Return the function of a name in this module. The first call builds it by ``body(builder, *arguments)``."""
+    function = module.globals.get(name)
+    if function is None:
+        function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64] * arguments), name)
+        function.linkage = "internal"
+        function.attributes.add("noinline")
+        b = ir.IRBuilder(function.append_basic_block("entry"))
+        body(b, *function.args)
         b.ret_void()
-    return found
+    return function
 
 
 def store_addresses(b: ir.IRBuilder, name: str, target: ir.Value) -> None:
-    """Write the addresses of the functions of a table to an array of int64."""
+    """Store the addresses of the functions of a table in an array of int64 at `target`."""
     for k, (each, (arguments, builder)) in enumerate(tables[name].items()):
-        found = function(b.module, f"fastlstm.{name}.{each}", arguments, builder)
-        store(b, b.ptrtoint(found, I64), b.add(target, I64(8 * k)))
+        function = function_named(b.module, f"fastlstm.{name}.{each}", arguments, builder)
+        store(b, b.ptrtoint(function, I64), b.add(target, I64(8 * k)))

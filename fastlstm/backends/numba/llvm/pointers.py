@@ -1,33 +1,33 @@
-"""Pointers that a loop over batch rows moves along: one for each array that the rows of a primitive read or write."""
+"""Pointers for loops over batch rows: one for each array that the rows of a primitive read or write."""
 
 from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
 
-from fastlstm.backends.numba.llvm.loops import counted
-from fastlstm.backends.numba.llvm.simd import I32, I64, Lanes, Vector, load, store
+from fastlstm.backends.numba.llvm.loops import for_loop
+from fastlstm.backends.numba.llvm.simd import I32, I64, Vector, VectorType, load, store
 
 
 class RowPointers:
-    """The arrays of a loop over rows, by name. Each has a pointer of its own, which a row moves on by the stride.
+    """Points to the arrays of a loop over rows, by name. Each has a pointer of its own, which moves on by its stride.
 
     Attributes:
         vector: bytes of a vector.
-        at: in a row of the loop, each array's address in this row.
+        current: in a row of the loop, the address of each array's part of this row.
     """
 
-    def __init__(self, b: ir.IRBuilder, lanes: Lanes) -> None:
-        self.b, self.lanes, self.vector = b, lanes, lanes.size * lanes.count
+    def __init__(self, b: ir.IRBuilder, vtype: VectorType) -> None:
+        self.b, self.vtype, self.vector = b, vtype, vtype.size * vtype.count
         self.starts: dict[str, tuple[ir.Value, ir.Value]] = {}
-        self.at: dict[str, ir.Value] = {}
+        self.current: dict[str, ir.Value] = {}
 
     def add(self, name: str, start: ir.Value, row_stride: ir.Value | int) -> None:
         """Add an array whose first row lies at `start`, and whose rows are `row_stride` bytes apart."""
         self.starts[name] = start, I64(row_stride) if isinstance(row_stride, int) else row_stride
 
     def add_table(self, names: list[str], wanted: Any, table: ir.Value, row: ir.Value, unit: ir.Value) -> None:
-        """Add those `names` of a pointer table that are wanted, from batch row `row` on, at bytes `unit` of a row."""
+        """Add those `names` of a pointer table that are `wanted`, from batch row `row` on, at byte `unit` of a row."""
         b = self.b
         for k, name in enumerate(names):
             if name in wanted:
@@ -35,35 +35,35 @@ class RowPointers:
                 self.add(name, b.add(b.add(start, b.mul(row, row_stride)), unit), row_stride)
 
     def load(self, name: str, k: int = 0) -> Vector:
-        """Return the k-th vector of this row."""
-        at = self.b.add(self.at[name], I64(k * self.vector))
-        return Vector(self.b, self.lanes, self.lanes.load(self.b, at))
+        """Load the k-th vector of this row."""
+        address = self.b.add(self.current[name], I64(k * self.vector))
+        return Vector(self.b, self.vtype, self.vtype.load(self.b, address))
 
     def load_number(self, name: str, k: int) -> Vector:
-        """Return the k-th number of this row, in every lane."""
-        at = self.b.add(self.at[name], I64(k * self.lanes.size))
-        return Vector(self.b, self.lanes, self.lanes.broadcast(self.b, at))
+        """Load the k-th number of this row into every lane."""
+        address = self.b.add(self.current[name], I64(k * self.vtype.size))
+        return Vector(self.b, self.vtype, self.vtype.broadcast(self.b, address))
 
     def store_number(self, value: Vector, name: str, k: int) -> None:
         """Store a value that is the same in every lane as the k-th number of this row."""
-        at = self.b.add(self.at[name], I64(k * self.lanes.size))
-        store(self.b, self.b.extract_element(value.value, I32(0)), at, self.lanes.size)
+        address = self.b.add(self.current[name], I64(k * self.vtype.size))
+        store(self.b, self.b.extract_element(value.value, I32(0)), address, self.vtype.size)
 
     def store(self, value: Any, name: str, k: int = 0, inside: Any = None, past_caches: int = 0) -> None:
-        """Store the k-th vector of this row: a value, or zeros where it is None, or in lanes that are not `inside`."""
-        zeros = self.lanes.splat(0.0)
-        raw = zeros if value is None else value.value if isinstance(value, Vector) else self.lanes.splat(value)
+        """Store the k-th vector of this row: `value`, or zeros if it is None and in lanes that are not `inside`."""
+        zeros = self.vtype.splat(0.0)
+        raw = zeros if value is None else value.value if isinstance(value, Vector) else self.vtype.splat(value)
         if inside is not None:
             raw = self.b.select(inside, raw, zeros)
-        self.lanes.store(self.b, raw, self.b.add(self.at[name], I64(k * self.vector)), past_caches)
+        self.vtype.store(self.b, raw, self.b.add(self.current[name], I64(k * self.vector)), past_caches)
 
     def loop(self, rows: ir.Value, body: Callable[[], None]) -> None:
-        """Emit the loop, in which `body` emits what a row does."""
+        """Emit the loop. `body` emits the instructions of a row."""
         names = list(self.starts)
 
-        def row(*places: ir.Value) -> list[ir.Value]:
-            self.at = dict(zip(names, places))
+        def row(*addresses: ir.Value) -> list[ir.Value]:
+            self.current = dict(zip(names, addresses))
             body()
-            return [self.b.add(place, self.starts[name][1]) for name, place in zip(names, places)]
+            return [self.b.add(address, self.starts[name][1]) for name, address in zip(names, addresses)]
 
-        counted(self.b, rows, [start for start, _ in self.starts.values()], row)
+        for_loop(self.b, rows, [start for start, _ in self.starts.values()], row)

@@ -1,8 +1,8 @@
 """Vectors as explicit LLVM: registers of `VECTOR_BYTES`, and an arithmetic class whose operators emit instructions.
 
-Nothing is left to a loop vectoriser: the same gate arithmetic written as a loop cost more than the whole matrix
-product. Products are fused into the sums they stand in, in one fixed way, so a row's bits do not depend on the tile it
-is computed in.
+Nothing is left to a loop vectoriser: gate arithmetic written as a loop cost more than the whole matrix product.
+Products are fused into the sums that they stand in, in one fixed way, so a row's bits do not depend on its register
+tile.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from numba.core import cgutils, config, types
 
 
 def machine_features() -> str:
+    """Return the features of the processor that numba compiles for, as LLVM names them."""
     name, features = config.CPU_NAME, config.CPU_FEATURES  # type: ignore[attr-defined]
-    if name or features:  # numba compiles for the machine these name
+    if name or features:  # numba's own settings, which name a machine to compile for
         return features or ""
     return llvmlite.binding.get_host_cpu_features().flatten()
 
 
 def _machine() -> tuple[int, int]:
-    """Bytes of a vector, and batch rows of a tile: 4 vectors a row in accumulators, with room for the operands."""
+    """Return the bytes of a vector, and the batch rows of a register tile with 4 vectors a row."""
     features = machine_features()
     if "+avx512f" in features:
         return 64, 6  # 32 registers: 24 accumulators
@@ -50,13 +51,18 @@ def store(b: ir.IRBuilder, value: ir.Value, address: ir.Value, align: int | None
 
 
 def instruction(b: ir.IRBuilder, name: str, result: ir.Type, *arguments: ir.Value) -> ir.Value:
-    """What LLVM has by this name, of these arguments."""
+    """Emit the call of the LLVM intrinsic of a name, with a result type."""
     signature = ir.FunctionType(result, [a.type for a in arguments])
     return b.call(cgutils.get_or_insert_function(b.module, signature, name), arguments)
 
 
-class Lanes:
-    """Vectors of one element type: their LLVM types and the instructions a kernel needs."""
+class VectorType:
+    """A vector type of one element type: its LLVM types, and the instructions that a kernel needs.
+
+    Attributes:
+        size: bytes of an element.
+        count: the number of lanes.
+    """
 
     multiply_add = "fmuladd"  # not fma: without a fused instruction that is a library call
 
@@ -75,16 +81,17 @@ class Lanes:
         return load(b, self.type, address, self.size)
 
     def store(self, b: ir.IRBuilder, value: ir.Value, address: ir.Value, past_caches: int = 0) -> None:
-        """`past_caches`: a whole vector's alignment, for a store that leaves the caches to others."""
+        """Store a vector, past the caches if `past_caches`, the alignment of whole vectors, is not 0."""
         stored = store(b, value, address, past_caches or self.size)
         if past_caches:
             stored.set_metadata("nontemporal", b.module.add_metadata([I32(1)]))
 
     def broadcast(self, b: ir.IRBuilder, address: ir.Value) -> ir.Value:
-        return self.wide(b, load(b, self.scalar, address, self.size))
+        """Load a number into every lane."""
+        return self.broadcast_value(b, load(b, self.scalar, address, self.size))
 
-    def wide(self, b: ir.IRBuilder, scalar: ir.Value) -> ir.Value:
-        """A number, of whatever type, in every lane."""
+    def broadcast_value(self, b: ir.IRBuilder, scalar: ir.Value) -> ir.Value:
+        """Return a number, of any type, in every lane."""
         undefined = ir.Constant(ir.VectorType(scalar.type, self.count), ir.Undefined)
         zeros = ir.Constant(ir.VectorType(I32, self.count), [0] * self.count)
         return b.shuffle_vector(b.insert_element(undefined, scalar, I32(0)), undefined, zeros)
@@ -93,26 +100,24 @@ class Lanes:
         return instruction(b, f"llvm.{self.multiply_add}.{self.suffix}", self.type, x, y, z)
 
     def total(self, b: ir.IRBuilder, value: ir.Value) -> ir.Value:
-        """The sum of the lanes, in every lane."""
+        """Return the sum of the lanes, in every lane."""
         half = self.count // 2
         while half:
             order = ir.Constant(ir.VectorType(I32, self.count), [k ^ half for k in range(self.count)])
             value, half = b.fadd(value, b.shuffle_vector(value, value, order)), half // 2
         return value
 
-    def first(self, b: ir.IRBuilder, count: ir.Value) -> ir.Value:
-        """A mask of the first `count` lanes."""
+    def first_lanes(self, b: ir.IRBuilder, count: ir.Value) -> ir.Value:
+        """Return a mask of the first `count` lanes."""
         numbers = ir.Constant(ir.VectorType(I64, self.count), list(range(self.count)))
-        return b.icmp_signed("<", numbers, self.wide(b, count))
+        return b.icmp_signed("<", numbers, self.broadcast_value(b, count))
 
 
 class Vector:
-    """A value whose operators emit LLVM. A product stays open until it is used, so that a sum can fuse it. A comparison
-    is a mask of lanes.
-    """
+    """A value whose operators emit LLVM. A product waits until it is used, so that a sum can fuse it."""
 
-    def __init__(self, b: ir.IRBuilder, lanes: Lanes, value: ir.Value | None, factors: Any = None) -> None:
-        self.b, self.lanes, self._value, self.factors = b, lanes, value, factors
+    def __init__(self, b: ir.IRBuilder, vtype: VectorType, value: ir.Value | None, factors: Any = None) -> None:
+        self.b, self.vtype, self._value, self.factors = b, vtype, value, factors
 
     @property
     def value(self) -> ir.Value:
@@ -121,21 +126,21 @@ class Vector:
         return self._value
 
     def _raw(self, other: Vector | float) -> ir.Value:
-        return other.value if isinstance(other, Vector) else self.lanes.splat(other)
+        return other.value if isinstance(other, Vector) else self.vtype.splat(other)
 
     def _new(self, value: ir.Value) -> Vector:
-        return Vector(self.b, self.lanes, value)
+        return Vector(self.b, self.vtype, value)
 
     def __mul__(self, other: Vector | float) -> Vector:
-        return Vector(self.b, self.lanes, None, (self.value, self._raw(other)))
+        return Vector(self.b, self.vtype, None, (self.value, self._raw(other)))
 
     def __add__(self, other: Vector | float) -> Vector:
         if self.factors and self._value is None:
             x, y = self.factors
-            return self._new(self.lanes.fma(self.b, x, y, self._raw(other)))
+            return self._new(self.vtype.fma(self.b, x, y, self._raw(other)))
         if isinstance(other, Vector) and other.factors and other._value is None:
             x, y = other.factors
-            return self._new(self.lanes.fma(self.b, x, y, self.value))
+            return self._new(self.vtype.fma(self.b, x, y, self.value))
         return self._new(self.b.fadd(self.value, self._raw(other)))
 
     def __sub__(self, other: Vector | float) -> Vector:
@@ -144,19 +149,19 @@ class Vector:
     def __rsub__(self, other: float) -> Vector:
         if self.factors and self._value is None:
             x, y = self.factors
-            return self._new(self.lanes.fma(self.b, self.b.fneg(x), y, self.lanes.splat(other)))
-        return self._new(self.b.fsub(self.lanes.splat(other), self.value))
+            return self._new(self.vtype.fma(self.b, self.b.fneg(x), y, self.vtype.splat(other)))
+        return self._new(self.b.fsub(self.vtype.splat(other), self.value))
 
     def __truediv__(self, other: Vector | float) -> Vector:
         return self._new(self.b.fdiv(self.value, self._raw(other)))
 
     def __rtruediv__(self, other: float) -> Vector:
-        return self._new(self.b.fdiv(self.lanes.splat(other), self.value))
+        return self._new(self.b.fdiv(self.vtype.splat(other), self.value))
 
     def __neg__(self) -> Vector:
         if self.factors and self._value is None:
             x, y = self.factors
-            return Vector(self.b, self.lanes, None, (self.b.fneg(x), y))
+            return Vector(self.b, self.vtype, None, (self.b.fneg(x), y))
         return self._new(self.b.fneg(self.value))
 
     def _compared(self, order: str, other: Vector | float) -> Vector:
@@ -175,17 +180,15 @@ class Vector:
         return self._compared("<=", other)
 
     def where(self, a: Vector | float, b: Vector | float) -> Vector:
-        """Of this mask's lanes a, of the others b."""
+        """Return `a` in the lanes of this mask, and `b` in the others."""
         return self._new(self.b.select(self.value, self._raw(a), self._raw(b)))
 
     __radd__, __rmul__ = __add__, __mul__
 
     def clamp(self, low: float, high: float) -> Vector:
-        """Within [low, high]; NaN stays NaN,
-        since a comparison with it is false (minnum and maxnum would swallow it).
-        """
+        """Limit to [low, high]. NaN stays NaN: minnum and maxnum would swallow it."""
         b, x = self.b, self.value
         for order, bound in (("<", high), (">", low)):
-            limit = self.lanes.splat(bound)
+            limit = self.vtype.splat(bound)
             x = b.select(b.fcmp_ordered(order, limit, x), limit, x)
         return self._new(x)

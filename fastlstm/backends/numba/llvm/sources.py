@@ -11,7 +11,8 @@ from typing import Any
 
 @cache
 def source_of(module: str) -> bytes:
-    """The source of a module, as it was when this was first asked for: an upgrade may replace it under a process.
+    """Return the source of a module, as it was when it was first asked for: an upgrade may replace the file under a
+    process.
 
     Raises:
         ImportError: if the module is installed without its source.
@@ -24,13 +25,13 @@ def source_of(module: str) -> bytes:
 
 @cache
 def functions_of(module: str) -> dict[int, ast.FunctionDef]:
-    """The functions of a module, by the line of `def` or of the first decorator."""
+    """Return the functions of a module by the line of `def` or of the first decorator."""
     nodes = [node for node in ast.walk(ast.parse(source_of(module))) if isinstance(node, ast.FunctionDef)]
     return {min([node.lineno, *(each.lineno for each in node.decorator_list)]): node for node in nodes}
 
 
 def fingerprint() -> int:
-    """A number of all sources that make a kernel: numba's cache looks only at the file that a function stands in."""
+    """Return a digest of all kernels' sources. Numba's own cache compares only the file of a function."""
     digest = hashlib.sha256()
     for package in "fastlstm.cells", "fastlstm.backends.numba":
         for module in pkgutil.walk_packages(import_module(package).__path__, f"{package}."):

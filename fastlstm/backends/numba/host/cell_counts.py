@@ -1,0 +1,93 @@
+"""What kernels have to know of a cell: how many values of each kind it has, and the fields that depend on it alone."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from typing import Any, NamedTuple
+
+from fastlstm.cells.spec import Cell
+
+
+class Counts(NamedTuple):
+    """Counts the values of a cell, and says what its kernels must be able to do.
+
+    Attributes:
+        preacts, x_preacts, h_preacts: all pre-activations, those with a product of x, and those with one of h.
+        saved: the values of a unit that the forward pass saves.
+        joint: whether every pre-activation has both products.
+        fits_bf16_unit: whether the kernels of the bf16 unit can run the cell.
+        carries_h: whether the gradient of h goes to the step before also beside its product.
+        reads_new: whether the backward pass reads states after the step.
+        means: whether the cell takes means over units, and so runs in phases.
+    """
+
+    preacts: int
+    x_preacts: int
+    h_preacts: int
+    saved: int
+    params: int
+    inputs: int
+    inner_states: int
+    joint: bool
+    fits_bf16_unit: bool
+    carries_h: bool
+    reads_new: bool
+    means: bool
+
+    @property
+    def operands(self) -> int:
+        """The number of inputs and params."""
+        return self.inputs + self.params
+
+
+@cache
+def counts(cell: Cell) -> Counts:
+    """Count the values of a cell."""
+    layout, read = cell.layout, set(cell.derived().states_read)
+    first, *inner = layout.states
+    numbers = (len(layout.sums), len(layout.of_x), len(layout.of_h), len(layout.saved_units))
+    joint, means = layout.of_x == layout.of_h, bool(cell.derived().means)
+    # h may be bfloat16, and a single step saves none: so the backward pass must not read it
+    plain = not (means or layout.params or layout.inputs) and read <= {f"{state}_prev" for state in inner}
+    return Counts(
+        *numbers, len(layout.params), len(layout.inputs), len(inner), joint, joint and numbers[0] == 4 and plain,
+        first in layout.carried, bool(read & set(layout.states)), means,
+    )  # fmt: skip
+
+
+@cache
+def gate_blocks(cell: Cell) -> Any:
+    """Return an array of the gate blocks of weight_ih, then of weight_hh, as the kernels read them."""
+    blocks = *cell.layout.blocks_ih, *cell.layout.blocks_hh
+    return (ctypes.c_int64 * len(blocks))(*blocks)
+
+
+@cache
+def cell_fields(cell: Cell, kind: str) -> dict[str, int]:
+    """Return those argument fields of a pass that depend on the cell alone."""
+    from fastlstm.backends.numba.llvm.cells import backward_table, forward_table, functions_of
+
+    of_cell, functions, layout = counts(cell), functions_of(cell), cell.layout
+    backward, names = kind == "Backward", forward_table(layout)
+    read = {*functions.takes[backward], *(f"{state}_prev" for state in layout.states[1:])}  # held rows copy these
+    host_only = "fits_bf16_unit", "reads_new", "means"
+    fields = {name: int(value) for name, value in of_cell._asdict().items() if name not in host_only}
+    # two pointer tables lie before the rows of scratch: each in cache lines of its own
+    table_bytes = -(-16 * len(backward_table(layout)) // 64) * 64
+    passes = (functions.backward,) if backward else (functions.forward, functions.saving)
+    return fields | {
+        "phases": functions.phases[backward], "later_values": max(len(each.kept) for each in passes),
+        "shared_values": max(len(each.of_rows) + len(each.sums) for each in passes),
+        "operands": of_cell.operands, "gate_blocks": ctypes.addressof(gate_blocks(cell)), "table_bytes": table_bytes,
+        "read_bits": sum(1 << k for k, name in enumerate(names) if name in read),
+    }  # fmt: skip
+
+
+def count_copy_vectors(cell: Cell, kind: str) -> int:
+    """Return how many vectors each scratch row has for copies, in addition to those that hold a product."""
+    of_cell = counts(cell)
+    entries = 2 * of_cell.inner_states + 2 + of_cell.operands
+    if kind == "Forward":  # the pre-activations of a compact panel lie there before they are expanded
+        return max(entries, of_cell.preacts)
+    return entries + 1 + of_cell.inner_states + of_cell.inputs + of_cell.preacts + of_cell.params

@@ -1,0 +1,58 @@
+"""The cache of packed weights: packed once, they serve many calls."""
+
+from __future__ import annotations
+
+import itertools
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+
+from fastlstm.backends.cpu import address
+from fastlstm.backends.memory import PAGE, Pages
+from fastlstm.backends.numba.constants import LINE
+
+
+class PackedWeights(NamedTuple):
+    """The memory of packed weights, never written to once cached, and the addresses of its parts and digests."""
+
+    memory: Any
+    addresses: tuple[int, ...]
+
+
+class PackedCache:
+    """Caches the packed weights of one layer and format. `packed` is None until they are first packed.
+
+    Any thread may replace `packed`, so a caller keeps its own reference while its kernel reads the weights.
+    """
+
+    def __init__(self, *sizes: int) -> None:
+        """`sizes`: bytes of each part, the last of which is the digests."""
+        *self.offsets, self.size = (0, *itertools.accumulate(-(-size // LINE) * LINE for size in sizes))
+        self.packed: PackedWeights | None = None
+
+    def allocate(self) -> PackedWeights:
+        """Return memory for weights that are about to be packed. The cache is empty until they are."""
+        self.packed = None  # frees its memory before more is taken
+        memory: Any
+        if self.size >= PAGE:  # huge pages: weights of 13 MB are then read in 0.9 of the time
+            memory = Pages(self.size)
+            begin = memory.address
+        else:
+            memory = torch.empty(self.size, dtype=torch.uint8, device="cpu")
+            begin = memory.data_ptr()
+        return PackedWeights(memory, (*(begin + offset for offset in self.offsets),))
+
+
+@cache
+def digest_bytes(counts: tuple[int, ...], dtype: torch.dtype) -> int:
+    """Return the bytes of all digests of weights. `counts`: the elements of each weight."""
+    from fastlstm.backends.numba.kernels.weights import digested_blocks
+    from fastlstm.backends.numba.llvm.digest import DIGEST_BYTES
+
+    return sum(digested_blocks(count * dtype.itemsize // 4) for count in counts) * DIGEST_BYTES
+
+
+def addresses(weights: Any) -> tuple[int, ...]:
+    """Return the address of each weight, 0 for None."""
+    return (*map(address, weights),)

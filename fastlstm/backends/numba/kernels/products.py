@@ -1,0 +1,73 @@
+"""The products that a kernel is built with: two records of functions, one of which each module of products fills.
+
+Each function takes the argument struct `a` first. p is a panel, q a vector group, s a step in the order of the run, b
+the first of `rows` batch rows, and `scratch` the address of a thread's scratch. A team's rows are `b_first` to
+`b_last`.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from fastlstm.backends.numba.kernels.shared import jit
+
+Kernel = Callable[..., object]
+
+
+@jit
+def never_only_row(a, s, p_first, p_last, scratch, x, h_in):
+    """Do nothing: kernels with packed x or h do not call it."""
+
+
+class ForwardProducts(NamedTuple):
+    """The products of a forward kernel, see `forward.forward_with`.
+
+    Attributes:
+        reads_h_unpacked, reads_x_unpacked: whether products read h, and x, in their own layout, and not as a row
+            operand.
+        pack_weights: (a, p, packed_index, scratch) packs a panel of both weights.
+        pack_x_operand: (a, s, team_index, b_first, b_last, x_first, x_last, scratch) writes x of this thread's rows,
+            `x_first` to `x_last`, to the row operand, if products read x there.
+        pack_h_operand: (a, s, p, b, rows, h, h_stride, scratch) writes h before step s, if products read h there.
+        multiply_inputs: (a, s, p, team_index, b_first, b_last) computes an input block, if one begins at step s.
+        preact: (a, s, p, packed_index, b, rows, team_index, b_first, b_last, scratch, x, h_in, h_in_stride) stores the
+            pre-activations (rows, S, L) in scratch. `h_in` are the columns of h that the panel sees, 0 for zeros.
+        preact_of_only_row: (a, s, p_first, p_last, scratch, x, h_in) does so for the only row and several full panels,
+            in kernels that read x and h unpacked.
+    """
+
+    reads_h_unpacked: bool
+    reads_x_unpacked: bool
+    pack_weights: Kernel
+    pack_x_operand: Kernel
+    pack_h_operand: Kernel
+    multiply_inputs: Kernel
+    preact: Kernel
+    preact_of_only_row: Kernel = never_only_row
+
+
+class BackwardProducts(NamedTuple):
+    """The products of a backward kernel, see `backward.backward_with`.
+
+    Attributes:
+        is_on_bf16_unit: whether the products of every step are on the bf16 unit, which then stays configured for them.
+        pack_transposed: (a, weight, weight_row, N, of_h, packed, first, last, scratch) packs vector groups `first` to
+            `last` of the N columns of a weight, transposed. `of_h`: it is weight_hh.
+        pack_transposed_inputs: the same for weight_ih.
+        dpreact_target: (a, p, s, b, scratch) returns where the cell stores dpreact (rows, S + P, L).
+        store_dpreact: (a, p, s, b, rows, dpre) copies it into the layouts that products read.
+        back_product: (a, rows, b, s, of_h, packed, vectors, q, scratch) stores the product of dpreact of step s with a
+            vector group of the transposed weights, (rows, 4 L), in scratch.
+        pack_activations: (a, chunk, thread, threads, scratch) packs this thread's share of x, h and ones of a time
+            chunk.
+        add_gradients: (a, scratch, chunk, rows, thread, threads) adds this thread's share of a time chunk to the
+            gradients of the weights, and computes that of dx. `rows`: the rows of the thread's team.
+    """
+
+    is_on_bf16_unit: bool
+    pack_transposed: Kernel
+    pack_transposed_inputs: Kernel
+    dpreact_target: Kernel
+    store_dpreact: Kernel
+    back_product: Kernel
+    pack_activations: Kernel
+    add_gradients: Kernel

@@ -1,0 +1,89 @@
+"""Loops over register tiles: some batch rows by up to four vectors, which stay in registers over a whole sum."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from llvmlite import ir
+
+from fastlstm.backends.numba.llvm.loops import Builder, for_loop, function_named, offsets, update_tile
+from fastlstm.backends.numba.llvm.simd import I64, TILE_ROWS, VectorType
+
+
+def accumulated(
+    b: ir.IRBuilder, vtype: VectorType, rows: int, vecs: int, a: Any, a_row: Any, a_step: Any, w: Any, w_row: Any,
+    count: Any, acc: Any,
+) -> list[ir.Value]:  # fmt: skip
+    """Return `a` and `w` moved on by `count` steps, and the `rows` x `vecs` sums `acc` with the products added."""
+    row_offsets, vector = offsets(b, a_row, rows), vtype.size * vtype.count
+
+    def body(a_k, w_k, *acc):
+        def scalar(m):
+            return vtype.broadcast(b, b.add(a_k, row_offsets[m]))
+
+        def weight(n):
+            return vtype.load(b, b.add(w_k, I64(n * vector)))
+
+        def add(total, one, other):
+            return vtype.fma(b, one, other, total)
+
+        return [b.add(a_k, a_step), b.add(w_k, w_row), *update_tile(rows, vecs, scalar, weight, add, acc)]
+
+    return for_loop(b, count, [a, w, *acc], body)
+
+
+def remainder_heights(rows: int, height: int) -> tuple[int, ...]:
+    """Return the heights of the last tiles, as even as can be: none is 1 unless `rows` is 1."""
+    number = -(-rows // min(height, 4))
+    return tuple(rows // number + (k < rows % number) for k in range(number))
+
+
+def emit_row_tiles(b: ir.IRBuilder, rows: ir.Value, height: int, carried: list[ir.Value], body: Any) -> list[ir.Value]:
+    """Emit ``carried = body(size, *carried)`` for tiles that cover `rows`: of `height` rows, and at the end of fewer.
+
+    A single row left over would run at half of the speed, and two at 0.85, so the last tiles share the rows.
+    """
+    high, full, left = I64(height), b.udiv(rows, I64(height)), b.urem(rows, I64(height))
+    one_or_two = b.icmp_unsigned("<", b.sub(left, I64(1)), I64(2))
+    split = b.and_(one_or_two, b.icmp_signed(">", rows, high))
+    full, left = b.sub(full, b.zext(split, I64)), b.add(left, b.select(split, high, I64(0)))
+    covers = {rest: remainder_heights(rest, height) for rest in range(1, height + 3) if rest != height}
+    for size in sorted({height, *(h for c in covers.values() for h in c)}, reverse=True):
+        number = full if size == height else I64(0)
+        for rest, heights in covers.items():
+            if size in heights:
+                more = b.add(number, I64(heights.count(size)))
+                number = b.select(b.icmp_signed("==", left, I64(rest)), more, number)
+        carried = for_loop(b, number, carried, partial(body, size))
+    return carried
+
+
+def for_row_tiles(name: str, height: int, tile: Callable[[int], Builder], row_arguments: tuple[int, ...]) -> Builder:
+    """Return a builder for any number of rows, which calls the functions that ``tile(size)`` builds for `size` rows.
+
+    Args:
+        height: the rows of a tile.
+        row_arguments: the indices of those arguments that are addresses of a row. The stride follows each of them.
+    """
+
+    def build(b, rows, *args):
+        def body(size, *addresses):
+            own = dict(zip(row_arguments, addresses))
+            function = function_named(b.module, f"{name}{size}", len(args), tile(size))
+            b.call(function, [own.get(k, value) for k, value in enumerate(args)])
+            return [b.add(address, b.mul(args[k + 1], I64(size))) for k, address in own.items()]
+
+        with b.if_else(b.icmp_signed("==", rows, I64(1))) as (one, more):
+            with one:  # a call for a single row is so short that the choice of its tile would show
+                body(1, *[args[k] for k in row_arguments])
+            with more:
+                emit_row_tiles(b, rows, height, [args[k] for k in row_arguments], body)
+
+    return build
+
+
+def tile_rows(vecs: int) -> int:
+    """Return the rows of a register tile of `vecs` vectors. 12 chains of sums keep the units busy; a row block of 64
+    would leave 16 rows over from tiles of 24, in small ones.
+    """
+    return min(TILE_ROWS * 4 // vecs, 12)
