@@ -1,0 +1,139 @@
+"""xLSTM and TiRex: fastlstm in the place of the sLSTM cells of the packages xlstm and tirex-ts, on the CPU.
+
+Both packages run the sLSTM of Beck et al. (2024, arXiv:2405.04517) with heads, one step after the other in plain
+PyTorch. The layer around the cell multiplies x, so that values of x come to the cell as inputs, and no gate sums x.
+"""
+
+import sys
+import warnings
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from fastlstm.backends.base import Layer
+from fastlstm.call import run
+from fastlstm.cells import cell, clamp, exp, log_sigmoid, maximum, minimum, sigmoid, tanh, where
+from fastlstm.integrations import import_library
+
+Model = TypeVar("Model", bound=nn.Module)
+# The modules that have the cells: the package, its oldest release, and the class and the options that fastlstm runs.
+PLACES = {
+    "xlstm.blocks.slstm.cell": ("xlstm", "2.0", "sLSTMCell_vanilla", "function='slstm' and backend='vanilla'"),
+    "tirex.models.slstm.cell": ("tirex-ts", "1.4", "sLSTMCell", "backend='torch'"),
+}
+_declare = cell(
+    gates={"i": "h", "f": "h", "z": "h", "o": "h"}, states=("h", "c", "n", "m"), inputs=("x_i", "x_f", "x_z", "x_o")
+)
+
+
+def _unit(i: Any, f_log: Any, z: Any, o: Any, c: Any, n: Any, m: Any) -> Any:
+    """The states of one unit. While its n is zero it has seen nothing, and its stabilizer m is its input gate's."""
+    f_log = f_log + m
+    m = where(n > 0, maximum(i, f_log), i)
+    i, f = minimum(exp(i - m), 1.0), minimum(exp(f_log - m), 1.0)
+    c, n = f * c + i * tanh(z), f * n + i
+    return sigmoid(o) * c / n, c, n, m
+
+
+@_declare
+def of_xlstm(i: Any, f: Any, z: Any, o: Any, c: Any, n: Any, m: Any, x_i: Any, x_f: Any, x_z: Any, x_o: Any) -> Any:
+    return _unit(i + x_i, log_sigmoid(f + x_f), z + x_z, o + x_o, c, n, m)
+
+
+@_declare
+def of_tirex(i: Any, f: Any, z: Any, o: Any, c: Any, n: Any, m: Any, x_i: Any, x_f: Any, x_z: Any, x_o: Any) -> Any:
+    return _unit(i + x_i, log_sigmoid(clamp(f + x_f, max=15.0)), z + x_z, o + x_o, c, n, m)
+
+
+def accelerate(model: Model) -> Model:
+    """Make the sLSTM cells of a model run fastlstm on the CPU.
+
+    Parameters, `state_dict` and results stay as they are, up to rounding. The cell of tirex-ts rounds its input, its
+    weights and its states at each step to bfloat16, whatever type the model has. Ours does not, so that it differs by
+    that rounding. Calls that fastlstm does not take run the package's own code: those on other devices or under
+    autocast, with tensors of more than one dtype, without steps or rows, and with initial states of which some units
+    have seen a step and others have not. A cell with options that fastlstm does not take stays, with a warning.
+
+    Args:
+        model: a module of xlstm or tirex-ts, or one that has such modules.
+
+    Returns:
+        `model`, changed.
+
+    Raises:
+        ImportError: for cells of a release that is older than xlstm 2.0 or tirex-ts 1.4.
+        TypeError: for a model without sLSTM cells of these packages.
+    """
+    for module in _cells_of(model):
+        package, _, name, options = PLACES[type(module).__module__]
+        kind, backend = getattr(module.config, "function", "slstm"), getattr(module, "backend", "torch")
+        if (type(module).__name__, kind, backend) == (name, "slstm", "torch"):
+            vars(module)["forward"] = partial(forward, module)
+        else:
+            warnings.warn(f"a cell of {package} stays as it is: fastlstm runs those with {options}", stacklevel=2)
+    return model
+
+
+def restore(model: Model) -> Model:
+    """Undo `accelerate`: the cells run the code of their packages again. Return `model`.
+
+    Raises what `accelerate` raises.
+    """
+    for module in _cells_of(model):
+        vars(module).pop("forward", None)
+    return model
+
+
+def forward(module: Any, input: Tensor, state: Tensor | None = None, lengths: Any = None) -> tuple[Tensor, Tensor]:  # noqa: A002
+    """Do what `forward` of a cell of xlstm or tirex-ts does.
+
+    Args:
+        module: the cell, with K heads of D units.
+        input: the values of x as the cell takes them, (B, T, 4 K D) or as its `input_shape` says.
+        state: the states h, c, n and m, (4, B, K D), or None for zeros.
+        lengths: not read, as in xlstm.
+
+    Returns:
+        the output, (B, K, T, D) or as the cell's `output_shape` says, and the last states (4, B, K D).
+    """
+    if not _takes(module, input, state):
+        own: tuple[Tensor, Tensor] = type(module).forward(module, input, state)
+        return own
+    R, b, K = module._recurrent_kernel_, module._bias_, module.config.num_heads
+    if type(module).__module__.startswith("xlstm."):
+        module._check_input(input)
+        x, kind = module._permute_input(input), of_xlstm
+        R, b = module._recurrent_kernel_int2ext(R), module._bias_int2ext(b)
+    else:
+        x, kind = module._get_input(input), of_tirex
+        R, b = R.unflatten(2, (4, -1)), b.view(K, 4, -1)
+    states = (None,) * 4 if state is None else module._get_state(x, state).unbind()
+    weights = None, R.permute(2, 0, 3, 1).flatten(0, 2), None, b.transpose(0, 1).flatten()
+    inputs = x.reshape(*x.shape[:2], 4, -1).unbind(2)
+    result = run(Layer(x.new_empty(*x.shape[:2], 0), weights, states, None, None, False, kind, inputs), plans=None)
+    return module._permute_output(result.h), torch.stack(result.last)
+
+
+def _takes(module: Any, x: Tensor, state: Tensor | None) -> bool:
+    """Whether fastlstm runs a call."""
+    tensors = [module._recurrent_kernel_, module._bias_, x, *([] if state is None else [state])]
+    same = all(a.is_cpu and a.dtype == x.dtype for a in tensors) and x.is_floating_point()
+    if not same or x.numel() == 0 or torch.is_autocast_enabled("cpu"):
+        return False
+    return state is None or bool((state[2] > 0).all() or (state[2] == 0).all())
+
+
+def _cells_of(model: Any) -> list[Any]:
+    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+    cells: list[Any] = []
+    for place, (package, oldest, *_) in PLACES.items():
+        theirs = vars(sys.modules.get(place, sys))  # a model with cells of a package has imported it
+        kinds = tuple(theirs[name] for name in ("sLSTMCellBase", "sLSTMCell") if name in theirs)
+        if any(isinstance(module, kinds) for module in modules):
+            import_library(place, package, oldest)
+            cells += [module for module in modules if isinstance(module, kinds)]
+    if not cells:
+        raise TypeError(f"model must have sLSTM cells of xlstm or tirex-ts, got {type(model).__name__} without any")
+    return cells

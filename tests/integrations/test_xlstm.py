@@ -1,0 +1,178 @@
+"""The sLSTM cells of xlstm and tirex-ts give the same with fastlstm."""
+
+import copy
+import importlib.metadata
+import io
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import fastlstm
+from fastlstm.integrations import xlstm
+from tests.helpers.tolerances import close
+
+NEEDED = "needs the package {}: pip install .[integrations]"
+BF16 = 2**-6  # of the largest value: TiRex's own cell rounds to the 8 bits of bfloat16 at each of a few dozen steps
+
+
+def cell_of_xlstm(**options):
+    theirs = pytest.importorskip("xlstm.blocks.slstm.cell", reason=NEEDED.format("xlstm"))
+    start = {"recurrent_weight_init": "standard", "bias_init": "standard"}
+    config = theirs.sLSTMCellConfig(**{"hidden_size": 48, "num_heads": 4, "backend": "vanilla", **start, **options})
+    torch.manual_seed(0)
+    return theirs.sLSTMCell(config, skip_backend_init=True)
+
+
+def cell_of_tirex(backend="torch"):
+    theirs = pytest.importorskip("tirex.models.slstm.cell", reason=NEEDED.format("tirex-ts"))
+    torch.manual_seed(0)
+    return drawn(theirs.sLSTMCell(theirs.sLSTMBlockConfig(embedding_dim=48, num_heads=4), backend))
+
+
+def drawn(module, scale=0.3):
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=scale)
+    return module
+
+
+def states():
+    """States of rows that have seen a few steps: n is positive."""
+    h, c, n, m = torch.randn(4, 3, 48)
+    return torch.stack([h, c, n.abs() + 0.5, m])
+
+
+def results(cell, x, state):
+    output, last = cell(x, state)
+    gradients = torch.autograd.grad(output.pow(2).sum() + last.sin().sum(), [x, *cell.parameters()])
+    return [output, last], gradients
+
+
+@pytest.mark.parametrize("state", [None, "zeros", "given"])
+@pytest.mark.parametrize("shapes", [{}, {"input_shape": "SBGNH", "output_shape": "SBH"}, {"num_heads": 1}])
+def test_a_cell_of_xlstm(shapes, state):
+    cell = cell_of_xlstm(**shapes)
+    x = (3 * torch.randn(*((25, 3) if shapes.get("input_shape") else (3, 25)), 4 * 48)).requires_grad_()
+    state = states() if state == "given" else torch.zeros(4, 3, 48) if state == "zeros" else None
+    expected, gradients = results(cell, x, state)
+    assert xlstm.accelerate(cell) is cell
+    got, found = results(cell, x, state)
+    close(got, expected, "sums")
+    close(found, gradients, "long")
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_cell_of_xlstm_in_bfloat16(given):
+    """Both round other numbers, so that ours has to be as near to the truth as theirs."""
+    cell, state = cell_of_xlstm().bfloat16(), states().bfloat16() if given else None
+    x = torch.randn(3, 25, 4 * 48).bfloat16()
+    with torch.no_grad():
+        theirs = cell(x, state)
+        ours = xlstm.accelerate(cell)(x, state)
+        truth = type(cell).forward(cell.double(), x.double(), None if state is None else state.double())
+    for got, expected, true in zip(ours, theirs, truth):
+        assert got.dtype == torch.bfloat16
+        assert (got - true).abs().max() <= (expected - true).abs().max()
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_cell_of_tirex(given):
+    """In float32, which the loop of tirex-ts computes in if its arguments have that type."""
+    cell, x, state = cell_of_tirex(), torch.randn(3, 25, 4 * 48), states() if given else None
+    rounded = cell(x, state)
+    got = xlstm.accelerate(cell)(x, state)
+    bias = cell._bias_.view(4, 4, 12).transpose(0, 1).flatten()
+    start = torch.zeros(4, 3, 48) if state is None else state
+    output, last = cell._impl_forward_torch(x.transpose(0, 1), start, cell._recurrent_kernel_, bias)
+    close(got, [output.unflatten(2, (4, 12)).permute(1, 2, 0, 3), last], "sums")
+    for a, b in zip(got, rounded):
+        assert a.dtype == b.dtype == torch.float32
+        assert 0 < (a - b).abs().max() <= BF16 * b.abs().max()
+
+
+def test_a_model_of_xlstm_learns_the_same():
+    theirs = pytest.importorskip("xlstm", reason=NEEDED.format("xlstm"))
+    options = {"backend": "vanilla", "recurrent_weight_init": "standard"}
+    layer = theirs.sLSTMLayerConfig(num_heads=4, conv1d_kernel_size=4, **options)
+    block = theirs.sLSTMBlockConfig(slstm=layer, feedforward=theirs.FeedForwardConfig(proj_factor=1.3))
+    torch.manual_seed(0)
+    sizes = {"context_length": 32, "num_blocks": 2, "embedding_dim": 32, "slstm_at": "all"}
+    model = theirs.xLSTMBlockStack(theirs.xLSTMBlockStackConfig(slstm_block=block, **sizes))
+    ours, x = xlstm.accelerate(copy.deepcopy(model)), torch.randn(2, 32, 32)
+    assert list(ours.state_dict()) == list(model.state_dict())
+    for each in (model, ours):
+        each(x).pow(2).sum().backward()
+    close(ours(x), model(x), "models")
+    close([p.grad for p in ours.parameters()], [p.grad for p in model.parameters()], "models")
+    state, expected = {}, {}
+    for t in range(3):  # one step after the other
+        y, state = ours.step(x[:, t : t + 1], state)
+        z, expected = model.step(x[:, t : t + 1], expected)
+        close(y, z, "models")
+
+
+def tirex():
+    theirs = pytest.importorskip("tirex.models.tirex", reason=NEEDED.format("tirex-ts"))
+    block = {"num_blocks": 2, "embedding_dim": 64, "num_heads": 4}
+    config = {"input_patch_size": 16, "output_patch_size": 16, "quantiles": [0.1, 0.5, 0.9], "input_ff_dim": 64}
+    torch.manual_seed(0)
+    return drawn(theirs.TiRexZero("torch", {**config, "block_kwargs": block}, train_ctx_len=128), 0.1)
+
+
+def test_a_forecast_of_tirex():
+    model, context = tirex(), torch.randn(3, 100).cumsum(1)
+    expected, _ = model.forecast(context, prediction_length=40)
+    got, _ = xlstm.accelerate(model).forecast(context, prediction_length=40)
+    assert 0 < (got - expected).abs().max() <= BF16 * expected.abs().max()
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    with torch.no_grad():
+        for parameter in loaded.parameters():
+            parameter.zero_()  # which must not be those of the model that was saved
+    assert torch.equal(model.forecast(context, prediction_length=40)[0], got)
+    assert not torch.equal(loaded.forecast(context, prediction_length=40)[0], got)
+    restored, _ = xlstm.restore(model).forecast(context, prediction_length=40)
+    assert torch.equal(restored, expected)
+
+
+@pytest.mark.parametrize("case", ["autocast", "weights of two dtypes", "rows of which some have seen a step"])
+def test_what_runs_the_code_of_xlstm(case, monkeypatch):
+    cell, x, state = cell_of_xlstm(), torch.randn(3, 9, 4 * 48), states()
+    if case == "weights of two dtypes":  # those that its configuration has by default
+        cell, x, state = cell_of_xlstm(enable_automatic_mixed_precision=False), x.bfloat16(), state.bfloat16()
+    elif case != "autocast":
+        state[:, 1] = 0
+    with torch.autocast("cpu", enabled=case == "autocast"):
+        expected = cell(x, state)
+        xlstm.accelerate(cell)
+        monkeypatch.setattr(xlstm, "run", None)  # which would be called
+        got = cell(x, state)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected))
+
+
+@pytest.mark.parametrize("make", [lambda: cell_of_xlstm(function="lstm"), lambda: cell_of_tirex("cuda")])
+def test_a_cell_that_stays(make):
+    cell = make()
+    with pytest.warns(UserWarning, match=r"^a cell of (xlstm|tirex-ts) stays as it is: fastlstm runs those with .*$"):
+        xlstm.accelerate(nn.Sequential(cell))
+    assert "forward" not in vars(cell)
+
+
+def test_a_release_that_is_too_old(monkeypatch):
+    cell = cell_of_xlstm()
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.0.8")
+    with pytest.raises(ImportError, match=r"^fastlstm.integrations needs xlstm 2.0 or newer, got 1.0.8$"):
+        xlstm.accelerate(cell)
+    assert "forward" not in vars(cell)
+
+
+@pytest.mark.parametrize("model", [nn.Sequential(fastlstm.LSTM(3, 4)), "model"])
+@pytest.mark.parametrize("function", [xlstm.accelerate, xlstm.restore])
+def test_a_model_without_such_cells(function, model, monkeypatch):
+    for place in xlstm.PLACES:
+        monkeypatch.delitem(sys.modules, place, raising=False)  # as where neither package is installed
+    with pytest.raises(TypeError, match=rf"^model must have sLSTM cells .*, got {type(model).__name__} without any$"):
+        function(model)
