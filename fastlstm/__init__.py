@@ -9,6 +9,7 @@ from fastlstm.int8.definition import quantize_weight
 from fastlstm.int8.modules import QuantizedGRU, QuantizedGRUCell, QuantizedLSTM, QuantizedLSTMCell
 from fastlstm.int8.quantize import dequantize, quantize
 from fastlstm.layers.elman import Elman, ElmanCell
+from fastlstm.layers.ensemble import Ensemble
 from fastlstm.layers.functional import lstm, lstm_cell
 from fastlstm.layers.gru import GRU, GRUCell
 from fastlstm.layers.lstm import LSTM, LSTMCell
@@ -25,6 +26,7 @@ __all__ = [
     "Cell",
     "Elman",
     "ElmanCell",
+    "Ensemble",
     "GRUCell",
     "LSTMCell",
     "QuantizedGRU",

@@ -88,7 +88,7 @@ def run(
     axis: bool = False,
     inner_states: bool = False,
 ) -> Run:
-    """Run one layer in one direction.
+    """Run one layer in one direction, or a stack of layers.
 
     The run keeps the states but the first, (T, B, H) each, if `inner_states` is true, and otherwise nothing. Its h is
     None if x is (B, I), since it would equal the first of the last states.
@@ -123,16 +123,16 @@ def _as_node(layer: Layer, backend: str | None, inner_states: bool) -> Run:
         settings.check_name(backend)
     if autocast_of(layer.x) is None:  # checked before entering the graph node, so users see our error
         check_layer(layer)
-    options = layer.weight_hr, layer.reverse, layer.cell.key, inner_states, settings.named(backend)
+    options = layer.weight_hr, layer.stacked, layer.reverse, layer.cell.key, inner_states, settings.named(backend)
     return Run.of(len(layer.states), _in_graph(dual_level_in_graph(), *layer.tensors, *options))
 
 
 @allow_in_graph  # opaque to dynamo: traced, it would install about a hundred guards, checked at each call
 def _in_graph(dual: bool, *arguments: Any) -> tuple[Tensor, ...]:
     """Run a call as one node of a graph. `dual`: whether a level of dual numbers is active."""
-    *tensors, weight_hr, reverse, key, inner_states, backend = arguments
+    *tensors, weight_hr, stacked, reverse, key, inner_states, backend = arguments
     with opened_by_graph(dual):
-        layer = Layer.of(by_key(key), tensors, reverse)._replace(weight_hr=weight_hr)
+        layer = Layer.of(by_key(key), tensors, reverse)._replace(weight_hr=weight_hr, stacked=stacked)
         result = _run_checked(layer, None, backend, inner_states)
     return result.h, *result.last, *result.kept
 
@@ -157,7 +157,7 @@ def _run_checked(layer: Layer, plans: Plans | None, backend: str | None, inner_s
             projected=layer.weight_hr is not None,
             masked=layer.lengths is not None or layer.reset is not None,
             cells=inner_states,
-            transformed=under_vmap() or dual_level(),
+            transformed=layer.stacked or under_vmap() or dual_level(),
             traced=not is_plain(),  # without tensors it says whether a tracer is active
             layer=layer,
         )
@@ -193,12 +193,15 @@ def _plan(layer: Layer, backend: str | None, axis: bool, kept: dict[Any, Any] | 
     x = cast_layer.x
     masked = layer.lengths is not None or layer.reset is not None
     name = dispatch.choose(
-        backend, x.device, x.dtype, cell=layer.cell, projected=False, masked=masked, cells=False, layer=cast_layer
-    )
+        backend, x.device, x.dtype, cell=layer.cell, projected=False, masked=masked, cells=False,
+        transformed=layer.stacked, layer=cast_layer,
+    )  # fmt: skip
     traits = dispatch.traits(name)
     if not traits.plans or not is_plain(*layer.weights) or 0 in x.shape[: 3 if layer.cell.gates_of_x else -1]:
         return None
-    if not traits.plans_sixteen_bits and (x.itemsize == 2 or to is not None):
+    if (layer.stacked or not traits.plans_sixteen_bits) and (x.itemsize == 2 or to is not None):
+        return None
+    if layer.stacked and not traits.plans_stacks:
         return None
     keeps = all(a is None or (type(a) is Parameter and a.is_contiguous()) for a in layer.weights)
     example = cast_layer._replace(weights=layer.weights)  # weights are cast when they are packed

@@ -46,7 +46,7 @@ class Plans:
 
         `axis`: whether the states are (1, B, H), as those of modules are, or (B, H).
         """
-        x, weights, states, lengths, reset, reverse, cell, inputs, scales, activations, _ = layer
+        x, weights, states, lengths, reset, reverse, cell, inputs, scales, activations, _, _ = layer
         weights += scales
         buffers = weights if activations else ()  # looked at together, since one by one they would take twice as long
         if not is_plain(x, *states, lengths, reset, *inputs, *buffers) or transformed() or dual_level():

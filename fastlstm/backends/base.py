@@ -40,6 +40,7 @@ class Layer(NamedTuple):
         activations: 8 or 16, the bits of the numbers that rows of x and h are rounded to beside int8 weights, or 0.
         weight_hr: (P, H), which projects the first state, as in `torch.nn.LSTM`, or None. With it the first state is
             (B, P), and weight_hh has P columns.
+        stacked: whether the caller means a stack: without it a leading axis of the weights is an error of the caller's.
     """
 
     x: Tensor
@@ -53,6 +54,7 @@ class Layer(NamedTuple):
     scales: tuple[Any, ...] = ()
     activations: int = 0
     weight_hr: Optional = None
+    stacked: bool = False
 
     def to(self, dtype: torch.dtype) -> "Layer":
         """Return the layer with its floating-point tensors in another type."""
@@ -186,6 +188,7 @@ class Traits:
         sorts_lengths: it is faster if the longest rows come first.
         prepares_steps: it has `steps`, which prepares single steps of a layer of float32 or float64 for a stream.
         heads: it runs layers of several heads, see `Layer`.
+        plans_stacks: `plan` takes stacks of layers of more than 16 bits.
         cells: the keys of the cells that it runs, or None if it runs any.
     """
 
@@ -195,6 +198,7 @@ class Traits:
     sorts_lengths: bool = False
     prepares_steps: bool = False
     heads: bool = False
+    plans_stacks: bool = False
     cells: tuple[str, ...] | None = None
 
 

@@ -12,11 +12,13 @@ def check_layer(layer: Layer) -> None:
     """Raise unless the tensors make one layer of its cell in one direction.
 
     Args:
-        layer: weights of one layer, not of a stack.
+        layer: one layer, or a stack of layers that is `stacked`, whose weights all have the same leading axis.
 
     Raises:
         ValueError: naming the argument, the shape, dtype or device it must have, and the one it has.
     """
+    if layer.stacked:
+        layer = layer._replace(weights=tuple([None if a is None else a[0] for a in layer.weights]))
     x, (weight_ih, weight_hh, bias_ih, bias_hh, *params), states, lengths, reset, _, cell, inputs, *_ = layer
     weight_hr = layer.weight_hr
     if x.dim() != 3:

@@ -44,7 +44,7 @@ def saved_shape(cell: Cell, T: int, B: int, H: int, dtype: torch.dtype, groups: 
 
 def _readable(layer: Layer) -> Layer:
     """Return the layer with contiguous tensors, and x with contiguous rows."""
-    x, weights, states, lengths, reset, reverse, cell, _, scales, activations, _ = layer
+    x, weights, states, lengths, reset, reverse, cell, _, scales, activations, *_ = layer
     weights, states, scales, (lengths, reset) = (
         tuple([a if a is None else a.contiguous() for a in each])
         for each in (weights, states, scales, (lengths, reset))

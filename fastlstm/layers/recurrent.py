@@ -31,6 +31,7 @@ class Recurrent(CellModule, nn.RNNBase):
     permute_hidden: Any
     _regularizers: tuple[float, Any] | None = None  # see fastlstm.layers.regularized
     _recompute = False
+    _stacked = False  # whether the parameters are of several modules, see fastlstm.layers.ensemble
 
     @property
     def recompute(self) -> bool:
@@ -196,7 +197,10 @@ class Recurrent(CellModule, nn.RNNBase):
                 each = weights if k == 0 else self._layer_weights(k)
                 weight_hr = each.pop() if self.proj_size else None
                 states = (None,) * len(cell.states) if hx is None else tuple([a[k : k + 1] for a in hx])
-                layer = Layer(x, tuple(each), states, *masks, direction == 1, cell, inputs, weight_hr=weight_hr)
+                layer = Layer(
+                    x, tuple(each), states, *masks, direction == 1, cell, inputs, weight_hr=weight_hr,
+                    stacked=self._stacked,
+                )  # fmt: skip
                 output, last, rest = self._run_layer(k, layer, sequences and is_last)
                 outputs.append(output)
                 ends.append(last)

@@ -1,0 +1,121 @@
+"""`Ensemble`: recurrent modules of one kind and size, which run in one call."""
+
+from collections.abc import Iterable
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+from torch.nn.utils import parametrize
+
+from fastlstm.layers.recurrent import Recurrent
+
+
+class Ensemble(nn.Module):
+    """M recurrent modules of one kind and size in one call, as a sweep over seeds or an ensemble of forecasters has:
+
+        ensemble = fastlstm.Ensemble(fastlstm.LSTM(3, 5) for _ in range(16))
+        output, (h_n, c_n) = ensemble(x)
+
+    The M models are split over the threads, so that threads do not meet within a call, and Python runs once and not M
+    times. In float32 and float64 each model gets the bits that it gets alone, in outputs as well as gradients, unless
+    dropout draws or [the exceptions for a matrix unit](../transforms.md#the-same-bits) hold. Models of 16 bits are
+    computed in float32, and results are rounded once.
+
+    Args:
+        modules: `fastlstm.LSTM`, `GRU`, `Elman` or `RNN` modules of the same class, options, dtype and device. Their
+            weights are copied.
+
+    Attributes:
+        stacked: the parameters, with the names of a single module's and a leading axis of M, as
+            `torch.func.stack_module_state` stacks them. An optimizer over them trains all models.
+
+    Raises:
+        TypeError: for anything but such modules, and for parametrized ones.
+        ValueError: without modules, and for modules that differ, or that have a projection, `recompute`,
+            `recurrent_dropout` or `zoneout`.
+
+    Equivalent to ``torch.func.vmap`` over the modules' stacked parameters, whose Python takes longer.
+    """
+
+    stacked: Any
+
+    def __init__(self, modules: Iterable[Recurrent]) -> None:
+        super().__init__()
+        modules = list(modules)
+        if not modules:
+            raise ValueError("modules must be at least one, got none")
+        first = modules[0]
+        for k, module in enumerate(modules):
+            if not isinstance(module, Recurrent) or parametrize.is_parametrized(module):
+                what = "a parametrized " * isinstance(module, Recurrent) + type(module).__name__
+                raise TypeError(f"modules must be fastlstm.LSTM, GRU, Elman or RNN modules, got {what}")
+            if _kind(module) != _kind(first):
+                raise ValueError(f"modules must be of one kind, got {first} and, at {k}, {module}")
+        if first.proj_size or first._regularizers or first.recompute:
+            options = "proj_size, recompute, recurrent_dropout and zoneout"
+            raise ValueError(f"modules must be without {options}, got {first}")
+        self.stacked = deepcopy(first)
+        self.stacked._stacked = True
+        for name, parameter in first.named_parameters():
+            stack = torch.stack([module.get_parameter(name).detach() for module in modules])
+            setattr(self.stacked, name, Parameter(stack, parameter.requires_grad))
+
+    def __len__(self) -> int:
+        """Return M."""
+        return len(next(self.stacked.parameters()))
+
+    def unstack(self) -> list[Any]:
+        """Return M modules as they were given, with copies of the present weights."""
+        models = []
+        for k in range(len(self)):
+            model = deepcopy(self.stacked)
+            del model._stacked
+            for name, parameter in self.stacked.named_parameters():
+                setattr(model, name, Parameter(parameter.detach()[k].clone(), parameter.requires_grad))
+            models.append(model)
+        return models
+
+    def forward(self, input: Tensor, hx: Any = None) -> tuple[Tensor, Any]:  # noqa: A002
+        """Run all models.
+
+        Args:
+            input: (M, T, B, I), or (M, B, T, I) of modules with batch_first. Without M all models read the same input.
+                One of the first form is copied, unless its rows of all models lie together: ``a.transpose(0, 1)`` of
+                an ``a`` (T, M, B, I) does.
+            hx: the states in the form of a module's own, each (M, D*L, B, H), or None for zeros.
+
+        Returns:
+            output (M, T, B, D*H), or (M, B, T, D*H), and the last states in the form of `hx`.
+
+        Raises:
+            ValueError, RuntimeError, TypeError: as the module's own call does.
+        """
+        M, first = len(self), self.stacked.batch_first
+        if not isinstance(input, Tensor):
+            raise TypeError(f"input must be a tensor, got {type(input).__name__}")
+        if input.dim() == 3:
+            input = input.expand(M, *input.shape)  # noqa: A001
+        if input.dim() != 4 or input.shape[0] != M:
+            raise ValueError(f"input must have 4 dimensions, the first M = {M}, or 3, got {tuple(input.shape)}")
+        x = input.flatten(0, 1) if first else _rows(input)
+        output, last = self.stacked(x, hx if hx is None else _each(_rows, hx))
+        output = output.unflatten(0, (M, -1)) if first else output.unflatten(1, (M, -1)).transpose(0, 1)
+        return output, _each(lambda a: a.unflatten(1, (M, -1)).transpose(0, 1), last)
+
+
+def _rows(a: Tensor) -> Tensor:
+    """Return (M, N, B, ...) as (N, M B, ...)."""
+    return a.transpose(0, 1).flatten(1, 2)
+
+
+def _each(function: Any, states: Any) -> Any:
+    """Apply a function to a state that stands by itself, or to each of several."""
+    return function(states) if isinstance(states, Tensor) else tuple([function(a) for a in states])
+
+
+def _kind(module: Recurrent) -> tuple[Any, ...]:
+    """Return what modules of an ensemble have in common."""
+    parameters = [(name, a.shape, a.dtype, a.device) for name, a in module.named_parameters()]
+    return type(module), module._cell, repr(module), module.training, module.backend, *parameters

@@ -1,0 +1,196 @@
+"""Models of an ensemble give what each of them gives alone, bit by bit."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call, stack_module_state, vmap
+from torch.nn.utils import parametrizations
+
+import fastlstm
+from fastlstm.backends import dispatch
+from tests.helpers.tolerances import close
+
+M, T, B, I, H = 3, 7, 4, 5, 6
+MODULES = {
+    "LSTM": lambda **k: fastlstm.LSTM(I, H, **k),
+    "GRU": lambda **k: fastlstm.GRU(I, H, 2, bidirectional=True, batch_first=True, **k),
+    "Elman": lambda **k: fastlstm.Elman(I, H, bias=False, **k),
+    "heads": lambda **k: fastlstm.RNN(fastlstm.cells.slstm, I, H, heads=2, **k),
+    "one step": lambda **k: fastlstm.LSTM(I, H, **k),
+}
+
+
+def states_of(states):
+    return (states,) if isinstance(states, torch.Tensor) else tuple(states)
+
+
+def gradients(output, states, of):
+    loss = output.pow(2).sum() + sum(a.sin().sum() for a in states_of(states))
+    return torch.autograd.grad(loss, of, create_graph=True)
+
+
+def drawn(name, dtype=torch.float32, backend=None):
+    """Modules, an input and states that need gradients."""
+    torch.manual_seed(0)
+    modules = [MODULES[name](dtype=dtype, backend=backend) for _ in range(M)]
+    first = modules[0]
+    steps = 1 if name == "one step" else T
+    x = torch.randn(M, *((B, steps) if first.batch_first else (steps, B)), I, dtype=dtype, requires_grad=True)
+    rows = first.num_layers * (1 + first.bidirectional)
+    states = [torch.randn(M, rows, B, H, dtype=dtype, requires_grad=True) for _ in first._cell.states]
+    return modules, x, states[0] if first._single else (*states,)
+
+
+def of_model(states, k):
+    return None if states is None else states[k] if isinstance(states, torch.Tensor) else tuple(a[k] for a in states)
+
+
+@pytest.mark.parametrize("from_zeros", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", MODULES)
+def test_the_bits_of_each_model_alone(name, dtype, from_zeros):
+    modules, x, hx = drawn(name, dtype)
+    ensemble, hx = fastlstm.Ensemble(modules), None if from_zeros else hx
+    for _ in range(2):  # with the second call the plan is there
+        output, states = ensemble(x, hx)
+        given = [x, *(states_of(hx) if hx is not None else ()), *ensemble.parameters()]
+        found = gradients(output, states, given)
+        with torch.no_grad():
+            assert torch.equal(ensemble(x, hx)[0], output)
+        for k, module in enumerate(modules):
+            y, last = module(x[k], of_model(hx, k))
+            assert torch.equal(output[k], y)
+            assert all(torch.equal(a[k], b) for a, b in zip(states_of(states), states_of(last), strict=True))
+            count = len(given) - len(list(module.parameters()))
+            alone = gradients(y, last, [*given[:count], *module.parameters()])
+            assert all(torch.equal(a[k], b[k] if n < count else b) for n, (a, b) in enumerate(zip(found, alone)))
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_sixteen_bits(autocast):
+    modules, x, hx = drawn("LSTM", torch.float32 if autocast else torch.bfloat16)
+    ensemble = fastlstm.Ensemble(modules)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        for _ in range(2):
+            output, states = ensemble(x, hx)
+            alone = [module(x[k], of_model(hx, k)) for k, module in enumerate(modules)]
+    assert output.dtype == torch.bfloat16
+    found = gradients(output.float(), [a.float() for a in states], [x, *ensemble.parameters()])
+    for k, (y, last) in enumerate(alone):
+        close([output[k], *(a[k] for a in states)], [y, *last], "cast")
+        of_model_k = gradients(y.float(), [a.float() for a in last], [x, *modules[k].parameters()])
+        for a, b in zip(found, of_model_k):
+            b = b[k] if b.shape == x.shape else b
+            assert (a[k] - b).abs().max() <= 3e-2 * b.abs().max()  # of sums of products of 8 bits
+
+
+@pytest.mark.parametrize("backend", ["reference", "native"])
+def test_other_backends(backend):
+    if (reason := dispatch.module(backend).supports(torch.device("cpu"), torch.float32)) is not None:
+        pytest.skip(reason)
+    modules, x, hx = drawn("LSTM", backend=backend)
+    ensemble = fastlstm.Ensemble(modules)
+    output, states = ensemble(x, hx)
+    found = gradients(output, states, [x, *ensemble.parameters()])
+    for k, module in enumerate(modules):
+        y, last = module(x[k], of_model(hx, k))
+        close([output[k], *(a[k] for a in states)], [y, *last], "values")
+        alone = gradients(y, last, [x, *module.parameters()])
+        close([a[k] for a in found], [alone[0][k], *alone[1:]], "gradients")
+
+
+def test_second_derivatives_and_vmap():
+    modules, x, _ = drawn("LSTM", torch.float64)
+    ensemble = fastlstm.Ensemble(modules)
+    parameters, _ = stack_module_state(modules)
+    assert list(dict(ensemble.stacked.named_parameters())) == list(parameters)
+    together = vmap(lambda p, x: functional_call(modules[0], p, (x,)))(parameters, x)
+    results = []
+    for (output, states), of in ((ensemble(x), ensemble.parameters()), (together, parameters.values())):
+        of = [x, *of]
+        first = gradients(output, states, of)
+        results.append([output, *states, *first, *torch.autograd.grad(sum(g.pow(2).sum() for g in first), of)])
+    close(*results, "derivatives")
+
+
+def test_all_models_read_one_input():
+    modules, x, _ = drawn("LSTM")
+    ensemble = fastlstm.Ensemble(modules)
+    shared = x[0].detach().requires_grad_()
+    output, _ = ensemble(shared)
+    assert torch.equal(output, ensemble(shared.expand(M, -1, -1, -1))[0])
+    (gradient,) = torch.autograd.grad(output.sum(), shared)
+    close(gradient, sum(torch.autograd.grad(m(shared)[0].sum(), shared)[0] for m in modules), "gradients")
+
+
+def test_threads_change_no_bit():
+    modules, x, hx = drawn("LSTM")
+    ensemble, results, before = fastlstm.Ensemble(modules), [], torch.get_num_threads()
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        output, states = ensemble(x, hx)
+        results.append([output, *states, *gradients(output, states, [x, *ensemble.parameters()])])
+    torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other))
+
+
+def test_trained_and_unstacked():
+    modules, x, _ = drawn("GRU")
+    ensemble, alone = fastlstm.Ensemble(iter(modules)), copy.deepcopy(modules)
+    for module in (ensemble, *alone):
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+        inputs = x if module is ensemble else x[alone.index(module)]
+        module(inputs)[0].pow(2).sum().backward()
+        optimizer.step()
+    again = fastlstm.Ensemble(modules)
+    again.load_state_dict(ensemble.state_dict())
+    assert len(again) == M
+    for got, expected, before in zip(again.unstack(), alone, modules, strict=True):
+        assert type(got) is fastlstm.GRU
+        assert got(x[0])[0].shape == expected(x[0])[0].shape
+        for a, b, c in zip(got.parameters(), expected.parameters(), before.parameters(), strict=True):
+            assert torch.equal(a, b)
+            assert not torch.equal(a, c)
+
+
+def test_dropout_draws_in_training_alone():
+    ensemble = fastlstm.Ensemble(fastlstm.LSTM(I, H, 2, dropout=0.5) for _ in range(M))
+    x = torch.randn(M, T, B, I)
+    assert not torch.equal(ensemble(x)[0], ensemble(x)[0])
+    ensemble.eval()
+    assert torch.equal(ensemble(x)[0], ensemble(x)[0])
+
+
+lstm = fastlstm.LSTM(I, H)
+
+
+@pytest.mark.parametrize(
+    ("modules", "error", "message"),
+    [
+        ([], ValueError, "modules must be at least one, got none"),
+        ([lstm, nn.LSTM(I, H)], TypeError, "modules must be fastlstm.LSTM, GRU, Elman or RNN modules, got LSTM"),
+        ([lstm, fastlstm.LSTM(I, 9)], ValueError, r"of one kind, got \S+LSTM\(5, 6\) and, at 1, \S+LSTM\(5, 9\)"),
+        ([lstm, fastlstm.LSTM(I, H, dtype=torch.float64)], ValueError, "of one kind"),
+        ([lstm, fastlstm.LSTM(I, H).eval()], ValueError, "of one kind"),
+        ([fastlstm.LSTM(I, H, proj_size=2)], ValueError, "must be without proj_size, recompute"),
+        ([fastlstm.LSTM(I, H, recompute=True)], ValueError, "must be without proj_size, recompute"),
+        ([fastlstm.LSTM(I, H, zoneout=0.1)], ValueError, "must be without proj_size, recompute"),
+        ([parametrizations.weight_norm(fastlstm.LSTM(I, H), "weight_hh_l0")], TypeError, "got a parametrized "),
+    ],
+)
+def test_modules_that_make_no_ensemble(modules, error, message):
+    with pytest.raises(error, match=message):
+        fastlstm.Ensemble(modules)
+
+
+@pytest.mark.parametrize("shape", [(B, I), (M + 1, T, B, I), (M, M, T, B, I)])
+def test_inputs_of_a_wrong_shape(shape):
+    ensemble = fastlstm.Ensemble(fastlstm.LSTM(I, H) for _ in range(M))
+    with pytest.raises(ValueError, match="input must have 4 dimensions, the first M = 3, or 3, got"):
+        ensemble(torch.randn(shape))
+    with pytest.raises(TypeError, match="input must be a tensor, got NoneType"):
+        ensemble(None)
+    with pytest.raises(RuntimeError, match=r"input\.size"):
+        ensemble(torch.randn(M, T, B, I + 1))
