@@ -41,7 +41,7 @@ class Ensemble(nn.Module):
 
     stacked: Any
 
-    def __init__(self, modules: Iterable[Recurrent]) -> None:
+    def __init__(self, modules: Iterable[Any]) -> None:
         super().__init__()
         modules = list(modules)
         if not modules:
