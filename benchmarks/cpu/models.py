@@ -1,4 +1,4 @@
-"""Models that others wrote, before and after `fastlstm.replace_lstm`: their speed, side by side, on the CPU.
+"""Models that others wrote, before and after `fastlstm.replace`: their speed, side by side, on the CPU.
 
 python -m benchmarks.cpu.models [--only Demucs ...] [--rounds 15]
 
@@ -42,7 +42,7 @@ def rows(options: Options) -> Iterator[list[str]]:
             continue
         torch.manual_seed(0)
         theirs, call = chosen.build()
-        ours = fastlstm.replace_lstm(deepcopy(theirs), keep_type=chosen.keep_type)
+        ours = fastlstm.replace(deepcopy(theirs), keep_type=chosen.keep_type)
         for mode in MODES:
             runs = {"theirs": prepared(theirs, call, mode), "ours": prepared(ours, call, mode)}
             sides = compare(runs, options.rounds, options.threads)

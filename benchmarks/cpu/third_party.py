@@ -1,10 +1,12 @@
-"""Models that others wrote and published, with an LSTM in them: how each is built, without downloads, and called.
+"""Models that others wrote, with recurrent layers in them: how each is built, without downloads, and called.
 
 All tensors take torch's default dtype. A model is left as its package builds it.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,24 +44,6 @@ def deepar() -> tuple[nn.Module, Run]:
         inputs |= {f"{name}_time_feat": torch.randn(B, T, 4), f"{name}_target": torch.rand(B, T)}
         inputs[f"{name}_observed_values"] = torch.ones(B, T)
     return model, lambda model: (model.loss(**inputs),)
-
-
-def temporal_fusion_transformer() -> tuple[nn.Module, Run]:
-    """Encoder and decoder are a subclass of nn.LSTM, of two bases and abstract, that takes sequences of length zero."""
-    import numpy as np
-    import pandas as pd
-    from pytorch_forecasting import TemporalFusionTransformer, TimeSeriesDataSet
-
-    rng = np.random.default_rng(0)
-    frame = pd.DataFrame([{"series": str(s), "t": t, "y": rng.normal()} for s in range(32) for t in range(80)])
-    columns = {"time_idx": "t", "time_varying_known_reals": ["t"], "time_varying_unknown_reals": ["y"]}
-    lengths = {"min_encoder_length": 0, "max_encoder_length": 48, "max_prediction_length": 24}
-    data = TimeSeriesDataSet(frame, target="y", group_ids=["series"], **columns, **lengths)
-    model = TemporalFusionTransformer.from_dataset(data, hidden_size=32, lstm_layers=2, dropout=0.1)
-    inputs, _ = next(iter(data.to_dataloader(train=True, batch_size=64, num_workers=0)))
-    dtype = torch.get_default_dtype()
-    inputs = {k: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in inputs.items()}
-    return model.to(dtype), lambda model: (model(inputs).prediction,)
 
 
 def recurrent_ppo() -> tuple[nn.Module, Run]:
@@ -146,6 +130,155 @@ def sar() -> tuple[nn.Module, Run]:
     return doctr("sar_resnet31", 2)
 
 
+def neuralforecast(name: str) -> tuple[nn.Module, Run]:
+    """An encoder of two layers over windows of a series, and a decoder of its last states."""
+    import neuralforecast.models
+
+    model = getattr(neuralforecast.models, name)(h=12, input_size=48, encoder_hidden_size=64, encoder_dropout=0.1)
+    windows = {"insample_y": torch.randn(128, 48, 1), "futr_exog": None, "hist_exog": None, "stat_exog": None}
+    return model.to(torch.get_default_dtype()), lambda model: (model(windows),)
+
+
+def darts(name: str) -> tuple[nn.Module, Run]:
+    """One of torch's classes by its name, in a module that `RNNModel.fit` constructs; it predicts from a state, too."""
+    from darts.models.forecasting.rnn_model import _RNNModule
+    from darts.utils.data.torch_datasets.utils import ModuleStage, PLModuleInput
+
+    B, T = 32, 48
+    sizes = {"input_chunk_length": T, "output_chunk_length": 1, "train_sample_shape": None}
+    model = _RNNModule(
+        name, input_size=1, hidden_dim=25, num_layers=2, dropout=0.1, target_size=1, nr_params=1, **sizes
+    )
+    series, last = torch.randn(B, T, 1), torch.randn(B, 1, 1)
+
+    def run(model: nn.Module) -> tuple[Tensor, ...]:
+        learned = model(PLModuleInput(past_target=series, stage=ModuleStage.TRAIN))
+        after = model(PLModuleInput(past_target=last, state=learned.state, stage=ModuleStage.PREDICT))
+        return learned.prediction, after.prediction
+
+    return model, run
+
+
+def of_dataset(name: str, **options: Any) -> tuple[nn.Module, Run]:
+    """A model of pytorch-forecasting, as its dataset describes it."""
+    import numpy as np
+    import pandas as pd
+    import pytorch_forecasting
+
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame([{"series": str(s), "t": t, "y": rng.normal()} for s in range(32) for t in range(80)])
+    reals = [] if name == "RecurrentNetwork" else ["t"]
+    columns = {"time_idx": "t", "time_varying_known_reals": reals, "time_varying_unknown_reals": ["y"]}
+    lengths = {"min_encoder_length": 1 if name == "RecurrentNetwork" else 0, "max_encoder_length": 48}
+    data = pytorch_forecasting.TimeSeriesDataSet(
+        frame, target="y", group_ids=["series"], max_prediction_length=24, **columns, **lengths
+    )
+    model = getattr(pytorch_forecasting, name).from_dataset(data, hidden_size=32, dropout=0.1, **options)
+    inputs, _ = next(iter(data.to_dataloader(train=True, batch_size=64, num_workers=0)))
+    dtype = torch.get_default_dtype()
+    inputs = {k: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in inputs.items()}
+    return model.to(dtype), lambda model: (model(inputs).prediction,)
+
+
+def temporal_fusion_transformer() -> tuple[nn.Module, Run]:
+    """Encoder and decoder are a subclass of nn.LSTM, of two bases and abstract, that takes sequences of length zero."""
+    return of_dataset("TemporalFusionTransformer", lstm_layers=2)
+
+
+def recurrent_network(cell: str) -> tuple[nn.Module, Run]:
+    """The encoder's state is the start of a decoder of the same weights, by packed sequences; one step a call, too."""
+    return of_dataset("RecurrentNetwork", cell_type=cell, rnn_layers=2)
+
+
+def cuda_lstm() -> tuple[nn.Module, Run]:
+    """A year of meteorology and the properties of basins; a forget bias is written through `.data`."""
+    from neuralhydrology.modelzoo.cudalstm import CudaLSTM
+    from neuralhydrology.utils.config import Config
+
+    B, T, names = 8, 365, [f"x{k}" for k in range(5)]
+    model = CudaLSTM(Config({
+        "model": "cudalstm", "head": "regression", "output_activation": "linear", "hidden_size": 64,
+        "initial_forget_bias": 3, "output_dropout": 0.4, "dynamic_inputs": names, "target_variables": ["q"],
+        "static_attributes": ["area", "slope"], "seq_length": T, "predict_last_n": 1,
+    }))  # fmt: skip
+    data = {"x_d": {name: torch.randn(B, T, 1) for name in names}, "x_s": torch.randn(B, 2)}
+
+    def run(model: nn.Module) -> tuple[Tensor, ...]:
+        out = model(data)
+        return out["y_hat"], out["h_n"], out["c_n"]
+
+    return model, run
+
+
+def pyannet() -> tuple[nn.Module, Run]:
+    """Who speaks when: four bidirectional layers over filters of the waveform."""
+    from pyannote.audio.core.task import Problem, Resolution, Specifications
+    from pyannote.audio.models.segmentation import PyanNet
+
+    model = PyanNet(lstm={"num_layers": 4, "dropout": 0.1})
+    classes = {"problem": Problem.MULTI_LABEL_CLASSIFICATION, "classes": ["a", "b", "c"]}
+    model.specifications = Specifications(resolution=Resolution.FRAME, duration=2.0, **classes)
+    model.build()
+    waveforms = torch.randn(4, 1, 2 * 16000)
+    return model.to(waveforms.dtype), lambda model: (model(waveforms),)
+
+
+def crdnn(name: str) -> tuple[nn.Module, Run]:
+    """Convolutions, then bidirectional layers, of which one packs its input, and a decoder of cells with attention."""
+    import speechbrain.nnet.RNN
+    from speechbrain.lobes.models.CRDNN import CRDNN
+
+    B, T = 8, 60
+    model = nn.ModuleDict({
+        "encoder": CRDNN(
+            input_shape=(B, T, 40), cnn_channels=(16, 16), rnn_class=getattr(speechbrain.nnet.RNN, name),
+            rnn_layers=2, rnn_neurons=64, rnn_bidirectional=True, dnn_neurons=64,
+        ),
+        "layer": getattr(speechbrain.nnet.RNN, name)(64, input_size=64, bidirectional=True),
+        "decoder": speechbrain.nnet.RNN.AttentionalRNNDecoder(
+            rnn_type=name.lower(), attn_type="content", hidden_size=64, attn_dim=32, num_layers=2, enc_dim=128,
+            input_size=16, dropout=0.1,
+        ),
+    })  # fmt: skip
+    features, lengths, letters = torch.randn(B, T, 40), torch.linspace(0.4, 1, B), torch.randn(B, 6, 16)
+
+    def run(model: nn.Module) -> tuple[Tensor, ...]:
+        encoded = model["encoder"](features)
+        packed, _ = model["layer"](encoded, lengths=lengths)
+        decoded, attention = model["decoder"](letters, packed, lengths)
+        return encoded, packed, decoded, attention
+
+    return model, run
+
+
+def dprnn() -> tuple[nn.Module, Run]:
+    """Two voices apart: bidirectional layers along short pieces of the waveform, and across the pieces."""
+    from asteroid.models import DPRNNTasNet
+
+    mixture = torch.randn(2, 4000)
+    model = DPRNNTasNet(2, n_filters=32, bn_chan=32, hid_size=64, n_repeats=2, chunk_size=60)
+    return model, lambda model: (model(mixture),)
+
+
+def kraken() -> tuple[nn.Module, Run]:
+    """Lines of text of different lengths: packed bidirectional layers, and one down the columns that is summarized."""
+    from kraken.lib.vgsl import TorchVGSLModel
+
+    B, W = 4, 200
+    model = TorchVGSLModel(vgsl="[1,48,0,1 Cr3,3,16 Mp2,2 Cr3,3,16 Mp2,2 Lfys32 Lbx64 Do0.1,1 Lbx64 O1c59]").nn
+    lines, lengths = torch.randn(B, 1, 48, W), torch.tensor([200, 180, 120, 60])
+    return model, lambda model: (model(lines, lengths)[0],)
+
+
+def open_unmix() -> tuple[nn.Module, Run]:
+    """Three bidirectional layers over spectrograms, time first."""
+    from openunmix.model import OpenUnmix
+
+    model = OpenUnmix(nb_bins=257, nb_channels=2, hidden_size=128, nb_layers=3)
+    spectrogram = torch.rand(4, 2, 257, 100)
+    return model, lambda model: (model(spectrogram),)
+
+
 MODELS = {
     "Demucs": ThirdParty("demucs", "music separation", "2 x 0.5 s of stereo", demucs),
     "DeepAR": ThirdParty("gluonts", "forecasting", "B 32, T 71, H 40, 2 layers", deepar),
@@ -160,4 +293,31 @@ MODELS = {
     "Seq2SeqModel": ThirdParty("stanza", "lemmatisation", "B 50, T 16, H 200", stanza_seq2seq),
     "CRNN": ThirdParty("doctr", "text recognition", "B 4, T 32, H 128, 2 layers, both directions", crnn),
     "SAR": ThirdParty("doctr", "text recognition", "B 2, H 512, 2 layers, then 33 cells", sar),
+    **{
+        f"neuralforecast's {cell}": ThirdParty(
+            "neuralforecast", "forecasting", "B 128, T 48, H 64, 2 layers", partial(neuralforecast, cell)
+        )
+        for cell in ("LSTM", "GRU")
+    },
+    **{
+        f"RNNModel, {cell}": ThirdParty("darts", "forecasting", "B 32, T 48, H 25, 2 layers", partial(darts, cell))
+        for cell in ("LSTM", "GRU", "RNN")
+    },
+    **{
+        f"RecurrentNetwork, {cell}": ThirdParty(
+            "pytorch_forecasting", "forecasting", "B 64, T 48 + 24, H 32, 2 layers", partial(recurrent_network, cell)
+        )
+        for cell in ("LSTM", "GRU")
+    },
+    "CudaLSTM": ThirdParty("neuralhydrology", "hydrology", "B 8, T 365, H 64", cuda_lstm),
+    "PyanNet": ThirdParty("pyannote", "speaker diarization", "B 4, 2 s, H 128, 4 layers", pyannet),
+    **{
+        f"CRDNN, {cell}": ThirdParty(
+            "speechbrain", "speech recognition", "B 8, T 60, H 64, 3 layers, then 6 cells", partial(crdnn, cell)
+        )
+        for cell in ("LSTM", "GRU")
+    },
+    "DPRNNTasNet": ThirdParty("asteroid", "separation of voices", "B 2, 0.5 s, H 64", dprnn),
+    "kraken's layers": ThirdParty("kraken", "text recognition", "B 4, W 200, H 64, 3 layers", kraken),
+    "OpenUnmix": ThirdParty("openunmix", "music separation", "B 4, T 100, H 64, 3 layers", open_unmix),
 }

@@ -1,4 +1,4 @@
-"""Models that others wrote, unchanged but for `replace_lstm`: outputs, gradients and an optimiser's step are the same.
+"""Models that others wrote, unchanged but for `replace`: outputs, gradients and an optimiser's step are the same.
 
 They need their packages: `pip install .[models]`. How each is built stands in benchmarks/cpu/third_party.py.
 """
@@ -11,11 +11,14 @@ from torch import nn
 
 import fastlstm
 from benchmarks.cpu.third_party import MODELS
+from fastlstm.layers.recurrent import Recurrent
+from fastlstm.layers.recurrent_cell import RecurrentCell
 from tests.helpers.tolerances import close
 
 # Values and gradients of size one, or relative to their size, through up to a few hundred steps and the layers around
 # them: some thousand roundings.
-LSTMS = (nn.LSTM, nn.LSTMCell, fastlstm.LSTM, fastlstm.LSTMCell)
+TORCHS = (nn.RNNBase, nn.RNNCellBase)
+OURS = (Recurrent, RecurrentCell)
 
 pytestmark = pytest.mark.slow
 
@@ -42,30 +45,47 @@ def step(model, run, optimizer):
     return [a.detach() for a in outputs], gradients
 
 
-def lstms(model):
-    return [type(m) for m in model.modules() if isinstance(m, LSTMS)]
+def recurrent(model):
+    return [type(m) for m in model.modules() if isinstance(m, (*TORCHS, *OURS))]
 
 
 def test_equal(third_party):
     torch.manual_seed(0)
     theirs, run = third_party.build()
     theirs.train()
-    classes, names = lstms(theirs), list(theirs.state_dict())
+    classes, names = recurrent(theirs), list(theirs.state_dict())
     ours = deepcopy(theirs)
     # built before the replacement; with this eps a step is no further off than the gradient
     optimizers = [torch.optim.Adam(model.parameters(), lr=1e-3, eps=1e-3) for model in (theirs, ours)]
-    fastlstm.replace_lstm(ours, keep_type=third_party.keep_type)
+    fastlstm.replace(ours, keep_type=third_party.keep_type)
     assert classes
-    assert all(issubclass(cls, fastlstm.LSTM | fastlstm.LSTMCell) for cls in lstms(ours))
+    assert all(issubclass(cls, OURS) for cls in recurrent(ours))
     assert list(ours.state_dict()) == names
     for _ in range(2):  # the second step is the first's proof
         expected, got = (step(model, run, optimizer) for model, optimizer in zip((theirs, ours), optimizers))
         close(got, expected, "models")
         close(ours.parameters(), theirs.parameters(), "models")
     assert any(g is not None and g.any() for g in expected[1])
-    fastlstm.restore_lstm(ours)
-    assert lstms(ours) == classes
+    fastlstm.restore(ours)
+    assert recurrent(ours) == classes
     torch.manual_seed(3)
     expected = run(theirs)
     torch.manual_seed(3)
     close([a.detach() for a in run(ours)], [a.detach() for a in expected], "models")
+
+
+def test_built_under_a_patch(third_party):
+    """For libraries that build their network inside `fit`: the same seed draws the same weights."""
+    torch.manual_seed(0)
+    theirs, run = third_party.build()
+    with fastlstm.patch(keep_type=third_party.keep_type):
+        torch.manual_seed(0)
+        ours, _ = third_party.build()
+    assert [issubclass(cls, OURS) for cls in recurrent(ours)] == [True] * len(recurrent(theirs))
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    ours.load_state_dict(theirs.state_dict())  # some draw at every construction
+    results = []
+    for model in (theirs, ours):
+        torch.manual_seed(1)
+        results.append([a.detach() for a in run(model.train())])
+    close(*results, "models")
