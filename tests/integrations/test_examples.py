@@ -41,3 +41,8 @@ def test_a_model_of_keras_has_the_same_losses_and_predictions():
 def test_torchrl_has_the_same_gradients():
     pytest.importorskip("gymnasium", reason="the example needs the package gymnasium: pip install .[integrations]")
     assert example("torchrl_lstm", "torchrl").main(T=64, B=2, H=16, rounds=1) < BOUND
+
+
+def test_an_xlstm_has_the_same_losses():
+    theirs, ours = example("xlstm_parity", "xlstm").main(steps=20)
+    assert max(abs(a - b) for a, b in zip(theirs, ours, strict=True)) < BOUND
