@@ -28,9 +28,13 @@ def build(ins: Instruction, n: int) -> Run:
     if base not in OPERATIONS or any(part in ("ftz", "sat", "cc") for part in ins.parts):
         raise Unsupported(ins.text)
     kinds, function = OPERATIONS[base]
-    if ins.opcode in ("fma.rn.f32.bf16", "fma.rn.f32.f16"):  # the product of two of 16 bits is exact
+    if ins.parts[1:3] == ["rn", "f32"] and kind in ("bf16", "f16"):  # the last operand is of float32
         widen = numerics.from_bf16 if kind == "bf16" else np.float32
-        return pure(ins, n, "f32", [kind, kind, "f32"], lambda a, b, c: numerics.fma(widen(a), widen(b), c))
+        if base == "fma":  # the product of two of 16 bits is exact
+            return pure(ins, n, "f32", [kind, kind, "f32"], lambda a, b, c: numerics.fma(widen(a), widen(b), c))
+        if base in ("add", "sub"):
+            return pure(ins, n, "f32", [kind, "f32"], lambda a, b: function(widen(a), b))
+        raise Unsupported(ins.text)
     if base == "fma" and kind in ("bf16", "bf16x2"):
         return pure(ins, n, kind, [kind] * 3, _of_halves(numerics.fma_bf16))
     if kind in ("bf16", "bf16x2", "f16x2") or (base == "fma" and kind == "f64"):
