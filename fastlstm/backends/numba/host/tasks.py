@@ -24,6 +24,7 @@ from fastlstm.backends.numba.host.compiling import Progress, compiled
 from fastlstm.backends.numba.kernels.backward import backward, backward_matrix, backward_mixed
 from fastlstm.backends.numba.kernels.forward import forward, forward_matrix, forward_mixed
 from fastlstm.backends.numba.kernels.shared import jit
+from fastlstm.backends.numba.kernels.threads import share
 from fastlstm.backends.numba.llvm import cells as cell_functions
 from fastlstm.backends.numba.llvm.emit import fields_of, run
 from fastlstm.backends.numba.llvm.intrinsics import call, call_int
@@ -37,9 +38,13 @@ _TASK = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
 
 @jit
 def stack(a, thread, threads):
-    """Run this thread's layers of a stack: those that use its sets of buffers."""
+    """Run this thread's layers of a stack: those that use its sets of buffers.
+
+    The layers of one set are neighbours, and so are their outputs at each step: between the outputs of two threads the
+    caches of their cores, which fetch ahead, would exchange lines at every step.
+    """
     for buffers in range(thread, a.buffer_sets, threads):
-        for k in range(buffers, a.count, a.buffer_sets):
+        for k in range(share(a.count, buffers, a.buffer_sets), share(a.count, buffers + 1, a.buffer_sets)):
             call(a.task, a.first + k * a.struct_bytes, 0, 1)
 
 
@@ -226,7 +231,7 @@ def run_stack(
     """Run a task for each layer of a stack, each on one thread, `buffer_sets` at a time.
 
     `arguments` are those of layer 0. In layer k each address is larger by k times its entry in `layer_strides`, and by
-    k % buffer_sets times its entry in `buffer_strides`. An address of 0 stays 0.
+    its entry in `buffer_strides` times the number of its set of buffers, see `stack`. An address of 0 stays 0.
     """
     first = np.frombuffer(bytes(arguments), np.int64)
     strides = np.zeros((2, len(first)), np.int64)
@@ -234,7 +239,7 @@ def run_stack(
         for field, stride in by_field.items():
             target[getattr(type(arguments), field).offset // 8] = stride
     layer = np.arange(stack_size)
-    multipliers = np.stack((layer, layer % buffer_sets), axis=1)
+    multipliers = np.stack((layer, ((layer + 1) * buffer_sets - 1) // stack_size), axis=1)
     structs = first + multipliers @ strides * (first != 0)
     for field in TAILS:  # each struct has records of its own, at the same offset
         offset = getattr(arguments, field) - ctypes.addressof(arguments)
