@@ -16,7 +16,7 @@ from torch.autograd import Function
 
 from fastlstm.autograd import levels, operators
 from fastlstm.autograd.batching import backward_rule, forward_rule
-from fastlstm.autograd.linearized import Along, Linearized
+from fastlstm.autograd.linearized import Linearized, Tangents
 from fastlstm.autograd.modes import differentiated, is_plain, no_autocast, wants_autograd
 from fastlstm.backends.base import Gradients, Layer, Plan, Run, sum_of
 from fastlstm.torch_private import plain_apply, transformed, when_compiling
@@ -73,18 +73,18 @@ class LayerBackward(_Function):
     @staticmethod
     def backward(ctx: Any, *grads: Optional) -> tuple[Any, ...]:
         cell, tensors = ctx.cell, ctx.saved_tensors
-        incoming, layer, run = operators.apart(cell, ctx.reverse, tensors)
+        incoming, layer, run = operators.unflatten(cell, ctx.reverse, tensors)
         first = 2 * len(cell.states)
         wanted = Gradients.of(cell, ctx.needs_input_grad[first : first + len(layer.tensors) - 2])
         with no_autocast(layer.x):
-            along, around = Along.of(cell, grads), Linearized(layer, (run.h, *run.kept[:-1]))
-            dsums, d = around.gradient((incoming.h, *incoming.kept), incoming.last)
-            preact, states = around.tangent(around.preact_tangent(along, None), along)
-            prev = around.before(states, along.states)
-            changes = around.curvature(d, preact, prev, along)
-            found = around.products(changes, dsums, along, prev[0], wanted)
-            of_states, of_first = around.after(found.states)
-        of_incoming = [None if a is None else g for a, g in zip(tensors, around.results(states))]
+            operand_tangents, linearized = Tangents.of(cell, grads), Linearized(layer, (run.h, *run.kept[:-1]))
+            dsums, d = linearized.gradient((incoming.h, *incoming.kept), incoming.last)
+            preact, states = linearized.tangent(linearized.preact_tangent(operand_tangents, None), operand_tangents)
+            prev = linearized.before(states, operand_tangents.states)
+            changes = linearized.curvature(d, preact, prev, operand_tangents)
+            found = linearized.products(changes, dsums, operand_tangents, prev[0], wanted)
+            of_states, of_first = linearized.after(found.states)
+        of_incoming = [None if a is None else g for a, g in zip(tensors, linearized.results(states))]
         first_states = tuple(None if a is None else g for a, g in zip(layer.states, of_first))
         # autograd passes the gradients of the run's states on to LayerFunction's own backward
         of_layer = found._replace(states=first_states).flat
@@ -93,16 +93,16 @@ class LayerBackward(_Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Optional, ...]:
         cell, tensors = ctx.cell, ctx.saved_tensors
-        grads, layer, run = operators.apart(cell, ctx.reverse, tensors)
-        grads_t, layer_t, run_t = operators.apart(cell, ctx.reverse, tangents[: len(tensors)])
+        grads, layer, run = operators.unflatten(cell, ctx.reverse, tensors)
+        grads_t, layer_t, run_t = operators.unflatten(cell, ctx.reverse, tangents[: len(tensors)])
         states, needs = (run.h, *run.kept[:-1]), Gradients.of(cell, ctx.needs)
-        along, around = Along.of(cell, layer_t.tensors[:-2]), Linearized(layer, states)
+        operand_tangents, linearized = Tangents.of(cell, layer_t.tensors[:-2]), Linearized(layer, states)
         states_t = [torch.zeros_like(a) if t is None else t for a, t in zip(states, (run_t.h, *run_t.kept[:-1]))]
-        dsums, d = around.gradient((grads.h, *grads.kept), grads.last)
-        prev = around.before(states_t, along.states)
-        changes = around.curvature(d, around.preact_tangent(along, prev[0]), prev, along)
-        others = around.products(changes, dsums, along, prev[0], needs)
-        of_states, of_first = around.after(others.states)
+        dsums, d = linearized.gradient((grads.h, *grads.kept), grads.last)
+        prev = linearized.before(states_t, operand_tangents.states)
+        changes = linearized.curvature(d, linearized.preact_tangent(operand_tangents, prev[0]), prev, operand_tangents)
+        others = linearized.products(changes, dsums, operand_tangents, prev[0], needs)
+        of_states, of_first = linearized.after(others.states)
         # the fused backward is linear in the incoming gradients, so those of the states are added to their tangents
         incoming = sum_of(of_states[0], grads_t.h), *grads_t.last, *map(sum_of, of_states[1:], grads_t.kept)
         rest = ctx.reverse, cell, ctx.needs, ctx.backend
@@ -150,9 +150,9 @@ class LayerFunction(_Function):
     def jvp(ctx: Any, *tangents: Any) -> tuple[Optional, ...]:
         cell, tensors = ctx.cell, ctx.saved_tensors
         layer, states = Layer.of(cell, tensors[: ctx.count], ctx.reverse), tensors[ctx.count : -1]
-        along, around = Along.of(cell, tangents[: ctx.count - 2]), Linearized(layer, states)
-        _, states = around.tangent(around.preact_tangent(along, None), along)
-        return *around.results(states), None
+        operand_tangents, linearized = Tangents.of(cell, tangents[: ctx.count - 2]), Linearized(layer, states)
+        _, states = linearized.tangent(linearized.preact_tangent(operand_tangents, None), operand_tangents)
+        return *linearized.results(states), None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
@@ -187,7 +187,7 @@ class PlannedFunction(Function):
         check_types(plan.types, saved)
         with no_autocast(layer.x):  # backward may run inside the caller's autocast
             if differentiated() or not is_plain(*grads, *saved):
-                gradients = _composed(plan, incoming, layer, (h, *kept), needs)
+                gradients = _differentiable_gradients(plan, incoming, layer, (h, *kept), needs)
             else:
                 run = Run(h, (None,) * len(cell.states), kept)
                 gradients = plan.backward(incoming, layer, run, _record(cell, needs)).flat
@@ -213,7 +213,7 @@ apply_plan = plain_apply(PlannedFunction)
 _record = lru_cache(1024)(Gradients.of)  # of each cell a few choices of operands
 
 
-def _composed(
+def _differentiable_gradients(
     plan: Plan, incoming: Run, layer: Layer, kept: tuple[Any, ...], needs: tuple[bool, ...]
 ) -> tuple[Optional, ...]:
     """Return the gradients of a planned run, from Functions that can be differentiated again."""

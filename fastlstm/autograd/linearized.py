@@ -44,7 +44,7 @@ def _combined(slopes: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
     return total
 
 
-Along = Gradients  # tangents of a layer's operands, each None for zeros
+Tangents = Gradients  # tangents of a layer's operands, each None for zeros
 
 
 class Changes(NamedTuple):
@@ -135,7 +135,7 @@ class Linearized:
         """The tensors of each time step; unbind's derivative is one stack, where indexing's is T zero tensors."""
         return list(zip(*([None] * self.T if a is None else a.unbind(0) for a in tensors)))
 
-    def _beside_states(self, of: Layer | Along, suffix: str) -> dict[str, Tensor]:
+    def _beside_states(self, of: Layer | Tangents, suffix: str) -> dict[str, Tensor]:
         """Params and inputs, or tangents of them, (T, B, H), by what derived functions call them."""
         params = {
             f"{name}{suffix}": self.zeros if a is None else for_rows(a, self.B).expand(self.T, -1, -1)
@@ -147,21 +147,21 @@ class Linearized:
         }
         return params | inputs
 
-    def preact_tangent(self, along: Along, h_prev: Optional) -> Tensor:
+    def preact_tangent(self, operand_tangents: Tangents, h_prev: Optional) -> Tensor:
         """How the pre-activations (T, B, S H) change along tangents of x, the weights and what each step saw of h."""
-        moved = Sums(self.cell, along.weights, self.H)
+        moved = Sums(self.cell, operand_tangents.weights, self.H)
         total = moved.start(self.x)
-        if along.x is not None:
-            total = total + self.sums.multiply(fill(flat_input(along.x), self.held))
+        if operand_tangents.x is not None:
+            total = total + self.sums.multiply(fill(flat_input(operand_tangents.x), self.held))
         return self.sums.add_h(moved.add_h(total, self.prev[0]), h_prev)
 
-    def tangent(self, preact: Tensor, along: Along) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def tangent(self, preact: Tensor, operand_tangents: Tangents) -> tuple[Tensor, tuple[Tensor, ...]]:
         """From `preact_tangent` without the states' part: the tangents of the pre-activations and of all states
         (T, B, H). Held steps repeat the tangents before them.
         """
-        states = [torch.zeros_like(a[0]) if s is None else s for a, s in zip(self.prev, along.states)]
+        states = [torch.zeros_like(a[0]) if s is None else s for a, s in zip(self.prev, operand_tangents.states)]
         by_mean = [torch.stack(slopes, 1) for slopes in self.by_mean]  # (T, M + N, B, H) each
-        known = preact, torch.stack(self.jacobian, 1), self._beside(along), self.reset, self.held, *by_mean
+        known = preact, torch.stack(self.jacobian, 1), self._beside(operand_tangents), self.reset, self.held, *by_mean
         steps, results = self._steps(*known), []
         for t in self.order:
             start, slopes, beside, reset, held, *of_means = steps[t]
@@ -179,12 +179,12 @@ class Linearized:
         moved, *states = (torch.stack(steps if not self.layer.reverse else steps[::-1]) for steps in zip(*results))
         return moved, tuple(states)
 
-    def _beside(self, along: Along) -> Optional:
+    def _beside(self, operand_tangents: Tangents) -> Optional:
         """What tangents of params and inputs add to those of the results, (T, M + N, B, H)."""
         names = [*self.cell.params, *self.cell.inputs]
-        if all(a is None for a in (*along.weights[WEIGHTS:], *along.inputs)):
+        if all(a is None for a in (*operand_tangents.weights[WEIGHTS:], *operand_tangents.inputs)):
             return None
-        tangents, rows = self._beside_states(along, "_t"), []
+        tangents, rows = self._beside_states(operand_tangents, "_t"), []
         for result in self.names:
             slopes = [(self.slopes.get(f"{result}_by_{name}"), tangents[f"{name}_t"]) for name in names]
             rows.append(sum((slope * a for slope, a in slopes if slope is not None), self.zeros))
@@ -224,7 +224,9 @@ class Linearized:
         dsums, *states = (torch.stack(steps if self.layer.reverse else steps[::-1]) for steps in zip(*results))
         return dsums, tuple(states)
 
-    def curvature(self, d: Sequence[Tensor], preact: Tensor, prev: Sequence[Tensor], along: Along) -> Changes:
+    def curvature(
+        self, d: Sequence[Tensor], preact: Tensor, prev: Sequence[Tensor], operand_tangents: Tangents
+    ) -> Changes:
         """How a step's gradients change along tangents of the pre-activations (T, B, S H), of the states `prev` before
         (T, B, H), of params and of inputs, at fixed gradients `d` of the new states, those of `gradient`.
         """
@@ -234,7 +236,7 @@ class Linearized:
             **{f"d{name}": a for name, a in zip(cell.states, d)},
             **{f"{name}_t": a for name, a in self.sums.split(preact).items()},
             **{f"{name}_prev_t": a for name, a in zip(cell.states, prev)},
-            **self._beside_states(along, "_t"),
+            **self._beside_states(operand_tangents, "_t"),
         })  # fmt: skip
 
         def named(names: Sequence[str]) -> tuple[Tensor, ...]:
@@ -244,12 +246,14 @@ class Linearized:
         of_sums = torch.cat(sums, -1) if sums else self.zeros[..., :0]
         return Changes(of_sums, named([f"{s}_prev" for s in cell.states]), named(cell.params), named(cell.inputs))
 
-    def products(self, changes: Changes, dsums: Tensor, along: Along, h_prev: Optional, wanted: Gradients) -> Gradients:
+    def products(
+        self, changes: Changes, dsums: Tensor, operand_tangents: Tangents, h_prev: Optional, wanted: Gradients
+    ) -> Gradients:
         """How a layer's gradients change where ``dsums`` and what else is elementwise change by `changes`, and the
         other factors of products along tangents. In place of the initial states' gradients are those of what each step
         saw.
         """
-        moved, x_t = Sums(self.cell, along.weights, self.H), along.x
+        moved, x_t = Sums(self.cell, operand_tangents.weights, self.H), operand_tangents.x
         x_t = None if x_t is None else fill(flat_input(x_t), self.held)
 
         biases = self.layer.weights[2:WEIGHTS]

@@ -122,11 +122,11 @@ def tensors_of(count: int) -> str:
 
 def _gradients(cell: Cell, *args: Any) -> tuple[Optional, ...]:
     *tensors, reverse, needs, backend = args
-    found: Gradients = dispatch.module(backend).backward(*apart(cell, reverse, tensors), Gradients.of(cell, needs))
+    found: Gradients = dispatch.module(backend).backward(*unflatten(cell, reverse, tensors), Gradients.of(cell, needs))
     return found.flat
 
 
-def apart(cell: Cell, reverse: bool, tensors: Any) -> tuple[Run, Layer, Run]:
+def unflatten(cell: Cell, reverse: bool, tensors: Any) -> tuple[Run, Layer, Run]:
     """Return the gradients of a run, the layer, and the run, from the tensors of `backward`'s arguments."""
     states, first = len(cell.states), 2 * len(cell.states)
     last = first + count_tensors(cell)
