@@ -6,11 +6,10 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 
 import fastlstm
-from fastlstm import torch_private
+from fastlstm import lstm, torch_private
 from fastlstm.autograd import operators
 from fastlstm.backends import reference
 from fastlstm.cells import library
-from fastlstm.layers.functional import lstm
 from tests.helpers import interpreter
 from tests.helpers.layers import BACKENDS, CPU_BACKENDS, Layer, needs_native
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastlstm
+from fastlstm import lstm
 from fastlstm.backends import numba
-from fastlstm.layers.functional import lstm
 from tests.helpers.layers import BACKENDS, CPU_BACKENDS, OUTPUTS, Layer, compare, draws, error, nn_lstm_errors
 from tests.helpers.tolerances import close
 

@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastlstm import cells
+from fastlstm import cells, lstm
 from fastlstm.backends import base, native, reference
-from fastlstm.layers.functional import lstm
 
 TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 OUTPUTS = ("output", "h_n", "c_n", "cells")

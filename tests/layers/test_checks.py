@@ -7,10 +7,9 @@ import pytest
 import torch
 
 import fastlstm
-from fastlstm import cells
+from fastlstm import cells, lstm_cell
 from fastlstm.backends.base import Layer
 from fastlstm.backends.checks import check_layer
-from fastlstm.layers.functional import lstm_cell
 
 T, B, I, H, P = 4, 2, 3, 5, 2
 

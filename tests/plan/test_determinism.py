@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import fastlstm
+from fastlstm import lstm
 from fastlstm.backends.triton import INTERPRET
-from fastlstm.layers.functional import lstm
 from tests.helpers.transforms import backends, needs_triton, slow_in_the_interpreter
 
 SHAPES = [(7, 70, 28, 128), (5, 3, 7, 65)]  # the first large enough for two threads

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import fastlstm
-from fastlstm.layers.functional import lstm
+from fastlstm import lstm
 from tests.helpers.tolerances import close
 
 SIZES = [(2, 3, 5, 7), (40, 70, 6, 50), (30, 20, 9, 33), (70, 17, 4, 16), (12, 130, 7, 40), (9, 1, 3, 100)]

@@ -14,10 +14,10 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 import fastlstm
+from fastlstm import lstm_cell
 from fastlstm.autograd import operators
 from fastlstm.backends.numba.host import sizes
 from fastlstm.cells import library
-from fastlstm.layers.functional import lstm_cell
 from tests.helpers.layers import CPU_BACKENDS, Layer
 from tests.helpers.modules import pair
 from tests.helpers.numba import forget

@@ -8,8 +8,8 @@ import torch
 
 import fastlstm
 from benchmarks.clock import num_threads
+from fastlstm import lstm
 from fastlstm.backends.numba.host import sizes
-from fastlstm.layers.functional import lstm
 from tests.helpers.layers import CPU_BACKENDS, Layer, needs_native
 from tests.helpers.modules import pair
 from tests.helpers.tolerances import close

@@ -11,10 +11,9 @@ import pytest
 import torch
 
 import fastlstm
-from fastlstm import cells
+from fastlstm import cells, lstm
 from fastlstm.backends import csrc, dispatch, native
 from fastlstm.backends.base import Layer as Operands
-from fastlstm.layers.functional import lstm
 from tests.helpers import ROOT, interpreter
 from tests.helpers.layers import Layer, error, needs_native
 
@@ -217,7 +216,7 @@ def in_a_copy(tmp_path, code, *without):
 def test_without_the_library_the_reason_is_given(tmp_path):
     code = """
 import torch
-from fastlstm.layers.functional import lstm
+from fastlstm import lstm
 weights = torch.ones(4, 1), torch.ones(4, 1)
 try:
     lstm(torch.ones(1, 1, 1), None, *weights, backend="native")

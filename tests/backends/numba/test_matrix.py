@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch.func import functional_call, grad, stack_module_state, vmap
 
 import fastlstm
+from fastlstm import lstm
 from fastlstm.backends import numba
 from fastlstm.backends.base import Gradients, Run
 from fastlstm.backends.numba.host import sizes
-from fastlstm.layers.functional import lstm
 from tests.helpers.layers import OUTPUTS, Layer, compare, draws, error, nn_lstm_errors
 from tests.helpers.numba import PRECISIONS, forget, needs_pieces, needs_unit, primitive, signature
 

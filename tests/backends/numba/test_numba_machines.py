@@ -87,7 +87,7 @@ def test_the_cache_follows_the_sources(copy, tmp_path):
     """A kernel cached for other sources is not served: numba's own check looks at one file only."""
     code = """
         import torch
-        from fastlstm.layers.functional import lstm
+        from fastlstm import lstm
         weights = torch.ones(4, 1), torch.zeros(4, 1)
         print(lstm(torch.ones(1, 1, 1), None, *weights, backend="numba")[0].item())
     """

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastlstm import lstm
 from fastlstm.backends.numba.host import sizes
-from fastlstm.layers.functional import lstm
 from tests.helpers.layers import Layer, compare, draws, error
 from tests.helpers.numba import forget, signature
 
