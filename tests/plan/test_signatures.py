@@ -11,7 +11,7 @@ import torch
 from torch.func import functional_call
 
 import fastlstm
-from fastlstm import cells, plan
+from fastlstm import cells, plans
 from tests.helpers.layers import CPU_BACKENDS
 from tests.helpers.memory import resident
 from tests.helpers.modules import REFERENCE, pair
@@ -150,7 +150,7 @@ def test_settings_that_change_between_calls(modules):
 @torch.no_grad()
 def test_more_signatures_than_are_kept(modules, monkeypatch):
     ours, theirs = modules
-    monkeypatch.setattr(plan, "MOST", 5)
+    monkeypatch.setattr(plans, "MOST", 5)
     for steps in (*range(1, 20), 1, 19):
         check(ours, theirs, torch.randn(steps, 1, I))
         assert len(ours._plans[0].made) <= 5
@@ -160,7 +160,7 @@ def test_more_signatures_than_are_kept(modules, monkeypatch):
 def test_plans_of_all_modules_are_bounded_together(modules, monkeypatch):
     ours, theirs = modules
     others = [copy.deepcopy(ours) for _ in range(2)]
-    monkeypatch.setattr(plan, "MOST", 5)
+    monkeypatch.setattr(plans, "MOST", 5)
     for steps in (*range(1, 8), 1, 7):
         for each in (ours, *others):
             check(each, theirs, torch.randn(steps, 1, I))
@@ -189,7 +189,7 @@ def test_a_plan_takes_little_memory(modules, dtype):
 @torch.no_grad()
 def test_threads_that_make_plans_at_once(modules, monkeypatch):
     ours, theirs = modules
-    monkeypatch.setattr(plan, "MOST", 5)
+    monkeypatch.setattr(plans, "MOST", 5)
     inputs = [torch.randn(steps, 2, I) for steps in range(1, 40)]
     wrong = []
 
@@ -324,8 +324,8 @@ def test_plans_end_with_their_module(modules, dtype):
         with torch.no_grad():
             ours(x)
             ours(x.transpose(0, 1).contiguous().transpose(0, 1))
-        plans = [weakref.ref(run.__self__) for run in ours._plans[0].made.values() if hasattr(run, "__self__")]
+        kept = [weakref.ref(run.__self__) for run in ours._plans[0].made.values() if hasattr(run, "__self__")]
         del ours
-        assert not any(plan() for plan in plans)
+        assert not any(plan() for plan in kept)
     finally:
         gc.enable()
