@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import fastlstm
-from fastlstm.backends import numba
 from tests.helpers.layers import needs_native
+from tests.helpers.numba import needs_pieces
 
 
 class Setting(NamedTuple):
@@ -67,22 +67,17 @@ LARGE = {  # more than a megabyte of weights
     "step": Kind(1, 1, 60, 272, how="step"),
     "cell": Kind(1, 2, 60, 260, how="cell"),
 }
-needs_pieces = pytest.mark.skipif(numba.most_pieces() < 2, reason="the processor multiplies no numbers in pieces")
 SETTINGS = [
-    pytest.param(Setting("numba", torch.float32), id="numba-float32"),
-    pytest.param(Setting("numba", torch.float64), id="numba-float64"),
-    pytest.param(Setting("numba", torch.bfloat16), id="numba-bfloat16"),  # in the matrix unit where there is one
-    pytest.param(Setting("numba", torch.float16), id="numba-float16"),
+    *(
+        pytest.param(Setting(backend, getattr(torch, dtype)), id=f"{backend}-{dtype}", marks=marks)
+        for backend, marks in (("numba", ()), ("native", needs_native))
+        for dtype in ("float32", "float64", "bfloat16", "float16")
+    ),
     pytest.param(Setting("numba", torch.float32, cast=True), id="numba-autocast"),
-    pytest.param(Setting("numba-bf16x3", torch.float32), id="numba-bf16x3", marks=needs_pieces),
-    pytest.param(Setting("native", torch.float32), id="native-float32", marks=needs_native),
-    pytest.param(Setting("native", torch.float64), id="native-float64", marks=needs_native),
-    pytest.param(Setting("native", torch.bfloat16), id="native-bfloat16", marks=needs_native),
-    pytest.param(Setting("native", torch.float16), id="native-float16", marks=needs_native),
     pytest.param(Setting("native", torch.float32, cast=True), id="native-autocast", marks=needs_native),
+    pytest.param(Setting("numba-bf16x3", torch.float32), id="numba-bf16x3", marks=needs_pieces),
 ]
 each_setting = pytest.mark.parametrize("setting", SETTINGS)
-each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 def names_of(module):
@@ -96,12 +91,3 @@ def same(got, want):
         a.dtype is b.dtype and a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
         for a, b in zip(got, want, strict=True)
     )
-
-
-def random_like(p):
-    return torch.randn(p.shape).to(p.dtype)
-
-
-def chosen(module, k):
-    names = names_of(module)
-    return getattr(module, names[k % len(names)])
