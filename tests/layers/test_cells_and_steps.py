@@ -2,6 +2,7 @@
 
 import gc
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -9,10 +10,12 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fastlstm
+from tests.helpers.contract import LAYERS
 from tests.helpers.modules import assert_same_gradients, both_backends, pair, randn
 from tests.helpers.tolerances import close
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+LSTM, GRU = partial(fastlstm.LSTM, 3, 5), partial(fastlstm.GRU, 3, 5)
 
 
 def cell_loop(lstm, x, hx):
@@ -65,19 +68,24 @@ def test_cells_of_packed_input():
 
 @both_backends
 @pytest.mark.parametrize("batched", [True, False])
-@pytest.mark.parametrize("arguments", [{}, {"num_layers": 3}, {"proj_size": 2}, {"num_layers": 2, "bias": False}])
-def test_steps_equal_forward(backend, arguments, batched):
-    if "proj_size" in arguments:
-        backend = "reference"  # the kernels have no projections
-    theirs, ours = pair(3, 5, backend=backend, **arguments)
-    batch = (4,) if batched else ()
-    x = randn(6, *batch, 3)
+@pytest.mark.parametrize(
+    ("torch_s", "arguments"),
+    [
+        *((nn.LSTM, arguments) for arguments in ({}, {"num_layers": 3}, {"proj_size": 2}, {"bias": False})),
+        *((torch_s, {"num_layers": 2} | options) for torch_s, options in LAYERS.values()),
+    ],
+)
+def test_steps_equal_forward(backend, torch_s, arguments, batched):
+    if "proj_size" in arguments or (torch_s is nn.RNN and backend == "native"):
+        backend = "reference"  # the kernels have no projections, and native's none of this cell
+    theirs, ours = pair(3, 5, backend=backend, like=torch_s, **arguments)
+    x, outputs, state = randn(6, *(4,) * batched, 3), [], None
     expected, ends = theirs(x)
-    outputs, state = [], None
     for x_t in x:
         h_t, state = ours.step(x_t, state)
         outputs.append(h_t)
-    assert_same_gradients(ours, theirs, [torch.stack(outputs), *state], [expected, *ends], [x])
+    states, ends = (a if torch_s is nn.LSTM else [a] for a in (state, ends))
+    assert_same_gradients(ours, theirs, [torch.stack(outputs), *states], [expected, *ends], [x])
 
 
 def test_step_drops_as_forward():
@@ -93,24 +101,30 @@ def test_step_drops_as_forward():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "x_t", "state", "error", "message"),
+    ("module", "x_t", "state", "error", "message"),
     [
-        ({"bidirectional": True}, (2, 3), None, ValueError, "step needs a module of one direction"),
-        ({}, (1, 2, 3), None, ValueError, "Expected x_t to be 1D or 2D, got 3D instead"),
-        ({}, (2, 4), None, RuntimeError, "input.size(-1) must be equal to input_size. Expected 3, got 4"),
-        ({}, (4,), None, RuntimeError, "input.size(-1) must be equal to input_size. Expected 3, got 4"),
-        ({}, (2, 3), ((1, 2, 5),), RuntimeError, "lstm expects two hidden states"),
-        ({}, (2, 3), ((2, 5), (2, 5)), RuntimeError, "Expected state[0] size (1, 2, 5), got [2, 5]"),
-        ({}, (2, 3), ((1, 2, 5), (1, 3, 5)), RuntimeError, "Expected state[1] size (1, 2, 5), got [1, 3, 5]"),
-        ({}, (3,), ((1, 1, 5), (1, 1, 5)), RuntimeError, "Expected state[0] size (1, 5), got [1, 1, 5]"),
-        ({"dtype": torch.float64}, (2, 3), None, ValueError, "torch.float32"),
-        ({"device": "meta"}, (2, 3), None, RuntimeError, "found input tensor at cpu and parameter tensor at meta"),
+        (LSTM(bidirectional=True), (2, 3), None, ValueError, "step needs a module of one direction"),
+        (LSTM(), (1, 2, 3), None, ValueError, "Expected x_t to be 1D or 2D, got 3D instead"),
+        (LSTM(), (2, 4), None, RuntimeError, "input.size(-1) must be equal to input_size. Expected 3, got 4"),
+        (LSTM(), (4,), None, RuntimeError, "input.size(-1) must be equal to input_size. Expected 3, got 4"),
+        (LSTM(), (2, 3), ((1, 2, 5),), RuntimeError, "lstm expects two hidden states"),
+        (LSTM(), (2, 3), ((2, 5), (2, 5)), RuntimeError, "Expected state[0] size (1, 2, 5), got [2, 5]"),
+        (LSTM(), (2, 3), ((1, 2, 5), (1, 3, 5)), RuntimeError, "Expected state[1] size (1, 2, 5), got [1, 3, 5]"),
+        (LSTM(), (3,), ((1, 1, 5), (1, 1, 5)), RuntimeError, "Expected state[0] size (1, 5), got [1, 1, 5]"),
+        (LSTM(dtype=torch.float64), (2, 3), None, ValueError, "torch.float32"),
+        (LSTM(device="meta"), (2, 3), None, RuntimeError, "found input tensor at cpu and parameter tensor at meta"),
+        (GRU(bidirectional=True), (2, 3), None, ValueError, "step needs a module of one direction"),
+        (GRU(), (1, 2, 3), None, ValueError, "GRU.step: Expected x_t to be 1D or 2D, got 3D instead"),
+        (GRU(), (2, 4), None, RuntimeError, "input.size(-1) must be equal to input_size. Expected 3, got 4"),
+        (GRU(), (2, 3), (2, 5), RuntimeError, "Expected state size (1, 2, 5), got [2, 5]"),
+        (GRU(), (3,), (1, 1, 5), RuntimeError, "Expected state size (1, 5), got [1, 1, 5]"),
     ],
 )
-def test_bad_steps(arguments, x_t, state, error, message):
-    state = state if state is None else tuple(torch.zeros(size) for size in state)
+def test_bad_steps(module, x_t, state, error, message):
+    if state is not None:
+        state = torch.zeros(state) if isinstance(state[0], int) else tuple(map(torch.zeros, state))
     with pytest.raises(error, match=re.escape(message)):
-        fastlstm.LSTM(3, 5, **arguments).step(torch.zeros(x_t), state)
+        module.step(torch.zeros(x_t), state)
 
 
 def test_step_gives_an_output_of_its_own():
