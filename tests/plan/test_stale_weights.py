@@ -169,7 +169,7 @@ def test_any_writes_between_any_calls(setting, data):
     how = draw(st.sampled_from(["forward", "step", "cell"]))
     I, H = draw(st.sampled_from([1, 2, 7, 16, 33, 100])), draw(st.sampled_from([1, 2, 7, 16, 33, 100]))
     options = {"bias": draw(st.booleans())}
-    module = Kind(1, 1, I, H, how, options).module(setting)
+    module = Kind(1, 1, I, H, how, options=options).module(setting)
     for _ in range(draw(st.integers(2, 6))):
         for _ in range(draw(st.integers(0, 3))):
             p = draw(st.sampled_from(list(module.parameters())))
@@ -178,7 +178,7 @@ def test_any_writes_between_any_calls(setting, data):
             w = draw(st.sampled_from([p.data, p.detach(), p]))
             with torch.no_grad():
                 w.view(-1)[places] = value
-        kind = Kind(draw(st.sampled_from([1, 2, 9])), draw(st.sampled_from([1, 3, 40])), I, H, how, options)
+        kind = Kind(draw(st.sampled_from([1, 2, 9])), draw(st.sampled_from([1, 3, 40])), I, H, how, options=options)
         arguments, mode = kind.arguments(setting.dtype, draw(st.booleans())), draw(st.sampled_from(list(CALLS)))
         got = kind.call(module, arguments, setting, CALLS[mode])
         assert same(got, kind.call(kind.fresh(module, setting), arguments, setting, CALLS[mode]))

@@ -1,5 +1,6 @@
 """The native backend: its cells, its structures, every instruction set, and life without the library."""
 
+import copy
 import ctypes
 import os
 import re
@@ -13,9 +14,10 @@ import torch
 import fastlstm
 from fastlstm import cells, lstm
 from fastlstm.backends import csrc, dispatch, native
-from fastlstm.backends.base import Layer as Operands
+from tests.backends.test_plans import called, inputs_of, modules_of, results, same
 from tests.helpers import ROOT, interpreter
 from tests.helpers.layers import Layer, error, needs_native
+from tests.helpers.tolerances import close
 
 SOURCES = ROOT / "csrc"
 
@@ -77,47 +79,38 @@ def instruction_sets():
 
 
 @needs_native
+@pytest.mark.parametrize("kind", [fastlstm.LSTM, fastlstm.GRU])
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1.2e-5), (torch.float64, 2.3e-14)])
-def test_every_instruction_set_of_this_processor(dtype, bound, threads, monkeypatch):
-    before = torch.get_num_threads()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_instruction_set_of_this_processor(dtype, threads, kind, monkeypatch, two_threads):
     torch.set_num_threads(threads)
     for instructions in instruction_sets():
         monkeypatch.setattr(csrc, "instructions", instructions)
-        for size in ((3, 7, 5, 9), (2, 13, 28, 40), (5, 70, 33, 100), (1, 64, 1, 2)):  # 64 values: one may cancel
-            layer = Layer(*size, masked=True)
-            truth, inputs = layer.to(torch.double), layer.to(dtype)
-            want, got = layer.truth(truth), layer.run(inputs, "native")
-            wanted = torch.autograd.grad(want, truth, layer.gradients)
-            grads = torch.autograd.grad(got, inputs, [g.to(dtype) for g in layer.gradients])
-            for a, b in zip((*got, *grads), (*want, *wanted)):
-                assert error(a, b) < bound, (instructions, size)
-            record, kept = layer.record([a.detach() for a in inputs]), {}
-            plan = native.plan(record, False, kept, ())  # it fixes its instruction set
-            for _ in range(2):
-                assert torch.equal(plan.forward(record).h, got[0]), (instructions, size)
-            assert kept or size[0] == 1
-    torch.set_num_threads(before)
+        for T, B, I, H in ((3, 7, 5, 9), (2, 13, 28, 40), (5, 70, 33, 100), (1, 64, 1, 2)):
+            module, exact = modules_of(kind, "native", I, H, dtype)  # its plans fix their instruction set
+            inputs = inputs_of(module, T, B)
+            masks = {"lengths": torch.randint(0, T + 1, (B,)), "reset": torch.rand(T, B) < 0.3}
+            directions = [torch.randn_like(a) for a in called(module, inputs[0], inputs[1:])]
+            got, want = (results(m, inputs, directions, **masks) for m in (module, exact))
+            close(got, want, "long", where=f"{instructions}, {T}")
+            with torch.no_grad():
+                for _ in range(2):
+                    assert same(called(module, inputs[0], inputs[1:], **masks), got[: len(directions)])
 
 
 @needs_native
-def test_the_library_has_threads_of_its_own(monkeypatch):
+def test_the_library_has_threads_of_its_own(monkeypatch, two_threads):
     """Where torch brings no libgomp: the bits are the same."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    layer, results = Layer(9, 24, 28, 100), []
+    module, found = fastlstm.LSTM(28, 100, backend="native"), []
+    inputs = inputs_of(module, 9, 24)
+    directions = [torch.randn_like(a) for a in called(module, inputs[0], inputs[1:])]
     for openmp in (csrc.functions(), None):
         monkeypatch.setattr(csrc, "functions", lambda found=openmp: found)
         csrc.team.cache_clear()
-        inputs = layer.to(torch.float32)
-        outputs = layer.run(inputs, "native")
-        record = layer.record([a.detach() for a in inputs])
-        planned = native.plan(record, False, {}, ()).forward(record).h  # it fixes its pool
-        gradients = torch.autograd.grad(outputs, inputs, [g.float() for g in layer.gradients])
-        results.append([*outputs, planned, *gradients])
+        module.release_memory()  # plans fix their pool
+        found.append(results(module, inputs, directions))
     csrc.team.cache_clear()
-    torch.set_num_threads(before)
-    assert all(torch.equal(a, b) for a, b in zip(*results))
+    assert same(*found)
 
 
 @needs_native
@@ -161,23 +154,19 @@ def test_bad_arguments_give_an_error_code(field, value, code):
 
 
 @needs_native
-@pytest.mark.parametrize("cell", [cells.lstm, cells.gru])
+@pytest.mark.parametrize("kind", [fastlstm.LSTM, fastlstm.GRU])
 @pytest.mark.parametrize("shared", [False, True])
-def test_packed_weights_are_searched_for_changes(shared, cell):
+def test_packed_weights_are_searched_for_changes(shared, kind, two_threads):
     """Every element of a bias, and a whole row or column of a weight; `shared` over two threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    I, H, B, blocks = (5, 19, 100 if shared else 1, len(cell.layout.of_x))
-    weights = [torch.randn(blocks * H, k) for k in (I, H)] + [torch.randn(blocks * H) for _ in range(2)]
-    changes = [(n, row) for n in range(4) for row in range(blocks * H)]
+    I, H = 5, 19
+    module = kind(I, H, backend="native")
+    x, *states = inputs_of(module, 1, 100 if shared else 1)
+    changes = [(n, row) for n in range(4) for row in range(len(module.bias_ih_l0))]
     changes += [(n, (slice(None), column)) for n, size in ((0, I), (1, H)) for column in range(size)]
-    states = tuple(torch.randn(B, H) for _ in cell.states)
-    layer = Operands(torch.randn(1, B, I), tuple(weights), states, None, None, False, cell)
-    plan = native.plan(layer, False, {}, ())
-    for n, index in changes:
-        weights[n][index] += 1
-        assert torch.equal(plan.forward(layer).h, native.forward(layer, False).h), (n, index)
-    torch.set_num_threads(before)
+    with torch.no_grad():
+        for n, index in changes:
+            list(module.parameters())[n].data[index] += 1
+            assert same(called(module, x, states), called(copy.deepcopy(module), x, states)), (n, index)
 
 
 @needs_native

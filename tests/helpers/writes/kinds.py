@@ -26,22 +26,24 @@ class Kind(NamedTuple):
     I: int = 5
     H: int = 7
     how: str = "forward"
+    of: str = "LSTM"
     options: dict[str, Any] = {}  # noqa: RUF012  nobody writes to it
 
     def module(self, setting):
-        kind = fastlstm.LSTMCell if self.how == "cell" else fastlstm.LSTM
+        kind = getattr(fastlstm, f"{self.of}Cell" if self.how == "cell" else self.of)
         return kind(self.I, self.H, dtype=setting.dtype, backend=setting.backend, **self.options)
 
     def arguments(self, dtype, zeros=False):
         x = torch.randn(*(() if self.how != "forward" else (self.T,)), self.B, self.I).to(dtype)
         copies = self.options.get("num_layers", 1) * (1 + self.options.get("bidirectional", False))
         size = (self.B, self.H) if self.how == "cell" else (copies, self.B, self.H)
-        return x, None if zeros else (torch.randn(size).to(dtype), torch.randn(size).to(dtype))
+        states = torch.randn(size).to(dtype), torch.randn(size).to(dtype)
+        return x, None if zeros else states if self.of == "LSTM" else states[0]
 
     def call(self, module, arguments, setting, mode=torch.no_grad):
         with mode(), torch.autocast("cpu", torch.bfloat16) if setting.cast else nullcontext():
-            first, second = (module.step if self.how == "step" else module)(*arguments)
-        return [a.detach() for a in (first, *(second if isinstance(second, tuple) else (second,)))]
+            result = (module.step if self.how == "step" else module)(*arguments)
+        return [a.detach() for a in torch.utils._pytree.tree_leaves(result)]
 
     def fresh(self, module, setting):
         """A new module with clones of the weights that `module` has now."""
@@ -60,6 +62,8 @@ KINDS = {
     "step": Kind(1, 2, how="step"),
     "cell": Kind(1, 2, how="cell"),
     "T4-B2-H100": Kind(4, 2, 20, 100),
+    "GRU": Kind(4, 2, of="GRU"),
+    "GRU-cell": Kind(1, 2, how="cell", of="GRU"),
 }
 LARGE = {  # more than a megabyte of weights
     "T1-B1": Kind(1, 1, 60, 272),
