@@ -11,8 +11,8 @@ import fastlstm
 from fastlstm.autograd import operators
 from fastlstm.backends.triton import INTERPRET
 from fastlstm.cells import library
-from tests.helpers.layers import TORCH, Layer
-from tests.helpers.transforms import backends, dtype_of, slow_in_the_interpreter
+from tests.helpers.layers import TORCH, Layer, needs_native
+from tests.helpers.transforms import BACKENDS, backends, dtype_of, slow_in_the_interpreter
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,7 @@ from tests.helpers.transforms import backends, dtype_of, slow_in_the_interpreter
         pytest.param("numba", False, True, True, False, True, marks=pytest.mark.slow),
         pytest.param("numba", True, False, False, True, True, marks=pytest.mark.slow),
         ("numba", True, True, True, False, False),
+        pytest.param("native", False, True, True, False, True, marks=needs_native),
         pytest.param("reference", False, False, True, False, True, marks=pytest.mark.slow),
         pytest.param("reference", False, False, True, True, False, marks=pytest.mark.slow),
         pytest.param("triton-ieee", False, True, True, True, True, marks=slow_in_the_interpreter),
@@ -93,7 +94,7 @@ def test_functional_call_differentiates_by_what_is_given(backend):
     assert all(p.grad is None for p in lstm.parameters())
 
 
-@backends
+@pytest.mark.parametrize("backend", [*BACKENDS, pytest.param("native", marks=needs_native)], indirect=True)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("given", [torch.float32, None])
 def test_autocast_training(backend, dtype, given):

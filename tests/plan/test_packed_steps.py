@@ -207,15 +207,6 @@ def test_transposed_weights_belong_to_the_packed_ones():
     assert (results[0] - results[1]).abs().max() < 1e-14
 
 
-def test_weights_changed_before_the_backward_pass(backend):
-    cell = fastlstm.LSTMCell(5, 6)
-    h, _ = cell(torch.randn(2, 5), (torch.randn(2, 6), torch.randn(2, 6)))
-    with torch.no_grad():
-        cell.weight_hh.add_(1)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        h.sum().backward()
-
-
 def test_gradients_of_gradients_of_a_loop():
     results = []
     xs, state = torch.randn(3, 2, 4, dtype=torch.float64), torch.randn(2, 2, 3, dtype=torch.float64)
@@ -312,16 +303,3 @@ def test_weight_gradients_of_few_rows_are_those_of_many(size, reverse, masked, m
         results.append(operators.backward(*grads, *inputs, h, c, gates, reverse, library.lstm, [True] * 7, "numba"))
     forget()
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
-
-
-@pytest.mark.parametrize("needs", [[k == n for k in range(7)] for n in range(7)] + [[False] * 7])
-def test_only_the_gradients_that_are_wanted(needs, backend):
-    layer = Layer(3, 4, 5, 20)
-    x, h_0, c_0, w_ih, w_hh, b_ih, b_hh = layer.to(torch.float32, requires_grad=False)
-    inputs = (x, w_ih, w_hh, b_ih, b_hh, h_0, c_0, None, None)
-    h, _, _, c, gates = operators.forward(*inputs, False, library.lstm, True, backend)
-    grads = [g.float() for g in layer.gradients]
-    everything = operators.backward(*grads, *inputs, h, c, gates, False, library.lstm, [True] * 7, backend)
-    wanted = operators.backward(*grads, *inputs, h, c, gates, False, library.lstm, needs, backend)
-    for need, got, want in zip(needs, wanted, everything, strict=True):
-        assert torch.equal(got, want) if need else got is None
