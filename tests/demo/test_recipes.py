@@ -1,6 +1,5 @@
 """What a recipe adds to plain Adam, the sizes beyond one layer, and the other ways to read an image."""
 
-import json
 import math
 import sys
 
@@ -17,17 +16,16 @@ from fastlstm.mnist.model import RowLSTM, TorchLSTM
 from fastlstm.mnist.recipe import AVERAGE_DECAY, PARTS, Recipe, iterations
 from fastlstm.mnist.state import State
 from fastlstm.mnist.training import train
+from tests.helpers.demo import SMALL, metrics
 
-PROJECTIONS = pytest.mark.filterwarnings(
-    "ignore:LSTM with projections is not supported with oneDNN"
-)  # aten's, by torch
+PROJECTIONS = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")  # torch's
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 def run(tiny, out, *more):
-    small = ("--batch-size", "32", "--hidden-size", "7", "--threads", "1")
-    assert fastlstm.train.main(["--data", str(tiny), "--out", str(out), *small, *map(str, more)]) == 0
-    return json.loads((out / "metrics.json").read_text())
+    arguments = ("--data", tiny, "--out", out, *SMALL, "--backend", "auto", *more)
+    assert fastlstm.train.main([*map(str, arguments)]) == 0
+    return metrics(out)
 
 
 def test_the_default_recipe_is_the_tutorials(tiny, tmp_path, monkeypatch):
@@ -237,12 +235,9 @@ def test_tensorboard_is_told(tiny, tmp_path, monkeypatch):
     assert set(events.Tags()["images"]) == {"training", "mistakes", "reading"}
 
 
-def test_tensorboards_absence_is_one_line(tiny, tmp_path, monkeypatch, capsys):
+def test_tensorboards_absence_is_one_line(tiny, tmp_path, monkeypatch, refused):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(SystemExit) as stop:
-        fastlstm.train.main(["--data", str(tiny), "--batch-size", "32", "--tensorboard", str(tmp_path)])
-    assert stop.value.code == 2
-    assert capsys.readouterr().err == (
+    assert refused(fastlstm.train.main, "--data", tiny, "--batch-size", "32", "--tensorboard", tmp_path) == (
         "python -m fastlstm.train: error: argument --tensorboard: needs the package tensorboard; "
         "pip install 'fastlstm[tensorboard]'\n"
     )
@@ -260,13 +255,9 @@ def test_tensorboards_absence_is_one_line(tiny, tmp_path, monkeypatch, capsys):
         (("--epochs", "1", "--iterations", "1"), "argument --iterations: not allowed with argument --epochs"),
     ],
 )
-def test_a_bad_size_is_one_line_that_names_it(tiny, capsys, arguments, message):
-    with pytest.raises(SystemExit) as stop:
-        fastlstm.train.main(["--data", str(tiny), "--batch-size", "32", "--hidden-size", "7", *arguments])
-    assert stop.value.code == 2
-    error = capsys.readouterr().err
-    assert error.startswith(f"python -m fastlstm.train: error: {message}")
-    assert error.count("\n") == 1
+def test_a_bad_size_is_one_line_that_names_it(tiny, refused, arguments, message):
+    line = refused(fastlstm.train.main, "--data", tiny, *SMALL, *arguments)
+    assert line.startswith(f"python -m fastlstm.train: error: {message}")
 
 
 def test_a_states_parts_are_all_kept():

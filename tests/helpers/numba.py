@@ -11,7 +11,7 @@ from llvmlite import ir
 
 from fastlstm import cells
 from fastlstm.backends.base import Layer
-from fastlstm.backends.numba.host import plans, tasks
+from fastlstm.backends.numba.host import plans, sizes, tasks
 from fastlstm.backends.numba.host.signature import signature_of
 from fastlstm.backends.numba.llvm import emit, matrix
 from fastlstm.backends.numba.llvm.simd import I64, store
@@ -29,6 +29,21 @@ def forget():
     plans._forward.cache_clear()
     plans._backward.cache_clear()
     functional._plans.made.clear()
+
+
+def under(function, team=1, **limits):
+    """Call a function with other limits, on so many threads."""
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in limits.items():
+            patch.setattr(sizes, name, value)
+        forget()
+        torch.set_num_threads(team)
+        try:
+            return function()
+        finally:
+            torch.set_num_threads(threads)
+            forget()
 
 
 def signature(T, B, I, H, dtype=torch.float32, unit=True):

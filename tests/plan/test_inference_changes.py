@@ -8,52 +8,34 @@ import pytest
 import torch
 
 import fastlstm
-from fastlstm.backends import dispatch
 from tests.helpers.kept import assert_same_bits
 
 pytestmark = pytest.mark.usefixtures("cpu_backend")
 
 
-def set_row(a):
-    a[3] = 1
-
-
-def set_column(a):
-    a[:, 2] = 0.25
-
-
 CHANGES = {
     "in place": lambda m: torch.no_grad()(m.weight_hh_l0.mul_)(1.5),
-    "one element": lambda m: torch.no_grad()(m.weight_ih_l0[6, 1].fill_)(3.0),
-    "replaced": lambda m: setattr(m, "weight_ih_l0", torch.nn.Parameter(torch.randn(28, 5))),
-    "loaded": lambda m: m.load_state_dict({k: v + 0.5 for k, v in m.state_dict().items()}),
+    "data, one element": lambda m: m.weight_ih_l0.data[6, 1].fill_(3.0),
     "optimised": lambda m: m(torch.randn(2, 2, 5))[0].sum().backward() or torch.optim.SGD(m.parameters(), 1.0).step(),
-    "other data": lambda m: setattr(m.weight_hh_l0, "data", torch.randn(28, 7)),
-    "data, all of it": lambda m: m.weight_ih_l0.data.mul_(1.5),
-    "data, a row": lambda m: set_row(m.weight_hh_l0.data),
-    "data, a column of weight_ih": lambda m: set_column(m.weight_ih_l0.data),
-    "data, a column of weight_hh": lambda m: set_column(m.weight_hh_l0.data),
-    "data, one bias": lambda m: m.bias_hh_l0.data[5].fill_(2.0),
-    "numpy, a row": lambda m: set_row(m.weight_ih_l0.detach().view(torch.uint8).numpy()),
 }
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_change_of_weights_that_autocast_casts_is_seen(change, dtype, calls, cpu_backend):
-    packed = int(dispatch.traits(cpu_backend).plans_sixteen_bits)  # otherwise the copies are packed at every call
+    """test_stale_weights has all other ways to write, under an autocast to bfloat16."""
+    packed = int(cpu_backend == "numba")  # native casts to float32, and packs at every call
     lstm, x = fastlstm.LSTM(5, 7), torch.randn(3, 2, 5)
     state = torch.randn(1, 2, 7), torch.randn(1, 2, 7)
     with torch.autocast("cpu", dtype), torch.no_grad():
-        before = lstm(x, state)[0]
-        assert calls.count("pack") == packed
-        assert torch.equal(lstm(x, state)[0], before)
-        assert calls.count("pack") == packed
+        before = [lstm(x, state)[0] for _ in range(2)]
+    assert torch.equal(*before)
+    assert calls.count("pack") == packed
     CHANGES[change](lstm)
     with torch.autocast("cpu", dtype):
         assert_same_bits(lstm, x, state)
         with torch.no_grad():
-            assert not torch.equal(lstm(x, state)[0], before)
+            assert not torch.equal(lstm(x, state)[0], before[0])
 
 
 def test_weights_are_kept_as_autocast_casts_them():

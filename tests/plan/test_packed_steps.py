@@ -2,6 +2,7 @@
 
 import gc
 import threading
+from copy import deepcopy
 from functools import partial
 
 import pytest
@@ -15,15 +16,14 @@ from torch.utils.checkpoint import checkpoint
 
 import fastlstm
 from fastlstm import lstm_cell
-from fastlstm.autograd import operators
-from fastlstm.backends.numba.host import sizes
-from fastlstm.cells import library
+from tests.backends.test_plans import results, same
 from tests.helpers.layers import CPU_BACKENDS, Layer
 from tests.helpers.modules import pair
-from tests.helpers.numba import forget
-from tests.helpers.tolerances import close
+from tests.helpers.numba import MOST_PIECES, under
+from tests.helpers.tolerances import BF16, F16, F32, F64, close
 
 cells = partial(pair, like=nn.LSTMCell)
+needs_no_unit = pytest.mark.skipif(MOST_PIECES > 0, reason="bfloat16 is multiplied as it is, and packed at every step")
 
 
 def unrolled(cell, xs, state):
@@ -145,17 +145,54 @@ def test_a_fused_optimizer_which_no_version_counts(backend):
 
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ["weight_ih", "weight_hh", "bias_ih", "bias_hh"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [F32, F64, BF16, F16])
 def test_any_single_element_written_past_the_version_counter(dtype, name, backend):
+    """In outputs and gradients, which those of 16 bits find packed in float32."""
     cell = fastlstm.LSTMCell(30, 150, dtype=dtype)  # more than one digest for weight_hh
-    x, state = torch.randn(2, 30, dtype=dtype), tuple(torch.randn(2, 2, 150, dtype=dtype))
-    weights = (cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh)
+    inputs = [torch.randn(2, n).to(dtype) for n in (30, 150, 150)]
     flat = getattr(cell, name).data.view(-1)
     for place in (*range(0, flat.numel(), flat.numel() // 23), flat.numel() - 1):
-        cell(x, state)
+        results(cell, inputs, inputs[1:])
         flat[place] += 1
-        for got, want in zip(cell(x, state), lstm_cell(x, state, *weights), strict=True):
-            assert torch.equal(got, want)
+        assert same(results(cell, inputs, inputs[1:]), results(deepcopy(cell), inputs, inputs[1:]))
+
+
+@pytest.mark.parametrize("dtype", [BF16, F16])
+@pytest.mark.parametrize("kind", [fastlstm.LSTM, fastlstm.LSTMCell])
+@settings(deadline=None, max_examples=20)
+@given(
+    st.sampled_from([1, 7, 40]), st.sampled_from([1, 7, 66]), st.sampled_from([1, 7, 33, 100]), st.booleans(),
+    st.booleans(),
+)  # fmt: skip
+def test_steps_of_16_bits_between_updates_are_those_of_fresh_weights(dtype, kind, B, I, H, bias, given_states):
+    module, axis = kind(I, H, bias, dtype=dtype, backend="numba"), (1,) * (kind is fastlstm.LSTM)
+    for k in range(4):
+        inputs = [torch.randn(*axis, B, n).to(dtype) for n in (I, H, H)[: 1 + 2 * given_states]]
+        directions = [torch.randn(*axis, B, H).to(dtype) for _ in range(2 + len(axis))]
+        got = results(module, inputs, directions)
+        assert same(got, results(deepcopy(module), inputs, directions))
+        if k == 1:
+            with torch.no_grad():
+                for p, gradient in zip(module.parameters(), got[len(directions) + len(inputs) :], strict=True):
+                    p.sub_(0.1 * gradient)
+
+
+@pytest.mark.parametrize("dtype", [pytest.param(BF16, marks=needs_no_unit), F16])
+@pytest.mark.parametrize("kind", [fastlstm.LSTM, fastlstm.LSTMCell])
+def test_no_weights_of_16_bits_are_packed_again(dtype, kind, calls):
+    module, axis = kind(30, 40, dtype=dtype, backend="numba"), (1,) * (kind is fastlstm.LSTM)
+    inputs = [torch.randn(*axis, 2, n).to(dtype) for n in (30, 40, 40)]
+    for _ in range(4):
+        results(module, inputs, [inputs[1]] * (2 + len(axis)))
+    assert calls.count("pack") == 2  # for the forward pass, and transposed
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16, F16])
+def test_weights_made_in_inference_mode_are_refused(dtype):
+    with torch.inference_mode():
+        module = fastlstm.LSTM(5, 6, dtype=dtype, backend="numba")
+    with pytest.raises(RuntimeError, match="Inference tensors cannot be saved for backward"):
+        module(torch.randn(1, 2, 5).to(dtype).requires_grad_())
 
 
 def test_gradcheck_which_writes_through_data(backend):
@@ -288,18 +325,14 @@ def test_python_threads_train_one_cell(backend):
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("size", [(1, 1, 1, 1), (3, 7, 28, 100), (1, 120, 64, 128), (5, 1, 100, 7), (2, 3, 130, 33)])
-def test_weight_gradients_of_few_rows_are_those_of_many(size, reverse, masked, monkeypatch, two_threads):
+def test_weight_gradients_of_few_rows_are_those_of_many(size, reverse, masked):
     """Bit for bit: the sums have one order, wherever they are written."""
     layer = Layer(*size, reverse=reverse, masked=masked)
-    x, h_0, c_0, w_ih, w_hh, b_ih, b_hh = layer.to(torch.float32, requires_grad=False)
-    inputs = (x, w_ih, w_hh, b_ih, b_hh, h_0, c_0, layer.lengths, layer.reset)
-    h, _, _, c, gates = operators.forward(*inputs, reverse, library.lstm, True, "numba")
-    grads = [g.float() for g in layer.gradients]
-    results = []
-    monkeypatch.setattr(sizes, "MANY_SUMS", 1 << 60)  # few rows are never summed on the matrix unit
-    for rows in (0, 1 << 30):
-        monkeypatch.setattr(sizes, "FEW_ROWS", rows)
-        forget()
-        results.append(operators.backward(*grads, *inputs, h, c, gates, reverse, library.lstm, [True] * 7, "numba"))
-    forget()
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+    def gradients():
+        inputs = layer.to(F32)
+        return torch.autograd.grad(layer.run(inputs, "numba"), inputs, [g.float() for g in layer.gradients])
+
+    # few rows are never summed on the matrix unit
+    few, many = (under(gradients, 2, MANY_SUMS=1 << 60, FEW_ROWS=rows) for rows in (0, 1 << 30))
+    assert same(few, many)
