@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch.autograd import forward_ad
-from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
+from torch.func import functional_call, hessian, jacfwd, jacrev, jvp, vmap
 
 import fastlstm
 from tests.helpers.calls import Calls
@@ -198,13 +198,3 @@ def test_the_first_backward_pays_nothing_for_a_second(backend, monkeypatch):
     calls.clear()
     gradient.sum().backward()
     assert calls == ["backward"]  # of what h and c got
-
-
-@backends
-def test_gradients_of_gradients_by_func(backend):
-    layer = Layer(3, 2, 3, 2)
-    inputs, exact = (layer.to(dtype, requires_grad=False) for dtype in (dtype_of(backend), torch.double))
-    loss = lambda run: lambda *a: sum((out**3).sum() for out in run(list(a)))  # noqa: E731
-    twice = lambda f: grad(lambda *a: sum(g.pow(2).sum() for g in grad(f, tuple(range(7)))(*a)), tuple(range(7)))  # noqa: E731
-    got = twice(loss(lambda a: layer.run(a, backend)))(*inputs)
-    close(got, twice(loss(layer.truth))(*exact), "derivatives")

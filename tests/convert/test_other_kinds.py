@@ -14,18 +14,11 @@ from torch.nn.utils import parametrize
 import fastlstm
 from fastlstm.convert import replace, replace_lstm, restore, restore_lstm
 from tests.convert.test_convert import Double
-from tests.helpers.modules import torch_s_repr
+from tests.helpers.modules import OURS, torch_s_repr
 from tests.helpers.tolerances import close
 
-KINDS = [
-    (nn.LSTM, fastlstm.LSTM),
-    (nn.GRU, fastlstm.GRU),
-    (nn.RNN, fastlstm.Elman),
-    (nn.LSTMCell, fastlstm.LSTMCell),
-    (nn.GRUCell, fastlstm.GRUCell),
-    (nn.RNNCell, fastlstm.ElmanCell),
-]
-each_kind = pytest.mark.parametrize(("theirs", "ours"), KINDS, ids=[theirs.__name__ for theirs, _ in KINDS])
+KINDS = list(OURS.items())
+each_kind = pytest.mark.parametrize(("theirs", "ours"), KINDS, ids=[theirs.__name__ for theirs in OURS])
 
 
 class Mixture(nn.Module):
@@ -137,32 +130,6 @@ def test_a_subclass_of_any_kind(theirs, ours, keep_type):
         close(module(x), expected, "sums")
 
 
-@each_kind
-def test_parametrized_modules_of_any_kind(theirs, ours):
-    name = "weight_hh_l0" if issubclass(theirs, nn.RNNBase) else "weight_hh"
-    module, x = theirs(3, 5, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
-    parametrize.register_parametrization(module, name, Double())
-    expected = module(x)
-    replace(module)
-    assert isinstance(module, ours)
-    close(module(x), expected, "sums")
-    restore(module)
-    assert isinstance(module, theirs)
-    close(module(x), expected, "sums")
-
-
-@pytest.mark.parametrize("name", ["backend", "zoneout", "recurrent_dropout", "_cell"])
-@pytest.mark.parametrize("base", [nn.GRU, nn.LSTM])
-def test_names_that_ours_mean_something_else_by(base, name):
-    class Own(base):
-        pass
-
-    module = Own(3, 5)
-    setattr(module, name, "mine")
-    with pytest.raises(TypeError, match=f"replace cannot replace a Own that has a '{name}' of its own"):
-        replace(module)
-
-
 def test_a_model_of_nothing_recurrent_is_warned_of():
     found = (
         "replace found no torch.nn.LSTM, torch.nn.LSTMCell, torch.nn.GRU, torch.nn.RNN, torch.nn.GRUCell or "
@@ -186,21 +153,3 @@ def test_what_has_no_counterpart_in_torch_stays():
         restore(gru)
     assert type(gru) is nn.GRU
     assert caught[0].filename == __file__
-
-
-@pytest.mark.parametrize(("theirs", "ours"), KINDS[1:3])
-@pytest.mark.parametrize("arguments", [{}, {"num_layers": 2, "bidirectional": True, "batch_first": True}])
-def test_from_and_to_torch_of_other_kinds(theirs, ours, arguments):
-    module, x = theirs(3, 5, **arguments).double().eval(), torch.randn(4, 2, 3, dtype=torch.float64)
-    new = ours.from_torch(module)
-    back = new.to_torch()
-    assert (type(new), type(back)) == (ours, theirs)
-    assert vars(back).keys() == vars(module).keys()
-    for other in (new, back):
-        assert all(a is b for a, b in zip(other.parameters(), module.parameters(), strict=True))
-        assert not other.training
-        close(other(x), module(x), "sums")
-    with pytest.raises(
-        TypeError, match=re.escape(f"module must be a torch.nn.modules.rnn.{theirs.__name__}, got LSTM")
-    ):
-        ours.from_torch(nn.LSTM(3, 5))

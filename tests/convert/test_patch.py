@@ -7,15 +7,11 @@ import threading
 import pytest
 import torch
 from torch import nn
-from torch.nn import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 
 import fastlstm
+from tests.helpers.modules import OURS
 
-PAIRS = [
-    (LSTM, fastlstm.LSTM), (GRU, fastlstm.GRU), (RNN, fastlstm.Elman),
-    (LSTMCell, fastlstm.LSTMCell), (GRUCell, fastlstm.GRUCell), (RNNCell, fastlstm.ElmanCell),
-]  # fmt: skip
-CONSTRUCTORS = {cls: cls.__init__ for cls, _ in PAIRS}
+CONSTRUCTORS = {cls: cls.__init__ for cls in OURS}
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +39,7 @@ class Taken(nn.LSTM):
     backend = "mine"
 
 
-@pytest.mark.parametrize(("theirs", "ours"), PAIRS, ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize(("theirs", "ours"), OURS.items(), ids=lambda cls: cls.__name__)
 def test_each_class(theirs, ours):
     torch.manual_seed(1)
     before = theirs(3, 5)

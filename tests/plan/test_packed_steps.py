@@ -165,7 +165,7 @@ def test_any_single_element_written_past_the_version_counter(dtype, name, backen
     st.booleans(),
 )  # fmt: skip
 def test_steps_of_16_bits_between_updates_are_those_of_fresh_weights(dtype, kind, B, I, H, bias, given_states):
-    module, axis = kind(I, H, bias, dtype=dtype, backend="numba"), (1,) * (kind is fastlstm.LSTM)
+    module, axis = kind(I, H, bias=bias, dtype=dtype, backend="numba"), (1,) * (kind is fastlstm.LSTM)
     for k in range(4):
         inputs = [torch.randn(*axis, B, n).to(dtype) for n in (I, H, H)[: 1 + 2 * given_states]]
         directions = [torch.randn(*axis, B, H).to(dtype) for _ in range(2 + len(axis))]
