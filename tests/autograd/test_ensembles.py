@@ -63,13 +63,6 @@ def test_per_sample_gradients_equal_a_loop(models):
             close(got[name][b], each, "gradients")
 
 
-@pytest.fixture
-def set_threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 STACKS = [  # groups, T, B, I, H, reverse, masked
     (2, 3, 1, 1, 1, False, False),
     (3, 7, 7, 7, 7, True, False),

@@ -137,16 +137,15 @@ def test_nan_and_infinity_travel_as_in_nn_lstm(backend, value, where):
     ],
 )
 @pytest.mark.parametrize("masked", [False, True])
-def test_bits_do_not_depend_on_threads_or_repetition(backend, size, masked):
+def test_bits_do_not_depend_on_threads_or_repetition(backend, size, masked, set_threads):
     layer = Layer(*size, masked=masked)
-    before, results = torch.get_num_threads(), []
+    results = []
     for threads in (1, 2, 1, 2, 3):
-        torch.set_num_threads(threads)
+        set_threads(threads)
         inputs = layer.to(torch.float32)
         outputs = layer.run(inputs, backend)
         grads = torch.autograd.grad(outputs, inputs, [g.float() for g in layer.gradients])
         results.append([*outputs, *grads])
-    torch.set_num_threads(before)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other))
 

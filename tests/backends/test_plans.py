@@ -12,8 +12,8 @@ from torch.func import functional_call, grad, vmap
 
 import fastlstm
 from tests.helpers.calls import Calls
-from tests.helpers.layers import CPU_BACKENDS, needs_native
-from tests.helpers.numba import MOST_PIECES, needs_pieces, needs_unit
+from tests.helpers.layers import CPU_BACKENDS, UNAVAILABLE, needs_native
+from tests.helpers.numba import needs_pieces, needs_unit
 from tests.helpers.tolerances import BF16, F32, F64, close
 
 F16 = torch.float16
@@ -189,7 +189,7 @@ def test_sixteen_bits(kind, backend, masked, dtype, poisoned):
     for T, B, I, H in ((1, 1, 7, 100), (5, 7, 100, 33), (9, 40, 1, 16)):
         module = kind(I, H, dtype=dtype, backend=backend)
         wide = copy.deepcopy(module).float()
-        if (backend, dtype) == ("numba", BF16) and MOST_PIECES:
+        if (backend, dtype) == ("numba", BF16) and UNAVAILABLE["numba-bf16"] is None:
             wide.backend = "numba-bf16"
         inputs = inputs_of(module, T, B)
         inputs[0] = inputs[0].transpose(0, 1).contiguous().transpose(0, 1)

@@ -24,11 +24,8 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def _threads():
+def _threads(set_threads):
     """The trainer sets the process's threads."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -17,10 +17,9 @@ from fastlstm.backends.numba.llvm import emit, matrix
 from fastlstm.backends.numba.llvm.simd import I64, store
 from fastlstm.layers import functional
 from tests.helpers import interpreter
+from tests.helpers.layers import needs
 
-MOST_PIECES = matrix.most_pieces()  # of a float32: 3 of AMX, 1 of fast products of bfloat16 on vectors, or 0
-needs_unit = pytest.mark.skipif(MOST_PIECES < 1, reason="the processor has no AMX, and no fast vdpbf16ps")
-needs_pieces = pytest.mark.skipif(MOST_PIECES < 3, reason="the processor has no AMX")
+needs_unit, needs_pieces = needs("numba-bf16"), needs("numba-bf16x6")  # products of bfloat16, and of float32 in pieces
 PRECISIONS = ("numba-bf16", "numba-bf16x3", "numba-bf16x6")
 
 

@@ -4,7 +4,6 @@ import copy
 import os
 import pickle
 import signal
-import threading
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ from torch import nn
 import fastlstm
 from fastlstm.backends import numba
 from fastlstm.cells import library
+from tests.helpers.threads import at_once
 from tests.helpers.tolerances import close
 
 LAYERS = [fastlstm.LSTM, fastlstm.GRU, fastlstm.Elman]
@@ -49,15 +49,11 @@ def run_beside(module, stream, B, steps=6):
     ("kind", "backend"),
     [*((kind, "numba") for kind in (*LAYERS, *CELLS)), *((kind, "native") for kind in (*LAYERS[:2], *CELLS[:2]))],
 )
-def test_a_stream_has_the_bits_of_step(kind, backend, sizes, threads, poisoned):
+def test_a_stream_has_the_bits_of_step(kind, backend, sizes, threads, poisoned, set_threads):
     B, I, H = sizes
-    previous = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        module = kind(I, H, backend=backend)
-        assert run_beside(module, module.stream(B), B) == 0
-    finally:
-        torch.set_num_threads(previous)
+    set_threads(threads)
+    module = kind(I, H, backend=backend)
+    assert run_beside(module, module.stream(B), B) == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -211,20 +207,13 @@ def test_strided_inputs_and_nan():
     assert stream(torch.full((2, 4), float("nan"))).isnan().all()
 
 
-def test_threads_of_python_share_a_stream_and_torchs_threads_may_change():
-    module, previous = fastlstm.LSTM(4, 128, backend="numba"), torch.get_num_threads()
-    stream, alone, x = module.stream(8), module.stream(8), torch.randn(8, 4)
-    try:
-        workers = [threading.Thread(target=lambda: [stream(x) for _ in range(50)]) for _ in range(3)]
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
-        torch.set_num_threads(3 - min(previous, 2))
-        for _ in range(150):
-            alone(x)
-    finally:
-        torch.set_num_threads(previous)
+def test_threads_of_python_share_a_stream_and_torchs_threads_may_change(set_threads):
+    module, x = fastlstm.LSTM(4, 128, backend="numba"), torch.randn(8, 4)
+    stream, alone = module.stream(8), module.stream(8)
+    at_once(*[lambda: [stream(x) for _ in range(50)]] * 3)
+    set_threads(3 - min(torch.get_num_threads(), 2))
+    for _ in range(150):
+        alone(x)
     for a, b in zip(stream.state, alone.state):
         assert torch.equal(a, b)
 
@@ -253,7 +242,7 @@ def test_code_of_a_subclass_runs(backend):
         assert run_beside(module, module.stream(2), 2) == 0
 
 
-def test_a_stream_ignores_autocast_and_later_defaults():
+def test_a_stream_ignores_autocast_and_later_defaults(set_threads):
     for backend in ("numba", "reference", "aten"):
         module, x = fastlstm.LSTM(4, 6, backend=backend), torch.randn(2, 4)
         stream, expected = module.stream(2), module.step(x)[0].detach()
@@ -261,22 +250,17 @@ def test_a_stream_ignores_autocast_and_later_defaults():
             assert torch.equal(stream(x), expected)
     with fastlstm.use_backend("reference"):
         stream = fastlstm.LSTM(4, 128).stream(2)
-    x, previous = torch.randn(2, 4), torch.get_num_threads()
-    outputs = []
-    try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            stream.reset()
-            outputs.append(stream(x))
-    finally:
-        torch.set_num_threads(previous)
+    x, outputs = torch.randn(2, 4), []
+    for threads in (1, 2):
+        set_threads(threads)
+        stream.reset()
+        outputs.append(stream(x))
     assert torch.equal(*outputs)
 
 
-def test_an_interrupted_change_of_threads_leaves_a_stream_right(monkeypatch):
-    module, previous = fastlstm.LSTM(6, 6, num_layers=2, backend="numba"), torch.get_num_threads()
-    stream, alone, x = module.stream(2), module.stream(2), torch.randn(2, 6)
-    prepare, calls = numba.steps, []
+def test_an_interrupted_change_of_threads_leaves_a_stream_right(monkeypatch, set_threads):
+    module, x = fastlstm.LSTM(6, 6, num_layers=2, backend="numba"), torch.randn(2, 6)
+    stream, alone, prepare, calls = module.stream(2), module.stream(2), numba.steps, []
 
     def interrupted(*args):
         calls.append(args)
@@ -284,48 +268,40 @@ def test_an_interrupted_change_of_threads_leaves_a_stream_right(monkeypatch):
             raise KeyboardInterrupt
         return prepare(*args)
 
-    try:
-        torch.set_num_threads(3 - min(previous, 2))
-        with monkeypatch.context() as patch:
-            patch.setattr(numba, "steps", interrupted)
-            with pytest.raises(KeyboardInterrupt):
-                stream(x)
-        assert torch.equal(stream(x), alone(x))
-    finally:
-        torch.set_num_threads(previous)
+    set_threads(3 - min(torch.get_num_threads(), 2))
+    with monkeypatch.context() as patch:
+        patch.setattr(numba, "steps", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            stream(x)
+    assert torch.equal(stream(x), alone(x))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")
 @pytest.mark.parametrize("backend", ["numba", "native"])
 @pytest.mark.parametrize("quantized", [False, True])
-def test_a_stream_goes_on_in_a_forked_child(backend, quantized):
-    module, x, previous = fastlstm.LSTM(4, 128, backend=backend), torch.randn(8, 4), torch.get_num_threads()
+def test_a_stream_goes_on_in_a_forked_child(backend, quantized, two_threads):
+    module, x = fastlstm.LSTM(4, 128, backend=backend), torch.randn(8, 4)
     if quantized:
         module = fastlstm.quantize(nn.ModuleList([module]))[0]
-    torch.set_num_threads(2)
-    try:
-        stream = module.stream(8)
-        stream(x)
-        expected, state = stream(x), stream.state
-        stream.reset()
-        stream(x)
-        reader, writer = os.pipe()
-        child = os.fork()
-        if child == 0:
-            signal.alarm(60)  # the default action ends a child that hangs
-            os.write(writer, b"1" if torch.equal(stream(x), expected) else b"0")
-            os._exit(0)
-        os.close(writer)
-        with os.fdopen(reader, "rb") as found:
-            answer = found.read()
-        os.waitpid(child, 0)
-    finally:
-        torch.set_num_threads(previous)
+    stream = module.stream(8)
+    stream(x)
+    expected, state = stream(x), stream.state
+    stream.reset()
+    stream(x)
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)  # the default action ends a child that hangs
+        os.write(writer, b"1" if torch.equal(stream(x), expected) else b"0")
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        answer = pipe.read()
+    os.waitpid(child, 0)
     assert answer == b"1"
     assert torch.equal(stream(x), expected)
-    for a, b in zip(stream.state, state):
-        assert torch.equal(a, b)
+    assert all(map(torch.equal, stream.state, state))
 
 
 def test_arguments_that_do_not_fit_a_stream():

@@ -5,7 +5,7 @@ import gc
 import itertools
 import os
 import pickle
-import threading
+from functools import partial
 
 import pytest
 import torch
@@ -17,6 +17,7 @@ from tests.helpers import interpreter
 from tests.helpers.kept import assert_same_bits, both, flat
 from tests.helpers.layers import needs_native
 from tests.helpers.memory import resident
+from tests.helpers.threads import at_once
 
 pytestmark = pytest.mark.usefixtures("cpu_backend")
 
@@ -268,12 +269,7 @@ def test_many_threads_share_a_module():
         with torch.no_grad():
             wrong.extend(k for _ in range(1000) if not torch.equal(lstm(inputs[k])[0], want[k]))
 
-    threads = [threading.Thread(target=loop, args=(k,)) for k in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=120)
-    assert not any(thread.is_alive() for thread in threads)
+    at_once(*(partial(loop, k) for k in range(4)))
     assert wrong == []
 
 

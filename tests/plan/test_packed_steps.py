@@ -1,7 +1,6 @@
 """A time step a call, with gradients: the weights stay packed from one step to the next, and nothing else changes."""
 
 import gc
-import threading
 from copy import deepcopy
 from functools import partial
 
@@ -17,13 +16,14 @@ from torch.utils.checkpoint import checkpoint
 import fastlstm
 from fastlstm import lstm_cell
 from tests.backends.test_plans import results, same
-from tests.helpers.layers import CPU_BACKENDS, Layer
+from tests.helpers.layers import CPU_BACKENDS, UNAVAILABLE, Layer
 from tests.helpers.modules import pair
-from tests.helpers.numba import MOST_PIECES, under
+from tests.helpers.numba import under
+from tests.helpers.threads import at_once
 from tests.helpers.tolerances import BF16, F16, F32, F64, close
 
 cells = partial(pair, like=nn.LSTMCell)
-needs_no_unit = pytest.mark.skipif(MOST_PIECES > 0, reason="bfloat16 is multiplied as it is, and packed at every step")
+needs_no_unit = pytest.mark.skipif(UNAVAILABLE["numba-bf16"] is None, reason="bfloat16 is multiplied as it is here")
 
 
 def unrolled(cell, xs, state):
@@ -313,12 +313,8 @@ def test_python_threads_train_one_cell(backend):
 
     want = [gradients(x) for x in xs]
     cell.release_memory()
-    got: dict[int, object] = {}
-    workers = [threading.Thread(target=lambda k=k: got.update({k: gradients(xs[k])})) for k in range(8)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    got = {}
+    at_once(*(lambda k=k: got.update({k: gradients(xs[k])}) for k in range(8)))
     assert all(torch.equal(a, b) for k in range(8) for a, b in zip(got[k], want[k], strict=True))
 
 

@@ -21,12 +21,9 @@ from tests.helpers.writes.ways import problems, random_like, ways
 
 
 @pytest.fixture(autouse=True, params=[1])
-def threads(request):
+def threads(request, set_threads):
     """One thread, unless a test asks for more: calls as small as these gain nothing from others."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield
-    torch.set_num_threads(before)
+    set_threads(request.param)
 
 
 @pytest.mark.parametrize("kind", KINDS)

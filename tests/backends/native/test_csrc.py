@@ -17,10 +17,9 @@ import numpy as np
 import pytest
 import torch
 
-from fastlstm import export
+from fastlstm import cells, export
 from fastlstm.backends.base import Layer
 from fastlstm.backends.native import quantized_forward
-from fastlstm.cells.library import lstm
 from fastlstm.mnist import data, saved
 from fastlstm.mnist.model import RowLSTM
 from fastlstm.mnist.training import Recipe, evaluate, train
@@ -95,7 +94,7 @@ def quantized(model, images, activations):
     scale_ih, scale_hh, bias = torch.tensor(floats[: 12 * H]).view(3, 4 * H)
     weight_ih, weight_hh = (torch.tensor(a) for a in np.split(numbers, [4 * H * I]))
     weights = weight_ih.view(4 * H, I), weight_hh.view(4 * H, H), bias, None, scale_ih, scale_hh
-    layer = Layer(images.transpose(0, 1).contiguous(), weights, (None, None), None, None, False, lstm)
+    layer = Layer(images.transpose(0, 1).contiguous(), weights, (None, None), None, None, False, cells.lstm)
     return model.linear(quantized_forward(layer, activations).last[0])
 
 

@@ -130,24 +130,23 @@ def test_sums_of_65536_columns_do_not_overflow(activations, other, sign, instruc
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("reverse", [False, True])
-def test_bits_depend_on_nothing_else(cell, activations, size, masked, reverse, monkeypatch):
+def test_bits_depend_on_nothing_else(cell, activations, size, masked, reverse, monkeypatch, set_threads):
     """Not on the instruction set, threads, other rows, or whether packed weights are kept; nor do those of NaN."""
-    before, (_, layer) = torch.get_num_threads(), draw(cell, *size, masked=masked, reverse=reverse)
+    _, layer = draw(cell, *size, masked=masked, reverse=reverse)
     layer.x[0, 0, 0], layer.states[0][-1, -1] = torch.inf, torch.nan
-    torch.set_num_threads(1)
+    set_threads(1)
     want = results(quantized_forward(layer, activations))
     for b in {0, size[1] // 2, size[1] - 1}:
         alone = quantized_forward(rows_of(layer, b), activations)
         assert alike((alone.h[:, 0], *(a[0] for a in alone.last)), [want[0][:, b], *(a[b] for a in want[1:])])
     for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
+        set_threads(threads)
         for instructions in instruction_sets():
             monkeypatch.setattr(csrc, "instructions", instructions)
             kept = {}
             runs = [quantized_forward(layer, activations)]
             runs += [planned(layer, activations, kept) for _ in range(2)]
             assert all(alike(results(run), want) for run in runs), (threads, instructions)
-    torch.set_num_threads(before)
 
 
 @CELLS

@@ -114,9 +114,9 @@ def test_the_library_has_threads_of_its_own(monkeypatch, two_threads):
 
 
 @needs_native
-def test_threads_are_torchs_at_every_call(monkeypatch):
+def test_threads_are_torchs_at_every_call(monkeypatch, set_threads):
     """Of calls by themselves, and of a module's, which follow plans."""
-    used, before, call = [], torch.get_num_threads(), csrc.call
+    used, call = [], csrc.call
 
     def counted(name, arguments, other):
         if name == "fastlstm_forward":
@@ -127,11 +127,10 @@ def test_threads_are_torchs_at_every_call(monkeypatch):
     layer, module = Layer(3, 2, 5, 6), fastlstm.LSTM(5, 6, backend="native")
     inputs = layer.to(torch.float32, requires_grad=False)
     for count in (2, 1, 3, 1, 2):
-        torch.set_num_threads(count)
+        set_threads(count)
         layer.run(inputs, "native")
         with torch.no_grad():
             module(inputs[0])
-    torch.set_num_threads(before)
     assert used == [2, 2, 1, 1, 3, 3, 1, 1, 2, 2]
 
 
