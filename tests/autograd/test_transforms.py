@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.autograd import forward_ad
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
-from torch.func import functional_call, jvp, vmap
+from torch.func import jvp, vmap
 from torch.utils.checkpoint import checkpoint
 
 import fastlstm
@@ -77,18 +77,6 @@ def test_saved_tensors_may_be_moved(backend, hooks):
     got = torch.autograd.grad(output.sum(), list(lstm.parameters()))
     want = torch.autograd.grad(lstm(x)[0].sum(), list(lstm.parameters()))
     assert all(torch.equal(a, b) for a, b in zip(got, want))
-
-
-@backends
-def test_functional_call_differentiates_by_what_is_given(backend):
-    dtype = dtype_of(backend)
-    lstm, x = fastlstm.LSTM(5, 6, dtype=dtype, backend=backend), torch.randn(4, 3, 5, dtype=dtype)
-    given = {k: (v.detach() * 2).requires_grad_() for k, v in lstm.named_parameters()}
-    got = torch.autograd.grad(functional_call(lstm, given, (x,))[0].sum(), list(given.values()))
-    twin = fastlstm.LSTM(5, 6, dtype=dtype, backend=backend)
-    twin.load_state_dict(given)
-    assert all(torch.equal(a, b) for a, b in zip(got, torch.autograd.grad(twin(x)[0].sum(), list(twin.parameters()))))
-    assert all(p.grad is None for p in lstm.parameters())
 
 
 @pytest.mark.parametrize("backend", [*BACKENDS, pytest.param("native", marks=needs_native)], indirect=True)

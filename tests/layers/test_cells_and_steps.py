@@ -10,50 +10,30 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fastlstm
+from fastlstm import cells
 from tests.helpers.contract import LAYERS
 from tests.helpers.modules import assert_same_gradients, both_backends, pair, randn
+from tests.helpers.rnn import RNN, given, loop
 from tests.helpers.tolerances import close
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 LSTM, GRU = partial(fastlstm.LSTM, 3, 5), partial(fastlstm.GRU, 3, 5)
 
 
-def cell_loop(lstm, x, hx):
-    """Every cell state of the last layer, each layer and direction a loop over `torch.nn.LSTMCell`."""
-    D = 2 if lstm.bidirectional else 1
-    for layer in range(lstm.num_layers):
-        outputs, cells = [], []
-        for direction in range(D):
-            k = layer * D + direction
-            cell = nn.LSTMCell(x.shape[-1], lstm.hidden_size, dtype=x.dtype)
-            weights = dict(zip(("weight_ih", "weight_hh", "bias_ih", "bias_hh"), lstm.all_weights[k], strict=True))
-            h, c = hx[0][k], hx[1][k]
-            hs, cs = [], []
-            for x_t in x.unbind(0) if direction == 0 else x.flip(0).unbind(0):
-                h, c = torch.func.functional_call(cell, weights, (x_t, (h, c)))
-                hs.append(h)
-                cs.append(c)
-            step = 1 if direction == 0 else -1
-            outputs.append(torch.stack(hs[::step]))
-            cells.append(torch.stack(cs[::step]))
-        x = torch.cat(outputs, -1)
-    return torch.cat(cells, -1)
-
-
 @both_backends
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("layers", [1, 2])
-def test_cells_equal_a_cell_loop(backend, layers, bidirectional):
+def test_cells_equal_a_loop(backend, layers, bidirectional):
     theirs, ours = pair(3, 5, layers, bidirectional=bidirectional, backend=backend)
-    states = layers * (2 if bidirectional else 1)
-    x, h_0, c_0 = randn(6, 4, 3), randn(states, 4, 5), randn(states, 4, 5)
-    expected = cell_loop(theirs, x, (h_0, c_0))
-    output, (h_n, c_n), cells = ours(x, (h_0, c_0), return_cells=True)
-    reference, ends = theirs(x, (h_0, c_0))
-    close(output, reference, "sums")
-    assert_same_gradients(ours, theirs, [h_n, c_n, cells], [*ends, expected], [x, h_0, c_0])
+    plain = RNN(cells.lstm, 3, 5, layers, bidirectional=bidirectional)
+    plain.load_state_dict(theirs.state_dict())
+    x, states, _ = given(plain)
+    expected, ends = loop(plain, x, states, {})
+    output, last, all_cells = ours(x, states, return_cells=True)
+    close(output, theirs(x, states)[0], "sums")
+    assert_same_gradients(ours, plain, [*last, all_cells], [*ends, expected[1]], [x, *states])
     ours.batch_first = True
-    close(ours(x.transpose(0, 1), (h_0, c_0), return_cells=True)[2].transpose(0, 1), cells, "sums")
+    close(ours(x.transpose(0, 1), states, return_cells=True)[2].transpose(0, 1), all_cells, "sums")
 
 
 def test_cells_of_packed_input():

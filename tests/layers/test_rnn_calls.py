@@ -1,4 +1,4 @@
-"""Calls of `fastlstm.RNN` of every kind, of layers of heads, and of a cell that takes x as its inputs."""
+"""Calls of `fastlstm.RNN` of every kind: of layers of heads, and of cells with inputs, with a product of x or none."""
 
 import copy
 from functools import partial
@@ -10,13 +10,14 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from fastlstm import cells
 from tests.helpers.modules import randn
-from tests.helpers.rnn import RNN, without_x
+from tests.helpers.rnn import RNN, gadget, without_x
 from tests.helpers.tolerances import close
 from tests.helpers.transforms import exporting
 
 KINDS = {
     "lstm": partial(RNN, cells.lstm, 3, 12, heads=3),
     "gru": partial(RNN, cells.gru, 3, 12, 2, heads=3),
+    "gadget": partial(RNN, gadget, 3, 12, 2, heads=2),
     "without-x": partial(RNN, without_x, 0, 12, heads=2),
 }
 of_both = pytest.mark.parametrize("backend", ["numba", "reference"])
@@ -24,10 +25,10 @@ each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 def sequences_of(rnn, *size):
-    """x, or what the cell takes as inputs: views of one tensor, as a product gives them. By their names."""
-    if rnn.cell is without_x:
-        return dict(zip(without_x.inputs, randn(*size, 2 * rnn.hidden_size, grad=False).chunk(2, -1)))
-    return {"x": randn(*size, rnn.input_size, grad=False)}
+    """x and what the cell takes as inputs, by their names: views of one tensor, as a product gives them."""
+    count, x = len(rnn.cell.inputs), randn(*size, rnn.input_size, grad=False)
+    inputs = randn(*size, max(count, 1) * rnn.hidden_size, grad=False).chunk(max(count, 1), -1)
+    return ({"x": x} if rnn.cell.gates_of_x else {}) | dict(zip(rnn.cell.inputs, (0.5 * a for a in inputs)))
 
 
 def mapped(function, sequences):
@@ -56,7 +57,8 @@ def test_calls_of_every_kind(kind, backend):
     close(called(rnn, mapped(lambda a: a[:, 1], whole))[0], output[:, 1], "values")
     if "x" in whole:
         masked, ends = called(rnn, whole, lengths=n)
-        again, ends_again = rnn(pack_padded_sequence(whole["x"], n, enforce_sorted=False))
+        packed = pack_padded_sequence(whole["x"], n, enforce_sorted=False)
+        again, ends_again = called(rnn, whole | {"x": packed})
         close([again.data, ends_again], [pack_padded_sequence(masked, n, enforce_sorted=False).data, ends], "values")
     else:  # an input of no features is one
         close(rnn(output[..., :0], inputs=whole)[0], output, "values")
