@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 from torch.autograd import forward_ad
-from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vmap
+from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 
 import fastlstm
 from fastlstm.backends import csrc, dispatch
@@ -122,13 +122,6 @@ def test_transforms(without_kernels, transform, frozen, options):
     torch.testing.assert_close(got, want)
 
 
-def test_an_ensemble(without_kernels):
-    x, models = torch.randn(5, 2, 3), [fastlstm.LSTM(3, 4) for _ in range(3)]
-    parameters, _ = stack_module_state(models)
-    got = vmap(lambda parameters: functional_call(models[0], parameters, (x,))[0])(parameters)
-    torch.testing.assert_close(got, torch.stack([model(x)[0] for model in models]))
-
-
 @pytest.mark.parametrize("needs_input", [False, True])
 def test_compiled_training(without_kernels, needs_input):
     """Without a node for each step, and at other sizes without a second compilation."""
@@ -164,13 +157,6 @@ def test_other_dtypes(without_kernels, dtype):
     assert (got - want).abs().max() < bound
     gradients = (torch.autograd.grad(y.sum(), x)[0] for y in (got, want))
     torch.testing.assert_close(*gradients, rtol=0, atol=bound)
-
-
-def test_the_meta_device(without_kernels):
-    lstm = fastlstm.LSTM(3, 4, device="meta")
-    output, (h_n, c_n) = lstm(torch.randn(5, 2, 3, device="meta"))
-    assert (output.shape, h_n.shape, c_n.shape) == ((5, 2, 4), (1, 2, 4), (1, 2, 4))
-    assert output.is_meta
 
 
 def test_complex_numbers_are_no_fault_of_the_installation(monkeypatch, recwarn):

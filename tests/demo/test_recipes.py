@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import fastlstm.train
-from fastlstm.mnist import augment, report, training
+from fastlstm.mnist import augment, report
 from fastlstm.mnist import model as model_module
 from fastlstm.mnist.data import load
 from fastlstm.mnist.history import History
@@ -208,14 +208,6 @@ def test_every_layers_initial_weights_are_the_tutorials():
         assert 0.95 * math.sqrt(6 / 84) < weight_hr.abs().max() <= math.sqrt(6 / 84)
 
 
-def test_dropout_depends_on_the_seed_alone(tiny):
-    data = load(tiny)
-    recipe = Recipe(iterations=5, batch_size=32, hidden_size=7, layers=2, dropout=0.5)
-    first = training.run({"small": fastlstm.LSTM}, data, recipe)["small"].history.loss
-    torch.rand(3)  # the global generator has moved on
-    assert training.run({"small": fastlstm.LSTM}, data, recipe)["small"].history.loss == first
-
-
 def test_the_time_to_an_accuracy_is_training_time():
     history = History(1, seconds=[1.0, 2.0, 3.0, 4.0], validation=[(2, 0.98), (3, 0.995), (4, 0.99)])
     assert history.reached(0.99) == {"iterations": 3, "seconds": 6.0}
@@ -241,23 +233,6 @@ def test_tensorboards_absence_is_one_line(tiny, tmp_path, monkeypatch, refused):
         "python -m fastlstm.train: error: argument --tensorboard: needs the package tensorboard; "
         "pip install 'fastlstm[tensorboard]'\n"
     )
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("--steps", "5"), "argument --steps: must divide 12, the number of pixels, got 5"),
-        (("--proj-size", "7"), "argument --proj-size: must be below the hidden size, 7, got 7"),
-        (("--dropout", "1"), "argument --dropout: must be a number from 0 to below 1, got '1'"),
-        (("--parts", "average", "luck"), "argument --parts: invalid choice: 'luck'"),
-        (("--recipe", "worst"), "argument --recipe: invalid choice: 'worst'"),
-        (("--epochs", "0"), "argument --epochs: must be a whole number from 1 to 2147483647, got '0'"),
-        (("--epochs", "1", "--iterations", "1"), "argument --iterations: not allowed with argument --epochs"),
-    ],
-)
-def test_a_bad_size_is_one_line_that_names_it(tiny, refused, arguments, message):
-    line = refused(fastlstm.train.main, "--data", tiny, *SMALL, *arguments)
-    assert line.startswith(f"python -m fastlstm.train: error: {message}")
 
 
 def test_a_states_parts_are_all_kept():

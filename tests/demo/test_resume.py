@@ -58,7 +58,17 @@ def test_a_run_that_was_cut_short_continues_bit_for_bit(tiny, tmp_path, train, m
         with pytest.raises(Stopped):
             train(*arguments, "--out", cut)
     assert not (cut / "metrics.json").exists()
-    train("--resume", cut, "--checkpoint-every", "3")
+    done, iterations, save = iterations_in(cut / "checkpoint.pt"), [], checkpoint.save
+
+    def noting(path, state):
+        save(path, state)
+        if path.name == "checkpoint.pt":
+            iterations.append(iterations_in(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", noting)
+        train("--resume", cut, "--checkpoint-every", "3")
+    assert min(iterations) >= done  # it has not begun anew
     assert figures(cut) == figures(whole)
     first, second = weights(cut), weights(whole)
     assert all(torch.equal(first[name], second[name]) for name in second)

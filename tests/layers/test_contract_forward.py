@@ -15,7 +15,6 @@ import fastlstm
 from tests.helpers.contract import LAYERS, WRONG_DTYPE, assert_same, assert_same_outcome, calls, outcome, wrong
 from tests.helpers.modules import OURS, assert_same_gradients, pair, randn
 from tests.helpers.tolerances import close
-from tests.layers.test_masks import run_in_pieces
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 each = pytest.mark.parametrize(("torch_s", "options"), LAYERS.values(), ids=LAYERS)
@@ -284,38 +283,6 @@ def test_unsuitable_states(torch_s, make, error, message, packed):
     if torch_s is not nn.LSTM and error is TypeError:
         with pytest.raises(TypeError, match=message.replace("hx", "state")):
             ours.step(x[0], hx)
-
-
-@pytest.mark.parametrize(("torch_s", "options"), list(LAYERS.values())[1:], ids=list(LAYERS)[1:])
-@pytest.mark.parametrize("bidirectional", [False, True])
-def test_lengths_equal_packed(torch_s, options, bidirectional):
-    """Those of LSTMs are in test_masks."""
-    theirs, ours = pair(3, 5, 2, bidirectional=bidirectional, like=torch_s, **options)
-    x, h_0, lengths = randn(6, 4, 3), randn(4 if bidirectional else 2, 4, 5), torch.tensor([2, 6, 1, 4])
-    packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
-    expected, end = theirs(packed, h_0)
-    output, h_n = ours(x, h_0, lengths=lengths)
-    for b, n in enumerate(lengths):
-        assert not output[n:, b].any()
-    got = pack_padded_sequence(output, lengths, enforce_sorted=False).data
-    assert_same_gradients(ours, theirs, [got, h_n], [expected.data, end], [x, h_0])
-
-
-@pytest.mark.parametrize(("torch_s", "options"), list(LAYERS.values())[1:], ids=list(LAYERS)[1:])
-@pytest.mark.parametrize("batch_first", [False, True])
-def test_reset_equals_pieces(torch_s, options, batch_first):
-    theirs, ours = pair(3, 5, 2, like=torch_s, **options)
-    ours.batch_first = batch_first
-    x, h_0, reset = randn(6, 4, 3), randn(2, 4, 5), torch.rand(6, 4) < 0.4
-
-    def one(x, state):
-        output, h_n = theirs(x, state[0])
-        return output, (h_n,)
-
-    expected, (end,) = run_in_pieces(one, x, reset, (h_0,))
-    output, h_n = ours(x.transpose(0, 1), h_0, reset=reset.T) if batch_first else ours(x, h_0, reset=reset)
-    output = output.transpose(0, 1) if batch_first else output
-    assert_same_gradients(ours, theirs, [output, h_n], [expected, end], [x, h_0])
 
 
 @others

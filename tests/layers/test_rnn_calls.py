@@ -97,7 +97,7 @@ def test_sixteen_bits_and_autocast(kind, backend, dtype):
 
 
 @of_both
-@each_kind
+@pytest.mark.parametrize("kind", ["gru", "without-x"])
 def test_transforms(kind, backend):
     """vmap over models, over sequences and over both, forward mode, and first and second derivatives."""
     rnn = RNN(*KINDS[kind].args[:2], 4, heads=2, backend=backend)
@@ -136,7 +136,7 @@ def test_transforms(kind, backend):
 
 
 @of_both
-@each_kind
+@pytest.mark.parametrize("kind", ["lstm", "without-x"])
 def test_compiled_and_exported(kind, backend):
     rnn = KINDS[kind](backend=backend)
     compiled = torch.compile(rnn, fullgraph=True, backend="aot_eager", dynamic=True)

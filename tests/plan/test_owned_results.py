@@ -120,22 +120,20 @@ def test_states_are_detached_and_changed_in_place(call, options, gradients):
             torch.testing.assert_close(got, want, rtol=0, atol=bound, check_dtype=False)  # autocast's is its own test
 
 
-def test_what_is_saved_is_not_copied():
+@pytest.mark.parametrize(
+    ("module", "changed"),
+    [
+        (fastlstm.LSTM(5, 7, batch_first=True), "input"),
+        (fastlstm.LSTM(5, 7, dtype=torch.float64), "output"),
+        (fastlstm.LSTMCell(5, 7), "input"),
+    ],
+)
+def test_what_is_saved_is_not_copied(module, changed):
     """Torch has copies of these; here autograd notices that they have changed."""
-    module, x = fastlstm.LSTM(5, 7, batch_first=True), torch.randn(2, 4, 5)
-    output, _ = module(x)
-    x.zero_()
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(isinstance(module, fastlstm.LSTM) or "bias" in name)
+    x = torch.randn(4, 5, dtype=next(module.parameters()).dtype)
+    output = module(x)[0]
+    (x if changed == "input" else output).mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         output.sum().backward()
-    module, x = fastlstm.LSTM(5, 7, dtype=torch.float64), torch.randn(4, 2, 5, dtype=torch.float64)
-    output, _ = module(x)
-    output.relu_()
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        output.sum().backward()
-    cell, x = fastlstm.LSTMCell(5, 7), torch.randn(2, 5)
-    cell.weight_ih.requires_grad_(False)
-    cell.weight_hh.requires_grad_(False)
-    h, _ = cell(x)
-    x.zero_()
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        h.sum().backward()
