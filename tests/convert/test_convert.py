@@ -20,21 +20,27 @@ from tests.helpers.tolerances import close
 
 
 class Tagger(nn.Module):
-    """LSTMs at several depths, one under two names, one outside the registered modules."""
+    """All kinds at several depths, one module under two names, one outside the registered modules."""
 
     def __init__(self):
         super().__init__()
         self.embed = nn.Linear(4, 3)
         self.encoder = nn.Sequential(nn.LSTM(3, 5, 2, bidirectional=True, batch_first=True, dropout=0.4))
-        self.cells = nn.ModuleDict({"a": nn.LSTMCell(10, 6), "b": nn.LSTMCell(6, 6, bias=False)})
+        self.layers = nn.ModuleList([nn.GRU(10, 5, 2, dropout=0.4, batch_first=True), nn.RNN(5, 5, 1, "relu")])
+        self.cells = nn.ModuleDict({"a": nn.LSTMCell(5, 6), "b": nn.LSTMCell(6, 6, bias=False)})
+        self.others = nn.ModuleList([nn.GRUCell(6, 6), nn.RNNCell(6, 6, bias=False)])
         self.tied = self.encoder[0]
         self.seen = [self.encoder[0]]
         self.double()
 
     def forward(self, x):
         output, (h_n, _) = self.tied(self.embed(x))
+        for layer in self.layers:
+            output, _ = layer(output)
         h, c = self.cells["a"](output[:, -1])
         h, c = self.cells["b"](h, (h, c))
+        for cell in self.others:
+            h = cell(h)
         return h.sum() + h_n.cos().sum()
 
 
@@ -67,19 +73,20 @@ class Double(nn.Module):
         return 2 * weight
 
 
-def test_replace_and_restore():
+@pytest.mark.parametrize(("change", "undo"), [(replace, restore), (replace_lstm, restore_lstm)])
+def test_replace_and_restore(change, undo):
     torch.manual_seed(0)
     model = Tagger().train()
     model.encoder[0].weight_hh_l1.requires_grad_(False)
     reference = deepcopy(model)
     parameters, modules = dict(model.named_parameters()), dict(model.named_modules())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    assert replace_lstm(model, backend="reference") is model
-    assert type(model.tied) is fastlstm.LSTM
+    assert change(model, backend="reference") is model
+    for a, b in zip(model.modules(), reference.modules(), strict=True):
+        changes = type(b) in (OURS if change is replace else (nn.LSTM, nn.LSTMCell))
+        assert type(a) is (OURS[type(b)] if changes else type(b))
+        assert not changes or a.backend == "reference"
     assert model.tied is model.encoder[0] is model.seen[0]
-    assert model.tied.backend == "reference"
-    assert [type(cell) for cell in model.cells.values()] == [fastlstm.LSTMCell] * 2
-    assert {type(m) for m in model.modules()}.isdisjoint({nn.LSTM, nn.LSTMCell})
     assert all(a is b for a, b in zip(model.parameters(), parameters.values(), strict=True))
     assert dict(model.named_modules()) == modules
     assert list(model.state_dict()) == list(reference.state_dict())
@@ -93,16 +100,22 @@ def test_replace_and_restore():
         losses[-1].backward()
         optim.step()
     close(*losses, "sums")
-    for a, b in zip(model.parameters(), reference.parameters(), strict=True):
-        close(a, b, "sums")
+    close(list(model.parameters()), list(reference.parameters()), "sums")
 
-    assert restore_lstm(model) is model
-    assert type(model.tied) is nn.LSTM
-    assert [type(cell) for cell in model.cells.values()] == [nn.LSTMCell] * 2
+    assert undo(model) is model
     assert all(a is b for a, b in zip(model.parameters(), parameters.values(), strict=True))
-    assert vars(model.tied).keys() == vars(reference.tied).keys()
-    assert vars(model.cells["a"]).keys() == vars(reference.cells["a"]).keys()
+    for a, b in zip(model.modules(), reference.modules(), strict=True):
+        assert type(a) is type(b)
+        assert vars(a).keys() == vars(b).keys()
     close(model.eval()(x), reference.eval()(x), "sums")
+
+
+def test_only_lstms_are_restored():
+    model = restore_lstm(replace(Tagger()))
+    assert type(model.tied) is nn.LSTM
+    assert [type(m) for m in (*model.layers, *model.others)] == [
+        fastlstm.GRU, fastlstm.Elman, fastlstm.GRUCell, fastlstm.ElmanCell,
+    ]  # fmt: skip
 
 
 def test_replace_the_model_itself():

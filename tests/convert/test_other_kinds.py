@@ -12,31 +12,13 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 import fastlstm
-from fastlstm.convert import replace, replace_lstm, restore, restore_lstm
+from fastlstm.convert import replace, restore
 from tests.convert.test_convert import Double
 from tests.helpers.modules import OURS, torch_s_repr
 from tests.helpers.tolerances import close
 
 KINDS = list(OURS.items())
 each_kind = pytest.mark.parametrize(("theirs", "ours"), KINDS, ids=[theirs.__name__ for theirs in OURS])
-
-
-class Mixture(nn.Module):
-    """All kinds at once."""
-
-    def __init__(self):
-        super().__init__()
-        self.layers = nn.ModuleList([nn.GRU(3, 5, 2, dropout=0.4), nn.RNN(5, 5, 1, "relu"), nn.LSTM(5, 5)])
-        self.cells = nn.ModuleList([nn.GRUCell(5, 5), nn.RNNCell(5, 5, bias=False), nn.LSTMCell(5, 5)])
-        self.double()
-
-    def forward(self, x):
-        for layer in self.layers:
-            x, _ = layer(x)
-        h = x[-1]
-        for cell in self.cells[:2]:
-            h = cell(h)
-        return self.cells[2](h)[0].sum()
 
 
 Item = TypeVar("Item")
@@ -51,29 +33,6 @@ def test_generic_subclasses(bases):
     close(replace(module)(x), want, "sums")
     assert isinstance(module, fastlstm.GRU)
     assert type(restore(module)) is cls
-
-
-def test_replace_and_restore_all_kinds():
-    model = Mixture()
-    reference, parameters = deepcopy(model), list(model.parameters())
-    assert replace(model) is model
-    modules = [*model.layers, *model.cells]
-    assert [type(m).__name__ for m in modules] == ["GRU", "Elman", "LSTM", "GRUCell", "ElmanCell", "LSTMCell"]
-    assert {type(m).__module__.partition(".")[0] for m in modules} == {"fastlstm"}
-    assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
-    x, losses = torch.randn(6, 2, 3, dtype=torch.float64), []
-    for each in (model, reference):
-        torch.manual_seed(1)
-        losses.append(each(x))
-        losses[-1].backward()
-    close(*losses, "sums")
-    for a, b in zip(model.parameters(), reference.parameters(), strict=True):
-        close(a.grad, b.grad, "gradients")
-    assert restore(model) is model
-    for a, b in zip([*model.layers, *model.cells], [*reference.layers, *reference.cells], strict=True):
-        assert type(a) is type(b)
-        assert vars(a).keys() == vars(b).keys()
-    close(model.eval()(x), reference.eval()(x), "sums")
 
 
 @each_kind
@@ -98,15 +57,6 @@ def test_the_repr_says_whose_module_it_is(theirs, ours, keep_type, parametrized)
         called = f"Parametrized{called}" if parametrized and make is Own else called
         assert f"(0): {called}(" in after
         assert str(restore(model)) == before
-
-
-def test_replace_lstm_leaves_the_others():
-    model = replace_lstm(Mixture())
-    assert [type(m) for m in model.layers] == [nn.GRU, nn.RNN, fastlstm.LSTM]
-    replace(model, backend="reference")
-    assert {m.backend for m in (*model.layers, *model.cells)} == {"reference"}
-    restore_lstm(model)
-    assert [type(m) for m in model.layers] == [fastlstm.GRU, fastlstm.Elman, nn.LSTM]
 
 
 @each_kind

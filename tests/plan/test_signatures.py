@@ -95,21 +95,19 @@ def test_inputs_that_lie_in_another_way(modules):
 
 
 @pytest.mark.parametrize(
-    "states",
-    [
-        (torch.zeros(1, B, H + 1), torch.zeros(1, B, H)),
-        (torch.zeros(1, B, H), torch.zeros(1, B + 1, H)),
-        (torch.zeros(1, B, H), torch.zeros(1, B, H, dtype=torch.float64)),
-        (torch.zeros(1, B, H, device="meta"), torch.zeros(1, B, H)),
-        (torch.zeros(2, B, H), torch.zeros(2, B, H)),
-    ],
-    ids=["width", "rows", "dtype", "device", "layers"],
+    "change",
+    {
+        "width": lambda h, c: (h[..., 1:], c),
+        "rows": lambda h, c: (h, c[:, 1:]),
+        "dtype": lambda h, c: (h, c.double()),
+        "device": lambda h, c: (h.to("meta"), c),
+        "layers": lambda h, c: (h.expand(2, B, H), c.expand(2, B, H)),
+    }.values(),
 )
-def test_bad_states_raise_after_good_ones(modules, states):
-    ours, _ = modules
+def test_bad_states_raise_after_good_ones(modules, change):
     for _ in range(2):
         with pytest.raises(RuntimeError), torch.no_grad():
-            ours(torch.randn(T, B, I), states)
+            modules[0](torch.randn(T, B, I), change(*torch.zeros(2, 1, B, H)))
 
 
 def test_gradients_that_are_wanted_of_other_tensors(modules):
@@ -145,20 +143,11 @@ def test_settings_that_change_between_calls(modules, set_threads):
 
 
 @torch.no_grad()
-def test_more_signatures_than_are_kept(modules, monkeypatch):
-    ours, theirs = modules
-    monkeypatch.setattr(plans, "MOST", 5)
-    for steps in (*range(1, 20), 1, 19):
-        check(ours, theirs, torch.randn(steps, 1, I))
-        assert len(ours._plans[0].made) <= 5
-
-
-@torch.no_grad()
 def test_plans_of_all_modules_are_bounded_together(modules, monkeypatch):
     ours, theirs = modules
     others = [copy.deepcopy(ours) for _ in range(2)]
     monkeypatch.setattr(plans, "MOST", 5)
-    for steps in (*range(1, 8), 1, 7):
+    for steps in (*range(1, 12), 1, 11):
         for each in (ours, *others):
             check(each, theirs, torch.randn(steps, 1, I))
             assert sum(len(m._plans[0].made) for m in (ours, *others) if "_plans" in vars(m)) <= 5
