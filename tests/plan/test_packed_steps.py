@@ -223,16 +223,6 @@ def test_transposed_weights_belong_to_the_packed_ones():
     assert (results[0] - results[1]).abs().max() < 1e-14
 
 
-def test_gradients_of_gradients_of_a_loop():
-    results = []
-    xs, state = torch.randn(3, 2, 4, dtype=torch.float64), torch.randn(2, 2, 3, dtype=torch.float64)
-    for module in cells(4, 3):
-        leaf = xs.clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(unrolled(module, leaf, tuple(state))[0].sum(), leaf, create_graph=True)
-        results.append(torch.autograd.grad(gradient.pow(2).sum(), [leaf, *module.parameters()]))
-    assert max((a - b).abs().max() for a, b in zip(*results, strict=True)) < 1e-12
-
-
 def test_what_a_backward_pass_may_meet(backend):
     """Dual numbers and batches of gradients, which the forward pass of the step knew nothing of; autocast."""
     results = []
