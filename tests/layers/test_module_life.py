@@ -13,7 +13,6 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.nn.utils.rnn import pack_padded_sequence
-from torch.utils.checkpoint import checkpoint
 
 import fastlstm
 from fastlstm import cells
@@ -220,15 +219,6 @@ def test_one_trained_weight():
     x = randn(4, 2, 3, grad=False)
     gradients = [torch.autograd.grad(m(x)[1][0].cos().sum(), m.weight_hh_l0)[0] for m in (ours, theirs)]
     close(*gradients, "sums")
-
-
-@each_layer
-def test_checkpoint(torch_s):
-    theirs, ours = pair(3, 5, 2, like=torch_s)
-    x = randn(4, 2, 3)
-    expected = torch.autograd.grad(theirs(x)[0].cos().sum(), [x, *theirs.parameters()])
-    got = checkpoint(ours, x, use_reentrant=False)[0].cos().sum()
-    close(torch.autograd.grad(got, [x, *ours.parameters()]), expected, "gradients")
 
 
 @each_layer

@@ -48,6 +48,7 @@ def test_what_does_not_suit_kept_weights_is_told_as_nn_lstm_tells_it(batch_first
     bad = [
         (x[..., :4], None), (x.double(), None), (x[0, 0], None), (x.unsqueeze(0), None), (x, (h, c, c)),
         (x, (h, c[:, :2])), (x, (h[..., :5], c)), (x, (h.expand(2, 3, 6), c)), (x, (h[0], c[0])),
+        (x, (h.to("meta"), c)), (x, (h, c.to("meta"))),
     ]  # fmt: skip
     with torch.no_grad():
         for _ in range(2):
@@ -59,6 +60,8 @@ def test_what_does_not_suit_kept_weights_is_told_as_nn_lstm_tells_it(batch_first
             with pytest.raises(expected.type) as got:
                 ours(*arguments)
             assert str(got.value) == str(expected.value)
+        with pytest.raises(RuntimeError, match="not the same dtype"):
+            ours(x, (h, c.double()))
         for arguments in ((x, [h, c]), (x[0], (h[:, 0], c[:, 0])), (x[:0] if not batch_first else x[:, :0], (h, c))):
             for a, b in zip(flat(ours(*arguments)), flat(both(ours, *arguments)[1])):
                 assert torch.equal(a, b)

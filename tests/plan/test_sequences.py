@@ -157,17 +157,6 @@ def test_a_direction_given_after_the_forward_pass():
         assert torch.equal(outputs, module(x, (h_0, c_0))[0])
 
 
-def test_a_level_opened_before_the_backward_pass():
-    module, (x, h_0, c_0) = double(4, 2, 3, 5)
-    output = module(x, (h_0, c_0))[0]
-    weight, direction = torch.randn_like(output), torch.randn_like(output)
-    (want,) = torch.autograd.grad(output, x, direction, retain_graph=True)
-    with forward_ad.dual_level():
-        (gradient,) = torch.autograd.grad(output, x, forward_ad.make_dual(weight, direction))
-        tangent = forward_ad.unpack_dual(gradient).tangent
-    torch.testing.assert_close(tangent, want)
-
-
 @pytest.mark.parametrize("options", [{"bidirectional": True}, {}])
 def test_beside_what_is_mapped(options):
     """Under vmap over something else the tensors here are as plain as outside."""
@@ -180,8 +169,9 @@ def test_beside_what_is_mapped(options):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("T", [1, 6])
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_a_checkpoint_of_it(dtype, T, reentrant):
-    module, x = fastlstm.LSTM(5, 7, backend="numba").to(dtype), torch.randn(T, 3, 5).to(dtype).requires_grad_()
+@pytest.mark.parametrize("kind", [fastlstm.LSTM, fastlstm.GRU, fastlstm.Elman])
+def test_a_checkpoint_of_it(kind, dtype, T, reentrant):
+    module, x = kind(5, 7, num_layers=2, backend="numba").to(dtype), torch.randn(T, 3, 5).to(dtype).requires_grad_()
     want = torch.autograd.grad(module(x)[0].sum(), [x, *module.parameters()])
     for _ in range(2):
         checkpoint(module, x, use_reentrant=reentrant)[0].sum().backward()

@@ -2,11 +2,8 @@
 
 import copy
 import ctypes
-import os
 import re
 import runpy
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -15,7 +12,7 @@ import fastlstm
 from fastlstm import cells, lstm
 from fastlstm.backends import csrc, dispatch, native
 from tests.backends.test_plans import called, inputs_of, modules_of, results, same
-from tests.helpers import ROOT, interpreter
+from tests.helpers import ROOT
 from tests.helpers.layers import Layer, error, needs_native
 from tests.helpers.tolerances import close
 
@@ -188,31 +185,6 @@ def test_a_failing_call_raises(monkeypatch):
         module(torch.ones(2, 1, 1))
     with pytest.raises(RuntimeError, match="fastlstm_forward: the structure is of another version"):
         module(torch.ones(2, 1, 1))
-
-
-def in_a_copy(tmp_path, code, *without):
-    """Output of a fresh interpreter whose fastlstm is a copy of this one, without some of its files."""
-    subprocess.run(["cp", "-r", ROOT / "fastlstm", tmp_path / "fastlstm"], check=True)
-    for name in without:
-        (tmp_path / "fastlstm" / name).unlink(missing_ok=True)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
-    done = interpreter.run(code, cwd=tmp_path, environment=environment)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_without_the_library_the_reason_is_given(tmp_path):
-    code = """
-import torch
-from fastlstm import lstm
-weights = torch.ones(4, 1), torch.ones(4, 1)
-try:
-    lstm(torch.ones(1, 1, 1), None, *weights, backend="native")
-except RuntimeError as error:
-    print(error)
-lstm(torch.ones(1, 1, 1), None, *weights)
-"""
-    assert "the native backend needs _native" in in_a_copy(tmp_path, code, csrc.LIBRARY.name)
 
 
 @needs_native
