@@ -118,15 +118,6 @@ def test_only_lstms_are_restored():
     ]  # fmt: skip
 
 
-def test_replace_the_model_itself():
-    for make, cls in ((lambda: nn.LSTM(3, 5), fastlstm.LSTM), (lambda: nn.LSTMCell(3, 5), fastlstm.LSTMCell)):
-        module = make()
-        assert replace_lstm(module) is module
-        assert type(module) is cls
-        assert replace_lstm(module) is module  # a second time changes nothing
-        assert type(restore_lstm(module)) is type(make())
-
-
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_device_dtype_mode_and_hooks_stay(device):
     lstm = nn.LSTM(3, 5, device=device, dtype=torch.bfloat16).eval()

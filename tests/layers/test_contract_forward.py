@@ -19,7 +19,6 @@ from tests.helpers.tolerances import close
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 each = pytest.mark.parametrize(("torch_s", "options"), LAYERS.values(), ids=LAYERS)
 each_layer = pytest.mark.parametrize("torch_s", [nn.LSTM, nn.GRU, nn.RNN])
-others = pytest.mark.parametrize("torch_s", [nn.GRU, nn.RNN])
 x_faults = [None, "dims", "no dims", "features", "dtype", "integers", "device", "none", "list"]
 state_faults = st.sampled_from([None, "dims", "no dims", "features", "rows", "batch", "device", "none", "list"])
 
@@ -283,18 +282,3 @@ def test_unsuitable_states(torch_s, make, error, message, packed):
     if torch_s is not nn.LSTM and error is TypeError:
         with pytest.raises(TypeError, match=message.replace("hx", "state")):
             ours.step(x[0], hx)
-
-
-@others
-def test_later_calls_see_the_weights_as_they_are(torch_s):
-    """Calls of one signature, without gradients, which may follow a plan."""
-    theirs, ours = pair(3, 5, like=torch_s, exact=torch.float64, dtype=torch.float32)
-    x, h_0 = torch.randn(4, 2, 3), torch.randn(1, 2, 5)
-    with torch.no_grad():
-        for call in ((x, h_0), (x,), (x, h_0)) * 2:
-            expected, end = theirs(*(a.double() for a in call))
-            close(ours(*call), (expected, end), "sums")
-            close(ours.step(x[0], *call[1:])[0], expected[0], "sums")
-            for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
-                p.mul_(0.5)
-                q.mul_(0.5)

@@ -34,18 +34,6 @@ def test_equals_a_loop_over_the_cell(cell, options):
     close(rnn(x, states, inputs), (expected[0], ends), "sums")
 
 
-@pytest.mark.parametrize("size", [(1, 1, 1, 1), (7, 1, 100, 7), (1, 7, 1, 100), (100, 1, 7, 1)])
-def test_odd_sizes(size):
-    T, B, I, H = size
-    rnn = RNN(gadget, I, H)
-    with torch.no_grad():
-        rnn.p_l0.mul_(0.5)
-    x, states, inputs = given(rnn, T, B)
-    inputs = {name: 0.5 * a for name, a in inputs.items()}
-    expected, ends = loop(rnn, x, states, inputs)
-    close(rnn(x, states, inputs), (expected[0], ends), "sums")
-
-
 @pytest.mark.parametrize(
     ("cell", "like"),
     [(cells.lstm, nn.LSTM), (cells.gru, nn.GRU), (cells.elman_tanh, nn.RNN),

@@ -11,8 +11,6 @@ import fastlstm
 from fastlstm.backends import dispatch, settings
 from fastlstm.backends.base import Traits
 
-OTHERS = [name for name in settings.NAMES if name != "auto"]
-
 
 @pytest.fixture(autouse=True)
 def default():
@@ -23,14 +21,6 @@ def default():
 
 def current():
     return settings.named(None)
-
-
-@pytest.mark.parametrize("name", OTHERS)
-def test_a_call_sets_the_default(name):
-    fastlstm.use_backend(name)
-    assert current() == name
-    fastlstm.use_backend("auto")
-    assert current() == "auto"
 
 
 def test_layers_follow_a_call():
