@@ -91,11 +91,6 @@ def test_a_cell_function_takes_rows():
         lstm_cell(z(I), None, z(4 * H, I), z(4 * H, H))
 
 
-def test_a_step_names_its_own_argument():
-    with pytest.raises(TypeError, match="state must be a tuple of two tensors, h_0 and c_0, got Tensor"):
-        fastlstm.LSTM(I, H).step(z(B, I), z(B, H))
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [

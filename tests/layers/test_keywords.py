@@ -73,12 +73,3 @@ def test_generic_subclasses():
 
     assert get_args(Named[int]) == (int,)
     assert isinstance(Named[int](3, 5), fastlstm.GRU)
-
-
-def test_backend_of_the_module():
-    x = torch.randn(4, 2, 3)
-    lstm = fastlstm.LSTM(3, 5, backend="reference")
-    with fastlstm.use_backend("aten"):  # a module's own wins: aten takes no mask
-        lstm(x, lengths=torch.tensor([4, 2]))
-        with pytest.raises(RuntimeError, match="aten backend has no reset and no lengths"):
-            fastlstm.LSTM(3, 5)(x, lengths=torch.tensor([4, 2]))

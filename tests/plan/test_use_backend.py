@@ -29,6 +29,8 @@ def test_layers_follow_a_call():
     fastlstm.use_backend("aten")
     with pytest.raises(RuntimeError, match="aten backend has no reset and no lengths"):
         lstm(x, lengths=lengths)
+    lstm.backend = "reference"  # a module's own wins
+    lstm(x, lengths=lengths)
 
 
 @pytest.mark.parametrize("name", ["nativ", "NATIVE", "", None, 3])
