@@ -5,7 +5,6 @@ import pickle
 import subprocess
 import sys
 from copy import deepcopy
-from functools import partial
 
 import pytest
 import torch
@@ -136,17 +135,6 @@ def test_parametrized(name):
     assert getattr(ours, name) in set(ours.parameters())
 
 
-@pytest.mark.parametrize(
-    "make", [fastlstm.LSTM, fastlstm.GRU, fastlstm.Elman, partial(fastlstm.RNN, cells.cifg)], ids=str
-)
-def test_ensemble_by_vmap(make):
-    modules, x = [make(3, 5, dtype=torch.float64) for _ in range(3)], randn(4, 2, 3, grad=False)
-    weights, buffers = torch.func.stack_module_state(modules)
-    outputs = torch.vmap(lambda weights: torch.func.functional_call(modules[0], (weights, buffers), (x,))[0])(weights)
-    for got, module in zip(outputs, modules, strict=True):
-        close(got, module(x)[0], "sums")
-
-
 @pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
 @pytest.mark.parametrize("weight_norm", [parametrizations.weight_norm, nn.utils.weight_norm])
 @each_layer
@@ -209,16 +197,6 @@ def test_frozen_weights_with_an_input_gradient(torch_s, training):
     for module in modules:
         module.requires_grad_(False).train(training)
     close(*(torch.autograd.grad(module(x)[0].cos().sum(), x)[0] for module in modules), "sums")
-
-
-def test_one_trained_weight():
-    theirs, ours = pair(3, 5, 2)
-    for module in (theirs, ours):
-        for name, parameter in module.named_parameters():
-            parameter.requires_grad_(name == "weight_hh_l0")
-    x = randn(4, 2, 3, grad=False)
-    gradients = [torch.autograd.grad(m(x)[1][0].cos().sum(), m.weight_hh_l0)[0] for m in (ours, theirs)]
-    close(*gradients, "sums")
 
 
 @each_layer

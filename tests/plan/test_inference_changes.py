@@ -39,46 +39,30 @@ def test_a_change_of_weights_that_autocast_casts_is_seen(change, dtype, calls, c
             assert not torch.equal(lstm(x, state)[0], before[0])
 
 
-def test_weights_are_kept_as_autocast_casts_them():
-    """For each dtype anew, beside those of calls without autocast, and never what comes from elsewhere."""
-    lstm, x = fastlstm.LSTM(5, 7, bidirectional=True), torch.randn(3, 2, 5)
-    with torch.no_grad():
-        plain = lstm(x)[0]
-        results = {}
-        for dtype in (torch.bfloat16, torch.float16, torch.bfloat16):
-            with torch.autocast("cpu", dtype):
-                output = lstm(x)[0]
-                assert output.dtype == dtype
-                assert torch.equal(results.setdefault(dtype, output), output)
-                assert torch.equal(lstm(x.to(dtype))[0], output)
-        assert torch.equal(lstm(x)[0], plain)
-        with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match="5"):
-            lstm(torch.randn(3, 2, 4))
-        with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match=r"hidden\[0\]"):
-            lstm(x, (torch.randn(2, 3, 7), torch.randn(2, 3, 7)))
-
-
-@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("options", [{}, {"batch_first": True}, {"bidirectional": True}], ids=str)
 @pytest.mark.parametrize("given", [False, True])
-def test_calls_under_autocast_are_those_with_gradients(batch_first, given):
-    lstm, x = fastlstm.LSTM(5, 7, batch_first=batch_first), torch.randn(3, 3, 5)
-    hx = (torch.randn(1, 3, 7), torch.randn(1, 3, 7)) if given else None
+def test_calls_under_autocast_are_those_with_gradients(options, given):
+    """Weights are kept as each dtype casts them, beside those of calls without autocast."""
+    lstm, x, D = fastlstm.LSTM(5, 7, **options), torch.randn(3, 3, 5), 1 + options.get("bidirectional", False)
+    hx = (torch.randn(D, 3, 7), torch.randn(D, 3, 7)) if given else None
     with torch.no_grad():
-        lstm(x, hx)
+        plain = lstm(x, hx)[0]
         for dtype in (torch.bfloat16, torch.float16, torch.bfloat16):
             with torch.autocast("cpu", dtype):
-                first, short = lstm(x, hx), lstm(x, hx)
+                first, short, of_cast = lstm(x, hx), lstm(x, hx), lstm(x.to(dtype), hx)
                 with torch.enable_grad():
                     long = lstm(x, hx)
-                for a, b, c in zip(*([y, *states] for y, states in (first, short, long)), strict=True):
-                    assert a.dtype == b.dtype == c.dtype == dtype
-                    assert a.shape == b.shape == c.shape
-                    assert torch.equal(a, c)
-                    assert torch.equal(b, c)
+                for want, *others in zip(*([y, *states] for y, states in (long, first, short, of_cast)), strict=True):
+                    assert want.dtype == dtype
+                    for got in others:
+                        assert got.dtype == dtype
+                        assert torch.equal(got, want)
                 assert lstm(x.double(), None)[0].dtype == torch.float64  # which autocast leaves alone
                 with pytest.raises(RuntimeError, match="5"):
                     lstm(torch.randn(3, 3, 4), hx)
-        assert lstm(x, hx)[0].dtype == torch.float32
+                with pytest.raises(RuntimeError, match=r"hidden\[0\]"):
+                    lstm(x, (torch.randn(D, 2, 7), torch.randn(D, 2, 7)))
+        assert torch.equal(lstm(x, hx)[0], plain)
 
 
 @pytest.mark.parametrize("narrow", ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0"])
