@@ -234,9 +234,11 @@ def test_a_stream_ignores_autocast_and_later_defaults(set_threads):
         stream, expected = module.stream(2), module.step(x)[0].detach()
         with torch.autocast("cpu", torch.bfloat16):
             assert torch.equal(stream(x), expected)
+    module, x, outputs = fastlstm.LSTM(4, 128), torch.randn(2, 4), []
     with fastlstm.use_backend("reference"):
-        stream = fastlstm.LSTM(4, 128).stream(2)
-    x, outputs = torch.randn(2, 4), []
+        stream, expected = module.stream(2), module.step(x)[0].detach()
+    assert torch.equal(stream(x), expected)
+    assert not torch.equal(module.step(x)[0], expected)  # other kernels round otherwise
     for threads in (1, 2):
         set_threads(threads)
         stream.reset()
