@@ -13,6 +13,7 @@ from torch.func import functional_call, grad, vmap
 import fastlstm
 from tests.helpers.calls import Calls
 from tests.helpers.layers import CPU_BACKENDS, UNAVAILABLE, needs_native
+from tests.helpers.modules import flat
 from tests.helpers.numba import needs_pieces, needs_unit
 from tests.helpers.tolerances import BF16, F32, F64, close
 
@@ -45,11 +46,7 @@ def inputs_of(module, T, B, states=True):
 def called(module, x, states, **options):
     """The output and the last states, in a list."""
     hx = tuple(states) if isinstance(module, fastlstm.LSTM | fastlstm.LSTMCell) else states[0] if states else None
-    result = module(x, hx or None if isinstance(hx, tuple) else hx, **options)
-    if isinstance(module, fastlstm.LSTMCell | fastlstm.GRUCell):
-        return [result] if isinstance(result, torch.Tensor) else list(result)
-    output, last = result
-    return [output, *(last if isinstance(last, tuple) else (last,))]
+    return flat(module(x, hx or None if isinstance(hx, tuple) else hx, **options))
 
 
 def results(module, inputs, directions, **options):
@@ -145,7 +142,7 @@ def test_one_step(kind, backend, size, dtype, poisoned):
             else:
                 hx = tuple(s[None] for s in given) if kind is fastlstm.LSTM else given[0][None]
                 output, last = each(a[None] if each is module else a, hx)
-                last = [s[0] for s in (last if isinstance(last, tuple) else (last,))]
+                last = [s[0] for s in flat(last)]
                 assert torch.equal(output.view_as(last[0]), last[0])
             weights = list((cell if each is cell else module).parameters())
             gradients = torch.autograd.grad(last, [a, *given, *weights], [d[0] for d in directions])

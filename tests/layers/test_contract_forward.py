@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastlstm
 from tests.helpers.contract import LAYERS, WRONG_DTYPE, assert_same, assert_same_outcome, calls, outcome, wrong
-from tests.helpers.modules import OURS, assert_same_gradients, pair, randn
+from tests.helpers.modules import OURS, assert_same_gradients, flat, pair, randn
 from tests.helpers.tolerances import close
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
@@ -30,12 +30,6 @@ def leaves(x, hx):
     data, *states = copies
     hx = hx if hx is None else states[0] if isinstance(hx, torch.Tensor) else type(hx)(states)
     return copies, x._replace(data=data) if isinstance(x, PackedSequence) else data, hx
-
-
-def flat(result):
-    output, states = result
-    states = states if isinstance(states, tuple) else [states]
-    return [output.data if isinstance(output, PackedSequence) else output, *states]
 
 
 def random_states(torch_s, *size):

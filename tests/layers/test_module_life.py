@@ -16,17 +16,12 @@ from torch.nn.utils.rnn import pack_padded_sequence
 import fastlstm
 from fastlstm import cells
 from tests.helpers import ROOT
-from tests.helpers.modules import OURS, assert_same_gradients, pair, randn
+from tests.helpers.modules import OURS, assert_same_gradients, flat, pair, randn
 from tests.helpers.tolerances import close
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 each_layer = pytest.mark.parametrize("torch_s", [nn.LSTM, nn.GRU, nn.RNN])
 STACKED = {"num_layers": 2, "bidirectional": True, "batch_first": True}
-
-
-def flat(result):
-    """The tensors of a layer's or a cell's result."""
-    return [result] if isinstance(result, torch.Tensor) else [a for each in result for a in flat(each)]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from torch.func import functional_call, grad
 from torch.utils.checkpoint import checkpoint
 
 import fastlstm
+from tests.helpers.modules import flat
 from tests.helpers.tolerances import close
 
 PART = 128  # the steps of a part, of sequences that are no longer than its square
@@ -29,9 +30,7 @@ def results(module, x, states, **options):
     x = x.clone().requires_grad_()
     states = None if states is None else [a.clone().requires_grad_() for a in states]
     hx = None if states is None else tuple(states) if len(states) > 1 else states[0]
-    output, last, *others = module(x, hx, **options)
-    last = [last] if isinstance(last, torch.Tensor) else list(last)
-    outputs = [output, *last, *others]
+    outputs = flat(module(x, hx, **options))
     loss = sum((a * torch.linspace(-1, 1, a.numel(), dtype=a.dtype).view_as(a)).sum() for a in outputs)
     wanted = [x, *(states or []), *module.parameters()]
     return [a.detach() for a in outputs], torch.autograd.grad(loss, wanted)
