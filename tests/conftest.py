@@ -77,11 +77,16 @@ def ctrl_c():
 
 
 @pytest.fixture
-def two_threads():
+def set_threads():
+    """torch.set_num_threads, until the end of the test."""
     before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
+    yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def two_threads(set_threads):
+    set_threads(2)
 
 
 @pytest.fixture

@@ -7,10 +7,7 @@ from torch.func import functional_call, grad, jvp, stack_module_state, vmap
 import fastlstm
 from fastlstm import torch_private
 from fastlstm.autograd import operators
-from fastlstm.backends import numba, reference
-from fastlstm.backends.base import Gradients, Run
-from fastlstm.backends.base import Layer as Record
-from fastlstm.cells import library
+from fastlstm.backends import numba
 from tests.helpers.layers import Layer
 from tests.helpers.tolerances import close
 from tests.helpers.transforms import backends, backends_but_slow, dtype_of, needs_triton
@@ -66,13 +63,6 @@ def test_per_sample_gradients_equal_a_loop(models):
             close(got[name][b], each, "gradients")
 
 
-@pytest.fixture
-def set_threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 STACKS = [  # groups, T, B, I, H, reverse, masked
     (2, 3, 1, 1, 1, False, False),
     (3, 7, 7, 7, 7, True, False),
@@ -90,41 +80,49 @@ STACKS = [  # groups, T, B, I, H, reverse, masked
     + [pytest.param("triton-ieee", 1, STACKS[2], marks=[needs_triton, pytest.mark.slow])],
     indirect=["backend"],
 )
-def test_a_stack_in_one_call(backend, threads, size, set_threads):
+def test_stacks_of_any_size(backend, threads, size, set_threads):
+    """Outputs, states and gradients are those of one layer after the other, in plain PyTorch and float64."""
     set_threads(threads)
     groups, T, B, I, H, reverse, masked = size
-    layer = Layer(T, groups * B, I, H, reverse=reverse, masked=masked)
-    x, h_0, c_0, *_ = layer.to(torch.double, requires_grad=False)
-    exact = (x, *((torch.randn(groups, 4 * H, *s) * H**-0.5).double() for s in ((I,), (H,), ())), h_0, c_0)
-    inputs, grads = ([a.to(dtype_of(backend)) for a in tensors] for tensors in (exact, layer.gradients))
-    call = *inputs[:4], None, *inputs[4:], layer.lengths, layer.reset
-    got = operators.forward(*call, reverse, library.lstm, True, backend)
-    record = Record.of(library.lstm, (*exact[:4], None, *exact[4:], layer.lengths, layer.reset), reverse)
-    run = reference.forward(record, True)
-    close(got[:4], [run.h, *run.last, run.kept[0]], "long")
-    quick = operators.forward(*call, reverse, library.lstm, False, backend)
-    assert all(torch.equal(a, b) for a, b in zip(quick[:3], got[:3]))
-    needs = [*[True] * 4, False, True, True]
-    gradients = operators.backward(*grads, *call, got[0], *got[3:], reverse, library.lstm, needs, backend)
-    dh, dh_n, dc_n, dc = layer.gradients
-    wanted = reference.backward(Run(dh, (dh_n, dc_n), (dc,)), record, run, Gradients.of(library.lstm, needs)).flat
-    close([a for a in gradients if a is not None], [a for a in wanted if a is not None], "derivatives")
+    layers, dtype = [Layer(T, B, I, H, reverse=reverse, masked=masked) for _ in range(groups)], dtype_of(backend)
+    exact = [layer.to(torch.double) for layer in layers]
+    want = [torch.stack(each) for each in zip(*(layer.truth(given) for layer, given in zip(layers, exact)))]
+    directions = [torch.stack(each) for each in zip(*(layer.gradients for layer in layers))]
+    wanted = torch.autograd.grad(want, [a for given in exact for a in given], directions)
+    leaves = [torch.stack(each).to(dtype).detach().requires_grad_() for each in zip(*exact)]
+    masks = {name: torch.stack([getattr(each, name) for each in layers]) for name in ("lengths", "reset") if masked}
+
+    def run(x, h_0, c_0, *weights, **masks):
+        options = {"reverse": reverse, "return_cells": True, "backend": backend, **masks}
+        output, (h_n, c_n), cells = fastlstm.lstm(x, (h_0, c_0), *weights, **options)
+        return output, h_n, c_n, cells
+
+    def mapped(*leaves):
+        return vmap(lambda leaves, masks: run(*leaves, **masks))(list(leaves), masks)
+
+    got = mapped(*leaves)
+    close(got, want, "long")
+    gradients = torch.autograd.grad(got, leaves, [a.to(dtype) for a in directions])
+    close(gradients, [torch.stack(wanted[k :: len(leaves)]) for k in range(len(leaves))], "derivatives")
+    with torch.no_grad():
+        assert all(map(torch.equal, mapped(*leaves), got))
 
 
 def test_a_stack_in_which_each_group_is_alone():
     """Each group gets the bits that it gets alone on one thread, and a shared weight may be an expanded one."""
-    layer = Layer(6, 12, 9, 20)
+    layer = Layer(6, 4, 9, 20)
     x, h_0, c_0, *weights = layer.to(torch.float32, requires_grad=False)
-    bias = weights[2] + weights[3]
-    shared = [a.unsqueeze(0).expand(3, *a.shape) for a in (weights[0], weights[1], bias)]
-    got = operators.forward(x, *shared, None, h_0, c_0, None, None, False, library.lstm, True, "numba")
-    for g in range(3):
-        rows = slice(4 * g, 4 * g + 4)
-        states = h_0[rows], c_0[rows]
-        tensors = x[:, rows], *weights[:2], bias, None, *states, None, None
-        alone = operators.forward(*tensors, False, library.lstm, True, "numba")
-        assert torch.equal(got[0][:, rows], alone[0])
-        assert torch.equal(got[2][rows], alone[2])
+    many = [torch.stack([a, 2 * a, -a]) for a in (x, h_0, c_0)]
+    shared = [a.unsqueeze(0).expand(3, *a.shape) for a in weights]
+
+    def run(x, h_0, c_0, *weights):
+        output, last = fastlstm.lstm(x, (h_0, c_0), *weights, backend="numba")
+        return output, *last
+
+    got = vmap(run)(*many, *shared)
+    for k in range(3):
+        alone = run(*(a[k] for a in many), *weights)
+        assert all(torch.equal(a[k], b) for a, b in zip(got, alone))
 
 
 @pytest.mark.skipif(not torch_private.KNOWS_LEVELS, reason="where levels are not known, one may be of grad")

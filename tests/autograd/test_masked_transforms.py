@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from torch.func import grad, jacfwd, jacrev, jvp, vmap
+from torch.func import grad, vmap
 
 from tests.helpers.modules import REFERENCE, pair
-from tests.helpers.tolerances import close
 from tests.helpers.transforms import backends_but_slow, dtype_of, needs_triton
 
 T, B = 5, 4
@@ -32,36 +31,6 @@ cases = pytest.mark.parametrize(
 def modules(backend):
     """The reference in float64 and ours in the backend's dtype."""
     return pair(3, 4, num_layers=2, like=REFERENCE, dtype=dtype_of(backend), backend=backend)
-
-
-def both(modules, transform):
-    """`transform`, of a function of x alone and x, for both modules."""
-    x = torch.randn(T, B, 3)
-    for module in modules:
-        yield transform(module, x.to(module.weight_ih_l0.dtype))
-
-
-@cases
-def test_derivatives(modules, name):
-    mask = MASKS[name]
-
-    def derivatives(module, x):
-        def last(x):
-            output, (h_n, c_n) = module(x, **mask)
-            return output[-1].pow(2).sum() + output.sum() + (h_n * c_n).sum()
-
-        tangent = torch.ones_like(x)
-        return [
-            grad(last)(x),
-            jvp(lambda x: module(x, **mask)[0], (x,), (tangent,))[1],
-            jacfwd(lambda x: module(x, **mask)[0].sum((1, 2)))(x),
-            jacrev(lambda x: module(x, **mask)[0].sum((1, 2)))(x),
-            jvp(grad(last), (x,), (tangent,))[1],
-            grad(lambda x: grad(last)(x).pow(2).sum())(x),
-        ]
-
-    want, got = both(modules, derivatives)
-    close(got, want, "derivatives")
 
 
 @backends_but_slow

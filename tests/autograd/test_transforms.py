@@ -4,15 +4,12 @@ import pytest
 import torch
 from torch.autograd import forward_ad
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
-from torch.func import functional_call, jvp, vmap
+from torch.func import jvp, vmap
 from torch.utils.checkpoint import checkpoint
 
 import fastlstm
-from fastlstm.autograd import operators
-from fastlstm.backends.triton.device import INTERPRET
-from fastlstm.cells import library
-from tests.helpers.layers import TORCH, Layer
-from tests.helpers.transforms import backends, dtype_of, slow_in_the_interpreter
+from tests.helpers.layers import TORCH, Layer, needs_native
+from tests.helpers.transforms import BACKENDS, backends, dtype_of, slow_in_the_interpreter
 
 
 @pytest.mark.parametrize(
@@ -22,6 +19,7 @@ from tests.helpers.transforms import backends, dtype_of, slow_in_the_interpreter
         pytest.param("numba", False, True, True, False, True, marks=pytest.mark.slow),
         pytest.param("numba", True, False, False, True, True, marks=pytest.mark.slow),
         ("numba", True, True, True, False, False),
+        pytest.param("native", False, True, True, False, True, marks=needs_native),
         pytest.param("reference", False, False, True, False, True, marks=pytest.mark.slow),
         pytest.param("reference", False, False, True, True, False, marks=pytest.mark.slow),
         pytest.param("triton-ieee", False, True, True, True, True, marks=slow_in_the_interpreter),
@@ -37,15 +35,15 @@ def test_opcheck(backend, stacked, reverse, masked, requires_grad, given):
     if not given:
         tensors[4:] = [None] * 3  # one bias, states of zeros
     args = (*tensors, layer.lengths, layer.reset, reverse)
-    torch.library.opcheck(operators.made[library.lstm].forward, (*args, True, backend))
+    torch.library.opcheck(torch.ops.fastlstm.forward.default, (*args, True, backend))
     with torch.no_grad():
-        torch.library.opcheck(operators.made[library.lstm].forward, (*args, False, backend))
-        h, _, _, c, gates = operators.made[library.lstm].forward(*args, True, backend)
-    torch.library.opcheck(operators.made[library.lstm].layer, (*args, masked, backend))  # with cells or without
+        torch.library.opcheck(torch.ops.fastlstm.forward.default, (*args, False, backend))
+        h, _, _, c, gates = torch.ops.fastlstm.forward(*args, True, backend)
+    torch.library.opcheck(torch.ops.fastlstm.layer.default, (*args, masked, backend))  # with cells or without
     dh, dh_n, dc_n, _ = (g.to(x.dtype) for g in layer.gradients)
     inputs = (dh, dh_n, dc_n, None, *args[:9], h, c, gates, reverse)
     torch.library.opcheck(
-        operators.made[library.lstm].backward, (*inputs, [True, True, False, True, False, given, False], backend)
+        torch.ops.fastlstm.backward.default, (*inputs, [True, True, False, True, False, given, False], backend)
     )
 
 
@@ -81,24 +79,12 @@ def test_saved_tensors_may_be_moved(backend, hooks):
     assert all(torch.equal(a, b) for a, b in zip(got, want))
 
 
-@backends
-def test_functional_call_differentiates_by_what_is_given(backend):
-    dtype = dtype_of(backend)
-    lstm, x = fastlstm.LSTM(5, 6, dtype=dtype, backend=backend), torch.randn(4, 3, 5, dtype=dtype)
-    given = {k: (v.detach() * 2).requires_grad_() for k, v in lstm.named_parameters()}
-    got = torch.autograd.grad(functional_call(lstm, given, (x,))[0].sum(), list(given.values()))
-    twin = fastlstm.LSTM(5, 6, dtype=dtype, backend=backend)
-    twin.load_state_dict(given)
-    assert all(torch.equal(a, b) for a, b in zip(got, torch.autograd.grad(twin(x)[0].sum(), list(twin.parameters()))))
-    assert all(p.grad is None for p in lstm.parameters())
-
-
-@backends
+@pytest.mark.parametrize("backend", [*BACKENDS, pytest.param("native", marks=needs_native)], indirect=True)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("given", [torch.float32, None])
 def test_autocast_training(backend, dtype, given):
     """Whatever the dtype of input and state, as under autocast every matrix product of torch takes it."""
-    if backend == "triton-ieee" and dtype == torch.bfloat16 and INTERPRET:
+    if backend == "triton-ieee" and dtype == torch.bfloat16 and not torch.cuda.is_available():
         pytest.skip("Triton's interpreter multiplies the bits of bf16 as integers")
     lstm, x = fastlstm.LSTM(6, 7, backend=backend), torch.randn(5, 3, 6).to(given or dtype)
     state = torch.zeros(1, 3, 7, dtype=dtype), torch.zeros(1, 3, 7)

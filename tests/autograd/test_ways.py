@@ -59,13 +59,6 @@ def test_a_call_that_is_plain_once_it_was_cast(backend):
     close(output, want, "cast")
 
 
-def test_a_call_without_steps():
-    state = torch.randn(1, B, H), torch.randn(1, B, H)
-    output, last = fastlstm.LSTM(I, H)(torch.empty(0, B, I), state)
-    assert output.shape == (0, B, H)
-    assert all(torch.equal(got, want) for got, want in zip(last, state))
-
-
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
 def test_a_traced_call():
     lstm, x = fastlstm.LSTM(I, H).double(), torch.randn(T, B, I, dtype=torch.double)

@@ -8,9 +8,9 @@ import sys
 import pytest
 
 from tests.helpers import ROOT, interpreter
-from tests.helpers.layers import NOT_BUILT
+from tests.helpers.layers import UNAVAILABLE
 
-NEXT = "native instead" if NOT_BUILT is None else "aten instead, and reference for what aten lacks"
+NEXT = "native instead" if UNAVAILABLE["native"] is None else "aten instead, and reference for what aten lacks"
 BROKEN = {  # a numba's source, and what the reason has to hold
     "too old": ("raise ImportError('Numba needs NumPy 2.9 or less')", "ImportError: Numba needs NumPy 2.9 or less"),
     "too new": ("__version__ = '9.0'", "ImportError: cannot import name 'types' from 'numba'"),

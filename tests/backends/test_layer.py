@@ -1,5 +1,5 @@
 """Every backend's layer against float64:
-outputs, every gradient, masks, directions, odd sizes, strides, NaN and infinity, bits.
+outputs, every gradient, masks, directions, odd sizes, NaN and infinity, bits.
 """
 
 import itertools
@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastlstm
-from fastlstm.backends import numba
-from fastlstm.layers.functional import lstm
+from fastlstm import lstm
 from tests.helpers.layers import BACKENDS, CPU_BACKENDS, OUTPUTS, Layer, compare, draws, error, nn_lstm_errors
 from tests.helpers.tolerances import close
 
@@ -85,35 +84,6 @@ def test_any_subset_of_outputs_has_gradients(backend, wanted):
         torch.testing.assert_close(x, y)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("needed", range(7))
-def test_one_gradient_at_a_time(backend, needed):
-    layer = Layer(4, 3, 5, 6)
-    truth, inputs = layer.to(torch.double), layer.to(torch.double, requires_grad=False)
-    inputs[needed].requires_grad_()
-    want = torch.autograd.grad(layer.truth(truth), truth[needed], layer.gradients)
-    got = torch.autograd.grad(layer.run(inputs, backend), inputs[needed], layer.gradients)
-    torch.testing.assert_close(got, want)
-
-
-@pytest.mark.parametrize("backend", CPU_BACKENDS)
-def test_strides_are_taken_as_they_are(backend):
-    layer = Layer(5, 4, 6, 9)
-    plain, strided = layer.to(torch.double), [a.clone() for a in layer.inputs]
-    strided[0] = strided[0].transpose(0, 1).contiguous().transpose(0, 1)
-    for k in (1, 2, 3, 4):
-        wide = torch.full((strided[k].shape[0], 2 * strided[k].shape[1]), float("nan"), dtype=torch.double)
-        wide[:, : strided[k].shape[1]] = strided[k]
-        strided[k] = wide[:, : strided[k].shape[1]]
-    strided[5] = strided[5].repeat_interleave(2)[::2]
-    strided = [a.requires_grad_() for a in strided]
-    got, want = layer.run(strided, backend), layer.run(plain, backend)
-    assert all(torch.equal(a, b) for a, b in zip(got, want))
-    grads = [g.transpose(0, -1).contiguous().transpose(0, -1) for g in layer.gradients]  # last stride not 1
-    for a, b in zip(torch.autograd.grad(got, strided, grads), torch.autograd.grad(want, plain, layer.gradients)):
-        assert torch.equal(a, b)
-
-
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize("size", [(1, 1, 1), (20, 1, 1), (1, 64, 1), (20, 64, 1)])
 def test_expanded_gradient(backend, size):
@@ -156,51 +126,17 @@ def test_nan_and_infinity_travel_as_in_nn_lstm(backend, value, where):
     ],
 )
 @pytest.mark.parametrize("masked", [False, True])
-def test_bits_do_not_depend_on_threads_or_repetition(backend, size, masked):
+def test_bits_do_not_depend_on_threads_or_repetition(backend, size, masked, set_threads):
     layer = Layer(*size, masked=masked)
-    before, results = torch.get_num_threads(), []
+    results = []
     for threads in (1, 2, 1, 2, 3):
-        torch.set_num_threads(threads)
+        set_threads(threads)
         inputs = layer.to(torch.float32)
         outputs = layer.run(inputs, backend)
         grads = torch.autograd.grad(outputs, inputs, [g.float() for g in layer.gradients])
         results.append([*outputs, *grads])
-    torch.set_num_threads(before)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other))
-
-
-@pytest.mark.parametrize("backend", CPU_BACKENDS)
-@pytest.mark.parametrize("threads", [1, 2])
-def test_a_row_does_not_depend_on_the_rows_beside_it(backend, threads):
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    layer = Layer(6, 13, 28, 100)
-    x, h_0, c_0, *weights = layer.to(torch.float32)
-    output = lstm(x, (h_0, c_0), *weights, backend=backend)[0]
-    dx, dh_0 = torch.autograd.grad(output, [x, h_0], layer.gradients[0].float())
-    for b in (0, 4, 12):
-        row = [a.detach().narrow(-2, b, 1).requires_grad_() for a in (x, h_0, c_0)]
-        alone = lstm(row[0], (row[1], row[2]), *weights, backend=backend)[0]
-        assert torch.equal(alone, output[:, b : b + 1])
-        grads = torch.autograd.grad(alone, row[:2], layer.gradients[0][:, b : b + 1].float())
-        assert torch.equal(grads[0], dx[:, b : b + 1])
-        assert torch.equal(grads[1], dh_0[b : b + 1])
-    torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize("backend", CPU_BACKENDS)
-def test_a_sequence_in_chunks_equals_the_whole(backend):
-    layer = Layer(12, 5, 7, 20)
-    x, h_0, c_0, *weights = layer.to(torch.float32, requires_grad=False)
-    whole, (h_n, c_n) = lstm(x, (h_0, c_0), *weights, backend=backend)
-    state, pieces = (h_0, c_0), []
-    for chunk in x.split([1, 4, 7]):
-        piece, state = lstm(chunk, state, *weights, backend=backend)
-        pieces.append(piece)
-    assert torch.equal(torch.cat(pieces), whole)
-    assert torch.equal(state[0], h_n)
-    assert torch.equal(state[1], c_n)
 
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
@@ -226,37 +162,6 @@ def test_empty_batch_and_empty_sequence(backend):
             assert torch.equal(h_n, h_0)
         grads = torch.autograd.grad((output.sum(), h_n.sum()), [x, h_0, *weights], allow_unused=T == 0)
         assert all(g is None or g.isfinite().all() for g in grads)
-
-
-@pytest.mark.parametrize("backend", CPU_BACKENDS)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_sixteen_bit_tensors_compute_in_float32(backend, dtype):
-    """All but the products of bfloat16 where the processor has a unit for them."""
-    layer = Layer(4, 3, 5, 6)
-    x, h_0, c_0, *weights = layer.to(dtype)
-    output, (h_n, c_n) = lstm(x, (h_0, c_0), *weights, backend=backend)
-    if backend == "numba" and dtype == torch.bfloat16 and numba.max_components():
-        backend = "numba-bf16"
-    want = lstm(x.float(), (h_0.float(), c_0.float()), *(w.float() for w in weights), backend=backend)[0]
-    assert output.dtype == h_n.dtype == c_n.dtype == dtype
-    assert torch.equal(output, want.to(dtype))
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("reverse", [False, True])
-def test_nan_in_the_padding_reaches_nothing(backend, reverse):
-    layer = Layer(6, 4, 5, 9, reverse=reverse)
-    layer.lengths = torch.tensor([6, 0, 3, 5])
-    past = torch.arange(6).unsqueeze(1) >= layer.lengths
-    clean, dirty = layer.to(torch.double), layer.to(torch.double)
-    with torch.no_grad():
-        dirty[0][past] = float("nan")
-        clean[0][past] = 0
-    want, got = layer.run(clean, "reference"), layer.run(dirty, backend)
-    torch.testing.assert_close(got, want)
-    wanted = torch.autograd.grad(want, clean, layer.gradients)
-    for a, b in zip(torch.autograd.grad(got, dirty, layer.gradients), wanted):
-        torch.testing.assert_close(a, b)
 
 
 def test_tensors_whose_memory_does_not_hold_their_values():

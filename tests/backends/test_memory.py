@@ -5,6 +5,7 @@ import os
 import threading
 import weakref
 from collections import deque
+from functools import partial
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import torch
 import fastlstm
 from fastlstm.backends import memory
 from tests.helpers.layers import CPU_BACKENDS
+from tests.helpers.threads import at_once
 
 
 @pytest.fixture(autouse=True)
@@ -172,11 +174,7 @@ def test_calls_at_once_have_scratch_of_their_own():
         with torch.no_grad():
             found.extend(torch.equal(lstms[k](x)[0], want[k]) for _ in range(200))
 
-    threads = [threading.Thread(target=calls, args=(k,)) for k in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(*(partial(calls, k) for k in range(4)))
     assert len(found) == 800
     assert all(found)
     assert len(memory._scratch) <= 5

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 from torch.autograd import forward_ad
-from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vmap
+from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 
 import fastlstm
 from fastlstm.backends import csrc, dispatch
@@ -55,6 +55,10 @@ with fastlstm.use_backend("aten"):
     assert torch.equal(got, lstm(x)[0])
 for warning in caught:
     print(warning.category.__name__, warning.message)
+try:
+    fastlstm.lstm(x, None, *lstm.parameters(), backend="native")
+except RuntimeError as error:
+    print(error)
 """
 NUMBA = {
     "broken": (
@@ -82,9 +86,10 @@ def test_one_warning_with_both_reasons(tmp_path, how, library):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
     done = interpreter.run(CODE if source else hide + CODE, cwd=tmp_path, environment=environment)
     assert done.returncode == 0, done.stderr
-    (warned,) = done.stdout.splitlines()
+    warned, refused = done.stdout.splitlines()
     assert warned.startswith(f"RuntimeWarning {reason}; the native backend")
-    assert ("cannot be loaded" if library else "this installation has none") in warned
+    for message in (warned, refused):
+        assert ("cannot be loaded" if library else "needs _native") in message
     assert warned.endswith("; auto takes aten instead, and reference for what aten lacks")
 
 
@@ -122,13 +127,6 @@ def test_transforms(without_kernels, transform, frozen, options):
     torch.testing.assert_close(got, want)
 
 
-def test_an_ensemble(without_kernels):
-    x, models = torch.randn(5, 2, 3), [fastlstm.LSTM(3, 4) for _ in range(3)]
-    parameters, _ = stack_module_state(models)
-    got = vmap(lambda parameters: functional_call(models[0], parameters, (x,))[0])(parameters)
-    torch.testing.assert_close(got, torch.stack([model(x)[0] for model in models]))
-
-
 @pytest.mark.parametrize("needs_input", [False, True])
 def test_compiled_training(without_kernels, needs_input):
     """Without a node for each step, and at other sizes without a second compilation."""
@@ -164,13 +162,6 @@ def test_other_dtypes(without_kernels, dtype):
     assert (got - want).abs().max() < bound
     gradients = (torch.autograd.grad(y.sum(), x)[0] for y in (got, want))
     torch.testing.assert_close(*gradients, rtol=0, atol=bound)
-
-
-def test_the_meta_device(without_kernels):
-    lstm = fastlstm.LSTM(3, 4, device="meta")
-    output, (h_n, c_n) = lstm(torch.randn(5, 2, 3, device="meta"))
-    assert (output.shape, h_n.shape, c_n.shape) == ((5, 2, 4), (1, 2, 4), (1, 2, 4))
-    assert output.is_meta
 
 
 def test_complex_numbers_are_no_fault_of_the_installation(monkeypatch, recwarn):

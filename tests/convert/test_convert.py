@@ -13,27 +13,34 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
 import fastlstm
-from fastlstm.convert import replace_lstm, restore_lstm
+from fastlstm.convert import replace, replace_lstm, restore, restore_lstm
 from tests.helpers.layers import TORCH
+from tests.helpers.modules import OURS
 from tests.helpers.tolerances import close
 
 
 class Tagger(nn.Module):
-    """LSTMs at several depths, one under two names, one outside the registered modules."""
+    """All kinds at several depths, one module under two names, one outside the registered modules."""
 
     def __init__(self):
         super().__init__()
         self.embed = nn.Linear(4, 3)
         self.encoder = nn.Sequential(nn.LSTM(3, 5, 2, bidirectional=True, batch_first=True, dropout=0.4))
-        self.cells = nn.ModuleDict({"a": nn.LSTMCell(10, 6), "b": nn.LSTMCell(6, 6, bias=False)})
+        self.layers = nn.ModuleList([nn.GRU(10, 5, 2, dropout=0.4, batch_first=True), nn.RNN(5, 5, 1, "relu")])
+        self.cells = nn.ModuleDict({"a": nn.LSTMCell(5, 6), "b": nn.LSTMCell(6, 6, bias=False)})
+        self.others = nn.ModuleList([nn.GRUCell(6, 6), nn.RNNCell(6, 6, bias=False)])
         self.tied = self.encoder[0]
         self.seen = [self.encoder[0]]
         self.double()
 
     def forward(self, x):
         output, (h_n, _) = self.tied(self.embed(x))
+        for layer in self.layers:
+            output, _ = layer(output)
         h, c = self.cells["a"](output[:, -1])
         h, c = self.cells["b"](h, (h, c))
+        for cell in self.others:
+            h = cell(h)
         return h.sum() + h_n.cos().sum()
 
 
@@ -66,19 +73,20 @@ class Double(nn.Module):
         return 2 * weight
 
 
-def test_replace_and_restore():
+@pytest.mark.parametrize(("change", "undo"), [(replace, restore), (replace_lstm, restore_lstm)])
+def test_replace_and_restore(change, undo):
     torch.manual_seed(0)
     model = Tagger().train()
     model.encoder[0].weight_hh_l1.requires_grad_(False)
     reference = deepcopy(model)
     parameters, modules = dict(model.named_parameters()), dict(model.named_modules())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    assert replace_lstm(model, backend="reference") is model
-    assert type(model.tied) is fastlstm.LSTM
+    assert change(model, backend="reference") is model
+    for a, b in zip(model.modules(), reference.modules(), strict=True):
+        changes = type(b) in (OURS if change is replace else (nn.LSTM, nn.LSTMCell))
+        assert type(a) is (OURS[type(b)] if changes else type(b))
+        assert not changes or a.backend == "reference"
     assert model.tied is model.encoder[0] is model.seen[0]
-    assert model.tied.backend == "reference"
-    assert [type(cell) for cell in model.cells.values()] == [fastlstm.LSTMCell] * 2
-    assert {type(m) for m in model.modules()}.isdisjoint({nn.LSTM, nn.LSTMCell})
     assert all(a is b for a, b in zip(model.parameters(), parameters.values(), strict=True))
     assert dict(model.named_modules()) == modules
     assert list(model.state_dict()) == list(reference.state_dict())
@@ -92,25 +100,22 @@ def test_replace_and_restore():
         losses[-1].backward()
         optim.step()
     close(*losses, "sums")
-    for a, b in zip(model.parameters(), reference.parameters(), strict=True):
-        close(a, b, "sums")
+    close(list(model.parameters()), list(reference.parameters()), "sums")
 
-    assert restore_lstm(model) is model
-    assert type(model.tied) is nn.LSTM
-    assert [type(cell) for cell in model.cells.values()] == [nn.LSTMCell] * 2
+    assert undo(model) is model
     assert all(a is b for a, b in zip(model.parameters(), parameters.values(), strict=True))
-    assert vars(model.tied).keys() == vars(reference.tied).keys()
-    assert vars(model.cells["a"]).keys() == vars(reference.cells["a"]).keys()
+    for a, b in zip(model.modules(), reference.modules(), strict=True):
+        assert type(a) is type(b)
+        assert vars(a).keys() == vars(b).keys()
     close(model.eval()(x), reference.eval()(x), "sums")
 
 
-def test_replace_the_model_itself():
-    for make, cls in ((lambda: nn.LSTM(3, 5), fastlstm.LSTM), (lambda: nn.LSTMCell(3, 5), fastlstm.LSTMCell)):
-        module = make()
-        assert replace_lstm(module) is module
-        assert type(module) is cls
-        assert replace_lstm(module) is module  # a second time changes nothing
-        assert type(restore_lstm(module)) is type(make())
+def test_only_lstms_are_restored():
+    model = restore_lstm(replace(Tagger()))
+    assert type(model.tied) is nn.LSTM
+    assert [type(m) for m in (*model.layers, *model.others)] == [
+        fastlstm.GRU, fastlstm.Elman, fastlstm.GRUCell, fastlstm.ElmanCell,
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
@@ -133,38 +138,35 @@ def test_device_dtype_mode_and_hooks_stay(device):
     assert calls == ["before", "after", "backward", "state"]
 
 
-@pytest.mark.parametrize("base", [nn.LSTM, Bare])
-@pytest.mark.parametrize("name", ["weight_hh_l0", "bias_ih_l0"])
+@pytest.mark.parametrize(
+    ("base", "name"),
+    [
+        *((base, name) for base in (nn.LSTM, Bare) for name in ("weight_hh_l0", "bias_ih_l0")),
+        *((base, "weight_hh_l0") for base in (nn.GRU, nn.RNN)),
+        *((base, "weight_hh") for base in (nn.LSTMCell, nn.GRUCell, nn.RNNCell)),
+    ],
+)
 @pytest.mark.parametrize("restored", [False, True])
 def test_parametrized(base, name, restored):
-    lstm, x = base(3, 5, dtype=torch.float64), torch.randn(4, 2, 3, dtype=torch.float64)
-    parametrize.register_parametrization(lstm, name, Double())
-    original, expected = lstm.parametrizations[name].original, lstm(x)[0]
-    replace_lstm(lstm)
-    assert isinstance(lstm, fastlstm.LSTM)
-    assert parametrize.is_parametrized(lstm, name)
-    assert lstm.parametrizations[name].original is original
-    close(lstm(x)[0], expected, "sums")
-    close(deepcopy(lstm)(x)[0], expected, "sums")
+    module, x = base(3, 5, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
+    ours = fastlstm.LSTM if base is Bare else OURS[base]
+    parametrize.register_parametrization(module, name, Double())
+    original, expected = module.parametrizations[name].original, module(x)
+    replace(module)
+    assert isinstance(module, ours)
+    assert parametrize.is_parametrized(module, name)
+    assert module.parametrizations[name].original is original
+    close(module(x), expected, "sums")
+    close(deepcopy(module)(x), expected, "sums")
     if restored:
-        restore_lstm(lstm)
-        assert isinstance(lstm, base)
-        close(lstm(x)[0], expected, "sums")
-    parametrize.remove_parametrizations(lstm, name)
-    assert isinstance(lstm, fastlstm.LSTM) is not restored
-    assert type(lstm).__name__ == base.__name__
-    close(lstm(x)[0], expected, "sums")
-    assert type(restore_lstm(lstm)) is base
-
-
-def test_weight_norm_stays():
-    cell = parametrizations.weight_norm(nn.LSTMCell(3, 5, dtype=torch.float64), "weight_hh")
-    x = torch.randn(2, 3, dtype=torch.float64)
-    expected = cell(x)
-    for got, reference in zip(replace_lstm(cell)(x), expected, strict=True):
-        close(got, reference, "sums")
-    names = set(dict(cell.named_parameters()))
-    assert names >= {"parametrizations.weight_hh.original0", "parametrizations.weight_hh.original1"}
+        restore(module)
+        assert isinstance(module, base)
+        close(module(x), expected, "sums")
+    parametrize.remove_parametrizations(module, name)
+    assert isinstance(module, ours) is not restored
+    assert type(module).__name__ == (base if restored or base is Bare else ours).__name__
+    close(module(x), expected, "sums")
+    assert type(restore(module)) is base
 
 
 @pytest.mark.parametrize("cls", [Bare, Abstract])
@@ -250,30 +252,29 @@ def test_a_model_is_replaced_whole_or_not_at_all():
     assert [type(module) for module in model] == [nn.LSTM, Final]
 
 
-@pytest.mark.parametrize("base", [nn.LSTM, nn.LSTMCell])
-@pytest.mark.parametrize("name", ["backend", "forget_bias"])
+@pytest.mark.parametrize(
+    ("base", "name"),
+    [
+        *((nn.LSTM, name) for name in ("backend", "forget_bias", "zoneout", "recurrent_dropout", "_cell", "_run")),
+        *((nn.GRU, name) for name in ("backend", "zoneout", "recurrent_dropout", "_cell")),
+        *((nn.LSTMCell, name) for name in ("backend", "forget_bias")),
+    ],
+)
 def test_a_name_that_ours_means_something_else_by(base, name):
     class Own(base):
         pass
 
     on_class, on_instance = Own(3, 5), Own(3, 5)
     setattr(on_instance, name, "mine")
-    model = nn.Sequential(nn.LSTM(3, 5), on_instance)
-    with pytest.raises(TypeError, match=f"cannot replace a Own that has a '{name}' of its own"):
-        replace_lstm(model)
-    assert type(model[0]) is nn.LSTM
+    model = nn.Sequential(base(3, 5), on_instance)
+    for function in (replace, replace_lstm) if base is not nn.GRU else (replace,):
+        message = f"{function.__name__} cannot replace a Own that has a '{name}' of its own"
+        with pytest.raises(TypeError, match=message):
+            function(model)
+        assert type(model[0]) is base
     setattr(Own, name, "mine")
     with pytest.raises(TypeError, match=f"cannot replace a Own that has a '{name}' of its own"):
-        replace_lstm(on_class)
-
-
-def test_a_method_that_ours_has_another_of():
-    class Own(nn.LSTM):
-        def _run(self):
-            return "mine"
-
-    with pytest.raises(TypeError, match="cannot replace a Own that has a '_run' of its own"):
-        replace_lstm(Own(3, 5))
+        replace(on_class)
 
 
 def test_a_backend_for_what_is_ours_already():
@@ -332,34 +333,34 @@ def test_unknown_backend():
 # one module, not in place
 
 
-@pytest.mark.parametrize(
-    "arguments", [{}, {"num_layers": 2, "bidirectional": True, "batch_first": True, "dropout": 0.4}]
-)
-def test_from_and_to_torch(arguments):
-    theirs = nn.LSTM(3, 5, dtype=torch.float64, **arguments).eval()
-    theirs.register_forward_hook(lambda module, args, output: (2 * output[0], output[1]))
-    ours = fastlstm.LSTM.from_torch(theirs)
+@pytest.mark.parametrize("theirs", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True, "batch_first": True, "dropout": 0.4}])
+def test_from_and_to_torch(theirs, options):
+    module, cls = theirs(3, 5, dtype=torch.float64, **options).eval(), OURS[theirs]
+    module.register_forward_hook(lambda module, args, output: (2 * output[0], output[1]))
+    ours = cls.from_torch(module)
     assert "_flat_weights" not in vars(ours)  # a second list would keep weights alive that were replaced
     ours.backend = "reference"
     back = ours.to_torch()
-    assert vars(back).keys() == vars(theirs).keys()
+    assert vars(back).keys() == vars(module).keys()
     ours.backend = None
-    assert (type(theirs), type(ours), type(back)) == (nn.LSTM, fastlstm.LSTM, nn.LSTM)
+    assert (type(module), type(ours), type(back)) == (theirs, cls, theirs)
     x = torch.randn(4, 2, 3, dtype=torch.float64)
     for other in (ours, back):
-        assert all(a is b for a, b in zip(other.parameters(), theirs.parameters(), strict=True))
-        assert repr(other).removeprefix("fastlstm.") == repr(theirs)
+        assert all(a is b for a, b in zip(other.parameters(), module.parameters(), strict=True))
+        assert repr(other).removeprefix("fastlstm.").replace("Elman", "RNN") == repr(module)
         assert not other.training
-        close(other(x)[0], theirs(x)[0], "sums")
+        close(other(x), module(x), "sums")
     ours.register_forward_hook(lambda module, args, output: (0 * output[0], output[1]))
     ours.weight_hh_l0 = nn.Parameter(torch.zeros_like(ours.weight_hh_l0))
-    assert theirs(x)[0].any()  # its hooks and attributes are its own
-    assert theirs.weight_hh_l0.any()
+    assert module(x)[0].any()  # its hooks and attributes are its own
+    assert module.weight_hh_l0.any()
+    message = f"module must be a torch.nn.modules.rnn.{theirs.__name__}, got Linear"
+    with pytest.raises(TypeError, match=re.escape(message)):
+        cls.from_torch(nn.Linear(3, 5))
 
 
 def test_from_torch_takes_plain_lstms():
-    with pytest.raises(TypeError, match=re.escape("module must be a torch.nn.modules.rnn.LSTM, got GRU")):
-        fastlstm.LSTM.from_torch(nn.GRU(3, 5))
     parametrized = parametrizations.weight_norm(nn.LSTM(3, 5), "weight_hh_l0")
     with pytest.raises(TypeError, match="got ParametrizedLSTM"):
         fastlstm.LSTM.from_torch(parametrized)

@@ -12,38 +12,13 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 import fastlstm
-from fastlstm.convert import replace, replace_lstm, restore, restore_lstm
+from fastlstm.convert import replace, restore
 from tests.convert.test_convert import Double
-from tests.helpers.modules import torch_s_repr
+from tests.helpers.modules import OURS, torch_s_repr
 from tests.helpers.tolerances import close
 
-KINDS = [
-    (nn.LSTM, fastlstm.LSTM),
-    (nn.GRU, fastlstm.GRU),
-    (nn.RNN, fastlstm.Elman),
-    (nn.LSTMCell, fastlstm.LSTMCell),
-    (nn.GRUCell, fastlstm.GRUCell),
-    (nn.RNNCell, fastlstm.ElmanCell),
-]
-each_kind = pytest.mark.parametrize(("theirs", "ours"), KINDS, ids=[theirs.__name__ for theirs, _ in KINDS])
-
-
-class Mixture(nn.Module):
-    """All kinds at once."""
-
-    def __init__(self):
-        super().__init__()
-        self.layers = nn.ModuleList([nn.GRU(3, 5, 2, dropout=0.4), nn.RNN(5, 5, 1, "relu"), nn.LSTM(5, 5)])
-        self.cells = nn.ModuleList([nn.GRUCell(5, 5), nn.RNNCell(5, 5, bias=False), nn.LSTMCell(5, 5)])
-        self.double()
-
-    def forward(self, x):
-        for layer in self.layers:
-            x, _ = layer(x)
-        h = x[-1]
-        for cell in self.cells[:2]:
-            h = cell(h)
-        return self.cells[2](h)[0].sum()
+KINDS = list(OURS.items())
+each_kind = pytest.mark.parametrize(("theirs", "ours"), KINDS, ids=[theirs.__name__ for theirs in OURS])
 
 
 Item = TypeVar("Item")
@@ -58,29 +33,6 @@ def test_generic_subclasses(bases):
     close(replace(module)(x), want, "sums")
     assert isinstance(module, fastlstm.GRU)
     assert type(restore(module)) is cls
-
-
-def test_replace_and_restore_all_kinds():
-    model = Mixture()
-    reference, parameters = deepcopy(model), list(model.parameters())
-    assert replace(model) is model
-    modules = [*model.layers, *model.cells]
-    assert [type(m).__name__ for m in modules] == ["GRU", "Elman", "LSTM", "GRUCell", "ElmanCell", "LSTMCell"]
-    assert {type(m).__module__.partition(".")[0] for m in modules} == {"fastlstm"}
-    assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
-    x, losses = torch.randn(6, 2, 3, dtype=torch.float64), []
-    for each in (model, reference):
-        torch.manual_seed(1)
-        losses.append(each(x))
-        losses[-1].backward()
-    close(*losses, "sums")
-    for a, b in zip(model.parameters(), reference.parameters(), strict=True):
-        close(a.grad, b.grad, "gradients")
-    assert restore(model) is model
-    for a, b in zip([*model.layers, *model.cells], [*reference.layers, *reference.cells], strict=True):
-        assert type(a) is type(b)
-        assert vars(a).keys() == vars(b).keys()
-    close(model.eval()(x), reference.eval()(x), "sums")
 
 
 @each_kind
@@ -107,15 +59,6 @@ def test_the_repr_says_whose_module_it_is(theirs, ours, keep_type, parametrized)
         assert str(restore(model)) == before
 
 
-def test_replace_lstm_leaves_the_others():
-    model = replace_lstm(Mixture())
-    assert [type(m) for m in model.layers] == [nn.GRU, nn.RNN, fastlstm.LSTM]
-    replace(model, backend="reference")
-    assert {m.backend for m in (*model.layers, *model.cells)} == {"reference"}
-    restore_lstm(model)
-    assert [type(m) for m in model.layers] == [fastlstm.GRU, fastlstm.Elman, nn.LSTM]
-
-
 @each_kind
 @pytest.mark.parametrize("keep_type", [False, True])
 def test_a_subclass_of_any_kind(theirs, ours, keep_type):
@@ -135,32 +78,6 @@ def test_a_subclass_of_any_kind(theirs, ours, keep_type):
         assert type(restore(module)) is make
         assert vars(module).keys() == vars(original).keys()
         close(module(x), expected, "sums")
-
-
-@each_kind
-def test_parametrized_modules_of_any_kind(theirs, ours):
-    name = "weight_hh_l0" if issubclass(theirs, nn.RNNBase) else "weight_hh"
-    module, x = theirs(3, 5, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
-    parametrize.register_parametrization(module, name, Double())
-    expected = module(x)
-    replace(module)
-    assert isinstance(module, ours)
-    close(module(x), expected, "sums")
-    restore(module)
-    assert isinstance(module, theirs)
-    close(module(x), expected, "sums")
-
-
-@pytest.mark.parametrize("name", ["backend", "zoneout", "recurrent_dropout", "_cell"])
-@pytest.mark.parametrize("base", [nn.GRU, nn.LSTM])
-def test_names_that_ours_mean_something_else_by(base, name):
-    class Own(base):
-        pass
-
-    module = Own(3, 5)
-    setattr(module, name, "mine")
-    with pytest.raises(TypeError, match=f"replace cannot replace a Own that has a '{name}' of its own"):
-        replace(module)
 
 
 def test_a_model_of_nothing_recurrent_is_warned_of():
@@ -186,21 +103,3 @@ def test_what_has_no_counterpart_in_torch_stays():
         restore(gru)
     assert type(gru) is nn.GRU
     assert caught[0].filename == __file__
-
-
-@pytest.mark.parametrize(("theirs", "ours"), KINDS[1:3])
-@pytest.mark.parametrize("arguments", [{}, {"num_layers": 2, "bidirectional": True, "batch_first": True}])
-def test_from_and_to_torch_of_other_kinds(theirs, ours, arguments):
-    module, x = theirs(3, 5, **arguments).double().eval(), torch.randn(4, 2, 3, dtype=torch.float64)
-    new = ours.from_torch(module)
-    back = new.to_torch()
-    assert (type(new), type(back)) == (ours, theirs)
-    assert vars(back).keys() == vars(module).keys()
-    for other in (new, back):
-        assert all(a is b for a, b in zip(other.parameters(), module.parameters(), strict=True))
-        assert not other.training
-        close(other(x), module(x), "sums")
-    with pytest.raises(
-        TypeError, match=re.escape(f"module must be a torch.nn.modules.rnn.{theirs.__name__}, got LSTM")
-    ):
-        ours.from_torch(nn.LSTM(3, 5))

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from fastlstm.mnist import report
+import fastlstm.train
+from fastlstm.mnist import checkpoint, report, saved
+from fastlstm.mnist.model import RowLSTM
 from tests.helpers.idx import tiny_arrays, write_set
 
 
@@ -13,15 +15,65 @@ def tiny(tmp_path_factory):
     return write_set(tmp_path_factory.mktemp("tiny"), tiny_arrays())
 
 
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run's directory, with a model that was not trained."""
+    directory = tmp_path_factory.mktemp("run")
+    saved.save(directory / "model.pt", RowLSTM(28, 16, generator=torch.Generator().manual_seed(1)), (28, 28))
+    return directory
+
+
 @pytest.fixture(autouse=True)
-def _threads():
+def _threads(set_threads):
     """The trainer sets the process's threads."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
 def no_pictures(monkeypatch):
     """They take longer than short runs."""
     monkeypatch.setattr(report, "draw", lambda *arguments: {})
+
+
+@pytest.fixture
+def train():
+    """Trains by the command, to its end."""
+
+    def call(*arguments, code=0):
+        assert fastlstm.train.main([*map(str, arguments)]) == code
+
+    return call
+
+
+@pytest.fixture
+def refused(capsys):
+    """Runs a command that ends with one line and nothing else, and returns the line."""
+
+    def call(main, *arguments):
+        with pytest.raises(SystemExit) as stop:
+            main([*map(str, arguments)])
+        assert stop.value.code == 2
+        streams = capsys.readouterr()
+        assert streams.out == ""
+        assert streams.err.count("\n") == 1
+        return streams.err
+
+    return call
+
+
+@pytest.fixture
+def interrupted(monkeypatch, ctrl_c):
+    """Trains until Ctrl-C's signal, which comes once a checkpoint of so many iterations is written."""
+
+    def call(iterations, *arguments):
+        save = checkpoint.save
+
+        def interrupting(path, state):
+            save(path, state)
+            if state["state"]["history"]["curves"].shape[1] == iterations:
+                ctrl_c()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint, "save", interrupting)
+            assert fastlstm.train.main([*map(str, arguments)]) == 130
+
+    return call

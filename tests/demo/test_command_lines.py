@@ -19,31 +19,13 @@ from benchmarks import run as benchmark
 from fastlstm.mnist import checkpoint, saved
 from fastlstm.mnist.model import RowLSTM
 from tests.helpers import ROOT
+from tests.helpers.demo import SMALL
 from tests.helpers.idx import tiny_arrays, write_set
 
 COMMANDS = {"train": fastlstm.train.main, "predict": fastlstm.predict.main, "export": fastlstm.export.main}
 TRAINS = "python -m fastlstm.train trains one"
 # Chinese, Arabic, Hindi, an emoji that is a sequence, mathematics to matplotlib, and a line of its own
 NAMES = ("三.png", "ثلاثة.png", "तीन.png", "👩‍💻.png", r"$\frac$.png", "one\nline.png")
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A run's directory, with a model that was not trained."""
-    directory = tmp_path_factory.mktemp("run")
-    saved.save(directory / "model.pt", RowLSTM(28, 4), (28, 28))
-    return directory
-
-
-def refused(main, capsys, *arguments):
-    """The one line that `main` ends with."""
-    with pytest.raises(SystemExit) as stop:
-        main([*map(str, arguments)])
-    assert stop.value.code == 2
-    streams = capsys.readouterr()
-    assert streams.out == ""
-    assert streams.err.count("\n") == 1
-    return streams.err
 
 
 @pytest.mark.parametrize("main", [*COMMANDS.values(), benchmark.main], ids=[*COMMANDS, "benchmarks.run"])
@@ -76,35 +58,31 @@ def test_version(capsys, main):
     [
         (fastlstm.predict.main, (), "argument --model: runs/row-lstm: expected a model .*, found none; "),
         (fastlstm.predict.main, ("x.png",), "argument --model: runs/row-lstm: expected a model .*, found none; "),
-        (
-            fastlstm.predict.main,
-            ("x.png", "--model", "m.pt"),
-            "argument --model: m.pt: expected a model .*, found none; ",
-        ),
+        (fastlstm.predict.main, ("x.png", "--model", "m.pt"), "argument --model: m.pt: expected .*, found none; "),
         (fastlstm.export.main, (), "argument MODEL: must be a run's directory or its model.pt, got none; "),
         (fastlstm.export.main, ("m.pt", "out"), "argument MODEL: m.pt: expected a model .*, found none; "),
     ],
 )
-def test_without_a_model_it_is_said_how_to_train_one(tmp_path, monkeypatch, capsys, main, arguments, message):
+def test_without_a_model_it_is_said_how_to_train_one(tmp_path, monkeypatch, refused, main, arguments, message):
     monkeypatch.chdir(tmp_path)
-    line = refused(main, capsys, *arguments)
+    line = refused(main, *arguments)
     assert re.fullmatch(rf"python -m fastlstm\.(predict|export): error: {message}{TRAINS}\n", line)
 
 
 @pytest.mark.parametrize("main", [fastlstm.predict.main, fastlstm.export.main], ids=["predict", "export"])
-def test_a_run_without_a_model_is_trained_to_its_end(tmp_path, capsys, main):
+def test_a_run_without_a_model_is_trained_to_its_end(tmp_path, refused, main):
     checkpoint.save(tmp_path / "checkpoint.pt", {})
     arguments = ("x.png", "--model", tmp_path) if main is fastlstm.predict.main else (tmp_path, tmp_path / "out")
-    assert f"found none; python -m fastlstm.train --resume {tmp_path} trains one" in refused(main, capsys, *arguments)
+    assert f"found none; python -m fastlstm.train --resume {tmp_path} trains one" in refused(main, *arguments)
 
 
-def test_with_a_model_images_are_asked_for(capsys, run):
-    line = refused(fastlstm.predict.main, capsys, "--model", run)
+def test_with_a_model_images_are_asked_for(refused, run):
+    line = refused(fastlstm.predict.main, "--model", run)
     assert "argument IMAGE: must be one or more pictures, IDX files or directories, got none" in line
 
 
-def test_an_export_without_its_name_is_refused(capsys, run):
-    assert "argument OUT: must be the file to write" in refused(fastlstm.export.main, capsys, run)
+def test_an_export_without_its_name_is_refused(refused, run):
+    assert "argument OUT: must be the file to write" in refused(fastlstm.export.main, run)
 
 
 def test_export_takes_a_run_s_directory(tmp_path, run):
@@ -164,13 +142,13 @@ def exported(folder):
     ],
     ids=["png", "jpeg", "checkpoint", "export", "text", "empty", "module", "script", "cut", "dictionary", "tensor"],
 )
-def test_what_is_no_model_is_told_by_its_kind(tmp_path, capsys, recwarn, main, content, found):
+def test_what_is_no_model_is_told_by_its_kind(tmp_path, capsys, refused, recwarn, main, content, found):
     path = tmp_path / "given"
     path.write_bytes(content(tmp_path))
     capsys.readouterr()
     recwarn.clear()
     arguments = ("x.png", "--model", path) if main is fastlstm.predict.main else (path, tmp_path / "out")
-    line = refused(main, capsys, *arguments)
+    line = refused(main, *arguments)
     expected = f"{re.escape(str(path))}: expected a model that fastlstm.train wrote, found {found}"
     assert re.fullmatch(rf".* error: argument (--model|MODEL): {expected}\n", line)
     assert "weights_only" not in line
@@ -182,13 +160,13 @@ def test_what_is_no_model_is_told_by_its_kind(tmp_path, capsys, recwarn, main, c
     [("nonsense", "invalid choice: 'nonsense' .*"), ("native", "the native backend .*")],
     ids=["unknown", "unavailable"],
 )
-def test_a_backend_that_cannot_be_measured_is_one_line(monkeypatch, capsys, backend, message):
+def test_a_backend_that_cannot_be_measured_is_one_line(monkeypatch, refused, backend, message):
     def begun(*arguments):
         raise AssertionError("the measurement began")
 
     monkeypatch.setattr(benchmark.machine, "describe", begun)
     monkeypatch.setattr(benchmark.dispatch.module("native"), "supports", lambda *_: "the native backend needs a loom")
-    line = refused(benchmark.main, capsys, "--backend", "numba", backend)
+    line = refused(benchmark.main, "--backend", "numba", backend)
     assert re.fullmatch(rf"python -m benchmarks\.run: error: argument --backend: {message}\n", line)
 
 
@@ -262,12 +240,11 @@ def test_names_in_any_script_are_printed_in_ascii(tmp_path, run):
     paths = [write_picture(tmp_path / name) for name in names]
     data = write_set(tmp_path / os.fsdecode(b"\xff"), tiny_arrays())
     out = tmp_path / os.fsdecode("三".encode() + b"\xfe")
-    small = ("--batch-size=32", "--hidden-size=7", "--backend=aten", "--threads=1", "--iterations=2")
     (*told, code, error), exported, missing, *trained = commands(
         ("predict", *paths, "--model", run, "--out", tmp_path / "三"),
         ("export", run, tmp_path / "三.flstm"),
         ("export", run, tmp_path / "missing 三" / "out"),
-        ("train", "--data", data, *small, "--out", out),
+        ("train", "--data", data, *SMALL, "--iterations=2", "--out", out),
         ("train", "--resume", out),
     )
     assert (code, error) == ("0", "")

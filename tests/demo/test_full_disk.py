@@ -1,7 +1,6 @@
 """A full disk: one line says what could not be written, and neither figures nor older files are lost."""
 
 import errno
-import json
 import os
 import re
 import subprocess
@@ -15,13 +14,11 @@ from PIL import Image
 import fastlstm.export
 import fastlstm.predict
 import fastlstm.train
-from fastlstm.mnist import saved
-from fastlstm.mnist.model import RowLSTM
 from tests.helpers import ROOT
+from tests.helpers.demo import SMALL, figures
 
-SMALL = ("--batch-size=32", "--hidden-size=7", "--backend=aten", "--threads=1", "--iterations=8")
+SHORT = (*SMALL, "--iterations=8")
 FULL = "cannot be written (No space left on device)"
-TIMES = {"seconds", "ms_per_iteration", "ms_per_iteration_median", "images_per_second", "time_to_99"}
 needs_full = pytest.mark.skipif(
     not Path("/dev/full").exists(), reason="needs a device that is always full, as on Linux"
 )
@@ -44,40 +41,31 @@ def full_disk(monkeypatch):
     return fill
 
 
-def figures(directory):
-    metrics = json.loads((directory / "metrics.json").read_text())
-    return {key: value for key, value in metrics.items() if key not in TIMES}
-
-
 def last_line(text):
     return text.splitlines()[-1]
 
 
-def refused(main, *arguments):
+def stopped(main, *arguments):
     with pytest.raises(SystemExit) as stop:
         main([*map(str, arguments)])
     assert stop.value.code == 2
 
 
-def test_a_disk_that_is_full_at_the_start_is_one_line(tiny, tmp_path, full_disk, capsys):
+def test_a_disk_that_is_full_at_the_start_is_one_line(tiny, tmp_path, full_disk, refused):
     full_disk(0)
-    refused(fastlstm.train.main, "--data", tiny, *SMALL, "--out", tmp_path)
-    streams = capsys.readouterr()
-    assert streams.err == f"python -m fastlstm.train: error: {tmp_path / 'checkpoint.pt'}: {FULL}\n"
-    assert streams.out == ""
+    line = refused(fastlstm.train.main, "--data", tiny, *SHORT, "--out", tmp_path)
+    assert line == f"python -m fastlstm.train: error: {tmp_path / 'checkpoint.pt'}: {FULL}\n"
     assert list(tmp_path.iterdir()) == []
 
 
-LENGTHS = (
-    "--checkpoint-every",
-    "2",
-)  # written after 0, 2, 4, 6 and 8 iterations, then metrics.json, model.pt, pictures
+# Checkpoints are written after 0, 2, 4, 6 and 8 iterations, then metrics.json, model.pt, and pictures
+LENGTHS = ("--checkpoint-every", "2")
 
 
 @pytest.fixture(scope="module")
 def whole(tiny, tmp_path_factory):
     directory = tmp_path_factory.mktemp("whole")
-    assert fastlstm.train.main(["--data", str(tiny), *SMALL, *LENGTHS, "--out", str(directory)]) == 0
+    assert fastlstm.train.main(["--data", str(tiny), *SHORT, *LENGTHS, "--out", str(directory)]) == 0
     return figures(directory)
 
 
@@ -89,7 +77,7 @@ def test_a_disk_that_fills_up_loses_nothing(tiny, whole, tmp_path, full_disk, re
     if free < 7:  # or a picture is what does not fit
         request.getfixturevalue("no_pictures")
     full_disk(free, until)
-    refused(fastlstm.train.main, "--data", tiny, *SMALL, *LENGTHS, "--out", tmp_path)
+    stopped(fastlstm.train.main, "--data", tiny, *SHORT, *LENGTHS, "--out", tmp_path)
     full_disk(10**6)
     streams = capsys.readouterr()
     done = min(2 * free, 8)
@@ -106,7 +94,7 @@ def test_a_disk_that_fills_up_loses_nothing(tiny, whole, tmp_path, full_disk, re
 
 def test_a_comparison_that_cannot_begin_leaves_the_first_run_s_figures(tiny, tmp_path, full_disk, capsys):
     full_disk(2, until=3)  # of the first run's checkpoints there are two
-    refused(fastlstm.train.main, "--data", tiny, *SMALL, "--compare", "--out", tmp_path)
+    stopped(fastlstm.train.main, "--data", tiny, *SHORT, "--compare", "--out", tmp_path)
     assert f"checkpoint-compare.pt: {FULL}; continue with --resume {tmp_path}\n" in capsys.readouterr().err
     metrics = figures(tmp_path)
     assert (metrics["iterations"], metrics["interrupted"]) == (8, False)
@@ -127,7 +115,7 @@ def test_a_log_for_tensorboard_that_cannot_be_written_loses_no_figures(
 
     monkeypatch.setattr(tensorboard.SummaryWriter, method, full)
     out, board = tmp_path / "run", tmp_path / "board"
-    refused(fastlstm.train.main, "--data", tiny, *SMALL, "--out", out, "--tensorboard", board)
+    stopped(fastlstm.train.main, "--data", tiny, *SHORT, "--out", out, "--tensorboard", board)
     streams = capsys.readouterr()
     assert f"python -m fastlstm.train: error: {board}: {FULL}" in last_line(streams.err)
     assert "Traceback" not in streams.err
@@ -146,7 +134,7 @@ runpy.run_module("fastlstm.train", run_name="__main__", alter_sys=True)
 
 
 def train(tiny, out, *how, **streams):
-    command = [sys.executable, *how, "--data", str(tiny), *SMALL, "--out", str(out)]
+    command = [sys.executable, *how, "--data", str(tiny), *SHORT, "--out", str(out)]
     return subprocess.run(command, cwd=ROOT, text=True, timeout=300, **streams)
 
 
@@ -173,32 +161,23 @@ def test_progress_on_a_full_disk_is_not_shown(tiny, tmp_path):
     assert (figures(tmp_path)["iterations"], figures(tmp_path)["interrupted"]) == (8, False)
 
 
-@pytest.fixture
-def run(tmp_path):
-    directory = tmp_path / "run"
-    directory.mkdir()
-    saved.save(directory / "model.pt", RowLSTM(28, 4), (28, 28))
-    return directory
-
-
 def test_pictures_that_cannot_be_written_leave_what_is_read(tmp_path, run, full_disk, capsys):
     paths = [tmp_path / f"{name}.png" for name in "abc"]
     for path in paths:
         Image.fromarray(np.eye(28, dtype=np.uint8) * 255).save(path)
     full_disk(1)
     out = tmp_path / "out"
-    refused(fastlstm.predict.main, *paths, "--model", run, "--out", out)
+    stopped(fastlstm.predict.main, *paths, "--model", run, "--out", out)
     streams = capsys.readouterr()
     assert [line.partition(":")[0] for line in streams.out.splitlines()] == [str(path) for path in paths]
     assert streams.err == f"python -m fastlstm.predict: error: {out / 'b.png.reading.png'}: {FULL}\n"
     assert [path.name for path in out.iterdir()] == ["a.png.reading.png"]
 
 
-def test_an_export_that_cannot_be_written_leaves_the_old_one(tmp_path, run, full_disk, capsys):
+def test_an_export_that_cannot_be_written_leaves_the_old_one(tmp_path, run, full_disk, refused):
     out = tmp_path / "row_lstm.flstm"
     out.write_bytes(b"old")
     full_disk(0)
-    refused(fastlstm.export.main, run, out)
-    assert capsys.readouterr().err == f"python -m fastlstm.export: error: {out}: {FULL}\n"
+    assert refused(fastlstm.export.main, run, out) == f"python -m fastlstm.export: error: {out}: {FULL}\n"
     assert out.read_bytes() == b"old"
-    assert {path.name for path in tmp_path.iterdir()} == {"run", out.name}
+    assert {path.name for path in tmp_path.iterdir()} == {out.name}

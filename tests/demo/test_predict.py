@@ -12,24 +12,15 @@ from fastlstm.mnist import images, pictures, saved
 from fastlstm.mnist.data import DataError, load
 from fastlstm.mnist.model import RowLSTM
 from fastlstm.mnist.training import Scores
+from tests.helpers.demo import PNG
 from tests.helpers.idx import TEST_IMAGES, TEST_LABELS, idx_bytes, tiny_arrays, write_idx, write_set
 
-PNG = b"\x89PNG\r\n\x1a\n"
 SIZE = (28, 28)
 
 
 @pytest.fixture(scope="module")
 def digits():
     return load().test
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A run's directory, with a model that was not trained."""
-    directory = tmp_path_factory.mktemp("run")
-    model = RowLSTM(28, 16, generator=torch.Generator().manual_seed(1))
-    saved.save(directory / "model.pt", model, SIZE)
-    return directory
 
 
 def grey(image):
@@ -157,14 +148,12 @@ def test_a_model_is_saved_with_what_builds_it(tmp_path, digits, options):
         ({"hidden_size": 3}, r"Error\(s\) in loading state_dict for RowLSTM:"),
     ],
 )
-def test_a_model_that_cannot_be_built_is_refused(tmp_path, capsys, config, reason):
+def test_a_model_that_cannot_be_built_is_refused(tmp_path, refused, config, reason):
     path = tmp_path / "model.pt"
     torch.save({"config": config, "image_size": SIZE, "state_dict": RowLSTM(28, 16).state_dict()}, path)
-    with pytest.raises(SystemExit) as stop:
-        fastlstm.predict.main(["x.png", "--model", str(path)])
-    assert stop.value.code == 2
+    line = refused(fastlstm.predict.main, "x.png", "--model", path)
     expected = f"{re.escape(str(path))}: expected a model that fastlstm.train wrote, found another \\({reason}\\)"
-    assert re.fullmatch(f"python -m fastlstm.predict: error: argument --model: {expected}\n", capsys.readouterr().err)
+    assert re.fullmatch(f"python -m fastlstm.predict: error: argument --model: {expected}\n", line)
 
 
 def test_pictures_are_told_and_drawn(tmp_path, run, digits, capsys):
@@ -218,12 +207,11 @@ def test_an_idx_set_is_scored_by_the_labels_beside_it(tmp_path, capsys, suffix):
     assert len(list((tmp_path / "out").iterdir())) == 2
 
 
-def test_labels_of_another_number_are_refused(tmp_path, run, capsys):
+def test_labels_of_another_number_are_refused(tmp_path, run, refused):
     write_idx(tmp_path / TEST_IMAGES, np.zeros((3, 28, 28)))
     write_idx(tmp_path / TEST_LABELS, np.zeros(4))
-    with pytest.raises(SystemExit):
-        fastlstm.predict.main([str(tmp_path), "--model", str(run)])
-    assert f"{tmp_path / TEST_LABELS}: expected 3 labels" in capsys.readouterr().err
+    line = refused(fastlstm.predict.main, tmp_path, "--model", run)
+    assert f"{tmp_path / TEST_LABELS}: expected 3 labels" in line
 
 
 @pytest.mark.parametrize(

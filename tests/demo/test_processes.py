@@ -1,7 +1,5 @@
 """Two processes give what one gives, on shares of the same batches."""
 
-import json
-import re
 import subprocess
 import sys
 
@@ -9,12 +7,12 @@ import pytest
 import torch
 
 import fastlstm.train
-from fastlstm.mnist import checkpoint
 from fastlstm.mnist.processes import ALONE, Processes
 from fastlstm.mnist.recipe import PARTS
 from tests.helpers import ROOT
+from tests.helpers.demo import SMALL, metrics
 
-SMALL = ("--batch-size=32", "--hidden-size=7", "--threads=1", "--checkpoint-every=4", "--lr=0.004", "--parts", *PARTS)
+OPTIONS = (*SMALL, "--backend=auto", "--checkpoint-every=4", "--lr=0.004", "--parts", *PARTS)
 
 
 def torchrun(*arguments):
@@ -27,16 +25,12 @@ def torchrun(*arguments):
     return done.stdout
 
 
-def metrics(directory):
-    return json.loads((directory / "metrics.json").read_text())
-
-
 @pytest.mark.slow
-def test_two_processes_train_as_one(tiny, tmp_path, no_pictures):
+def test_two_processes_train_as_one(tiny, tmp_path, train, no_pictures):
     """They read the pixels in one order, a buffer that DistributedDataParallel passes from the first process on."""
     one, two = tmp_path / "one", tmp_path / "two"
-    arguments = ["--data", str(tiny), *SMALL, "--permuted", "--iterations", "9", "--out"]
-    assert fastlstm.train.main([*arguments, str(one)]) == 0
+    arguments = ["--data", tiny, *OPTIONS, "--permuted", "--iterations", "9", "--out"]
+    train(*arguments, one)
     told = torchrun(*arguments, two)
     alone, together = metrics(one), metrics(two)
     assert (alone["processes"], together["processes"]) == (1, 2)
@@ -53,26 +47,17 @@ def test_two_processes_train_as_one(tiny, tmp_path, no_pictures):
         torch.testing.assert_close(second[name], weight, rtol=1e-4, atol=1e-5, msg=name)  # as above
 
     (two / "metrics.json").unlink()
-    assert fastlstm.train.main(["--resume", str(two)]) == 0
+    train("--resume", two)
     assert metrics(two)["loss"] == together["loss"]
     assert metrics(two)["test_accuracy"] == pytest.approx(together["test_accuracy"], abs=1.5 / 130)
 
 
 @pytest.mark.slow
-def test_two_processes_continue_what_one_began(tiny, tmp_path, monkeypatch, ctrl_c):
+def test_two_processes_continue_what_one_began(tiny, tmp_path, train, interrupted):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    arguments = ["--data", str(tiny), *SMALL, "--iterations", "9", "--out"]
-    assert fastlstm.train.main([*arguments, str(whole)]) == 0
-    save = checkpoint.save
-
-    def interrupting(path, state):
-        save(path, state)
-        if state["state"]["history"]["curves"].shape[1] == 4:
-            ctrl_c()
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", interrupting)
-        assert fastlstm.train.main([*arguments, str(cut)]) == 130
+    arguments = ["--data", tiny, *OPTIONS, "--iterations", "9", "--out"]
+    train(*arguments, whole)
+    interrupted(4, *arguments, cut)
     torchrun("--resume", cut)
     assert metrics(cut)["loss"][:4] == metrics(whole)["loss"][:4]
     assert metrics(cut)["loss"] == pytest.approx(metrics(whole)["loss"], rel=1e-5)  # as above
@@ -84,11 +69,9 @@ def test_shares_are_the_batch():
     assert ALONE.share(batch).equal(batch)
 
 
-def test_a_batch_that_cannot_be_shared_is_refused(tiny, monkeypatch, capsys):
+def test_a_batch_that_cannot_be_shared_is_refused(tiny, monkeypatch, refused):
     monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.setenv("RANK", "0")
-    with pytest.raises(SystemExit) as stop:
-        fastlstm.train.main(["--data", str(tiny), "--batch-size", "32"])
-    assert stop.value.code == 2
+    line = refused(fastlstm.train.main, "--data", tiny, "--batch-size", "32")
     message = "argument --batch-size: must be a multiple of 3, the number of processes, got 32"
-    assert re.fullmatch(f"python -m fastlstm.train: error: {message}\n", capsys.readouterr().err)
+    assert line == f"python -m fastlstm.train: error: {message}\n"

@@ -1,6 +1,5 @@
 """What a recipe adds to plain Adam, the sizes beyond one layer, and the other ways to read an image."""
 
-import json
 import math
 import sys
 
@@ -9,7 +8,7 @@ import torch
 from torch import nn
 
 import fastlstm.train
-from fastlstm.mnist import augment, report, training
+from fastlstm.mnist import augment, report
 from fastlstm.mnist import model as model_module
 from fastlstm.mnist.data import load
 from fastlstm.mnist.history import History
@@ -17,17 +16,16 @@ from fastlstm.mnist.model import RowLSTM, TorchLSTM
 from fastlstm.mnist.recipe import AVERAGE_DECAY, PARTS, Recipe, iterations
 from fastlstm.mnist.state import State
 from fastlstm.mnist.training import train
+from tests.helpers.demo import SMALL, metrics
 
-PROJECTIONS = pytest.mark.filterwarnings(
-    "ignore:LSTM with projections is not supported with oneDNN"
-)  # aten's, by torch
+PROJECTIONS = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")  # torch's
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 def run(tiny, out, *more):
-    small = ("--batch-size", "32", "--hidden-size", "7", "--threads", "1")
-    assert fastlstm.train.main(["--data", str(tiny), "--out", str(out), *small, *map(str, more)]) == 0
-    return json.loads((out / "metrics.json").read_text())
+    arguments = ("--data", tiny, "--out", out, *SMALL, "--backend", "auto", *more)
+    assert fastlstm.train.main([*map(str, arguments)]) == 0
+    return metrics(out)
 
 
 def test_the_default_recipe_is_the_tutorials(tiny, tmp_path, monkeypatch):
@@ -210,14 +208,6 @@ def test_every_layers_initial_weights_are_the_tutorials():
         assert 0.95 * math.sqrt(6 / 84) < weight_hr.abs().max() <= math.sqrt(6 / 84)
 
 
-def test_dropout_depends_on_the_seed_alone(tiny):
-    data = load(tiny)
-    recipe = Recipe(iterations=5, batch_size=32, hidden_size=7, layers=2, dropout=0.5)
-    first = training.run({"small": fastlstm.LSTM}, data, recipe)["small"].history.loss
-    torch.rand(3)  # the global generator has moved on
-    assert training.run({"small": fastlstm.LSTM}, data, recipe)["small"].history.loss == first
-
-
 def test_the_time_to_an_accuracy_is_training_time():
     history = History(1, seconds=[1.0, 2.0, 3.0, 4.0], validation=[(2, 0.98), (3, 0.995), (4, 0.99)])
     assert history.reached(0.99) == {"iterations": 3, "seconds": 6.0}
@@ -237,36 +227,12 @@ def test_tensorboard_is_told(tiny, tmp_path, monkeypatch):
     assert set(events.Tags()["images"]) == {"training", "mistakes", "reading"}
 
 
-def test_tensorboards_absence_is_one_line(tiny, tmp_path, monkeypatch, capsys):
+def test_tensorboards_absence_is_one_line(tiny, tmp_path, monkeypatch, refused):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(SystemExit) as stop:
-        fastlstm.train.main(["--data", str(tiny), "--batch-size", "32", "--tensorboard", str(tmp_path)])
-    assert stop.value.code == 2
-    assert capsys.readouterr().err == (
+    assert refused(fastlstm.train.main, "--data", tiny, "--batch-size", "32", "--tensorboard", tmp_path) == (
         "python -m fastlstm.train: error: argument --tensorboard: needs the package tensorboard; "
         "pip install 'fastlstm[tensorboard]'\n"
     )
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("--steps", "5"), "argument --steps: must divide 12, the number of pixels, got 5"),
-        (("--proj-size", "7"), "argument --proj-size: must be below the hidden size, 7, got 7"),
-        (("--dropout", "1"), "argument --dropout: must be a number from 0 to below 1, got '1'"),
-        (("--parts", "average", "luck"), "argument --parts: invalid choice: 'luck'"),
-        (("--recipe", "worst"), "argument --recipe: invalid choice: 'worst'"),
-        (("--epochs", "0"), "argument --epochs: must be a whole number from 1 to 2147483647, got '0'"),
-        (("--epochs", "1", "--iterations", "1"), "argument --iterations: not allowed with argument --epochs"),
-    ],
-)
-def test_a_bad_size_is_one_line_that_names_it(tiny, capsys, arguments, message):
-    with pytest.raises(SystemExit) as stop:
-        fastlstm.train.main(["--data", str(tiny), "--batch-size", "32", "--hidden-size", "7", *arguments])
-    assert stop.value.code == 2
-    error = capsys.readouterr().err
-    assert error.startswith(f"python -m fastlstm.train: error: {message}")
-    assert error.count("\n") == 1
 
 
 def test_a_states_parts_are_all_kept():

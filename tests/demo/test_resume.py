@@ -1,6 +1,5 @@
 """Checkpoints: a run that was cut short continues bit for bit, and what is no checkpoint of it is refused by name."""
 
-import json
 import os
 import re
 import signal
@@ -13,27 +12,18 @@ import torch
 
 import fastlstm.train
 from fastlstm.files import replacing
-from fastlstm.mnist import checkpoint
+from fastlstm.mnist import checkpoint, training
 from fastlstm.mnist.checkpoint import CheckpointError, Keeper
 from fastlstm.mnist.data import Batches, load
 from fastlstm.mnist.model import RowLSTM
 from fastlstm.mnist.recipe import PARTS, Recipe
-from fastlstm.mnist.training import train
 from tests.helpers import ROOT
+from tests.helpers.demo import SMALL, figures
 from tests.helpers.idx import tiny_arrays, write_set
 
-TIMES = {"seconds", "ms_per_iteration", "ms_per_iteration_median", "images_per_second", "time_to_99"}
 pytestmark = pytest.mark.usefixtures("no_pictures")
-SMALL = ("--batch-size=32", "--hidden-size=7", "--backend=aten", "--threads=1", "--lr=0.004", "--parts", *PARTS)
+OPTIONS = (*SMALL, "--lr=0.004", "--parts", *PARTS)
 DEEP = ("--layers", "2", "--dropout", "0.3", "--bidirectional")
-
-
-def figures(directory):
-    """metrics.json without the times, which differ from run to run."""
-    metrics = json.loads((directory / "metrics.json").read_text())
-    metrics["compare"] = {k: v for k, v in metrics.get("compare", {}).items() if k not in TIMES | {"time_ratio_mean"}}
-    metrics["compare"].pop("time_ratio", None)
-    return {key: value for key, value in metrics.items() if key not in TIMES}
 
 
 def weights(directory):
@@ -59,52 +49,53 @@ def stop_after(monkeypatch, saves):
 
 @pytest.mark.parametrize("saves", [1, 2, 4])  # at the start; in the first epoch; with all but the last iterations done
 @pytest.mark.parametrize("more", [(), (*DEEP, "--compare")])
-def test_a_run_that_was_cut_short_continues_bit_for_bit(tiny, tmp_path, monkeypatch, saves, more):
-    arguments = ["--data", str(tiny), "--iterations", "10", *SMALL, *more, "--checkpoint-every", "3"]
+def test_a_run_that_was_cut_short_continues_bit_for_bit(tiny, tmp_path, train, monkeypatch, saves, more):
+    arguments = ["--data", tiny, "--iterations", "10", *OPTIONS, *more, "--checkpoint-every", "3"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert fastlstm.train.main([*arguments, "--out", str(whole)]) == 0
+    train(*arguments, "--out", whole)
     with monkeypatch.context() as patch:
         stop_after(patch, saves)
         with pytest.raises(Stopped):
-            fastlstm.train.main([*arguments, "--out", str(cut)])
+            train(*arguments, "--out", cut)
     assert not (cut / "metrics.json").exists()
-    assert fastlstm.train.main(["--resume", str(cut), "--checkpoint-every", "3"]) == 0
+    done, iterations, save = iterations_in(cut / "checkpoint.pt"), [], checkpoint.save
+
+    def noting(path, state):
+        save(path, state)
+        if path.name == "checkpoint.pt":
+            iterations.append(iterations_in(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", noting)
+        train("--resume", cut, "--checkpoint-every", "3")
+    assert min(iterations) >= done  # it has not begun anew
     assert figures(cut) == figures(whole)
     first, second = weights(cut), weights(whole)
     assert all(torch.equal(first[name], second[name]) for name in second)
 
 
-def test_ctrl_c_leaves_a_run_that_can_be_continued(tiny, tmp_path, monkeypatch, capsys, ctrl_c):
-    arguments = ["--data", str(tiny), "--iterations", "9", *SMALL, "--checkpoint-every", "2"]
+def test_ctrl_c_leaves_a_run_that_can_be_continued(tiny, tmp_path, train, interrupted, capsys):
+    arguments = ["--data", tiny, "--iterations", "9", *OPTIONS, "--checkpoint-every", "2"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert fastlstm.train.main([*arguments, "--out", str(whole)]) == 0
-    save = checkpoint.save
-
-    def interrupting(path, state):
-        save(path, state)
-        if state["state"]["history"]["curves"].shape[1] == 4:
-            ctrl_c()
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", interrupting)
-        assert fastlstm.train.main([*arguments, "--out", str(cut)]) == 130
+    train(*arguments, "--out", whole)
+    interrupted(4, *arguments, "--out", cut)
     assert figures(cut)["interrupted"] is True
     assert f"continue with --resume {cut}" in capsys.readouterr().out
-    assert fastlstm.train.main(["--resume", str(cut)]) == 0
+    train("--resume", cut)
     assert figures(cut) == figures(whole)
 
 
-def test_a_finished_run_is_reported_again(tiny, tmp_path):
-    assert fastlstm.train.main(["--data", str(tiny), "--iterations", "4", *SMALL, "--out", str(tmp_path)]) == 0
+def test_a_finished_run_is_reported_again(tiny, tmp_path, train):
+    train("--data", tiny, "--iterations", "4", *OPTIONS, "--out", tmp_path)
     before = figures(tmp_path)
     (tmp_path / "metrics.json").unlink()
-    assert fastlstm.train.main(["--resume", str(tmp_path)]) == 0
+    train("--resume", tmp_path)
     assert figures(tmp_path) == before
 
 
-def test_kill_9_loses_at_most_the_interval(tiny, tmp_path):
+def test_kill_9_loses_at_most_the_interval(tiny, tmp_path, train):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    command = [sys.executable, "-m", "fastlstm.train", "--data", str(tiny), "--iterations", "300", *SMALL]
+    command = [sys.executable, "-m", "fastlstm.train", "--data", str(tiny), "--iterations", "300", *OPTIONS]
     command += ["--checkpoint-every", "20"]
     running = subprocess.Popen([*command, "--out", str(cut)], cwd=ROOT, stderr=subprocess.DEVNULL)
     path = cut / "checkpoint.pt"
@@ -119,8 +110,8 @@ def test_kill_9_loses_at_most_the_interval(tiny, tmp_path):
     done = iterations_in(path)
     assert done >= 40
     assert done % 20 == 0
-    assert fastlstm.train.main(["--resume", str(cut)]) == 0
-    assert fastlstm.train.main([*command[3:], "--out", str(whole)]) == 0
+    train("--resume", cut)
+    train(*command[3:], "--out", whole)
     assert figures(cut) == figures(whole)
     left = {entry.name for entry in cut.iterdir()} - {entry.name for entry in whole.iterdir()}
     assert all(re.fullmatch(r"\.checkpoint\.pt\.\d+", name) for name in left)  # at most the one it died in
@@ -130,11 +121,11 @@ def iterations_in(path):
     return checkpoint.load(path)["state"]["history"]["curves"].shape[1]
 
 
-def test_a_new_run_does_not_take_up_an_old_one(tiny, tmp_path):
-    arguments = ["--data", str(tiny), *SMALL, "--out", str(tmp_path)]
-    assert fastlstm.train.main([*arguments, "--iterations", "3", "--compare"]) == 0
+def test_a_new_run_does_not_take_up_an_old_one(tiny, tmp_path, train):
+    arguments = ["--data", tiny, *OPTIONS, "--out", tmp_path]
+    train(*arguments, "--iterations", "3", "--compare")
     assert (tmp_path / "checkpoint-compare.pt").exists()
-    assert fastlstm.train.main([*arguments, "--iterations", "5", "--seed", "1"]) == 0
+    train(*arguments, "--iterations", "5", "--seed", "1")
     assert figures(tmp_path)["iterations"] == 5
     assert not (tmp_path / "checkpoint-compare.pt").exists()
 
@@ -144,7 +135,7 @@ def finished(tiny, tmp_path_factory):
     directory = tmp_path_factory.mktemp("finished")
     keeper = Keeper(directory / "checkpoint.pt", {"lstm": "small"}, every=2)
     recipe = Recipe(iterations=4, batch_size=32, parts=tuple(PARTS))
-    train(RowLSTM(3, 7), load(tiny).train, recipe, keeper=keeper)
+    training.train(RowLSTM(3, 7), load(tiny).train, recipe, keeper=keeper)
     return keeper.path.read_bytes()
 
 
@@ -160,17 +151,13 @@ def finished(tiny, tmp_path_factory):
         (lambda b: b[:3000] + bytes([b[3000] ^ 1]) + b[3001:], "expected a whole checkpoint, .*, found [0-9]+ bytes"),
     ],
 )
-def test_a_damaged_or_foreign_file_is_refused(finished, tmp_path, capsys, damage, expected):
+def test_a_damaged_or_foreign_file_is_refused(finished, tmp_path, refused, damage, expected):
     path = tmp_path / "checkpoint.pt"
     path.write_bytes(damage(finished))
     with pytest.raises(CheckpointError, match=f"^{re.escape(str(path))}: {expected}"):
         checkpoint.load(path)
-    with pytest.raises(SystemExit) as stop:
-        fastlstm.train.main(["--resume", str(tmp_path)])
-    assert stop.value.code == 2
-    assert re.fullmatch(
-        f"python -m fastlstm.train: error: argument --resume: .*{expected}.*\n", capsys.readouterr().err
-    )
+    line = refused(fastlstm.train.main, "--resume", tmp_path)
+    assert re.fullmatch(f"python -m fastlstm.train: error: argument --resume: .*{expected}.*\n", line)
 
 
 def test_a_missing_checkpoint_is_named(tmp_path):
@@ -194,25 +181,23 @@ def test_a_checkpoint_of_another_run_is_refused(finished, tmp_path, tiny):
     path.write_bytes(finished)
     other = Keeper(path, {"lstm": "large"}, resume=True)
     with pytest.raises(CheckpointError, match="expected a checkpoint with lstm = 'large', found 'small'"):
-        train(RowLSTM(3, 7), load(tiny).train, Recipe(iterations=4, batch_size=32), keeper=other)
+        training.train(RowLSTM(3, 7), load(tiny).train, Recipe(iterations=4, batch_size=32), keeper=other)
 
 
-def test_other_images_are_refused(tiny, tmp_path, capsys):
-    assert fastlstm.train.main(["--data", str(tiny), "--iterations", "2", *SMALL, "--out", str(tmp_path / "run")]) == 0
+def test_other_images_are_refused(tiny, tmp_path, train, refused, capsys):
+    train("--data", tiny, "--iterations", "2", *OPTIONS, "--out", tmp_path / "run")
     others = write_set(tmp_path / "others", tiny_arrays())
-    with pytest.raises(SystemExit):
-        fastlstm.train.main(["--resume", str(tmp_path / "run"), "--data", str(others)])
-    assert "checkpoint.pt: expected a checkpoint with images = " in capsys.readouterr().err
+    capsys.readouterr()
+    line = refused(fastlstm.train.main, "--resume", tmp_path / "run", "--data", others)
+    assert "checkpoint.pt: expected a checkpoint with images = " in line
 
 
 @pytest.mark.parametrize(
     "given", [("--lr", "0.1"), ("--out", "x"), ("--compare",), ("--epochs", "3"), ("--layers", "2")]
 )
-def test_a_resumed_run_keeps_its_recipe(tiny, tmp_path, capsys, given):
-    with pytest.raises(SystemExit) as stop:
-        fastlstm.train.main(["--resume", str(tmp_path), *given])
-    assert stop.value.code == 2
-    assert f"error: argument {given[0]}: must be left out with --resume" in capsys.readouterr().err
+def test_a_resumed_run_keeps_its_recipe(tmp_path, refused, given):
+    line = refused(fastlstm.train.main, "--resume", tmp_path, *given)
+    assert f"error: argument {given[0]}: must be left out with --resume" in line
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):

@@ -6,6 +6,7 @@ import textwrap
 import pytest
 
 from tests.helpers import ROOT, interpreter
+from tests.helpers.demo import PNG, SMALL
 
 HIDDEN = """
     import sys
@@ -13,7 +14,6 @@ HIDDEN = """
     from fastlstm import {command}
     sys.exit({command}.main(sys.argv[1:]))
 """
-SMALL = ("--batch-size=32", "--hidden-size=7", "--backend=aten", "--threads=1", "--iterations=2")
 LEFT_OUT = "the pictures are left out: drawing needs the package matplotlib; pip install 'fastlstm[plots]'"
 
 
@@ -27,7 +27,7 @@ def without_plots(command, *arguments):
 def run(tiny, tmp_path_factory):
     """A run's directory, and what the trainer printed."""
     out = tmp_path_factory.mktemp("runs") / "run"
-    done = without_plots("train", "--data", tiny, *SMALL, "--out", out)
+    done = without_plots("train", "--data", tiny, *SMALL, "--iterations=2", "--out", out)
     assert (done.returncode, done.stderr.count("Error")) == (0, 0), done.stderr
     return out, done.stdout
 
@@ -55,7 +55,7 @@ def test_it_draws_no_reading(run, tiny, tmp_path):
 
 def test_a_picture_asks_for_pillow(run, tmp_path):
     path = tmp_path / "digit.png"
-    path.write_bytes(b"\x89PNG\r\n\x1a\n")
+    path.write_bytes(PNG)
     done = without_plots("predict", path, "--model", run[0])
     assert (done.returncode, done.stdout) == (2, "")
     needed = "pictures need the package pillow; pip install 'fastlstm[plots]'"

@@ -6,13 +6,26 @@ from functools import partial
 
 import torch
 from hypothesis import strategies as st
+from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from tests.helpers.tolerances import close
 
+RELU = {"nonlinearity": "relu"}
+LAYERS = {"LSTM": (nn.LSTM, {}), "GRU": (nn.GRU, {}), "tanh": (nn.RNN, {}), "relu": (nn.RNN, RELU)}
+CELLS = {"LSTM": (nn.LSTMCell, {}), "GRU": (nn.GRUCell, {}), "tanh": (nn.RNNCell, {}), "relu": (nn.RNNCell, RELU)}
 sizes = st.sampled_from([1, 2, 3, 5])
-bad_sizes = st.sampled_from([0, -1, 2.0, "a", None])
-
+modules = st.fixed_dictionaries(
+    {"input_size": sizes, "hidden_size": st.sampled_from([2, 3, 7])},
+    optional={
+        "num_layers": st.integers(1, 3),
+        "bias": st.booleans(),
+        "batch_first": st.booleans(),
+        "dropout": st.sampled_from([0.0, 0.4, 1.0]),
+        "bidirectional": st.booleans(),
+        "proj_size": st.sampled_from([0, 1]),
+    },
+)
 
 # of float64 to a float32 layer: torch.nn.LSTM's words, from torch 2.11 on and before
 WRONG_DTYPE = (
@@ -77,24 +90,15 @@ def assert_same(expected, got):
             assert_same(a, b)
 
 
-modules = st.fixed_dictionaries(
-    {"input_size": sizes, "hidden_size": st.sampled_from([2, 3, 7])},
-    optional={
-        "num_layers": st.integers(1, 3),
-        "bias": st.booleans(),
-        "batch_first": st.booleans(),
-        "dropout": st.sampled_from([0.0, 0.4, 1.0]),
-        "bidirectional": st.booleans(),
-        "proj_size": st.sampled_from([0, 1]),
-    },
-)
-
-
 @st.composite
-def calls(draw, states_of=2):
-    """Constructor arguments, an input and states for it: a tuple or list of two, or with `states_of=1` a tensor."""
-    arguments = draw(modules)
-    if states_of == 1:
+def calls(draw):
+    """A layer of torch, constructor's arguments, an input and states for it, a seed, and whether it trains.
+
+    The states of an LSTM are a tuple or a list of two, those of others a tensor. Most layers are LSTMs.
+    """
+    torch_s, options = draw(st.sampled_from([*[LAYERS["LSTM"]] * 4, *LAYERS.values()]))
+    arguments = draw(modules) | options
+    if torch_s is not nn.LSTM:
         arguments.pop("proj_size", None)
     lengths = draw(st.lists(st.integers(1, 5), min_size=1, max_size=4))
     form = draw(st.sampled_from(["unbatched", "batched", "batched", "packed", "packed unsorted", "packed equal"]))
@@ -119,8 +123,8 @@ def calls(draw, states_of=2):
         c_0 = randn(states, *batch, H)
         if draw(st.booleans()):  # any strides
             h_0, c_0 = h_0.mT.contiguous().mT, torch.stack([c_0, c_0], -1)[..., 0]
-        hx = h_0 if states_of == 1 else draw(st.sampled_from([tuple, list]))((h_0, c_0))
-    return arguments, x, hx, draw(st.integers(0, 2**31)), draw(st.booleans())
+        hx = draw(st.sampled_from([tuple, list]))((h_0, c_0)) if torch_s is nn.LSTM else h_0
+    return torch_s, arguments, x, hx, draw(st.integers(0, 2**31)), draw(st.booleans())
 
 
 def wrong(a, kind, I):

@@ -2,17 +2,14 @@
 
 import torch
 
+from tests.helpers.modules import flat
+
 
 def both(module, x, hx=None):
     """What the module gives without gradients, and with: the second packs its weights at every call."""
     with torch.no_grad():
         packed = module(x, hx)
     return packed, module(x, hx)
-
-
-def flat(result):
-    output, states = result
-    return [output, *states] if isinstance(states, tuple) else [output, states]
 
 
 def assert_same_bits(module, x, hx=None):

@@ -9,15 +9,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastlstm import cells
-from fastlstm.backends import base, native, reference
-from fastlstm.layers.functional import lstm
+import fastlstm
+from fastlstm import cells, lstm
+from fastlstm.backends import base, reference
 
 TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 OUTPUTS = ("output", "h_n", "c_n", "cells")
 NAMES = (*OUTPUTS, "dx", "dh_0", "dc_0", "dweight_ih", "dweight_hh", "dbias_ih", "dbias_hh")
-NOT_BUILT = native.supports(torch.device("cpu"), torch.float32)
-needs_native = pytest.mark.skipif(NOT_BUILT is not None, reason=str(NOT_BUILT))
+UNAVAILABLE = fastlstm.info()["backends"]  # by their names, why they cannot run here, or None
+
+
+def needs(backend: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(UNAVAILABLE[backend] is not None, reason=str(UNAVAILABLE[backend]))
+
+
+NOT_BUILT, needs_native = UNAVAILABLE["native"], needs("native")
 CPU_BACKENDS = ("numba", pytest.param("native", marks=needs_native))
 BACKENDS = (*CPU_BACKENDS, "reference")
 

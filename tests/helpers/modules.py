@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.rnn import PackedSequence
 
 import fastlstm
 from tests.helpers.layers import BACKENDS
@@ -44,6 +45,13 @@ def torch_s_repr(ours):
 
 def randn(*size, grad=True):
     return torch.randn(*size, dtype=torch.float64, requires_grad=grad)
+
+
+def flat(result):
+    """The tensors of what a layer or a cell returns, a packed sequence's data among them."""
+    if isinstance(result, PackedSequence):
+        return [result.data]
+    return [result] if isinstance(result, torch.Tensor) else [a for each in result for a in flat(each)]
 
 
 def assert_same_gradients(ours, theirs, got, expected, inputs):

@@ -11,15 +11,15 @@ from llvmlite import ir
 
 from fastlstm import cells
 from fastlstm.backends.base import Layer
-from fastlstm.backends.numba.host import plans, tasks
+from fastlstm.backends.numba.host import plans, sizes, tasks
 from fastlstm.backends.numba.host.signature import signature_of
 from fastlstm.backends.numba.llvm import emit, matrix
 from fastlstm.backends.numba.llvm.simd import I64, store
 from fastlstm.layers import functional
 from tests.helpers import interpreter
+from tests.helpers.layers import needs
 
-needs_unit = pytest.mark.skipif(not matrix.max_components(), reason="the processor has no AMX, and no fast vdpbf16ps")
-needs_pieces = pytest.mark.skipif(matrix.max_components() < 3, reason="the processor has no AMX")
+needs_unit, needs_pieces = needs("numba-bf16"), needs("numba-bf16x6")  # products of bfloat16, and of float32 in pieces
 PRECISIONS = ("numba-bf16", "numba-bf16x3", "numba-bf16x6")
 
 
@@ -28,6 +28,21 @@ def forget():
     plans._forward.cache_clear()
     plans._backward.cache_clear()
     functional._plans.made.clear()
+
+
+def under(function, team=1, **limits):
+    """Call a function with other limits, on so many threads."""
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in limits.items():
+            patch.setattr(sizes, name, value)
+        forget()
+        torch.set_num_threads(team)
+        try:
+            return function()
+        finally:
+            torch.set_num_threads(threads)
+            forget()
 
 
 def signature(T, B, I, H, dtype=torch.float32, unit=True):

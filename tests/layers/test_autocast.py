@@ -5,23 +5,16 @@ import itertools
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastlstm
-from tests.helpers.modules import OURS, pair
+from tests.helpers.modules import OURS, flat, pair
 from tests.helpers.tolerances import close
 
 pytestmark = pytest.mark.filterwarnings("ignore:TF32 acceleration")  # torch says so where oneDNN is turned off
 
 F32 = torch.float32
 CASTS = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-
-
-def flat(result):
-    """The tensors of a result, whatever its form."""
-    if isinstance(result, PackedSequence):
-        return [result.data]
-    return [result] if isinstance(result, torch.Tensor) else [a for each in result for a in flat(each)]
 
 
 def both(theirs, ours, dtype, *arguments):

@@ -2,6 +2,7 @@
 
 import gc
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -9,48 +10,30 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fastlstm
+from fastlstm import cells
+from tests.helpers.contract import LAYERS
 from tests.helpers.modules import assert_same_gradients, both_backends, pair, randn
+from tests.helpers.rnn import RNN, given, loop
 from tests.helpers.tolerances import close
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
-
-
-def cell_loop(lstm, x, hx):
-    """Every cell state of the last layer, each layer and direction a loop over `torch.nn.LSTMCell`."""
-    D = 2 if lstm.bidirectional else 1
-    for layer in range(lstm.num_layers):
-        outputs, cells = [], []
-        for direction in range(D):
-            k = layer * D + direction
-            cell = nn.LSTMCell(x.shape[-1], lstm.hidden_size, dtype=x.dtype)
-            weights = dict(zip(("weight_ih", "weight_hh", "bias_ih", "bias_hh"), lstm.all_weights[k], strict=True))
-            h, c = hx[0][k], hx[1][k]
-            hs, cs = [], []
-            for x_t in x.unbind(0) if direction == 0 else x.flip(0).unbind(0):
-                h, c = torch.func.functional_call(cell, weights, (x_t, (h, c)))
-                hs.append(h)
-                cs.append(c)
-            step = 1 if direction == 0 else -1
-            outputs.append(torch.stack(hs[::step]))
-            cells.append(torch.stack(cs[::step]))
-        x = torch.cat(outputs, -1)
-    return torch.cat(cells, -1)
+LSTM, GRU = partial(fastlstm.LSTM, 3, 5), partial(fastlstm.GRU, 3, 5)
 
 
 @both_backends
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("layers", [1, 2])
-def test_cells_equal_a_cell_loop(backend, layers, bidirectional):
+def test_cells_equal_a_loop(backend, layers, bidirectional):
     theirs, ours = pair(3, 5, layers, bidirectional=bidirectional, backend=backend)
-    states = layers * (2 if bidirectional else 1)
-    x, h_0, c_0 = randn(6, 4, 3), randn(states, 4, 5), randn(states, 4, 5)
-    expected = cell_loop(theirs, x, (h_0, c_0))
-    output, (h_n, c_n), cells = ours(x, (h_0, c_0), return_cells=True)
-    reference, ends = theirs(x, (h_0, c_0))
-    close(output, reference, "sums")
-    assert_same_gradients(ours, theirs, [h_n, c_n, cells], [*ends, expected], [x, h_0, c_0])
+    plain = RNN(cells.lstm, 3, 5, layers, bidirectional=bidirectional)
+    plain.load_state_dict(theirs.state_dict())
+    x, states, _ = given(plain)
+    expected, ends = loop(plain, x, states, {})
+    output, last, all_cells = ours(x, states, return_cells=True)
+    close(output, theirs(x, states)[0], "sums")
+    assert_same_gradients(ours, plain, [*last, all_cells], [*ends, expected[1]], [x, *states])
     ours.batch_first = True
-    close(ours(x.transpose(0, 1), (h_0, c_0), return_cells=True)[2].transpose(0, 1), cells, "sums")
+    close(ours(x.transpose(0, 1), states, return_cells=True)[2].transpose(0, 1), all_cells, "sums")
 
 
 def test_cells_of_packed_input():
@@ -65,19 +48,24 @@ def test_cells_of_packed_input():
 
 @both_backends
 @pytest.mark.parametrize("batched", [True, False])
-@pytest.mark.parametrize("arguments", [{}, {"num_layers": 3}, {"proj_size": 2}, {"num_layers": 2, "bias": False}])
-def test_steps_equal_forward(backend, arguments, batched):
-    if "proj_size" in arguments:
-        backend = "reference"  # the kernels have no projections
-    theirs, ours = pair(3, 5, backend=backend, **arguments)
-    batch = (4,) if batched else ()
-    x = randn(6, *batch, 3)
+@pytest.mark.parametrize(
+    ("torch_s", "arguments"),
+    [
+        *((nn.LSTM, arguments) for arguments in ({}, {"num_layers": 3}, {"proj_size": 2}, {"bias": False})),
+        *((torch_s, {"num_layers": 2} | options) for torch_s, options in LAYERS.values()),
+    ],
+)
+def test_steps_equal_forward(backend, torch_s, arguments, batched):
+    if "proj_size" in arguments or (torch_s is nn.RNN and backend == "native"):
+        backend = "reference"  # the kernels have no projections, and native's none of this cell
+    theirs, ours = pair(3, 5, backend=backend, like=torch_s, **arguments)
+    x, outputs, state = randn(6, *(4,) * batched, 3), [], None
     expected, ends = theirs(x)
-    outputs, state = [], None
     for x_t in x:
         h_t, state = ours.step(x_t, state)
         outputs.append(h_t)
-    assert_same_gradients(ours, theirs, [torch.stack(outputs), *state], [expected, *ends], [x])
+    states, ends = (a if torch_s is nn.LSTM else [a] for a in (state, ends))
+    assert_same_gradients(ours, theirs, [torch.stack(outputs), *states], [expected, *ends], [x])
 
 
 def test_step_drops_as_forward():
@@ -93,24 +81,30 @@ def test_step_drops_as_forward():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "x_t", "state", "error", "message"),
+    ("module", "x_t", "state", "error", "message"),
     [
-        ({"bidirectional": True}, (2, 3), None, ValueError, "step needs a module of one direction"),
-        ({}, (1, 2, 3), None, ValueError, "Expected x_t to be 1D or 2D, got 3D instead"),
-        ({}, (2, 4), None, RuntimeError, "input.size(-1) must be equal to input_size. Expected 3, got 4"),
-        ({}, (4,), None, RuntimeError, "input.size(-1) must be equal to input_size. Expected 3, got 4"),
-        ({}, (2, 3), ((1, 2, 5),), RuntimeError, "lstm expects two hidden states"),
-        ({}, (2, 3), ((2, 5), (2, 5)), RuntimeError, "Expected state[0] size (1, 2, 5), got [2, 5]"),
-        ({}, (2, 3), ((1, 2, 5), (1, 3, 5)), RuntimeError, "Expected state[1] size (1, 2, 5), got [1, 3, 5]"),
-        ({}, (3,), ((1, 1, 5), (1, 1, 5)), RuntimeError, "Expected state[0] size (1, 5), got [1, 1, 5]"),
-        ({"dtype": torch.float64}, (2, 3), None, ValueError, "torch.float32"),
-        ({"device": "meta"}, (2, 3), None, RuntimeError, "found input tensor at cpu and parameter tensor at meta"),
+        (LSTM(bidirectional=True), (2, 3), None, ValueError, "step needs a module of one direction"),
+        (LSTM(), (1, 2, 3), None, ValueError, "Expected x_t to be 1D or 2D, got 3D instead"),
+        (LSTM(), (2, 4), None, RuntimeError, "input.size(-1) must be equal to input_size. Expected 3, got 4"),
+        (LSTM(), (4,), None, RuntimeError, "input.size(-1) must be equal to input_size. Expected 3, got 4"),
+        (LSTM(), (2, 3), ((1, 2, 5),), RuntimeError, "lstm expects two hidden states"),
+        (LSTM(), (2, 3), ((2, 5), (2, 5)), RuntimeError, "Expected state[0] size (1, 2, 5), got [2, 5]"),
+        (LSTM(), (2, 3), ((1, 2, 5), (1, 3, 5)), RuntimeError, "Expected state[1] size (1, 2, 5), got [1, 3, 5]"),
+        (LSTM(), (3,), ((1, 1, 5), (1, 1, 5)), RuntimeError, "Expected state[0] size (1, 5), got [1, 1, 5]"),
+        (LSTM(dtype=torch.float64), (2, 3), None, ValueError, "torch.float32"),
+        (LSTM(device="meta"), (2, 3), None, RuntimeError, "found input tensor at cpu and parameter tensor at meta"),
+        (GRU(bidirectional=True), (2, 3), None, ValueError, "step needs a module of one direction"),
+        (GRU(), (1, 2, 3), None, ValueError, "GRU.step: Expected x_t to be 1D or 2D, got 3D instead"),
+        (GRU(), (2, 4), None, RuntimeError, "input.size(-1) must be equal to input_size. Expected 3, got 4"),
+        (GRU(), (2, 3), (2, 5), RuntimeError, "Expected state size (1, 2, 5), got [2, 5]"),
+        (GRU(), (3,), (1, 1, 5), RuntimeError, "Expected state size (1, 5), got [1, 1, 5]"),
     ],
 )
-def test_bad_steps(arguments, x_t, state, error, message):
-    state = state if state is None else tuple(torch.zeros(size) for size in state)
+def test_bad_steps(module, x_t, state, error, message):
+    if state is not None:
+        state = torch.zeros(state) if isinstance(state[0], int) else tuple(map(torch.zeros, state))
     with pytest.raises(error, match=re.escape(message)):
-        fastlstm.LSTM(3, 5, **arguments).step(torch.zeros(x_t), state)
+        module.step(torch.zeros(x_t), state)
 
 
 def test_step_gives_an_output_of_its_own():

@@ -1,4 +1,4 @@
-"""The same forward calls, good and bad, to `torch.nn.LSTM` and ours: results, exceptions and messages compared."""
+"""The same forward calls, good and bad, to torch's layers and ours, and where ours differ on purpose."""
 
 import re
 import warnings
@@ -12,37 +12,40 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastlstm
-from tests.helpers.contract import WRONG_DTYPE, assert_same, assert_same_outcome, calls, outcome, wrong
-from tests.helpers.modules import pair
+from tests.helpers.contract import LAYERS, WRONG_DTYPE, assert_same, assert_same_outcome, calls, outcome, wrong
+from tests.helpers.modules import OURS, assert_same_gradients, flat, pair, randn
 from tests.helpers.tolerances import close
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+each = pytest.mark.parametrize(("torch_s", "options"), LAYERS.values(), ids=LAYERS)
+each_layer = pytest.mark.parametrize("torch_s", [nn.LSTM, nn.GRU, nn.RNN])
+x_faults = [None, "dims", "no dims", "features", "dtype", "integers", "device", "none", "list"]
+state_faults = st.sampled_from([None, "dims", "no dims", "features", "rows", "batch", "device", "none", "list"])
 
 
 def leaves(x, hx):
-    """Copies of input and states that take gradients, strides kept."""
-    copies = [
-        a.detach().clone().requires_grad_() for a in (x.data if isinstance(x, PackedSequence) else x, *(hx or ()))
-    ]
+    """Copies of the input and the states that take gradients, strides kept."""
+    states = [] if hx is None else [hx] if isinstance(hx, torch.Tensor) else hx
+    copies = [a.detach().clone().requires_grad_() for a in (x.data if isinstance(x, PackedSequence) else x, *states)]
     data, *states = copies
-    return copies, x._replace(data=data) if isinstance(x, PackedSequence) else data, type(hx)(states) if hx else None
+    hx = hx if hx is None else states[0] if isinstance(hx, torch.Tensor) else type(hx)(states)
+    return copies, x._replace(data=data) if isinstance(x, PackedSequence) else data, hx
 
 
-def flat(result):
-    output, (h_n, c_n) = result
-    return [output.data if isinstance(output, PackedSequence) else output, h_n, c_n]
+def random_states(torch_s, *size):
+    """Initial states as a layer takes them."""
+    return (randn(*size), randn(*size)) if torch_s is nn.LSTM else randn(*size)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=230, deadline=None)
 @given(calls())
 def test_forward_and_gradients(call):
-    arguments, x, hx, seed, training = call
+    torch_s, arguments, x, hx, seed, training = call
     results, gradients = [], []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(seed)
-        modules = pair(**arguments)
-        for module in modules:
+        for module in pair(like=torch_s, **arguments):
             module.train(training)
             torch.manual_seed(seed)  # the same seed drops the same features
             inputs, x_, hx_ = leaves(x, hx)
@@ -55,18 +58,25 @@ def test_forward_and_gradients(call):
             grads = torch.autograd.grad(outputs, weights, cotangents, allow_unused=True)
             gradients.append([torch.zeros_like(w) if g is None else g for g, w in zip(grads, weights, strict=True)])
     assert_same(*results)
-    for theirs, ours in zip(*gradients, strict=True):
-        close(ours, theirs, "gradients")
+    close(*gradients[::-1], "gradients")
+
+
+@each
+@pytest.mark.parametrize("size", [(1, 1, 1, 1), (7, 1, 7, 100), (1, 7, 100, 7), (7, 7, 1, 7), (100, 1, 7, 1)])
+def test_odd_sizes(torch_s, options, size):
+    T, B, I, H = size
+    theirs, ours = pair(I, H, like=torch_s, **options)
+    x, hx = randn(T, B, I), random_states(torch_s, 1, B, H)
+    inputs = [x, *(hx if torch_s is nn.LSTM else [hx])]
+    assert_same_gradients(ours, theirs, flat(ours(x, hx)), flat(theirs(x, hx)), inputs)
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("lengths", [[5, 5, 5], [5, 2, 1], [1, 5, 2]])
 def test_dropout_of_packed_input(lengths, bidirectional):
     """torch drops over the packed rows: the same seed must meet the same rows."""
-    theirs, ours = pair(input_size=3, hidden_size=4, num_layers=3, dropout=0.5, bidirectional=bidirectional)
-    packed = pack_padded_sequence(
-        torch.randn(5, 3, 3, dtype=torch.float64), torch.tensor(lengths), enforce_sorted=False
-    )
+    theirs, ours = pair(3, 4, num_layers=3, dropout=0.5, bidirectional=bidirectional)
+    packed = pack_padded_sequence(randn(5, 3, 3, grad=False), torch.tensor(lengths), enforce_sorted=False)
     results = []
     for module in (theirs, ours):
         torch.manual_seed(7)
@@ -74,23 +84,22 @@ def test_dropout_of_packed_input(lengths, bidirectional):
     assert_same(*results)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(
-    calls().filter(lambda call: not isinstance(call[1], PackedSequence)),
-    st.sampled_from([None, "dims", "no dims", "features", "dtype", "integers", "device", "none", "list"]),
-    st.sampled_from([None, "dims", "no dims", "features", "rows", "batch", "device", "none", "list"]),
-    st.sampled_from([None, "dims", "no dims", "features", "rows", "batch", "device", "none", "list"]),
-)
+    calls().filter(lambda call: not isinstance(call[2], PackedSequence)), st.sampled_from(x_faults), state_faults,
+    state_faults,
+)  # fmt: skip
 def test_bad_calls(call, x_fault, h_fault, c_fault):
-    arguments, x, hx, seed, training = call
-    if x_fault:
-        x = wrong(x, x_fault, 1)
-    if hx:
+    torch_s, arguments, x, hx, seed, training = call
+    x = wrong(x, x_fault, 1) if x_fault else x
+    if isinstance(hx, torch.Tensor):
+        hx = wrong(hx, h_fault, 1) if h_fault not in (None, "none") else hx
+    elif hx:
         hx = (wrong(hx[0], h_fault, 1) if h_fault else hx[0], wrong(hx[1], c_fault, 2) if c_fault else hx[1])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(seed)
-        theirs, ours = pair(**arguments)
+        theirs, ours = pair(like=torch_s, **arguments)
 
     def run(module):
         torch.manual_seed(seed)
@@ -100,52 +109,170 @@ def test_bad_calls(call, x_fault, h_fault, c_fault):
 
 
 X, STATE, UNBATCHED = (5, 2, 3), (1, 2, 4), (1, 4)
+OF_STATES = [
+    (nn.LSTM, X, ((1, 3, 4), STATE), "Expected hidden[0] size (1, 2, 4), got [1, 3, 4]"),
+    (nn.LSTM, X, ((2, 2, 4), (2, 2, 4)), "Expected hidden[0] size (1, 2, 4), got [2, 2, 4]"),
+    (nn.LSTM, X, ((1, 2, 5), (1, 2, 5)), "Expected hidden[0] size (1, 2, 4), got [1, 2, 5]"),
+    (nn.LSTM, X, (STATE, (1, 2, 5)), "Expected hidden[1] size (1, 2, 4), got [1, 2, 5]"),
+    (nn.LSTM, X, (UNBATCHED, UNBATCHED), "For batched 3-D input, hx and cx should also be 3-D but got (2-D, 2-D)"),
+    (nn.LSTM, (5, 3), (STATE, STATE), "For unbatched 2-D input, hx and cx should also be 2-D but got (3-D, 3-D)"),
+    *(
+        (torch_s, x, state, words)
+        for torch_s in (nn.GRU, nn.RNN)
+        for x, state, words in (
+            (X, (1, 3, 4), "Expected hidden size (1, 2, 4), got [1, 3, 4]"),
+            (X, UNBATCHED, "For batched 3-D input, hx should also be 3-D but got 2-D tensor"),
+            ((5, 3), STATE, "For unbatched 2-D input, hx should also be 2-D but got 3-D tensor"),
+        )
+    ),
+]
 
 
+def zeros(sizes):
+    return torch.zeros(sizes) if isinstance(sizes[0], int) else tuple(map(torch.zeros, sizes))
+
+
+@pytest.mark.parametrize(("torch_s", "x", "states", "words"), OF_STATES)
+def test_errors_of_states(torch_s, x, states, words):
+    for cls in (torch_s, OURS[torch_s]):
+        with pytest.raises(RuntimeError, match=re.escape(words)):
+            cls(3, 4)(torch.zeros(x), zeros(states))
+
+
+@pytest.mark.parametrize(("states", "words"), [each[2:] for each in OF_STATES if each[:2] == (nn.LSTM, X)])
+@pytest.mark.parametrize("lengths", [[5, 5], [5, 3], [3, 5]])
+def test_states_of_packed_input_are_checked(states, words, lengths):
+    packed = pack_padded_sequence(torch.randn(X), torch.tensor(lengths), enforce_sorted=False)
+    words = words.removeprefix("For batched 3-D input, ")
+    with pytest.raises(RuntimeError, match=re.escape(words)):
+        fastlstm.LSTM(3, 4)(packed, zeros(states))
+
+
+@each_layer
 @pytest.mark.parametrize(
-    ("x", "h_0", "c_0", "error", "words"),
+    ("x", "error", "words"),
     [
-        ((3,), None, None, ValueError, "LSTM: Expected input to be 2D or 3D, got 1D instead"),
-        ((1, *X), None, None, ValueError, "LSTM: Expected input to be 2D or 3D, got 4D instead"),
-        ((5, 2, 7), None, None, RuntimeError, "input.size(-1) must be equal to input_size. Expected 3, got 7"),
-        ((5, 7), None, None, RuntimeError, "input.size(-1) must be equal to input_size. Expected 3, got 7"),
-        (X, (1, 3, 4), STATE, RuntimeError, "Expected hidden[0] size (1, 2, 4), got [1, 3, 4]"),
-        (X, (2, 2, 4), (2, 2, 4), RuntimeError, "Expected hidden[0] size (1, 2, 4), got [2, 2, 4]"),
-        (X, STATE, (1, 2, 5), RuntimeError, "Expected hidden[1] size (1, 2, 4), got [1, 2, 5]"),
-        (X, UNBATCHED, UNBATCHED, RuntimeError, "For batched 3-D input, hx and cx should also be 3-D but got (2-D, 2"),
-        ((5, 3), STATE, STATE, RuntimeError, "For unbatched 2-D input, hx and cx should also be 2-D but got (3-D, 3"),
+        ((3,), ValueError, "Expected input to be 2D or 3D, got 1D"),
+        ((1, *X), ValueError, "Expected input to be 2D or 3D, got 4D"),
+        ((5, 2, 7), RuntimeError, "input.size(-1) must be equal to input_size. Expected 3, got 7"),
+        ((5, 7), RuntimeError, "input.size(-1) must be equal to input_size. Expected 3, got 7"),
     ],
 )
-def test_errors_of_forward(x, h_0, c_0, error, words):
-    hx = None if h_0 is None else (torch.zeros(h_0), torch.zeros(c_0))
-    for cls in (nn.LSTM, fastlstm.LSTM):
+def test_errors_of_input(torch_s, x, error, words):
+    for cls in (torch_s, OURS[torch_s]):
         with pytest.raises(error, match=re.escape(words)):
-            cls(3, 4)(torch.zeros(x), hx)
+            cls(3, 4)(torch.zeros(x))
 
 
-@pytest.mark.parametrize("cls", [nn.LSTM, fastlstm.LSTM])
-def test_dtypes_must_agree(cls):
-    with pytest.raises(ValueError, match=WRONG_DTYPE):
-        cls(3, 4)(torch.zeros(X, dtype=torch.float64))
+@each_layer
+def test_dtypes_must_agree(torch_s):
+    for cls in (torch_s, OURS[torch_s]):
+        with pytest.raises(ValueError, match=WRONG_DTYPE):
+            cls(3, 4)(torch.zeros(X, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("call", [{"args": ()}, {"args": (1, 2, 3)}, {"args": (torch.zeros(1, 3),), "foo": 1}])
 def test_wrong_forward_arguments(call):
-    theirs, ours = pair(input_size=3, hidden_size=4)
     call = dict(call)
     args = call.pop("args")
-    expected, got = outcome(lambda: theirs(*args, **call))[0], outcome(lambda: ours(*args, **call))[0]
+    expected, got = (outcome(lambda module=module: module(*args, **call))[0] for module in pair(3, 4))
     assert (type(got), str(got)) == (type(expected), str(expected))
 
 
 def test_input_is_a_keyword():
-    theirs, ours = pair(input_size=3, hidden_size=4)
-    x = torch.randn(5, 2, 3, dtype=torch.float64)
+    theirs, ours = pair(3, 4)
+    x = randn(*X, grad=False)
     assert_same(theirs(input=x, hx=None), ours(input=x, hx=None))
 
 
+@each_layer
 @pytest.mark.parametrize("size", [(5, 2, 3), (5, 3)])
-def test_meta_device(size):
-    theirs, ours = pair(input_size=3, hidden_size=4, num_layers=2, bidirectional=True, device="meta")
+def test_meta_device(torch_s, size):
+    theirs, ours = pair(3, 4, num_layers=2, bidirectional=True, device="meta", like=torch_s)
     x = torch.zeros(size, dtype=torch.float64, device="meta")
     assert_same(theirs(x), ours(x))
+
+
+# where ours differ on purpose, and what torch's have not
+
+
+def test_packed_input_is_checked():
+    ours = fastlstm.LSTM(3, 4)
+    x = torch.randn(5, 2, 4)
+    equal, unequal = (pack_padded_sequence(x, torch.tensor(lengths)) for lengths in ([5, 5], [5, 3]))
+    for packed in (equal, unequal):  # torch returns numbers where the lengths are equal
+        with pytest.raises(RuntimeError, match=r"input.size\(-1\) must be equal to input_size. Expected 3, got 4"):
+            ours(packed)
+    with pytest.raises(ValueError, match=WRONG_DTYPE):
+        ours(pack_padded_sequence(x[..., :3].double(), torch.tensor([5, 3])))
+    with pytest.raises(RuntimeError, match="input must have 2 dimensions, got 1"):
+        ours(pack_padded_sequence(x[..., 0], torch.tensor([5, 3])))
+    with pytest.raises(RuntimeError, match="found input tensor at meta and parameter tensor at cpu"):
+        ours(PackedSequence(torch.zeros(8, 3, device="meta"), torch.tensor([2, 2, 2, 1, 1])))
+    with pytest.raises(RuntimeError, match="must be int64"):
+        ours(PackedSequence(torch.randn(6, 3), torch.tensor([3, 2, 1], dtype=torch.int32)))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "rows"), [([3, 1, 2], 6), ([2, 3, 1], 6), ([3, 1, 3], 9), ([3, 2, 1], 9), ([3, 2, -1], 4), ([], 0)]
+)
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.float32])
+def test_batch_sizes_of_packed_input_are_checked(sizes, rows, dtype):
+    packed = PackedSequence(torch.randn(rows, 3), torch.tensor(sizes, dtype=dtype))
+    with pytest.raises(RuntimeError, match=rf"must sum up to the rows of its data, {rows}, got {dtype} \["):
+        fastlstm.LSTM(3, 4)(packed)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize(("torch_s", "proj_size"), [(nn.LSTM, 0), (nn.LSTM, 2), (nn.GRU, 0), (nn.RNN, 0)])
+@pytest.mark.parametrize("size", [(0, 2, 3), (0, 3), (0, 0, 3)])
+def test_no_time_steps(size, torch_s, proj_size, bidirectional):
+    """torch: "Expected sequence length to be larger than 0 in RNN"."""
+    is_lstm, D, H_out, batch = torch_s is nn.LSTM, 2 if bidirectional else 1, proj_size or 4, size[1:-1]
+    options = {"num_layers": 2, "bidirectional": bidirectional} | ({"proj_size": proj_size} if is_lstm else {})
+    _, ours = pair(3, 4, like=torch_s, **options)
+    x = torch.zeros(size, dtype=torch.float64)
+    output, *states = flat(ours(x))
+    assert output.shape == (0, *batch, D * H_out)
+    assert states[0].shape == (2 * D, *batch, H_out)
+    assert not any(a.any() for a in states)
+    given = [torch.randn_like(a) for a in states]
+    output, last, *cells = ours(x, tuple(given) if is_lstm else given[0], **{"return_cells": True} if is_lstm else {})
+    assert all(map(torch.equal, last if is_lstm else [last], given))
+    assert [a.shape for a in cells] == [(0, *batch, D * 4)] * is_lstm
+
+
+TUPLE = "hx must be a tuple of two tensors, h_0 and c_0, got"
+
+
+@pytest.mark.parametrize(
+    ("torch_s", "make", "error", "message"),
+    [  # torch raises in other words, and promotes those of two types
+        (nn.LSTM, lambda h: torch.stack([h, h]), TypeError, f"{TUPLE} Tensor"),
+        (nn.LSTM, lambda h: h, TypeError, f"{TUPLE} Tensor"),
+        (nn.LSTM, lambda h: {0: h, 1: h}, TypeError, f"{TUPLE} dict"),
+        (nn.LSTM, lambda h: (h,), RuntimeError, "lstm expects two hidden states"),
+        (nn.LSTM, lambda h: (h, h, h), RuntimeError, "lstm expects two hidden states"),
+        (nn.LSTM, lambda h: (h.double(), h), RuntimeError, "found input tensor with torch.float32 and hidden tensor"),
+        (nn.LSTM, lambda h: (h, h.double()), RuntimeError, "found input tensor with torch.float32 and hidden tensor"),
+        *(
+            (torch_s, make, error, message)
+            for torch_s in (nn.GRU, nn.RNN)
+            for make, error, message in (
+                (lambda h: (h,), TypeError, "hx must be a tensor, h_0, got tuple"),
+                (lambda h: [h], TypeError, "hx must be a tensor, h_0, got list"),
+                (lambda h: 0, TypeError, "hx must be a tensor, h_0, got int"),
+                (lambda h: "h", TypeError, "hx must be a tensor, h_0, got str"),
+                (lambda h: h.double(), RuntimeError, "input tensor with torch.float32 and hidden tensor with"),
+            )
+        ),
+    ],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_unsuitable_states(torch_s, make, error, message, packed):
+    x, ours, hx = torch.zeros(X), OURS[torch_s](3, 4), make(torch.zeros(STATE))
+    with pytest.raises(error, match=message):
+        ours(pack_padded_sequence(x, torch.tensor([5, 3])) if packed else x, hx)
+    if torch_s is not nn.LSTM and error is TypeError:
+        with pytest.raises(TypeError, match=message.replace("hx", "state")):
+            ours.step(x[0], hx)

@@ -9,18 +9,15 @@ import pickle
 
 import pytest
 import torch
-from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.utils import parametrize
-from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastlstm
 from fastlstm import cells
 from fastlstm.backends import dispatch
-from tests.helpers.layers import NOT_BUILT
+from tests.helpers.layers import needs_native
 from tests.helpers.modules import randn
 from tests.helpers.rnn import RNN, gadget, given, loop, without_x
 from tests.helpers.tolerances import F32, F64, close
-from tests.helpers.transforms import exporting
 
 SIZES = [(1, 1), (7, 1), (7, 7), (48, 2), (64, 4), (100, 2), (100, 5), (100, 100), (650, 2), (650, 5), (650, 650)]
 OPTIONS = [{}, {"masked": True}, {"masked": True, "bidirectional": True, "num_layers": 2}]
@@ -150,99 +147,6 @@ def test_copies_and_old_pickles():
         dense.load_state_dict(rnn.state_dict())
 
 
-@of_both
-def test_calls_of_every_kind(backend):
-    """Single steps, a stream, one sequence alone, batch_first and packed sequences compute what `forward` does."""
-    rnn, x, n = RNN(cells.lstm, 3, 12, 2, heads=3, backend=backend), randn(5, 4, 3, grad=False), [5, 2, 3, 1]
-    output, last = rnn(x)
-    stream, state, packed = rnn.stream(4), None, pack_padded_sequence(x, n, enforce_sorted=False)
-    for x_t, h in zip(x, output):
-        h_t, state = rnn.step(x_t, state)
-        close([h_t, stream(x_t)], [h, h], "values")
-    close([state, stream.state], [last, last], "values")
-    close(rnn(x[:, 1])[0], output[:, 1], "values")
-    masked, ends = rnn(x, lengths=n)
-    again, ends_again = rnn(packed)
-    close([again.data, ends_again], [pack_padded_sequence(masked, n, enforce_sorted=False).data, ends], "values")
-    rnn.batch_first = True
-    close(rnn(x.transpose(0, 1))[0].transpose(0, 1), output, "values")
-
-
-@of_both
-def test_recompute(backend):
-    results = []
-    for recompute in (False, True):
-        torch.manual_seed(0)
-        rnn = RNN(cells.gru, 3, 12, heads=3, backend=backend, recompute=recompute)
-        output, last = rnn(randn(300, 2, 3))
-        results.append([output, *torch.autograd.grad(output.sum() + last[0].sum(), list(rnn.parameters()))])
-    close(results[1], results[0], "gradients")
-
-
-@of_both
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_sixteen_bits_and_autocast(backend, dtype):
-    rnn, exact = with_double(cells.lstm, 3, 24, F32, heads=3, backend=backend)
-    x = torch.randn(5, 4, 3)
-    want, _ = exact(x.double())
-    for training in (False, True):
-        with torch.autocast("cpu", dtype), torch.set_grad_enabled(training):
-            close(rnn(x)[0], want, "cast")
-    rounded, x = rnn.to(dtype), x.to(dtype).requires_grad_()
-    output, _ = rounded(x)
-    close(output, want, "cast")
-    output.sum().backward()
-    assert x.grad.dtype == rounded.weight_hh_l0.grad.dtype == dtype
-
-
-@of_both
-def test_derivatives(backend):
-    rnn = RNN(cells.gru, 2, 4, heads=2, backend=backend)
-    names, weights = zip(*rnn.named_parameters())
-
-    def outputs(x, *weights):
-        return functional_call(rnn, dict(zip(names, weights)), (x,))[0]
-
-    operands = randn(3, 2, 2), *(a.detach().requires_grad_() for a in weights)
-    assert torch.autograd.gradcheck(outputs, operands, check_forward_ad=True)
-    assert torch.autograd.gradgradcheck(outputs, operands)
-    x, x_t = randn(3, 2, 2, grad=False), randn(3, 2, 2, grad=False)
-    tangent = jvp(lambda x: rnn(x)[0], (x,), (x_t,))[1]
-    step = 1e-6
-    differences = (rnn(x + step * x_t)[0] - rnn(x - step * x_t)[0]) / (2 * step)
-    assert (tangent - differences).abs().max() < 1e-8  # the error of a difference of such a step
-
-
-@of_both
-def test_vmap_over_weights(backend):
-    rnn, x = RNN(cells.lstm, 3, 12, heads=3, backend=backend), randn(4, 2, 3, grad=False)
-    models = [{name: torch.randn_like(a) for name, a in rnn.named_parameters()} for _ in range(3)]
-    stacked = {name: torch.stack([model[name] for model in models]) for name in models[0]}
-
-    def loss(weights):
-        return functional_call(rnn, weights, (x,))[0].square().sum()
-
-    got = vmap(grad(loss))(stacked)
-    for k, model in enumerate(models):
-        want = grad(loss)(model)
-        close([got[name][k] for name in want], list(want.values()), "gradients")
-
-
-@of_both
-def test_compiled_and_exported(backend):
-    rnn = RNN(cells.lstm, 3, 12, heads=3, backend=backend)
-    compiled = torch.compile(rnn, fullgraph=True, backend="aot_eager", dynamic=True)
-    sizes = {"input": {0: torch.export.Dim("T", max=99), 1: torch.export.Dim("B", max=99)}}
-    with exporting():
-        program = torch.export.export(rnn, (randn(5, 4, 3, grad=False),), dynamic_shapes=sizes)
-    for T, B in ((5, 4), (7, 2)):
-        x = randn(T, B, 3)
-        want = rnn(x)[0]
-        close([compiled(x)[0], program.module()(x)[0]], [want, want], "values")
-        gradients = [torch.autograd.grad(f(x)[0].sum(), list(rnn.parameters())) for f in (compiled, rnn)]
-        close(*gradients, "gradients")
-
-
 def test_dropped_weights():
     rnn = RNN(cells.lstm, 3, 12, heads=3, backend="numba")
     parametrize.register_parametrization(rnn, "weight_hh_l0", fastlstm.WeightDrop(0.5))
@@ -263,16 +167,8 @@ def test_functions_read_the_heads_from_weight_hh():
             fastlstm.lstm(x, None, rnn.weight_ih_l0, randn(*shape))
 
 
-@pytest.mark.skipif(NOT_BUILT is not None, reason=str(NOT_BUILT))
-def test_native_says_why_it_cannot():
-    check_refusal("native")
-
-
-def test_aten_says_why_it_cannot():
-    check_refusal("aten")
-
-
-def check_refusal(backend):
+@pytest.mark.parametrize("backend", ["aten", pytest.param("native", marks=needs_native)])
+def test_backends_say_why_they_cannot(backend):
     rnn, x = fastlstm.RNN(cells.lstm, 3, 12, heads=3, backend=backend), torch.randn(4, 2, 3)
     message = f"the {backend} backend runs layers of one head, got heads=3"
     for call in (lambda: rnn(x), lambda: rnn.step(x[0]), lambda: rnn.stream(2)(x[0]), lambda: rnn(x, lengths=[4, 1])):
@@ -280,7 +176,7 @@ def check_refusal(backend):
             call()
 
 
-@pytest.mark.skipif(NOT_BUILT is not None, reason=str(NOT_BUILT))
+@needs_native
 def test_without_numba_a_warning_says_what_runs(monkeypatch):
     """Even where native runs the cell."""
     monkeypatch.setattr(dispatch.module("numba"), "_INSTALLED", False)

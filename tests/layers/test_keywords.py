@@ -36,12 +36,7 @@ def test_forget_bias(arguments):
     [
         ({"forget_bias": "1"}, TypeError, "forget_bias should be a number or None, got: str"),
         ({"forget_bias": True}, TypeError, "forget_bias should be a number or None, got: bool"),
-        (
-            {"forget_bias": 1.0, "bias": False},
-            ValueError,
-            "forget_bias needs bias=True, got forget_bias=1.0 and bias=False",
-        ),
-        ({"backend": "cudnn"}, ValueError, "backend must be one of"),
+        ({"forget_bias": 1.0, "bias": False}, ValueError, "needs bias=True, got forget_bias=1.0 and bias=False"),
     ],
 )
 def test_bad_keywords(arguments, error, message):
@@ -78,16 +73,3 @@ def test_generic_subclasses():
 
     assert get_args(Named[int]) == (int,)
     assert isinstance(Named[int](3, 5), fastlstm.GRU)
-
-
-def test_backend_of_the_module():
-    x, reset = torch.randn(4, 2, 3), torch.zeros(4, 2, dtype=torch.bool)
-    lstm, cell = fastlstm.LSTM(3, 5, backend="reference"), fastlstm.LSTMCell(3, 5, backend="reference")
-    assert "backend=reference" in repr(lstm)
-    assert "backend=reference" in repr(cell)
-    with fastlstm.use_backend("aten"):  # a module's own wins: aten takes no resets
-        lstm(x, reset=reset)
-        with pytest.raises(RuntimeError, match="aten backend has no reset"):
-            fastlstm.LSTM(3, 5)(x, reset=reset)
-    with pytest.raises(ValueError, match="backend must be one of"):
-        fastlstm.LSTMCell(3, 5, backend="cudnn")

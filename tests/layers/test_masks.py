@@ -13,6 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fastlstm
+from tests.helpers.contract import LAYERS
+from tests.helpers.layers import needs_native
 from tests.helpers.modules import REFERENCE, assert_same_gradients, both_backends, pair, randn
 from tests.helpers.tolerances import close
 from tests.helpers.transforms import dtype_of, needs_triton
@@ -37,28 +39,44 @@ def run_in_pieces(lstm, x, reset, hx):
     return torch.cat(outputs, 1), tuple(torch.cat(a, 1) for a in zip(*ends, strict=True))
 
 
-@both_backends
+def with_tuples(module):
+    """The module as a function of x and a tuple of states, which returns the output and a tuple of the last states."""
+
+    def call(x, states, **masks):
+        output, last = module(x, states if len(states) > 1 else states[0], **masks)
+        return output, last if isinstance(last, tuple) else (last,)
+
+    return call
+
+
+each_kind = pytest.mark.parametrize(
+    ("kind", "backend"),
+    [
+        *((kind, "numba") for kind in LAYERS),
+        ("LSTM", "reference"),
+        *(pytest.param(kind, "native", marks=needs_native) for kind in ("LSTM", "GRU")),
+    ],
+)
+
+
+@each_kind
 @settings(max_examples=25, deadline=None)
 @given(
-    st.integers(1, 7),
-    st.integers(1, 4),
-    st.integers(1, 3),
-    st.booleans(),
-    st.sampled_from([0.0, 0.3, 1.0]),
+    st.integers(1, 7), st.integers(1, 4), st.integers(1, 3), st.booleans(), st.sampled_from([0.0, 0.3, 1.0]),
     st.integers(0, 2**31),
-)
-def test_reset_equals_pieces(backend, T, B, layers, batch_first, rate, seed):
+)  # fmt: skip
+def test_reset_equals_pieces(kind, backend, T, B, layers, batch_first, rate, seed):
     torch.manual_seed(seed)
-    theirs, ours = pair(3, 5, layers, backend=backend)
-    x, h_0, c_0, reset = randn(T, B, 3), randn(layers, B, 5), randn(layers, B, 5), torch.rand(T, B) < rate
-    expected, states = run_in_pieces(theirs, x, reset, (h_0, c_0))
+    torch_s, options = LAYERS[kind]
+    theirs, ours = pair(3, 5, layers, like=torch_s, backend=backend, **options)
+    x, reset = randn(T, B, 3), torch.rand(T, B) < rate
+    states = tuple(randn(layers, B, 5) for _ in range(2 if kind == "LSTM" else 1))
+    expected, ends = run_in_pieces(with_tuples(theirs), x, reset, states)
     ours.batch_first = batch_first
-    if batch_first:
-        got, got_states = ours(x.transpose(0, 1), (h_0, c_0), reset=reset.T)
-        got = got.transpose(0, 1)
-    else:
-        got, got_states = ours(x, (h_0, c_0), reset=reset)
-    assert_same_gradients(ours, theirs, [got, *got_states], [expected, *states], [x, h_0, c_0])
+    masked, reset = (a.transpose(0, 1) if batch_first else a for a in (x, reset))
+    got, last = with_tuples(ours)(masked, states, reset=reset)
+    got = got.transpose(0, 1) if batch_first else got
+    assert_same_gradients(ours, theirs, [got, *last], [expected, *ends], [x, *states])
 
 
 @needs_triton
@@ -101,53 +119,39 @@ def test_padding_of_a_projected_layer_may_be_nan():
         assert a.grad.isfinite().all()
 
 
-def test_reset_stops_gradients():
-    _, ours = pair(3, 5)
-    x, h_0, c_0 = randn(6, 1, 3), randn(1, 1, 5), randn(1, 1, 5)
-    output, _ = ours(x, (h_0, c_0), reset=torch.tensor([0, 0, 0, 1, 0, 0], dtype=torch.bool).unsqueeze(1))
-    dx, dh_0, dc_0 = torch.autograd.grad(output[3:].sum(), [x, h_0, c_0])
-    assert dx[3:].abs().min() > 0
-    assert not dx[:3].any()
-    assert not dh_0.any()
-    assert not dc_0.any()
+INTEGER_TYPES = [getattr(torch, f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)]
 
 
-@both_backends
+@each_kind
 @settings(max_examples=40, deadline=None)
 @given(
-    st.lists(st.integers(0, 6), min_size=1, max_size=5),
-    st.integers(1, 3),
-    st.booleans(),
-    st.booleans(),
-    st.booleans(),
-    st.sampled_from([torch.int64, torch.int32, torch.uint8]),
-    st.integers(0, 2**31),
-)
-def test_lengths_equal_packed(backend, lengths, layers, bidirectional, batch_first, with_states, dtype, seed):
+    st.lists(st.integers(0, 6), min_size=1, max_size=5), st.integers(1, 3), st.booleans(), st.booleans(),
+    st.booleans(), st.sampled_from(INTEGER_TYPES), st.integers(0, 2**31),
+)  # fmt: skip
+def test_lengths_equal_packed(kind, backend, lengths, layers, bidirectional, batch_first, with_states, dtype, seed):
     torch.manual_seed(seed)
-    theirs, ours = pair(3, 5, layers, bidirectional=bidirectional, backend=backend)
-    T, B, states = 6, len(lengths), layers * (2 if bidirectional else 1)
-    x, h_0, c_0 = randn(T, B, 3), randn(states, B, 5), randn(states, B, 5)
-    if not with_states:
-        h_0, c_0 = torch.zeros_like(h_0, requires_grad=True), torch.zeros_like(c_0, requires_grad=True)
-    expected, ends = x.sum() * x.new_zeros(T, B, 5 * (2 if bidirectional else 1)), [h_0.clone(), c_0.clone()]
+    torch_s, options = LAYERS[kind]
+    theirs, ours = pair(3, 5, layers, bidirectional=bidirectional, like=torch_s, backend=backend, **options)
+    T, B, D = 6, len(lengths), 2 if bidirectional else 1
+    x, states = randn(T, B, 3), [randn(layers * D, B, 5) for _ in range(2 if kind == "LSTM" else 1)]
+    states = states if with_states else [torch.zeros_like(a, requires_grad=True) for a in states]
+    expected, ends = x.sum() * x.new_zeros(T, B, 5 * D), [a.clone() for a in states]
     rows = [b for b in range(B) if lengths[b]]  # torch takes no empty row: its output is zero, its state what it was
     if rows:
-        kept = torch.tensor([lengths[b] for b in rows])
-        packed = pack_padded_sequence(x[:, rows], kept, enforce_sorted=False)
-        output, new = theirs(packed, (h_0[:, rows], c_0[:, rows]))
+        packed = pack_padded_sequence(x[:, rows], torch.tensor([lengths[b] for b in rows]), enforce_sorted=False)
+        output, last = with_tuples(theirs)(packed, tuple(a[:, rows] for a in states))
         output, _ = pad_packed_sequence(output, total_length=T)
         expected = expected.index_copy(1, torch.tensor(rows), output)
-        ends = [a.index_copy(1, torch.tensor(rows), b) for a, b in zip(ends, new, strict=True)]
+        ends = [a.index_copy(1, torch.tensor(rows), b) for a, b in zip(ends, last, strict=True)]
     ours.batch_first = batch_first
-    hx = (h_0, c_0) if with_states else None
-    n = torch.tensor(lengths, dtype=dtype)
-    got, new = ours(x.transpose(0, 1) if batch_first else x, hx, lengths=n)
+    given = tuple(states) if with_states else (None,)
+    got, last = with_tuples(ours)(
+        x.transpose(0, 1) if batch_first else x, given, lengths=torch.tensor(lengths, dtype=dtype)
+    )
     got = got.transpose(0, 1) if batch_first else got
     for b in range(B):
         assert not got[lengths[b] :, b].any()
-    inputs = [x, h_0, c_0] if with_states else [x]
-    assert_same_gradients(ours, theirs, [got, *new], [expected, *ends], inputs)
+    assert_same_gradients(ours, theirs, [got, *last], [expected, *ends], [x, *states] if with_states else [x])
 
 
 @both_backends
@@ -285,13 +289,6 @@ def test_lengths_of_no_rows_and_of_one_sequence_alone():
         assert torch.equal(lstm(x, lengths=lengths)[0], expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int16])
-def test_lengths_of_any_integer_dtype(dtype):
-    _, ours = pair(3, 5)
-    x, lengths = randn(4, 3, 3), torch.tensor([4, 0, 3])
-    assert torch.equal(ours(x, lengths=lengths.to(dtype))[0], ours(x, lengths=lengths)[0])
-
-
 @both_backends
 def test_lengths_win_over_reset(backend):
     _, ours = pair(3, 5, 2, backend=backend)
@@ -350,6 +347,7 @@ def test_masks_wait_for_no_device():
 
 BOOLEANS = "reset must be booleans of shape (T, B), as a tensor, an array or a list"
 INTEGERS = "lengths must be integers of shape (B,), as a tensor, an array or a list"
+Z = torch.zeros(5, 2)
 
 
 @pytest.mark.parametrize(
@@ -360,25 +358,10 @@ INTEGERS = "lengths must be integers of shape (B,), as a tensor, an array or a l
         ({}, {"reset": "start"}, TypeError, f"{BOOLEANS}, got str"),
         ({}, {"reset": [[0, 1]] * 5}, TypeError, f"{BOOLEANS}, got torch.int64"),
         ({}, {"reset": np.zeros((5, 2))}, TypeError, f"{BOOLEANS}, got torch.float64"),
-        (
-            {},
-            {"reset": torch.zeros(5, 2)},
-            TypeError,
-            f"{BOOLEANS}, got torch.float32: a tensor's reset.bool() has them",
-        ),
+        ({}, {"reset": Z}, TypeError, f"{BOOLEANS}, got torch.float32: a tensor's reset.bool() has them"),
         ({}, {"reset": torch.zeros(2, 5) > 0}, ValueError, "reset must have shape (T, B) = (5, 2), got (2, 5)"),
-        (
-            {"batch_first": True},
-            {"reset": torch.zeros(2, 5) > 0},
-            ValueError,
-            "reset must have shape (B, T) = (5, 2), got (2, 5)",
-        ),
-        (
-            {"bidirectional": True},
-            {"reset": torch.zeros(5, 2) > 0},
-            ValueError,
-            "reset needs a module of one direction, and this one is bidirectional",
-        ),
+        ({"batch_first": True}, {"reset": Z.T > 0}, ValueError, "reset must have shape (B, T) = (5, 2), got (2, 5)"),
+        ({"bidirectional": True}, {"reset": Z > 0}, ValueError, "needs a module of one direction, and this one is bi"),
         ({}, {"reset": torch.zeros(5, 2).int()}, TypeError, f"{BOOLEANS}, got torch.int32"),
         ({}, {"lengths": ["1", "2"]}, TypeError, f"{INTEGERS}, got list"),
         ({}, {"lengths": [[1], [1, 2]]}, TypeError, f"{INTEGERS}, got list"),

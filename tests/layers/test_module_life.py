@@ -12,81 +12,67 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.nn.utils.rnn import pack_padded_sequence
-from torch.utils.checkpoint import checkpoint
 
 import fastlstm
+from fastlstm import cells
 from tests.helpers import ROOT
-from tests.helpers.modules import assert_same_gradients, pair, randn
+from tests.helpers.modules import OURS, assert_same_gradients, flat, pair, randn
 from tests.helpers.tolerances import close
-from tests.helpers.transforms import exporting
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+each_layer = pytest.mark.parametrize("torch_s", [nn.LSTM, nn.GRU, nn.RNN])
+STACKED = {"num_layers": 2, "bidirectional": True, "batch_first": True}
 
 
-CONFIGURATIONS = [{}, {"num_layers": 2, "bidirectional": True, "batch_first": True}, {"proj_size": 2, "bias": False}]
-each_configuration = pytest.mark.parametrize("arguments", CONFIGURATIONS)
-
-
-def same_results(a, b):
-    x = torch.randn(4, 3, 3, dtype=a.weight_ih_l0.dtype)
-    (output, states), (other, other_states) = a(x), b(x)
-    assert torch.equal(output, other)
-    assert all(torch.equal(s, t) for s, t in zip(states, other_states, strict=True))
-
-
-@each_configuration
-def test_copies(arguments):
-    lstm = fastlstm.LSTM(3, 5, backend="reference", **arguments)
-    buffer = io.BytesIO()
-    torch.save(lstm, buffer)
-    buffer.seek(0)
-    copies = [deepcopy(lstm), pickle.loads(pickle.dumps(lstm)), torch.load(buffer, weights_only=False)]
-    for copy in copies:
-        assert type(copy) is fastlstm.LSTM
-        assert copy.backend == "reference"
-        assert all(a is not b for a, b in zip(copy.parameters(), lstm.parameters(), strict=True))
-        assert all(a is b for a, b in zip(copy._flat_weights, copy.parameters(), strict=True))
-        same_results(lstm, copy)
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        *((kind, {"backend": "numba"}) for kind in OURS.values()),
+        (fastlstm.LSTM, {"backend": "numba", **STACKED}),
+        (fastlstm.LSTM, {"backend": "reference", "proj_size": 2, "bias": False}),
+    ],
+)
+def test_copies(kind, options):
+    """Of a module that keeps packed weights. A pickle names no class but the module's."""
+    module, buffer, x = kind(3, 5, **options), io.BytesIO(), torch.randn(4, 3)
     with torch.no_grad():
-        copies[0].weight_hh_l0.zero_()
-    assert lstm.weight_hh_l0.any()
-
-
-@pytest.mark.parametrize("kind", [fastlstm.LSTM, fastlstm.LSTMCell])
-def test_a_pickle_names_no_class_but_the_modules(kind):
-    module, buffer = kind(3, 5), io.BytesIO()
-    with torch.no_grad():
-        expected = module(torch.ones(2, 3))
-        module(torch.ones(2, 3))  # finds the weights packed
+        expected = module(x), module(x)
     torch.save(module, buffer)
-    buffer.seek(0)
-    with torch.serialization.safe_globals([kind]), torch.no_grad():
-        assert torch.equal(torch.load(buffer, weights_only=True)(torch.ones(2, 3))[0], expected[0])
+    copies = [deepcopy(module), pickle.loads(pickle.dumps(module))]
+    for weights_only in (True, False):
+        buffer.seek(0)
+        with torch.serialization.safe_globals([kind]):
+            copies.append(torch.load(buffer, weights_only=weights_only))
+    for copy in copies:
+        assert type(copy) is kind
+        assert copy.backend == options["backend"]
+        assert all(a is not b for a, b in zip(copy.parameters(), module.parameters(), strict=True))
+        if isinstance(copy, nn.RNNBase):
+            assert all(a is b for a, b in zip(copy._flat_weights, copy.parameters(), strict=True))
+        close(flat(copy(x)), flat(expected[1]), "values")
+    with torch.no_grad():
+        next(copies[0].parameters()).zero_()
+    assert next(module.parameters()).any()
 
 
-@each_configuration
-def test_state_dicts_both_ways(arguments):
-    theirs, ours = nn.LSTM(3, 5, **arguments), fastlstm.LSTM(3, 5, **arguments)
-    ours.load_state_dict(theirs.state_dict())
-    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
-    other = nn.LSTM(3, 5, **arguments)
-    other.load_state_dict(ours.state_dict())
+@pytest.mark.parametrize("arguments", [{}, STACKED, {"proj_size": 2, "bias": False}])
+def test_a_state_that_is_assigned(arguments):
+    theirs = nn.LSTM(3, 5, **arguments)
     with torch.device("meta"):
-        empty = fastlstm.LSTM(3, 5, **arguments)
-    empty.load_state_dict(theirs.state_dict(), assign=True)
-    same_results(empty, ours)
+        ours = fastlstm.LSTM(3, 5, **arguments)
+    ours.load_state_dict(theirs.state_dict(), assign=True)
+    x = torch.randn(4, 3, 3)
+    close(flat(ours(x)), flat(theirs(x)), "values")
 
 
 def test_share_memory_and_to():
-    lstm = fastlstm.LSTM(3, 5, 2)
+    lstm, x = fastlstm.LSTM(3, 5, 2), torch.randn(4, 2, 3)
     lstm.share_memory()
     assert all(p.is_shared() for p in lstm.parameters())
     lstm.flatten_parameters()
-    same_results(lstm, deepcopy(lstm))
-    lstm.to(torch.float64)
-    assert lstm(torch.zeros(4, 2, 3, dtype=torch.float64))[0].dtype == torch.float64
-    assert lstm.half()(torch.zeros(4, 2, 3, dtype=torch.float16))[0].dtype == torch.float16
-    assert lstm.bfloat16()(torch.zeros(4, 2, 3, dtype=torch.bfloat16))[0].dtype == torch.bfloat16
+    assert all(map(torch.equal, flat(lstm(x)), flat(deepcopy(lstm)(x))))
+    for dtype in (torch.float64, torch.float16, torch.bfloat16):
+        assert lstm.to(dtype)(x.to(dtype))[0].dtype == dtype
 
 
 def test_weights_are_read_at_every_call():
@@ -106,31 +92,15 @@ def test_weights_are_read_at_every_call():
     assert gradient.any()
 
 
-def test_functional_call():
-    theirs, ours = pair(3, 5, 2, bidirectional=True)
-    weights = {name: randn(*p.shape) for name, p in ours.named_parameters()}
-    x = randn(4, 2, 3)
+@each_layer
+def test_functional_call(torch_s):
+    theirs, ours = pair(3, 5, 2, bidirectional=True, like=torch_s)
+    weights, x = {name: randn(*p.shape) for name, p in ours.named_parameters()}, randn(4, 2, 3)
     before = ours(x)[0]
-    got, expected = (torch.func.functional_call(module, weights, (x,)) for module in (ours, theirs))
-    values = list(weights.values())
-    for a, b in zip([got[0], *got[1]], [expected[0], *expected[1]], strict=True):
-        close(a, b, "sums")
-    gradients = [torch.autograd.grad(result[0].cos().sum(), [x, *values]) for result in (got, expected)]
-    for a, b in zip(*gradients, strict=True):
-        close(a, b, "gradients")
+    results = [torch.func.functional_call(module, weights, (x,)) for module in (ours, theirs)]
+    close(*map(flat, results), "sums")
+    close(*(torch.autograd.grad(a.cos().sum(), [x, *weights.values()]) for a, _ in results), "gradients")
     assert torch.equal(ours(x)[0], before)
-
-
-def test_ensemble_by_vmap():
-    lstms = [fastlstm.LSTM(3, 5, dtype=torch.float64) for _ in range(3)]
-    weights, buffers = torch.func.stack_module_state(lstms)
-    x = randn(4, 2, 3, grad=False)
-
-    def run(weights):
-        return torch.func.functional_call(lstms[0], (weights, buffers), (x,))[0]
-
-    for got, lstm in zip(torch.vmap(run)(weights), lstms, strict=True):
-        close(got, lstm(x)[0], "sums")
 
 
 class Double(nn.Module):
@@ -162,8 +132,9 @@ def test_parametrized(name):
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
 @pytest.mark.parametrize("weight_norm", [parametrizations.weight_norm, nn.utils.weight_norm])
-def test_weight_norm(weight_norm):
-    theirs, ours = pair(3, 5)
+@each_layer
+def test_weight_norm(torch_s, weight_norm):
+    theirs, ours = pair(3, 5, like=torch_s)
     x = randn(4, 2, 3)
     expected = theirs(x)[0]  # the norms start as the weights' own
     weight_norm(ours, "weight_hh_l0")
@@ -176,33 +147,33 @@ def test_weight_norm(weight_norm):
     assert not torch.allclose(ours(x)[0], expected)
 
 
-def test_pruned():
+@each_layer
+def test_pruned(torch_s):
     """torch.nn.utils.prune replaces a weight by a plain tensor before every call."""
-    modules = pair(3, 5)
-    for module in modules:
-        prune.l1_unstructured(module, "weight_hh_l0", amount=0.5)
-    ours, theirs = reversed(modules)
+    theirs, ours = pair(3, 5, 2, like=torch_s)
+    for module in (theirs, ours):
+        prune.l1_unstructured(module, "weight_hh_l1", amount=0.5)
     x = randn(4, 2, 3)
     assert_same_gradients(ours, theirs, [ours(x)[0]], [theirs(x)[0]], [x])
-    for module in modules:
-        assert sum(isinstance(w, nn.Parameter) for w in module._flat_weights) == 3
-        prune.remove(module, "weight_hh_l0")
+    for module in (theirs, ours):
+        assert sum(isinstance(w, nn.Parameter) for w in module._flat_weights) == 7
+        prune.remove(module, "weight_hh_l1")
         assert all(isinstance(w, nn.Parameter) for w in module._flat_weights)
     close(ours(x)[0], theirs(x)[0], "sums")
 
 
-def test_truncated_backpropagation():
-    theirs, ours = pair(3, 5, 2)
+@each_layer
+def test_truncated_backpropagation(torch_s):
+    theirs, ours = pair(3, 5, 2, like=torch_s)
     x, gradients = randn(12, 2, 3), []
     for module in (ours, theirs):
         state = None
         for chunk in x.split(4):
             output, state = module(chunk, state)
             output.cos().sum().backward()
-            state = tuple(a.detach() for a in state)
+            state = tuple(a.detach() for a in state) if torch_s is nn.LSTM else state.detach()
         gradients.append([p.grad for p in module.parameters()])
-    for a, b in zip(*gradients, strict=True):
-        close(a, b, "gradients")
+    close(*gradients, "gradients")
 
 
 @pytest.mark.parametrize("size", [(70_001, 1, 2), (2, 70_001, 2)])
@@ -214,40 +185,21 @@ def test_more_steps_or_rows_than_16_bits_count(size):
         close(a, b, "sums")
 
 
+@each_layer
 @pytest.mark.parametrize("training", [True, False])
-def test_frozen_weights_with_an_input_gradient(training):
-    theirs, ours = (module.requires_grad_(False).train(training) for module in pair(3, 5, 2, dropout=0.0))
-    x = randn(4, 2, 3)
-    gradients = [torch.autograd.grad(module(x)[0].cos().sum(), x)[0] for module in (ours, theirs)]
-    close(*gradients, "sums")
+def test_frozen_weights_with_an_input_gradient(torch_s, training):
+    modules, x = pair(3, 5, 2, like=torch_s)[::-1], randn(4, 2, 3)
+    for module in modules:
+        module.requires_grad_(False).train(training)
+    close(*(torch.autograd.grad(module(x)[0].cos().sum(), x)[0] for module in modules), "sums")
 
 
-def test_one_trained_weight():
-    theirs, ours = pair(3, 5, 2)
-    for module in (theirs, ours):
-        for name, parameter in module.named_parameters():
-            parameter.requires_grad_(name == "weight_hh_l0")
-    x = randn(4, 2, 3, grad=False)
-    gradients = [torch.autograd.grad(m(x)[1][0].cos().sum(), m.weight_hh_l0)[0] for m in (ours, theirs)]
-    close(*gradients, "sums")
-
-
-def test_checkpoint():
-    _, ours = pair(3, 5, 2)
-    x = randn(4, 2, 3)
-    wanted = [x, *ours.parameters()]
-    expected = torch.autograd.grad(ours(x)[0].cos().sum(), wanted)
-    got = torch.autograd.grad(checkpoint(ours, x, use_reentrant=False)[0].cos().sum(), wanted)
-    for a, b in zip(got, expected, strict=True):
-        close(a, b, "sums")
-
-
-def test_data_parallel_replica():
-    _, ours = pair(3, 5, 2)
-    replica = ours._replicate_for_data_parallel()
+@each_layer
+def test_data_parallel_replica(torch_s):
+    _, ours = pair(3, 5, 2, like=torch_s)
+    replica, x = ours._replicate_for_data_parallel(), randn(4, 2, 3)
     for name, parameter in ours._parameters.items():
         setattr(replica, name, parameter * 1)  # a replica's weights are plain tensors, as nn.DataParallel makes them
-    x = randn(4, 2, 3)
     close(replica(x)[0], ours(x)[0], "sums")
     (gradient,) = torch.autograd.grad(replica(x)[0].sum(), ours.weight_hh_l1)
     assert gradient.any()
@@ -283,92 +235,77 @@ def test_distributed_data_parallel(tmp_path):
     assert found.stdout.split()[-1:] == ["done"], found.stderr  # Gloo may say something first
 
 
+@each_layer
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("packed", [False, True])
-def test_autocast(dtype, packed):
-    """16-bit weights and inputs cost half a unit of 2**-8 or 2**-11 each; outputs are below 1."""
+def test_16_bits_and_autocast(torch_s, dtype):
+    """Gradients stay in float32. Types and values under autocast are in test_autocast."""
     torch.manual_seed(0)
-    lstm = fastlstm.LSTM(3, 5, 2, dropout=0.0, bidirectional=True)
-    x, hx = torch.randn(4, 2, 3, requires_grad=True), (torch.randn(4, 2, 5), torch.randn(4, 2, 5))
-    expected, _ = lstm(x, hx)
-    inputs = pack_padded_sequence(x, torch.tensor([4, 4])) if packed else x
+    ours, x = OURS[torch_s](3, 5, 2, bidirectional=True), torch.randn(4, 2, 3, requires_grad=True)
+    expected, _ = ours(x)
     with torch.autocast("cpu", dtype):
-        output, (h_n, _) = lstm(inputs, hx)
-        mixed, _ = lstm(x.to(dtype), hx)  # a dtype that outside autocast is refused
-    output = output.data.view_as(expected) if packed else output
-    for got in (output, mixed):
+        output = ours(x)[0]
+        packed, mixed = (
+            ours(pack_padded_sequence(x, torch.tensor([4, 4])))[0].data.view_as(output),
+            ours(x.to(dtype))[0],
+        )
+    for got in (output, packed, mixed):
         close(got, expected.double(), "cast")
     output.float().sum().backward()
-    assert x.grad.dtype == torch.float32
-    assert all(p.grad.dtype == torch.float32 for p in lstm.parameters())
-    assert h_n.dtype == output.dtype
-    with pytest.raises(ValueError, match=r"(?i)input .*type"):
-        lstm(x.to(dtype), hx)
+    assert {a.grad.dtype for a in (x, *ours.parameters())} == {torch.float32}
+    close(ours.to(dtype)(x.to(dtype))[0], expected.double(), "cast")
 
 
-def test_cell_autocast():
-    cell, x = fastlstm.LSTMCell(3, 5), torch.randn(2, 3)
-    with torch.autocast("cpu", torch.bfloat16):
-        h, c = cell(x)
-        h, c = cell(x.bfloat16(), (h, c.float()))
-    expected = cell(x, cell(x))
-    for got, reference in zip((h, c), expected, strict=True):
-        close(got.bfloat16(), reference.double(), "cast")
+def test_autocast_of_regularizers():
+    gru, x, results = fastlstm.GRU(3, 5, recurrent_dropout=0.5, zoneout=0.3), torch.randn(4, 2, 3), []
+    for enabled in (True, False):
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            results.append(gru(x, torch.ones(1, 2, 5))[0])
+    assert results[0].dtype == torch.bfloat16
+    close(results[0], results[1].double(), "cast")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "size", "call"),
-    [
-        ({}, (4, 2, 3), {}),
-        ({"num_layers": 2, "bidirectional": True, "batch_first": True}, (4, 2, 3), {}),
-        ({}, (4, 3), {}),
-        ({}, (4, 2, 3), {"reset": torch.tensor([[0, 1], [1, 0], [0, 0], [0, 1]]) > 0, "return_cells": True}),
-        ({"bidirectional": True}, (4, 2, 3), {"lengths": torch.tensor([0, 3])}),
-    ],
-)
-def test_traced_whole(arguments, size, call):
+RESET = {"reset": torch.tensor([[0, 1], [1, 0], [0, 0], [0, 1]]) > 0}
+LENGTHS = {"lengths": torch.tensor([0, 3])}
+TRACED = {
+    "lstm": (fastlstm.LSTM(3, 5), {}),
+    "stacked": (fastlstm.LSTM(3, 5, **STACKED), {}),
+    "lstm, all states": (fastlstm.LSTM(3, 5), {**RESET, "return_cells": True}),
+    "lstm, lengths": (fastlstm.LSTM(3, 5, bidirectional=True), LENGTHS),
+    "gru": (fastlstm.GRU(3, 5), RESET),
+    "elman": (fastlstm.Elman(3, 5, **STACKED), {}),
+    "slstm": (fastlstm.RNN(cells.slstm, 3, 5), {"return_states": True}),
+    "indrnn": (fastlstm.RNN(cells.ind_rnn, 3, 5, 2), LENGTHS),
+    "zoneout": (fastlstm.GRU(3, 5, zoneout=0.2).eval(), {}),
+    "both": (fastlstm.LSTM(3, 5, zoneout=0.2, recurrent_dropout=0.1).eval(), {"return_cells": True}),
+    "dropped": (fastlstm.GRU(3, 5, recurrent_dropout=1.0), LENGTHS),
+}
+
+
+@pytest.mark.parametrize(("name", "size"), [*((name, (4, 2, 3)) for name in TRACED), ("lstm", (4, 3))])
+def test_traced_whole(name, size):
     """dynamo takes forward and backward without a break."""
-    lstm = fastlstm.LSTM(3, 5, **arguments)
-    x = torch.randn(size)
-    compiled = torch.compile(lstm, backend="aot_eager", fullgraph=True)
-    expected, got = lstm(x, **call), compiled(x, **call)
-    for a, b in zip([got[0], *got[1]], [expected[0], *expected[1]], strict=True):
-        close(a, b, "values")
-    gradients = [torch.autograd.grad(result[0].cos().sum(), lstm.weight_hh_l0)[0] for result in (got, expected)]
-    close(*gradients, "sums")
+    module, call = TRACED[name]
+    x = torch.randn(size).transpose(0, -2) if module.batch_first else torch.randn(size)
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    expected, got = module(x, **call), compiled(x, **call)
+    close(got, expected, "values")
+    weights = list(module.parameters())
+    close(*(torch.autograd.grad(result[0].cos().sum(), weights) for result in (got, expected)), "sums")
 
 
-def test_exported_with_a_dynamic_length():
-    """One node for the layer, whatever the number of steps."""
-    lstm = fastlstm.LSTM(3, 5).eval()
-    with exporting():
-        program = torch.export.export(lstm, (torch.randn(4, 2, 3),), dynamic_shapes=({0: torch.export.Dim("T")},))
-    assert [str(node.target) for node in program.graph.nodes].count("fastlstm.forward.default") == 1
-    x = torch.randn(9, 2, 3)
-    with torch.no_grad():
-        assert torch.equal(program.module()(x)[0], lstm(x)[0])
+@pytest.mark.parametrize(("torch_s", "cell"), [(nn.LSTM, nn.LSTMCell), (nn.GRU, nn.GRUCell), (nn.RNN, nn.RNNCell)])
+def test_traced_steps_and_cells(torch_s, cell):
+    layer, cell = OURS[torch_s](3, 5), OURS[cell](3, 5)
 
-
-def test_traced_step_and_cell():
-    lstm, cell = fastlstm.LSTM(3, 5), fastlstm.LSTMCell(3, 5)
-
-    @torch.compile(backend="eager", fullgraph=True)
     def run(x, state):
-        h, state = lstm.step(x, state)
-        return h, state, cell(x, (state[0][0], state[1][0]))
+        h, state = layer.step(x, state)
+        return h, state, cell(x, tuple(a[0] for a in state) if torch_s is nn.LSTM else state[0])
 
-    x, state = torch.randn(2, 3), (torch.randn(1, 2, 5), torch.randn(1, 2, 5))
-    h, new = lstm.step(x, state)
-    got = run(x, state)
-    assert torch.equal(got[0], h)
-    for a, b in zip(got[2], cell(x, (new[0][0], new[1][0])), strict=True):
-        assert torch.equal(a, b)
-
-
-def test_base_classes():
-    assert issubclass(fastlstm.LSTM, nn.RNNBase)
-    assert issubclass(fastlstm.LSTMCell, nn.RNNCellBase)
-    assert not issubclass(fastlstm.LSTM, nn.LSTM)  # dynamo refuses those
+    x, (h, c) = torch.randn(2, 3), torch.randn(2, 1, 2, 5)
+    state = (h, c) if torch_s is nn.LSTM else h
+    compiled = torch.compile(run, backend="eager", fullgraph=True)
+    assert all(map(torch.equal, flat(compiled(x, state)), flat(run(x, state))))
 
 
 def test_subclass_may_wrap_the_constructor():

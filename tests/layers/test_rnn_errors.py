@@ -30,6 +30,7 @@ def test_errors_of_the_state_of_a_cell_with_one():
 
 X = torch.zeros(6, 4, 3)
 M = torch.zeros(6, 4, 5)
+SHAPE, TWO = "must have shape (T, B, H) = (6, 4, 5)", "states must be a tuple of two tensors, h_0 and v_0"
 
 
 @pytest.mark.parametrize(
@@ -40,21 +41,13 @@ M = torch.zeros(6, 4, 5)
         ({"inputs": {"m": M}}, ValueError, "inputs must map m, d to tensors, got m"),
         ({"inputs": {"m": M, "d": M, "e": M}}, ValueError, "inputs must map m, d to tensors, got m, d, e"),
         ({"inputs": {"m": M, "d": 1.0}}, TypeError, "inputs must map m, d to tensors, got float for d"),
-        (
-            {"inputs": {"m": M, "d": M[0]}},
-            ValueError,
-            "inputs['d'] must have shape (T, B, H) = (6, 4, 5), where any size may be 1, got (4, 5)",
-        ),
+        ({"inputs": {"m": M, "d": M[0]}}, ValueError, f"inputs['d'] {SHAPE}, where any size may be 1, got (4, 5)"),
         ({"inputs": {"m": M, "d": M[:, :2, :1]}}, ValueError, "(6, 4, 5), where any size may be 1, got (6, 2, 1)"),
         ({"inputs": {"m": M, "d": M.double()}}, RuntimeError, "inputs['d'] tensor with torch.float64"),
         ({"inputs": {"m": M, "d": M.to("meta")}}, RuntimeError, "inputs['d'] tensor at meta"),
-        ({"states": M}, TypeError, "states must be a tuple of two tensors, h_0 and v_0, got Tensor"),
-        ({"states": (M[:1],)}, RuntimeError, "states must be a tuple of two tensors, h_0 and v_0, got 1"),
-        (
-            {"states": (M[:1], 0)},
-            TypeError,
-            "states must be a tuple of two tensors, h_0 and v_0, got a tuple of Tensor",
-        ),
+        ({"states": M}, TypeError, f"{TWO}, got Tensor"),
+        ({"states": (M[:1],)}, RuntimeError, f"{TWO}, got 1"),
+        ({"states": (M[:1], 0)}, TypeError, f"{TWO}, got a tuple of Tensor"),
         ({"states": (M[:1], M[:2])}, RuntimeError, "Expected states[1] size (1, 4, 5), got [2, 4, 5]"),
         ({"states": (M[0], M[0])}, RuntimeError, "states should also be 3-D but got (2-D, 2-D) tensors"),
         ({"input": X[..., :2]}, RuntimeError, "input.size(-1) must be equal to input_size. Expected 3, got 2"),
@@ -144,17 +137,9 @@ def test_heads_are_of_rnn(kind):
     [
         ((no_x, 0, 5), ValueError, "cell must have a gate that sums x, or inputs, got no_x with the gates {'a': 'h'}"),
         ((bare, 0, 5), ValueError, "cell must have gates or params, got bare without any"),
-        (
-            (without_x, 3, 5),
-            ValueError,
-            "input_size must be 0 for the cell without_x, which has no gate that sums x, got",
-        ),
+        ((without_x, 3, 5), ValueError, "input_size must be 0 for the cell without_x, which has no gate that sums x"),
         ((without_x, None, 5), ValueError, "which has no gate that sums x, got None"),
-        (
-            (without_x, 0, 5, 2),
-            ValueError,
-            "num_layers must be 1 for the cell without_x, which has no gate that sums x",
-        ),
+        ((without_x, 0, 5, 2), ValueError, "num_layers must be 1 for the cell without_x, which has no gate"),
         ((odd_name, 3, 5), ValueError, "cell must have params of other names than the weights, got odd_name with"),
         ((gadget, 3.0, 5), TypeError, "input_size should be of type int, got: float"),
         ((gadget, 3, 0), ValueError, "hidden_size must be greater than zero"),
@@ -193,18 +178,10 @@ def test_errors_of_heads(cell, heads, error, message):
     ("call", "error", "message"),
     [
         ({}, TypeError, "inputs must map x_a, x_b to tensors, got NoneType"),
-        (
-            {"inputs": {"x_a": M, "x_b": M[:3]}},
-            ValueError,
-            "inputs['x_b'] must have shape (T, B, H) = (6, 4, 5), where",
-        ),
-        ({"inputs": {"x_a": M, "x_b": M[0]}}, ValueError, "inputs['x_b'] must have shape (T, B, H) = (6, 4, 5), where"),
-        ({"inputs": {"x_a": M, "x_b": M[..., :3]}}, ValueError, "inputs['x_b'] must have shape (T, B, H) = (6, 4, 5)"),
-        (
-            {"inputs": {"x_a": M, "x_b": M[None]}},
-            ValueError,
-            "inputs['x_b'] must have 3 dimensions, or 2 for one sequence alone, got shape (1, 6, 4, 5)",
-        ),
+        ({"inputs": {"x_a": M, "x_b": M[:3]}}, ValueError, f"inputs['x_b'] {SHAPE}, where"),
+        ({"inputs": {"x_a": M, "x_b": M[0]}}, ValueError, f"inputs['x_b'] {SHAPE}, where"),
+        ({"inputs": {"x_a": M, "x_b": M[..., :3]}}, ValueError, f"inputs['x_b'] {SHAPE}"),
+        ({"inputs": {"x_a": M, "x_b": M[None]}}, ValueError, "inputs['x_b'] must have 3 dimensions, or 2 for one"),
         ({"inputs": {"x_a": M, "x_b": M.double()}}, RuntimeError, "inputs['x_b'] tensor with torch.float64"),
         ({"input": X, "inputs": {"x_a": M, "x_b": M}}, RuntimeError, "equal to input_size. Expected 0, got 3"),
     ],

@@ -15,19 +15,6 @@ from tests.helpers.rnn import RNN, gadget, given, no_product
 from tests.helpers.tolerances import close
 
 
-def test_batch_first_and_one_sequence_alone():
-    rnn = RNN(gadget, 3, 5, 2, bidirectional=True)
-    x, states, inputs = given(rnn)
-    expected, ends, sequences = rnn(x, states, inputs, return_states=True)
-    one = rnn(x[:, 1], tuple(a[:, 1] for a in states), {k: a[:, 1] for k, a in inputs.items()}, return_states=True)
-    close(one, (expected[:, 1], tuple(a[:, 1] for a in ends), tuple(a[:, 1] for a in sequences)), "sums")
-    rnn.batch_first = True
-    turned = {name: a.transpose(0, 1) for name, a in inputs.items()}
-    output, last, others = rnn(x.transpose(0, 1), states, turned, return_states=True)
-    assert output.shape == (4, 6, 10)
-    close((output.transpose(0, 1), last, [a.transpose(0, 1) for a in others]), (expected, ends, sequences), "sums")
-
-
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_packed_input_and_lengths(batch_first):
     rnn, n = RNN(gadget, 3, 5, 2, bidirectional=True), torch.tensor([2, 6, 1, 4])
@@ -58,20 +45,6 @@ def test_reset():
     second, ends = rnn(x[3:], None, {k: a[3:] for k, a in inputs.items()})
     output, last = rnn(x, states, inputs, reset=reset)
     assert_same_gradients(rnn, rnn, [output, *last], [torch.cat([first, second]), *ends], [x, *inputs.values()])
-
-
-@pytest.mark.parametrize("batched", [True, False])
-def test_steps_equal_forward(batched):
-    rnn = RNN(gadget, 3, 5, 2)
-    x, states, inputs = given(rnn)
-    if not batched:
-        x, states, inputs = x[:, 0], tuple(a[:, 0] for a in states), {k: a[:, 0] for k, a in inputs.items()}
-    expected, ends = rnn(x, states, inputs)
-    outputs, state = [], states
-    for t, x_t in enumerate(x):
-        h_t, state = rnn.step(x_t, state, {k: a[t] for k, a in inputs.items()})
-        outputs.append(h_t)
-    close((torch.stack(outputs), state), (expected, ends), "sums")
 
 
 @pytest.mark.parametrize("cell", [cells.mgu, no_product], ids=lambda cell: cell.name)
@@ -131,11 +104,3 @@ def test_packed_sequences_take_inputs_of_size_1():
     want = rnn(packed, states, {name: a.expand(6, 4, 5) for name, a in small.items()})
     got = rnn(packed, states, small)
     close((got[0].data, got[1]), (want[0].data, want[1]), "sums")
-
-
-def test_functional_call():
-    rnn = RNN(gadget, 3, 5)
-    x, states, inputs = given(rnn)
-    other = RNN(gadget, 3, 5)
-    got = torch.func.functional_call(rnn, dict(other.named_parameters()), (x, states, inputs))
-    close(got, other(x, states, inputs), "sums")

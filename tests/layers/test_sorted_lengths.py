@@ -14,15 +14,8 @@ from tests.helpers.tolerances import close
 
 # Of the largest value: float64's roundings of a few hundred terms, and of float32's, in sums over up to 1000 rows
 # T, B, I, H: rows split between threads or units; chunks of one step, of several, of half a step's rows, and few rows
-SIZES = [
-    (9, 70, 5, 40),
-    (6, 64, 33, 20),
-    (11, 16, 20, 37),
-    (3, 130, 4, 16),
-    (5, 200, 3, 7),
-    (4, 6, 40, 150),
-    (3, 3, 2, 5),
-]
+SIZES = [(9, 70, 5, 40), (6, 64, 33, 20), (11, 16, 20, 37), (3, 130, 4, 16), (5, 200, 3, 7), (4, 6, 40, 150)]
+SIZES += [(3, 3, 2, 5)]
 
 
 def sorted_layer(size, reverse=False, resets=False):
@@ -133,20 +126,17 @@ def test_what_is_not_put_in_order(monkeypatch):
 
 
 @pytest.mark.parametrize("shuffled", [False, True])
-def test_the_number_of_threads_changes_no_bit(shuffled):
+def test_the_number_of_threads_changes_no_bit(shuffled, set_threads):
     """Threads share steps where lengths are sorted, and rows where they are not."""
     lstm, x = fastlstm.LSTM(5, 40), torch.randn(9, 70, 5)
     lengths = torch.randint(0, 10, (70,)).sort(descending=True).values
     lengths = lengths[torch.randperm(70)] if shuffled else lengths
-    results, threads = [], torch.get_num_threads()
-    try:
-        for count in (1, 2, 3, 5):
-            torch.set_num_threads(count)
-            output, (h_n, c_n) = lstm(x, lengths=lengths)
-            gradients = torch.autograd.grad(output.sin().sum() + (h_n * c_n).sum(), list(lstm.parameters()))
-            results.append([output, h_n, c_n, *gradients])
-    finally:
-        torch.set_num_threads(threads)
+    results = []
+    for count in (1, 2, 3, 5):
+        set_threads(count)
+        output, (h_n, c_n) = lstm(x, lengths=lengths)
+        gradients = torch.autograd.grad(output.sin().sum() + (h_n * c_n).sum(), list(lstm.parameters()))
+        results.append([output, h_n, c_n, *gradients])
     for alone, *others in zip(*results, strict=True):
         for other in others:
             assert torch.equal(other, alone)

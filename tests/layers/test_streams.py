@@ -5,7 +5,6 @@ import os
 import pickle
 import re
 import signal
-import threading
 
 import numpy as np
 import pytest
@@ -15,14 +14,11 @@ from torch import nn
 import fastlstm
 from fastlstm.backends import numba
 from fastlstm.cells import library
-from tests.helpers.tolerances import close
+from tests.helpers.modules import flat
+from tests.helpers.threads import at_once
 
 LAYERS = [fastlstm.LSTM, fastlstm.GRU, fastlstm.Elman]
 CELLS = [fastlstm.LSTMCell, fastlstm.GRUCell, fastlstm.ElmanCell]
-
-
-def states(module, found):
-    return [found] if isinstance(found, torch.Tensor) else list(found)
 
 
 def run_beside(module, stream, B, steps=6):
@@ -34,12 +30,12 @@ def run_beside(module, stream, B, steps=6):
             x = torch.randn(B, module.input_size, dtype=like.dtype)
             if not hasattr(module, "step"):  # a cell
                 state = module(x, state)
-                expected = states(module, state)[0]
+                expected = flat(state)[0]
             else:
                 expected, state = module.step(x, state)
             got = stream(x)
             assert got.shape == expected.shape
-            pairs = [(got, expected), *zip(states(module, stream.state), states(module, state), strict=True)]
+            pairs = [(got, expected), *zip(flat(stream.state), flat(state), strict=True)]
             for a, b in pairs:
                 largest = max(largest, (a - b).abs().max().item())
     return largest
@@ -51,15 +47,11 @@ def run_beside(module, stream, B, steps=6):
     ("kind", "backend"),
     [*((kind, "numba") for kind in (*LAYERS, *CELLS)), *((kind, "native") for kind in (*LAYERS[:2], *CELLS[:2]))],
 )
-def test_a_stream_has_the_bits_of_step(kind, backend, sizes, threads, poisoned):
+def test_a_stream_has_the_bits_of_step(kind, backend, sizes, threads, poisoned, set_threads):
     B, I, H = sizes
-    previous = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        module = kind(I, H, backend=backend)
-        assert run_beside(module, module.stream(B), B) == 0
-    finally:
-        torch.set_num_threads(previous)
+    set_threads(threads)
+    module = kind(I, H, backend=backend)
+    assert run_beside(module, module.stream(B), B) == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -81,19 +73,6 @@ def test_int8_streams_have_the_bits_of_step(kind, activations, backend):
 def test_a_stream_of_any_cell(cell):
     module = fastlstm.RNN(cell, 5, 9, num_layers=2, backend="numba")
     assert run_beside(module, module.stream(2), 2) == 0
-
-
-def test_a_stream_follows_float64():
-    module, B = fastlstm.LSTM(7, 100, num_layers=2), 3
-    truth, stream = nn.LSTM(7, 100, num_layers=2).double(), module.stream(B)
-    truth.load_state_dict(module.state_dict())
-    xs, outputs = torch.randn(50, B, 7), []
-    for x in xs:
-        outputs.append(stream(x))
-    expected, last = truth(xs.double())
-    close(torch.stack(outputs), expected.detach(), "layer")
-    for got, wanted in zip(stream.state, last):
-        close(got, wanted.detach(), "layer")
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")  # torch's own layer says so
@@ -157,7 +136,7 @@ def test_rows_are_reset_and_states_are_set(kind):
     assert torch.equal(again[[0, 2]], fresh[[0, 2]])
     assert not torch.equal(again[1], fresh[1])
     stream.reset(torch.tensor([True, False, False]))
-    assert states(module, stream.state)[0].select(-2, 0).abs().sum() == 0
+    assert flat(stream.state)[0].select(-2, 0).abs().sum() == 0
     stream.reset()
     assert torch.equal(stream(x), fresh)
     kept = stream.state
@@ -269,20 +248,13 @@ def test_strided_inputs_and_nan():
     assert stream(torch.full((2, 4), float("nan"))).isnan().all()
 
 
-def test_threads_of_python_share_a_stream_and_torchs_threads_may_change():
-    module, previous = fastlstm.LSTM(4, 128, backend="numba"), torch.get_num_threads()
-    stream, alone, x = module.stream(8), module.stream(8), torch.randn(8, 4)
-    try:
-        workers = [threading.Thread(target=lambda: [stream(x) for _ in range(50)]) for _ in range(3)]
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
-        torch.set_num_threads(3 - min(previous, 2))
-        for _ in range(150):
-            alone(x)
-    finally:
-        torch.set_num_threads(previous)
+def test_threads_of_python_share_a_stream_and_torchs_threads_may_change(set_threads):
+    module, x = fastlstm.LSTM(4, 128, backend="numba"), torch.randn(8, 4)
+    stream, alone = module.stream(8), module.stream(8)
+    at_once(*[lambda: [stream(x) for _ in range(50)]] * 3)
+    set_threads(3 - min(torch.get_num_threads(), 2))
+    for _ in range(150):
+        alone(x)
     for a, b in zip(stream.state, alone.state):
         assert torch.equal(a, b)
 
@@ -311,30 +283,27 @@ def test_code_of_a_subclass_runs(backend):
         assert run_beside(module, module.stream(2), 2) == 0
 
 
-def test_a_stream_ignores_autocast_and_later_defaults():
+def test_a_stream_ignores_autocast_and_later_defaults(set_threads):
     for backend in ("numba", "reference", "aten"):
         module, x = fastlstm.LSTM(4, 6, backend=backend), torch.randn(2, 4)
         stream, expected = module.stream(2), module.step(x)[0].detach()
         with torch.autocast("cpu", torch.bfloat16):
             assert torch.equal(stream(x), expected)
+    module, x, outputs = fastlstm.LSTM(4, 128), torch.randn(2, 4), []
     with fastlstm.use_backend("reference"):
-        stream = fastlstm.LSTM(4, 128).stream(2)
-    x, previous = torch.randn(2, 4), torch.get_num_threads()
-    outputs = []
-    try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            stream.reset()
-            outputs.append(stream(x))
-    finally:
-        torch.set_num_threads(previous)
+        stream, expected = module.stream(2), module.step(x)[0].detach()
+    assert torch.equal(stream(x), expected)
+    assert not torch.equal(module.step(x)[0], expected)  # other kernels round otherwise
+    for threads in (1, 2):
+        set_threads(threads)
+        stream.reset()
+        outputs.append(stream(x))
     assert torch.equal(*outputs)
 
 
-def test_an_interrupted_change_of_threads_leaves_a_stream_right(monkeypatch):
-    module, previous = fastlstm.LSTM(6, 6, num_layers=2, backend="numba"), torch.get_num_threads()
-    stream, alone, x = module.stream(2), module.stream(2), torch.randn(2, 6)
-    prepare, calls = numba.steps, []
+def test_an_interrupted_change_of_threads_leaves_a_stream_right(monkeypatch, set_threads):
+    module, x = fastlstm.LSTM(6, 6, num_layers=2, backend="numba"), torch.randn(2, 6)
+    stream, alone, prepare, calls = module.stream(2), module.stream(2), numba.steps, []
 
     def interrupted(*args):
         calls.append(args)
@@ -342,47 +311,39 @@ def test_an_interrupted_change_of_threads_leaves_a_stream_right(monkeypatch):
             raise KeyboardInterrupt
         return prepare(*args)
 
-    try:
-        torch.set_num_threads(3 - min(previous, 2))
-        with monkeypatch.context() as patch:
-            patch.setattr(numba, "steps", interrupted)
-            with pytest.raises(KeyboardInterrupt):
-                stream(x)
-        assert torch.equal(stream(x), alone(x))
-    finally:
-        torch.set_num_threads(previous)
+    set_threads(3 - min(torch.get_num_threads(), 2))
+    with monkeypatch.context() as patch:
+        patch.setattr(numba, "steps", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            stream(x)
+    assert torch.equal(stream(x), alone(x))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")
 @pytest.mark.parametrize(("backend", "quantized"), [("numba", False), ("native", False), ("native", True)])
-def test_a_stream_goes_on_in_a_forked_child(backend, quantized):
-    module, x, previous = fastlstm.LSTM(4, 128, backend=backend), torch.randn(8, 4), torch.get_num_threads()
+def test_a_stream_goes_on_in_a_forked_child(backend, quantized, two_threads):
+    module, x = fastlstm.LSTM(4, 128, backend=backend), torch.randn(8, 4)
     if quantized:
         module = fastlstm.quantize(nn.ModuleList([module]))[0]
-    torch.set_num_threads(2)
-    try:
-        stream = module.stream(8)
-        stream(x)
-        expected, state = stream(x), stream.state
-        stream.reset()
-        stream(x)
-        reader, writer = os.pipe()
-        child = os.fork()
-        if child == 0:
-            signal.alarm(60)  # the default action ends a child that hangs
-            os.write(writer, b"1" if torch.equal(stream(x), expected) else b"0")
-            os._exit(0)
-        os.close(writer)
-        with os.fdopen(reader, "rb") as found:
-            answer = found.read()
-        os.waitpid(child, 0)
-    finally:
-        torch.set_num_threads(previous)
+    stream = module.stream(8)
+    stream(x)
+    expected, state = stream(x), stream.state
+    stream.reset()
+    stream(x)
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)  # the default action ends a child that hangs
+        os.write(writer, b"1" if torch.equal(stream(x), expected) else b"0")
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        answer = pipe.read()
+    os.waitpid(child, 0)
     assert answer == b"1"
     assert torch.equal(stream(x), expected)
-    for a, b in zip(stream.state, state):
-        assert torch.equal(a, b)
+    assert all(map(torch.equal, stream.state, state))
 
 
 def test_arguments_that_do_not_fit_a_stream():

@@ -1,31 +1,15 @@
 """Threads that write to weights while others call: what is kept of the weights is of one state of them."""
 
-import threading
-
 import pytest
 import torch
 
 import fastlstm
 from tests.helpers.layers import CPU_BACKENDS
 from tests.helpers.modules import pair
+from tests.helpers.threads import at_once
 from tests.helpers.tolerances import close
 
 KINDS = [torch.float32, torch.bfloat16, torch.float16]
-
-
-def at_once(*functions):
-    """Run the functions in threads of their own that begin together."""
-    begin = threading.Barrier(len(functions))
-
-    def run(function):
-        begin.wait()
-        function()
-
-    threads = [threading.Thread(target=run, args=(function,)) for function in functions]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
 
 
 def infer(module, x):

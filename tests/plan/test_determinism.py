@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import fastlstm
-from fastlstm.backends.triton.device import INTERPRET
-from fastlstm.layers.functional import lstm
-from tests.helpers.transforms import backends, needs_triton, slow_in_the_interpreter
+from fastlstm import lstm
+from tests.helpers.layers import needs_native
+from tests.helpers.transforms import BACKENDS, needs_triton, slow_in_the_interpreter
 
 SHAPES = [(7, 70, 28, 128), (5, 3, 7, 65)]  # the first large enough for two threads
 SMALL = (3, 9, 5, 20)  # for Triton's interpreter; two programs of batch rows
@@ -42,13 +42,18 @@ def test_a_hundred_runs(deterministic, backend, size):
     lstm, x = fastlstm.LSTM(I, H, backend=backend), torch.randn(T, B, I, requires_grad=True)
     direction = torch.randn(T, B, H)
     first = gradients(lstm, x, direction)
-    for _ in range(9 if INTERPRET and backend == "triton-ieee" else 99):
+    for _ in range(9 if backend == "triton-ieee" and not torch.cuda.is_available() else 99):
         assert all(torch.equal(a, b) for a, b in zip(gradients(lstm, x, direction), first))
 
 
 @pytest.mark.parametrize(
     ("backend", "size"),
-    [("numba", SHAPES[0]), ("numba", SHAPES[1]), pytest.param("triton-ieee", SMALL, marks=needs_triton)],
+    [
+        ("numba", SHAPES[0]),
+        ("numba", SHAPES[1]),
+        pytest.param("native", SHAPES[1], marks=needs_native),
+        pytest.param("triton-ieee", SMALL, marks=needs_triton),
+    ],
     indirect=["backend"],
 )
 def test_a_row_alone(backend, size):
@@ -65,13 +70,13 @@ def test_a_row_alone(backend, size):
         row = slice(b, b + 1)
         alone = gradients(lstm, x[:, row].detach().requires_grad_(), direction[:, row])
         for got, want in zip(alone, (output[:, row], h_n[:, row], c_n[:, row], dx[:, row])):
-            if backend == "numba":
+            if backend in ("numba", "native"):
                 assert torch.equal(got, want)
             else:
                 torch.testing.assert_close(got, want, rtol=0, atol=2e-6)
 
 
-@backends
+@pytest.mark.parametrize("backend", [*BACKENDS, pytest.param("native", marks=needs_native)], indirect=True)
 @pytest.mark.parametrize("bounds", [(0, 1, 7), (0, 3, 4, 7)])
 def test_a_sequence_in_chunks(backend, bounds):
     """torch's product over all steps at once, outside the numba kernel, may sum in another order for other rows."""
@@ -81,7 +86,7 @@ def test_a_sequence_in_chunks(backend, bounds):
     for first, last in itertools.pairwise(bounds):
         output, state = lstm(x[first:last], state)
         outputs.append(output)
-    if backend == "numba":
+    if backend in ("numba", "native"):
         assert torch.equal(torch.cat(outputs), whole)
         assert all(torch.equal(a, b) for a, b in zip(state, ends))
     else:

@@ -9,9 +9,6 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastlstm
-from fastlstm import cells
-from fastlstm.autograd import operators
-from fastlstm.autograd.functions import LayerBackward
 from tests.helpers.layers import needs_native
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
@@ -49,19 +46,16 @@ def test_a_gradient_changed_in_place_changes_no_other(backend, kind, dtype, agai
         assert torch.equal(a, b * (k + 2))
 
 
-def test_second_derivatives_of_two_biases_are_apart():
-    """Those that come of the gradients alone, as where h and c are held fixed: otherwise autograd adds to them."""
-    x, weights = torch.randn(4, 2, 5), [a.detach().requires_grad_() for a in fastlstm.LSTM(5, 7).parameters()]
-    with torch.no_grad():
-        h, _, _, c, gates = operators.forward(x, *weights, None, None, None, None, False, cells.lstm, True, "numba")
-    layer = x, *weights, None, None, None, None, h, c, gates
-    needs = [False, True, True, True, True, False, False]
-    first = LayerBackward.apply(torch.randn_like(h), None, None, None, *layer, False, cells.lstm, needs, "numba")
-    ih, hh = torch.autograd.grad(sum(a.square().sum() for a in first[1:5]), weights[2:])
-    before = hh.clone()
-    ih.zero_()
-    assert torch.equal(hh, before)
-    assert before.any()
+@pytest.mark.parametrize("kind", MODULES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_second_derivative_changed_in_place_changes_no_other(backend, kind):
+    module, size = MODULES[kind](backend=backend)
+    first = differentiate(module, torch.randn(size), create_graph=True)
+    second = torch.autograd.grad(sum(a.square().sum() for a in first), list(module.parameters()))
+    before = [a.clone() for a in second]
+    for k, a in enumerate(second):
+        a.mul_(k + 2)
+    assert all(torch.equal(a, b * (k + 2)) for k, (a, b) in enumerate(zip(second, before)))
 
 
 class Gates(nn.Module):
@@ -126,22 +120,20 @@ def test_states_are_detached_and_changed_in_place(call, options, gradients):
             torch.testing.assert_close(got, want, rtol=0, atol=bound, check_dtype=False)  # autocast's is its own test
 
 
-def test_what_is_saved_is_not_copied():
+@pytest.mark.parametrize(
+    ("module", "changed"),
+    [
+        (fastlstm.LSTM(5, 7, batch_first=True), "input"),
+        (fastlstm.LSTM(5, 7, dtype=torch.float64), "output"),
+        (fastlstm.LSTMCell(5, 7), "input"),
+    ],
+)
+def test_what_is_saved_is_not_copied(module, changed):
     """Torch has copies of these; here autograd notices that they have changed."""
-    module, x = fastlstm.LSTM(5, 7, batch_first=True), torch.randn(2, 4, 5)
-    output, _ = module(x)
-    x.zero_()
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(isinstance(module, fastlstm.LSTM) or "bias" in name)
+    x = torch.randn(4, 5, dtype=next(module.parameters()).dtype)
+    output = module(x)[0]
+    (x if changed == "input" else output).mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         output.sum().backward()
-    module, x = fastlstm.LSTM(5, 7, dtype=torch.float64), torch.randn(4, 2, 5, dtype=torch.float64)
-    output, _ = module(x)
-    output.relu_()
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        output.sum().backward()
-    cell, x = fastlstm.LSTMCell(5, 7), torch.randn(2, 5)
-    cell.weight_ih.requires_grad_(False)
-    cell.weight_hh.requires_grad_(False)
-    h, _ = cell(x)
-    x.zero_()
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        h.sum().backward()

@@ -1,7 +1,7 @@
 """A time step a call, with gradients: the weights stay packed from one step to the next, and nothing else changes."""
 
 import gc
-import threading
+from copy import deepcopy
 from functools import partial
 
 import pytest
@@ -14,16 +14,16 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 import fastlstm
-from fastlstm.autograd import operators
-from fastlstm.backends.numba.host import sizes
-from fastlstm.cells import library
-from fastlstm.layers.functional import lstm_cell
-from tests.helpers.layers import CPU_BACKENDS, Layer
+from fastlstm import lstm_cell
+from tests.backends.test_plans import results, same
+from tests.helpers.layers import CPU_BACKENDS, UNAVAILABLE, Layer
 from tests.helpers.modules import pair
-from tests.helpers.numba import forget
-from tests.helpers.tolerances import close
+from tests.helpers.numba import under
+from tests.helpers.threads import at_once
+from tests.helpers.tolerances import BF16, F16, F32, F64, close
 
 cells = partial(pair, like=nn.LSTMCell)
+needs_no_unit = pytest.mark.skipif(UNAVAILABLE["numba-bf16"] is None, reason="bfloat16 is multiplied as it is here")
 
 
 def unrolled(cell, xs, state):
@@ -111,21 +111,6 @@ def test_a_single_step_of_a_layer(calls):
     assert calls.count("pack") == 1  # more steps pack their own: at the next call the weights are others
 
 
-def test_weights_written_past_the_version_counter(backend):
-    theirs, ours = cells(5, 6)
-    x, state = torch.randn(2, 5, dtype=torch.float64), (torch.randn(2, 6, dtype=torch.float64),) * 2
-    ours(x, state)
-    for module in (theirs, ours):
-        module.weight_hh.data.mul_(1.5)
-    for _ in range(2):
-        results = []
-        for module in (theirs, ours):
-            leaf = state[0].clone().requires_grad_()
-            h, c = module(x, (leaf, state[1]))
-            results.append([h, c, *torch.autograd.grad((h + c).sum(), [leaf, *module.parameters()])])
-        assert max((a - b).abs().max() for a, b in zip(*results, strict=True)) < 1e-13
-
-
 def test_a_fused_optimizer_which_no_version_counts(backend):
     """Ids 12 and 15 touch two columns of 40: a search of some elements would miss what the optimizer changes."""
     losses = []
@@ -145,23 +130,54 @@ def test_a_fused_optimizer_which_no_version_counts(backend):
 
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ["weight_ih", "weight_hh", "bias_ih", "bias_hh"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [F32, F64, BF16, F16])
 def test_any_single_element_written_past_the_version_counter(dtype, name, backend):
+    """In outputs and gradients, which those of 16 bits find packed in float32."""
     cell = fastlstm.LSTMCell(30, 150, dtype=dtype)  # more than one digest for weight_hh
-    x, state = torch.randn(2, 30, dtype=dtype), tuple(torch.randn(2, 2, 150, dtype=dtype))
-    weights = (cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh)
+    inputs = [torch.randn(2, n).to(dtype) for n in (30, 150, 150)]
     flat = getattr(cell, name).data.view(-1)
     for place in (*range(0, flat.numel(), flat.numel() // 23), flat.numel() - 1):
-        cell(x, state)
+        results(cell, inputs, inputs[1:])
         flat[place] += 1
-        for got, want in zip(cell(x, state), lstm_cell(x, state, *weights), strict=True):
-            assert torch.equal(got, want)
+        assert same(results(cell, inputs, inputs[1:]), results(deepcopy(cell), inputs, inputs[1:]))
 
 
-def test_gradcheck_which_writes_through_data(backend):
-    cell = fastlstm.LSTMCell(3, 4, dtype=torch.float64)
-    x, state = torch.randn(2, 3, dtype=torch.float64), tuple(torch.randn(2, 2, 4, dtype=torch.float64))
-    assert torch.autograd.gradcheck(lambda *_: cell(x, state), tuple(cell.parameters()))
+@pytest.mark.parametrize("dtype", [BF16, F16])
+@pytest.mark.parametrize("kind", [fastlstm.LSTM, fastlstm.LSTMCell])
+@settings(deadline=None, max_examples=20)
+@given(
+    st.sampled_from([1, 7, 40]), st.sampled_from([1, 7, 66]), st.sampled_from([1, 7, 33, 100]), st.booleans(),
+    st.booleans(),
+)  # fmt: skip
+def test_steps_of_16_bits_between_updates_are_those_of_fresh_weights(dtype, kind, B, I, H, bias, given_states):
+    module, axis = kind(I, H, bias=bias, dtype=dtype, backend="numba"), (1,) * (kind is fastlstm.LSTM)
+    for k in range(4):
+        inputs = [torch.randn(*axis, B, n).to(dtype) for n in (I, H, H)[: 1 + 2 * given_states]]
+        directions = [torch.randn(*axis, B, H).to(dtype) for _ in range(2 + len(axis))]
+        got = results(module, inputs, directions)
+        assert same(got, results(deepcopy(module), inputs, directions))
+        if k == 1:
+            with torch.no_grad():
+                for p, gradient in zip(module.parameters(), got[len(directions) + len(inputs) :], strict=True):
+                    p.sub_(0.1 * gradient)
+
+
+@pytest.mark.parametrize("dtype", [pytest.param(BF16, marks=needs_no_unit), F16])
+@pytest.mark.parametrize("kind", [fastlstm.LSTM, fastlstm.LSTMCell])
+def test_no_weights_of_16_bits_are_packed_again(dtype, kind, calls):
+    module, axis = kind(30, 40, dtype=dtype, backend="numba"), (1,) * (kind is fastlstm.LSTM)
+    inputs = [torch.randn(*axis, 2, n).to(dtype) for n in (30, 40, 40)]
+    for _ in range(4):
+        results(module, inputs, [inputs[1]] * (2 + len(axis)))
+    assert calls.count("pack") == 2  # for the forward pass, and transposed
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16, F16])
+def test_weights_made_in_inference_mode_are_refused(dtype):
+    with torch.inference_mode():
+        module = fastlstm.LSTM(5, 6, dtype=dtype, backend="numba")
+    with pytest.raises(RuntimeError, match="Inference tensors cannot be saved for backward"):
+        module(torch.randn(1, 2, 5).to(dtype).requires_grad_())
 
 
 def test_weights_saved_as_copies(backend):
@@ -205,25 +221,6 @@ def test_transposed_weights_belong_to_the_packed_ones():
     ours.weight_ih.data.copy_(kept)
     results = [torch.autograd.grad(module(x, state)[0].sum(), x)[0] for module in (theirs, ours)]
     assert (results[0] - results[1]).abs().max() < 1e-14
-
-
-def test_weights_changed_before_the_backward_pass(backend):
-    cell = fastlstm.LSTMCell(5, 6)
-    h, _ = cell(torch.randn(2, 5), (torch.randn(2, 6), torch.randn(2, 6)))
-    with torch.no_grad():
-        cell.weight_hh.add_(1)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        h.sum().backward()
-
-
-def test_gradients_of_gradients_of_a_loop():
-    results = []
-    xs, state = torch.randn(3, 2, 4, dtype=torch.float64), torch.randn(2, 2, 3, dtype=torch.float64)
-    for module in cells(4, 3):
-        leaf = xs.clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(unrolled(module, leaf, tuple(state))[0].sum(), leaf, create_graph=True)
-        results.append(torch.autograd.grad(gradient.pow(2).sum(), [leaf, *module.parameters()]))
-    assert max((a - b).abs().max() for a, b in zip(*results, strict=True)) < 1e-12
 
 
 def test_what_a_backward_pass_may_meet(backend):
@@ -285,43 +282,22 @@ def test_python_threads_train_one_cell(backend):
 
     want = [gradients(x) for x in xs]
     cell.release_memory()
-    got: dict[int, object] = {}
-    workers = [threading.Thread(target=lambda k=k: got.update({k: gradients(xs[k])})) for k in range(8)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    got = {}
+    at_once(*(lambda k=k: got.update({k: gradients(xs[k])}) for k in range(8)))
     assert all(torch.equal(a, b) for k in range(8) for a, b in zip(got[k], want[k], strict=True))
 
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("size", [(1, 1, 1, 1), (3, 7, 28, 100), (1, 120, 64, 128), (5, 1, 100, 7), (2, 3, 130, 33)])
-def test_weight_gradients_of_few_rows_are_those_of_many(size, reverse, masked, monkeypatch, two_threads):
+def test_weight_gradients_of_few_rows_are_those_of_many(size, reverse, masked):
     """Bit for bit: the sums have one order, wherever they are written."""
     layer = Layer(*size, reverse=reverse, masked=masked)
-    x, h_0, c_0, w_ih, w_hh, b_ih, b_hh = layer.to(torch.float32, requires_grad=False)
-    inputs = (x, w_ih, w_hh, b_ih, b_hh, h_0, c_0, layer.lengths, layer.reset)
-    h, _, _, c, gates = operators.forward(*inputs, reverse, library.lstm, True, "numba")
-    grads = [g.float() for g in layer.gradients]
-    results = []
-    monkeypatch.setattr(sizes, "MIN_UNIT_STEP", 1 << 60)  # few rows are never summed on the matrix unit
-    for rows in (0, 1 << 30):
-        monkeypatch.setattr(sizes, "FEW_PAIRS", rows)
-        forget()
-        results.append(operators.backward(*grads, *inputs, h, c, gates, reverse, library.lstm, [True] * 7, "numba"))
-    forget()
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
+    def gradients():
+        inputs = layer.to(F32)
+        return torch.autograd.grad(layer.run(inputs, "numba"), inputs, [g.float() for g in layer.gradients])
 
-@pytest.mark.parametrize("needs", [[k == n for k in range(7)] for n in range(7)] + [[False] * 7])
-def test_only_the_gradients_that_are_wanted(needs, backend):
-    layer = Layer(3, 4, 5, 20)
-    x, h_0, c_0, w_ih, w_hh, b_ih, b_hh = layer.to(torch.float32, requires_grad=False)
-    inputs = (x, w_ih, w_hh, b_ih, b_hh, h_0, c_0, None, None)
-    h, _, _, c, gates = operators.forward(*inputs, False, library.lstm, True, backend)
-    grads = [g.float() for g in layer.gradients]
-    everything = operators.backward(*grads, *inputs, h, c, gates, False, library.lstm, [True] * 7, backend)
-    wanted = operators.backward(*grads, *inputs, h, c, gates, False, library.lstm, needs, backend)
-    for need, got, want in zip(needs, wanted, everything, strict=True):
-        assert torch.equal(got, want) if need else got is None
+    # few rows are never summed on the matrix unit
+    few, many = (under(gradients, 2, MIN_UNIT_STEP=1 << 60, FEW_PAIRS=rows) for rows in (0, 1 << 30))
+    assert same(few, many)

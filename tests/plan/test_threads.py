@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
-import threading
+from functools import partial
 
 import numpy as np
 import pytest
@@ -20,6 +20,7 @@ from fastlstm.backends.numba.host import passes, sizes
 from tests.helpers import ROOT, interpreter
 from tests.helpers.layers import CPU_BACKENDS, needs_native
 from tests.helpers.numba import signature
+from tests.helpers.threads import at_once
 
 SIZE = (9, 24, 28, 100)  # large enough for a parallel region
 both_backends = pytest.mark.parametrize("backend", CPU_BACKENDS)
@@ -71,12 +72,7 @@ def test_many_python_threads_at_once(backend, two_threads):
             if not torch.equal(work(backend, seed), want[seed]):
                 wrong.append(seed)
 
-    threads = [threading.Thread(target=loop, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=120)
-    assert not any(thread.is_alive() for thread in threads)
+    at_once(*(partial(loop, seed) for seed in range(4)))
     assert wrong == []
 
 
@@ -212,7 +208,7 @@ def test_a_team_smaller_than_asked_for(backend, two_threads, tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks a process that keeps its parent's memory")
-def test_a_forked_child_does_not_write_into_its_parents_buffers():
+def test_a_forked_child_does_not_write_into_its_parents_buffers(set_threads):
     """Buffers of a megabyte and more come from a pool: a child gets its own copy of it."""
     lstm = fastlstm.LSTM(28, 128, backend="numba")
     x = torch.randn(28, 128, 28)
@@ -229,9 +225,6 @@ def test_a_forked_child_does_not_write_into_its_parents_buffers():
         loss.backward()
         return [p.grad.clone() for p in lstm.parameters()]
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    want = step(child=False)
-    got = step(child=True)
-    torch.set_num_threads(before)
+    set_threads(1)
+    want, got = step(child=False), step(child=True)
     assert all(torch.equal(a, b) for a, b in zip(got, want))

@@ -17,10 +17,9 @@ import numpy as np
 import pytest
 import torch
 
-from fastlstm import export
+from fastlstm import cells, export
 from fastlstm.backends import native
 from fastlstm.backends.base import Layer
-from fastlstm.cells.library import lstm
 from fastlstm.mnist import data, saved
 from fastlstm.mnist.model import RowLSTM
 from fastlstm.mnist.training import Recipe, evaluate, train
@@ -96,7 +95,7 @@ def quantized(model, images, activations):
     weight_ih, weight_hh = (torch.tensor(a) for a in np.split(numbers, [4 * H * I]))
     weights, x = (weight_ih.view(4 * H, I), weight_hh.view(4 * H, H), bias, None), images.transpose(0, 1).contiguous()
     options = {"scales": (scale_ih, scale_hh), "activations": activations}
-    layer = Layer(x, weights, (None, None), None, None, False, lstm, **options)
+    layer = Layer(x, weights, (None, None), None, None, False, cells.lstm, **options)
     return model.linear(native.forward(layer, False).last[0])
 
 

@@ -1,22 +1,20 @@
 """The native backend: its cells, its structures, every instruction set, and life without the library."""
 
+import copy
 import ctypes
-import os
 import re
 import runpy
-import subprocess
-import sys
 
 import pytest
 import torch
 
 import fastlstm
-from fastlstm import cells
+from fastlstm import cells, lstm
 from fastlstm.backends import csrc, dispatch, native
-from fastlstm.backends.base import Layer as Operands
-from fastlstm.layers.functional import lstm
-from tests.helpers import ROOT, interpreter
+from tests.backends.test_plans import called, inputs_of, modules_of, results, same
+from tests.helpers import ROOT
 from tests.helpers.layers import Layer, error, needs_native
+from tests.helpers.tolerances import close
 
 SOURCES = ROOT / "csrc"
 
@@ -89,53 +87,44 @@ def instruction_sets():
 
 
 @needs_native
+@pytest.mark.parametrize("kind", [fastlstm.LSTM, fastlstm.GRU])
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1.2e-5), (torch.float64, 2.3e-14)])
-def test_every_instruction_set_of_this_processor(dtype, bound, threads, monkeypatch):
-    before = torch.get_num_threads()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_instruction_set_of_this_processor(dtype, threads, kind, monkeypatch, two_threads):
     torch.set_num_threads(threads)
     for instructions in instruction_sets():
         monkeypatch.setattr(csrc, "instructions", instructions)
-        for size in ((3, 7, 5, 9), (2, 13, 28, 40), (5, 70, 33, 100), (1, 64, 1, 2)):  # 64 values: one may cancel
-            layer = Layer(*size, masked=True)
-            truth, inputs = layer.to(torch.double), layer.to(dtype)
-            want, got = layer.truth(truth), layer.run(inputs, "native")
-            wanted = torch.autograd.grad(want, truth, layer.gradients)
-            grads = torch.autograd.grad(got, inputs, [g.to(dtype) for g in layer.gradients])
-            for a, b in zip((*got, *grads), (*want, *wanted)):
-                assert error(a, b) < bound, (instructions, size)
-            record, kept = layer.record([a.detach() for a in inputs]), {}
-            plan = native.plan(record, False, kept, ())  # it fixes its instruction set
-            for _ in range(2):
-                assert torch.equal(plan.forward(record).h, got[0]), (instructions, size)
-            assert kept or size[0] == 1
-    torch.set_num_threads(before)
+        for T, B, I, H in ((3, 7, 5, 9), (2, 13, 28, 40), (5, 70, 33, 100), (1, 64, 1, 2)):
+            module, exact = modules_of(kind, "native", I, H, dtype)  # its plans fix their instruction set
+            inputs = inputs_of(module, T, B)
+            masks = {"lengths": torch.randint(0, T + 1, (B,)), "reset": torch.rand(T, B) < 0.3}
+            directions = [torch.randn_like(a) for a in called(module, inputs[0], inputs[1:])]
+            got, want = (results(m, inputs, directions, **masks) for m in (module, exact))
+            close(got, want, "long", where=f"{instructions}, {T}")
+            with torch.no_grad():
+                for _ in range(2):
+                    assert same(called(module, inputs[0], inputs[1:], **masks), got[: len(directions)])
 
 
 @needs_native
-def test_the_library_has_threads_of_its_own(monkeypatch):
+def test_the_library_has_threads_of_its_own(monkeypatch, two_threads):
     """Where torch brings no libgomp: the bits are the same."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    layer, results = Layer(9, 24, 28, 100), []
+    module, found = fastlstm.LSTM(28, 100, backend="native"), []
+    inputs = inputs_of(module, 9, 24)
+    directions = [torch.randn_like(a) for a in called(module, inputs[0], inputs[1:])]
     for openmp in (csrc.functions(), None):
         monkeypatch.setattr(csrc, "functions", lambda found=openmp: found)
         csrc.team.cache_clear()
-        inputs = layer.to(torch.float32)
-        outputs = layer.run(inputs, "native")
-        record = layer.record([a.detach() for a in inputs])
-        planned = native.plan(record, False, {}, ()).forward(record).h  # it fixes its pool
-        gradients = torch.autograd.grad(outputs, inputs, [g.float() for g in layer.gradients])
-        results.append([*outputs, planned, *gradients])
+        module.release_memory()  # plans fix their pool
+        found.append(results(module, inputs, directions))
     csrc.team.cache_clear()
-    torch.set_num_threads(before)
-    assert all(torch.equal(a, b) for a, b in zip(*results))
+    assert same(*found)
 
 
 @needs_native
-def test_threads_are_torchs_at_every_call(monkeypatch):
+def test_threads_are_torchs_at_every_call(monkeypatch, set_threads):
     """Of calls by themselves, and of a module's, which follow plans."""
-    used, before, call = [], torch.get_num_threads(), csrc.call
+    used, call = [], csrc.call
 
     def counted(name, arguments, other):
         if name == "fastlstm_forward":
@@ -146,11 +135,10 @@ def test_threads_are_torchs_at_every_call(monkeypatch):
     layer, module = Layer(3, 2, 5, 6), fastlstm.LSTM(5, 6, backend="native")
     inputs = layer.to(torch.float32, requires_grad=False)
     for count in (2, 1, 3, 1, 2):
-        torch.set_num_threads(count)
+        set_threads(count)
         layer.run(inputs, "native")
         with torch.no_grad():
             module(inputs[0])
-    torch.set_num_threads(before)
     assert used == [2, 2, 1, 1, 3, 3, 1, 1, 2, 2]
 
 
@@ -173,23 +161,19 @@ def test_bad_arguments_give_an_error_code(field, value, code):
 
 
 @needs_native
-@pytest.mark.parametrize("cell", [cells.lstm, cells.gru])
+@pytest.mark.parametrize("kind", [fastlstm.LSTM, fastlstm.GRU])
 @pytest.mark.parametrize("shared", [False, True])
-def test_packed_weights_are_searched_for_changes(shared, cell):
+def test_packed_weights_are_searched_for_changes(shared, kind, two_threads):
     """Every element of a bias, and a whole row or column of a weight; `shared` over two threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    I, H, B, blocks = (5, 19, 100 if shared else 1, len(cell.layout.of_x))
-    weights = [torch.randn(blocks * H, k) for k in (I, H)] + [torch.randn(blocks * H) for _ in range(2)]
-    changes = [(n, row) for n in range(4) for row in range(blocks * H)]
+    I, H = 5, 19
+    module = kind(I, H, backend="native")
+    x, *states = inputs_of(module, 1, 100 if shared else 1)
+    changes = [(n, row) for n in range(4) for row in range(len(module.bias_ih_l0))]
     changes += [(n, (slice(None), column)) for n, size in ((0, I), (1, H)) for column in range(size)]
-    states = tuple(torch.randn(B, H) for _ in cell.states)
-    layer = Operands(torch.randn(1, B, I), tuple(weights), states, None, None, False, cell)
-    plan = native.plan(layer, False, {}, ())
-    for n, index in changes:
-        weights[n][index] += 1
-        assert torch.equal(plan.forward(layer).h, native.forward(layer, False).h), (n, index)
-    torch.set_num_threads(before)
+    with torch.no_grad():
+        for n, index in changes:
+            list(module.parameters())[n].data[index] += 1
+            assert same(called(module, x, states), called(copy.deepcopy(module), x, states)), (n, index)
 
 
 @needs_native
@@ -212,31 +196,6 @@ def test_a_failing_call_raises(monkeypatch):
         module(torch.ones(2, 1, 1))
     with pytest.raises(RuntimeError, match="fastlstm_forward: the structure is of another version"):
         module(torch.ones(2, 1, 1))
-
-
-def in_a_copy(tmp_path, code, *without):
-    """Output of a fresh interpreter whose fastlstm is a copy of this one, without some of its files."""
-    subprocess.run(["cp", "-r", ROOT / "fastlstm", tmp_path / "fastlstm"], check=True)
-    for name in without:
-        (tmp_path / "fastlstm" / name).unlink(missing_ok=True)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
-    done = interpreter.run(code, cwd=tmp_path, environment=environment)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_without_the_library_the_reason_is_given(tmp_path):
-    code = """
-import torch
-from fastlstm.layers.functional import lstm
-weights = torch.ones(4, 1), torch.ones(4, 1)
-try:
-    lstm(torch.ones(1, 1, 1), None, *weights, backend="native")
-except RuntimeError as error:
-    print(error)
-lstm(torch.ones(1, 1, 1), None, *weights)
-"""
-    assert "the native backend needs _native" in in_a_copy(tmp_path, code, csrc.LIBRARY.name)
 
 
 @needs_native

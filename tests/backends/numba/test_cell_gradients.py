@@ -2,20 +2,12 @@
 
 import pytest
 import torch
-from torch.nn import Parameter
 
 import fastlstm
-from fastlstm import call, cells, plans
-from fastlstm.backends.base import Layer
+from fastlstm import cells
 from tests.helpers.tolerances import close
 
-
-@pytest.fixture(autouse=True)
-def poisoned():
-    """New memory is NaN: what a kernel forgets to write shows."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
+pytestmark = pytest.mark.usefixtures("poisoned")
 
 
 @fastlstm.cell(gates={"a": "x"}, states=("h", "c"), params=("u", "v"), inputs=("gap",))
@@ -37,23 +29,18 @@ def test_params_beside_sizes_of_whole_strips(cell, size):
     I, H = size
     rnn, x = fastlstm.RNN(cell, I, H).double(), torch.randn(20, 20, I, dtype=torch.double)
     inputs, found = {name: torch.randn(20, 20, H, dtype=torch.double) for name in cell.inputs}, []
-    for backend in ("numba", "reference"):
-        rnn.backend = backend
+    for rnn.backend in ("numba", "reference"):
         output = rnn(x, inputs=inputs or None)[0]
         found.append(torch.autograd.grad(output.square().sum(), list(rnn.parameters())))
     close(*found, "sums")
 
 
 def test_a_single_step_of_three_states():
-    torch.use_deterministic_algorithms(False)
-    weights = [Parameter(torch.randn(4, k, dtype=torch.double)) for k in (3, 4)]
-    states, x = [torch.randn(2, 4, dtype=torch.double) for _ in range(3)], torch.randn(2, 3, dtype=torch.double)
-    found = []
-    for backend in ("numba", "reference"):
-        layer = Layer(x, (*weights, None, None), tuple(states), None, None, False, three)
-        last = call.run(layer, plans=plans.Plans(), backend=backend).last
-        loss = sum((a * a).sum() for a in last)
-        first = torch.autograd.grad(loss, weights, create_graph=True)
+    rnn, found = fastlstm.RNN(three, 3, 4, bias=False).double(), []
+    states, x = tuple(torch.randn(3, 1, 2, 4, dtype=torch.double)), torch.randn(2, 3, dtype=torch.double)
+    for rnn.backend in ("numba", "reference"):
+        weights, (_, last) = list(rnn.parameters()), rnn.step(x, states)
+        first = torch.autograd.grad(sum((a * a).sum() for a in last), weights, create_graph=True)
         found.append([*first, *torch.autograd.grad(sum(a.square().sum() for a in first), weights)])
     close(*found, "derivatives")
 

@@ -1,12 +1,12 @@
 """How kernels are compiled: without the garbage collector, which belongs to the whole process."""
 
 import gc
-import threading
 import time
 
 import pytest
 
 from fastlstm.backends.numba.host import compiling
+from tests.helpers.threads import at_once
 
 
 @pytest.fixture
@@ -50,10 +50,6 @@ def test_threads_that_compile_at_once(compiled):
             enabled.append(gc.isenabled())
             time.sleep(1e-4)
 
-    threads = [threading.Thread(target=lambda: [compiled(compiler) for _ in range(5)]) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(*[lambda: [compiled(compiler) for _ in range(5)]] * 4)
     assert enabled == [False] * 400
     assert gc.isenabled()

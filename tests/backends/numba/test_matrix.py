@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch.func import functional_call, grad, stack_module_state, vmap
 
 import fastlstm
+from fastlstm import lstm
 from fastlstm.backends import numba
 from fastlstm.backends.base import Gradients, Run
 from fastlstm.backends.numba.host import sizes
-from fastlstm.layers.functional import lstm
 from tests.helpers.layers import OUTPUTS, Layer, compare, draws, error, nn_lstm_errors
 from tests.helpers.numba import PRECISIONS, forget, needs_pieces, needs_unit, primitive, signature
 
@@ -308,14 +308,13 @@ def test_a_row_alone_has_the_bits_it_has_among_others(backend, T, B, I, H):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_bits_on_one_thread_and_on_two(backend):
-    before, found = torch.get_num_threads(), []
+def test_bits_on_one_thread_and_on_two(backend, set_threads):
+    found = []
     for size in ((9, 130, 28, 100), (40, 6, 100, 150), (9, 131, 70, 33), (40, 6, 300, 50)):
         layer = Layer(*size)
         for threads in (1, 2, 2):
-            torch.set_num_threads(threads)
+            set_threads(threads)
             found.append(results(layer, backend))
-        torch.set_num_threads(before)
         for other in found[-2:]:
             assert all(torch.equal(a, b) for a, b in zip(found[-3], other))
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 import fastlstm
+from fastlstm import lstm
 from fastlstm.backends import dispatch, numba
 from fastlstm.backends.numba.llvm import amx, bf16_dot, matrix
 from fastlstm.cells import library
-from fastlstm.layers.functional import lstm
 from tests.helpers.numba import PRECISIONS, assembly, busiest_loop, needs_unit, run
 
 

@@ -11,13 +11,12 @@ import torch
 
 import fastlstm
 from fastlstm.backends import cpu
-from fastlstm.backends.numba import max_components
 from fastlstm.backends.numba.host import tasks
 from fastlstm.backends.numba.llvm.simd import machine_features
 from fastlstm.backends.numba.llvm.sources import fingerprint
 from tests.helpers import ROOT
 from tests.helpers.layers import Layer, error
-from tests.helpers.numba import assembly, busiest_loop, forget, run
+from tests.helpers.numba import assembly, busiest_loop, forget, needs_unit, run
 
 CHECK = """
     import sys, torch
@@ -87,7 +86,7 @@ def test_the_cache_follows_the_sources(copy, tmp_path):
     """A kernel cached for other sources is not served: numba's own check looks at one file only."""
     code = """
         import torch
-        from fastlstm.layers.functional import lstm
+        from fastlstm import lstm
         weights = torch.ones(4, 1), torch.zeros(4, 1)
         print(lstm(torch.ones(1, 1, 1), None, *weights, backend="numba")[0].item())
     """
@@ -138,7 +137,7 @@ def test_another_process_finds_what_was_compiled(copy, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(max_components() == 0, reason="the processor has no unit for products of bfloat16")
+@needs_unit
 def test_kernels_from_different_processes_are_not_taken_for_each_other(tmp_path):
     code = """
         import sys, torch, fastlstm
@@ -213,10 +212,8 @@ def test_all_kernels_compile(features, target):
     assert output == [f"{name} True" for name in tasks.KERNELS]
 
 
-def test_without_openmp(monkeypatch):
+def test_without_openmp(monkeypatch, two_threads):
     """Where torch brings no libgomp, plain Python threads run the same team: the bits are the same."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
     layer = Layer(9, 24, 28, 100)
     results = []
     for openmp in (cpu.openmp(), None):
@@ -226,7 +223,6 @@ def test_without_openmp(monkeypatch):
         outputs = layer.run(inputs, "numba")
         grads = torch.autograd.grad(outputs, inputs, [g.float() for g in layer.gradients])
         results.append([*outputs, *grads])
-    torch.set_num_threads(before)
     forget()
     assert all(torch.equal(a, b) for a, b in zip(*results))
     assert error(results[0][0], layer.truth(layer.to(torch.double))[0]) < 4e-6

@@ -5,6 +5,7 @@ import ctypes
 import pytest
 import torch
 
+from fastlstm import cells
 from fastlstm.backends.numba.host import tasks
 
 ROWS = (*range(1, 40), 64, 65)
@@ -14,19 +15,14 @@ def largest_error(dtype, vectors, rows):
     """Of `rows` rows against float64; the row after them is to stay as it was."""
     table = tasks.primitives(dtype.itemsize, 0)
     width, K, size = table["lanes"] * vectors, 9, dtype.itemsize
-    init, a, w = (
-        torch.randn(rows, width, dtype=dtype),
-        torch.randn(rows, K, dtype=dtype),
-        torch.randn(K, width, dtype=dtype),
-    )
+    init, a, w = (torch.randn(n, m, dtype=dtype) for n, m in ((rows, width), (rows, K), (K, width)))
     out = torch.full((rows + 1, width), torch.nan, dtype=dtype)
     arguments = [rows, init.data_ptr(), width * size, out.data_ptr(), width * size, w.data_ptr()]
     arguments += [width * size, a.data_ptr(), K * size, size, K, 1, 0, 0, a.data_ptr(), 0, 0]
     ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * len(arguments))(table[f"gemm{vectors}"])(*arguments)
     assert out[rows:].isnan().all()
-    return torch.nan_to_num(
-        (out[:rows].double() - (init.double() + a.double() @ w.double())).abs(), nan=torch.inf
-    ).max()
+    difference = out[:rows].double() - (init.double() + a.double() @ w.double())
+    return torch.nan_to_num(difference.abs(), nan=torch.inf).max()
 
 
 @pytest.mark.parametrize("vectors", [1, 2, 3, 4])
@@ -41,6 +37,11 @@ def call(name, *arguments):
     pointers = [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments]
     table = tasks.primitives(4, 0) | tasks.rare(4, "in_place.Forward") | tasks.rare(4, "in_place.Backward")
     ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * len(pointers))(table[name])(*pointers)
+
+
+def product(vectors, rows, init, of_init, out, of_out, w, of_w, a, of_a, columns):
+    """Of rows that lie `of_` bytes apart each, in one piece."""
+    call(f"gemm{vectors}", rows, init, of_init, out, of_out, w, of_w, a, of_a, 4, columns, 1, 0, 0, a, 0, 0)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 8])
@@ -59,8 +60,7 @@ def test_weights_in_place_give_the_bits_of_packed_ones(rows):
                 )  # fmt: skip
                 a = torch.cat([x[:, k:], h[:, :count]], 1)
                 w, columns = torch.cat([of_x[:, k:], of_h[:, :count]], 1).mT.contiguous(), a.shape[1]
-                row = columns * size
-                call("gemm1", rows, init, 0, want, L * size, w, L * size, a, row, size, columns, 1, 0, 0, a, 0, 0)
+                product(1, rows, init, 0, want, L * size, w, L * size, a, columns * size, columns)
                 assert torch.equal(got[:, :L], want)
                 assert got[:, L:].isnan().all()
 
@@ -73,7 +73,7 @@ def test_pieces_of_weights_make_one_sum(vectors):
         want, found = torch.empty(rows, width), torch.full((rows + 1, width), torch.nan)
         found[:rows] = 0
         row, of_w = width * size, (width + 3) * size
-        call(f"gemm{vectors}", rows, zeros, row, want, row, w, of_w, a, 13 * size, size, 13, 1, 0, 0, a, 0, 0)
+        product(vectors, rows, zeros, row, want, row, w, of_w, a, 13 * size, 13)
         for k, count in ((0, 4), (4, 1), (5, 8)):
             call(f"accumulate{vectors}", rows, a[:, k:], 13 * size, w[k:], of_w, count, found, row)
         assert torch.equal(found[:rows], want), rows
@@ -90,26 +90,7 @@ def test_a_lone_row_in_blocks_is_a_row_of_many(vectors):
         columns, want, start = torch.cat([x, h]), torch.empty(1, width), init
         for k in range(0, 43, block):
             part = min(block, 43 - k)
-            call(
-                f"gemm{vectors}",
-                1,
-                start,
-                0,
-                want,
-                0,
-                w[k:],
-                width * size,
-                columns[k:],
-                0,
-                size,
-                part,
-                1,
-                0,
-                0,
-                columns,
-                0,
-                0,
-            )
+            product(vectors, 1, start, 0, want, 0, w[k:], width * size, columns[k:], 0, part)
             start = want
         whole = torch.full((1, width), torch.nan)
         call(f"gemv{vectors}", 1, init, 0, whole, 0, x, w, 0, 13, h, w[13:], 0, 30, block, block, zeros, 0)
@@ -117,10 +98,10 @@ def test_a_lone_row_in_blocks_is_a_row_of_many(vectors):
         done = 13 % block  # columns of x in the block in which h follows, after whole ones
         fed, part = init.clone(), zeros.clone()
         for k in range(0, 13 - done, block):
-            call(f"gemm{vectors}", 1, fed, 0, fed, 0, w[k:], width * size, x[k:], 0, size, block, 1, 0, 0, x, 0, 0)
+            product(vectors, 1, fed, 0, fed, 0, w[k:], width * size, x[k:], 0, block)
         if done:
             at = 13 - done
-            call(f"gemm{vectors}", 1, zeros, 0, part, 0, w[at:], width * size, x[at:], 0, size, done, 1, 0, 0, x, 0, 0)
+            product(vectors, 1, zeros, 0, part, 0, w[at:], width * size, x[at:], 0, done)
         whole.fill_(torch.nan)
         call(f"gemv{vectors}", 1, fed, 0, whole, 0, x, w, 0, 0, h, w[13:], 0, 30, block - done, block, part, 0)
         assert torch.equal(whole, want), block
@@ -143,3 +124,22 @@ def test_a_lone_row_takes_many_panels_to_and_fro(vectors, step):
     assert torch.equal(found, want)
     expected = init.double() + part.double() + (x.double() @ of_x.double()) + (h.double() @ of_h.double())
     assert (found - expected).abs().max() < 1e-5  # fifteen terms of a few units
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gates_past_the_caches(dtype):
+    """They are written past them where they are many: the same bits."""
+    lanes = tasks.primitives(dtype.itemsize, 0)["lanes"]
+    pre, c_prev, found = torch.randn(6400 // lanes, 4, lanes, dtype=dtype), torch.randn(6400, dtype=dtype), []
+    for name in ("cell_forward_saving", "cell_forward_streaming"):
+        h, c, gates = (torch.full_like(a, torch.nan) for a in (c_prev, c_prev, pre))
+        row = lanes * dtype.itemsize
+        states = [n for a in (h, h, c_prev, c) for n in (a.data_ptr(), row)]  # of h_prev nothing is read
+        values = (ctypes.c_int64 * len(states))(*states)
+        function = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 6)(
+            tasks.cell_primitives(cells.lstm, dtype.itemsize)[name]
+        )
+        function(len(pre), 0, 0, pre.data_ptr(), gates.data_ptr(), ctypes.addressof(values))
+        found.append([h, c, gates])
+    assert all(map(torch.equal, *found))
+    assert all(a.isfinite().all() for a in found[0])

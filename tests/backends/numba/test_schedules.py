@@ -5,25 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastlstm import lstm
 from fastlstm.backends.numba.host import sizes
-from fastlstm.layers.functional import lstm
 from tests.helpers.layers import Layer, compare, draws, error
-from tests.helpers.numba import forget, signature
-
-
-def under(function, team=1, **limits):
-    """Call a function with other limits, on so many threads."""
-    threads = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in limits.items():
-            patch.setattr(sizes, name, value)
-        forget()
-        torch.set_num_threads(team)
-        try:
-            return function()
-        finally:
-            torch.set_num_threads(threads)
-            forget()
+from tests.helpers.numba import signature, under
 
 
 def outputs(layer, dtype):

@@ -4,6 +4,8 @@ import copy
 import ctypes
 import math
 from contextlib import ExitStack
+from functools import partial
+from operator import setitem
 
 import torch
 from torch import nn
@@ -11,50 +13,9 @@ from torch import nn
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def largest(w, count=1):
+def place_of_largest(w, count=1):
     """The places of the largest elements of a flat tensor, which are not zero and not all the same."""
     return w.abs().topk(count).indices.tolist()
-
-
-# Forms: what is done to one weight, through whichever tensor that shares its memory.
-
-
-def element(w):
-    w.view(-1)[3] += 1
-
-
-def last_element(w):
-    w.view(-1)[-1] -= 1
-
-
-def rows(w):
-    w[1:3] = 0.75
-
-
-def mask(w):
-    w.mul_(torch.arange(w.numel()).view_as(w) % 3 != 0)
-
-
-def clamp(w):
-    w.clamp_(-0.01, 0.01)
-
-
-def small_copy(w):
-    changed = w.clone()
-    changed.view(-1)[5] += 0.5
-    w.copy_(changed)
-
-
-def fill(w):
-    w.fill_(0.25)
-
-
-def add(w):
-    w.add_(0.5)
-
-
-def negative_column(w):
-    w[..., 2:3].neg_()
 
 
 def swap_elements(w):
@@ -65,48 +26,47 @@ def swap_elements(w):
 
 def swap_rows(w):
     column = w.view(len(w), -1)[:, 0]
-    pair = torch.stack([column.argmin(), column.argmax()])
-    w[pair] = w[pair.flip(0)]
+    rows = torch.stack([column.argmin(), column.argmax()])
+    w[rows] = w[rows.flip(0)]
 
 
-def flip_sign(w):
-    w.view(-1)[largest(w.view(-1))] *= -1
-
-
-def flip_two_signs(w):
-    w.view(-1)[largest(w.view(-1), 2)] *= -1
+def flip_signs(count, w):
+    w.view(-1)[place_of_largest(w.view(-1), count)] *= -1
 
 
 def flip_bit(w):
     """The highest bit of the mantissa of one number."""
-    bits = {torch.float64: 51, torch.float32: 22, torch.bfloat16: 6, torch.float16: 9}[w.dtype]
-    w.view(-1).view(BITS[w.itemsize])[largest(w.view(-1))] ^= 1 << bits
+    bit = {torch.float64: 51, torch.float32: 22, torch.bfloat16: 6, torch.float16: 9}[w.dtype]
+    w.view(-1).view(BITS[w.itemsize])[place_of_largest(w.view(-1))] ^= 1 << bit
 
 
-def masked(w):
-    w.masked_fill_(w > w.mean(), -0.5)
+def small_copy(w):
+    changed = w.clone()
+    changed.view(-1)[5] += 0.5
+    w.copy_(changed)
 
 
-def scatter(w):
-    w.view(-1).scatter_(0, torch.tensor([0, 9]), torch.tensor([1.0, -1.0], dtype=w.dtype))
-
-
-def nan(w):
-    w.view(-1)[4] = math.nan
-
-
-def infinity(w):
-    w.view(-1)[4] = -math.inf
-
-
-def huge(w):
-    w.view(-1)[4] = 1e30  # which float16 has as infinity, and no matrix unit takes in pieces
-
-
-FORMS = (
-    element, last_element, rows, mask, clamp, small_copy, fill, add, negative_column, swap_elements, swap_rows,
-    flip_sign, flip_two_signs, flip_bit, masked, scatter, nan, infinity, huge,
-)  # fmt: skip
+FORMS = {  # what is done to one weight, through whichever tensor that shares its memory
+    "element": lambda w: setitem(w.view(-1), 3, w.view(-1)[3] + 1),
+    "last element": lambda w: w.view(-1)[-1].sub_(1),
+    "rows": lambda w: setitem(w, slice(1, 3), 0.75),
+    "mask": lambda w: w.mul_(torch.arange(w.numel()).view_as(w) % 3 != 0),
+    "clamp": lambda w: w.clamp_(-0.01, 0.01),
+    "small copy": small_copy,
+    "fill": lambda w: w.fill_(0.25),
+    "add": lambda w: w.add_(0.5),
+    "negative column": lambda w: w[..., 2:3].neg_(),
+    "swapped elements": swap_elements,
+    "swapped rows": swap_rows,
+    "sign": partial(flip_signs, 1),
+    "two signs": partial(flip_signs, 2),
+    "bit": flip_bit,
+    "masked fill": lambda w: w.masked_fill_(w > w.mean(), -0.5),
+    "scatter": lambda w: w.view(-1).scatter_(0, torch.tensor([0, 9]), torch.tensor([1.0, -1.0], dtype=w.dtype)),
+    "NaN": lambda w: setitem(w.view(-1), 4, math.nan),
+    "infinity": lambda w: setitem(w.view(-1), 4, -math.inf),
+    "huge": lambda w: setitem(w.view(-1), 4, 1e30),  # which float16 has as infinity, and no matrix unit takes in pieces
+}
 
 
 # Routes: tensors that share a weight's memory. Each is told a module and a name before the first call of the module.
@@ -117,10 +77,6 @@ def data(module, name):
     return lambda: getattr(module, name).data
 
 
-def detached(module, name):
-    return lambda: getattr(module, name).detach()
-
-
 def itself(module, name):
     return lambda: getattr(module, name)
 
@@ -128,14 +84,6 @@ def itself(module, name):
 def made_before(module, name):
     alias = getattr(module, name).data
     return lambda: alias
-
-
-def in_state_dict(module, name):
-    return lambda: module.state_dict()[name]
-
-
-def through_dlpack(module, name):
-    return lambda: torch.from_dlpack(getattr(module, name).detach())
 
 
 def through_numpy(module, name):
@@ -170,11 +118,6 @@ def of_the_storage(module, name):
     return alias
 
 
-def in_shared_memory(module, name):
-    module.share_memory()
-    return data(module, name)
-
-
 def in_a_flat_buffer(module, name):
     flat, start = torch.cat([p.detach().flatten() for p in module.parameters()]), 0
     for each, p in module.named_parameters():
@@ -183,11 +126,6 @@ def in_a_flat_buffer(module, name):
             where = slice(start, start + p.numel()), p.shape
         start += p.numel()
     return lambda: flat[where[0]].view(where[1])
-
-
-def without_gradients(module, name):
-    module.requires_grad_(False)
-    return data(module, name)
 
 
 def of_inference_mode(module, name):
@@ -202,37 +140,38 @@ def of_another_module(module, name):
     return data(other, name)
 
 
-ROUTES = (
-    data, detached, itself, made_before, in_state_dict, through_dlpack, through_numpy, of_an_array, through_ctypes,
-    of_the_storage, in_shared_memory, in_a_flat_buffer, without_gradients, of_inference_mode, of_another_module,
-)  # fmt: skip
-
-
-def kept_version(p):
-    return torch.autograd._unsafe_preserve_version_counter(p)
-
-
-def inference(p):
-    return torch.inference_mode()
-
-
 MODES = {  # a route, and in what the write is done
-    **{f"{route.__name__}": (route, None) for route in ROUTES},
-    "itself, in inference mode": (itself, inference),
-    "data, in inference mode": (data, inference),
-    "itself, its version set back": (itself, kept_version),
+    "data": (data, None),
+    "detached": (lambda module, name: lambda: getattr(module, name).detach(), None),
+    "itself": (itself, None),
+    "made before": (made_before, None),
+    "in state_dict": (lambda module, name: lambda: module.state_dict()[name], None),
+    "through dlpack": (lambda module, name: lambda: torch.from_dlpack(getattr(module, name).detach()), None),
+    "through numpy": (through_numpy, None),
+    "of an array": (of_an_array, None),
+    "through ctypes": (through_ctypes, None),
+    "of the storage": (of_the_storage, None),
+    "in shared memory": (lambda module, name: data(module.share_memory(), name), None),
+    "in a flat buffer": (in_a_flat_buffer, None),
+    "without gradients": (lambda module, name: data(module.requires_grad_(False), name), None),
+    "of inference mode": (of_inference_mode, lambda p: torch.inference_mode()),
+    "of another module": (of_another_module, None),
+    "itself, in inference mode": (itself, lambda p: torch.inference_mode()),
+    "data, in inference mode": (data, lambda p: torch.inference_mode()),
+    "itself, its version set back": (itself, lambda p: torch.autograd._unsafe_preserve_version_counter(p)),
 }
 
 
-def written(route, mode, form, name, module):
-    """The write of `form` to the weight of this name."""
-    opened = route(module, name)
+def written(mode, form, name, module):
+    """The write of a form by a mode to the weight of this name."""
+    route, context = MODES[mode]
+    alias = route(module, name)
 
     def write():
         with ExitStack() as stack:
-            stack.enter_context(torch.inference_mode() if route is of_inference_mode else torch.no_grad())
-            if mode is not None:
-                stack.enter_context(mode(getattr(module, name)))
-            form(opened())
+            stack.enter_context(torch.no_grad())
+            if context is not None:
+                stack.enter_context(context(getattr(module, name)))
+            FORMS[form](alias())
 
     return write

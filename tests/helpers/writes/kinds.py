@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import fastlstm
-from fastlstm.backends import numba
 from tests.helpers.layers import needs_native
+from tests.helpers.numba import needs_pieces
 
 
 class Setting(NamedTuple):
@@ -26,22 +26,24 @@ class Kind(NamedTuple):
     I: int = 5
     H: int = 7
     how: str = "forward"
+    of: str = "LSTM"
     options: dict[str, Any] = {}  # noqa: RUF012  nobody writes to it
 
     def module(self, setting):
-        kind = fastlstm.LSTMCell if self.how == "cell" else fastlstm.LSTM
+        kind = getattr(fastlstm, f"{self.of}Cell" if self.how == "cell" else self.of)
         return kind(self.I, self.H, dtype=setting.dtype, backend=setting.backend, **self.options)
 
     def arguments(self, dtype, zeros=False):
         x = torch.randn(*(() if self.how != "forward" else (self.T,)), self.B, self.I).to(dtype)
         copies = self.options.get("num_layers", 1) * (1 + self.options.get("bidirectional", False))
         size = (self.B, self.H) if self.how == "cell" else (copies, self.B, self.H)
-        return x, None if zeros else (torch.randn(size).to(dtype), torch.randn(size).to(dtype))
+        states = torch.randn(size).to(dtype), torch.randn(size).to(dtype)
+        return x, None if zeros else states if self.of == "LSTM" else states[0]
 
     def call(self, module, arguments, setting, mode=torch.no_grad):
         with mode(), torch.autocast("cpu", torch.bfloat16) if setting.cast else nullcontext():
-            first, second = (module.step if self.how == "step" else module)(*arguments)
-        return [a.detach() for a in (first, *(second if isinstance(second, tuple) else (second,)))]
+            result = (module.step if self.how == "step" else module)(*arguments)
+        return [a.detach() for a in torch.utils._pytree.tree_leaves(result)]
 
     def fresh(self, module, setting):
         """A new module with clones of the weights that `module` has now."""
@@ -60,6 +62,8 @@ KINDS = {
     "step": Kind(1, 2, how="step"),
     "cell": Kind(1, 2, how="cell"),
     "T4-B2-H100": Kind(4, 2, 20, 100),
+    "GRU": Kind(4, 2, of="GRU"),
+    "GRU-cell": Kind(1, 2, how="cell", of="GRU"),
 }
 LARGE = {  # more than a megabyte of weights
     "T1-B1": Kind(1, 1, 60, 272),
@@ -67,22 +71,17 @@ LARGE = {  # more than a megabyte of weights
     "step": Kind(1, 1, 60, 272, how="step"),
     "cell": Kind(1, 2, 60, 260, how="cell"),
 }
-needs_pieces = pytest.mark.skipif(numba.max_components() < 2, reason="the processor multiplies no numbers in pieces")
 SETTINGS = [
-    pytest.param(Setting("numba", torch.float32), id="numba-float32"),
-    pytest.param(Setting("numba", torch.float64), id="numba-float64"),
-    pytest.param(Setting("numba", torch.bfloat16), id="numba-bfloat16"),  # in the matrix unit where there is one
-    pytest.param(Setting("numba", torch.float16), id="numba-float16"),
+    *(
+        pytest.param(Setting(backend, getattr(torch, dtype)), id=f"{backend}-{dtype}", marks=marks)
+        for backend, marks in (("numba", ()), ("native", needs_native))
+        for dtype in ("float32", "float64", "bfloat16", "float16")
+    ),
     pytest.param(Setting("numba", torch.float32, cast=True), id="numba-autocast"),
-    pytest.param(Setting("numba-bf16x3", torch.float32), id="numba-bf16x3", marks=needs_pieces),
-    pytest.param(Setting("native", torch.float32), id="native-float32", marks=needs_native),
-    pytest.param(Setting("native", torch.float64), id="native-float64", marks=needs_native),
-    pytest.param(Setting("native", torch.bfloat16), id="native-bfloat16", marks=needs_native),
-    pytest.param(Setting("native", torch.float16), id="native-float16", marks=needs_native),
     pytest.param(Setting("native", torch.float32, cast=True), id="native-autocast", marks=needs_native),
+    pytest.param(Setting("numba-bf16x3", torch.float32), id="numba-bf16x3", marks=needs_pieces),
 ]
 each_setting = pytest.mark.parametrize("setting", SETTINGS)
-each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 def names_of(module):
@@ -96,12 +95,3 @@ def same(got, want):
         a.dtype is b.dtype and a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
         for a, b in zip(got, want, strict=True)
     )
-
-
-def random_like(p):
-    return torch.randn(p.shape).to(p.dtype)
-
-
-def chosen(module, k):
-    names = names_of(module)
-    return getattr(module, names[k % len(names)])

@@ -1,0 +1,156 @@
+"""Calls of `fastlstm.RNN` of every kind: of layers of heads, and of cells with inputs, with a product of x or none."""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+from torch.func import functional_call, grad, jvp, vmap
+from torch.nn.utils.rnn import pack_padded_sequence
+
+from fastlstm import cells
+from tests.helpers.modules import randn
+from tests.helpers.rnn import RNN, gadget, without_x
+from tests.helpers.tolerances import close
+from tests.helpers.transforms import exporting
+
+KINDS = {
+    "lstm": partial(RNN, cells.lstm, 3, 12, heads=3),
+    "gru": partial(RNN, cells.gru, 3, 12, 2, heads=3),
+    "gadget": partial(RNN, gadget, 3, 12, 2, heads=2),
+    "without-x": partial(RNN, without_x, 0, 12, heads=2),
+}
+of_both = pytest.mark.parametrize("backend", ["numba", "reference"])
+each_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def sequences_of(rnn, *size):
+    """x and what the cell takes as inputs, by their names: views of one tensor, as a product gives them."""
+    count, x = len(rnn.cell.inputs), randn(*size, rnn.input_size, grad=False)
+    inputs = randn(*size, max(count, 1) * rnn.hidden_size, grad=False).chunk(max(count, 1), -1)
+    return ({"x": x} if rnn.cell.gates_of_x else {}) | dict(zip(rnn.cell.inputs, (0.5 * a for a in inputs)))
+
+
+def mapped(function, sequences):
+    return {name: function(a) for name, a in sequences.items()}
+
+
+def called(call, sequences, state=None, **options):
+    inputs = {name: a for name, a in sequences.items() if name != "x"}
+    return call(sequences.get("x"), state, inputs or None, **options)
+
+
+@of_both
+@each_kind
+def test_calls_of_every_kind(kind, backend):
+    """Single steps, a stream, one sequence alone, batch_first and packed sequences compute what `forward` does."""
+    rnn, n = KINDS[kind](backend=backend), [5, 2, 3, 1]
+    whole = sequences_of(rnn, 5, 4)
+    output, last = called(rnn, whole)
+    stream, state = rnn.stream(4), None
+    for t, h in enumerate(output):
+        now = mapped(lambda a, t=t: a[t], whole)
+        h_t, state = called(rnn.step, now, state)
+        close([h_t, called(lambda x, _, inputs: stream(x, inputs), now)], [h, h], "values")
+    close([state, stream.state], [last, last], "values")
+    close(called(rnn.step, mapped(lambda a: a[0, 1], whole))[0], output[0, 1], "values")
+    close(called(rnn, mapped(lambda a: a[:, 1], whole))[0], output[:, 1], "values")
+    if "x" in whole:
+        masked, ends = called(rnn, whole, lengths=n)
+        packed = pack_padded_sequence(whole["x"], n, enforce_sorted=False)
+        again, ends_again = called(rnn, whole | {"x": packed})
+        close([again.data, ends_again], [pack_padded_sequence(masked, n, enforce_sorted=False).data, ends], "values")
+    else:  # an input of no features is one
+        close(rnn(output[..., :0], inputs=whole)[0], output, "values")
+    rnn.batch_first = True
+    close(called(rnn, mapped(lambda a: a.transpose(0, 1), whole))[0].transpose(0, 1), output, "values")
+
+
+@of_both
+@each_kind
+def test_recompute(kind, backend):
+    rnn, results = KINDS[kind](backend=backend), []
+    sequences = mapped(lambda a: a.detach().requires_grad_(), sequences_of(rnn, 300, 2))
+    for recompute in (False, True):
+        rnn.recompute = recompute
+        output, last = called(rnn, sequences)
+        wanted = [*sequences.values(), *rnn.parameters()]
+        gradients = torch.autograd.grad(output.sum() + last[0].sum(), wanted)
+        results.append([output, *gradients])
+    close(results[1], results[0], "gradients")
+
+
+@of_both
+@each_kind
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bits_and_autocast(kind, backend, dtype):
+    exact = KINDS[kind](backend=backend)
+    rnn, sequences = copy.deepcopy(exact).float(), sequences_of(exact, 5, 4)
+    want, _ = called(exact, sequences)
+    for training in (False, True):
+        with torch.autocast("cpu", dtype), torch.set_grad_enabled(training):
+            close(called(rnn, mapped(torch.Tensor.float, sequences))[0], want, "cast")
+    output, _ = called(rnn.to(dtype), mapped(lambda a: a.to(dtype), sequences))
+    close(output, want, "cast")
+    output.sum().backward()
+    assert {a.grad.dtype for a in rnn.parameters()} == {dtype}
+
+
+@of_both
+@pytest.mark.parametrize("kind", ["gru", "without-x"])
+def test_transforms(kind, backend):
+    """vmap over models, over sequences and over both, forward mode, and first and second derivatives."""
+    rnn = RNN(*KINDS[kind].args[:2], 4, heads=2, backend=backend)
+    weights, sequences = dict(rnn.named_parameters()), sequences_of(rnn, 3, 2)
+
+    def run(weights, sequences):
+        return called(lambda *arguments: functional_call(rnn, weights, arguments), sequences)[0]
+
+    def loss(weights, sequences):
+        return run(weights, sequences).square().sum()
+
+    def stacked(several):
+        return {name: torch.stack([each[name] for each in several]) for name in several[0]}
+
+    models = [{name: torch.randn_like(a) for name, a in weights.items()} for _ in range(3)]
+    batches = [sequences_of(rnn, 3, 2) for _ in range(3)]
+    for dims in ((0, 0), (0, None), (None, 0)):
+        arguments = stacked(models) if dims[0] == 0 else models[0], stacked(batches) if dims[1] == 0 else sequences
+        got, d_got = vmap(run, dims)(*arguments), vmap(grad(loss), dims)(*arguments)
+        for k in range(3):
+            pair = models[k if dims[0] == 0 else 0], batches[k] if dims[1] == 0 else sequences
+            close(got[k], run(*pair), "sums")
+            want = grad(loss)(*pair)
+            close([d_got[name][k] for name in want], list(want.values()), "gradients")
+    tangent, step = mapped(torch.randn_like, sequences), 1e-6
+    got = jvp(lambda sequences: run(weights, sequences), (sequences,), (tangent,))[1]
+    ahead, behind = ({name: a + by * tangent[name] for name, a in sequences.items()} for by in (step, -step))
+    assert (got - (run(weights, ahead) - run(weights, behind)) / (2 * step)).abs().max() < 1e-8  # of such a difference
+
+    def flat(*tensors):
+        return run(dict(zip(weights, tensors)), dict(zip(sequences, tensors[len(weights) :])))
+
+    operands = [a.detach().contiguous().requires_grad_() for a in (*weights.values(), *sequences.values())]
+    assert torch.autograd.gradcheck(flat, operands, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(flat, operands)
+
+
+@of_both
+@pytest.mark.parametrize("kind", ["lstm", "without-x"])
+def test_compiled_and_exported(kind, backend):
+    rnn = KINDS[kind](backend=backend)
+    compiled = torch.compile(rnn, fullgraph=True, backend="aot_eager", dynamic=True)
+    sizes = {0: torch.export.Dim("T", max=99), 1: torch.export.Dim("B", max=99)}
+    sequences, names = mapped(torch.Tensor.contiguous, sequences_of(rnn, 5, 4)), ("input", "states", "inputs")
+    shapes = dict(zip(names, called(lambda *arguments: arguments, dict.fromkeys(sequences, sizes))))
+    with exporting():
+        arguments = called(lambda *arguments: arguments, sequences)
+        program = torch.export.export(rnn, arguments, dynamic_shapes=shapes)
+    for T, B in ((5, 4), (7, 2)):
+        sequences = mapped(torch.Tensor.contiguous, sequences_of(rnn, T, B))
+        want = called(rnn, sequences)[0]
+        close([called(f, sequences)[0] for f in (compiled, program.module())], [want, want], "values")
+        gradients = [
+            torch.autograd.grad(called(f, sequences)[0].sum(), list(rnn.parameters())) for f in (compiled, rnn)
+        ]
+        close(*gradients, "gradients")
