@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable
 from functools import cache, wraps
-from threading import RLock
+from threading import RLock, local
 from typing import Any
 
 from torch import nn
@@ -14,7 +14,8 @@ from fastlstm.convert import PAIRS, become, class_for
 
 _lock = RLock()  # held while the classes of torch change, so that threads see all of them patched or none
 _active: list["patch"] = []  # the latest decides
-_constructors: dict[type, Callable[..., None]] = {}  # torch's own, while they are wrapped
+_wrapped: dict[type, tuple[Callable[..., None], Callable[..., None]]] = {}  # each class's own constructor, and ours
+_building = local()  # the ids of the modules that a thread constructs
 
 
 class patch:
@@ -22,8 +23,8 @@ class patch:
 
     It is for libraries that build their network inside a function of theirs, such as ``fit``, where `fastlstm.replace`
     comes too late. It does not matter how the library imported the class: ``from torch.nn import LSTM``, ``nn.LSTM``
-    and subclasses are all seen. Each module becomes what `fastlstm.replace` would make of it, at the end of the
-    constructor of torch's class. Modules that exist already stay as they are, and so do new ones when the patch ends.
+    and subclasses are all seen. Each module becomes what `fastlstm.replace` would make of it, at the end of its own
+    constructor. Modules that exist already stay as they are, and so do new ones when the patch ends.
 
     As a context manager, ``with fastlstm.patch():``, it ends with the context. Otherwise it lasts until `unpatch`.
     Patches nest, and the latest one decides. They hold for all threads.
@@ -53,19 +54,22 @@ class patch:
             if self not in _active:
                 _active.append(self)
             for theirs, _ in PAIRS:
-                if theirs not in _constructors:
-                    _constructors[theirs] = theirs.__init__
-                    theirs.__init__ = _wrapped(theirs.__init__)
+                _wrap(theirs)
+                theirs.__init_subclass__ = classmethod(_wrap_new)  # those that are imported meanwhile
         return self
 
     def __exit__(self, *exception: object) -> None:
         with _lock:
             if self in _active:
                 _active.remove(self)
-            if not _active:
-                for theirs, constructor in _constructors.items():
-                    theirs.__init__ = constructor  # type: ignore[misc]
-                _constructors.clear()
+            if _active:
+                return
+            for theirs, _ in PAIRS:
+                del theirs.__init_subclass__
+            for cls, (own, ours) in _wrapped.items():
+                if vars(cls)["__init__"] is ours:  # and no other library has wrapped it since
+                    cls.__init__ = own  # type: ignore[misc]
+            _wrapped.clear()
 
 
 def unpatch() -> None:
@@ -75,12 +79,35 @@ def unpatch() -> None:
             each.__exit__()
 
 
-def _wrapped(constructor: Callable[..., None]) -> Callable[..., None]:
+def _wrap(cls: Any) -> None:
+    """Wrap the constructors of a class of torch's and of its subclasses."""
+    if "__init__" in vars(cls) and cls not in _wrapped:
+        own = cls.__init__
+        cls.__init__ = _converting(own)
+        _wrapped[cls] = own, cls.__init__
+    for each in type.__subclasses__(cls):
+        _wrap(each)
+
+
+def _wrap_new(cls: type) -> None:
+    with _lock:
+        if _active:
+            _wrap(cls)
+
+
+def _converting(constructor: Callable[..., None]) -> Callable[..., None]:
     @wraps(constructor)
     def construct(self: nn.Module, *args: Any, **kwargs: Any) -> None:
-        constructor(self, *args, **kwargs)
-        if (latest := next(reversed(_active), None)) is None:  # a patch may have ended in another thread
+        building = vars(_building).setdefault("ids", set())
+        latest = next(reversed(_active), None)  # a patch may have ended in another thread
+        if latest is None or id(self) in building:  # a subclass calls the constructor that it inherits
+            constructor(self, *args, **kwargs)
             return
+        building.add(id(self))
+        try:
+            constructor(self, *args, **kwargs)
+        finally:
+            building.discard(id(self))
         try:
             cls = class_for("patch", self, latest.keep_type)
         except TypeError as error:

@@ -124,7 +124,7 @@ def mean(x: Any, of: str = "row") -> Any:
     """
     _check_values("mean", x)
     if of not in ("row", "head"):
-        raise ValueError(f'mean must be of "row" or "head", got {of!r}')
+        raise ValueError(f'of must be "row" or "head", got {of!r}')
     if isinstance(x, Node):
         return x.graph.make("mean", x) if of == "row" else x.graph.make("mean_of_head", x, x.graph.input(HEADS))
     return ON_TENSORS["mean"](x) if isinstance(x, Tensor) else x

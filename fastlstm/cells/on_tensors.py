@@ -19,8 +19,9 @@ def maximum(a: Any, b: Any) -> Tensor:
     """`torch.maximum`, of which one may be a number."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return torch.maximum(a, b)
-    like = a if isinstance(a, Tensor) else b
-    return torch.maximum(*(x if isinstance(x, Tensor) else torch.full_like(like, x) for x in (a, b)))
+    tensor, number = (a, b) if isinstance(a, Tensor) else (b, a)
+    kind = torch.result_type(tensor, number)
+    return torch.maximum(tensor.to(kind), torch.full_like(tensor, number, dtype=kind))
 
 
 def stop_gradient(x: Tensor) -> Tensor:

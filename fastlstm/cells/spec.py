@@ -101,7 +101,10 @@ class Cell:
             costs: what saving, loading and computing a value cost, which decides what forward saves.
         """
         found = self._derived  # first, so that its text does not depend on what else has been derived
-        return found if costs is None else Derived(self.name, self._traced, costs)
+        if costs is None:
+            return found
+        with _declaring:
+            return Derived(self.name, self._traced, costs)
 
     @functools.cached_property
     def layout(self) -> Layout:
@@ -110,7 +113,8 @@ class Cell:
 
     @functools.cached_property
     def _derived(self) -> Derived:
-        return Derived(self.name, self._traced, Costs())
+        with _declaring:  # since Python 3.12 threads may be here at once, and deriving adds to the one graph
+            return vars(self).get("_derived") or Derived(self.name, self._traced, Costs())
 
 
 def _check_keywords(*function: Any, **_: Any) -> None:

@@ -54,6 +54,7 @@ class Quantized(CellModule, nn.Module):
     """
 
     activations: Activations
+    _trains = False
     _float: Any  # the class of the float module
     _names: list[list[str]]  # of the float module's parameters, for each layer and direction
     _like: Tensor  # of no elements, with the dtype that inputs have

@@ -4,7 +4,7 @@ docs/quantize.md says what these compute, how accurate they are, and how fast.
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from torch import nn
@@ -51,6 +51,8 @@ def quantize(model: Any, activations: Activations = "int8", *, exclude: Excluded
     """
     check_activations(activations)
     modules_of(model, "quantize")
+    if not callable(exclude) and not isinstance(exclude, Iterable):
+        raise TypeError(f"exclude must be a name, several names or a function, got {exclude!r}")
     names = [exclude] if isinstance(exclude, str) else None if callable(exclude) else list(exclude)
     known = {name for name, _ in model.named_modules(remove_duplicate=False)}
     for name in names or ():

@@ -124,7 +124,7 @@ def _run(layer: Any, cell: Cell, x: Any, weights: list[Any], states: list[Any], 
     lengths, padded_in_front = None, False
     if runs is not None and not (runs := runs.bool()).all():
         lengths = runs.sum(1)
-        early = torch.arange(x.shape[1]) < lengths.unsqueeze(1)  # (B, T)
+        early = torch.arange(x.shape[1], device=x.device) < lengths.unsqueeze(1)  # (B, T)
         padded_in_front = not torch.equal(runs, early)
         if padded_in_front and not torch.equal(runs, early.flip(1)):
             return None

@@ -34,7 +34,7 @@ class Ensemble(nn.Module):
     Raises:
         TypeError: for anything but such modules, and for parametrized ones.
         ValueError: without modules, and for modules that differ, or that have a projection, `recompute`,
-            `recurrent_dropout` or `zoneout`.
+            `recurrent_dropout` or `zoneout`, or that have hooks, buffers, modules or parameters of their own.
 
     Equivalent to ``torch.func.vmap`` over the modules' stacked parameters, whose Python takes longer.
     """
@@ -43,6 +43,8 @@ class Ensemble(nn.Module):
 
     def __init__(self, modules: Iterable[Any]) -> None:
         super().__init__()
+        if isinstance(modules, Recurrent):
+            raise TypeError(f"modules must be several modules, got one {type(modules).__name__}")
         modules = list(modules)
         if not modules:
             raise ValueError("modules must be at least one, got none")
@@ -53,6 +55,10 @@ class Ensemble(nn.Module):
                 raise TypeError(f"modules must be fastlstm.LSTM, GRU, Elman or RNN modules, got {what}")
             if _kind(module) != _kind(first):
                 raise ValueError(f"modules must be of one kind, got {first} and, at {k}, {module}")
+            if own := _own(module):
+                raise ValueError(
+                    f"modules must have nothing beside their weights, since one module stands for all, got {own} at {k}"
+                )
         if first.proj_size or first._regularizers or first.recompute:
             options = "proj_size, recompute, recurrent_dropout and zoneout"
             raise ValueError(f"modules must be without {options}, got {first}")
@@ -77,6 +83,19 @@ class Ensemble(nn.Module):
             models.append(model)
         return models
 
+    def _check_states(self, hx: Any) -> None:
+        M, names = len(self), self.stacked._cell.states
+        single = self.stacked._single
+        states = [hx] if single else hx
+        wanted = "a tensor" if single else f"a tuple of {len(names)} tensors"
+        if not isinstance(states, tuple | list) or not all(isinstance(a, Tensor) for a in states):
+            raise TypeError(f"hx must be {wanted}, each (M, D*L, B, H), got {type(hx).__name__}")
+        if len(states) != len(names):
+            raise ValueError(f"hx must be {wanted}, got {len(states)}")
+        for a in states:
+            if a.dim() != 4 or a.shape[0] != M:
+                raise ValueError(f"hx must have states (M, D*L, B, H) with M = {M}, got {tuple(a.shape)}")
+
     def forward(self, input: Tensor, hx: Any = None) -> tuple[Tensor, Any]:  # noqa: A002
         """Run all models.
 
@@ -90,7 +109,9 @@ class Ensemble(nn.Module):
             output (M, T, B, D*H), or (M, B, T, D*H), and the last states in the form of `hx`.
 
         Raises:
-            ValueError, RuntimeError, TypeError: as the module's own call does.
+            TypeError: for an input that is no tensor, and for states that are not in the form of a module's own.
+            ValueError: for another number of dimensions or models.
+            RuntimeError: for other sizes, dtypes and devices, as the module's own call raises.
         """
         M, first = len(self), self.stacked.batch_first
         if not isinstance(input, Tensor):
@@ -99,10 +120,20 @@ class Ensemble(nn.Module):
             input = input.expand(M, *input.shape)  # noqa: A001
         if input.dim() != 4 or input.shape[0] != M:
             raise ValueError(f"input must have 4 dimensions, the first M = {M}, or 3, got {tuple(input.shape)}")
+        if hx is not None:
+            self._check_states(hx)
         x = input.flatten(0, 1) if first else _rows(input)
         output, last = self.stacked(x, hx if hx is None else _each(_rows, hx))
         output = output.unflatten(0, (M, -1)) if first else output.unflatten(1, (M, -1)).transpose(0, 1)
         return output, _each(lambda a: a.unflatten(1, (M, -1)).transpose(0, 1), last)
+
+
+def _own(module: Recurrent) -> list[str]:
+    """Return what a module has beside its weights: hooks, buffers, modules, and parameters of other names."""
+    hooks = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
+    weights = {name for names in module._all_weights for name in names}
+    added = [name for name in (*module._parameters, *module._buffers, *module._modules) if name not in weights]
+    return [name.strip("_") for name in hooks if getattr(module, name)] + added
 
 
 def _rows(a: Tensor) -> Tensor:
@@ -117,5 +148,5 @@ def _each(function: Any, states: Any) -> Any:
 
 def _kind(module: Recurrent) -> tuple[Any, ...]:
     """Return what modules of an ensemble have in common."""
-    parameters = [(name, a.shape, a.dtype, a.device) for name, a in module.named_parameters()]
+    parameters = [(name, a.shape, a.dtype, a.device, a.requires_grad) for name, a in module.named_parameters()]
     return type(module), module._cell, repr(module), module.training, module.backend, *parameters

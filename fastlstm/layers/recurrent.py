@@ -31,6 +31,7 @@ class Recurrent(CellModule, nn.RNNBase):
     permute_hidden: Any
     _regularizers: tuple[float, Any] | None = None  # see fastlstm.layers.regularized
     _recompute = False
+    _trains = True  # whether the module can be trained, so that dropout may draw
     _stacked = False  # whether the parameters are of several modules, see fastlstm.layers.ensemble
 
     @property
@@ -206,7 +207,7 @@ class Recurrent(CellModule, nn.RNNBase):
                 ends.append(last)
                 others.append(rest)
             x = torch.cat(outputs, -1) if directions == 2 else outputs[0]
-            if self.dropout and self.training and not is_last:
+            if self.dropout and self.training and self._trains and not is_last:
                 # Dropout draws for packed rows where torch.nn.LSTM does, so that the same seed gives the same zeros.
                 x = pad(F.dropout(pack(x, places), self.dropout), places, T, B)
         last = ends[0] if len(ends) == 1 else tuple([torch.cat(each) for each in zip(*ends)])

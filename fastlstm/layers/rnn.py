@@ -120,7 +120,8 @@ class RNN(Recurrent):
     def reset_parameters(self) -> None:
         """Set all parameters to initial values, as a new module has them: see the class."""
         for name, parameter in self.named_parameters():
-            start = self.cell.initial.get(name.rpartition("_l")[0])
+            own_name = name.removeprefix("parametrizations.").partition(".")[0]  # a parametrized one has more behind it
+            start = self.cell.initial.get(own_name.rpartition("_l")[0])
             terms = self.hidden_size // self.heads if "weight_hh" in name else self.hidden_size
             bound = 1.0 / math.sqrt(terms)  # as torch has it: a power of -0.5 is rounded otherwise
             if start is None:

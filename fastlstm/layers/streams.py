@@ -36,11 +36,11 @@ class Stream:
 
     def __init__(self, module: Any, batch_size: int) -> None:
         """See `fastlstm.LSTM.stream`."""
-        if type(batch_size) is not int or batch_size < 1:
+        if isinstance(batch_size, bool) or not hasattr(batch_size, "__index__") or batch_size < 1:
             raise ValueError(f"batch_size must be an int of at least 1, got {batch_size!r}")
         if getattr(module, "bidirectional", False):
             raise ValueError("a stream needs a module of one direction, and this one is bidirectional")
-        self.batch_size, self._single, self._lock = batch_size, module._single, threading.Lock()
+        self.batch_size, self._single, self._lock = int(batch_size), module._single, threading.Lock()
         with torch.inference_mode(False), torch.no_grad():
             module = self._module = _frozen(module)
             module.backend = settings.named(module.backend)  # later defaults do not reach the stream

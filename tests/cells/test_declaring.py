@@ -562,3 +562,9 @@ def test_params_and_inputs_of_names_that_layers_know(name):
     made = fastlstm.Cell(found["own"], {"a": "xh"}, ("h",), (name,), ())
     output, _ = fastlstm.RNN(made, 2, 3)(torch.randn(4, 2, 2))
     assert output.shape == (4, 2, 3)
+
+
+def test_a_number_beside_integers_is_not_cut_off():
+    whole = torch.tensor([1, 2])
+    assert torch.equal(cells.maximum(whole, 1.5), torch.maximum(whole.float(), torch.tensor(1.5)))
+    assert torch.equal(cells.minimum(1.5, whole), torch.minimum(whole.float(), torch.tensor(1.5)))

@@ -33,6 +33,14 @@ class Named(nn.LSTM):
         return output * self.scale, state
 
 
+class TakenLater(nn.LSTM):
+    """A subclass that sets an attribute which ours needs, after the constructor of torch's class."""
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.zoneout = 0.5
+
+
 class Taken(nn.LSTM):
     """A subclass with an attribute that ours needs."""
 
@@ -92,6 +100,44 @@ def test_a_subclass_that_cannot_be_ours_stays_and_warns_once(recwarn):
     messages = [str(warning.message) for warning in recwarn]
     assert messages == ["patch cannot replace a Taken that has a 'backend' of its own; it stays torch's"]
     assert recwarn[0].filename == __file__
+
+
+def test_an_attribute_that_the_subclass_sets_itself():
+    with fastlstm.patch(), pytest.warns(UserWarning, match="cannot replace a TakenLater that has a 'zoneout'"):
+        module = TakenLater(2, 3)
+    assert type(module) is TakenLater
+    assert module.zoneout == 0.5
+
+
+def test_a_subclass_that_is_made_meanwhile():
+    with fastlstm.patch():
+
+        class New(nn.GRU):
+            def __init__(self):
+                super().__init__(2, 3)
+                self.late = 1
+
+        module = New()
+    assert isinstance(module, fastlstm.GRU)
+    assert module.late == 1
+    assert type(New()) is New
+    assert "__init_subclass__" not in vars(nn.GRU)
+
+
+def test_a_wrapper_of_another_library_stays():
+    fastlstm.patch()
+    inner, calls = nn.LSTM.__init__, []
+
+    def outer(self, *args, **kwargs):
+        calls.append(args)
+        inner(self, *args, **kwargs)
+
+    nn.LSTM.__init__ = outer
+    fastlstm.unpatch()
+    assert nn.LSTM.__init__ is outer
+    assert type(nn.LSTM(2, 3)) is nn.LSTM
+    assert calls == [(2, 3)]
+    nn.LSTM.__init__ = CONSTRUCTORS[nn.LSTM]
 
 
 def test_keep_type():

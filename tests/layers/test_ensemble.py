@@ -194,3 +194,36 @@ def test_inputs_of_a_wrong_shape(shape):
         ensemble(None)
     with pytest.raises(RuntimeError, match=r"input\.size"):
         ensemble(torch.randn(M, T, B, I + 1))
+
+
+@pytest.mark.parametrize(
+    ("hx", "error"),
+    [
+        (5, TypeError),
+        ((torch.zeros(4, 1, 2, 4), None), TypeError),
+        ((torch.zeros(4, 1, 2, 4),) * 3, ValueError),
+        ((torch.zeros(2, 1, 4, 4),) * 2, ValueError),
+        ((torch.zeros(1, 8, 4),) * 2, ValueError),
+    ],
+    ids=["a number", "None", "three", "two models of four rows", "without M"],
+)
+def test_states_of_another_form(hx, error):
+    ensemble = fastlstm.Ensemble(fastlstm.LSTM(3, 4) for _ in range(4))
+    with pytest.raises(error, match=r"hx must (be|have)"):
+        ensemble(torch.randn(4, 5, 2, 3), hx)
+
+
+def test_one_module_does_not_stand_for_what_others_have():
+    hooked, buffered = [fastlstm.LSTM(3, 4) for _ in range(2)], [fastlstm.GRU(3, 4) for _ in range(2)]
+    hooked[0].register_forward_hook(lambda module, args, output: output)
+    for module in buffered:
+        module.register_buffer("scale", torch.ones(1))
+    for modules, name in ((hooked, "forward_hooks"), (buffered, "scale")):
+        with pytest.raises(ValueError, match=f"modules must have nothing beside their weights.*{name}"):
+            fastlstm.Ensemble(modules)
+    frozen = [fastlstm.LSTM(3, 4) for _ in range(2)]
+    frozen[1].weight_hh_l0.requires_grad_(False)
+    with pytest.raises(ValueError, match="modules must be of one kind"):
+        fastlstm.Ensemble(frozen)
+    with pytest.raises(TypeError, match="modules must be several modules"):
+        fastlstm.Ensemble(frozen[0])

@@ -201,3 +201,12 @@ def test_errors_of_steps_of_a_cell_without_x():
     for call in (fastlstm.RNN(gadget, 3, 5), fastlstm.RNN(gadget, 3, 5).step):
         with pytest.raises(TypeError, match=r"must be a tensor.*, got NoneType"):
             call(None, None, {"m": M, "d": M})
+
+
+def test_the_start_of_a_parametrized_param():
+    """`reset_parameters` sets it as a new module has it."""
+    rnn = fastlstm.RNN(cells.layer_norm_gru, 3, 4)
+    name = next(name for name, _ in rnn.named_parameters() if name.startswith("gain"))
+    torch.nn.utils.parametrize.register_parametrization(rnn, name, torch.nn.Identity())
+    rnn.reset_parameters()
+    assert torch.equal(getattr(rnn, name), torch.ones(4))

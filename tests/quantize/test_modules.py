@@ -244,3 +244,15 @@ def test_backends():
     made.backend = None
     with fastlstm.use_backend("reference"):
         assert (made(x)[0] - want).abs().max() < 1e-2
+
+
+def test_a_mode_that_is_set_draws_no_dropout():
+    module, x = fastlstm.quantize(torch.nn.LSTM(3, 4, 2, dropout=0.5)), torch.randn(5, 2, 3)
+    module.training = True  # as code does that puts modes back
+    with torch.no_grad():
+        assert torch.equal(module(x)[0], module(x)[0])
+
+
+def test_an_exclude_that_names_nothing():
+    with pytest.raises(TypeError, match="exclude must be a name, several names or a function, got 3"):
+        fastlstm.quantize(torch.nn.LSTM(3, 4), exclude=3)
