@@ -197,7 +197,7 @@ def test_steps_streams_and_compilers(backend):
 
 def test_a_mean_of_what_is_said():
     for other in ("heads", None, -1):
-        with pytest.raises(ValueError, match=re.escape(f'mean must be of "row" or "head", got {other!r}')):
+        with pytest.raises(ValueError, match=re.escape(f'of must be "row" or "head", got {other!r}')):
             mean(torch.ones(3), of=other)
     with pytest.raises(ValueError, match="the name heads is used twice or reserved"):
         cell(gates={"a": "xh"}, states=("h",), params=("heads",))(lambda a, heads: tanh(a) * heads)
