@@ -115,7 +115,8 @@ def lstm(
 
     Raises:
         ValueError: for a shape, dtype or device that does not fit, a length out of range, and an unknown backend.
-        TypeError: if `x` is no tensor, `hx` no tuple or list of tensors, or `lengths` or `reset` of the wrong type.
+        TypeError: if `x` or a weight is no tensor, `hx` no tuple or list of tensors, `reverse` no bool, or `lengths` or
+            `reset` of the wrong type.
         RuntimeError: if `hx` has not two states, or if a backend that was asked for by name cannot run these tensors.
 
     Equivalent to one layer and direction of `torch.nn.LSTM`.
@@ -123,6 +124,9 @@ def lstm(
     input_checks.check_given(x, hx)
     if x.dim() != 3:
         raise ValueError(f"x must have shape (T, B, I), got {tuple(x.shape)}")
+    _check_tensors(weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
+    if not isinstance(reverse, bool):
+        raise TypeError(f"reverse must be a bool, got {type(reverse).__name__}")
     ends, begins = masks_of(lengths, reset, x)
     h_0, c_0 = (None, None) if hx is None else hx
     layer = Layer(x, (weight_ih, weight_hh, bias_ih, bias_hh), (h_0, c_0), ends, begins, reverse, library.lstm)
@@ -152,8 +156,22 @@ def lstm_cell(
     input_checks.check_given(x, hx)
     if x.dim() != 2:
         raise ValueError(f"x must have shape (B, I), got {tuple(x.shape)}")
+    _check_tensors(weight_ih, weight_hh, bias_ih, bias_hh)
+    if weight_ih is None:
+        raise ValueError("weight_ih must be given, got None")
     h, c = run_cell(library.lstm, x, hx, (weight_ih, weight_hh, bias_ih, bias_hh), backend, _plans)
     return h, c
+
+
+def _check_tensors(*weights: Any) -> None:
+    """Raise for what is no tensor, or has no dimensions. `weights`: None is left to later checks."""
+    for name, a in zip(("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"), weights):
+        if a is None:
+            continue
+        if not isinstance(a, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(a).__name__}")
+        if a.dim() == 0:
+            raise ValueError(f"{name} must have {1 if 'bias' in name else 2} dimensions, got none")
 
 
 def run_cell(

@@ -123,3 +123,23 @@ def test_states_that_are_no_tensors_are_named(call, given, name):
     message = f"{name} must be a tuple of two tensors, h_0 and c_0, got a tuple of Tensor and ndarray"
     with pytest.raises(TypeError, match=message):
         call(given, (z(1, B, H), np.zeros((1, B, H), np.float32)))
+
+
+@pytest.mark.parametrize("call", [fastlstm.lstm, fastlstm.lstm_cell])
+def test_weights_that_are_no_tensors(call):
+    x = torch.randn(*(2, 3, 5)[call is fastlstm.lstm_cell :])
+    weights = torch.randn(16, 5), torch.randn(16, 4)
+    with pytest.raises(TypeError, match="bias_ih must be a tensor, got list"):
+        call(x, None, *weights, [0.0] * 16)
+    for k, name in enumerate(("weight_ih", "weight_hh")):
+        given = [*weights]
+        given[k] = torch.tensor(1.0)
+        with pytest.raises(ValueError, match=f"{name} must have 2 dimensions, got none"):
+            call(x, None, *given)
+    with pytest.raises(ValueError, match="weight_ih must be given"):
+        call(x, None, None, weights[1])
+
+
+def test_a_direction_that_is_no_bool():
+    with pytest.raises(TypeError, match="reverse must be a bool, got str"):
+        fastlstm.lstm(torch.randn(2, 3, 5), None, torch.randn(16, 5), torch.randn(16, 4), reverse="no")
