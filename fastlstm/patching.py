@@ -15,6 +15,7 @@ from fastlstm.convert import PAIRS, become, class_for
 _lock = RLock()  # held while the classes of torch change, so that threads see all of them patched or none
 _active: list["patch"] = []  # the latest decides
 _wrapped: dict[type, tuple[Callable[..., None], Callable[..., None]]] = {}  # each class's own constructor, and ours
+_listeners: dict[type, Any] = {}  # what each class of torch's calls for a new subclass
 _building = local()  # the ids of the modules that a thread constructs
 
 
@@ -55,19 +56,21 @@ class patch:
                 _active.append(self)
             for theirs, _ in PAIRS:
                 _wrap(theirs)
-                theirs.__init_subclass__ = classmethod(_wrap_new)  # those that are imported meanwhile
+                _listen(theirs)
         return self
 
     def __exit__(self, *exception: object) -> None:
         with _lock:
-            if self in _active:
+            if self in _active:  # `unpatch` may have ended it
                 _active.remove(self)
             if _active:
                 return
-            for theirs, _ in PAIRS:
-                del theirs.__init_subclass__
+            for theirs, listener in _listeners.items():
+                if vars(theirs).get("__init_subclass__") is listener:
+                    del theirs.__init_subclass__
+            _listeners.clear()
             for cls, (own, ours) in _wrapped.items():
-                if vars(cls)["__init__"] is ours:  # and no other library has wrapped it since
+                if vars(cls).get("__init__") is ours:  # and no other library has wrapped it since
                     cls.__init__ = own  # type: ignore[misc]
             _wrapped.clear()
 
@@ -89,10 +92,17 @@ def _wrap(cls: Any) -> None:
         _wrap(each)
 
 
-def _wrap_new(cls: type) -> None:
-    with _lock:
-        if _active:
-            _wrap(cls)
+def _listen(theirs: Any) -> None:
+    """Wrap the constructors of subclasses that are defined while the patch lasts."""
+
+    def init_subclass(cls: type, **options: Any) -> None:
+        super(theirs, cls).__init_subclass__(**options)
+        with _lock:
+            if _active:
+                _wrap(cls)
+
+    if theirs not in _listeners:
+        theirs.__init_subclass__ = _listeners[theirs] = classmethod(init_subclass)
 
 
 def _converting(constructor: Callable[..., None]) -> Callable[..., None]:

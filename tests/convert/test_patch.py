@@ -124,6 +124,31 @@ def test_a_subclass_that_is_made_meanwhile():
     assert "__init_subclass__" not in vars(nn.GRU)
 
 
+def test_unpatch_inside_of_a_context():
+    with fastlstm.patch():
+        fastlstm.unpatch()
+        assert type(nn.LSTM(2, 3)) is nn.LSTM
+    with fastlstm.patch():
+        assert type(nn.LSTM(2, 3)) is fastlstm.LSTM
+
+
+def test_another_base_still_hears_of_a_subclass():
+    heard = []
+
+    class Base:
+        def __init_subclass__(cls, name=None, **options):
+            super().__init_subclass__(**options)
+            heard.append(name)
+
+    with fastlstm.patch():
+
+        class New(nn.LSTM, Base, name="new"):
+            pass
+
+        assert isinstance(New(2, 3), fastlstm.LSTM)
+    assert heard[0] == "new"
+
+
 def test_a_wrapper_of_another_library_stays():
     fastlstm.patch()
     inner, calls = nn.LSTM.__init__, []
