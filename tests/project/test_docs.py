@@ -18,7 +18,7 @@ from tests.helpers import ROOT, interpreter
 from tests.helpers.layers import TORCH
 from tests.helpers.pages import PAGES, Block, anchors, blocks, documented, links, relative, rows, said, text_of
 
-# torch 2.9's gap, which the page on transforms names
+# torch 2.9's gap, which the page on limits names
 BEFORE = "import torch\ntorch._dynamo.config.fake_tensor_cache_enabled = False\n" if TORCH < (2, 10) else ""
 OF_ITS_OWN = {"docs/tutorial.md", "docs/integrations.md"}  # test_tutorial.py, and tests/integrations/test_page.py
 COMPILED = {"docs/cells.md", "docs/export.md", "docs/quantize.md", "docs/transforms.md"}  # with torch's slow compiler
