@@ -129,6 +129,10 @@ def test_functions_of_others_and_what_stands_for_them(function, written, name):
         (lambda a, b: np.prod(a), "a value has no .prod: write functions and operators"),
         (lambda a, b: max(a, b), "is neither true nor false: write where(a > b, x, y) for `if` and `and`, and max"),
         (lambda a, b: caught(math.exp, a) + "b", "and 'str'"),
+        (lambda a, b: a * torch.ones(3), "unsupported operand type(s) for *: a value of a cell and 'Tensor'"),
+        (lambda a, b: where(a, a, b), "the first argument of where must be a comparison"),
+        (lambda a, b: where(a == b, a, b), "== and != of values have no place in a cell"),
+        (lambda a, b: a / 0, "division by the constant 0"),
     ],
 )
 def test_what_else_is_said_of_mistakes(function, message):
