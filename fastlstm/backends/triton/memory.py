@@ -54,18 +54,18 @@ def with_first(first, values):
 @triton.jit
 def zeros(shape, NUMBER: tl.constexpr):
     """NUMBER tiles."""
-    found = ()
+    tiles = ()
     for _ in tl.static_range(NUMBER):
-        found += (tl.zeros(shape, tl.float32),)
-    return found
+        tiles += (tl.zeros(shape, tl.float32),)
+    return tiles
 
 
 @triton.jit
 def as_float32(values):
-    found = ()
+    tiles = ()
     for k in tl.static_range(len(values)):
-        found += (values[k].to(tl.float32),)
-    return found
+        tiles += (values[k].to(tl.float32),)
+    return tiles
 
 
 @triton.jit
@@ -81,19 +81,19 @@ def load_all(ptrs, NUMBER: tl.constexpr, start, offs, ok):
     """Of each pointer a tile, as it lies in memory: to convert it is to wait for it. None gives zeros. NUMBER says how
     many there are, since before version 3.9 Triton has no len() of a tuple with None.
     """
-    found = ()
+    tiles = ()
     for k in tl.static_range(NUMBER):
-        found += (load_or_zeros(ptrs[k], start, offs, ok),)
-    return found
+        tiles += (load_or_zeros(ptrs[k], start, offs, ok),)
+    return tiles
 
 
 @triton.jit
-def load_blocks(at, step: tl.constexpr, ok, NUMBER: tl.constexpr):
-    """NUMBER tiles that are `step` elements apart, the first of which is at the addresses `at`."""
-    found = ()
+def load_blocks(address, step: tl.constexpr, ok, NUMBER: tl.constexpr):
+    """NUMBER tiles that are `step` elements apart, the first of which is at the addresses `address`."""
+    tiles = ()
     for k in tl.static_range(NUMBER):
-        found += (tl.load(at + k * step if k > 0 else at, mask=ok, other=0.0),)
-    return found
+        tiles += (tl.load(address + k * step if k > 0 else address, mask=ok, other=0.0),)
+    return tiles
 
 
 @triton.jit
@@ -102,10 +102,10 @@ def load_x(ptr, offs, ok, H: tl.constexpr, BLOCKS: tl.constexpr, FUSED: tl.const
     if FUSED:
         return (tl.load(ptr + offs, mask=ok, other=0.0),)
     else:
-        found = ()
+        tiles = ()
         for k in tl.static_range(len(BLOCKS)):
-            found += (tl.load(ptr + BLOCKS[k] * H + offs, mask=ok, other=0.0),)
-        return found
+            tiles += (tl.load(ptr + BLOCKS[k] * H + offs, mask=ok, other=0.0),)
+        return tiles
 
 
 @triton.jit
@@ -116,72 +116,72 @@ def store_all(ptrs, start, offs, values, ok):
 
 
 @triton.jit
-def store_blocks(at, step: tl.constexpr, values, ok):
+def store_blocks(address, step: tl.constexpr, values, ok):
     for k in tl.static_range(len(values)):
-        tl.store(at + k * step if k > 0 else at, values[k].to(at.dtype.scalar.element_ty), mask=ok)
+        tl.store(address + k * step if k > 0 else address, values[k].to(address.dtype.scalar.element_ty), mask=ok)
 
 
 @triton.jit
-def load_bias(at, ok):
+def load_bias(address, ok):
     """A column of the numbers at these addresses."""
-    return tl.load(at, mask=ok, other=0.0).to(tl.float32)[:, None]
+    return tl.load(address, mask=ok, other=0.0).to(tl.float32)[:, None]
 
 
 @triton.jit
 def load_params(ptrs, start, unit, u_ok, BLOCK_B: tl.constexpr):
     """Vectors (H,), the same for all rows."""
-    found = ()
+    tiles = ()
     for k in tl.static_range(len(ptrs)):
         param = tl.load(ptrs[k] + start + unit, mask=u_ok, other=0.0).to(tl.float32)
-        found += (tl.broadcast_to(param[:, None], (unit.shape[0], BLOCK_B)),)
-    return found
+        tiles += (tl.broadcast_to(param[:, None], (unit.shape[0], BLOCK_B)),)
+    return tiles
 
 
 @triton.jit
-def add_biases(sums, bias, bias_hh):
-    """`sums` with `bias` added to the first of them and `bias_hh` to the last. Either may be ()."""
-    found = ()
-    for k in tl.static_range(len(sums)):
-        acc = sums[k]
+def add_biases(preact, bias, bias_hh):
+    """`preact` with `bias` added to the first of them and `bias_hh` to the last. Either may be ()."""
+    tiles = ()
+    for k in tl.static_range(len(preact)):
+        acc = preact[k]
         if k < len(bias):
             acc += bias[k]
-        if k >= len(sums) - len(bias_hh):
-            acc += bias_hh[k - (len(sums) - len(bias_hh))]
-        found += (acc,)
-    return found
+        if k >= len(preact) - len(bias_hh):
+            acc += bias_hh[k - (len(preact) - len(bias_hh))]
+        tiles += (acc,)
+    return tiles
 
 
 @triton.jit
-def load_read(
-    starts, states, t, before, begun, B, first, state, ok, length, READ: tl.constexpr, H: tl.constexpr,
+def load_states_read(
+    initial_ptrs, sequence_ptrs, t, t_prev, has_prev, B, first, offs, ok, length, READ: tl.constexpr, H: tl.constexpr,
     HELD: tl.constexpr,
 ):  # fmt: skip
-    """The states that step t reads: after it; and before it, which are those after step `before`, or the first ones if
-    no step has `begun` earlier, which are zeros where `starts` has None. Where steps may be held, h is not there at
-    these.
+    """The states that step t reads: after it; and before it, which are those after step `t_prev`, or the first ones if
+    no step has `has_prev` earlier, which are zeros where `initial_ptrs` has None. Where steps may be held, h is not
+    there at these.
     """
-    found = ()
+    tiles = ()
     for k in tl.static_range(len(READ)):
-        start_ptr, ptr = starts[READ[k] // 2], states[READ[k] // 2]
+        start_ptr, ptr = initial_ptrs[READ[k] // 2], sequence_ptrs[READ[k] // 2]
         if READ[k] % 2 == 0:
-            found += (tl.load(ptr + (t * B + first) * H + state, mask=ok, other=0.0),)
+            tiles += (tl.load(ptr + (t * B + first) * H + offs, mask=ok, other=0.0),)
         elif READ[k] == 1 and HELD:
-            there = (tl.where(begun, before.to(tl.int32), LONGEST) < length)[None, :]
-            value = tl.load(ptr + (before * B + first) * H + state, mask=ok & there, other=0.0)
-            start = load_or_zeros(start_ptr, first * H, state, ok & ~there)
-            found += (tl.where(there, value, start),)
+            in_sequence = (tl.where(has_prev, t_prev.to(tl.int32), LONGEST) < length)[None, :]
+            value = tl.load(ptr + (t_prev * B + first) * H + offs, mask=ok & in_sequence, other=0.0)
+            start = load_or_zeros(start_ptr, first * H, offs, ok & ~in_sequence)
+            tiles += (tl.where(in_sequence, value, start),)
         elif start_ptr is None:
-            found += (tl.load(ptr + (before * B + first) * H + state, mask=tl.where(begun, ok, False), other=0.0),)
+            tiles += (tl.load(ptr + (t_prev * B + first) * H + offs, mask=tl.where(has_prev, ok, False), other=0.0),)
         else:
-            at = tl.where(begun, ptr + before * B * H, start_ptr)
-            found += (tl.load(at + first * H + state, mask=ok, other=0.0),)
-    return found
+            address = tl.where(has_prev, ptr + t_prev * B * H, start_ptr)
+            tiles += (tl.load(address + first * H + offs, mask=ok, other=0.0),)
+    return tiles
 
 
 @triton.jit
-def reset_read(reset, read, READ: tl.constexpr):
+def reset_states_read(reset, states_read, READ: tl.constexpr):
     """The states before the step are zero where it resets them."""
-    found = ()
+    tiles = ()
     for k in tl.static_range(len(READ)):
-        found += (tl.where(reset[None, :], 0.0, read[k]) if READ[k] % 2 == 1 else read[k],)
-    return found
+        tiles += (tl.where(reset[None, :], 0.0, states_read[k]) if READ[k] % 2 == 1 else states_read[k],)
+    return tiles

@@ -14,7 +14,7 @@ INTERPRETED = tl.constexpr(INTERPRET)
 
 
 @triton.jit
-def copied(w, PACK: tl.constexpr):
+def opaque_copy(w, PACK: tl.constexpr):
     return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [w], dtype=w.dtype, is_pure=True, pack=PACK)
 
 
@@ -24,7 +24,7 @@ def pin(w):
     if INTERPRETED:
         return w
     else:
-        return copied(w, 32 // w.dtype.primitive_bitwidth)
+        return opaque_copy(w, 32 // w.dtype.primitive_bitwidth)
 
 
 @triton.jit
@@ -109,7 +109,7 @@ def high_low(v):
 
 @triton.jit
 def pack_kernel(
-    w_ptr, high_ptr, low_ptr, scale_ptr, rows, columns, H, BY_ROW: tl.constexpr, BLOCK: tl.constexpr, PAD: tl.constexpr
+    w_ptr, high_ptr, low_ptr, scale_ptr, rows, columns, H, BY_ROW: tl.constexpr, BLOCK: tl.constexpr, PAD: tl.constexpr,
 ):  # fmt: skip
     """A float32 matrix as fp16 high and low parts, times a power of two for each row (or column of a head). The heads
     share each H rows, and each head has as many of them as there are columns.
@@ -118,7 +118,7 @@ def pack_kernel(
     With the low part it is float32's, for three products instead of one.
     """
     lines = rows if BY_ROW else H
-    group, line = block_of(lines, BLOCK)
+    layer, line = block_of(lines, BLOCK)
     line, k = line + tl.arange(0, BLOCK), tl.arange(0, PAD)
     if BY_ROW:
         offs, ok = line[:, None] * columns + k[None, :], (line < rows)[:, None] & (k < columns)[None, :]
@@ -126,22 +126,22 @@ def pack_kernel(
         head, row = line // columns * columns, k // columns * H + k % columns
         offs = (row[None, :] + head[:, None]) * columns + (line - head)[:, None]
         ok = (line < H)[:, None] & (row < rows)[None, :]
-    offs += group * rows * columns
+    offs += layer * rows * columns
     w = tl.load(w_ptr + offs, mask=ok, other=0.0)
     scale, inverse = power_of_two(tl.max(tl.abs(w), 1))
     high, low = high_low(w * inverse[:, None])
     tl.store(high_ptr + offs, high, mask=ok)
     tl.store(low_ptr + offs, low, mask=ok)
-    tl.store(scale_ptr + group * lines + line, scale, mask=line < lines)
+    tl.store(scale_ptr + layer * lines + line, scale, mask=line < lines)
 
 
 @triton.jit
-def product(w, w_low, scale, v, PRECISION: tl.constexpr, WIDE: tl.constexpr):
-    """w (M, K) times v (K, BLOCK_B), in float32. Packed weights take v in [-1, 1], or of any size where `WIDE`."""
+def product(w, w_low, scale, v, PRECISION: tl.constexpr, UNBOUNDED: tl.constexpr):
+    """w (M, K) times v (K, BLOCK_B), in float32. Packed weights take v in [-1, 1], or of any size where `UNBOUNDED`."""
     if PRECISION == "native":
         acc = tl.dot(w, v.to(w.dtype))
     else:
-        if WIDE:
+        if UNBOUNDED:
             column, inverse = power_of_two(tl.max(tl.abs(v), 0))
             v *= inverse[None, :]
             scale *= column[None, :]
