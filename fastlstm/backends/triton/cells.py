@@ -103,7 +103,7 @@ _COMMON = {
 }  # fmt: skip
 EXACT = {"sigmoid": sigmoid, "tanh": tanh, **_COMMON}
 FAST = {"sigmoid": fast_sigmoid, "tanh": fast_tanh, **_COMMON}
-# A program has all units that a mean is over, and padding beyond them
+# A program has all units that a mean is over, and padding behind them
 _MEAN = """
 def mean(x, heads=1):
     there = tl.arange(0, x.shape[0])[:, None] < {units}
@@ -112,30 +112,29 @@ def mean(x, heads=1):
 
 
 def means_of(cell: Cell) -> set[str]:
-    """The operations by which units of the cell see each other."""
+    """Return the operations by which units of the cell see each other."""
     return set(cell.derived().means.values())
 
 
 class CellFunctions:
-    """What the kernels are compiled for, of a cell.
+    """A cell's compiled functions, and what the kernels have to know of it.
 
     Attributes:
         forward: a function of the pre-activations in the order of `Layout.preacts`, the states, the params and the
-        inputs.
-            It returns the new states and what is saved.
-        backward: a function of the new states' gradients, what is saved, `read`, the params and the inputs. It returns
-            the gradients of the sums, of the states that are carried, of the params and of the inputs.
-        read: of the states that backward reads 2 k for state k after the step, and 2 k + 1 for the one before it.
-        carried: for each state where its gradient is among those that backward returns, or -1.
-        sums, of_h: how many sums there are, and how many of them sum h: the last ones.
-        gates: how many gates a product computes: all, if every gate sums both products and there are 2 or 4, since then
-            they fall into place. Otherwise each gate has a product of its own.
-        wide: whether the output may be beyond 1.
-        reads_h: whether the output's value before the step counts, beside its product.
-        divides: whether a gradient may be NaN where all values are zero.
+            inputs. It returns the new states and the saved values.
+        backward: a function of the new states' gradients, the saved values, the states of `read`, the params and the
+            inputs. It returns the gradients of the pre-activations, of the carried states, the params and the inputs.
+        read: which states backward reads: 2 k for state k after the step, and 2 k + 1 for state k before it.
+        carried: for each state where its gradient is among those of the carried states, or -1.
+        preacts, h_preacts: how many pre-activations there are, and for how many of them, the last, h is multiplied.
+        gates: how many gates one product computes: all, if there are 2 or 4 and each has both products, since then they
+            fall into place; otherwise 1.
+        output_exceeds_one: whether the output may be beyond 1 or -1.
+        reads_h: whether forward reads h_prev, beside its product.
+        backward_divides: whether a gradient may be NaN where all values are zero.
 
     Args:
-        units: that a mean is over, of a row or of a head, or 0 for a cell without means.
+        units: how many units a mean is over, those of a row or of a head, or 0 for a cell without means.
     """
 
     def __init__(self, cell: Cell, exact: bool, units: int = 0) -> None:
@@ -168,8 +167,8 @@ cell_functions = cache(CellFunctions)
 def _compiled(
     function: Function, arguments: Sequence[str], results: Sequence[str], names: Mapping[str, Any], version: str
 ) -> Any:
-    """The function of all `arguments` and with all `results` in this order. What it does not depend on is not used, and
-    what it lacks is zero. `version`: what `names` compute.
+    """Compile a function, with these `arguments` and `results` in this order. It ignores arguments that it does not
+    have, and results that it lacks are zero. `version` tells apart what `names` stand for.
     """
     graph = next(iter(function.results.values())).graph
     inputs = {name: function.arguments.get(name, graph.input(name)) for name in arguments}
@@ -186,7 +185,7 @@ def _compiled(
 
 
 def _bound(result: Node) -> float:
-    """A number that the value is within, plus or minus. Infinite if none is known."""
+    """Return a bound of the absolute value, which is infinite if none is known."""
     bounds: dict[Node, float] = {}
     for node in in_order([result]):
         bounds_of_args = [bounds[a] for a in node.args]

@@ -1,22 +1,22 @@
 """The first call of a kernel variant on a device, which finds out whether its kernels run, and run right.
 
-Two steps come before the call itself. First, the kernels of the variant are compiled and loaded. A triton that is
-broken, a missing C compiler, a cache that cannot be written, and a kernel that is too large for the device all show
-here, where nothing has been computed yet. Second, on a chip that this project has not measured, the kernels run two
-steps of random numbers, and the results are compared with the reference. Results that are infinite or NaN in the
-reference too, if it computes in the layer's own type, say nothing and are left out.
+Two steps come before the call itself. First, the kernels of the variant are compiled and loaded. A broken triton, a
+missing C compiler, a cache that cannot be written, and a kernel that is too large for the device all show here. Second,
+on a chip that this project has not measured, the kernels run two steps of random numbers, and the results are compared
+with the reference. Results that are infinite or NaN in the reference too, where it computes in the layer's own type,
+are left out.
 
 A failure of either step is permanent. From then on `failure` gives a reason for all layers of this cell, type, size and
 number of heads on this device, and so `auto` takes torch's own layer or the reference.
 
-A variant is what is compiled apart: a cell, a type and precision, the tile, H, how many heads, which of biases, states,
-lengths and resets there are, and whether gradients are wanted. Both steps run in a thread of their own, since modes,
-transforms and settings for gradients, which the call may be under, belong to a thread. The comparison is left out:
+A variant is what Triton compiles for itself: a cell, a type and precision, the tile, H, how many heads, which of
+biases, states, lengths and resets there are, and whether gradients are wanted. Both steps run in a thread of their own,
+since the modes, transforms and settings of the call belong to its thread. The comparison is left out:
 
 * with ``FASTLSTM_CHECK=0`` in the environment,
-* while a CUDA graph is captured or a model exported, which what the comparison does would disturb,
+* while a CUDA graph is captured or a model exported, which the comparison would disturb,
 * above `WIDEST` hidden units, where it would take gigabytes,
-* where memory does not suffice for it, or torch forbids to wait for the device. Calls of other signatures try again.
+* if memory does not suffice for it, or torch forbids to wait for the device. Calls of other signatures try again.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ T = 2
 WIDEST = 2048
 # Several times what rounding makes of two steps, relative to the largest value: a wrong result is wrong by more
 TOLERANCES = {torch.bfloat16: 0.05, torch.float16: 0.01, "tf32": 0.01, "ieee": 2e-5}
-# What messages of a RuntimeError say that is no fault of a kernel: no memory, or `torch.cuda.set_sync_debug_mode`
+# Parts of messages of a RuntimeError that is no fault of a kernel: no memory, or `torch.cuda.set_sync_debug_mode`
 TRANSIENT = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "synchronizing")
-failures: dict[Kind, str] = {}  # of layers whose kernels have failed, and how
+failures: dict[Kind, str] = {}  # the reason for each kind of layer whose kernels have failed
 _reports: dict[tuple[torch.device, str], str] = {}  # the first for each reason: one warning is enough
 _passed: set[Variant] = set()
 _checking = Lock()
 
 
 class Kind(NamedTuple):
-    """The layers that a failure takes out."""
+    """The layers that are given up together, after the failure of one of them."""
 
     device: torch.device
     cell: Cell
@@ -64,11 +64,10 @@ class Kind(NamedTuple):
 
 
 class Variant(NamedTuple):
-    """What is compiled apart, of one kind of layers.
+    """The kernels that Triton compiles for one kind of layers.
 
     Attributes:
         present: for each of the layer's tensors whether it is there.
-        learns: whether gradients are wanted.
         compared: whether results are compared as well.
     """
 
@@ -115,7 +114,7 @@ def failure(layer: Layer, precision: str) -> str | None:
 
 
 def _is_transient(error: Exception) -> bool:
-    """Return whether a later check may find what this one could not."""
+    """Return whether the error is no fault of the kernels, so that a later check may succeed."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in TRANSIENT)
@@ -148,7 +147,7 @@ def _failure(variant: Variant, I: int) -> str | None:
 
 
 def _example(variant: Variant, I: int, device_name: str) -> tuple[Layer, Run]:
-    """A layer and the gradients of its outputs, on "cpu" or "meta" and in float64, with values that the type can hold.
+    """Return a layer and the gradients of its outputs, on "cpu" or "meta", in float64 and rounded to the layer's type.
 
     The first input is 1 and its weights are 1 or -1, so that no pre-activation is near zero: there the derivative of a
     relu jumps. States begin above zero, and params and the cell's inputs are from 0.5 to 1.5, since a cell may divide
@@ -179,7 +178,7 @@ def _example(variant: Variant, I: int, device_name: str) -> tuple[Layer, Run]:
 
 
 def _converted(example: tuple[Layer, Run], variant: Variant, device: torch.device) -> tuple[Layer, Run]:
-    """An example on a device and in the variant's own type."""
+    """Return an example on a device and in the variant's own type."""
     layer, incoming = example
 
     def converted(a: Any) -> Any:
@@ -190,7 +189,7 @@ def _converted(example: tuple[Layer, Run], variant: Variant, device: torch.devic
 
 
 def _flat(layer: Layer, incoming: Run, variant: Variant, by_kernels: bool) -> dict[str, Tensor]:
-    """The results by name, and the gradients if they are wanted, of the kernels or of the reference."""
+    """Return the results by name, and the gradients if they are wanted, of the kernels or of the reference."""
     cell, precision, tile = variant.kind.cell, variant.kind.precision, variant.tile
     names = ["x", "weight_ih", "weight_hh", "bias_ih", "bias_hh", *cell.params]
     names += [f"{name}_0" for name in cell.states] + list(cell.inputs)
@@ -216,7 +215,7 @@ def _flat(layer: Layer, incoming: Run, variant: Variant, by_kernels: bool) -> di
 
 
 def _distance(result: Tensor, wanted: Tensor) -> float:
-    """The largest difference relative to the largest value there should be. NaN counts as infinitely wrong."""
+    """Return the largest difference divided by the largest wanted value. NaN counts as infinitely wrong."""
     return float(((result - wanted).abs().max() / wanted.abs().max().clamp_min(1e-3)).nan_to_num(nan=float("inf")))
 
 

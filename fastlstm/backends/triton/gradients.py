@@ -14,8 +14,8 @@ from fastlstm.backends.triton.tiles import Tile
 
 
 class KernelGradients(NamedTuple):
-    """What the kernels find: the gradients of the sums (T,B,S H), of the initial states (B,H), of each row's params
-    (B,H) in float32, and of the inputs (T,B,H). Of the last three those that are not wanted are None.
+    """The gradients of the pre-activations (T,B,S H), the initial states (B,H), each row's params (B,H) in float32, and
+    the inputs (T,B,H). `states`, `params` and `inputs` are None where they are not wanted.
     """
 
     preact: Tensor
@@ -25,11 +25,11 @@ class KernelGradients(NamedTuple):
 
 
 class Backward(Pass):
-    """Finds the gradients of layers like an example.
+    """Computes the gradients of layers like an example.
 
     Args:
         needs: which gradients are wanted.
-        tile: how the layer is cut up, if not as `launch.describe_layer` does it.
+        tile: the tile, if not that of `launch.describe_layer`.
     """
 
     def __init__(self, layer: Layer, needs: Gradients, precision: str, tile: Tile | None = None) -> None:
@@ -59,9 +59,13 @@ class Backward(Pass):
     def _view_of(
         self, blocks: range, number: int, first: int, steps: int, transposed: bool
     ) -> tuple[list[int], list[int], int]:
-        """Where in `_rows` of (T,B,Z H), for a `number` Z, some blocks of H are, at `steps` steps from the `first` on:
-        sizes, strides and offset of (R, X H) with the rows R of all these steps, or `transposed` of (X H, R). Of a
-        stack there are G of these.
+        """Return size, strides and offset of a view of some blocks of H columns in `_rows` of (T,B,Z H).
+
+        Args:
+            blocks: the range of the blocks.
+            number: Z, the number of all blocks.
+            first, steps: the first step of the view, and how many it has.
+            transposed: whether the view is (columns, rows) and not (rows, columns). For a stack G comes before both.
         """
         rows, width = self.rows, number * self.H
         size, stride = [steps * rows, len(blocks) * self.H], [width, 1]
@@ -72,16 +76,16 @@ class Backward(Pass):
         return size, stride, first * rows * width + blocks.start * self.H
 
     def _rows(self, a: Tensor) -> Tensor:
-        """Contiguous memory in the order of `sums.rows_of`."""
+        """Return `a` (T,B,N) contiguous as (T B, N), or for a stack as (G, T B / G, N)."""
         return (sums.rows_of(a, self.stack) if self.stack else a).contiguous()
 
     def run(self, grads: Run, layer: Layer, run: Run) -> Gradients:
-        """Return the gradients of a layer, from those of its results. The same of these are None in all calls."""
+        """Return the gradients of a layer from those of its results, of which the same are None in all calls."""
         with products_in(self.precision), on_device(layer.x.device):
             return self._finished(self.launch(grads, layer, run), layer, run.h)
 
     def launch(self, grads: Run, layer: Layer, run: Run) -> KernelGradients:
-        """Return what the kernels find."""
+        """Run the kernels, and return their results."""
         T, B, H, needs = self.T, self.B, self.H, self.needs
         dh, (h, *others, saved) = grads.h, readable((run.h, *run.kept))
         dlast, dsequences = readable(grads.last), readable(grads.kept) if grads.kept else (None,) * len(others)
@@ -121,7 +125,7 @@ class Backward(Pass):
         return KernelGradients(dpreact, dstates, dparams, dinputs)
 
     def _finished(self, results: KernelGradients, layer: Layer, h: Tensor) -> Gradients:
-        """All gradients, from what the kernels have found and the outputs of the run."""
+        """Return all gradients, from the kernels' results and the outputs h (T,B,H) of the run."""
         needs, weights, layout, x = self.needs, layer.weights, self.layout, base.flat_input(layer.x)
         dpreact_rows = self._rows(results.preact)
         dx = dweight_ih = dweight_hh = None
@@ -148,8 +152,10 @@ class Backward(Pass):
         return Gradients(dx, (dweight_ih, dweight_hh, *dbiases, *dparams), results.states, results.inputs)
 
     def _of_weight_hh(self, dpreact_rows: Tensor, dpreact: Tensor, layer: Layer, h: Any) -> Tensor:
-        """The gradient of weight_hh in the order of the sums. Each step saw h of the step before it, and a row's first
-        step saw h_0. Held steps add nothing, since there the gradients of the sums and h are zero.
+        """Return the gradient of weight_hh, its rows in the order of the pre-activations.
+
+        Each step has multiplied h of the step before, and a row's first step h_0. Held steps add nothing, since dpreact
+        and h are zero there.
         """
         h_0, lengths, reset = cast(Any, (layer.states[0], layer.lengths, layer.reset))
         weight_hh: Any = layer.weights[1]

@@ -1,9 +1,8 @@
 """The host side of the kernels: what a pass decides once for calls of one signature, and the forward pass itself.
 
-Triton's own launch looks at the type and the address of every argument, and so finds the compiled kernel. That takes
-longer than all that a launch then does. What it looks at is the same for all calls of a `Pass`, since every tensor that
-reaches a kernel is aligned. It does not look at the numbers, since each kernel names all of them in
-`do_not_specialize`. So each kernel is found once.
+Triton's own launch finds the compiled kernel by the type and the alignment of every argument. That takes longer than
+the launch itself. Types and alignment are the same in all calls of a `Pass`: every tensor that reaches a kernel is
+aligned, and each kernel lists its numbers in `do_not_specialize`. So a `Launch` looks its kernel up once.
 """
 
 from collections.abc import Iterable
@@ -24,20 +23,20 @@ PACK_LINES = 16  # rows or columns that a program of pack_kernel takes
 
 
 def on_device(target: torch.device) -> AbstractContextManager[object]:
-    """Triton launches on the current device."""
+    """Make a device the current one, on which Triton launches."""
     return torch.cuda.device(target) if target.type == "cuda" else nullcontext()
 
 
 def readable(tensors: Iterable[Any]) -> tuple[Any, ...]:
-    """Contiguous tensors, or None. Triton compiles a kernel again for a pointer of another alignment, as a row of the
-    states of many layers has.
+    """Return the tensors contiguous and aligned; None stays. Triton compiles a kernel again for a pointer of another
+    alignment, which a layer's states may have among those of many layers.
     """
     return tuple([a if a is None or (a.is_contiguous() and a.data_ptr() % 16 == 0) else _copied(a) for a in tensors])
 
 
 def addressable(a: Tensor, multiple: int = 1) -> Tensor:
-    """(T,B,N) as it is, if its strides are multiples of a number and kernels can address it: within a tile of rows
-    offsets have 32 bits.
+    """Return `a` (T,B,N), or a copy if its strides are no multiples of `multiple`, or too large for a tile's offsets
+    of 32 bits.
     """
     step, row, unit = a.stride()
     direct = unit == 1 and row < 2**25 and step % multiple == row % multiple == 0 and a.data_ptr() % 16 == 0
@@ -49,7 +48,7 @@ def _copied(a: Tensor) -> Tensor:
 
 
 def project(x: Tensor, weight_ih: Tensor | None, bias: Tensor | None) -> Tensor | None:
-    """(T,B,X H): the input's part of all pre-activations, in the order of the weight's rows, if there is a weight."""
+    """Return the product of x with the bias, (T,B,X H), in the order of the weight's rows, or None without a weight."""
     if weight_ih is None:
         return None
     if weight_ih.dim() == 2:
@@ -58,9 +57,9 @@ def project(x: Tensor, weight_ih: Tensor | None, bias: Tensor | None) -> Tensor 
 
 
 def describe_layer(layer: Layer, precision: str) -> tuple[Any, Any, int, int, int, int]:
-    """What kernels know of the cell, how the layer is cut up, the groups of its batch rows, the rows of each, H, and of
-    how many units each may see another: those of a head, or all H if there are means over a row. x may be (B, I), for
-    one step.
+    """Return the cell's functions, the tile, the layers of the stack, the batch rows of each, H, and the D units of a
+    program of a resident kernel: those of a head, or all H if the cell has means over a row. x may be (B, I), for one
+    step.
     """
     H, stack, means = base.hidden_size(layer), base.groups_of(layer) or 1, cells.means_of(layer.cell)
     D = H if "mean" in means else H // base.heads_of(layer)
@@ -76,7 +75,7 @@ def describe_layer(layer: Layer, precision: str) -> tuple[Any, Any, int, int, in
 
 
 def lacks(layer: Layer, precision: str) -> str | None:
-    """Why there are no kernels for a layer of a type and device that there are kernels for, or None."""
+    """Return why there are no kernels for a layer, although there are some for its type and device, or None."""
     _, tile, _, _, H, D = describe_layer(layer, precision)
     means = cells.means_of(layer.cell)
     if len(means) > 1 and base.heads_of(layer) > 1:
@@ -93,8 +92,8 @@ def lacks(layer: Layer, precision: str) -> str | None:
 class Launch:
     """A kernel, the grid on which it runs, and its constants and options.
 
-    The first start is Triton's own. Later ones call what that has compiled, which still looks up the current stream and
-    calls Triton's hooks. In the interpreter there is nothing compiled, and all starts are Triton's own.
+    The first start is Triton's own. Later ones call the kernel that it has compiled, which still looks up the current
+    stream and calls Triton's hooks. In the interpreter nothing is compiled, and all starts are Triton's own.
 
     Args:
         compiles_only: whether a start only compiles the kernel and loads it, for tensors on the device "meta".
@@ -105,7 +104,7 @@ class Launch:
         self.compiles_only, self.compiled = compiles_only, cast(Any, None)
 
     def __call__(self, *arguments: Any) -> None:
-        """Start the kernel. The same arguments are None at every start, and the others are of the same types."""
+        """Start the kernel. At every start the same arguments are None, and the others have the same types."""
         if self.compiled is not None:
             run, constants = self.compiled
             run(*arguments, *constants)
@@ -121,11 +120,7 @@ class Launch:
 
 
 class Pass:
-    """What both passes find out once, from an example, for all layers of its shapes and types.
-
-    Attributes:
-        places: the grid of its kernel.
-    """
+    """What both passes decide once, from an example, for all layers of its shapes and types."""
 
     def __init__(self, layer: Layer, precision: str, backward: bool, tile: tiles.Tile | None) -> None:
         if tile is None and (reason := lacks(layer, precision)) is not None:  # torch's precision may have changed
@@ -150,13 +145,13 @@ class Pass:
             )  # fmt: skip
 
     def first(self, states: tuple[Any, ...], like: Tensor) -> tuple[Any, ...]:
-        """The initial states as the kernels read them. Resident ones take None for zeros."""
+        """Return the initial states (B,H) as the kernels read them. Resident ones take None for zeros."""
         if states[0] is not None or self.resident:
             return readable(states)
         return (like.new_zeros(self.B, self.H),) * len(states)
 
     def options(self, warps: int) -> dict[str, Any]:
-        """Of the kernel, beside what it knows of the cell."""
+        """Return the kernel's constants that follow from the tile, and Triton's options."""
         tile, exact = self.tile, tiles.INPUT_PRECISION[self.precision]
         if self.resident:
             return {
@@ -168,8 +163,9 @@ class Pass:
         }  # fmt: skip
 
     def recurrent(self, weight_hh: Any) -> tuple[Any, Any, Any]:
-        """weight_hh in the order of the cell's sums, as resident kernels take it: if it has not 16 bits, high and low
-        parts in fp16 and a scale for each row or column; see `pack_kernel`.
+        """Return weight_hh, its low part and its scale for the kernels, its rows in the order of the pre-activations.
+
+        Resident kernels take float32 as high and low parts in fp16, see `pack_kernel`. Elsewhere the last two are None.
         """
         weight_hh = sums.in_order(weight_hh, self.layout.blocks_hh, -2)
         if weight_hh is not None and weight_hh.shape[-1] < self.D:
@@ -186,9 +182,9 @@ class Forward(Pass):
     """Runs layers like an example.
 
     Args:
-        save: whether runs keep what the backward pass reads.
-        axes: leading axes that the last states are to have.
-        tile: how the layer is cut up, if not as `describe_layer` does it.
+        save: whether runs return what the backward pass reads.
+        axes: leading axes of the last states.
+        tile: the tile, if not that of `describe_layer`.
     """
 
     def __init__(
@@ -202,7 +198,7 @@ class Forward(Pass):
             "GATES": min(cell.gates, self.tile.forward_gates) if self.resident else cell.gates,
             "STATES": len(layer.states), "H": H, "D": self.D,
         }  # fmt: skip
-        self.multiplies_x = False  # whether the kernel multiplies x
+        self.multiplies_x = False
         if self.resident:
             kernel, PI = resident.forward_kernel, self.tile.inputs
             self.multiplies_x = PI > 0

@@ -1,7 +1,7 @@
 """Plans for calls of one signature, which keep their passes.
 
-What a pass decides follows from the signature, but for two things, which the keys of `Plan.passes` hold: the precision
-of products, and which gradients come in and are wanted.
+A pass follows from the signature, the precision of products, and from which gradients come in and are wanted. The last
+two are the keys of `Plan.passes`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Plan:
         return run._replace(h=None, kept=(*run.kept, run.h) if self.save else ())  # some cells read h after the step
 
     def backward(self, grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
-        """The gradients of a layer that this plan has run."""
+        """Return the gradients of a layer that this plan has run."""
         x, precision = layer.x, resolve_precision(self.dtype, self.precision)
         if self.step:
             layer, (*kept, h) = self._normalized(layer), run.kept
@@ -58,7 +58,7 @@ class Plan:
         return gradients._replace(x=gradients.x.view_as(x)) if self.step and gradients.x is not None else gradients
 
     def _normalized(self, layer: Layer) -> Layer:
-        """A layer of (T, B, I) whose weights have its type."""
+        """Return the layer with x of (T, B, I), and weights of its type."""
         if self.step:
             layer = layer._replace(x=layer.x.unsqueeze(0))
         if self.casts:

@@ -1,13 +1,14 @@
 """Small layers: one launch, in which a program holds the recurrent weights and takes its batch rows through all steps.
 
 Two things keep the weights in registers, and both are needed. One is `pin`. The other is a second product before the
-loop, because the compiler sinks an operand with a single use into the loop. What a step reads from memory is asked for
-in the step before.
+loop, because the compiler sinks an operand with a single use into the loop. A step's values are loaded during the step
+before it.
 
-There are T steps, and G groups of `rows` batch rows each, B in all, with one matrix of weights a group. The cell has S
-sums, of which the first X sum x and the last Y sum h. A program has the D units of one head, which may be all H units.
-Arrays are contiguous but for those with strides of their own (`x_step`, `x_row`). Any offset may pass 2^31. Arguments
-in capitals are those of `cells.Kernel`, and of the tile.
+There are T steps and B batch rows: `rows` for each layer of a stack, which has weights of its own. The cell has S
+pre-activations. x is multiplied for the first X of them and h for the last Y. A program has the D units of one head,
+which may be all H units. A saved row has SAVED values of H units. P and PI are D and I padded to powers of two. Arrays
+are contiguous but for those with strides (`x_step`, `x_row`). Any offset may pass 2^31. Other arguments in capitals are
+attributes of `cells.CellFunctions` or of the tile. A name on `_ptrs` is a tuple of pointers.
 """
 
 import triton
@@ -34,33 +35,15 @@ from fastlstm.backends.triton.memory import (
     zero_all,
     zeros,
 )
-from fastlstm.backends.triton.products import block_of, gate_rows, in_head, join_gates, pin, product, split_gates
-
-
-@triton.jit
-def pre_activations(
-    w, w_low, scale, h, w_ih, x, X: tl.constexpr, S: tl.constexpr, GATES: tl.constexpr, P: tl.constexpr,
-    BLOCK_B: tl.constexpr, PRECISION: tl.constexpr, UNBOUNDED: tl.constexpr,
-):  # fmt: skip
-    """The cell's S sums but for the biases. The first X have a part of x. The last have one of h, by the products of
-    `w`. Where there is `w_ih`, the part of x is a product too.
-    """
-    N: tl.constexpr = S // GATES - len(w)  # products of x alone
-    preact = ()
-    for k in tl.static_range(N):
-        preact += (tl.dot(w_ih[k], x[0]) if len(w_ih) > 0 else x[k].to(tl.float32),)
-    for k in tl.static_range(len(w)):
-        acc = product(w[k], w_low[k], scale[k], h, PRECISION, UNBOUNDED)
-        if N + k < len(w_ih):
-            acc += tl.dot(w_ih[N + k], x[0])
-        preact += split_gates(acc, P, BLOCK_B, GATES)
-    if len(w_ih) > 0:
-        return preact
-    else:
-        total = preact[:N]
-        for k in tl.static_range(N, S):
-            total += (preact[k] + x[k] if k < X else preact[k],)
-        return total
+from fastlstm.backends.triton.products import (
+    block_of,
+    gate_rows,
+    in_head,
+    join_gates,
+    pin,
+    pre_activations,
+    recurrent_dh,
+)
 
 
 @triton.jit(do_not_specialize=["T", "B", "rows", "x_step", "x_row", "reverse"])
@@ -71,11 +54,19 @@ def forward_kernel(
     STATES: tl.constexpr, UNBOUNDED: tl.constexpr, H: tl.constexpr, D: tl.constexpr, P: tl.constexpr, I: tl.constexpr,
     PI: tl.constexpr, BLOCK_B: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """x (T,B,I), weight_ih (X H,I) and bias (X H,) or None where the input's product is done here (PI: I padded); else
-    x (T,B,X H) is that product with the bias, contiguous, and PI 0. weight (Y H,D). bias_hh (Y H,), of which the sums
-    of h alone are read. params (H,) and inputs (T,B,H). starts (B,H), or None for zeros. lengths (B,) and reset (T,B)
-    may be None. The first of `sequence_ptrs`, h (T,B,H), is not written at held steps. The others, and saved (T,B,K H),
-    are None where nothing is saved.
+    """Run all steps of this program's rows. Any tensor but the outputs may be None where the layer has none.
+
+    Args:
+        x: (T,B,I), which is multiplied here. With PI 0 it is the product (T,B,X H), contiguous and with the bias.
+        weight_ih, bias: (X H,I) and (X H,), or None with PI 0.
+        weight, weight_low, scale: weight_hh (Y H,D), or its parts and scale as `pack_kernel` writes them.
+        bias_hh: (Y H,), of which only the pre-activations without x are read.
+        params, inputs: (H,) and (T,B,H).
+        initial: (B,H), or None for zeros.
+        lengths, reset: (B,) and (T,B).
+        sequences: (T,B,H), of which h is not written at held steps. The others are None where nothing is saved.
+        saved: (T,B,SAVED H), or None.
+        last: (B,H).
     """
     X: tl.constexpr = len(BLOCKS)
     layer, first = block_of(rows, BLOCK_B)
@@ -165,15 +156,6 @@ def forward_kernel(
             x = load_x(x_ptr + t_ahead * x_step, x_offs, x_ok, H, BLOCKS, PI > 0)
 
 
-@triton.jit
-def recurrent_dh(w, w_low, scale, tiles, PRECISION: tl.constexpr, UNBOUNDED: tl.constexpr):
-    """The gradient of h by way of its products, whose sums are the last of `tiles`."""
-    total = product(w[0], w_low[0], scale, tiles[len(tiles) - len(w)], PRECISION, UNBOUNDED)
-    for k in tl.static_range(1, len(w)):
-        total += product(w[k], w_low[k], scale, tiles[len(tiles) - len(w) + k], PRECISION, UNBOUNDED)
-    return total
-
-
 @triton.jit(do_not_specialize=["T", "B", "rows", "dh_step", "dh_row", "reverse"])
 def backward_kernel(
     dh_ptr, dsequence_ptrs, dlast_ptrs, weight_ptr, weight_low_ptr, scale_ptr, param_ptrs, input_ptrs, initial_ptrs,
@@ -182,9 +164,17 @@ def backward_kernel(
     Y: tl.constexpr, GATES: tl.constexpr, DIVIDES: tl.constexpr, SAVED: tl.constexpr, H: tl.constexpr, D: tl.constexpr,
     P: tl.constexpr, BLOCK_B: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dh_ptr and douts (T,B,H), dends (B,H), lengths (B,), reset (T,B): each may be None. weight (Y H,D). saved
-    (T,B,K H), dsums (T,B,S H). dh_step and dh_row count in H. `sequence_ptrs` are None but for those in READ. dparams
-    (B,H) are float32, and a row may get the sum of several. dinputs (T,B,H). Each of both is None if it is not wanted.
+    """Differentiate all steps of this program's rows. Incoming gradients that are zero are None, as are results that
+    are not wanted.
+
+    Args:
+        dh: (T,B,H), with the strides dh_step and dh_row, which count in H.
+        dsequences: (T,B,H), of the states but the first.
+        dlast, dinitial: (B,H), for all states.
+        sequences, initial: as in `forward_kernel`; None for the states that are not in READ.
+        saved, dpreact: (T,B,SAVED H) and (T,B,S H).
+        dparams: (B,H) in float32. Their sum over rows is the gradient: a row may hold the sum of several rows.
+        dinputs: (T,B,H).
     """
     dh_row *= H  # so that the compiler knows it for a multiple, and loads are wide
     HELD: tl.constexpr = lengths_ptr is not None
@@ -213,7 +203,7 @@ def backward_kernel(
         # This product is never chosen. It is the second use of w, without which the compiler would sink w into the loop
         unused = recurrent_dh(w, w_low, scale, zeros((GATES * P, BLOCK_B), Y // GATES), PRECISION, False)
         d = with_first(tl.where(T > 0, d[0], unused), d)
-    ROWS: tl.constexpr = 2 if Y > 0 else 1  # that a thread has of a product's: their sum takes half the registers
+    ROWS: tl.constexpr = 2 if Y > 0 else 1  # rows of a product that a thread has: their sum takes half the registers
     dparams = zeros((P, BLOCK_B // ROWS), len(param_ptrs))
     params = load_params(param_ptrs, layer * H, unit, u_ok, BLOCK_B)
     length = load_lengths(lengths_ptr, first + b, b_ok, T)
@@ -235,21 +225,21 @@ def backward_kernel(
         for j in tl.static_range(len(CARRIED) - 1):
             d_now += (d[j + 1] + dsequences[j].to(tl.float32),)
         states_read = as_float32(states_read)
-        passes_back, held = active, d_now  # into the step; past it
+        passes_back, held = active, d_now  # what goes through the step, and the gradients that pass a held row by
         if HELD:
             held, d_now = zero_all(active, d_now), zero_all(~active, d_now)
         if reset_ptr is not None:
             states_read = reset_states_read(reset, states_read, READ)
             passes_back = active & ~reset[None, :]
         results = CELL(*(d_now + as_float32(saved) + states_read + params + as_float32(inputs)))
-        if DIVIDES:  # zero by zero, at what is not there
+        if DIVIDES:  # where nothing is loaded it divides zero by zero
             results = zero_all(~active, results)
         tiles = ()
         for j in tl.static_range(S // GATES):
             tile = join_gates(results[j * GATES : (j + 1) * GATES], P, BLOCK_B, GATES).to(dpreact_ptr.dtype.element_ty)
             tl.store(dpreact_ptr + r * S * H + j * GATES * H + offs_dpreact, tile, mask=dpreact_ok)
             if P > D and not MASKED and not DIVIDES:
-                # padding may be NaN, by which no weight is to be multiplied; `passes_back` zeroes it too
+                # padding may be NaN, and must not meet weights; `passes_back` zeroes it too
                 tile = tl.where(dpreact_ok, tile, 0.0).to(tile.dtype)
             tiles += (tile,)
         d = ()
@@ -266,7 +256,7 @@ def backward_kernel(
         dparams = total
         store_all(dinput_ptrs, r * H, offs, doperands[len(param_ptrs) :], ok)
 
-        s = tl.maximum(T - 2 - n, 0)  # asked for here, the next step's values arrive while the product is done
+        s = tl.maximum(T - 2 - n, 0)  # the next step's values arrive while the product is computed
         t = step_at(s, T, reverse)
         active = ok & (t.to(tl.int32) < length)[None, :] if HELD else ok
         saved = load_blocks(saved_ptr + (t * B + first) * SAVED * H + offs_saved, H, active, SAVED)

@@ -1,8 +1,8 @@
 """Large layers: one launch a step, in which every program computes some units of some batch rows, product and cell.
 
-The weights are read again in every step, from the L2 cache where they fit. The units of a program are of one head. What
-is carried from launch to launch in float32 changes in place, since one program alone reads and writes an element. Sizes
-and names are those of `resident`.
+Every step reads the weights again, from the L2 cache where they fit. The units of a program are of one head. States in
+float32 pass from launch to launch in place, since only one program reads and writes an element. Sizes and names are
+those of `resident`.
 """
 
 import triton
@@ -30,7 +30,7 @@ from fastlstm.backends.triton.products import block_of, gate_rows, split_gates
 
 @triton.jit
 def head_of(unit, H: tl.constexpr, D: tl.constexpr):
-    """The first unit of the head that has a unit. A head has D of H units."""
+    """Return the first unit of the head that `unit` belongs to. A head has D of H units."""
     if D < H:
         return unit // D * D
     else:
@@ -39,7 +39,7 @@ def head_of(unit, H: tl.constexpr, D: tl.constexpr):
 
 @triton.jit
 def locate(rows, H: tl.constexpr, UNITS: tl.constexpr, BLOCK_B: tl.constexpr):
-    """This program's group and first unit; its batch rows and units, and which of them exist."""
+    """Return this program's layer of the stack, first unit, batch rows and units, and which of the last two exist."""
     layer, first = block_of(rows, BLOCK_B)
     first_unit = tl.program_id(1) * UNITS
     b, unit = first + tl.arange(0, BLOCK_B), first_unit + tl.arange(0, UNITS)
@@ -53,10 +53,14 @@ def forward_kernel(
     Y: tl.constexpr, GATES: tl.constexpr, STATES: tl.constexpr, H: tl.constexpr, D: tl.constexpr, UNITS: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_B: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Step t, after t_prev, which is negative where t is the first. preact (T,B,X H) is the input's product with the
-    bias. carried (B,H) are the states in float32. That of h is None if only its product is taken. lengths (B,) and
-    reset (T,B) may be None. Where there are lengths, h is not written at held steps. Every step then starts from h_0
-    (B,H) and leaves its states in h_n, and t_prev is negative.
+    """Run the step at time t.
+
+    Args:
+        preact: (T,B,X H), the product of x, with the bias.
+        h_0, h_n: (B,H), h before and after the step if there are lengths, since h is not stored at held steps.
+        lengths, reset: (B,) and (T,B), or None.
+        carried: (B,H) in float32, the states, which the step replaces. The first is None if the cell reads no h_prev.
+        t_prev: the time of the step before. With lengths, and for the first step, it is negative, and h_prev is in h_0.
     """
     X: tl.constexpr = len(BLOCKS)
     N: tl.constexpr = S // GATES
@@ -125,12 +129,16 @@ def backward_kernel(
     SAVED: tl.constexpr, H: tl.constexpr, D: tl.constexpr, UNITS: tl.constexpr, BLOCK_K: tl.constexpr,
     BLOCK_B: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of step t, whose neighbours are t_prev and t_next, negative where there is none.
+    """Differentiate the step at time t. It first multiplies weight_hh by dpreact of the step that ran after it.
 
-    The product with dsums[t_next] comes first. Where t is negative nothing else is left. dcarried (B,H), float32, are
-    the gradients of the last states before the last step, and in the end those of the first. That of h, in between, is
-    what goes to the step before apart from the product. If the cell sends nothing there it is the gradient of every
-    step's h, which goes on where that h was held. To dparams (B,H), float32, each step adds.
+    Args:
+        dcarried: (B,H) in float32, the gradients of the states, which the step replaces: first those of the last
+            states, in the end those of the initial states. Between two launches the first is the carried gradient of h,
+            without the product. If the cell carries none, it is the whole gradient of this step's h, and the next
+            launch reads it only for rows that were held here.
+        dparam: (B,H) in float32, to which each step adds.
+        t: negative in the last launch, which has only the product left.
+        t_prev, t_next: the times of the steps that ran before and after it, negative where there is none.
     """
     OTHERS: tl.constexpr = len(CARRIED) - 1
     t, t_prev, t_next = tl.cast(t, tl.int64), tl.cast(t_prev, tl.int64), tl.cast(t_next, tl.int64)
