@@ -45,7 +45,7 @@ constexpr int64_t digest_vectors(int64_t vector_bytes) { return vector_bytes == 
 struct alignas(64) Barrier { int64_t arrived; };  // a cache line each
 
 struct Job {
-    int64_t parts;      // into how many the batch rows are split; threads within a part split the units
+    int64_t teams;      // into how many the batch rows are split; threads within a part split the units
     Barrier *barriers;  // two of all threads, then one of each part
 };
 
@@ -67,11 +67,11 @@ struct BackwardJob : Job {
     void *carried;
     void *packed_hh, *packed_ih;  // [group of 3 or 4 vectors][k][vector], k in the order of dpreact's panels; or NULL
     // What sums over rows are taken of: `ring` chunks, strip_size elements each, or NULL where none is wanted. With
-    // dweights strips of [x, h_prev, 1], otherwise rows are few: x and h_prev for outer.h.
+    // dweights strips of [x, h_prev, 1], otherwise rows are few: x and h_prev for few_pairs.h.
     void *strips;
     int64_t strip_size;
-    void *dweights;  // (halves, panels, I+H+1, S, lanes): the last row is the bias
-    int64_t halves;  // into how many the batch rows are split, each with sums of its own
+    void *accumulators;  // (halves, panels, I+H+1, S, lanes): the last row is the bias
+    int64_t split_k_sets;  // into how many the batch rows are split, each with sums of its own
 };
 
 // A layer with int8 weights. Rows of x and h are rounded to bytes, which the threads of a part share.
@@ -80,8 +80,8 @@ struct Int8Job : Job {
     bool pack;
     void *packed;      // see Int8Packed
     int64_t block;     // steps whose x is multiplied at once
-    bool few;          // whether rows are few: then x is multiplied for all panels, before h is
-    bool has_unit;     // whether this process may use the matrix unit, see amx.h
+    bool few_rows;          // whether rows are few: then x is multiplied for all panels, before h is
+    bool has_amx;     // whether this process may use the matrix unit, see amx.h
     uint8_t *x, *h;    // (2, B, block, pieces, pitch of I), (2, B, pieces, pitch of H)
     float *scales_x, *scales_h, *scales;  // of these rows: (2, B, block), (3, B), and (threads, B) of the step that runs
     float *sums_x;     // what x makes of the sums, if rows are few: (panels, B, block, X, lanes)
@@ -89,7 +89,7 @@ struct Int8Job : Job {
 };
 
 // Bytes from one row of quantized numbers to the next: whole vectors are written.
-constexpr int64_t int8_pitch(int64_t columns) { return (columns + 15) / 16 * 16; }
+constexpr int64_t int8_row_bytes(int64_t columns) { return (columns + 15) / 16 * 16; }
 
 // For each cell in float32 and float64, or with int8 weights for x and h of one byte and of two. The backward pass stands
 // apart, so that a program without one can be linked without its code.
@@ -98,7 +98,7 @@ using Tasks = fastlstm_task[CELLS][2];
 struct Kernels {
     const char *name;
     int64_t vector_bytes;
-    bool has_unit;  // whether they can use a matrix unit
+    bool has_amx;  // whether they can use a matrix unit
     size_t (*packed_size[CELLS][2])(int64_t I, int64_t H);  // bytes
     void (*pack[CELLS][2])(const fastlstm_forward_args *, void *packed);
     Tasks forward;
