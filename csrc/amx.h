@@ -1,4 +1,4 @@
-// Sums of products of bytes on Intel's matrix unit, AMX, whose tiles have 16 rows of 64 bytes. Vectors take what is left.
+// Sums of products of bytes by Intel's AMX, whose tiles have 16 rows of 64 bytes. Vectors compute the rest.
 #pragma once
 
 constexpr int64_t AMX_ROWS = 16, AMX_GROUPS = 16;  // of a tile: rows of bytes, and groups of 4 columns
@@ -15,7 +15,7 @@ constexpr int64_t AMX_ROWS = 16, AMX_GROUPS = 16;  // of a tile: rows of bytes, 
 #ifdef WITH_AMX
 constexpr bool HAS_AMX = true;
 
-// Until `release_amx` this thread has tiles 0 to 7 of that size.
+// Gives this thread tiles 0 to 7 of AMX_ROWS rows, until `release_amx`.
 NOINLINE WITH_AMX void configure_amx() {
     alignas(64) uint8_t sizes[64] = {1};
     for (int tile = 0; tile < 8; tile++) sizes[16 + 2 * tile] = 64, sizes[48 + tile] = AMX_ROWS;
@@ -23,8 +23,8 @@ NOINLINE WITH_AMX void configure_amx() {
 }
 NOINLINE WITH_AMX void release_amx() { _tile_release(); }
 
-// sums[m, n] = starts[n] + sum of a[m, k] * w[k, n] for UNIT_ROWS rows of bytes, N vectors of n, and `steps` times 64 columns.
-// The weights of 64 columns and a vector are a tile as they lie in a panel.
+// Computes sums[m, n] = starts[n] + sum of a[m, k] * w[k, n] for AMX_ROWS rows of bytes, N vectors of n, and `steps` times 64
+// columns. In a panel, the weights of 64 columns and one vector are a tile.
 template <int N>
 NOINLINE WITH_AMX void amx_sums(const int32_t *starts, const uint8_t *a, int64_t a_row, const int8_t *w, int64_t steps,
                                 int32_t *sums) {

@@ -1,8 +1,8 @@
-// The backward pass of a layer: dpreact step by step, and after each chunk of steps its part of the gradients that sum
+// The backward pass of a layer: dpreact step by step, and after each chunk of steps its part of the gradients that are sums
 // over rows.
 //
-// What a chunk leaves is used while it is in the cache, and never written out: dpreact of four chunks is all there is. A
-// thread turns a chunk into gradients once it has the next one's dpreact, and so waits only when a whole chunk ahead.
+// dpreact of a chunk is used while it is in the cache: there is memory for four chunks alone. A thread computes the
+// gradients of a chunk after dpreact of the next one, so it waits only for threads that are a whole chunk behind.
 #pragma once
 
 template <class C, class E> struct Backward : Gradients<C, E> {
@@ -16,19 +16,19 @@ template <class C, class E> struct Backward : Gradients<C, E> {
 
     Backward(const BackwardJob &job, ThreadPosition &position) : Base(job), position(position) {}
 
-    // What a panel's step hands to the step before: gradients of states, of h only the part that is not by weight_hh
+    // The carried gradient of state k: of h without its product with weight_hh.
     E *carried_of(int k, int64_t p, int64_t b) const {
         return (E *)job.carried + (((k - !CARRIES_DH) * panels + p) * B + b) * L;
     }
-    E *held_dh_of(int64_t p, int64_t b) const { return carried_of(C::STATES, p, b); }  // what a held step hands on
-    // State k that step s starts from, before resets
+    E *held_dh_of(int64_t p, int64_t b) const { return carried_of(C::STATES, p, b); }  // dh of held rows
+    // State k before step s and before resets
     MatrixView<const E> state_before(int k, int64_t s) const {
         if (s == 0)
             return k ? MatrixView<const E>{(const E *)a.c_0, a.c_0_row} : MatrixView<const E>{(const E *)a.h_0, a.h_0_row};
         return {(const E *)(k ? a.c : a.h) + time_of(s - 1) * B * H, H};
     }
 
-    // dpreact of one panel; dh (rows, 4 vectors apart) is the gradient from the step after
+    // Computes dpreact of one panel. dh, whose rows are 4 vectors apart, is the gradient that comes from step s + 1.
     void cells(int64_t p, int64_t s, int64_t b, int64_t rows, MatrixView<E> dh) {
         const int64_t t = time_of(s), u = p * L, valid = min(L, H - u);
         const Mask mask = mask_of_step(s, b);
@@ -56,7 +56,7 @@ template <class C, class E> struct Backward : Gradients<C, E> {
             copy_rows<E>(rows, valid, L, dh_out, {dh_copy, L});
             dh_out = {dh_copy, L};
         }
-        if (holds) {  // a held row hands on what the step after gave it: the gradients pass, dpreact is zero
+        if (holds) {  // the gradients of a held row pass unchanged, and its dpreact is zero
             for (int k = 1; k < C::STATES; k++) copy_rows<E>(rows, L, L, {carried[k], L}, {held_carried[k], L});
             copy_rows<E>(rows, valid, L, dh, {held_dh_of(p, b), L});
         }
@@ -69,7 +69,7 @@ template <class C, class E> struct Backward : Gradients<C, E> {
         if (panel.is_compact()) panel.compact(rows, expanded, dpreact_of(p, s, b));
     }
 
-    // Step s for some rows and one group of panels; step -1 is where the gradients arrive at the initial states
+    // Runs step s for some rows and one vector group of panels. Step -1 writes the gradients of the initial states.
     void step(int64_t s, int64_t b, int64_t rows, int64_t q) {
         const int64_t p_first = first_vector(panels, q), p_last = first_vector(panels, q + 1), column = p_first * L;
         const Mask next = mask_of_step(s + 1, b);
@@ -106,7 +106,7 @@ template <class C, class E> struct Backward : Gradients<C, E> {
     E *strips_of(int64_t chunk) const { return (E *)job.strips + chunk % job.ring * job.strip_size; }
     int64_t end_of(int64_t chunk) const { return min((chunk + 1) * job.chunk, T); }
 
-    // This thread's share of what the weight gradients of a chunk of steps are sums over
+    // Packs this thread's share of [x, h_in, 1] for the weight gradients of a chunk of steps.
     void pack_activations(int64_t chunk) {
         if (job.accumulators)
             this->template pack_strips<STRIP>(strips_of(chunk), true, chunk * job.chunk, end_of(chunk), position.first(B),
@@ -115,12 +115,12 @@ template <class C, class E> struct Backward : Gradients<C, E> {
             this->template pack_strips<4 * L>(strips_of(chunk), false, 0, T, position.first(B), position.last(B));
     }
 
-    // This thread's share of the gradients of the weights and of x, for a chunk of steps that all have been through
+    // Adds this thread's share of the gradients of the weights and of x, for a chunk whose dpreact is complete.
     void add_gradients(int64_t chunk) {
         const int64_t s = chunk * job.chunk, s_last = end_of(chunk), rows = (s_last - s) * B;
         if (job.accumulators) {
             for (int64_t k_set = 0; k_set < job.split_k_sets;
-                 k_set++) {  // so far as that goes, sums over rows it has seen itself
+                 k_set++) {  // mostly over rows whose dpreact is in this thread's cache
                 const int64_t first = max(position.first(job.split_k_sets * panels) - k_set * panels, 0);
                 const int64_t last = min(position.last(job.split_k_sets * panels) - k_set * panels, panels);
                 this->add_weight_gradients(strips_of(chunk), s, s_last, k_set, first, last);
@@ -147,9 +147,9 @@ template <class C, class E> struct Backward : Gradients<C, E> {
         const int64_t groups = vector_groups(panels);
         const int64_t b_first = share(B, position.team, position.teams), b_last = share(B, position.team + 1, position.teams);
         const int64_t q_first = position.first_of_team(groups), q_last = position.last_of_team(groups);
-        int64_t barrier = 0;  // of the last chunk that this thread has been through
+        int64_t barrier = 0;  // where this thread arrived after its last chunk
         for (int64_t s = T - 1; s >= (a.dh_0 || a.dc_0 ? -1 : 0); s--) {
-            for (int64_t j = q_first; j < q_last; j++) {  // to and fro, as in the forward pass
+            for (int64_t j = q_first; j < q_last; j++) {  // serpentine order, as in the forward pass
                 const int64_t q = s % 2 == 0 ? j : q_first + q_last - 1 - j;
                 for (int64_t b = b_first; b < b_last; b += ROW_BLOCK) step(s, b, min(ROW_BLOCK, b_last - b), q);
             }
@@ -158,14 +158,14 @@ template <class C, class E> struct Backward : Gradients<C, E> {
             const int64_t chunk = s / job.chunk, previous_barrier = barrier;
             pack_activations(chunk);
             barrier = position.arrive_all();
-            // Who came to the barrier before this one has read the chunk two before that: the next takes its place.
+            // A thread that has arrived at the barrier of chunk + 1 has read chunk + 3, which chunk - 1 is to overwrite.
             if (end_of(chunk) < T) position.wait_for_all(previous_barrier), add_gradients(chunk + 1);
         }
         if (!job.strips && !a.dx) return;
         position.wait_for_all(barrier);
         add_gradients(0);
         if (!job.accumulators) return;
-        if (job.split_k_sets == 2) position.all_barrier();  // another's half is added
+        if (job.split_k_sets == 2) position.all_barrier();  // the other set is added
         this->unpack_weight_gradients(position.first(panels), position.last(panels));
     }
 };

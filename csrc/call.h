@@ -1,4 +1,4 @@
-// What the functions of fastlstm.h do for each call: sizes are checked, threads are split, and the kernel is run.
+// What every call of fastlstm.h does: checks sizes, splits threads, gets memory and runs the kernel.
 #pragma once
 
 #include <stdlib.h>
@@ -13,7 +13,7 @@ namespace {
 
 constexpr int64_t MAX_THREADS = 256, LARGEST = INT64_C(1) << 40;
 
-// The numbers of a cell that sizes follow from, see cells.h
+// The numbers of a cell on which sizes depend: see cells.h
 struct Cell {
     int64_t preacts, x_preacts, h_preacts, states, carried, saved;
 
@@ -28,7 +28,7 @@ inline bool is_dtype(int64_t dtype) { return dtype == FASTLSTM_FLOAT32 || dtype 
 inline bool is_int8(int64_t dtype) { return dtype == FASTLSTM_INT8 || dtype == FASTLSTM_INT8_BY_INT16; }
 inline int64_t size_of(int64_t dtype) { return dtype == FASTLSTM_FLOAT64 ? 8 : 4; }  // of x and the states
 
-// Whether all arrays of a call have a size
+// Returns whether the sizes of all arrays of a call are within the limits.
 inline bool are_sizes(int64_t cell, int64_t T, int64_t B, int64_t I, int64_t H) {
     const int64_t sizes[] = {T, B, I, H}, most = max(cells[cell].preacts, cells[cell].saved);
     for (int64_t size : sizes)
@@ -37,13 +37,13 @@ inline bool are_sizes(int64_t cell, int64_t T, int64_t B, int64_t I, int64_t H) 
     return x_size <= LARGEST && h_size <= LARGEST && (double)(H + 64) * (I + H + 64) * most <= LARGEST;
 }
 
-// Whether the last of so many things, so many elements apart in either direction, is in reach.
+// Returns whether `count` things at this stride, which may be negative, lie within the largest array.
 inline bool is_stride(int64_t count, int64_t stride) {
     const int64_t most = LARGEST / count;
     return -most <= stride && stride <= most;
 }
 
-// Whether the rows of a weight, of so many columns, lie so many elements apart: they do not overlap.
+// Returns whether a weight of so many columns may have this row stride: its rows must not overlap.
 template <class Args> bool is_weight_row(const Args &a, int64_t columns, int64_t row_stride) {
     return row_stride >= columns && is_stride(cells[a.cell].preacts * a.H, row_stride);
 }
@@ -51,16 +51,16 @@ template <class Args> bool are_input_strides(const Args &a) {
     return is_stride(a.T, a.x_step) && is_stride(a.B, a.x_row) && is_stride(a.B, a.h_0_row) && is_stride(a.B, a.c_0_row);
 }
 
-// Threads, and into how many parts they split the batch rows; threads within a part split the units.
+// How many threads work, and in how many teams. Teams split the batch rows, and the threads of a team split the units.
 //
-// Parts meet nobody, but each reads all weights; a split of units halves what a thread reads, for a barrier of a
-// microsecond a step. So a part is given the rows that make its products last longer than its reading, few where weights
-// are few, but no more than fill a pass over a panel; and all other threads go to units.
+// Teams do not wait for each other, but each reads all weights. A split of the units halves what a thread reads, at the
+// cost of a barrier of a microsecond a step. So a team gets as many rows as make its products take longer than reading the
+// weights, which are fewer for small weights, and at most a row block. All other threads split units.
 struct Split {
     int64_t threads = 1, teams = 1;
-    Barrier barriers[MAX_THREADS + 2];  // those of the parts there are
+    Barrier barriers[MAX_THREADS + 2];  // of which 2 + teams are used
 
-    // back: of the backward pass, whose steps read weight_hh alone. size: of a weight in bytes. A multiply-add of bytes
+    // is_backward: a step of the backward pass reads weight_hh alone. size: the bytes of a weight. A multiply-add of bytes
     // takes a quarter of the time.
     Split(const Cell &cell, int64_t T, int64_t B, int64_t I, int64_t H, int64_t panels, const fastlstm_threads *requested,
           bool is_backward, int64_t size = 4) {
@@ -69,10 +69,10 @@ struct Split {
             const int64_t weights = cell.weights(I, H);
             const int64_t rows_per_team = min(64, max(2, size * H * (is_backward ? cell.weights(0, H) : weights) >> 15));
             teams = min(threads, max(max(1, B / rows_per_team), min(ceil_div(threads, panels), B / 2)));
-            // multiply-adds of a step: for fewer the barrier would cost what the second thread saves
+            // With fewer multiply-adds a step, the barrier would cost as much as the second thread saves.
             if (teams < threads && (double)B * H * weights * size < 4 * 75000) threads = teams;
             threads = min(threads, teams * panels);
-            // and of a call, with 32 more a sum for the cells: for fewer waking it would
+            // With less work a call, waking the threads would. A gate of the cell counts as 32 multiply-adds.
             const double work = (double)T * B * (H + 8) * (weights * size / 4 + 32 * cell.preacts);
             if (teams == threads && work < 1000000) threads = teams = 1;
         }
@@ -89,7 +89,8 @@ inline void run(fastlstm_task task, void *job, int64_t threads, const fastlstm_t
         run_in_pool(task, job, (int)threads);
 }
 
-// Scratch of one call, in one piece: told of everything first, then taken. Each part is on cache lines of its own.
+// Allocates all scratch buffers of a call as one block. `want` reserves a buffer on cache lines of its own. `take` then
+// allocates the block and sets all pointers.
 class Memory {
     struct Buffer {
         void **pointer;
@@ -114,7 +115,7 @@ class Memory {
     Memory(const Memory &) = delete;
 };
 
-// Zeros for the initial states that are not given
+// A row of zeros, for initial states that the caller leaves out
 struct Zeros {
     void *row = nullptr;
     int64_t bytes;

@@ -1,10 +1,10 @@
 // What the kernels know of each cell: how its values lie, and its arithmetic. generate.py writes this file from
 // fastlstm/cells, and a test compares the two.
 //
-// A cell has S pre-activations. x is multiplied for the first X of them, and h for the last Y. BLOCKS_IH and BLOCKS_HH say
-// which block of H rows of weight_ih and weight_hh each of these has. The first of the STATES is h. The cell reads the
-// states from FIRST_READ on, and carries their gradients to the step before. SAVED values go from the forward pass
-// to the backward pass.
+// A cell has S pre-activations. x is multiplied for the first X of them, and h for the last Y. BLOCKS_IH and BLOCKS_HH
+// have, for each of these, its block of H rows of weight_ih and weight_hh. The first of the STATES is h. The cell reads
+// the states from FIRST_READ on, and carries their gradients to the step before. The forward pass stores SAVED values
+// for the backward pass.
 #pragma once
 
 struct Lstm {  // pre-activations: i, f, g, o

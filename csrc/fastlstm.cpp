@@ -1,4 +1,4 @@
-// The functions of fastlstm.h: arguments are checked, a kernel is chosen, memory is found, the threads run.
+// The functions of fastlstm.h: they check arguments, choose a kernel, allocate scratch and run the threads.
 #include "call.h"
 
 #ifdef __linux__
@@ -13,12 +13,12 @@ using namespace fastlstm;
 
 namespace {
 
-constexpr int64_t CHUNK_PAIRS = 128;  // (step, row) pairs whose dpreact is turned into gradients together
-// Up to this size of the sums over (step, row) pairs, or half of it where batch rows are few but steps many, each half of
-// the batch rows has its own: a thread's are then over what it has in its cache. It depends on nothing but the shape, so
-// that the bits do not on the threads.
+constexpr int64_t CHUNK_PAIRS = 128;  // (step, row) pairs of a chunk of the backward pass
+// If the accumulators of the weight gradients take at most this many bytes, each half of the batch rows has its own set, so
+// that a thread sums over rows that are in its cache. With few batch rows but many steps the limit is half of that. Only
+// the shape decides, so that the bits do not depend on the threads.
 constexpr int64_t SPLIT_K_BYTES = 1 << 19;
-constexpr int64_t FEW_PAIRS = 128;  // (step, row) pairs whose weight gradients are written row by row, less for padding
+constexpr int64_t FEW_PAIRS = 128;  // up to which few_pairs.h computes the weight gradients; fewer where padding is much
 
 #ifdef __x86_64__
 #define SETS(name) {&base_##name, &avx2_##name, &avx512_##name}
@@ -26,7 +26,7 @@ constexpr int64_t FEW_PAIRS = 128;  // (step, row) pairs whose weight gradients 
 #define SETS(name) {&base_##name}
 #endif
 
-// The place in SETS of the widest instruction set that was asked for, or -1 where it cannot run
+// Returns the index in SETS of the requested instruction set, or of the widest that runs, or -1 if it cannot run.
 int set_of(int64_t instructions, [[maybe_unused]] bool int8 = false) {
 #ifdef __x86_64__
     __builtin_cpu_init();
@@ -83,10 +83,10 @@ int check(const fastlstm_backward_args *a) {
     return is_right ? FASTLSTM_OK : FASTLSTM_BAD_ARGUMENT;
 }
 
-// (step, row) pairs whose x is multiplied in one pass over the weights, in several steps where rows are few
+// (step, row) pairs of an input block of int8 layers, whose x is multiplied in one pass over the weights
 constexpr int64_t INPUT_BLOCK_PAIRS = 48;
 
-// Whether the processor multiplies tiles of bytes, and the system lets this process use them. It is asked once.
+// Returns whether the processor has AMX for bytes, and the system lets this process use it. It asks once.
 bool may_use_amx() {
 #ifdef FASTLSTM_EMULATE_TILES
     return true;
@@ -105,7 +105,7 @@ bool may_use_amx() {
 #endif
 }
 
-// Of a layer with int8 weights, whose arguments have been checked
+// Runs a layer with int8 weights, whose arguments have been checked.
 int run_int8(fastlstm_forward_args &a, const Kernels &kernels, const fastlstm_threads *threads) {
     const Cell &cell = cells[a.cell];
     const int64_t lanes = kernels.vector_bytes / 4, panels = ceil_div(a.H, lanes);

@@ -1,15 +1,15 @@
-// Weight gradients summed over few rows, straight into the rows of the weights' own layout, from strips of x and of h_prev
-// that are 4 vectors wide. A sum in the tile's layout has to be started, added to and transposed: over few rows that is
-// all there is to do. The sums are those of gradients.h, in the same order.
+// Weight gradients of few (step, row) pairs, written directly to the rows of the gradients, from strips of x and h_in that
+// are 4 vectors wide. Accumulators as in gradients.h have to be set to zero, added to and transposed, which would take
+// longer than the products themselves. The sums have the same order as there.
 #pragma once
 
-// One sum and panel's rows of a (sums H, width) gradient, from its dpreact of all steps
+// Writes the rows of one gate and panel of a weight's gradient, `width` columns, from its dpreact of all steps.
 template <class C, class E>
 void write_columns(Gradients<C, E> &g, Panel<C, E> panel, const E *dpreact, const E *packed, E *weight, int64_t width) {
     constexpr int64_t row_elements = 4 * Vector<E>::N;
     const int64_t pairs = g.T * g.B, rows = panel.valid;
     for (int64_t k = 0; k < width; k += row_elements, packed += pairs * row_elements) {
-        const bool is_whole = width - k >= row_elements;  // otherwise vectors would reach into the next row
+        const bool is_whole = width - k >= row_elements;  // otherwise vectors would overwrite the next row
         MatrixView<E> out = is_whole ? MatrixView<E>{weight + k, width} : MatrixView<E>{g.products, row_elements};
         product<E, 4>(rows, {g.zeros, 0, out.data, out.row_stride, packed, dpreact, 1, panel.row_elements(), pairs, 1, 0,
                              dpreact, 0, 0});
@@ -17,7 +17,7 @@ void write_columns(Gradients<C, E> &g, Panel<C, E> panel, const E *dpreact, cons
     }
 }
 
-// Some panels of the gradients of weights and biases, those that are wanted
+// Writes some panels of the wanted gradients of weights and biases.
 template <class C, class E>
 void write_weight_gradients(Gradients<C, E> &g, const E *packed, int64_t p_first, int64_t p_last) {
     constexpr int64_t L = Vector<E>::N;

@@ -1,7 +1,8 @@
-// The forward pass of a layer: every time step for this thread's rows and units.
+// The forward pass of a layer: all time steps, for the rows and units of one thread.
 #pragma once
 
-// The biases of panel p, `gate_stride` from one sum to the next, added up where both products fill a sum, then zeros.
+// Writes the biases of panel p, `gate_stride` elements from gate to gate, then zeros. A gate of both products has the sum
+// of its two biases.
 template <class C, class E>
 NOINLINE void pack_biases(const fastlstm_forward_args *a, int64_t p, int64_t gate_stride, E *target) {
     constexpr int64_t L = Vector<E>::N;
@@ -17,9 +18,10 @@ NOINLINE void pack_biases(const fastlstm_forward_args *a, int64_t p, int64_t gat
     }
 }
 
-// A digest of weights, as that of the numba backend (llvm/digest.py): each 64-bit pair of words goes to one of many lanes,
-// lane = rotate_left(lane + pair, 13), and every fourth time, and at the end, lane * FACTOR. All lanes are kept and compared.
-// A change within one pair is always seen; several changes in the same lane go unseen with odds of about 2**-64.
+// A digest of weights, like that of fastlstm/backends/numba/llvm/digest.py. Each 64-bit pair of words goes to one of many
+// lanes: lane = rotate_left(lane + pair, 13), and after every fourth pair, and at the end, lane *= FACTOR. All lanes are
+// stored and compared. A change within one pair always shows. Changes of several pairs of a lane cancel out with a
+// probability of about 2**-64.
 struct Digest {
     static constexpr int64_t CHAINS = fastlstm::digest_vectors(VECTOR_BYTES), ROUND = CHAINS * VECTOR_BYTES;
     typedef uint64_t Pairs __attribute__((vector_size(VECTOR_BYTES)));
@@ -38,7 +40,7 @@ struct Digest {
     }
     NOINLINE void add(const void *words, int64_t bytes) {
         const char *next = (const char *)words;
-        Pairs chains[CHAINS];  // which stay in registers
+        Pairs chains[CHAINS];
         UNROLL for (int64_t n = 0; n < CHAINS; n++) chains[n] = lanes[n];
         for (; bytes >= 4 * ROUND; bytes -= 4 * ROUND)
             UNROLL for (int k = 0; k < 4; k++, next += ROUND)
@@ -55,12 +57,12 @@ struct Digest {
         UNROLL for (int64_t n = 0; n < CHAINS; n++) lanes[n] = chains[n];
     }
     template <class W> void add_rows(int64_t rows, int64_t columns, MatrixView<const W> weight) {
-        if (weight.row_stride == columns) columns *= rows, rows = 1;  // side by side: as one
+        if (weight.row_stride == columns) columns *= rows, rows = 1;  // rows without gaps are digested as one
         for (int64_t r = 0; r < rows; r++) add(weight[r], columns * sizeof(W));
     }
 };
 
-// Of the part of all weights, which are of W, that is kept with panel p of E. All parts together are compared.
+// Returns the digest of one share of the weights, of type W. There are as many shares as panels, and all are compared.
 template <class C, class E, class W = E> NOINLINE Digest digest(const fastlstm_forward_args *a, int64_t p) {
     const int64_t panels = ceil_div(a->H, Vector<E>::N), first_x = share(C::X * a->H, p, panels);
     const int64_t first_h = share(C::Y * a->H, p, panels);
@@ -71,11 +73,12 @@ template <class C, class E, class W = E> NOINLINE Digest digest(const fastlstm_f
     return digest;
 }
 
-// Elements of a panel of packed weights; a narrow one, which is the last, leaves some of its unused.
+// Returns the elements of a panel of packed weights. A compact panel, which is the last, leaves some of them unused.
 template <class C, class E> int64_t panel_size(const fastlstm_forward_args *a) {
     return (a->I * C::X + a->H * C::Y) * Vector<E>::N;
 }
-// Where packed biases lie, behind all panels of the weights or those that there is room for, and after them the digests.
+// Returns the address of the packed biases, behind the weights' panels, of which there may be memory for `panels` alone.
+// The digests follow.
 template <class C, class E> E *biases_of(const fastlstm_forward_args *a, void *packed, int64_t panels = -1) {
     if (panels < 0) panels = ceil_div(a->H, Vector<E>::N);
     return (E *)packed + panels * panel_size<C, E>(a);
@@ -84,7 +87,7 @@ template <class C, class E> Digest *digests_of(const fastlstm_forward_args *a, v
     return (Digest *)(biases_of<C, E>(a, packed) + ceil_div(a->H, Vector<E>::N) * C::S * Vector<E>::N);
 }
 
-// Whether the weights or biases of panel p have changed since they were packed.
+// Returns whether the weights or biases of panel p have changed since they were packed.
 template <class C, class E> NOINLINE bool is_changed(const fastlstm_forward_args *a, void *packed, int64_t p) {
     constexpr int64_t L = Vector<E>::N;
     alignas(64) E biases[C::S * L];
@@ -94,7 +97,7 @@ template <class C, class E> NOINLINE bool is_changed(const fastlstm_forward_args
     return __builtin_memcmp(&current, (const char *)(digests_of<C, E>(a, packed) + p), sizeof current) != 0;
 }
 
-// Rows of weight_ih of panel p to [k] and sums as they lie (see Panel), then zeros; then those of weight_hh.
+// Packs panel p: for each column of weight_ih the gates as Panel orders them, then zeros; then the same of weight_hh.
 template <class C, class E> void pack_panel(const fastlstm_forward_args *a, int64_t p, E *packed) {
     constexpr int64_t L = Vector<E>::N;
     const MatrixView<const E> weight_ih{(const E *)a->weight_ih, a->weight_ih_row};
@@ -115,8 +118,8 @@ template <class C, class E> size_t packed_size(int64_t I, int64_t H) {
     return (size_t)ceil_div(H, L) * ((I * C::X + H * C::Y + C::S) * L * sizeof(E) + sizeof(Digest));
 }
 
-// Packed weights to be kept: weights, biases and digests. The digests come first: what is written to the weights from now on
-// makes them differ.
+// Packs weights and biases for later calls, with their digests. A panel's digest comes first, so that a change to the
+// weights from then on makes it differ.
 template <class C, class E> void pack_weights(const fastlstm_forward_args *a, void *packed) {
     constexpr int64_t L = Vector<E>::N;
     for (int64_t p = 0; p < ceil_div(a->H, L); p++) {
@@ -133,7 +136,7 @@ template <class C, class E> struct ForwardScratch {
         prev[C::STATES - C::FIRST_READ][ROW_BLOCK * L], next[C::STATES][ROW_BLOCK * L];
 };
 
-// out (rows, vectors) = init + a (rows, count) times w (count, vectors), in blocks of at most BLOCK_K
+// Computes out (rows, vectors) = init + a (rows, count) times w (count, vectors), in K blocks of at most BLOCK_K.
 template <class E>
 void add_product(int64_t vectors, int64_t rows, MatrixView<const E> init, MatrixView<E> out, const E *w, MatrixView<const E> a,
                  int64_t count) {
@@ -144,8 +147,8 @@ void add_product(int64_t vectors, int64_t rows, MatrixView<const E> init, Matrix
                      1, min(k_block, count - k), 1, 0, a.data, 0, 0});
 }
 
-// preact (rows, S, lanes) of one panel: the rows of x and h against its weights, in blocks of at most BLOCK_K. No h: it
-// is zero. Where both products fill all sums, a block may have some of both.
+// Computes preact (rows, S, lanes) of one panel from rows of x and h, in K blocks of at most BLOCK_K. An h of NULL is
+// zero. If both products fill all gates, one K block may span the end of x and the beginning of h.
 template <class C, class E>
 void preact_of(int64_t rows, Panel<C, E> panel, int64_t I, int64_t H, const E *w, const E *biases, MatrixView<const E> x,
                MatrixView<const E> h, ForwardScratch<C, E> &scratch) {
@@ -171,8 +174,8 @@ void preact_of(int64_t rows, Panel<C, E> panel, int64_t I, int64_t H, const E *w
     if (panel.is_compact()) panel.expand(rows, out, scratch.preact);
 }
 
-// The states of one panel from its preact. Whole vectors go to scratch, then what belongs to the user's rows, where the
-// panel is not full. A held row's are those before. MAY_SAVE: `saved` is not always NULL.
+// Computes the states of one panel from its preact. If the panel is not full, whole vectors go to scratch, and the valid
+// units from there to `next`. A held row keeps its states. Without MAY_SAVE `saved` is always NULL.
 template <class C, class E, bool MAY_SAVE = true>
 void finish_cells(int64_t rows, int64_t valid, Mask mask, const E *preact, ForwardScratch<C, E> &scratch,
                   MatrixView<const E> (&prev)[C::STATES], const MatrixView<E> (&next)[C::STATES], E *saved) {
@@ -183,7 +186,7 @@ void finish_cells(int64_t rows, int64_t valid, Mask mask, const E *preact, Forwa
     for (int k = 0; k < C::STATES; k++) {
         results[k] = is_cut ? MatrixView<E>{scratch.next[k], L} : next[k];
         if (k < C::FIRST_READ || !(is_cut || resets || (holds && prev[k].data == next[k].data))) continue;
-        const MatrixView<E> copy{scratch.prev[k - C::FIRST_READ], L};  // cut off, reset, or still wanted when overwritten
+        const MatrixView<E> copy{scratch.prev[k - C::FIRST_READ], L};  // which the cell may read
         copy_rows<E>(rows, valid, L, prev[k], copy);
         if (resets) mask.zero<E>(RESET, rows, L, copy);
         prev[k] = copy;
@@ -202,7 +205,7 @@ template <class C, class E> void forward(void *argument, int thread, int threads
     if (thread >= position.used_threads) return;
     const int64_t T = a.T, B = a.B, I = a.I, H = a.H, panels = ceil_div(H, L), size = panel_size<C, E>(&a);
     const int64_t first_panel = position.first(panels), last_panel = position.last(panels);
-    // One step may read every panel once: a thread packs it when it comes to it, into memory that stays in its cache.
+    // A single step reads every panel once. A thread then packs a panel just before it, into memory that stays in its cache.
     const bool packs_as_used = job.pack && job.panels < panels;
     E *const biases = biases_of<C, E>(&a, job.packed, job.panels);
     if (job.pack) {
@@ -210,24 +213,24 @@ template <class C, class E> void forward(void *argument, int thread, int threads
             pack_biases<C, E>(&a, p, Panel<C, E>(H, p).gate_stride, biases + p * C::S * L);
             if (!packs_as_used) pack_panel<C, E>(&a, p, (E *)job.packed + p * size);
         }
-        if (position.teams > 1) position.all_barrier();  // otherwise everybody has packed what it will use
-    } else if (a.changed) {  // the results are then thrown away, but the team still meets at its barriers
+        if (position.teams > 1) position.all_barrier();  // a single team's threads have packed what they use
+    } else if (a.changed) {  // the caller discards the results then, but all threads go through all barriers
         for (int64_t p = first_panel; p < last_panel; p++)
             if (is_changed<C, E>(&a, job.packed, p)) __atomic_add_fetch(a.changed, 1, __ATOMIC_RELAXED);
     }
     const int64_t b_first = share(B, position.team, position.teams), b_last = share(B, position.team + 1, position.teams);
     const int64_t p_first = position.first_of_team(panels), p_last = position.last_of_team(panels);
-    // What is this thread's of the rows and units, and where it begins
+    // This thread's rows and units, and the offset of the first
     const int64_t team_rows = b_last - b_first, team_units = min(p_last * L, H) - p_first * L,
                   own_offset = b_first * H + p_first * L;
-    // h and c: all steps, or one where c is not kept, and the states before a step and after it
+    // h and c of all steps, or c of one step if the caller wants no more
     static_assert(C::STATES <= 2, "the arguments have no more states");
     E *const sequences[] = {(E *)a.h, (E *)(a.c ? a.c : a.c_n)};
     const int64_t sequence_strides[] = {B * H, a.c ? B * H : 0};
     MatrixView<const E> prev[] = {{(const E *)a.h_0, a.h_0_row}, {(const E *)a.c_0, a.c_0_row}};
     ForwardScratch<C, E> scratch;
-    const bool begins_at_zero = is_zero<E>(B, H, prev[0]);  // all rows: who computes which must not decide
-    // Held steps carry the state until everybody has read it.
+    const bool begins_at_zero = is_zero<E>(B, H, prev[0]);  // of all rows, so that results do not depend on the split
+    // The outputs of held rows have the state until all threads of the team have read it, and are zero then.
     auto zero_held = [&](int64_t t) {
         Mask(a, t, b_first).zero<E>(HOLD, team_rows, team_units, {sequences[0] + t * B * H + own_offset, H});
     };
@@ -237,13 +240,13 @@ template <class C, class E> void forward(void *argument, int thread, int threads
         const MatrixView<const E> x{(const E *)a.x + t * a.x_step, a.x_row};
         const MatrixView<E> next[] = {{sequences[0] + t * sequence_strides[0], H}, {sequences[1] + t * sequence_strides[1], H}};
         const Mask mask(a, t, b_first);
-        if (mask.any(RESET, team_rows)) {  // of a held row it is what it was
+        if (mask.any(RESET, team_rows)) {  // which leaves held rows as they are
             MatrixView<E> reset{(E *)job.resets + thread * B * H, H};
             copy_rows<E>(team_rows, H, H, prev[0].from(b_first, 0), reset.from(b_first, 0));
             mask.zero<E>(RESET, team_rows, H, reset.from(b_first, 0));
             prev[0] = reset;
         }
-        for (int64_t j = p_first; j < p_last; j++) {  // to and fro: the weights read last are still in the L2 cache
+        for (int64_t j = p_first; j < p_last; j++) {  // serpentine order: the weights read last are still in the L2 cache
             const int64_t p = s % 2 == 0 ? j : p_first + p_last - 1 - j;
             const int64_t valid = min(L, H - p * L), u = p * L;
             E *const packed = (E *)job.packed + (packs_as_used ? thread : p) * size;

@@ -11,10 +11,10 @@ HEAD = """\
 // What the kernels know of each cell: how its values lie, and its arithmetic. generate.py writes this file from
 // fastlstm/cells, and a test compares the two.
 //
-// A cell has S pre-activations. x is multiplied for the first X of them, and h for the last Y. BLOCKS_IH and BLOCKS_HH say
-// which block of H rows of weight_ih and weight_hh each of these has. The first of the STATES is h. The cell reads the
-// states from FIRST_READ on, and carries their gradients to the step before. SAVED values go from the forward pass
-// to the backward pass.
+// A cell has S pre-activations. x is multiplied for the first X of them, and h for the last Y. BLOCKS_IH and BLOCKS_HH
+// have, for each of these, its block of H rows of weight_ih and weight_hh. The first of the STATES is h. The cell reads
+// the states from FIRST_READ on, and carries their gradients to the step before. The forward pass stores SAVED values
+// for the backward pass.
 #pragma once
 """
 
@@ -23,7 +23,7 @@ def struct(cell: Cell) -> str:
     """Return the C++ of one cell.
 
     Raises:
-        ValueError: if the cell has what the kernels have no place for.
+        ValueError: if the cell reads or carries a value that the kernels do not support.
     """
     derived, layout, kind = cell.derived(), cell.layout, cell.name.capitalize()
     elementwise = cell.states[len(cell.states) - len(layout.carried) :]

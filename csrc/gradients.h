@@ -1,13 +1,14 @@
-// Products with dpreact: against the weights, for the step before and the input, and over all rows, for the weights.
+// Products with dpreact: with the weights, for the gradients of h and x, and summed over rows, for those of the weights.
 #pragma once
 
-constexpr int64_t BLOCK_ROWS = 128;  // rows of dpreact and of a strip that stay in the L1 cache together
+constexpr int64_t BLOCK_ROWS = 128;  // of dpreact and of a strip, which stay in the L1 cache together
 
-// Columns of transposed weights in groups of 4 or 3 vectors wherever it can be: a lone vector would leave the tile idle.
+// The columns of transposed weights are in vector groups of 4 or, where they must, 3 vectors: a product of a single vector
+// would use little of a tile.
 inline int64_t vector_groups(int64_t vectors) { return ceil_div(vectors, 4); }
 inline int64_t first_vector(int64_t vectors, int64_t q) { return ceil_div(vectors * q, vector_groups(vectors)); }
 
-// Column groups of weights (sums H, columns) to [group][k][3 or 4 vectors]
+// Packs the vector groups `first` to `last` of weights (preacts H, columns) as [group][k][3 or 4 vectors].
 template <class C, class E>
 void pack_transposed(MatrixView<const E> weight, const int *blocks, int64_t preacts, int64_t H, int64_t columns, E *packed,
                      int64_t first, int64_t last) {
@@ -30,13 +31,13 @@ void pack_transposed(MatrixView<const E> weight, const int *blocks, int64_t prea
     }
 }
 
-// What the parts of the backward pass share: where things lie, and the product of a step
+// What the parts of the backward pass share: addresses, and the product of a step
 template <class C, class E> struct Gradients {
-    static constexpr int64_t L = Vector<E>::N, FIRST_H = C::S - C::Y;  // the first sum of h
+    static constexpr int64_t L = Vector<E>::N, FIRST_H = C::S - C::Y;  // the first pre-activation of h
     const BackwardJob &job;
     const fastlstm_backward_args &a;
     const int64_t T, B, I, H, panels;
-    alignas(64) E products[ROW_BLOCK * 4 * L];  // a product's, or what stands in for it
+    alignas(64) E products[ROW_BLOCK * 4 * L];  // results of one product, (rows, 4 vectors)
     alignas(64) E zeros[4 * L] = {};
 
     explicit Gradients(const BackwardJob &job)
@@ -44,14 +45,14 @@ template <class C, class E> struct Gradients {
 
     int64_t time_of(int64_t s) const { return a.reverse ? T - 1 - s : s; }
     Mask mask_of_step(int64_t s, int64_t b) const { return {a, time_of(s), b}; }
-    // Rows of a panel's sums; each panel's rows lie side by side
+    // dpreact of panel p: rows from (s, b) on. All rows of a panel follow one another.
     E *dpreact_of(int64_t p, int64_t s, int64_t b) const {
         const int64_t ring_steps = job.ring * job.chunk;
         return (E *)job.dpreact + p * ring_steps * B * C::S * L + (s % ring_steps * B + b) * Panel<C, E>(H, p).row_elements();
     }
     MatrixView<const E> x_of(int64_t s) const { return {(const E *)a.x + time_of(s) * a.x_step, a.x_row}; }
-    // `valid` columns of x or of h as step s saw them, then zeros. A row that was held in the step before starts from h_0. A
-    // held row becomes zeros: it has no part in any sum, and its padding may be NaN.
+    // Copies `valid` columns of x, or of h_in of step s, then zeros. A row that was held at step s - 1 begins with h_0 at
+    // step s. Held rows become zero: they have no part in any sum, and their padding may be NaN.
     void copy_step_input(bool is_x, int64_t s, int64_t b, int64_t rows, int64_t column, int64_t valid, int64_t width,
                          MatrixView<E> target) const {
         const Mask mask = mask_of_step(s, b), prev_mask = mask_of_step(s - 1, b);
@@ -64,8 +65,8 @@ template <class C, class E> struct Gradients {
         mask.zero<E>(HOLD, rows, width, target);
     }
 
-    // sums (rows, 4 vectors) = `count` sums of dpreact of step s, from `first` on, times column group q of their
-    // transposed weights
+    // Multiplies `count` gates of dpreact of step s, from `first` on, by vector group q of their transposed weights, into
+    // `products` (rows, 4 vectors).
     void dpreact_product(int64_t rows, int64_t b, int64_t s, int64_t first, int64_t count, const E *packed,
                       int64_t vectors, int64_t q) {
         const int64_t group_vectors = first_vector(vectors, q + 1) - first_vector(vectors, q) == 4 ? 4 : 3;
@@ -76,7 +77,7 @@ template <class C, class E> struct Gradients {
         for (int64_t p = 0; p < panels; p += block_panels, init = {products, 4 * L}) {
             const E *w = packed + (q * panels * 4 + p * group_vectors) * count * L * L, *d = dpreact_of(p, s, b) + first * L;
             const int64_t separate_panels =
-                p + block_panels >= panels && last.is_compact();  // the last panel has a width of its own
+                p + block_panels >= panels && last.is_compact();  // a compact last panel has a width of its own
             multiply<E>(group_vectors, rows,
                         {init.data, init.row_stride, products, 4 * L, w, d, C::S * L, 1, count * L,
                          min(block_panels, panels - p) - separate_panels, job.ring * job.chunk * B * C::S * L, last_dpreact,
@@ -84,8 +85,8 @@ template <class C, class E> struct Gradients {
         }
     }
 
-    // Rows (s, b) of [x, h_prev, 1], of batch rows b_first to b_last, to [strip of WIDTH columns][row][column]; h_prev is what
-    // the step saw: zero after a reset. Unless there are `ones`, x and h_prev begin with a strip each, zeros after them.
+    // Packs rows (s, b) of [x, h_in, 1], for batch rows b_first to b_last, as [strip of WIDTH columns][row][column]. Without
+    // `ones`, x and h_in each begin a strip and end with zeros.
     template <int64_t WIDTH>
     void pack_strips(E *strips, bool ones, int64_t s_first, int64_t s_last, int64_t b_first, int64_t b_last) const {
         const int64_t strip = (s_last - s_first) * B * WIDTH, count = b_last - b_first;
@@ -106,21 +107,21 @@ template <class C, class E> struct Gradients {
         return (E *)job.accumulators + (k_set * panels + p) * (I + H + 1) * C::S * L;
     }
 
-    // Rows of a chunk of steps that sums are added up over
+    // The rows of a chunk of steps over which a product sums
     struct Chunk {
-        int64_t first, rows, block, s_first;  // rows from the first on, in blocks
-        bool starts;                          // the sums, at zero
+        int64_t first, rows, block, s_first;  // pairs (step, row) from the first on, in blocks
+        bool starts;                          // whether the accumulators start at zero
     };
 
-    // Add a chunk of steps to some panels of dweights, over half of its rows or over all where `split_k_sets` is one. The sums
-    // start as those of the last steps: every row in one order, whoever else works beside.
+    // Adds a chunk of steps to some panels of one split-K set of accumulators, over that set's share of the rows. The last
+    // steps come first, so that the order of a sum does not depend on the threads.
     void add_weight_gradients(const E *strips, int64_t s_first, int64_t s_last, int64_t k_set, int64_t p_first,
                               int64_t p_last) const {
         const int64_t columns = I + H + 1, chunk_pairs = (s_last - s_first) * B, strip_count = ceil_div(columns, STRIP);
         const int64_t first = share(chunk_pairs, k_set, job.split_k_sets),
                       rows = share(chunk_pairs, k_set + 1, job.split_k_sets) - first;
         const Chunk chunk{first, rows, ceil_div(rows, ceil_div(rows, BLOCK_ROWS)), s_first, s_last == T};
-        for (int64_t j = 0; j < strip_count; j++) {  // to and fro: the sums touched last are still in the L2 cache
+        for (int64_t j = 0; j < strip_count; j++) {  // serpentine order: the accumulators used last are still in the L2 cache
             const int64_t k = (s_first / job.chunk % 2 ? strip_count - 1 - j : j) * STRIP;
             const E *strip = strips + k * chunk_pairs + first * STRIP;
             for (int64_t p = p_first; p < p_last; p++) {
@@ -135,8 +136,8 @@ template <class C, class E> struct Gradients {
         }
     }
 
-    // The part of this for the columns of one strip, from k on, that are among `from` to `to`: they are multiplied by N
-    // sums of dpreact from `first_preact` on, or by all if N is 0.
+    // Does so for the columns `from` to `to`, as far as the strip that begins with column k has them. They are multiplied by
+    // N gates of dpreact from `first_preact` on, or by all gates if N is 0.
     template <int N>
     void add_columns(const Chunk &chunk, int64_t k_set, int64_t p, int64_t k, const E *strip, int64_t from, int64_t to,
                      int64_t first_preact) const {
@@ -155,18 +156,18 @@ template <class C, class E> struct Gradients {
         }
     }
 
-    // Panels of dweights to the gradients of weights and biases, those that are wanted
+    // Writes some panels of the accumulators to the wanted gradients of weights and biases.
     void unpack_weight_gradients(int64_t p_first, int64_t p_last) const {
         const int64_t size = (I + H + 1) * C::S * L;
         for (int64_t p = p_first; p < p_last; p++) {
-            if (job.split_k_sets == 2)  // with what fewer vectors leave unused
+            if (job.split_k_sets == 2)  // the unused elements of a compact panel too
                 add_rows<E>(1, size, {accumulators_of(1, p), 0}, {accumulators_of(0, p), 0});
             unpack(p, 0, C::X, C::BLOCKS_IH, 0, I, (E *)a.dweight_ih, (E *)a.dbias_ih);
             unpack(p, FIRST_H, C::Y, C::BLOCKS_HH, I, H, (E *)a.dweight_hh, (E *)a.dbias_hh);
         }
     }
 
-    // Of some sums of a panel and `columns` of [x, h_prev, 1], to the blocks of a weight and a bias, each or NULL
+    // Writes `count` gates of a panel and `columns` columns of [x, h_in, 1] to a weight and a bias. Either may be NULL.
     void unpack(int64_t p, int64_t first, int64_t count, const int *blocks, int64_t column, int64_t columns, E *weight,
                 E *bias) const {
         const Panel<C, E> panel(H, p);
@@ -180,7 +181,7 @@ template <class C, class E> struct Gradients {
         }
     }
 
-    // dx = dpreact times weight_ih for some rows of a chunk of steps
+    // Computes dx = dpreact times weight_ih, for rows `first` to `last` of the steps from s_first on.
     void input_gradient(int64_t s_first, int64_t first, int64_t last) {
         const int64_t vectors = ceil_div(I, L);
         for (int64_t rows; first < last; first += rows) {

@@ -1,8 +1,8 @@
 // The forward pass of a layer with int8 weights: included by a file for each instruction set.
 //
 // Each weight row is a row of int8 numbers times its scale. Each row of x, and of h before each step, is rounded in the
-// same way, to 8 bits or to 16, which are two pieces of 8. Their products are sums of integers, exact in any order, and the
-// rest has one order: so all instruction sets, threads and batches give the same bits.
+// same way, to one or two activation bytes. Sums of products of integers are exact in any order, and the rest has one order.
+// So all instruction sets, numbers of threads and batches give the same bits.
 #pragma once
 
 #include "kernels.h"
@@ -14,12 +14,12 @@ namespace {
 using fastlstm::Int8Job;
 using fastlstm::int8_row_bytes;
 
-// This thread's share of a layer. Threads of a part share its bytes: at a step all read those of h before it and write those
-// after it, each for its own units.
+// This thread's share of a layer. The threads of a team share its activation bytes: at each step all of them read h of the
+// step before, and each writes h of its own units.
 template <class C, int ACT_BYTES> struct Int8Layer {
     static constexpr int64_t L = Vector<float>::N, X = C::X * L;
     static_assert(C::STATES - C::FIRST_READ == 1, "one state is carried");
-    static constexpr float UNIT_SCALE = 1 / TOP[ACT_BYTES];  // the scale of a row of h whose numbers are within 1
+    static constexpr float UNIT_SCALE = 1 / TOP[ACT_BYTES];  // the scale of a row of h within [-1, 1]
     const Int8Job &job;
     ThreadPosition &position;
     const fastlstm_forward_args &a;
@@ -27,7 +27,7 @@ template <class C, int ACT_BYTES> struct Int8Layer {
     const int64_t T = a.T, B = a.B, I = a.I, H = a.H, block = job.block, panels = ceil_div(H, L);
     const int64_t x_byte_stride = int8_row_bytes(I), h_byte_stride = int8_row_bytes(H),
                   x_row_bytes = ACT_BYTES * x_byte_stride, h_row_bytes = ACT_BYTES * h_byte_stride;
-    // Rows of the part, panels of this thread and how many of these are whole, its units, and the rows that it rounds
+    // Rows of the team, panels of this thread and how many of them are whole, its units, and the rows that it rounds
     const int64_t b_first = share(B, position.team, position.teams),
                   rows = share(B, position.team + 1, position.teams) - b_first;
     const int64_t p_first = position.first_of_team(panels), p_last = position.last_of_team(panels);
@@ -43,7 +43,7 @@ template <class C, int ACT_BYTES> struct Int8Layer {
     Int8Layer(const Int8Job &job, ThreadPosition &position) : job(job), position(position), a(*job.args) {}
     int64_t time_of(int64_t s) const { return a.reverse ? T - 1 - s : s; }
     Mask mask_of(int64_t s) const { return Mask(a, time_of(s), b_first); }
-    // h before step s: its bytes, and their scales in three turns, which are read, written and made ready
+    // h before step s: its bytes in two buffers, and its scales in three, one to read, one to write and one to reset
     uint8_t *h_bytes_of(int64_t s) const { return job.h + (s % 2 * B + b_first) * h_row_bytes; }
     float *h_scales_of(int64_t s) const { return job.scales_h + s % 3 * B + b_first; }
     int64_t first_input_of(int64_t s) const {
@@ -51,7 +51,7 @@ template <class C, int ACT_BYTES> struct Int8Layer {
     }  // the first of a block's rows of x
     float *sums_x_of(int64_t p) const { return job.sums_x + (p * B + b_first) * block * X; }
 
-    void round_inputs(int64_t s) const {  // this thread's rows of the block that begins with step s
+    void round_inputs(int64_t s) const {  // this thread's rows of the input block that begins with step s
         const int64_t count = s < T ? min(block, T - s) * rows : 0;
         for (int64_t k = position.first_of_team(count); k < position.last_of_team(count); k++) {
             const float *x = (const float *)a.x + time_of(s + k / rows) * a.x_step + (b_first + k % rows) * a.x_row;
@@ -72,7 +72,7 @@ template <class C, int ACT_BYTES> struct Int8Layer {
         x.sums_x = sums_x, x.sums_x_panel = B * block * X;
         x.multiply(row_count, count, job.has_amx);
     }
-    // Step s of `count` panels from p on, or back, for some rows
+    // Runs step s for `count` panels from p on, in the direction `sign`, and for row_count rows from r on.
     void run(int64_t s, int64_t p, int64_t count, int64_t sign, int64_t r, int64_t row_count, float *sums_x,
              const float *scales) {
         const bool is_cut = (p + 1) * L > H;
@@ -89,7 +89,7 @@ template <class C, int ACT_BYTES> struct Int8Layer {
         step.multiply(row_count, count, job.has_amx);
         if (is_cut) copy_rows<float>(row_count, H - p * L, H - p * L, {tail, L}, to);
     }
-    // Rows that are reset before step s: this thread's units
+    // Sets this thread's units to zero in the rows that are reset before step s.
     void reset(int64_t s) const {
         const Mask mask = mask_of(s);
         for (int64_t r = mask.next(RESET, rows); r < rows; r = mask.next(RESET, rows, r + 1))
@@ -97,7 +97,7 @@ template <class C, int ACT_BYTES> struct Int8Layer {
                 __builtin_memset(h_bytes_of(s) + r * h_row_bytes + k * h_byte_stride + u_first, ZERO, (p_last - p_first) * L);
         for (int64_t p = p_first; p < p_last; p++) mask.zero<float>(RESET, rows, L, {carried + p * B * L, L});
     }
-    void hold(int64_t s, int64_t r, float scale) const {  // a row that step s leaves as it is
+    void hold(int64_t s, int64_t r, float scale) const {  // copies a row to the next step
         for (int64_t at = r * h_row_bytes + u_first; at < (r + 1) * h_row_bytes; at += h_byte_stride)
             __builtin_memcpy(h_bytes_of(s + 1) + at, h_bytes_of(s) + at, (p_last - p_first) * L);
         h_scales_of(s + 1)[r] = scale;
@@ -118,13 +118,13 @@ template <class C, int ACT_BYTES> struct Int8Layer {
         const float *scales = h_scales_of(s);
         for (int64_t r = 0; a.reset && r < rows; r++) reset_scales[r] = mask.is(RESET, r) ? UNIT_SCALE : scales[r];
         if (a.reset) scales = reset_scales;
-        for (int64_t r = r_first; r < r_last; r++)  // seldom, so that other threads keep what they have read
+        for (int64_t r = r_first; r < r_last; r++)  // seldom, so that other threads keep the cache line
             if (h_scales_of(s + 2)[r] != UNIT_SCALE) h_scales_of(s + 2)[r] = UNIT_SCALE;
         for (int64_t r = mask.next(HOLD, rows); r < rows; r = mask.next(HOLD, rows, r + 1)) hold(s, r, scales[r]);
         const int64_t block_row = s % block * rows, at_once = job.few_rows ? max(1, whole) : 1;
         if (job.few_rows && block_row == 0)
             multiply_inputs(s, p_first, p_last - p_first, 0, min(block, T - s) * rows, sums_x_of(p_first));
-        // To and fro: the weights read last are still in the L2 cache. A panel that is cut comes last, or else first.
+        // Serpentine order: the weights read last are still in the L2 cache. The last panel, if it is not full, comes last.
         const int64_t sign = s % 2 ? -1 : 1;
         for (int64_t p = p_first, count; p < p_last; p += count) {
             count = p < p_first + whole ? min(at_once, p_first + whole - p) : 1;
@@ -141,7 +141,7 @@ template <class C, int ACT_BYTES> struct Int8Layer {
         if ((s + 1) % block == 0) round_inputs(s + 1);
         position.team_barrier();
     }
-    // The state of a GRU that began beyond 1 may stay there: then its rows are rounded anew after each step.
+    // The state of a GRU that begins beyond 1 may stay there. Then its rows are quantized again after each step.
     bool requantizes_h() const {
         bool is_large = false;
         for (int64_t r = 0; C::FIRST_READ == 0 && r < rows; r++) is_large |= h_scales_of(0)[r] != UNIT_SCALE;

@@ -1,17 +1,17 @@
-// Rows of numbers rounded to bytes, and their tiles of products with int8 weights, with the cells of an int8 layer.
+// Quantizes rows of numbers, multiplies them by int8 weights, and runs the cells of an int8 layer.
 #pragma once
 
 #define INLINE inline __attribute__((always_inline))
-#define FLATTEN __attribute__((flatten))  // all calls within are inlined
+#define FLATTEN __attribute__((flatten))  // inlines all calls within
 
 #include "dots.h"
 #include "amx.h"
 #include "int8_weights.h"
 
-constexpr float TOP[] = {0, 127, 127 * 256};  // the largest number of so many bytes
+constexpr float TOP[] = {0, 127, 127 * 256};  // the largest number of one and of two activation bytes
 
-// Rounds values times `inverse` to numbers of PIECES bytes, `piece` apart. A sum with 1.5 * 2**23 has the nearest integer
-// in its last bits.
+// Rounds values times `inverse` to numbers of ACT_BYTES bytes, which lie byte_stride apart. The sum with 1.5 * 2**23 has the
+// nearest integer in its last bits.
 template <int ACT_BYTES> inline void store_rounded(Raw<float> values, float inverse, uint8_t *bytes, int64_t byte_stride) {
     constexpr int OFFSET = ACT_BYTES == 1 ? ZERO : 128 + 256 * ZERO;
     const Ints numbers = (Ints)(values * inverse + (1.5f * (1 << 23) + OFFSET));
@@ -19,8 +19,8 @@ template <int ACT_BYTES> inline void store_rounded(Raw<float> values, float inve
     if (ACT_BYTES == 2) store_low(ZERO ? numbers : numbers ^ 128, bytes + byte_stride);
 }
 
-// Calls body(floats, k) for the vectors of a row, which begin at its columns k. The last may overlap the one before. A row
-// of less than a vector has zeros after it.
+// Calls body(floats, k) for the vector at column k, for all vectors of a row. The last may overlap the one before. A row
+// shorter than a vector is padded with zeros.
 template <class Body> inline void for_vectors(int64_t count, const float *from, Body body) {
     constexpr int64_t L = Vector<float>::N;
     float padded[L] = {};
@@ -39,11 +39,11 @@ template <int BYTES> inline int32_t largest_lane(const int32_t __attribute__((ve
     else return larger[0] > larger[1] ? larger[0] : larger[1];
 }
 
-// Rounds a row to PIECES of bytes, `piece` apart and whole vectors of them, and returns its scale. The row's largest size
-// counts as `least` at least. A row that is not finite has a scale of NaN, and one that is next to nothing a scale of 0.
+// Quantizes a row to ACT_BYTES bytes a number, in whole vectors, and returns its scale. The largest absolute value counts as
+// `least` at least. A row that is not finite has the scale NaN, and a row of tiny values the scale 0.
 template <int ACT_BYTES>
 NOINLINE float quantize(int64_t count, const float *from, float least, uint8_t *bytes, int64_t byte_stride) {
-    Ints largest_bits = (Ints)(least - Raw<float>{});  // floats of no sign are in the order of their bits, and NaN is last
+    Ints largest_bits = (Ints)(least - Raw<float>{});  // absolute values are ordered as their bits, with NaN as the largest
     for_vectors(count, from, [&](Raw<float> values, int64_t) {
         const Ints size = (Ints)values & INT32_MAX;
         largest_bits = size > largest_bits ? size : largest_bits;
@@ -62,8 +62,9 @@ NOINLINE float quantize(int64_t count, const float *from, float least, uint8_t *
     return largest / TOP[ACT_BYTES];
 }
 
-// The sums of a[m, k] w[k, n] over `groups` of 4 columns, for A rows of bytes `piece` apart and N vectors of n. They start
-// from the vectors at `starts`, `starts_row` further for each row. Few sums are each computed as U: one would wait for itself.
+// The sums of a[m, k] w[k, n] over `groups` of 4 columns, for A rows of bytes and N vectors of n. They start from the vectors
+// at `starts`, whose rows are starts_row apart. If there are few sums, each is computed as U sums, which do not wait for each
+// other.
 template <int A, int N> struct Int8Sums {
     static constexpr int U = A * N >= CHAINS ? 1 : A * N > 4 ? 2 : 4;
     Ints totals[A][N];
@@ -94,28 +95,28 @@ template <int A, int N> struct Int8Sums {
     }
 };
 
-// Rows of bytes against panels of weights. For x (IS_STEP false) the results are what it makes of the sums. For h they are a
-// time step: the cells follow while the sums are at hand.
+// Multiplies rows of activation bytes by panels of weights. For x (IS_STEP false) the result is the input projection. For h
+// the cells follow while the sums are in registers, and the result is a time step.
 template <class C, int ACT_BYTES, bool IS_STEP> struct Int8Rows {
     static constexpr int64_t L = Vector<float>::N, X = C::X * L;
     static constexpr int N = IS_STEP ? C::Y : C::X,
-                         MAX_ROWS = (INT8_ROWS + ACT_BYTES - 1) / ACT_BYTES;  // vectors, rows of a tile
+                         MAX_ROWS = (INT8_ROWS + ACT_BYTES - 1) / ACT_BYTES;  // vectors of a tile, and its most rows
     const Int8Panel<C> *panel;   // the first one
     const int8_t *weights;
-    int64_t panel_bytes, groups, direction;  // bytes of a panel's weights, their groups, and 1 or -1: to the next panel or back
+    int64_t panel_bytes, groups, direction;  // bytes and column groups of a panel's weights; 1 or -1
     const uint8_t *a;
-    int64_t byte_stride;               // bytes from one piece of a row to its next, or to the next row's first
+    int64_t byte_stride;               // from a row's first bytes to its second ones, or to the next row
     const float *scales;         // of the rows
-    float *sums_x;               // (panels, rows, X, L): what x makes of the sums, with biases
+    float *sums_x;               // (panels, rows, X, L): the input projection, with biases
     int64_t sums_x_panel;
-    // Of a step alone
+    // With IS_STEP
     float *carried;              // (panels, rows, L): the state that the cell reads
     int64_t carried_panel;
-    float *h;                    // whole vectors, rows of h_row
+    float *h;                    // in whole vectors; h_row is its row stride
     int64_t h_row;
-    uint8_t *next;               // h in bytes, in rows like those of a
+    uint8_t *next;               // h as activation bytes, in rows like those of a
     float *next_scales;          // which become NaN where h is
-    // Where sums start if not at the panel's: see `on_amx`
+    // The values from which sums start, if they are not the panel's: see `on_amx`
     const int32_t *starts = nullptr;
     int64_t starts_row = 0;
 
@@ -127,7 +128,7 @@ template <class C, int ACT_BYTES, bool IS_STEP> struct Int8Rows {
         else if constexpr (R == 1) cells(1, sums.totals);
         else cells_not_inlined(R, sums.totals);
     }
-    // Vector n of a row: init + scale * weight_scales * total
+    // Returns vector n of a row: init + scale * weight_scales * total.
     static INLINE Raw<float> scaled(const Ints (*totals)[N], int n, float scale, const float *weight_scales, Raw<float> init) {
         Raw<float> sum = __builtin_convertvector(totals[0][n], Raw<float>);
         if (ACT_BYTES == 2)
@@ -143,15 +144,15 @@ template <class C, int ACT_BYTES, bool IS_STEP> struct Int8Rows {
             }
         }
     }
-    // The constants of the cell then take no registers from the sums.
+    // Without inlining, the constants of the cell take no registers from the sums.
     NOINLINE FLATTEN void cells_not_inlined(int64_t rows, const Ints (*totals)[N]) const { cells(rows, totals); }
     INLINE void cells(int64_t rows, const Ints (*totals)[N]) const {
         const Int8Panel<C> &p = *panel;
-        const Int8Rows s = *this;  // which what is stored cannot change
+        const Int8Rows s = *this;  // a copy, since a store might change *this
         for (int64_t r = 0; r < rows; r++) {
             Vector<float> gates[C::S], old_states[C::STATES], new_states[C::STATES], saved[C::SAVED];
             UNROLL for (int k = 0; k < C::S; k++) {
-                constexpr int FIRST = C::S - C::Y;  // of the sums of h
+                constexpr int FIRST = C::S - C::Y;  // gate of h
                 Raw<float> value = Vector<float>::load(k < C::X ? s.sums_x + r * X + k * L : p.biases + k * L).raw;
                 if (k >= FIRST) value = scaled(totals + r * ACT_BYTES, k - FIRST, s.scales[r], p.scales_h, value);
                 gates[k] = value;
@@ -174,7 +175,7 @@ template <class C, int ACT_BYTES, bool IS_STEP> struct Int8Rows {
         if (IS_STEP) carried += direction * carried_panel, h += direction * L, next += direction * L;
     }
 
-    // Several tiles of R rows, or one against several panels, and then on to what comes after them
+    // Computes several tiles of R rows, or one tile for each of several panels, and moves on past them.
     template <int R> NOINLINE FLATTEN void tiles(int64_t panels, int64_t count) {
         const bool per_panel = panels > 1;
         for (int64_t k = per_panel ? panels : count; k > 0; k--) {
@@ -187,8 +188,8 @@ template <class C, int ACT_BYTES, bool IS_STEP> struct Int8Rows {
         if (rows >= R) tiles<R>(panels, rows / R);
         if constexpr (R > 1) run_tiles<R - 1>(rows % R, panels);
     }
-    // A panel of weights against UNIT_ROWS rows or more. Blocks of so many get the sums over whole tiles of columns from
-    // the matrix unit. The last block begins with rows of the one before, whose sums are not used.
+    // Multiplies a panel of weights by AMX_ROWS rows or more. AMX sums over whole tiles of columns for blocks of AMX_ROWS
+    // rows. If the last block has fewer rows, it begins with rows of the one before, whose sums are not used.
     void on_amx(int64_t rows) {
         const int64_t steps = groups / AMX_GROUPS;
         alignas(64) int32_t sums[ACT_BYTES * AMX_ROWS * N * L];
@@ -205,7 +206,7 @@ template <class C, int ACT_BYTES, bool IS_STEP> struct Int8Rows {
             skip(count);
         }
     }
-    // Rows of one tile pass all panels at once.
+    // Multiplies all rows by all panels. The rows of a single tile pass all panels in one call.
     NOINLINE void multiply(int64_t rows, int64_t panels, bool has_amx) {
         if (rows <= MAX_ROWS) return run_tiles(rows, panels);
         for (; panels > 0; panels--, skip(-rows), next_panel()) {

@@ -1,19 +1,19 @@
-// Packed int8 weights: their layout, and whether they are still those of the caller.
+// Packed int8 weights: their layout, and whether they still equal those of the caller.
 #pragma once
 
-// What a panel of packed weights has beside these. Packed memory may lie anywhere.
+// What a panel has beside its packed weights. Packed memory needs no alignment.
 template <class C> struct Int8Panel {
     static constexpr int64_t L = Vector<float>::N;
-    int32_t starts_x[C::X * L];  // of the sums: -ZERO times each weight row's own sum
+    int32_t starts_x[C::X * L];  // of the sums: -ZERO times the sum of each weight row
     float scales_x[C::X * L], biases[C::S * L], scales_h[C::Y * L];
     int32_t starts_h[C::Y * L];
     char digest[sizeof(Digest)];
 };
 
-// Packed memory: all panels, then of each of them weight_ih, then weight_hh. A group of 4 columns has a vector for each sum,
-// and a lane of it a unit's 4 weights.
+// Packed memory: first all panels, then weight_ih of each, then weight_hh of each. A group of 4 columns has a vector for each
+// gate, and each of its lanes has 4 weights of a unit.
 template <class C> struct Int8Packed {
-    int64_t groups_x, groups_h, x_panel_bytes, h_panel_bytes;  // of 4 columns, and bytes of a panel
+    int64_t groups_x, groups_h, x_panel_bytes, h_panel_bytes;  // column groups, and bytes of a panel's weights
     Int8Panel<C> *panels;
     int8_t *weights_x, *weights_h;
 
@@ -29,7 +29,7 @@ template <class C, int ACT_BYTES> size_t packed_size_int8(int64_t I, int64_t H) 
     return (size_t)ceil_div(H, Vector<float>::N) * (sizeof(Int8Panel<C>) + packed.x_panel_bytes + packed.h_panel_bytes);
 }
 
-// The scales of panel p of one weight, zeros after them
+// Packs the scales of panel p of one weight, with zeros after them.
 inline void pack_scales(const fastlstm_forward_args &a, int64_t p, int count, const int *blocks, const float *from,
                         float *target) {
     constexpr int64_t L = Vector<float>::N;
@@ -37,7 +37,7 @@ inline void pack_scales(const fastlstm_forward_args &a, int64_t p, int count, co
         copy_rows<float>(1, min(L, a.H - p * L), L, {from + blocks[k] * a.H + p * L, 0}, {target + k * L, 0});
 }
 
-// Panel p of one weight (count H, columns), zeros after its rows and columns
+// Packs panel p of one weight (count H, columns), with zeros after its rows and columns.
 NOINLINE void pack_bytes(const fastlstm_forward_args &a, int64_t p, int count, const int *blocks,
                          MatrixView<const int8_t> weight, int64_t columns, int8_t *packed, int32_t *starts) {
     constexpr int64_t L = Vector<float>::N;
@@ -68,7 +68,7 @@ template <class C> NOINLINE void pack_int8_panel(const fastlstm_forward_args &a,
                packed.weights_h + p * packed.h_panel_bytes, panel.starts_h);
 }
 
-// To be kept: the digest comes first, so that what is written to the weights from now on makes it differ.
+// Packs weights for later calls. The digest comes first, so that a change to the weights from then on makes it differ.
 template <class C, int ACT_BYTES> void pack_int8(const fastlstm_forward_args *a, void *memory) {
     const Int8Packed<C> packed(a->I, a->H, memory);
     for (int64_t p = 0; p < ceil_div(a->H, Vector<float>::N); p++) {
@@ -78,7 +78,7 @@ template <class C, int ACT_BYTES> void pack_int8(const fastlstm_forward_args *a,
     }
 }
 
-// Whether the weights, scales or biases of panel p have changed since they were packed
+// Returns whether the weights, scales or biases of panel p have changed since they were packed.
 template <class C> NOINLINE bool is_int8_changed(const fastlstm_forward_args &a, const Int8Panel<C> &panel, int64_t p) {
     constexpr int64_t L = Vector<float>::N;
     alignas(64) float current[(C::X + C::Y + C::S) * L];  // as they lie in the panel

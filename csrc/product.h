@@ -1,12 +1,14 @@
-// Tiles of a matrix product that stay in registers, and the small loops over rows: copies, transposes, cells.
+// Register tiles of matrix products, and small loops over rows: copies, transposes, cells.
 #pragma once
 
 template <class E> using Raw = typename Vector<E>::Raw;
 
-// out[m, n] = init[m, n] + sum over k of a[m, k] w[k, n], for some rows m and up to 4 vectors of n. k runs over `outer`
-// blocks of `count` columns of a, a_outer apart, then over `count2` columns of a2; w is contiguous, or has rows of W
-// vectors. The sum has one order whatever tile a row falls into, and meets init last: the error of a long sum that
-// comes in blocks grows with the block.
+// Arguments of out[m, n] = init[m, n] + sum over k of a[m, k] w[k, n], for some rows m and up to 4 vectors of n.
+//
+// k runs over `blocks` blocks of `count` columns of a, which are a_block elements apart, then over `count2` columns of a2.
+// a_row and a_step are the strides of a's rows and columns. w is contiguous, or has rows of W vectors. The order of a sum
+// does not depend on the tile that a row falls into. `init` is added last, so that the rounding error of a sum in K blocks
+// grows with the length of one block.
 template <class E> struct ProductArguments {
     const E *init;
     int64_t init_row;
@@ -21,7 +23,7 @@ template <class E> struct ProductArguments {
 template <class E, int R, int N, int W>
 inline const E *accumulate(Raw<E> (&acc)[R][N], const E *a, int64_t row_stride, int64_t k_stride, const E *w, int64_t count) {
     for (; count > 0; count--, a += k_stride, w += W * Vector<E>::N) {
-        if (R * N + N >= REGISTERS) {  // too few for the weights: they come one at a time
+        if (R * N + N >= REGISTERS) {  // too few registers for the weights: they are loaded one at a time
             Raw<E> loaded[R];
             UNROLL for (int m = 0; m < R; m++) loaded[m] = Vector<E>(a[m * row_stride]).raw;
             UNROLL for (int n = 0; n < N; n++) {
@@ -46,7 +48,7 @@ template <class E, int R, int N, int W> NOINLINE void tile(const ProductArgument
     for (int64_t k = 0; k < s.blocks; k++, a += s.a_block)
         w = accumulate<E, R, N, W>(acc, a, s.a_row, s.a_step, w, s.count);
     accumulate<E, R, N, W>(acc, s.a2, s.a2_row, 1, w, s.count2);
-    const E *init = s.init;  // copies, which what is stored cannot change
+    const E *init = s.init;  // copies, since a store might change s
     E *out = s.out;
     const int64_t init_row = s.init_row, out_row = s.out_row;
     UNROLL for (int m = 0; m < R; m++) {
@@ -57,8 +59,8 @@ template <class E, int R, int N, int W> NOINLINE void tile(const ProductArgument
     }
 }
 
-// The first tile brings the weights from afar, so it is a full one; what is left over comes in tiles of 4 rows or fewer, none
-// of them of a single row, which would run at half the speed, unless there is but one.
+// Multiplies all rows, in tiles. The first tile loads the weights from memory, so it is a full one. The rows left over come
+// in tiles of 4 rows or fewer. Only a single row has a tile of one row, which runs at half the speed.
 template <class E, int N, int W = N> NOINLINE void product(int64_t rows, ProductArguments<E> &&s) {
     constexpr int height = TILE_ROWS * 4 / N < 12 ? TILE_ROWS * 4 / N : 12;
     for (int64_t count; rows > 0; rows -= count) {
@@ -79,7 +81,7 @@ template <class E> void multiply(int64_t vectors, int64_t rows, ProductArguments
     else product<E, 1>(rows, (ProductArguments<E> &&)s);
 }
 
-// Rows of elements, `row` apart
+// A matrix whose rows are `row_stride` elements apart
 template <class E> struct MatrixView {
     E *data;
     int64_t row_stride;
@@ -88,13 +90,13 @@ template <class E> struct MatrixView {
     operator MatrixView<const E>() const { return {data, row_stride}; }
 };
 
-// Fewer than 2 N elements, in powers of two
+// Copies fewer than 2 N elements, in powers of two.
 template <class E, int N> inline void copy_rest(int64_t count, const E *from, E *to) {
     if (count & N) __builtin_memcpy(to, from, N * sizeof(E));
     if constexpr (N > 1) copy_rest<E, N / 2>(count, from + (count & N), to + (count & N));
 }
 
-// `valid` elements of each row, then zeros up to `width`
+// Copies `valid` elements of each row, and writes zeros after them up to `width`.
 template <class E>
 NOINLINE void copy_rows(int64_t rows, int64_t valid, int64_t width, MatrixView<const E> source, MatrixView<E> target) {
     for (int64_t r = 0; r < rows; r++) {
@@ -108,7 +110,7 @@ NOINLINE void copy_rows(int64_t rows, int64_t valid, int64_t width, MatrixView<c
     }
 }
 
-// Whether every bit of the rows is zero: then a product of finite weights with them is left out, and no sum differs.
+// Returns whether every bit of the rows is zero. To leave out their product with finite weights changes no sum then.
 template <class E> NOINLINE bool is_zero(int64_t rows, int64_t width, MatrixView<const E> source) {
     for (int64_t r = 0; r < (source.row_stride ? rows : min(rows, 1)); r++) {
         char bits = 0;
@@ -133,21 +135,21 @@ template <class E> NOINLINE void add_rows(int64_t rows, int64_t width, MatrixVie
     }
 }
 
-// How the sums of a panel lie in its weights, preact and dpreact: a vector each. If both products fill all sums and H
-// ends within the panel, they lie side by side, in as few vectors as hold them.
+// How the gates of a panel lie in its weights, preact and dpreact: each has a vector. A compact panel has them without
+// padding in fewer vectors: the last one, if both products fill all gates (JOINT) and H ends within the panel.
 template <class C, class E> struct Panel {
     static constexpr int64_t L = Vector<E>::N;
     static constexpr bool JOINT = C::X == C::S && C::Y == C::S;
-    int64_t valid, vectors, gate_stride;  // units, vectors of all sums of a row, elements from one sum to the next
+    int64_t valid, vectors, gate_stride;  // units, vectors of a row, elements from gate to gate
 
     Panel(int64_t H, int64_t p)
         : valid(min(L, H - p * L)), vectors(JOINT ? ceil_div(C::S * valid, L) : C::S),
           gate_stride(vectors < C::S ? valid : L) {}
     bool is_compact() const { return vectors < C::S; }
-    int64_t x_vectors() const { return JOINT ? vectors : C::X; }  // vectors of a row of the weights of x, and of h
+    int64_t x_vectors() const { return JOINT ? vectors : C::X; }  // of a column of the packed weights
     int64_t h_vectors() const { return JOINT ? vectors : C::Y; }
     int64_t row_elements() const { return vectors * L; }
-    // Rows of sums side by side to (rows, S, lanes), and back, zeros after them
+    // Copies compact rows to (rows, S, lanes), and back with zeros after them.
     void expand(int64_t rows, const E *source, E *target) const {
         for (int64_t k = 0; k < C::S; k++)
             copy_rows<E>(rows, valid, L, {source + k * gate_stride, row_elements()}, {target + k * L, C::S * L});
@@ -159,8 +161,8 @@ template <class C, class E> struct Panel {
     }
 };
 
-// Which of the batch rows from b on begin step t with states of zero, and which rows' states pass through it. Steps outside
-// the layer do nothing to any row.
+// Which of the batch rows from b on are reset before step t, and which are held at it. Outside of the layer's steps no row
+// is either.
 enum Event { RESET, HOLD };
 struct Mask {
     const uint8_t *reset;
@@ -171,7 +173,7 @@ struct Mask {
           lengths(a.lengths && 0 <= t && t < a.T ? a.lengths + b : nullptr), t(t) {}
     bool holds(int64_t r) const { return lengths && t >= lengths[r]; }
     bool is(Event event, int64_t r) const { return event == HOLD ? holds(r) : reset && reset[r] && !holds(r); }
-    NOINLINE int64_t next(Event event, int64_t rows, int64_t r = 0) const {  // the first of these from r on, or `rows`
+    NOINLINE int64_t next(Event event, int64_t rows, int64_t r = 0) const {  // the first such row from r on, or `rows`
         if (event == HOLD ? !lengths : !reset) return rows;
         while (r < rows && !is(event, r)) r++;
         return r;
@@ -182,7 +184,7 @@ struct Mask {
     }
 };
 
-// Two vectors of a square swap their off-diagonal blocks of HALF elements
+// Swaps the off-diagonal blocks of HALF elements of two vectors of a square.
 template <class E, int HALF> inline void exchange(Raw<E> &low, Raw<E> &high) {
     constexpr int N = Vector<E>::N;
     Raw<E> x = low, y = high;
@@ -207,7 +209,7 @@ template <class E, int HALF> inline void exchange_all(Raw<E> (&rows)[Vector<E>::
     if constexpr (HALF * 2 < Vector<E>::N) exchange_all<E, HALF * 2>(rows);
 }
 
-// target[k, r] = source[r, k] for `rows` <= the lanes of a vector and any number of columns
+// Sets target[k, r] = source[r, k], for at most as many rows as a vector has lanes and any number of columns.
 template <class E> NOINLINE void transpose(int64_t rows, int64_t columns, MatrixView<const E> source, MatrixView<E> target) {
     constexpr int N = Vector<E>::N;
     if (rows == N && columns >= N) {
@@ -224,8 +226,8 @@ template <class E> NOINLINE void transpose(int64_t rows, int64_t columns, Matrix
     }
 }
 
-// One vector of units for some batch rows: preact (rows, S, lanes) and the states before the step to those after it
-// and, if SAVE, to what is saved (rows, SAVED, lanes).
+// Runs the cell's forward function on one vector of units and some batch rows: from preact (rows, S, lanes) and the states
+// `prev` to the states `next` and, with SAVE, `saved` (rows, SAVED, lanes).
 template <class C, class E, bool SAVE>
 NOINLINE void cells_forward(int64_t rows, const E *preact, const MatrixView<const E> *prev, const MatrixView<E> *next,
                             E *saved) {
@@ -243,9 +245,9 @@ NOINLINE void cells_forward(int64_t rows, const E *preact, const MatrixView<cons
     }
 }
 
-// One vector of units for some batch rows: dpreact (rows, S, lanes) from what was saved. The gradient of h is dh +
-// dh_out. Those of other states are in `carried` (rows, lanes), and what the cell hands on is written there. Lanes of
-// dpreact from `valid` on get zeros, since a product sums over them.
+// Runs the cell's backward function on one vector of units and some batch rows, and writes dpreact (rows, S, lanes). The
+// gradient of h is dh + dh_out. `carried` (rows, lanes) has the gradients of the other states, and gets the carried ones.
+// Lanes of dpreact from `valid` on become zero, since a product sums over them.
 template <class C, class E>
 NOINLINE void cells_backward(int64_t rows, int64_t valid, MatrixView<const E> dh, MatrixView<const E> dh_out, E *const *carried,
                              const E *saved, const MatrixView<const E> *prev, E *dpreact) {

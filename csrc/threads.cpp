@@ -1,29 +1,29 @@
-// The library's own threads: started when first wanted, asleep between calls, one call at a time.
+// The library's own threads. They start at the first call, sleep between calls, and serve one call at a time.
 #include <pthread.h>
 
 #include "job.h"
 
 namespace {
 
-constexpr int MAX_STARTED = 255;  // beside the caller
+constexpr int MAX_STARTED = 255;  // threads beside the caller
 
 struct Pool {
-    pthread_mutex_t busy = PTHREAD_MUTEX_INITIALIZER;  // held by the call that has the pool
-    pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;  // of everything below
+    pthread_mutex_t busy = PTHREAD_MUTEX_INITIALIZER;  // locked by the call that has the pool
+    pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;  // guards everything below
     pthread_cond_t wake = PTHREAD_COND_INITIALIZER, done = PTHREAD_COND_INITIALIZER;
     pthread_t threads[MAX_STARTED];
     int started = 0;
     bool closing = false;
     fastlstm_task task = nullptr;
     void *argument = nullptr;
-    int team = 0, running = 0;  // threads of this call, and those of them that are not done, the caller aside
+    int team = 0, running = 0;  // threads of this call; and those that still run, without the caller
     uint64_t call = 0;
 } pool;
 
 void *work(void *number) {
     const int thread = (int)(intptr_t)number;
     pthread_mutex_lock(&pool.lock);
-    uint64_t last_call = pool.call - 1;  // the starter kept the lock until it had counted its own call, which is for us too
+    uint64_t last_call = pool.call - 1;  // the starter has counted its call before it unlocks: this thread takes part
     for (;;) {
         while (pool.call == last_call && !pool.closing) pthread_cond_wait(&pool.wake, &pool.lock);
         if (pool.closing) break;
@@ -41,7 +41,7 @@ void *work(void *number) {
     return nullptr;
 }
 
-// A forked child has none of its parent's threads, and locks as they stood: it starts its own.
+// A forked child has none of its parent's threads, and locks in any state. It starts with a pool of its own.
 void reset_pool() { pool = Pool(); }
 
 __attribute__((constructor)) void watch_forks() { pthread_atfork(nullptr, nullptr, reset_pool); }
