@@ -44,8 +44,12 @@ def page(name: str) -> str:
     """Return the report with a title of its own, and with its plot before its tables."""
     _, _, text = (RESULTS / f"{name}.md").read_text(encoding="utf-8").partition("\n")
     head, first_table, tables = text.partition("## Inference")
-    plot = f"![Speed relative to torch.nn.LSTM, shape by shape]({name}.png)" * (RESULTS / f"{name}.png").exists()
-    return f"# {title(reports()[name])}\n{head}{plot}\n\n{first_table}{tables}"
+    plot = (
+        f"![Speed relative to torch.nn.LSTM, shape by shape]({name}.png){{ .plot }}"
+        * (RESULTS / f"{name}.png").exists()
+    )
+    wide = "---\nhide: [toc]\n---\n"  # the tables need the place of the contents
+    return f"{wide}# {title(reports()[name])}\n{head}{plot}\n\n{first_table}{tables}"
 
 
 def title(report: dict) -> str:

@@ -96,9 +96,9 @@ def test_reports_have_a_row_in_the_table_and_a_page_with_its_own_title_and_plot(
     for name in reports.reports():
         assert f"](benchmarks/{name}.md)" in table
         shown = reports.page(name)
-        titles.add(shown.splitlines()[0])
+        titles |= set(re.findall("^# .+$", shown, re.MULTILINE))
         plotted = (reports.RESULTS / f"{name}.png").exists()  # a source distribution has no plots
-        assert (f"]({name}.png)\n\n## Inference\n" in shown) == plotted
+        assert (f"]({name}.png){{ .plot }}\n\n## Inference\n" in shown) == plotted
     assert len(titles) == len(reports.reports())
 
 
