@@ -74,7 +74,9 @@ def test_what_a_page_would_load_from_another_host_is_told(html, told, caplog):
 @pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
 def test_the_figure_of_a_first_page_is_that_of_the_newest_report(page):
     median = pictures.medians(pictures.newest())["training"]
-    assert f"an LSTM trains {median:.1f} times as fast, in the median of " in " ".join(text_of(page).split())
+    assert f"trains an LSTM {median:.1f} times as fast as `torch.nn.LSTM`, in the median of " in " ".join(
+        text_of(page).split()
+    )
 
 
 def test_the_ranges_of_the_table_in_the_readme_are_those_of_the_newest_report():
