@@ -1,1 +1,23 @@
-"""The backends, which run layers. docs/design.md lists their functions, and `dispatch` chooses among them."""
+"""The backends, which run layers. `dispatch` chooses among them, and `base` has the records that they take and return.
+
+Every backend is a module with `TRAITS` and these functions. `aten` has no backward pass of its own, since autograd
+differentiates its operations.
+
+* ``supports(device, dtype)`` returns None, or the reason why the backend cannot run. It is the text of the error.
+* ``saved_shape(cell, T, B, H, dtype, groups)`` returns the shape of the buffer of saved values, in a layout of the
+  backend's own. `groups` is the number of layers in a stack, or None.
+* ``forward(layer, save)`` returns a `Run`, whose `kept` is empty unless `save` is true. It computes the product of x
+  too, so that a kernel can fuse it.
+* ``backward(grads, layer, run, needs)`` returns `Gradients`: None where `needs` is False.
+* ``plan(layer, save, kept, ends)`` returns a `Plan` for calls like that of `layer`, if the trait `plans` is true.
+  `kept` is a dictionary in which packed weights stay between calls. `ends` are the leading axes of the states: ``(1,)``
+  where they have an axis of layers, and else ``()``.
+
+These rules hold for all of them:
+
+* States, biases and incoming gradients may be None. Each bias has a gradient tensor of its own.
+* Tensors may have any strides, and offsets have 64 bits. Nothing is flipped or copied for `reverse`.
+* T and B are values at run time, and are never compiled in.
+* Every run gives the same bits.
+* NaN and infinity travel as in `torch.nn.LSTM`, except that a state of zeros in all rows is not multiplied.
+"""

@@ -1,5 +1,8 @@
-"""A pool of large buffers that are used again. Its pages stay, in huge pages where the system has them: docs/design.md
-says what the pool serves, and why nothing runs when a tensor of it dies.
+"""A pool of large buffers that are used again. Its pages stay, in huge pages where the system has them.
+
+The pool serves memory that no user sees: saved gates, the kernels' large buffers, copies in another type. Nothing runs
+when a tensor of it dies, since a finalizer would run at any moment in any thread, and could swallow an exception of a
+signal handler. Instead each piece has a weak reference to the view that a tensor holds, and `take` looks at it.
 """
 
 import ctypes

@@ -162,7 +162,13 @@ def minimum(a: Any, b: Any) -> Any:
 
 
 def clamp(x: Any, min: Any = None, max: Any = None) -> Any:  # noqa: A002
-    """x within two limits, of which one may be None; its derivative at a limit is 1. Equivalent to `torch.clamp`."""
+    """x within two limits, of which one may be None; its derivative at a limit is 1. Equivalent to `torch.clamp`.
+
+    Raises:
+        ValueError: if both limits are None.
+    """
+    if min is None and max is None:
+        raise ValueError("clamp needs min or max, got None for both")
     _check_values("clamp", *(a for a in (x, min, max) if a is not None))
     x = x if min is None else where(x < min, min, x)
     return x if max is None else where(x > max, max, x)

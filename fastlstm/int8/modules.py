@@ -176,8 +176,8 @@ class Quantized(CellModule, nn.Module):
     def dequantize(self) -> Any:
         """Return a float module with the weights that the int8 numbers stand for, in eval mode.
 
-        It is a `fastlstm.LSTM`, `GRU`, `LSTMCell` or `GRUCell` with parameters of the dtype that inputs have, and with
-        the same hooks. This module stays as it is.
+        It is a `fastlstm.LSTM`, `GRU`, `LSTMCell` or `GRUCell` with the same hooks. Its parameters have the dtype that
+        inputs have, and all of them require gradients. This module stays as it is.
         """
         new = self._float.__new__(self._float)
         nn.Module.__init__(new)

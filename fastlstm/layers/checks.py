@@ -82,10 +82,13 @@ def check_probability(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be a number from 0 to 1, got {value}")
 
 
-def check_unprojected(name: str, value: Any, proj_size: int) -> None:
-    """Raise ValueError if a regulariser is wanted of a module with a projection."""
-    if proj_size:
-        raise ValueError(f"{name} needs a module without projection, got {name}={value} and proj_size={proj_size}")
+def check_option(name: str, value: Any, module: Any) -> None:
+    """Raise ValueError if `recompute` or a regulariser is wanted of a module that cannot have it."""
+    if module.proj_size:
+        size = module.proj_size
+        raise ValueError(f"{name} needs a module without projection, got {name}={value} and proj_size={size}")
+    if module._stacked:
+        raise ValueError(f"{name} needs a single module, got {name}={value} for the modules of an Ensemble")
 
 
 def check_no_projection(proj_size: Any) -> None:

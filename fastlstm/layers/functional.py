@@ -135,7 +135,7 @@ def lstm(
         check_layer(layer)
     output, last, others = run(layer, plans=_plans, backend=backend, inner_states=return_cells)
     if ends is not None and output.requires_grad:  # callers may write to the padding of their copy
-        output = output.clone()
+        output, others = output.clone(), tuple([a.clone() for a in others])
     return (output, last, others[0]) if return_cells else (output, last)
 
 

@@ -44,7 +44,7 @@ class Recurrent(CellModule, nn.RNNBase):
         if not isinstance(value, bool):
             raise TypeError(f"recompute should be a bool, got: {type(value).__name__}")
         if value:
-            checks.check_unprojected("recompute", value, self.proj_size)
+            checks.check_option("recompute", value, self)
         self._recompute = value
         self.release_memory()  # a call that has a plan would go past it
 
@@ -110,7 +110,7 @@ class Recurrent(CellModule, nn.RNNBase):
             output, last, others = self._run(x, states, masks, None, sequences, weights, inputs)
             if ends is not None and not self.bidirectional and output.requires_grad:
                 # Callers may write to the padding of their copy. With two directions torch.cat has already copied it.
-                output = output.clone()
+                output, others = output.clone(), tuple([a.clone() for a in others])
         else:
             output, last, others = self._run_in_order(order, x, states, masks, sequences, weights, inputs)
         if single:

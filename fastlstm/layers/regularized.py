@@ -70,10 +70,10 @@ class Regularized(LikeTorch[States]):
 
     def _set_regularizers(self, recurrent_dropout: float, zoneout: Any) -> None:
         if recurrent_dropout:
-            checks.check_unprojected("recurrent_dropout", recurrent_dropout, self.proj_size)
+            checks.check_option("recurrent_dropout", recurrent_dropout, self)
         keeps = any(zoneout) if isinstance(zoneout, tuple) else zoneout > 0
         if keeps:
-            checks.check_unprojected("zoneout", zoneout, self.proj_size)
+            checks.check_option("zoneout", zoneout, self)
         self.release_memory()  # plans are of one cell
         self._regularizers = (recurrent_dropout, zoneout) if recurrent_dropout or keeps else None
 
@@ -94,7 +94,7 @@ class Regularized(LikeTorch[States]):
         output, last, others = self._run_with(layer, plans, sequences or s)
         if not s:
             return output, last, others
-        output, *others_of_cell = others  # of s, h and perhaps c; s is nobody's matter
+        output, *others_of_cell = others  # the cell's states are s, which no caller wants, h, and of an LSTM c
         if (held := held_steps(layer)) is not None:
             output = output.masked_fill(held, 0)
         return output, last[1:], tuple(others_of_cell) if sequences else ()

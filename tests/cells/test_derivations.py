@@ -283,6 +283,11 @@ def test_functions_are_torchs(name, dtype, bound):
         torch.testing.assert_close(dx[number], dwant[number], rtol=bound, atol=0, equal_nan=True)
 
 
+def test_clamp_needs_a_limit():
+    with pytest.raises(ValueError, match="clamp needs min or max, got None for both"):
+        clamp(torch.ones(2))
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("H", [1, 7, 650])
 def test_norms_are_torchs(dtype, H):

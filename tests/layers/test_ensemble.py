@@ -185,6 +185,13 @@ def test_modules_that_make_no_ensemble(modules, error, message):
         fastlstm.Ensemble(modules)
 
 
+@pytest.mark.parametrize(("option", "value"), [("recompute", True), ("zoneout", 0.1), ("recurrent_dropout", 0.1)])
+def test_options_stay_refused(option, value):
+    ensemble = fastlstm.Ensemble(fastlstm.LSTM(I, H) for _ in range(M))
+    with pytest.raises(ValueError, match=f"{option} needs a single module, got {option}={value}"):
+        setattr(ensemble.stacked, option, value)
+
+
 @pytest.mark.parametrize("shape", [(B, I), (M + 1, T, B, I), (M, M, T, B, I)])
 def test_inputs_of_a_wrong_shape(shape):
     ensemble = fastlstm.Ensemble(fastlstm.LSTM(I, H) for _ in range(M))

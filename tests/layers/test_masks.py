@@ -119,6 +119,22 @@ def test_padding_of_a_projected_layer_may_be_nan():
         assert a.grad.isfinite().all()
 
 
+@both_backends
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_padding_of_results_may_be_written(backend, bidirectional):
+    """The backward pass reads the output and the cell states, so those that a caller gets are copies."""
+    lstm = fastlstm.LSTM(3, 4, bidirectional=bidirectional, backend=backend)
+    x, gradients = torch.randn(5, 2, 3), []
+    for fill in (None, 7.0):
+        output, _, cells = lstm(x, lengths=torch.tensor([5, 2]), return_cells=True)
+        loss = (output[:2] + 2 * cells[:2]).sum()
+        if fill is not None:
+            output[2:, 1], cells[2:, 1] = fill, fill
+        gradients.append(torch.autograd.grad(loss, lstm.parameters()))
+    for without, written in zip(*gradients):
+        assert torch.equal(without, written)
+
+
 INTEGER_TYPES = [getattr(torch, f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)]
 
 

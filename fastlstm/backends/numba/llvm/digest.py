@@ -24,8 +24,10 @@ def digest(vtype: VectorType) -> Builder:
 
     Each pair goes to one lane. Only the last vector, which has lanes of its own, may overlap pairs before it. All lanes
     are stored and compared, so that nothing in one lane can make up for another. Signs and exponents lie a multiple of
-    8 bits apart, and rotations by 13, 26 and 39 turn none of them into another. docs/design.md says which changes
-    remain unseen.
+    8 bits apart, and rotations by 13, 26 and 39 turn none of them into another.
+
+    Each step is one-to-one, so that a change of one pair alone is always seen. Changes of several pairs of a lane are
+    unseen with odds of about 2**-64. The digest is not cryptographic: a collision can be computed.
     """
     bytes_ = vtype.size * vtype.count
     count, chains = bytes_ // 8, DIGEST_CHAINS
