@@ -114,7 +114,7 @@ class AnyPython(bdist_wheel):
 def page():
     """README.md with the addresses of its pages and pictures, as they are at this version, in the place of paths."""
     (address,) = re.findall(r'^Repository = "(.+)"$', read("pyproject.toml"), re.MULTILINE)
-    shown = re.sub(r"(!\[[^\]]*\]\()(?!https?:)", rf"\1{address}/raw/v{VERSION}/", read("README.md"))
+    shown = re.sub(r'(!\[[^\]]*\]\(|src(?:set)?=")(?!https?:)', rf"\1{address}/raw/v{VERSION}/", read("README.md"))
     return re.sub(r"\]\((?!https?:|#)", f"]({address}/blob/v{VERSION}/", shown)
 
 

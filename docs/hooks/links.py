@@ -25,7 +25,7 @@ def address() -> str:
 
 
 def on_config(config):
-    config.extra["social"] = [{"icon": "fontawesome/brands/github", "link": address(), "name": "The repository"}]
+    config.repo_url, config.repo_name = address(), address().split("/", 3)[3]
     return config
 
 

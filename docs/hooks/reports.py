@@ -1,4 +1,4 @@
-"""A page for each report of `make bench` in benchmarks/results, and on the page benchmarks.md a table of them all."""
+"""A page for each report of `make bench` in benchmarks/results, with its plot, and on benchmarks.md a table of them."""
 
 import json
 import re
@@ -9,7 +9,6 @@ RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 PLACE = "<!-- the table of reports -->"
 MODES = ("inference", "training")
 WHOLE = re.compile(r"\(\d+\.\d+–\d+\.\d+\)|T\d+-B\d+-I\d+-H\d+[-\w]*")
-END = 4  # of the bars: so many times as fast
 
 
 def reports() -> dict[str, dict]:
@@ -25,6 +24,8 @@ def on_files(files, config):
     names = {name: f"benchmarks/{name}.md" for name in reports()}
     for name, uri in names.items():
         files.append(File.generated(config, uri, content=page(name)))
+        if (plot := RESULTS / f"{name}.png").exists():  # a source distribution has no plots
+            files.append(File.generated(config, f"benchmarks/{plot.name}", abs_src_path=str(plot)))
     pages = next(pages["Speed"] for pages in config.nav if "Speed" in pages)
     pages += [{"Reports": [{title(report): names[name]} for name, report in reports().items()]}]
     return files
@@ -40,10 +41,15 @@ def on_page_content(html, page, config, files):
 
 
 def page(name: str) -> str:
-    """Return the report itself, with bars before its tables."""
-    text = (RESULTS / f"{name}.md").read_text(encoding="utf-8")
+    """Return the report with a title of its own, and with its plot before its tables."""
+    _, _, text = (RESULTS / f"{name}.md").read_text(encoding="utf-8").partition("\n")
     head, first_table, tables = text.partition("## Inference")
-    return f"{head}{bars(reports()[name])}\n\n{first_table}{tables}"
+    plot = (
+        f"![Speed relative to torch.nn.LSTM, shape by shape]({name}.png){{ .plot }}"
+        * (RESULTS / f"{name}.png").exists()
+    )
+    wide = "---\nhide: [toc]\n---\n"  # the tables need the place of the contents
+    return f"{wide}# {title(reports()[name])}\n{head}{plot}\n\n{first_table}{tables}"
 
 
 def title(report: dict) -> str:
@@ -73,22 +79,3 @@ def overview() -> str:
         lanes = report["machine"]["float32_lanes"]
         lines.append(f"| [{title(report)}](benchmarks/{name}.md) | {lanes} | {' | '.join(ranges)} |")
     return "\n".join(lines)
-
-
-def bars(report: dict) -> str:
-    """Return an HTML table whose cells are bars. Markdown has none."""
-    ratios = {mode: {row["name"]: row["ratio"] for row in rows(report, mode)} for mode in MODES}
-    lines = [
-        '<table class="bars">',
-        f"<caption>Speed relative to torch.nn.LSTM. The line is 1, the same speed. Bars end at {END}.</caption>",
-        f"<tr><th>shape</th>{''.join(f'<th>{mode}</th>' for mode in MODES)}</tr>",
-    ]
-    for name in ratios["inference"]:
-        cells = ""
-        for mode in MODES:
-            ratio = ratios[mode][name]
-            share = min(100, 100 * ratio["median"] / END)
-            interval = f"{ratio['low']:.2f}–{ratio['high']:.2f}"
-            cells += f'<td style="--share: {share:.0f}%"><b>{ratio["median"]:.2f}</b> <small>({interval})</small></td>'
-        lines.append(f"<tr><th>{name}</th>{cells}</tr>")
-    return "\n".join([*lines, "</table>"])

@@ -73,7 +73,9 @@ def prose(page: str) -> str:
 
 def links(page: str) -> list[tuple[str, str]]:
     """(path, anchor) of each link into the repository. The path is relative to the page, and empty for itself."""
-    found = re.findall(r"\]\((?!\w+:)([^)\s#]*)(?:#([^)\s]+))?\)", re.sub(r"`[^`\n]*`", "", prose(page)))
+    text = re.sub(r"`[^`\n]*`", "", prose(page))
+    found = re.findall(r"\]\((?!\w+:)([^)\s#]*)(?:#([^)\s]+))?\)", text)
+    found += [(path, "") for path in re.findall(r'src(?:set)?="(?!\w+:)([^"]+)"', text)]
     return [(path, anchor) for path, anchor in found if path or anchor]
 
 

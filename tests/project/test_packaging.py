@@ -70,13 +70,15 @@ def copied(folder):
 
 def test_the_pictures_of_an_index_page_are_files_and_not_pages_about_them(tmp_path):
     copied(tmp_path)
-    (tmp_path / "README.md").write_text("![A](a.png) [B](b.md) [![C](c.png)](c.md) ![D](https://d.org/d.png)")
+    picture = '<source srcset="e.svg"><img src="f.svg">'
+    text = f"![A](a.png) [B](b.md) [![C](c.png)](c.md) {picture} ![D](https://d.org/d.png)"
+    (tmp_path / "README.md").write_text(text)
     done = setup("--long-description", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    links = re.findall(r"\]\(([^)]+)\)", done.stdout)
+    links = re.findall(r'(?:\]\(|src=|srcset=)"?([^)"]+)', done.stdout)
     address, version = links[0].split("/raw/")[0], f"v{fastlstm.__version__}"
-    parts = [f"raw/{version}/a.png", f"blob/{version}/b.md", f"raw/{version}/c.png", f"blob/{version}/c.md"]
-    assert links == [*(f"{address}/{part}" for part in parts), "https://d.org/d.png"]
+    parts = [("raw", "a.png"), ("blob", "b.md"), ("raw", "c.png"), ("blob", "c.md"), ("raw", "e.svg"), ("raw", "f.svg")]
+    assert links == [*(f"{address}/{kind}/{version}/{name}" for kind, name in parts), "https://d.org/d.png"]
 
 
 def built(folder, **variables):

@@ -1,4 +1,4 @@
-"""What the site adds to the pages: links out of them, reports, bars. `make docs` builds it, and takes no warnings."""
+"""What the site adds to the pages: links out of them, pictures, reports. `make docs` builds it without warnings."""
 
 import logging
 import re
@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from benchmarks import pictures
 from tests.helpers import script
 from tests.helpers.pages import PAGES, text_of
 
@@ -70,27 +71,37 @@ def test_what_a_page_would_load_from_another_host_is_told(html, told, caplog):
     assert [record.levelno for record in caplog.records] == [logging.WARNING] * told
 
 
-def test_the_figures_of_the_first_page_are_those_of_the_reports():
-    linked = re.findall(r"results/([\w-]+)\.md", text_of("docs/cpu.md"))
-    found = [reports.reports()[name] for name in linked if "bfloat16" not in name]
-    assert len(found) > 3
-    text = " ".join(text_of("docs/index.md").split())
-    for mode, words in (("inference", "runs {} to {} times as fast"), ("training", "and {} to {} times in training")):
-        ratios = [row["ratio"]["median"] for report in found for row in reports.rows(report, mode)]
-        shapes = [row["shape"]["T"] for report in found for row in reports.rows(report, mode)]
-        several = [ratio for ratio, T in zip(ratios, shapes, strict=True) if T > 1]
-        assert words.format(f"{min(several):.2f}", f"{max(several):.2f}") in text
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_the_figure_of_a_first_page_is_that_of_the_newest_report(page):
+    median = pictures.medians(pictures.newest())["training"]
+    assert f"trains an LSTM {median:.1f} times as fast as `torch.nn.LSTM`, in the median of " in " ".join(
+        text_of(page).split()
+    )
 
 
-def test_reports_have_a_row_in_the_table_and_a_page_with_bars():
+def test_the_ranges_of_the_table_in_the_readme_are_those_of_the_newest_report():
+    ratios = [ratio for _, ratio in pictures.sequences(pictures.newest())]
+    ranges = [f"{min(each):.2f} to {max(each):.2f}" for each in zip(*((r["training"], r["inference"]) for r in ratios))]
+    assert f"the sizes above | `nn.LSTM` | {' | '.join(ranges)} |" in text_of("README.md")
+
+
+@pytest.mark.parametrize("theme", pictures.THEMES)
+@pytest.mark.parametrize("name", pictures.PICTURES)
+def test_a_picture_is_as_its_script_draws_it(name, theme):
+    drawn = str(pictures.PICTURES[name](theme))
+    assert text_of(f"docs/images/{name}-{theme}.svg") == drawn, "run python -m benchmarks.pictures"
+
+
+def test_reports_have_a_row_in_the_table_and_a_page_with_its_own_title_and_plot():
     table = reports.on_page_markdown(reports.PLACE, None, None, None)
-    for name, report in reports.reports().items():
+    titles = set()
+    for name in reports.reports():
         assert f"](benchmarks/{name}.md)" in table
         shown = reports.page(name)
-        for row in reports.rows(report, "training"):
-            assert f"<th>{row['name']}</th>" in shown
-            assert f"<b>{row['ratio']['median']:.2f}</b>" in shown
-        assert shown.index("<table") < shown.index("## Inference")
+        titles |= set(re.findall("^# .+$", shown, re.MULTILINE))
+        plotted = (reports.RESULTS / f"{name}.png").exists()  # a source distribution has no plots
+        assert (f"]({name}.png){{ .plot }}\n\n## Inference\n" in shown) == plotted
+    assert len(titles) == len(reports.reports())
 
 
 def test_processors_are_named_without_the_marks_of_trademarks():
