@@ -116,6 +116,10 @@ SAID = [
     (lambda a, b: np.prod(a), "a value has no .prod: write functions and operators"),
     (lambda a, b: max(a, b), "is neither true nor false: write where(a > b, x, y) for `if` and `and`, and max"),
     (lambda a, b: caught(math.exp, a) + "b", "and 'str'"),
+    (lambda a, b: a * torch.ones(3), "unsupported operand type(s) for *: a value of a cell and 'Tensor'"),
+    (lambda a, b: where(a, a, b), "the first argument of where must be a comparison"),
+    (lambda a, b: where(a == b, a, b), "== and != of values have no place in a cell"),
+    (lambda a, b: a / 0, "division by the constant 0"),
     # what to write in the place of a function, also where torch raises within one of its own
     (lambda a, b: a.var(-1), "mean((a - mean(a)) ** 2), which has correction=0, in the place of this var"),
     (lambda a, b: torch.std(a), "sqrt(mean((a - mean(a)) ** 2)), which has correction=0, in the place of this std"),
