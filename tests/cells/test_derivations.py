@@ -206,7 +206,8 @@ SPECIAL = (math.nan, math.inf, -math.inf, -0.75, 0.0, 0.5, 3.0, -3.0, 800.0, -80
 def test_numbers_as_tensors(name):
     function = FUNCTIONS[name]
     for x in SPECIAL:
-        args = {"maximum": (x, 0.5), "minimum": (x, 0.5), "where": (x > 0.5, x, 0.25)}.get(name, (x,))
+        others = {"maximum": (x, 0.5), "minimum": (x, 0.5), "clamp": (x, 0.5), "where": (x > 0.5, x, 0.25)}
+        args = others.get(name, (x,))
         tensors = [torch.tensor(a, dtype=torch.bool if isinstance(a, bool) else torch.double) for a in args]
         got, want = function(*args), function(*tensors).item()
         assert math.isclose(got, want, rel_tol=1e-14) or (math.isnan(got) and math.isnan(want))
