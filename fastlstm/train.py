@@ -261,7 +261,7 @@ def _backend(
     parser: Parser, args: argparse.Namespace, device: torch.device, recipe: Recipe, layer: Layer | None = None
 ) -> str:
     """Return the backend that is to run layers, or with a `layer` the one that has run it: its first call may fail."""
-    options: dict[str, Any] = {"cell": lstm, "projected": recipe.proj_size > 0, "masked": False, "cells": False}
+    options: dict[str, Any] = {"cell": lstm, "projected": recipe.proj_size > 0, "masked": False, "inner_states": False}
     try:
         return dispatch.choose(args.backend, device, _dtype(recipe), **options, layer=layer)
     except RuntimeError as error:

@@ -104,7 +104,7 @@ def backward(grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
     H, held, order = hidden_size(layer), held_steps(layer), step_order(x.shape[0], layer.reverse)
     T, B, reset = x.shape[0], x.shape[1], reset_steps(layer, held)
     sums, params = Sums(layer.cell, layer.weights, H), _params(layer, B) | {HEADS: heads_of(layer)}
-    *others, saved = run.kept
+    *others, saved = run.saved
     x, inputs = fill(x, held), [fill(a, held) for a in layer.inputs]  # zero times the NaN of a padding would be NaN
     h_prev = before(run.h, states[0], layer, held, reset)
     prev = [h_prev, *(before(a, a_0, layer, None, reset) for a, a_0 in zip(others, states[1:]))]
@@ -115,7 +115,7 @@ def backward(grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
         **dict(zip(cell.inputs, inputs)),
     }
     known = {name: a.unbind(0) for name, a in steps.items()}
-    incoming = (grads.h, *(grads.kept or [None] * len(others)))
+    incoming = (grads.h, *(grads.saved or [None] * len(others)))
     d = [torch.zeros_like(a) if da is None else da for a, da in zip(states, grads.last)]
     none = x.new_zeros(B, H)
     results: list[list[Tensor]] = [[none] * T for _ in range(1 + len(cell.params) + len(cell.inputs))]

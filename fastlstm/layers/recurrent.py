@@ -223,8 +223,8 @@ class Recurrent(CellModule, nn.RNNBase):
         backend = settings.named(self.backend)  # the backward pass may run under another default
 
         def run_part(part: Layer) -> Results:
-            found = run(part, plans=plans, backend=backend, axis=True, inner_states=sequences)
-            return found.h, found.last, found.kept  # Dynamo of torch 2.9 cannot return a Run
+            found = run(part, plans=plans, backend=backend, has_layer_axis=True, inner_states=sequences)
+            return found.h, found.last, found.saved  # Dynamo of torch 2.9 cannot return a Run
 
         return recomputed(layer, run_part) if self._recompute else run_part(layer)
 

@@ -189,7 +189,7 @@ def _row(cell: Cell, layer: Layer, b: int, length: int) -> list[Tensor]:
 
 def flat(run: Run) -> tuple[Any, ...]:
     """What `truth` returns, of a run; of gradients too."""
-    others = run.kept[: len(run.last) - 1]
+    others = run.saved[: len(run.last) - 1]
     return run.h, *run.last, *others
 
 

@@ -47,7 +47,7 @@ def test_rows_past_their_end_are_not_computed(size, backend, poisoned):
     layer = sorted_layer(size)
     record = layer.record(layer.to(torch.float32, requires_grad=False))
     run = dispatch.module(backend).forward(record._replace(weights=(*record.weights[:2], None, None)), True)
-    h, (c, gates) = run.h, run.kept
+    h, (c, gates) = run.h, run.saved
     rows = (gates == 0).all(-1).all(1)  # (T,B)
     assert not any(a.isnan().any() for a in (h, c, gates))
     assert torch.equal(rows, torch.arange(len(h)).unsqueeze(1) >= layer.lengths)

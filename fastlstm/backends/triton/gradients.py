@@ -38,7 +38,7 @@ class Backward(Pass):
         self.needs, self.read = needs, {code // 2 for code in cell.read}
         self.biases = [want and a is not None for want, a in zip(needs.weights[2:WEIGHTS], layer.weights[2:WEIGHTS])]
         self.wants_bias = any(self.biases)
-        self.stack = base.groups_of(layer)
+        self.stack = base.stack_size_of(layer)
         self.sums = sums.Sums(layer.cell, (None,) * WEIGHTS, self.H)
         common = {
             "CELL": cell.backward, "READ": cell.read, "CARRIED": cell.carried, "S": cell.preacts, "Y": cell.h_preacts,
@@ -87,8 +87,8 @@ class Backward(Pass):
     def launch(self, grads: Run, layer: Layer, run: Run) -> KernelGradients:
         """Run the kernels, and return their results."""
         T, B, H, needs = self.T, self.B, self.H, self.needs
-        dh, (h, *others, saved) = grads.h, readable((run.h, *run.kept))
-        dlast, dsequences = readable(grads.last), readable(grads.kept) if grads.kept else (None,) * len(others)
+        dh, (h, *others, saved) = grads.h, readable((run.h, *run.saved))
+        dlast, dsequences = readable(grads.last), readable(grads.saved) if grads.saved else (None,) * len(others)
         dh_step, dh_row = 0, 0
         if dh is not None:
             dh = addressable(dh, H)

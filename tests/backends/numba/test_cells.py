@@ -189,7 +189,7 @@ def test_stacks(cell, masked):
     grads = [case.grads for case in parts]
     incoming = Run(
         joined((g.h for g in grads), 1), together([g.last for g in grads], [0] * 9),
-        together([g.kept for g in grads], [1] * 9),
+        together([g.saved for g in grads], [1] * 9),
     )  # fmt: skip
     for team in (1, 2):
         got = on_kernels(stack, incoming, parts[0].needs, team)

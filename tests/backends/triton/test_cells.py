@@ -104,7 +104,7 @@ def check_stack(cell, heads):
     layer = Layer(x, weights, states, lengths, reset, False, cell, inputs)
     both = Run(
         torch.cat([each.h for each in grads], 1), joined([each.last for each in grads], 0),
-        joined([each.kept for each in grads], 1),
+        joined([each.saved for each in grads], 1),
     )  # fmt: skip
     check(layer, both, "ieee")
 
@@ -159,7 +159,7 @@ def test_layers_that_no_kernel_runs(monkeypatch):
         (Case(cells.lstm, H=300, heads=2).layer, "needs large heads of a multiple of 32 units, got 150"),
     ):
         layer = layer.to(torch.float32)
-        options = {"cell": layer.cell, "projected": False, "masked": False, "cells": False, "layer": layer}
+        options = {"cell": layer.cell, "projected": False, "masked": False, "inner_states": False, "layer": layer}
         with pytest.raises(RuntimeError, match=reason):
             dispatch.choose("triton-ieee", DEVICE, torch.float32, **options)
         with pytest.raises(RuntimeError, match=reason):
@@ -259,7 +259,7 @@ def test_more_gates_than_a_product_can_join(kind, kernels):
 @every_cell
 def test_auto_takes_the_kernels_for_every_cell(cell, monkeypatch):
     monkeypatch.setattr(gpu, "capability", lambda device: (9, 0))
-    options = {"cell": cell, "projected": False, "masked": True, "cells": False}
+    options = {"cell": cell, "projected": False, "masked": True, "inner_states": False}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert dispatch.choose("auto", torch.device("cuda"), torch.float32, **options) == "triton"
