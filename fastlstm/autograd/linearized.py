@@ -88,7 +88,7 @@ class Linearized:
         }
         means = self.means = cell.derived().means
         self.names = *means, *cell.states
-        moving = [f"{gate}_pre" for gate in cell.layout.sums] + [f"{name}_prev" for name in cell.layout.carried]
+        moving = [f"{gate}_pre" for gate in cell.layout.preacts] + [f"{name}_prev" for name in cell.layout.carried]
         self.jacobian = [  # of each result, (T, B, S + C, H) for S sums and C carried states
             torch.stack([self.slope(result, name) for name in moving], -2) for result in self.names
         ]
@@ -201,7 +201,7 @@ class Linearized:
         d = [torch.zeros_like(a[0]) if da is None else da for a, da in zip(self.prev, last)]
         first, *others = outputs
         incoming = self._steps(None if first is None else fill(first, self.held), *others)
-        S, carried, R = len(self.cell.layout.sums), len(self.carried), len(self.names)
+        S, carried, R = len(self.cell.layout.preacts), len(self.carried), len(self.names)
         of_sums, of_states = ([a[..., part, :] for a in self.jacobian] for part in (slice(S), slice(S, None)))
         steps, results = self._steps(self.reset, self.held, *of_sums), []
         carries = self._steps(*(a.select(-2, k) for k in range(carried) for a in of_states))
@@ -242,7 +242,7 @@ class Linearized:
         def named(names: Sequence[str]) -> tuple[Tensor, ...]:
             return tuple(fill(tangents.get(f"d{name}_t", self.zeros), self.held) for name in names)
 
-        sums = named([f"{gate}_pre" for gate in cell.layout.sums])
+        sums = named([f"{gate}_pre" for gate in cell.layout.preacts])
         of_sums = torch.cat(sums, -1) if sums else self.zeros[..., :0]
         return Changes(of_sums, named([f"{s}_prev" for s in cell.states]), named(cell.params), named(cell.inputs))
 

@@ -77,8 +77,8 @@ def module(name: str) -> Any:
 
 def traits(name: str) -> Traits:
     """Return the traits of the backend of this name."""
-    found: Traits = _MODULES[name].TRAITS
-    return found
+    backend_traits: Traits = _MODULES[name].TRAITS
+    return backend_traits
 
 
 def runs(name: str, cell: Cell) -> bool:

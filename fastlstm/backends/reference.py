@@ -76,24 +76,24 @@ def forward_with(sums: Sums, layer: Layer, save: bool) -> Run:
     for t in step_order(T, layer.reverse):
         if reset is not None:
             states = tuple(fill(state, reset[t]) for state in states)
-        found = cell.derived().forward({
+        results = cell.derived().forward({
             **sums.split(sums.add_h(start[t], states[0])),
             **dict(zip(names, states)),
             **params,
             **{name: a[t] for name, a in inputs.items()},
         })  # fmt: skip
-        new = [found[name] for name in cell.states]
+        new = [results[name] for name in cell.states]
         if layer.weight_hr is not None:
             new[0] = linear(new[0], layer.weight_hr)
         states = tuple(new) if held is None else tuple(torch.where(held[t], a, b) for a, b in zip(states, new))
         for steps, state in zip(after, states):
             steps[t] = state
         if save:
-            parts = [found[name] for name in cell.layout.saved]
+            parts = [results[name] for name in cell.layout.saved]
             saved[t] = torch.cat(parts, -1) if parts else x.new_empty(B, 0)
     output, *others = (torch.stack(steps) for steps in (after if save else after[:1]))
-    kept = (*others, torch.stack(saved)) if save else ()
-    return Run(fill(output, held), tuple(state.clone() for state in states), kept)
+    saved_values = (*others, torch.stack(saved)) if save else ()
+    return Run(fill(output, held), tuple(state.clone() for state in states), saved_values)
 
 
 def backward(grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
@@ -122,16 +122,17 @@ def backward(grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
     for t in reversed(order):
         d = [da if out is None else da + (fill(out[t], None if held is None else held[t]) if k == 0 else out[t])
              for k, (da, out) in enumerate(zip(d, incoming))]  # fmt: skip
-        found = cell.derived().backward({
+        gradients = cell.derived().backward({
             **{f"d{name}": da for name, da in zip(cell.states, d)},
             **{name: a[t] for name, a in known.items()},
             **params,
         })  # fmt: skip
-        dsums = torch.cat([found.get(f"d{gate}_pre", none) for gate in layout.sums], -1) if layout.sums else none[:, :0]
-        others_t = [found.get(f"d{name}", none) for name in (*cell.params, *cell.inputs)]
+        of_gates = [gradients.get(f"d{gate}_pre", none) for gate in layout.preacts]
+        dsums = torch.cat(of_gates, -1) if of_gates else none[:, :0]
+        others_t = [gradients.get(f"d{name}", none) for name in (*cell.params, *cell.inputs)]
         for place, a in zip(results, (dsums, *others_t)):
             place[t] = fill(a, None if held is None else held[t])
-        d_prev = [found.get(f"d{name}_prev") for name in cell.states]
+        d_prev = [gradients.get(f"d{name}_prev") for name in cell.states]
         by_product = sums.to_h(results[0][t])
         if by_product is not None:
             d_prev[0] = by_product if d_prev[0] is None else d_prev[0] + by_product

@@ -149,8 +149,8 @@ def _draw_confusion(axes: Axes, counts: np.ndarray) -> None:
 
 def _draw_validation(axes: Axes, name: str, history: History, colour: str, marker: str) -> None:
     if history.validation:
-        done, found = zip(*history.validation)
-        percent = [100 * value for value in found]
+        done, accuracies = zip(*history.validation)
+        percent = [100 * value for value in accuracies]
         axes.plot(
             done,
             percent,

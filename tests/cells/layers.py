@@ -110,7 +110,7 @@ class Case:
             return torch.randn(shape, generator=made, dtype=torch.double)
 
         T, B, I, H, layout = self.T, self.B, self.I, self.H, self.cell.layout
-        of_x, of_h, scale = len(layout.of_x) * H, len(layout.of_h) * H, H**-0.5
+        of_x, of_h, scale = len(layout.x_preacts) * H, len(layout.h_preacts) * H, H**-0.5
         weights: list[Any] = [random(of_x, I), random(of_h, H // self.heads), random(of_x), random(of_h)]
         weights = [a * scale if len(a) else None for a in weights]
         if not self.bias:

@@ -48,9 +48,9 @@ class Backward(Pass):
         if self.resident:
             common |= {"GATES": min(cell.gates, self.tile.backward_gates), "DIVIDES": cell.backward_divides}
         last, (first, later, earlier) = self.T - 1, (self.T - 1, 0, 1) if layer.reverse else (0, 1, 0)
-        self.x_view = self._view_of(self.layout.of_x, cell.preacts, 0, self.T, True)
-        self.first_h_view = self._view_of(self.layout.of_h, cell.preacts, first, 1, True)
-        self.later_h_view = self._view_of(self.layout.of_h, cell.preacts, later, last, True)
+        self.x_view = self._view_of(self.layout.x_preacts, cell.preacts, 0, self.T, True)
+        self.first_h_view = self._view_of(self.layout.h_preacts, cell.preacts, first, 1, True)
+        self.later_h_view = self._view_of(self.layout.h_preacts, cell.preacts, later, last, True)
         self.h_prev_view = self._view_of(range(1), 1, earlier, last, False)
         self.start = Launch(
             kernel, self.launch_grid, self.compiles_only, **common, **self.options(self.tile.backward_warps)

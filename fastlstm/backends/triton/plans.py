@@ -48,8 +48,8 @@ class Plan:
         """Return the gradients of a layer that this plan has run."""
         x, precision = layer.x, resolve_precision(self.dtype, self.precision)
         if self.step:
-            layer, (*kept, h) = self._normalized(layer), run.saved
-            run = run._replace(h=h, saved=tuple(kept))
+            layer, (*saved, h) = self._normalized(layer), run.saved
+            run = run._replace(h=h, saved=tuple(saved))
         key = precision, needs, *[a is None for a in (grads.h, *grads.last, *grads.saved)]
         backward = self.passes.get(key)
         if backward is None:
