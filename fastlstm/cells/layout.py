@@ -19,7 +19,7 @@ class Layout:
         blocks_ih, blocks_hh: the block of rows of weight_ih or weight_hh, and of the bias, for each pre-activation.
         rows_ih, rows_hh: the inverse of these, by which gradients get back into the order of the weights.
         states: the states, of which the first is the output.
-        saved: the values that forward saves for backward, (T, B, H) each, of which `saved_rows` are the same for all units.
+        saved: the values that forward saves for backward, (T, B, H) each. `saved_rows` are the same for all units.
         sequences: the states but the first that backward reads at all steps.
         carried: the states whose gradient goes to the step before elementwise. Where the first is among them, the
             product with weight_hh is added to it.
