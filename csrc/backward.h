@@ -22,27 +22,27 @@ template <class C, class E> struct Backward : Gradients<C, E> {
     }
     E *held_dh_of(int64_t p, int64_t b) const { return carried_of(C::STATES, p, b); }  // dh of held rows
     // State k before step s and before resets
-    MatrixView<const E> state_before(int k, int64_t s) const {
+    Matrix<const E> state_before(int k, int64_t s) const {
         if (s == 0)
-            return k ? MatrixView<const E>{(const E *)a.c_0, a.c_0_row} : MatrixView<const E>{(const E *)a.h_0, a.h_0_row};
+            return k ? Matrix<const E>{(const E *)a.c_0, a.c_0_row} : Matrix<const E>{(const E *)a.h_0, a.h_0_row};
         return {(const E *)(k ? a.c : a.h) + time_of(s - 1) * B * H, H};
     }
 
     // Computes dpreact of one panel. dh, whose rows are 4 vectors apart, is the gradient that comes from step s + 1.
-    void cells(int64_t p, int64_t s, int64_t b, int64_t rows, MatrixView<E> dh) {
+    void cells(int64_t p, int64_t s, int64_t b, int64_t rows, Matrix<E> dh) {
         const int64_t t = time_of(s), u = p * L, valid = min(L, H - u);
         const Mask mask = mask_of_step(s, b);
         const bool resets = mask.any(RESET, rows), holds = mask.any(HOLD, rows);
         const Panel<C, E> panel(H, p);
         E *carried[C::STATES], *dpreact = panel.is_compact() ? expanded : dpreact_of(p, s, b);
-        MatrixView<const E> prev[C::STATES], dh_out{zeros, 0};
+        Matrix<const E> prev[C::STATES], dh_out{zeros, 0};
         for (int k = 0; k < C::STATES; k++) {
             carried[k] = carried_of(k, p, b), prev[k] = state_before(k, s).from(b, u);
             if (k && a.dc)
                 add_rows<E>(rows, valid, {(const E *)a.dc + t * a.dc_step + b * a.dc_row + u, a.dc_row},
                             {carried[k], L});
             if (k < C::FIRST_READ || !(valid < L || resets || (!k && a.lengths))) continue;
-            const MatrixView<E> copy{state_copies[k - C::FIRST_READ], L};
+            const Matrix<E> copy{state_copies[k - C::FIRST_READ], L};
             if (k) {
                 copy_rows<E>(rows, valid, L, prev[k], copy);
                 if (resets) mask.zero<E>(RESET, rows, L, copy);
@@ -74,7 +74,7 @@ template <class C, class E> struct Backward : Gradients<C, E> {
         const int64_t p_first = first_vector(panels, q), p_last = first_vector(panels, q + 1), column = p_first * L;
         const Mask next = mask_of_step(s + 1, b);
         const bool resets = next.any(RESET, rows), holds = next.any(HOLD, rows);
-        const MatrixView<E> dh_rows{products, 4 * L};
+        const Matrix<E> dh_rows{products, 4 * L};
         if (s < T - 1 && (s >= 0 || a.dh_0)) {
             dpreact_product(rows, b, s + 1, Base::FIRST_H, C::Y, (const E *)job.packed_hh, panels, q);
             for (int64_t p = p_first; CARRIES_DH && p < p_last; p++)
@@ -82,24 +82,23 @@ template <class C, class E> struct Backward : Gradients<C, E> {
         } else {
             int64_t dh_n_columns = s == T - 1 && a.dh_n ? min((p_last - p_first) * L, H - column) : 0;
             copy_rows<E>(rows, dh_n_columns, 4 * L,
-                         dh_n_columns ? MatrixView<const E>{(const E *)a.dh_n, a.dh_n_row}.from(b, column) : dh_rows,
-                         dh_rows);
+                         dh_n_columns ? Matrix<const E>{(const E *)a.dh_n, a.dh_n_row}.from(b, column) : dh_rows, dh_rows);
         }
         if (resets) next.zero<E>(RESET, rows, 4 * L, dh_rows);
         for (int64_t p = p_first; p < p_last; p++) {
             const int64_t u = p * L, valid = min(L, H - u);
-            const MatrixView<E> dh = dh_rows.from(0, u - column);
+            const Matrix<E> dh = dh_rows.from(0, u - column);
             for (int k = 1; k < C::STATES; k++) {
-                const MatrixView<E> dc{carried_of(k, p, b), L};
-                const MatrixView<const E> dc_n{(const E *)a.dc_n, a.dc_n_row};
+                const Matrix<E> dc{carried_of(k, p, b), L};
+                const Matrix<const E> dc_n{(const E *)a.dc_n, a.dc_n_row};
                 if (s == T - 1) copy_rows<E>(rows, a.dc_n ? valid : 0, L, a.dc_n ? dc_n.from(b, u) : dc, dc);
                 if (resets) next.zero<E>(RESET, rows, L, dc);
-                if (s < 0 && a.dc_0) copy_rows<E>(rows, valid, valid, dc, MatrixView<E>{(E *)a.dc_0, H}.from(b, u));
+                if (s < 0 && a.dc_0) copy_rows<E>(rows, valid, valid, dc, Matrix<E>{(E *)a.dc_0, H}.from(b, u));
             }
             for (int64_t r = 0; holds && r < rows; r++)
                 if (next.holds(r)) copy_rows<E>(1, L, L, {held_dh_of(p, b + r), 0}, {dh[r], 0});
             if (s >= 0) cells(p, s, b, rows, dh);
-            else if (a.dh_0) copy_rows<E>(rows, valid, valid, dh, MatrixView<E>{(E *)a.dh_0, H}.from(b, u));
+            else if (a.dh_0) copy_rows<E>(rows, valid, valid, dh, Matrix<E>{(E *)a.dh_0, H}.from(b, u));
         }
     }
 

@@ -6,12 +6,12 @@
 // Writes the rows of one gate and panel of a weight's gradient, `width` columns, from its dpreact of all steps.
 template <class C, class E>
 void write_columns(Gradients<C, E> &g, Panel<C, E> panel, const E *dpreact, const E *packed, E *weight, int64_t width) {
-    constexpr int64_t row_elements = 4 * Vector<E>::N;
+    constexpr int64_t strip_width = 4 * Vector<E>::N;
     const int64_t pairs = g.T * g.B, rows = panel.valid;
-    for (int64_t k = 0; k < width; k += row_elements, packed += pairs * row_elements) {
-        const bool is_whole = width - k >= row_elements;  // otherwise vectors would overwrite the next row
-        MatrixView<E> out = is_whole ? MatrixView<E>{weight + k, width} : MatrixView<E>{g.products, row_elements};
-        product<E, 4>(rows, {g.zeros, 0, out.data, out.row_stride, packed, dpreact, 1, panel.row_elements(), pairs, 1, 0,
+    for (int64_t k = 0; k < width; k += strip_width, packed += pairs * strip_width) {
+        const bool is_whole = width - k >= strip_width;  // otherwise vectors would overwrite the next row
+        Matrix<E> out = is_whole ? Matrix<E>{weight + k, width} : Matrix<E>{g.products, strip_width};
+        product<E, 4>(rows, {g.zeros, 0, out.data, out.stride, packed, dpreact, 1, panel.row_elements(), pairs, 1, 0,
                              dpreact, 0, 0});
         if (!is_whole) copy_rows<E>(rows, width - k, width - k, out, {weight + k, width});
     }
@@ -36,7 +36,7 @@ void write_weight_gradients(Gradients<C, E> &g, const E *packed, int64_t p_first
         if (!a.dbias_ih && !a.dbias_hh) continue;
         multiply<E>(panel.vectors, 1, {g.zeros, 0, g.products, 0, x_dpreact, &one, 0, 0, pairs, 1, 0, x_dpreact, 0, 0});
         auto write = [&](int64_t k, void *bias, int64_t block) {
-            const MatrixView<const E> from{g.products + k * panel.gate_stride, 0};
+            const Matrix<const E> from{g.products + k * panel.gate_stride, 0};
             if (bias) copy_rows<E>(1, panel.valid, panel.valid, from, {(E *)bias + row(block), 0});
         };
         for (int64_t k = 0; k < C::X; k++) write(k, a.dbias_ih, C::BLOCKS_IH[k]);

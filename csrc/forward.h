@@ -56,8 +56,8 @@ struct Digest {
         }
         UNROLL for (int64_t n = 0; n < CHAINS; n++) lanes[n] = chains[n];
     }
-    template <class W> void add_rows(int64_t rows, int64_t columns, MatrixView<const W> weight) {
-        if (weight.row_stride == columns) columns *= rows, rows = 1;  // rows without gaps are digested as one
+    template <class W> void add_rows(int64_t rows, int64_t columns, Matrix<const W> weight) {
+        if (weight.stride == columns) columns *= rows, rows = 1;  // rows without gaps are digested as one
         for (int64_t r = 0; r < rows; r++) add(weight[r], columns * sizeof(W));
     }
 };
@@ -66,7 +66,7 @@ struct Digest {
 template <class C, class E, class W = E> NOINLINE Digest digest(const fastlstm_forward_args *a, int64_t p) {
     const int64_t panels = ceil_div(a->H, Vector<E>::N), first_x = share(C::X * a->H, p, panels);
     const int64_t first_h = share(C::Y * a->H, p, panels);
-    const MatrixView<const W> ih{(const W *)a->weight_ih, a->weight_ih_row}, hh{(const W *)a->weight_hh, a->weight_hh_row};
+    const Matrix<const W> ih{(const W *)a->weight_ih, a->weight_ih_row}, hh{(const W *)a->weight_hh, a->weight_hh_row};
     Digest digest;
     digest.add_rows<W>(share(C::X * a->H, p + 1, panels) - first_x, a->I, ih.from(first_x, 0));
     digest.add_rows<W>(share(C::Y * a->H, p + 1, panels) - first_h, a->H, hh.from(first_h, 0));
@@ -100,13 +100,13 @@ template <class C, class E> NOINLINE bool is_changed(const fastlstm_forward_args
 // Packs panel p: for each column of weight_ih the gates as Panel orders them, then zeros; then the same of weight_hh.
 template <class C, class E> void pack_panel(const fastlstm_forward_args *a, int64_t p, E *packed) {
     constexpr int64_t L = Vector<E>::N;
-    const MatrixView<const E> weight_ih{(const E *)a->weight_ih, a->weight_ih_row};
-    const MatrixView<const E> weight_hh{(const E *)a->weight_hh, a->weight_hh_row};
+    const Matrix<const E> weight_ih{(const E *)a->weight_ih, a->weight_ih_row};
+    const Matrix<const E> weight_hh{(const E *)a->weight_hh, a->weight_hh_row};
     const Panel<C, E> panel(a->H, p);
     const int64_t x_columns = panel.x_vectors() * L, h_columns = panel.h_vectors() * L;
     E *const packed_h = packed + a->I * x_columns;
     if (panel.valid < L) zero_rows<E>(1, a->I * x_columns + a->H * h_columns, {packed, 0});
-    auto pack = [&](MatrixView<const E> weight, int64_t block, int64_t columns, MatrixView<E> target) {
+    auto pack = [&](Matrix<const E> weight, int64_t block, int64_t columns, Matrix<E> target) {
         transpose<E>(panel.valid, columns, weight.from(block * a->H + p * L, 0), target);
     };
     for (int64_t k = 0; k < C::X; k++) pack(weight_ih, C::BLOCKS_IH[k], a->I, {packed + k * panel.gate_stride, x_columns});
@@ -138,38 +138,36 @@ template <class C, class E> struct ForwardScratch {
 
 // Computes out (rows, vectors) = init + a (rows, count) times w (count, vectors), in K blocks of at most BLOCK_K.
 template <class E>
-void add_product(int64_t vectors, int64_t rows, MatrixView<const E> init, MatrixView<E> out, const E *w, MatrixView<const E> a,
+void add_product(int64_t vectors, int64_t rows, Matrix<const E> init, Matrix<E> out, const E *w, Matrix<const E> a,
                  int64_t count) {
-    const int64_t k_block = ceil_div(count, ceil_div(count, BLOCK_K)), row_elements = vectors * Vector<E>::N;
+    const int64_t k_block = ceil_div(count, ceil_div(count, BLOCK_K)), width = vectors * Vector<E>::N;
     for (int64_t k = 0; k < count; k += k_block, init = out)
-        multiply<E>(vectors, rows,
-                    {init.data, init.row_stride, out.data, out.row_stride, w + k * row_elements, a.data + k, a.row_stride,
+        multiply<E>(vectors, rows, {init.data, init.stride, out.data, out.stride, w + k * width, a.data + k, a.stride,
                      1, min(k_block, count - k), 1, 0, a.data, 0, 0});
 }
 
 // Computes preact (rows, S, lanes) of one panel from rows of x and h, in K blocks of at most BLOCK_K. An h of NULL is
 // zero. If both products fill all gates, one K block may span the end of x and the beginning of h.
 template <class C, class E>
-void preact_of(int64_t rows, Panel<C, E> panel, int64_t I, int64_t H, const E *w, const E *biases, MatrixView<const E> x,
-               MatrixView<const E> h, ForwardScratch<C, E> &scratch) {
+void preact_of(int64_t rows, Panel<C, E> panel, int64_t I, int64_t H, const E *w, const E *biases, Matrix<const E> x,
+               Matrix<const E> h, ForwardScratch<C, E> &scratch) {
     constexpr int64_t L = Vector<E>::N;
     if (!panel.JOINT) {
-        const MatrixView<E> out{scratch.preact, C::S * L}, out_h = out.from(0, (C::S - C::Y) * L);
+        const Matrix<E> out{scratch.preact, C::S * L}, out_h = out.from(0, (C::S - C::Y) * L);
         copy_rows<E>(rows, (C::S - C::X) * L, 0, {biases + C::X * L, 0}, out.from(0, C::X * L));
         add_product<E>(C::X, rows, {biases, 0}, out, w, x, I);
         if (h.data) add_product<E>(C::Y, rows, out_h, out_h, w + I * C::X * L, h, H);
         return;
     }
     const int64_t K = I + H, k_block = ceil_div(K, ceil_div(K, BLOCK_K)), columns = h.data ? K : I,
-                  row_elements = panel.row_elements();
+                  width = panel.row_elements();
     E *out = panel.is_compact() ? scratch.compact_preact : scratch.preact;
-    MatrixView<const E> init{biases, 0};
-    for (int64_t k = 0; k < columns; k += k_block, init = {out, row_elements}) {
+    Matrix<const E> init{biases, 0};
+    for (int64_t k = 0; k < columns; k += k_block, init = {out, width}) {
         int64_t last = min(k + k_block, columns), x_columns = max(0, min(last, I) - k), h_columns = last - k - x_columns;
         const E *x_k = x_columns ? x.data + k : x.data, *h_k = h_columns ? h.data + max(0, k - I) : h.data;
-        multiply<E>(panel.vectors, rows,
-                    {init.data, init.row_stride, out, row_elements, w + k * row_elements, x_k, x.row_stride, 1, x_columns,
-                     1, 0, h_k, h.row_stride, h_columns});
+        multiply<E>(panel.vectors, rows, {init.data, init.stride, out, width, w + k * width, x_k, x.stride, 1, x_columns,
+                     1, 0, h_k, h.stride, h_columns});
     }
     if (panel.is_compact()) panel.expand(rows, out, scratch.preact);
 }
@@ -178,15 +176,15 @@ void preact_of(int64_t rows, Panel<C, E> panel, int64_t I, int64_t H, const E *w
 // units from there to `next`. A held row keeps its states. Without MAY_SAVE `saved` is always NULL.
 template <class C, class E, bool MAY_SAVE = true>
 void finish_cells(int64_t rows, int64_t valid, Mask mask, const E *preact, ForwardScratch<C, E> &scratch,
-                  MatrixView<const E> (&prev)[C::STATES], const MatrixView<E> (&next)[C::STATES], E *saved) {
+                  Matrix<const E> (&prev)[C::STATES], const Matrix<E> (&next)[C::STATES], E *saved) {
     constexpr int64_t L = Vector<E>::N;
     auto run_cells = saved ? cells_forward<C, E, MAY_SAVE> : cells_forward<C, E, false>;
     const bool resets = mask.any(RESET, rows), holds = mask.any(HOLD, rows), is_cut = valid < L;
-    MatrixView<E> results[C::STATES];
+    Matrix<E> results[C::STATES];
     for (int k = 0; k < C::STATES; k++) {
-        results[k] = is_cut ? MatrixView<E>{scratch.next[k], L} : next[k];
+        results[k] = is_cut ? Matrix<E>{scratch.next[k], L} : next[k];
         if (k < C::FIRST_READ || !(is_cut || resets || (holds && prev[k].data == next[k].data))) continue;
-        const MatrixView<E> copy{scratch.prev[k - C::FIRST_READ], L};  // which the cell may read
+        const Matrix<E> copy{scratch.prev[k - C::FIRST_READ], L};  // which the cell may read
         copy_rows<E>(rows, valid, L, prev[k], copy);
         if (resets) mask.zero<E>(RESET, rows, L, copy);
         prev[k] = copy;
@@ -227,7 +225,7 @@ template <class C, class E> void forward(void *argument, int thread, int threads
     static_assert(C::STATES <= 2, "the arguments have no more states");
     E *const sequences[] = {(E *)a.h, (E *)(a.c ? a.c : a.c_n)};
     const int64_t sequence_strides[] = {B * H, a.c ? B * H : 0};
-    MatrixView<const E> prev[] = {{(const E *)a.h_0, a.h_0_row}, {(const E *)a.c_0, a.c_0_row}};
+    Matrix<const E> prev[] = {{(const E *)a.h_0, a.h_0_row}, {(const E *)a.c_0, a.c_0_row}};
     ForwardScratch<C, E> scratch;
     const bool begins_at_zero = is_zero<E>(B, H, prev[0]);  // of all rows, so that results do not depend on the split
     // The outputs of held rows have the state until all threads of the team have read it, and are zero then.
@@ -237,11 +235,11 @@ template <class C, class E> void forward(void *argument, int thread, int threads
 
     for (int64_t s = 0; s < T; s++) {
         const int64_t t = a.reverse ? T - 1 - s : s;
-        const MatrixView<const E> x{(const E *)a.x + t * a.x_step, a.x_row};
-        const MatrixView<E> next[] = {{sequences[0] + t * sequence_strides[0], H}, {sequences[1] + t * sequence_strides[1], H}};
+        const Matrix<const E> x{(const E *)a.x + t * a.x_step, a.x_row};
+        const Matrix<E> next[] = {{sequences[0] + t * sequence_strides[0], H}, {sequences[1] + t * sequence_strides[1], H}};
         const Mask mask(a, t, b_first);
         if (mask.any(RESET, team_rows)) {  // which leaves held rows as they are
-            MatrixView<E> reset{(E *)job.resets + thread * B * H, H};
+            Matrix<E> reset{(E *)job.resets + thread * B * H, H};
             copy_rows<E>(team_rows, H, H, prev[0].from(b_first, 0), reset.from(b_first, 0));
             mask.zero<E>(RESET, team_rows, H, reset.from(b_first, 0));
             prev[0] = reset;
@@ -253,12 +251,11 @@ template <class C, class E> void forward(void *argument, int thread, int threads
             if (packs_as_used) pack_panel<C, E>(&a, p, packed);
             for (int64_t b = b_first; b < b_last; b += ROW_BLOCK) {
                 int64_t rows = min(ROW_BLOCK, b_last - b);
-                const MatrixView<const E> h_rows =
-                    s == 0 && begins_at_zero ? MatrixView<const E>{nullptr, 0} : prev[0].from(b, 0);
+                const Matrix<const E> h_rows = s == 0 && begins_at_zero ? Matrix<const E>{nullptr, 0} : prev[0].from(b, 0);
                 preact_of<C, E>(rows, {H, p}, I, H, packed, biases + p * C::S * L, x.from(b, 0), h_rows, scratch);
                 E *saved = a.gates ? (E *)a.gates + ((t * panels + p) * B + b) * C::SAVED * L : nullptr;
-                MatrixView<const E> old_states[C::STATES];
-                MatrixView<E> new_states[C::STATES];
+                Matrix<const E> old_states[C::STATES];
+                Matrix<E> new_states[C::STATES];
                 for (int k = 0; k < C::STATES; k++) old_states[k] = prev[k].from(b, u), new_states[k] = next[k].from(b, u);
                 finish_cells<C, E>(rows, valid, Mask(a, t, b), scratch.preact, scratch, old_states, new_states, saved);
             }

@@ -50,7 +50,7 @@ def struct(cell: Cell) -> str:
     forward = method(
         "forward",
         "const V *preact, const V *prev, V *next, V *saved",
-        {**array_items("preact", [f"{gate}_pre" for gate in layout.sums]), **prev},
+        {**array_items("preact", [f"{gate}_pre" for gate in layout.preacts]), **prev},
         array_items("next", cell.states),
         array_items("saved", layout.saved),
     )
@@ -58,17 +58,18 @@ def struct(cell: Cell) -> str:
         "backward",
         "const V *d, const V *saved, const V *prev, V *dpreact, V *d_prev",
         {**array_items("d", [f"d{state}" for state in cell.states]), **array_items("saved", layout.saved), **prev},
-        array_items("dpreact", [f"d{gate}_pre" for gate in layout.sums]),
+        array_items("dpreact", [f"d{gate}_pre" for gate in layout.preacts]),
         {a: item for a, item in d_prev.items() if a in derived.backward.results},
     )
-    sizes = {"S": layout.sums, "X": layout.of_x, "Y": layout.of_h, "STATES": cell.states, "SAVED": layout.saved}
+    sizes = {"S": layout.preacts, "X": layout.x_preacts, "Y": layout.h_preacts}
+    sizes |= {"STATES": cell.states, "SAVED": layout.saved}
     numbers = {
         **{name: len(values) for name, values in sizes.items()},
         "FIRST_READ": len(cell.states) - len(elementwise),
     }
     blocks_ih, blocks_hh = (", ".join(map(str, blocks)) for blocks in (layout.blocks_ih, layout.blocks_hh))
     return (
-        f"struct {kind} {{  // pre-activations: {', '.join(layout.sums)}\n"
+        f"struct {kind} {{  // pre-activations: {', '.join(layout.preacts)}\n"
         f"    static constexpr int {', '.join(f'{name} = {value}' for name, value in numbers.items())};\n"
         f"    static constexpr int BLOCKS_IH[X] = {{{blocks_ih}}}, BLOCKS_HH[Y] = {{{blocks_hh}}};\n"
         f"{forward}{backward}}};\n"

@@ -10,22 +10,21 @@ inline int64_t first_vector(int64_t vectors, int64_t q) { return ceil_div(vector
 
 // Packs the vector groups `first` to `last` of weights (preacts H, columns) as [group][k][3 or 4 vectors].
 template <class C, class E>
-void pack_transposed(MatrixView<const E> weight, const int *blocks, int64_t preacts, int64_t H, int64_t columns, E *packed,
+void pack_transposed(Matrix<const E> weight, const int *blocks, int64_t preacts, int64_t H, int64_t columns, E *packed,
                      int64_t first, int64_t last) {
     constexpr int64_t L = Vector<E>::N;
     const int64_t panels = ceil_div(H, L), vectors = ceil_div(columns, L);
     for (int64_t q = first; q < last; q++) {
         int64_t column = first_vector(vectors, q) * L,
-                row_elements = first_vector(vectors, q + 1) - first_vector(vectors, q) == 4 ? 4 * L : 3 * L;
-        int64_t valid = min(row_elements, columns - column);
+                width = first_vector(vectors, q + 1) - first_vector(vectors, q) == 4 ? 4 * L : 3 * L;
+        int64_t valid = min(width, columns - column);
         for (int64_t p = 0; p < panels; p++) {
             const Panel<C, E> panel(H, p);
-            const MatrixView<E> target{packed + q * panels * preacts * 4 * L * L + p * preacts * L * row_elements,
-                                       row_elements};
-            if (panel.valid < L) zero_rows<E>(panel.is_compact() ? panel.row_elements() : preacts * L, row_elements, target);
+            const Matrix<E> target{packed + q * panels * preacts * 4 * L * L + p * preacts * L * width, width};
+            if (panel.valid < L) zero_rows<E>(panel.is_compact() ? panel.row_elements() : preacts * L, width, target);
             for (int64_t k = 0; k < preacts; k++) {
                 const int64_t row = blocks[k] * H + p * L;
-                copy_rows<E>(panel.valid, valid, row_elements, weight.from(row, column), target.from(k * panel.gate_stride, 0));
+                copy_rows<E>(panel.valid, valid, width, weight.from(row, column), target.from(k * panel.gate_stride, 0));
             }
         }
     }
@@ -50,14 +49,14 @@ template <class C, class E> struct Gradients {
         const int64_t ring_steps = job.ring * job.chunk;
         return (E *)job.dpreact + p * ring_steps * B * C::S * L + (s % ring_steps * B + b) * Panel<C, E>(H, p).row_elements();
     }
-    MatrixView<const E> x_of(int64_t s) const { return {(const E *)a.x + time_of(s) * a.x_step, a.x_row}; }
+    Matrix<const E> x_of(int64_t s) const { return {(const E *)a.x + time_of(s) * a.x_step, a.x_row}; }
     // Copies `valid` columns of x, or of h_in of step s, then zeros. A row that was held at step s - 1 begins with h_0 at
     // step s. Held rows become zero: they have no part in any sum, and their padding may be NaN.
     void copy_step_input(bool is_x, int64_t s, int64_t b, int64_t rows, int64_t column, int64_t valid, int64_t width,
-                         MatrixView<E> target) const {
+                         Matrix<E> target) const {
         const Mask mask = mask_of_step(s, b), prev_mask = mask_of_step(s - 1, b);
-        const MatrixView<const E> h_0{(const E *)a.h_0, a.h_0_row};
-        const MatrixView<const E> h = s ? MatrixView<const E>{(const E *)a.h + time_of(s - 1) * B * H, H} : h_0;
+        const Matrix<const E> h_0{(const E *)a.h_0, a.h_0_row};
+        const Matrix<const E> h = s ? Matrix<const E>{(const E *)a.h + time_of(s - 1) * B * H, H} : h_0;
         copy_rows<E>(rows, valid, width, (is_x ? x_of(s) : h).from(b, column), target);
         for (int64_t r = 0; !is_x && prev_mask.lengths && r < rows; r++)
             if (prev_mask.holds(r)) copy_rows<E>(1, valid, width, h_0.from(b + r, column), {target[r], 0});
@@ -73,13 +72,12 @@ template <class C, class E> struct Gradients {
         const int64_t block_panels = ceil_div(panels, ceil_div(panels * count * L, BLOCK_K));  // panels
         const Panel<C, E> last(H, panels - 1);
         const E *last_dpreact = dpreact_of(panels - 1, s, b);
-        MatrixView<const E> init{zeros, 0};
+        Matrix<const E> init{zeros, 0};
         for (int64_t p = 0; p < panels; p += block_panels, init = {products, 4 * L}) {
             const E *w = packed + (q * panels * 4 + p * group_vectors) * count * L * L, *d = dpreact_of(p, s, b) + first * L;
             const int64_t separate_panels =
                 p + block_panels >= panels && last.is_compact();  // a compact last panel has a width of its own
-            multiply<E>(group_vectors, rows,
-                        {init.data, init.row_stride, products, 4 * L, w, d, C::S * L, 1, count * L,
+            multiply<E>(group_vectors, rows, {init.data, init.stride, products, 4 * L, w, d, C::S * L, 1, count * L,
                          min(block_panels, panels - p) - separate_panels, job.ring * job.chunk * B * C::S * L, last_dpreact,
                          last.row_elements(), separate_panels * last.row_elements()});
         }
@@ -94,7 +92,7 @@ template <class C, class E> struct Gradients {
         const int64_t first_h = padded(I), last_h = first_h + padded(H);
         for (int64_t s = s_first; s < s_last; s++) {
             for (int64_t k = 0, run; k < last_h + ones; k += run) {
-                const MatrixView<E> to{strips + k / WIDTH * strip + ((s - s_first) * B + b_first) * WIDTH + k % WIDTH, WIDTH};
+                const Matrix<E> to{strips + k / WIDTH * strip + ((s - s_first) * B + b_first) * WIDTH + k % WIDTH, WIDTH};
                 run = min(WIDTH - k % WIDTH, (k < first_h ? first_h : k < last_h ? last_h : k + 1) - k);
                 for (int64_t r = 0; k == last_h && r < count; r++) *to[r] = 1;
                 const int64_t column = k < first_h ? k : k - first_h, valid = min(run, (k < first_h ? I : H) - column);
@@ -141,18 +139,17 @@ template <class C, class E> struct Gradients {
     template <int N>
     void add_columns(const Chunk &chunk, int64_t k_set, int64_t p, int64_t k, const E *strip, int64_t from, int64_t to,
                      int64_t first_preact) const {
-        const int64_t first = max(k, from), columns = min(k + STRIP, to) - first,
-                      row_elements = Panel<C, E>(H, p).row_elements();
+        const int64_t first = max(k, from), columns = min(k + STRIP, to) - first, width = Panel<C, E>(H, p).row_elements();
         const E *dpreact = dpreact_of(p, chunk.s_first, chunk.first) + first_preact * L;
         E *out = accumulators_of(k_set, p) + (first * C::S + first_preact) * L;
-        MatrixView<const E> init{out, C::S * L};
+        Matrix<const E> init{out, C::S * L};
         if (chunk.starts) init = {zeros, 0};
         for (int64_t r = 0; columns > 0 && r < chunk.rows; r += chunk.block, init = {out, C::S * L}) {
             const E *strip_rows = strip + first - k + r * STRIP;
-            ProductArguments<E> s{init.data, init.row_stride, out, C::S * L, dpreact + r * row_elements, strip_rows, 1, STRIP,
+            ProductArguments<E> s{init.data, init.stride, out, C::S * L, dpreact + r * width, strip_rows, 1, STRIP,
                      min(chunk.block, chunk.rows - r), 1, 0, strip_rows, 0, 0};
             if constexpr (N) product<E, N, C::S>(columns, (ProductArguments<E> &&)s);
-            else multiply<E>(row_elements / L, columns, (ProductArguments<E> &&)s);
+            else multiply<E>(width / L, columns, (ProductArguments<E> &&)s);
         }
     }
 
@@ -173,7 +170,7 @@ template <class C, class E> struct Gradients {
         const Panel<C, E> panel(H, p);
         for (int64_t k = 0; k < count; k++) {
             const int64_t row = blocks[k] * H + p * L;
-            const MatrixView<const E> from{accumulators_of(0, p) + (first + k) * panel.gate_stride, C::S * L};
+            const Matrix<const E> from{accumulators_of(0, p) + (first + k) * panel.gate_stride, C::S * L};
             for (int64_t c = 0; weight && c < columns; c += L)
                 transpose<E>(min(L, columns - c), panel.valid, from.from(column + c, 0),
                              {weight + row * columns + c, columns});
@@ -190,8 +187,7 @@ template <class C, class E> struct Gradients {
             for (int64_t q = 0; q < vector_groups(vectors); q++) {
                 int64_t column = first_vector(vectors, q) * L, width = min(first_vector(vectors, q + 1) * L, I) - column;
                 dpreact_product(rows, b, s, 0, C::X, (const E *)job.packed_ih, vectors, q);
-                copy_rows<E>(rows, width, width, {products, 4 * L},
-                             MatrixView<E>{(E *)a.dx, I}.from(time_of(s) * B + b, column));
+                copy_rows<E>(rows, width, width, {products, 4 * L}, Matrix<E>{(E *)a.dx, I}.from(time_of(s) * B + b, column));
             }
         }
     }

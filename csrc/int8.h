@@ -34,10 +34,10 @@ template <class C, int ACT_BYTES> struct Int8Layer {
     const int64_t whole = min(p_last, H / L) - p_first, u_first = p_first * L, units = min(p_last * L, H) - u_first;
     const int64_t r_first = position.first_of_team(rows), r_last = position.last_of_team(rows);
     float *const carried = job.carried + b_first * L, *const reset_scales = job.scales + position.thread * B;
-    const MatrixView<const float> h_0{(const float *)a.h_0 + b_first * a.h_0_row, a.h_0_row};
-    const MatrixView<const float> initial_carried{C::FIRST_READ ? (const float *)a.c_0 + b_first * a.c_0_row : h_0.data,
+    const Matrix<const float> h_0{(const float *)a.h_0 + b_first * a.h_0_row, a.h_0_row};
+    const Matrix<const float> initial_carried{C::FIRST_READ ? (const float *)a.c_0 + b_first * a.c_0_row : h_0.data,
                                                   C::FIRST_READ ? a.c_0_row : a.h_0_row};
-    const MatrixView<float> h{(float *)a.h + b_first * H, H}, h_n{(float *)a.h_n + b_first * H, H};
+    const Matrix<float> h{(float *)a.h + b_first * H, H}, h_n{(float *)a.h_n + b_first * H, H};
     alignas(64) float block_sums_x[ROW_BLOCK * X], tail[ROW_BLOCK * L];
 
     Int8Layer(const Int8Job &job, ThreadPosition &position) : job(job), position(position), a(*job.args) {}
@@ -46,9 +46,7 @@ template <class C, int ACT_BYTES> struct Int8Layer {
     // h before step s: its bytes in two buffers, and its scales in three, one to read, one to write and one to reset
     uint8_t *h_bytes_of(int64_t s) const { return job.h + (s % 2 * B + b_first) * h_row_bytes; }
     float *h_scales_of(int64_t s) const { return job.scales_h + s % 3 * B + b_first; }
-    int64_t first_input_of(int64_t s) const {
-        return (s / block % 2 * B + b_first) * block;
-    }  // the first of a block's rows of x
+    int64_t first_input_of(int64_t s) const { return (s / block % 2 * B + b_first) * block; }  // in the input block of s
     float *sums_x_of(int64_t p) const { return job.sums_x + (p * B + b_first) * block * X; }
 
     void round_inputs(int64_t s) const {  // this thread's rows of the input block that begins with step s
@@ -76,7 +74,7 @@ template <class C, int ACT_BYTES> struct Int8Layer {
     void run(int64_t s, int64_t p, int64_t count, int64_t sign, int64_t r, int64_t row_count, float *sums_x,
              const float *scales) {
         const bool is_cut = (p + 1) * L > H;
-        const MatrixView<float> to = h.from(time_of(s) * B + r, p * L);
+        const Matrix<float> to = h.from(time_of(s) * B + r, p * L);
         Int8Rows<C, ACT_BYTES, true> step = {};
         step.panel = packed.panels + p, step.weights = packed.weights_h + p * packed.h_panel_bytes,
         step.panel_bytes = packed.h_panel_bytes;

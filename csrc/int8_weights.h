@@ -39,7 +39,7 @@ inline void pack_scales(const fastlstm_forward_args &a, int64_t p, int count, co
 
 // Packs panel p of one weight (count H, columns), with zeros after its rows and columns.
 NOINLINE void pack_bytes(const fastlstm_forward_args &a, int64_t p, int count, const int *blocks,
-                         MatrixView<const int8_t> weight, int64_t columns, int8_t *packed, int32_t *starts) {
+                         Matrix<const int8_t> weight, int64_t columns, int8_t *packed, int32_t *starts) {
     constexpr int64_t L = Vector<float>::N;
     __builtin_memset(packed, 0, ceil_div(columns, 4) * count * VECTOR_BYTES);
     __builtin_memset(starts, 0, count * L * 4);

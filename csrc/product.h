@@ -81,13 +81,13 @@ template <class E> void multiply(int64_t vectors, int64_t rows, ProductArguments
     else product<E, 1>(rows, (ProductArguments<E> &&)s);
 }
 
-// A matrix whose rows are `row_stride` elements apart
-template <class E> struct MatrixView {
+// A matrix whose rows are `stride` elements apart
+template <class E> struct Matrix {
     E *data;
-    int64_t row_stride;
-    E *operator[](int64_t r) const { return data + r * row_stride; }
-    MatrixView from(int64_t r, int64_t column) const { return {data + r * row_stride + column, row_stride}; }
-    operator MatrixView<const E>() const { return {data, row_stride}; }
+    int64_t stride;
+    E *operator[](int64_t r) const { return data + r * stride; }
+    Matrix from(int64_t r, int64_t column) const { return {data + r * stride + column, stride}; }
+    operator Matrix<const E>() const { return {data, stride}; }
 };
 
 // Copies fewer than 2 N elements, in powers of two.
@@ -98,7 +98,7 @@ template <class E, int N> inline void copy_rest(int64_t count, const E *from, E 
 
 // Copies `valid` elements of each row, and writes zeros after them up to `width`.
 template <class E>
-NOINLINE void copy_rows(int64_t rows, int64_t valid, int64_t width, MatrixView<const E> source, MatrixView<E> target) {
+NOINLINE void copy_rows(int64_t rows, int64_t valid, int64_t width, Matrix<const E> source, Matrix<E> target) {
     for (int64_t r = 0; r < rows; r++) {
         const E *from = source[r];
         E *to = target[r];
@@ -111,8 +111,8 @@ NOINLINE void copy_rows(int64_t rows, int64_t valid, int64_t width, MatrixView<c
 }
 
 // Returns whether every bit of the rows is zero. To leave out their product with finite weights changes no sum then.
-template <class E> NOINLINE bool is_zero(int64_t rows, int64_t width, MatrixView<const E> source) {
-    for (int64_t r = 0; r < (source.row_stride ? rows : min(rows, 1)); r++) {
+template <class E> NOINLINE bool is_zero(int64_t rows, int64_t width, Matrix<const E> source) {
+    for (int64_t r = 0; r < (source.stride ? rows : min(rows, 1)); r++) {
         char bits = 0;
         for (int64_t k = 0; k < width * (int64_t)sizeof(E); k++) bits |= ((const char *)source[r])[k];
         if (bits) return false;
@@ -120,11 +120,11 @@ template <class E> NOINLINE bool is_zero(int64_t rows, int64_t width, MatrixView
     return true;
 }
 
-template <class E> void zero_rows(int64_t rows, int64_t width, MatrixView<E> target) {
+template <class E> void zero_rows(int64_t rows, int64_t width, Matrix<E> target) {
     copy_rows<E>(rows, 0, width, target, target);
 }
 
-template <class E> NOINLINE void add_rows(int64_t rows, int64_t width, MatrixView<const E> source, MatrixView<E> target) {
+template <class E> NOINLINE void add_rows(int64_t rows, int64_t width, Matrix<const E> source, Matrix<E> target) {
     for (int64_t r = 0; r < rows; r++) {
         const E *from = source[r];
         E *to = target[r];
@@ -179,7 +179,7 @@ struct Mask {
         return r;
     }
     bool any(Event event, int64_t rows) const { return next(event, rows) < rows; }
-    template <class E> void zero(Event event, int64_t rows, int64_t width, MatrixView<E> target) const {
+    template <class E> void zero(Event event, int64_t rows, int64_t width, Matrix<E> target) const {
         for (int64_t r = next(event, rows); r < rows; r = next(event, rows, r + 1)) zero_rows<E>(1, width, {target[r], 0});
     }
 };
@@ -210,7 +210,7 @@ template <class E, int HALF> inline void exchange_all(Raw<E> (&rows)[Vector<E>::
 }
 
 // Sets target[k, r] = source[r, k], for at most as many rows as a vector has lanes and any number of columns.
-template <class E> NOINLINE void transpose(int64_t rows, int64_t columns, MatrixView<const E> source, MatrixView<E> target) {
+template <class E> NOINLINE void transpose(int64_t rows, int64_t columns, Matrix<const E> source, Matrix<E> target) {
     constexpr int N = Vector<E>::N;
     if (rows == N && columns >= N) {
         for (int64_t next = 0; next < columns; next += N) {
@@ -229,8 +229,7 @@ template <class E> NOINLINE void transpose(int64_t rows, int64_t columns, Matrix
 // Runs the cell's forward function on one vector of units and some batch rows: from preact (rows, S, lanes) and the states
 // `prev` to the states `next` and, with SAVE, `saved` (rows, SAVED, lanes).
 template <class C, class E, bool SAVE>
-NOINLINE void cells_forward(int64_t rows, const E *preact, const MatrixView<const E> *prev, const MatrixView<E> *next,
-                            E *saved) {
+NOINLINE void cells_forward(int64_t rows, const E *preact, const Matrix<const E> *prev, const Matrix<E> *next, E *saved) {
     using V = Vector<E>;
     constexpr int64_t L = V::N;
     for (int64_t r = 0; r < rows; r++, preact += C::S * L) {
@@ -249,8 +248,8 @@ NOINLINE void cells_forward(int64_t rows, const E *preact, const MatrixView<cons
 // gradient of h is dh + dh_out. `carried` (rows, lanes) has the gradients of the other states, and gets the carried ones.
 // Lanes of dpreact from `valid` on become zero, since a product sums over them.
 template <class C, class E>
-NOINLINE void cells_backward(int64_t rows, int64_t valid, MatrixView<const E> dh, MatrixView<const E> dh_out, E *const *carried,
-                             const E *saved, const MatrixView<const E> *prev, E *dpreact) {
+NOINLINE void cells_backward(int64_t rows, int64_t valid, Matrix<const E> dh, Matrix<const E> dh_out, E *const *carried,
+                             const E *saved, const Matrix<const E> *prev, E *dpreact) {
     using V = Vector<E>;
     constexpr int64_t L = V::N;
     for (int64_t r = 0; r < rows; r++, saved += C::SAVED * L, dpreact += C::S * L) {

@@ -61,14 +61,14 @@ def _run(parser: Parser, args: argparse.Namespace) -> int:
             if getattr(args, name) is not None:
                 option = name.replace("_", "-")
                 parser.error(f"argument --{option}: must be given with --warm-up, got --{option} alone")
-        found = info()
-        print(json.dumps(found, indent=1) if args.json else "\n".join(lines(found)))
+        report = info()
+        print(json.dumps(report, indent=1) if args.json else "\n".join(lines(report)))
         return 0
     if args.json:
         parser.error("argument --json: must be left out with --warm-up, got both")
     _warm_up(parser, args)
-    found = info()
-    folder, reason = found["caches"]["numba"], found["backends"]["numba"]
+    report = info()
+    folder, reason = report["caches"]["numba"], report["backends"]["numba"]
     if folder is not None:
         print(f"numba's kernels are kept in {folder}")
     elif reason is not None:
@@ -89,7 +89,7 @@ def _warm_up(parser: Parser, args: argparse.Namespace) -> None:
         cell = next(cell for cell in CELLS if cell.key == key)
         of = {"device": device, "dtype": getattr(torch, dtype)}
         try:
-            taken = dispatch.choose(args.backend, **of, cell=cell, projected=False, masked=False, cells=False)
+            taken = dispatch.choose(args.backend, **of, cell=cell, projected=False, masked=False, inner_states=False)
         except RuntimeError as error:
             parser.error(f"argument --backend: {error}")
         run = functools.partial(_run_layer, cell, *shape, args.backend, **of)
@@ -112,28 +112,28 @@ def _run_layer(cell: Cell, I: int, H: int, B: int, backend: Any, **of: Any) -> N
         layer(x.requires_grad_(rows > 1))[0].sum().backward()  # some of a row's kernels serve only without dx
 
 
-def lines(found: dict[str, Any]) -> Iterator[str]:
-    """Yield what `info` found, as lines of text."""
-    versions, processor = found["versions"], found["processor"]
+def lines(report: dict[str, Any]) -> Iterator[str]:
+    """Yield the report of `info` as lines of text."""
+    versions, processor = report["versions"], report["processor"]
     packages = (f"{name} {version or 'is not installed'}" for name, version in versions.items())
     yield f"versions      {', '.join(packages)}"
     yield f"processor     {processor['name']}, {processor['cores']} cores; torch uses {processor['threads']} threads"
-    sets = (f"{backend} uses {name}" for backend, name in found["instructions"].items() if name)
+    sets = (f"{backend} uses {name}" for backend, name in report["instructions"].items() if name)
     yield f"instructions  {', '.join(sets) or 'none: no backend for CPUs can be used'}"
-    yield f"GPUs          {', '.join(found['gpus']) or 'torch finds none'}"
-    yield f"default       {found['default']}"
-    for device, taken in found["auto"].items():
+    yield f"GPUs          {', '.join(report['gpus']) or 'torch finds none'}"
+    yield f"default       {report['default']}"
+    for device, taken in report["auto"].items():
         for backend in dict.fromkeys(taken.values()):
             cells = [cell for cell, name in taken.items() if name == backend]
             which = "every cell" if len(cells) == len(taken) else ", ".join(cells)
             yield f"auto on {device:5} takes {backend} for {which}"
     yield "backends"
-    for name, reason in found["backends"].items():
+    for name, reason in report["backends"].items():
         yield f"  {name:13} {'runs' if reason is None else reason}"
     yield "caches"
-    for name, folder in found["caches"].items():
+    for name, folder in report["caches"].items():
         yield f"  {name:13} {folder or 'none'}"
-    yield from found["notes"]
+    yield from report["notes"]
 
 
 if __name__ == "__main__":

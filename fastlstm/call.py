@@ -29,7 +29,7 @@ from fastlstm.autograd import rules  # noqa: F401  # which defines the operators
 from fastlstm.autograd.elementary import narrowed
 from fastlstm.autograd.functions import apply_plan, differentiable
 from fastlstm.autograd.modes import autocast_of, is_plain, nests_forward_mode, no_autocast, under_vmap, wants_gradient
-from fastlstm.autograd.operators import made
+from fastlstm.autograd.operators import by_cell
 from fastlstm.backends import aten, dispatch, reference, settings
 from fastlstm.backends.base import Layer, Plan, Run, empty_run
 from fastlstm.backends.checks import check_layer
@@ -44,7 +44,7 @@ class Call(NamedTuple):
     Attributes:
         layer: x is (T, B, I), states are (B, H), and the types are those that the backend takes.
         backend: the name of the backend that runs it.
-        inner_states: whether the states but the first are wanted of all steps.
+        inner_states: whether the inner states of all steps are wanted.
     """
 
     layer: Layer
@@ -58,12 +58,12 @@ def _by_aten(call: Call) -> Run:
 
 def _by_operations(call: Call) -> Run:
     run = reference.forward(call.layer, True)
-    return run._replace(kept=run.kept[:-1])
+    return run._replace(saved=run.saved[:-1])
 
 
 def _by_operator(call: Call) -> Run:
     layer = call.layer
-    operator = made[layer.cell].layer
+    operator = by_cell[layer.cell].layer
     return Run.of(len(layer.states), operator(*layer.tensors, layer.reverse, call.inner_states, call.backend))
 
 
@@ -85,34 +85,34 @@ def run(
     *,
     plans: Plans | None,
     backend: str | None = None,
-    axis: bool = False,
+    has_layer_axis: bool = False,
     inner_states: bool = False,
 ) -> Run:
     """Run one layer in one direction, or a stack of layers.
 
-    The run keeps the states but the first, (T, B, H) each, if `inner_states` is true, and otherwise nothing. Its h is
-    None if x is (B, I), since it would equal the first of the last states.
+    `saved` of the result has the inner states of all steps, (T, B, H) each, if `inner_states` is true, and is empty
+    otherwise. h is None if x is (B, I), since it would equal the first of the last states.
 
     Args:
         layer: the tensors. For a single step x may also be (B, I).
         plans: the plans of the layer, or None to go without.
         backend: a name of `fastlstm.backends.settings.NAMES`. None takes the default that `use_backend` sets.
-        axis: whether the states are (1, B, H), in the layer and in the result.
-        inner_states: whether the states but the first are wanted of all steps.
+        has_layer_axis: whether the states are (1, B, H), in the layer and in the result.
+        inner_states: whether the inner states of all steps are wanted.
 
     Raises:
         ValueError: for tensors that make no layer, and for an unknown backend.
         RuntimeError: if a backend that was asked for by name cannot run them, with its reason.
     """
     if torch.compiler.is_compiling():
-        result = _as_node(layer.squeezed(axis), backend, inner_states)
+        result = _as_node(layer.squeezed(has_layer_axis), backend, inner_states)
     else:
         if plans is None or layer.weight_hr is not None or inner_states:
-            plans = None  # a plan keeps no inner states and has no projection
-        elif (plan := plans.get(layer, backend, axis, _plan)) is not None:
+            plans = None  # a plan returns no inner states and has no projection
+        elif (plan := plans.get(layer, backend, has_layer_axis, _plan)) is not None:
             return plan(layer)
-        result = _run_checked(layer.squeezed(axis), plans, backend, inner_states)
-    if axis:  # stack, since unsqueeze gives views, which cannot be detached in place
+        result = _run_checked(layer.squeezed(has_layer_axis), plans, backend, inner_states)
+    if has_layer_axis:  # stack, since unsqueeze gives views, which cannot be detached in place
         return result._replace(last=tuple(torch.stack([a]) for a in result.last))
     return result if layer.x.dim() == 3 else result._replace(h=None)
 
@@ -134,21 +134,21 @@ def _in_graph(dual: bool, *arguments: Any) -> tuple[Tensor, ...]:
     with opened_by_graph(dual):
         layer = Layer.of(by_key(key), tensors, reverse)._replace(weight_hr=weight_hr, stacked=stacked)
         result = _run_checked(layer, None, backend, inner_states)
-    return result.h, *result.last, *result.kept
+    return result.h, *result.last, *result.saved
 
 
 def _run_checked(layer: Layer, plans: Plans | None, backend: str | None, inner_states: bool) -> Run:
     """Check a call, cast its tensors, choose a backend, and run the call in the first of `_WAYS` that serves it."""
-    to = autocast_of(layer.x)
+    cast_type = autocast_of(layer.x)
     with no_autocast(layer.x):  # plain PyTorch operations would be cast again
-        if to is not None:  # autocast leaves float64 alone
-            layer = layer.to(torch.float64 if layer.x.dtype == torch.float64 else to)
+        if cast_type is not None:  # autocast leaves float64 alone
+            layer = layer.to(torch.float64 if layer.x.dtype == torch.float64 else cast_type)
             if plans is not None and (plan := plans.get(layer, backend, False, _plan)) is not None:
                 return plan(layer)
         check_layer(layer)
         if layer.x.shape[0] == 0:
             result = empty_run(layer)
-            return result if inner_states else result._replace(kept=())
+            return result if inner_states else result._replace(saved=())
         name = dispatch.choose(
             backend,
             layer.x.device,
@@ -156,7 +156,7 @@ def _run_checked(layer: Layer, plans: Plans | None, backend: str | None, inner_s
             cell=layer.cell,
             projected=layer.weight_hr is not None,
             masked=layer.lengths is not None or layer.reset is not None,
-            cells=inner_states,
+            inner_states=inner_states,
             transformed=layer.stacked or under_vmap() or dual_level(),
             traced=not is_plain(),  # without tensors it says whether a tracer is active
             layer=layer,
@@ -170,52 +170,55 @@ def _run_checked(layer: Layer, plans: Plans | None, backend: str | None, inner_s
             call = Call(wide, name, inner_states)
             result = next(way for describes, way in _WAYS if describes(call))(call)
         if not inner_states:
-            result = result._replace(kept=())
+            result = result._replace(saved=())
         if wide is layer:
             return result
-        results = narrowed((result.h, *result.last, *result.kept), layer.x.dtype, (*layer.tensors, layer.weight_hr))
+        results = narrowed((result.h, *result.last, *result.saved), layer.x.dtype, (*layer.tensors, layer.weight_hr))
         return Run.of(len(layer.states), results)
 
 
-def _plan(layer: Layer, backend: str | None, axis: bool, kept: dict[Any, Any] | None) -> Runs | None:
+def _plan(
+    layer: Layer, backend: str | None, has_layer_axis: bool, packed_weights: dict[Any, Any] | None
+) -> Runs | None:
     """Make the plan of a plain call of floats, see `Plans.get`.
 
     Raises:
         ValueError: for tensors that make no layer.
         RuntimeError: if a backend that was asked for by name cannot run them.
     """
-    learns, to = wants_gradient(*layer.tensors), autocast_of(layer.x)
+    wants_gradients, cast_type = wants_gradient(*layer.tensors), autocast_of(layer.x)
     # PyTorch's operations cast for gradients, since autograd records them. Autocast leaves float64 alone.
-    if to is not None and (learns or to.itemsize > 2 or layer.x.dtype == torch.float64):
+    if cast_type is not None and (wants_gradients or cast_type.itemsize > 2 or layer.x.dtype == torch.float64):
         return None
-    cast_layer = layer if to is None else layer.to(to)
-    check_layer(cast_layer.squeezed(axis))
+    cast_layer = layer if cast_type is None else layer.to(cast_type)
+    check_layer(cast_layer.squeezed(has_layer_axis))
     x = cast_layer.x
     masked = layer.lengths is not None or layer.reset is not None
     name = dispatch.choose(
-        backend, x.device, x.dtype, cell=layer.cell, projected=False, masked=masked, cells=False,
+        backend, x.device, x.dtype, cell=layer.cell, projected=False, masked=masked, inner_states=False,
         transformed=layer.stacked, layer=cast_layer,
     )  # fmt: skip
     traits = dispatch.traits(name)
     if not traits.plans or not is_plain(*layer.weights) or 0 in x.shape[: 3 if layer.cell.gates_of_x else -1]:
         return None
-    if (layer.stacked or not traits.plans_sixteen_bits) and (x.itemsize == 2 or to is not None):
+    if (layer.stacked or not traits.plans_sixteen_bits) and (x.itemsize == 2 or cast_type is not None):
         return None
     if layer.stacked and not traits.plans_stacks:
         return None
-    keeps = all(a is None or (type(a) is Parameter and a.is_contiguous()) for a in layer.weights)
+    caches = all(a is None or (type(a) is Parameter and a.is_contiguous()) for a in layer.weights)
     example = cast_layer._replace(weights=layer.weights)  # weights are cast when they are packed
     with torch.inference_mode(False), torch.no_grad():
-        plan: Plan = dispatch.module(name).plan(example, learns, kept if keeps else None, (1,) * axis)
+        shared, state_axes = packed_weights if caches else None, (1,) * has_layer_axis
+        plan: Plan = dispatch.module(name).plan(example, wants_gradients, shared, state_axes)
     plan.backend, plan.types = name, None
-    if learns:
+    if wants_gradients:
         return partial(_differentiable, plan)
-    return plan.forward if to is None else partial(_cast, plan, to)
+    return plan.forward if cast_type is None else partial(_cast, plan, cast_type)
 
 
 def _differentiable(plan: Plan, layer: Layer) -> Run:
     h, *rest = apply_plan(plan, layer, layer.x, *layer.weights, *layer.states, *layer.inputs)
-    return Run(h, tuple(rest[: len(layer.states)]), ())  # what else a plan keeps is for its backward pass
+    return Run(h, tuple(rest[: len(layer.states)]), ())  # other results of the plan are for its backward pass
 
 
 def _cast(plan: Plan, dtype: torch.dtype, layer: Layer) -> Run:

@@ -214,10 +214,10 @@ def _check_names(function: str, module: nn.Module, theirs: type, ours: type) -> 
     """Raise TypeError where a subclass of torch's, or an instance, has a name that ours keeps something else under."""
     of_ours = {name for cls in ours.__mro__ if not issubclass(theirs, cls) for name in vars(cls)}
     private = {name for name in of_ours if name.startswith("_") and not name.startswith("__")} - {"_flat_weights"}
-    kept = private.difference(dir(theirs))  # a subclass may add to the methods of torch's class
+    hidden_names = private.difference(dir(theirs))  # a subclass may add to the methods of torch's class
     own = set(vars(module)).union(*(vars(cls) for cls in type(module).__mro__ if not issubclass(theirs, cls)))
     public = {"backend", "forget_bias", "recompute"} | ({"recurrent_dropout", "zoneout"} & of_ours)
-    for name in sorted((kept | public) & own):
+    for name in sorted((hidden_names | public) & own):
         raise TypeError(f"{function} cannot replace a {type(module).__name__} that has a {name!r} of its own")
 
 
@@ -235,5 +235,5 @@ def _mixed(cls: type, theirs: type, ours: type) -> Any:
 
 
 def _new(cls: type) -> Any:
-    made = next(_mixed(cls, theirs, ours) for theirs, ours in PAIRS if issubclass(cls, theirs))
-    return made.__new__(made)
+    combined = next(_mixed(cls, theirs, ours) for theirs, ours in PAIRS if issubclass(cls, theirs))
+    return combined.__new__(combined)

@@ -64,9 +64,9 @@ def model_bytes(state_dict: dict[str, Tensor], int8: bool = False, activations: 
         "linear.weight": (C, H),
         "linear.bias": (C,),
     }
-    found = {name: tuple(value.shape) for name, value in state_dict.items()}
-    if found != shapes or 0 in (I, H, C):
-        raise ValueError(f"state_dict must hold tensors of the shapes {shapes}, got {found}")
+    shapes_found = {name: tuple(value.shape) for name, value in state_dict.items()}
+    if shapes_found != shapes or 0 in (I, H, C):
+        raise ValueError(f"state_dict must hold tensors of the shapes {shapes}, got {shapes_found}")
     weight_ih, weight_hh, bias_ih, bias_hh, weight, linear_bias = (state_dict[name].float() for name in shapes)
     others = bias_ih + bias_hh, weight, linear_bias
     if int8:

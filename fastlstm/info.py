@@ -34,7 +34,7 @@ def info() -> dict[str, Any]:
         - ``notes``: sentences on what is not as it should be.
     """
     gpus = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
-    found: dict[str, Any] = {
+    report: dict[str, Any] = {
         "versions": {
             "fastlstm": __version__,
             "python": platform.python_version(),
@@ -49,7 +49,7 @@ def info() -> dict[str, Any]:
         "backends": {name: _reason(name) for name in (*dispatch.FUSED, "aten")},
         "caches": {"numba": numba.cache_folder(), "triton": _of_triton()},
     }
-    return {**found, "notes": _notes(found)}
+    return {**report, "notes": _notes(report)}
 
 
 def _version(package: str) -> str | None:
@@ -80,8 +80,8 @@ def _of_native() -> str | None:
         return None
     name = ctypes.CDLL(str(csrc.LIBRARY)).fastlstm_instructions_name
     name.restype = ctypes.c_char_p
-    found: bytes = name(0)  # the widest
-    return found.decode()
+    name_of_set: bytes = name(0)  # the widest
+    return name_of_set.decode()
 
 
 def _of_triton() -> str | None:
@@ -94,7 +94,7 @@ def _of_triton() -> str | None:
 
 
 def _taken(device: str) -> dict[str, str]:
-    call: dict[str, Any] = {"projected": False, "masked": False, "cells": False, "warn": False}
+    call: dict[str, Any] = {"projected": False, "masked": False, "inner_states": False, "warn": False}
     where = torch.device(device)
     return {cell.key: dispatch.choose("auto", where, torch.float32, cell=cell, **call) for cell in CELLS}
 
@@ -108,16 +108,16 @@ def _reason(name: str) -> str | None:
     return reason
 
 
-def _notes(found: dict[str, Any]) -> list[str]:
+def _notes(report: dict[str, Any]) -> list[str]:
     notes = []
-    if found["backends"]["numba"] is None and found["caches"]["numba"] is None:
+    if report["backends"]["numba"] is None and report["caches"]["numba"] is None:
         instead = "every process compiles for itself"
-        if found["backends"]["native"] is None:
+        if report["backends"]["native"] is None:
             instead = "auto takes native for the cells that it has, and every process compiles the others for itself"
         named = os.environ.get("NUMBA_CACHE_DIR")
         folder = "a folder for the cache" if named is None else f"{named}, where this user cannot write"
         notes.append(f"No folder for numba's cache can be written: {instead}. NUMBA_CACHE_DIR names {folder}.")
-    if found["gpus"] and (reason := found["backends"]["triton"]) is not None:
+    if report["gpus"] and (reason := report["backends"]["triton"]) is not None:
         notes.append(
             f"No kernels of this package run on the GPU: {reason}. torch's own layers run there instead, with lengths "
             "too. What they lack, such as resets and other cells, runs in plain PyTorch."
@@ -127,6 +127,6 @@ def _notes(found: dict[str, Any]) -> list[str]:
             "The native backend was not built. If GCC or Clang is installed, two commands build it: 'pip cache remove "
             "fastlstm', then 'pip install --force-reinstall --no-deps' with what was installed (fastlstm, a path)."
         )
-    if found["processor"]["threads"] > (found["processor"]["cores"] or 1):
+    if report["processor"]["threads"] > (report["processor"]["cores"] or 1):
         notes.append("torch uses more threads than there are cores: see torch.set_num_threads.")
     return notes

@@ -29,11 +29,11 @@ NAMES: dict[str, bool] = {}  # those that were looked for within torch, and whet
 def _name(path: str) -> Any:
     """What torch has under a private name, or None."""
     try:
-        found = None if PUBLIC else attrgetter(path)(torch)
+        value = None if PUBLIC else attrgetter(path)(torch)
     except AttributeError:
-        found = None
-    NAMES[path] = found is not None
-    return found
+        value = None
+    NAMES[path] = value is not None
+    return value
 
 
 class _WhenImported(importlib.abc.MetaPathFinder):
@@ -114,7 +114,7 @@ def _seer() -> Callable[[], int]:
     """
     if not hasattr(torch.ops.fastlstm, "active"):  # a module may be loaded again
         library = torch.library.Library("fastlstm", "FRAGMENT")
-        _kept.append(library)
+        _libraries.append(library)
         library.define("active() -> int")
         try:
             library.impl("active", lambda: 2, "FuncTorchDynamicLayerFrontMode")
@@ -126,7 +126,7 @@ def _seer() -> Callable[[], int]:
     return torch.ops.fastlstm.active.default
 
 
-_kept: list[torch.library.Library] = []
+_libraries: list[torch.library.Library] = []
 # Whether a transform of torch.func is active, in 0.04 us for 0.7.
 transformed: Any = _name("_C._are_functorch_transforms_active")
 # How many modes see every operator, as that of fake tensors does, in 0.05 us for 0.8.

@@ -185,14 +185,14 @@ def _resumed(parser: Parser, args: argparse.Namespace) -> dict[str, Any]:
         if getattr(args, name) is not None:
             parser.error(f"argument --{name.replace('_', '-')}: must be left out with --resume, the run keeps its own")
     try:
-        kept = checkpoint.load(args.resume / CHECKPOINTS[OURS])
+        content = checkpoint.load(args.resume / CHECKPOINTS[OURS])
     except CheckpointError as error:
         parser.error(f"argument --resume: {error}")
-    begun = kept["begun"]
+    begun = content["begun"]
     args.backend, args.compare = begun["backend"], begun["compare"]
     args.threads = args.threads or begun["threads"]
     args.data = args.data or (Path(begun["data"]) if begun["data"] else None)
-    return kept["about"]
+    return content["about"]
 
 
 def _keepers(args: argparse.Namespace, out: Path, about: dict[str, Any]) -> dict[str, Keeper]:
@@ -261,7 +261,7 @@ def _backend(
     parser: Parser, args: argparse.Namespace, device: torch.device, recipe: Recipe, layer: Layer | None = None
 ) -> str:
     """Return the backend that is to run layers, or with a `layer` the one that has run it: its first call may fail."""
-    options: dict[str, Any] = {"cell": lstm, "projected": recipe.proj_size > 0, "masked": False, "cells": False}
+    options: dict[str, Any] = {"cell": lstm, "projected": recipe.proj_size > 0, "masked": False, "inner_states": False}
     try:
         return dispatch.choose(args.backend, device, _dtype(recipe), **options, layer=layer)
     except RuntimeError as error:

@@ -4,7 +4,7 @@ python -m benchmarks.cpu.packed [--rounds 15] [--seconds 10]
 
 The lengths go evenly from 1 to T and are not sorted. Each side gets a padded input and gives a padded output: "packed"
 is pack_padded_sequence, the layer and pad_packed_sequence. A step of training is forward and backward. Two layers with
-T from 10 to 1000 are those of issue 149194 of PyTorch, at sizes of our own.
+T from 10 to 1000 are a case in which users of PyTorch found packed sequences slow (docs/models.md names their report).
 """
 
 import itertools

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from fastlstm.autograd.modes import wants_autograd
-from fastlstm.backends.base import Gradients, Layer, count_tensors, groups_of, ranks
+from fastlstm.backends.base import Gradients, Layer, count_tensors, ranks, stack_size_of
 from fastlstm.cells.spec import Cell
 from fastlstm.torch_private import transformed
 
@@ -25,23 +25,23 @@ def _fold(a: Optional, dim: int | None, size: int, axis: int) -> Optional:
 
 
 def _stack(a: Optional, dim: int | None, size: int, rank: int) -> Optional:
-    """Return a weight (`rank` 2) or bias (1) with vmap's axis as group axis. It is merged in front of one it has."""
+    """Return a weight (`rank` 2) or bias (1) with vmap's axis as that of a stack, in front of one that it has."""
     if a is None:
         return None
     a = a.unsqueeze(0).expand(size, *a.shape) if dim is None else a.movedim(dim, 0)
     return a.flatten(0, 1) if a.dim() > rank + 1 else a
 
 
-def _goes_on(*tensors: Optional) -> bool:
+def _continues(*tensors: Optional) -> bool:
     """Return whether another level is below this one, or a derivative is wanted there."""
     return transformed() or wants_autograd(*tensors)
 
 
-def _fold_x(x: Any, dim: int | None, size: int, groups: int) -> Any:
-    """Return `_fold` of ``x``. If every group reads the same x, return (T,G,B,I) as an expanded view instead; only if
-    no derivative of x is wanted below.
+def _fold_x(x: Any, dim: int | None, size: int, stack: int) -> Any:
+    """Return `_fold` of ``x``. If every layer of the stack reads the same x, and no derivative of it is wanted below,
+    return (T,G,B,I) as an expanded view instead.
     """
-    if dim is None and size == groups and x.dim() == 3 and not _goes_on(x):
+    if dim is None and size == stack and x.dim() == 3 and not _continues(x):
         return x.unsqueeze(1).expand(-1, size, -1, -1)
     return _fold(x, dim, size, 1)
 
@@ -56,7 +56,7 @@ def _fold_layer(size: int, dims: Any, layer: Layer, stacks: bool) -> Layer:
         for axis, of, of_dims in ((0, layer.states, dims.states), (1, layer.inputs, dims.inputs))
     )
     lengths, reset = _fold(layer.lengths, dims.lengths, size, 0), _fold(layer.reset, dims.reset, size, 1)
-    x = _fold_x(layer.x, dims.x, size, groups_of(layer._replace(weights=weights)))
+    x = _fold_x(layer.x, dims.x, size, stack_size_of(layer._replace(weights=weights)))
     return Layer(x, weights, states, lengths, reset, layer.reverse, layer.cell, inputs)
 
 
@@ -67,14 +67,14 @@ def forward_rule(
     is the plain operator that runs it when no outer level or derivative is left.
     """
     count, states = count_tensors(cell), len(cell.states)
-    given, dims = Layer.of(cell, args[:count], False), Layer.of(cell, in_dims[:count], False)
-    stacks = any(d is not None for d in dims.weights) or groups_of(given) > 0
-    layer = _fold_layer(size, dims, given, stacks)
-    outputs = (call if _goes_on(*args[:count]) else last)(*layer.tensors, *args[count:])
+    unfolded, dims = Layer.of(cell, args[:count], False), Layer.of(cell, in_dims[:count], False)
+    stacks = any(d is not None for d in dims.weights) or stack_size_of(unfolded) > 0
+    layer = _fold_layer(size, dims, unfolded, stacks)
+    outputs = (call if _continues(*args[:count]) else last)(*layer.tensors, *args[count:])
     gates = outputs[-1]
-    of_gates = 0 if groups_of(layer) and gates.dim() == 5 else gates.dim() - 2
+    of_gates = 0 if stack_size_of(layer) and gates.dim() == 5 else gates.dim() - 2
     axes = 1, *[0] * states, *[1] * (states - 1), of_gates
-    axes = tuple(None if a.dim() == 1 else axis for a, axis in zip(outputs, axes))  # what is not kept has one axis
+    axes = tuple(None if a.dim() == 1 else axis for a, axis in zip(outputs, axes))  # empty outputs have one axis
     return tuple(a if axis is None else a.unflatten(axis, (size, -1)) for a, axis in zip(outputs, axes)), axes
 
 
@@ -87,27 +87,27 @@ def backward_rule(
     end = first + count_tensors(cell)
     of_states = 1, *[0] * states, *[1] * (states - 1)
     incoming = [_fold(a, d, size, axis) for a, d, axis in zip(args, in_dims, of_states)]
-    # each sample gets weight gradients of its own, so it is a group, even where all samples share the weights
-    given, dims = Layer.of(cell, args[first:end], False), Layer.of(cell, in_dims[first:end], False)
-    layer, place = _fold_layer(size, dims, given, True), end + states
-    of_gates = args[place].dim() - (in_dims[place] is not None)
+    # each sample has weight gradients of its own, so it is a layer of a stack, even where samples share the weights
+    unfolded, dims = Layer.of(cell, args[first:end], False), Layer.of(cell, in_dims[first:end], False)
+    layer, gates = _fold_layer(size, dims, unfolded, True), end + states
+    of_gates = args[gates].dim() - (in_dims[gates] is not None)
     axes = *[1] * states, 0 if of_gates == 5 else of_gates - 2
-    kept = [_fold(a, d, size, axis) for a, d, axis in zip(args[end:], in_dims[end:], axes)]
-    call = call if _goes_on(*args[: place + 1]) else last
-    found = Gradients.of(cell, call(*incoming, *layer.tensors, *kept, *args[place + 1 :]))
+    saved = [_fold(a, d, size, axis) for a, d, axis in zip(args[end:], in_dims[end:], axes)]
+    call = call if _continues(*args[: gates + 1]) else last
+    gradients = Gradients.of(cell, call(*incoming, *layer.tensors, *saved, *args[gates + 1 :]))
 
     def of_rows(a: Optional, axis: int) -> Optional:
         return a if a is None else a.unflatten(axis, (size, -1))
 
     weights = tuple(
-        of_rows(g, 0) if g is not None and a.dim() - (d is not None) > rank else g  # the weights had groups already
-        for g, a, d, rank in zip(found.weights, given.weights, dims.weights, ranks(cell))
+        of_rows(g, 0) if g is not None and a.dim() - (d is not None) > rank else g  # the weights were a stack already
+        for g, a, d, rank in zip(gradients.weights, unfolded.weights, dims.weights, ranks(cell))
     )
     out = Gradients(
-        of_rows(found.x, 1),
+        of_rows(gradients.x, 1),
         weights,
-        tuple(of_rows(a, 0) for a in found.states),
-        tuple(of_rows(a, 1) for a in found.inputs),
+        tuple(of_rows(a, 0) for a in gradients.states),
+        tuple(of_rows(a, 1) for a in gradients.inputs),
     )
     axes = Gradients(1, (0,) * len(weights), (0,) * states, (1,) * len(cell.inputs)).flat
     return out.flat, tuple(None if a is None else axis for a, axis in zip(out.flat, axes))

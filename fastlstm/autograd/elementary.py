@@ -34,14 +34,14 @@ class _TakeRows(Function):
         return take_rows(da, order.argsort(), ctx.axis), None, None
 
 
-def narrowed(results: tuple[Any, ...], dtype: torch.dtype, given: tuple[Optional, ...]) -> tuple[Any, ...]:
-    """Return float32 results of a layer in `dtype`, the 16-bit type of the tensors that it was `given`.
+def narrowed(results: tuple[Any, ...], dtype: torch.dtype, operands: tuple[Optional, ...]) -> tuple[Any, ...]:
+    """Return float32 results of a layer in `dtype`, the 16-bit type of the `operands` of the layer.
 
-    Equivalent to `Tensor.to` for each result, with one addition: if a given tensor is changed in place before the
+    Equivalent to `Tensor.to` for each result, with one addition: if an operand is changed in place before the
     backward pass, that pass raises. Autograd itself saved only float32 copies, and would not notice.
     """
-    if wants_gradient(*results) and is_untransformed(*results, *given):
-        return cast(tuple[Any, ...], _Narrowed.apply(dtype, len(results), *results, *given))
+    if wants_gradient(*results) and is_untransformed(*results, *operands):
+        return cast(tuple[Any, ...], _Narrowed.apply(dtype, len(results), *results, *operands))
     return (*(None if a is None else a.to(dtype) for a in results),)
 
 
@@ -54,5 +54,5 @@ class _Narrowed(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Optional) -> tuple[Any, ...]:
-        given = ctx.saved_tensors  # raises if one was changed
-        return None, None, *(None if g is None else g.float() for g in grads), *(None for _ in given)
+        operands = ctx.saved_tensors  # raises if one was changed
+        return None, None, *(None if g is None else g.float() for g in grads), *(None for _ in operands)

@@ -77,17 +77,17 @@ class LayerBackward(_Function):
         first = 2 * len(cell.states)
         wanted = Gradients.of(cell, ctx.needs_input_grad[first : first + len(layer.tensors) - 2])
         with no_autocast(layer.x):
-            operand_tangents, linearized = Tangents.of(cell, grads), Linearized(layer, (run.h, *run.kept[:-1]))
-            dsums, d = linearized.gradient((incoming.h, *incoming.kept), incoming.last)
+            operand_tangents, linearized = Tangents.of(cell, grads), Linearized(layer, (run.h, *run.saved[:-1]))
+            dpreact, d = linearized.gradient((incoming.h, *incoming.saved), incoming.last)
             preact, states = linearized.tangent(linearized.preact_tangent(operand_tangents, None), operand_tangents)
             prev = linearized.before(states, operand_tangents.states)
             changes = linearized.curvature(d, preact, prev, operand_tangents)
-            found = linearized.products(changes, dsums, operand_tangents, prev[0], wanted)
-            of_states, of_first = linearized.after(found.states)
+            gradients = linearized.products(changes, dpreact, operand_tangents, prev[0], wanted)
+            of_states, of_first = linearized.after(gradients.states)
         of_incoming = [None if a is None else g for a, g in zip(tensors, linearized.results(states))]
         first_states = tuple(None if a is None else g for a, g in zip(layer.states, of_first))
         # autograd passes the gradients of the run's states on to LayerFunction's own backward
-        of_layer = found._replace(states=first_states).flat
+        of_layer = gradients._replace(states=first_states).flat
         return _for_all(ctx, *of_incoming, *of_layer, *NO_MASKS, *of_states)
 
     @staticmethod
@@ -95,20 +95,20 @@ class LayerBackward(_Function):
         cell, tensors = ctx.cell, ctx.saved_tensors
         grads, layer, run = operators.unflatten(cell, ctx.reverse, tensors)
         grads_t, layer_t, run_t = operators.unflatten(cell, ctx.reverse, tangents[: len(tensors)])
-        states, needs = (run.h, *run.kept[:-1]), Gradients.of(cell, ctx.needs)
+        states, needs = (run.h, *run.saved[:-1]), Gradients.of(cell, ctx.needs)
         operand_tangents, linearized = Tangents.of(cell, layer_t.tensors[:-2]), Linearized(layer, states)
-        states_t = [torch.zeros_like(a) if t is None else t for a, t in zip(states, (run_t.h, *run_t.kept[:-1]))]
-        dsums, d = linearized.gradient((grads.h, *grads.kept), grads.last)
+        states_t = [torch.zeros_like(a) if t is None else t for a, t in zip(states, (run_t.h, *run_t.saved[:-1]))]
+        dpreact, d = linearized.gradient((grads.h, *grads.saved), grads.last)
         prev = linearized.before(states_t, operand_tangents.states)
         changes = linearized.curvature(d, linearized.preact_tangent(operand_tangents, prev[0]), prev, operand_tangents)
-        others = linearized.products(changes, dsums, operand_tangents, prev[0], needs)
+        others = linearized.products(changes, dpreact, operand_tangents, prev[0], needs)
         of_states, of_first = linearized.after(others.states)
         # the fused backward is linear in the incoming gradients, so those of the states are added to their tangents
-        incoming = sum_of(of_states[0], grads_t.h), *grads_t.last, *map(sum_of, of_states[1:], grads_t.kept)
+        incoming = sum_of(of_states[0], grads_t.h), *grads_t.last, *map(sum_of, of_states[1:], grads_t.saved)
         rest = ctx.reverse, cell, ctx.needs, ctx.backend
         linear = LayerBackward.apply(*incoming, *tensors[len(incoming) :], *rest)
-        found = others._replace(states=of_first).flat
-        return (*(a if a is None or b is None else a + b for a, b in zip(linear, found)),)
+        nonlinear = others._replace(states=of_first).flat
+        return (*(a if a is None or b is None else a + b for a, b in zip(linear, nonlinear)),)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
@@ -170,26 +170,26 @@ class PlannedFunction(Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> tuple[Optional, ...]:
         plan, layer, *tensors = args
-        h, last, kept = plan.forward(layer)
+        h, last, saved_values = plan.forward(layer)
         tensors += layer.lengths, layer.reset
-        saved = *tensors, h if plan.reads_h else None, *kept
+        saved = *tensors, h if plan.reads_h else None, *saved_values
         plan.types = plan.types or types_of(saved)
         ctx.call = plan, layer.cell, layer.reverse, len(tensors)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*saved)
-        return h, *last, *(kept[:-1] if plan.keeps_cells else ())
+        return h, *last, *(saved_values[:-1] if plan.saves_sequences else ())
 
     @staticmethod
     def backward(ctx: Any, *grads: Optional) -> tuple[Any, ...]:
         (plan, cell, reverse, count), saved, needs = ctx.call, ctx.saved_tensors, ctx.needs_input_grad[2:]
-        layer, h, kept = Layer.of(cell, saved[:count], reverse), saved[count], saved[count + 1 :]
+        layer, h, saved_values = Layer.of(cell, saved[:count], reverse), saved[count], saved[count + 1 :]
         incoming = Run.of(len(cell.states), grads)
         check_types(plan.types, saved)
         with no_autocast(layer.x):  # backward may run inside the caller's autocast
             if differentiated() or not is_plain(*grads, *saved):
-                gradients = _differentiable_gradients(plan, incoming, layer, (h, *kept), needs)
+                gradients = _differentiable_gradients(plan, incoming, layer, (h, *saved_values), needs)
             else:
-                run = Run(h, (None,) * len(cell.states), kept)
+                run = Run(h, (None,) * len(cell.states), saved_values)
                 gradients = plan.backward(incoming, layer, run, _record(cell, needs)).flat
         return None, None, *gradients
 
@@ -214,20 +214,20 @@ _record = lru_cache(1024)(Gradients.of)  # of each cell a few choices of operand
 
 
 def _differentiable_gradients(
-    plan: Plan, incoming: Run, layer: Layer, kept: tuple[Any, ...], needs: tuple[bool, ...]
+    plan: Plan, incoming: Run, layer: Layer, saved: tuple[Any, ...], needs: tuple[bool, ...]
 ) -> tuple[Optional, ...]:
     """Return the gradients of a planned run, from Functions that can be differentiated again."""
     cell, states, to = layer.cell, len(layer.cell.states), torch.promote_types(layer.x.dtype, torch.float32)
 
     axis = layer.states[0] is not None and layer.states[0].dim() == 3
     tensors = layer.squeezed(axis).to(to).tensors
-    others = incoming.kept if plan.keeps_cells else (None,) * (states - 1)
+    others = incoming.saved if plan.saves_sequences else (None,) * (states - 1)
     last = (None if a is None else a.reshape(a.shape[-2:]).to(to) for a in incoming.last)
     grads = None if incoming.h is None else incoming.h.to(to), *last, *others
-    if not plan.keeps_cells:  # run again: the buffers that the plan kept have no gradients
+    if not plan.saves_sequences:  # run again: the buffers that the plan saved have no gradients
         h, *again = LayerFunction.apply(*tensors, layer.reverse, cell, plan.backend)
-        kept = h, *again[states:]
-    gradients = LayerBackward.apply(*grads, *tensors, *kept, layer.reverse, cell, [*needs], plan.backend)
+        saved = h, *again[states:]
+    gradients = LayerBackward.apply(*grads, *tensors, *saved, layer.reverse, cell, [*needs], plan.backend)
     return (*(_like(g, of) for g, of in zip(gradients, layer.tensors)),)
 
 
@@ -250,10 +250,10 @@ class WithoutGradients:
         return forward_rule(args[-3], WithoutGradients.apply, operators.forward, info.batch_size, in_dims, *args)
 
 
-def differentiable(layer: Layer, cells: bool, backend: str) -> Run:
-    """Run a layer under any transform. The other states of all steps are kept if `cells` or a derivative is wanted."""
+def differentiable(layer: Layer, inner_states: bool, backend: str) -> Run:
+    """Run a layer under any transform. All inner states are saved if `inner_states` or a derivative is wanted."""
     if wants_autograd(*layer.tensors):
-        *found, _ = LayerFunction.apply(*layer.tensors, layer.reverse, layer.cell, backend)
+        *results, _ = LayerFunction.apply(*layer.tensors, layer.reverse, layer.cell, backend)
     else:
-        *found, _ = WithoutGradients.apply(*layer.tensors, layer.reverse, layer.cell, cells, backend)
-    return Run.of(len(layer.states), found)
+        *results, _ = WithoutGradients.apply(*layer.tensors, layer.reverse, layer.cell, inner_states, backend)
+    return Run.of(len(layer.states), results)

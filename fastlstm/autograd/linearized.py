@@ -75,7 +75,7 @@ class Linearized:
         self.prev = self.before(states, given_states(layer))
         self.zeros = torch.zeros_like(self.prev[0])
         preact = self.sums.add_h(self.sums.start(self.x), self.prev[0])
-        self.given = {
+        self.values = {
             **self.sums.split(preact),
             **dict(zip([f"{name}_prev" for name in cell.states], self.prev)),
             **self._beside_states(layer, ""),
@@ -84,11 +84,11 @@ class Linearized:
         self.carried = [cell.states.index(name) for name in cell.layout.carried]
         self.slopes = {
             name: slope if isinstance(slope, Tensor) else self.zeros + slope
-            for name, slope in cell.derived().jacobian(self.given).items()
+            for name, slope in cell.derived().jacobian(self.values).items()
         }
         means = self.means = cell.derived().means
         self.names = *means, *cell.states
-        moving = [f"{gate}_pre" for gate in cell.layout.sums] + [f"{name}_prev" for name in cell.layout.carried]
+        moving = [f"{gate}_pre" for gate in cell.layout.preacts] + [f"{name}_prev" for name in cell.layout.carried]
         self.jacobian = [  # of each result, (T, B, S + C, H) for S sums and C carried states
             torch.stack([self.slope(result, name) for name in moving], -2) for result in self.names
         ]
@@ -191,7 +191,7 @@ class Linearized:
         return torch.stack(rows, 1)
 
     def gradient(self, outputs: Several, last: Several) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """``dsums`` (T, B, S H), the gradients of the pre-activations, and what they come of: the gradients (T, B, H)
+        """``dpreact`` (T, B, S H), the gradients of the pre-activations, and what they come of: the gradients (T, B, H)
         of each step's new states, by way of `outputs`, `last` and later steps.
 
         Args:
@@ -201,7 +201,7 @@ class Linearized:
         d = [torch.zeros_like(a[0]) if da is None else da for a, da in zip(self.prev, last)]
         first, *others = outputs
         incoming = self._steps(None if first is None else fill(first, self.held), *others)
-        S, carried, R = len(self.cell.layout.sums), len(self.carried), len(self.names)
+        S, carried, R = len(self.cell.layout.preacts), len(self.carried), len(self.names)
         of_sums, of_states = ([a[..., part, :] for a in self.jacobian] for part in (slice(S), slice(S, None)))
         steps, results = self._steps(self.reset, self.held, *of_sums), []
         carries = self._steps(*(a.select(-2, k) for k in range(carried) for a in of_states))
@@ -212,17 +212,17 @@ class Linearized:
             each = [*d]
             for k in reversed(range(len(by_mean))):  # the gradient of what a mean is taken of is the mean of the mean's
                 each.insert(0, self.mean(k, _combined(by_mean[k][t], each)))
-            dsums = fill(_combined(slopes, [a.unsqueeze(-2) for a in each]).flatten(-2), held)
-            results.append((dsums, *d))
+            dpreact = fill(_combined(slopes, [a.unsqueeze(-2) for a in each]).flatten(-2), held)
+            results.append((dpreact, *d))
             of_prev: list[Optional] = [None] * len(d)
             for j, k in enumerate(self.carried):
                 of_prev[k] = _combined(carries[t][j * R : (j + 1) * R], each)
-            of_prev[0] = sum_of(self.sums.to_h(dsums), of_prev[0])
+            of_prev[0] = sum_of(self.sums.to_h(dpreact), of_prev[0])
             new = [torch.zeros_like(a) if b is None else b for a, b in zip(d, of_prev)]
             new = new if held is None else [torch.where(held, a, b) for a, b in zip(d, new)]
             d = [fill(a, reset) for a in new]
-        dsums, *states = (torch.stack(steps if self.layer.reverse else steps[::-1]) for steps in zip(*results))
-        return dsums, tuple(states)
+        dpreact, *states = (torch.stack(steps if self.layer.reverse else steps[::-1]) for steps in zip(*results))
+        return dpreact, tuple(states)
 
     def curvature(
         self, d: Sequence[Tensor], preact: Tensor, prev: Sequence[Tensor], operand_tangents: Tangents
@@ -231,8 +231,8 @@ class Linearized:
         (T, B, H), of params and of inputs, at fixed gradients `d` of the new states, those of `gradient`.
         """
         cell = self.cell
-        found = cell.derived().curvature({
-            **self.given,
+        tangents = cell.derived().curvature({
+            **self.values,
             **{f"d{name}": a for name, a in zip(cell.states, d)},
             **{f"{name}_t": a for name, a in self.sums.split(preact).items()},
             **{f"{name}_prev_t": a for name, a in zip(cell.states, prev)},
@@ -240,16 +240,16 @@ class Linearized:
         })  # fmt: skip
 
         def named(names: Sequence[str]) -> tuple[Tensor, ...]:
-            return tuple(fill(found.get(f"d{name}_t", self.zeros), self.held) for name in names)
+            return tuple(fill(tangents.get(f"d{name}_t", self.zeros), self.held) for name in names)
 
-        sums = named([f"{gate}_pre" for gate in cell.layout.sums])
+        sums = named([f"{gate}_pre" for gate in cell.layout.preacts])
         of_sums = torch.cat(sums, -1) if sums else self.zeros[..., :0]
         return Changes(of_sums, named([f"{s}_prev" for s in cell.states]), named(cell.params), named(cell.inputs))
 
     def products(
-        self, changes: Changes, dsums: Tensor, operand_tangents: Tangents, h_prev: Optional, wanted: Gradients
+        self, changes: Changes, dpreact: Tensor, operand_tangents: Tangents, h_prev: Optional, wanted: Gradients
     ) -> Gradients:
-        """How a layer's gradients change where ``dsums`` and what else is elementwise change by `changes`, and the
+        """How a layer's gradients change where ``dpreact`` and what else is elementwise change by `changes`, and the
         other factors of products along tangents. In place of the initial states' gradients are those of what each step
         saw.
         """
@@ -258,14 +258,14 @@ class Linearized:
 
         biases = self.layer.weights[2:WEIGHTS]
         weights = self.sums.weights(changes.sums, self.x, self.prev[0], wanted.weights, biases)
-        others = self.sums.weights(dsums, x_t, h_prev, (*wanted.weights[:2], False, False), biases)
+        others = self.sums.weights(dpreact, x_t, h_prev, (*wanted.weights[:2], False, False), biases)
         params = (
             vector_gradient(a, param) if want else None
             for a, param, want in zip(changes.params, self.layer.weights[WEIGHTS:], wanted.weights[WEIGHTS:])
         )
-        by_product = sum_of(self.sums.to_h(changes.sums), moved.to_h(dsums))
+        by_product = sum_of(self.sums.to_h(changes.sums), moved.to_h(dpreact))
         return Gradients(
-            sum_of(self.sums.to_x(changes.sums), moved.to_x(dsums)) if wanted.x else None,
+            sum_of(self.sums.to_x(changes.sums), moved.to_x(dpreact)) if wanted.x else None,
             (*map(sum_of, weights, others), *params),
             (changes.prev[0] if by_product is None else by_product + changes.prev[0], *changes.prev[1:]),
             tuple(a if want else None for a, want in zip(changes.inputs, wanted.inputs)),

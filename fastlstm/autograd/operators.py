@@ -18,7 +18,7 @@ from torch.autograd import forward_ad
 
 from fastlstm.autograd.modes import is_plain, wants_gradient
 from fastlstm.backends import dispatch
-from fastlstm.backends.base import Gradients, Layer, Run, count_tensors, flat_input, groups_of, hidden_size
+from fastlstm.backends.base import Gradients, Layer, Run, count_tensors, flat_input, hidden_size, stack_size_of
 from fastlstm.cells.library import lstm
 from fastlstm.cells.spec import Cell
 from fastlstm.torch_private import dual_level, library_of, outside_graphs
@@ -49,7 +49,7 @@ class Operators(NamedTuple):
     gradients: Callable[..., tuple[Tensor, ...]]
 
 
-made: dict[Cell, Operators] = {}  # filled by `fastlstm.autograd.rules`, which adds the rules of differentiation
+by_cell: dict[Cell, Operators] = {}  # filled by `fastlstm.autograd.rules`, which adds the rules of differentiation
 
 
 def name_of(cell: Cell, kind: str) -> str:
@@ -72,40 +72,40 @@ def define_for(cell: Cell) -> Operators:
     """Define the operators of a cell, without rules of differentiation."""
     count, states = count_tensors(cell), len(cell.states)
 
-    def run(*args: Any) -> tuple[Tensor, ...]:
+    def run_layer(*args: Any) -> tuple[Tensor, ...]:
         *tensors, reverse, save, backend = args
         layer = Layer.of(cell, tensors, reverse)
-        found: Run = dispatch.module(backend).forward(layer, save)
-        kept = found.kept or [layer.x.new_empty(0) for _ in range(states)]
-        return found.h, *found.last, *kept
+        run: Run = dispatch.module(backend).forward(layer, save)
+        saved = run.saved or [layer.x.new_empty(0) for _ in range(states)]
+        return run.h, *run.last, *saved
 
     def gradients(*args: Any) -> tuple[Tensor, ...]:
         x, needs = args[2 * states], args[-2]
-        found = _gradients(cell, *args)
-        return (*(x.new_empty(0) if g is None or not need else g for g, need in zip(found, needs)),)
+        grads = _gradients(cell, *args)
+        return (*(x.new_empty(0) if g is None or not need else g for g, need in zip(grads, needs)),)
 
     others = [f"{name}_all" for name in cell.states[1:]]
     incoming = ", ".join(f"Tensor? d{name}" for name in ("h", *(f"{name}_n" for name in cell.states), *others))
-    kept = ", ".join(f"Tensor {name}" for name in ("output", *others, "gates"))
+    saved = ", ".join(f"Tensor {name}" for name in ("output", *others, "gates"))
     tensors, options = schema_of(cell), "str backend"
     forward_name, backward_name = name_of(cell, "forward"), name_of(cell, "backward")
     forward_op = define(
-        forward_name, f"({tensors}, bool reverse, bool save, {options}) -> {tensors_of(1 + 2 * states)}", run
+        forward_name, f"({tensors}, bool reverse, bool save, {options}) -> {tensors_of(1 + 2 * states)}", run_layer
     )
     backward_op = define(
         backward_name,
-        f"({incoming}, {tensors}, {kept}, bool reverse, bool[] needs, {options}) -> {tensors_of(count - 2)}",
+        f"({incoming}, {tensors}, {saved}, bool reverse, bool[] needs, {options}) -> {tensors_of(count - 2)}",
         gradients,
     )
 
     @torch.library.register_fake(f"fastlstm::{forward_name}", lib=LIBRARIES[forward_name])
     def _(*args: Any) -> tuple[Tensor, ...]:
-        *given, reverse, save, backend = args
-        layer = Layer.of(cell, given, reverse)
-        (T, B), H, groups = layer.x.shape[:2], hidden_size(layer), groups_of(layer) or None
-        saved = dispatch.module(backend).saved_shape(cell, T, B, H, layer.x.dtype, groups)
-        kept = [(T, B, H)] * (states - 1) + [saved] if save else [(0,)] * states
-        return (*(layer.x.new_empty(shape) for shape in ((T, B, H), *[(B, H)] * states, *kept)),)
+        *tensors, reverse, save, backend = args
+        layer = Layer.of(cell, tensors, reverse)
+        (T, B), H, stack = layer.x.shape[:2], hidden_size(layer), stack_size_of(layer) or None
+        gates = dispatch.module(backend).saved_shape(cell, T, B, H, layer.x.dtype, stack)
+        saved = [(T, B, H)] * (states - 1) + [gates] if save else [(0,)] * states
+        return (*(layer.x.new_empty(shape) for shape in ((T, B, H), *[(B, H)] * states, *saved)),)
 
     @torch.library.register_fake(f"fastlstm::{backward_name}", lib=LIBRARIES[backward_name])
     def _(*args: Any) -> tuple[Tensor, ...]:
@@ -113,7 +113,7 @@ def define_for(cell: Cell) -> Operators:
         x = likes[0]
         return (*(x.new_empty(like.shape if need and like is not None else (0,)) for need, like in zip(needs, likes)),)
 
-    return Operators(forward_op, backward_op, None, run, gradients)
+    return Operators(forward_op, backward_op, None, run_layer, gradients)
 
 
 def tensors_of(count: int) -> str:
@@ -122,8 +122,9 @@ def tensors_of(count: int) -> str:
 
 def _gradients(cell: Cell, *args: Any) -> tuple[Optional, ...]:
     *tensors, reverse, needs, backend = args
-    found: Gradients = dispatch.module(backend).backward(*unflatten(cell, reverse, tensors), Gradients.of(cell, needs))
-    return found.flat
+    grads, layer, run = unflatten(cell, reverse, tensors)
+    gradients: Gradients = dispatch.module(backend).backward(grads, layer, run, Gradients.of(cell, needs))
+    return gradients.flat
 
 
 def unflatten(cell: Cell, reverse: bool, tensors: Any) -> tuple[Run, Layer, Run]:
@@ -207,11 +208,11 @@ def forward(*args: Any) -> tuple[Tensor, ...]:
             backend's name. They are empty unless they are wanted.
     """
     *tensors, reverse, cell, save, backend = args
-    found = made[cell]
+    operators = by_cell[cell]
     if _is_direct(*tensors):
-        return found.run(*tensors, reverse, save, backend)
+        return operators.run(*tensors, reverse, save, backend)
     x, *others = tensors
-    return cast(tuple[Tensor, ...], found.forward(flat_input(x), *others, reverse, save, backend))
+    return cast(tuple[Tensor, ...], operators.forward(flat_input(x), *others, reverse, save, backend))
 
 
 def backward(*args: Any) -> tuple[Optional, ...]:
@@ -227,5 +228,5 @@ def backward(*args: Any) -> tuple[Optional, ...]:
         return _gradients(cell, *tensors, reverse, needs, backend)
     first = 2 * len(cell.states)
     tensors[first] = flat_input(tensors[first])
-    gradients = made[cell].backward(*tensors, reverse, needs, backend)
+    gradients = by_cell[cell].backward(*tensors, reverse, needs, backend)
     return (*(g if need else None for g, need in zip(gradients, needs)),)

@@ -21,9 +21,9 @@ Optional = Tensor | None
 
 def define(cell: Cell) -> None:
     """Define the operators of a cell with their rules, unless they are there."""
-    if cell in operators.made:
+    if cell in operators.by_cell:
         return
-    made = operators.define_for(cell)
+    defined = operators.define_for(cell)
 
     def setup_forward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         *layer, ctx.saved, backend = inputs
@@ -61,8 +61,8 @@ def define(cell: Cell) -> None:
 
     names = operators.name_of(cell, "forward"), operators.name_of(cell, "backward")
     for name, function, setup, gradient, rule in (
-        (names[0], made.run, setup_forward, backward_of_forward, vmap_forward),
-        (names[1], made.gradients, setup_backward, backward_of_backward, vmap_backward),
+        (names[0], defined.run, setup_forward, backward_of_forward, vmap_forward),
+        (names[1], defined.gradients, setup_backward, backward_of_backward, vmap_backward),
     ):
         operators.differentiate(name, function, gradient, setup)
         torch.library.register_vmap(f"fastlstm::{name}", rule, lib=operators.LIBRARIES[name])
@@ -72,13 +72,13 @@ def define(cell: Cell) -> None:
     schema = f"({operators.schema_of(cell)}, bool reverse, bool cells, str backend) -> {results}"
     name = operators.name_of(cell, "layer")
     layer = operators.define(name, schema, partial(_layer, cell), "CompositeImplicitAutograd")
-    operators.made[cell] = made._replace(layer=layer)
+    operators.by_cell[cell] = defined._replace(layer=layer)
 
 
 def _layer(cell: Cell, *args: Any) -> tuple[Tensor, ...]:
-    *tensors, reverse, cells, backend = args
-    run = differentiable(Layer.of(cell, tensors, reverse), cells, backend)
-    return run.h, *run.last, *(run.kept if cells else [run.h.new_empty(0) for _ in run.kept])
+    *tensors, reverse, inner_states, backend = args
+    run = differentiable(Layer.of(cell, tensors, reverse), inner_states, backend)
+    return run.h, *run.last, *(run.saved if inner_states else [run.h.new_empty(0) for _ in run.saved])
 
 
 for _cell in CELLS:

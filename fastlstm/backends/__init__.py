@@ -6,12 +6,12 @@ differentiates its operations.
 * ``supports(device, dtype)`` returns None, or the reason why the backend cannot run. It is the text of the error.
 * ``saved_shape(cell, T, B, H, dtype, groups)`` returns the shape of the buffer of saved values, in a layout of the
   backend's own. `groups` is the number of layers in a stack, or None.
-* ``forward(layer, save)`` returns a `Run`, whose `kept` is empty unless `save` is true. It computes the product of x
+* ``forward(layer, save)`` returns a `Run`, whose `saved` is empty unless `save` is true. It computes the product of x
   too, so that a kernel can fuse it.
 * ``backward(grads, layer, run, needs)`` returns `Gradients`: None where `needs` is False.
-* ``plan(layer, save, kept, ends)`` returns a `Plan` for calls like that of `layer`, if the trait `plans` is true.
-  `kept` is a dictionary in which packed weights stay between calls. `ends` are the leading axes of the states: ``(1,)``
-  where they have an axis of layers, and else ``()``.
+* ``plan(layer, save, packed_weights, state_axes)`` returns a `Plan` for calls like that of `layer`, if the trait
+  `plans` is true. `packed_weights` is a dictionary in which packed weights stay between calls. `state_axes` are the
+  leading axes of the states: ``(1,)`` where they have an axis of layers, and else ``()``.
 
 These rules hold for all of them:
 

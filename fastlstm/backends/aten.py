@@ -60,8 +60,8 @@ def forward(layer: Layer) -> Run:
     lengths, run = layer.lengths, _FUNCTIONS[cell.key]
     first = [a.unsqueeze(0).contiguous() for a in states]  # cuDNN needs contiguous states
     if lengths is None:
-        given: Any = first if len(first) > 1 else first[0]
-        y, *last = run(x.flip(0) if reverse else x, given, weights, has_biases, 1, 0.0, train, False, False)
+        states_argument: Any = first if len(first) > 1 else first[0]
+        y, *last = run(x.flip(0) if reverse else x, states_argument, weights, has_biases, 1, 0.0, train, False, False)
         # clones, since views cannot be detached in place
         return Run(y.flip(0) if reverse else y, tuple(a.squeeze(0).clone() for a in last), ())
     lengths = lengths.clamp(0, x.shape[0])
@@ -69,8 +69,8 @@ def forward(layer: Layer) -> Run:
     packed = pack_padded_sequence(x, lengths.clamp(1).cpu(), enforce_sorted=False)  # of one step at least
     sorted_rows, rows = cast(Any, (packed.sorted_indices, packed.unsorted_indices))
     first = [a.index_select(1, sorted_rows) for a in first]
-    given = first if len(first) > 1 else first[0]
-    data, *last = run(packed.data, packed.batch_sizes, given, weights, has_biases, 1, 0.0, train, False)
+    states_argument = first if len(first) > 1 else first[0]
+    data, *last = run(packed.data, packed.batch_sizes, states_argument, weights, has_biases, 1, 0.0, train, False)
     y, _ = pad_packed_sequence(packed._replace(data=data), total_length=x.shape[0])
     last = [a.squeeze(0).index_select(0, rows) for a in last]
     empty = (lengths == 0).unsqueeze(1)

@@ -89,18 +89,18 @@ class Run(NamedTuple):
     Attributes:
         h: (T, B, H), the outputs, which are the first state: zero at held steps.
         last: the states (B, H) after the last step of each row, in the cell's order.
-        kept: () unless asked for. The states but the first, (T, B, H) after each step, where held steps repeat the
-            states before them. Then ``gates``: what else the backward pass reads, in the backend's own layout. In a
-            `Run` of gradients: those of the states but the first, each of which may be None, or ().
+        saved: () unless it was asked for. The inner states (T, B, H) after each step, where held steps repeat the
+            states before them. Then ``gates``, the other saved values, in the backend's own layout. In a `Run` of
+            gradients: those of the inner states, each of which may be None, or ().
     """
 
     h: Any
     last: tuple[Any, ...]
-    kept: tuple[Any, ...]
+    saved: tuple[Any, ...]
 
     @classmethod
     def of(cls, states: int, flat: Sequence[Any]) -> "Run":
-        """Return the run of `flat` results, of so many states: h, the last states, and what is kept."""
+        """Return the run of `flat` results, of so many states: h, the last states, and the saved values."""
         return cls(flat[0], tuple(flat[1 : 1 + states]), tuple(flat[1 + states :]))
 
 
@@ -130,7 +130,7 @@ def ranks(cell: Cell) -> tuple[int, ...]:
     return 2, 2, 1, 1, *[1] * len(cell.params)
 
 
-def groups_of(layer: Layer) -> int:
+def stack_size_of(layer: Layer) -> int:
     """Return the number of layers in a stack, or 0 for one layer."""
     for a, rank in zip(layer.weights, ranks(layer.cell)):
         if a is not None:
@@ -162,14 +162,14 @@ class Plan(Protocol):
         backend: its name, which whoever made the plan sets.
         types: of what the backward pass reads, from the first run with gradients on; before it None, which whoever
             made the plan sets.
-        keeps_cells: what runs keep is c (T, B, H) and the gates, in the layer's type. Otherwise it is what the plan's
-            own backward pass reads.
+        saves_sequences: whether the saved values are the inner states (T, B, H) and the gates, in the layer's type.
+            Otherwise only the plan's own backward pass reads them.
         reads_h: whether the backward pass reads the run's ``h``.
     """
 
     backend: str
     types: Any
-    keeps_cells: bool
+    saves_sequences: bool
     reads_h: bool
 
     def forward(self, layer: Layer) -> Run: ...
@@ -234,7 +234,7 @@ def fill(a: Tensor, where: Optional) -> Tensor:
 
 
 def empty_run(layer: Layer) -> Run:
-    """Return the run of a layer of no steps or no rows, which keeps the states but the first."""
+    """Return the run of a layer of no steps or no rows, with its inner states."""
     states = given_states(layer)
     h, *others = (a.expand(layer.x.shape[0], -1, -1).clone() for a in states)
     return Run(h, tuple(a.clone() for a in states), tuple(others))

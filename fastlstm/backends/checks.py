@@ -70,9 +70,9 @@ def _check_presence(layer: Layer) -> None:
         for name, a in ((f"weight_{operand}", weight), (f"bias_{operand}", bias)):
             if not gates and a is not None:
                 raise ValueError(f"{name} must be None: cell {cell.name} has no gate for it, got {tuple(a.shape)}")
-    for kind, names, given in (("params", cell.params, params), ("inputs", cell.inputs, layer.inputs)):
-        there = sum(a is not None for a in given)
-        if there != len(names) or there != len(given):
+    for kind, names, tensors in (("params", cell.params, params), ("inputs", cell.inputs, layer.inputs)):
+        there = sum(a is not None for a in tensors)
+        if there != len(names) or there != len(tensors):
             raise ValueError(f"{kind} must be {', '.join(names) or 'none'}, got {there} tensors")
     absent = [a is None for a in layer.states]
     if len(absent) != len(cell.states) or any(absent) != all(absent):

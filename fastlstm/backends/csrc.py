@@ -57,17 +57,19 @@ reason = library if isinstance(library, str) else None
 @cache
 def functions() -> Any:
     """Return a fastlstm_openmp with the functions of torch's libgomp, or None."""
-    found = openmp()
-    return None if found is None else (ctypes.c_void_p * 3)(address_of(found[0]), *found[1:])
+    openmp_functions = openmp()
+    if openmp_functions is None:
+        return None
+    return (ctypes.c_void_p * 3)(address_of(openmp_functions[0]), *openmp_functions[1:])
 
 
 @cache
 def team(count: int) -> bytes:
     """Return a fastlstm_threads for so many threads, of torch's own pool if it has one."""
-    found = functions()
-    if found is None:  # the library has a pool of its own
+    openmp_functions = functions()
+    if openmp_functions is None:  # the library has a pool of its own
         return THREADS.pack(count, 0, 0)
-    return THREADS.pack(count, address_of(library.fastlstm_parallel_openmp), ctypes.addressof(found))
+    return THREADS.pack(count, address_of(library.fastlstm_parallel_openmp), ctypes.addressof(openmp_functions))
 
 
 def call(name: str, arguments: bytes, other: Any) -> None:

@@ -77,8 +77,8 @@ def module(name: str) -> Any:
 
 def traits(name: str) -> Traits:
     """Return the traits of the backend of this name."""
-    found: Traits = _MODULES[name].TRAITS
-    return found
+    backend_traits: Traits = _MODULES[name].TRAITS
+    return backend_traits
 
 
 def runs(name: str, cell: Cell) -> bool:
@@ -192,7 +192,7 @@ def choose(
     cell: Cell,
     projected: bool,
     masked: bool,
-    cells: bool,
+    inner_states: bool,
     transformed: bool = False,
     traced: bool = False,
     layer: Layer | None = None,
@@ -202,7 +202,8 @@ def choose(
 
     Args:
         cell: what one step computes.
-        projected, masked, cells: whether the layer has a projection, has resets or lengths, and gives all cell states.
+        projected, masked: whether the layer has a projection, and has resets or lengths.
+        inner_states: whether the inner states of all steps are wanted.
         transformed: whether `vmap` or forward mode is active.
         traced: whether a compiler, an exporter, or `torch.jit.trace` is active.
         layer: the layer itself. Its sizes may decide, see `takes_pieces`, and its kernels may be checked at their first
@@ -221,7 +222,7 @@ def choose(
         name = "aten"
     if name == "auto":
         # aten has none of these
-        lacking = (masked and not packs) or cells or transformed or heads > 1 or not runs("aten", cell)
+        lacking = (masked and not packs) or inner_states or transformed or heads > 1 or not runs("aten", cell)
         if not projected:
             if gpu.is_gpu(device):
                 plain = not (lacking or masked or traced)
@@ -244,7 +245,7 @@ def choose(
         reason = f"the {name} backend has no projections (proj_size)"
     if reason is None and name == "aten" and masked and not packs:
         reason = "the aten backend has no reset, and no lengths in calls that are traced, transformed or captured"
-    if reason is None and name == "aten" and cells:
+    if reason is None and name == "aten" and inner_states:
         reason = "the aten backend does not return the cell states"
     if exports:
         if name != "aten":

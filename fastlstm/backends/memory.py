@@ -159,14 +159,14 @@ def unpooled(like: Tensor, *shape: int) -> Tensor:
     malloc maps each array of MAPPED bytes and more separately, so huge pages can be requested for it. With them
     inference at T 784, B 128, H 128 takes 0.87 of the time.
     """
-    made = like.new_empty(*shape)
-    size = made.numel() * made.itemsize
+    tensor = like.new_empty(*shape)
+    size = tensor.numel() * tensor.itemsize
     if size >= SMALL and like.is_cpu:
         _keep_freed_memory()
         if size >= MAPPED and (advise := _madvise()) is not None:
-            first = -(-made.data_ptr() // PAGE) * PAGE
-            advise(first, (made.data_ptr() + size - first) // PAGE * PAGE, mmap.MADV_HUGEPAGE)
-    return made
+            first = -(-tensor.data_ptr() // PAGE) * PAGE
+            advise(first, (tensor.data_ptr() + size - first) // PAGE * PAGE, mmap.MADV_HUGEPAGE)
+    return tensor
 
 
 def new_of(like: Tensor, shape: Sequence[int]) -> Callable[..., Tensor]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fastlstm.backends import base, csrc
-from fastlstm.backends.base import Gradients, Layer, Run, Traits, groups_of
+from fastlstm.backends.base import Gradients, Layer, Run, Traits, stack_size_of
 from fastlstm.backends.cpu import LARGE, address, rows_contiguous, snapshot_of, threads_now
 from fastlstm.backends.memory import pooled, unpooled
 from fastlstm.cells.spec import Cell
@@ -71,22 +71,24 @@ class _Plan:
     types: Any
     reads_h = True
 
-    def __init__(self, layer: Layer, save: bool, kept: dict[Any, Any] | None, ends: tuple[int, ...]) -> None:
+    def __init__(
+        self, layer: Layer, save: bool, packed_weights: dict[Any, Any] | None, state_axes: tuple[int, ...]
+    ) -> None:
         readable, activations = _readable(layer), layer.activations
         self.is_readable = all(map(is_, layer.tensors + layer.scales, readable.tensors + readable.scales))
         x, sizes = readable.x, _sizes(layer)
         T, B, self.I, self.H = sizes
-        self.output, self.state = None if x.dim() == 2 else (T, B, self.H), _state(x.dtype, *ends, B, self.H)
-        self.has_c, self.keeps_cells = len(layer.cell.states) == 2, x.dim() == 3
-        made = [(unpooled, (T, B, self.H))] * self.has_c + [(pooled, saved_shape(layer.cell, T, B, self.H, x.dtype))]
-        self.saved = made if save else []  # how c and the gates are made
+        self.output, self.state = None if x.dim() == 2 else (T, B, self.H), _state(x.dtype, *state_axes, B, self.H)
+        self.has_c, self.saves_sequences = len(layer.cell.states) == 2, x.dim() == 3
+        saved = [(unpooled, (T, B, self.H))] * self.has_c + [(pooled, saved_shape(layer.cell, T, B, self.H, x.dtype))]
+        self.saved = saved if save else []  # the allocators and shapes of c and the gates
         self.packs = _DTYPES[activations or x.dtype], csrc.instructions, csrc.CELLS[layer.cell], self.I, self.H
         self.form = self.packs[activations > 0 :]  # what packed weights depend on: not on the bits of x and h
         self.head, self.x_strides = (csrc.VERSION, *self.packs[:3], *sizes, layer.reverse), csrc.array(x, 2)[1:]
         self.key, self.team, self.is_empty = ("native", layer.reverse), csrc.team(threads_now()), B == 0
         # Calls that keep no packed weights: training on whole sequences, and single steps of large weights, see LARGE.
         in_the_call = save if T > 1 else sum(cast(Tensor, a).nbytes for a in layer.weights[:2]) > LARGE
-        self.kept = None if (in_the_call and not activations) or self.is_empty else kept
+        self.packed_weights = None if (in_the_call and not activations) or self.is_empty else packed_weights
 
     def forward(self, layer: Layer) -> Run:
         """Return the results. Weights that differ from the packed ones are packed again first."""
@@ -95,28 +97,28 @@ class _Plan:
         x = layer.x
         h = None if self.output is None else unpooled(x, *self.output)
         last = torch.empty_like(self.state), torch.empty_like(self.state)  # faster than new_empty
-        run = Run(h, last if self.has_c else last[:1], tuple([make(x, *shape) for make, shape in self.saved]))
-        if self.kept is not None:
-            form, packed = self.kept.get(self.key, (None, None))
+        run = Run(h, last if self.has_c else last[:1], tuple([allocate(x, *shape) for allocate, shape in self.saved]))
+        if self.packed_weights is not None:
+            form, packed = self.packed_weights.get(self.key, (None, None))
             if form != self.form or not self._run(layer, run, packed, True):
-                self._run(layer, run, self.pack(layer, self.kept), False)
+                self._run(layer, run, self.pack(layer, self.packed_weights), False)
         elif not self.is_empty:
             self._run(layer, run, None, False)
         return run
 
-    def pack(self, layer: Layer, kept: dict[Any, Any]) -> Tensor:
+    def pack(self, layer: Layer, packed_weights: dict[Any, Any]) -> Tensor:
         """Pack a snapshot of the weights and keep it. Nobody writes to it again, since other threads may read it."""
         weight_ih, weight_hh, *others = cast(list[Any], snapshot_of((*layer.weights, *layer.scales)))
         packed = unpooled(weight_ih, csrc.library.fastlstm_packed_size(*self.packs) // weight_ih.itemsize)
         read = *csrc.array(weight_ih, 1), *csrc.array(weight_hh, 1), *map(address, others), *(0,) * (4 - len(others))
         csrc.call("fastlstm_pack", csrc.FORWARD.pack(*self.head, 0, 0, 0, *read, *(0,) * 13), packed.data_ptr())
-        kept[self.key] = self.form, packed
+        packed_weights[self.key] = self.form, packed
         return packed
 
     def _run(self, layer: Layer, run: Run, packed: Tensor | None, watch: bool) -> bool:
         """Write the results to `run`. Return False if `watch` is set and the weights are not those of `packed`."""
         x, (weight_ih, weight_hh, bias_ih, bias_hh), (h_0, *c_0), lengths, reset, *_ = cast(Any, layer)
-        h, (h_n, *c_n), kept = cast(Any, run)
+        h, (h_n, *c_n), saved = cast(Any, run)
         scale_ih, scale_hh = map(address, layer.scales) if layer.activations else (0, 0)
         changed = ctypes.c_int64() if watch else None
         # The conditions are spelled out, since calls of `address` would take longer.
@@ -128,7 +130,7 @@ class _Plan:
             0 if h_0 is None else h_0.data_ptr(), self.H, address(c_0[0]) if c_0 else 0, self.H,
             0 if reset is None else reset.data_ptr(), 0 if lengths is None else lengths.data_ptr(),
             0 if h is None else h.data_ptr(), h_n.data_ptr(), c_n[0].data_ptr() if c_n else 0,
-            kept[0].data_ptr() if len(kept) == 2 else 0, kept[-1].data_ptr() if kept else 0,
+            saved[0].data_ptr() if len(saved) == 2 else 0, saved[-1].data_ptr() if saved else 0,
         )  # fmt: skip
         csrc.call("fastlstm_forward", arguments, self.team)
         return changed is None or changed.value == 0
@@ -138,14 +140,14 @@ class _Plan:
         return _backward(self.head[:4], grads, _readable(layer), run, needs)
 
 
-def plan(layer: Layer, save: bool, kept: dict[Any, Any] | None, ends: tuple[int, ...]) -> base.Plan:
+def plan(layer: Layer, save: bool, packed_weights: dict[Any, Any] | None, state_axes: tuple[int, ...]) -> base.Plan:
     """Return a plan for calls like that of `layer`: of the same shapes, types, strides of x, contiguity and threads. It
     is of one layer and no stack.
 
-    All plans of a layer keep packed weights in `kept`. With None each call packs its own. `ends` are leading axes of
+    All plans of a layer share `packed_weights`. With None each call packs its own. `state_axes` are the leading axes of
     the states.
     """
-    return _Plan(layer, save, kept, ends)
+    return _Plan(layer, save, packed_weights, state_axes)
 
 
 def forward(layer: Layer, save: bool) -> Run:
@@ -155,16 +157,16 @@ def forward(layer: Layer, save: bool) -> Run:
     Raises:
         RuntimeError: if the library cannot run the call: no memory is left, or I or H of an int8 layer is above 65536.
     """
-    if not groups_of(layer):
+    if not stack_size_of(layer):
         return _Plan(layer, save, None, ()).forward(layer)
     runs = [forward(group, save) for group in _layers(layer)]
-    columns = [_joined(column) for column in zip(*((run.h, *run.last, *run.kept) for run in runs))]
+    columns = [_joined(column) for column in zip(*((run.h, *run.last, *run.saved) for run in runs))]
     return Run.of(len(layer.states), columns)
 
 
 def backward(grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
     """Return the gradients of one call, from the gradients of its results."""
-    if groups_of(layer):
+    if stack_size_of(layer):
         layers = _layers(layer)
         parts = zip(_runs(grads, len(layers)), layers, _runs(run, len(layers)))
         dx, *others = zip(*(backward(*part, needs).flat for part in parts))
@@ -180,13 +182,13 @@ def _backward(kind: tuple[int, ...], grads: Run, layer: Layer, run: Run, needs: 
     T, B, I, H = _sizes(layer)
     shapes = [None if a is None else a.shape for a in (x, *weights)]
     shapes += [(B, H) if a is None else a.shape for a in states]
-    made = [None if shape is None or not want else unpooled(x, *shape) for shape, want in zip(shapes, needs.flat)]
-    dx, dweights, dstates = made[0], made[1:5], made[5:]
+    gradients = [None if shape is None or not want else unpooled(x, *shape) for shape, want in zip(shapes, needs.flat)]
+    dx, dweights, dstates = gradients[0], gradients[1:5], gradients[5:]
     if B:
         (h_0, c_0), (dh_n, dc_n), (dh_0, dc_0) = (csrc.with_c(each) for each in (states, grads.last, dstates))
-        kept = run.kept if len(run.kept) == 2 else (None, *run.kept)
-        saved = [a if a is None else a.contiguous() for a in (run.h, *kept)]
-        incoming = grads.h, dh_n, dc_n, *(grads.kept or (None,))
+        with_c = run.saved if len(run.saved) == 2 else (None, *run.saved)
+        saved = [a if a is None else a.contiguous() for a in (run.h, *with_c)]
+        incoming = grads.h, dh_n, dc_n, *(grads.saved or (None,))
         dh, dh_n, dc_n, dc = (a if a is None else rows_contiguous(a) for a in incoming)
         arguments = csrc.BACKWARD.pack(
             *kind, T, B, I, H, reverse, *csrc.array(x, 2), address(weights[0]), I, address(weights[1]), H, address(h_0),
@@ -196,7 +198,7 @@ def _backward(kind: tuple[int, ...], grads: Run, layer: Layer, run: Run, needs: 
         )  # fmt: skip
         csrc.call("fastlstm_backward", arguments, csrc.team(threads_now()))
     else:
-        made = [a if a is None else a.zero_() for a in made]
+        gradients = [a if a is None else a.zero_() for a in gradients]
     return Gradients(dx, tuple(dweights), tuple(dstates))
 
 
@@ -208,7 +210,7 @@ def _groups(a: Tensor | None, count: int, axis: int = -2) -> Sequence[Tensor | N
 def _layers(layer: Layer) -> list[Layer]:
     """Return the layers of a stack."""
     x, weights, states, lengths, reset, reverse, *_ = layer
-    G = groups_of(layer)
+    G = stack_size_of(layer)
     columns = (
         x.unbind(1) if x.dim() == 4 else _groups(x, G),
         *([None] * G if a is None else a.unbind(0) for a in weights),
@@ -219,7 +221,7 @@ def _layers(layer: Layer) -> list[Layer]:
 
 
 def _runs(run: Run, count: int) -> list[Run]:
-    rows = zip(*(_groups(a, count) for a in (run.h, *run.last, *run.kept)))
+    rows = zip(*(_groups(a, count) for a in (run.h, *run.last, *run.saved)))
     return [Run.of(len(run.last), row) for row in rows]
 
 
@@ -227,15 +229,15 @@ def _joined(column: tuple[Any, ...]) -> Tensor | None:
     return None if column[0] is None else torch.cat(column, -2)
 
 
-def steps(layer: Layer, kept: dict[Any, Any]) -> csrc.Steps:
+def steps(layer: Layer, packed_weights: dict[Any, Any]) -> csrc.Steps:
     """Prepare the steps of a layer of float32, float64 or int8, whose weights do not change.
 
     Args:
         layer: x (B, I) and states (B, H), contiguous. The steps read and write these very states.
-        kept: where the packed weights stay, in case that the steps are prepared again.
+        packed_weights: where the packed weights stay, in case that the steps are prepared again.
     """
     with torch.inference_mode(False), torch.no_grad():
         plan = _Plan(layer, False, {}, ())
-        if plan.key not in kept:
-            plan.pack(_readable(layer), kept)
-        return csrc.Steps(plan.packs, kept[plan.key][1], layer.states, plan.team)
+        if plan.key not in packed_weights:
+            plan.pack(_readable(layer), packed_weights)
+        return csrc.Steps(plan.packs, packed_weights[plan.key][1], layer.states, plan.team)

@@ -76,24 +76,24 @@ def forward_with(sums: Sums, layer: Layer, save: bool) -> Run:
     for t in step_order(T, layer.reverse):
         if reset is not None:
             states = tuple(fill(state, reset[t]) for state in states)
-        found = cell.derived().forward({
+        results = cell.derived().forward({
             **sums.split(sums.add_h(start[t], states[0])),
             **dict(zip(names, states)),
             **params,
             **{name: a[t] for name, a in inputs.items()},
         })  # fmt: skip
-        new = [found[name] for name in cell.states]
+        new = [results[name] for name in cell.states]
         if layer.weight_hr is not None:
             new[0] = linear(new[0], layer.weight_hr)
         states = tuple(new) if held is None else tuple(torch.where(held[t], a, b) for a, b in zip(states, new))
         for steps, state in zip(after, states):
             steps[t] = state
         if save:
-            parts = [found[name] for name in cell.layout.saved]
+            parts = [results[name] for name in cell.layout.saved]
             saved[t] = torch.cat(parts, -1) if parts else x.new_empty(B, 0)
     output, *others = (torch.stack(steps) for steps in (after if save else after[:1]))
-    kept = (*others, torch.stack(saved)) if save else ()
-    return Run(fill(output, held), tuple(state.clone() for state in states), kept)
+    saved_values = (*others, torch.stack(saved)) if save else ()
+    return Run(fill(output, held), tuple(state.clone() for state in states), saved_values)
 
 
 def backward(grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
@@ -104,7 +104,7 @@ def backward(grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
     H, held, order = hidden_size(layer), held_steps(layer), step_order(x.shape[0], layer.reverse)
     T, B, reset = x.shape[0], x.shape[1], reset_steps(layer, held)
     sums, params = Sums(layer.cell, layer.weights, H), _params(layer, B) | {HEADS: heads_of(layer)}
-    *others, saved = run.kept
+    *others, saved = run.saved
     x, inputs = fill(x, held), [fill(a, held) for a in layer.inputs]  # zero times the NaN of a padding would be NaN
     h_prev = before(run.h, states[0], layer, held, reset)
     prev = [h_prev, *(before(a, a_0, layer, None, reset) for a, a_0 in zip(others, states[1:]))]
@@ -115,23 +115,24 @@ def backward(grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
         **dict(zip(cell.inputs, inputs)),
     }
     known = {name: a.unbind(0) for name, a in steps.items()}
-    incoming = (grads.h, *(grads.kept or [None] * len(others)))
+    incoming = (grads.h, *(grads.saved or [None] * len(others)))
     d = [torch.zeros_like(a) if da is None else da for a, da in zip(states, grads.last)]
     none = x.new_zeros(B, H)
     results: list[list[Tensor]] = [[none] * T for _ in range(1 + len(cell.params) + len(cell.inputs))]
     for t in reversed(order):
         d = [da if out is None else da + (fill(out[t], None if held is None else held[t]) if k == 0 else out[t])
              for k, (da, out) in enumerate(zip(d, incoming))]  # fmt: skip
-        found = cell.derived().backward({
+        gradients = cell.derived().backward({
             **{f"d{name}": da for name, da in zip(cell.states, d)},
             **{name: a[t] for name, a in known.items()},
             **params,
         })  # fmt: skip
-        dsums = torch.cat([found.get(f"d{gate}_pre", none) for gate in layout.sums], -1) if layout.sums else none[:, :0]
-        others_t = [found.get(f"d{name}", none) for name in (*cell.params, *cell.inputs)]
+        of_gates = [gradients.get(f"d{gate}_pre", none) for gate in layout.preacts]
+        dsums = torch.cat(of_gates, -1) if of_gates else none[:, :0]
+        others_t = [gradients.get(f"d{name}", none) for name in (*cell.params, *cell.inputs)]
         for place, a in zip(results, (dsums, *others_t)):
             place[t] = fill(a, None if held is None else held[t])
-        d_prev = [found.get(f"d{name}_prev") for name in cell.states]
+        d_prev = [gradients.get(f"d{name}_prev") for name in cell.states]
         by_product = sums.to_h(results[0][t])
         if by_product is not None:
             d_prev[0] = by_product if d_prev[0] is None else d_prev[0] + by_product

@@ -88,25 +88,25 @@ def vector_gradient(terms: Tensor, vector: Tensor) -> Tensor:
 class Sums:
     """The weights of a layer in the order of its cell's sums, or tangents of them; None counts as zeros.
 
-    Pre-activations are (..., S H) for S sums, in the order of `Layout.sums`.
+    Pre-activations are (..., S H) for S sums, in the order of `Layout.preacts`.
     """
 
     def __init__(self, cell: Cell, weights: Sequence[Any], H: int) -> None:
         weight_ih, weight_hh, bias_ih, bias_hh, *_ = weights
         self.layout, self.H = cell.layout, H
-        self._names = [f"{gate}_pre" for gate in self.layout.sums]
+        self._names = [f"{gate}_pre" for gate in self.layout.preacts]
         of_x, of_h = self.layout.blocks_ih, self.layout.blocks_hh
         self.weight_ih, self.weight_hh = in_order(weight_ih, of_x, -2), in_order(weight_hh, of_h, -2)
         self.bias = _added(self.layout, H, in_order(bias_ih, of_x, -1), in_order(bias_hh, of_h, -1))
 
     def of_x(self, a: Tensor) -> Tensor:
         """Of (..., S H) what belongs to the sums of x."""
-        size = len(self.layout.of_x) * self.H
+        size = len(self.layout.x_preacts) * self.H
         return a if a.shape[-1] == size else a[..., :size]
 
     def of_h(self, a: Tensor) -> Tensor:
         """Of (..., S H) what belongs to the sums of h."""
-        start = self.layout.of_h.start * self.H
+        start = self.layout.h_preacts.start * self.H
         return a[..., start:] if start else a
 
     def split(self, sums: Tensor) -> dict[str, Tensor]:
@@ -127,7 +127,7 @@ class Sums:
     def multiply(self, x: Tensor) -> Tensor:
         """The product of x (..., I) as part of the pre-activations (..., S H)."""
         total = _added(self.layout, self.H, self.product_ih(x), None)
-        return x.new_zeros(()).expand(*x.shape[:-1], len(self.layout.sums) * self.H) if total is None else total
+        return x.new_zeros(()).expand(*x.shape[:-1], len(self.layout.preacts) * self.H) if total is None else total
 
     def start(self, x: Tensor) -> Tensor:
         """The pre-activations (T, B, S H) before h is multiplied."""
@@ -135,7 +135,7 @@ class Sums:
 
     def add_h(self, sums: Tensor, h: Optional) -> Tensor:
         """`sums` with the product of h."""
-        product, start = None if h is None else self.product_hh(h), self.layout.of_h.start * self.H
+        product, start = None if h is None else self.product_hh(h), self.layout.h_preacts.start * self.H
         if product is None:
             return sums
         if start == 0:
@@ -165,15 +165,15 @@ class Sums:
             (of_x, x, self.weight_ih, self.layout.rows_ih, wanted[0]),
             (of_h, h, self.weight_hh, self.layout.rows_hh, wanted[1]),
         ):
-            found = None
+            gradient = None
             if want and weight is not None and inputs is not None:
-                found = in_order(weight_gradient(part, inputs, weight), order, -2)
-            results.append(found)
+                gradient = in_order(weight_gradient(part, inputs, weight), order, -2)
+            results.append(gradient)
         wants = [want and bias is not None for want, bias in zip(wanted[2:], biases)]
         if not any(wants):
             return [*results, None, None]
-        given = next(bias for bias in biases if bias is not None)
-        return [*results, *self.bias_gradients(vector_gradient(dsums, given), *wants)]
+        bias = next(bias for bias in biases if bias is not None)
+        return [*results, *self.bias_gradients(vector_gradient(dsums, bias), *wants)]
 
     def bias_gradients(self, dbias: Tensor, of_ih: bool, of_hh: bool) -> tuple[Optional, Optional]:
         """The gradients of bias_ih and bias_hh, so far as they are wanted, from `dbias` (S H,) or (G, S H)."""
@@ -184,8 +184,8 @@ class Sums:
             (self.of_x(dbias), self.layout.rows_ih, of_ih),
             (self.of_h(dbias), self.layout.rows_hh, of_hh),
         ):
-            found = in_order(part, order, -1) if want else None
-            results.append(part.clone() if found is part and part is not dbias else found)
+            gradient = in_order(part, order, -1) if want else None
+            results.append(part.clone() if gradient is part and part is not dbias else gradient)
         return results[0], results[1]
 
 
@@ -205,12 +205,12 @@ def biases(cell: Cell, bias_ih: Optional, bias_hh: Optional) -> tuple[Optional, 
     if layout.joint:
         return sum_of(bias_ih, bias_hh), None
     rest = in_order(bias_hh, layout.blocks_hh, -1)
-    if bias_hh is None or rest is None or not layout.of_both:
+    if bias_hh is None or rest is None or not layout.shared_preacts:
         return bias_ih, rest
-    alone = len(layout.sums) > len(layout.of_x)
-    parts = rest.chunk(len(layout.of_h), -1)
+    alone = len(layout.preacts) > len(layout.x_preacts)
+    parts = rest.chunk(len(layout.h_preacts), -1)
     zeros = torch.zeros_like(parts[0])
-    of_sums = [parts[k - layout.of_h.start] if k in layout.of_h else zeros for k in layout.of_x]
+    of_sums = [parts[k - layout.h_preacts.start] if k in layout.h_preacts else zeros for k in layout.x_preacts]
     added = torch.cat([of_sums[layout.blocks_ih.index(k)] for k in range(len(of_sums))], -1)
     return added if bias_ih is None else bias_ih + added, rest if alone else None
 
@@ -219,7 +219,7 @@ def _added(layout: Layout, H: int, of_x: Optional, of_h: Optional) -> Optional:
     """(..., S H) of what belongs to the sums of x and to those of h, which overlap; either may be missing."""
     if of_x is None and of_h is None:
         return None
-    before, after = layout.of_h.start * H, (len(layout.sums) - len(layout.of_x)) * H
+    before, after = layout.h_preacts.start * H, (len(layout.preacts) - len(layout.x_preacts)) * H
     if of_x is not None and after:
         of_x = torch.nn.functional.pad(of_x, (0, after))
     if of_h is not None and before:

@@ -12,7 +12,7 @@ from typing import Any
 from fastlstm.cells.emit import RESERVED, Function, python
 from fastlstm.cells.functions import mean, sigmoid, where
 from fastlstm.cells.graph import MEANS, Node, in_order
-from fastlstm.cells.saving import Costs, choose
+from fastlstm.cells.saving import Costs, choose_saved
 from fastlstm.cells.trace import Trace
 
 LONGEST = 20  # characters of a name that is made of operations
@@ -46,7 +46,7 @@ PARTIALS: dict[str, tuple[Partial | None, ...]] = {
 }
 
 
-def push(tangents: Mapping[Node, Node], results: Iterable[Node]) -> list[Node]:
+def propagate_tangents(tangents: Mapping[Node, Node], results: Iterable[Node]) -> list[Node]:
     """The results' tangents, along tangents of inputs."""
     results, along = list(results), dict(tangents)
     for node in in_order(results):
@@ -59,7 +59,7 @@ def push(tangents: Mapping[Node, Node], results: Iterable[Node]) -> list[Node]:
     return [along.get(r, r.graph.constant(0)) for r in results]
 
 
-def pull(gradients: Mapping[Node, Node], inputs: Iterable[Node]) -> list[Node]:
+def propagate_gradients(gradients: Mapping[Node, Node], inputs: Iterable[Node]) -> list[Node]:
     """The inputs' gradients, from those of results. What inputs are made from counts as fixed."""
     inputs, back = list(inputs), dict(gradients)
     leaves = set(inputs)
@@ -108,15 +108,19 @@ class Derived:
         along = {f"{name}_t": graph.input(f"{name}_t") for name in inputs}
 
         incoming: dict[Node, Node] = {}
-        for node, given in zip(new.values(), d_new.values()):
-            incoming[node] = incoming[node] + given if node in incoming else given
-        gradients = dict(zip((f"d{name}" for name in inputs), pull(incoming, inputs.values())))
+        for node, gradient in zip(new.values(), d_new.values()):
+            incoming[node] = incoming[node] + gradient if node in incoming else gradient
+        gradients = dict(zip((f"d{name}" for name in inputs), propagate_gradients(incoming, inputs.values())))
         tangents = dict(zip(inputs.values(), along.values()))
-        moved = dict(zip((f"{state}_t" for state in new), push(tangents, new.values())))
-        bent = dict(zip((f"{name}_t" for name in gradients), push(tangents, gradients.values())))
+        state_tangents = dict(zip((f"{state}_t" for state in new), propagate_tangents(tangents, new.values())))
+        gradient_tangents = dict(
+            zip((f"{name}_t" for name in gradients), propagate_tangents(tangents, gradients.values()))
+        )
 
         free = {name: inputs[name] for name in trace.free}
-        loaded, sequences = choose(gradients.values(), inputs.values(), d_new.values(), new, old, free.values(), costs)
+        loaded, sequences = choose_saved(
+            gradients.values(), inputs.values(), d_new.values(), new, old, free.values(), costs
+        )
         of_states = {f"{state}_prev": old[state] for state in sequences} | {state: new[state] for state in sequences}
         read = set(loaded)
         of_states = {name: node for name, node in of_states.items() if node in read and not node.per_row}
@@ -129,18 +133,18 @@ class Derived:
             return Function(name, {name: node for name, node in arguments.items() if node in used}, results)
 
         means = _named((n for n in in_order(new.values()) if n.op in MEANS), {*inputs, *new})
-        arguments, slopes = {**inputs, **means}, dict[str, Node]()
+        arguments, partials = {**inputs, **means}, dict[str, Node]()
         for result, node in {**{label: n.args[0] for label, n in means.items()}, **new}.items():
-            of_node = pull({node: graph.constant(1)}, arguments.values())
-            slopes |= {f"{result}_by_{argument}": slope for argument, slope in zip(arguments, of_node)}
+            of_node = propagate_gradients({node: graph.constant(1)}, arguments.values())
+            partials |= {f"{result}_by_{argument}": partial for argument, partial in zip(arguments, of_node)}
         self.name, self.saved, self.states_read = name, tuple(saved), tuple(of_states)
         self.saved_rows = tuple(name for name, node in saved.items() if node.per_row)
         self.means = {name: node.op for name, node in means.items()}
         self.forward = function("forward", inputs, {**new, **saved})
         self.backward = function("backward", {**d_new, **saved, **of_states, **free}, gradients)
-        self.tangent = function("tangent", {**inputs, **along}, moved)
-        self.curvature = function("curvature", {**d_new, **inputs, **along}, bent)
-        self.jacobian = function("jacobian", inputs, slopes)
+        self.tangent = function("tangent", {**inputs, **along}, state_tangents)
+        self.curvature = function("curvature", {**d_new, **inputs, **along}, gradient_tangents)
+        self.jacobian = function("jacobian", inputs, partials)
 
     def __str__(self) -> str:
         """Forward and backward, what is saved, and how many operations there are."""
@@ -172,11 +176,11 @@ def _named(nodes: Iterable[Node], taken: set[str]) -> dict[str, Node]:
             return "_".join([node.op, *map(name, node.args)])
         return f"{node.value:g}".replace(".", "_").replace("-", "minus_").replace("+", "")
 
-    found: dict[str, Node] = {}
+    labelled: dict[str, Node] = {}
     for node in nodes:
         stem = name(node)
         stem = stem if len(stem) <= LONGEST else node.op  # what it is alone
-        others = {*found, *taken, *RESERVED} if node.args else {*found}
+        others = {*labelled, *taken, *RESERVED} if node.args else {*labelled}
         labels = itertools.chain([stem], (f"{stem}_{k}" for k in itertools.count(1)))
-        found[next(label for label in labels if label not in others)] = node
-    return found
+        labelled[next(label for label in labels if label not in others)] = node
+    return labelled

@@ -241,15 +241,15 @@ SIMPLER: dict[str, Callable[..., Node | None]] = {
 
 def in_order(roots: Iterable[Node], leaves: Iterable[Node] = ()) -> list[Node]:
     """All nodes that `roots` are made from, down to `leaves`, each after what it is made from."""
-    found: dict[Node, None] = {}
+    order: dict[Node, None] = {}
     stop = set(leaves)
     for root in roots:
         stack = [root]
         while stack:
             node = stack[-1]
-            waits = [] if node in stop else [a for a in node.args if a not in found]
-            if node in found or not waits:
-                found[stack.pop()] = None
+            waits = [] if node in stop else [a for a in node.args if a not in order]
+            if node in order or not waits:
+                order[stack.pop()] = None
             else:
                 stack.append(waits[0])
-    return list(found)
+    return list(order)

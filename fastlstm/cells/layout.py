@@ -1,4 +1,4 @@
-"""What a kernel has to know of a cell beside its functions: sums, what lies in memory, what is carried."""
+"""What a kernel has to know of a cell beside its functions: pre-activations, saved values, carried gradients."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,18 +8,18 @@ from fastlstm.cells.derive import Derived
 class Layout:
     """How the values of a cell, as it was declared, lie side by side.
 
-    A *sum* is what a product adds to: one pre-activation of H units. Sums of x alone come first, then those of both,
-    then those of h alone. Each product then fills a contiguous range of them. weight_ih has a block of H rows for each
-    sum of x, and weight_hh for each sum of h, both in the order in which the cell declares its gates.
+    A *pre-activation* is what the products of x, of h or of both add up to for one gate. Those of x alone come first,
+    then those of both, then those of h alone, so that each product fills a contiguous range. weight_ih has a block of H
+    rows for each pre-activation of x, and weight_hh for each of h, in the order in which the cell declares its gates.
 
     Attributes:
-        sums: the gates in the order of the sums.
-        of_x, of_h: the ranges of sums that x and h are multiplied for. They overlap in the sums of both, `of_both`.
-        joint: whether both products add to every sum, so that both weights have the same order.
-        blocks_ih, blocks_hh: for each sum of its range which block of rows of weight_ih or weight_hh, and of the bias.
+        preacts: the gates in the order of their pre-activations.
+        x_preacts, h_preacts: the ranges of them that x and h are multiplied for. `shared_preacts` is their overlap.
+        joint: whether both products add to every pre-activation, so that both weights have the same order.
+        blocks_ih, blocks_hh: the block of rows of weight_ih or weight_hh, and of the bias, for each pre-activation.
         rows_ih, rows_hh: the inverse of these, by which gradients get back into the order of the weights.
         states: the states, of which the first is the output.
-        saved: what forward leaves for backward, (T, B, H) each, of which `saved_rows` are the same for all units.
+        saved: the values that forward saves for backward, (T, B, H) each. `saved_rows` are the same for all units.
         sequences: the states but the first that backward reads at all steps.
         carried: the states whose gradient goes to the step before elementwise. Where the first is among them, the
             product with weight_hh is added to it.
@@ -34,14 +34,15 @@ class Layout:
         params: Sequence[str],
         inputs: Sequence[str],
     ) -> None:
-        self.sums = sums = tuple(gate for kind in ("x", "xh", "h") for gate, of in gates.items() if of == kind)
+        self.preacts = preacts = tuple(gate for kind in ("x", "xh", "h") for gate, of in gates.items() if of == kind)
         declared_x, declared_h = ([gate for gate, of in gates.items() if operand in of] for operand in "xh")
-        self.of_x, self.of_h = range(len(declared_x)), range(len(sums) - len(declared_h), len(sums))
-        self.of_both, self.joint = range(self.of_h.start, self.of_x.stop), self.of_x == self.of_h
-        self.blocks_ih = tuple(declared_x.index(sums[k]) for k in self.of_x)
-        self.blocks_hh = tuple(declared_h.index(sums[k]) for k in self.of_h)
-        self.rows_ih = tuple(sums.index(gate) for gate in declared_x)
-        self.rows_hh = tuple(sums.index(gate) - self.of_h.start for gate in declared_h)
+        self.x_preacts, self.h_preacts = range(len(declared_x)), range(len(preacts) - len(declared_h), len(preacts))
+        self.shared_preacts = range(self.h_preacts.start, self.x_preacts.stop)
+        self.joint = self.x_preacts == self.h_preacts
+        self.blocks_ih = tuple(declared_x.index(preacts[k]) for k in self.x_preacts)
+        self.blocks_hh = tuple(declared_h.index(preacts[k]) for k in self.h_preacts)
+        self.rows_ih = tuple(preacts.index(gate) for gate in declared_x)
+        self.rows_hh = tuple(preacts.index(gate) - self.h_preacts.start for gate in declared_h)
         self.states, self.params, self.inputs = tuple(states), tuple(params), tuple(inputs)
         self.saved, self.saved_rows = derived.saved, derived.saved_rows
         self.saved_units = tuple(name for name in self.saved if name not in self.saved_rows)

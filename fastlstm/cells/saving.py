@@ -41,13 +41,13 @@ class Costs:
         return self.of_row if node.per_row else self.save
 
 
-def choose(
+def choose_saved(
     results: Iterable[Node],
     inputs: Iterable[Node],
     gradients: Iterable[Node],
     new: Mapping[str, Node],
     old: Mapping[str, Node],
-    free: Iterable[Node],
+    operands: Iterable[Node],
     costs: Costs,
 ) -> tuple[list[Node], list[str]]:
     """What the backward pass loads to compute `results`, and which states' sequences it loads from.
@@ -57,30 +57,32 @@ def choose(
     Args:
         results: the gradients of `inputs`, from those of the new states, which are `gradients`.
         new, old: each state after the step and before it, by its name.
-        free: inputs that are there anyway.
+        operands: the params and inputs, which are in memory anyway.
     """
-    nodes, given, free, late = in_order(results), set(inputs), set(free), set(gradients)
+    nodes, inputs_set, operands, gradient_nodes = in_order(results), set(inputs), set(operands), set(gradients)
     for node in nodes:
-        if any(a in late for a in node.args):  # which come before it
-            late.add(node)
-    needed = [a for n in nodes if n in late for a in n.args if a not in late and not a.is_constant()]
-    early = sorted((n for n in in_order(needed) if not n.is_constant()), key=lambda n: n.number)
+        if any(a in gradient_nodes for a in node.args):  # which come before it
+            gradient_nodes.add(node)
+    needed = [
+        a for n in nodes if n in gradient_nodes for a in n.args if a not in gradient_nodes and not a.is_constant()
+    ]
+    forward_nodes = sorted((n for n in in_order(needed) if not n.is_constant()), key=lambda n: n.number)
 
     first, *others = new
     best: tuple[float, list[Node], list[str]] = (inf, [], [])
     for more in chain.from_iterable(combinations(others, k) for k in range(len(others) + 1)):
-        kept = [first, *more]
-        near = {states[name] for name in kept for states in (new, old) if not states[name].per_row}
-        load = {n: 0.0 if n in free else costs.load if n in near else costs.saving(n) for n in early}
+        stored = [first, *more]
+        near = {states[name] for name in stored for states in (new, old) if not states[name].per_row}
+        load = {n: 0.0 if n in operands else costs.load if n in near else costs.saving(n) for n in forward_nodes}
         load |= {n: inf for n in old.values() if n not in near}
-        load |= {n: inf for n in early if n.op in COMPARISONS}  # which have no number
+        load |= {n: inf for n in forward_nodes if n.op in COMPARISONS}  # which are no numbers
         # a mean is never computed again: the backward pass would go over the units once more to add them up
-        compute = {n: inf if n in given or n.op in MEANS else costs.of(n) for n in early}
-        cost, loaded = cut(early, set(needed), load, compute)
+        compute = {n: inf if n in inputs_set or n.op in MEANS else costs.of(n) for n in forward_nodes}
+        cost, loaded = cut(forward_nodes, set(needed), load, compute)
         cost += costs.keep * len(more)
         if cost < best[0]:
             there = set(loaded)
-            best = cost, loaded, [s for s in kept if {new[s], old[s]} & near & there]
+            best = cost, loaded, [s for s in stored if {new[s], old[s]} & near & there]
     return best[1:]
 
 

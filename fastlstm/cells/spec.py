@@ -72,8 +72,8 @@ class Cell:
         self.states_read = tuple(state for state in self.states if self._traced.inputs[f"{state}_prev"] in used)
         with _declaring:
             self.key = _register(self)
-            for told in when_declared:
-                told(self)
+            for listener in when_declared:
+                listener(self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
@@ -100,9 +100,9 @@ class Cell:
         Args:
             costs: what saving, loading and computing a value cost, which decides what forward saves.
         """
-        found = self._derived  # first, so that its text does not depend on what else has been derived
+        derived = self._derived  # first, so that its text does not depend on what else has been derived
         if costs is None:
-            return found
+            return derived
         with _declaring:
             return Derived(self.name, self._traced, costs)
 
@@ -165,19 +165,19 @@ def by_key(key: str) -> Cell:
     Raises:
         LookupError: if no such cell has been declared in this process.
     """
-    found = _cells.get(key)
-    if found is None:
+    cell = _cells.get(key)
+    if cell is None:
         raise LookupError(f"no cell {key} has been declared: import the module that declares it, unchanged")
-    return found
+    return cell
 
 
-def _register(made: Cell) -> str:
-    module, name = made.function.__module__, made.function.__qualname__
+def _register(cell: Cell) -> str:
+    module, name = cell.function.__module__, cell.function.__qualname__
     if module == "fastlstm.cells.library":
         base = name
     else:  # caches of compilers, and exports, must not take a cell for an edited one
-        functions = [python(function) for function in (made.derived().forward, made.derived().backward)]
-        declared = repr((list(made.gates.items()), made.states, made.params, made.inputs))
+        functions = [python(function) for function in (cell.derived().forward, cell.derived().backward)]
+        declared = repr((list(cell.gates.items()), cell.states, cell.params, cell.inputs))
         digest = hashlib.sha256("".join([declared, *functions]).encode()).hexdigest()[:8]
         word = re.sub(r"\W", "_", f"{module}_{name}", flags=re.ASCII).lstrip("_")  # Python mangles a leading __
         base = f"{word}_{digest}"
@@ -185,30 +185,30 @@ def _register(made: Cell) -> str:
     while key in _cells:
         number += 1
         key = f"{base}_{number}"
-    _cells[key] = made
+    _cells[key] = cell
     return key
 
 
-def _check(made: Cell) -> None:
+def _check(cell: Cell) -> None:
     """Raise unless names and gates are such as can be derived from."""
-    if not made.states:
-        raise ValueError(f"cell {made.name} must have a state: the first is its output")
+    if not cell.states:
+        raise ValueError(f"cell {cell.name} must have a state: the first is its output")
     for kind in ("gates", "states", "params", "inputs"):
-        for name in getattr(made, kind):
+        for name in getattr(cell, kind):
             if not isinstance(name, str):
-                raise TypeError(f"cell {made.name}: {kind} must be names, got {name!r}")
-    wrong = next((gate for gate, sums in made.gates.items() if sums not in ("x", "h", "xh")), None)
+                raise TypeError(f"cell {cell.name}: {kind} must be names, got {name!r}")
+    wrong = next((gate for gate, sums in cell.gates.items() if sums not in ("x", "h", "xh")), None)
     if wrong is not None:
-        raise ValueError(f'cell {made.name}: gate {wrong} must sum "x", "h" or "xh", got {made.gates[wrong]!r}')
+        raise ValueError(f'cell {cell.name}: gate {wrong} must sum "x", "h" or "xh", got {cell.gates[wrong]!r}')
     start: Any
-    for name, start in made.initial.items():
+    for name, start in cell.initial.items():
         if not isinstance(start, int | float) or not math.isfinite(start):
-            raise TypeError(f"cell {made.name}: param {name} must start from a finite number or None, got {start!r}")
-    declared = (*made.gates, *made.states, *made.params, *made.inputs)
+            raise TypeError(f"cell {cell.name}: param {name} must start from a finite number or None, got {start!r}")
+    declared = (*cell.gates, *cell.states, *cell.params, *cell.inputs)
     odd = next((n for n in declared if not (n.isidentifier() and n.isascii()) or n in ON_TENSORS), None)
     if odd is not None:
-        raise ValueError(f"cell {made.name}: {odd!r} must be a name of ASCII characters, and not a function's")
-    labels = [*made.arguments.values(), *made.states]
+        raise ValueError(f"cell {cell.name}: {odd!r} must be a name of ASCII characters, and not a function's")
+    labels = [*cell.arguments.values(), *cell.states]
     for name in tuple(labels):
         labels += [f"d{name}", f"{name}_t", f"d{name}_t"]
     twice = next((name for k, name in enumerate(declared) if name in declared[:k]), None) or next(
@@ -216,13 +216,13 @@ def _check(made: Cell) -> None:
     )
     if twice is not None:
         taken = f"the name {twice} is used twice or reserved"
-        raise ValueError(f"cell {made.name}: {taken}; rename a gate, state, param or input")
-    for argument in inspect.signature(made.function).parameters.values():
+        raise ValueError(f"cell {cell.name}: {taken}; rename a gate, state, param or input")
+    for argument in inspect.signature(cell.function).parameters.values():
         if argument.default is not argument.empty:
-            raise TypeError(f"cell {made.name} takes {argument}, but no argument may have a default")
+            raise TypeError(f"cell {cell.name} takes {argument}, but no argument may have a default")
         if argument.name not in declared or argument.kind in (argument.VAR_POSITIONAL, argument.VAR_KEYWORD):
             of_x = ": the gates have the products with x, and x itself may be one of inputs" * (argument.name == "x")
             raise TypeError(
-                f"cell {made.name} takes {argument}, which is no gate, state, param or input"
+                f"cell {cell.name} takes {argument}, which is no gate, state, param or input"
                 f"{of_x or did_you_mean(argument.name, declared)}; declared are {', '.join(declared)}"
             )

@@ -39,27 +39,27 @@ class Trace:
         nodes = {argument: graph.input(label) for argument, label in names.items()}
         local: dict[str, Any] = {}
         result = _run(name, function, {taken: nodes[taken] for taken in inspect.signature(function).parameters}, local)
-        found = list(result) if isinstance(result, tuple | list) else [result]
-        if len(found) != len(states):
+        values = list(result) if isinstance(result, tuple | list) else [result]
+        if len(values) != len(states):
             raise TypeError(
                 f"cell {name} must return {len(states)} value{'s' * (len(states) > 1)}, the new {', '.join(states)}, "
-                f"got {len(found)}"
+                f"got {len(values)}"
             )
-        for state, value in zip(states, found):
+        for state, value in zip(states, values):
             if not isinstance(value, Node):
                 raise TypeError(
                     f"cell {name} must return a value for {state} that depends on its arguments, got {value!r}"
                 )
             if value.op in ("greater", "at_least", "constant"):
                 raise TypeError(f"cell {name} must return a value for {state}, got a comparison or a constant")
-        for state, value in zip(states, found):
+        for state, value in zip(states, values):
             value.hint = value.hint or (state if value.args else None)
         for variable, value in local.items():
             if isinstance(value, Node) and value.args and value.hint is None:
                 value.hint = variable
         self.inputs = {names[argument]: node for argument, node in nodes.items()}
-        self.results, self.free = dict(zip(states, found)), tuple(free)
-        if any(node.op == "mean_of_head" for node in in_order(found)):
+        self.results, self.free = dict(zip(states, values)), tuple(free)
+        if any(node.op == "mean_of_head" for node in in_order(values)):
             self.inputs[HEADS], self.free = graph.input(HEADS), (*self.free, HEADS)
 
 

@@ -76,22 +76,24 @@ def run(layer: Layer, plans: Plans | None, backend: str | None, axis: bool) -> R
     return Run(h, tuple(last), ())
 
 
-def _plan(layer: Layer, backend: str | None, axis: bool, kept: dict[Any, Any] | None) -> Runs | None:
+def _plan(
+    layer: Layer, backend: str | None, has_layer_axis: bool, packed_weights: dict[Any, Any] | None
+) -> Runs | None:
     """Make the plan of a plain call, see `fastlstm.plans.Plans.get`."""
-    layer_3d = layer.squeezed(axis)
+    layer_3d = layer.squeezed(has_layer_axis)
     definition.check(layer_3d)
     taken = choose(backend, layer.x.device)
     if taken != "native" or 0 in layer_3d.x.shape[:2] or wants_gradient(*layer.tensors, *layer.scales):
         return None
     with torch.inference_mode(False), torch.no_grad():
-        return native.plan(layer, False, kept, (1,) * axis).forward
+        return native.plan(layer, False, packed_weights, (1,) * has_layer_axis).forward
 
 
-def steps_of(layer: Layer, backend: str | None, kept: dict[Any, Any]) -> Any:
+def steps_of(layer: Layer, backend: str | None, packed_weights: dict[Any, Any]) -> Any:
     """Return what runs single steps of a layer for a stream, or None where no kernel does. See `native.steps`."""
     if layer.x.dtype is not torch.float32 or choose(backend, layer.x.device) != "native":
         return None
-    return native.steps(layer, kept)
+    return native.steps(layer, packed_weights)
 
 
 def _define(cell: Cell) -> Any:
@@ -105,10 +107,10 @@ def _define(cell: Cell) -> Any:
         definition.check(layer)
         is_native = choose(backend, x.device) == "native"
         if 0 in x.shape[:2]:
-            found = empty_run(layer)
+            run = empty_run(layer)
         else:
-            found = native.forward(layer, False) if is_native else definition.forward(layer)
-        return found.h, *found.last
+            run = native.forward(layer, False) if is_native else definition.forward(layer)
+        return run.h, *run.last
 
     tensors = (
         "Tensor x, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, Tensor weight_ih_scale, "

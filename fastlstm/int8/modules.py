@@ -90,15 +90,15 @@ class Quantized(CellModule, nn.Module):
         nn.Module.__init__(self)
         vars(self).update(_shared(module))
         self.training, self.activations, self._names = False, activations, _names_of(module)
-        found: dict[str, Tensor | None] = {}
+        buffers: dict[str, Tensor | None] = {}
         for names in self._names:
             for k, each in enumerate(names):
                 a = getattr(module, each)
                 if k >= 2:
-                    found[each] = None if a is None else a.detach().to(torch.float32, copy=True)
+                    buffers[each] = None if a is None else a.detach().to(torch.float32, copy=True)
                     continue
-                found[each], found[f"{each}_scale"] = quantize_weight(a, prefix + each)
-        for each, buffer in found.items():
+                buffers[each], buffers[f"{each}_scale"] = quantize_weight(a, prefix + each)
+        for each, buffer in buffers.items():
             self.register_buffer(each, buffer)
         self.register_buffer("_like", torch.empty(0, dtype=weight.dtype, device=weight.device), False)
         if isinstance(self, nn.RNNBase):
@@ -120,8 +120,8 @@ class Quantized(CellModule, nn.Module):
         bits = BITS[self.activations]
         return Layer(x, weights[:4], states, lengths, reset, reverse, cell, (), weights[4:], bits)
 
-    def _steps_of(self, layer: Layer, kept: dict[Any, Any]) -> Any:
-        return call.steps_of(self._with_scales(layer), self.backend, kept) if may_prepare(self) else None
+    def _steps_of(self, layer: Layer, packed_weights: dict[Any, Any]) -> Any:
+        return call.steps_of(self._with_scales(layer), self.backend, packed_weights) if may_prepare(self) else None
 
     def _run_int8(self, layer: Layer, plans: Any, axis: bool) -> Run:
         """Run a layer in float32, whatever its dtype. The arguments are those of `fastlstm.int8.call.run`, but for the
@@ -158,14 +158,14 @@ class Quantized(CellModule, nn.Module):
         errors = args[-1]
         for names in self._names:
             for each in names[:2]:
-                given = state_dict.get(prefix + each)
-                if isinstance(given, Tensor) and given.dtype is not torch.int8:
+                value = state_dict.get(prefix + each)
+                if isinstance(value, Tensor) and value.dtype is not torch.int8:
                     errors.append(
-                        f"{prefix}{each} must have the dtype torch.int8, got {given.dtype}: load a float state_dict "
+                        f"{prefix}{each} must have the dtype torch.int8, got {value.dtype}: load a float state_dict "
                         "before fastlstm.quantize, or into the model that fastlstm.dequantize returns"
                     )
                     return
-                if isinstance(given, Tensor) and not given.is_meta and bool(given.eq(-128).any()):
+                if isinstance(value, Tensor) and not value.is_meta and bool(value.eq(-128).any()):
                     errors.append(f"{prefix}{each} must have numbers from -127 to 127, got -128")
                     return
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -220,8 +220,8 @@ def _check_tensors(module: Any, name: str) -> None:
 def _shared(module: Any) -> dict[str, Any]:
     """Attributes of a module that its float and its int8 counterpart both have: sizes, options, hooks."""
     of_float = _OF_FLOAT.union(*_names_of(module))  # a plain tensor may stand in the place of a weight
-    found = {name: value for name, value in vars(module).items() if name not in of_float}
-    return {name: copy(value) if isinstance(value, dict | list | set) else value for name, value in found.items()}
+    attributes = {name: value for name, value in vars(module).items() if name not in of_float}
+    return {name: copy(value) if isinstance(value, dict | list | set) else value for name, value in attributes.items()}
 
 
 def _names_of(module: Any) -> list[list[str]]:
@@ -259,7 +259,7 @@ class QuantizedCell(Quantized, RecurrentCell[States]):
         layer = Layer(x, tuple(self._layer_weights(0)), first, None, None, False, self._cell)
         last = self._run_int8(layer, self._plans_of(), False).last
         last = tuple([a.squeeze(0) for a in last]) if is_row else last
-        return last[0] if self._single else last
+        return last[0] if self._has_bare_state else last
 
 
 class QuantizedLSTM(QuantizedLayers[State]):
@@ -286,7 +286,7 @@ class QuantizedGRU(QuantizedLayers[Tensor]):
     RuntimeError.
     """
 
-    _float, _cell, _words, _single = GRU, GRU._cell, GRU._words, True
+    _float, _cell, _words, _has_bare_state = GRU, GRU._cell, GRU._words, True
 
 
 class QuantizedLSTMCell(QuantizedCell[State]):
@@ -298,4 +298,4 @@ class QuantizedLSTMCell(QuantizedCell[State]):
 class QuantizedGRUCell(QuantizedCell[Tensor]):
     """A `fastlstm.GRUCell` for inference, with weights of int8: ``weight_ih``, ``weight_ih_scale`` and so on."""
 
-    _float, _cell, _words, _single = GRUCell, GRUCell._cell, GRUCell._words, True
+    _float, _cell, _words, _has_bare_state = GRUCell, GRUCell._cell, GRUCell._words, True

@@ -116,18 +116,18 @@ def _replaced(model: Any, replacement: Callable[[str, nn.Module], Any], function
     Raises:
         TypeError: for a module that `torch.compile` has wrapped, since the wrapper would go on to run the old one.
     """
-    made: dict[int, Any] = {}
+    replacements: dict[int, Any] = {}
     places = []
     for name, module in model.named_modules(remove_duplicate=False):
-        if id(module) not in made:
-            made[id(module)] = replacement(name, module)
-        if made[id(module)] is not None:
+        if id(module) not in replacements:
+            replacements[id(module)] = replacement(name, module)
+        if replacements[id(module)] is not None:
             if name.rpartition(".")[2] == "_orig_mod":
                 raise TypeError(
                     f"{function} cannot replace a module that torch.compile has wrapped, got "
                     f"{name.removesuffix('_orig_mod').rstrip('.') or 'the module'}: compile after {function}"
                 )
-            places.append((name, made[id(module)]))
+            places.append((name, replacements[id(module)]))
     if not places:
         warnings.warn(f"{function} found no {what} in the {type(model).__name__}", stacklevel=3)
     for name, new in places:  # all of them exist: no model is left half replaced

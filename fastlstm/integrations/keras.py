@@ -23,7 +23,7 @@ from fastlstm.weights import r_first
 
 _ARGUMENTS = ["self", "sequences", "initial_state", "mask", "training"]
 _originals: dict[Any, Callable[..., Any]] = {}  # Keras's own methods, while they are replaced
-_plans = Plans(keeps=False)  # Keras's weights lie transposed: comparing them would take as long as packing them anew
+_plans = Plans(caches=False)  # Keras's weights lie transposed: comparing them would take as long as packing them anew
 
 
 def enable() -> None:

@@ -128,15 +128,16 @@ def check_no_heads(module: Any, *_: Any, **options: Any) -> None:
         raise TypeError(f"{write}, with a cell such as fastlstm.cells.lstm: {kind} has no argument heads")
 
 
-def _instead_of_cell(given: Any) -> str:
-    """What is to be written where `given` is no cell of an `RNN`."""
-    word = given if isinstance(given, str) else getattr(given, "__name__", type(given).__name__).removesuffix("Cell")
+def _instead_of_cell(argument: Any) -> str:
+    """What is to be written where `argument` is no cell of an `RNN`."""
+    name = getattr(argument, "__name__", type(argument).__name__)
+    word = argument if isinstance(argument, str) else name.removesuffix("Cell")
     known = next((cell.name for cell in CELLS if cell.name == word.lower()), None)
     if known is not None:
         return f"pass the cell fastlstm.cells.{known}"
-    if inspect.isfunction(given):
-        return f"declare {given.__name__} by @fastlstm.cell(gates=..., states=...)"
-    if given is None or isinstance(given, int):
+    if inspect.isfunction(argument):
+        return f"declare {argument.__name__} by @fastlstm.cell(gates=..., states=...)"
+    if argument is None or isinstance(argument, int):
         return "use fastlstm.Elman in the place of torch.nn.RNN, or pass a cell first: RNN(fastlstm.cells.mgu, 8, 16)"
     return "pass a cell of fastlstm.cells, or what @fastlstm.cell declares"
 

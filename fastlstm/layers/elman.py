@@ -44,7 +44,7 @@ class Elman(LikeTorch[Tensor], InPlaceOf[nn.RNN]):
             nonlinearity or backend.
     """
 
-    _single, _theirs = True, nn.RNN
+    _has_bare_state, _theirs = True, nn.RNN
     _words = Words("Elman", "RNN: Expected input to be 2D or 3D, got {}D tensor instead")
     nonlinearity: str
 
@@ -101,7 +101,7 @@ class ElmanCell(RecurrentCell[Tensor]):
     """
 
     __constants__ = nn.RNNCell.__constants__
-    _single = True
+    _has_bare_state = True
     _words = Words("RNNCell", "RNNCell: Expected input to be 1D or 2D, got {}D instead")
     nonlinearity: str = "tanh"
 

@@ -85,7 +85,7 @@ class Ensemble(nn.Module):
 
     def _check_states(self, hx: Any) -> None:
         M, names = len(self), self.stacked._cell.states
-        single = self.stacked._single
+        single = self.stacked._has_bare_state
         states = [hx] if single else hx
         wanted = "a tensor" if single else f"a tuple of {len(names)} tensors"
         if not isinstance(states, tuple | list) or not all(isinstance(a, Tensor) for a in states):

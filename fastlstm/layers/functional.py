@@ -17,7 +17,7 @@ from fastlstm.layers.packing import Lengths, Resets, masks_of
 from fastlstm.plans import Plans
 
 State = tuple[Tensor, Tensor]
-_plans = Plans(keeps=False)  # shared by all calls; keeps plans, no weights
+_plans = Plans(caches=False)  # shared by all calls; keeps plans, no weights
 
 
 @overload

@@ -46,7 +46,7 @@ class GRU(Regularized[Tensor], InPlaceOf[nn.GRU]):
             backend; for a recurrent_dropout or zoneout that is no probability.
     """
 
-    _single, _theirs = True, nn.GRU
+    _has_bare_state, _theirs = True, nn.GRU
     _words = Words("GRU", "GRU: Expected input to be 2D or 3D, got {}D instead")
 
     @property
@@ -100,5 +100,5 @@ class GRUCell(RecurrentCell[Tensor]):
         ValueError: for an unknown backend.
     """
 
-    _single, _cell = True, GRU._cell
+    _has_bare_state, _cell = True, GRU._cell
     _words = Words("GRUCell", "GRUCell: Expected input to be 1D or 2D, got {}D instead")

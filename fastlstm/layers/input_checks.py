@@ -52,7 +52,7 @@ def _check_with_states(module: Any, x: Tensor, hx: Any, weight: Tensor, batch_si
     for state in states:
         if state.dim() != dims:
             got = f"({', '.join(f'{a.dim()}-D' for a in states)}) tensors"
-            got = f"{states[0].dim()}-D tensor" if module._single else got
+            got = f"{states[0].dim()}-D tensor" if module._has_bare_state else got
             raise RuntimeError(f"For {kind} input, {words.states} should also be {dims}-D but got {got}")
     sizes_fit = batch_sizes is None or x.dim() == 2
     if dims == 2:
@@ -63,7 +63,7 @@ def _check_with_states(module: Any, x: Tensor, hx: Any, weight: Tensor, batch_si
     for k, state in enumerate(states):
         sizes_fit &= state.shape == (count, B, (module.proj_size or hidden) if k == 0 else hidden)
     if x.dtype is not weight.dtype or x.shape[-1] != module.input_size or not sizes_fit:
-        module.check_forward_args(x, states[0] if module._single else states, batch_sizes)
+        module.check_forward_args(x, states[0] if module._has_bare_state else states, batch_sizes)
     check_states(x, states)
     if x.device != weight.device:
         raise RuntimeError(_devices("parameter", x, weight))
@@ -100,7 +100,7 @@ def check_step(module: Any, x: Tensor, state: Any, weight: Tensor) -> States | N
     batch, layers, hidden = x.shape[:-1], module.num_layers, module.hidden_size
     for k, a in enumerate(states):
         size = (layers, *batch, (module.proj_size or hidden) if k == 0 else hidden)
-        name = "state" if module._single else f"state[{k}]"
+        name = "state" if module._has_bare_state else f"state[{k}]"
         module.check_hidden_size(a, size, f"Expected {name} size {{}}, got {{}}")
     check_states(x, states)
     return states
@@ -123,7 +123,7 @@ def check_cell(module: Any, x: Tensor, hx: Any, weight: Tensor) -> States | None
         states = as_states(module, hx, words.argument, words.number)
         for k, state in enumerate(states):
             if state.dim() not in (1, 2):
-                name = "hidden" if module._single else f"hx[{k}]"
+                name = "hidden" if module._has_bare_state else f"hx[{k}]"
                 raise ValueError(f"{words.name}: Expected {name} to be 1D or 2D, got {state.dim()}D instead")
     if x.shape[-1] != module.input_size:
         raise RuntimeError(f"input has inconsistent input_size: got {x.shape[-1]} expected {module.input_size}")
@@ -169,7 +169,7 @@ def as_states(module: Any, hx: Any, name: str, number: str | None) -> States:
         TypeError: if it is no tensor, or no tuple or list of tensors.
         RuntimeError: for another number of states than the cell has.
     """
-    if not module._single:
+    if not module._has_bare_state:
         return _tuple_of(hx, module._cell.states, name, number)
     if not isinstance(hx, Tensor):
         raise TypeError(f"{name} must be a tensor, {module._cell.states[0]}_0, got {type(hx).__name__}")
@@ -185,8 +185,8 @@ def _tuple_of(hx: Any, names: Sequence[str], name: str, number: str | None) -> S
         raise RuntimeError(number or f"{name} must be {_described(names)}, got {len(hx)}")
     for state in hx:
         if not isinstance(state, Tensor):
-            given = f"a {type(hx).__name__} of {_listed([type(a).__name__ for a in hx])}"
-            raise TypeError(f"{name} must be {_described(names)}, got {given}")
+            description = f"a {type(hx).__name__} of {_listed([type(a).__name__ for a in hx])}"
+            raise TypeError(f"{name} must be {_described(names)}, got {description}")
     return hx
 
 
@@ -235,17 +235,17 @@ def expanded(
             since (T, B) would be read as (B, H).
         RuntimeError: unless they have the device and, without autocast, the dtype of `x`.
     """
-    found = []
+    tensors = []
     for name, a in zip(names, inputs):
         if a.shape != size:
             if a.dim() != len(size) or not all(n == m or n == 1 for n, m in zip(a.shape, size)):
                 wanted = f"shape {layout} = {size}, where any size may be 1"
                 raise ValueError(f"inputs[{name!r}] must have {wanted}, got {tuple(a.shape)}")
             a = a.expand(size)
-        found.append(a)
-    for name, a in zip(names, found):
+        tensors.append(a)
+    for name, a in zip(names, tensors):
         check_states(x, (a,), f"inputs[{name!r}]")
-    return tuple(found)
+    return tuple(tensors)
 
 
 def _devices(name: str, x: Tensor, other: Tensor) -> str:

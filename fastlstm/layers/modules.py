@@ -40,7 +40,7 @@ class CellModule:
     """A module that runs a cell, and keeps `Plans` for each of its layers and directions. The first call makes them."""
 
     backend: settings.Backend | None = None
-    _single = False  # whether users hold the only state as a tensor, and not as a tuple
+    _has_bare_state = False  # whether users hold the only state as a tensor, and not as a tuple
     _words: Words
 
     @property
@@ -52,7 +52,7 @@ class CellModule:
         """Return `hx` as a tuple of states, of Nones if it is None; or None if it has not the form of states. Of
         several states only the number is checked, and that the first is not None. `Plans.find` looks at the tensors.
         """
-        if self._single:
+        if self._has_bare_state:
             return (hx,) if hx is None or isinstance(hx, Tensor) else None
         names = self._cell.states
         if hx is None:
@@ -78,23 +78,23 @@ class CellModule:
         """
         return Stream(self, batch_size)
 
-    def _steps_of(self, layer: Layer, kept: dict[Any, Any]) -> Any:
+    def _steps_of(self, layer: Layer, packed_weights: dict[Any, Any]) -> Any:
         """Return what runs single steps of a layer of this module for a stream, or None where no backend has that.
 
         Args:
-            kept: where the packed weights stay, in case that the steps are prepared again.
+            packed_weights: where the packed weights stay, in case that the steps are prepared again.
         """
         x, cell = layer.x, layer.cell
         zoneout = getattr(self, "zoneout", 0)
         if getattr(self, "proj_size", 0) or zoneout not in (0, (0, 0)) or cell.inputs or not may_prepare(self):
             return None
         name = dispatch.choose(
-            self.backend, x.device, x.dtype, cell=cell, projected=False, masked=False, cells=False,
+            self.backend, x.device, x.dtype, cell=cell, projected=False, masked=False, inner_states=False,
             layer=layer.squeezed(False),
         )  # fmt: skip
         if not dispatch.traits(name).prepares_steps or x.dtype not in (torch.float32, torch.float64):
             return None
-        return dispatch.module(name).steps(layer, kept) if is_plain(*layer.weights) else None
+        return dispatch.module(name).steps(layer, packed_weights) if is_plain(*layer.weights) else None
 
     def _plans_of(self, key: Any = 0) -> Plans | None:
         """Return the plans of this key, or None under a compiler, which uses none.

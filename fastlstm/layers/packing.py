@@ -35,24 +35,29 @@ def is_readable(lengths: Any) -> bool:
 
 
 def masks_of(
-    lengths: Any, reset: Any, x: Tensor, single: bool = False, batch_first: bool = False, bidirectional: bool = False
+    lengths: Any,
+    reset: Any,
+    x: Tensor,
+    is_unbatched: bool = False,
+    batch_first: bool = False,
+    bidirectional: bool = False,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return the given `lengths` as int64 (B,) and the given `reset` as bool (T, B), on the device of `x` (T, B, I),
-    without a wait. `single`: whether they were given without a batch dimension.
+    without a wait. `is_unbatched`: whether they were given without a batch dimension.
 
     Raises what `checks.check_lengths` and `checks.check_reset` raise.
     """
-    T, batch = x.shape[0], () if single else (x.shape[1],)
+    T, batch = x.shape[0], () if is_unbatched else (x.shape[1],)
     if lengths is not None:
         lengths = tensor_of(lengths)
         checks.check_lengths(lengths, batch, T if is_readable(lengths) else None)
         lengths = lengths.to(x.device, torch.int64, non_blocking=True)
-        lengths = lengths.unsqueeze(0) if single else lengths
+        lengths = lengths.unsqueeze(0) if is_unbatched else lengths
     if reset is not None:
         size, layout = ((*batch, T), "(B, T)") if batch_first else ((T, *batch), "(T, B)")
         reset = tensor_of(reset, np.bool_)
-        checks.check_reset(reset, size, "(T,)" if single else layout, bidirectional)
-        reset = reset.unsqueeze(1) if single else reset.transpose(0, 1) if batch_first else reset
+        checks.check_reset(reset, size, "(T,)" if is_unbatched else layout, bidirectional)
+        reset = reset.unsqueeze(1) if is_unbatched else reset.transpose(0, 1) if batch_first else reset
         reset = reset.to(x.device, non_blocking=True)
     return lengths, reset
 
@@ -83,19 +88,19 @@ def rows_of(rows: Any, B: int) -> Any:
 
 
 def inputs_of(
-    given: tuple[Tensor, ...], names: Sequence[str], x: Tensor, H: int, single: bool, batch_first: bool
+    tensors: tuple[Tensor, ...], names: Sequence[str], x: Tensor, H: int, is_unbatched: bool, batch_first: bool
 ) -> tuple[Tensor, ...]:
-    """Return a cell's `given` inputs, called `names`, as (T, B, H) beside `x` (T, B, I). `single`: whether they were
-    given without a batch dimension. Raises what `input_checks.expanded` raises.
+    """Return a cell's inputs `tensors`, called `names`, as (T, B, H) beside `x` (T, B, I). `is_unbatched`: whether they
+    have no batch dimension. Raises what `input_checks.expanded` raises.
     """
-    if not given:
+    if not tensors:
         return ()
-    T, batch = x.shape[0], () if single else (x.shape[1],)
+    T, batch = x.shape[0], () if is_unbatched else (x.shape[1],)
     size, layout = ((*batch, T, H), "(B, T, H)") if batch_first else ((T, *batch, H), "(T, B, H)")
-    given = input_checks.expanded(x, given, names, size, "(T, H)" if single else layout)
-    if single:
-        return tuple([a.unsqueeze(1) for a in given])
-    return tuple([a.transpose(0, 1) for a in given]) if batch_first else given
+    tensors = input_checks.expanded(x, tensors, names, size, "(T, H)" if is_unbatched else layout)
+    if is_unbatched:
+        return tuple([a.unsqueeze(1) for a in tensors])
+    return tuple([a.transpose(0, 1) for a in tensors]) if batch_first else tensors
 
 
 def empty_input(inputs: Sequence[Tensor], names: Sequence[str], like: Tensor, dims: int) -> Tensor:
@@ -117,8 +122,8 @@ def empty_input(inputs: Sequence[Tensor], names: Sequence[str], like: Tensor, di
     return like.new_empty((*[next((n for n in sizes if n != 1), 1) for sizes in zip(*shapes)], 0))
 
 
-WORTH = 1 << 26  # multiply-adds of a layer, a quarter of a millisecond, below which its rows are not sorted
-WIDE = 96  # units below which rows are not sorted, since computing them takes no longer than copying them
+MIN_SORT_WORK = 1 << 26  # multiply-adds of a layer, a quarter of a millisecond, below which its rows are not sorted
+MIN_SORT_UNITS = 96  # units below which rows are not sorted, since computing them takes no longer than copying them
 
 
 def longest_first(lengths: Tensor, T: int, I: int, H: int) -> Tensor | None:
@@ -130,7 +135,7 @@ def longest_first(lengths: Tensor, T: int, I: int, H: int) -> Tensor | None:
     if not is_readable(lengths):
         return None
     # sizes are concrete here: is_readable was false while tracing
-    if H < WIDE or T * len(lengths) * 4 * H * (I + H) < WORTH:
+    if H < MIN_SORT_UNITS or T * len(lengths) * 4 * H * (I + H) < MIN_SORT_WORK:
         return None
     steps = lengths.to(torch.int64)
     if 4 * int(steps.sum()) > 3 * T * len(steps):
@@ -140,9 +145,9 @@ def longest_first(lengths: Tensor, T: int, I: int, H: int) -> Tensor | None:
 
 
 def unpack(data: Tensor, batch_sizes: Tensor, takes_lengths: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return a PackedSequence's data (N, I) as ``x`` (T, B, I), its lengths (B,), and its rows' places in ``x`` (N,).
+    """Return a PackedSequence's data (N, I) as ``x`` (T, B, I), its lengths (B,), and each row's index in x (N,).
 
-    If all sequences are equally long, nothing is copied, and lengths and places are None. `torch.jit.trace` is the
+    If all sequences are equally long, nothing is copied, and lengths and indices are None. `torch.jit.trace` is the
     exception: a trace has to serve other sequences too, so it always gets them if the layer `takes_lengths`. No device
     is waited for, since `batch_sizes` lies on the CPU.
     """
@@ -156,19 +161,19 @@ def unpack(data: Tensor, batch_sizes: Tensor, takes_lengths: bool) -> tuple[Tens
         runs = torch.arange(rows, device=batch_sizes.device) < batch_sizes.unsqueeze(1)
         T, B = runs.shape
     lengths = runs.sum(0).to(data.device, non_blocking=True)
-    places = runs.flatten().nonzero().squeeze(1).to(data.device, non_blocking=True)  # (N,)
-    return pad(data, places, T, B), lengths, places
+    row_indices = runs.flatten().nonzero().squeeze(1).to(data.device, non_blocking=True)  # (N,)
+    return pad(data, row_indices, T, B), lengths, row_indices
 
 
-def pad(data: Tensor, places: Tensor | None, T: int, B: int) -> Tensor:
+def pad(data: Tensor, row_indices: Tensor | None, T: int, B: int) -> Tensor:
     """Return the rows (N, I) as (T, B, I), with zeros past each sequence's end: the inverse of `pack`."""
-    if places is None:
+    if row_indices is None:
         return data.unflatten(0, (T, B))
     # Autocast brings arguments of index_copy to one type, which float16 and bfloat16 lack. It leaves index_copy_ alone.
-    return data.new_zeros(T * B, data.shape[1]).index_copy_(0, places, data).unflatten(0, (T, B))
+    return data.new_zeros(T * B, data.shape[1]).index_copy_(0, row_indices, data).unflatten(0, (T, B))
 
 
-def pack(x: Tensor, places: Tensor | None) -> Tensor:
+def pack(x: Tensor, row_indices: Tensor | None) -> Tensor:
     """Return the rows (N, I) of ``x`` (T, B, I) before their sequences' ends, in the order of a PackedSequence."""
     rows = x.flatten(0, 1)
-    return rows if places is None else rows.index_select(0, places)
+    return rows if row_indices is None else rows.index_select(0, row_indices)

@@ -44,13 +44,13 @@ def recomputed(layer: Layer, run: Runs) -> Results:
     return output, tuple(results[:states]), tuple(results[states:])
 
 
-def _parts(layer: Layer, steps: int) -> list[slice]:
+def _segments_of(layer: Layer, steps: int) -> list[slice]:
     """Return the steps of each part, in the order in which they run."""
-    parts = [slice(start, start + steps) for start in range(0, layer.x.shape[0], steps)]
-    return parts[::-1] if layer.reverse else parts
+    segments = [slice(start, start + steps) for start in range(0, layer.x.shape[0], steps)]
+    return segments[::-1] if layer.reverse else segments
 
 
-def _part(layer: Layer, steps: slice, states: tuple[Any, ...]) -> Layer:
+def _segment(layer: Layer, steps: slice, states: tuple[Any, ...]) -> Layer:
     """Return some steps of a layer. A row that ends before them is held in all of them."""
     lengths = None if layer.lengths is None else (layer.lengths - steps.start).clamp(min=0)
     reset = None if layer.reset is None else layer.reset[steps]
@@ -64,17 +64,17 @@ class _Recomputed(Function):
         ctx.run, ctx.cell, ctx.reverse, ctx.steps, ctx.autocast = run, cell, reverse, steps, autocast_of(tensors[0])
         layer = Layer.of(cell, tensors, reverse)
         T, states = layer.x.shape[0], layer.states
-        between: list[Any] = []
+        boundary_states: list[Any] = []
         sequences: tuple[Tensor, ...] = ()
-        for part in _parts(layer, steps):
-            between += states
-            output, states, others = run(_part(layer, part, states))
+        for segment in _segments_of(layer, steps):
+            boundary_states += states
+            output, states, others = run(_segment(layer, segment, states))
             if not sequences:
                 sequences = tuple(a.new_empty(T, *a.shape[1:]) for a in (output, *others))
             for whole, a in zip(sequences, (output, *others)):
-                whole[part] = a
-        ctx.types = types_of((*tensors, *between))
-        ctx.save_for_backward(*tensors, *between)
+                whole[segment] = a
+        ctx.types = types_of((*tensors, *boundary_states))
+        ctx.save_for_backward(*tensors, *boundary_states)
         ctx.set_materialize_grads(False)
         return sequences[0], *(a.clone() if a is b else a for a, b in zip(states, layer.states)), *sequences[1:]
 
@@ -83,45 +83,45 @@ class _Recomputed(Function):
         count = count_tensors(ctx.cell)
         saved = ctx.saved_tensors  # read once, since hooks may unpack it anew each time
         check_types(ctx.types, saved)
-        tensors, between = saved[:count], saved[count:]
+        tensors, boundary_states = saved[:count], saved[count:]
         layer, needs = Layer.of(ctx.cell, tensors, ctx.reverse), ctx.needs_input_grad[4:]
         device = layer.x.device.type
         with torch.autocast(device, ctx.autocast, enabled=ctx.autocast is not None):
             if torch.is_grad_enabled():  # a second derivative is wanted, of everything at once
-                found = _gradients(ctx.run, layer, needs, grads, True)
+                gradients = _gradients(ctx.run, layer, needs, grads, True)
             else:
-                found = _by_parts(ctx, layer, between, needs, grads)
-        return None, None, None, None, *found
+                gradients = _by_segments(ctx, layer, boundary_states, needs, grads)
+        return None, None, None, None, *gradients
 
 
-def _by_parts(ctx: Any, layer: Layer, between: Any, needs: Any, grads: Any) -> list[Tensor | None]:
+def _by_segments(ctx: Any, layer: Layer, boundary_states: Any, needs: Any, grads: Any) -> list[Tensor | None]:
     """Return the gradients of a layer's tensors, from those of its results."""
     states = len(layer.states)
     dh, of_states, of_others = grads[0], grads[1 : 1 + states], grads[1 + states :]
     first_state = len(layer.tensors) - 2 - len(layer.inputs) - states
-    found: list[Any] = [torch.zeros_like(a) if need else None for a, need in zip(layer.tensors, needs)]
+    gradients: list[Any] = [torch.zeros_like(a) if need else None for a, need in zip(layer.tensors, needs)]
     for n in range(1, first_state):  # sums over all parts
-        if found[n] is not None and found[n].itemsize == 2:
-            found[n] = found[n].float()
-    parts = _parts(layer, ctx.steps)
-    for k in reversed(range(len(parts))):
-        part = _part(layer, parts[k], between[k * states : (k + 1) * states])
+        if gradients[n] is not None and gradients[n].itemsize == 2:
+            gradients[n] = gradients[n].float()
+    segments = _segments_of(layer, ctx.steps)
+    for k in reversed(range(len(segments))):
+        segment = _segment(layer, segments[k], boundary_states[k * states : (k + 1) * states])
         wanted = list(needs)
         if k > 0:
             wanted[first_state : first_state + states] = [True] * states
-        dh_part, *of_sequences = (None if a is None else a[parts[k]] for a in (dh, *of_others))
-        got = _gradients(ctx.run, part, wanted, (dh_part, *of_states, *of_sequences), False)
-        of_states = got[first_state : first_state + states]
-        for n, (a, g) in enumerate(zip(found, got)):
+        dh_segment, *of_sequences = (None if a is None else a[segments[k]] for a in (dh, *of_others))
+        segment_gradients = _gradients(ctx.run, segment, wanted, (dh_segment, *of_states, *of_sequences), False)
+        of_states = segment_gradients[first_state : first_state + states]
+        for n, (a, g) in enumerate(zip(gradients, segment_gradients)):
             if a is None or g is None or first_state <= n < first_state + states:
                 continue
             if n == 0 or n >= first_state + states:  # x and inputs have a part of the steps each
-                a[parts[k]] = g
+                a[segments[k]] = g
             else:
                 a += g
     for n in range(first_state, first_state + states):
-        found[n] = of_states[n - first_state] if needs[n] else None
-    return [g if g is None else g.to(a.dtype) for a, g in zip(layer.tensors, found)]
+        gradients[n] = of_states[n - first_state] if needs[n] else None
+    return [g if g is None else g.to(a.dtype) for a, g in zip(layer.tensors, gradients)]
 
 
 def _gradients(run: Runs, layer: Layer, needs: Any, grads: Any, create_graph: bool) -> list[Tensor | None]:
@@ -137,5 +137,7 @@ def _gradients(run: Runs, layer: Layer, needs: Any, grads: Any, create_graph: bo
     if not pairs or not wanted:
         return [None] * len(tensors)
     outputs, incoming = zip(*pairs)
-    found = iter(torch.autograd.grad(outputs, wanted, incoming, create_graph=create_graph, allow_unused=True))
-    return [next(found) if need else None for need in needs]
+    wanted_gradients = iter(
+        torch.autograd.grad(outputs, wanted, incoming, create_graph=create_graph, allow_unused=True)
+    )
+    return [next(wanted_gradients) if need else None for need in needs]

@@ -79,46 +79,48 @@ class Recurrent(CellModule, nn.RNNBase):
         return super().extra_repr() + (", recompute=True" if self.recompute else "")
 
     def _forward(
-        self, x: Any, hx: Any, reset: Any, lengths: Any, sequences: bool = False, inputs: tuple[Tensor, ...] = ()
+        self, x: Any, hx: Any, reset: Any, lengths: Any, inner_states: bool = False, inputs: tuple[Tensor, ...] = ()
     ) -> tuple[Any, ...]:
-        """Return what `forward` returns, for arguments as a user gave them: the output, the states, and if `sequences`
-        are wanted those of the states but the first.
+        """Return what `forward` returns, for a user's own arguments: the output, the states, and, if they are
+        wanted, the inner states of all steps.
 
         Args:
             x: None where no gate of the cell sums it.
             inputs: tensors for the cell's inputs, in its order.
         """
         weights = self._layer_weights(0)  # read once, since a parametrization may draw random numbers
-        if reset is None and lengths is None and not sequences and not inputs:
-            found = self._planned(x, hx, weights)
-            if found is not None:
-                return found
+        if reset is None and lengths is None and not inner_states and not inputs:
+            results = self._planned(x, hx, weights)
+            if results is not None:
+                return results
         if x is None and not self._cell.gates_of_x:
             x = empty_input(inputs, self._cell.inputs, self._example(weights), 3)
         if isinstance(x, PackedSequence):
             checks.check_no_masks(reset, lengths)
-            return self._forward_packed(x, hx, sequences, inputs, weights)
+            return self._forward_packed(x, hx, inner_states, inputs, weights)
         states = input_checks.check_forward(self, x, hx, self._example(weights))
-        single = x.dim() == 2
-        x = x.unsqueeze(1) if single else x.transpose(0, 1) if self.batch_first else x
-        inputs = inputs_of(inputs, self._cell.inputs, x, self.hidden_size, single, self.batch_first)
-        masks = masks_of(lengths, reset, x, single, self.batch_first, self.bidirectional)
-        ends, order = masks[0], None
-        if not (single or ends is None or self.proj_size) and dispatch.sorts_lengths(self.backend, x.device, x.dtype):
-            order = longest_first(ends, x.shape[0], self.input_size, self.hidden_size)
+        is_unbatched = x.dim() == 2
+        x = x.unsqueeze(1) if is_unbatched else x.transpose(0, 1) if self.batch_first else x
+        inputs = inputs_of(inputs, self._cell.inputs, x, self.hidden_size, is_unbatched, self.batch_first)
+        masks = masks_of(lengths, reset, x, is_unbatched, self.batch_first, self.bidirectional)
+        row_lengths, order = masks[0], None
+        if not (is_unbatched or row_lengths is None or self.proj_size) and dispatch.sorts_lengths(
+            self.backend, x.device, x.dtype
+        ):
+            order = longest_first(row_lengths, x.shape[0], self.input_size, self.hidden_size)
         if order is None:
-            output, last, others = self._run(x, states, masks, None, sequences, weights, inputs)
-            if ends is not None and not self.bidirectional and output.requires_grad:
+            output, last, others = self._run(x, states, masks, None, inner_states, weights, inputs)
+            if row_lengths is not None and not self.bidirectional and output.requires_grad:
                 # Callers may write to the padding of their copy. With two directions torch.cat has already copied it.
                 output, others = output.clone(), tuple([a.clone() for a in others])
         else:
-            output, last, others = self._run_in_order(order, x, states, masks, sequences, weights, inputs)
-        if single:
+            output, last, others = self._run_in_order(order, x, states, masks, inner_states, weights, inputs)
+        if is_unbatched:
             output, last = output.squeeze(1), tuple([a.squeeze(1) for a in last])
             others = tuple([a.squeeze(1) for a in others])
         elif self.batch_first:
             output, others = output.transpose(0, 1), tuple([a.transpose(0, 1) for a in others])
-        return output, last[0] if self._single else last, *others
+        return output, last[0] if self._has_bare_state else last, *others
 
     def _planned(self, x: Any, hx: Any, weights: list[Any]) -> tuple[Tensor, Any] | None:
         """Return the results of a module that only runs its cell, if the call has a plan already, else None. This is
@@ -136,7 +138,7 @@ class Recurrent(CellModule, nn.RNNBase):
         if run is None:
             return None
         output, last, _ = run
-        return output.transpose(0, 1) if self.batch_first else output, last[0] if self._single else last
+        return output.transpose(0, 1) if self.batch_first else output, last[0] if self._has_bare_state else last
 
     def _run_planned(self, layer: Layer, plans: Any) -> Run | None:
         """Return the results of a call that has a plan, or None."""
@@ -144,34 +146,35 @@ class Recurrent(CellModule, nn.RNNBase):
         return None if plan is None else plan(layer)
 
     def _run_in_order(
-        self, order: Tensor, x: Tensor, hx: Any, masks: Masks, sequences: bool, weights: list[Any], inputs: Tensors
+        self, order: Tensor, x: Tensor, hx: Any, masks: Masks, inner_states: bool, weights: list[Any], inputs: Tensors
     ) -> Results:
         """Call `_run` on rows permuted to `order`, in which dropout also meets them. Permute the results back."""
         hx = None if hx is None else tuple([take_rows(a, order, 1) for a in hx])
         lengths, reset = (None if a is None else a.index_select(axis, order) for axis, a in enumerate(masks))
         x, *inputs_in_order = (take_rows(a, order, 1) for a in (x, *inputs))
-        output, last, others = self._run(x, hx, (lengths, reset), None, sequences, weights, tuple(inputs_in_order))
+        output, last, others = self._run(x, hx, (lengths, reset), None, inner_states, weights, tuple(inputs_in_order))
         back = order.argsort()
         output, *others_back = (take_rows(a, back, 1) for a in (output, *others))
         return output, tuple([take_rows(a, back, 1) for a in last]), tuple(others_back)
 
     def _forward_packed(
-        self, packed: PackedSequence, hx: Any, sequences: bool, inputs: Tensors, weights: list[Any]
+        self, packed: PackedSequence, hx: Any, inner_states: bool, inputs: Tensors, weights: list[Any]
     ) -> tuple[Any, ...]:
         data, batch_sizes, sorted_indices, unsorted_indices = packed
         checks.check_batch_sizes(batch_sizes, data.shape[0])
         states = input_checks.check_forward(self, data, hx, self._example(weights), batch_sizes)
         states = None if states is None else self._permuted(states, sorted_indices)
         takes_lengths = not self.proj_size and dispatch.takes_lengths(self.backend)
-        x, lengths, places = unpack(data, batch_sizes, takes_lengths)
+        x, lengths, row_indices = unpack(data, batch_sizes, takes_lengths)
         inputs = inputs_of(inputs, self._cell.inputs, x, self.hidden_size, False, self.batch_first)
         inputs = self._permuted(inputs, sorted_indices)
-        output, last, others = self._run(x, states, (lengths, None), places, sequences, weights, inputs)
+        output, last, others = self._run(x, states, (lengths, None), row_indices, inner_states, weights, inputs)
         last = self._permuted(last, unsorted_indices)
         sequence, *rest = (
-            PackedSequence(pack(a, places), batch_sizes, sorted_indices, unsorted_indices) for a in (output, *others)
+            PackedSequence(pack(a, row_indices), batch_sizes, sorted_indices, unsorted_indices)
+            for a in (output, *others)
         )
-        return sequence, last[0] if self._single else last, *rest
+        return sequence, last[0] if self._has_bare_state else last, *rest
 
     def _permuted(self, tensors: Any, order: Tensor | None) -> Tensors:
         return tuple(tensors) if order is None else tuple([a.index_select(1, order) for a in tensors])
@@ -181,15 +184,15 @@ class Recurrent(CellModule, nn.RNNBase):
         x: Tensor,  # (T,B,I)
         hx: Any,
         masks: Masks,
-        places: Tensor | None,
-        sequences: bool,
+        row_indices: Tensor | None,
+        inner_states: bool,
         weights: list[Any],  # of layer 0, direction 0
         inputs: Tensors = (),
     ) -> Results:
         """Run all layers and directions, time first."""
         T, B, directions = x.shape[0], x.shape[1], 2 if self.bidirectional else 1
         cell = self._cell
-        ends: list[Tensors] = []
+        last_states: list[Tensors] = []
         for number in range(self.num_layers):
             is_last, outputs = number == self.num_layers - 1, []
             others: list[Tensors] = []
@@ -202,29 +205,29 @@ class Recurrent(CellModule, nn.RNNBase):
                     x, tuple(each), states, *masks, direction == 1, cell, inputs, weight_hr=weight_hr,
                     stacked=self._stacked,
                 )  # fmt: skip
-                output, last, rest = self._run_layer(k, layer, sequences and is_last)
+                output, last, rest = self._run_layer(k, layer, inner_states and is_last)
                 outputs.append(output)
-                ends.append(last)
+                last_states.append(last)
                 others.append(rest)
             x = torch.cat(outputs, -1) if directions == 2 else outputs[0]
             if self.dropout and self.training and self._trains and not is_last:
                 # Dropout draws for packed rows where torch.nn.LSTM does, so that the same seed gives the same zeros.
-                x = pad(F.dropout(pack(x, places), self.dropout), places, T, B)
-        last = ends[0] if len(ends) == 1 else tuple([torch.cat(each) for each in zip(*ends)])
+                x = pad(F.dropout(pack(x, row_indices), self.dropout), row_indices, T, B)
+        last = last_states[0] if len(last_states) == 1 else tuple([torch.cat(each) for each in zip(*last_states)])
         return x, last, others[0] if directions == 1 else tuple([torch.cat(both, -1) for both in zip(*others)])
 
-    def _run_layer(self, k: int, layer: Layer, sequences: bool) -> Results:
+    def _run_layer(self, k: int, layer: Layer, inner_states: bool) -> Results:
         """Run layer k // D, direction k % D."""
         options = self.bidirectional or self.proj_size or self._regularizers or self._recompute
         plans = self._plans_of(0 if self.num_layers == 1 and not options else k + 1)
-        return self._run_with(layer, plans, sequences)
+        return self._run_with(layer, plans, inner_states)
 
-    def _run_with(self, layer: Layer, plans: Any, sequences: bool) -> Results:
+    def _run_with(self, layer: Layer, plans: Any, inner_states: bool) -> Results:
         backend = settings.named(self.backend)  # the backward pass may run under another default
 
         def run_part(part: Layer) -> Results:
-            found = run(part, plans=plans, backend=backend, axis=True, inner_states=sequences)
-            return found.h, found.last, found.kept  # Dynamo of torch 2.9 cannot return a Run
+            result = run(part, plans=plans, backend=backend, has_layer_axis=True, inner_states=inner_states)
+            return result.h, result.last, result.saved  # Dynamo of torch 2.9 cannot return a Run
 
         return recomputed(layer, run_part) if self._recompute else run_part(layer)
 
@@ -234,9 +237,9 @@ class Recurrent(CellModule, nn.RNNBase):
             compute_weights(self)
         weights = self._layer_weights(0)
         if type(x_t) is Tensor and x_t.dim() == 2 and not self.batch_first and not inputs:
-            found = self._planned(x_t.unsqueeze(0), state, weights)
-            if found is not None:
-                return found[0].squeeze(0), found[1]
+            results = self._planned(x_t.unsqueeze(0), state, weights)
+            if results is not None:
+                return results[0].squeeze(0), results[1]
         if x_t is None and not self._cell.gates_of_x:
             x_t = empty_input(inputs, self._cell.inputs, self._example(weights), 2)
         states = input_checks.check_step(self, x_t, state, self._example(weights))
@@ -250,7 +253,7 @@ class Recurrent(CellModule, nn.RNNBase):
         output, last, _ = self._run(x, states, (None, None), None, False, weights, inputs)
         if x_t.dim() == 1:
             output, last = output.squeeze(0), tuple([a.squeeze(1) for a in last])
-        return output.squeeze(0), last[0] if self._single else last
+        return output.squeeze(0), last[0] if self._has_bare_state else last
 
 
 # attributes that torch's modules lack

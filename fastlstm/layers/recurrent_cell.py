@@ -72,13 +72,13 @@ class RecurrentCell(CellModule, nn.RNNCellBase, Generic[States]):
                 _, plan = plans[0].find(layer, self.backend, False)
                 if plan is not None:
                     last = plan(layer).last
-                    return last[0] if self._single else tuple(last)
+                    return last[0] if self._has_bare_state else tuple(last)
         plans_of_all = self._plans_of()
-        given = input_checks.check_cell(self, x, hx, weights[0])
+        initial = input_checks.check_cell(self, x, hx, weights[0])
         if x.dim() == 2:
-            last = run_cell(self._cell, x, given, weights, self.backend, plans_of_all)
+            last = run_cell(self._cell, x, initial, weights, self.backend, plans_of_all)
         else:
-            given = None if given is None else tuple([a.unsqueeze(0) for a in given])
-            rows = run_cell(self._cell, x.unsqueeze(0), given, weights, self.backend, plans_of_all)
+            initial = None if initial is None else tuple([a.unsqueeze(0) for a in initial])
+            rows = run_cell(self._cell, x.unsqueeze(0), initial, weights, self.backend, plans_of_all)
             last = tuple([a.squeeze(0) for a in rows])
-        return last[0] if self._single else tuple(last)
+        return last[0] if self._has_bare_state else tuple(last)

@@ -230,8 +230,8 @@ class RNN(Recurrent):
                 for by name that cannot run.
             TypeError: for any argument of the wrong type.
         """
-        given = input_checks.inputs_by_name(inputs, self.cell.inputs)
-        output, last, *others = self._forward(input, states, reset, lengths, return_states, given)
+        cell_inputs = input_checks.inputs_by_name(inputs, self.cell.inputs)
+        output, last, *others = self._forward(input, states, reset, lengths, return_states, cell_inputs)
         return (output, last, (output, *others)) if return_states else (output, last)
 
     if TYPE_CHECKING:  # torch.nn.Module leaves it untyped

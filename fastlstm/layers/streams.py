@@ -40,7 +40,7 @@ class Stream:
             raise ValueError(f"batch_size must be an int of at least 1, got {batch_size!r}")
         if getattr(module, "bidirectional", False):
             raise ValueError("a stream needs a module of one direction, and this one is bidirectional")
-        self.batch_size, self._single, self._lock = int(batch_size), module._single, threading.Lock()
+        self.batch_size, self._has_bare_state, self._lock = int(batch_size), module._has_bare_state, threading.Lock()
         with torch.inference_mode(False), torch.no_grad():
             module = self._module = _frozen(module)
             module.backend = settings.named(module.backend)  # later defaults do not reach the stream
@@ -117,15 +117,15 @@ class Stream:
             return h
 
     def _by_module(self, x_t: Tensor, inputs: Any) -> Tensor:
-        module, state = self._module, self._own[0] if self._single else tuple(self._own)
+        module, state = self._module, self._own[0] if self._has_bare_state else tuple(self._own)
         with torch.no_grad(), no_autocast(x_t):
             if self._layers is None:
-                found = type(module).forward(module, x_t, state)
-                h = (found if self._single else found[0]).clone()
+                result = type(module).forward(module, x_t, state)
+                h = (result if self._has_bare_state else result[0]).clone()
             else:
                 options = {} if inputs is None else {"inputs": inputs}
-                h, found = type(module).step(module, x_t, state, **options)
-            for a, b in zip(self._own, [found] if self._single else found):
+                h, result = type(module).step(module, x_t, state, **options)
+            for a, b in zip(self._own, [result] if self._has_bare_state else result):
                 a.copy_(b)
         return h
 
@@ -166,23 +166,23 @@ class Stream:
     def state(self) -> Any:
         """The states after the last step."""
         with self._lock:
-            found = tuple([a.clone() for a in self._own])
-        return found[0] if self._single else found
+            states = tuple([a.clone() for a in self._own])
+        return states[0] if self._has_bare_state else states
 
     @state.setter
     def state(self, state: Any) -> None:
-        given = (state,) if isinstance(state, Tensor) else state
-        if not isinstance(given, tuple | list) or not all(isinstance(a, Tensor) for a in given):
+        states = (state,) if isinstance(state, Tensor) else state
+        if not isinstance(states, tuple | list) or not all(isinstance(a, Tensor) for a in states):
             raise TypeError(f"state must be of the form of stream.state, got {type(state).__name__}")
-        shapes, wanted = [tuple(a.shape) for a in given], [tuple(a.shape) for a in self._own]
+        shapes, wanted = [tuple(a.shape) for a in states], [tuple(a.shape) for a in self._own]
         if shapes != wanted:
             raise ValueError(f"state must have the shapes {wanted}, got {shapes}")
-        for b in given:
+        for b in states:
             if (b.dtype, b.device) != (self._like.dtype, self._like.device):
                 wanted_kind = f"{self._like.dtype} on {self._like.device}"
                 raise ValueError(f"state must be of {wanted_kind}, got {b.dtype} on {b.device}")
         with self._lock, torch.no_grad():
-            for a, b in zip(self._own, given):
+            for a, b in zip(self._own, states):
                 a.copy_(b)
 
     def __repr__(self) -> str:

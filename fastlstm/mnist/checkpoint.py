@@ -92,6 +92,6 @@ class Keeper:
             return
         content = load(self.path)
         for name, value in self.about.items():
-            if (found := content["about"].get(name)) != value:
-                raise CheckpointError(f"{self.path}: expected a checkpoint with {name} = {value!r}, found {found!r}")
+            if (recorded := content["about"].get(name)) != value:
+                raise CheckpointError(f"{self.path}: expected a checkpoint with {name} = {value!r}, found {recorded!r}")
         state.load_state_dict(content["state"])

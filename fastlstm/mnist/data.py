@@ -47,8 +47,8 @@ def load(directory: Path | None = None, device: torch.device | str = "cpu") -> D
         DataError: when a file is missing, truncated or foreign, or when the files do not belong together.
     """
     if directory is not None and not directory.is_dir():
-        found = "a file" if directory.exists() else "nothing"
-        raise DataError(f"{directory}: expected a directory with the files {', '.join(FILES)}, found {found}")
+        existing = "a file" if directory.exists() else "nothing"
+        raise DataError(f"{directory}: expected a directory with the files {', '.join(FILES)}, found {existing}")
     sums = _sums() if directory is None else {}
     paths = [_find(directory or EMBEDDED, name) for name in FILES]
     contents = [_content(path, sums.get(name)) for path, name in zip(paths, FILES, strict=True)]
@@ -169,7 +169,7 @@ def _parse(path: Path, content: bytes, ndim: int) -> np.ndarray:
     if content[:4] != magic:
         raise DataError(
             f"{path}: expected an IDX file of unsigned bytes with {ndim} dimension{'s' * (ndim > 1)} "
-            f"(magic number 0x{magic.hex()}), found {_found(content[:4])}"
+            f"(magic number 0x{magic.hex()}), found {_format_of(content[:4])}"
         )
     if len(content) < header:
         raise DataError(f"{path}: expected a header of {header} bytes, found a file of {len(content)}")
@@ -185,7 +185,7 @@ def _parse(path: Path, content: bytes, ndim: int) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 
 
-def _found(magic: bytes) -> str:
+def _format_of(magic: bytes) -> str:
     return f"0x{magic.hex()}" if magic else "an empty file"
 
 

@@ -36,8 +36,8 @@ class History:
 
     def reached(self, accuracy: float) -> dict[str, Any] | None:
         """Iterations and training seconds when the validation accuracy was first found to be `accuracy` or more."""
-        for iterations, found in self.validation:
-            if found >= accuracy:
+        for iterations, reached in self.validation:
+            if reached >= accuracy:
                 return {"iterations": iterations, "seconds": sum(self.seconds[:iterations])}
         return None
 

@@ -49,8 +49,8 @@ class RowLSTM(nn.Module):
             "proj_size": proj_size,
             "dropout": dropout if num_layers > 1 else 0.0,  # torch warns where there is nothing between layers
         }
-        given = {name: value for name, value in options.items() if value != _TORCH_DEFAULTS[name]}
-        self.lstm = lstm_class(input_size, hidden_size, **given)
+        changed = {name: value for name, value in options.items() if value != _TORCH_DEFAULTS[name]}
+        self.lstm = lstm_class(input_size, hidden_size, **changed)
         self.dropout = dropout
         self.linear = nn.Linear((1 + bidirectional) * (proj_size or hidden_size), num_classes)
         order = torch.randperm(permuted, generator=torch.Generator().manual_seed(0)) if permuted else None

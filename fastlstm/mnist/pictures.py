@@ -186,10 +186,10 @@ def _draw_confusion(axes: Axes, counts: np.ndarray) -> None:
 def _draw_validation(axes: Axes, places: np.ndarray, history: History, name: str, colour: str, marker: str) -> None:
     """The accuracy on the validation images, each at the place of the last iteration before it."""
     if history.validation:
-        done, found = map(np.array, zip(*history.validation))
+        done, accuracies = map(np.array, zip(*history.validation))
         axes.plot(
             places[done - 1],
-            100 * found,
+            100 * accuracies,
             color=colour,
             marker=marker,
             markersize=6,

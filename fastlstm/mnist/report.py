@@ -124,7 +124,7 @@ def _figures(run: Run) -> dict[str, Any]:
         "test_images": len(run.scores.predictions),
         "loss": run.history.loss,
         "accuracy": run.history.accuracy,
-        "validation": [{"iterations": done, "accuracy": found} for done, found in run.history.validation],
+        "validation": [{"iterations": done, "accuracy": accuracy} for done, accuracy in run.history.validation],
         "time_to_99": run.history.reached(TARGET),
     }
 

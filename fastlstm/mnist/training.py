@@ -186,10 +186,10 @@ def train(
                     ended = iteration == recipe.iterations
                     if validation is not None and (ended or iteration % epoch == 0):
                         show()
-                        found = _accuracy(state.tested, validation, recipe.precision)
-                        history.validation.append((iteration, found))
+                        accuracy = _accuracy(state.tested, validation, recipe.precision)
+                        history.validation.append((iteration, accuracy))
                         if board is not None:
-                            board.tell_validation(iteration, found)
+                            board.tell_validation(iteration, accuracy)
                         recorder.restart()
                     if keeper is not None and (ended or iteration % keeper.every == 0):
                         show()

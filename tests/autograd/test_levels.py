@@ -125,8 +125,8 @@ def test_torchs_way_is_not_taken(arguments, name, enabled, monkeypatch):
         raise AssertionError("torch's own way was taken")
 
     monkeypatch.setattr(torch.autograd.function, "custom_function_call", never)
-    made = operators.made[library.lstm]._replace(forward=never, backward=never)
-    monkeypatch.setitem(operators.made, library.lstm, made)
+    made = operators.by_cell[library.lstm]._replace(forward=never, backward=never)
+    monkeypatch.setitem(operators.by_cell, library.lstm, made)
     with torch.set_grad_enabled(enabled):
         CALLS[name](*arguments)
 

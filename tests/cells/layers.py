@@ -111,7 +111,7 @@ class Case:
             return torch.randn(shape, generator=made, dtype=torch.double)
 
         T, B, I, H, layout = self.T, self.B, self.I, self.H, self.cell.layout
-        of_x, of_h, scale = len(layout.of_x) * H, len(layout.of_h) * H, H**-0.5
+        of_x, of_h, scale = len(layout.x_preacts) * H, len(layout.h_preacts) * H, H**-0.5
         weights: list[Any] = [random(of_x, I), random(of_h, H // self.heads), random(of_x), random(of_h)]
         weights = [a * scale if len(a) else None for a in weights]
         if not self.bias:
@@ -168,7 +168,7 @@ def stacked(cases: list[Case]) -> tuple[Layer, Run]:
     masks = (joined([getattr(a, name) for a in layers], axis) for axis, name in enumerate(("lengths", "reset")))
     x, states, inputs = joined([a.x for a in layers], 1), each(layers, "states", 0), each(layers, "inputs", 1)
     layer = Layer(x, weights, states, *masks, first.reverse, first.cell, inputs)
-    return layer, Run(joined([a.h for a in grads], 1), each(grads, "last", 0), each(grads, "kept", 1))
+    return layer, Run(joined([a.h for a in grads], 1), each(grads, "last", 0), each(grads, "saved", 1))
 
 
 def truth(layer: Layer) -> tuple[Tensor, ...]:
@@ -212,7 +212,7 @@ def _row(cell: Cell, layer: Layer, b: int, length: int) -> list[Tensor]:
 
 def flat(run: Run) -> tuple[Any, ...]:
     """What `truth` returns, of a run; of gradients too."""
-    others = run.kept[: len(run.last) - 1]
+    others = run.saved[: len(run.last) - 1]
     return run.h, *run.last, *others
 
 

@@ -189,16 +189,17 @@ def test_what_is_printed():
 
 def test_layouts():
     layout = gru.layout
-    assert layout.sums == ("n_x", "r", "z", "n_h")  # x alone, both, h alone
-    assert (layout.of_x, layout.of_h, layout.of_both) == (range(3), range(1, 4), range(1, 3))
+    assert layout.preacts == ("n_x", "r", "z", "n_h")  # x alone, both, h alone
+    assert (layout.x_preacts, layout.h_preacts, layout.shared_preacts) == (range(3), range(1, 4), range(1, 3))
     assert (layout.blocks_ih, layout.blocks_hh) == ((2, 0, 1), (0, 1, 2))  # as torch has them: r, z, n
     assert (layout.saved, layout.sequences, layout.carried) == (("n_h_pre", "r", "z", "n"), (), ("h",))
     layout = lstm.layout
-    assert layout.sums == ("i", "f", "g", "o")
-    assert layout.of_x == layout.of_h == layout.of_both == range(4)
+    assert layout.preacts == ("i", "f", "g", "o")
+    assert layout.x_preacts == layout.h_preacts == layout.shared_preacts == range(4)
     assert (layout.sequences, layout.carried) == (("c",), ("c",))
     layout = fastlstm.cells.ind_rnn.layout
-    assert (layout.of_x, layout.of_h, layout.params, layout.carried) == (range(1), range(1, 1), ("u",), ("h",))
+    assert (layout.x_preacts, layout.h_preacts) == (range(1), range(1, 1))
+    assert (layout.params, layout.carried) == (("u",), ("h",))
 
 
 def test_what_a_cell_takes_from_elsewhere_is_taken_once():

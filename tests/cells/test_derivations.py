@@ -171,10 +171,10 @@ def test_each_operation(name):
     along = given["a_pre_t"], given["b_pre_t"]
     products = sum((g * t).sum() for g, t in zip(grads, along))
     second = torch.autograd.grad(products, (a, b, dh), **LOOSE)
-    bent, moved = code.curvature({**given}), code.tangent({**given})
+    gradient_tangents, state_tangents = code.curvature({**given}), code.tangent({**given})
     for k, change in zip(("da_pre_t", "db_pre_t"), second):
-        assert error(bent.get(k, torch.zeros(64, dtype=torch.double)), change) < 1e-14
-    assert error(moved["h_t"], second[2]) < 1e-14
+        assert error(gradient_tangents.get(k, torch.zeros(64, dtype=torch.double)), change) < 1e-14
+    assert error(state_tangents["h_t"], second[2]) < 1e-14
     for k in range(8 if name in EXPRESSIONS else 0):  # a number is its own mean
         number = expression(a[k].item(), b[k].item())
         assert math.isclose(number, want[k].item(), rel_tol=1e-14, abs_tol=1e-15)
@@ -302,18 +302,20 @@ def test_the_jacobian_is_tangent_and_gradient(cell):
     given = values({**derived.tangent.arguments, **derived.backward.arguments, **derived.forward.arguments})
     given |= {HEADS: 1}
     given |= derived.forward(given)
-    slopes, moved, gradients = (code(given) for code in (derived.jacobian, derived.tangent, derived.backward))
+    partials, state_tangents, gradients = (
+        code(given) for code in (derived.jacobian, derived.tangent, derived.backward)
+    )
     names = [*cell.arguments.values()]
     tangents = {name: given.get(f"{name}_t", 0) for name in names}
     for result in (*derived.means, *cell.states):
-        tangents[result] = sum(slopes.get(f"{result}_by_{name}", 0) * a for name, a in tangents.items())
+        tangents[result] = sum(partials.get(f"{result}_by_{name}", 0) * a for name, a in tangents.items())
         if result in derived.means:
             tangents[result] = cells.mean(tangents[result] + torch.zeros(64, dtype=torch.double))
     for state in cell.states:
-        assert error(moved[f"{state}_t"], tangents[state]) < 1e-12
+        assert error(state_tangents[f"{state}_t"], tangents[state]) < 1e-12
     back = {state: given[f"d{state}"] for state in cell.states}
     for name in (*reversed(derived.means), *names):
-        back[name] = sum(slopes.get(f"{result}_by_{name}", 0) * a for result, a in back.items())
+        back[name] = sum(partials.get(f"{result}_by_{name}", 0) * a for result, a in back.items())
         if name in derived.means:
             back[name] = cells.mean(back[name] + torch.zeros(64, dtype=torch.double))
         else:

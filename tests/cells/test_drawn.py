@@ -46,4 +46,4 @@ def test_the_plain_layer(source, options):
     made, saving = (reference.forward(case.layer, save) for save in (False, True))
     assert torch.equal(made.h, saving.h)
     assert all(map(torch.equal, made.last, saving.last))
-    assert made.kept == ()
+    assert made.saved == ()

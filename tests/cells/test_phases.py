@@ -42,7 +42,7 @@ def check(cell):
         for name in function.arguments
     } | {HEADS: K}
     given |= derived.forward(given)
-    terms = [f"d{name}" for name in (*(f"{gate}_pre" for gate in layout.sums), *layout.params)]
+    terms = [f"d{name}" for name in (*(f"{gate}_pre" for gate in layout.preacts), *layout.params)]
     for function, rows, early in (
         (derived.forward, layout.saved_rows, layout.saved_units),
         (derived.backward, layout.saved_rows, terms),

@@ -75,7 +75,7 @@ class Layer:
     def truth(self, inputs: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The same through autograd over the reference's steps, past every Function of ours."""
         run = reference.forward(self.record(inputs), True)
-        return run.h, *run.last, run.kept[0]
+        return run.h, *run.last, run.saved[0]
 
     def record(self, inputs: list[Tensor]) -> base.Layer:
         """The inputs as a backend takes them."""

@@ -27,7 +27,7 @@ def forget():
     """What is kept by signature knows the limits that held when it was made; what modules keep is theirs to forget."""
     plans._forward.cache_clear()
     plans._backward.cache_clear()
-    functional._plans.made.clear()
+    functional._plans.plans.clear()
 
 
 def under(function, team=1, **limits):

@@ -40,7 +40,7 @@ def drawn(name, dtype=torch.float32, backend=None):
     x = torch.randn(M, *((B, steps) if first.batch_first else (steps, B)), I, dtype=dtype, requires_grad=True)
     rows = first.num_layers * (1 + first.bidirectional)
     states = [torch.randn(M, rows, B, H, dtype=dtype, requires_grad=True) for _ in first._cell.states]
-    return modules, x, states[0] if first._single else (*states,)
+    return modules, x, states[0] if first._has_bare_state else (*states,)
 
 
 def of_model(states, k):

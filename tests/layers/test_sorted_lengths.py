@@ -47,7 +47,7 @@ def test_rows_past_their_end_are_not_computed(size, backend, poisoned):
     layer = sorted_layer(size)
     record = layer.record(layer.to(torch.float32, requires_grad=False))
     run = dispatch.module(backend).forward(record._replace(weights=(*record.weights[:2], None, None)), True)
-    h, (c, gates) = run.h, run.kept
+    h, (c, gates) = run.h, run.saved
     rows = (gates == 0).all(-1).all(1)  # (T,B)
     assert not any(a.isnan().any() for a in (h, c, gates))
     assert torch.equal(rows, torch.arange(len(h)).unsqueeze(1) >= layer.lengths)
@@ -90,9 +90,9 @@ def test_rows_in_any_order_are_put_in_order(options, batch_first, monkeypatch):
         return orders[-1]
 
     monkeypatch.setattr("fastlstm.layers.recurrent.longest_first", seen)
-    monkeypatch.setattr(packing, "WIDE", 1)
+    monkeypatch.setattr(packing, "MIN_SORT_UNITS", 1)
     for worth in (1 << 60, 0):
-        monkeypatch.setattr(packing, "WORTH", worth)
+        monkeypatch.setattr(packing, "MIN_SORT_WORK", worth)
         output, (h_n, c_n), cells = lstm(inputs[0], tuple(inputs[1:]), **masks)
         loss = output.sin().sum() + (h_n * c_n).sum() + cells.cos().sum()
         gradients = torch.autograd.grad(loss, [*inputs, *lstm.parameters()], create_graph=True)
@@ -111,10 +111,10 @@ def test_rows_in_any_order_are_put_in_order(options, batch_first, monkeypatch):
 
 def test_what_is_not_put_in_order(monkeypatch):
     assert packing.longest_first(torch.tensor([1, 4, 2]), 4, 500, 500) is None  # three rows of four steps
-    monkeypatch.setattr(packing, "WORTH", 0)
+    monkeypatch.setattr(packing, "MIN_SORT_WORK", 0)
     lengths = torch.tensor([1, 4, 2])
     assert packing.longest_first(lengths, 4, 500, 9) is None  # narrow
-    monkeypatch.setattr(packing, "WIDE", 1)
+    monkeypatch.setattr(packing, "MIN_SORT_UNITS", 1)
     assert packing.longest_first(lengths, 4, 5, 9).tolist() == [1, 2, 0]
     assert packing.longest_first(torch.tensor([4, 2, 1]), 4, 5, 9) is None  # it is in order
     assert packing.longest_first(torch.tensor([4, 3, 4]), 4, 5, 9) is None  # little to leave out

@@ -130,11 +130,11 @@ def test_settings_that_change_between_calls(modules, set_threads):
 def test_plans_of_all_modules_are_bounded_together(modules, monkeypatch):
     ours, theirs = modules
     others = [copy.deepcopy(ours) for _ in range(2)]
-    monkeypatch.setattr(plans, "MOST", 5)
+    monkeypatch.setattr(plans, "MAX_PLANS", 5)
     for steps in (*range(1, 12), 1, 11):
         for each in (ours, *others):
             check(each, theirs, torch.randn(steps, 1, I))
-            assert sum(len(m._plans[0].made) for m in (ours, *others) if "_plans" in vars(m)) <= 5
+            assert sum(len(m._plans[0].plans) for m in (ours, *others) if "_plans" in vars(m)) <= 5
         others[0] = copy.deepcopy(ours)  # plans of a module that is gone do not count for ever
 
 
@@ -159,7 +159,7 @@ def test_a_plan_takes_little_memory(modules, dtype):
 @torch.no_grad()
 def test_threads_that_make_plans_at_once(modules, monkeypatch):
     ours, theirs = modules
-    monkeypatch.setattr(plans, "MOST", 5)
+    monkeypatch.setattr(plans, "MAX_PLANS", 5)
     inputs = [torch.randn(steps, 2, I) for steps in range(1, 40)]
     wrong = []
 
@@ -287,7 +287,7 @@ def test_plans_end_with_their_module(modules, dtype):
         with torch.no_grad():
             ours(x)
             ours(x.transpose(0, 1).contiguous().transpose(0, 1))
-        kept = [weakref.ref(run.__self__) for run in ours._plans[0].made.values() if hasattr(run, "__self__")]
+        kept = [weakref.ref(run.__self__) for run in ours._plans[0].plans.values() if hasattr(run, "__self__")]
         del ours
         assert not any(plan() for plan in kept)
     finally:

@@ -134,7 +134,7 @@ def run(case: Case, direction: str = "both", **options: Any) -> Result:
     layer, grads = drawn(case)
     precision = PRECISIONS[case.kind]
     exact = layer.to(torch.double)
-    given = [a for a in (*layer.tensors, grads.h, *grads.last, *grads.kept) if a is not None]
+    given = [a for a in (*layer.tensors, grads.h, *grads.last, *grads.saved) if a is not None]
     before = [a.clone() for a in given]
     results = forward_results(case) if direction == "backward" else None
     with emulated(case.chip, multiprocessors=case.multiprocessors, **options) as device:
@@ -147,7 +147,7 @@ def run(case: Case, direction: str = "both", **options: Any) -> Result:
             device.findings.report("input changed", None, str(tuple(a.shape)))
     want, errors = reference.forward(exact, True), {}
     if direction != "backward":
-        named = {"h": (results.h, want.h), "c": (results.kept[0], want.kept[0])}
+        named = {"h": (results.h, want.h), "c": (results.saved[0], want.saved[0])}
         named |= {"h_n": (results.last[0], want.last[0]), "c_n": (results.last[1], want.last[1])}
         if quiet is not None:
             named |= {"quiet h": (quiet.h, want.h), "quiet c_n": (quiet.last[1], want.last[1])}

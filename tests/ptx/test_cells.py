@@ -45,7 +45,7 @@ def poisoned():
 
 
 def converted(run, dtype):
-    return Run(run.h.to(dtype), *(tuple(a.to(dtype) for a in part) for part in (run.last, run.kept)))
+    return Run(run.h.to(dtype), *(tuple(a.to(dtype) for a in part) for part in (run.last, run.saved)))
 
 
 def truth(grads, layer, needs):

@@ -145,7 +145,7 @@ class CellFunctions:
             mean = triton.jit(load(source, "mean", names, __name__))
             names = names | {"mean": mean, "mean_of_head": mean, HEADS: tl.constexpr(1)}
         new, old = list(layout.states), [f"{state}_prev" for state in layout.states]
-        preacts, operands = [f"{gate}_pre" for gate in layout.sums], [*layout.params, *layout.inputs]
+        preacts, operands = [f"{gate}_pre" for gate in layout.preacts], [*layout.params, *layout.inputs]
         arguments = [*(f"d{state}" for state in new), *layout.saved, *derived.states_read, *operands]
         carried = [f"d{state}_prev" for state in layout.carried]
         results = [*(f"d{name}" for name in preacts), *carried, *(f"d{name}" for name in operands)]
@@ -154,7 +154,7 @@ class CellFunctions:
         state_names = [name for both in zip(new, old) for name in both]
         self.read = tuple(state_names.index(name) for name in derived.states_read)
         self.carried = tuple(layout.carried.index(state) if state in layout.carried else -1 for state in new)
-        self.preacts, self.h_preacts = len(preacts), len(layout.of_h)
+        self.preacts, self.h_preacts = len(preacts), len(layout.h_preacts)
         self.gates = self.preacts if layout.joint and self.preacts in (2, 4) else 1
         self.output_exceeds_one = _bound(derived.forward.results[new[0]]) > 1
         self.reads_h = old[0] in derived.forward.arguments

@@ -38,7 +38,7 @@ class Backward(Pass):
         self.needs, self.read = needs, {code // 2 for code in cell.read}
         self.biases = [want and a is not None for want, a in zip(needs.weights[2:WEIGHTS], layer.weights[2:WEIGHTS])]
         self.wants_bias = any(self.biases)
-        self.stack = base.groups_of(layer)
+        self.stack = base.stack_size_of(layer)
         self.sums = sums.Sums(layer.cell, (None,) * WEIGHTS, self.H)
         common = {
             "CELL": cell.backward, "READ": cell.read, "CARRIED": cell.carried, "S": cell.preacts, "Y": cell.h_preacts,
@@ -48,9 +48,9 @@ class Backward(Pass):
         if self.resident:
             common |= {"GATES": min(cell.gates, self.tile.backward_gates), "DIVIDES": cell.backward_divides}
         last, (first, later, earlier) = self.T - 1, (self.T - 1, 0, 1) if layer.reverse else (0, 1, 0)
-        self.x_view = self._view_of(self.layout.of_x, cell.preacts, 0, self.T, True)
-        self.first_h_view = self._view_of(self.layout.of_h, cell.preacts, first, 1, True)
-        self.later_h_view = self._view_of(self.layout.of_h, cell.preacts, later, last, True)
+        self.x_view = self._view_of(self.layout.x_preacts, cell.preacts, 0, self.T, True)
+        self.first_h_view = self._view_of(self.layout.h_preacts, cell.preacts, first, 1, True)
+        self.later_h_view = self._view_of(self.layout.h_preacts, cell.preacts, later, last, True)
         self.h_prev_view = self._view_of(range(1), 1, earlier, last, False)
         self.start = Launch(
             kernel, self.launch_grid, self.compiles_only, **common, **self.options(self.tile.backward_warps)
@@ -87,8 +87,8 @@ class Backward(Pass):
     def launch(self, grads: Run, layer: Layer, run: Run) -> KernelGradients:
         """Run the kernels, and return their results."""
         T, B, H, needs = self.T, self.B, self.H, self.needs
-        dh, (h, *others, saved) = grads.h, readable((run.h, *run.kept))
-        dlast, dsequences = readable(grads.last), readable(grads.kept) if grads.kept else (None,) * len(others)
+        dh, (h, *others, saved) = grads.h, readable((run.h, *run.saved))
+        dlast, dsequences = readable(grads.last), readable(grads.saved) if grads.saved else (None,) * len(others)
         dh_step, dh_row = 0, 0
         if dh is not None:
             dh = addressable(dh, H)

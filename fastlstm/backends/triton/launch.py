@@ -61,7 +61,7 @@ def describe_layer(layer: Layer, precision: str) -> tuple[Any, Any, int, int, in
     program of a resident kernel: those of a head, or all H if the cell has means over a row. x may be (B, I), for one
     step.
     """
-    H, stack, means = base.hidden_size(layer), base.groups_of(layer) or 1, cells.means_of(layer.cell)
+    H, stack, means = base.hidden_size(layer), base.stack_size_of(layer) or 1, cells.means_of(layer.cell)
     D = H if "mean" in means else H // base.heads_of(layer)
     cell = cells.cell_functions(layer.cell, precision == "ieee", D if means else 0)
     rows = (layer.x if layer.x.dim() == 2 else base.flat_input(layer.x)).shape[-2] // stack

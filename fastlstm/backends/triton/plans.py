@@ -28,7 +28,7 @@ class Plan:
         self.save, self.state_axes, self.precision, self.dtype = save, state_axes, precision, layer.x.dtype
         self.step = layer.x.dim() == 2
         self.casts = any(a is not None and a.dtype is not self.dtype for a in layer.weights)
-        self.keeps_cells = not self.step and self.dtype is torch.float32
+        self.saves_sequences = not self.step and self.dtype is torch.float32
         self.passes: dict[Any, Any] = {}
 
     def forward(self, layer: Layer) -> Run:
@@ -42,15 +42,15 @@ class Plan:
         run: Run = forward.run(layer)
         if not self.step:
             return run
-        return run._replace(h=None, kept=(*run.kept, run.h) if self.save else ())  # some cells read h after the step
+        return run._replace(h=None, saved=(*run.saved, run.h) if self.save else ())  # some cells read h after the step
 
     def backward(self, grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
         """Return the gradients of a layer that this plan has run."""
         x, precision = layer.x, resolve_precision(self.dtype, self.precision)
         if self.step:
-            layer, (*kept, h) = self._normalized(layer), run.kept
-            run = run._replace(h=h, kept=tuple(kept))
-        key = precision, needs, *[a is None for a in (grads.h, *grads.last, *grads.kept)]
+            layer, (*saved, h) = self._normalized(layer), run.saved
+            run = run._replace(h=h, saved=tuple(saved))
+        key = precision, needs, *[a is None for a in (grads.h, *grads.last, *grads.saved)]
         backward = self.passes.get(key)
         if backward is None:
             backward = self.passes.setdefault(key, Backward(layer, needs, precision))

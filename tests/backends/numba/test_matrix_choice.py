@@ -22,7 +22,7 @@ def setting():
 
 def choose(name, dtype):
     return dispatch.choose(
-        name, torch.device("cpu"), dtype, cell=library.lstm, projected=False, masked=False, cells=False
+        name, torch.device("cpu"), dtype, cell=library.lstm, projected=False, masked=False, inner_states=False
     )
 
 

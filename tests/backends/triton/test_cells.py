@@ -131,7 +131,7 @@ def test_layers_that_no_kernel_runs(monkeypatch):
         (Case(cells.lstm, H=300, heads=2).layer, "needs large heads of a multiple of 32 units, got 150"),
     ):
         layer = layer.to(torch.float32)
-        options = {"cell": layer.cell, "projected": False, "masked": False, "cells": False, "layer": layer}
+        options = {"cell": layer.cell, "projected": False, "masked": False, "inner_states": False, "layer": layer}
         with pytest.raises(RuntimeError, match=reason):
             dispatch.choose("triton-ieee", DEVICE, torch.float32, **options)
         with pytest.raises(RuntimeError, match=reason):
@@ -181,7 +181,7 @@ def leaky(f, c, h, w, gap):
 
 @pytest.mark.parametrize(
     ("cell", "H", "options"),
-    [(leaky, 20, {}), (cells.lstm, 32, {"heads": 2}), (cells.gru, 20, {"bidirectional": True})],
+    [(leaky, 20, {}), (cells.lstm, 64, {"heads": 2}), (cells.gru, 20, {"bidirectional": True})],
     ids=["own cell", "heads", "directions"],
 )
 def test_modules(cell, H, options, kernels):
@@ -217,7 +217,7 @@ def test_more_gates_than_a_product_can_join(kind, kernels):
 @every_cell
 def test_auto_takes_the_kernels_for_every_cell(cell, monkeypatch):
     monkeypatch.setattr(gpu, "capability", lambda device: (9, 0))
-    options = {"cell": cell, "projected": False, "masked": True, "cells": False}
+    options = {"cell": cell, "projected": False, "masked": True, "inner_states": False}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert dispatch.choose("auto", torch.device("cuda"), torch.float32, **options) == "triton"

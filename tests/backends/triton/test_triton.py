@@ -104,7 +104,7 @@ def test_nothing_is_saved_without_a_gradient(monkeypatch, kernels):
 
     def forward(self, layer):
         run = original(self, layer)
-        saved.append(len(run.kept))  # c and gates
+        saved.append(len(run.saved))  # c and gates
         return run
 
     monkeypatch.setattr(launch.Forward, "run", forward)
@@ -147,7 +147,7 @@ def test_the_last_state_alone_brings_no_gradient_of_every_step(monkeypatch):
     given, original = [], Backward.run
 
     def backward(self, grads, *rest):
-        (dh_n, dc_n), kept = grads.last, grads.kept
+        (dh_n, dc_n), kept = grads.last, grads.saved
         given.append((grads.h, dh_n is not None, dc_n, any(dc is not None for dc in kept)))
         return original(self, grads, *rest)
 

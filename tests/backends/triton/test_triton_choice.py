@@ -149,7 +149,7 @@ def test_layers_of_two_precisions_wait_for_each_other(monkeypatch):
 
 
 def choose(name, device, dtype=torch.float32, **options):
-    options = {"cell": cells.lstm, "projected": False, "masked": False, "cells": False} | options
+    options = {"cell": cells.lstm, "projected": False, "masked": False, "inner_states": False} | options
     return dispatch.choose(name, torch.device(device), dtype, **options)
 
 

@@ -191,13 +191,13 @@ for T, B in [(1, 1), (2, 2), (3, 5), (7, 16), (16, 3), (16, 16), (40, 33)]:
         for turned, reverse in ((x, False), (x, True), (x.transpose(0, 1).contiguous().transpose(0, 1), False)):
             layer = Layer(turned, weights, (state, state), *masks, reverse, cells.lstm)
             run = triton.forward(layer, True, "ieee")
-            triton.backward(Run(run.h, (state, state), run.kept[:1]), layer, run, needs, "ieee")
+            triton.backward(Run(run.h, (state, state), run.saved[:1]), layer, run, needs, "ieee")
         odd = torch.randn(x.numel() + 1, dtype=dtype)[1:].view_as(x)
         masks = torch.full((B + 1,), T)[1:], torch.zeros(T * B + 1, dtype=torch.bool)[1:].view(T, B)
         layer = Layer(odd, weights, (shifted, shifted), *masks, False, cells.lstm)
         run = triton.forward(layer, True, "ieee")
         dh = torch.randn(run.h.numel() + 1, dtype=dtype)[1:].view_as(run.h)
-        triton.backward(Run(dh, (shifted, shifted), run.kept[:1]), layer, run, needs, "ieee")
+        triton.backward(Run(dh, (shifted, shifted), run.saved[:1]), layer, run, needs, "ieee")
 print(*sorted(name for name, _ in variants))
 """
 

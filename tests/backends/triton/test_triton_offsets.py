@@ -59,7 +59,7 @@ def test_steps_far_apart(kernels):
         gradients = backend.backward(
             Run(grads[0], (None, None), (grads[1],)), layer, run, Gradients.of(cells.lstm, [True] * 7)
         )
-        results.append([run.h, *run.kept, *(g for g in gradients.flat if g is not None)])
+        results.append([run.h, *run.saved, *(g for g in gradients.flat if g is not None)])
     for near, far in zip(*results, strict=True):
         assert torch.equal(near, far)
 
@@ -89,7 +89,7 @@ def test_large_batches(kernels, first_program, monkeypatch):
         needs = Gradients.of(cells.lstm, [True] * 7)
         incoming = Run(widened(dh, 1), (None, None), ())
         found = gradients.Backward(layer, needs, "native").launch(incoming, layer, run)
-        of_steps = (a[:, :rows].clone() for a in (run.h, *run.kept, found.preact))
+        of_steps = (a[:, :rows].clone() for a in (run.h, *run.saved, found.preact))
         results.append([*of_steps, *(a[:rows].clone() for a in found.states)])
     for near, far in zip(*results, strict=True):
         assert torch.equal(near, far)

@@ -73,7 +73,7 @@ class Backward(Pass):
         x, weights, initial, lengths, reset, *_ = layer
         initial = (*map(contiguous, initial),)
         h_0, zeros, dh, (h, *sequences, gates) = (
-            initial[0], self.zeros_address, grads.h, map(contiguous, (run.h, *run.kept)),
+            initial[0], self.zeros_address, grads.h, map(contiguous, (run.h, *run.saved)),
         )  # fmt: skip
         if self.signature.is_single_step and sequences:
             h, *sequences = sequences
@@ -95,7 +95,7 @@ class Backward(Pass):
             *dh_fields, *dh_n_fields, *addresses[: WEIGHTS + 1], addresses[first_state],
         ]  # fmt: skip
         for k in self.inner_states:
-            d_sequence, d_state = grads.kept[k - 1] if grads.kept else None, grads.last[k]
+            d_sequence, d_state = grads.saved[k - 1] if grads.saved else None, grads.last[k]
             call += zeros if h_0 is None else initial[k].data_ptr(), row_stride
             call.append(sequences[k - 1].data_ptr() if sequences else 0)  # a single step may not read them
             if d_sequence is None:

@@ -46,8 +46,8 @@ def counts(cell: Cell) -> Counts:
     """Count the values of a cell."""
     layout, read = cell.layout, set(cell.derived().states_read)
     first, *inner = layout.states
-    numbers = (len(layout.sums), len(layout.of_x), len(layout.of_h), len(layout.saved_units))
-    joint, means = layout.of_x == layout.of_h, bool(cell.derived().means)
+    numbers = (len(layout.preacts), len(layout.x_preacts), len(layout.h_preacts), len(layout.saved_units))
+    joint, means = layout.x_preacts == layout.h_preacts, bool(cell.derived().means)
     # h may be bfloat16, and a single step saves none: so the backward pass must not read it
     plain = not (means or layout.params or layout.inputs) and read <= {f"{state}_prev" for state in inner}
     return Counts(

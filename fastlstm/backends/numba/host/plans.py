@@ -45,7 +45,7 @@ def backward(grads: Run, layer: Layer, run: Run, needs: Gradients, components: i
         flat = layer.x.flatten(1, 2) if layer.x.dim() == 4 else layer.x, *layer.tensors[1:]
         zeros = [torch.zeros_like(a) if need and a is not None else None for a, need in zip(flat, needs.flat)]
         return Gradients.of(layer.cell, zeros)
-    return _backward(signature, needs, run.kept[-1].dim() == 5).run(grads, layer, run)
+    return _backward(signature, needs, run.saved[-1].dim() == 5).run(grads, layer, run)
 
 
 def components_for(layer: Layer, components: int) -> int:
@@ -66,7 +66,7 @@ class Plan:
         """Prepare the kernels: the arguments are those of `plan`."""
         components = components_for(layer, components)
         self.is_bfloat16 = components == 1 and layer.x.dtype is torch.bfloat16
-        self.keeps_cells = layer.x.dim() == 3 and layer.x.dtype in WIDE
+        self.saves_sequences = layer.x.dim() == 3 and layer.x.dtype in WIDE
         is_taken = self.is_bfloat16 or layer.x.dtype in WIDE
         base = layer if is_taken else layer._replace(x=converted(layer.x, torch.float32))
         example = readable_in_plan(base)
@@ -149,12 +149,12 @@ class SixteenBits(Plan):
 
     def backward(self, grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
         """Return the gradients of a layer that this plan has run. x is widened again, to save memory meanwhile."""
-        x, dh, h, saved = layer.x, grads.h, run.h, [*run.kept]
+        x, dh, h, saved = layer.x, grads.h, run.h, [*run.saved]
         if not self.is_bfloat16:
             x, dh = converted(x, torch.float32), *widened((dh,))
             h = saved.pop() if x.dim() == 3 else None
         layer = layer._replace(x=x, states=widened(layer.states), inputs=widened(layer.inputs))
-        grads = Run(dh, widened(grads.last), widened(grads.kept))
+        grads = Run(dh, widened(grads.last), widened(grads.saved))
         gradients = super().backward(grads, layer, Run(h, run.last, (*saved,)), needs)
         return Gradients.of(layer.cell, [rounded(a, self.dtype) for a in gradients.flat])
 

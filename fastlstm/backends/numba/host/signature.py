@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastlstm.backends.base import groups_of, heads_of, hidden_size
+from fastlstm.backends.base import heads_of, hidden_size, stack_size_of
 from fastlstm.backends.cpu import rows_contiguous, threads_now
 from fastlstm.backends.memory import converted
 from fastlstm.backends.numba.host.cell_counts import Counts, counts
@@ -125,7 +125,7 @@ def signature_of(layer: Any, state_axes: tuple[int, ...], components: int) -> Si
     x, (weight_ih, weight_hh, *_), cell = layer.x, layer.weights, layer.cell
     is_single_step, is_bfloat16 = x.dim() == 2, x.dtype is torch.bfloat16
     T, *rows, I = (1, *x.shape) if is_single_step else x.shape
-    stack_size = groups_of(layer) or None
+    stack_size = stack_size_of(layer) or None
     weight_dtype = next((a.dtype for a in layer.weights if a is not None), x.dtype)
     strides = x.stride(), strides_of(weight_ih), strides_of(weight_hh)
     return Signature(

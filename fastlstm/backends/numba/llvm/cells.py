@@ -48,7 +48,7 @@ def functions_of(cell: Cell) -> Functions:
     """Return a cell's functions on vectors."""
     derived, layout = cell.derived(), cell.layout
     forward, backward = derived.forward, derived.backward
-    terms = [f"d{name}" for name in (*(f"{gate}_pre" for gate in layout.sums), *layout.params)]
+    terms = [f"d{name}" for name in (*(f"{gate}_pre" for gate in layout.preacts), *layout.params)]
     passes = (
         in_phases(forward, cell.states),
         in_phases(forward, [*cell.states, *layout.saved], layout.saved_rows, early=layout.saved_units),
@@ -87,7 +87,7 @@ def forward(vtype: VectorType, cell: Functions, save: bool, streams: bool = Fals
     def build_phase(b, function, rows, row, unit, preact, saved, table, later, shared, row_stride, valid):
         arrays, taken, run = RowPointers(b, vtype), set(function.arguments), on_vectors(function)
         inside = vtype.first_lanes(b, valid) if phases.sums else None
-        arrays.add("all preacts", preact, len(layout.sums) * vector)
+        arrays.add("all preacts", preact, len(layout.preacts) * vector)
         arrays.add_table(forward_table(layout), {*taken, *layout.states}, table, row, unit)
         if saved_units:
             arrays.add("saved values", saved, layout.saved_vectors(vtype.count) * vector)
@@ -97,7 +97,7 @@ def forward(vtype: VectorType, cell: Functions, save: bool, streams: bool = Fals
             arguments = {name: arrays.load("saved values", k) for k, name in enumerate(saved_units) if name in taken}
             arguments |= {  # an argument may be a saved value, which has memory in the first phase too
                 f"{gate}_pre": arrays.load("all preacts", k)
-                for k, gate in enumerate(layout.sums)
+                for k, gate in enumerate(layout.preacts)
                 if f"{gate}_pre" in taken
             }
             arguments |= {name: arrays.load(name) for name in arrays.current if name in taken} | phased.load(taken)
@@ -127,7 +127,7 @@ def backward(vtype: VectorType, cell: Functions) -> Builder:
     """
     layout, vector = cell.layout, vtype.size * vtype.count
     first, *inner = layout.states
-    terms = [*(f"{gate}_pre" for gate in layout.sums), *layout.params]
+    terms = [*(f"{gate}_pre" for gate in layout.preacts), *layout.params]
     carried = [*inner, *(state for state in layout.carried if state == first)]
 
     phases, saved_units = cell.backward, layout.saved_units
