@@ -12,9 +12,10 @@ from benchmarks.shared.tables import NOISY
 HEAD = ("ratio", "95 % interval", "fastlstm, ms", "torch, ms", "threads", "what", "mode", "")
 LEGEND = """\
 T time steps, B batch rows, I inputs, H hidden units, L layers, bi both directions. A ratio of 2 means that fastlstm
-takes half the time of torch: it is the ratio of the two medians beside it. The interval has the ratios within a round.
-Each side runs on one thread and on all, and its faster way counts; "threads" has fastlstm's and torch's. A row has no
-result where its rounds scatter, or where other processes worked beside it."""
+takes half the time of torch. The ratio is that of the two times beside it, which are medians over the rounds, and the
+interval around it is that of the same ratio over rounds drawn anew. Each side runs on one thread and on all, and its
+faster way counts; "threads" has fastlstm's and torch's. A row has no result where its rounds scatter, or where other
+processes worked beside it."""
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-benchmark reads its options
@@ -46,7 +47,7 @@ def pytest_terminal_summary(terminalreporter, config):
 
 def row(info):
     ratio = info["ratio to nn.LSTM"]
-    figures = [f"{ratio['of_medians']:.2f}", f"{ratio['low']:.2f} to {ratio['high']:.2f}"]
+    figures = [f"{ratio['median']:.2f}", f"{ratio['low']:.2f} to {ratio['high']:.2f}"]
     figures += [f"{1e3 * info['seconds']:.3f}", f"{1e3 * info['nn.LSTM seconds']:.3f}"]
     return (
         *(["", NOISY, "", ""] if info["noisy"] else figures),
@@ -58,7 +59,7 @@ def row(info):
 
 
 def mean_of(measured):
-    ratios = [info["ratio to nn.LSTM"]["of_medians"] for info in measured if not info["noisy"]]
+    ratios = [info["ratio to nn.LSTM"]["median"] for info in measured if not info["noisy"]]
     if not ratios:
         return "No row has a result."
     left = f"; {len(measured) - len(ratios)} rows have no result" * (len(ratios) < len(measured))

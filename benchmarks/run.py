@@ -62,7 +62,7 @@ def measure(shape: Shape, options: argparse.Namespace) -> Iterator[dict[str, Any
             "baseline_seconds": sides[theirs].seconds,
             "baseline_threads": sides[theirs].threads,
             "ratio": asdict(ratios[ours]),
-            "noisy": ratios[ours].noisy or others.share() > machine.BUSY,
+            "noisy": ratios[ours].noisy or others.processors() > machine.BUSY,
             "backends": {name: alone[name] for name in sides if name not in (theirs, ours)},
             "gflops": shape.flops(mode) / sides[ours].seconds / 1e9,
             "peak_memory": {name: used[name].get(mode) for name in used},

@@ -130,4 +130,4 @@ def record(benchmark, case: Case, mode: str, sides: dict[str, Side], busy: bool)
 def test_speed(benchmark, case, mode):
     runs, others = case.runs(mode), machine.Others()
     sides = case.times(runs)
-    record(benchmark, case, mode, sides, others.share() > machine.BUSY)
+    record(benchmark, case, mode, sides, others.processors() > machine.BUSY)

@@ -1,4 +1,4 @@
-// Products of signed bytes, four to a lane of int32, with what each instruction set has for them. All sums are exact.
+// Sums of products of signed bytes, four to a lane of int32, by each instruction set. All sums are exact.
 #pragma once
 
 typedef int32_t Ints __attribute__((vector_size(VECTOR_BYTES)));
@@ -15,9 +15,9 @@ struct Sums {
     Ints total() const { return sums; }
 };
 
-// ZERO is what is added to an activation where it is stored, INT8_ROWS how many rows of activations a tile has, and
-// CHAINS how many sums keep the processor busy. `Operand` is four activations in every lane; `add` adds their products
-// with four weights in each lane, which are never -128.
+// ZERO is added to an activation where it is stored. INT8_ROWS is how many rows of activations a tile has, and CHAINS how many
+// sums keep the processor busy. `Operand` is four activations in every lane. `add` adds their products with four weights in
+// each lane, which are never -128.
 #if VECTOR_BYTES == 64
 constexpr int ZERO = 128, INT8_ROWS = 6, CHAINS = 10;
 struct Dots : Sums {
@@ -100,8 +100,8 @@ inline bool any_nan(__m512 x) { return _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q) !=
 #elif VECTOR_BYTES == 32
 inline void store_low(Ints numbers, uint8_t *to) {
     const __m256i first = _mm256_set1_epi32(0x0c080400), bytes = _mm256_shuffle_epi8((__m256i)numbers, first);
-    const __m128i halves = _mm_unpacklo_epi32(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1));
-    _mm_storel_epi64((__m128i *)to, halves);
+    const __m128i split_k_sets = _mm_unpacklo_epi32(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1));
+    _mm_storel_epi64((__m128i *)to, split_k_sets);
 }
 inline bool any_nan(__m256 x) { return _mm256_movemask_ps(_mm256_cmp_ps(x, x, _CMP_UNORD_Q)) != 0; }
 #elif defined(__SSE2__)

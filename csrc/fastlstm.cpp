@@ -1,4 +1,4 @@
-// The functions of fastlstm.h: arguments are checked, a kernel is chosen, memory is found, the threads run.
+// The functions of fastlstm.h: they check arguments, choose a kernel, allocate scratch and run the threads.
 #include "call.h"
 
 #ifdef __linux__
@@ -13,12 +13,12 @@ using namespace fastlstm;
 
 namespace {
 
-constexpr int64_t CHUNK_ROWS = 128;  // (step, row) pairs whose dpreact is turned into gradients together
-// Up to this size of the sums over (step, row) pairs, or half of it where batch rows are few but steps many, each half of
-// the batch rows has its own: a thread's are then over what it has in its cache. It depends on nothing but the shape, so
-// that the bits do not on the threads.
-constexpr int64_t HALF_BYTES = 1 << 19;
-constexpr int64_t FEW_ROWS = 128;  // (step, row) pairs whose weight gradients are written row by row, less for padding
+constexpr int64_t CHUNK_PAIRS = 128;  // (step, row) pairs of a chunk of the backward pass
+// If the accumulators of the weight gradients take at most this many bytes, each half of the batch rows has its own set, so
+// that a thread sums over rows that are in its cache. With few batch rows but many steps the limit is half of that. Only
+// the shape decides, so that the bits do not depend on the threads.
+constexpr int64_t SPLIT_K_BYTES = 1 << 19;
+constexpr int64_t FEW_PAIRS = 128;  // up to which few_pairs.h computes the weight gradients; fewer where padding is much
 
 #ifdef __x86_64__
 #define SETS(name) {&base_##name, &avx2_##name, &avx512_##name}
@@ -26,7 +26,7 @@ constexpr int64_t FEW_ROWS = 128;  // (step, row) pairs whose weight gradients a
 #define SETS(name) {&base_##name}
 #endif
 
-// The place in SETS of the widest instruction set that was asked for, or -1 where it cannot run
+// Returns the index in SETS of the requested instruction set, or of the widest that runs, or -1 if it cannot run.
 int set_of(int64_t instructions, [[maybe_unused]] bool int8 = false) {
 #ifdef __x86_64__
     __builtin_cpu_init();
@@ -40,59 +40,59 @@ int set_of(int64_t instructions, [[maybe_unused]] bool int8 = false) {
 }
 
 const Kernels *kernels_of(int64_t instructions, int64_t dtype = FASTLSTM_FLOAT32) {
-    static const Kernels *const of_floats[] = SETS(kernels), *const of_int8[] = SETS(int8);
+    static const Kernels *const float_kernels[] = SETS(kernels), *const int8_kernels[] = SETS(int8);
     const int set = set_of(instructions, is_int8(dtype));
-    return set < 0 ? nullptr : is_int8(dtype) ? of_int8[set] : of_floats[set];
+    return set < 0 ? nullptr : is_int8(dtype) ? int8_kernels[set] : float_kernels[set];
 }
 
-constexpr int64_t MOST_COLUMNS = 1 << 16;  // of int8 weights, whose sums are of int32
+constexpr int64_t MAX_INT8_COLUMNS = 1 << 16;  // of int8 weights, whose sums are of int32
 
 template <class Args> int check_common(const Args &a, bool may_be_int8) {
     if (a.version != FASTLSTM_VERSION) return FASTLSTM_BAD_VERSION;
     const bool int8 = may_be_int8 && is_int8(a.dtype);
     if (!(int8 || is_dtype(a.dtype)) || !is_cell(a.cell) || !are_sizes(a.cell, a.T, a.B, a.I, a.H))
         return FASTLSTM_BAD_ARGUMENT;
-    if (int8 && (a.I > MOST_COLUMNS || a.H > MOST_COLUMNS)) return FASTLSTM_BAD_ARGUMENT;
+    if (int8 && (a.I > MAX_INT8_COLUMNS || a.H > MAX_INT8_COLUMNS)) return FASTLSTM_BAD_ARGUMENT;
     return kernels_of(a.instructions, a.dtype) ? FASTLSTM_OK : FASTLSTM_NO_INSTRUCTIONS;
 }
 
 bool are_weights(const fastlstm_forward_args &a) {
-    const bool scales = !is_int8(a.dtype) || (a.weight_ih_scale && a.weight_hh_scale);
-    const bool rows = is_weight_row(a, a.I, a.weight_ih_row) && is_weight_row(a, a.H, a.weight_hh_row);
-    return a.weight_ih && a.weight_hh && rows && scales;
+    const bool has_scales = !is_int8(a.dtype) || (a.weight_ih_scale && a.weight_hh_scale);
+    const bool has_rows = is_weight_row(a, a.I, a.weight_ih_row) && is_weight_row(a, a.H, a.weight_hh_row);
+    return a.weight_ih && a.weight_hh && has_rows && has_scales;
 }
 
 int check(const fastlstm_forward_args *a) {
     if (!a) return FASTLSTM_BAD_ARGUMENT;
     if (int code = check_common(*a, true)) return code;
-    const bool weights = (a->packed && !a->changed) || are_weights(*a), saves = !is_int8(a->dtype) || !a->gates;
-    const bool states = cells[a->cell].has_c() ? a->c_n && !a->c == !a->gates : !a->c_0 && !a->c_n && !a->c;
-    bool right = weights && saves && a->x && (a->h || a->T == 1) && a->h_n && states && are_input_strides(*a);
-    return right ? FASTLSTM_OK : FASTLSTM_BAD_ARGUMENT;
+    const bool has_weights = (a->packed && !a->changed) || are_weights(*a), may_save = !is_int8(a->dtype) || !a->gates;
+    const bool has_states = cells[a->cell].has_c() ? a->c_n && !a->c == !a->gates : !a->c_0 && !a->c_n && !a->c;
+    bool is_right = has_weights && may_save && a->x && (a->h || a->T == 1) && a->h_n && has_states && are_input_strides(*a);
+    return is_right ? FASTLSTM_OK : FASTLSTM_BAD_ARGUMENT;
 }
 
 int check(const fastlstm_backward_args *a) {
     if (!a) return FASTLSTM_BAD_ARGUMENT;
     if (int code = check_common(*a, false)) return code;
-    bool right = a->x && (!a->dx || a->weight_ih) && a->weight_hh && (a->h || a->T == 1) && a->gates;
-    right = right && (cells[a->cell].has_c() ? a->c != nullptr : !a->c_0 && !a->c && !a->dc && !a->dc_n && !a->dc_0);
-    right = right && is_weight_row(*a, a->H, a->weight_hh_row) && (!a->dx || is_weight_row(*a, a->I, a->weight_ih_row));
-    right = right && are_input_strides(*a) && is_stride(a->T, a->dh_step) && is_stride(a->B, a->dh_row) &&
+    bool is_right = a->x && (!a->dx || a->weight_ih) && a->weight_hh && (a->h || a->T == 1) && a->gates;
+    is_right = is_right && (cells[a->cell].has_c() ? a->c != nullptr : !a->c_0 && !a->c && !a->dc && !a->dc_n && !a->dc_0);
+    is_right = is_right && is_weight_row(*a, a->H, a->weight_hh_row) && (!a->dx || is_weight_row(*a, a->I, a->weight_ih_row));
+    is_right = is_right && are_input_strides(*a) && is_stride(a->T, a->dh_step) && is_stride(a->B, a->dh_row) &&
             is_stride(a->T, a->dc_step) && is_stride(a->B, a->dc_row) && is_stride(a->B, a->dh_n_row) &&
             is_stride(a->B, a->dc_n_row);
-    return right ? FASTLSTM_OK : FASTLSTM_BAD_ARGUMENT;
+    return is_right ? FASTLSTM_OK : FASTLSTM_BAD_ARGUMENT;
 }
 
-// (step, row) pairs whose x is multiplied in one pass over the weights, in several steps where rows are few
-constexpr int64_t BLOCK_ROWS = 48;
+// (step, row) pairs of an input block of int8 layers, whose x is multiplied in one pass over the weights
+constexpr int64_t INPUT_BLOCK_PAIRS = 48;
 
-// Whether the processor multiplies tiles of bytes, and the system lets this process use them. It is asked once.
-bool is_unit_there() {
+// Returns whether the processor has AMX for bytes, and the system lets this process use it. It asks once.
+bool may_use_amx() {
 #ifdef FASTLSTM_EMULATE_TILES
     return true;
 #elif defined(__linux__) && defined(__x86_64__)
     static int known = 0;  // 1 if it is absent, 2 if it is there
-    if (const int answer = __atomic_load_n(&known, __ATOMIC_RELAXED)) return answer == 2;
+    if (const int status = __atomic_load_n(&known, __ATOMIC_RELAXED)) return status == 2;
     constexpr unsigned TILES = 1 << 24, BYTES = 1 << 25;
     constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;
     unsigned a, b, c, d = 0;
@@ -105,32 +105,32 @@ bool is_unit_there() {
 #endif
 }
 
-// Of a layer with int8 weights, whose arguments have been checked
+// Runs a layer with int8 weights, whose arguments have been checked.
 int run_int8(fastlstm_forward_args &a, const Kernels &kernels, const fastlstm_threads *threads) {
     const Cell &cell = cells[a.cell];
     const int64_t lanes = kernels.vector_bytes / 4, panels = ceil_div(a.H, lanes);
-    const int64_t pieces = a.dtype == FASTLSTM_INT8 ? 1 : 2;
+    const int64_t act_bytes = a.dtype == FASTLSTM_INT8 ? 1 : 2;
     Split split(cell, a.T, a.B, a.I, a.H, panels, threads, false, 1);
     Int8Job job = {};
-    job.args = &a, job.parts = split.parts, job.barriers = split.barriers;
+    job.args = &a, job.teams = split.teams, job.barriers = split.barriers;
     job.pack = !a.packed, job.packed = (void *)a.packed;
-    job.block = max(1, min(a.T, BLOCK_ROWS / a.B)), job.few = a.B <= BLOCK_ROWS / 2;
-    job.has_unit = kernels.has_unit && is_unit_there();
+    job.block = max(1, min(a.T, INPUT_BLOCK_PAIRS / a.B)), job.few_rows = a.B <= INPUT_BLOCK_PAIRS / 2;
+    job.has_amx = kernels.has_amx && may_use_amx();
     Memory memory;
     Zeros zeros(a, memory);
-    const int64_t rows = job.block * a.B, scales_of = 2 * rows + 3 * a.B;
+    const int64_t pairs = job.block * a.B, scale_count = 2 * pairs + 3 * a.B;
     void *x, *h, *scales, *sums_x = nullptr, *carried;
-    memory.want(x, 2 * rows * pieces * int8_pitch(a.I));
-    memory.want(h, 2 * a.B * pieces * int8_pitch(a.H));
-    memory.want(scales, (scales_of + split.threads * a.B) * 4);
+    memory.want(x, 2 * pairs * act_bytes * int8_row_bytes(a.I));
+    memory.want(h, 2 * a.B * act_bytes * int8_row_bytes(a.H));
+    memory.want(scales, (scale_count + split.threads * a.B) * 4);
     memory.want(carried, panels * a.B * kernels.vector_bytes);
-    if (job.few) memory.want(sums_x, panels * rows * cell.of_x * kernels.vector_bytes);
-    if (job.pack) memory.want(job.packed, (int64_t)kernels.packed_size[a.cell][pieces - 1](a.I, a.H));
+    if (job.few_rows) memory.want(sums_x, panels * pairs * cell.x_preacts * kernels.vector_bytes);
+    if (job.pack) memory.want(job.packed, (int64_t)kernels.packed_size[a.cell][act_bytes - 1](a.I, a.H));
     if (!memory.take()) return FASTLSTM_NO_MEMORY;
     job.x = (uint8_t *)x, job.h = (uint8_t *)h, job.sums_x = (float *)sums_x, job.carried = (float *)carried;
-    job.scales_x = (float *)scales, job.scales_h = job.scales_x + 2 * rows, job.scales = job.scales_x + scales_of;
-    zeros.give(a);
-    run(kernels.forward[a.cell][pieces - 1], &job, split.threads, threads);
+    job.scales_x = (float *)scales, job.scales_h = job.scales_x + 2 * pairs, job.scales = job.scales_x + scale_count;
+    zeros.replace_absent(a);
+    run(kernels.forward[a.cell][act_bytes - 1], &job, split.threads, threads);
     return FASTLSTM_OK;
 }
 
@@ -172,9 +172,9 @@ size_t fastlstm_gates_size(int64_t dtype, int64_t instructions, int64_t cell, in
 
 size_t fastlstm_packed_size(int64_t dtype, int64_t instructions, int64_t cell, int64_t I, int64_t H) {
     const Kernels *kernels = kernels_of(instructions, dtype);
-    const bool small = !is_int8(dtype) || (I <= MOST_COLUMNS && H <= MOST_COLUMNS);
-    const bool known = kernels && (is_dtype(dtype) || is_int8(dtype)) && is_cell(cell);
-    return known && small && are_sizes(cell, 1, 1, I, H) ? kernels->packed_size[cell][dtype % 2](I, H) : 0;
+    const bool is_small = !is_int8(dtype) || (I <= MAX_INT8_COLUMNS && H <= MAX_INT8_COLUMNS);
+    const bool is_known = kernels && (is_dtype(dtype) || is_int8(dtype)) && is_cell(cell);
+    return is_known && is_small && are_sizes(cell, 1, 1, I, H) ? kernels->packed_size[cell][dtype % 2](I, H) : 0;
 }
 
 int fastlstm_pack(const fastlstm_forward_args *args, void *packed) {
@@ -198,16 +198,16 @@ int fastlstm_forward(const fastlstm_forward_args *args, const fastlstm_threads *
     const int64_t size = size_of(a.dtype), lanes = kernels.vector_bytes / size;
     Split split(cell, a.T, a.B, a.I, a.H, ceil_div(a.H, lanes), threads, false);
     ForwardJob job = {};
-    job.args = &a, job.parts = split.parts, job.barriers = split.barriers;
+    job.args = &a, job.teams = split.teams, job.barriers = split.barriers;
     job.pack = !a.packed, job.packed = (void *)a.packed;
     Memory memory;
     Zeros zeros(a, memory);
     const int64_t panels = ceil_div(a.H, lanes);
-    job.panels = job.pack && a.T == 1 && split.parts == 1 ? split.threads : panels;
-    if (job.pack) memory.want(job.packed, (job.panels * cell.weights(a.I, a.H) + panels * cell.sums) * lanes * size);
+    job.panels = job.pack && a.T == 1 && split.teams == 1 ? split.threads : panels;
+    if (job.pack) memory.want(job.packed, (job.panels * cell.weights(a.I, a.H) + panels * cell.preacts) * lanes * size);
     if (a.reset) memory.want(job.resets, split.threads * a.B * a.H * size);
     if (!memory.take()) return FASTLSTM_NO_MEMORY;
-    zeros.give(a);
+    zeros.replace_absent(a);
     run(kernels.forward[a.cell][a.dtype], &job, split.threads, threads);
     return FASTLSTM_OK;
 }
@@ -233,31 +233,31 @@ int fastlstm_backward(const fastlstm_backward_args *args, const fastlstm_threads
     const int64_t T = a.T, B = a.B, I = a.I, H = a.H, panels = ceil_div(H, lanes);
     Split split(cell, T, B, I, H, panels, threads, true);
     BackwardJob job = {};
-    job.args = &a, job.parts = split.parts, job.barriers = split.barriers;
-    job.chunk = ceil_div(T, max(1, (T * B + CHUNK_ROWS / 2) / CHUNK_ROWS));
+    job.args = &a, job.teams = split.teams, job.barriers = split.barriers;
+    job.chunk = ceil_div(T, max(1, (T * B + CHUNK_PAIRS / 2) / CHUNK_PAIRS));
     job.ring = min(4, ceil_div(T, job.chunk));
-    const int64_t dweights = panels * (I + H + 1) * cell.sums * lanes * size;
-    const bool many = B >= 4 && T * B >= 1024 && dweights <= HALF_BYTES / 2;
-    job.halves = many || (B >= 128 && dweights <= HALF_BYTES) ? 2 : 1;
+    const int64_t accumulator_bytes = panels * (I + H + 1) * cell.preacts * lanes * size;
+    const bool has_many_pairs = B >= 4 && T * B >= 1024 && accumulator_bytes <= SPLIT_K_BYTES / 2;
+    job.split_k_sets = has_many_pairs || (B >= 128 && accumulator_bytes <= SPLIT_K_BYTES) ? 2 : 1;
     const int64_t wide = 4 * lanes, groups = ceil_div(H, wide), groups_x = ceil_div(I, wide);  // of columns
     int64_t columns = (groups_x + groups) * wide;
-    const bool few = T * B <= FEW_ROWS && T * B * columns <= FEW_ROWS * (I + H);
-    if (!few) columns = ceil_div(I + H + 1, STRIP) * STRIP;
+    const bool has_few_pairs = T * B <= FEW_PAIRS && T * B * columns <= FEW_PAIRS * (I + H);
+    if (!has_few_pairs) columns = ceil_div(I + H + 1, STRIP) * STRIP;
     job.strip_size = job.chunk * B * columns;
-    const int64_t group = panels * lanes * wide * size;  // bytes of one sum's part of a group of transposed weights
+    const int64_t group_bytes = panels * lanes * wide * size;  // bytes of one sum's part of a group of transposed weights
 
     Memory memory;
     Zeros zeros(a, memory);
-    memory.want(job.dpreact, panels * job.ring * job.chunk * B * cell.sums * lanes * size);
+    memory.want(job.dpreact, panels * job.ring * job.chunk * B * cell.preacts * lanes * size);
     memory.want(job.carried, panels * B * lanes * (cell.carried + (a.lengths ? 1 : 0)) * size);
-    if (T > 1 || a.dh_0) memory.want(job.packed_hh, groups * cell.of_h * group);
-    if (a.dx) memory.want(job.packed_ih, groups_x * cell.of_x * group);
+    if (T > 1 || a.dh_0) memory.want(job.packed_hh, groups * cell.h_preacts * group_bytes);
+    if (a.dx) memory.want(job.packed_ih, groups_x * cell.x_preacts * group_bytes);
     if (a.dweight_ih || a.dweight_hh || a.dbias_ih || a.dbias_hh) {
         memory.want(job.strips, job.ring * job.strip_size * size);
-        if (!few) memory.want(job.dweights, job.halves * dweights);
+        if (!has_few_pairs) memory.want(job.accumulators, job.split_k_sets * accumulator_bytes);
     }
     if (!memory.take()) return FASTLSTM_NO_MEMORY;
-    zeros.give(a);
+    zeros.replace_absent(a);
     static const Tasks *const tasks[] = SETS(backward);
     run((*tasks[set_of(a.instructions)])[a.cell][a.dtype], &job, split.threads, threads);
     return FASTLSTM_OK;

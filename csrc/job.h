@@ -1,7 +1,7 @@
-// What a kernel is handed beside the caller's arguments, and the table of kernels that each instruction set fills.
+// What a kernel gets beside the caller's arguments, and the table of kernels of each instruction set.
 //
-// The files of the instruction sets include no more than this and keep all else to themselves: an inline function
-// compiled for a newer processor and merged by the linker would stop an older one.
+// The files of the instruction sets share this header alone, and everything else in them is local. Otherwise the linker
+// might merge an inline function with its copy for a newer processor, which older ones cannot run.
 #pragma once
 
 #include <sched.h>
@@ -45,60 +45,60 @@ constexpr int64_t digest_vectors(int64_t vector_bytes) { return vector_bytes == 
 struct alignas(64) Barrier { int64_t arrived; };  // a cache line each
 
 struct Job {
-    int64_t parts;      // into how many the batch rows are split; threads within a part split the units
-    Barrier *barriers;  // two of all threads, then one of each part
+    int64_t teams;      // which split the batch rows; the threads of a team split the units
+    Barrier *barriers;  // two of all threads, then one of each team
 };
 
 struct ForwardJob : Job {
     const fastlstm_forward_args *args;
     bool pack;
-    int64_t panels;  // of the weights that `packed` has room for: all, or one for each thread, which then packs them in turn
-    // Weights of x (I, X, lanes) and of h (H, Y, lanes) for each panel, biases (panels, S, lanes), digests (panels,
-    // digest_vectors, lanes). See cells.h for the numbers of a cell, and Panel for narrow panels.
+    int64_t panels;  // that `packed` has room for: all, or one for each thread, which packs its panels in turn
+    // For each panel the weights of x (I, X, lanes) and of h (H, Y, lanes); then biases (panels, S, lanes), and digests
+    // (panels, digest_vectors, lanes). cells.h has the numbers of a cell, and Panel tells of compact panels.
     void *packed;
-    void *resets;  // (threads, B, H) with `reset`: the hidden states that a step with resets sees
+    void *resets;  // (threads, B, H), with `reset`: h_in of a step with resets
 };
 
 struct BackwardJob : Job {
     const fastlstm_backward_args *args;
-    int64_t chunk, ring;          // steps whose dpreact is turned into gradients together, and how many chunks are kept
+    int64_t chunk, ring;          // the steps of a chunk, and how many chunks dpreact and strips have room for
     void *dpreact;                // (panels, ring * chunk, B, S, lanes); see Panel
-    // (panels, B, lanes) for each state whose gradient the cell hands on, and one more with `lengths`: dh of held rows
+    // (panels, B, lanes) for each carried gradient, and with `lengths` one more, for dh of held rows
     void *carried;
     void *packed_hh, *packed_ih;  // [group of 3 or 4 vectors][k][vector], k in the order of dpreact's panels; or NULL
-    // What sums over rows are taken of: `ring` chunks, strip_size elements each, or NULL where none is wanted. With
-    // dweights strips of [x, h_prev, 1], otherwise rows are few: x and h_prev for outer.h.
+    // The row operands of the weight gradients: `ring` chunks, strip_size elements each, or NULL where none is wanted.
+    // With accumulators they are strips of [x, h_in, 1], and for few pairs x and h_in as few_pairs.h has them.
     void *strips;
     int64_t strip_size;
-    void *dweights;  // (halves, panels, I+H+1, S, lanes): the last row is the bias
-    int64_t halves;  // into how many the batch rows are split, each with sums of its own
+    void *accumulators;  // (split_k_sets, panels, I+H+1, S, lanes), whose last row is of the biases; NULL for few pairs
+    int64_t split_k_sets;  // each has the sums over a share of the batch rows
 };
 
-// A layer with int8 weights. Rows of x and h are rounded to bytes, which the threads of a part share.
+// A layer with int8 weights. Rows of x and h are rounded to one or two activation bytes, which the threads of a team share.
 struct Int8Job : Job {
     const fastlstm_forward_args *args;
     bool pack;
     void *packed;      // see Int8Packed
-    int64_t block;     // steps whose x is multiplied at once
-    bool few;          // whether rows are few: then x is multiplied for all panels, before h is
-    bool has_unit;     // whether this process may use the matrix unit, see amx.h
-    uint8_t *x, *h;    // (2, B, block, pieces, pitch of I), (2, B, pieces, pitch of H)
+    int64_t block;     // steps of an input block, whose x is multiplied at once
+    bool few_rows;     // then x is multiplied for all panels before h is
+    bool has_amx;      // whether this process may use AMX
+    uint8_t *x, *h;    // (2, B, block, act_bytes, row bytes of I), (2, B, act_bytes, row bytes of H)
     float *scales_x, *scales_h, *scales;  // of these rows: (2, B, block), (3, B), and (threads, B) of the step that runs
-    float *sums_x;     // what x makes of the sums, if rows are few: (panels, B, block, X, lanes)
-    float *carried;    // the state that a cell reads: (panels, B, lanes)
+    float *sums_x;     // the input projection, if rows are few: (panels, B, block, X, lanes)
+    float *carried;    // the state that the cell reads: (panels, B, lanes)
 };
 
-// Bytes from one row of quantized numbers to the next: whole vectors are written.
-constexpr int64_t int8_pitch(int64_t columns) { return (columns + 15) / 16 * 16; }
+// Bytes of a row of activation bytes, which is written in whole vectors
+constexpr int64_t int8_row_bytes(int64_t columns) { return (columns + 15) / 16 * 16; }
 
-// For each cell in float32 and float64, or with int8 weights for x and h of one byte and of two. The backward pass stands
-// apart, so that a program without one can be linked without its code.
+// A task for each cell in float32 and float64, or with int8 weights for one and two activation bytes. The backward pass has
+// a table of its own, so that programs without it are linked without its code.
 constexpr int CELLS = 2;
 using Tasks = fastlstm_task[CELLS][2];
 struct Kernels {
     const char *name;
     int64_t vector_bytes;
-    bool has_unit;  // whether they can use a matrix unit
+    bool has_amx;  // whether they can use AMX
     size_t (*packed_size[CELLS][2])(int64_t I, int64_t H);  // bytes
     void (*pack[CELLS][2])(const fastlstm_forward_args *, void *packed);
     Tasks forward;
@@ -107,10 +107,10 @@ struct Kernels {
 extern const Kernels avx512_kernels, avx2_kernels, base_kernels, avx512_int8, avx2_int8, base_int8;
 extern const Tasks avx512_backward, avx2_backward, base_backward;
 
-constexpr int64_t STRIP = 24;  // columns of [x, h_prev, 1] packed side by side: 8 tiles of 3, or 4 of 6
+constexpr int64_t STRIP = 24;  // columns of [x, h_in, 1] in a strip: 8 tiles of 3 rows, or 4 of 6
 
-// task(argument, k, n) for k from 0 to n - 1 on the library's own threads, n at most `threads`: where another call holds
-// the pool, or no thread can be started, the caller works alone.
+// Runs task(argument, k, n) for k from 0 to n - 1 on the library's own threads, with n at most `threads`. If another call
+// has the pool, or no thread can be started, the caller works alone.
 void run_in_pool(fastlstm_task task, void *argument, int threads);
 
 }  // namespace fastlstm

@@ -1,4 +1,4 @@
-// All kernels of one instruction set, for its file alone.
+// All kernels of one instruction set, included by its file alone.
 #include "job.h"
 
 #define NOINLINE __attribute__((noinline))
@@ -19,51 +19,52 @@ using fastlstm::ceil_div;
 using fastlstm::max;
 using fastlstm::min;
 
-// The first of `count` things that belongs to `part` of `parts`
+// Returns the first of `count` things that belongs to share `part` of `parts`.
 inline int64_t share(int64_t count, int64_t part, int64_t parts) { return count * part / parts; }
 
 #include "vector.h"
 #include "cells.h"
 #include "product.h"
 
-// Batch rows that pass a panel together, and rows of packed weights in a block: 16 KB of these and, with 16 lanes, of
-// sums, so that both stay in the L1 cache while the rows' tiles are computed.
-constexpr int64_t CHUNK = 64, BLOCK_K = 4096 / VECTOR_BYTES;
+// Batch rows of a row block, and rows of packed weights of a K block: 16 KB of weights and, with 16 lanes, of preact, so
+// that both stay in the L1 cache while the rows' tiles are computed.
+constexpr int64_t ROW_BLOCK = 64, BLOCK_K = 4096 / VECTOR_BYTES;
 
-// This thread's place. `parts` teams split the batch rows and meet nobody; within a team units are split, one barrier a
-// step.
-struct Place {
-    int64_t thread, parts, members, everyone, part, member;
+// Which thread of which team this is, and the barriers that it has passed. Teams split the batch rows. The threads of a team
+// split the units, and wait for each other after every step.
+struct ThreadPosition {
+    int64_t thread, teams, team_size, used_threads, team, team_thread;
     Barrier *barriers;
-    int64_t met = 0, passed = 0;  // meetings of all that this thread has come to, and of its team
+    int64_t all_barriers = 0, team_barriers = 0;  // how many this thread has passed, of all threads and of its team
 
-    Place(const Job &job, int thread, int threads)
-        : thread(thread), parts(min(threads, job.parts)), members(threads / parts), everyone(parts * members),
-          part(thread / members), member(thread % members), barriers(job.barriers) {}
+    ThreadPosition(const Job &job, int thread, int threads)
+        : thread(thread), teams(min(threads, job.teams)), team_size(threads / teams), used_threads(teams * team_size),
+          team(thread / team_size), team_thread(thread % team_size), barriers(job.barriers) {}
 
-    // What of `count` things, of all or of the team's, is this thread's
-    int64_t first(int64_t count) const { return share(count, thread, everyone); }
-    int64_t last(int64_t count) const { return share(count, thread + 1, everyone); }
-    int64_t first_of_team(int64_t count) const { return share(count, member, members); }
-    int64_t last_of_team(int64_t count) const { return share(count, member + 1, members); }
+    // The first and last of this thread's share of `count` things, among all threads or in its team
+    int64_t first(int64_t count) const { return share(count, thread, used_threads); }
+    int64_t last(int64_t count) const { return share(count, thread + 1, used_threads); }
+    int64_t first_of_team(int64_t count) const { return share(count, team_thread, team_size); }
+    int64_t last_of_team(int64_t count) const { return share(count, team_thread + 1, team_size); }
 
-    // A meeting of all may be left before the others come, and waited for when the next has been come to: so two counters
-    // in turn, or a fast thread's second arrival would stand for a slow one's first.
-    int64_t come() {
-        arrive(barriers[met % 2], everyone);
-        return met++;
+    // Arrives at the next barrier of all threads and returns its number, with which `wait_for_all` waits there. A thread may
+    // arrive at the next one before it waits, so two counters take turns: with one, a fast thread's second arrival would
+    // count as a slow one's first.
+    int64_t arrive_all() {
+        arrive(barriers[all_barriers % 2], used_threads);
+        return all_barriers++;
     }
-    void wait_for(int64_t meeting) const { wait(barriers[meeting % 2], everyone, meeting / 2 + 1); }
-    void meet_everyone() { wait_for(come()); }
-    void meet_team() {
-        arrive(barriers[2 + part], members);
-        wait(barriers[2 + part], members, ++passed);
+    void wait_for_all(int64_t number) const { wait(barriers[number % 2], used_threads, number / 2 + 1); }
+    void all_barrier() { wait_for_all(arrive_all()); }
+    void team_barrier() {
+        arrive(barriers[2 + team], team_size);
+        wait(barriers[2 + team], team_size, ++team_barriers);
     }
 
     static void arrive(Barrier &barrier, int64_t threads) {
         if (threads > 1) __atomic_add_fetch(&barrier.arrived, 1, __ATOMIC_ACQ_REL);
     }
-    // Returns when `threads` threads have arrived `times` times. A spin yields: there may be more threads than cores.
+    // Waits until `threads` threads have arrived `times` times. It yields, since there may be more threads than cores.
     NOINLINE static void wait(Barrier &barrier, int64_t threads, int64_t times) {
         if (threads == 1) return;
         for (int spins = 0; __atomic_load_n(&barrier.arrived, __ATOMIC_ACQUIRE) < threads * times; spins++)
@@ -73,7 +74,7 @@ struct Place {
 
 #include "forward.h"
 #include "gradients.h"
-#include "outer.h"
+#include "few_pairs.h"
 #include "backward.h"
 
 }  // namespace

@@ -1,52 +1,54 @@
-// Tiles of a matrix product that stay in registers, and the small loops over rows: copies, transposes, cells.
+// Register tiles of matrix products, and small loops over rows: copies, transposes, cells.
 #pragma once
 
 template <class E> using Raw = typename Vector<E>::Raw;
 
-// out[m, n] = init[m, n] + sum over k of a[m, k] w[k, n], for some rows m and up to 4 vectors of n. k runs over `outer`
-// blocks of `count` columns of a, a_outer apart, then over `count2` columns of a2; w is contiguous, or has rows of W
-// vectors. The sum has one order whatever tile a row falls into, and meets init last: the error of a long sum that
-// comes in blocks grows with the block.
-template <class E> struct Sum {
+// Arguments of out[m, n] = init[m, n] + sum over k of a[m, k] w[k, n], for some rows m and up to 4 vectors of n.
+//
+// k runs over `blocks` blocks of `count` columns of a, which are a_block elements apart, then over `count2` columns of a2.
+// a_row and a_step are the strides of a's rows and columns. w is contiguous, or has rows of W vectors. The order of a sum
+// does not depend on the tile that a row falls into. `init` is added last, so that the rounding error of a sum in K blocks
+// grows with the length of one block.
+template <class E> struct ProductArguments {
     const E *init;
     int64_t init_row;
     E *out;
     int64_t out_row;
     const E *w, *a;
-    int64_t a_row, a_step, count, outer, a_outer;
+    int64_t a_row, a_step, count, blocks, a_block;
     const E *a2;
     int64_t a2_row, count2;
 };
 
 template <class E, int R, int N, int W>
-inline const E *accumulate(Raw<E> (&acc)[R][N], const E *a, int64_t row, int64_t step, const E *w, int64_t count) {
-    for (; count > 0; count--, a += step, w += W * Vector<E>::N) {
-        if (R * N + N >= REGISTERS) {  // too few for the weights: they come one at a time
-            Raw<E> held[R];
-            UNROLL for (int m = 0; m < R; m++) held[m] = Vector<E>(a[m * row]).raw;
+inline const E *accumulate(Raw<E> (&acc)[R][N], const E *a, int64_t row_stride, int64_t k_stride, const E *w, int64_t count) {
+    for (; count > 0; count--, a += k_stride, w += W * Vector<E>::N) {
+        if (R * N + N >= REGISTERS) {  // too few registers for the weights: they are loaded one at a time
+            Raw<E> loaded[R];
+            UNROLL for (int m = 0; m < R; m++) loaded[m] = Vector<E>(a[m * row_stride]).raw;
             UNROLL for (int n = 0; n < N; n++) {
-                Raw<E> one = Vector<E>::load(w + n * Vector<E>::N).raw;
-                UNROLL for (int m = 0; m < R; m++) acc[m][n] = fused(held[m], one, acc[m][n]);
+                Raw<E> factor = Vector<E>::load(w + n * Vector<E>::N).raw;
+                UNROLL for (int m = 0; m < R; m++) acc[m][n] = fused(loaded[m], factor, acc[m][n]);
             }
         } else {
-            Raw<E> held[N];
-            UNROLL for (int n = 0; n < N; n++) held[n] = Vector<E>::load(w + n * Vector<E>::N).raw;
+            Raw<E> loaded[N];
+            UNROLL for (int n = 0; n < N; n++) loaded[n] = Vector<E>::load(w + n * Vector<E>::N).raw;
             UNROLL for (int m = 0; m < R; m++) {
-                Raw<E> one = Vector<E>(a[m * row]).raw;
-                UNROLL for (int n = 0; n < N; n++) acc[m][n] = fused(one, held[n], acc[m][n]);
+                Raw<E> factor = Vector<E>(a[m * row_stride]).raw;
+                UNROLL for (int n = 0; n < N; n++) acc[m][n] = fused(factor, loaded[n], acc[m][n]);
             }
         }
     }
     return w;
 }
 
-template <class E, int R, int N, int W> NOINLINE void tile(const Sum<E> &s) {
+template <class E, int R, int N, int W> NOINLINE void tile(const ProductArguments<E> &s) {
     Raw<E> acc[R][N] = {};
     const E *w = s.w, *a = s.a;
-    for (int64_t k = 0; k < s.outer; k++, a += s.a_outer)
+    for (int64_t k = 0; k < s.blocks; k++, a += s.a_block)
         w = accumulate<E, R, N, W>(acc, a, s.a_row, s.a_step, w, s.count);
     accumulate<E, R, N, W>(acc, s.a2, s.a2_row, 1, w, s.count2);
-    const E *init = s.init;  // copies, which what is stored cannot change
+    const E *init = s.init;  // copies, since a store might change s
     E *out = s.out;
     const int64_t init_row = s.init_row, out_row = s.out_row;
     UNROLL for (int m = 0; m < R; m++) {
@@ -57,9 +59,9 @@ template <class E, int R, int N, int W> NOINLINE void tile(const Sum<E> &s) {
     }
 }
 
-// The first tile brings the weights from afar, so it is a full one; what is left over comes in tiles of 4 rows or fewer, none
-// of them of a single row, which would run at half the speed, unless there is but one.
-template <class E, int N, int W = N> NOINLINE void product(int64_t rows, Sum<E> &&s) {
+// Multiplies all rows, in tiles. The first tile loads the weights from memory, so it is a full one. The rows left over come
+// in tiles of 4 rows or fewer. Only a single row has a tile of one row, which runs at half the speed.
+template <class E, int N, int W = N> NOINLINE void product(int64_t rows, ProductArguments<E> &&s) {
     constexpr int height = TILE_ROWS * 4 / N < 12 ? TILE_ROWS * 4 / N : 12;
     for (int64_t count; rows > 0; rows -= count) {
         count = rows >= height && rows != height + 1 ? height : rows <= min(height, 4) ? rows : rows % 3 == 1 ? 2 : 3;
@@ -72,31 +74,31 @@ template <class E, int N, int W = N> NOINLINE void product(int64_t rows, Sum<E> 
     }
 }
 
-template <class E> void multiply(int64_t vectors, int64_t rows, Sum<E> &&s) {
-    if (vectors == 4) product<E, 4>(rows, (Sum<E> &&)s);
-    else if (vectors == 3) product<E, 3>(rows, (Sum<E> &&)s);
-    else if (vectors == 2) product<E, 2>(rows, (Sum<E> &&)s);
-    else product<E, 1>(rows, (Sum<E> &&)s);
+template <class E> void multiply(int64_t vectors, int64_t rows, ProductArguments<E> &&s) {
+    if (vectors == 4) product<E, 4>(rows, (ProductArguments<E> &&)s);
+    else if (vectors == 3) product<E, 3>(rows, (ProductArguments<E> &&)s);
+    else if (vectors == 2) product<E, 2>(rows, (ProductArguments<E> &&)s);
+    else product<E, 1>(rows, (ProductArguments<E> &&)s);
 }
 
-// Rows of elements, `row` apart
-template <class E> struct Rows {
-    E *at;
-    int64_t row;
-    E *operator[](int64_t r) const { return at + r * row; }
-    Rows from(int64_t r, int64_t column) const { return {at + r * row + column, row}; }
-    operator Rows<const E>() const { return {at, row}; }
+// A matrix whose rows are `row_stride` elements apart
+template <class E> struct MatrixView {
+    E *data;
+    int64_t row_stride;
+    E *operator[](int64_t r) const { return data + r * row_stride; }
+    MatrixView from(int64_t r, int64_t column) const { return {data + r * row_stride + column, row_stride}; }
+    operator MatrixView<const E>() const { return {data, row_stride}; }
 };
 
-// Fewer than 2 N elements, in powers of two
+// Copies fewer than 2 N elements, in powers of two.
 template <class E, int N> inline void copy_rest(int64_t count, const E *from, E *to) {
     if (count & N) __builtin_memcpy(to, from, N * sizeof(E));
     if constexpr (N > 1) copy_rest<E, N / 2>(count, from + (count & N), to + (count & N));
 }
 
-// `valid` elements of each row, then zeros up to `width`
+// Copies `valid` elements of each row, and writes zeros after them up to `width`.
 template <class E>
-NOINLINE void copy_rows(int64_t rows, int64_t valid, int64_t width, Rows<const E> source, Rows<E> target) {
+NOINLINE void copy_rows(int64_t rows, int64_t valid, int64_t width, MatrixView<const E> source, MatrixView<E> target) {
     for (int64_t r = 0; r < rows; r++) {
         const E *from = source[r];
         E *to = target[r];
@@ -108,21 +110,21 @@ NOINLINE void copy_rows(int64_t rows, int64_t valid, int64_t width, Rows<const E
     }
 }
 
-// Whether every bit of the rows is zero: then a product of finite weights with them is left out, and no sum differs.
-template <class E> NOINLINE bool is_zero(int64_t rows, int64_t width, Rows<const E> source) {
-    for (int64_t r = 0; r < (source.row ? rows : min(rows, 1)); r++) {
-        char found = 0;
-        for (int64_t k = 0; k < width * (int64_t)sizeof(E); k++) found |= ((const char *)source[r])[k];
-        if (found) return false;
+// Returns whether every bit of the rows is zero. To leave out their product with finite weights changes no sum then.
+template <class E> NOINLINE bool is_zero(int64_t rows, int64_t width, MatrixView<const E> source) {
+    for (int64_t r = 0; r < (source.row_stride ? rows : min(rows, 1)); r++) {
+        char bits = 0;
+        for (int64_t k = 0; k < width * (int64_t)sizeof(E); k++) bits |= ((const char *)source[r])[k];
+        if (bits) return false;
     }
     return true;
 }
 
-template <class E> void zero_rows(int64_t rows, int64_t width, Rows<E> target) {
+template <class E> void zero_rows(int64_t rows, int64_t width, MatrixView<E> target) {
     copy_rows<E>(rows, 0, width, target, target);
 }
 
-template <class E> NOINLINE void add_rows(int64_t rows, int64_t width, Rows<const E> source, Rows<E> target) {
+template <class E> NOINLINE void add_rows(int64_t rows, int64_t width, MatrixView<const E> source, MatrixView<E> target) {
     for (int64_t r = 0; r < rows; r++) {
         const E *from = source[r];
         E *to = target[r];
@@ -133,34 +135,34 @@ template <class E> NOINLINE void add_rows(int64_t rows, int64_t width, Rows<cons
     }
 }
 
-// How the sums of a panel lie in its weights, preact and dpreact: a vector each. If both products fill all sums and H
-// ends within the panel, they lie side by side, in as few vectors as hold them.
+// How the gates of a panel lie in its weights, preact and dpreact: each has a vector. A compact panel has them without
+// padding in fewer vectors: the last one, if both products fill all gates (JOINT) and H ends within the panel.
 template <class C, class E> struct Panel {
     static constexpr int64_t L = Vector<E>::N;
-    static constexpr bool ALIKE = C::X == C::S && C::Y == C::S;
-    int64_t valid, vectors, pitch;  // units, vectors of all sums of a row, elements from one sum to the next
+    static constexpr bool JOINT = C::X == C::S && C::Y == C::S;
+    int64_t valid, vectors, gate_stride;  // units, vectors of a row, elements from gate to gate
 
     Panel(int64_t H, int64_t p)
-        : valid(min(L, H - p * L)), vectors(ALIKE ? ceil_div(C::S * valid, L) : C::S),
-          pitch(vectors < C::S ? valid : L) {}
-    bool is_narrow() const { return vectors < C::S; }
-    int64_t of_x() const { return ALIKE ? vectors : C::X; }  // vectors of a row of the weights of x, and of h
-    int64_t of_h() const { return ALIKE ? vectors : C::Y; }
-    int64_t wide() const { return vectors * L; }
-    // Rows of sums side by side to (rows, S, lanes), and back, zeros after them
-    void spread(int64_t rows, const E *source, E *target) const {
+        : valid(min(L, H - p * L)), vectors(JOINT ? ceil_div(C::S * valid, L) : C::S),
+          gate_stride(vectors < C::S ? valid : L) {}
+    bool is_compact() const { return vectors < C::S; }
+    int64_t x_vectors() const { return JOINT ? vectors : C::X; }  // of a column of the packed weights
+    int64_t h_vectors() const { return JOINT ? vectors : C::Y; }
+    int64_t row_elements() const { return vectors * L; }
+    // Copies compact rows to (rows, S, lanes), and back with zeros after them.
+    void expand(int64_t rows, const E *source, E *target) const {
         for (int64_t k = 0; k < C::S; k++)
-            copy_rows<E>(rows, valid, L, {source + k * pitch, wide()}, {target + k * L, C::S * L});
+            copy_rows<E>(rows, valid, L, {source + k * gate_stride, row_elements()}, {target + k * L, C::S * L});
     }
-    void gather(int64_t rows, const E *source, E *target) const {
+    void compact(int64_t rows, const E *source, E *target) const {
         for (int64_t k = 0; k < C::S; k++)
-            copy_rows<E>(rows, valid, valid, {source + k * L, C::S * L}, {target + k * pitch, wide()});
-        zero_rows<E>(rows, wide() - C::S * pitch, {target + C::S * pitch, wide()});
+            copy_rows<E>(rows, valid, valid, {source + k * L, C::S * L}, {target + k * gate_stride, row_elements()});
+        zero_rows<E>(rows, row_elements() - C::S * gate_stride, {target + C::S * gate_stride, row_elements()});
     }
 };
 
-// Which of the batch rows from b on begin step t with states of zero, and which rows' states pass through it. Steps outside
-// the layer do nothing to any row.
+// Which of the batch rows from b on are reset before step t, and which are held at it. Outside of the layer's steps no row
+// is either.
 enum Event { RESET, HOLD };
 struct Mask {
     const uint8_t *reset;
@@ -171,18 +173,18 @@ struct Mask {
           lengths(a.lengths && 0 <= t && t < a.T ? a.lengths + b : nullptr), t(t) {}
     bool holds(int64_t r) const { return lengths && t >= lengths[r]; }
     bool is(Event event, int64_t r) const { return event == HOLD ? holds(r) : reset && reset[r] && !holds(r); }
-    NOINLINE int64_t next(Event event, int64_t rows, int64_t r = 0) const {  // the first of these from r on, or `rows`
+    NOINLINE int64_t next(Event event, int64_t rows, int64_t r = 0) const {  // the first such row from r on, or `rows`
         if (event == HOLD ? !lengths : !reset) return rows;
         while (r < rows && !is(event, r)) r++;
         return r;
     }
     bool any(Event event, int64_t rows) const { return next(event, rows) < rows; }
-    template <class E> void zero(Event event, int64_t rows, int64_t width, Rows<E> target) const {
+    template <class E> void zero(Event event, int64_t rows, int64_t width, MatrixView<E> target) const {
         for (int64_t r = next(event, rows); r < rows; r = next(event, rows, r + 1)) zero_rows<E>(1, width, {target[r], 0});
     }
 };
 
-// Two vectors of a square swap their off-diagonal blocks of HALF elements
+// Swaps the off-diagonal blocks of HALF elements of two vectors of a square.
 template <class E, int HALF> inline void exchange(Raw<E> &low, Raw<E> &high) {
     constexpr int N = Vector<E>::N;
     Raw<E> x = low, y = high;
@@ -192,12 +194,12 @@ template <class E, int HALF> inline void exchange(Raw<E> &low, Raw<E> &high) {
         high[k] = k / HALF % 2 ? y[k] : x[k + HALF];
     }
 #else
-    typename Vector<E>::Bits of_low, of_high;
+    typename Vector<E>::Bits low_lanes, high_lanes;
     UNROLL for (int k = 0; k < N; k++) {
-        of_low[k] = k + (N - HALF) * (k / HALF % 2);
-        of_high[k] = of_low[k] + HALF;
+        low_lanes[k] = k + (N - HALF) * (k / HALF % 2);
+        high_lanes[k] = low_lanes[k] + HALF;
     }
-    low = __builtin_shuffle(x, y, of_low), high = __builtin_shuffle(x, y, of_high);
+    low = __builtin_shuffle(x, y, low_lanes), high = __builtin_shuffle(x, y, high_lanes);
 #endif
 }
 
@@ -207,8 +209,8 @@ template <class E, int HALF> inline void exchange_all(Raw<E> (&rows)[Vector<E>::
     if constexpr (HALF * 2 < Vector<E>::N) exchange_all<E, HALF * 2>(rows);
 }
 
-// target[k, r] = source[r, k] for `rows` <= the lanes of a vector and any number of columns
-template <class E> NOINLINE void transpose(int64_t rows, int64_t columns, Rows<const E> source, Rows<E> target) {
+// Sets target[k, r] = source[r, k], for at most as many rows as a vector has lanes and any number of columns.
+template <class E> NOINLINE void transpose(int64_t rows, int64_t columns, MatrixView<const E> source, MatrixView<E> target) {
     constexpr int N = Vector<E>::N;
     if (rows == N && columns >= N) {
         for (int64_t next = 0; next < columns; next += N) {
@@ -224,40 +226,41 @@ template <class E> NOINLINE void transpose(int64_t rows, int64_t columns, Rows<c
     }
 }
 
-// One vector of units for some batch rows: preact (rows, S, lanes) and the states before the step to those after it
-// and, if SAVE, to what is saved (rows, SAVED, lanes).
+// Runs the cell's forward function on one vector of units and some batch rows: from preact (rows, S, lanes) and the states
+// `prev` to the states `next` and, with SAVE, `saved` (rows, SAVED, lanes).
 template <class C, class E, bool SAVE>
-NOINLINE void cells_forward(int64_t rows, const E *preact, const Rows<const E> *prev, const Rows<E> *next, E *saved) {
+NOINLINE void cells_forward(int64_t rows, const E *preact, const MatrixView<const E> *prev, const MatrixView<E> *next,
+                            E *saved) {
     using V = Vector<E>;
     constexpr int64_t L = V::N;
     for (int64_t r = 0; r < rows; r++, preact += C::S * L) {
-        V sums[C::S], before[C::STATES], after[C::STATES], kept[C::SAVED];
-        UNROLL for (int k = 0; k < C::S; k++) sums[k] = V::load(preact + k * L);
-        UNROLL for (int k = C::OWN; k < C::STATES; k++) before[k] = V::load(prev[k][r]);
-        C::forward(sums, before, after, kept);
-        UNROLL for (int k = 0; k < C::STATES; k++) after[k].store(next[k][r]);
+        V gates[C::S], old_states[C::STATES], new_states[C::STATES], saved_gates[C::SAVED];
+        UNROLL for (int k = 0; k < C::S; k++) gates[k] = V::load(preact + k * L);
+        UNROLL for (int k = C::FIRST_READ; k < C::STATES; k++) old_states[k] = V::load(prev[k][r]);
+        C::forward(gates, old_states, new_states, saved_gates);
+        UNROLL for (int k = 0; k < C::STATES; k++) new_states[k].store(next[k][r]);
         if (!SAVE) continue;
-        UNROLL for (int k = 0; k < C::SAVED; k++) kept[k].store(saved + k * L);
+        UNROLL for (int k = 0; k < C::SAVED; k++) saved_gates[k].store(saved + k * L);
         saved += C::SAVED * L;
     }
 }
 
-// One vector of units for some batch rows: dpreact (rows, S, lanes) from what was saved. The gradient of h is dh +
-// dh_out. Those of other states are in `carried` (rows, lanes), and what the cell hands on is written there. Lanes of
-// dpreact from `valid` on get zeros, since a product sums over them.
+// Runs the cell's backward function on one vector of units and some batch rows, and writes dpreact (rows, S, lanes). The
+// gradient of h is dh + dh_out. `carried` (rows, lanes) has the gradients of the other states, and gets the carried ones.
+// Lanes of dpreact from `valid` on become zero, since a product sums over them.
 template <class C, class E>
-NOINLINE void cells_backward(int64_t rows, int64_t valid, Rows<const E> dh, Rows<const E> dh_out, E *const *carried,
-                             const E *saved, const Rows<const E> *prev, E *dpreact) {
+NOINLINE void cells_backward(int64_t rows, int64_t valid, MatrixView<const E> dh, MatrixView<const E> dh_out, E *const *carried,
+                             const E *saved, const MatrixView<const E> *prev, E *dpreact) {
     using V = Vector<E>;
     constexpr int64_t L = V::N;
     for (int64_t r = 0; r < rows; r++, saved += C::SAVED * L, dpreact += C::S * L) {
-        V d[C::STATES], kept[C::SAVED], before[C::STATES], dsums[C::S], d_prev[C::STATES];
+        V d[C::STATES], saved_gates[C::SAVED], old_states[C::STATES], dgates[C::S], d_prev[C::STATES];
         d[0] = V::load(dh[r]) + V::load(dh_out[r]);
         UNROLL for (int k = 1; k < C::STATES; k++) d[k] = V::load(carried[k] + r * L);
-        UNROLL for (int k = 0; k < C::SAVED; k++) kept[k] = V::load(saved + k * L);
-        UNROLL for (int k = C::OWN; k < C::STATES; k++) before[k] = V::load(prev[k][r]);
-        C::backward(d, kept, before, dsums, d_prev);
-        UNROLL for (int k = C::OWN; k < C::STATES; k++) d_prev[k].store(carried[k] + r * L);
-        UNROLL for (int k = 0; k < C::S; k++) dsums[k].first(valid).store(dpreact + k * L);
+        UNROLL for (int k = 0; k < C::SAVED; k++) saved_gates[k] = V::load(saved + k * L);
+        UNROLL for (int k = C::FIRST_READ; k < C::STATES; k++) old_states[k] = V::load(prev[k][r]);
+        C::backward(d, saved_gates, old_states, dgates, d_prev);
+        UNROLL for (int k = C::FIRST_READ; k < C::STATES; k++) d_prev[k].store(carried[k] + r * L);
+        UNROLL for (int k = 0; k < C::S; k++) dgates[k].first(valid).store(dpreact + k * L);
     }
 }

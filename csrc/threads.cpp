@@ -1,33 +1,33 @@
-// The library's own threads: started when first wanted, asleep between calls, one call at a time.
+// The library's own threads. They start at the first call, sleep between calls, and serve one call at a time.
 #include <pthread.h>
 
 #include "job.h"
 
 namespace {
 
-constexpr int MOST = 255;  // beside the caller
+constexpr int MAX_STARTED = 255;  // threads beside the caller
 
 struct Pool {
-    pthread_mutex_t busy = PTHREAD_MUTEX_INITIALIZER;  // held by the call that has the pool
-    pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;  // of everything below
+    pthread_mutex_t busy = PTHREAD_MUTEX_INITIALIZER;  // locked by the call that has the pool
+    pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;  // guards everything below
     pthread_cond_t wake = PTHREAD_COND_INITIALIZER, done = PTHREAD_COND_INITIALIZER;
-    pthread_t threads[MOST];
+    pthread_t threads[MAX_STARTED];
     int started = 0;
     bool closing = false;
     fastlstm_task task = nullptr;
     void *argument = nullptr;
-    int team = 0, running = 0;  // threads of this call, and those of them that are not done, the caller aside
+    int team = 0, running = 0;  // threads of this call; and those that still run, without the caller
     uint64_t call = 0;
 } pool;
 
 void *work(void *number) {
     const int thread = (int)(intptr_t)number;
     pthread_mutex_lock(&pool.lock);
-    uint64_t seen = pool.call - 1;  // the starter kept the lock until it had counted its own call, which is for us too
+    uint64_t last_call = pool.call - 1;  // the starter has counted its call before it unlocks: this thread takes part
     for (;;) {
-        while (pool.call == seen && !pool.closing) pthread_cond_wait(&pool.wake, &pool.lock);
+        while (pool.call == last_call && !pool.closing) pthread_cond_wait(&pool.wake, &pool.lock);
         if (pool.closing) break;
-        seen = pool.call;
+        last_call = pool.call;
         if (thread >= pool.team) continue;
         fastlstm_task task = pool.task;
         void *argument = pool.argument;
@@ -41,10 +41,10 @@ void *work(void *number) {
     return nullptr;
 }
 
-// A forked child has none of its parent's threads, and locks as they stood: it starts its own.
-void start_anew() { pool = Pool(); }
+// A forked child has none of its parent's threads, and locks in any state. It starts with a pool of its own.
+void reset_pool() { pool = Pool(); }
 
-__attribute__((constructor)) void watch_forks() { pthread_atfork(nullptr, nullptr, start_anew); }
+__attribute__((constructor)) void watch_forks() { pthread_atfork(nullptr, nullptr, reset_pool); }
 
 __attribute__((destructor)) void close_pool() {
     pthread_mutex_lock(&pool.lock);
@@ -70,7 +70,7 @@ void run_region(void *region) {
 void fastlstm::run_in_pool(fastlstm_task task, void *argument, int threads) {
     if (pthread_mutex_trylock(&pool.busy)) return task(argument, 0, 1);
     pthread_mutex_lock(&pool.lock);
-    while (pool.started < threads - 1 && pool.started < MOST) {
+    while (pool.started < threads - 1 && pool.started < MAX_STARTED) {
         void *number = (void *)(intptr_t)(pool.started + 1);
         if (pthread_create(&pool.threads[pool.started], nullptr, work, number)) break;
         pool.started++;

@@ -1,7 +1,7 @@
 // Vectors of VECTOR_BYTES as a class: arithmetic, sigmoid and tanh.
 //
-// Products are fused into the sums they stand in, in one fixed way, so that a row's bits do not depend on the tile it is
-// computed in: compile with -ffp-contract=off.
+// Products are fused into sums in one fixed way, so that a row's bits do not depend on its tile. Compile with
+// -ffp-contract=off.
 #pragma once
 
 #if VECTOR_BYTES == 64
@@ -15,10 +15,10 @@ inline float32x4_t fused(float32x4_t x, float32x4_t y, float32x4_t z) { return v
 inline float64x2_t fused(float64x2_t x, float64x2_t y, float64x2_t z) { return vfmaq_f64(z, x, y); }
 #else
 template <class Raw> inline Raw fused(Raw x, Raw y, Raw z) { return x * y + z; }
-#ifdef EXACTLY_FUSED  // in float32 with one rounding, as processors with FMA do it
+#ifdef EXACTLY_FUSED  // fuses float32 with one rounding, as processors with FMA do
 typedef float Floats __attribute__((vector_size(VECTOR_BYTES)));
 #ifdef __SSE2__
-// In float64 a product is exact. Its sum with z is rounded to odd there, and so only once to float32.
+// In float64 the product is exact. Its sum with z is rounded to odd there, so that rounding to float32 rounds only once.
 inline __m128 fused_half(__m128 x, __m128 y, __m128 z) {
     typedef int64_t Longs __attribute__((vector_size(16)));
     const __m128d product = _mm_cvtps_pd(x) * _mm_cvtps_pd(y), addend = _mm_cvtps_pd(z), sum = product + addend;
@@ -40,7 +40,7 @@ inline Floats fused(Floats x, Floats y, Floats z) {
 #endif
 #endif
 
-// The smaller and the larger one, and y if x or y is NaN. Compilers make a comparison and a selection of the general form.
+// The smaller and the larger of two, or y if x or y is NaN. Compilers need two instructions for the general form.
 template <class Raw> inline Raw smaller(Raw x, Raw y) { return x < y ? x : y; }
 template <class Raw> inline Raw larger(Raw x, Raw y) { return x > y ? x : y; }
 #define EXTREMES(Raw, set, type) \
@@ -79,7 +79,7 @@ template <class E> struct Vector {
     }
     void store(E *to) const { __builtin_memcpy(to, this, sizeof *this); }
 
-    struct Product {  // stays open until it is used, so that a sum can fuse it
+    struct Product {  // which a sum can fuse
         Raw x, y;
         operator Vector() const { return x * y; }
     };

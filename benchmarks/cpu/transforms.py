@@ -1,4 +1,4 @@
-"""What transforms, masks, packed input and compilation cost: each against torch.nn.LSTM or the plain fastlstm.LSTM.
+"""What transforms, masks and compilation cost: each against torch.nn.LSTM or the plain fastlstm.LSTM.
 
 python -m benchmarks.cpu.transforms [--rounds 31]
 """
@@ -11,7 +11,6 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.func import functional_call, grad, stack_module_state, vmap
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastlstm
 from benchmarks.shared.calls import inference, training
@@ -21,7 +20,6 @@ from benchmarks.shared.tables import Options, parser, print_table
 from fastlstm.mnist.model import RowLSTM
 
 SIZES = [(28, 128, 28, 128), (128, 64, 256, 256)]  # T, B, I, H: resets, lengths, compilation
-PACKED = [(28, 128, 28, 128), (100, 64, 256, 256)]  # lengths of 1 to T
 MODELS, STACK = 8, (28, 16, 28, 128)
 
 
@@ -59,7 +57,7 @@ def check(what: str, first: Any, second: Any) -> None:
 Row = tuple[str, str, Run, str, Run]  # what; the first rival; the second, whose speed is given in the first's
 
 
-def called_by(mode: str, module: nn.Module, x: Tensor | PackedSequence, **masks: Tensor) -> Callable[[], Any]:
+def called_by(mode: str, module: nn.Module, x: Tensor, **masks: Tensor) -> Callable[[], Any]:
     """Return a call of a layer, in training with the gradients of its output's sum."""
     if mode == "inference":
         return inference(lambda: module(x, **masks))
@@ -82,12 +80,6 @@ def comparisons() -> Iterator[Row]:
             yield f"{size}, {mode}", "plain", runs[0], name, runs[1]
         runs = called_by("training", lstm, x), called_by("training", torch.compile(lstm), x)
         yield f"{size}, training", "eager", runs[0], "compiled", runs[1]
-    for T, B, I, H in PACKED:
-        lengths, pair = torch.linspace(T, 1, B).long(), twins(I, H)
-        packed = pack_padded_sequence(torch.randn(T, B, I), lengths)
-        for mode in MODES:
-            first, second = (called_by(mode, module, packed) for module in pair)
-            yield f"packed, T{T}-B{B}-I{I}-H{H}, {mode}", "nn.LSTM", first, "ours", second
     model, images, labels = RowLSTM(), torch.randn(128, 28, 28), torch.randint(0, 10, (128,))
 
     def loss(images: Tensor, labels: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ import torch
 import fastlstm
 
 PACKAGES = ("fastlstm", "torch", "numba", "llvmlite", "numpy", "onnxruntime", "openvino", "triton")
-BUSY = 0.1  # of all processors: where others use more, times say nothing
+STAT = Path("/proc/stat")  # of Linux: what all processes used
+BUSY = 0.2  # processors: where others use more, times say nothing
 
 
 def cpu_name() -> str:
@@ -47,16 +48,15 @@ class Others:
     def __init__(self) -> None:
         self.began, self.before = time.perf_counter(), self._seconds()
 
-    def share(self) -> float:
-        """Return the share of all processors that others used; 0 where the system does not say."""
-        used = self._seconds() - self.before
-        return used / (time.perf_counter() - self.began) / (os.cpu_count() or 1)
+    def processors(self) -> float:
+        """Return how many processors others kept busy on average; 0 where the system does not say."""
+        return (self._seconds() - self.before) / (time.perf_counter() - self.began)
 
     @staticmethod
     def _seconds() -> float:
-        if not os.access("/proc/stat", os.R_OK):
+        if not os.access(STAT, os.R_OK):
             return 0.0
-        user, nice, system, _, _, *interrupts = map(int, Path("/proc/stat").read_text().split()[1:9])
+        user, nice, system, _, _, *interrupts = map(int, STAT.read_text().split()[1:9])
         return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK") - time.process_time()
 
 

@@ -1,9 +1,14 @@
-"""The pictures of a run: how it trained, where it errs, how it reads an image step by step."""
+"""The pictures of a run: how it trained, where it errs, how it reads an image step by step.
 
-from collections.abc import Mapping, Sequence
+Their text is grey on a transparent ground, so that it is read on light pages and on dark ones.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -22,29 +27,58 @@ COLOURS = ("#0072b2", "#d55e00")  # told apart by colour-blind eyes too
 STYLES: tuple[Any, ...] = ("-", (0, (3, 3)))  # curves that lie on each other are both seen
 MARKERS = ("o", "x")
 WINDOW = 25  # iterations in a running mean, odd; more in a long run
+DOTS = 400  # single batches that are drawn of a curve, at most
+GREY = "#808080"
+COLOURED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+ON_ANY_GROUND: Any = {
+    **dict.fromkeys(COLOURED, GREY),
+    **dict.fromkeys(("figure.facecolor", "axes.facecolor"), "none"),
+    "legend.frameon": False,
+}
 
 
+def on_any_ground(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Return a function that draws a figure to be read on light pages and on dark ones."""
+
+    @functools.wraps(draw)
+    def drawn(*args: Any, **kwargs: Any) -> Figure:
+        with rc_context(ON_ANY_GROUND):
+            return draw(*args, **kwargs)
+
+    return drawn
+
+
+@on_any_ground
 def training(runs: Mapping[str, Run], test: Split) -> Figure:
-    """The curves of all runs, and the first test images that the first one reads wrongly."""
-    figure = Figure(figsize=(12, 9), layout="constrained")
+    """The curves of all runs, and the first test images that the first one reads wrongly.
+
+    Several runs also have their accuracy over the seconds of training.
+    """
+    curves = ["loss", "accuracy", *["time"] * (len(runs) > 1)]
+    figure = Figure(figsize=(3 + 4.5 * len(curves), 9), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplot_mosaic([["loss", "accuracy"], ["mistakes", "mistakes"]])
+    layout: list[Any] = [curves, ["mistakes"] * len(curves)]
+    axes = figure.subplot_mosaic(layout)
     for (name, run), colour, style, marker in zip(runs.items(), COLOURS, STYLES, MARKERS, strict=False):
-        _draw_curve(axes["loss"], name, run.history.loss, colour, style)
-        _draw_curve(axes["accuracy"], name, [100 * value for value in run.history.accuracy], colour, style)
-        _draw_validation(axes["accuracy"], name, run.history, colour, marker)
-    axes["loss"].set(title="Loss on the training batches", ylabel="cross-entropy (nats)", yscale="log")
+        history, done = run.history, np.arange(1, len(run.history.loss) + 1)
+        percent, look = [100 * value for value in history.accuracy], (name, colour, style)
+        _draw_curve(axes["loss"], done, history.loss, *look)
+        for curve, places in (("accuracy", done), ("time", np.cumsum(history.seconds))):
+            if curve in axes:
+                _draw_curve(axes[curve], places, percent, *look)
+                _draw_validation(axes[curve], places, history, name, colour, marker)
+    axes["loss"].set(title="Loss (dots: single batches)", ylabel="cross-entropy (nats)", yscale="log")
     axes["loss"].yaxis.set(
         major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_formatter=NullFormatter()
     )
-    axes["accuracy"].set(title="Accuracy on the batches, and after each epoch", ylabel="accuracy (%)")
     lowest = _lowest_accuracy(runs)
-    axes["accuracy"].set_ylim(lowest, 100 + (100 - lowest) / 50)
-    for curve in (axes["loss"], axes["accuracy"]):
-        curve.set_xlabel("iteration")
-        curve.grid(alpha=0.3)
-        for line in curve.legend().get_lines():
-            line.set_alpha(max(0.4, line.get_alpha() or 1))  # the faint ones are to be seen in the legend
+    for curve in curves:
+        axes[curve].set_xlabel("seconds" if curve == "time" else "iteration")
+        axes[curve].grid(alpha=0.3)
+    for curve in curves[1:]:
+        axes[curve].set(ylabel="accuracy (%)", ylim=(lowest, 100 + (100 - lowest) / 50))
+        axes[curve].set_title(f"Accuracy{' over time' * (curve == 'time')} (dots: single batches)")
+    figure.legend(*axes["accuracy"].get_legend_handles_labels(), loc="outside upper center", ncols=2 * len(runs) + 1)
     labels, read = test.labels.cpu(), next(iter(runs.values())).scores.predictions
     wrong = (read != labels).nonzero().flatten().tolist()
     shown = wrong[: ROWS * COLUMNS]
@@ -57,6 +91,7 @@ def training(runs: Mapping[str, Run], test: Split) -> Figure:
     return figure
 
 
+@on_any_ground
 def mistakes(scores: Scores, test: Split) -> Figure:
     """The confusion matrix, and the mistakes whose wrong class had the highest probability."""
     figure = Figure(figsize=(15, 6.5), layout="constrained")
@@ -80,6 +115,7 @@ def confident_mistakes(scores: Scores, test: Split) -> list[int]:
     return wrong[sure[wrong].argsort(descending=True, stable=True)].tolist()
 
 
+@on_any_ground
 def reading(model: RowLSTM, images: Tensor, titles: Sequence[str]) -> Figure:
     """`images` (N, rows, columns), each beside the hidden state and the class probabilities as it is read, top down."""
     model.eval()
@@ -147,13 +183,13 @@ def _draw_confusion(axes: Axes, counts: np.ndarray) -> None:
     )
 
 
-def _draw_validation(axes: Axes, name: str, history: History, colour: str, marker: str) -> None:
+def _draw_validation(axes: Axes, places: np.ndarray, history: History, name: str, colour: str, marker: str) -> None:
+    """The accuracy on the validation images, each at the place of the last iteration before it."""
     if history.validation:
-        done, found = zip(*history.validation)
-        percent = [100 * value for value in found]
+        done, found = map(np.array, zip(*history.validation))
         axes.plot(
-            done,
-            percent,
+            places[done - 1],
+            100 * found,
             color=colour,
             marker=marker,
             markersize=6,
@@ -163,15 +199,15 @@ def _draw_validation(axes: Axes, name: str, history: History, colour: str, marke
         )
 
 
-def _draw_curve(axes: Axes, name: str, values: Sequence[float], colour: str, style: Any) -> None:
-    iterations = np.arange(1, len(values) + 1)
-    alpha, width = (0.3, 0.8) if len(values) < 2000 else (0.12, 0.4)
-    axes.plot(iterations, values, color=colour, alpha=alpha, linewidth=width, label=f"{name}, each batch")
+def _draw_curve(axes: Axes, places: np.ndarray, values: Sequence[float], name: str, colour: str, style: Any) -> None:
+    """The running mean of `values` as a line, over dots of some of them."""
+    some = slice(None, None, -(-len(values) // DOTS) or 1)
+    axes.plot(places[some], values[some], color=colour, alpha=0.3, marker=".", markersize=2, linewidth=0)
     window = max(WINDOW, len(values) // 50 | 1)
     if len(values) >= window:
         mean = np.convolve(values, np.full(window, 1 / window), mode="valid")
-        middle = iterations[window // 2 : -(window // 2)]
-        axes.plot(middle, mean, color=colour, linestyle=style, label=f"{name}, mean over {window}")
+        middle = places[window // 2 : -(window // 2)]
+        axes.plot(middle, mean, color=colour, linestyle=style, label=f"{name}, mean over {window} batches")
 
 
 def _lowest_accuracy(runs: Mapping[str, Run]) -> float:

@@ -135,7 +135,7 @@ def test_mixed_dtypes_without_autocast_are_refused():
 
 @pytest.mark.parametrize("trained", [True, False])
 def test_an_operator_alone_refuses_a_tangent(trained):
-    """Torch lets no operator define forward mode, and would answer zero: docs/transforms.md."""
+    """Torch lets no operator define forward mode, and would answer zero: docs/limits.md."""
     lstm, x = fastlstm.LSTM(3, 4).requires_grad_(trained), torch.randn(5, 2, 3)
     alone = [torch.export.export(lstm, (x,)).module()]
     if not trained and TORCH < (2, 14):  # which lets no tangent into compiled code

@@ -1,5 +1,6 @@
 """What the tests of cells share: a layer's operands, and the truth: each row by itself, step by step, in float64."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -142,10 +143,32 @@ class Case:
         """The layer with other tensors in place of its operands."""
         return Layer.of(self.cell, (*operands, self.layer.lengths, self.layer.reset), self.reverse)
 
+    def filled(self, tensors: Iterable[Tensor]) -> Layer:
+        """The layer with these tensors in place of its operands that are tensors."""
+        left = iter(tensors)
+        return self.on([None if a is None else next(left) for a in self.operands])
+
     def with_gradients(self) -> tuple[list[Any], list[Tensor]]:
         """Copies of the operands that want gradients, and those of them that are tensors."""
         copies = [None if a is None else a.clone().requires_grad_() for a in self.operands]
         return copies, [a for a in copies if a is not None]
+
+
+def stacked(cases: list[Case]) -> tuple[Layer, Run]:
+    """One layer of several, whose weights have an axis of layers and whose rows lie side by side; and gradients."""
+
+    def joined(parts: Any, axis: int) -> Any:
+        return None if parts[0] is None else torch.cat(parts, axis)
+
+    def each(records: list[Any], name: str, axis: int) -> tuple[Any, ...]:
+        return tuple(joined(parts, axis) for parts in zip(*(getattr(a, name) for a in records)))
+
+    first, layers, grads = cases[0], [case.layer for case in cases], [case.grads for case in cases]
+    weights = tuple(None if parts[0] is None else torch.stack(parts) for parts in zip(*(a.weights for a in layers)))
+    masks = (joined([getattr(a, name) for a in layers], axis) for axis, name in enumerate(("lengths", "reset")))
+    x, states, inputs = joined([a.x for a in layers], 1), each(layers, "states", 0), each(layers, "inputs", 1)
+    layer = Layer(x, weights, states, *masks, first.reverse, first.cell, inputs)
+    return layer, Run(joined([a.h for a in grads], 1), each(grads, "last", 0), each(grads, "kept", 1))
 
 
 def truth(layer: Layer) -> tuple[Tensor, ...]:

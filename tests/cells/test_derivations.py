@@ -6,28 +6,6 @@ import pytest
 import torch
 
 from fastlstm import cells
-from fastlstm.cells import cell as declare
-from fastlstm.cells import (
-    clamp,
-    exp,
-    hard_sigmoid,
-    layer_norm,
-    log,
-    log_sigmoid,
-    maximum,
-    mean,
-    minimum,
-    relu,
-    rms_norm,
-    rsqrt,
-    sigmoid,
-    softplus,
-    sqrt,
-    square,
-    stop_gradient,
-    tanh,
-    where,
-)
 from fastlstm.cells.derive import PARTIALS
 from fastlstm.cells.emit import Function, load, python
 from fastlstm.cells.functions import FUNCTIONS
@@ -78,7 +56,7 @@ def test_operations():
     """As many as by hand, or fewer."""
     graph = Graph()
     args = {name: graph.input(name) for name in ["dh", "dc", "i", "f", "g", "o", "c_prev"]}
-    hand = Function("by hand", args, dict(enumerate(by_hand.backward(*args.values(), tanh))))
+    hand = Function("by hand", args, dict(enumerate(by_hand.backward(*args.values(), cells.tanh))))
     assert cells.lstm.derived().backward.count == hand.count == 26
     assert cells.lstm.derived().forward.count == 9
     assert cells.gru.derived().forward.count == 8
@@ -119,40 +97,44 @@ EXPRESSIONS = {
     "div": lambda a, b: a / b,
     "neg": lambda a, b: -a * b,
     "constants": lambda a, b: (2.0 - a) / 3 + 1 / b - 0.5 * a,
-    "sigmoid": lambda a, b: sigmoid(a) * b,
-    "tanh": lambda a, b: tanh(a) * b,
-    "relu": lambda a, b: relu(a) * b,
-    "exp": lambda a, b: exp(a) * b,
-    "log_sigmoid": lambda a, b: log_sigmoid(a) * b,
-    "maximum": lambda a, b: maximum(a, b) * a,
-    "maximum_with_a_number": lambda a, b: maximum(0.5, a) * b,
-    "greater": lambda a, b: where(a > b, a, b * b),
-    "at_least": lambda a, b: where(a <= b, a, b * b),
-    "where": lambda a, b: where(a < 0.1, 1.0, 2.0) * b,
-    "stop_gradient": lambda a, b: stop_gradient(a * b) * a,
+    "sigmoid": lambda a, b: cells.sigmoid(a) * b,
+    "tanh": lambda a, b: cells.tanh(a) * b,
+    "relu": lambda a, b: cells.relu(a) * b,
+    "exp": lambda a, b: cells.exp(a) * b,
+    "log_sigmoid": lambda a, b: cells.log_sigmoid(a) * b,
+    "maximum": lambda a, b: cells.maximum(a, b) * a,
+    "maximum_with_a_number": lambda a, b: cells.maximum(0.5, a) * b,
+    "greater": lambda a, b: cells.where(a > b, a, b * b),
+    "at_least": lambda a, b: cells.where(a <= b, a, b * b),
+    "where": lambda a, b: cells.where(a < 0.1, 1.0, 2.0) * b,
+    "stop_gradient": lambda a, b: cells.stop_gradient(a * b) * a,
     "powers": lambda a, b: a**3 * b * b,
-    "sqrt": lambda a, b: sqrt(0.5 + a * a) * b,
-    "rsqrt": lambda a, b: rsqrt(0.5 + a * a) * b,
-    "log": lambda a, b: log(0.5 + a * a) * b,
+    "sqrt": lambda a, b: cells.sqrt(0.5 + a * a) * b,
+    "rsqrt": lambda a, b: cells.rsqrt(0.5 + a * a) * b,
+    "log": lambda a, b: cells.log(0.5 + a * a) * b,
     "abs": lambda a, b: abs(a) * b,
-    "square": lambda a, b: square(a) * b,
-    "minimum": lambda a, b: minimum(a, b) * a,
-    "clamp": lambda a, b: clamp(a, -0.5, b),
-    "softplus": lambda a, b: softplus(a) * b,
-    "hard_sigmoid": lambda a, b: hard_sigmoid(2 * a) * b,
+    "square": lambda a, b: cells.square(a) * b,
+    "minimum": lambda a, b: cells.minimum(a, b) * a,
+    "clamp": lambda a, b: cells.clamp(a, -0.5, b),
+    "softplus": lambda a, b: cells.softplus(a) * b,
+    "hard_sigmoid": lambda a, b: cells.hard_sigmoid(2 * a) * b,
 }
 MEANS = {
-    "mean": lambda a, b: mean(a * b) * a + mean(mean(b) - a),
-    "linear": lambda a, b: mean(-a * mean(b) / (3.0 + mean(a))) + b,
-    "mean_alone": lambda a, b: mean(a * b),
-    "choice_by_a_mean": lambda a, b: where(mean(a) > mean(b), a, b) * a,
-    "variance": lambda a, b: mean(square(a - mean(a))) * b,
-    "layer_norm": lambda a, b: layer_norm(a, weight=b, bias=0.5),
-    "joint_layer_norm": lambda a, b: layer_norm(a, b, a * b, weight=(b, 2.0, 1.0), bias=b)[1],
-    "rms_norm": lambda a, b: rms_norm(a, b, weight=b)[0],
-    "norm_of_norm": lambda a, b: layer_norm(layer_norm(a) * b + rms_norm(b)),
-    "mean_of_head": lambda a, b: mean(a * b, "head") * a + mean(-a / (3.0 + mean(b)), of="head"),  # here of one
-    "norms_of_heads": lambda a, b: layer_norm(a * b, weight=b, of="head") + mean(rms_norm(b, of="head")),
+    "mean": lambda a, b: cells.mean(a * b) * a + cells.mean(cells.mean(b) - a),
+    "linear": lambda a, b: cells.mean(-a * cells.mean(b) / (3.0 + cells.mean(a))) + b,
+    "mean_alone": lambda a, b: cells.mean(a * b),
+    "choice_by_a_mean": lambda a, b: cells.where(cells.mean(a) > cells.mean(b), a, b) * a,
+    "variance": lambda a, b: cells.mean(cells.square(a - cells.mean(a))) * b,
+    "layer_norm": lambda a, b: cells.layer_norm(a, weight=b, bias=0.5),
+    "joint_layer_norm": lambda a, b: cells.layer_norm(a, b, a * b, weight=(b, 2.0, 1.0), bias=b)[1],
+    "rms_norm": lambda a, b: cells.rms_norm(a, b, weight=b)[0],
+    "norm_of_norm": lambda a, b: cells.layer_norm(cells.layer_norm(a) * b + cells.rms_norm(b)),
+    "mean_of_head": lambda a, b: (
+        cells.mean(a * b, "head") * a + cells.mean(-a / (3.0 + cells.mean(b)), of="head")
+    ),  # here of one
+    "norms_of_heads": lambda a, b: (
+        cells.layer_norm(a * b, weight=b, of="head") + cells.mean(cells.rms_norm(b, of="head"))
+    ),
 }
 ALL = EXPRESSIONS | MEANS
 
@@ -164,7 +146,7 @@ def test_every_operation_is_tried():
 def one(expression):
     """A cell of one expression."""
 
-    @declare(gates={"a": "xh", "b": "xh"}, states=("h",))
+    @cells.cell(gates={"a": "xh", "b": "xh"}, states=("h",))
     def cell(a, b):
         return expression(a, b)
 
@@ -224,36 +206,37 @@ SPECIAL = (math.nan, math.inf, -math.inf, -0.75, 0.0, 0.5, 3.0, -3.0, 800.0, -80
 def test_numbers_as_tensors(name):
     function = FUNCTIONS[name]
     for x in SPECIAL:
-        args = {"maximum": (x, 0.5), "minimum": (x, 0.5), "where": (x > 0.5, x, 0.25)}.get(name, (x,))
+        others = {"maximum": (x, 0.5), "minimum": (x, 0.5), "clamp": (x, 0.5), "where": (x > 0.5, x, 0.25)}
+        args = others.get(name, (x,))
         tensors = [torch.tensor(a, dtype=torch.bool if isinstance(a, bool) else torch.double) for a in args]
         got, want = function(*args), function(*tensors).item()
         assert math.isclose(got, want, rel_tol=1e-14) or (math.isnan(got) and math.isnan(want))
 
 
 def test_ties_are_torchs():
-    code = one(lambda a, b: maximum(a, b)).derived()
+    code = one(lambda a, b: cells.maximum(a, b)).derived()
     given = {"a_pre": torch.ones(1), "b_pre": torch.ones(1), "dh": torch.ones(1)}
     got = code.backward({**given, **code.forward(given)})
     assert got["da_pre"].item() == got["db_pre"].item() == 0.5
-    code = one(lambda a, b: relu(a) * b).derived()
+    code = one(lambda a, b: cells.relu(a) * b).derived()
     given = {"a_pre": torch.zeros(1), "b_pre": torch.ones(1), "dh": torch.ones(1)}
     assert code.backward({**given, **code.forward(given)})["da_pre"].item() == 0.0
 
 
 OF_TORCH = {
-    "sqrt": (sqrt, torch.sqrt),
-    "rsqrt": (rsqrt, torch.rsqrt),
-    "log": (log, torch.log),
+    "sqrt": (cells.sqrt, torch.sqrt),
+    "rsqrt": (cells.rsqrt, torch.rsqrt),
+    "log": (cells.log, torch.log),
     "abs": (abs, torch.abs),
-    "square": (square, torch.square),
+    "square": (cells.square, torch.square),
     "power": (lambda x: x**3, lambda x: torch.pow(x, 3)),
-    "minimum": (lambda x: minimum(x, 0.5), lambda x: torch.minimum(x, torch.full_like(x, 0.5))),
-    "clamp": (lambda x: clamp(x, -3.0, 0.5), lambda x: torch.clamp(x, -3.0, 0.5)),
-    "clamp_below": (lambda x: clamp(x, min=0.5), lambda x: torch.clamp(x, min=0.5)),
-    "clamp_above": (lambda x: clamp(x, max=0.5), lambda x: torch.clamp(x, max=0.5)),
-    "clamp_crossed": (lambda x: clamp(x, 3.0, -3.0), lambda x: torch.clamp(x, 3.0, -3.0)),
-    "softplus": (softplus, lambda x: torch.nn.functional.softplus(x, threshold=700.0)),
-    "hard_sigmoid": (hard_sigmoid, torch.nn.functional.hardsigmoid),
+    "minimum": (lambda x: cells.minimum(x, 0.5), lambda x: torch.minimum(x, torch.full_like(x, 0.5))),
+    "clamp": (lambda x: cells.clamp(x, -3.0, 0.5), lambda x: torch.clamp(x, -3.0, 0.5)),
+    "clamp_below": (lambda x: cells.clamp(x, min=0.5), lambda x: torch.clamp(x, min=0.5)),
+    "clamp_above": (lambda x: cells.clamp(x, max=0.5), lambda x: torch.clamp(x, max=0.5)),
+    "clamp_crossed": (lambda x: cells.clamp(x, 3.0, -3.0), lambda x: torch.clamp(x, 3.0, -3.0)),
+    "softplus": (cells.softplus, lambda x: torch.nn.functional.softplus(x, threshold=700.0)),
+    "hard_sigmoid": (cells.hard_sigmoid, torch.nn.functional.hardsigmoid),
 }
 
 
@@ -285,7 +268,7 @@ def test_functions_are_torchs(name, dtype, bound):
 
 def test_clamp_needs_a_limit():
     with pytest.raises(ValueError, match="clamp needs min or max, got None for both"):
-        clamp(torch.ones(2))
+        cells.clamp(torch.ones(2))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
@@ -299,14 +282,14 @@ def test_norms_are_torchs(dtype, H):
     functional, together = torch.nn.functional, torch.cat(values, -1)
     joint = {"normalized_shape": (3 * H,), "weight": torch.cat(weights)}
     for ours, theirs in (
-        (layer_norm(values[0]), functional.layer_norm(values[0], (H,))),
-        (layer_norm(values[0], weight=weights[0], bias=biases[0], eps=0.1),
+        (cells.layer_norm(values[0]), functional.layer_norm(values[0], (H,))),
+        (cells.layer_norm(values[0], weight=weights[0], bias=biases[0], eps=0.1),
          functional.layer_norm(values[0], (H,), weights[0], biases[0], 0.1)),
-        (torch.cat(layer_norm(*values, weight=weights, bias=biases), -1),
+        (torch.cat(cells.layer_norm(*values, weight=weights, bias=biases), -1),
          functional.layer_norm(together, **joint, bias=torch.cat(biases))),
-        (torch.cat(layer_norm(*values, bias=2.0), -1), functional.layer_norm(together, (3 * H,)) + 2.0),
-        (rms_norm(values[0]), functional.rms_norm(values[0], (H,), eps=torch.finfo(torch.float32).eps)),
-        (torch.cat(rms_norm(*values, weight=tuple(weights), eps=0.1), -1),
+        (torch.cat(cells.layer_norm(*values, bias=2.0), -1), functional.layer_norm(together, (3 * H,)) + 2.0),
+        (cells.rms_norm(values[0]), functional.rms_norm(values[0], (H,), eps=torch.finfo(torch.float32).eps)),
+        (torch.cat(cells.rms_norm(*values, weight=tuple(weights), eps=0.1), -1),
          functional.rms_norm(together, **joint, eps=0.1)),
     ):  # fmt: skip
         assert error(ours, theirs) < bound
@@ -325,14 +308,14 @@ def test_the_jacobian_is_tangent_and_gradient(cell):
     for result in (*derived.means, *cell.states):
         tangents[result] = sum(slopes.get(f"{result}_by_{name}", 0) * a for name, a in tangents.items())
         if result in derived.means:
-            tangents[result] = mean(tangents[result] + torch.zeros(64, dtype=torch.double))
+            tangents[result] = cells.mean(tangents[result] + torch.zeros(64, dtype=torch.double))
     for state in cell.states:
         assert error(moved[f"{state}_t"], tangents[state]) < 1e-12
     back = {state: given[f"d{state}"] for state in cell.states}
     for name in (*reversed(derived.means), *names):
         back[name] = sum(slopes.get(f"{result}_by_{name}", 0) * a for result, a in back.items())
         if name in derived.means:
-            back[name] = mean(back[name] + torch.zeros(64, dtype=torch.double))
+            back[name] = cells.mean(back[name] + torch.zeros(64, dtype=torch.double))
         else:
             assert error(gradients.get(f"d{name}", torch.zeros(64)), back[name] + torch.zeros(64)) < 1e-12
             del back[name]
@@ -344,11 +327,11 @@ def test_the_stabilizer_cancels():
     from tests.cells.functions import run
     from tests.cells.layers import Case
 
-    @declare(gates=slstm.gates, states=slstm.states)
+    @cells.cell(gates=slstm.gates, states=slstm.states)
     def fixed(z, i, f, o, c, n, m):
-        z, o, f_log = tanh(z), sigmoid(o), log_sigmoid(f) + m
-        m = stop_gradient(maximum(f_log, i))
-        i, f = exp(i - m), exp(f_log - m)
+        z, o, f_log = cells.tanh(z), cells.sigmoid(o), cells.log_sigmoid(f) + m
+        m = cells.stop_gradient(cells.maximum(f_log, i))
+        i, f = cells.exp(i - m), cells.exp(f_log - m)
         c, n = f * c + i * z, f * n + i
         return o * c / n, c, n, m
 

@@ -21,7 +21,6 @@ from tests.cells.layers import (
     every_cell,
     flat,
     gru_decay,
-    masks,
     truth,
 )
 
@@ -37,13 +36,6 @@ def compare(case):
     expected = differentiated(want, wanted, flat(case.grads))
     assert len(gradients) == len(expected)
     assert max(map(error, gradients, expected)) < GRADIENTS
-
-
-@masks
-@directions
-@every_cell
-def test_outputs_and_gradients(cell, reverse, masked):
-    compare(Case(cell, reverse=reverse, masked=masked))
 
 
 @every_cell

@@ -3,7 +3,6 @@
 import io
 import os
 import re
-import subprocess
 import sys
 
 import numpy as np
@@ -15,10 +14,8 @@ import fastlstm
 import fastlstm.export
 import fastlstm.predict
 import fastlstm.train
-from benchmarks import run as benchmark
 from fastlstm.mnist import checkpoint, saved
 from fastlstm.mnist.model import RowLSTM
-from tests.helpers import ROOT
 from tests.helpers.demo import SMALL
 from tests.helpers.idx import tiny_arrays, write_set
 
@@ -28,7 +25,7 @@ TRAINS = "python -m fastlstm.train trains one"
 NAMES = ("三.png", "ثلاثة.png", "तीन.png", "👩‍💻.png", r"$\frac$.png", "one\nline.png")
 
 
-@pytest.mark.parametrize("main", [*COMMANDS.values(), benchmark.main], ids=[*COMMANDS, "benchmarks.run"])
+@pytest.mark.parametrize("main", COMMANDS.values(), ids=COMMANDS)
 def test_help_ends_with_examples(capsys, main):
     with pytest.raises(SystemExit) as stop:
         main(["--help"])
@@ -40,7 +37,7 @@ def test_help_ends_with_examples(capsys, main):
     assert len(headings) > 1
     _, options = re.split(r"^options:\n", groups, flags=re.MULTILINE)
     assert options.partition("\n\n")[0].count("\n") == 1  # --help and --version; what a command does is in its groups
-    assert re.search(r"^    python -m (fastlstm|benchmarks)\.", examples, re.MULTILINE)
+    assert re.search(r"^    python -m fastlstm\.", examples, re.MULTILINE)
     assert max(map(len, examples.splitlines())) <= 80
     assert text.count("triton-tf32") <= 1  # long choices stand in one place
 
@@ -155,21 +152,6 @@ def test_what_is_no_model_is_told_by_its_kind(tmp_path, capsys, refused, recwarn
     assert not recwarn.list
 
 
-@pytest.mark.parametrize(
-    ("backend", "message"),
-    [("nonsense", "invalid choice: 'nonsense' .*"), ("native", "the native backend .*")],
-    ids=["unknown", "unavailable"],
-)
-def test_a_backend_that_cannot_be_measured_is_one_line(monkeypatch, refused, backend, message):
-    def begun(*arguments):
-        raise AssertionError("the measurement began")
-
-    monkeypatch.setattr(benchmark.machine, "describe", begun)
-    monkeypatch.setattr(benchmark.dispatch.module("native"), "supports", lambda *_: "the native backend needs a loom")
-    line = refused(benchmark.main, "--backend", "numba", backend)
-    assert re.fullmatch(rf"python -m benchmarks\.run: error: argument --backend: {message}\n", line)
-
-
 def write_picture(path):
     path.parent.mkdir(exist_ok=True)
     Image.fromarray(np.eye(28, dtype=np.uint8) * 255).save(path, "png")
@@ -198,65 +180,42 @@ def test_a_name_that_is_no_text_is_drawn(tmp_path, run, capsys):
     assert len(list(out.iterdir())) == 1
 
 
-SEVERAL = """
-import runpy, sys
-from fastlstm.mnist import report
-report.draw = lambda *arguments: {}  # what a run draws takes longer than the run
-given = sys.argv[1:]
-while given:
-    count = int(given.pop(0))
-    sys.argv[1:], given = given[1:count], given[:1] + given[count:]
-    try:
-        runpy.run_module("fastlstm." + given.pop(0), run_name="__main__", alter_sys=True)
-    except SystemExit as stop:
-        print(stop.code or 0)
-    sys.stdout.write(chr(0))
-    sys.stderr.write(chr(0))
-"""
+def on_a_terminal_for_ascii(main, *arguments):
+    """The exit code of a command, and what it printed on both streams."""
+    streams = [io.TextIOWrapper(io.BytesIO(), "ascii", errors) for errors in ("strict", "backslashreplace")]
+    with pytest.MonkeyPatch.context() as patch:
+        for name, stream in zip(("stdout", "stderr"), streams, strict=True):
+            patch.setattr(sys, name, stream)
+        try:
+            code = main([*map(str, arguments)])
+        except SystemExit as stop:
+            code = stop.code
+        for stream in streams:
+            stream.flush()
+    return code, *(stream.buffer.getvalue().decode("ascii") for stream in streams)
 
 
-def commands(*lines):
-    """What each command printed, its exit code, and what it printed on the second stream, on a terminal for ASCII.
-
-    One interpreter runs them all: it takes longer to import the package than to do what they do.
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", SEVERAL, *(word for line in lines for word in (str(len(line)), *line))],
-        capture_output=True,
-        cwd=ROOT,
-        timeout=300,
-        env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONWARNINGS": "error::UserWarning"},
-    )
-    assert done.returncode == 0, done.stderr
-    told, errors = (stream.decode("ascii").split("\0")[:-1] for stream in (done.stdout, done.stderr))
-    assert len(told) == len(errors) == len(lines)
-    return [(*text.splitlines(), error) for text, error in zip(told, errors, strict=True)]
-
-
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "darwin", reason="macOS refuses names that are not UTF-8")
-def test_names_in_any_script_are_printed_in_ascii(tmp_path, run):
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_names_in_any_script_are_printed_in_ascii(tmp_path, run, no_pictures):
     names = [*NAMES[:4], undecodable(tmp_path).name]
     paths = [write_picture(tmp_path / name) for name in names]
     data = write_set(tmp_path / os.fsdecode(b"\xff"), tiny_arrays())
     out = tmp_path / os.fsdecode("三".encode() + b"\xfe")
-    (*told, code, error), exported, missing, *trained = commands(
-        ("predict", *paths, "--model", run, "--out", tmp_path / "三"),
-        ("export", run, tmp_path / "三.flstm"),
-        ("export", run, tmp_path / "missing 三" / "out"),
-        ("train", "--data", data, *SMALL, "--iterations=2", "--out", out),
-        ("train", "--resume", out),
-    )
-    assert (code, error) == ("0", "")
-    assert len(told) == len(names)
-    for name, line in zip(names, told, strict=True):
+    code, told, error = on_a_terminal_for_ascii(fastlstm.predict.main, *paths, "--model", run, "--out", tmp_path / "三")
+    assert (code, error) == (0, "")
+    for name, line in zip(names, told.splitlines(), strict=True):
         assert name.encode("ascii", "backslashreplace").decode() + ": " in line
     assert len(list((tmp_path / "三").iterdir())) == len(names)
 
-    assert exported[-2:] == ("0", "")
-    assert missing[-2] == "2"
-    assert "\\u4e09" in missing[-1]
+    code, _, error = on_a_terminal_for_ascii(fastlstm.export.main, run, tmp_path / "三.flstm")
+    assert (code, error) == (0, "")
+    code, _, error = on_a_terminal_for_ascii(fastlstm.export.main, run, tmp_path / "missing 三" / "out")
+    assert code == 2
+    assert "\\u4e09" in error
 
-    for *told, code, error in trained:
-        assert code == "0", error
-        assert "\\u4e09\\udcfe" in "".join(told)
+    new = ("--data", data, *SMALL, "--iterations=2", "--out", out)
+    for arguments in (new, ("--resume", out)):
+        code, told, error = on_a_terminal_for_ascii(fastlstm.train.main, *arguments)
+        assert code == 0, error
+        assert "\\u4e09\\udcfe" in told

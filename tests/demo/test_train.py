@@ -316,6 +316,29 @@ def test_any_number_of_mistakes_is_drawn(tmp_path, wrong):
     assert ("the first 48" in mistakes.get_title()) == (wrong > 48)
 
 
+def test_runs_that_are_compared_are_also_drawn_over_their_seconds():
+    """A mean over 25 batches lies at the middle one's place, and the dots are a few of the single batches."""
+    curves = {"loss": [1.0] * 900, "accuracy": [0.5] * 900, "validation": [(450, 0.25), (900, 0.75)]}
+    scores = training.Scores(0.1, 0.2, 0.3, torch.eye(3))
+    runs = {
+        name: training.Run(seeded(), History(8, **curves, seconds=[seconds] * 900), scores)
+        for name, seconds in (("fast", 0.5), ("slow", 2.0))
+    }
+    figure = pictures.training(runs, Split(torch.rand(3, 5, 3), torch.arange(3)))
+    *_, over_time, _ = figure.axes
+    assert over_time.get_xlabel() == "seconds"
+    for n, seconds in enumerate((0.5, 2.0)):
+        dots, mean, validation = over_time.get_lines()[3 * n : 3 * n + 3]
+        assert 100 < len(dots.get_xdata()) <= pictures.DOTS
+        assert mean.get_xdata()[[0, -1]].tolist() == [13 * seconds, 888 * seconds]
+        assert validation.get_xdata().tolist() == [450 * seconds, 900 * seconds]
+        assert validation.get_ydata().tolist() == [25, 75]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        f"{name}, {what}" for name in runs for what in ("mean over 25 batches", "validation images")
+    ]
+    assert figure.get_facecolor()[3] == 0  # the page is to be seen behind it
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

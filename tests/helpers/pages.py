@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from tests.helpers import ROOT
 
-PLACES = ("*.md", ".github/*.md", "docs/**/*.md", "examples/*.md", "fastlstm/**/*.md", "tests/**/*.md")
+PLACES = ("*.md", ".github/*.md", "docs/**/*.md", "examples/*.md", "fastlstm/**/*.md", "csrc/*.md", "tests/**/*.md")
 PAGES = sorted(path.relative_to(ROOT).as_posix() for place in PLACES for path in ROOT.glob(place) if path.is_file())
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 

@@ -29,6 +29,21 @@ def without_x(a, b, c, p, x_a, x_b):
     return cells.tanh(b + c), c
 
 
+@cells.cell(gates={"g": "xh", "n": "xh"}, states=("h",), params={"gain": 1.0, "shift": 0.0})
+def of_heads(g, n, h, gain, shift):
+    """Norms of gates and of the state, each head by itself, and more to keep without gradients than with them."""
+    g, n = cells.sigmoid(g), cells.tanh(cells.layer_norm(n, weight=gain, bias=shift, of="head"))
+    return cells.rms_norm(n + g * (h - n), eps=0.5, of="head")
+
+
+@cells.cell(gates={"a": "x", "b": "h"}, states=("h", "c"), params=("p",), inputs=("u",))
+def of_heads_and_rows(a, b, c, p, u):
+    """Both kinds of means, one inside the other, and one that is saved."""
+    c = cells.sigmoid(a - cells.mean(a)) * c + cells.tanh(b - cells.mean(b, of="head")) + u
+    m = cells.mean(cells.exp(-c * c) + cells.mean(p * c, of="head"), of="head")
+    return cells.tanh(c * m - cells.mean(m * c)), c
+
+
 RNN = partial(fastlstm.RNN, dtype=torch.float64)
 
 

@@ -26,7 +26,7 @@ backends_but_slow = pytest.mark.parametrize(
 
 
 def exporting() -> AbstractContextManager[None]:
-    """In which torch 2.9, too, exports open sizes with gradients, see docs/transforms.md."""
+    """In which torch 2.9, too, exports open sizes with gradients, see docs/limits.md."""
     return torch._dynamo.config.patch(fake_tensor_cache_enabled=False) if TORCH < (2, 10) else nullcontext()
 
 

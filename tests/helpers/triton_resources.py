@@ -28,7 +28,7 @@ from triton.runtime import jit
 
 from fastlstm.backends.base import Gradients, Layer, Run
 from fastlstm.backends.triton import device, gradients, launch, tiles
-from fastlstm.backends.triton.cells import kernel, means_of
+from fastlstm.backends.triton.cells import cell_functions, means_of
 from fastlstm.backends.triton.products import pack_kernel
 from fastlstm.cells.spec import by_key
 
@@ -120,7 +120,7 @@ def tile_of(case: Case, capability: tuple[int, int]) -> tiles.Tile:
     """The tile of a case. One of many rows is on a chip of one multiprocessor."""
     cell, precision = by_key(case.cell), DTYPES[case.kind]
     D = case.H if "mean" in means_of(cell) else case.H // case.heads
-    gates = kernel(cell, precision == "ieee", D if means_of(cell) else 0).gates
+    gates = cell_functions(cell, precision == "ieee", D if means_of(cell) else 0).gates
     tile = tiles.choose(D, precision, capability, gates, case.I or 40)
     places, masked = case.H // D, case.lengths or case.reset
     return tiles.with_rows(tile, precision, capability, masked, B, places, 1 if case.many else 132)

@@ -50,11 +50,11 @@ def test_cell(kind, batched, B, with_states, bias, x_fault, h_fault, c_fault, se
 
 
 @each_cell
-@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("rows", [(), (4,), (0,)], ids=str)
 @pytest.mark.parametrize("bias", [False, True])
-def test_cell_gradients(torch_s, options, batched, bias):
+def test_cell_gradients(torch_s, options, rows, bias):
     theirs, ours = pair(3, 5, bias, like=torch_s, **options)
-    x, *states = (randn(*(4,) * batched, n) for n in (3, 5, 5))
+    x, *states = (randn(*rows, n) for n in (3, 5, 5))
     results = []
     for cell in (ours, theirs):
         result = cell(x, states_of(torch_s, states))

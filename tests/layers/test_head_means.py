@@ -1,7 +1,7 @@
 """Means over the units of a head: ``mean(v, of="head")`` and norms of heads, in layers with ``heads=K``.
 
-The truth is a loop in float64 that calls the cell's own function on values of (..., K, H / K), so that a mean of a head
-is one over the last axis. Sizes are such that a head is a part of a vector, one, several, or several and a part.
+`test_heads.py` compares norms of heads with a loop. Sizes are such that a head is a part of a vector, one, several, or
+several and a part.
 """
 
 import re
@@ -12,27 +12,12 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call, jvp, vmap
 
 import fastlstm
-from fastlstm.cells import cell, exp, layer_norm, mean, rms_norm, sigmoid, tanh
-from tests.helpers.rnn import given, loop
-from tests.helpers.tolerances import F32, F64, close
+from fastlstm.cells import cell, layer_norm, mean, rms_norm, sigmoid, tanh
+from tests.helpers.rnn import of_heads, of_heads_and_rows
+from tests.helpers.tolerances import F64, close
 
 SIZES = [(1, 1), (7, 1), (7, 7), (64, 1), (64, 4), (64, 64), (100, 1), (100, 2), (100, 5), (100, 100), (384, 3)]
 backends = pytest.mark.parametrize("backend", ["numba", "reference"])
-
-
-@cell(gates={"g": "xh", "n": "xh"}, states=("h",), params={"gain": 1.0, "shift": 0.0})
-def of_heads(g, n, h, gain, shift):
-    """Norms of gates and of the state, each head by itself, and more to keep without gradients than with them."""
-    g, n = sigmoid(g), tanh(layer_norm(n, weight=gain, bias=shift, of="head"))
-    return rms_norm(n + g * (h - n), eps=0.5, of="head")
-
-
-@cell(gates={"a": "x", "b": "h"}, states=("h", "c"), params=("p",), inputs=("u",))
-def of_heads_and_rows(a, b, c, p, u):
-    """Both kinds of means, one inside the other, and one that is saved."""
-    c = sigmoid(a - mean(a)) * c + tanh(b - mean(b, of="head")) + u
-    m = mean(exp(-c * c) + mean(p * c, of="head"), of="head")
-    return tanh(c * m - mean(m * c)), c
 
 
 CELLS = pytest.mark.parametrize("cell", [of_heads, of_heads_and_rows], ids=lambda cell: cell.name)
@@ -47,34 +32,6 @@ def results(rnn, x, states, inputs, **masks):
     ends = [output, *last]
     directions = [torch.linspace(-1, 1, a.numel(), dtype=F64).view_as(a).to(dtype) for a in ends]
     return [*ends, *torch.autograd.grad(ends, [*leaves, *rnn.parameters()], directions)]
-
-
-@pytest.mark.sampled(23)
-@pytest.mark.parametrize(("backend", "dtype"), [("numba", F32), ("numba", F64), ("reference", F64)])
-@pytest.mark.parametrize("options", [{}, {"masked": True}, {"masked": True, "bidirectional": True, "num_layers": 2}])
-@pytest.mark.parametrize(("T", "B"), [(1, 1), (4, 1), (3, 5), (2, 130)])
-@pytest.mark.parametrize(("H", "K"), SIZES)
-def test_equals_a_loop_of_heads(poisoned, H, K, T, B, options, backend, dtype):
-    options = dict(options)
-    masked = options.pop("masked", False)
-    rnn = fastlstm.RNN(of_heads, 3, H, heads=K, dtype=dtype, backend=backend, **options)
-    exact = fastlstm.RNN(of_heads, 3, H, heads=K, dtype=F64, **options)
-    exact.load_state_dict(rnn.state_dict())
-    x, states, inputs = (a.detach() if isinstance(a, torch.Tensor) else a for a in given(exact, T, B))
-    masks = {}
-    if masked:
-        masks["lengths"] = torch.randint(0, T + 1, (B,))
-        masks |= {} if rnn.bidirectional else {"reset": torch.rand(T, B) < 0.3}
-    x, *states = (a.detach().to(dtype) for a in (x, *states))
-    found = results(rnn, x, states, inputs, **masks)
-    leaves = [a.double().requires_grad_() for a in (x, *states)]
-    (output,), last = loop(exact, leaves[0], leaves[1:], {}, **masks, views=True)
-    directions = [torch.linspace(-1, 1, a.numel(), dtype=F64).view_as(a) for a in (output, *last)]
-    gradients = torch.autograd.grad([output, *last], [*leaves, *exact.parameters()], directions)
-    close(found[: 1 + len(last)], [output, *last], "layer")
-    close(found[1 + len(last) :], gradients, "gradients")
-    with torch.no_grad():  # nothing is saved
-        close(rnn(x, tuple(states), **masks)[0], output, "sums")
 
 
 @pytest.mark.sampled(5)
@@ -119,43 +76,6 @@ def test_one_head_is_a_row(backend):
         torch.manual_seed(0)
         found.append(results(fastlstm.RNN(each, 5, 33, backend=backend), x, (torch.zeros(1, 3, 33),), {}))
     close(*found, "layer")
-
-
-@CELLS
-@pytest.mark.parametrize(("H", "K"), [(64, 4), (60, 4), (7, 7)])
-def test_bits_do_not_depend_on_threads_or_neighbours(two_threads, cell, H, K):
-    rnn, x = fastlstm.RNN(cell, 3, H, heads=K, backend="numba"), torch.randn(5, 70, 3)
-    states, inputs = tuple(torch.randn(len(cell.states), 1, 70, H)), {k: torch.randn(5, 70, H) for k in cell.inputs}
-    found = []
-    for threads in (1, 2):
-        torch.set_num_threads(threads)
-        found.append(results(rnn, x, states, inputs))
-    assert all(map(torch.equal, *found))
-    for few in (slice(3, 4), slice(5, 8)):
-        of_few = {k: a[:, few] for k, a in inputs.items()} or None
-        output, _ = rnn(x[:, few], tuple(a[:, few] for a in states), of_few)
-        assert torch.equal(output, found[0][0][:, few])
-
-
-@backends
-@pytest.mark.parametrize(("H", "K"), [(64, 4), (60, 4), (12, 12)])
-@pytest.mark.parametrize("B", [1, 3])
-def test_what_is_not_finite_stays_within_its_head(B, H, K, backend):
-    rnn, D, k = fastlstm.RNN(of_heads, 3, H, heads=K, backend=backend), H // K, K // 2
-    x, h_0, found = torch.randn(4, B, 3), torch.randn(1, B, H), []
-    others = torch.ones(H, dtype=torch.bool)
-    others[k * D : (k + 1) * D] = False
-    for odd in (0.0, torch.inf, torch.nan):
-        start = h_0.clone()
-        start[0, 0, k * D] += odd
-        start.requires_grad_()
-        output, _ = rnn(x, start)
-        (dh_0,) = torch.autograd.grad(output.sum(), start)
-        with torch.no_grad():
-            found.append([output[..., others], rnn(x, start)[0][..., others], dh_0[..., others]])
-    assert all(a.isfinite().all() for a in found[0])
-    for other in found[1:]:
-        assert all(map(torch.equal, other, found[0]))
 
 
 @CELLS

@@ -1,7 +1,8 @@
 """Layers of heads: `fastlstm.RNN` with ``heads=K``, and weight_hh of H / K columns in the functions.
 
-The truth is a loop in float64 with one product a head and step. Sizes are such that a head is a part of a vector, one,
-several, or several and a part.
+The truth is a loop in float64 with one product a head and step, which calls the cell's own function on values of
+(..., K, H / K), so that a mean of a head is one over the last axis. Sizes are such that a head is a part of a vector,
+one, several, or several and a part.
 """
 
 import io
@@ -16,7 +17,7 @@ from fastlstm import cells
 from fastlstm.backends import dispatch
 from tests.helpers.layers import needs_native
 from tests.helpers.modules import randn
-from tests.helpers.rnn import RNN, gadget, given, loop, without_x
+from tests.helpers.rnn import RNN, gadget, given, loop, of_heads, of_heads_and_rows, without_x
 from tests.helpers.tolerances import F32, F64, close
 
 SIZES = [(1, 1), (7, 1), (7, 7), (48, 2), (64, 4), (100, 2), (100, 5), (100, 100), (650, 2), (650, 5), (650, 650)]
@@ -34,7 +35,7 @@ def with_double(cell, I, H, dtype, **options):
 
 @pytest.mark.sampled(97)
 @pytest.mark.parametrize(("backend", "dtype"), [("numba", F32), ("numba", F64), ("reference", F64)])
-@pytest.mark.parametrize("cell", [cells.lstm, cells.gru, gadget, without_x], ids=lambda cell: cell.name)
+@pytest.mark.parametrize("cell", [cells.lstm, cells.gru, gadget, without_x, of_heads], ids=lambda cell: cell.name)
 @pytest.mark.parametrize("size", [(5, 1, 3), (4, 1, 90), (3, 3, 9), (3, 67, 200)], ids=str)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize(("H", "K"), SIZES)
@@ -62,11 +63,11 @@ def test_equals_a_loop_of_heads(poisoned, H, K, options, size, cell, dtype, back
         return made, x_cast, tuple(next(rest) for _ in states), {name: next(rest) for name in inputs}
 
     exact_operands, *exact_call = cast(F64)
-    expected, ends = loop(exact, *exact_call, **masks)
+    expected, ends = loop(exact, *exact_call, **masks, views=True)
     own_operands, *own_call = cast(dtype)
     output, last, every = rnn(*own_call, **masks, return_states=True)
     got, want = [output, *every[1:], *last], [*expected, *ends]
-    close(got, want, "sums")
+    close(got, want, "layer" if cell is of_heads else "sums")
     with torch.no_grad():
         close(rnn(*own_call, **masks), (expected[0], ends), "sums")
     directions = [torch.randn_like(a) for a in want]
@@ -76,28 +77,41 @@ def test_equals_a_loop_of_heads(poisoned, H, K, options, size, cell, dtype, back
 
 
 @pytest.mark.parametrize(("H", "K"), [(64, 4), (60, 4), (100, 5), (7, 7)])
-@pytest.mark.parametrize("I", [3, 200])
-def test_bits_do_not_depend_on_threads_or_neighbours(two_threads, H, K, I):
-    rnn, x = fastlstm.RNN(cells.lstm, I, H, heads=K, backend="numba"), torch.randn(9, 70, I)
-    results = []
+@pytest.mark.parametrize(
+    ("cell", "I"),
+    [(cells.lstm, 3), (cells.lstm, 200), (of_heads, 3), (of_heads_and_rows, 3)],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_bits_do_not_depend_on_threads_or_neighbours(two_threads, cell, I, H, K):
+    rnn, results = fastlstm.RNN(cell, I, H, heads=K, backend="numba"), []
+    x, states, inputs = given(rnn, 9, 70)
+    leaves = [a.detach().float().requires_grad_() for a in (x, *states, *inputs.values())]
+
+    def call(rows):
+        rest = iter(a[:, rows] for a in leaves)
+        return rnn(next(rest), tuple(next(rest) for _ in states), {name: next(rest) for name in inputs} or None)
+
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        rows = x.clone().requires_grad_()
-        output, last = rnn(rows)
-        loss = output.square().sum() + last[1].sum()
-        results.append([output, *last, *torch.autograd.grad(loss, [rows, *rnn.parameters()])])
+        output, last = call(slice(None))
+        loss = output.square().sum() + last[-1].sum()
+        results.append([output, *last, *torch.autograd.grad(loss, [*leaves, *rnn.parameters()])])
     assert all(map(torch.equal, *results))
     for few in (slice(3, 4), slice(5, 8)):
-        assert torch.equal(rnn(x[:, few])[0], results[0][0][:, few])
+        assert torch.equal(call(few)[0], results[0][0][:, few])
 
 
 @of_both
 @pytest.mark.parametrize("dtype", [F32, F64], ids=str)
 @pytest.mark.parametrize(("H", "K"), [(128, 4), (60, 4), (48, 2), (100, 5), (12, 12)])
-@pytest.mark.parametrize(("B", "I"), [(1, 3), (3, 200), (3, 3)])
-def test_what_is_not_finite_stays_within_its_head(B, I, H, K, dtype, backend):
+@pytest.mark.parametrize(
+    ("cell", "B", "I"),
+    [(cells.lstm, 1, 3), (cells.lstm, 3, 200), (cells.lstm, 3, 3), (of_heads, 1, 3), (of_heads, 3, 3)],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_what_is_not_finite_stays_within_its_head(cell, B, I, H, K, dtype, backend):
     """Neither an initial state nor the gradient of a last one changes a bit of another head."""
-    rnn, D, k = fastlstm.RNN(cells.lstm, I, H, heads=K, dtype=dtype, backend=backend), H // K, K // 2
+    rnn, D, k = fastlstm.RNN(cell, I, H, heads=K, dtype=dtype, backend=backend), H // K, K // 2
     x, h_0 = torch.randn(4, B, I, dtype=dtype), torch.randn(1, B, H, dtype=dtype)
     others = torch.ones(H, dtype=torch.bool)
     others[k * D : (k + 1) * D] = False
@@ -107,12 +121,13 @@ def test_what_is_not_finite_stays_within_its_head(B, I, H, K, dtype, backend):
         start[0, 0, k * D + D // 2] += of_h
         dh_n[0, 0, k * D + D // 2] += of_dh
         start.requires_grad_()
+        states = start, *(torch.zeros_like(start) for _ in cell.states[1:])
         with torch.no_grad():
-            alone, _ = rnn(x, (start, torch.zeros_like(start)))
-        output, (h_n, _) = rnn(x, (start, torch.zeros_like(start)))
+            alone, _ = rnn(x, states)
+        output, (h_n, *_) = rnn(x, states)
         weights = rnn.weight_ih_l0, rnn.weight_hh_l0, rnn.bias_hh_l0
         dh_0, *dweights = torch.autograd.grad([output, h_n], [start, *weights], [torch.ones_like(output), dh_n])
-        of_units = [a.view(4, H, -1)[:, others] for a in dweights]
+        of_units = [a.view(len(cell.gates), H, -1)[:, others] for a in dweights]
         results.append([alone[..., others], output[..., others], dh_0[..., others], *of_units])
     assert all(a.isfinite().all() for a in results[0])
     for other in results[1:]:

@@ -1,10 +1,9 @@
 """torch's own inputs for its recurrent modules (module_db), and batched and packed ones beside them, run on ours.
 
-Those of GRU and RNN are the LSTM's with other states, so that most of them are slow tests. The checks are those of
-torch's generic module tests; torch's CUDA expected failures are not taken over.
+Those of GRU and RNN are the LSTM's with other states, so that most of them are slow tests. The checks are of results,
+derivatives, strides and errors. Empty batches, copies, devices and types have tests of their own beside this file.
 """
 
-import pickle
 from copy import copy, deepcopy
 from functools import partial
 
@@ -18,7 +17,7 @@ from torch.testing._internal.common_modules import FunctionInput, ModuleErrorEnu
 from torch.testing._internal.common_pruning import LSTMLayerNormLinearModel, LSTMLinearModel
 
 from fastlstm.convert import replace_lstm
-from tests.helpers.modules import OURS, torch_s_repr
+from tests.helpers.modules import OURS
 from tests.helpers.tolerances import close
 
 pytestmark = [
@@ -93,7 +92,6 @@ def differs(info, arguments, x):
 
 
 case = over()
-unpacked_case = over(lambda info, arguments, x: isinstance(x, torch.Tensor))
 grad_case = over(differs)
 # without biases it is a part of the same derivative; one of the batched ones has none
 gradgrad_case = over(
@@ -193,85 +191,6 @@ def test_non_contiguous_tensors(info, k):
         results.append([*outputs, *torch.autograd.grad(outputs, [*values, *module.parameters()], cotangents)])
     for a, b in zip(*results, strict=True):
         close(a, b, "values")
-
-
-@unpacked_case
-def test_zero_batch(info, k):
-    inputs = sample(info, k)
-    module = build(info.module_cls, inputs.constructor_input)
-    x, *hx = inputs.forward_input.args
-    batched = x.dim() == (3 if is_layer(info) else 2)
-    batch_dim = 0 if not is_layer(info) or module.batch_first else 1
-    x = (x if batched else x.unsqueeze(batch_dim)).narrow(batch_dim, 0, 0).requires_grad_()
-    state_dim = 1 if is_layer(info) else 0
-    empty = [(a if batched else a.unsqueeze(state_dim)).narrow(state_dim, 0, 0) for a in tensors(hx)]
-    hx = replaced(hx, iter(empty))
-    theirs = build(info.theirs, inputs.constructor_input)
-    expected, got = tensors(theirs(x, *hx)), tensors(module(x, *hx))
-    assert [a.shape for a in got] == [a.shape for a in expected]
-    sum(a.sum() for a in got).backward()
-    assert x.grad.shape == x.shape
-    assert not any(p.grad.any() for p in module.parameters())
-
-
-@case
-def test_pickle_and_state_dict(info, k):
-    inputs = sample(info, k)
-    module = build(info.module_cls, inputs.constructor_input)
-    output = tensors(call(module, inputs.forward_input))
-    theirs = build(info.theirs, inputs.constructor_input)
-    fresh = info.module_cls(*inputs.constructor_input.args, **inputs.constructor_input.kwargs, dtype=torch.float64)
-    fresh.load_state_dict(theirs.state_dict())  # both ways: theirs into ours, ours into theirs
-    theirs.load_state_dict(module.state_dict())
-    for other in (pickle.loads(pickle.dumps(module)), deepcopy(module), fresh):
-        assert type(other) is type(module)
-        for a, b in zip(output, tensors(call(other, inputs.forward_input)), strict=True):
-            assert torch.equal(a, b)
-
-
-@case
-def test_factory_kwargs(info, k):
-    inputs = sample(info, k, torch.float32)
-    constructor = inputs.constructor_input
-    module = info.module_cls(*constructor.args, **constructor.kwargs, device="meta", dtype=torch.float16)
-    with torch.device("meta"):
-        from_context = info.module_cls(*constructor.args, **constructor.kwargs)
-    names = dict(build(info.theirs, constructor, torch.float32).named_parameters())
-    assert list(dict(module.named_parameters())) == list(dict(from_context.named_parameters())) == list(names)
-    assert all(p.device.type == "meta" and p.dtype == torch.float16 for p in module.parameters())
-    assert all(p.device.type == "meta" and p.dtype == torch.float32 for p in from_context.parameters())
-    outputs = tensors(call(module.to_empty(device="cpu").float(), inputs.forward_input))
-    assert all(a.device.type == "cpu" and a.dtype == torch.float32 for a in outputs)
-
-
-@case
-def test_memory_format_and_repr(info, k):
-    inputs = sample(info, k)
-    module = build(info.module_cls, inputs.constructor_input)
-    before = tensors(call(module, inputs.forward_input))
-    after = tensors(call(module.to(memory_format=torch.channels_last), inputs.forward_input))
-    for a, b in zip(before, after, strict=True):
-        assert torch.equal(a, b)
-        assert b.stride() == a.stride()
-    assert repr(module) == str(module)
-    assert torch_s_repr(module) == repr(build(info.theirs, inputs.constructor_input))
-
-
-@case
-def test_to(info, k):
-    """Through other dtypes and another device and back: parameters stay the objects they were, results the values."""
-    inputs = sample(info, k, torch.float32)
-    module = build(info.module_cls, inputs.constructor_input, torch.float32)
-    before, parameters = tensors(call(module, inputs.forward_input)), list(module.parameters())
-    module.double().float()
-    for a, b in zip(before, tensors(call(module, inputs.forward_input)), strict=True):
-        assert torch.equal(a, b)
-    assert all(a is b for a, b in zip(parameters, module.parameters(), strict=True))
-    module.to("meta")
-    assert all(p.device.type == "meta" for p in module.parameters())
-    metas = [a.to("meta") for a in tensors(inputs.forward_input.args)]
-    if not isinstance(inputs.forward_input.args[0], PackedSequence):
-        assert [a.shape for a in tensors(call(module, inputs.forward_input, *metas))] == [a.shape for a in before]
 
 
 @each

@@ -46,23 +46,15 @@ def test_a_hundred_runs(deterministic, backend, size):
         assert all(torch.equal(a, b) for a, b in zip(gradients(lstm, x, direction), first))
 
 
-@pytest.mark.parametrize(
-    ("backend", "size"),
-    [
-        ("numba", SHAPES[0]),
-        ("numba", SHAPES[1]),
-        pytest.param("native", SHAPES[1], marks=needs_native),
-        pytest.param("triton-ieee", SMALL, marks=needs_triton),
-    ],
-    indirect=["backend"],
-)
-def test_a_row_alone(backend, size):
+@needs_triton
+@pytest.mark.parametrize("backend", ["triton-ieee"], indirect=True)
+def test_a_row_alone(backend):
     """Of the outputs and of everything that belongs to the row; sums over rows have their own order.
 
-    torch does the triton backend's products with x and with dpreact, and may sum in another order for another number
-    of rows: what is left is float32's rounding.
+    torch does the products with x and with dpreact, and may sum in another order for another number of rows: what is
+    left is float32's rounding. `tests/backends/test_plans.py` has the kernels of a CPU, which leave no bit.
     """
-    T, B, I, H = size
+    T, B, I, H = SMALL
     lstm, x = fastlstm.LSTM(I, H, backend=backend), torch.randn(T, B, I, requires_grad=True)
     direction = torch.randn(T, B, H)
     output, h_n, c_n, dx, *_ = gradients(lstm, x, direction)
@@ -70,10 +62,7 @@ def test_a_row_alone(backend, size):
         row = slice(b, b + 1)
         alone = gradients(lstm, x[:, row].detach().requires_grad_(), direction[:, row])
         for got, want in zip(alone, (output[:, row], h_n[:, row], c_n[:, row], dx[:, row])):
-            if backend in ("numba", "native"):
-                assert torch.equal(got, want)
-            else:
-                torch.testing.assert_close(got, want, rtol=0, atol=2e-6)
+            torch.testing.assert_close(got, want, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("backend", [*BACKENDS, pytest.param("native", marks=needs_native)], indirect=True)

@@ -8,8 +8,7 @@ import pytest
 from importlinter.cli import lint_imports
 
 from benchmarks import run
-from benchmarks.shared import clock, machine
-from benchmarks.shared.clock import ratio_of
+from benchmarks.shared import machine
 from benchmarks.shared.report import markdown
 from benchmarks.shared.shapes import GRID, Shape, random_shapes
 from fastlstm import torch_private
@@ -113,14 +112,6 @@ def test_random_shapes_depend_on_the_seed_alone():
     assert len(set(drawn) - set(GRID)) == 20
 
 
-def test_ratio_is_taken_within_pairs():
-    ours = [1.0, 2.0, 4.0, 8.0, 16.0]  # a machine that slows down as it goes
-    ratio = ratio_of([1.5 * value for value in ours], ours)
-    assert (ratio.low, ratio.median, ratio.high) == (1.5, 1.5, 1.5)
-    spread = ratio_of([1.0, 2.0, 3.0], [1.0, 1.0, 1.0])
-    assert spread.low < spread.median == 2.0 < spread.high
-
-
 @pytest.mark.parametrize("T", [1, 2])  # one step from a state of zeros has gradients that are zero
 def test_backends_of_ones_choice_are_measured_beside_the_default(monkeypatch, T):
     monkeypatch.setattr(run.memory, "peak_memory", lambda *_: None)
@@ -135,25 +126,3 @@ def test_backends_of_ones_choice_are_measured_beside_the_default(monkeypatch, T)
 
 
 REPORT = {"title": "A title", "date": "today", "pairs": 1, "machine": machine.describe(1)}
-
-
-@pytest.mark.parametrize(("one", "two", "threads"), [(3.0, 2.0, 2), (2.0, 3.0, 1)])
-def test_of_each_side_the_thread_count_counts_that_was_faster_in_the_rounds(monkeypatch, one, two, threads):
-    def in_turns(samples, rounds, limit):
-        seconds = {("torch", 1): one, ("torch", 2): two, ("ours", 1): 1.0, ("ours", 2): 1.0}
-        return {key: [seconds[key]] * rounds for key in samples}
-
-    monkeypatch.setattr(clock, "in_turns", in_turns)
-    sides = clock.compare({"torch": int, "ours": int}, 3, threads=2)
-    assert (sides["torch"].threads, sides["torch"].seconds, sides["ours"].to(sides["torch"]).median) == (threads, 2, 2)
-
-
-@pytest.mark.parametrize(("theirs", "noisy"), [([2.0, 2.1, 2.0, 1.9, 2.0], False), ([2.0, 9.0, 1.0, 2.0, 4.0], True)])
-def test_rounds_that_scatter_give_no_result(theirs, noisy):
-    assert ratio_of(theirs, [1.0] * 5).noisy == noisy
-
-
-def test_a_ratio_that_the_times_contradict_is_no_result():
-    ours = [1.0] * 5 + [8.0] * 5  # a machine of two minds, in which the rounds' ratios say 1 and the times do not
-    assert ratio_of([2.0, 2.0, 2.0, 2.0, 2.0, 16.0, 16.0, 16.0, 16.0, 16.0], ours).noisy is False
-    assert clock.Ratio(2.17, 2.0, 2.3, of_medians=0.79).noisy

@@ -38,7 +38,7 @@ def is_faster(layer: Layer, precision: str | None = None) -> bool:
     """Return whether the kernels count as faster than torch's own layer: see `fastlstm.backends.triton.tiles`."""
     from fastlstm.backends.triton import launch, tiles
 
-    return tiles.is_faster(launch.cut(layer, resolve_precision(layer.x.dtype, precision))[1])
+    return tiles.is_faster(launch.describe_layer(layer, resolve_precision(layer.x.dtype, precision))[1])
 
 
 def with_precision(precision: str) -> SimpleNamespace:
@@ -49,14 +49,18 @@ def with_precision(precision: str) -> SimpleNamespace:
 
 
 def plan(
-    layer: Layer, save: bool, kept: dict[Any, Any] | None, ends: tuple[int, ...], precision: str | None = None
+    layer: Layer,
+    save: bool,
+    packed_weights: dict[Any, Any] | None,
+    state_axes: tuple[int, ...],
+    precision: str | None = None,
 ) -> base.Plan:
-    """Return a plan for calls like that of `layer`. It keeps no weights, so `kept` stays as it is. `ends` are leading
-    axes of the states.
+    """Return a plan for calls like that of `layer`. It keeps no weights, so `packed_weights` stays as it is.
+    `state_axes` are leading axes of the states.
     """
     from fastlstm.backends.triton import plans
 
-    return plans.Plan(layer, save, ends, precision)
+    return plans.Plan(layer, save, state_axes, precision)
 
 
 def forward(layer: Layer, save: bool, precision: str | None = None) -> Run:

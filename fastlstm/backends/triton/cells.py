@@ -103,7 +103,7 @@ _COMMON = {
 }  # fmt: skip
 EXACT = {"sigmoid": sigmoid, "tanh": tanh, **_COMMON}
 FAST = {"sigmoid": fast_sigmoid, "tanh": fast_tanh, **_COMMON}
-# A program has all units that a mean is over, and padding beyond them
+# A program has all units that a mean is over, and padding behind them
 _MEAN = """
 def mean(x, heads=1):
     there = tl.arange(0, x.shape[0])[:, None] < {units}
@@ -112,29 +112,29 @@ def mean(x, heads=1):
 
 
 def means_of(cell: Cell) -> set[str]:
-    """The operations by which units of the cell see each other."""
+    """Return the operations by which units of the cell see each other."""
     return set(cell.derived().means.values())
 
 
-class Kernel:
-    """What the kernels are compiled for, of a cell.
+class CellFunctions:
+    """A cell's compiled functions, and what the kernels have to know of it.
 
     Attributes:
-        forward: a function of the pre-activations in the order of `Layout.sums`, the states, the params and the inputs.
-            It returns the new states and what is saved.
-        backward: a function of the new states' gradients, what is saved, `read`, the params and the inputs. It returns
-            the gradients of the sums, of the states that are carried, of the params and of the inputs.
-        read: of the states that backward reads 2 k for state k after the step, and 2 k + 1 for the one before it.
-        carried: for each state where its gradient is among those that backward returns, or -1.
-        sums, of_h: how many sums there are, and how many of them sum h: the last ones.
-        gates: how many gates a product computes: all, if every gate sums both products and there are 2 or 4, since then
-            they fall into place. Otherwise each gate has a product of its own.
-        wide: whether the output may be beyond 1.
-        reads_h: whether the output's value before the step counts, beside its product.
-        divides: whether a gradient may be NaN where all values are zero.
+        forward: a function of the pre-activations in the order of `Layout.preacts`, the states, the params and the
+            inputs. It returns the new states and the saved values.
+        backward: a function of the new states' gradients, the saved values, the states of `read`, the params and the
+            inputs. It returns the gradients of the pre-activations, of the carried states, the params and the inputs.
+        read: which states backward reads: 2 k for state k after the step, and 2 k + 1 for state k before it.
+        carried: for each state where its gradient is among those of the carried states, or -1.
+        preacts, h_preacts: how many pre-activations there are, and for how many of them, the last, h is multiplied.
+        gates: how many gates one product computes: all, if there are 2 or 4 and each has both products, since then they
+            fall into place; otherwise 1.
+        output_exceeds_one: whether the output may be beyond 1 or -1.
+        reads_h: whether forward reads h_prev, beside its product.
+        backward_divides: whether a gradient may be NaN where all values are zero.
 
     Args:
-        units: that a mean is over, of a row or of a head, or 0 for a cell without means.
+        units: how many units a mean is over, those of a row or of a head, or 0 for a cell without means.
     """
 
     def __init__(self, cell: Cell, exact: bool, units: int = 0) -> None:
@@ -145,62 +145,62 @@ class Kernel:
             mean = triton.jit(load(source, "mean", names, __name__))
             names = names | {"mean": mean, "mean_of_head": mean, HEADS: tl.constexpr(1)}
         new, old = list(layout.states), [f"{state}_prev" for state in layout.states]
-        sums, given = [f"{gate}_pre" for gate in layout.sums], [*layout.params, *layout.inputs]
-        arguments = [*(f"d{state}" for state in new), *layout.saved, *derived.states_read, *given]
+        preacts, operands = [f"{gate}_pre" for gate in layout.sums], [*layout.params, *layout.inputs]
+        arguments = [*(f"d{state}" for state in new), *layout.saved, *derived.states_read, *operands]
         carried = [f"d{state}_prev" for state in layout.carried]
-        results = [*(f"d{name}" for name in sums), *carried, *(f"d{name}" for name in given)]
-        self.forward = _compiled(derived.forward, [*sums, *old, *given], [*new, *layout.saved], names, version)
+        results = [*(f"d{name}" for name in preacts), *carried, *(f"d{name}" for name in operands)]
+        self.forward = _compiled(derived.forward, [*preacts, *old, *operands], [*new, *layout.saved], names, version)
         self.backward = _compiled(derived.backward, arguments, results, names, version)
-        known = [name for both in zip(new, old) for name in both]
-        self.read = tuple(known.index(name) for name in derived.states_read)
+        state_names = [name for both in zip(new, old) for name in both]
+        self.read = tuple(state_names.index(name) for name in derived.states_read)
         self.carried = tuple(layout.carried.index(state) if state in layout.carried else -1 for state in new)
-        self.sums, self.of_h = len(sums), len(layout.of_h)
-        self.gates = self.sums if layout.joint and self.sums in (2, 4) else 1
-        self.wide = _bound(derived.forward.results[new[0]]) > 1
+        self.preacts, self.h_preacts = len(preacts), len(layout.of_h)
+        self.gates = self.preacts if layout.joint and self.preacts in (2, 4) else 1
+        self.output_exceeds_one = _bound(derived.forward.results[new[0]]) > 1
         self.reads_h = old[0] in derived.forward.arguments
-        self.divides = bool({"div", "rsqrt"} & derived.backward.operations().keys())
+        self.backward_divides = bool({"div", "rsqrt"} & derived.backward.operations().keys())
 
 
-kernel = cache(Kernel)
+cell_functions = cache(CellFunctions)
 
 
 def _compiled(
     function: Function, arguments: Sequence[str], results: Sequence[str], names: Mapping[str, Any], version: str
 ) -> Any:
-    """The function of all `arguments` and with all `results` in this order. What it does not depend on is not used, and
-    what it lacks is zero. `version`: what `names` compute.
+    """Compile a function, with these `arguments` and `results` in this order. It ignores arguments that it does not
+    have, and results that it lacks are zero. `version` tells apart what `names` stand for.
     """
     graph = next(iter(function.results.values())).graph
-    taken = {name: function.arguments.get(name, graph.input(name)) for name in arguments}
-    like = next(iter(taken.values()))
+    inputs = {name: function.arguments.get(name, graph.input(name)) for name in arguments}
+    like = next(iter(inputs.values()))
 
     def result(name: str) -> Node:
-        found = function.results.get(name, graph.constant(0))
-        return graph.make("fill", like, found) if found.is_constant() else found
+        value = function.results.get(name, graph.constant(0))
+        return graph.make("fill", like, value) if value.is_constant() else value
 
-    whole = Function(function.name, taken, {name: result(name) for name in results})
-    digest = hashlib.sha256(python(whole).encode()).hexdigest()[:16]
+    complete = Function(function.name, inputs, {name: result(name) for name in results})
+    digest = hashlib.sha256(python(complete).encode()).hexdigest()[:16]
     name = f"{function.name}_{version}_{digest}"  # by which Triton tells the kernels apart that it has compiled
-    return triton.jit(load(python(whole, name), name, names, __name__))
+    return triton.jit(load(python(complete, name), name, names, __name__))
 
 
 def _bound(result: Node) -> float:
-    """A number that the value is within, plus or minus. Infinite if none is known."""
+    """Return a bound of the absolute value, which is infinite if none is known."""
     bounds: dict[Node, float] = {}
     for node in in_order([result]):
-        of = [bounds[a] for a in node.args]
+        bounds_of_args = [bounds[a] for a in node.args]
         bound = inf
         if node.op == "constant":
             bound = abs(float(node.value))
         elif node.op in ("sigmoid", "tanh"):
             bound = 1.0
         elif node.op in ("add", "sub"):
-            bound = sum(of)
-        elif node.op == "mul" and inf not in of:
-            bound = of[0] * of[1]
+            bound = sum(bounds_of_args)
+        elif node.op == "mul" and inf not in bounds_of_args:
+            bound = bounds_of_args[0] * bounds_of_args[1]
         elif node.op in ("neg", "relu", "stop_gradient", "maximum", *MEANS):
-            bound = max(of)
+            bound = max(bounds_of_args)
         elif node.op == "where":
-            bound = max(of[1:])
+            bound = max(bounds_of_args[1:])
         bounds[node] = bound
     return bounds[result]

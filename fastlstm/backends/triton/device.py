@@ -69,21 +69,21 @@ def resolve_precision(dtype: torch.dtype, precision: str | None) -> str:
     return "tf32" if precision == "tf32" else "ieee"
 
 
-_setting = Lock()  # one layer at a time, or the first to leave would restore what the second still needs
+_setting = Lock()  # one layer at a time: the first to leave would undo what the second still needs
 
 
 def products_in(precision: str) -> AbstractContextManager[object]:
-    """Within, torch's own products of float32 have the precision of the recurrent ones."""
+    """Give torch's own products of float32, inside of the context, the precision of the recurrent ones."""
     return nullcontext() if precision == "native" else _products(precision)
 
 
 @contextmanager
 def _products(precision: str) -> Iterator[None]:
-    """The same in float32, whatever products outside a layer have.
+    """Set torch's setting for products of float32, and set it back afterwards.
 
-    torch has one setting for the process, so a product of another Python thread may follow this one meanwhile. The
-    setting has an older name, ``allow_tf32``, which sets both, and which cannot be read once the two differ. So the
-    older one is used, unless the caller has made them differ. A setting that is the general one is taken to follow it.
+    The setting belongs to the process, so products of other Python threads follow it meanwhile. It has an older name,
+    ``allow_tf32``, which sets both names, and which cannot be read once the two differ. So the older name is used,
+    unless the caller has made them differ. A setting that equals the general one goes back to "none", which follows it.
     """
     backends: Any = torch.backends
     matmul = backends.cuda.matmul
@@ -120,7 +120,7 @@ def _older_setting() -> str | None:
 
 @cache
 def _take_warning() -> None:
-    """Have torch 2.9 give its one warning of the older name here, since it is no fault of the caller."""
+    """Have torch 2.9 give its only warning of the older name here, since it is no fault of the caller."""
     with warnings.catch_warnings(), suppress(RuntimeError):
         warnings.simplefilter("ignore")
         torch.backends.cuda.matmul.allow_tf32  # noqa: B018

@@ -1,22 +1,22 @@
 """The first call of a kernel variant on a device, which finds out whether its kernels run, and run right.
 
-Two steps come before the call itself. First, the kernels of the variant are compiled and loaded. A triton that is
-broken, a missing C compiler, a cache that cannot be written, and a kernel that is too large for the device all show
-here, where nothing has been computed yet. Second, on a chip that this project has not measured, the kernels run two
-steps of random numbers, and the results are compared with the reference. Results that are infinite or NaN in the
-reference too, if it computes in the layer's own type, say nothing and are left out.
+Two steps come before the call itself. First, the kernels of the variant are compiled and loaded. A broken triton, a
+missing C compiler, a cache that cannot be written, and a kernel that is too large for the device all show here. Second,
+on a chip that this project has not measured, the kernels run two steps of random numbers, and the results are compared
+with the reference. Results that are infinite or NaN in the reference too, where it computes in the layer's own type,
+are left out.
 
 A failure of either step is permanent. From then on `failure` gives a reason for all layers of this cell, type, size and
 number of heads on this device, and so `auto` takes torch's own layer or the reference.
 
-A variant is what is compiled apart: a cell, a type and precision, the tile, H, how many heads, which of biases, states,
-lengths and resets there are, and whether gradients are wanted. Both steps run in a thread of their own, since modes,
-transforms and settings for gradients, which the call may be under, belong to a thread. The comparison is left out:
+A variant is what Triton compiles for itself: a cell, a type and precision, the tile, H, how many heads, which of
+biases, states, lengths and resets there are, and whether gradients are wanted. Both steps run in a thread of their own,
+since the modes, transforms and settings of the call belong to its thread. The comparison is left out:
 
 * with ``FASTLSTM_CHECK=0`` in the environment,
-* while a CUDA graph is captured or a model exported, which what the comparison does would disturb,
+* while a CUDA graph is captured or a model exported, which the comparison would disturb,
 * above `WIDEST` hidden units, where it would take gigabytes,
-* where memory does not suffice for it, or torch forbids to wait for the device. Calls of other signatures try again.
+* if memory does not suffice for it, or torch forbids to wait for the device. Calls of other signatures try again.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ T = 2
 WIDEST = 2048
 # Several times what rounding makes of two steps, relative to the largest value: a wrong result is wrong by more
 TOLERANCES = {torch.bfloat16: 0.05, torch.float16: 0.01, "tf32": 0.01, "ieee": 2e-5}
-# What messages of a RuntimeError say that is no fault of a kernel: no memory, or `torch.cuda.set_sync_debug_mode`
-PASSING = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "synchronizing")
-failures: dict[Kind, str] = {}  # of layers whose kernels have failed, and how
+# Parts of messages of a RuntimeError that is no fault of a kernel: no memory, or `torch.cuda.set_sync_debug_mode`
+TRANSIENT = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "synchronizing")
+failures: dict[Kind, str] = {}  # the reason for each kind of layer whose kernels have failed
 _reports: dict[tuple[torch.device, str], str] = {}  # the first for each reason: one warning is enough
 _passed: set[Variant] = set()
 _checking = Lock()
 
 
 class Kind(NamedTuple):
-    """The layers that a failure takes out."""
+    """The layers that are given up together, after the failure of one of them."""
 
     device: torch.device
     cell: Cell
@@ -64,18 +64,17 @@ class Kind(NamedTuple):
 
 
 class Variant(NamedTuple):
-    """What is compiled apart, of one kind of layers.
+    """The kernels that Triton compiles for one kind of layers.
 
     Attributes:
         present: for each of the layer's tensors whether it is there.
-        learns: whether gradients are wanted.
         compared: whether results are compared as well.
     """
 
     kind: Kind
     tile: tiles.Tile
     present: tuple[bool, ...]
-    learns: bool
+    wants_gradients: bool
     compared: bool
 
 
@@ -90,35 +89,35 @@ def compares(device: torch.device) -> bool:
 
 def failure(layer: Layer, precision: str) -> str | None:
     """Return why the kernels of a layer do not run right on its device, or None. The first call of a variant tries."""
-    _, tile, _, _, H, _ = launch.cut(layer, precision)
+    _, tile, _, _, H, _ = launch.describe_layer(layer, precision)
     kind = Kind(layer.x.device, layer.cell, layer.x.dtype, precision, H, heads_of(layer))
     if kind in failures or not devices.is_gpu(kind.device):
         return failures.get(kind)
-    learns = torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in layer.tensors)
+    wants_gradients = torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in layer.tensors)
     present, compared = tuple([a is not None for a in layer.tensors]), H <= WIDEST and compares(kind.device)
-    variant, I = Variant(kind, tile, present, learns, compared), int(layer.x.shape[-1])
+    variant, I = Variant(kind, tile, present, wants_gradients, compared), int(layer.x.shape[-1])
     with _checking:
         if variant not in _passed and kind not in failures:
             with ThreadPoolExecutor(1) as thread:
                 try:
-                    found = thread.submit(_failure, variant, max(1, min(I, 33))).result()
+                    failed = thread.submit(_failure, variant, max(1, min(I, 33))).result()
                 except Exception as error:
-                    if _passes(error):
+                    if _is_transient(error):
                         return None
                     raise
-            if found is None:
+            if failed is None:
                 _passed.add(variant)
             else:
-                reason = kind.device, re.sub(r"/\S*|\n.*", "", found)  # paths and later lines may be of one kernel
-                failures[kind] = _reports.setdefault(reason, _report(variant, found))
+                reason = kind.device, re.sub(r"/\S*|\n.*", "", failed)  # paths and later lines may be of one kernel
+                failures[kind] = _reports.setdefault(reason, _report(variant, failed))
     return failures.get(kind)
 
 
-def _passes(error: Exception) -> bool:
-    """Return whether a later check may find what this one could not."""
+def _is_transient(error: Exception) -> bool:
+    """Return whether the error is no fault of the kernels, so that a later check may succeed."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in PASSING)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in TRANSIENT)
 
 
 def _failure(variant: Variant, I: int) -> str | None:
@@ -132,7 +131,7 @@ def _failure(variant: Variant, I: int) -> str | None:
         example = _example(variant, I, "cpu")
         results = _flat(*_converted(example, variant, device), variant, True)
     except Exception as error:  # of the compiler, the cache, the driver, the device
-        if _passes(error):
+        if _is_transient(error):
             raise
         return f"{type(error).__name__}: {error}"
     truth = _flat(*example, variant, False)
@@ -147,15 +146,15 @@ def _failure(variant: Variant, I: int) -> str | None:
     return None
 
 
-def _example(variant: Variant, I: int, place: str) -> tuple[Layer, Run]:
-    """A layer and the gradients of its outputs, on "cpu" or "meta" and in float64, with values that the type can hold.
+def _example(variant: Variant, I: int, device_name: str) -> tuple[Layer, Run]:
+    """Return a layer and the gradients of its outputs, on "cpu" or "meta", in float64 and rounded to the layer's type.
 
     The first input is 1 and its weights are 1 or -1, so that no pre-activation is near zero: there the derivative of a
     relu jumps. States begin above zero, and params and the cell's inputs are from 0.5 to 1.5, since a cell may divide
     by them.
     """
-    options: dict[str, Any] = {"device": place}
-    options |= {"generator": torch.Generator().manual_seed(0)} if place == "cpu" else {}
+    options: dict[str, Any] = {"device": device_name}
+    options |= {"generator": torch.Generator().manual_seed(0)} if device_name == "cpu" else {}
     _, cell, dtype, _, H, heads = variant.kind
     B, D = variant.tile.block_b + 1, H // heads  # a second program, most of whose rows are missing
 
@@ -165,21 +164,21 @@ def _example(variant: Variant, I: int, place: str) -> tuple[Layer, Run]:
     def near_one(*shape: int) -> Tensor:
         return 0.5 + torch.rand(shape, **options)
 
-    of_x, of_h = cell.gates_of_x * H, cell.gates_of_h * H
-    x, weight_ih = random(T, B, I), random(of_x, I, scale=0.15 * I**-0.5)
-    x[..., 0], weight_ih[:, 0] = 1, random(of_x).sign()
-    tensors: list[Any] = [x, weight_ih, random(of_h, D, scale=0.25 * D**-0.5)]
-    tensors += [random(of_x, scale=0.1), random(of_h, scale=0.1)] + [near_one(H) for _ in cell.params]
+    x_rows, h_rows = cell.gates_of_x * H, cell.gates_of_h * H
+    x, weight_ih = random(T, B, I), random(x_rows, I, scale=0.15 * I**-0.5)
+    x[..., 0], weight_ih[:, 0] = 1, random(x_rows).sign()
+    tensors: list[Any] = [x, weight_ih, random(h_rows, D, scale=0.25 * D**-0.5)]
+    tensors += [random(x_rows, scale=0.1), random(h_rows, scale=0.1)] + [near_one(H) for _ in cell.params]
     tensors += [random(B, H).abs() for _ in cell.states] + [near_one(T, B, H) for _ in cell.inputs]
     tensors = [a.to(dtype).double() for a in tensors]
-    rows = torch.arange(B, device=place)
-    tensors += [rows % (T + 1), (torch.arange(T, device=place).unsqueeze(1) + rows) % 3 == 0]
-    given = [a if there else None for a, there in zip(tensors, variant.present)]
-    return Layer.of(cell, given, False), Run(random(T, B, H).to(dtype).double(), (None,) * len(cell.states), ())
+    rows = torch.arange(B, device=device_name)
+    tensors += [rows % (T + 1), (torch.arange(T, device=device_name).unsqueeze(1) + rows) % 3 == 0]
+    tensors = [a if there else None for a, there in zip(tensors, variant.present)]
+    return Layer.of(cell, tensors, False), Run(random(T, B, H).to(dtype).double(), (None,) * len(cell.states), ())
 
 
 def _converted(example: tuple[Layer, Run], variant: Variant, device: torch.device) -> tuple[Layer, Run]:
-    """An example on a device and in the variant's own type."""
+    """Return an example on a device and in the variant's own type."""
     layer, incoming = example
 
     def converted(a: Any) -> Any:
@@ -190,7 +189,7 @@ def _converted(example: tuple[Layer, Run], variant: Variant, device: torch.devic
 
 
 def _flat(layer: Layer, incoming: Run, variant: Variant, by_kernels: bool) -> dict[str, Tensor]:
-    """The results by name, and the gradients if they are wanted, of the kernels or of the reference."""
+    """Return the results by name, and the gradients if they are wanted, of the kernels or of the reference."""
     cell, precision, tile = variant.kind.cell, variant.kind.precision, variant.tile
     names = ["x", "weight_ih", "weight_hh", "bias_ih", "bias_hh", *cell.params]
     names += [f"{name}_0" for name in cell.states] + list(cell.inputs)
@@ -198,26 +197,26 @@ def _flat(layer: Layer, incoming: Run, variant: Variant, by_kernels: bool) -> di
     gradients: list[Any] = [None] * len(names)
     if by_kernels:
         with torch.no_grad():
-            run = Forward(layer, variant.learns, precision, tile=tile).run(layer)
-            if variant.learns:
+            run = Forward(layer, variant.wants_gradients, precision, tile=tile).run(layer)
+            if variant.wants_gradients:
                 needs = Gradients.of(cell, wanted)
                 gradients = list(Backward(layer, needs, precision, tile).run(incoming, layer, run).flat)
     else:
         tensors = [a if a is None or not a.is_floating_point() else a.requires_grad_() for a in layer.tensors]
         run = reference.forward(layer, False)
-        if variant.learns:
-            given = [a for a, there in zip(tensors, wanted) if there]
-            found = iter(torch.autograd.grad(run.h, given, incoming.h, allow_unused=True))
-            gradients = [next(found) if there else None for there in wanted]
+        if variant.wants_gradients:
+            leaves = [a for a, there in zip(tensors, wanted) if there]
+            of_leaves = iter(torch.autograd.grad(run.h, leaves, incoming.h, allow_unused=True))
+            gradients = [next(of_leaves) if there else None for there in wanted]
     results = {"the output": run.h}
     results |= {f"{name}_n": a for name, a in zip(cell.states, run.last)}
     results |= {f"the gradient of {name}": a for name, a in zip(names, gradients) if a is not None}
     return {name: a.detach().double().cpu() for name, a in results.items() if not a.is_meta}
 
 
-def _distance(found: Tensor, wanted: Tensor) -> float:
-    """The largest difference relative to the largest value there should be. NaN counts as infinitely wrong."""
-    return float(((found - wanted).abs().max() / wanted.abs().max().clamp_min(1e-3)).nan_to_num(nan=float("inf")))
+def _distance(result: Tensor, wanted: Tensor) -> float:
+    """Return the largest difference divided by the largest wanted value. NaN counts as infinitely wrong."""
+    return float(((result - wanted).abs().max() / wanted.abs().max().clamp_min(1e-3)).nan_to_num(nan=float("inf")))
 
 
 def _version(package: str) -> str:
@@ -227,16 +226,16 @@ def _version(package: str) -> str:
         return "of no known version"
 
 
-def _report(variant: Variant, found: str) -> str:
+def _report(variant: Variant, failed: str) -> str:
     device, cell, dtype, precision, H, heads = variant.kind
     chip = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     masks = [name for name, there in zip(("lengths", "reset"), variant.present[-2:]) if there]
-    found_on = (
+    circumstances = (
         chip, f"capability {'.'.join(map(str, devices.capability(device)))}", f"fastlstm {_version('fastlstm')}",
         f"torch {torch.__version__}", f"triton {_version('triton')}", f"CUDA {torch.version.cuda}", f"cell {cell.key}",
-        dtype, precision, f"H {H}", f"heads {heads}", variant.tile, *masks, "gradients" * variant.learns,
+        dtype, precision, f"H {H}", f"heads {heads}", variant.tile, *masks, "gradients" * variant.wants_gradients,
     )  # fmt: skip
-    text = ", ".join(str(part) for part in found_on if part)
+    text = ", ".join(str(part) for part in circumstances if part)
     return (
-        f"the triton backend failed its first call on {device}: {found}. Please report this with the following: {text}"
+        f"the triton backend failed its first call on {device}: {failed}. Please report this with the following: {text}"
     )

@@ -13,23 +13,23 @@ from fastlstm.backends.triton.launch import Launch, Pass, addressable, on_device
 from fastlstm.backends.triton.tiles import Tile
 
 
-class Found(NamedTuple):
-    """What the kernels find: the gradients of the sums (T,B,S H), of the initial states (B,H), of each row's params
-    (B,H) in float32, and of the inputs (T,B,H). Of the last three those that are not wanted are None.
+class KernelGradients(NamedTuple):
+    """The gradients of the pre-activations (T,B,S H), the initial states (B,H), each row's params (B,H) in float32, and
+    the inputs (T,B,H). `states`, `params` and `inputs` are None where they are not wanted.
     """
 
-    sums: Tensor
+    preact: Tensor
     states: tuple[Any, ...]
     params: tuple[Any, ...]
     inputs: tuple[Any, ...]
 
 
 class Backward(Pass):
-    """Finds the gradients of layers like an example.
+    """Computes the gradients of layers like an example.
 
     Args:
         needs: which gradients are wanted.
-        tile: how the layer is cut up, if not as `launch.cut` does it.
+        tile: the tile, if not that of `launch.describe_layer`.
     """
 
     def __init__(self, layer: Layer, needs: Gradients, precision: str, tile: Tile | None = None) -> None:
@@ -38,49 +38,57 @@ class Backward(Pass):
         self.needs, self.read = needs, {code // 2 for code in cell.read}
         self.biases = [want and a is not None for want, a in zip(needs.weights[2:WEIGHTS], layer.weights[2:WEIGHTS])]
         self.wants_bias = any(self.biases)
-        self.groups = base.groups_of(layer)
+        self.stack = base.groups_of(layer)
         self.sums = sums.Sums(layer.cell, (None,) * WEIGHTS, self.H)
         common = {
-            "CELL": cell.backward, "READ": cell.read, "CARRIED": cell.carried, "S": cell.sums, "Y": cell.of_h,
-            "K": len(self.layout.saved), "H": self.H, "D": self.D,
+            "CELL": cell.backward, "READ": cell.read, "CARRIED": cell.carried, "S": cell.preacts, "Y": cell.h_preacts,
+            "SAVED": len(self.layout.saved), "H": self.H, "D": self.D,
         }  # fmt: skip
         kernel = (resident if self.resident else stepwise).backward_kernel
         if self.resident:
-            common |= {"GATES": min(cell.gates, self.tile.backward_gates), "DIVIDES": cell.divides}
+            common |= {"GATES": min(cell.gates, self.tile.backward_gates), "DIVIDES": cell.backward_divides}
         last, (first, later, earlier) = self.T - 1, (self.T - 1, 0, 1) if layer.reverse else (0, 1, 0)
-        self.of_x = self._places(self.layout.of_x, cell.sums, 0, self.T, True)
-        self.of_first_h = self._places(self.layout.of_h, cell.sums, first, 1, True)
-        self.of_later_h = self._places(self.layout.of_h, cell.sums, later, last, True)
-        self.earlier_h = self._places(range(1), 1, earlier, last, False)
-        self.start = Launch(kernel, self.places, self.loads, **common, **self.options(self.tile.backward_warps))
+        self.x_view = self._view_of(self.layout.of_x, cell.preacts, 0, self.T, True)
+        self.first_h_view = self._view_of(self.layout.of_h, cell.preacts, first, 1, True)
+        self.later_h_view = self._view_of(self.layout.of_h, cell.preacts, later, last, True)
+        self.h_prev_view = self._view_of(range(1), 1, earlier, last, False)
+        self.start = Launch(
+            kernel, self.launch_grid, self.compiles_only, **common, **self.options(self.tile.backward_warps)
+        )
 
-    def _places(self, of: range, number: int, first: int, steps: int, turned: bool) -> tuple[list[int], list[int], int]:
-        """Where in `_rows` of (T,B,Z H), for a `number` Z, some blocks of H are, at `steps` steps from the `first` on:
-        sizes, strides and offset of (R, X H) with the rows R of all these steps, or `turned` of (X H, R). Of a stack
-        there are G of these.
+    def _view_of(
+        self, blocks: range, number: int, first: int, steps: int, transposed: bool
+    ) -> tuple[list[int], list[int], int]:
+        """Return size, strides and offset of a view of some blocks of H columns in `_rows` of (T,B,Z H).
+
+        Args:
+            blocks: the range of the blocks.
+            number: Z, the number of all blocks.
+            first, steps: the first step of the view, and how many it has.
+            transposed: whether the view is (columns, rows) and not (rows, columns). For a stack G comes before both.
         """
         rows, width = self.rows, number * self.H
-        size, stride = [steps * rows, len(of) * self.H], [width, 1]
-        if turned:
+        size, stride = [steps * rows, len(blocks) * self.H], [width, 1]
+        if transposed:
             size, stride = size[::-1], stride[::-1]
-        if self.groups:
-            size, stride = [self.groups, *size], [self.T * rows * width, *stride]
-        return size, stride, first * rows * width + of.start * self.H
+        if self.stack:
+            size, stride = [self.stack, *size], [self.T * rows * width, *stride]
+        return size, stride, first * rows * width + blocks.start * self.H
 
     def _rows(self, a: Tensor) -> Tensor:
-        """Contiguous memory in the order of `sums.rows_of`."""
-        return (sums.rows_of(a, self.groups) if self.groups else a).contiguous()
+        """Return `a` (T,B,N) contiguous as (T B, N), or for a stack as (G, T B / G, N)."""
+        return (sums.rows_of(a, self.stack) if self.stack else a).contiguous()
 
     def run(self, grads: Run, layer: Layer, run: Run) -> Gradients:
-        """Return the gradients of a layer, from those of its results. The same of these are None in all calls."""
+        """Return the gradients of a layer from those of its results, of which the same are None in all calls."""
         with products_in(self.precision), on_device(layer.x.device):
             return self._finished(self.launch(grads, layer, run), layer, run.h)
 
-    def launch(self, grads: Run, layer: Layer, run: Run) -> Found:
-        """Return what the kernels find."""
+    def launch(self, grads: Run, layer: Layer, run: Run) -> KernelGradients:
+        """Run the kernels, and return their results."""
         T, B, H, needs = self.T, self.B, self.H, self.needs
         dh, (h, *others, saved) = grads.h, readable((run.h, *run.kept))
-        dends, douts = readable(grads.last), readable(grads.kept) if grads.kept else (None,) * len(others)
+        dlast, dsequences = readable(grads.last), readable(grads.kept) if grads.kept else (None,) * len(others)
         dh_step, dh_row = 0, 0
         if dh is not None:
             dh = addressable(dh, H)
@@ -89,94 +97,98 @@ class Backward(Pass):
         lengths, reset, weight_hh, *params = readable((layer.lengths, layer.reset, *of_weights))
         inputs = readable(layer.inputs) if layer.inputs else ()
         first = self.first(layer.states, saved)
-        starts = tuple([a if k in self.read else None for k, a in enumerate(first)])
-        steps = tuple([a if k in self.read else None for k, a in enumerate((h, *others))])
-        dsums = saved.new_empty(T, B, self.cell.sums * H)
-        wanted = needs.weights[WEIGHTS:]
-        dparams = tuple([saved.new_zeros(B, H, dtype=torch.float32) if want else None for want in wanted])
+        initial = tuple([a if k in self.read else None for k, a in enumerate(first)])
+        sequences = tuple([a if k in self.read else None for k, a in enumerate((h, *others))])
+        dpreact = saved.new_empty(T, B, self.cell.preacts * H)
+        wants_params = needs.weights[WEIGHTS:]
+        dparams = tuple([saved.new_zeros(B, H, dtype=torch.float32) if want else None for want in wants_params])
         dinputs = tuple([torch.empty_like(a) if want else None for a, want in zip(inputs, needs.inputs)])
-        values, weight_hh, *packed = (tuple(params), inputs, starts), *self.recurrent(weight_hh)
+        operands, weight_hh, *packed = (tuple(params), inputs, initial), *self.recurrent(weight_hh)
         if self.resident:
             wants = (want and a is not None for a, want in zip(first, needs.states))
             dstates = tuple([torch.empty_like(a) if want else None for a, want in zip(first, wants)])
-            results = steps, saved, dsums, dstates, dparams, dinputs
+            results = sequences, saved, dpreact, dstates, dparams, dinputs
             sizes = T, B, self.rows, dh_step // H, dh_row // H, self.reverse
-            self.start(dh, douts, dends, weight_hh, *packed, *values, lengths, reset, *results, *sizes)
-            return Found(dsums, dstates, dparams, dinputs)
+            self.start(dh, dsequences, dlast, weight_hh, *packed, *operands, lengths, reset, *results, *sizes)
+            return KernelGradients(dpreact, dstates, dparams, dinputs)
         dcarried = tuple(
             torch.zeros_like(a, dtype=torch.float32) if d is None else d.to(torch.float32, copy=True)
-            for a, d in zip(first, dends)
+            for a, d in zip(first, dlast)
         )
         order = [-1, *self.order, -1]
         for t_prev, t, t_next in reversed(list(zip([-1, *order], order, order[1:]))):
             self.start(
-                dh, douts, weight_hh, *values, lengths, reset, steps, saved, dsums, dcarried, dparams, dinputs,
-                t, t_prev, t_next, B, self.rows, dh_step // H, dh_row // H,
+                dh, dsequences, weight_hh, *operands, lengths, reset, sequences, saved, dpreact, dcarried, dparams,
+                dinputs, t, t_prev, t_next, B, self.rows, dh_step // H, dh_row // H,
             )  # fmt: skip
         dstates = tuple(a.to(saved.dtype) if want else None for a, want in zip(dcarried, needs.states))
-        return Found(dsums, dstates, dparams, dinputs)
+        return KernelGradients(dpreact, dstates, dparams, dinputs)
 
-    def _finished(self, found: Found, layer: Layer, h: Tensor) -> Gradients:
-        """All gradients, from what the kernels have found and the outputs of the run."""
+    def _finished(self, results: KernelGradients, layer: Layer, h: Tensor) -> Gradients:
+        """Return all gradients, from the kernels' results and the outputs h (T,B,H) of the run."""
         needs, weights, layout, x = self.needs, layer.weights, self.layout, base.flat_input(layer.x)
-        dense = self._rows(found.sums)
+        dpreact_rows = self._rows(results.preact)
         dx = dweight_ih = dweight_hh = None
         if needs.x and weights[0] is None:
             dx = torch.zeros_like(x)  # a cell may multiply no x
         elif needs.x:
             weight_ih: Any = sums.in_order(weights[0], layout.blocks_ih, -2)
-            dx = sums.linear(self.sums.of_x(found.sums), weight_ih.mT)
+            dx = sums.linear(self.sums.of_x(results.preact), weight_ih.mT)
         if needs.weights[0]:
-            seen = base.fill(x, base.held_steps(layer))  # zero times the NaN of a padding would be NaN
-            dweight_ih = dense.as_strided(*self.of_x) @ sums.rows_of(seen, self.groups)
+            x_active = base.fill(x, base.held_steps(layer))  # zero times the NaN of a padding would be NaN
+            dweight_ih = dpreact_rows.as_strided(*self.x_view) @ sums.rows_of(x_active, self.stack)
             dweight_ih = sums.in_order(dweight_ih, layout.rows_ih, -2)
         if needs.weights[1]:
-            dweight_hh = self._of_weight_hh(dense, found.sums, layer, h)
+            dweight_hh = self._of_weight_hh(dpreact_rows, results.preact, layer, h)
             dweight_hh = sums.in_order(dweight_hh, layout.rows_hh, -2)
         dbiases: tuple[Any, ...] = None, None
         if self.wants_bias:
-            dbias = sums.vector_gradient(found.sums, weights[3] if weights[2] is None else weights[2])
+            dbias = sums.vector_gradient(results.preact, weights[3] if weights[2] is None else weights[2])
             dbiases = self.sums.bias_gradients(dbias, *self.biases)
         dparams = [
             None if terms is None else sums.vector_gradient(terms.unsqueeze(0), param).to(param.dtype)
-            for terms, param in zip(found.params, weights[WEIGHTS:])
+            for terms, param in zip(results.params, weights[WEIGHTS:])
         ]
-        return Gradients(dx, (dweight_ih, dweight_hh, *dbiases, *dparams), found.states, found.inputs)
+        return Gradients(dx, (dweight_ih, dweight_hh, *dbiases, *dparams), results.states, results.inputs)
 
-    def _of_weight_hh(self, dense: Tensor, dsums: Tensor, layer: Layer, h: Any) -> Tensor:
-        """The gradient of weight_hh in the order of the sums. Each step saw h of the step before it, and a row's first
-        step saw h_0. Held steps add nothing, since there the gradients of the sums and h are zero.
+    def _of_weight_hh(self, dpreact_rows: Tensor, dpreact: Tensor, layer: Layer, h: Any) -> Tensor:
+        """Return the gradient of weight_hh, its rows in the order of the pre-activations.
+
+        Each step has multiplied h of the step before, and a row's first step h_0. Held steps add nothing, since dpreact
+        and h are zero there.
         """
         h_0, lengths, reset = cast(Any, (layer.states[0], layer.lengths, layer.reset))
         weight_hh: Any = layer.weights[1]
         if weight_hh.shape[-1] < self.H:
             held = base.held_steps(layer)
             h = reference.before(h, base.given_states(layer)[0], layer, held, base.reset_steps(layer, held))
-            return sums.weight_gradient(self.sums.of_h(dsums), base.fill(h, held), weight_hh)
+            return sums.weight_gradient(self.sums.of_h(dpreact), base.fill(h, held), weight_hh)
         if reset is None:
-            unseen, h = None, self._rows(h)
-            size, stride, offset = self.earlier_h
+            ignores_h_0, h = None, self._rows(h)
+            size, stride, offset = self.h_prev_view
             h = h.as_strided(size, stride, h.storage_offset() + offset)
         else:
             first, later, earlier = 0, slice(1, None), slice(0, -1)
             if layer.reverse:
                 first, later, earlier = -1, earlier, later
-            unseen, h = reset[first].view(1, -1, 1), h[earlier].masked_fill(reset[later].unsqueeze(-1), 0)
-            h = sums.rows_of(h, self.groups)
+            ignores_h_0, h = reset[first].view(1, -1, 1), h[earlier].masked_fill(reset[later].unsqueeze(-1), 0)
+            h = sums.rows_of(h, self.stack)
         if h_0 is None:
-            return dense.as_strided(*self.of_later_h) @ h
+            return dpreact_rows.as_strided(*self.later_h_view) @ h
         h_0 = h_0.reshape(1, self.B, self.H)
-        start = dense.as_strided(*self.of_first_h)
+        gradient = dpreact_rows.as_strided(*self.first_h_view)
         if lengths is not None:
             h_0 = h_0.masked_fill((lengths <= 0).unsqueeze(-1), 0)  # zero times infinity would be NaN
             if layer.reverse:
-                starts = (lengths.clamp(1, self.T) - 1).view(1, -1, 1)
-                begun = self.sums.of_h(dsums)
-                start = sums.rows_of(begun.gather(0, starts.expand(1, -1, begun.shape[-1])), self.groups).mT
-                unseen = None if reset is None else reset.unsqueeze(-1).gather(0, starts)
-        if unseen is not None:
-            h_0 = h_0.masked_fill(unseen, 0)
-        start = start @ sums.rows_of(h_0, self.groups)
+                first_steps = (lengths.clamp(1, self.T) - 1).view(1, -1, 1)
+                dpreact_h = self.sums.of_h(dpreact)
+                gradient = sums.rows_of(
+                    dpreact_h.gather(0, first_steps.expand(1, -1, dpreact_h.shape[-1])), self.stack
+                ).mT
+                ignores_h_0 = None if reset is None else reset.unsqueeze(-1).gather(0, first_steps)
+        if ignores_h_0 is not None:
+            h_0 = h_0.masked_fill(ignores_h_0, 0)
+        gradient = gradient @ sums.rows_of(h_0, self.stack)
         if self.T == 1:
-            return start
-        return (torch.baddbmm if self.groups else torch.addmm)(start, dense.as_strided(*self.of_later_h), h)
+            return gradient
+        return (torch.baddbmm if self.stack else torch.addmm)(gradient, dpreact_rows.as_strided(*self.later_h_view), h)

@@ -1,9 +1,8 @@
 """The host side of the kernels: what a pass decides once for calls of one signature, and the forward pass itself.
 
-Triton's own launch looks at the type and the address of every argument, and so finds the compiled kernel. That takes
-longer than all that a launch then does. What it looks at is the same for all calls of a `Pass`, since every tensor that
-reaches a kernel is aligned. It does not look at the numbers, since each kernel names all of them in
-`do_not_specialize`. So each kernel is found once.
+Triton's own launch finds the compiled kernel by the type and the alignment of every argument. That takes longer than
+the launch itself. Types and alignment are the same in all calls of a `Pass`: every tensor that reaches a kernel is
+aligned, and each kernel lists its numbers in `do_not_specialize`. So a `Launch` looks its kernel up once.
 """
 
 from collections.abc import Iterable
@@ -23,21 +22,21 @@ from fastlstm.backends.triton.products import pack_kernel
 PACK_LINES = 16  # rows or columns that a program of pack_kernel takes
 
 
-def on_device(place: torch.device) -> AbstractContextManager[object]:
-    """Triton launches on the current device."""
-    return torch.cuda.device(place) if place.type == "cuda" else nullcontext()
+def on_device(target: torch.device) -> AbstractContextManager[object]:
+    """Make a device the current one, on which Triton launches."""
+    return torch.cuda.device(target) if target.type == "cuda" else nullcontext()
 
 
 def readable(tensors: Iterable[Any]) -> tuple[Any, ...]:
-    """Contiguous tensors, or None. Triton compiles a kernel again for a pointer of another alignment, as a row of the
-    states of many layers has.
+    """Return the tensors contiguous and aligned; None stays. Triton compiles a kernel again for a pointer of another
+    alignment, which a layer's states may have among those of many layers.
     """
     return tuple([a if a is None or (a.is_contiguous() and a.data_ptr() % 16 == 0) else _copied(a) for a in tensors])
 
 
 def addressable(a: Tensor, multiple: int = 1) -> Tensor:
-    """(T,B,N) as it is, if its strides are multiples of a number and kernels can address it: within a tile of rows
-    offsets have 32 bits.
+    """Return `a` (T,B,N), or a copy if its strides are no multiples of `multiple`, or too large for a tile's offsets
+    of 32 bits.
     """
     step, row, unit = a.stride()
     direct = unit == 1 and row < 2**25 and step % multiple == row % multiple == 0 and a.data_ptr() % 16 == 0
@@ -49,7 +48,7 @@ def _copied(a: Tensor) -> Tensor:
 
 
 def project(x: Tensor, weight_ih: Tensor | None, bias: Tensor | None) -> Tensor | None:
-    """(T,B,X H): the input's part of all pre-activations, in the order of the weight's rows, if there is a weight."""
+    """Return the product of x with the bias, (T,B,X H), in the order of the weight's rows, or None without a weight."""
     if weight_ih is None:
         return None
     if weight_ih.dim() == 2:
@@ -57,27 +56,27 @@ def project(x: Tensor, weight_ih: Tensor | None, bias: Tensor | None) -> Tensor 
     return sums.add_bias(sums.linear(x, weight_ih), bias)
 
 
-def cut(layer: Layer, precision: str) -> tuple[Any, Any, int, int, int, int]:
-    """What kernels know of the cell, how the layer is cut up, the groups of its batch rows, the rows of each, H, and of
-    how many units each may see another: those of a head, or all H if there are means over a row. x may be (B, I), for
-    one step.
+def describe_layer(layer: Layer, precision: str) -> tuple[Any, Any, int, int, int, int]:
+    """Return the cell's functions, the tile, the layers of the stack, the batch rows of each, H, and the D units of a
+    program of a resident kernel: those of a head, or all H if the cell has means over a row. x may be (B, I), for one
+    step.
     """
-    H, G, means = base.hidden_size(layer), base.groups_of(layer) or 1, cells.means_of(layer.cell)
+    H, stack, means = base.hidden_size(layer), base.groups_of(layer) or 1, cells.means_of(layer.cell)
     D = H if "mean" in means else H // base.heads_of(layer)
-    cell = cells.kernel(layer.cell, precision == "ieee", D if means else 0)
-    rows = (layer.x if layer.x.dim() == 2 else base.flat_input(layer.x)).shape[-2] // G
+    cell = cells.cell_functions(layer.cell, precision == "ieee", D if means else 0)
+    rows = (layer.x if layer.x.dim() == 2 else base.flat_input(layer.x)).shape[-2] // stack
     inputs = 0 if layer.weights[0] is None else int(layer.x.shape[-1])
     capability, masked = device.capability(layer.x.device), layer.lengths is not None or layer.reset is not None
     tile = tiles.choose(D, precision, capability, cell.gates, inputs)
     if isinstance(rows, int):  # a graph of open sizes takes the fewest
         multiprocessors = device.multiprocessors(layer.x.device)
-        tile = tiles.with_rows(tile, precision, capability, masked, rows, G * H // D, multiprocessors)
-    return cell, tile, G, rows, H, D
+        tile = tiles.with_rows(tile, precision, capability, masked, rows, stack * H // D, multiprocessors)
+    return cell, tile, stack, rows, H, D
 
 
 def lacks(layer: Layer, precision: str) -> str | None:
-    """Why there are no kernels for a layer of a type and device that there are kernels for, or None."""
-    _, tile, _, _, H, D = cut(layer, precision)
+    """Return why there are no kernels for a layer, although there are some for its type and device, or None."""
+    _, tile, _, _, H, D = describe_layer(layer, precision)
     means = cells.means_of(layer.cell)
     if len(means) > 1 and base.heads_of(layer) > 1:
         return "the triton backend has no means over a row beside means over its heads, since a program has one of both"
@@ -93,70 +92,66 @@ def lacks(layer: Layer, precision: str) -> str | None:
 class Launch:
     """A kernel, the grid on which it runs, and its constants and options.
 
-    The first start is Triton's own. Later ones call what that has compiled, which still looks up the current stream and
-    calls Triton's hooks. In the interpreter there is nothing compiled, and all starts are Triton's own.
+    The first start is Triton's own. Later ones call the kernel that it has compiled, which still looks up the current
+    stream and calls Triton's hooks. In the interpreter nothing is compiled, and all starts are Triton's own.
 
     Args:
-        loads: whether a start only compiles the kernel and loads it, for tensors on the device "meta".
+        compiles_only: whether a start only compiles the kernel and loads it, for tensors on the device "meta".
     """
 
-    def __init__(self, kernel: Any, places: tuple[int, ...], loads: bool, **options: Any) -> None:
-        self.kernel, self.places, self.options = kernel, places, options | {"enable_fp_fusion": True}
-        self.loads, self.compiled = loads, cast(Any, None)
+    def __init__(self, kernel: Any, launch_grid: tuple[int, ...], compiles_only: bool, **options: Any) -> None:
+        self.kernel, self.launch_grid, self.options = kernel, launch_grid, options | {"enable_fp_fusion": True}
+        self.compiles_only, self.compiled = compiles_only, cast(Any, None)
 
     def __call__(self, *arguments: Any) -> None:
-        """Start the kernel. The same arguments are None at every start, and the others are of the same types."""
+        """Start the kernel. At every start the same arguments are None, and the others have the same types."""
         if self.compiled is not None:
             run, constants = self.compiled
             run(*arguments, *constants)
             return
-        if self.loads:
-            compiled = self.kernel.warmup(*arguments, grid=self.places, **self.options)
+        if self.compiles_only:
+            compiled = self.kernel.warmup(*arguments, grid=self.launch_grid, **self.options)
         else:
-            compiled = self.kernel[self.places](*arguments, **self.options)
+            compiled = self.kernel[self.launch_grid](*arguments, **self.options)
         if isinstance(compiled, triton.compiler.CompiledKernel):
-            start = compiled[(*self.places, 1, 1)[:3]]  # which has loaded it
-            if not self.loads:
+            start = compiled[(*self.launch_grid, 1, 1)[:3]]  # which has loaded it
+            if not self.compiles_only:
                 self.compiled = start, tuple([self.options[a] for a in self.kernel.arg_names[len(arguments) :]])
 
 
 class Pass:
-    """What both passes find out once, from an example, for all layers of its shapes and types.
+    """What both passes decide once, from an example, for all layers of its shapes and types."""
 
-    Attributes:
-        places: the grid of its kernel.
-    """
-
-    def __init__(self, layer: Layer, precision: str, back: bool, tile: tiles.Tile | None) -> None:
+    def __init__(self, layer: Layer, precision: str, backward: bool, tile: tiles.Tile | None) -> None:
         if tile is None and (reason := lacks(layer, precision)) is not None:  # torch's precision may have changed
             raise RuntimeError(reason)
         self.layout, self.precision, self.reverse = layer.cell.layout, precision, int(layer.reverse)
-        cell, usual, G, rows, H, D = cut(layer, precision)
-        self.cell, self.G, self.rows, self.H, self.D = cell, G, rows, H, D
-        taken: Any = usual if tile is None else tile
-        self.tile, self.resident = taken, isinstance(taken, tiles.Resident)
-        self.loads = layer.x.is_meta
+        cell, usual, stack, rows, H, D = describe_layer(layer, precision)
+        self.cell, self.rows, self.H, self.D = cell, rows, H, D
+        chosen: Any = usual if tile is None else tile
+        self.tile, self.resident = chosen, isinstance(chosen, tiles.Resident)
+        self.compiles_only = layer.x.is_meta
         self.T, self.B, _ = base.flat_input(layer.x).shape
         self.order = list(reference.step_order(self.T, layer.reverse))
-        blocks = -(-rows // taken.block_b) * G
-        self.places: tuple[int, ...] = (blocks, H // D if self.resident else -(-H // taken.units))
-        self.packs = self.resident and precision != "native" and cell.of_h > 0
+        blocks = -(-rows // chosen.block_b) * stack
+        self.launch_grid: tuple[int, ...] = (blocks, H // D if self.resident else -(-H // chosen.units))
+        self.packs = self.resident and precision != "native" and cell.h_preacts > 0
         if self.packs:
-            lines, terms = (H, cell.of_h * D) if back else (cell.of_h * H, D)
-            self.scales = G, lines
+            lines, terms = (H, cell.h_preacts * D) if backward else (cell.h_preacts * H, D)
+            self.scales = stack, lines
             self.pack = Launch(
-                pack_kernel, (-(-lines // PACK_LINES) * G,), self.loads,
-                BY_ROW=not back, BLOCK=PACK_LINES, PAD=1 << (terms - 1).bit_length(),
+                pack_kernel, (-(-lines // PACK_LINES) * stack,), self.compiles_only,
+                BY_ROW=not backward, BLOCK=PACK_LINES, PAD=1 << (terms - 1).bit_length(),
             )  # fmt: skip
 
     def first(self, states: tuple[Any, ...], like: Tensor) -> tuple[Any, ...]:
-        """The initial states as the kernels read them. Resident ones take None for zeros."""
+        """Return the initial states (B,H) as the kernels read them. Resident ones take None for zeros."""
         if states[0] is not None or self.resident:
             return readable(states)
         return (like.new_zeros(self.B, self.H),) * len(states)
 
     def options(self, warps: int) -> dict[str, Any]:
-        """Of the kernel, beside what it knows of the cell."""
+        """Return the kernel's constants that follow from the tile, and Triton's options."""
         tile, exact = self.tile, tiles.INPUT_PRECISION[self.precision]
         if self.resident:
             return {
@@ -168,8 +163,9 @@ class Pass:
         }  # fmt: skip
 
     def recurrent(self, weight_hh: Any) -> tuple[Any, Any, Any]:
-        """weight_hh in the order of the cell's sums, as resident kernels take it: if it has not 16 bits, high and low
-        parts in fp16 and a scale for each row or column; see `pack_kernel`.
+        """Return weight_hh, its low part and its scale for the kernels, its rows in the order of the pre-activations.
+
+        Resident kernels take float32 as high and low parts in fp16, see `pack_kernel`. Elsewhere the last two are None.
         """
         weight_hh = sums.in_order(weight_hh, self.layout.blocks_hh, -2)
         if weight_hh is not None and weight_hh.shape[-1] < self.D:
@@ -186,9 +182,9 @@ class Forward(Pass):
     """Runs layers like an example.
 
     Args:
-        save: whether runs keep what the backward pass reads.
-        axes: leading axes that the last states are to have.
-        tile: how the layer is cut up, if not as `cut` does it.
+        save: whether runs return what the backward pass reads.
+        axes: leading axes of the last states.
+        tile: the tile, if not that of `describe_layer`.
     """
 
     def __init__(
@@ -196,20 +192,22 @@ class Forward(Pass):
     ) -> None:
         super().__init__(layer, precision, False, tile)
         cell, H, I = self.cell, self.H, layer.x.shape[-1]
-        self.save, self.ends = save, (*axes, self.B, H)
+        self.save, self.last = save, (*axes, self.B, H)
         common = {
-            "CELL": cell.forward, "BLOCKS": self.layout.blocks_ih, "S": cell.sums, "Y": cell.of_h,
+            "CELL": cell.forward, "BLOCKS": self.layout.blocks_ih, "S": cell.preacts, "Y": cell.h_preacts,
             "GATES": min(cell.gates, self.tile.forward_gates) if self.resident else cell.gates,
             "STATES": len(layer.states), "H": H, "D": self.D,
         }  # fmt: skip
-        self.fused = False  # whether the kernel multiplies x
+        self.multiplies_x = False
         if self.resident:
             kernel, PI = resident.forward_kernel, self.tile.inputs
-            self.fused = PI > 0
-            common |= {"WIDE": cell.wide, "I": I if PI else 0, "PI": PI}
+            self.multiplies_x = PI > 0
+            common |= {"UNBOUNDED": cell.output_exceeds_one, "I": I if PI else 0, "PI": PI}
         else:
             kernel = stepwise.forward_kernel
-        self.start = Launch(kernel, self.places, self.loads, **common, **self.options(self.tile.forward_warps))
+        self.start = Launch(
+            kernel, self.launch_grid, self.compiles_only, **common, **self.options(self.tile.forward_warps)
+        )
 
     def run(self, layer: Layer) -> Run:
         """Return the results of a layer."""
@@ -218,40 +216,40 @@ class Forward(Pass):
 
     def _run(self, layer: Layer) -> Run:
         T, B, H, save = self.T, self.B, self.H, self.save
-        given, weights, states, lengths, reset, _, _, inputs, *_ = layer
-        x: Any = addressable(base.flat_input(given))  # then its product, unless the kernel multiplies it
+        _, weights, states, lengths, reset, _, _, inputs, *_ = layer
+        x: Any = addressable(base.flat_input(layer.x))  # then its product, unless the kernel multiplies it
         lengths, reset, weight_ih, weight_hh, bias_ih, bias_hh, *params = readable((lengths, reset, *weights))
         states = self.first(states, x)
         inputs = readable(inputs) if inputs else ()
         bias, bias_hh = sums.biases(layer.cell, bias_ih, bias_hh)
         h = x.new_empty(T, B, H) if lengths is None else x.new_zeros(T, B, H)  # held steps write nothing there
-        ends = tuple([x.new_empty(*self.ends) for _ in states])
+        last = tuple([x.new_empty(*self.last) for _ in states])
         others = tuple([x.new_empty(T, B, H) if save else None for _ in states[1:]])
         saved = x.new_empty(T, B, len(self.layout.saved) * H) if save else None
-        if not self.fused:
+        if not self.multiplies_x:
             with device.products_in(self.precision):
                 x, weight_ih, bias = project(x, weight_ih, bias), None, None
-        values, results = (bias_hh, tuple(params), inputs), ((h, *others), saved)
+        operands, results = (bias_hh, tuple(params), inputs), ((h, *others), saved)
         weight_hh, *packed = self.recurrent(weight_hh)
         if self.resident:
             step, row, _ = (0, 0, 0) if x is None else x.stride()
             self.start(
-                x, weight_ih, bias, weight_hh, *packed, *values, states, lengths, reset, *results, ends,
+                x, weight_ih, bias, weight_hh, *packed, *operands, states, lengths, reset, *results, last,
                 T, B, self.rows, step, row, self.reverse,
             )  # fmt: skip
         else:
-            carried = tuple(
+            float_states = tuple(
                 a.to(torch.float32, copy=True) if k or self.cell.reads_h else None for k, a in enumerate(states)
             )
-            h_n, spare = ends[0], torch.empty_like(ends[0])
-            before, after = states[0], h_n  # h of each row, where held steps have it apart
+            h_n, spare = last[0], torch.empty_like(last[0])
+            h_prev, h_next = states[0], h_n  # h of each row, where held steps have it apart
             for t_prev, t in pairwise([-1, *self.order]):
                 self.start(
-                    x, weight_hh, *values, before, lengths, reset, *results, after, carried, t,
+                    x, weight_hh, *operands, h_prev, lengths, reset, *results, h_next, float_states, t,
                     t_prev if lengths is None else -1, B, self.rows,
                 )  # fmt: skip
                 if lengths is not None:
-                    before, after, spare = after, spare, after
-            h_n = h_n.copy_(h[self.order[-1]]) if lengths is None else before
-            ends = (h_n, *(end.copy_(a) for end, a in zip(ends[1:], carried[1:]) if a is not None))
-        return Run(h, ends, (*others, saved) if save else ())
+                    h_prev, h_next, spare = h_next, spare, h_next
+            h_n = h_n.copy_(h[self.order[-1]]) if lengths is None else h_prev
+            last = (h_n, *(end.copy_(a) for end, a in zip(last[1:], float_states[1:]) if a is not None))
+        return Run(h, last, (*others, saved) if save else ())

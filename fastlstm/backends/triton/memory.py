@@ -1,4 +1,7 @@
-"""What both kinds of kernels read and write: tuples of tiles, masks, and the states before a step."""
+"""Loads and stores of both kinds of kernels: tuples of tiles, masks, and the states that a step reads.
+
+A tile is (units, batch rows). `offs` are a tile's offsets, `start` is added to all of them, and `ok` says which exist.
+"""
 
 import triton
 import triton.language as tl
@@ -8,13 +11,13 @@ LONGEST = tl.constexpr(2**31 - 1)  # more than any number of steps
 
 @triton.jit
 def step_at(s, T, reverse):
-    """The time step that is run as number s."""
+    """Return the time t of step s, which counts in the order in which the steps run."""
     return tl.cast(s + reverse * (T - 1 - 2 * s), tl.int64)
 
 
 @triton.jit
 def load_lengths(ptr, b, b_ok, T):
-    """How many of T steps each row has: all, unless there are lengths; none, if there is no such row."""
+    """Return how many of T steps each row has: all without lengths, and none where a row does not exist."""
     length = tl.where(b_ok, T, 0)
     if ptr is not None:
         length = tl.minimum(tl.load(ptr + b, mask=b_ok, other=0), T)
@@ -23,13 +26,13 @@ def load_lengths(ptr, b, b_ok, T):
 
 @triton.jit
 def load_reset(ptr, t, B, b, length):
-    """Which rows step t resets. A step that is held resets nothing."""
+    """Return which rows step t resets. A held row is not reset."""
     return tl.load(ptr + t * B + b, mask=t.to(tl.int32) < length, other=0).to(tl.int1)
 
 
 @triton.jit
 def where_all(condition, values, others):
-    """`values` where a condition holds, else those of `others`, or a number."""
+    """Return `values` where a condition holds, and `others` elsewhere, tile by tile."""
     chosen = ()
     for k in tl.static_range(len(values)):
         chosen += (tl.where(condition, values[k], others[k]),)
@@ -38,7 +41,7 @@ def where_all(condition, values, others):
 
 @triton.jit
 def zero_all(condition, values):
-    """`values`, with zeros where a condition holds."""
+    """Return `values`, with zeros where a condition holds."""
     chosen = ()
     for k in tl.static_range(len(values)):
         chosen += (tl.where(condition, 0.0, values[k]),)
@@ -47,25 +50,25 @@ def zero_all(condition, values):
 
 @triton.jit
 def with_first(first, values):
-    """`values` with another first one."""
+    """Return `values` with another first tile."""
     return (first,) + values[1:]  # noqa: RUF005, Triton compiles no *
 
 
 @triton.jit
 def zeros(shape, NUMBER: tl.constexpr):
-    """NUMBER tiles."""
-    found = ()
+    """Return NUMBER tiles of zeros."""
+    tiles = ()
     for _ in tl.static_range(NUMBER):
-        found += (tl.zeros(shape, tl.float32),)
-    return found
+        tiles += (tl.zeros(shape, tl.float32),)
+    return tiles
 
 
 @triton.jit
 def as_float32(values):
-    found = ()
+    tiles = ()
     for k in tl.static_range(len(values)):
-        found += (values[k].to(tl.float32),)
-    return found
+        tiles += (values[k].to(tl.float32),)
+    return tiles
 
 
 @triton.jit
@@ -78,34 +81,34 @@ def load_or_zeros(ptr, start, offs, ok):
 
 @triton.jit
 def load_all(ptrs, NUMBER: tl.constexpr, start, offs, ok):
-    """Of each pointer a tile, as it lies in memory: to convert it is to wait for it. None gives zeros. NUMBER says how
-    many there are, since before version 3.9 Triton has no len() of a tuple with None.
+    """Load a tile from each pointer, in the type that it has in memory: to convert it would be to wait for it. None
+    gives zeros. NUMBER counts the pointers, since before version 3.9 Triton has no len() of a tuple with None.
     """
-    found = ()
+    tiles = ()
     for k in tl.static_range(NUMBER):
-        found += (load_or_zeros(ptrs[k], start, offs, ok),)
-    return found
+        tiles += (load_or_zeros(ptrs[k], start, offs, ok),)
+    return tiles
 
 
 @triton.jit
-def load_blocks(at, step: tl.constexpr, ok, NUMBER: tl.constexpr):
-    """NUMBER tiles that are `step` elements apart, the first of which is at the addresses `at`."""
-    found = ()
+def load_blocks(address, step: tl.constexpr, ok, NUMBER: tl.constexpr):
+    """Load NUMBER tiles that are `step` elements apart. `address` has the addresses of the first."""
+    tiles = ()
     for k in tl.static_range(NUMBER):
-        found += (tl.load(at + k * step if k > 0 else at, mask=ok, other=0.0),)
-    return found
+        tiles += (tl.load(address + k * step if k > 0 else address, mask=ok, other=0.0),)
+    return tiles
 
 
 @triton.jit
 def load_x(ptr, offs, ok, H: tl.constexpr, BLOCKS: tl.constexpr, FUSED: tl.constexpr):
-    """x of a step, or its product with the weights: a tile for each sum of x."""
+    """Load x of a step. Unless FUSED it is the product of x, and has a tile for each pre-activation that x fills."""
     if FUSED:
         return (tl.load(ptr + offs, mask=ok, other=0.0),)
     else:
-        found = ()
+        tiles = ()
         for k in tl.static_range(len(BLOCKS)):
-            found += (tl.load(ptr + BLOCKS[k] * H + offs, mask=ok, other=0.0),)
-        return found
+            tiles += (tl.load(ptr + BLOCKS[k] * H + offs, mask=ok, other=0.0),)
+        return tiles
 
 
 @triton.jit
@@ -116,72 +119,74 @@ def store_all(ptrs, start, offs, values, ok):
 
 
 @triton.jit
-def store_blocks(at, step: tl.constexpr, values, ok):
+def store_blocks(address, step: tl.constexpr, values, ok):
     for k in tl.static_range(len(values)):
-        tl.store(at + k * step if k > 0 else at, values[k].to(at.dtype.scalar.element_ty), mask=ok)
+        tl.store(address + k * step if k > 0 else address, values[k].to(address.dtype.scalar.element_ty), mask=ok)
 
 
 @triton.jit
-def load_bias(at, ok):
-    """A column of the numbers at these addresses."""
-    return tl.load(at, mask=ok, other=0.0).to(tl.float32)[:, None]
+def load_bias(address, ok):
+    """Load a vector of units as a column."""
+    return tl.load(address, mask=ok, other=0.0).to(tl.float32)[:, None]
 
 
 @triton.jit
 def load_params(ptrs, start, unit, u_ok, BLOCK_B: tl.constexpr):
-    """Vectors (H,), the same for all rows."""
-    found = ()
+    """Load vectors (H,) as tiles, with the same values in all rows."""
+    tiles = ()
     for k in tl.static_range(len(ptrs)):
         param = tl.load(ptrs[k] + start + unit, mask=u_ok, other=0.0).to(tl.float32)
-        found += (tl.broadcast_to(param[:, None], (unit.shape[0], BLOCK_B)),)
-    return found
+        tiles += (tl.broadcast_to(param[:, None], (unit.shape[0], BLOCK_B)),)
+    return tiles
 
 
 @triton.jit
-def add_biases(sums, bias, bias_hh):
-    """`sums` with `bias` added to the first of them and `bias_hh` to the last. Either may be ()."""
-    found = ()
-    for k in tl.static_range(len(sums)):
-        acc = sums[k]
+def add_biases(preact, bias, bias_hh):
+    """Add `bias` to the first tiles of `preact` and `bias_hh` to the last. Either may be ()."""
+    tiles = ()
+    for k in tl.static_range(len(preact)):
+        acc = preact[k]
         if k < len(bias):
             acc += bias[k]
-        if k >= len(sums) - len(bias_hh):
-            acc += bias_hh[k - (len(sums) - len(bias_hh))]
-        found += (acc,)
-    return found
+        if k >= len(preact) - len(bias_hh):
+            acc += bias_hh[k - (len(preact) - len(bias_hh))]
+        tiles += (acc,)
+    return tiles
 
 
 @triton.jit
-def load_read(
-    starts, states, t, before, begun, B, first, state, ok, length, READ: tl.constexpr, H: tl.constexpr,
+def load_states_read(
+    initial_ptrs, sequence_ptrs, t, t_prev, has_prev, B, first, offs, ok, length, READ: tl.constexpr, H: tl.constexpr,
     HELD: tl.constexpr,
 ):  # fmt: skip
-    """The states that step t reads: after it; and before it, which are those after step `before`, or the first ones if
-    no step has `begun` earlier, which are zeros where `starts` has None. Where steps may be held, h is not there at
-    these.
+    """Load the states that the backward function reads at step t.
+
+    READ has 2 k for state k after step t, and 2 k + 1 for state k before it. The latter is the state after step t_prev.
+    Without `has_prev`, t is the first step, and it is the initial state, or zero where `initial_ptrs` has None. With
+    HELD, h is not stored at held steps: a row that is held at t_prev also takes the initial state.
     """
-    found = ()
+    tiles = ()
     for k in tl.static_range(len(READ)):
-        start_ptr, ptr = starts[READ[k] // 2], states[READ[k] // 2]
+        start_ptr, ptr = initial_ptrs[READ[k] // 2], sequence_ptrs[READ[k] // 2]
         if READ[k] % 2 == 0:
-            found += (tl.load(ptr + (t * B + first) * H + state, mask=ok, other=0.0),)
+            tiles += (tl.load(ptr + (t * B + first) * H + offs, mask=ok, other=0.0),)
         elif READ[k] == 1 and HELD:
-            there = (tl.where(begun, before.to(tl.int32), LONGEST) < length)[None, :]
-            value = tl.load(ptr + (before * B + first) * H + state, mask=ok & there, other=0.0)
-            start = load_or_zeros(start_ptr, first * H, state, ok & ~there)
-            found += (tl.where(there, value, start),)
+            in_sequence = (tl.where(has_prev, t_prev.to(tl.int32), LONGEST) < length)[None, :]
+            value = tl.load(ptr + (t_prev * B + first) * H + offs, mask=ok & in_sequence, other=0.0)
+            start = load_or_zeros(start_ptr, first * H, offs, ok & ~in_sequence)
+            tiles += (tl.where(in_sequence, value, start),)
         elif start_ptr is None:
-            found += (tl.load(ptr + (before * B + first) * H + state, mask=tl.where(begun, ok, False), other=0.0),)
+            tiles += (tl.load(ptr + (t_prev * B + first) * H + offs, mask=tl.where(has_prev, ok, False), other=0.0),)
         else:
-            at = tl.where(begun, ptr + before * B * H, start_ptr)
-            found += (tl.load(at + first * H + state, mask=ok, other=0.0),)
-    return found
+            address = tl.where(has_prev, ptr + t_prev * B * H, start_ptr)
+            tiles += (tl.load(address + first * H + offs, mask=ok, other=0.0),)
+    return tiles
 
 
 @triton.jit
-def reset_read(reset, read, READ: tl.constexpr):
-    """The states before the step are zero where it resets them."""
-    found = ()
+def reset_states_read(reset, states_read, READ: tl.constexpr):
+    """Set the states before the step to zero in the rows that it resets."""
+    tiles = ()
     for k in tl.static_range(len(READ)):
-        found += (tl.where(reset[None, :], 0.0, read[k]) if READ[k] % 2 == 1 else read[k],)
-    return found
+        tiles += (tl.where(reset[None, :], 0.0, states_read[k]) if READ[k] % 2 == 1 else states_read[k],)
+    return tiles

@@ -1,7 +1,7 @@
 """Plans for calls of one signature, which keep their passes.
 
-What a pass decides follows from the signature, but for two things, which the keys of `Plan.passes` hold: the precision
-of products, and which gradients come in and are wanted.
+A pass follows from the signature, the precision of products, and from which gradients come in and are wanted. The last
+two are the keys of `Plan.passes`.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class Plan:
     types: Any
     reads_h = True
 
-    def __init__(self, layer: Layer, save: bool, ends: tuple[int, ...], precision: str | None) -> None:
+    def __init__(self, layer: Layer, save: bool, state_axes: tuple[int, ...], precision: str | None) -> None:
         """See `plan`."""
-        self.save, self.ends, self.precision, self.dtype = save, ends, precision, layer.x.dtype
+        self.save, self.state_axes, self.precision, self.dtype = save, state_axes, precision, layer.x.dtype
         self.step = layer.x.dim() == 2
         self.casts = any(a is not None and a.dtype is not self.dtype for a in layer.weights)
         self.keeps_cells = not self.step and self.dtype is torch.float32
@@ -35,30 +35,30 @@ class Plan:
         """Run a layer."""
         precision = resolve_precision(self.dtype, self.precision)
         if self.step or self.casts:
-            layer = self._seen(layer)
-        found = self.passes.get(precision)
-        if found is None:
-            found = self.passes.setdefault(precision, Forward(layer, self.save, precision, self.ends))
-        run: Run = found.run(layer)
+            layer = self._normalized(layer)
+        forward = self.passes.get(precision)
+        if forward is None:
+            forward = self.passes.setdefault(precision, Forward(layer, self.save, precision, self.state_axes))
+        run: Run = forward.run(layer)
         if not self.step:
             return run
         return run._replace(h=None, kept=(*run.kept, run.h) if self.save else ())  # some cells read h after the step
 
     def backward(self, grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
-        """The gradients of a layer that this plan has run."""
+        """Return the gradients of a layer that this plan has run."""
         x, precision = layer.x, resolve_precision(self.dtype, self.precision)
         if self.step:
-            layer, (*kept, h) = self._seen(layer), run.kept
+            layer, (*kept, h) = self._normalized(layer), run.kept
             run = run._replace(h=h, kept=tuple(kept))
         key = precision, needs, *[a is None for a in (grads.h, *grads.last, *grads.kept)]
-        found = self.passes.get(key)
-        if found is None:
-            found = self.passes.setdefault(key, Backward(layer, needs, precision))
-        gradients: Gradients = found.run(grads, layer, run)
+        backward = self.passes.get(key)
+        if backward is None:
+            backward = self.passes.setdefault(key, Backward(layer, needs, precision))
+        gradients: Gradients = backward.run(grads, layer, run)
         return gradients._replace(x=gradients.x.view_as(x)) if self.step and gradients.x is not None else gradients
 
-    def _seen(self, layer: Layer) -> Layer:
-        """A layer of (T, B, I) whose weights have its type."""
+    def _normalized(self, layer: Layer) -> Layer:
+        """Return the layer with x of (T, B, I), and weights of its type."""
         if self.step:
             layer = layer._replace(x=layer.x.unsqueeze(0))
         if self.casts:

@@ -1,8 +1,8 @@
 """Products with recurrent weights that stay in registers, and the order of rows that makes gates fall into place.
 
-Everything is transposed: gates^T (S H, B) = W (S H, H) h^T (H, B) for S sums. The gates, always many, are the matrix
-unit's M, and 8 batch rows its N. P is H padded to a power of two. A product computes GATES gates: all four of the LSTM,
-or one of a cell with three.
+Everything is transposed: gates^T (S H, B) = W (S H, H) h^T (H, B) for S pre-activations. The gates, always many, are
+the matrix unit's M, and 8 batch rows its N. P is H padded to a power of two. A product computes GATES gates: all four
+of the LSTM, or one of a cell with three.
 """
 
 import triton
@@ -14,23 +14,24 @@ INTERPRETED = tl.constexpr(INTERPRET)
 
 
 @triton.jit
-def copied(w, PACK: tl.constexpr):
+def opaque_copy(w, PACK: tl.constexpr):
     return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [w], dtype=w.dtype, is_pure=True, pack=PACK)
 
 
 @triton.jit
 def pin(w):
-    """`w` in registers: behind a copy that the compiler cannot see through, it is not read from shared memory again."""
+    """Return `w` in registers. The compiler cannot see through the copy, so it reads w from shared memory once."""
     if INTERPRETED:
         return w
     else:
-        return copied(w, 32 // w.dtype.primitive_bitwidth)
+        return opaque_copy(w, 32 // w.dtype.primitive_bitwidth)
 
 
 @triton.jit
 def block_of(lines, BLOCK: tl.constexpr):
-    """The group of program_id(0), in 64 bits, and the first of the BLOCK lines that it takes there. Groups have no axis
-    of their own: only the first goes beyond 65535.
+    """Return which layer of the stack program_id(0) works for, in 64 bits, and the first of its BLOCK lines there.
+
+    Layers have no axis of their own in the grid, since only the first axis may exceed 65535.
     """
     blocks = tl.cdiv(lines, BLOCK)
     return (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks * BLOCK
@@ -38,7 +39,7 @@ def block_of(lines, BLOCK: tl.constexpr):
 
 @triton.jit
 def in_head(unit, H: tl.constexpr, D: tl.constexpr):
-    """Units, or rows of weights, of the head program_id(1), from those of the first head. A head has D of H units."""
+    """Return units, or weight rows, of the head program_id(1), from those of the first head. A head has D units."""
     if D < H:
         return unit + tl.program_id(1) * D
     else:
@@ -47,10 +48,10 @@ def in_head(unit, H: tl.constexpr, D: tl.constexpr):
 
 @triton.jit
 def gate_rows(H: tl.constexpr, P: tl.constexpr, GATES: tl.constexpr):
-    """For each row of a product of GATES gates, 1, 2 or 4, its row of (GATES H, ...), and its unit.
+    """Return, for each row of a product of 1, 2 or 4 GATES, its row in a weight (GATES H, ...), and its unit.
 
-    Bit 3 and the top bit of a row's number lie in registers in the matrix unit's accumulator. They count the gates, so
-    a thread holds all gates of its units and `split_gates` moves nothing.
+    In the matrix unit's accumulator, bit 3 and the top bit of a row's number count a thread's registers. Here they
+    count the gates, so that a thread holds all gates of its units and `split_gates` moves nothing.
     """
     row = tl.arange(0, GATES * P)
     if GATES == 4:
@@ -64,7 +65,7 @@ def gate_rows(H: tl.constexpr, P: tl.constexpr, GATES: tl.constexpr):
 
 @triton.jit
 def split_gates(acc, P: tl.constexpr, BLOCK_B: tl.constexpr, GATES: tl.constexpr):
-    """The gates (P, BLOCK_B) of (GATES P, BLOCK_B) in the order of `gate_rows`."""
+    """Split (GATES P, BLOCK_B), in the order of `gate_rows`, into a tile (P, BLOCK_B) for each gate."""
     if GATES == 4:
         acc = tl.permute(tl.reshape(acc, (2, P // 8, 2, 8, BLOCK_B)), (1, 3, 4, 2, 0))
         lower, upper = tl.split(tl.reshape(acc, (P, BLOCK_B, 2, 2)))
@@ -81,7 +82,7 @@ def split_gates(acc, P: tl.constexpr, BLOCK_B: tl.constexpr, GATES: tl.constexpr
 
 @triton.jit
 def join_gates(gates, P: tl.constexpr, BLOCK_B: tl.constexpr, GATES: tl.constexpr):
-    """(GATES P, BLOCK_B) of the gates (P, BLOCK_B): row gate * P + unit."""
+    """Join tiles (P, BLOCK_B) of gates to (GATES P, BLOCK_B). Row gate * P + unit has a gate's value for a unit."""
     if GATES == 4:  # (P, BLOCK_B, bit 0 of the gate's number, bit 1)
         joined = tl.join(tl.join(gates[0], gates[1]), tl.join(gates[2], gates[3]))
         return tl.reshape(tl.permute(joined, (3, 2, 0, 1)), (4 * P, BLOCK_B))
@@ -93,7 +94,7 @@ def join_gates(gates, P: tl.constexpr, BLOCK_B: tl.constexpr, GATES: tl.constexp
 
 @triton.jit
 def power_of_two(largest):
-    """The power of two below a float32, and its inverse: to scale by it rounds nothing."""
+    """Return the power of two at or below a float32, and its inverse. To scale by them rounds nothing."""
     top = largest.to(tl.int32, bitcast=True) & 0x7F800000
     top = tl.minimum(tl.maximum(top, 1 << 23), 253 << 23)
     return top.to(tl.float32, bitcast=True), ((254 << 23) - top).to(tl.float32, bitcast=True)
@@ -101,7 +102,7 @@ def power_of_two(largest):
 
 @triton.jit
 def high_low(v):
-    """float32 as fp16 numbers: ``v = high + low / 2048``, to 22 bits where |v| is about one. Infinity is all high."""
+    """Split float32 into fp16: ``v = high + low / 2048``, to 22 bits where |v| is about one. `low` is finite."""
     high = v.to(tl.float16)
     rest = (v - high.to(tl.float32)) * 2048.0
     return high, tl.where(tl.abs(high.to(tl.float32)) < float("inf"), rest, 0.0).to(tl.float16)
@@ -109,16 +110,18 @@ def high_low(v):
 
 @triton.jit
 def pack_kernel(
-    w_ptr, high_ptr, low_ptr, scale_ptr, rows, columns, H, BY_ROW: tl.constexpr, BLOCK: tl.constexpr, PAD: tl.constexpr
+    w_ptr, high_ptr, low_ptr, scale_ptr, rows, columns, H, BY_ROW: tl.constexpr, BLOCK: tl.constexpr, PAD: tl.constexpr,
 ):  # fmt: skip
-    """A float32 matrix as fp16 high and low parts, times a power of two for each row (or column of a head). The heads
-    share each H rows, and each head has as many of them as there are columns.
+    """Write a float32 matrix (rows, columns) as high and low parts in fp16 and a scale, a power of two.
 
-    tf32 rounds to 11 bits and so does fp16, in half the room: with a scale the high part alone is tf32's precision.
-    With the low part it is float32's, for three products instead of one.
+    The forward pass wants a scale for each row. The backward pass wants one for each column of a head. Each H rows are
+    shared by the heads, and a head has as many of them as there are columns.
+
+    tf32 rounds to 11 bits and so does fp16, in half the room: with a scale the high part alone has tf32's precision.
+    With the low part the precision is float32's, for three products instead of one.
     """
     lines = rows if BY_ROW else H
-    group, line = block_of(lines, BLOCK)
+    layer, line = block_of(lines, BLOCK)
     line, k = line + tl.arange(0, BLOCK), tl.arange(0, PAD)
     if BY_ROW:
         offs, ok = line[:, None] * columns + k[None, :], (line < rows)[:, None] & (k < columns)[None, :]
@@ -126,22 +129,22 @@ def pack_kernel(
         head, row = line // columns * columns, k // columns * H + k % columns
         offs = (row[None, :] + head[:, None]) * columns + (line - head)[:, None]
         ok = (line < H)[:, None] & (row < rows)[None, :]
-    offs += group * rows * columns
+    offs += layer * rows * columns
     w = tl.load(w_ptr + offs, mask=ok, other=0.0)
     scale, inverse = power_of_two(tl.max(tl.abs(w), 1))
     high, low = high_low(w * inverse[:, None])
     tl.store(high_ptr + offs, high, mask=ok)
     tl.store(low_ptr + offs, low, mask=ok)
-    tl.store(scale_ptr + group * lines + line, scale, mask=line < lines)
+    tl.store(scale_ptr + layer * lines + line, scale, mask=line < lines)
 
 
 @triton.jit
-def product(w, w_low, scale, v, PRECISION: tl.constexpr, WIDE: tl.constexpr):
-    """w (M, K) times v (K, BLOCK_B), in float32. Packed weights take v in [-1, 1], or of any size where `WIDE`."""
+def product(w, w_low, scale, v, PRECISION: tl.constexpr, UNBOUNDED: tl.constexpr):
+    """Multiply w (M, K) by v (K, BLOCK_B), in float32. For packed weights v is in [-1, 1] unless it is UNBOUNDED."""
     if PRECISION == "native":
         acc = tl.dot(w, v.to(w.dtype))
     else:
-        if WIDE:
+        if UNBOUNDED:
             column, inverse = power_of_two(tl.max(tl.abs(v), 0))
             v *= inverse[None, :]
             scale *= column[None, :]
@@ -153,3 +156,38 @@ def product(w, w_low, scale, v, PRECISION: tl.constexpr, WIDE: tl.constexpr):
             acc = tl.dot(w, v.to(tl.float16))
         acc *= scale
     return acc
+
+
+@triton.jit
+def pre_activations(
+    w, w_low, scale, h, w_ih, x, X: tl.constexpr, S: tl.constexpr, GATES: tl.constexpr, P: tl.constexpr,
+    BLOCK_B: tl.constexpr, PRECISION: tl.constexpr, UNBOUNDED: tl.constexpr,
+):  # fmt: skip
+    """Return the cell's S pre-activations without biases, from h and x. x is multiplied by `w_ih`. If that is empty, x
+    is the product already: a tile for each of the X pre-activations.
+    """
+    N: tl.constexpr = S // GATES - len(w)  # products of x alone
+    preact = ()
+    for k in tl.static_range(N):
+        preact += (tl.dot(w_ih[k], x[0]) if len(w_ih) > 0 else x[k].to(tl.float32),)
+    for k in tl.static_range(len(w)):
+        acc = product(w[k], w_low[k], scale[k], h, PRECISION, UNBOUNDED)
+        if N + k < len(w_ih):
+            acc += tl.dot(w_ih[N + k], x[0])
+        preact += split_gates(acc, P, BLOCK_B, GATES)
+    if len(w_ih) > 0:
+        return preact
+    else:
+        total = preact[:N]
+        for k in tl.static_range(N, S):
+            total += (preact[k] + x[k] if k < X else preact[k],)
+        return total
+
+
+@triton.jit
+def recurrent_dh(w, w_low, scale, tiles, PRECISION: tl.constexpr, UNBOUNDED: tl.constexpr):
+    """Return the gradient of h through its product: weight_hh transposed times the last of the `tiles` of dpreact."""
+    total = product(w[0], w_low[0], scale, tiles[len(tiles) - len(w)], PRECISION, UNBOUNDED)
+    for k in tl.static_range(1, len(w)):
+        total += product(w[k], w_low[k], scale, tiles[len(tiles) - len(w) + k], PRECISION, UNBOUNDED)
+    return total

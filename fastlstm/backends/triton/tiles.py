@@ -1,4 +1,4 @@
-"""How each layer is cut up, by hidden size, precision and chip, and whether `auto` takes it.
+"""The tile of each layer, by hidden size, precision and chip, and whether `auto` takes it.
 
 A chip is a compute capability. docs/notes/gpu.md has the registers, spills and instructions that the choices rest on.
 """
@@ -14,7 +14,7 @@ STEP_OF_16_ROWS = 1.4  # the time of a step of 16 batch rows in that of one of 8
 
 @dataclass(frozen=True)
 class Resident:
-    """One launch.
+    """The tile of a kernel that runs all steps in one launch.
 
     Attributes:
         P: H padded to a power of two.
@@ -35,7 +35,7 @@ class Resident:
 
 @dataclass(frozen=True)
 class Stepwise:
-    """A launch a step: units and batch rows of a program, terms of the sum taken at once, warps."""
+    """The tile of a kernel of one launch a step: units, rows and warps of a program, and the length of a K block."""
 
     units: int
     block_b: int
@@ -48,7 +48,7 @@ class Stepwise:
 Tile = Resident | Stepwise
 
 
-@cache  # which a short call would notice
+@cache  # a short call would notice the time
 def choose(H: int, precision: str, capability: tuple[int, int], gates: int = 4, I: int = 0) -> Tile:
     """Return the tile of a layer.
 
@@ -56,17 +56,17 @@ def choose(H: int, precision: str, capability: tuple[int, int], gates: int = 4, 
     they passed through shared memory once. Read from there in each step they would take 1024 cycles at 128 bytes a
     cycle. 8 rows are the matrix unit's smallest N: more programs for the same batch.
 
-    * Where shared memory has no room for the weights of all gates, a product computes two of them.
+    * Where shared memory has no room for the weights of all gates, a product computes two gates.
     * Warps forward: P / 4, a thread for each unit of each row, since then memory's layout is the product's, or near it:
-      a third of the barriers of half as many. At P 128 that would be 32. 8 of them have 255 registers a thread, 128
-      for weights. 16 of them, with half of these, spill with wgmma. Capability 10 and products of two gates take
-      mma.sync with 16, and spill with 8; at P 32, 4 are capability 10's best.
-    * Products of fewer gates have fewer rows, of which a warp takes 16 in forward. More warps would compute them twice.
-    * Warps backward: P / 16. More only add instructions.
+      that takes a third of the barriers of P / 8. At P 128 it would be 32. 8 warps have 255 registers a thread, 128
+      for weights. 16 warps have half of these, and spill with wgmma. Capability 10 and products of two gates take
+      mma.sync with 16 warps, and spill with 8. At P 32 capability 10 does best with 4.
+    * A warp takes 16 rows of a product in forward. More warps than rows / 16 would compute the same twice.
+    * Warps backward: P / 16. More warps only add instructions.
     * On capability 8 each gate has a product of its own backward in 16 bits above P 32: that takes 8 to 15 % fewer
-      instructions, and no two threads of a warp want the same bank of shared memory. On capability 12 at P 128 that
+      instructions, and no two threads of a warp read the same bank of shared memory. On capability 12 at P 128 it
       spills least.
-    * ieee also holds the low halves, which wgmma reads from shared memory: at P 128 it spills whatever the warps.
+    * ieee also holds the low parts, which wgmma reads from shared memory: at P 128 it spills with any number of warps.
 
     Stepwise: 4 x 32 rows of weights by 32 batch rows, small enough that a step of H 1024 and B 128 is 128 programs, one
     for each multiprocessor, and that no precision spills; on capability 10 that takes 8 warps. In backward 32 units are
@@ -107,7 +107,7 @@ def _fits(weights: int, capability: tuple[int, int]) -> bool:
 
 
 def with_rows(
-    tile: Tile, precision: str, capability: tuple[int, int], masked: bool, rows: int, places: int, multiprocessors: int
+    tile: Tile, precision: str, capability: tuple[int, int], masked: bool, rows: int, heads: int, multiprocessors: int
 ) -> Tile:
     """Return the tile with as many batch rows a program, 8 or 16, as take the least time, by waves.
 
@@ -118,13 +118,13 @@ def with_rows(
     Args:
         masked: whether there are lengths or resets.
         rows: of a group.
-        places: how many programs there are for the same rows, of other groups and heads.
+        heads: how many programs there are for the same rows, of other groups and heads.
     """
     if not isinstance(tile, Resident) or precision == "ieee":
         return tile
     if tile.P == 128 and (precision == "tf32" or masked or tile.forward_gates < 4 or capability[0] >= 10):
         return tile
-    waves_of_8, waves_of_16 = (-(-(-(-rows // block) * places) // multiprocessors) for block in (8, 16))
+    waves_of_8, waves_of_16 = (-(-(-(-rows // block) * heads) // multiprocessors) for block in (8, 16))
     return replace(tile, block_b=16) if waves_of_8 > STEP_OF_16_ROWS * waves_of_16 else tile
 
 

@@ -12,28 +12,20 @@ import fastlstm.backends.numba as numba
 from fastlstm import cells
 from fastlstm.backends import reference
 from fastlstm.backends.base import Gradients, Layer, Run
-from fastlstm.cells import cell as declare
-from fastlstm.cells import (
-    clamp,
-    exp,
-    hard_sigmoid,
-    log,
-    log_sigmoid,
-    maximum,
-    mean,
-    minimum,
-    relu,
-    rsqrt,
-    sigmoid,
-    softplus,
-    sqrt,
-    square,
-    stop_gradient,
-    tanh,
-    where,
-)
 from tests.cells.drawn import declared, sources
-from tests.cells.layers import EVERY, GRADIENTS, OUTPUTS, Case, directions, error, every_cell, flat, masks, normalized
+from tests.cells.layers import (
+    EVERY,
+    GRADIENTS,
+    OUTPUTS,
+    Case,
+    directions,
+    error,
+    every_cell,
+    flat,
+    masks,
+    normalized,
+    stacked,
+)
 from tests.helpers.numba import under
 from tests.helpers.tolerances import BF16, F32, F64, KINDS, close
 
@@ -46,32 +38,32 @@ SIZES = [
 ]  # fmt: skip
 
 
-@declare(gates={f"g{k}": of for k, of in enumerate(["x", "xh", "h", "xh", "xh", "h", "xh"])}, states=("h", "c"))
+@cells.cell(gates={f"g{k}": of for k, of in enumerate(["x", "xh", "h", "xh", "xh", "h", "xh"])}, states=("h", "c"))
 def of_seven_sums(g0, g1, g2, g3, g4, g5, g6, c):
     """More vectors than one product has, in ranges that overlap, and a backward pass that reads the new states."""
-    c = tanh(g0 + g2 * g1) + sigmoid(g3) * c
-    h = tanh(c * sigmoid(g4) + g5)
-    return exp(-relu(h)) + sigmoid(g6) * h, c
+    c = cells.tanh(g0 + g2 * g1) + cells.sigmoid(g3) * c
+    h = cells.tanh(c * cells.sigmoid(g4) + g5)
+    return cells.exp(-cells.relu(h)) + cells.sigmoid(g6) * h, c
 
 
-@declare(gates={"i": "xh", "f": "xh", "g": "xh"}, states=("h", "c"), params=("gain",))
+@cells.cell(gates={"i": "xh", "f": "xh", "g": "xh"}, states=("h", "c"), params=("gain",))
 def of_means_of_means(i, f, g, c, gain):
     """A step in several phases, over rows that go together."""
     i, f, g = normalized(i, f, g)
-    c = sigmoid(f + 1.0) * c + sigmoid(i) * tanh(g)
+    c = cells.sigmoid(f + 1.0) * c + cells.sigmoid(i) * cells.tanh(g)
     (scaled,) = normalized(c)
-    return tanh(scaled * gain), c
+    return cells.tanh(scaled * gain), c
 
 
-@declare(gates={"a": "x"}, states=("h",))
+@cells.cell(gates={"a": "x"}, states=("h",))
 def that_saves_means_alone(a, h):
-    m = mean(a)
-    return 0.5 * h + tanh(m * m)
+    m = cells.mean(a)
+    return 0.5 * h + cells.tanh(m * m)
 
 
-@declare(gates={"a": "xh"}, states=("h",), inputs=("gap",))
+@cells.cell(gates={"a": "xh"}, states=("h",), inputs=("gap",))
 def of_a_detached_mean(a, h, gap):
-    return tanh(a + stop_gradient(mean(h * gap)))
+    return cells.tanh(a + cells.stop_gradient(cells.mean(h * gap)))
 
 
 CELLS = (*EVERY, of_seven_sums, of_means_of_means, that_saves_means_alone, of_a_detached_mean)
@@ -171,26 +163,7 @@ def test_a_row_does_not_depend_on_the_others(cell, reverse, masked):
 def test_stacks(cell, masked):
     """A stack of layers is each of them, to the bit."""
     parts = [Case(cell, 4, 3, 6, 7, masked=masked, seed=seed) for seed in range(3)]
-
-    def joined(tensors, axis):
-        tensors = list(tensors)
-        return None if tensors[0] is None else torch.cat(tensors, axis)
-
-    def together(records, axes):
-        return tuple(joined(each, axis) for each, axis in zip(zip(*records), axes))
-
-    layers, (first, *_) = [case.layer for case in parts], [case.layer for case in parts]
-    weights = tuple(None if a[0] is None else torch.stack(a) for a in zip(*(a.weights for a in layers)))
-    stack = first._replace(
-        x=joined((a.x for a in layers), 1), weights=weights, states=together([a.states for a in layers], [0] * 9),
-        inputs=together([a.inputs for a in layers], [1] * 9), lengths=joined((a.lengths for a in layers), 0),
-        reset=joined((a.reset for a in layers), 1),
-    )  # fmt: skip
-    grads = [case.grads for case in parts]
-    incoming = Run(
-        joined((g.h for g in grads), 1), together([g.last for g in grads], [0] * 9),
-        together([g.kept for g in grads], [1] * 9),
-    )  # fmt: skip
+    stack, incoming = stacked(parts)
     for team in (1, 2):
         got = on_kernels(stack, incoming, parts[0].needs, team)
         each = [on_kernels(case.layer, case.grads, case.needs) for case in parts]
@@ -275,12 +248,13 @@ def test_nan_stays_in_its_row(cell):
     assert all(torch.equal(a.isnan(), b.isnan()) for a, b in zip(found, wanted) if b is not None)
 
 
-FUNCTIONS = {
-    "exp": exp, "log_sigmoid": log_sigmoid, "relu": relu, "sigmoid": sigmoid, "tanh": tanh, "log": log, "sqrt": sqrt,
-    "rsqrt": rsqrt, "softplus": softplus, "hard_sigmoid": hard_sigmoid, "abs": abs, "square": square,
-    "minimum": lambda a: minimum(a, 0.25), "clamp": lambda a: clamp(a, -1.0, 2.0),
-    "maximum": lambda a: maximum(a, 0.25) - maximum(-a, a),
-    "where": lambda a: where(a > 1.0, 1.0, where(a <= -1.0, a, 2.0)),
+ALONE = ("exp", "log_sigmoid", "relu", "sigmoid", "tanh", "log", "sqrt", "rsqrt", "softplus", "hard_sigmoid", "square")
+FUNCTIONS = {  # of one number
+    **{name: getattr(cells, name) for name in ALONE},
+    "abs": abs,
+    "minimum": lambda a: cells.minimum(a, 0.25), "clamp": lambda a: cells.clamp(a, -1.0, 2.0),
+    "maximum": lambda a: cells.maximum(a, 0.25) - cells.maximum(-a, a),
+    "where": lambda a: cells.where(a > 1.0, 1.0, cells.where(a <= -1.0, a, 2.0)),
     "reciprocal": lambda a: 3.0 / a - (-a),
 }  # fmt: skip
 
@@ -295,7 +269,7 @@ def test_functions(name, dtype, bound):
     """Of all numbers that there are, to a few roundings of each: sigmoid's and tanh's are relative to one."""
     function = FUNCTIONS[name]
 
-    @declare(gates={"a": "x"}, states=("h",))
+    @cells.cell(gates={"a": "x"}, states=("h",))
     def applied(a):
         return function(a)
 
@@ -325,9 +299,9 @@ def test_cells_of_one_name():
     """Their code is kept by what it is, not by its name."""
 
     def named(factor):
-        @declare(gates={"a": "xh"}, states=("h",))
+        @cells.cell(gates={"a": "xh"}, states=("h",))
         def same(a):
-            return factor * tanh(a)
+            return factor * cells.tanh(a)
 
         return same
 
@@ -337,10 +311,10 @@ def test_cells_of_one_name():
         close(numba.forward(of_factor, False).h, reference.forward(of_factor, False).h, "values")
 
 
-@declare(gates={"a": "xh"}, states=("h",), params=("row0", "sum0", "kept0"), inputs=("_head0",))
+@cells.cell(gates={"a": "xh"}, states=("h",), params=("row0", "sum0", "kept0"), inputs=("_head0",))
 def of_names_of_phases(a, h, row0, sum0, kept0, _head0):
     (a,) = normalized(a * row0)
-    return tanh(a * sum0 * kept0 + mean(h * _head0, of="head"))
+    return cells.tanh(a * sum0 * kept0 + cells.mean(h * _head0, of="head"))
 
 
 def test_names_may_be_those_that_phases_use():

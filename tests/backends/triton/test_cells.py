@@ -8,7 +8,7 @@ import torch
 import fastlstm
 from fastlstm import cells
 from fastlstm.backends import dispatch
-from fastlstm.backends.base import Gradients, Layer, Run, held_steps
+from fastlstm.backends.base import Gradients, Layer, held_steps
 from fastlstm.backends.triton import device as gpu
 from fastlstm.layers.functional import run_cell
 from fastlstm.plans import Plans
@@ -25,11 +25,11 @@ from tests.cells.layers import (
     normalized_lstm,
     of_both,
     of_heads,
+    stacked,
 )
 
 pytestmark = pytest.mark.usefixtures("poisoned")
-with_means = pytest.mark.parametrize("cell", [normalized_gru, normalized_lstm], ids=lambda cell: cell.name)
-every_library_cell = pytest.mark.parametrize("cell", cells.CELLS, ids=lambda cell: cell.name)
+WITH_MEANS = (normalized_gru, normalized_lstm)
 
 
 @pytest.mark.sampled(13)
@@ -46,28 +46,16 @@ def test_outputs_and_gradients(cell, kind, masked, reverse, kernels):
 @pytest.mark.sampled(7)
 @masks
 @pytest.mark.parametrize("kind", BOUNDS)
-@pytest.mark.parametrize(("H", "heads"), [(20, 1), (64, 1), (64, 2)])
-@with_means
-def test_means(cell, H, heads, kind, masked):
-    case = Case(cell, T=3, B=9, I=40 if masked else 5, H=H, reverse=masked, masked=masked, heads=heads)
-    check(case.layer, case.grads, kind)
-
-
-@pytest.mark.sampled(5)
-@masks
-@pytest.mark.parametrize("kind", BOUNDS)
-@pytest.mark.parametrize(("H", "heads"), [(20, 1), (60, 3), (64, 2)])
-def test_means_of_heads(H, heads, kind, masked):
-    case = Case(of_heads, T=3, B=9, I=40 if masked else 5, H=H, reverse=masked, masked=masked, heads=heads)
-    check(case.layer, case.grads, kind)
-
-
-@pytest.mark.sampled(7)
-@masks
-@pytest.mark.parametrize("kind", BOUNDS)
-@pytest.mark.parametrize(("H", "heads"), [(32, 2), (60, 3), (128, 4)])
-@pytest.mark.parametrize("cell", [cells.lstm, gru_decay], ids=lambda cell: cell.name)
-def test_heads(cell, H, heads, kind, masked):
+@pytest.mark.parametrize(
+    ("cell", "H", "heads"),
+    [
+        *((cell, *size) for cell in WITH_MEANS for size in ((20, 1), (64, 1), (64, 2))),
+        *((of_heads, *size) for size in ((20, 1), (60, 3), (64, 2))),
+        *((cell, *size) for cell in (cells.lstm, gru_decay) for size in ((32, 2), (60, 3), (128, 4))),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_means_and_heads(cell, H, heads, kind, masked):
     case = Case(cell, T=3, B=9, I=40 if masked else 5, H=H, reverse=masked, masked=masked, heads=heads)
     check(case.layer, case.grads, kind)
 
@@ -90,23 +78,7 @@ def test_a_stack_of_layers_with_heads(cell):
 
 def check_stack(cell, heads):
     options = {"T": 2, "B": 4, "I": 5, "H": 20, "masked": True, "bias": False, "heads": heads}
-    first, second = (Case(cell, **options, seed=seed) for seed in (1, 2))
-
-    def joined(parts, axis):
-        return tuple(None if a is None else torch.cat([a, b], axis) for a, b in zip(*parts))
-
-    layers, grads = (first.layer, second.layer), (first.grads, second.grads)
-    weights = tuple(None if a is None else torch.stack([a, b]) for a, b in zip(*(each.weights for each in layers)))
-    x, lengths, reset = (torch.cat(pair, axis) for pair, axis in (
-        ([each.x for each in layers], 1), ([each.lengths for each in layers], 0), ([each.reset for each in layers], 1)
-    ))  # fmt: skip
-    states, inputs = joined([each.states for each in layers], 0), joined([each.inputs for each in layers], 1)
-    layer = Layer(x, weights, states, lengths, reset, False, cell, inputs)
-    both = Run(
-        torch.cat([each.h for each in grads], 1), joined([each.last for each in grads], 0),
-        joined([each.kept for each in grads], 1),
-    )  # fmt: skip
-    check(layer, both, "ieee")
+    check(*stacked([Case(cell, **options, seed=seed) for seed in (1, 2)]), "ieee")
 
 
 @pytest.mark.sampled(3)
@@ -121,7 +93,7 @@ def test_nan_in_the_padding_reaches_nothing(cell, reverse, kernels):
         assert a is b is None or torch.equal(a, b)
 
 
-@with_means
+@pytest.mark.parametrize("cell", WITH_MEANS, ids=lambda cell: cell.name)
 def test_bits_do_not_depend_on_the_rows_beside(cell):
     layer, row = on_device(Case(cell, T=3, B=5, H=20).layer.to(torch.float32)), torch.tensor([2], device=DEVICE)
     x = torch.full_like(layer.x, 1e3).index_copy(1, row, layer.x.index_select(1, row))
@@ -175,19 +147,6 @@ def test_layers_that_no_kernel_runs(monkeypatch):
     assert dispatch.choose("auto", torch.device("cuda"), torch.float32, **options) == "triton"
 
 
-def test_a_module_with_heads():
-    results = []
-    for name in ("triton-ieee", "reference"):
-        torch.manual_seed(0)
-        rnn = fastlstm.RNN(cells.lstm, 6, 32, heads=2, backend=name, device=DEVICE)
-        x = torch.randn(2, 3, 6, device=DEVICE)
-        for _ in range(2):  # the second call follows a plan
-            output, _ = rnn(x)
-        results.append([output, *torch.autograd.grad(output.sin().sum(), [*rnn.parameters()])])
-    for got, want in zip(*results, strict=True):
-        assert error(got, want) < BOUNDS["ieee"][2]
-
-
 @pytest.mark.parametrize("kind", ["ieee", "tf32"])
 def test_outputs_of_any_size_are_multiplied(kind, kernels):
     """Packed weights are multiplied in fp16, which ends at 65504: h is scaled where the cell does not bound it."""
@@ -196,21 +155,8 @@ def test_outputs_of_any_size_are_multiplied(kind, kernels):
     check(layer, case.grads, kind, Gradients(True, (False, False, True, True), (True,)))
 
 
-def test_a_module():
-    ours = fastlstm.GRU(6, 20, bidirectional=True, backend="triton-ieee", device=DEVICE)
-    theirs = torch.nn.GRU(6, 20, bidirectional=True, dtype=torch.double, device=DEVICE)
-    theirs.load_state_dict(ours.state_dict())
-    x, results = torch.randn(3, 3, 6, device=DEVICE), []
-    for module in (ours, theirs):
-        output, h_n = module(x.to(module.weight_ih_l0.dtype))
-        loss = (output * output.detach().cos()).sum() + h_n.sin().sum()
-        results.append([output, h_n, *torch.autograd.grad(loss, [*module.parameters()])])
-    for got, want in zip(*results, strict=True):
-        assert error(got.double(), want) < BOUNDS["ieee"][2]
-
-
 @pytest.mark.sampled(3)
-@every_library_cell
+@pytest.mark.parametrize("cell", cells.CELLS, ids=lambda cell: cell.name)
 def test_a_single_step(cell, kernels):
     """By a plan, with first and second derivatives of the states after the step."""
     case, found = Case(cell, T=1, B=3, I=5, H=20), []
@@ -233,16 +179,28 @@ def leaky(f, c, h, w, gap):
     return h + cells.sigmoid(f) * (cells.tanh(c) - h) * cells.exp(-cells.relu(w * gap))
 
 
-def test_a_cell_that_a_user_declares(kernels):
+@pytest.mark.parametrize(
+    ("cell", "H", "options"),
+    [(leaky, 20, {}), (cells.lstm, 32, {"heads": 2}), (cells.gru, 20, {"bidirectional": True})],
+    ids=["own cell", "heads", "directions"],
+)
+def test_modules(cell, H, options, kernels):
+    """In the first call and the second, which follows a plan."""
     results = []
     for name in ("triton-ieee", "reference"):
         torch.manual_seed(0)
-        rnn = fastlstm.RNN(leaky, 6, 20, backend=name, device=DEVICE)
-        x, gap = torch.randn(2, 3, 6, device=DEVICE), torch.rand(2, 3, 20, device=DEVICE, requires_grad=True)
-        output, _ = rnn(x, inputs={"gap": gap})
-        results.append([output, *torch.autograd.grad(output.sin().sum(), [gap, *rnn.parameters()])])
-    for got, want in zip(*results, strict=True):
-        assert error(got, want) < BOUNDS["ieee"][2]
+        rnn = fastlstm.RNN(cell, 6, H, backend=name, device=DEVICE, **options)
+        x, inputs = (
+            torch.randn(2, 3, 6, device=DEVICE),
+            {name: torch.rand(2, 3, H, device=DEVICE) for name in cell.inputs},
+        )
+        wanted = [a.requires_grad_() for a in inputs.values()] + [*rnn.parameters()]
+        for _ in range(2):
+            output, last = rnn(x, inputs=inputs or None)
+            loss = output.sin().sum() + sum(a.cos().sum() for a in last)
+            results.append([output, *last, *torch.autograd.grad(loss, wanted)])
+    for got in results[:2]:
+        assert max(map(error, got, results[-1])) < BOUNDS["ieee"][2]
 
 
 @cells.cell(gates=dict.fromkeys("abcdefgi", "xh"), states=("h",))

@@ -209,7 +209,7 @@ def taken(kind, H):
     name = choose("auto", "cuda", dtype, cell=cell, masked=bool(options), layer=layer)
     if name != "triton":
         return {"aten": "torch", "reference": "plain"}[name]
-    _, tile, *_ = launch.cut(layer, precision)
+    _, tile, *_ = launch.describe_layer(layer, precision)
     return "one launch" if isinstance(tile, tiles.Resident) else "a launch a step"
 
 

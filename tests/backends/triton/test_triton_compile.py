@@ -18,7 +18,7 @@ from fastlstm.cells.spec import by_key
 
 pytest.importorskip("triton", reason="triton is made for Linux on x86-64")
 
-from fastlstm.backends.triton.cells import kernel, means_of
+from fastlstm.backends.triton.cells import cell_functions, means_of
 from tests.helpers import ROOT, interpreter
 from tests.helpers.triton_resources import CHIPS, COUNTS, DTYPES, cases, tile_of
 
@@ -140,7 +140,7 @@ def check_ptx(capability, row):
     """What a thread and a warp are meant to do, and nothing twice, in the whole kernel's PTX."""
     case, tile, ptx, warps = CASES[row["case"]], tile_of(CASES[row["case"]], capability), row["ptx"], row["warps"]
     cell, precision = by_key(case.cell), DTYPES[case.kind]
-    compiled_cell = kernel(cell, precision == "ieee", case.H if means_of(cell) else 0)
+    compiled_cell = cell_functions(cell, precision == "ieee", case.H if means_of(cell) else 0)
     resident, exact, forward = isinstance(tile, tiles.Resident), precision == "ieee", case.direction == "forward"
     if case.cell == "lstm":
         units = (tile.P if resident else tile.units) * tile.block_b // (32 * warps)  # of a thread

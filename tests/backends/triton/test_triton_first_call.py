@@ -169,7 +169,7 @@ def raises(error):
     [
         (Forward, "run", lambda run: run._replace(h=run.h * 1.01), "the output differs from the reference by 1.0e-02"),
         (Forward, "run", lambda run: run._replace(h=run.h.log()), "differs from the reference by inf"),
-        (Backward, "launch", lambda out: out._replace(sums=out.sums * 1.01), "the gradient of x differs"),
+        (Backward, "launch", lambda out: out._replace(preact=out.preact * 1.01), "the gradient of x differs"),
         (Forward, "_run", raises(ValueError("no kernel image")), "ValueError: no kernel image"),
     ],
     ids=["result", "nan", "gradient", "start"],

@@ -1,7 +1,6 @@
 """What is done to one weight, and through which tensor that shares its memory."""
 
 import copy
-import ctypes
 import math
 from contextlib import ExitStack
 from functools import partial
@@ -101,23 +100,6 @@ def of_an_array(module, name):
     return lambda: torch.from_numpy(array).view(p.dtype)
 
 
-def through_ctypes(module, name):
-    def alias():
-        p = getattr(module, name)
-        memory = (ctypes.c_char * (p.numel() * p.itemsize)).from_address(p.data_ptr())
-        return torch.frombuffer(memory, dtype=p.dtype).view(p.shape)
-
-    return alias
-
-
-def of_the_storage(module, name):
-    def alias():
-        p = getattr(module, name)
-        return torch.empty(0, dtype=p.dtype).set_(p.untyped_storage(), p.storage_offset(), p.shape, p.stride())
-
-    return alias
-
-
 def in_a_flat_buffer(module, name):
     flat, start = torch.cat([p.detach().flatten() for p in module.parameters()]), 0
     for each, p in module.named_parameters():
@@ -142,23 +124,14 @@ def of_another_module(module, name):
 
 MODES = {  # a route, and in what the write is done
     "data": (data, None),
-    "detached": (lambda module, name: lambda: getattr(module, name).detach(), None),
     "itself": (itself, None),
+    "itself, its version set back": (itself, lambda p: torch.autograd._unsafe_preserve_version_counter(p)),
     "made before": (made_before, None),
-    "in state_dict": (lambda module, name: lambda: module.state_dict()[name], None),
-    "through dlpack": (lambda module, name: lambda: torch.from_dlpack(getattr(module, name).detach()), None),
     "through numpy": (through_numpy, None),
     "of an array": (of_an_array, None),
-    "through ctypes": (through_ctypes, None),
-    "of the storage": (of_the_storage, None),
-    "in shared memory": (lambda module, name: data(module.share_memory(), name), None),
     "in a flat buffer": (in_a_flat_buffer, None),
-    "without gradients": (lambda module, name: data(module.requires_grad_(False), name), None),
     "of inference mode": (of_inference_mode, lambda p: torch.inference_mode()),
     "of another module": (of_another_module, None),
-    "itself, in inference mode": (itself, lambda p: torch.inference_mode()),
-    "data, in inference mode": (data, lambda p: torch.inference_mode()),
-    "itself, its version set back": (itself, lambda p: torch.autograd._unsafe_preserve_version_counter(p)),
 }
 
 

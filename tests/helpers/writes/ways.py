@@ -1,18 +1,13 @@
-"""Every way to write to a module's weights, and what is wrong after each of them."""
+"""The ways to write to a module's weights, and what is wrong after each of them."""
 
 import copy
-import ctypes
-import inspect
 import itertools
 import pickle
-import tempfile
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn.utils import parameters_to_vector, parametrizations, parametrize, prune, vector_to_parameters
-from torch.optim import swa_utils
 
 from tests.helpers.writes.forms import BITS, FORMS, MODES, written
 from tests.helpers.writes.kinds import names_of, same
@@ -28,18 +23,8 @@ def other_state(m):
     return {name: random_like(value) for name, value in m.state_dict().items()}
 
 
-def numbers_of(m, n):
-    """A weight as numpy's whole numbers, which share its memory."""
-    w = getattr(m, n).detach()
-    return w.view(BITS[w.itemsize]).numpy()
-
-
 def vector_of(m):
     return parameters_to_vector(m.parameters()).detach()
-
-
-def initialised(function, m, n):
-    function(getattr(m, next(each for each in names_of(m) if "weight_hh" in each)))
 
 
 def own_data_cloned(m, n):
@@ -90,63 +75,6 @@ def lowest_bit_of_a_bias(m, n):
     p.data.view(BITS[p.itemsize])[2] ^= 1
 
 
-def rows_by_numpy(m, n):
-    numbers_of(m, n)[:] = numbers_of(m, n)[::-1].copy()
-
-
-def storage_byte(m, n):
-    storage, place = getattr(m, n).untyped_storage(), 2 * getattr(m, n).itemsize - 1
-    storage[place] = storage[place] ^ 0x81  # the sign and an exponent's bit
-
-
-def moved(m, n):
-    p = getattr(m, n)
-    ctypes.memmove(p.data_ptr() + p.itemsize, random_like(p[:1]).data_ptr(), p.itemsize)
-
-
-def through_memoryview(m, n):
-    p = getattr(m, n)
-    memoryview(p.detach().view(torch.uint8).numpy().reshape(-1))[p.itemsize - 1] ^= 0x81
-
-
-def element_by_numpy(m, n):
-    numbers_of(m, n)[-1] ^= 1 << (8 * getattr(m, n).itemsize - 2)  # a row's exponents
-
-
-def sum_by_numpy(m, n):
-    if getattr(m, n).dtype == torch.bfloat16:  # of which numpy has none
-        rows_by_numpy(m, n)
-    else:
-        array = getattr(m, n).detach().numpy()
-        array += 0.5
-
-
-def average_copied(m, n):
-    other = copy.deepcopy(m)
-    other.load_state_dict(other_state(m))
-    average = swa_utils.AveragedModel(other, multi_avg_fn=swa_utils.get_ema_multi_avg_fn(0.9))
-    average.update_parameters(other)
-    for p, q in zip(m.parameters(), average.module.parameters(), strict=True):
-        p.data.copy_(q.data)
-
-
-def closure(m, n):
-    optimizer = torch.optim.LBFGS(m.parameters(), lr=4.0, max_iter=1)
-
-    def loss():
-        optimizer.zero_grad()
-        total = sum((p.flatten()[:4] - 1).square().sum() for p in m.parameters())
-        total.backward()
-        return total
-
-    optimizer.step(loss)
-
-
-INITS = {
-    "uniform_": nn.init.uniform_, "normal_": nn.init.normal_, "constant_": lambda w: nn.init.constant_(w, 0.3),
-    "ones_": nn.init.ones_, "zeros_": nn.init.zeros_, "eye_": nn.init.eye_, "xavier_uniform_": nn.init.xavier_uniform_,
-    "kaiming_normal_": nn.init.kaiming_normal_, "sparse_": lambda w: nn.init.sparse_(w, 0.5),
-}  # fmt: skip
 COPIERS = {"copy": copy.copy, "deepcopy": copy.deepcopy, "pickle": lambda m: pickle.loads(pickle.dumps(m))}
 WRITES = {
     "other data": lambda m, n: setattr(getattr(m, n), "data", random_like(getattr(m, n))),
@@ -164,20 +92,9 @@ WRITES = {
     "reset_parameters": lambda m, n: m.reset_parameters(),
     "pruned": lambda m, n: prune.random_unstructured(m, n, amount=0.5),
     "copied and left": lambda m, n: copied(copy.deepcopy, m, n) and getattr(m, n).data.view(-1)[3].add_(1),
-    "average copied": average_copied,
-    "closure": closure,
-    "storage copied": lambda m, n: getattr(m, n).untyped_storage().copy_(random_like(getattr(m, n)).untyped_storage()),
-    "storage filled": lambda m, n: getattr(m, n).untyped_storage().fill_(0x3C),
-    "storage's byte": storage_byte,
-    "memmove": moved,
-    "memoryview": through_memoryview,
-    "element by numpy": element_by_numpy,
-    "rows by numpy": rows_by_numpy,
-    "sum by numpy": sum_by_numpy,
     "shared, then written": lambda m, n: getattr(m, n).share_memory_().data.view(-1)[3].add_(1),
     "opposite biases": opposite_biases,
     "lowest bit of a bias": lowest_bit_of_a_bias,
-    **{f"init {name}": partial(initialised, function) for name, function in INITS.items()},
     **{
         f"to {dtype} and back": partial(another_dtype, dtype)
         for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -208,53 +125,13 @@ def optimizer(kind, options, sparse, module, k):
     return made.step
 
 
-def optimizers():
-    eps = {"lr": 0.5, "eps": 1e-3}  # the usual 1e-8 is zero in float16
-    kinds = {
-        "SGD": (torch.optim.SGD, {"lr": 1.0}),
-        "momentum": (torch.optim.SGD, {"lr": 1.0, "momentum": 0.9}),
-        **{name: (getattr(torch.optim, name), eps) for name in ("Adam", "AdamW", "RMSprop", "Adagrad")},
-    }
-    modes = {"plain": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
-    for (name, (kind, options)), (mode, chosen) in itertools.product(kinds.items(), modes.items()):
-        if mode in ("plain", "foreach") or "fused" in inspect.signature(kind).parameters:
-            for sparse in (False, True):
-                prepare = partial(optimizer, kind, {**options, **chosen}, sparse)
-                yield f"{name}, {mode}, {'one element' if sparse else 'dense'}", prepare
-
-
-FOREACH = {
-    "add_": lambda a, b: torch._foreach_add_(a, 0.5),
-    "add_ of tensors": lambda a, b: torch._foreach_add_(a, b, alpha=0.5),
-    "sub_": lambda a, b: torch._foreach_sub_(a, b),
-    "mul_": lambda a, b: torch._foreach_mul_(a, 1.5),
-    "div_": lambda a, b: torch._foreach_div_(a, 2.0),
-    "neg_": lambda a, b: torch._foreach_neg_(a),
-    "zero_": lambda a, b: torch._foreach_zero_(a),
-    "copy_": lambda a, b: torch._foreach_copy_(a, b),
-    "lerp_": lambda a, b: torch._foreach_lerp_(a, b, 0.5),
-    "addcmul_": lambda a, b: torch._foreach_addcmul_(a, b, b),
-    "clamp_max_": lambda a, b: torch._foreach_clamp_max_(a, 0.0),
+OPTIMIZERS = {
+    "SGD": (torch.optim.SGD, {"lr": 1.0, "foreach": False}),
+    **{
+        f"Adam, {mode}": (torch.optim.Adam, {"lr": 0.5, "eps": 1e-3, mode: True})  # the usual 1e-8 is zero in float16
+        for mode in ("foreach", "fused")
+    },
 }
-
-
-def foreach(function, of_data, module, k):
-    def write():
-        weights, others = list(module.parameters()), [random_like(p) for p in module.parameters()]
-        with torch.no_grad():
-            function([p.data for p in weights] if of_data else weights, others)
-
-    return write
-
-
-def averaged(function, module, k):
-    """The module is what averages, of another one's weights."""
-    other = copy.deepcopy(module)
-    average = swa_utils.AveragedModel(other, multi_avg_fn=function)
-    average.module = module
-    average.n_averaged += 1
-    foreach(FOREACH["copy_"], True, other, k)()
-    return lambda: average.update_parameters(other)
 
 
 def step_in_backward(module, k):
@@ -267,20 +144,6 @@ def step_in_backward(module, k):
     for p in module.parameters():
         p.register_post_accumulate_grad_hook(update)
     return lambda: sum(p.exp().sum() for p in module.parameters()).backward()
-
-
-def mapped_file(module, k):
-    """A file is written to, of which a weight is a mapping."""
-    p, directory = chosen(module, k), tempfile.TemporaryDirectory()
-    path = Path(directory.name, "weight")
-    path.write_bytes(p.detach().view(torch.uint8).numpy().tobytes())
-    p.data = torch.from_file(str(path), shared=True, size=p.numel(), dtype=p.dtype).view(p.shape)
-
-    def write():
-        with directory, path.open("r+b") as file:
-            file.write(random_like(p).view(torch.uint8).numpy().tobytes())
-
-    return write
 
 
 def swap_tensors(module, k):
@@ -344,18 +207,15 @@ def weight_norm_removed(module, k):
 
 
 PREPARED = (
-    step_in_backward, mapped_file, swap_tensors, not_contiguous, sign_of_zero, write_to_plain_tensor, write_to_vector,
+    step_in_backward, swap_tensors, not_contiguous, sign_of_zero, write_to_plain_tensor, write_to_vector,
     pruned_before, pruned_for_good, weight_norm, weight_norm_removed,
 )  # fmt: skip
 WAYS = {
-    **dict(optimizers()),
     **{
-        f"foreach {name} of {'data' if of_data else 'parameters'}": partial(foreach, function, of_data)
-        for name, function in FOREACH.items()
-        for of_data in (False, True)
+        f"{name}, {'one element' if sparse else 'dense'}": partial(optimizer, *kind, sparse)
+        for name, kind in OPTIMIZERS.items()
+        for sparse in (False, True)
     },
-    "averaged, EMA": partial(averaged, swa_utils.get_ema_multi_avg_fn(0.5)),
-    "averaged, SWA": partial(averaged, swa_utils.get_swa_multi_avg_fn()),
     **{name: partial(simple, write) for name, write in WRITES.items()},
     **{prepare.__name__: prepare for prepare in PREPARED},
 }
@@ -372,10 +232,8 @@ def ways(kind, setting, every=False):
         for name in names if every else [names[(i + j) % len(names)]]:
             yield f"{form} of {name} by {mode}", partial(written, mode, form, name), True
     for k, (name, prepare) in enumerate(WAYS.items()):
-        # PyTorch 2.13's fused SGD leaves most elements of 16 bits as they are, where they are many
-        unseen = name in UNSEEN or (setting.dtype.itemsize == 2 and name.startswith(("SGD, fused", "momentum, fused")))
         if kind.how != "step" or name not in OF_HOOKS:
-            yield name, lambda m, k=k, prepare=prepare: prepare(m, k), not unseen
+            yield name, lambda m, k=k, prepare=prepare: prepare(m, k), name not in UNSEEN
 
 
 UNCHANGED = "the answer is that before the write"
