@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import pictures
 from tests.helpers import script
-from tests.helpers.pages import PAGES, text_of
+from tests.helpers.pages import PAGES, rows, text_of
 
 links, reports = script("docs/hooks/links.py"), script("docs/hooks/reports.py")
 
@@ -83,6 +83,14 @@ def test_the_ranges_of_the_table_in_the_readme_are_those_of_the_newest_report():
     ratios = [ratio for _, ratio in pictures.sequences(pictures.newest())]
     ranges = [f"{min(each):.2f} to {max(each):.2f}" for each in zip(*((r["training"], r["inference"]) for r in ratios))]
     assert f"the sizes above | `nn.LSTM` | {' | '.join(ranges)} |" in text_of("README.md")
+
+
+def test_the_figures_of_the_readme_stand_on_the_pages_that_its_table_links():
+    """Those with a decimal point."""
+    for row in rows("README.md", "| work, end to end |"):
+        (page,) = re.findall(r"\]\(([^)#]+)", row[0])
+        for figure in re.findall(r"\d+\.\d+", " ".join(row[2:4])):
+            assert re.search(rf"(?<![\d.]){figure}(?!\d)", text_of(page)), f"{page} has no {figure}"
 
 
 @pytest.mark.parametrize("theme", pictures.THEMES)
