@@ -181,7 +181,7 @@ def leaky(f, c, h, w, gap):
 
 @pytest.mark.parametrize(
     ("cell", "H", "options"),
-    [(leaky, 20, {}), (cells.lstm, 32, {"heads": 2}), (cells.gru, 20, {"bidirectional": True})],
+    [(leaky, 20, {}), (cells.lstm, 64, {"heads": 2}), (cells.gru, 20, {"bidirectional": True})],
     ids=["own cell", "heads", "directions"],
 )
 def test_modules(cell, H, options, kernels):
