@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import fastlstm
-from fastlstm.layers.functional import lstm
 from tests.backends.triton.shared import DEVICE
 from tests.helpers.layers import Layer, error
 
@@ -56,8 +55,8 @@ def test_nothing_is_saved_without_a_gradient(monkeypatch, kernels):
     monkeypatch.setattr(launch.Forward, "run", forward)
     x, h_0, c_0, *weights = (a.to(DEVICE) for a in Layer(3, 2, 4, 5).to(torch.float32))
     with torch.no_grad():
-        quiet = lstm(x, (h_0, c_0), *weights, backend="triton-ieee")[0]
-    assert torch.equal(quiet, lstm(x, (h_0, c_0), *weights, backend="triton-ieee")[0])
+        quiet = fastlstm.lstm(x, (h_0, c_0), *weights, backend="triton-ieee")[0]
+    assert torch.equal(quiet, fastlstm.lstm(x, (h_0, c_0), *weights, backend="triton-ieee")[0])
     assert saved == [0, 2]
 
 
@@ -99,7 +98,7 @@ def test_the_last_state_alone_brings_no_gradient_of_every_step(monkeypatch):
 
     monkeypatch.setattr(Backward, "run", backward)
     x, h_0, c_0, *weights = (a.to(DEVICE) for a in Layer(3, 2, 4, 5).to(torch.float32))
-    lstm(x, (h_0, c_0), *weights, backend="triton-ieee")[1][0].sum().backward()
+    fastlstm.lstm(x, (h_0, c_0), *weights, backend="triton-ieee")[1][0].sum().backward()
     assert given == [(None, True, None, False)]
 
 
@@ -135,7 +134,7 @@ def test_nan_and_infinity_travel_as_in_nn_lstm(value, where, name, kernels):
     module.load_state_dict(dict(zip(module.state_dict(), weights)))
     want, (h_n, c_n) = module(x, (h_0[None], c_0[None]))
     x, h_0, c_0, *weights = (a.to(DEVICE) for a in (x, h_0, c_0, *weights))
-    got, (h, c) = lstm(x, (h_0, c_0), *weights, backend=name)
+    got, (h, c) = fastlstm.lstm(x, (h_0, c_0), *weights, backend=name)
     bound = 1e-5 if name == "triton-ieee" else 3e-3
     for a, b in ((got, want), (h, h_n[0]), (c, c_n[0])):
         torch.testing.assert_close(a.cpu(), b, rtol=bound, atol=bound, equal_nan=True)
@@ -168,7 +167,7 @@ def test_empty_batch_and_empty_sequence(kernels):
     weights = [a.to(DEVICE) for a in Layer(1, 1, 3, 9).to(torch.float32)[3:]]
     for T, B in ((3, 0), (0, 3), (0, 0)):
         x, h_0 = (torch.randn(*s, device=DEVICE, requires_grad=True) for s in ((T, B, 3), (B, 9)))
-        output, (h_n, c_n) = lstm(x, (h_0, h_0), *weights, backend="triton")
+        output, (h_n, c_n) = fastlstm.lstm(x, (h_0, h_0), *weights, backend="triton")
         assert output.shape == (T, B, 9)
         grads = torch.autograd.grad((output.sum(), h_n.sum(), c_n.sum()), [x, h_0, *weights], allow_unused=T == 0)
         assert all(g is None or g.isfinite().all() for g in grads)
@@ -191,7 +190,7 @@ def test_sixteen_bits_carry_the_cell_state_in_float32():
     bias = torch.tensor([30.0, 30.0, 0.1, 0.0]).repeat_interleave(H)  # i = f = 1, g = 0.0997
     shapes = (T, 1, 1), (1, H), (4 * H, 1), (4 * H, H)
     x, h_0, w_ih, w_hh, bias = (a.to(DEVICE, torch.float16) for a in (*(torch.zeros(s) for s in shapes), bias))
-    c_n = lstm(x, (h_0, h_0 + 512), w_ih, w_hh, bias, backend="triton")[1][1]
+    c_n = fastlstm.lstm(x, (h_0, h_0 + 512), w_ih, w_hh, bias, backend="triton")[1][1]
     # fp16 is 0.5 apart here, and would never leave 512
     assert (c_n.float() - 512 - T * torch.tanh(bias[2 * H].float())).abs().max() <= 0.25
 
