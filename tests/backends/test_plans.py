@@ -273,15 +273,6 @@ def test_infinite_inputs_reach_what_they_reach_in_plain_pytorch(kind, backend):
         close(a.nan_to_num(), b.nan_to_num(), "values")
 
 
-@each_kind
-def test_no_rows(kind, backend):
-    module = kind(5, 9, backend=backend)
-    inputs = inputs_of(module, 3, 0)
-    outputs = called(module, inputs[0], inputs[1:])
-    assert [a.shape for a in outputs] == [(3, 0, 9), *[(1, 0, 9)] * (len(outputs) - 1)]
-    assert not any(a.any() for a in results(module, inputs, [torch.zeros_like(a) for a in outputs]))
-
-
 @pytest.mark.parametrize("which", ["bias_ih", "bias_hh"])
 @pytest.mark.parametrize("T", [1, 6])
 @pytest.mark.parametrize("backend", CPU_BACKENDS)

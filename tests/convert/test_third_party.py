@@ -11,14 +11,12 @@ from torch import nn
 
 import fastlstm
 from benchmarks.cpu.third_party import MODELS
-from fastlstm.layers.recurrent import Recurrent
-from fastlstm.layers.recurrent_cell import RecurrentCell
 from tests.helpers.tolerances import close
 
 # Values and gradients of size one, or relative to their size, through up to a few hundred steps and the layers around
 # them: some thousand roundings.
 TORCHS = (nn.RNNBase, nn.RNNCellBase)
-OURS = (Recurrent, RecurrentCell)
+OURS = (fastlstm.LSTM, fastlstm.GRU, fastlstm.Elman, fastlstm.LSTMCell, fastlstm.GRUCell, fastlstm.ElmanCell)
 
 pytestmark = pytest.mark.slow
 

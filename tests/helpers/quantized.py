@@ -7,10 +7,9 @@ import torch
 from torch import nn
 
 import fastlstm
-from fastlstm.backends import dispatch
 
 # those with kernels of their own, which an installation may lack
-KERNELS = ["native"] if dispatch.module("native").supports(torch.device("cpu"), torch.float32) is None else []
+KERNELS = ["native"] if fastlstm.info()["backends"]["native"] is None else []
 kernels = pytest.mark.parametrize("backend", KERNELS)
 both_activations = pytest.mark.parametrize("activations", ["int8", "int16"])
 both_kinds = pytest.mark.parametrize("kind", [fastlstm.LSTM, fastlstm.GRU])

@@ -35,12 +35,8 @@ from fastlstm.cells.spec import by_key
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 OPERATIONS = {
     "mma": r"\b(?:HMMA|HGMMA|UTC\w*MMA)",
-    "wgmma": r"\bHGMMA",
     "streamed": r"\bHGMMA\S* R\d+, gdesc",  # weights that wgmma reads from shared memory
-    "special": r"\bMUFU",
-    "shared": r"\b(?:LDS|STS|LDSM|STSM)\b",
     "barriers": r"\bBAR\.SYNC",
-    "global": r"\b(?:LDG|STG)",
 }
 PTX = {  # of the whole kernel
     "wgmma": r"\bwgmma\.mma_async",

@@ -4,17 +4,12 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import fastlstm
-from fastlstm.layers.functional import lstm
 from tests.backends.triton.shared import DEVICE
-from tests.helpers.layers import Layer, draws, error
+from tests.helpers.layers import Layer, error
 
 pytestmark = pytest.mark.usefixtures("poisoned")
-SIZES = [(1, 1, 1, 1), (3, 7, 1, 7), (4, 9, 28, 64), (2, 3, 40, 100), (5, 17, 7, 33)]
-SLOW = [(2, 34, 3, 130), (3, 5, 40, 260), (3, 2, 7, 650), (2, 100, 100, 33), (20, 17, 28, 128)]
 NAMES = ("output", "h_n", "c_n", "cells", "x", "h_0", "c_0", "weight_ih", "weight_hh", "bias_ih", "bias_hh")
 # Outputs and gradients, of the largest value.
 BOUNDS = {
@@ -35,46 +30,6 @@ def outputs_and_gradients(layer, name, dtype):
     return [*outputs, *torch.autograd.grad(outputs, inputs, [g.to(DEVICE, dtype) for g in layer.gradients])]
 
 
-def check(layers, name, dtype=None, bounds=None):
-    default, *fixed = BOUNDS[name]
-    results = []
-    for layer in layers:
-        truth = [a.detach().to(dtype or default).double().requires_grad_() for a in layer.inputs]
-        want = layer.truth(truth)
-        want = [*want, *torch.autograd.grad(want, truth, layer.gradients)]
-        results.append(zip(outputs_and_gradients(layer, name, dtype or default), want))
-    forward, backward = bounds or fixed
-    for n, (label, pairs) in enumerate(zip(NAMES, zip(*results))):
-        got, want = (torch.stack(tensors) for tensors in zip(*((a.cpu(), b) for a, b in pairs)))
-        assert error(got, want) < (forward if n < 4 else backward), label
-
-
-@pytest.mark.sampled(11)
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize(
-    ("name", "size"),
-    [("triton-ieee", size) for size in SIZES]
-    + [(name, size) for name in ("triton-tf32", "triton") for size in SIZES[1:3]],
-)
-def test_outputs_and_gradients(name, size, reverse, masked, kernels):
-    check(draws(*size, values=16, reverse=reverse, masked=masked), name)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("size", SLOW)
-@pytest.mark.parametrize("name", BOUNDS)
-def test_outputs_and_gradients_of_larger_layers(name, size, masked):
-    check([Layer(*size, reverse=masked, masked=masked)], name)
-
-
-@pytest.mark.skipif(DEVICE.type == "cpu", reason="the interpreter multiplies the bits of bf16 as integers")
-@pytest.mark.parametrize("size", SIZES)
-def test_bf16(size, kernels):
-    check(draws(*size, values=16), "triton", torch.bfloat16, (4e-2, 8e-2))  # eight times fp16's: three bits fewer
-
-
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("wanted", [w for n in (1, 2) for w in itertools.combinations(range(4), n)])
 def test_any_outputs_have_gradients(wanted, kernels):
@@ -85,16 +40,6 @@ def test_any_outputs_have_gradients(wanted, kernels):
     want = torch.autograd.grad([want[k] for k in wanted], truth, grads)
     got = torch.autograd.grad([got[k] for k in wanted], inputs, [g.to(DEVICE, torch.float32) for g in grads])
     assert max(map(error, (a.cpu() for a in got), want)) < 2e-5
-
-
-@settings(max_examples=2, deadline=None)
-@given(
-    st.integers(1, 6), st.integers(1, 20), st.integers(1, 40), st.sampled_from([3, 20, 35, 70]), st.booleans(),
-    st.booleans(), st.booleans(), st.sampled_from(["triton-ieee", "triton"]),
-)  # fmt: skip
-def test_any_shape(T, B, I, H, reverse, masked, bias, name):
-    """Few H, since each is compiled where there is a GPU."""
-    check(draws(T, B, I, H, values=16, reverse=reverse, masked=masked, bias=bias), name)
 
 
 def test_nothing_is_saved_without_a_gradient(monkeypatch, kernels):
@@ -110,8 +55,8 @@ def test_nothing_is_saved_without_a_gradient(monkeypatch, kernels):
     monkeypatch.setattr(launch.Forward, "run", forward)
     x, h_0, c_0, *weights = (a.to(DEVICE) for a in Layer(3, 2, 4, 5).to(torch.float32))
     with torch.no_grad():
-        quiet = lstm(x, (h_0, c_0), *weights, backend="triton-ieee")[0]
-    assert torch.equal(quiet, lstm(x, (h_0, c_0), *weights, backend="triton-ieee")[0])
+        quiet = fastlstm.lstm(x, (h_0, c_0), *weights, backend="triton-ieee")[0]
+    assert torch.equal(quiet, fastlstm.lstm(x, (h_0, c_0), *weights, backend="triton-ieee")[0])
     assert saved == [0, 2]
 
 
@@ -153,7 +98,7 @@ def test_the_last_state_alone_brings_no_gradient_of_every_step(monkeypatch):
 
     monkeypatch.setattr(Backward, "run", backward)
     x, h_0, c_0, *weights = (a.to(DEVICE) for a in Layer(3, 2, 4, 5).to(torch.float32))
-    lstm(x, (h_0, c_0), *weights, backend="triton-ieee")[1][0].sum().backward()
+    fastlstm.lstm(x, (h_0, c_0), *weights, backend="triton-ieee")[1][0].sum().backward()
     assert given == [(None, True, None, False)]
 
 
@@ -167,6 +112,7 @@ def test_strides_are_taken_as_they_are(kernels):
     grads = [g.to(DEVICE, torch.float32) for g in layer.gradients]
     turned = [g.transpose(0, -1).contiguous().transpose(0, -1) for g in grads]  # last stride not 1
     turned[0] = grads[0].transpose(0, 1).contiguous().transpose(0, 1)
+    grads[2] = turned[2] = grads[2][:1].expand_as(grads[2])  # a sum's gradient
     results = []
     for inputs, gradients in ((plain, grads), (strided, turned)):
         inputs = [a.requires_grad_() for a in inputs]
@@ -174,15 +120,6 @@ def test_strides_are_taken_as_they_are(kernels):
         results.append([*outputs, *torch.autograd.grad(outputs, inputs, gradients)])
     for a, b in zip(*results):
         assert error(b.cpu(), a.cpu().double()) < 2e-6  # torch may sum the products with x in another order
-
-
-def test_expanded_gradient():
-    layer = Layer(3, 4, 5, 6)
-    inputs = [a.to(DEVICE).detach().requires_grad_() for a in layer.to(torch.float32)]
-    truth = layer.to(torch.double)
-    got = torch.autograd.grad(layer.run(inputs, "triton-ieee")[0].sum(), inputs)
-    want = torch.autograd.grad(layer.truth(truth)[0].sum(), truth)
-    assert max(error(a.cpu(), b) for a, b in zip(got, want)) < 2e-5
 
 
 @pytest.mark.sampled(5)
@@ -197,7 +134,7 @@ def test_nan_and_infinity_travel_as_in_nn_lstm(value, where, name, kernels):
     module.load_state_dict(dict(zip(module.state_dict(), weights)))
     want, (h_n, c_n) = module(x, (h_0[None], c_0[None]))
     x, h_0, c_0, *weights = (a.to(DEVICE) for a in (x, h_0, c_0, *weights))
-    got, (h, c) = lstm(x, (h_0, c_0), *weights, backend=name)
+    got, (h, c) = fastlstm.lstm(x, (h_0, c_0), *weights, backend=name)
     bound = 1e-5 if name == "triton-ieee" else 3e-3
     for a, b in ((got, want), (h, h_n[0]), (c, c_n[0])):
         torch.testing.assert_close(a.cpu(), b, rtol=bound, atol=bound, equal_nan=True)
@@ -226,25 +163,11 @@ def test_states_of_any_size_are_taken(name, kernels):
             assert error(got[label].cpu(), b) < (forward if n < 4 else backward), label
 
 
-def test_vmap_gives_one_gradient_a_sample(kernels):
-    layer, samples = Layer(2, 3, 4, 35), 3
-    inputs = [a.to(DEVICE) for a in layer.to(torch.float32, requires_grad=False)]
-    x = torch.randn(samples, *inputs[0].shape, device=DEVICE)
-
-    def loss(name):
-        return lambda w, x: sum((a**2).sum() for a in layer.run([x, *inputs[1:4], w, *inputs[5:]], name))
-
-    got, want = (
-        torch.func.vmap(torch.func.grad(loss(name)), (None, 0))(inputs[4], x) for name in ("triton-ieee", "reference")
-    )
-    assert error(got.cpu(), want.cpu().double()) < 2e-5
-
-
 def test_empty_batch_and_empty_sequence(kernels):
     weights = [a.to(DEVICE) for a in Layer(1, 1, 3, 9).to(torch.float32)[3:]]
     for T, B in ((3, 0), (0, 3), (0, 0)):
         x, h_0 = (torch.randn(*s, device=DEVICE, requires_grad=True) for s in ((T, B, 3), (B, 9)))
-        output, (h_n, c_n) = lstm(x, (h_0, h_0), *weights, backend="triton")
+        output, (h_n, c_n) = fastlstm.lstm(x, (h_0, h_0), *weights, backend="triton")
         assert output.shape == (T, B, 9)
         grads = torch.autograd.grad((output.sum(), h_n.sum(), c_n.sum()), [x, h_0, *weights], allow_unused=T == 0)
         assert all(g is None or g.isfinite().all() for g in grads)
@@ -267,7 +190,7 @@ def test_sixteen_bits_carry_the_cell_state_in_float32():
     bias = torch.tensor([30.0, 30.0, 0.1, 0.0]).repeat_interleave(H)  # i = f = 1, g = 0.0997
     shapes = (T, 1, 1), (1, H), (4 * H, 1), (4 * H, H)
     x, h_0, w_ih, w_hh, bias = (a.to(DEVICE, torch.float16) for a in (*(torch.zeros(s) for s in shapes), bias))
-    c_n = lstm(x, (h_0, h_0 + 512), w_ih, w_hh, bias, backend="triton")[1][1]
+    c_n = fastlstm.lstm(x, (h_0, h_0 + 512), w_ih, w_hh, bias, backend="triton")[1][1]
     # fp16 is 0.5 apart here, and would never leave 512
     assert (c_n.float() - 512 - T * torch.tanh(bias[2 * H].float())).abs().max() <= 0.25
 
@@ -281,12 +204,3 @@ def test_backward_within_autocast_stays_in_float32(kind):
         found = torch.autograd.grad(loss, [*module.parameters()])
     for a, b in zip(found, want, strict=True):
         assert torch.equal(a, b)
-
-
-def test_module_under_autocast_stays_in_sixteen_bits():
-    module = fastlstm.LSTM(4, 6, num_layers=2, bidirectional=True, backend="triton").to(DEVICE, torch.float16)
-    output, (h_n, c_n) = module(torch.randn(3, 2, 4, device=DEVICE, dtype=torch.float16))
-    assert output.dtype == h_n.dtype == c_n.dtype == torch.float16
-    assert output.shape == (3, 2, 12)
-    output.sum().backward()
-    assert all(p.grad.isfinite().all() for p in module.parameters())
