@@ -8,7 +8,7 @@ that are padded in front run backwards over the reversed sequence, in which thei
 import inspect
 import warnings
 from collections.abc import Callable
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from typing import Any
 
 import torch
@@ -47,8 +47,7 @@ def enable() -> None:
         raise RuntimeError(f"Keras's backend must be torch, got {backend}: set KERAS_BACKEND=torch before its import")
     classes = keras.layers.RNN, keras.layers.LSTM, keras.layers.GRU  # a SimpleRNN has the method of RNN
     for cls in classes:
-        method = getattr(cls, "inner_loop", None)
-        if method is None or list(inspect.signature(method).parameters) != _ARGUMENTS:
+        if not hasattr(cls, "inner_loop") or list(inspect.signature(cls.inner_loop).parameters) != _ARGUMENTS:
             wanted = f"inner_loop({', '.join(_ARGUMENTS)})"
             raise RuntimeError(f"keras.layers.{cls.__name__} must have {wanted}, which keras {keras.__version__} lacks")
     for cls in classes:
@@ -65,20 +64,17 @@ def disable() -> None:
 
 
 def _replacement(keras: Any, theirs: Callable[..., Any]) -> Callable[..., Any]:
+    tensor = keras.ops.convert_to_tensor
+
     @wraps(theirs)
     def inner_loop(self: Any, sequences: Any, initial_state: Any, mask: Any, training: bool = False) -> Any:
-        def tensor(a: Any) -> Any:
-            return None if a is None else keras.ops.convert_to_tensor(a)
-
         in_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        cell = None if in_graph else _cell_of(keras, self.cell, training)
-        if cell is not None and not (x := tensor(sequences)).is_cpu:
-            cell = None
+        cell = None if in_graph or not (x := tensor(sequences)).is_cpu else _cell_of(keras, self.cell, training)
         if isinstance(cell, Cell):
-            states = initial_state if isinstance(initial_state, list | tuple) else [initial_state]
-            runs = tensor(mask[0] if isinstance(mask, list | tuple) else mask)
-            weights = [tensor(a) for a in (self.cell.kernel, self.cell.recurrent_kernel, self.cell.bias)]
-            if (results := _run(self, cell, x, weights, [tensor(a) for a in states], runs, training)) is not None:
+            mask_of_rows = mask[0] if isinstance(mask, list | tuple) else mask
+            given = self.cell.kernel, self.cell.recurrent_kernel, self.cell.bias, mask_of_rows
+            *weights, runs = [None if a is None else tensor(a) for a in given]
+            if (results := _run(self, cell, x, weights, initial_state, runs, training)) is not None:
                 return results
             cell = "mask that leaves out steps between others"
         if cell is not None:
@@ -91,11 +87,9 @@ def _replacement(keras: Any, theirs: Callable[..., Any]) -> Callable[..., Any]:
 def _cell_of(keras: Any, cell: Any, training: bool) -> Cell | str | None:
     """Return the cell that computes what a cell of Keras does, the option that it lacks, or None for other cells."""
     layers, of = keras.layers, keras.activations
-    cells = {
-        layers.LSTMCell: {of.tanh: library.lstm},
-        layers.GRUCell: {of.tanh: library.gru},
-        layers.SimpleRNNCell: {of.tanh: library.elman_tanh, of.relu: library.elman_relu},
-    }.get(type(cell))
+    simple = {of.tanh: library.elman_tanh, of.relu: library.elman_relu}
+    kinds = {layers.LSTMCell: {of.tanh: library.lstm}, layers.GRUCell: {of.tanh: library.gru}}
+    cells = (kinds | {layers.SimpleRNNCell: simple}).get(type(cell))
     if cells is None:
         return None
     lacks = {
@@ -113,13 +107,8 @@ def _cell_of(keras: Any, cell: Any, training: bool) -> Cell | str | None:
 
 def _run(layer: Any, cell: Cell, x: Any, weights: list[Any], states: list[Any], runs: Any, training: bool) -> Any:
     """Return what `inner_loop` returns: the last output (B, H), the outputs (B, T, H) and the last states. Return None
-    if steps are left out between others.
-
-    Args:
-        layer: a recurrent layer of Keras, and `cell`, what it computes.
-        x: (B, T, I).
-        weights: kernel (I, X H), recurrent kernel (H, X H), and bias: (X H,), (2, X H), or None.
-        runs: (B, T), False for steps that are left out, or None.
+    if `runs`, (B, T) or None, leaves out steps between others. x is (B, T, I), and `weights` are kernel (I, X H),
+    recurrent kernel (H, X H), and bias: (X H,), (2, X H), or None.
     """
     lengths, padded_in_front = None, False
     if runs is not None and not (runs := runs.bool()).all():
@@ -149,6 +138,4 @@ def _run(layer: Any, cell: Cell, x: Any, weights: list[Any], states: list[Any], 
     return output[-1], output.transpose(0, 1), list(last)
 
 
-@cache  # once for each text, whatever the warning filters say
-def _warn(message: str) -> None:
-    warnings.warn(message, stacklevel=3)
+_warn = cache(partial(warnings.warn, stacklevel=2))  # once for each text, whatever the warning filters say

@@ -87,16 +87,9 @@ def restore(model: Model) -> Model:
 
 
 def forward(module: Any, input: Tensor, state: Tensor | None = None, lengths: Any = None) -> tuple[Tensor, Tensor]:  # noqa: A002
-    """Do what `forward` of a cell of xlstm or tirex-ts does.
-
-    Args:
-        module: the cell, with K heads of D units.
-        input: the values of x as the cell takes them, (B, T, 4 K D) or as its `input_shape` says.
-        state: the states h, c, n and m, (4, B, K D), or None for zeros.
-        lengths: not read, as in xlstm.
-
-    Returns:
-        the output, (B, K, T, D) or as the cell's `output_shape` says, and the last states (4, B, K D).
+    """Do what `forward` of a cell of xlstm or tirex-ts does: return its output, (B, K, T, D) or as its `output_shape`
+    says, and the last states h, c, n and m, (4, B, K D). The first ones are `state`, or zeros. `input` contains the
+    values of x, (B, T, 4 K D) or as `input_shape` says. `lengths` are not read, as in xlstm.
     """
     if not _takes(module, input, state):
         own: tuple[Tensor, Tensor] = type(module).forward(module, input, state)
