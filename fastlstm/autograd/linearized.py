@@ -149,11 +149,11 @@ class Linearized:
 
     def preact_tangent(self, operand_tangents: Tangents, h_prev: Optional) -> Tensor:
         """How the pre-activations (T, B, S H) change along tangents of x, the weights and what each step saw of h."""
-        moved = Sums(self.cell, operand_tangents.weights, self.H)
-        total = moved.start(self.x)
+        weight_tangents = Sums(self.cell, operand_tangents.weights, self.H)
+        total = weight_tangents.start(self.x)
         if operand_tangents.x is not None:
             total = total + self.sums.multiply(fill(flat_input(operand_tangents.x), self.held))
-        return self.sums.add_h(moved.add_h(total, self.prev[0]), h_prev)
+        return self.sums.add_h(weight_tangents.add_h(total, self.prev[0]), h_prev)
 
     def tangent(self, preact: Tensor, operand_tangents: Tangents) -> tuple[Tensor, tuple[Tensor, ...]]:
         """From `preact_tangent` without the states' part: the tangents of the pre-activations and of all states
@@ -217,7 +217,7 @@ class Linearized:
             of_prev: list[Optional] = [None] * len(d)
             for j, k in enumerate(self.carried):
                 of_prev[k] = _combined(carries[t][j * R : (j + 1) * R], each)
-            of_prev[0] = sum_of(self.sums.to_h(dpreact), of_prev[0])
+            of_prev[0] = sum_of(self.sums.h_gradient(dpreact), of_prev[0])
             new = [torch.zeros_like(a) if b is None else b for a, b in zip(d, of_prev)]
             new = new if held is None else [torch.where(held, a, b) for a, b in zip(d, new)]
             d = [fill(a, reset) for a in new]
@@ -257,15 +257,15 @@ class Linearized:
         x_t = None if x_t is None else fill(flat_input(x_t), self.held)
 
         biases = self.layer.weights[2:WEIGHTS]
-        weights = self.sums.weights(changes.sums, self.x, self.prev[0], wanted.weights, biases)
-        others = self.sums.weights(dpreact, x_t, h_prev, (*wanted.weights[:2], False, False), biases)
+        weights = self.sums.weight_gradients(changes.sums, self.x, self.prev[0], wanted.weights, biases)
+        others = self.sums.weight_gradients(dpreact, x_t, h_prev, (*wanted.weights[:2], False, False), biases)
         params = (
             vector_gradient(a, param) if want else None
             for a, param, want in zip(changes.params, self.layer.weights[WEIGHTS:], wanted.weights[WEIGHTS:])
         )
-        by_product = sum_of(self.sums.to_h(changes.sums), moved.to_h(dpreact))
+        by_product = sum_of(self.sums.h_gradient(changes.sums), moved.h_gradient(dpreact))
         return Gradients(
-            sum_of(self.sums.to_x(changes.sums), moved.to_x(dpreact)) if wanted.x else None,
+            sum_of(self.sums.x_gradient(changes.sums), moved.x_gradient(dpreact)) if wanted.x else None,
             (*map(sum_of, weights, others), *params),
             (changes.prev[0] if by_product is None else by_product + changes.prev[0], *changes.prev[1:]),
             tuple(a if want else None for a, want in zip(changes.inputs, wanted.inputs)),

@@ -84,14 +84,14 @@ class Regularized(LikeTorch[States]):
                 text += f", {name}={value}"
         return text
 
-    def _run_layer(self, k: int, layer: Layer, sequences: bool) -> Results:
+    def _run_layer(self, k: int, layer: Layer, inner_states: bool) -> Results:
         zoneout = self.zoneout if isinstance(self.zoneout, tuple) else (self.zoneout,) * len(layer.cell.states)
         drops, keeps = self.training and self.recurrent_dropout > 0, any(zoneout)
         if not drops and not keeps:
-            return super()._run_layer(k, layer, sequences)
+            return super()._run_layer(k, layer, inner_states)
         layer, s = self._masked(layer, drops, zoneout[::-1] if keeps else ())
         plans = self._plans_of((k, layer.cell.name))
-        output, last, others = self._run_with(layer, plans, sequences or s)
+        output, last, others = self._run_with(layer, plans, inner_states or s)
         if not s:
             return output, last, others
         output, *others_of_cell = others  # of s, h and perhaps c; s is nobody's matter
