@@ -42,7 +42,7 @@ def step_order(T: int, reverse: bool) -> range:
     return range(T - 1, -1, -1) if reverse else range(T)
 
 
-def before(a: Tensor, a_0: Tensor, layer: Layer, held: Tensor | None, reset: Tensor | None) -> Tensor:
+def previous(a: Tensor, a_0: Tensor, layer: Layer, held: Tensor | None, reset: Tensor | None) -> Tensor:
     """Return the states (T, B, H) from which steps start: the last step's, `a_0` at first, zeros after a reset.
 
     `a` has no states at the steps that `held` marks. A row that runs backwards starts after them, from `a_0`.
@@ -104,8 +104,8 @@ def backward(grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
     sums, params = Sums(layer.cell, layer.weights, H), _params(layer, B) | {HEADS: heads_of(layer)}
     *others, saved = run.saved
     x, inputs = fill(x, held), [fill(a, held) for a in layer.inputs]  # zero times the NaN of a padding would be NaN
-    h_prev = before(run.h, states[0], layer, held, reset)
-    prev = [h_prev, *(before(a, a_0, layer, None, reset) for a, a_0 in zip(others, states[1:]))]
+    h_prev = previous(run.h, states[0], layer, held, reset)
+    prev = [h_prev, *(previous(a, a_0, layer, None, reset) for a, a_0 in zip(others, states[1:]))]
     steps = {
         **dict(zip(layout.saved, saved.split(H, -1))),
         **dict(zip(cell.states, (run.h, *others))),

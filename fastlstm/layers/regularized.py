@@ -94,10 +94,10 @@ class Regularized(LikeTorch[States]):
         output, last, others = self._run_with(layer, plans, inner_states or s)
         if not s:
             return output, last, others
-        output, *others_of_cell = others  # of s, h and perhaps c; s is nobody's matter
+        output, *others_of_cell = others  # of the states s, h and, for an LSTM, c: users do not get s, the masked h
         if (held := held_steps(layer)) is not None:
             output = output.masked_fill(held, 0)
-        return output, last[1:], tuple(others_of_cell) if sequences else ()
+        return output, last[1:], tuple(others_of_cell) if inner_states else ()
 
     def _masked(self, layer: Layer, drops: bool, zoneout: tuple[float, ...]) -> tuple[Layer, bool]:
         """Return the layer of a cell that takes masks, and whether its states begin with the masked h.
