@@ -224,7 +224,7 @@ def _shared(module: Any) -> dict[str, Any]:
 
 
 def _names_of(module: Any) -> list[list[str]]:
-    """The names of weight_ih, weight_hh and the biases, for each layer and direction."""
+    """Return the names of weight_ih, weight_hh and the biases, for each layer and direction."""
     if isinstance(module, nn.RNNBase):
         return [list(names) for names in module._all_weights]
     return [["weight_ih", "weight_hh", "bias_ih", "bias_hh"]]
