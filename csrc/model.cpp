@@ -81,8 +81,8 @@ int fastlstm_model_read(const void *bytes, size_t size, fastlstm_model **model) 
     read_floats(file + first, floats, values);
     float *linear = (float *)((char *)memory + head + packed);
     memcpy(linear, values + floats - of_linear, (size_t)of_linear * 4);
-    fastlstm_model *made = (fastlstm_model *)memory;
-    *made = {dtype, I, H, C, (char *)memory + head, linear, linear + C * H};
+    fastlstm_model *loaded = (fastlstm_model *)memory;
+    *loaded = {dtype, I, H, C, (char *)memory + head, linear, linear + C * H};
     fastlstm_forward_args a = {};
     a.version = FASTLSTM_VERSION, a.dtype = dtype, a.I = I, a.H = H;
     a.weight_ih_row = I, a.weight_hh_row = H;
@@ -93,12 +93,12 @@ int fastlstm_model_read(const void *bytes, size_t size, fastlstm_model **model) 
         a.weight_ih = values, a.weight_hh = values + 4 * H * I;
     }
     a.bias_ih = values + floats - of_linear - 4 * H;
-    int code = fastlstm_pack(&a, made->packed);
+    int code = fastlstm_pack(&a, loaded->packed);
     free(values);
     if (code)
-        fastlstm_model_free(made);
+        fastlstm_model_free(loaded);
     else
-        *model = made;
+        *model = loaded;
     return code;
 }
 

@@ -87,7 +87,7 @@ def replace_lstm(model: M, *, backend: Backend | None = None, keep_type: bool = 
 
 
 def restore(model: M) -> M:
-    """The inverse of `replace`: each module of fastlstm in `model` becomes torch's, in place.
+    """Undo `replace`: make each module of fastlstm in `model` torch's again, in place.
 
     Modules built as `fastlstm.LSTM` and so on become torch's too, and forget their `backend` and `forget_bias`. One
     with `recurrent_dropout` or `zoneout` forgets them with a UserWarning, since torch's then computes something else.
@@ -222,7 +222,7 @@ def _check_names(function: str, module: nn.Module, theirs: type, ours: type) -> 
 
 
 def _rebased(cls: type, base: type) -> type:
-    """A class parametrize made, on another base."""
+    """Return a class that parametrize made, on another base."""
     return type(cls.__name__, (base,), {k: v for k, v in vars(cls).items() if k not in ("__dict__", "__weakref__")})
 
 

@@ -36,7 +36,7 @@ examples:
 
 
 def model_bytes(state_dict: dict[str, Tensor], int8: bool = False, activations: str = "int8") -> bytes:
-    """The content of a file that `fastlstm_model_load` of the C library reads, for a classifier's state dict.
+    """Return the content of a file that `fastlstm_model_load` of the C library reads, for a classifier's state dict.
 
     The classifier is an LSTM of one layer and one direction with biases, and a linear layer on its last output.
 

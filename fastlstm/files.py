@@ -13,7 +13,7 @@ class FileError(OSError):
 
 
 def is_full(error: OSError) -> bool:
-    """Whether what was written to takes no more: a file of ours, a full disk, or a pipe that nobody reads."""
+    """Return whether what was written to takes no more: a file of ours, a full disk, or a pipe that nobody reads."""
     return isinstance(error, FileError) or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EPIPE)
 
 

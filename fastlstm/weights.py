@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def tensorflow_weights(kernel: Any, bias: Any, *, forget_bias: float = 1.0, suffix: str = "_l0") -> dict[str, Tensor]:
-    """The parameters of a layer with the weights of TensorFlow 1's BasicLSTMCell, for `load_state_dict`.
+    """Return the parameters of a layer with the weights of TensorFlow 1's BasicLSTMCell, for `load_state_dict`.
 
     BasicLSTMCell holds one kernel for input and hidden state, column blocks in the order i, j, f, o (j is g here), and
     adds its forget bias at run time; here it becomes part of ``bias_ih``.

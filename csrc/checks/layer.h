@@ -180,41 +180,42 @@ template <class C, class E, class W> struct Call {
             else f.packed = packed.data();
             if (pass == 1) f.weight_ih = f.weight_hh = f.bias_ih = f.bias_hh = f.weight_ih_scale = f.weight_hh_scale = nullptr;
             if (pass == 2) f.changed = &changed;
-            expect(!forward() && !changed, "forward failed, or unchanged weights were found changed");
+            expect(!forward() && !changed, "forward failed, or unchanged weights count as changed");
             compare_results();
         }
         for (const void **bias : {&f.bias_ih, &f.bias_hh}) {
-            const void *const given = std::exchange(*bias, nullptr);
-            expect(!forward() && changed, "a bias that is gone was not found");
-            *bias = given;
+            const void *const original = std::exchange(*bias, nullptr);
+            expect(!forward() && changed, "a bias that is gone was not noticed");
+            *bias = original;
         }
-        is_found(weight_ih), is_found(weight_hh), is_found(bias_ih), is_found(bias_hh), is_found(scale_ih), is_found(scale_hh);
+        must_be_noticed(weight_ih), must_be_noticed(weight_hh), must_be_noticed(bias_ih), must_be_noticed(bias_hh);
+        must_be_noticed(scale_ih), must_be_noticed(scale_hh);
         f.c = nullptr, f.gates = nullptr;
-        expect(!forward() && !changed, "unchanged weights were found changed");
+        expect(!forward() && !changed, "unchanged weights count as changed");
         check_arguments();
         check_step(whole);
         f = whole, f.packed = packed.data();
         expect(!forward(), "forward failed");
     }
-    template <class T> void is_found(std::vector<T> &values) {
+    template <class T> void must_be_noticed(std::vector<T> &values) {
         for (size_t k = 0; k < values.size(); k += 1 + values.size() / 15) {
-            const T given = std::exchange(values[k], values[k] == 0 ? T(1) : T(values[k] / 2));
-            expect(!forward() && changed, "a change was not found");
-            values[k] = given;
+            const T original = std::exchange(values[k], values[k] == 0 ? T(1) : T(values[k] / 2));
+            expect(!forward() && changed, "a change was not noticed");
+            values[k] = original;
         }
         if (values.empty() || values.front() == values.back()) return;
         std::swap(values.front(), values.back());
-        expect(!forward() && changed, "two numbers that changed places were not found");
+        expect(!forward() && changed, "two numbers that changed places were not noticed");
         std::swap(values.front(), values.back());
     }
     void check_arguments() {
         int64_t *const strides[] = {&f.weight_ih_row, &f.weight_hh_row, &f.x_step, &f.x_row, &f.h_0_row, &f.c_0_row};
         for (int64_t *stride : strides) {
-            const int64_t given = *stride, far = INT64_C(1) << 60, wrong[] = {far, -far, given - 1, 0, -given};
+            const int64_t original = *stride, far = INT64_C(1) << 60, wrong[] = {far, -far, original - 1, 0, -original};
             const int count = stride == &f.weight_ih_row || stride == &f.weight_hh_row ? 5 : 2;  // others may be any in reach
             for (int k = 0; k < count; k++)
                 *stride = wrong[k], expect(forward() == FASTLSTM_BAD_ARGUMENT, "a stride out of reach was taken");
-            *stride = given;
+            *stride = original;
         }
         for (int64_t wrong : {-1, 1 - CELL, 2})  // to the other cell c is missing, or too much
             f.cell = wrong, expect(forward() == FASTLSTM_BAD_ARGUMENT, "a wrong cell was taken");

@@ -80,10 +80,10 @@ class LayerBackward(_Function):
             operand_tangents, linearized = Tangents.of(cell, grads), Linearized(layer, (run.h, *run.saved[:-1]))
             dpreact, d = linearized.gradient((incoming.h, *incoming.saved), incoming.last)
             preact, states = linearized.tangent(linearized.preact_tangent(operand_tangents, None), operand_tangents)
-            prev = linearized.before(states, operand_tangents.states)
+            prev = linearized.previous(states, operand_tangents.states)
             changes = linearized.curvature(d, preact, prev, operand_tangents)
             gradients = linearized.products(changes, dpreact, operand_tangents, prev[0], wanted)
-            of_states, of_first = linearized.after(gradients.states)
+            of_states, of_first = linearized.previous_transposed(gradients.states)
         of_incoming = [None if a is None else g for a, g in zip(tensors, linearized.results(states))]
         first_states = tuple(None if a is None else g for a, g in zip(layer.states, of_first))
         # autograd passes the gradients of the run's states on to LayerFunction's own backward
@@ -99,10 +99,10 @@ class LayerBackward(_Function):
         operand_tangents, linearized = Tangents.of(cell, layer_t.tensors[:-2]), Linearized(layer, states)
         states_t = [torch.zeros_like(a) if t is None else t for a, t in zip(states, (run_t.h, *run_t.saved[:-1]))]
         dpreact, d = linearized.gradient((grads.h, *grads.saved), grads.last)
-        prev = linearized.before(states_t, operand_tangents.states)
+        prev = linearized.previous(states_t, operand_tangents.states)
         changes = linearized.curvature(d, linearized.preact_tangent(operand_tangents, prev[0]), prev, operand_tangents)
         others = linearized.products(changes, dpreact, operand_tangents, prev[0], needs)
-        of_states, of_first = linearized.after(others.states)
+        of_states, of_first = linearized.previous_transposed(others.states)
         # the fused backward is linear in the incoming gradients, so those of the states are added to their tangents
         incoming = sum_of(of_states[0], grads_t.h), *grads_t.last, *map(sum_of, of_states[1:], grads_t.saved)
         rest = ctx.reverse, cell, ctx.needs, ctx.backend

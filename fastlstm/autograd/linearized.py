@@ -1,11 +1,11 @@
-"""A layer linearized around a run that has been made: tangents forward, gradients backward, and how those change.
+"""A layer linearized around a run: tangents forward, gradients backward, and how gradients change along tangents.
 
-Plain PyTorch, differentiable itself. What the run knows is computed for all steps at once, as the slopes of each new
-state by all that a step starts from. The two loops over time are left with one product and a few elementwise operations
-a step. Weights may be stacks, as in `reference`.
+It is plain PyTorch, and itself differentiable. The partial derivatives of each new state by all arguments of a step are
+computed for all steps at once. The two loops over time then have one product and a few elementwise operations a step.
+Weights may be stacks, as in `reference`.
 
-The means over units that a step takes are M more results, before the N states: slopes say how what a mean is taken of
-changes, and how later results change with the mean.
+If a step takes M means over units, they are M more results, before its N states. The value of which a mean is taken has
+partial derivatives like a state, and later results have one by the mean.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ from fastlstm.backends.base import (
     reset_steps,
     sum_of,
 )
-from fastlstm.backends.reference import before, step_order
+from fastlstm.backends.reference import previous, step_order
 from fastlstm.backends.sums import Sums, for_rows, vector_gradient
 from fastlstm.cells.graph import HEADS
 from fastlstm.cells.on_tensors import mean_of_head
@@ -36,11 +36,11 @@ Optional = Tensor | None
 Several = Sequence[Optional]
 
 
-def _combined(slopes: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
-    """Return the sum of the products of slopes and values."""
-    total = slopes[0] * values[0]
-    for slope, a in zip(slopes[1:], values[1:]):
-        total = torch.addcmul(total, slope, a)
+def _combined(partials: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
+    """Return the sum of the products of partial derivatives and values."""
+    total = partials[0] * values[0]
+    for partial, a in zip(partials[1:], values[1:]):
+        total = torch.addcmul(total, partial, a)
     return total
 
 
@@ -48,19 +48,19 @@ Tangents = Gradients  # tangents of a layer's operands, each None for zeros
 
 
 class Changes(NamedTuple):
-    """How a step's gradients change, (T, B, ...) of all steps: of the pre-activations in the order of the sums, and by
-    way of the elementwise arithmetic of the states before, params and inputs.
+    """How the gradients of all steps change, (T, B, ...): those of the pre-activations, and, through the elementwise
+    arithmetic alone, those of the previous states, params and inputs.
     """
 
-    sums: Tensor
+    preact: Tensor
     prev: tuple[Tensor, ...]
     params: tuple[Tensor, ...]
     inputs: tuple[Tensor, ...]
 
 
 class Linearized:
-    """The derivatives of one layer in one direction, around the states (T, B, H) that a run left: its outputs, then the
-    other states.
+    """The derivatives of one layer in one direction, around the states (T, B, H) of a run: its outputs, then the inner
+    states.
     """
 
     def __init__(self, layer: Layer, states: Sequence[Tensor]) -> None:
@@ -72,7 +72,7 @@ class Linearized:
         self.T, self.B = self.x.shape[:2]
         self.order = step_order(self.T, layer.reverse)
         self.sums = Sums(cell, layer.weights, self.H)
-        self.prev = self.before(states, given_states(layer))
+        self.prev = self.previous(states, given_states(layer))
         self.zeros = torch.zeros_like(self.prev[0])
         preact = self.sums.add_h(self.sums.start(self.x), self.prev[0])
         self.values = {
@@ -82,42 +82,43 @@ class Linearized:
             HEADS: heads_of(layer),
         }
         self.carried = [cell.states.index(name) for name in cell.layout.carried]
-        self.slopes = {
-            name: slope if isinstance(slope, Tensor) else self.zeros + slope
-            for name, slope in cell.derived().jacobian(self.values).items()
+        self.partials = {
+            name: partial if isinstance(partial, Tensor) else self.zeros + partial
+            for name, partial in cell.derived().jacobian(self.values).items()
         }
         means = self.means = cell.derived().means
         self.names = *means, *cell.states
         moving = [f"{gate}_pre" for gate in cell.layout.preacts] + [f"{name}_prev" for name in cell.layout.carried]
         self.jacobian = [  # of each result, (T, B, S + C, H) for S sums and C carried states
-            torch.stack([self.slope(result, name) for name in moving], -2) for result in self.names
+            torch.stack([self.partial(result, name) for name in moving], -2) for result in self.names
         ]
-        self.by_mean = [[self.slope(result, mean) for result in self.names] for mean in means]  # (T, B, H) each
+        self.by_mean = [[self.partial(result, mean) for result in self.names] for mean in means]  # (T, B, H) each
 
     def mean(self, k: int, a: Tensor) -> Tensor:
-        """The k-th mean of a value (..., H), in this shape or one that broadcasts to it."""
+        """Return the k-th mean of a value (..., H), in this shape or one that broadcasts to it."""
         of_head = [*self.means.values()][k] == "mean_of_head"
         return mean_of_head(a, heads_of(self.layer)) if of_head else a.mean(-1, keepdim=True)
 
-    def slope(self, result: str, name: str) -> Tensor:
-        """What one more of an argument or mean adds to a result, (T, B, H)."""
-        return self.slopes.get(f"{result}_by_{name}", self.zeros)
+    def partial(self, result: str, name: str) -> Tensor:
+        """Return the partial derivative of a result by an argument or a mean, (T, B, H)."""
+        return self.partials.get(f"{result}_by_{name}", self.zeros)
 
-    def before(self, states: Sequence[Tensor], first: Several) -> tuple[Tensor, ...]:
-        """What each step saw of states (T, B, H) that start from `first`, each of which may be None for zeros. The
-        outputs come first, which are zero at held steps, where the others repeat the state before. A held step saw
-        zeros.
+    def previous(self, states: Sequence[Tensor], first: Several) -> tuple[Tensor, ...]:
+        """Return the states before each step, (T, B, H), from the states after each step and the `first` ones.
+
+        Each of `first` may be None for zeros. States before a held step count as zero. The first state after a step is
+        the output, which is zero at held steps. The others repeat themselves there.
         """
         results = []
         for k, (a, a_0) in enumerate(zip(states, first)):
             a_0 = torch.zeros_like(a[0]) if a_0 is None else a_0
-            results.append(fill(before(a, a_0, self.layer, None if k else self.held, self.reset), self.held))
+            results.append(fill(previous(a, a_0, self.layer, None if k else self.held, self.reset), self.held))
         return tuple(results)
 
-    def after(self, seen: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """The transpose of `before`: what belongs to the states (T, B, H), and to those that they start from."""
+    def previous_transposed(self, gradients: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Return the transpose of `previous`: gradients of the states (T, B, H), and of the first ones (B, H)."""
         states, first = [], []
-        for k, a in enumerate(seen):
+        for k, a in enumerate(gradients):
             a = fill(fill(a, self.reset), self.held)
             none = torch.zeros_like(a[:1])
             a, a_0 = (torch.cat([none, a[:-1]]), a[-1]) if self.layer.reverse else (torch.cat([a[1:], none]), a[0])
@@ -128,15 +129,15 @@ class Linearized:
         return tuple(states), tuple(first)
 
     def results(self, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Of states (T, B, H) what a run has: outputs, which are zero at held steps, last states, and others."""
+        """Return the results of a run from its states (T, B, H): outputs, zero at held steps, last and inner states."""
         return fill(states[0], self.held), *(a[self.order[-1]].clone() for a in states), *states[1:]
 
     def _steps(self, *tensors: Optional) -> list[tuple[Any, ...]]:
-        """The tensors of each time step; unbind's derivative is one stack, where indexing's is T zero tensors."""
+        """Return the tensors of each time step. The derivative of unbind is one stack, that of indexing T tensors."""
         return list(zip(*([None] * self.T if a is None else a.unbind(0) for a in tensors)))
 
     def _beside_states(self, of: Layer | Tangents, suffix: str) -> dict[str, Tensor]:
-        """Params and inputs, or tangents of them, (T, B, H), by what derived functions call them."""
+        """Return params and inputs, or tangents of them, (T, B, H), by their names in derived functions."""
         params = {
             f"{name}{suffix}": self.zeros if a is None else for_rows(a, self.B).expand(self.T, -1, -1)
             for name, a in zip(self.cell.params, of.weights[WEIGHTS:])
@@ -148,76 +149,75 @@ class Linearized:
         return params | inputs
 
     def preact_tangent(self, operand_tangents: Tangents, h_prev: Optional) -> Tensor:
-        """How the pre-activations (T, B, S H) change along tangents of x, the weights and what each step saw of h."""
-        moved = Sums(self.cell, operand_tangents.weights, self.H)
-        total = moved.start(self.x)
+        """Return the tangents of the pre-activations (T, B, S H), from those of x, the weights and `h_prev`."""
+        weight_tangents = Sums(self.cell, operand_tangents.weights, self.H)
+        total = weight_tangents.start(self.x)
         if operand_tangents.x is not None:
             total = total + self.sums.multiply(fill(flat_input(operand_tangents.x), self.held))
-        return self.sums.add_h(moved.add_h(total, self.prev[0]), h_prev)
+        return self.sums.add_h(weight_tangents.add_h(total, self.prev[0]), h_prev)
 
     def tangent(self, preact: Tensor, operand_tangents: Tangents) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """From `preact_tangent` without the states' part: the tangents of the pre-activations and of all states
-        (T, B, H). Held steps repeat the tangents before them.
+        """Return the tangents of the pre-activations and of all states (T, B, H), from `preact_tangent` without h_prev.
+        Held steps repeat the tangents before them.
         """
         states = [torch.zeros_like(a[0]) if s is None else s for a, s in zip(self.prev, operand_tangents.states)]
-        by_mean = [torch.stack(slopes, 1) for slopes in self.by_mean]  # (T, M + N, B, H) each
+        by_mean = [torch.stack(partials, 1) for partials in self.by_mean]  # (T, M + N, B, H) each
         known = preact, torch.stack(self.jacobian, 1), self._beside(operand_tangents), self.reset, self.held, *by_mean
         steps, results = self._steps(*known), []
         for t in self.order:
-            start, slopes, beside, reset, held, *of_means = steps[t]
+            start, partials, beside, reset, held, *of_means = steps[t]
             prev = [fill(a, reset) for a in states]
-            moved = self.sums.add_h(start, prev[0])
-            each = torch.cat([moved, *(prev[k] for k in self.carried)], -1)
+            preact_t = self.sums.add_h(start, prev[0])
+            each = torch.cat([preact_t, *(prev[k] for k in self.carried)], -1)
             each = each.reshape(*each.shape[:-1], -1, self.H)  # gradcheck's older vmap has no unflatten
-            total = (slopes * each).sum(-2)
+            total = (partials * each).sum(-2)
             total = total if beside is None else total + beside
             for k, of_mean in enumerate(of_means):
                 total = torch.addcmul(total, of_mean, self.mean(k, total[k]))
             new = total[len(of_means) :].unbind(0)
             states = [*new] if held is None else [torch.where(held, a, b) for a, b in zip(states, new)]
-            results.append((moved, *states))
-        moved, *states = (torch.stack(steps if not self.layer.reverse else steps[::-1]) for steps in zip(*results))
-        return moved, tuple(states)
+            results.append((preact_t, *states))
+        preact_t, *states = (torch.stack(steps if not self.layer.reverse else steps[::-1]) for steps in zip(*results))
+        return preact_t, tuple(states)
 
     def _beside(self, operand_tangents: Tangents) -> Optional:
-        """What tangents of params and inputs add to those of the results, (T, M + N, B, H)."""
+        """Return what tangents of params and inputs add to those of the results, (T, M + N, B, H), or None."""
         names = [*self.cell.params, *self.cell.inputs]
         if all(a is None for a in (*operand_tangents.weights[WEIGHTS:], *operand_tangents.inputs)):
             return None
         tangents, rows = self._beside_states(operand_tangents, "_t"), []
         for result in self.names:
-            slopes = [(self.slopes.get(f"{result}_by_{name}"), tangents[f"{name}_t"]) for name in names]
-            rows.append(sum((slope * a for slope, a in slopes if slope is not None), self.zeros))
+            partials = [(self.partials.get(f"{result}_by_{name}"), tangents[f"{name}_t"]) for name in names]
+            rows.append(sum((partial * a for partial, a in partials if partial is not None), self.zeros))
         return torch.stack(rows, 1)
 
     def gradient(self, outputs: Several, last: Several) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """``dpreact`` (T, B, S H), the gradients of the pre-activations, and what they come of: the gradients (T, B, H)
-        of each step's new states, by way of `outputs`, `last` and later steps.
+        """Return ``dpreact`` (T, B, S H), and the gradients (T, B, H) of each step's new states.
 
         Args:
-            outputs: of the outputs, and then of the other states, (T, B, H) each or None.
-            last: of the states after the last step, (B, H) each or None.
+            outputs: the gradients of the outputs, and then of the inner states, (T, B, H) each or None.
+            last: the gradients of the last states, (B, H) each or None.
         """
         d = [torch.zeros_like(a[0]) if da is None else da for a, da in zip(self.prev, last)]
         first, *others = outputs
         incoming = self._steps(None if first is None else fill(first, self.held), *others)
         S, carried, R = len(self.cell.layout.preacts), len(self.carried), len(self.names)
-        of_sums, of_states = ([a[..., part, :] for a in self.jacobian] for part in (slice(S), slice(S, None)))
-        steps, results = self._steps(self.reset, self.held, *of_sums), []
+        of_preacts, of_states = ([a[..., part, :] for a in self.jacobian] for part in (slice(S), slice(S, None)))
+        steps, results = self._steps(self.reset, self.held, *of_preacts), []
         carries = self._steps(*(a.select(-2, k) for k in range(carried) for a in of_states))
-        by_mean = [self._steps(*slopes[k + 1 :]) for k, slopes in enumerate(self.by_mean)]
+        by_mean = [self._steps(*partials[k + 1 :]) for k, partials in enumerate(self.by_mean)]
         for t in reversed(self.order):
-            reset, held, *slopes = steps[t]
+            reset, held, *partials = steps[t]
             d = [a if out is None else a + out for a, out in zip(d, incoming[t])]
             each = [*d]
             for k in reversed(range(len(by_mean))):  # the gradient of what a mean is taken of is the mean of the mean's
                 each.insert(0, self.mean(k, _combined(by_mean[k][t], each)))
-            dpreact = fill(_combined(slopes, [a.unsqueeze(-2) for a in each]).flatten(-2), held)
+            dpreact = fill(_combined(partials, [a.unsqueeze(-2) for a in each]).flatten(-2), held)
             results.append((dpreact, *d))
             of_prev: list[Optional] = [None] * len(d)
             for j, k in enumerate(self.carried):
                 of_prev[k] = _combined(carries[t][j * R : (j + 1) * R], each)
-            of_prev[0] = sum_of(self.sums.to_h(dpreact), of_prev[0])
+            of_prev[0] = sum_of(self.sums.h_gradient(dpreact), of_prev[0])
             new = [torch.zeros_like(a) if b is None else b for a, b in zip(d, of_prev)]
             new = new if held is None else [torch.where(held, a, b) for a, b in zip(d, new)]
             d = [fill(a, reset) for a in new]
@@ -227,8 +227,8 @@ class Linearized:
     def curvature(
         self, d: Sequence[Tensor], preact: Tensor, prev: Sequence[Tensor], operand_tangents: Tangents
     ) -> Changes:
-        """How a step's gradients change along tangents of the pre-activations (T, B, S H), of the states `prev` before
-        (T, B, H), of params and of inputs, at fixed gradients `d` of the new states, those of `gradient`.
+        """Return how gradients change along tangents of the pre-activations `preact` (T, B, S H), of the states `prev`
+        before each step (T, B, H), and of the operands, while the gradients `d` of the new states stay fixed.
         """
         cell = self.cell
         tangents = cell.derived().curvature({
@@ -242,30 +242,31 @@ class Linearized:
         def named(names: Sequence[str]) -> tuple[Tensor, ...]:
             return tuple(fill(tangents.get(f"d{name}_t", self.zeros), self.held) for name in names)
 
-        sums = named([f"{gate}_pre" for gate in cell.layout.preacts])
-        of_sums = torch.cat(sums, -1) if sums else self.zeros[..., :0]
-        return Changes(of_sums, named([f"{s}_prev" for s in cell.states]), named(cell.params), named(cell.inputs))
+        of_gates = named([f"{gate}_pre" for gate in cell.layout.preacts])
+        preact_changes = torch.cat(of_gates, -1) if of_gates else self.zeros[..., :0]
+        return Changes(
+            preact_changes, named([f"{s}_prev" for s in cell.states]), named(cell.params), named(cell.inputs)
+        )
 
     def products(
         self, changes: Changes, dpreact: Tensor, operand_tangents: Tangents, h_prev: Optional, wanted: Gradients
     ) -> Gradients:
-        """How a layer's gradients change where ``dpreact`` and what else is elementwise change by `changes`, and the
-        other factors of products along tangents. In place of the initial states' gradients are those of what each step
-        saw.
+        """Return how a layer's gradients change, if those of its elementwise arithmetic change by `changes`, and the
+        other factors of its products along tangents. `states` of the result is of the states before each step.
         """
-        moved, x_t = Sums(self.cell, operand_tangents.weights, self.H), operand_tangents.x
+        weight_tangents, x_t = Sums(self.cell, operand_tangents.weights, self.H), operand_tangents.x
         x_t = None if x_t is None else fill(flat_input(x_t), self.held)
 
         biases = self.layer.weights[2:WEIGHTS]
-        weights = self.sums.weights(changes.sums, self.x, self.prev[0], wanted.weights, biases)
-        others = self.sums.weights(dpreact, x_t, h_prev, (*wanted.weights[:2], False, False), biases)
+        weights = self.sums.weight_gradients(changes.preact, self.x, self.prev[0], wanted.weights, biases)
+        others = self.sums.weight_gradients(dpreact, x_t, h_prev, (*wanted.weights[:2], False, False), biases)
         params = (
             vector_gradient(a, param) if want else None
             for a, param, want in zip(changes.params, self.layer.weights[WEIGHTS:], wanted.weights[WEIGHTS:])
         )
-        by_product = sum_of(self.sums.to_h(changes.sums), moved.to_h(dpreact))
+        by_product = sum_of(self.sums.h_gradient(changes.preact), weight_tangents.h_gradient(dpreact))
         return Gradients(
-            sum_of(self.sums.to_x(changes.sums), moved.to_x(dpreact)) if wanted.x else None,
+            sum_of(self.sums.x_gradient(changes.preact), weight_tangents.x_gradient(dpreact)) if wanted.x else None,
             (*map(sum_of, weights, others), *params),
             (changes.prev[0] if by_product is None else by_product + changes.prev[0], *changes.prev[1:]),
             tuple(a if want else None for a, want in zip(changes.inputs, wanted.inputs)),

@@ -25,8 +25,8 @@ class Layer(NamedTuple):
         weights: weight_ih (X H, I) for a cell with X gates that sum x, weight_hh (Y H, H / K) for its Y gates that sum
             h, bias_ih (X H,) and bias_hh (Y H,), and then the cell's params (H,). Blocks of rows are in the order of
             the cell's gates. A bias may be None, and so may a weight that no gate of the cell sums. K is the number of
-            heads, mostly 1: a unit sees those H / K units of h alone that are of its own head. The weights of a stack
-            of G layers have a leading axis of G, and its batch rows lie in G equal groups.
+            heads, mostly 1: a unit sees only the H / K units of h of its own head. The weights of a stack of G layers
+            have a leading axis of G, and each layer has an equal share of the batch rows.
         states: the initial states (B, H) in the cell's order, h_0 first, or only Nones for zeros.
         lengths: int64 (B,), on the device of x, or None. Row b is *held* at step t if t >= lengths[b], in either
             direction: its states are carried through, and its output is zero.
@@ -241,7 +241,7 @@ def empty_run(layer: Layer) -> Run:
 
 
 def hidden_size(layer: Layer) -> int:
-    """Return H, from whichever tensor tells."""
+    """Return H, from the first tensor that has it."""
     weight_ih, weight_hh, _, _, *params = layer.weights
     for weight, gates in ((weight_ih, layer.cell.gates_of_x), (weight_hh, layer.cell.gates_of_h)):
         if weight is not None:

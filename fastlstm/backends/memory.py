@@ -22,7 +22,7 @@ from torch import Tensor
 # Bytes from which buffers come from the pool. malloc keeps smaller ones, as a rule. Nearly a megabyte it may give back
 # to the system at every call: a training step of 2.7 ms then took 4.0.
 SMALL = 1 << 19
-LIMIT, MOST = 256 << 20, 64  # bytes and pieces that the pool may have; beyond these, memory is used once
+LIMIT, MAX_PIECES = 256 << 20, 64  # bytes and pieces that the pool may have; beyond these, memory is used once
 SCRATCH = 1 << 17  # bytes for all small buffers of a call, which saves a short call its mallocs
 PAGE = 2 << 20  # bytes of a huge page
 MAPPED = 32 << 20  # bytes from which malloc always maps fresh memory
@@ -113,13 +113,13 @@ def _make_room(size: int) -> bool:
     pool = list(_pool)
     held, number = sum(pages.size for pages in pool), len(pool)
     for pages in pool:
-        if held + size <= LIMIT and number < MOST:
+        if held + size <= LIMIT and number < MAX_PIECES:
             break
         if pages.holder() is None:
             held, number = held - pages.size, number - 1
             with suppress(ValueError):
                 _pool.remove(pages)
-    return held + size <= LIMIT and number < MOST
+    return held + size <= LIMIT and number < MAX_PIECES
 
 
 class Scratch:
@@ -142,7 +142,7 @@ def take_scratch() -> Scratch:
 
 def release_scratch(memory: Scratch) -> None:
     """Give back the memory that `take_scratch` returned."""
-    if len(_scratch) < MOST:
+    if len(_scratch) < MAX_PIECES:
         _scratch.append(memory)
 
 

@@ -33,7 +33,7 @@ def supports(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def saved_shape(cell: Cell, T: int, B: int, H: int, dtype: torch.dtype, groups: int | None = None) -> tuple[int, ...]:
-    """Shape of what forward saves beside the states."""
+    """Return the shape of the values that forward saves beside the states."""
     return T, B, len(cell.layout.saved) * H
 
 
@@ -42,7 +42,7 @@ def step_order(T: int, reverse: bool) -> range:
     return range(T - 1, -1, -1) if reverse else range(T)
 
 
-def before(a: Tensor, a_0: Tensor, layer: Layer, held: Tensor | None, reset: Tensor | None) -> Tensor:
+def previous(a: Tensor, a_0: Tensor, layer: Layer, held: Tensor | None, reset: Tensor | None) -> Tensor:
     """Return the states (T, B, H) from which steps start: the last step's, `a_0` at first, zeros after a reset.
 
     `a` has no states at the steps that `held` marks. A row that runs backwards starts after them, from `a_0`.
@@ -55,8 +55,8 @@ def before(a: Tensor, a_0: Tensor, layer: Layer, held: Tensor | None, reset: Ten
 
 
 def forward(layer: Layer, save: bool) -> Run:
-    """One layer in one direction. With `save` the run keeps the states but the first, (T, B, H) each, and what `cell`
-    saves, (T, B, K H) in the order of `Layout.saved`.
+    """Run one layer in one direction. With `save` the run has the inner states, (T, B, H) each, and the N values
+    that the cell saves, (T, B, N H) in the order of `Layout.saved`.
 
     ``weight_hr`` (P, H) projects the first state, as in `torch.nn.LSTM`.
     """
@@ -97,17 +97,15 @@ def forward_with(sums: Sums, layer: Layer, save: bool) -> Run:
 
 
 def backward(grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
-    """The gradients of a run's x, weights, states and inputs, so far as they are wanted, from those of what came out of
-    it.
-    """
+    """Return the wanted gradients of a run's x, weights, states and inputs, from those of its results."""
     cell, layout, x, states = layer.cell, layer.cell.layout, flat_input(layer.x), given_states(layer)
     H, held, order = hidden_size(layer), held_steps(layer), step_order(x.shape[0], layer.reverse)
     T, B, reset = x.shape[0], x.shape[1], reset_steps(layer, held)
     sums, params = Sums(layer.cell, layer.weights, H), _params(layer, B) | {HEADS: heads_of(layer)}
     *others, saved = run.saved
     x, inputs = fill(x, held), [fill(a, held) for a in layer.inputs]  # zero times the NaN of a padding would be NaN
-    h_prev = before(run.h, states[0], layer, held, reset)
-    prev = [h_prev, *(before(a, a_0, layer, None, reset) for a, a_0 in zip(others, states[1:]))]
+    h_prev = previous(run.h, states[0], layer, held, reset)
+    prev = [h_prev, *(previous(a, a_0, layer, None, reset) for a, a_0 in zip(others, states[1:]))]
     steps = {
         **dict(zip(layout.saved, saved.split(H, -1))),
         **dict(zip(cell.states, (run.h, *others))),
@@ -128,24 +126,24 @@ def backward(grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
             **params,
         })  # fmt: skip
         of_gates = [gradients.get(f"d{gate}_pre", none) for gate in layout.preacts]
-        dsums = torch.cat(of_gates, -1) if of_gates else none[:, :0]
+        dpreact = torch.cat(of_gates, -1) if of_gates else none[:, :0]
         others_t = [gradients.get(f"d{name}", none) for name in (*cell.params, *cell.inputs)]
-        for place, a in zip(results, (dsums, *others_t)):
+        for place, a in zip(results, (dpreact, *others_t)):
             place[t] = fill(a, None if held is None else held[t])
         d_prev = [gradients.get(f"d{name}_prev") for name in cell.states]
-        by_product = sums.to_h(results[0][t])
+        by_product = sums.h_gradient(results[0][t])
         if by_product is not None:
             d_prev[0] = by_product if d_prev[0] is None else d_prev[0] + by_product
         new = [none if a is None else a for a in d_prev]
         if held is not None:
             new = [torch.where(held[t], a, b) for a, b in zip(d, new)]
         d = [fill(a, None if reset is None else reset[t]) for a in new]
-    dsums, *terms = (torch.stack(steps) for steps in results)
-    dx = sums.to_x(dsums) if needs.x else None
+    dpreact, *terms = (torch.stack(steps) for steps in results)
+    dx = sums.x_gradient(dpreact) if needs.x else None
     return Gradients(
         torch.zeros_like(x) if needs.x and dx is None else dx,  # a cell may multiply no x
         (
-            *sums.weights(dsums, x, fill(h_prev, held), needs.weights, layer.weights[2:WEIGHTS]),
+            *sums.weight_gradients(dpreact, x, fill(h_prev, held), needs.weights, layer.weights[2:WEIGHTS]),
             *(
                 vector_gradient(a, param) if want else None
                 for a, param, want in zip(terms, layer.weights[WEIGHTS:], needs.weights[WEIGHTS:])

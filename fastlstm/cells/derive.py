@@ -47,7 +47,7 @@ PARTIALS: dict[str, tuple[Partial | None, ...]] = {
 
 
 def propagate_tangents(tangents: Mapping[Node, Node], results: Iterable[Node]) -> list[Node]:
-    """The results' tangents, along tangents of inputs."""
+    """Return the tangents of `results`, from those of inputs."""
     results, along = list(results), dict(tangents)
     for node in in_order(results):
         if node in along:
@@ -60,11 +60,11 @@ def propagate_tangents(tangents: Mapping[Node, Node], results: Iterable[Node]) -
 
 
 def propagate_gradients(gradients: Mapping[Node, Node], inputs: Iterable[Node]) -> list[Node]:
-    """The inputs' gradients, from those of results. What inputs are made from counts as fixed."""
+    """Return the gradients of `inputs`, from those of results. Inputs count as independent of each other."""
     inputs, back = list(inputs), dict(gradients)
     leaves = set(inputs)
-    for node in reversed(in_order(gradients, leaves)):  # each after all that is made from it
-        parts: dict[Node, Node] = {}  # first of this node alone: both arguments of a square are one
+    for node in reversed(in_order(gradients, leaves)):  # each node after all that depend on it
+        parts: dict[Node, Node] = {}  # both arguments of a square are the same node
         for arg, partial in zip(node.args, PARTIALS.get(node.op, ())):
             if partial is not None and node in back and node not in leaves and not arg.is_constant():
                 part = partial(back[node], node, *node.args)
@@ -78,23 +78,21 @@ class Derived:
     """What follows from a cell's arithmetic.
 
     In its functions a gate's pre-activation is called ``i_pre``, a state ``c`` after the step and ``c_prev`` before it,
-    the gradient of either ``dc`` and ``dc_prev``, and a tangent ``c_prev_t``. A function takes only what it depends on,
-    and a gradient or tangent that is always zero is no result.
+    their gradients ``dc`` and ``dc_prev``, and a tangent ``c_prev_t``. A function takes only the arguments that it
+    depends on, and does not return a gradient or tangent that is always zero.
 
     Attributes:
         name: the cell's.
-        forward: the new states and what is saved.
-        backward: the gradients of all that a step depends on, from those of the new states.
+        forward: the new states and the saved values.
+        backward: the gradients of all arguments of forward, from those of the new states.
         tangent: the new states' tangents.
-        curvature: how backward's results change along tangents of all that a step depends on, with the new states'
-            gradients held fixed. It is symmetric, so it is also backward's own backward.
-        means: the operations of the means over units that forward takes, by names of their own, each after those that
-            it depends on.
-        jacobian: what one more of each argument adds to each new state: ``c_by_i_pre``. Means count as arguments here,
-            and what they are taken of as results. A loop over time that is
-            linear multiplies by these, and they are computed for all steps at once.
-        saved: what forward keeps, beside the states of all steps that backward reads.
-        saved_rows: those of it that are the same for all units of a row.
+        curvature: the tangents of backward's results, from those of forward's arguments, with the new states' gradients
+            fixed. It is symmetric, so it is also the backward function of backward.
+        means: the operations of the means over units that forward takes, by name, each after those that it depends on.
+        jacobian: the partial derivative of each new state by each argument, such as ``c_by_i_pre``. Means count as
+            arguments, and the values of which they are taken as results. Linear loops over time multiply by these.
+        saved: the values that forward saves, beside the states of all steps that backward reads.
+        saved_rows: those of `saved` that are the same for all units of a row.
         states_read: the states of all steps that backward reads.
 
     Args:
@@ -147,7 +145,7 @@ class Derived:
         self.jacobian = function("jacobian", inputs, partials)
 
     def __str__(self) -> str:
-        """Forward and backward, what is saved, and how many operations there are."""
+        """Return the text of forward and backward, the saved values, and the numbers of operations."""
         of_units = len(self.saved) - len(self.saved_rows) + len(self.states_read)
         of_rows = f", {len(self.saved_rows)} for each row and step" if self.saved_rows else ""
         return "\n".join([
@@ -167,7 +165,7 @@ def _described(function: Function) -> str:
 
 
 def _named(nodes: Iterable[Node], taken: set[str]) -> dict[str, Node]:
-    """Nodes by names of their own: what the author called them, or of what they are made."""
+    """Return nodes by unique names: those that the author gave them, or names of their operations."""
 
     def name(node: Node) -> str:
         if node.hint or node.op == "input":

@@ -38,48 +38,48 @@ RESERVED = frozenset([*keyword.kwlist, *_CPP.split(), *ON_TENSORS, "tl", HEADS])
 
 @dataclass(eq=False)
 class Function:
-    """Straight-line code: results by their names, of arguments, which are nodes that are given, by their names.
+    """Straight-line code: the nodes of its arguments and of its results, each by name.
 
-    Called, it computes on tensors with arguments and results by name, and autograd differentiates it. A result that
-    does not depend on anything is a number.
+    A call computes on tensors, with arguments and results by name, and autograd differentiates it. A result that does
+    not depend on any argument is a number.
     """
 
     name: str
     arguments: dict[str, Node]
     results: dict[str, Node]
 
-    def __call__(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        return self._on_tensors(given)
+    def __call__(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        return self._on_tensors(values)
 
     @cached_property
     def _on_tensors(self) -> ByName:
         return self.by_name(ON_TENSORS, on_tensors.__name__)
 
     def by_name(self, names: Mapping[str, Any], module: str) -> ByName:
-        """The function on what `names` compute with, see `load`."""
+        """Return the function on the values that `names` compute with, see `load`."""
         takes, gives = tuple(self.arguments), tuple(self.results)
         run = load(python(self), self.name, names, module)
-        return lambda given: dict(zip(gives, run(*[given[name] for name in takes])))
+        return lambda values: dict(zip(gives, run(*[values[name] for name in takes])))
 
     def operations(self) -> Counter[str]:
-        """How often it does each operation."""
-        given = set(self.arguments.values())
-        done = [n.op for n in in_order(self.results.values(), given) if n.args and n not in given]
+        """Return how often it does each operation."""
+        argument_nodes = set(self.arguments.values())
+        done = [n.op for n in in_order(self.results.values(), argument_nodes) if n.args and n not in argument_nodes]
         return Counter(op for op in done if op not in ("stop_gradient", "fill"))
 
     @property
     def count(self) -> int:
-        """How many operations it does."""
+        """Return how many operations it does."""
         return self.operations().total()
 
 
 def statements(function: Function) -> tuple[list[tuple[str, str]], list[str]]:
-    """(name, expression) in order, and the results' expressions."""
-    given = {node: name for name, node in function.arguments.items()}
-    nodes = sorted(in_order(function.results.values(), given), key=lambda n: n.number)  # as they were written
-    uses = Counter(arg for n in nodes if n not in given for arg in n.args)
+    """Return (name, expression) for each statement in order, and the expressions of the results."""
+    argument_names = {node: name for name, node in function.arguments.items()}
+    nodes = sorted(in_order(function.results.values(), argument_names), key=lambda n: n.number)  # as they were written
+    uses = Counter(arg for n in nodes if n not in argument_names for arg in n.args)
     uses.update(function.results.values())
-    taken, names, lines = {*RESERVED, *function.arguments}, dict(given), list[tuple[str, str]]()
+    taken, names, lines = {*RESERVED, *function.arguments}, dict(argument_names), list[tuple[str, str]]()
     of_results = {node: name for name, node in function.results.items()}
 
     def text(node: Node, least: int = 0) -> str:
@@ -96,7 +96,7 @@ def statements(function: Function) -> tuple[list[tuple[str, str]], list[str]]:
         return f"({result})" if strength < least else result
 
     for node in nodes:
-        if node in given or not node.args:
+        if node in argument_names or not node.args:
             continue
         if uses[node] > 1 or node in of_results:
             wanted = of_results.get(node) or node.hint or f"v{len(lines)}"
@@ -109,7 +109,7 @@ def statements(function: Function) -> tuple[list[tuple[str, str]], list[str]]:
 
 
 def python(function: Function, name: str | None = None) -> str:
-    """A Python function of the arguments, in their order, that returns a tuple of the results."""
+    """Return the source of a Python function of the arguments, in order, that returns a tuple of the results."""
     lines, results = statements(function)
     body = "".join(f"    {name} = {value}\n" for name, value in lines)
     returned = f"{', '.join(results)}{',' if len(results) == 1 else ''}" or "()"
@@ -120,7 +120,7 @@ def python(function: Function, name: str | None = None) -> str:
 
 
 def load(source: str, name: str, names: Mapping[str, Any], module: str = __name__) -> Callable[..., Any]:
-    """The function of this name in `source`.
+    """Return the function of this name in `source`.
 
     Its source can be read back, as ``triton.jit`` does.
 
@@ -130,7 +130,7 @@ def load(source: str, name: str, names: Mapping[str, Any], module: str = __name_
     """
     file = f"<derived {name} {hashlib.sha256(source.encode()).hexdigest()[:16]}>"
     linecache.cache[file] = len(source), None, source.splitlines(True), file
-    made: dict[str, Any] = {"__name__": module, **names}
-    exec(compile(source, file, "exec"), made)
-    function: Callable[..., Any] = made[name]
+    namespace: dict[str, Any] = {"__name__": module, **names}
+    exec(compile(source, file, "exec"), namespace)
+    function: Callable[..., Any] = namespace[name]
     return function

@@ -109,7 +109,7 @@ class Graph:
     """The nodes that have been made, each expression once."""
 
     def __init__(self) -> None:
-        self._found: dict[tuple[Any, ...], Node] = {}
+        self._nodes: dict[tuple[Any, ...], Node] = {}
 
     def input(self, name: str) -> Node:
         return self._node("input", (), name)
@@ -141,9 +141,9 @@ class Graph:
         numbers = tuple(a.number for a in args)
         # a + b is b + a, but keeps the order in which it was written first: that is what a sum of products fuses in
         key = op, tuple(sorted(numbers)) if op in ("add", "mul") else numbers, value
-        if key not in self._found:
-            self._found[key] = Node(self, op, args, value, len(self._found))
-        return self._found[key]
+        if key not in self._nodes:
+            self._nodes[key] = Node(self, op, args, value, len(self._nodes))
+        return self._nodes[key]
 
 
 def _add(a: Node, b: Node) -> Node | None:

@@ -16,7 +16,7 @@ sqrt, rsqrt, log = torch.sqrt, torch.rsqrt, torch.log
 
 
 def maximum(a: Any, b: Any) -> Tensor:
-    """`torch.maximum`, of which one may be a number."""
+    """Return `torch.maximum` of two tensors, or of a tensor and a number."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return torch.maximum(a, b)
     tensor, number = (a, b) if isinstance(a, Tensor) else (b, a)
@@ -25,22 +25,22 @@ def maximum(a: Any, b: Any) -> Tensor:
 
 
 def stop_gradient(x: Tensor) -> Tensor:
-    """The value, whose derivatives count as zero."""
+    """Return the value, whose derivatives count as zero."""
     return x.detach()
 
 
 def fill(like: Tensor, value: float) -> Tensor:
-    """A number in the type and the shape of a tensor: nothing that authors write."""
+    """Return a number in the type and the shape of a tensor. Authors of cells do not write it."""
     return torch.full_like(like, value)
 
 
 def mean(x: Tensor) -> Tensor:
-    """The mean over the last axis, in the shape of x."""
+    """Return the mean over the last axis, in the shape of x."""
     return x.mean(-1, keepdim=True).expand_as(x)
 
 
 def mean_of_head(x: Tensor, heads: int) -> Tensor:
-    """The mean over each of so many parts of the last axis, in the shape of x."""
+    """Return the mean over each of `heads` parts of the last axis, in the shape of x."""
     parts = x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
     return mean(parts).reshape(x.shape)
 

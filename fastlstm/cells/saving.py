@@ -1,7 +1,7 @@
-"""What the forward pass keeps for the backward pass: the cheapest choice, found as a minimum cut.
+"""What the forward pass saves for the backward pass: the cheapest choice, as a minimum cut.
 
 The backward pass needs some values that the forward pass has computed. It can load a value that was saved, load a state
-of the step before or after, which may be kept anyway, or compute it again from values that it has.
+of the step before or after, which may be kept anyway, or compute it again from other values.
 """
 
 from collections import deque
@@ -15,9 +15,9 @@ from fastlstm.cells.graph import COMPARISONS, MEANS, Node, in_order
 
 @dataclass(frozen=True)
 class Costs:
-    """In additions of an element. A value saved is written and read back through memory, which costs more than the
-    dearest function. A state is written anyway: to keep those of all steps costs less, and then its neighbours are
-    there to be loaded. What all units of a row share is one number, and costs next to nothing.
+    """Costs, in additions of an element. A saved value is written to memory and read back, which costs more than any
+    function. A state is written anyway, so to keep those of all steps costs less, and they can be loaded then. A value
+    that all units of a row share is one number, and costs next to nothing.
     """
 
     save: float = 40.0
@@ -28,7 +28,7 @@ class Costs:
     division: float = 5.0
 
     def of(self, node: Node) -> float:
-        """What it costs to compute a value from its arguments."""
+        """Return the cost of computing a value from its arguments."""
         if node.per_row:
             return self.of_row / 4
         if node.op in ("sigmoid", "tanh", "exp", "log_sigmoid", "log"):
@@ -37,7 +37,7 @@ class Costs:
         return divisions * self.division if divisions else 0.0 if node.op in ("stop_gradient", "fill") else 1.0
 
     def saving(self, node: Node) -> float:
-        """What it costs to save a value and to load it."""
+        """Return the cost of saving a value and loading it."""
         return self.of_row if node.per_row else self.save
 
 
@@ -50,9 +50,9 @@ def choose_saved(
     operands: Iterable[Node],
     costs: Costs,
 ) -> tuple[list[Node], list[str]]:
-    """What the backward pass loads to compute `results`, and which states' sequences it loads from.
+    """Return the nodes that the backward pass loads to compute `results`, and the states whose sequences it reads.
 
-    The first state is kept in any case: it is the layer's output. For the others each choice is tried.
+    The first state is there in any case: it is the layer's output. For the others every choice is tried.
 
     Args:
         results: the gradients of `inputs`, from those of the new states, which are `gradients`.
@@ -61,7 +61,7 @@ def choose_saved(
     """
     nodes, inputs_set, operands, gradient_nodes = in_order(results), set(inputs), set(operands), set(gradients)
     for node in nodes:
-        if any(a in gradient_nodes for a in node.args):  # which come before it
+        if any(a in gradient_nodes for a in node.args):  # arguments come first
             gradient_nodes.add(node)
     needed = [
         a for n in nodes if n in gradient_nodes for a in n.args if a not in gradient_nodes and not a.is_constant()
@@ -89,10 +89,10 @@ def choose_saved(
 def cut(
     nodes: list[Node], needed: set[Node], load: dict[Node, float], compute: dict[Node, float]
 ) -> tuple[float, list[Node]]:
-    """The least cost at which `needed` are there, and what is loaded for it.
+    """Return the least cost at which the values `needed` are there, and the nodes that are loaded for it.
 
-    Each node is two of a network: "there", and "computed". On the source's side they are true. A node that is there and
-    not computed is loaded; a computed one costs the edge to the sink, and its arguments have to be there.
+    Each node is two nodes of a network, "there" and "computed", which are true on the source's side of the cut. A node
+    that is there and not computed is loaded. A computed one costs the edge to the sink, and needs its arguments there.
     """
     capacity: dict[object, dict[object, float]] = {"source": {}, "sink": {}}
 

@@ -29,7 +29,7 @@ from fastlstm.layers.streams import may_prepare
 from fastlstm.layers.typed import States
 from fastlstm.layers.weight_hooks import REMOVERS, weight_hooks
 
-# attributes that a module's float counterpart has for itself. The last two may be compiled code of that module
+# attributes that are not copied from the float module. The last two may be its compiled code
 _OF_FLOAT = {*OWN, "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_flat_weights",
              "_flat_weights_names", "_flat_weight_refs", "_compiled_call_impl", "forward"} - {"backend"}  # fmt: skip
 
@@ -86,18 +86,17 @@ class Quantized(CellModule, nn.Module):
             raise ValueError(f"{name or 'the module'} must have no zoneout, got zoneout={zoneout}")
         _check_tensors(module, name or "the module")
         weight = getattr(module, _names_of(module)[0][0])
-        call.choose(getattr(module, "backend", None), weight.device)  # so that it raises now
+        call.choose(getattr(module, "backend", None), weight.device)  # raises what the first call would
         nn.Module.__init__(self)
         vars(self).update(_shared(module))
         self.training, self.activations, self._names = False, activations, _names_of(module)
         buffers: dict[str, Tensor | None] = {}
         for names in self._names:
-            for k, each in enumerate(names):
-                a = getattr(module, each)
-                if k >= 2:
-                    buffers[each] = None if a is None else a.detach().to(torch.float32, copy=True)
-                    continue
-                buffers[each], buffers[f"{each}_scale"] = quantize_weight(a, prefix + each)
+            for each in names[:2]:
+                buffers[each], buffers[f"{each}_scale"] = quantize_weight(getattr(module, each), prefix + each)
+            for each in names[2:]:
+                bias = getattr(module, each)
+                buffers[each] = None if bias is None else bias.detach().to(torch.float32, copy=True)
         for each, buffer in buffers.items():
             self.register_buffer(each, buffer)
         self.register_buffer("_like", torch.empty(0, dtype=weight.dtype, device=weight.device), False)
@@ -225,7 +224,7 @@ def _shared(module: Any) -> dict[str, Any]:
 
 
 def _names_of(module: Any) -> list[list[str]]:
-    """The names of weight_ih, weight_hh and the biases, for each layer and direction."""
+    """Return the names of weight_ih, weight_hh and the biases, for each layer and direction."""
     if isinstance(module, nn.RNNBase):
         return [list(names) for names in module._all_weights]
     return [["weight_ih", "weight_hh", "bias_ih", "bias_hh"]]
@@ -242,7 +241,7 @@ class QuantizedLayers(Quantized, LikeTorch[States]):
             return None
         return super()._run_planned(self._with_scales(layer), plans)
 
-    def _run_layer(self, k: int, layer: Layer, sequences: bool) -> Results:
+    def _run_layer(self, k: int, layer: Layer, inner_states: bool) -> Results:
         plans = self._plans_of(0 if self.num_layers == 1 and not self.bidirectional else k + 1)
         run = self._run_int8(layer, plans, True)
         return run.h, run.last, ()

@@ -110,7 +110,7 @@ def forward(module: Any, input: Tensor, state: Tensor | None = None, lengths: An
 
 
 def _takes(module: Any, x: Tensor, state: Tensor | None) -> bool:
-    """Whether fastlstm runs a call."""
+    """Return whether fastlstm runs a call."""
     tensors = [module._recurrent_kernel_, module._bias_, x, *([] if state is None else [state])]
     same = all(a.is_cpu and a.dtype == x.dtype for a in tensors) and x.is_floating_point()
     if not same or x.numel() == 0 or torch.is_autocast_enabled("cpu"):

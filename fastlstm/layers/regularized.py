@@ -84,20 +84,20 @@ class Regularized(LikeTorch[States]):
                 text += f", {name}={value}"
         return text
 
-    def _run_layer(self, k: int, layer: Layer, sequences: bool) -> Results:
+    def _run_layer(self, k: int, layer: Layer, inner_states: bool) -> Results:
         zoneout = self.zoneout if isinstance(self.zoneout, tuple) else (self.zoneout,) * len(layer.cell.states)
         drops, keeps = self.training and self.recurrent_dropout > 0, any(zoneout)
         if not drops and not keeps:
-            return super()._run_layer(k, layer, sequences)
+            return super()._run_layer(k, layer, inner_states)
         layer, s = self._masked(layer, drops, zoneout[::-1] if keeps else ())
         plans = self._plans_of((k, layer.cell.name))
-        output, last, others = self._run_with(layer, plans, sequences or s)
+        output, last, others = self._run_with(layer, plans, inner_states or s)
         if not s:
             return output, last, others
-        output, *others_of_cell = others  # the cell's states are s, which no caller wants, h, and of an LSTM c
+        output, *others_of_cell = others  # of the states s, h and, for an LSTM, c: users do not get s, the masked h
         if (held := held_steps(layer)) is not None:
             output = output.masked_fill(held, 0)
-        return output, last[1:], tuple(others_of_cell) if sequences else ()
+        return output, last[1:], tuple(others_of_cell) if inner_states else ()
 
     def _masked(self, layer: Layer, drops: bool, zoneout: tuple[float, ...]) -> tuple[Layer, bool]:
         """Return the layer of a cell that takes masks, and whether its states begin with the masked h.

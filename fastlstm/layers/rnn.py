@@ -109,7 +109,7 @@ class RNN(Recurrent):
         self.recompute = recompute
 
     def _shapes(self, inputs: int) -> dict[str, tuple[int, ...]]:
-        """The shapes of a layer's parameters by their names, in the order of a `Layer`'s weights."""
+        """Return the shapes of a layer's parameters by their names, in the order of a `Layer`'s weights."""
         H = self.hidden_size
         of_x, of_h = self.cell.gates_of_x * H, self.cell.gates_of_h * H
         shapes: dict[str, tuple[int, ...]] = {"weight_ih": (of_x, inputs), "weight_hh": (of_h, H // self.heads)}

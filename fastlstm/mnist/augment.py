@@ -12,7 +12,7 @@ SCALE = 0.1
 
 
 def draw(batch_size: int, generator: torch.Generator) -> Tensor:
-    """Affine maps (batch_size, 2, 3) from the moved image's coordinates to the original's, in [-1, 1].
+    """Return affine maps (batch_size, 2, 3) from the moved image's coordinates to the original's, in [-1, 1].
 
     Shift, turn and scale are each uniform between their bounds. The maps depend on the CPU `generator` alone.
     """

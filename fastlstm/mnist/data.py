@@ -38,7 +38,7 @@ class Dataset(NamedTuple):
 
 
 def load(directory: Path | None = None, device: torch.device | str = "cpu") -> Dataset:
-    """The set in `directory`, or the MNIST of this package, as tensors on `device`.
+    """Return the set in `directory`, or the MNIST of this package, as tensors on `device`.
 
     Each file may be gzipped (name.gz) or not. The first 5 000 training images are the validation split, as
     TensorFlow's tutorials have it (tensorflow.examples.tutorials.mnist.input_data).
@@ -80,7 +80,7 @@ def load(directory: Path | None = None, device: torch.device | str = "cpu") -> D
 
 
 def read_idx(path: Path, ndim: int) -> np.ndarray:
-    """The unsigned bytes of one IDX file with `ndim` dimensions; a name that ends in .gz is uncompressed.
+    """Return the unsigned bytes of one IDX file with `ndim` dimensions; a name that ends in .gz is uncompressed.
 
     Raises:
         DataError: when the file is missing, truncated or not such a file.
@@ -116,7 +116,7 @@ class Batches:
         return taken
 
     def state_dict(self) -> dict[str, Any]:
-        """The position: the generator as it was before this epoch's shuffle, and the examples taken since."""
+        """Return the position: the generator as it was before this epoch's shuffle, and the examples taken since."""
         return {"generator": self._before, "start": self._start}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -130,7 +130,7 @@ class Batches:
 
 
 def fingerprint(split: Split) -> str:
-    """The SHA-256 sum of the images and labels, whatever device they are on."""
+    """Return the SHA-256 sum of the images and labels, whatever device they are on."""
     digest = hashlib.sha256()
     for tensor in split:
         digest.update(tensor.cpu().numpy().tobytes())

@@ -23,7 +23,7 @@ class History:
     trouble: str = ""  # what could not be written, which interrupts a run too
 
     def figures(self) -> dict[str, Any]:
-        """Iterations and times; None for a time where there was no iteration."""
+        """Return iterations and times; None for a time where there was no iteration."""
         done, seconds = len(self.loss), sum(self.seconds)
         return {
             "iterations": done,

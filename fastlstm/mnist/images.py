@@ -14,7 +14,7 @@ GZIP_MAGIC = b"\x1f\x8b"
 
 
 def read(path: Path, size: tuple[int, int], invert: bool | None = None) -> Tensor:
-    """The images (N, rows, columns) of one file, float32 in [0, 1], ink 1 on background 0.
+    """Return the images (N, rows, columns) of one file, float32 in [0, 1], ink 1 on background 0.
 
     Args:
         path: an IDX file of images of `size`, gzipped or not, or a picture (PNG, JPEG and what else Pillow reads).
@@ -66,7 +66,7 @@ def centred(ink: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _ink(path: Path, invert: bool | None) -> tuple[np.ndarray, bool]:
-    """A picture's ink (rows, columns) float32: what is opaque on a transparent ground, else what is not paper.
+    """Return a picture's ink (rows, columns) float32: what is opaque on a transparent ground, else what is not paper.
 
     Also whether that is the picture's own brightness, as in MNIST.
     """

@@ -133,7 +133,7 @@ class TorchLSTM(nn.LSTM):
 
 @cache
 def lacks_bf16() -> bool:
-    """Whether this processor lacks what oneDNN asks for to compute in bf16 (AVX-512, on x86)."""
+    """Return whether this processor lacks what oneDNN asks for to compute in bf16 (AVX-512, on x86)."""
     with torch.random.fork_rng(devices=[]):
         lstm = nn.LSTM(1, 1)
     try:

@@ -50,7 +50,7 @@ def on_any_ground(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
 @on_any_ground
 def training(runs: Mapping[str, Run], test: Split) -> Figure:
-    """The curves of all runs, and the first test images that the first one reads wrongly.
+    """Draw the curves of all runs, and the first test images that the first one reads wrongly.
 
     Several runs also have their accuracy over the seconds of training.
     """
@@ -93,7 +93,7 @@ def training(runs: Mapping[str, Run], test: Split) -> Figure:
 
 @on_any_ground
 def mistakes(scores: Scores, test: Split) -> Figure:
-    """The confusion matrix, and the mistakes whose wrong class had the highest probability."""
+    """Draw the confusion matrix, and the mistakes whose wrong class had the highest probability."""
     figure = Figure(figsize=(15, 6.5), layout="constrained")
     FigureCanvasAgg(figure)
     matrix_axes, grid_axes = figure.subplots(1, 2, width_ratios=(1, 1.25))
@@ -109,7 +109,7 @@ def mistakes(scores: Scores, test: Split) -> Figure:
 
 
 def confident_mistakes(scores: Scores, test: Split) -> list[int]:
-    """The test images read wrongly, the surest first."""
+    """Return the test images read wrongly, the surest first."""
     sure, read = scores.probabilities.max(1)
     wrong = (read != test.labels.cpu()).nonzero().flatten()
     return wrong[sure[wrong].argsort(descending=True, stable=True)].tolist()
@@ -117,7 +117,7 @@ def confident_mistakes(scores: Scores, test: Split) -> list[int]:
 
 @on_any_ground
 def reading(model: RowLSTM, images: Tensor, titles: Sequence[str]) -> Figure:
-    """`images` (N, rows, columns), each beside the hidden state and the class probabilities as it is read, top down."""
+    """Draw `images` (N, rows, columns), each beside the hidden state and the class probabilities while it is read."""
     model.eval()
     states, probabilities = (part.cpu().numpy() for part in model.read(images))
     answers = predict(model, images).softmax(1).cpu().numpy()  # of both ends, where the model also reads backwards
@@ -155,13 +155,13 @@ def reading(model: RowLSTM, images: Tensor, titles: Sequence[str]) -> Figure:
 
 
 def _drawable(text: str) -> str:
-    """`text` with Python's escape in the place of each character that the font of titles lacks."""
+    """Return `text` with Python's escapes in place of characters that the font of titles lacks."""
     font = get_font(findfont(FontProperties()))
     return "".join(c if font.get_char_index(ord(c)) else c.encode("unicode_escape").decode() for c in text)
 
 
 def _by_time(states: np.ndarray) -> np.ndarray:
-    """The units (T, H) in the order of the steps at which they are furthest from zero."""
+    """Return states (T, H) with the units in the order of the steps at which they are furthest from zero."""
     return states[:, np.argsort(np.abs(states).argmax(0), kind="stable")]
 
 
@@ -211,13 +211,13 @@ def _draw_curve(axes: Axes, places: np.ndarray, values: Sequence[float], name: s
 
 
 def _lowest_accuracy(runs: Mapping[str, Run]) -> float:
-    """Where the axis of the accuracy begins: the end of a good run is to be seen, at the cost of its beginning."""
+    """Return where the axis of the accuracy begins. It shows the end of a good run, at the cost of its beginning."""
     ends = [np.mean(run.history.accuracy[-WINDOW:] or [0]).item() for run in runs.values()]
     return max(0.0, 100 - 500 * max(0.01, 1 - min(ends)))
 
 
 def _draw_grid(axes: Axes, images: Tensor, captions: Sequence[str], rows: int, columns: int) -> None:
-    """One picture: many axes are slow to draw."""
+    """Draw captioned images as one picture, since many axes are slow to draw."""
     axes.set_axis_off()
     size = images.shape[1:]
     height, width = size[0] + (size[0] + 1) // 2, size[1] + (size[1] + 1) // 2  # of a cell: label above, gap beside

@@ -21,7 +21,7 @@ class Processes(NamedTuple):
         return batch[self.rank * size : (self.rank + 1) * size]
 
     def mean(self, values: Tensor) -> Tensor:
-        """The mean of `values` over the processes, in all of them."""
+        """Return the mean of `values` over the processes, in all of them."""
         if self.number > 1:
             distributed.all_reduce(values)
             values /= self.number

@@ -55,5 +55,5 @@ class Recipe:
 
 
 def iterations(epochs: int, images: int, batch_size: int) -> int:
-    """The iterations that `epochs` passes over `images` take, rounded."""
+    """Return the iterations that `epochs` passes over `images` take, rounded."""
     return max(1, round(epochs * images / batch_size))

@@ -45,7 +45,7 @@ def metrics(recipe: Recipe, runs: Mapping[str, Run], backend: str, processes: in
 
 
 def summary(metrics: Mapping[str, Any]) -> str:
-    """The figures of `metrics` as lines of text, a column for each run."""
+    """Return the figures of `metrics` as lines of text, a column for each run."""
     runs = [metrics, metrics["compare"]] if "compare" in metrics else [metrics]
     tested, first = metrics["test_images"], min(128, metrics["test_images"])
     rows = {
@@ -94,7 +94,7 @@ def write(directory: Path, metrics: Mapping[str, Any], runs: Mapping[str, Run], 
 
 
 def can_draw() -> bool:
-    """Whether matplotlib is there, which is an extra of this package."""
+    """Return whether matplotlib is there, which is an extra of this package."""
     return importlib.util.find_spec("matplotlib") is not None
 
 

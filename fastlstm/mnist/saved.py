@@ -37,7 +37,7 @@ def save(path: Path, model: RowLSTM, image_size: Sequence[int]) -> None:
 
 
 def load(path: Path) -> tuple[RowLSTM, tuple[int, int]]:
-    """The model that `save` wrote, and the rows and columns of its images; no code of the file's is run.
+    """Return the model that `save` wrote, and the rows and columns of its images; no code of the file's is run.
 
     Args:
         path: the file, or the directory of the run that wrote it.

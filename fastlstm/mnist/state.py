@@ -1,4 +1,4 @@
-"""Everything that changes while a model trains, so that it can be laid down and taken up again."""
+"""Everything that changes while a model trains, so that training can be interrupted and resumed."""
 
 from typing import Any, cast
 
@@ -12,7 +12,7 @@ from fastlstm.mnist.recipe import AVERAGE_DECAY, Recipe
 
 
 class State:
-    """A model in training: its optimiser, its place in the data, its chances and its history."""
+    """A model in training: its optimiser, its place in the data, its random numbers and its history."""
 
     def __init__(self, model: RowLSTM, recipe: Recipe, images: int, device: torch.device):
         self.model = model
@@ -22,17 +22,17 @@ class State:
         if "average" in recipe.parts:
             self.average = AveragedModel(model, multi_avg_fn=_blend)
         self.batches = Batches(images, recipe.batch_size, torch.Generator().manual_seed(recipe.seed), device)
-        # another stream than the batches', and the same whatever the device and the number of processes
+        # not the batches' generator, and the same for any device and number of processes
         self.chances = torch.Generator().manual_seed(recipe.seed ^ 0x5EED)
         self.history = History(recipe.batch_size)
 
     @property
     def tested(self) -> RowLSTM:
-        """The model to evaluate: the averaged weights where there are any."""
+        """Return the model to evaluate: with the averaged weights, if there are any."""
         return self.model if self.average is None else cast(RowLSTM, self.average.module)
 
     def step(self) -> None:
-        """The optimiser's step, and what follows it."""
+        """Do a step of the optimiser, the schedule and the average."""
         self.optimizer.step()
         if self.schedule is not None:
             self.schedule.step()
@@ -63,6 +63,6 @@ class State:
 
 
 def _blend(averaged: Any, current: Any, blended: Any) -> None:
-    """Faster than AVERAGE_DECAY at first, so that the initial weights are soon forgotten."""
+    """Average the weights, with less decay than AVERAGE_DECAY at first, so that the initial weights soon fade."""
     decay = min(AVERAGE_DECAY, (1 + int(blended)) / (10 + int(blended)))
     get_ema_multi_avg_fn(decay)(averaged, current, blended)

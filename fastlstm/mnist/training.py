@@ -89,7 +89,7 @@ def run(
 
 
 def build(lstm_class: Callable[..., nn.RNNBase], split: Split, recipe: Recipe) -> RowLSTM:
-    """The model of `recipe` for the images of `split`, on their device."""
+    """Return the model of `recipe` for the images of `split`, on their device."""
     rows, columns = split.images.shape[1:]
     return RowLSTM(
         columns if recipe.steps is None else rows * columns // recipe.steps,
@@ -259,7 +259,7 @@ def _logits(model: nn.Module, images: Tensor, precision: str) -> Tensor:
 
 
 def evaluate(model: RowLSTM, data: Dataset, precision: str = "fp32") -> Scores:
-    """Accuracies on the validation and the test images."""
+    """Return accuracies on the validation and the test images."""
     validation = _accuracy(model, data.validation, precision)
     probabilities = predict(model, data.test.images, precision).softmax(1)
     right = (probabilities.argmax(1) == data.test.labels).float()
@@ -268,7 +268,7 @@ def evaluate(model: RowLSTM, data: Dataset, precision: str = "fp32") -> Scores:
 
 @torch.no_grad()
 def predict(model: RowLSTM, images: Tensor, precision: str = "fp32") -> Tensor:
-    """The logits (N, classes) of `images` (N, rows, columns); the model is left as it was."""
+    """Return the logits (N, classes) of `images` (N, rows, columns); the model is left as it was."""
     training = model.training
     model.eval()
     steps = images[0].numel() // model.lstm.input_size

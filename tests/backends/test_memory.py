@@ -114,8 +114,8 @@ def test_large_buffers_take_each_others_memory():
 
 def test_the_pool_has_no_more_than_so_many_pieces_and_bytes(monkeypatch):
     like = torch.empty(0, dtype=torch.uint8)
-    buffers = [memory.pooled(like, memory.SMALL) for _ in range(memory.MOST + 3)]
-    assert len(memory._pool) == memory.MOST
+    buffers = [memory.pooled(like, memory.SMALL) for _ in range(memory.MAX_PIECES + 3)]
+    assert len(memory._pool) == memory.MAX_PIECES
     assert len({buffer.data_ptr() for buffer in buffers}) == len(buffers)
     del buffers
     monkeypatch.setattr(memory, "LIMIT", 4 * memory.PAGE)
@@ -181,9 +181,9 @@ def test_calls_at_once_have_scratch_of_their_own():
 
 
 def test_no_more_scratch_stays_than_pieces():
-    lent = [memory.take_scratch() for _ in range(memory.MOST + 2)]
+    lent = [memory.take_scratch() for _ in range(memory.MAX_PIECES + 2)]
     for scratch in lent:
         memory.release_scratch(scratch)
-    assert len(memory._scratch) == memory.MOST
+    assert len(memory._scratch) == memory.MAX_PIECES
     memory.forget()
     assert not memory._scratch

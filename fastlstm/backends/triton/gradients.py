@@ -133,7 +133,7 @@ class Backward(Pass):
             dx = torch.zeros_like(x)  # a cell may multiply no x
         elif needs.x:
             weight_ih: Any = sums.in_order(weights[0], layout.blocks_ih, -2)
-            dx = sums.linear(self.sums.of_x(results.preact), weight_ih.mT)
+            dx = sums.linear(self.sums.x_part(results.preact), weight_ih.mT)
         if needs.weights[0]:
             x_active = base.fill(x, base.held_steps(layer))  # zero times the NaN of a padding would be NaN
             dweight_ih = dpreact_rows.as_strided(*self.x_view) @ sums.rows_of(x_active, self.stack)
@@ -161,8 +161,8 @@ class Backward(Pass):
         weight_hh: Any = layer.weights[1]
         if weight_hh.shape[-1] < self.H:
             held = base.held_steps(layer)
-            h = reference.before(h, base.given_states(layer)[0], layer, held, base.reset_steps(layer, held))
-            return sums.weight_gradient(self.sums.of_h(dpreact), base.fill(h, held), weight_hh)
+            h = reference.previous(h, base.given_states(layer)[0], layer, held, base.reset_steps(layer, held))
+            return sums.weight_gradient(self.sums.h_part(dpreact), base.fill(h, held), weight_hh)
         if reset is None:
             ignores_h_0, h = None, self._rows(h)
             size, stride, offset = self.h_prev_view
@@ -181,7 +181,7 @@ class Backward(Pass):
             h_0 = h_0.masked_fill((lengths <= 0).unsqueeze(-1), 0)  # zero times infinity would be NaN
             if layer.reverse:
                 first_steps = (lengths.clamp(1, self.T) - 1).view(1, -1, 1)
-                dpreact_h = self.sums.of_h(dpreact)
+                dpreact_h = self.sums.h_part(dpreact)
                 gradient = sums.rows_of(
                     dpreact_h.gather(0, first_steps.expand(1, -1, dpreact_h.shape[-1])), self.stack
                 ).mT
