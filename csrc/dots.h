@@ -100,8 +100,8 @@ inline bool any_nan(__m512 x) { return _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q) !=
 #elif VECTOR_BYTES == 32
 inline void store_low(Ints numbers, uint8_t *to) {
     const __m256i first = _mm256_set1_epi32(0x0c080400), bytes = _mm256_shuffle_epi8((__m256i)numbers, first);
-    const __m128i split_k_sets = _mm_unpacklo_epi32(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1));
-    _mm_storel_epi64((__m128i *)to, split_k_sets);
+    const __m128i low_bytes = _mm_unpacklo_epi32(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1));
+    _mm_storel_epi64((__m128i *)to, low_bytes);
 }
 inline bool any_nan(__m256 x) { return _mm256_movemask_ps(_mm256_cmp_ps(x, x, _CMP_UNORD_Q)) != 0; }
 #elif defined(__SSE2__)

@@ -19,8 +19,8 @@ NOINLINE void pack_biases(const fastlstm_forward_args *a, int64_t p, int64_t gat
 }
 
 // A digest of weights, like that of fastlstm/backends/numba/llvm/digest.py. Each 64-bit pair of words goes to one of many
-// lanes: lane = rotate_left(lane + pair, 13), and after every fourth pair, and at the end, lane *= FACTOR. All lanes are
-// stored and compared. A change within one pair always shows. Changes of several pairs of a lane cancel out with a
+// lanes: lane = rotate_left(lane + pair, 13), and lane *= 0x9E3779B1 after every fourth pair and after each that is left
+// over. All lanes are stored and compared. A change within one pair always shows. Changes of several pairs of a lane cancel out with a
 // probability of about 2**-64.
 struct Digest {
     static constexpr int64_t CHAINS = fastlstm::digest_vectors(VECTOR_BYTES), ROUND = CHAINS * VECTOR_BYTES;
@@ -77,8 +77,7 @@ template <class C, class E, class W = E> NOINLINE Digest digest(const fastlstm_f
 template <class C, class E> int64_t panel_size(const fastlstm_forward_args *a) {
     return (a->I * C::X + a->H * C::Y) * Vector<E>::N;
 }
-// Returns the address of the packed biases, behind the weights' panels, of which there may be memory for `panels` alone.
-// The digests follow.
+// Returns the address of the packed biases, which lie behind the weights of `panels` panels, or of all. The digests follow.
 template <class C, class E> E *biases_of(const fastlstm_forward_args *a, void *packed, int64_t panels = -1) {
     if (panels < 0) panels = ceil_div(a->H, Vector<E>::N);
     return (E *)packed + panels * panel_size<C, E>(a);

@@ -32,9 +32,9 @@ template <class Body> inline void for_vectors(int64_t count, const float *from, 
 }
 
 template <int BYTES> inline int32_t largest_lane(const int32_t __attribute__((vector_size(BYTES))) lanes) {
-    struct { int32_t __attribute__((vector_size(BYTES / 2))) low, high; } split_k_sets;
-    __builtin_memcpy(&split_k_sets, &lanes, BYTES);
-    const auto larger = split_k_sets.low > split_k_sets.high ? split_k_sets.low : split_k_sets.high;
+    struct { int32_t __attribute__((vector_size(BYTES / 2))) low, high; } halves;
+    __builtin_memcpy(&halves, &lanes, BYTES);
+    const auto larger = halves.low > halves.high ? halves.low : halves.high;
     if constexpr (BYTES > 16) return largest_lane<BYTES / 2>(larger);
     else return larger[0] > larger[1] ? larger[0] : larger[1];
 }
@@ -105,7 +105,7 @@ template <class C, int ACT_BYTES, bool IS_STEP> struct Int8Rows {
     const int8_t *weights;
     int64_t panel_bytes, groups, direction;  // bytes and column groups of a panel's weights; 1 or -1
     const uint8_t *a;
-    int64_t byte_stride;               // from a row's first bytes to its second ones, or to the next row
+    int64_t byte_stride;         // of int8 from row to row; of int16 from a row's high bytes to its low ones, and on
     const float *scales;         // of the rows
     float *sums_x;               // (panels, rows, X, L): the input projection, with biases
     int64_t sums_x_panel;

@@ -1,16 +1,17 @@
 """How a call of one layer reaches a backend.
 
-`run` takes the first row of this table that describes the call. Above the line is what `run` itself asks; below it, the
-call has been checked, its tensors have been cast and a backend has been chosen.
+`run` takes the first row of this table that describes the call. `run` and `Plans.find` ask what is above the line, and
+`_run_checked` asks the rest.
 
 | the call                                              | what runs it                                             |
 |-------------------------------------------------------|----------------------------------------------------------|
-| is traced by `torch.compile`                          | one opaque node of the graph, which makes the call again |
-| is plain: eager, under no transform, without all      | the plan of its signature, by itself or, where gradients |
-| states and without a projection                       | are wanted, inside `PlannedFunction`                     |
+| is traced by `torch.compile`                          | one opaque node of the graph; it runs the lower half     |
+| is plain: eager, under no transform, without a        | the plan of its signature, by itself or, where gradients |
+| projection and without the inner states of all steps  | are wanted, inside `PlannedFunction`                     |
 |-------------------------------------------------------|----------------------------------------------------------|
+| is plain, once it was cast for autocast               | the plan of its new signature                            |
 | has no time steps                                     | nothing: the results are the initial states              |
-| is plain, once it was cast for autocast or a backend  | the plan of its new signature                            |
+| is plain, once its 16 bits were cast to float32       | the plan of its new signature                            |
 | is for the backend aten                               | torch's own layer                                        |
 | has a projection, or nests two levels of forward mode | `reference`, whose operations autograd sees one by one   |
 | is recorded by `torch.jit.trace`                      | an operator of the cell                                  |

@@ -1,4 +1,5 @@
-"""The fields of the structs that kernels read, a line each: its name, then what it holds.
+"""The fields of the structs that kernels read, a line each: its name, then what it holds. The structs begin with
+the addresses of primitives, which `arguments` adds.
 
 Every field is a 64-bit integer. Addresses, offsets and strides are in bytes, and an address of 0 says that there is no
 such array. A shape in parentheses is that of the array at an address. Sizes are T steps, B batch rows of one stacked

@@ -20,11 +20,11 @@ def digest(vtype: VectorType) -> Builder:
     The words are read as 64-bit pairs, and each pair goes to one of many 64-bit numbers, here called lanes::
 
         lane = rotate_left(lane + pair, 13)                 (mod 2**64)
-        lane = lane * FACTOR                                after every fourth pair, and after each that is left over
+        lane = lane * 0x9E3779B1                            after every fourth pair, and after each that is left over
 
     Each pair goes to one lane. Only the last vector, which has lanes of its own, may overlap pairs before it. All lanes
-    are stored and compared, so that nothing in one lane can make up for another. Signs and exponents lie a multiple of
-    8 bits apart, and rotations by 13, 26 and 39 turn none of them into another.
+    are stored and compared, so that nothing in one lane can make up for another. The rotation is by 13 because the
+    signs and exponents of a pair's two numbers lie a multiple of 8 bits apart: it turns none into another's place.
 
     Each step is one-to-one, so that a change of one pair alone is always seen. Changes of several pairs of a lane are
     unseen with odds of about 2**-64. The digest is not cryptographic: a collision can be computed.
