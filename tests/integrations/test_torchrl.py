@@ -167,6 +167,7 @@ def test_nothing_to_change(kind):
 
 
 def test_a_compiled_module_is_torchrls_matter():
+    pytest.importorskip("hoptorch", reason="TorchRL's backend scan needs the package hoptorch")
     theirs = module("LSTM", recurrent_backend="scan")
     ours = integration.accelerate(copy.deepcopy(theirs))
     data, expected = rollout("LSTM", (4, T)), rollout("LSTM", (4, T))
