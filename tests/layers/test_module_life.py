@@ -67,12 +67,14 @@ def test_a_state_that_is_assigned(arguments):
 
 def test_share_memory_and_to():
     lstm, x = fastlstm.LSTM(3, 5, 2), torch.randn(4, 2, 3)
+    parameters = list(lstm.parameters())
     lstm.share_memory()
     assert all(p.is_shared() for p in lstm.parameters())
     lstm.flatten_parameters()
     assert all(map(torch.equal, flat(lstm(x)), flat(deepcopy(lstm)(x))))
     for dtype in (torch.float64, torch.float16, torch.bfloat16):
         assert lstm.to(dtype)(x.to(dtype))[0].dtype == dtype
+    assert all(a is b for a, b in zip(lstm.parameters(), parameters, strict=True))
 
 
 def test_weights_are_read_at_every_call():

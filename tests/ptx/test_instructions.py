@@ -1,4 +1,8 @@
-"""Single instructions against results worked out by hand from the PTX ISA."""
+"""Single instructions against results worked out by hand from the PTX ISA.
+
+They are those at whose edges no layer comes, those that other versions of Triton emit, and roundings that are too fine
+for the layers' bounds. With any other instruction wrong the layers' numbers are.
+"""
 
 import math
 
@@ -30,9 +34,6 @@ def bits(*values):
 @pytest.mark.parametrize(
     ("instruction", "operands", "expected"),
     [
-        ("add.s32 {d}, {a}, {b};", (ints(2**31 - 1, 5), ints(1, -7)), [-(2**31), -2]),
-        ("sub.s32 {d}, {a}, 3;", (ints(1, -(2**31)),), [-2, 2**31 - 3]),
-        ("mul.lo.s32 {d}, {a}, {b};", (ints(65536, -3), ints(65537, 5)), [65536, -15]),
         ("mul.hi.u32 {d}, {a}, {b};", (ints(-1, 65536), ints(-1, 65536)), [-2, 1]),
         (
             "mov.b64 %rd1, {{{a}, {b}}}; mul.hi.u64 %rd2, %rd1, %rd1; cvt.u32.u64 {d}, %rd2;",
@@ -43,18 +44,14 @@ def bits(*values):
         ("div.s32 {d}, {a}, {b};", (ints(7, -7, 7), ints(2, 2, -2)), [3, -3, -3]),
         ("rem.s32 {d}, {a}, {b};", (ints(7, -7, 7), ints(2, 2, -2)), [1, -1, 1]),
         ("rem.u32 {d}, {a}, {b};", (ints(-1, 9), ints(10, 4)), [5, 1]),
-        ("min.s32 {d}, {a}, {b};", (ints(-1, 4), ints(3, 2)), [-1, 2]),
-        ("min.u32 {d}, {a}, {b};", (ints(-1, 4), ints(3, 2)), [3, 2]),
         ("shl.b32 {d}, {a}, {b};", (ints(1, 1, 1), ints(4, 31, 32)), [16, -(2**31), 0]),
         ("shr.s32 {d}, {a}, {b};", (ints(-8, -8, 8), ints(1, 40, 40)), [-4, -1, 0]),
         ("shr.u32 {d}, {a}, {b};", (ints(-8, -8), ints(28, 32)), [15, 0]),
-        ("bfe.u32 {d}, {a}, 4, 8;", (bits(0xABCDEF12),), [0xF1]),
         ("bfe.s32 {d}, {a}, 4, 8;", (bits(0xABCDEF12, 0x00000712),), [0xF1 - 256, 0x71]),
         ("prmt.b32 {d}, {a}, {b}, 0x5410;", (bits(0x03020100), bits(0x07060504)), [0x05040100]),
         ("prmt.b32 {d}, {a}, {b}, 0xb3a2;", (bits(0x80027F00), bits(0x00060504)), [0xFF800002 - 2**32]),
         ("not.b32 {d}, {a};", (ints(0, 5),), [-1, -6]),
-        ("xor.b32 {d}, {a}, {b};", (ints(6, 12), ints(3, 10)), [5, 6]),
-        ("setp.lt.s32 {p}, {a}, {b};", (ints(-1, 1), ints(1, 1)), [1, 0]),
+        ("min.u32 {d}, {a}, {b};", (ints(-1, 4), ints(3, 2)), [3, 2]),
         ("setp.lt.u32 {p}, {a}, {b};", (ints(-1, 0), ints(1, 1)), [0, 1]),
         ("setp.hs.u32 {p}, {a}, {b};", (ints(-1, 1), ints(1, 1)), [1, 1]),
     ],
@@ -75,10 +72,6 @@ def test_wide_products():
     [
         ("fma.rn.f32 {d}, {a}, {b}, {c};", (floats(1 + 2**-12), floats(1 + 2**-12), floats(-1)), [2**-11 + 2**-24]),
         ("max.f32 {d}, {a}, {b};", (floats(NAN, 1, -1), floats(2, NAN, -3)), [2, 1, -1]),
-        ("abs.f32 {d}, {a};", (floats(-2, 2),), [2, 2]),
-        ("neg.f32 {d}, {a};", (floats(-2, 2),), [2, -2]),
-        ("selp.f32 {d}, {a}, {b}, 1;", (floats(3), floats(4)), [3]),
-        ("add.f32 {d}, {a}, 0f3F800000;", (floats(2**24, 2**24 + 2),), [2**24, 2**24 + 4]),
         ("cvt.rn.f32.s32 {d}, {a};", (ints(2**24 + 1, 2**24 + 3, -7),), [2**24, 2**24 + 4, -7]),
         ("tanh.approx.f32 {d}, {a};", (floats(0, INF, -INF),), [0, 1, -1]),
         ("ex2.approx.f32 {d}, {a};", (floats(-INF, INF),), [0, INF]),
@@ -205,14 +198,6 @@ def test_a_register_that_is_wider_than_what_is_loaded():
         executed(load.format("s16"), x=x, out=out)
     with pytest.raises(Unsupported, match=r"ld\.global\.b64"):
         executed(load.format("b64"), x=x, out=out)
-
-
-def test_halves_of_registers():
-    assert computed("mov.b32 {d}, {{{a}, {b}}};", I32, torch.tensor([1], dtype=I16), torch.tensor([2], dtype=I16)) == [
-        0x20001
-    ]
-    assert computed("mov.b32 {{%rs30, %rs31}}, {a}; mov.b32 {d}, {{%rs31, %rs30}};", I32, bits(0x20001)) == [0x10002]
-    assert computed("cvt.rn.f16x2.f32 {d}, {a}, {b};", I32, floats(1), floats(2)) == [0x3C004000]
 
 
 @pytest.mark.parametrize(
