@@ -17,6 +17,9 @@ transforms and settings for gradients, which the call may be under, belong to a 
 * while a CUDA graph is captured or a model exported, which what the comparison does would disturb,
 * above `WIDEST` hidden units, where it would take gigabytes,
 * where memory does not suffice for it, or torch forbids to wait for the device. Calls of other signatures try again.
+
+Under vmap, and in a compiled graph of open sizes, the kernels are chosen before the number of batch rows is known. If
+there are so many that programs take 16 rows, that variant is compiled at its first launch, and is not compared.
 """
 
 from __future__ import annotations
