@@ -17,6 +17,9 @@ since the modes, transforms and settings of the call belong to its thread. The c
 * while a CUDA graph is captured or a model exported, which the comparison would disturb,
 * above `WIDEST` hidden units, where it would take gigabytes,
 * if memory does not suffice for it, or torch forbids to wait for the device. Calls of other signatures try again.
+
+Under vmap, and in a compiled graph of open sizes, the kernels are chosen before the number of batch rows is known. If
+there are so many that programs take 16 rows, that variant is compiled at its first launch, and is not compared.
 """
 
 from __future__ import annotations
