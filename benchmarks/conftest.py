@@ -12,10 +12,11 @@ from benchmarks.shared.tables import NOISY
 HEAD = ("ratio", "95 % interval", "fastlstm, ms", "torch, ms", "threads", "what", "mode", "")
 LEGEND = """\
 T time steps, B batch rows, I inputs, H hidden units, L layers, bi both directions. A ratio of 2 means that fastlstm
-takes half the time of torch. The ratio is that of the two times beside it, which are medians over the rounds, and the
-interval around it is that of the same ratio over rounds drawn anew. Each side runs on one thread and on all, and its
-faster way counts; "threads" has fastlstm's and torch's. A row has no result where its rounds scatter, or where other
-processes worked beside it."""
+takes half the time of torch. It is the ratio of the two times beside it, which are medians over the rounds, and lies in
+its interval, which is that of the same ratio over rounds drawn anew. The interval is of this run alone: on a machine
+that others share, another run may leave it. Each side runs on one thread and on all, and its faster way counts;
+"threads" has fastlstm's and torch's. A row has no result where its rounds scatter, or where other processes worked
+beside it."""
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-benchmark reads its options

@@ -1,7 +1,11 @@
-"""A run's results as JSON, as Markdown and as a chart."""
+"""A run's results as JSON, as Markdown and as a chart.
+
+`python -m benchmarks.shared.report benchmarks/results/*.json` draws the charts of earlier runs anew.
+"""
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +15,7 @@ from matplotlib.figure import Figure
 from benchmarks.shared.clock import Ratio
 from benchmarks.shared.shapes import MODES
 from benchmarks.shared.tables import NOISY, ZEROS, ratio_text, table
+from fastlstm.mnist.pictures import GREY, on_any_ground
 
 COLOURS = {"inference": "#4c78a8", "training": "#f58518"}
 
@@ -84,41 +89,60 @@ def markdown(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+@on_any_ground
 def chart(title: str, rows: list[dict[str, Any]]) -> Figure:
-    """Return bars with their intervals, the fastest on top, of rows with a "name", a "mode" and a "ratio"."""
+    """Return bars from 1 with their intervals, the fastest on top, of rows with a "name", a "mode" and a "ratio"."""
     best: dict[str, float] = {}
     for row in rows:
         best[row["name"]] = max(row["ratio"]["median"], best.get(row["name"], 0.0))
     names = sorted(best, key=lambda name: -best[name])
     figure = Figure(figsize=(9, 1.6 + 0.42 * len(names)), layout="constrained")
     axes, height = figure.subplots(), 0.38
+    axes.set_xscale("log", base=2)
     for n, mode in enumerate(MODES):
         bars = [(names.index(row["name"]) + (n - 0.5) * height, row["ratio"]) for row in rows if row["mode"] == mode]
         places, values = [place for place, _ in bars], [ratio["median"] for _, ratio in bars]
         ends = [(ratio["low"], ratio["high"]) for _, ratio in bars]
         spread = [[abs(value - end) for value, end in zip(values, each)] for each in zip(*ends)] or None
-        axes.barh(places, values, height, color=COLOURS[mode], label=mode, xerr=spread, error_kw={"elinewidth": 0.8})
+        from_1 = [value - 1 for value in values]
+        look: dict[str, Any] = {"color": COLOURS[mode], "error_kw": {"elinewidth": 0.8, "ecolor": GREY}}
+        axes.barh(places, from_1, height, left=1, label=mode, xerr=spread, **look)
         for place, ratio in bars:
-            axes.annotate(f" {ratio['median']:.2f}", (ratio["high"], place), va="center", fontsize=7)
+            axes.annotate(f" {ratio['median']:.2f}", (max(1.0, ratio["high"]), place), va="center", fontsize=7)
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set_ylim(max(len(names), 1) - 0.4, -0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.12)
-    axes.axvline(1, color="black", linewidth=1)
-    axes.set_xlabel("speed relative to torch's layer (1 = the same, more is faster)")
-    axes.set_title("T time steps, B batch rows, I inputs, H hidden units", loc="left", fontsize=8)
-    figure.legend(loc="outside lower right", fontsize=8, frameon=False, ncols=2)
+    axes.axvline(1, color=GREY, linewidth=1)
+    axes.xaxis.set(major_formatter="{x:g}")
+    axes.set_xlabel("speed relative to torch's layer (1 = the same, more is faster), with 95 % intervals")
+    notes = f"; T1: {ZEROS}" * any(name.startswith("T1-") for name in names)
+    axes.set_title(f"T time steps, B batch rows, I inputs, H hidden units{notes}", loc="left", fontsize=8)
+    axes.legend(loc="lower right", fontsize=8)  # where the bars are shortest
     figure.suptitle(title, fontsize=11)
     return figure
 
 
+def chart_of(report: dict[str, Any]) -> Figure:
+    """Return the chart of a report's fixed shapes."""
+    machine = report["machine"]
+    title = f"{report['title']}: {machine['cpu']}, {machine['threads']} threads"
+    return chart(title, [row for row in report["results"] if not row["random"] and not row.get("noisy")])
+
+
+def draw(report: dict[str, Any], path: Path) -> Path:
+    return replaced(path, lambda temporary: chart_of(report).savefig(temporary, dpi=150))
+
+
 def write_report(report: dict[str, Any], folder: Path, name: str) -> list[Path]:
-    """Write a report's files. Its chart has sequences alone: a step from a state of zeros may gain tenfold."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [row for row in report["results"] if not row["random"] and not row["noisy"] and row["shape"]["T"] > 1]
-    title = f"{report['title']}: {report['machine']['cpu']}, {report['machine']['threads']} threads"
     return [
         write_json(report, folder / f"{name}.json"),
         replaced(folder / f"{name}.md", lambda path: path.write_text(markdown(report), encoding="utf-8")),
-        replaced(folder / f"{name}.png", lambda path: chart(title, rows).savefig(path, dpi=150)),
+        draw(report, folder / f"{name}.png"),
     ]
+
+
+if __name__ == "__main__":
+    for file in map(Path, sys.argv[1:]):
+        print(draw(json.loads(file.read_text(encoding="utf-8")), file.with_suffix(".png")))

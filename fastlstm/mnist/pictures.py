@@ -220,10 +220,10 @@ def _draw_grid(axes: Axes, images: Tensor, captions: Sequence[str], rows: int, c
     """Draw captioned images as one picture, since many axes are slow to draw."""
     axes.set_axis_off()
     size = images.shape[1:]
-    height, width = size[0] + (size[0] + 1) // 2, size[1] + (size[1] + 1) // 2  # of a cell: label above, gap beside
+    height, width = size[0] + (size[0] + 1) // 2, size[1] + (size[1] + 1) // 2  # of a cell: label above, gaps beside
     sheet = np.zeros((rows * height, columns * width), np.float32)
     for place, (image, caption) in enumerate(zip(images.cpu().numpy(), captions, strict=True)):
-        bottom, left = (place // columns + 1) * height, place % columns * width
+        bottom, left = (place // columns + 1) * height, place % columns * width + (width - size[1]) // 2
         sheet[bottom - size[0] : bottom, left : left + size[1]] = image
         axes.text(left + size[1] / 2, bottom - size[0] - 1, caption, ha="center", va="bottom", fontsize=10)
     axes.imshow(sheet, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
