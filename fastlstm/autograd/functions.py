@@ -219,8 +219,8 @@ def _differentiable_gradients(
     """Return the gradients of a planned run, from Functions that can be differentiated again."""
     cell, states, to = layer.cell, len(layer.cell.states), torch.promote_types(layer.x.dtype, torch.float32)
 
-    axis = layer.states[0] is not None and layer.states[0].dim() == 3
-    tensors = layer.squeezed(axis).to(to).tensors
+    has_layer_axis = layer.states[0] is not None and layer.states[0].dim() == 3
+    tensors = layer.squeezed(has_layer_axis).to(to).tensors
     others = incoming.saved if plan.saves_sequences else (None,) * (states - 1)
     last = (None if a is None else a.reshape(a.shape[-2:]).to(to) for a in incoming.last)
     grads = None if incoming.h is None else incoming.h.to(to), *last, *others

@@ -64,12 +64,14 @@ class Layer(NamedTuple):
         weight_hr = None if self.weight_hr is None else self.weight_hr.to(dtype)
         return self._replace(x=self.x.to(dtype), weights=weights, states=states, inputs=inputs, weight_hr=weight_hr)
 
-    def squeezed(self, axis: bool) -> "Layer":
+    def squeezed(self, has_layer_axis: bool) -> "Layer":
         """Return the layer as backends take it outside of plans: x, which may be (B, I), has an axis of steps, and the
-        states, which are (1, B, H) if `axis`, are (B, H).
+        states, which are (1, B, H) if `has_layer_axis`, are (B, H).
         """
         x = self.x if self.x.dim() != 2 else self.x.unsqueeze(0)
-        return self._replace(x=x, states=tuple(a.squeeze(0) if axis and a is not None else a for a in self.states))
+        return self._replace(
+            x=x, states=tuple(a.squeeze(0) if has_layer_axis and a is not None else a for a in self.states)
+        )
 
     @property
     def tensors(self) -> tuple[Any, ...]:

@@ -48,14 +48,14 @@ def choose(name: str | None, device: torch.device) -> str:
     return taken
 
 
-def run(layer: Layer, plans: Plans | None, backend: str | None, axis: bool) -> Run:
+def run(layer: Layer, plans: Plans | None, backend: str | None, has_layer_axis: bool) -> Run:
     """Run an int8 layer in one direction.
 
     Args:
         layer: x (T, B, I) and states of float32, with scales. For a single step x may also be (B, I).
         plans: the plans of the layer, or None to go without.
         backend: a name of `fastlstm.backends.settings.NAMES`. None takes the default that `use_backend` sets.
-        axis: whether the states are (1, B, H), in the layer and in the result, or (B, H).
+        has_layer_axis: whether the states are (1, B, H), in the layer and in the result, or (B, H).
 
     Raises:
         ValueError: for tensors that make no layer, and for an unknown backend.
@@ -63,15 +63,15 @@ def run(layer: Layer, plans: Plans | None, backend: str | None, axis: bool) -> R
             asked for by name cannot run them. The backward pass of the results raises too.
     """
     if plans is not None:
-        plan = plans.get(layer, backend, axis, _plan)
+        plan = plans.get(layer, backend, has_layer_axis, _plan)
         if plan is not None:
             return plan(layer)
     if not torch.compiler.is_compiling() and (transformed() or dual_level()) and wants_autograd(layer.x, *layer.states):
         raise RuntimeError(NO_GRADIENT)
-    x, weights, states, lengths, reset, *_ = layer.squeezed(axis)
+    x, weights, states, lengths, reset, *_ = layer.squeezed(has_layer_axis)
     options = layer.reverse, layer.activations, settings.named(backend)
     h, *last = operators[layer.cell.key](x, *weights, *layer.scales, *states, lengths, reset, *options)
-    if axis:  # stack, since unsqueeze gives views, which cannot be detached in place
+    if has_layer_axis:  # stack, since unsqueeze gives views, which cannot be detached in place
         last = [torch.stack([a]) for a in last]
     return Run(h, tuple(last), ())
 

@@ -122,15 +122,15 @@ class Quantized(CellModule, nn.Module):
     def _steps_of(self, layer: Layer, packed_weights: dict[Any, Any]) -> Any:
         return call.steps_of(self._with_scales(layer), self.backend, packed_weights) if may_prepare(self) else None
 
-    def _run_int8(self, layer: Layer, plans: Any, axis: bool) -> Run:
+    def _run_int8(self, layer: Layer, plans: Any, has_layer_axis: bool) -> Run:
         """Run a layer in float32, whatever its dtype. The arguments are those of `fastlstm.int8.call.run`, but for the
         weights, which are those of `_layer_weights`.
         """
         layer, to = self._with_scales(layer), autocast_of(layer.x) or layer.x.dtype
         if to is torch.float32 and layer.x.dtype is to:
-            return call.run(layer, plans, self.backend, axis)
+            return call.run(layer, plans, self.backend, has_layer_axis)
         states = tuple([None if a is None else a.float() for a in layer.states])
-        run = call.run(layer._replace(x=layer.x.float(), states=states), plans, self.backend, axis)
+        run = call.run(layer._replace(x=layer.x.float(), states=states), plans, self.backend, has_layer_axis)
         return Run(run.h.to(to), tuple([a.to(to) for a in run.last]), ())
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:

@@ -157,7 +157,7 @@ def check_ptx(capability, row):
     gates = min(compiled_cell.gates, tile.forward_gates if forward else tile.backward_gates)
     M, K = (gates * tile.P, tile.P) if forward else (tile.P, gates * tile.P)
     tiles_of_m = M // (min(M, 128) if ptx["tcgen05.mma"] else 16 * warps)
-    products = tiles_of_m * (K // 16) * (3 if exact else 1) * (compiled_cell.of_h // gates)
+    products = tiles_of_m * (K // 16) * (3 if exact else 1) * (compiled_cell.h_preacts // gates)
     if forward and tile.inputs:
         products += tiles_of_m * (tile.inputs // 16) * (cell.gates_of_x // gates)
     products *= tile.block_b // 8 if ptx["mma.sync"] else 1
