@@ -20,6 +20,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import Tensor
 
 from fastlstm.files import replacing
+from fastlstm.mnist.pictures import GREY, ON_ANY_GROUND
 
 DOCS = Path(__file__).resolve().parents[1]
 ROWS = 28
@@ -27,7 +28,7 @@ OVERVIEW, SHOWN = 0, 32  # the test image of the first picture, and how many of 
 ALONE, UNIT = 11, 39  # the test image of the second picture, and the unit
 NAMES = {"g": "candidate", "i": "input gate", "f": "forget gate", "o": "output gate", "c": "memory", "h": "output"}
 GATES, STATES = "ifo", "gch"
-COLOURS = {"i": "#0072b2", "f": "#009e73", "g": "#cc79a7", "o": "#e69f00", "c": "#000000", "h": "#d55e00"}
+COLOURS = {"i": "#0072b2", "f": "#009e73", "g": "#cc79a7", "o": "#e69f00", "c": GREY, "h": "#d55e00"}
 
 
 def page(iterations: int = 800) -> dict[str, Any]:
@@ -100,7 +101,7 @@ def main(folder: Path = DOCS / "tutorial", iterations: int = 800) -> list[Path]:
     images, read, model = defined["test"].images, defined["gates"], defined["model"]
     first, second = read(images[OVERVIEW][None]), read(images[ALONE][None])
     chances = model.out(first["h"][0]).softmax(1).detach()
-    with rc_context({"font.size": 12}):
+    with rc_context(ON_ANY_GROUND | {"font.size": 12}):
         figures = {
             "gates.png": overview(images[OVERVIEW], {name: value[0] for name, value in first.items()}, chances),
             "unit.png": alone(images[ALONE], {name: value[0, :, UNIT] for name, value in second.items()}),
