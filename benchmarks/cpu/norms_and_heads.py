@@ -1,12 +1,13 @@
 """Cells with norms, and layers of heads, against the same in plain PyTorch.
 
-python -m benchmarks.cpu.norms_and_heads [--only norms heads] [--rounds 15]
+python -m benchmarks.cpu.norms_and_heads [--only norms heads norms_of_heads] [--rounds 15]
 
 Norms: `layer_norm_lstm` and `dreamer_gru` against a loop over time with `torch.nn.functional.layer_norm`, in which x is
 multiplied for all steps at once. The last column has what norms cost: the time beside `peephole_lstm` or `gru`, whose
 products are the same. Heads: an sLSTM with 4 heads of 128 units, whose x comes as inputs, against a loop with one
-`torch.bmm` a step. Every rival is checked before the clock starts. All run on one thread and on all in every round, and
-the faster counts.
+`torch.bmm` a step. Norms of heads: an LSTM with as many heads, each of which normalizes its units of the cell state,
+against such a loop. Its last column is the time beside the same cell with a norm over all units. Every rival is checked
+before the clock starts. All run on one thread and on all in every round, and the faster counts.
 """
 
 import itertools
@@ -86,13 +87,40 @@ def slstm_of_inputs(i: Any, f: Any, z: Any, o: Any, c: Any, n: Any, m: Any, x_i:
     return cells.slstm(z + x_z, i + x_i, f + x_f, o + x_o, c, n, m)
 
 
+def normed_lstm(of: str) -> cells.Cell:
+    """Return an LSTM with a norm of its cell state over the units of a row or of a head."""
+
+    @cells.cell(gates=dict.fromkeys("ifgo", "xh"), states=("h", "c"), params={"gain": 1.0, "shift": 0.0})
+    def normed(i: Any, f: Any, g: Any, o: Any, c: Any, gain: Any, shift: Any) -> tuple[Any, Any]:
+        c = cells.sigmoid(f) * c + cells.sigmoid(i) * cells.tanh(g)
+        return cells.sigmoid(o) * cells.layer_norm(c, weight=gain, bias=shift, of=of), c
+
+    return normed
+
+
+def plain_normed_lstm(x: Tensor, weights: dict[str, Tensor]) -> Tensor:
+    """`normed_lstm` of heads as one writes it in PyTorch."""
+    B, H, gain, shift = x.shape[1], HEADS * UNITS, weights["gain"], weights["shift"]
+    blocks = weights["weight_hh"].view(4, HEADS, UNITS, UNITS).permute(1, 3, 0, 2).reshape(HEADS, UNITS, 4 * UNITS)
+    h = c = x.new_zeros(B, H)
+    outputs = []
+    for part in F.linear(x, weights["weight_ih"], weights["bias_ih"] + weights["bias_hh"]).unbind(0):
+        sums = torch.bmm(h.view(B, HEADS, UNITS).transpose(0, 1), blocks).view(HEADS, B, 4, UNITS).permute(1, 2, 0, 3)
+        i, f, g, o = (part + sums.reshape(B, 4 * H)).chunk(4, 1)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        normed = F.layer_norm(c.view(B, HEADS, UNITS), (UNITS,)).view(B, H)
+        h = torch.sigmoid(o) * torch.addcmul(shift, normed, gain)
+        outputs.append(h)
+    return torch.stack(outputs)
+
+
 def calls(call: Callable[[], Tensor], leaves: list[Tensor]) -> Runs:
     return {mode: called(mode, call, leaves) for mode in MODES}
 
 
-def layer(cell: cells.Cell, x: Tensor, H: int) -> tuple[nn.Module, Runs]:
+def layer(cell: cells.Cell, x: Tensor, H: int, heads: int = 1) -> tuple[nn.Module, Runs]:
     """Return a layer of a cell, and its calls."""
-    rnn = fastlstm.RNN(cell, x.shape[-1], H, backend="numba")
+    rnn = fastlstm.RNN(cell, x.shape[-1], H, heads=heads, backend="numba")
     return rnn, calls(lambda: rnn(x)[0], list(rnn.parameters()))
 
 
@@ -121,7 +149,18 @@ def heads() -> Iterator[tuple[str, dict[str, Runs]]]:
         yield f"sLSTM, {HEADS} heads of {UNITS}, T {STEPS}, B {B}", {"torch": theirs, "fastlstm": ours}
 
 
-KINDS = {"norms": norms, "heads": heads}
+def norms_of_heads() -> Iterator[tuple[str, dict[str, Runs]]]:
+    """Yield the row of an LSTM whose heads have norms."""
+    x = torch.randn(STEPS, 16, UNITS)
+    rnn, ours = layer(normed_lstm("head"), x, HEADS * UNITS, HEADS)
+    weights = {name.removesuffix("_l0"): a for name, a in rnn.named_parameters()}
+    theirs = calls(lambda: plain_normed_lstm(x, weights), list(weights.values()))
+    without = layer(normed_lstm("row"), x, HEADS * UNITS, HEADS)[1]
+    title = f"LSTM, {HEADS} heads of {UNITS}, each with a norm, T {STEPS}, B 16, I {UNITS}"
+    yield title, {"torch": theirs, "fastlstm": ours, "without": without}
+
+
+KINDS = {"norms": norms, "heads": heads, "norms_of_heads": norms_of_heads}
 
 
 def rows(options: Options) -> Iterator[list[str]]:

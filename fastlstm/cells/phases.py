@@ -49,26 +49,81 @@ class Phases:
     kept: tuple[str, ...] = ()
 
 
+def set_depth(node: Node, depth: dict[Node, int], given: set[Node]) -> int:
+    """Store, for a node and all that it is made from, the phase from whose begin, or in which, the value is known."""
+    for n in in_order([node], depth):
+        if n not in depth:
+            below = 0 if n in given else max((depth[a] for a in n.args), default=0)
+            depth[n] = below + (n.op in MEANS and n not in given)
+    return depth[node]
+
+
+def with_early_means(results: Iterable[Node], given: set[Node]) -> list[Node]:
+    """Return the results with means of what is known as early as possible.
+
+    A mean is linear. So the mean of ``s * a + t * b``, where a row's units share s and t, is made from the means of a
+    and b, which need not wait for s and t. The gradient of a norm is such a mean.
+    """
+    results, new, depth = list(results), dict[Node, Node](), dict[Node, int]()
+
+    def terms_of(op: str, x: Node, *heads: Node) -> list[Node]:
+        """Return terms whose sum is the mean of x, none if x is more than a sum of what is known before it."""
+        until, factors = set_depth(x, depth, given), {x: x.graph.constant(1)}
+        if until == 0:
+            return []
+        parts, terms = dict[Node, Node](), list[Node]()  # parts of x by the factor of their mean
+        for n in reversed(in_order([x], given)):  # each before what it is made from
+            if n not in factors:
+                continue
+            a, b, factor = *(*n.args, n, n)[:2], factors.pop(n)
+            further: list[tuple[Node, Node]] = []
+            if n.per_row:
+                terms.append(factor * n)
+            elif depth[n] < until:
+                part, factor = (-n, factor.args[0]) if factor.op == "neg" else (n, factor)
+                parts[factor] = parts[factor] + part if factor in parts else part
+            elif n.op in ("add", "sub"):
+                further = [(a, factor), (b, factor if n.op == "add" else -factor)]
+            elif n.op == "neg":
+                further = [(a, -factor)]
+            elif n.op == "mul" and a.per_row:
+                further = [(b, factor * a)]
+            elif n.op in ("mul", "div") and b.per_row:
+                further = [(a, x.graph.make(n.op, factor, b))]
+            else:
+                return []
+            for arg, times in further:
+                factors[arg] = factors[arg] + times if arg in factors else times
+        return terms + [factor * x.graph.make(op, part, *heads) for factor, part in parts.items()]
+
+    for n in in_order(results, given):
+        node = n if n in given or not n.args else n.graph.make(n.op, *(new[a] for a in n.args))
+        first, *others = (node.op in MEANS and node not in given and terms_of(node.op, *node.args)) or [node]
+        new[n] = sum(others, start=first)
+    return [new[n] for n in results]
+
+
 def in_phases(
-    function: Function, results: Iterable[str], rows: Iterable[str] = (), early: Iterable[str] = ()
-) -> Phases:
+    function: Function, results: Iterable[str], rows: Iterable[str] = (), early: Iterable[str] = (),
+    unread: Iterable[str] = (),
+) -> Phases:  # fmt: skip
     """Split a derived function.
 
     Args:
         results: the names of those of its results that are wanted.
         rows: the arguments and results that are one number for each row. The functions `rows` take and give these.
         early: the results that may be given as soon as they are known, and be read back by later phases.
+        unread: the results that are given as soon as they are known, and that no phase reads back.
     """
-    arguments, rows, costs = function.arguments, set(rows), Costs()
-    wanted = {name: function.results[name] for name in results}
+    arguments, results, rows, early = function.arguments, list(results), set(rows), set(early)
+    given = set(arguments.values())
+    wanted = dict(zip(results, with_early_means([function.results[name] for name in results], given)))
     mark = ""  # names are none of a cell's own
     while any(re.fullmatch(rf"{mark}(row|sum|head|kept)\d+", name) for name in (*arguments, *wanted)):
         mark += "_"
-    given, nodes = set(arguments.values()), in_order(wanted.values(), arguments.values())
-    depth: dict[Node, int] = {}  # the phase from whose begin, or in which, a value is known
+    nodes, depth = in_order(wanted.values(), given), dict[Node, int]()
     for n in nodes:
-        below = 0 if n in given else max((depth[a] for a in n.args), default=0)
-        depth[n] = below + (n.op in MEANS and n not in given)
+        set_depth(n, depth, given)
     means, of_heads = ([n for n in nodes if n.op == op and n not in given] for op in MEANS)
     shared = {n for n in nodes if n.per_row and not n.is_constant()}
     of_units = {name: n for name, n in wanted.items() if name not in rows}
@@ -79,27 +134,32 @@ def in_phases(
     head_means = {f"{mark}head{k}": n for k, n in enumerate(of_heads)}
     # kernels of one phase know nothing that is of a row: a function that only reads such numbers has two
     last = max(depth.values(), default=0) or int(bool(of_rows))
-    soon = {name: n for name, n in of_units.items() if name in set(early) and not n.is_constant()}
+    soon = {name: n for name, n in of_units.items() if name in early.union(unread) and not n.is_constant()}
 
     # what a phase gives that is not the same for all units, and what it can read from an earlier one
     roots = [[n.args[0] for n in (*means, *of_heads) if depth[n] == k + 1] for k in range(last + 1)]
     roots[last] += [n for name, n in of_units.items() if name not in soon]
     for n in soon.values():
         roots[depth[n]].append(n)
-    there, stored = {*given, *row_values, *of_heads}, {n: name for name, n in soon.items()}
-    kept: dict[Node, str] = {}
+    there, stored = {*given, *row_values, *of_heads}, {n: name for name, n in soon.items() if name in early}
+    until: dict[Node, int] = {}  # the last phase that reads a value which is kept
     for k in range(last, 0, -1):
         inside = in_order(roots[k], there)
         before = [n for n in inside if depth[n] < k and not n.is_constant()]
         needed = {n for n in roots[k] if depth[n] < k}
         needed |= {a for n in inside if depth[n] == k and n not in there for a in n.args}
-        load = {n: 1.0 if n in given or n in stored or n in kept else KEEP for n in before}
+        load = {n: 1.0 if n in given or n in stored or n in until else KEEP for n in before}
         load |= {n: 0.0 for n in before if n in row_values} | {n: inf for n in before if n.op in COMPARISONS}
-        compute = {n: inf if n in there else costs.of(n) for n in before}
+        compute = {n: inf if n in there else Costs().of(n) for n in before}
         for n in cut(before, needed.intersection(before), load, compute)[1]:
-            if n not in there and n not in stored and n not in kept:
-                kept[n] = f"{mark}kept{len(kept)}"
+            if n not in there and n not in stored and n not in until:
+                until[n] = k
                 roots[depth[n]].append(n)
+    kept, ends = dict[Node, str](), list[int]()  # a value takes the place of one that no later phase reads
+    for n in sorted(until, key=lambda n: (depth[n], n.number)):
+        place = next((j for j, end in enumerate(ends) if end <= depth[n]), len(ends))
+        ends[place : place + 1] = [until[n]]
+        kept[n] = f"{mark}kept{place}"
 
     def made(name: str, from_: Mapping[str, Node], to: Mapping[str, Node]) -> Function:
         used = set(in_order(to.values(), from_.values()))
@@ -109,18 +169,18 @@ def in_phases(
         return {name: n for name, n in values.items() if depth[n] == k}
 
     phases, of_earlier = list[Phase](), dict[str, Node]()
-    all_kept = {name: n for n, name in (stored | kept).items()}
     for k in range(last + 1):
         now = known_in(k, of_rows)
         of_row = {name: n for name, n in arguments.items() if name in rows} | of_earlier | known_in(k, sums)
         row_results = {name: n for name, n in wanted.items() if name in rows}
         known = {name: n for name, n in arguments.items() if name not in rows} | of_earlier | now
-        known |= {name: n for name, n in all_kept.items() if depth[n] < k}
+        known |= {name: n for n, name in stored.items() if depth[n] < k}
+        known |= {name: n for n, name in kept.items() if depth[n] < k <= until[n]}
         known |= {name: n for name, n in head_means.items() if depth[n] <= k}
         to = {name: n.args[0] for name, n in (sums | head_means).items() if depth[n] == k + 1}
-        to |= known_in(k, all_kept | soon)
+        to |= {name: n for n, name in kept.items() if depth[n] == k} | known_in(k, soon)
         to |= {name: n for name, n in of_units.items() if k == last and name not in soon}
-        begun = tuple(len(kept) + j for j, n in enumerate(of_heads) if depth[n] == k)
+        begun = tuple(len(ends) + j for j, n in enumerate(of_heads) if depth[n] == k)
         phases.append(Phase(made("rows", of_row, now | known_in(k, row_results)), made("units", known, to), begun))
         of_earlier |= now
-    return Phases((*phases,), (*of_rows,), (*sums,), (*kept.values(), *head_means))
+    return Phases((*phases,), (*of_rows,), (*sums,), (*dict.fromkeys(kept.values()), *head_means))

@@ -146,16 +146,17 @@ def test_every_row_belongs_to_one_part():
     """Parts of sorted lengths, however many, follow each other and have like shares of the steps."""
     for _ in range(50):
         T, B, parts = (int(torch.randint(1, n, ())) for n in (9, 40, 12))
+        unit = int(2 ** torch.randint(0, 4, ()))
         lengths = torch.randint(0, T + 1, (B,)).sort(descending=True).values
-        rows_of_part = compiled(team_rows, B=B, T=T, lengths=lengths.data_ptr())
+        rows_of_part = compiled(team_rows, B=B, T=T, lengths=lengths.data_ptr(), group_rows=unit)
         bounds = [rows_of_part(part, parts) for part in range(parts)]
         assert [first for first, _ in bounds] == [0, *(last for _, last in bounds[:-1])]
         assert bounds[-1][1] == B
         for first, last in bounds:
             assert first <= last
-            assert first % 2 == 0 or first == B
+            assert first % max(2, unit) == 0 or first == B
             if int((lengths < T).sum()):
-                assert int(lengths[first:last].sum()) <= int(lengths.sum()) / parts + 2 * T
+                assert int(lengths[first:last].sum()) <= int(lengths.sum()) / parts + max(2, unit) * T
 
 
 @pytest.mark.parametrize("reverse", [False, True])

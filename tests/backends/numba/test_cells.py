@@ -124,6 +124,16 @@ def test_large_layers(cell):
     check(Case(cell, 3, 5, 650, 650), F32)
 
 
+@masks
+def test_gradients_of_params_on_any_number_of_threads(masked):
+    """They are sums over groups of rows, whose bounds do not depend on the number of threads."""
+    case = Case(cells.layer_norm_lstm, 3, 70, 5, 20, masked=masked)
+    alone, *others = (on_kernels(case.layer, case.grads, case.needs, team) for team in (1, 2, 3, 5))
+    for other in others:
+        for wanted, found in zip(alone, other, strict=True):
+            assert wanted is found is None or torch.equal(wanted, found)
+
+
 @every_cell
 def test_gradients_that_are_wanted(cell, poisoned):
     case = Case(cell, 4, 3, 5, 9, masked=True)

@@ -90,4 +90,4 @@ def count_copy_vectors(cell: Cell, kind: str) -> int:
     entries = 2 * of_cell.inner_states + 2 + of_cell.operands
     if kind == "Forward":  # the pre-activations of a compact panel lie there before they are expanded
         return max(entries, of_cell.preacts)
-    return entries + 1 + of_cell.inner_states + of_cell.inputs + of_cell.preacts + of_cell.params
+    return entries + 1 + of_cell.inputs + of_cell.preacts

@@ -23,6 +23,7 @@ I                       columns of x
 H                       units
 panels                  panels of H units, each of one vector
 heads                   K
+group_rows              batch rows of a row group, over which the gradients of params are summed: no thread splits one
 head                    H / K, the units of a head and the columns of weight_hh
 span                    most columns of h that a panel multiplies: those of all heads that it has units of
 has_compact             1 if a last panel that is not full is compact: its gates lie side by side without padding
@@ -163,12 +164,14 @@ ones_row                accumulator row of the ones
 dpreact_steps           steps that `dpreact` has room for
 packs                   1 if transposed weights are read
 dpreact_row_steps       steps that `dpreact_rows` has room for
+group_stride            bytes of `param_sums` of a row group, divided by group_rows
 strips_bytes            bytes of the strips of a time chunk
 columns_bytes           bytes of `dpreact_columns` of a time chunk
 """
 
 BACKWARD_BUFFERS = """
-dpreact                 (panels, dpreact_steps, B, S + P, L)
+dpreact                 (panels, dpreact_steps, B, S, L)
+param_sums              (row groups, panels, P, L) sums of the gradients of params
 carried                 (inner_states + carries_h + 1, panels, B, L), of inner states, of h, then dh of held rows
 strips                  (ring, strips, chunk B, strip) columns of [x, h, 1]; unit: rows of the transposed [x, 1, h]
 dweights                (split_k, panels, accumulator_rows, max(X, Y), L), or 0 if few pairs are summed without it

@@ -178,12 +178,19 @@ def accumulator_layout(s: Signature, sum_components: int) -> tuple[int, int, int
         first_h_row = -(-(I + 1) // 16) * 16
         return first_h_row, I, first_h_row + panels_of(H, lanes_of(s.dtype)) * 16
     unseen = H - span_of(s.H, s.heads, lanes_of(s.dtype)) if H else 0
-    if counts.joint and not counts.params:
+    if counts.joint:
         return I, I + H, I + H + 1 - unseen
     first_h_row = panels_of(I, STRIP) * STRIP
     ones_row = first_h_row + panels_of(H, STRIP) * STRIP
-    rows_of_ones = panels_of(counts.preacts + counts.params, max(counts.x_preacts, counts.h_preacts, 1))
+    rows_of_ones = panels_of(counts.preacts, max(counts.x_preacts, counts.h_preacts, 1))
     return first_h_row, ones_row, ones_row - unseen + rows_of_ones
+
+
+def row_group(s: Signature) -> int:
+    """Return how many batch rows share the sums of the gradients of params: more where there are enough groups for many
+    threads. The number of threads does not decide, since it must not change the sums.
+    """
+    return max(k for k in (1, 2, 4, 8) if k == 1 or 8 * k <= s.B) if s.counts.params else 1
 
 
 def common_sizes(s: Signature, kind: str, vectors: int, count: int) -> tuple[dict[str, int], int]:
@@ -197,7 +204,7 @@ def common_sizes(s: Signature, kind: str, vectors: int, count: int) -> tuple[dic
     row_vectors = vectors * count if means else vectors, shared_slot + of_cell["shared_values"]
     fields = {
         "T": s.T, "B": s.B, "I": s.I, "H": s.H, "panels": panels, "inner_step_stride": s.rows * s.H * size,
-        "has_compact": has_compact_panel(s), "heads": s.heads, "head": s.H // s.heads,
+        "has_compact": has_compact_panel(s), "group_rows": row_group(s), "heads": s.heads, "head": s.H // s.heads,
         "span": span_of(s.H, s.heads, lanes), "saved": s.cell.layout.saved_vectors(lanes),
         "gate_panels": saved_panels(s.cell, s.H, lanes),
         "panel_bytes": ROW_BLOCK * vectors * lanes * size if means else 0,
@@ -216,7 +223,7 @@ def backward_sizes(
     """
     T, B, I, H, dtype, components = s.T, s.B, s.I, s.H, s.dtype, s.components
     lanes, size, counts = lanes_of(dtype), dtype.itemsize, s.counts
-    panels, wide, terms = panels_of(H, lanes), 4 * lanes, (counts.preacts + counts.params) * lanes
+    panels, wide = panels_of(H, lanes), 4 * lanes
     columns = (panels_of(I, wide) + panels_of(H, wide)) * wide
     is_few = not components and T * B * columns <= FEW_PAIRS * (I + H)
     x_components = input_components(s)
@@ -243,12 +250,15 @@ def backward_sizes(
     dpreact_steps = ring * chunk if reads_chunk else 2
     fields, scratch = common_sizes(s, "Backward", 4, panels_of(H, wide))
     fields |= {"reach": reach_of(s.H, s.heads, lanes), "chunk": chunk, "ring": ring, "split_k": split_k}
+    group = panels * counts.params * lanes  # sums of a row group
     fields |= {"dpreact_steps": dpreact_steps, "strip": wide if is_few else STRIP}
+    fields["group_stride"] = group * size // fields["group_rows"]
     fields |= {"accumulator_rows": accumulator_rows, "first_h_row": first_h_row, "ones_row": ones_row}
     carried = counts.inner_states + counts.carries_h + s.has_lengths
     buffers = {"scratch": scratch, "carried": panels * B * lanes * carried}
     if not components:
-        buffers["dpreact"] = panels * dpreact_steps * B * terms
+        buffers["dpreact"] = panels * dpreact_steps * B * counts.preacts * lanes
+        buffers["param_sums"] = panels_of(B, fields["group_rows"]) * group
     if components or dx_components:
         steps = ring * chunk if wants_dx else 2
         fields |= {"dpreact_row_steps": steps, "k_block_stride": (steps * B + 32) * 64}

@@ -10,7 +10,7 @@ from typing import Any
 from fastlstm.backends.numba.constants import LINE, ROW_BLOCK
 from fastlstm.backends.numba.kernels import matrix_backward, mixed_backward, vector_backward
 from fastlstm.backends.numba.kernels.gradients import unpack_weight_gradients
-from fastlstm.backends.numba.kernels.layout import count_terms, count_vector_groups, first_vector, saved_address
+from fastlstm.backends.numba.kernels.layout import count_vector_groups, first_vector, param_sums_address, saved_address
 from fastlstm.backends.numba.kernels.products import BackwardProducts
 from fastlstm.backends.numba.kernels.row_masks import any_held, any_reset, is_held, rows_to_last_active, zero_reset
 from fastlstm.backends.numba.kernels.shared import VECTOR, element_bytes, inlined, jit, read_rows
@@ -22,7 +22,6 @@ from fastlstm.backends.numba.kernels.states import (
     dinputs_address,
     enter_step,
     entry_stride,
-    held_address,
     later_address,
     panel_products,
     redirect_to_scratch,
@@ -30,7 +29,7 @@ from fastlstm.backends.numba.kernels.states import (
     set_entry,
     shared_address,
 )
-from fastlstm.backends.numba.kernels.threads import arrive, share, team_rows, wait, wait_for
+from fastlstm.backends.numba.kernels.threads import arrive, share, share_rows, team_rows, wait, wait_for
 from fastlstm.backends.numba.kernels.weights import digest_weights
 from fastlstm.backends.numba.llvm.intrinsics import call, get_int64
 
@@ -74,29 +73,35 @@ def run_cell(a, p, t, b, rows, scratch, table, dh, dpre, phase):
         set_entry(pointers, k, dh_copy - b * VECTOR - panel_offset, VECTOR)
     # a held row passes the gradients of its states on unchanged: its dpreact is zero, and its own dh is ignored
     if has_held and is_last:
-        for k in range(a.inner_states):
-            call(a.copy_rows, rows, L, L, carried_address(a, k, p, b), VECTOR, held_address(a, scratch, k), VECTOR)
         held_dh = carried_address(a, a.inner_states + a.carries_h, p, b)
         call(a.copy_rows, rows, valid, L, dh, 4 * VECTOR, held_dh, VECTOR)
-    saved = saved_address(a, a.gate_rows, t, p, b)
-    active, terms, dinputs = rows_to_last_active(a, t, b, rows), count_terms(a), dinputs_address(a, scratch)
-    carried, state_bytes = carried_address(a, 0, p, b), panels * a.B * VECTOR
-    if a.phases == 1:
-        call(
-            a.cell_backward, active, b, panel_offset, valid, dh, saved, dpre, dinputs, carried, state_bytes, pointers
-        )  # fmt: skip
-    else:
-        call(
-            a.cell_backward, active, b, panel_offset, valid, dh, saved, dpre, dinputs, carried, state_bytes, pointers,
-            phase, later_address(a, scratch, p), shared_address(a, scratch), a.shared_values * VECTOR,
-        )  # fmt: skip
+    dinputs, state_bytes, gates = dinputs_address(a, scratch), panels * a.B * VECTOR, a.preacts
+    active = rows_to_last_active(a, t, b, rows)
+    # one by one, if there is a held row among them: its padding may be NaN, and must add nothing
+    together = 1 if any_held(a, t, b, active) else max(active, 1)
+    for r in range(0, active, together):
+        if together == 1 and is_held(a, t, b + r):
+            continue
+        saved, carried = saved_address(a, a.gate_rows, t, p, b + r), carried_address(a, 0, p, b + r)
+        if a.phases == 1:
+            call(
+                a.cell_backward, together, b + r, panel_offset, valid, dh + r * 4 * VECTOR, saved,
+                dpre + r * gates * VECTOR, param_sums_address(a, p, b + r), -a.group_rows, a.group_stride,
+                dinputs + r * a.inputs * VECTOR, carried, state_bytes, pointers,
+            )  # fmt: skip
+        else:
+            later, shared_row = later_address(a, scratch, p) + r * a.later_values * VECTOR, a.shared_values * VECTOR
+            shared, saved_panel = shared_address(a, scratch) + r * shared_row, a.gate_rows * a.saved * VECTOR
+            call(
+                a.cell_backward, together, b + r, panel_offset, valid, dh + r * 4 * VECTOR, saved,
+                dpre + r * gates * VECTOR, param_sums_address(a, p, b + r), -a.group_rows, a.group_stride,
+                dinputs + r * a.inputs * VECTOR, carried, state_bytes, pointers, phase,
+                later, shared, shared_row, saved_panel,
+            )  # fmt: skip
     if has_held and is_last:
         for r in range(rows):
             if is_held(a, t, b + r):
-                for k in range(a.inner_states):
-                    held = held_address(a, scratch, k) + r * VECTOR
-                    call(a.copy_rows, 1, L, L, held, 0, carried_address(a, k, p, b + r), 0)
-                call(a.copy_rows, 1, 0, terms * L, a.constants, 0, dpre + r * terms * VECTOR, 0)
+                call(a.copy_rows, 1, 0, gates * L, a.constants, 0, dpre + r * gates * VECTOR, 0)
                 call(a.copy_rows, 1, 0, a.inputs * L, a.constants, 0, dinputs + r * a.inputs * VECTOR, 0)
     for k in range(a.inputs if is_last else 0):
         target = get_int64(a.operand_records + 8 * (OPERAND_FIELDS_BACKWARD * k + 3))
@@ -143,6 +148,9 @@ def backward_with(products: BackwardProducts) -> Any:
             zero_reset(a, t_next, b, rows, 4 * L, dh_group, 4 * VECTOR)
         for p in range(p_first, p_last):
             dh, valid = dh_group + (p - p_first) * VECTOR, min(L, H - p * L)
+            for r in range(0, rows if s == T - 1 else 0, a.group_rows):
+                sums = param_sums_address(a, p, b + r)
+                call(a.copy_rows, 1, 0, a.params * L, sums, 0, sums, 0)
             for k in range(a.inner_states):
                 carried = carried_address(a, k, p, b)
                 if s == T - 1:
@@ -225,14 +233,15 @@ def backward_with(products: BackwardProducts) -> Any:
                     multiplies, computes = phase < 0 or a.phases == 1, phase >= 0
                     r_first, r_last, begin, end = g_first, g_last, q_first, q_last
                     if not multiplies:
-                        r_first = g_first + share(g_last - g_first, team_thread, team_size)
-                        r_last = g_first + share(g_last - g_first, team_thread + 1, team_size)
+                        r_first = g_first + share_rows(g_last - g_first, a.group_rows, team_thread, team_size)
+                        r_last = g_first + share_rows(g_last - g_first, a.group_rows, team_thread + 1, team_size)
                         begin, end = 0, groups if r_first < r_last else 0
                     if a.phases > 1 and s >= 0 and computes:
                         active = rows_to_last_active(a, t, r_first, r_last - r_first)
                         begin_phase(a, a.rows_backward, phase, t, r_first, active, a.gate_rows, scratch, False)
-                    for j in range(begin, end):  # in serpentine order, as in the forward pass
-                        q = j if s % 2 == 0 else begin + end - 1 - j
+                    # in serpentine order, as in the forward pass; a phase fetches the next panel's saved values ahead
+                    for j in range(begin, end):
+                        q = j if s % 2 == 0 or not multiplies else begin + end - 1 - j
                         p_first, p_last = first_vector(panels, q), first_vector(panels, q + 1)
                         dh_group = panel_products(a, team_scratch, q) + (r_first - g_first) * 4 * VECTOR
                         for b in range(r_first, r_last, ROW_BLOCK):

@@ -9,7 +9,6 @@ from fastlstm.backends.numba.kernels.gradients import write_vectors
 from fastlstm.backends.numba.kernels.layout import (
     block_hh,
     block_ih,
-    count_terms,
     count_vector_groups,
     dpreact_address,
     first_h_preact,
@@ -50,7 +49,7 @@ def write_weight_gradients(a, packed, scratch, p_first, p_last):
     L, size, I, H, D, count = a.lanes, a.size, a.I, a.H, a.head, a.T * a.B
     h_strips = packed + a.first_h_row * count * size
     for p in range(p_first, p_last):
-        valid, dpreact, vectors = min(L, H - p * L), dpreact_address(a, p, 0, 0), vectors_of(a, p, count_terms(a))
+        valid, dpreact, vectors = min(L, H - p * L), dpreact_address(a, p, 0, 0), vectors_of(a, p, a.preacts)
         dpre_row = vectors * VECTOR
         for gate in range(a.x_preacts if a.dweight_ih != 0 else 0):
             weight = a.dweight_ih + (block_ih(a, gate) * H + p * L) * I * size
@@ -62,11 +61,11 @@ def write_weight_gradients(a, packed, scratch, p_first, p_last):
                 dpre = source + (unit - p * L) * size
                 write_columns(a, scratch, end - unit, dpre, dpre_row, h_strips, weight, head_begin(a, unit), D)
                 unit = end
-        if a.dbias_ih != 0 or a.dbias_hh != 0 or a.params != 0:
+        if a.dbias_ih != 0 or a.dbias_hh != 0:
             for q in range(count_vector_groups(vectors)):
                 v = first_vector(vectors, q)
                 call(
                     gemm_of(a, first_vector(vectors, q + 1) - v), 1, a.constants, 0, scratch + v * VECTOR, 0,
                     dpreact + v * VECTOR, dpre_row, a.constants + ONE_OFFSET, 0, 0, count, 1, 0, 0, dpreact, 0, 0,
                 )  # fmt: skip
-            write_vectors(a, p, scratch)
+        write_vectors(a, p, scratch)

@@ -4,10 +4,12 @@ from fastlstm.backends.numba.kernels.layout import (
     block_hh,
     block_ih,
     columns_of_h,
+    count_row_groups,
     first_h_preact,
     gate_offset,
     head_begin,
     head_end,
+    param_sums_address,
     seen_begin,
 )
 from fastlstm.backends.numba.kernels.shared import VECTOR, element_bytes, jit
@@ -17,7 +19,7 @@ from fastlstm.backends.numba.llvm.intrinsics import call, get_int64
 @jit
 def accumulator_row_bytes(a):
     """Return the bytes of an accumulator row: one vector for each pre-activation of x or of h, whichever are more. The
-    sums of the ones have terms for all pre-activations and params, and may take several rows.
+    sums of the ones have terms for all pre-activations, and may take several rows.
     """
     return max(a.x_preacts, a.h_preacts, 1) * VECTOR
 
@@ -43,7 +45,7 @@ def unpack_weight(a, scratch, accumulators, width, units, weight):
 
 @jit
 def write_vectors(a, p, ones):
-    """Write panel p of the wanted gradients of biases and params, from `ones`, the accumulators of the ones."""
+    """Write panel p of the wanted gradients of biases and params: biases from `ones`, the accumulators of the ones."""
     size, unit = a.size, p * a.lanes
     valid = min(a.lanes, a.H - unit)
     for k in range(a.x_preacts if a.dbias_ih != 0 else 0):
@@ -52,10 +54,13 @@ def write_vectors(a, p, ones):
     for k in range(a.h_preacts if a.dbias_hh != 0 else 0):
         target = a.dbias_hh + (block_hh(a, k) * a.H + unit) * size
         call(a.copy_rows, 1, valid, valid, ones + gate_offset(a, p, first_h_preact(a) + k), 0, target, 0)
+    total, stride = param_sums_address(a, p, 0), a.panels * a.params * VECTOR
+    if a.params != 0:
+        call(a.add_rows, count_row_groups(a) - 1, a.params * a.lanes, total + stride, stride, total, 0)
     for k in range(a.params):
         dparam = get_int64(a.dparam_addresses + 8 * k)
         if dparam != 0:
-            call(a.copy_rows, 1, valid, valid, ones + gate_offset(a, p, a.preacts + k), 0, dparam + unit * size, 0)
+            call(a.copy_rows, 1, valid, valid, total + k * VECTOR, 0, dparam + unit * size, 0)
 
 
 @jit

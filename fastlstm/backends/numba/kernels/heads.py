@@ -5,7 +5,6 @@ then reach the others. Only vectors that the border of two heads crosses take th
 """
 
 from fastlstm.backends.numba.kernels.layout import (
-    count_terms,
     count_vector_groups,
     dpreact_address,
     first_h_preact,
@@ -63,13 +62,13 @@ def add_head(a, rows, b, s, unit, last, w, w_stride, q, kernel, out, lane, lane_
         panels = min((last - unit) // L, block) if first_lane == 0 else 0
         # all units of whole panels, or the head's units of one panel
         count, outer = gates * L, panels
-        dpre_outer, w_outer = a.dpreact_steps * a.B * count_terms(a) * VECTOR, gates * L * w_stride
+        dpre_outer, w_outer = a.dpreact_steps * a.B * a.preacts * VECTOR, gates * L * w_stride
         end = unit + panels * L
         if panels == 0:
             end = min(unit - first_lane + L, last)
             count, outer, dpre_outer, w_outer = end - unit, gates, VECTOR, L * w_stride
         dpre = dpreact_address(a, p, s, b) + first_h_preact(a) * VECTOR + first_lane * a.size
-        dpre_row = count_terms(a) * VECTOR
+        dpre_row = a.preacts * VECTOR
         w_panel = w + ((p - reach_begin(a, q)) * gates * L + first_lane) * w_stride
         if kernel == a.masked:
             call(

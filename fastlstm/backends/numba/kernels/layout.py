@@ -9,12 +9,6 @@ STREAMED = 6 << 20
 
 
 @jit
-def count_terms(a):
-    """Return the vectors of a row of dpreact: a gradient of each pre-activation, then a term of each param's."""
-    return a.preacts + a.params
-
-
-@jit
 def is_compact(a, p):
     """Return whether panel p is compact: a last, partly filled panel whose gates lie side by side."""
     return a.has_compact != 0 and (p + 1) * a.lanes > a.H
@@ -137,22 +131,33 @@ def expand(a, p, rows, source, target):
 
 @jit
 def gather(a, p, rows, source, target):
-    """Copy dpreact (rows, S + P, lanes) of the last panel to its compact rows, with zeros after them."""
-    L, terms, valid = a.lanes, count_terms(a), a.H - p * a.lanes
-    vectors = vectors_of(a, p, terms)
-    for gate in range(terms):
+    """Copy dpreact (rows, S, lanes) of the last panel to its compact rows, with zeros after them."""
+    L, gates, valid = a.lanes, a.preacts, a.H - p * a.lanes
+    vectors = vectors_of(a, p, gates)
+    for gate in range(gates):
         gate_target = target + gate_offset(a, p, gate)
-        call(a.copy_rows, rows, valid, valid, source + gate * VECTOR, terms * VECTOR, gate_target, vectors * VECTOR)
-    gate_target = target + terms * valid * a.size
-    call(a.copy_rows, rows, 0, vectors * L - terms * valid, source, 0, gate_target, vectors * VECTOR)
+        call(a.copy_rows, rows, valid, valid, source + gate * VECTOR, gates * VECTOR, gate_target, vectors * VECTOR)
+    gate_target = target + gates * valid * a.size
+    call(a.copy_rows, rows, 0, vectors * L - gates * valid, source, 0, gate_target, vectors * VECTOR)
 
 
 @jit
 def dpreact_address(a, p, s, b):
     """Return the address of dpreact of panel p, step s and row b. A panel's rows follow each other."""
-    terms = count_terms(a)
-    row = s % a.dpreact_steps * a.B + b
-    return a.dpreact + p * a.dpreact_steps * a.B * terms * VECTOR + row * vectors_of(a, p, terms) * VECTOR
+    row, gates = s % a.dpreact_steps * a.B + b, a.preacts
+    return a.dpreact + p * a.dpreact_steps * a.B * gates * VECTOR + row * vectors_of(a, p, gates) * VECTOR
+
+
+@jit
+def count_row_groups(a):
+    """Return the number of row groups, over each of which the gradients of params are summed from step to step."""
+    return (a.B + a.group_rows - 1) // a.group_rows
+
+
+@jit
+def param_sums_address(a, p, b):
+    """Return the address of the sums of the gradients of params, of panel p and of the row group of row b."""
+    return a.param_sums + (b & -a.group_rows) * a.group_stride + p * a.params * VECTOR
 
 
 @jit
@@ -193,8 +198,6 @@ def cell_forward_of(a):
     """
     if a.gates == 0:
         return a.cell_forward
-    if a.phases > 1:  # later phases read some of them again
-        return a.cell_forward_saving
     size = a.T * a.panels * a.rows * a.saved * VECTOR
     # such stores need aligned vectors, which memory of this size has
     return a.cell_forward_streaming if size > STREAMED and a.gates % VECTOR == 0 else a.cell_forward_saving

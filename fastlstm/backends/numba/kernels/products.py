@@ -53,7 +53,7 @@ class BackwardProducts(NamedTuple):
         pack_transposed: (a, weight, weight_row, N, of_h, packed, first, last, scratch) packs vector groups `first` to
             `last` of the N columns of a weight, transposed. `of_h`: it is weight_hh.
         pack_transposed_inputs: the same for weight_ih.
-        dpreact_target: (a, p, s, b, scratch) returns where the cell stores dpreact (rows, S + P, L).
+        dpreact_target: (a, p, s, b, scratch) returns where the cell stores dpreact (rows, S, L).
         store_dpreact: (a, p, s, b, rows, dpre) copies it into the layouts that products read.
         back_product: (a, rows, b, s, of_h, packed, vectors, q, scratch) stores the product of dpreact of step s with a
             vector group of the transposed weights, (rows, 4 L), in scratch.

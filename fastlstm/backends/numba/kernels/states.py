@@ -100,21 +100,15 @@ def begin_phase(a, kernel, phase, t, b, rows, gate_rows, scratch, is_one_row):
 
 
 @jit
-def held_address(a, scratch, k):
-    """Return the address of copies of inner state k's gradients, which held rows pass on unchanged."""
-    return scratch_slot(a, scratch, dh_entry(a) + 1 + k)
-
-
-@jit
 def dinputs_address(a, scratch):
     """Return the address where the cell stores the gradients of the inputs (rows, Q, lanes)."""
-    return held_address(a, scratch, a.inner_states)
+    return scratch_slot(a, scratch, dh_entry(a) + 1)
 
 
 @jit
 def dpreact_slot(a, scratch):
     """Return the address where the cell stores dpreact, if it is copied to another layout."""
-    return held_address(a, scratch, a.inner_states + a.inputs)
+    return scratch_slot(a, scratch, dh_entry(a) + 1 + a.inputs)
 
 
 @jit

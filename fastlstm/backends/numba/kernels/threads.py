@@ -12,25 +12,23 @@ def share(count, k, n):
 
 
 @jit
-def share_rows(count, k, n):
-    """Return the first of `count` rows of share k of n. Rows go in pairs, so that no pair is split."""
-    return min(count, 2 * share((count + 1) // 2, k, n))
+def share_rows(count, unit, k, n):
+    """Return the first of `count` rows of share k of n. No group of `unit` rows is split."""
+    return min(count, unit * share((count + unit - 1) // unit, k, n))
 
 
 @jit
 def team_begin_by_length(a, total, team_index, team_count):
-    """Return the first batch row of a team, an even one: the rows before it have the share of the `total` steps that
-    belongs to the teams before. Rows without a step belong to the last team.
+    """Return the first batch row of a team, which splits no pair or row group: the rows before it have the share of the
+    `total` steps that belongs to the teams before. Rows without a step belong to the last team.
     """
     if team_index == team_count:
         return a.B
-    steps, b = 0, 0
-    while b < a.B and steps * team_count < total * team_index:
+    steps, b, unit = 0, 0, max(2, a.group_rows)
+    while b < a.B and (b % unit != 0 or steps * team_count < total * team_index):
         steps += length_of(a, b)
-        if b + 1 < a.B:
-            steps += length_of(a, b + 1)
-        b += 2
-    return min(b, a.B)
+        b += 1
+    return b
 
 
 @jit
@@ -38,7 +36,8 @@ def team_rows(a, team_index, team_count):
     """Return the first batch row of a team and that of the next one. If the rows are sorted longest first, the teams
     get about equal numbers of active steps, and otherwise equal numbers of rows.
     """
-    first, last = share_rows(a.B, team_index, team_count), share_rows(a.B, team_index + 1, team_count)
+    unit = max(2, a.group_rows)
+    first, last = share_rows(a.B, unit, team_index, team_count), share_rows(a.B, unit, team_index + 1, team_count)
     if a.lengths == 0 or team_count == 1:
         return first, last
     total = 0

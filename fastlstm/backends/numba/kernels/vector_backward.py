@@ -11,7 +11,6 @@ from fastlstm.backends.numba.kernels.layout import (
     block_hh,
     block_ih,
     columns_of_h,
-    count_terms,
     count_vector_groups,
     dpreact_address,
     first_h_preact,
@@ -80,7 +79,7 @@ def pack_transposed(a, weight, weight_row, N, of_h, packed, first, last, scratch
 
 @jit
 def dpreact_target(a, p, s, b, scratch):
-    """Return where the cell stores dpreact (rows, S + P, lanes)."""
+    """Return where the cell stores dpreact (rows, S, lanes)."""
     return dpreact_slot(a, scratch) if is_compact(a, p) else dpreact_address(a, p, s, b)
 
 
@@ -101,7 +100,7 @@ def back_product(a, rows, b, s, of_h, packed, vectors, q, scratch):
         back_product_of_heads(a, rows, b, s, packed, vectors, q, scratch)
         return
     L, gates, first_gate = a.lanes, a.h_preacts if of_h else a.x_preacts, first_h_preact(a) if of_h else 0
-    panels, terms = (a.H + L - 1) // L, count_terms(a)
+    panels, terms = (a.H + L - 1) // L, a.preacts
     n = 4 if first_vector(vectors, q + 1) - first_vector(vectors, q) == 4 else 3
     kernel, w_row = a.gemm4 if n == 4 else a.gemm3, n * VECTOR
     blocks = (panels * gates * L + BLOCK_K - 1) // BLOCK_K
@@ -223,7 +222,7 @@ def add_products(a, strips, s_first, s_last, k_set, p_first, p_last, column, col
         for p in range(p_first, p_last):
             out = accumulator_address(a, k_set, p) + (k - missing) * accumulator_row_bytes(a)
             dpre = dpreact_address(a, p, s_first, first) + gate_offset(a, p, gate)
-            vectors, dpre_row = vectors_of(a, p, gates), vectors_of(a, p, count_terms(a)) * VECTOR
+            vectors, dpre_row = vectors_of(a, p, gates), vectors_of(a, p, a.preacts) * VECTOR
             for q in range(count_vector_groups(vectors)):
                 v = first_vector(vectors, q)
                 kernel, target = gemm_of(a, first_vector(vectors, q + 1) - v), out + v * VECTOR
@@ -241,7 +240,7 @@ def add_products(a, strips, s_first, s_last, k_set, p_first, p_last, column, col
 def add_weight_gradients(a, strips, s_first, s_last, k_set, p_first, p_last):
     """Add a time chunk to the accumulators: all at once if `sizes.accumulator_layout` lets them follow each other."""
     h_row, ones_row, columns = a.first_h_row, a.ones_row, columns_of_h(a)
-    if a.joint != 0 and a.params == 0 and a.heads == 1:
+    if a.joint != 0 and a.heads == 1:
         add_products(a, strips, s_first, s_last, k_set, p_first, p_last, 0, ones_row + 1, 0, 0, a.preacts)
         return
     add_products(a, strips, s_first, s_last, k_set, p_first, p_last, 0, a.I, 0, 0, a.x_preacts)
@@ -251,7 +250,7 @@ def add_weight_gradients(a, strips, s_first, s_last, k_set, p_first, p_last):
         h, h_last = h_row + seen, h_row + seen + seen_count(a, p)
         add_products(a, strips, s_first, s_last, k_set, p, end, h, h_last, seen, first, a.h_preacts)
         p = end
-    add_products(a, strips, s_first, s_last, k_set, p_first, p_last, ones_row, ones_row + 1, unseen, 0, count_terms(a))
+    add_products(a, strips, s_first, s_last, k_set, p_first, p_last, ones_row, ones_row + 1, unseen, 0, a.preacts)
 
 
 @jit

@@ -48,11 +48,11 @@ def functions_of(cell: Cell) -> Functions:
     """Return a cell's functions on vectors."""
     derived, layout = cell.derived(), cell.layout
     forward, backward = derived.forward, derived.backward
-    terms = [f"d{name}" for name in (*(f"{gate}_pre" for gate in layout.preacts), *layout.params)]
+    preacts, params = [f"d{gate}_pre" for gate in layout.preacts], [f"d{name}" for name in layout.params]
     passes = (
         in_phases(forward, cell.states),
-        in_phases(forward, [*cell.states, *layout.saved], layout.saved_rows, early=layout.saved_units),
-        in_phases(backward, backward.results, layout.saved_rows, early=terms),
+        in_phases(forward, [*cell.states, *layout.saved], layout.saved_rows, unread=layout.saved_units),
+        in_phases(backward, backward.results, layout.saved_rows, early=preacts, unread=params),
     )
     source = "\n".join([python(forward), python(backward), repr(vars(cell.layout))])
     takes = tuple(forward.arguments), tuple(backward.arguments)
@@ -94,8 +94,7 @@ def forward(vtype: VectorType, cell: Functions, save: bool, streams: bool = Fals
         phased = AcrossPhases(arrays, phases, later, shared, row_stride)
 
         def body():
-            arguments = {name: arrays.load("saved values", k) for k, name in enumerate(saved_units) if name in taken}
-            arguments |= {  # an argument may be a saved value, which has memory in the first phase too
+            arguments = {
                 f"{gate}_pre": arrays.load("all preacts", k)
                 for k, gate in enumerate(layout.preacts)
                 if f"{gate}_pre" in taken
@@ -119,41 +118,61 @@ def backward(vtype: VectorType, cell: Functions) -> Builder:
     """Return the builder of one phase of the backward pass. dh (rows, 4, lanes) is the gradient of the first state
     without the part from outside. It stores:
 
-        dpreact (rows, S + P, lanes), the last of which are the terms of the params' gradients. Lanes from `valid` on
-            get zeros, since a product sums over them.
+        dpreact (rows, S, lanes). Lanes from `valid` on get zeros, since a product sums over them.
         dinputs (rows, Q, lanes), the gradients of the inputs.
         the carried gradients (rows, lanes) of a state, in place and `carried_state` bytes apart: those of the inner
             states, then that of the first state if there is one.
+
+    The gradients of the params are added to `param_sums` (P, lanes) of the row's group. Row r, counted from the first,
+    has them at ``(r & group_mask) * group_stride``. In its first phase a cell that takes means fetches the saved values
+    that lie `saved_ahead` bytes later, since it has too many to wait for.
     """
     layout, vector = cell.layout, vtype.size * vtype.count
     first, *inner = layout.states
-    terms = [*(f"{gate}_pre" for gate in layout.preacts), *layout.params]
+    preacts = [f"d{gate}_pre" for gate in layout.preacts]
     carried = [*inner, *(state for state in layout.carried if state == first)]
 
     phases, saved_units = cell.backward, layout.saved_units
 
     def build(
-        b, rows, row, unit, valid, dh, saved, dpreact, dinputs, first_carried, carried_state, table, phase=None,
-        later=None, shared=None, row_stride=None,
+        b, rows, row, unit, valid, dh, saved, dpreact, param_sums, group_mask, group_stride, dinputs,
+        first_carried, carried_state, table, phase=None, later=None, shared=None, row_stride=None, saved_ahead=None,
     ):  # fmt: skip
         inside = vtype.first_lanes(b, valid)
         for k, each in enumerate(phases.phases):
             with in_phase(b, phase, k):
                 arrays = RowPointers(b, vtype)
                 arrays.add("dh of the step after", dh, 4 * vector)
-                arrays.add_table(backward_table(layout), {*each.units.arguments, OUTSIDE}, table, row, unit)
+                arrays.add_table(
+                    backward_table(layout), {*each.units.arguments, OUTSIDE}, table, row, unit, alike=layout.params
+                )
                 arrays.add("saved values", saved, layout.saved_vectors(vtype.count) * vector)
-                arrays.add("all terms", dpreact, len(terms) * vector)
+                arrays.add("all dpreact", dpreact, len(preacts) * vector)
+                arrays.add("number of the row", I64(0), 1)
                 arrays.add("all dinputs", dinputs, len(layout.inputs) * vector)
                 for n, state in enumerate(carried):
                     arrays.add(f"carried {state}", b.add(first_carried, b.mul(carried_state, I64(n))), vector)
                 phased = AcrossPhases(arrays, phases, later, shared, row_stride)
-                arrays.loop(rows, partial(body, arrays, phased, each.units, inside, k == len(phases.phases) - 1))
+                add = partial(add_to_params, arrays, param_sums, group_mask, group_stride)
+                ahead = saved_ahead if k == 0 else None
+                is_last = k == len(phases.phases) - 1
+                arrays.loop(rows, partial(body, arrays, phased, each.units, inside, add, ahead, is_last))
 
-    def body(arrays, phased, function, inside, is_last):
+    def add_to_params(arrays, param_sums, group_mask, group_stride, gradients):
+        b, name = arrays.b, "sums of the row's group"
+        group = b.and_(arrays.current["number of the row"], group_mask)
+        arrays.current[name] = b.add(param_sums, b.mul(group, group_stride))
+        for k, param in enumerate(layout.params):
+            if f"d{param}" in gradients:
+                arrays.store(arrays.load(name, k) + gradients[f"d{param}"], name, k)
+
+    def body(arrays, phased, function, inside, add, ahead, is_last):
         taken = set(function.arguments)
+        for k, name in enumerate(saved_units):
+            if name in taken and ahead is not None:
+                arrays.prefetch("saved values", k, ahead)
         arguments = {name: arrays.load("saved values", k) for k, name in enumerate(saved_units) if name in taken}
-        arguments |= {f"d{name}": arrays.load("all terms", k) for k, name in enumerate(terms) if f"d{name}" in taken}
+        arguments |= {name: arrays.load("all dpreact", k) for k, name in enumerate(preacts) if name in taken}
         arguments |= {name: arrays.load(name) for name in arrays.current if name in taken} | phased.load(taken)
         arguments |= {f"d{state}": arrays.load(f"carried {state}") for state in inner if f"d{state}" in taken}
         if f"d{first}" in taken:
@@ -162,9 +181,10 @@ def backward(vtype: VectorType, cell: Functions) -> Builder:
         phased.store(gradients, inside)
         for state in carried if is_last else ():
             arrays.store(gradients.get(f"d{state}_prev"), f"carried {state}")
-        for k, name in enumerate(terms):
-            if f"d{name}" in gradients or (is_last and f"d{name}" not in results):
-                arrays.store(gradients.get(f"d{name}"), "all terms", k, inside)
+        for k, name in enumerate(preacts):
+            if name in gradients or (is_last and name not in results):
+                arrays.store(gradients.get(name), "all dpreact", k, inside)
+        add(gradients)
         for k, name in enumerate(layout.inputs if is_last else ()):
             arrays.store(gradients.get(f"d{name}"), "all dinputs", k)
 
@@ -176,7 +196,7 @@ def builders(vtype: VectorType, cell: Functions) -> Builders:
     """Return the builders of a cell's primitives for an element type."""
     rows, saved = cell.layout.saved_rows, cell.layout.saved_vectors(vtype.count)
     forward_phases, backward_phases = cell.phases
-    takes, takes_backward = 11 if forward_phases > 1 else 6, 15 if backward_phases > 1 else 11
+    takes, takes_backward = 11 if forward_phases > 1 else 6, 19 if backward_phases > 1 else 14
     builders: Builders = {
         "cell_forward": (takes, forward(vtype, cell, False)),
         "cell_forward_saving": (takes, forward(vtype, cell, True)),

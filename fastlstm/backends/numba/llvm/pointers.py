@@ -6,7 +6,7 @@ from typing import Any
 from llvmlite import ir
 
 from fastlstm.backends.numba.llvm.loops import for_loop
-from fastlstm.backends.numba.llvm.simd import I32, I64, Vector, VectorType, load, store
+from fastlstm.backends.numba.llvm.simd import I8, I32, I64, Vector, VectorType, instruction, load, store
 
 
 class RowPointers:
@@ -26,18 +26,30 @@ class RowPointers:
         """Add an array whose first row lies at `start`, and whose rows are `row_stride` bytes apart."""
         self.starts[name] = start, I64(row_stride) if isinstance(row_stride, int) else row_stride
 
-    def add_table(self, names: list[str], wanted: Any, table: ir.Value, row: ir.Value, unit: ir.Value) -> None:
-        """Add those `names` of a pointer table that are `wanted`, from batch row `row` on, at byte `unit` of a row."""
+    def add_table(
+        self, names: list[str], wanted: Any, table: ir.Value, row: ir.Value, unit: ir.Value, alike: Any = ()
+    ) -> None:
+        """Add those `names` of a pointer table that are `wanted`, from batch row `row` on, at byte `unit` of a row.
+        The pointers of those that are `alike` for all rows do not move.
+        """
         b = self.b
         for k, name in enumerate(names):
             if name in wanted:
                 start, row_stride = (load(b, I64, b.add(table, I64(16 * k + 8 * n))) for n in range(2))
-                self.add(name, b.add(b.add(start, b.mul(row, row_stride)), unit), row_stride)
+                start = b.add(b.add(start, b.mul(row, row_stride)), unit)
+                self.add(name, start, 0 if name in alike else row_stride)
 
     def load(self, name: str, k: int = 0) -> Vector:
         """Load the k-th vector of this row."""
         address = self.b.add(self.current[name], I64(k * self.vector))
         return Vector(self.b, self.vtype, self.vtype.load(self.b, address))
+
+    def prefetch(self, name: str, k: int, distance: ir.Value) -> None:
+        """Fetch what lies `distance` bytes after the k-th vector of this row into the second-level cache."""
+        address = self.b.add(self.b.add(self.current[name], I64(k * self.vector)), distance)
+        pointer = self.b.inttoptr(address, I8.as_pointer())
+        kind = f"llvm.prefetch.{pointer.type.intrinsic_name}"
+        instruction(self.b, kind, ir.VoidType(), pointer, I32(0), I32(2), I32(1))  # reads data, for the second level
 
     def load_number(self, name: str, k: int) -> Vector:
         """Load the k-th number of this row into every lane."""
