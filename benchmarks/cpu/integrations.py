@@ -2,9 +2,9 @@
 
 python -m benchmarks.cpu.integrations [--only ppo keras torchrl] [--rounds 9] [--threads 2]
 
-Every round runs each contender once, every second round in the opposite order. A line has the medians, and the ratios
-of the library alone to the others within a round: their median, the least and the largest. The libraries come with
-`pip install .[integrations]`; those that are not installed are left out.
+Every round runs each contender once, every second round in the opposite order. A line has the medians, the ratio of the
+library's median time to that of each other contender, and the least and the largest ratio within a round. The libraries
+come with `pip install .[integrations]`; those that are not installed are left out.
 """
 
 import argparse
@@ -80,7 +80,7 @@ def keras() -> Iterator[tuple[str, Contenders, float]]:
 
 
 def torchrl() -> Iterator[tuple[str, Contenders, float]]:
-    """Gradients of rollouts in which episodes begin."""
+    """Forward and backward passes of rollouts in which episodes begin."""
     from tensordict import TensorDict
     from torchrl.modules import GRUModule, LSTMModule, set_recurrent_mode
 
@@ -103,7 +103,7 @@ def torchrl() -> Iterator[tuple[str, Contenders, float]]:
         if find_spec("hoptorch") is not None:
             contenders["torchrl (scan)"] = gradients(lambda module: None, recurrent_backend="scan")
         contenders["fastlstm"] = gradients(fastlstm.integrations.torchrl.accelerate)
-        yield f"{cls.__name__}, T {T}, B {B}, I {I}, H {H}, gradients a second", contenders, 1
+        yield f"{cls.__name__}, T {T}, B {B}, I {I}, H {H}, forward and backward passes a second", contenders, 1
 
 
 LIBRARIES = {  # what is imported, what pip installs, and the cases
@@ -150,7 +150,8 @@ def main() -> None:
                 part = f"{contender} {amount / statistics.median(seconds):.0f}"
                 if seconds is not alone:
                     ratios = [a / b for a, b in zip(alone, seconds)]
-                    part += f" ({statistics.median(ratios):.2f} times, {min(ratios):.2f} to {max(ratios):.2f})"
+                    ratio = statistics.median(alone) / statistics.median(seconds)
+                    part += f" ({ratio:.2f} times, {min(ratios):.2f} to {max(ratios):.2f})"
                 parts.append(part)
             print(f"  {text}: {', '.join(parts)}", flush=True)
 
