@@ -23,9 +23,10 @@ class Phase:
     """One phase of a derived function.
 
     Attributes:
-        rows: gives numbers that all units of a row share, of such numbers and means.
-        units: gives values of each unit.
-        of_heads: the places in `Phases.kept` of values in whose place the phase begins by putting their heads' means.
+        rows: computes numbers that all units of a row share, from such numbers and from means.
+        units: computes values of each unit.
+        of_heads: indices into `Phases.kept`. Before `rows` and `units` run, the mean over each head's units replaces
+            the values at these indices.
     """
 
     rows: Function
@@ -38,9 +39,12 @@ class Phases:
     """A function's phases.
 
     Attributes:
-        of_rows: the names of what `rows` gives and any later function may take, in the order in which a row has them.
-        sums: what `units` gives to be summed over the units; means of the same names are what `rows` takes.
-        kept: what `units` gives for later phases, and at last what means of heads are taken of.
+        of_rows: the names of what `rows` computes and any later function may take, in the order in which a row has
+            them.
+        sums: the names of what `units` computes to be summed over the units. `rows` of the next phase takes the means
+            by the same names.
+        kept: the names of what `units` computes for later phases, and after them of that whose means over heads later
+            phases take. Two values may share a name, if the second is computed when nothing reads the first any more.
     """
 
     phases: tuple[Phase, ...]
@@ -49,16 +53,18 @@ class Phases:
     kept: tuple[str, ...] = ()
 
 
-def set_depth(node: Node, depth: dict[Node, int], given: set[Node]) -> int:
-    """Store, for a node and all that it is made from, the phase from whose begin, or in which, the value is known."""
+def set_depth(node: Node, depth: dict[Node, int], leaves: set[Node]) -> int:
+    """Store the phase in which a node is known, and those of all nodes that it is made from. A mean is known from the
+    beginning of its phase. Return the phase of the node.
+    """
     for n in in_order([node], depth):
         if n not in depth:
-            below = 0 if n in given else max((depth[a] for a in n.args), default=0)
-            depth[n] = below + (n.op in MEANS and n not in given)
+            below = 0 if n in leaves else max((depth[a] for a in n.args), default=0)
+            depth[n] = below + (n.op in MEANS and n not in leaves)
     return depth[node]
 
 
-def with_early_means(results: Iterable[Node], given: set[Node]) -> list[Node]:
+def with_early_means(results: Iterable[Node], leaves: set[Node]) -> list[Node]:
     """Return the results with means of what is known as early as possible.
 
     A mean is linear. So the mean of ``s * a + t * b``, where a row's units share s and t, is made from the means of a
@@ -68,11 +74,11 @@ def with_early_means(results: Iterable[Node], given: set[Node]) -> list[Node]:
 
     def terms_of(op: str, x: Node, *heads: Node) -> list[Node]:
         """Return terms whose sum is the mean of x, none if x is more than a sum of what is known before it."""
-        until, factors = set_depth(x, depth, given), {x: x.graph.constant(1)}
+        until, factors = set_depth(x, depth, leaves), {x: x.graph.constant(1)}
         if until == 0:
             return []
         parts, terms = dict[Node, Node](), list[Node]()  # parts of x by the factor of their mean
-        for n in reversed(in_order([x], given)):  # each before what it is made from
+        for n in reversed(in_order([x], leaves)):  # each before what it is made from
             if n not in factors:
                 continue
             a, b, factor = *(*n.args, n, n)[:2], factors.pop(n)
@@ -96,9 +102,9 @@ def with_early_means(results: Iterable[Node], given: set[Node]) -> list[Node]:
                 factors[arg] = factors[arg] + times if arg in factors else times
         return terms + [factor * x.graph.make(op, part, *heads) for factor, part in parts.items()]
 
-    for n in in_order(results, given):
-        node = n if n in given or not n.args else n.graph.make(n.op, *(new[a] for a in n.args))
-        first, *others = (node.op in MEANS and node not in given and terms_of(node.op, *node.args)) or [node]
+    for n in in_order(results, leaves):
+        node = n if n in leaves or not n.args else n.graph.make(n.op, *(new[a] for a in n.args))
+        first, *others = (node.op in MEANS and node not in leaves and terms_of(node.op, *node.args)) or [node]
         new[n] = sum(others, start=first)
     return [new[n] for n in results]
 
@@ -116,19 +122,19 @@ def in_phases(
         unread: the results that are given as soon as they are known, and that no phase reads back.
     """
     arguments, results, rows, early = function.arguments, list(results), set(rows), set(early)
-    given = set(arguments.values())
-    wanted = dict(zip(results, with_early_means([function.results[name] for name in results], given)))
-    mark = ""  # names are none of a cell's own
+    leaves = set(arguments.values())
+    wanted = dict(zip(results, with_early_means([function.results[name] for name in results], leaves)))
+    mark = ""  # it stands before the names that are made here, so that they differ from all of the cell's
     while any(re.fullmatch(rf"{mark}(row|sum|head|kept)\d+", name) for name in (*arguments, *wanted)):
         mark += "_"
-    nodes, depth = in_order(wanted.values(), given), dict[Node, int]()
+    nodes, depth = in_order(wanted.values(), leaves), dict[Node, int]()
     for n in nodes:
-        set_depth(n, depth, given)
-    means, of_heads = ([n for n in nodes if n.op == op and n not in given] for op in MEANS)
+        set_depth(n, depth, leaves)
+    means, of_heads = ([n for n in nodes if n.op == op and n not in leaves] for op in MEANS)
     shared = {n for n in nodes if n.per_row and not n.is_constant()}
     of_units = {name: n for name, n in wanted.items() if name not in rows}
-    asked = {a for n in nodes if n not in shared and n not in given for a in n.args} | {*of_units.values(), *means}
-    row_values = shared & asked
+    read_by_units = {a for n in nodes if n not in shared and n not in leaves for a in n.args}
+    row_values = shared & (read_by_units | {*of_units.values(), *means})
     of_rows = {f"{mark}row{k}": n for k, n in enumerate(n for n in nodes if n in row_values)}
     sums = {f"{mark}sum{k}": n for k, n in enumerate(means)}
     head_means = {f"{mark}head{k}": n for k, n in enumerate(of_heads)}
@@ -141,14 +147,14 @@ def in_phases(
     roots[last] += [n for name, n in of_units.items() if name not in soon]
     for n in soon.values():
         roots[depth[n]].append(n)
-    there, stored = {*given, *row_values, *of_heads}, {n: name for name, n in soon.items() if name in early}
+    there, stored = {*leaves, *row_values, *of_heads}, {n: name for name, n in soon.items() if name in early}
     until: dict[Node, int] = {}  # the last phase that reads a value which is kept
     for k in range(last, 0, -1):
         inside = in_order(roots[k], there)
         before = [n for n in inside if depth[n] < k and not n.is_constant()]
         needed = {n for n in roots[k] if depth[n] < k}
         needed |= {a for n in inside if depth[n] == k and n not in there for a in n.args}
-        load = {n: 1.0 if n in given or n in stored or n in until else KEEP for n in before}
+        load = {n: 1.0 if n in leaves or n in stored or n in until else KEEP for n in before}
         load |= {n: 0.0 for n in before if n in row_values} | {n: inf for n in before if n.op in COMPARISONS}
         compute = {n: inf if n in there else Costs().of(n) for n in before}
         for n in cut(before, needed.intersection(before), load, compute)[1]:
@@ -161,7 +167,7 @@ def in_phases(
         ends[place : place + 1] = [until[n]]
         kept[n] = f"{mark}kept{place}"
 
-    def made(name: str, from_: Mapping[str, Node], to: Mapping[str, Node]) -> Function:
+    def function_of(name: str, from_: Mapping[str, Node], to: Mapping[str, Node]) -> Function:
         used = set(in_order(to.values(), from_.values()))
         return Function(name, {key: n for key, n in from_.items() if n in used}, dict(to))
 
@@ -180,7 +186,8 @@ def in_phases(
         to = {name: n.args[0] for name, n in (sums | head_means).items() if depth[n] == k + 1}
         to |= {name: n for n, name in kept.items() if depth[n] == k} | known_in(k, soon)
         to |= {name: n for name, n in of_units.items() if k == last and name not in soon}
-        begun = tuple(len(ends) + j for j, n in enumerate(of_heads) if depth[n] == k)
-        phases.append(Phase(made("rows", of_row, now | known_in(k, row_results)), made("units", known, to), begun))
+        means_at = tuple(len(ends) + j for j, n in enumerate(of_heads) if depth[n] == k)
+        row_function = function_of("rows", of_row, now | known_in(k, row_results))
+        phases.append(Phase(row_function, function_of("units", known, to), means_at))
         of_earlier |= now
     return Phases((*phases,), (*of_rows,), (*sums,), (*dict.fromkeys(kept.values()), *head_means))

@@ -15,9 +15,9 @@ from fastlstm.cells.graph import COMPARISONS, MEANS, Node, in_order
 
 @dataclass(frozen=True)
 class Costs:
-    """Costs, in additions of an element. A saved value is written to memory and read back, which costs more than any
-    function. A state is written anyway, so to keep those of all steps costs less, and they can be loaded then. A value
-    that all units of a row share is one number, and costs next to nothing.
+    """What an operation costs, as a multiple of one addition of two elements. A saved value is written to memory and
+    read back, which costs more than any function. A state is written anyway, so to keep those of all steps costs less,
+    and they can be loaded then. A value that all units of a row share is one number, and costs next to nothing.
     """
 
     save: float = 40.0
