@@ -21,7 +21,7 @@ from benchmarks.shared.shapes import GRID, MODES, Shape, random_shapes
 from benchmarks.shared.tables import NOISY
 from fastlstm.backends import dispatch
 from fastlstm.cells import library
-from fastlstm.commands import Parser, positive, whole
+from fastlstm.commands import Parser, positive, whole_number
 
 RIVAL_ROUNDS = 11
 SECONDS = 20.0  # that a shape takes, with its checks and the memory that is measured
@@ -93,9 +93,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     named, backends = {str(shape): shape for shape in GRID}, ", ".join(dispatch.FUSED)
     add = parser.add_argument_group("shapes").add_argument
     add("--only", nargs="+", choices=named, default=[], metavar="SHAPE", help=f"of the grid: {', '.join(named)}")
-    add(
-        "--random", type=partial(whole, 0, 10**6), metavar="N", help="random shapes beside the grid (20; 0 with --only)"
-    )
+    count = partial(whole_number, 0, 10**6)
+    add("--random", type=count, metavar="N", help="random shapes beside the grid (20; 0 with --only)")
     add("--seed", type=int, default=0, metavar="N", help="of weights, inputs and random shapes (0)")
     add("--dtype", choices=["float32", "bfloat16"], default="float32", help="of everything (float32)")
     add = parser.add_argument_group("contenders").add_argument

@@ -5,13 +5,13 @@
  * G blocks of H rows, for an LSTM G = 4 in the order i, f, g, o, for a GRU G = 3 in the order r, z, n. Their rows do not
  * overlap: a row stride is at least the number of columns. Other strides may be 0 or negative.
  *
- * An LSTM has the states h and c. A GRU has h alone: all fields of c, their names begin with c or dc, must be NULL.
+ * An LSTM has the states h and c. A GRU has h alone: the fields c, c_0, c_n, dc, dc_n and dc_0 must be NULL.
  *
- * The caller owns every array, those that are written to as well; these may not overlap others unless it says so. Nothing is
- * kept between calls but the threads of the library's own pool. Functions may be called from several threads at once.
- * They return FASTLSTM_OK or an error code, before anything is written unless it is FASTLSTM_NO_MEMORY, and never abort.
- * A row's result is the same bits whatever the number of threads and the rows beside it, and with int8 weights whatever
- * the instruction set.
+ * The caller owns every array. Those that are written to may not overlap others unless the field's comment says so. Nothing
+ * is kept between calls but the threads of the library's own pool. Functions may be called from several threads at once.
+ * They return FASTLSTM_OK or an error code, and never abort. On an error nothing has been written, except with
+ * FASTLSTM_NO_MEMORY. A row's result is the same bits whatever the number of threads and the rows beside it, and with int8
+ * weights whatever the instruction set.
  */
 #ifndef FASTLSTM_H
 #define FASTLSTM_H
@@ -40,7 +40,7 @@ enum fastlstm_error {
 };
 
 /* What the arrays hold. With the last two, for inference alone, weights are int8 and all other arrays float32. Each weight
- * row stands for its numbers, from -127 to 127, times the row's scale. x and the states h are rounded to so many bits
+ * row stands for its numbers, from -127 to 127, times the row's scale. x and the states h are rounded to 8 or 16 bits
  * within the call, by the largest number of each row. I and H are at most 65536. */
 enum fastlstm_dtype {
     FASTLSTM_FLOAT32 = 0,
@@ -97,7 +97,7 @@ typedef struct {
     const void *bias_ih, *bias_hh;                 /* (G H,), each or NULL for zeros */
     const float *weight_ih_scale, *weight_hh_scale; /* (G H,), of each row of int8 weights; NULL for others */
     const void *packed;    /* of fastlstm_pack, or NULL; the weights and biases are then read only if `changed` is given */
-    int64_t *changed;      /* with `packed`, or NULL: written, how many parts of it were found not to be the weights'. All
+    int64_t *changed;      /* with `packed`, or NULL: written, the number of packed parts that differ from the weights. All
                             * weights, scales and biases are looked at; the weights' row strides must be those that were
                             * packed. If not 0, the results are of no use: pack again. */
     const void *h_0;       int64_t h_0_row;        /* (B, H), or NULL for zeros */
@@ -132,10 +132,10 @@ typedef struct {
 } fastlstm_backward_args;
 FASTLSTM_API int fastlstm_backward(const fastlstm_backward_args *args, const fastlstm_threads *threads);
 
-/* Lanes of a vector, or 0 where `dtype` has no gates or `instructions` cannot be: gates are (T, ceil(H / lanes), B, 4, lanes) for
- * either cell. */
+/* Lanes of a vector, or 0 where `dtype` has no gates or `instructions` are not available. The gates of either cell are
+ * (T, ceil(H / lanes), B, 4, lanes). */
 FASTLSTM_API int64_t fastlstm_lanes(int64_t dtype, int64_t instructions);
-/* Bytes of the saved gates, and of packed weights; 0 where a size cannot be. */
+/* Bytes of the saved gates, and of packed weights; 0 where an argument is invalid. */
 FASTLSTM_API size_t fastlstm_gates_size(int64_t dtype, int64_t instructions, int64_t cell, int64_t T, int64_t B,
                                         int64_t H);
 FASTLSTM_API size_t fastlstm_packed_size(int64_t dtype, int64_t instructions, int64_t cell, int64_t I, int64_t H);
@@ -144,8 +144,7 @@ FASTLSTM_API size_t fastlstm_packed_size(int64_t dtype, int64_t instructions, in
  * dtype, instructions, cell, I, H, the weights, scales and biases are read. The two types with int8 weights pack alike. */
 FASTLSTM_API int fastlstm_pack(const fastlstm_forward_args *args, void *packed);
 
-/* One time step with packed weights: x (B, I), h (B, H) and c (B, H), contiguous, to h_next (B, H) and c in place. Of a
- * GRU c is NULL. */
+/* One time step with packed weights: contiguous x (B, I), h and c (B, H) to h_next (B, H) and c in place. For a GRU c is NULL. */
 FASTLSTM_API int fastlstm_step(int64_t dtype, int64_t instructions, int64_t cell, int64_t B, int64_t I, int64_t H,
                                const void *packed, const void *x, const void *h, void *c, void *h_next,
                                const fastlstm_threads *threads);
@@ -154,7 +153,7 @@ FASTLSTM_API int fastlstm_step(int64_t dtype, int64_t instructions, int64_t cell
  * on its last state. */
 typedef struct fastlstm_model fastlstm_model;
 
-/* Makes a model of a file, or of its bytes, which may then go. The caller frees it. On an error *model is NULL. */
+/* Makes a model that the caller frees, from a file or its bytes. These may be freed afterwards. On an error *model is NULL. */
 FASTLSTM_API int fastlstm_model_load(const char *path, fastlstm_model **model);
 FASTLSTM_API int fastlstm_model_read(const void *bytes, size_t size, fastlstm_model **model);
 FASTLSTM_API void fastlstm_model_free(fastlstm_model *model); /* NULL is allowed */

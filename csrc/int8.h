@@ -27,12 +27,12 @@ template <class C, int ACT_BYTES> struct Int8Layer {
     const int64_t T = a.T, B = a.B, I = a.I, H = a.H, block = job.block, panels = ceil_div(H, L);
     const int64_t x_byte_stride = int8_row_bytes(I), h_byte_stride = int8_row_bytes(H),
                   x_row_bytes = ACT_BYTES * x_byte_stride, h_row_bytes = ACT_BYTES * h_byte_stride;
-    // Rows of the team, panels of this thread and how many of them are whole, its units, and the rows that it rounds
-    const int64_t b_first = share(B, position.team, position.teams),
+    const int64_t b_first = share(B, position.team, position.teams),  // the team's rows
                   rows = share(B, position.team + 1, position.teams) - b_first;
-    const int64_t p_first = position.first_of_team(panels), p_last = position.last_of_team(panels);
-    const int64_t whole = min(p_last, H / L) - p_first, u_first = p_first * L, units = min(p_last * L, H) - u_first;
-    const int64_t r_first = position.first_of_team(rows), r_last = position.last_of_team(rows);
+    const int64_t p_first = position.first_of_team(panels), p_last = position.last_of_team(panels);  // this thread's panels
+    const int64_t whole = min(p_last, H / L) - p_first;  // how many of these are full
+    const int64_t u_first = p_first * L, units = min(p_last * L, H) - u_first;  // this thread's units
+    const int64_t r_first = position.first_of_team(rows), r_last = position.last_of_team(rows);  // the rows that it rounds
     float *const carried = job.carried + b_first * L, *const reset_scales = job.scales + position.thread * B;
     const Matrix<const float> h_0{(const float *)a.h_0 + b_first * a.h_0_row, a.h_0_row};
     const Matrix<const float> initial_carried{C::FIRST_READ ? (const float *)a.c_0 + b_first * a.c_0_row : h_0.data,
@@ -43,10 +43,11 @@ template <class C, int ACT_BYTES> struct Int8Layer {
     Int8Layer(const Int8Job &job, ThreadPosition &position) : job(job), position(position), a(*job.args) {}
     int64_t time_of(int64_t s) const { return a.reverse ? T - 1 - s : s; }
     Mask mask_of(int64_t s) const { return Mask(a, time_of(s), b_first); }
-    // h before step s: its bytes in two buffers, and its scales in three, one to read, one to write and one to reset
+    // h before step s: its bytes in two buffers, and its scales in three: to read, to write, to set back to UNIT_SCALE
     uint8_t *h_bytes_of(int64_t s) const { return job.h + (s % 2 * B + b_first) * h_row_bytes; }
     float *h_scales_of(int64_t s) const { return job.scales_h + s % 3 * B + b_first; }
-    int64_t first_input_of(int64_t s) const { return (s / block % 2 * B + b_first) * block; }  // in the input block of s
+    // The team's first row of the input block of step s. Two blocks of B * block rows alternate, each team after team.
+    int64_t first_input_of(int64_t s) const { return (s / block % 2 * B + b_first) * block; }
     float *sums_x_of(int64_t p) const { return job.sums_x + (p * B + b_first) * block * X; }
 
     void round_inputs(int64_t s) const {  // this thread's rows of the input block that begins with step s
@@ -60,13 +61,12 @@ template <class C, int ACT_BYTES> struct Int8Layer {
     void round_state(int64_t s, int64_t r, const float *from) const {
         h_scales_of(s)[r] = quantize<ACT_BYTES>(H, from, 1, h_bytes_of(s) + r * h_row_bytes, h_byte_stride);
     }
-    void multiply_inputs(int64_t s, int64_t p, int64_t count, int64_t first, int64_t row_count, float *sums_x) const {
-        const int64_t at = first_input_of(s) + first;
+    void multiply_inputs(int64_t s, int64_t p, int64_t count, int64_t first_pair, int64_t row_count, float *sums_x) const {
+        const int64_t row = first_input_of(s) + first_pair;
         Int8Rows<C, ACT_BYTES, false> x = {};
-        x.panel = packed.panels + p, x.weights = packed.weights_x + p * packed.x_panel_bytes,
-        x.panel_bytes = packed.x_panel_bytes;
-        x.groups = packed.groups_x, x.direction = 1, x.a = job.x + at * x_row_bytes, x.byte_stride = x_byte_stride,
-        x.scales = job.scales_x + at;
+        x.panel = packed.panels + p, x.panel_bytes = packed.x_panel_bytes, x.groups = packed.groups_x, x.direction = 1;
+        x.weights = packed.weights_x + p * packed.x_panel_bytes, x.scales = job.scales_x + row;
+        x.a = job.x + row * x_row_bytes, x.byte_stride = x_byte_stride;
         x.sums_x = sums_x, x.sums_x_panel = B * block * X;
         x.multiply(row_count, count, job.has_amx);
     }
@@ -74,18 +74,17 @@ template <class C, int ACT_BYTES> struct Int8Layer {
     void run(int64_t s, int64_t p, int64_t count, int64_t sign, int64_t r, int64_t row_count, float *sums_x,
              const float *scales) {
         const bool is_cut = (p + 1) * L > H;
-        const Matrix<float> to = h.from(time_of(s) * B + r, p * L);
+        const Matrix<float> output = h.from(time_of(s) * B + r, p * L);
         Int8Rows<C, ACT_BYTES, true> step = {};
-        step.panel = packed.panels + p, step.weights = packed.weights_h + p * packed.h_panel_bytes,
-        step.panel_bytes = packed.h_panel_bytes;
-        step.groups = packed.groups_h, step.direction = sign, step.a = h_bytes_of(s) + r * h_row_bytes,
-        step.byte_stride = h_byte_stride;
-        step.scales = scales + r, step.sums_x = sums_x, step.sums_x_panel = B * block * X;
+        step.panel = packed.panels + p, step.panel_bytes = packed.h_panel_bytes, step.groups = packed.groups_h;
+        step.weights = packed.weights_h + p * packed.h_panel_bytes, step.direction = sign, step.scales = scales + r;
+        step.a = h_bytes_of(s) + r * h_row_bytes, step.byte_stride = h_byte_stride;
+        step.sums_x = sums_x, step.sums_x_panel = B * block * X;
         step.carried = carried + (p * B + r) * L, step.carried_panel = B * L;
-        step.h = is_cut ? tail : to.data, step.h_row = is_cut ? L : H;
+        step.h = is_cut ? tail : output.data, step.h_row = is_cut ? L : H;
         step.next = h_bytes_of(s + 1) + r * h_row_bytes + p * L, step.next_scales = h_scales_of(s + 1) + r;
         step.multiply(row_count, count, job.has_amx);
-        if (is_cut) copy_rows<float>(row_count, H - p * L, H - p * L, {tail, L}, to);
+        if (is_cut) copy_rows<float>(row_count, H - p * L, H - p * L, {tail, L}, output);
     }
     // Sets this thread's units to zero in the rows that are reset before step s.
     void reset(int64_t s) const {
@@ -96,8 +95,8 @@ template <class C, int ACT_BYTES> struct Int8Layer {
         for (int64_t p = p_first; p < p_last; p++) mask.zero<float>(RESET, rows, L, {carried + p * B * L, L});
     }
     void hold(int64_t s, int64_t r, float scale) const {  // copies a row to the next step
-        for (int64_t at = r * h_row_bytes + u_first; at < (r + 1) * h_row_bytes; at += h_byte_stride)
-            __builtin_memcpy(h_bytes_of(s + 1) + at, h_bytes_of(s) + at, (p_last - p_first) * L);
+        for (int64_t byte = r * h_row_bytes + u_first; byte < (r + 1) * h_row_bytes; byte += h_byte_stride)
+            __builtin_memcpy(h_bytes_of(s + 1) + byte, h_bytes_of(s) + byte, (p_last - p_first) * L);
         h_scales_of(s + 1)[r] = scale;
         zero_rows<float>(1, units, h.from(time_of(s) * B + r, u_first));
     }
@@ -116,7 +115,7 @@ template <class C, int ACT_BYTES> struct Int8Layer {
         const float *scales = h_scales_of(s);
         for (int64_t r = 0; a.reset && r < rows; r++) reset_scales[r] = mask.is(RESET, r) ? UNIT_SCALE : scales[r];
         if (a.reset) scales = reset_scales;
-        for (int64_t r = r_first; r < r_last; r++)  // seldom, so that other threads keep the cache line
+        for (int64_t r = r_first; r < r_last; r++)  // written only after a NaN or |h| > 1, so that other threads keep the line
             if (h_scales_of(s + 2)[r] != UNIT_SCALE) h_scales_of(s + 2)[r] = UNIT_SCALE;
         for (int64_t r = mask.next(HOLD, rows); r < rows; r = mask.next(HOLD, rows, r + 1)) hold(s, r, scales[r]);
         const int64_t block_row = s % block * rows, at_once = job.few_rows ? max(1, whole) : 1;
@@ -139,7 +138,7 @@ template <class C, int ACT_BYTES> struct Int8Layer {
         if ((s + 1) % block == 0) round_inputs(s + 1);
         position.team_barrier();
     }
-    // The state of a GRU that begins beyond 1 may stay there. Then its rows are quantized again after each step.
+    // If initial states of a GRU lie outside [-1, 1], later ones may too. Then h is quantized again after each step.
     bool requantizes_h() const {
         bool is_large = false;
         for (int64_t r = 0; C::FIRST_READ == 0 && r < rows; r++) is_large |= h_scales_of(0)[r] != UNIT_SCALE;

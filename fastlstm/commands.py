@@ -15,7 +15,7 @@ from fastlstm.version import __version__
 
 
 class Parser(argparse.ArgumentParser):
-    """A command line with `--version`, whose help ends with `epilog` as it stands: examples."""
+    """A command line with `--version`, whose help ends with the examples of `epilog`, unwrapped."""
 
     def __init__(self, prog: str, description: str, epilog: str, usage: str | None = None):
         super().__init__(prog, usage, description, epilog, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -27,8 +27,8 @@ class Parser(argparse.ArgumentParser):
     def run(self, argv: Sequence[str] | None, work: Callable[["Parser", argparse.Namespace], int]) -> int:
         """Do `work`, which is called with this parser and what `argv` says. Return its exit code, or 130 after Ctrl-C.
 
-        What cannot be written ends with an error. Characters that standard output cannot encode, as file names hold
-        them, are printed as escapes.
+        Output that cannot be written ends the command with an error. Characters that standard output cannot encode,
+        such as odd bytes in file names, are printed as escapes.
         """
         args = self.parse_args(argv)
         if isinstance(sys.stdout, io.TextIOWrapper):
@@ -61,7 +61,7 @@ class Parser(argparse.ArgumentParser):
             self.error(f"argument {argument}: must be a directory that can be written, got {path}")
 
 
-def whole(low: int, high: int, text: str) -> int:
+def whole_number(low: int, high: int, text: str) -> int:
     try:
         value = int(text)
     except ValueError:
@@ -72,7 +72,7 @@ def whole(low: int, high: int, text: str) -> int:
 
 
 def positive(text: str) -> int:
-    return whole(1, 2**31 - 1, text)
+    return whole_number(1, 2**31 - 1, text)
 
 
 def positive_float(text: str) -> float:

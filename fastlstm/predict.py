@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastlstm.commands import Parser, whole
+from fastlstm.commands import Parser, whole_number
 from fastlstm.files import replacing
 from fastlstm.mnist import images, report, saved
 from fastlstm.mnist.data import FILES, DataError, read_idx
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="DIR",
         help="draw there how each image is read, step by step; images of the same name get a number",
     )
-    count = functools.partial(whole, 0, 2**31 - 1)
+    count = functools.partial(whole_number, 0, 2**31 - 1)
     add("--draw", type=count, default=10, metavar="N", help="draw only the first N of a file (default: %(default)s)")
     return parser.run(argv, _run)
 

@@ -27,7 +27,7 @@ NAMES: dict[str, bool] = {}  # those that were looked for within torch, and whet
 
 
 def _name(path: str) -> Any:
-    """What torch has under a private name, or None."""
+    """Return what torch has under a private name, or None."""
     try:
         value = None if PUBLIC else attrgetter(path)(torch)
     except AttributeError:
@@ -51,17 +51,17 @@ class _WhenImported(importlib.abc.MetaPathFinder):
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
-            def execute_then(module: ModuleType) -> None:
+            def execute_and_call(module: ModuleType) -> None:
                 execute(module)
-                for then in self.waiting:
-                    then()
+                for callback in self.waiting:
+                    callback()
 
-            spec.loader.exec_module = execute_then  # type: ignore[method-assign]
+            spec.loader.exec_module = execute_and_call  # type: ignore[method-assign]
         return spec
 
 
 def _hook() -> _WhenImported | None:
-    """What waits for the import of torch.compile's tracer, or None where it is there already, or has another name."""
+    """Return what waits for the import of Dynamo, torch's tracer, or None if it is imported or has another name."""
     name = "torch._dynamo"
     NAMES["_dynamo"] = not PUBLIC and (name in sys.modules or importlib.util.find_spec(name) is not None)
     if not NAMES["_dynamo"] or name in sys.modules:
@@ -71,46 +71,47 @@ def _hook() -> _WhenImported | None:
     return hook
 
 
-_waits = _hook()
+_dynamo_import = _hook()
 
 
-def when_compiling(then: Callable[[], object]) -> None:
+def when_compiling(callback: Callable[[], object]) -> None:
     """Call a function once somebody compiles, before anything is traced.
 
-    What `torch.compiler` has to say about a function imports torch's tracer, which takes five times what all of this
-    package does: so that waits until somebody else has imported it. Without its name it is imported with the package.
+    Marking a function by `torch.compiler` imports Dynamo, which takes five times as long as importing this package. So
+    it waits until somebody else has imported Dynamo. If Dynamo has another name, it is imported with the package.
     """
-    if _waits is None or _waits not in sys.meta_path:
-        then()
+    if _dynamo_import is None or _dynamo_import not in sys.meta_path:
+        callback()
     else:
-        _waits.waiting.append(then)
+        _dynamo_import.waiting.append(callback)
 
 
 def allow_in_graph(function: F) -> F:
-    """`torch.compiler.allow_in_graph`."""
+    """Do what `torch.compiler.allow_in_graph` does, once somebody compiles."""
     when_compiling(lambda: torch.compiler.allow_in_graph(function))
     return function
 
 
 def constant(function: F) -> F:
-    """`torch.compiler.assume_constant_result`."""
+    """Do what `torch.compiler.assume_constant_result` does, once somebody compiles."""
     when_compiling(lambda: torch.compiler.assume_constant_result(function))
     return function
 
 
 def outside_graphs(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`torch.compiler.disable`. The private function imports torch's tracer at the first call, the public one now."""
+    """Do what `torch.compiler.disable` does. The private name imports Dynamo at the first call, the public one now."""
     return (_disable or torch.compiler.disable)(function)
 
 
 _disable = _name("_disable_dynamo")
 
 
-def _seer() -> Callable[[], int]:
-    """A function that tells by torch's dispatcher what is active: 2 for a transform of torch.func, otherwise 1 for a
-    mode that sees every operator or a trace, otherwise 0; 3, which is both, where a dispatch key has another name.
+def _activity_reader() -> Callable[[], int]:
+    """Return a function that reads from torch's dispatcher what is active: 2 for a transform of torch.func, otherwise 1
+    for a mode that sees every operator or a trace, otherwise 0; always 3, for both, if a dispatch key has another name.
 
-    An operator has a kernel of its own for what comes first in the dispatcher's order, so nothing else sees its calls.
+    The probe `fastlstm::active` has a kernel for each dispatch key. The first active key's kernel runs, and its result
+    names the key.
     """
     if not hasattr(torch.ops.fastlstm, "active"):  # a module may be loaded again
         library = torch.library.Library("fastlstm", "FRAGMENT")
@@ -127,13 +128,14 @@ def _seer() -> Callable[[], int]:
 
 
 _libraries: list[torch.library.Library] = []
-# Whether a transform of torch.func is active, in 0.04 us for 0.7.
+# Whether a transform of torch.func is active, in 0.04 us instead of 0.7.
 transformed: Any = _name("_C._are_functorch_transforms_active")
-# How many modes see every operator, as that of fake tensors does, in 0.05 us for 0.8.
-watched: Any = _name("_C._len_torch_dispatch_stack")
+# How many modes see every operator, as that of fake tensors does, in 0.05 us instead of 0.8. Without the name: whether
+# there is any.
+dispatch_mode_count: Any = _name("_C._len_torch_dispatch_stack")
 
-if transformed is None or watched is None:
-    _active = _seer()
+if transformed is None or dispatch_mode_count is None:
+    _active = _activity_reader()
 
 if transformed is None:
 
@@ -141,9 +143,9 @@ if transformed is None:
         return torch.compiler.is_dynamo_compiling() or _active() >= 2
 
 
-if watched is None:
+if dispatch_mode_count is None:
 
-    def watched() -> bool:
+    def dispatch_mode_count() -> bool:
         return torch.compiler.is_compiling() or _active() > 0
 
 
@@ -154,15 +156,15 @@ _opened_by_graph = False
 def dual_level() -> bool:
     """Return whether there is a level of dual numbers: forward mode, of torch.func or not.
 
-    The private count takes 0.05 us. Without it `unpack_dual` is asked, in 0.3 us: where there is no level it leaves
-    alone whatever it is given.
+    The private count takes 0.05 us. Without it, `unpack_dual(None)` is called, in 0.3 us. It raises TypeError only
+    where there is a level.
     """
     if _counts_levels:
         return forward_ad._current_level >= 0 or _opened_by_graph
     nothing: Any = None
     try:
         forward_ad.unpack_dual(nothing)
-    except TypeError:  # and nothing else: what a signal's handler raises meanwhile is the caller's
+    except TypeError:  # and nothing else, since a signal's handler may raise anything meanwhile
         return True
     return _opened_by_graph
 
@@ -173,17 +175,20 @@ def _dual_level_outside() -> bool:
 
 
 def dual_level_in_graph() -> bool:
-    """`dual_level`, in a function that dynamo traces. Without the private count, by which a level that the graph opens
-    is seen, it is taken to be there, and a graph for inference computes what training saves.
+    """Return `dual_level`, in a function that Dynamo traces.
+
+    Without the private count a graph's own level cannot be seen. So one is assumed, and a graph for inference then also
+    computes saved values.
     """
-    # the constant first, which guards no name; what a graph opens by `enter_dual_level` is the name's value to dynamo
+    # The constant comes first, since it guards no name. To Dynamo the count has the value that the graph has set.
     return not _counts_levels or _dual_level_outside() or forward_ad._current_level >= 0
 
 
 @contextmanager
 def opened_by_graph(dual: bool) -> Iterator[None]:
-    """Within, `dual_level` is true if `dual`: a graph opens levels past the private count. One for all threads, as a
-    level itself is.
+    """Make `dual_level` true within, if `dual`, since a compiled graph opens levels without raising the private count.
+
+    The flag is shared by all threads, as a level is.
     """
     global _opened_by_graph
     uncounted = dual and not dual_level()
@@ -200,12 +205,15 @@ _plain_apply = _name("_C._FunctionBase.apply")
 
 
 def plain_apply(function: type[Function]) -> Callable[..., Any]:
-    """``Function.apply``, where no transform of torch.func is active, without its search for one, for tensors that one
-    has left behind, and for defaults, in 3 us for some 25 where there is a setup_context. The public way is itself.
+    """Return ``Function.apply`` for calls without a transform of torch.func, in 3 us instead of some 25 with a
+    setup_context.
+
+    It skips three checks of `apply`: for a transform, for tensors that a transform left behind, and for default
+    arguments. Without the private name it is `apply` itself.
     """
     if _plain_apply is not None:
         return super(Function, function).apply  # type: ignore[misc]
-    public: Callable[..., Any] = vars(Function)["apply"].__get__(None, function)  # of which `function` may have its own
+    public: Callable[..., Any] = vars(Function)["apply"].__get__(None, function)  # `function` may override it
     return public
 
 
@@ -225,36 +233,38 @@ unwrap_for_grad = _name("_C._functorch._unwrap_for_grad")
 wrap_for_grad = _name("_C._functorch._wrap_for_grad")
 unwrap_if_left = _name("_C._functorch.unwrap_if_dead")
 Node: Any = _name("autograd.function._SingleLevelFunction")  # the base of Functions that know no level
-lets_nodes = _name("_C._functorch.get_single_level_autograd_function_allowed")  # Functions of one level be applied
-let_nodes = _name("_C._functorch.set_single_level_autograd_function_allowed")
+# Whether Functions that know no level may be applied, and what allows it
+single_level_is_allowed = _name("_C._functorch.get_single_level_autograd_function_allowed")
+allow_single_level = _name("_C._functorch.set_single_level_autograd_function_allowed")
 enable_tangents = _name("_C._set_fwd_grad_enabled")
 KNOWS_LEVELS = _plain_apply is not None and None not in (
     Kind, all_levels, innermost, leave_level, enter_level_again, VmapLevel, GradLevel, unwrap_batched, wrap_batched,
-    unwrap_for_grad, wrap_for_grad, unwrap_if_left, Node, lets_nodes, let_nodes, enable_tangents,
+    unwrap_for_grad, wrap_for_grad, unwrap_if_left, Node, single_level_is_allowed, allow_single_level, enable_tangents,
 )  # fmt: skip
 
 _precision = _name("_C._get_fp32_precision_getter")
 
 
 def rnn_precision() -> str:
-    """`torch.backends.mkldnn.rnn.fp32_precision`, in 0.1 us for 0.7."""
+    """Return `torch.backends.mkldnn.rnn.fp32_precision`, in 0.1 us instead of 0.7."""
     backends: Any = torch.backends
     return backends.mkldnn.rnn.fp32_precision if _precision is None else _precision("mkldnn", "rnn")
 
 
-def _copy_each(to: Sequence[Tensor], of: Sequence[Tensor]) -> None:
-    for a, b in zip(to, of):
-        a.copy_(b)
+def _copy_each(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    for target, source in zip(targets, sources):
+        target.copy_(source)
 
 
-# `Tensor.copy_` for each of many, in 1.3 us for 2.2 where they are three.
+# `Tensor.copy_` for each of many, in 1.3 us instead of 2.2 for three.
 copy_all: Callable[[Sequence[Tensor], Sequence[Tensor]], None] = _name("_foreach_copy_") or _copy_each
 
 _overwriting = _name("_library.custom_ops.get_library_allowing_overwrite")
 
 
 def library_of(operator: str) -> torch.library.Library:
-    """For the definition of one operator of ours, in place of an earlier one, as a notebook makes that loads a module
-    again. Without the private name that is an error of torch's, which names the operator.
+    """Return a library that defines one operator, and replaces an earlier definition if a notebook reloads its module.
+
+    Without the private name a second definition is an error of torch's, which names the operator.
     """
     return torch.library.Library("fastlstm", "FRAGMENT") if _overwriting is None else _overwriting("fastlstm", operator)

@@ -15,7 +15,7 @@ from torch import nn
 from fastlstm.backends import dispatch, settings
 from fastlstm.backends.base import WEIGHTS, Layer
 from fastlstm.cells.library import lstm
-from fastlstm.commands import Parser, positive, positive_float, probability, whole
+from fastlstm.commands import Parser, positive, positive_float, probability, whole_number
 from fastlstm.files import FileError
 from fastlstm.layers.lstm import LSTM
 from fastlstm.mnist import checkpoint, report, saved
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = training.add_argument
     add("--batch-size", type=positive, metavar="N", help=f"over all processes (default: {recipe.batch_size})")
     add("--lr", type=positive_float, metavar="X", help=f"Adam's step size, the largest (default: {recipe.lr})")
-    seed = functools.partial(whole, 0, 2**63 - 1)
+    seed = functools.partial(whole_number, 0, 2**63 - 1)
     add("--seed", type=seed, metavar="N", help=f"of the initial weights and the batches (default: {recipe.seed})")
     add("--parts", nargs="*", choices=PARTS, help="what is added to plain Adam, in the place of the recipe's own parts")
     add("--compare", action="store_true", default=None, help=f"also train {THEIRS} from the same weights and batches")

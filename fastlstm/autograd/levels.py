@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.autograd import Function
 
 from fastlstm import torch_private as private
-from fastlstm.torch_private import watched
+from fastlstm.torch_private import dispatch_mode_count
 
 
 def takes() -> bool:
     """Return whether `apply` can handle the innermost active level. It handles neither forward mode nor tracers."""
-    if not private.KNOWS_LEVELS or torch.compiler.is_compiling() or watched():
+    if not private.KNOWS_LEVELS or torch.compiler.is_compiling() or dispatch_mode_count():
         return False
     return private.innermost().key() in (private.Kind.Vmap, private.Kind.Grad)
 
@@ -35,12 +35,12 @@ def apply(function: Any, *args: Any) -> Any:
         return _batched(private.VmapLevel(innermost), function, args)
     level = private.GradLevel(innermost)
     args = (*(level.lift(a) if isinstance(a, Tensor) else a for a in args),)
-    let = private.lets_nodes()
-    private.let_nodes(True)
+    was_allowed = private.single_level_is_allowed()
+    private.allow_single_level(True)
     try:
         return _node(function).apply(*args, function, level)
     finally:
-        private.let_nodes(let)
+        private.allow_single_level(was_allowed)
 
 
 def _batched(interpreter: Any, function: Any, args: tuple[Any, ...]) -> Any:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fastlstm import torch_private as private
-from fastlstm.torch_private import dual_level, transformed, watched
+from fastlstm.torch_private import dispatch_mode_count, dual_level, transformed
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 _EMPTY = nullcontext()
@@ -15,7 +15,7 @@ _EMPTY = nullcontext()
 
 def is_plain(*tensors: Tensor | None) -> bool:
     """Return whether nothing traces and every tensor has memory of its own. A kernel may then be called directly."""
-    if torch.compiler.is_compiling() or watched() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or dispatch_mode_count() or torch.jit.is_tracing():
         return False
     try:
         for tensor in tensors:

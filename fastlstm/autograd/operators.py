@@ -44,7 +44,7 @@ class Operators(NamedTuple):
 
     forward: Any
     backward: Any
-    layer: Any  # what a trace records
+    layer: Any  # the operator that `torch.jit.trace` records
     run: Callable[..., tuple[Tensor, ...]]
     gradients: Callable[..., tuple[Tensor, ...]]
 
@@ -94,6 +94,7 @@ def define_for(cell: Cell) -> Operators:
     )
     backward_op = define(
         backward_name,
+        # lengths and reset, the last two tensors, have no gradients
         f"({incoming}, {tensors}, {saved}, bool reverse, bool[] needs, {options}) -> {tensors_of(count - 2)}",
         gradients,
     )
@@ -109,7 +110,7 @@ def define_for(cell: Cell) -> Operators:
 
     @torch.library.register_fake(f"fastlstm::{backward_name}", lib=LIBRARIES[backward_name])
     def _(*args: Any) -> tuple[Tensor, ...]:
-        likes, needs = args[2 * states : 2 * states + count - 2], args[-2]
+        likes, needs = args[2 * states : 2 * states + count - 2], args[-2]  # without lengths and reset
         x = likes[0]
         return (*(x.new_empty(like.shape if need and like is not None else (0,)) for need, like in zip(needs, likes)),)
 
@@ -149,14 +150,14 @@ def _is_plain_key_set(text: str) -> bool:
 
 
 def _any_tangent(*arguments: Any) -> bool:
-    """Return whether one of the arguments has an active tangent. None is active in the forward of a Function."""
+    """Return whether one of the arguments has an active tangent. Within a Function's forward no tangent is active."""
     return dual_level() and any(
         isinstance(a, Tensor) and forward_ad.unpack_dual(a, level=0).tangent is not None for a in arguments
     )
 
 
 class _Wrapping(torch.library.Library):
-    """Passed to torch as `lib`, so that the autograd kernel which torch makes lands in our library, inside `wrap`."""
+    """Is passed to torch as `lib`, so that torch registers its autograd kernel in our library, wrapped by `wrap`."""
 
     def __init__(self, name: str, wrap: Callable[[Any], Any]) -> None:  # super().__init__ would make a second library
         self.name, self.wrap = name, wrap
@@ -168,11 +169,10 @@ class _Wrapping(torch.library.Library):
 def differentiate(
     name: str, function: Callable[..., Any], backward: Callable[..., Any], setup_context: Callable[..., Any]
 ) -> None:
-    """Register a derivative as `torch.library.register_autograd` does, with two differences. `function`: what the
-    operator of this name calls.
+    """Register a derivative as `torch.library.register_autograd` does, with two differences.
 
     Tangents raise. A call that nobody differentiates, such as each in a compiled graph, goes straight to the kernel and
-    not through the dispatcher a second time.
+    not through the dispatcher a second time. `function` is what the operator of this name calls.
     """
 
     def wrap(by_torch: Any) -> Any:
@@ -201,11 +201,12 @@ def _is_direct(*tensors: Optional) -> bool:
 
 
 def forward(*args: Any) -> tuple[Tensor, ...]:
-    """Return ``h`` (T, B, H), the last states (B, H), the other states (T, B, H) of all steps, and the backend's gates.
+    """Return ``h`` (T, B, H), the last states (B, H), and, empty unless wanted, the other states (T, B, H) of all steps
+    and the backend's gates.
 
     Args:
         args: the tensors of a `Layer`, reverse, the cell, whether the other states and gates are wanted, and the
-            backend's name. They are empty unless they are wanted.
+            backend's name.
     """
     *tensors, reverse, cell, save, backend = args
     operators = by_cell[cell]

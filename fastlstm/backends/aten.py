@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from fastlstm.backends.base import Layer, Run, Traits, fill, given_states, held_steps
 from fastlstm.cells.spec import Cell
-from fastlstm.torch_private import watched
+from fastlstm.torch_private import dispatch_mode_count
 
 _FUNCTIONS: dict[str, Any] = {
     "lstm": torch.lstm,
@@ -33,7 +33,7 @@ def exports_onnx() -> bool:
     """
     if "torch.onnx" not in sys.modules or not torch.onnx.is_in_onnx_export():
         return False
-    return bool(watched()) or torch.jit.is_tracing()
+    return bool(dispatch_mode_count()) or torch.jit.is_tracing()
 
 
 def packs(device: torch.device) -> bool:

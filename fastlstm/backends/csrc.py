@@ -55,26 +55,26 @@ reason = library if isinstance(library, str) else None
 
 
 @cache
-def functions() -> Any:
+def openmp_functions() -> Any:
     """Return a fastlstm_openmp with the functions of torch's libgomp, or None."""
-    openmp_functions = openmp()
-    if openmp_functions is None:
+    functions = openmp()
+    if functions is None:
         return None
-    return (ctypes.c_void_p * 3)(address_of(openmp_functions[0]), *openmp_functions[1:])
+    return (ctypes.c_void_p * 3)(address_of(functions[0]), *functions[1:])
 
 
 @cache
-def team(count: int) -> bytes:
-    """Return a fastlstm_threads for so many threads, of torch's own pool if it has one."""
-    openmp_functions = functions()
-    if openmp_functions is None:  # the library has a pool of its own
+def threads_argument(count: int) -> bytes:
+    """Return a fastlstm_threads for `count` threads, of torch's own pool if it has one."""
+    functions = openmp_functions()
+    if functions is None:  # the library has a pool of its own
         return THREADS.pack(count, 0, 0)
-    return THREADS.pack(count, address_of(library.fastlstm_parallel_openmp), ctypes.addressof(openmp_functions))
+    return THREADS.pack(count, address_of(library.fastlstm_parallel_openmp), ctypes.addressof(functions))
 
 
-def call(name: str, arguments: bytes, other: Any) -> None:
+def call(name: str, arguments: bytes, second_argument: Any) -> None:
     """Call a function that returns an error code, and raise a RuntimeError for any but FASTLSTM_OK."""
-    code = getattr(library, name)(arguments, other)
+    code = getattr(library, name)(arguments, second_argument)
     if code:
         raise RuntimeError(f"{name}: {library.fastlstm_error_text(code).decode()}")
 
@@ -84,10 +84,10 @@ class Steps:
     x (B, I) and of h (B, H), which it writes.
     """
 
-    def __init__(self, packs: tuple[int, ...], packed: Tensor, states: Sequence[Tensor], threads: bytes) -> None:
-        """`packs`: the dtype, the instructions, the cell, I and H that the weights were packed for."""
+    def __init__(self, pack_key: tuple[int, ...], packed: Tensor, states: Sequence[Tensor], threads: bytes) -> None:
+        """`pack_key`: the dtype, the instructions, the cell, I and H that the weights were packed for."""
         h, c = with_c(states)
-        (*kind, I, H), B = packs, h.shape[0]
+        (*kind, I, H), B = pack_key, h.shape[0]
         self.holds, self.size, self.threads, self.h = (packed, h, c), h.nbytes, threads, h.data_ptr()
         c_0 = 0 if c is None else c.data_ptr()
         # The arguments of fastlstm_forward: a call writes two of them and passes two pointers, where fastlstm_step
@@ -111,6 +111,7 @@ class Steps:
 
 def array(a: Tensor | None, leading: int) -> tuple[int, ...]:
     """Return the address of `a` and the strides of the `leading` axes before its last one, or zeros for None."""
+    # 0 for a missing step axis
     return (0,) * (leading + 1) if a is None else (a.data_ptr(), *(0, *a.stride())[-1 - leading : -1])
 
 

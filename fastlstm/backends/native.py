@@ -1,7 +1,7 @@
 """LSTMs and GRUs on the CPU: the kernels of csrc/, compiled when the package was installed and called through ctypes.
 
 They have the tiles and loops of the numba backend, but need no compiler at run time and no time at the first call.
-Layers of int8 weights, see `fastlstm.int8.definition`, run without gradients alone.
+Layers of int8 weights, see `fastlstm.int8.definition`, run only without gradients.
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ def _state(dtype: torch.dtype, *shape: int) -> Tensor:
 class _Plan:
     """Runs the calls of one signature. Everything that they have in common is computed once."""
 
-    backend: str
-    types: Any
-    reads_h = True
+    backend: str  # set by `fastlstm.call`
+    types: Any  # of saved tensors: set and read by `fastlstm.autograd.functions`
+    reads_h = True  # whether backward needs h: read by `fastlstm.autograd.functions`
 
     def __init__(
         self, layer: Layer, save: bool, packed_weights: dict[Any, Any] | None, state_axes: tuple[int, ...]
@@ -82,13 +82,13 @@ class _Plan:
         self.has_c, self.saves_sequences = len(layer.cell.states) == 2, x.dim() == 3
         saved = [(unpooled, (T, B, self.H))] * self.has_c + [(pooled, saved_shape(layer.cell, T, B, self.H, x.dtype))]
         self.saved = saved if save else []  # the allocators and shapes of c and the gates
-        self.packs = _DTYPES[activations or x.dtype], csrc.instructions, csrc.CELLS[layer.cell], self.I, self.H
-        self.form = self.packs[activations > 0 :]  # what packed weights depend on: not on the bits of x and h
-        self.head, self.x_strides = (csrc.VERSION, *self.packs[:3], *sizes, layer.reverse), csrc.array(x, 2)[1:]
-        self.key, self.team, self.is_empty = ("native", layer.reverse), csrc.team(threads_now()), B == 0
+        self.pack_key = _DTYPES[activations or x.dtype], csrc.instructions, csrc.CELLS[layer.cell], self.I, self.H
+        self.form = self.pack_key[activations > 0 :]  # without the dtype: both int8 types pack alike
+        self.head, self.x_strides = (csrc.VERSION, *self.pack_key[:3], *sizes, layer.reverse), csrc.array(x, 2)[1:]
+        self.key, self.is_empty, self.threads = ("native", layer.reverse), B == 0, csrc.threads_argument(threads_now())
         # Calls that keep no packed weights: training on whole sequences, and single steps of large weights, see LARGE.
-        in_the_call = save if T > 1 else sum(cast(Tensor, a).nbytes for a in layer.weights[:2]) > LARGE
-        self.packed_weights = None if (in_the_call and not activations) or self.is_empty else packed_weights
+        packs_in_each_call = save if T > 1 else sum(cast(Tensor, a).nbytes for a in layer.weights[:2]) > LARGE
+        self.packed_weights = None if (packs_in_each_call and not activations) or self.is_empty else packed_weights
 
     def forward(self, layer: Layer) -> Run:
         """Return the results. Weights that differ from the packed ones are packed again first."""
@@ -109,7 +109,7 @@ class _Plan:
     def pack(self, layer: Layer, packed_weights: dict[Any, Any]) -> Tensor:
         """Pack a snapshot of the weights and keep it. Nobody writes to it again, since other threads may read it."""
         weight_ih, weight_hh, *others = cast(list[Any], snapshot_of((*layer.weights, *layer.scales)))
-        packed = unpooled(weight_ih, csrc.library.fastlstm_packed_size(*self.packs) // weight_ih.itemsize)
+        packed = unpooled(weight_ih, csrc.library.fastlstm_packed_size(*self.pack_key) // weight_ih.itemsize)
         read = *csrc.array(weight_ih, 1), *csrc.array(weight_hh, 1), *map(address, others), *(0,) * (4 - len(others))
         csrc.call("fastlstm_pack", csrc.FORWARD.pack(*self.head, 0, 0, 0, *read, *(0,) * 13), packed.data_ptr())
         packed_weights[self.key] = self.form, packed
@@ -132,7 +132,7 @@ class _Plan:
             0 if h is None else h.data_ptr(), h_n.data_ptr(), c_n[0].data_ptr() if c_n else 0,
             saved[0].data_ptr() if len(saved) == 2 else 0, saved[-1].data_ptr() if saved else 0,
         )  # fmt: skip
-        csrc.call("fastlstm_forward", arguments, self.team)
+        csrc.call("fastlstm_forward", arguments, self.threads)
         return changed is None or changed.value == 0
 
     def backward(self, grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
@@ -142,7 +142,7 @@ class _Plan:
 
 def plan(layer: Layer, save: bool, packed_weights: dict[Any, Any] | None, state_axes: tuple[int, ...]) -> base.Plan:
     """Return a plan for calls like that of `layer`: of the same shapes, types, strides of x, contiguity and threads. It
-    is of one layer and no stack.
+    runs one layer, not a stack.
 
     All plans of a layer share `packed_weights`. With None each call packs its own. `state_axes` are the leading axes of
     the states.
@@ -196,7 +196,7 @@ def _backward(kind: tuple[int, ...], grads: Run, layer: Layer, run: Run, needs: 
             *csrc.array(dc, 2), *csrc.array(dh_n, 1), *csrc.array(dc_n, 1), address(dx), *map(address, dweights),
             address(dh_0), address(dc_0),
         )  # fmt: skip
-        csrc.call("fastlstm_backward", arguments, csrc.team(threads_now()))
+        csrc.call("fastlstm_backward", arguments, csrc.threads_argument(threads_now()))
     else:
         gradients = [a if a is None else a.zero_() for a in gradients]
     return Gradients(dx, tuple(dweights), tuple(dstates))
@@ -240,4 +240,4 @@ def steps(layer: Layer, packed_weights: dict[Any, Any]) -> csrc.Steps:
         plan = _Plan(layer, False, {}, ())
         if plan.key not in packed_weights:
             plan.pack(_readable(layer), packed_weights)
-        return csrc.Steps(plan.packs, packed_weights[plan.key][1], layer.states, plan.team)
+        return csrc.Steps(plan.pack_key, packed_weights[plan.key][1], layer.states, plan.threads)

@@ -112,12 +112,12 @@ def test_the_library_has_threads_of_its_own(monkeypatch, two_threads):
     module, found = fastlstm.LSTM(28, 100, backend="native"), []
     inputs = inputs_of(module, 9, 24)
     directions = [torch.randn_like(a) for a in called(module, inputs[0], inputs[1:])]
-    for openmp in (csrc.functions(), None):
-        monkeypatch.setattr(csrc, "functions", lambda found=openmp: found)
-        csrc.team.cache_clear()
+    for openmp in (csrc.openmp_functions(), None):
+        monkeypatch.setattr(csrc, "openmp_functions", lambda found=openmp: found)
+        csrc.threads_argument.cache_clear()
         module.release_memory()  # plans fix their pool
         found.append(results(module, inputs, directions))
-    csrc.team.cache_clear()
+    csrc.threads_argument.cache_clear()
     assert same(*found)
 
 

@@ -19,7 +19,10 @@ _nothing = ctypes.CFUNCTYPE(None)(lambda: None)
 
 
 class _Idle(dict[str, Any]):
-    """Replaces the compiled functions: under every name that is asked for it has a function that does nothing."""
+    """Replaces the compiled functions by a function that does nothing, under every name.
+
+    Asking for a name adds it, so the keys list every kernel asked for.
+    """
 
     def __contains__(self, name: Any) -> bool:
         return self[name] is not None
@@ -40,7 +43,7 @@ def compile_ahead(runs: Sequence[Run], workers: int) -> None:
     Raises:
         Exception: what the compilation of a kernel raises.
     """
-    # Forked processes need not import torch. This one has started no threads of OpenMP, which a fork would miss.
+    # Forked processes need not import torch. This one has started no threads of OpenMP, which a fork would lack.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     with ProcessPoolExecutor(workers, context, _begin) as pool:
         try:
@@ -74,6 +77,6 @@ def _names(run: Run) -> list[str]:
 def _compile(name: str, run: Run) -> None:
     """Compile a kernel that `run` needs."""
     if name not in tasks.KERNELS and name not in tables:
-        _names(run)  # which makes the tables of its cell
+        _names(run)  # adds to `tables` the generated functions of its cell
     tasks.compiled_functions = {}
     tasks.prepare([name])

@@ -17,8 +17,8 @@ from fastlstm.backends.numba.host.signature import Signature, contiguous
 
 
 class Backward(Pass):
-    """Runs the backward kernel for calls of one signature and one set of wanted gradients. The weights that stay packed
-    are the transposed ones, if a product needs any.
+    """Runs the backward kernel for calls of one signature and one set of wanted gradients. It caches transposed
+    weights, if a product needs them.
     """
 
     kind = "Backward"
@@ -26,7 +26,9 @@ class Backward(Pass):
     def __init__(
         self, signature: Signature, needs: Gradients, stacked_gates: bool, caches: dict[Any, Any] | None = None
     ) -> None:
-        """`stacked_gates`: whether the gates were saved by a stack, and not by one layer for all rows."""
+        """`stacked_gates`: whether the gates were saved by a forward pass over a stack (groups, T, ...), rather than by
+        one layer (T, ...).
+        """
         super().__init__(signature, caches)
         self.needs, self.stacked_gates, self.options, s = needs, stacked_gates, (needs, stacked_gates), signature
         T, B, R, I, H, counts, dtype = s.T, s.B, s.rows, s.I, s.H, s.counts, s.dtype
@@ -34,8 +36,8 @@ class Backward(Pass):
         threads, team_count = self.split_threads(backward=True)
         wants_weights = any(needs.weights)
         fields, buffers, dx_components, sum_components = sizes.backward_sizes(s, wants_weights, wants_dx)
-        # One step reads each weight once. One row, and few rows of large weights, read the original weights, if panels
-        # are full of units and vectors full of columns.
+        # A single step reads each weight once. The weights are read unpacked for one row, or for few rows if they are
+        # large. H, and I if dx is wanted, must then be multiples of the lanes.
         is_full = H % self.lanes == 0 and (I % self.lanes == 0 or not wants_dx)
         is_few = R == 1 or (R <= FEW_IN_PLACE and H * s.products * dtype.itemsize > LARGE)
         uses_bf16_unit = s.components or dx_components or sum_components
@@ -43,14 +45,15 @@ class Backward(Pass):
         reads = {"packed_hh": multiplies_hh and not in_place, "packed_ih": wants_dx and not in_place}
         packs = any(reads.values())
         fields |= {"gate_rows": B if stacked_gates else R, "packs": packs}
-        x_components = s.components or dx_components  # of packed weight_ih: cached weights have it even if unread
+        x_components = s.components or dx_components  # the cache holds weight_ih even if this call does not read it
         transposed = sizes.transposed_sizes(s, self.panels, self.lanes, x_components)
         caches_weights = caches is not None and s.stack_size is None and packs
         packed = {name: transposed[name] for name, is_read in reads.items() if caches_weights or is_read}
         digested = counts.x_preacts * H * I, counts.h_preacts * H * (H // s.heads)
         self.prepare(
-            dx_components or sum_components, x_components, threads, team_count, fields, buffers, packed,
-            caches_weights, digested, in_place,
+            components=dx_components or sum_components, x_components=x_components, threads=threads,
+            team_count=team_count, fields=fields, buffers=buffers, packed=packed, caches_weights=caches_weights,
+            digested=digested, in_place=in_place,
         )  # fmt: skip
         stack = () if s.stack_size is None else (s.stack_size,)
         weight_like = self.prototype.bfloat16() if s.is_bfloat16 else self.prototype
@@ -64,6 +67,7 @@ class Backward(Pass):
         self.first_state = WEIGHTS + 1 + counts.params  # index of dh_0 among the gradients
         wanted = wants_dx, *needs.weights, *needs.states, *needs.inputs
         self.allocations = [
+            # the first three are dx, dweight_ih and dweight_hh
             (None if not want else weight_like if k < 3 else self.prototype, new_of(self.prototype, shape), shape)
             for k, (want, shape) in enumerate(zip(wanted, shapes))
         ]
@@ -97,7 +101,7 @@ class Backward(Pass):
         for k in self.inner_states:
             d_sequence, d_state = grads.saved[k - 1] if grads.saved else None, grads.last[k]
             call += zeros if h_0 is None else initial[k].data_ptr(), row_stride
-            call.append(sequences[k - 1].data_ptr() if sequences else 0)  # a single step may not read them
+            call.append(sequences[k - 1].data_ptr() if sequences else 0)  # absent where a single step needs none
             if d_sequence is None:
                 call += 0, 0, 0
             else:
@@ -115,13 +119,15 @@ class Backward(Pass):
         if self.has_operands:
             field_values, operands = self.operand_fields(layer, 0)
             inputs = len(layer.inputs)
+            # an input has four fields: its address, two strides, and the address of its gradient
             field_values[3 : 4 * inputs : 4] = addresses[len(addresses) - inputs :]
             call += *field_values, *addresses[WEIGHTS + 1 : first_state]
         strides = None
         if self.stack_size > 1:
             states = (h, *sequences), gates, (dh, *d_sequences), d_last
             strides = self._stack_strides(operands, initial, *states, gradients)
-        if self.launch((*weights[:2], None, None), call, strides):
+        overflow = self.launch((*weights[:2], None, None), call, strides)
+        if overflow:
             without_unit: Gradients = self.without_bf16_unit.run(grads, layer, run)
             return without_unit
         dx, *dweights = gradients[:first_state]

@@ -20,8 +20,8 @@ from fastlstm.cells.spec import Cell
 def saved_shape(cell: Cell, T: int, B: int, H: int, dtype: torch.dtype, groups: int | None = None) -> tuple[int, ...]:
     """Return the shape of the saved gates, which are all saved values but states: (T, panels, B, G lanes).
 
-    Each step has for each panel of units its rows side by side, as both passes read them. The values that a row's units
-    share are those of a last panel. The `groups` layers of a stack follow each other.
+    Each step has for each panel of units its rows side by side, as both passes read them. Values that all units of a
+    row share fill one further panel, the last. The `groups` layers of a stack follow each other.
     """
     lanes = sizes.lanes_of(dtype)
     panels, width = sizes.saved_panels(cell, H, lanes), cell.layout.saved_vectors(lanes) * lanes
@@ -47,15 +47,17 @@ class Forward(Pass):
         T, B, R, I, H, dtype, size, counts = s.T, s.B, s.rows, s.I, s.H, s.dtype, s.dtype.itemsize, s.counts
         x_components, (threads, team_count) = sizes.input_components(s), self.split_threads(backward=False)
         fields, buffers = sizes.forward_sizes(s, x_components, team_count)
-        # One step reads every panel once: a thread packs it into memory that stays in its cache, in a third of the time
-        # where the weights are larger than the caches. Teams share the packed weights instead. The panels of few rows
-        # are not packed at all, if every panel is full and x has at least a vector's columns.
-        once, L = T == 1 and team_count == 1 and not (s.components or x_components), self.lanes
-        in_place = once and s.stack_size is None and R <= FEW_TRANSPOSED and H // s.heads % L == 0 and L <= I
+        # A single step reads each panel once. So a thread packs each panel into its cache just before the product. For
+        # weights larger than the caches this takes a third of the time. Teams share the packed weights instead. For few
+        # rows no panel is packed, if every panel is full and x has at least a vector's columns.
+        L = self.lanes
+        is_read_once = T == 1 and team_count == 1 and not (s.components or x_components)
+        can_skip_packing = s.stack_size is None and R <= FEW_TRANSPOSED and H // s.heads % L == 0 and L <= I
+        is_in_place = is_read_once and can_skip_packing
         is_large = H * s.products * size > LARGE and not self.casts
-        may_cache = caches is not None and s.stack_size is None and not (once and is_large)
+        may_cache = caches is not None and s.stack_size is None and not (is_read_once and is_large)
         caches_weights = always_caches or may_cache
-        packed_panels = self.panels if caches_weights or not once else 0 if in_place else threads
+        packed_panels = self.panels if caches_weights or not is_read_once else 0 if is_in_place else threads
         fields["packed_panels"] = packed_panels
         row_bytes = self.state_row_bytes
         fields["h_step_stride"], fields["h_row_stride"] = (B if s.is_bfloat16 else R) * row_bytes, row_bytes
@@ -64,13 +66,14 @@ class Forward(Pass):
         self.saves_states = save and (not s.is_single_step or counts.reads_new)
         if not self.saves_states:
             fields["inner_step_stride"] = 0
-        count = sizes.packed_size(s, self.lanes, x_components, packed_panels)
-        packed = {"packed": count, "biases": self.panels * counts.preacts * self.lanes}
+        count = sizes.packed_size(s, L, x_components, packed_panels)
+        packed = {"packed": count, "biases": self.panels * counts.preacts * L}
         hh_size = counts.h_preacts * H * (H // s.heads)
         digested = counts.x_preacts * H * I, counts.x_preacts * H, counts.h_preacts * H, hh_size
         self.prepare(
-            x_components, x_components, threads, team_count, fields, buffers, packed, caches_weights, digested,
-            packed_panels == 0,
+            components=x_components, x_components=x_components, threads=threads, team_count=team_count, fields=fields,
+            buffers=buffers, packed=packed, caches_weights=caches_weights, digested=digested,
+            in_place=packed_panels == 0,
         )  # fmt: skip
         self.new_output = new_of(self.prototype, (T, R, H))
         self.sequence_shape = (R, H) if s.is_single_step else (T, R, H)
@@ -90,10 +93,10 @@ class Forward(Pass):
         if self.output_shape is not None:
             h = self.new_output(x, *self.output_shape)
             h_address = h.data_ptr()
-        elif saves_states:  # a step has no other h that stays as it is
+        elif saves_states:  # the backward pass gets its own h, since a user may change a step's h_n
             sequences = (self.new_output(self.prototype, *self.sequence_shape),)
             h_address = sequences[0].data_ptr()
-        elif self.signature.is_bfloat16:  # its rows would lie over those of h_n that other threads have written
+        elif self.signature.is_bfloat16:  # in h_n's memory, bfloat16 rows would overwrite float32 rows of other threads
             output = x.new_empty(self.signature.rows, self.signature.H)
             h_address = output.data_ptr()
         h_0_address, row_stride = self.zeros_address, 0
@@ -134,7 +137,8 @@ class Forward(Pass):
         if self.stack_size > 1:
             output = h_n if h is None else h
             strides = self._stack_strides(weights, initial, output, (*sequences, *gates), last, operands)
-        if self.launch(weights, call, strides):
+        overflow = self.launch(weights, call, strides)
+        if overflow:
             run: Run = self.without_bf16_unit.run(layer)
             return run
         return Run(h, last, sequences + gates)
@@ -144,6 +148,7 @@ class Forward(Pass):
     ) -> dict[str, int]:
         """Return the stride of each address field from one stacked layer to the next."""
         s, rows = self.signature, {"h": h, "h_n": last[0], "h_0": initial[0]}
+        # A single step saves h before the inner states. That shifts the pairs, but h has the strides of inner states.
         for k, (sequence, last_state) in enumerate(zip(saved if self.saves_states else last[1:], last[1:])):
             rows |= {f"sequence{k}": sequence, f"last{k}": last_state}
             rows |= {} if initial[0] is None else {f"initial{k}": initial[k + 1]}

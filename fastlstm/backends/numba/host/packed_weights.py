@@ -14,7 +14,7 @@ from fastlstm.backends.numba.constants import LINE
 
 
 class PackedWeights(NamedTuple):
-    """The memory of packed weights, never written to once cached, and the addresses of its parts and digests."""
+    """The memory of packed weights, and the addresses of its parts and digests. Once cached it is never written to."""
 
     memory: Any
     addresses: tuple[int, ...]
@@ -32,7 +32,7 @@ class PackedCache:
         self.packed: PackedWeights | None = None
 
     def allocate(self) -> PackedWeights:
-        """Return memory for weights that are about to be packed. The cache is empty until they are."""
+        """Empty the cache, and return memory for new packed weights. The caller sets `packed` after packing."""
         self.packed = None  # frees its memory before more is taken
         memory: Any
         if self.size >= PAGE:  # huge pages: weights of 13 MB are then read in 0.9 of the time

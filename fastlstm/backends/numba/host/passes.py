@@ -105,9 +105,10 @@ class Pass:
         return sizes.stack_row_strides(s.B, **inputs) | sizes.stack_strides(**params)
 
     def launch(self, weights: Weights, call: Sequence[int], strides: dict[str, int] | None = None) -> int:
-        """Run the kernel on (weight_ih, weight_hh, bias_ih, bias_hh), in a stack once for each layer. Return whether it
-        met a number that the bf16 unit cannot take. `call` are the fields of the call, and `strides` those of a stack's
-        address fields from one layer to the next.
+        """Run the kernel on (weight_ih, weight_hh, bias_ih, bias_hh), in a stack once for each layer. `call` are the
+        fields of the call, and `strides` those of a stack's address fields from one layer to the next.
+
+        Return 1 if the kernel met a number that the bf16 unit cannot take, and 0 otherwise.
         """
         kernel, cache = self.kernel, self.cache
         frame = kernel.borrow()
