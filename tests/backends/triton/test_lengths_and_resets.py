@@ -137,6 +137,16 @@ def test_a_state_that_no_step_sees_reaches_nothing_else(reverse, kernels):
     assert equal(*kept)
 
 
+@pytest.mark.parametrize("kind", ["ieee", "tf32"])
+def test_states_of_any_size_are_carried(kind, kernels):
+    """In reverse h_0 waits for a row's first step, far outside the range of the 16 bits that products are made of."""
+    layer, grads = drawn(3, 9, 5, 17, masks="lengths", reverse=True)
+    large = torch.zeros_like(layer.states[0])
+    large[:, 4] = 1e6
+    layer.weights[1].fill_(0.3 / 1e6)  # so that a pre-activation stays about one
+    check(layer._replace(states=(large, layer.states[1])), grads, kind)
+
+
 @pytest.mark.parametrize("masks", ["none", "both"])
 def test_no_rows(masks, kernels):
     (h, *_), (_, _, dweight_hh, *_) = results(*drawn(3, 0, 5, 20, masks=masks), "ieee")
