@@ -82,7 +82,7 @@ def test_bf16(size, kernels, monkeypatch):
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("kind", BOUNDS)
 def test_stacks(kind, reverse, kernels):
-    """x has the batch rows of a stack on one axis, or the groups on an axis of their own."""
+    """x has the batch rows of a stack on one axis, or the layers on an axis of their own."""
     layer, grads = drawn(3, 14, 5, 20, dtype=BOUNDS[kind][0], G=2, reverse=reverse)
     found = check(layer, grads, kind)
     apart = layer._replace(x=layer.x.unflatten(1, (2, 7)))
