@@ -244,7 +244,7 @@ int fastlstm_backward(const fastlstm_backward_args *args, const fastlstm_threads
     const bool has_few_pairs = T * B <= FEW_PAIRS && T * B * columns <= FEW_PAIRS * (I + H);
     if (!has_few_pairs) columns = ceil_div(I + H + 1, STRIP) * STRIP;
     job.strip_size = job.chunk * B * columns;
-    const int64_t group_bytes = panels * lanes * wide * size;  // bytes of one sum's part of a group of transposed weights
+    const int64_t group_bytes = panels * lanes * wide * size;  // of the transposed weights of one pre-activation
 
     Memory memory;
     Zeros zeros(a, memory);

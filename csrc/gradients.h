@@ -111,8 +111,8 @@ template <class C, class E> struct Gradients {
         bool starts;                          // whether the accumulators start at zero
     };
 
-    // Adds a chunk of steps to some panels of one split-K set of accumulators, over that set's share of the rows. The last
-    // steps come first, so that the order of a sum does not depend on the threads.
+    // Adds a chunk of steps to some panels of one split-K set of accumulators, over that set's share of the rows. Every
+    // row is added in one order, from the last step on, whatever the number of threads.
     void add_weight_gradients(const E *strips, int64_t s_first, int64_t s_last, int64_t k_set, int64_t p_first,
                               int64_t p_last) const {
         const int64_t columns = I + H + 1, chunk_pairs = (s_last - s_first) * B, strip_count = ceil_div(columns, STRIP);

@@ -150,15 +150,15 @@ template <class C, int ACT_BYTES, bool IS_STEP> struct Int8Rows {
         const Int8Panel<C> &p = *panel;
         const Int8Rows s = *this;  // a copy, since a store might change *this
         for (int64_t r = 0; r < rows; r++) {
-            Vector<float> gates[C::S], old_states[C::STATES], new_states[C::STATES], saved[C::SAVED];
+            Vector<float> preacts[C::S], old_states[C::STATES], new_states[C::STATES], saved[C::SAVED];
             UNROLL for (int k = 0; k < C::S; k++) {
-                constexpr int FIRST = C::S - C::Y;  // gate of h
+                constexpr int FIRST = C::S - C::Y;  // pre-activation of h
                 Raw<float> value = Vector<float>::load(k < C::X ? s.sums_x + r * X + k * L : p.biases + k * L).raw;
                 if (k >= FIRST) value = scaled(totals + r * ACT_BYTES, k - FIRST, s.scales[r], p.scales_h, value);
-                gates[k] = value;
+                preacts[k] = value;
             }
             old_states[C::FIRST_READ] = Vector<float>::load(s.carried + r * L);
-            C::forward(gates, old_states, new_states, saved);
+            C::forward(preacts, old_states, new_states, saved);
             new_states[C::FIRST_READ].store(s.carried + r * L);
             new_states[0].store(s.h + r * s.h_row);
             store_rounded<ACT_BYTES>(new_states[0].raw, TOP[ACT_BYTES], s.next + r * ACT_BYTES * s.byte_stride, s.byte_stride);

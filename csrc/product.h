@@ -233,13 +233,13 @@ NOINLINE void cells_forward(int64_t rows, const E *preact, const Matrix<const E>
     using V = Vector<E>;
     constexpr int64_t L = V::N;
     for (int64_t r = 0; r < rows; r++, preact += C::S * L) {
-        V gates[C::S], old_states[C::STATES], new_states[C::STATES], saved_gates[C::SAVED];
-        UNROLL for (int k = 0; k < C::S; k++) gates[k] = V::load(preact + k * L);
+        V preacts[C::S], old_states[C::STATES], new_states[C::STATES], saved_values[C::SAVED];
+        UNROLL for (int k = 0; k < C::S; k++) preacts[k] = V::load(preact + k * L);
         UNROLL for (int k = C::FIRST_READ; k < C::STATES; k++) old_states[k] = V::load(prev[k][r]);
-        C::forward(gates, old_states, new_states, saved_gates);
+        C::forward(preacts, old_states, new_states, saved_values);
         UNROLL for (int k = 0; k < C::STATES; k++) new_states[k].store(next[k][r]);
         if (!SAVE) continue;
-        UNROLL for (int k = 0; k < C::SAVED; k++) saved_gates[k].store(saved + k * L);
+        UNROLL for (int k = 0; k < C::SAVED; k++) saved_values[k].store(saved + k * L);
         saved += C::SAVED * L;
     }
 }
@@ -253,13 +253,13 @@ NOINLINE void cells_backward(int64_t rows, int64_t valid, Matrix<const E> dh, Ma
     using V = Vector<E>;
     constexpr int64_t L = V::N;
     for (int64_t r = 0; r < rows; r++, saved += C::SAVED * L, dpreact += C::S * L) {
-        V d[C::STATES], saved_gates[C::SAVED], old_states[C::STATES], dgates[C::S], d_prev[C::STATES];
+        V d[C::STATES], saved_values[C::SAVED], old_states[C::STATES], dpreacts[C::S], d_prev[C::STATES];
         d[0] = V::load(dh[r]) + V::load(dh_out[r]);
         UNROLL for (int k = 1; k < C::STATES; k++) d[k] = V::load(carried[k] + r * L);
-        UNROLL for (int k = 0; k < C::SAVED; k++) saved_gates[k] = V::load(saved + k * L);
+        UNROLL for (int k = 0; k < C::SAVED; k++) saved_values[k] = V::load(saved + k * L);
         UNROLL for (int k = C::FIRST_READ; k < C::STATES; k++) old_states[k] = V::load(prev[k][r]);
-        C::backward(d, saved_gates, old_states, dgates, d_prev);
+        C::backward(d, saved_values, old_states, dpreacts, d_prev);
         UNROLL for (int k = C::FIRST_READ; k < C::STATES; k++) d_prev[k].store(carried[k] + r * L);
-        UNROLL for (int k = 0; k < C::S; k++) dgates[k].first(valid).store(dpreact + k * L);
+        UNROLL for (int k = 0; k < C::S; k++) dpreacts[k].first(valid).store(dpreact + k * L);
     }
 }

@@ -77,16 +77,16 @@ template <class C> struct Layer {
             for (int k = 1; k < C::STATES; k++)
                 for (int64_t u = 0; u < H; u++) all[k][at * H + u] = seen[k][t * H + u];
             for (int64_t u = 0; u < H && !held; u++) {
-                double sums[C::S] = {}, prev[C::STATES], next[C::STATES];
-                auto add = [&](double &sum, int64_t row, const Doubles &bias, const Doubles &weight, double *from, int64_t count) {
+                double preacts[C::S] = {}, prev[C::STATES], next[C::STATES];
+                auto add = [&](double &sum, int64_t row, const Doubles &bias, const Doubles &weight, double *from, int64_t n) {
                     sum += bias[row];
-                    for (int64_t k = 0; k < count; k++) sum += from[k] * weight[row * count + k];
+                    for (int64_t k = 0; k < n; k++) sum += from[k] * weight[row * n + k];
                 };
-                for (int g = 0; g < C::X; g++) add(sums[g], C::BLOCKS_IH[g] * H + u, bias_ih, weight_ih, &x[at * I], I);
-                double *const h = &seen[0][t * H], *const of_h = sums + FIRST_H;
-                for (int g = 0; g < C::Y; g++) add(of_h[g], C::BLOCKS_HH[g] * H + u, bias_hh, weight_hh, h, H);
+                for (int g = 0; g < C::X; g++) add(preacts[g], C::BLOCKS_IH[g] * H + u, bias_ih, weight_ih, &x[at * I], I);
+                double *const h = &seen[0][t * H];
+                for (int g = 0; g < C::Y; g++) add(preacts[FIRST_H + g], C::BLOCKS_HH[g] * H + u, bias_hh, weight_hh, h, H);
                 for (int k = 0; k < C::STATES; k++) prev[k] = seen[k][t * H + u];
-                C::forward(sums, prev, next, &saved[(t * H + u) * C::SAVED]);
+                C::forward(preacts, prev, next, &saved[(t * H + u) * C::SAVED]);
                 for (int k = 0; k < C::STATES; k++) all[k][at * H + u] = last[k][b * H + u] = next[k];
             }
         }
@@ -98,22 +98,23 @@ template <class C> struct Layer {
             if (held) continue;
             Doubles dh(H);
             for (int64_t u = 0; u < H; u++) {
-                double d_next[C::STATES], prev[C::STATES], d_prev[C::STATES] = {}, dsums[C::S];
+                double d_next[C::STATES], prev[C::STATES], d_prev[C::STATES] = {}, dpreacts[C::S];
                 for (int k = 0; k < C::STATES; k++) d_next[k] = d_0[k][b * H + u], prev[k] = seen[k][t * H + u];
-                C::backward(d_next, &saved[(t * H + u) * C::SAVED], prev, dsums, d_prev);
+                C::backward(d_next, &saved[(t * H + u) * C::SAVED], prev, dpreacts, d_prev);
                 for (int k = 0; k < C::STATES; k++) d_0[k][b * H + u] = zero ? 0 : d_prev[k];
                 for (int g = 0; g < C::X; g++) {
                     const int64_t row = C::BLOCKS_IH[g] * H + u;
-                    dbias_ih[row] += dsums[g];
+                    const double dpreact = dpreacts[g];
+                    dbias_ih[row] += dpreact;
                     for (int64_t k = 0; k < I; k++)
-                        dweight_ih[row * I + k] += dsums[g] * x[at * I + k], dx[at * I + k] += dsums[g] * weight_ih[row * I + k];
+                        dweight_ih[row * I + k] += dpreact * x[at * I + k], dx[at * I + k] += dpreact * weight_ih[row * I + k];
                 }
                 for (int g = 0; g < C::Y; g++) {
                     const int64_t row = C::BLOCKS_HH[g] * H + u;
-                    const double dsum = dsums[FIRST_H + g];
-                    dbias_hh[row] += dsum;
+                    const double dpreact = dpreacts[FIRST_H + g];
+                    dbias_hh[row] += dpreact;
                     for (int64_t k = 0; k < H; k++)
-                        dweight_hh[row * H + k] += dsum * seen[0][t * H + k], dh[k] += dsum * weight_hh[row * H + k];
+                        dweight_hh[row * H + k] += dpreact * seen[0][t * H + k], dh[k] += dpreact * weight_hh[row * H + k];
                 }
             }
             for (int64_t k = 0; k < H && !zero; k++) d_0[0][b * H + k] += dh[k];
