@@ -81,12 +81,9 @@ struct Split {
 };
 
 inline void run(fastlstm_task task, void *job, int64_t threads, const fastlstm_threads *requested) {
-    if (threads == 1)
-        task(job, 0, 1);
-    else if (requested->parallel)
-        requested->parallel(requested->context, task, job, (int)threads);
-    else
-        run_in_pool(task, job, (int)threads);
+    if (threads == 1) task(job, 0, 1);
+    else if (requested->parallel) requested->parallel(requested->context, task, job, (int)threads);
+    else run_in_pool(task, job, (int)threads);
 }
 
 // Allocates all scratch buffers of a call as one block. `want` reserves a buffer on cache lines of its own. `take` then

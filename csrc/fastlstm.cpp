@@ -218,9 +218,8 @@ int fastlstm_step(int64_t dtype, int64_t instructions, int64_t cell, int64_t B, 
     if (!packed || !h || h == h_next || (is_cell(cell) && !c == cells[cell].has_c())) return FASTLSTM_BAD_ARGUMENT;
     fastlstm_forward_args a = {};
     a.version = FASTLSTM_VERSION, a.dtype = dtype, a.instructions = instructions, a.cell = cell;
-    a.T = 1, a.B = B, a.I = I, a.H = H;
-    a.x = x, a.x_row = I, a.packed = packed, a.h_0 = h, a.h_0_row = H, a.c_0 = c, a.c_0_row = H;
-    a.h_n = h_next, a.c_n = c;
+    a.T = 1, a.B = B, a.I = I, a.H = H, a.x = x, a.x_row = I, a.packed = packed;
+    a.h_0 = h, a.h_0_row = H, a.c_0 = c, a.c_0_row = H, a.h_n = h_next, a.c_n = c;
     return fastlstm_forward(&a, threads);
 }
 

@@ -132,8 +132,8 @@ typedef struct {
 } fastlstm_backward_args;
 FASTLSTM_API int fastlstm_backward(const fastlstm_backward_args *args, const fastlstm_threads *threads);
 
-/* Lanes of a vector, or 0 where `dtype` has no gates or `instructions` cannot be: gates are (T, ceil(H / lanes), B, 4, lanes) for
- * either cell. */
+/* Lanes of a vector, or 0 where `dtype` has no gates or `instructions` cannot be. Of either cell gates are
+ * (T, ceil(H / lanes), B, 4, lanes). */
 FASTLSTM_API int64_t fastlstm_lanes(int64_t dtype, int64_t instructions);
 /* Bytes of the saved gates, and of packed weights; 0 where a size cannot be. */
 FASTLSTM_API size_t fastlstm_gates_size(int64_t dtype, int64_t instructions, int64_t cell, int64_t T, int64_t B,

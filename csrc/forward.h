@@ -20,8 +20,8 @@ NOINLINE void pack_biases(const fastlstm_forward_args *a, int64_t p, int64_t gat
 
 // A digest of weights, like that of fastlstm/backends/numba/llvm/digest.py. Each 64-bit pair of words goes to one of many
 // lanes: lane = rotate_left(lane + pair, 13), and lane *= 0x9E3779B1 after every fourth pair and after each that is left
-// over. All lanes are stored and compared. A change within one pair always shows. Changes of several pairs of a lane cancel out with a
-// probability of about 2**-64.
+// over. All lanes are stored and compared. A change within one pair always shows. Changes of several pairs of a lane
+// cancel out with a probability of about 2**-64.
 struct Digest {
     static constexpr int64_t CHAINS = fastlstm::digest_vectors(VECTOR_BYTES), ROUND = CHAINS * VECTOR_BYTES;
     typedef uint64_t Pairs __attribute__((vector_size(VECTOR_BYTES)));
@@ -34,8 +34,7 @@ struct Digest {
     static Pairs mix(Pairs lane, const char *from, int64_t bytes = VECTOR_BYTES, bool multiplies = true) {
         Pairs pairs = {};
         __builtin_memcpy(&pairs, from, bytes);
-        lane += pairs;
-        lane = lane << 13 | lane >> 51;
+        lane += pairs, lane = lane << 13 | lane >> 51;
         return multiplies ? lane * UINT64_C(0x9E3779B1) : lane;
     }
     NOINLINE void add(const void *words, int64_t bytes) {

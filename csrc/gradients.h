@@ -75,8 +75,7 @@ template <class C, class E> struct Gradients {
         Matrix<const E> init{zeros, 0};
         for (int64_t p = 0; p < panels; p += block_panels, init = {products, 4 * L}) {
             const E *w = packed + (q * panels * 4 + p * group_vectors) * count * L * L, *d = dpreact_of(p, s, b) + first * L;
-            const int64_t separate_panels =
-                p + block_panels >= panels && last.is_compact();  // a compact last panel has a width of its own
+            const int64_t separate_panels = p + block_panels >= panels && last.is_compact();  // of a width of its own
             multiply<E>(group_vectors, rows, {init.data, init.stride, products, 4 * L, w, d, C::S * L, 1, count * L,
                          min(block_panels, panels - p) - separate_panels, job.ring * job.chunk * B * C::S * L, last_dpreact,
                          last.row_elements(), separate_panels * last.row_elements()});

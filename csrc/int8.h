@@ -11,8 +11,7 @@ namespace {
 
 #include "int8_tiles.h"
 
-using fastlstm::Int8Job;
-using fastlstm::int8_row_bytes;
+using fastlstm::Int8Job, fastlstm::int8_row_bytes;
 
 // This thread's share of a layer. The threads of a team share its activation bytes: at each step all of them read h of the
 // step before, and each writes h of its own units.
@@ -63,10 +62,9 @@ template <class C, int ACT_BYTES> struct Int8Layer {
     void multiply_inputs(int64_t s, int64_t p, int64_t count, int64_t first, int64_t row_count, float *sums_x) const {
         const int64_t at = first_input_of(s) + first;
         Int8Rows<C, ACT_BYTES, false> x = {};
-        x.panel = packed.panels + p, x.weights = packed.weights_x + p * packed.x_panel_bytes,
-        x.panel_bytes = packed.x_panel_bytes;
-        x.groups = packed.groups_x, x.direction = 1, x.a = job.x + at * x_row_bytes, x.byte_stride = x_byte_stride,
-        x.scales = job.scales_x + at;
+        x.panel = packed.panels + p, x.weights = packed.weights_x + p * packed.x_panel_bytes;
+        x.panel_bytes = packed.x_panel_bytes, x.groups = packed.groups_x, x.direction = 1;
+        x.a = job.x + at * x_row_bytes, x.byte_stride = x_byte_stride, x.scales = job.scales_x + at;
         x.sums_x = sums_x, x.sums_x_panel = B * block * X;
         x.multiply(row_count, count, job.has_amx);
     }
@@ -76,11 +74,10 @@ template <class C, int ACT_BYTES> struct Int8Layer {
         const bool is_cut = (p + 1) * L > H;
         const Matrix<float> to = h.from(time_of(s) * B + r, p * L);
         Int8Rows<C, ACT_BYTES, true> step = {};
-        step.panel = packed.panels + p, step.weights = packed.weights_h + p * packed.h_panel_bytes,
-        step.panel_bytes = packed.h_panel_bytes;
-        step.groups = packed.groups_h, step.direction = sign, step.a = h_bytes_of(s) + r * h_row_bytes,
-        step.byte_stride = h_byte_stride;
-        step.scales = scales + r, step.sums_x = sums_x, step.sums_x_panel = B * block * X;
+        step.panel = packed.panels + p, step.weights = packed.weights_h + p * packed.h_panel_bytes;
+        step.panel_bytes = packed.h_panel_bytes, step.groups = packed.groups_h, step.direction = sign;
+        step.a = h_bytes_of(s) + r * h_row_bytes, step.byte_stride = h_byte_stride, step.scales = scales + r;
+        step.sums_x = sums_x, step.sums_x_panel = B * block * X;
         step.carried = carried + (p * B + r) * L, step.carried_panel = B * L;
         step.h = is_cut ? tail : to.data, step.h_row = is_cut ? L : H;
         step.next = h_bytes_of(s + 1) + r * h_row_bytes + p * L, step.next_scales = h_scales_of(s + 1) + r;

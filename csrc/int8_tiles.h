@@ -62,9 +62,8 @@ NOINLINE float quantize(int64_t count, const float *from, float least, uint8_t *
     return largest / TOP[ACT_BYTES];
 }
 
-// The sums of a[m, k] w[k, n] over `groups` of 4 columns, for A rows of bytes and N vectors of n. They start from the vectors
-// at `starts`, whose rows are starts_row apart. If there are few sums, each is computed as U sums, which do not wait for each
-// other.
+// The sums of a[m, k] w[k, n] over `groups` of 4 columns, for A rows of bytes and N vectors of n. They start from vectors at
+// `starts`, whose rows are starts_row apart. Few sums are computed as U sums each, which do not wait for each other.
 template <int A, int N> struct Int8Sums {
     static constexpr int U = A * N >= CHAINS ? 1 : A * N > 4 ? 2 : 4;
     Ints totals[A][N];

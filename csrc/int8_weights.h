@@ -48,10 +48,7 @@ NOINLINE void pack_bytes(const fastlstm_forward_args &a, int64_t p, int count, c
             const int8_t *from = weight[blocks[k] * a.H + p * L + r];
             int8_t *lane = packed + k * VECTOR_BYTES + r * 4;
             int32_t sum = 0;
-            for (int64_t c = 0; c < columns; c++) {
-                lane[c / 4 * count * VECTOR_BYTES + c % 4] = from[c];
-                sum += from[c];
-            }
+            for (int64_t c = 0; c < columns; c++) lane[c / 4 * count * VECTOR_BYTES + c % 4] = from[c], sum += from[c];
             starts[k * L + r] = -ZERO * sum;
         }
     }

@@ -10,14 +10,8 @@
 
 namespace {
 
-using fastlstm::BackwardJob;
-using fastlstm::Barrier;
-using fastlstm::ForwardJob;
-using fastlstm::Job;
-using fastlstm::STRIP;
-using fastlstm::ceil_div;
-using fastlstm::max;
-using fastlstm::min;
+using fastlstm::BackwardJob, fastlstm::Barrier, fastlstm::ForwardJob, fastlstm::Job;
+using fastlstm::STRIP, fastlstm::ceil_div, fastlstm::max, fastlstm::min;
 
 // Returns the first of `count` things that belongs to share `part` of `parts`.
 inline int64_t share(int64_t count, int64_t part, int64_t parts) { return count * part / parts; }

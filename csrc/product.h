@@ -105,8 +105,7 @@ NOINLINE void copy_rows(int64_t rows, int64_t valid, int64_t width, Matrix<const
         int64_t k = 0;
         for (; k + Vector<E>::N <= valid; k += Vector<E>::N) Vector<E>::load(from + k).store(to + k);
         copy_rest<E, Vector<E>::N / 2>(valid - k, from + k, to + k);
-        k = valid;
-        for (; k < width; k++) to[k] = 0;
+        for (k = valid; k < width; k++) to[k] = 0;
     }
 }
 

@@ -49,9 +49,8 @@ template <class C> struct Layer {
         const int64_t TBH = s.T * s.B * s.H, BH = s.B * s.H;
         x = randoms(s.T * s.B * s.I), weight_ih = randoms(C::X * s.H * s.I), weight_hh = randoms(C::Y * s.H * s.H);
         bias_ih = randoms(C::X * s.H), bias_hh = randoms(C::Y * s.H);
-        for (int k = 0; k < C::STATES; k++) {
+        for (int k = 0; k < C::STATES; k++)
             first[k] = last[k] = randoms(BH), d[k] = randoms(TBH), d_n[k] = d_0[k] = randoms(BH), all[k] = Doubles(TBH);
-        }
         for (double &w : weight_hh) w = (float)(w / sqrt((double)s.H));
         for (int64_t k = 0; s.masked && k < s.T * s.B; k++) reset.push_back(uniform() < -0.3);
         for (int64_t b = 0; s.masked && b < s.B; b++) lengths.push_back((int64_t)floor((uniform() + 1) / 2 * (s.T + 3)) - 1);
@@ -59,9 +58,7 @@ template <class C> struct Layer {
         dx = Doubles(x.size()), dweight_ih = Doubles(weight_ih.size()), dweight_hh = Doubles(weight_hh.size());
         dbias_ih = Doubles(bias_ih.size()), dbias_hh = Doubles(bias_hh.size());
     }
-    void run() {
-        for (int64_t b = 0; b < s.B; b++) row(b);
-    }
+    void run() { for (int64_t b = 0; b < s.B; b++) row(b); }
     bool is_held(int64_t at) const { return s.masked && at / s.B >= lengths[at % s.B]; }
 
     void row(int64_t b) {
