@@ -1,8 +1,8 @@
 // The forward pass of a layer with int8 weights: included by a file for each instruction set.
 //
 // Each weight row is a row of int8 numbers times its scale. Each row of x, and of h before each step, is rounded in the
-// same way, to one or two activation bytes. Sums of products of integers are exact in any order, and the rest has one order.
-// So all instruction sets, numbers of threads and batches give the same bits.
+// same way, to one or two activation bytes. Sums of products of integers are exact in any order, and the rest has one
+// order. So all instruction sets, numbers of threads and batches give the same bits.
 #pragma once
 
 #include "kernels.h"
@@ -13,8 +13,8 @@ namespace {
 
 using fastlstm::Int8Job, fastlstm::int8_row_bytes;
 
-// This thread's share of a layer. The threads of a team share its activation bytes: at each step all of them read h of the
-// step before, and each writes h of its own units.
+// This thread's share of a layer. The threads of a team share its activation bytes: at each step all of them read h of
+// the step before, and each writes h of its own units.
 template <class C, int ACT_BYTES> struct Int8Layer {
     static constexpr int64_t L = Vector<float>::N, X = C::X * L;
     static_assert(C::STATES - C::FIRST_READ == 1, "one state is carried");

@@ -10,8 +10,8 @@ template <class C> struct Int8Panel {
     char digest[sizeof(Digest)];
 };
 
-// Packed memory: first all panels, then weight_ih of each, then weight_hh of each. A group of 4 columns has a vector for each
-// gate, and each of its lanes has 4 weights of a unit.
+// Packed memory: first all panels, then weight_ih of each, then weight_hh of each. A group of 4 columns has a vector
+// for each gate, and each of its lanes has 4 weights of a unit.
 template <class C> struct Int8Packed {
     int64_t groups_x, groups_h, x_panel_bytes, h_panel_bytes;  // column groups, and bytes of a panel's weights
     Int8Panel<C> *panels;
