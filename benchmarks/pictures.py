@@ -61,7 +61,8 @@ def sequences(report: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, fl
     ratios: dict[str, dict[str, float]] = {}
     rows = [r for r in report["results"] if not r["random"] and r["shape"]["T"] > 1 and not r.get("noisy")]
     for row in rows:
-        ratios.setdefault(row["name"], {})[row["mode"]] = row["ratio"]["median"]
+        # not the row's own ratio, which in older reports is the median of the rounds' ratios
+        ratios.setdefault(row["name"], {})[row["mode"]] = row["baseline_seconds"] / row["seconds"]
     shapes = {row["name"]: row["shape"] for row in rows}
     both = [(shapes[name], ratio) for name, ratio in ratios.items() if len(ratio) == len(MODES)]
     return sorted(both, key=lambda pair: -pair[1]["training"])

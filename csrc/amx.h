@@ -23,8 +23,8 @@ NOINLINE WITH_AMX void configure_amx() {
 }
 NOINLINE WITH_AMX void release_amx() { _tile_release(); }
 
-// Computes sums[m, n] = starts[n] + sum of a[m, k] * w[k, n] for AMX_ROWS rows of bytes, N vectors of n, and `steps` times 64
-// columns. In a panel, the weights of 64 columns and one vector are a tile.
+// Computes sums[m, n] = starts[n] + sum of a[m, k] * w[k, n] for AMX_ROWS rows of bytes, N vectors of n, and `steps`
+// times 64 columns. In a panel, the weights of 64 columns and one vector are a tile.
 template <int N>
 NOINLINE WITH_AMX void amx_sums(const int32_t *starts, const uint8_t *a, int64_t a_row, const int8_t *w, int64_t steps,
                                 int32_t *sums) {

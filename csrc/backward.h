@@ -1,5 +1,4 @@
-// The backward pass of a layer: dpreact step by step, and after each chunk of steps its part of the gradients that are sums
-// over rows.
+// The backward pass of a layer: dpreact step by step, and after each chunk of steps its part of the sums over rows.
 //
 // dpreact of a chunk is used while it is in the cache: there is memory for four chunks alone. A thread computes the
 // gradients of a chunk after dpreact of the next one, so it waits only for threads that are a whole chunk behind.
@@ -39,8 +38,7 @@ template <class C, class E> struct Backward : Gradients<C, E> {
         for (int k = 0; k < C::STATES; k++) {
             carried[k] = carried_of(k, p, b), prev[k] = state_before(k, s).from(b, u);
             if (k && a.dc)
-                add_rows<E>(rows, valid, {(const E *)a.dc + t * a.dc_step + b * a.dc_row + u, a.dc_row},
-                            {carried[k], L});
+                add_rows<E>(rows, valid, {(const E *)a.dc + t * a.dc_step + b * a.dc_row + u, a.dc_row}, {carried[k], L});
             if (k < C::FIRST_READ || !(valid < L || resets || (!k && a.lengths))) continue;
             const Matrix<E> copy{state_copies[k - C::FIRST_READ], L};
             if (k) {
@@ -52,10 +50,7 @@ template <class C, class E> struct Backward : Gradients<C, E> {
             prev[k] = copy;
         }
         if (a.dh) dh_out = {(const E *)a.dh + t * a.dh_step + b * a.dh_row + u, a.dh_row};
-        if (a.dh && valid < L) {
-            copy_rows<E>(rows, valid, L, dh_out, {dh_copy, L});
-            dh_out = {dh_copy, L};
-        }
+        if (a.dh && valid < L) copy_rows<E>(rows, valid, L, dh_out, {dh_copy, L}), dh_out = {dh_copy, L};
         if (holds) {  // the gradients of a held row pass unchanged, and its dpreact is zero
             for (int k = 1; k < C::STATES; k++) copy_rows<E>(rows, L, L, {carried[k], L}, {held_carried[k], L});
             copy_rows<E>(rows, valid, L, dh, {held_dh_of(p, b), L});
@@ -118,8 +113,7 @@ template <class C, class E> struct Backward : Gradients<C, E> {
     void add_gradients(int64_t chunk) {
         const int64_t s = chunk * job.chunk, s_last = end_of(chunk), rows = (s_last - s) * B;
         if (job.accumulators) {
-            for (int64_t k_set = 0; k_set < job.split_k_sets;
-                 k_set++) {  // mostly over rows whose dpreact is in this thread's cache
+            for (int64_t k_set = 0; k_set < job.split_k_sets; k_set++) {  // mostly over rows that are in this thread's cache
                 const int64_t first = max(position.first(job.split_k_sets * panels) - k_set * panels, 0);
                 const int64_t last = min(position.last(job.split_k_sets * panels) - k_set * panels, panels);
                 this->add_weight_gradients(strips_of(chunk), s, s_last, k_set, first, last);

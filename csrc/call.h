@@ -54,14 +54,14 @@ template <class Args> bool are_input_strides(const Args &a) {
 // How many threads work, and in how many teams. Teams split the batch rows, and the threads of a team split the units.
 //
 // Teams do not wait for each other, but each reads all weights. A split of the units halves what a thread reads, at the
-// cost of a barrier of a microsecond a step. So a team gets as many rows as make its products take longer than reading the
-// weights, which are fewer for small weights, and at most a row block. All other threads split units.
+// cost of a barrier of a microsecond a step. So a team gets as many rows as make its products take longer than reading
+// the weights, which are fewer for small weights, and at most a row block. All other threads split units.
 struct Split {
     int64_t threads = 1, teams = 1;
     Barrier barriers[MAX_THREADS + 2];  // of which 2 + teams are used
 
-    // is_backward: a step of the backward pass reads weight_hh alone. size: the bytes of a weight. A multiply-add of bytes
-    // takes a quarter of the time.
+    // is_backward: a step of the backward pass reads weight_hh alone. size: the bytes of a weight. A multiply-add of
+    // bytes takes a quarter of the time.
     Split(const Cell &cell, int64_t T, int64_t B, int64_t I, int64_t H, int64_t panels, const fastlstm_threads *requested,
           bool is_backward, int64_t size = 4) {
         if (requested && requested->count > 1) {
@@ -81,12 +81,9 @@ struct Split {
 };
 
 inline void run(fastlstm_task task, void *job, int64_t threads, const fastlstm_threads *requested) {
-    if (threads == 1)
-        task(job, 0, 1);
-    else if (requested->parallel)
-        requested->parallel(requested->context, task, job, (int)threads);
-    else
-        run_in_pool(task, job, (int)threads);
+    if (threads == 1) task(job, 0, 1);
+    else if (requested->parallel) requested->parallel(requested->context, task, job, (int)threads);
+    else run_in_pool(task, job, (int)threads);
 }
 
 // Allocates all scratch buffers of a call as one block. `want` reserves a buffer on cache lines of its own. `take` then

@@ -15,9 +15,9 @@ struct Sums {
     Ints total() const { return sums; }
 };
 
-// ZERO is added to an activation where it is stored. INT8_ROWS is how many rows of activations a tile has, and CHAINS how many
-// sums keep the processor busy. `Operand` is four activations in every lane. `add` adds their products with four weights in
-// each lane, which are never -128.
+// ZERO is added to an activation where it is stored. INT8_ROWS is how many rows of activations a tile has, and CHAINS
+// how many sums keep the processor busy. `Operand` is four activations in every lane. `add` adds their products with
+// the four weights of each lane, which are never -128.
 #if VECTOR_BYTES == 64
 constexpr int ZERO = 128, INT8_ROWS = 6, CHAINS = 10;
 struct Dots : Sums {

@@ -14,9 +14,9 @@ using namespace fastlstm;
 namespace {
 
 constexpr int64_t CHUNK_PAIRS = 128;  // (step, row) pairs of a chunk of the backward pass
-// If the accumulators of the weight gradients take at most this many bytes, each half of the batch rows has its own set, so
-// that a thread sums over rows that are in its cache. With few batch rows but many steps the limit is half of that. Only
-// the shape decides, so that the bits do not depend on the threads.
+// If the accumulators of the weight gradients take at most this many bytes, each half of the batch rows has its own
+// set, so that a thread sums over rows that are in its cache. With few batch rows but many steps the limit is half of
+// that. Only the shape decides, so that the bits do not depend on the threads.
 constexpr int64_t SPLIT_K_BYTES = 1 << 19;
 constexpr int64_t FEW_PAIRS = 128;  // up to which few_pairs.h computes the weight gradients; fewer where padding is much
 
@@ -218,9 +218,8 @@ int fastlstm_step(int64_t dtype, int64_t instructions, int64_t cell, int64_t B, 
     if (!packed || !h || h == h_next || (is_cell(cell) && !c == cells[cell].has_c())) return FASTLSTM_BAD_ARGUMENT;
     fastlstm_forward_args a = {};
     a.version = FASTLSTM_VERSION, a.dtype = dtype, a.instructions = instructions, a.cell = cell;
-    a.T = 1, a.B = B, a.I = I, a.H = H;
-    a.x = x, a.x_row = I, a.packed = packed, a.h_0 = h, a.h_0_row = H, a.c_0 = c, a.c_0_row = H;
-    a.h_n = h_next, a.c_n = c;
+    a.T = 1, a.B = B, a.I = I, a.H = H, a.x = x, a.x_row = I, a.packed = packed;
+    a.h_0 = h, a.h_0_row = H, a.c_0 = c, a.c_0_row = H, a.h_n = h_next, a.c_n = c;
     return fastlstm_forward(&a, threads);
 }
 
@@ -244,7 +243,7 @@ int fastlstm_backward(const fastlstm_backward_args *args, const fastlstm_threads
     const bool has_few_pairs = T * B <= FEW_PAIRS && T * B * columns <= FEW_PAIRS * (I + H);
     if (!has_few_pairs) columns = ceil_div(I + H + 1, STRIP) * STRIP;
     job.strip_size = job.chunk * B * columns;
-    const int64_t group_bytes = panels * lanes * wide * size;  // bytes of one sum's part of a group of transposed weights
+    const int64_t group_bytes = panels * lanes * wide * size;  // of the transposed weights of one pre-activation
 
     Memory memory;
     Zeros zeros(a, memory);

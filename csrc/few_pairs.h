@@ -1,9 +1,9 @@
-// Weight gradients of few (step, row) pairs, written directly to the rows of the gradients, from strips of x and h_in that
-// are 4 vectors wide. Accumulators as in gradients.h have to be set to zero, added to and transposed, which would take
-// longer than the products themselves. The sums have the same order as there.
+// Weight gradients of few (step, row) pairs, written directly to the rows of the gradients, from strips of x and h_in
+// that are 4 vectors wide. Accumulators as in gradients.h have to be set to zero, added to and transposed, which would
+// take longer than the products themselves. The sums have the same order as there.
 #pragma once
 
-// Writes the rows of one gate and panel of a weight's gradient, `width` columns, from its dpreact of all steps.
+// Writes the rows of one pre-activation and panel of a weight's gradient, `width` columns, from its dpreact of all steps.
 template <class C, class E>
 void write_columns(Gradients<C, E> &g, Panel<C, E> panel, const E *dpreact, const E *packed, E *weight, int64_t width) {
     constexpr int64_t strip_width = 4 * Vector<E>::N;

@@ -1,8 +1,8 @@
 // The forward pass of a layer: all time steps, for the rows and units of one thread.
 #pragma once
 
-// Writes the biases of panel p, `gate_stride` elements from gate to gate, then zeros. A gate of both products has the sum
-// of its two biases.
+// Writes the biases of panel p, `gate_stride` elements from gate to gate, then zeros. A gate of both products has the
+// sum of its two biases.
 template <class C, class E>
 NOINLINE void pack_biases(const fastlstm_forward_args *a, int64_t p, int64_t gate_stride, E *target) {
     constexpr int64_t L = Vector<E>::N;
@@ -18,10 +18,10 @@ NOINLINE void pack_biases(const fastlstm_forward_args *a, int64_t p, int64_t gat
     }
 }
 
-// A digest of weights, like that of fastlstm/backends/numba/llvm/digest.py. Each 64-bit pair of words goes to one of many
-// lanes: lane = rotate_left(lane + pair, 13), and lane *= 0x9E3779B1 after every fourth pair and after each that is left
-// over. All lanes are stored and compared. A change within one pair always shows. Changes of several pairs of a lane cancel out with a
-// probability of about 2**-64.
+// A digest of weights, like that of fastlstm/backends/numba/llvm/digest.py. Each 64-bit pair of words goes to one of
+// many lanes: lane = rotate_left(lane + pair, 13), and lane *= 0x9E3779B1 after every fourth pair and after each that
+// is left over. All lanes are stored and compared. A change within one pair always shows. Changes of several pairs of a
+// lane cancel out with a probability of about 2**-64.
 struct Digest {
     static constexpr int64_t CHAINS = fastlstm::digest_vectors(VECTOR_BYTES), ROUND = CHAINS * VECTOR_BYTES;
     typedef uint64_t Pairs __attribute__((vector_size(VECTOR_BYTES)));
@@ -34,8 +34,7 @@ struct Digest {
     static Pairs mix(Pairs lane, const char *from, int64_t bytes = VECTOR_BYTES, bool multiplies = true) {
         Pairs pairs = {};
         __builtin_memcpy(&pairs, from, bytes);
-        lane += pairs;
-        lane = lane << 13 | lane >> 51;
+        lane += pairs, lane = lane << 13 | lane >> 51;
         return multiplies ? lane * UINT64_C(0x9E3779B1) : lane;
     }
     NOINLINE void add(const void *words, int64_t bytes) {
@@ -171,8 +170,8 @@ void preact_of(int64_t rows, Panel<C, E> panel, int64_t I, int64_t H, const E *w
     if (panel.is_compact()) panel.expand(rows, out, scratch.preact);
 }
 
-// Computes the states of one panel from its preact. If the panel is not full, whole vectors go to scratch, and the valid
-// units from there to `next`. A held row keeps its states. Without MAY_SAVE `saved` is always NULL.
+// Computes the states of one panel from its preact. If the panel is not full, whole vectors go to scratch, and the
+// valid units from there to `next`. A held row keeps its states. Without MAY_SAVE `saved` is always NULL.
 template <class C, class E, bool MAY_SAVE = true>
 void finish_cells(int64_t rows, int64_t valid, Mask mask, const E *preact, ForwardScratch<C, E> &scratch,
                   Matrix<const E> (&prev)[C::STATES], const Matrix<E> (&next)[C::STATES], E *saved) {

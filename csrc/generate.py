@@ -63,10 +63,8 @@ def struct(cell: Cell) -> str:
     )
     sizes = {"S": layout.preacts, "X": layout.x_preacts, "Y": layout.h_preacts}
     sizes |= {"STATES": cell.states, "SAVED": layout.saved}
-    numbers = {
-        **{name: len(values) for name, values in sizes.items()},
-        "FIRST_READ": len(cell.states) - len(elementwise),
-    }
+    numbers = {name: len(values) for name, values in sizes.items()}
+    numbers["FIRST_READ"] = len(cell.states) - len(elementwise)
     blocks_ih, blocks_hh = (", ".join(map(str, blocks)) for blocks in (layout.blocks_ih, layout.blocks_hh))
     return (
         f"struct {kind} {{  // pre-activations: {', '.join(layout.preacts)}\n"

@@ -3,8 +3,8 @@
 
 constexpr int64_t BLOCK_ROWS = 128;  // of dpreact and of a strip, which stay in the L1 cache together
 
-// The columns of transposed weights are in vector groups of 4 or, where they must, 3 vectors: a product of a single vector
-// would use little of a tile.
+// The columns of transposed weights are in vector groups of 4 or, where they must, 3 vectors: a product of a single
+// vector would use little of a tile.
 inline int64_t vector_groups(int64_t vectors) { return ceil_div(vectors, 4); }
 inline int64_t first_vector(int64_t vectors, int64_t q) { return ceil_div(vectors * q, vector_groups(vectors)); }
 
@@ -50,8 +50,8 @@ template <class C, class E> struct Gradients {
         return (E *)job.dpreact + p * ring_steps * B * C::S * L + (s % ring_steps * B + b) * Panel<C, E>(H, p).row_elements();
     }
     Matrix<const E> x_of(int64_t s) const { return {(const E *)a.x + time_of(s) * a.x_step, a.x_row}; }
-    // Copies `valid` columns of x, or of h_in of step s, then zeros. A row that was held at step s - 1 begins with h_0 at
-    // step s. Held rows become zero: they have no part in any sum, and their padding may be NaN.
+    // Copies `valid` columns of x, or of h_in of step s, then zeros. A row that was held at step s - 1 begins with h_0
+    // at step s. Held rows become zero: they have no part in any sum, and their padding may be NaN.
     void copy_step_input(bool is_x, int64_t s, int64_t b, int64_t rows, int64_t column, int64_t valid, int64_t width,
                          Matrix<E> target) const {
         const Mask mask = mask_of_step(s, b), prev_mask = mask_of_step(s - 1, b);
@@ -64,8 +64,8 @@ template <class C, class E> struct Gradients {
         mask.zero<E>(HOLD, rows, width, target);
     }
 
-    // Multiplies `count` gates of dpreact of step s, from `first` on, by vector group q of their transposed weights, into
-    // `products` (rows, 4 vectors).
+    // Multiplies `count` pre-activations of dpreact of step s, from `first` on, by vector group q of their transposed
+    // weights, into `products` (rows, 4 vectors).
     void dpreact_product(int64_t rows, int64_t b, int64_t s, int64_t first, int64_t count, const E *packed,
                       int64_t vectors, int64_t q) {
         const int64_t group_vectors = first_vector(vectors, q + 1) - first_vector(vectors, q) == 4 ? 4 : 3;
@@ -75,16 +75,15 @@ template <class C, class E> struct Gradients {
         Matrix<const E> init{zeros, 0};
         for (int64_t p = 0; p < panels; p += block_panels, init = {products, 4 * L}) {
             const E *w = packed + (q * panels * 4 + p * group_vectors) * count * L * L, *d = dpreact_of(p, s, b) + first * L;
-            const int64_t separate_panels =
-                p + block_panels >= panels && last.is_compact();  // a compact last panel has a width of its own
+            const int64_t separate_panels = p + block_panels >= panels && last.is_compact();  // of a width of its own
             multiply<E>(group_vectors, rows, {init.data, init.stride, products, 4 * L, w, d, C::S * L, 1, count * L,
                          min(block_panels, panels - p) - separate_panels, job.ring * job.chunk * B * C::S * L, last_dpreact,
                          last.row_elements(), separate_panels * last.row_elements()});
         }
     }
 
-    // Packs rows (s, b) of [x, h_in, 1], for batch rows b_first to b_last, as [strip of WIDTH columns][row][column]. Without
-    // `ones`, x and h_in each begin a strip and end with zeros.
+    // Packs rows (s, b) of [x, h_in, 1], for batch rows b_first to b_last, as [strip of WIDTH columns][row][column].
+    // Without `ones`, x and h_in each begin a strip and end with zeros.
     template <int64_t WIDTH>
     void pack_strips(E *strips, bool ones, int64_t s_first, int64_t s_last, int64_t b_first, int64_t b_last) const {
         const int64_t strip = (s_last - s_first) * B * WIDTH, count = b_last - b_first;
@@ -111,8 +110,8 @@ template <class C, class E> struct Gradients {
         bool starts;                          // whether the accumulators start at zero
     };
 
-    // Adds a chunk of steps to some panels of one split-K set of accumulators, over that set's share of the rows. The last
-    // steps come first, so that the order of a sum does not depend on the threads.
+    // Adds a chunk of steps to some panels of one split-K set of accumulators, over that set's share of the rows. Every
+    // row is added in one order, from the last step on, whatever the number of threads.
     void add_weight_gradients(const E *strips, int64_t s_first, int64_t s_last, int64_t k_set, int64_t p_first,
                               int64_t p_last) const {
         const int64_t columns = I + H + 1, chunk_pairs = (s_last - s_first) * B, strip_count = ceil_div(columns, STRIP);
@@ -134,8 +133,8 @@ template <class C, class E> struct Gradients {
         }
     }
 
-    // Does so for the columns `from` to `to`, as far as the strip that begins with column k has them. They are multiplied by
-    // N gates of dpreact from `first_preact` on, or by all gates if N is 0.
+    // Does so for the columns `from` to `to`, as far as the strip that begins with column k has them. They are
+    // multiplied by N pre-activations of dpreact from `first_preact` on, or by all if N is 0.
     template <int N>
     void add_columns(const Chunk &chunk, int64_t k_set, int64_t p, int64_t k, const E *strip, int64_t from, int64_t to,
                      int64_t first_preact) const {
@@ -164,7 +163,7 @@ template <class C, class E> struct Gradients {
         }
     }
 
-    // Writes `count` gates of a panel and `columns` columns of [x, h_in, 1] to a weight and a bias. Either may be NULL.
+    // Writes `count` pre-activations of a panel, `columns` columns of [x, h_in, 1] to a weight and a bias, or to NULL.
     void unpack(int64_t p, int64_t first, int64_t count, const int *blocks, int64_t column, int64_t columns, E *weight,
                 E *bias) const {
         const Panel<C, E> panel(H, p);

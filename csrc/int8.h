@@ -1,8 +1,8 @@
 // The forward pass of a layer with int8 weights: included by a file for each instruction set.
 //
 // Each weight row is a row of int8 numbers times its scale. Each row of x, and of h before each step, is rounded in the
-// same way, to one or two activation bytes. Sums of products of integers are exact in any order, and the rest has one order.
-// So all instruction sets, numbers of threads and batches give the same bits.
+// same way, to one or two activation bytes. Sums of products of integers are exact in any order, and the rest has one
+// order. So all instruction sets, numbers of threads and batches give the same bits.
 #pragma once
 
 #include "kernels.h"
@@ -11,11 +11,10 @@ namespace {
 
 #include "int8_tiles.h"
 
-using fastlstm::Int8Job;
-using fastlstm::int8_row_bytes;
+using fastlstm::Int8Job, fastlstm::int8_row_bytes;
 
-// This thread's share of a layer. The threads of a team share its activation bytes: at each step all of them read h of the
-// step before, and each writes h of its own units.
+// This thread's share of a layer. The threads of a team share its activation bytes: at each step all of them read h of
+// the step before, and each writes h of its own units.
 template <class C, int ACT_BYTES> struct Int8Layer {
     static constexpr int64_t L = Vector<float>::N, X = C::X * L;
     static_assert(C::STATES - C::FIRST_READ == 1, "one state is carried");
@@ -64,9 +63,9 @@ template <class C, int ACT_BYTES> struct Int8Layer {
     void multiply_inputs(int64_t s, int64_t p, int64_t count, int64_t first_pair, int64_t row_count, float *sums_x) const {
         const int64_t row = first_input_of(s) + first_pair;
         Int8Rows<C, ACT_BYTES, false> x = {};
-        x.panel = packed.panels + p, x.panel_bytes = packed.x_panel_bytes, x.groups = packed.groups_x, x.direction = 1;
-        x.weights = packed.weights_x + p * packed.x_panel_bytes, x.scales = job.scales_x + row;
-        x.a = job.x + row * x_row_bytes, x.byte_stride = x_byte_stride;
+        x.panel = packed.panels + p, x.weights = packed.weights_x + p * packed.x_panel_bytes;
+        x.panel_bytes = packed.x_panel_bytes, x.groups = packed.groups_x, x.direction = 1;
+        x.a = job.x + row * x_row_bytes, x.byte_stride = x_byte_stride, x.scales = job.scales_x + row;
         x.sums_x = sums_x, x.sums_x_panel = B * block * X;
         x.multiply(row_count, count, job.has_amx);
     }
@@ -76,9 +75,9 @@ template <class C, int ACT_BYTES> struct Int8Layer {
         const bool is_cut = (p + 1) * L > H;
         const Matrix<float> output = h.from(time_of(s) * B + r, p * L);
         Int8Rows<C, ACT_BYTES, true> step = {};
-        step.panel = packed.panels + p, step.panel_bytes = packed.h_panel_bytes, step.groups = packed.groups_h;
-        step.weights = packed.weights_h + p * packed.h_panel_bytes, step.direction = sign, step.scales = scales + r;
-        step.a = h_bytes_of(s) + r * h_row_bytes, step.byte_stride = h_byte_stride;
+        step.panel = packed.panels + p, step.weights = packed.weights_h + p * packed.h_panel_bytes;
+        step.panel_bytes = packed.h_panel_bytes, step.groups = packed.groups_h, step.direction = sign;
+        step.a = h_bytes_of(s) + r * h_row_bytes, step.byte_stride = h_byte_stride, step.scales = scales + r;
         step.sums_x = sums_x, step.sums_x_panel = B * block * X;
         step.carried = carried + (p * B + r) * L, step.carried_panel = B * L;
         step.h = is_cut ? tail : output.data, step.h_row = is_cut ? L : H;

@@ -10,8 +10,8 @@
 
 constexpr float TOP[] = {0, 127, 127 * 256};  // the largest number of one and of two activation bytes
 
-// Rounds values times `inverse` to numbers of ACT_BYTES bytes, which lie byte_stride apart. The sum with 1.5 * 2**23 has the
-// nearest integer in its last bits.
+// Rounds values times `inverse` to numbers of ACT_BYTES bytes, which lie byte_stride apart. The sum with 1.5 * 2**23
+// has the nearest integer in its last bits.
 template <int ACT_BYTES> inline void store_rounded(Raw<float> values, float inverse, uint8_t *bytes, int64_t byte_stride) {
     constexpr int OFFSET = ACT_BYTES == 1 ? ZERO : 128 + 256 * ZERO;
     const Ints numbers = (Ints)(values * inverse + (1.5f * (1 << 23) + OFFSET));
@@ -19,8 +19,8 @@ template <int ACT_BYTES> inline void store_rounded(Raw<float> values, float inve
     if (ACT_BYTES == 2) store_low(ZERO ? numbers : numbers ^ 128, bytes + byte_stride);
 }
 
-// Calls body(floats, k) for the vector at column k, for all vectors of a row. The last may overlap the one before. A row
-// shorter than a vector is padded with zeros.
+// Calls body(floats, k) for the vector at column k, for all vectors of a row. The last may overlap the one before. A
+// row shorter than a vector is padded with zeros.
 template <class Body> inline void for_vectors(int64_t count, const float *from, Body body) {
     constexpr int64_t L = Vector<float>::N;
     float padded[L] = {};
@@ -39,8 +39,8 @@ template <int BYTES> inline int32_t largest_lane(const int32_t __attribute__((ve
     else return larger[0] > larger[1] ? larger[0] : larger[1];
 }
 
-// Quantizes a row to ACT_BYTES bytes a number, in whole vectors, and returns its scale. The largest absolute value counts as
-// `least` at least. A row that is not finite has the scale NaN, and a row of tiny values the scale 0.
+// Quantizes a row to ACT_BYTES bytes a number, in whole vectors, and returns its scale. The largest absolute value
+// counts as `least` at least. A row that is not finite has the scale NaN, and a row of tiny values the scale 0.
 template <int ACT_BYTES>
 NOINLINE float quantize(int64_t count, const float *from, float least, uint8_t *bytes, int64_t byte_stride) {
     Ints largest_bits = (Ints)(least - Raw<float>{});  // absolute values are ordered as their bits, with NaN as the largest
@@ -62,9 +62,8 @@ NOINLINE float quantize(int64_t count, const float *from, float least, uint8_t *
     return largest / TOP[ACT_BYTES];
 }
 
-// The sums of a[m, k] w[k, n] over `groups` of 4 columns, for A rows of bytes and N vectors of n. They start from the vectors
-// at `starts`, whose rows are starts_row apart. If there are few sums, each is computed as U sums, which do not wait for each
-// other.
+// The sums of a[m, k] w[k, n] over `groups` of 4 columns, for A rows of bytes and N vectors of n. They start from vectors at
+// `starts`, whose rows are starts_row apart. Few sums are computed as U sums each, which do not wait for each other.
 template <int A, int N> struct Int8Sums {
     static constexpr int U = A * N >= CHAINS ? 1 : A * N > 4 ? 2 : 4;
     Ints totals[A][N];
@@ -95,8 +94,8 @@ template <int A, int N> struct Int8Sums {
     }
 };
 
-// Multiplies rows of activation bytes by panels of weights. For x (IS_STEP false) the result is the input projection. For h
-// the cells follow while the sums are in registers, and the result is a time step.
+// Multiplies rows of activation bytes by panels of weights. For x (IS_STEP false) the result is the input projection.
+// For h the cells follow while the sums are in registers, and the result is a time step.
 template <class C, int ACT_BYTES, bool IS_STEP> struct Int8Rows {
     static constexpr int64_t L = Vector<float>::N, X = C::X * L;
     static constexpr int N = IS_STEP ? C::Y : C::X,
@@ -150,15 +149,15 @@ template <class C, int ACT_BYTES, bool IS_STEP> struct Int8Rows {
         const Int8Panel<C> &p = *panel;
         const Int8Rows s = *this;  // a copy, since a store might change *this
         for (int64_t r = 0; r < rows; r++) {
-            Vector<float> gates[C::S], old_states[C::STATES], new_states[C::STATES], saved[C::SAVED];
+            Vector<float> preacts[C::S], old_states[C::STATES], new_states[C::STATES], saved[C::SAVED];
             UNROLL for (int k = 0; k < C::S; k++) {
-                constexpr int FIRST = C::S - C::Y;  // gate of h
+                constexpr int FIRST = C::S - C::Y;  // pre-activation of h
                 Raw<float> value = Vector<float>::load(k < C::X ? s.sums_x + r * X + k * L : p.biases + k * L).raw;
                 if (k >= FIRST) value = scaled(totals + r * ACT_BYTES, k - FIRST, s.scales[r], p.scales_h, value);
-                gates[k] = value;
+                preacts[k] = value;
             }
             old_states[C::FIRST_READ] = Vector<float>::load(s.carried + r * L);
-            C::forward(gates, old_states, new_states, saved);
+            C::forward(preacts, old_states, new_states, saved);
             new_states[C::FIRST_READ].store(s.carried + r * L);
             new_states[0].store(s.h + r * s.h_row);
             store_rounded<ACT_BYTES>(new_states[0].raw, TOP[ACT_BYTES], s.next + r * ACT_BYTES * s.byte_stride, s.byte_stride);
@@ -188,8 +187,8 @@ template <class C, int ACT_BYTES, bool IS_STEP> struct Int8Rows {
         if (rows >= R) tiles<R>(panels, rows / R);
         if constexpr (R > 1) run_tiles<R - 1>(rows % R, panels);
     }
-    // Multiplies a panel of weights by AMX_ROWS rows or more. AMX sums over whole tiles of columns for blocks of AMX_ROWS
-    // rows. If the last block has fewer rows, it begins with rows of the one before, whose sums are not used.
+    // Multiplies a panel of weights by AMX_ROWS rows or more. AMX sums over whole tiles of columns for blocks of
+    // AMX_ROWS rows. If the last block has fewer rows, it begins with rows of the one before, whose sums are not used.
     void on_amx(int64_t rows) {
         const int64_t steps = groups / AMX_GROUPS;
         alignas(64) int32_t sums[ACT_BYTES * AMX_ROWS * N * L];

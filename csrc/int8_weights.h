@@ -10,8 +10,8 @@ template <class C> struct Int8Panel {
     char digest[sizeof(Digest)];
 };
 
-// Packed memory: first all panels, then weight_ih of each, then weight_hh of each. A group of 4 columns has a vector for each
-// gate, and each of its lanes has 4 weights of a unit.
+// Packed memory: first all panels, then weight_ih of each, then weight_hh of each. A group of 4 columns has a vector
+// for each gate, and each of its lanes has 4 weights of a unit.
 template <class C> struct Int8Packed {
     int64_t groups_x, groups_h, x_panel_bytes, h_panel_bytes;  // column groups, and bytes of a panel's weights
     Int8Panel<C> *panels;
@@ -48,10 +48,7 @@ NOINLINE void pack_bytes(const fastlstm_forward_args &a, int64_t p, int count, c
             const int8_t *from = weight[blocks[k] * a.H + p * L + r];
             int8_t *lane = packed + k * VECTOR_BYTES + r * 4;
             int32_t sum = 0;
-            for (int64_t c = 0; c < columns; c++) {
-                lane[c / 4 * count * VECTOR_BYTES + c % 4] = from[c];
-                sum += from[c];
-            }
+            for (int64_t c = 0; c < columns; c++) lane[c / 4 * count * VECTOR_BYTES + c % 4] = from[c], sum += from[c];
             starts[k * L + r] = -ZERO * sum;
         }
     }

@@ -91,8 +91,8 @@ struct Int8Job : Job {
 // Bytes of a row of activation bytes, which is written in whole vectors
 constexpr int64_t int8_row_bytes(int64_t columns) { return (columns + 15) / 16 * 16; }
 
-// A task for each cell in float32 and float64, or with int8 weights for one and two activation bytes. The backward pass has
-// a table of its own, so that programs without it are linked without its code.
+// A task for each cell in float32 and float64, or with int8 weights for one and two activation bytes. The backward pass
+// has a table of its own, so that programs without it are linked without its code.
 constexpr int CELLS = 2;
 using Tasks = fastlstm_task[CELLS][2];
 struct Kernels {
@@ -109,8 +109,8 @@ extern const Tasks avx512_backward, avx2_backward, base_backward;
 
 constexpr int64_t STRIP = 24;  // columns of [x, h_in, 1] in a strip: 8 tiles of 3 rows, or 4 of 6
 
-// Runs task(argument, k, n) for k from 0 to n - 1 on the library's own threads, with n at most `threads`. If another call
-// has the pool, or no thread can be started, the caller works alone.
+// Runs task(argument, k, n) for k from 0 to n - 1 on the library's own threads, with n at most `threads`. If another
+// call has the pool, or no thread can be started, the caller works alone.
 void run_in_pool(fastlstm_task task, void *argument, int threads);
 
 }  // namespace fastlstm

@@ -10,14 +10,8 @@
 
 namespace {
 
-using fastlstm::BackwardJob;
-using fastlstm::Barrier;
-using fastlstm::ForwardJob;
-using fastlstm::Job;
-using fastlstm::STRIP;
-using fastlstm::ceil_div;
-using fastlstm::max;
-using fastlstm::min;
+using fastlstm::BackwardJob, fastlstm::Barrier, fastlstm::ForwardJob, fastlstm::Job;
+using fastlstm::STRIP, fastlstm::ceil_div, fastlstm::max, fastlstm::min;
 
 // Returns the first of `count` things that belongs to share `part` of `parts`.
 inline int64_t share(int64_t count, int64_t part, int64_t parts) { return count * part / parts; }
@@ -26,12 +20,12 @@ inline int64_t share(int64_t count, int64_t part, int64_t parts) { return count 
 #include "cells.h"
 #include "product.h"
 
-// Batch rows of a row block, and rows of packed weights of a K block: 16 KB of weights and, with 16 lanes, of preact, so
-// that both stay in the L1 cache while the rows' tiles are computed.
+// Batch rows of a row block, and rows of packed weights of a K block: 16 KB of weights and, with 16 lanes, of preact,
+// so that both stay in the L1 cache while the rows' tiles are computed.
 constexpr int64_t ROW_BLOCK = 64, BLOCK_K = 4096 / VECTOR_BYTES;
 
-// Which thread of which team this is, and the barriers that it has passed. Teams split the batch rows. The threads of a team
-// split the units, and wait for each other after every step.
+// Which thread of which team this is, and the barriers that it has passed. Teams split the batch rows. The threads of a
+// team split the units, and wait for each other after every step.
 struct ThreadPosition {
     int64_t thread, teams, team_size, used_threads, team, team_thread;
     Barrier *barriers;
@@ -47,9 +41,9 @@ struct ThreadPosition {
     int64_t first_of_team(int64_t count) const { return share(count, team_thread, team_size); }
     int64_t last_of_team(int64_t count) const { return share(count, team_thread + 1, team_size); }
 
-    // Arrives at the next barrier of all threads and returns its number, with which `wait_for_all` waits there. A thread may
-    // arrive at the next one before it waits, so two counters take turns: with one, a fast thread's second arrival would
-    // count as a slow one's first.
+    // Arrives at the next barrier of all threads and returns its number, with which `wait_for_all` waits there. A
+    // thread may arrive at the next one before it waits, so two counters take turns: with one, a fast thread's second
+    // arrival would count as a slow one's first.
     int64_t arrive_all() {
         arrive(barriers[all_barriers % 2], used_threads);
         return all_barriers++;

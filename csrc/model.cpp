@@ -84,8 +84,7 @@ int fastlstm_model_read(const void *bytes, size_t size, fastlstm_model **model) 
     fastlstm_model *loaded = (fastlstm_model *)memory;
     *loaded = {dtype, I, H, C, (char *)memory + head, linear, linear + C * H};
     fastlstm_forward_args a = {};
-    a.version = FASTLSTM_VERSION, a.dtype = dtype, a.I = I, a.H = H;
-    a.weight_ih_row = I, a.weight_hh_row = H;
+    a.version = FASTLSTM_VERSION, a.dtype = dtype, a.I = I, a.H = H, a.weight_ih_row = I, a.weight_hh_row = H;
     if (int8) {
         a.weight_ih = numbers, a.weight_hh = numbers + 4 * H * I;
         a.weight_ih_scale = values, a.weight_hh_scale = values + 4 * H;
@@ -95,10 +94,8 @@ int fastlstm_model_read(const void *bytes, size_t size, fastlstm_model **model) 
     a.bias_ih = values + floats - of_linear - 4 * H;
     int code = fastlstm_pack(&a, loaded->packed);
     free(values);
-    if (code)
-        fastlstm_model_free(loaded);
-    else
-        *model = loaded;
+    if (code) fastlstm_model_free(loaded);
+    else *model = loaded;
     return code;
 }
 
@@ -133,8 +130,7 @@ int fastlstm_model_run(const fastlstm_model *model, int64_t B, int64_t T, const 
     if (!h) return FASTLSTM_NO_MEMORY;
     float *h_n = h + T * B * H;
     fastlstm_forward_args a = {};
-    a.version = FASTLSTM_VERSION, a.dtype = model->dtype;
-    a.T = T, a.B = B, a.I = model->I, a.H = H;
+    a.version = FASTLSTM_VERSION, a.dtype = model->dtype, a.T = T, a.B = B, a.I = model->I, a.H = H;
     a.x = x, a.x_step = model->I, a.x_row = T * model->I, a.packed = model->packed;
     a.h = h, a.h_n = h_n, a.c_n = h_n + B * H;
     int code = fastlstm_forward(&a, threads);

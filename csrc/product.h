@@ -5,10 +5,10 @@ template <class E> using Raw = typename Vector<E>::Raw;
 
 // Arguments of out[m, n] = init[m, n] + sum over k of a[m, k] w[k, n], for some rows m and up to 4 vectors of n.
 //
-// k runs over `blocks` blocks of `count` columns of a, which are a_block elements apart, then over `count2` columns of a2.
-// a_row and a_step are the strides of a's rows and columns. w is contiguous, or has rows of W vectors. The order of a sum
-// does not depend on the tile that a row falls into. `init` is added last, so that the rounding error of a sum in K blocks
-// grows with the length of one block.
+// k runs over `blocks` blocks of `count` columns of a, which are a_block elements apart, then over `count2` columns of
+// a2. a_row and a_step are the strides of a's rows and columns. w is contiguous, or has rows of W vectors. The order of
+// a sum does not depend on the tile that a row falls into. `init` is added last, so that the rounding error of a sum in
+// K blocks grows with the length of one block.
 template <class E> struct ProductArguments {
     const E *init;
     int64_t init_row;
@@ -59,8 +59,8 @@ template <class E, int R, int N, int W> NOINLINE void tile(const ProductArgument
     }
 }
 
-// Multiplies all rows, in tiles. The first tile loads the weights from memory, so it is a full one. The rows left over come
-// in tiles of 4 rows or fewer. Only a single row has a tile of one row, which runs at half the speed.
+// Multiplies all rows, in tiles. The first tile loads the weights from memory, so it is a full one. The rows left over
+// come in tiles of 4 rows or fewer. Only a single row has a tile of one row, which runs at half the speed.
 template <class E, int N, int W = N> NOINLINE void product(int64_t rows, ProductArguments<E> &&s) {
     constexpr int height = TILE_ROWS * 4 / N < 12 ? TILE_ROWS * 4 / N : 12;
     for (int64_t count; rows > 0; rows -= count) {
@@ -105,8 +105,7 @@ NOINLINE void copy_rows(int64_t rows, int64_t valid, int64_t width, Matrix<const
         int64_t k = 0;
         for (; k + Vector<E>::N <= valid; k += Vector<E>::N) Vector<E>::load(from + k).store(to + k);
         copy_rest<E, Vector<E>::N / 2>(valid - k, from + k, to + k);
-        k = valid;
-        for (; k < width; k++) to[k] = 0;
+        for (k = valid; k < width; k++) to[k] = 0;
     }
 }
 
@@ -135,8 +134,8 @@ template <class E> NOINLINE void add_rows(int64_t rows, int64_t width, Matrix<co
     }
 }
 
-// How the gates of a panel lie in its weights, preact and dpreact: each has a vector. A compact panel has them without
-// padding in fewer vectors: the last one, if both products fill all gates (JOINT) and H ends within the panel.
+// How the pre-activations of a panel lie in its weights, preact and dpreact: a vector each. A compact panel has
+// fewer vectors, without padding: the last one, if both products fill all of them (JOINT) and H ends within the panel.
 template <class C, class E> struct Panel {
     static constexpr int64_t L = Vector<E>::N;
     static constexpr bool JOINT = C::X == C::S && C::Y == C::S;
@@ -161,8 +160,8 @@ template <class C, class E> struct Panel {
     }
 };
 
-// Which of the batch rows from b on are reset before step t, and which are held at it. Outside of the layer's steps no row
-// is either.
+// Which of the batch rows from b on are reset before step t, and which are held at it. Outside of the layer's steps no
+// row is either.
 enum Event { RESET, HOLD };
 struct Mask {
     const uint8_t *reset;
@@ -226,40 +225,40 @@ template <class E> NOINLINE void transpose(int64_t rows, int64_t columns, Matrix
     }
 }
 
-// Runs the cell's forward function on one vector of units and some batch rows: from preact (rows, S, lanes) and the states
-// `prev` to the states `next` and, with SAVE, `saved` (rows, SAVED, lanes).
+// Runs the cell's forward function on one vector of units and some batch rows: from preact (rows, S, lanes) and the
+// states `prev` to the states `next` and, with SAVE, `saved` (rows, SAVED, lanes).
 template <class C, class E, bool SAVE>
 NOINLINE void cells_forward(int64_t rows, const E *preact, const Matrix<const E> *prev, const Matrix<E> *next, E *saved) {
     using V = Vector<E>;
     constexpr int64_t L = V::N;
     for (int64_t r = 0; r < rows; r++, preact += C::S * L) {
-        V gates[C::S], old_states[C::STATES], new_states[C::STATES], saved_gates[C::SAVED];
-        UNROLL for (int k = 0; k < C::S; k++) gates[k] = V::load(preact + k * L);
+        V preacts[C::S], old_states[C::STATES], new_states[C::STATES], saved_values[C::SAVED];
+        UNROLL for (int k = 0; k < C::S; k++) preacts[k] = V::load(preact + k * L);
         UNROLL for (int k = C::FIRST_READ; k < C::STATES; k++) old_states[k] = V::load(prev[k][r]);
-        C::forward(gates, old_states, new_states, saved_gates);
+        C::forward(preacts, old_states, new_states, saved_values);
         UNROLL for (int k = 0; k < C::STATES; k++) new_states[k].store(next[k][r]);
         if (!SAVE) continue;
-        UNROLL for (int k = 0; k < C::SAVED; k++) saved_gates[k].store(saved + k * L);
+        UNROLL for (int k = 0; k < C::SAVED; k++) saved_values[k].store(saved + k * L);
         saved += C::SAVED * L;
     }
 }
 
-// Runs the cell's backward function on one vector of units and some batch rows, and writes dpreact (rows, S, lanes). The
-// gradient of h is dh + dh_out. `carried` (rows, lanes) has the gradients of the other states, and gets the carried ones.
-// Lanes of dpreact from `valid` on become zero, since a product sums over them.
+// Runs the cell's backward function on one vector of units and some batch rows, and writes dpreact (rows, S, lanes).
+// The gradient of h is dh + dh_out. `carried` (rows, lanes) has the gradients of the other states, and gets the carried
+// ones. Lanes of dpreact from `valid` on become zero, since a product sums over them.
 template <class C, class E>
 NOINLINE void cells_backward(int64_t rows, int64_t valid, Matrix<const E> dh, Matrix<const E> dh_out, E *const *carried,
                              const E *saved, const Matrix<const E> *prev, E *dpreact) {
     using V = Vector<E>;
     constexpr int64_t L = V::N;
     for (int64_t r = 0; r < rows; r++, saved += C::SAVED * L, dpreact += C::S * L) {
-        V d[C::STATES], saved_gates[C::SAVED], old_states[C::STATES], dgates[C::S], d_prev[C::STATES];
+        V d[C::STATES], saved_values[C::SAVED], old_states[C::STATES], dpreacts[C::S], d_prev[C::STATES];
         d[0] = V::load(dh[r]) + V::load(dh_out[r]);
         UNROLL for (int k = 1; k < C::STATES; k++) d[k] = V::load(carried[k] + r * L);
-        UNROLL for (int k = 0; k < C::SAVED; k++) saved_gates[k] = V::load(saved + k * L);
+        UNROLL for (int k = 0; k < C::SAVED; k++) saved_values[k] = V::load(saved + k * L);
         UNROLL for (int k = C::FIRST_READ; k < C::STATES; k++) old_states[k] = V::load(prev[k][r]);
-        C::backward(d, saved_gates, old_states, dgates, d_prev);
+        C::backward(d, saved_values, old_states, dpreacts, d_prev);
         UNROLL for (int k = C::FIRST_READ; k < C::STATES; k++) d_prev[k].store(carried[k] + r * L);
-        UNROLL for (int k = 0; k < C::S; k++) dgates[k].first(valid).store(dpreact + k * L);
+        UNROLL for (int k = 0; k < C::S; k++) dpreacts[k].first(valid).store(dpreact + k * L);
     }
 }

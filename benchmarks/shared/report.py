@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from benchmarks.shared.clock import Ratio
 from benchmarks.shared.shapes import MODES
 from benchmarks.shared.tables import NOISY, ZEROS, ratio_text, table
-from fastlstm.mnist.pictures import GREY, on_any_ground
+from fastlstm.mnist.pictures import GREY, on_any_ground  # so that all charts of the documentation look alike
 
 COLOURS = {"inference": "#4c78a8", "training": "#f58518"}
 
@@ -62,14 +62,14 @@ def markdown(report: dict[str, Any]) -> str:
     for mode in MODES:
         rows = []
         for row in (row for row in results if row["mode"] == mode):
-            ratio, memory = row["ratio"], row["peak_memory"]
+            memory = row["peak_memory"]
             name = row["name"] + " (random)" * row["random"] + f" ({ZEROS})" * (row["shape"]["T"] == 1)
             of_rivals = (row["rivals"].get(name) for name in rivals * (mode == "inference"))
             rows.append(
                 [
                     name,
                     f"{row['seconds'] * 1e3:.3f}",
-                    NOISY if row["noisy"] else str(Ratio(**ratio)),
+                    NOISY if row["noisy"] else str(Ratio(**ratio_of_medians(row))),
                     *(ratio_text(row["backends"][name]) for name in backends),
                     f"{row['gflops']:.0f}",
                     f"{megabytes(memory['ours'])} / {megabytes(memory['baseline'])}",
@@ -82,7 +82,7 @@ def markdown(report: dict[str, Any]) -> str:
         header += [f"ratio to {name}" for name in rivals * (mode == "inference")]
         title = "Inference" if mode == "inference" else "Training step (forward and backward, x without gradient)"
         lines += ["", f"## {title}", "", *table(header, rows)]
-    ratios = {f"{row['name']} {row['mode']}": row["ratio"] for row in results if not row["noisy"]}
+    ratios = {f"{row['name']} {row['mode']}": ratio_of_medians(row) for row in results if not row["noisy"]}
     ratios |= {f"{name} at {row['name']} {row['mode']}": row["backends"][name] for row in results for name in backends}
     slower = [name for name, ratio in ratios.items() if ratio["median"] < 0.97]
     lines += ["", f"Slower than nn.LSTM by more than 3 %: {', '.join(slower) or 'none'}."]
@@ -127,7 +127,16 @@ def chart_of(report: dict[str, Any]) -> Figure:
     """Return the chart of a report's fixed shapes."""
     machine = report["machine"]
     title = f"{report['title']}: {machine['cpu']}, {machine['threads']} threads"
-    return chart(title, [row for row in report["results"] if not row["random"] and not row.get("noisy")])
+    rows = [row for row in report["results"] if not row["random"] and not row.get("noisy")]
+    return chart(title, [row | {"ratio": ratio_of_medians(row)} for row in rows])
+
+
+def ratio_of_medians(row: dict[str, Any]) -> dict[str, float]:
+    """Return the ratio of a row's medians, and its interval. In older reports the row's own ratio is the median of the
+    rounds' ratios, so that the interval may have to be widened.
+    """
+    median, ratio = row["baseline_seconds"] / row["seconds"], row["ratio"]
+    return {"median": median, "low": min(ratio["low"], median), "high": max(ratio["high"], median)}
 
 
 def draw(report: dict[str, Any], path: Path) -> Path:

@@ -68,8 +68,7 @@ int main(int argc, char **argv) {
         fastlstm_model *model;
         int code = bytes ? fastlstm_model_read(bytes, length, &model) : FASTLSTM_NO_MEMORY;
         free(bytes);
-        if (code < 0 || code > 15 || (bytes && !code != (model != NULL))) return 1;
-        if (!code && run(model)) return 1;
+        if (code < 0 || code > 15 || (bytes && !code != (model != NULL)) || (!code && run(model))) return 1;
         if (!code) fastlstm_model_free(model);
         counts[code]++;
     }

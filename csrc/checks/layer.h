@@ -36,8 +36,8 @@ static Doubles randoms(int64_t count) {
     return values;
 }
 
-// A layer of cell C, and its results, which `run` computes. Arrays of states have h first; what a cell without c lacks is
-// empty.
+// A layer of cell C, and its results, which `run` computes. Arrays of states have h first; what a cell without c lacks
+// is empty.
 template <class C> struct Layer {
     static constexpr int64_t FIRST_H = C::S - C::Y;
     Case s;
@@ -49,9 +49,8 @@ template <class C> struct Layer {
         const int64_t TBH = s.T * s.B * s.H, BH = s.B * s.H;
         x = randoms(s.T * s.B * s.I), weight_ih = randoms(C::X * s.H * s.I), weight_hh = randoms(C::Y * s.H * s.H);
         bias_ih = randoms(C::X * s.H), bias_hh = randoms(C::Y * s.H);
-        for (int k = 0; k < C::STATES; k++) {
+        for (int k = 0; k < C::STATES; k++)
             first[k] = last[k] = randoms(BH), d[k] = randoms(TBH), d_n[k] = d_0[k] = randoms(BH), all[k] = Doubles(TBH);
-        }
         for (double &w : weight_hh) w = (float)(w / sqrt((double)s.H));
         for (int64_t k = 0; s.masked && k < s.T * s.B; k++) reset.push_back(uniform() < -0.3);
         for (int64_t b = 0; s.masked && b < s.B; b++) lengths.push_back((int64_t)floor((uniform() + 1) / 2 * (s.T + 3)) - 1);
@@ -59,9 +58,7 @@ template <class C> struct Layer {
         dx = Doubles(x.size()), dweight_ih = Doubles(weight_ih.size()), dweight_hh = Doubles(weight_hh.size());
         dbias_ih = Doubles(bias_ih.size()), dbias_hh = Doubles(bias_hh.size());
     }
-    void run() {
-        for (int64_t b = 0; b < s.B; b++) row(b);
-    }
+    void run() { for (int64_t b = 0; b < s.B; b++) row(b); }
     bool is_held(int64_t at) const { return s.masked && at / s.B >= lengths[at % s.B]; }
 
     void row(int64_t b) {
@@ -77,16 +74,16 @@ template <class C> struct Layer {
             for (int k = 1; k < C::STATES; k++)
                 for (int64_t u = 0; u < H; u++) all[k][at * H + u] = seen[k][t * H + u];
             for (int64_t u = 0; u < H && !held; u++) {
-                double sums[C::S] = {}, prev[C::STATES], next[C::STATES];
-                auto add = [&](double &sum, int64_t row, const Doubles &bias, const Doubles &weight, double *from, int64_t count) {
+                double preacts[C::S] = {}, prev[C::STATES], next[C::STATES];
+                auto add = [&](double &sum, int64_t row, const Doubles &bias, const Doubles &weight, double *from, int64_t n) {
                     sum += bias[row];
-                    for (int64_t k = 0; k < count; k++) sum += from[k] * weight[row * count + k];
+                    for (int64_t k = 0; k < n; k++) sum += from[k] * weight[row * n + k];
                 };
-                for (int g = 0; g < C::X; g++) add(sums[g], C::BLOCKS_IH[g] * H + u, bias_ih, weight_ih, &x[at * I], I);
-                double *const h = &seen[0][t * H], *const of_h = sums + FIRST_H;
-                for (int g = 0; g < C::Y; g++) add(of_h[g], C::BLOCKS_HH[g] * H + u, bias_hh, weight_hh, h, H);
+                for (int g = 0; g < C::X; g++) add(preacts[g], C::BLOCKS_IH[g] * H + u, bias_ih, weight_ih, &x[at * I], I);
+                double *const h = &seen[0][t * H];
+                for (int g = 0; g < C::Y; g++) add(preacts[FIRST_H + g], C::BLOCKS_HH[g] * H + u, bias_hh, weight_hh, h, H);
                 for (int k = 0; k < C::STATES; k++) prev[k] = seen[k][t * H + u];
-                C::forward(sums, prev, next, &saved[(t * H + u) * C::SAVED]);
+                C::forward(preacts, prev, next, &saved[(t * H + u) * C::SAVED]);
                 for (int k = 0; k < C::STATES; k++) all[k][at * H + u] = last[k][b * H + u] = next[k];
             }
         }
@@ -98,22 +95,23 @@ template <class C> struct Layer {
             if (held) continue;
             Doubles dh(H);
             for (int64_t u = 0; u < H; u++) {
-                double d_next[C::STATES], prev[C::STATES], d_prev[C::STATES] = {}, dsums[C::S];
+                double d_next[C::STATES], prev[C::STATES], d_prev[C::STATES] = {}, dpreacts[C::S];
                 for (int k = 0; k < C::STATES; k++) d_next[k] = d_0[k][b * H + u], prev[k] = seen[k][t * H + u];
-                C::backward(d_next, &saved[(t * H + u) * C::SAVED], prev, dsums, d_prev);
+                C::backward(d_next, &saved[(t * H + u) * C::SAVED], prev, dpreacts, d_prev);
                 for (int k = 0; k < C::STATES; k++) d_0[k][b * H + u] = zero ? 0 : d_prev[k];
                 for (int g = 0; g < C::X; g++) {
                     const int64_t row = C::BLOCKS_IH[g] * H + u;
-                    dbias_ih[row] += dsums[g];
+                    const double dpreact = dpreacts[g];
+                    dbias_ih[row] += dpreact;
                     for (int64_t k = 0; k < I; k++)
-                        dweight_ih[row * I + k] += dsums[g] * x[at * I + k], dx[at * I + k] += dsums[g] * weight_ih[row * I + k];
+                        dweight_ih[row * I + k] += dpreact * x[at * I + k], dx[at * I + k] += dpreact * weight_ih[row * I + k];
                 }
                 for (int g = 0; g < C::Y; g++) {
                     const int64_t row = C::BLOCKS_HH[g] * H + u;
-                    const double dsum = dsums[FIRST_H + g];
-                    dbias_hh[row] += dsum;
+                    const double dpreact = dpreacts[FIRST_H + g];
+                    dbias_hh[row] += dpreact;
                     for (int64_t k = 0; k < H; k++)
-                        dweight_hh[row * H + k] += dsum * seen[0][t * H + k], dh[k] += dsum * weight_hh[row * H + k];
+                        dweight_hh[row * H + k] += dpreact * seen[0][t * H + k], dh[k] += dpreact * weight_hh[row * H + k];
                 }
             }
             for (int64_t k = 0; k < H && !zero; k++) d_0[0][b * H + k] += dh[k];

@@ -59,6 +59,4 @@ template <class C> void check_cell(Case s) {
     }
 }
 
-int main() {
-    return check_all([](Case s) { check_cell<Lstm>(s), check_cell<Gru>(s); });
-}
+int main() { return check_all([](Case s) { check_cell<Lstm>(s), check_cell<Gru>(s); }); }

@@ -1,6 +1,5 @@
-// Layers with int8 weights: every cell and instruction set of this processor against plain loops in double and, bit for
-// bit, against each other, on arrays of exactly their sizes: for sanitizers. Prints one line and returns 0, or says what
-// differed.
+// Layers with int8 weights: every cell and instruction set against plain loops in double and, bit for bit, against each
+// other, on arrays of exactly their sizes: for sanitizers. Prints one line and returns 0, or says what differed.
 #include "layer.h"
 
 // Draws int8 numbers and the scales of their rows, and returns what they stand for.
@@ -48,6 +47,4 @@ template <class C> void check(Case s) {
     }
 }
 
-int main() {
-    return check_all([](Case s) { check<Lstm>(s), check<Gru>(s); });
-}
+int main() { return check_all([](Case s) { check<Lstm>(s), check<Gru>(s); }); }

@@ -73,7 +73,7 @@ def overview() -> str:
         ranges = []
         for mode in MODES:
             taken = [row for row in rows(report, mode) if row["shape"]["T"] > 1 and not row.get("noisy")]
-            ratios = [row["ratio"]["median"] for row in taken]
+            ratios = [row["baseline_seconds"] / row["seconds"] for row in taken]  # of medians, in older reports too
             of_all = f"{min(ratios):.2f} to {max(ratios):.2f}, median {median(ratios):.2f}" if ratios else "–"
             ranges.append(of_all)
         lanes = report["machine"]["float32_lanes"]

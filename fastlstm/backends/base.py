@@ -226,7 +226,7 @@ def sum_of(first: Optional, second: Optional) -> Optional:
 
 
 def flat_input(x: Tensor) -> Tensor:
-    """Return ``x`` as (T, B, I), if a stack's groups have an axis of their own: (T, G, B / G, I)."""
+    """Return ``x`` as (T, B, I), if the layers of a stack have an axis of their own: (T, G, B / G, I)."""
     return x.flatten(1, 2) if x.dim() == 4 else x
 
 

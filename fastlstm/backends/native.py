@@ -36,7 +36,9 @@ def supports(device: torch.device, dtype: torch.dtype) -> str | None:
     return csrc.reason
 
 
-def saved_shape(cell: Cell, T: int, B: int, H: int, dtype: torch.dtype, groups: int | None = None) -> tuple[int, ...]:
+def saved_shape(
+    cell: Cell, T: int, B: int, H: int, dtype: torch.dtype, stack_size: int | None = None
+) -> tuple[int, ...]:
     """Return the shape of the four saved gates of either cell. Each panel of units has its rows side by side."""
     lanes = int(csrc.library.fastlstm_lanes(_DTYPES[dtype], csrc.instructions))
     return T, -(-H // lanes), B, 4 * lanes
@@ -159,7 +161,7 @@ def forward(layer: Layer, save: bool) -> Run:
     """
     if not stack_size_of(layer):
         return _Plan(layer, save, None, ()).forward(layer)
-    runs = [forward(group, save) for group in _layers(layer)]
+    runs = [forward(each, save) for each in _layers(layer)]
     columns = [_joined(column) for column in zip(*((run.h, *run.last, *run.saved) for run in runs))]
     return Run.of(len(layer.states), columns)
 
@@ -202,26 +204,26 @@ def _backward(kind: tuple[int, ...], grads: Run, layer: Layer, run: Run, needs: 
     return Gradients(dx, tuple(dweights), tuple(dstates))
 
 
-def _groups(a: Tensor | None, count: int, axis: int = -2) -> Sequence[Tensor | None]:
-    """Return the equal groups of batch rows along `axis`, one for each layer of a stack."""
-    return [None] * count if a is None else a.chunk(count, axis)
+def _shares(a: Tensor | None, stack_size: int, axis: int = -2) -> Sequence[Tensor | None]:
+    """Return the equal shares of the batch rows along `axis` that the layers of a stack have."""
+    return [None] * stack_size if a is None else a.chunk(stack_size, axis)
 
 
 def _layers(layer: Layer) -> list[Layer]:
     """Return the layers of a stack."""
     x, weights, states, lengths, reset, reverse, *_ = layer
-    G = stack_size_of(layer)
+    stack_size = stack_size_of(layer)
     columns = (
-        x.unbind(1) if x.dim() == 4 else _groups(x, G),
-        *([None] * G if a is None else a.unbind(0) for a in weights),
-        *(_groups(a, G) for a in states),
-        *(_groups(a, G, -1) for a in (lengths, reset)),
+        x.unbind(1) if x.dim() == 4 else _shares(x, stack_size),
+        *([None] * stack_size if a is None else a.unbind(0) for a in weights),
+        *(_shares(a, stack_size) for a in states),
+        *(_shares(a, stack_size, -1) for a in (lengths, reset)),
     )
     return [Layer.of(layer.cell, row, reverse) for row in zip(*columns)]
 
 
-def _runs(run: Run, count: int) -> list[Run]:
-    rows = zip(*(_groups(a, count) for a in (run.h, *run.last, *run.saved)))
+def _runs(run: Run, stack_size: int) -> list[Run]:
+    rows = zip(*(_shares(a, stack_size) for a in (run.h, *run.last, *run.saved)))
     return [Run.of(len(run.last), row) for row in rows]
 
 

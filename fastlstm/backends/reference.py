@@ -32,7 +32,9 @@ def supports(device: torch.device, dtype: torch.dtype) -> str | None:
     return None if dtype.is_floating_point else f"the reference backend needs floating-point tensors, got {dtype}"
 
 
-def saved_shape(cell: Cell, T: int, B: int, H: int, dtype: torch.dtype, groups: int | None = None) -> tuple[int, ...]:
+def saved_shape(
+    cell: Cell, T: int, B: int, H: int, dtype: torch.dtype, stack_size: int | None = None
+) -> tuple[int, ...]:
     """Return the shape of the values that forward saves beside the states."""
     return T, B, len(cell.layout.saved) * H
 

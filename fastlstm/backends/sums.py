@@ -1,7 +1,7 @@
 """The products of a layer, and how they add up to a cell's pre-activations.
 
-All functions are differentiable and take weights of one layer, (N, K), or of a stack of G of them, (G, N, K), whose
-batch rows lie in G equal groups.
+All functions are differentiable and take weights of one layer, (N, K), or of a stack of G of them, (G, N, K), which
+have equal shares of the batch rows.
 """
 
 from collections.abc import Sequence

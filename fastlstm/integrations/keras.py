@@ -72,8 +72,8 @@ def _replacement(keras: Any, theirs: Callable[..., Any]) -> Callable[..., Any]:
         cell = None if in_graph or not (x := tensor(sequences)).is_cpu else _cell_of(keras, self.cell, training)
         if isinstance(cell, Cell):
             mask_of_rows = mask[0] if isinstance(mask, list | tuple) else mask
-            given = self.cell.kernel, self.cell.recurrent_kernel, self.cell.bias, mask_of_rows
-            *weights, runs = [None if a is None else tensor(a) for a in given]
+            arrays = self.cell.kernel, self.cell.recurrent_kernel, self.cell.bias, mask_of_rows
+            *weights, runs = [None if a is None else tensor(a) for a in arrays]
             if (results := _run(self, cell, x, weights, initial_state, runs, training)) is not None:
                 return results
             cell = "mask that leaves out steps between others"

@@ -63,7 +63,7 @@ def test_per_sample_gradients_equal_a_loop(models):
             close(got[name][b], each, "gradients")
 
 
-STACKS = [  # groups, T, B, I, H, reverse, masked
+STACKS = [  # layers, T, B, I, H, reverse, masked
     (2, 3, 1, 1, 1, False, False),
     (3, 7, 7, 7, 7, True, False),
     (8, 4, 16, 28, 128, False, False),
@@ -83,8 +83,8 @@ STACKS = [  # groups, T, B, I, H, reverse, masked
 def test_stacks_of_any_size(backend, threads, size, set_threads):
     """Outputs, states and gradients are those of one layer after the other, in plain PyTorch and float64."""
     set_threads(threads)
-    groups, T, B, I, H, reverse, masked = size
-    layers, dtype = [Layer(T, B, I, H, reverse=reverse, masked=masked) for _ in range(groups)], dtype_of(backend)
+    stack_size, T, B, I, H, reverse, masked = size
+    layers, dtype = [Layer(T, B, I, H, reverse=reverse, masked=masked) for _ in range(stack_size)], dtype_of(backend)
     exact = [layer.to(torch.double) for layer in layers]
     want = [torch.stack(each) for each in zip(*(layer.truth(given) for layer, given in zip(layers, exact)))]
     directions = [torch.stack(each) for each in zip(*(layer.gradients for layer in layers))]

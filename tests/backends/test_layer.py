@@ -64,6 +64,13 @@ def test_any_subset_of_outputs_has_gradients(backend, wanted):
 
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_a_wide_layer_in_float32(backend):
+    """With gradients through the returned cell states too."""
+    for name, got, want in compare([Layer(3, 2, 7, 650)], torch.float32, backend):
+        close(got, want, "layer", where=name)
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize("size", [(1, 1, 1), (20, 1, 1), (1, 64, 1), (20, 64, 1)])
 def test_expanded_gradient(backend, size):
     """One number for many, as a sum's gradient is."""

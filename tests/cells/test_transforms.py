@@ -74,7 +74,7 @@ def test_vmap_over_the_plain_layer(cell, masked):
 @masks
 @pytest.mark.parametrize("cell", [cells.lstm, cells.peephole_lstm, cells.ind_rnn, gru_decay], ids=lambda c: c.name)
 def test_a_stack_is_its_layers(cell, masked):
-    """Weights with a leading axis of groups, rows in equal groups: results and derivatives as of each group alone."""
+    """Stacks of layers, which share the rows equally: results and derivatives as of each layer alone."""
     cases = [Case(cell, masked=masked, reverse=masked, seed=k) for k in range(2)]
     layer, incoming = stacked(cases)
     operands = [None if a is None else a.clone().requires_grad_() for a in layer.tensors[:-2]]

@@ -118,8 +118,8 @@ def tile_of(case: Case, capability: tuple[int, int]) -> tiles.Tile:
     D = case.H if "mean" in means_of(cell) else case.H // case.heads
     gates = cell_functions(cell, precision == "ieee", D if means_of(cell) else 0).gates
     tile = tiles.choose(D, precision, capability, gates, case.I or 40)
-    places, masked = case.H // D, case.lengths or case.reset
-    return tiles.with_rows(tile, precision, capability, masked, B, places, 1 if case.many else 132)
+    programs, masked = case.H // D, case.lengths or case.reset
+    return tiles.with_rows(tile, precision, capability, masked, B, programs, 1 if case.many else 132)
 
 
 def describe(case: Case, capability: tuple[int, int]) -> tuple[Any, dict[str, Any]]:

@@ -109,6 +109,15 @@ def test_initial_states(name, calls):
     check(lambda: built(cls, return_sequences=True, return_state=True), calls, mask=SUFFIX, initial=states)
 
 
+@pytest.mark.parametrize("name", ["GRU", "SimpleRNN"])
+def test_a_single_state_may_be_a_bare_tensor(name, calls):
+    layer, x, h_0 = built(LAYERS[name][0]), torch.randn(B, T, I), torch.randn(B, H)
+    expected = layer(x, initial_state=h_0)
+    integration.enable()
+    close(layer(x, initial_state=h_0), expected, "values")
+    assert calls
+
+
 @pytest.mark.parametrize("merge", ["concat", "sum", None])
 @pytest.mark.parametrize("mask", ["no mask", "padded behind", "padded in front"])
 @pytest.mark.parametrize("name", ["LSTM", "GRU", "SimpleRNN"])

@@ -18,6 +18,7 @@ from torchrl.modules import GRUModule, LSTMModule, set_recurrent_mode
 T, I, H = 9, 3, 7
 KINDS = {"LSTM": (LSTMModule, ["h", "c"], fastlstm.LSTM), "GRU": (GRUModule, ["h"], fastlstm.GRU)}
 kinds = pytest.mark.parametrize("kind", KINDS)
+NO_SCAN = "TorchRL's backend scan needs the package hoptorch: pip install hoptorch"
 
 
 def module(kind, **options):
@@ -96,7 +97,7 @@ def test_other_rollouts(kind, of_module, of_rollout):
 
 @kinds
 def test_the_results_are_those_of_the_backend_scan(kind):
-    pytest.importorskip("hoptorch", reason="TorchRL's backend scan needs the package hoptorch")
+    pytest.importorskip("hoptorch", reason=NO_SCAN)
     ours, scan = integration.accelerate(module(kind)), module(kind, recurrent_backend="scan")
     check(ours, scan, rollout(kind, (4, T)))
 
@@ -167,7 +168,7 @@ def test_nothing_to_change(kind):
 
 
 def test_a_compiled_module_is_torchrls_matter():
-    pytest.importorskip("hoptorch", reason="TorchRL's backend scan needs the package hoptorch")
+    pytest.importorskip("hoptorch", reason=NO_SCAN)
     theirs = module("LSTM", recurrent_backend="scan")
     ours = integration.accelerate(copy.deepcopy(theirs))
     data, expected = rollout("LSTM", (4, T)), rollout("LSTM", (4, T))

@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fastlstm
+from fastlstm.cells import lstm as LSTM
 from tests.helpers.contract import LAYERS
 from tests.helpers.layers import needs_native
 from tests.helpers.modules import REFERENCE, assert_same_gradients, both_backends, pair, randn
@@ -120,17 +121,24 @@ def test_padding_of_a_projected_layer_may_be_nan():
 
 
 @both_backends
-@pytest.mark.parametrize("bidirectional", [False, True])
-def test_padding_of_results_may_be_written(backend, bidirectional):
+@pytest.mark.parametrize("called", ["module", "bidirectional module", "function", "RNN"])
+def test_padding_of_results_may_be_written(backend, called):
     """The backward pass reads the output and the cell states, so those that a caller gets are copies."""
-    lstm = fastlstm.LSTM(3, 4, bidirectional=bidirectional, backend=backend)
+    options, lengths = {"bidirectional": called == "bidirectional module", "backend": backend}, torch.tensor([5, 2])
+    module = fastlstm.RNN(LSTM, 3, 4, **options) if called == "RNN" else fastlstm.LSTM(3, 4, **options)
     x, gradients = torch.randn(5, 2, 3), []
     for fill in (None, 7.0):
-        output, _, cells = lstm(x, lengths=torch.tensor([5, 2]), return_cells=True)
+        if called == "function":
+            of_function = {"lengths": lengths, "return_cells": True, "backend": backend}
+            output, _, cells = fastlstm.lstm(x, None, *module.parameters(), **of_function)
+        elif called == "RNN":
+            output, _, (_, cells) = module(x, lengths=lengths, return_states=True)
+        else:
+            output, _, cells = module(x, lengths=lengths, return_cells=True)
         loss = (output[:2] + 2 * cells[:2]).sum()
         if fill is not None:
             output[2:, 1], cells[2:, 1] = fill, fill
-        gradients.append(torch.autograd.grad(loss, lstm.parameters()))
+        gradients.append(torch.autograd.grad(loss, module.parameters()))
     for without, written in zip(*gradients):
         assert torch.equal(without, written)
 

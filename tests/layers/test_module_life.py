@@ -60,6 +60,7 @@ def test_a_state_that_is_assigned(arguments):
     theirs = nn.LSTM(3, 5, **arguments)
     with torch.device("meta"):
         ours = fastlstm.LSTM(3, 5, **arguments)
+    assert all(a.is_meta for a in ours.parameters())
     ours.load_state_dict(theirs.state_dict(), assign=True)
     x = torch.randn(4, 3, 3)
     close(flat(ours(x)), flat(theirs(x)), "values")

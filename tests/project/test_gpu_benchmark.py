@@ -46,6 +46,14 @@ def test_calls_from_the_host_begin_when_the_flush_has_ended(way, card, monkeypat
     assert events == (["waited", "ran"] if way == "eager" else ["ran"]) * 2
 
 
+def test_without_a_gpu_nothing_is_written(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        gpu.main(["--out", str(tmp_path / "results")])
+    assert "no CUDA device was found" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_every_file_of_tests_exists():
     files = {argument for command in gpu.CHECKS for argument in command if argument.startswith("tests/")}
     assert len(files) > 5

@@ -125,4 +125,11 @@ def test_backends_of_ones_choice_are_measured_beside_the_default(monkeypatch, T)
         assert "reference" in markdown({**REPORT, "results": [row]})
 
 
+def test_the_benchmarks_help(capsys):
+    with pytest.raises(SystemExit) as stop:
+        run.arguments(["--help"])
+    assert stop.value.code == 0
+    assert "--pairs" in capsys.readouterr().out
+
+
 REPORT = {"title": "A title", "date": "today", "pairs": 1, "machine": machine.describe(1)}

@@ -107,8 +107,9 @@ def _fits(weights: int, capability: tuple[int, int]) -> bool:
 
 
 def with_rows(
-    tile: Tile, precision: str, capability: tuple[int, int], masked: bool, rows: int, heads: int, multiprocessors: int
-) -> Tile:
+    tile: Tile, precision: str, capability: tuple[int, int], masked: bool, rows: int, programs_per_block: int,
+    multiprocessors: int,
+) -> Tile:  # fmt: skip
     """Return the tile with as many batch rows a program, 8 or 16, as take the least time, by waves.
 
     A wave is a program on each multiprocessor. Programs that share one share its schedulers, which are what limits
@@ -117,14 +118,14 @@ def with_rows(
 
     Args:
         masked: whether there are lengths or resets.
-        rows: of a group.
-        heads: how many programs there are for the same rows, of other groups and heads.
+        rows: the batch rows of each layer of a stack.
+        programs_per_block: how many take a block of rows: one for each head, in each layer of the stack.
     """
     if not isinstance(tile, Resident) or precision == "ieee":
         return tile
     if tile.P == 128 and (precision == "tf32" or masked or tile.forward_gates < 4 or capability[0] >= 10):
         return tile
-    waves_of_8, waves_of_16 = (-(-(-(-rows // block) * heads) // multiprocessors) for block in (8, 16))
+    waves_of_8, waves_of_16 = (-(-(-(-rows // block) * programs_per_block) // multiprocessors) for block in (8, 16))
     return replace(tile, block_b=16) if waves_of_8 > STEP_OF_16_ROWS * waves_of_16 else tile
 
 

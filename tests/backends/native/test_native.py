@@ -107,6 +107,16 @@ def test_every_instruction_set_of_this_processor(dtype, threads, kind, monkeypat
 
 
 @needs_native
+@pytest.mark.parametrize("kind", [fastlstm.LSTM, fastlstm.GRU])
+def test_no_rows(kind):
+    module, x = kind(3, 4, backend="native"), torch.randn(5, 0, 3, requires_grad=True)
+    outputs = called(module, x, [])
+    assert [a.shape for a in outputs] == [(5, 0, 4), *[(1, 0, 4)] * (len(outputs) - 1)]
+    gradients = torch.autograd.grad([a.sum() for a in outputs], [x, *module.parameters()])
+    assert not any(gradient.any() for gradient in gradients)
+
+
+@needs_native
 def test_the_library_has_threads_of_its_own(monkeypatch, two_threads):
     """Where torch brings no libgomp: the bits are the same."""
     module, found = fastlstm.LSTM(28, 100, backend="native"), []

@@ -82,7 +82,7 @@ def test_bf16(size, kernels, monkeypatch):
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("kind", BOUNDS)
 def test_stacks(kind, reverse, kernels):
-    """x has the batch rows of a stack on one axis, or the groups on an axis of their own."""
+    """x has the batch rows of a stack on one axis, or the layers on an axis of their own."""
     layer, grads = drawn(3, 14, 5, 20, dtype=BOUNDS[kind][0], G=2, reverse=reverse)
     found = check(layer, grads, kind)
     apart = layer._replace(x=layer.x.unflatten(1, (2, 7)))
@@ -135,6 +135,16 @@ def test_a_state_that_no_step_sees_reaches_nothing_else(reverse, kernels):
     for (h, h_n, c_n, c), (*others, dh_0, dc_0) in found:
         kept.append(([h, h_n[rows], c_n[rows], c.masked_select(~held)], [*others, dh_0[rows], dc_0[rows]]))
     assert equal(*kept)
+
+
+@pytest.mark.parametrize("kind", ["ieee", "tf32"])
+def test_states_of_any_size_are_carried(kind, kernels):
+    """In reverse h_0 waits for a row's first step, far outside the range of the 16 bits that products are made of."""
+    layer, grads = drawn(3, 9, 5, 17, masks="lengths", reverse=True)
+    large = torch.zeros_like(layer.states[0])
+    large[:, 4] = 1e6
+    layer.weights[1].fill_(0.3 / 1e6)  # so that a pre-activation stays about one
+    check(layer._replace(states=(large, layer.states[1])), grads, kind)
 
 
 @pytest.mark.parametrize("masks", ["none", "both"])

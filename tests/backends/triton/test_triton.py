@@ -102,7 +102,9 @@ def test_the_last_state_alone_brings_no_gradient_of_every_step(monkeypatch):
     assert given == [(None, True, None, False)]
 
 
-def test_strides_are_taken_as_they_are(kernels):
+@pytest.mark.parametrize("of_sums", [False, True])
+def test_strides_are_taken_as_they_are(of_sums, kernels):
+    """Those of the gradients of sums are all zero."""
     layer = Layer(4, 3, 6, 35)
     plain = [a.to(DEVICE) for a in layer.to(torch.float32, requires_grad=False)]
     strided = [a.clone() for a in plain]
@@ -113,6 +115,9 @@ def test_strides_are_taken_as_they_are(kernels):
     turned = [g.transpose(0, -1).contiguous().transpose(0, -1) for g in grads]  # last stride not 1
     turned[0] = grads[0].transpose(0, 1).contiguous().transpose(0, 1)
     grads[2] = turned[2] = grads[2][:1].expand_as(grads[2])  # a sum's gradient
+    if of_sums:
+        turned = [g.new_tensor(0.3 * k - 0.4).expand_as(g) for k, g in enumerate(grads)]
+        grads = [g.contiguous() for g in turned]
     results = []
     for inputs, gradients in ((plain, grads), (strided, turned)):
         inputs = [a.requires_grad_() for a in inputs]

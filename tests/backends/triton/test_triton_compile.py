@@ -81,11 +81,11 @@ def test_rows_of_a_program_follow_the_waves():
     """An A100 has 108 multiprocessors, each of which takes one program of 128 units."""
     tile = tiles.choose(128, "native", (8, 0))
 
-    def rows(B, places=1, precision="native", masked=False, multiprocessors=108):
-        return tiles.with_rows(tile, precision, (8, 0), masked, B, places, multiprocessors).block_b
+    def rows(B, programs=1, precision="native", masked=False, multiprocessors=108):
+        return tiles.with_rows(tile, precision, (8, 0), masked, B, programs, multiprocessors).block_b
 
     assert [rows(B) for B in (0, 1, 864, 865, 1728, 1729, 2593)] == [8, 8, 8, 16, 16, 16, 16]
-    assert [rows(432, places) for places in (1, 2, 3)] == [8, 8, 16]
+    assert [rows(432, programs) for programs in (1, 2, 3)] == [8, 8, 16]
     assert rows(865, precision="tf32") == rows(865, masked=True) == rows(865, multiprocessors=132) == 8
 
 

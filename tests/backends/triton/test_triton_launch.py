@@ -67,16 +67,16 @@ def launches(monkeypatch):
 
 
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("groups", [None, 2])
+@pytest.mark.parametrize("stack_size", [None, 2])
 @pytest.mark.parametrize("precision", ["native", "tf32", "ieee"])
 @pytest.mark.parametrize("H", [40, 300])
-def test_launches_wait_for_nothing(launches, H, precision, groups, masked):
+def test_launches_wait_for_nothing(launches, H, precision, stack_size, masked):
     T, B, I = 5, 6, 28
 
     def empty(*shape, dtype=torch.bfloat16 if precision == "native" else torch.float32):
         return torch.empty(shape, device="meta", dtype=dtype)
 
-    stack = () if groups is None else (groups,)
+    stack = () if stack_size is None else (stack_size,)
     x, states = empty(B, T, I).transpose(0, 1), (empty(1, H).expand(B, H), empty(B, H))
     masks = (empty(B, dtype=torch.int64), empty(T, B, dtype=torch.bool)) if masked else (None, None)
     biases = (empty(*stack, 4 * H) for _ in range(2))

@@ -1,4 +1,4 @@
-"""Offsets beyond 2^31, and more groups than a second axis of a grid may have.
+"""Offsets beyond 2^31, and more layers in a stack than a second axis of a grid may have.
 
 Memory that is never touched costs nothing, so tensors are as large as they must be and one program alone is run.
 """
@@ -110,8 +110,8 @@ def test_large_weights(first_program, monkeypatch):
     assert ((h[0, 0, :32].double() - o.sigmoid() * c.tanh()).abs() < 2e-3).all()  # fp16's 2^-11, and tanh.approx's
 
 
-def test_more_groups_than_an_axis_has(kernels, monkeypatch):
-    """Per-sample gradients of 65536 samples are as many groups, which only the first axis of a grid takes."""
+def test_more_layers_than_an_axis_has(kernels, monkeypatch):
+    """Per-sample gradients of 65536 samples are as many layers, which only the first axis of a grid takes."""
     grids = []
 
     class Recorded:

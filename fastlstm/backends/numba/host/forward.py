@@ -17,16 +17,18 @@ from fastlstm.backends.numba.host.signature import Signature
 from fastlstm.cells.spec import Cell
 
 
-def saved_shape(cell: Cell, T: int, B: int, H: int, dtype: torch.dtype, groups: int | None = None) -> tuple[int, ...]:
+def saved_shape(
+    cell: Cell, T: int, B: int, H: int, dtype: torch.dtype, stack_size: int | None = None
+) -> tuple[int, ...]:
     """Return the shape of the saved gates, which are all saved values but states: (T, panels, B, G lanes).
 
     Each step has for each panel of units its rows side by side, as both passes read them. Values that all units of a
-    row share fill one further panel, the last. The `groups` layers of a stack follow each other.
+    row share fill one further panel, the last. The layers of a stack follow each other.
     """
     lanes = sizes.lanes_of(dtype)
     panels, width = sizes.saved_panels(cell, H, lanes), cell.layout.saved_vectors(lanes) * lanes
-    shape = T, panels, B if groups is None else B // groups, width
-    return shape if groups is None else (groups, *shape)
+    shape = T, panels, B if stack_size is None else B // stack_size, width
+    return shape if stack_size is None else (stack_size, *shape)
 
 
 class Forward(Pass):
