@@ -1,7 +1,8 @@
 // The backward pass of a layer: dpreact step by step, and after each chunk of steps its part of the sums over rows.
 //
 // dpreact of a chunk is used while it is in the cache: there is memory for four chunks alone. A thread computes the
-// gradients of a chunk after dpreact of the next one, so it waits only for threads that are a whole chunk behind.
+// gradients of a chunk after dpreact of the one that runs next, whose steps are earlier, and so waits only for threads
+// that are a whole chunk behind.
 #pragma once
 
 template <class C, class E> struct Backward : Gradients<C, E> {
@@ -15,7 +16,7 @@ template <class C, class E> struct Backward : Gradients<C, E> {
 
     Backward(const BackwardJob &job, ThreadPosition &position) : Base(job), position(position) {}
 
-    // The carried gradient of state k: of h without its product with weight_hh.
+    // The gradient of state k that the cell itself passes from step s + 1 to s: for h, all but dpreact times weight_hh.
     E *carried_of(int k, int64_t p, int64_t b) const {
         return (E *)job.carried + (((k - !CARRIES_DH) * panels + p) * B + b) * L;
     }
@@ -45,7 +46,7 @@ template <class C, class E> struct Backward : Gradients<C, E> {
                 copy_rows<E>(rows, valid, L, prev[k], copy);
                 if (resets) mask.zero<E>(RESET, rows, L, copy);
             } else {
-                copy_step_input(false, s, b, rows, u, valid, L, copy);
+                copy_step_input(/*is_x=*/false, s, b, rows, u, valid, L, copy);
             }
             prev[k] = copy;
         }
@@ -103,10 +104,10 @@ template <class C, class E> struct Backward : Gradients<C, E> {
     // Packs this thread's share of [x, h_in, 1] for the weight gradients of a chunk of steps.
     void pack_activations(int64_t chunk) {
         if (job.accumulators)
-            this->template pack_strips<STRIP>(strips_of(chunk), true, chunk * job.chunk, end_of(chunk), position.first(B),
-                                              position.last(B));
-        else if (job.strips)
-            this->template pack_strips<4 * L>(strips_of(chunk), false, 0, T, position.first(B), position.last(B));
+            this->template pack_strips<STRIP>(strips_of(chunk), /*ones=*/true, chunk * job.chunk, end_of(chunk),
+                                              position.first(B), position.last(B));
+        else if (job.strips)  // few pairs: there is one chunk
+            this->template pack_strips<4 * L>(strips_of(chunk), /*ones=*/false, 0, T, position.first(B), position.last(B));
     }
 
     // Adds this thread's share of the gradients of the weights and of x, for a chunk whose dpreact is complete.
@@ -158,7 +159,7 @@ template <class C, class E> struct Backward : Gradients<C, E> {
         position.wait_for_all(barrier);
         add_gradients(0);
         if (!job.accumulators) return;
-        if (job.split_k_sets == 2) position.all_barrier();  // the other set is added
+        if (job.split_k_sets == 2) position.all_barrier();  // another thread may have summed the other set
         this->unpack_weight_gradients(position.first(panels), position.last(panels));
     }
 };

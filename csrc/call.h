@@ -60,8 +60,7 @@ struct Split {
     int64_t threads = 1, teams = 1;
     Barrier barriers[MAX_THREADS + 2];  // of which 2 + teams are used
 
-    // is_backward: a step of the backward pass reads weight_hh alone. size: the bytes of a weight. A multiply-add of
-    // bytes takes a quarter of the time.
+    // is_backward: such a step reads weight_hh alone. size: bytes of a weight, by which a multiply-add's time goes.
     Split(const Cell &cell, int64_t T, int64_t B, int64_t I, int64_t H, int64_t panels, const fastlstm_threads *requested,
           bool is_backward, int64_t size = 4) {
         if (requested && requested->count > 1) {
@@ -86,8 +85,7 @@ inline void run(fastlstm_task task, void *job, int64_t threads, const fastlstm_t
     else run_in_pool(task, job, (int)threads);
 }
 
-// Allocates all scratch buffers of a call as one block. `want` reserves a buffer on cache lines of its own. `take` then
-// allocates the block and sets all pointers.
+// All scratch buffers of a call in one block: `want` reserves cache lines, `take` allocates and sets the pointers.
 class Memory {
     struct Buffer {
         void **pointer;

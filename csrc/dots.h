@@ -15,14 +15,15 @@ struct Sums {
     Ints total() const { return sums; }
 };
 
-// ZERO is added to an activation where it is stored. INT8_ROWS is how many rows of activations a tile has, and CHAINS
-// how many sums keep the processor busy. `Operand` is four activations in every lane. `add` adds their products with
-// the four weights of each lane, which are never -128.
+// An activation is stored plus ZERO, the zero point, since AVX-512's instruction takes one operand unsigned. Sums start
+// at -ZERO times the sum of their weight row (pack_bytes), which takes the excess away. A tile has INT8_ROWS rows of
+// activations, and CHAINS independent sums hide the latency of one add. An `Operand` has the same four activations in
+// every lane. `add` adds their products with the four weights of each lane. None is -128, so two products fit 16 bits.
 #if VECTOR_BYTES == 64
 constexpr int ZERO = 128, INT8_ROWS = 6, CHAINS = 10;
 struct Dots : Sums {
     using Operand = Ints;
-    static Operand operand(const uint8_t *from) { return four_bytes(from) - Ints{}; }
+    static Operand operand(const uint8_t *from) { return four_bytes(from) - Ints{}; }  // broadcasts
     void add(Bytes weights, Operand x) { sums = (Ints)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)x, (__m512i)weights); }
 };
 #elif VECTOR_BYTES == 32

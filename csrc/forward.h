@@ -1,8 +1,7 @@
 // The forward pass of a layer: all time steps, for the rows and units of one thread.
 #pragma once
 
-// Writes the biases of panel p, `gate_stride` elements from gate to gate, then zeros. A gate of both products has the
-// sum of its two biases.
+// Writes panel p's biases, `gate_stride` elements from gate to gate, then zeros. A gate of both products has their sum.
 template <class C, class E>
 NOINLINE void pack_biases(const fastlstm_forward_args *a, int64_t p, int64_t gate_stride, E *target) {
     constexpr int64_t L = Vector<E>::N;
@@ -116,8 +115,7 @@ template <class C, class E> size_t packed_size(int64_t I, int64_t H) {
     return (size_t)ceil_div(H, L) * ((I * C::X + H * C::Y + C::S) * L * sizeof(E) + sizeof(Digest));
 }
 
-// Packs weights and biases for later calls, with their digests. A panel's digest comes first, so that a change to the
-// weights from then on makes it differ.
+// Packs weights and biases for later calls. A panel's digest comes first: a change from then on makes it differ.
 template <class C, class E> void pack_weights(const fastlstm_forward_args *a, void *packed) {
     constexpr int64_t L = Vector<E>::N;
     for (int64_t p = 0; p < ceil_div(a->H, L); p++) {

@@ -3,8 +3,7 @@
 
 constexpr int64_t BLOCK_ROWS = 128;  // of dpreact and of a strip, which stay in the L1 cache together
 
-// The columns of transposed weights are in vector groups of 4 or, where they must, 3 vectors: a product of a single
-// vector would use little of a tile.
+// Transposed weights have their columns in vector groups of 4 or 3: one vector alone would use little of a tile.
 inline int64_t vector_groups(int64_t vectors) { return ceil_div(vectors, 4); }
 inline int64_t first_vector(int64_t vectors, int64_t q) { return ceil_div(vectors * q, vector_groups(vectors)); }
 

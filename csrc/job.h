@@ -56,7 +56,7 @@ struct ForwardJob : Job {
     // For each panel the weights of x (I, X, lanes) and of h (H, Y, lanes); then biases (panels, S, lanes), and digests
     // (panels, digest_vectors, lanes). cells.h has the numbers of a cell, and Panel tells of compact panels.
     void *packed;
-    void *resets;  // (threads, B, H), with `reset`: h_in of a step with resets
+    void *resets;  // (threads, B, H), with `reset`: h_in, h before a step and after its resets
 };
 
 struct BackwardJob : Job {

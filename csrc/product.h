@@ -1,4 +1,7 @@
 // Register tiles of matrix products, and small loops over rows: copies, transposes, cells.
+//
+// C is a cell of cells.h: S pre-activations, of which X have a product with x and Y one with h; STATES states, of which
+// it reads those from FIRST_READ on; SAVED saved values. E is float or double, and a vector has L of them.
 #pragma once
 
 template <class E> using Raw = typename Vector<E>::Raw;
@@ -6,9 +9,8 @@ template <class E> using Raw = typename Vector<E>::Raw;
 // Arguments of out[m, n] = init[m, n] + sum over k of a[m, k] w[k, n], for some rows m and up to 4 vectors of n.
 //
 // k runs over `blocks` blocks of `count` columns of a, which are a_block elements apart, then over `count2` columns of
-// a2. a_row and a_step are the strides of a's rows and columns. w is contiguous, or has rows of W vectors. The order of
-// a sum does not depend on the tile that a row falls into. `init` is added last, so that the rounding error of a sum in
-// K blocks grows with the length of one block.
+// a2. a_row and a_step are the strides of a's rows and columns. w is contiguous, or has rows of W vectors. A row's
+// tile does not change the order of its sums. `init` is added last: rounding errors grow with the length of a K block.
 template <class E> struct ProductArguments {
     const E *init;
     int64_t init_row;
@@ -59,8 +61,8 @@ template <class E, int R, int N, int W> NOINLINE void tile(const ProductArgument
     }
 }
 
-// Multiplies all rows, in tiles. The first tile loads the weights from memory, so it is a full one. The rows left over
-// come in tiles of 4 rows or fewer. Only a single row has a tile of one row, which runs at half the speed.
+// Multiplies all rows. Full tiles come first, as the first one loads the weights from memory. Where a full tile would
+// leave a single row (rows == height + 1), all tiles have 2 or 3 rows: one of a single row runs at half the speed.
 template <class E, int N, int W = N> NOINLINE void product(int64_t rows, ProductArguments<E> &&s) {
     constexpr int height = TILE_ROWS * 4 / N < 12 ? TILE_ROWS * 4 / N : 12;
     for (int64_t count; rows > 0; rows -= count) {
@@ -160,8 +162,7 @@ template <class C, class E> struct Panel {
     }
 };
 
-// Which of the batch rows from b on are reset before step t, and which are held at it. Outside of the layer's steps no
-// row is either.
+// Which batch rows from b on are reset before the step at time t, or held at it: none, where the layer has no time t.
 enum Event { RESET, HOLD };
 struct Mask {
     const uint8_t *reset;
@@ -243,9 +244,9 @@ NOINLINE void cells_forward(int64_t rows, const E *preact, const Matrix<const E>
     }
 }
 
-// Runs the cell's backward function on one vector of units and some batch rows, and writes dpreact (rows, S, lanes).
-// The gradient of h is dh + dh_out. `carried` (rows, lanes) has the gradients of the other states, and gets the carried
-// ones. Lanes of dpreact from `valid` on become zero, since a product sums over them.
+// Runs the cell's backward function on one vector of units and some batch rows, and writes dpreact (rows, S, lanes),
+// with zeros from lane `valid` on, since a product sums over them. The gradient of h is dh + dh_out. carried[k] (rows,
+// lanes) holds that of state k > 0 after this step, and gets what the cell passes to state k >= FIRST_READ before it.
 template <class C, class E>
 NOINLINE void cells_backward(int64_t rows, int64_t valid, Matrix<const E> dh, Matrix<const E> dh_out, E *const *carried,
                              const E *saved, const Matrix<const E> *prev, E *dpreact) {

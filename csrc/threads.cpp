@@ -16,24 +16,25 @@ struct Pool {
     bool closing = false;
     fastlstm_task task = nullptr;
     void *argument = nullptr;
-    int team = 0, running = 0;  // threads of this call; and those that still run, without the caller
+    int thread_count = 0, running = 0;  // threads of this call; and those that still run, without the caller
     uint64_t call = 0;
 } pool;
 
 void *work(void *number) {
     const int thread = (int)(intptr_t)number;
     pthread_mutex_lock(&pool.lock);
-    uint64_t last_call = pool.call - 1;  // the starter has counted its call before it unlocks: this thread takes part
+    // The call that starts this thread increments `call` before it unlocks, so with `call - 1` the thread joins it.
+    uint64_t last_call = pool.call - 1;
     for (;;) {
         while (pool.call == last_call && !pool.closing) pthread_cond_wait(&pool.wake, &pool.lock);
         if (pool.closing) break;
         last_call = pool.call;
-        if (thread >= pool.team) continue;
+        if (thread >= pool.thread_count) continue;
         fastlstm_task task = pool.task;
         void *argument = pool.argument;
-        int team = pool.team;
+        int thread_count = pool.thread_count;
         pthread_mutex_unlock(&pool.lock);
-        task(argument, thread, team);
+        task(argument, thread, thread_count);
         pthread_mutex_lock(&pool.lock);
         if (--pool.running == 0) pthread_cond_signal(&pool.done);
     }
@@ -68,24 +69,26 @@ void run_region(void *region) {
 }  // namespace
 
 void fastlstm::run_in_pool(fastlstm_task task, void *argument, int threads) {
-    if (pthread_mutex_trylock(&pool.busy)) return task(argument, 0, 1);
+    if (pthread_mutex_trylock(&pool.busy)) return task(argument, 0, 1);  // another call has the pool
     pthread_mutex_lock(&pool.lock);
     while (pool.started < threads - 1 && pool.started < MAX_STARTED) {
         void *number = (void *)(intptr_t)(pool.started + 1);
         if (pthread_create(&pool.threads[pool.started], nullptr, work, number)) break;
         pool.started++;
     }
-    int team = threads - 1 < pool.started ? threads : pool.started + 1;
-    pool.task = task, pool.argument = argument, pool.team = team, pool.running = team - 1, pool.call++;
+    int thread_count = threads - 1 < pool.started ? threads : pool.started + 1;
+    pool.task = task, pool.argument = argument, pool.thread_count = thread_count;
+    pool.running = thread_count - 1, pool.call++;
     pthread_cond_broadcast(&pool.wake);
     pthread_mutex_unlock(&pool.lock);
-    task(argument, 0, team);
+    task(argument, 0, thread_count);
     pthread_mutex_lock(&pool.lock);
     while (pool.running) pthread_cond_wait(&pool.done, &pool.lock);
     pthread_mutex_unlock(&pool.lock);
     pthread_mutex_unlock(&pool.busy);
 }
 
+// Runs a task on the threads of the OpenMP library whose functions are in `context`, such as torch's.
 void fastlstm_parallel_openmp(void *context, fastlstm_task task, void *argument, int threads) {
     const fastlstm_openmp *openmp = (const fastlstm_openmp *)context;
     Region region = {openmp, task, argument};

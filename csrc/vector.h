@@ -1,7 +1,6 @@
 // Vectors of VECTOR_BYTES as a class: arithmetic, sigmoid and tanh.
 //
-// Products are fused into sums in one fixed way, so that a row's bits do not depend on its tile. Compile with
-// -ffp-contract=off.
+// Products are fused into sums in one fixed way (compile with -ffp-contract=off), so no row's bits depend on its tile.
 #pragma once
 
 #if VECTOR_BYTES == 64
