@@ -13,6 +13,7 @@ from torch import Tensor
 from fastlstm.backends.base import WEIGHTS, Layer
 from fastlstm.backends.cpu import rows_contiguous, snapshot_of
 from fastlstm.backends.numba.host import sizes
+from fastlstm.backends.numba.host.addresses import address_and_strides, stack_row_strides, stack_strides
 from fastlstm.backends.numba.host.frames import Frame, Kernel, zeros
 from fastlstm.backends.numba.host.packed_weights import PackedCache, addresses, digest_bytes
 from fastlstm.backends.numba.host.signature import Signature, Weights, contiguous
@@ -94,7 +95,7 @@ class Pass:
         """
         inputs = [*map(rows_contiguous, layer.inputs)]
         params = [*map(contiguous, self.signature.cast((*(None,) * WEIGHTS, *layer.weights[WEIGHTS:]))[WEIGHTS:])]
-        field_values = [n for a in inputs for n in (*sizes.address_and_strides(a), *more)]
+        field_values = [n for a in inputs for n in (*address_and_strides(a), *more)]
         field_values += [n for a in params for n in (a.data_ptr(), 0, 0, *more)]
         return field_values, [*inputs, *params]
 
@@ -102,7 +103,7 @@ class Pass:
         """Return the strides of inputs and params from one stacked layer to the next."""
         s, named = self.signature, [(f"operand{k}", a) for k, a in enumerate(operands)]
         inputs, params = dict(named[: s.counts.inputs]), dict(named[s.counts.inputs :])
-        return sizes.stack_row_strides(s.B, **inputs) | sizes.stack_strides(**params)
+        return stack_row_strides(s.B, **inputs) | stack_strides(**params)
 
     def launch(self, weights: Weights, call: Sequence[int], strides: dict[str, int] | None = None) -> int:
         """Run the kernel on (weight_ih, weight_hh, bias_ih, bias_hh), in a stack once for each layer. `call` are the

@@ -238,7 +238,7 @@ def add_products(a, strips, s_first, s_last, k_set, p_first, p_last, column, col
 
 @jit
 def add_weight_gradients(a, strips, s_first, s_last, k_set, p_first, p_last):
-    """Add a time chunk to the accumulators: all at once if `sizes.accumulator_layout` lets them follow each other."""
+    """Add a time chunk to the accumulators: all at once if `host.accumulators` lets them follow each other."""
     h_row, ones_row, columns = a.first_h_row, a.ones_row, columns_of_h(a)
     if a.joint != 0 and a.heads == 1:
         add_products(a, strips, s_first, s_last, k_set, p_first, p_last, 0, ones_row + 1, 0, 0, a.preacts)
