@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from fastlstm.backends.numba.constants import FOLD, ROW_BLOCK, STRIP, WEIGHT_BLOCK_BYTES, operand_steps
+from fastlstm.backends.numba.constants import FOLD, ROW_BLOCK, STRIP, WEIGHT_BLOCK_BYTES, operand_k_blocks
 from fastlstm.backends.numba.host.accumulators import accumulator_layout
 from fastlstm.backends.numba.host.cell_counts import cell_fields, count_copy_vectors
 from fastlstm.backends.numba.host.panels import lanes_of, panels_of, reach_of, saved_panels, span_of
@@ -161,7 +161,7 @@ def forward_sizes(s: Signature, x_components: int, team_count: int) -> tuple[dic
         buffers["h_float32"] = 2 * B * H
     if components:  # the last AMX tile may reach past the last row
         fields["k_block_stride"] = (B + 32) * 64
-        buffers["row_operand"] = 2 * components * operand_steps(I, H) * fields["k_block_stride"] // 4
+        buffers["row_operand"] = 2 * components * operand_k_blocks(I, H) * fields["k_block_stride"] // 4
     elif x_components:
         steps = max(1, min(T, CHUNK_PAIRS // max(B, 1)))
         rows = steps * B + 32 * team_count
@@ -186,7 +186,7 @@ def packed_size(s: Signature, lanes: int, x_components: int, packed_panels: int)
     32 by 64 weights takes 1024 float32.
     """
     if s.components:
-        return packed_panels * operand_steps(s.I, s.H) * s.components * 1024
+        return packed_panels * operand_k_blocks(s.I, s.H) * s.components * 1024
     ih = panels_of(s.I, 32) * x_components * 1024 if x_components else s.I * s.counts.x_preacts * lanes
     return packed_panels * (span_of(s.H, s.heads, lanes) * s.counts.h_preacts * lanes + ih)
 
