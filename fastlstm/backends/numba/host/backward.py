@@ -45,9 +45,11 @@ class Backward(Pass):
         # A single step reads each weight once. The weights are read unpacked for one row, or for few rows if they are
         # large. H, and I if dx is wanted, must then be multiples of the lanes.
         is_full = H % self.lanes == 0 and (I % self.lanes == 0 or not wants_dx)
-        is_few = R == 1 or (R <= FEW_IN_PLACE and H * s.products * dtype.itemsize > LARGE)
+        is_few = R == 1 or (R <= FEW_IN_PLACE and H * s.multiply_adds_per_unit * dtype.itemsize > LARGE)
         uses_bf16_unit = s.components or dx_components or sum_components
-        in_place = T == 1 and is_few and is_full and not (s.stack_size or uses_bf16_unit or self.casts or s.heads > 1)
+        in_place = (
+            T == 1 and is_few and is_full and not (s.stack_size or uses_bf16_unit or self.needs_cast or s.heads > 1)
+        )
         reads = {"packed_hh": multiplies_hh and not in_place, "packed_ih": wants_dx and not in_place}
         packs = any(reads.values())
         fields |= {"gate_rows": B if stacked_gates else R, "packs": packs}

@@ -57,7 +57,7 @@ class Forward(Pass):
         is_read_once = T == 1 and team_count == 1 and not (s.components or x_components)
         can_skip_packing = s.stack_size is None and R <= FEW_TRANSPOSED and H // s.heads % L == 0 and L <= I
         is_in_place = is_read_once and can_skip_packing
-        is_large = H * s.products * size > LARGE and not self.casts
+        is_large = H * s.multiply_adds_per_unit * size > LARGE and not self.needs_cast
         may_cache = caches is not None and s.stack_size is None and not (is_read_once and is_large)
         caches_weights = always_caches or may_cache
         packed_panels = self.panels if caches_weights or not is_read_once else 0 if is_in_place else threads

@@ -68,7 +68,7 @@ def split_threads(available: int, s: Signature, panels: int, backward: bool = Fa
     microsecond a step. A team gets enough rows for its products to last longer than its reading: few rows if there are
     few weights, and no more than a row block.
     """
-    threads, T, B, H, components, products = available, s.T, s.B, s.H, s.components, s.products
+    threads, T, B, H, components, products = available, s.T, s.B, s.H, s.components, s.multiply_adds_per_unit
     if s.counts.means:  # a thread has all units of at least 6 rows, a register tile; a larger team waits twice a step
         team_count = max(1, min(threads, B // 6))
         if team_count < threads and B * H * products < 2 * MIN_PARALLEL_STEP:
@@ -171,7 +171,8 @@ def forward_sizes(s: Signature, x_components: int, team_count: int) -> tuple[dic
         buffers["input_preact"] = panels_of(H, lanes) * rows * 4 * lanes
     else:
         fields["x_k_block"], fields["k_block"] = k_block_lengths(I, fields["span"], s.counts.joint)
-        is_wide, is_large = fields["x_k_block"] > 0, H * s.products * dtype.itemsize * min(T, 8) > READ_IN_EIGHT_STEPS
+        is_wide = fields["x_k_block"] > 0
+        is_large = H * s.multiply_adds_per_unit * dtype.itemsize * min(T, 8) > READ_IN_EIGHT_STEPS
         most = min(32, INPUT_BLOCK_PAIRS // max(B, 1))  # steps of an input block, which reads the weights once
         steps = -(-T // -(-T // most)) if T > 1 and most else 0  # the same in all blocks, as far as possible
         few = ROW_BLOCK if is_large else steps // max(B, 1)  # rows up to which a wide input has input blocks
@@ -251,7 +252,7 @@ def backward_sizes(s: Signature, wants_weights: bool, wants_dx: bool) -> Backwar
     x_components = input_components(s)
     dx_components = x_components if wants_dx else 0
     # If dx takes the unit, the weight gradients do too, and without dx as well: their bits must not depend on it.
-    is_long = dtype == torch.float32 and (x_components or B * H * s.products >= MIN_UNIT_STEP)
+    is_long = dtype == torch.float32 and (x_components or B * H * s.multiply_adds_per_unit >= MIN_UNIT_STEP)
     on_unit = s.allows_bf16_unit and wants_weights and is_long and not is_few and max_components() >= UNIT_COMPONENTS
     sum_components = components or (UNIT_COMPONENTS if on_unit else 0)
     first_h_row, ones_row, accumulator_rows = accumulator_layout(s, sum_components)
