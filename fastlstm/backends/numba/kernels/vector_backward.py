@@ -11,12 +11,12 @@ from fastlstm.backends.numba.kernels.layout import (
     block_hh,
     block_ih,
     columns_of_h,
+    compact,
     count_vector_groups,
     dpreact_address,
     first_h_preact,
     first_vector,
     gate_offset,
-    gather,
     gemm_of,
     head_begin,
     head_end,
@@ -87,7 +87,7 @@ def dpreact_target(a, p, s, b, scratch):
 def store_dpreact(a, p, s, b, rows, dpre):
     """Copy dpreact of a compact panel to the layout that products read."""
     if is_compact(a, p):
-        gather(a, p, rows, dpre, dpreact_address(a, p, s, b))
+        compact(a, p, rows, dpre, dpreact_address(a, p, s, b))
 
 
 @jit
