@@ -107,12 +107,12 @@ def back_product(a, rows, b, s, of_h, packed, vectors, q, scratch):
     block = (panels + blocks - 1) // blocks  # panels
     init, init_row = a.constants, 0
     # a compact panel has rows of another length
-    last, compact = dpreact_address(a, panels - 1, s, b), 1 if is_compact(a, panels - 1) else 0
+    last, compact_panels = dpreact_address(a, panels - 1, s, b), 1 if is_compact(a, panels - 1) else 0
     last_row, last_columns = vectors_of(a, panels - 1, terms) * VECTOR, gates * (a.H - (panels - 1) * L)
     for p in range(0, panels, block):
         dpre = dpreact_address(a, p, s, b) + first_gate * VECTOR
         w = packed + (q * panels * 4 * VECTOR + p * w_row) * gates * L
-        at_end = compact if p + block >= panels else 0
+        at_end = compact_panels if p + block >= panels else 0
         call(
             kernel, rows, init, init_row, scratch, 4 * VECTOR, w, w_row, dpre, terms * VECTOR, a.size,
             gates * L, min(block, panels - p) - at_end, a.dpreact_steps * a.B * terms * VECTOR, gates * L * w_row,
