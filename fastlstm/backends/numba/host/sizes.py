@@ -113,7 +113,7 @@ def k_block_lengths(I: int, H: int, joint: bool) -> tuple[int, int]:
     Args:
         joint: whether every pre-activation has a product of x and one of h.
     """
-    most = WEIGHT_BLOCK_BYTES // (16 * lanes_of(torch.float32))
+    most = WEIGHT_BLOCK_BYTES // (16 * lanes_of(torch.float32))  # a column of 4 vectors of float32
 
     def length(columns: int) -> int:
         return -(-columns // -(-columns // most)) if columns else 1
@@ -164,7 +164,7 @@ def forward_sizes(s: Signature, x_components: int, team_count: int) -> tuple[dic
         buffers["row_operand"] = 2 * components * operand_k_blocks(I, H) * fields["k_block_stride"] // 4
     elif x_components:
         steps = max(1, min(T, CHUNK_PAIRS // max(B, 1)))
-        rows = steps * B + 32 * team_count
+        rows = steps * B + 32 * team_count  # each team's last AMX tile may reach past its last row
         fields |= {"input_steps": steps, "k_block_stride": rows * 64}
         fields["k_block"] = k_block_lengths(I, H, joint=True)[1]
         buffers["row_operand"] = 2 * x_components * panels_of(I, 32) * rows * 16
@@ -277,7 +277,7 @@ def backward_sizes(s: Signature, wants_weights: bool, wants_dx: bool) -> Backwar
     fields |= {"dpreact_steps": dpreact_steps, "strip": wide if is_few else STRIP}
     fields["group_stride"] = group * size // fields["group_rows"]  # for one row: kernels multiply it by a group's first
     fields |= {"accumulator_rows": accumulator_rows, "first_h_row": first_h_row, "ones_row": ones_row}
-    carried = counts.inner_states + counts.carries_h + s.has_lengths
+    carried = counts.inner_states + counts.carries_h + s.has_lengths  # gradients that go from step to step
     buffers = {"scratch": scratch, "carried": panels * B * lanes * carried}
     if not components:
         buffers["dpreact"] = panels * dpreact_steps * B * counts.preacts * lanes
@@ -287,7 +287,7 @@ def backward_sizes(s: Signature, wants_weights: bool, wants_dx: bool) -> Backwar
         fields |= {"dpreact_row_steps": steps, "k_block_stride": (steps * B + 32) * 64}
         buffers["dpreact_rows"] = (components or dx_components) * 2 * panels * fields["k_block_stride"] // size
     if sum_components:
-        k_blocks = -(-chunk * (B + B % 2) // 32)
+        k_blocks = -(-chunk * (B + B % 2) // 32)  # of 32 (step, row) pairs, from an even number of rows
         fields["columns_bytes"] = panels * k_blocks * sum_components * 4096
         fields["strips_bytes"] = sum_components * k_blocks * accumulator_rows * 64
         buffers["dpreact_columns"] = ring * fields["columns_bytes"] // size if wants_weights else 0
