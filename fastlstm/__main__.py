@@ -105,7 +105,7 @@ def _warm_up(parser: Parser, args: argparse.Namespace) -> None:
 def _run_layer(cell: Cell, I: int, H: int, B: int, backend: Any, **of: Any) -> None:
     """Run a sequence, a single step and a step of one row, without gradients and with them. `of`: device and dtype."""
     layer = RNN(cell, I, H, backend=backend, **of)
-    for steps, rows in ((dispatch.MANY_STEPS, B), (1, B), (1, 1)):  # see `dispatch.takes_pieces`
+    for steps, rows in ((dispatch.MANY_STEPS, B), (1, B), (1, 1)):  # see `dispatch.may_use_components`
         x = torch.zeros(steps, rows, I, **of)
         with torch.no_grad():
             layer(x)

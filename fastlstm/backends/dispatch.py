@@ -4,8 +4,9 @@
 
 * CPU: numba; native where numba cannot keep what it compiles, is not installed or, with a warning, cannot be imported;
   aten, with a warning that says why, where neither can be used.
-* CUDA: triton for what aten lacks, for lengths, and for layers that are one launch, see `triton.is_faster`; otherwise
-  aten. It also runs float64, and all layers before compute capability 8.0, on ROCm, and without a triton that works.
+* CUDA: triton for what aten lacks, for lengths, and for layers that one launch of a kernel runs whole, see
+  `triton.is_faster`; otherwise aten. aten also runs float64, and all layers before compute capability 8.0, on ROCm, and
+  without a triton that works.
 * Other devices, and projections on any device: aten.
 
 reference takes the calls for which aten lacks something: resets, all cell states, `vmap` and forward mode, heads, and
@@ -14,7 +15,7 @@ On a CPU it also takes calls that a compiler or an exporter traces, where aten w
 An export to ONNX knows no operators of ours, so it takes aten for all calls, and raises if aten lacks something.
 
 bfloat16 tensors take `numba-bf16` by themselves, and `auto` gives long float32 sequences of many rows to
-`numba-bf16x6`, see `takes_pieces`. What a backend promises that is asked for by name is in docs/design.md.
+`numba-bf16x6`, see `may_use_components`. A backend may also be asked for by name: docs/design.md says what it promises.
 """
 
 import warnings
@@ -50,8 +51,10 @@ MANY_UNITS = 32  # likewise: of 6 to 16 units they take up to 1.2 times as long
 MANY_NUMBERS = MANY_ROWS * MANY_STEPS  # of x at least
 
 
-def takes_pieces(x: torch.Tensor) -> bool:
-    """Return whether `auto` may multiply x (T, B, I) of float32 in pieces of bfloat16. A step (B, I) it may not."""
+def may_use_components(x: torch.Tensor) -> bool:
+    """Return whether `auto` may multiply x (T, B, I) of float32 as sums of bfloat16 components. Of x (B, I), a step, it
+    may not.
+    """
     if x.numel() < MANY_NUMBERS or x.dim() != 3 or x.shape[1] < MANY_ROWS or x.shape[0] < MANY_STEPS:
         return False
     return not settings.invariant()
@@ -60,7 +63,8 @@ def takes_pieces(x: torch.Tensor) -> bool:
 def sorts_lengths(name: str | None, device: torch.device, dtype: torch.dtype) -> bool:
     """Return whether the backend that runs these tensors is faster if the longest rows come first."""
     name = settings.named(name)
-    if name == "auto":  # of the others none is, so that "reference" can stand for all
+    if name == "auto":
+        # no other backend that auto may take is faster with sorted rows, so any of them will do as the answer
         name = "numba" if device.type == "cpu" and numba.supports(device, dtype) is None else "reference"
     return traits(name).sorts_lengths
 
@@ -87,8 +91,8 @@ def runs(name: str, cell: Cell) -> bool:
     return cells is None or cell.key in cells
 
 
-# torch's setting for float32 in RNNs on CPUs, and the precision that it takes. Two pieces (16 bits) keep more than
-# tf32's 11.
+# torch's setting for float32 in RNNs on CPUs, and the precision that it takes. Two bfloat16 components (16 bits) keep
+# more than tf32's 11.
 _PRECISIONS = {"bf16": "bf16", "tf32": "bf16x3"}
 
 
@@ -97,15 +101,15 @@ def _setting() -> str:
     return torch_private.rnn_precision()
 
 
-def _with_precision(name: str, dtype: torch.dtype, pieces: bool = False) -> str:
+def _with_precision(name: str, dtype: torch.dtype, components: bool = False) -> str:
     """Return the name of numba with products of bfloat16, if the processor has them: for bfloat16 tensors, and for
-    float32 tensors if torch's setting asks for them, or `pieces` does and the setting has nothing against it. Return
-    any other `name` as it is.
+    float32 tensors if torch's setting asks for them, or if `components` is true and the setting has nothing against it.
+    Return any other `name` as it is.
     """
     if name != "numba" or dtype not in (torch.bfloat16, torch.float32):
         return name
     setting = "bf16" if dtype == torch.bfloat16 else _setting()
-    precision = "bf16x6" if pieces and setting == "none" else _PRECISIONS.get(setting)
+    precision = "bf16x6" if components and setting == "none" else _PRECISIONS.get(setting)
     if precision is None or numba.COMPONENTS[precision] > numba.max_components():
         return name
     return f"numba-{precision}"
@@ -154,15 +158,15 @@ def _fused_on_cpu(device: torch.device, dtype: torch.dtype, cell: Cell, heads: i
 
 
 def _triton_lacks(
-    device: torch.device, dtype: torch.dtype, cell: Cell, heads: int, layer: Layer | None, plain: bool
+    device: torch.device, dtype: torch.dtype, cell: Cell, heads: int, layer: Layer | None, aten_computes_all: bool
 ) -> str | None:
     """Return why `auto` does not take triton for these tensors, or None. The reason is empty where torch's own layer is
-    preferred, which may be if the call is `plain`: if torch's own layer computes all of it, without lengths.
+    preferred, which may be if `aten_computes_all`: if that layer computes all of the call, which has no lengths.
     """
     reason = _reason("triton", device, dtype, cell, heads)
     if reason is not None or layer is None:
         return reason
-    return "" if plain and not triton.is_faster(layer) else triton.check(layer)
+    return "" if aten_computes_all and not triton.is_faster(layer) else triton.check(layer)
 
 
 def _is_expected(device: torch.device, dtype: torch.dtype, lacking: bool) -> bool:
@@ -206,8 +210,8 @@ def choose(
         inner_states: whether the inner states of all steps are wanted.
         transformed: whether `vmap` or forward mode is active.
         traced: whether a compiler, an exporter, or `torch.jit.trace` is active.
-        layer: the layer itself. Its sizes may decide, see `takes_pieces`, and its kernels may be checked at their first
-            use, see `fastlstm.backends.triton.first_call`.
+        layer: the layer itself. Its sizes may decide, see `may_use_components`, and its kernels may be checked at their
+            first use, see `fastlstm.backends.triton.first_call`.
         warn: whether to warn where auto takes another backend than it would in a complete installation.
 
     Raises:
@@ -216,17 +220,19 @@ def choose(
     """
     name, exports = settings.check_name(settings.named(name)), aten.exports_onnx()
     heads = 1 if layer is None or projected else heads_of(layer)
-    packs = masked and layer is not None and layer.reset is None and not transformed and not traced
-    packs = packs and aten.packs(device)
+    aten_takes_lengths = masked and layer is not None and layer.reset is None and not transformed and not traced
+    aten_takes_lengths = aten_takes_lengths and aten.packs(device)
     if name == "auto" and exports:
         name = "aten"
     if name == "auto":
         # aten has none of these
-        lacking = (masked and not packs) or inner_states or transformed or heads > 1 or not runs("aten", cell)
+        lacking = (
+            (masked and not aten_takes_lengths) or inner_states or transformed or heads > 1 or not runs("aten", cell)
+        )
         if not projected:
             if gpu.is_gpu(device):
-                plain = not (lacking or masked or traced)
-                reason = _triton_lacks(device, dtype, cell, heads, layer, plain)
+                aten_computes_all = not (lacking or masked or traced)
+                reason = _triton_lacks(device, dtype, cell, heads, layer, aten_computes_all)
                 if reason is None:
                     return "triton"
                 if reason and warn and not _is_expected(device, dtype, lacking):
@@ -234,8 +240,8 @@ def choose(
             elif device.type in ("cpu", "meta"):
                 if (fused := _fused_on_cpu(device, dtype, cell, heads, warn)) is not None:
                     eager = None if traced or transformed else layer
-                    pieces = eager is not None and takes_pieces(eager.x) and hidden_size(eager) >= MANY_UNITS
-                    return _with_precision(fused, dtype, pieces)
+                    components = eager is not None and may_use_components(eager.x) and hidden_size(eager) >= MANY_UNITS
+                    return _with_precision(fused, dtype, components)
                 lacking = lacking or traced
         return "reference" if lacking else "aten"
     reason = _reason(name, device, dtype, cell, heads)
@@ -243,7 +249,7 @@ def choose(
         reason = module(name).check(layer)
     if reason is None and projected and name not in ("aten", "reference"):
         reason = f"the {name} backend has no projections (proj_size)"
-    if reason is None and name == "aten" and masked and not packs:
+    if reason is None and name == "aten" and masked and not aten_takes_lengths:
         reason = "the aten backend has no reset, and no lengths in calls that are traced, transformed or captured"
     if reason is None and name == "aten" and inner_states:
         reason = "the aten backend does not return the cell states"

@@ -42,8 +42,13 @@ def masks_of(
     batch_first: bool = False,
     bidirectional: bool = False,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return the given `lengths` as int64 (B,) and the given `reset` as bool (T, B), on the device of `x` (T, B, I),
-    without a wait. `is_unbatched`: whether they were given without a batch dimension.
+    """Return `lengths` as int64 (B,) and `reset` as bool (T, B), on the device of `x` (T, B, I), without a wait for the
+    device. Either may be None, and is then returned as None.
+
+    Args:
+        is_unbatched: whether they come without a batch dimension.
+        batch_first: whether `reset` comes as (B, T).
+        bidirectional: whether the layer is, which may have no `reset`.
 
     Raises what `checks.check_lengths` and `checks.check_reset` raise.
     """
@@ -63,7 +68,8 @@ def masks_of(
 
 
 def rows_of(rows: Any, B: int) -> Any:
-    """Return an index of `rows` of B rows: a slice or a tensor. None stands for all. Indices on a GPU are not read.
+    """Return `rows` as a slice or a tensor that indexes an axis of B rows. None means all. The values of indices on a
+    GPU are not checked, as that would wait for the GPU.
 
     Raises:
         TypeError: for other types than ints, booleans, and sequences, arrays and tensors of these.
@@ -104,8 +110,9 @@ def inputs_of(
 
 
 def empty_input(inputs: Sequence[Tensor], names: Sequence[str], like: Tensor, dims: int) -> Tensor:
-    """Return an input without features for a cell that reads none: (T, B, 0) beside `inputs`, called `names`, of
-    (T, B, H), in which any size may be 1. It has the dtype and device of `like`.
+    """Return x without features, (T, B, 0), for a cell that reads none. It has the dtype and device of `like`.
+
+    T and B come from `inputs` (T, B, H), called `names`, which broadcast: the first size other than 1 counts.
 
     Args:
         dims: how many dimensions an input of a batch has, 3 or 2. That of one sequence alone has one less.
@@ -145,7 +152,9 @@ def longest_first(lengths: Tensor, T: int, I: int, H: int) -> Tensor | None:
 
 
 def unpack(data: Tensor, batch_sizes: Tensor, takes_lengths: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return a PackedSequence's data (N, I) as ``x`` (T, B, I), its lengths (B,), and each row's index in x (N,).
+    """Return a PackedSequence's data (N, I) as ``x`` (T, B, I), its lengths (B,), and the row indices (N,).
+
+    The row indices say for each of the N (step, row) pairs its index in x flattened to (T B, I).
 
     If all sequences are equally long, nothing is copied, and lengths and indices are None. `torch.jit.trace` is the
     exception: a trace has to serve other sequences too, so it always gets them if the layer `takes_lengths`. No device
@@ -166,7 +175,9 @@ def unpack(data: Tensor, batch_sizes: Tensor, takes_lengths: bool) -> tuple[Tens
 
 
 def pad(data: Tensor, row_indices: Tensor | None, T: int, B: int) -> Tensor:
-    """Return the rows (N, I) as (T, B, I), with zeros past each sequence's end: the inverse of `pack`."""
+    """Return `data` (N, I) as (T, B, I), with zeros past each sequence's end: the inverse of `pack`. The `row_indices`
+    are those of `unpack`.
+    """
     if row_indices is None:
         return data.unflatten(0, (T, B))
     # Autocast brings arguments of index_copy to one type, which float16 and bfloat16 lack. It leaves index_copy_ alone.
@@ -174,6 +185,8 @@ def pad(data: Tensor, row_indices: Tensor | None, T: int, B: int) -> Tensor:
 
 
 def pack(x: Tensor, row_indices: Tensor | None) -> Tensor:
-    """Return the rows (N, I) of ``x`` (T, B, I) before their sequences' ends, in the order of a PackedSequence."""
+    """Return the rows (N, I) of ``x`` (T, B, I) before their sequences' ends, in the order of a PackedSequence. The
+    `row_indices` are those of `unpack`.
+    """
     rows = x.flatten(0, 1)
     return rows if row_indices is None else rows.index_select(0, row_indices)

@@ -12,6 +12,12 @@ from fastlstm.backends.cpu import LARGE, address, rows_contiguous
 from fastlstm.backends.memory import new_of
 from fastlstm.backends.numba.constants import FEW_IN_PLACE
 from fastlstm.backends.numba.host import sizes
+from fastlstm.backends.numba.host.addresses import (
+    address_and_row_stride,
+    address_and_strides,
+    stack_row_strides,
+    stack_strides,
+)
 from fastlstm.backends.numba.host.passes import Pass
 from fastlstm.backends.numba.host.signature import Signature, contiguous
 
@@ -39,9 +45,11 @@ class Backward(Pass):
         # A single step reads each weight once. The weights are read unpacked for one row, or for few rows if they are
         # large. H, and I if dx is wanted, must then be multiples of the lanes.
         is_full = H % self.lanes == 0 and (I % self.lanes == 0 or not wants_dx)
-        is_few = R == 1 or (R <= FEW_IN_PLACE and H * s.products * dtype.itemsize > LARGE)
+        is_few = R == 1 or (R <= FEW_IN_PLACE and H * s.multiply_adds_per_unit * dtype.itemsize > LARGE)
         uses_bf16_unit = s.components or dx_components or sum_components
-        in_place = T == 1 and is_few and is_full and not (s.stack_size or uses_bf16_unit or self.casts or s.heads > 1)
+        in_place = (
+            T == 1 and is_few and is_full and not (s.stack_size or uses_bf16_unit or self.needs_cast or s.heads > 1)
+        )
         reads = {"packed_hh": multiplies_hh and not in_place, "packed_ih": wants_dx and not in_place}
         packs = any(reads.values())
         fields |= {"gate_rows": B if stacked_gates else R, "packs": packs}
@@ -89,10 +97,10 @@ class Backward(Pass):
             h_0_address, row_stride = h_0.data_ptr(), self.state_row_bytes
         if dh is not None:
             dh = rows_contiguous(dh)
-            dh_fields = sizes.address_and_strides(dh)
+            dh_fields = address_and_strides(dh)
         if d_last[0] is not None:
             d_last[0] = rows_contiguous(d_last[0])
-            dh_n_fields = sizes.address_and_row_stride(d_last[0])
+            dh_n_fields = address_and_row_stride(d_last[0])
         lengths, reset = contiguous(lengths), contiguous(reset)
         call = [
             x.data_ptr(), h_0_address, row_stride, address(lengths), address(reset), address(h), address(gates),
@@ -106,12 +114,12 @@ class Backward(Pass):
                 call += 0, 0, 0
             else:
                 d_sequence = rows_contiguous(d_sequence)
-                call += sizes.address_and_strides(d_sequence)
+                call += address_and_strides(d_sequence)
             if d_state is None:
                 call += 0, 0
             else:
                 d_state = rows_contiguous(d_state)
-                call += sizes.address_and_row_stride(d_state)
+                call += address_and_row_stride(d_state)
             call.append(addresses[first_state + k])
             d_sequences.append(d_sequence)
             d_last.append(d_state)
@@ -155,5 +163,5 @@ class Backward(Pass):
             rows[f"d_initial{k}"] = gradients[first_state + k + 1]
         rows |= {f"d_operand{k}": a for k, a in enumerate(gradients[first_state + counts.inner_states + 1 :])}
         (weights if self.stacked_gates else rows)["gates"] = gates
-        strides = s.input_stack_strides | sizes.stack_row_strides(s.B, **rows) | sizes.stack_strides(**weights)
+        strides = s.input_stack_strides | stack_row_strides(s.B, **rows) | stack_strides(**weights)
         return strides | self.operand_stack_strides(operands)

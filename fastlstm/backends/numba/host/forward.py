@@ -12,6 +12,7 @@ from fastlstm.backends.cpu import LARGE
 from fastlstm.backends.memory import new_of, pooled
 from fastlstm.backends.numba.constants import FEW_TRANSPOSED
 from fastlstm.backends.numba.host import sizes
+from fastlstm.backends.numba.host.addresses import stack_row_strides, stack_strides
 from fastlstm.backends.numba.host.passes import Pass
 from fastlstm.backends.numba.host.signature import Signature
 from fastlstm.cells.spec import Cell
@@ -56,7 +57,7 @@ class Forward(Pass):
         is_read_once = T == 1 and team_count == 1 and not (s.components or x_components)
         can_skip_packing = s.stack_size is None and R <= FEW_TRANSPOSED and H // s.heads % L == 0 and L <= I
         is_in_place = is_read_once and can_skip_packing
-        is_large = H * s.products * size > LARGE and not self.casts
+        is_large = H * s.multiply_adds_per_unit * size > LARGE and not self.needs_cast
         may_cache = caches is not None and s.stack_size is None and not (is_read_once and is_large)
         caches_weights = always_caches or may_cache
         packed_panels = self.panels if caches_weights or not is_read_once else 0 if is_in_place else threads
@@ -154,6 +155,6 @@ class Forward(Pass):
         for k, (sequence, last_state) in enumerate(zip(saved if self.saves_states else last[1:], last[1:])):
             rows |= {f"sequence{k}": sequence, f"last{k}": last_state}
             rows |= {} if initial[0] is None else {f"initial{k}": initial[k + 1]}
-        strides = s.input_stack_strides | sizes.stack_row_strides(s.B, **rows) | self.operand_stack_strides(operands)
+        strides = s.input_stack_strides | stack_row_strides(s.B, **rows) | self.operand_stack_strides(operands)
         gates = saved[-1] if saved else None
-        return strides | sizes.stack_strides(bias=weights[2], bias_hh=weights[3], gates=gates)
+        return strides | stack_strides(bias=weights[2], bias_hh=weights[3], gates=gates)

@@ -13,6 +13,7 @@ from torch import Tensor
 from fastlstm.backends.base import WEIGHTS, Layer
 from fastlstm.backends.cpu import rows_contiguous, snapshot_of
 from fastlstm.backends.numba.host import sizes
+from fastlstm.backends.numba.host.addresses import address_and_strides, stack_row_strides, stack_strides
 from fastlstm.backends.numba.host.frames import Frame, Kernel, zeros
 from fastlstm.backends.numba.host.packed_weights import PackedCache, addresses, digest_bytes
 from fastlstm.backends.numba.host.signature import Signature, Weights, contiguous
@@ -21,14 +22,15 @@ from fastlstm.backends.numba.host.signature import Signature, Weights, contiguou
 class Pass:
     """Runs one kernel for calls of one signature.
 
-    With `caches` it reads packed weights from one of them. The kernel then compares the digests of all weights that it
+    With a cache it reads packed weights from there. The kernel then compares the digests of all weights that it
     uses with those of the packed ones. If they differ, the weights are packed again, and the kernel runs once more.
     """
 
-    kind: str
-    options: tuple[Any, ...]  # the other arguments of the class
+    kind: str  # "Forward" or "Backward"
+    options: tuple[Any, ...]  # what a subclass was made with between `signature` and `caches`
 
     def __init__(self, signature: Signature, caches: dict[Any, Any] | None) -> None:
+        """`caches`: maps layouts of packed weights to a `PackedCache` each; None if packed weights may not be kept."""
         s, size = signature, signature.dtype.itemsize
         self.signature, self.caches, self.stack_size = s, caches, s.stack_size or 1
         self.lanes = sizes.lanes_of(s.dtype)
@@ -36,7 +38,7 @@ class Pass:
         self.panels = sizes.panels_of(s.H, self.lanes)
         self.prototype = torch.empty(0, dtype=s.dtype, device="cpu")
         self.has_operands = s.counts.operands > 0
-        self.casts = not (s.weight_dtype is s.rounded_dtype is s.dtype)
+        self.needs_cast = not (s.weight_dtype is s.rounded_dtype is s.dtype)
         self.state_shape, self.state_row_bytes = (*s.state_axes, s.rows, s.H), s.H * size
         self.zero_row = zeros(self.state_row_bytes)
         self.zeros_address = ctypes.addressof(self.zero_row)
@@ -45,7 +47,7 @@ class Pass:
         """Return how many threads work, and how many teams they form, see `sizes.split_threads`."""
         s = self.signature
         if self.stack_size > 1:  # each layer runs on one thread, and needs no barrier
-            is_small = s.rows * s.H * s.products < sizes.MIN_PARALLEL_STEP
+            is_small = s.rows * s.H * s.multiply_adds_per_unit < sizes.MIN_PARALLEL_STEP
             return 1 if is_small else min(s.threads, self.stack_size), 1
         return sizes.split_threads(s.threads, s, self.panels, backward)
 
@@ -57,16 +59,21 @@ class Pass:
         """Prepare the kernel, and the cache of its packed weights.
 
         Args:
-            components: of a number on the bf16 unit, in some products or, with the signature's, in all.
+            components: how many bfloat16 numbers make up one number where a product runs on the bf16 unit, 0 if none
+                does. All products run there if `signature.components` is not 0, and otherwise some.
             x_components: the same for the products with weight_ih, whose packed layout depends on it.
-            packed: elements of each part of the packed weights.
+            threads, team_count: how many threads work, and how many teams they form.
+            fields: the fields of the argument struct that all calls of the signature share, by name. More are added.
+            buffers: elements of each buffer, by name.
+            packed: elements of each part of the packed weights, by name. Without a cache they are buffers too.
+            caches_weights: whether packed weights are kept from call to call, if there are `caches`.
             digested: elements of each weight that is compared.
             in_place: whether the original weights are read.
         """
         from fastlstm.backends.numba.host import arguments
 
         s, dtype = self.signature, self.signature.weight_dtype
-        # a digest reads whole words
+        # without a cache if a weight is not whole words of 4 bytes, which digests read
         if caches_weights and self.caches is not None and not any(n * dtype.itemsize % 4 for n in digested):
             types = s.dtype, dtype, s.rounded_dtype, s.is_bfloat16
             key = self.kind, s.cell, s.I, s.H, s.biased, *types, s.components, x_components
@@ -79,7 +86,7 @@ class Pass:
         buffer_sets = 1 if self.stack_size == 1 else threads
         crosses = s.heads > 1 and s.H // s.heads % self.lanes != 0
         rare = [f"in_place.{self.kind}"] * in_place + ["heads"] * crosses
-        variant = "_across" if s.across else "_matrix" if s.components else "_mixed" if components else ""
+        variant = "_across" if s.has_means_or_heads else "_matrix" if s.components else "_mixed" if components else ""
         task = self.kind.lower() + variant
         self.kernel = Kernel(
             task, self.kind, s.cell, s.dtype, components, threads, team_count, fields, buffers, buffer_sets, rare
@@ -94,7 +101,7 @@ class Pass:
         """
         inputs = [*map(rows_contiguous, layer.inputs)]
         params = [*map(contiguous, self.signature.cast((*(None,) * WEIGHTS, *layer.weights[WEIGHTS:]))[WEIGHTS:])]
-        field_values = [n for a in inputs for n in (*sizes.address_and_strides(a), *more)]
+        field_values = [n for a in inputs for n in (*address_and_strides(a), *more)]
         field_values += [n for a in params for n in (a.data_ptr(), 0, 0, *more)]
         return field_values, [*inputs, *params]
 
@@ -102,19 +109,24 @@ class Pass:
         """Return the strides of inputs and params from one stacked layer to the next."""
         s, named = self.signature, [(f"operand{k}", a) for k, a in enumerate(operands)]
         inputs, params = dict(named[: s.counts.inputs]), dict(named[s.counts.inputs :])
-        return sizes.stack_row_strides(s.B, **inputs) | sizes.stack_strides(**params)
+        return stack_row_strides(s.B, **inputs) | stack_strides(**params)
 
     def launch(self, weights: Weights, call: Sequence[int], strides: dict[str, int] | None = None) -> int:
-        """Run the kernel on (weight_ih, weight_hh, bias_ih, bias_hh), in a stack once for each layer. `call` are the
-        fields of the call, and `strides` those of a stack's address fields from one layer to the next.
+        """Run the kernel on (weight_ih, weight_hh, bias_ih, bias_hh), in a stack once for each layer.
+
+        Args:
+            call: the values of the call's fields after the weights.
+            strides: those of a stack's address fields from one layer to the next, None without a stack. A stack has no
+                cache of packed weights.
 
         Return 1 if the kernel met a number that the bf16 unit cannot take, and 0 otherwise.
         """
         kernel, cache = self.kernel, self.cache
         frame = kernel.borrow()
         if cache is None:
-            if self.casts:
+            if self.needs_cast:
                 weights = self.signature.cast(weights)
+            # the four zeros: no digests are computed, so no originals are read
             self.write_call(frame.arguments, self.call_offset, *addresses(weights), 0, 0, 0, 0, *call)
             if strides is None:
                 frame.run()
@@ -124,7 +136,7 @@ class Pass:
         else:
             packed, mismatches = cache.packed, 1
             if packed is not None:
-                ih, hh, b_ih, b_hh = weights
+                ih, hh, b_ih, b_hh = weights  # the originals; the four zeros below: no weights are packed
                 self.write_cached_call(
                     frame.arguments, self.cached_call_offset, *packed.addresses, frame.mismatches, 0, 0, 0, 0,
                     0 if ih is None else ih.data_ptr(), 0 if hh is None else hh.data_ptr(),

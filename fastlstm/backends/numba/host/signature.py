@@ -17,7 +17,8 @@ Weights = tuple[Any, ...]  # weight_ih, weight_hh, and bias_ih and bias_hh or No
 
 
 class Signature(NamedTuple):
-    """Everything that decides how a call runs: two calls of one signature run the same kernels on the same buffers.
+    """Everything that decides how a call runs: two calls of one signature run the same kernels, with buffers of the
+    same sizes.
 
     Attributes:
         cell: what a step computes.
@@ -29,7 +30,7 @@ class Signature(NamedTuple):
         strides: of x, weight_ih and weight_hh, in elements.
         reverse, has_resets, has_lengths: the layer's direction; whether it has `reset`, and `lengths`.
         is_single_step: whether x is (B, I), and there is no output but the last state.
-        state_axes: the leading axes of the states.
+        state_axes: the sizes of the states' axes before (rows, H), such as (1,).
         components: of a number in all products on the bf16 unit, see `COMPONENTS`; 0 without the unit.
         allows_bf16_unit: whether any product may take the bf16 unit.
         threads: the number that a call may use.
@@ -65,12 +66,12 @@ class Signature(NamedTuple):
         return counts(self.cell)
 
     @property
-    def across(self) -> bool:
+    def has_means_or_heads(self) -> bool:
         """Whether units see each other by means, or not all of h. The kernels for that do not use the bf16 unit."""
         return self.counts.means or self.heads > 1
 
     @property
-    def products(self) -> int:
+    def multiply_adds_per_unit(self) -> int:
         """The multiply-adds of a step for each unit of a row."""
         return self.counts.x_preacts * self.I + self.counts.h_preacts * self.H // self.heads
 
@@ -80,7 +81,7 @@ class Signature(NamedTuple):
         return self.B * (self.stack_size or 1)
 
     @property
-    def kernel_size(self) -> int:
+    def kernel_element_bytes(self) -> int:
         """The bytes of an element of x and of the weights, as the kernel reads them."""
         return 2 if self.is_bfloat16 else self.dtype.itemsize
 
@@ -91,15 +92,15 @@ class Signature(NamedTuple):
         step = x[0] if len(x) > 2 else 0
         elements = {"x_step_stride": step, "x_row_stride": x[-2]}
         elements |= {"ih_row_stride": row_stride_of(ih), "hh_row_stride": row_stride_of(hh)}
-        return {name: count * self.kernel_size for name, count in elements.items()}
+        return {name: count * self.kernel_element_bytes for name, count in elements.items()}
 
     @property
     def input_stack_strides(self) -> dict[str, int]:
         """The strides of x, of both weights and of the masks from one stacked layer to the next."""
         x, ih, hh = self.strides
         x_stride = x[1] if len(x) == 4 else self.B * x[-2]  # with an axis of their own all layers may read the same x
-        weights = {name: a[0] * self.kernel_size for name, a in (("weight_ih", ih), ("weight_hh", hh)) if a}
-        return {"x": x_stride * self.kernel_size, **weights, "lengths": 8 * self.B, "reset": self.B}
+        weights = {name: a[0] * self.kernel_element_bytes for name, a in (("weight_ih", ih), ("weight_hh", hh)) if a}
+        return {"x": x_stride * self.kernel_element_bytes, **weights, "lengths": 8 * self.B, "reset": self.B}
 
     def cast(self, weights: Weights) -> Weights:
         """Return the weights as the kernel takes them: rounded, then in the type that it computes in, or unchanged."""

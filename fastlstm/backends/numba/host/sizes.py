@@ -1,14 +1,18 @@
-"""What every call needs before its kernel runs: sizes, threads, memory, and the fields of its argument struct."""
+"""How many threads run a call, how it is cut into blocks, and how much memory its buffers take.
+
+Sizes of buffers are in elements of the type that a layer computes in. `fields` says what each field of the argument
+structs holds. The bf16 unit is AMX or an instruction on vectors, see `llvm.matrix`, which also describes its operands.
+"""
 
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Tensor
 
-from fastlstm.backends.numba.constants import FOLD, ROW_BLOCK, STRIP, WEIGHT_BLOCK_BYTES, operand_steps
+from fastlstm.backends.numba.constants import FOLD, ROW_BLOCK, STRIP, WEIGHT_BLOCK_BYTES, operand_k_blocks
+from fastlstm.backends.numba.host.accumulators import accumulator_layout
 from fastlstm.backends.numba.host.cell_counts import cell_fields, count_copy_vectors
 from fastlstm.backends.numba.host.panels import lanes_of, panels_of, reach_of, saved_panels, span_of
 
@@ -24,6 +28,37 @@ def max_components() -> int:
     return matrix.max_components()
 
 
+MIN_PARALLEL_STEP = 75_000  # multiply-adds of a step, below which a barrier costs what the second thread saves
+# Multiply-adds of a call, below which waking the second thread costs as much as it saves. Each pre-activation counts as
+# 32 more, and as 64 more in a cell that takes means.
+MIN_PARALLEL_CALL = 1_000_000
+WEIGHT_BYTES_PER_ROW = 1 << 15  # bytes of float32 weights for which a team gets one more row
+
+CHUNK_PAIRS = 128  # (step, row) pairs of a time chunk, whose dpreact becomes weight gradients at once
+RING = 4  # time chunks that stay in memory: a thread may write one while another reads the chunk three before it
+# Bytes of the accumulators of the weight gradients from which they no longer stay in the second-level caches: a time
+# chunk then has four times as many pairs. The second limit is for products that are all on the bf16 unit.
+SUM_BYTES, MATRIX_SUM_BYTES = 9 << 18, 1 << 22
+# If the accumulators take at most these bytes, each half of the batch rows has its own set, so that a thread sums over
+# rows that are in its cache. With few batch rows but many steps the limit is half of that. Only the shape decides, so
+# that the results do not depend on the number of threads.
+SPLIT_K_BYTES = 1 << 19
+FEW_PAIRS = 128  # (step, row) pairs whose weight gradients `few_pairs` sums, fewer where columns are padded
+
+UNIT_COMPONENTS = 3  # components of a float32 where only some products are on the bf16 unit: three hold it exactly
+# Multiply-adds of a step, from which the bf16 unit computes the weight gradients. Below, bringing dpreact into its
+# layout costs more than it saves.
+MIN_UNIT_STEP = 1 << 22
+MIN_UNIT_INPUTS = 1 << 18  # elements of weight_ih, from which the unit has the products of x, see `input_components`
+
+# Bytes of weights read by the first 8 steps, 10 MB for each of them. A cache that is shared with others would lose
+# more weights between two steps. So with more weights up to ROW_BLOCK rows multiply a wide input for an input block,
+# several steps, at once.
+READ_IN_EIGHT_STEPS = 5 << 24
+INPUT_BLOCK_PAIRS = 512  # (step, row) pairs of an input block at most
+ROWS_TOGETHER = 48  # rows of a cell that takes means, whose products for all units stay in the second-level cache
+
+
 def split_threads(available: int, s: Signature, panels: int, backward: bool = False) -> tuple[int, int]:
     """Return how many of the `available` threads work, and how many teams they form. In the `backward` pass a step
     reads weight_hh alone.
@@ -33,15 +68,15 @@ def split_threads(available: int, s: Signature, panels: int, backward: bool = Fa
     microsecond a step. A team gets enough rows for its products to last longer than its reading: few rows if there are
     few weights, and no more than a row block.
     """
-    threads, T, B, H, components, products = available, s.T, s.B, s.H, s.components, s.products
-    if s.counts.means:  # a thread has all units of at least a register tile of rows; a larger team waits twice a step
+    threads, T, B, H, components, products = available, s.T, s.B, s.H, s.components, s.multiply_adds_per_unit
+    if s.counts.means:  # a thread has all units of at least 6 rows, a register tile; a larger team waits twice a step
         team_count = max(1, min(threads, B // 6))
         if team_count < threads and B * H * products < 2 * MIN_PARALLEL_STEP:
             threads = team_count
         threads = min(threads, team_count * panels)
         small = team_count == threads and T * B * (H + 8) * (products + 64 * s.counts.preacts) < MIN_PARALLEL_CALL
         return (1, 1) if small else (threads // team_count * team_count, team_count)
-    least = 2 if components < 2 else 32  # rows that fill the AMX tiles
+    least = 2 if components < 2 else 32  # rows of a team: 32 fill the AMX tiles
     reads = s.counts.h_preacts * H // s.heads if backward else products
     enough = min(64, max(least, 4 * H * reads // WEIGHT_BYTES_PER_ROW))
     team_count = min(threads, max(1, B // enough, min(panels_of(threads, panels), B // 2)))
@@ -55,35 +90,14 @@ def split_threads(available: int, s: Signature, panels: int, backward: bool = Fa
     return threads, team_count
 
 
-CHUNK_PAIRS = 128  # (step, row) pairs of a time chunk
-RING = 4  # time chunks that stay in memory: a thread may write one while another reads the chunk three before it
-# If the accumulators of the weight gradients take more bytes, they no longer stay in the second-level caches, and a
-# time chunk has four times as many pairs.
-SUM_BYTES, MATRIX_SUM_BYTES = 9 << 18, 1 << 22
-# If the accumulators take at most these bytes, each half of the batch rows has its own set, so that a thread sums over
-# rows that are in its cache. With few batch rows but many steps the limit is half of that. Only the shape decides, so
-# that the results do not depend on the number of threads.
-SPLIT_K_BYTES = 1 << 19
-FEW_PAIRS = 128  # (step, row) pairs whose weight gradients `few_pairs` sums, fewer where columns are padded
-UNIT_COMPONENTS = 3  # of a float32, where only some products are on the bf16 unit: they make up the whole number
-# Multiply-adds of a step from which the unit has the weight gradients, since laying dpreact out costs a tenth; and
-# elements of weight_ih from which it has the products of x, see `input_components`.
-MIN_UNIT_STEP, MIN_UNIT_INPUTS = 1 << 22, 1 << 18
-MIN_PARALLEL_STEP = 75_000  # multiply-adds of a step, below which a barrier costs what the second thread saves
-# The same of a call, with 32 more for each pre-activation, below which waking the second thread costs as much.
-MIN_PARALLEL_CALL = 1_000_000
-# If the weights that the first 8 steps read add up to more bytes than this, 10 MB for each step, up to ROW_BLOCK rows
-# multiply a wide input for several steps at once. A cache that is shared with others would lose the weights between two
-# steps. An input block has at most INPUT_BLOCK_PAIRS (step, row) pairs.
-READ_IN_EIGHT_STEPS, INPUT_BLOCK_PAIRS = 5 << 24, 512
-ROWS_TOGETHER = 48  # rows of a cell that takes means, whose products for all units stay in the second-level cache
-WEIGHT_BYTES_PER_ROW = 1 << 15  # of float32 weights, for each row of a team
-
-
 def transposed_sizes(s: Signature, panels: int, lanes: int, x_components: int) -> dict[str, int]:
-    """Return the elements of the transposed weights, packed by vector groups. `x_components`: of weight_ih on the bf16
-    unit, or 0.
+    """Return the elements of the transposed weights, in groups of four vectors of columns.
+
+    Args:
+        x_components: the bfloat16 components of an element of weight_ih, or 0 if it stays as it is. Those of weight_hh
+            are `s.components`.
     """
+    # on the unit, a component of the 64 by 64 weights of a panel's four gates and a group takes 2 * 1024 float32
     I, H, gates, components = s.I, s.H, (s.counts.x_preacts, s.counts.h_preacts), (x_components, s.components)
     ih, hh = (panels * 2 * n * 1024 if n else panels * count * lanes * 4 * lanes for n, count in zip(components, gates))
     if s.heads > 1:
@@ -92,12 +106,14 @@ def transposed_sizes(s: Signature, panels: int, lanes: int, x_components: int) -
 
 
 def k_block_lengths(I: int, H: int, joint: bool) -> tuple[int, int]:
-    """Return the columns of x in a K block, 0 if a narrow x shares the K blocks of h, and those of h.
+    """Return the columns of x in a K block, and those of h. The first is 0 if a narrow x shares the K blocks of h.
 
-    They do not depend on the number of batch rows, since a row's bits would then depend on it. `joint`: whether every
-    pre-activation has a product of x and one of h.
+    They do not depend on the number of batch rows, since a row's bits would then depend on it.
+
+    Args:
+        joint: whether every pre-activation has a product of x and one of h.
     """
-    most = WEIGHT_BLOCK_BYTES // (16 * lanes_of(torch.float32))
+    most = WEIGHT_BLOCK_BYTES // (16 * lanes_of(torch.float32))  # a column of 4 vectors of float32
 
     def length(columns: int) -> int:
         return -(-columns // -(-columns // most)) if columns else 1
@@ -106,8 +122,10 @@ def k_block_lengths(I: int, H: int, joint: bool) -> tuple[int, int]:
 
 
 def has_compact_panel(s: Signature) -> bool:
-    """Return whether a last panel that is not full is compact. It is if its gates then take fewer vectors. But all its
-    pre-activations must have both products, the bf16 unit must have no part, and all its units must be of one head.
+    """Return whether a last panel that is not full is compact: its gates lie side by side, without padding.
+
+    It is if its gates then take fewer vectors. But all its pre-activations, four at most, must have both products, the
+    bf16 unit must have no part, the cell must take no means, and the layer must have one head.
     """
     lanes, preacts, rest = lanes_of(s.dtype), s.counts.preacts, s.H % lanes_of(s.dtype)
     may_use_unit = s.counts.fits_bf16_unit and s.dtype == torch.float32 and max_components() >= UNIT_COMPONENTS
@@ -119,8 +137,9 @@ def has_compact_panel(s: Signature) -> bool:
 def input_components(s: Signature) -> int:
     """Return the bf16 components of a number in the products with the input, of both passes, 0 without the bf16 unit.
 
-    If no other product is on the unit, these are if they are two thirds of all, and many. The numbers of rows and steps
-    do not decide: a row's bits would depend on the rows beside it, a step's on the steps around it.
+    Where the other products are not on the bf16 unit, those of the input still are if I is at least 2 H and weight_ih
+    has at least MIN_UNIT_INPUTS elements. The numbers of rows and steps do not decide: a row's bits would depend on the
+    rows beside it, a step's on the steps around it.
     """
     many = s.dtype == torch.float32 and s.I >= 2 * s.H and 4 * s.H * s.I >= MIN_UNIT_INPUTS
     if s.components or not (s.allows_bf16_unit and many):
@@ -129,29 +148,34 @@ def input_components(s: Signature) -> int:
 
 
 def forward_sizes(s: Signature, x_components: int, team_count: int) -> tuple[dict[str, int], dict[str, int]]:
-    """Return fields of the forward kernel's arguments, and elements of its buffers without the packed weights."""
+    """Return fields of the forward kernel's arguments, and elements of its buffers without the packed weights.
+
+    Args:
+        x_components: the bfloat16 components of a number in the products of x, 0 without the bf16 unit.
+    """
     T, B, I, H, dtype, components, preacts = s.T, s.B, s.I, s.H, s.dtype, s.components, s.counts.preacts
     lanes = lanes_of(dtype)
     fields, scratch = common_sizes(s, "Forward", preacts, panels_of(H, lanes))
     buffers = {"scratch": scratch + (B * H if s.has_resets and not components else 0)}
     if s.is_bfloat16:
         buffers["h_float32"] = 2 * B * H
-    if components:  # the last AMX tile may stand out
+    if components:  # the last AMX tile may reach past the last row
         fields["k_block_stride"] = (B + 32) * 64
-        buffers["row_operand"] = 2 * components * operand_steps(I, H) * fields["k_block_stride"] // 4
+        buffers["row_operand"] = 2 * components * operand_k_blocks(I, H) * fields["k_block_stride"] // 4
     elif x_components:
         steps = max(1, min(T, CHUNK_PAIRS // max(B, 1)))
-        rows = steps * B + 32 * team_count
+        rows = steps * B + 32 * team_count  # each team's last AMX tile may reach past its last row
         fields |= {"input_steps": steps, "k_block_stride": rows * 64}
         fields["k_block"] = k_block_lengths(I, H, joint=True)[1]
         buffers["row_operand"] = 2 * x_components * panels_of(I, 32) * rows * 16
         buffers["input_preact"] = panels_of(H, lanes) * rows * 4 * lanes
     else:
         fields["x_k_block"], fields["k_block"] = k_block_lengths(I, fields["span"], s.counts.joint)
-        is_wide, is_large = fields["x_k_block"] > 0, H * s.products * dtype.itemsize * min(T, 8) > READ_IN_EIGHT_STEPS
-        most = min(32, INPUT_BLOCK_PAIRS // max(B, 1))  # steps for which a row reads the weights once
-        steps = -(-T // -(-T // most)) if T > 1 and most else 0
-        few = ROW_BLOCK if is_large else steps // max(B, 1)
+        is_wide = fields["x_k_block"] > 0
+        is_large = H * s.multiply_adds_per_unit * dtype.itemsize * min(T, 8) > READ_IN_EIGHT_STEPS
+        most = min(32, INPUT_BLOCK_PAIRS // max(B, 1))  # steps of an input block, which reads the weights once
+        steps = -(-T // -(-T // most)) if T > 1 and most else 0  # the same in all blocks, as far as possible
+        few = ROW_BLOCK if is_large else steps // max(B, 1)  # rows up to which a wide input has input blocks
         if steps and (B == 1 or (is_wide and 0 < B <= few)):
             fields["input_steps"] = steps
             buffers["input_preact"] = panels_of(H, lanes) * steps * (B if is_wide else 2) * preacts * lanes
@@ -159,31 +183,13 @@ def forward_sizes(s: Signature, x_components: int, team_count: int) -> tuple[dic
 
 
 def packed_size(s: Signature, lanes: int, x_components: int, packed_panels: int) -> int:
-    """Return the elements of the packed weights of `packed_panels` panels."""
+    """Return the elements of the packed weights of `packed_panels` panels. On the bf16 unit a component of a K block of
+    32 by 64 weights takes 1024 float32.
+    """
     if s.components:
-        return packed_panels * operand_steps(s.I, s.H) * s.components * 1024
+        return packed_panels * operand_k_blocks(s.I, s.H) * s.components * 1024
     ih = panels_of(s.I, 32) * x_components * 1024 if x_components else s.I * s.counts.x_preacts * lanes
     return packed_panels * (span_of(s.H, s.heads, lanes) * s.counts.h_preacts * lanes + ih)
-
-
-def accumulator_layout(s: Signature, sum_components: int) -> tuple[int, int, int]:
-    """Return the first accumulator row of h, that of the ones, and the number of rows.
-
-    There is one row for each column of [x, h, 1], without those columns of h that a panel's heads do not see. The three
-    follow each other if all have the same factors and the bf16 unit has no part. Otherwise each begins a strip of
-    columns, and the ones may take several rows.
-    """
-    counts, I, H = s.counts, s.I, s.H if s.counts.h_preacts else 0
-    if sum_components:
-        first_h_row = -(-(I + 1) // 16) * 16
-        return first_h_row, I, first_h_row + panels_of(H, lanes_of(s.dtype)) * 16
-    unseen = H - span_of(s.H, s.heads, lanes_of(s.dtype)) if H else 0
-    if counts.joint:
-        return I, I + H, I + H + 1 - unseen
-    first_h_row = panels_of(I, STRIP) * STRIP
-    ones_row = first_h_row + panels_of(H, STRIP) * STRIP
-    rows_of_ones = panels_of(counts.preacts, max(counts.x_preacts, counts.h_preacts, 1))
-    return first_h_row, ones_row, ones_row - unseen + rows_of_ones
 
 
 def row_group(s: Signature) -> int:
@@ -194,8 +200,14 @@ def row_group(s: Signature) -> int:
 
 
 def common_sizes(s: Signature, kind: str, vectors: int, count: int) -> tuple[dict[str, int], int]:
-    """Return fields of both kernels' arguments, and elements of a thread's scratch, whose rows hold the products of a
-    panel or vector group in `vectors` vectors: of all `count` of them if the cell takes means.
+    """Return fields of both kernels' arguments, and the elements of a thread's scratch.
+
+    A scratch row holds the products of one panel or vector group. If the cell takes means, it holds those of all.
+
+    Args:
+        kind: "Forward" or "Backward".
+        vectors: the vectors of the products of one panel (forward) or one vector group (backward).
+        count: the number of panels or vector groups.
     """
     of_cell, copy_slots = cell_fields(s.cell, kind), count_copy_vectors(s.cell, kind)
     lanes, size, means = lanes_of(s.dtype), s.dtype.itemsize, s.counts.means
@@ -214,28 +226,39 @@ def common_sizes(s: Signature, kind: str, vectors: int, count: int) -> tuple[dic
     return of_cell | fields, 2 * of_cell["table_bytes"] // size + ROW_BLOCK * sum(row_vectors) * lanes
 
 
-def backward_sizes(
-    s: Signature, wants_weights: bool, wants_dx: bool
-) -> tuple[dict[str, int], dict[str, int], int, int]:
-    """Return fields of the backward kernel's arguments, and elements of its buffers without the transposed weights.
-    Then the bf16 components of a number in the products for x, and in the weight gradients, 0 without the bf16 unit.
-    `wants_weights` is true if a gradient of weights or biases is wanted, and `wants_dx` if one of x is.
+class BackwardSizes(NamedTuple):
+    """Fields of the backward kernel's arguments, elements of its buffers without the transposed weights, and the
+    bfloat16 components of a number in the products for dx and in the weight gradients, 0 without the bf16 unit.
+    """
+
+    fields: dict[str, int]
+    buffers: dict[str, int]
+    dx_components: int
+    sum_components: int
+
+
+def backward_sizes(s: Signature, wants_weights: bool, wants_dx: bool) -> BackwardSizes:
+    """Return what the backward kernel of a signature needs.
+
+    Args:
+        wants_weights: whether any gradient of weights, biases or params is wanted.
+        wants_dx: whether the gradient of x is wanted.
     """
     T, B, I, H, dtype, components = s.T, s.B, s.I, s.H, s.dtype, s.components
     lanes, size, counts = lanes_of(dtype), dtype.itemsize, s.counts
     panels, wide = panels_of(H, lanes), 4 * lanes
-    columns = (panels_of(I, wide) + panels_of(H, wide)) * wide
+    columns = (panels_of(I, wide) + panels_of(H, wide)) * wide  # of x and h, each padded to strips of four vectors
     is_few = not components and T * B * columns <= FEW_PAIRS * (I + H)
     x_components = input_components(s)
     dx_components = x_components if wants_dx else 0
     # If dx takes the unit, the weight gradients do too, and without dx as well: their bits must not depend on it.
-    is_long = dtype == torch.float32 and (x_components or B * H * s.products >= MIN_UNIT_STEP)
+    is_long = dtype == torch.float32 and (x_components or B * H * s.multiply_adds_per_unit >= MIN_UNIT_STEP)
     on_unit = s.allows_bf16_unit and wants_weights and is_long and not is_few and max_components() >= UNIT_COMPONENTS
     sum_components = components or (UNIT_COMPONENTS if on_unit else 0)
     first_h_row, ones_row, accumulator_rows = accumulator_layout(s, sum_components)
     set_bytes = panels * accumulator_rows * max(counts.x_preacts, counts.h_preacts, 1) * lanes * size
     pairs = CHUNK_PAIRS
-    if is_few:  # x and h each in strips of four vectors, and no ones
+    if is_few:  # x || h in strips of four vectors: the biases need no ones
         first_h_row = panels_of(I, wide) * wide
         ones_row = first_h_row + H
     if sum_components and not components:
@@ -250,11 +273,11 @@ def backward_sizes(
     dpreact_steps = ring * chunk if reads_chunk else 2
     fields, scratch = common_sizes(s, "Backward", 4, panels_of(H, wide))
     fields |= {"reach": reach_of(s.H, s.heads, lanes), "chunk": chunk, "ring": ring, "split_k": split_k}
-    group = panels * counts.params * lanes  # sums of a row group
+    group = panels * counts.params * lanes  # elements of a row group's sums
     fields |= {"dpreact_steps": dpreact_steps, "strip": wide if is_few else STRIP}
-    fields["group_stride"] = group * size // fields["group_rows"]
+    fields["group_stride"] = group * size // fields["group_rows"]  # for one row: kernels multiply it by a group's first
     fields |= {"accumulator_rows": accumulator_rows, "first_h_row": first_h_row, "ones_row": ones_row}
-    carried = counts.inner_states + counts.carries_h + s.has_lengths
+    carried = counts.inner_states + counts.carries_h + s.has_lengths  # gradients that go from step to step
     buffers = {"scratch": scratch, "carried": panels * B * lanes * carried}
     if not components:
         buffers["dpreact"] = panels * dpreact_steps * B * counts.preacts * lanes
@@ -264,7 +287,7 @@ def backward_sizes(
         fields |= {"dpreact_row_steps": steps, "k_block_stride": (steps * B + 32) * 64}
         buffers["dpreact_rows"] = (components or dx_components) * 2 * panels * fields["k_block_stride"] // size
     if sum_components:
-        k_blocks = -(-chunk * (B + B % 2) // 32)
+        k_blocks = -(-chunk * (B + B % 2) // 32)  # of 32 (step, row) pairs, from an even number of rows
         fields["columns_bytes"] = panels * k_blocks * sum_components * 4096
         fields["strips_bytes"] = sum_components * k_blocks * accumulator_rows * 64
         buffers["dpreact_columns"] = ring * fields["columns_bytes"] // size if wants_weights else 0
@@ -274,25 +297,4 @@ def backward_sizes(
     levels = 2 if sum_components and -(-T // chunk) > FOLD else 1  # sums of all chunks, and of the last FOLD chunks
     buffers["dweights"] = levels * split_k * set_bytes // size if wants_weights and not is_few else 0
     buffers["strips"] = ring * fields["strips_bytes"] // size if wants_weights else 0
-    return fields, buffers, dx_components, sum_components
-
-
-def address_and_row_stride(a: Tensor) -> tuple[int, int]:
-    """Return the address and the row stride of (..., rows, columns)."""
-    return a.data_ptr(), a.stride(-2) * a.element_size()
-
-
-def address_and_strides(a: Tensor) -> tuple[int, int, int]:
-    """Return the address, the step stride and the row stride of (steps, ..., rows, columns)."""
-    size, (step, *_, row, _) = a.element_size(), a.stride()
-    return a.data_ptr(), step * size, row * size
-
-
-def stack_row_strides(B: int, **tensors: Tensor | None) -> dict[str, int]:
-    """Return the strides from one stacked layer's B rows to the next one's."""
-    return {k: B * a.stride(-2) * a.element_size() for k, a in tensors.items() if a is not None}
-
-
-def stack_strides(**tensors: Tensor | None) -> dict[str, int]:
-    """Return the strides of the first axis, which is that of the stacked layers."""
-    return {k: a.stride(0) * a.element_size() for k, a in tensors.items() if a is not None}
+    return BackwardSizes(fields, buffers, dx_components, sum_components)

@@ -18,7 +18,9 @@ from fastlstm.backends.numba.host.signature import contiguous, readable, signatu
 
 
 class StepRunner:
-    """Runs prepared single steps: called with the addresses of x (B, I) and of h (B, H), which it writes."""
+    """Runs prepared single steps: called with the addresses of x (B, I), which it reads, and of h (B, H), to which it
+    writes the new state h once more.
+    """
 
     def __init__(self, kernel: Kernel, keep_alive: Any) -> None:
         """`keep_alive`: the objects that must live as long as the runner does, beside the kernel."""
@@ -26,6 +28,7 @@ class StepRunner:
         self.has_barriers = kernel.barrier_bytes > 0
         self.fields = memoryview(self.frame.arguments).cast("B").cast("q")
         struct = type(self.frame.arguments)
+        # each field's index among the 64-bit fields of the struct
         self.x, self.h, self.flip = (getattr(struct, name).offset // 8 for name in ("x", "h", "flip"))
 
     def __call__(self, x: int, h: int) -> None:
@@ -42,28 +45,36 @@ def steps(layer: Layer, caches: dict[Any, Any]) -> StepRunner:
 
     Args:
         layer: x (B, I) and states (B, H), contiguous. The steps read and write these very states.
-        caches: the caches of packed weights, in case that the steps are prepared again.
+        caches: the layer's packed weights. The caller keeps it, so that preparing the same layer's steps again finds
+            them.
     """
     first, *inner = layer.states
+    # tensors made here live on, and those made in inference mode could not be written to outside it
     with torch.inference_mode(False), torch.no_grad():
         layer = readable(layer._replace(x=layer.x.unsqueeze(0), weights=(*map(contiguous, layer.weights),)))
         signature = signature_of(layer, (), 0)._replace(allows_bf16_unit=False)
         forward = Forward(signature, False, caches, always_caches=True)
         cache: Any = forward.cache
         if cache.packed is None:
-            forward.run(layer)  # which packs the weights
+            forward.run(layer)  # packs the weights
         *packed_addresses, _ = cache.packed.addresses
         runner = StepRunner(forward.kernel, (cache.packed, layer))
         row_bytes = forward.state_row_bytes
-        call = [0, first.data_ptr(), row_bytes, 0, 0, 0, 0, first.data_ptr(), 0]
+        call = [
+            0, first.data_ptr(), row_bytes,  # x, h_0 and its row stride
+            0, 0, 0, 0,  # lengths, reset, h, gates
+            first.data_ptr(), 0,  # h_n, flip
+        ]  # fmt: skip
         for state in inner:
+            # initial and its row stride, sequence, last
             call += state.data_ptr(), row_bytes, state.data_ptr(), state.data_ptr()
         if forward.has_operands:
             field_values, operands = forward.operand_fields(layer)
             call += field_values
             runner.keep_alive = *runner.keep_alive, operands
+        no_digests, no_weights = 0, (0, 0, 0, 0)  # packed weights are neither compared nor packed again
         forward.write_cached_call(
-            runner.frame.arguments, forward.cached_call_offset, *packed_addresses, 0, runner.frame.mismatches,
-            0, 0, 0, 0, *addresses(layer.weights[:WEIGHTS]), *call,
+            runner.frame.arguments, forward.cached_call_offset, *packed_addresses, no_digests,
+            runner.frame.mismatches, *no_weights, *addresses(layer.weights[:WEIGHTS]), *call,
         )  # fmt: skip
     return runner

@@ -21,7 +21,7 @@ from fastlstm.backends.numba.llvm.intrinsics import call
 
 
 @jit
-def add_heads(a, p, rows, out, w_hh, h, h_row):
+def add_h_product_of_heads(a, p, rows, out, w_hh, h, h_row):
     """Add the product of h to the pre-activations of panel p, which has units of several heads.
 
     Args:
@@ -32,12 +32,14 @@ def add_heads(a, p, rows, out, w_hh, h, h_row):
     L, D, h_preact, columns = a.lanes, a.head, out + first_h_preact(a) * VECTOR, seen_count(a, p)
     unit, last = p * L, min((p + 1) * L, a.H)
     while unit < last:
+        # units `unit` to `end` are of one head, whose columns begin at column `begin` of those that the panel sees
         begin, end = head_begin(a, unit) - seen_begin(a, p), head_end(a, unit, last)
         for q in range(count_vector_groups(a.h_preacts)):
             v_first, v_last = first_vector(a.h_preacts, q), first_vector(a.h_preacts, q + 1)
             w, w_row = w_hh + v_first * columns * VECTOR, (v_last - v_first) * VECTOR
             for k in range(begin, begin + D, a.k_block):
                 for v in range(v_first, v_last):
+                    # one K block of the head's columns, added to the lanes of the head's units
                     call(
                         a.masked, rows, h_preact + v * VECTOR, a.preacts * VECTOR,
                         w + k * w_row + (v - v_first) * VECTOR, w_row, h + k * a.size, h_row,
@@ -47,10 +49,12 @@ def add_heads(a, p, rows, out, w_hh, h, h_row):
 
 
 @jit
-def add_head(a, rows, b, s, unit, last, w, w_stride, q, kernel, out, lane, lane_last):
+def add_dh_of_head(a, rows, b, s, unit, last, w, w_stride, q, kernel, out, lane, lane_last):
     """Add to dh the product of the dpreact of one head, units `unit` to `last`, with its transposed weights.
 
     Args:
+        b, s: the first batch row, and the step.
+        q: the vector group of columns of h.
         w: the address of the group's packed weights for these vectors, whose rows are `w_stride` apart.
         kernel: `masked`, which adds to the lanes `lane` to `lane_last` of one vector, or a product for whole vectors.
         out: dh (rows, 4 L) from a vector of vector group q on.
@@ -60,11 +64,11 @@ def add_head(a, rows, b, s, unit, last, w, w_stride, q, kernel, out, lane, lane_
     while unit < last:
         p, first_lane = unit // L, unit % L
         panels = min((last - unit) // L, block) if first_lane == 0 else 0
-        # all units of whole panels, or the head's units of one panel
+        # The sum runs over all gates and units of `panels` whole panels, whose weights and dpreact follow each other.
         count, outer = gates * L, panels
         dpre_outer, w_outer = a.dpreact_steps * a.B * a.preacts * VECTOR, gates * L * w_stride
         end = unit + panels * L
-        if panels == 0:
+        if panels == 0:  # or over the head's units of one panel, gate by gate
             end = min(unit - first_lane + L, last)
             count, outer, dpre_outer, w_outer = end - unit, gates, VECTOR, L * w_stride
         dpre = dpreact_address(a, p, s, b) + first_h_preact(a) * VECTOR + first_lane * a.size
@@ -88,20 +92,20 @@ def back_product_of_heads(a, rows, b, s, packed, vectors, q, scratch):
     """Store the product of dpreact with the weights of several heads: see `vector_backward.back_product`."""
     L, H, D = a.lanes, a.H, a.head
     first, v, last = first_vector(vectors, q), first_vector(vectors, q), first_vector(vectors, q + 1)
-    w_stride = (4 if last - first == 4 else 3) * VECTOR
+    w_stride = (4 if last - first == 4 else 3) * VECTOR  # `pack_transposed` gives all smaller groups rows of 3 vectors
     packed += q * a.reach * 4 * VECTOR * a.h_preacts * L
     call(a.copy_rows, rows, 0, 4 * L, scratch, 0, scratch, 4 * VECTOR)
     while v < last:
         column, end, after = v * L, min((v + 1) * L, H), v + 1
         unit, w, out = head_begin(a, column), packed + (v - first) * VECTOR, scratch + (v - first) * VECTOR
-        if end <= unit + D:  # of one head, as the next vectors may be
+        if end <= unit + D:  # all columns are of one head, and those of the next vectors may be too
             while after < last and min((after + 1) * L, H) <= unit + D:
                 after += 1
             kernel = gemm_of(a, after - v)
-            add_head(a, rows, b, s, unit, unit + D, w, w_stride, q, kernel, out, 0, L)
+            add_dh_of_head(a, rows, b, s, unit, unit + D, w, w_stride, q, kernel, out, 0, L)
         else:
-            while unit < end:
+            while unit < end:  # head by head, each in its own lanes
                 lane, lane_last = max(unit, column) - column, min(unit + D, end) - column
-                add_head(a, rows, b, s, unit, unit + D, w, w_stride, q, a.masked, out, lane, lane_last)
+                add_dh_of_head(a, rows, b, s, unit, unit + D, w, w_stride, q, a.masked, out, lane, lane_last)
                 unit += D
         v = after

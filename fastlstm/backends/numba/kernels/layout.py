@@ -1,4 +1,7 @@
-"""How the pre-activations of a cell and their gradients lie in memory, and the primitives that work on them."""
+"""How the pre-activations of a cell and their gradients lie in memory, and the primitives that work on them.
+
+As in all kernels, `a` is the struct of a kernel's arguments, see `host.fields`, and VECTOR is the bytes of a vector.
+"""
 
 from fastlstm.backends.numba.kernels.shared import VECTOR, jit
 from fastlstm.backends.numba.llvm.intrinsics import call, get_int64
@@ -60,7 +63,7 @@ def head_begin(a, unit):
 
 @jit
 def head_end(a, unit, last):
-    """Return the end of that head's units, `last` at most."""
+    """Return the end of the units of the head that `unit` is of, `last` at most."""
     return last if a.heads == 1 else min(head_begin(a, unit) + a.head, last)
 
 
@@ -79,6 +82,7 @@ def seen_count(a, p):
 @jit
 def spans_heads(a, p):
     """Return whether panel p has units of several heads."""
+    # the address of `masked` is 0 in a layer whose heads fill whole panels
     return a.heads > 1 and a.masked != 0 and seen_count(a, p) > a.head
 
 
@@ -101,7 +105,7 @@ def reach_begin(a, q):
 
 @jit
 def reach_count(a, q):
-    """Return the number of these panels, at most `reach`."""
+    """Return the number of panels whose dpreact vector group q of h multiplies, at most `reach`."""
     if a.heads == 1:
         return a.panels
     end = head_begin(a, min(first_vector(a.panels, q + 1) * a.lanes, a.H) - 1) + a.head  # of the units
@@ -130,7 +134,7 @@ def expand(a, p, rows, source, target):
 
 
 @jit
-def gather(a, p, rows, source, target):
+def compact(a, p, rows, source, target):
     """Copy dpreact (rows, S, lanes) of the last panel to its compact rows, with zeros after them."""
     L, gates, valid = a.lanes, a.preacts, a.H - p * a.lanes
     vectors = vectors_of(a, p, gates)
@@ -157,6 +161,7 @@ def count_row_groups(a):
 @jit
 def param_sums_address(a, p, b):
     """Return the address of the sums of the gradients of params, of panel p and of the row group of row b."""
+    # `group_stride` is the stride of one row, and this is the group's first row, as group_rows is a power of two
     return a.param_sums + (b & -a.group_rows) * a.group_stride + p * a.params * VECTOR
 
 

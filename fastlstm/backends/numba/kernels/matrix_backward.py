@@ -5,7 +5,7 @@ units of two gates, interleaved. As a column operand, in which batch rows stand 
 row) pairs with the transposed [x, 1, h] of the same pairs.
 """
 
-from fastlstm.backends.numba.constants import BLOCK_STEPS, FOLD, ONE_OFFSET, ROW_BLOCK
+from fastlstm.backends.numba.constants import FOLD, K_BLOCKS_TOGETHER, ONE_OFFSET, ROW_BLOCK
 from fastlstm.backends.numba.kernels.gradients import accumulator_address
 from fastlstm.backends.numba.kernels.layout import count_vector_groups, first_vector
 from fastlstm.backends.numba.kernels.matrix_forward import TILES, copy_square
@@ -110,7 +110,7 @@ def back_product(a, rows, b, s, of_h, packed, vectors, q, scratch):
     call(
         a.matrix_product, rows, a.constants, 0, scratch, 4 * VECTOR, dpreact_row_address(a, s, b), a.k_block_stride,
         2 * panels * a.k_block_stride, packed + q * 2 * panels * a.components * TILES, 2 * panels,
-        (first_vector(vectors, q + 1) - first_vector(vectors, q) + 1) // 2, BLOCK_STEPS,
+        (first_vector(vectors, q + 1) - first_vector(vectors, q) + 1) // 2, K_BLOCKS_TOGETHER,
     )  # fmt: skip
 
 

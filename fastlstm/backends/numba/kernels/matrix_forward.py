@@ -5,7 +5,7 @@ Columns of the operand: x, padded to 16, then h, each panel 16 wide. Two operand
 next one's while it reads its own.
 """
 
-from fastlstm.backends.numba.constants import BLOCK_STEPS, ROW_BLOCK, operand_steps
+from fastlstm.backends.numba.constants import K_BLOCKS_TOGETHER, ROW_BLOCK, operand_k_blocks
 from fastlstm.backends.numba.kernels.products import ForwardProducts
 from fastlstm.backends.numba.kernels.row_masks import any_held, zero_held, zero_reset
 from fastlstm.backends.numba.kernels.shared import VECTOR, element_bytes, jit, read_rows
@@ -24,14 +24,14 @@ def count_x_groups(a):
 @jit
 def count_k_blocks(a):
     """Return the number of K blocks of 32 columns of x and h."""
-    return operand_steps(a.I, a.H)
+    return operand_k_blocks(a.I, a.H)
 
 
 @jit
 def operand(a, s, j, b):
     """Return the address of 16 columns from 16 j on, of step s and row b."""
-    steps, stride = count_k_blocks(a), a.k_block_stride
-    return a.row_operand + (s % 2) * a.components * steps * stride + j // 2 * stride + b * 64 + j % 2 * 32
+    blocks, stride = count_k_blocks(a), a.k_block_stride
+    return a.row_operand + (s % 2) * a.components * blocks * stride + j // 2 * stride + b * 64 + j % 2 * 32
 
 
 @jit
@@ -83,7 +83,7 @@ def preact(a, s, p, packed_index, b, rows, team_index, b_first, b_last, scratch,
     used = blocks if h_in != 0 else max(1, (count_x_groups(a) + 1) // 2)
     call(
         a.matrix_product, rows, a.biases + p * 4 * VECTOR, 0, scratch, 4 * VECTOR, operand(a, s, 0, b), stride,
-        blocks * stride, a.packed + packed_index * blocks * a.components * TILES, used, 2, BLOCK_STEPS,
+        blocks * stride, a.packed + packed_index * blocks * a.components * TILES, used, 2, K_BLOCKS_TOGETHER,
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ x of an input block is written to a row operand; two of these take turns. The st
 product.
 """
 
-from fastlstm.backends.numba.constants import BLOCK_STEPS, ROW_BLOCK
+from fastlstm.backends.numba.constants import K_BLOCKS_TOGETHER, ROW_BLOCK
 from fastlstm.backends.numba.kernels.matrix_forward import TILES, count_x_groups, pack_columns, split_inputs
 from fastlstm.backends.numba.kernels.products import ForwardProducts
 from fastlstm.backends.numba.kernels.shared import VECTOR, jit
@@ -76,7 +76,7 @@ def multiply_inputs(a, s, p, team_index, b_first, b_last):
         call(
             a.matrix_product, min(a.input_steps, a.T - s) * (b_last - b_first), a.biases + p * 4 * VECTOR, 0,
             input_preact_address(a, p, row), 4 * VECTOR, operand(a, s, 0, row), stride, count_k_blocks(a) * stride,
-            columns_at(a, p), count_k_blocks(a), 2, BLOCK_STEPS,
+            columns_at(a, p), count_k_blocks(a), 2, K_BLOCKS_TOGETHER,
         )  # fmt: skip
 
 

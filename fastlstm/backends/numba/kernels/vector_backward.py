@@ -11,12 +11,12 @@ from fastlstm.backends.numba.kernels.layout import (
     block_hh,
     block_ih,
     columns_of_h,
+    compact,
     count_vector_groups,
     dpreact_address,
     first_h_preact,
     first_vector,
     gate_offset,
-    gather,
     gemm_of,
     head_begin,
     head_end,
@@ -87,7 +87,7 @@ def dpreact_target(a, p, s, b, scratch):
 def store_dpreact(a, p, s, b, rows, dpre):
     """Copy dpreact of a compact panel to the layout that products read."""
     if is_compact(a, p):
-        gather(a, p, rows, dpre, dpreact_address(a, p, s, b))
+        compact(a, p, rows, dpre, dpreact_address(a, p, s, b))
 
 
 @jit
@@ -107,12 +107,12 @@ def back_product(a, rows, b, s, of_h, packed, vectors, q, scratch):
     block = (panels + blocks - 1) // blocks  # panels
     init, init_row = a.constants, 0
     # a compact panel has rows of another length
-    last, compact = dpreact_address(a, panels - 1, s, b), 1 if is_compact(a, panels - 1) else 0
+    last, compact_panels = dpreact_address(a, panels - 1, s, b), 1 if is_compact(a, panels - 1) else 0
     last_row, last_columns = vectors_of(a, panels - 1, terms) * VECTOR, gates * (a.H - (panels - 1) * L)
     for p in range(0, panels, block):
         dpre = dpreact_address(a, p, s, b) + first_gate * VECTOR
         w = packed + (q * panels * 4 * VECTOR + p * w_row) * gates * L
-        at_end = compact if p + block >= panels else 0
+        at_end = compact_panels if p + block >= panels else 0
         call(
             kernel, rows, init, init_row, scratch, 4 * VECTOR, w, w_row, dpre, terms * VECTOR, a.size,
             gates * L, min(block, panels - p) - at_end, a.dpreact_steps * a.B * terms * VECTOR, gates * L * w_row,
@@ -238,7 +238,7 @@ def add_products(a, strips, s_first, s_last, k_set, p_first, p_last, column, col
 
 @jit
 def add_weight_gradients(a, strips, s_first, s_last, k_set, p_first, p_last):
-    """Add a time chunk to the accumulators: all at once if `sizes.accumulator_layout` lets them follow each other."""
+    """Add a time chunk to the accumulators: all at once if `host.accumulators` lets them follow each other."""
     h_row, ones_row, columns = a.first_h_row, a.ones_row, columns_of_h(a)
     if a.joint != 0 and a.heads == 1:
         add_products(a, strips, s_first, s_last, k_set, p_first, p_last, 0, ones_row + 1, 0, 0, a.preacts)

@@ -5,7 +5,7 @@ products. Few rows multiply an x with K blocks of its own for several steps at o
 x.
 """
 
-from fastlstm.backends.numba.kernels.heads import add_heads
+from fastlstm.backends.numba.kernels.heads import add_h_product_of_heads
 from fastlstm.backends.numba.kernels.layout import (
     block_hh,
     block_ih,
@@ -213,7 +213,7 @@ def preact_of_only_row(a, s, p_first, p_last, scratch, x, h_in):
         crosses = spans_heads(a, begin)
         preact_of_row(a, s, p, p, end - begin, step, 0, out, x, 0 if crosses else h)
         if crosses and h_in != 0:  # no two panels of several heads see the same columns
-            add_heads(a, p, 1, out, packed_hh_address(a, p), h, 0)
+            add_h_product_of_heads(a, p, 1, out, packed_hh_address(a, p), h, 0)
         begin = end
 
 
@@ -272,7 +272,9 @@ def preact(a, s, p, packed_index, b, rows, team_index, b_first, b_last, scratch,
                 rows, init + begin, init_row, out + begin, stride, h_in + b * h_in_stride, h_in_stride,
             )  # fmt: skip
     if crosses and h_of_heads != 0:
-        add_heads(a, p, rows, out, packed_hh_address(a, packed_index), h_of_heads + b * h_in_stride, h_in_stride)
+        add_h_product_of_heads(
+            a, p, rows, out, packed_hh_address(a, packed_index), h_of_heads + b * h_in_stride, h_in_stride
+        )
     if compact:
         expand(a, p, rows, out, scratch)
 

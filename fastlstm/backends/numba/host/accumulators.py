@@ -1,0 +1,49 @@
+"""The order of the accumulators: the sums, in memory, of the weight gradients over the time chunks of a sequence."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from fastlstm.backends.numba.constants import STRIP
+from fastlstm.backends.numba.host.panels import lanes_of, panels_of, span_of
+
+if TYPE_CHECKING:
+    from fastlstm.backends.numba.host.signature import Signature
+
+
+class AccumulatorLayout(NamedTuple):
+    """Which accumulator rows have the weight gradients of h and the bias gradients, and how many rows there are.
+
+    Those of x begin at row 0. With several heads, the first two count all columns of h, and `rows` those seen alone.
+    """
+
+    first_h_row: int
+    ones_row: int
+    rows: int
+
+
+def accumulator_layout(s: Signature, sum_components: int) -> AccumulatorLayout:
+    """Return the order of a panel's accumulators of the weight gradients.
+
+    There is one row for each column of [x, h, 1], which is multiplied with dpreact, without those columns of h that a
+    panel's heads do not see. The order is one of these, where | begins a new row and || a new strip of columns:
+
+    * ``x | ones || h`` in strips of 16 rows, if the bf16 unit sums.
+    * ``x | h | ones`` if every pre-activation has a product of x and one of h.
+    * ``x || h || ones`` otherwise, in strips of STRIP. A row has room for the pre-activations of x or those of h,
+      whichever are more, so the ones, which all pre-activations have, may take several rows.
+
+    Args:
+        sum_components: the bfloat16 components of a number in the weight gradients, 0 without the bf16 unit.
+    """
+    counts, I, H = s.counts, s.I, s.H if s.counts.h_preacts else 0
+    if sum_components:
+        first_h_row = -(-(I + 1) // 16) * 16
+        return AccumulatorLayout(first_h_row, I, first_h_row + panels_of(H, lanes_of(s.dtype)) * 16)
+    unseen = H - span_of(s.H, s.heads, lanes_of(s.dtype)) if H else 0
+    if counts.joint:
+        return AccumulatorLayout(I, I + H, I + H + 1 - unseen)
+    first_h_row = panels_of(I, STRIP) * STRIP
+    ones_row = first_h_row + panels_of(H, STRIP) * STRIP
+    rows_of_ones = panels_of(counts.preacts, max(counts.x_preacts, counts.h_preacts, 1))
+    return AccumulatorLayout(first_h_row, ones_row, ones_row - unseen + rows_of_ones)
