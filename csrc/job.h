@@ -71,7 +71,7 @@ struct BackwardJob : Job {
     void *strips;
     int64_t strip_size;
     void *accumulators;  // (split_k_sets, panels, I+H+1, S, lanes), whose last row is of the biases; NULL for few pairs
-    int64_t split_k_sets;  // each has the sums over a share of the batch rows
+    int64_t split_k_sets;  // sets of accumulators, each of a share of the batch rows, added at the end
 };
 
 // A layer with int8 weights. Rows of x and h are rounded to one or two activation bytes, which the threads of a team share.

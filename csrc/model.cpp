@@ -57,7 +57,7 @@ int fastlstm_model_read(const void *bytes, size_t size, fastlstm_model **model) 
     const bool int8 = format == INT8_FORMAT;
     const int64_t I = uint32_at(file + 12), H = uint32_at(file + 16), C = uint32_at(file + 20);
     if (I < 1 || H < 1 || C < 1 || I > LARGEST || H > LARGEST || C > LARGEST) return FASTLSTM_CORRUPT;
-    // numbers of the weights, and all floats: biases or scales and biases, and the linear layer, beside or before the weights
+    // `floats` counts all float32: weights or scales, biases and the linear layer. Weights of int8 follow them
     const int64_t weights = 4 * H * (I + H), of_linear = C * (H + 1);
     const int64_t floats = (int8 ? 3 * 4 * H : weights + 4 * H) + of_linear, first = int8 ? HEADER + 4 : HEADER;
     if ((int64_t)size != first + floats * 4 + (int8 ? weights : 0)) return FASTLSTM_TRUNCATED;

@@ -5,7 +5,11 @@ computed for all steps at once. The two loops over time then have one product an
 Weights may be stacks, as in `reference`.
 
 If a step takes M means over units, they are M more results, before its N states. The value of which a mean is taken has
-partial derivatives like a state, and later results have one by the mean.
+partial derivatives like a state, and later results have one by the mean. A mean is its own adjoint: the gradient of
+that value is the mean of the mean's gradient, which comes from later results alone.
+
+Arguments that are called as a value, such as `h_prev`, are its tangent or gradient here. A suffix `_t` stands for a
+tangent, and never for a time.
 """
 
 from collections.abc import Sequence
@@ -89,7 +93,7 @@ class Linearized:
         means = self.means = cell.derived().means
         self.names = *means, *cell.states
         moving = [f"{gate}_pre" for gate in cell.layout.preacts] + [f"{name}_prev" for name in cell.layout.carried]
-        self.jacobian = [  # of each result, (T, B, S + C, H) for S sums and C carried states
+        self.jacobian = [  # of each result, (T, B, S + C, H) for S pre-activations and C carried states
             torch.stack([self.partial(result, name) for name in moving], -2) for result in self.names
         ]
         self.by_mean = [[self.partial(result, mean) for result in self.names] for mean in means]  # (T, B, H) each
@@ -210,7 +214,7 @@ class Linearized:
             reset, held, *partials = steps[t]
             d = [a if out is None else a + out for a, out in zip(d, incoming[t])]
             each = [*d]
-            for k in reversed(range(len(by_mean))):  # the gradient of what a mean is taken of is the mean of the mean's
+            for k in reversed(range(len(by_mean))):  # the last mean first, since it may depend on earlier ones
                 each.insert(0, self.mean(k, _combined(by_mean[k][t], each)))
             dpreact = fill(_combined(partials, [a.unsqueeze(-2) for a in each]).flatten(-2), held)
             results.append((dpreact, *d))

@@ -32,7 +32,7 @@ def is_plain(*tensors: Tensor | None) -> bool:
 
 def is_untransformed(*tensors: Tensor | None) -> bool:
     """Return whether only ordinary reverse mode is active, so that a Function needs no rule of a transform."""
-    if not is_plain(*tensors):  # first, since a compiler has to stop here
+    if not is_plain(*tensors):  # first: under a compiler it returns False, before calls that cannot be traced
         return False
     return not (transformed() or dual_level())
 

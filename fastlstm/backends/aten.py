@@ -45,7 +45,7 @@ def packs(device: torch.device) -> bool:
 
 def forward(layer: Layer) -> Run:
     """Run one layer in one direction, as the module of `torch.nn` does: h is (T, B, P), and the last states are (B, P)
-    and (B, H). Lengths go to torch as a `PackedSequence`.
+    and (B, H). P is the size of a projection, or H without one. Lengths go to torch as a `PackedSequence`.
     """
     x, (weight_ih, weight_hh, bias_ih, bias_hh), _, _, _, reverse, cell, *_ = layer
     if (bias_ih is None) is not (bias_hh is None):  # torch's layers take both biases or none
@@ -89,8 +89,8 @@ def _turned(a: Tensor, lengths: Tensor, reverse: bool) -> Tensor:
     return a.gather(0, index.unsqueeze(2).expand_as(a))
 
 
-# ONNX's operators: their name, the places of torch's row blocks in theirs, and attributes. Their GRU multiplies before
-# it resets, if it is told so. They keep z, then r.
+# ONNX's operators: their name, the places of torch's row blocks in theirs, and attributes. ONNX has the GRU's blocks in
+# the order z, r, n. With `linear_before_reset` its reset gate acts after the product with h, as torch's does.
 _NODES: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
     "lstm": ("LSTM", (0, 3, 1, 2), {}),
     "gru": ("GRU", (1, 0, 2), {"linear_before_reset": 1}),

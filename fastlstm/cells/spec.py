@@ -87,7 +87,7 @@ class Cell:
 
     @property
     def arguments(self) -> dict[str, str]:
-        """What a step is a function of: for each name that the author may use its name in what is derived."""
+        """The arguments of a step: each name of the author's function, and its name in the derived functions."""
         return {
             **{gate: f"{gate}_pre" for gate in self.gates},
             **{state: f"{state}_prev" for state in self.states},
@@ -209,7 +209,7 @@ def _check(cell: Cell) -> None:
     if odd is not None:
         raise ValueError(f"cell {cell.name}: {odd!r} must be a name of ASCII characters, and not a function's")
     labels = [*cell.arguments.values(), *cell.states]
-    for name in tuple(labels):
+    for name in tuple(labels):  # derived functions have gradients d..., tangents ..._t, and tangents of gradients
         labels += [f"d{name}", f"{name}_t", f"d{name}_t"]
     twice = next((name for k, name in enumerate(declared) if name in declared[:k]), None) or next(
         (name for k, name in enumerate(labels) if name in labels[:k] or name in RESERVED), None

@@ -43,7 +43,7 @@ def compile_ahead(runs: Sequence[Run], workers: int) -> None:
     Raises:
         Exception: what the compilation of a kernel raises.
     """
-    # Forked processes need not import torch. This one has started no threads of OpenMP, which a fork would lack.
+    # Forked processes need not import torch. They would lack threads of OpenMP, of which this one has started none.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     with ProcessPoolExecutor(workers, context, _begin) as pool:
         try:

@@ -23,6 +23,7 @@ def _struct(name: str, *tables: str) -> type[ctypes.Structure]:
 
 _PRIMITIVES = "\n".join((*NAMES, *CELL_FUNCTIONS, *matrix.NAMES))
 _COMMON = _PRIMITIVES, fields.SIZES, fields.CELL, fields.SCRATCH, fields.LAYOUT
+# For each pass: the fields of packed weights, which calls with a cache write, and the fields that every call writes.
 _CALLS = {
     "Forward": (fields.FORWARD_KEPT + fields.KEPT, fields.WEIGHTS + fields.LAYER + fields.FORWARD_CALL),
     "Backward": (fields.BACKWARD_KEPT + fields.KEPT, fields.WEIGHTS + fields.LAYER + fields.BACKWARD_CALL),
