@@ -31,6 +31,11 @@ def apart(a):
 
 
 @pytest.fixture
+def poisoned():
+    """Overrides the fixture that writes NaN into new memory, which would touch all of it."""
+
+
+@pytest.fixture
 def first_program(monkeypatch):
     """What is launched runs in its first program alone."""
 
