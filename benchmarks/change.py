@@ -3,7 +3,8 @@
     python -m benchmarks.change before.json after.json
 
 Each file holds ratios to torch, taken in pairs on one machine. So both compare although the machine may have been
-busier for one of them. Of a row that only one of them has, or that is noisy in one, nothing is said.
+busier for one of them. Of a row's visits the last counts, which has the times of all. Of a row that only one file has,
+or that is noisy in one, nothing is said.
 """
 
 import json
@@ -19,8 +20,8 @@ NOISE = 0.1  # of a shared machine: smaller changes of one shape say nothing
 def ratios(path: Path) -> dict[tuple[str, str], Ratio]:
     """The ratios to torch by what was measured and mode."""
     rows = [benchmark["extra_info"] for benchmark in json.loads(path.read_text(encoding="utf-8"))["benchmarks"]]
-    rows = [info for info in rows if "nn.LSTM seconds" in info and not info.get("noisy")]
-    return {(info["name"], info["mode"]): info["ratio to nn.LSTM"] for info in rows}
+    last = {(info["name"], info["mode"]): info for info in rows if "nn.LSTM seconds" in info}
+    return {key: info["ratio to nn.LSTM"] for key, info in last.items() if not info.get("noisy")}
 
 
 def markdown(before: dict[tuple[str, str], Ratio], after: dict[tuple[str, str], Ratio]) -> str:

@@ -13,10 +13,10 @@ HEAD = ("ratio", "95 % interval", "fastlstm, ms", "torch, ms", "threads", "what"
 LEGEND = """\
 T time steps, B batch rows, I inputs, H hidden units, L layers, bi both directions. A ratio of 2 means that fastlstm
 takes half the time of torch. It is the ratio of the two times beside it, which are medians over the rounds, and lies in
-its interval, which is that of the same ratio over rounds drawn anew. The interval is of this run alone: on a machine
-that others share, another run may leave it. Each side runs on one thread and on all, and its faster way counts;
-"threads" has fastlstm's and torch's. A row has no result where its rounds scatter, or where other processes worked
-beside it."""
+its interval, which is that of the same ratio over rounds drawn anew. Half of the rounds come after all other rows have
+been visited. The interval is of this run alone: on a machine that others share, another run may leave it. Each side
+runs on one thread and on all, and its faster way counts; "threads" has fastlstm's and torch's. A row has no result
+where its rounds scatter, or where other processes worked beside it."""
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-benchmark reads its options
@@ -31,7 +31,8 @@ def pytest_report_header(config):
 
 def pytest_terminal_summary(terminalreporter, config):
     session = getattr(config, "_benchmarksession", None)
-    measured = [bench.extra_info for bench in session.benchmarks if "group" in bench.extra_info] if session else []
+    infos = [bench.extra_info for bench in session.benchmarks if "group" in bench.extra_info] if session else []
+    measured = list({(info["name"], info["mode"]): info for info in infos}.values())  # the last visit of each row
     if not measured:
         return
     terminalreporter.section("speed relative to torch")

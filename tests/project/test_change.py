@@ -42,3 +42,8 @@ def test_each_shape_has_its_change(report):
 
 def test_without_a_common_shape_nothing_is_claimed(report):
     assert report(measured(("a", "training", 1.0)), measured()) == "The two measurements have no shape in common.\n"
+
+
+def test_the_last_visit_of_a_row_counts(report):
+    text = report(measured(("a", "training", 9.0), ("a", "training", 1.0)), measured(("a", "training", 2.0)))
+    assert "| a | training | **2.00** | 1.00 (1.00–2.00) | 2.00 (2.00–4.00) |\n" in text
