@@ -1,9 +1,9 @@
-"""The benchmark grid, fastlstm.LSTM against torch.nn.LSTM and whatever else is installed; writes a report."""
+"""The benchmark grid, fastlstm's LSTM or GRU against torch.nn's and whatever else is installed; writes a report."""
 
 import argparse
 import datetime
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from benchmarks.shared import machine, memory
 from benchmarks.shared.clock import compare
 from benchmarks.shared.contest import Contest
 from benchmarks.shared.report import write_report
-from benchmarks.shared.shapes import GRID, MODES, Shape, random_shapes
+from benchmarks.shared.shapes import GATES, GRID, MODES, Shape, random_shapes
 from benchmarks.shared.tables import NOISY
 from fastlstm.backends import dispatch
 from fastlstm.cells import library
@@ -25,7 +25,7 @@ from fastlstm.commands import Parser, positive, whole_number
 
 RIVAL_ROUNDS = 11
 SECONDS = 20.0  # that a shape takes, with its checks and the memory that is measured
-TITLES = "fastlstm against torch.nn.LSTM", "torch.nn.LSTM against itself"
+TITLES = "fastlstm against torch.nn.{}", "torch.nn.{} against itself"
 EXAMPLES = """\
 examples:
   the grid and twenty random shapes
@@ -71,8 +71,8 @@ def measure(shape: Shape, options: argparse.Namespace) -> Iterator[dict[str, Any
 
 
 def against_rivals(contest: Contest, threads: int) -> dict[str, dict[str, float]]:
-    """In rounds of their own: their threads would disturb the pairs with nn.LSTM."""
-    if contest.precision != "float32":
+    """In rounds of their own: their threads would disturb the pairs with torch's layer."""
+    if contest.precision != "float32" or contest.shape.cell != "LSTM":
         return {}
     others = dict(rivals(contest.modules["nn.LSTM"], contest.x, contest.shape, threads))
     runs = {"fastlstm": contest.run("fastlstm", "inference"), **others}
@@ -82,25 +82,26 @@ def against_rivals(contest: Contest, threads: int) -> dict[str, dict[str, float]
 
 def line(row: dict[str, Any]) -> str:
     ratio = row["ratio"]
-    speed = f"{ratio['median']:5.2f} times nn.LSTM ({ratio['low']:.2f} to {ratio['high']:.2f})"
+    speed = f"{ratio['median']:5.2f} times nn.{row['shape']['cell']} ({ratio['low']:.2f} to {ratio['high']:.2f})"
     others = "".join(f", {name} {ratio['median']:5.2f} times" for name, ratio in row["backends"].items())
     name = f"{row['name']:28} {row['mode']:10}"
     return f"{name} {NOISY}" if row["noisy"] else f"{name} {row['seconds'] * 1e3:9.3f} ms {speed}{others}"
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser("python -m benchmarks.run", "Measure fastlstm.LSTM beside torch.nn.LSTM, and report.", EXAMPLES)
+    parser = Parser("python -m benchmarks.run", "Measure fastlstm's layer beside torch.nn's, and report.", EXAMPLES)
     named, backends = {str(shape): shape for shape in GRID}, ", ".join(dispatch.FUSED)
     add = parser.add_argument_group("shapes").add_argument
     add("--only", nargs="+", choices=named, default=[], metavar="SHAPE", help=f"of the grid: {', '.join(named)}")
     count = partial(whole_number, 0, 10**6)
     add("--random", type=count, metavar="N", help="random shapes beside the grid (20; 0 with --only)")
     add("--seed", type=int, default=0, metavar="N", help="of weights, inputs and random shapes (0)")
+    add("--cell", choices=list(GATES), default="LSTM", help="of the layers (LSTM)")
     add("--dtype", choices=["float32", "bfloat16"], default="float32", help="of everything (float32)")
     add = parser.add_argument_group("contenders").add_argument
     several = {"nargs": "+", "choices": dispatch.FUSED, "default": [], "metavar": "NAME"}
     add("--backend", **several, help=f"backends beside auto's, of {backends}")
-    add("--null", action="store_true", help="nn.LSTM against itself: the error of the clock")
+    add("--null", action="store_true", help="torch's layer against itself: the error of the clock")
     add = parser.add_argument_group("rounds and report").add_argument
     add("--pairs", type=positive, default=31, metavar="N", help="interleaved rounds (31)")
     add("--threads", type=positive, default=torch.get_num_threads(), metavar="N", help="as torch chooses")
@@ -122,8 +123,10 @@ def main(argv: list[str] | None = None) -> None:
     options = arguments(argv)
     torch.set_num_threads(options.threads)
     every = [*options.shapes, *random_shapes(options.random, options.seed)]
-    report: dict[str, Any] = {"title": TITLES[options.null], "date": datetime.date.today().isoformat()}
-    report |= {"machine": machine.describe(options.threads), "pairs": options.pairs, "seed": options.seed}
+    every = [replace(shape, cell=options.cell) for shape in every]
+    title, date = TITLES[options.null].format(options.cell), datetime.date.today().isoformat()
+    report: dict[str, Any] = {"title": title, "date": date, "machine": machine.describe(options.threads)}
+    report |= {"pairs": options.pairs, "seed": options.seed}
     print(machine.header())
     print(f"{len(every)} shapes, at least {len(every) * SECONDS / 60:.0f} minutes on a quiet machine")
     results = []
@@ -132,7 +135,7 @@ def main(argv: list[str] | None = None) -> None:
             row["random"] = n >= len(options.shapes)
             results.append(row)
             tqdm.write(line(row))
-    kinds = ["null"] * options.null
+    kinds = [options.cell] * (options.cell != "LSTM") + ["null"] * options.null
     if options.dtype != "float32":
         report["title"] += f", in {options.dtype}"
         kinds.append(options.dtype)

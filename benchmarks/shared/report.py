@@ -45,6 +45,7 @@ def markdown(report: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     rivals = sorted({name for row in results for name in row["rivals"]})
     backends = list(results[0]["backends"])
+    theirs = f"nn.{results[0]['shape'].get('cell', 'LSTM')}"
     vectors, counts = machine["float32_lanes"], f"{machine['cores']} cores, {machine['threads']} threads"
     lines = [
         f"# {report['title']}",
@@ -54,7 +55,7 @@ def markdown(report: dict[str, Any]) -> str:
         f"Load average before the run: {machine['load'] if machine['load'] is not None else 'unknown'}.",
         "",
         f"Medians over {report['pairs']} interleaved rounds, each side on one thread or on all, whichever is faster",
-        "for it. The ratio is nn.LSTM's time over fastlstm's, with its 95 % interval. A row whose rounds scatter, or",
+        f"for it. The ratio is {theirs}'s time over fastlstm's, with its 95 % interval. A row whose rounds scatter, or",
         f'beside which other processes worked, is "{NOISY}". Memory is how far resident memory rises in a call. Other',
         "rivals are measured in rounds of their own. GFLOP/s counts every product of the formula, also those with a",
         "state of zeros, which fastlstm leaves out.",
@@ -78,14 +79,14 @@ def markdown(report: dict[str, Any]) -> str:
                 ]
             )
         header = ["shape", "fastlstm, ms", "ratio", *(f"ratio of {name}" for name in backends), "GFLOP/s"]
-        header += ["memory, MB, fastlstm / nn.LSTM", "threads, fastlstm / nn.LSTM"]
+        header += [f"memory, MB, fastlstm / {theirs}", f"threads, fastlstm / {theirs}"]
         header += [f"ratio to {name}" for name in rivals * (mode == "inference")]
         title = "Inference" if mode == "inference" else "Training step (forward and backward, x without gradient)"
         lines += ["", f"## {title}", "", *table(header, rows)]
     ratios = {f"{row['name']} {row['mode']}": ratio_of_medians(row) for row in results if not row["noisy"]}
     ratios |= {f"{name} at {row['name']} {row['mode']}": row["backends"][name] for row in results for name in backends}
     slower = [name for name, ratio in ratios.items() if ratio["median"] < 0.97]
-    lines += ["", f"Slower than nn.LSTM by more than 3 %: {', '.join(slower) or 'none'}."]
+    lines += ["", f"Slower than {theirs} by more than 3 %: {', '.join(slower) or 'none'}."]
     return "\n".join(lines) + "\n"
 
 

@@ -8,7 +8,7 @@ from statistics import median
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 PLACE = "<!-- the table of reports -->"
 MODES = ("inference", "training")
-WHOLE = re.compile(r"\(\d+\.\d+–\d+\.\d+\)|T\d+-B\d+-I\d+-H\d+[-\w]*")
+WHOLE = re.compile(r"\(\d+\.\d+–\d+\.\d+\)|(?:GRU-)?T\d+-B\d+-I\d+-H\d+[-\w]*")
 
 
 def reports() -> dict[str, dict]:
@@ -45,7 +45,7 @@ def page(name: str) -> str:
     _, _, text = (RESULTS / f"{name}.md").read_text(encoding="utf-8").partition("\n")
     head, first_table, tables = text.partition("## Inference")
     plot = (
-        f"![Speed relative to torch.nn.LSTM, shape by shape]({name}.png){{ .plot }}"
+        f"![Speed relative to torch's layer, shape by shape]({name}.png){{ .plot }}"
         * (RESULTS / f"{name}.png").exists()
     )
     wide = "---\nhide: [toc]\n---\n"  # the tables need the place of the contents
@@ -54,7 +54,8 @@ def page(name: str) -> str:
 
 def title(report: dict) -> str:
     kind = "bfloat16" if "bfloat16" in report["title"] else "float32"
-    return f"{processor(report)}, {kind}, {report['date']}"
+    cell = "GRU, " * ("nn.GRU" in report["title"])  # the others are of LSTMs
+    return f"{processor(report)}, {cell}{kind}, {report['date']}"
 
 
 def processor(report: dict) -> str:
