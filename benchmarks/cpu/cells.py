@@ -1,11 +1,11 @@
-"""Every cell of the library in `fastlstm.RNN`, against a plain PyTorch loop, compiled or not, and torch's own layer.
+"""Cells of the library in `fastlstm.RNN`, against a plain PyTorch loop, compiled or not, and torch's own layer.
 
 python -m benchmarks.cpu.cells [--only gru mgu] [--rounds 31] [--no-compile]
 
 The loop is checked against `fastlstm.RNN` before the clock starts, and the compiled loop against the loop: its output,
 and in a training step all its gradients. The compiled loop runs on all threads, and the others on one and on all in
 every round, of which the faster counts. To compile a loop of so many steps takes minutes for each row. Two tables for
-docs/cells.md are printed row by row.
+docs/cells.md are printed row by row. Cells with norms are in `benchmarks.cpu.norms_and_heads`.
 """
 
 import inspect
@@ -92,7 +92,7 @@ def row_of(cell: Cell, mode: str, options: Options) -> list[str]:
 
 
 if __name__ == "__main__":
-    arguments, named = parser("cpu.cells", __doc__), {cell.name: cell for cell in cells.CELLS}
+    arguments, named = parser("cpu.cells", __doc__), {cell.name: cell for cell in cells.CELLS if not cell.derived().means}
     arguments.add_argument("--only", nargs="+", choices=named, default=list(named), metavar="CELL")
     arguments.add_argument("--no-compile", dest="compile", action="store_false", help="leave out what is compiled")
     options = arguments.parse_args()
