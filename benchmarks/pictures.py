@@ -50,10 +50,10 @@ class Drawing:
         return "\n".join([*self.lines, "</svg>"]) + "\n"
 
 
-def newest() -> dict[str, Any]:
-    """Return the newest report in float32."""
+def newest(title: str = TITLE) -> dict[str, Any]:
+    """Return the newest report with this title."""
     reports = [json.loads(path.read_text(encoding="utf-8")) for path in (ROOT / "benchmarks/results").glob("*.json")]
-    return max((report for report in reports if report.get("title") == TITLE), key=lambda report: report["date"])
+    return max((report for report in reports if report.get("title") == title), key=lambda report: report["date"])
 
 
 def sequences(report: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, float]]]:

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import statistics
 from types import SimpleNamespace
 
 import pytest
@@ -86,6 +87,14 @@ def ranges() -> list[str]:
     return [f"{min(each):.2f} to {max(each):.2f}" for each in zip(*found)]
 
 
+def of_gru(mode: str) -> list[float]:
+    """The ratios of the newest report on GRUs, of its shapes of several steps."""
+    title = pictures.TITLE.replace("LSTM", "GRU")
+    ratios = [ratio[mode] for _, ratio in pictures.sequences(pictures.newest(title))]
+    assert len(ratios) == 10
+    return ratios
+
+
 @pytest.mark.parametrize("page", FIRST_PAGES)
 def test_the_figures_of_a_first_page_are_those_of_the_newest_report(page):
     medians, (training, inference) = pictures.medians(pictures.newest()), ranges()
@@ -93,6 +102,8 @@ def test_the_figures_of_a_first_page_are_those_of_the_newest_report(page):
         f"trains an LSTM {medians['training']:.1f} times as fast as `torch.nn.LSTM` (median of ten sizes, {training}), "
         f"and runs inference {medians['inference']:.1f} times as fast ({inference})."
     ) in on_one_line(page)
+    gru = statistics.median(of_gru("training"))
+    assert f"trains {gru:.1f} times as fast as `torch.nn.GRU` (median of the same sizes)." in on_one_line(page)
     shown = f"is {training} times as fast as torch.nn.LSTM in training, and {inference} times in inference"
     assert text_of(page).count(shown) == text_of(page).count("Bars of ten sizes") > 0
 
@@ -113,6 +124,8 @@ def test_when_a_first_page_says_not_to_use_it(page):
 
 def test_the_ranges_of_the_table_in_the_readme_are_those_of_the_newest_report():
     assert f"the ten sizes above | `nn.LSTM` | {' | '.join(ranges())} |" in text_of("README.md")
+    gru = [f"{min(ratios):.2f} to {max(ratios):.2f}" for ratios in map(of_gru, pictures.MODES)]
+    assert f"the same sizes | `nn.GRU` | {' | '.join(gru)} |" in text_of("README.md")
 
 
 def test_the_ratios_of_integrations_are_the_quotients_of_their_columns():
