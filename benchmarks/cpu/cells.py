@@ -92,7 +92,8 @@ def row_of(cell: Cell, mode: str, options: Options) -> list[str]:
 
 
 if __name__ == "__main__":
-    arguments, named = parser("cpu.cells", __doc__), {cell.name: cell for cell in cells.CELLS if not cell.derived().means}
+    arguments = parser("cpu.cells", __doc__)
+    named = {cell.name: cell for cell in cells.CELLS if not cell.derived().means}
     arguments.add_argument("--only", nargs="+", choices=named, default=list(named), metavar="CELL")
     arguments.add_argument("--no-compile", dest="compile", action="store_false", help="leave out what is compiled")
     options = arguments.parse_args()
