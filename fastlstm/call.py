@@ -18,9 +18,8 @@
 | is any other                                          | `LayerFunction`, or without derivatives the backend      |
 """
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,48 +36,6 @@ from fastlstm.backends.checks import check_layer
 from fastlstm.cells.spec import by_key
 from fastlstm.plans import Plans, Runs
 from fastlstm.torch_private import allow_in_graph, dual_level, dual_level_in_graph, opened_by_graph
-
-
-class Call(NamedTuple):
-    """A call that is ready to run.
-
-    Attributes:
-        layer: x is (T, B, I), states are (B, H), and the types are those that the backend takes.
-        backend: the name of the backend that runs it.
-        inner_states: whether the inner states of all steps are wanted.
-    """
-
-    layer: Layer
-    backend: str
-    inner_states: bool
-
-
-def _by_aten(call: Call) -> Run:
-    return aten.forward(call.layer)
-
-
-def _by_operations(call: Call) -> Run:
-    run = reference.forward(call.layer, True)
-    return run._replace(saved=run.saved[:-1])
-
-
-def _by_operator(call: Call) -> Run:
-    layer = call.layer
-    operator = by_cell[layer.cell].layer
-    return Run.of(len(layer.states), operator(*layer.tensors, layer.reverse, call.inner_states, call.backend))
-
-
-def _by_function(call: Call) -> Run:
-    return differentiable(call.layer, call.inner_states, call.backend)
-
-
-# The lower half of the table above: whether a row describes the call, and what runs it.
-_WAYS: tuple[tuple[Callable[[Call], bool], Callable[[Call], Run]], ...] = (
-    (lambda call: call.backend == "aten", _by_aten),
-    (lambda call: call.layer.weight_hr is not None or nests_forward_mode(), _by_operations),
-    (lambda call: torch.jit.is_tracing(), _by_operator),
-    (lambda call: True, _by_function),
-)
 
 
 def run(
@@ -139,7 +96,7 @@ def _in_graph(dual: bool, *arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _run_checked(layer: Layer, plans: Plans | None, backend: str | None, inner_states: bool) -> Run:
-    """Check a call, cast its tensors, choose a backend, and run the call in the first of `_WAYS` that serves it."""
+    """Check a call, cast its tensors, choose a backend, and run the call: the lower half of the table above."""
     cast_type = autocast_of(layer.x)
     with no_autocast(layer.x):  # plain PyTorch operations would be cast again
         if cast_type is not None:  # autocast leaves float64 alone
@@ -168,14 +125,31 @@ def _run_checked(layer: Layer, plans: Plans | None, backend: str | None, inner_s
         if wide is not layer and plans is not None and (plan := plans.get(wide, name, False, _plan)) is not None:
             result = plan(wide)
         else:
-            call = Call(wide, name, inner_states)
-            result = next(way for describes, way in _WAYS if describes(call))(call)
+            result = _run_unplanned(wide, name, inner_states)
         if not inner_states:
             result = result._replace(saved=())
         if wide is layer:
             return result
         results = narrowed((result.h, *result.last, *result.saved), layer.x.dtype, (*layer.tensors, layer.weight_hr))
         return Run.of(len(layer.states), results)
+
+
+def _run_unplanned(layer: Layer, backend: str, inner_states: bool) -> Run:
+    """Run a layer by a backend that can run it: the last four rows of the table above.
+
+    Args:
+        layer: x is (T, B, I), states are (B, H), and the types are those that the backend takes.
+        inner_states: whether the inner states of all steps are wanted. The result may have them in any case.
+    """
+    if backend == "aten":
+        return aten.forward(layer)
+    if layer.weight_hr is not None or nests_forward_mode():
+        result = reference.forward(layer, True)
+        return result._replace(saved=result.saved[:-1])
+    if torch.jit.is_tracing():
+        results = by_cell[layer.cell].layer(*layer.tensors, layer.reverse, inner_states, backend)
+        return Run.of(len(layer.states), results)
+    return differentiable(layer, inner_states, backend)
 
 
 def _plan(

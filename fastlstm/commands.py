@@ -76,21 +76,15 @@ def positive(text: str) -> int:
 
 
 def positive_float(text: str) -> float:
-    value = _float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
-    return value
+    return _number(text, lambda value: 0 < value < math.inf, "above 0")
 
 
 def probability(text: str) -> float:
-    value = _float(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"must be a number from 0 to below 1, got {text!r}")
-    return value
+    return _number(text, lambda value: 0 <= value < 1, "from 0 to below 1")
 
 
-def _float(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
+def _number(text: str, fits: Callable[[float], bool], wanted: str) -> float:
+    with suppress(ValueError):
+        if fits(value := float(text)):
+            return value
+    raise argparse.ArgumentTypeError(f"must be a number {wanted}, got {text!r}")

@@ -78,14 +78,11 @@ class LayerBackward(_Function):
         wanted = Gradients.of(cell, ctx.needs_input_grad[first : first + len(layer.tensors) - 2])
         with no_autocast(layer.x):
             operand_tangents, linearized = Tangents.of(cell, grads), Linearized(layer, (run.h, *run.saved[:-1]))
-            dpreact, d = linearized.gradient((incoming.h, *incoming.saved), incoming.last)
             preact, states = linearized.tangent(linearized.preact_tangent(operand_tangents, None), operand_tangents)
             prev = linearized.previous(states, operand_tangents.states)
-            changes = linearized.curvature(d, preact, prev, operand_tangents)
-            gradients = linearized.products(changes, dpreact, operand_tangents, prev[0], wanted)
-            of_states, of_first = linearized.previous_transposed(gradients.states)
+            gradients, of_states = linearized.gradient_changes(incoming, preact, prev, operand_tangents, wanted)
         of_incoming = [None if a is None else g for a, g in zip(tensors, linearized.results(states))]
-        first_states = tuple(None if a is None else g for a, g in zip(layer.states, of_first))
+        first_states = tuple(None if a is None else g for a, g in zip(layer.states, gradients.states))
         # autograd passes the gradients of the run's states on to LayerFunction's own backward
         of_layer = gradients._replace(states=first_states).flat
         return _for_all(ctx, *of_incoming, *of_layer, *NO_MASKS, *of_states)
@@ -98,17 +95,14 @@ class LayerBackward(_Function):
         states, needs = (run.h, *run.saved[:-1]), Gradients.of(cell, ctx.needs)
         operand_tangents, linearized = Tangents.of(cell, layer_t.tensors[:-2]), Linearized(layer, states)
         states_t = [torch.zeros_like(a) if t is None else t for a, t in zip(states, (run_t.h, *run_t.saved[:-1]))]
-        dpreact, d = linearized.gradient((grads.h, *grads.saved), grads.last)
         prev = linearized.previous(states_t, operand_tangents.states)
-        changes = linearized.curvature(d, linearized.preact_tangent(operand_tangents, prev[0]), prev, operand_tangents)
-        others = linearized.products(changes, dpreact, operand_tangents, prev[0], needs)
-        of_states, of_first = linearized.previous_transposed(others.states)
+        preact = linearized.preact_tangent(operand_tangents, prev[0])
+        nonlinear, of_states = linearized.gradient_changes(grads, preact, prev, operand_tangents, needs)
         # the fused backward is linear in the incoming gradients, so those of the states are added to their tangents
         incoming = sum_of(of_states[0], grads_t.h), *grads_t.last, *map(sum_of, of_states[1:], grads_t.saved)
         rest = ctx.reverse, cell, ctx.needs, ctx.backend
         linear = LayerBackward.apply(*incoming, *tensors[len(incoming) :], *rest)
-        nonlinear = others._replace(states=of_first).flat
-        return (*(a if a is None or b is None else a + b for a, b in zip(linear, nonlinear)),)
+        return (*(a if a is None or b is None else a + b for a, b in zip(linear, nonlinear.flat)),)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:

@@ -13,7 +13,7 @@ tangent, and never for a time.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from fastlstm.backends.base import (
     WEIGHTS,
     Gradients,
     Layer,
+    Run,
     fill,
     flat_input,
     given_states,
@@ -49,17 +50,6 @@ def _combined(partials: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
 
 
 Tangents = Gradients  # tangents of a layer's operands, each None for zeros
-
-
-class Changes(NamedTuple):
-    """How the gradients of all steps change, (T, B, ...): those of the pre-activations, and, through the elementwise
-    arithmetic alone, those of the previous states, params and inputs.
-    """
-
-    preact: Tensor
-    prev: tuple[Tensor, ...]
-    params: tuple[Tensor, ...]
-    inputs: tuple[Tensor, ...]
 
 
 class Linearized:
@@ -119,7 +109,7 @@ class Linearized:
             results.append(fill(previous(a, a_0, self.layer, None if k else self.held, self.reset), self.held))
         return tuple(results)
 
-    def previous_transposed(self, gradients: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    def previous_transposed(self, gradients: Sequence[Any]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Return the transpose of `previous`: gradients of the states (T, B, H), and of the first ones (B, H)."""
         states, first = [], []
         for k, a in enumerate(gradients):
@@ -228,13 +218,15 @@ class Linearized:
         dpreact, *states = (torch.stack(steps if self.layer.reverse else steps[::-1]) for steps in zip(*results))
         return dpreact, tuple(states)
 
-    def curvature(
-        self, d: Sequence[Tensor], preact: Tensor, prev: Sequence[Tensor], operand_tangents: Tangents
-    ) -> Changes:
-        """Return how gradients change along tangents of the pre-activations `preact` (T, B, S H), of the states `prev`
-        before each step (T, B, H), and of the operands, while the gradients `d` of the new states stay fixed.
+    def gradient_changes(
+        self, grads: Run, preact: Tensor, prev: Sequence[Tensor], operand_tangents: Tangents, wanted: Gradients
+    ) -> tuple[Gradients, tuple[Tensor, ...]]:
+        """Return how the gradients of a layer, and of its states after each step (T, B, H), change along tangents of
+        the pre-activations `preact` (T, B, S H), of the states `prev` before each step (T, B, H), and of the operands,
+        while the gradients `grads` of the results stay fixed.
         """
         cell = self.cell
+        dpreact, d = self.gradient((grads.h, *grads.saved), grads.last)
         tangents = cell.derived().curvature({
             **self.values,
             **{f"d{name}": a for name, a in zip(cell.states, d)},
@@ -247,31 +239,24 @@ class Linearized:
             return tuple(fill(tangents.get(f"d{name}_t", self.zeros), self.held) for name in names)
 
         of_gates = named([f"{gate}_pre" for gate in cell.layout.preacts])
-        preact_changes = torch.cat(of_gates, -1) if of_gates else self.zeros[..., :0]
-        return Changes(
-            preact_changes, named([f"{s}_prev" for s in cell.states]), named(cell.params), named(cell.inputs)
-        )
-
-    def products(
-        self, changes: Changes, dpreact: Tensor, operand_tangents: Tangents, h_prev: Optional, wanted: Gradients
-    ) -> Gradients:
-        """Return how a layer's gradients change, if those of its elementwise arithmetic change by `changes`, and the
-        other factors of its products along tangents. `states` of the result is of the states before each step.
-        """
-        weight_tangents, x_t = Sums(self.cell, operand_tangents.weights, self.H), operand_tangents.x
+        of_preact = torch.cat(of_gates, -1) if of_gates else self.zeros[..., :0]
+        of_h_prev, *of_others = named([f"{state}_prev" for state in cell.states])
+        weight_tangents, x_t = Sums(cell, operand_tangents.weights, self.H), operand_tangents.x
         x_t = None if x_t is None else fill(flat_input(x_t), self.held)
 
         biases = self.layer.weights[2:WEIGHTS]
-        weights = self.sums.weight_gradients(changes.preact, self.x, self.prev[0], wanted.weights, biases)
-        others = self.sums.weight_gradients(dpreact, x_t, h_prev, (*wanted.weights[:2], False, False), biases)
+        weights = self.sums.weight_gradients(of_preact, self.x, self.prev[0], wanted.weights, biases)
+        others = self.sums.weight_gradients(dpreact, x_t, prev[0], (*wanted.weights[:2], False, False), biases)
         params = (
             vector_gradient(a, param) if want else None
-            for a, param, want in zip(changes.params, self.layer.weights[WEIGHTS:], wanted.weights[WEIGHTS:])
+            for a, param, want in zip(named(cell.params), self.layer.weights[WEIGHTS:], wanted.weights[WEIGHTS:])
         )
-        by_product = sum_of(self.sums.h_gradient(changes.preact), weight_tangents.h_gradient(dpreact))
-        return Gradients(
-            sum_of(self.sums.x_gradient(changes.preact), weight_tangents.x_gradient(dpreact)) if wanted.x else None,
+        by_product = sum_of(self.sums.h_gradient(of_preact), weight_tangents.h_gradient(dpreact))
+        of_states, of_first = self.previous_transposed([sum_of(by_product, of_h_prev), *of_others])
+        gradients = Gradients(
+            sum_of(self.sums.x_gradient(of_preact), weight_tangents.x_gradient(dpreact)) if wanted.x else None,
             (*map(sum_of, weights, others), *params),
-            (changes.prev[0] if by_product is None else by_product + changes.prev[0], *changes.prev[1:]),
-            tuple(a if want else None for a, want in zip(changes.inputs, wanted.inputs)),
+            of_first,
+            tuple(a if want else None for a, want in zip(named(cell.inputs), wanted.inputs)),
         )
+        return gradients, of_states

@@ -7,7 +7,7 @@ Layers of int8 weights, see `fastlstm.int8.definition`, run only without gradien
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from operator import is_
 from typing import Any, cast
@@ -67,7 +67,12 @@ def _state(dtype: torch.dtype, *shape: int) -> Tensor:
 
 
 class _Plan:
-    """Runs the calls of one signature. Everything that they have in common is computed once."""
+    """Runs calls like that of `layer`, one layer and no stack: of the same shapes, types, strides of x, contiguity and
+    threads. Everything that they have in common is computed once.
+
+    All plans of a layer share `packed_weights`. With None each call packs its own. `state_axes` are the leading axes of
+    the states.
+    """
 
     backend: str  # set by `fastlstm.call`
     types: Any  # of saved tensors: set and read by `fastlstm.autograd.functions`
@@ -142,14 +147,7 @@ class _Plan:
         return _backward(self.head[:4], grads, _readable(layer), run, needs)
 
 
-def plan(layer: Layer, save: bool, packed_weights: dict[Any, Any] | None, state_axes: tuple[int, ...]) -> base.Plan:
-    """Return a plan for calls like that of `layer`: of the same shapes, types, strides of x, contiguity and threads. It
-    runs one layer, not a stack.
-
-    All plans of a layer share `packed_weights`. With None each call packs its own. `state_axes` are the leading axes of
-    the states.
-    """
-    return _Plan(layer, save, packed_weights, state_axes)
+plan: Callable[..., base.Plan] = _Plan
 
 
 def forward(layer: Layer, save: bool) -> Run:

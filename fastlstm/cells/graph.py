@@ -198,13 +198,7 @@ def _neg(a: Node) -> Node | None:
 
 
 def _where(condition: Node, a: Node, b: Node) -> Node | None:
-    if a is b:
-        return a
-    if a.op == "where" and a.args[0] is condition:
-        return a.graph.make("where", condition, a.args[1], b)
-    if b.op == "where" and b.args[0] is condition:
-        return a.graph.make("where", condition, a, b.args[2])
-    return None
+    return a if a is b else None
 
 
 def _maximum(a: Node, b: Node) -> Node | None:

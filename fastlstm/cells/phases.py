@@ -90,8 +90,6 @@ def with_early_means(results: Iterable[Node], leaves: set[Node]) -> list[Node]:
                 parts[factor] = parts[factor] + part if factor in parts else part
             elif n.op in ("add", "sub"):
                 further = [(a, factor), (b, factor if n.op == "add" else -factor)]
-            elif n.op == "neg":
-                further = [(a, -factor)]
             elif n.op == "mul" and a.per_row:
                 further = [(b, factor * a)]
             elif n.op in ("mul", "div") and b.per_row:

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from fastlstm.autograd.modes import autocast_of, no_autocast
 from fastlstm.backends.base import Layer
-from fastlstm.backends.checks import check_layer
 from fastlstm.backends.settings import Backend
 from fastlstm.call import run
 from fastlstm.cells import library
@@ -131,8 +130,6 @@ def lstm(
     h_0, c_0 = (None, None) if hx is None else hx
     layer = Layer(x, (weight_ih, weight_hh, bias_ih, bias_hh), (h_0, c_0), ends, begins, reverse, library.lstm)
     layer = layer._replace(weight_hr=weight_hr)
-    if autocast_of(x) is None:
-        check_layer(layer)
     output, last, others = run(layer, plans=_plans, backend=backend, inner_states=return_cells)
     if ends is not None and output.requires_grad:  # callers may write to the padding of their copy
         output, others = output.clone(), tuple([a.clone() for a in others])

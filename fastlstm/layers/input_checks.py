@@ -36,13 +36,14 @@ def check_forward(module: Any, x: Tensor, hx: Any, weight: Tensor, batch_sizes: 
     dims = x.dim()
     if dims != 3 and dims != 2 and batch_sizes is None:
         raise ValueError(module._words.dims.format(dims))
+    states = None
     if hx is not None:
-        return _check_with_states(module, x, hx, weight, batch_sizes)
-    if x.dtype is not weight.dtype or x.shape[-1] != module.input_size or (batch_sizes is not None and dims != 2):
+        states = _check_with_states(module, x, hx, weight, batch_sizes)
+    elif x.dtype is not weight.dtype or x.shape[-1] != module.input_size or (batch_sizes is not None and dims != 2):
         module.check_input(x.unsqueeze(1) if dims == 2 and batch_sizes is None else x, batch_sizes)
     if x.device != weight.device:
         raise RuntimeError(_devices("parameter", x, weight))
-    return None
+    return states
 
 
 def _check_with_states(module: Any, x: Tensor, hx: Any, weight: Tensor, batch_sizes: Tensor | None) -> States:
@@ -65,8 +66,6 @@ def _check_with_states(module: Any, x: Tensor, hx: Any, weight: Tensor, batch_si
     if x.dtype is not weight.dtype or x.shape[-1] != module.input_size or not sizes_fit:
         module.check_forward_args(x, states[0] if module._has_bare_state else states, batch_sizes)
     check_states(x, states)
-    if x.device != weight.device:
-        raise RuntimeError(_devices("parameter", x, weight))
     return states
 
 

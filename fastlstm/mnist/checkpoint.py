@@ -7,11 +7,12 @@ import hashlib
 import io
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from fastlstm.files import replacing
+from fastlstm.mnist.state import State
 
 NAME = "checkpoint.pt"
 MAGIC = b"fastlstm training checkpoint, version 1\n"
@@ -56,11 +57,6 @@ def load(path: Path) -> dict[str, Any]:
     return torch.load(io.BytesIO(content[start:]), map_location="cpu", weights_only=True)
 
 
-class Stateful(Protocol):
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
 @dataclass(frozen=True)
 class Keeper:
     """Keeps a run's state in a file, and takes it up from there.
@@ -79,10 +75,10 @@ class Keeper:
     every: int = 200
     resume: bool = False
 
-    def keep(self, state: Stateful) -> None:
+    def keep(self, state: State) -> None:
         save(self.path, {"about": self.about, "begun": self.begun, "state": state.state_dict()})
 
-    def take_up(self, state: Stateful) -> None:
+    def take_up(self, state: State) -> None:
         """Give `state` what was kept; without a file it stays as it is.
 
         Raises:

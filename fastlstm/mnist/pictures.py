@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ticker import LogLocator, NullFormatter
@@ -56,7 +55,6 @@ def training(runs: Mapping[str, Run], test: Split) -> Figure:
     """
     curves = ["loss", "accuracy", *["time"] * (len(runs) > 1)]
     figure = Figure(figsize=(3 + 4.5 * len(curves), 9), layout="constrained")
-    FigureCanvasAgg(figure)
     layout: list[Any] = [curves, ["mistakes"] * len(curves)]
     axes = figure.subplot_mosaic(layout)
     for (name, run), colour, style, marker in zip(runs.items(), COLOURS, STYLES, MARKERS, strict=False):
@@ -95,7 +93,6 @@ def training(runs: Mapping[str, Run], test: Split) -> Figure:
 def mistakes(scores: Scores, test: Split) -> Figure:
     """Draw the confusion matrix, and the mistakes whose wrong class had the highest probability."""
     figure = Figure(figsize=(15, 6.5), layout="constrained")
-    FigureCanvasAgg(figure)
     matrix_axes, grid_axes = figure.subplots(1, 2, width_ratios=(1, 1.25))
     labels, read = test.labels.cpu(), scores.predictions
     counts = np.zeros((CLASSES, CLASSES), int)
@@ -125,7 +122,6 @@ def reading(model: RowLSTM, images: Tensor, titles: Sequence[str]) -> Figure:
     unit = "row" if steps == images.shape[1] else "pixel" if steps == images[0].numel() else "step"
     in_order = model.order is None
     figure = Figure(figsize=(14, 3.9 * len(images)), layout="constrained")
-    FigureCanvasAgg(figure)
     for k, axes in enumerate(figure.subplots(len(images), 3, squeeze=False, width_ratios=(1, 1.9, 1.05))):
         # where the pixels are read in their order, an image is as high as its steps, so that the three are in line
         height, width = steps if in_order else images.shape[1], images.shape[2]

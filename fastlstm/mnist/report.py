@@ -76,21 +76,15 @@ def summary(metrics: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write(directory: Path, metrics: Mapping[str, Any], runs: Mapping[str, Run], test: Split) -> dict[str, Figure]:
-    """Write metrics.json, and model.pt and the pictures of the first run, each whole or not at all.
-
-    Returns:
-        The pictures by the names of their files; without matplotlib there are none.
-    """
+def write(directory: Path, metrics: Mapping[str, Any], runs: Mapping[str, Run], test: Split) -> None:
+    """Write metrics.json, and model.pt and the pictures of the first run, each whole or not at all."""
     run = next(iter(runs.values()))
     with replacing(directory / "metrics.json") as file:
         file.write((json.dumps(_finite(metrics), indent=1, allow_nan=False) + "\n").encode())
     saved.save(directory / saved.NAME, run.model, test.images.shape[1:])
-    drawn = draw(runs, test)
-    for name, figure in drawn.items():
+    for name, figure in draw(runs, test).items():
         with replacing(directory / f"{name}.png") as file:
             figure.savefig(file, format="png", dpi=110)
-    return drawn
 
 
 def can_draw() -> bool:
