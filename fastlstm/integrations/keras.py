@@ -1,8 +1,8 @@
 """Keras 3 on torch: its recurrent layers run fastlstm on the CPU, in place of a Python loop over time.
 
 `enable` puts another method `inner_loop` into Keras's classes: the one that runs a layer over whole sequences. Dropout,
-states and files stay Keras's matter. A mask that leaves out steps at the ends of rows alone becomes their lengths. Rows
-that are padded in front run backwards over the reversed sequence, in which their padding comes last.
+states and files stay Keras's matter. With a mask the steps that run move to the front of each row, so that their number
+is its length, and the outputs move back.
 """
 
 import inspect
@@ -35,8 +35,7 @@ def enable() -> None:
 
     * an activation other than Keras's default, where a SimpleRNN may also have ``"relu"``,
     * ``reset_after=False`` of a GRU,
-    * in training ``recurrent_dropout``, and ``dropout`` with ``implementation=1``, which have a mask for each gate,
-    * a mask that leaves out steps between others.
+    * in training ``recurrent_dropout``, and ``dropout`` with ``implementation=1``, which have a mask for each gate.
 
     Raises:
         ImportError: without Keras 3.6 or newer.
@@ -72,11 +71,8 @@ def _replacement(keras: Any, theirs: Callable[..., Any]) -> Callable[..., Any]:
         cell = None if in_graph or not (x := tensor(sequences)).is_cpu else _cell_of(keras, self.cell, training)
         if isinstance(cell, Cell):
             mask_of_rows = mask[0] if isinstance(mask, list | tuple) else mask
-            arrays = self.cell.kernel, self.cell.recurrent_kernel, self.cell.bias, mask_of_rows
-            *weights, runs = [None if a is None else tensor(a) for a in arrays]
-            if (results := _run(self, cell, x, weights, initial_state, runs, training)) is not None:
-                return results
-            cell = "mask that leaves out steps between others"
+            arrays = x, mask_of_rows, self.cell.kernel, self.cell.recurrent_kernel, self.cell.bias
+            return _run(self, cell, [None if a is None else tensor(a) for a in arrays], initial_state, training)
         if cell is not None:
             _warn(f"fastlstm lacks Keras's {cell}, so that a keras.layers.{type(self).__name__} runs Keras's own code")
         return theirs(self, sequences, initial_state, mask=mask, training=training)
@@ -105,37 +101,39 @@ def _cell_of(keras: Any, cell: Any, training: bool) -> Cell | str | None:
     return cells[cell.activation]
 
 
-def _run(layer: Any, cell: Cell, x: Any, weights: list[Any], states: list[Any], runs: Any, training: bool) -> Any:
-    """Return what `inner_loop` returns: the last output (B, H), the outputs (B, T, H) and the last states. Return None
-    if `runs`, (B, T) or None, leaves out steps between others. x is (B, T, I), and `weights` are kernel (I, X H),
-    recurrent kernel (H, X H), and bias: (X H,), (2, X H), or None.
+def _run(layer: Any, cell: Cell, arrays: list[Any], states: list[Any], training: bool) -> Any:
+    """Return what `inner_loop` returns: the last output (B, H), the outputs (B, T, H) and the last states. `arrays` are
+    x (B, T, I), which steps run (B, T) or None, kernel (I, X H), recurrent kernel (H, X H), and bias (X H,), (2, X H)
+    or None.
     """
-    lengths, padded_in_front = None, False
-    if runs is not None and not (runs := runs.bool()).all():
-        lengths = runs.sum(1)
-        early = torch.arange(x.shape[1], device=x.device) < lengths.unsqueeze(1)  # (B, T)
-        padded_in_front = not torch.equal(runs, early)
-        if padded_in_front and not torch.equal(runs, early.flip(1)):
-            return None
+    x, runs, *weights = arrays
     if training and layer.cell.dropout:
         x = x * layer.cell.get_dropout_mask(x[:, 0]).unsqueeze(1)
     if cell is library.gru:
         weights = [None if a is None else r_first(a, -1) for a in weights]
     kernel, recurrent_kernel, bias = weights
     biases = (bias, None) if bias is None or bias.dim() == 1 else bias.unbind()
-    x = x.to(kernel.dtype).transpose(0, 1)
-    x = x.flip(0) if padded_in_front else x
+    of_layer = kernel.t(), recurrent_kernel.t(), *biases
     # Keras writes the new states of a stateful layer over the old ones, which the backward pass reads.
     first = tuple([a.to(kernel.dtype, copy=layer.stateful) for a in states])
-    of_layer, reverse = (kernel.t(), recurrent_kernel.t(), *biases), layer.go_backwards != padded_in_front
-    output, last, _ = run(Layer(x, of_layer, first, lengths, None, reverse, cell), plans=_plans)
-    output = output.flip(0) if reverse else output  # in the order in which Keras runs the steps
+    x, lengths = x.to(kernel.dtype), None
+    runs = torch.ones(x.shape[:2]).bool() if runs is None else runs.bool().reshape(x.shape[:2])
+    if layer.go_backwards:
+        x, runs = x.flip(1), runs.flip(1)
+    if not runs.all():
+        lengths, order = runs.sum(1), (~runs).sort(dim=1, stable=True).indices
+        x = x.take_along_dim(order.unsqueeze(2), 1)
+    output, last, _ = run(Layer(x.transpose(0, 1), of_layer, first, lengths, None, False, cell), plans=_plans)
+    output = output.transpose(0, 1)
     if lengths is None:
-        return last[0], output.transpose(0, 1), list(last)
-    if not reverse and not layer.zero_output_for_mask:  # steps past the end repeat the output before them
-        ends = last[0].masked_fill((lengths == 0).unsqueeze(1), 0)
-        output = torch.where(early.t().unsqueeze(2), output, ends)
-    return output[-1], output.transpose(0, 1), list(last)
+        return last[0], output, list(last)
+    count = runs.cumsum(1)  # of the steps of each row that have run
+    is_shown = runs if layer.zero_output_for_mask else count > 0
+    if not layer.return_sequences:
+        count, is_shown = count[:, -1:], is_shown[:, -1:]
+    output = output.take_along_dim((count - 1).clamp(min=0).unsqueeze(2), 1)
+    output = output.masked_fill(~is_shown.unsqueeze(2), 0)
+    return output[:, -1], output, list(last)
 
 
 _warn = cache(partial(warnings.warn, stacklevel=2))  # once for each text, whatever the warning filters say

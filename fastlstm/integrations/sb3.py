@@ -23,7 +23,7 @@ def accelerate(model: Model) -> Model:
     that `load` returns is plain again.
 
     Args:
-        model: a `sb3_contrib.RecurrentPPO`, or another model with a recurrent policy of sb3-contrib.
+        model: a `sb3_contrib.RecurrentPPO`, another model with a recurrent policy of sb3-contrib, or the policy itself.
 
     Returns:
         `model`, changed.
@@ -74,12 +74,10 @@ def process_sequence(features: Tensor, lstm_states: States, episode_starts: Tens
 
 def _policy_of(model: Any) -> Any:
     library = import_library("sb3_contrib.common.recurrent.policies", "sb3-contrib", "2.3")
-    policy, plain = getattr(model, "policy", None), library.RecurrentActorCriticPolicy
+    policy, plain = getattr(model, "policy", model), library.RecurrentActorCriticPolicy
     if not isinstance(policy, plain):
-        raise TypeError(
-            "model must have a recurrent policy of sb3-contrib, as RecurrentPPO has, "
-            f"got {type(model).__name__} with {type(policy).__name__}"
-        )
+        names = dict.fromkeys(type(each).__name__ for each in (model, policy))
+        raise TypeError(f"model must have or be a recurrent policy of sb3-contrib, got {' with '.join(names)}")
     if type(policy)._process_sequence is not plain._process_sequence:
         name = f"{type(policy).__name__} with a _process_sequence of its own"
         raise TypeError(f"model must run its sequences as sb3-contrib does, got {name}")

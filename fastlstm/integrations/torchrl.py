@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fastlstm import convert
 from fastlstm.integrations import import_library
+from fastlstm.layers.recurrent import Recurrent
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -105,7 +106,7 @@ def _run(module: Any, tensordict: Any) -> list[Tensor] | None:
     first = [a for a in states if a is not None]
     if x is None or len(first) not in (0, len(states)) or tensordict.ndim == 0 or not x.is_cpu:
         return None
-    if layer.num_layers > 1 or layer.bidirectional or getattr(layer, "proj_size", 0):
+    if not isinstance(layer, Recurrent) or layer.num_layers > 1 or layer.bidirectional or layer.proj_size:
         return None
     rows, T = tensordict.shape[:-1], tensordict.shape[-1]
     later = tensordict["is_init"].reshape(-1, T)[:, 1:]  # a first step begins with the states that it has

@@ -155,6 +155,14 @@ def test_changed_and_restored(kind):
 
 
 @kinds
+def test_another_layer_in_an_accelerated_module(kind):
+    theirs, data = module(kind), rollout(kind, (4, T))
+    ours = integration.accelerate(copy.deepcopy(theirs))
+    check(ours.make_python_based(), theirs, data)
+    check(ours.make_cudnn_based(), theirs, data)
+
+
+@kinds
 def test_nothing_to_change(kind):
     python_based = module(kind, python_based=True)
     for model in (nn.Linear(2, 2), python_based):
