@@ -35,7 +35,8 @@ def enable() -> None:
 
     * an activation other than Keras's default, where a SimpleRNN may also have ``"relu"``,
     * ``reset_after=False`` of a GRU,
-    * in training ``recurrent_dropout``, and ``dropout`` with ``implementation=1``, which have a mask for each gate.
+    * in training ``recurrent_dropout``, and ``dropout`` with ``implementation=1``, which have a mask for each gate,
+    * a mask (B, T, H), with a value for each unit.
 
     Raises:
         ImportError: without Keras 3.6 or newer.
@@ -69,8 +70,10 @@ def _replacement(keras: Any, theirs: Callable[..., Any]) -> Callable[..., Any]:
     def inner_loop(self: Any, sequences: Any, initial_state: Any, mask: Any, training: bool = False) -> Any:
         in_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
         cell = None if in_graph or not (x := tensor(sequences)).is_cpu else _cell_of(keras, self.cell, training)
+        mask_of_rows = mask[0] if isinstance(mask, list | tuple) else mask
+        if isinstance(cell, Cell) and mask_of_rows is not None and mask_of_rows.shape[2:].numel() != 1:
+            cell = "mask with a value for each unit"
         if isinstance(cell, Cell):
-            mask_of_rows = mask[0] if isinstance(mask, list | tuple) else mask
             arrays = x, mask_of_rows, self.cell.kernel, self.cell.recurrent_kernel, self.cell.bias
             return _run(self, cell, [None if a is None else tensor(a) for a in arrays], initial_state, training)
         if cell is not None:

@@ -214,6 +214,7 @@ FALLING_BACK = {
     "activation=linear": (keras.layers.SimpleRNN, {"activation": None}, {}),
     "reset_after=False": (keras.layers.GRU, {"reset_after": False}, {}),
     "recurrent_dropout=0.5": (keras.layers.LSTM, {"recurrent_dropout": 0.5}, {"training": True}),
+    "mask with a value for each unit": (keras.layers.LSTM, {}, {"mask": GAPS[..., None].repeat(1, 1, H)}),
 }
 
 
