@@ -23,7 +23,6 @@ from fastlstm.backends.numba.host.arguments import (
 from fastlstm.backends.numba.host.compiling import Progress, compiled
 from fastlstm.backends.numba.kernels.backward import backward, backward_matrix, backward_mixed
 from fastlstm.backends.numba.kernels.forward import forward, forward_matrix, forward_mixed
-from fastlstm.backends.numba.kernels.shared import jit
 from fastlstm.backends.numba.kernels.threads import share
 from fastlstm.backends.numba.llvm import cells as cell_functions
 from fastlstm.backends.numba.llvm.emit import fields_of, run
@@ -36,7 +35,6 @@ from fastlstm.cells.spec import Cell
 _TASK = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
 
 
-@jit
 def stack(a, thread, threads):
     """Run this thread's layers of a stack: those that use its sets of buffers.
 
@@ -48,7 +46,6 @@ def stack(a, thread, threads):
             call(a.task, a.first + k * a.struct_bytes, 0, 1)
 
 
-@jit
 def region(a, thread, threads):
     """Run a task in a thread of an OpenMP region."""
     call(a.task, a.arguments, call_int(a.get_thread_number), call_int(a.get_thread_count))

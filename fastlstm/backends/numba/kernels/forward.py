@@ -15,7 +15,7 @@ from fastlstm.backends.numba.kernels.row_masks import (
     rows_to_last_active,
     zero_reset,
 )
-from fastlstm.backends.numba.kernels.shared import VECTOR, element_bytes, inlined, is_zero, jit, write_rows
+from fastlstm.backends.numba.kernels.shared import VECTOR, element_bytes, inlined, is_zero, write_rows
 from fastlstm.backends.numba.kernels.states import (
     INNER_FIELDS,
     begin_phase,
@@ -66,7 +66,6 @@ def run_cell(a, t, p, b, rows, preacts, scratch, table, phase):
                     call(a.copy_rows, 1, valid, valid, old, 0, entry_address(table, k + 1, b + r, panel_offset), 0)
 
 
-@jit
 def copy_held(a, t, p, b, rows, table):
     """Copy one panel's states of `rows` held rows from `b` on to the next step, unchanged. Their saved gates become
     zero: no kernel reads them, but an operator returns them, and its results must be the same in every run.
@@ -81,7 +80,6 @@ def copy_held(a, t, p, b, rows, table):
         call(a.copy_rows, rows, 0, a.saved * L, a.constants, 0, saved, a.saved * VECTOR)
 
 
-@jit
 def store_output(a, t, p, b, rows, h):
     """Store one panel's h of `rows` rows from `b` on in the output, rounded to its type, with zeros for held rows."""
     width = min(a.lanes, a.H - p * a.lanes)
@@ -93,7 +91,6 @@ def store_output(a, t, p, b, rows, h):
                 write_rows(a, 1, width, a.constants, 0, target + r * a.out_row_stride, 0)
 
 
-@jit
 def zero_held_outputs(a, b_first, b_last, unit, width):
     """Zero h of the held steps of these rows, to which states were copied, for `width` units from `unit` on."""
     for b in range(b_first, b_last if a.lengths != 0 else b_first):
@@ -107,7 +104,6 @@ def forward_with(products: ForwardProducts) -> Any:
     reads_h_unpacked, reads_x_unpacked, pack_weights, pack_x_operand, pack_h_operand, *_ = products
     *_, multiply_inputs, preact, preact_of_only_row = products
 
-    @jit
     def forward(a, thread, threads):
         """Run this thread's share of the forward pass.
 

@@ -8,12 +8,9 @@ the first of `rows` batch rows, and `scratch` the address of a thread's scratch.
 from collections.abc import Callable
 from typing import NamedTuple
 
-from fastlstm.backends.numba.kernels.shared import jit
-
 Kernel = Callable[..., object]
 
 
-@jit
 def never_only_row(a, s, p_first, p_last, scratch, x, h_in):
     """Do nothing: kernels with packed x or h do not call it."""
 
