@@ -101,8 +101,9 @@ def zero_held_outputs(a, b_first, b_last, unit, width):
 
 def forward_with(products: ForwardProducts) -> Any:
     """Return the forward kernel with these products."""
-    reads_h_unpacked, reads_x_unpacked, pack_weights, pack_x_operand, pack_h_operand, *_ = products
-    *_, multiply_inputs, preact, preact_of_only_row = products
+    pack_weights, multiply_inputs, preact, pack_x_operand, pack_h_operand, preact_of_only_row = products
+    reads_x_unpacked, reads_h_unpacked = pack_x_operand is None, pack_h_operand is None
+    may_have_one_row = preact_of_only_row is not None
 
     def forward(a, thread, threads):
         """Run this thread's share of the forward pass.
@@ -148,7 +149,7 @@ def forward_with(products: ForwardProducts) -> Any:
         is_plain = a.rows == 1 and a.reset == 0 and a.lengths == 0 and H % L == 0 and p_last - p_first <= ROW_BLOCK
         # with means one thread computes the cells of all panels
         is_plain = is_plain and (a.phases == 1 or panels <= ROW_BLOCK)
-        is_one_row = reads_h_unpacked and reads_x_unpacked and is_plain and not packs_as_used
+        is_one_row = may_have_one_row and is_plain and not packs_as_used
         if not reads_x_unpacked:
             call(a.configure, max(team_b * max(a.input_steps, 1), 1))
         if not reads_x_unpacked and T > 0:
@@ -173,7 +174,7 @@ def forward_with(products: ForwardProducts) -> Any:
                 zero_reset(a, t, b_first, team_b, H, h_reset, H * size)
             if (s == 0 and begins_at_zero) or a.h_preacts == 0:
                 h_in = 0
-            if is_one_row:
+            if may_have_one_row and is_one_row:  # the first, a constant, leaves this out of other kernels
                 preacts, q_first, q_last = scratch, p_first, p_last
                 if a.phases > 1:
                     preacts, q_first = team_scratch + p_first * a.preacts * VECTOR, 0

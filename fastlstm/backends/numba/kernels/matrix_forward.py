@@ -127,4 +127,4 @@ def pack_h_operand(a, s, p, b, rows, h, h_row, scratch):
         zero_reset(a, t, b, rows, 8, target + n * component_stride, 64)
 
 
-PRODUCTS = ForwardProducts(False, False, pack_weights, pack_x_operand, pack_h_operand, multiply_inputs, preact)
+PRODUCTS = ForwardProducts(pack_weights, multiply_inputs, preact, pack_x_operand, pack_h_operand)

@@ -9,7 +9,7 @@ from fastlstm.backends.numba.constants import K_BLOCKS_TOGETHER, ROW_BLOCK
 from fastlstm.backends.numba.kernels.matrix_forward import TILES, count_x_groups, pack_columns, split_inputs
 from fastlstm.backends.numba.kernels.products import ForwardProducts
 from fastlstm.backends.numba.kernels.shared import VECTOR
-from fastlstm.backends.numba.kernels.vector_forward import add_product, pack_h_operand, pack_hh, packed_hh_address
+from fastlstm.backends.numba.kernels.vector_forward import add_product, pack_hh, packed_hh_address
 from fastlstm.backends.numba.llvm.intrinsics import call
 
 ROOM = 32  # rows after a team's last one, to which whole AMX tiles may write
@@ -81,4 +81,4 @@ def preact(a, s, p, packed_index, b, rows, team_index, b_first, b_last, scratch,
     )  # fmt: skip
 
 
-PRODUCTS = ForwardProducts(True, False, pack_weights, pack_x_operand, pack_h_operand, multiply_inputs, preact)
+PRODUCTS = ForwardProducts(pack_weights, multiply_inputs, preact, pack_x_operand)

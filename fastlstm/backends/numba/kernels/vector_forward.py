@@ -268,14 +268,4 @@ def preact(a, s, p, packed_index, b, rows, team_index, b_first, b_last, scratch,
         expand(a, p, rows, out, scratch)
 
 
-def pack_x_operand(a, s, team_index, b_first, b_last, x_first, x_last, scratch):
-    pass
-
-
-def pack_h_operand(a, s, p, b, rows, h, h_row, scratch):
-    pass
-
-
-PRODUCTS = ForwardProducts(
-    True, True, pack_weights, pack_x_operand, pack_h_operand, multiply_inputs, preact, preact_of_only_row
-)
+PRODUCTS = ForwardProducts(pack_weights, multiply_inputs, preact, preact_of_only_row=preact_of_only_row)
