@@ -51,7 +51,7 @@ class Backward(Pass):
         )
         reads = {"packed_hh": multiplies_hh and not in_place, "packed_ih": wants_dx and not in_place}
         packs = any(reads.values())
-        fields |= {"gate_rows": B if stacked_gates else R, "packs": packs}
+        fields["gate_rows"] = B if stacked_gates else R
         x_components = s.components or dx_components  # the cache holds weight_ih even if this call does not read it
         transposed = sizes.transposed_sizes(s, self.panels, self.lanes, x_components)
         caches_weights = caches is not None and s.stack_size is None and packs

@@ -47,7 +47,7 @@ class Forward(Pass):
     ) -> None:
         super().__init__(signature, caches)
         self.save, self.options, self.flip, s = save, (save,), 0, signature
-        T, B, R, I, H, dtype, size, counts = s.T, s.B, s.rows, s.I, s.H, s.dtype, s.dtype.itemsize, s.counts
+        T, R, I, H, dtype, size, counts = s.T, s.rows, s.I, s.H, s.dtype, s.dtype.itemsize, s.counts
         x_components = sizes.input_components(s)
         fields, buffers = sizes.forward_sizes(s, x_components, self.team_count)
         # A single step reads each panel once. So a thread packs each panel into its cache just before the product. For
@@ -62,9 +62,6 @@ class Forward(Pass):
         caches_weights = always_caches or may_cache
         packed_panels = self.panels if caches_weights or not is_read_once else 0 if is_in_place else self.threads
         fields["packed_panels"] = packed_panels
-        row_bytes = self.state_row_bytes
-        fields["h_step_stride"], fields["h_row_stride"] = (B if s.is_bfloat16 else R) * row_bytes, row_bytes
-        fields["out_step_stride"], fields["out_row_stride"] = R * H * 2, H * 2
         self.inner_states = range(1, counts.inner_states + 1)
         self.saves_states = save and (not s.is_single_step or counts.reads_new)
         if not self.saves_states:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from fastlstm.backends.memory import SCRATCH, SMALL, release_scratch, take, take_scratch
-from fastlstm.backends.numba.constants import LINE
+from fastlstm.backends.numba.constants import LINE, ONE_OFFSET
 from fastlstm.backends.numba.host.cell_counts import counts
 from fastlstm.backends.numba.host.panels import lanes_of
 from fastlstm.cells.spec import Cell
@@ -22,8 +22,8 @@ _Flags = ctypes.c_int64 * 2  # created once: each new ctypes array type is a ref
 
 @cache
 def constants(dtype: torch.dtype) -> torch.Tensor:
-    """Return a kilobyte of zeros, then a one."""
-    numbers = torch.zeros(1024 // dtype.itemsize + 1, dtype=dtype, device="cpu")
+    """Return `ONE_OFFSET` bytes of zeros, then a one."""
+    numbers = torch.zeros(ONE_OFFSET // dtype.itemsize + 1, dtype=dtype, device="cpu")
     numbers[-1] = 1.0
     return numbers
 

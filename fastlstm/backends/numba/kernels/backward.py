@@ -150,18 +150,9 @@ def backward_with(products: BackwardProducts) -> Any:
             for k in range(a.inner_states):
                 carried = carried_address(a, k, p, b)
                 if s == T - 1:
-                    d_row = inner_field(a, k, D_LAST_ROW_STRIDE)
-                    d_last = inner_field(a, k, D_LAST) + b * d_row + p * VECTOR
-                    call(
-                        a.copy_rows,
-                        rows,
-                        valid if inner_field(a, k, D_LAST) != 0 else 0,
-                        L,
-                        d_last,
-                        d_row,
-                        carried,
-                        VECTOR,
-                    )
+                    d_last, d_row = inner_field(a, k, D_LAST), inner_field(a, k, D_LAST_ROW_STRIDE)
+                    count = valid if d_last != 0 else 0
+                    call(a.copy_rows, rows, count, L, d_last + b * d_row + p * VECTOR, d_row, carried, VECTOR)
                 if has_reset:
                     zero_reset(a, t_next, b, rows, L, carried, VECTOR)
             if has_held:
@@ -187,7 +178,7 @@ def backward_with(products: BackwardProducts) -> Any:
             digest_weights(a, thread, thread_count, T > 1 or a.mismatches == 0 or a.dh_0 != 0)
             if thread_count == 1 and a.mismatches != 0 and get_int64(a.mismatches) != 0:
                 return
-        packs = a.packs != 0 and a.mismatches == 0
+        packs = (a.packed_hh != 0 or a.packed_ih != 0) and a.mismatches == 0
         if packs:
             if a.packed_hh != 0:
                 pack_transposed(

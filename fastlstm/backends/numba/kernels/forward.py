@@ -25,7 +25,6 @@ from fastlstm.backends.numba.kernels.states import (
     later_address,
     panel_products,
     redirect_to_scratch,
-    scratch_slot,
     shared_address,
 )
 from fastlstm.backends.numba.kernels.threads import share, team_rows, wait
@@ -82,21 +81,21 @@ def copy_held(a, t, p, b, rows, table):
 
 def store_output(a, t, p, b, rows, h):
     """Store one panel's h of `rows` rows from `b` on in the output, rounded to its type, with zeros for held rows."""
-    width = min(a.lanes, a.H - p * a.lanes)
-    target = a.h + t * a.out_step_stride + b * a.out_row_stride + p * a.lanes * element_bytes(a)
-    write_rows(a, rows, width, h + b * a.h_row_stride + p * VECTOR, a.h_row_stride, target, a.out_row_stride)
+    width, h_row, out_row = min(a.lanes, a.H - p * a.lanes), a.H * a.size, a.H * element_bytes(a)
+    target = a.h + (t * a.rows + b) * out_row + p * a.lanes * element_bytes(a)
+    write_rows(a, rows, width, h + b * h_row + p * VECTOR, h_row, target, out_row)
     if a.lengths != 0:
         for r in range(rows):
             if is_held(a, t, b + r):
-                write_rows(a, 1, width, a.constants, 0, target + r * a.out_row_stride, 0)
+                write_rows(a, 1, width, a.constants, 0, target + r * out_row, 0)
 
 
 def zero_held_outputs(a, b_first, b_last, unit, width):
     """Zero h of the held steps of these rows, to which states were copied, for `width` units from `unit` on."""
     for b in range(b_first, b_last if a.lengths != 0 else b_first):
         length = length_of(a, b)
-        h = a.h + length * a.h_step_stride + b * a.h_row_stride + unit * a.size
-        call(a.copy_rows, a.T - length, 0, width, h, 0, h, a.h_step_stride)
+        h = a.h + ((length * a.rows + b) * a.H + unit) * a.size
+        call(a.copy_rows, a.T - length, 0, width, h, 0, h, a.rows * a.H * a.size)
 
 
 def forward_with(products: ForwardProducts) -> Any:
@@ -144,8 +143,8 @@ def forward_with(products: ForwardProducts) -> Any:
         team_b = b_last - b_first
         x_first = b_first + share(team_b, team_thread, team_size)
         x_last = b_first + share(team_b, team_thread + 1, team_size)
-        h_reset = scratch_slot(a, scratch, a.copy_vectors)  # (rows, H)
-        h_prev, h_prev_row = a.h_0, a.h_0_row_stride
+        h_reset = shared_address(a, scratch) + ROW_BLOCK * a.shared_values * VECTOR  # (rows, H), after all slots
+        h_prev, h_prev_row, h_row = a.h_0, a.h_0_row_stride, H * size
         is_plain = a.rows == 1 and a.reset == 0 and a.lengths == 0 and H % L == 0 and p_last - p_first <= ROW_BLOCK
         # with means one thread computes the cells of all panels
         is_plain = is_plain and (a.phases == 1 or panels <= ROW_BLOCK)
@@ -163,10 +162,10 @@ def forward_with(products: ForwardProducts) -> Any:
 
         for s in range(T):
             t = T - 1 - s if a.reverse != 0 else s
-            h, x = a.h + t * a.h_step_stride, a.x + t * a.x_step_stride
+            h, x = a.h + t * a.rows * h_row, a.x + t * a.x_step_stride
             if a.h_float32 != 0:
-                h = a.h_float32 + s % 2 * a.h_step_stride
-            enter_step(a, table, s, t, h_prev, h_prev_row, h, a.h_row_stride, INNER_FIELDS, is_one_row)
+                h = a.h_float32 + s % 2 * B * h_row
+            enter_step(a, table, s, t, h_prev, h_prev_row, h, h_row, INNER_FIELDS, is_one_row)
             h_in, h_in_stride = h_prev, h_prev_row
             if reads_h_unpacked and any_reset(a, t, b_first, team_b):
                 h_in, h_in_stride = h_reset - b_first * H * size, H * size
@@ -242,13 +241,12 @@ def forward_with(products: ForwardProducts) -> Any:
                                 if a.h_float32 != 0:
                                     store_output(a, t, p, b, rows, h)
                                 if s + 1 < T:
-                                    h_b = h + b * a.h_row_stride + p * L * size
-                                    pack_h_operand(a, s + 1, p, b, rows, h_b, a.h_row_stride, scratch)
+                                    pack_h_operand(a, s + 1, p, b, rows, h + b * h_row + p * VECTOR, h_row, scratch)
                     if not computes:
                         barriers_passed = wait(barrier, team_size, barriers_passed, a.relax)
                 if g_last < b_last:  # the products of the next rows overwrite these
                     barriers_passed = wait(barrier, team_size, barriers_passed, a.relax)
-            h_prev, h_prev_row = h, a.h_row_stride
+            h_prev, h_prev_row = h, h_row
             if not reads_x_unpacked and s + 1 < T:
                 pack_x_operand(a, s + 1, team_index, b_first, b_last, x_first, x_last, scratch)
             barriers_passed = wait(barrier, team_size, barriers_passed, a.relax)

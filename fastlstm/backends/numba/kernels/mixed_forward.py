@@ -5,14 +5,12 @@ x of an input block is written to a row operand; two of these take turns. The st
 product.
 """
 
-from fastlstm.backends.numba.constants import K_BLOCKS_TOGETHER, ROW_BLOCK
+from fastlstm.backends.numba.constants import K_BLOCKS_TOGETHER, ROOM, ROW_BLOCK
 from fastlstm.backends.numba.kernels.matrix_forward import TILES, count_x_groups, pack_columns, split_inputs
 from fastlstm.backends.numba.kernels.products import ForwardProducts
 from fastlstm.backends.numba.kernels.shared import VECTOR
 from fastlstm.backends.numba.kernels.vector_forward import add_product, pack_hh, packed_hh_address
 from fastlstm.backends.numba.llvm.intrinsics import call
-
-ROOM = 32  # rows after a team's last one, to which whole AMX tiles may write
 
 
 def count_k_blocks(a):

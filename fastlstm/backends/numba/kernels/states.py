@@ -75,8 +75,10 @@ def later_address(a, scratch, p):
 
 
 def shared_address(a, scratch):
-    """Return the address of the values that a row's units share, and of the sums of means."""
-    return scratch_slot(a, scratch, a.shared_slot)
+    """Return the address of the values that a row's units share, and of the sums of means: after the slots of all
+    panels' values for later phases.
+    """
+    return later_address(a, scratch, a.panels)
 
 
 def begin_phase(a, kernel, phase, t, b, rows, gate_rows, scratch, is_one_row):

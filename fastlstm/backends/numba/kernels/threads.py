@@ -42,9 +42,8 @@ def team_rows(a, team_index, team_count):
         total += length_of(a, b)
     if total == a.T * a.B:
         return first, last
-    return team_begin_by_length(a, total, team_index, team_count), team_begin_by_length(
-        a, total, team_index + 1, team_count
-    )
+    first = team_begin_by_length(a, total, team_index, team_count)
+    return first, team_begin_by_length(a, total, team_index + 1, team_count)
 
 
 def arrive(barrier, threads):
