@@ -179,8 +179,8 @@ x = (z := 2); x = f'{y}'; x = lambda: 1; x = [z for z in (x, y)]; x = least(a, x
 x = half; x = half(y, 2); x = half(x=y); x = half(*y); x = half(a); x = least(a, x, y); x, y = least(x, a, y)
 x = len(y); x = nothing(y); x = abs(y); x = min(); x = min(y, key=x); x = intrinsics.get_int64(y); x = get_int64()
 x = get_int64(a); x = set_int64(x, y); y; 'text'; del x; assert x; raise; import sys; global SIZE; SIZE += 1; x[0] += 1
-return least(a, x, y), 1; x = late; for k in (x, y): continue; for k in x: continue
-for k in range(0, x, 0): continue; for k in range(): continue; for k, x in range(y): continue
+return least(a, x, y), 1; x = late; for k in (x, y): pass; for k in x: pass
+for k in range(0, x, 0): pass; for k in range(): pass; for k, x in range(y): pass
 """
 HEAD = f"""from {__name__} import NOT, SIZE, half, intrinsics, least, nothing
 from {intrinsics.__name__} import *

@@ -99,6 +99,9 @@ class _Body(Expressions):
         for node in statements:
             self.statement(node, lambda node: getattr(self, f"on_{type(node).__name__}")(node))
 
+    def on_Pass(self, node: ast.Pass) -> None:
+        pass
+
     def on_Expr(self, node: ast.Expr) -> None:
         self.of_Call(node.value)
 
