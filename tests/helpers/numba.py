@@ -54,7 +54,7 @@ def signature(T, B, I, H, dtype=torch.float32, unit=True):
 
 def primitive(name, pieces):
     arguments, _ = matrix.builders(pieces)[name]
-    return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * arguments)(tasks.primitives(4, pieces)[name])
+    return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * arguments)(tasks.primitives(f"matrix{pieces}")[name])
 
 
 def compiled(function, **fields):

@@ -7,14 +7,15 @@ import torch
 
 from fastlstm import cells
 from fastlstm.backends.numba.host import tasks
+from fastlstm.backends.numba.host.panels import lanes_of
 
 ROWS = (*range(1, 40), 64, 65)
 
 
 def largest_error(dtype, vectors, rows):
     """Of `rows` rows against float64; the row after them is to stay as it was."""
-    table = tasks.primitives(dtype.itemsize, 0)
-    width, K, size = table["lanes"] * vectors, 9, dtype.itemsize
+    width, K, size = lanes_of(dtype) * vectors, 9, dtype.itemsize
+    table = tasks.primitives(f"primitives{size}")
     init, a, w = (torch.randn(n, m, dtype=dtype) for n, m in ((rows, width), (rows, K), (K, width)))
     out = torch.full((rows + 1, width), torch.nan, dtype=dtype)
     arguments = [rows, init.data_ptr(), width * size, out.data_ptr(), width * size, w.data_ptr()]
@@ -35,7 +36,8 @@ def test_every_row_is_computed_once(dtype, bound, vectors):
 def call(name, *arguments):
     """A primitive for float32."""
     pointers = [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments]
-    table = tasks.primitives(4, 0) | tasks.rare(4, "in_place.Forward") | tasks.rare(4, "in_place.Backward")
+    tables = map(tasks.primitives, ("primitives4", "in_place.Forward.4", "in_place.Backward.4"))
+    table = {field: address for each in tables for field, address in each.items()}
     ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * len(pointers))(table[name])(*pointers)
 
 
@@ -47,7 +49,7 @@ def product(vectors, rows, init, of_init, out, of_out, w, of_w, a, of_a, columns
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 8])
 def test_weights_in_place_give_the_bits_of_packed_ones(rows):
     """From any column on, and where fewer columns follow than a vector has lanes."""
-    size, L = 4, tasks.primitives(4, 0)["lanes"]
+    size, L = 4, lanes_of(torch.float32)
     for I, H in ((L, L), (L + 1, 3 * L), (40, 2 * L + 5)):
         x, h, of_x, of_h = torch.randn(rows, I), torch.randn(rows, H), torch.randn(L, I), torch.randn(L, H)
         init = torch.randn(L)
@@ -67,7 +69,7 @@ def test_weights_in_place_give_the_bits_of_packed_ones(rows):
 
 @pytest.mark.parametrize("vectors", [1, 2, 3, 4])
 def test_pieces_of_weights_make_one_sum(vectors):
-    size, width = 4, tasks.primitives(4, 0)["lanes"] * vectors
+    size, width = 4, lanes_of(torch.float32) * vectors
     for rows in ROWS:
         a, w, zeros = torch.randn(rows, 13), torch.randn(13, width + 3), torch.zeros(rows, width)
         want, found = torch.empty(rows, width), torch.full((rows + 1, width), torch.nan)
@@ -83,7 +85,7 @@ def test_pieces_of_weights_make_one_sum(vectors):
 @pytest.mark.parametrize("vectors", [1, 2, 3, 4])
 def test_a_lone_row_in_blocks_is_a_row_of_many(vectors):
     """The same bits, wherever blocks begin and whichever part of the first has been summed before."""
-    size, width = 4, tasks.primitives(4, 0)["lanes"] * vectors
+    size, width = 4, lanes_of(torch.float32) * vectors
     x, h, w = torch.randn(13), torch.randn(30), torch.randn(43, width)
     init, zeros = torch.randn(1, width), torch.zeros(1, width)
     for block in (1, 5, 13, 20, 43, 50):
@@ -110,7 +112,7 @@ def test_a_lone_row_in_blocks_is_a_row_of_many(vectors):
 @pytest.mark.parametrize("vectors", [1, 2, 3, 4])
 @pytest.mark.parametrize("step", [1, -1])
 def test_a_lone_row_takes_many_panels_to_and_fro(vectors, step):
-    panels, width = 5, tasks.primitives(4, 0)["lanes"] * vectors
+    panels, width = 5, lanes_of(torch.float32) * vectors
     x, h, of_x, of_h = torch.randn(6), torch.randn(9), torch.randn(panels, 6, width), torch.randn(panels, 9, width)
     init, part, first = torch.randn(panels, width), torch.randn(panels, width), 0 if step == 1 else panels - 1
     want, found = torch.empty(panels, width), torch.full((panels, width), torch.nan)
@@ -129,7 +131,7 @@ def test_a_lone_row_takes_many_panels_to_and_fro(vectors, step):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_gates_past_the_caches(dtype):
     """They are written past them where they are many: the same bits."""
-    lanes = tasks.primitives(dtype.itemsize, 0)["lanes"]
+    lanes = lanes_of(dtype)
     pre, c_prev, found = torch.randn(6400 // lanes, 4, lanes, dtype=dtype), torch.randn(6400, dtype=dtype), []
     for name in ("cell_forward_saving", "cell_forward_streaming"):
         h, c, gates = (torch.full_like(a, torch.nan) for a in (c_prev, c_prev, pre))
@@ -137,7 +139,7 @@ def test_gates_past_the_caches(dtype):
         states = [n for a in (h, h, c_prev, c) for n in (a.data_ptr(), row)]  # of h_prev nothing is read
         values = (ctypes.c_int64 * len(states))(*states)
         function = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 6)(
-            tasks.cell_primitives(cells.lstm, dtype.itemsize)[name]
+            tasks.primitives(tasks.table_of(cells.lstm, dtype.itemsize))[name]
         )
         function(len(pre), 0, 0, pre.data_ptr(), gates.data_ptr(), ctypes.addressof(values))
         found.append([h, c, gates])

@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any
 
 from fastlstm.backends.numba.host import fields
+from fastlstm.backends.numba.host.cell_counts import Counts
 from fastlstm.backends.numba.host.fields import TAILS
 from fastlstm.backends.numba.llvm import matrix
 from fastlstm.backends.numba.llvm.cells import NAMES as CELL_FUNCTIONS
@@ -45,22 +46,22 @@ _RECORDS = {
 }
 
 
-def _record_fields(kind: str, inner_states: int, operands: int, params: int) -> list[list[str]]:
+def _record_fields(kind: str, counts: Counts) -> list[list[str]]:
     """Return the fields, numbered by record, of inner states, of inputs and params, and of the params' gradients."""
     state_fields, operand_fields = map(fields.names, _RECORDS[kind])
     return [
-        [f"{field}{k}" for k in range(inner_states) for field in state_fields],
-        [f"{field}{k}" for k in range(operands) for field in operand_fields],
-        [f"dparam{k}" for k in range(params if kind == "Backward" else 0)],
+        [f"{field}{k}" for k in range(counts.inner_states) for field in state_fields],
+        [f"{field}{k}" for k in range(counts.operands) for field in operand_fields],
+        [f"dparam{k}" for k in range(counts.params if kind == "Backward" else 0)],
     ]
 
 
 @cache
-def struct_of(kind: str, inner_states: int, operands: int, params: int) -> tuple[Any, dict[str, int]]:
-    """Return the argument struct of a pass of a cell, and for each of `TAILS` the offset at which these records begin.
-    `operands` counts inputs and params together.
+def struct_of(kind: str, counts: Counts) -> tuple[Any, dict[str, int]]:
+    """Return the argument struct of a pass of a cell, and for each of `TAILS` the offset at which these records
+    begin.
     """
-    records, head = _record_fields(kind, inner_states, operands, params), _HEADS[kind]
+    records, head = _record_fields(kind, counts), _HEADS[kind]
     all_fields = [(field, ctypes.c_int64) for part in records for field in part]
     offsets, offset = {}, ctypes.sizeof(head)
     for name, part in zip(TAILS, records):
@@ -70,11 +71,11 @@ def struct_of(kind: str, inner_states: int, operands: int, params: int) -> tuple
 
 
 @cache
-def writer(kind: str, cached: bool, inner_states: int, operands: int, params: int) -> tuple[Callable[..., None], int]:
+def writer(kind: str, cached: bool, counts: Counts) -> tuple[Callable[..., None], int]:
     """Return a function that writes the fields of a call into a struct, and the offset of the first of them. If
     `cached`, the fields of the cached packed weights come before the others.
     """
     own = [field for table in _CALLS[kind][not cached :] for field in fields.names(table)]
-    count = len(own) + sum(map(len, _record_fields(kind, inner_states, operands, params)))
+    count = len(own) + sum(map(len, _record_fields(kind, counts)))
     # the format of pointers, which packs in half the time of other integers
     return struct.Struct(f"{count}n").pack_into, getattr(_HEADS[kind], own[0]).offset

@@ -39,7 +39,6 @@ class Backward(Pass):
         self.needs, self.stacked_gates, self.options, s = needs, stacked_gates, (needs, stacked_gates), signature
         T, B, R, I, H, counts, dtype = s.T, s.B, s.rows, s.I, s.H, s.counts, s.dtype
         wants_dx, multiplies_hh = needs.x and counts.x_preacts > 0, counts.h_preacts > 0 and (T > 1 or needs.states[0])
-        threads, team_count = self.split_threads(backward=True)
         wants_weights = any(needs.weights)
         fields, buffers, dx_components, sum_components = sizes.backward_sizes(s, wants_weights, wants_dx)
         # A single step reads each weight once. The weights are read unpacked for one row, or for few rows if they are
@@ -52,16 +51,15 @@ class Backward(Pass):
         )
         reads = {"packed_hh": multiplies_hh and not in_place, "packed_ih": wants_dx and not in_place}
         packs = any(reads.values())
-        fields |= {"gate_rows": B if stacked_gates else R, "packs": packs}
+        fields["gate_rows"] = B if stacked_gates else R
         x_components = s.components or dx_components  # the cache holds weight_ih even if this call does not read it
         transposed = sizes.transposed_sizes(s, self.panels, self.lanes, x_components)
         caches_weights = caches is not None and s.stack_size is None and packs
         packed = {name: transposed[name] for name, is_read in reads.items() if caches_weights or is_read}
         digested = counts.x_preacts * H * I, counts.h_preacts * H * (H // s.heads)
         self.prepare(
-            components=dx_components or sum_components, x_components=x_components, threads=threads,
-            team_count=team_count, fields=fields, buffers=buffers, packed=packed, caches_weights=caches_weights,
-            digested=digested, in_place=in_place,
+            components=dx_components or sum_components, x_components=x_components, fields=fields, buffers=buffers,
+            packed=packed, caches_weights=caches_weights, digested=digested, in_place=in_place,
         )  # fmt: skip
         stack = () if s.stack_size is None else (s.stack_size,)
         weight_like = self.prototype.bfloat16() if s.is_bfloat16 else self.prototype

@@ -14,7 +14,6 @@ class Counts(NamedTuple):
 
     Attributes:
         preacts, x_preacts, h_preacts: all pre-activations, those with a product of x, and those with one of h.
-        saved: the values of a unit that the forward pass saves.
         joint: whether every pre-activation has both products.
         fits_bf16_unit: whether the kernels of the bf16 unit can run the cell.
         carries_h: whether the gradient of h goes to the step before also beside its product.
@@ -25,7 +24,6 @@ class Counts(NamedTuple):
     preacts: int
     x_preacts: int
     h_preacts: int
-    saved: int
     params: int
     inputs: int
     inner_states: int
@@ -46,7 +44,7 @@ def counts(cell: Cell) -> Counts:
     """Count the values of a cell."""
     layout, read = cell.layout, set(cell.derived().states_read)
     first, *inner = layout.states
-    numbers = (len(layout.preacts), len(layout.x_preacts), len(layout.h_preacts), len(layout.saved_units))
+    numbers = len(layout.preacts), len(layout.x_preacts), len(layout.h_preacts)
     joint, means = layout.x_preacts == layout.h_preacts, bool(cell.derived().means)
     # h may be bfloat16, and a single step saves none: so the backward pass must not read it
     plain = not (means or layout.params or layout.inputs) and read <= {f"{state}_prev" for state in inner}

@@ -55,9 +55,7 @@ shared_values           values that a row's units share, and sums of means
 SCRATCH = """
 table_bytes             bytes of a pointer table; a thread's scratch begins with two
 product_vectors         vectors of a scratch row that hold products: of one panel or, with several phases, of all
-copy_vectors            vectors of a scratch row that hold copies
-later_slot              first scratch slot of the values that later phases read
-shared_slot             first scratch slot of the values that a row's units share
+later_slot              first scratch slot of the values that later phases read, which those follow that units share
 panel_bytes             stride from one panel's products to the next one's, 0 with one phase
 rows_together           batch rows that go through all phases before the next rows do
 scratch_bytes           stride from one thread's scratch to the next one's
@@ -112,10 +110,6 @@ gates                   (T, gate_panels, B, G, L), the saved values, or 0
 """
 
 FORWARD = """
-h_step_stride           stride of a step of h, or of h_float32
-h_row_stride            stride of a row of h, or of h_float32
-out_step_stride         stride of a step of h where there is h_float32
-out_row_stride          stride of a row of h where there is h_float32
 packed_panels           panels that `packed` has room for: all; one a thread; or 0, then weights are read unpacked
 x_k_block               columns of x in a K block, 0 if x and h share their K blocks
 k_block                 columns of h in a K block, or of x and h
@@ -162,7 +156,6 @@ accumulator_rows        accumulator rows: one for each column of [x, h, 1], with
 first_h_row             first accumulator row of h
 ones_row                accumulator row of the ones
 dpreact_steps           steps that `dpreact` has room for
-packs                   1 if transposed weights are read
 dpreact_row_steps       steps that `dpreact_rows` has room for
 group_stride            bytes of `param_sums` of a row group, divided by group_rows
 strips_bytes            bytes of the strips of a time chunk

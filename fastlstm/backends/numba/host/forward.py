@@ -47,24 +47,21 @@ class Forward(Pass):
     ) -> None:
         super().__init__(signature, caches)
         self.save, self.options, self.flip, s = save, (save,), 0, signature
-        T, B, R, I, H, dtype, size, counts = s.T, s.B, s.rows, s.I, s.H, s.dtype, s.dtype.itemsize, s.counts
-        x_components, (threads, team_count) = sizes.input_components(s), self.split_threads(backward=False)
-        fields, buffers = sizes.forward_sizes(s, x_components, team_count)
+        T, R, I, H, dtype, size, counts = s.T, s.rows, s.I, s.H, s.dtype, s.dtype.itemsize, s.counts
+        x_components = sizes.input_components(s)
+        fields, buffers = sizes.forward_sizes(s, x_components, self.team_count)
         # A single step reads each panel once. So a thread packs each panel into its cache just before the product. For
         # weights larger than the caches this takes a third of the time. Teams share the packed weights instead. For few
         # rows no panel is packed, if every panel is full and x has at least a vector's columns.
         L = self.lanes
-        is_read_once = T == 1 and team_count == 1 and not (s.components or x_components)
+        is_read_once = T == 1 and self.team_count == 1 and not (s.components or x_components)
         can_skip_packing = s.stack_size is None and R <= FEW_TRANSPOSED and H // s.heads % L == 0 and L <= I
         is_in_place = is_read_once and can_skip_packing
         is_large = H * s.multiply_adds_per_unit * size > LARGE and not self.needs_cast
         may_cache = caches is not None and s.stack_size is None and not (is_read_once and is_large)
         caches_weights = always_caches or may_cache
-        packed_panels = self.panels if caches_weights or not is_read_once else 0 if is_in_place else threads
+        packed_panels = self.panels if caches_weights or not is_read_once else 0 if is_in_place else self.threads
         fields["packed_panels"] = packed_panels
-        row_bytes = self.state_row_bytes
-        fields["h_step_stride"], fields["h_row_stride"] = (B if s.is_bfloat16 else R) * row_bytes, row_bytes
-        fields["out_step_stride"], fields["out_row_stride"] = R * H * 2, H * 2
         self.inner_states = range(1, counts.inner_states + 1)
         self.saves_states = save and (not s.is_single_step or counts.reads_new)
         if not self.saves_states:
@@ -74,9 +71,8 @@ class Forward(Pass):
         hh_size = counts.h_preacts * H * (H // s.heads)
         digested = counts.x_preacts * H * I, counts.x_preacts * H, counts.h_preacts * H, hh_size
         self.prepare(
-            components=x_components, x_components=x_components, threads=threads, team_count=team_count, fields=fields,
-            buffers=buffers, packed=packed, caches_weights=caches_weights, digested=digested,
-            in_place=packed_panels == 0,
+            components=x_components, x_components=x_components, fields=fields, buffers=buffers, packed=packed,
+            caches_weights=caches_weights, digested=digested, in_place=packed_panels == 0,
         )  # fmt: skip
         self.new_output = new_of(self.prototype, (T, R, H))
         self.sequence_shape = (R, H) if s.is_single_step else (T, R, H)

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from fastlstm.backends.memory import SCRATCH, SMALL, release_scratch, take, take_scratch
-from fastlstm.backends.numba.constants import LINE
+from fastlstm.backends.numba.constants import LINE, ONE_OFFSET
 from fastlstm.backends.numba.host.cell_counts import counts
+from fastlstm.backends.numba.host.panels import lanes_of
 from fastlstm.cells.spec import Cell
 
 _Flags = ctypes.c_int64 * 2  # created once: each new ctypes array type is a reference cycle
@@ -21,8 +22,8 @@ _Flags = ctypes.c_int64 * 2  # created once: each new ctypes array type is a ref
 
 @cache
 def constants(dtype: torch.dtype) -> torch.Tensor:
-    """Return a kilobyte of zeros, then a one."""
-    numbers = torch.zeros(1024 // dtype.itemsize + 1, dtype=dtype, device="cpu")
+    """Return `ONE_OFFSET` bytes of zeros, then a one."""
+    numbers = torch.zeros(ONE_OFFSET // dtype.itemsize + 1, dtype=dtype, device="cpu")
     numbers[-1] = 1.0
     return numbers
 
@@ -62,14 +63,12 @@ class Kernel:
         """
         from fastlstm.backends.numba.host import arguments, tasks
 
-        tasks.prepare_kernel(task, cell, dtype.itemsize, components, rare)
-        self.lay_out(threads, team_count, sizes, dtype.itemsize, buffer_sets)
-        self.task, of_cell = task, counts(cell)
-        struct, self.tails = arguments.struct_of(kind, of_cell.inner_states, of_cell.operands, of_cell.params)
+        self.task, size = task, dtype.itemsize
+        self.lay_out(threads, team_count, sizes, size, buffer_sets)
+        struct, self.tails = arguments.struct_of(kind, counts(cell))
         self.arguments = struct(
-            **tasks.primitives(dtype.itemsize, components), **tasks.cell_primitives(cell, dtype.itemsize),
-            **{name: address for each in rare for name, address in tasks.rare(dtype.itemsize, each).items()},
-            relax=tasks.relax(), constants=constants(dtype).data_ptr(), team_count=team_count,
+            **tasks.prepare_kernel(task, cell, size, components, rare), size=size, lanes=lanes_of(dtype),
+            components=components, relax=tasks.relax(), constants=constants(dtype).data_ptr(), team_count=team_count,
             scratch_bytes=self.buffer_bytes["scratch"], **fields,
         )  # fmt: skip
 
@@ -140,12 +139,6 @@ class Kernel:
         if frame.views:
             frame.views.clear()
         self.free_frames.append(frame)
-
-    def run_stack(self, frame: Frame, stack_size: int, strides: dict[str, int]) -> None:
-        """Run the kernel for each layer of a stack. `strides`: of address fields, from one layer to the next."""
-        from fastlstm.backends.numba.host import tasks
-
-        tasks.run_stack(self.task, frame.arguments, stack_size, strides, self.buffer_bytes, self.threads)
 
 
 class Frame:

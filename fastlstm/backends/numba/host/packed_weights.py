@@ -47,10 +47,10 @@ class PackedCache:
 @cache
 def digest_bytes(counts: tuple[int, ...], dtype: torch.dtype) -> int:
     """Return the bytes of all digests of weights. `counts`: the elements of each weight."""
-    from fastlstm.backends.numba.kernels.weights import digested_blocks
+    from fastlstm.backends.numba.kernels.weights import DIGEST
     from fastlstm.backends.numba.llvm.digest import DIGEST_BYTES
 
-    return sum(digested_blocks(count * dtype.itemsize // 4) for count in counts) * DIGEST_BYTES
+    return sum(-(-count * dtype.itemsize // (4 * DIGEST)) for count in counts) * DIGEST_BYTES
 
 
 def addresses(weights: Any) -> tuple[int, ...]:

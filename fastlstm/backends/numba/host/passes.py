@@ -42,19 +42,15 @@ class Pass:
         self.state_shape, self.state_row_bytes = (*s.state_axes, s.rows, s.H), s.H * size
         self.zero_row = zeros(self.state_row_bytes)
         self.zeros_address = ctypes.addressof(self.zero_row)
-
-    def split_threads(self, backward: bool) -> tuple[int, int]:
-        """Return how many threads work, and how many teams they form, see `sizes.split_threads`."""
-        s = self.signature
-        if self.stack_size > 1:  # each layer runs on one thread, and needs no barrier
+        if self.stack_size == 1:
+            self.threads, self.team_count = sizes.split_threads(s.threads, s, self.panels, self.kind == "Backward")
+        else:  # each layer runs on one thread, and needs no barrier
             is_small = s.rows * s.H * s.multiply_adds_per_unit < sizes.MIN_PARALLEL_STEP
-            return 1 if is_small else min(s.threads, self.stack_size), 1
-        return sizes.split_threads(s.threads, s, self.panels, backward)
+            self.threads, self.team_count = 1 if is_small else min(s.threads, self.stack_size), 1
 
     def prepare(
-        self, components: int, x_components: int, threads: int, team_count: int, fields: dict[str, int],
-        buffers: dict[str, int], packed: dict[str, int], caches_weights: bool, digested: tuple[int, ...],
-        in_place: bool,
+        self, components: int, x_components: int, fields: dict[str, int], buffers: dict[str, int],
+        packed: dict[str, int], caches_weights: bool, digested: tuple[int, ...], in_place: bool,
     ) -> None:  # fmt: skip
         """Prepare the kernel, and the cache of its packed weights.
 
@@ -62,7 +58,6 @@ class Pass:
             components: how many bfloat16 numbers make up one number where a product runs on the bf16 unit, 0 if none
                 does. All products run there if `signature.components` is not 0, and otherwise some.
             x_components: the same for the products with weight_ih, whose packed layout depends on it.
-            threads, team_count: how many threads work, and how many teams they form.
             fields: the fields of the argument struct that all calls of the signature share, by name. More are added.
             buffers: elements of each buffer, by name.
             packed: elements of each part of the packed weights, by name. Without a cache they are buffers too.
@@ -83,17 +78,17 @@ class Pass:
             buffers = buffers | packed
         fields = fields | s.input_strides | {"rows": s.rows, "reverse": s.reverse, "original_size": dtype.itemsize}
         fields["is_bfloat16"] = s.is_bfloat16
-        buffer_sets = 1 if self.stack_size == 1 else threads
+        buffer_sets = 1 if self.stack_size == 1 else self.threads
         crosses = s.heads > 1 and s.H // s.heads % self.lanes != 0
         rare = [f"in_place.{self.kind}"] * in_place + ["heads"] * crosses
         variant = "_across" if s.has_means_or_heads else "_matrix" if s.components else "_mixed" if components else ""
         task = self.kind.lower() + variant
         self.kernel = Kernel(
-            task, self.kind, s.cell, s.dtype, components, threads, team_count, fields, buffers, buffer_sets, rare
-        )
-        tail = s.counts.inner_states, s.counts.operands, s.counts.params
-        self.write_call, self.call_offset = arguments.writer(self.kind, False, *tail)
-        self.write_cached_call, self.cached_call_offset = arguments.writer(self.kind, True, *tail)
+            task, self.kind, s.cell, s.dtype, components, self.threads, self.team_count, fields, buffers, buffer_sets,
+            rare,
+        )  # fmt: skip
+        self.write_call, self.call_offset = arguments.writer(self.kind, False, s.counts)
+        self.write_cached_call, self.cached_call_offset = arguments.writer(self.kind, True, s.counts)
 
     def operand_fields(self, layer: Layer, *more: int) -> tuple[list[int], list[Tensor]]:
         """Return the argument fields of the cell's inputs and params, each followed by `more`, and the tensors that
@@ -131,7 +126,9 @@ class Pass:
             if strides is None:
                 frame.run()
             else:
-                kernel.run_stack(frame, self.stack_size, strides)
+                from fastlstm.backends.numba.host.tasks import run_stack
+
+                run_stack(kernel.task, frame.arguments, self.stack_size, strides, kernel.buffer_bytes, kernel.threads)
             overflow, _ = frame.take_flags()
         else:
             packed, mismatches = cache.packed, 1

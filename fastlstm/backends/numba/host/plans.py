@@ -16,7 +16,7 @@ from fastlstm.backends.memory import converted, unpooled
 from fastlstm.backends.numba.host.backward import Backward
 from fastlstm.backends.numba.host.cell_counts import counts
 from fastlstm.backends.numba.host.forward import Forward
-from fastlstm.backends.numba.host.signature import contiguous, readable, signature_of, strides_of
+from fastlstm.backends.numba.host.signature import contiguous, readable, signature_of, strides
 from fastlstm.torch_private import copy_all
 
 Optional = Tensor | None
@@ -100,12 +100,6 @@ class Plan:
             s = s._replace(rounded_dtype=planned.rounded_dtype)
             kernel = self.backwards[key] = Backward(s, needs, s.stack_size is not None, self.caches)
         return kernel.run(grads, layer, run)
-
-
-def strides(layer: Layer) -> tuple[tuple[int, ...], ...]:
-    """Return the strides that a kernel gets once, when it is prepared: of x and of both weights."""
-    weight_ih, weight_hh, *_ = layer.weights
-    return layer.x.stride(), strides_of(weight_ih), strides_of(weight_hh)
 
 
 class SixteenBits(Plan):

@@ -116,22 +116,22 @@ def row_stride_of(strides: tuple[int, ...]) -> int:
     return strides[-2] if strides else 0
 
 
-def strides_of(a: Any) -> tuple[int, ...]:
-    """Return the strides of a tensor, or () for None."""
-    return () if a is None else a.stride()
+def strides(layer: Any) -> tuple[tuple[int, ...], ...]:
+    """Return the strides that a kernel gets once, when it is prepared: of x and of both weights, () for None."""
+    ih, hh, *_ = layer.weights
+    return layer.x.stride(), () if ih is None else ih.stride(), () if hh is None else hh.stride()
 
 
 def signature_of(layer: Any, state_axes: tuple[int, ...], components: int) -> Signature:
     """Return the signature of a layer whose x and weights have their rows contiguous."""
-    x, (weight_ih, weight_hh, *_), cell = layer.x, layer.weights, layer.cell
+    x, cell = layer.x, layer.cell
     is_single_step, is_bfloat16 = x.dim() == 2, x.dtype is torch.bfloat16
     T, *rows, I = (1, *x.shape) if is_single_step else x.shape
     stack_size = stack_size_of(layer) or None
     weight_dtype = next((a.dtype for a in layer.weights if a is not None), x.dtype)
-    strides = x.stride(), strides_of(weight_ih), strides_of(weight_hh)
     return Signature(
         cell, T, prod(rows) // (stack_size or 1), I if counts(cell).x_preacts else 0, hidden_size(layer), stack_size,
-        torch.float32 if is_bfloat16 else x.dtype, is_bfloat16, weight_dtype, x.dtype, strides,
+        torch.float32 if is_bfloat16 else x.dtype, is_bfloat16, weight_dtype, x.dtype, strides(layer),
         layer.reverse, layer.reset is not None, layer.lengths is not None, is_single_step, state_axes, components,
         counts(cell).fits_bf16_unit and heads_of(layer) == 1, threads_now(),
         (layer.weights[2] is not None, layer.weights[3] is not None), heads_of(layer),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from fastlstm.backends.numba.constants import FOLD, ROW_BLOCK, STRIP, WEIGHT_BLOCK_BYTES, operand_k_blocks
+from fastlstm.backends.numba.constants import FOLD, ROOM, ROW_BLOCK, STRIP, WEIGHT_BLOCK_BYTES, operand_k_blocks
 from fastlstm.backends.numba.host.accumulators import accumulator_layout
 from fastlstm.backends.numba.host.cell_counts import cell_fields, count_copy_vectors
 from fastlstm.backends.numba.host.panels import lanes_of, panels_of, reach_of, saved_panels, span_of
@@ -159,12 +159,12 @@ def forward_sizes(s: Signature, x_components: int, team_count: int) -> tuple[dic
     buffers = {"scratch": scratch + (B * H if s.has_resets and not components else 0)}
     if s.is_bfloat16:
         buffers["h_float32"] = 2 * B * H
-    if components:  # the last AMX tile may reach past the last row
-        fields["k_block_stride"] = (B + 32) * 64
+    if components:
+        fields["k_block_stride"] = (B + ROOM) * 64
         buffers["row_operand"] = 2 * components * operand_k_blocks(I, H) * fields["k_block_stride"] // 4
     elif x_components:
         steps = max(1, min(T, CHUNK_PAIRS // max(B, 1)))
-        rows = steps * B + 32 * team_count  # each team's last AMX tile may reach past its last row
+        rows = steps * B + ROOM * team_count
         fields |= {"input_steps": steps, "k_block_stride": rows * 64}
         fields["k_block"] = k_block_lengths(I, H, joint=True)[1]
         buffers["row_operand"] = 2 * x_components * panels_of(I, 32) * rows * 16
@@ -212,8 +212,8 @@ def common_sizes(s: Signature, kind: str, vectors: int, count: int) -> tuple[dic
     of_cell, copy_slots = cell_fields(s.cell, kind), count_copy_vectors(s.cell, kind)
     lanes, size, means = lanes_of(s.dtype), s.dtype.itemsize, s.counts.means
     panels = panels_of(s.H, lanes)
-    shared_slot = copy_slots + panels * of_cell["later_values"]
-    row_vectors = vectors * count if means else vectors, shared_slot + of_cell["shared_values"]
+    product_vectors = vectors * count if means else vectors
+    slots = copy_slots + panels * of_cell["later_values"] + of_cell["shared_values"]
     fields = {
         "T": s.T, "B": s.B, "I": s.I, "H": s.H, "panels": panels, "inner_step_stride": s.rows * s.H * size,
         "has_compact": has_compact_panel(s), "group_rows": row_group(s), "heads": s.heads, "head": s.H // s.heads,
@@ -221,9 +221,9 @@ def common_sizes(s: Signature, kind: str, vectors: int, count: int) -> tuple[dic
         "gate_panels": saved_panels(s.cell, s.H, lanes),
         "panel_bytes": ROW_BLOCK * vectors * lanes * size if means else 0,
         "rows_together": ROWS_TOGETHER if means else max(s.B, 1), "later_slot": copy_slots,
-        "shared_slot": shared_slot, "product_vectors": row_vectors[0], "copy_vectors": row_vectors[1],
+        "product_vectors": product_vectors,
     }  # fmt: skip
-    return of_cell | fields, 2 * of_cell["table_bytes"] // size + ROW_BLOCK * sum(row_vectors) * lanes
+    return of_cell | fields, 2 * of_cell["table_bytes"] // size + ROW_BLOCK * (product_vectors + slots) * lanes
 
 
 class BackwardSizes(NamedTuple):
@@ -284,7 +284,7 @@ def backward_sizes(s: Signature, wants_weights: bool, wants_dx: bool) -> Backwar
         buffers["param_sums"] = panels_of(B, fields["group_rows"]) * group
     if components or dx_components:
         steps = ring * chunk if wants_dx else 2
-        fields |= {"dpreact_row_steps": steps, "k_block_stride": (steps * B + 32) * 64}
+        fields |= {"dpreact_row_steps": steps, "k_block_stride": (steps * B + ROOM) * 64}
         buffers["dpreact_rows"] = (components or dx_components) * 2 * panels * fields["k_block_stride"] // size
     if sum_components:
         k_blocks = -(-chunk * (B + B % 2) // 32)  # of 32 (step, row) pairs, from an even number of rows

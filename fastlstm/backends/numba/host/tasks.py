@@ -23,20 +23,18 @@ from fastlstm.backends.numba.host.arguments import (
 from fastlstm.backends.numba.host.compiling import Progress, compiled
 from fastlstm.backends.numba.kernels.backward import backward, backward_matrix, backward_mixed
 from fastlstm.backends.numba.kernels.forward import forward, forward_matrix, forward_mixed
-from fastlstm.backends.numba.kernels.shared import jit
 from fastlstm.backends.numba.kernels.threads import share
 from fastlstm.backends.numba.llvm import cells as cell_functions
 from fastlstm.backends.numba.llvm.emit import fields_of, run
 from fastlstm.backends.numba.llvm.intrinsics import call, call_int
 from fastlstm.backends.numba.llvm.loops import store_addresses, tables
-from fastlstm.backends.numba.llvm.simd import VECTOR_BYTES, VectorType
+from fastlstm.backends.numba.llvm.simd import VectorType
 from fastlstm.backends.numba.llvm.sources import fingerprint
 from fastlstm.cells.spec import Cell
 
 _TASK = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
 
 
-@jit
 def stack(a, thread, threads):
     """Run this thread's layers of a stack: those that use its sets of buffers.
 
@@ -48,7 +46,6 @@ def stack(a, thread, threads):
             call(a.task, a.first + k * a.struct_bytes, 0, 1)
 
 
-@jit
 def region(a, thread, threads):
     """Run a task in a thread of an OpenMP region."""
     call(a.task, a.arguments, call_int(a.get_thread_number), call_int(a.get_thread_count))
@@ -127,10 +124,14 @@ def prepare(names: Iterable[str]) -> None:
                 progress.done(name)
 
 
-def prepare_kernel(task: str, cell: Cell, size: int, components: int, rare: Sequence[str]) -> None:
-    """Compile all that a kernel needs at once, so that `Progress` knows what is left. See `frames.Kernel`."""
+def prepare_kernel(task: str, cell: Cell, size: int, components: int, rare: Sequence[str]) -> dict[str, int]:
+    """Compile all that a kernel needs at once, so that `Progress` knows what is left. Return the fields of its
+    primitives. See `frames.Kernel` for the arguments.
+    """
     matrix, rare_tables = [f"matrix{components}"] * (components > 0), [f"{kind}.{size}" for kind in rare]
-    prepare([f"primitives{size}", *matrix, table_of(cell, size), *rare_tables, task])
+    names = [f"primitives{size}", *matrix, table_of(cell, size), *rare_tables]
+    prepare([*names, task])
+    return {field: address for name in names for field, address in primitives(name).items()}
 
 
 def _compiled(name: str) -> Any:
@@ -138,28 +139,12 @@ def _compiled(name: str) -> Any:
     return compiled_functions[name]
 
 
-def _addresses(name: str) -> dict[str, int]:
+@cache
+def primitives(name: str) -> dict[str, int]:
+    """Return the addresses of the primitives of a table by their fields."""
     addresses = (ctypes.c_int64 * len(tables[name]))()
     task(name)(ctypes.addressof(addresses), 0, 1)
     return dict(zip(tables[name], addresses))
-
-
-@cache
-def primitives(size: int, components: int) -> dict[str, int]:
-    """Return the fields of the primitives for elements of `size` bytes. `components`: 0 without the bf16 unit."""
-    return {
-        **_addresses(f"primitives{size}"),
-        **(_addresses(f"matrix{components}") if components else {}),
-        "size": size,
-        "lanes": VECTOR_BYTES // size,
-        "components": components,
-    }
-
-
-@cache
-def rare(size: int, kind: str) -> dict[str, int]:
-    """Return the fields of those primitives that few calls need, of a kind of `primitives.RARE`."""
-    return _addresses(f"{kind}.{size}")
 
 
 def table_of(cell: Cell, size: int) -> str:
@@ -172,12 +157,6 @@ def table_of(cell: Cell, size: int) -> str:
     if name not in tables:
         tables[name] = cell_functions.builders(VectorType(nb.float32 if size == 4 else nb.float64), functions)
     return name
-
-
-@cache
-def cell_primitives(cell: Cell, size: int) -> dict[str, int]:
-    """Return the fields of the primitives of `table_of`."""
-    return _addresses(table_of(cell, size))
 
 
 @cache

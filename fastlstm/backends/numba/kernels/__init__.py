@@ -1,5 +1,8 @@
 """The loops of both passes, which `llvm.emit` translates.
 
+Python itself runs `forward_with` and `backward_with` alone. Every other function is in the language that `llvm.emit`
+describes, and is compiled into each kernel that calls it.
+
 `products` says what a product has to offer. `forward` and `backward` are the loops of a layer. They take the products
 of `vector_*`, `matrix_*` or `mixed_*`. `layout`, `states`, `row_masks`, `weights` and `threads` serve both passes.
 `heads`, `in_place`, `few_pairs` and `gradients` are parts of one pass.

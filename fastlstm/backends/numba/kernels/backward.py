@@ -13,7 +13,7 @@ from fastlstm.backends.numba.kernels.gradients import unpack_weight_gradients
 from fastlstm.backends.numba.kernels.layout import count_vector_groups, first_vector, param_sums_address, saved_address
 from fastlstm.backends.numba.kernels.products import BackwardProducts
 from fastlstm.backends.numba.kernels.row_masks import any_held, any_reset, is_held, rows_to_last_active, zero_reset
-from fastlstm.backends.numba.kernels.shared import VECTOR, element_bytes, inlined, jit, read_rows
+from fastlstm.backends.numba.kernels.shared import VECTOR, element_bytes, inlined, read_rows
 from fastlstm.backends.numba.kernels.states import (
     INNER_FIELDS_BACKWARD,
     OPERAND_FIELDS_BACKWARD,
@@ -37,7 +37,6 @@ from fastlstm.backends.numba.llvm.intrinsics import call, get_int64
 D_SEQUENCE, D_STEP_STRIDE, D_ROW_STRIDE, D_LAST, D_LAST_ROW_STRIDE, D_INITIAL = range(3, 9)
 
 
-@jit
 def carried_address(a, k, p, b):
     """Return the address of the carried gradient of inner state k; after those of the inner states come that of h, if
     it is carried beside its product, and dh of held rows, which passes unchanged.
@@ -45,7 +44,6 @@ def carried_address(a, k, p, b):
     return a.carried + ((k * a.panels + p) * a.B + b) * VECTOR
 
 
-@jit
 def inner_field(a, k, n):
     """Return field n of the record of inner state k."""
     return get_int64(a.inner_records + 8 * (INNER_FIELDS_BACKWARD * k + n))
@@ -110,7 +108,6 @@ def run_cell(a, p, t, b, rows, scratch, table, dh, dpre, phase):
             call(a.copy_rows, rows, valid, valid, dinputs + k * VECTOR, a.inputs * VECTOR, target, H * a.size)
 
 
-@jit
 def barrier_address(a, number):
     """Return the address of the counter of barrier `number`. Two counters take turns, because a thread may arrive at
     one barrier while others still wait at the one before.
@@ -123,7 +120,6 @@ def backward_with(products: BackwardProducts) -> Any:
     is_on_bf16_unit, pack_transposed, pack_transposed_inputs, dpreact_target, *_ = products
     *_, store_dpreact, back_product, pack_activations, add_gradients = products
 
-    @jit
     def receive_gradients(a, s, t_next, b, rows, q, dh_group):
         """Store the gradients that step s gets from the step after, in vector group q, for `rows` rows from `b` on:
         that of h at `dh_group` (rows, 4, lanes), those of the inner states where they are carried.
@@ -154,18 +150,9 @@ def backward_with(products: BackwardProducts) -> Any:
             for k in range(a.inner_states):
                 carried = carried_address(a, k, p, b)
                 if s == T - 1:
-                    d_row = inner_field(a, k, D_LAST_ROW_STRIDE)
-                    d_last = inner_field(a, k, D_LAST) + b * d_row + p * VECTOR
-                    call(
-                        a.copy_rows,
-                        rows,
-                        valid if inner_field(a, k, D_LAST) != 0 else 0,
-                        L,
-                        d_last,
-                        d_row,
-                        carried,
-                        VECTOR,
-                    )
+                    d_last, d_row = inner_field(a, k, D_LAST), inner_field(a, k, D_LAST_ROW_STRIDE)
+                    count = valid if d_last != 0 else 0
+                    call(a.copy_rows, rows, count, L, d_last + b * d_row + p * VECTOR, d_row, carried, VECTOR)
                 if has_reset:
                     zero_reset(a, t_next, b, rows, L, carried, VECTOR)
             if has_held:
@@ -174,7 +161,6 @@ def backward_with(products: BackwardProducts) -> Any:
                         held = carried_address(a, a.inner_states + a.carries_h, p, b + r)
                         call(a.copy_rows, 1, L, L, held, 0, dh + r * 4 * VECTOR, 0)
 
-    @jit
     def backward(a, thread, threads):
         """Run this thread's share: rows and units are split as in the forward pass, the sums over rows by panels."""
         L, size, I, H, T, panels = a.lanes, a.size, a.I, a.H, a.T, a.panels
@@ -192,7 +178,7 @@ def backward_with(products: BackwardProducts) -> Any:
             digest_weights(a, thread, thread_count, T > 1 or a.mismatches == 0 or a.dh_0 != 0)
             if thread_count == 1 and a.mismatches != 0 and get_int64(a.mismatches) != 0:
                 return
-        packs = a.packs != 0 and a.mismatches == 0
+        packs = (a.packed_hh != 0 or a.packed_ih != 0) and a.mismatches == 0
         if packs:
             if a.packed_hh != 0:
                 pack_transposed(

@@ -19,11 +19,10 @@ from fastlstm.backends.numba.kernels.layout import (
     head_end,
     vectors_of,
 )
-from fastlstm.backends.numba.kernels.shared import VECTOR, jit
+from fastlstm.backends.numba.kernels.shared import VECTOR
 from fastlstm.backends.numba.llvm.intrinsics import call
 
 
-@jit
 def write_columns(a, scratch, rows, dpre, dpre_row, packed, weight, column, width):
     """Write `rows` rows of one gate and panel of a weight's gradient (gates H, `width`) at `weight`, from dpreact of
     all pairs and from the packed columns of [x, h] from `column` on.
@@ -43,7 +42,6 @@ def write_columns(a, scratch, rows, dpre, dpre_row, packed, weight, column, widt
             call(a.copy_rows, rows, valid, valid, source, 4 * VECTOR, target, width * size)
 
 
-@jit
 def write_weight_gradients(a, packed, scratch, p_first, p_last):
     """Write panels `p_first` to `p_last` of the wanted gradients of weights, biases and params."""
     L, size, I, H, D, count = a.lanes, a.size, a.I, a.H, a.head, a.T * a.B

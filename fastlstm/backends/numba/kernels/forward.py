@@ -15,7 +15,7 @@ from fastlstm.backends.numba.kernels.row_masks import (
     rows_to_last_active,
     zero_reset,
 )
-from fastlstm.backends.numba.kernels.shared import VECTOR, element_bytes, inlined, is_zero, jit, write_rows
+from fastlstm.backends.numba.kernels.shared import VECTOR, element_bytes, inlined, is_zero, write_rows
 from fastlstm.backends.numba.kernels.states import (
     INNER_FIELDS,
     begin_phase,
@@ -25,7 +25,6 @@ from fastlstm.backends.numba.kernels.states import (
     later_address,
     panel_products,
     redirect_to_scratch,
-    scratch_slot,
     shared_address,
 )
 from fastlstm.backends.numba.kernels.threads import share, team_rows, wait
@@ -66,7 +65,6 @@ def run_cell(a, t, p, b, rows, preacts, scratch, table, phase):
                     call(a.copy_rows, 1, valid, valid, old, 0, entry_address(table, k + 1, b + r, panel_offset), 0)
 
 
-@jit
 def copy_held(a, t, p, b, rows, table):
     """Copy one panel's states of `rows` held rows from `b` on to the next step, unchanged. Their saved gates become
     zero: no kernel reads them, but an operator returns them, and its results must be the same in every run.
@@ -81,33 +79,31 @@ def copy_held(a, t, p, b, rows, table):
         call(a.copy_rows, rows, 0, a.saved * L, a.constants, 0, saved, a.saved * VECTOR)
 
 
-@jit
 def store_output(a, t, p, b, rows, h):
     """Store one panel's h of `rows` rows from `b` on in the output, rounded to its type, with zeros for held rows."""
-    width = min(a.lanes, a.H - p * a.lanes)
-    target = a.h + t * a.out_step_stride + b * a.out_row_stride + p * a.lanes * element_bytes(a)
-    write_rows(a, rows, width, h + b * a.h_row_stride + p * VECTOR, a.h_row_stride, target, a.out_row_stride)
+    width, h_row, out_row = min(a.lanes, a.H - p * a.lanes), a.H * a.size, a.H * element_bytes(a)
+    target = a.h + (t * a.rows + b) * out_row + p * a.lanes * element_bytes(a)
+    write_rows(a, rows, width, h + b * h_row + p * VECTOR, h_row, target, out_row)
     if a.lengths != 0:
         for r in range(rows):
             if is_held(a, t, b + r):
-                write_rows(a, 1, width, a.constants, 0, target + r * a.out_row_stride, 0)
+                write_rows(a, 1, width, a.constants, 0, target + r * out_row, 0)
 
 
-@jit
 def zero_held_outputs(a, b_first, b_last, unit, width):
     """Zero h of the held steps of these rows, to which states were copied, for `width` units from `unit` on."""
     for b in range(b_first, b_last if a.lengths != 0 else b_first):
         length = length_of(a, b)
-        h = a.h + length * a.h_step_stride + b * a.h_row_stride + unit * a.size
-        call(a.copy_rows, a.T - length, 0, width, h, 0, h, a.h_step_stride)
+        h = a.h + ((length * a.rows + b) * a.H + unit) * a.size
+        call(a.copy_rows, a.T - length, 0, width, h, 0, h, a.rows * a.H * a.size)
 
 
 def forward_with(products: ForwardProducts) -> Any:
     """Return the forward kernel with these products."""
-    reads_h_unpacked, reads_x_unpacked, pack_weights, pack_x_operand, pack_h_operand, *_ = products
-    *_, multiply_inputs, preact, preact_of_only_row = products
+    pack_weights, multiply_inputs, preact, pack_x_operand, pack_h_operand, preact_of_only_row = products
+    reads_x_unpacked, reads_h_unpacked = pack_x_operand is None, pack_h_operand is None
+    may_have_one_row = preact_of_only_row is not None
 
-    @jit
     def forward(a, thread, threads):
         """Run this thread's share of the forward pass.
 
@@ -147,12 +143,12 @@ def forward_with(products: ForwardProducts) -> Any:
         team_b = b_last - b_first
         x_first = b_first + share(team_b, team_thread, team_size)
         x_last = b_first + share(team_b, team_thread + 1, team_size)
-        h_reset = scratch_slot(a, scratch, a.copy_vectors)  # (rows, H)
-        h_prev, h_prev_row = a.h_0, a.h_0_row_stride
+        h_reset = shared_address(a, scratch) + ROW_BLOCK * a.shared_values * VECTOR  # (rows, H), after all slots
+        h_prev, h_prev_row, h_row = a.h_0, a.h_0_row_stride, H * size
         is_plain = a.rows == 1 and a.reset == 0 and a.lengths == 0 and H % L == 0 and p_last - p_first <= ROW_BLOCK
         # with means one thread computes the cells of all panels
         is_plain = is_plain and (a.phases == 1 or panels <= ROW_BLOCK)
-        is_one_row = reads_h_unpacked and reads_x_unpacked and is_plain and not packs_as_used
+        is_one_row = may_have_one_row and is_plain and not packs_as_used
         if not reads_x_unpacked:
             call(a.configure, max(team_b * max(a.input_steps, 1), 1))
         if not reads_x_unpacked and T > 0:
@@ -166,10 +162,10 @@ def forward_with(products: ForwardProducts) -> Any:
 
         for s in range(T):
             t = T - 1 - s if a.reverse != 0 else s
-            h, x = a.h + t * a.h_step_stride, a.x + t * a.x_step_stride
+            h, x = a.h + t * a.rows * h_row, a.x + t * a.x_step_stride
             if a.h_float32 != 0:
-                h = a.h_float32 + s % 2 * a.h_step_stride
-            enter_step(a, table, s, t, h_prev, h_prev_row, h, a.h_row_stride, INNER_FIELDS, is_one_row)
+                h = a.h_float32 + s % 2 * B * h_row
+            enter_step(a, table, s, t, h_prev, h_prev_row, h, h_row, INNER_FIELDS, is_one_row)
             h_in, h_in_stride = h_prev, h_prev_row
             if reads_h_unpacked and any_reset(a, t, b_first, team_b):
                 h_in, h_in_stride = h_reset - b_first * H * size, H * size
@@ -177,7 +173,7 @@ def forward_with(products: ForwardProducts) -> Any:
                 zero_reset(a, t, b_first, team_b, H, h_reset, H * size)
             if (s == 0 and begins_at_zero) or a.h_preacts == 0:
                 h_in = 0
-            if is_one_row:
+            if may_have_one_row and is_one_row:  # the first, a constant, leaves this out of other kernels
                 preacts, q_first, q_last = scratch, p_first, p_last
                 if a.phases > 1:
                     preacts, q_first = team_scratch + p_first * a.preacts * VECTOR, 0
@@ -245,13 +241,12 @@ def forward_with(products: ForwardProducts) -> Any:
                                 if a.h_float32 != 0:
                                     store_output(a, t, p, b, rows, h)
                                 if s + 1 < T:
-                                    h_b = h + b * a.h_row_stride + p * L * size
-                                    pack_h_operand(a, s + 1, p, b, rows, h_b, a.h_row_stride, scratch)
+                                    pack_h_operand(a, s + 1, p, b, rows, h + b * h_row + p * VECTOR, h_row, scratch)
                     if not computes:
                         barriers_passed = wait(barrier, team_size, barriers_passed, a.relax)
                 if g_last < b_last:  # the products of the next rows overwrite these
                     barriers_passed = wait(barrier, team_size, barriers_passed, a.relax)
-            h_prev, h_prev_row = h, a.h_row_stride
+            h_prev, h_prev_row = h, h_row
             if not reads_x_unpacked and s + 1 < T:
                 pack_x_operand(a, s + 1, team_index, b_first, b_last, x_first, x_last, scratch)
             barriers_passed = wait(barrier, team_size, barriers_passed, a.relax)

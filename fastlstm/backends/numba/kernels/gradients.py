@@ -12,11 +12,10 @@ from fastlstm.backends.numba.kernels.layout import (
     param_sums_address,
     seen_begin,
 )
-from fastlstm.backends.numba.kernels.shared import VECTOR, element_bytes, jit
+from fastlstm.backends.numba.kernels.shared import VECTOR, element_bytes
 from fastlstm.backends.numba.llvm.intrinsics import call, get_int64
 
 
-@jit
 def accumulator_row_bytes(a):
     """Return the bytes of an accumulator row: one vector for each pre-activation of x or of h, whichever are more. The
     sums of the ones have terms for all pre-activations, and may take several rows.
@@ -24,13 +23,11 @@ def accumulator_row_bytes(a):
     return max(a.x_preacts, a.h_preacts, 1) * VECTOR
 
 
-@jit
 def accumulator_address(a, k_set, p):
     """Return the address of the accumulators of panel p in one split-K set."""
     return a.dweights + (k_set * a.panels + p) * a.accumulator_rows * accumulator_row_bytes(a)
 
 
-@jit
 def unpack_weight(a, scratch, accumulators, width, units, weight):
     """Transpose accumulators (width, gates, lanes) of one gate into its rows of a weight's gradient."""
     L, row_stride = a.lanes, accumulator_row_bytes(a)
@@ -43,7 +40,6 @@ def unpack_weight(a, scratch, accumulators, width, units, weight):
             call(a.transpose, columns, units, source, row_stride, weight + k * a.size, width * a.size)
 
 
-@jit
 def write_vectors(a, p, ones):
     """Write panel p of the wanted gradients of biases and params: biases from `ones`, the accumulators of the ones."""
     size, unit = a.size, p * a.lanes
@@ -63,7 +59,6 @@ def write_vectors(a, p, ones):
             call(a.copy_rows, 1, valid, valid, total + k * VECTOR, 0, dparam + unit * size, 0)
 
 
-@jit
 def unpack_weight_gradients(a, scratch, p_first, p_last):
     """Write the wanted gradients of weights, biases and params of panels `p_first` to `p_last` from accumulators."""
     L, I, H, D, columns = a.lanes, a.I, a.H, a.head, columns_of_h(a)

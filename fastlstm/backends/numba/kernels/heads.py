@@ -16,11 +16,10 @@ from fastlstm.backends.numba.kernels.layout import (
     seen_begin,
     seen_count,
 )
-from fastlstm.backends.numba.kernels.shared import BLOCK_K, VECTOR, jit
+from fastlstm.backends.numba.kernels.shared import BLOCK_K, VECTOR
 from fastlstm.backends.numba.llvm.intrinsics import call
 
 
-@jit
 def add_h_product_of_heads(a, p, rows, out, w_hh, h, h_row):
     """Add the product of h to the pre-activations of panel p, which has units of several heads.
 
@@ -48,7 +47,6 @@ def add_h_product_of_heads(a, p, rows, out, w_hh, h, h_row):
         unit = end
 
 
-@jit
 def add_dh_of_head(a, rows, b, s, unit, last, w, w_stride, q, kernel, out, lane, lane_last):
     """Add to dh the product of the dpreact of one head, units `unit` to `last`, with its transposed weights.
 
@@ -87,7 +85,6 @@ def add_dh_of_head(a, rows, b, s, unit, last, w, w_stride, q, kernel, out, lane,
         unit = end
 
 
-@jit
 def back_product_of_heads(a, rows, b, s, packed, vectors, q, scratch):
     """Store the product of dpreact with the weights of several heads: see `vector_backward.back_product`."""
     L, H, D = a.lanes, a.H, a.head

@@ -14,12 +14,11 @@ from fastlstm.backends.numba.kernels.layout import (
     first_h_preact,
     first_vector,
 )
-from fastlstm.backends.numba.kernels.shared import BLOCK_K, VECTOR, jit
+from fastlstm.backends.numba.kernels.shared import BLOCK_K, VECTOR
 from fastlstm.backends.numba.kernels.vector_forward import biases_address, copy_preacts
 from fastlstm.backends.numba.llvm.intrinsics import call
 
 
-@jit
 def products_in_place(a, p, of_x, rows, x, x_row, init, init_row, out):
     """Store ``out = init +`` the products of x, or, unless `of_x`, of h, for panel p. If h is 0, it is a copy."""
     size, H, stride, L, weight, w_row = a.size, a.H, a.preacts * VECTOR, a.lanes, a.weight_ih, a.ih_row_stride
@@ -43,7 +42,6 @@ def products_in_place(a, p, of_x, rows, x, x_row, init, init_row, out):
                 break
 
 
-@jit
 def preact_in_place(a, p, rows, out, x, h_in, h_in_stride):
     """Compute the pre-activations of panel p for all rows, as `vector_forward.preact`."""
     size, L, I, H = a.size, a.lanes, a.I, a.H
@@ -73,7 +71,6 @@ def preact_in_place(a, p, rows, out, x, h_in, h_in_stride):
                 break
 
 
-@jit
 def back_product_in_place(a, rows, b, s, of_h, vectors, q, scratch):
     """Store the product of dpreact with the original weights, as `vector_backward.back_product`, in the same order."""
     L, H, size, gates, panels, stride = a.lanes, a.H, a.size, a.h_preacts if of_h else a.x_preacts, a.panels, 4 * VECTOR

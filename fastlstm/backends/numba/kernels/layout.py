@@ -3,7 +3,7 @@
 As in all kernels, `a` is the struct of a kernel's arguments, see `host.fields`, and VECTOR is the bytes of a vector.
 """
 
-from fastlstm.backends.numba.kernels.shared import VECTOR, jit
+from fastlstm.backends.numba.kernels.shared import VECTOR
 from fastlstm.backends.numba.llvm.intrinsics import call, get_int64
 
 # Saved gates of more bytes are stored past the caches. They would evict what is read sooner, and would themselves be
@@ -11,31 +11,26 @@ from fastlstm.backends.numba.llvm.intrinsics import call, get_int64
 STREAMED = 6 << 20
 
 
-@jit
 def is_compact(a, p):
     """Return whether panel p is compact: a last, partly filled panel whose gates lie side by side."""
     return a.has_compact != 0 and (p + 1) * a.lanes > a.H
 
 
-@jit
 def vectors_of(a, p, count):
     """Return the number of vectors that `count` gates of panel p take."""
     return (count * (a.H - p * a.lanes) + a.lanes - 1) // a.lanes if is_compact(a, p) else count
 
 
-@jit
 def gate_offset(a, p, gate):
     """Return the offset of a gate in a row of panel p."""
     return gate * (a.H - p * a.lanes) * a.size if is_compact(a, p) else gate * VECTOR
 
 
-@jit
 def count_vector_groups(vectors):
     """Return the number of vector groups, of at most 4 vectors, in a row of `vectors`."""
     return (vectors + 3) // 4
 
 
-@jit
 def first_vector(vectors, q):
     """Return the first vector of vector group q. Groups have 4 or 3 vectors if possible, to fill a register tile."""
     if vectors <= 4:  # a division would take as long as a product of a row
@@ -43,50 +38,42 @@ def first_vector(vectors, q):
     return (vectors * q + count_vector_groups(vectors) - 1) // count_vector_groups(vectors)
 
 
-@jit
 def first_h_preact(a):
     """Return the first pre-activation that has a product with h."""
     return a.preacts - a.h_preacts
 
 
-@jit
 def columns_of_h(a):
     """Return the number of columns of h that are multiplied, 0 without weight_hh."""
     return a.H if a.h_preacts != 0 else 0
 
 
-@jit
 def head_begin(a, unit):
     """Return the first unit of a unit's head, which is also the first column of h that the unit sees."""
     return 0 if a.heads == 1 else unit // a.head * a.head
 
 
-@jit
 def head_end(a, unit, last):
     """Return the end of the units of the head that `unit` is of, `last` at most."""
     return last if a.heads == 1 else min(head_begin(a, unit) + a.head, last)
 
 
-@jit
 def seen_begin(a, p):
     """Return the first of the columns of h that panel p multiplies: those of its units' heads."""
     return head_begin(a, p * a.lanes)
 
 
-@jit
 def seen_count(a, p):
     """Return the number of columns of h that panel p multiplies, at most `span`."""
     return a.H if a.heads == 1 else head_begin(a, min((p + 1) * a.lanes, a.H) - 1) + a.head - seen_begin(a, p)
 
 
-@jit
 def spans_heads(a, p):
     """Return whether panel p has units of several heads."""
     # the address of `masked` is 0 in a layer whose heads fill whole panels
     return a.heads > 1 and a.masked != 0 and seen_count(a, p) > a.head
 
 
-@jit
 def seen_alike(a, p, last):
     """Return the end of the panels from p on, before `last`, that multiply the same columns of h."""
     if a.heads == 1:
@@ -97,13 +84,11 @@ def seen_alike(a, p, last):
     return end
 
 
-@jit
 def reach_begin(a, q):
     """Return the first of the panels whose dpreact vector group q of h multiplies: those of its columns' heads."""
     return head_begin(a, first_vector(a.panels, q) * a.lanes) // a.lanes
 
 
-@jit
 def reach_count(a, q):
     """Return the number of panels whose dpreact vector group q of h multiplies, at most `reach`."""
     if a.heads == 1:
@@ -112,19 +97,16 @@ def reach_count(a, q):
     return (end + a.lanes - 1) // a.lanes - reach_begin(a, q)
 
 
-@jit
 def block_ih(a, k):
     """Return the gate block of weight_ih of the k-th pre-activation of x."""
     return get_int64(a.gate_blocks + 8 * k)
 
 
-@jit
 def block_hh(a, k):
     """Return the gate block of weight_hh of the k-th pre-activation of h."""
     return get_int64(a.gate_blocks + 8 * (a.x_preacts + k))
 
 
-@jit
 def expand(a, p, rows, source, target):
     """Copy the rows of the compact panel's pre-activations to (rows, S, lanes)."""
     row_stride, valid = vectors_of(a, p, a.preacts) * VECTOR, a.H - p * a.lanes
@@ -133,7 +115,6 @@ def expand(a, p, rows, source, target):
         call(a.copy_rows, rows, valid, a.lanes, gates, row_stride, target + gate * VECTOR, a.preacts * VECTOR)
 
 
-@jit
 def compact(a, p, rows, source, target):
     """Copy dpreact (rows, S, lanes) of the last panel to its compact rows, with zeros after them."""
     L, gates, valid = a.lanes, a.preacts, a.H - p * a.lanes
@@ -145,27 +126,23 @@ def compact(a, p, rows, source, target):
     call(a.copy_rows, rows, 0, vectors * L - gates * valid, source, 0, gate_target, vectors * VECTOR)
 
 
-@jit
 def dpreact_address(a, p, s, b):
     """Return the address of dpreact of panel p, step s and row b. A panel's rows follow each other."""
     row, gates = s % a.dpreact_steps * a.B + b, a.preacts
     return a.dpreact + p * a.dpreact_steps * a.B * gates * VECTOR + row * vectors_of(a, p, gates) * VECTOR
 
 
-@jit
 def count_row_groups(a):
     """Return the number of row groups, over each of which the gradients of params are summed from step to step."""
     return (a.B + a.group_rows - 1) // a.group_rows
 
 
-@jit
 def param_sums_address(a, p, b):
     """Return the address of the sums of the gradients of params, of panel p and of the row group of row b."""
     # `group_stride` is the stride of one row, and this is the group's first row, as group_rows is a power of two
     return a.param_sums + (b & -a.group_rows) * a.group_stride + p * a.params * VECTOR
 
 
-@jit
 def saved_address(a, rows, t, p, b):
     """Return the address of the saved values of panel p, step t and row b, of `rows` rows. The values that a row's
     units share are saved as those of one more panel.
@@ -173,7 +150,6 @@ def saved_address(a, rows, t, p, b):
     return a.gates + ((t * a.gate_panels + p) * rows + b) * a.saved * VECTOR
 
 
-@jit
 def gemm_of(a, vectors):
     """Return the product for `vectors` vectors."""
     if vectors == 4:
@@ -181,7 +157,6 @@ def gemm_of(a, vectors):
     return a.gemm3 if vectors == 3 else a.gemm2 if vectors == 2 else a.gemm1
 
 
-@jit
 def gemv_of(a, vectors):
     """Return the product of one row for `vectors` vectors."""
     if vectors == 4:
@@ -189,13 +164,11 @@ def gemv_of(a, vectors):
     return a.gemv3 if vectors == 3 else a.gemv2 if vectors == 2 else a.gemv1
 
 
-@jit
 def rows_forward_of(a):
     """Return the primitive that computes the values which a row's units share in the forward pass."""
     return a.rows_forward if a.gates == 0 else a.rows_forward_saving
 
 
-@jit
 def cell_forward_of(a):
     """Return the address of the cell's forward primitive: without saved gates, with ordinary stores of them, or with
     stores past the caches. Such stores need no fence: before the backward pass reads the gates, threads synchronize

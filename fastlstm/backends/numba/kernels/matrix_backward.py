@@ -11,25 +11,22 @@ from fastlstm.backends.numba.kernels.layout import count_vector_groups, first_ve
 from fastlstm.backends.numba.kernels.matrix_forward import TILES, copy_square
 from fastlstm.backends.numba.kernels.products import BackwardProducts
 from fastlstm.backends.numba.kernels.row_masks import correct_states, zero_held
-from fastlstm.backends.numba.kernels.shared import VECTOR, element_bytes, jit, read_rows, write_rows
+from fastlstm.backends.numba.kernels.shared import VECTOR, element_bytes, read_rows, write_rows
 from fastlstm.backends.numba.kernels.states import dpreact_slot
 from fastlstm.backends.numba.kernels.threads import share
 from fastlstm.backends.numba.llvm.intrinsics import call
 
 
-@jit
 def even(rows):
     """Return the next even number of rows: batch rows stand in pairs, and an odd one gets zeros beside it."""
     return rows + rows % 2
 
 
-@jit
 def count_k_blocks(a, steps):
     """Return the number of K blocks of 32 (step, row) pairs."""
     return (steps * even(a.B) + 31) // 32
 
 
-@jit
 def pack_transposed(a, weight, weight_row, N, of_h, packed, first, last, scratch):
     """Pack vector groups `first` to `last` of (4 H, N) weights as a column operand."""
     L, H = a.lanes, a.H
@@ -51,19 +48,16 @@ def pack_transposed(a, weight, weight_row, N, of_h, packed, first, last, scratch
                     call(a.interleave, L, low, low_row, high, low_row, target, TILES, a.overflow_flag)
 
 
-@jit
 def dpreact_target(a, p, s, b, scratch):
     """Return where the cell stores dpreact, from where `store_dpreact` copies it."""
     return dpreact_slot(a, scratch)
 
 
-@jit
 def dpreact_row_address(a, s, b):
     """Return the address of row (s, b) of dpreact as a row operand, which has room for `dpreact_row_steps` steps."""
     return a.dpreact_rows + (s % a.dpreact_row_steps * a.B + b) * 64
 
 
-@jit
 def store_dpreact_columns(a, p, s, b, rows, dpre):
     """Store dpreact as the column operand of the weight gradients. The arguments are those of `store_dpreact`."""
     if a.dweights == 0:
@@ -87,7 +81,6 @@ def store_dpreact_columns(a, p, s, b, rows, dpre):
             call(a.interleave, 1, low, 0, a.constants, 0, target + pair * 64, TILES, flag)
 
 
-@jit
 def store_dpreact_rows(a, p, s, b, rows, dpre):
     """Store dpreact as the row operand of the products with weights. The arguments are those of `store_dpreact`."""
     row, component_stride = 4 * VECTOR, 2 * a.panels * a.k_block_stride
@@ -96,14 +89,12 @@ def store_dpreact_rows(a, p, s, b, rows, dpre):
         call(a.interleave, rows, low, row, low + VECTOR, row, target, component_stride, a.overflow_flag)
 
 
-@jit
 def store_dpreact(a, p, s, b, rows, dpre):
     """Store dpreact (rows, 4, lanes) of panel p, step s and rows from `b` on in both layouts."""
     store_dpreact_rows(a, p, s, b, rows, dpre)
     store_dpreact_columns(a, p, s, b, rows, dpre)
 
 
-@jit
 def back_product(a, rows, b, s, of_h, packed, vectors, q, scratch):
     """Store the product of dpreact of step s with vector group q of the transposed weights in scratch."""
     panels = a.panels
@@ -114,7 +105,6 @@ def back_product(a, rows, b, s, of_h, packed, vectors, q, scratch):
     )  # fmt: skip
 
 
-@jit
 def input_gradient(a, scratch, s_first, s_last, thread, threads):
     """Compute dx for a time chunk: this thread's share of its vector groups and row blocks."""
     L, element, I, B, T = a.lanes, element_bytes(a), a.I, a.B, a.T
@@ -134,7 +124,6 @@ def input_gradient(a, scratch, s_first, s_last, thread, threads):
             done += run
 
 
-@jit
 def gather(a, j, s_first, s_last, block, target):
     """Copy 16 columns of [x, 1, padding, h_in], from 16 j on, of the pairs of one K block to (32, 16), with zeros past
     the last pair. h_in is zero after a reset. A held row gets zeros, since its padding may be NaN.
@@ -169,7 +158,6 @@ def gather(a, j, s_first, s_last, block, target):
         done += run
 
 
-@jit
 def pack_activations(a, chunk, thread, threads, scratch):
     """Pack this thread's share of [x, 1, h_in] of a time chunk, transposed, as a row operand."""
     if a.dweights == 0:
@@ -194,7 +182,6 @@ def pack_activations(a, chunk, thread, threads, scratch):
                 call(a.copy_rows, 16 - first, 0, 16, column, 0, column, 64)
 
 
-@jit
 def add_weight_gradients(a, chunk, k_set, p_first, p_last):
     """Add a time chunk to panels `p_first` to `p_last` of dweights, in one split-K set. Sums of many chunks are sums of
     sums over FOLD of them: the error of one long sum would grow with its length.
@@ -224,7 +211,6 @@ def add_weight_gradients(a, chunk, k_set, p_first, p_last):
                 call(a.add_rows, 1, width, out, 0, total, 0)
 
 
-@jit
 def add_accumulators(a, chunk, thread, threads):
     """Add this thread's share of a time chunk to dweights, once all threads have passed the chunk."""
     panels = a.panels
@@ -235,7 +221,6 @@ def add_accumulators(a, chunk, thread, threads):
             add_weight_gradients(a, chunk, k_set, first, last)
 
 
-@jit
 def add_gradients(a, scratch, chunk, rows, thread, threads):
     """Add this thread's share of a time chunk to the weight gradients, and compute that of dx."""
     s = chunk * a.chunk

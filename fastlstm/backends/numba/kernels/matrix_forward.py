@@ -8,40 +8,35 @@ next one's while it reads its own.
 from fastlstm.backends.numba.constants import K_BLOCKS_TOGETHER, ROW_BLOCK, operand_k_blocks
 from fastlstm.backends.numba.kernels.products import ForwardProducts
 from fastlstm.backends.numba.kernels.row_masks import any_held, zero_held, zero_reset
-from fastlstm.backends.numba.kernels.shared import VECTOR, element_bytes, jit, read_rows
+from fastlstm.backends.numba.kernels.shared import VECTOR, element_bytes, read_rows
 from fastlstm.backends.numba.kernels.vector_forward import multiply_inputs
 from fastlstm.backends.numba.llvm.intrinsics import call
 
 TILES = 4096  # bytes of one component of a K block of the column operand, for 64 columns
 
 
-@jit
 def count_x_groups(a):
     """Return the number of groups of 16 columns of x."""
     return (a.I + 15) // 16
 
 
-@jit
 def count_k_blocks(a):
     """Return the number of K blocks of 32 columns of x and h."""
     return operand_k_blocks(a.I, a.H)
 
 
-@jit
 def operand(a, s, j, b):
     """Return the address of 16 columns from 16 j on, of step s and row b."""
     blocks, stride = count_k_blocks(a), a.k_block_stride
     return a.row_operand + (s % 2) * a.components * blocks * stride + j // 2 * stride + b * 64 + j % 2 * 32
 
 
-@jit
 def copy_square(a, rows, columns, source, source_row, target):
     """Copy `rows` by `columns` weights to 16 by 16 float32 numbers, zeros elsewhere."""
     read_rows(a, a.is_bfloat16, rows, columns, 16, source, source_row, target, VECTOR)
     call(a.copy_rows, 16 - rows, 0, 16, source, 0, target + rows * VECTOR, VECTOR)
 
 
-@jit
 def pack_columns(a, p, x_groups, h_groups, target, scratch):
     """Pack panel p of the weights as a column operand, with 16 columns for each gate. Its K index runs over `x_groups`
     groups of 16 columns of weight_ih, then over `h_groups` groups of weight_hh.
@@ -69,14 +64,12 @@ def pack_columns(a, p, x_groups, h_groups, target, scratch):
             call(a.transpose_tiles, a.components, tile, 1024, target + k * a.components * TILES + gate * 1024, TILES)
 
 
-@jit
 def pack_weights(a, p, packed_index, scratch):
     """Pack panel p of both weights as a column operand."""
     target = a.packed + packed_index * count_k_blocks(a) * a.components * TILES
     pack_columns(a, p, count_x_groups(a), a.panels, target, scratch)
 
 
-@jit
 def preact(a, s, p, packed_index, b, rows, team_index, b_first, b_last, scratch, x, h_in, h_in_stride):
     """Compute the pre-activations of panel p: see `products.ForwardProducts`."""
     blocks, stride = count_k_blocks(a), a.k_block_stride
@@ -87,7 +80,6 @@ def preact(a, s, p, packed_index, b, rows, team_index, b_first, b_last, scratch,
     )  # fmt: skip
 
 
-@jit
 def split_inputs(a, s, j, b, rows, target, component_stride, scratch):
     """Write 16 columns of x, from 16 j on, of step s and `rows` rows from `b` on to the row operand at `target`."""
     L, I, T = a.lanes, a.I, a.T
@@ -105,7 +97,6 @@ def split_inputs(a, s, j, b, rows, target, component_stride, scratch):
     call(a.to_row_operand, rows, source, source_row, target, component_stride, a.overflow_flag)
 
 
-@jit
 def pack_x_operand(a, s, team_index, b_first, b_last, x_first, x_last, scratch):
     """Write x of step s, of rows `x_first` to `x_last`, to its row operand."""
     x_groups, component_stride = count_x_groups(a), count_k_blocks(a) * a.k_block_stride
@@ -119,7 +110,6 @@ def pack_x_operand(a, s, team_index, b_first, b_last, x_first, x_last, scratch):
             call(a.copy_rows, x_last - x_first, 0, 8, scratch, 0, target, 64)
 
 
-@jit
 def pack_h_operand(a, s, p, b, rows, h, h_row, scratch):
     """Write h before step s, of panel p and `rows` rows from `b` on, to the step's row operand: zeros where the step
     resets, and beyond H, where an infinity in x would leave NaN.
@@ -137,4 +127,4 @@ def pack_h_operand(a, s, p, b, rows, h, h_row, scratch):
         zero_reset(a, t, b, rows, 8, target + n * component_stride, 64)
 
 
-PRODUCTS = ForwardProducts(False, False, pack_weights, pack_x_operand, pack_h_operand, multiply_inputs, preact)
+PRODUCTS = ForwardProducts(pack_weights, multiply_inputs, preact, pack_x_operand, pack_h_operand)

@@ -8,7 +8,6 @@ from fastlstm.backends.numba.kernels import matrix_backward, vector_backward
 from fastlstm.backends.numba.kernels.few_pairs import write_weight_gradients
 from fastlstm.backends.numba.kernels.matrix_backward import add_accumulators, store_dpreact_columns, store_dpreact_rows
 from fastlstm.backends.numba.kernels.products import BackwardProducts
-from fastlstm.backends.numba.kernels.shared import jit
 from fastlstm.backends.numba.kernels.threads import share
 from fastlstm.backends.numba.kernels.vector_backward import back_product, dpreact_target, pack_transposed
 from fastlstm.backends.numba.llvm.intrinsics import call
@@ -18,7 +17,6 @@ vector_gradient, unit_gradient = vector_backward.input_gradient, matrix_backward
 pack_sums, pack_strips = matrix_backward.pack_activations, vector_backward.pack_activations
 
 
-@jit
 def pack_transposed_inputs(a, weight, weight_row, N, of_h, packed, first, last, scratch):
     """Pack vector groups `first` to `last` of weight_ih for the unit that computes dx."""
     if a.dpreact_row_steps != 0:
@@ -27,7 +25,6 @@ def pack_transposed_inputs(a, weight, weight_row, N, of_h, packed, first, last, 
         pack_vectors(a, weight, weight_row, N, of_h, packed, first, last, scratch)
 
 
-@jit
 def store_dpreact(a, p, s, b, rows, dpre):
     """Store dpreact (rows, 4, lanes) of panel p, step s and rows from `b` on as operands of the bf16 unit."""
     if a.dpreact_row_steps != 0:
@@ -35,7 +32,6 @@ def store_dpreact(a, p, s, b, rows, dpre):
     store_dpreact_columns(a, p, s, b, rows, dpre)
 
 
-@jit
 def pack_activations(a, chunk, thread, threads, scratch):
     """Pack this thread's share of x, h and ones of a time chunk, for the unit that computes the weight gradients."""
     if a.dweights != 0:
@@ -44,7 +40,6 @@ def pack_activations(a, chunk, thread, threads, scratch):
         pack_strips(a, chunk, thread, threads, scratch)
 
 
-@jit
 def add_gradients(a, scratch, chunk, rows, thread, threads):
     """Add this thread's share of a time chunk to the weight gradients, and compute that of dx."""
     panels, s, s_last = a.panels, chunk * a.chunk, min((chunk + 1) * a.chunk, a.T)

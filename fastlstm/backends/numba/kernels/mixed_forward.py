@@ -5,54 +5,45 @@ x of an input block is written to a row operand; two of these take turns. The st
 product.
 """
 
-from fastlstm.backends.numba.constants import K_BLOCKS_TOGETHER, ROW_BLOCK
+from fastlstm.backends.numba.constants import K_BLOCKS_TOGETHER, ROOM, ROW_BLOCK
 from fastlstm.backends.numba.kernels.matrix_forward import TILES, count_x_groups, pack_columns, split_inputs
 from fastlstm.backends.numba.kernels.products import ForwardProducts
-from fastlstm.backends.numba.kernels.shared import VECTOR, jit
-from fastlstm.backends.numba.kernels.vector_forward import add_product, pack_h_operand, pack_hh, packed_hh_address
+from fastlstm.backends.numba.kernels.shared import VECTOR
+from fastlstm.backends.numba.kernels.vector_forward import add_product, pack_hh, packed_hh_address
 from fastlstm.backends.numba.llvm.intrinsics import call
 
-ROOM = 32  # rows after a team's last one, to which whole AMX tiles may write
 
-
-@jit
 def count_k_blocks(a):
     """Return the number of K blocks of 32 columns of x."""
     return (a.I + 31) // 32
 
 
-@jit
 def columns_at(a, p):
     """Return the address of panel p of weight_ih as a column operand: these follow all panels of weight_hh."""
     return a.packed + a.panels * a.H * 4 * VECTOR + p * count_k_blocks(a) * a.components * TILES
 
 
-@jit
 def operand_row(a, s, b, team_index, b_first, b_last):
     """Return the row of the operand that has pair (s, b): a team's rows of an input block follow each other."""
     return a.input_steps * b_first + ROOM * team_index + s % a.input_steps * (b_last - b_first) + b - b_first
 
 
-@jit
 def operand(a, s, j, row):
     """Return the address of 16 columns of x, from 16 j on, of a row of the operand of the input block around s."""
     block = s // a.input_steps % 2 * a.components * count_k_blocks(a) + j // 2
     return a.row_operand + block * a.k_block_stride + row * 64 + j % 2 * 32
 
 
-@jit
 def input_preact_address(a, p, row):
     """Return the address of the input projection of a row of the operand, for panel p."""
     return a.input_preact + (p * (a.k_block_stride // 64) + row) * 4 * VECTOR
 
 
-@jit
 def pack_weights(a, p, packed_index, scratch):
     pack_hh(a, p, packed_index)
     pack_columns(a, p, count_x_groups(a), 0, columns_at(a, packed_index), scratch)
 
 
-@jit
 def pack_x_operand(a, s, team_index, b_first, b_last, x_first, x_last, scratch):
     """Write x of an input block, if one begins at s, to its row operand: that of rows `x_first` to `x_last`."""
     if s % a.input_steps != 0:
@@ -68,7 +59,6 @@ def pack_x_operand(a, s, team_index, b_first, b_last, x_first, x_last, scratch):
                     call(a.copy_rows, rows, 0, 8, scratch, 0, operand(a, s, x_groups, row) + n * component_stride, 64)
 
 
-@jit
 def multiply_inputs(a, s, p, team_index, b_first, b_last):
     """If an input block begins at s, compute its input projection for panel p."""
     if s % a.input_steps == 0:
@@ -80,7 +70,6 @@ def multiply_inputs(a, s, p, team_index, b_first, b_last):
         )  # fmt: skip
 
 
-@jit
 def preact(a, s, p, packed_index, b, rows, team_index, b_first, b_last, scratch, x, h_in, h_in_stride):
     """Compute the pre-activations of panel p: see `products.ForwardProducts`."""
     init = input_preact_address(a, p, operand_row(a, s, b, team_index, b_first, b_last))
@@ -90,4 +79,4 @@ def preact(a, s, p, packed_index, b, rows, team_index, b_first, b_last, scratch,
     )  # fmt: skip
 
 
-PRODUCTS = ForwardProducts(True, False, pack_weights, pack_x_operand, pack_h_operand, multiply_inputs, preact)
+PRODUCTS = ForwardProducts(pack_weights, multiply_inputs, preact, pack_x_operand)

@@ -8,41 +8,31 @@ the first of `rows` batch rows, and `scratch` the address of a thread's scratch.
 from collections.abc import Callable
 from typing import NamedTuple
 
-from fastlstm.backends.numba.kernels.shared import jit
-
 Kernel = Callable[..., object]
-
-
-@jit
-def never_only_row(a, s, p_first, p_last, scratch, x, h_in):
-    """Do nothing: kernels with packed x or h do not call it."""
 
 
 class ForwardProducts(NamedTuple):
     """The products of a forward kernel, see `forward.forward_with`.
 
     Attributes:
-        reads_h_unpacked, reads_x_unpacked: whether products read h, and x, in their own layout, and not as a row
-            operand.
         pack_weights: (a, p, packed_index, scratch) packs a panel of both weights.
-        pack_x_operand: (a, s, team_index, b_first, b_last, x_first, x_last, scratch) writes x of this thread's rows,
-            `x_first` to `x_last`, to the row operand, if products read x there.
-        pack_h_operand: (a, s, p, b, rows, h, h_stride, scratch) writes h before step s, if products read h there.
         multiply_inputs: (a, s, p, team_index, b_first, b_last) computes an input block, if one begins at step s.
         preact: (a, s, p, packed_index, b, rows, team_index, b_first, b_last, scratch, x, h_in, h_in_stride) stores the
             pre-activations (rows, S, L) in scratch. `h_in` are the columns of h that the panel sees, 0 for zeros.
-        preact_of_only_row: (a, s, p_first, p_last, scratch, x, h_in) does so for the only row and several full panels,
-            in kernels that read x and h unpacked.
+        pack_x_operand: (a, s, team_index, b_first, b_last, x_first, x_last, scratch) writes x of this thread's rows,
+            `x_first` to `x_last`, to the row operand. None if products read x where it lies.
+        pack_h_operand: (a, s, p, b, rows, h, h_stride, scratch) writes h before step s to the row operand. None if
+            products read h where it lies.
+        preact_of_only_row: (a, s, p_first, p_last, scratch, x, h_in) does as `preact` for the only row and several full
+            panels. None unless products read both x and h where they lie.
     """
 
-    reads_h_unpacked: bool
-    reads_x_unpacked: bool
     pack_weights: Kernel
-    pack_x_operand: Kernel
-    pack_h_operand: Kernel
     multiply_inputs: Kernel
     preact: Kernel
-    preact_of_only_row: Kernel = never_only_row
+    pack_x_operand: Kernel | None = None
+    pack_h_operand: Kernel | None = None
+    preact_of_only_row: Kernel | None = None
 
 
 class BackwardProducts(NamedTuple):

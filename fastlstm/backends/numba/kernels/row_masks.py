@@ -1,22 +1,18 @@
 """Which batch rows are held at a step, because they have ended, and which start from zeros."""
 
-from fastlstm.backends.numba.kernels.shared import jit
 from fastlstm.backends.numba.llvm.intrinsics import call, get_byte, get_int64
 
 
-@jit
 def length_of(a, b):
     """Return how many of the T steps batch row b takes."""
     return min(max(get_int64(a.lengths + 8 * b), 0), a.T)
 
 
-@jit
 def is_held(a, t, b):
     """Return whether row b is held at step t."""
     return a.lengths != 0 and get_int64(a.lengths + 8 * b) <= t
 
 
-@jit
 def any_held(a, t, b, rows):
     """Return whether one of `rows` rows from `b` on is held at step t."""
     if a.lengths != 0:
@@ -26,13 +22,11 @@ def any_held(a, t, b, rows):
     return False
 
 
-@jit
 def is_reset(a, t, b):
     """Return whether row b starts from zeros at step t. A held step is not reset."""
     return get_byte(a.reset + t * a.rows + b) != 0 and not is_held(a, t, b)
 
 
-@jit
 def any_reset(a, t, b, rows):
     """Return whether one of `rows` rows from `b` on starts from zeros at step t."""
     if a.reset != 0:
@@ -42,7 +36,6 @@ def any_reset(a, t, b, rows):
     return False
 
 
-@jit
 def rows_to_last_active(a, t, b, rows):
     """Return how many of `rows` rows from `b` on are left without the held ones at their end. If the rows are sorted
     longest first, these are exactly the active ones.
@@ -53,7 +46,6 @@ def rows_to_last_active(a, t, b, rows):
     return rows
 
 
-@jit
 def zero_held(a, t, b, rows, width, target, target_row):
     """Zero the held ones of `rows` rows from `b` on at step t."""
     if a.lengths != 0:
@@ -62,7 +54,6 @@ def zero_held(a, t, b, rows, width, target, target_row):
                 call(a.copy_rows, 1, 0, width, target, 0, target + r * target_row, 0)
 
 
-@jit
 def zero_reset(a, t, b, rows, width, target, target_row):
     """Zero those of `rows` rows from `b` on that start from zeros at step t."""
     if a.reset != 0:
@@ -71,7 +62,6 @@ def zero_reset(a, t, b, rows, width, target, target_row):
                 call(a.copy_rows, 1, 0, width, target, 0, target + r * target_row, 0)
 
 
-@jit
 def correct_states(a, t, b, rows, first_unit, width, target, target_row):
     """Turn h after the step before t into h_in of step t, for `width` units from `first_unit` on of each row.
 

@@ -1,4 +1,4 @@
-"""What all kernels share: how they are compiled, sizes, and rows read and written in one of two types."""
+"""What all kernels share: sizes, inlined functions, and rows read and written in one of two types."""
 
 from typing import Any
 
@@ -12,24 +12,17 @@ VECTOR = VECTOR_BYTES
 BLOCK_K = WEIGHT_BLOCK_BYTES // (4 * VECTOR)
 
 
-def jit(function: Any) -> Any:
-    """Mark a function that kernels call: `llvm.emit` compiles it into each kernel that does."""
-    return function
-
-
 def inlined(function: Any) -> Any:
-    """Mark a function as `jit` does, and inline it: calls took 4 % of the time of a layer of two rows."""
+    """Mark a function that is inlined where kernels call it: calls took 4 % of the time of a layer of two rows."""
     function.inlined = True
     return function
 
 
-@jit
 def element_bytes(a):
     """Return the bytes of an element of x, of h and of the weights."""
     return 2 if a.is_bfloat16 != 0 else a.size
 
 
-@jit
 def read_rows(a, narrow, rows, valid, width, source, source_row, target, target_row):
     """Copy `valid` elements of each row, which are bfloat16 if `narrow`, then zeros up to `width`."""
     if narrow != 0:
@@ -38,7 +31,6 @@ def read_rows(a, narrow, rows, valid, width, source, source_row, target, target_
         call(a.copy_rows, rows, valid, width, source, source_row, target, target_row)
 
 
-@jit
 def write_rows(a, rows, width, source, source_row, target, target_row):
     """Copy `width` elements of each row, rounded if the layer is bfloat16."""
     if a.is_bfloat16 != 0:
@@ -47,7 +39,6 @@ def write_rows(a, rows, width, source, source_row, target, target_row):
         call(a.copy_rows, rows, width, width, source, source_row, target, target_row)
 
 
-@jit
 def is_zero(rows, width, source, source_row):
     """Return whether `width` bytes of each row are zero: a product of finite weights with them is left out."""
     for r in range(rows if source_row != 0 else min(rows, 1)):

@@ -7,7 +7,7 @@ to copies in scratch.
 from fastlstm.backends.numba.constants import ROW_BLOCK
 from fastlstm.backends.numba.kernels.layout import saved_address
 from fastlstm.backends.numba.kernels.row_masks import correct_states, zero_reset
-from fastlstm.backends.numba.kernels.shared import VECTOR, inlined, jit
+from fastlstm.backends.numba.kernels.shared import VECTOR, inlined
 from fastlstm.backends.numba.llvm.intrinsics import call, get_int64, set_int64
 
 # the fields of an inner state's record, and of that of an input or param, see `host.fields`
@@ -15,20 +15,17 @@ INNER_FIELDS, INNER_FIELDS_BACKWARD = 4, 9
 OPERAND_FIELDS, OPERAND_FIELDS_BACKWARD = 3, 4
 
 
-@jit
 def set_entry(table, k, address, row):
     """Set entry k of a pointer table."""
     set_int64(table + 16 * k, address)
     set_int64(table + 16 * k + 8, row)
 
 
-@jit
 def entry_address(table, k, b, panel_offset):
     """Return the address of row b of entry k, from byte `panel_offset` of the row on."""
     return get_int64(table + 16 * k) + b * get_int64(table + 16 * k + 8) + panel_offset
 
 
-@jit
 def entry_stride(table, k):
     """Return the row stride of entry k."""
     return get_int64(table + 16 * k + 8)
@@ -57,37 +54,33 @@ def enter_step(a, table, s, t, h_prev, h_prev_row, h, h_row, count, is_one_row):
         set_entry(table, 2 * a.inner_states + 2 + k, value, VECTOR if is_one_row else value_row)
 
 
-@jit
 def dh_entry(a):
     """Return the entry of dh from outside, in the backward pass alone: the last one."""
     return 2 * a.inner_states + 2 + a.operands
 
 
-@jit
 def scratch_slot(a, scratch, n):
     """Return the address of scratch slot n, (ROW_BLOCK, lanes): first those of a table's entries, then others."""
     return scratch + ROW_BLOCK * (a.product_vectors + n) * VECTOR
 
 
-@jit
 def panel_products(a, scratch, p):
     """Return the address of the products of panel or vector group p, which all panels share with one phase."""
     return scratch + p * a.panel_bytes
 
 
-@jit
 def later_address(a, scratch, p):
     """Return the address of the values of panel p that later phases of the cell read."""
     return scratch_slot(a, scratch, a.later_slot + p * a.later_values)
 
 
-@jit
 def shared_address(a, scratch):
-    """Return the address of the values that a row's units share, and of the sums of means."""
-    return scratch_slot(a, scratch, a.shared_slot)
+    """Return the address of the values that a row's units share, and of the sums of means: after the slots of all
+    panels' values for later phases.
+    """
+    return later_address(a, scratch, a.panels)
 
 
-@jit
 def begin_phase(a, kernel, phase, t, b, rows, gate_rows, scratch, is_one_row):
     """Compute the values that all units of a row or of a head share in a phase, for `rows` rows from `b` on, from the
     results of the phase before. `is_one_row`: see `enter_step`.
@@ -99,19 +92,16 @@ def begin_phase(a, kernel, phase, t, b, rows, gate_rows, scratch, is_one_row):
     )  # fmt: skip
 
 
-@jit
 def dinputs_address(a, scratch):
     """Return the address where the cell stores the gradients of the inputs (rows, Q, lanes)."""
     return scratch_slot(a, scratch, dh_entry(a) + 1)
 
 
-@jit
 def dpreact_slot(a, scratch):
     """Return the address where the cell stores dpreact, if it is copied to another layout."""
     return scratch_slot(a, scratch, dh_entry(a) + 1 + a.inputs)
 
 
-@jit
 def redirect_to_scratch(a, table, pointers, p, t, b, rows, scratch, writes, corrects):
     """Fill the second pointer table for `rows` rows from `b` on of panel p: values that the cell reads are copied to
     whole vectors in scratch, with states of zero where the step resets. If it `writes`, new states of a panel that is

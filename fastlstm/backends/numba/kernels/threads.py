@@ -1,23 +1,19 @@
 """The share of each thread, and barriers."""
 
 from fastlstm.backends.numba.kernels.row_masks import length_of
-from fastlstm.backends.numba.kernels.shared import jit
 from fastlstm.backends.numba.llvm.intrinsics import add_atomic, call_int, load_atomic
 
 
-@jit
 def share(count, k, n):
     """Return the first of `count` things that belongs to share k of n."""
     return count * k // n
 
 
-@jit
 def share_rows(count, unit, k, n):
     """Return the first of `count` rows of share k of n. No group of `unit` rows is split."""
     return min(count, unit * share((count + unit - 1) // unit, k, n))
 
 
-@jit
 def team_begin_by_length(a, total, team_index, team_count):
     """Return the first batch row of a team, which splits no pair or row group: the rows before it have the share of the
     `total` steps that belongs to the teams before. Rows without a step belong to the last team.
@@ -31,7 +27,6 @@ def team_begin_by_length(a, total, team_index, team_count):
     return b
 
 
-@jit
 def team_rows(a, team_index, team_count):
     """Return the first batch row of a team and that of the next one. If the rows are sorted longest first, the teams
     get about equal numbers of active steps, and otherwise equal numbers of rows.
@@ -47,19 +42,16 @@ def team_rows(a, team_index, team_count):
         total += length_of(a, b)
     if total == a.T * a.B:
         return first, last
-    return team_begin_by_length(a, total, team_index, team_count), team_begin_by_length(
-        a, total, team_index + 1, team_count
-    )
+    first = team_begin_by_length(a, total, team_index, team_count)
+    return first, team_begin_by_length(a, total, team_index + 1, team_count)
 
 
-@jit
 def arrive(barrier, threads):
     """Count this thread at a barrier."""
     if threads > 1:
         add_atomic(barrier, 1)
 
 
-@jit
 def wait_for(barrier, threads, times, relax):
     """Return when `threads` threads have arrived `times` times. A thread that waits long calls `relax`."""
     if threads > 1:
@@ -70,7 +62,6 @@ def wait_for(barrier, threads, times, relax):
                 call_int(relax)
 
 
-@jit
 def wait(barrier, threads, barriers_passed, relax):
     """Return when `threads` threads have called this for the (`barriers_passed` + 1)th time."""
     arrive(barrier, threads)

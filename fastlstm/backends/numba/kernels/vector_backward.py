@@ -30,7 +30,7 @@ from fastlstm.backends.numba.kernels.layout import (
 )
 from fastlstm.backends.numba.kernels.products import BackwardProducts
 from fastlstm.backends.numba.kernels.row_masks import correct_states, rows_to_last_active, zero_held
-from fastlstm.backends.numba.kernels.shared import BLOCK_K, VECTOR, jit
+from fastlstm.backends.numba.kernels.shared import BLOCK_K, VECTOR
 from fastlstm.backends.numba.kernels.states import dpreact_slot
 from fastlstm.backends.numba.kernels.threads import share
 from fastlstm.backends.numba.llvm.intrinsics import call
@@ -38,7 +38,6 @@ from fastlstm.backends.numba.llvm.intrinsics import call
 BLOCK_ROWS = 128  # rows of dpreact and of a strip that stay in the L1 cache together: 16 + 12 KB at 8 lanes
 
 
-@jit
 def pack_transposed(a, weight, weight_row, N, of_h, packed, first, last, scratch):
     """Pack vector groups `first` to `last` of (gates H, N) weights as [vector group][k][3 or 4 vectors], with k in the
     order of dpreact's panels. Of weight_hh a group has the panels whose units see any of its columns.
@@ -77,20 +76,17 @@ def pack_transposed(a, weight, weight_row, N, of_h, packed, first, last, scratch
                 call(a.copy_rows, row_last - row - units, 0, n * L, source, 0, target, to_row)
 
 
-@jit
 def dpreact_target(a, p, s, b, scratch):
     """Return where the cell stores dpreact (rows, S, lanes)."""
     return dpreact_slot(a, scratch) if is_compact(a, p) else dpreact_address(a, p, s, b)
 
 
-@jit
 def store_dpreact(a, p, s, b, rows, dpre):
     """Copy dpreact of a compact panel to the layout that products read."""
     if is_compact(a, p):
         compact(a, p, rows, dpre, dpreact_address(a, p, s, b))
 
 
-@jit
 def back_product(a, rows, b, s, of_h, packed, vectors, q, scratch):
     """Store the product of dpreact of step s with vector group q of the transposed weights, (rows, 4 L), in scratch."""
     if packed == 0:
@@ -121,7 +117,6 @@ def back_product(a, rows, b, s, of_h, packed, vectors, q, scratch):
         init, init_row = scratch, 4 * VECTOR
 
 
-@jit
 def input_gradient(a, scratch, s_first, s_last, thread, threads):
     """Compute dx for a time chunk: this thread's share of its pairs."""
     L, size, I, B, T = a.lanes, a.size, a.I, a.B, a.T
@@ -146,7 +141,6 @@ def input_gradient(a, scratch, s_first, s_last, thread, threads):
         first += count
 
 
-@jit
 def pack_strips(a, strips, s_first, s_last, b_first, b_last):
     """Pack [x, h_in, 1] of the steps and batch rows given as [strip][pair][column]. h begins at column `first_h_row`,
     and the ones at `ones_row`; without `dweights` there are no ones. h_in is zero after a reset.
@@ -185,7 +179,6 @@ def pack_strips(a, strips, s_first, s_last, b_first, b_last):
                 room, target = a.strip, target + next_strip
 
 
-@jit
 def active_range(a, s_first, first, pairs):
     """Return (steps, count): among the `pairs` pairs from `first` on, all active ones lie in `count` consecutive batch
     rows of `steps` consecutive steps. With resets alone the sum also goes step by step, in the order that it has with
@@ -201,7 +194,6 @@ def active_range(a, s_first, first, pairs):
     return steps, max(1, rows_to_last_active(a, earliest, row, pairs // steps))  # one at least, which begins the sums
 
 
-@jit
 def add_products(a, strips, s_first, s_last, k_set, p_first, p_last, column, column_last, missing, gate, gates):
     """Add a time chunk to the accumulators of columns `column` to `column_last` of [x, h, 1], in panels `p_first` to
     `p_last` and one split-K set: their sums with `gates` terms of dpreact from `gate` on.
@@ -236,7 +228,6 @@ def add_products(a, strips, s_first, s_last, k_set, p_first, p_last, column, col
                     init, init_row = target, accumulator_row_bytes(a)
 
 
-@jit
 def add_weight_gradients(a, strips, s_first, s_last, k_set, p_first, p_last):
     """Add a time chunk to the accumulators: all at once if `host.accumulators` lets them follow each other."""
     h_row, ones_row, columns = a.first_h_row, a.ones_row, columns_of_h(a)
@@ -253,7 +244,6 @@ def add_weight_gradients(a, strips, s_first, s_last, k_set, p_first, p_last):
     add_products(a, strips, s_first, s_last, k_set, p_first, p_last, ones_row, ones_row + 1, unseen, 0, a.preacts)
 
 
-@jit
 def pack_activations(a, chunk, thread, threads, scratch):
     """Pack this thread's batch rows of x, h and ones of a time chunk."""
     strips, s = a.strips + chunk % a.ring * a.strips_bytes, chunk * a.chunk
@@ -262,7 +252,6 @@ def pack_activations(a, chunk, thread, threads, scratch):
         pack_strips(a, strips, s, min(s + a.chunk, a.T), b_first, b_last)
 
 
-@jit
 def add_gradients(a, scratch, chunk, rows, thread, threads):
     """Add this thread's share of a time chunk to the weight gradients, and compute that of dx."""
     panels = a.panels

@@ -27,12 +27,11 @@ from fastlstm.backends.numba.kernels.layout import (
 )
 from fastlstm.backends.numba.kernels.products import ForwardProducts
 from fastlstm.backends.numba.kernels.row_masks import rows_to_last_active
-from fastlstm.backends.numba.kernels.shared import VECTOR, inlined, jit
+from fastlstm.backends.numba.kernels.shared import VECTOR, inlined
 from fastlstm.backends.numba.kernels.states import scratch_slot
 from fastlstm.backends.numba.llvm.intrinsics import call
 
 
-@jit
 def packed_hh_address(a, packed_index):
     """Return the address of a packed panel of weight_hh. `packed_index` is the panel, or the thread if it packs as it
     goes.
@@ -40,7 +39,6 @@ def packed_hh_address(a, packed_index):
     return a.packed + packed_index * a.span * a.h_preacts * VECTOR
 
 
-@jit
 def packed_ih_address(a, packed_index):
     """Return the address of a packed panel of weight_ih. These follow all panels of weight_hh, so that steps which read
     these alone read one stream: with gaps between panels a single row of 256 units took 1.15 times as long.
@@ -48,13 +46,11 @@ def packed_ih_address(a, packed_index):
     return packed_hh_address(a, a.packed_panels) + packed_index * a.I * a.x_preacts * VECTOR
 
 
-@jit
 def biases_address(a, p):
     """Return the address of the biases (S, L) of panel p."""
     return a.biases + p * a.preacts * VECTOR
 
 
-@jit
 def pack_panel(a, p, weight, weight_row, columns, of_h, panel):
     """Pack panel p of a weight as [vector group][k][gate][lane]. A compact panel is [k], with its gates side by side
     and then zeros. Units of several heads have zeros in the columns that only others see.
@@ -79,25 +75,21 @@ def pack_panel(a, p, weight, weight_row, columns, of_h, panel):
                 unit = end
 
 
-@jit
 def pack_hh(a, p, packed_index):
     """Pack panel p of weight_hh."""
     pack_panel(a, p, a.weight_hh, a.hh_row_stride, seen_count(a, p), True, packed_hh_address(a, packed_index))
 
 
-@jit
 def pack_ih(a, p, packed_index):
     """Pack panel p of weight_ih."""
     pack_panel(a, p, a.weight_ih, a.ih_row_stride, a.I, False, packed_ih_address(a, packed_index))
 
 
-@jit
 def pack_weights(a, p, packed_index, scratch):
     pack_hh(a, p, packed_index)
     pack_ih(a, p, packed_index)
 
 
-@jit
 def input_preact_address(a, p, s, row):
     """Return the address of the input projection of panel p at step s. If x has K blocks of its own, each batch row has
     an entry. Otherwise the only row has two: its whole K blocks of x, and the rest of x, in whose K block h follows.
@@ -106,7 +98,6 @@ def input_preact_address(a, p, s, row):
     return a.input_preact + ((p * a.input_steps + s % a.input_steps) * entries + row) * a.preacts * VECTOR
 
 
-@jit
 def add_product(a, vectors, w, columns, first, last, block, rows, init, init_row, out, out_row, x, x_row):
     """Store ``out = init +`` columns `first` to `last` of `rows` rows of x times a panel of weights with `vectors`
     vectors a row, by K blocks of `block` columns. Without columns it is a copy.
@@ -126,7 +117,6 @@ def add_product(a, vectors, w, columns, first, last, block, rows, init, init_row
                 break
 
 
-@jit
 def copy_preacts(a, first, last, rows, source, source_row, target, target_row):
     """Copy the pre-activations `first` to `last`, which have no product, of `rows` rows."""
     if first < last:
@@ -134,7 +124,6 @@ def copy_preacts(a, first, last, rows, source, source_row, target, target_row):
         call(a.copy_rows, rows, width, width, source + offset, source_row, target + offset, target_row)
 
 
-@jit
 def multiply_inputs(a, s, p, team_index, b_first, b_last):
     """If an input block begins at s, compute its input projection for panel p. Each row then reads the weights once."""
     if a.input_steps != 0 and s % a.input_steps == 0:
@@ -279,16 +268,4 @@ def preact(a, s, p, packed_index, b, rows, team_index, b_first, b_last, scratch,
         expand(a, p, rows, out, scratch)
 
 
-@jit
-def pack_x_operand(a, s, team_index, b_first, b_last, x_first, x_last, scratch):
-    pass
-
-
-@jit
-def pack_h_operand(a, s, p, b, rows, h, h_row, scratch):
-    pass
-
-
-PRODUCTS = ForwardProducts(
-    True, True, pack_weights, pack_x_operand, pack_h_operand, multiply_inputs, preact, preact_of_only_row
-)
+PRODUCTS = ForwardProducts(pack_weights, multiply_inputs, preact, preact_of_only_row=preact_of_only_row)

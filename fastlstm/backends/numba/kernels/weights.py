@@ -1,14 +1,12 @@
 """Biases and digests of weights: what belongs to packed weights beside the packed matrices."""
 
 from fastlstm.backends.numba.kernels.layout import block_hh, block_ih, first_h_preact, gate_offset
-from fastlstm.backends.numba.kernels.shared import jit
 from fastlstm.backends.numba.llvm.digest import DIGEST_BYTES
 from fastlstm.backends.numba.llvm.intrinsics import call
 
 DIGEST = 1 << 14  # words of a block of weights: 64 KB
 
 
-@jit
 def pack_biases(a, p, target):
     """Store the sum of the biases of panel p as (S, L), or as the gates of a compact panel lie."""
     L, size, H = a.lanes, a.size, a.H
@@ -24,7 +22,6 @@ def pack_biases(a, p, target):
             call(a.add_rows, 1, valid, bias, 0, target + gate_offset(a, p, first_h_preact(a) + k), 0)
 
 
-@jit
 def digest_weights(a, thread, threads, recurs):
     """Digest the original weights and biases, or compare them, without weight_hh unless the layer `recurs`."""
     size, I, H = a.original_size, a.I, a.H
@@ -35,7 +32,6 @@ def digest_weights(a, thread, threads, recurs):
     digest_words(a, a.original_hh, a.h_preacts * H * a.head * size // 4 if recurs else 0, n, thread, threads)
 
 
-@jit
 def digest_words(a, source, words, n, thread, threads):
     """Store the digests of this thread's blocks of `words` 32-bit words in `digests`, or compare them with those there.
     Threads take turns with the blocks. `n` is the number of the first block. Return the number after the last.
@@ -45,9 +41,3 @@ def digest_words(a, source, words, n, thread, threads):
             call(a.digest, min(DIGEST, words - k), source + k * 4, a.digests + n * DIGEST_BYTES, a.mismatches)
         n += 1
     return n
-
-
-@jit
-def digested_blocks(words):
-    """Return the number of blocks of weights, each of which has a digest."""
-    return (words + DIGEST - 1) // DIGEST

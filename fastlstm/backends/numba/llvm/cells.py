@@ -75,41 +75,34 @@ def forward(vtype: VectorType, cell: Functions, save: bool, streams: bool = Fals
     the saved values (rows, G, lanes), which go past the caches if it `streams`.
     """
     layout, vector, phases = cell.layout, vtype.size * vtype.count, cell.saving if save else cell.forward
-    saved_units = layout.saved_units if save else ()
+    saved_units, preacts = layout.saved_units if save else (), [f"{gate}_pre" for gate in layout.preacts]
 
     def build(
         b, rows, row, unit, preact, saved, table, phase=None, later=None, shared=None, row_stride=None, valid=None
     ):
         for k, each in enumerate(phases.phases):
             with in_phase(b, phase, k):
-                build_phase(b, each.units, rows, row, unit, preact, saved, table, later, shared, row_stride, valid)
+                arrays = RowPointers(b, vtype)
+                inside = vtype.first_lanes(b, valid) if phases.sums else None
+                arrays.add("all preacts", preact, len(preacts) * vector)
+                arrays.add_table(forward_table(layout), {*each.units.arguments, *layout.states}, table, row, unit)
+                if saved_units:
+                    arrays.add("saved values", saved, layout.saved_vectors(vtype.count) * vector)
+                phased = AcrossPhases(arrays, phases, later, shared, row_stride)
+                arrays.loop(rows, partial(body, arrays, phased, each.units, inside))
 
-    def build_phase(b, function, rows, row, unit, preact, saved, table, later, shared, row_stride, valid):
-        arrays, taken, run = RowPointers(b, vtype), set(function.arguments), on_vectors(function)
-        inside = vtype.first_lanes(b, valid) if phases.sums else None
-        arrays.add("all preacts", preact, len(layout.preacts) * vector)
-        arrays.add_table(forward_table(layout), {*taken, *layout.states}, table, row, unit)
-        if saved_units:
-            arrays.add("saved values", saved, layout.saved_vectors(vtype.count) * vector)
-        phased = AcrossPhases(arrays, phases, later, shared, row_stride)
-
-        def body():
-            arguments = {
-                f"{gate}_pre": arrays.load("all preacts", k)
-                for k, gate in enumerate(layout.preacts)
-                if f"{gate}_pre" in taken
-            }
-            arguments |= {name: arrays.load(name) for name in arrays.current if name in taken} | phased.load(taken)
-            results = run(arguments)
-            for state in reversed(layout.states):
-                if state in results:
-                    arrays.store(results[state], state)
-            for k, name in enumerate(saved_units):
-                if name in results:
-                    arrays.store(results[name], "saved values", k, past_caches=vector if streams else 0)
-            phased.store(results, inside)
-
-        arrays.loop(rows, body)
+    def body(arrays, phased, function, inside):
+        taken = set(function.arguments)
+        arguments = {name: arrays.load("all preacts", k) for k, name in enumerate(preacts) if name in taken}
+        arguments |= {name: arrays.load(name) for name in arrays.current if name in taken} | phased.load(taken)
+        results = on_vectors(function)(arguments)
+        for state in reversed(layout.states):
+            if state in results:
+                arrays.store(results[state], state)
+        for k, name in enumerate(saved_units):
+            if name in results:
+                arrays.store(results[name], "saved values", k, past_caches=vector if streams else 0)
+        phased.store(results, inside)
 
     return build
 

@@ -19,7 +19,7 @@ from numba.core import types
 
 from fastlstm.backends.numba.llvm import amx, bf16_dot
 from fastlstm.backends.numba.llvm.loops import Builder, Builders, for_loop, tables
-from fastlstm.backends.numba.llvm.rows import spans, transposed
+from fastlstm.backends.numba.llvm.rows import copy_rows, spans, transposed
 from fastlstm.backends.numba.llvm.simd import (
     I32,
     I64,
@@ -146,20 +146,11 @@ def transpose(b, count, source, source_step, target, target_step):
     for_loop(b, count, [source, target], tile)
 
 
-def widen(b, rows, valid, width, source, source_row, target, target_row):
-    """Copy rows as `copy_rows`, from bfloat16 to float32."""
-
-    def copy(n, target, source):
-        short, bits = load(b, ir.VectorType(ir.IntType(16), n), source, 2), ir.VectorType(I32, n)
-        upper = b.shl(b.zext(short, bits), ir.Constant(bits, [16] * n))
-        store(b, b.bitcast(upper, ir.VectorType(FLOATS.scalar, n)), target, 4)
-
-    def clear(n, target):
-        store(b, ir.Constant(ir.VectorType(FLOATS.scalar, n), [0.0] * n), target, 4)
-
-    spans(b, 16, rows, valid, [target, source], [target_row, source_row], [4, 2], copy)
-    rest = b.add(target, b.mul(valid, I64(4)))
-    spans(b, 16, rows, b.sub(width, valid), [rest], [target_row], [4], clear)
+def widened(b: ir.IRBuilder, n: int, source: ir.Value) -> ir.Value:
+    """Load n bfloat16 as float32."""
+    short, bits = load(b, ir.VectorType(ir.IntType(16), n), source, 2), ir.VectorType(I32, n)
+    upper = b.shl(b.zext(short, bits), ir.Constant(bits, [16] * n))
+    return b.bitcast(upper, ir.VectorType(FLOATS.scalar, n))
 
 
 def narrow(b, rows, width, source, source_row, target, target_row):
@@ -182,7 +173,7 @@ def builders(components: int) -> Builders:
         "to_row_operand": (6, to_row_operand(components)),
         "interleave": (8, interleave(components)),
         "transpose_tiles": (5, transpose),
-        "widen": (7, widen),
+        "widen": (7, copy_rows(FLOATS, 2, widened)),
         "narrow": (6, narrow),
         "configure": (1, instructions.configure),
         "release": (0, instructions.release),

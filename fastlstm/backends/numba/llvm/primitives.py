@@ -200,23 +200,14 @@ def accumulate(vtype: VectorType, vecs: int) -> Builder:
 def builders(vtype: VectorType) -> Builders:
     """Return the builders of all primitives for an element type."""
     return {
-        "gemm4": (17, gemm(vtype, 4)),
-        "gemm3": (17, gemm(vtype, 3)),
-        "gemm2": (17, gemm(vtype, 2)),
-        "gemm1": (17, gemm(vtype, 1)),
-        "gemv4": (17, gemv(vtype, 4)),
-        "gemv3": (17, gemv(vtype, 3)),
-        "gemv2": (17, gemv(vtype, 2)),
-        "gemv1": (17, gemv(vtype, 1)),
+        **{f"gemm{vecs}": (17, gemm(vtype, vecs)) for vecs in (4, 3, 2, 1)},
+        **{f"gemv{vecs}": (17, gemv(vtype, vecs)) for vecs in (4, 3, 2, 1)},
         "masked": (13, masked(vtype)),
         "in_place": (17, in_place(vtype)),
-        "accumulate4": (8, accumulate(vtype, 4)),
-        "accumulate3": (8, accumulate(vtype, 3)),
-        "accumulate2": (8, accumulate(vtype, 2)),
-        "accumulate1": (8, accumulate(vtype, 1)),
+        **{f"accumulate{vecs}": (8, accumulate(vtype, vecs)) for vecs in (4, 3, 2, 1)},
         "transpose": (6, transpose(vtype)),
         "add_rows": (6, add_rows(vtype)),
-        "copy_rows": (7, copy_rows(vtype)),
+        "copy_rows": (7, copy_rows(vtype, vtype.size, vtype.load_some)),
         "digest": (4, digest(vtype)),
     }
 

@@ -1,5 +1,6 @@
 """Rows moved from one layout to another: transposes, sums, copies."""
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -107,8 +108,9 @@ def spans(
         for_loop(b, b.select(fits, rows, I64(0)), addresses, row)
 
 
-def copy_rows(vtype: VectorType) -> Builder:
-    """Return the builder that copies `valid` elements of each row, and then writes zeros up to `width`.
+def copy_rows(vtype: VectorType, source_size: int, read: Callable[..., ir.Value]) -> Builder:
+    """Return the builder that copies `valid` elements of each row, and then writes zeros up to `width`. An element of
+    the source has `source_size` bytes, and ``read(b, n, address)`` emits the load of n of them.
 
     Rows are short: a call of memmove would cost more than the copy, and so would one element after another.
     """
@@ -116,12 +118,12 @@ def copy_rows(vtype: VectorType) -> Builder:
 
     def build(b, rows, valid, width, source, source_row, target, target_row):
         def copy(n, target, source):
-            store(b, load(b, ir.VectorType(vtype.scalar, n), source, size), target, size)
+            store(b, read(b, n, source), target, size)
 
         def clear(n, target):
             store(b, ir.Constant(ir.VectorType(vtype.scalar, n), [0.0] * n), target, size)
 
-        spans(b, vtype.count, rows, valid, [target, source], [target_row, source_row], [size, size], copy)
+        spans(b, vtype.count, rows, valid, [target, source], [target_row, source_row], [size, source_size], copy)
         rest = b.add(target, b.mul(valid, I64(size)))
         spans(b, vtype.count, rows, b.sub(width, valid), [rest], [target_row], [size], clear)
 

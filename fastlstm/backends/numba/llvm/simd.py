@@ -7,6 +7,7 @@ tile.
 
 from __future__ import annotations
 
+from functools import partialmethod
 from typing import Any
 
 import llvmlite.binding
@@ -79,6 +80,10 @@ class VectorType:
 
     def load(self, b: ir.IRBuilder, address: ir.Value) -> ir.Value:
         return load(b, self.type, address, self.size)
+
+    def load_some(self, b: ir.IRBuilder, n: int, address: ir.Value) -> ir.Value:
+        """Load n elements, which may be fewer than a vector has."""
+        return load(b, ir.VectorType(self.scalar, n), address, self.size)
 
     def store(self, b: ir.IRBuilder, value: ir.Value, address: ir.Value, past_caches: int = 0) -> None:
         """Store a vector, past the caches if `past_caches`, the alignment of whole vectors, is not 0."""
@@ -167,17 +172,8 @@ class Vector:
     def _compared(self, order: str, other: Vector | float) -> Vector:
         return self._new(self.b.fcmp_ordered(order, self.value, self._raw(other)))  # false where either is NaN
 
-    def __gt__(self, other: Vector | float) -> Vector:
-        return self._compared(">", other)
-
-    def __ge__(self, other: Vector | float) -> Vector:
-        return self._compared(">=", other)
-
-    def __lt__(self, other: Vector | float) -> Vector:
-        return self._compared("<", other)
-
-    def __le__(self, other: Vector | float) -> Vector:
-        return self._compared("<=", other)
+    __gt__, __ge__ = partialmethod(_compared, ">"), partialmethod(_compared, ">=")
+    __lt__, __le__ = partialmethod(_compared, "<"), partialmethod(_compared, "<=")
 
     def where(self, a: Vector | float, b: Vector | float) -> Vector:
         """Return `a` in the lanes of this mask, and `b` in the others."""
