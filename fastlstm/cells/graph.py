@@ -114,6 +114,14 @@ class Graph:
     def input(self, name: str) -> Node:
         return self._node("input", (), name)
 
+    def stand_in(self, node: Node) -> Node:
+        """Return the input that stands for a node where it counts as known, whatever it is computed from."""
+        if not node.args:
+            return node
+        stand_in = self._node("input", (), node.number)
+        stand_in.per_row = node.per_row
+        return stand_in
+
     def constant(self, value: Number) -> Node:
         if not math.isfinite(value):
             raise ValueError(f"constants must be finite, got {value}")

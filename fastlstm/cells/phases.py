@@ -53,32 +53,35 @@ class Phases:
     kept: tuple[str, ...] = ()
 
 
-def set_depth(node: Node, depth: dict[Node, int], leaves: set[Node]) -> int:
+def set_depth(node: Node, depth: dict[Node, int]) -> int:
     """Store the phase in which a node is known, and those of all nodes that it is made from. A mean is known from the
     beginning of its phase. Return the phase of the node.
     """
     for n in in_order([node], depth):
         if n not in depth:
-            below = 0 if n in leaves else max((depth[a] for a in n.args), default=0)
-            depth[n] = below + (n.op in MEANS and n not in leaves)
+            depth[n] = max((depth[a] for a in n.args), default=0) + (n.op in MEANS)
     return depth[node]
 
 
-def with_early_means(results: Iterable[Node], leaves: set[Node]) -> list[Node]:
+def with_early_means(results: Iterable[Node], arguments: Mapping[Node, Node]) -> list[Node]:
     """Return the results with means of what is known as early as possible.
 
     A mean is linear. So the mean of ``s * a + t * b``, where a row's units share s and t, is made from the means of a
     and b, which need not wait for s and t. The gradient of a norm is such a mean.
+
+    Args:
+        arguments: the input that stands for each argument in what is returned. An argument may be computed from values
+            that are no arguments. No operation on it may be simplified to one on these.
     """
-    results, new, depth = list(results), dict[Node, Node](), dict[Node, int]()
+    results, new, depth = list(results), dict(arguments), dict[Node, int]()
 
     def terms_of(op: str, x: Node, *heads: Node) -> list[Node]:
         """Return terms whose sum is the mean of x, none if x is more than a sum of what is known before it."""
-        until, factors = set_depth(x, depth, leaves), {x: x.graph.constant(1)}
+        until, factors = set_depth(x, depth), {x: x.graph.constant(1)}
         if until == 0:
             return []
         parts, terms = dict[Node, Node](), list[Node]()  # parts of x by the factor of their mean
-        for n in reversed(in_order([x], leaves)):  # each before what it is made from
+        for n in reversed(in_order([x])):  # each before what it is made from
             if n not in factors:
                 continue
             a, b, factor = *(*n.args, n, n)[:2], factors.pop(n)
@@ -100,10 +103,12 @@ def with_early_means(results: Iterable[Node], leaves: set[Node]) -> list[Node]:
                 factors[arg] = factors[arg] + times if arg in factors else times
         return terms + [factor * x.graph.make(op, part, *heads) for factor, part in parts.items()]
 
-    for n in in_order(results, leaves):
-        node = n if n in leaves or not n.args else n.graph.make(n.op, *(new[a] for a in n.args))
-        first, *others = (node.op in MEANS and node not in leaves and terms_of(node.op, *node.args)) or [node]
-        new[n] = sum(others, start=first)
+    for n in sorted(in_order(results, arguments), key=lambda n: n.number):  # so that the new ones have the same order
+        if n not in arguments:
+            node = n.graph.make(n.op, *(new[a] for a in n.args)) if n.args else n
+            first, *others = (node.op in MEANS and terms_of(node.op, *node.args)) or [node]
+            new[n] = sum(others, start=first)
+            new[n].hint = new[n].hint or n.hint
     return [new[n] for n in results]
 
 
@@ -119,16 +124,17 @@ def in_phases(
         early: the results that may be given as soon as they are known, and be read back by later phases.
         unread: the results that are given as soon as they are known, and that no phase reads back.
     """
-    arguments, results, rows, early = function.arguments, list(results), set(rows), set(early)
-    leaves = set(arguments.values())
-    wanted = dict(zip(results, with_early_means([function.results[name] for name in results], leaves)))
+    inputs = {n: n.graph.stand_in(n) for n in function.arguments.values()}
+    arguments = {name: inputs[n] for name, n in function.arguments.items()}
+    results, rows, early, leaves = list(results), set(rows), set(early), set(inputs.values())
+    wanted = dict(zip(results, with_early_means([function.results[name] for name in results], inputs)))
     mark = ""  # it stands before the names that are made here, so that they differ from all of the cell's
     while any(re.fullmatch(rf"{mark}(row|sum|head|kept)\d+", name) for name in (*arguments, *wanted)):
         mark += "_"
-    nodes, depth = in_order(wanted.values(), leaves), dict[Node, int]()
+    nodes, depth = in_order(wanted.values()), dict[Node, int]()
     for n in nodes:
-        set_depth(n, depth, leaves)
-    means, of_heads = ([n for n in nodes if n.op == op and n not in leaves] for op in MEANS)
+        set_depth(n, depth)
+    means, of_heads = ([n for n in nodes if n.op == op] for op in MEANS)
     shared = {n for n in nodes if n.per_row and not n.is_constant()}
     of_units = {name: n for name, n in wanted.items() if name not in rows}
     read_by_units = {a for n in nodes if n not in shared and n not in leaves for a in n.args}

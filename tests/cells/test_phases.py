@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
+from fastlstm import cells
 from fastlstm.cells import CELLS
 from fastlstm.cells.graph import HEADS
 from fastlstm.cells.on_tensors import mean_of_head
@@ -58,6 +59,19 @@ def check(cell):
 @pytest.mark.parametrize("cell", [*CELLS, of_heads, of_both, *(one(expression) for expression in MEANS.values())])
 def test_phases_are_the_whole_function(cell):
     check(cell)
+
+
+def test_what_is_computed_from_a_saved_value_reads_no_other():
+    """The backward pass reads `v`, and not `a`. It takes the mean of -v, which is no m - a there."""
+
+    @cells.cell(gates={"a": "xh"}, states=("h",))
+    def spread(a):
+        m = cells.mean(a)
+        v = a - m
+        return cells.tanh(cells.mean(v * v) * cells.exp(m))
+
+    assert "a_pre" not in spread.derived().backward.arguments
+    check(spread)
 
 
 @given(sources())

@@ -161,7 +161,8 @@ class Backward(Pass):
         weight_hh: Any = layer.weights[1]
         if weight_hh.shape[-1] < self.H:
             held = base.held_steps(layer)
-            h = reference.previous(h, base.given_states(layer)[0], layer, held, base.reset_steps(layer, held))
+            h_0 = base.given_states(layer)[0].reshape(self.B, self.H)  # a plan of a module has (1, B, H)
+            h = reference.previous(h, h_0, layer, held, base.reset_steps(layer, held))
             return sums.weight_gradient(self.sums.h_part(dpreact), base.fill(h, held), weight_hh)
         if reset is None:
             ignores_h_0, h = None, self._rows(h)

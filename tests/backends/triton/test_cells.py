@@ -194,9 +194,11 @@ def test_modules(cell, H, options, kernels):
             torch.randn(2, 3, 6, device=DEVICE),
             {name: torch.rand(2, 3, H, device=DEVICE) for name in cell.inputs},
         )
-        wanted = [a.requires_grad_() for a in inputs.values()] + [*rnn.parameters()]
+        shape = 1 + rnn.bidirectional, 3, H
+        states = tuple(torch.randn(shape, device=DEVICE) for _ in cell.states)
+        wanted = [a.requires_grad_() for a in (*states, *inputs.values())] + [*rnn.parameters()]
         for _ in range(2):
-            output, last = rnn(x, inputs=inputs or None)
+            output, last = rnn(x, states, inputs or None)
             loss = output.sin().sum() + sum(a.cos().sum() for a in last)
             results.append([output, *last, *torch.autograd.grad(loss, wanted)])
     for got in results[:2]:
