@@ -91,8 +91,8 @@ def restore(model: M) -> M:
 
     Modules built as `fastlstm.LSTM` and so on become torch's too, and forget their `backend` and `forget_bias`. One
     with `recurrent_dropout` or `zoneout` forgets them with a UserWarning, since torch's then computes something else.
-    A `fastlstm.RNN`, which torch has no counterpart of, and your own subclasses are left as they are, with a
-    UserWarning: torch's class may lack what they call.
+    A `fastlstm.RNN` or `fastlstm.Ensemble`, which torch has no counterpart of, and your own subclasses are left as they
+    are, with a UserWarning: torch's class may lack what they call.
 
     Returns:
         `model`, changed.
@@ -150,6 +150,9 @@ def become(module: nn.Module, cls: type) -> None:
 
 def _restore(function: str, pairs: Any, model: M) -> M:
     for module in modules_of(model, function):
+        if getattr(module, "_stacked", False):
+            warnings.warn("the modules of an Ensemble have no counterpart in torch and stay", stacklevel=3)
+            continue
         if isinstance(module, RNN) and pairs is PAIRS:
             warnings.warn("an RNN of any cell has no counterpart in torch and stays", stacklevel=3)
         for theirs, ours in pairs:
