@@ -232,7 +232,8 @@ def _rebased(cls: type, base: type) -> type:
 @cache
 def _mixed(cls: type, theirs: type, ours: type) -> Any:
     """`cls`, which is `theirs` or a subclass, with `ours` before `theirs`: resolved as cls, ..., ours, theirs, ..."""
-    between = type(ours.__name__, (ours, theirs), {})
+    constructor = vars(theirs)["__init__"]  # ours would call it with the arguments of the base of both classes
+    between = type(ours.__name__, (ours, theirs), {"__init__": constructor})
     bases = (_Mixed, between) if cls is theirs else (cls, _Mixed, between)
     return type(cls.__name__, bases, {"__module__": cls.__module__, "_made_from": cls})
 

@@ -241,6 +241,20 @@ def test_keep_type(cls):
     assert vars(module).keys() == vars(original).keys()
 
 
+@pytest.mark.parametrize("cls", [nn.LSTM, nn.GRU, nn.LSTMCell, Bare])
+def test_another_module_of_a_kept_type(cls):
+    """Some models make a second module like one that they have, as ``type(module)(...)``."""
+    module = fastlstm.replace(cls(3, 5), keep_type=True)
+    torch.manual_seed(0)
+    another = type(module)(3, 5, dtype=torch.float64)
+    torch.manual_seed(0)
+    original = cls(3, 5, dtype=torch.float64)
+    assert another.state_dict().keys() == original.state_dict().keys()
+    x = torch.randn(4, 3, dtype=torch.float64)
+    close(another(x)[0], original(x)[0], "sums")
+    assert type(fastlstm.restore(another)) is cls
+
+
 def test_a_model_is_replaced_whole_or_not_at_all():
     class Final(nn.LSTM):
         def __init_subclass__(cls):
