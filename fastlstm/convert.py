@@ -60,8 +60,9 @@ def replace(model: M, *, backend: Backend | None = None, keep_type: bool = False
     Args:
         model: any module, or a recurrent one itself.
         backend: for the replaced modules and those that are ours already, as `fastlstm.LSTM`'s.
-        keep_type: every replaced module remains an instance of torch's class, for a model that asks. `torch.compile`
-            then breaks its graph at each of them, as it does at torch's own.
+        keep_type: every replaced module remains an instance of torch's class, for a model that asks, and those that are
+            ours already become one, but for your own subclasses of ours. `torch.compile` then breaks its graph at each
+            of them, as it does at torch's own.
 
     Returns:
         `model`, changed. Where it has no such module, neither torch's nor ours, a UserWarning says so.
@@ -131,19 +132,25 @@ def _replace(function: str, pairs: Any, model: M, backend: Backend | None, keep_
 
 
 def class_for(function: str, module: nn.Module, keep_type: bool, pairs: Any = PAIRS) -> type | None:
-    """Return the class of ours that a module of torch's changes to, or None for any other module.
+    """Return the class of ours that a module of torch's changes to, or None for any other module. With `keep_type` a
+    module of ours changes, too, unless it is an instance of torch's class already, or of a subclass of ours.
 
     Raises TypeError where a subclass has an attribute of its own that ours needs. `function`: who asks.
     """
+    cls: Any = type(module)
     for theirs, ours in pairs:
+        parametrized = parametrize.is_parametrized(module)
         if isinstance(module, theirs) and not isinstance(module, ours):
             _check_names(function, module, theirs, ours)
-            return _replacement(type(module), parametrize.is_parametrized(module), theirs, ours, keep_type)
+            return _replacement(cls, parametrized, theirs, ours, keep_type)
+        if keep_type and isinstance(module, ours) and not isinstance(module, theirs):
+            original = _original(cls, parametrized, theirs, ours)
+            return None if original is None else _replacement(original, parametrized, theirs, ours, True)
     return None
 
 
 def become(module: nn.Module, cls: type) -> None:
-    """Change the class of a module of torch's to one that `class_for` returned."""
+    """Change the class of a module to one that `class_for` returned."""
     module.__class__ = cls
     vars(module).pop("_flat_weights", None)  # a second list of the weights, which ours does not keep
 
