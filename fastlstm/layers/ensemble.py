@@ -56,8 +56,9 @@ class Ensemble(nn.Module):
             if not isinstance(module, Recurrent) or parametrize.is_parametrized(module):
                 what = "a parametrized " * isinstance(module, Recurrent) + type(module).__name__
                 raise TypeError(f"modules must be fastlstm.LSTM, GRU, Elman or RNN modules, got {what}")
-            if _kind(module) != _kind(first):
-                raise ValueError(f"modules must be of one kind, got {first} and, at {k}, {module}")
+            for (what, a), (_, b) in zip(_kind(first), _kind(module)):
+                if a != b:
+                    raise ValueError(f"modules must be of one kind, got {what} {a} and, at {k}, {b}")
             if own := _own(module):
                 raise ValueError(
                     f"modules must have nothing beside their weights, since one module stands for all, got {own} at {k}"
@@ -160,9 +161,12 @@ def _each(function: Any, states: Any) -> Any:
     return function(states) if isinstance(states, Tensor) else tuple([function(a) for a in states])
 
 
-def _kind(module: Recurrent) -> tuple[Any, ...]:
-    """Return what modules of an ensemble have in common."""
+def _kind(module: Recurrent) -> list[tuple[str, Any]]:
+    """Return what modules of an ensemble have in common, each with what an error calls it."""
     named = dict(module.named_parameters(remove_duplicate=False))
     first_names = {a: name for name, a in reversed(named.items())}  # shared by the names of a tied weight
-    parameters = [(name, first_names[a], a.shape, a.dtype, a.device, a.requires_grad) for name, a in named.items()]
-    return type(module), module._cell, repr(module), module.training, module.backend, *parameters
+    kind = [("class", type(module)), ("options", repr(module)), ("cell", module._cell), ("training", module.training)]
+    for name, a in named.items():
+        kind += [(f"{name}.{what}", getattr(a, what)) for what in ("shape", "dtype", "device", "requires_grad")]
+        kind.append((f"{name} tied to", first_names[a]))
+    return kind

@@ -171,9 +171,14 @@ lstm = fastlstm.LSTM(I, H)
     [
         ([], ValueError, "modules must be at least one, got none"),
         ([lstm, nn.LSTM(I, H)], TypeError, "modules must be fastlstm.LSTM, GRU, Elman or RNN modules, got LSTM"),
-        ([lstm, fastlstm.LSTM(I, 9)], ValueError, r"of one kind, got \S+LSTM\(5, 6\) and, at 1, \S+LSTM\(5, 9\)"),
-        ([lstm, fastlstm.LSTM(I, H, dtype=torch.float64)], ValueError, "of one kind"),
-        ([lstm, fastlstm.LSTM(I, H).eval()], ValueError, "of one kind"),
+        (
+            [lstm, fastlstm.LSTM(I, 9)],
+            ValueError,
+            r"of one kind, got options \S+LSTM\(5, 6\) and, at 1, \S+LSTM\(5, 9\)",
+        ),
+        ([lstm, fastlstm.LSTM(I, H, dtype=torch.float64)], ValueError, r"weight_ih_l0.dtype \S+32 and, at 1, \S+64"),
+        ([lstm, fastlstm.LSTM(I, H).eval()], ValueError, "of one kind, got training True and, at 1, False"),
+        ([fastlstm.Elman(I, H), fastlstm.Elman(I, H, nonlinearity="relu")], ValueError, "of one kind, got cell "),
         ([fastlstm.LSTM(I, H, proj_size=2)], ValueError, "must be without proj_size, recompute"),
         ([fastlstm.LSTM(I, H, recompute=True)], ValueError, "must be without proj_size, recompute"),
         ([fastlstm.LSTM(I, H, zoneout=0.1)], ValueError, "must be without proj_size, recompute"),
